@@ -1,0 +1,245 @@
+"""Populations of seeds and examples whose true harm is known, and how often verdicts on samples of them are wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from xferbench import metrics, stats
+
+ALPHA = 0.05
+LOOKS = (5, 10, 20)
+SEEDS = (1, 3, 5, 10, 20)
+EXAMPLES = (50, 153, 500, 2000)
+AT_ONCE = 2_000_000  # numbers of one D that are held in memory together
+
+Draw = Callable[[np.random.Generator, tuple[int, int, int], Sequence[float]], list[np.ndarray]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """A population of seeds and examples.
+
+    ``draw`` takes a shape [R, S, N] and some harms, and gives for each harm R independent [S, N] tables of that expectation.
+    """
+
+    name: str
+    says: str
+    draw: Draw
+    margin: float = 0.02
+    span: float = 1.0
+    seeds: tuple[int, ...] = SEEDS
+    sequence: bool = True  # whether the first few of its seeds are a sample of that many
+    apart: bool = False  # whether it breaks the interval's assumptions
+
+
+def probit(
+    generator: np.random.Generator,
+    shape: tuple[int, int, int],
+    harms: Sequence[float],
+    *,
+    accuracy: float = 0.8,
+    common: float,
+    item: float = 0.0,
+    seed: float = 0.0,
+    group: float = 0.0,
+    size: int = 1,
+) -> list[np.ndarray]:
+    """Correctness of two arms as a threshold on a standard normal, so that the expected harm is exact whatever is shared.
+
+    ``common`` of its variance is the example's own, the same for both arms and all seeds; ``item`` an arm's own on an example,
+    for all seeds; ``seed`` an arm's own at a seed, for all examples; ``group`` as item, for ``size`` examples together; the
+    rest is fresh at every seed and example.
+    """
+    R, S, N = shape
+
+    def normal(variance: float, *of: int) -> np.ndarray:
+        return np.float32(np.sqrt(max(variance, 0.0))) * generator.standard_normal(of, dtype=np.float32)
+
+    shared = normal(common, R, 1, N)
+    arms = []
+    for _ in range(2):
+        drawn = normal(1 - common - item - seed - group, R, S, N)
+        drawn += shared + normal(item, R, 1, N)
+        drawn += normal(seed, R, S, 1)
+        drawn += np.repeat(normal(group, R, 1, -(-N // size)), size, axis=2)[:, :, :N]
+        arms.append(drawn)
+    cured = (arms[0] > quantile(1 - accuracy)).astype(np.float64)
+    return [cured - (arms[1] > quantile(1 - accuracy + harm)) for harm in harms]
+
+
+def quantile(share: float | np.ndarray) -> Any:
+    """Quantile of the standard normal."""
+    from scipy.special import ndtri
+
+    return ndtri(share)
+
+
+def by_group_of_ten(
+    generator: np.random.Generator, shape: tuple[int, int, int], harms: Sequence[float], **world: Any
+) -> list[np.ndarray]:
+    """Draw a probit world in groups of ten examples, each averaged: [R, S, N // 10]."""
+    R, S, N = shape
+    drawn = probit(generator, (R, S, N // 10 * 10), harms, size=10, **world)
+    return [one.reshape(R, S, N // 10, 10).mean(-1) for one in drawn]
+
+
+def rare(
+    generator: np.random.Generator, shape: tuple[int, int, int], harms: Sequence[float], *, fresh: bool
+) -> list[np.ndarray]:
+    """Draw D that is 1 with the harm as its probability and else 0: by example, or (fresh) by seed and example."""
+    R, S, N = shape
+    uniform = generator.random((R, S if fresh else 1, N))
+    return [np.broadcast_to(uniform < harm, shape).astype(np.float64) for harm in harms]
+
+
+def diverged(
+    generator: np.random.Generator, shape: tuple[int, int, int], harms: Sequence[float], *, rate: float | None
+) -> list[np.ndarray]:
+    """Draw a two-class task on which the subject predicts one class at diverged seeds: accuracy .5, where the cured arm has .8.
+
+    Each seed diverges by itself with probability ``rate``; with None exactly one of the S does, a random one. The subject's
+    accuracy at its other seeds is what makes the expected harm, over seeds of both kinds, the one asked for.
+    """
+    R, S, N = shape
+    probability = 1 / S if rate is None else rate
+    if rate is None:
+        hit = (np.arange(S) == generator.integers(S, size=(R, 1)))[:, :, None]
+    else:
+        hit = generator.random((R, S, 1)) < rate
+    healthy = [(harm - 0.3 * probability) / (1 - probability) for harm in harms]
+    drawn = probit(generator, shape, [*healthy, 0.8], **ORDINARY)
+    cured = drawn.pop()  # where the other arm is never right, D is the cured arm's correctness
+    majority = generator.random((R, 1, N)) < 0.5
+    return [np.where(hit, cured - majority, one) for one in drawn]
+
+
+def skewed(
+    generator: np.random.Generator, shape: tuple[int, int, int], harms: Sequence[float], *, sign: float
+) -> list[np.ndarray]:
+    """Draw differences of a loss: exponential by example (half of the variance) and by seed and example, normal by seed."""
+    R, S, N = shape
+    drawn = generator.standard_exponential((R, S, N)) + generator.standard_exponential((R, 1, N)) - 2
+    return [harm + sign * 0.3 * drawn + 0.02 * generator.standard_normal((R, S, 1)) for harm in harms]
+
+
+ORDINARY: dict[str, Any] = {"common": 0.77, "item": 0.08, "seed": 0.002}
+GROUPED: dict[str, Any] = {"common": 0.60, "item": 0.04, "seed": 0.001, "group": 0.2}
+WORLDS = (
+    World(name="ordinary", says="both arms near .80 accuracy", draw=partial(probit, **ORDINARY)),
+    World(
+        name="ordinary, margin .10",
+        says="the same, judged with a margin that few examples can decide",
+        draw=partial(probit, **ORDINARY),
+        margin=0.1,
+    ),
+    World(
+        name="noisy seeds",
+        says="the harm itself varies much from seed to seed",
+        draw=partial(probit, common=0.75, item=0.08, seed=0.03),
+    ),
+    World(
+        name="fixed disagreement",
+        says="the arms disagree on the same examples at every seed, and seeds add nothing",
+        draw=partial(probit, common=0.8, item=0.2),
+    ),
+    World(
+        name="fresh disagreement", says="the arms disagree on other examples at every seed", draw=partial(probit, common=0.8)
+    ),
+    World(name="many disagreements", says="hardly anything in common", draw=partial(probit, common=0.2, item=0.2, seed=0.004)),
+    World(
+        name="ties",
+        says="accuracy .97, arms that agree nearly everywhere",
+        draw=partial(probit, accuracy=0.97, common=0.95, item=0.02, seed=0.0005),
+    ),
+    World(
+        name="nearly all zero, fixed",
+        says="D is 1 on a share H of the examples, at every seed, and else 0",
+        draw=partial(rare, fresh=False),
+    ),
+    World(
+        name="nearly all zero, fresh",
+        says="D is 1 with probability H at every seed and example, and else 0",
+        draw=partial(rare, fresh=True),
+    ),
+    World(
+        name="one diverged seed",
+        says="exactly one of the S subject runs predicts the majority class; H is the mean over such sets",
+        draw=partial(diverged, rate=None),
+        seeds=SEEDS[1:],
+        sequence=False,
+    ),
+    World(
+        name="groups of ten",
+        says="ten correlated images a group; N images, judged by group",
+        draw=partial(by_group_of_ten, **GROUPED),
+    ),
+    World(
+        name="loss, skewed to harm",
+        says="an NLL with exponential tails towards harm, margin 0.1 nats",
+        draw=partial(skewed, sign=1.0),
+        margin=0.1,
+        span=metrics.METRICS["nll"].span,
+    ),
+    World(
+        name="loss, skewed to benefit",
+        says="the same with the tails the other way",
+        draw=partial(skewed, sign=-1.0),
+        margin=0.1,
+        span=metrics.METRICS["nll"].span,
+    ),
+    World(
+        name="groups of ten, ignored",
+        says="what judging by group prevents: the same images, judged as if they were independent",
+        draw=partial(probit, size=10, **GROUPED),
+        apart=True,
+    ),
+    World(
+        name="rarely diverging seeds",
+        says="each subject run by itself predicts the majority class with probability .10",
+        draw=partial(diverged, rate=0.1),
+        apart=True,
+    ),
+    World(
+        name="very rarely diverging seeds", says="the same with probability .02", draw=partial(diverged, rate=0.02), apart=True
+    ),
+)
+
+
+def batches(replicates: int, numbers: int) -> Iterator[int]:
+    """Cut replicates into batches of at most ``AT_ONCE`` numbers."""
+    step = max(1, AT_ONCE // numbers)
+    for done in range(0, replicates, step):
+        yield min(step, replicates - done)
+
+
+def cell(number: int, S: int, N: int, replicates: int, seed: int) -> dict[str, Any]:
+    """Rates, as shares of the replicates, in the world of that number with S seeds and N examples."""
+    generator = np.random.default_rng([seed, number, S, N])
+    world = WORLDS[number]
+    m, p_values = world.margin, partial(stats.p_values, span=world.span)
+    met: dict[str, float] = {}
+    for R in batches(replicates, S * N):
+        null, edge, double = world.draw(generator, (R, S, N), (0.0, m, 2 * m))
+        fail, passed = p_values(edge, m)
+        found = {
+            "wrong_fail": (fail < ALPHA).sum(),
+            "wrong_pass": (passed < ALPHA).sum(),
+            "power_pass": (p_values(null, m)[1] < ALPHA).sum(),
+            "power_fail": (p_values(double, m)[0] < ALPHA).sum(),
+        }
+        if S > 1:
+            _, seeds, examples, rest = stats.mean_squares(edge)
+            variances = {"seed": (seeds - rest) / N, "item": (examples - rest) / S, "rest": rest}
+            found |= {f"variance_{name}": variance.sum() for name, variance in variances.items()}
+        if world.sequence and max(LOOKS) == S:
+            levels = np.array(stats.spending(LOOKS, ALPHA))
+            looked = np.array([p_values(edge[:, :look], m) for look in LOOKS])  # [looks, ways, R]
+            one, other = (looked < levels[:, None, None]).any(0).sum(-1)
+            found |= {"sequential_wrong_fail": one, "sequential_wrong_pass": other}
+        met = {name: met.get(name, 0.0) + float(number) / replicates for name, number in found.items()}
+    return {"world": world.name, "metric": "mean", "margin": m, "seeds": S, "examples": N, "replicates": replicates} | met

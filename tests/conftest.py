@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+MARKS = {"slow": "--runslow", "gpu": "--rungpu"}
+
+
+def pytest_addoption(parser):
+    for mark, option in MARKS.items():
+        parser.addoption(option, action="store_true", help=f"also run tests marked {mark}")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        for mark, option in MARKS.items():
+            if mark in item.keywords and not config.getoption(option):
+                item.add_marker(pytest.mark.skip(reason=f"{mark}: run with {option}"))
+
+
+@pytest.fixture
+def shared():
+    """The folder of real images and weights beside the checkout, where there is one."""
+    folder = Path(__file__).resolve().parents[1].parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip("needs the folder of real data and weights beside the checkout")
+    return folder

@@ -1,0 +1,143 @@
+"""Records, findings and runs by hand, for tests of what reads them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from xferbench import metrics
+from xferbench.design import HARM, Contrast, Plugin
+from xferbench.record import Cell, Finding, Predictions, Record, Run
+
+SCRATCH = Contrast(name="harm", weights={("scratch", "test"): 1.0, ("subject", "test"): -1.0}, meaning="scratch − subject")
+RECIPES = {
+    "subject": "full fine-tuning 0.01: all, lr 0.01, BatchNorm train, 150 × 4",
+    "cured": "all, lr 0.01, BatchNorm eval, 150 × 4",
+    "scratch": "random weights: scratch 0.01, weight decay 0.1, 500 × 64: all, lr 0.01, BatchNorm train, 500 × 64",
+}
+
+
+def make_predictions(accuracy, *, seed=0, examples=200, classes=10):
+    """Predictions of about an accuracy; the same examples are hard for every seed and arm."""
+    world, luck = np.random.default_rng(1), np.random.default_rng([seed, int(1e4 * accuracy)])
+    label, hard = world.integers(classes, size=examples), world.random(examples)
+    correct = 0.8 * hard + 0.2 * luck.random(examples) < accuracy
+    p_true = np.where(correct, 0.6 + 0.4 * luck.random(examples), 0.3 * luck.random(examples)).astype(np.float32)
+    rest = (1 - p_true) / (classes - 1)
+    probabilities = np.repeat(rest[:, None], classes, axis=1)
+    probabilities[np.arange(examples), label] = p_true
+    return Predictions(
+        example=world.integers(2**63, size=examples, dtype=np.uint64),
+        label=label,
+        predicted=np.where(correct, label, (label + 1) % classes),
+        group=np.empty(0, dtype=np.int64),
+        p_true=p_true,
+        p_max=probabilities.max(1).astype(np.float32),
+        sum_p2=np.square(probabilities).sum(1).astype(np.float32),
+        probabilities=probabilities.astype(np.float16) if classes <= 20 else np.empty((examples, 0), dtype=np.float16),
+    )
+
+
+def make_record(key, accuracy, *, seed=0, examples=200, classes=10, **more):
+    curve = tuple((step, 2.3 * (1 - accuracy * step / 150), accuracy * step / 150) for step in range(0, 151, 10))
+    told = make_predictions(accuracy, seed=seed, examples=examples, classes=classes)
+    return Record(key=key, fit=key, predictions=told, curve=curve, seconds=0.4, fit_seconds=4.2, place="host", **{"scalars": {"diverged": 0.0}} | more)
+
+
+def make_cells(plugin, accuracies, *, seeds=5, examples=200, classes=10, share=""):
+    """One cell for each arm (``induced:VARIANT`` for variants) and seed; arms whose names begin alike share records by key."""
+    return [
+        Cell(
+            plugin=plugin,
+            arm=name.partition(":")[0],
+            variant=name.partition(":")[2],
+            view="test",
+            seed=seed,
+            recipe=RECIPES.get(name, f"all, lr 0.01, BatchNorm {name}, 150 × 4"),
+            record=make_record(f"{share or plugin}/{name}/{seed}", accuracy + 0.01 * np.sin(seed), seed=seed, examples=examples, classes=classes),
+        )
+        for name, accuracy in accuracies.items()
+        for seed in range(seeds)
+    ]
+
+
+def make_findings(plugin, verdict, cells, *, contrast=HARM, margin=0.02, reason="harm is above the margin of 2.0 points", **more):
+    """One finding for each induced variant among the cells, with the harm that the cells have."""
+    by = {}
+    for cell in cells:
+        by.setdefault(f"{cell.arm}:{cell.variant}" if cell.variant else cell.arm, []).append(cell.record.predictions)
+    how = {"metric": "accuracy", "margin": margin, "alpha": 0.05}
+
+    def estimate(subject):
+        weights = {(subject if arm == "subject" else arm): weight for (arm, _), weight in contrast.weights.items()}
+        return metrics.contrast({arm: by[arm] for arm in weights}, weights, **how)[0]
+
+    mean = {arm: float(np.mean([metrics.value(one, "accuracy") for one in told])) for arm, told in by.items()}
+    own = estimate("subject")
+    base = Finding(
+        id=f"{plugin}/{contrast.name}", plugin=plugin, contrast=contrast.name, verdict=verdict, harm=own.harm, low=own.low, high=own.high,
+        p_fail=own.p_fail, p_pass=own.p_pass, margin=margin, seeds=own.seeds, examples=own.examples,
+        benefit_retained=(mean["subject"] - mean["scratch"]) / (mean["cured"] - mean["scratch"]),
+        accuracy={arm: mean[arm] for arm in ("subject", "cured", "scratch")}, reason=reason, **more,
+    )  # fmt: skip
+    found = []
+    for name in (arm for arm in by if arm.startswith("induced:")):
+        variant, seen = name.partition(":")[2], estimate(name)
+        control = "detected" if seen.low > margin else "harmless" if seen.high < margin else "missed"
+        bounds = {"control_harm": seen.harm, "control_low": seen.low, "control_high": seen.high}
+        accuracy = {**base.accuracy, "induced": mean[name]}
+        found.append(replace(base, id=f"{base.id}/{variant}", variant=variant, control=control, accuracy=accuracy, **bounds))
+    return tuple(found)
+
+
+def make_plugin(plugin, *, question="Does it hurt?", contrasts=(HARM,), picture=None):
+    def nothing(*_):
+        return ""
+
+    return Plugin(
+        id=plugin, version=1, question=question, page="", applies=nothing, cure=nothing, induce=nothing, remedy="", contrasts=contrasts, picture=picture
+    )  # fmt: skip
+
+
+def make_run(*, seeds=5, examples=200, classes=10, extra=(), **more):
+    """A run of two plugins, one with harm and two variants, one healthy; ``extra`` findings are added, fields may be replaced."""
+    how = {"seeds": seeds, "examples": examples, "classes": classes}
+    drift = make_cells(
+        "batchnorm-drift", {"subject": 0.70, "cured": 0.76, "induced:ghost-batch": 0.58, "induced:class-order": 0.63, "scratch": 0.40}, **how
+    )
+    transfer = make_cells("negative-transfer", {"subject": 0.70, "cured": 0.79, "induced:permuted": 0.34, "scratch": 0.40}, **how)
+    remedy = {
+        "text": "keep the BatchNorm layers of the pretrained backbone in eval mode while it is adapted",
+        "patch": ["[recipe]", 'batchnorm = "eval"    # was train'],
+        "verified": True,
+    }
+    fine = "harm is below the margin of 2.0 points; permuted would cost +6.0 points"
+    run = Run(
+        suite={
+            "name": "careless", "path": "suites/careless.toml", "arch": "tiny-resnet", "target": "synthetic:near", "train_size": 200,
+            "metric": "accuracy", "margin": 0.02, "alpha": 0.05, "looks": [5, 10, 20],
+        },  # fmt: skip
+        environment={"python": "3.11", "device": "cpu", "packages": {"torch": "2.6", "numpy": "1.26"}, "git": None},
+        findings=(
+            *make_findings("batchnorm-drift", "FAIL", drift, remedy=remedy),
+            *make_findings("negative-transfer", "PASS", transfer, contrast=SCRATCH, reason=fine),
+            *extra,
+        ),
+        cells=(*drift, *transfer),
+        cost={
+            "fits": {"asked": 45, "unique": 30, "run": 20, "reused": 10},
+            "trials": {"asked": 50, "unique": 40, "run": 25, "reused": 15},
+            "seconds": {"total": 300.0, "fit": 280.0, "view": 20.0},
+        },
+        arms={
+            "batchnorm-drift": {"subject": {"recipe": RECIPES["subject"], "patch": []}},
+            "negative-transfer": {
+                "scratch": {"weighed": [{"recipe": "lr 0.003", "validation": 0.35, "chosen": False}, {"recipe": "lr 0.01", "validation": 0.4, "chosen": True}]}
+            },
+        },
+        notes=("verdicts are conditional on this one pretrained checkpoint",),
+        expected_false_alarms=0.1,
+        plan="0" * 64,
+    )
+    return replace(run, **more)

@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from math import isnan, log, nan
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xferbench import metrics, stats
+from xferbench.problem import Problem
+from xferbench.record import Predictions
+
+MEANS = [name for name, one in metrics.METRICS.items() if one.mean]
+OTHERS = [name for name, one in metrics.METRICS.items() if not one.mean]
+HARM = {"cured": 1.0, "subject": -1.0}
+
+
+def told(label, probabilities, group=()):
+    label, probabilities = np.asarray(label), np.asarray(probabilities, dtype=float)
+    return Predictions(
+        example=np.arange(len(label), dtype=np.uint64),
+        label=label,
+        predicted=probabilities.argmax(1),
+        group=np.asarray(group, dtype=np.int64),
+        p_true=probabilities[np.arange(len(label)), label].astype(np.float32),
+        p_max=probabilities.max(1).astype(np.float32),
+        sum_p2=np.square(probabilities).sum(1).astype(np.float32),
+        probabilities=probabilities.astype(np.float16),
+    )
+
+
+def two_classes(label, positive, group=()):
+    positive = np.asarray(positive, dtype=float)
+    return told(label, np.stack([1 - positive, positive], axis=1), group)
+
+
+def drawn(seed, N=60, shift=1.0, group=()):
+    generator = np.random.default_rng(seed)
+    label = np.arange(N) % 3 == 0
+    return two_classes(label.astype(int), 1 / (1 + np.exp(-generator.normal(size=N) - shift * (label - 0.5))), group)
+
+
+def kept(predictions, rows):
+    columns = {name: getattr(predictions, name) for name in Predictions.__slots__}
+    return Predictions(**{name: column[rows] if len(column) else column for name, column in columns.items()})
+
+
+def pairwise_auroc(predictions):
+    odds = predictions.probabilities[:, 1].astype(float)
+    high, low = odds[predictions.label == 1], odds[predictions.label != 1]
+    return np.mean([(one > other) + 0.5 * (one == other) for one in high for other in low])
+
+
+# values
+
+
+def test_metrics_of_four_examples_worked_by_hand():
+    four = two_classes([1, 1, 0, 0], [0.75, 0.25, 0.5, 0.125])  # predicted 1 0 0 0
+    assert metrics.value(four, "accuracy") == 3 / 4
+    assert metrics.value(four, "sensitivity") == 1 / 2
+    assert metrics.value(four, "specificity") == 1
+    assert metrics.value(four, "balanced_accuracy") == 3 / 4
+    assert metrics.value(four, "nll") == pytest.approx(-(log(0.75) + log(0.25) + log(0.5) + log(0.875)) / 4)
+    assert metrics.value(four, "brier") == pytest.approx(2 * (0.25**2 + 0.75**2 + 0.5**2 + 0.125**2) / 4)
+    assert metrics.value(four, "auroc") == 3 / 4  # of four pairs, the one of .25 and .5 is the wrong way round
+
+
+def test_the_brier_score_sums_over_all_classes():
+    three = told([0, 2], [[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]])
+    assert metrics.scores(three, "brier")[1] == pytest.approx([0.5**2 + 2 * 0.25**2, 0.5**2 + 0.25**2 + 0.75**2])
+
+
+def test_a_true_class_of_probability_zero_costs_sixteen_nats():
+    assert (
+        metrics.value(two_classes([1], [0.0]), "nll")
+        == pytest.approx(metrics.METRICS["nll"].span)
+        == pytest.approx(15.94, abs=0.01)
+    )
+
+
+def test_specificity_counts_whatever_is_not_called_positive():
+    three = told([0, 2, 2], [[0.1, 0.2, 0.7], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]])
+    mask, score = metrics.scores(three, "specificity")
+    assert list(mask) == [True, True, True]
+    assert list(score) == [1, 1, 0]
+
+
+def test_sensitivity_and_specificity_see_only_their_own_examples():
+    four = two_classes([1, 1, 0, 1], [0.9, 0.1, 0.2, 0.8])
+    mask, score = metrics.scores(four, "sensitivity")
+    assert list(mask) == [True, True, False, True]
+    assert list(score) == [1, 0, 1]
+    assert list(metrics.scores(four, "specificity")[0]) == [False, False, True, False]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 8)), min_size=4, max_size=30))
+def test_auroc_is_the_share_of_pairs_in_order_ties_counting_half(rows):
+    label = [1, 0, *(one for one, _ in rows)]
+    some = two_classes(label, [0.5, 0.5, *(score / 8 for _, score in rows)])
+    assert metrics.value(some, "auroc") == pytest.approx(pairwise_auroc(some))
+
+
+def test_the_rounding_of_certainty_does_not_tell_the_label():
+    certain = two_classes([1, 0] * 10, 1 - 10.0 ** -np.repeat(np.arange(9, 19), 2))
+    unsure = two_classes([1, 0] * 10, 10.0 ** -np.repeat(np.arange(9, 19), 2))
+    assert metrics.value(certain, "auroc") == 0.5
+    assert metrics.value(unsure, "auroc") == 0.5
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS)
+def test_a_missing_probability_or_class_leaves_no_number(metric):
+    broken = drawn(0)
+    broken.p_true[3], broken.sum_p2[3], broken.probabilities[3] = nan, nan, nan
+    nothing = kept(drawn(0), slice(0, 0))
+    assert isnan(metrics.value(nothing, metric))
+    if metric in {"nll", "brier", "auroc"}:
+        assert isnan(metrics.value(broken, metric))
+
+
+@pytest.mark.parametrize("metric", ["auroc", "sensitivity"])
+def test_without_a_positive_there_is_no_number(metric):
+    assert isnan(metrics.value(two_classes([0, 0, 0], [0.1, 0.2, 0.9]), metric))
+
+
+def test_an_unknown_metric_is_a_problem_that_names_the_nearest():
+    with pytest.raises(Problem, match="did you mean 'accuracy'"):
+        metrics.value(drawn(0), "acuracy")
+
+
+def test_auroc_without_probabilities_is_a_problem():
+    with pytest.raises(Problem, match="AUROC needs"):
+        metrics.value(replace(drawn(0), probabilities=np.empty((60, 0), dtype=np.float16)), "auroc")
+
+
+# scores by example
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS)
+def test_every_metric_is_the_mean_of_its_scores(metric):
+    assert metrics.scores(drawn(1), metric)[1].mean() == pytest.approx(metrics.value(drawn(1), metric))
+
+
+@pytest.mark.parametrize("metric", OTHERS)
+def test_pseudo_values_are_those_of_leaving_each_example_out(metric):
+    whole = drawn(2, N=30)
+    left_out = [
+        30 * metrics.value(whole, metric) - 29 * metrics.value(kept(whole, np.arange(30) != i), metric) for i in range(30)
+    ]
+    assert metrics.scores(whole, metric)[1] == pytest.approx(np.array(left_out))
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS)
+def test_no_score_of_one_example_leaves_the_span(metric):
+    some = [drawn(seed, shift=shift) for seed, shift in ((0, -4.0), (1, 0.0), (2, 4.0))]
+    apart = [np.ptp([metrics.scores(one, metric)[1] for one in some], axis=0)]
+    assert np.max(apart) <= metrics._span(some[0], metric) + 1e-9
+
+
+# contrasts
+
+
+def sides(cured, subject):
+    return {"cured": cured, "subject": subject}
+
+
+def test_harm_is_above_zero_where_the_cured_arm_is_better_for_losses_too():
+    good, bad = [drawn(seed, shift=4.0) for seed in range(3)], [drawn(seed, shift=0.0) for seed in range(3)]
+    for metric in metrics.METRICS:
+        estimate, difference = metrics.contrast(sides(good, bad), HARM, metric=metric, margin=0.02, alpha=0.05)
+        gap = np.mean([metrics.value(one, metric) for one in good]) - np.mean([metrics.value(one, metric) for one in bad])
+        assert estimate.harm > 0
+        assert estimate.harm == pytest.approx(abs(gap))
+        assert estimate.harm == pytest.approx(difference.mean())
+
+
+def test_an_accuracy_contrast_is_the_crossed_interval_of_its_differences():
+    cured, subject = [drawn(seed) for seed in range(3)], [drawn(seed + 9, shift=0.0) for seed in range(3)]
+    estimate, difference = metrics.contrast(sides(cured, subject), HARM, metric="accuracy", margin=0.02, alpha=0.05)
+    assert set(np.unique(difference)) <= {-1, 0, 1}
+    assert estimate == stats.crossed(difference, margin=0.02, alpha=0.05)
+
+
+def test_a_contrast_of_more_arms_has_a_larger_adverse_example():
+    arms = {name: [drawn(seed + 10 * place) for seed in range(3)] for place, name in enumerate("abcd")}
+    weights = {"a": 1.0, "b": -1.0, "c": -1.0, "d": 1.0}
+    estimate, difference = metrics.contrast(arms, weights, metric="accuracy", margin=0.02, alpha=0.05)
+    assert estimate == stats.crossed(difference, margin=0.02, alpha=0.05, span=2.0)
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS)
+def test_groups_of_the_predictions_are_what_is_counted(metric):
+    group = np.arange(60) // 4
+    cured, subject = [drawn(seed, group=group) for seed in range(3)], [drawn(seed + 9, group=group) for seed in range(3)]
+    estimate, _ = metrics.contrast(sides(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05)
+    mask, _ = metrics.scores(cured[0], metric)
+    assert estimate.examples == len(np.unique(group[mask]))
+
+
+@pytest.mark.parametrize("metric", OTHERS)
+@pytest.mark.parametrize("group", [(), np.arange(60) // 4])
+def test_the_bootstrap_widens_and_never_narrows(metric, group):
+    cured, subject = [drawn(seed, group=group) for seed in range(3)], [drawn(seed + 9, group=group) for seed in range(3)]
+    estimate, pseudo = metrics.contrast(sides(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05)
+    groups, span = (None if len(group) == 0 else group), metrics._span(cured[0], metric)
+    alone = stats.crossed(pseudo, margin=0.02, alpha=0.05, groups=groups, span=span)  # groups here are all of one size
+    assert estimate.harm == pytest.approx(alone.harm)
+    assert estimate.low <= alone.low + 1e-12
+    assert estimate.high >= alone.high - 1e-12
+
+
+def test_a_bootstrap_that_varies_more_widens_the_interval():
+    pseudo = np.random.default_rng(0).normal(0, 1, size=(3, 50))
+
+    def spread_by(factor):
+        by_seed = lambda counts: pseudo.mean(1) + factor * (counts @ (pseudo - pseudo.mean(1, keepdims=True)).T) / 50  # noqa: E731
+        return metrics.crossed_bootstrap(pseudo, by_seed, margin=0.02, alpha=0.05)
+
+    tame, wild = spread_by(0.1), spread_by(5.0)
+    assert tame.low == pytest.approx(stats.crossed(pseudo, margin=0.02, alpha=0.05).low)
+    assert wild.low < tame.low
+    assert wild.high > tame.high
+
+
+@pytest.mark.parametrize("metric", OTHERS)
+def test_the_same_predictions_give_the_same_interval(metric):
+    cured, subject = [drawn(seed) for seed in range(2)], [drawn(seed + 9) for seed in range(2)]
+    once, again = (metrics.contrast(sides(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05)[0] for _ in range(2))
+    assert once == again
+
+
+@pytest.mark.parametrize("metric", OTHERS)
+def test_a_class_with_one_example_decides_nothing(metric):
+    one = two_classes([1] + [0] * 40, np.linspace(0.9, 0.1, 41))
+    other = two_classes([1] + [0] * 40, np.linspace(0.1, 0.9, 41))
+    estimate, _ = metrics.contrast(sides([one] * 3, [other] * 3), HARM, metric=metric, margin=0.02, alpha=0.05)
+    assert (estimate.p_fail, estimate.p_pass) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("metric", ["nll", "brier", "auroc"])
+def test_a_missing_probability_decides_nothing(metric):
+    broken = drawn(0)
+    broken.p_true[3], broken.sum_p2[3], broken.probabilities[3] = nan, nan, nan
+    estimate, _ = metrics.contrast(sides([drawn(5), broken], [drawn(6), drawn(7)]), HARM, metric=metric, margin=9.0, alpha=0.05)
+    assert (estimate.p_fail, estimate.p_pass) == (1.0, 1.0)
+    assert isnan(estimate.harm)
+
+
+@pytest.mark.parametrize("metric", OTHERS)
+def test_arms_that_predict_alike_pass_only_where_examples_are_many(metric):
+    few, many = [drawn(0, N=60)] * 3, [drawn(0, N=3000)] * 3
+    verdicts = []
+    for arm in (few, many):
+        estimate, _ = metrics.contrast(sides(arm, arm), HARM, metric=metric, margin=0.02, alpha=0.05)
+        verdicts.append(stats.decide(estimate.p_fail, estimate.p_pass, 0.05))
+    assert verdicts == ["INCONCLUSIVE", "PASS"]

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+
+from PIL import Image  # noqa: E402
+from torchvision.transforms import InterpolationMode, v2  # noqa: E402
+from torchvision.transforms._presets import ImageClassification  # noqa: E402
+
+from xferbench.design import Preprocessing  # noqa: E402
+from xferbench.lab import preprocess  # noqa: E402
+from xferbench.problem import Problem  # noqa: E402
+
+IMAGENET = Preprocessing(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+RNG = np.random.default_rng(0)
+NOISE = RNG.integers(0, 256, (45, 61, 3), dtype=np.uint8)
+
+
+def torchvisions(image, preprocessing):
+    """The same by torchvision's own transforms; on a tensor where there is no antialias, since Pillow always has it."""
+    steps = [] if preprocessing.antialias else [v2.PILToTensor()]
+    if preprocessing.resize:
+        mode = InterpolationMode(preprocessing.interpolation)
+        steps.append(v2.Resize(preprocessing.resize, interpolation=mode, antialias=preprocessing.antialias))
+    if preprocessing.crop:
+        steps.append(v2.CenterCrop(preprocessing.crop))
+    steps += [v2.PILToTensor()] if preprocessing.antialias else []
+    return v2.Compose(steps)(image).numpy()
+
+
+SHAPES = [
+    IMAGENET,
+    replace(IMAGENET, interpolation="bicubic"),
+    replace(IMAGENET, interpolation="nearest"),
+    replace(IMAGENET, antialias=False),
+    replace(IMAGENET, antialias=False, interpolation="bicubic"),
+    replace(IMAGENET, resize=37, crop=50),
+    replace(IMAGENET, resize=None),
+    replace(IMAGENET, crop=None, resize=33),
+]
+
+
+@pytest.mark.parametrize("preprocessing", SHAPES)
+def test_real_photographs_come_out_as_from_torchvision(preprocessing, shared):
+    photographs = sorted((shared / "data" / "hymenoptera" / "val" / "bees").glob("*.jpg"))[:4]
+    assert photographs
+    for path in photographs:
+        with Image.open(path) as image:
+            expected = torchvisions(image.convert("RGB"), preprocessing)
+            found = preprocess.geometry(image, preprocessing)
+        assert found.dtype == np.uint8
+        assert found.flags.c_contiguous
+        assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("preprocessing", SHAPES)
+@pytest.mark.parametrize("shape", [(45, 61), (61, 45), (7, 90), (256, 256)])
+def test_images_of_any_shape_come_out_as_from_torchvision(preprocessing, shape):
+    pixels = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    assert np.array_equal(preprocess.geometry(pixels, preprocessing), torchvisions(Image.fromarray(pixels), preprocessing))
+
+
+def test_geometry_and_values_together_are_torchvisions_preset(shared):
+    path = min((shared / "data" / "hymenoptera" / "val" / "ants").glob("*.jpg"))
+    with Image.open(path) as image:
+        expected = ImageClassification(crop_size=224, resize_size=256)(image.convert("RGB"))
+        pixels = preprocess.geometry(image, IMAGENET)
+    found = preprocess.tensor(torch.from_numpy(pixels)[None], IMAGENET)[0]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
+
+
+def test_without_resize_and_crop_an_image_stays_as_it_is():
+    found = preprocess.geometry(NOISE, Preprocessing())
+    assert np.array_equal(found, NOISE.transpose(2, 0, 1))
+    assert found.flags.c_contiguous
+
+
+def rgb(image):
+    return preprocess.geometry(image, Preprocessing()).transpose(1, 2, 0)
+
+
+def test_grey_is_repeated():
+    grey = NOISE[:, :, 0]
+    for image in (grey, grey[:, :, None], Image.fromarray(grey)):
+        assert np.array_equal(rgb(image), np.stack([grey] * 3, axis=2))
+
+
+def test_of_sixteen_bits_the_upper_eight_are_kept():
+    deep = RNG.integers(0, 65536, (5, 6)).astype(np.uint16)
+    expected = np.stack([deep // 256] * 3, axis=2)
+    for image in (deep, Image.fromarray(deep), Image.fromarray(deep.astype(np.int32))):
+        assert np.array_equal(rgb(image), expected)
+
+
+def test_a_sixteen_bit_png_is_read_by_the_same_rule(tmp_path):
+    deep = (np.arange(12, dtype=np.uint16) * 5000).reshape(3, 4)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as image:
+        assert np.array_equal(rgb(image)[:, :, 0], deep // 256)
+
+
+def test_transparency_is_dropped_without_a_background():
+    alpha = RNG.integers(0, 256, NOISE.shape[:2], dtype=np.uint8)
+    image = Image.fromarray(np.dstack([NOISE, alpha]))
+    assert image.mode == "RGBA"
+    assert np.array_equal(rgb(image), NOISE)
+
+
+def test_a_palette_is_looked_up_with_and_without_transparency(tmp_path):
+    indexed = Image.fromarray(NOISE).quantize(17)
+    expected = np.asarray(indexed.convert("RGB"))
+    assert np.array_equal(rgb(indexed), expected)
+    indexed.save(tmp_path / "palette.png", transparency=bytes(range(17)))
+    with Image.open(tmp_path / "palette.png") as image:
+        assert (image.mode, type(image.info["transparency"])) == ("P", bytes)
+        assert np.array_equal(rgb(image), expected)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "CMYK", "YCbCr", "HSV", "RGBX"])
+def test_other_kinds_of_image_are_converted_by_pillow(mode):
+    image = Image.fromarray(NOISE).convert("RGBA" if mode == "LA" else "RGB").convert(mode)
+    assert np.array_equal(rgb(image), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [Image.fromarray(np.zeros((3, 3), np.float32)), np.zeros((3, 3, 3)), np.zeros((3, 3, 2), np.uint8), np.zeros(3, np.uint8)],
+    ids=["float image", "float array", "two channels", "a row"],
+)
+def test_an_image_without_a_rule_is_a_problem(image):
+    with pytest.raises(Problem, match="8"):
+        preprocess.geometry(image, Preprocessing())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"interpolation": "biliner"}, "did you mean 'bilinear'"),
+        ({"interpolation": "lanczos", "antialias": False}, "without antialias"),
+        ({"resize": 0}, "at least 1"),
+        ({"crop": -3}, "at least 1"),
+    ],
+)
+def test_a_geometry_that_cannot_be_done_is_a_problem(change, message):
+    with pytest.raises(Problem, match=message):
+        preprocess.geometry(NOISE, replace(IMAGENET, **change))
+
+
+def test_the_geometry_key_keeps_what_the_pixels_depend_on_and_nothing_else():
+    other = replace(IMAGENET, channels="bgr", scale=1.0, mean=(1.0,), std=(2.0,))
+    assert preprocess.geometry_key(other) == preprocess.geometry_key(IMAGENET)
+    assert np.array_equal(preprocess.geometry(NOISE, other), preprocess.geometry(NOISE, preprocess.geometry_key(IMAGENET)))
+    for change in ({"resize": 200}, {"crop": 200}, {"interpolation": "bicubic"}, {"antialias": False}):
+        assert preprocess.geometry_key(replace(IMAGENET, **change)) != preprocess.geometry_key(IMAGENET)
+    unresized = Preprocessing(crop=20)
+    assert preprocess.geometry_key(replace(unresized, interpolation="bicubic", antialias=False)) == unresized
+
+
+BATCH = torch.from_numpy(RNG.integers(0, 256, (2, 3, 4, 5), dtype=np.uint8))
+
+
+def test_the_default_only_scales_to_one():
+    torch.testing.assert_close(preprocess.tensor(BATCH, Preprocessing()), BATCH / 255)
+
+
+def test_mean_and_deviation_apply_to_the_channels_in_their_new_order():
+    caffe = Preprocessing(channels="bgr", scale=1.0, mean=(104.0, 117.0, 123.0))
+    found = preprocess.tensor(BATCH, caffe)
+    torch.testing.assert_close(found[:, 0], BATCH[:, 2] - 104.0)
+    torch.testing.assert_close(found[:, 2], BATCH[:, 0] - 123.0)
+
+
+def test_one_mean_serves_all_channels():
+    one, three = (Preprocessing(mean=(0.5,) * n, std=(0.25,) * n) for n in (1, 3))
+    assert torch.equal(preprocess.tensor(BATCH, one), preprocess.tensor(BATCH, three))
+
+
+def test_grey_is_the_mean_of_three_repeated():
+    found = preprocess.tensor(BATCH, Preprocessing(channels="grey"))
+    assert found.shape == BATCH.shape
+    torch.testing.assert_close(found[:, 1], BATCH.float().mean(1) / 255)
+
+
+def test_values_are_made_alike_under_vmap():
+    whole = torch.func.vmap(lambda batch: preprocess.tensor(batch, IMAGENET))(BATCH[None])
+    assert torch.equal(whole[0], preprocess.tensor(BATCH, IMAGENET))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"std": (0.2, 0.0, 0.2)},
+        {"std": (-1.0,)},
+        {"mean": (0.5, 0.5)},
+        {"mean": ()},
+        {"mean": (float("nan"),)},
+        {"std": (float("inf"),)},
+        {"channels": "gbr"},
+    ],
+)
+def test_values_that_cannot_be_made_are_a_problem(change):
+    with pytest.raises(Problem, match="preprocessing: "):
+        preprocess.tensor(BATCH, replace(IMAGENET, **change))

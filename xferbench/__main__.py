@@ -1,0 +1,10 @@
+"""``python -m xferbench``."""
+
+from __future__ import annotations
+
+import sys
+
+from xferbench.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""The command line. Whatever is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xferbench import __version__
+from xferbench.problem import Problem, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from xferbench.design import Suite
+    from xferbench.forecast import Forecast
+    from xferbench.record import Run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code of the contract."""
+    arguments = parser().parse_args(argv)
+    if arguments.debug:
+        return int(arguments.command(arguments))
+    try:
+        return int(arguments.command(arguments))
+    except Problem as problem:
+        print(f"xferbench: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("xferbench: interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read the output has gone; there is nobody to tell
+        return 0
+    except Exception as error:  # noqa: BLE001 - the last line of defence: one message, and the code for a crash
+        print(f"xferbench: crashed: {type(error).__name__}: {error}\n  do: run it again with --debug and report what it prints", file=sys.stderr)
+        return 3
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole surface of the command line; a test holds it still."""
+    top = argparse.ArgumentParser(prog="xferbench", description="Find out how transfer learning fails in your pipeline, by experiment.")
+    top.add_argument("--version", action="version", version=f"xferbench {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, function: object, text: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=text, description=text)
+        one.add_argument("--debug", action="store_true", help="show the whole traceback of a crash")
+        one.set_defaults(command=function)
+        return one
+
+    run = command("run", _run, "carry out a suite and write its report")
+    run.add_argument("suite", help="a suite file, or the name of a shipped one (quick)")
+    run.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the report (default: reports/NAME)")
+    run.add_argument("--store", type=Path, metavar="FILE", help="file of records (default: in the user's cache directory)")
+    run.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
+    run.add_argument("-j", "--workers", type=_count, metavar="N", help="processes side by side (default: one a core)")
+    run.add_argument("--seed", type=_whole, metavar="N", help="first judged seed, in the suite's place")
+    run.add_argument("--budget", metavar="TIME", help="such as 90s, 20m or 2h, in the suite's place")
+    run.add_argument("--dry-run", action="store_true", help="say what would be asked, and run nothing")
+    run.add_argument("--fail-on", choices=("fail", "inconclusive"), default="fail", help="what makes the exit code not 0")
+    run.add_argument("--format", choices=("text", "json"), default="text", help="json: standard output is results.json")
+    ls = command("ls", _ls, "list plugins, suites, backbones, datasets and strategies")
+    ls.add_argument("--format", choices=("text", "json"), default="text")
+    explain = command("explain", _explain, "the manual page of a plugin")
+    explain.add_argument("plugin")
+    validate = command("validate", _validate, "check a suite file, without running it")
+    validate.add_argument("suite")
+    validate.add_argument("--store", type=Path, metavar="FILE")
+    report = command("report", _report, "write the report of a finished run again")
+    report.add_argument("directory", type=Path, metavar="DIR", help="folder with results.json")
+    report.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder to write to (default: the same)")
+    return top
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, 0 or above")
+    return int(text)
+
+
+def _suite(arguments: argparse.Namespace) -> Suite:
+    from dataclasses import replace
+
+    from xferbench import suite
+
+    asked = suite.load(suite.find(arguments.suite))
+    if arguments.seed is not None:
+        asked = replace(asked, seed=arguments.seed)
+    return asked if arguments.budget is None else replace(asked, budget=suite.duration(arguments.budget))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from xferbench import finish, gate
+    from xferbench.report import console
+
+    asked = _suite(arguments)
+    if arguments.dry_run:
+        return _dry_run(asked, arguments)
+    output = arguments.output or Path("reports") / asked.name
+    with console.live() as show:
+        run = finish.run(asked, output=output, store=arguments.store, device=arguments.device, workers=arguments.workers, show=show)
+    _told(run, output, arguments.format)
+    return gate.exit_code(run.findings, fail_on=arguments.fail_on)
+
+
+def _told(run: Run, output: Path, form: str) -> None:
+    from xferbench.report import console
+
+    if form == "json":
+        print((output / "results.json").read_text(encoding="utf-8"))
+    else:
+        console.tell(run)
+    print(f"report: {output / 'report.html'}", file=sys.stderr if form == "json" else sys.stdout)
+
+
+def _dry_run(asked: Suite, arguments: argparse.Namespace) -> int:
+    from xferbench import execute
+
+    found = execute.forecast(asked, path=execute.with_store(arguments.store), device=arguments.device, workers=arguments.workers)
+    if arguments.format == "json":
+        from dataclasses import asdict
+
+        from xferbench.record import plain
+
+        print(json.dumps(plain(asdict(found)), indent=1))
+    else:
+        _show_forecast(asked, found)
+    return 0
+
+
+def _show_forecast(asked: Suite, found: Forecast) -> None:
+    print(f"suite {asked.name}: {asked.metric}, margin {asked.margin:g}, looks at {', '.join(map(str, asked.looks))} seeds")
+    for plugin, arms in found.arms.items():
+        print(f"\n{plugin}")
+        for name, text in arms.items():
+            print(f"  {name:<28} {text}")
+    for plugin, reason in found.skipped.items():
+        print(f"\n{plugin}: SKIPPED, {reason}")
+    print(f"\n{'':<22} first look  last look")
+    for name in found.first:
+        print(f"{name:<22} {found.first[name]:>10} {found.last[name]:>10}")
+    print(f"{'minutes to compute':<22} {found.seconds[0] / 60:>10.1f} {found.seconds[1] / 60:>10.1f}")
+    _show_margin(asked, found.smallest_margin)
+
+
+def _show_margin(asked: Suite, smallest: float) -> None:
+    print(f"smallest margin that this test set can decide with {asked.looks[-1]} seeds: about {smallest:.3f}", end="")
+    print(f" (the suite's: {asked.margin:g})" + ("; expect INCONCLUSIVE" if smallest > asked.margin else ""))
+
+
+def _ls(arguments: argparse.Namespace) -> int:
+    from xferbench import discover, suite
+    from xferbench.strategies import STRATEGIES
+
+    told = {
+        "plugins": {plugin.id: plugin.question for plugin in discover.plugins(["all"])},
+        "suites": {name: str(suite.folder() / f"{name}.toml") for name in suite.shipped()},
+        "backbones": {"torchvision:NAME": "any classifier", "cifar-resnet20/32/44/56": "He et al., option A", "tiny-resnet": "0.1 M, shipped"},
+        "datasets": {
+            "folder:DIR": "train/ and val/ or test/ of class folders",
+            "npz:FILE": "train_images, train_labels, test_images, test_labels (and train_groups, test_groups)",
+            "synthetic:NAME": "source, near, sketch, spectra",
+            "digits": "scikit-learn's handwriting",
+        },
+        "strategies": {name: (function.__doc__ or "").partition("\n")[0] for name, function in STRATEGIES.items()},
+    }
+    if arguments.format == "json":
+        print(json.dumps(told, indent=1))
+        return 0
+    for kind, entries in told.items():
+        print(kind)
+        for name, text in entries.items():
+            print(f"  {name:<26} {text}")
+    return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from xferbench import discover
+
+    if arguments.plugin not in discover.names():
+        raise Problem(f"no plugin {arguments.plugin!r}", expected=nearest(arguments.plugin, discover.names()))
+    plugin = discover.plugins([arguments.plugin])[0]
+    print(f"{plugin.id} (version {plugin.version})\n{plugin.question}\n\n{plugin.page.strip()}")
+    return 0
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from xferbench import execute, stats, suite
+
+    path = suite.find(arguments.suite)
+    asked = suite.load(path)
+    facts = execute.known(asked, execute.with_store(arguments.store))
+    print(f"{path}: a valid suite")
+    examples = (facts.test_groups or facts.test) if facts else asked.test_size
+    if examples:
+        _show_margin(asked, stats.smallest_margin(examples, asked.looks[-1], alpha=asked.alpha))
+    else:
+        print("the size of the test set is not known yet: `xferbench run --dry-run` says what it can decide")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from xferbench import discover
+    from xferbench.report import console, write
+
+    run = write.read(arguments.directory)
+    wanted = {finding.plugin for finding in run.findings} & set(discover.names())
+    write.write(run, arguments.output or arguments.directory, {plugin.id: plugin for plugin in discover.plugins(sorted(wanted))})
+    console.tell(run)
+    return 0

@@ -1,0 +1,348 @@
+"""The nouns that are asked: frozen values, from a suite's pipeline down to the key of a trial.
+
+Everything here is content. A field marked ``_place`` says where a content lies on this machine and is neither compared nor
+part of a key. A field that a later version adds is marked ``added`` and left out of the key at its default, so that adding it
+retrains nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from math import isfinite
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from xferbench.record import Record, Run
+
+def _place() -> Any:
+    return field(default="", compare=False, metadata={"place": True})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """How a decoded 8-bit image becomes a tensor; a value, so that two of them can be compared and stored.
+
+    The shorter side is resized to ``resize`` pixels and a centre square of ``crop`` pixels is cut (None: left out), the
+    channels are put in order (``rgb``, ``bgr`` or ``grey``, the mean of three, repeated), the values are multiplied by
+    ``scale`` and normalised with ``mean`` and ``std``, which are in the unit that ``scale`` gives.
+    """
+
+    resize: int | None = None
+    crop: int | None = None
+    interpolation: str = "bilinear"
+    antialias: bool = True
+    channels: str = "rgb"
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """A stretch of training with one set of trainable tensors, one optimizer and one schedule.
+
+    Attributes:
+        trainable: ``head``, ``top:N`` (the head and the N uppermost layer groups), ``norm`` (the head and the
+            normalisation layers' scale and shift) or ``all``.
+        batchnorm: how BatchNorm layers run: ``eval`` (stored statistics, unchanged), ``train``, ``ghost:N`` (train mode on
+            slices of N examples of each batch) or ``momentum:M`` (train mode, running statistics with momentum M).
+        lr: learning rate at the schedule's peak; ``head_lr`` that of the head (default: the same).
+        layer_decay: factor on the rate for each layer group below the head.
+        warmup: steps of linear warm-up.
+        schedule: ``cosine``, ``constant`` or ``one-cycle`` (three tenths up, then down along a cosine).
+        order: ``shuffled``, or ``class``: batches ordered by class, as an unshuffled class folder gives them.
+    """
+
+    trainable: str = "all"
+    batchnorm: str = "train"
+    lr: float = 1e-3
+    head_lr: float | None = None
+    layer_decay: float = 1.0
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    warmup: int = 0
+    schedule: str = "cosine"
+    steps: int = 150
+    batch_size: int = 32
+    order: str = "shuffled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a backbone is adapted. A strategy is a value of this class, never code of its own.
+
+    Attributes:
+        init: ``pretrained``; ``random``; ``matched`` (random, with each tensor's pretrained mean and variance); or
+            ``permuted`` (the pretrained values shuffled within each tensor).
+        head: ``random`` or ``zero``.
+        stop: ``last`` step, or the step that was ``best`` on validation; it chooses a view of a fit and retrains nothing.
+        name: what people call it; not content.
+    """
+
+    init: str = "pretrained"
+    head: str = "random"
+    phases: tuple[Phase, ...] = (Phase(),)
+    stop: str = "last"
+    name: str = _place()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """A checkpoint file, named by the SHA-256 of its bytes."""
+
+    digest: str
+    path: str = _place()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """A dataset, named by a digest of its content; ``spec`` is the suite's word for it, with absolute paths."""
+
+    digest: str
+    spec: str = _place()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scratch:
+    """The from-scratch grid S2: every rate × weight decay for ``steps`` steps, beside S1, the subject's own steps and rate."""
+
+    lr: tuple[float, ...] = (3e-3, 1e-2)
+    weight_decay: tuple[float, ...] = (0.01, 0.1)
+    steps: int = 500
+    batch_size: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """What a user does today, or one thing changed about it. ``baseline`` is what it is compared with, and no part of it."""
+
+    arch: str
+    weights: Weights | None
+    target: Data
+    train_size: int | None
+    test_size: int | None
+    recipe: Recipe
+    train_preprocessing: Preprocessing
+    serve_preprocessing: Preprocessing
+    mode: str = "eval"
+    baseline: Scratch = field(default=Scratch(), compare=False, metadata={"place": True})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """An arm that is "the best on validation": settled once, on tuning seeds of its own, then frozen."""
+
+    candidates: tuple[Pipeline, ...]
+
+
+Arm: TypeAlias = Pipeline | Choice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """One trained network.
+
+    ``start`` is a checkpoint, or another fit (keys nest), or None where nothing of one is used, so that all share that fit.
+    """
+
+    arch: str
+    init: str
+    start: Weights | Fit | None
+    head: str
+    phases: tuple[Phase, ...]
+    data: Data
+    train_size: int | None
+    preprocessing: Preprocessing
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A fit, or a checkpoint as it is, then ordered edits, each a word (``batchnorm:restored``, ``batchnorm:recalibrated``)."""
+
+    base: Fit | Weights
+    edits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """How a model is looked at.
+
+    Attributes:
+        examples: ``test`` (the first ``limit`` of a fixed order) or ``validation`` (the fit's own).
+        mode: ``eval``, or ``train``: BatchNorm with the statistics of shuffled batches.
+        step: ``last`` or ``best`` (on validation) of the fit.
+        measure: ``predictions``, or ``module:function@version`` of a function that returns scalars.
+    """
+
+    examples: str = "test"
+    limit: int | None = None
+    preprocessing: Preprocessing
+    mode: str = "eval"
+    step: str = "last"
+    measure: str = "predictions"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a trial is computed, as far as it may change the numbers: device type, torch's major.minor, version of the lab."""
+
+    device: str
+    torch: str
+    lab: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A model seen through a view, at a place: what one record answers."""
+
+    model: Model
+    view: View
+    place: Place
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the canonical JSON, as hexadecimal."""
+        return digest(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contrast:
+    """A weighted sum over (arm, view) pairs whose value is harm where it is above 0.
+
+    ``kind`` is ``paired`` (judged against the margin) or ``info`` (a measurement, never a verdict). The views are those
+    of :data:`xferbench.plan.VIEWS`.
+    """
+
+    name: str
+    weights: Mapping[tuple[str, str], float]
+    kind: str = "paired"
+    meaning: str = ""
+
+
+HARM = Contrast(name="harm", weights={("cured", "test"): 1.0, ("subject", "test"): -1.0}, meaning="cured − subject")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is known about backbone and data before anything is trained; probed once, then kept in the store.
+
+    ``groups`` are the layer groups' names from the input up, without the head. ``trust`` names what nobody recorded.
+    ``seconds_forward`` and ``seconds_step`` are for one image on one thread, for estimates only.
+    """
+
+    parameters: int
+    groups: tuple[str, ...]
+    head: str
+    batchnorm: tuple[str, ...]
+    classes: tuple[str, ...]
+    train: int
+    validation: int
+    test: int
+    test_groups: int | None
+    preprocessing: Preprocessing
+    trust: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    seconds_forward: float = 0.0
+    seconds_step: float = 0.0
+
+    @property
+    def has_batchnorm(self) -> bool:
+        """Whether the backbone holds at least one BatchNorm layer."""
+        return bool(self.batchnorm)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plugin:
+    """A failure mode as a counterfactual: what takes it away from a pipeline, and what puts it in.
+
+    Attributes:
+        id: lower case with hyphens; version: raised when what it asks changes its meaning.
+        question: one line, for lists. page: the manual page, the module's docstring.
+        applies: the reason why it cannot be asked here, or "" where it can.
+        cure: the pipeline without the failure, or a choice among such.
+        induce: named variants of a pipeline with the failure put in.
+        contrasts: what is judged or measured. measures: ``module:function@version`` of extra scalars, by name.
+        derived: numbers read out of the records, which are given by arm, view and seed.
+        remedy: what to do, in one line, where the cure helps.
+        picture: draws the plugin's own picture of a finished run into matplotlib axes.
+    """
+
+    id: str
+    version: int
+    question: str
+    page: str
+    applies: Callable[[Pipeline, Facts], str]
+    cure: Callable[[Pipeline, Facts], Arm]
+    induce: Callable[[Pipeline, Facts], Mapping[str, Arm]]
+    remedy: str
+    contrasts: tuple[Contrast, ...] = (HARM,)
+    measures: Mapping[str, str] = field(default_factory=dict)
+    derived: Callable[[Mapping[tuple[str, str, int], Record], Sequence[int]], Mapping[str, float]] | None = None
+    picture: Callable[[Any, Run], None] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """A suite file, read and checked. Paths are absolute. ``recipe`` None means the healthy default.
+
+    ``budget`` is in recorded seconds. ``scratch`` holds what a suite changes of the from-scratch grid.
+    """
+
+    name: str
+    path: str
+    plugins: tuple[str, ...]
+    arch: str
+    target: str
+    weights: str | None = None
+    preprocessing: Preprocessing | None = None
+    train_preprocessing: Preprocessing | None = None
+    serve_preprocessing: Preprocessing | None = None
+    recipe: Recipe | None = None
+    source: str | None = None
+    shifted: str | None = None
+    train_size: int | None = None
+    test_size: int | None = None
+    metric: str = "accuracy"
+    margin: float = 0.02
+    alpha: float = 0.05
+    looks: tuple[int, ...] = (5, 10, 20)
+    budget: float = 1200.0
+    seed: int = 0
+    tuning_seeds: int = 3
+    scratch: Scratch = Scratch()
+
+
+def content(value: Any) -> Any:
+    """The part of a value that makes its key, as JSON's types: fractions to 6 significant digits, places left out.
+
+    Raises:
+        TypeError: for a value that has no canonical form, a NaN among them.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {
+            f.name: getattr(value, f.name)
+            for f in fields(value)
+            if not ("place" in f.metadata or ("added" in f.metadata and getattr(value, f.name) == f.default))
+        }
+        return {"noun": type(value).__name__} | {name: content(item) for name, item in named.items()}
+    if value is None or isinstance(value, bool | str | int):
+        return value
+    if isinstance(value, float) and isfinite(value):
+        rounded = float(f"{value:.6g}")
+        return int(rounded) if rounded.is_integer() else rounded
+    if isinstance(value, tuple | list):
+        return [content(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): content(item) for key, item in value.items()}
+    message = f"no canonical form for {value!r}"
+    raise TypeError(message)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value, as hexadecimal."""
+    text = json.dumps(content(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,55 @@
+"""Plugins, found through the entry-point group ``xferbench.plugins``; the built-in ones too."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from xferbench.design import Facts, Pipeline, Plugin
+from xferbench.problem import Problem, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.metadata import EntryPoint
+
+GROUP = "xferbench.plugins"
+
+
+def names() -> tuple[str, ...]:
+    """Identifiers of all plugins that are installed."""
+    return tuple(sorted(entry.name for entry in entry_points(group=GROUP)))
+
+
+def plugins(wanted: Sequence[str]) -> tuple[Plugin, ...]:
+    """The plugins of a suite's list, in its order; ``all`` stands for every one that is installed.
+
+    One that cannot be imported becomes a plugin whose every question is that crash, so that the others go on.
+
+    Raises:
+        Problem: for a name that is not installed.
+    """
+    found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    chosen = dict.fromkeys(name for word in wanted for name in (sorted(found) if word == "all" else [word]))
+    for name in chosen:
+        if name not in found:
+            raise Problem(f"plugins: unknown plugin {name!r}", expected=nearest(name, found), do="`xferbench ls` lists them")
+    return tuple(_loaded(found[name]) for name in chosen)
+
+
+def _loaded(entry: EntryPoint) -> Plugin:
+    try:
+        plugin = entry.load()
+        if not isinstance(plugin, Plugin) or plugin.id != entry.name:
+            raise TypeError(f"{entry.value} is no xferbench.design.Plugin with the id {entry.name!r}")
+    except Exception as error:  # noqa: BLE001 - it is raised again where the plugin is asked, and becomes its finding
+        return _broken(entry, error)
+    return plugin
+
+
+def _broken(entry: EntryPoint, error: Exception) -> Plugin:
+    def crash(_: Pipeline, __: Facts) -> str:
+        raise ImportError(f"the plugin cannot be imported: {type(error).__name__}: {error}") from error
+
+    return Plugin(
+        id=entry.name, version=0, question="", page="", applies=crash, cure=lambda pipeline, _: pipeline, induce=lambda *_: {}, remedy=""
+    )

@@ -1,0 +1,66 @@
+"""What a run ran on: versions, platform and revision; read without importing what is named."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from xferbench import __version__
+from xferbench.problem import Problem
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", "pillow", "safetensors")
+
+
+def torch_version() -> str:
+    """Major and minor of the installed torch.
+
+    Raises:
+        Problem: where it is not installed.
+    """
+    if find_spec("torch") is None:
+        raise Problem("running experiments needs PyTorch", found="no torch", do="pip install 'xferbench[torch]'")
+    return ".".join(version("torch").split(".")[:2])
+
+
+def environment(device: str, workers: int) -> dict[str, object]:
+    """Versions, platform, processor, device and the git revision of the current folder."""
+    return {
+        "xferbench": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor(),
+        "device": device,
+        "workers": workers,
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "git": revision(),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def processor() -> str:
+    """The processor's name as the system tells it."""
+    told = Path("/proc/cpuinfo")
+    if told.is_file():
+        names = [line.partition(":")[2].strip() for line in told.read_text().splitlines() if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
+
+
+def revision() -> str | None:
+    """The commit of the current folder, with ``+changes`` where files differ from it; None outside a repository."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)  # noqa: S607
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=10)  # noqa: S607
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")

@@ -1,0 +1,230 @@
+"""The only loop with side effects: ask the replay what is missing, compute it, record it, until nothing is."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from xferbench import discover, looks, plan, store
+from xferbench.design import Facts, Pipeline, Place, Preprocessing, Recipe, Suite, Trial, digest
+from xferbench.engines import local
+from xferbench.environment import torch_version
+from xferbench.forecast import Forecast
+from xferbench.forecast import forecast as predicted
+from xferbench.lab import VERSION, inputs
+from xferbench.problem import Problem
+from xferbench.record import Record
+
+LOCKSTEP = {"cuda": 32}  # fits of a group; elsewhere a group costs as much as its members, so that one is best
+NEEDS_ASKING = ("/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # where none of these is there, Linux has no accelerator
+Call = Callable[..., "Future[Any]"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What a live display shows: groups of the present stage done, running and in all, trials reused, seconds left."""
+
+    stage: str
+    done: int
+    running: int
+    total: int
+    reused: int
+    left: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Executed:
+    """A study brought to its end, its answers, and what had to be computed for them."""
+
+    study: plan.Study
+    step: looks.Step
+    answers: Mapping[str, Record]
+    trials_run: int
+    fits_run: int
+    seconds: float
+
+
+def execute(
+    suite: Suite, *, path: Path, device: str = "auto", workers: int | None = None, show: Callable[[Progress], None] = lambda _: None
+) -> Executed:
+    """Carry a suite out, as far as the store at ``path`` does not hold it already.
+
+    Raises:
+        Problem: for input that cannot be worked with, a store that cannot be written, a full disk.
+    """
+    begun = monotonic()
+    plugins = discover.plugins(suite.plugins)
+    torch = torch_version()
+    with store.opened(path) as db, _engine(workers) as engine:
+        show(Progress(stage="reading the data and the backbone", done=0, running=1, total=1, reused=0, left=None))
+        place = Place(device=_device(device, engine), torch=torch, lab=VERSION)
+        pipeline, facts = examined(suite, db, store.cache(path), engine)
+        study = plan.Study(suite=suite, facts=facts, plugins=plugins, subject=plan.subject(suite, pipeline), place=place)
+        answers: dict[str, Record] = {}
+        ran = Counted()
+        while True:
+            step = looks.step(study, answers)
+            missing = [key for key in step.wanted if key not in answers]
+            if not missing:
+                break
+            found = store.get(db, missing)
+            answers |= found
+            _compute(step, answers, db, partial(_asked, engine, store.cache(path)), len(found), ran, study, show)
+        store.trim(store.cache(path))
+    return Executed(
+        study=study, step=step, answers=answers, trials_run=ran.trials, fits_run=ran.fits, seconds=monotonic() - begun
+    )
+
+
+@dataclass(slots=True)
+class Counted:
+    """What this run had to compute itself."""
+
+    trials: int = 0
+    fits: int = 0
+
+
+@contextmanager
+def _engine(workers: int | None) -> Iterator[Callable[[], Call]]:
+    """A function that starts the workers when it is first called."""
+    with ExitStack() as stack:
+        started: list[Call] = []
+
+        def call() -> Call:
+            if not started:
+                started.append(stack.enter_context(local.workers(workers or local.cores())))
+            return started[0]
+
+        yield call
+
+
+def _device(word: str, engine: Callable[[], Call]) -> str:
+    if word == "cpu" or (word == "auto" and sys.platform == "linux" and not any(Path(one).exists() for one in NEEDS_ASKING)):
+        return "cpu"
+    return str(engine()("xferbench.lab.probe:device", word).result())
+
+
+def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable[[], Call] | None) -> tuple[Pipeline, Facts]:
+    """The user's pipeline with the contents of its files, and the facts about it, from the store or by a probe.
+
+    Raises:
+        Problem: where something is wrong with either; LookupError where nothing is known and there is no engine to probe with.
+    """
+    digester = store.remembered(db, inputs.file_digest)
+    weights, target = inputs.weights(suite, digester), inputs.data(suite.target, digester)
+    key = digest((VERSION, suite.arch, weights, target, suite.preprocessing, suite.train_size, suite.test_size))
+    facts = store.facts(db, key)
+    if facts is None:
+        if engine is None:
+            raise LookupError("nothing is known of this suite yet")
+        asked = (suite.arch, weights, target, suite.preprocessing, suite.train_size, suite.test_size, cache)
+        facts = engine()("xferbench.lab.probe:probe", *asked).result()
+        store.put_facts(db, key, facts)
+    ready: Preprocessing = facts.preprocessing
+    pipeline = Pipeline(
+        arch=suite.arch,
+        weights=weights,
+        target=target,
+        train_size=suite.train_size,
+        test_size=suite.test_size,
+        recipe=suite.recipe or Recipe(),
+        train_preprocessing=suite.train_preprocessing or ready,
+        serve_preprocessing=suite.serve_preprocessing or suite.train_preprocessing or ready,
+        baseline=suite.scratch,
+    )
+    return pipeline, facts
+
+
+def _asked(engine: Callable[[], Call], cache: Path, group: tuple[Trial, ...], missing: frozenset[str]) -> Future[Any]:
+    return engine()("xferbench.lab.answer:answer", group, missing, cache)
+
+
+def _compute(
+    step: looks.Step,
+    answers: dict[str, Record],
+    db: sqlite3.Connection,
+    ask: Callable[[tuple[Trial, ...], frozenset[str]], Future[Any]],
+    reused: int,
+    ran: Counted,
+    study: plan.Study,
+    show: Callable[[Progress], None],
+) -> None:
+    """Compute what a step lacks, each record put in the store as it comes; a worker's death is a crash of its group alone."""
+    groups = list(plan.groups(step.wanted, LOCKSTEP.get(study.place.device, 1)))
+    running: dict[Future[Any], tuple[Trial, ...]] = {}
+    for group in groups:
+        lacking = frozenset(trial.key for trial in group if trial.key not in answers)
+        if lacking:
+            running[ask(group, lacking)] = group
+    total, begun, weight = len(running), monotonic(), sum(_weight(group) for group in running.values())
+    left, finished = None, 0.0
+    while running:
+        show(Progress(stage=step.stage, done=total - len(running), running=len(running), total=total, reused=reused, left=left))
+        done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+        for future in done:
+            group = running.pop(future)
+            finished += _weight(group)
+            try:
+                records, fits = future.result()
+            except local.WorkerDied as death:
+                records, fits = [Record(key=trial.key, error=str(death)) for trial in group if trial.key not in answers], 0
+            except OSError as error:
+                raise Problem("a file could not be read or written", found=str(error), do="free some space, check permissions") from error
+            ran.fits += fits
+            for record in records:
+                answers[record.key] = record
+                ran.trials += 1
+                if not record.error:
+                    store.put(db, record)
+        if finished:
+            left = (monotonic() - begun) / finished * (weight - finished)
+
+
+def _weight(group: tuple[Trial, ...]) -> float:
+    return sum(plan.cost(fit) for fit in {plan.base(trial) for trial in group}) + 100.0
+
+
+def with_store(path: Path | None) -> Path:
+    """A store's place: as given, or the one in the user's cache directory."""
+    if path is not None:
+        return path
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("xferbench")) / "store.sqlite"
+
+
+def forecast(suite: Suite, *, path: Path, device: str = "auto", workers: int | None = None) -> Forecast:
+    """What a suite would ask, and what the store has of it; the data and the backbone are probed where they are not known."""
+    plugins = discover.plugins(suite.plugins)
+    with store.opened(path) as db, _engine(workers) as engine:
+        place = Place(device=_device(device, engine), torch=torch_version(), lab=VERSION)
+        pipeline, facts = examined(suite, db, store.cache(path), engine)
+        study = plan.Study(suite=suite, facts=facts, plugins=plugins, subject=plan.subject(suite, pipeline), place=place)
+        answers: dict[str, Record] = {}
+        while True:
+            step = looks.step(study, answers)
+            found = store.get(db, [key for key in step.wanted if key not in answers])
+            answers |= found
+            if not found:
+                return predicted(study, answers, workers or local.cores())
+
+
+def known(suite: Suite, path: Path) -> Facts | None:
+    """Check what a suite names, without torch, and return the facts about it if a store has them."""
+    discover.plugins(suite.plugins)
+    if not path.is_file():
+        inputs.weights(suite), inputs.split_spec(suite.target)
+        return None
+    with store.opened(path) as db:
+        try:
+            return examined(suite, db, store.cache(path), None)[1]
+        except LookupError:
+            return None

@@ -1,0 +1,117 @@
+"""The tail of the line: an executed study becomes a run, and a run becomes files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xferbench import findings, looks, plan, stats, suite
+from xferbench.design import Suite, digest
+from xferbench.environment import environment
+from xferbench.execute import Executed, Progress, execute, with_store
+from xferbench.record import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def run(
+    word: str | Path | Suite,
+    *,
+    output: str | Path | None = None,
+    store: str | Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    show: Callable[[Progress], None] = lambda _: None,
+) -> Run:
+    """See :func:`xferbench.run`; ``show`` is told of the progress."""
+    asked = word if isinstance(word, Suite) else suite.load(suite.find(str(word)))
+    place = with_store(Path(store) if store else None)
+    if output is not None:
+        from xferbench.report import write
+
+        write.writable(Path(output))  # before an hour is spent
+    executed = execute(asked, path=place, device=device, workers=workers, show=show)
+    run = finished(executed, workers)
+    if output is not None:
+        show(Progress(stage="writing the report", done=0, running=1, total=1, reused=0, left=None))
+        write.write(run, Path(output), {plugin.id: plugin for plugin in executed.study.plugins})
+    return run
+
+
+def finished(executed: Executed, workers: int | None = None) -> Run:
+    """Judge an executed study."""
+    from xferbench.engines import local
+
+    study, step = executed.study, executed.step
+    found = findings.findings(study, step, executed.answers)
+    tested = {finding.id.rpartition("/")[0] or finding.id for finding in found if finding.p_fail is not None and finding.exposed}
+    return Run(
+        suite=asdict(study.suite),
+        environment=environment(study.place.device, workers or local.cores()),
+        findings=found,
+        cells=findings.cells(step, executed.answers),
+        cost=cost(executed),
+        arms=arms(executed),
+        notes=notes(executed),
+        expected_false_alarms=stats.expected_false_alarms(len(tested), study.suite.alpha),
+        plan=digest([*sorted({one.trial.key for one in step.asked}), digest_of(study.suite)]),
+    )
+
+
+def digest_of(asked: Suite) -> str:
+    """What of a suite a verdict depends on beyond its trials."""
+    return digest((asked.metric, asked.margin, asked.alpha, asked.looks, asked.plugins))
+
+
+def cost(executed: Executed) -> dict[str, Any]:
+    """Fits and trials asked, unique, run now and reused; recorded seconds, and those of this run."""
+    asked = executed.step.asked
+    unique = {one.trial.key: one.trial for one in asked}
+    fits = {plan.base(trial) for trial in unique.values()}
+    records = [executed.answers[key] for key in unique if key in executed.answers]
+    fit_seconds = sum({record.fit: record.fit_seconds for record in records}.values())
+    view_seconds = sum(record.seconds for record in records)
+    fits_asked = len({(one.plugin, one.arm, plan.base(one.trial)) for one in asked})
+    return {
+        "fits": {"asked": fits_asked, "unique": len(fits), "run": executed.fits_run, "reused": len(fits) - executed.fits_run},
+        "trials": {
+            "asked": len(asked),
+            "unique": len(unique),
+            "run": executed.trials_run,
+            "reused": len(unique) - executed.trials_run,
+        },
+        "seconds": {"total": fit_seconds + view_seconds, "fit": fit_seconds, "view": view_seconds, "wall": executed.seconds},
+    }
+
+
+def arms(executed: Executed) -> dict[str, dict[str, Any]]:
+    """Every settled arm in words, with the lines of a suite file that make it."""
+    told: dict[str, dict[str, Any]] = {}
+    for case in executed.step.cases:
+        of_case = told.setdefault(case.plugin.id, {})
+        for name, one in case.arms.items():
+            lines = suite.patch(None, one.pipeline.recipe) if one.pipeline else []
+            of_case[name] = {"patch": lines, **plan.told(one)}
+    subject = executed.step.subject
+    if subject is not None and subject.weighed:
+        for of_case in told.values():
+            of_case.get("subject", {}).update(plan.told(subject))
+    return told
+
+
+def notes(executed: Executed) -> tuple[str, ...]:
+    """What was taken on trust, left out, found at an edge or capped."""
+    study, step = executed.study, executed.step
+    found = [f"taken on trust: {one}" for one in study.facts.trust]
+    if study.facts.left_out:
+        shown = "; ".join(study.facts.left_out[:5])
+        found.append(f"{len(study.facts.left_out)} file(s) left out: {shown}")
+    edges = {f"{name} chose the {one.at_edge}: a better one may lie beyond" for case in step.cases for name, one in case.arms.items() if one.at_edge}
+    found += sorted(edges)
+    if step.stopped:
+        found.append(step.stopped)
+    found += [f"[{role}] is given, but no plugin of this run asks for it" for role in ("source", "shifted") if getattr(study.suite, role)]
+    found.append("verdicts are conditional on this one pretrained checkpoint")
+    return tuple(found)

@@ -1,0 +1,95 @@
+"""What a suite would ask, before anything is run. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from xferbench import looks, plan, stats
+from xferbench.design import Arm, Choice, Fit, Trial
+from xferbench.plan import Settled, Study
+from xferbench.record import Record
+from xferbench.suite import words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """Arms by plugin in words; fits and trials asked and unique up to the first look and up to the last; what is there already.
+
+    ``seconds`` are those of computing what is missing, over all workers. A choice that is not settled yet is counted with
+    its costliest candidate. ``smallest_margin`` is what the test set can decide with the seeds of the last look.
+    """
+
+    arms: Mapping[str, Mapping[str, str]]
+    skipped: Mapping[str, str]
+    first: Mapping[str, int]
+    last: Mapping[str, int]
+    seconds: tuple[float, float]
+    smallest_margin: float
+
+
+def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forecast:
+    """Count what a study asks, given what is answered."""
+    asked = [looks.Question(plugin="", arm="subject", view="validation", seed=plan.base(one).seed, trial=one) for one in plan.tuning(study.subject, study)]
+    subject = _assumed(study.subject, study, answers)
+    cases = []
+    for plugin in study.plugins:
+        skipped = plugin.applies(subject, study.facts)
+        settled: dict[str, Settled] = {}
+        arms = {} if skipped else plan.arms(plugin, study, subject)
+        cured = _assumed(arms["cured"], study, answers) if arms else subject
+        arms |= plan.induced(plugin, study, cured) if arms else {}
+        for name, arm in arms.items():
+            settled[name] = Settled(pipeline=_assumed(arm, study, answers))
+            asked += [looks.Question(plugin=plugin.id, arm=name, view="validation", seed=plan.base(one).seed, trial=one) for one in plan.tuning(arm, study)]
+        cases.append(looks.Case(plugin=plugin, skipped=skipped, arms=settled))
+    counts, seconds = [], []
+    for look in (study.suite.looks[0], study.suite.looks[-1]):
+        seeds = range(study.suite.seed, study.suite.seed + look)
+        questions = [*asked, *(one for case in cases for one in looks.questions(case, seeds, study, {}))]
+        counts.append(_counted(questions, answers))
+        seconds.append(_seconds({one.trial.key: one.trial for one in questions if one.trial.key not in answers}, study) / workers)
+    return Forecast(
+        arms={case.plugin.id: {name: _words(arm) for name, arm in case.arms.items()} for case in cases if not case.skipped},
+        skipped={case.plugin.id: case.skipped for case in cases if case.skipped},
+        first=counts[0],
+        last=counts[1],
+        seconds=(seconds[0], seconds[1]),
+        smallest_margin=stats.smallest_margin(study.facts.test_groups or study.facts.test, study.suite.looks[-1], alpha=study.suite.alpha),
+    )
+
+
+def _assumed(arm: Arm, study: Study, answers: Mapping[str, Record]) -> plan.Pipeline:
+    settled = plan.settle(arm, study, answers)
+    if settled is not None and settled.pipeline is not None:
+        return settled.pipeline
+    assert isinstance(arm, Choice)
+    return max(arm.candidates, key=lambda one: plan.cost(plan.fit(one, 0)))
+
+
+def _words(arm: Settled) -> str:
+    return words(arm.pipeline.recipe) if arm.pipeline else ""
+
+
+def _counted(questions: list[plan.Question], answers: Mapping[str, Record]) -> dict[str, int]:
+    trials = {one.trial.key: one.trial for one in questions}
+    fits = {plan.base(one) for one in trials.values()}
+    known = {plan.base(one) for key, one in trials.items() if key in answers}
+    return {
+        "fits asked": len({(one.plugin, one.arm, plan.base(one.trial)) for one in questions}),
+        "fits unique": len(fits),
+        "fits in the store": len(known),
+        "trials asked": len(questions),
+        "trials unique": len(trials),
+        "trials in the store": sum(key in answers for key in trials),
+    }
+
+
+def _seconds(missing: Mapping[str, Trial], study: Study) -> float:
+    """One worker's time: training by examples seen, looking by examples scored."""
+    facts = study.facts
+    fits: dict[Fit, None] = {plan.base(one): None for one in missing.values()}
+    trained = sum(plan.cost(one) for one in fits) * facts.seconds_step
+    seen = {"validation": facts.validation, "test": facts.test}
+    scored = sum(seen[one.view.examples] for one in missing.values() if one.view.measure == "predictions")
+    return trained + scored * facts.seconds_forward

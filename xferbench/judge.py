@@ -1,0 +1,123 @@
+"""From records to estimates: the harm of a contrast by seed and by test example. Pure; whatever is missing decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from xferbench import metrics, stats
+from xferbench.design import Contrast
+from xferbench.record import Estimate, Predictions, Record
+
+Answers = Mapping[tuple[str, str, int], Record]  # by arm, view and seed
+
+NOTHING = Estimate(
+    harm=float("nan"),
+    low=float("nan"),
+    high=float("nan"),
+    p_fail=1.0,
+    p_pass=1.0,
+    se=float("nan"),
+    df=float("nan"),
+    seeds=0,
+    examples=0,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A contrast's estimate, whether its sides differ at all, and what is behind it: [S, N] harms and [N] groups (or empty)."""
+
+    estimate: Estimate
+    exposed: bool
+    difference: np.ndarray
+    groups: np.ndarray
+    error: str = ""
+
+
+def judge(contrast: Contrast, answers: Answers, seeds: Sequence[int], *, metric: str, margin: float, alpha: float) -> Judged:
+    """Estimate a contrast's harm over some seeds; above 0 is harm, for losses too.
+
+    Where both sides ask for the same trials the harm is exactly 0, and nothing is estimated. A crash, a missing record or
+    an unequal set of examples gives an error and p-values of 1.
+    """
+    records = {(term, seed): answers.get((*term, seed)) for term in contrast.weights for seed in seeds}
+    crashed = [f"{arm} (seed {seed}): {one.error}" for ((arm, _), seed), one in records.items() if one is not None and one.error]
+    if crashed:
+        return _undecided(crashed[0])
+    told: dict[tuple[tuple[str, str], int], Predictions] = {}
+    for (term, seed), one in records.items():
+        if one is None or one.predictions is None:
+            return _undecided(f"{term[0]} has no predictions at seed {seed}")
+        told[term, seed] = one.predictions
+    first = next(iter(told.values()))
+    if any(not np.array_equal(one.example, first.example) for one in told.values()):
+        return _undecided("the arms were not scored on the same examples")
+    keys = {at: one.key for at, one in records.items() if one is not None}
+    if all(_cancels(contrast, keys, seed) for seed in seeds):
+        exact = Estimate(harm=0.0, low=0.0, high=0.0, p_fail=1.0, p_pass=0.0, se=0.0, df=1.0, seeds=len(seeds), examples=len(first.label))
+        return Judged(estimate=exact, exposed=False, difference=np.zeros((len(seeds), len(first.label))), groups=first.group)
+    sides = {term: [told[term, seed] for seed in seeds] for term in contrast.weights}
+    estimate, difference = metrics.contrast(sides, contrast.weights, metric=metric, margin=margin, alpha=alpha)
+    groups = first.group[metrics.scores(first, metric)[0]] if len(first.group) else first.group
+    return Judged(estimate=estimate, exposed=True, difference=difference, groups=groups)
+
+
+def _undecided(error: str) -> Judged:
+    return Judged(estimate=NOTHING, exposed=True, difference=np.empty((0, 0)), groups=np.empty(0), error=error)
+
+
+def _cancels(contrast: Contrast, keys: Mapping[tuple[tuple[str, str], int], str], seed: int) -> bool:
+    total: dict[str, float] = {}
+    for term, weight in contrast.weights.items():
+        total[keys[term, seed]] = total.get(keys[term, seed], 0.0) + weight
+    return all(weight == 0 for weight in total.values())
+
+
+def with_induced(contrast: Contrast, variant: str) -> Contrast:
+    """The positive control of a contrast: the same with an induced arm in the subject's place."""
+    return replace_arm(contrast, "subject", f"induced:{variant}")
+
+
+def replace_arm(contrast: Contrast, old: str, new: str) -> Contrast:
+    """A contrast with one arm in another's place; weights that meet are added."""
+    weights: dict[tuple[str, str], float] = {}
+    for (arm, view), weight in contrast.weights.items():
+        term = (new if arm == old else arm, view)
+        weights[term] = weights.get(term, 0.0) + weight
+    return Contrast(name=contrast.name, weights=weights, kind=contrast.kind, meaning=contrast.meaning)
+
+
+def control(judged: Judged, margin: float) -> str:
+    """What a positive control showed: ``detected``, ``harmless`` or ``missed``."""
+    if judged.error:
+        return "missed"
+    if judged.estimate.low > margin:
+        return "detected"
+    return "harmless" if judged.estimate.high < margin else "missed"
+
+
+def accuracy(answers: Answers, arm: str, seeds: Sequence[int]) -> float | None:
+    """Mean target accuracy of an arm over the seeds that have it; None where none has."""
+    found = [answers.get((arm, "test", seed)) for seed in seeds]
+    told = [one.predictions for one in found if one is not None and one.predictions is not None]
+    return float(np.mean([(one.predicted == one.label).mean() for one in told])) if told else None
+
+
+def benefit_retained(answers: Answers, seeds: Sequence[int], alpha: float) -> float | None:
+    """(subject − scratch) / (cured − scratch) in accuracy; None unless cured is shown to beat scratch."""
+    gain = Contrast(name="gain", weights={("cured", "test"): 1.0, ("scratch", "test"): -1.0})
+    shown = judge(gain, answers, seeds, metric="accuracy", margin=0.0, alpha=alpha)
+    means = [accuracy(answers, arm, seeds) for arm in ("subject", "cured", "scratch")]
+    if shown.error or not shown.exposed or not shown.estimate.low > 0 or None in means:
+        return None
+    subject, cured, scratch = (float(mean) for mean in means if mean is not None)
+    return (subject - scratch) / (cured - scratch)
+
+
+def diverged(answers: Answers, arm: str, seeds: Sequence[int]) -> int:
+    """At how many seeds an arm's training diverged."""
+    found = [answers.get((arm, "test", seed)) for seed in seeds]
+    return sum(one.scalars.get("diverged", 0.0) > 0 for one in found if one is not None)

@@ -1,0 +1,79 @@
+"""Activations of a frozen part, computed once and kept by content: the part's tensors, the images and their preprocessing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from xferbench.design import digest
+from xferbench.lab import preprocess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from xferbench.design import Preprocessing
+
+BATCH = 64
+LIMIT = 512 * 2**20  # bytes of activations of one set of images above which they are not written to disk
+
+
+@contextmanager
+def inference(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluation mode without gradients, in the precision of the device; each layer's own mode is put back afterwards."""
+    modes = [(layer, layer.training) for layer in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
+
+
+def compute(
+    part: nn.Module, tensors: dict[str, Tensor], images: Tensor, ready: Preprocessing, device: torch.device, cache: Path
+) -> Tensor:
+    """Activations [n, …] float32 of images [n, 3, H, W] uint8, on the CPU; from the cache where they are there."""
+    own = {name: tensors[name] for name, _ in (*part.named_parameters(), *part.named_buffers()) if name in tensors}
+    path = cache / "features" / f"{_key(own, images, ready, device)}.npy"
+    if path.is_file():
+        os.utime(path)
+        return torch.from_numpy(np.load(path))
+    with inference(part, device):
+        parts = [
+            functional_call(part, own, (preprocess.tensor(batch.to(device), ready),)).float().cpu() for batch in images.split(BATCH)
+        ]
+    found = torch.cat(parts)
+    if found.nbytes <= LIMIT:
+        _save(found.numpy(), path)
+    return found
+
+
+def _key(tensors: dict[str, Tensor], images: Tensor, ready: Preprocessing, device: torch.device) -> str:
+    content = hashlib.sha256(f"{digest(ready)} {device.type} {torch.__version__}".encode())
+    for name in sorted(tensors):
+        content.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    content.update(images.numpy().tobytes())
+    return content.hexdigest()[:32]
+
+
+def _save(array: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        try:
+            np.save(file, array)
+        except OSError:
+            Path(file.name).unlink()
+            raise
+    Path(file.name).replace(path)

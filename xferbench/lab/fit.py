@@ -1,0 +1,272 @@
+"""The one training loop: a group of fits that differ only in their seed, trained in lock-step.
+
+Their tensors are stacked along a first axis and go through ``torch.func.vmap``; a group of one skips it. Elementwise
+optimizers (SGD, Adam) then train every member as if it were alone.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+from xferbench.lab import backbones, batchnorm, features, preprocess, seeds
+from xferbench.lab.data import subset
+from xferbench.lab.schedule import factor, rates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from xferbench.design import Fit, Phase, Preprocessing
+    from xferbench.lab.backbones import Anatomy
+    from xferbench.lab.data import Dataset
+
+CHECKS = 5  # times that a fit looks at its validation examples
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A module for its structure alone (its own tensors are never read), what is known of it, and where it computes."""
+
+    module: nn.Module
+    anatomy: Anatomy
+    device: torch.device
+    cache: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """A trained network: its tensors before, after the last step and at the best one on validation.
+
+    ``prior`` is [classes], the training subset's class frequencies, which a diverged fit predicts. ``curve`` has rows of
+    step, mean training loss since the row before, and validation accuracy.
+    """
+
+    before: Tensors
+    last: Tensors
+    best: Tensors
+    curve: tuple[tuple[int, float, float], ...]
+    diverged: bool
+    prior: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Body:
+    """What a phase runs: the whole network on 8-bit images, or the part above a cut on activations computed once."""
+
+    module: nn.Module
+    ready: Preprocessing | None
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors that it uses."""
+        return [name for name, _ in (*self.module.named_parameters(), *self.module.named_buffers())]
+
+    def __call__(self, tensors: Tensors, x: Tensor) -> Tensor:
+        """Logits [batch, classes] of one member's tensors on one batch."""
+        x = x if self.ready is None else preprocess.tensor(x, self.ready)
+        logits: Tensor = functional_call(self.module, tensors, (x,))
+        return logits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """One member's examples in the form that a body takes: [n, …] and labels [n], to train on and to validate on."""
+
+    x: Tensor
+    y: Tensor
+    x_validation: Tensor
+    y_validation: Tensor
+
+
+def cut(phase: Phase, anatomy: Anatomy) -> int:
+    """How many of the lowest layer groups compute the same at every step of a phase, and so may be computed once."""
+    groups = anatomy.groups
+    frozen = 0
+    if phase.trainable == "head":
+        frozen = len(groups)
+    elif phase.trainable.startswith("top:"):
+        frozen = len(groups) - int(phase.trainable.removeprefix("top:"))
+    below = [prefix for group in groups[:frozen] for prefix in group.prefixes]
+    moving = phase.batchnorm != "eval" and any(backbones.within(name, below) for name in anatomy.batchnorm)
+    return 0 if moving else frozen
+
+
+def body(network: Network, frozen: int, ready: Preprocessing) -> tuple[nn.Module | None, Body]:
+    """The part below a cut (None where nothing is cut off, or the graph cannot be parted) and the rest."""
+    parts = backbones.split(network.module, network.anatomy, frozen) if frozen else None
+    return (None, Body(module=network.module, ready=ready)) if parts is None else (parts[0], Body(module=parts[1], ready=None))
+
+
+def train(fits: Sequence[Fit], network: Network, starts: Sequence[Tensors], dataset: Dataset) -> list[Fitted]:
+    """Train fits of equal shape in lock-step.
+
+    Args:
+        fits: equal but for their seeds.
+        network: their structure.
+        starts: each one's tensors before training.
+        dataset: in the geometry of the fits' preprocessing.
+
+    Raises:
+        RuntimeError: where a tensor moved that was to be frozen.
+    """
+    begun = perf_counter()
+    chosen = [subset(dataset, fit.train_size, fit.seed) for fit in fits]
+    stacked = {name: torch.stack([start[name] for start in starts]).to(network.device) for name in starts[0]}
+    curve: list[tuple[int, list[float], list[float]]] = []
+    best, top = list(starts), [-1.0] * len(fits)
+    total = sum(phase.steps for phase in fits[0].phases)
+    marks = [round(total * (check + 1) / CHECKS) for check in range(CHECKS)]
+    done = 0
+    for number, phase in enumerate(fits[0].phases):
+        lower, rest = body(network, cut(phase, network.anatomy), fits[0].preprocessing)
+        material = [_material(lower, member(stacked, g), dataset, *chosen[g], fit, network) for g, fit in enumerate(fits)]
+        for step, loss in _phase(phase, number, fits, rest, network, stacked, material, marks=[mark - done for mark in marks]):
+            scores = [_accuracy(rest, member(stacked, g), material[g], network.device) for g in range(len(fits))]
+            curve.append((done + step, loss, scores))
+            for g, score in enumerate(scores):
+                if score > top[g]:
+                    best[g], top[g] = _taken(stacked, g), score
+        done += phase.steps
+    seconds = (perf_counter() - begun) / len(fits)
+    fitted = []
+    for g in range(len(fits)):
+        last, own = _taken(stacked, g), tuple((step, loss[g], score[g]) for step, loss, score in curve)
+        labels = dataset.train.labels[chosen[g][0]]
+        fitted.append(
+            Fitted(
+                before=starts[g],
+                last=last,
+                best=best[g],
+                curve=own,
+                diverged=not (_finite(last) and all(np.isfinite(loss) for _, loss, _ in own)),
+                prior=tuple((np.bincount(labels, minlength=len(dataset.classes)) / len(labels)).tolist()),
+                seconds=seconds,
+            )
+        )
+    return fitted
+
+
+def member(stacked: Tensors, g: int) -> Tensors:
+    """One member's tensors, as views of the stacked ones."""
+    return {name: tensor[g] for name, tensor in stacked.items()}
+
+
+def _taken(stacked: Tensors, g: int) -> Tensors:
+    return {name: tensor.detach().cpu().clone() for name, tensor in member(stacked, g).items()}
+
+
+def _finite(tensors: Tensors) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point())
+
+
+def _material(
+    lower: nn.Module | None,
+    tensors: Tensors,
+    dataset: Dataset,
+    train_index: np.ndarray,
+    validation_index: np.ndarray,
+    fit: Fit,
+    network: Network,
+) -> Material:
+    own = dataset.validation
+    held_out = (dataset.train, validation_index) if own is None else (own, np.arange(len(own.labels)))
+    found = []
+    for split, index in ((dataset.train, train_index), held_out):
+        x = torch.from_numpy(np.array(split.images[index]))
+        if lower is not None:
+            x = features.compute(lower, tensors, x, fit.preprocessing, network.device, network.cache)
+        found += [x.to(network.device), torch.from_numpy(split.labels[index]).to(network.device)]
+    return Material(x=found[0], y=found[1], x_validation=found[2], y_validation=found[3])
+
+
+def batches(phase: Phase, seed: int, number: int, labels: np.ndarray) -> np.ndarray:
+    """Indices [steps, batch] of a phase's batches: epoch after epoch, each example once an epoch.
+
+    In class order each epoch is sorted by class, as a class folder is read that nobody shuffled.
+    """
+    rng, size = seeds.stream(seed, seeds.ORDER, number), min(phase.batch_size, len(labels))
+    epochs = [rng.permutation(len(labels)) for _ in range(-(-phase.steps * size // len(labels)))]
+    if phase.order == "class":
+        epochs = [epoch[np.argsort(labels[epoch], kind="stable")] for epoch in epochs]
+    return np.concatenate(epochs)[: phase.steps * size].reshape(phase.steps, size)
+
+
+def _phase(
+    phase: Phase,
+    number: int,
+    fits: Sequence[Fit],
+    rest: Body,
+    network: Network,
+    stacked: Tensors,
+    material: Sequence[Material],
+    *,
+    marks: Sequence[int],
+) -> Iterator[tuple[int, list[float]]]:
+    """Train through one phase, changing ``stacked`` in place; at each mark, the step and the members' mean losses so far."""
+    trained = backbones.trainable(network.anatomy, network.module, phase.trainable) & set(rest.names)
+    before = {name: tensor.clone() for name, tensor in stacked.items() if name not in trained}
+    parameters = {name: stacked[name].detach().clone().requires_grad_() for name in sorted(trained)}
+    tensors = {name: stacked[name] for name in rest.names} | parameters
+    optimizer = _optimizer(phase, parameters, backbones.depth(network.anatomy, network.module))
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    orders = [batches(phase, fit.seed, number, part.y.cpu().numpy()) for fit, part in zip(fits, material, strict=True)]
+    index = torch.from_numpy(np.stack(orders, axis=1)).to(network.device)  # [steps, members, batch]
+    torch.manual_seed(seeds.number(fits[0].seed, seeds.DROPOUT))
+    precision = torch.autocast("cuda", torch.bfloat16) if network.device.type == "cuda" else nullcontext()
+    run = rest if len(fits) == 1 else vmap(rest, randomness="different")
+    losses = torch.zeros(len(fits), device=network.device)
+    since = 0
+    with batchnorm.training(rest.module, phase.batchnorm):
+        for step in range(phase.steps):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor(phase, step)
+            x = torch.stack([part.x[index[step, g]] for g, part in enumerate(material)])
+            y = torch.stack([part.y[index[step, g]] for g, part in enumerate(material)])
+            with precision:
+                logits = run(tensors, x) if len(fits) > 1 else rest(member(tensors, 0), x[0])[None]
+            loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction="none").view(len(fits), -1).mean(1)
+            optimizer.zero_grad(set_to_none=True)
+            loss.sum().backward()
+            optimizer.step()
+            losses, since = losses + loss.detach(), since + 1
+            if step + 1 in marks or step + 1 == phase.steps:
+                for name, tensor in parameters.items():
+                    stacked[name].copy_(tensor.detach())
+            if step + 1 in marks:
+                yield step + 1, (losses / since).tolist()
+                losses, since = torch.zeros_like(losses), 0
+    may_move = batchnorm.buffers(rest.module) if phase.batchnorm != "eval" else set()
+    moved = [name for name, tensor in before.items() if name not in may_move and not torch.equal(tensor, stacked[name])]
+    if moved:
+        raise RuntimeError(f"frozen tensors moved in phase {number + 1}: {', '.join(moved[:5])}")
+
+
+def _optimizer(phase: Phase, parameters: Tensors, depth: dict[str, int]) -> torch.optim.Optimizer:
+    groups: list[dict[str, Any]] = rates(phase, parameters, depth)
+    if phase.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, weight_decay=phase.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=phase.weight_decay, fused=True)
+
+
+def _accuracy(rest: Body, tensors: Tensors, material: Material, device: torch.device) -> float:
+    """Share of the validation examples that are classified rightly, BatchNorm with its running statistics."""
+    own = {name: tensors[name] for name in rest.names}
+    with features.inference(rest.module, device):
+        right = [
+            (rest(own, x).argmax(1) == y).float()
+            for x, y in zip(material.x_validation.split(features.BATCH), material.y_validation.split(features.BATCH), strict=True)
+        ]
+    return float(torch.cat(right).mean())

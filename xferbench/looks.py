@@ -1,0 +1,237 @@
+"""The replay: given the answers so far, what a study asks next, or its judgements. Pure, so that a killed run resumes by itself.
+
+Choices are settled first, the subject's before all others; then the looks go in order, each with only its own seeds. What
+is decided closes, and seeds are asked only for what is open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from xferbench import judge, plan, stats
+from xferbench.design import Contrast, Pipeline, Plugin, Trial
+from xferbench.plan import Question, Settled, Study
+from xferbench.record import Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A plugin in a study: why it is not asked, what broke, or its settled arms."""
+
+    plugin: Plugin
+    skipped: str = ""
+    error: str = ""
+    arms: Mapping[str, Settled] = field(default_factory=dict)
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The induced variants' names."""
+        return tuple(arm.removeprefix("induced:") for arm in self.arms if arm.startswith("induced:"))
+
+    @property
+    def exposed(self) -> bool:
+        """Whether the cure changes anything."""
+        return self.arms["subject"].pipeline != self.arms["cured"].pipeline
+
+    def contrasts(self, kind: str) -> Iterator[tuple[str, Contrast]]:
+        """The contrasts of a kind, by plugin/contrast; none where the plugin is not asked."""
+        if not self.skipped and not self.error:
+            yield from ((f"{self.plugin.id}/{one.name}", one) for one in self.plugin.contrasts if one.kind == kind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """A judged contrast: with which seeds, the P-values of each look it was judged at, the verdict, each variant's control."""
+
+    harm: judge.Judged
+    seeds: tuple[int, ...]
+    p_fail: tuple[float, ...]
+    p_pass: tuple[float, ...]
+    controls: Mapping[str, judge.Judged] = field(default_factory=dict)
+    verdict: str = "INCONCLUSIVE"
+    adjusted: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more seeds may yet decide it."""
+        return self.verdict == "INCONCLUSIVE" and not self.harm.error
+
+    def lacks(self, variant: str, margin: float) -> bool:
+        """Whether a PASS still waits for a control, or an open verdict may come to need it."""
+        seen = self.controls.get(variant)
+        return seen is None or (self.harm.exposed and self.verdict != "FAIL" and judge.control(seen, margin) == "missed" and not seen.error)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Where a study stands: ``wanted`` is all that the present stage asks, answered or not; at the end it is empty.
+
+    ``asked`` has every question so far, those of tuning too. ``judgements`` are by plugin/contrast.
+    """
+
+    stage: str = ""
+    wanted: Mapping[str, Trial] = field(default_factory=dict)
+    asked: tuple[Question, ...] = ()
+    cases: tuple[Case, ...] = ()
+    subject: Settled | None = None
+    judgements: Mapping[str, Judgement] = field(default_factory=dict)
+    stopped: str = ""
+
+
+def step(study: Study, answers: Mapping[str, Record]) -> Step:
+    """What is to be asked next, given all answers so far."""
+    asked = _tuned("", "subject", study.subject, study)
+    subject = plan.settle(study.subject, study, answers)
+    if subject is None:
+        return Step(stage="choosing the default recipe", wanted=plan.trials(asked), asked=tuple(asked))
+    if subject.pipeline is None:
+        cases = tuple(Case(plugin=plugin, error=f"subject: {subject.error}") for plugin in study.plugins)
+        return Step(asked=tuple(asked), cases=cases, subject=subject)
+    found = [_case(plugin, study, subject.pipeline, answers) for plugin in study.plugins]
+    tuned = [question for _, questions in found for question in questions]
+    asked += tuned
+    if any(one.trial.key not in answers for one in tuned):
+        return Step(stage="tuning cures and scratch", wanted=plan.trials(tuned), asked=tuple(asked), subject=subject)
+    return _looked(study, Step(asked=tuple(asked), cases=tuple(case for case, _ in found), subject=subject), answers)
+
+
+def _tuned(plugin: str, name: str, arm: plan.Arm, study: Study) -> list[Question]:
+    return [
+        Question(plugin=plugin, arm=name, view="validation", seed=plan.base(one).seed, trial=one) for one in plan.tuning(arm, study)
+    ]
+
+
+def _case(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str, Record]) -> tuple[Case, list[Question]]:
+    """A plugin's arms as far as they can be settled, and what their choices ask."""
+    asked: list[Question] = []
+    settled: dict[str, Settled] = {}
+
+    def settle(arms: Mapping[str, plan.Arm]) -> None:
+        for name, arm in arms.items():
+            asked.extend(_tuned(plugin.id, name, arm, study))
+            found = plan.settle(arm, study, answers)
+            if found is not None:
+                settled[name] = found
+
+    try:
+        skipped = plugin.applies(subject, study.facts)
+        if skipped:
+            return Case(plugin=plugin, skipped=skipped), []
+        settle(plan.arms(plugin, study, subject))
+        if "cured" in settled and (cured := settled["cured"].pipeline) is not None:
+            settle(plan.induced(plugin, study, cured))
+    except Exception as error:  # noqa: BLE001 - a plugin's crash is its finding, and the others go on
+        return Case(plugin=plugin, error=f"{type(error).__name__}: {error}"), []
+    broken = [f"{name}: {one.error}" for name, one in settled.items() if one.error]
+    return Case(plugin=plugin, error=broken[0] if broken else "", arms=settled), asked
+
+
+def _looked(study: Study, so_far: Step, answers: Mapping[str, Record]) -> Step:
+    """Go through the looks as far as the answers reach."""
+    suite, judgements, asked = study.suite, dict[str, Judgement](), list(so_far.asked)
+    stopped = ""
+    for number, look in enumerate(suite.looks, start=1):
+        seeds = tuple(range(suite.seed, suite.seed + look))
+        new = [one for case in so_far.cases for one in questions(case, seeds, study, judgements)]
+        asked = list({(one.plugin, one.arm, one.view, one.seed): one for one in (*asked, *new)}.values())
+        if any(one.trial.key not in answers for one in new):
+            stage = f"look {number} of {len(suite.looks)}: {look} seeds"
+            return replace(so_far, stage=stage, wanted=plan.trials(new), asked=tuple(asked))
+        for case in so_far.cases:
+            told = by_question(asked, case.plugin.id, answers)
+            for name, contrast in case.contrasts("paired"):
+                judgements[name] = _judged(case, contrast, judgements.get(name), told, seeds, study)
+        judgements = _decided(judgements, suite.looks, suite.alpha)
+        waiting = [case for case in so_far.cases if any(questions(case, seeds, study, judgements))]
+        if not waiting:
+            break
+        if number < len(suite.looks) and spent(asked, answers) >= suite.budget:
+            stopped = f"the budget of {suite.budget:g} s was spent after {look} of {suite.looks[-1]} seeds"
+            break
+    return replace(so_far, asked=tuple(asked), judgements=judgements, stopped=stopped)
+
+
+def by_question(asked: Sequence[Question], plugin: str, answers: Mapping[str, Record]) -> dict[tuple[str, str, int], Record]:
+    """A plugin's records by arm, view and seed."""
+    return {(one.arm, one.view, one.seed): answers[one.trial.key] for one in asked if one.plugin == plugin}
+
+
+def questions(case: Case, seeds: Sequence[int], study: Study, judgements: Mapping[str, Judgement]) -> list[Question]:
+    """What a plugin asks at a look: all its arms while a contrast is open, only the control's while only that is."""
+    margin = study.suite.margin
+    terms: dict[tuple[str, str], None] = {}
+    for name, contrast in case.contrasts("paired"):
+        known = judgements.get(name)
+        if known is None or known.is_open:
+            terms |= dict.fromkeys([*contrast.weights, ("subject", "test"), ("cured", "test"), ("scratch", "test")])
+            terms |= dict.fromkeys(term for _, info in case.contrasts("info") for term in info.weights if case.exposed)
+            terms |= dict.fromkeys(("subject", measure) for measure in case.plugin.measures)
+        for variant in case.variants:
+            if known is None or known.lacks(variant, margin):
+                terms |= dict.fromkeys(judge.with_induced(contrast, variant).weights)
+                terms |= dict.fromkeys((f"induced:{variant}", measure) for measure in case.plugin.measures)
+    return [
+        Question(plugin=case.plugin.id, arm=arm, view=view, seed=seed, trial=_trial(case, arm, view, seed, study))
+        for arm, view in terms
+        for seed in seeds
+    ]
+
+
+def _trial(case: Case, arm: str, view: str, seed: int, study: Study) -> Trial:
+    pipeline = case.arms[arm].pipeline
+    assert pipeline is not None, "a case with an arm that could not be settled asks nothing"
+    if view in case.plugin.measures:
+        return plan.trial(pipeline, "test", seed, study.place, case.plugin.measures[view])
+    return plan.trial(pipeline, view, seed, study.place)
+
+
+def _judged(
+    case: Case, contrast: Contrast, known: Judgement | None, told: judge.Answers, seeds: tuple[int, ...], study: Study
+) -> Judgement:
+    """A contrast after one more look; a closed one keeps its numbers, its missing controls are looked at again."""
+    how = {"metric": study.suite.metric, "margin": study.suite.margin, "alpha": study.suite.alpha}
+    if known is None or known.is_open:
+        harm = judge.judge(contrast, told, seeds, **how)
+        before = known or Judgement(harm=harm, seeds=seeds, p_fail=(), p_pass=())
+        p_fail, p_pass = (*before.p_fail, harm.estimate.p_fail), (*before.p_pass, harm.estimate.p_pass)
+        after = replace(before, harm=harm, seeds=seeds, p_fail=p_fail, p_pass=p_pass)
+    else:
+        after = known
+    controls = {
+        variant: judge.judge(judge.with_induced(contrast, variant), told, seeds, **how)
+        if known is None or known.lacks(variant, study.suite.margin)
+        else known.controls[variant]
+        for variant in case.variants
+    }
+    return replace(after, controls=controls)
+
+
+def _decided(judgements: Mapping[str, Judgement], looks: Sequence[int], alpha: float) -> dict[str, Judgement]:
+    """Verdicts of all planned contrasts: sequential P-values, then Holm over all of them, FAIL and PASS apart.
+
+    A harm that is exactly 0 because subject and cured are one is no hypothesis and needs no correction; a crash is one that
+    nothing can decide.
+    """
+    tested = [name for name, one in judgements.items() if one.harm.exposed]
+    ways = [
+        stats.holm([stats.sequential(getattr(judgements[name], way), looks, alpha) for name in tested]) for way in ("p_fail", "p_pass")
+    ]
+    adjusted = {name: (float(ways[0][rank]), float(ways[1][rank])) for rank, name in enumerate(tested)}
+    decided = {}
+    for name, one in judgements.items():
+        if one.harm.error:
+            decided[name] = replace(one, verdict="ERROR")
+        elif not one.harm.exposed:
+            decided[name] = replace(one, verdict="PASS", adjusted=(1.0, 0.0))
+        else:
+            decided[name] = replace(one, verdict=stats.decide(*adjusted[name], alpha), adjusted=adjusted[name])
+    return decided
+
+
+def spent(asked: Sequence[Question], answers: Mapping[str, Record]) -> float:
+    """Recorded seconds of all that was asked, each trial and each fit once, whether computed now or earlier."""
+    records = [answers[key] for key in dict.fromkeys(one.trial.key for one in asked) if key in answers]
+    fits = {record.fit: record.fit_seconds for record in records}
+    return sum(record.seconds for record in records) + sum(fits.values())
+

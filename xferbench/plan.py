@@ -1,0 +1,206 @@
+"""From pipelines to trials: the arms of a plugin, the choices among them, and what each is asked. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from xferbench import metrics
+from xferbench.design import Arm, Choice, Facts, Fit, Model, Phase, Pipeline, Place, Plugin, Suite, Trial, View
+from xferbench.record import Record
+from xferbench.strategies import healthy, scratch
+from xferbench.suite import words
+
+TUNING = 1_000_000  # tuning seeds begin here, apart from the judged ones
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """A named way to look at a pipeline's model: edits of the model, and what its view has of its own."""
+
+    edits: tuple[str, ...] = ()
+    mode: str | None = None
+    examples: str = "test"
+
+
+VIEWS: Mapping[str, Look] = {
+    "test": Look(),
+    "validation": Look(examples="validation"),
+    "train-mode": Look(mode="train"),
+    "restored": Look(edits=("batchnorm:restored",)),
+    "recalibrated": Look(edits=("batchnorm:recalibrated",)),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """All that a plan is made of: the suite, what is known, what is asked, and where it is computed."""
+
+    suite: Suite
+    facts: Facts
+    plugins: tuple[Plugin, ...]
+    subject: Arm
+    place: Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """An arm made definite; ``weighed`` has every candidate with its validation score. ``error`` where none could be."""
+
+    pipeline: Pipeline | None
+    weighed: tuple[tuple[Pipeline, float], ...] = ()
+    error: str = ""
+
+    @property
+    def at_edge(self) -> str:
+        """Which end of at least three tried rates was chosen, if one was."""
+        rates = sorted({peak(pipeline) for pipeline, _ in self.weighed})
+        if self.pipeline is None or len(rates) < 3 or peak(self.pipeline) not in {rates[0], rates[-1]}:
+            return ""
+        return f"lowest rate tried, {rates[0]:g}" if peak(self.pipeline) == rates[0] else f"highest rate tried, {rates[-1]:g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A trial with who asks it: one row of a run."""
+
+    plugin: str
+    arm: str
+    view: str
+    seed: int
+    trial: Trial
+
+
+def peak(pipeline: Pipeline) -> float:
+    """The rate of a recipe's last phase."""
+    return pipeline.recipe.phases[-1].lr
+
+
+def subject(suite: Suite, pipeline: Pipeline) -> Arm:
+    """What the user does today: the suite's recipe, or without one the healthy default."""
+    return healthy(pipeline) if suite.recipe is None else replace(pipeline, recipe=suite.recipe)
+
+
+def fit(pipeline: Pipeline, seed: int) -> Fit:
+    """The network that a pipeline trains at one seed; how it is served or stopped is no part of it."""
+    recipe = pipeline.recipe
+    return Fit(
+        arch=pipeline.arch,
+        init=recipe.init,
+        start=None if recipe.init == "random" else pipeline.weights,
+        head=recipe.head,
+        phases=recipe.phases,
+        data=pipeline.target,
+        train_size=pipeline.train_size,
+        preprocessing=pipeline.train_preprocessing,
+        seed=seed,
+    )
+
+
+def trial(pipeline: Pipeline, view: str, seed: int, place: Place, measure: str = "predictions") -> Trial:
+    """One seed of a pipeline, looked at in a named way."""
+    look = VIEWS[view]
+    seen = View(
+        examples=look.examples,
+        limit=pipeline.test_size if look.examples == "test" and measure == "predictions" else None,
+        preprocessing=pipeline.serve_preprocessing,
+        mode=look.mode or pipeline.mode,
+        step=pipeline.recipe.stop,
+        measure=measure,
+    )
+    return Trial(model=Model(base=fit(pipeline, seed), edits=look.edits), view=seen, place=place)
+
+
+def base(one: Trial) -> Fit:
+    """The fit that a trial looks at."""
+    found = one.model.base
+    assert isinstance(found, Fit), "a study asks about fits; finished checkpoints are an audit's"
+    return found
+
+
+def tuning(arm: Arm, study: Study) -> list[Trial]:
+    """The validation trials that settle a choice."""
+    if isinstance(arm, Pipeline):
+        return []
+    seeds = range(TUNING, TUNING + study.suite.tuning_seeds)
+    return [trial(candidate, "validation", seed, study.place) for candidate in arm.candidates for seed in seeds]
+
+
+def settle(arm: Arm, study: Study, answers: Mapping[str, Record]) -> Settled | None:
+    """A choice made by the mean validation metric over the tuning seeds, the first of equals; None while answers are missing.
+
+    A candidate that crashed cannot be chosen; where all did, there is no arm.
+    """
+    if isinstance(arm, Pipeline):
+        return Settled(pipeline=arm)
+    weighed, errors = [], []
+    for candidate in arm.candidates:
+        asked = tuning(Choice(candidates=(candidate,)), study)
+        if any(one.key not in answers for one in asked):
+            return None
+        records = [answers[one.key] for one in asked]
+        errors += [record.error for record in records if record.error]
+        told = [record.predictions for record in records if record.predictions is not None]
+        whole = len(told) == len(records)
+        score = float(np.mean([metrics.value(one, study.suite.metric) for one in told])) if whole else float("nan")
+        weighed.append((candidate, -score if metrics.METRICS[study.suite.metric].loss else score))
+    usable = [(score, -rank) for rank, (_, score) in enumerate(weighed) if np.isfinite(score)]
+    if not usable:
+        return Settled(pipeline=None, weighed=tuple(weighed), error=errors[0] if errors else "no candidate could be scored")
+    return Settled(pipeline=weighed[-max(usable)[1]][0], weighed=tuple(weighed))
+
+
+def arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Arm]:
+    """The arms of a plugin that need nothing settled but the subject; in a cure the subject is always a candidate."""
+    cured = plugin.cure(subject, study.facts)
+    if isinstance(cured, Choice):
+        cured = Choice(candidates=tuple(dict.fromkeys((subject, *cured.candidates))))
+    return {"subject": subject, "cured": cured, "scratch": scratch(subject, study.suite.scratch)}
+
+
+def induced(plugin: Plugin, study: Study, cured: Pipeline) -> dict[str, Arm]:
+    """The induced arms, ``induced:VARIANT``, made from the cured pipeline once that is settled."""
+    return {f"induced:{variant}": arm for variant, arm in plugin.induce(cured, study.facts).items()}
+
+
+def trials(questions: Sequence[Question]) -> dict[str, Trial]:
+    """The unique trials of some questions, by key, in a fixed order."""
+    return {one.trial.key: one.trial for one in questions}
+
+
+def groups(asked: Mapping[str, Trial], size: int) -> Iterator[tuple[Trial, ...]]:
+    """Trials whose fits differ only in their seed, cut into groups of at most ``size`` fits.
+
+    They are cut from all that is asked, and not from what is missing, so that a resumed run forms the same groups. What
+    costs most goes first, so that no worker is left alone with it at the end.
+    """
+    shapes: dict[tuple[Fit, Place], dict[Fit, list[Trial]]] = {}
+    for one in asked.values():
+        shapes.setdefault((replace(base(one), seed=0), one.place), {}).setdefault(base(one), []).append(one)
+    for fits in sorted(shapes.values(), key=lambda fits: -cost(next(iter(fits)))):
+        members = list(fits)
+        for start in range(0, len(members), size):
+            yield tuple(one for member in members[start : start + size] for one in fits[member])
+
+
+def cost(one: Fit) -> float:
+    """Examples that go through a fit's training, those of a frozen backbone counted at a tenth; for order and estimates."""
+    return sum(examples(phase) for phase in one.phases)
+
+
+def examples(phase: Phase) -> float:
+    """A phase's share of :func:`cost`."""
+    cheap = phase.trainable == "head" and phase.batchnorm == "eval"
+    return phase.steps * phase.batch_size * (0.1 if cheap else 1.0)
+
+
+def told(arm: Settled) -> dict[str, object]:
+    """A settled arm in words, for the report."""
+    if arm.pipeline is None:
+        return {"recipe": "", "error": arm.error}
+    weighed = [
+        {"recipe": words(pipeline.recipe), "validation": score, "chosen": pipeline == arm.pipeline} for pipeline, score in arm.weighed
+    ]
+    return {"recipe": words(arm.pipeline.recipe), "weighed": weighed, "edge": arm.at_edge}

@@ -1,0 +1,1 @@
+"""One file for each failure mode; they are found through the entry-point group ``xferbench.plugins``."""

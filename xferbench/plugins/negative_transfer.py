@@ -1,0 +1,94 @@
+"""Pretraining that hurts: the same architecture, trained from scratch on the same images, would do better.
+
+Symptom
+    None, unless somebody trains the small network from scratch: a transferred model always looks like a result.
+
+Cause
+    The source's features do not carry what the target needs, most often because they are kept frozen (a linear probe on a
+    distant target), or because the recipe never leaves them.
+
+Remedy
+    The best on validation of a linear probe, LP-FT and training from scratch; the patch shows which it was.
+
+How it is judged
+    Harm is metric(scratch) − metric(subject): Wang et al.'s negative transfer gap. Scratch is tuned: the subject's own steps
+    and rate, and a grid of rate × weight decay with more steps, chosen on validation with seeds of its own. A short budget
+    measures speed rather than harm; ``steps to scratch's accuracy`` stands beside the verdict for that reason (the first
+    checkpoint at which the subject reaches what scratch has at its end; a seed that never does is left out and counted).
+
+How it is induced
+    ``permuted``: a linear probe on the pretrained tensors, each permuted within itself: the scale of pretraining without
+    its features.
+
+References
+    Wang et al. 2019, Characterizing and avoiding negative transfer (arXiv:1811.09751); Ash & Adams 2020, On warm-starting
+    neural network training (arXiv:1910.08475); Raghu et al. 2019, Transfusion (arXiv:1902.07208); Brigato & Iocchi 2020
+    (arXiv:2003.12843): tuned baselines for small data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from xferbench.design import Choice, Contrast, Facts, Pipeline, Plugin
+from xferbench.strategies import DEFAULT, HEAD_LR, choice, linear_probe, lp_ft, scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from xferbench.record import Record, Run
+
+
+def applies(pipeline: Pipeline, _: Facts) -> str:
+    return "" if pipeline.recipe.init == "pretrained" else "nothing pretrained is adapted"
+
+
+def cure(pipeline: Pipeline, _: Facts) -> Choice:
+    phases = pipeline.recipe.phases
+    budget = replace(DEFAULT, steps=sum(phase.steps for phase in phases), batch_size=phases[-1].batch_size)
+    transfer = choice(pipeline, [linear_probe(replace(budget, lr=HEAD_LR)), lp_ft(replace(budget, lr=1e-3)), lp_ft(replace(budget, lr=3e-3))])
+    return Choice(candidates=(*transfer.candidates, *scratch(pipeline, pipeline.baseline).candidates))
+
+
+def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
+    phases = pipeline.recipe.phases
+    probe = linear_probe(replace(DEFAULT, lr=HEAD_LR, steps=min(DEFAULT.steps, sum(phase.steps for phase in phases))))
+    return {"permuted": replace(pipeline, recipe=replace(probe, init="permuted", name="linear probe on permuted features"))}
+
+
+def steps_to_scratch(answers: Mapping[tuple[str, str, int], Record], seeds: Sequence[int]) -> dict[str, float]:
+    """Mean first checkpoint at which the subject's validation accuracy reaches scratch's last one, and how many seeds never do."""
+    reached = []
+    for seed in seeds:
+        goal = answers["scratch", "test", seed].curve[-1][2]
+        reached.append(next((step for step, _, score in answers["subject", "test", seed].curve if score >= goal), None))
+    steps = [step for step in reached if step is not None]
+    never = {"seeds that never reach scratch's accuracy": float(len(reached) - len(steps))}
+    return never | ({"steps to scratch's accuracy": sum(steps) / len(steps)} if steps else {})
+
+
+def picture(axes: Any, run: Run) -> None:
+    """Validation accuracy by step, a line a seed, for subject and scratch."""
+    for colour, arm in zip(("#0072B2", "#D55E00"), ("subject", "scratch"), strict=True):
+        cells = [cell for cell in run.cells if (cell.plugin, cell.arm, cell.view) == (plugin.id, arm, "test") and cell.record.curve]
+        for rank, cell in enumerate(cells):
+            steps, _, scores = zip(*cell.record.curve, strict=True)
+            axes.plot(steps, scores, color=colour, alpha=0.6, label=None if rank else arm)
+    axes.set(xlabel="training step", ylabel="validation accuracy")
+    axes.legend()
+
+
+plugin = Plugin(
+    id="negative-transfer",
+    version=1,
+    question="Would the same network, trained from scratch on the same images, do better?",
+    page=__doc__,
+    applies=applies,
+    cure=cure,
+    induce=induce,
+    contrasts=(Contrast(name="harm", weights={("scratch", "test"): 1.0, ("subject", "test"): -1.0}, meaning="scratch − subject"),),
+    derived=steps_to_scratch,
+    remedy="use the recipe that was best on validation among linear probe, LP-FT and training from scratch",
+    picture=picture,
+)

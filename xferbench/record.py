@@ -1,0 +1,211 @@
+"""The nouns that are answered: a record of one trial, an estimate of one contrast, a finding, a whole run; and their JSON.
+
+History of the schema of ``results.json``:
+    1  first form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+VERDICTS = ("FAIL", "PASS", "INCONCLUSIVE", "ERROR", "SKIPPED", "INFO")
+CONTROLS = ("detected", "harmless", "missed", "none")
+ARMS = ("subject", "cured", "induced", "scratch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """What a model said of N examples, enough for every metric.
+
+    Attributes:
+        example: [N] uint64, digests of the examples' content, for pairing.
+        label, predicted: [N] integers. group: [N] integers (patient, scene), or empty where there are none.
+        p_true, p_max, sum_p2: [N] float32, the probability of the true class, the highest one, the sum of squares.
+        probabilities: [N, classes] float16 where there are at most 20 classes, else [N, 0].
+    """
+
+    example: np.ndarray
+    label: np.ndarray
+    predicted: np.ndarray
+    group: np.ndarray
+    p_true: np.ndarray
+    p_max: np.ndarray
+    sum_p2: np.ndarray
+    probabilities: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """The answer to one trial.
+
+    Attributes:
+        scalars: measured numbers by name (``diverged`` is 1 where loss or weights were not finite).
+        curves: rows of a fit's learning curve: step, training loss, validation accuracy.
+        seconds: what it cost to compute, the fit included where this trial was the one that ran it.
+        fit: digest of the fit that was looked at. place: host and processor, for the reader only.
+        error: the crash's last line, or "".
+    """
+
+    key: str
+    fit: str = ""
+    predictions: Predictions | None = None
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    curve: tuple[tuple[int, float, float], ...] = ()
+    seconds: float = 0.0
+    fit_seconds: float = 0.0
+    place: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A harm with its one-sided bounds and the p-values of ``harm ≤ margin`` (``p_fail``) and ``harm ≥ margin`` (``p_pass``).
+
+    A number that could not be had is NaN, and NaN decides nothing.
+    """
+
+    harm: float
+    low: float
+    high: float
+    p_fail: float
+    p_pass: float
+    se: float
+    df: float
+    seeds: int
+    examples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One verdict with all that a reader needs; the fields of an entry of ``findings`` in ``results.json``.
+
+    Attributes:
+        id: ``plugin/contrast/variant``; the variant is left out where there is none.
+        harm, low, high: of the contrast, with unadjusted one-sided bounds. p_fail, p_pass: adjusted for looks and plugins.
+        control_harm, control_low, control_high: the same contrast with the induced arm in the subject's place.
+        exposed: False where the subject is its own cure. accuracy: mean target accuracy by arm.
+        measures: means over seeds of the plugin's own measures, by "arm/measure".
+        remedy: None or ``text``, ``patch`` (lines of the suite file) and ``verified``.
+    """
+
+    id: str
+    plugin: str
+    contrast: str
+    verdict: str
+    variant: str = ""
+    control: str = "none"
+    metric: str = "accuracy"
+    unit: str = "accuracy"
+    harm: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_fail: float | None = None
+    p_pass: float | None = None
+    margin: float | None = None
+    benefit_retained: float | None = None
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    seeds: int = 0
+    examples: int = 0
+    control_harm: float | None = None
+    control_low: float | None = None
+    control_high: float | None = None
+    exposed: bool = True
+    measures: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    remedy: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One row of ``records.csv``: an arm of a plugin, seen in one way, at one seed.
+
+    ``difference`` is [N], the harm by example against the contrast's other arm, where the cell is judged; else empty.
+    """
+
+    plugin: str
+    arm: str
+    variant: str
+    view: str
+    seed: int
+    record: Record
+    recipe: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A finished run: what ``results.json``, ``records.csv`` and ``predictions.npz`` hold between them.
+
+    Attributes:
+        suite: the suite as plain values. environment: versions, device, platform, processor, git revision.
+        cost: as in the contract. plan: digest of the plan that was carried out.
+        arms: per plugin, per arm (``induced:VARIANT`` for variants): the recipe in words, as patch lines, and what a choice
+            weighed. notes: what was taken on trust, left out or found at an edge. expected_false_alarms: a bound.
+    """
+
+    suite: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    findings: tuple[Finding, ...]
+    cells: tuple[Cell, ...]
+    cost: Mapping[str, Any]
+    arms: Mapping[str, Mapping[str, Any]]
+    notes: tuple[str, ...] = ()
+    expected_false_alarms: float = 0.0
+    plan: str = ""
+    interrupted: bool = False
+
+    def to_frame(self) -> pd.DataFrame:
+        """The cells as a table: plugin, arm, variant, view, seed, accuracy, seconds and the record's scalars."""
+        import pandas as pd  # noqa: PLC0415 - a quarter of a second
+
+        return pd.DataFrame([row(cell) for cell in self.cells])
+
+
+def row(cell: Cell) -> dict[str, Any]:
+    """One cell as plain values, the form in which ``records.csv`` has it."""
+    record, told = cell.record, cell.record.predictions
+    named = {name: getattr(cell, name) for name in ("plugin", "arm", "variant", "view", "seed", "recipe")}
+    measured = {"accuracy": None if told is None else float((told.predicted == told.label).mean())}
+    return named | measured | {"seconds": record.seconds, "error": record.error, "key": record.key} | dict(record.scalars)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON's types, with null for what is not a finite number."""
+    if isinstance(value, float | np.floating):
+        return float(value) if isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return value
+
+
+def to_json(run: Run) -> dict[str, Any]:
+    """The content of ``results.json``."""
+    from xferbench import __version__  # noqa: PLC0415 - the package imports this module
+
+    return plain(
+        {
+            "schema": SCHEMA,
+            "xferbench": __version__,
+            "suite": run.suite,
+            "environment": run.environment,
+            "findings": [asdict(finding) for finding in run.findings],
+            "cost": run.cost,
+            "arms": run.arms,
+            "notes": run.notes,
+            "expected_false_alarms": run.expected_false_alarms,
+            "plan": run.plan,
+            "interrupted": run.interrupted,
+        }
+    )

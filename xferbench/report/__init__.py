@@ -1,0 +1,1 @@
+"""What is written out of a finished run: one output format per file."""

@@ -1,0 +1,242 @@
+"""From a run to the small tables that every output format shows. Pure; nothing here draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from xferbench import judge, metrics
+from xferbench.report import text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from xferbench.design import Contrast
+    from xferbench.record import Cell, Finding, Run
+
+Group: TypeAlias = "tuple[Finding, ...]"
+
+WORST_FIRST = ("FAIL", "ERROR", "INCONCLUSIVE", "PASS", "SKIPPED", "INFO")
+ORDER = ("subject", "cured", "induced", "scratch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """An arm of a plugin: its recipe in words and what it reached.
+
+    Attributes:
+        name: ``subject``, ``cured``, ``induced:VARIANT`` or ``scratch``.
+        accuracy: [seeds], on the target's test examples. diverged, crashed: at how many seeds.
+        weighed: recipe, validation score and whether it was chosen, of each candidate of a choice.
+    """
+
+    name: str
+    recipe: str
+    accuracy: np.ndarray
+    diverged: int
+    crashed: int
+    weighed: tuple[tuple[str, float | None, bool], ...]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean accuracy over seeds."""
+        return float(self.accuracy.mean()) if len(self.accuracy) else None
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation of accuracy over seeds; None below two."""
+        return float(self.accuracy.std(ddof=1)) if len(self.accuracy) > 1 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """An arm's learning curves over seeds: [steps], and [steps, 3] each, the mean, least and greatest of the finite values."""
+
+    steps: np.ndarray
+    loss: np.ndarray
+    accuracy: np.ndarray
+
+
+def groups(run: Run) -> tuple[Group, ...]:
+    """Verdicts, those variants together that share plugin, contrast, verdict and harm; plugins with the worst verdict first."""
+    together: dict[tuple[object, ...], list[Finding]] = {}
+    for finding in run.findings:
+        if finding.verdict != "INFO":
+            shared = (finding.plugin, finding.contrast, finding.verdict, finding.harm, finding.low, finding.high)
+            together.setdefault(shared, []).append(finding)
+    ranks: dict[str, int] = {}
+    for members in together.values():
+        ranks[members[0].plugin] = min(_rank(members[0]), ranks.get(members[0].plugin, len(WORST_FIRST)))
+    return tuple(sorted(map(tuple, together.values()), key=lambda group: (ranks[group[0].plugin], _place(run, group[0]))))
+
+
+def _rank(finding: Finding) -> int:
+    return WORST_FIRST.index(finding.verdict) if finding.verdict in WORST_FIRST else len(WORST_FIRST)
+
+
+def _place(run: Run, finding: Finding) -> tuple[int, int]:
+    names = [one.plugin for one in run.findings]
+    return names.index(finding.plugin), run.findings.index(finding)
+
+
+def plugins(run: Run) -> tuple[str, ...]:
+    """Ids of the plugins asked, in the order of the verdicts; those with measurements only come last."""
+    return tuple(dict.fromkeys([*(group[0].plugin for group in groups(run)), *(finding.plugin for finding in run.findings)]))
+
+
+def measured(run: Run, plugin: str) -> tuple[Finding, ...]:
+    """A plugin's measurements, which are never verdicts."""
+    return tuple(finding for finding in run.findings if finding.plugin == plugin and finding.verdict == "INFO")
+
+
+def reason(group: Group) -> str:
+    """The reasons of a group in one line, what they share said once."""
+    return "; ".join(dict.fromkeys(part for finding in group for part in text.line(finding.reason).split("; ") if part))
+
+
+def controls(group: Group) -> tuple[str, ...]:
+    """What each positive control showed: ``ghost-batch detected +16.0``."""
+    shown = [finding for finding in group if finding.control != "none" or finding.control_harm is not None]
+    return tuple(
+        " ".join(part for part in (text.line(one.variant), one.control, text.signed(one.control_harm, one.unit)) if part) for one in shown
+    )
+
+
+def induced(group: Group) -> tuple[tuple[str, float], ...]:
+    """Target accuracy of the induced arm by variant."""
+    return tuple((text.line(one.variant), one.accuracy["induced"]) for one in group if "induced" in one.accuracy)
+
+
+def action(group: Group) -> str:
+    """What to do next, in one line; empty where nothing is to be done."""
+    first = group[0]
+    if first.verdict == "ERROR":
+        return "mend what crashed and run it again: finished trials are kept"
+    remedy: Mapping[str, Any] = first.remedy or {}
+    if not remedy.get("text"):
+        return ""
+    tested = "shown to mend it here" if remedy.get("verified") else "not shown to mend it here"
+    return f"{text.line(remedy['text'])} ({tested})"
+
+
+def patch(group: Group) -> str:
+    """The lines of the suite file that mend it, or nothing."""
+    lines = (group[0].remedy or {}).get("patch") or ()
+    return text.block(lines if isinstance(lines, str) else "\n".join(map(str, lines)))
+
+
+def outcome(run: Run) -> str:
+    """The whole run in one sentence."""
+    worst: dict[str, Group] = {}
+    for group in groups(run):
+        if group[0].plugin not in worst or _rank(group[0]) < _rank(worst[group[0].plugin][0]):
+            worst[group[0].plugin] = group
+    by = {verdict: [one for one in worst.values() if one[0].verdict == verdict] for verdict in WORST_FIRST}
+    judged = sum(len(by[verdict]) for verdict in ("FAIL", "INCONCLUSIVE", "PASS"))
+    if by["FAIL"]:
+        said = " and ".join(_costs(group[0]) for group in by["FAIL"][:2])
+        more = f", and {len(by['FAIL']) - 2} more" if len(by["FAIL"]) > 2 else ""
+        start = f"Transfer fails here: {said}{more}"
+    elif judged and len(by["PASS"]) == judged and not by["ERROR"]:
+        return f"None of the failures asked about has hit this pipeline: {_count(judged, 'check')} passed{_skipped(by['SKIPPED'])}."
+    elif judged:
+        start = "No failure was shown, but not every one was ruled out"
+    elif by["ERROR"]:
+        start = "Nothing was judged"
+    else:
+        return f"Nothing was judged{_skipped(by['SKIPPED'])}."
+    words = {"PASS": "passed", "INCONCLUSIVE": "undecided", "ERROR": "crashed", "SKIPPED": "skipped"}
+    rest = ", ".join(f"{len(by[verdict])} {word}" for verdict, word in words.items() if by[verdict])
+    return f"{start}." + (f" Of the {'others' if by['FAIL'] else 'checks'}: {rest}." if rest else "")
+
+
+def _costs(finding: Finding) -> str:
+    size = text.bounded(finding.harm, finding.low, finding.high, finding.unit)
+    return f"{text.line(finding.plugin)} costs {size} {text.in_words(finding.unit)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _skipped(some: Sequence[Group]) -> str:
+    return f", {len(some)} skipped" if some else ""
+
+
+def named(cell: Cell) -> str:
+    """A cell's arm, with its variant where it has one."""
+    return f"{cell.arm}:{cell.variant}" if cell.variant else cell.arm
+
+
+def arms(run: Run, plugin: str) -> tuple[Arm, ...]:
+    """A plugin's arms in the order in which they are read."""
+    cells: dict[str, list[Cell]] = {}
+    for cell in run.cells:
+        if cell.plugin == plugin and cell.view == "test":
+            cells.setdefault(named(cell), []).append(cell)
+    settled = run.arms.get(plugin) or {}
+    names = sorted(dict.fromkeys([*settled, *cells]), key=lambda name: (*ORDER, name.partition(":")[0]).index(name.partition(":")[0]))
+    return tuple(_arm(name, settled.get(name) or {}, cells.get(name, [])) for name in names)
+
+
+def _arm(name: str, settled: Mapping[str, Any], cells: Sequence[Cell]) -> Arm:
+    told = [cell.record.predictions for cell in cells if cell.record.predictions is not None]
+    return Arm(
+        name=text.line(name),
+        recipe=text.line(settled.get("recipe") or (cells[0].recipe if cells else "") or settled.get("error") or ""),
+        accuracy=np.array([(one.predicted == one.label).mean() for one in told]),
+        diverged=sum(cell.record.scalars.get("diverged", 0.0) > 0 for cell in cells),
+        crashed=sum(bool(cell.record.error) for cell in cells),
+        weighed=tuple(
+            (text.line(one.get("recipe", "")), one.get("validation"), bool(one.get("chosen"))) for one in settled.get("weighed") or ()
+        ),
+    )
+
+
+def harms(run: Run, plugin: str, contrast: Contrast, metric: str) -> dict[int, float]:
+    """Harm by seed, over the seeds at which every term of the contrast was measured; above 0 is harm, for losses too."""
+    sign = -1.0 if metrics.named(metric).loss else 1.0
+    values: dict[int, dict[tuple[str, str], float]] = {}
+    for cell in run.cells:
+        term = (named(cell), cell.view)
+        if cell.plugin == plugin and term in contrast.weights and cell.record.predictions is not None:
+            values.setdefault(cell.seed, {})[term] = metrics.value(cell.record.predictions, metric)
+    whole = {seed: found for seed, found in sorted(values.items()) if len(found) == len(contrast.weights)}
+    return {seed: sign * sum(weight * found[term] for term, weight in contrast.weights.items()) for seed, found in whole.items()}
+
+
+def paired(run: Run, group: Group, contrast: Contrast) -> Iterator[tuple[str, dict[int, float], tuple[float | None, ...]]]:
+    """The judged arm and each control: name, harm by seed, and mean with its bounds."""
+    first = group[0]
+    own = harms(run, first.plugin, contrast, first.metric)
+    judged = dict(list(own.items())[: first.seeds])  # a contrast that closed early was judged on its first seeds only
+    yield "subject", judged, (first.harm, first.low, first.high)
+    for finding in group:
+        if finding.variant:
+            control = judge.with_induced(contrast, finding.variant)
+            bounds = (finding.control_harm, finding.control_low, finding.control_high)
+            yield f"induced: {text.line(finding.variant)}", harms(run, first.plugin, control, first.metric), bounds
+
+
+def curves(run: Run, plugin: str, most: int = 50) -> dict[str, Curve]:
+    """Learning curves by arm, thinned to at most so many steps; arms without any are absent."""
+    rows: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for cell in run.cells:
+        if cell.plugin == plugin and cell.view == "test":
+            for step, loss, accuracy in cell.record.curve:
+                rows.setdefault(named(cell), {}).setdefault(step, []).append((loss, accuracy))
+    return {name: _curve(by_step, most) for name, by_step in rows.items()}
+
+
+def _curve(by_step: Mapping[int, list[tuple[float, float]]], most: int) -> Curve:
+    every = sorted(by_step)
+    steps = [every[index] for index in np.unique(np.linspace(0, len(every) - 1, min(most, len(every))).round().astype(int))]
+    summary = np.array([[_summary([row[column] for row in by_step[step]]) for column in (0, 1)] for step in steps])
+    return Curve(steps=np.array(steps), loss=summary[:, 0], accuracy=summary[:, 1])
+
+
+def _summary(values: Sequence[float]) -> tuple[float, float, float]:
+    finite = np.array([value for value in values if np.isfinite(value)])
+    return (float(finite.mean()), float(finite.min()), float(finite.max())) if len(finite) else (np.nan, np.nan, np.nan)

@@ -1,0 +1,163 @@
+"""``report.html``: one file that needs no network, no script and no other file."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xferbench.report import figures, frames, text
+
+if TYPE_CHECKING:
+    from xferbench.design import Plugin
+    from xferbench.record import Run
+
+
+def render(run: Run, plugins: Mapping[str, Plugin | None]) -> str:
+    """The page; a plugin that is not at hand lacks its question and its pictures, nothing else."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    page = files("xferbench.report").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"line": text.line, "seconds": text.seconds, "percent": text.percent}
+    groups = frames.groups(run)
+    shown = [name for name in frames.plugins(run) if _asked(run, name)]
+    units = sorted({text.in_words(group[0].unit) for group in groups})
+    return environment.from_string(page).render(
+        suite=run.suite,
+        outcome=frames.outcome(run),
+        interrupted=run.interrupted,
+        facts=_facts(run),
+        unit=" / ".join(units),
+        level=f"{100 * (1 - float(run.suite.get('alpha') or 0.05)):g} %",
+        verdicts=[_verdict(group) | {"linked": group[0].plugin in shown} for group in groups],
+        forest=Markup(figures.forest(groups)),  # noqa: S704 - drawn here, its texts escaped
+        retained=Markup(figures.retained(groups)),  # noqa: S704 - likewise
+        sections=[_section(run, name, plugins.get(name)) for name in shown],
+        notes=[text.line(note) for note in run.notes],
+        false_alarms=f"{run.expected_false_alarms:.2g}",
+        cost=_cost(run.cost),
+        environment=_environment(run.environment),
+        plan=text.line(run.plan),
+        command=_command(run),
+    )
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """What was asked of what, for the head of the page."""
+    suite = run.suite
+    margin = suite.get("margin")
+    unit = run.findings[0].unit if run.findings else "accuracy"
+    factor, _ = text.scale(unit)
+    told = {
+        "backbone": suite.get("arch"),
+        "weights": Path(str(suite["weights"])).name if suite.get("weights") else None,
+        "target": suite.get("target"),
+        "training images": suite.get("train_size"),
+        "metric": suite.get("metric"),
+        "margin": None if margin is None else f"{factor * margin:g} {text.in_words(unit)}",
+        "looks": ", ".join(str(look) for look in suite.get("looks") or ()) + " seeds" if suite.get("looks") else None,
+        "alpha": suite.get("alpha"),
+    }
+    return [(name, text.line(value)) for name, value in told.items() if value is not None]
+
+
+def _verdict(group: frames.Group) -> dict[str, Any]:
+    first = group[0]
+    accuracy = {arm: text.percent(first.accuracy.get(arm)) for arm in ("subject", "cured", "scratch")}
+    return {
+        "plugin": text.line(first.plugin),
+        "contrast": "" if first.contrast == "harm" else text.line(first.contrast),
+        "verdict": first.verdict,
+        "harm": text.signed(first.harm, first.unit),
+        "bounds": "" if first.harm is None else text.bounded(first.harm, first.low, first.high, first.unit).partition(" ")[2],
+        "p": [(name, text.p_value(value)) for name, value in (("p FAIL", first.p_fail), ("p PASS", first.p_pass)) if value is not None],
+        "controls": frames.controls(group),
+        "retained": text.percent(first.benefit_retained, 0),
+        "accuracy": accuracy,
+        "induced": [(variant if len(group) > 1 else "", text.percent(value)) for variant, value in frames.induced(group)],
+        "reason": frames.reason(group),
+        "action": frames.action(group),
+        "patch": frames.patch(group),
+        "seeds": first.seeds,
+        "examples": first.examples,
+    }
+
+
+def _section(run: Run, name: str, plugin: Plugin | None) -> dict[str, Any]:
+    """A plugin's part of the page."""
+    from markupsafe import Markup
+
+    drawn = [
+        (title, Markup(drawing))  # noqa: S704 - drawn here, its texts escaped
+        for title, drawing in (*_paired(run, name, plugin), ("Learning curves", figures.learning(frames.curves(run, name))))
+        if drawing
+    ]
+    own = Markup(figures.picture(plugin, run)) if plugin else ""  # noqa: S704 - likewise
+    return {
+        "name": text.line(name),
+        "question": text.line(plugin.question) if plugin else "",
+        "at_hand": plugin is not None,
+        "verdicts": list(dict.fromkeys(group[0].verdict for group in frames.groups(run) if group[0].plugin == name)),
+        "arms": frames.arms(run, name),
+        "figures": [*drawn, *([("The plugin's own picture", own)] if own else [])],
+        "measured": [
+            (text.line(one.contrast), text.bounded(one.harm, one.low, one.high, one.unit), text.in_words(one.unit), one.seeds, text.line(one.reason))
+            for one in frames.measured(run, name)
+        ],
+        "measures": _measures(run, name),
+    }
+
+
+def _asked(run: Run, name: str) -> bool:
+    """Whether there is more to say of a plugin than its verdict."""
+    return any(cell.plugin == name for cell in run.cells)
+
+
+def _paired(run: Run, name: str, plugin: Plugin | None) -> list[tuple[str, str]]:
+    contrasts = {contrast.name: contrast for contrast in plugin.contrasts} if plugin else {}
+    groups: dict[str, frames.Group] = {}
+    for group in frames.groups(run):
+        if group[0].plugin == name and group[0].contrast in contrasts:
+            groups[group[0].contrast] = groups.get(group[0].contrast, ()) + group
+    return [
+        (
+            "Paired differences" if len(groups) == 1 else f"Paired differences: {text.line(contrast)}",
+            figures.paired(list(frames.paired(run, group, contrasts[contrast])), group[0].margin, group[0].unit),
+        )
+        for contrast, group in groups.items()
+    ]
+
+
+def _measures(run: Run, name: str) -> list[tuple[str, str]]:
+    """The plugin's own measures, each once; those of one variant carry its name."""
+    found: dict[tuple[str, str], str] = {}
+    for finding in run.findings:
+        if finding.plugin == name:
+            for key, value in finding.measures.items():
+                told = f"{key} ({finding.variant})" if key.startswith("induced/") and finding.variant else key
+                found[text.line(told), f"{value:.4g}"] = ""
+    return list(found)
+
+
+def _cost(cost: Mapping[str, Any]) -> dict[str, Any]:
+    counted = [(name, [cost[name].get(kind, 0) for kind in ("asked", "unique", "run", "reused")]) for name in ("fits", "trials") if name in cost]
+    seconds = cost.get("seconds") or {}
+    return {"counted": counted, "seconds": [(text.line(kind), text.seconds(float(value))) for kind, value in seconds.items()]}
+
+
+def _environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """One row a fact, nested ones on one line."""
+    return [
+        (text.line(name), text.line(", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, Mapping) else value))
+        for name, value in environment.items()
+        if value not in (None, "")
+    ]
+
+
+def _command(run: Run) -> str:
+    suite = run.suite
+    return " ".join(["xferbench run", shlex.quote(text.line(suite.get("path") or suite.get("name") or "SUITE")), "--output DIR"])

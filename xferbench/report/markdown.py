@@ -1,0 +1,72 @@
+"""``summary.md``: the verdicts as a GitHub table."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from xferbench.report import frames, text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from xferbench.record import Run
+
+SPECIAL = {character: f"\\{character}" for character in "\\`*_[]|~#"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "<span>$</span>"}
+ARMS = ("subject", "cured", "induced", "scratch")
+
+
+def escaped(value: object) -> str:
+    """A text on one line in which nothing is markup, nor mathematics, nor the end of a table's cell."""
+    return text.line(value).translate(str.maketrans(SPECIAL))
+
+
+def render(run: Run) -> str:
+    """The summary; ends with a line break."""
+    parts = [f"## xferbench: {escaped(run.suite.get('name', ''))}", escaped(frames.outcome(run))]
+    if run.interrupted:
+        parts.append("**The run was interrupted: this is what it had by then.**")
+    groups = frames.groups(run)
+    if groups:
+        unit = text.in_words(groups[0][0].unit)
+        head = ["Check", "Verdict", f"Harm, {unit}", "Control", "Benefit retained", *map(str.capitalize, ARMS), "Reason and next action"]
+        parts.append(_table(head, [_row(group) for group in groups], numbers=range(4, 9)))
+    for group in groups:
+        if frames.patch(group):
+            parts.append(f"**{escaped(group[0].plugin)}**, in the suite file:\n\n{_fenced(frames.patch(group))}")
+    measured = [one for name in frames.plugins(run) for one in frames.measured(run, name)]
+    if measured:
+        rows = [
+            [escaped(f"{one.plugin}/{one.contrast}"), text.bounded(one.harm, one.low, one.high, one.unit), text.in_words(one.unit), escaped(one.reason)]
+            for one in measured
+        ]
+        parts.append("Measured beside it, no verdict:\n\n" + _table(["Measurement", "Difference", "Unit", "Meaning"], rows, numbers=()))
+    if run.notes:
+        parts.append("\n".join(f"- {escaped(note)}" for note in run.notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(group: frames.Group) -> list[str]:
+    first = group[0]
+    induced = "<br>".join(text.percent(value) for _, value in frames.induced(group)) or text.NOTHING
+    others = {arm: text.percent(first.accuracy.get(arm)) for arm in ("subject", "cured", "scratch")}
+    name = first.plugin if first.contrast == "harm" else f"{first.plugin}/{first.contrast}"
+    return [
+        escaped(name),
+        f"**{first.verdict}**",
+        text.bounded(first.harm, first.low, first.high, first.unit),
+        "<br>".join(map(escaped, frames.controls(group))) or text.NOTHING,
+        text.percent(first.benefit_retained, 0),
+        *(({**others, "induced": induced})[arm] for arm in ARMS),
+        "<br>".join(map(escaped, filter(None, (frames.reason(group), frames.action(group))))),
+    ]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int]) -> str:
+    rule = ["---:" if column in numbers else "---" for column in range(len(head))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
+
+
+def _fenced(lines: str) -> str:
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", lines)), default=0))
+    return f"{fence}toml\n{lines}\n{fence}"

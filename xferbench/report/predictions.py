@@ -1,0 +1,104 @@
+"""``predictions.npz``: every cell of a run with its record, packed; no pickle.
+
+``index`` is JSON in UTF-8: ``run`` (the digest of the ``results.json`` beside it), ``cells`` and ``records``. Records on the same
+examples make a set k: ``k/key`` names them, ``k/example``, ``k/label`` and ``k/group`` are there once, and ``k/predicted``,
+``k/p_true``, ``k/p_max``, ``k/sum_p2`` and ``k/probabilities`` have a row for each record.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from xferbench.record import Cell, Predictions, Record, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+COMMON = ("example", "label", "group")
+STACKED = ("predicted", "p_true", "p_max", "sum_p2", "probabilities")
+OF_CELL = ("plugin", "arm", "variant", "view", "seed", "recipe")
+OF_RECORD = ("fit", "scalars", "curve", "seconds", "fit_seconds", "place", "error")
+
+
+def pack(cells: Iterable[Cell], run: str) -> bytes:
+    """The file's content; each record is in it once, however many cells share it."""
+    cells = tuple(cells)
+    records = {cell.record.key: cell.record for cell in cells}
+    index = {
+        "run": run,
+        "cells": [{name: getattr(cell, name) for name in OF_CELL} | {"key": cell.record.key} for cell in cells],
+        "records": {key: {name: getattr(record, name) for name in OF_RECORD} for key, record in records.items()},
+    }
+    text = json.dumps(plain(index), allow_nan=False, separators=(",", ":"))
+    arrays = {"index": np.frombuffer(text.encode(), dtype=np.uint8), **_sets(records)}
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+    return file.getvalue()
+
+
+def _sets(records: Mapping[str, Record]) -> dict[str, np.ndarray]:
+    sets: dict[tuple[object, ...], dict[str, Predictions]] = {}
+    for key, record in records.items():
+        told = record.predictions
+        if told is not None:
+            same = (*(getattr(told, name).tobytes() for name in COMMON), told.probabilities.shape[1])
+            sets.setdefault(same, {})[key] = told
+    arrays: dict[str, np.ndarray] = {}
+    for number, members in enumerate(sets.values()):
+        first = next(iter(members.values()))
+        arrays[f"{number}/key"] = np.array(list(members), dtype=np.str_)
+        arrays |= {f"{number}/{name}": _narrow(getattr(first, name)) for name in COMMON}
+        arrays |= {f"{number}/{name}": _narrow(np.stack([getattr(one, name) for one in members.values()])) for name in STACKED}
+    return arrays
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """Signed integers in the fewest bytes that hold them; anything else unchanged."""
+    if values.dtype.kind != "i" or not values.size:
+        return values
+    return values.astype(np.promote_types(np.min_scalar_type(values.min()), np.min_scalar_type(-max(int(values.max()), 1))))
+
+
+def unpack(file: BinaryIO) -> tuple[str, tuple[Cell, ...]]:
+    """The digest of the results that the file belongs to, and the cells.
+
+    Raises:
+        OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error: for a file that is not such a one.
+    """
+    with np.load(file, allow_pickle=False) as arrays:
+        index = json.loads(arrays["index"].tobytes())
+        told: dict[str, Predictions] = {}
+        for number in range(sum(name.endswith("/key") for name in arrays.files)):
+            told |= _unpacked({name: arrays[f"{number}/{name}"] for name in ("key", *COMMON, *STACKED)})
+    records = {key: _record(key, entry, told.get(key)) for key, entry in index["records"].items()}
+    cells = tuple(Cell(**{name: entry[name] for name in OF_CELL}, record=records[entry["key"]]) for entry in index["cells"])
+    return index["run"], cells
+
+
+def _unpacked(arrays: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
+    common = {name: _wide(arrays[name]) for name in COMMON}
+    return {
+        str(key): Predictions(**common, **{name: _wide(arrays[name][rank]) for name in STACKED}) for rank, key in enumerate(arrays["key"])
+    }
+
+
+def _wide(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.int64) if values.dtype.kind == "i" else values
+
+
+def _record(key: str, entry: Mapping[str, Any], predictions: Predictions | None) -> Record:
+    return Record(
+        key=key,
+        predictions=predictions,
+        scalars={name: _number(value) for name, value in entry["scalars"].items()},
+        curve=tuple((int(step), _number(loss), _number(accuracy)) for step, loss, accuracy in entry["curve"]),
+        **{name: entry[name] for name in ("fit", "seconds", "fit_seconds", "place", "error")},
+    )
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)

@@ -1,0 +1,67 @@
+"""Numbers and names as every output format says them."""
+
+from __future__ import annotations
+
+import re
+
+NOTHING = "–"
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]+")
+POINTS = {"accuracy", "sensitivity", "specificity"}  # told in points of a hundred
+
+
+def line(text: object) -> str:
+    """A text as one printable line: control characters, line breaks and changes of direction become a space."""
+    return UNPRINTABLE.sub(" ", str(text)).strip()
+
+
+def block(text: object) -> str:
+    """A text with its line breaks, and nothing else that cannot be printed."""
+    return "\n".join(UNPRINTABLE.sub(" ", one).rstrip() for one in str(text).splitlines())
+
+
+def short(text: object, most: int) -> str:
+    """One line of at most so many characters."""
+    whole = line(text)
+    return whole if len(whole) <= most else whole[: most - 1] + "…"
+
+
+def scale(unit: str) -> tuple[float, int]:
+    """Factor and decimals in which a unit is told."""
+    return (100.0, 1) if unit in POINTS else (1.0, 3)
+
+
+def in_words(unit: str) -> str:
+    """The unit of a told number, as a heading has it."""
+    return f"points of {unit}" if unit in POINTS else line(unit)
+
+
+def signed(value: float | None, unit: str) -> str:
+    """A harm: ``+5.5``."""
+    if value is None:
+        return NOTHING
+    factor, digits = scale(unit)
+    return f"{round(factor * value, digits) + 0.0:+.{digits}f}"
+
+
+def bounded(value: float | None, low: float | None, high: float | None, unit: str) -> str:
+    """A harm with its one-sided bounds: ``+5.5 [+3.4, +7.6]``."""
+    if value is None:
+        return NOTHING
+    return f"{signed(value, unit)} [{signed(low, unit)}, {signed(high, unit)}]"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share or an accuracy: ``81.2 %``."""
+    return NOTHING if value is None else f"{round(100 * value, digits) + 0.0:.{digits}f} %"
+
+
+def p_value(value: float) -> str:
+    """A P-value with its sign of comparison: ``= 0.031``, ``< 0.0001``."""
+    return "< 0.0001" if value < 0.0001 else f"= {value:.2g}"
+
+
+def seconds(value: float) -> str:
+    """A duration in the unit that fits: ``0.4 s``, ``85 s``, ``21 min``, ``3.5 h``."""
+    if value < 120:
+        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"

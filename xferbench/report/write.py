@@ -1,0 +1,166 @@
+"""A finished run becomes the files of the contract, and those files a run again."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from xferbench.design import digest
+from xferbench.problem import Problem
+from xferbench.record import SCHEMA, Cell, Finding, Record, Run, plain, row, to_json
+from xferbench.report import github, html, junit, markdown, predictions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from xferbench.design import Plugin
+
+RESULTS, PREDICTIONS = "results.json", "predictions.npz"
+NONE: Mapping[str, Plugin | None] = MappingProxyType({})
+BLANK = Cell(plugin="", arm="", variant="", view="", seed=0, record=Record(key=""), recipe="")  # for the columns that all have
+AGAIN = "run the suite again: what the store holds is not computed twice"
+
+
+def writable(directory: Path) -> None:
+    """Make the folder, and a file in it for a moment, before an hour is spent on what could not be kept.
+
+    Raises:
+        Problem: where that cannot be done.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        trial = directory / f".writable.{os.getpid()}"
+        trial.write_bytes(b"")
+        trial.unlink()
+    except OSError as error:
+        raise _unwritable(directory, error) from error
+
+
+def write(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = NONE) -> None:
+    """Write all files of a run, each at once, ``results.json`` last; on GitHub Actions the job's summary and annotations too.
+
+    Everything is rendered before anything is written, so a crash leaves what was there. ``plugins``, by id, give questions
+    and pictures.
+
+    Raises:
+        Problem: where the folder cannot be written to, or the disk is full.
+    """
+    told = to_json(run)
+    summary = markdown.render(run)
+    content = {
+        "records.csv": _encoded(records(run.cells)),
+        PREDICTIONS: predictions.pack(run.cells, digest(told)),
+        "report.html": _encoded(html.render(run, plugins)),
+        "junit.xml": _encoded(junit.render(run)),
+        "summary.md": _encoded(summary),
+        RESULTS: _encoded(json.dumps(told, allow_nan=False, indent=1) + "\n"),
+    }
+    writable(directory)
+    for name, data in content.items():
+        _replace(directory / name, data)
+    try:
+        github.publish(run, summary, environ=os.environ, stream=sys.stderr)
+    except OSError as error:
+        raise Problem("the summary of the job could not be written", found=str(error), do="unset GITHUB_STEP_SUMMARY") from error
+
+
+def read(path: Path) -> Run:
+    """Read a finished run back from its folder, or from the ``results.json`` in it.
+
+    Raises:
+        Problem: where a file is missing, broken, of a newer schema, or of another run than its neighbour.
+    """
+    results = path if path.suffix == ".json" else path / RESULTS
+    told = _told(results)
+    beside = results.with_name(PREDICTIONS)
+    try:
+        with beside.open("rb") as file:
+            of_run, cells = predictions.unpack(file)
+    except FileNotFoundError as error:
+        raise Problem(f"{beside} is missing", expected=f"it beside {RESULTS}", do="copy both, or " + AGAIN) from error
+    except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise Problem(f"{beside} cannot be read", found=_shown(error), expected="the file as xferbench wrote it", do=AGAIN) from error
+    if of_run != digest(told):
+        raise Problem(f"{results} and {PREDICTIONS} beside it are not of the same run", expected="both as one run wrote them", do=AGAIN)
+    try:
+        return _run(told, cells)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Problem(f"{results} is not a finished run", found=_shown(error), expected=f"schema {SCHEMA}", do=AGAIN) from error
+
+
+def records(cells: Sequence[Cell]) -> str:
+    """``records.csv``: one row a cell; an empty field is a number that is not there, or not finite."""
+    rows = [plain(row(cell)) for cell in cells]
+    columns = dict.fromkeys([*row(BLANK), *(name for one in rows for name in one)])
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _told(results: Path) -> dict[str, Any]:
+    """The content of ``results.json``, of a schema that is known."""
+    try:
+        told = json.loads(results.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise Problem(f"{results} is missing", expected="the folder of a finished run", do="give the folder that `run --output` named") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise Problem(f"{results} cannot be read", found=_shown(error), expected="JSON, as xferbench wrote it", do=AGAIN) from error
+    schema = told.get("schema") if isinstance(told, dict) else None
+    if not isinstance(schema, int):
+        raise Problem(f"{results} is not a finished run", found="no schema", expected=f"schema {SCHEMA}", do=AGAIN)
+    if schema > SCHEMA:
+        by = told.get("xferbench", "a newer version")
+        raise Problem(f"{results} is newer than this xferbench", found=f"schema {schema}, by {by}", expected=f"schema {SCHEMA}", do="upgrade xferbench")
+    return told
+
+
+def _run(told: Mapping[str, Any], cells: tuple[Cell, ...]) -> Run:
+    return Run(
+        suite=dict(told["suite"]),
+        environment=dict(told["environment"]),
+        findings=tuple(Finding(**entry) for entry in told["findings"]),
+        cells=cells,
+        cost=dict(told["cost"]),
+        arms=dict(told["arms"]),
+        notes=tuple(told["notes"]),
+        expected_false_alarms=float(told["expected_false_alarms"]),
+        plan=told["plan"],
+        interrupted=told["interrupted"],
+    )
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write beside the file and rename, so that a reader finds the old content or the new one, never a part."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # a full disk may tell only now
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> Problem:
+    do = "free some space, or choose another folder with --output"
+    return Problem(f"{path} cannot be written", found=error.strerror or str(error), expected="a folder with room that can be written to", do=do)
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
+
+
+def _shown(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]

@@ -1,0 +1,142 @@
+"""Records on disk: SQLite, one writer, one transaction a record, so that a run killed at any moment loses at most what it was computing."""
+
+from __future__ import annotations
+
+import io
+import json
+import sqlite3
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xferbench.design import Facts, Preprocessing
+from xferbench.problem import Problem
+from xferbench.record import Predictions, Record, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+VERSION = 1
+LIMIT = 4 * 2**30  # bytes of fitted weights and activations kept beside the store
+TABLES = """
+create table if not exists records (key text primary key, fit text, seconds real, about text, arrays blob) without rowid;
+create table if not exists facts (key text primary key, about text) without rowid;
+create table if not exists digests (path text primary key, size integer, time integer, digest text) without rowid;
+"""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """A store, made where there is none.
+
+    Raises:
+        Problem: where it cannot be written, is no store, is of a newer version, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=60, isolation_level=None)
+    except (OSError, sqlite3.OperationalError) as error:
+        raise Problem(f"{path}: no store can be opened there", found=str(error), do="name another with --store FILE") from error
+    try:
+        found = connection.execute("pragma user_version").fetchone()[0]
+        if found > VERSION:
+            raise Problem(f"{path}: a store of a newer xferbench", found=f"version {found}", expected=f"at most {VERSION}")
+        connection.executescript(f"begin immediate; {TABLES} pragma user_version = {VERSION}; commit;")
+        yield connection
+    except sqlite3.DatabaseError as error:
+        raise Problem(
+            f"{path}: the store cannot be used",
+            found=str(error),
+            expected="a store written by xferbench, on a disk with room that may be written",
+            do="free some space, or name another with --store FILE; what was recorded before is still there",
+        ) from error
+    finally:
+        connection.close()
+
+
+def cache(path: Path) -> Path:
+    """The folder beside a store for what can be computed again: decoded images, activations, fitted weights."""
+    return path.with_name(path.name + ".cache")
+
+
+def put(store: sqlite3.Connection, record: Record) -> None:
+    """Write one record in a transaction of its own; one that is there already stays.
+
+    Raises:
+        ValueError: for a crash, which is no answer and must be asked again.
+    """
+    if record.error:
+        raise ValueError("a crash is not kept")
+    about = {f.name: getattr(record, f.name) for f in fields(Record) if f.name not in {"predictions", "key", "fit", "seconds"}}
+    packed = b""
+    if record.predictions is not None:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **asdict(record.predictions))
+        packed = buffer.getvalue()
+    row = (record.key, record.fit, record.seconds, json.dumps(plain(about)), packed)
+    store.execute("insert or ignore into records values (?, ?, ?, ?, ?)", row)
+
+
+def get(store: sqlite3.Connection, keys: Iterable[str]) -> dict[str, Record]:
+    """The records of the keys that are there."""
+    found = {}
+    for key in keys:
+        row = store.execute("select fit, seconds, about, arrays from records where key = ?", (key,)).fetchone()
+        if row is not None:
+            found[key] = _record(key, *row)
+    return found
+
+
+def _record(key: str, fit: str, seconds: float, about: str, packed: bytes) -> Record:
+    told = json.loads(about)
+    told["curve"] = tuple((int(step), _number(loss), _number(score)) for step, loss, score in told["curve"])
+    told["scalars"] = {name: _number(value) for name, value in told["scalars"].items()}
+    predictions = Predictions(**np.load(io.BytesIO(packed))) if packed else None
+    return Record(key=key, fit=fit, seconds=seconds, predictions=predictions, **told)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def facts(store: sqlite3.Connection, key: str) -> Facts | None:
+    """What is known under a key, or None."""
+    row = store.execute("select about from facts where key = ?", (key,)).fetchone()
+    if row is None:
+        return None
+    told = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(row[0]).items()}
+    ready = {name: tuple(value) if isinstance(value, list) else value for name, value in told.pop("preprocessing").items()}
+    return Facts(**told, preprocessing=Preprocessing(**ready))
+
+
+def put_facts(store: sqlite3.Connection, key: str, found: Facts) -> None:
+    """Keep facts under a key."""
+    store.execute("insert or replace into facts values (?, ?)", (key, json.dumps(asdict(found))))
+
+
+def remembered(store: sqlite3.Connection, compute: Callable[[Path], str]) -> Callable[[Path], str]:
+    """A function that digests files, asked again only where path, size or time of change differ."""
+
+    def digest(path: Path) -> str:
+        status, name = path.stat(), str(path.resolve())
+        row = store.execute("select size, time, digest from digests where path = ?", (name,)).fetchone()
+        if row is not None and row[:2] == (status.st_size, status.st_mtime_ns):
+            return str(row[2])
+        found = compute(path)
+        store.execute("insert or replace into digests values (?, ?, ?, ?)", (name, status.st_size, status.st_mtime_ns, found))
+        return found
+
+    return digest
+
+
+def trim(folder: Path, limit: int = LIMIT) -> None:
+    """Delete the least recently used weights and activations until the cache is within its limit, in bytes."""
+    files = [file for part in ("weights", "features") for file in (folder / part).glob("*") if file.is_file()]
+    held = 0
+    for _, size, file in sorted(((file.stat().st_mtime, file.stat().st_size, file) for file in files), reverse=True):
+        held += size
+        if held > limit:
+            file.unlink(missing_ok=True)

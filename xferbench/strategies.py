@@ -1,0 +1,102 @@
+"""Strategies as data: each is a :class:`~xferbench.design.Recipe`, and all of them go through the one training loop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from typing import TYPE_CHECKING
+
+from xferbench.design import Choice, Phase, Pipeline, Recipe, Scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+HEAD_LR = 1e-2
+DEFAULT = Phase()
+
+
+def linear_probe(phase: Phase = DEFAULT) -> Recipe:
+    """Only the head is trained, on the frozen backbone's features."""
+    return Recipe(name="linear probe", phases=(replace(phase, trainable="head", batchnorm="eval", head_lr=None),))
+
+
+def full(phase: Phase = DEFAULT) -> Recipe:
+    """Everything is trained from the first step."""
+    return Recipe(name=f"full fine-tuning {phase.lr:g}", phases=(replace(phase, trainable="all"),))
+
+
+def partial(phase: Phase = DEFAULT, groups: int = 1) -> Recipe:
+    """The head and the uppermost layer groups are trained."""
+    return Recipe(name=f"partial top:{groups} {phase.lr:g}", phases=(replace(phase, trainable=f"top:{groups}"),))
+
+
+def discriminative(phase: Phase = DEFAULT, decay: float = 0.5) -> Recipe:
+    """Everything is trained, each layer group at a lower rate than the one above it (Howard & Ruder 2018, ULMFiT)."""
+    step = replace(phase, trainable="all", head_lr=max(HEAD_LR, phase.lr), layer_decay=decay)
+    return Recipe(name=f"discriminative rates {phase.lr:g}", phases=(step,))
+
+
+def lp_ft(phase: Phase = DEFAULT) -> Recipe:
+    """Half of the steps as a linear probe, then everything (Kumar et al. 2022, arXiv:2202.10054)."""
+    probing = phase.steps // 2
+    probe = replace(phase, trainable="head", batchnorm="eval", lr=HEAD_LR, head_lr=None, steps=probing)
+    return Recipe(name=f"LP-FT {phase.lr:g}", phases=(probe, replace(phase, trainable="all", steps=phase.steps - probing)))
+
+
+def gradual_unfreezing(phase: Phase = DEFAULT, groups: int = 4) -> Recipe:
+    """The head first, then one more layer group at a time (Howard & Ruder 2018); equal steps for each stage."""
+    share = max(1, phase.steps // (groups + 1))
+    words = ["head", *(f"top:{n}" for n in range(1, groups)), "all"]
+    lengths = [share] * groups + [max(1, phase.steps - share * groups)]
+    phases = tuple(replace(phase, trainable=word, steps=length) for word, length in zip(words, lengths, strict=True))
+    return Recipe(name=f"gradual unfreezing {phase.lr:g}", phases=phases)
+
+
+def warm_up(phase: Phase = DEFAULT) -> Recipe:
+    """Full fine-tuning whose rate rises linearly over the first tenth of the steps."""
+    return Recipe(name=f"warm-up {phase.lr:g}", phases=(replace(phase, trainable="all", warmup=max(1, phase.steps // 10)),))
+
+
+def from_scratch(phase: Phase = DEFAULT) -> Recipe:
+    """The same architecture from random weights, everything trainable."""
+    name = f"scratch {phase.lr:g}, weight decay {phase.weight_decay:g}, {phase.steps} × {phase.batch_size}"
+    step = replace(phase, trainable="all", batchnorm="train", head_lr=None, layer_decay=1.0)
+    return Recipe(name=name, init="random", phases=(step,))
+
+
+STRATEGIES: Mapping[str, Callable[[Phase], Recipe]] = {
+    "linear-probe": linear_probe,
+    "partial": partial,
+    "full": full,
+    "discriminative": discriminative,
+    "lp-ft": lp_ft,
+    "gradual-unfreezing": gradual_unfreezing,
+    "warm-up": warm_up,
+    "scratch": from_scratch,
+}
+
+
+def choice(pipeline: Pipeline, recipes: Sequence[Recipe]) -> Choice:
+    """The best of some recipes on validation, all else as in the pipeline; equal ones are weighed once."""
+    return Choice(candidates=tuple(dict.fromkeys(replace(pipeline, recipe=recipe) for recipe in recipes)))
+
+
+def healthy(pipeline: Pipeline) -> Choice:
+    """The default recipe: a linear probe or LP-FT at two rates, whichever is best on validation.
+
+    On four small targets at n = 50, 200 and 1000 this choice had a mean regret of .009 and a greatest one of .046.
+    """
+    probe = replace(DEFAULT, lr=HEAD_LR)
+    return choice(pipeline, [linear_probe(probe), lp_ft(replace(DEFAULT, lr=1e-3)), lp_ft(replace(DEFAULT, lr=3e-3))])
+
+
+def scratch(pipeline: Pipeline, grid: Scratch) -> Choice:
+    """The tuned baseline: S1 is the subject's own steps and rate, S2 a small grid of rate × weight decay with more steps.
+
+    An untuned baseline is no baseline (Brigato & Iocchi 2020). S1 has one phase: the subject's last one for all its steps.
+    """
+    phases = pipeline.recipe.phases
+    own = replace(phases[-1], steps=sum(phase.steps for phase in phases), order="shuffled")
+    longer = replace(own, optimizer="adamw", schedule="one-cycle", warmup=0, steps=grid.steps, batch_size=grid.batch_size)
+    tried = [replace(longer, lr=lr, weight_decay=decay) for lr, decay in product(grid.lr, grid.weight_decay)]
+    return choice(replace(pipeline, mode="eval"), [from_scratch(phase) for phase in (own, *tried)])
