@@ -42,7 +42,16 @@ def make_predictions(accuracy, *, seed=0, examples=200, classes=10):
 def make_record(key, accuracy, *, seed=0, examples=200, classes=10, **more):
     curve = tuple((step, 2.3 * (1 - accuracy * step / 150), accuracy * step / 150) for step in range(0, 151, 10))
     told = make_predictions(accuracy, seed=seed, examples=examples, classes=classes)
-    return Record(key=key, fit=key, predictions=told, curve=curve, seconds=0.4, fit_seconds=4.2, place="host", **{"scalars": {"diverged": 0.0}} | more)
+    return Record(
+        key=key,
+        fit=key,
+        predictions=told,
+        curve=curve,
+        seconds=0.4,
+        fit_seconds=4.2,
+        place="host",
+        **{"scalars": {"diverged": 0.0}} | more,
+    )
 
 
 def make_cells(plugin, accuracies, *, seeds=5, examples=200, classes=10, share=""):
@@ -55,14 +64,22 @@ def make_cells(plugin, accuracies, *, seeds=5, examples=200, classes=10, share="
             view="test",
             seed=seed,
             recipe=RECIPES.get(name, f"all, lr 0.01, BatchNorm {name}, 150 × 4"),
-            record=make_record(f"{share or plugin}/{name}/{seed}", accuracy + 0.01 * np.sin(seed), seed=seed, examples=examples, classes=classes),
+            record=make_record(
+                f"{share or plugin}/{name}/{seed}",
+                accuracy + 0.01 * np.sin(seed),
+                seed=seed,
+                examples=examples,
+                classes=classes,
+            ),
         )
         for name, accuracy in accuracies.items()
         for seed in range(seeds)
     ]
 
 
-def make_findings(plugin, verdict, cells, *, contrast=HARM, margin=0.02, reason="harm is above the margin of 2.0 points", **more):
+def make_findings(
+    plugin, verdict, cells, *, contrast=HARM, margin=0.02, reason="harm is above the margin of 2.0 points", **more
+):
     """One finding for each induced variant among the cells, with the harm that the cells have."""
     by = {}
     for cell in cells:
@@ -76,11 +93,23 @@ def make_findings(plugin, verdict, cells, *, contrast=HARM, margin=0.02, reason=
     mean = {arm: float(np.mean([metrics.value(one, "accuracy") for one in told])) for arm, told in by.items()}
     own = estimate("subject")
     base = Finding(
-        id=f"{plugin}/{contrast.name}", plugin=plugin, contrast=contrast.name, verdict=verdict, harm=own.harm, low=own.low, high=own.high,
-        p_fail=own.p_fail, p_pass=own.p_pass, margin=margin, seeds=own.seeds, examples=own.examples,
+        id=f"{plugin}/{contrast.name}",
+        plugin=plugin,
+        contrast=contrast.name,
+        verdict=verdict,
+        harm=own.harm,
+        low=own.low,
+        high=own.high,
+        p_fail=own.p_fail,
+        p_pass=own.p_pass,
+        margin=margin,
+        seeds=own.seeds,
+        examples=own.examples,
         benefit_retained=(mean["subject"] - mean["scratch"]) / (mean["cured"] - mean["scratch"]),
-        accuracy={arm: mean[arm] for arm in ("subject", "cured", "scratch")}, reason=reason, **more,
-    )  # fmt: skip
+        accuracy={arm: mean[arm] for arm in ("subject", "cured", "scratch")},
+        reason=reason,
+        **more,
+    )
     found = []
     for name in (arm for arm in by if arm.startswith("induced:")):
         variant, seen = name.partition(":")[2], estimate(name)
@@ -96,17 +125,30 @@ def make_plugin(plugin, *, question="Does it hurt?", contrasts=(HARM,), picture=
         return ""
 
     return Plugin(
-        id=plugin, version=1, question=question, page="", applies=nothing, cure=nothing, induce=nothing, remedy="", contrasts=contrasts, picture=picture
-    )  # fmt: skip
+        id=plugin,
+        version=1,
+        question=question,
+        page="",
+        applies=nothing,
+        cure=nothing,
+        induce=nothing,
+        remedy="",
+        contrasts=contrasts,
+        picture=picture,
+    )
 
 
 def make_run(*, seeds=5, examples=200, classes=10, extra=(), **more):
-    """A run of two plugins, one with harm and two variants, one healthy; ``extra`` findings are added, fields may be replaced."""
+    """A run of two plugins, one with harm and two variants, one healthy; ``extra`` findings are added, fields replaced."""
     how = {"seeds": seeds, "examples": examples, "classes": classes}
     drift = make_cells(
-        "batchnorm-drift", {"subject": 0.70, "cured": 0.76, "induced:ghost-batch": 0.58, "induced:class-order": 0.63, "scratch": 0.40}, **how
+        "batchnorm-drift",
+        {"subject": 0.70, "cured": 0.76, "induced:ghost-batch": 0.58, "induced:class-order": 0.63, "scratch": 0.40},
+        **how,
     )
-    transfer = make_cells("negative-transfer", {"subject": 0.70, "cured": 0.79, "induced:permuted": 0.34, "scratch": 0.40}, **how)
+    transfer = make_cells(
+        "negative-transfer", {"subject": 0.70, "cured": 0.79, "induced:permuted": 0.34, "scratch": 0.40}, **how
+    )
     remedy = {
         "text": "keep the BatchNorm layers of the pretrained backbone in eval mode while it is adapted",
         "patch": ["[recipe]", 'batchnorm = "eval"    # was train'],
@@ -115,9 +157,16 @@ def make_run(*, seeds=5, examples=200, classes=10, extra=(), **more):
     fine = "harm is below the margin of 2.0 points; permuted would cost +6.0 points"
     run = Run(
         suite={
-            "name": "careless", "path": "suites/careless.toml", "arch": "tiny-resnet", "target": "synthetic:near", "train_size": 200,
-            "metric": "accuracy", "margin": 0.02, "alpha": 0.05, "looks": [5, 10, 20],
-        },  # fmt: skip
+            "name": "careless",
+            "path": "suites/careless.toml",
+            "arch": "tiny-resnet",
+            "target": "synthetic:near",
+            "train_size": 200,
+            "metric": "accuracy",
+            "margin": 0.02,
+            "alpha": 0.05,
+            "looks": [5, 10, 20],
+        },
         environment={"python": "3.11", "device": "cpu", "packages": {"torch": "2.6", "numpy": "1.26"}, "git": None},
         findings=(
             *make_findings("batchnorm-drift", "FAIL", drift, remedy=remedy),
@@ -133,7 +182,12 @@ def make_run(*, seeds=5, examples=200, classes=10, extra=(), **more):
         arms={
             "batchnorm-drift": {"subject": {"recipe": RECIPES["subject"], "patch": []}},
             "negative-transfer": {
-                "scratch": {"weighed": [{"recipe": "lr 0.003", "validation": 0.35, "chosen": False}, {"recipe": "lr 0.01", "validation": 0.4, "chosen": True}]}
+                "scratch": {
+                    "weighed": [
+                        {"recipe": "lr 0.003", "validation": 0.35, "chosen": False},
+                        {"recipe": "lr 0.01", "validation": 0.4, "chosen": True},
+                    ]
+                }
             },
         },
         notes=("verdicts are conditional on this one pretrained checkpoint",),

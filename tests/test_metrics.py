@@ -211,24 +211,39 @@ def test_the_bootstrap_widens_and_never_narrows(metric, group):
     assert estimate.high >= alone.high - 1e-12
 
 
+def bootstrapped(pseudo, factor):
+    """The interval where each example moves a seed's harm by ``factor`` times what its pseudo-value says."""
+    harm = pseudo.mean(1)
+    return metrics.crossed_bootstrap(
+        pseudo, lambda counts: harm + factor * (counts @ (pseudo.T - harm)) / pseudo.shape[1], margin=0.02, alpha=0.05
+    )
+
+
 def test_a_bootstrap_that_varies_more_widens_the_interval():
     pseudo = np.random.default_rng(0).normal(0, 1, size=(3, 50))
-
-    def spread_by(factor):
-        by_seed = lambda counts: pseudo.mean(1) + factor * (counts @ (pseudo - pseudo.mean(1, keepdims=True)).T) / 50  # noqa: E731
-        return metrics.crossed_bootstrap(pseudo, by_seed, margin=0.02, alpha=0.05)
-
-    tame, wild = spread_by(0.1), spread_by(5.0)
-    assert tame.low == pytest.approx(stats.crossed(pseudo, margin=0.02, alpha=0.05).low)
+    tame, wild = bootstrapped(pseudo, 0.1), bootstrapped(pseudo, 5.0)
+    assert tame.se == pytest.approx(stats.crossed(pseudo, margin=0.02, alpha=0.05).se)
     assert wild.low < tame.low
     assert wild.high > tame.high
+    assert wild == bootstrapped(pseudo, 5.0)
+
+
+def test_seeds_that_differ_widen_it_further():
+    pseudo = np.random.default_rng(0).normal(0, 1, size=(3, 50))
+    pseudo -= pseudo.mean(1, keepdims=True)
+    apart = pseudo + np.array([[-3.0], [0.0], [3.0]])
+    _, seeds, _, rest = stats.mean_squares(apart)
+    wider = bootstrapped(pseudo, 5.0).se ** 2 + (seeds - rest) / 150
+    assert bootstrapped(apart, 5.0).se ** 2 == pytest.approx(wider)
 
 
 @pytest.mark.parametrize("metric", OTHERS)
-def test_the_same_predictions_give_the_same_interval(metric):
-    cured, subject = [drawn(seed) for seed in range(2)], [drawn(seed + 9) for seed in range(2)]
-    once, again = (metrics.contrast(sides(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05)[0] for _ in range(2))
-    assert once == again
+def test_in_unequal_groups_the_harm_is_still_that_of_the_metric(metric):
+    group = np.minimum(np.arange(60) // 4, 9)
+    cured, subject = [drawn(seed, group=group) for seed in range(3)], [drawn(seed + 9, group=group) for seed in range(3)]
+    estimate, pseudo = metrics.contrast(sides(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05)
+    assert estimate.harm == pytest.approx(pseudo.mean())
+    assert estimate.examples == 10
 
 
 @pytest.mark.parametrize("metric", OTHERS)

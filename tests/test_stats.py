@@ -320,6 +320,7 @@ def test_one_seed_does_not_say_how_many_seeds_are_needed():
     seeds, examples = stats.needed(row[None], margin=0.02, alpha=0.05)
     assert seeds is None
     assert examples > 200
+    assert stats.needed(row[None], margin=0.5, alpha=0.05) == (None, 200)
 
 
 @pytest.mark.parametrize("D", [np.zeros((0, 10)), np.zeros((3, 1)), np.full((3, 10), nan), np.full((3, 10), 0.02)])

@@ -12,7 +12,7 @@ from xferbench.problem import Problem
 GOLDEN = {  # of the first two blocks of `test`, at VERSION 1
     "source": "74fb1fbd6a38d1c6c574501f86fe7ebf7b1bc6dc82ca0e2d69a80888c4a50e59",
     "near": "927d80ca7c91399878838fdc00dc58d02e62301e4a6900ffdaec257657955dc5",
-    "sketch": "ed2b434ec03247d221c122d0d75403677d54eab4ff919f964479abb9d8191474",
+    "sketch": "07bf7e315307e13d729734b465d6748029a07d8109224f18f72da68e20733831",
     "spectra": "d14c4035970f5501c1b7744e53b7cad50073d223577577040246be6999bab1af",
 }
 every_dataset = pytest.mark.parametrize("name", NAMES)

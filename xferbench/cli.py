@@ -36,13 +36,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # whoever read the output has gone; there is nobody to tell
         return 0
     except Exception as error:  # noqa: BLE001 - the last line of defence: one message, and the code for a crash
-        print(f"xferbench: crashed: {type(error).__name__}: {error}\n  do: run it again with --debug and report what it prints", file=sys.stderr)
+        print(
+            f"xferbench: crashed: {type(error).__name__}: {error}\n  do: run it again with --debug and report what it prints",
+            file=sys.stderr,
+        )
         return 3
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole surface of the command line; a test holds it still."""
-    top = argparse.ArgumentParser(prog="xferbench", description="Find out how transfer learning fails in your pipeline, by experiment.")
+    top = argparse.ArgumentParser(
+        prog="xferbench", description="Find out how transfer learning fails in your pipeline, by experiment."
+    )
     top.add_argument("--version", action="version", version=f"xferbench {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
@@ -108,7 +113,9 @@ def _run(arguments: argparse.Namespace) -> int:
         return _dry_run(asked, arguments)
     output = arguments.output or Path("reports") / asked.name
     with console.live() as show:
-        run = finish.run(asked, output=output, store=arguments.store, device=arguments.device, workers=arguments.workers, show=show)
+        run = finish.run(
+            asked, output=output, store=arguments.store, device=arguments.device, workers=arguments.workers, show=show
+        )
     _told(run, output, arguments.format)
     return gate.exit_code(run.findings, fail_on=arguments.fail_on)
 
@@ -126,7 +133,9 @@ def _told(run: Run, output: Path, form: str) -> None:
 def _dry_run(asked: Suite, arguments: argparse.Namespace) -> int:
     from xferbench import execute
 
-    found = execute.forecast(asked, path=execute.with_store(arguments.store), device=arguments.device, workers=arguments.workers)
+    found = execute.forecast(
+        asked, path=execute.with_store(arguments.store), device=arguments.device, workers=arguments.workers
+    )
     if arguments.format == "json":
         from dataclasses import asdict
 
@@ -165,7 +174,11 @@ def _ls(arguments: argparse.Namespace) -> int:
     told = {
         "plugins": {plugin.id: plugin.question for plugin in discover.plugins(["all"])},
         "suites": {name: str(suite.folder() / f"{name}.toml") for name in suite.shipped()},
-        "backbones": {"torchvision:NAME": "any classifier", "cifar-resnet20/32/44/56": "He et al., option A", "tiny-resnet": "0.1 M, shipped"},
+        "backbones": {
+            "torchvision:NAME": "any classifier",
+            "cifar-resnet20/32/44/56": "He et al., option A",
+            "tiny-resnet": "0.1 M, shipped",
+        },
         "datasets": {
             "folder:DIR": "train/ and val/ or test/ of class folders",
             "npz:FILE": "train_images, train_labels, test_images, test_labels (and train_groups, test_groups)",
@@ -215,6 +228,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
     run = write.read(arguments.directory)
     wanted = {finding.plugin for finding in run.findings} & set(discover.names())
-    write.write(run, arguments.output or arguments.directory, {plugin.id: plugin for plugin in discover.plugins(sorted(wanted))})
+    write.write(
+        run, arguments.output or arguments.directory, {plugin.id: plugin for plugin in discover.plugins(sorted(wanted))}
+    )
     console.tell(run)
     return 0

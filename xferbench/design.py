@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from xferbench.record import Record, Run
 
+
 def _place() -> Any:
     return field(default="", compare=False, metadata={"place": True})
 

@@ -40,7 +40,7 @@ def _loaded(entry: EntryPoint) -> Plugin:
     try:
         plugin = entry.load()
         if not isinstance(plugin, Plugin) or plugin.id != entry.name:
-            raise TypeError(f"{entry.value} is no xferbench.design.Plugin with the id {entry.name!r}")
+            return _broken(entry, TypeError(f"{entry.value} is no xferbench.design.Plugin with the id {entry.name!r}"))
     except Exception as error:  # noqa: BLE001 - it is raised again where the plugin is asked, and becomes its finding
         return _broken(entry, error)
     return plugin
@@ -51,5 +51,12 @@ def _broken(entry: EntryPoint, error: Exception) -> Plugin:
         raise ImportError(f"the plugin cannot be imported: {type(error).__name__}: {error}") from error
 
     return Plugin(
-        id=entry.name, version=0, question="", page="", applies=crash, cure=lambda pipeline, _: pipeline, induce=lambda *_: {}, remedy=""
+        id=entry.name,
+        version=0,
+        question="",
+        page="",
+        applies=crash,
+        cure=lambda pipeline, _: pipeline,
+        induce=lambda *_: {},
+        remedy="",
     )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xferbench import discover, looks, plan, store
 from xferbench.design import Facts, Pipeline, Place, Preprocessing, Recipe, Suite, Trial, digest
@@ -22,6 +21,9 @@ from xferbench.forecast import forecast as predicted
 from xferbench.lab import VERSION, inputs
 from xferbench.problem import Problem
 from xferbench.record import Record
+
+if TYPE_CHECKING:
+    import sqlite3
 
 LOCKSTEP = {"cuda": 32}  # fits of a group; elsewhere a group costs as much as its members, so that one is best
 NEEDS_ASKING = ("/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # where none of these is there, Linux has no accelerator
@@ -53,7 +55,12 @@ class Executed:
 
 
 def execute(
-    suite: Suite, *, path: Path, device: str = "auto", workers: int | None = None, show: Callable[[Progress], None] = lambda _: None
+    suite: Suite,
+    *,
+    path: Path,
+    device: str = "auto",
+    workers: int | None = None,
+    show: Callable[[Progress], None] = lambda _: None,
 ) -> Executed:
     """Carry a suite out, as far as the store at ``path`` does not hold it already.
 
@@ -177,7 +184,9 @@ def _compute(
             except local.WorkerDied as death:
                 records, fits = [Record(key=trial.key, error=str(death)) for trial in group if trial.key not in answers], 0
             except OSError as error:
-                raise Problem("a file could not be read or written", found=str(error), do="free some space, check permissions") from error
+                raise Problem(
+                    "a file could not be read or written", found=str(error), do="free some space, check permissions"
+                ) from error
             ran.fits += fits
             for record in records:
                 answers[record.key] = record

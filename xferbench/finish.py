@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xferbench import findings, looks, plan, stats, suite
+from xferbench import findings, plan, stats, suite
 from xferbench.design import Suite, digest
 from xferbench.environment import environment
 from xferbench.execute import Executed, Progress, execute, with_store
@@ -45,8 +45,10 @@ def finished(executed: Executed, workers: int | None = None) -> Run:
     from xferbench.engines import local
 
     study, step = executed.study, executed.step
-    found = findings.findings(study, step, executed.answers)
-    tested = {finding.id.rpartition("/")[0] or finding.id for finding in found if finding.p_fail is not None and finding.exposed}
+    found = findings.findings(study.suite, step, executed.answers)
+    tested = {
+        finding.id.rpartition("/")[0] or finding.id for finding in found if finding.p_fail is not None and finding.exposed
+    }
     return Run(
         suite=asdict(study.suite),
         environment=environment(study.place.device, workers or local.cores()),
@@ -108,10 +110,19 @@ def notes(executed: Executed) -> tuple[str, ...]:
     if study.facts.left_out:
         shown = "; ".join(study.facts.left_out[:5])
         found.append(f"{len(study.facts.left_out)} file(s) left out: {shown}")
-    edges = {f"{name} chose the {one.at_edge}: a better one may lie beyond" for case in step.cases for name, one in case.arms.items() if one.at_edge}
+    edges = {
+        f"{name} chose the {one.at_edge}: a better one may lie beyond"
+        for case in step.cases
+        for name, one in case.arms.items()
+        if one.at_edge
+    }
     found += sorted(edges)
     if step.stopped:
         found.append(step.stopped)
-    found += [f"[{role}] is given, but no plugin of this run asks for it" for role in ("source", "shifted") if getattr(study.suite, role)]
+    found += [
+        f"[{role}] is given, but no plugin of this run asks for it"
+        for role in ("source", "shifted")
+        if getattr(study.suite, role)
+    ]
     found.append("verdicts are conditional on this one pretrained checkpoint")
     return tuple(found)

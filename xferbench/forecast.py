@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from xferbench import looks, plan, stats
-from xferbench.design import Arm, Choice, Fit, Trial
-from xferbench.plan import Settled, Study
-from xferbench.record import Record
+from xferbench.design import Arm, Choice, Fit, Pipeline, Trial
+from xferbench.plan import Question, Settled, Study
 from xferbench.suite import words
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from xferbench.record import Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +34,7 @@ class Forecast:
 
 def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forecast:
     """Count what a study asks, given what is answered."""
-    asked = [looks.Question(plugin="", arm="subject", view="validation", seed=plan.base(one).seed, trial=one) for one in plan.tuning(study.subject, study)]
+    asked = looks.tuned("", "subject", study.subject, study)
     subject = _assumed(study.subject, study, answers)
     cases = []
     for plugin in study.plugins:
@@ -41,25 +45,29 @@ def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forec
         arms |= plan.induced(plugin, study, cured) if arms else {}
         for name, arm in arms.items():
             settled[name] = Settled(pipeline=_assumed(arm, study, answers))
-            asked += [looks.Question(plugin=plugin.id, arm=name, view="validation", seed=plan.base(one).seed, trial=one) for one in plan.tuning(arm, study)]
+            asked += looks.tuned(plugin.id, name, arm, study)
         cases.append(looks.Case(plugin=plugin, skipped=skipped, arms=settled))
     counts, seconds = [], []
     for look in (study.suite.looks[0], study.suite.looks[-1]):
         seeds = range(study.suite.seed, study.suite.seed + look)
         questions = [*asked, *(one for case in cases for one in looks.questions(case, seeds, study, {}))]
         counts.append(_counted(questions, answers))
-        seconds.append(_seconds({one.trial.key: one.trial for one in questions if one.trial.key not in answers}, study) / workers)
+        seconds.append(
+            _seconds({one.trial.key: one.trial for one in questions if one.trial.key not in answers}, study) / workers
+        )
     return Forecast(
         arms={case.plugin.id: {name: _words(arm) for name, arm in case.arms.items()} for case in cases if not case.skipped},
         skipped={case.plugin.id: case.skipped for case in cases if case.skipped},
         first=counts[0],
         last=counts[1],
         seconds=(seconds[0], seconds[1]),
-        smallest_margin=stats.smallest_margin(study.facts.test_groups or study.facts.test, study.suite.looks[-1], alpha=study.suite.alpha),
+        smallest_margin=stats.smallest_margin(
+            study.facts.test_groups or study.facts.test, study.suite.looks[-1], alpha=study.suite.alpha
+        ),
     )
 
 
-def _assumed(arm: Arm, study: Study, answers: Mapping[str, Record]) -> plan.Pipeline:
+def _assumed(arm: Arm, study: Study, answers: Mapping[str, Record]) -> Pipeline:
     settled = plan.settle(arm, study, answers)
     if settled is not None and settled.pipeline is not None:
         return settled.pipeline
@@ -71,7 +79,7 @@ def _words(arm: Settled) -> str:
     return words(arm.pipeline.recipe) if arm.pipeline else ""
 
 
-def _counted(questions: list[plan.Question], answers: Mapping[str, Record]) -> dict[str, int]:
+def _counted(questions: list[Question], answers: Mapping[str, Record]) -> dict[str, int]:
     trials = {one.trial.key: one.trial for one in questions}
     fits = {plan.base(one) for one in trials.values()}
     known = {plan.base(one) for key, one in trials.items() if key in answers}

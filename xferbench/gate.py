@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from xferbench.record import Finding
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from xferbench.record import Finding
 
 PASSED, FAILED, USAGE, CRASHED, INCONCLUSIVE, NOTHING, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
 
 def exit_code(findings: Sequence[Finding], *, fail_on: str = "fail") -> int:
-    """3 a crash, 1 a FAIL, 5 nothing was judged, 4 something open (with ``fail_on`` ``inconclusive``), 0 else; the first that holds."""
+    """The first that holds: 3 a crash, 1 a FAIL, 5 nothing judged, 4 something open (only with ``fail_on`` inconclusive), 0."""
     verdicts = {finding.verdict for finding in findings}
     if "ERROR" in verdicts:
         return CRASHED

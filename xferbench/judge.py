@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from xferbench import metrics, stats
-from xferbench.design import Contrast
+from xferbench import metrics
+from xferbench.design import Contrast, Suite
 from xferbench.record import Estimate, Predictions, Record
 
 Answers = Mapping[tuple[str, str, int], Record]  # by arm, view and seed
@@ -37,14 +37,16 @@ class Judged:
     error: str = ""
 
 
-def judge(contrast: Contrast, answers: Answers, seeds: Sequence[int], *, metric: str, margin: float, alpha: float) -> Judged:
-    """Estimate a contrast's harm over some seeds; above 0 is harm, for losses too.
+def judge(contrast: Contrast, answers: Answers, seeds: Sequence[int], suite: Suite) -> Judged:
+    """Estimate a contrast's harm over some seeds in the suite's metric; above 0 is harm, for losses too.
 
     Where both sides ask for the same trials the harm is exactly 0, and nothing is estimated. A crash, a missing record or
     an unequal set of examples gives an error and p-values of 1.
     """
     records = {(term, seed): answers.get((*term, seed)) for term in contrast.weights for seed in seeds}
-    crashed = [f"{arm} (seed {seed}): {one.error}" for ((arm, _), seed), one in records.items() if one is not None and one.error]
+    crashed = [
+        f"{arm} (seed {seed}): {one.error}" for ((arm, _), seed), one in records.items() if one is not None and one.error
+    ]
     if crashed:
         return _undecided(crashed[0])
     told: dict[tuple[tuple[str, str], int], Predictions] = {}
@@ -57,11 +59,15 @@ def judge(contrast: Contrast, answers: Answers, seeds: Sequence[int], *, metric:
         return _undecided("the arms were not scored on the same examples")
     keys = {at: one.key for at, one in records.items() if one is not None}
     if all(_cancels(contrast, keys, seed) for seed in seeds):
-        exact = Estimate(harm=0.0, low=0.0, high=0.0, p_fail=1.0, p_pass=0.0, se=0.0, df=1.0, seeds=len(seeds), examples=len(first.label))
+        exact = Estimate(
+            harm=0.0, low=0.0, high=0.0, p_fail=1.0, p_pass=0.0, se=0.0, df=1.0, seeds=len(seeds), examples=len(first.label)
+        )
         return Judged(estimate=exact, exposed=False, difference=np.zeros((len(seeds), len(first.label))), groups=first.group)
     sides = {term: [told[term, seed] for seed in seeds] for term in contrast.weights}
-    estimate, difference = metrics.contrast(sides, contrast.weights, metric=metric, margin=margin, alpha=alpha)
-    groups = first.group[metrics.scores(first, metric)[0]] if len(first.group) else first.group
+    estimate, difference = metrics.contrast(
+        sides, contrast.weights, metric=suite.metric, margin=suite.margin, alpha=suite.alpha
+    )
+    groups = first.group[metrics.scores(first, suite.metric)[0]] if len(first.group) else first.group
     return Judged(estimate=estimate, exposed=True, difference=difference, groups=groups)
 
 
@@ -87,7 +93,7 @@ def replace_arm(contrast: Contrast, old: str, new: str) -> Contrast:
     for (arm, view), weight in contrast.weights.items():
         term = (new if arm == old else arm, view)
         weights[term] = weights.get(term, 0.0) + weight
-    return Contrast(name=contrast.name, weights=weights, kind=contrast.kind, meaning=contrast.meaning)
+    return replace(contrast, weights=weights)
 
 
 def control(judged: Judged, margin: float) -> str:
@@ -106,10 +112,10 @@ def accuracy(answers: Answers, arm: str, seeds: Sequence[int]) -> float | None:
     return float(np.mean([(one.predicted == one.label).mean() for one in told])) if told else None
 
 
-def benefit_retained(answers: Answers, seeds: Sequence[int], alpha: float) -> float | None:
+def benefit_retained(answers: Answers, seeds: Sequence[int], suite: Suite) -> float | None:
     """(subject − scratch) / (cured − scratch) in accuracy; None unless cured is shown to beat scratch."""
     gain = Contrast(name="gain", weights={("cured", "test"): 1.0, ("scratch", "test"): -1.0})
-    shown = judge(gain, answers, seeds, metric="accuracy", margin=0.0, alpha=alpha)
+    shown = judge(gain, answers, seeds, replace(suite, metric="accuracy", margin=0.0))
     means = [accuracy(answers, arm, seeds) for arm in ("subject", "cured", "scratch")]
     if shown.error or not shown.exposed or not shown.estimate.low > 0 or None in means:
         return None

@@ -1,4 +1,4 @@
-"""The replay: given the answers so far, what a study asks next, or its judgements. Pure, so that a killed run resumes by itself.
+"""The replay: given the answers so far, what a study asks next, or its judgements. Pure, so a killed run resumes by itself.
 
 Choices are settled first, the subject's before all others; then the looks go in order, each with only its own seeds. What
 is decided closes, and seeds are asked only for what is open.
@@ -6,13 +6,17 @@ is decided closes, and seeds are asked only for what is open.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from xferbench import judge, plan, stats
-from xferbench.design import Contrast, Pipeline, Plugin, Trial
 from xferbench.plan import Question, Settled, Study
-from xferbench.record import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from xferbench.design import Arm, Contrast, Pipeline, Plugin, Trial
+    from xferbench.record import Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +64,9 @@ class Judgement:
     def lacks(self, variant: str, margin: float) -> bool:
         """Whether a PASS still waits for a control, or an open verdict may come to need it."""
         seen = self.controls.get(variant)
-        return seen is None or (self.harm.exposed and self.verdict != "FAIL" and judge.control(seen, margin) == "missed" and not seen.error)
+        return seen is None or (
+            self.harm.exposed and self.verdict != "FAIL" and judge.control(seen, margin) == "missed" and not seen.error
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +87,7 @@ class Step:
 
 def step(study: Study, answers: Mapping[str, Record]) -> Step:
     """What is to be asked next, given all answers so far."""
-    asked = _tuned("", "subject", study.subject, study)
+    asked = tuned("", "subject", study.subject, study)
     subject = plan.settle(study.subject, study, answers)
     if subject is None:
         return Step(stage="choosing the default recipe", wanted=plan.trials(asked), asked=tuple(asked))
@@ -89,16 +95,18 @@ def step(study: Study, answers: Mapping[str, Record]) -> Step:
         cases = tuple(Case(plugin=plugin, error=f"subject: {subject.error}") for plugin in study.plugins)
         return Step(asked=tuple(asked), cases=cases, subject=subject)
     found = [_case(plugin, study, subject.pipeline, answers) for plugin in study.plugins]
-    tuned = [question for _, questions in found for question in questions]
-    asked += tuned
-    if any(one.trial.key not in answers for one in tuned):
-        return Step(stage="tuning cures and scratch", wanted=plan.trials(tuned), asked=tuple(asked), subject=subject)
+    tuning = [question for _, new in found for question in new]
+    asked += tuning
+    if any(one.trial.key not in answers for one in tuning):
+        return Step(stage="tuning cures and scratch", wanted=plan.trials(tuning), asked=tuple(asked), subject=subject)
     return _looked(study, Step(asked=tuple(asked), cases=tuple(case for case, _ in found), subject=subject), answers)
 
 
-def _tuned(plugin: str, name: str, arm: plan.Arm, study: Study) -> list[Question]:
+def tuned(plugin: str, name: str, arm: Arm, study: Study) -> list[Question]:
+    """What has to be asked to settle an arm."""
     return [
-        Question(plugin=plugin, arm=name, view="validation", seed=plan.base(one).seed, trial=one) for one in plan.tuning(arm, study)
+        Question(plugin=plugin, arm=name, view="validation", seed=plan.base(one).seed, trial=one)
+        for one in plan.tuning(arm, study)
     ]
 
 
@@ -107,9 +115,9 @@ def _case(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str,
     asked: list[Question] = []
     settled: dict[str, Settled] = {}
 
-    def settle(arms: Mapping[str, plan.Arm]) -> None:
+    def settle(arms: Mapping[str, Arm]) -> None:
         for name, arm in arms.items():
-            asked.extend(_tuned(plugin.id, name, arm, study))
+            asked.extend(tuned(plugin.id, name, arm, study))
             found = plan.settle(arm, study, answers)
             if found is not None:
                 settled[name] = found
@@ -190,16 +198,15 @@ def _judged(
     case: Case, contrast: Contrast, known: Judgement | None, told: judge.Answers, seeds: tuple[int, ...], study: Study
 ) -> Judgement:
     """A contrast after one more look; a closed one keeps its numbers, its missing controls are looked at again."""
-    how = {"metric": study.suite.metric, "margin": study.suite.margin, "alpha": study.suite.alpha}
     if known is None or known.is_open:
-        harm = judge.judge(contrast, told, seeds, **how)
+        harm = judge.judge(contrast, told, seeds, study.suite)
         before = known or Judgement(harm=harm, seeds=seeds, p_fail=(), p_pass=())
         p_fail, p_pass = (*before.p_fail, harm.estimate.p_fail), (*before.p_pass, harm.estimate.p_pass)
         after = replace(before, harm=harm, seeds=seeds, p_fail=p_fail, p_pass=p_pass)
     else:
         after = known
     controls = {
-        variant: judge.judge(judge.with_induced(contrast, variant), told, seeds, **how)
+        variant: judge.judge(judge.with_induced(contrast, variant), told, seeds, study.suite)
         if known is None or known.lacks(variant, study.suite.margin)
         else known.controls[variant]
         for variant in case.variants
@@ -215,7 +222,8 @@ def _decided(judgements: Mapping[str, Judgement], looks: Sequence[int], alpha: f
     """
     tested = [name for name, one in judgements.items() if one.harm.exposed]
     ways = [
-        stats.holm([stats.sequential(getattr(judgements[name], way), looks, alpha) for name in tested]) for way in ("p_fail", "p_pass")
+        stats.holm([stats.sequential(getattr(judgements[name], way), looks, alpha) for name in tested])
+        for way in ("p_fail", "p_pass")
     ]
     adjusted = {name: (float(ways[0][rank]), float(ways[1][rank])) for rank, name in enumerate(tested)}
     decided = {}
@@ -234,4 +242,3 @@ def spent(asked: Sequence[Question], answers: Mapping[str, Record]) -> float:
     records = [answers[key] for key in dict.fromkeys(one.trial.key for one in asked) if key in answers]
     fits = {record.fit: record.fit_seconds for record in records}
     return sum(record.seconds for record in records) + sum(fits.values())
-

@@ -103,6 +103,8 @@ def value(predictions: Predictions, metric: str) -> float:
     if named(metric).mean:
         _, score = scores(predictions, metric)
         return float(score.mean()) if len(score) else float("nan")
+    if len(predictions.label) == 0:
+        return float("nan")
     return float(_reweighted(predictions, metric)(np.ones((1, len(predictions.label))))[0])
 
 

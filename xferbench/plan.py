@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xferbench import metrics
 from xferbench.design import Arm, Choice, Facts, Fit, Model, Phase, Pipeline, Place, Plugin, Suite, Trial, View
-from xferbench.record import Record
 from xferbench.strategies import healthy, scratch
 from xferbench.suite import words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from xferbench.record import Record
 
 TUNING = 1_000_000  # tuning seeds begin here, apart from the judged ones
 
@@ -201,6 +205,7 @@ def told(arm: Settled) -> dict[str, object]:
     if arm.pipeline is None:
         return {"recipe": "", "error": arm.error}
     weighed = [
-        {"recipe": words(pipeline.recipe), "validation": score, "chosen": pipeline == arm.pipeline} for pipeline, score in arm.weighed
+        {"recipe": words(pipeline.recipe), "validation": score, "chosen": pipeline == arm.pipeline}
+        for pipeline, score in arm.weighed
     ]
     return {"recipe": words(arm.pipeline.recipe), "weighed": weighed, "edge": arm.at_edge}

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-class Problem(Exception):  # noqa: N818 - it is told to a user, who did nothing erroneous to the program
+class Problem(Exception):  # noqa: N818 - told to a user, who did nothing erroneous to the program
     """A mistake in what the user gave; the command line prints it without a traceback and exits with 2.
 
     Args:

@@ -1,4 +1,4 @@
-"""Records on disk: SQLite, one writer, one transaction a record, so that a run killed at any moment loses at most what it was computing."""
+"""Records on disk: SQLite, one writer, one transaction a record; a run that is killed loses what it was computing, no more."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import sqlite3
 from contextlib import contextmanager
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from xferbench.record import Predictions, Record, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
 VERSION = 1
 LIMIT = 4 * 2**30  # bytes of fitted weights and activations kept beside the store
@@ -107,9 +107,12 @@ def facts(store: sqlite3.Connection, key: str) -> Facts | None:
     row = store.execute("select about from facts where key = ?", (key,)).fetchone()
     if row is None:
         return None
-    told = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(row[0]).items()}
-    ready = {name: tuple(value) if isinstance(value, list) else value for name, value in told.pop("preprocessing").items()}
-    return Facts(**told, preprocessing=Preprocessing(**ready))
+    told: dict[str, Any] = _tuples(json.loads(row[0]))
+    return Facts(**told | {"preprocessing": Preprocessing(**_tuples(told["preprocessing"]))})
+
+
+def _tuples(told: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
 
 
 def put_facts(store: sqlite3.Connection, key: str, found: Facts) -> None:

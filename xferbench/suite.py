@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -47,7 +48,9 @@ def find(word: str) -> Path:
     path = Path(word)
     if not path.is_file():
         known = nearest(word, shipped())
-        raise Problem(f"no suite {word!r}", found="neither a file nor a shipped suite", expected=f"a path to a .toml file, or: {known}")
+        raise Problem(
+            f"no suite {word!r}", found="neither a file nor a shipped suite", expected=f"a path to a .toml file, or: {known}"
+        )
     return path
 
 
@@ -60,7 +63,9 @@ def load(path: Path) -> Suite:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Problem(f"{path}: not a TOML file", found=str(error), expected="a suite file; `xferbench ls` shows examples") from error
+        raise Problem(
+            f"{path}: not a TOML file", found=str(error), expected="a suite file; `xferbench ls` shows examples"
+        ) from error
     return parse(table, path.resolve())
 
 
@@ -68,7 +73,7 @@ def parse(table: Mapping[str, Any], path: Path) -> Suite:
     """Check a suite's table; paths in it are relative to the file."""
     later = LATER & set(table)
     if later:
-        raise Problem(f"{path}: {sorted(later)[0]!r} is not used by this version", do="leave it out")
+        raise Problem(f"{path}: {min(later)!r} is not used by this version", do="leave it out")
     rules = _top(path.parent)
     top = _checked(table, rules, str(path), required=("schema", "name", "plugins", "backbone", "target"))
     backbone, target = top.pop("backbone"), top.pop("target")
@@ -115,9 +120,11 @@ def _shown(value: Any) -> str:
     return f"{value!r}"[:80]
 
 
-def _is(kind: type[T] | tuple[type, ...], test: Callable[[Any], bool], expected: str, make: Callable[[Any], Any] = lambda v: v) -> Rule:
+def _is(
+    kind: type[T] | tuple[type, ...], test: Callable[[Any], bool], expected: str, make: Callable[[Any], Any] = lambda v: v
+) -> Rule:
     def rule(value: Any) -> Any:
-        if isinstance(value, bool) and kind is not bool or not isinstance(value, kind) or not test(value):
+        if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind) or not test(value):
             raise ValueError(expected)
         return make(value)
 
@@ -229,7 +236,7 @@ def _top(base: Path) -> Mapping[str, Rule]:
 
 def _increasing(looks: list[Any]) -> bool:
     whole = all(isinstance(look, int) and not isinstance(look, bool) and look > 0 for look in looks)
-    return bool(looks) and whole and all(a < b for a, b in zip(looks, looks[1:], strict=False))
+    return bool(looks) and whole and all(a < b for a, b in itertools.pairwise(looks))
 
 
 def duration(text: str) -> float:
@@ -269,7 +276,11 @@ def _recipe(table: Mapping[str, Any], where: str) -> Recipe:
 
 def patch(before: Recipe | None, after: Recipe) -> list[str]:
     """The lines of a suite file's [recipe] that turn one recipe into another."""
-    whole = [f'{name} = "{getattr(after, name)}"' for name in ("init", "head", "stop") if getattr(after, name) != getattr(Recipe(), name)]
+    whole = [
+        f'{name} = "{getattr(after, name)}"'
+        for name in ("init", "head", "stop")
+        if getattr(after, name) != getattr(Recipe(), name)
+    ]
     if len(after.phases) == 1:
         was = before.phases[0] if before and len(before.phases) == 1 else None
         return ["[recipe]", *whole, *_lines(after.phases[0], was)]
@@ -283,7 +294,7 @@ def _lines(phase: Phase, before: Phase | None) -> list[str]:
     for name in (f.name for f in fields(Phase)):
         value, default = getattr(phase, name), getattr(Phase(), name)
         was = getattr(before, name) if before else value
-        if value == default and value == was or value is None:
+        if (value == default and value == was) or value is None:
             continue
         shown = f'"{value}"' if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else f"{value}"
         lines.append(f"{name} = {shown}" + ("" if value == was else f"    # was {was}"))
@@ -298,4 +309,9 @@ def words(recipe: Recipe) -> str:
         extra = "" if phase.order == "shuffled" else ", class-ordered"
         told.append(f"{phase.trainable}, {rate}, BatchNorm {phase.batchnorm}, {phase.steps} × {phase.batch_size}{extra}")
     start = "" if recipe.init == "pretrained" else f"{recipe.init} weights: "
-    return (f"{recipe.name}: " if recipe.name else "") + start + "; then ".join(told) + ("" if recipe.stop == "last" else "; best step")
+    return (
+        (f"{recipe.name}: " if recipe.name else "")
+        + start
+        + "; then ".join(told)
+        + ("" if recipe.stop == "last" else "; best step")
+    )

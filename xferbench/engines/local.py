@@ -30,7 +30,7 @@ def cores() -> int:
 def _started() -> subprocess.Popen[bytes]:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     command = [sys.executable, "-m", "xferbench.engines.worker"]
-    return subprocess.Popen(  # noqa: S603 - this interpreter, this package
+    return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | threads, start_new_session=True
     )
 
@@ -48,7 +48,8 @@ def workers(count: int) -> Iterator[Call]:
 
     def carried_out(function: str, *arguments: Any) -> Any:
         process = idle.get()
-        assert process.stdin is not None and process.stdout is not None  # noqa: PT018 - both are pipes
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             send(process.stdin, (function, arguments))
             answer = receive(process.stdout)

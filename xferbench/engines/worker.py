@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-import pickle  # noqa: S403 - both ends of the pipe are this program
+import pickle
 import signal
 import sys
 import traceback
@@ -54,7 +54,7 @@ def receive(pipe: IO[bytes]) -> Any:
         return None
     size = int.from_bytes(header, "little")
     packed = pipe.read(size)
-    return pickle.loads(packed) if len(packed) == size else None  # noqa: S301 - both ends are this program
+    return pickle.loads(packed) if len(packed) == size else None
 
 
 if __name__ == "__main__":

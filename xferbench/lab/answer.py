@@ -46,7 +46,8 @@ class Seen:
 def answer(trials: Sequence[Trial], missing: frozenset[str], cache: Path) -> tuple[list[Record], int]:
     """A record for each missing trial of a group, and how many networks had to be trained for them.
 
-    The fits of a group differ only in their seed, and are trained together whichever of them is missing. A crash becomes records with ``error``; nothing else of the group is lost by it.
+    The fits of a group differ only in their seed, and are trained together whichever of them is missing. A crash becomes
+    records with ``error``; nothing else of the group is lost by it.
 
     Raises:
         Problem: where the user's input is at fault, and OSError where the disk is full: no other group would do better.
@@ -99,7 +100,7 @@ def start(one: Fit, network: Network) -> Tensors:
 
 
 def _fitted(fits: Sequence[Fit], trial: Trial, cache: Path) -> tuple[list[Fitted], int]:
-    """All fits of a group, from the cache of weights if it holds every one; else trained together, so that groups stay whole."""
+    """All fits of a group, from the cache of weights if it holds every one; else trained together, for groups stay whole."""
     dataset, network = _material(fits[0], trial, cache)
     starts = [start(one, network) for one in fits]
     files = [kept(one, trial.place, cache) for one in fits]
@@ -127,12 +128,19 @@ def _recall(file: Path, before: Tensors) -> Fitted:
     os.utime(file)
     state, metadata = checkpoints.recall(file)
     about = json.loads(metadata["fit"])
-    halves = {
-        half: {name.removeprefix(f"{half}."): tensor for name, tensor in state.items() if name.startswith(f"{half}.")}
-        for half in ("last", "best")
-    }
-    curve = tuple((int(step), float(loss), float(score)) for step, loss, score in about.pop("curve"))
-    return fit.Fitted(before=before, **halves, **about | {"curve": curve, "prior": tuple(about["prior"])})
+    last, best = (
+        {name.removeprefix(half): tensor for name, tensor in state.items() if name.startswith(half)}
+        for half in ("last.", "best.")
+    )
+    return fit.Fitted(
+        before=before,
+        last=last,
+        best=best,
+        curve=tuple((int(step), float(loss), float(score)) for step, loss, score in about["curve"]),
+        diverged=about["diverged"],
+        prior=tuple(about["prior"]),
+        seconds=about["seconds"],
+    )
 
 
 def _look(trial: Trial, fitted: Fitted, cache: Path) -> Record:
@@ -217,7 +225,8 @@ def _logits(trial: Trial, tensors: Tensors, network: Network, split: Split) -> n
     own = {name: tensors[name] for name in rest.names}
     with features.inference(rest.module, network.device):
         logits = [rest(own, batch.to(network.device)).float().cpu() for batch in x.split(features.BATCH)]
-    return torch.cat(logits).double().numpy()
+    found: np.ndarray = torch.cat(logits).double().numpy()
+    return found
 
 
 def _served_in_train_mode(tensors: Tensors, network: Network, images: Tensor, ready: Preprocessing) -> np.ndarray:
@@ -231,7 +240,8 @@ def _served_in_train_mode(tensors: Tensors, network: Network, images: Tensor, re
         for part in order.tensor_split(max(1, len(order) // SERVED)):
             batch = preprocess.tensor(images[part].to(network.device), ready)
             found.append(functional_call(network.module, own, (batch,)).float().cpu())
-    return torch.cat(found)[order.argsort()].double().numpy()
+    logits: np.ndarray = torch.cat(found)[order.argsort()].double().numpy()
+    return logits
 
 
 def _predictions(p: np.ndarray, split: Split) -> Predictions:
@@ -246,4 +256,3 @@ def _predictions(p: np.ndarray, split: Split) -> Predictions:
         sum_p2=(p**2).sum(1).astype(np.float32),
         probabilities=kept.astype(np.float16),
     )
-

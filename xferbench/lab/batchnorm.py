@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 def layers(module: nn.Module) -> dict[str, BatchNorm]:
@@ -25,13 +25,19 @@ def buffers(module: nn.Module) -> set[str]:
 
 
 @contextmanager
-def training(module: nn.Module, word: str) -> Iterator[None]:
+def training(module: nn.Module, word: str, frozen: Sequence[str] = ()) -> Iterator[None]:
     """Put a module into training mode, its BatchNorm layers as :attr:`xferbench.design.Phase.batchnorm` says.
+
+    What lies below a frozen cut (name prefixes) stays in evaluation mode, dropout too, so that a part that cannot be cut off
+    and computed once trains as one that can.
 
     Ghost batches (Hoffer et al. 2017) are slices of one batch: each is normalised by its own statistics and moves the
     running ones, so that the size of the batch, and the number of examples seen, stay what they are.
     """
     module.train()
+    for prefix in frozen:
+        with suppress(AttributeError):  # what was cut off is not there, and a prefix may name a tensor
+            module.get_submodule(prefix).eval()
     found = layers(module).values()
     kept = [layer.momentum for layer in found]
     kind, _, value = word.partition(":")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from xferbench.lab import inputs, preprocess, seeds, synthetic
 from xferbench.problem import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from xferbench.design import Data, Preprocessing
 
@@ -169,11 +168,15 @@ def _write(raw: Raw, geometry: Preprocessing, place: Path, what: str, classes: i
     if len(sizes) > 1:
         shown = ", ".join(f"{width}×{height}" for _, height, width in sorted(sizes)[:3])
         expected = "one size, or a preprocessing that makes one"
-        raise Problem(f"{what}: images of differing sizes", found=shown, expected=expected, do="set resize and crop in preprocessing")
+        raise Problem(
+            f"{what}: images of differing sizes", found=shown, expected=expected, do="set resize and crop in preprocessing"
+        )
     labels = raw.labels[kept]
     if len(set(labels.tolist())) < classes:
         empty = sorted(set(range(classes)) - set(labels.tolist()))
-        raise Problem(f"{what}: a class without a readable image", found=f"none of class {empty[0]}", expected="some of each class")
+        raise Problem(
+            f"{what}: a class without a readable image", found=f"none of class {empty[0]}", expected="some of each class"
+        )
     stacked = np.stack(images)
     place.mkdir()
     np.save(place / "images.npy", stacked)
@@ -201,7 +204,9 @@ def _folder(folder: Path) -> tuple[tuple[str, ...], dict[str, Raw], tuple[str, .
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
         expected = "train/ and val/ or test/, each with one folder of images a class"
         raise Problem(f"{folder}: not a dataset folder", found=found, expected=expected)
-    classes = tuple(sorted(path.name for path in (folder / "train").iterdir() if path.is_dir() and not path.name.startswith(".")))
+    classes = tuple(
+        sorted(path.name for path in (folder / "train").iterdir() if path.is_dir() and not path.name.startswith("."))
+    )
     if len(classes) < 2:
         found = f"{len(classes)} class folder(s): {', '.join(classes) or 'none'}"
         raise Problem(f"{folder / 'train'}: too few classes", found=found, expected="at least two folders, one a class")
@@ -213,9 +218,13 @@ def _folder(folder: Path) -> tuple[tuple[str, ...], dict[str, Raw], tuple[str, .
         files = [path for path in inputs.walk(folder / name) if path.parent.parent == folder / name]
         strange = sorted({path.parent.name for path in files} - set(classes))
         if strange:
-            raise Problem(f"{folder / name}: class folders that train/ has not", found=", ".join(strange), expected=", ".join(classes))
+            raise Problem(
+                f"{folder / name}: class folders that train/ has not", found=", ".join(strange), expected=", ".join(classes)
+            )
         usable = [path for path in files if path.suffix.lower() in inputs.IMAGES]
-        left_out += [f"{name}/{path.parent.name}/{path.name}: not an image's ending" for path in files if path not in set(usable)]
+        left_out += [
+            f"{name}/{path.parent.name}/{path.name}: not an image's ending" for path in files if path not in set(usable)
+        ]
         empty = sorted(set(classes) - {path.parent.name for path in usable})
         if empty:
             endings = ", ".join(sorted(inputs.IMAGES))
@@ -250,11 +259,19 @@ def _npz(path: Path) -> tuple[tuple[str, ...], dict[str, Raw], tuple[str, ...]]:
         split: Raw(
             arrays[f"{split}_images"],
             np.searchsorted(values, arrays[f"{split}_labels"]).astype(np.int64),
-            np.unique(arrays[f"{split}_groups"], return_inverse=True)[1] if f"{split}_groups" in arrays else np.empty(0, np.int64),
+            _groups(arrays.get(f"{split}_groups")),
         )
         for split in ("train", "test")
     }
     return tuple(names), splits | {"test": _shuffled(splits["test"])}, ()
+
+
+def _groups(named: np.ndarray | None) -> np.ndarray:
+    """Groups as numbers; none where there are none."""
+    if named is None:
+        return np.empty(0, np.int64)
+    _, numbers = np.unique(named, return_inverse=True)
+    return numbers
 
 
 def _digits() -> tuple[tuple[str, ...], dict[str, Raw], tuple[str, ...]]:
@@ -266,7 +283,10 @@ def _digits() -> tuple[tuple[str, ...], dict[str, Raw], tuple[str, ...]]:
     small = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     images = np.stack([np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in small])
     none = np.empty(0, np.int64)
-    splits = {"train": Raw(images[:1000], bunch.target[:1000], none), "test": _shuffled(Raw(images[1000:], bunch.target[1000:], none))}
+    splits = {
+        "train": Raw(images[:1000], bunch.target[:1000], none),
+        "test": _shuffled(Raw(images[1000:], bunch.target[1000:], none)),
+    }
     return tuple(str(name) for name in bunch.target_names), splits, ()
 
 

@@ -52,7 +52,8 @@ def compute(
         return torch.from_numpy(np.load(path))
     with inference(part, device):
         parts = [
-            functional_call(part, own, (preprocess.tensor(batch.to(device), ready),)).float().cpu() for batch in images.split(BATCH)
+            functional_call(part, own, (preprocess.tensor(batch.to(device), ready),)).float().cpu()
+            for batch in images.split(BATCH)
         ]
     found = torch.cat(parts)
     if found.nbytes <= LIMIT:

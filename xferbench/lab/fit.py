@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
-from torch.nn import functional as F  # noqa: N812 - its usual name
+from torch.nn import functional as F
 
 from xferbench.lab import backbones, batchnorm, features, preprocess, seeds
 from xferbench.lab.data import subset
@@ -93,15 +93,18 @@ class Material:
 
 def cut(phase: Phase, anatomy: Anatomy) -> int:
     """How many of the lowest layer groups compute the same at every step of a phase, and so may be computed once."""
-    groups = anatomy.groups
     frozen = 0
     if phase.trainable == "head":
-        frozen = len(groups)
+        frozen = len(anatomy.groups)
     elif phase.trainable.startswith("top:"):
-        frozen = len(groups) - int(phase.trainable.removeprefix("top:"))
-    below = [prefix for group in groups[:frozen] for prefix in group.prefixes]
-    moving = phase.batchnorm != "eval" and any(backbones.within(name, below) for name in anatomy.batchnorm)
+        frozen = len(anatomy.groups) - int(phase.trainable.removeprefix("top:"))
+    moving = phase.batchnorm != "eval" and any(backbones.within(name, below(anatomy, frozen)) for name in anatomy.batchnorm)
     return 0 if moving else frozen
+
+
+def below(anatomy: Anatomy, groups: int) -> list[str]:
+    """Name prefixes of the lowest layer groups."""
+    return [prefix for group in anatomy.groups[:groups] for prefix in group.prefixes]
 
 
 def body(network: Network, frozen: int, ready: Preprocessing) -> tuple[nn.Module | None, Body]:
@@ -229,7 +232,7 @@ def _phase(
     run = rest if len(fits) == 1 else vmap(rest, randomness="different")
     losses = torch.zeros(len(fits), device=network.device)
     since = 0
-    with batchnorm.training(rest.module, phase.batchnorm):
+    with batchnorm.training(rest.module, phase.batchnorm, below(network.anatomy, cut(phase, network.anatomy))):
         for step in range(phase.steps):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor(phase, step)
@@ -267,6 +270,8 @@ def _accuracy(rest: Body, tensors: Tensors, material: Material, device: torch.de
     with features.inference(rest.module, device):
         right = [
             (rest(own, x).argmax(1) == y).float()
-            for x, y in zip(material.x_validation.split(features.BATCH), material.y_validation.split(features.BATCH), strict=True)
+            for x, y in zip(
+                material.x_validation.split(features.BATCH), material.y_validation.split(features.BATCH), strict=True
+            )
         ]
     return float(torch.cat(right).mean())

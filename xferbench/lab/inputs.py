@@ -36,7 +36,9 @@ def split_spec(spec: str) -> tuple[str, str]:
     if kind not in KINDS:
         raise Problem(f"[target] data = {spec!r}: unknown kind of dataset", found=kind, expected=nearest(kind, KINDS))
     if kind == "synthetic" and rest not in synthetic.NAMES:
-        raise Problem(f"[target] data = {spec!r}: unknown synthetic dataset", found=rest, expected=nearest(rest, synthetic.NAMES))
+        raise Problem(
+            f"[target] data = {spec!r}: unknown synthetic dataset", found=rest, expected=nearest(rest, synthetic.NAMES)
+        )
     if kind in {"folder", "npz"} and not Path(rest).exists():
         what = "a folder with train/ and val/ or test/" if kind == "folder" else "an npz file"
         raise Problem(f"[target] data = {spec!r}", found="nothing there", expected=what, do="check the path in the suite file")

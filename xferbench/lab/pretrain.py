@@ -1,6 +1,6 @@
 """The shipped weights of ``tiny-resnet``: made by the one training loop, as any fit is, on ``synthetic:source``.
 
-    python -m xferbench.lab.pretrain --output xferbench/lab/weights --seeds 0 1 2
+python -m xferbench.lab.pretrain --output xferbench/lab/weights --seeds 0 1 2
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def pretrain(seed: int, recipe: Phase = RECIPE, images: int = IMAGES) -> tuple[d
         preprocessing=READY,
         seed=seed,
     )
-    asked = Trial(model=Model(base=one), view=View(preprocessing=READY), place=Place(device="cpu", torch=torch.__version__, lab=VERSION))
+    asked = Trial(
+        model=Model(base=one), view=View(preprocessing=READY), place=Place(device="cpu", torch=torch.__version__, lab=VERSION)
+    )
     with tempfile.TemporaryDirectory() as folder:
         records, _ = answer.answer((asked,), frozenset({asked.key}), Path(folder))
         if records[0].error or records[0].predictions is None:
@@ -53,7 +55,7 @@ def main() -> None:
     for seed in arguments.seeds:
         state, accuracy = pretrain(seed)
         checkpoints.save(state, arguments.output / f"tiny-resnet-{seed}.safetensors", metadata=checkpoints.record(READY))
-        print(f"seed {seed}: source test accuracy {accuracy:.4f}")  # noqa: T201 - a command's output
+        print(f"seed {seed}: source test accuracy {accuracy:.4f}")  # noqa: T201 - what the command is for
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn import functional as F  # noqa: N812 - its usual name
+from torch.nn import functional as F
 
 from xferbench.design import Facts, Preprocessing
 from xferbench.lab import backbones, checkpoints, data, preprocess
@@ -16,8 +16,10 @@ from xferbench.lab import backbones, checkpoints, data, preprocess
 if TYPE_CHECKING:
     from xferbench.design import Data, Weights
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-CIFAR = Preprocessing(resize=32, crop=32, **IMAGENET)  # He et al.'s CIFAR networks, as their published weights were trained
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR = Preprocessing(
+    resize=32, crop=32, mean=IMAGENET[0], std=IMAGENET[1]
+)  # He et al.'s CIFAR networks, as their published weights were trained
 TIMED = 4  # images
 
 
@@ -30,27 +32,38 @@ def device(word: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def recorded(arch: str, path: str) -> Preprocessing | None:
-    """The preprocessing that goes with a checkpoint: written in the file, or known of the architecture's published weights."""
-    if path.endswith(".safetensors") and (written := checkpoints.recorded_preprocessing(Path(path))) is not None:
-        return written
-    if arch.startswith("cifar-resnet"):
-        return CIFAR
-    return checkpoints.torchvision_preprocessing(arch) if arch.startswith("torchvision:") else None
+def recorded(arch: str, weights: Weights) -> tuple[Preprocessing | None, str]:
+    """The preprocessing that goes with a checkpoint, and what of that is taken on trust.
+
+    It is written in the file, or the file is one that torchvision publishes; otherwise that of the architecture's published
+    weights is the best guess, and is said to be one.
+    """
+    found = checkpoints.recorded_preprocessing(Path(weights.path)) or checkpoints.torchvision_preprocessing(
+        arch, weights.digest
+    )
+    if found is not None:
+        return found, ""
+    guess = CIFAR if arch.startswith("cifar-resnet") else checkpoints.torchvision_preprocessing(arch)
+    if guess is None:
+        return None, "preprocessing: recorded nowhere, so images are only scaled to [0, 1]"
+    return guess, f"preprocessing: not recorded with these weights; that of the published weights of {arch} is used"
 
 
 def probe(
-    arch: str, weights: Weights, target: Data, preprocessing: Preprocessing | None, train_size: int | None, test_size: int | None, cache: Path
+    arch: str,
+    weights: Weights,
+    target: Data,
+    preprocessing: Preprocessing | None,
+    train_size: int | None,
+    test_size: int | None,
+    cache: Path,
 ) -> Facts:
     """Load both, run the network forward and back on a few images, and tell what is there.
 
     Raises:
         Problem: where the checkpoint does not fit, no head is found, or the dataset cannot be used.
     """
-    told = preprocessing or recorded(arch, weights.path)
-    trust = [] if preprocessing or told else ["preprocessing: recorded nowhere, so images are only scaled to [0, 1]"]
-    if told and not preprocessing and arch.startswith("torchvision:"):
-        trust.append("preprocessing: that of torchvision's own weights of this architecture")
+    told, trust = (preprocessing, "") if preprocessing else recorded(arch, weights)
     ready = told or Preprocessing()
     dataset = data.load(target, ready, test_size, cache)
     train, held_out = data.subset(dataset, train_size, 0)
@@ -69,7 +82,7 @@ def probe(
         test=len(dataset.test.labels),
         test_groups=len(np.unique(dataset.test.groups)) if len(dataset.test.groups) else None,
         preprocessing=ready,
-        trust=tuple(trust),
+        trust=(trust,) if trust else (),
         left_out=dataset.left_out,
         seconds_forward=forward,
         seconds_step=step,

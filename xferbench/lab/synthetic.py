@@ -126,7 +126,7 @@ def _outlines(rng: np.random.Generator, forms: Array) -> Array:
     upright = 1 / np.sqrt(1 + lean * lean)
     x, y, pixels = _pose(rng, upright, lean * upright)
     ink = np.clip(_uniform(rng, 1.2, 1.7, 1) - np.abs(_depth(x, y, forms)) * pixels, 0, 1)
-    pictures: Array = _uniform(rng, 0.5, 1, 1) - _uniform(rng, 0.12, 0.42, 1) * ink
+    pictures: Array = _uniform(rng, 0.5, 1, 1) - _uniform(rng, 0.1, 0.38, 1) * ink
     return pictures[:, None]
 
 
@@ -221,7 +221,7 @@ def _world() -> dict[str, Dataset]:
             classes=tuple(f"sketch-{i}-{way}" for way in ("upright", "tilted") for i in range(5)),
             forms=np.concatenate([outlines, _tilted(outlines)]),
             draw=_outlines,
-            noise=(0.01, 0.06),
+            noise=(0.005, 0.04),
         ),
         "spectra": Dataset(
             classes=tuple(CHIRPS), forms=np.array([*CHIRPS.values()], np.float32), draw=_chirps, noise=(0.01, 0.06)

@@ -51,7 +51,7 @@ def applies(pipeline: Pipeline, facts: Facts) -> str:
     return "" if pipeline.recipe.init == "pretrained" else "nothing pretrained is adapted"
 
 
-def _with(pipeline: Pipeline, **changes: str) -> Pipeline:
+def _with(pipeline: Pipeline, **changes: Any) -> Pipeline:
     phases = tuple(replace(phase, **changes) for phase in pipeline.recipe.phases)
     return replace(pipeline, recipe=replace(pipeline.recipe, phases=phases))
 
@@ -76,7 +76,9 @@ def drift(seen: Seen) -> dict[str, float]:
         mean, variance = (seen.after[f"{name}.{part}"].cpu() for part in ("running_mean", "running_var"))
         mean_0, variance_0 = (seen.before[f"{name}.{part}"] for part in ("running_mean", "running_var"))
         least = 1e-5  # BatchNorm's own epsilon: a dead channel has no variance to compare
-        moved = ((mean - mean_0) ** 2 / (variance_0 + least)).mean() + ((variance + least) / (variance_0 + least)).log().abs().mean()
+        moved = ((mean - mean_0) ** 2 / (variance_0 + least)).mean() + (
+            (variance + least) / (variance_0 + least)
+        ).log().abs().mean()
         found[f"drift/{name}"] = float(moved)
     return {"drift": sum(found.values()) / len(found)} | found
 

@@ -47,7 +47,9 @@ def applies(pipeline: Pipeline, _: Facts) -> str:
 def cure(pipeline: Pipeline, _: Facts) -> Choice:
     phases = pipeline.recipe.phases
     budget = replace(DEFAULT, steps=sum(phase.steps for phase in phases), batch_size=phases[-1].batch_size)
-    transfer = choice(pipeline, [linear_probe(replace(budget, lr=HEAD_LR)), lp_ft(replace(budget, lr=1e-3)), lp_ft(replace(budget, lr=3e-3))])
+    transfer = choice(
+        pipeline, [linear_probe(replace(budget, lr=HEAD_LR)), lp_ft(replace(budget, lr=1e-3)), lp_ft(replace(budget, lr=3e-3))]
+    )
     return Choice(candidates=(*transfer.candidates, *scratch(pipeline, pipeline.baseline).candidates))
 
 
@@ -58,7 +60,7 @@ def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
 
 
 def steps_to_scratch(answers: Mapping[tuple[str, str, int], Record], seeds: Sequence[int]) -> dict[str, float]:
-    """Mean first checkpoint at which the subject's validation accuracy reaches scratch's last one, and how many seeds never do."""
+    """Mean first checkpoint at which the subject reaches scratch's last validation accuracy, and how many seeds never do."""
     reached = []
     for seed in seeds:
         goal = answers["scratch", "test", seed].curve[-1][2]
@@ -71,7 +73,9 @@ def steps_to_scratch(answers: Mapping[tuple[str, str, int], Record], seeds: Sequ
 def picture(axes: Any, run: Run) -> None:
     """Validation accuracy by step, a line a seed, for subject and scratch."""
     for colour, arm in zip(("#0072B2", "#D55E00"), ("subject", "scratch"), strict=True):
-        cells = [cell for cell in run.cells if (cell.plugin, cell.arm, cell.view) == (plugin.id, arm, "test") and cell.record.curve]
+        cells = [
+            cell for cell in run.cells if (cell.plugin, cell.arm, cell.view) == (plugin.id, arm, "test") and cell.record.curve
+        ]
         for rank, cell in enumerate(cells):
             steps, _, scores = zip(*cell.record.curve, strict=True)
             axes.plot(steps, scores, color=colour, alpha=0.6, label=None if rank else arm)
@@ -87,7 +91,9 @@ plugin = Plugin(
     applies=applies,
     cure=cure,
     induce=induce,
-    contrasts=(Contrast(name="harm", weights={("scratch", "test"): 1.0, ("subject", "test"): -1.0}, meaning="scratch − subject"),),
+    contrasts=(
+        Contrast(name="harm", weights={("scratch", "test"): 1.0, ("subject", "test"): -1.0}, meaning="scratch − subject"),
+    ),
     derived=steps_to_scratch,
     remedy="use the recipe that was best on validation among linear probe, LP-FT and training from scratch",
     picture=picture,

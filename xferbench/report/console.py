@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from xferbench.execute import Progress
     from xferbench.record import Run
 
-COLOUR = {"FAIL": "bold red", "PASS": "green", "INCONCLUSIVE": "yellow", "ERROR": "bold magenta", "SKIPPED": "dim", "INFO": "dim"}
+COLOUR = {
+    "FAIL": "bold red",
+    "PASS": "green",
+    "INCONCLUSIVE": "yellow",
+    "ERROR": "bold magenta",
+    "SKIPPED": "dim",
+    "INFO": "dim",
+}
 HEAD = ("CHECK", "VERDICT", "HARM", "[BOUNDS]", "KEPT", "SUBJ.", "CURED", "IND.", "SCR.")
 LONGEST = 19  # of a check's name; a longer one has its line to itself
 
@@ -59,7 +66,12 @@ def live() -> Iterator[Callable[[Progress], None]]:
     from rich.progress import Progress as Bar
 
     console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[more]}", markup=False))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[more]}", markup=False),
+    )
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -81,7 +93,7 @@ def live() -> Iterator[Callable[[Progress], None]]:
 def _row(group: frames.Group) -> tuple[str, ...]:
     first = group[0]
     name = first.plugin if first.contrast == "harm" else f"{first.plugin}/{first.contrast}"
-    bounds = text.bounded(first.harm, first.low, first.high, first.unit).partition(" ")[2]
+    bounds = frames.harm(first).partition(" ")[2]
     values = [value for _, value in frames.induced(group)]
     induced = _percent(sum(values) / len(values)) if len(values) == 1 else _range(values)
     subject, cured, scratch = (_percent(first.accuracy.get(arm)) for arm in ("subject", "cured", "scratch"))
@@ -101,7 +113,10 @@ def _range(values: Sequence[float]) -> str:
 def _line(cells: Sequence[str], widths: Sequence[int], style: str, verdict: str = "") -> Text:
     from rich.text import Text
 
-    padded = [one.ljust(width) if place in {0, 1, 3} else one.rjust(width) for place, (one, width) in enumerate(zip(cells, widths, strict=True))]
+    padded = [
+        one.ljust(width) if place in {0, 1, 3} else one.rjust(width)
+        for place, (one, width) in enumerate(zip(cells, widths, strict=True))
+    ]
     whole = Text(no_wrap=True, overflow="fold", style=style)
     for place, one in enumerate(padded):
         whole.append(one, style=verdict if place == 1 else "").append(" " if place < len(padded) - 1 else "")
@@ -111,5 +126,9 @@ def _line(cells: Sequence[str], widths: Sequence[int], style: str, verdict: str 
 def _below(group: frames.Group) -> list[tuple[str, str]]:
     controls = ", ".join(frames.controls(group))
     action = frames.action(group)
-    said = [(f"control: {controls}" if controls else "", "dim"), (frames.reason(group), ""), (f"next: {action}" if action else "", "bold")]
+    said = [
+        (f"control: {controls}" if controls else "", "dim"),
+        (frames.reason(group), ""),
+        (f"next: {action}" if action else "", "bold"),
+    ]
     return [*said, *((f"  {line}", "cyan") for line in frames.patch(group).splitlines())]

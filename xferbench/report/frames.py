@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from xferbench.record import Cell, Finding, Run
 
 Group: TypeAlias = "tuple[Finding, ...]"
+Bounds: TypeAlias = tuple[float | None, float | None, float | None]  # mean, low, high
+Paired: TypeAlias = tuple[str, dict[int, float], Bounds]  # an arm, harm by seed
 
 WORST_FIRST = ("FAIL", "ERROR", "INCONCLUSIVE", "PASS", "SKIPPED", "INFO")
 ORDER = ("subject", "cured", "induced", "scratch")
@@ -87,20 +89,26 @@ def plugins(run: Run) -> tuple[str, ...]:
 
 
 def measured(run: Run, plugin: str) -> tuple[Finding, ...]:
-    """A plugin's measurements, which are never verdicts."""
+    """List a plugin's measurements, which are never verdicts."""
     return tuple(finding for finding in run.findings if finding.plugin == plugin and finding.verdict == "INFO")
 
 
 def reason(group: Group) -> str:
-    """The reasons of a group in one line, what they share said once."""
+    """Give the reasons of a group in one line, what they share said once."""
     return "; ".join(dict.fromkeys(part for finding in group for part in text.line(finding.reason).split("; ") if part))
 
 
+def harm(finding: Finding) -> str:
+    """Tell a finding's harm with its bounds, or nothing where there is none."""
+    return text.bounded((finding.harm, finding.low, finding.high), finding.unit)
+
+
 def controls(group: Group) -> tuple[str, ...]:
-    """What each positive control showed: ``ghost-batch detected +16.0``."""
+    """Say what each positive control showed: ``ghost-batch detected +16.0``."""
     shown = [finding for finding in group if finding.control != "none" or finding.control_harm is not None]
     return tuple(
-        " ".join(part for part in (text.line(one.variant), one.control, text.signed(one.control_harm, one.unit)) if part) for one in shown
+        " ".join(part for part in (text.line(one.variant), one.control, text.signed(one.control_harm, one.unit)) if part)
+        for one in shown
     )
 
 
@@ -110,7 +118,7 @@ def induced(group: Group) -> tuple[tuple[str, float], ...]:
 
 
 def action(group: Group) -> str:
-    """What to do next, in one line; empty where nothing is to be done."""
+    """Say what to do next, in one line; empty where nothing is to be done."""
     first = group[0]
     if first.verdict == "ERROR":
         return "mend what crashed and run it again: finished trials are kept"
@@ -122,62 +130,51 @@ def action(group: Group) -> str:
 
 
 def patch(group: Group) -> str:
-    """The lines of the suite file that mend it, or nothing."""
+    """Give the lines of the suite file that mend it, or nothing."""
     lines = (group[0].remedy or {}).get("patch") or ()
     return text.block(lines if isinstance(lines, str) else "\n".join(map(str, lines)))
 
 
 def outcome(run: Run) -> str:
-    """The whole run in one sentence."""
-    worst: dict[str, Group] = {}
-    for group in groups(run):
-        if group[0].plugin not in worst or _rank(group[0]) < _rank(worst[group[0].plugin][0]):
-            worst[group[0].plugin] = group
-    by = {verdict: [one for one in worst.values() if one[0].verdict == verdict] for verdict in WORST_FIRST}
-    judged = sum(len(by[verdict]) for verdict in ("FAIL", "INCONCLUSIVE", "PASS"))
+    """Say the whole run in a sentence or two; a plugin counts with its worst verdict."""
+    worst: dict[str, Finding] = {}
+    for first, *_ in groups(run):
+        worst[first.plugin] = min(worst.get(first.plugin, first), first, key=_rank)
+    by = {verdict: [one for one in worst.values() if one.verdict == verdict] for verdict in WORST_FIRST}
     if by["FAIL"]:
-        said = " and ".join(_costs(group[0]) for group in by["FAIL"][:2])
         more = f", and {len(by['FAIL']) - 2} more" if len(by["FAIL"]) > 2 else ""
-        start = f"Transfer fails here: {said}{more}"
-    elif judged and len(by["PASS"]) == judged and not by["ERROR"]:
-        return f"None of the failures asked about has hit this pipeline: {_count(judged, 'check')} passed{_skipped(by['SKIPPED'])}."
-    elif judged:
+        start = "Transfer fails here: " + " and ".join(map(_costs, by["FAIL"][:2])) + more
+    elif by["PASS"] and not by["ERROR"] and not by["INCONCLUSIVE"]:
+        start = "None of the failures asked about has hit this pipeline"
+    elif by["PASS"] or by["INCONCLUSIVE"]:
         start = "No failure was shown, but not every one was ruled out"
-    elif by["ERROR"]:
-        start = "Nothing was judged"
     else:
-        return f"Nothing was judged{_skipped(by['SKIPPED'])}."
+        start = "Nothing was judged"
     words = {"PASS": "passed", "INCONCLUSIVE": "undecided", "ERROR": "crashed", "SKIPPED": "skipped"}
     rest = ", ".join(f"{len(by[verdict])} {word}" for verdict, word in words.items() if by[verdict])
     return f"{start}." + (f" Of the {'others' if by['FAIL'] else 'checks'}: {rest}." if rest else "")
 
 
 def _costs(finding: Finding) -> str:
-    size = text.bounded(finding.harm, finding.low, finding.high, finding.unit)
-    return f"{text.line(finding.plugin)} costs {size} {text.in_words(finding.unit)}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def _skipped(some: Sequence[Group]) -> str:
-    return f", {len(some)} skipped" if some else ""
+    name = text.line(finding.plugin)
+    return name if finding.harm is None else f"{name} costs {harm(finding)} {text.in_words(finding.unit)}"
 
 
 def named(cell: Cell) -> str:
-    """A cell's arm, with its variant where it has one."""
+    """Name a cell's arm, with its variant where it has one."""
     return f"{cell.arm}:{cell.variant}" if cell.variant else cell.arm
 
 
 def arms(run: Run, plugin: str) -> tuple[Arm, ...]:
-    """A plugin's arms in the order in which they are read."""
+    """List a plugin's arms in the order in which they are read."""
     cells: dict[str, list[Cell]] = {}
     for cell in run.cells:
         if cell.plugin == plugin and cell.view == "test":
             cells.setdefault(named(cell), []).append(cell)
     settled = run.arms.get(plugin) or {}
-    names = sorted(dict.fromkeys([*settled, *cells]), key=lambda name: (*ORDER, name.partition(":")[0]).index(name.partition(":")[0]))
+    names = sorted(
+        dict.fromkeys([*settled, *cells]), key=lambda name: (*ORDER, name.partition(":")[0]).index(name.partition(":")[0])
+    )
     return tuple(_arm(name, settled.get(name) or {}, cells.get(name, [])) for name in names)
 
 
@@ -190,7 +187,8 @@ def _arm(name: str, settled: Mapping[str, Any], cells: Sequence[Cell]) -> Arm:
         diverged=sum(cell.record.scalars.get("diverged", 0.0) > 0 for cell in cells),
         crashed=sum(bool(cell.record.error) for cell in cells),
         weighed=tuple(
-            (text.line(one.get("recipe", "")), one.get("validation"), bool(one.get("chosen"))) for one in settled.get("weighed") or ()
+            (text.line(one.get("recipe", "")), one.get("validation"), bool(one.get("chosen")))
+            for one in settled.get("weighed") or ()
         ),
     )
 
@@ -204,11 +202,13 @@ def harms(run: Run, plugin: str, contrast: Contrast, metric: str) -> dict[int, f
         if cell.plugin == plugin and term in contrast.weights and cell.record.predictions is not None:
             values.setdefault(cell.seed, {})[term] = metrics.value(cell.record.predictions, metric)
     whole = {seed: found for seed, found in sorted(values.items()) if len(found) == len(contrast.weights)}
-    return {seed: sign * sum(weight * found[term] for term, weight in contrast.weights.items()) for seed, found in whole.items()}
+    return {
+        seed: sign * sum(weight * found[term] for term, weight in contrast.weights.items()) for seed, found in whole.items()
+    }
 
 
-def paired(run: Run, group: Group, contrast: Contrast) -> Iterator[tuple[str, dict[int, float], tuple[float | None, ...]]]:
-    """The judged arm and each control: name, harm by seed, and mean with its bounds."""
+def paired(run: Run, group: Group, contrast: Contrast) -> Iterator[Paired]:
+    """Give the judged arm and each control: name, harm by seed, and mean with its bounds."""
     first = group[0]
     own = harms(run, first.plugin, contrast, first.metric)
     judged = dict(list(own.items())[: first.seeds])  # a contrast that closed early was judged on its first seeds only

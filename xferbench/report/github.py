@@ -26,10 +26,10 @@ def publish(run: Run, summary: str, *, environ: Mapping[str, str], stream: TextI
         with Path(environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8", errors="replace") as file:
             file.write(summary + "\n")
     if environ.get("GITHUB_ACTIONS") == "true":
-        stream.write("".join(f"{one}\n" for one in annotations(run, environ.get("GITHUB_WORKSPACE", ""))))
+        stream.write("".join(f"{one}\n" for one in commands(run, environ.get("GITHUB_WORKSPACE", ""))))
 
 
-def annotations(run: Run, workspace: str = "") -> list[str]:
+def commands(run: Run, workspace: str = "") -> list[str]:
     """One workflow command for each FAIL, ERROR and INCONCLUSIVE, at the line of the suite file that its patch is about."""
     path = Path(str(run.suite.get("path") or run.suite.get("name") or "suite"))
     file = path.relative_to(workspace) if workspace and path.is_relative_to(workspace) else path
@@ -44,13 +44,15 @@ def annotations(run: Run, workspace: str = "") -> list[str]:
 
 def _message(group: frames.Group) -> str:
     first = group[0]
-    size = f"harm {text.bounded(first.harm, first.low, first.high, first.unit)} {text.in_words(first.unit)}" if first.harm is not None else ""
+    size = f"harm {frames.harm(first)} {text.in_words(first.unit)}" if first.harm is not None else ""
     return "; ".join(part for part in (size, frames.reason(group), frames.action(group)) if part)
 
 
 def _line(lines: list[str], group: frames.Group) -> int:
     """Where the suite sets what the patch sets, or else names the plugin, or plugins at all; 1 where it cannot be told."""
-    keys = [key[1] for one in frames.patch(group).splitlines() if "# was" in one and (key := re.match(r"\s*([a-z_]+)\s*=", one))]
+    keys = [
+        key[1] for one in frames.patch(group).splitlines() if "# was" in one and (key := re.match(r"\s*([a-z_]+)\s*=", one))
+    ]
     wanted = [*(rf"\s*{key}\s*=" for key in keys), rf".*[\"']{re.escape(group[0].plugin)}[\"']", r"\s*plugins\s*="]
     return next((number for one in wanted for number, found in enumerate(lines, start=1) if re.match(one, found)), 1)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def render(run: Run, plugins: Mapping[str, Plugin | None]) -> str:
-    """The page; a plugin that is not at hand lacks its question and its pictures, nothing else."""
+    """Render the page; a plugin that is not at hand lacks its question and its pictures, nothing else."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -47,7 +47,7 @@ def render(run: Run, plugins: Mapping[str, Plugin | None]) -> str:
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
-    """What was asked of what, for the head of the page."""
+    """Say what was asked of what, for the head of the page."""
     suite = run.suite
     margin = suite.get("margin")
     unit = run.findings[0].unit if run.findings else "accuracy"
@@ -73,8 +73,12 @@ def _verdict(group: frames.Group) -> dict[str, Any]:
         "contrast": "" if first.contrast == "harm" else text.line(first.contrast),
         "verdict": first.verdict,
         "harm": text.signed(first.harm, first.unit),
-        "bounds": "" if first.harm is None else text.bounded(first.harm, first.low, first.high, first.unit).partition(" ")[2],
-        "p": [(name, text.p_value(value)) for name, value in (("p FAIL", first.p_fail), ("p PASS", first.p_pass)) if value is not None],
+        "bounds": "" if first.harm is None else frames.harm(first).partition(" ")[2],
+        "p": [
+            (name, text.p_value(value))
+            for name, value in (("p FAIL", first.p_fail), ("p PASS", first.p_pass))
+            if value is not None
+        ],
         "controls": frames.controls(group),
         "retained": text.percent(first.benefit_retained, 0),
         "accuracy": accuracy,
@@ -88,7 +92,7 @@ def _verdict(group: frames.Group) -> dict[str, Any]:
 
 
 def _section(run: Run, name: str, plugin: Plugin | None) -> dict[str, Any]:
-    """A plugin's part of the page."""
+    """Gather a plugin's part of the page."""
     from markupsafe import Markup
 
     drawn = [
@@ -105,7 +109,13 @@ def _section(run: Run, name: str, plugin: Plugin | None) -> dict[str, Any]:
         "arms": frames.arms(run, name),
         "figures": [*drawn, *([("The plugin's own picture", own)] if own else [])],
         "measured": [
-            (text.line(one.contrast), text.bounded(one.harm, one.low, one.high, one.unit), text.in_words(one.unit), one.seeds, text.line(one.reason))
+            (
+                text.line(one.contrast),
+                frames.harm(one),
+                text.in_words(one.unit),
+                one.seeds,
+                text.line(one.reason),
+            )
             for one in frames.measured(run, name)
         ],
         "measures": _measures(run, name),
@@ -133,7 +143,7 @@ def _paired(run: Run, name: str, plugin: Plugin | None) -> list[tuple[str, str]]
 
 
 def _measures(run: Run, name: str) -> list[tuple[str, str]]:
-    """The plugin's own measures, each once; those of one variant carry its name."""
+    """List the plugin's own measures, each once; those of one variant carry its name."""
     found: dict[tuple[str, str], str] = {}
     for finding in run.findings:
         if finding.plugin == name:
@@ -144,7 +154,11 @@ def _measures(run: Run, name: str) -> list[tuple[str, str]]:
 
 
 def _cost(cost: Mapping[str, Any]) -> dict[str, Any]:
-    counted = [(name, [cost[name].get(kind, 0) for kind in ("asked", "unique", "run", "reused")]) for name in ("fits", "trials") if name in cost]
+    counted = [
+        (name, [cost[name].get(kind, 0) for kind in ("asked", "unique", "run", "reused")])
+        for name in ("fits", "trials")
+        if name in cost
+    ]
     seconds = cost.get("seconds") or {}
     return {"counted": counted, "seconds": [(text.line(kind), text.seconds(float(value))) for kind, value in seconds.items()]}
 
@@ -152,7 +166,10 @@ def _cost(cost: Mapping[str, Any]) -> dict[str, Any]:
 def _environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     """One row a fact, nested ones on one line."""
     return [
-        (text.line(name), text.line(", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, Mapping) else value))
+        (
+            text.line(name),
+            text.line(", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, Mapping) else value),
+        )
         for name, value in environment.items()
         if value not in (None, "")
     ]
@@ -160,4 +177,6 @@ def _environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _command(run: Run) -> str:
     suite = run.suite
-    return " ".join(["xferbench run", shlex.quote(text.line(suite.get("path") or suite.get("name") or "SUITE")), "--output DIR"])
+    return " ".join(
+        ["xferbench run", shlex.quote(text.line(suite.get("path") or suite.get("name") or "SUITE")), "--output DIR"]
+    )

@@ -12,35 +12,57 @@ if TYPE_CHECKING:
 
     from xferbench.record import Run
 
-SPECIAL = {character: f"\\{character}" for character in "\\`*_[]|~#"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "<span>$</span>"}
+SPECIAL = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "\\`*_[]|~#"},
+        "&": "&amp;",
+        "<": "&lt;",
+        ">": "&gt;",
+        "$": "<span>$</span>",
+    }
+)
 ARMS = ("subject", "cured", "induced", "scratch")
 
 
 def escaped(value: object) -> str:
-    """A text on one line in which nothing is markup, nor mathematics, nor the end of a table's cell."""
-    return text.line(value).translate(str.maketrans(SPECIAL))
+    """Put a text on one line in which nothing is markup, nor mathematics, nor the end of a table's cell."""
+    return text.line(value).translate(SPECIAL)
 
 
 def render(run: Run) -> str:
-    """The summary; ends with a line break."""
+    """Render the summary; it ends with a line break."""
     parts = [f"## xferbench: {escaped(run.suite.get('name', ''))}", escaped(frames.outcome(run))]
     if run.interrupted:
         parts.append("**The run was interrupted: this is what it had by then.**")
     groups = frames.groups(run)
     if groups:
         unit = text.in_words(groups[0][0].unit)
-        head = ["Check", "Verdict", f"Harm, {unit}", "Control", "Benefit retained", *map(str.capitalize, ARMS), "Reason and next action"]
+        head = [
+            "Check",
+            "Verdict",
+            f"Harm, {unit}",
+            "Control",
+            "Benefit retained",
+            *map(str.capitalize, ARMS),
+            "Reason and next action",
+        ]
         parts.append(_table(head, [_row(group) for group in groups], numbers=range(4, 9)))
-    for group in groups:
-        if frames.patch(group):
-            parts.append(f"**{escaped(group[0].plugin)}**, in the suite file:\n\n{_fenced(frames.patch(group))}")
+    patches = [(group[0].plugin, frames.patch(group)) for group in groups]
+    parts += [f"**{escaped(plugin)}**, in the suite file:\n\n{_fenced(lines)}" for plugin, lines in patches if lines]
     measured = [one for name in frames.plugins(run) for one in frames.measured(run, name)]
     if measured:
         rows = [
-            [escaped(f"{one.plugin}/{one.contrast}"), text.bounded(one.harm, one.low, one.high, one.unit), text.in_words(one.unit), escaped(one.reason)]
+            [
+                escaped(f"{one.plugin}/{one.contrast}"),
+                frames.harm(one),
+                text.in_words(one.unit),
+                escaped(one.reason),
+            ]
             for one in measured
         ]
-        parts.append("Measured beside it, no verdict:\n\n" + _table(["Measurement", "Difference", "Unit", "Meaning"], rows, numbers=()))
+        parts.append(
+            "Measured beside it, no verdict:\n\n" + _table(["Measurement", "Difference", "Unit", "Meaning"], rows, numbers=())
+        )
     if run.notes:
         parts.append("\n".join(f"- {escaped(note)}" for note in run.notes))
     return "\n\n".join(parts) + "\n"
@@ -54,7 +76,7 @@ def _row(group: frames.Group) -> list[str]:
     return [
         escaped(name),
         f"**{first.verdict}**",
-        text.bounded(first.harm, first.low, first.high, first.unit),
+        frames.harm(first),
         "<br>".join(map(escaped, frames.controls(group))) or text.NOTHING,
         text.percent(first.benefit_retained, 0),
         *(({**others, "induced": induced})[arm] for arm in ARMS),

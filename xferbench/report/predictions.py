@@ -1,8 +1,8 @@
 """``predictions.npz``: every cell of a run with its record, packed; no pickle.
 
-``index`` is JSON in UTF-8: ``run`` (the digest of the ``results.json`` beside it), ``cells`` and ``records``. Records on the same
-examples make a set k: ``k/key`` names them, ``k/example``, ``k/label`` and ``k/group`` are there once, and ``k/predicted``,
-``k/p_true``, ``k/p_max``, ``k/sum_p2`` and ``k/probabilities`` have a row for each record.
+``index`` is JSON in UTF-8: ``run`` (the digest of the ``results.json`` beside it), ``cells`` and ``records``. Records on the
+same examples make a set k: ``k/key`` names them, ``k/example``, ``k/label`` and ``k/group`` are there once, and
+``k/predicted``, ``k/p_true``, ``k/p_max``, ``k/sum_p2`` and ``k/probabilities`` have a row for each record.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OF_RECORD = ("fit", "scalars", "curve", "seconds", "fit_seconds", "place", "erro
 
 
 def pack(cells: Iterable[Cell], run: str) -> bytes:
-    """The file's content; each record is in it once, however many cells share it."""
+    """Give the file's content; each record is in it once, however many cells share it."""
     cells = tuple(cells)
     records = {cell.record.key: cell.record for cell in cells}
     index = {
@@ -64,7 +64,7 @@ def _narrow(values: np.ndarray) -> np.ndarray:
 
 
 def unpack(file: BinaryIO) -> tuple[str, tuple[Cell, ...]]:
-    """The digest of the results that the file belongs to, and the cells.
+    """Give the digest of the results that the file belongs to, and the cells.
 
     Raises:
         OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error: for a file that is not such a one.
@@ -82,7 +82,8 @@ def unpack(file: BinaryIO) -> tuple[str, tuple[Cell, ...]]:
 def _unpacked(arrays: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
     common = {name: _wide(arrays[name]) for name in COMMON}
     return {
-        str(key): Predictions(**common, **{name: _wide(arrays[name][rank]) for name in STACKED}) for rank, key in enumerate(arrays["key"])
+        str(key): Predictions(**common, **{name: _wide(arrays[name][rank]) for name in STACKED})
+        for rank, key in enumerate(arrays["key"])
     }
 
 

@@ -10,12 +10,12 @@ POINTS = {"accuracy", "sensitivity", "specificity"}  # told in points of a hundr
 
 
 def line(text: object) -> str:
-    """A text as one printable line: control characters, line breaks and changes of direction become a space."""
+    """Make a text one printable line: control characters, line breaks and changes of direction become a space."""
     return UNPRINTABLE.sub(" ", str(text)).strip()
 
 
 def block(text: object) -> str:
-    """A text with its line breaks, and nothing else that cannot be printed."""
+    """Keep a text's line breaks, and nothing else that cannot be printed."""
     return "\n".join(UNPRINTABLE.sub(" ", one).rstrip() for one in str(text).splitlines())
 
 
@@ -31,37 +31,36 @@ def scale(unit: str) -> tuple[float, int]:
 
 
 def in_words(unit: str) -> str:
-    """The unit of a told number, as a heading has it."""
+    """Name the unit of a told number, as a heading has it."""
     return f"points of {unit}" if unit in POINTS else line(unit)
 
 
 def signed(value: float | None, unit: str) -> str:
-    """A harm: ``+5.5``."""
+    """Tell a harm: ``+5.5``."""
     if value is None:
         return NOTHING
     factor, digits = scale(unit)
     return f"{round(factor * value, digits) + 0.0:+.{digits}f}"
 
 
-def bounded(value: float | None, low: float | None, high: float | None, unit: str) -> str:
-    """A harm with its one-sided bounds: ``+5.5 [+3.4, +7.6]``."""
-    if value is None:
-        return NOTHING
-    return f"{signed(value, unit)} [{signed(low, unit)}, {signed(high, unit)}]"
+def bounded(harm: tuple[float | None, float | None, float | None], unit: str) -> str:
+    """Tell a harm with its one-sided bounds: ``+5.5 [+3.4, +7.6]``."""
+    value, low, high = harm
+    return NOTHING if value is None else f"{signed(value, unit)} [{signed(low, unit)}, {signed(high, unit)}]"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A share or an accuracy: ``81.2 %``."""
+    """Tell a share or an accuracy: ``81.2 %``."""
     return NOTHING if value is None else f"{round(100 * value, digits) + 0.0:.{digits}f} %"
 
 
 def p_value(value: float) -> str:
-    """A P-value with its sign of comparison: ``= 0.031``, ``< 0.0001``."""
+    """Tell a P-value with its sign of comparison: ``= 0.031``, ``< 0.0001``."""
     return "< 0.0001" if value < 0.0001 else f"= {value:.2g}"
 
 
 def seconds(value: float) -> str:
-    """A duration in the unit that fits: ``0.4 s``, ``85 s``, ``21 min``, ``3.5 h``."""
+    """Tell a duration in the unit that fits: ``0.4 s``, ``85 s``, ``21 min``, ``3.5 h``."""
     if value < 120:
         return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
     return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"

@@ -9,7 +9,6 @@ import os
 import sys
 import zipfile
 import zlib
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from xferbench.report import github, html, junit, markdown, predictions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from xferbench.design import Plugin
 
@@ -69,7 +69,9 @@ def write(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = NONE
     try:
         github.publish(run, summary, environ=os.environ, stream=sys.stderr)
     except OSError as error:
-        raise Problem("the summary of the job could not be written", found=str(error), do="unset GITHUB_STEP_SUMMARY") from error
+        raise Problem(
+            "the summary of the job could not be written", found=str(error), do="unset GITHUB_STEP_SUMMARY"
+        ) from error
 
 
 def read(path: Path) -> Run:
@@ -87,9 +89,13 @@ def read(path: Path) -> Run:
     except FileNotFoundError as error:
         raise Problem(f"{beside} is missing", expected=f"it beside {RESULTS}", do="copy both, or " + AGAIN) from error
     except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise Problem(f"{beside} cannot be read", found=_shown(error), expected="the file as xferbench wrote it", do=AGAIN) from error
+        raise Problem(
+            f"{beside} cannot be read", found=_shown(error), expected="the file as xferbench wrote it", do=AGAIN
+        ) from error
     if of_run != digest(told):
-        raise Problem(f"{results} and {PREDICTIONS} beside it are not of the same run", expected="both as one run wrote them", do=AGAIN)
+        raise Problem(
+            f"{results} and {PREDICTIONS} beside it are not of the same run", expected="both as one run wrote them", do=AGAIN
+        )
     try:
         return _run(told, cells)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -107,20 +113,28 @@ def records(cells: Sequence[Cell]) -> str:
     return file.getvalue()
 
 
-def _told(results: Path) -> dict[str, Any]:
-    """The content of ``results.json``, of a schema that is known."""
+def _told(results: Path) -> Mapping[str, Any]:
+    """Read ``results.json``, of a schema that is known."""
     try:
-        told = json.loads(results.read_text(encoding="utf-8"))
+        told: Any = json.loads(results.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise Problem(f"{results} is missing", expected="the folder of a finished run", do="give the folder that `run --output` named") from error
+        raise Problem(
+            f"{results} is missing", expected="the folder of a finished run", do="give the folder that `run --output` named"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise Problem(f"{results} cannot be read", found=_shown(error), expected="JSON, as xferbench wrote it", do=AGAIN) from error
-    schema = told.get("schema") if isinstance(told, dict) else None
-    if not isinstance(schema, int):
+        raise Problem(
+            f"{results} cannot be read", found=_shown(error), expected="JSON, as xferbench wrote it", do=AGAIN
+        ) from error
+    if not isinstance(told, dict) or not isinstance(schema := told.get("schema"), int):
         raise Problem(f"{results} is not a finished run", found="no schema", expected=f"schema {SCHEMA}", do=AGAIN)
     if schema > SCHEMA:
         by = told.get("xferbench", "a newer version")
-        raise Problem(f"{results} is newer than this xferbench", found=f"schema {schema}, by {by}", expected=f"schema {SCHEMA}", do="upgrade xferbench")
+        raise Problem(
+            f"{results} is newer than this xferbench",
+            found=f"schema {schema}, by {by}",
+            expected=f"schema {SCHEMA}",
+            do="upgrade xferbench",
+        )
     return told
 
 
@@ -155,7 +169,12 @@ def _replace(path: Path, data: bytes) -> None:
 
 def _unwritable(path: Path, error: OSError) -> Problem:
     do = "free some space, or choose another folder with --output"
-    return Problem(f"{path} cannot be written", found=error.strerror or str(error), expected="a folder with room that can be written to", do=do)
+    return Problem(
+        f"{path} cannot be written",
+        found=error.strerror or str(error),
+        expected="a folder with room that can be written to",
+        do=do,
+    )
 
 
 def _encoded(text: str) -> bytes:

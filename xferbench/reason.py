@@ -1,0 +1,88 @@
+"""A verdict in words: why it was taken, what would decide an open one, and what to change. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from xferbench import judge, metrics, stats
+from xferbench.suite import patch
+
+if TYPE_CHECKING:
+    from xferbench.design import Contrast, Suite
+    from xferbench.looks import Case, Judgement
+    from xferbench.record import Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A judged contrast with all that its words are about. ``stopped`` says why no more seeds were added, if so."""
+
+    suite: Suite
+    case: Case
+    contrast: Contrast
+    judgement: Judgement
+    told: judge.Answers
+    stopped: str = ""
+
+    @property
+    def unit(self) -> str:
+        """The metric's unit."""
+        return metrics.named(self.suite.metric).unit
+
+
+def shown(value: float, unit: str, *, signed: bool = True) -> str:
+    """A number in the unit that people say it in: accuracies in points of a hundred."""
+    sign = "+" if signed else ""
+    return f"{100 * value:{sign}.1f} points" if unit == "accuracy" else f"{value:{sign}.3f} {unit}"
+
+
+def interval(estimate: Estimate, unit: str) -> str:
+    """Harm with its one-sided bounds."""
+    scale, digits = (100, 1) if unit == "accuracy" else (1, 3)
+    return f"{shown(estimate.harm, unit)} [{scale * estimate.low:+.{digits}f}, {scale * estimate.high:+.{digits}f}]"
+
+
+def reason(asked: Asked, variant: str, verdict: str) -> str:
+    """One line: why this verdict, and what came to notice."""
+    harm, seen = asked.judgement.harm, asked.judgement.controls.get(variant)
+    cost = "" if seen is None or seen.error else f"{variant} would cost {interval(seen.estimate, asked.unit)}"
+    if not harm.exposed:
+        return "not exposed: the cure changes nothing here" + (f"; {cost}" if cost else "")
+    margin = f"the margin of {shown(asked.suite.margin, asked.unit, signed=False)}"
+    if verdict == "FAIL":
+        text = f"harm is above {margin}"
+    elif verdict == "PASS":
+        text = f"harm is below {margin}" + (f"; {cost}" if cost else "")
+    elif asked.judgement.verdict == "PASS":
+        text = f"no power here: harm is below {margin}, but so might the induced failure be ({cost})"
+    else:
+        text = f"{margin} lies within the interval{_needed(asked)}" + (f"; {asked.stopped}" if asked.stopped else "")
+    return text + _diverged(asked)
+
+
+def _needed(asked: Asked) -> str:
+    harm, suite = asked.judgement.harm, asked.suite
+    groups = harm.groups if len(harm.groups) else None
+    seeds, examples = stats.needed(harm.difference, margin=suite.margin, alpha=suite.alpha, groups=groups)
+    what = "groups of test examples" if groups is not None else "test examples"
+    ways = [f"about {seeds} seeds"] * (seeds is not None) + [f"about {examples} {what} at these seeds"] * (examples is not None)
+    return f"; to decide it: {' or '.join(ways)}" if ways else "; no affordable number of seeds or examples would decide it"
+
+
+def _diverged(asked: Asked) -> str:
+    seeds = asked.judgement.seeds
+    arms = sorted({arm for arm, _ in asked.contrast.weights})
+    counts = {arm: judge.diverged(asked.told, arm, seeds) for arm in arms}
+    return "".join(f"; {arm} diverged at {count} of {len(seeds)} seeds" for arm, count in counts.items() if count)
+
+
+def remedy(asked: Asked, verdict: str) -> dict[str, Any] | None:
+    """For a FAIL: what to change, as lines of the suite file, and whether the cured arm is shown to be free of the harm."""
+    before, after = asked.case.arms["subject"].pipeline, asked.case.arms["cured"].pipeline
+    if verdict != "FAIL" or before is None or after is None or before == after:
+        return None
+    mended = judge.replace_arm(asked.contrast, "subject", "cured")
+    seen = judge.judge(mended, asked.told, asked.judgement.seeds, asked.suite)
+    verified = not seen.error and bool(seen.estimate.high < asked.suite.margin)
+    return {"text": asked.case.plugin.remedy, "patch": patch(before.recipe, after.recipe), "verified": verified}

@@ -1,0 +1,120 @@
+"""A drawing becomes inline SVG or an inline image, in colours that the page owns and colour-blind readers can tell apart.
+
+Every colour is one of the page's, so that the page can give it another value on a dark ground; text is text, in the page's
+font. Figures are 440 CSS pixels wide, so that they can still be read on a phone.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import warnings
+from html import escape
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Figure: TypeAlias = Any
+
+WIDTH = 4.6  # inches; 1 inch is 96 CSS pixels
+INK, MUTED, GRID, CARD = "#010101", "#767676", "#dedede", "#fefefe"
+CYCLE = BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#e69f00",
+    "#cc79a7",
+    "#56b4e9",
+)  # Okabe-Ito
+# the page's names of these colours; on a dark ground it gives them lighter values
+VARIABLES = {
+    INK: "currentColor",
+    MUTED: "var(--muted)",
+    GRID: "var(--line)",
+    CARD: "var(--card)",
+    BLUE: "var(--blue)",
+    VERMILION: "var(--vermilion)",
+    GREEN: "var(--green)",
+    ORANGE: "var(--orange)",
+    PURPLE: "var(--purple)",
+    SKY: "var(--sky)",
+}
+STYLE: Mapping[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "lines.linewidth": 1.5,
+}
+
+
+def inline(draw: Callable[[Figure], None], label: str, *, height: float) -> str:
+    """Draw into a figure and give it as inline SVG with a text alternative; the same input gives the same characters."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    found = io.StringIO()
+    _save(
+        draw,
+        FigureCanvasSVG,
+        found,
+        label,
+        height,
+        format="svg",
+        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+    )
+    body = found.getvalue()
+    inner = body[body.index(">", body.index("<svg")) + 1 :]
+    inner = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inner, flags=re.DOTALL)
+    inner = re.sub(r' id="[a-z0-9A-Z]+_\d+"', "", inner)  # unique in one figure only, and never referred to
+    inner = re.sub(r"(fill|stroke): (#[0-9a-f]{6})", lambda one: f"{one[1]}: {VARIABLES.get(one[2], one[2])}", inner)
+    inner = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", inner)
+    inner = re.sub(r"\n\s*", "\n", inner).strip()
+    box = f'viewBox="0 0 {WIDTH * 72:g} {height * 72:g}"'
+    return f'<svg {box} role="img" aria-label="{escape(label)}" xmlns:xlink="http://www.w3.org/1999/xlink">{inner}'
+
+
+def image(draw: Callable[[Figure], None], label: str, *, height: float) -> str:
+    """Draw into a figure and give it as an inline PNG on a white ground."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    found = io.BytesIO()
+    _save(draw, FigureCanvasAgg, found, label, height, format="png", dpi=144, facecolor="white", metadata={"Software": None})
+    return f'<img alt="{escape(label)}" src="data:image/png;base64,{base64.b64encode(found.getvalue()).decode()}">'
+
+
+def _save(
+    draw: Callable[[Figure], None], canvas: Callable[[Figure], Any], file: Any, label: str, height: float, **options: Any
+) -> None:
+    import matplotlib as mpl
+    from cycler import cycler
+    from matplotlib.figure import Figure as Blank
+
+    # the salt makes the ids that are referred to differ between figures
+    style = {**STYLE, "axes.prop_cycle": cycler(color=CYCLE), "svg.hashsalt": label}
+    with mpl.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning)  # a glyph that the measuring font lacks, a layout too tight
+        figure = Blank(figsize=(WIDTH, height))
+        canvas(figure)
+        draw(figure)
+        figure.savefig(file, **options)
