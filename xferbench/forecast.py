@@ -34,36 +34,35 @@ class Forecast:
 
 def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forecast:
     """Count what a study asks, given what is answered."""
+    suite, subject = study.suite, _assumed(study.subject, study, answers)
     asked = looks.tuned("", "subject", study.subject, study)
-    subject = _assumed(study.subject, study, answers)
-    cases = []
+    cases, told = [], {}
     for plugin in study.plugins:
         skipped = plugin.applies(subject, study.facts)
-        settled: dict[str, Settled] = {}
         arms = {} if skipped else plan.arms(plugin, study, subject)
-        cured = _assumed(arms["cured"], study, answers) if arms else subject
-        arms |= plan.induced(plugin, study, cured) if arms else {}
+        arms |= plan.induced(plugin, study, _assumed(arms["cured"], study, answers)) if arms else {}
         for name, arm in arms.items():
-            settled[name] = Settled(pipeline=_assumed(arm, study, answers))
             asked += looks.tuned(plugin.id, name, arm, study)
+        settled = {name: Settled(pipeline=_assumed(arm, study, answers)) for name, arm in arms.items()}
         cases.append(looks.Case(plugin=plugin, skipped=skipped, arms=settled))
+        told[plugin.id] = {name: _words(arm, study, answers) for name, arm in arms.items()}
+        if arms and isinstance(study.subject, Choice):
+            told[plugin.id]["subject"] = _words(study.subject, study, answers)
     counts, seconds = [], []
-    for look in (study.suite.looks[0], study.suite.looks[-1]):
-        seeds = range(study.suite.seed, study.suite.seed + look)
+    for look in (suite.looks[0], suite.looks[-1]):
+        seeds = range(suite.seed, suite.seed + look)
         questions = [*asked, *(one for case in cases for one in looks.questions(case, seeds, study, {}))]
+        missing = {one.trial.key: one.trial for one in questions if one.trial.key not in answers}
         counts.append(_counted(questions, answers))
-        seconds.append(
-            _seconds({one.trial.key: one.trial for one in questions if one.trial.key not in answers}, study) / workers
-        )
+        seconds.append(_seconds(missing, study) / workers)
+    examples = study.facts.test_groups or study.facts.test
     return Forecast(
-        arms={case.plugin.id: {name: _words(arm) for name, arm in case.arms.items()} for case in cases if not case.skipped},
+        arms={case.plugin.id: told[case.plugin.id] for case in cases if not case.skipped},
         skipped={case.plugin.id: case.skipped for case in cases if case.skipped},
         first=counts[0],
         last=counts[1],
         seconds=(seconds[0], seconds[1]),
-        smallest_margin=stats.smallest_margin(
-            study.facts.test_groups or study.facts.test, study.suite.looks[-1], alpha=study.suite.alpha
-        ),
+        smallest_margin=stats.smallest_margin(examples, suite.looks[-1], alpha=suite.alpha),
     )
 
 
@@ -75,8 +74,12 @@ def _assumed(arm: Arm, study: Study, answers: Mapping[str, Record]) -> Pipeline:
     return max(arm.candidates, key=lambda one: plan.cost(plan.fit(one, 0)))
 
 
-def _words(arm: Settled) -> str:
-    return words(arm.pipeline.recipe) if arm.pipeline else ""
+def _words(arm: Arm, study: Study, answers: Mapping[str, Record]) -> str:
+    settled = plan.settle(arm, study, answers)
+    if settled is not None and settled.pipeline is not None:
+        return words(settled.pipeline.recipe)
+    assert isinstance(arm, Choice)
+    return "best on validation of " + " | ".join(one.recipe.name or words(one.recipe) for one in arm.candidates)
 
 
 def _counted(questions: list[Question], answers: Mapping[str, Record]) -> dict[str, int]:

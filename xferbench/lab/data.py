@@ -258,7 +258,7 @@ def _npz(path: Path) -> tuple[tuple[str, ...], dict[str, Raw], tuple[str, ...]]:
     splits = {
         split: Raw(
             arrays[f"{split}_images"],
-            np.searchsorted(values, arrays[f"{split}_labels"]).astype(np.int64),
+            np.asarray(np.searchsorted(values, arrays[f"{split}_labels"]), np.int64),
             _groups(arrays.get(f"{split}_groups")),
         )
         for split in ("train", "test")

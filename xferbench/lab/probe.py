@@ -20,7 +20,8 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR = Preprocessing(
     resize=32, crop=32, mean=IMAGENET[0], std=IMAGENET[1]
 )  # He et al.'s CIFAR networks, as their published weights were trained
-TIMED = 4  # images
+TIMED = 32  # images of a batch
+SLOW = 0.5  # seconds a batch above which a small one must do
 
 
 def device(word: str) -> str:
@@ -90,15 +91,20 @@ def probe(
 
 
 def _timed(module: torch.nn.Module, dataset: data.Dataset, ready: Preprocessing) -> tuple[float, float]:
-    """Seconds an image, forward alone and for a training step, after one run to warm up."""
-    count = min(TIMED, len(dataset.train.labels))
-    images = preprocess.tensor(torch.from_numpy(np.array(dataset.train.images[:count])), ready)
-    labels = torch.from_numpy(dataset.train.labels[:count])
+    """Seconds an image, forward alone and for a training step: of a small batch, or of a usual one where that is quick."""
     module.eval()
-    F.cross_entropy(module(images), labels).backward()
-    begun = perf_counter()
-    with torch.no_grad():
-        module(images)
-    between = perf_counter()
-    F.cross_entropy(module(images), labels).backward()
-    return (between - begun) / count, (perf_counter() - between) / count
+    forward = step = 0.0
+    for count in (TIMED // 8, TIMED):
+        count = min(count, len(dataset.train.labels))  # noqa: PLW2901 - a small dataset has fewer
+        images = preprocess.tensor(torch.from_numpy(np.array(dataset.train.images[:count])), ready)
+        labels = torch.from_numpy(dataset.train.labels[:count])
+        F.cross_entropy(module(images), labels).backward()  # once to warm up
+        begun = perf_counter()
+        with torch.no_grad():
+            module(images)
+        between = perf_counter()
+        F.cross_entropy(module(images), labels).backward()
+        forward, step = (between - begun) / count, (perf_counter() - between) / count
+        if step * TIMED > SLOW:
+            break
+    return forward, step

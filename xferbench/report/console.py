@@ -26,7 +26,7 @@ COLOUR = {
     "INFO": "dim",
 }
 HEAD = ("CHECK", "VERDICT", "HARM", "[BOUNDS]", "KEPT", "SUBJ.", "CURED", "IND.", "SCR.")
-LONGEST = 19  # of a check's name; a longer one has its line to itself
+NARROW = 80  # columns that must do; a check's name that leaves too few has a line to itself
 
 
 def table(run: Run) -> RenderableType:
@@ -38,7 +38,8 @@ def table(run: Run) -> RenderableType:
     groups = frames.groups(run)
     rows = [_row(group) for group in groups]
     widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
-    widths[0] = max(len(HEAD[0]), *(len(row[0]) for row in rows if len(row[0]) <= LONGEST), 0)
+    most = NARROW - sum(widths[1:]) - len(widths) + 1
+    widths[0] = max(len(HEAD[0]), *(len(row[0]) for row in rows if len(row[0]) <= most), 0)
     parts: list[RenderableType] = [Text(frames.outcome(run), style="bold"), Text(), _line(HEAD, widths, "dim")]
     for group, row in zip(groups, rows, strict=True):
         if len(row[0]) > widths[0]:

@@ -142,6 +142,10 @@ def learning(curves: Mapping[str, frames.Curve]) -> str:
                 )
             axes.set(xlabel="step")
             axes.set_title(title, fontsize=9)
+        if (
+            max(np.nanmax(curve.loss, initial=0.0) for curve in curves.values()) > 20
+        ):  # one that diverged would flatten the others
+            sides[0].set_yscale("log")
         handles, labels = sides[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="upper left", ncols=2, borderaxespad=0.2)
 

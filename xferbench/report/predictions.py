@@ -60,7 +60,9 @@ def _narrow(values: np.ndarray) -> np.ndarray:
     """Signed integers in the fewest bytes that hold them; anything else unchanged."""
     if values.dtype.kind != "i" or not values.size:
         return values
-    return values.astype(np.promote_types(np.min_scalar_type(values.min()), np.min_scalar_type(-max(int(values.max()), 1))))
+    least, most = int(values.min()), int(values.max())
+    kinds = (np.int8, np.int16, np.int32, np.int64)
+    return values.astype(next(kind for kind in kinds if np.iinfo(kind).min <= least and most <= np.iinfo(kind).max))
 
 
 def unpack(file: BinaryIO) -> tuple[str, tuple[Cell, ...]]:

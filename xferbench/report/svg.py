@@ -13,6 +13,8 @@ import warnings
 from html import escape
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from xferbench.report import text
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -86,10 +88,10 @@ def inline(draw: Callable[[Figure], None], label: str, *, height: float) -> str:
     body = found.getvalue()
     inner = body[body.index(">", body.index("<svg")) + 1 :]
     inner = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inner, flags=re.DOTALL)
-    inner = re.sub(r' id="[a-z0-9A-Z]+_\d+"', "", inner)  # unique in one figure only, and never referred to
+    inner = re.sub(r' id="[\w.]+_\d+"', "", inner)  # unique in one figure only, and never referred to
     inner = re.sub(r"(fill|stroke): (#[0-9a-f]{6})", lambda one: f"{one[1]}: {VARIABLES.get(one[2], one[2])}", inner)
     inner = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", inner)
-    inner = re.sub(r"\n\s*", "\n", inner).strip()
+    inner = re.sub(r"\n\s*", "\n", text.block(inner)).strip()
     box = f'viewBox="0 0 {WIDTH * 72:g} {height * 72:g}"'
     return f'<svg {box} role="img" aria-label="{escape(label)}" xmlns:xlink="http://www.w3.org/1999/xlink">{inner}'
 
@@ -109,6 +111,7 @@ def _save(
     import matplotlib as mpl
     from cycler import cycler
     from matplotlib.figure import Figure as Blank
+    from matplotlib.ticker import LogFormatter, NullFormatter
 
     # the salt makes the ids that are referred to differ between figures
     style = {**STYLE, "axes.prop_cycle": cycler(color=CYCLE), "svg.hashsalt": label}
@@ -117,4 +120,8 @@ def _save(
         figure = Blank(figsize=(WIDTH, height))
         canvas(figure)
         draw(figure)
+        for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+            if isinstance(axis.get_major_formatter(), LogFormatter):  # it writes formulas, and names with a $ must be none
+                axis.set_major_formatter(lambda value, _: f"{value:g}")
+                axis.set_minor_formatter(NullFormatter())
         figure.savefig(file, **options)

@@ -92,14 +92,14 @@ def read(path: Path) -> Run:
         raise Problem(
             f"{beside} cannot be read", found=_shown(error), expected="the file as xferbench wrote it", do=AGAIN
         ) from error
-    if of_run != digest(told):
-        raise Problem(
-            f"{results} and {PREDICTIONS} beside it are not of the same run", expected="both as one run wrote them", do=AGAIN
-        )
     try:
-        return _run(told, cells)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        of_told, run = digest(told), _run(told, cells)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Problem(f"{results} is not a finished run", found=_shown(error), expected=f"schema {SCHEMA}", do=AGAIN) from error
+    if of_run != of_told:
+        what = f"{results} and {PREDICTIONS} beside it are not of the same run"
+        raise Problem(what, expected="both as one run wrote them", do=AGAIN)
+    return run
 
 
 def records(cells: Sequence[Cell]) -> str:

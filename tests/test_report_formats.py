@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+from xml.etree import ElementTree as ET
+
+import pytest
+from factory import make_findings, make_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from xferbench.record import Finding
+from xferbench.report import console, github, html, junit, markdown, write
+
+HOSTILE = "a|b\n<script>alert(1)</script> $x^{$ \x1b[31m [red]x[/red] `c` ::error::d, 100% \x00"
+
+
+@pytest.fixture(scope="module")
+def run():
+    return make_run()
+
+
+def finding(verdict, plugin="p", **more):
+    return Finding(id=f"{plugin}/harm", plugin=plugin, contrast="harm", verdict=verdict, **more)
+
+
+@pytest.fixture(scope="module")
+def every(run):
+    """A run with each verdict."""
+    others = ("INCONCLUSIVE", "ERROR", "SKIPPED", "INFO")
+    return replace(
+        run, findings=(*run.findings, *(finding(one, plugin=f"p-{one.lower()}", reason=f"so {one}") for one in others))
+    )
+
+
+@pytest.fixture(scope="module")
+def hostile(run):
+    """A run all of whose texts are hostile."""
+    remedy = {"text": HOSTILE, "patch": ["```", HOSTILE], "verified": False}
+    bad = replace(run.findings[0], id=HOSTILE, plugin=HOSTILE, contrast=HOSTILE, variant=HOSTILE, reason=HOSTILE, remedy=remedy)
+    suite = {**run.suite, "name": HOSTILE, "path": HOSTILE.replace("\x00", "")}
+    return replace(run, suite=suite, findings=(bad, finding("INFO", plugin=HOSTILE, reason=HOSTILE)), notes=(HOSTILE,))
+
+
+def test_junit_has_a_suite_for_each_plugin_and_a_case_for_each_finding(every):
+    root = ET.fromstring(junit.render(every).encode())
+    assert [suite.get("name") for suite in root][:2] == ["batchnorm-drift", "p-error"]
+    assert [case.get("name") for case in root.iter("testcase")] != []
+    assert {case.get("name") for case in root.iter("testcase")} == {one.id for one in every.findings}
+    assert [root.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["7", "2", "1", "2"]
+    assert sum(int(suite.get("tests")) for suite in root) == 7
+
+
+@pytest.mark.parametrize(
+    ("verdict", "children"),
+    [
+        ("FAIL", ["properties", "failure"]),
+        ("ERROR", ["properties", "error"]),
+        ("SKIPPED", ["properties", "skipped"]),
+        ("INCONCLUSIVE", ["properties", "skipped"]),
+        ("PASS", ["properties"]),
+        ("INFO", ["properties"]),
+    ],
+)
+def test_a_verdict_is_a_junit_result(run, verdict, children):
+    root = ET.fromstring(junit.render(replace(run, findings=(finding(verdict, reason="why"),))))
+    (case,) = root.iter("testcase")
+    assert [child.tag for child in case] == children
+    assert all(child.get("message") == f"{verdict}: why" for child in case[1:])
+
+
+def test_figures_are_junit_properties(run):
+    (case, *_) = ET.fromstring(junit.render(run)).iter("testcase")
+    told = {one.get("name"): one.get("value") for one in case.iter("property")}
+    assert float(told["harm"]) == pytest.approx(run.findings[0].harm, rel=1e-4)
+    assert told["control"] == "detected"
+    assert "accuracy.scratch" in told
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(exclude_categories=[]), max_size=60))
+def test_junit_always_parses(words):
+    found = make_run_of(finding("FAIL", plugin=words or "p", reason=words, remedy={"text": words, "patch": [words]}))
+    ET.fromstring(junit.render(found).encode("utf-8", "replace"))
+
+
+def make_run_of(*findings):
+    return replace(SMALL, findings=findings)
+
+
+SMALL = make_run(seeds=2, examples=20)
+
+
+def table_rows(summary):
+    return [line for line in summary.splitlines() if line.startswith("|")]
+
+
+def test_the_summary_has_a_row_for_each_verdict_with_its_numbers(every):
+    head, _, *rows = table_rows(markdown.render(every))
+    assert head.startswith("| Check | Verdict | Harm, points of accuracy | Control | Benefit retained | Subject | Cured |")
+    assert "| **FAIL** |" in rows[0]
+    assert "ghost-batch detected +" in rows[0]
+    assert "class-order detected +" in rows[0]
+    assert "shown to mend it here" in rows[0]
+    assert [re.search(r"\*\*(\w+)\*\*", row)[1] for row in rows[:5]] == ["FAIL", "ERROR", "INCONCLUSIVE", "PASS", "SKIPPED"]
+
+
+def test_the_summary_shows_the_patch(run):
+    assert '```toml\n[recipe]\nbatchnorm = "eval"    # was train\n```\n' in markdown.render(run)
+
+
+def test_nothing_in_a_name_breaks_the_summary(hostile):
+    summary = markdown.render(hostile)
+    columns = [len(re.findall(r"(?<!\\)\|", row)) for row in table_rows(summary)]
+    assert columns == [11, 11, 11, 5, 5, 5]
+    outside = re.sub(r"(?ms)^(`{4,}).*?^\1$", "", summary)
+    assert "<script>" not in outside
+    assert "```" not in outside
+    assert outside.count("$") == outside.count("<span>$</span>")
+    assert "\x1b" not in summary
+    assert "\x00" not in summary
+
+
+def test_an_interrupted_run_says_so_and_notes_are_listed(run):
+    summary = markdown.render(replace(run, interrupted=True))
+    assert "interrupted" in summary
+    assert summary.endswith("- verdicts are conditional on this one pretrained checkpoint\n")
+
+
+def test_annotations_are_for_what_asks_for_somebody(every):
+    levels = [(one.split()[0], re.search(r"title=(\w+)", one)[1]) for one in github.commands(every)]
+    assert levels == [("::error", "FAIL"), ("::error", "ERROR"), ("::warning", "INCONCLUSIVE")]
+
+
+def test_an_annotation_stands_at_the_line_that_the_patch_changes(run, tmp_path):
+    path = tmp_path / "suites" / "mine.toml"
+    path.parent.mkdir()
+    path.write_text('schema = 1\nplugins = ["all"]\n[recipe]\nlr = 0.01\nbatchnorm = "train"\n')
+    at = replace(run, suite={**run.suite, "path": str(path)})
+    assert github.commands(at, str(tmp_path))[0].startswith(
+        "::error file=suites/mine.toml,line=5,title=FAIL%3A batchnorm-drift::harm +"
+    )
+    path.write_text('schema = 1\n\nplugins = ["negative-transfer", "batchnorm-drift"]\n')
+    assert ",line=3," in github.commands(at)[0]
+    path.unlink()
+    assert ",line=1," in github.commands(at)[0]
+
+
+def test_an_annotation_is_one_line_in_githubs_escaping(hostile):
+    (one,) = github.commands(hostile)
+    head, message = re.fullmatch(r"::error (.*?)::(.*)", one).groups()
+    assert head.count(",") == 2
+    assert re.findall(r"(\w+)=", head) == ["file", "line", "title"]
+    assert "%2C" in head
+    assert "%3A%3Aerror%3A%3Ad" in head
+    assert "100%25" in message
+
+
+def test_the_jobs_summary_is_appended_to(run, tmp_path, monkeypatch, capsys):
+    job = tmp_path / "job.md"
+    job.write_text("before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(job))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setattr(html, "render", lambda *_: "")
+    write.write(SMALL, tmp_path / "out")
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert job.read_text() == f"before\n{summary}\n"
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("::error file=")
+
+
+def test_outside_github_nothing_is_published(run, tmp_path):
+    stream = io.StringIO()
+    github.publish(run, "summary", environ={}, stream=stream)
+    assert not stream.getvalue()
+
+
+def shown(run, width, **how):
+    stream = io.StringIO()
+    Console(file=stream, width=width, highlight=False, **how).print(console.table(run))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_table_fits_a_terminal(every, width):
+    lines = shown(every, width).splitlines()
+    assert max(map(len, lines)) <= width
+    head = next(line for line in lines if line.startswith("CHECK"))
+    row = next(line for line in lines if line.startswith("batchnorm-drift"))
+    assert len(head) == len(row) <= 80
+    assert head.split() == ["CHECK", "VERDICT", "HARM", "[BOUNDS]", "KEPT", "SUBJ.", "CURED", "IND.", "SCR."]
+
+
+def test_the_widest_numbers_still_fit_80_columns():
+    wide = {"harm": -1.0, "low": -1.0, "high": -1.0, "benefit_retained": -1.5, "margin": 0.02}
+    accuracy = dict.fromkeys(("subject", "cured", "induced", "scratch"), 1.0)
+    found = make_run_of(*(finding("INCONCLUSIVE", plugin="x" * length, accuracy=accuracy, **wide) for length in (10, 18, 40)))
+    text = shown(found, 80)
+    assert "[-100.0, -100.0] -150% 100.0 100.0 100.0 100.0\n" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_table_says_the_verdict_in_a_word_and_the_next_action(every):
+    text = shown(every, 100)
+    for word in (
+        "FAIL",
+        "PASS",
+        "INCONCLUSIVE",
+        "ERROR",
+        "SKIPPED",
+        "so ERROR",
+        "next: keep the BatchNorm",
+        'batchnorm = "eval"',
+    ):
+        assert word in text
+    assert "INFO" not in text
+
+
+def test_verdicts_are_coloured_on_a_terminal_only(run):
+    assert "\x1b[1;31mFAIL" in shown(run, 100, force_terminal=True, color_system="standard", _environ={})
+    assert "\x1b" not in shown(run, 100)
+
+
+def test_names_are_neither_markup_nor_escapes_in_the_table(hostile):
+    text = shown(hostile, 100)
+    assert "[red]x[/red]" in text
+    assert "\x1b" not in text
+
+
+def test_a_run_without_findings_is_still_told(run):
+    nothing = make_run_of()
+    assert "Nothing was judged." in shown(nothing, 80)
+    assert "Nothing was judged." in markdown.render(nothing)
+    assert ET.fromstring(junit.render(nothing)).get("tests") == "0"
+    assert github.commands(nothing) == []
+
+
+def test_progress_is_a_line_for_each_stage_where_there_is_no_terminal(capsys):
+    class Progress:
+        def __init__(self, stage):
+            self.stage, self.done, self.running, self.total, self.reused, self.left = stage, 0, 1, 2, 3, 61.0
+
+    with console.live() as show:
+        for stage in ("tuning [bold]", "tuning [bold]", "look 1"):
+            show(Progress(stage))
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "tuning [bold]\nlook 1\n")
+
+
+def test_the_factory_makes_findings_that_agree_with_their_cells():
+    found = make_findings("batchnorm-drift", "FAIL", [cell for cell in SMALL.cells if cell.plugin == "batchnorm-drift"])
+    assert [one.variant for one in found] == ["ghost-batch", "class-order"]
