@@ -85,7 +85,8 @@ def _checkpoint(path: str, digest_: str) -> dict[str, Tensor]:
     return checkpoints.read(Path(path))
 
 
-def _material(one: Fit, trial: Trial, cache: Path) -> tuple[Dataset, Network]:
+def material(one: Fit, trial: Trial, cache: Path) -> tuple[Dataset, Network]:
+    """What a fit is trained on, and the structure that is trained."""
     dataset = data.load(one.data, one.preprocessing, None, cache)
     size = dataset.train.images.shape[-1]
     return dataset, _network(one.arch, len(dataset.classes), size, trial.place.device, cache)
@@ -101,7 +102,7 @@ def start(one: Fit, network: Network) -> Tensors:
 
 def _fitted(fits: Sequence[Fit], trial: Trial, cache: Path) -> tuple[list[Fitted], int]:
     """All fits of a group, from the cache of weights if it holds every one; else trained together, for groups stay whole."""
-    dataset, network = _material(fits[0], trial, cache)
+    dataset, network = material(fits[0], trial, cache)
     starts = [start(one, network) for one in fits]
     files = [kept(one, trial.place, cache) for one in fits]
     if all(file.is_file() for file in files):
@@ -167,7 +168,7 @@ def _look(trial: Trial, fitted: Fitted, cache: Path) -> Record:
 def _seen(trial: Trial, fitted: Fitted, cache: Path) -> tuple[Predictions | None, dict[str, float]]:
     one, view = trial.model.base, trial.view
     assert isinstance(one, Fit)
-    dataset, network = _material(one, trial, cache)
+    dataset, network = material(one, trial, cache)
     tensors = fitted.best if view.step == "best" else fitted.last
     tensors = {name: tensor.to(network.device) for name, tensor in tensors.items()}
     for edit in trial.model.edits:
