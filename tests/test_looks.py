@@ -308,3 +308,8 @@ def test_a_plugin_with_no_variant_has_one_finding_without_a_control():
     )
     one = found(study(bare), lab(USUAL))["bare/harm"]
     assert (one.verdict, one.control, one.variant) == ("FAIL", "none", "")
+
+
+def test_every_candidate_of_a_choice_is_counted_among_what_was_asked():
+    step, answers, computed = carried_out(study(negative_transfer.plugin), lab(USUAL))
+    assert {q.trial.key for q in step.asked} == {trial.key for trial in computed} == set(answers)

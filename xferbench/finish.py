@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xferbench import findings, plan, stats, suite
-from xferbench.design import Suite, digest
+from xferbench.design import Scratch, Suite, digest
 from xferbench.environment import environment
 from xferbench.execute import Executed, Progress, execute, with_store
 from xferbench.record import Run
@@ -119,6 +119,10 @@ def notes(executed: Executed) -> tuple[str, ...]:
     found += sorted(edges)
     if step.stopped:
         found.append(step.stopped)
+    if (grid := study.suite.scratch) != Scratch():
+        rates, decays = (" and ".join(f"{value:g}" for value in values) for values in (grid.lr, grid.weight_decay))
+        steps = f"{grid.steps} steps of {grid.batch_size}, rates {rates}, weight decay {decays}"
+        found.append(f"scratch was searched as the suite says, not by the default grid: {steps}, beside the subject's own")
     found += [
         f"[{role}] is given, but no plugin of this run asks for it"
         for role in ("source", "shifted")

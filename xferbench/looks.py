@@ -142,7 +142,7 @@ def _looked(study: Study, so_far: Step, answers: Mapping[str, Record]) -> Step:
     for number, look in enumerate(suite.looks, start=1):
         seeds = tuple(range(suite.seed, suite.seed + look))
         new = [one for case in so_far.cases for one in questions(case, seeds, study, judgements)]
-        asked = list({(one.plugin, one.arm, one.view, one.seed): one for one in (*asked, *new)}.values())
+        asked = list({(one.plugin, one.arm, one.view, one.seed, one.trial.key): one for one in (*asked, *new)}.values())
         if any(one.trial.key not in answers for one in new):
             stage = f"look {number} of {len(suite.looks)}: {look} seeds"
             return replace(so_far, stage=stage, wanted=plan.trials(new), asked=tuple(asked))
