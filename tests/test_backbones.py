@@ -7,7 +7,7 @@ torchvision = pytest.importorskip("torchvision")
 
 from torch import nn  # noqa: E402
 from torch.func import functional_call  # noqa: E402
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: E402
 from torchvision.models.regnet import BlockParams  # noqa: E402
 
 from xferbench.lab import backbones  # noqa: E402

@@ -28,7 +28,15 @@ FACTS = Facts(
     preprocessing=Preprocessing(),
 )
 SUITE = Suite(
-    name="s", path="s.toml", plugins=("all",), arch="tiny-resnet", target="digits", margin=0.03, looks=(3, 5), recipe=Recipe(), tuning_seeds=2
+    name="s",
+    path="s.toml",
+    plugins=("all",),
+    arch="tiny-resnet",
+    target="digits",
+    margin=0.03,
+    looks=(3, 5),
+    recipe=Recipe(),
+    tuning_seeds=2,
 )
 PIPELINE = Pipeline(
     arch="tiny-resnet",
@@ -160,7 +168,10 @@ def test_steps_to_scratchs_accuracy_stand_beside_the_verdict():
 def test_seeds_are_added_only_to_what_is_open():
     close = USUAL | {"subject": 0.77, "scratch": 0.2}
     step, answers, _ = carried_out(study(batchnorm_drift.plugin, negative_transfer.plugin), lab(close))
-    seeds = {plugin: {q.seed for q in step.asked if q.plugin == plugin and q.view == "test"} for plugin in ("batchnorm-drift", "negative-transfer")}
+    seeds = {
+        plugin: {q.seed for q in step.asked if q.plugin == plugin and q.view == "test"}
+        for plugin in ("batchnorm-drift", "negative-transfer")
+    }
     assert seeds == {"batchnorm-drift": set(range(5)), "negative-transfer": set(range(3))}
     told = {one.id: one for one in findings.findings(SUITE, step, answers)}
     assert told["negative-transfer/harm/permuted"].seeds == 3

@@ -110,7 +110,7 @@ class Data:
 class Scratch:
     """The from-scratch grid S2: every rate × weight decay for ``steps`` steps, beside S1, the subject's own steps and rate."""
 
-    lr: tuple[float, ...] = (3e-3, 1e-2)
+    lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     weight_decay: tuple[float, ...] = (0.01, 0.1)
     steps: int = 500
     batch_size: int = 64

@@ -125,6 +125,7 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
     Raises:
         Problem: where something is wrong with either; LookupError where nothing is known and there is no engine to probe with.
     """
+    inputs.check(suite)
     digester = store.remembered(db, inputs.file_digest)
     weights, target = inputs.weights(suite, digester), inputs.data(suite.target, digester)
     key = digest((VERSION, suite.arch, weights, target, suite.preprocessing, suite.train_size, suite.test_size))
@@ -230,7 +231,7 @@ def known(suite: Suite, path: Path) -> Facts | None:
     """Check what a suite names, without torch, and return the facts about it if a store has them."""
     discover.plugins(suite.plugins)
     if not path.is_file():
-        inputs.weights(suite), inputs.split_spec(suite.target)
+        inputs.check(suite)
         return None
     with store.opened(path) as db:
         try:

@@ -59,9 +59,12 @@ class Settled:
 
     @property
     def at_edge(self) -> str:
-        """Which end of at least three tried rates was chosen, if one was."""
-        rates = sorted({peak(pipeline) for pipeline, _ in self.weighed})
-        if self.pipeline is None or len(rates) < 3 or peak(self.pipeline) not in {rates[0], rates[-1]}:
+        """Which end of at least three tried rates was chosen, if one was; among recipes of the chosen one's kind."""
+        if self.pipeline is None:
+            return ""
+        chosen = kind(self.pipeline)
+        rates = sorted({peak(pipeline) for pipeline, _ in self.weighed if kind(pipeline) == chosen})
+        if len(rates) < 3 or peak(self.pipeline) not in {rates[0], rates[-1]}:
             return ""
         return f"lowest rate tried, {rates[0]:g}" if peak(self.pipeline) == rates[0] else f"highest rate tried, {rates[-1]:g}"
 
@@ -80,6 +83,11 @@ class Question:
 def peak(pipeline: Pipeline) -> float:
     """The rate of a recipe's last phase."""
     return pipeline.recipe.phases[-1].lr
+
+
+def kind(pipeline: Pipeline) -> tuple[str, ...]:
+    """What tells strategies apart: where a recipe starts, and what each phase trains."""
+    return (pipeline.recipe.init, *(phase.trainable for phase in pipeline.recipe.phases))
 
 
 def subject(suite: Suite, pipeline: Pipeline) -> Arm:

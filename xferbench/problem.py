@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
+import re
+from difflib import SequenceMatcher
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+CLOSE = 0.5  # likeness above which a known name may have been meant
 
 
 class Problem(Exception):  # noqa: N818 - told to a user, who did nothing erroneous to the program
@@ -24,9 +28,26 @@ class Problem(Exception):  # noqa: N818 - told to a user, who did nothing errone
         parts = (("found", found), ("expected", expected), ("do", do))
         super().__init__("\n".join([what, *(f"  {name}: {text}" for name, text in parts if text)]))
 
+    def at(self, what: str) -> Problem:
+        """The same, with its place told more fully."""
+        return Problem(what, found=self.found, expected=self.expected, do=self.do)
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """'did you mean X? known: A, B, C', for a name that is not among the known ones."""
     known = sorted(known)
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
-    return (f"did you mean {close[0]!r}? " if close else "") + "known: " + ", ".join(known)
+    close = max(((_likeness(name, one), one) for one in known), default=((0.0, 0), ""))
+    meant = f"did you mean {close[1]!r}? " if close[0][0] >= CLOSE else ""
+    return meant + "known: " + ", ".join(known)
+
+
+def _likeness(name: str, one: str) -> tuple[float, int]:
+    """Share of letters in common, 1 for the initials (``lr`` and ``learning_rate``); of equals a common beginning wins."""
+    name, one = name.casefold(), one.casefold()
+    initials = name == _initials(one) or one == _initials(name)
+    beginning = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(name, one, strict=False))))
+    return 1.0 if initials else SequenceMatcher(None, name, one).ratio(), beginning
+
+
+def _initials(text: str) -> str:
+    return "".join(re.findall(r"\b[a-z]", text.replace("_", " ")))

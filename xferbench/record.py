@@ -126,10 +126,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One row of ``records.csv``: an arm of a plugin, seen in one way, at one seed.
-
-    ``difference`` is [N], the harm by example against the contrast's other arm, where the cell is judged; else empty.
-    """
+    """One row of ``records.csv``: an arm of a plugin, seen in one way, at one seed."""
 
     plugin: str
     arm: str
@@ -160,7 +157,6 @@ class Run:
     notes: tuple[str, ...] = ()
     expected_false_alarms: float = 0.0
     plan: str = ""
-    interrupted: bool = False
 
     def to_frame(self) -> pd.DataFrame:
         """The cells as a table: plugin, arm, variant, view, seed, accuracy, seconds and the record's scalars."""
@@ -206,7 +202,6 @@ def to_json(run: Run) -> dict[str, Any]:
             "notes": run.notes,
             "expected_false_alarms": run.expected_false_alarms,
             "plan": run.plan,
-            "interrupted": run.interrupted,
         }
     )
     return told

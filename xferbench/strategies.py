@@ -40,16 +40,23 @@ def lp_ft(phase: Phase = DEFAULT) -> Recipe:
     """Half of the steps as a linear probe, then everything (Kumar et al. 2022, arXiv:2202.10054)."""
     probing = phase.steps // 2
     probe = replace(phase, trainable="head", batchnorm="eval", lr=HEAD_LR, head_lr=None, steps=probing)
-    return Recipe(name=f"LP-FT {phase.lr:g}", phases=(probe, replace(phase, trainable="all", steps=phase.steps - probing)))
+    return Recipe(
+        name=f"LP-FT {phase.lr:g}", phases=_taken(probe, replace(phase, trainable="all", steps=phase.steps - probing))
+    )
 
 
 def gradual_unfreezing(phase: Phase = DEFAULT, groups: int = 4) -> Recipe:
     """The head first, then one more layer group at a time (Howard & Ruder 2018); equal steps for each stage."""
-    share = max(1, phase.steps // (groups + 1))
+    share = phase.steps // (groups + 1)
     words = ["head", *(f"top:{n}" for n in range(1, groups)), "all"]
-    lengths = [share] * groups + [max(1, phase.steps - share * groups)]
-    phases = tuple(replace(phase, trainable=word, steps=length) for word, length in zip(words, lengths, strict=True))
-    return Recipe(name=f"gradual unfreezing {phase.lr:g}", phases=phases)
+    lengths = [share] * groups + [phase.steps - share * groups]
+    stages = (replace(phase, trainable=word, steps=length) for word, length in zip(words, lengths, strict=True))
+    return Recipe(name=f"gradual unfreezing {phase.lr:g}", phases=_taken(*stages))
+
+
+def _taken(*phases: Phase) -> tuple[Phase, ...]:
+    """The phases that have steps: where there are few, the budget is kept and the early ones go."""
+    return tuple(phase for phase in phases if phase.steps)
 
 
 def warm_up(phase: Phase = DEFAULT) -> Recipe:

@@ -5,25 +5,24 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from xferbench import rules
 from xferbench.design import Phase, Preprocessing, Recipe, Scratch, Suite
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem, nearest
+from xferbench.rules import COUNT, POSITIVE, WHOLE, Rule
 from xferbench.strategies import STRATEGIES
 
-T = TypeVar("T")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 SCHEMA = 1
+SEEDS = 1_000_000  # judged seeds lie below; those that settle choices begin here
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
-LATER = {"checkpoint", "matrix", "max_duplicates"}  # in the contract, for commands and plugins to come
-
-# A rule takes the value as TOML gave it, and returns what is kept; it raises ValueError(what was expected).
-Rule = Callable[[Any], Any]
+LATER = ("checkpoint", "matrix", "max_duplicates")  # in the contract, for commands and plugins to come
 
 
 def folder() -> Path:
@@ -43,15 +42,17 @@ def find(word: str) -> Path:
     Raises:
         Problem: where there is neither.
     """
-    if NAME.fullmatch(word) and word in shipped():
+    if word in shipped():
         return folder() / f"{word}.toml"
-    path = Path(word)
-    if not path.is_file():
-        known = nearest(word, shipped())
-        raise Problem(
-            f"no suite {word!r}", found="neither a file nor a shipped suite", expected=f"a path to a .toml file, or: {known}"
-        )
-    return path
+    path, found = Path(word), "neither a file nor a shipped suite"
+    try:
+        if path.is_file():
+            return path
+        found = "a folder" if path.is_dir() else found
+    except OSError as error:
+        found = error.strerror or found
+    expected = "a path to a .toml file, or the name of a shipped suite"
+    raise Problem(f"no suite {rules.shown(word)}", found=found, expected=expected, do=nearest(word[:80], shipped()))
 
 
 def load(path: Path) -> Suite:
@@ -61,182 +62,57 @@ def load(path: Path) -> Suite:
         Problem: with file, key, what was found and what was expected.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Problem(
-            f"{path}: not a TOML file", found=str(error), expected="a suite file; `xferbench ls` shows examples"
-        ) from error
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise Problem(f"{path}: cannot be read", found=error.strerror or str(error), expected="a suite file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(f"{path}: not a TOML file", found=str(error), expected="a suite file in UTF-8", do=_compare()) from error
     return parse(table, path.resolve())
 
 
+def _compare() -> str:
+    return "compare " + ", ".join(str(folder() / f"{name}.toml") for name in shipped()[:1])
+
+
 def parse(table: Mapping[str, Any], path: Path) -> Suite:
-    """Check a suite's table; paths in it are relative to the file."""
-    later = LATER & set(table)
-    if later:
-        raise Problem(f"{path}: {min(later)!r} is not used by this version", do="leave it out")
-    rules = _top(path.parent)
-    top = _checked(table, rules, str(path), required=("schema", "name", "plugins", "backbone", "target"))
-    backbone, target = top.pop("backbone"), top.pop("target")
-    top.pop("schema")
-    recipe = dict(top.pop("recipe", None) or {})
-    named = {name: recipe.pop(name) for name in ("train_preprocessing", "serve_preprocessing") if name in recipe}
-    for role in ("source", "shifted"):
-        if role in top:
-            top[role] = top[role]["data"]
-    top["target"] = target.pop("data")
-    given = _recipe(recipe, str(path)) if "recipe" in table else None
-    return Suite(path=str(path), **backbone, **target, **top, **named, recipe=given)
-
-
-def _checked(table: Any, rules: Mapping[str, Rule], where: str, required: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Every key through its rule.
+    """Check a suite's table; paths in it are relative to the file.
 
     Raises:
-        Problem: for an unknown key, a missing one, or a value that its rule refuses.
+        Problem: with file, key, what was found and what was expected.
     """
-    if not isinstance(table, Mapping):
-        raise Problem(f"{where}", found=_shown(table), expected="a table: " + ", ".join(rules))
-    for key in table:
-        if key not in rules:
-            raise Problem(f"{where}: unknown key {key!r}", expected=nearest(key, rules))
-    for key in required:
-        if key not in table:
-            raise Problem(f"{where}: {key!r} is missing", expected=", ".join(required) + " are required")
-    checked = {}
-    for key, value in table.items():
-        try:
-            checked[key] = rules[key](value)
-        except ValueError as error:
-            raise Problem(f"{where}: {key}", found=_shown(value), expected=str(error)) from error
-        except Problem as problem:
-            if problem.what.startswith(where) or where in problem.what:
-                raise
-            what = f"{where}: {key}{problem.what}" if problem.what[:1] in {".", ":", "["} else f"{where}: {problem.what}"
-            raise Problem(what, found=problem.found, expected=problem.expected, do=problem.do) from problem
-    return checked
+    try:
+        return _parsed(table, path)
+    except Problem as problem:
+        raise problem.at(f"{path}: {rules.place(problem.what)}") from problem
 
 
-def _shown(value: Any) -> str:
-    return f"{value!r}"[:80]
+def _parsed(table: Mapping[str, Any], path: Path) -> Suite:
+    for later in LATER:
+        if later in table:
+            raise Problem(f"{later}: not used by this version", do="leave it out")
+    top = rules.checked(table, _top(path.parent), required=("schema", "name", "plugins", "backbone", "target"))
+    del top["schema"]
+    backbone, target, recipe = top.pop("backbone"), top.pop("target"), dict(top.pop("recipe", {}))
+    roles = {role: top.pop(role)["data"] for role in ("source", "shifted") if role in top} | {"target": target.pop("data")}
+    served = {name: recipe.pop(name) for name in ("train_preprocessing", "serve_preprocessing") if name in recipe}
+    given = _recipe(recipe) if "recipe" in table else None
+    asked = Suite(path=str(path), **backbone, **target, **roles, **top, **served, recipe=given)
+    span = METRICS[asked.metric].span
+    if asked.margin >= span:
+        raise Problem("margin", found=f"{asked.margin:g}", expected=f"less than {span:g}: 0.02 of {asked.metric}, say")
+    return apart(asked)
 
 
-def _is(
-    kind: type[T] | tuple[type, ...], test: Callable[[Any], bool], expected: str, make: Callable[[Any], Any] = lambda v: v
-) -> Rule:
-    def rule(value: Any) -> Any:
-        if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind) or not test(value):
-            raise ValueError(expected)
-        return make(value)
+def apart(asked: Suite) -> Suite:
+    """The same suite, if its judged seeds lie below those that settle choices.
 
-    return rule
-
-
-def _among(*words: str) -> Rule:
-    def rule(value: Any) -> Any:
-        if value not in words:
-            raise ValueError(nearest(str(value), words))
-        return value
-
-    return rule
-
-
-def _matching(pattern: str, expected: str) -> Rule:
-    return _is(str, lambda value: re.fullmatch(pattern, value) is not None, expected)
-
-
-def _table(rules: Callable[[], Mapping[str, Rule]], make: Callable[..., Any] = dict, required: tuple[str, ...] = ()) -> Rule:
-    return lambda value: make(**_checked(value, rules(), "", required))
-
-
-def _tuple(rule: Rule, test: Callable[[Any], bool] = bool, expected: str = "a list that is not empty") -> Rule:
-    return _is(list, test, expected, lambda values: tuple(rule(value) for value in values))
-
-
-NUMBER = (int, float)
-POSITIVE = _is(NUMBER, lambda v: 0 < v < float("inf"), "a number above 0", float)
-NATURAL = _is(NUMBER, lambda v: 0 <= v < float("inf"), "a number, 0 or above", float)
-COUNT = _is(int, lambda v: v > 0, "a whole number above 0")
-WHOLE = _is(int, lambda v: v >= 0, "a whole number, 0 or above")
-TEXT = _is(str, bool, "a text that is not empty")
-CHANNELS = _tuple(_is(NUMBER, lambda v: abs(v) < 1e6, "numbers", float), lambda v: len(v) in {1, 3}, "one number, or three")
-
-
-def _preprocessing_rules() -> Mapping[str, Rule]:
-    return {
-        "resize": COUNT,
-        "crop": COUNT,
-        "interpolation": _among("bilinear", "bicubic", "nearest"),
-        "antialias": _is(bool, lambda _: True, "true or false"),
-        "channels": _among("rgb", "bgr", "grey"),
-        "scale": POSITIVE,
-        "mean": CHANNELS,
-        "std": _is(list, lambda v: CHANNELS(v) and all(one > 0 for one in v), "one number above 0, or three", CHANNELS),
-    }
-
-
-def _phase_rules() -> Mapping[str, Rule]:
-    batchnorm = _matching(r"eval|train|ghost:[1-9]\d*|momentum:(0?\.\d+|1|1\.0*)", "eval, train, ghost:N or momentum:M")
-    return {
-        "trainable": _matching(r"head|norm|all|top:\d+", "head, top:N, norm or all"),
-        "batchnorm": batchnorm,
-        "lr": POSITIVE,
-        "head_lr": POSITIVE,
-        "layer_decay": _is(NUMBER, lambda v: 0 < v <= 1, "a number above 0 and at most 1", float),
-        "optimizer": _among("adamw", "sgd"),
-        "weight_decay": NATURAL,
-        "warmup": WHOLE,
-        "schedule": _among("cosine", "constant", "one-cycle"),
-        "steps": COUNT,
-        "batch_size": _is(int, lambda v: v > 1, "a whole number above 1"),
-        "order": _among("shuffled", "class"),
-    }
-
-
-def _recipe_rules() -> Mapping[str, Rule]:
-    pre = _table(_preprocessing_rules, Preprocessing)
-    phases = _tuple(lambda value: _checked(value, _phase_rules(), ".phases"))
-    return {
-        **_phase_rules(),
-        "strategy": _among(*STRATEGIES),
-        "phases": phases,
-        "init": _among("pretrained", "random", "matched", "permuted"),
-        "head": _among("random", "zero"),
-        "stop": _among("last", "best"),
-        "train_preprocessing": pre,
-        "serve_preprocessing": pre,
-    }
-
-
-def _top(base: Path) -> Mapping[str, Rule]:
-    pre = _table(_preprocessing_rules, Preprocessing)
-    spec = _is(str, bool, "folder:DIR, npz:FILE, synthetic:NAME or digits", lambda value: _placed(value, base))
-    file = _is(str, bool, "a path", lambda value: str((base / Path(value).expanduser()).resolve()))
-    dataset = _table(lambda: {"data": spec, "train_size": COUNT, "test_size": COUNT}, required=("data",))
-    other = _table(lambda: {"data": spec, "classes": _is(dict, bool, "class = index")}, required=("data",))
-    grid = {"lr": _tuple(POSITIVE), "weight_decay": _tuple(NATURAL), "steps": COUNT, "batch_size": COUNT}
-    return {
-        "schema": _is(int, lambda v: v == SCHEMA, f"{SCHEMA}, the only one so far"),
-        "name": _is(str, lambda v: NAME.fullmatch(v) is not None, "lower-case letters, digits, '.', '_' and '-'"),
-        "plugins": _tuple(TEXT),
-        "metric": _among(*METRICS),
-        "margin": POSITIVE,
-        "alpha": _is(NUMBER, lambda v: 0 < v < 0.5, "a number above 0 and below 0.5", float),
-        "looks": _is(list, _increasing, "whole numbers from 1 up, each above the one before", tuple),
-        "budget": _is(str, lambda v: DURATION.fullmatch(v) is not None, 'a duration such as "90s", "20m" or "2h"', _seconds),
-        "seed": WHOLE,
-        "tuning_seeds": COUNT,
-        "backbone": _table(lambda: {"arch": TEXT, "weights": file, "preprocessing": pre}, required=("arch",)),
-        "target": dataset,
-        "source": other,
-        "shifted": other,
-        "recipe": _table(_recipe_rules),
-        "scratch": _table(lambda: grid, Scratch),
-    }
-
-
-def _increasing(looks: list[Any]) -> bool:
-    whole = all(isinstance(look, int) and not isinstance(look, bool) and look > 0 for look in looks)
-    return bool(looks) and whole and all(a < b for a, b in itertools.pairwise(looks))
+    Raises:
+        Problem: where they do not.
+    """
+    if asked.seed + asked.looks[-1] > SEEDS:
+        found = f"{asked.seed}, with {asked.looks[-1]} seeds at the last look"
+        raise Problem("seed", found=found, expected=f"seeds below {SEEDS}, where those that settle choices begin")
+    return asked
 
 
 def duration(text: str) -> float:
@@ -255,23 +131,138 @@ def _seconds(text: str) -> float:
     return float(number) * SECONDS[unit]
 
 
+def _increasing(looks: list[Any]) -> bool:
+    return bool(looks) and all(map(_is_index, looks)) and looks[0] > 0 and all(a < b for a, b in itertools.pairwise(looks))
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _batchnorm(value: Any) -> str:
+    kind, _, amount = str(value).partition(":")
+    ghost = kind == "ghost" and re.fullmatch(r"[1-9]\d*", amount) and int(amount) > 1
+    momentum = kind == "momentum" and re.fullmatch(r"\d*\.?\d+(e-\d+)?", amount) and 0 < float(amount) <= 1
+    if value not in ("eval", "train") and not ghost and not momentum:
+        raise ValueError("eval, train, ghost:N with N of 2 or more, or momentum:M with M above 0 and at most 1")
+    return str(value)
+
+
+def _phases(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not value or not all(isinstance(phase, Mapping) for phase in value):
+        raise ValueError("one [[recipe.phases]] or more")
+    return [rules.ruled(str(number), phase, rules.table(PHASE)) for number, phase in enumerate(value, start=1)]
+
+
+SEVERAL = rules.of(int, lambda v: v > 1, "a whole number above 1")  # BatchNorm knows nothing of one image
+PREPROCESSING = rules.table(
+    {
+        "resize": COUNT,
+        "crop": COUNT,
+        "interpolation": rules.among("bilinear", "bicubic", "nearest"),
+        "antialias": rules.FLAG,
+        "channels": rules.among("rgb", "bgr", "grey"),
+        "scale": POSITIVE,
+        "mean": rules.several(rules.FINITE, "a list of one number, or three", lambda v: len(v) in {1, 3}),
+        "std": rules.several(POSITIVE, "a list of one number above 0, or three", lambda v: len(v) in {1, 3}),
+    },
+    Preprocessing,
+)
+PHASE = {
+    "trainable": rules.matching(r"head|norm|all|top:[1-9]\d*", "head, top:N with N of 1 or more, norm or all"),
+    "batchnorm": _batchnorm,
+    "lr": POSITIVE,
+    "head_lr": POSITIVE,
+    "layer_decay": rules.of(rules.NUMBER, lambda v: 0 < v <= 1, "a number above 0 and at most 1", float),
+    "optimizer": rules.among("adamw", "sgd"),
+    "weight_decay": rules.NATURAL,
+    "warmup": WHOLE,
+    "schedule": rules.among("cosine", "constant", "one-cycle"),
+    "steps": COUNT,
+    "batch_size": SEVERAL,
+    "order": rules.among("shuffled", "class"),
+}
+RECIPE = {
+    **PHASE,
+    "strategy": rules.among(*STRATEGIES),
+    "phases": _phases,
+    "init": rules.among("pretrained", "random", "matched", "permuted"),
+    "head": rules.among("random", "zero"),
+    "stop": rules.among("last", "best"),
+    "train_preprocessing": PREPROCESSING,
+    "serve_preprocessing": PREPROCESSING,
+}
+SCRATCH = {
+    "lr": rules.several(POSITIVE, "a list of numbers above 0"),
+    "weight_decay": rules.several(rules.NATURAL, "a list of numbers, 0 or above"),
+    "steps": COUNT,
+    "batch_size": SEVERAL,
+}
+CLASSES = rules.of(dict, lambda v: v and all(map(_is_index, v.values())), "class = index in the source head, for each class")
+
+
+def _top(base: Path) -> Mapping[str, Rule]:
+    spec = rules.of(str, bool, "folder:DIR, npz:FILE, synthetic:NAME or digits", lambda value: _placed(value, base))
+    file = rules.of(str, bool, "a path", lambda value: _path(value, base))
+    names = "lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"
+    return {
+        "schema": rules.of(int, lambda v: v == SCHEMA, f"{SCHEMA}, the only one so far"),
+        "name": rules.of(str, NAME.fullmatch, names),
+        "plugins": rules.several(rules.TEXT, 'a list of plugins, or ["all"]'),
+        "metric": rules.among(*METRICS),
+        "margin": POSITIVE,
+        "alpha": rules.of(rules.NUMBER, lambda v: 0 < v < 0.5, "a number above 0 and below 0.5", float),
+        "looks": rules.of(list, _increasing, "a list of whole numbers from 1 up, each above the one before", tuple),
+        "budget": rules.of(str, DURATION.fullmatch, 'a duration such as "90s", "20m" or "2h"', _seconds),
+        "seed": WHOLE,
+        "tuning_seeds": COUNT,
+        "backbone": rules.table({"arch": rules.TEXT, "weights": file, "preprocessing": PREPROCESSING}, required=["arch"]),
+        "target": rules.table({"data": spec, "train_size": COUNT, "test_size": COUNT}, required=["data"]),
+        "source": rules.table({"data": spec, "classes": CLASSES}, required=["data"]),
+        "shifted": rules.table({"data": spec}, required=["data"]),
+        "recipe": rules.table(RECIPE),
+        "scratch": rules.table(SCRATCH, Scratch),
+    }
+
+
 def _placed(spec: str, base: Path) -> str:
     kind, colon, rest = spec.partition(":")
-    return f"{kind}:{(base / Path(rest).expanduser()).resolve()}" if colon and kind in {"folder", "npz"} else spec
+    return f"{kind}:{_path(rest, base)}" if colon and rest and kind in {"folder", "npz"} else spec
 
 
-def _recipe(table: Mapping[str, Any], where: str) -> Recipe:
+def _path(text: str, base: Path) -> str:
+    try:
+        return str((base / Path(text).expanduser()).resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # an unknown ~user, a loop of links, a NUL
+        raise ValueError(f"a path ({error})") from error
+
+
+def _recipe(table: Mapping[str, Any]) -> Recipe:
     """A recipe: one phase, several, or a named strategy built from one phase."""
     rest = dict(table)
     whole = {name: rest.pop(name) for name in ("init", "head", "stop") if name in rest}
-    phases, strategy = rest.pop("phases", None), rest.pop("strategy", None)
+    phases, strategy = rest.pop("phases", [{}]), rest.pop("strategy", None)
     common = replace(Phase(), **rest)
-    if phases and strategy:
-        raise Problem(f"{where}: [recipe] has both strategy and phases", expected="one of them")
+    recipe = Recipe(phases=tuple(replace(common, **phase) for phase in phases), **whole)
+    if strategy and "phases" in table:
+        raise Problem("recipe.strategy", found="both strategy and phases", expected="one of them")
     if strategy:
-        return replace(STRATEGIES[strategy](common), **whole)
-    made = tuple(replace(common, **phase) for phase in phases) if phases else (common,)
-    return Recipe(phases=made, **whole)
+        recipe = replace(STRATEGIES[strategy](common), **whole)
+        _heard(strategy, STRATEGIES[strategy](common), table)
+    for phase in recipe.phases:
+        if phase.warmup >= phase.steps:
+            raise Problem("recipe.warmup", found=f"{phase.warmup}", expected=f"fewer than the {phase.steps} steps of a phase")
+    return recipe
+
+
+def _heard(strategy: str, made: Recipe, given: Mapping[str, Any]) -> None:
+    """Refuse a key that would go unheard, since the strategy sets it; it parts the steps among its phases."""
+    for name in given.keys() - {"strategy", "steps", "head", "stop"}:
+        own = {made.init} if name == "init" else {getattr(phase, name) for phase in made.phases}
+        if given[name] not in own and (name != "init" or made.init != Recipe().init):
+            expected = f"{' or '.join(sorted(map(rules.shown, own)))}, as the strategy {strategy} sets it"
+            found = rules.shown(given[name])
+            raise Problem(f"recipe.{name}", found=found, expected=expected, do=f"leave {name} or strategy out")
 
 
 def patch(before: Recipe | None, after: Recipe) -> list[str]:

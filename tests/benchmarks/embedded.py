@@ -78,7 +78,9 @@ def row(target, base, case, contrast, variant, found, told):
         "induced costs, 25 seeds": interval(control.estimate, "accuracy"),
         "controls of 5 runs": counted(one.control for one in own),
         "controls contradicted": contradicted,
-        "accuracy of subject / cured / induced / scratch": " / ".join(f"{judge.accuracy(told, arm, everything):.3f}" for arm in names),
+        "accuracy of subject / cured / induced / scratch": " / ".join(
+            f"{judge.accuracy(told, arm, everything):.3f}" for arm in names
+        ),
     }
 
 
@@ -115,13 +117,24 @@ alpha 5 %. A run has five seeds; there are five, on seeds 0–4, 5–9, … 20�
 other four. The subject is the default recipe: the best on validation of a linear probe and LP-FT at two rates. Measured on a
 CPU ({platform.machine()}), one thread a worker. Again: `python tests/benchmarks/embedded.py`.
 
-FAIL unconfirmed: runs that said FAIL where their reference's lower bound is not above the margin. Controls contradicted: runs that said
-`detected` where their reference says `harmless`, or the other way round. Harm in points of accuracy with one-sided 95 % bounds.
+FAIL unconfirmed: runs that said FAIL where their reference's lower bound is not above the margin. Controls contradicted: runs
+that said `detected` where their reference says `harmless`, or the other way round. Harm in points of accuracy with one-sided 95 % bounds.
 """
     columns = list(rows[0])
-    lines = [" | ".join(columns), " | ".join("---" for _ in columns), *(" | ".join(str(one[name]) for name in columns) for one in rows)]
+    lines = [
+        " | ".join(columns),
+        " | ".join("---" for _ in columns),
+        *(" | ".join(str(one[name]) for name in columns) for one in rows),
+    ]
     total = f"FAIL unconfirmed in all: {sum(one['FAIL unconfirmed'] for one in rows)}; controls contradicted in all: "
-    return head + "\n" + "\n".join(f"| {line} |" for line in lines) + "\n\n" + total + f"{sum(one['controls contradicted'] for one in rows)}.\n"
+    return (
+        head
+        + "\n"
+        + "\n".join(f"| {line} |" for line in lines)
+        + "\n\n"
+        + total
+        + f"{sum(one['controls contradicted'] for one in rows)}.\n"
+    )
 
 
 if __name__ == "__main__":

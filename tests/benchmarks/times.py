@@ -1,6 +1,6 @@
 """How long things take, each several times; the table is committed, and no test asserts an absolute time.
 
-    python tests/benchmarks/times.py [--rounds 3] [--out reports/benchmarks]
+python tests/benchmarks/times.py [--rounds 3] [--out reports/benchmarks]
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-import numpy as np
-
 PROBE = """
 import sys, torch
 from time import perf_counter
@@ -28,8 +26,9 @@ torch.set_num_threads(1)
 table = {"schema": 1, "name": "probe", "plugins": ["all"], "backbone": {"arch": "tiny-resnet"},
          "target": {"data": "synthetic:near", "train_size": 800}, "recipe": {"strategy": "linear-probe", "lr": 1e-2}}
 asked = suite.parse(table, Path("probe.toml"))
-pipeline = Pipeline(arch=asked.arch, weights=inputs.weights(asked), target=inputs.data(asked.target), train_size=800, test_size=None,
-                    recipe=asked.recipe, train_preprocessing=Preprocessing(), serve_preprocessing=Preprocessing())
+ready = Preprocessing()
+pipeline = Pipeline(arch=asked.arch, weights=inputs.weights(asked), target=inputs.data(asked.target), train_size=800,
+                    test_size=None, recipe=asked.recipe, train_preprocessing=ready, serve_preprocessing=ready)
 one = plan.fit(pipeline, 0)
 trial = plan.trial(pipeline, "test", 0, Place(device="cpu", torch="", lab=VERSION))
 dataset, network = answer.material(one, trial, Path(sys.argv[1]))
@@ -63,7 +62,9 @@ def seconds(*command, rounds=1, **more):
 
 def printed(code, *arguments):
     """The numbers that a program prints."""
-    told = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True, env=one_thread())
+    told = subprocess.run(
+        [sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True, env=one_thread()
+    )
     return [float(line) for line in told.stdout.split()]
 
 
@@ -86,7 +87,10 @@ def main():
             second += seconds(*how)
         rows["`xferbench run quick`, nothing in the store"] = (first, "at most 120 s")
         rows["the same again, nothing trained"] = (second, "at most 8 s")
-        rows["a linear probe on 800 images, embeddings cached, 150 steps of 32"] = (printed(PROBE, folder, str(rounds + 2)), "below 1 s")
+        rows["a linear probe on 800 images, embeddings cached, 150 steps of 32"] = (
+            printed(PROBE, folder, str(rounds + 2)),
+            "below 1 s",
+        )
     rows["`xferbench --help`"] = (seconds(*cli, "--help", rounds=rounds + 2), "at most 0.3 s")
     rows["`python -c pass`, for comparison"] = (seconds("-c", "pass", rounds=rounds + 2), "")
     rows["10 000 synthetic images, one core"] = (printed(GENERATE, str(rounds)), "about 2 s")
@@ -98,8 +102,8 @@ def page(rows):
     """The committed table."""
     head = f"""# How long things take
 
-Whole processes unless said, on {os.cpu_count()} cores ({platform.machine()}), no GPU, Python {platform.python_version()}, numpy {np.__version__}. The
-machine is shared and noisy: read the median. Again: `python tests/benchmarks/times.py`.
+Whole processes unless said, on {os.cpu_count()} cores ({platform.machine()}), no GPU, Python {platform.python_version()}.
+The machine is shared and noisy: read the median. Again: `python tests/benchmarks/times.py`.
 
 | what | median s | least | most | runs | wanted |
 |---|---|---|---|---|---|

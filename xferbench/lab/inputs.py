@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
 KINDS = ("folder", "npz", "synthetic", "digits")
+BACKBONES = ("tiny-resnet", "cifar-resnet20", "cifar-resnet32", "cifar-resnet44", "cifar-resnet56", "torchvision:NAME")
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -26,22 +28,40 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check(suite: Suite) -> None:
+    """Look whether all that a suite names is there, before anything is read or trained.
+
+    Raises:
+        Problem: for a backbone or dataset of an unknown kind, or a file that is missing; with the suite's file and key.
+    """
+    if suite.arch not in BACKBONES[:-1] and not suite.arch.startswith("torchvision:"):
+        raise Problem(f"{suite.path}: [backbone] arch: unknown", found=suite.arch, expected=", ".join(BACKBONES))
+    for role in ("target", "source", "shifted"):
+        spec = getattr(suite, role)
+        try:
+            _ = spec is None or split_spec(spec)
+        except Problem as problem:
+            raise problem.at(f"{suite.path}: [{role}] data: {problem.what}") from problem
+    _checkpoint(suite)
+
+
 def split_spec(spec: str) -> tuple[str, str]:
     """``kind:rest`` of a dataset's word.
 
     Raises:
-        Problem: for a kind that is not known.
+        Problem: for a kind that is not known, or where nothing is at the place that it names.
     """
     kind, _, rest = spec.partition(":")
     if kind not in KINDS:
-        raise Problem(f"[target] data = {spec!r}: unknown kind of dataset", found=kind, expected=nearest(kind, KINDS))
+        raise Problem("unknown kind of dataset", found=spec, expected=nearest(kind, KINDS), do="`xferbench ls` shows each")
     if kind == "synthetic" and rest not in synthetic.NAMES:
-        raise Problem(
-            f"[target] data = {spec!r}: unknown synthetic dataset", found=rest, expected=nearest(rest, synthetic.NAMES)
-        )
-    if kind in {"folder", "npz"} and not Path(rest).exists():
-        what = "a folder with train/ and val/ or test/" if kind == "folder" else "an npz file"
-        raise Problem(f"[target] data = {spec!r}", found="nothing there", expected=what, do="check the path in the suite file")
+        raise Problem("unknown synthetic dataset", found=spec, expected=nearest(rest, synthetic.NAMES))
+    if kind == "digits" and rest:
+        raise Problem("digits are one dataset", found=spec, expected="digits")
+    if kind == "folder" and not (rest and Path(rest).is_dir()):
+        raise Problem("no such folder", found=spec, expected="a folder with train/ and val/ or test/", do="check the path")
+    if kind == "npz" and not (rest and Path(rest).is_file()):
+        raise Problem("no such file", found=spec, expected="an npz file", do="check the path")
     return kind, rest
 
 
@@ -51,7 +71,8 @@ def data(spec: str, digester: Callable[[Path], str] = file_digest) -> Data:
     content = hashlib.sha256(kind.encode())
     if kind == "folder":
         for path in walk(Path(rest)):
-            content.update(f"{path.relative_to(rest).as_posix()}\0{digester(path)}\0".encode())
+            name = path.relative_to(rest).as_posix().encode("utf-8", "surrogateescape")  # a name may be no text at all
+            content.update(name + f"\0{digester(path)}\0".encode())
     elif kind == "npz":
         content.update(digester(Path(rest)).encode())
     else:
@@ -60,9 +81,13 @@ def data(spec: str, digester: Callable[[Path], str] = file_digest) -> Data:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """All files of a dataset's folder, in one order on every system; hidden ones are no data."""
-    hidden = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return iter(sorted(hidden, key=lambda path: path.relative_to(folder).as_posix()))
+    """All files of a dataset's folder, in one order on every system, through links too; what is hidden is no data."""
+    found, seen = [], set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(here))
+        folders[:] = [name for name in folders if name[0] != "." and os.path.realpath(Path(here, name)) not in seen]
+        found += [Path(here, name) for name in files if name[0] != "." and Path(here, name).is_file()]
+    return iter(sorted(found, key=lambda path: path.relative_to(folder).as_posix()))
 
 
 def weights(suite: Suite, digester: Callable[[Path], str] = file_digest) -> Weights:
@@ -71,16 +96,19 @@ def weights(suite: Suite, digester: Callable[[Path], str] = file_digest) -> Weig
     Raises:
         Problem: where there is none, or the file is missing.
     """
+    path = _checkpoint(suite)
+    return Weights(digest=digester(path), path=str(path))
+
+
+def _checkpoint(suite: Suite) -> Path:
     named = suite.weights
     if named is None and suite.arch == "tiny-resnet":
         named = str(SHIPPED / "tiny-resnet-0.safetensors")
+    expected = "a file of pretrained weights (safetensors, or a state dict saved by torch.save)"
     if named is None:
-        raise Problem(
-            f"{suite.path}: [backbone] has no weights",
-            expected="a file of pretrained weights (safetensors, or a state dict saved by torch.save)",
-            do='add weights = "path/to/file" below arch; without pretrained weights there is no transfer to examine',
-        )
-    path = Path(named)
-    if not path.is_file():
-        raise Problem(f"[backbone] weights = {named!r}", found="no such file", expected="a file of pretrained weights")
-    return Weights(digest=digester(path), path=str(path))
+        do = 'add weights = "path/to/file" below arch; without pretrained weights there is no transfer to examine'
+        raise Problem(f"{suite.path}: [backbone] weights: missing", found=f"arch {suite.arch}", expected=expected, do=do)
+    if not Path(named).is_file():
+        what = "a folder" if Path(named).is_dir() else "no such file"
+        raise Problem(f"{suite.path}: [backbone] weights", found=f"{named}: {what}", expected=expected, do="check the path")
+    return Path(named)

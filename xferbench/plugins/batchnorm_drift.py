@@ -90,7 +90,7 @@ def picture(axes: Any, run: Run) -> None:
     for (arm, variant), rows in frame.groupby(["arm", "variant"], sort=False):
         columns = [name for name in rows.columns if name.startswith("drift/") and rows[name].notna().any()]
         axes.plot(range(len(columns)), rows[columns].mean().to_numpy(), marker="o", label=variant or arm)
-    axes.set(xlabel="BatchNorm layer, from the input up", ylabel="drift of running statistics", yscale="symlog")
+    axes.set(xlabel="BatchNorm layer, from the input up", ylabel="drift of running statistics", ylim=(0, None))
     axes.legend()
 
 

@@ -29,7 +29,6 @@ def render(run: Run, plugins: Mapping[str, Plugin | None]) -> str:
     return environment.from_string(page).render(
         suite=run.suite,
         outcome=frames.outcome(run),
-        interrupted=run.interrupted,
         facts=_facts(run),
         unit=" / ".join(units),
         level=f"{100 * (1 - float(run.suite.get('alpha') or 0.05)):g} %",

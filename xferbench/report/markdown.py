@@ -32,8 +32,6 @@ def escaped(value: object) -> str:
 def render(run: Run) -> str:
     """Render the summary; it ends with a line break."""
     parts = [f"## xferbench: {escaped(run.suite.get('name', ''))}", escaped(frames.outcome(run))]
-    if run.interrupted:
-        parts.append("**The run was interrupted: this is what it had by then.**")
     groups = frames.groups(run)
     if groups:
         unit = text.in_words(groups[0][0].unit)

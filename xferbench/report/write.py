@@ -149,7 +149,6 @@ def _run(told: Mapping[str, Any], cells: tuple[Cell, ...]) -> Run:
         notes=tuple(told["notes"]),
         expected_false_alarms=float(told["expected_false_alarms"]),
         plan=told["plan"],
-        interrupted=told["interrupted"],
     )
 
 

@@ -1,0 +1,116 @@
+"""Rules for the tables of a TOML file: every key known, every value possible, or one message that says where.
+
+A rule takes a value as TOML gave it and returns what is kept; it raises ValueError(what was expected). Within a file the
+``what`` of a :class:`~xferbench.problem.Problem` is a dotted path of keys, to which each table adds its own in front.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from xferbench.problem import Problem, nearest
+
+Rule: TypeAlias = Callable[[Any], Any]
+
+
+def checked(table: Any, rules: Mapping[str, Rule], required: Sequence[str] = ()) -> dict[str, Any]:
+    """Every key of a table through its rule.
+
+    Raises:
+        Problem: for an unknown key, a missing one, or a value that its rule refuses. ValueError: for what is no table.
+    """
+    if not isinstance(table, Mapping):
+        raise ValueError("a table of " + ", ".join(rules))  # noqa: TRY004 - what a rule raises
+    for key in table:
+        if key not in rules:
+            raise Problem(f"{key}: unknown key", expected=nearest(key, rules))
+    for key in required:
+        if key not in table:
+            raise Problem(f"{key}: missing", found=", ".join(table) or "no key at all", expected=", ".join(required))
+    return {key: ruled(key, value, rules[key]) for key, value in table.items()}
+
+
+def ruled(key: str, value: Any, rule: Rule) -> Any:
+    """A value through its rule.
+
+    Raises:
+        Problem: where the rule refuses it, with the key in front.
+    """
+    try:
+        return rule(value)
+    except Problem as problem:
+        raise problem.at(f"{key}.{problem.what}") from problem
+    except ValueError as error:
+        raise Problem(key, found=shown(value), expected=str(error)) from error
+
+
+def place(dotted: str) -> str:
+    """A dotted path as a file has it: ``recipe.lr: unknown key`` becomes ``[recipe] lr: unknown key``."""
+    path, colon, what = dotted.partition(": ")
+    tables, _, key = path.rpartition(".")
+    return (f"[{tables}] " if tables else "") + f"{key}{colon}{what}"
+
+
+def shown(value: Any) -> str:
+    """A value as a file has it, shortened."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def of(
+    kind: type | tuple[type, ...], test: Callable[[Any], object], expected: str, make: Callable[[Any], Any] = lambda v: v
+) -> Rule:
+    """Values of a type (true and false are no numbers) that pass a test, made into something."""
+
+    def rule(value: Any) -> Any:
+        if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind) or not test(value):
+            raise ValueError(expected)
+        return make(value)
+
+    return rule
+
+
+def among(*words: str) -> Rule:
+    """One of some words."""
+
+    def rule(value: Any) -> Any:
+        if value not in words:
+            raise ValueError(nearest(str(value), words))
+        return value
+
+    return rule
+
+
+def matching(pattern: str, expected: str) -> Rule:
+    """A text of a form."""
+    return of(str, re.compile(pattern).fullmatch, expected)
+
+
+def table(rules: Mapping[str, Rule], make: Callable[..., Any] = dict, required: Sequence[str] = ()) -> Rule:
+    """A table, made into something."""
+    return lambda value: make(**checked(value, rules, required))
+
+
+def several(rule: Rule, expected: str, test: Callable[[Any], object] = bool) -> Rule:
+    """A list, not empty unless the test says otherwise, whose members all keep to a rule."""
+
+    def made(values: list[Any]) -> tuple[Any, ...]:
+        try:
+            return tuple(rule(value) for value in values)
+        except ValueError as error:
+            raise ValueError(expected) from error
+
+    return of(list, test, expected, made)
+
+
+NUMBER = (int, float)
+POSITIVE = of(NUMBER, lambda v: 0 < v < float("inf"), "a number above 0", float)
+NATURAL = of(NUMBER, lambda v: 0 <= v < float("inf"), "a number, 0 or above", float)
+FINITE = of(NUMBER, lambda v: abs(v) < float("inf"), "a number", float)
+COUNT = of(int, lambda v: v > 0, "a whole number above 0")
+WHOLE = of(int, lambda v: v >= 0, "a whole number, 0 or above")
+TEXT = of(str, bool, "a text that is not empty")
+FLAG = of(bool, lambda _: True, "true or false")
