@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from factory import make_record
+from test_looks import SUITE
+
+from xferbench import judge
+from xferbench.design import HARM, Contrast
+
+SEEDS = range(4)
+
+
+def answers(**accuracy):
+    return {
+        (arm, "test", seed): make_record(f"{arm}{seed}", value, seed=seed) for arm, value in accuracy.items() for seed in SEEDS
+    }
+
+
+def judged(told, contrast=HARM, suite=SUITE):
+    return judge.judge(contrast, told, SEEDS, suite)
+
+
+def test_harm_is_cured_minus_subject():
+    one = judged(answers(cured=0.9, subject=0.6))
+    assert one.estimate.harm == pytest.approx(0.3, abs=0.06) and one.estimate.low > 0.1 and one.exposed
+    assert one.difference.shape == (4, 200)
+
+
+def test_equal_keys_are_a_harm_of_exactly_zero():
+    told = answers(cured=0.9)
+    told |= {("subject", *rest): record for (_, *rest), record in told.items()}
+    one = judged(told)
+    assert (one.estimate.harm, one.estimate.p_fail, one.estimate.p_pass, one.exposed) == (0.0, 1.0, 0.0, False)
+
+
+@pytest.mark.parametrize("spoil", ["missing", "crash", "nothing", "unequal", "short"])
+def test_whatever_is_not_there_decides_nothing(spoil):
+    told = answers(cured=0.9, subject=0.9)
+    at = ("subject", "test", 2)
+    if spoil == "missing":
+        del told[at]
+    else:
+        predictions = told[at].predictions
+        told[at] = {
+            "crash": replace(told[at], predictions=None, error="Boom"),
+            "nothing": replace(told[at], predictions=None),
+            "unequal": replace(told[at], predictions=replace(predictions, example=predictions.example[::-1].copy())),
+            "short": make_record("k", 0.9, seed=2, examples=150),
+        }[spoil]
+    one = judged(told)
+    assert one.error and (one.estimate.p_fail, one.estimate.p_pass) == (1.0, 1.0)
+    assert judge.control(one, 0.02) == "missed"
+
+
+def test_nan_predictions_decide_nothing():
+    told = answers(cured=0.9, subject=0.9)
+    at = ("subject", "test", 2)
+    broken = replace(told[at].predictions, p_true=np.full(200, np.nan, np.float32))
+    told[at] = replace(told[at], predictions=broken)
+    one = judged(told, suite=replace(SUITE, metric="nll", margin=0.5))
+    assert (one.estimate.p_fail, one.estimate.p_pass) == (1.0, 1.0)
+    assert judge.control(one, 0.5) == "missed"
+
+
+def test_the_control_of_a_contrast_has_the_induced_arm_in_the_subjects_place():
+    assert judge.with_induced(HARM, "hot").weights == {("cured", "test"): 1.0, ("induced:hot", "test"): -1.0}
+
+
+def test_weights_that_meet_in_one_arm_are_added():
+    assert judge.replace_arm(HARM, "subject", "cured").weights == {("cured", "test"): 0.0}
+
+
+def test_a_contrast_may_weigh_more_than_two_terms():
+    told = answers(cured=0.9, subject=0.6, scratch=0.3)
+    three = Contrast(name="d", weights={("cured", "test"): 1.0, ("subject", "test"): -0.5, ("scratch", "test"): -0.5})
+    assert judged(told, three).estimate.harm == pytest.approx(0.45, abs=0.06)
+
+
+def test_benefit_retained_is_null_unless_cured_is_shown_to_beat_scratch():
+    assert judge.benefit_retained(answers(cured=0.9, subject=0.6, scratch=0.3), SEEDS, SUITE) == pytest.approx(0.5, abs=0.1)
+    assert judge.benefit_retained(answers(cured=0.5, subject=0.6, scratch=0.5), SEEDS, SUITE) is None
+    assert judge.benefit_retained(answers(cured=0.9, subject=0.2, scratch=0.3), SEEDS, SUITE) < 0
+    assert judge.benefit_retained(answers(cured=0.9, subject=0.2), SEEDS, SUITE) is None
+
+
+def test_groups_are_the_examples_where_there_are_any():
+    told = answers(cured=0.9, subject=0.8)
+    grouped = {at: replace(one, predictions=replace(one.predictions, group=np.arange(200) // 10)) for at, one in told.items()}
+    assert judged(told).estimate.examples == 200
+    assert judged(grouped).estimate.examples == 20
