@@ -324,3 +324,17 @@ def test_a_plugin_with_no_variant_has_one_finding_without_a_control():
 def test_every_candidate_of_a_choice_is_counted_among_what_was_asked():
     step, answers, computed = carried_out(study(negative_transfer.plugin), lab(USUAL))
     assert {q.trial.key for q in step.asked} == {trial.key for trial in computed} == set(answers)
+
+
+def test_a_source_is_pretrained_on_once_before_the_arm_that_starts_from_it():
+    asked = study(negative_transfer.plugin)
+    asked = replace(asked, subject=replace(PIPELINE, source=Data(digest="source")))
+    stages, answers = [], {}
+    while (step := looks.step(asked, answers)).wanted.keys() - answers.keys():
+        stages.append((step.stage, len(step.wanted)))
+        answers |= {key: lab(USUAL)(trial) for key, trial in step.wanted.items()}
+    assert stages[1] == ("pretraining on the source", 1)
+    starts = {plan.base(one.trial).start for one in step.asked if one.arm == "induced:shuffled-source" and one.view == "test"}
+    (start,) = starts
+    assert (start.data.digest, start.labels, start.init) == ("source", "shuffled", "random")
+    assert plan.base(step.asked[0].trial) != start

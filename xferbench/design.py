@@ -76,8 +76,9 @@ class Recipe:
     """How a backbone is adapted. A strategy is a value of this class, never code of its own.
 
     Attributes:
-        init: ``pretrained``; ``random``; ``matched`` (random, with each tensor's pretrained mean and variance); or
-            ``permuted`` (the pretrained values shuffled within each tensor).
+        init: ``pretrained``; ``random``; ``matched`` (random, with each tensor's pretrained mean and variance); ``permuted``
+            (the pretrained values shuffled within each tensor); or ``shuffled-source`` (pretrained here, on the pipeline's
+            source with its labels shuffled).
         head: ``random`` or ``zero``.
         stop: ``last`` step, or the step that was ``best`` on validation; it chooses a view of a fit and retrains nothing.
         name: what people call it; not content.
@@ -129,6 +130,7 @@ class Pipeline:
     train_preprocessing: Preprocessing
     serve_preprocessing: Preprocessing
     mode: str = "eval"
+    source: Data | None = None
     baseline: Scratch = field(default=Scratch(), compare=False, metadata={"place": True})
 
 
@@ -147,6 +149,7 @@ class Fit:
     """One trained network.
 
     ``start`` is a checkpoint, or another fit (keys nest), or None where nothing of one is used, so that all share that fit.
+    ``labels`` are ``true``, or ``shuffled`` among the training images.
     """
 
     arch: str
@@ -158,6 +161,7 @@ class Fit:
     train_size: int | None
     preprocessing: Preprocessing
     seed: int
+    labels: str = field(default="true", metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,10 +123,8 @@ def notes(executed: Executed) -> tuple[str, ...]:
         rates, decays = (" and ".join(f"{value:g}" for value in values) for values in (grid.lr, grid.weight_decay))
         steps = f"{grid.steps} steps of {grid.batch_size}, rates {rates}, weight decay {decays}"
         found.append(f"scratch was searched as the suite says, not by the default grid: {steps}, beside the subject's own")
-    found += [
-        f"[{role}] is given, but no plugin of this run asks for it"
-        for role in ("source", "shifted")
-        if getattr(study.suite, role)
-    ]
+    inits = {one.pipeline.recipe.init for case in step.cases for one in case.arms.values() if one.pipeline}
+    unused = {"source": study.suite.source and "shuffled-source" not in inits, "shifted": study.suite.shifted}
+    found += [f"[{role}] is given, but no plugin of this run asks for it" for role, given in unused.items() if given]
     found.append("verdicts are conditional on this one pretrained checkpoint")
     return tuple(found)

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from xferbench import judge, plan, stats
+from xferbench.design import Fit, Model, Trial, View
 from xferbench.plan import Question, Settled, Study
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from xferbench.design import Arm, Contrast, Pipeline, Plugin, Trial
+    from xferbench.design import Arm, Contrast, Pipeline, Plugin
     from xferbench.record import Record
 
 
@@ -99,7 +100,12 @@ def step(study: Study, answers: Mapping[str, Record]) -> Step:
     asked += tuning
     if any(one.trial.key not in answers for one in tuning):
         return Step(stage="tuning cures and scratch", wanted=plan.trials(tuning), asked=tuple(asked), subject=subject)
-    return _looked(study, Step(asked=tuple(asked), cases=tuple(case for case, _ in found), subject=subject), answers)
+    cases = tuple(case for case, _ in found)
+    sources = [question for case in cases for question in _sources(case, study)]
+    asked += sources
+    if any(one.trial.key not in answers for one in sources):
+        return Step(stage="pretraining on the source", wanted=plan.trials(sources), asked=tuple(asked), subject=subject)
+    return _looked(study, Step(asked=tuple(asked), cases=cases, subject=subject), answers)
 
 
 def tuned(plugin: str, name: str, arm: Arm, study: Study) -> list[Question]:
@@ -133,6 +139,18 @@ def _case(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str,
         return Case(plugin=plugin, error=f"{type(error).__name__}: {error}"), []
     broken = [f"{name}: {one.error}" for name, one in settled.items() if one.error]
     return Case(plugin=plugin, error=broken[0] if broken else "", arms=settled), asked
+
+
+def _sources(case: Case, study: Study) -> list[Question]:
+    """The fits that arms of a plugin start from, asked for by themselves, so that no two workers train the same one."""
+    found = []
+    for name, arm in case.arms.items():
+        start = None if arm.pipeline is None else plan.fit(arm.pipeline, study.suite.seed).start
+        if isinstance(start, Fit):
+            view = View(examples="validation", preprocessing=start.preprocessing)
+            trial = Trial(model=Model(base=start), view=view, place=study.place)
+            found.append(Question(plugin=case.plugin.id, arm=name, view="validation", seed=start.seed, trial=trial))
+    return found
 
 
 def _looked(study: Study, so_far: Step, answers: Mapping[str, Record]) -> Step:

@@ -98,16 +98,36 @@ def subject(suite: Suite, pipeline: Pipeline) -> Arm:
 def fit(pipeline: Pipeline, seed: int) -> Fit:
     """The network that a pipeline trains at one seed; how it is served or stopped is no part of it."""
     recipe = pipeline.recipe
+    made_here = recipe.init == "shuffled-source"
     return Fit(
         arch=pipeline.arch,
-        init=recipe.init,
-        start=None if recipe.init == "random" else pipeline.weights,
+        init="pretrained" if made_here else recipe.init,
+        start=source_fit(pipeline) if made_here else None if recipe.init == "random" else pipeline.weights,
         head=recipe.head,
         phases=recipe.phases,
         data=pipeline.target,
         train_size=pipeline.train_size,
         preprocessing=pipeline.train_preprocessing,
         seed=seed,
+    )
+
+
+def source_fit(pipeline: Pipeline) -> Fit:
+    """A network pretrained on the pipeline's source with shuffled labels, for as long as scratch is trained."""
+    assert pipeline.source is not None, "only a pipeline with a source has such a start"
+    grid = pipeline.baseline
+    phase = Phase(lr=max(grid.lr), schedule="one-cycle", steps=grid.steps, batch_size=grid.batch_size)
+    return Fit(
+        arch=pipeline.arch,
+        init="random",
+        start=None,
+        head="random",
+        phases=(phase,),
+        data=pipeline.source,
+        train_size=None,
+        preprocessing=pipeline.train_preprocessing,
+        seed=0,
+        labels="shuffled",
     )
 
 

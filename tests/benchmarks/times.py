@@ -32,7 +32,7 @@ pipeline = Pipeline(arch=asked.arch, weights=inputs.weights(asked), target=input
 one = plan.fit(pipeline, 0)
 trial = plan.trial(pipeline, "test", 0, Place(device="cpu", torch="", lab=VERSION))
 dataset, network = answer.material(one, trial, Path(sys.argv[1]))
-starts = [answer.start(one, network)]
+starts = [answer.start(one, network, trial, Path(sys.argv[1]))]
 fit.train([one], network, starts, dataset)
 for _ in range(int(sys.argv[2])):
     begun = perf_counter()

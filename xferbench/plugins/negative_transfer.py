@@ -18,7 +18,8 @@ How it is judged
 
 How it is induced
     ``permuted``: a linear probe on the pretrained tensors, each permuted within itself: the scale of pretraining without
-    its features.
+    its features. ``shuffled-source``, where the suite has a [source]: a linear probe on a network that was pretrained on the
+    source with its labels shuffled, for as long as scratch is trained.
 
 References
     Wang et al. 2019, Characterizing and avoiding negative transfer (arXiv:1811.09751); Ash & Adams 2020, On warm-starting
@@ -56,7 +57,10 @@ def cure(pipeline: Pipeline, _: Facts) -> Choice:
 def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
     phases = pipeline.recipe.phases
     probe = linear_probe(replace(DEFAULT, lr=HEAD_LR, steps=min(DEFAULT.steps, sum(phase.steps for phase in phases))))
-    return {"permuted": replace(pipeline, recipe=replace(probe, init="permuted", name="linear probe on permuted features"))}
+    starts = ("permuted", "shuffled-source") if pipeline.source else ("permuted",)
+    return {
+        start: replace(pipeline, recipe=replace(probe, init=start, name=f"linear probe, {start} features")) for start in starts
+    }
 
 
 def steps_to_scratch(answers: Mapping[tuple[str, str, int], Record], seeds: Sequence[int]) -> dict[str, float]:
