@@ -18,7 +18,7 @@ HARMS = st.one_of(
     arrays(np.float64, SHAPES, elements=st.sampled_from([-1.0, 0.0, 1.0])),
     arrays(np.float64, SHAPES, elements=st.floats(-1, 1, width=16)),
 )
-BROKEN = st.sampled_from([1e308, inf, -inf, nan])
+BROKEN = st.sampled_from([1e80, 1e308, inf, -inf, nan])
 MARGINS = st.floats(-1, 1, width=16)
 often = settings(deadline=None, max_examples=60)
 
@@ -63,7 +63,7 @@ def test_the_upper_bound_is_that_of_a_plain_analysis_of_variance_with_a_column_o
     df = (ms_s + ms_i - ms_e) ** 2 / (ms_s**2 / (S - 1) + ms_i**2 / (N - 1) + ms_e**2 / ((S - 1) * (N - 1)))
     se = sqrt((ms_s + ms_i - ms_e) / (S * N))
     assert crossed(D).high == pytest.approx(grand + t.ppf(0.95, df) * se)
-    assert crossed(D).p_pass == pytest.approx(t.cdf((grand - 0.02) / se, df))
+    assert crossed(D, margin=0.4).p_pass == pytest.approx(t.cdf((grand - 0.4) / se, df))
 
 
 def test_where_the_variance_comes_out_below_zero_the_interaction_stands_in_for_it():
@@ -71,6 +71,28 @@ def test_where_the_variance_comes_out_below_zero_the_interaction_stands_in_for_i
     _, *squares = stats.mean_squares(turned)
     assert [float(one) for one in squares] == [0, 0, 8 / 3]
     assert [float(one) for one in stats.spread(squares, 2, 4)] == pytest.approx([sqrt(1 / 3), 1])
+
+
+def test_nearly_no_harm_is_bounded_by_a_score_interval_with_continuity_correction():
+    five = np.repeat([1.0, 0.0], [5, 495])[None]
+    share, z = 5.5 / 500, 1.6448536
+    wilson = (share + z**2 / 1000 + z * sqrt(share * (1 - share) / 500 + z**2 / 1000**2)) / (1 + z**2 / 500)
+    assert crossed(five).high == pytest.approx(wilson) == pytest.approx(0.0217, abs=1e-4)
+    assert crossed(-five, margin=-0.02).low == pytest.approx(-wilson)
+    assert crossed(five).p_pass == pytest.approx(0.0753, abs=1e-4)  # the normal tail of (5.5 − 10) / √9.8
+    assert crossed(five, margin=-0.5).p_pass == pytest.approx(1.0)  # other margins are not rare examples' doing
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.0125, 0.0125 / 5, 0.0125 / 20])
+@pytest.mark.parametrize("margin", [0.01, 0.02, 0.05, 0.1])
+def test_a_rare_harm_of_the_margin_passes_at_most_as_often_as_alpha_says(margin, alpha):
+    from scipy.stats import binom
+
+    for N in (50, 100, 153, 200, 250, 300, 500, 1000, 2000):
+        flipped = np.arange(int(2 * N * margin) + 3)  # examples on which D is 1, at every seed
+        D = np.broadcast_to((np.arange(N) < flipped[:, None]).astype(float)[:, None], (len(flipped), 2, N))
+        passed = stats.p_values(D, margin)[1] < alpha
+        assert binom.pmf(flipped, N, margin)[passed].sum() <= alpha
 
 
 def test_a_batch_of_tables_gives_what_each_gives_alone():

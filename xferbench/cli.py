@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import traceback
+from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xferbench import __version__
+from xferbench import __version__, gate
 from xferbench.problem import Problem, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from xferbench.design import Suite
     from xferbench.forecast import Forecast
@@ -21,38 +25,58 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code of the contract."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that has no − or × is no reason to crash
     arguments = parser().parse_args(argv)
-    if arguments.debug:
-        return int(arguments.command(arguments))
+    code = gate.PASSED
     try:
-        return int(arguments.command(arguments))
-    except Problem as problem:
-        print(f"xferbench: {problem}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("xferbench: interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
-        return 130
+        with _while_read():
+            code = int(arguments.command(arguments))
+    except BaseException as error:  # noqa: BLE001 - the last line of defence: one message, and the contract's exit code
+        if arguments.debug:
+            traceback.print_exc()
+        code, message = _ended(error)
+        print(f"xferbench: {message}", file=sys.stderr)
+    return code
+
+
+def _ended(error: BaseException) -> tuple[int, object]:
+    """The exit code of what ended a command, and what is told of it."""
+    if isinstance(error, Problem):
+        return gate.USAGE, error
+    if isinstance(error, KeyboardInterrupt):
+        return gate.INTERRUPTED, "interrupted; what was finished is kept, and the same command goes on from there"
+    if isinstance(error, OSError):
+        do = "free some space, check the path and its permissions"
+        return gate.USAGE, Problem("a file could not be read or written", found=str(error), do=do)
+    last = (str(error).strip().splitlines() or [""])[-1]  # what a worker process tells is its whole traceback
+    do = "run it again with --debug and report what it prints; what was finished is kept"
+    return gate.CRASHED, Problem(f"crashed: {type(error).__name__}: {last}", do=do)
+
+
+@contextmanager
+def _while_read() -> Iterator[None]:
+    """Whoever reads standard output may leave in the middle of it; that changes no exit code."""
+    try:
+        yield
+        sys.stdout.flush()
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read the output has gone; there is nobody to tell
-        return 0
-    except Exception as error:  # noqa: BLE001 - the last line of defence: one message, and the code for a crash
-        print(
-            f"xferbench: crashed: {type(error).__name__}: {error}\n  do: run it again with --debug and report what it prints",
-            file=sys.stderr,
-        )
-        return 3
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole surface of the command line; a test holds it still."""
     top = argparse.ArgumentParser(
-        prog="xferbench", description="Find out how transfer learning fails in your pipeline, by experiment."
+        prog="xferbench",
+        description="Find out how transfer learning fails in your pipeline, by experiment.",
+        allow_abbrev=False,  # a shortened option would bind scripts to the options that there are today
     )
     top.add_argument("--version", action="version", version=f"xferbench {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, function: object, text: str) -> argparse.ArgumentParser:
-        one = commands.add_parser(name, help=text, description=text)
+        one = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         one.add_argument("--debug", action="store_true", help="show the whole traceback of a crash")
         one.set_defaults(command=function)
         return one
@@ -99,13 +123,16 @@ def _suite(arguments: argparse.Namespace) -> Suite:
     from xferbench import suite
 
     asked = suite.load(suite.find(arguments.suite))
-    if arguments.seed is not None:
-        asked = replace(asked, seed=arguments.seed)
-    return asked if arguments.budget is None else replace(asked, budget=suite.duration(arguments.budget))
+    try:
+        if arguments.seed is not None:
+            asked = suite.apart(replace(asked, seed=arguments.seed))
+        return asked if arguments.budget is None else replace(asked, budget=suite.duration(arguments.budget))
+    except Problem as problem:
+        raise problem.at(f"--{problem.what}") from problem
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from xferbench import finish, gate
+    from xferbench import finish
     from xferbench.report import console
 
     asked = _suite(arguments)
@@ -116,7 +143,8 @@ def _run(arguments: argparse.Namespace) -> int:
         run = finish.run(
             asked, output=output, store=arguments.store, device=arguments.device, workers=arguments.workers, show=show
         )
-    _told(run, output, arguments.format)
+    with _while_read():
+        _told(run, output, arguments.format)
     return gate.exit_code(run.findings, fail_on=arguments.fail_on)
 
 
@@ -154,7 +182,7 @@ def _show_forecast(asked: Suite, found: Forecast) -> None:
         for name, text in arms.items():
             print(f"  {name:<28} {text}")
     for plugin, reason in found.skipped.items():
-        print(f"\n{plugin}: SKIPPED, {reason}")
+        print(f"\n{plugin}: not asked, {reason}")
     print(f"\n{'':<22} first look  last look")
     for name in found.first:
         print(f"{name:<22} {found.first[name]:>10} {found.last[name]:>10}")

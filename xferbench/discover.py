@@ -41,19 +41,21 @@ def _loaded(entry: EntryPoint) -> Plugin:
         plugin = entry.load()
         if not isinstance(plugin, Plugin) or plugin.id != entry.name:
             return _broken(entry, TypeError(f"{entry.value} is no xferbench.design.Plugin with the id {entry.name!r}"))
-    except Exception as error:  # noqa: BLE001 - it is raised again where the plugin is asked, and becomes its finding
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - raised again where the plugin is asked, it becomes its finding
         return _broken(entry, error)
     return plugin
 
 
-def _broken(entry: EntryPoint, error: Exception) -> Plugin:
+def _broken(entry: EntryPoint, error: BaseException) -> Plugin:
+    told = f"the plugin cannot be imported: {type(error).__name__}: {error}"
+
     def crash(_: Pipeline, __: Facts) -> str:
-        raise ImportError(f"the plugin cannot be imported: {type(error).__name__}: {error}") from error
+        raise ImportError(told) from error
 
     return Plugin(
         id=entry.name,
         version=0,
-        question="",
+        question=told,
         page="",
         applies=crash,
         cure=lambda pipeline, _: pipeline,

@@ -134,7 +134,10 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
         if engine is None:
             raise LookupError("nothing is known of this suite yet")
         asked = (suite.arch, weights, target, suite.preprocessing, suite.train_size, suite.test_size, cache)
-        facts = engine()("xferbench.lab.probe:probe", *asked).result()
+        try:
+            facts = engine()("xferbench.lab.probe:probe", *asked).result()
+        except Problem as problem:
+            raise problem.at(f"{suite.path}: {problem.what}") from problem
         store.put_facts(db, key, facts)
     ready: Preprocessing = facts.preprocessing
     pipeline = Pipeline(
@@ -146,6 +149,7 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
         recipe=suite.recipe or Recipe(),
         train_preprocessing=suite.train_preprocessing or ready,
         serve_preprocessing=suite.serve_preprocessing or suite.train_preprocessing or ready,
+        source=inputs.data(suite.source, digester) if suite.source else None,
         baseline=suite.scratch,
     )
     return pipeline, facts
@@ -175,7 +179,16 @@ def _compute(
     total, begun, weight = len(running), monotonic(), sum(_weight(group) for group in running.values())
     left, finished = None, 0.0
     while running:
-        show(Progress(stage=step.stage, done=total - len(running), running=len(running), total=total, reused=reused, left=left))
+        show(
+            Progress(
+                stage=step.stage,
+                done=total - len(running),
+                running=sum(one.running() for one in running),
+                total=total,
+                reused=reused,
+                left=left,
+            )
+        )
         done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
         for future in done:
             group = running.pop(future)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xferbench import looks, plan, stats
-from xferbench.design import Arm, Choice, Fit, Pipeline, Trial
+from xferbench.design import Arm, Choice, Fit, Pipeline, Plugin, Trial
 from xferbench.plan import Question, Settled, Study
 from xferbench.suite import words
 
@@ -38,9 +38,7 @@ def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forec
     asked = looks.tuned("", "subject", study.subject, study)
     cases, told = [], {}
     for plugin in study.plugins:
-        skipped = plugin.applies(subject, study.facts)
-        arms = {} if skipped else plan.arms(plugin, study, subject)
-        arms |= plan.induced(plugin, study, _assumed(arms["cured"], study, answers)) if arms else {}
+        skipped, arms = _arms(plugin, study, subject, answers)
         for name, arm in arms.items():
             asked += looks.tuned(plugin.id, name, arm, study)
         settled = {name: Settled(pipeline=_assumed(arm, study, answers)) for name, arm in arms.items()}
@@ -64,6 +62,18 @@ def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forec
         seconds=(seconds[0], seconds[1]),
         smallest_margin=stats.smallest_margin(examples, suite.looks[-1], alpha=suite.alpha),
     )
+
+
+def _arms(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str, Record]) -> tuple[str, Mapping[str, Arm]]:
+    """Why a plugin is not asked, or its arms."""
+    try:
+        skipped = plugin.applies(subject, study.facts)
+        if skipped:
+            return skipped, {}
+        arms = plan.arms(plugin, study, subject)
+        return "", arms | plan.induced(plugin, study, _assumed(arms["cured"], study, answers))
+    except Exception as error:  # noqa: BLE001 - a plugin's crash will be its finding, and the others go on
+        return f"it crashes: {type(error).__name__}: {error}", {}
 
 
 def _assumed(arm: Arm, study: Study, answers: Mapping[str, Record]) -> Pipeline:

@@ -4,6 +4,9 @@ A contrast is D[s, i], the harm on seed s and test example i; its mean is the ha
 random and crossed, so the interval is that of a two-way random-effects layout (the one of radiology's readers × cases:
 Dorfman, Berbaum & Metz 1992) with Satterthwaite's (1946) degrees of freedom. Where D is all zero or nearly so such an
 interval has no width, so one adverse pseudo-example is added on each side, as Agresti & Coull (1998) do for a proportion.
+That is enough at a level of 5 % but not at the lower ones of looks and many contrasts, where a rare harm that no test example
+happened to show would pass several times too often. So a score test with continuity correction (Wilson 1927, Newcombe 1998)
+must agree: where harm is the margin m, examples may be harmed at all seeds or at none, with variance m (1 − m).
 
 Everything fails closed: what is not finite, or too little to have a variance, has P-values of 1 and decides nothing.
 """
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 MOST_SEEDS = 1000  # what nobody would train, or label, is as good as unreachable
 MOST_EXAMPLES = 10_000_000
+HUGE = 1e70  # degrees of freedom take fourth powers, which are infinite beyond
 
 
 def mean_squares(difference: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -73,21 +77,54 @@ def tail(mean: np.ndarray, se: np.ndarray, df: np.ndarray, margin: float) -> np.
     return below
 
 
+def rare(mean: np.ndarray, N: int, margin: float, span: float) -> np.ndarray:
+    """P-value of ``harm ≤ margin``, a margin below 0, if examples are −span or 0 alike at all seeds; 0 for any other margin."""
+    from scipy.special import ndtr
+
+    if not -span < margin < 0:
+        return np.zeros_like(mean)
+    below: np.ndarray = ndtr((margin - mean + span / (2 * N)) / np.sqrt(-margin * (span + margin) / N))
+    return below
+
+
+def wilson(mean: np.ndarray, N: int | np.ndarray, alpha: float, span: float) -> np.ndarray:
+    """Upper bound of the harm if examples are +span or 0 alike at all seeds, inverting :func:`rare`; −∞ for a mean too low."""
+    from scipy.special import ndtri
+
+    c = ndtri(alpha) ** 2 / N
+    corrected = mean + span / (2 * N)
+    middle = 2 * corrected + c * span
+    squared = middle**2 - 4 * corrected**2 * (1 + c)
+    root = (middle + np.sqrt(np.maximum(squared, 0.0))) / (2 * (1 + c))
+    bound: np.ndarray = np.where((squared >= 0) & (middle > 0), root, -np.inf)
+    return bound
+
+
 def p_values(difference: np.ndarray, margin: float, span: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """P-values of ``harm ≤ margin`` and of ``harm ≥ margin`` for finite [..., S, N], N ≥ 2; each [...]."""
-    low, se_low, df_low = one_sided(difference, -span)
-    high, se_high, df_high = one_sided(difference, span)
-    return tail(low, se_low, df_low, margin), tail(-high, se_high, df_high, -margin)
+    mean, N = difference.mean((-2, -1)), difference.shape[-1]
+    low, high = one_sided(difference, -span), one_sided(-difference, -span)
+    return (
+        np.maximum(tail(*low, margin), rare(mean, N, margin, span)),
+        np.maximum(tail(*high, -margin), rare(-mean, N, -margin, span)),
+    )
 
 
-def _lower(mean: np.ndarray, se: np.ndarray, df: np.ndarray, margin: float, alpha: float) -> tuple[float, float]:
-    """Lower bound and P-value of ``harm ≤ margin``; the bound is above the margin exactly where the P-value is below alpha."""
+def _lower(D: np.ndarray, least_se: float, *, margin: float, alpha: float, span: float) -> tuple[float, float, float, float]:
+    """Lower bound, P-value of ``harm ≤ margin``, standard error and degrees of freedom.
+
+    The bound is above the margin exactly where the P-value is below alpha.
+    """
     from scipy.special import stdtrit
 
-    low, p = float(mean + stdtrit(df, alpha) * se), float(tail(mean, se, df, margin))
+    N, harm = D.shape[1], D.mean()
+    mean, se, df = one_sided(D, -span)
+    se = np.maximum(se, least_se)
+    low = float(np.minimum(mean + stdtrit(df, alpha) * se, -wilson(-harm, N, alpha, span)))
+    p = float(np.maximum(tail(mean, se, df, margin), rare(harm, N, margin, span)))
     if low > margin and p < alpha:
-        return low, p
-    return min(low, margin), max(p, alpha)  # the two can differ by rounding: then neither decides
+        return low, p, float(se), float(df)
+    return min(low, margin), max(p, alpha), float(se), float(df)  # the two can differ by rounding: then neither decides
 
 
 def by_group(difference: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
@@ -124,21 +161,17 @@ def crossed(
         least_se: floors of the standard error on the lower and the upper side, from a bootstrap for instance.
 
     The standard error and degrees of freedom in the answer are those of the side where the error is larger. One seed gives an
-    interval conditional on that seed. NaN, infinity, no seed or fewer than two examples give bounds of NaN.
+    interval conditional on that seed. NaN, infinity, no seed, or fewer than two examples give bounds of NaN.
     """
     D = by_group(np.asarray(difference, dtype=np.float64), groups)
     S, N = D.shape
-    with np.errstate(over="ignore", invalid="ignore"):
-        finite = bool(D.size) and bool(np.isfinite(np.square(D).sum()))
+    finite = D.size > 0 and bool((np.abs(D) < HUGE).all())
     harm = float(D.mean()) if finite else np.nan
     if not finite or N < 2:
         return Estimate(harm=harm, low=np.nan, high=np.nan, p_fail=1.0, p_pass=1.0, se=np.nan, df=np.nan, seeds=S, examples=N)
-    below, se_below, df_below = one_sided(D, -span)
-    above, se_above, df_above = one_sided(D, span)
-    se_below, se_above = np.maximum(se_below, least_se[0]), np.maximum(se_above, least_se[1])
-    low, p_fail = _lower(below, se_below, df_below, margin, alpha)
-    high, p_pass = _lower(-above, se_above, df_above, -margin, alpha)
-    se, df = max((float(se_below), float(df_below)), (float(se_above), float(df_above)))
+    low, p_fail, *of_low = _lower(D, least_se[0], margin=margin, alpha=alpha, span=span)
+    high, p_pass, *of_high = _lower(-D, least_se[1], margin=-margin, alpha=alpha, span=span)
+    se, df = max(of_low, of_high)
     return Estimate(harm=harm, low=low, high=-high, p_fail=p_fail, p_pass=p_pass, se=se, df=df, seeds=S, examples=N)
 
 
@@ -193,21 +226,23 @@ def expected_false_alarms(contrasts: int, alpha: float) -> float:
 
 
 def _reach(
-    variances: tuple[float, float, float], S: np.ndarray, N: np.ndarray, *, alpha: float, power: float, pull: float
+    variances: tuple[float, float, float], S: np.ndarray, N: np.ndarray, *, alpha: float, power: float, harm: float, span: float
 ) -> np.ndarray:
-    """Distance from harm to margin that :func:`crossed` decides with this power.
+    """Distance from harm to a margin above it that :func:`crossed` decides with this power.
 
-    ``variances`` are those of seeds, examples and the rest; ``pull`` is the distance from the harm to the pseudo-example.
+    ``variances`` are those of seeds, examples and the rest.
     """
     from scipy.special import stdtrit
 
     seed, example, rest = variances
-    one = S == 1
+    one, pull = S == 1, span - harm  # how far the pseudo-example lies
     squares = (np.where(one, 0.0, N * seed + rest), S * example + rest + S * pull**2 / (N + 1), np.where(one, 0.0, rest))
     se, df = spread(squares, S, N + 1)
-    noise = np.sqrt(seed / S + example / N + rest / (S * N))
-    distance: np.ndarray = pull / (N + 1) - stdtrit(df, alpha) * se + stdtrit(df, power) * noise
-    return distance
+    noise = stdtrit(df, power) * np.sqrt(seed / S + example / N + rest / (S * N))
+    bound: np.ndarray = np.maximum(
+        pull / (N + 1) - stdtrit(df, alpha) * se + noise, wilson(harm + noise, N, alpha, span) - harm
+    )
+    return bound
 
 
 def smallest_margin(
@@ -232,7 +267,7 @@ def smallest_margin(
     if examples < 2 or seeds < 1:
         return np.inf
     variances = (seed_sd**2, persistent * disagree, (1 - persistent) * disagree)
-    return float(_reach(variances, np.asarray(seeds), np.asarray(examples), alpha=alpha, power=power, pull=span))
+    return float(_reach(variances, np.asarray(seeds), np.asarray(examples), alpha=alpha, power=power, harm=0.0, span=span))
 
 
 def needed(
@@ -255,10 +290,10 @@ def needed(
         return None, None
     mean, seeds, examples, rest = (float(value) for value in mean_squares(D))
     variances = (max(seeds - rest, 0.0) / N, max(examples - rest, 0.0) / S, rest)
-    pull = span - mean if mean < margin else span + mean
+    harm = mean if mean < margin else -mean  # a FAIL is a PASS seen in a mirror
 
     def first(s: np.ndarray, n: np.ndarray, many: np.ndarray) -> int | None:
-        enough = _reach(variances, s, n, alpha=alpha, power=power, pull=pull) <= abs(mean - margin)
+        enough = _reach(variances, s, n, alpha=alpha, power=power, harm=harm, span=span) <= abs(mean - margin)
         return int(many[enough.argmax()]) if enough.any() else None
 
     more_seeds = np.arange(S, MOST_SEEDS + 1)

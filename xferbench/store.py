@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sqlite3
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VERSION = 1
+ELSEWHERE = "name another file with --store"
 LIMIT = 4 * 2**30  # bytes of fitted weights and activations kept beside the store
 TABLES = """
 create table if not exists records (key text primary key, fit text, seconds real, about text, arrays blob) without rowid;
@@ -39,11 +40,25 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(path, timeout=60, isolation_level=None)
     except (OSError, sqlite3.OperationalError) as error:
-        raise Problem(f"{path}: no store can be opened there", found=str(error), do="name another with --store FILE") from error
+        raise Problem(
+            f"{path}: no store can be opened there", found=str(error), expected="a file, or room for one", do=ELSEWHERE
+        ) from error
     try:
         found = connection.execute("pragma user_version").fetchone()[0]
+        tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
+        if tables and "records" not in tables:
+            expected = "a store written by xferbench, or no file yet"
+            raise Problem(
+                f"{path}: a database of something else", found=", ".join(sorted(tables)[:6]), expected=expected, do=ELSEWHERE
+            )
         if found > VERSION:
-            raise Problem(f"{path}: a store of a newer xferbench", found=f"version {found}", expected=f"at most {VERSION}")
+            expected = f"at most version {VERSION}"
+            raise Problem(
+                f"{path}: a store of a newer xferbench",
+                found=f"version {found}",
+                expected=expected,
+                do=f"upgrade xferbench, or {ELSEWHERE}",
+            )
         connection.executescript(f"begin immediate; {TABLES} pragma user_version = {VERSION}; commit;")
         yield connection
     except sqlite3.DatabaseError as error:
@@ -51,7 +66,7 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
             f"{path}: the store cannot be used",
             found=str(error),
             expected="a store written by xferbench, on a disk with room that may be written",
-            do="free some space, or name another with --store FILE; what was recorded before is still there",
+            do=f"free some space, let another run end, or {ELSEWHERE}; what was recorded before is still there",
         ) from error
     finally:
         connection.close()
@@ -124,7 +139,8 @@ def remembered(store: sqlite3.Connection, compute: Callable[[Path], str]) -> Cal
     """A function that digests files, asked again only where path, size or time of change differ."""
 
     def digest(path: Path) -> str:
-        status, name = path.stat(), str(path.resolve())
+        status = path.stat()
+        name = str(path.resolve()).encode("utf-8", "backslashreplace").decode()  # a file's name need not be text, SQLite's must
         row = store.execute("select size, time, digest from digests where path = ?", (name,)).fetchone()
         if row is not None and row[:2] == (status.st_size, status.st_mtime_ns):
             return str(row[2])
@@ -137,9 +153,12 @@ def remembered(store: sqlite3.Connection, compute: Callable[[Path], str]) -> Cal
 
 def trim(folder: Path, limit: int = LIMIT) -> None:
     """Delete the least recently used weights and activations until the cache is within its limit, in bytes."""
-    files = [file for part in ("weights", "features") for file in (folder / part).glob("*") if file.is_file()]
+    used = []
+    for file in (*(folder / "weights").glob("*"), *(folder / "features").glob("*")):
+        with suppress(FileNotFoundError):  # another run may be trimming too
+            used.append((file.stat().st_mtime, file.stat().st_size, file))
     held = 0
-    for _, size, file in sorted(((file.stat().st_mtime, file.stat().st_size, file) for file in files), reverse=True):
+    for _, size, file in sorted(used, reverse=True):
         held += size
         if held > limit:
             file.unlink(missing_ok=True)

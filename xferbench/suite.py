@@ -51,8 +51,8 @@ def find(word: str) -> Path:
         found = "a folder" if path.is_dir() else found
     except OSError as error:
         found = error.strerror or found
-    expected = "a path to a .toml file, or the name of a shipped suite"
-    raise Problem(f"no suite {rules.shown(word)}", found=found, expected=expected, do=nearest(word[:80], shipped()))
+    expected = f"a path to a .toml file, or a shipped suite ({nearest(word[:80], shipped())})"
+    raise Problem(f"no suite {rules.shown(word)}", found=found, expected=expected)
 
 
 def load(path: Path) -> Suite:

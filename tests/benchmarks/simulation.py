@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 RESAMPLED = ((3, 50), (3, 153), (5, 153), (10, 153), (3, 500))  # S, N
+LEVELS = (0.05, 0.0125, 0.0025, 0.000625)  # one contrast, its first look of three, and that among five and among twenty
+RARELY = (133, 153, 224, 250, 300, 500, 1000, 2000)
 RESAMPLES = 2000  # replicates at most: each is a bootstrap
 WRONG = ("wrong_fail", "wrong_pass")
 LOOKED = ("sequential_wrong_fail", "sequential_wrong_pass")
@@ -101,6 +103,15 @@ def planned(S: int, N: int, replicates: int, seed: int) -> dict[str, Any]:
         "replicates": replicates,
         "power_pass": met,
     }
+
+
+def rarely(N: int, level: float) -> float:
+    """Probability of a wrong PASS, without simulation, where D is 1 on a binomial number of N examples, at a margin of .02."""
+    from scipy.stats import binom
+
+    harmed = np.arange(N // 10 + 5)
+    D = (np.arange(N) < harmed[:, None]).astype(np.float64)[:, None].repeat(2, axis=1)
+    return float(binom.pmf(harmed, N, 0.02)[stats.p_values(D, 0.02)[1] < level].sum())
 
 
 def call(task: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -181,7 +192,7 @@ def summary(rows: Sequence[dict[str, Any]], replicates: int, seed: int) -> list[
         f"    python tests/benchmarks/simulation.py --replicates {replicates} --seed {seed}",
         "",
         f"- S ≥ 3: {over} of {2 * len(several)} rates are above 6.5 %; the highest is {worst(several, WRONG)}.",
-        f"- S = 1: the highest is {worst(single, WRONG)}. That interval is given its seed, these rates are not.",
+        f"- S = 1: the highest is {worst(single, WRONG)}. Its interval is for that seed, these rates are not.",
         f"- Three looks: the highest is {worst(looked, LOOKED)}.",
         f"- Balanced accuracy and AUROC: the highest is {worst(others, WRONG)}.",
         "- Apart, at the end: what no interval over a few seeds can know.",
@@ -198,6 +209,11 @@ def page(rows: Sequence[dict[str, Any]], replicates: int, seed: int) -> str:
         "Wrong FAIL / wrong PASS, harm exactly at the margin": grid(main, WRONG),
         f"Wrong FAIL / wrong PASS at any of the looks at {', '.join(map(str, LOOKS))} seeds": grid(looked, LOOKED),
         "Power: FAIL at twice the margin / PASS at a harm of 0": grid(main, POWER),
+        "Wrong PASS at the lower levels of looks and many contrasts, where D is 1 on a share of .02, exactly": [
+            "| level | " + " | ".join(f"N = {N}" for N in RARELY) + " |",
+            "|---|" + "---|" * len(RARELY),
+            *(f"| {100 * level:g} | " + " | ".join(f"{100 * rarely(N, level):.4f}" for N in RARELY) + " |" for level in LEVELS),
+        ],
         f"Balanced accuracy and AUROC, margin .05, {min(replicates, RESAMPLES)} replicates": [
             "| metric | S | N | wrong FAIL / wrong PASS | power: FAIL at .10 / PASS at 0 |",
             "|---|---|---|---|---|",

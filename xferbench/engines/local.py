@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     Call = Callable[..., Future[Any]]
+
+
+PATIENCE = 5.0  # seconds that a worker without a caller has to end by itself
 
 
 class WorkerDied(RuntimeError):  # noqa: N818 - what happened, not whose error it was
@@ -35,6 +38,31 @@ def _started() -> subprocess.Popen[bytes]:
     )
 
 
+def _asked(process: subprocess.Popen[bytes], function: str, arguments: tuple[Any, ...]) -> Any:
+    """The worker's answer; None where it is gone."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        send(process.stdin, (function, arguments))
+    except BrokenPipeError:
+        return None
+    return receive(process.stdout)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> None:
+    """Close a worker's pipes, which ends it, and wait for it."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with suppress(BrokenPipeError):
+        process.stdin.close()
+    process.stdout.close()
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 @contextmanager
 def workers(count: int) -> Iterator[Call]:
     """Start processes; yields ``call("module:function", *arguments) -> Future``. A call whose worker dies raises WorkerDied.
@@ -42,25 +70,23 @@ def workers(count: int) -> Iterator[Call]:
     They are started at once, so that importing torch runs beside whatever comes first, and killed at the end.
     """
     idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
-    alive = {process.pid: process for process in (_started() for _ in range(count))}
-    for process in alive.values():
+    alive: dict[int, subprocess.Popen[bytes]] = {}
+
+    def begin() -> None:
+        process = _started()
+        alive[process.pid] = process
         idle.put(process)
 
     def carried_out(function: str, *arguments: Any) -> Any:
-        process = idle.get()
-        assert process.stdin is not None
-        assert process.stdout is not None
+        process, answer = idle.get(), None
         try:
-            send(process.stdin, (function, arguments))
-            answer = receive(process.stdout)
-        except BrokenPipeError:
-            answer = None
+            answer = _asked(process, function, arguments)
+        finally:
+            if answer is None:
+                _ended(alive.pop(process.pid))
+                begin()
         if answer is None:
-            code = process.wait()
-            del alive[process.pid]
-            fresh = _started()
-            alive[fresh.pid] = fresh
-            idle.put(fresh)
+            code = process.returncode
             raise WorkerDied(f"a worker process ended with exit status {code} (out of memory, killed, or a native crash)")
         idle.put(process)
         good, value = answer
@@ -70,10 +96,14 @@ def workers(count: int) -> Iterator[Call]:
 
     pool = ThreadPoolExecutor(count)
     try:
+        for _ in range(count):
+            begin()
         yield lambda function, *arguments: pool.submit(carried_out, function, *arguments)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(alive.values()):
             process.kill()
-            process.wait()
         pool.shutdown(wait=True)
+        for process in alive.values():
+            process.kill()
+            _ended(process)

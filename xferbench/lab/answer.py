@@ -26,7 +26,7 @@ from xferbench.record import Predictions, Record
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xferbench.design import Place, Preprocessing, Trial, View
+    from xferbench.design import Place, Preprocessing, Trial, View, Weights
     from xferbench.lab.data import Dataset, Split
     from xferbench.lab.fit import Fitted, Network, Tensors
 
@@ -60,8 +60,8 @@ def answer(trials: Sequence[Trial], missing: frozenset[str], cache: Path) -> tup
         raise
     except Exception as error:  # noqa: BLE001 - a crash is an answer, and leads to the verdict ERROR
         return [Record(key=trial.key, error=_last_line(error), place=_place(trial)) for trial in wanted], 0
-    fitted = dict(zip(fits, found, strict=True))
-    return [_look(trial, fitted[trial.model.base], cache) for trial in wanted if isinstance(trial.model.base, Fit)], trained
+    fitted: dict[Fit | Weights, Fitted] = dict(zip(fits, found, strict=True))
+    return [_look(trial, fitted[trial.model.base], cache) for trial in wanted], trained
 
 
 def _last_line(error: Exception) -> str:
@@ -75,7 +75,7 @@ def _place(trial: Trial) -> str:
 
 @lru_cache(maxsize=4)
 def _network(arch: str, classes: int, size: int, device: str, cache: Path) -> Network:
-    module = backbones.build(arch, classes)
+    module = backbones.build(arch, classes).eval()
     return fit.Network(module=module, anatomy=backbones.anatomy(module, size), device=torch.device(device), cache=cache)
 
 
@@ -88,14 +88,19 @@ def _checkpoint(path: str, digest_: str) -> dict[str, Tensor]:
 def material(one: Fit, trial: Trial, cache: Path) -> tuple[Dataset, Network]:
     """What a fit is trained on, and the structure that is trained."""
     dataset = data.load(one.data, one.preprocessing, None, cache)
+    if one.labels == "shuffled":
+        dataset = data.shuffled(dataset, one.seed)
     size = dataset.train.images.shape[-1]
     return dataset, _network(one.arch, len(dataset.classes), size, trial.place.device, cache)
 
 
-def start(one: Fit, network: Network) -> Tensors:
+def start(one: Fit, network: Network, trial: Trial, cache: Path) -> Tensors:
     """The tensors from which a fit begins, on the CPU; they depend on its seed and on nothing that ran before."""
-    assert not isinstance(one.start, Fit), "no plugin asks yet for a fit that starts from another"
-    state = None if one.start is None else _checkpoint(one.start.path, one.start.digest)
+    if isinstance(one.start, Fit):
+        (before,), _ = _fitted((one.start,), trial, cache)
+        state: dict[str, Tensor] | None = before.last
+    else:
+        state = None if one.start is None else _checkpoint(one.start.path, one.start.digest)
     streams = seeds.number(one.seed, seeds.INIT), seeds.number(one.seed, seeds.HEAD)
     return initial.tensors(one.arch, network.anatomy, state, init=one.init, head=one.head, seeds=streams)
 
@@ -103,7 +108,7 @@ def start(one: Fit, network: Network) -> Tensors:
 def _fitted(fits: Sequence[Fit], trial: Trial, cache: Path) -> tuple[list[Fitted], int]:
     """All fits of a group, from the cache of weights if it holds every one; else trained together, for groups stay whole."""
     dataset, network = material(fits[0], trial, cache)
-    starts = [start(one, network) for one in fits]
+    starts = [start(one, network, trial, cache) for one in fits]
     files = [kept(one, trial.place, cache) for one in fits]
     if all(file.is_file() for file in files):
         return [_recall(file, before) for file, before in zip(files, starts, strict=True)], 0
@@ -169,14 +174,15 @@ def _seen(trial: Trial, fitted: Fitted, cache: Path) -> tuple[Predictions | None
     one, view = trial.model.base, trial.view
     assert isinstance(one, Fit)
     dataset, network = material(one, trial, cache)
-    tensors = fitted.best if view.step == "best" else fitted.last
+    tensors = {"last": fitted.last, "best": fitted.best}[view.step]
     tensors = {name: tensor.to(network.device) for name, tensor in tensors.items()}
     for edit in trial.model.edits:
         tensors = _edited(edit, tensors, fitted, one, dataset, network)
     if view.measure != "predictions":
         module, _, function = view.measure.partition("@")[0].partition(":")
         measure = getattr(importlib.import_module(module), function)
-        return None, dict(measure(Seen(before=fitted.before, after=tensors, network=network)))
+        found = measure(Seen(before=fitted.before, after=tensors, network=network))
+        return None, {name: float(value) for name, value in found.items()}
     split = _examples(view, one, dataset, cache)
     if fitted.diverged:
         return _predictions(np.tile(np.array(fitted.prior), (len(split.labels), 1)), split), {}
@@ -188,17 +194,14 @@ def _seen(trial: Trial, fitted: Fitted, cache: Path) -> tuple[Predictions | None
 
 
 def _edited(edit: str, tensors: Tensors, fitted: Fitted, one: Fit, dataset: Dataset, network: Network) -> Tensors:
-    names = batchnorm.buffers(network.module)
     if edit == "batchnorm:restored":
-        return tensors | {name: fitted.before[name].to(network.device) for name in names}
+        return tensors | {name: fitted.before[name].to(network.device) for name in batchnorm.buffers(network.module)}
     if edit == "batchnorm:recalibrated":
         index, _ = data.subset(dataset, one.train_size, one.seed)
         images = torch.from_numpy(np.array(dataset.train.images[index])).to(network.device)
-        ready = (preprocess.tensor(batch, one.preprocessing) for batch in images.split(features.BATCH))
-        network.module.load_state_dict(tensors)
-        network.module.to(network.device)
-        batchnorm.recalibrated(network.module, ready)
-        return tensors | {name: tensor.clone() for name, tensor in network.module.state_dict().items() if name in names}
+        batches = images.tensor_split(max(1, len(images) // features.BATCH))  # of one size, for each counts alike
+        ready = (preprocess.tensor(batch, one.preprocessing) for batch in batches)
+        return tensors | batchnorm.recalibrated(network.module, tensors, ready)
     raise ValueError(f"no such edit of a model: {edit}")
 
 
@@ -207,6 +210,8 @@ def _examples(view: View, one: Fit, dataset: Dataset, cache: Path) -> Split:
     served = data.load(one.data, view.preprocessing, view.limit, cache)
     if view.examples == "test":
         return served.test
+    if view.examples != "validation":
+        raise ValueError(f"no such examples: {view.examples}")
     if served.validation is not None:
         return served.validation
     _, index = data.subset(dataset, one.train_size, one.seed)
@@ -220,6 +225,8 @@ def _logits(trial: Trial, tensors: Tensors, network: Network, split: Split) -> n
     images = torch.from_numpy(np.array(split.images))
     if view.mode == "train":
         return _served_in_train_mode(tensors, network, images, view.preprocessing)
+    if view.mode != "eval":
+        raise ValueError(f"no such mode: {view.mode}")
     frozen = 0 if trial.model.edits else min(fit.cut(phase, network.anatomy) for phase in one.phases)
     lower, rest = fit.body(network, frozen, view.preprocessing)
     x = images if lower is None else features.compute(lower, tensors, images, view.preprocessing, network.device, network.cache)

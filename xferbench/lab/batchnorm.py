@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+CHANGED = ("training", "momentum", "forward")  # what is changed of a layer while it trains
 
 
 def layers(module: nn.Module) -> dict[str, BatchNorm]:
@@ -25,6 +28,18 @@ def buffers(module: nn.Module) -> set[str]:
 
 
 @contextmanager
+def kept(module: nn.Module) -> Iterator[None]:
+    """Put every layer's mode, momentum and way to run back as they were, whatever happens; may be nested."""
+    before = [(part, {name: vars(part)[name] for name in CHANGED if name in vars(part)}) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, own in before:
+            vars(part).pop("forward", None)
+            vars(part).update(own)
+
+
+@contextmanager
 def training(module: nn.Module, word: str, frozen: Sequence[str] = ()) -> Iterator[None]:
     """Put a module into training mode, its BatchNorm layers as :attr:`xferbench.design.Phase.batchnorm` says.
 
@@ -33,28 +48,26 @@ def training(module: nn.Module, word: str, frozen: Sequence[str] = ()) -> Iterat
 
     Ghost batches (Hoffer et al. 2017) are slices of one batch: each is normalised by its own statistics and moves the
     running ones, so that the size of the batch, and the number of examples seen, stay what they are.
+
+    Raises:
+        ValueError: for a word that is not known.
     """
-    module.train()
-    for prefix in frozen:
-        with suppress(AttributeError):  # what was cut off is not there, and a prefix may name a tensor
-            module.get_submodule(prefix).eval()
-    found = layers(module).values()
-    kept = [layer.momentum for layer in found]
     kind, _, value = word.partition(":")
-    for layer in found:
-        if kind == "eval":
-            layer.eval()
-        elif kind == "momentum":
-            layer.momentum = float(value)
-        elif kind == "ghost":
-            layer.forward = partial(_ghost, layer, int(value))
-    try:
+    if kind not in {"eval", "train", "ghost", "momentum"}:
+        raise ValueError(f"no such way to run BatchNorm: {word}")
+    with kept(module):
+        module.train()
+        for prefix in frozen:
+            with suppress(AttributeError):  # what was cut off is not there, and a prefix may name a tensor
+                module.get_submodule(prefix).eval()
+        for layer in layers(module).values():
+            if kind == "eval":
+                layer.eval()
+            elif kind == "momentum":
+                layer.momentum = float(value)
+            elif kind == "ghost":
+                layer.forward = partial(_ghost, layer, int(value))
         yield
-    finally:
-        for layer, momentum in zip(found, kept, strict=True):
-            layer.momentum = momentum
-            vars(layer).pop("forward", None)
-        module.eval()
 
 
 def _ghost(layer: BatchNorm, size: int, x: Tensor) -> Tensor:
@@ -64,19 +77,20 @@ def _ghost(layer: BatchNorm, size: int, x: Tensor) -> Tensor:
     return torch.cat([whole(layer, part) for part in x.tensor_split(max(1, len(x) // size))])
 
 
-def recalibrated(module: nn.Module, batches: Iterator[Tensor]) -> None:
-    """Replace running statistics by the mean over batches (precise BatchNorm, Wu & Johnson 2021), in place."""
-    found = layers(module).values()
-    kept = [layer.momentum for layer in found]
-    for layer in found:
-        layer.reset_running_stats()
-        layer.momentum = None
-    module.eval()
-    for layer in found:
-        layer.train()
-    with torch.no_grad():
+def recalibrated(module: nn.Module, tensors: Mapping[str, Tensor], batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Running statistics that are the mean over batches, by name (precise BatchNorm, Wu & Johnson 2021).
+
+    Args:
+        module: for its structure.
+        tensors: its parameters and buffers, which stay as they are.
+        batches: inputs of equal size.
+    """
+    fresh = {name: torch.zeros_like(tensors[name]) for name in buffers(module)}
+    with kept(module), torch.no_grad():
+        module.eval()
+        for layer in layers(module).values():
+            layer.train()
+            layer.momentum = None  # a plain mean: the first batch replaces what was there
         for batch in batches:
-            module(batch)
-    for layer, momentum in zip(found, kept, strict=True):
-        layer.momentum = momentum
-    module.eval()
+            functional_call(module, {**tensors, **fresh}, (batch,))
+    return fresh

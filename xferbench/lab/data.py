@@ -8,7 +8,7 @@ import shutil
 import struct
 import tempfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,26 +76,30 @@ def subset(dataset: Dataset, train_size: int | None, seed: int) -> tuple[np.ndar
     """Indices of the training subset and of the validation examples within ``dataset.train``, for one seed.
 
     The subset is stratified by class and nested: a smaller one of the same seed lies within a larger one. Groups are never
-    parted between the two. Where nothing would be left for validation, a fifth of the training data is held out; where the
-    dataset brings a validation split, all of the rest is unused and the second array is empty.
+    parted between the two. Where nothing would be left for validation, a fifth of the training data is held out, or one
+    group; where the dataset brings a validation split, all of the rest is unused and the second array is empty.
+
+    Raises:
+        Problem: where the training data do not have as many images, or the subset lacks a class.
     """
     labels, groups = dataset.train.labels, dataset.train.groups
     _enough("train_size", train_size, len(labels), "training")
     order = _balanced(labels, groups, seeds.stream(seed, seeds.SUBSET))
     own = dataset.validation is not None
-    plenty = train_size is not None and train_size < 0.9 * len(order)
-    size = train_size if plenty and train_size else len(order) if own else len(order) - max(1, len(order) // 5)
+    size = train_size or len(order)
+    if not own and size >= 0.9 * len(order):
+        size = len(order) - max(1, len(order) // 5)
     train, rest = order[:size], order[size:]
-    if len(groups):
+    if len(groups) and not own:
         rest = rest[~np.isin(groups[rest], groups[train])]
+        if not len(rest):
+            last = groups[order[-1]]
+            train, rest = train[groups[train] != last], order[groups[order] == last]
     missing = set(range(len(dataset.classes))) - set(labels[train].tolist())
     if missing:
         named = ", ".join(dataset.classes[index] for index in sorted(missing))
         found = f"{len(train)} of {len(order)} training images, none of {named}"
         raise Problem("[target] train_size: too small", found=found, expected="at least one training image a class")
-    if not own and not len(rest):
-        found = f"all {len(order)} training images, or their groups, are in the training subset"
-        raise Problem("no image is left to validate on", found=found, expected="some", do="lower train_size, or add val/")
     return np.sort(train), np.sort(rest[:VALIDATION]) if not own else np.empty(0, np.int64)
 
 
@@ -110,15 +114,32 @@ def _enough(key: str, asked: int | None, there: int, what: str) -> None:
         )
 
 
+def shuffled(dataset: Dataset, seed: int) -> Dataset:
+    """The same with the training labels shuffled among the images, and those of a validation split too."""
+    rng = seeds.stream(seed, seeds.LABELS)
+
+    def mixed(split: Split) -> Split:
+        return replace(split, labels=rng.permutation(split.labels))
+
+    own = dataset.validation
+    return replace(dataset, train=mixed(dataset.train), validation=None if own is None else mixed(own))
+
+
 def _balanced(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random order in which every prefix has the classes' shares (within one example); whole groups stay together."""
+    """A random order in which every prefix has the classes' shares (within one example), and the first ones are of all classes.
+
+    Whole groups stay together, each as one example of the class that most of it is of.
+    """
     if len(groups):
-        shuffled = rng.permutation(np.unique(groups))
-        return np.concatenate([np.flatnonzero(groups == group) for group in shuffled])
+        names, member = np.unique(groups, return_inverse=True)
+        usual = np.array([np.bincount(labels[groups == name]).argmax() for name in names])
+        return np.argsort(np.argsort(_balanced(usual, np.empty(0), rng))[member], kind="stable")
     rank = np.empty(len(labels))
     for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        rank[rng.permutation(members)] = (np.arange(len(members)) + rng.random()) / len(members)
+        members, offset = np.flatnonzero(labels == label), rng.random()
+        members = rng.permutation(members)
+        rank[members] = (np.arange(len(members)) + offset) / len(members)
+        rank[members[0]] -= 1
     return np.argsort(rank, kind="stable")
 
 
@@ -143,8 +164,11 @@ def _prepare(spec: str, geometry: Preprocessing, generated: int | None, place: P
             left_out = (*left_out, *_write(raw, geometry, building / name, f"{spec} ({name})", classes))
         _one_size(spec, {np.load(building / name / "images.npy", mmap_mode="r").shape[1:] for name in splits})
         (building / "about.json").write_text(json.dumps({"classes": classes, "left_out": left_out}))
-        if not place.exists():
+        try:
             building.rename(place)
+        except OSError:
+            if not (place / "about.json").is_file():  # else another worker was quicker
+                raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

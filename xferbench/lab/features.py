@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from xferbench.design import digest
-from xferbench.lab import preprocess
+from xferbench.lab import VERSION, batchnorm, preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,25 +28,25 @@ BATCH = 64
 LIMIT = 512 * 2**20  # bytes of activations of one set of images above which they are not written to disk
 
 
+def precision(device: torch.device) -> torch.autocast:
+    """The context that networks compute in: bfloat16 where that is fast, float32 elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
 @contextmanager
 def inference(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluation mode without gradients, in the precision of the device; each layer's own mode is put back afterwards."""
-    modes = [(layer, layer.training) for layer in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            yield
-    finally:
-        for layer, mode in modes:
-            layer.training = mode
+    with batchnorm.kept(module), torch.no_grad(), precision(device):
+        module.eval()
+        yield
 
 
 def compute(
     part: nn.Module, tensors: dict[str, Tensor], images: Tensor, ready: Preprocessing, device: torch.device, cache: Path
 ) -> Tensor:
     """Activations [n, …] float32 of images [n, 3, H, W] uint8, on the CPU; from the cache where they are there."""
-    own = {name: tensors[name] for name, _ in (*part.named_parameters(), *part.named_buffers()) if name in tensors}
-    path = cache / "features" / f"{_key(own, images, ready, device)}.npy"
+    own = {name: tensors[name] for name, _ in (*part.named_parameters(), *part.named_buffers())}
+    path = cache / "features" / f"{_key(part, own, images, ready, device)}.npy"
     if path.is_file():
         os.utime(path)
         return torch.from_numpy(np.load(path))
@@ -61,11 +61,12 @@ def compute(
     return found
 
 
-def _key(tensors: dict[str, Tensor], images: Tensor, ready: Preprocessing, device: torch.device) -> str:
-    content = hashlib.sha256(f"{digest(ready)} {device.type} {torch.__version__}".encode())
-    for name in sorted(tensors):
-        content.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())
-    content.update(images.numpy().tobytes())
+def _key(part: nn.Module, tensors: dict[str, Tensor], images: Tensor, ready: Preprocessing, device: torch.device) -> str:
+    """A digest of all that activations depend on: the part's outline and tensors, the images, and what computes them."""
+    content = hashlib.sha256(f"{VERSION} {torch.__version__} {device.type} {digest(ready)} {part}".encode())
+    for name, tensor in (*sorted(tensors.items()), ("", images)):
+        content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        content.update(tensor.detach().cpu().flatten().numpy())
     return content.hexdigest()[:32]
 
 

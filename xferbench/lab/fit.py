@@ -6,7 +6,6 @@ optimizers (SGD, Adam) then train every member as if it were alone.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -167,6 +166,11 @@ def member(stacked: Tensors, g: int) -> Tensors:
     return {name: tensor[g] for name, tensor in stacked.items()}
 
 
+def sole(stacked: Tensors) -> Tensors:
+    """The only member's tensors; unlike an index, a squeeze needs no copy on the way back."""
+    return {name: tensor.squeeze(0) for name, tensor in stacked.items()}
+
+
 def _taken(stacked: Tensors, g: int) -> Tensors:
     return {name: tensor.detach().cpu().clone() for name, tensor in member(stacked, g).items()}
 
@@ -204,6 +208,8 @@ def batches(phase: Phase, seed: int, number: int, labels: np.ndarray) -> np.ndar
     epochs = [rng.permutation(len(labels)) for _ in range(-(-phase.steps * size // len(labels)))]
     if phase.order == "class":
         epochs = [epoch[np.argsort(labels[epoch], kind="stable")] for epoch in epochs]
+    elif phase.order != "shuffled":
+        raise ValueError(f"no such order: {phase.order}")
     return np.concatenate(epochs)[: phase.steps * size].reshape(phase.steps, size)
 
 
@@ -228,18 +234,17 @@ def _phase(
     orders = [batches(phase, fit.seed, number, part.y.cpu().numpy()) for fit, part in zip(fits, material, strict=True)]
     index = torch.from_numpy(np.stack(orders, axis=1)).to(network.device)  # [steps, members, batch]
     torch.manual_seed(seeds.number(fits[0].seed, seeds.DROPOUT))
-    precision = torch.autocast("cuda", torch.bfloat16) if network.device.type == "cuda" else nullcontext()
-    run = rest if len(fits) == 1 else vmap(rest, randomness="different")
+    alone, together = len(fits) == 1, vmap(rest, randomness="different")
     losses = torch.zeros(len(fits), device=network.device)
     since = 0
     with batchnorm.training(rest.module, phase.batchnorm, below(network.anatomy, cut(phase, network.anatomy))):
         for step in range(phase.steps):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor(phase, step)
-            x = torch.stack([part.x[index[step, g]] for g, part in enumerate(material)])
+            x = [part.x[index[step, g]] for g, part in enumerate(material)]
             y = torch.stack([part.y[index[step, g]] for g, part in enumerate(material)])
-            with precision:
-                logits = run(tensors, x) if len(fits) > 1 else rest(member(tensors, 0), x[0])[None]
+            with features.precision(network.device):
+                logits = rest(sole(tensors), x[0])[None] if alone else together(tensors, torch.stack(x))
             loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction="none").view(len(fits), -1).mean(1)
             optimizer.zero_grad(set_to_none=True)
             loss.sum().backward()
@@ -252,16 +257,23 @@ def _phase(
                 yield step + 1, (losses / since).tolist()
                 losses, since = torch.zeros_like(losses), 0
     may_move = batchnorm.buffers(rest.module) if phase.batchnorm != "eval" else set()
-    moved = [name for name, tensor in before.items() if name not in may_move and not torch.equal(tensor, stacked[name])]
+    moved = [name for name, tensor in before.items() if name not in may_move and not _equal(tensor, stacked[name])]
     if moved:
         raise RuntimeError(f"frozen tensors moved in phase {number + 1}: {', '.join(moved[:5])}")
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same; what an earlier phase left undefined has not moved where it still is."""
+    return bool(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))
 
 
 def _optimizer(phase: Phase, parameters: Tensors, depth: dict[str, int]) -> torch.optim.Optimizer:
     groups: list[dict[str, Any]] = rates(phase, parameters, depth)
     if phase.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, weight_decay=phase.weight_decay)
-    return torch.optim.AdamW(groups, weight_decay=phase.weight_decay, fused=True)
+    if phase.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=phase.weight_decay, fused=True)
+    raise ValueError(f"no such optimizer: {phase.optimizer}")
 
 
 def _accuracy(rest: Body, tensors: Tensors, material: Material, device: torch.device) -> float:

@@ -17,7 +17,13 @@ START = 1 / 25  # of the peak, where a one-cycle schedule begins
 
 
 def factor(phase: Phase, step: int) -> float:
-    """The share of the peak rate at a step counted from 0."""
+    """The share of the peak rate at a step counted from 0.
+
+    Raises:
+        ValueError: for a schedule that is not known.
+    """
+    if phase.schedule not in {"constant", "cosine", "one-cycle"}:
+        raise ValueError(f"no such schedule: {phase.schedule}")
     if step < phase.warmup:
         return (step + 1) / (phase.warmup + 1)
     at = (step - phase.warmup) / max(1, phase.steps - phase.warmup)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-SUBSET, HEAD, ORDER, INIT, DROPOUT = range(5)
+SUBSET, HEAD, ORDER, INIT, DROPOUT, LABELS = range(6)
 
 
 def stream(seed: int, purpose: int, *more: int) -> np.random.Generator:
