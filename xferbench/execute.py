@@ -51,6 +51,7 @@ class Executed:
     answers: Mapping[str, Record]
     trials_run: int
     fits_run: int
+    workers: int
     seconds: float
 
 
@@ -67,7 +68,7 @@ def execute(
     Raises:
         Problem: for input that cannot be worked with, a store that cannot be written, a full disk.
     """
-    begun = monotonic()
+    begun, workers = monotonic(), workers or _side_by_side(device)
     plugins = discover.plugins(suite.plugins)
     torch = torch_version()
     with store.opened(path) as db, _engine(workers) as engine:
@@ -87,7 +88,13 @@ def execute(
             _compute(step, answers, db, partial(_asked, engine, store.cache(path)), len(found), ran, study, show)
         store.trim(store.cache(path))
     return Executed(
-        study=study, step=step, answers=answers, trials_run=ran.trials, fits_run=ran.fits, seconds=monotonic() - begun
+        study=study,
+        step=step,
+        answers=answers,
+        trials_run=ran.trials,
+        fits_run=ran.fits,
+        workers=workers,
+        seconds=monotonic() - begun,
     )
 
 
@@ -100,21 +107,32 @@ class Counted:
 
 
 @contextmanager
-def _engine(workers: int | None) -> Iterator[Callable[[], Call]]:
+def _engine(workers: int) -> Iterator[Callable[[], Call]]:
     """A function that starts the workers when it is first called."""
     with ExitStack() as stack:
         started: list[Call] = []
 
         def call() -> Call:
             if not started:
-                started.append(stack.enter_context(local.workers(workers or local.cores())))
+                started.append(stack.enter_context(local.workers(workers)))
             return started[0]
 
         yield call
 
 
+def _surely_cpu(word: str) -> bool:
+    """Whether a device's word can be settled without torch."""
+    accelerated = sys.platform != "linux" or any(Path(one).exists() for one in NEEDS_ASKING)
+    return word == "cpu" or (word == "auto" and not accelerated)
+
+
+def _side_by_side(word: str) -> int:
+    """Workers where nobody says how many: one a core, or one for an accelerator, whose groups of fits fill it."""
+    return local.cores() if _surely_cpu(word) else 1
+
+
 def _device(word: str, engine: Callable[[], Call]) -> str:
-    if word == "cpu" or (word == "auto" and sys.platform == "linux" and not any(Path(one).exists() for one in NEEDS_ASKING)):
+    if _surely_cpu(word):
         return "cpu"
     return str(engine()("xferbench.lab.probe:device", word).result())
 
@@ -226,7 +244,7 @@ def with_store(path: Path | None) -> Path:
 
 def forecast(suite: Suite, *, path: Path, device: str = "auto", workers: int | None = None) -> Forecast:
     """What a suite would ask, and what the store has of it; the data and the backbone are probed where they are not known."""
-    plugins = discover.plugins(suite.plugins)
+    plugins, workers = discover.plugins(suite.plugins), workers or _side_by_side(device)
     with store.opened(path) as db, _engine(workers) as engine:
         place = Place(device=_device(device, engine), torch=torch_version(), lab=VERSION)
         pipeline, facts = examined(suite, db, store.cache(path), engine)
@@ -237,7 +255,7 @@ def forecast(suite: Suite, *, path: Path, device: str = "auto", workers: int | N
             found = store.get(db, [key for key in step.wanted if key not in answers])
             answers |= found
             if not found:
-                return predicted(study, answers, workers or local.cores())
+                return predicted(study, answers, workers)
 
 
 def known(suite: Suite, path: Path) -> Facts | None:

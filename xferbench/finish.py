@@ -33,17 +33,15 @@ def run(
 
         write.writable(Path(output))  # before an hour is spent
     executed = execute(asked, path=place, device=device, workers=workers, show=show)
-    run = finished(executed, workers)
+    run = finished(executed)
     if output is not None:
         show(Progress(stage="writing the report", done=0, running=1, total=1, reused=0, left=None))
         write.write(run, Path(output), {plugin.id: plugin for plugin in executed.study.plugins})
     return run
 
 
-def finished(executed: Executed, workers: int | None = None) -> Run:
+def finished(executed: Executed) -> Run:
     """Judge an executed study."""
-    from xferbench.engines import local
-
     study, step = executed.study, executed.step
     found = findings.findings(study.suite, step, executed.answers)
     tested = {
@@ -51,7 +49,7 @@ def finished(executed: Executed, workers: int | None = None) -> Run:
     }
     return Run(
         suite=asdict(study.suite),
-        environment=environment(study.place.device, workers or local.cores()),
+        environment=environment(study.place.device, executed.workers),
         findings=found,
         cells=findings.cells(step, executed.answers),
         cost=cost(executed),

@@ -96,7 +96,7 @@ def wilson(mean: np.ndarray, N: int | np.ndarray, alpha: float, span: float) -> 
     middle = 2 * corrected + c * span
     squared = middle**2 - 4 * corrected**2 * (1 + c)
     root = (middle + np.sqrt(np.maximum(squared, 0.0))) / (2 * (1 + c))
-    bound: np.ndarray = np.where((squared >= 0) & (middle > 0), root, -np.inf)
+    bound: np.ndarray = np.where(squared >= 0, root, -np.inf)
     return bound
 
 

@@ -97,6 +97,8 @@ def _parsed(table: Mapping[str, Any], path: Path) -> Suite:
     served = {name: recipe.pop(name) for name in ("train_preprocessing", "serve_preprocessing") if name in recipe}
     given = _recipe(recipe) if "recipe" in table else None
     asked = Suite(path=str(path), **backbone, **target, **roles, **top, **served, recipe=given)
+    if given is not None and given.init == "shuffled-source" and asked.source is None:
+        raise Problem("recipe.init", found=given.init, expected="one that needs no [source], or a [source] to pretrain on")
     span = METRICS[asked.metric].span
     if asked.margin >= span:
         raise Problem("margin", found=f"{asked.margin:g}", expected=f"less than {span:g}: 0.02 of {asked.metric}, say")
@@ -186,7 +188,7 @@ RECIPE = {
     **PHASE,
     "strategy": rules.among(*STRATEGIES),
     "phases": _phases,
-    "init": rules.among("pretrained", "random", "matched", "permuted"),
+    "init": rules.among("pretrained", "random", "matched", "permuted", "shuffled-source"),
     "head": rules.among("random", "zero"),
     "stop": rules.among("last", "best"),
     "train_preprocessing": PREPROCESSING,

@@ -183,7 +183,7 @@ def _write(raw: Raw, geometry: Preprocessing, place: Path, what: str, classes: S
             continue
         decoded, why = _decoded(image, geometry)
         if decoded is None:
-            unreadable.append(f"{image.parent.name}/{image.name}: {why}")
+            unreadable.append(f"{'/'.join(image.parts[-3:])}: {why}")
         else:
             images.append(decoded)
             kept.append(index)
@@ -211,7 +211,7 @@ def _decoded(file: Path, geometry: Preprocessing) -> tuple[np.ndarray | None, st
         with Image.open(file) as image:
             return preprocess.geometry(image, geometry), ""
     except (*damaged, Image.DecompressionBombError) as error:
-        return None, (str(error).splitlines() or [type(error).__name__])[0][:80]
+        return None, (str(error).replace(str(file), file.name).splitlines() or [type(error).__name__])[0][:80]
     except Problem as problem:
         return None, f"{problem.what}, {problem.found}"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 SUBSET, HEAD, ORDER, INIT, DROPOUT, LABELS = range(6)
 
@@ -16,8 +15,3 @@ def stream(seed: int, purpose: int, *more: int) -> np.random.Generator:
 def number(seed: int, purpose: int) -> int:
     """A 63-bit seed for torch."""
     return int(stream(seed, purpose).integers(2**63 - 1))
-
-
-def generator(seed: int, purpose: int) -> torch.Generator:
-    """The torch generator of a purpose, on the CPU, so that every device starts from the same weights."""
-    return torch.Generator().manual_seed(number(seed, purpose))
