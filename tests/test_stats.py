@@ -96,10 +96,12 @@ def test_a_rare_harm_of_the_margin_passes_at_most_as_often_as_alpha_says(margin,
 
 
 def test_a_batch_of_tables_gives_what_each_gives_alone():
-    D = np.random.default_rng(1).integers(-1, 2, size=(6, 3, 20)).astype(float)
-    together = np.array(stats.p_values(D, 0.02)).T
-    apart = [(one.p_fail, one.p_pass) for one in map(crossed, D)]
-    assert together == pytest.approx(np.array(apart))
+    generator = np.random.default_rng(1)
+    D = generator.integers(-1, 2, size=(6, 3, 200)) * (generator.random((6, 1, 200)) < 0.02).astype(float)
+    for margin in (0.02, -0.02):
+        together = np.array(stats.p_values(D, margin)).T
+        apart = [(one.p_fail, one.p_pass) for one in (crossed(each, margin) for each in D)]
+        assert together == pytest.approx(np.array(apart))
 
 
 def test_no_difference_at_all_passes_only_where_the_examples_are_many():
@@ -115,6 +117,14 @@ def test_a_larger_span_widens_the_interval():
     D = np.random.default_rng(2).normal(0.1, 1, size=(4, 100))
     near, far = crossed(D, span=1.0), crossed(D, span=16.0)
     assert far.low < near.low < near.high < far.high
+
+
+@often
+@given(HARMS, MARGINS, st.sampled_from([0.125, 2.0, 16.0]))
+def test_the_unit_of_the_metric_does_not_matter(D, margin, unit):
+    low, high, p_fail, p_pass = bounds(crossed(D, margin))
+    scaled = bounds(crossed(unit * D, unit * margin, span=unit))
+    assert scaled == pytest.approx((unit * low, unit * high, p_fail, p_pass), abs=1e-9)
 
 
 def test_a_least_standard_error_widens_its_own_side():
@@ -307,6 +317,13 @@ def test_examples_for_a_pass_come_to_six_times_the_disagreement_over_the_squared
     assert 6.2 * 0.15 / margin**2 == pytest.approx(100_000, rel=0.03)
 
 
+def test_without_any_disagreement_the_smallest_margin_is_where_no_difference_at_all_passes():
+    margin = stats.smallest_margin(300, 5, disagree=0.0, seed_sd=0.0)
+    nothing = np.zeros((5, 300))
+    assert crossed(nothing, 1.001 * margin).p_pass < 0.05
+    assert crossed(nothing, 0.999 * margin).p_pass >= 0.05
+
+
 @pytest.mark.parametrize(("examples", "seeds"), [(1, 5), (0, 5), (500, 0)])
 def test_nothing_can_be_decided_with_too_little(examples, seeds):
     assert stats.smallest_margin(examples, seeds) == inf
@@ -335,6 +352,16 @@ def test_what_is_needed_agrees_with_the_smallest_margin():
     _, examples = stats.needed(D, margin=0.05, alpha=0.05)
     variances = {"disagree": 0.155, "persistent": 0.2, "seed_sd": 0.017}
     assert stats.smallest_margin(examples, 5, **variances) == pytest.approx(0.05, rel=0.3)
+
+
+def test_a_fail_needs_what_its_mirror_image_needs_for_a_pass():
+    D = np.tile(np.repeat([1.0, -1.0, 0.0], [28, 20, 152]), (5, 1))  # harm .04
+    seeds, examples = stats.needed(D, margin=0.02, alpha=0.05)
+    assert (seeds, examples) == stats.needed(-D, margin=-0.02, alpha=0.05)
+    assert seeds is None
+    assert examples == pytest.approx(6.2 * 0.24 / 0.02**2, rel=0.1)
+    few = np.tile(np.repeat([1.0, 0.0], [10, 10]), (5, 1))  # harm .5: the pseudo-example lies 1.5 away, not .5
+    assert stats.needed(few, margin=0.2, alpha=0.05) == stats.needed(-few, margin=-0.2, alpha=0.05)
 
 
 def test_one_seed_does_not_say_how_many_seeds_are_needed():

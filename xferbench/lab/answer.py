@@ -98,6 +98,8 @@ def start(one: Fit, network: Network, trial: Trial, cache: Path) -> Tensors:
     """The tensors from which a fit begins, on the CPU; they depend on its seed and on nothing that ran before."""
     if isinstance(one.start, Fit):
         (before,), _ = _fitted((one.start,), trial, cache)
+        if before.diverged:
+            raise RuntimeError("the fit that this one starts from diverged")
         state: dict[str, Tensor] | None = before.last
     else:
         state = None if one.start is None else _checkpoint(one.start.path, one.start.digest)
@@ -184,13 +186,14 @@ def _seen(trial: Trial, fitted: Fitted, cache: Path) -> tuple[Predictions | None
         found = measure(Seen(before=fitted.before, after=tensors, network=network))
         return None, {name: float(value) for name, value in found.items()}
     split = _examples(view, one, dataset, cache)
+    prior = np.tile(np.array(fitted.prior), (len(split.labels), 1))
     if fitted.diverged:
-        return _predictions(np.tile(np.array(fitted.prior), (len(split.labels), 1)), split), {}
+        return _predictions(prior, split), {}
     logits = _logits(trial, tensors, network, split)
-    lost = not np.isfinite(logits).all()
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    p = np.tile(np.array(fitted.prior), (len(logits), 1)) if lost else shifted / shifted.sum(1, keepdims=True)
-    return _predictions(p, split), {"diverged": 1.0} if lost else {}
+    if not np.isfinite(logits).all():
+        return _predictions(prior, split), {"diverged": 1.0}
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    return _predictions(p / p.sum(1, keepdims=True), split), {}
 
 
 def _edited(edit: str, tensors: Tensors, fitted: Fitted, one: Fit, dataset: Dataset, network: Network) -> Tensors:

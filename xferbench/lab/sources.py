@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from xferbench.lab import inputs, synthetic
 from xferbench.problem import Problem
@@ -129,11 +130,11 @@ def _arrays(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     """All arrays of an npz file, none of which may be pickled."""
     damaged = (ValueError, OSError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+        with path.open("rb") as file, NpzFile(file, allow_pickle=False) as found:
+            arrays = {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
     except damaged as error:
-        found = f"{type(error).__name__}: {error}"[:160]
-        raise Problem(f"{path}: not an npz file of plain arrays", found=found, expected=", ".join(wanted)) from error
+        said = f"{type(error).__name__}: {error}"[:160]
+        raise Problem(f"{path}: not an npz file of plain arrays", found=said, expected=", ".join(wanted)) from error
     if set(wanted) - set(arrays):
         raise Problem(f"{path}: arrays are missing", found=", ".join(sorted(arrays)) or "none", expected=", ".join(wanted))
     return arrays

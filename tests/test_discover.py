@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import sys
+import tomllib
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+import pytest
+
+from xferbench import discover
+from xferbench.design import Plugin
+from xferbench.problem import Problem
+
+GOOD = """
+from xferbench.design import Plugin
+
+plugin = Plugin(
+    id="too-hot", version=2, question="Is it too hot?", page="A page.", applies=lambda *_: "",
+    cure=lambda pipeline, _: pipeline, induce=lambda *_: {}, remedy="",
+)
+"""
+
+
+@pytest.fixture
+def installed(monkeypatch, tmp_path):
+    """Entry points of modules whose source is given, by name."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def install(**sources):
+        found = []
+        for module, source in sources.items():
+            name = module.replace("_", "-")
+            (tmp_path / f"of_test_{module}.py").write_text(source)
+            monkeypatch.delitem(sys.modules, f"of_test_{module}", raising=False)  # of the test before
+            found.append(EntryPoint(name=name, value=f"of_test_{module}:plugin", group=discover.GROUP))
+        monkeypatch.setattr(discover, "entry_points", lambda *, group: found if group == discover.GROUP else [])
+
+    return install
+
+
+def test_every_plugin_of_this_package_is_installed_and_loads():
+    asked = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["entry-points"][discover.GROUP]
+    assert set(asked) <= set(discover.names())
+    for plugin in discover.plugins(sorted(asked)):
+        assert isinstance(plugin, Plugin)
+        assert plugin.version > 0
+        assert plugin.question.endswith("?")
+        assert all(head in plugin.page for head in ("Symptom", "Cause", "Remedy", "References")), plugin.id
+
+
+def test_the_order_is_the_suites_and_none_is_asked_twice(installed):
+    installed(too_hot=GOOD, too_cold=GOOD.replace("too-hot", "too-cold"))
+    assert [plugin.id for plugin in discover.plugins(["too-hot", "too-cold", "too-hot"])] == ["too-hot", "too-cold"]
+    assert [plugin.id for plugin in discover.plugins(["all"])] == ["too-cold", "too-hot"]
+    assert [plugin.id for plugin in discover.plugins(["too-hot", "all"])] == ["too-hot", "too-cold"]
+
+
+def test_an_unknown_plugin_names_the_nearest_and_lists_the_others(installed):
+    installed(too_hot=GOOD, too_cold=GOOD.replace("too-hot", "too-cold"))
+    with pytest.raises(Problem) as told:
+        discover.plugins(["to-hot"])
+    assert "unknown plugin 'to-hot'" in told.value.what
+    assert told.value.expected == "did you mean 'too-hot'? known: too-cold, too-hot"
+    assert "xferbench ls" in told.value.do
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("import nowhere_to_be_found", "ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+        ("def plugin(:", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        ("plugin = 3", "is no xferbench.design.Plugin with the id 'broken'"),
+        ("other = 3", "AttributeError"),
+        (GOOD, "is no xferbench.design.Plugin with the id 'broken'"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_crashes_alone_and_when_it_is_asked(installed, source, why):
+    installed(broken=source, too_hot=GOOD)
+    broken, good = discover.plugins(["all"])
+    assert good.version == 2
+    assert broken.id == "broken"
+    assert "cannot be imported" in broken.question, "a list of plugins says so too"
+    with pytest.raises(ImportError, match="cannot be imported") as told:
+        broken.applies(None, None)
+    assert why in str(told.value)
+
+
+def test_only_the_plugins_that_are_asked_are_imported(installed):
+    installed(broken="raise RuntimeError('imported')", too_hot=GOOD)
+    assert discover.names() == ("broken", "too-hot")
+    assert [plugin.id for plugin in discover.plugins(["too-hot"])] == ["too-hot"]
+
+
+def test_nothing_is_registered_by_an_import():
+    assert all(entry.value.endswith(":plugin") for entry in entry_points(group=discover.GROUP) if "xferbench" in entry.value)

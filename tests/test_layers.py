@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "xferbench"
+
+# The straight line, from the ground up: a module may import what stands above it in this list, and nothing else of the
+# package. A new module is entered here at the lowest place where it can stand.
+LAYERS = (
+    "problem design rules record",
+    "stats metrics",
+    "strategies suite plan",
+    "judge looks reason findings gate",
+    "store discover environment forecast",
+    "engines engines.worker engines.local",
+    "lab lab.synthetic lab.inputs lab.sources lab.seeds lab.schedule lab.preprocess lab.batchnorm lab.small lab.backbones",
+    "lab.checkpoints lab.data lab.features lab.fit lab.initial lab.answer lab.probe lab.pretrain",
+    "plugins plugins.batchnorm_drift plugins.negative_transfer",
+    "report report.text report.frames report.svg report.figures report.html report.markdown report.junit report.github",
+    "report.console report.predictions report.write",
+    "execute finish cli __main__",
+)
+LINE = [name for layer in LAYERS for name in layer.split()]
+
+STATISTICS = {
+    "stats",
+    "metrics",
+    "judge",
+    "looks",
+    "reason",
+    "findings",
+    "gate",
+    "plan",
+    "suite",
+    "store",
+    "forecast",
+    "report",
+}
+READING = {
+    *("store", "stats", "metrics", "judge", "looks", "findings", "reason", "gate", "suite", "plan", "forecast"),
+    *("design", "record", "problem", "rules", "strategies", "discover", "environment"),
+}
+TORCH = {"torch", "torchvision", "safetensors", "timm"}
+HEAVY = {"pandas", "scipy", "matplotlib", "seaborn", "sklearn", "PIL", "rich", "jinja2", "platformdirs"}
+DEVELOPMENT = {"pytest", "hypothesis", "ruff", "mypy"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """Of ``name`` (``lab.inputs``, or another package's), ``late`` in a function or ``typed`` under TYPE_CHECKING."""
+
+    name: str
+    own: bool
+    late: bool
+    typed: bool
+
+
+def modules():
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in ROOT.rglob("*.py")
+        if path != ROOT / "__init__.py"
+    }
+
+
+MODULES = modules()
+
+
+@cache
+def imports(path):
+    """Every import of a file, with where it stands."""
+
+    def walk(node, *, late, typed):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (made(alias.name, late=late, typed=typed) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}: a relative import"
+                yield from (made(f"{child.module}.{alias.name}", late=late, typed=typed) for alias in child.names)
+            else:
+                function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+                checking = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+                yield from walk(child, late=late or function, typed=typed or checking)
+
+    return list(walk(ast.parse(path.read_text(encoding="utf-8")), late=False, typed=False))
+
+
+def made(dotted, *, late, typed):
+    package, _, rest = dotted.partition(".")
+    if package != "xferbench":
+        return Import(package, own=False, late=late, typed=typed)
+    while rest and rest not in MODULES:
+        rest = rest.rpartition(".")[0]  # what is imported from a module, and not a module
+    return Import(rest, own=True, late=late, typed=typed)
+
+
+def within(name, packages):
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def test_every_module_stands_in_the_line():
+    assert sorted(MODULES) == sorted(LINE)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down_only(module):
+    below = {"", *LINE[: LINE.index(module)]}  # "" is the package itself, for its version
+    up = {one.name for one in imports(MODULES[module]) if one.own and not one.typed} - below
+    assert not up, f"{module} imports {', '.join(sorted(up))}, which do not stand below it"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_torch_is_known_to_the_lab_alone(module):
+    found = {(one.name, one.late) for one in imports(MODULES[module]) if one.name in TORCH and not one.typed}
+    if within(module, ["lab", "engines.worker"]):
+        return
+    if within(module, ["plugins"]):
+        assert all(late for _, late in found), f"{module} imports torch before it measures"
+    else:
+        assert not found, f"{module} imports {found}"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if within(name, ["lab"])])
+def test_the_lab_knows_no_statistics(module):
+    known = {one.name for one in imports(MODULES[module]) if one.own and within(one.name, STATISTICS)}
+    assert not known, f"{module} imports {known}"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if within(name, READING | {"report"})])
+def test_the_reading_half_knows_no_lab(module):
+    known = {one.name for one in imports(MODULES[module]) if one.own and within(one.name, ["lab", "engines"])}
+    assert not known, f"{module} imports {known}"
+
+
+def test_nothing_that_starts_with_the_command_line_reaches_torch():
+    reached, left = set(), ["cli", "execute", "finish", "report.write", "report.console", "discover", *plugins()]
+    while left:
+        module = left.pop()
+        reached.add(module)
+        left += [one.name for one in imports(MODULES[module]) if one.own and one.name and not (one.late or one.typed)]
+        left = [name for name in left if name not in reached]
+    early = {
+        module for module in reached for one in imports(MODULES[module]) if one.name in TORCH and not (one.late or one.typed)
+    }
+    assert not early
+    assert "lab.inputs" in reached
+
+
+def plugins():
+    return [name for name in MODULES if within(name, ["plugins"])]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not within(name, ["lab"])])
+def test_what_is_slow_to_import_waits_for_the_function_that_needs_it(module):
+    early = {one.name for one in imports(MODULES[module]) if one.name in HEAVY and not one.late and not one.typed}
+    assert not early, f"{module} imports {early} at its top"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_needs_what_only_a_developer_has(module):
+    assert not {one.name for one in imports(MODULES[module])} & DEVELOPMENT
+
+
+def test_the_table_is_read_as_it_is_meant(tmp_path):
+    file = tmp_path / "one.py"
+    file.write_text(
+        "import torch.nn\nfrom xferbench.lab import VERSION, inputs\nfrom xferbench import __version__, suite\n"
+        "if TYPE_CHECKING:\n    from xferbench.lab.fit import Fitted\ndef f():\n    from xferbench.design import Fit\n"
+    )
+    assert imports(file) == [
+        Import("torch", own=False, late=False, typed=False),
+        Import("lab", own=True, late=False, typed=False),
+        Import("lab.inputs", own=True, late=False, typed=False),
+        Import("", own=True, late=False, typed=False),
+        Import("suite", own=True, late=False, typed=False),
+        Import("lab.fit", own=True, late=False, typed=True),
+        Import("design", own=True, late=True, typed=False),
+    ]

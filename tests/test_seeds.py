@@ -1,0 +1,28 @@
+"""Random streams: one for each purpose of each seed."""
+
+from __future__ import annotations
+
+from xferbench.lab import seeds
+
+PURPOSES = (seeds.SUBSET, seeds.HEAD, seeds.ORDER, seeds.INIT, seeds.DROPOUT, seeds.LABELS)
+
+
+def test_a_stream_is_the_same_each_time_and_draws_in_one_do_not_shift_another():
+    first = seeds.stream(3, seeds.ORDER, 1)
+    seeds.stream(3, seeds.SUBSET).random(1000)
+    assert (first.random(5) == seeds.stream(3, seeds.ORDER, 1).random(5)).all()
+
+
+def test_no_two_seeds_purposes_or_phases_share_a_stream():
+    told = {(seed, purpose): seeds.number(seed, purpose) for seed in range(50) for purpose in PURPOSES}
+    assert len(set(told.values())) == len(told)
+    assert len({seeds.stream(0, seeds.ORDER, phase).integers(2**62) for phase in range(20)}) == 20
+
+
+def test_a_number_is_a_seed_that_torch_takes():
+    assert all(0 <= seeds.number(seed, seeds.HEAD) < 2**63 for seed in (0, 1_000_002))
+
+
+def test_the_numbers_behind_a_seed_never_change():
+    # They are in no key: were they to change, records of the same key would differ.
+    assert seeds.stream(0, seeds.SUBSET).integers(1000, size=3).tolist() == [850, 636, 511]

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xferbench import strategies
+from xferbench.design import Data, Phase, Pipeline, Preprocessing, Recipe, Scratch, Weights
+from xferbench.strategies import HEAD_LR, STRATEGIES, healthy, scratch
+
+PIPELINE = Pipeline(
+    arch="tiny-resnet",
+    weights=Weights(digest="w"),
+    target=Data(digest="d"),
+    train_size=200,
+    test_size=None,
+    recipe=Recipe(phases=(Phase(trainable="head", steps=50), Phase(lr=3e-3, steps=100, order="class", batch_size=16))),
+    train_preprocessing=Preprocessing(),
+    serve_preprocessing=Preprocessing(channels="bgr"),
+    mode="train",
+)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@settings(deadline=None)
+@given(steps=st.integers(1, 400))
+def test_every_strategy_keeps_the_budget_of_steps(strategy, steps):
+    made = STRATEGIES[strategy](Phase(steps=steps))
+    assert sum(phase.steps for phase in made.phases) == steps
+    assert all(phase.steps > 0 for phase in made.phases)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_strategy_keeps_what_is_not_its_own_business(strategy):
+    own = Phase(lr=2e-4, optimizer="sgd", weight_decay=0.3, schedule="constant", batch_size=17, order="class", steps=60)
+    made = STRATEGIES[strategy](own)
+    for phase in made.phases:
+        kept = ("optimizer", "weight_decay", "schedule", "batch_size", "order")
+        assert [getattr(phase, name) for name in kept] == [getattr(own, name) for name in kept]
+    assert made.phases[-1].lr == own.lr
+    assert made.init == ("random" if strategy == "scratch" else "pretrained")
+    assert made.name
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_its_first_line_says_what_it_is(strategy):
+    line = STRATEGIES[strategy].__doc__.partition("\n")[0]
+    assert line.endswith(".")
+    assert len(line) < 120
+
+
+def test_a_linear_probe_trains_the_head_on_features_that_do_not_move():
+    (phase,) = strategies.linear_probe(Phase(batchnorm="train", head_lr=0.3)).phases
+    assert (phase.trainable, phase.batchnorm, phase.head_lr) == ("head", "eval", None)
+
+
+def test_lp_ft_probes_for_half_of_the_steps_at_the_heads_own_rate():
+    probe, tune = strategies.lp_ft(Phase(lr=1e-3, steps=151)).phases
+    assert (probe.trainable, probe.batchnorm, probe.lr, probe.steps) == ("head", "eval", HEAD_LR, 75)
+    assert (tune.trainable, tune.lr, tune.steps) == ("all", 1e-3, 76)
+
+
+def test_gradual_unfreezing_adds_one_group_at_a_time():
+    made = strategies.gradual_unfreezing(Phase(steps=103), groups=3)
+    assert [(phase.trainable, phase.steps) for phase in made.phases] == [
+        ("head", 25),
+        ("top:1", 25),
+        ("top:2", 25),
+        ("all", 28),
+    ]
+
+
+def test_discriminative_rates_fall_from_the_head_down():
+    (phase,) = strategies.discriminative(Phase(lr=1e-3), decay=0.3).phases
+    assert (phase.head_lr, phase.lr, phase.layer_decay) == (HEAD_LR, 1e-3, 0.3)
+
+
+def test_warm_up_takes_a_tenth_of_the_steps():
+    assert [strategies.warm_up(Phase(steps=steps)).phases[0].warmup for steps in (150, 10, 5)] == [15, 1, 1]
+
+
+def test_the_healthy_default_changes_nothing_but_the_recipe():
+    found = healthy(PIPELINE).candidates
+    assert [replace(one, recipe=PIPELINE.recipe) for one in found] == [PIPELINE] * 3
+    assert len({one.recipe for one in found}) == 3
+
+
+def test_equal_recipes_are_weighed_once():
+    one = strategies.full(Phase())
+    assert len(strategies.choice(PIPELINE, [one, replace(one, name="another name"), strategies.linear_probe()]).candidates) == 2
+
+
+def test_scratch_weighs_the_subjects_own_steps_and_rate_and_the_whole_grid():
+    grid = Scratch(lr=(1e-3, 1e-2), weight_decay=(0.0, 0.1), steps=300, batch_size=64)
+    own, *rest = [one.recipe.phases[0] for one in scratch(PIPELINE, grid).candidates]
+    assert (own.lr, own.steps, own.batch_size) == (3e-3, 150, 16)
+    assert {(one.lr, one.weight_decay, one.steps, one.batch_size) for one in rest} == {
+        (lr, decay, 300, 64) for lr in grid.lr for decay in grid.weight_decay
+    }
+
+
+def test_scratch_is_trained_whole_from_random_weights_and_served_plainly():
+    for one in scratch(PIPELINE, Scratch()).candidates:
+        (phase,) = one.recipe.phases
+        assert one.recipe.init == "random"
+        assert one.mode == "eval"
+        assert (phase.trainable, phase.batchnorm, phase.order, phase.layer_decay) == ("all", "train", "shuffled", 1.0)
+        assert (one.target, one.train_size, one.train_preprocessing) == (
+            PIPELINE.target,
+            PIPELINE.train_size,
+            PIPELINE.train_preprocessing,
+        )
