@@ -9,6 +9,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 from factory import make_run
 
-from xferbench import cli, discover, finish, gate
+from xferbench import cli, discover, execute, finish, gate
 from xferbench.problem import Problem
 from xferbench.record import Finding, to_json
 from xferbench.report import html, write
@@ -400,7 +402,8 @@ def test_what_stands_in_the_suites_place_is_checked_too(capsys, words, fragment)
     assert fragment in err
 
 
-def test_report_writes_the_same_again_or_elsewhere(capsys, tmp_path):
+def test_report_writes_the_same_again_or_elsewhere(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(html, "render", lambda *_: "<!doctype html>")  # what is drawn is tested elsewhere
     run = make_run(seeds=2, examples=20)
     write.write(run, tmp_path / "done")
     before = (tmp_path / "done" / "results.json").read_bytes()
@@ -570,14 +573,29 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     assert not (tmp_path / "it ran").exists()
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path):
+@pytest.mark.parametrize(
+    ("error", "code", "fragments"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/cache/images.npy"), 2, ["/cache/images.npy", "free some space"]),
+        (Problem("the backbone has no head", do="name it"), 2, ["noise.toml: the backbone has no head\n  do: name it"]),
+        (RuntimeError("Traceback:\n  line\nKeyError: 'fc'"), 3, ["crashed: RuntimeError: KeyError: 'fc'"]),
+    ],
+)
+def test_what_a_worker_meets_while_it_looks_is_told(monkeypatch, capsys, tmp_path, error, code, fragments):
     pytest.importorskip("torch")
-    (tmp_path / "store.sqlite.cache").write_text("a file, where a folder should be")
-    process = command("run", make_suite(tmp_path), "-o", tmp_path / "out", "--store", tmp_path / "store.sqlite", "-j", 1)
-    assert process.returncode == gate.USAGE, process.stderr
-    assert "a file could not be read or written" in process.stderr
-    assert "store.sqlite.cache" in process.stderr
-    assert "Traceback" not in process.stderr
+
+    @contextmanager
+    def workers(_):
+        broken = Future()
+        broken.set_exception(error)
+        yield lambda *_: broken
+
+    monkeypatch.setattr(execute.local, "workers", workers)
+    words = ["run", make_suite(tmp_path), "-o", tmp_path / "out", "--store", tmp_path / "store.sqlite", "--device", "cpu"]
+    found, out, err = told(capsys, *words)
+    assert (found, out) == (code, "")
+    assert all(fragment in err for fragment in fragments), err
+    assert "Traceback" not in err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as they are on POSIX")

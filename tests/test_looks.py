@@ -292,7 +292,7 @@ def test_losses_are_judged_the_other_way_round():
 def test_groups_of_fits_do_not_depend_on_what_is_there():
     step, _, _ = carried_out(study(batchnorm_drift.plugin), lab(USUAL))
     asked = plan.trials(step.asked)
-    groups = list(plan.groups(asked, 2))
+    groups = list(plan.groups(asked, 2, SUITE))
     assert sorted(trial.key for group in groups for trial in group) == sorted(asked)
     for group in groups:
         fits = {plan.base(trial) for trial in group}

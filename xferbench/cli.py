@@ -190,7 +190,10 @@ def _show_forecast(asked: Suite, found: Forecast) -> None:
     _show_margin(asked, found.smallest_margin)
 
 
-def _show_margin(asked: Suite, smallest: float) -> None:
+def _show_margin(asked: Suite, smallest: float | None) -> None:
+    if smallest is None:
+        print(f"which margin this test set can decide is not known beforehand for {asked.metric}")
+        return
     print(f"smallest margin that this test set can decide with {asked.looks[-1]} seeds: about {smallest:.3f}", end="")
     print(f" (the suite's: {asked.margin:g})" + ("; expect INCONCLUSIVE" if smallest > asked.margin else ""))
 
@@ -236,7 +239,8 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    from xferbench import execute, stats, suite
+    from xferbench import discover, execute, suite
+    from xferbench.forecast import smallest_margin
 
     path = suite.find(arguments.suite)
     asked = suite.load(path)
@@ -244,7 +248,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     print(f"{path}: a valid suite")
     examples = (facts.test_groups or facts.test) if facts else asked.test_size
     if examples:
-        _show_margin(asked, stats.smallest_margin(examples, asked.looks[-1], alpha=asked.alpha))
+        _show_margin(asked, smallest_margin(asked, examples, discover.plugins(asked.plugins)))
     else:
         print("the size of the test set is not known yet: `xferbench run --dry-run` says what it can decide")
     return 0

@@ -270,7 +270,8 @@ class Plugin:
         applies: the reason why it cannot be asked here, or "" where it can.
         cure: the pipeline without the failure, or a choice among such.
         induce: named variants of a pipeline with the failure put in.
-        contrasts: what is judged or measured. measures: ``module:function@version`` of extra scalars, by name.
+        contrasts: what is judged or measured. measures: ``module:function@version`` of extra scalars, by name; the function
+            returns one of that name.
         derived: numbers read out of the records, which are given by arm, view and seed.
         remedy: what to do, in one line, where the cure helps.
         picture: draws the plugin's own picture of a finished run into matplotlib axes.

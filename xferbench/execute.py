@@ -20,7 +20,7 @@ from xferbench.forecast import Forecast
 from xferbench.forecast import forecast as predicted
 from xferbench.lab import VERSION, inputs
 from xferbench.problem import Problem
-from xferbench.record import Record
+from xferbench.record import FEW_CLASSES, Record
 
 if TYPE_CHECKING:
     import sqlite3
@@ -157,6 +157,9 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
         except Problem as problem:
             raise problem.at(f"{suite.path}: {problem.what}") from problem
         store.put_facts(db, key, facts)
+    if suite.metric == "auroc" and len(facts.classes) > FEW_CLASSES:
+        expected = f"at most {FEW_CLASSES} classes, for which all probabilities are kept"
+        raise Problem(f"{suite.path}: metric: auroc", found=f"{len(facts.classes)} classes", expected=expected)
     ready: Preprocessing = facts.preprocessing
     pipeline = Pipeline(
         arch=suite.arch,
@@ -188,7 +191,7 @@ def _compute(
     show: Callable[[Progress], None],
 ) -> None:
     """Compute what a step lacks, each record put in the store as it comes; a worker's death is a crash of its group alone."""
-    groups = list(plan.groups(step.wanted, LOCKSTEP.get(study.place.device, 1)))
+    groups = list(plan.groups(step.wanted, LOCKSTEP.get(study.place.device, 1), study.suite))
     running: dict[Future[Any], tuple[Trial, ...]] = {}
     for group in groups:
         lacking = frozenset(trial.key for trial in group if trial.key not in answers)

@@ -24,13 +24,20 @@ if TYPE_CHECKING:
 def findings(suite: Suite, step: Step, answers: Mapping[str, Record]) -> tuple[Finding, ...]:
     """All findings of a finished study: for each judged contrast one a variant, then the plugin's measurements."""
     found: list[Finding] = []
+    tested = max(1, sum(one.harm.exposed for one in step.judgements.values()))
     for case in step.cases:
         told = by_question(step.asked, case.plugin.id, answers)
         if case.skipped or case.error:
             found.append(_unasked(suite, case))
         for name, contrast in case.contrasts("paired"):
             asked = Asked(
-                suite=suite, case=case, contrast=contrast, judgement=step.judgements[name], told=told, stopped=step.stopped
+                suite=suite,
+                case=case,
+                contrast=contrast,
+                judgement=step.judgements[name],
+                told=told,
+                tested=tested,
+                stopped=step.stopped,
             )
             found += [_finding(asked, variant) for variant in case.variants or ("",)]
         found += [_measured(suite, case, contrast, told) for _, contrast in case.contrasts("info") if case.exposed]
@@ -58,9 +65,10 @@ def _finding(asked: Asked, variant: str) -> Finding:
     suite, judgement, case = asked.suite, asked.judgement, asked.case
     estimate, seen = judgement.harm.estimate, judgement.controls.get(variant)
     control = "none" if seen is None else judge.control(seen, suite.margin)
-    error = judgement.harm.error or _crash(asked.told, variant)
+    measures, broken = _measures(case, asked.told, judgement.seeds, variant)
+    error = judgement.harm.error or _crash(asked.told, variant) or broken
     verdict = "ERROR" if error else judgement.verdict
-    if verdict == "PASS" and judgement.harm.exposed and control == "missed":
+    if verdict == "PASS" and judgement.harm.exposed and control in {"missed", "none"}:
         verdict = "INCONCLUSIVE"
     blank = _blank(suite, case, asked.contrast.name, verdict, error or reason(asked, variant, verdict))
     return replace(
@@ -82,7 +90,7 @@ def _finding(asked: Asked, variant: str) -> Finding:
         control_low=None if seen is None else _number(seen.estimate.low),
         control_high=None if seen is None else _number(seen.estimate.high),
         exposed=judgement.harm.exposed,
-        measures={} if error else _measures(case, asked.told, judgement.seeds, variant),
+        measures=measures,
         remedy=remedy(asked, verdict),
     )
 
@@ -118,14 +126,17 @@ def _accuracies(told: judge.Answers, variant: str, seeds: Sequence[int]) -> dict
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _measures(case: Case, told: judge.Answers, seeds: Sequence[int], variant: str) -> dict[str, float]:
-    """Means over seeds of the plugin's own scalars by arm/name, and what it reads out of the records."""
+def _measures(case: Case, told: judge.Answers, seeds: Sequence[int], variant: str) -> tuple[dict[str, float], str]:
+    """Means over seeds of the plugin's own scalars by arm/name, and what it reads out of the records; or what broke."""
     found: dict[str, list[float]] = {}
-    for (arm, view, _), record in told.items():
-        if view in case.plugin.measures and arm in {"subject", f"induced:{variant}"}:
-            found.setdefault(f"{arm.partition(':')[0]}/{view}", []).append(record.scalars[view])
-    means = {name: float(np.mean(values)) for name, values in found.items()}
-    return means | (dict(case.plugin.derived(told, seeds)) if case.plugin.derived else {})
+    try:
+        for (arm, view, _), record in told.items():
+            if view in case.plugin.measures and arm in {"subject", f"induced:{variant}"} and not record.error:
+                found.setdefault(f"{arm.partition(':')[0]}/{view}", []).append(record.scalars[view])
+        means = {name: float(np.mean(values)) for name, values in found.items()}
+        return means | (dict(case.plugin.derived(told, seeds)) if case.plugin.derived else {}), ""
+    except Exception as error:  # noqa: BLE001 - a plugin's crash is its finding, and the others go on
+        return {}, f"the plugin's own numbers: {type(error).__name__}: {error}"
 
 
 def cells(step: Step, answers: Mapping[str, Record]) -> tuple[Cell, ...]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xferbench import looks, plan, stats
-from xferbench.design import Arm, Choice, Fit, Pipeline, Plugin, Trial
+from xferbench.design import Arm, Choice, Fit, Pipeline, Plugin, Suite, Trial
 from xferbench.plan import Question, Settled, Study
 from xferbench.suite import words
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from xferbench.record import Record
 
@@ -21,7 +21,7 @@ class Forecast:
     """Arms by plugin in words; fits and trials asked and unique up to the first look and up to the last; what is there already.
 
     ``seconds`` are those of computing what is missing, over all workers. A choice that is not settled yet is counted with
-    its costliest candidate. ``smallest_margin`` is what the test set can decide with the seeds of the last look.
+    its costliest candidate.
     """
 
     arms: Mapping[str, Mapping[str, str]]
@@ -29,7 +29,7 @@ class Forecast:
     first: Mapping[str, int]
     last: Mapping[str, int]
     seconds: tuple[float, float]
-    smallest_margin: float
+    smallest_margin: float | None
 
 
 def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forecast:
@@ -43,6 +43,7 @@ def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forec
             asked += looks.tuned(plugin.id, name, arm, study)
         settled = {name: Settled(pipeline=_assumed(arm, study, answers)) for name, arm in arms.items()}
         cases.append(looks.Case(plugin=plugin, skipped=skipped, arms=settled))
+        asked += looks.sources(cases[-1], study)
         told[plugin.id] = {name: _words(arm, study, answers) for name, arm in arms.items()}
         if arms and isinstance(study.subject, Choice):
             told[plugin.id]["subject"] = _words(study.subject, study, answers)
@@ -60,7 +61,7 @@ def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forec
         first=counts[0],
         last=counts[1],
         seconds=(seconds[0], seconds[1]),
-        smallest_margin=stats.smallest_margin(examples, suite.looks[-1], alpha=suite.alpha),
+        smallest_margin=smallest_margin(suite, examples, [case.plugin for case in cases if not case.skipped]),
     )
 
 
@@ -74,6 +75,18 @@ def _arms(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str,
         return "", arms | plan.induced(plugin, study, _assumed(arms["cured"], study, answers))
     except Exception as error:  # noqa: BLE001 - a plugin's crash will be its finding, and the others go on
         return f"it crashes: {type(error).__name__}: {error}", {}
+
+
+def smallest_margin(suite: Suite, examples: int, plugins: Sequence[Plugin]) -> float | None:
+    """What a test set of so many examples (or groups) can decide at the last look, after correction for looks and plugins.
+
+    None for metrics other than accuracy, whose variance nobody knows beforehand.
+    """
+    judged = sum(one.kind == "paired" for plugin in plugins for one in plugin.contrasts)
+    if suite.metric != "accuracy" or not judged:
+        return None
+    alpha = stats.spending(suite.looks, suite.alpha)[-1] / judged
+    return stats.smallest_margin(examples, suite.looks[-1], alpha=alpha)
 
 
 def _assumed(arm: Arm, study: Study, answers: Mapping[str, Record]) -> Pipeline:

@@ -28,12 +28,16 @@ NOTHING = Estimate(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """A contrast's estimate, whether its sides differ at all, and what is behind it: [S, N] harms and [N] groups (or empty)."""
+    """A contrast's estimate, whether its sides differ at all, and what is behind it: [S, N] harms and [N] groups (or empty).
+
+    ``span`` is the largest harm that one example can show.
+    """
 
     estimate: Estimate
     exposed: bool
     difference: np.ndarray
     groups: np.ndarray
+    span: float = 1.0
     error: str = ""
 
 
@@ -68,7 +72,8 @@ def judge(contrast: Contrast, answers: Answers, seeds: Sequence[int], suite: Sui
         sides, contrast.weights, metric=suite.metric, margin=suite.margin, alpha=suite.alpha
     )
     groups = first.group[metrics.scores(first, suite.metric)[0]] if len(first.group) else first.group
-    return Judged(estimate=estimate, exposed=True, difference=difference, groups=groups)
+    span = metrics.named(suite.metric).span * max(map(abs, contrast.weights.values()))
+    return Judged(estimate=estimate, exposed=True, difference=difference, groups=groups, span=span)
 
 
 def _undecided(error: str) -> Judged:
@@ -98,7 +103,7 @@ def replace_arm(contrast: Contrast, old: str, new: str) -> Contrast:
 
 def control(judged: Judged, margin: float) -> str:
     """What a positive control showed: ``detected``, ``harmless`` or ``missed``."""
-    if judged.error:
+    if judged.error or not judged.exposed:  # an induced arm that is its own cure shows nothing
         return "missed"
     if judged.estimate.low > margin:
         return "detected"

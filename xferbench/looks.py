@@ -65,9 +65,10 @@ class Judgement:
     def lacks(self, variant: str, margin: float) -> bool:
         """Whether a PASS still waits for a control, or an open verdict may come to need it."""
         seen = self.controls.get(variant)
-        return seen is None or (
-            self.harm.exposed and self.verdict != "FAIL" and judge.control(seen, margin) == "missed" and not seen.error
-        )
+        if seen is None:
+            return True
+        matters = self.harm.exposed and self.verdict != "FAIL" and not (self.harm.error or seen.error)
+        return matters and judge.control(seen, margin) == "missed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,10 +102,10 @@ def step(study: Study, answers: Mapping[str, Record]) -> Step:
     if any(one.trial.key not in answers for one in tuning):
         return Step(stage="tuning cures and scratch", wanted=plan.trials(tuning), asked=tuple(asked), subject=subject)
     cases = tuple(case for case, _ in found)
-    sources = [question for case in cases for question in _sources(case, study)]
-    asked += sources
-    if any(one.trial.key not in answers for one in sources):
-        return Step(stage="pretraining on the source", wanted=plan.trials(sources), asked=tuple(asked), subject=subject)
+    origins = [question for case in cases for question in sources(case, study)]
+    asked += origins
+    if any(one.trial.key not in answers for one in origins):
+        return Step(stage="pretraining on the source", wanted=plan.trials(origins), asked=tuple(asked), subject=subject)
     return _looked(study, Step(asked=tuple(asked), cases=cases, subject=subject), answers)
 
 
@@ -141,7 +142,7 @@ def _case(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str,
     return Case(plugin=plugin, error=broken[0] if broken else "", arms=settled), asked
 
 
-def _sources(case: Case, study: Study) -> list[Question]:
+def sources(case: Case, study: Study) -> list[Question]:
     """The fits that arms of a plugin start from, asked for by themselves, so that no two workers train the same one."""
     found = []
     for name, arm in case.arms.items():
@@ -179,8 +180,9 @@ def _looked(study: Study, so_far: Step, answers: Mapping[str, Record]) -> Step:
 
 
 def by_question(asked: Sequence[Question], plugin: str, answers: Mapping[str, Record]) -> dict[tuple[str, str, int], Record]:
-    """A plugin's records by arm, view and seed."""
-    return {(one.arm, one.view, one.seed): answers[one.trial.key] for one in asked if one.plugin == plugin}
+    """A plugin's records by arm, view and seed; those of tuning belong to candidates and to no arm."""
+    own = [one for one in asked if one.plugin == plugin and one.view != "validation"]
+    return {(one.arm, one.view, one.seed): answers[one.trial.key] for one in own}
 
 
 def questions(case: Case, seeds: Sequence[int], study: Study, judgements: Mapping[str, Judgement]) -> list[Question]:

@@ -163,25 +163,29 @@ def tuning(arm: Arm, study: Study) -> list[Trial]:
 def settle(arm: Arm, study: Study, answers: Mapping[str, Record]) -> Settled | None:
     """A choice made by the mean validation metric over the tuning seeds, the first of equals; None while answers are missing.
 
-    A candidate that crashed cannot be chosen; where all did, there is no arm.
+    A candidate that crashed leaves nothing to choose: what it would have scored is not known, and without it another might win.
     """
     if isinstance(arm, Pipeline):
         return Settled(pipeline=arm)
-    weighed, errors = [], []
+    metric, weighed = metrics.named(study.suite.metric), []
     for candidate in arm.candidates:
         asked = tuning(Choice(candidates=(candidate,)), study)
         if any(one.key not in answers for one in asked):
             return None
         records = [answers[one.key] for one in asked]
-        errors += [record.error for record in records if record.error]
-        told = [record.predictions for record in records if record.predictions is not None]
-        whole = len(told) == len(records)
-        score = float(np.mean([metrics.value(one, study.suite.metric) for one in told])) if whole else float("nan")
-        weighed.append((candidate, -score if metrics.METRICS[study.suite.metric].loss else score))
-    usable = [(score, -rank) for rank, (_, score) in enumerate(weighed) if np.isfinite(score)]
-    if not usable:
-        return Settled(pipeline=None, weighed=tuple(weighed), error=errors[0] if errors else "no candidate could be scored")
-    return Settled(pipeline=weighed[-max(usable)[1]][0], weighed=tuple(weighed))
+        for record in records:
+            if record.error or record.predictions is None:
+                return Settled(
+                    pipeline=None, error=f"tuning of {candidate.recipe.name or words(candidate.recipe)}: {record.error}"
+                )
+        score = float(
+            np.mean([metrics.value(one.predictions, study.suite.metric) for one in records if one.predictions is not None])
+        )
+        weighed.append((candidate, -score if metric.loss else score))
+    best = max(range(len(weighed)), key=lambda rank: (np.nan_to_num(weighed[rank][1], nan=-np.inf), -rank))
+    if not np.isfinite(weighed[best][1]):
+        return Settled(pipeline=None, weighed=tuple(weighed), error=f"no candidate has a {study.suite.metric} on validation")
+    return Settled(pipeline=weighed[best][0], weighed=tuple(weighed))
 
 
 def arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Arm]:
@@ -202,15 +206,17 @@ def trials(questions: Sequence[Question]) -> dict[str, Trial]:
     return {one.trial.key: one.trial for one in questions}
 
 
-def groups(asked: Mapping[str, Trial], size: int) -> Iterator[tuple[Trial, ...]]:
-    """Trials whose fits differ only in their seed, cut into groups of at most ``size`` fits.
+def groups(asked: Mapping[str, Trial], size: int, suite: Suite) -> Iterator[tuple[Trial, ...]]:
+    """Trials whose fits differ only in their seed and came with the same look, cut into groups of at most ``size`` fits.
 
     They are cut from all that is asked, and not from what is missing, so that a resumed run forms the same groups. What
     costs most goes first, so that no worker is left alone with it at the end.
     """
-    shapes: dict[tuple[Fit, Place], dict[Fit, list[Trial]]] = {}
+    shapes: dict[tuple[Fit, Place, int], dict[Fit, list[Trial]]] = {}
     for one in asked.values():
-        shapes.setdefault((replace(base(one), seed=0), one.place), {}).setdefault(base(one), []).append(one)
+        fitted = base(one)
+        look = sum(fitted.seed - suite.seed >= seeds for seeds in suite.looks)
+        shapes.setdefault((replace(fitted, seed=0), one.place, look), {}).setdefault(fitted, []).append(one)
     for fits in sorted(shapes.values(), key=lambda fits: -cost(next(iter(fits)))):
         members = list(fits)
         for start in range(0, len(members), size):

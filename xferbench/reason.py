@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from xferbench import judge, metrics, stats
 from xferbench.suite import patch
 
@@ -16,13 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A judged contrast with all that its words are about. ``stopped`` says why no more seeds were added, if so."""
+    """A judged contrast with all that its words are about.
+
+    ``tested`` is how many contrasts share the error rate; ``stopped`` says why no more seeds were added, if so.
+    """
 
     suite: Suite
     case: Case
     contrast: Contrast
     judgement: Judgement
     told: judge.Answers
+    tested: int = 1
     stopped: str = ""
 
     @property
@@ -48,31 +54,46 @@ def reason(asked: Asked, variant: str, verdict: str) -> str:
     harm, seen = asked.judgement.harm, asked.judgement.controls.get(variant)
     cost = "" if seen is None or seen.error else f"{variant} would cost {interval(seen.estimate, asked.unit)}"
     if not harm.exposed:
-        return "not exposed: the cure changes nothing here" + (f"; {cost}" if cost else "")
+        weighed = len(asked.case.arms["cured"].weighed)
+        why = f"none of {weighed} recipes did better on validation" if weighed else "the cure changes nothing here"
+        return f"not exposed: {why}" + (f"; {cost}" if cost else "")
     margin = f"the margin of {shown(asked.suite.margin, asked.unit, signed=False)}"
     if verdict == "FAIL":
         text = f"harm is above {margin}"
     elif verdict == "PASS":
         text = f"harm is below {margin}" + (f"; {cost}" if cost else "")
     elif asked.judgement.verdict == "PASS":
-        text = f"no power here: harm is below {margin}, but so might the induced failure be ({cost})"
+        text = f"no power here: harm is below {margin}, but so might the induced failure be ({cost or 'it was not induced'})"
     else:
-        text = f"{margin} lies within the interval{_needed(asked)}" + (f"; {asked.stopped}" if asked.stopped else "")
-    return text + _diverged(asked)
+        text = _open(asked, margin) + _needed(asked) + (f"; {asked.stopped}" if asked.stopped else "")
+    return text + _diverged(asked, variant)
+
+
+def _open(asked: Asked, margin: str) -> str:
+    estimate = asked.judgement.harm.estimate
+    if not np.isfinite([estimate.low, estimate.high]).all():
+        return "the harm could not be estimated"
+    within = estimate.low <= asked.suite.margin <= estimate.high
+    return (
+        f"{margin} lies within the interval"
+        if within
+        else f"{margin} is excluded, but not after correction for looks and plugins"
+    )
 
 
 def _needed(asked: Asked) -> str:
     harm, suite = asked.judgement.harm, asked.suite
     groups = harm.groups if len(harm.groups) else None
-    seeds, examples = stats.needed(harm.difference, margin=suite.margin, alpha=suite.alpha, groups=groups)
+    alpha = stats.spending(suite.looks, suite.alpha)[-1] / asked.tested
+    seeds, examples = stats.needed(harm.difference, margin=suite.margin, alpha=alpha, groups=groups, span=harm.span)
     what = "groups of test examples" if groups is not None else "test examples"
     ways = [f"about {seeds} seeds"] * (seeds is not None) + [f"about {examples} {what} at these seeds"] * (examples is not None)
     return f"; to decide it: {' or '.join(ways)}" if ways else "; no affordable number of seeds or examples would decide it"
 
 
-def _diverged(asked: Asked) -> str:
+def _diverged(asked: Asked, variant: str) -> str:
     seeds = asked.judgement.seeds
-    arms = sorted({arm for arm, _ in asked.contrast.weights})
+    arms = sorted({arm for arm, _ in asked.contrast.weights} | {f"induced:{variant}"})
     counts = {arm: judge.diverged(asked.told, arm, seeds) for arm in arms}
     return "".join(f"; {arm} diverged at {count} of {len(seeds)} seeds" for arm, count in counts.items() if count)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
+FEW_CLASSES = 20  # up to here all probabilities are kept
 VERDICTS = ("FAIL", "PASS", "INCONCLUSIVE", "ERROR", "SKIPPED", "INFO")
 CONTROLS = ("detected", "harmless", "missed", "none")
 ARMS = ("subject", "cured", "induced", "scratch")

@@ -84,8 +84,9 @@ STRATEGIES: Mapping[str, Callable[[Phase], Recipe]] = {
 
 
 def choice(pipeline: Pipeline, recipes: Sequence[Recipe]) -> Choice:
-    """The best of some recipes on validation, all else as in the pipeline; equal ones are weighed once."""
-    return Choice(candidates=tuple(dict.fromkeys(replace(pipeline, recipe=recipe) for recipe in recipes)))
+    """The best of some recipes on validation, all else as in the pipeline, its stopping rule too; equal ones count once."""
+    same = [replace(recipe, stop=pipeline.recipe.stop) for recipe in recipes]
+    return Choice(candidates=tuple(dict.fromkeys(replace(pipeline, recipe=recipe) for recipe in same)))
 
 
 def healthy(pipeline: Pipeline) -> Choice:

@@ -118,7 +118,8 @@ other four. The subject is the default recipe: the best on validation of a linea
 CPU ({platform.machine()}), one thread a worker. Again: `python tests/benchmarks/embedded.py`.
 
 FAIL unconfirmed: runs that said FAIL where their reference's lower bound is not above the margin. Controls contradicted: runs
-that said `detected` where their reference says `harmless`, or the other way round. Harm in points of accuracy with one-sided 95 % bounds.
+that said `detected` where their reference says `harmless`, or the other way round. Harm in points of accuracy with one-sided
+95 % bounds.
 """
     columns = list(rows[0])
     lines = [

@@ -69,22 +69,22 @@ def workers(count: int) -> Iterator[Call]:
 
     They are started at once, so that importing torch runs beside whatever comes first, and killed at the end.
     """
-    idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
+    idle: SimpleQueue[subprocess.Popen[bytes] | None] = SimpleQueue()  # None: one that is to be started in a dead one's place
     alive: dict[int, subprocess.Popen[bytes]] = {}
 
-    def begin() -> None:
+    def begun() -> subprocess.Popen[bytes]:
         process = _started()
         alive[process.pid] = process
-        idle.put(process)
+        return process
 
     def carried_out(function: str, *arguments: Any) -> Any:
-        process, answer = idle.get(), None
+        process, answer = idle.get() or begun(), None
         try:
             answer = _asked(process, function, arguments)
         finally:
             if answer is None:
                 _ended(alive.pop(process.pid))
-                begin()
+                idle.put(None)
         if answer is None:
             code = process.returncode
             raise WorkerDied(f"a worker process ended with exit status {code} (out of memory, killed, or a native crash)")
@@ -97,7 +97,7 @@ def workers(count: int) -> Iterator[Call]:
     pool = ThreadPoolExecutor(count)
     try:
         for _ in range(count):
-            begin()
+            idle.put(begun())
         yield lambda function, *arguments: pool.submit(carried_out, function, *arguments)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

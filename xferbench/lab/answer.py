@@ -21,7 +21,7 @@ from torch.func import functional_call
 from xferbench.design import Fit, digest
 from xferbench.lab import backbones, batchnorm, checkpoints, data, features, fit, initial, preprocess, seeds
 from xferbench.problem import Problem
-from xferbench.record import Predictions, Record
+from xferbench.record import FEW_CLASSES, Predictions, Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from xferbench.lab.data import Dataset, Split
     from xferbench.lab.fit import Fitted, Network, Tensors
 
-FEW_CLASSES = 20  # up to here all probabilities are kept
 SERVED = 32  # examples of a batch where BatchNorm is served in train mode
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from xferbench.design import Data, Preprocessing
     from xferbench.lab.sources import Raw
 
-VERSION = 1
+VERSION = 2
 VALIDATION = 500  # images of a validation set cut from plenty
 
 
@@ -197,7 +197,7 @@ def _write(raw: Raw, geometry: Preprocessing, place: Path, what: str, classes: S
     place.mkdir()
     np.save(place / "images.npy", stacked)
     groups = raw.groups[kept] if len(raw.groups) else raw.groups
-    digests = np.array([_example(image, label) for image, label in zip(stacked, labels, strict=True)], np.uint64)
+    digests = np.array([_example(raw.images[index], raw.labels[index]) for index in kept], np.uint64)
     np.savez(place / "rest.npz", labels=labels.astype(np.int64), groups=groups.astype(np.int64), example=digests)
     return tuple(unreadable)
 
@@ -226,6 +226,8 @@ def _one_size(what: str, shapes: Iterable[tuple[int, ...]]) -> None:
         )
 
 
-def _example(image: np.ndarray, label: int) -> int:
-    content = hashlib.blake2b(image.tobytes(), digest_size=8, salt=int(label).to_bytes(8, "little"))
+def _example(image: Path | np.ndarray, label: int) -> int:
+    """A digest of an example as it came, so that arms that resize it differently are still paired."""
+    held = image.read_bytes() if isinstance(image, Path) else np.ascontiguousarray(image).tobytes()
+    content = hashlib.blake2b(held, digest_size=8, salt=int(label).to_bytes(8, "little"))
     return int.from_bytes(content.digest(), "little")

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from xferbench.design import Facts, Preprocessing
 from xferbench.lab import backbones, checkpoints, data, preprocess
+from xferbench.problem import Problem
 
 if TYPE_CHECKING:
     from xferbench.design import Data, Weights
@@ -25,12 +26,16 @@ SLOW = 0.5  # seconds a batch above which a small one must do
 
 
 def device(word: str) -> str:
-    """``auto`` made definite: cuda, then mps, then cpu."""
-    if word != "auto":
-        return word
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    """``auto`` made definite: cuda, then mps, then cpu.
+
+    Raises:
+        Problem: for a device that torch does not find here.
+    """
+    accelerators = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = [name for name, available in accelerators.items() if available]
+    if word not in {"auto", *there}:
+        raise Problem(f"--device {word}: not found here", expected=f"auto, or {' or '.join(there)}")
+    return there[0] if word == "auto" else word
 
 
 def recorded(arch: str, weights: Weights) -> tuple[Preprocessing | None, str]:

@@ -1,0 +1,100 @@
+"""Facts about a backbone and a dataset, before anything is trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from test_data import make_folder, make_npz  # noqa: E402
+from test_fit import WEIGHTS  # noqa: E402
+
+from xferbench.design import Preprocessing, Weights  # noqa: E402
+from xferbench.lab import backbones, checkpoints, inputs, probe  # noqa: E402
+from xferbench.problem import Problem  # noqa: E402
+
+
+def make_weights(path, arch="tiny-resnet", *, classes=20, **metadata):
+    """A checkpoint of random weights."""
+    checkpoints.save(backbones.build(arch, classes).state_dict(), path, metadata=metadata)
+    return Weights(digest=inputs.file_digest(path), path=str(path))
+
+
+def probed(target, cache, *, weights=WEIGHTS, preprocessing=None, train_size=60, test_size=None):
+    return probe.probe("tiny-resnet", weights, target, preprocessing, train_size, test_size, cache)
+
+
+def test_it_tells_what_there_is(tmp_path):
+    facts = probed(make_npz(tmp_path / "d.npz", test_groups=np.arange(60) // 4), tmp_path / "cache", test_size=40)
+    assert facts.classes == ("0", "1", "2", "3")
+    assert (facts.train, facts.validation, facts.test) == (60, 60, 40)
+    assert facts.test_groups == len(np.unique((np.arange(60) // 4)[np.random.default_rng(0).permutation(60)[:40]]))
+    assert facts.head == "linear"
+    assert facts.groups == ("conv1", "layer1", "layer2", "layer3", "layer4")
+    assert facts.has_batchnorm
+    assert len(facts.batchnorm) == 9
+    assert facts.parameters == sum(one.numel() for one in backbones.build("tiny-resnet", 4).parameters())
+    assert 0 < facts.seconds_forward < facts.seconds_step < 1
+
+
+def test_what_was_left_out_of_a_folder_and_its_validation_split_are_told(tmp_path):
+    folder = make_folder(tmp_path / "d", splits=("train", "val", "test"))
+    (folder / "train" / "cat" / "torn.png").write_bytes(b"nothing")
+    facts = probed(inputs.data(f"folder:{folder}"), tmp_path / "cache", train_size=None)
+    assert (facts.train, facts.validation, facts.test, facts.test_groups) == (10, 10, 10, None)
+    assert len(facts.left_out) == 1
+
+
+def test_the_preprocessing_is_the_given_one_or_the_recorded_one_or_taken_on_trust(tmp_path):
+    target = make_npz(tmp_path / "d.npz")
+    shipped = probed(target, tmp_path / "cache")
+    assert shipped.preprocessing == Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    assert shipped.trust == ()
+    own = Preprocessing(mean=(0.1,), std=(0.9,))
+    given = probed(target, tmp_path / "cache", preprocessing=own)
+    assert (given.preprocessing, given.trust) == (own, ())
+    bare = probed(target, tmp_path / "cache", weights=make_weights(tmp_path / "bare.safetensors"))
+    assert bare.preprocessing == Preprocessing()
+    assert "recorded nowhere" in bare.trust[0]
+
+
+def test_a_guess_at_a_preprocessing_is_said_to_be_one(tmp_path):
+    cifar = make_weights(tmp_path / "c.safetensors", "cifar-resnet20", classes=10)
+    found, trust = probe.recorded("cifar-resnet20", cifar)
+    assert found == probe.CIFAR
+    assert "not recorded" in trust
+    resnet = Weights(digest="0" * 64, path=cifar.path)
+    found, trust = probe.recorded("torchvision:resnet18", resnet)
+    assert (found.resize, found.crop, found.mean) == (256, 224, (0.485, 0.456, 0.406))
+    assert "not recorded" in trust
+    published = Weights(digest="f37072fd" + "0" * 56, path=cifar.path)  # resnet18-f37072fd.pth
+    assert probe.recorded("torchvision:resnet18", published) == (found, "")
+
+
+def test_weights_that_do_not_fit_and_datasets_that_are_too_small_are_problems(tmp_path):
+    target = make_npz(tmp_path / "d.npz")
+    with pytest.raises(Problem, match="do not fit"):
+        probed(target, tmp_path / "cache", weights=make_weights(tmp_path / "c.safetensors", "cifar-resnet20"))
+    with pytest.raises(Problem, match="train_size"):
+        probed(target, tmp_path / "cache", train_size=2)
+    with pytest.raises(Problem, match="test_size"):
+        probed(target, tmp_path / "cache", test_size=1000)
+
+
+def test_auto_takes_an_accelerator_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for there, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert probe.device("auto") == expected
+        assert probe.device("cpu") == "cpu"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert probe.device("auto") == "mps"
+
+
+def test_a_device_that_is_not_there_is_a_problem_and_not_a_crash_of_every_trial(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for word in ("cuda", "mps"):
+        with pytest.raises(Problem, match=f"--device {word}: not found here"):
+            probe.device(word)
