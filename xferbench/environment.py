@@ -66,5 +66,5 @@ def revision() -> str | None:
 
 
 def _git(*words: str) -> str:
-    command = ["git", *words]
+    command = ["git", "--no-optional-locks", *words]  # to look must not write into the user's repository
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603 - fixed words
