@@ -241,5 +241,6 @@ def cell(number: int, S: int, N: int, replicates: int, seed: int) -> dict[str, A
             looked = np.array([p_values(edge[:, :look], m) for look in LOOKS])  # [looks, ways, R]
             one, other = (looked < levels[:, None, None]).any(0).sum(-1)
             found |= {"sequential_wrong_fail": one, "sequential_wrong_pass": other}
-        met = {name: met.get(name, 0.0) + float(number) / replicates for name, number in found.items()}
+        met = {name: met.get(name, 0.0) + float(number) for name, number in found.items()}
+    met = {name: number / replicates for name, number in met.items()}
     return {"world": world.name, "metric": "mean", "margin": m, "seeds": S, "examples": N, "replicates": replicates} | met
