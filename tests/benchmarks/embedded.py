@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import platform
 import tempfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 from xferbench import execute, findings, judge, suite
+from xferbench.environment import processor
 from xferbench.looks import by_question
 from xferbench.reason import interval
 
@@ -115,7 +115,7 @@ def page(rows):
 Tiny-resnet pretrained on `synthetic:source`, 200 training images, 2000 test images (digits: 797), margin 2 points of accuracy,
 alpha 5 %. A run has five seeds; there are five, on seeds 0–4, 5–9, … 20–24. The reference of a run is the twenty seeds of the
 other four. The subject is the default recipe: the best on validation of a linear probe and LP-FT at two rates. Measured on a
-CPU ({platform.machine()}), one thread a worker. Again: `python tests/benchmarks/embedded.py`.
+CPU ({processor()}), one thread a worker. Again: `python tests/benchmarks/embedded.py`.
 
 FAIL unconfirmed: runs that said FAIL where their reference's lower bound is not above the margin. Controls contradicted: runs
 that said `detected` where their reference says `harmless`, or the other way round. Harm in points of accuracy with one-sided

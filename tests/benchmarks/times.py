@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from xferbench.environment import processor
+
 PROBE = """
 import sys, torch
 from time import perf_counter
@@ -102,7 +104,7 @@ def page(rows):
     """The committed table."""
     head = f"""# How long things take
 
-Whole processes unless said, on {os.cpu_count()} cores ({platform.machine()}), no GPU, Python {platform.python_version()}.
+Whole processes unless said, on {os.cpu_count()} cores ({processor()}), no GPU, Python {platform.python_version()}.
 The machine is shared and noisy: read the median. Again: `python tests/benchmarks/times.py`.
 
 | what | median s | least | most | runs | wanted |
