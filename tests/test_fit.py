@@ -132,16 +132,25 @@ def test_in_bfloat16_as_on_an_accelerator_a_group_is_its_members_within_its_prec
     assert trained(world, fits[0])[0].curve != coarse[0].curve
 
 
+class Part(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv, self.bn, self.dropout = nn.Conv2d(width, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.dropout(self.bn(self.conv(x)).relu())
+
+
 class Noisy(nn.Module):
-    """A network with dropout."""
+    """A network with dropout in every layer group."""
 
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1))
+        self.body = nn.Sequential(Part(3), Part(4), Part(4), Part(4))
         self.linear = nn.Linear(4, 4)
 
     def forward(self, x):
-        return self.linear(self.body(x).flatten(1))
+        return self.linear(self.body(x).mean((2, 3)))
 
 
 def noisy(world, seeds, **changes):

@@ -68,7 +68,7 @@ def _finding(asked: Asked, variant: str) -> Finding:
     measures, broken = _measures(case, asked.told, judgement.seeds, variant)
     error = judgement.harm.error or _crash(asked.told, variant) or broken
     verdict = "ERROR" if error else judgement.verdict
-    if verdict == "PASS" and judgement.harm.exposed and control in {"missed", "none"}:
+    if verdict == "PASS" and judgement.harm.exposed and (control in {"missed", "none"} or asked.no_baseline):
         verdict = "INCONCLUSIVE"
     blank = _blank(suite, case, asked.contrast.name, verdict, error or reason(asked, variant, verdict))
     return replace(

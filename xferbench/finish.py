@@ -6,9 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from xferbench import findings, plan, stats, suite
+from xferbench import findings, judge, looks, plan, stats, suite
 from xferbench.design import Scratch, Suite, digest
 from xferbench.environment import environment
 from xferbench.execute import Executed, Progress, execute, with_store
@@ -103,17 +101,6 @@ def arms(executed: Executed) -> dict[str, dict[str, Any]]:
     return told
 
 
-def learnt_nothing(executed: Executed) -> float | None:
-    """The most frequent class's share of the test images, if scratch's mean accuracy is no better than it by the margin."""
-    told = [cell.record.predictions for cell in findings.cells(executed.step, executed.answers) if cell.arm == "scratch"]
-    known = [one for one in told if one is not None]
-    if not known:
-        return None
-    share = float(np.bincount(known[0].label).max() / len(known[0].label))
-    accuracy = float(np.mean([(one.predicted == one.label).mean() for one in known]))
-    return share if accuracy < share + executed.study.suite.margin else None
-
-
 def notes(executed: Executed) -> tuple[str, ...]:
     """What was taken on trust, left out, found at an edge or capped."""
     study, step = executed.study, executed.step
@@ -134,8 +121,13 @@ def notes(executed: Executed) -> tuple[str, ...]:
         rates, decays = (" and ".join(f"{value:g}" for value in values) for values in (grid.lr, grid.weight_decay))
         steps = f"{grid.steps} steps of {grid.batch_size}, rates {rates}, weight decay {decays}"
         found.append(f"scratch was searched as the suite says, not by the default grid: {steps}, beside the subject's own")
-    if (share := learnt_nothing(executed)) is not None:
-        found.append(f"scratch learnt nothing here (no better than the most frequent class, {share:.0%} of the test images)")
+    for case in step.cases:
+        told = looks.by_question(step.asked, case.plugin.id, executed.answers)
+        seeds = sorted({seed for arm, _, seed in told if arm == "scratch"})
+        share = judge.learnt_nothing(told, "scratch", seeds, study.suite.margin)
+        if share is not None:
+            found.append(f"scratch learnt nothing here: no better than the most frequent class, {share:.0%} of the test images")
+            break
     inits = {one.pipeline.recipe.init for case in step.cases for one in case.arms.values() if one.pipeline}
     unused = {"source": study.suite.source and "shuffled-source" not in inits, "shifted": study.suite.shifted}
     found += [f"[{role}] is given, but no plugin of this run asks for it" for role, given in unused.items() if given]

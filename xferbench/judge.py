@@ -117,6 +117,20 @@ def accuracy(answers: Answers, arm: str, seeds: Sequence[int]) -> float | None:
     return float(np.mean([(one.predicted == one.label).mean() for one in told])) if told else None
 
 
+def learnt_nothing(answers: Answers, arm: str, seeds: Sequence[int], margin: float) -> float | None:
+    """The most frequent class's share of the test images, if an arm's mean accuracy is not above it by the margin; else None."""
+    known = [
+        one.predictions
+        for seed in seeds
+        if (one := answers.get((arm, "test", seed))) is not None and one.predictions is not None
+    ]
+    reached = accuracy(answers, arm, seeds)
+    if not known or reached is None:
+        return None
+    share = float(np.bincount(known[0].label).max() / len(known[0].label))
+    return share if reached < share + margin else None
+
+
 def benefit_retained(answers: Answers, seeds: Sequence[int], suite: Suite) -> float | None:
     """(subject − scratch) / (cured − scratch) in accuracy; None unless cured is shown to beat scratch."""
     gain = Contrast(name="gain", weights={("cured", "test"): 1.0, ("scratch", "test"): -1.0})

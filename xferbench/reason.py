@@ -32,6 +32,14 @@ class Asked:
     stopped: str = ""
 
     @property
+    def no_baseline(self) -> bool:
+        """Whether scratch, where it is the yardstick, learnt nothing, and the subject is not shown to be better than that."""
+        if not any(arm == "scratch" for arm, _ in self.contrast.weights):
+            return False
+        dead = judge.learnt_nothing(self.told, "scratch", self.judgement.seeds, self.suite.margin) is not None
+        return dead and not self.judgement.harm.estimate.high < -self.suite.margin
+
+    @property
     def unit(self) -> str:
         """The metric's unit."""
         return metrics.named(self.suite.metric).unit
@@ -62,11 +70,23 @@ def reason(asked: Asked, variant: str, verdict: str) -> str:
         text = f"harm is above {margin}"
     elif verdict == "PASS":
         text = f"harm is below {margin}" + (f"; {cost}" if cost else "")
+    elif asked.judgement.verdict == "PASS" and asked.no_baseline:
+        text = "scratch learnt nothing here and neither, it seems, did the subject: no baseline to be better than"
     elif asked.judgement.verdict == "PASS":
         text = f"no power here: harm is below {margin}, but so might the induced failure be ({cost or 'it was not induced'})"
     else:
         text = _open(asked, margin) + _needed(asked) + (f"; {asked.stopped}" if asked.stopped else "")
-    return text + _diverged(asked, variant)
+    return text + _better(asked, verdict) + _diverged(asked, variant)
+
+
+def _better(asked: Asked, verdict: str) -> str:
+    """What the cured recipe would gain, where that is not the harm that is judged and nobody would say it otherwise."""
+    if verdict == "FAIL" or any(arm == "cured" for arm, _ in asked.contrast.weights):
+        return ""
+    cured, own = (judge.accuracy(asked.told, arm, asked.judgement.seeds) for arm in ("cured", "subject"))
+    if cured is None or own is None or cured - own <= asked.suite.margin:
+        return ""
+    return f"; another recipe reaches {100 * cured:.1f} % where this one has {100 * own:.1f} % (arm cured in the report)"
 
 
 def _open(asked: Asked, margin: str) -> str:

@@ -56,7 +56,8 @@ def cure(pipeline: Pipeline, _: Facts) -> Choice:
 
 def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
     phases = pipeline.recipe.phases
-    probe = linear_probe(replace(DEFAULT, lr=HEAD_LR, steps=min(DEFAULT.steps, sum(phase.steps for phase in phases))))
+    steps = min(DEFAULT.steps, sum(phase.steps for phase in phases))
+    probe = linear_probe(replace(DEFAULT, lr=HEAD_LR, steps=steps, batch_size=phases[-1].batch_size))
     starts = ("permuted", "shuffled-source") if pipeline.source else ("permuted",)
     return {
         start: replace(pipeline, recipe=replace(probe, init=start, name=f"linear probe, {start} features")) for start in starts

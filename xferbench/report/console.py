@@ -53,10 +53,13 @@ def table(run: Run) -> RenderableType:
 
 
 def tell(run: Run) -> None:
-    """Print the table to standard output."""
+    """Print the table to standard output, and what to keep in mind below it."""
     from rich.console import Console
 
-    Console(highlight=False).print(table(run))
+    console = Console(highlight=False)
+    console.print(table(run))
+    for note in run.notes:
+        console.print(f"note: {note}", markup=False)
 
 
 @contextmanager
