@@ -118,12 +118,9 @@ def accuracy(answers: Answers, arm: str, seeds: Sequence[int]) -> float | None:
 
 
 def learnt_nothing(answers: Answers, arm: str, seeds: Sequence[int], margin: float) -> float | None:
-    """The most frequent class's share of the test images, if an arm's mean accuracy is not above it by the margin; else None."""
-    known = [
-        one.predictions
-        for seed in seeds
-        if (one := answers.get((arm, "test", seed))) is not None and one.predictions is not None
-    ]
+    """The most frequent class's share of the test images, if an arm's accuracy is not above it by the margin; else None."""
+    found = [answers.get((arm, "test", seed)) for seed in seeds]
+    known = [one.predictions for one in found if one is not None and one.predictions is not None]
     reached = accuracy(answers, arm, seeds)
     if not known or reached is None:
         return None
