@@ -598,12 +598,17 @@ def test_what_a_worker_meets_while_it_looks_is_told(monkeypatch, capsys, tmp_pat
     assert "Traceback" not in err
 
 
+def heard():
+    """A process started in the background by a shell ignores the keyboard; this one is to hear it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as they are on POSIX")
 def test_an_interrupted_run_keeps_what_was_finished_and_leaves_no_worker(tmp_path):
     pytest.importorskip("torch")
     suite, store = make_suite(tmp_path, looks="[2, 2000]"), tmp_path / "store.sqlite"
     started = [sys.executable, "-m", "xferbench", "run", suite, "-o", tmp_path / "out", "--store", store, "-j", "1"]
-    process = subprocess.Popen(list(map(str, started)), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(list(map(str, started)), stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     until = time.monotonic() + 100
     while (kept := count(store)) < 3 and time.monotonic() < until and process.poll() is None:
         time.sleep(0.1)

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         code, message = _ended(error)
         print(f"xferbench: {message}", file=sys.stderr)
+        if isinstance(error, OSError):  # what could not be written would be tried again at the end, and change the code
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 
 

@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
@@ -131,10 +131,11 @@ def _arrays(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     damaged = (ValueError, OSError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)
     try:
         with path.open("rb") as file, NpzFile(file, allow_pickle=False) as found:
-            arrays = {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
+            held: dict[str, Any] = dict(found)  # a member that is no array comes as bytes
     except damaged as error:
         said = f"{type(error).__name__}: {error}"[:160]
         raise Problem(f"{path}: not an npz file of plain arrays", found=said, expected=", ".join(wanted)) from error
+    arrays = {name: array for name, array in held.items() if isinstance(array, np.ndarray)}
     if set(wanted) - set(arrays):
         raise Problem(f"{path}: arrays are missing", found=", ".join(sorted(arrays)) or "none", expected=", ".join(wanted))
     return arrays
