@@ -148,7 +148,8 @@ def test_shuffled_labels_are_the_same_labels_elsewhere():
 def test_without_a_test_folder_val_is_the_test_set_and_with_one_it_validates(tmp_path):
     two = loaded(make_folder(tmp_path / "two"), tmp_path / "cache")
     assert two.validation is None
-    assert len(two.test.labels) == 10
+    assert sorted(two.test.labels) == [0] * 5 + [1] * 5
+    assert len(set(two.test.labels[:5].tolist())) == 2, "in a fixed random order"
     three = loaded(make_folder(tmp_path / "three", splits=("train", "val", "test"), each=4), tmp_path / "cache")
     assert len(three.validation.labels) == len(three.test.labels) == 8
     assert set(three.validation.example).isdisjoint(three.test.example)
@@ -227,7 +228,9 @@ def test_the_same_dataset_elsewhere_has_the_same_digest_and_another_pixel_anothe
 
 
 def test_test_images_have_one_order_and_fewer_are_its_beginning(tmp_path):
-    target = make_npz(tmp_path / "d.npz")
+    pixels, labels = make_pixels(60, seed=1)
+    by_class = np.argsort(labels, kind="stable")
+    target = make_npz(tmp_path / "d.npz", test_images=pixels[by_class], test_labels=labels[by_class])
     whole = data.load(target, READY, None, tmp_path / "cache").test
     some = data.load(target, READY, 20, tmp_path / "cache").test
     other = data.load(target, SMALL, 20, tmp_path / "cache").test
