@@ -13,7 +13,7 @@ from test_fit import BRIEF, PLACE, READY, make_fit, make_trial, make_world  # no
 
 from xferbench.design import Model, Phase, Trial  # noqa: E402
 from xferbench.engines import local  # noqa: E402
-from xferbench.lab import answer, backbones, checkpoints, data, fit, preprocess  # noqa: E402
+from xferbench.lab import answer, backbones, checkpoints, data, fit, preprocess, viewed  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
 
 PROBE = Phase(trainable="head", batchnorm="eval", lr=1e-2, **BRIEF)
@@ -157,7 +157,7 @@ def test_train_mode_uses_the_statistics_of_shuffled_batches_and_moves_nothing_th
     module, dataset = by_hand(world, one, mode="train")
     order = np.random.default_rng(0).permutation(len(dataset.test.labels))
     expected = np.empty(len(order))
-    for part in np.array_split(order, max(1, len(order) // answer.SERVED)):
+    for part in np.array_split(order, max(1, len(order) // viewed.SERVED)):
         expected[part] = p_true(module, data.taken(dataset.test, part))
     np.testing.assert_allclose(record.predictions.p_true, expected, rtol=1e-3, atol=1e-5)
     assert not np.allclose(record.predictions.p_true, eval_before.predictions.p_true, atol=0.01)
@@ -245,14 +245,14 @@ def test_a_diverged_fit_predicts_the_class_frequencies_of_its_training_subset(tm
 
 def test_logits_that_are_not_finite_count_as_diverged_and_finite_ones_do_not(world, monkeypatch):
     assert look(world, make_fit(world)).scalars == {"diverged": 0.0}
-    real = answer._logits
+    real = viewed._logits
 
     def overflowing(*given):
         logits = real(*given)
         logits[3, 1] = np.inf
         return logits
 
-    monkeypatch.setattr(answer, "_logits", overflowing)
+    monkeypatch.setattr(viewed, "_logits", overflowing)
     record = look(world, make_fit(world))
     assert record.scalars == {"diverged": 1.0}
     np.testing.assert_allclose(record.predictions.p_max, 0.25, atol=0.02)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from xferbench import findings, looks, plan
-from xferbench.design import Data, Facts, Pipeline, Place, Plugin, Preprocessing, Recipe, Suite, Weights
+from xferbench.design import Data, Domain, Facts, Pipeline, Place, Plugin, Preprocessing, Recipe, Suite, Weights
 from xferbench.plugins import batchnorm_drift, negative_transfer
 from xferbench.record import Predictions, Record
 from xferbench.strategies import linear_probe
@@ -301,7 +301,7 @@ def test_groups_of_fits_do_not_depend_on_what_is_there():
 
 def test_a_choice_names_the_edge_of_its_grid():
     pipelines = [replace(PIPELINE, recipe=Recipe(phases=(replace(Recipe().phases[0], lr=lr),))) for lr in (1e-3, 1e-2, 1e-1)]
-    weighed = tuple((pipeline, 0.5) for pipeline in pipelines)
+    weighed = tuple(plan.Weighed(pipeline=pipeline, score=0.5) for pipeline in pipelines)
     assert plan.Settled(pipeline=pipelines[2], weighed=weighed).at_edge == "highest rate tried, 0.1"
     assert plan.Settled(pipeline=pipelines[1], weighed=weighed).at_edge == ""
 
@@ -328,7 +328,7 @@ def test_every_candidate_of_a_choice_is_counted_among_what_was_asked():
 
 def test_a_source_is_pretrained_on_once_before_the_arm_that_starts_from_it():
     asked = study(negative_transfer.plugin)
-    asked = replace(asked, subject=replace(PIPELINE, source=Data(digest="source")))
+    asked = replace(asked, subject=replace(PIPELINE, source=Domain(data=Data(digest="source"))))
     stages, answers = [], {}
     while (step := looks.step(asked, answers)).wanted.keys() - answers.keys():
         stages.append((step.stage, len(step.wanted)))

@@ -12,12 +12,13 @@ import torch
 from test_looks import FACTS, PIPELINE, USUAL, found, lab, study
 
 from xferbench import discover
-from xferbench.design import Choice, Pipeline, Recipe
-from xferbench.lab.answer import Seen
+from xferbench.design import Choice, Preprocessing, Recipe
+from xferbench.lab.viewed import Seen
 from xferbench.plugins import batchnorm_drift, negative_transfer
 from xferbench.strategies import linear_probe, lp_ft
 
 PLUGINS = discover.plugins(["all"])
+SUBJECT = replace(PIPELINE, serve_preprocessing=Preprocessing(mean=(0.5,), std=(0.5,)))
 HERE = Path(__file__).resolve().parent
 
 
@@ -29,18 +30,27 @@ def test_a_page_says_what_a_reader_needs(plugin):
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
-def test_cures_and_failures_change_the_pipeline_and_nothing_that_they_should_not(plugin):
-    cured = plugin.cure(PIPELINE, FACTS)
-    arms = [*plugin.induce(PIPELINE, FACTS).values(), *([cured] if isinstance(cured, Pipeline) else cured.candidates)]
-    assert arms
-    for arm in arms:
-        assert replace(arm, recipe=PIPELINE.recipe) == PIPELINE, "only the recipe"
-    assert all(arm != PIPELINE for arm in plugin.induce(PIPELINE, FACTS).values())
+def test_cures_and_failures_change_how_one_trains_or_serves_and_nothing_else(plugin):
+    cured = plugin.cure(SUBJECT, FACTS)
+    cured, *others = cured.candidates if isinstance(cured, Choice) else (cured,)
+    induced = plugin.induce(cured, FACTS)
+    assert induced
+    for arm in (cured, *others, *induced.values()):
+        served = {name: getattr(SUBJECT, name) for name in ("train_preprocessing", "serve_preprocessing", "mode")}
+        assert replace(arm, recipe=SUBJECT.recipe, **served) == SUBJECT
+    assert all(arm != cured for arm in induced.values())
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
 def test_nothing_pretrained_is_nothing_to_ask_about(plugin):
-    assert plugin.applies(replace(PIPELINE, recipe=Recipe(init="random")), FACTS) == "nothing pretrained is adapted"
+    asked = plugin.applies(replace(PIPELINE, recipe=Recipe(init="random")), FACTS)
+    assert asked == ("" if plugin.id == "train-serve-skew" else "nothing pretrained is adapted")
+
+
+def seen(before, after, **more):
+    fields = {"network": None, "images": None, "labels": None, "prepared": None} | more
+    nothing = {"served": None, "served_labels": None, "ready": None, "mode": "eval"}
+    return Seen(before=before, after=after, **nothing | fields)
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
@@ -59,10 +69,10 @@ def test_the_cure_of_drift_puts_every_phase_into_eval_and_curing_twice_changes_n
 
 def test_drift_is_zero_where_nothing_moved_and_follows_its_formula_where_it_did():
     before = {"bn.running_mean": torch.tensor([0.0, 1.0]), "bn.running_var": torch.tensor([1.0, 4.0])}
-    same = Seen(before=before, after=before, network=None)
+    same = seen(before, before)
     assert batchnorm_drift.drift(same) == {"drift": 0.0, "drift/bn": 0.0}
     after = {"bn.running_mean": torch.tensor([1.0, 1.0]), "bn.running_var": torch.tensor([1.0, 4.0 * 2.718281828])}
-    moved = batchnorm_drift.drift(Seen(before=before, after=after, network=None))
+    moved = batchnorm_drift.drift(seen(before, after))
     assert moved["drift/bn"] == pytest.approx(1 / 2 + 1 / 2, abs=1e-4)
 
 

@@ -21,8 +21,11 @@ def make_weights(path, arch="tiny-resnet", *, classes=20, **metadata):
     return Weights(digest=inputs.file_digest(path), path=str(path))
 
 
-def probed(target, cache, *, weights=WEIGHTS, preprocessing=None, train_size=60, test_size=None):
-    return probe.probe("tiny-resnet", weights, target, preprocessing, train_size, test_size, cache)
+NOTHING = (None, (), None)
+
+
+def probed(target, cache, *, weights=WEIGHTS, preprocessing=None, train_size=60, test_size=None, beside=NOTHING):
+    return probe.probe("tiny-resnet", weights, target, preprocessing, (train_size, test_size), beside, cache)
 
 
 def test_it_tells_what_there_is(tmp_path):

@@ -12,6 +12,7 @@ from xferbench.problem import Problem
 GOLDEN = {  # of the first two blocks of `test`, at VERSION 1
     "source": "74fb1fbd6a38d1c6c574501f86fe7ebf7b1bc6dc82ca0e2d69a80888c4a50e59",
     "near": "927d80ca7c91399878838fdc00dc58d02e62301e4a6900ffdaec257657955dc5",
+    "tinted": "5b7b56645484b3145a2223e3268132181216ee9b0cb1d7956e2e11b2a4d7989e",
     "sketch": "07bf7e315307e13d729734b465d6748029a07d8109224f18f72da68e20733831",
     "spectra": "d14c4035970f5501c1b7744e53b7cad50073d223577577040246be6999bab1af",
 }
@@ -23,8 +24,8 @@ def distinct(images):
     return {image.tobytes() for image in images}
 
 
-def test_there_are_twenty_source_classes_and_three_targets_of_ten():
-    assert {name: len(classes) for name, classes in CLASSES.items()} == {"source": 20, "near": 10, "sketch": 10, "spectra": 10}
+def test_there_are_twenty_source_classes_and_four_targets_of_ten():
+    assert {name: len(classes) for name, classes in CLASSES.items()} == dict.fromkeys(NAMES, 10) | {"source": 20}
     assert all(len(set(classes)) == len(classes) for classes in CLASSES.values())
 
 

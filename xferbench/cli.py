@@ -216,7 +216,7 @@ def _ls(arguments: argparse.Namespace) -> int:
         "datasets": {
             "folder:DIR": "train/ and val/ or test/ of class folders",
             "npz:FILE": "train_images, train_labels, test_images, test_labels (and train_groups, test_groups)",
-            "synthetic:NAME": "source, near, sketch, spectra",
+            "synthetic:NAME": "source, near, tinted, sketch, spectra",
             "digits": "scikit-learn's handwriting",
         },
         "strategies": {name: (function.__doc__ or "").partition("\n")[0] for name, function in STRATEGIES.items()},

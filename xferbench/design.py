@@ -80,6 +80,10 @@ class Recipe:
             (the pretrained values shuffled within each tensor); or ``shuffled-source`` (pretrained here, on the pipeline's
             source with its labels shuffled).
         head: ``random`` or ``zero``.
+        regularizer: a term of the loss that holds on to what the source taught, with its strength: ``l2-sp:A`` (A/2 of the
+            squared distance from the start, Li et al. 2018), ``ewc:L`` (the same weighted by the source's Fisher
+            information, Kirkpatrick et al. 2017), ``replay:N`` (N source images beside each batch) or ``lwf:W`` (W times the
+            distance of the source head's answers from what they were, Li & Hoiem 2016); "" for none.
         stop: ``last`` step, or the step that was ``best`` on validation; it chooses a view of a fit and retrains nothing.
         name: what people call it; not content.
     """
@@ -87,6 +91,7 @@ class Recipe:
     init: str = "pretrained"
     head: str = "random"
     phases: tuple[Phase, ...] = (Phase(),)
+    regularizer: str = ""
     stop: str = "last"
     name: str = _place()
 
@@ -108,6 +113,17 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Domain:
+    """A dataset beside the target: for each of its classes, in their order, the output of a head that means it.
+
+    Of the source these are outputs of the pretrained head, of a shifted set those of the target's; () where nobody knows.
+    """
+
+    data: Data
+    classes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scratch:
     """The from-scratch grid S2: every rate × weight decay for ``steps`` steps, beside S1, the subject's own steps and rate."""
 
@@ -119,7 +135,10 @@ class Scratch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """What a user does today, or one thing changed about it. ``baseline`` is what it is compared with, and no part of it."""
+    """What a user does today, or one thing changed about it. ``baseline`` is what it is compared with, and no part of it.
+
+    ``mode`` is how the model is served: ``eval``, or ``train`` (nobody called ``.eval()``).
+    """
 
     arch: str
     weights: Weights | None
@@ -130,15 +149,22 @@ class Pipeline:
     train_preprocessing: Preprocessing
     serve_preprocessing: Preprocessing
     mode: str = "eval"
-    source: Data | None = None
+    source: Domain | None = None
+    shifted: Domain | None = None
     baseline: Scratch = field(default=Scratch(), compare=False, metadata={"place": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """An arm that is "the best on validation": settled once, on tuning seeds of its own, then frozen."""
+    """An arm that is "the best on validation": settled once, on tuning seeds of its own, then frozen.
+
+    ``by`` is the view (of :data:`xferbench.plan.VIEWS`) on which the best is chosen, never one of test images. With ``keeping``
+    only those are in question that are on that view no worse than the first candidate by more than the margin.
+    """
 
     candidates: tuple[Pipeline, ...]
+    by: str = "validation"
+    keeping: str = ""
 
 
 Arm: TypeAlias = Pipeline | Choice
@@ -149,7 +175,8 @@ class Fit:
     """One trained network.
 
     ``start`` is a checkpoint, or another fit (keys nest), or None where nothing of one is used, so that all share that fit.
-    ``labels`` are ``true``, or ``shuffled`` among the training images.
+    ``labels`` are ``true``, or ``shuffled`` among the training images. ``source`` is there where the regularizer needs it.
+    Without phases it is the network as it starts.
     """
 
     arch: str
@@ -162,11 +189,17 @@ class Fit:
     preprocessing: Preprocessing
     seed: int
     labels: str = field(default="true", metadata={"added": True})
+    regularizer: str = field(default="", metadata={"added": True})
+    source: Domain | None = field(default=None, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A fit, or a checkpoint as it is, then ordered edits, each a word (``batchnorm:restored``, ``batchnorm:recalibrated``)."""
+    """A fit, or a checkpoint as it is, then ordered edits, each a word.
+
+    ``batchnorm:restored`` and ``batchnorm:recalibrated`` are about the running statistics; ``head:source`` puts the
+    pretrained head back, and ``head:refit`` a linear one that is fitted anew on the training images of the view's domain.
+    """
 
     base: Fit | Weights
     edits: tuple[str, ...] = ()
@@ -177,8 +210,11 @@ class View:
     """How a model is looked at.
 
     Attributes:
-        examples: ``test`` (the first ``limit`` of a fixed order) or ``validation`` (the fit's own).
-        mode: ``eval``, or ``train``: BatchNorm with the statistics of shuffled batches.
+        examples: ``test`` (the first ``limit`` of a fixed order), ``validation`` (the fit's own), or of a domain ``held-out``
+            (a part of its training images that no fit is given).
+        mode: ``eval``, or BatchNorm with the statistics of batches: ``train`` of shuffled ones, ``train:class`` of such as
+            are ordered by class.
+        domain: a dataset in the target's place.
         step: ``last`` or ``best`` (on validation) of the fit.
         measure: ``predictions``, or ``module:function@version`` of a function that returns scalars.
     """
@@ -189,6 +225,7 @@ class View:
     mode: str = "eval"
     step: str = "last"
     measure: str = "predictions"
+    domain: Domain | None = field(default=None, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,8 +255,9 @@ class Trial:
 class Contrast:
     """A weighted sum over (arm, view) pairs whose value is harm where it is above 0.
 
-    ``kind`` is ``paired`` (judged against the margin) or ``info`` (a measurement, never a verdict). The views are those
-    of :data:`xferbench.plan.VIEWS`.
+    ``kind`` is ``paired`` (judged against the margin), ``info`` (a measurement, never a verdict) or ``exact``: an invariant,
+    broken as soon as the sum is not 0, whose views are the plugin's own measures. The views of the others are those of
+    :data:`xferbench.plan.VIEWS`.
     """
 
     name: str
@@ -236,7 +274,10 @@ class Facts:
     """What is known about backbone and data before anything is trained; probed once, then kept in the store.
 
     ``groups`` are the layer groups' names from the input up, without the head. ``trust`` names what nobody recorded.
-    ``seconds_forward`` and ``seconds_step`` are for one image on one thread, for estimates only.
+    ``seconds_forward`` and ``seconds_step`` are for one image on one thread, for estimates only. ``size`` is height and width
+    of what the network is given, in pixels. ``source`` and ``shifted`` are the classes of those domains, as in
+    :class:`Domain`; ``no_source`` says why the source's are not known. ``recorded`` tells whether the preprocessing was
+    written down somewhere.
     """
 
     parameters: int
@@ -253,6 +294,11 @@ class Facts:
     left_out: tuple[str, ...] = ()
     seconds_forward: float = 0.0
     seconds_step: float = 0.0
+    size: tuple[int, int] = (0, 0)
+    recorded: bool = True
+    source: tuple[int, ...] = ()
+    no_source: str = ""
+    shifted: tuple[int, ...] = ()
 
     @property
     def has_batchnorm(self) -> bool:
@@ -273,6 +319,7 @@ class Plugin:
         contrasts: what is judged or measured. measures: ``module:function@version`` of extra scalars, by name; the function
             returns one of that name.
         derived: numbers read out of the records, which are given by arm, view and seed.
+        trust: what the answer takes on trust, or "": such an answer is never PASS.
         remedy: what to do, in one line, where the cure helps.
         picture: draws the plugin's own picture of a finished run into matplotlib axes.
     """
@@ -288,6 +335,7 @@ class Plugin:
     contrasts: tuple[Contrast, ...] = (HARM,)
     measures: Mapping[str, str] = field(default_factory=dict)
     derived: Callable[[Mapping[tuple[str, str, int], Record], Sequence[int]], Mapping[str, float]] | None = None
+    trust: Callable[[Pipeline, Facts], str] | None = None
     picture: Callable[[Any, Run], None] | None = None
 
 
@@ -307,8 +355,10 @@ class Suite:
     preprocessing: Preprocessing | None = None
     train_preprocessing: Preprocessing | None = None
     serve_preprocessing: Preprocessing | None = None
+    serve_mode: str = "eval"
     recipe: Recipe | None = None
     source: str | None = None
+    source_classes: tuple[tuple[str, int], ...] = ()
     shifted: str | None = None
     train_size: int | None = None
     test_size: int | None = None

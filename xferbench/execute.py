@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from xferbench import discover, looks, plan, store
-from xferbench.design import Facts, Pipeline, Place, Preprocessing, Recipe, Suite, Trial, digest
+from xferbench.design import Domain, Facts, Pipeline, Place, Preprocessing, Recipe, Suite, Trial, digest
 from xferbench.engines import local
 from xferbench.environment import torch_version
 from xferbench.forecast import Forecast
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 LOCKSTEP = {"cuda": 32}  # fits of a group; elsewhere a group costs as much as its members, so that one is best
+FACTS = 2  # raised whenever more is probed
 NEEDS_ASKING = ("/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # where none of these is there, Linux has no accelerator
 Call = Callable[..., "Future[Any]"]
 
@@ -146,12 +147,15 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
     inputs.check(suite)
     digester = store.remembered(db, inputs.file_digest)
     weights, target = inputs.weights(suite, digester), inputs.data(suite.target, digester)
-    key = digest((VERSION, suite.arch, weights, target, suite.preprocessing, suite.train_size, suite.test_size))
+    source, shifted = (inputs.data(spec, digester) if spec else None for spec in (suite.source, suite.shifted))
+    beside = (source, suite.source_classes, shifted)
+    sizes = (suite.train_size, suite.test_size)
+    key = digest((VERSION, FACTS, suite.arch, weights, target, suite.preprocessing, *sizes, *beside))
     facts = store.facts(db, key)
     if facts is None:
         if engine is None:
             raise LookupError("nothing is known of this suite yet")
-        asked = (suite.arch, weights, target, suite.preprocessing, suite.train_size, suite.test_size, cache)
+        asked = (suite.arch, weights, target, suite.preprocessing, sizes, beside, cache)
         try:
             facts = engine()("xferbench.lab.probe:probe", *asked).result()
         except Problem as problem:
@@ -170,7 +174,9 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
         recipe=suite.recipe or Recipe(),
         train_preprocessing=suite.train_preprocessing or ready,
         serve_preprocessing=suite.serve_preprocessing or suite.train_preprocessing or ready,
-        source=inputs.data(suite.source, digester) if suite.source else None,
+        mode=suite.serve_mode,
+        source=Domain(data=source, classes=facts.source) if source else None,
+        shifted=Domain(data=shifted, classes=facts.shifted) if shifted else None,
         baseline=suite.scratch,
     )
     return pipeline, facts

@@ -9,7 +9,7 @@ import numpy as np
 
 from xferbench import judge, metrics
 from xferbench.looks import by_question
-from xferbench.reason import Asked, reason, remedy
+from xferbench.reason import Asked, change, reason, remedy
 from xferbench.record import Cell, Finding
 from xferbench.suite import words
 
@@ -40,6 +40,7 @@ def findings(suite: Suite, step: Step, answers: Mapping[str, Record]) -> tuple[F
                 stopped=step.stopped,
             )
             found += [_finding(asked, variant) for variant in case.variants or ("",)]
+        found += [_exact(suite, case, contrast, told) for _, contrast in case.contrasts("exact")]
         found += [_measured(suite, case, contrast, told) for _, contrast in case.contrasts("info") if case.exposed]
     return tuple(found)
 
@@ -57,7 +58,7 @@ def _blank(suite: Suite, case: Case, contrast: str, verdict: str, why: str) -> F
 
 
 def _unasked(suite: Suite, case: Case) -> Finding:
-    judged = next((one.name for one in case.plugin.contrasts if one.kind == "paired"), "harm")
+    judged = next((one.name for one in case.plugin.contrasts if one.kind != "info"), "harm")
     return _blank(suite, case, judged, "SKIPPED" if case.skipped else "ERROR", case.skipped or case.error)
 
 
@@ -66,9 +67,9 @@ def _finding(asked: Asked, variant: str) -> Finding:
     estimate, seen = judgement.harm.estimate, judgement.controls.get(variant)
     control = "none" if seen is None else judge.control(seen, suite.margin)
     measures, broken = _measures(case, asked.told, judgement.seeds, variant)
-    error = judgement.harm.error or _crash(asked.told, variant) or broken
+    error = judgement.harm.error or _crash(asked.told, [variant]) or broken
     verdict = "ERROR" if error else judgement.verdict
-    if verdict == "PASS" and judgement.harm.exposed and (control in {"missed", "none"} or asked.no_baseline):
+    if verdict == "PASS" and (case.trust or (judgement.harm.exposed and (control in {"missed", "none"} or asked.no_baseline))):
         verdict = "INCONCLUSIVE"
     blank = _blank(suite, case, asked.contrast.name, verdict, error or reason(asked, variant, verdict))
     return replace(
@@ -95,6 +96,30 @@ def _finding(asked: Asked, variant: str) -> Finding:
     )
 
 
+def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) -> Finding:
+    """An invariant, broken as soon as its sum is not 0 at one seed. It needs no control; what is induced shows it can be."""
+    arms = {"subject": contrast, "cured": judge.replace_arm(contrast, "subject", "cured")}
+    arms |= {f"induced:{variant}": judge.with_induced(contrast, variant) for variant in case.variants}
+    terms = [term for own in arms.values() for term in own.weights]
+    seeds = sorted({seed for _, _, seed in told if all((*term, seed) in told for term in terms)})
+    values = {arm: [judge.exact(own, told, seed) for seed in seeds] for arm, own in arms.items()}
+    error = _crash(told, case.variants) or ("" if seeds and np.isfinite(values["subject"]).all() else "not measured")
+    broken = {arm: sum(value != 0 for value in found) for arm, found in values.items()}
+    why = f"{contrast.meaning}: " + (
+        f"not so at {broken['subject']} of {len(seeds)} seeds" if broken["subject"] else "so it is"
+    )
+    verdict = "ERROR" if error else "FAIL" if broken["subject"] else "PASS"
+    seen = any(broken[f"induced:{variant}"] for variant in case.variants)
+    return replace(
+        _blank(suite, case, contrast.name, verdict, error or why),
+        control=("detected" if seen else "missed") if case.variants else "none",
+        seeds=len(seeds),
+        exposed=bool(broken["subject"]),
+        measures={f"{arm}/{contrast.name}": float(np.mean(found)) for arm, found in values.items() if found},
+        remedy=change(case, verified=not broken["cured"]) if verdict == "FAIL" else None,
+    )
+
+
 def _measured(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) -> Finding:
     """A measurement with its interval, over the seeds that have it; it is never a verdict by itself."""
     seeds = sorted(seed for seed in {seed for _, _, seed in told} if all((*term, seed) in told for term in contrast.weights))
@@ -113,9 +138,9 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _crash(told: judge.Answers, variant: str) -> str:
+def _crash(told: judge.Answers, variants: Sequence[str]) -> str:
     """The first crash among the arms of a finding: a missing arm leads to ERROR, whatever the others show."""
-    arms = {"subject", "cured", "scratch", f"induced:{variant}"}
+    arms = {"subject", "cured", "scratch", *(f"induced:{variant}" for variant in variants)}
     crashed = (f"{arm} (seed {seed}): {one.error}" for (arm, _, seed), one in told.items() if one.error and arm in arms)
     return next(crashed, "")
 

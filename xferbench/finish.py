@@ -92,7 +92,7 @@ def arms(executed: Executed) -> dict[str, dict[str, Any]]:
     for case in executed.step.cases:
         of_case = told.setdefault(case.plugin.id, {})
         for name, one in case.arms.items():
-            lines = suite.patch(None, one.pipeline.recipe) if one.pipeline else []
+            lines = suite.patched(None, one.pipeline, case.recorded) if one.pipeline else []
             of_case[name] = {"patch": lines, **plan.told(one)}
     subject = executed.step.subject
     if subject is not None and subject.weighed:
@@ -129,7 +129,11 @@ def notes(executed: Executed) -> tuple[str, ...]:
             found.append(f"scratch learnt nothing here: no better than the most frequent class, {share:.0%} of the test images")
             break
     inits = {one.pipeline.recipe.init for case in step.cases for one in case.arms.values() if one.pipeline}
-    unused = {"source": study.suite.source and "shuffled-source" not in inits, "shifted": study.suite.shifted}
+    seen = {plan.VIEWS[one.view].domain for one in step.asked if one.view in plan.VIEWS}
+    unused = {
+        "source": study.suite.source and "shuffled-source" not in inits and "source" not in seen,
+        "shifted": study.suite.shifted and "shifted" not in seen,
+    }
     found += [f"[{role}] is given, but no plugin of this run asks for it" for role, given in unused.items() if given]
     found.append("verdicts are conditional on this one pretrained checkpoint")
     return tuple(found)

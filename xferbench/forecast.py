@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from xferbench.record import Record
 
 
+HELD_OUT = 1000  # images of a domain that choices are made on, at most
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
     """Arms by plugin in words; fits and trials asked and unique up to the first look and up to the last; what is there already.
@@ -124,6 +127,6 @@ def _seconds(missing: Mapping[str, Trial], study: Study) -> float:
     facts = study.facts
     fits: dict[Fit, None] = {plan.base(one): None for one in missing.values()}
     trained = sum(plan.cost(one) for one in fits) * facts.seconds_step
-    seen = {"validation": facts.validation, "test": facts.test}
+    seen = {"validation": facts.validation, "test": facts.test, "held-out": HELD_OUT}
     scored = sum(seen[one.view.examples] for one in missing.values() if one.view.measure == "predictions")
     return trained + scored * facts.seconds_forward

@@ -87,6 +87,16 @@ def _cancels(contrast: Contrast, keys: Mapping[tuple[tuple[str, str], int], str]
     return all(weight == 0 for weight in total.values())
 
 
+def exact(contrast: Contrast, answers: Answers, seed: int) -> float:
+    """An invariant's sum at a seed, 0 where it holds; NaN where a measure is missing, and NaN is not 0."""
+    found = [answers.get((arm, view, seed)) for arm, view in contrast.weights]
+    values = [
+        float("nan") if one is None else one.scalars.get(view, float("nan"))
+        for one, (_, view) in zip(found, contrast.weights, strict=True)
+    ]
+    return sum(weight * value for weight, value in zip(contrast.weights.values(), values, strict=True))
+
+
 def with_induced(contrast: Contrast, variant: str) -> Contrast:
     """The positive control of a contrast: the same with an induced arm in the subject's place."""
     return replace_arm(contrast, "subject", f"induced:{variant}")

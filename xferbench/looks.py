@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from xferbench import judge, plan, stats
-from xferbench.design import Fit, Model, Trial, View
+from xferbench.design import Fit, Model, Preprocessing, Trial, View
 from xferbench.plan import Question, Settled, Study
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from xferbench.design import Arm, Contrast, Pipeline, Plugin
     from xferbench.record import Record
@@ -22,11 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A plugin in a study: why it is not asked, what broke, or its settled arms."""
+    """A plugin in a study: why it is not asked, what broke, or its settled arms.
+
+    ``trust`` is what its answer takes on trust; ``recorded`` the preprocessing that a suite need not state.
+    """
 
     plugin: Plugin
     skipped: str = ""
     error: str = ""
+    trust: str = ""
+    recorded: Preprocessing = field(default_factory=Preprocessing)
     arms: Mapping[str, Settled] = field(default_factory=dict)
 
     @property
@@ -134,12 +139,14 @@ def _case(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str,
         if skipped:
             return Case(plugin=plugin, skipped=skipped), []
         settle(plan.arms(plugin, study, subject))
+        trust = plugin.trust(subject, study.facts) if plugin.trust else ""
         if "cured" in settled and (cured := settled["cured"].pipeline) is not None:
             settle(plan.induced(plugin, study, cured))
     except Exception as error:  # noqa: BLE001 - a plugin's crash is its finding, and the others go on
         return Case(plugin=plugin, error=f"{type(error).__name__}: {error}"), []
     broken = [f"{name}: {one.error}" for name, one in settled.items() if one.error]
-    return Case(plugin=plugin, error=broken[0] if broken else "", arms=settled), asked
+    case = Case(plugin=plugin, error=broken[0] if broken else "", trust=trust, arms=settled)
+    return replace(case, recorded=study.facts.preprocessing), asked
 
 
 def sources(case: Case, study: Study) -> list[Question]:
@@ -161,6 +168,8 @@ def _looked(study: Study, so_far: Step, answers: Mapping[str, Record]) -> Step:
     for number, look in enumerate(suite.looks, start=1):
         seeds = tuple(range(suite.seed, suite.seed + look))
         new = [one for case in so_far.cases for one in questions(case, seeds, study, judgements)]
+        if number == 1:  # an invariant that holds at a few seeds by construction holds at all
+            new += [one for case in so_far.cases for one in invariants(case, seeds, study)]
         asked = list({(one.plugin, one.arm, one.view, one.seed, one.trial.key): one for one in (*asked, *new)}.values())
         if any(one.trial.key not in answers for one in new):
             stage = f"look {number} of {len(suite.looks)}: {look} seeds"
@@ -193,12 +202,24 @@ def questions(case: Case, seeds: Sequence[int], study: Study, judgements: Mappin
         known = judgements.get(name)
         if known is None or known.is_open:
             terms |= dict.fromkeys([*contrast.weights, ("subject", "test"), ("cured", "test"), ("scratch", "test")])
+            terms |= dict.fromkeys(judge.replace_arm(contrast, "subject", "cured").weights)  # is the remedy one?
             terms |= dict.fromkeys(term for _, info in case.contrasts("info") for term in info.weights if case.exposed)
             terms |= dict.fromkeys(("subject", measure) for measure in case.plugin.measures)
         for variant in case.variants:
             if known is None or known.lacks(variant, margin):
                 terms |= dict.fromkeys(judge.with_induced(contrast, variant).weights)
                 terms |= dict.fromkeys((f"induced:{variant}", measure) for measure in case.plugin.measures)
+    return _asked(case, terms, seeds, study)
+
+
+def invariants(case: Case, seeds: Sequence[int], study: Study) -> list[Question]:
+    """What a plugin's exact contrasts ask: their measures of the subject, of the cure, and of what is induced."""
+    arms = ("subject", "cured", *(f"induced:{variant}" for variant in case.variants))
+    terms = {(arm, view): None for _, exact in case.contrasts("exact") for _, view in exact.weights for arm in arms}
+    return _asked(case, terms, seeds, study)
+
+
+def _asked(case: Case, terms: Iterable[tuple[str, str]], seeds: Sequence[int], study: Study) -> list[Question]:
     return [
         Question(plugin=case.plugin.id, arm=arm, view=view, seed=seed, trial=_trial(case, arm, view, seed, study))
         for arm, view in terms

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xferbench import metrics
-from xferbench.design import Arm, Choice, Facts, Fit, Model, Phase, Pipeline, Place, Plugin, Suite, Trial, View
+from xferbench.design import Arm, Choice, Domain, Facts, Fit, Model, Phase, Pipeline, Place, Plugin, Suite, Trial, View
 from xferbench.strategies import healthy, scratch
 from xferbench.suite import words
 
@@ -22,11 +22,16 @@ TUNING = 1_000_000  # tuning seeds begin here, apart from the judged ones
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """A named way to look at a pipeline's model: edits of the model, and what its view has of its own."""
+    """A named way to look at a pipeline's model: edits of the model, and what its view has of its own.
+
+    ``domain`` is ``source`` or ``shifted``. ``before`` looks at the network as it starts, which all seeds share.
+    """
 
     edits: tuple[str, ...] = ()
     mode: str | None = None
     examples: str = "test"
+    domain: str = ""
+    before: bool = False
 
 
 VIEWS: Mapping[str, Look] = {
@@ -35,6 +40,12 @@ VIEWS: Mapping[str, Look] = {
     "train-mode": Look(mode="train"),
     "restored": Look(edits=("batchnorm:restored",)),
     "recalibrated": Look(edits=("batchnorm:recalibrated",)),
+    "shifted": Look(domain="shifted"),
+    "source": Look(edits=("head:source",), domain="source"),
+    "source-held-out": Look(edits=("head:source",), domain="source", examples="held-out"),
+    "source-before": Look(edits=("head:source",), domain="source", before=True),
+    "source-probe": Look(edits=("head:refit",), domain="source"),
+    "source-probe-before": Look(edits=("head:refit",), domain="source", before=True),
 }
 
 
@@ -50,11 +61,25 @@ class Study:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed:
+    """A candidate of a choice: its score, above which is better; what it is on the view to keep; its mean curve.
+
+    ``curve`` has rows of step and validation accuracy, the mean over tuning seeds; ``diverged`` is the share that did.
+    """
+
+    pipeline: Pipeline
+    score: float
+    keeping: float | None = None
+    curve: tuple[tuple[int, float], ...] = ()
+    diverged: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
-    """An arm made definite; ``weighed`` has every candidate with its validation score. ``error`` where none could be."""
+    """An arm made definite; ``weighed`` has every candidate. ``error`` where none could be chosen."""
 
     pipeline: Pipeline | None
-    weighed: tuple[tuple[Pipeline, float], ...] = ()
+    weighed: tuple[Weighed, ...] = ()
     error: str = ""
 
     @property
@@ -63,7 +88,7 @@ class Settled:
         if self.pipeline is None:
             return ""
         chosen = kind(self.pipeline)
-        rates = sorted({peak(pipeline) for pipeline, _ in self.weighed if kind(pipeline) == chosen})
+        rates = sorted({peak(one.pipeline) for one in self.weighed if kind(one.pipeline) == chosen})
         if len(rates) < 3 or peak(self.pipeline) not in {rates[0], rates[-1]}:
             return ""
         return f"lowest rate tried, {rates[0]:g}" if peak(self.pipeline) == rates[0] else f"highest rate tried, {rates[-1]:g}"
@@ -86,8 +111,9 @@ def peak(pipeline: Pipeline) -> float:
 
 
 def kind(pipeline: Pipeline) -> tuple[str, ...]:
-    """What tells strategies apart: where a recipe starts, and what each phase trains."""
-    return (pipeline.recipe.init, *(phase.trainable for phase in pipeline.recipe.phases))
+    """What tells strategies apart: where a recipe starts, what each phase trains, and what it is held by."""
+    recipe = pipeline.recipe
+    return (recipe.init, recipe.regularizer.partition(":")[0], *(phase.trainable for phase in recipe.phases))
 
 
 def subject(suite: Suite, pipeline: Pipeline) -> Arm:
@@ -99,6 +125,7 @@ def fit(pipeline: Pipeline, seed: int) -> Fit:
     """The network that a pipeline trains at one seed; how it is served or stopped is no part of it."""
     recipe = pipeline.recipe
     made_here = recipe.init == "shuffled-source"
+    needs_source = recipe.regularizer.startswith(("ewc", "replay"))
     return Fit(
         arch=pipeline.arch,
         init="pretrained" if made_here else recipe.init,
@@ -109,6 +136,8 @@ def fit(pipeline: Pipeline, seed: int) -> Fit:
         train_size=pipeline.train_size,
         preprocessing=pipeline.train_preprocessing,
         seed=seed,
+        regularizer=recipe.regularizer,
+        source=pipeline.source if needs_source else None,
     )
 
 
@@ -123,7 +152,7 @@ def source_fit(pipeline: Pipeline) -> Fit:
         start=None,
         head="random",
         phases=(phase,),
-        data=pipeline.source,
+        data=pipeline.source.data,
         train_size=None,
         preprocessing=pipeline.train_preprocessing,
         seed=0,
@@ -134,15 +163,36 @@ def source_fit(pipeline: Pipeline) -> Fit:
 def trial(pipeline: Pipeline, view: str, seed: int, place: Place, measure: str = "predictions") -> Trial:
     """One seed of a pipeline, looked at in a named way."""
     look = VIEWS[view]
+    bounded = look.examples == "test" and measure == "predictions" and not look.domain
     seen = View(
         examples=look.examples,
-        limit=pipeline.test_size if look.examples == "test" and measure == "predictions" else None,
+        limit=pipeline.test_size if bounded else None,
         preprocessing=pipeline.serve_preprocessing,
         mode=look.mode or pipeline.mode,
-        step=pipeline.recipe.stop,
+        step="last" if look.before else pipeline.recipe.stop,
         measure=measure,
+        domain=domain(pipeline, look.domain) if look.domain else None,
     )
-    return Trial(model=Model(base=fit(pipeline, seed), edits=look.edits), view=seen, place=place)
+    looked_at = untrained(pipeline) if look.before else fit(pipeline, seed)
+    return Trial(model=Model(base=looked_at, edits=look.edits), view=seen, place=place)
+
+
+def untrained(pipeline: Pipeline) -> Fit:
+    """The zero-step fit: the network that a pipeline starts from, the same at every seed as far as the source's task goes."""
+    start = replace(pipeline.recipe, phases=(), regularizer="", head="zero")
+    return replace(fit(replace(pipeline, recipe=start), 0), train_size=None)
+
+
+def domain(pipeline: Pipeline, role: str) -> Domain:
+    """A pipeline's source or shifted set.
+
+    Raises:
+        ValueError: where there is none, or nobody knows its classes: the plugin should not have asked.
+    """
+    found = {"source": pipeline.source, "shifted": pipeline.shifted}[role]
+    if found is None or not found.classes:
+        raise ValueError(f"the suite has no [{role}] whose classes are known")
+    return found
 
 
 def base(one: Trial) -> Fit:
@@ -153,46 +203,58 @@ def base(one: Trial) -> Fit:
 
 
 def tuning(arm: Arm, study: Study) -> list[Trial]:
-    """The validation trials that settle a choice."""
+    """The trials that settle a choice: of each candidate in turn, the views that it is chosen by, all tuning seeds."""
     if isinstance(arm, Pipeline):
         return []
     seeds = range(TUNING, TUNING + study.suite.tuning_seeds)
-    return [trial(candidate, "validation", seed, study.place) for candidate in arm.candidates for seed in seeds]
+    views = [view for view in (arm.by, arm.keeping) if view]
+    return [trial(one, view, seed, study.place) for one in arm.candidates for view in views for seed in seeds]
 
 
 def settle(arm: Arm, study: Study, answers: Mapping[str, Record]) -> Settled | None:
-    """A choice made by the mean validation metric over the tuning seeds, the first of equals; None while answers are missing.
+    """A choice made by its mean metric over the tuning seeds, the first of equals; None while answers are missing.
 
     A candidate that crashed leaves nothing to choose: what it would have scored is not known, and without it another might win.
     """
     if isinstance(arm, Pipeline):
         return Settled(pipeline=arm)
-    metric, weighed = metrics.named(study.suite.metric), []
+    weighed = []
     for candidate in arm.candidates:
-        asked = tuning(Choice(candidates=(candidate,)), study)
+        asked = tuning(replace(arm, candidates=(candidate,)), study)
         if any(one.key not in answers for one in asked):
             return None
         records = [answers[one.key] for one in asked]
-        for record in records:
-            if record.error or record.predictions is None:
-                return Settled(
-                    pipeline=None, error=f"tuning of {candidate.recipe.name or words(candidate.recipe)}: {record.error}"
-                )
-        score = float(
-            np.mean([metrics.value(one.predictions, study.suite.metric) for one in records if one.predictions is not None])
-        )
-        weighed.append((candidate, -score if metric.loss else score))
-    best = max(range(len(weighed)), key=lambda rank: (np.nan_to_num(weighed[rank][1], nan=-np.inf), -rank))
-    if not np.isfinite(weighed[best][1]):
+        error = next((one.error or "no predictions" for one in records if one.error or one.predictions is None), "")
+        if error:
+            return Settled(pipeline=None, error=f"tuning of {candidate.recipe.name or words(candidate.recipe)}: {error}")
+        weighed.append(_weighed(candidate, arm, records, study.suite.metric))
+    kept = [one for one in weighed if one.keeping is None or one.keeping >= (weighed[0].keeping or 0.0) - study.suite.margin]
+    best = max(kept or weighed, key=lambda one: np.nan_to_num(one.score, nan=-np.inf))
+    if not np.isfinite(best.score):
         return Settled(pipeline=None, weighed=tuple(weighed), error=f"no candidate has a {study.suite.metric} on validation")
-    return Settled(pipeline=weighed[best][0], weighed=tuple(weighed))
+    return Settled(pipeline=best.pipeline, weighed=tuple(weighed))
+
+
+def _weighed(candidate: Pipeline, arm: Choice, records: Sequence[Record], metric: str) -> Weighed:
+    """A candidate by its records: those of the view it is chosen by, then those of the one to keep, by tuning seed."""
+    sign = -1.0 if metrics.named(metric).loss else 1.0
+    told = [sign * metrics.value(one.predictions, metric) for one in records if one.predictions is not None]
+    seeds = len(told) // (2 if arm.keeping else 1)
+    curves = [one.curve for one in records[:seeds]]
+    return Weighed(
+        pipeline=candidate,
+        score=float(np.mean(told[:seeds])),
+        keeping=float(np.mean(told[seeds:])) if arm.keeping else None,
+        curve=tuple((rows[0][0], float(np.mean([score for _, _, score in rows]))) for rows in zip(*curves, strict=True)),
+        diverged=float(np.mean([one.scalars.get("diverged", 0.0) > 0 for one in records[:seeds]])),
+    )
 
 
 def arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Arm]:
     """The arms of a plugin that need nothing settled but the subject; in a cure the subject is always a candidate."""
     cured = plugin.cure(subject, study.facts)
     if isinstance(cured, Choice):
-        cured = Choice(candidates=tuple(dict.fromkeys((subject, *cured.candidates))))
+        cured = replace(cured, candidates=tuple(dict.fromkeys((subject, *cured.candidates))))
     return {"subject": subject, "cured": cured, "scratch": scratch(subject, study.suite.scratch)}
 
 
@@ -239,7 +301,15 @@ def told(arm: Settled) -> dict[str, object]:
     if arm.pipeline is None:
         return {"recipe": "", "error": arm.error}
     weighed = [
-        {"recipe": words(pipeline.recipe), "validation": score, "chosen": pipeline == arm.pipeline}
-        for pipeline, score in arm.weighed
+        {
+            "recipe": words(one.pipeline.recipe),
+            "rate": peak(one.pipeline),
+            "validation": one.score,
+            "kept": one.keeping,
+            "diverged": one.diverged,
+            "curve": one.curve,
+            "chosen": one.pipeline == arm.pipeline,
+        }
+        for one in arm.weighed
     ]
     return {"recipe": words(arm.pipeline.recipe), "weighed": weighed, "edge": arm.at_edge}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xferbench import judge, metrics, stats
-from xferbench.suite import patch
+from xferbench.suite import patched
 
 if TYPE_CHECKING:
     from xferbench.design import Contrast, Suite
@@ -61,6 +61,8 @@ def reason(asked: Asked, variant: str, verdict: str) -> str:
     """One line: why this verdict, and what came to notice."""
     harm, seen = asked.judgement.harm, asked.judgement.controls.get(variant)
     cost = "" if seen is None or seen.error else f"{variant} would cost {interval(seen.estimate, asked.unit)}"
+    if asked.case.trust and asked.judgement.verdict == "PASS":
+        return f"taken on trust: {asked.case.trust}" + (f"; {cost}" if cost else "")
     if not harm.exposed:
         weighed = len(asked.case.arms["cured"].weighed)
         why = f"none of {weighed} recipes did better on validation" if weighed else "the cure changes nothing here"
@@ -126,4 +128,12 @@ def remedy(asked: Asked, verdict: str) -> dict[str, Any] | None:
     mended = judge.replace_arm(asked.contrast, "subject", "cured")
     seen = judge.judge(mended, asked.told, asked.judgement.seeds, asked.suite)
     verified = not seen.error and bool(seen.estimate.high < asked.suite.margin)
-    return {"text": asked.case.plugin.remedy, "patch": patch(before.recipe, after.recipe), "verified": verified}
+    return change(asked.case, verified=verified)
+
+
+def change(case: Case, *, verified: bool) -> dict[str, Any] | None:
+    """The remedy of a plugin and what of the suite file it changes; None where the cure changes nothing."""
+    before, after = case.arms["subject"].pipeline, case.arms["cured"].pipeline
+    if before is None or after is None or before == after:
+        return None
+    return {"text": case.plugin.remedy, "patch": patched(before, after, case.recorded), "verified": verified}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from xferbench import rules
-from xferbench.design import Phase, Preprocessing, Recipe, Scratch, Suite
+from xferbench.design import Phase, Pipeline, Preprocessing, Recipe, Scratch, Suite
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem, nearest
 from xferbench.rules import COUNT, POSITIVE, WHOLE, Rule
@@ -22,6 +23,7 @@ SCHEMA = 1
 SEEDS = 1_000_000  # judged seeds lie below; those that settle choices begin here
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
+RECIPES = ("init", "head", "regularizer", "stop")  # keys of a recipe as a whole
 LATER = ("checkpoint", "matrix", "max_duplicates")  # in the contract, for commands and plugins to come
 
 
@@ -71,7 +73,7 @@ def load(path: Path) -> Suite:
 
 
 def _compare() -> str:
-    return "compare " + ", ".join(str(folder() / f"{name}.toml") for name in shipped()[:1])
+    return f"compare {folder() / 'quick.toml'}"
 
 
 def parse(table: Mapping[str, Any], path: Path) -> Suite:
@@ -93,12 +95,16 @@ def _parsed(table: Mapping[str, Any], path: Path) -> Suite:
     top = rules.checked(table, _top(path.parent), required=("schema", "name", "plugins", "backbone", "target"))
     del top["schema"]
     backbone, target, recipe = top.pop("backbone"), top.pop("target"), dict(top.pop("recipe", {}))
+    classes = tuple(top.get("source", {}).get("classes", {}).items())
     roles = {role: top.pop(role)["data"] for role in ("source", "shifted") if role in top} | {"target": target.pop("data")}
-    served = {name: recipe.pop(name) for name in ("train_preprocessing", "serve_preprocessing") if name in recipe}
+    serving = ("train_preprocessing", "serve_preprocessing", "serve_mode")
+    served = {name: recipe.pop(name) for name in serving if name in recipe}
     given = _recipe(recipe) if "recipe" in table else None
-    asked = Suite(path=str(path), **backbone, **target, **roles, **top, **served, recipe=given)
-    if given is not None and given.init == "shuffled-source" and asked.source is None:
-        raise Problem("recipe.init", found=given.init, expected="one that needs no [source], or a [source] to pretrain on")
+    asked = Suite(path=str(path), **backbone, **target, **roles, source_classes=classes, **top, **served, recipe=given)
+    needing = {"init": "shuffled-source", "regularizer": ("ewc", "replay")}
+    for name, words in needing.items():
+        if given is not None and getattr(given, name).startswith(words) and asked.source is None:
+            raise Problem(f"recipe.{name}", found=getattr(given, name), expected="one that needs no [source], or a [source]")
     span = METRICS[asked.metric].span
     if asked.margin >= span:
         raise Problem("margin", found=f"{asked.margin:g}", expected=f"less than {span:g}: 0.02 of {asked.metric}, say")
@@ -190,9 +196,14 @@ RECIPE = {
     "phases": _phases,
     "init": rules.among("pretrained", "random", "matched", "permuted", "shuffled-source"),
     "head": rules.among("random", "zero"),
+    "regularizer": rules.matching(
+        r"(l2-sp|ewc|lwf):\d*\.?\d+(e[+-]?\d+)?|replay:[1-9]\d*",
+        "l2-sp:A, ewc:L or lwf:W with a strength above 0, or replay:N with N source images a batch",
+    ),
     "stop": rules.among("last", "best"),
     "train_preprocessing": PREPROCESSING,
     "serve_preprocessing": PREPROCESSING,
+    "serve_mode": rules.among("eval", "train"),
 }
 SCRATCH = {
     "lr": rules.several(POSITIVE, "a list of numbers above 0"),
@@ -242,7 +253,7 @@ def _path(text: str, base: Path) -> str:
 def _recipe(table: Mapping[str, Any]) -> Recipe:
     """A recipe: one phase, several, or a named strategy built from one phase."""
     rest = dict(table)
-    whole = {name: rest.pop(name) for name in ("init", "head", "stop") if name in rest}
+    whole = {name: rest.pop(name) for name in RECIPES if name in rest}
     phases, strategy = rest.pop("phases", [{}]), rest.pop("strategy", None)
     common = replace(Phase(), **rest)
     recipe = Recipe(phases=tuple(replace(common, **phase) for phase in phases), **whole)
@@ -259,7 +270,7 @@ def _recipe(table: Mapping[str, Any]) -> Recipe:
 
 def _heard(strategy: str, made: Recipe, given: Mapping[str, Any]) -> None:
     """Refuse a key that would go unheard, since the strategy sets it; it parts the steps among its phases."""
-    for name in given.keys() - {"strategy", "steps", "head", "stop"}:
+    for name in given.keys() - {"strategy", "steps", "head", "regularizer", "stop"}:
         own = {made.init} if name == "init" else {getattr(phase, name) for phase in made.phases}
         if given[name] not in own and (name != "init" or made.init != Recipe().init):
             expected = f"{' or '.join(sorted(map(rules.shown, own)))}, as the strategy {strategy} sets it"
@@ -269,16 +280,45 @@ def _heard(strategy: str, made: Recipe, given: Mapping[str, Any]) -> None:
 
 def patch(before: Recipe | None, after: Recipe) -> list[str]:
     """The lines of a suite file's [recipe] that turn one recipe into another."""
-    whole = [
-        f'{name} = "{getattr(after, name)}"'
-        for name in ("init", "head", "stop")
-        if getattr(after, name) != getattr(Recipe(), name)
-    ]
+    whole = [f'{name} = "{getattr(after, name)}"' for name in RECIPES if getattr(after, name) != getattr(Recipe(), name)]
     if len(after.phases) == 1:
         was = before.phases[0] if before and len(before.phases) == 1 else None
         return ["[recipe]", *whole, *_lines(after.phases[0], was)]
     body = [line for phase in after.phases for line in ("", "[[recipe.phases]]", *_lines(phase, None))]
     return ["[recipe]", *whole, *body]
+
+
+def patched(before: Pipeline | None, after: Pipeline, recorded: Preprocessing) -> list[str]:
+    """The lines of a suite file's [recipe] that turn one pipeline into another, how images are prepared and served too.
+
+    ``recorded`` is the preprocessing that a suite need not state.
+    """
+    was = before or after
+    stated = {
+        "train_preprocessing": (was.train_preprocessing, after.train_preprocessing, recorded),
+        "serve_preprocessing": (was.serve_preprocessing, after.serve_preprocessing, after.train_preprocessing),
+        "serve_mode": (was.mode, after.mode, "eval"),
+    }
+    served = [
+        f"{name} = {_value(new)}" + (f"    # was {_value(old)}" if new != old else "")
+        for name, (old, new, default) in stated.items()
+        if new != default or new != old
+    ]
+    first, *rest = patch(before.recipe if before else None, after.recipe)
+    return [first, *served, *rest]
+
+
+def _value(value: Any) -> str:
+    """A value as TOML; of a table what differs from its defaults."""
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {f.name: getattr(value, f.name) for f in fields(value)}
+        told = {name: one for name, one in named.items() if one != getattr(type(value)(), name)}
+        return "{ " + ", ".join(f"{name} = {_value(one)}" for name, one in told.items()) + " }" if told else "{}"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, bool | str):
+        return json.dumps(value)
+    return f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
 def _lines(phase: Phase, before: Phase | None) -> list[str]:
@@ -289,8 +329,7 @@ def _lines(phase: Phase, before: Phase | None) -> list[str]:
         was = getattr(before, name) if before else value
         if (value == default and value == was) or value is None:
             continue
-        shown = f'"{value}"' if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else f"{value}"
-        lines.append(f"{name} = {shown}" + ("" if value == was else f"    # was {was}"))
+        lines.append(f"{name} = {_value(value)}" + ("" if value == was else f"    # was {was}"))
     return lines
 
 
@@ -302,9 +341,11 @@ def words(recipe: Recipe) -> str:
         extra = "" if phase.order == "shuffled" else ", class-ordered"
         told.append(f"{phase.trainable}, {rate}, BatchNorm {phase.batchnorm}, {phase.steps} × {phase.batch_size}{extra}")
     start = "" if recipe.init == "pretrained" else f"{recipe.init} weights: "
+    held = f"; {recipe.regularizer}" if recipe.regularizer else ""
     return (
         (f"{recipe.name}: " if recipe.name else "")
         + start
         + "; then ".join(told)
+        + held
         + ("" if recipe.stop == "last" else "; best step")
     )

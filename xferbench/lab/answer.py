@@ -1,45 +1,30 @@
-"""From trials to records: start or recall the fits that they ask for, look at each as its view says."""
+"""From trials to records: start or recall the fits that they ask for, and look at each as its view says."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import platform
 import traceback
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from xferbench.design import Fit, digest
-from xferbench.lab import backbones, batchnorm, checkpoints, data, features, fit, initial, preprocess, seeds
+from xferbench.lab import backbones, checkpoints, data, domains, fit, initial, seeds, viewed
 from xferbench.problem import Problem
-from xferbench.record import FEW_CLASSES, Predictions, Record
+from xferbench.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xferbench.design import Place, Preprocessing, Trial, View, Weights
-    from xferbench.lab.data import Dataset, Split
+    from xferbench.design import Place, Trial, Weights
+    from xferbench.lab.data import Dataset
     from xferbench.lab.fit import Fitted, Network, Tensors
-
-SERVED = 32  # examples of a batch where BatchNorm is served in train mode
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What a plugin's own measure is given: a network's tensors before and after training, and its structure."""
-
-    before: Tensors
-    after: Tensors
-    network: Network
 
 
 def answer(trials: Sequence[Trial], missing: frozenset[str], cache: Path) -> tuple[list[Record], int]:
@@ -113,10 +98,25 @@ def _fitted(fits: Sequence[Fit], trial: Trial, cache: Path) -> tuple[list[Fitted
     files = [kept(one, trial.place, cache) for one in fits]
     if all(file.is_file() for file in files):
         return [_recall(file, before) for file, before in zip(files, starts, strict=True)], 0
-    trained = fit.train(fits, network, starts, dataset)
+    trained = fit.train(fits, network, starts, dataset, _source(fits[0], network, cache))
     for file, one in zip(files, trained, strict=True):
         _keep(file, one)
     return trained, len(trained)
+
+
+def _source(one: Fit, network: Network, cache: Path) -> fit.Source | None:
+    """What a fit's regularizer is given of the source."""
+    if not one.regularizer:
+        return None
+    memory = domains.memory(domains.load(one.source, one.preprocessing, cache)) if one.source else None
+    return fit.Source(head=pretrained_head(one, network), memory=memory)
+
+
+def pretrained_head(one: Fit, network: Network) -> Tensors:
+    """The head of the checkpoint that a fit starts from; none where it has none."""
+    if one.start is None or isinstance(one.start, Fit):
+        return {}
+    return checkpoints.head(_checkpoint(one.start.path, one.start.digest), network.anatomy.head)
 
 
 def kept(one: Fit, place: Place, cache: Path) -> Path:
@@ -153,12 +153,17 @@ def _recall(file: Path, before: Tensors) -> Fitted:
 def _look(trial: Trial, fitted: Fitted, cache: Path) -> Record:
     begun = perf_counter()
     try:
-        record = _seen(trial, fitted, cache)
+        assert isinstance(trial.model.base, Fit), "finished checkpoints are an audit's"
+        one = trial.model.base
+        dataset, network = material(one, trial, cache)
+        found = viewed.Model(
+            fit=one, fitted=fitted, network=network, dataset=dataset, source_head=pretrained_head(one, network), cache=cache
+        )
+        predictions, scalars = viewed.seen(found, trial.model.edits, trial.view)
     except (Problem, OSError):
         raise
     except Exception as error:  # noqa: BLE001 - a crash is an answer, and leads to the verdict ERROR
         return Record(key=trial.key, error=_last_line(error), place=_place(trial))
-    predictions, scalars = record
     return Record(
         key=trial.key,
         fit=digest((trial.model.base, trial.place)),
@@ -168,101 +173,4 @@ def _look(trial: Trial, fitted: Fitted, cache: Path) -> Record:
         seconds=perf_counter() - begun,
         fit_seconds=fitted.seconds,
         place=_place(trial),
-    )
-
-
-def _seen(trial: Trial, fitted: Fitted, cache: Path) -> tuple[Predictions | None, dict[str, float]]:
-    one, view = trial.model.base, trial.view
-    assert isinstance(one, Fit)
-    dataset, network = material(one, trial, cache)
-    tensors = {"last": fitted.last, "best": fitted.best}[view.step]
-    tensors = {name: tensor.to(network.device) for name, tensor in tensors.items()}
-    for edit in trial.model.edits:
-        tensors = _edited(edit, tensors, fitted, one, dataset, network)
-    if view.measure != "predictions":
-        module, _, function = view.measure.partition("@")[0].partition(":")
-        measure = getattr(importlib.import_module(module), function)
-        found = measure(Seen(before=fitted.before, after=tensors, network=network))
-        return None, {name: float(value) for name, value in found.items()}
-    split = _examples(view, one, dataset, cache)
-    prior = np.tile(np.array(fitted.prior), (len(split.labels), 1))
-    if fitted.diverged:
-        return _predictions(prior, split), {}
-    logits = _logits(trial, tensors, network, split)
-    if not np.isfinite(logits).all():
-        return _predictions(prior, split), {"diverged": 1.0}
-    p = np.exp(logits - logits.max(1, keepdims=True))
-    return _predictions(p / p.sum(1, keepdims=True), split), {}
-
-
-def _edited(edit: str, tensors: Tensors, fitted: Fitted, one: Fit, dataset: Dataset, network: Network) -> Tensors:
-    if edit == "batchnorm:restored":
-        return tensors | {name: fitted.before[name].to(network.device) for name in batchnorm.buffers(network.module)}
-    if edit == "batchnorm:recalibrated":
-        index, _ = data.subset(dataset, one.train_size, one.seed)
-        images = torch.from_numpy(np.array(dataset.train.images[index])).to(network.device)
-        batches = images.tensor_split(max(1, len(images) // features.BATCH))  # of one size, for each counts alike
-        ready = (preprocess.tensor(batch, one.preprocessing) for batch in batches)
-        return tensors | batchnorm.recalibrated(network.module, tensors, ready)
-    raise ValueError(f"no such edit of a model: {edit}")
-
-
-def _examples(view: View, one: Fit, dataset: Dataset, cache: Path) -> Split:
-    """The examples that a view looks at, in the geometry of its own preprocessing."""
-    served = data.load(one.data, view.preprocessing, view.limit, cache)
-    if view.examples == "test":
-        return served.test
-    if view.examples != "validation":
-        raise ValueError(f"no such examples: {view.examples}")
-    if served.validation is not None:
-        return served.validation
-    _, index = data.subset(dataset, one.train_size, one.seed)
-    return data.taken(served.train, index)
-
-
-def _logits(trial: Trial, tensors: Tensors, network: Network, split: Split) -> np.ndarray:
-    """[N, classes] float64. What lies below the frozen cut of all phases is computed once for all fits that share it."""
-    one, view = trial.model.base, trial.view
-    assert isinstance(one, Fit)
-    images = torch.from_numpy(np.array(split.images))
-    if view.mode == "train":
-        return _served_in_train_mode(tensors, network, images, view.preprocessing)
-    if view.mode != "eval":
-        raise ValueError(f"no such mode: {view.mode}")
-    frozen = 0 if trial.model.edits else min(fit.cut(phase, network.anatomy) for phase in one.phases)
-    lower, rest = fit.body(network, frozen, view.preprocessing)
-    x = images if lower is None else features.compute(lower, tensors, images, view.preprocessing, network.device, network.cache)
-    own = {name: tensors[name] for name in rest.names}
-    with features.inference(rest.module, network.device):
-        logits = [rest(own, batch.to(network.device)).float().cpu() for batch in x.split(features.BATCH)]
-    found: np.ndarray = torch.cat(logits).double().numpy()
-    return found
-
-
-def _served_in_train_mode(tensors: Tensors, network: Network, images: Tensor, ready: Preprocessing) -> np.ndarray:
-    """Logits with the statistics of shuffled batches; the running ones are moved on a copy that is thrown away."""
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
-    own = {name: tensor.clone() for name, tensor in tensors.items()}
-    found = []
-    with features.inference(network.module, network.device):
-        for layer in batchnorm.layers(network.module).values():
-            layer.train()
-        for part in order.tensor_split(max(1, len(order) // SERVED)):
-            batch = preprocess.tensor(images[part].to(network.device), ready)
-            found.append(functional_call(network.module, own, (batch,)).float().cpu())
-    logits: np.ndarray = torch.cat(found)[order.argsort()].double().numpy()
-    return logits
-
-
-def _predictions(p: np.ndarray, split: Split) -> Predictions:
-    kept = p if p.shape[1] <= FEW_CLASSES else p[:, :0]
-    return Predictions(
-        example=split.example,
-        label=split.labels.astype(np.int32),
-        predicted=p.argmax(1).astype(np.int32),
-        group=split.groups.astype(np.int32),
-        p_true=p[np.arange(len(p)), split.labels].astype(np.float32),
-        p_max=p.max(1).astype(np.float32),
-        sum_p2=(p**2).sum(1).astype(np.float32),
-        probabilities=kept.astype(np.float16),
     )

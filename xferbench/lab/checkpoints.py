@@ -117,6 +117,12 @@ def load(model: nn.Module, state: Mapping[str, Tensor], head: str) -> tuple[str,
     return left_out
 
 
+def head(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's own head, by the names they have in the network; none where it has no head."""
+    renamed = {_renamed(one): tensor for one, tensor in state.items()}
+    return {one: tensor for one, tensor in renamed.items() if backbones.within(one, [name])}
+
+
 def save(state: Mapping[str, Tensor], path: Path, *, half: bool = True, metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors, whole or not at all; floating point as float16 where ``half`` and nothing overflows."""
     from safetensors.torch import save as serialised

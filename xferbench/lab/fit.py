@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from xferbench.lab import backbones, batchnorm, features, preprocess, seeds
+from xferbench.lab import backbones, batchnorm, features, preprocess, regularize, seeds
 from xferbench.lab.data import subset
 from xferbench.lab.schedule import factor, rates
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from xferbench.design import Fit, Phase, Preprocessing
     from xferbench.lab.backbones import Anatomy
-    from xferbench.lab.data import Dataset
+    from xferbench.lab.data import Dataset, Split
 
 CHECKS = 5  # times that a fit looks at its validation examples
 Tensors = dict[str, Tensor]
@@ -112,7 +112,17 @@ def body(network: Network, frozen: int, ready: Preprocessing) -> tuple[nn.Module
     return (None, Body(module=network.module, ready=ready)) if parts is None else (parts[0], Body(module=parts[1], ready=None))
 
 
-def train(fits: Sequence[Fit], network: Network, starts: Sequence[Tensors], dataset: Dataset) -> list[Fitted]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What is left of the source beside the weights: the checkpoint's head, and some images where a fit is given any."""
+
+    head: Tensors
+    memory: Split | None = None
+
+
+def train(
+    fits: Sequence[Fit], network: Network, starts: Sequence[Tensors], dataset: Dataset, source: Source | None = None
+) -> list[Fitted]:
     """Train fits of equal shape in lock-step.
 
     Args:
@@ -120,6 +130,7 @@ def train(fits: Sequence[Fit], network: Network, starts: Sequence[Tensors], data
         network: their structure.
         starts: each one's tensors before training.
         dataset: in the geometry of the fits' preprocessing.
+        source: for their regularizer; None where they have none.
 
     Raises:
         RuntimeError: where a tensor moved that was to be frozen.
@@ -131,11 +142,17 @@ def train(fits: Sequence[Fit], network: Network, starts: Sequence[Tensors], data
     best, top = list(starts), [-1.0] * len(fits)
     total = sum(phase.steps for phase in fits[0].phases)
     marks = [round(total * (check + 1) / CHECKS) for check in range(CHECKS)]
+    held = None
+    if source is not None:
+        images = [torch.from_numpy(np.array(dataset.train.images[index])) for index, _ in chosen]
+        held = regularize.hold(fits, network, starts[0], source.head, source.memory, images)
     done = 0
     for number, phase in enumerate(fits[0].phases):
         lower, rest = body(network, cut(phase, network.anatomy), fits[0].preprocessing)
         material = [_material(lower, member(stacked, g), dataset, *chosen[g], fit, network) for g, fit in enumerate(fits)]
-        for step, loss in _phase(phase, number, fits, rest, network, stacked, material, marks=[mark - done for mark in marks]):
+        term = regularize.term(held, lower, member(stacked, 0), phase, number, fits, network) if held else None
+        left = [mark - done for mark in marks]
+        for step, loss in _phase(phase, number, fits, rest, network, stacked, material, term, marks=left):
             scores = [_accuracy(rest, member(stacked, g), material[g], network.device) for g in range(len(fits))]
             curve.append((done + step, loss, scores))
             for g, score in enumerate(scores):
@@ -221,6 +238,7 @@ def _phase(
     network: Network,
     stacked: Tensors,
     material: Sequence[Material],
+    term: regularize.Term | None,
     *,
     marks: Sequence[int],
 ) -> Iterator[tuple[int, list[float]]]:
@@ -243,9 +261,15 @@ def _phase(
                 group["lr"] = peak * factor(phase, step)
             x = [part.x[index[step, g]] for g, part in enumerate(material)]
             y = torch.stack([part.y[index[step, g]] for g, part in enumerate(material)])
+            used = tensors
+            if term is not None:
+                x, used = regularize.with_rehearsed(term, step, x), regularize.with_source_head(term, tensors)
             with features.precision(network.device):
-                logits = rest(sole(tensors), x[0])[None] if alone else together(tensors, torch.stack(x))
-            loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction="none").view(len(fits), -1).mean(1)
+                logits = (rest(sole(used), x[0])[None] if alone else together(used, torch.stack(x))).float()
+            own = logits[:, : y.shape[1], : network.anatomy.classes]
+            loss = F.cross_entropy(own.flatten(0, 1), y.flatten(), reduction="none").view(len(fits), -1).mean(1)
+            if term is not None:
+                loss = loss + regularize.loss(term, step, logits, parameters, index[step], network.anatomy.classes)
             optimizer.zero_grad(set_to_none=True)
             loss.sum().backward()
             optimizer.step()

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from xferbench.design import Facts, Preprocessing
-from xferbench.lab import backbones, checkpoints, data, preprocess
+from xferbench.lab import backbones, checkpoints, data, domains, preprocess
 from xferbench.problem import Problem
 
 if TYPE_CHECKING:
@@ -60,23 +60,32 @@ def probe(
     weights: Weights,
     target: Data,
     preprocessing: Preprocessing | None,
-    train_size: int | None,
-    test_size: int | None,
+    sizes: tuple[int | None, int | None],
+    beside: tuple[Data | None, tuple[tuple[str, int], ...], Data | None],
     cache: Path,
 ) -> Facts:
     """Load both, run the network forward and back on a few images, and tell what is there.
 
+    Args:
+        arch, weights, target, preprocessing, sizes: as a suite has them, the sizes of the training subset and the test set.
+        beside: the source, its classes' outputs of the pretrained head as far as the suite says, and the shifted set.
+        cache: the folder beside the store.
+
     Raises:
-        Problem: where the checkpoint does not fit, no head is found, or the dataset cannot be used.
+        Problem: where the checkpoint does not fit, no head is found, or a dataset cannot be used.
     """
+    train_size, test_size = sizes
     told, trust = (preprocessing, "") if preprocessing else recorded(arch, weights)
     ready = told or Preprocessing()
     dataset = data.load(target, ready, test_size, cache)
     train, held_out = data.subset(dataset, train_size, 0)
     module = backbones.build(arch, len(dataset.classes))
     anatomy = backbones.anatomy(module, dataset.train.images.shape[-1])
-    checkpoints.load(module, checkpoints.read(Path(weights.path)), anatomy.head)
+    state = checkpoints.read(Path(weights.path))
+    checkpoints.load(module, state, anatomy.head)
     forward, step = _timed(module, dataset, ready)
+    source, given, shifted = beside
+    outputs, no_source = domains.source(source, dict(given), ready, arch, checkpoints.head(state, anatomy.head), cache)
     return Facts(
         parameters=anatomy.parameters,
         groups=tuple(group.name for group in anatomy.groups),
@@ -92,6 +101,11 @@ def probe(
         left_out=dataset.left_out,
         seconds_forward=forward,
         seconds_step=step,
+        size=dataset.train.images.shape[-2:],
+        recorded=not trust,
+        source=outputs,
+        no_source=no_source,
+        shifted=domains.shifted(shifted, dataset.classes, ready, cache),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-SUBSET, HEAD, ORDER, INIT, DROPOUT, LABELS = range(6)
+SUBSET, HEAD, ORDER, INIT, DROPOUT, LABELS, REPLAY = range(7)
 
 
 def stream(seed: int, purpose: int, *more: int) -> np.random.Generator:

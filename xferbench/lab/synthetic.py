@@ -1,7 +1,8 @@
 """A small world of drawn pictures in which the ways for transfer to fail can be shown in seconds.
 
 A picture has a class and much that is not class: pose, colours, ground and noise. ``source`` teaches a network to tell striped
-contours apart whatever their rotation and colours. ``near`` has other contours, drawn in the same way. ``sketch`` has grey
+contours apart whatever their rotation and colours. ``near`` has other contours, drawn in the same way; ``tinted`` has these in
+reds on blue alone, so that ``near`` is a shift of it that the source has covered. ``sketch`` has grey
 outlines, half of them the others tilted, and ``spectra`` has chirps in a plane of time and pitch, half of them the others
 mirrored: there, what the source taught to overlook is what tells the classes apart.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -104,16 +106,32 @@ def _directions(rng: np.random.Generator, *shape: int) -> tuple[Array, Array]:
     return (u / length).astype(np.float32), (v / length).astype(np.float32)
 
 
-def _glyphs(rng: np.random.Generator, forms: Array) -> Array:
+def _any_colours(rng: np.random.Generator) -> tuple[Array, Array, Array, Array]:
+    """Colours [BLOCK, 3, 1] of the ground at either side, of a glyph and of its stripes."""
+    left, right = _uniform(rng, 0, 1, 3, 1), _uniform(rng, 0, 1, 3, 1)
+    body = _apart(rng, (left + right) / 2)
+    return left, right, body, _apart(rng, body)
+
+
+def _reds_on_blue(rng: np.random.Generator) -> tuple[Array, Array, Array, Array]:
+    """The same with glyphs and stripes in reds, and a ground of blues."""
+
+    def strong(channel: int) -> Array:
+        weak, high = _uniform(rng, 0, 0.35, 3, 1), _uniform(rng, 0.6, 1, 1)
+        weak[:, channel] = high
+        return weak
+
+    return strong(2), strong(2), strong(0), strong(0)
+
+
+def _glyphs(rng: np.random.Generator, forms: Array, colours: Callable[..., tuple[Array, ...]] = _any_colours) -> Array:
     """Striped contours in any rotation and colours, on a ground that passes from one colour to another."""
     x, y, pixels = _pose(rng, *_directions(rng, BLOCK, 1))
     cover = np.clip(_depth(x, y, forms) * pixels + 0.5, 0, 1)[:, None]
     along = x * forms[:, -3, None] + y * forms[:, -2, None] + _uniform(rng, 0, 1, 1)
     wave = np.abs(2 * (along - np.floor(along)) - 1)
     stripe = np.clip((wave - forms[:, -1, None]) * 4 + 0.5, 0, 1)[:, None]
-    left, right = _uniform(rng, 0, 1, 3, 1), _uniform(rng, 0, 1, 3, 1)
-    body = _apart(rng, (left + right) / 2)
-    line = _apart(rng, body)
+    left, right, body, line = colours(rng)
     c, s = _directions(rng, BLOCK, 1)
     ground = left + (right - left) * np.clip((X * c + Y * s) / 2 + 0.5, 0, 1)[:, None]
     pictures: Array = ground + (body + (line - body) * stripe - ground) * cover
@@ -216,6 +234,12 @@ def _world() -> dict[str, Dataset]:
         ),
         "near": Dataset(
             classes=tuple(f"near-{i}" for i in range(10)), forms=_contours("near", 10), draw=_glyphs, noise=(0.05, 0.38)
+        ),
+        "tinted": Dataset(
+            classes=tuple(f"near-{i}" for i in range(10)),
+            forms=_contours("near", 10),
+            draw=partial(_glyphs, colours=_reds_on_blue),
+            noise=(0.05, 0.38),
         ),
         "sketch": Dataset(
             classes=tuple(f"sketch-{i}-{way}" for way in ("upright", "tilted") for i in range(5)),

@@ -39,7 +39,7 @@ from xferbench.design import HARM, Contrast, Facts, Pipeline, Plugin
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from xferbench.lab.answer import Seen
+    from xferbench.lab.viewed import Seen
     from xferbench.record import Run
 
 GHOST, LAG = 2, 0.001

@@ -1,0 +1,203 @@
+"""What holds a network to what it knew while it is fine-tuned: values had before the first step, and a term of the loss.
+
+The source's answers are had by the target's own forward pass: the pretrained head's outputs stand below the new head's, and
+images of the source, where some are rehearsed, behind those of the target. So BatchNorm sees one batch, and nothing runs twice.
+
+References:
+    Li, Grandvalet, Davoine. Explicit inductive bias for transfer learning (L2-SP). ICML 2018, arXiv:1802.01483.
+    Kirkpatrick et al. Overcoming catastrophic forgetting (EWC). PNAS 2017, arXiv:1612.00796.
+    Li, Hoiem. Learning without forgetting. ECCV 2016, arXiv:1606.09282.
+    Rolnick et al. Experience replay for continual learning. NeurIPS 2019, arXiv:1811.11682.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+
+from xferbench.lab import backbones, features, preprocess, seeds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from xferbench.design import Fit, Phase, Preprocessing
+    from xferbench.lab.data import Split
+    from xferbench.lab.fit import Network
+
+TEMPERATURE = 2.0  # of the softened answers that are kept (Li & Hoiem 2016)
+MEASURED = 256  # source images on which the Fisher information is taken
+CHUNK = 16  # of them at once: each has a gradient of its own
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """A fit's regularizer: its kind and strength, and what it holds on to.
+
+    ``anchor`` are the backbone's parameters at the start, ``importance`` their Fisher information (EWC); ``head`` the
+    pretrained head; ``answers`` [members][n, outputs] what it said of the training images (LwF); ``memory`` source images.
+    """
+
+    kind: str
+    strength: float
+    anchor: Tensors
+    importance: Tensors
+    head: Tensors
+    answers: tuple[Tensor, ...]
+    memory: Split | None
+
+    @property
+    def outputs(self) -> bool:
+        """Whether the pretrained head's answers are in the loss."""
+        return self.kind in {"replay", "lwf"}
+
+
+def hold(
+    fits: Sequence[Fit], network: Network, start: Tensors, head: Tensors, memory: Split | None, images: Sequence[Tensor]
+) -> Held | None:
+    """What the fits' regularizer needs, or None where they have none.
+
+    Args:
+        fits: equal but for their seeds; all start from the same pretrained body.
+        network: their structure. start: that body. head: of the checkpoint.
+        memory: images of the source with the head's outputs as labels, where the regularizer needs any.
+        images: [members][n, …] 8-bit, each one's training images.
+
+    Raises:
+        ValueError: for a word that is not known, or where what it needs is missing.
+    """
+    kind, _, amount = fits[0].regularizer.partition(":")
+    if not kind:
+        return None
+    missing = (memory is None) if kind in {"ewc", "replay"} else (not head and kind == "lwf")
+    if kind not in {"l2-sp", "ewc", "replay", "lwf"} or fits[0].init != "pretrained" or missing:
+        raise ValueError(f"regularizer {fits[0].regularizer}: not known, or without pretrained weights, head or source")
+    own = {name: tensor.to(network.device) for name, tensor in start.items()}
+    body = {name for name, _ in network.module.named_parameters() if not backbones.within(name, [network.anatomy.head])}
+    old = {name: tensor.to(network.device) for name, tensor in head.items()}
+    ready, whole = fits[0].preprocessing, own | old
+    return Held(
+        kind=kind,
+        strength=float(amount),
+        anchor={name: own[name] for name in sorted(body)} if kind in {"l2-sp", "ewc"} else {},
+        importance=_fisher(network, whole, sorted(body), memory, ready) if kind == "ewc" and memory else {},
+        head=old,
+        answers=tuple(_answers(network, whole, one, ready) for one in images) if kind == "lwf" else (),
+        memory=memory if kind == "replay" else None,
+    )
+
+
+def _answers(network: Network, tensors: Tensors, images: Tensor, ready: Preprocessing) -> Tensor:
+    """Logits [n, outputs] of a network on images."""
+    with features.inference(network.module, network.device):
+        found = [
+            functional_call(network.module, tensors, (preprocess.tensor(batch.to(network.device), ready),)).float()
+            for batch in images.split(features.BATCH)
+        ]
+    return torch.cat(found)
+
+
+def _fisher(network: Network, tensors: Tensors, names: Sequence[str], memory: Split, ready: Preprocessing) -> Tensors:
+    """The empirical Fisher information: mean squared gradient of the true labels' log-likelihood, BatchNorm in eval mode."""
+    count = min(MEASURED, len(memory.labels))
+    x = preprocess.tensor(torch.from_numpy(np.array(memory.images[:count])).to(network.device), ready)
+    y = torch.from_numpy(memory.labels[:count]).to(network.device)
+    module: nn.Module = network.module
+
+    def loss(moving: Mapping[str, Tensor], one: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(module, {**tensors, **moving}, (one[None],)).float(), label[None])
+
+    moving = {name: tensors[name] for name in names}
+    total = {name: torch.zeros_like(tensor) for name, tensor in moving.items()}
+    with features.inference(module, network.device):
+        each = vmap(grad(loss), in_dims=(None, 0, 0))
+        for images, labels in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
+            for name, gradient in each(moving, images, labels).items():
+                total[name] += gradient.square().sum(0)
+    return {name: tensor / count for name, tensor in total.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """A regularizer in one phase: source images ``x`` [n, …] with labels ``y``, and which of them go beside which batch.
+
+    ``index`` is [steps, members, images a batch]; all are empty where nothing is rehearsed.
+    """
+
+    held: Held
+    x: Tensor
+    y: Tensor
+    index: Tensor
+
+
+def term(
+    held: Held, lower: nn.Module | None, tensors: Tensors, phase: Phase, number: int, fits: Sequence[Fit], network: Network
+) -> Term:
+    """A phase's term: rehearsed images are drawn for each seed, and taken through what is frozen once."""
+    if held.memory is None:
+        none = torch.empty(0)
+        return Term(held=held, x=none, y=none, index=none)
+    x = torch.from_numpy(np.array(held.memory.images))
+    if lower is not None:
+        x = features.compute(lower, tensors, x, fits[0].preprocessing, network.device, network.cache)
+    size, count = (phase.steps, int(held.strength)), len(held.memory.labels)
+    drawn = [seeds.stream(fit.seed, seeds.REPLAY, number).integers(count, size=size) for fit in fits]
+    return Term(
+        held=held,
+        x=x.to(network.device),
+        y=torch.from_numpy(held.memory.labels).to(network.device),
+        index=torch.from_numpy(np.stack(drawn, axis=1)).to(network.device),
+    )
+
+
+def with_rehearsed(term: Term, step: int, batches: list[Tensor]) -> list[Tensor]:
+    """The members' batches, those of the source behind them."""
+    if term.held.memory is None:
+        return batches
+    return [torch.cat([own, term.x[index]]) for own, index in zip(batches, term.index[step], strict=True)]
+
+
+def with_source_head(term: Term, stacked: Tensors) -> Tensors:
+    """The members' tensors, the pretrained head's outputs below those of the new one; it stays as it was."""
+    if not term.held.outputs:
+        return stacked
+    old = term.held.head
+    return stacked | {
+        name: torch.cat([stacked[name], old[name].expand(len(stacked[name]), *old[name].shape)], 1) for name in old
+    }
+
+
+def loss(term: Term, step: int, logits: Tensor, parameters: Tensors, seen: Tensor, classes: int) -> Tensor:
+    """The members' terms [members].
+
+    Args:
+        term: of the phase. step: counted from 0.
+        logits: [members, batch and rehearsed, outputs of both heads]. parameters: [members, …], those that are trained.
+        seen: [members, batch], which of its training images each member was given.
+        classes: outputs of the new head.
+    """
+    held = term.held
+    if held.kind == "replay":
+        old = logits[:, seen.shape[1] :, classes:]
+        y = torch.stack([term.y[index] for index in term.index[step]])
+        each = F.cross_entropy(old.flatten(0, 1), y.flatten(), reduction="none").view(len(old), -1)
+        return each.sum(1) / seen.shape[1]  # so that an image of the source weighs as one of the target
+    if held.kind == "lwf":
+        was = torch.stack([answers[index] for answers, index in zip(held.answers, seen, strict=True)])
+        now = (logits[:, :, classes:] / TEMPERATURE).log_softmax(-1)
+        apart = F.kl_div(now, (was / TEMPERATURE).log_softmax(-1), reduction="none", log_target=True).sum(-1).mean(1)
+        return held.strength * TEMPERATURE**2 * apart
+    total = torch.zeros(len(logits), device=logits.device)
+    for name in sorted(held.anchor.keys() & parameters.keys()):
+        apart = (parameters[name] - held.anchor[name]).square()
+        total = total + (apart * held.importance[name] if held.importance else apart).flatten(1).sum(1)
+    return held.strength / 2 * total

@@ -1,0 +1,222 @@
+"""From a fitted network to what a view sees of it: its tensors edited, the examples, predictions or a plugin's scalars."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from xferbench.lab import batchnorm, data, domains, features, fit, penultimate, preprocess
+from xferbench.record import FEW_CLASSES, Predictions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from xferbench.design import Fit, Preprocessing, View
+    from xferbench.lab.data import Dataset, Split
+    from xferbench.lab.fit import Fitted, Network, Tensors
+
+SERVED = 32  # examples of a batch where BatchNorm is served in train mode
+SHOWN = 256  # examples at most that a plugin's own measure is given
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A trained network with all that is needed to look at it: its fit, its structure, its data, the checkpoint's head."""
+
+    fit: Fit
+    fitted: Fitted
+    network: Network
+    dataset: Dataset
+    source_head: Tensors
+    cache: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What a plugin's own measure is given.
+
+    Attributes:
+        before, after: the network's tensors before training and after it. network: its structure.
+        images, labels: the first of its training subset, [n, …] 8-bit and [n]. prepared: how it was trained on them.
+        served, served_labels: the first test images likewise. ready, mode: how they are served.
+    """
+
+    before: Tensors
+    after: Tensors
+    network: Network
+    images: Tensor
+    labels: Tensor
+    prepared: Preprocessing
+    served: Tensor
+    served_labels: Tensor
+    ready: Preprocessing
+    mode: str
+
+
+def seen(model: Model, edits: Sequence[str], view: View) -> tuple[Predictions | None, dict[str, float]]:
+    """Predictions of an edited model under a view, or the scalars of the view's measure."""
+    fitted, network = model.fitted, model.network
+    tensors = {"last": fitted.last, "best": fitted.best}[view.step]
+    tensors = {name: tensor.to(network.device) for name, tensor in tensors.items()}
+    if view.measure != "predictions":
+        module, _, function = view.measure.partition("@")[0].partition(":")
+        found = getattr(importlib.import_module(module), function)(_given(model, tensors, view))
+        return None, {name: float(value) for name, value in found.items()}
+    split = examples(model, view)
+    prior = np.tile(_prior(model, edits, view), (len(split.labels), 1))
+    if fitted.diverged:
+        return predictions(prior, split), {}
+    for edit in edits:
+        tensors = _edited(edit, tensors, model)
+    logits = _refitted(model, tensors, view, split) if "head:refit" in edits else _logits(model, tensors, edits, view, split)
+    if not np.isfinite(logits).all():
+        return predictions(prior, split), {"diverged": 1.0}
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    return predictions(p / p.sum(1, keepdims=True), split), {}
+
+
+def _given(model: Model, tensors: Tensors, view: View) -> Seen:
+    index, _ = data.subset(model.dataset, model.fit.train_size, model.fit.seed)
+    own = data.taken(model.dataset.train, index[:SHOWN])
+    served = data.load(model.fit.data, view.preprocessing, None, model.cache).test
+    return Seen(
+        before=model.fitted.before,
+        after=tensors,
+        network=model.network,
+        images=torch.from_numpy(np.array(own.images)),
+        labels=torch.from_numpy(own.labels),
+        prepared=model.fit.preprocessing,
+        served=torch.from_numpy(np.array(served.images[:SHOWN])),
+        served_labels=torch.from_numpy(served.labels[:SHOWN]),
+        ready=view.preprocessing,
+        mode=view.mode,
+    )
+
+
+def _prior(model: Model, edits: Sequence[str], view: View) -> np.ndarray:
+    """Class frequencies [outputs], which a diverged fit predicts: those of its training subset, or of the source."""
+    if view.domain is None or not any(edit.startswith("head:") for edit in edits):
+        return np.array(model.fitted.prior)
+    dataset = domains.load(view.domain, view.preprocessing, model.cache)
+    outputs = max(len(next(iter(model.source_head.values()))), int(dataset.test.labels.max()) + 1)
+    return np.bincount(dataset.train.labels, minlength=outputs) / len(dataset.train.labels)
+
+
+def _edited(edit: str, tensors: Tensors, model: Model) -> Tensors:
+    network, one = model.network, model.fit
+    if edit == "batchnorm:restored":
+        names = batchnorm.buffers(network.module)
+        return tensors | {name: model.fitted.before[name].to(network.device) for name in names}
+    if edit == "batchnorm:recalibrated":
+        index, _ = data.subset(model.dataset, one.train_size, one.seed)
+        images = torch.from_numpy(np.array(model.dataset.train.images[index])).to(network.device)
+        batches = images.tensor_split(max(1, len(images) // features.BATCH))  # of one size, for each counts alike
+        ready = (preprocess.tensor(batch, one.preprocessing) for batch in batches)
+        return tensors | batchnorm.recalibrated(network.module, tensors, ready)
+    if edit == "head:source":
+        return tensors | {name: tensor.to(network.device) for name, tensor in model.source_head.items()}
+    if edit == "head:refit":
+        return tensors  # it has no tensors of its own: see _refitted
+    raise ValueError(f"no such edit of a model: {edit}")
+
+
+def examples(model: Model, view: View) -> Split:
+    """The examples that a view looks at, in the geometry of its own preprocessing."""
+    if view.domain is not None:
+        dataset = domains.load(view.domain, view.preprocessing, model.cache)
+        return {"test": dataset.test, "held-out": domains.held_out(dataset)}[view.examples]
+    served = data.load(model.fit.data, view.preprocessing, view.limit, model.cache)
+    if view.examples == "test":
+        return served.test
+    if view.examples != "validation":
+        raise ValueError(f"no such examples: {view.examples}")
+    if served.validation is not None:
+        return served.validation
+    _, index = data.subset(model.dataset, model.fit.train_size, model.fit.seed)
+    return data.taken(served.train, index)
+
+
+def _refitted(model: Model, tensors: Tensors, view: View, split: Split) -> np.ndarray:
+    """[N, outputs] float64 of a head fitted anew on training images of the view's domain."""
+    assert view.domain is not None, "a head is refitted on a domain"
+    memory = domains.memory(domains.load(view.domain, view.preprocessing, model.cache))
+    x, wanted = (
+        penultimate.head_inputs(model.network, tensors, torch.from_numpy(np.array(one.images)), view.preprocessing)
+        for one in (memory, split)
+    )
+    outputs = int(max(memory.labels.max(), split.labels.max())) + 1
+    weight, bias = penultimate.fitted(x, torch.from_numpy(memory.labels), outputs)
+    found: np.ndarray = (wanted.double() @ weight.T + bias).numpy()
+    return found
+
+
+def _logits(model: Model, tensors: Tensors, edits: Sequence[str], view: View, split: Split) -> np.ndarray:
+    """[N, outputs] float64. What lies below the frozen cut of all phases is computed once for all fits that share it."""
+    network = model.network
+    images = torch.from_numpy(np.array(split.images))
+    if view.mode != "eval":
+        order = serving_order(view.mode, split.labels)
+        served = in_batches(network, tensors, images, view.preprocessing, order, training=True)
+        return served.double().numpy()  # type: ignore[no-any-return] # torch is Any here
+    touched = any(edit.startswith("batchnorm") for edit in edits)
+    cuts = (fit.cut(phase, network.anatomy) for phase in model.fit.phases)
+    lower, rest = fit.body(network, 0 if touched else min(cuts, default=len(network.anatomy.groups)), view.preprocessing)
+    x = images if lower is None else features.compute(lower, tensors, images, view.preprocessing, network.device, model.cache)
+    own = {name: tensors[name] for name in rest.names}
+    with features.inference(rest.module, network.device):
+        logits = [rest(own, batch.to(network.device)).float().cpu() for batch in x.split(features.BATCH)]
+    found: np.ndarray = torch.cat(logits).double().numpy()
+    return found
+
+
+def serving_order(mode: str, labels: np.ndarray) -> np.ndarray:
+    """In which order examples come where a model is served in train mode: shuffled, or class after class.
+
+    Raises:
+        ValueError: for a mode that is not known.
+    """
+    if mode not in {"train", "train:class"}:
+        raise ValueError(f"no such mode: {mode}")
+    order = np.random.default_rng(0).permutation(len(labels))
+    return order if mode == "train" else order[np.argsort(labels[order], kind="stable")]
+
+
+def in_batches(
+    network: Network, tensors: Tensors, images: Tensor, ready: Preprocessing, order: np.ndarray, *, training: bool
+) -> Tensor:
+    """Logits [n, outputs] of images that come in batches in an order; what running statistics move, they move on a copy.
+
+    With ``training`` BatchNorm takes the statistics of each batch, as where nobody called ``.eval()``.
+    """
+    index = torch.from_numpy(order)
+    own = {name: tensor.clone() for name, tensor in tensors.items()}
+    found = []
+    with features.inference(network.module, network.device):
+        for layer in batchnorm.layers(network.module).values():
+            layer.train(training)
+        for part in index.tensor_split(max(1, len(index) // SERVED)):
+            batch = preprocess.tensor(images[part].to(network.device), ready)
+            found.append(functional_call(network.module, own, (batch,)).float().cpu())
+    return torch.cat(found)[index.argsort()]
+
+
+def predictions(p: np.ndarray, split: Split) -> Predictions:
+    """Probabilities [N, outputs] with the labels of their examples, in the form that is kept."""
+    kept = p if p.shape[1] <= FEW_CLASSES else p[:, :0]
+    return Predictions(
+        example=split.example,
+        label=split.labels.astype(np.int32),
+        predicted=p.argmax(1).astype(np.int32),
+        group=split.groups.astype(np.int32),
+        p_true=p[np.arange(len(p)), split.labels].astype(np.float32),
+        p_max=p.max(1).astype(np.float32),
+        sum_p2=(p**2).sum(1).astype(np.float32),
+        probabilities=kept.astype(np.float16),
+    )
