@@ -1,0 +1,106 @@
+"""What wrong serving costs published CIFAR-10 networks, on the same weights, beside what others have published.
+
+    python tests/benchmarks/serving.py --shared FOLDER [--out reports/benchmarks]
+
+FOLDER has ``data/cifar10.npz``, ``data/cifar10_jpeg.npz`` and ``weights/resnet*.th``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from xferbench.design import Data, Domain, Facts, Fit, Model, Place, Trial, View, Weights
+from xferbench.environment import processor, torch_version
+from xferbench.lab import VERSION, answer, inputs, probe
+from xferbench.plugins.preprocessing_mismatch import mistakes, twice
+
+RIGHT = replace(probe.CIFAR, resize=None, crop=None)
+PUBLISHED = {
+    "twice-normalised": "ResNet-50: 95.25 to 68.51 % (open_clip issue 204)",
+    "bgr": "VGG-16 on photographs: 65 to 49 % (KotlinDL)",
+}
+
+
+def variants():
+    facts = Facts(
+        parameters=0, groups=(), head="", batchnorm=(), classes=(), train=0, validation=0, test=0, test_groups=None,
+        preprocessing=RIGHT, size=(32, 32),
+    )  # fmt: skip
+    wrong = mistakes(RIGHT, facts)
+    assert wrong["twice-normalised"] == twice(RIGHT)
+    return {"as trained": RIGHT} | {name: wrong[name] for name in ("twice-normalised", "raw", "unnormalised", "bgr", "zoom")}
+
+
+def accuracy(arch, weights, dataset, ready, cache):
+    """Of a checkpoint as it is, with its own head."""
+    one = Fit(
+        arch=arch, init="pretrained", start=weights, head="zero", phases=(), data=dataset, train_size=None,
+        preprocessing=RIGHT, seed=0,
+    )  # fmt: skip
+    view = View(preprocessing=ready, domain=Domain(data=dataset, classes=tuple(range(10))))
+    place = Place(device="cpu", torch=torch_version(), lab=VERSION)
+    trial = Trial(model=Model(base=one, edits=("head:source",)), view=view, place=place)
+    (record,), _ = answer.answer([trial], frozenset([trial.key]), cache)
+    assert not record.error, record.error
+    return float((record.predictions.predicted == record.predictions.label).mean())
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Measure what wrong serving costs.")
+    parser.add_argument("--shared", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"))
+    arguments = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        lossless = arguments.shared / "data" / "cifar10.npz"
+        lossy = Path(folder) / "jpeg.npz"
+        np.savez(lossy, **dict(np.load(lossless)) | dict(np.load(arguments.shared / "data" / "cifar10_jpeg.npz")))
+        for path in sorted(arguments.shared.glob("weights/resnet*.th")):
+            depth = path.name.partition("-")[0].removeprefix("resnet")
+            weights = Weights(digest=inputs.file_digest(path), path=str(path))
+            for kind, file in (("lossless", lossless), ("JPEG", lossy)):
+                dataset: Data = inputs.data(f"npz:{file}")
+                found = {
+                    name: accuracy(f"cifar-resnet{depth}", weights, dataset, ready, Path(folder) / "cache")
+                    for name, ready in variants().items()
+                }
+                rows += [
+                    {
+                        "network": f"ResNet-{depth}",
+                        "test images": kind,
+                        "served": name,
+                        "accuracy": f"{100 * value:.1f}",
+                        "drop": f"{100 * (found['as trained'] - value):.1f}",
+                        "published elsewhere": PUBLISHED.get(name, ""),
+                    }
+                    for name, value in found.items()
+                ]
+                print(depth, kind, {name: f"{value:.3f}" for name, value in found.items()}, flush=True)
+    with (arguments.out / "serving.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    (arguments.out / "serving.md").write_text(page(rows), encoding="utf-8")
+
+
+def page(rows):
+    """The committed table."""
+    head = f"""# What wrong serving costs, with the same weights
+
+The published CIFAR-10 networks of He et al.'s kind (ResNet-20, -32, -44) on the first 1000 test images of CIFAR-10, without
+loss and after lossy JPEG; accuracy and drop in points of a hundred. "as trained" is one normalisation with ImageNet's mean
+and standard deviation. Other people's figures are of other networks and images. On a CPU ({processor()}). Again:
+`python tests/benchmarks/serving.py --shared FOLDER`.
+"""
+    lines = [" | ".join(rows[0]), " | ".join("---" for _ in rows[0]), *(" | ".join(one.values()) for one in rows)]
+    return head + "\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
