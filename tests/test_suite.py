@@ -181,7 +181,12 @@ WRONG = [
         "'bilinear'",
     ),
     ("[target] data", "[target] data: missing", "no key at all", "data"),
-    ('[target] data = ["digits"]', "[target] data", '["digits"]', "folder:DIR, npz:FILE, synthetic:NAME or digits"),
+    (
+        '[target] data = ["digits"]',
+        "[target] data",
+        '["digits"]',
+        "folder:DIR, npz:FILE, torchvision:NAME:DIR, synthetic:NAME or digits",
+    ),
     ("[target] train_szie = 10", "[target] train_szie: unknown key", "", "did you mean 'train_size'?"),
     ("[target] train_size = 0", "[target] train_size", "0", "a whole number above 0"),
     ("[target] train_size = 10.0", "[target] train_size", "10.0", "a whole number above 0"),

@@ -204,7 +204,9 @@ CLASSES = rules.of(dict, lambda v: v and all(map(_is_index, v.values())), "class
 
 
 def _top(base: Path) -> Mapping[str, Rule]:
-    spec = rules.of(str, bool, "folder:DIR, npz:FILE, synthetic:NAME or digits", lambda value: _placed(value, base))
+    spec = rules.of(
+        str, bool, "folder:DIR, npz:FILE, torchvision:NAME:DIR, synthetic:NAME or digits", lambda value: _placed(value, base)
+    )
     file = rules.of(str, bool, "a path", lambda value: _path(value, base))
     names = "lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"
     return {
@@ -229,7 +231,11 @@ def _top(base: Path) -> Mapping[str, Rule]:
 
 def _placed(spec: str, base: Path) -> str:
     kind, colon, rest = spec.partition(":")
-    return f"{kind}:{_path(rest, base)}" if colon and rest and kind in {"folder", "npz"} else spec
+    if kind == "torchvision":
+        name, colon, rest = rest.partition(":")
+        kind = f"{kind}:{name}"
+    placed = kind in {"folder", "npz"} or kind.startswith("torchvision:")
+    return f"{kind}:{_path(rest, base)}" if colon and rest and placed else spec
 
 
 def _path(text: str, base: Path) -> str:

@@ -16,21 +16,25 @@ import numpy as np
 
 from xferbench.design import digest
 from xferbench.lab import preprocess, seeds, sources
+from xferbench.lab.raw import balanced
 from xferbench.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from xferbench.design import Data, Preprocessing
-    from xferbench.lab.sources import Raw
+    from xferbench.lab.raw import Raw
 
-VERSION = 2
+VERSION = 3
 VALIDATION = 500  # images of a validation set cut from plenty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """N examples: ``images`` [N, 3, H, W] uint8, ``labels`` [N], ``groups`` [N] or [0], ``example`` [N] uint64 digests."""
+    """N examples: ``images`` [N, C, H, W], ``labels`` [N], ``groups`` [N] or [0], ``example`` [N] uint64 digests.
+
+    Images are uint8 with three channels, spectrograms uint8 or float32 with one. A group's number is the same in every split.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -84,7 +88,7 @@ def subset(dataset: Dataset, train_size: int | None, seed: int) -> tuple[np.ndar
     """
     labels, groups = dataset.train.labels, dataset.train.groups
     _enough("train_size", train_size, len(labels), "training")
-    order = _balanced(labels, groups, seeds.stream(seed, seeds.SUBSET))
+    order = balanced(labels, groups, seeds.stream(seed, seeds.SUBSET))
     own = dataset.validation is not None
     size = train_size or len(order)
     if not own and size >= 0.9 * len(order):
@@ -123,24 +127,6 @@ def shuffled(dataset: Dataset, seed: int) -> Dataset:
 
     own = dataset.validation
     return replace(dataset, train=mixed(dataset.train), validation=None if own is None else mixed(own))
-
-
-def _balanced(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random order in which every prefix has the classes' shares (within one example), and the first ones are of all classes.
-
-    Whole groups stay together, each as one example of the class that most of it is of.
-    """
-    if len(groups):
-        names, member = np.unique(groups, return_inverse=True)
-        usual = np.array([np.bincount(labels[groups == name]).argmax() for name in names])
-        return np.argsort(np.argsort(_balanced(usual, np.empty(0), rng))[member], kind="stable")
-    rank = np.empty(len(labels))
-    for label in np.unique(labels):
-        members, offset = np.flatnonzero(labels == label), rng.random()
-        members = rng.permutation(members)
-        rank[members] = (np.arange(len(members)) + offset) / len(members)
-        rank[members[0]] -= 1
-    return np.argsort(rank, kind="stable")
 
 
 def taken(split: Split, index: np.ndarray | slice) -> Split:
@@ -183,7 +169,7 @@ def _write(raw: Raw, geometry: Preprocessing, place: Path, what: str, classes: S
             continue
         decoded, why = _decoded(image, geometry)
         if decoded is None:
-            unreadable.append(f"{'/'.join(image.parts[-3:])}: {why}")
+            unreadable.append(f"{raw.names[index]}: {why}")
         else:
             images.append(decoded)
             kept.append(index)
