@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xferbench import rules
-from xferbench.design import Phase, Preprocessing, Recipe, Scratch, Suite
+from xferbench.design import Phase, Preprocessing, Ready, Recipe, Scratch, Spectrogram, Suite
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem, nearest
 from xferbench.rules import COUNT, POSITIVE, WHOLE, Rule
@@ -99,10 +99,26 @@ def _parsed(table: Mapping[str, Any], path: Path) -> Suite:
     asked = Suite(path=str(path), **backbone, **target, **roles, **top, **served, recipe=given)
     if given is not None and given.init == "shuffled-source" and asked.source is None:
         raise Problem("recipe.init", found=given.init, expected="one that needs no [source], or a [source] to pretrain on")
+    _one_kind(asked)
     span = METRICS[asked.metric].span
     if asked.margin >= span:
         raise Problem("margin", found=f"{asked.margin:g}", expected=f"less than {span:g}: 0.02 of {asked.metric}, say")
     return apart(asked)
+
+
+def _one_kind(asked: Suite) -> None:
+    """Refuse a pipeline that is trained on one kind of input and served another."""
+    named = {
+        "backbone.preprocessing": asked.preprocessing,
+        "recipe.train_preprocessing": asked.train_preprocessing,
+        "recipe.serve_preprocessing": asked.serve_preprocessing,
+    }
+    kinds = {key: type(value).__name__.lower() for key, value in named.items() if value is not None}
+    odd = next((key for key in kinds if kinds[key] != next(iter(kinds.values()))), None)
+    if odd:
+        first, kind = next(iter(kinds.items()))
+        kind = "spectrogram" if kind == "spectrogram" else "image"
+        raise Problem(f"{odd}.kind", found="another kind than that of " + first, expected=f'kind = "{kind}"')
 
 
 def apart(asked: Suite) -> Suite:
@@ -157,7 +173,8 @@ def _phases(value: Any) -> list[dict[str, Any]]:
 
 
 SEVERAL = rules.of(int, lambda v: v > 1, "a whole number above 1")  # BatchNorm knows nothing of one image
-PREPROCESSING = rules.table(
+KINDS = {"kind": rules.among("image", "spectrogram")}
+IMAGE = rules.table(
     {
         "resize": COUNT,
         "crop": COUNT,
@@ -167,9 +184,22 @@ PREPROCESSING = rules.table(
         "scale": POSITIVE,
         "mean": rules.several(rules.FINITE, "a list of one number, or three", lambda v: len(v) in {1, 3}),
         "std": rules.several(POSITIVE, "a list of one number above 0, or three", lambda v: len(v) in {1, 3}),
+        **KINDS,
     },
-    Preprocessing,
+    lambda kind="image", **rest: Preprocessing(**rest),  # noqa: ARG005 - the kind has chosen the table
 )
+SPECTROGRAM = rules.table(
+    {"channels": COUNT, "mean": rules.FINITE, "std": POSITIVE, **KINDS},
+    lambda kind, **rest: Spectrogram(**rest),  # noqa: ARG005 - likewise
+)
+
+
+def _preprocessing(value: Any) -> Ready:
+    spectrogram = isinstance(value, Mapping) and value.get("kind") == "spectrogram"
+    made: Ready = (SPECTROGRAM if spectrogram else IMAGE)(value)
+    return made
+
+
 PHASE = {
     "trainable": rules.matching(r"head|norm|all|top:[1-9]\d*", "head, top:N with N of 1 or more, norm or all"),
     "batchnorm": _batchnorm,
@@ -191,8 +221,8 @@ RECIPE = {
     "init": rules.among("pretrained", "random", "matched", "permuted", "shuffled-source"),
     "head": rules.among("random", "zero"),
     "stop": rules.among("last", "best"),
-    "train_preprocessing": PREPROCESSING,
-    "serve_preprocessing": PREPROCESSING,
+    "train_preprocessing": _preprocessing,
+    "serve_preprocessing": _preprocessing,
 }
 SCRATCH = {
     "lr": rules.several(POSITIVE, "a list of numbers above 0"),
@@ -220,7 +250,7 @@ def _top(base: Path) -> Mapping[str, Rule]:
         "budget": rules.of(str, DURATION.fullmatch, 'a duration such as "90s", "20m" or "2h"', _seconds),
         "seed": WHOLE,
         "tuning_seeds": COUNT,
-        "backbone": rules.table({"arch": rules.TEXT, "weights": file, "preprocessing": PREPROCESSING}, required=["arch"]),
+        "backbone": rules.table({"arch": rules.TEXT, "weights": file, "preprocessing": _preprocessing}, required=["arch"]),
         "target": rules.table({"data": spec, "train_size": COUNT, "test_size": COUNT}, required=["data"]),
         "source": rules.table({"data": spec, "classes": CLASSES}, required=["data"]),
         "shifted": rules.table({"data": spec}, required=["data"]),

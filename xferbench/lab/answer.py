@@ -26,7 +26,8 @@ from xferbench.record import FEW_CLASSES, Predictions, Record
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xferbench.design import Place, Preprocessing, Trial, View, Weights
+    from xferbench.design import Place, Ready, Trial, View, Weights
+    from xferbench.lab.batch import Shape
     from xferbench.lab.data import Dataset, Split
     from xferbench.lab.fit import Fitted, Network, Tensors
 
@@ -73,9 +74,9 @@ def _place(trial: Trial) -> str:
 
 
 @lru_cache(maxsize=4)
-def _network(arch: str, classes: int, size: int, device: str, cache: Path) -> Network:
+def _network(arch: str, classes: int, shape: Shape, device: str, cache: Path) -> Network:
     module = backbones.build(arch, classes).eval()
-    return fit.Network(module=module, anatomy=backbones.anatomy(module, size), device=torch.device(device), cache=cache)
+    return fit.Network(module=module, anatomy=backbones.anatomy(module, shape), device=torch.device(device), cache=cache)
 
 
 @lru_cache(maxsize=4)
@@ -89,8 +90,8 @@ def material(one: Fit, trial: Trial, cache: Path) -> tuple[Dataset, Network]:
     dataset = data.load(one.data, one.preprocessing, None, cache)
     if one.labels == "shuffled":
         dataset = data.shuffled(dataset, one.seed)
-    size = dataset.train.images.shape[-1]
-    return dataset, _network(one.arch, len(dataset.classes), size, trial.place.device, cache)
+    shape = data.shape(dataset, one.preprocessing)
+    return dataset, _network(one.arch, len(dataset.classes), shape, trial.place.device, cache)
 
 
 def start(one: Fit, network: Network, trial: Trial, cache: Path) -> Tensors:
@@ -239,7 +240,7 @@ def _logits(trial: Trial, tensors: Tensors, network: Network, split: Split) -> n
     return found
 
 
-def _served_in_train_mode(tensors: Tensors, network: Network, images: Tensor, ready: Preprocessing) -> np.ndarray:
+def _served_in_train_mode(tensors: Tensors, network: Network, images: Tensor, ready: Ready) -> np.ndarray:
     """Logits with the statistics of shuffled batches; the running ones are moved on a copy that is thrown away."""
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
     own = {name: tensor.clone() for name, tensor in tensors.items()}

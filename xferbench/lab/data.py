@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from xferbench.design import digest
-from xferbench.lab import preprocess, seeds, sources
+from xferbench.lab import batch, preprocess, seeds, sources
 from xferbench.lab.raw import balanced
 from xferbench.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from xferbench.design import Data, Preprocessing
+    from xferbench.design import Data, Ready
     from xferbench.lab.raw import Raw
 
 VERSION = 3
@@ -53,7 +54,7 @@ class Dataset:
     left_out: tuple[str, ...]
 
 
-def load(data: Data, preprocessing: Preprocessing, test_size: int | None, cache: Path) -> Dataset:
+def load(data: Data, preprocessing: Ready, test_size: int | None, cache: Path) -> Dataset:
     """The dataset in the geometry of a preprocessing, from the cache or put there.
 
     Raises:
@@ -74,6 +75,11 @@ def load(data: Data, preprocessing: Preprocessing, test_size: int | None, cache:
         test=taken(test, slice(test_size)),
         left_out=tuple(about["left_out"]),
     )
+
+
+def shape(dataset: Dataset, ready: Ready) -> batch.Shape:
+    """What a network is given of one example."""
+    return batch.shape(preprocess.tensor(torch.from_numpy(np.array(dataset.train.images[:1])), ready))
 
 
 def subset(dataset: Dataset, train_size: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +146,7 @@ def _open(place: Path) -> Split:
     return Split(images=np.load(place / "images.npy", mmap_mode="r"), **arrays)
 
 
-def _prepare(spec: str, geometry: Preprocessing, generated: int | None, place: Path) -> None:
+def _prepare(spec: str, geometry: Ready, generated: int | None, place: Path) -> None:
     """Decode a dataset into a folder beside its final place, then rename, so that a killed run leaves nothing half done."""
     classes, splits, left_out = sources.read(spec, generated)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +165,7 @@ def _prepare(spec: str, geometry: Preprocessing, generated: int | None, place: P
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _write(raw: Raw, geometry: Preprocessing, place: Path, what: str, classes: Sequence[str]) -> tuple[str, ...]:
+def _write(raw: Raw, geometry: Ready, place: Path, what: str, classes: Sequence[str]) -> tuple[str, ...]:
     """Decode one split; the names of the files that could not be read."""
     images, kept, unreadable = [], [], []
     for index, image in enumerate(raw.images):
@@ -188,7 +194,7 @@ def _write(raw: Raw, geometry: Preprocessing, place: Path, what: str, classes: S
     return tuple(unreadable)
 
 
-def _decoded(file: Path, geometry: Preprocessing) -> tuple[np.ndarray | None, str]:
+def _decoded(file: Path, geometry: Ready) -> tuple[np.ndarray | None, str]:
     """An image file's pixels, or None and why they cannot be had: Pillow's plugins raise whatever they stumble over."""
     from PIL import Image
 
