@@ -89,7 +89,7 @@ def read(folder: Path) -> Found:
         whole = _raw(folder, there, classes, there)
         test, note = _fifth(whole)
         rest = np.setdiff1d(np.arange(len(there)), test)
-        return classes, {"train": taken(whole, rest), "test": shuffled(taken(whole, test))}, (*notes, note, *absent)
+        return classes, {"train": taken(whole, rest), "test": shuffled(taken(whole, test))}, (note, *notes, *absent)
     own = {SPLITS[row.split] for row in listed}
     splits = {}
     for role in ("train", *(("validation", "test") if own == {"train", "validation", "test"} else ("test",))):
