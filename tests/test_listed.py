@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xferbench.design import Preprocessing
+from xferbench.design import Preprocessing, Suite
 from xferbench.lab import inputs, listed, sources
 from xferbench.problem import Problem
 
@@ -107,6 +107,29 @@ def test_that_fifth_parts_no_group(tmp_path):
     assert len(splits["test"].labels) == 18
     assert set(splits["test"].labels) == {0, 1}
     assert "18 of 90 images (6 whole groups)" in left_out[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        ([(f"{i}.png", "ab"[i % 2], "p0") for i in range(20)], "20 images in 1 groups"),
+        ([(f"{i}.png", "ab"[i // 10], f"p{i // 10}") for i in range(20)], "20 images in 2 groups"),
+        ([("0.png", "a"), *((f"{i}.png", "b") for i in range(1, 20))], "20 images"),
+    ],
+)
+def test_where_no_fifth_can_be_cut_a_column_is_asked_for(rows, found, tmp_path):
+    with pytest.raises(Problem, match="no test set can be cut") as told:
+        read(make(tmp_path / "d", [("file_name", "label", "group")[: len(rows[0])], *rows]))
+    assert told.value.found == found
+    assert "add a column split" in told.value.do
+
+
+def test_a_suite_with_a_wrong_table_is_not_a_valid_one(folder, tmp_path):
+    named = Suite(name="pets", path="/pets.toml", plugins=("all",), arch="tiny-resnet", target=f"folder:{folder}")
+    inputs.check(named)
+    (folder / "metadata.csv").write_text("nothing")
+    with pytest.raises(Problem, match=r"/pets.toml: \[target\] data: .*no column file_name"):
+        inputs.check(named)
 
 
 def test_missing_and_broken_files_and_unknown_columns_are_named_and_left_out(tmp_path):

@@ -263,6 +263,12 @@ def test_mean_and_deviation_of_a_spectrogram_are_in_its_own_unit_and_channels_ar
     assert torch.equal(torch.func.vmap(lambda one: preprocess.tensor(one, HEARD))(batch[None])[0], found)
 
 
+@pytest.mark.parametrize("change", [{"std": 0.0}, {"std": float("nan")}, {"mean": float("inf")}, {"channels": 0}])
+def test_a_spectrogram_whose_values_cannot_be_made_is_a_problem(change):
+    with pytest.raises(Problem, match="preprocessing: spectrogram"):
+        preprocess.tensor(torch.zeros(1, 1, 2, 2), replace(HEARD, **change))
+
+
 def test_what_is_kept_of_a_spectrogram_depends_on_nothing_but_its_kind():
     assert preprocess.geometry_key(HEARD) == preprocess.geometry_key(Spectrogram()) != preprocess.geometry_key(Preprocessing())
 

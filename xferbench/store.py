@@ -128,8 +128,8 @@ def facts(store: sqlite3.Connection, key: str) -> Facts | None:
 
 def _ready(told: dict[str, Any]) -> Ready:
     """A preprocessing of the kind whose fields these are."""
-    kinds: tuple[type[Ready], ...] = (Preprocessing, Spectrogram)
-    return next(kind for kind in kinds if told.keys() == {one.name for one in fields(kind)})(**told)
+    spectrogram = told.keys() <= {one.name for one in fields(Spectrogram)}
+    return Spectrogram(**told) if spectrogram else Preprocessing(**told)
 
 
 def _tuples(told: dict[str, Any]) -> dict[str, Any]:

@@ -30,17 +30,19 @@ def file_digest(path: Path) -> str:
 
 
 def check(suite: Suite) -> None:
-    """Look whether all that a suite names is there, before anything is read or trained.
+    """Look whether all that a suite names is there, before any image is read or anything trained.
 
     Raises:
-        Problem: for a backbone or dataset of an unknown kind, or a file that is missing; with the suite's file and key.
+        Problem: for a backbone or dataset of an unknown kind, a file that is missing, or a table that cannot be read; with the
+            suite's file and key.
     """
     if suite.arch not in BACKBONES[:-1] and not suite.arch.startswith("torchvision:"):
         raise Problem(f"{suite.path}: [backbone] arch: unknown", found=suite.arch, expected=", ".join(BACKBONES))
     for role in ("target", "source", "shifted"):
         spec = getattr(suite, role)
         try:
-            _ = spec is None or split_spec(spec)
+            kind, rest = split_spec(spec) if spec is not None else ("", "")
+            _ = kind == "folder" and listed.rows(Path(rest))
         except Problem as problem:
             raise problem.at(f"{suite.path}: [{role}] data: {problem.what}") from problem
     _checkpoint(suite)
@@ -97,7 +99,8 @@ def _tabled(folder: Path) -> Iterator[Path]:
     if not tables:
         return walk(folder)
     named = {folder / row.file for row in listed.rows(folder)[0]}
-    return iter(sorted({*tables.values(), *(path for path in named if path.is_file())}))
+    there = {*tables.values(), *(path for path in named if path.is_file())}
+    return iter(sorted(there, key=lambda path: path.relative_to(folder).as_posix()))
 
 
 def _fetched(name: str, root: Path) -> Iterator[Path]:

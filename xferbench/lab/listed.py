@@ -61,7 +61,7 @@ def rows(folder: Path) -> tuple[list[Row], tuple[str, ...]]:
         wanted = COLUMNS if not split else tuple(name for name in COLUMNS if name != "split")
         unused += [f"{path.relative_to(folder).as_posix()}: column {name} is not used" for name in header if name not in wanted]
         found += [_row(path, number, dict(zip(header, line, strict=True)), split) for number, line in lines]
-    told = {row.split for row in found}
+    told = {row.split for row in found} if tables(folder) else {""}
     roles = {SPLITS[name] for name in told if name}
     if "" not in told and ("train" not in roles or len(roles) < 2):
         expected = "train and val or test"
@@ -89,6 +89,11 @@ def read(folder: Path) -> Found:
         whole = _raw(folder, there, classes, there)
         test, note = _fifth(whole)
         rest = np.setdiff1d(np.arange(len(there)), test)
+        if min(len(np.unique(whole.labels[index])) for index in (test, rest)) < len(classes):
+            found = f"{len(there)} images" + (f" in {len(np.unique(whole.groups))} groups" if len(whole.groups) else "")
+            expected = "enough to have each class in a test set and beside it, groups kept whole"
+            what = f"{folder}: {NAME}: no column split, and no test set can be cut"
+            raise Problem(what, found=found, expected=expected, do="add a column split with train and test")
         return classes, {"train": taken(whole, rest), "test": shuffled(taken(whole, test))}, (note, *notes, *absent)
     own = {SPLITS[row.split] for row in listed}
     splits = {}

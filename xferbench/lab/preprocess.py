@@ -7,7 +7,7 @@ Three functions know the kind of a preprocessing, by its type; a further modalit
 from __future__ import annotations
 
 from functools import singledispatch
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -166,7 +166,14 @@ def _spectrogram_stored(preprocessing: Spectrogram, image: Image.Image | np.ndar
 
 @made.register(Spectrogram)
 def _spectrogram_made(preprocessing: Spectrogram, batch: Tensor) -> Tensor:
-    """A batch [B, 1, H, W] as [B, channels, H, W]."""
+    """A batch [B, 1, H, W] as [B, channels, H, W].
+
+    Raises:
+        Problem: for a number of channels, a mean or a standard deviation that cannot be used.
+    """
+    if preprocessing.channels < 1 or not (isfinite(preprocessing.mean) and 0 < preprocessing.std < inf):
+        expected = "one channel or more, a mean, and a standard deviation above 0"
+        raise Problem("preprocessing: spectrogram", found=str(preprocessing), expected=expected)
     values = (batch.to(torch.float32) - preprocessing.mean) / preprocessing.std
     return values.expand(*values.shape[:-3], preprocessing.channels, *values.shape[-2:])
 
