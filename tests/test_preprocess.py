@@ -12,7 +12,7 @@ from PIL import Image  # noqa: E402
 from torchvision.transforms import InterpolationMode, v2  # noqa: E402
 from torchvision.transforms._presets import ImageClassification  # noqa: E402
 
-from xferbench.design import Preprocessing  # noqa: E402
+from xferbench.design import Preprocessing, Spectrogram  # noqa: E402
 from xferbench.lab import preprocess  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
 
@@ -98,10 +98,12 @@ def test_of_sixteen_bits_the_upper_eight_are_kept():
         assert np.array_equal(rgb(image), expected)
 
 
-def test_a_sixteen_bit_png_is_read_by_the_same_rule(tmp_path):
+@pytest.mark.parametrize("name", ["deep.png", "deep.tiff"])
+def test_a_sixteen_bit_file_is_read_by_the_same_rule(name, tmp_path):
     deep = (np.arange(12, dtype=np.uint16) * 5000).reshape(3, 4)
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    with Image.open(tmp_path / "deep.png") as image:
+    Image.fromarray(deep).save(tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        assert image.mode.startswith("I")
         assert np.array_equal(rgb(image)[:, :, 0], deep // 256)
 
 
@@ -207,3 +209,71 @@ def test_values_are_made_alike_under_vmap():
 def test_values_that_cannot_be_made_are_a_problem(change):
     with pytest.raises(Problem, match="preprocessing: "):
         preprocess.tensor(BATCH, replace(IMAGENET, **change))
+
+
+# Spectrograms
+
+HEARD = Spectrogram(channels=3, mean=-30.0, std=10.0)
+DECIBELS = RNG.normal(-30, 10, (24, 40))
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64", "uint16", "uint8"])
+@pytest.mark.parametrize("more", [(), (None,)])
+def test_a_spectrogram_is_kept_in_one_channel_and_its_own_shape(kind, more):
+    values = np.abs(DECIBELS).astype(kind)
+    found = preprocess.geometry(values[(..., *more)], HEARD)
+    assert found.shape == (1, 24, 40)
+    assert found.dtype == (np.uint8 if kind == "uint8" else np.float32)
+    assert np.array_equal(found[0], values.astype(found.dtype))
+    assert found.flags.c_contiguous
+
+
+@pytest.mark.parametrize("name", ["grey.png", "deep.png", "float.tiff"])
+def test_a_grey_image_is_a_spectrogram_too(name, tmp_path):
+    values = np.abs(DECIBELS).astype({"grey.png": np.uint8, "deep.png": np.uint16, "float.tiff": np.float32}[name])
+    Image.fromarray(values).save(tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        assert np.array_equal(preprocess.geometry(image, HEARD)[0], values)
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        NOISE,
+        Image.fromarray(NOISE),
+        Image.fromarray(NOISE).quantize(17),
+        np.zeros(3),
+        np.zeros((3, 3), bool),
+        np.full((3, 3), np.nan),
+        np.full((3, 3), 1e300),
+    ],
+    ids=["colours", "coloured image", "palette", "a row", "flags", "NaN", "too large"],
+)
+def test_what_is_no_spectrogram_is_a_problem(example):
+    with np.errstate(over="ignore"), pytest.raises(Problem, match="spectrogram"):
+        preprocess.geometry(example, HEARD)
+
+
+def test_mean_and_deviation_of_a_spectrogram_are_in_its_own_unit_and_channels_are_alike():
+    batch = torch.from_numpy(DECIBELS.astype(np.float32))[None, None]
+    found = preprocess.tensor(batch, HEARD)
+    assert found.shape == (1, 3, 24, 40)
+    torch.testing.assert_close(found[0, 2], (batch[0, 0] + 30) / 10)
+    assert preprocess.tensor(batch, replace(HEARD, channels=1)).shape == (1, 1, 24, 40)
+    assert torch.equal(torch.func.vmap(lambda one: preprocess.tensor(one, HEARD))(batch[None])[0], found)
+
+
+@pytest.mark.parametrize("change", [{"std": 0.0}, {"std": float("nan")}, {"mean": float("inf")}, {"channels": 0}])
+def test_a_spectrogram_whose_values_cannot_be_made_is_a_problem(change):
+    with pytest.raises(Problem, match="preprocessing: spectrogram"):
+        preprocess.tensor(torch.zeros(1, 1, 2, 2), replace(HEARD, **change))
+
+
+def test_what_is_kept_of_a_spectrogram_depends_on_nothing_but_its_kind():
+    assert preprocess.geometry_key(HEARD) == preprocess.geometry_key(Spectrogram()) != preprocess.geometry_key(Preprocessing())
+
+
+@pytest.mark.parametrize("function", [lambda kind: preprocess.geometry(NOISE, kind), preprocess.geometry_key])
+def test_a_kind_without_functions_is_refused(function):
+    with pytest.raises(TypeError, match="str"):
+        function("words")

@@ -14,7 +14,7 @@ import pytest
 from factory import make_record
 
 from xferbench import store
-from xferbench.design import Facts, Preprocessing
+from xferbench.design import Facts, Preprocessing, Spectrogram
 from xferbench.problem import Problem
 from xferbench.record import Predictions, Record
 
@@ -107,6 +107,9 @@ def test_facts_come_back_as_they_went(db):
     assert store.facts(db, "another") is None
     store.put_facts(db, "key", replace(FACTS, test=10))
     assert store.facts(db, "key").test == 10
+    heard = replace(FACTS, preprocessing=Spectrogram(mean=-30.0, std=12.5))
+    store.put_facts(db, "heard", heard)
+    assert store.facts(db, "heard") == heard
 
 
 def test_a_store_is_made_with_the_folders_that_it_needs_and_opened_again(tmp_path):

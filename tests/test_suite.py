@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xferbench import plan, suite
-from xferbench.design import Phase, Preprocessing, Recipe, Scratch, Suite, digest
+from xferbench.design import Phase, Preprocessing, Recipe, Scratch, Spectrogram, Suite, digest
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem
 from xferbench.strategies import STRATEGIES
@@ -104,6 +104,13 @@ def test_the_required_keys_are_enough_and_the_rest_has_the_contracts_defaults(tm
             "recipe",
             Recipe(phases=(Phase(lr=0.1, steps=5), Phase(lr=0.2))),
         ),
+        ('[backbone] preprocessing = { kind = "image", crop = 8 }', "preprocessing", Preprocessing(crop=8)),
+        (
+            '[backbone] preprocessing = { kind = "spectrogram", mean = -30, std = 12.5 }',
+            "preprocessing",
+            Spectrogram(mean=-30.0, std=12.5),
+        ),
+        ('[recipe.serve_preprocessing] kind = "spectrogram"', "serve_preprocessing", Spectrogram()),
         (
             '[backbone] preprocessing = { resize = 256, crop = 224, channels = "bgr", scale = 1, mean = [123, 117, 104] }',
             "preprocessing",
@@ -181,7 +188,12 @@ WRONG = [
         "'bilinear'",
     ),
     ("[target] data", "[target] data: missing", "no key at all", "data"),
-    ('[target] data = ["digits"]', "[target] data", '["digits"]', "folder:DIR, npz:FILE, synthetic:NAME or digits"),
+    (
+        '[target] data = ["digits"]',
+        "[target] data",
+        '["digits"]',
+        "folder:DIR, npz:FILE, torchvision:NAME:DIR, synthetic:NAME or digits",
+    ),
     ("[target] train_szie = 10", "[target] train_szie: unknown key", "", "did you mean 'train_size'?"),
     ("[target] train_size = 0", "[target] train_size", "0", "a whole number above 0"),
     ("[target] train_size = 10.0", "[target] train_size", "10.0", "a whole number above 0"),
@@ -238,6 +250,21 @@ WRONG = [
     ('[[recipe.phases]]; strategy = "full"', "[recipe.phases.1] strategy: unknown key", "", "known: batch_size"),
     ("[recipe.train_preprocessing] scal = 1", "[recipe.train_preprocessing] scal: unknown key", "", "did you mean 'scale'?"),
     ("[recipe.serve_preprocessing] scale = 0", "[recipe.serve_preprocessing] scale", "0", "a number above 0"),
+    ('[recipe.serve_preprocessing] kind = "sound"', "[recipe.serve_preprocessing] kind", "sound", "known: image, spectrogram"),
+    (
+        '[backbone] preprocessing = { kind = "spectrogram", crop = 8 }',
+        "[backbone.preprocessing] crop: unknown key",
+        "",
+        "known: channels, kind, mean, std",
+    ),
+    ('[backbone] preprocessing = { kind = "spectrogram", std = 0 }', "[backbone.preprocessing] std", "0", "a number above 0"),
+    ('[backbone] preprocessing = { kind = "spectrogram", mean = [1] }', "[backbone.preprocessing] mean", "[1]", "a number"),
+    (
+        '[backbone] preprocessing = { kind = "spectrogram" }\n[recipe.serve_preprocessing] mean = [0.5]',
+        "[recipe.serve_preprocessing] kind",
+        "another kind than that of backbone.preprocessing",
+        'kind = "spectrogram"',
+    ),
     ("[scratch] lr = 3", "[scratch] lr", "3", "a list of numbers above 0"),
     ("[scratch] lr = [0]", "[scratch] lr", "[0]", "a list of numbers above 0"),
     ("[scratch] weight_decay = []", "[scratch] weight_decay", "[]", "a list of numbers, 0 or above"),
@@ -454,7 +481,7 @@ def test_every_field_of_the_nouns_can_be_asked_for_in_a_file(tmp_path):
     assert set(suite.PHASE) == {field.name for field in fields(Phase)}
     assert {field.name for field in fields(Recipe)} - {"name"} <= set(suite.RECIPE)
     assert set(suite.SCRATCH) == {field.name for field in fields(Scratch)}
-    every = {field.name for field in fields(Preprocessing)}
+    every = {field.name for field in fields(Preprocessing)} | {"kind"}
     told = problem(tmp_path, "[backbone] preprocessing = { no = 1 }")
     assert set(told.expected.partition("known: ")[2].split(", ")) == every
 

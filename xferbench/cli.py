@@ -214,8 +214,9 @@ def _ls(arguments: argparse.Namespace) -> int:
             "tiny-resnet": "0.1 M, shipped",
         },
         "datasets": {
-            "folder:DIR": "train/ and val/ or test/ of class folders",
+            "folder:DIR": "train/ and val/ or test/ of class folders, or metadata.csv (file_name, label, split, group)",
             "npz:FILE": "train_images, train_labels, test_images, test_labels (and train_groups, test_groups)",
+            "torchvision:NAME:DIR": "a dataset of torchvision's that lies in a folder, such as CIFAR10",
             "synthetic:NAME": "source, near, tinted, sketch, spectra",
             "digits": "scikit-learn's handwriting",
         },

@@ -24,7 +24,10 @@ def _place() -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """How a decoded 8-bit image becomes a tensor; a value, so that two of them can be compared and stored.
+    """How a decoded image becomes a tensor; a value, so that two of them can be compared and stored.
+
+    It is 8-bit RGB first: of 16 bits a channel the upper 8 are kept (value // 256), one channel is repeated three times,
+    transparency is dropped.
 
     The shorter side is resized to ``resize`` pixels and a centre square of ``crop`` pixels is cut (None: left out), the
     channels are put in order (``rgb``, ``bgr`` or ``grey``, the mean of three, repeated), the values are multiplied by
@@ -39,6 +42,23 @@ class Preprocessing:
     scale: float = 1 / 255
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spectrogram:
+    """How a stored spectrogram [1, H, W] becomes a tensor: ``mean`` off, divided by ``std``, repeated to ``channels`` channels.
+
+    Both are in the unit of the stored values, whatever it is (decibels, say). Nothing is resized, so that H and W are any that
+    the backbone can take.
+    """
+
+    channels: int = 3
+    mean: float = 0.0
+    std: float = 1.0
+
+
+# How a batch is made ready for a network: a value of one of these kinds, on whose type xferbench.lab.preprocess dispatches.
+Ready: TypeAlias = Preprocessing | Spectrogram
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +166,8 @@ class Pipeline:
     train_size: int | None
     test_size: int | None
     recipe: Recipe
-    train_preprocessing: Preprocessing
-    serve_preprocessing: Preprocessing
+    train_preprocessing: Ready
+    serve_preprocessing: Ready
     mode: str = "eval"
     source: Domain | None = None
     shifted: Domain | None = None
@@ -186,7 +206,7 @@ class Fit:
     phases: tuple[Phase, ...]
     data: Data
     train_size: int | None
-    preprocessing: Preprocessing
+    preprocessing: Ready
     seed: int
     labels: str = field(default="true", metadata={"added": True})
     regularizer: str = field(default="", metadata={"added": True})
@@ -221,7 +241,7 @@ class View:
 
     examples: str = "test"
     limit: int | None = None
-    preprocessing: Preprocessing
+    preprocessing: Ready
     mode: str = "eval"
     step: str = "last"
     measure: str = "predictions"
@@ -289,7 +309,7 @@ class Facts:
     validation: int
     test: int
     test_groups: int | None
-    preprocessing: Preprocessing
+    preprocessing: Ready
     trust: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     seconds_forward: float = 0.0
@@ -352,9 +372,9 @@ class Suite:
     arch: str
     target: str
     weights: str | None = None
-    preprocessing: Preprocessing | None = None
-    train_preprocessing: Preprocessing | None = None
-    serve_preprocessing: Preprocessing | None = None
+    preprocessing: Ready | None = None
+    train_preprocessing: Ready | None = None
+    serve_preprocessing: Ready | None = None
     serve_mode: str = "eval"
     recipe: Recipe | None = None
     source: str | None = None

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from xferbench import discover, looks, plan, store
-from xferbench.design import Domain, Facts, Pipeline, Place, Preprocessing, Recipe, Suite, Trial, digest
+from xferbench.design import Domain, Facts, Pipeline, Place, Ready, Recipe, Suite, Trial, digest
 from xferbench.engines import local
 from xferbench.environment import torch_version
 from xferbench.forecast import Forecast
@@ -164,7 +164,7 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
     if suite.metric == "auroc" and len(facts.classes) > FEW_CLASSES:
         expected = f"at most {FEW_CLASSES} classes, for which all probabilities are kept"
         raise Problem(f"{suite.path}: metric: auroc", found=f"{len(facts.classes)} classes", expected=expected)
-    ready: Preprocessing = facts.preprocessing
+    ready: Ready = facts.preprocessing
     pipeline = Pipeline(
         arch=suite.arch,
         weights=weights,

@@ -106,8 +106,8 @@ def notes(executed: Executed) -> tuple[str, ...]:
     study, step = executed.study, executed.step
     found = [f"taken on trust: {one}" for one in study.facts.trust]
     if study.facts.left_out:
-        shown = "; ".join(study.facts.left_out[:5])
-        found.append(f"{len(study.facts.left_out)} file(s) left out: {shown}")
+        more = f"; and {len(study.facts.left_out) - 5} more" if len(study.facts.left_out) > 5 else ""
+        found.append(f"left out of the data, or settled about it: {'; '.join(study.facts.left_out[:5])}{more}")
     edges = {
         f"{name} chose the {one.at_edge}: a better one may lie beyond"
         for case in step.cases

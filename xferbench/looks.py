@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from xferbench import judge, plan, stats
-from xferbench.design import Fit, Model, Preprocessing, Trial, View
+from xferbench.design import Fit, Model, Preprocessing, Ready, Trial, View
 from xferbench.plan import Question, Settled, Study
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Case:
     skipped: str = ""
     error: str = ""
     trust: str = ""
-    recorded: Preprocessing = field(default_factory=Preprocessing)
+    recorded: Ready = field(default_factory=Preprocessing)
     arms: Mapping[str, Settled] = field(default_factory=dict)
 
     @property

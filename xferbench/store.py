@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xferbench.design import Facts, Preprocessing
+from xferbench.design import Facts, Preprocessing, Ready, Spectrogram
 from xferbench.problem import Problem
 from xferbench.record import Predictions, Record, plain
 
@@ -123,7 +123,13 @@ def facts(store: sqlite3.Connection, key: str) -> Facts | None:
     if row is None:
         return None
     told: dict[str, Any] = _tuples(json.loads(row[0]))
-    return Facts(**told | {"preprocessing": Preprocessing(**_tuples(told["preprocessing"]))})
+    return Facts(**told | {"preprocessing": _ready(_tuples(told["preprocessing"]))})
+
+
+def _ready(told: dict[str, Any]) -> Ready:
+    """A preprocessing of the kind whose fields these are."""
+    spectrogram = told.keys() <= {one.name for one in fields(Spectrogram)}
+    return Spectrogram(**told) if spectrogram else Preprocessing(**told)
 
 
 def _tuples(told: dict[str, Any]) -> dict[str, Any]:

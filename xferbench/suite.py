@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xferbench import rules
-from xferbench.design import Phase, Pipeline, Preprocessing, Recipe, Scratch, Suite
+from xferbench.design import Phase, Pipeline, Preprocessing, Ready, Recipe, Scratch, Spectrogram, Suite
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem, nearest
 from xferbench.rules import COUNT, POSITIVE, WHOLE, Rule
@@ -105,10 +105,26 @@ def _parsed(table: Mapping[str, Any], path: Path) -> Suite:
     for name, words in needing.items():
         if given is not None and getattr(given, name).startswith(words) and asked.source is None:
             raise Problem(f"recipe.{name}", found=getattr(given, name), expected="one that needs no [source], or a [source]")
+    _one_kind(asked)
     span = METRICS[asked.metric].span
     if asked.margin >= span:
         raise Problem("margin", found=f"{asked.margin:g}", expected=f"less than {span:g}: 0.02 of {asked.metric}, say")
     return apart(asked)
+
+
+def _one_kind(asked: Suite) -> None:
+    """Refuse a pipeline that is trained on one kind of input and served another."""
+    named = {
+        "backbone.preprocessing": asked.preprocessing,
+        "recipe.train_preprocessing": asked.train_preprocessing,
+        "recipe.serve_preprocessing": asked.serve_preprocessing,
+    }
+    kinds = {key: type(value).__name__.lower() for key, value in named.items() if value is not None}
+    odd = next((key for key in kinds if kinds[key] != next(iter(kinds.values()))), None)
+    if odd:
+        first, kind = next(iter(kinds.items()))
+        kind = "spectrogram" if kind == "spectrogram" else "image"
+        raise Problem(f"{odd}.kind", found="another kind than that of " + first, expected=f'kind = "{kind}"')
 
 
 def apart(asked: Suite) -> Suite:
@@ -163,7 +179,8 @@ def _phases(value: Any) -> list[dict[str, Any]]:
 
 
 SEVERAL = rules.of(int, lambda v: v > 1, "a whole number above 1")  # BatchNorm knows nothing of one image
-PREPROCESSING = rules.table(
+KINDS = {"kind": rules.among("image", "spectrogram")}
+IMAGE = rules.table(
     {
         "resize": COUNT,
         "crop": COUNT,
@@ -173,9 +190,22 @@ PREPROCESSING = rules.table(
         "scale": POSITIVE,
         "mean": rules.several(rules.FINITE, "a list of one number, or three", lambda v: len(v) in {1, 3}),
         "std": rules.several(POSITIVE, "a list of one number above 0, or three", lambda v: len(v) in {1, 3}),
+        **KINDS,
     },
-    Preprocessing,
+    lambda kind="image", **rest: Preprocessing(**rest),  # noqa: ARG005 - the kind has chosen the table
 )
+SPECTROGRAM = rules.table(
+    {"channels": COUNT, "mean": rules.FINITE, "std": POSITIVE, **KINDS},
+    lambda kind, **rest: Spectrogram(**rest),  # noqa: ARG005 - likewise
+)
+
+
+def _preprocessing(value: Any) -> Ready:
+    spectrogram = isinstance(value, Mapping) and value.get("kind") == "spectrogram"
+    made: Ready = (SPECTROGRAM if spectrogram else IMAGE)(value)
+    return made
+
+
 PHASE = {
     "trainable": rules.matching(r"head|norm|all|top:[1-9]\d*", "head, top:N with N of 1 or more, norm or all"),
     "batchnorm": _batchnorm,
@@ -201,8 +231,8 @@ RECIPE = {
         "l2-sp:A, ewc:L or lwf:W with a strength above 0, or replay:N with N source images a batch",
     ),
     "stop": rules.among("last", "best"),
-    "train_preprocessing": PREPROCESSING,
-    "serve_preprocessing": PREPROCESSING,
+    "train_preprocessing": _preprocessing,
+    "serve_preprocessing": _preprocessing,
     "serve_mode": rules.among("eval", "train"),
 }
 SCRATCH = {
@@ -215,7 +245,9 @@ CLASSES = rules.of(dict, lambda v: v and all(map(_is_index, v.values())), "class
 
 
 def _top(base: Path) -> Mapping[str, Rule]:
-    spec = rules.of(str, bool, "folder:DIR, npz:FILE, synthetic:NAME or digits", lambda value: _placed(value, base))
+    spec = rules.of(
+        str, bool, "folder:DIR, npz:FILE, torchvision:NAME:DIR, synthetic:NAME or digits", lambda value: _placed(value, base)
+    )
     file = rules.of(str, bool, "a path", lambda value: _path(value, base))
     names = "lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"
     return {
@@ -229,7 +261,7 @@ def _top(base: Path) -> Mapping[str, Rule]:
         "budget": rules.of(str, DURATION.fullmatch, 'a duration such as "90s", "20m" or "2h"', _seconds),
         "seed": WHOLE,
         "tuning_seeds": COUNT,
-        "backbone": rules.table({"arch": rules.TEXT, "weights": file, "preprocessing": PREPROCESSING}, required=["arch"]),
+        "backbone": rules.table({"arch": rules.TEXT, "weights": file, "preprocessing": _preprocessing}, required=["arch"]),
         "target": rules.table({"data": spec, "train_size": COUNT, "test_size": COUNT}, required=["data"]),
         "source": rules.table({"data": spec, "classes": CLASSES}, required=["data"]),
         "shifted": rules.table({"data": spec}, required=["data"]),
@@ -240,7 +272,11 @@ def _top(base: Path) -> Mapping[str, Rule]:
 
 def _placed(spec: str, base: Path) -> str:
     kind, colon, rest = spec.partition(":")
-    return f"{kind}:{_path(rest, base)}" if colon and rest and kind in {"folder", "npz"} else spec
+    if kind == "torchvision":
+        name, colon, rest = rest.partition(":")
+        kind = f"{kind}:{name}"
+    placed = kind in {"folder", "npz"} or kind.startswith("torchvision:")
+    return f"{kind}:{_path(rest, base)}" if colon and rest and placed else spec
 
 
 def _path(text: str, base: Path) -> str:
@@ -288,7 +324,7 @@ def patch(before: Recipe | None, after: Recipe) -> list[str]:
     return ["[recipe]", *whole, *body]
 
 
-def patched(before: Pipeline | None, after: Pipeline, recorded: Preprocessing) -> list[str]:
+def patched(before: Pipeline | None, after: Pipeline, recorded: Ready) -> list[str]:
     """The lines of a suite file's [recipe] that turn one pipeline into another, how images are prepared and served too.
 
     ``recorded`` is the preprocessing that a suite need not state.

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/embedded.py [--store FILE] [--targets near …] [--shared FOLDER] [--out reports/benchmarks]
 
-``fashion`` (ResNet-20 of CIFAR-10 to Fashion-MNIST) needs ``--shared``, a folder with ``data`` and ``weights``; without it it is
-left out, and the table says so.
+``fashion`` (ResNet-20 of CIFAR-10 to Fashion-MNIST) needs ``--shared``, a folder with ``data`` and ``weights``; without one
+it is left out.
 
 A base run is a suite of five seeds. Its reference is the other four base runs together: twenty seeds, none of its own. A FAIL
 of a base run is confirmed where its reference, too, has its lower bound above the margin; a control is contradicted where it

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from xferbench.design import Place, Trial, Weights
+    from xferbench.lab.batch import Shape
     from xferbench.lab.data import Dataset
     from xferbench.lab.fit import Fitted, Network, Tensors
 
@@ -58,9 +59,9 @@ def _place(trial: Trial) -> str:
 
 
 @lru_cache(maxsize=4)
-def _network(arch: str, classes: int, size: int, device: str, cache: Path) -> Network:
+def _network(arch: str, classes: int, shape: Shape, device: str, cache: Path) -> Network:
     module = backbones.build(arch, classes).eval()
-    return fit.Network(module=module, anatomy=backbones.anatomy(module, size), device=torch.device(device), cache=cache)
+    return fit.Network(module=module, anatomy=backbones.anatomy(module, shape), device=torch.device(device), cache=cache)
 
 
 @lru_cache(maxsize=4)
@@ -74,8 +75,8 @@ def material(one: Fit, trial: Trial, cache: Path) -> tuple[Dataset, Network]:
     dataset = data.load(one.data, one.preprocessing, None, cache)
     if one.labels == "shuffled":
         dataset = data.shuffled(dataset, one.seed)
-    size = dataset.train.images.shape[-1]
-    return dataset, _network(one.arch, len(dataset.classes), size, trial.place.device, cache)
+    shape = data.shape(dataset, one.preprocessing)
+    return dataset, _network(one.arch, len(dataset.classes), shape, trial.place.device, cache)
 
 
 def start(one: Fit, network: Network, trial: Trial, cache: Path) -> Tensors:

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase as BatchOrInstanceNorm
 from torch.nn.modules.dropout import _DropoutNd as Dropout
 
-from xferbench.lab import batchnorm
+from xferbench.lab import batch, batchnorm
 from xferbench.problem import Problem, nearest
 
 if TYPE_CHECKING:
@@ -93,13 +93,17 @@ def within(name: str, prefixes: Iterable[str]) -> bool:
     return any(not prefix or name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-def anatomy(model: nn.Module, size: int) -> Anatomy:
-    """Groups and head of a network for images of ``size`` × ``size`` pixels; costs next to nothing on a network of any size.
+def anatomy(model: nn.Module, shape: batch.Shape | int) -> Anatomy:
+    """Groups and head of a network for inputs of a shape; costs next to nothing on a network of any size.
+
+    Args:
+        model: the network.
+        shape: of one example as the network is given it, (channels, height, width) say; or the side of a square RGB image.
 
     Raises:
-        Problem: where the network cannot take such images, or has no linear or convolutional head.
+        Problem: where the network cannot take such inputs, or has no linear or convolutional head.
     """
-    called, logits = _probe(model, size)
+    called, logits = _probe(model, (3, shape, shape) if isinstance(shape, int) else shape)
     head = _head(model, called, logits)
     weight = model.get_submodule(head).weight
     return Anatomy(
@@ -188,8 +192,8 @@ def _modes_kept(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _probe(model: nn.Module, size: int) -> tuple[list[str], Tensor]:
-    """Names of the modules in the order of their calls, and the logits of two black images.
+def _probe(model: nn.Module, shape: batch.Shape) -> tuple[list[str], Tensor]:
+    """Names of the modules in the order of their calls, and the logits of two blank inputs.
 
     The tensors have shapes but no values, unless the network needs values to run.
     """
@@ -204,13 +208,14 @@ def _probe(model: nn.Module, size: int) -> tuple[list[str], Tensor]:
         with torch.no_grad(), _modes_kept(model):
             model.eval()
             try:
-                return called, functional_call(model, shapes, (torch.zeros(2, 3, size, size, device="meta"),))
+                return called, functional_call(model, shapes, (batch.blank(shape, 2, "meta"),))
             except (RuntimeError, ValueError, TypeError, AssertionError):
                 called.clear()
-            return called, model(torch.zeros(2, 3, size, size, device=device))
+            return called, model(batch.blank(shape, 2, device))
     except (RuntimeError, ValueError, AssertionError) as error:
         found = str(error).splitlines()[0] if str(error) else type(error).__name__
-        what = f"the backbone cannot be run on images of 3 × {size} × {size} pixels"
+        sides = " × ".join(map(str, shape)) if all(isinstance(side, int) for side in shape) else str(shape)
+        what = f"the backbone cannot be run on images of {sides} pixels"
         raise Problem(what, found=found, expected="the size it was made for", do="set crop under preprocessing") from error
     finally:
         for hook in hooks:

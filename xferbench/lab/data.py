@@ -13,24 +13,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from xferbench.design import digest
-from xferbench.lab import preprocess, seeds, sources
+from xferbench.lab import batch, preprocess, seeds, sources
+from xferbench.lab.raw import balanced
 from xferbench.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from xferbench.design import Data, Preprocessing
-    from xferbench.lab.sources import Raw
+    from xferbench.design import Data, Ready
+    from xferbench.lab.raw import Raw
 
-VERSION = 2
+VERSION = 3
 VALIDATION = 500  # images of a validation set cut from plenty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """N examples: ``images`` [N, 3, H, W] uint8, ``labels`` [N], ``groups`` [N] or [0], ``example`` [N] uint64 digests."""
+    """N examples: ``images`` [N, C, H, W], ``labels`` [N], ``groups`` [N] or [0], ``example`` [N] uint64 digests.
+
+    Images are uint8 with three channels, spectrograms uint8 or float32 with one. A group's number is the same in every split.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -49,7 +54,7 @@ class Dataset:
     left_out: tuple[str, ...]
 
 
-def load(data: Data, preprocessing: Preprocessing, test_size: int | None, cache: Path) -> Dataset:
+def load(data: Data, preprocessing: Ready, test_size: int | None, cache: Path) -> Dataset:
     """The dataset in the geometry of a preprocessing, from the cache or put there.
 
     Raises:
@@ -72,6 +77,11 @@ def load(data: Data, preprocessing: Preprocessing, test_size: int | None, cache:
     )
 
 
+def shape(dataset: Dataset, ready: Ready) -> batch.Shape:
+    """What a network is given of one example."""
+    return batch.shape(preprocess.tensor(torch.from_numpy(np.array(dataset.train.images[:1])), ready))
+
+
 def subset(dataset: Dataset, train_size: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training subset and of the validation examples within ``dataset.train``, for one seed.
 
@@ -84,7 +94,7 @@ def subset(dataset: Dataset, train_size: int | None, seed: int) -> tuple[np.ndar
     """
     labels, groups = dataset.train.labels, dataset.train.groups
     _enough("train_size", train_size, len(labels), "training")
-    order = _balanced(labels, groups, seeds.stream(seed, seeds.SUBSET))
+    order = balanced(labels, groups, seeds.stream(seed, seeds.SUBSET))
     own = dataset.validation is not None
     size = train_size or len(order)
     if not own and size >= 0.9 * len(order):
@@ -125,24 +135,6 @@ def shuffled(dataset: Dataset, seed: int) -> Dataset:
     return replace(dataset, train=mixed(dataset.train), validation=None if own is None else mixed(own))
 
 
-def _balanced(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random order in which every prefix has the classes' shares (within one example), and the first ones are of all classes.
-
-    Whole groups stay together, each as one example of the class that most of it is of.
-    """
-    if len(groups):
-        names, member = np.unique(groups, return_inverse=True)
-        usual = np.array([np.bincount(labels[groups == name]).argmax() for name in names])
-        return np.argsort(np.argsort(_balanced(usual, np.empty(0), rng))[member], kind="stable")
-    rank = np.empty(len(labels))
-    for label in np.unique(labels):
-        members, offset = np.flatnonzero(labels == label), rng.random()
-        members = rng.permutation(members)
-        rank[members] = (np.arange(len(members)) + offset) / len(members)
-        rank[members[0]] -= 1
-    return np.argsort(rank, kind="stable")
-
-
 def taken(split: Split, index: np.ndarray | slice) -> Split:
     """Some of the examples of a split; the groups too, where it has any."""
     groups = split.groups[index] if len(split.groups) else split.groups
@@ -154,7 +146,7 @@ def _open(place: Path) -> Split:
     return Split(images=np.load(place / "images.npy", mmap_mode="r"), **arrays)
 
 
-def _prepare(spec: str, geometry: Preprocessing, generated: int | None, place: Path) -> None:
+def _prepare(spec: str, geometry: Ready, generated: int | None, place: Path) -> None:
     """Decode a dataset into a folder beside its final place, then rename, so that a killed run leaves nothing half done."""
     classes, splits, left_out = sources.read(spec, generated)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +165,7 @@ def _prepare(spec: str, geometry: Preprocessing, generated: int | None, place: P
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _write(raw: Raw, geometry: Preprocessing, place: Path, what: str, classes: Sequence[str]) -> tuple[str, ...]:
+def _write(raw: Raw, geometry: Ready, place: Path, what: str, classes: Sequence[str]) -> tuple[str, ...]:
     """Decode one split; the names of the files that could not be read."""
     images, kept, unreadable = [], [], []
     for index, image in enumerate(raw.images):
@@ -183,7 +175,7 @@ def _write(raw: Raw, geometry: Preprocessing, place: Path, what: str, classes: S
             continue
         decoded, why = _decoded(image, geometry)
         if decoded is None:
-            unreadable.append(f"{'/'.join(image.parts[-3:])}: {why}")
+            unreadable.append(f"{raw.names[index]}: {why}")
         else:
             images.append(decoded)
             kept.append(index)
@@ -202,7 +194,7 @@ def _write(raw: Raw, geometry: Preprocessing, place: Path, what: str, classes: S
     return tuple(unreadable)
 
 
-def _decoded(file: Path, geometry: Preprocessing) -> tuple[np.ndarray | None, str]:
+def _decoded(file: Path, geometry: Ready) -> tuple[np.ndarray | None, str]:
     """An image file's pixels, or None and why they cannot be had: Pillow's plugins raise whatever they stumble over."""
     from PIL import Image
 

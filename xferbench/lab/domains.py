@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from xferbench.design import Data, Domain, Preprocessing
+    from xferbench.design import Data, Domain, Ready
     from xferbench.lab.data import Dataset, Split
 
 HELD_OUT = 1000  # images at most that choices are made on
@@ -24,7 +24,7 @@ MEMORY = 1000  # images at most that a regularizer or a refitted head is given
 
 
 def source(
-    given: Data | None, words: Mapping[str, int], ready: Preprocessing, arch: str, head: Mapping[str, Tensor], cache: Path
+    given: Data | None, words: Mapping[str, int], ready: Ready, arch: str, head: Mapping[str, Tensor], cache: Path
 ) -> tuple[tuple[int, ...], str]:
     """The outputs of the pretrained head that mean the source's classes, or () and why nobody knows them.
 
@@ -55,7 +55,7 @@ def source(
     return (), f"{why}: say which is which by [source] classes"
 
 
-def shifted(given: Data | None, classes: Sequence[str], ready: Preprocessing, cache: Path) -> tuple[int, ...]:
+def shifted(given: Data | None, classes: Sequence[str], ready: Ready, cache: Path) -> tuple[int, ...]:
     """Each shifted class's place among the target's, by name.
 
     Raises:
@@ -84,7 +84,7 @@ def _categories(arch: str) -> list[str]:
     return list(torchvision.models.get_model_weights(name).DEFAULT.meta.get("categories", []))
 
 
-def load(domain: Domain, ready: Preprocessing, cache: Path) -> Dataset:
+def load(domain: Domain, ready: Ready, cache: Path) -> Dataset:
     """A domain's dataset, its labels being outputs of the head; its training images parted by :func:`memory`'s rule."""
     dataset, outputs = data.load(domain.data, ready, None, cache), np.array(domain.classes)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from xferbench.design import Preprocessing
+    from xferbench.design import Ready
 
 BATCH = 64
 LIMIT = 512 * 2**20  # bytes of activations of one set of images above which they are not written to disk
@@ -42,7 +42,7 @@ def inference(module: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def compute(
-    part: nn.Module, tensors: dict[str, Tensor], images: Tensor, ready: Preprocessing, device: torch.device, cache: Path
+    part: nn.Module, tensors: dict[str, Tensor], images: Tensor, ready: Ready, device: torch.device, cache: Path
 ) -> Tensor:
     """Activations [n, …] float32 of images [n, 3, H, W] uint8, on the CPU; from the cache where they are there."""
     own = {name: tensors[name] for name, _ in (*part.named_parameters(), *part.named_buffers())}
@@ -61,7 +61,7 @@ def compute(
     return found
 
 
-def _key(part: nn.Module, tensors: dict[str, Tensor], images: Tensor, ready: Preprocessing, device: torch.device) -> str:
+def _key(part: nn.Module, tensors: dict[str, Tensor], images: Tensor, ready: Ready, device: torch.device) -> str:
     """A digest of all that activations depend on: the part's outline and tensors, the images, and what computes them."""
     content = hashlib.sha256(f"{VERSION} {torch.__version__} {device.type} {digest(ready)} {part}".encode())
     for name, tensor in (*sorted(tensors.items()), ("", images)):

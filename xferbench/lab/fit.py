@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from xferbench.design import Fit, Phase, Preprocessing
+    from xferbench.design import Fit, Phase, Ready
     from xferbench.lab.backbones import Anatomy
     from xferbench.lab.data import Dataset, Split
 
@@ -66,7 +66,7 @@ class Body:
     """What a phase runs: the whole network on 8-bit images, or the part above a cut on activations computed once."""
 
     module: nn.Module
-    ready: Preprocessing | None
+    ready: Ready | None
 
     @property
     def names(self) -> list[str]:
@@ -106,7 +106,7 @@ def below(anatomy: Anatomy, groups: int) -> list[str]:
     return [prefix for group in anatomy.groups[:groups] for prefix in group.prefixes]
 
 
-def body(network: Network, frozen: int, ready: Preprocessing) -> tuple[nn.Module | None, Body]:
+def body(network: Network, frozen: int, ready: Ready) -> tuple[nn.Module | None, Body]:
     """The part below a cut (None where nothing is cut off, or the graph cannot be parted) and the rest."""
     parts = backbones.split(network.module, network.anatomy, frozen) if frozen else None
     return (None, Body(module=network.module, ready=ready)) if parts is None else (parts[0], Body(module=parts[1], ready=None))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xferbench.design import Data, Weights
-from xferbench.lab import synthetic
+from xferbench.lab import fetched, listed, synthetic
 from xferbench.problem import Problem, nearest
 
 if TYPE_CHECKING:
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from xferbench.design import Suite
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
-KINDS = ("folder", "npz", "synthetic", "digits")
+KINDS = ("folder", "npz", "torchvision", "synthetic", "digits")
 BACKBONES = ("tiny-resnet", "cifar-resnet20", "cifar-resnet32", "cifar-resnet44", "cifar-resnet56", "torchvision:NAME")
+FOLDER = "a folder with train/ and val/ or test/, or with metadata.csv"
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -29,17 +30,19 @@ def file_digest(path: Path) -> str:
 
 
 def check(suite: Suite) -> None:
-    """Look whether all that a suite names is there, before anything is read or trained.
+    """Look whether all that a suite names is there, before any image is read or anything trained.
 
     Raises:
-        Problem: for a backbone or dataset of an unknown kind, or a file that is missing; with the suite's file and key.
+        Problem: for a backbone or dataset of an unknown kind, a file that is missing, or a table that cannot be read; with the
+            suite's file and key.
     """
     if suite.arch not in BACKBONES[:-1] and not suite.arch.startswith("torchvision:"):
         raise Problem(f"{suite.path}: [backbone] arch: unknown", found=suite.arch, expected=", ".join(BACKBONES))
     for role in ("target", "source", "shifted"):
         spec = getattr(suite, role)
         try:
-            _ = spec is None or split_spec(spec)
+            kind, rest = split_spec(spec) if spec is not None else ("", "")
+            _ = kind == "folder" and listed.rows(Path(rest))
         except Problem as problem:
             raise problem.at(f"{suite.path}: [{role}] data: {problem.what}") from problem
     _checkpoint(suite)
@@ -59,25 +62,50 @@ def split_spec(spec: str) -> tuple[str, str]:
     if kind == "digits" and rest:
         raise Problem("digits are one dataset", found=spec, expected="digits")
     if kind == "folder" and not (rest and Path(rest).is_dir()):
-        raise Problem("no such folder", found=spec, expected="a folder with train/ and val/ or test/", do="check the path")
+        raise Problem("no such folder", found=spec, expected=FOLDER, do="check the path")
     if kind == "npz" and not (rest and Path(rest).is_file()):
         raise Problem("no such file", found=spec, expected="an npz file", do="check the path")
+    if kind == "torchvision":
+        fetched.parted(rest)
     return kind, rest
 
 
 def data(spec: str, digester: Callable[[Path], str] = file_digest) -> Data:
-    """A dataset by its content; renaming its folder changes nothing, renaming a class or touching an image does."""
+    """A dataset by its content; renaming its folder changes nothing, renaming a class or touching an image does.
+
+    That of a folder with a table is the table and the files that it names; of a dataset of torchvision's, all its files.
+
+    Raises:
+        Problem: for a kind that is not known, a place where nothing is, or a table that cannot be read.
+    """
     kind, rest = split_spec(spec)
     content = hashlib.sha256(kind.encode())
-    if kind == "folder":
-        for path in walk(Path(rest)):
-            name = path.relative_to(rest).as_posix().encode("utf-8", "surrogateescape")  # a name may be no text at all
-            content.update(name + f"\0{digester(path)}\0".encode())
+    if kind in {"folder", "torchvision"}:
+        name, base = ("", Path(rest)) if kind == "folder" else fetched.parted(rest)
+        content.update(name.encode())
+        for path in _tabled(base) if kind == "folder" else _fetched(name, base):
+            relative = path.relative_to(base).as_posix().encode("utf-8", "surrogateescape")  # a name may be no text at all
+            content.update(relative + f"\0{digester(path)}\0".encode())
     elif kind == "npz":
         content.update(digester(Path(rest)).encode())
     else:
         content.update(f"{rest}@{synthetic.VERSION if kind == 'synthetic' else 1}".encode())
     return Data(digest=content.hexdigest(), spec=spec)
+
+
+def _tabled(folder: Path) -> Iterator[Path]:
+    """The files that a folder's dataset consists of: with a table, that and the ones named that are there; else all."""
+    tables = listed.tables(folder)
+    if not tables:
+        return walk(folder)
+    named = {folder / row.file for row in listed.rows(folder)[0]}
+    there = {*tables.values(), *(path for path in named if path.is_file())}
+    return iter(sorted(there, key=lambda path: path.relative_to(folder).as_posix()))
+
+
+def _fetched(name: str, root: Path) -> Iterator[Path]:
+    for place in fetched.KNOWN[name].places:
+        yield from walk(root / place) if (root / place).is_dir() else iter([root / place])
 
 
 def walk(folder: Path) -> Iterator[Path]:

@@ -14,14 +14,14 @@ from xferbench.lab import features, preprocess
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from xferbench.design import Preprocessing
+    from xferbench.design import Ready
     from xferbench.lab.fit import Network
 
 DECAY = 1e-3  # half the weight of the squared weights: features are standardised, so one value does for all networks
 ITERATIONS = 200
 
 
-def head_inputs(network: Network, tensors: Mapping[str, Tensor], images: Tensor, ready: Preprocessing) -> Tensor:
+def head_inputs(network: Network, tensors: Mapping[str, Tensor], images: Tensor, ready: Ready) -> Tensor:
     """Features [n, channels] float32 that enter the head in evaluation mode, on the CPU; maps are averaged over their places.
 
     Args:

@@ -1,15 +1,20 @@
-"""From a decoded image to a tensor, in two steps: the geometry, done once and stored as 8-bit pixels, and the values."""
+"""From what a dataset holds to what a network is given, in two steps: the geometry, done once and stored, and the values.
+
+Three functions know the kind of a preprocessing, by its type; a further modality is one more value in
+:mod:`xferbench.design` and three more functions here.
+"""
 
 from __future__ import annotations
 
-from math import isfinite
+from functools import singledispatch
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from xferbench.design import Preprocessing
+from xferbench.design import Preprocessing, Ready, Spectrogram
 from xferbench.problem import Problem, nearest
 
 if TYPE_CHECKING:
@@ -21,8 +26,53 @@ CHANNELS = ("rgb", "bgr", "grey")
 DEEP = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
-def geometry_key(preprocessing: Preprocessing) -> Preprocessing:
-    """The part of a preprocessing that stored pixels depend on; where nothing is resized, interpolation is no part of it."""
+@singledispatch
+def geometry_key(preprocessing: Ready) -> Ready:
+    """The part of a preprocessing that stored examples depend on.
+
+    Raises:
+        TypeError: for a kind that is not known.
+    """
+    raise TypeError(type(preprocessing).__name__)
+
+
+@singledispatch
+def stored(preprocessing: Ready, example: Image.Image | np.ndarray) -> np.ndarray:
+    """An example as it is kept, in the geometry of a preprocessing.
+
+    Raises:
+        Problem: for an example that there is no rule for.
+        TypeError: for a kind of preprocessing that is not known.
+    """
+    del example
+    raise TypeError(type(preprocessing).__name__)
+
+
+@singledispatch
+def made(preprocessing: Ready, batch: Tensor) -> Tensor:
+    """A batch of kept examples as a network is given it, float32.
+
+    Raises:
+        Problem: for a preprocessing that cannot be used.
+        TypeError: for a kind of preprocessing that is not known.
+    """
+    del batch
+    raise TypeError(type(preprocessing).__name__)
+
+
+def geometry(example: Image.Image | np.ndarray, preprocessing: Ready) -> np.ndarray:
+    """:func:`stored`, the example first."""
+    return stored(preprocessing, example)
+
+
+def tensor(batch: Tensor, preprocessing: Ready) -> Tensor:
+    """:func:`made`, the batch first."""
+    return made(preprocessing, batch)
+
+
+@geometry_key.register(Preprocessing)
+def _image_key(preprocessing: Preprocessing) -> Preprocessing:
+    """Where nothing is resized, interpolation is no part of it."""
     if preprocessing.resize is None:
         return Preprocessing(crop=preprocessing.crop)
     return Preprocessing(
@@ -33,7 +83,8 @@ def geometry_key(preprocessing: Preprocessing) -> Preprocessing:
     )
 
 
-def geometry(image: Image.Image | np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+@stored.register(Preprocessing)
+def _image_stored(preprocessing: Preprocessing, image: Image.Image | np.ndarray) -> np.ndarray:
     """An image as [3, H, W] uint8, in RGB: shorter side resized, centre square cut, as torchvision does both.
 
     Resizing with antialias is Pillow's; without it, pixels are sampled from the tensor. A crop larger than the image is filled
@@ -65,7 +116,8 @@ def geometry(image: Image.Image | np.ndarray, preprocessing: Preprocessing) -> n
     return np.ascontiguousarray(pixels)
 
 
-def tensor(batch: Tensor, preprocessing: Preprocessing) -> Tensor:
+@made.register(Preprocessing)
+def _image_made(preprocessing: Preprocessing, batch: Tensor) -> Tensor:
     """A batch [B, 3, H, W] of 8-bit pixels as the float32 values that a network is given.
 
     Raises:
@@ -84,6 +136,46 @@ def tensor(batch: Tensor, preprocessing: Preprocessing) -> Tensor:
     elif preprocessing.channels == "grey":
         values = values.mean(-3, keepdim=True).expand_as(values)
     return (values * preprocessing.scale - mean) / std
+
+
+@geometry_key.register(Spectrogram)
+def _spectrogram_key(preprocessing: Spectrogram) -> Spectrogram:
+    """Nothing of it."""
+    del preprocessing
+    return Spectrogram()
+
+
+@stored.register(Spectrogram)
+def _spectrogram_stored(preprocessing: Spectrogram, image: Image.Image | np.ndarray) -> np.ndarray:
+    """A spectrogram as [1, H, W]: 8 bits as they are, anything else as float32.
+
+    Raises:
+        Problem: for an array or image of more than one channel, or with values that are no finite numbers.
+    """
+    del preprocessing
+    values = np.asarray(image if isinstance(image, np.ndarray) or image.mode != "P" else image.convert("RGB"))
+    values = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
+    if values.ndim != 2 or values.dtype.kind not in "uif":
+        found = f"{values.dtype} {values.shape}"
+        raise Problem("an array that is no spectrogram", found=found, expected="numbers H×W or H×W×1, or a grey image")
+    kept = np.ascontiguousarray(values if values.dtype == np.uint8 else values.astype(np.float32))
+    if not np.isfinite(kept).all():
+        raise Problem("a spectrogram of values that are no numbers", found="NaN, infinity or a value above 3e38")
+    return kept[None]
+
+
+@made.register(Spectrogram)
+def _spectrogram_made(preprocessing: Spectrogram, batch: Tensor) -> Tensor:
+    """A batch [B, 1, H, W] as [B, channels, H, W].
+
+    Raises:
+        Problem: for a number of channels, a mean or a standard deviation that cannot be used.
+    """
+    if preprocessing.channels < 1 or not (isfinite(preprocessing.mean) and 0 < preprocessing.std < inf):
+        expected = "one channel or more, a mean, and a standard deviation above 0"
+        raise Problem("preprocessing: spectrogram", found=str(preprocessing), expected=expected)
+    values = (batch.to(torch.float32) - preprocessing.mean) / preprocessing.std
+    return values.expand(*values.shape[:-3], preprocessing.channels, *values.shape[-2:])
 
 
 def _checked(name: str, values: tuple[float, ...]) -> tuple[float, ...]:
@@ -119,5 +211,6 @@ def _rgb_of_array(pixels: np.ndarray) -> np.ndarray:
         pixels = pixels[:, :, None]
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in {1, 3}:
         found = f"{pixels.dtype} {pixels.shape}"
-        raise Problem("an array that is no image", found=found, expected="uint8 or uint16, H×W, H×W×1 or H×W×3")
+        do = 'for spectrograms set preprocessing = { kind = "spectrogram" } under [backbone]'
+        raise Problem("an array that is no image", found=found, expected="uint8 or uint16, H×W, H×W×1 or H×W×3", do=do)
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from xferbench.design import Facts, Preprocessing
+from xferbench.design import Facts, Preprocessing, Ready
 from xferbench.lab import backbones, checkpoints, data, domains, preprocess
 from xferbench.problem import Problem
 
@@ -59,7 +59,7 @@ def probe(
     arch: str,
     weights: Weights,
     target: Data,
-    preprocessing: Preprocessing | None,
+    preprocessing: Ready | None,
     sizes: tuple[int | None, int | None],
     beside: tuple[Data | None, tuple[tuple[str, int], ...], Data | None],
     cache: Path,
@@ -80,7 +80,7 @@ def probe(
     dataset = data.load(target, ready, test_size, cache)
     train, held_out = data.subset(dataset, train_size, 0)
     module = backbones.build(arch, len(dataset.classes))
-    anatomy = backbones.anatomy(module, dataset.train.images.shape[-1])
+    anatomy = backbones.anatomy(module, data.shape(dataset, ready))
     state = checkpoints.read(Path(weights.path))
     checkpoints.load(module, state, anatomy.head)
     forward, step = _timed(module, dataset, ready)
@@ -109,7 +109,7 @@ def probe(
     )
 
 
-def _timed(module: torch.nn.Module, dataset: data.Dataset, ready: Preprocessing) -> tuple[float, float]:
+def _timed(module: torch.nn.Module, dataset: data.Dataset, ready: Ready) -> tuple[float, float]:
     """Seconds an image, forward alone and for a training step: of a small batch, or of a usual one where that is quick."""
     module.eval()
     forward = step = 0.0

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from xferbench.design import Fit, Phase, Preprocessing
+    from xferbench.design import Fit, Phase, Ready
     from xferbench.lab.data import Split
     from xferbench.lab.fit import Network
 
@@ -96,7 +96,7 @@ def hold(
     )
 
 
-def _answers(network: Network, tensors: Tensors, images: Tensor, ready: Preprocessing) -> Tensor:
+def _answers(network: Network, tensors: Tensors, images: Tensor, ready: Ready) -> Tensor:
     """Logits [n, outputs] of a network on images."""
     with features.inference(network.module, network.device):
         found = [
@@ -106,7 +106,7 @@ def _answers(network: Network, tensors: Tensors, images: Tensor, ready: Preproce
     return torch.cat(found)
 
 
-def _fisher(network: Network, tensors: Tensors, names: Sequence[str], memory: Split, ready: Preprocessing) -> Tensors:
+def _fisher(network: Network, tensors: Tensors, names: Sequence[str], memory: Split, ready: Ready) -> Tensors:
     """The empirical Fisher information: mean squared gradient of the true labels' log-likelihood, BatchNorm in eval mode."""
     count = min(MEASURED, len(memory.labels))
     x = preprocess.tensor(torch.from_numpy(np.array(memory.images[:count])).to(network.device), ready)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from xferbench.design import Fit, Preprocessing, View
+    from xferbench.design import Fit, Ready, View
     from xferbench.lab.data import Dataset, Split
     from xferbench.lab.fit import Fitted, Network, Tensors
 
@@ -53,10 +53,10 @@ class Seen:
     network: Network
     images: Tensor
     labels: Tensor
-    prepared: Preprocessing
+    prepared: Ready
     served: Tensor
     served_labels: Tensor
-    ready: Preprocessing
+    ready: Ready
     mode: str
 
 
@@ -189,7 +189,7 @@ def serving_order(mode: str, labels: np.ndarray) -> np.ndarray:
 
 
 def in_batches(
-    network: Network, tensors: Tensors, images: Tensor, ready: Preprocessing, order: np.ndarray, *, training: bool
+    network: Network, tensors: Tensors, images: Tensor, ready: Ready, order: np.ndarray, *, training: bool
 ) -> Tensor:
     """Logits [n, outputs] of images that come in batches in an order; what running statistics move, they move on a copy.
 

@@ -31,7 +31,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.design import Facts, Pipeline, Plugin, Preprocessing
+from xferbench.design import Facts, Pipeline, Plugin, Ready, Spectrogram
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,27 +51,29 @@ def cure(pipeline: Pipeline, facts: Facts) -> Pipeline:
     return replace(pipeline, train_preprocessing=facts.preprocessing, serve_preprocessing=facts.preprocessing)
 
 
-def twice(ready: Preprocessing) -> Preprocessing:
+def twice(ready: Ready) -> Ready:
     """Normalised, and then once more with the same mean and standard deviation, as one normalisation."""
+    if isinstance(ready, Spectrogram):
+        return replace(ready, mean=ready.mean * (1 + ready.std), std=ready.std**2)
     width = max(len(ready.mean), len(ready.std))
     pairs = [(ready.mean[i % len(ready.mean)], ready.std[i % len(ready.std)]) for i in range(width)]
     return replace(ready, mean=tuple(m + m * s for m, s in pairs), std=tuple(s * s for _, s in pairs))
 
 
-def mistakes(ready: Preprocessing, facts: Facts) -> dict[str, Preprocessing]:
+def mistakes(ready: Ready, facts: Facts) -> dict[str, Ready]:
     """What people get wrong about a preprocessing, one field each; those that change nothing are left out."""
-    plain = replace(ready, mean=(0.0,), std=(1.0,))
-    shorter = ready.resize or min(facts.size)
-    found = {
-        "raw": replace(plain, scale=1.0),
-        "unnormalised": plain,
-        "twice-normalised": twice(ready),
-        "bgr": replace(ready, channels="rgb" if ready.channels == "bgr" else "bgr"),
-        "zoom": replace(ready, resize=round(ZOOM * shorter), crop=ready.crop or min(facts.size)),
-    }
-    if ready.resize:
-        found["nearest"] = replace(ready, interpolation="nearest", antialias=False)
-        found["no-antialias"] = replace(ready, antialias=False)
+    found = {"twice-normalised": twice(ready)}
+    if isinstance(ready, Spectrogram):
+        found["unnormalised"] = replace(ready, mean=0.0, std=1.0)
+    else:
+        plain = replace(ready, mean=(0.0,), std=(1.0,))
+        shorter = ready.resize or min(facts.size)
+        found["unnormalised"], found["raw"] = plain, replace(plain, scale=1.0)
+        found["bgr"] = replace(ready, channels="rgb" if ready.channels == "bgr" else "bgr")
+        found["zoom"] = replace(ready, resize=round(ZOOM * shorter), crop=ready.crop or min(facts.size))
+        if ready.resize:
+            found["nearest"] = replace(ready, interpolation="nearest", antialias=False)
+            found["no-antialias"] = replace(ready, antialias=False)
     return {name: wrong for name, wrong in found.items() if wrong != ready}
 
 

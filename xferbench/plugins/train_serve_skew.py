@@ -18,7 +18,8 @@ How it is judged
 
 How it is induced
     ``train-mode`` and ``train-mode-by-class``: BatchNorm with the statistics of shuffled batches, or of such as are ordered by
-    class. ``bgr``, ``raw`` (0–255), ``zoom``, and where images are resized at all ``nearest``: serving differs in that alone.
+    class. ``unnormalised``, ``raw`` (0–255), ``bgr``, ``zoom``, and where images are resized at all ``nearest``: serving
+    differs in that alone.
 
 Measured beside it
     ``flips``: share of the answers that change between the two ways of serving, for the subject and each induced arm.
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from xferbench.lab.viewed import Seen
     from xferbench.record import Record
 
-FIELDS = ("bgr", "raw", "zoom", "nearest")
+FIELDS = ("unnormalised", "raw", "bgr", "zoom", "nearest")
 APART = 0.01
 
 

@@ -1,0 +1,66 @@
+"""Batches that are a tensor, and batches that are a mapping of tensors."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+from xferbench.lab import backbones, batch  # noqa: E402
+
+PLAIN = torch.arange(12.0).view(4, 3)
+WORDS = {"ids": torch.arange(8).view(4, 2), "mask": torch.ones(4, 2, dtype=torch.bool)}
+
+
+def same(one, other):
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return torch.equal(one, other)
+
+
+@pytest.mark.parametrize("whole", [PLAIN, WORDS], ids=["tensor", "mapping"])
+def test_what_is_split_and_joined_is_the_same_again(whole):
+    parts = batch.split(whole, 3)
+    assert [batch.count(part) for part in parts] == [3, 1]
+    assert same(batch.joined(parts), whole)
+    assert same(batch.moved(whole, torch.device("cpu")), whole)
+
+
+@pytest.mark.parametrize("whole", [PLAIN, WORDS], ids=["tensor", "mapping"])
+def test_what_is_picked_and_stacked_is_picked_of_every_tensor(whole):
+    index = torch.tensor([2, 0])
+    found = batch.stacked([batch.picked(whole, index)] * 2)
+    for name in WORDS if whole is WORDS else [None]:
+        tensor, expected = (found, whole) if name is None else (found[name], whole[name])
+        assert torch.equal(tensor, torch.stack([expected[[2, 0]]] * 2))
+
+
+@pytest.mark.parametrize("whole", [PLAIN, WORDS], ids=["tensor", "mapping"])
+def test_a_blank_batch_has_the_shape_of_another(whole):
+    assert len({batch.shape(whole), batch.shape(batch.picked(whole, slice(2)))}) == 1
+    blank = batch.blank(batch.shape(whole), 4, "cpu")
+    assert same(blank, batch.mapped(torch.zeros_like, whole))
+
+
+class Reader(nn.Module):
+    """The mean of the words that are not masked, then two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.body, self.head = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, text):
+        weight = text["mask"].float()[..., None]
+        return self.head(self.body((self.words(text["ids"]) * weight).sum(1) / weight.sum(1).clamp(min=1)).relu())
+
+
+def test_a_network_of_mappings_has_an_anatomy():
+    anatomy = backbones.anatomy(Reader(), batch.shape(WORDS))
+    assert (anatomy.head, anatomy.classes, [group.name for group in anatomy.groups]) == ("head", 3, ["words", "body"])
+
+
+def test_a_network_that_cannot_take_a_shape_says_which():
+    with pytest.raises(backbones.Problem, match="3 × 24 × 40"):
+        backbones.anatomy(nn.Sequential(nn.Flatten(), nn.Linear(7, 2)), (3, 24, 40))
