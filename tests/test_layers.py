@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 # The straight line, from the ground up: a module may import what stands above it in this list, and nothing else of the
 # package. A new module is entered here at the lowest place where it can stand.
 LAYERS = (
-    "problem design rules record",
+    "problem design rules overrides record",
     "stats metrics",
     "strategies suite plan",
     "judge looks reason findings gate",
@@ -43,7 +43,7 @@ STATISTICS = {
 }
 READING = {
     *("store", "stats", "metrics", "judge", "looks", "findings", "reason", "gate", "suite", "plan", "forecast"),
-    *("design", "record", "problem", "rules", "strategies", "discover", "environment"),
+    *("design", "record", "problem", "rules", "overrides", "strategies", "discover", "environment"),
 }
 TORCH = {"torch", "torchvision", "safetensors", "timm"}
 HEAVY = {"pandas", "scipy", "matplotlib", "seaborn", "sklearn", "PIL", "rich", "jinja2", "platformdirs"}

@@ -104,7 +104,9 @@ def arms(executed: Executed) -> dict[str, dict[str, Any]]:
 def notes(executed: Executed) -> tuple[str, ...]:
     """What was taken on trust, left out, found at an edge or capped."""
     study, step = executed.study, executed.step
-    found = [f"taken on trust: {one}" for one in study.facts.trust]
+    changed = "".join(f" --set {word}" for word in study.suite.overrides)
+    found = [f"the suite file was overridden:{changed}"] if changed else []
+    found += [f"taken on trust: {one}" for one in study.facts.trust]
     if study.facts.left_out:
         shown = "; ".join(study.facts.left_out[:5])
         found.append(f"{len(study.facts.left_out)} file(s) left out: {shown}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from xferbench import rules
+from xferbench import overrides, rules
 from xferbench.design import Phase, Preprocessing, Recipe, Scratch, Suite
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem, nearest
@@ -55,8 +55,8 @@ def find(word: str) -> Path:
     raise Problem(f"no suite {rules.shown(word)}", found=found, expected=expected)
 
 
-def load(path: Path) -> Suite:
-    """Read and check a suite file.
+def load(path: Path, words: Sequence[str] = ()) -> Suite:
+    """Read and check a suite file; ``words`` (``recipe.lr=1e-3``) stand in the place of its keys.
 
     Raises:
         Problem: with file, key, what was found and what was expected.
@@ -67,23 +67,24 @@ def load(path: Path) -> Suite:
         raise Problem(f"{path}: cannot be read", found=error.strerror or str(error), expected="a suite file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(f"{path}: not a TOML file", found=str(error), expected="a suite file in UTF-8", do=_compare()) from error
-    return parse(table, path.resolve())
+    return parse(table, path.resolve(), words)
 
 
 def _compare() -> str:
     return "compare " + ", ".join(str(folder() / f"{name}.toml") for name in shipped()[:1])
 
 
-def parse(table: Mapping[str, Any], path: Path) -> Suite:
-    """Check a suite's table; paths in it are relative to the file.
+def parse(table: Mapping[str, Any], path: Path, words: Sequence[str] = ()) -> Suite:
+    """Check a suite's table; paths in it are relative to the file, those of the words too.
 
     Raises:
         Problem: with file, key, what was found and what was expected.
     """
+    changed = overrides.applied(table, words)
     try:
-        return _parsed(table, path)
+        return replace(_parsed(changed, path), overrides=tuple(words))
     except Problem as problem:
-        raise problem.at(f"{path}: {rules.place(problem.what)}") from problem
+        raise problem.at(overrides.place(problem.what, path, words)) from problem
 
 
 def _parsed(table: Mapping[str, Any], path: Path) -> Suite:
@@ -294,17 +295,33 @@ def _lines(phase: Phase, before: Phase | None) -> list[str]:
     return lines
 
 
+TOLD = ("trainable", "lr", "head_lr", "batchnorm", "steps", "batch_size", "order")  # in words of their own, always
+
+
 def words(recipe: Recipe) -> str:
-    """A recipe in one line."""
+    """A recipe in one line: what matters most, and whatever else differs from the default, so that no two read alike."""
     told = []
     for phase in recipe.phases:
         rate = f"lr {phase.lr:g}" + (f", head {phase.head_lr:g}" if phase.head_lr else "")
-        extra = "" if phase.order == "shuffled" else ", class-ordered"
+        extra = "".join(f", {one}" for one in _unusual(phase, Phase(), TOLD))
+        extra += "" if phase.order == "shuffled" else ", class-ordered"
         told.append(f"{phase.trainable}, {rate}, BatchNorm {phase.batchnorm}, {phase.steps} × {phase.batch_size}{extra}")
     start = "" if recipe.init == "pretrained" else f"{recipe.init} weights: "
+    whole = "".join(f"; {one}" for one in _unusual(recipe, Recipe(), ("init", "phases", "stop", "name")))
     return (
         (f"{recipe.name}: " if recipe.name else "")
         + start
         + "; then ".join(told)
+        + whole
         + ("" if recipe.stop == "last" else "; best step")
     )
+
+
+def _unusual(one: Phase | Recipe, usual: Phase | Recipe, told: Sequence[str]) -> list[str]:
+    """The fields that differ from the default and are not told otherwise: ``weight decay 0.1``."""
+    values = {f.name: getattr(one, f.name) for f in fields(one) if f.name not in told}
+    return [
+        f"{name.replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else value}"
+        for name, value in values.items()
+        if value != getattr(usual, name)
+    ]
