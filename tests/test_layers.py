@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 LAYERS = (
     "problem design rules overrides record",
     "stats metrics",
-    "strategies suite plan",
+    "strategies suite schema plan",
     "judge looks reason findings gate",
     "store discover environment forecast",
     "engines engines.worker engines.local",
@@ -43,7 +43,7 @@ STATISTICS = {
 }
 READING = {
     *("store", "stats", "metrics", "judge", "looks", "findings", "reason", "gate", "suite", "plan", "forecast"),
-    *("design", "record", "problem", "rules", "overrides", "strategies", "discover", "environment"),
+    *("design", "record", "problem", "rules", "overrides", "schema", "strategies", "discover", "environment"),
 }
 TORCH = {"torch", "torchvision", "safetensors", "timm"}
 HEAVY = {"pandas", "scipy", "matplotlib", "seaborn", "sklearn", "PIL", "rich", "jinja2", "platformdirs"}

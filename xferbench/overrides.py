@@ -42,7 +42,7 @@ def key(word: str) -> tuple[str, ...]:
     dotted, equals, _ = word.partition("=")
     parts = []
     try:
-        here = tomllib.loads(f"{dotted} = 0") if equals else {}
+        here: Any = tomllib.loads(f"{dotted} = 0") if equals else {}
     except tomllib.TOMLDecodeError as error:
         raise Problem(f"--set {word}", found=f"the key {dotted!r}: {error}", expected=EXAMPLE) from error
     while isinstance(here, dict) and len(here) == 1:

@@ -17,10 +17,12 @@ from xferbench.problem import Problem, nearest
 from xferbench.rules import COUNT, POSITIVE, WHOLE, Rule
 from xferbench.strategies import STRATEGIES
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+NAME = r"[a-z0-9][a-z0-9._-]*"
 SCHEMA = 1
 SEEDS = 1_000_000  # judged seeds lie below; those that settle choices begin here
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)")
+LASTING = f"^{DURATION.pattern}$"
+INCREASING = {"items": {"type": "integer", "minimum": 1}, "minItems": 1, "uniqueItems": True}
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 LATER = ("checkpoint", "matrix", "max_duplicates")  # in the contract, for commands and plugins to come
 
@@ -91,7 +93,7 @@ def _parsed(table: Mapping[str, Any], path: Path) -> Suite:
     for later in LATER:
         if later in table:
             raise Problem(f"{later}: not used by this version", do="leave it out")
-    top = rules.checked(table, _top(path.parent), required=("schema", "name", "plugins", "backbone", "target"))
+    top = rules.checked(table, top_rules(path.parent), required=REQUIRED)
     del top["schema"]
     backbone, target, recipe = top.pop("backbone"), top.pop("target"), dict(top.pop("recipe", {}))
     roles = {role: top.pop(role)["data"] for role in ("source", "shifted") if role in top} | {"target": target.pop("data")}
@@ -142,12 +144,16 @@ def _is_index(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+BATCHNORM = "eval, train, ghost:N with N of 2 or more, or momentum:M with M above 0 and at most 1"
+GHOST = r"^(eval|train|ghost:([2-9]|[1-9]\d+)|momentum:\d*\.?\d+(e-\d+)?)$"
+
+
 def _batchnorm(value: Any) -> str:
     kind, _, amount = str(value).partition(":")
     ghost = kind == "ghost" and re.fullmatch(r"[1-9]\d*", amount) and int(amount) > 1
     momentum = kind == "momentum" and re.fullmatch(r"\d*\.?\d+(e-\d+)?", amount) and 0 < float(amount) <= 1
     if value not in ("eval", "train") and not ghost and not momentum:
-        raise ValueError("eval, train, ghost:N with N of 2 or more, or momentum:M with M above 0 and at most 1")
+        raise ValueError(BATCHNORM)
     return str(value)
 
 
@@ -157,7 +163,8 @@ def _phases(value: Any) -> list[dict[str, Any]]:
     return [rules.ruled(str(number), phase, rules.table(PHASE)) for number, phase in enumerate(value, start=1)]
 
 
-SEVERAL = rules.of(int, lambda v: v > 1, "a whole number above 1")  # BatchNorm knows nothing of one image
+SEVERAL = rules.of(int, lambda v: v > 1, "a whole number above 1", minimum=2)  # BatchNorm knows nothing of one image
+ONE_OR_THREE = {"oneOf": [{"minItems": 1, "maxItems": 1}, {"minItems": 3, "maxItems": 3}]}
 PREPROCESSING = rules.table(
     {
         "resize": COUNT,
@@ -166,17 +173,19 @@ PREPROCESSING = rules.table(
         "antialias": rules.FLAG,
         "channels": rules.among("rgb", "bgr", "grey"),
         "scale": POSITIVE,
-        "mean": rules.several(rules.FINITE, "a list of one number, or three", lambda v: len(v) in {1, 3}),
-        "std": rules.several(POSITIVE, "a list of one number above 0, or three", lambda v: len(v) in {1, 3}),
+        "mean": rules.several(rules.FINITE, "a list of one number, or three", lambda v: len(v) in {1, 3}, **ONE_OR_THREE),
+        "std": rules.several(POSITIVE, "a list of one number above 0, or three", lambda v: len(v) in {1, 3}, **ONE_OR_THREE),
     },
     Preprocessing,
 )
-PHASE = {
+PHASE: dict[str, Rule] = {
     "trainable": rules.matching(r"head|norm|all|top:[1-9]\d*", "head, top:N with N of 1 or more, norm or all"),
-    "batchnorm": _batchnorm,
+    "batchnorm": rules.Told(_batchnorm, {"pattern": GHOST, "type": "string", "description": BATCHNORM}),
     "lr": POSITIVE,
     "head_lr": POSITIVE,
-    "layer_decay": rules.of(rules.NUMBER, lambda v: 0 < v <= 1, "a number above 0 and at most 1", float),
+    "layer_decay": rules.of(
+        rules.NUMBER, lambda v: 0 < v <= 1, "a number above 0 and at most 1", float, exclusiveMinimum=0, maximum=1
+    ),
     "optimizer": rules.among("adamw", "sgd"),
     "weight_decay": rules.NATURAL,
     "warmup": WHOLE,
@@ -185,38 +194,59 @@ PHASE = {
     "batch_size": SEVERAL,
     "order": rules.among("shuffled", "class"),
 }
-RECIPE = {
+RECIPE: dict[str, Rule] = {
     **PHASE,
     "strategy": rules.among(*STRATEGIES),
-    "phases": _phases,
+    "phases": rules.Told(_phases, {"type": "array", "minItems": 1, "items": rules.schema(rules.table(PHASE))}),
     "init": rules.among("pretrained", "random", "matched", "permuted", "shuffled-source"),
     "head": rules.among("random", "zero"),
     "stop": rules.among("last", "best"),
     "train_preprocessing": PREPROCESSING,
     "serve_preprocessing": PREPROCESSING,
 }
-SCRATCH = {
+SCRATCH: dict[str, Rule] = {
     "lr": rules.several(POSITIVE, "a list of numbers above 0"),
     "weight_decay": rules.several(rules.NATURAL, "a list of numbers, 0 or above"),
     "steps": COUNT,
     "batch_size": SEVERAL,
 }
-CLASSES = rules.of(dict, lambda v: v and all(map(_is_index, v.values())), "class = index in the source head, for each class")
+CLASSES = rules.of(
+    dict,
+    lambda v: v and all(map(_is_index, v.values())),
+    "class = index in the source head, for each class",
+    minProperties=1,
+    additionalProperties={"type": "integer", "minimum": 0},
+)
 
 
-def _top(base: Path) -> Mapping[str, Rule]:
-    spec = rules.of(str, bool, "folder:DIR, npz:FILE, synthetic:NAME or digits", lambda value: _placed(value, base))
-    file = rules.of(str, bool, "a path", lambda value: _path(value, base))
+REQUIRED = ("schema", "name", "plugins", "backbone", "target")
+
+
+def top_rules(base: Path) -> Mapping[str, Rule]:
+    """The rules of a suite file's keys, where paths are relative to a folder."""
+    spec = rules.of(
+        str, bool, "folder:DIR, npz:FILE, synthetic:NAME or digits", lambda value: _placed(value, base), minLength=1
+    )
+    file = rules.of(str, bool, "a path", lambda value: _path(value, base), minLength=1)
     names = "lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"
     return {
-        "schema": rules.of(int, lambda v: v == SCHEMA, f"{SCHEMA}, the only one so far"),
-        "name": rules.of(str, NAME.fullmatch, names),
+        "schema": rules.of(int, lambda v: v == SCHEMA, f"{SCHEMA}, the only one so far", const=SCHEMA),
+        "name": rules.matching(NAME, names),
         "plugins": rules.several(rules.TEXT, 'a list of plugins, or ["all"]'),
         "metric": rules.among(*METRICS),
         "margin": POSITIVE,
-        "alpha": rules.of(rules.NUMBER, lambda v: 0 < v < 0.5, "a number above 0 and below 0.5", float),
-        "looks": rules.of(list, _increasing, "a list of whole numbers from 1 up, each above the one before", tuple),
-        "budget": rules.of(str, DURATION.fullmatch, 'a duration such as "90s", "20m" or "2h"', _seconds),
+        "alpha": rules.of(
+            rules.NUMBER,
+            lambda v: 0 < v < 0.5,
+            "a number above 0 and below 0.5",
+            float,
+            exclusiveMinimum=0,
+            exclusiveMaximum=0.5,
+        ),
+        "looks": rules.of(
+            list, _increasing, "a list of whole numbers from 1 up, each above the one before", tuple, **INCREASING
+        ),
+        "budget": rules.of(str, DURATION.fullmatch, 'a duration such as "90s", "20m" or "2h"', _seconds, pattern=LASTING),
         "seed": WHOLE,
         "tuning_seeds": COUNT,
         "backbone": rules.table({"arch": rules.TEXT, "weights": file, "preprocessing": PREPROCESSING}, required=["arch"]),
