@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 # The straight line, from the ground up: a module may import what stands above it in this list, and nothing else of the
 # package. A new module is entered here at the lowest place where it can stand.
 LAYERS = (
-    "problem design rules overrides record",
+    "problem design rules overrides report report.text report.notebook record",
     "stats metrics",
     "strategies suite schema plan",
     "judge looks reason findings gate",
@@ -21,7 +21,7 @@ LAYERS = (
     "lab lab.synthetic lab.inputs lab.sources lab.seeds lab.schedule lab.preprocess lab.batchnorm lab.small lab.backbones",
     "lab.checkpoints lab.data lab.features lab.fit lab.initial lab.answer lab.probe lab.pretrain",
     "plugins plugins.batchnorm_drift plugins.negative_transfer",
-    "report report.text report.frames report.svg report.figures report.html report.markdown report.junit report.github",
+    "report.frames report.svg report.figures report.html report.markdown report.junit report.github",
     "report.console report.predictions report.write",
     "execute finish cli __main__",
 )
