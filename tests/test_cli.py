@@ -30,6 +30,7 @@ ls        --format text|json
 explain   plugin
 validate  suite; --store; --set
 report    directory; -o --output
+doctor    --store; --format text|json
 """
 
 SUITE = """

@@ -16,14 +16,14 @@ LAYERS = (
     "stats metrics",
     "strategies suite schema plan",
     "judge looks reason findings gate",
-    "store discover environment forecast",
+    "store discover environment machine forecast",
     "engines engines.worker engines.local",
     "lab lab.synthetic lab.inputs lab.sources lab.seeds lab.schedule lab.preprocess lab.batchnorm lab.small lab.backbones",
-    "lab.checkpoints lab.data lab.features lab.fit lab.initial lab.answer lab.probe lab.pretrain",
+    "lab.installed lab.checkpoints lab.data lab.features lab.fit lab.initial lab.answer lab.probe lab.pretrain",
     "plugins plugins.batchnorm_drift plugins.negative_transfer",
     "report.frames report.svg report.figures report.html report.markdown report.junit report.github",
     "report.console report.predictions report.write",
-    "execute finish cli __main__",
+    "execute finish doctor cli __main__",
 )
 LINE = [name for layer in LAYERS for name in layer.split()]
 
@@ -42,7 +42,7 @@ STATISTICS = {
     "report",
 }
 READING = {
-    *("store", "stats", "metrics", "judge", "looks", "findings", "reason", "gate", "suite", "plan", "forecast"),
+    *("store", "stats", "metrics", "judge", "looks", "findings", "reason", "gate", "suite", "plan", "forecast", "machine"),
     *("design", "record", "problem", "rules", "overrides", "schema", "strategies", "discover", "environment"),
 }
 TORCH = {"torch", "torchvision", "safetensors", "timm"}

@@ -107,6 +107,9 @@ def parser() -> argparse.ArgumentParser:
     report = command("report", _report, "write the report of a finished run again")
     report.add_argument("directory", type=Path, metavar="DIR", help="folder with results.json, or a file in it")
     report.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder to write to (default: the same)")
+    doctor = command("doctor", _doctor, "check the installation; prints what to paste into a bug report")
+    doctor.add_argument("--store", type=Path, metavar="FILE")
+    doctor.add_argument("--format", choices=("text", "json"), default="text")
     return top
 
 
@@ -278,3 +281,20 @@ def _report(arguments: argparse.Namespace) -> int:
     write.write(run, arguments.output or results.parent, {plugin.id: plugin for plugin in discover.plugins(sorted(wanted))})
     console.tell(run)
     return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from xferbench import doctor, execute
+
+    told = []
+    for line in doctor.lines(execute.with_store(arguments.store)):
+        told.append(line)
+        if arguments.format == "text":
+            print(
+                f"{line.state:<4}  {line.check:<12} {line.found}" + (f"\n{'':<19}do: {line.do}" if line.do else ""), flush=True
+            )
+    if arguments.format == "json":
+        print(json.dumps([asdict(line) for line in told], indent=1))
+    return gate.USAGE if any(line.state == doctor.FAIL for line in told) else gate.PASSED
