@@ -30,6 +30,7 @@ ls        --format text|json
 explain   plugin
 validate  suite; --store; --set
 report    directory; -o --output
+init      folder; --weights; --arch; -o --output; --force
 doctor    --store; --format text|json
 """
 
@@ -148,7 +149,11 @@ def test_wrong_usage_ends_with_2(capsys, words, fragment):
 
 
 def test_help_and_version_end_with_0(capsys):
-    for words in (["--help"], ["--version"], *([name, "--help"] for name in ("run", "ls", "explain", "validate", "report"))):
+    for words in (
+        ["--help"],
+        ["--version"],
+        *([name, "--help"] for name in ("run", "ls", "explain", "validate", "report", "init", "doctor")),
+    ):
         with pytest.raises(SystemExit) as ended:
             cli.main(words)
         assert ended.value.code == 0

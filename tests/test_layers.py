@@ -19,11 +19,11 @@ LAYERS = (
     "store discover environment machine forecast",
     "engines engines.worker engines.local",
     "lab lab.synthetic lab.inputs lab.sources lab.seeds lab.schedule lab.preprocess lab.batchnorm lab.small lab.backbones",
-    "lab.installed lab.checkpoints lab.data lab.features lab.fit lab.initial lab.answer lab.probe lab.pretrain",
+    "lab.installed lab.checkpoints lab.guess lab.data lab.features lab.fit lab.initial lab.answer lab.probe lab.pretrain",
     "plugins plugins.batchnorm_drift plugins.negative_transfer",
     "report.frames report.svg report.figures report.html report.markdown report.junit report.github",
     "report.console report.predictions report.write",
-    "execute finish doctor cli __main__",
+    "execute finish doctor init cli __main__",
 )
 LINE = [name for layer in LAYERS for name in layer.split()]
 

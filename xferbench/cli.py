@@ -107,6 +107,14 @@ def parser() -> argparse.ArgumentParser:
     report = command("report", _report, "write the report of a finished run again")
     report.add_argument("directory", type=Path, metavar="DIR", help="folder with results.json, or a file in it")
     report.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder to write to (default: the same)")
+    init = command("init", _init, "write a first suite file for a folder of images and a checkpoint")
+    init.add_argument(
+        "folder", type=Path, nargs="?", default=Path(), help="of images, or an npz file (default: the current one)"
+    )
+    init.add_argument("--weights", type=Path, metavar="FILE", help="pretrained weights (default: the shipped tiny-resnet's)")
+    init.add_argument("--arch", help="what the weights were made with (default: guessed from their tensors)")
+    init.add_argument("-o", "--output", type=Path, metavar="FILE", help="suite file to write (default: NAME.toml)")
+    init.add_argument("--force", action="store_true", help="overwrite the file where there is one")
     doctor = command("doctor", _doctor, "check the installation; prints what to paste into a bug report")
     doctor.add_argument("--store", type=Path, metavar="FILE")
     doctor.add_argument("--format", choices=("text", "json"), default="text")
@@ -280,6 +288,18 @@ def _report(arguments: argparse.Namespace) -> int:
     wanted = {finding.plugin for finding in run.findings} & set(discover.names())
     write.write(run, arguments.output or results.parent, {plugin.id: plugin for plugin in discover.plugins(sorted(wanted))})
     console.tell(run)
+    return 0
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    import shlex
+
+    from xferbench import init
+
+    seen, weights = init.look(arguments.folder), arguments.weights
+    file = init.write(seen, arguments.arch or init.arch(weights), weights, arguments.output, force=arguments.force)
+    name = shlex.quote(str(file) if str(file)[0] != "-" else f"./{file}")
+    print(f"wrote {file}\nnext: xferbench validate {name}\n      xferbench run {name} --dry-run")
     return 0
 
 
