@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-ALIKE = {"resnet": ("resnet", "wide_resnet", "resnext")}  # families whose tensors are named alike
+ALIKE = {"resnet": ("resnet", "wide_resnet", "resnext"), "swin": ("swin", "maxvit")}  # families whose tensors are named alike
+UNSIGNED = "MNASNet"  # the family whose names are like nothing else
 
 
 def arch(path: Path) -> str:
@@ -30,15 +31,11 @@ def arch(path: Path) -> str:
 
 def _candidates(state: Mapping[str, Tensor]) -> list[str]:
     """Architectures of the family that the names look like, the likeliest first; the small ones are tried always."""
-    likeness = checkpoints.likeness_of(state)
+    likeness = checkpoints.likeness_of(state) or UNSIGNED
     words = [word.lower() for word in re.findall(r"\w{3,}", likeness)]
     family = [start for word in words for start in ALIKE.get(word.rstrip("0123456789"), (word,))]
     names = [name.removeprefix("torchvision:") for name in backbones.known() if name.startswith("torchvision:")]
-    near = [
-        name
-        for name in names
-        if not likeness or any(name.replace("_", "").startswith(start.replace("_", "")) for start in family)
-    ]
+    near = [name for name in names if any(name.replace("_", "").startswith(start.replace("_", "")) for start in family)]
     small = [name for name in backbones.known() if ":" not in name]
     return [*small, *(f"torchvision:{name}" for name in sorted(near, key=lambda name: (name != likeness, name)))]
 
