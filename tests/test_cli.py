@@ -24,12 +24,14 @@ from xferbench.record import Finding, to_json
 from xferbench.report import html, write
 
 SURFACE = """
-run       suite; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --seed; --budget; --dry-run;
-          --fail-on fail|inconclusive; --format text|json
+run       suite; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --seed; --budget; --set;
+          --dry-run; --fail-on fail|inconclusive; --format text|json
 ls        --format text|json
 explain   plugin
-validate  suite; --store
+validate  suite; --store; --set
 report    directory; -o --output
+init      folder; --weights; --arch; -o --output; --force
+doctor    --store; --format text|json
 """
 
 SUITE = """
@@ -118,6 +120,7 @@ def test_the_defaults_of_run_are_frozen():
         "workers": None,
         "seed": None,
         "budget": None,
+        "set": [],
         "dry_run": False,
         "fail_on": "fail",
         "format": "text",
@@ -146,7 +149,11 @@ def test_wrong_usage_ends_with_2(capsys, words, fragment):
 
 
 def test_help_and_version_end_with_0(capsys):
-    for words in (["--help"], ["--version"], *([name, "--help"] for name in ("run", "ls", "explain", "validate", "report"))):
+    for words in (
+        ["--help"],
+        ["--version"],
+        *([name, "--help"] for name in ("run", "ls", "explain", "validate", "report", "init", "doctor")),
+    ):
         with pytest.raises(SystemExit) as ended:
             cli.main(words)
         assert ended.value.code == 0
@@ -415,6 +422,20 @@ def test_report_writes_the_same_again_or_elsewhere(capsys, monkeypatch, tmp_path
     assert (tmp_path / "done" / "results.json").read_bytes() == before
     assert told(capsys, "report", tmp_path / "done", "-o", tmp_path / "elsewhere")[0] == 0
     assert (tmp_path / "elsewhere" / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["results.json", "report.html", "records.csv"])
+def test_report_takes_any_file_of_a_run(capsys, monkeypatch, tmp_path, name):
+    monkeypatch.setattr(html, "render", lambda *_: "<!doctype html>")
+    write.write(make_run(seeds=2, examples=20), tmp_path / "done")
+    assert told(capsys, "report", tmp_path / "done" / name)[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"done"}
+
+
+def test_report_of_a_file_of_no_run_is_told(capsys, tmp_path):
+    code, out, err = told(capsys, "report", make_suite(tmp_path))
+    assert (code, out) == (gate.USAGE, "")
+    assert "noise.toml belongs to no finished run\n  found: no results.json beside it" in err
 
 
 def test_report_of_nothing_is_told(capsys, tmp_path):

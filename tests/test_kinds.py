@@ -9,8 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from test_fetched import mnist  # noqa: E402
 from test_listed import make  # noqa: E402
-from test_published import mnist  # noqa: E402
 from test_resume import _in_this_process  # noqa: E402
 
 from xferbench import finish, suite  # noqa: E402

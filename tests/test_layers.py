@@ -12,21 +12,21 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 # The straight line, from the ground up: a module may import what stands above it in this list, and nothing else of the
 # package. A new module is entered here at the lowest place where it can stand.
 LAYERS = (
-    "problem design rules record",
+    "problem design rules overrides report report.text report.notebook record",
     "stats metrics",
-    "strategies suite plan",
+    "strategies suite schema plan",
     "judge looks reason findings gate",
-    "store discover environment forecast",
+    "store discover environment machine forecast",
     "engines engines.worker engines.local",
     "lab lab.synthetic lab.raw lab.listed lab.fetched lab.inputs lab.arrays lab.sources",
     "lab.seeds lab.schedule lab.batch lab.preprocess lab.batchnorm lab.small lab.backbones",
-    "lab.checkpoints lab.data lab.domains lab.features lab.regularize lab.fit lab.initial lab.penultimate lab.viewed",
-    "lab.answer lab.probe lab.pretrain",
+    "lab.installed lab.checkpoints lab.guess lab.data lab.domains lab.features lab.regularize lab.fit lab.initial",
+    "lab.penultimate lab.viewed lab.answer lab.probe lab.pretrain",
     "plugins plugins.batchnorm_drift plugins.catastrophic_forgetting plugins.feature_distortion plugins.head_shock",
     "plugins.learning_rate plugins.negative_transfer plugins.preprocessing_mismatch plugins.train_serve_skew",
-    "report report.text report.frames report.svg report.figures report.html report.markdown report.junit report.github",
+    "report.frames report.svg report.figures report.html report.markdown report.junit report.github",
     "report.console report.predictions report.write",
-    "execute finish cli __main__",
+    "execute finish doctor init cli __main__",
 )
 LINE = [name for layer in LAYERS for name in layer.split()]
 
@@ -45,8 +45,8 @@ STATISTICS = {
     "report",
 }
 READING = {
-    *("store", "stats", "metrics", "judge", "looks", "findings", "reason", "gate", "suite", "plan", "forecast"),
-    *("design", "record", "problem", "rules", "strategies", "discover", "environment"),
+    *("store", "stats", "metrics", "judge", "looks", "findings", "reason", "gate", "suite", "plan", "forecast", "machine"),
+    *("design", "record", "problem", "rules", "overrides", "schema", "strategies", "discover", "environment"),
 }
 TORCH = {"torch", "torchvision", "safetensors", "timm"}
 HEAVY = {"pandas", "scipy", "matplotlib", "seaborn", "sklearn", "PIL", "rich", "jinja2", "platformdirs"}

@@ -496,12 +496,45 @@ def test_every_field_of_the_nouns_can_be_asked_for_in_a_file(tmp_path):
         ),
         (Recipe(init="permuted", stop="best"), ["permuted weights: ", "; best step"]),
         (Recipe(phases=(Phase(order="class"),)), ["class-ordered"]),
+        (
+            Recipe(head="zero", phases=(Phase(optimizer="sgd", weight_decay=0.1),)),
+            [", optimizer sgd, weight decay 0.1", "; head zero"],
+        ),
+        (
+            Recipe(phases=(Phase(warmup=9, schedule="constant", layer_decay=0.5),)),
+            ["layer decay 0.5, warmup 9, schedule constant"],
+        ),
     ],
 )
 def test_a_recipe_in_words(recipe, fragments):
     told = suite.words(recipe)
     assert all(fragment in told for fragment in fragments), told
     assert "\n" not in told
+
+
+def test_the_usual_goes_without_saying():
+    assert suite.words(Recipe()) == "all, lr 0.001, BatchNorm train, 150 × 32"
+
+
+@settings(deadline=None)
+@given(recipe=RECIPES, data=st.data())
+def test_two_recipes_never_read_alike(recipe, data):
+    other = data.draw(RECIPES | changed(recipe))
+    one, two = replace(recipe, name=""), replace(other, name="")
+    assert (suite.words(one) == suite.words(two)) == (digest(one) == digest(two))
+
+
+def changed(recipe):
+    """The recipe with one field of it, or of its last phase, as another recipe has it."""
+
+    def of(other, name):
+        if name in {"init", "head", "stop"}:
+            return replace(recipe, **{name: getattr(other, name)})
+        last = replace(recipe.phases[-1], **{name: getattr(other.phases[-1], name)})
+        return replace(recipe, phases=(*recipe.phases[:-1], last))
+
+    names = ["init", "head", "stop", *(field.name for field in fields(Phase))]
+    return st.builds(of, RECIPES, st.sampled_from(names))
 
 
 def test_seeds_stay_apart_from_those_of_tuning(tmp_path):

@@ -92,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("-j", "--workers", type=_count, metavar="N", help="processes side by side (default: one a core)")
     run.add_argument("--seed", type=_whole, metavar="N", help="first judged seed, in the suite's place")
     run.add_argument("--budget", metavar="TIME", help="such as 90s, 20m or 2h, in the suite's place")
+    _add_set(run)
     run.add_argument("--dry-run", action="store_true", help="say what would be asked, and run nothing")
     run.add_argument("--fail-on", choices=("fail", "inconclusive"), default="fail", help="what makes the exit code not 0")
     run.add_argument("--format", choices=("text", "json"), default="text", help="json: standard output is results.json")
@@ -102,10 +103,27 @@ def parser() -> argparse.ArgumentParser:
     validate = command("validate", _validate, "check a suite file, without running it")
     validate.add_argument("suite")
     validate.add_argument("--store", type=Path, metavar="FILE")
+    _add_set(validate)
     report = command("report", _report, "write the report of a finished run again")
-    report.add_argument("directory", type=Path, metavar="DIR", help="folder with results.json")
+    report.add_argument("directory", type=Path, metavar="DIR", help="folder with results.json, or a file in it")
     report.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder to write to (default: the same)")
+    init = command("init", _init, "write a first suite file for a folder of images and a checkpoint")
+    init.add_argument(
+        "folder", type=Path, nargs="?", default=Path(), help="of images, or an npz file (default: the current one)"
+    )
+    init.add_argument("--weights", type=Path, metavar="FILE", help="pretrained weights (default: the shipped tiny-resnet's)")
+    init.add_argument("--arch", help="what the weights were made with (default: guessed from their tensors)")
+    init.add_argument("-o", "--output", type=Path, metavar="FILE", help="suite file to write (default: NAME.toml)")
+    init.add_argument("--force", action="store_true", help="overwrite the file where there is one")
+    doctor = command("doctor", _doctor, "check the installation; prints what to paste into a bug report")
+    doctor.add_argument("--store", type=Path, metavar="FILE")
+    doctor.add_argument("--format", choices=("text", "json"), default="text")
     return top
+
+
+def _add_set(command: argparse.ArgumentParser) -> None:
+    text = "a key in the suite's place, such as recipe.lr=1e-3; may be given again; paths are relative to the suite file"
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
 
 
 def _count(text: str) -> int:
@@ -125,13 +143,15 @@ def _suite(arguments: argparse.Namespace) -> Suite:
 
     from xferbench import suite
 
-    asked = suite.load(suite.find(arguments.suite))
+    asked = suite.load(suite.find(arguments.suite), arguments.set)
     try:
-        if arguments.seed is not None:
-            asked = suite.apart(replace(asked, seed=arguments.seed))
-        return asked if arguments.budget is None else replace(asked, budget=suite.duration(arguments.budget))
+        if (seed := arguments.seed) is not None:
+            asked = suite.apart(replace(asked, seed=seed, overrides=(*asked.overrides, f"seed={seed}")))
+        if (budget := arguments.budget) is not None:
+            asked = replace(asked, budget=suite.duration(budget), overrides=(*asked.overrides, f"budget={budget}"))
     except Problem as problem:
         raise problem.at(f"--{problem.what}") from problem
+    return asked
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -247,9 +267,11 @@ def _validate(arguments: argparse.Namespace) -> int:
     from xferbench.forecast import smallest_margin
 
     path = suite.find(arguments.suite)
-    asked = suite.load(path)
+    asked = suite.load(path, arguments.set)
     facts = execute.known(asked, execute.with_store(arguments.store))
-    print(f"{path}: a valid suite")
+    print(
+        f"{path}: a valid suite" + (" with " if asked.overrides else "") + " ".join(f"--set {word}" for word in asked.overrides)
+    )
     examples = (facts.test_groups or facts.test) if facts else asked.test_size
     if examples:
         _show_margin(asked, smallest_margin(asked, examples, discover.plugins(asked.plugins)))
@@ -262,10 +284,38 @@ def _report(arguments: argparse.Namespace) -> int:
     from xferbench import discover
     from xferbench.report import console, write
 
-    run = write.read(arguments.directory)
+    results = write.results(arguments.directory)
+    run = write.read(results)
     wanted = {finding.plugin for finding in run.findings} & set(discover.names())
-    write.write(
-        run, arguments.output or arguments.directory, {plugin.id: plugin for plugin in discover.plugins(sorted(wanted))}
-    )
+    write.write(run, arguments.output or results.parent, {plugin.id: plugin for plugin in discover.plugins(sorted(wanted))})
     console.tell(run)
     return 0
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    import shlex
+
+    from xferbench import init
+
+    seen, weights = init.look(arguments.folder), arguments.weights
+    file = init.write(seen, arguments.arch or init.arch(weights), weights, arguments.output, force=arguments.force)
+    name = shlex.quote(str(file) if str(file)[0] != "-" else f"./{file}")
+    print(f"wrote {file}\nnext: xferbench validate {name}\n      xferbench run {name} --dry-run")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from xferbench import doctor, execute
+
+    told = []
+    for line in doctor.lines(execute.with_store(arguments.store)):
+        told.append(line)
+        if arguments.format == "text":
+            print(
+                f"{line.state:<4}  {line.check:<12} {line.found}" + (f"\n{'':<19}do: {line.do}" if line.do else ""), flush=True
+            )
+    if arguments.format == "json":
+        print(json.dumps([asdict(line) for line in told], indent=1))
+    return gate.USAGE if any(line.state == doctor.FAIL for line in told) else gate.PASSED

@@ -363,7 +363,8 @@ class Plugin:
 class Suite:
     """A suite file, read and checked. Paths are absolute. ``recipe`` None means the healthy default.
 
-    ``budget`` is in recorded seconds. ``scratch`` holds what a suite changes of the from-scratch grid.
+    ``budget`` is in recorded seconds. ``scratch`` holds what a suite changes of the from-scratch grid. ``overrides`` are the
+    words (``recipe.lr=1e-3``) that stood in the place of the file's keys.
     """
 
     name: str
@@ -390,6 +391,7 @@ class Suite:
     seed: int = 0
     tuning_seeds: int = 3
     scratch: Scratch = Scratch()
+    overrides: tuple[str, ...] = ()
 
 
 def content(value: Any) -> Any:

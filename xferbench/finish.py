@@ -104,7 +104,9 @@ def arms(executed: Executed) -> dict[str, dict[str, Any]]:
 def notes(executed: Executed) -> tuple[str, ...]:
     """What was taken on trust, left out, found at an edge or capped."""
     study, step = executed.study, executed.step
-    found = [f"taken on trust: {one}" for one in study.facts.trust]
+    changed = "".join(f" --set {word}" for word in study.suite.overrides)
+    found = [f"the suite file was overridden:{changed}"] if changed else []
+    found += [f"taken on trust: {one}" for one in study.facts.trust]
     if study.facts.left_out:
         more = f"; and {len(study.facts.left_out) - 5} more" if len(study.facts.left_out) > 5 else ""
         found.append(f"left out of the data, or settled about it: {'; '.join(study.facts.left_out[:5])}{more}")

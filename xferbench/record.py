@@ -165,6 +165,17 @@ class Run:
 
         return pd.DataFrame([row(cell) for cell in self.cells])
 
+    def __repr__(self) -> str:
+        from xferbench.report import notebook
+
+        return f"<Run {self.suite.get('name', '')!r}: {notebook.counted(self)}; {len(self.cells)} records>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from xferbench.report import notebook
+
+        return notebook.render(self)
+
 
 def row(cell: Cell) -> dict[str, Any]:
     """One cell as plain values, the form in which ``records.csv`` has it."""

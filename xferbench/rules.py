@@ -1,7 +1,8 @@
 """Rules for the tables of a TOML file: every key known, every value possible, or one message that says where.
 
 A rule takes a value as TOML gave it and returns what is kept; it raises ValueError(what was expected). Within a file the
-``what`` of a :class:`~xferbench.problem.Problem` is a dotted path of keys, to which each table adds its own in front.
+``what`` of a :class:`~xferbench.problem.Problem` is a dotted path of keys, to which each table adds its own in front. A rule
+also says in JSON Schema's words what it takes, as far as they reach: whatever it takes, its schema does.
 """
 
 from __future__ import annotations
@@ -9,11 +10,30 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, TypeAlias
 
 from xferbench.problem import Problem, nearest
 
 Rule: TypeAlias = Callable[[Any], Any]
+TYPES = {str: "string", bool: "boolean", int: "integer", list: "array", dict: "object", (int, float): "number"}
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A rule that says what it takes; a bare function is a rule too, which says nothing."""
+
+    rule: Rule
+    schema: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, value: Any) -> Any:
+        """What is kept of a value."""
+        return self.rule(value)
+
+
+def schema(rule: Rule) -> dict[str, Any]:
+    """What a rule says of itself, in JSON Schema's words (draft 2020-12)."""
+    return dict(rule.schema) if isinstance(rule, Told) else {}
 
 
 def checked(table: Any, rules: Mapping[str, Rule], required: Sequence[str] = ()) -> dict[str, Any]:
@@ -61,16 +81,20 @@ def shown(value: Any) -> str:
 
 
 def of(
-    kind: type | tuple[type, ...], test: Callable[[Any], object], expected: str, make: Callable[[Any], Any] = lambda v: v
+    kind: type | tuple[type, ...],
+    test: Callable[[Any], object],
+    expected: str,
+    make: Callable[[Any], Any] = lambda v: v,
+    **words: Any,
 ) -> Rule:
-    """Values of a type (true and false are no numbers) that pass a test, made into something."""
+    """Values of a type (true and false are no numbers) that pass a test, made into something; the test in a schema's words."""
 
     def rule(value: Any) -> Any:
         if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind) or not test(value):
             raise ValueError(expected)
         return make(value)
 
-    return rule
+    return Told(rule, {"type": TYPES[kind], **words, "description": expected})
 
 
 def among(*words: str) -> Rule:
@@ -81,20 +105,31 @@ def among(*words: str) -> Rule:
             raise ValueError(nearest(str(value), words))
         return value
 
-    return rule
+    return Told(rule, {"enum": list(words)})
 
 
 def matching(pattern: str, expected: str) -> Rule:
     """A text of a form."""
-    return of(str, re.compile(pattern).fullmatch, expected)
+    return of(str, re.compile(pattern).fullmatch, expected, pattern=f"^({pattern})$")
 
 
 def table(rules: Mapping[str, Rule], make: Callable[..., Any] = dict, required: Sequence[str] = ()) -> Rule:
-    """A table, made into something."""
-    return lambda value: make(**checked(value, rules, required))
+    """A table, made into something; what is made of an empty one gives its keys' defaults."""
+    keys = {key: schema(rule) | _default(make, key) for key, rule in rules.items()}
+    words = {"type": "object", "properties": keys, "additionalProperties": False, "required": list(required)}
+    return Told(lambda value: make(**checked(value, rules, required)), words)
 
 
-def several(rule: Rule, expected: str, test: Callable[[Any], object] = bool) -> Rule:
+def _default(noun: object, key: str) -> dict[str, Any]:
+    """A field's default as TOML has it, where it has one."""
+    values = {f.name: f.default for f in fields(noun)} if is_dataclass(noun) else {}
+    value = values.get(key, MISSING)
+    if value is MISSING or value is None or is_dataclass(value):
+        return {}
+    return {"default": list(value) if isinstance(value, tuple) else value}
+
+
+def several(rule: Rule, expected: str, test: Callable[[Any], object] = bool, **words: Any) -> Rule:
     """A list, not empty unless the test says otherwise, whose members all keep to a rule."""
 
     def made(values: list[Any]) -> tuple[Any, ...]:
@@ -103,14 +138,23 @@ def several(rule: Rule, expected: str, test: Callable[[Any], object] = bool) -> 
         except ValueError as error:
             raise ValueError(expected) from error
 
-    return of(list, test, expected, made)
+    return of(list, test, expected, made, **{"items": schema(rule), **({"minItems": 1} if test is bool else {}), **words})
 
 
 NUMBER = (int, float)
-POSITIVE = of(NUMBER, lambda v: 0 < v < float("inf"), "a number above 0", float)
-NATURAL = of(NUMBER, lambda v: 0 <= v < float("inf"), "a number, 0 or above", float)
+POSITIVE = of(NUMBER, lambda v: 0 < v < float("inf"), "a number above 0", float, exclusiveMinimum=0)
+NATURAL = of(NUMBER, lambda v: 0 <= v < float("inf"), "a number, 0 or above", float, minimum=0)
 FINITE = of(NUMBER, lambda v: abs(v) < float("inf"), "a number", float)
-COUNT = of(int, lambda v: v > 0, "a whole number above 0")
-WHOLE = of(int, lambda v: v >= 0, "a whole number, 0 or above")
-TEXT = of(str, bool, "a text that is not empty")
+COUNT = of(int, lambda v: v > 0, "a whole number above 0", minimum=1)
+WHOLE = of(int, lambda v: v >= 0, "a whole number, 0 or above", minimum=0)
+TEXT = of(str, bool, "a text that is not empty", minLength=1)
 FLAG = of(bool, lambda _: True, "true or false")
+
+
+def either(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a table that has the keys of one or of the other; a key of both is what either says."""
+    keys = {**one["properties"], **other["properties"]}
+    for key in one["properties"].keys() & other["properties"].keys():
+        said = [table["properties"][key] for table in (one, other)]
+        keys[key] = said[0] if said[0] == said[1] else {"anyOf": said}
+    return {**one, "properties": keys}

@@ -6,22 +6,24 @@ import itertools
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xferbench import rules
+from xferbench import overrides, rules
 from xferbench.design import Phase, Pipeline, Preprocessing, Ready, Recipe, Scratch, Spectrogram, Suite
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem, nearest
 from xferbench.rules import COUNT, POSITIVE, WHOLE, Rule
 from xferbench.strategies import STRATEGIES
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+NAME = r"[a-z0-9][a-z0-9._-]*"
 SCHEMA = 1
 SEEDS = 1_000_000  # judged seeds lie below; those that settle choices begin here
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)")
+LASTING = f"^{DURATION.pattern}$"
+INCREASING = {"items": {"type": "integer", "minimum": 1}, "minItems": 1, "uniqueItems": True}
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 RECIPES = ("init", "head", "regularizer", "stop")  # keys of a recipe as a whole
 LATER = ("checkpoint", "matrix", "max_duplicates")  # in the contract, for commands and plugins to come
@@ -57,8 +59,8 @@ def find(word: str) -> Path:
     raise Problem(f"no suite {rules.shown(word)}", found=found, expected=expected)
 
 
-def load(path: Path) -> Suite:
-    """Read and check a suite file.
+def load(path: Path, words: Sequence[str] = ()) -> Suite:
+    """Read and check a suite file; ``words`` (``recipe.lr=1e-3``) stand in the place of its keys.
 
     Raises:
         Problem: with file, key, what was found and what was expected.
@@ -69,30 +71,31 @@ def load(path: Path) -> Suite:
         raise Problem(f"{path}: cannot be read", found=error.strerror or str(error), expected="a suite file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(f"{path}: not a TOML file", found=str(error), expected="a suite file in UTF-8", do=_compare()) from error
-    return parse(table, path.resolve())
+    return parse(table, path.resolve(), words)
 
 
 def _compare() -> str:
     return f"compare {folder() / 'quick.toml'}"
 
 
-def parse(table: Mapping[str, Any], path: Path) -> Suite:
-    """Check a suite's table; paths in it are relative to the file.
+def parse(table: Mapping[str, Any], path: Path, words: Sequence[str] = ()) -> Suite:
+    """Check a suite's table; paths in it are relative to the file, those of the words too.
 
     Raises:
         Problem: with file, key, what was found and what was expected.
     """
+    changed = overrides.applied(table, words)
     try:
-        return _parsed(table, path)
+        return replace(_parsed(changed, path), overrides=tuple(words))
     except Problem as problem:
-        raise problem.at(f"{path}: {rules.place(problem.what)}") from problem
+        raise problem.at(overrides.place(problem.what, path, words)) from problem
 
 
 def _parsed(table: Mapping[str, Any], path: Path) -> Suite:
     for later in LATER:
         if later in table:
             raise Problem(f"{later}: not used by this version", do="leave it out")
-    top = rules.checked(table, _top(path.parent), required=("schema", "name", "plugins", "backbone", "target"))
+    top = rules.checked(table, top_rules(path.parent), required=REQUIRED)
     del top["schema"]
     backbone, target, recipe = top.pop("backbone"), top.pop("target"), dict(top.pop("recipe", {}))
     classes = tuple(top.get("source", {}).get("classes", {}).items())
@@ -163,12 +166,16 @@ def _is_index(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+BATCHNORM = "eval, train, ghost:N with N of 2 or more, or momentum:M with M above 0 and at most 1"
+GHOST = r"^(eval|train|ghost:([2-9]|[1-9]\d+)|momentum:\d*\.?\d+(e-\d+)?)$"
+
+
 def _batchnorm(value: Any) -> str:
     kind, _, amount = str(value).partition(":")
     ghost = kind == "ghost" and re.fullmatch(r"[1-9]\d*", amount) and int(amount) > 1
     momentum = kind == "momentum" and re.fullmatch(r"\d*\.?\d+(e-\d+)?", amount) and 0 < float(amount) <= 1
     if value not in ("eval", "train") and not ghost and not momentum:
-        raise ValueError("eval, train, ghost:N with N of 2 or more, or momentum:M with M above 0 and at most 1")
+        raise ValueError(BATCHNORM)
     return str(value)
 
 
@@ -178,7 +185,8 @@ def _phases(value: Any) -> list[dict[str, Any]]:
     return [rules.ruled(str(number), phase, rules.table(PHASE)) for number, phase in enumerate(value, start=1)]
 
 
-SEVERAL = rules.of(int, lambda v: v > 1, "a whole number above 1")  # BatchNorm knows nothing of one image
+SEVERAL = rules.of(int, lambda v: v > 1, "a whole number above 1", minimum=2)  # BatchNorm knows nothing of one image
+ONE_OR_THREE = {"oneOf": [{"minItems": 1, "maxItems": 1}, {"minItems": 3, "maxItems": 3}]}
 KINDS = {"kind": rules.among("image", "spectrogram")}
 IMAGE = rules.table(
     {
@@ -188,8 +196,8 @@ IMAGE = rules.table(
         "antialias": rules.FLAG,
         "channels": rules.among("rgb", "bgr", "grey"),
         "scale": POSITIVE,
-        "mean": rules.several(rules.FINITE, "a list of one number, or three", lambda v: len(v) in {1, 3}),
-        "std": rules.several(POSITIVE, "a list of one number above 0, or three", lambda v: len(v) in {1, 3}),
+        "mean": rules.several(rules.FINITE, "a list of one number, or three", lambda v: len(v) in {1, 3}, **ONE_OR_THREE),
+        "std": rules.several(POSITIVE, "a list of one number above 0, or three", lambda v: len(v) in {1, 3}, **ONE_OR_THREE),
         **KINDS,
     },
     lambda kind="image", **rest: Preprocessing(**rest),  # noqa: ARG005 - the kind has chosen the table
@@ -206,12 +214,15 @@ def _preprocessing(value: Any) -> Ready:
     return made
 
 
-PHASE = {
+PREPROCESSING = rules.Told(_preprocessing, rules.either(rules.schema(IMAGE), rules.schema(SPECTROGRAM)))
+PHASE: dict[str, Rule] = {
     "trainable": rules.matching(r"head|norm|all|top:[1-9]\d*", "head, top:N with N of 1 or more, norm or all"),
-    "batchnorm": _batchnorm,
+    "batchnorm": rules.Told(_batchnorm, {"pattern": GHOST, "type": "string", "description": BATCHNORM}),
     "lr": POSITIVE,
     "head_lr": POSITIVE,
-    "layer_decay": rules.of(rules.NUMBER, lambda v: 0 < v <= 1, "a number above 0 and at most 1", float),
+    "layer_decay": rules.of(
+        rules.NUMBER, lambda v: 0 < v <= 1, "a number above 0 and at most 1", float, exclusiveMinimum=0, maximum=1
+    ),
     "optimizer": rules.among("adamw", "sgd"),
     "weight_decay": rules.NATURAL,
     "warmup": WHOLE,
@@ -220,10 +231,10 @@ PHASE = {
     "batch_size": SEVERAL,
     "order": rules.among("shuffled", "class"),
 }
-RECIPE = {
+RECIPE: dict[str, Rule] = {
     **PHASE,
     "strategy": rules.among(*STRATEGIES),
-    "phases": _phases,
+    "phases": rules.Told(_phases, {"type": "array", "minItems": 1, "items": rules.schema(rules.table(PHASE))}),
     "init": rules.among("pretrained", "random", "matched", "permuted", "shuffled-source"),
     "head": rules.among("random", "zero"),
     "regularizer": rules.matching(
@@ -231,37 +242,55 @@ RECIPE = {
         "l2-sp:A, ewc:L or lwf:W with a strength above 0, or replay:N with N source images a batch",
     ),
     "stop": rules.among("last", "best"),
-    "train_preprocessing": _preprocessing,
-    "serve_preprocessing": _preprocessing,
+    "train_preprocessing": PREPROCESSING,
+    "serve_preprocessing": PREPROCESSING,
     "serve_mode": rules.among("eval", "train"),
 }
-SCRATCH = {
+SCRATCH: dict[str, Rule] = {
     "lr": rules.several(POSITIVE, "a list of numbers above 0"),
     "weight_decay": rules.several(rules.NATURAL, "a list of numbers, 0 or above"),
     "steps": COUNT,
     "batch_size": SEVERAL,
 }
-CLASSES = rules.of(dict, lambda v: v and all(map(_is_index, v.values())), "class = index in the source head, for each class")
+CLASSES = rules.of(
+    dict,
+    lambda v: v and all(map(_is_index, v.values())),
+    "class = index in the source head, for each class",
+    minProperties=1,
+    additionalProperties={"type": "integer", "minimum": 0},
+)
 
 
-def _top(base: Path) -> Mapping[str, Rule]:
-    spec = rules.of(
-        str, bool, "folder:DIR, npz:FILE, torchvision:NAME:DIR, synthetic:NAME or digits", lambda value: _placed(value, base)
-    )
-    file = rules.of(str, bool, "a path", lambda value: _path(value, base))
+REQUIRED = ("schema", "name", "plugins", "backbone", "target")
+
+
+def top_rules(base: Path) -> Mapping[str, Rule]:
+    """The rules of a suite file's keys, where paths are relative to a folder."""
+    kinds = "folder:DIR, npz:FILE, torchvision:NAME:DIR, synthetic:NAME or digits"
+    spec = rules.of(str, bool, kinds, lambda value: _placed(value, base), minLength=1)
+    file = rules.of(str, bool, "a path", lambda value: _path(value, base), minLength=1)
     names = "lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"
     return {
-        "schema": rules.of(int, lambda v: v == SCHEMA, f"{SCHEMA}, the only one so far"),
-        "name": rules.of(str, NAME.fullmatch, names),
+        "schema": rules.of(int, lambda v: v == SCHEMA, f"{SCHEMA}, the only one so far", const=SCHEMA),
+        "name": rules.matching(NAME, names),
         "plugins": rules.several(rules.TEXT, 'a list of plugins, or ["all"]'),
         "metric": rules.among(*METRICS),
         "margin": POSITIVE,
-        "alpha": rules.of(rules.NUMBER, lambda v: 0 < v < 0.5, "a number above 0 and below 0.5", float),
-        "looks": rules.of(list, _increasing, "a list of whole numbers from 1 up, each above the one before", tuple),
-        "budget": rules.of(str, DURATION.fullmatch, 'a duration such as "90s", "20m" or "2h"', _seconds),
+        "alpha": rules.of(
+            rules.NUMBER,
+            lambda v: 0 < v < 0.5,
+            "a number above 0 and below 0.5",
+            float,
+            exclusiveMinimum=0,
+            exclusiveMaximum=0.5,
+        ),
+        "looks": rules.of(
+            list, _increasing, "a list of whole numbers from 1 up, each above the one before", tuple, **INCREASING
+        ),
+        "budget": rules.of(str, DURATION.fullmatch, 'a duration such as "90s", "20m" or "2h"', _seconds, pattern=LASTING),
         "seed": WHOLE,
         "tuning_seeds": COUNT,
-        "backbone": rules.table({"arch": rules.TEXT, "weights": file, "preprocessing": _preprocessing}, required=["arch"]),
+        "backbone": rules.table({"arch": rules.TEXT, "weights": file, "preprocessing": PREPROCESSING}, required=["arch"]),
         "target": rules.table({"data": spec, "train_size": COUNT, "test_size": COUNT}, required=["data"]),
         "source": rules.table({"data": spec, "classes": CLASSES}, required=["data"]),
         "shifted": rules.table({"data": spec}, required=["data"]),
@@ -369,19 +398,34 @@ def _lines(phase: Phase, before: Phase | None) -> list[str]:
     return lines
 
 
+TOLD = ("trainable", "lr", "head_lr", "batchnorm", "steps", "batch_size", "order")  # in words of their own, always
+
+
 def words(recipe: Recipe) -> str:
-    """A recipe in one line."""
+    """A recipe in one line: what matters most, and whatever else differs from the default, so that no two read alike."""
     told = []
     for phase in recipe.phases:
         rate = f"lr {phase.lr:g}" + (f", head {phase.head_lr:g}" if phase.head_lr else "")
-        extra = "" if phase.order == "shuffled" else ", class-ordered"
+        extra = "".join(f", {one}" for one in _unusual(phase, Phase(), TOLD))
+        extra += "" if phase.order == "shuffled" else ", class-ordered"
         told.append(f"{phase.trainable}, {rate}, BatchNorm {phase.batchnorm}, {phase.steps} × {phase.batch_size}{extra}")
     start = "" if recipe.init == "pretrained" else f"{recipe.init} weights: "
-    held = f"; {recipe.regularizer}" if recipe.regularizer else ""
+    whole = "".join(f"; {one}" for one in _unusual(recipe, Recipe(), ("init", "phases", "regularizer", "stop", "name")))
+    whole += f"; {recipe.regularizer}" if recipe.regularizer else ""
     return (
         (f"{recipe.name}: " if recipe.name else "")
         + start
         + "; then ".join(told)
-        + held
+        + whole
         + ("" if recipe.stop == "last" else "; best step")
     )
+
+
+def _unusual(one: Phase | Recipe, usual: Phase | Recipe, told: Sequence[str]) -> list[str]:
+    """The fields that differ from the default and are not told otherwise: ``weight decay 0.1``."""
+    values = {f.name: getattr(one, f.name) for f in fields(one) if f.name not in told}
+    return [
+        f"{name.replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else value}"
+        for name, value in values.items()
+        if value != getattr(usual, name)
+    ]

@@ -88,9 +88,9 @@ def load(model: nn.Module, state: Mapping[str, Tensor], head: str) -> tuple[str,
     Raises:
         Problem: where the names or shapes differ, all of them in one message, or where values are not finite.
     """
-    renamed = {_renamed(name): tensor for name, tensor in state.items()}
-    left_out = tuple(name for name in renamed if backbones.within(name, (head, *AUXILIARY)))
-    given = {name: tensor for name, tensor in renamed.items() if name not in left_out}
+    today = renamed(state)
+    left_out = tuple(name for name in today if backbones.within(name, (head, *AUXILIARY)))
+    given = {name: tensor for name, tensor in today.items() if name not in left_out}
     wanted = {name: tensor for name, tensor in model.state_dict().items() if not backbones.within(name, [head])}
     shapes = {name: (tuple(given[name].shape), tuple(tensor.shape)) for name, tensor in wanted.items() if name in given}
     complaints = {
@@ -100,7 +100,7 @@ def load(model: nn.Module, state: Mapping[str, Tensor], head: str) -> tuple[str,
     }
     if any(complaints.values()):
         found = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in complaints.items() if names)
-        likeness = _likeness(given)
+        likeness = likeness_of(given)
         do = f"the names look like {likeness}; " if likeness else ""
         raise Problem(
             "the weights do not fit the backbone",
@@ -297,13 +297,18 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state if shared is None else _without_prefixes({name.removeprefix(shared): tensor for name, tensor in state.items()})
 
 
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the names that torchvision gives them today."""
+    return {_renamed(name): tensor for name, tensor in state.items()}
+
+
 def _renamed(name: str) -> str:
     for pattern, today in RENAMED:
         name = pattern.sub(today, name)
     return name
 
 
-def _likeness(names: Iterable[str]) -> str:
+def likeness_of(names: Iterable[str]) -> str:
     """The family of networks whose tensors are named so, or ""."""
     names = set(names)
     stages = [{name.split(".")[1] for name in names if name.startswith(f"layer{stage}.")} for stage in (1, 2, 3, 4)]

@@ -176,6 +176,6 @@ def _environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _command(run: Run) -> str:
     suite = run.suite
-    return " ".join(
-        ["xferbench run", shlex.quote(text.line(suite.get("path") or suite.get("name") or "SUITE")), "--output DIR"]
-    )
+    changed = [word for one in suite.get("overrides") or () for word in ("--set", shlex.quote(text.line(one)))]
+    file = shlex.quote(text.line(suite.get("path") or suite.get("name") or "SUITE"))
+    return " ".join(["xferbench run", file, *changed, "--output DIR"])

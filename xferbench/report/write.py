@@ -74,15 +74,30 @@ def write(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = NONE
         ) from error
 
 
+def results(path: Path) -> Path:
+    """The ``results.json`` of a finished run, which is named by its folder or by any file in it.
+
+    Raises:
+        Problem: for a file that no finished run has.
+    """
+    if not path.is_file():
+        return path if path.suffix == ".json" else path / RESULTS
+    found = path if path.suffix == ".json" else path.with_name(RESULTS)
+    if not found.is_file():
+        what = f"{path} belongs to no finished run"
+        raise Problem(what, found=f"no {RESULTS} beside it", expected="the folder that `run --output` named, or a file in it")
+    return found
+
+
 def read(path: Path) -> Run:
-    """Read a finished run back from its folder, or from the ``results.json`` in it.
+    """Read a finished run back from its folder, or from a file in it.
 
     Raises:
         Problem: where a file is missing, broken, of a newer schema, or of another run than its neighbour.
     """
-    results = path if path.suffix == ".json" else path / RESULTS
-    told = _told(results)
-    beside = results.with_name(PREDICTIONS)
+    found = results(path)
+    told = _told(found)
+    beside = found.with_name(PREDICTIONS)
     try:
         with beside.open("rb") as file:
             of_run, cells = predictions.unpack(file)
@@ -95,9 +110,9 @@ def read(path: Path) -> Run:
     try:
         of_told, run = digest(told), _run(told, cells)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise Problem(f"{results} is not a finished run", found=_shown(error), expected=f"schema {SCHEMA}", do=AGAIN) from error
+        raise Problem(f"{found} is not a finished run", found=_shown(error), expected=f"schema {SCHEMA}", do=AGAIN) from error
     if of_run != of_told:
-        what = f"{results} and {PREDICTIONS} beside it are not of the same run"
+        what = f"{found} and {PREDICTIONS} beside it are not of the same run"
         raise Problem(what, expected="both as one run wrote them", do=AGAIN)
     return run
 
@@ -113,24 +128,24 @@ def records(cells: Sequence[Cell]) -> str:
     return file.getvalue()
 
 
-def _told(results: Path) -> Mapping[str, Any]:
+def _told(path: Path) -> Mapping[str, Any]:
     """Read ``results.json``, of a schema that is known."""
     try:
-        told: Any = json.loads(results.read_text(encoding="utf-8"))
+        told: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise Problem(
-            f"{results} is missing", expected="the folder of a finished run", do="give the folder that `run --output` named"
+            f"{path} is missing", expected="the folder of a finished run", do="give the folder that `run --output` named"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise Problem(
-            f"{results} cannot be read", found=_shown(error), expected="JSON, as xferbench wrote it", do=AGAIN
+            f"{path} cannot be read", found=_shown(error), expected="JSON, as xferbench wrote it", do=AGAIN
         ) from error
     if not isinstance(told, dict) or not isinstance(schema := told.get("schema"), int):
-        raise Problem(f"{results} is not a finished run", found="no schema", expected=f"schema {SCHEMA}", do=AGAIN)
+        raise Problem(f"{path} is not a finished run", found="no schema", expected=f"schema {SCHEMA}", do=AGAIN)
     if schema > SCHEMA:
         by = told.get("xferbench", "a newer version")
         raise Problem(
-            f"{results} is newer than this xferbench",
+            f"{path} is newer than this xferbench",
             found=f"schema {schema}, by {by}",
             expected=f"schema {SCHEMA}",
             do="upgrade xferbench",
