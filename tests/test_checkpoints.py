@@ -324,20 +324,3 @@ def test_a_record_that_cannot_be_read_is_a_problem(text, tmp_path):
     checkpoints.save(STATE, tmp_path / "a.safetensors", metadata={checkpoints.RECORD: text})
     with pytest.raises(Problem, match="recorded preprocessing"):
         checkpoints.recorded_preprocessing(tmp_path / "a.safetensors")
-
-
-def test_torchvision_records_a_preprocessing_for_each_of_its_architectures():
-    for arch in backbones.known():
-        found = checkpoints.torchvision_preprocessing(arch)
-        assert (found is None) == (not arch.startswith("torchvision:")), arch
-        assert found is None or len(found.mean) == len(found.std) == 3
-    assert checkpoints.torchvision_preprocessing("torchvision:nothing") is None
-
-
-def test_weights_are_told_apart_by_their_digests():
-    first, second = (
-        checkpoints.torchvision_preprocessing("torchvision:resnet50", digest * 8) for digest in ("0676ba61", "11ad3fa6")
-    )
-    assert (first.resize, second.resize) == (256, 232)
-    assert checkpoints.torchvision_preprocessing("torchvision:resnet50", "0" * 64) is None
-    assert checkpoints.torchvision_preprocessing("torchvision:resnet50") == second

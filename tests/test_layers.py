@@ -19,7 +19,7 @@ LAYERS = (
     "store discover environment forecast",
     "engines engines.worker engines.local",
     "lab lab.synthetic lab.inputs lab.sources lab.seeds lab.schedule lab.preprocess lab.batchnorm lab.small lab.backbones",
-    "lab.checkpoints lab.data lab.features lab.fit lab.initial lab.answer lab.probe lab.pretrain",
+    "lab.published lab.checkpoints lab.data lab.features lab.fit lab.initial lab.answer lab.probe lab.pretrain",
     "plugins plugins.batchnorm_drift plugins.negative_transfer",
     "report report.text report.frames report.svg report.figures report.html report.markdown report.junit report.github",
     "report.console report.predictions report.write",

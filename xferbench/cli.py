@@ -210,6 +210,7 @@ def _ls(arguments: argparse.Namespace) -> int:
         "suites": {name: str(suite.folder() / f"{name}.toml") for name in suite.shipped()},
         "backbones": {
             "torchvision:NAME": "any classifier",
+            "timm:NAME": "any classifier (pip install 'xferbench[timm]')",
             "cifar-resnet20/32/44/56": "He et al., option A",
             "tiny-resnet": "0.1 M, shipped",
         },

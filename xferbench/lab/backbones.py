@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,6 +22,7 @@ from xferbench.problem import Problem, nearest
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+TIMM = "timm:"
 CIFAR = {f"cifar-resnet{depth}": depth for depth in (20, 32, 44, 56)}
 # Auxiliary classifiers serve pretraining only; the published weights of both expect their input transformed.
 PLAIN = {"aux_logits": False, "init_weights": True, "transform_input": True}
@@ -71,10 +72,12 @@ def build(arch: str, classes: int) -> nn.Module:
     """A network with random weights and a head of ``classes`` outputs; nothing is downloaded.
 
     Raises:
-        Problem: for a name that is not known.
+        Problem: for a name that is not known, or a library that is not installed.
     """
     from xferbench.lab import small
 
+    if arch.startswith(TIMM):
+        return _of_timm(arch, classes)
     if arch not in known():
         raise Problem("unknown architecture", found=arch, expected=nearest(arch, known()), do="correct arch under [backbone]")
     if arch == "tiny-resnet":
@@ -86,6 +89,29 @@ def build(arch: str, classes: int) -> nn.Module:
     name = arch.removeprefix("torchvision:")
     network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **PECULIAR.get(name, {}))
     return network
+
+
+def _of_timm(arch: str, classes: int) -> nn.Module:
+    library, name = timm(), arch.removeprefix(TIMM)
+    if not library.is_model(name):
+        expected = nearest(arch, (TIMM + one for one in library.list_models(f"{name[:3]}*") or library.list_models()))
+        raise Problem("unknown architecture", found=arch, expected=expected, do="correct arch under [backbone]")
+    network: nn.Module = library.create_model(name, pretrained=False, num_classes=classes)
+    return network
+
+
+def timm() -> Any:
+    """The library of that name.
+
+    Raises:
+        Problem: where it is not installed.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        do = "pip install 'xferbench[timm]'"
+        raise Problem("backbones timm:NAME need timm", found=str(error), expected="timm 1.0 or newer", do=do) from error
+    return timm
 
 
 def within(name: str, prefixes: Iterable[str]) -> bool:

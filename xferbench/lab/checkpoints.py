@@ -169,34 +169,6 @@ def recorded_preprocessing(path: Path) -> Preprocessing | None:
         raise Problem(f"{path}: recorded preprocessing", found=text[:200], expected=expected) from error
 
 
-def torchvision_preprocessing(arch: str, digest: str = "") -> Preprocessing | None:
-    """What torchvision records for an architecture's weights; downloads nothing.
-
-    Args:
-        arch: ``torchvision:NAME``; anything else gives None.
-        digest: SHA-256 of a weights file. Only the published weights with that digest count then; without it, the default ones.
-    """
-    import torchvision
-
-    name = arch.removeprefix("torchvision:")
-    if name == arch or name not in torchvision.models.list_models(module=torchvision.models):
-        return None
-    published = torchvision.models.get_model_weights(name)
-    # The published files carry the start of their digest in their names.
-    same = [weights for weights in published if re.search(rf"-{digest[:8]}\.", weights.url)] if digest else [published.DEFAULT]
-    if not same:
-        return None
-    transforms = same[0].transforms()
-    return Preprocessing(
-        resize=transforms.resize_size[0],
-        crop=transforms.crop_size[0],
-        interpolation=transforms.interpolation.value,
-        antialias=bool(transforms.antialias),
-        mean=tuple(transforms.mean),
-        std=tuple(transforms.std),
-    )
-
-
 def _plain(tensor: Tensor) -> Tensor:
     own = tensor.detach().clone().contiguous()
     return own.float() if own.is_floating_point() else own

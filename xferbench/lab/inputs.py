@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
 KINDS = ("folder", "npz", "synthetic", "digits")
-BACKBONES = ("tiny-resnet", "cifar-resnet20", "cifar-resnet32", "cifar-resnet44", "cifar-resnet56", "torchvision:NAME")
+NAMED = ("tiny-resnet", "cifar-resnet20", "cifar-resnet32", "cifar-resnet44", "cifar-resnet56")
+PREFIXES = ("torchvision:NAME", "timm:NAME")
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -34,8 +35,9 @@ def check(suite: Suite) -> None:
     Raises:
         Problem: for a backbone or dataset of an unknown kind, or a file that is missing; with the suite's file and key.
     """
-    if suite.arch not in BACKBONES[:-1] and not suite.arch.startswith("torchvision:"):
-        raise Problem(f"{suite.path}: [backbone] arch: unknown", found=suite.arch, expected=", ".join(BACKBONES))
+    prefixes = [one.partition(":")[0] + ":" for one in PREFIXES]
+    if suite.arch not in NAMED and not suite.arch.startswith(tuple(prefixes)):
+        raise Problem(f"{suite.path}: [backbone] arch: unknown", found=suite.arch, expected=", ".join((*NAMED, *PREFIXES)))
     for role in ("target", "source", "shifted"):
         spec = getattr(suite, role)
         try:

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from xferbench.design import Facts, Preprocessing
-from xferbench.lab import backbones, checkpoints, data, preprocess
+from xferbench.lab import backbones, checkpoints, data, preprocess, published
 from xferbench.problem import Problem
 
 if TYPE_CHECKING:
@@ -41,15 +41,13 @@ def device(word: str) -> str:
 def recorded(arch: str, weights: Weights) -> tuple[Preprocessing | None, str]:
     """The preprocessing that goes with a checkpoint, and what of that is taken on trust.
 
-    It is written in the file, or the file is one that torchvision publishes; otherwise that of the architecture's published
-    weights is the best guess, and is said to be one.
+    It is written in the file, or the file is one that torchvision or timm publishes; otherwise that of the architecture's
+    published weights is the best guess, and is said to be one.
     """
-    found = checkpoints.recorded_preprocessing(Path(weights.path)) or checkpoints.torchvision_preprocessing(
-        arch, weights.digest
-    )
+    found = checkpoints.recorded_preprocessing(Path(weights.path)) or published.preprocessing(arch, weights.digest)
     if found is not None:
         return found, ""
-    guess = CIFAR if arch.startswith("cifar-resnet") else checkpoints.torchvision_preprocessing(arch)
+    guess = CIFAR if arch.startswith("cifar-resnet") else published.preprocessing(arch)
     if guess is None:
         return None, "preprocessing: recorded nowhere, so images are only scaled to [0, 1]"
     return guess, f"preprocessing: not recorded with these weights; that of the published weights of {arch} is used"
