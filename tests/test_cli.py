@@ -24,11 +24,11 @@ from xferbench.record import Finding, to_json
 from xferbench.report import html, write
 
 SURFACE = """
-run       suite; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --seed; --budget; --dry-run;
-          --fail-on fail|inconclusive; --format text|json
+run       suite; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --seed; --budget;
+          --allow-code; --dry-run; --fail-on fail|inconclusive; --format text|json
 ls        --format text|json
 explain   plugin
-validate  suite; --store
+validate  suite; --store; --allow-code
 report    directory; -o --output
 """
 
@@ -118,6 +118,7 @@ def test_the_defaults_of_run_are_frozen():
         "workers": None,
         "seed": None,
         "budget": None,
+        "allow_code": False,
         "dry_run": False,
         "fail_on": "fail",
         "format": "text",

@@ -14,12 +14,13 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 LAYERS = (
     "problem design rules record",
     "stats metrics",
-    "strategies suite plan",
+    "strategies suite honours plan",
     "judge looks reason findings gate",
     "store discover environment forecast",
     "engines engines.worker engines.local",
-    "lab lab.synthetic lab.inputs lab.sources lab.seeds lab.schedule lab.preprocess lab.batchnorm lab.small lab.backbones",
-    "lab.published lab.checkpoints lab.data lab.features lab.fit lab.initial lab.answer lab.probe lab.pretrain",
+    "lab lab.synthetic lab.foreign lab.inputs lab.sources lab.seeds lab.schedule lab.preprocess lab.batchnorm lab.small",
+    "lab.backbones lab.published lab.checkpoints lab.data lab.features lab.fit lab.initial lab.callables",
+    "lab.answer lab.probe lab.pretrain",
     "plugins plugins.batchnorm_drift plugins.negative_transfer",
     "report report.text report.frames report.svg report.figures report.html report.markdown report.junit report.github",
     "report.console report.predictions report.write",
@@ -43,7 +44,7 @@ STATISTICS = {
 }
 READING = {
     *("store", "stats", "metrics", "judge", "looks", "findings", "reason", "gate", "suite", "plan", "forecast"),
-    *("design", "record", "problem", "rules", "strategies", "discover", "environment"),
+    *("design", "record", "problem", "rules", "honours", "strategies", "discover", "environment"),
 }
 TORCH = {"torch", "torchvision", "safetensors", "timm"}
 HEAVY = {"pandas", "scipy", "matplotlib", "seaborn", "sklearn", "PIL", "rich", "jinja2", "platformdirs"}

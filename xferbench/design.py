@@ -108,6 +108,15 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Code:
+    """A user's callable, ``python:module:callable``, named by a digest of its source; ``path`` is looked in before others."""
+
+    spec: str
+    digest: str
+    path: str = _place()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scratch:
     """The from-scratch grid S2: every rate × weight decay for ``steps`` steps, beside S1, the subject's own steps and rate."""
 
@@ -119,7 +128,10 @@ class Scratch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """What a user does today, or one thing changed about it. ``baseline`` is what it is compared with, and no part of it."""
+    """What a user does today, or one thing changed about it. ``baseline`` is what it is compared with, and no part of it.
+
+    ``code`` is what builds a backbone ``python:…``; ``training`` the user's own training code, None for the loop of the lab.
+    """
 
     arch: str
     weights: Weights | None
@@ -132,6 +144,8 @@ class Pipeline:
     mode: str = "eval"
     source: Data | None = None
     baseline: Scratch = field(default=Scratch(), compare=False, metadata={"place": True})
+    code: Code | None = field(default=None, metadata={"added": True})
+    training: Code | None = field(default=None, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +163,8 @@ class Fit:
     """One trained network.
 
     ``start`` is a checkpoint, or another fit (keys nest), or None where nothing of one is used, so that all share that fit.
-    ``labels`` are ``true``, or ``shuffled`` among the training images.
+    ``labels`` are ``true``, or ``shuffled`` among the training images. ``code`` builds an ``arch`` of the user's own, and
+    ``training`` trains it in place of the lab's loop; ``stop`` is told to that code alone, since it gives one network only.
     """
 
     arch: str
@@ -162,6 +177,9 @@ class Fit:
     preprocessing: Preprocessing
     seed: int
     labels: str = field(default="true", metadata={"added": True})
+    code: Code | None = field(default=None, metadata={"added": True})
+    training: Code | None = field(default=None, metadata={"added": True})
+    stop: str = field(default="last", metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +254,9 @@ class Facts:
     """What is known about backbone and data before anything is trained; probed once, then kept in the store.
 
     ``groups`` are the layer groups' names from the input up, without the head. ``trust`` names what nobody recorded.
-    ``seconds_forward`` and ``seconds_step`` are for one image on one thread, for estimates only.
+    ``seconds_forward`` and ``seconds_step`` are for one image on one thread, for estimates only. ``honours`` are the fields
+    of a recipe that the user's training code heeds, None where the lab trains; ``crash`` is what the user's code raised while
+    it was probed.
     """
 
     parameters: int
@@ -253,6 +273,8 @@ class Facts:
     left_out: tuple[str, ...] = ()
     seconds_forward: float = 0.0
     seconds_step: float = 0.0
+    honours: tuple[str, ...] | None = None
+    crash: str = ""
 
     @property
     def has_batchnorm(self) -> bool:
@@ -295,7 +317,8 @@ class Plugin:
 class Suite:
     """A suite file, read and checked. Paths are absolute. ``recipe`` None means the healthy default.
 
-    ``budget`` is in recorded seconds. ``scratch`` holds what a suite changes of the from-scratch grid.
+    ``budget`` is in recorded seconds. ``scratch`` holds what a suite changes of the from-scratch grid. ``allow_code`` is said
+    by whoever runs a suite, never by its file.
     """
 
     name: str
@@ -320,6 +343,8 @@ class Suite:
     seed: int = 0
     tuning_seeds: int = 3
     scratch: Scratch = Scratch()
+    training: str | None = None
+    allow_code: bool = False
 
 
 def content(value: Any) -> Any:

@@ -146,17 +146,20 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
     inputs.check(suite)
     digester = store.remembered(db, inputs.file_digest)
     weights, target = inputs.weights(suite, digester), inputs.data(suite.target, digester)
-    key = digest((VERSION, suite.arch, weights, target, suite.preprocessing, suite.train_size, suite.test_size))
+    code, training = inputs.code(suite, digester)
+    own = (code, training) if code or training else ()
+    key = digest((VERSION, suite.arch, weights, target, suite.preprocessing, suite.train_size, suite.test_size, *own))
     facts = store.facts(db, key)
     if facts is None:
         if engine is None:
             raise LookupError("nothing is known of this suite yet")
-        asked = (suite.arch, weights, target, suite.preprocessing, suite.train_size, suite.test_size, cache)
+        asked = (suite.arch, weights, target, suite.preprocessing, suite.train_size, suite.test_size, cache, *own)
         try:
             facts = engine()("xferbench.lab.probe:probe", *asked).result()
         except Problem as problem:
             raise problem.at(f"{suite.path}: {problem.what}") from problem
-        store.put_facts(db, key, facts)
+        if not facts.crash:
+            store.put_facts(db, key, facts)
     if suite.metric == "auroc" and len(facts.classes) > FEW_CLASSES:
         expected = f"at most {FEW_CLASSES} classes, for which all probabilities are kept"
         raise Problem(f"{suite.path}: metric: auroc", found=f"{len(facts.classes)} classes", expected=expected)
@@ -172,6 +175,8 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
         serve_preprocessing=suite.serve_preprocessing or suite.train_preprocessing or ready,
         source=inputs.data(suite.source, digester) if suite.source else None,
         baseline=suite.scratch,
+        code=code,
+        training=training,
     )
     return pipeline, facts
 
@@ -251,6 +256,8 @@ def forecast(suite: Suite, *, path: Path, device: str = "auto", workers: int | N
     with store.opened(path) as db, _engine(workers) as engine:
         place = Place(device=_device(device, engine), torch=torch_version(), lab=VERSION)
         pipeline, facts = examined(suite, db, store.cache(path), engine)
+        if facts.crash:
+            raise Problem(f"{suite.path}: {facts.crash}", do="correct it; nothing can be foretold without it")
         study = plan.Study(suite=suite, facts=facts, plugins=plugins, subject=plan.subject(suite, pipeline), place=place)
         answers: dict[str, Record] = {}
         while True:

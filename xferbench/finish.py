@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,12 @@ def run(
     store: str | Path | None = None,
     device: str = "auto",
     workers: int | None = None,
+    allow_code: bool = False,
     show: Callable[[Progress], None] = lambda _: None,
 ) -> Run:
     """See :func:`xferbench.run`; ``show`` is told of the progress."""
     asked = word if isinstance(word, Suite) else suite.load(suite.find(str(word)))
+    asked = replace(asked, allow_code=allow_code or asked.allow_code)
     place = with_store(Path(store) if store else None)
     if output is not None:
         from xferbench.report import write
@@ -92,7 +94,7 @@ def arms(executed: Executed) -> dict[str, dict[str, Any]]:
     for case in executed.step.cases:
         of_case = told.setdefault(case.plugin.id, {})
         for name, one in case.arms.items():
-            lines = suite.patch(None, one.pipeline.recipe) if one.pipeline else []
+            lines = suite.patch(None, one.pipeline.recipe, one.pipeline.training) if one.pipeline else []
             of_case[name] = {"patch": lines, **plan.told(one)}
     subject = executed.step.subject
     if subject is not None and subject.weighed:

@@ -126,4 +126,4 @@ def remedy(asked: Asked, verdict: str) -> dict[str, Any] | None:
     mended = judge.replace_arm(asked.contrast, "subject", "cured")
     seen = judge.judge(mended, asked.told, asked.judgement.seeds, asked.suite)
     verified = not seen.error and bool(seen.estimate.high < asked.suite.margin)
-    return {"text": asked.case.plugin.remedy, "patch": patch(before.recipe, after.recipe), "verified": verified}
+    return {"text": asked.case.plugin.remedy, "patch": patch(before.recipe, after.recipe, after.training), "verified": verified}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xferbench import rules
-from xferbench.design import Phase, Preprocessing, Recipe, Scratch, Suite
+from xferbench.design import Code, Phase, Preprocessing, Recipe, Scratch, Suite
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem, nearest
 from xferbench.rules import COUNT, POSITIVE, WHOLE, Rule
@@ -94,7 +94,7 @@ def _parsed(table: Mapping[str, Any], path: Path) -> Suite:
     del top["schema"]
     backbone, target, recipe = top.pop("backbone"), top.pop("target"), dict(top.pop("recipe", {}))
     roles = {role: top.pop(role)["data"] for role in ("source", "shifted") if role in top} | {"target": target.pop("data")}
-    served = {name: recipe.pop(name) for name in ("train_preprocessing", "serve_preprocessing") if name in recipe}
+    served = {name: recipe.pop(name) for name in ("training", "train_preprocessing", "serve_preprocessing") if name in recipe}
     given = _recipe(recipe) if "recipe" in table else None
     asked = Suite(path=str(path), **backbone, **target, **roles, **top, **served, recipe=given)
     if given is not None and given.init == "shuffled-source" and asked.source is None:
@@ -191,6 +191,7 @@ RECIPE = {
     "init": rules.among("pretrained", "random", "matched", "permuted", "shuffled-source"),
     "head": rules.among("random", "zero"),
     "stop": rules.among("last", "best"),
+    "training": rules.matching(r"python:[\w.]+:[\w.]+", "python:module:callable"),
     "train_preprocessing": PREPROCESSING,
     "serve_preprocessing": PREPROCESSING,
 }
@@ -267,13 +268,14 @@ def _heard(strategy: str, made: Recipe, given: Mapping[str, Any]) -> None:
             raise Problem(f"recipe.{name}", found=found, expected=expected, do=f"leave {name} or strategy out")
 
 
-def patch(before: Recipe | None, after: Recipe) -> list[str]:
-    """The lines of a suite file's [recipe] that turn one recipe into another."""
+def patch(before: Recipe | None, after: Recipe, training: Code | None = None) -> list[str]:
+    """The lines of a suite file's [recipe] that turn one recipe into another; the user's training code stays."""
     whole = [
         f'{name} = "{getattr(after, name)}"'
         for name in ("init", "head", "stop")
         if getattr(after, name) != getattr(Recipe(), name)
     ]
+    whole += [f'training = "{training.spec}"'] if training else []
     if len(after.phases) == 1:
         was = before.phases[0] if before and len(before.phases) == 1 else None
         return ["[recipe]", *whole, *_lines(after.phases[0], was)]

@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.func import functional_call
 
 from xferbench.design import Fit, digest
-from xferbench.lab import backbones, batchnorm, checkpoints, data, features, fit, initial, preprocess, seeds
+from xferbench.lab import backbones, batchnorm, callables, checkpoints, data, features, fit, foreign, initial, preprocess, seeds
 from xferbench.problem import Problem
 from xferbench.record import FEW_CLASSES, Predictions, Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xferbench.design import Place, Preprocessing, Trial, View, Weights
+    from xferbench.design import Code, Place, Preprocessing, Trial, View, Weights
     from xferbench.lab.data import Dataset, Split
     from xferbench.lab.fit import Fitted, Network, Tensors
 
@@ -64,6 +64,8 @@ def answer(trials: Sequence[Trial], missing: frozenset[str], cache: Path) -> tup
 
 
 def _last_line(error: Exception) -> str:
+    if isinstance(error, foreign.Crashed):
+        return str(error)
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
 
@@ -73,8 +75,8 @@ def _place(trial: Trial) -> str:
 
 
 @lru_cache(maxsize=4)
-def _network(arch: str, classes: int, size: int, device: str, cache: Path) -> Network:
-    module = backbones.build(arch, classes).eval()
+def _network(arch: str, code: Code | None, classes: int, size: int, device: str, cache: Path) -> Network:
+    module = backbones.build(arch, classes, code).eval()
     return fit.Network(module=module, anatomy=backbones.anatomy(module, size), device=torch.device(device), cache=cache)
 
 
@@ -90,7 +92,7 @@ def material(one: Fit, trial: Trial, cache: Path) -> tuple[Dataset, Network]:
     if one.labels == "shuffled":
         dataset = data.shuffled(dataset, one.seed)
     size = dataset.train.images.shape[-1]
-    return dataset, _network(one.arch, len(dataset.classes), size, trial.place.device, cache)
+    return dataset, _network(one.arch, one.code, len(dataset.classes), size, trial.place.device, cache)
 
 
 def start(one: Fit, network: Network, trial: Trial, cache: Path) -> Tensors:
@@ -103,7 +105,7 @@ def start(one: Fit, network: Network, trial: Trial, cache: Path) -> Tensors:
     else:
         state = None if one.start is None else _checkpoint(one.start.path, one.start.digest)
     streams = seeds.number(one.seed, seeds.INIT), seeds.number(one.seed, seeds.HEAD)
-    return initial.tensors(one.arch, network.anatomy, state, init=one.init, head=one.head, seeds=streams)
+    return initial.tensors(one.arch, network.anatomy, state, init=one.init, head=one.head, seeds=streams, code=one.code)
 
 
 def _fitted(fits: Sequence[Fit], trial: Trial, cache: Path) -> tuple[list[Fitted], int]:
@@ -113,7 +115,10 @@ def _fitted(fits: Sequence[Fit], trial: Trial, cache: Path) -> tuple[list[Fitted
     files = [kept(one, trial.place, cache) for one in fits]
     if all(file.is_file() for file in files):
         return [_recall(file, before) for file, before in zip(files, starts, strict=True)], 0
-    trained = fit.train(fits, network, starts, dataset)
+    if fits[0].training:
+        trained = [callables.train(one, network, before, dataset) for one, before in zip(fits, starts, strict=True)]
+    else:
+        trained = fit.train(fits, network, starts, dataset)
     for file, one in zip(files, trained, strict=True):
         _keep(file, one)
     return trained, len(trained)
@@ -229,7 +234,7 @@ def _logits(trial: Trial, tensors: Tensors, network: Network, split: Split) -> n
         return _served_in_train_mode(tensors, network, images, view.preprocessing)
     if view.mode != "eval":
         raise ValueError(f"no such mode: {view.mode}")
-    frozen = 0 if trial.model.edits else min(fit.cut(phase, network.anatomy) for phase in one.phases)
+    frozen = 0 if trial.model.edits or one.training else min(fit.cut(phase, network.anatomy) for phase in one.phases)
     lower, rest = fit.body(network, frozen, view.preprocessing)
     x = images if lower is None else features.compute(lower, tensors, images, view.preprocessing, network.device, network.cache)
     own = {name: tensors[name] for name in rest.names}

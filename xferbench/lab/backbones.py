@@ -16,11 +16,13 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase as BatchOrInstanceNorm
 from torch.nn.modules.dropout import _DropoutNd as Dropout
 
-from xferbench.lab import batchnorm
+from xferbench.lab import batchnorm, foreign, seeds
 from xferbench.problem import Problem, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from xferbench.design import Code
 
 TIMM = "timm:"
 CIFAR = {f"cifar-resnet{depth}": depth for depth in (20, 32, 44, 56)}
@@ -68,14 +70,17 @@ def known() -> tuple[str, ...]:
     return ("tiny-resnet", *CIFAR, *(f"torchvision:{name}" for name in classifiers))
 
 
-def build(arch: str, classes: int) -> nn.Module:
+def build(arch: str, classes: int, code: Code | None = None) -> nn.Module:
     """A network with random weights and a head of ``classes`` outputs; nothing is downloaded.
 
     Raises:
         Problem: for a name that is not known, or a library that is not installed.
+        foreign.Crashed: where ``code``, which builds an ``arch`` of the user's own, raises.
     """
     from xferbench.lab import small
 
+    if code is not None:
+        return _of_code(code, classes)
     if arch.startswith(TIMM):
         return _of_timm(arch, classes)
     if arch not in known():
@@ -98,6 +103,15 @@ def _of_timm(arch: str, classes: int) -> nn.Module:
         raise Problem("unknown architecture", found=arch, expected=expected, do="correct arch under [backbone]")
     network: nn.Module = library.create_model(name, pretrained=False, num_classes=classes)
     return network
+
+
+def _of_code(code: Code, classes: int) -> nn.Module:
+    with seeds.everywhere(torch.initial_seed()):
+        network = foreign.called(code, classes)
+    if not isinstance(network, nn.Module):
+        found, expected = f"a {type(network).__name__}", "a torch.nn.Module with a head of as many outputs as it is asked for"
+        raise Problem(f"{code.spec}: gave no network", found=found, expected=expected)
+    return network.cpu()
 
 
 def timm() -> Any:

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xferbench.design import Data, Weights
-from xferbench.lab import synthetic
+from xferbench.lab import foreign, synthetic
 from xferbench.problem import Problem, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from xferbench.design import Suite
+    from xferbench.design import Code, Suite
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
 KINDS = ("folder", "npz", "synthetic", "digits")
 NAMED = ("tiny-resnet", "cifar-resnet20", "cifar-resnet32", "cifar-resnet44", "cifar-resnet56")
-PREFIXES = ("torchvision:NAME", "timm:NAME")
+PREFIXES = ("torchvision:NAME", "timm:NAME", "python:MODULE:CALLABLE")
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -45,6 +45,7 @@ def check(suite: Suite) -> None:
         except Problem as problem:
             raise problem.at(f"{suite.path}: [{role}] data: {problem.what}") from problem
     _checkpoint(suite)
+    code(suite)
 
 
 def split_spec(spec: str) -> tuple[str, str]:
@@ -100,6 +101,29 @@ def weights(suite: Suite, digester: Callable[[Path], str] = file_digest) -> Weig
     """
     path = _checkpoint(suite)
     return Weights(digest=digester(path), path=str(path))
+
+
+def code(suite: Suite, digester: Callable[[Path], str] = file_digest) -> tuple[Code | None, Code | None]:
+    """What builds the backbone and what trains it, where a suite names code of the user's own.
+
+    Raises:
+        Problem: where whoever runs the suite has not allowed that, or the module is not there.
+    """
+    own = suite.arch if suite.arch.startswith(foreign.PREFIX) else None
+    building = _allowed(suite, "[backbone] arch", own, digester)
+    return building, _allowed(suite, "[recipe] training", suite.training, digester)
+
+
+def _allowed(suite: Suite, key: str, word: str | None, digester: Callable[[Path], str]) -> Code | None:
+    if word is None:
+        return None
+    if not suite.allow_code:
+        do = "where, and only where, you trust it, add --allow-code (in Python, allow_code=True): it runs with all your rights"
+        raise Problem(f"{suite.path}: {key}: names code to be run", found=word, do=do)
+    try:
+        return foreign.find(word, Path(suite.path).parent, digester)
+    except Problem as problem:
+        raise problem.at(f"{suite.path}: {key}: {problem.what}") from problem
 
 
 def _checkpoint(suite: Suite) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -11,11 +13,13 @@ import torch
 from torch.nn import functional as F
 
 from xferbench.design import Facts, Preprocessing
-from xferbench.lab import backbones, checkpoints, data, preprocess, published
+from xferbench.lab import backbones, callables, checkpoints, data, foreign, preprocess, published
 from xferbench.problem import Problem
 
 if TYPE_CHECKING:
-    from xferbench.design import Data, Weights
+    from contextlib import AbstractContextManager
+
+    from xferbench.design import Code, Data, Weights
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR = Preprocessing(
@@ -61,20 +65,58 @@ def probe(
     train_size: int | None,
     test_size: int | None,
     cache: Path,
+    code: Code | None = None,
+    training: Code | None = None,
 ) -> Facts:
     """Load both, run the network forward and back on a few images, and tell what is there.
+
+    Where code of the user's own crashes (``code`` builds the network, ``training`` trains it), that is all that is told.
 
     Raises:
         Problem: where the checkpoint does not fit, no head is found, or the dataset cannot be used.
     """
+    try:
+        facts = _probed(arch, weights, target, preprocessing, train_size, test_size, cache, code)
+        return facts if training is None else replace(facts, honours=callables.honours(training))
+    except foreign.Crashed as crash:
+        return Facts(
+            parameters=0,
+            groups=(),
+            head="",
+            batchnorm=(),
+            classes=(),
+            train=0,
+            validation=0,
+            test=0,
+            test_groups=None,
+            preprocessing=Preprocessing(),
+            crash=str(crash),
+        )
+
+
+def _probed(
+    arch: str,
+    weights: Weights,
+    target: Data,
+    preprocessing: Preprocessing | None,
+    train_size: int | None,
+    test_size: int | None,
+    cache: Path,
+    code: Code | None,
+) -> Facts:
     told, trust = (preprocessing, "") if preprocessing else recorded(arch, weights)
     ready = told or Preprocessing()
     dataset = data.load(target, ready, test_size, cache)
     train, held_out = data.subset(dataset, train_size, 0)
-    module = backbones.build(arch, len(dataset.classes))
-    anatomy = backbones.anatomy(module, dataset.train.images.shape[-1])
+    module = backbones.build(arch, len(dataset.classes), code)
+    with _guarded(code):
+        anatomy = backbones.anatomy(module, dataset.train.images.shape[-1])
+    if anatomy.classes != len(dataset.classes):
+        expected = f"{len(dataset.classes)}, as it was asked for"
+        raise Problem(f"{arch}: a head of the wrong size", found=f"{anatomy.classes} outputs", expected=expected)
     checkpoints.load(module, checkpoints.read(Path(weights.path)), anatomy.head)
-    forward, step = _timed(module, dataset, ready)
+    with _guarded(code):
+        forward, step = _timed(module, dataset, ready)
     return Facts(
         parameters=anatomy.parameters,
         groups=tuple(group.name for group in anatomy.groups),
@@ -91,6 +133,10 @@ def probe(
         seconds_forward=forward,
         seconds_step=step,
     )
+
+
+def _guarded(code: Code | None) -> AbstractContextManager[None]:
+    return nullcontext() if code is None else foreign.naming(code)
 
 
 def _timed(module: torch.nn.Module, dataset: data.Dataset, ready: Preprocessing) -> tuple[float, float]:
