@@ -19,7 +19,20 @@ from torch import Tensor
 from torch.func import functional_call
 
 from xferbench.design import Fit, digest
-from xferbench.lab import backbones, batchnorm, callables, checkpoints, data, features, fit, foreign, initial, preprocess, seeds
+from xferbench.lab import (
+    backbones,
+    batchnorm,
+    callables,
+    checkpoints,
+    data,
+    features,
+    fit,
+    foreign,
+    initial,
+    preprocess,
+    reading,
+    seeds,
+)
 from xferbench.problem import Problem
 from xferbench.record import FEW_CLASSES, Predictions, Record
 
@@ -83,7 +96,7 @@ def _network(arch: str, code: Code | None, classes: int, size: int, device: str,
 @lru_cache(maxsize=4)
 def _checkpoint(path: str, digest_: str) -> dict[str, Tensor]:
     del digest_  # part of the cache's key: the file may have been replaced
-    return checkpoints.read(Path(path))
+    return reading.read(Path(path))
 
 
 def material(one: Fit, trial: Trial, cache: Path) -> tuple[Dataset, Network]:
@@ -138,7 +151,7 @@ def _keep(file: Path, one: Fitted) -> None:
 
 def _recall(file: Path, before: Tensors) -> Fitted:
     os.utime(file)
-    state, metadata = checkpoints.recall(file)
+    state, metadata = reading.recall(file)
     about = json.loads(metadata["fit"])
     last, best = (
         {name.removeprefix(half): tensor for name, tensor in state.items() if name.startswith(half)}

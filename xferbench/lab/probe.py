@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from xferbench.design import Facts, Preprocessing
-from xferbench.lab import backbones, callables, checkpoints, data, foreign, preprocess, published
+from xferbench.lab import backbones, callables, checkpoints, data, foreign, preprocess, published, reading
 from xferbench.problem import Problem
 
 if TYPE_CHECKING:
@@ -114,7 +114,9 @@ def _probed(
     if anatomy.classes != len(dataset.classes):
         expected = f"{len(dataset.classes)}, as it was asked for"
         raise Problem(f"{arch}: a head of the wrong size", found=f"{anatomy.classes} outputs", expected=expected)
-    checkpoints.load(module, checkpoints.read(Path(weights.path)), anatomy.head)
+    state, taken = reading.told(Path(weights.path))
+    notes = (trust, taken, checkpoints.fitting(module, state, anatomy.head)[1])
+    checkpoints.load(module, state, anatomy.head)
     with _guarded(code):
         forward, step = _timed(module, dataset, ready)
     return Facts(
@@ -128,7 +130,7 @@ def _probed(
         test=len(dataset.test.labels),
         test_groups=len(np.unique(dataset.test.groups)) if len(dataset.test.groups) else None,
         preprocessing=ready,
-        trust=(trust,) if trust else (),
+        trust=tuple(note for note in notes if note),
         left_out=dataset.left_out,
         seconds_forward=forward,
         seconds_step=step,
