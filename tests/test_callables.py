@@ -404,6 +404,7 @@ def test_a_suite_with_a_network_and_training_of_its_own_is_carried_out(at_home, 
     run = xferbench.run(file, allow_code=True, device="cpu", workers=1, output=tmp_path / "out")
     told = {one.plugin: one for one in run.findings}
     assert told["batchnorm-drift"].verdict == "SKIPPED" and told["batchnorm-drift"].reason.endswith("does not honour batchnorm")
+    assert any("python:mine:train says that it honours lr, steps, batch_size: " in note for note in run.notes)
     assert told["negative-transfer"].verdict != "ERROR" and told["negative-transfer"].harm is not None
     again = xferbench.run(file, allow_code=True, device="cpu", workers=1)
     assert again.cost["trials"]["run"] == 0

@@ -49,7 +49,7 @@ def test_candidates_that_are_not_honoured_are_dropped_and_preprocessing_always_i
 def test_of_scratch_the_subjects_own_recipe_stays_whatever_is_honoured():
     probe = replace(OWN, recipe=linear_probe())
     grid = scratch(probe, SUITE.scratch)
-    (only,) = honours.arms({"scratch": grid}, probe, [])["scratch"].candidates
+    only = honours.arms({"scratch": grid}, probe, [])["scratch"]
     assert only == grid.candidates[0] and only.recipe.init == "random"
     kept = honours.arms(
         {"scratch": scratch(OWN, SUITE.scratch)}, OWN, ["lr", "weight_decay", "steps", "batch_size", "schedule"]

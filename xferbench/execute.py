@@ -196,7 +196,9 @@ def _compute(
     show: Callable[[Progress], None],
 ) -> None:
     """Compute what a step lacks, each record put in the store as it comes; a worker's death is a crash of its group alone."""
-    groups = list(plan.groups(step.wanted, LOCKSTEP.get(study.place.device, 1), study.suite))
+    # Not every network of a user's own can be mapped over members, and their training code takes one at a time.
+    alone = study.suite.training or study.suite.arch.startswith("python:")
+    groups = list(plan.groups(step.wanted, 1 if alone else LOCKSTEP.get(study.place.device, 1), study.suite))
     running: dict[Future[Any], tuple[Trial, ...]] = {}
     for group in groups:
         lacking = frozenset(trial.key for trial in group if trial.key not in answers)

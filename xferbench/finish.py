@@ -107,6 +107,11 @@ def notes(executed: Executed) -> tuple[str, ...]:
     """What was taken on trust, left out, found at an edge or capped."""
     study, step = executed.study, executed.step
     found = [f"taken on trust: {one}" for one in study.facts.trust]
+    if study.facts.honours is not None:
+        heeded = ", ".join(study.facts.honours) or "nothing of a recipe"
+        found.append(
+            f"{study.suite.training} says that it honours {heeded}: arms and scratch candidates that differ in anything else are left out"
+        )
     if study.facts.left_out:
         shown = "; ".join(study.facts.left_out[:5])
         found.append(f"{len(study.facts.left_out)} file(s) left out: {shown}")

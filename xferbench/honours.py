@@ -49,7 +49,7 @@ def arms(asked: Mapping[str, Arm], subject: Pipeline, honoured: Sequence[str] | 
             if (name == "scratch" and rank == 0) or differing(subject.recipe, one.recipe) <= {*honoured}
         )
         if left:
-            kept[name] = Choice(candidates=left) if isinstance(arm, Choice) else left[0]
+            kept[name] = Choice(candidates=left) if len(left) > 1 else left[0]  # one alone needs no tuning
     return kept
 
 

@@ -121,7 +121,7 @@ def _allowed(suite: Suite, key: str, word: str | None, digester: Callable[[Path]
         do = "where, and only where, you trust it, add --allow-code (in Python, allow_code=True): it runs with all your rights"
         raise Problem(f"{suite.path}: {key}: names code to be run", found=word, do=do)
     try:
-        return foreign.find(word, Path(suite.path).parent, digester)
+        return foreign.find(word, Path(suite.path).parent.resolve(), digester)
     except Problem as problem:
         raise problem.at(f"{suite.path}: {key}: {problem.what}") from problem
 
