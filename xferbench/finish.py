@@ -109,9 +109,8 @@ def notes(executed: Executed) -> tuple[str, ...]:
     found = [f"taken on trust: {one}" for one in study.facts.trust]
     if study.facts.honours is not None:
         heeded = ", ".join(study.facts.honours) or "nothing of a recipe"
-        found.append(
-            f"{study.suite.training} says that it honours {heeded}: arms and scratch candidates that differ in anything else are left out"
-        )
+        said = f"{study.suite.training} says that it honours {heeded}"
+        found.append(f"{said}: arms and scratch candidates that differ in anything else are left out")
     if study.facts.left_out:
         shown = "; ".join(study.facts.left_out[:5])
         found.append(f"{len(study.facts.left_out)} file(s) left out: {shown}")
