@@ -13,7 +13,7 @@ from test_fit import BRIEF, PLACE, READY, make_fit, make_trial, make_world  # no
 
 from xferbench.design import Model, Phase, Trial  # noqa: E402
 from xferbench.engines import local  # noqa: E402
-from xferbench.lab import answer, backbones, checkpoints, data, fit, preprocess, viewed  # noqa: E402
+from xferbench.lab import answer, backbones, data, fit, preprocess, reading, viewed  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
 
 PROBE = Phase(trainable="head", batchnorm="eval", lr=1e-2, **BRIEF)
@@ -55,7 +55,7 @@ def by_hand(world, one, *, mode="eval", step="last", restored=False):
     """The network that a fit left, as a module of its own, and the dataset."""
     dataset = data.load(one.data, READY, None, world.cache)
     module = backbones.build("tiny-resnet", len(dataset.classes))
-    state, _ = checkpoints.recall(answer.kept(one, PLACE, world.cache))
+    state, _ = reading.recall(answer.kept(one, PLACE, world.cache))
     own = {name.removeprefix(f"{step}."): tensor for name, tensor in state.items() if name.startswith(f"{step}.")}
     if restored:
         _, network = answer.material(one, make_trial(one), world.cache)
@@ -107,7 +107,7 @@ def test_another_process_comes_to_the_same_record_bit_for_bit(world, tmp_path):
     assert all(same(*pair) for pair in zip(here, there, strict=True))
     for one in fits:
         files = [answer.kept(one, PLACE, tmp_path / name) for name in ("here", "there")]
-        weights = [checkpoints.recall(file)[0] for file in files]
+        weights = [reading.recall(file)[0] for file in files]
         assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 

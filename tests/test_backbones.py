@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -328,3 +330,39 @@ def test_depth_counts_groups_from_the_head_down():
     assert set(depth) == names(model)
     some = ("linear.bias", "layer4.0.conv1.weight", "layer1.0.bn1.running_var", "bn1.weight", "conv1.weight")
     assert [depth[name] for name in some] == [0, 1, 4, 5, 5]
+
+
+OF_TIMM = {
+    "resnet18": ("fc", 5),
+    "convnext_atto": ("head.fc", 5),
+    "vit_tiny_patch16_224": ("head", 13),
+    "mobilenetv3_small_050": ("classifier", 8),
+    "efficientnet_lite0": ("classifier", 9),
+}
+
+
+@pytest.mark.parametrize("name", OF_TIMM)
+def test_backbones_of_timm_have_a_head_and_groups_and_the_parts_of_a_cut_give_what_the_whole_gives(name):
+    pytest.importorskip("timm")
+    model, size = backbones.build(f"timm:{name}", CLASSES), 224 if "vit" in name else 64
+    anatomy = check_anatomy(model, size, 13)
+    assert (anatomy.head, len(anatomy.groups)) == OF_TIMM[name]
+    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    parts = backbones.split(model, anatomy, len(anatomy.groups) - 1)
+    assert (parts is None) == ("vit" in name), "a transformer of timm cannot be traced, and is left whole"
+    if parts is not None:
+        for training in (False, True):
+            logits, _ = given(model, x, training, model)
+            assert torch.equal(given(model, x, training, *parts)[0], logits)
+
+
+def test_a_name_that_timm_does_not_know_is_told_with_the_nearest_one():
+    pytest.importorskip("timm")
+    with pytest.raises(Problem, match="did you mean 'timm:resnet18'"):
+        backbones.build("timm:resnet81", CLASSES)
+
+
+def test_without_timm_its_backbones_are_a_problem_that_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(Problem, match=r"pip install 'xferbench\[timm\]'"):
+        backbones.build("timm:resnet18", CLASSES)

@@ -25,10 +25,10 @@ from xferbench.report import html, write
 
 SURFACE = """
 run       suite; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --seed; --budget; --set;
-          --dry-run; --fail-on fail|inconclusive; --format text|json
+          --allow-code; --dry-run; --fail-on fail|inconclusive; --format text|json
 ls        --format text|json
 explain   plugin
-validate  suite; --store; --set
+validate  suite; --store; --set; --allow-code
 report    directory; -o --output
 init      folder; --weights; --arch; -o --output; --force
 doctor    --store; --format text|json
@@ -121,6 +121,7 @@ def test_the_defaults_of_run_are_frozen():
         "seed": None,
         "budget": None,
         "set": [],
+        "allow_code": False,
         "dry_run": False,
         "fail_on": "fail",
         "format": "text",

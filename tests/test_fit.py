@@ -16,7 +16,7 @@ from test_data import make_npz  # noqa: E402
 from torch import nn  # noqa: E402
 
 from xferbench.design import Fit, Model, Phase, Place, Preprocessing, Trial, View, Weights  # noqa: E402
-from xferbench.lab import VERSION, answer, backbones, data, features, fit, inputs, preprocess  # noqa: E402
+from xferbench.lab import VERSION, answer, backbones, checkpoints, data, features, fit, inputs, preprocess  # noqa: E402
 
 READY = Preprocessing(mean=(0.5,), std=(0.25,))
 PLACE = Place(device="cpu", torch="0.0", lab=VERSION)
@@ -416,3 +416,17 @@ def test_the_network_is_a_structure_alone_and_its_own_tensors_neither_matter_nor
     assert same(first.last, again.last)
     assert same(dict(other.state_dict()), kept)
     assert other.training
+
+
+def test_a_network_of_timm_trains_in_lock_step_as_alone(world, tmp_path):
+    pytest.importorskip("timm")
+    file = tmp_path / "w.safetensors"
+    checkpoints.save(backbones.build("timm:mobilenetv3_small_050", 9).state_dict(), file)
+    weights = Weights(digest=inputs.file_digest(file), path=str(file))
+    fits = [replace(make_fit(world, seed=seed), arch="timm:mobilenetv3_small_050", start=weights) for seed in (0, 1)]
+    network, starts, dataset = prepared(world, *fits)
+    together = fit.train(fits, network, starts, dataset)
+    (alone,) = fit.train(fits[1:], network, starts[1:], dataset)
+    assert moved(together[1]) == moved(alone)
+    assert "classifier.weight" in moved(alone)
+    torch.testing.assert_close(together[1].last["conv_stem.weight"], alone.last["conv_stem.weight"], rtol=0.05, atol=0.01)

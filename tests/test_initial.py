@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from xferbench.lab import backbones, checkpoints, initial  # noqa: E402
+from xferbench.lab import backbones, initial, reading  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
 
 ARCH, HEAD = "tiny-resnet", {"linear.weight", "linear.bias"}
@@ -102,7 +102,7 @@ def test_permuted_features_are_of_the_size_of_the_pretrained_ones(shared):
     arch = "cifar-resnet20"
     model = backbones.build(arch, 10).eval()
     anatomy = backbones.anatomy(model, 32)
-    weights = checkpoints.read(shared / "weights" / "resnet20-12fca82f.th")
+    weights = reading.read(shared / "weights" / "resnet20-12fca82f.th")
     lower, _ = backbones.split(model, anatomy, len(anatomy.groups))
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     sizes = {}

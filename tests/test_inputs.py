@@ -58,7 +58,7 @@ def npz(tmp_path):
     ("changed", "place", "found", "expected"),
     [
         ({"arch": "resnet18"}, "[backbone] arch: unknown", "resnet18", "torchvision:NAME"),
-        ({"arch": "timm:vit"}, "[backbone] arch: unknown", "timm:vit", "tiny-resnet, cifar-resnet20"),
+        ({"arch": "keras:vit"}, "[backbone] arch: unknown", "keras:vit", "tiny-resnet, cifar-resnet20"),
         ({"target": "foldr:x"}, "[target] data: unknown kind of dataset", "foldr:x", "did you mean 'folder'? known: digits"),
         ({"target": "path/to/ants"}, "[target] data: unknown kind of dataset", "path/to/ants", "known: digits, folder, npz"),
         ({"target": "torchvision:CIFAR"}, "[target] data: unknown dataset of torchvision", "CIFAR", "did you mean 'CIFAR10'?"),
@@ -99,7 +99,7 @@ def test_what_is_there_is_left_in_peace(folder, npz):
 
 def test_the_backbones_that_are_let_through_are_those_that_can_be_built():
     backbones = pytest.importorskip("xferbench.lab.backbones")
-    assert {name for name in backbones.known() if not name.startswith("torchvision:")} == set(inputs.BACKBONES[:-1])
+    assert {name for name in backbones.known() if not name.startswith("torchvision:")} == set(inputs.NAMED)
 
 
 def test_the_tiny_network_has_weights_of_its_own():

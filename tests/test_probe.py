@@ -76,6 +76,25 @@ def test_a_guess_at_a_preprocessing_is_said_to_be_one(tmp_path):
     assert probe.recorded("torchvision:resnet18", published) == (found, "")
 
 
+def test_the_preprocessing_of_timm_is_a_guess_unless_the_file_is_one_that_it_publishes(tmp_path):
+    pytest.importorskip("timm")
+    path = make_weights(tmp_path / "r.safetensors").path
+    found, trust = probe.recorded("timm:resnet18", Weights(digest="0" * 64, path=path))
+    assert (found.resize, found.crop, found.interpolation) == (235, 224, "bicubic")
+    assert trust == "preprocessing: not recorded with these weights; that of the published weights of timm:resnet18 is used"
+    assert probe.recorded("timm:resnet18", Weights(digest="d63eafa0" + "0" * 56, path=path)) == (found, "")
+
+
+def test_which_of_two_weights_was_read_and_what_lay_beside_them_is_told(tmp_path):
+    state = backbones.build("tiny-resnet", 20).state_dict()
+    named = {f"net.{name}": tensor for name, tensor in state.items()} | {"loss.weight": torch.ones(2)}
+    torch.save({"state_dict": named, "state_dict_ema": named}, tmp_path / "last.ckpt")
+    weights = Weights(digest=inputs.file_digest(tmp_path / "last.ckpt"), path=str(tmp_path / "last.ckpt"))
+    _, average, beside = probed(make_npz(tmp_path / "d.npz"), tmp_path / "cache", weights=weights).trust
+    assert "not the moving average 'state_dict_ema'" in average
+    assert beside == "weights: those named net.…, beside which lie loss.weight"
+
+
 def test_weights_that_do_not_fit_and_datasets_that_are_too_small_are_problems(tmp_path):
     target = make_npz(tmp_path / "d.npz")
     with pytest.raises(Problem, match="do not fit"):

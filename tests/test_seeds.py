@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
+import pytest
+
 from xferbench.lab import seeds
 
 PURPOSES = (seeds.SUBSET, seeds.HEAD, seeds.ORDER, seeds.INIT, seeds.DROPOUT, seeds.LABELS)
@@ -26,3 +31,25 @@ def test_a_number_is_a_seed_that_torch_takes():
 def test_the_numbers_behind_a_seed_never_change():
     # They are in no key: were they to change, records of the same key would differ.
     assert seeds.stream(0, seeds.SUBSET).integers(1000, size=3).tolist() == [850, 636, 511]
+
+
+def test_the_global_streams_are_seeded_within_and_put_back_after():
+    torch = pytest.importorskip("torch")
+
+    def drawn():
+        return random.random(), np.random.random(), float(torch.rand(()))  # noqa: NPY002 - the global stream is meant
+
+    def seed_all():
+        random.seed(5)
+        np.random.seed(5)  # noqa: NPY002 - likewise
+        torch.manual_seed(5)
+
+    seed_all()
+    expected = drawn()
+    seed_all()
+    found = []
+    for value in (2**62, 2**62, 3):
+        with seeds.everywhere(value):
+            found.append(drawn())
+    assert found[0] == found[1] != found[2]
+    assert drawn() == expected

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xferbench import plan, suite
-from xferbench.design import Phase, Preprocessing, Recipe, Scratch, Spectrogram, Suite, digest
+from xferbench.design import Code, Phase, Preprocessing, Recipe, Scratch, Spectrogram, Suite, digest
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem
 from xferbench.strategies import STRATEGIES
@@ -118,6 +118,7 @@ def test_the_required_keys_are_enough_and_the_rest_has_the_contracts_defaults(tm
         ),
         ("[recipe.serve_preprocessing] antialias = false", "serve_preprocessing", Preprocessing(antialias=False)),
         ("[recipe.train_preprocessing] mean = [0.5]", "train_preprocessing", Preprocessing(mean=(0.5,))),
+        ('[recipe] training = "python:mine.loop:train"', "training", "python:mine.loop:train"),
         ("[scratch] lr = [1e-3]\n[scratch] weight_decay = [0]", "scratch", Scratch(lr=(1e-3,), weight_decay=(0.0,))),
     ],
 )
@@ -265,6 +266,7 @@ WRONG = [
         "another kind than that of backbone.preprocessing",
         'kind = "spectrogram"',
     ),
+    ('[recipe] training = "mine:train"', "[recipe] training", '"mine:train"', "python:module:callable"),
     ("[scratch] lr = 3", "[scratch] lr", "3", "a list of numbers above 0"),
     ("[scratch] lr = [0]", "[scratch] lr", "[0]", "a list of numbers above 0"),
     ("[scratch] weight_decay = []", "[scratch] weight_decay", "[]", "a list of numbers, 0 or above"),
@@ -542,3 +544,14 @@ def test_seeds_stay_apart_from_those_of_tuning(tmp_path):
     assert suite.apart(read) is read
     with pytest.raises(Problem, match=r"^seed"):
         suite.apart(replace(read, seed=999981))
+
+
+def test_no_file_can_allow_its_own_code(tmp_path):
+    with pytest.raises(Problem, match="allow_code: unknown key"):
+        loaded(tmp_path, "allow_code = true")
+    assert loaded(tmp_path, '[recipe] training = "python:a:b"').allow_code is False
+
+
+def test_a_patch_keeps_the_users_training_code():
+    lines = suite.patch(None, Recipe(init="random"), Code(spec="python:a:b", digest="d"))
+    assert lines == ["[recipe]", 'init = "random"', 'training = "python:a:b"']

@@ -29,6 +29,7 @@ def run(
     store: str | Path | None = None,
     device: str = "auto",
     workers: int | None = None,
+    allow_code: bool = False,
 ) -> Run:
     """Carry out a suite, reusing whatever the store holds, and judge it.
 
@@ -38,13 +39,14 @@ def run(
         store: the file of records; None is the one in the user's cache directory.
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         workers: processes that compute side by side; None is one a core.
+        allow_code: let the suite run code of its own (``python:module:callable``).
 
     Raises:
         xferbench.problem.Problem: for input that cannot be worked with.
     """
     from xferbench import finish
 
-    return finish.run(suite, output=output, store=store, device=device, workers=workers)
+    return finish.run(suite, output=output, store=store, device=device, workers=workers, allow_code=allow_code)
 
 
 def __getattr__(name: str) -> object:

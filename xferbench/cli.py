@@ -93,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=_whole, metavar="N", help="first judged seed, in the suite's place")
     run.add_argument("--budget", metavar="TIME", help="such as 90s, 20m or 2h, in the suite's place")
     _add_set(run)
+    run.add_argument("--allow-code", action="store_true", help="let the suite run code of its own (python:module:callable)")
     run.add_argument("--dry-run", action="store_true", help="say what would be asked, and run nothing")
     run.add_argument("--fail-on", choices=("fail", "inconclusive"), default="fail", help="what makes the exit code not 0")
     run.add_argument("--format", choices=("text", "json"), default="text", help="json: standard output is results.json")
@@ -104,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
     validate.add_argument("suite")
     validate.add_argument("--store", type=Path, metavar="FILE")
     _add_set(validate)
+    validate.add_argument("--allow-code", action="store_true", help="accept a suite that runs code of its own; nothing is run")
     report = command("report", _report, "write the report of a finished run again")
     report.add_argument("directory", type=Path, metavar="DIR", help="folder with results.json, or a file in it")
     report.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder to write to (default: the same)")
@@ -143,7 +145,7 @@ def _suite(arguments: argparse.Namespace) -> Suite:
 
     from xferbench import suite
 
-    asked = suite.load(suite.find(arguments.suite), arguments.set)
+    asked = replace(suite.load(suite.find(arguments.suite), arguments.set), allow_code=arguments.allow_code)
     try:
         if (seed := arguments.seed) is not None:
             asked = suite.apart(replace(asked, seed=seed, overrides=(*asked.overrides, f"seed={seed}")))
@@ -230,6 +232,8 @@ def _ls(arguments: argparse.Namespace) -> int:
         "suites": {name: str(suite.folder() / f"{name}.toml") for name in suite.shipped()},
         "backbones": {
             "torchvision:NAME": "any classifier",
+            "timm:NAME": "any classifier (pip install 'xferbench[timm]')",
+            "python:MODULE:CALLABLE": "your own, callable(classes) -> network (--allow-code)",
             "cifar-resnet20/32/44/56": "He et al., option A",
             "tiny-resnet": "0.1 M, shipped",
         },
@@ -263,11 +267,13 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     from xferbench import discover, execute, suite
     from xferbench.forecast import smallest_margin
 
     path = suite.find(arguments.suite)
-    asked = suite.load(path, arguments.set)
+    asked = replace(suite.load(path, arguments.set), allow_code=arguments.allow_code)
     facts = execute.known(asked, execute.with_store(arguments.store))
     print(
         f"{path}: a valid suite" + (" with " if asked.overrides else "") + " ".join(f"--set {word}" for word in asked.overrides)

@@ -144,6 +144,15 @@ class Domain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Code:
+    """A user's callable, ``python:module:callable``, named by a digest of its source; ``path`` is looked in before others."""
+
+    spec: str
+    digest: str
+    path: str = _place()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scratch:
     """The from-scratch grid S2: every rate × weight decay for ``steps`` steps, beside S1, the subject's own steps and rate."""
 
@@ -158,6 +167,7 @@ class Pipeline:
     """What a user does today, or one thing changed about it. ``baseline`` is what it is compared with, and no part of it.
 
     ``mode`` is how the model is served: ``eval``, or ``train`` (nobody called ``.eval()``).
+    ``code`` is what builds a backbone ``python:…``; ``training`` the user's own training code, None for the loop of the lab.
     """
 
     arch: str
@@ -172,6 +182,8 @@ class Pipeline:
     source: Domain | None = None
     shifted: Domain | None = None
     baseline: Scratch = field(default=Scratch(), compare=False, metadata={"place": True})
+    code: Code | None = field(default=None, metadata={"added": True})
+    training: Code | None = field(default=None, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +208,8 @@ class Fit:
 
     ``start`` is a checkpoint, or another fit (keys nest), or None where nothing of one is used, so that all share that fit.
     ``labels`` are ``true``, or ``shuffled`` among the training images. ``source`` is there where the regularizer needs it.
-    Without phases it is the network as it starts.
+    ``code`` builds an ``arch`` of the user's own, ``training`` trains it in place of the lab's loop; ``stop`` is told to that
+    code alone, since it gives one network only. Without phases it is the network as it starts.
     """
 
     arch: str
@@ -211,6 +224,9 @@ class Fit:
     labels: str = field(default="true", metadata={"added": True})
     regularizer: str = field(default="", metadata={"added": True})
     source: Domain | None = field(default=None, metadata={"added": True})
+    code: Code | None = field(default=None, metadata={"added": True})
+    training: Code | None = field(default=None, metadata={"added": True})
+    stop: str = field(default="last", metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,7 +313,8 @@ class Facts:
     ``seconds_forward`` and ``seconds_step`` are for one image on one thread, for estimates only. ``size`` is height and width
     of what the network is given, in pixels. ``source`` and ``shifted`` are the classes of those domains, as in
     :class:`Domain`; ``no_source`` says why the source's are not known. ``recorded`` tells whether the preprocessing was
-    written down somewhere.
+    written down somewhere. ``honours`` are the fields of a recipe that the user's training code heeds, None where the lab
+    trains; ``crash`` is what the user's code raised while it was probed.
     """
 
     parameters: int
@@ -319,6 +336,8 @@ class Facts:
     source: tuple[int, ...] = ()
     no_source: str = ""
     shifted: tuple[int, ...] = ()
+    honours: tuple[str, ...] | None = None
+    crash: str = ""
 
     @property
     def has_batchnorm(self) -> bool:
@@ -364,7 +383,8 @@ class Suite:
     """A suite file, read and checked. Paths are absolute. ``recipe`` None means the healthy default.
 
     ``budget`` is in recorded seconds. ``scratch`` holds what a suite changes of the from-scratch grid. ``overrides`` are the
-    words (``recipe.lr=1e-3``) that stood in the place of the file's keys.
+    words (``recipe.lr=1e-3``) that stood in the place of the file's keys. ``allow_code`` is said by whoever runs a suite, never
+    by its file.
     """
 
     name: str
@@ -392,6 +412,8 @@ class Suite:
     tuning_seeds: int = 3
     scratch: Scratch = Scratch()
     overrides: tuple[str, ...] = ()
+    training: str | None = None
+    allow_code: bool = False
 
 
 def content(value: Any) -> Any:

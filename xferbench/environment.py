@@ -11,7 +11,7 @@ from pathlib import Path
 from xferbench import __version__
 from xferbench.problem import Problem
 
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", "pillow", "safetensors")
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "scikit-learn", "pillow", "safetensors")
 
 
 def torch_version() -> str:

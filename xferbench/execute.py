@@ -150,17 +150,20 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
     source, shifted = (inputs.data(spec, digester) if spec else None for spec in (suite.source, suite.shifted))
     beside = (source, suite.source_classes, shifted)
     sizes = (suite.train_size, suite.test_size)
-    key = digest((VERSION, FACTS, suite.arch, weights, target, suite.preprocessing, *sizes, *beside))
+    code, training = inputs.code(suite, digester)
+    own = (code, training) if code or training else ()
+    key = digest((VERSION, FACTS, suite.arch, weights, target, suite.preprocessing, *sizes, *beside, *own))
     facts = store.facts(db, key)
     if facts is None:
         if engine is None:
             raise LookupError("nothing is known of this suite yet")
-        asked = (suite.arch, weights, target, suite.preprocessing, sizes, beside, cache)
+        asked = (suite.arch, weights, target, suite.preprocessing, sizes, beside, cache, *own)
         try:
             facts = engine()("xferbench.lab.probe:probe", *asked).result()
         except Problem as problem:
             raise problem.at(f"{suite.path}: {problem.what}") from problem
-        store.put_facts(db, key, facts)
+        if not facts.crash:
+            store.put_facts(db, key, facts)
     if suite.metric == "auroc" and len(facts.classes) > FEW_CLASSES:
         expected = f"at most {FEW_CLASSES} classes, for which all probabilities are kept"
         raise Problem(f"{suite.path}: metric: auroc", found=f"{len(facts.classes)} classes", expected=expected)
@@ -178,6 +181,8 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
         source=Domain(data=source, classes=facts.source) if source else None,
         shifted=Domain(data=shifted, classes=facts.shifted) if shifted else None,
         baseline=suite.scratch,
+        code=code,
+        training=training,
     )
     return pipeline, facts
 
@@ -197,7 +202,9 @@ def _compute(
     show: Callable[[Progress], None],
 ) -> None:
     """Compute what a step lacks, each record put in the store as it comes; a worker's death is a crash of its group alone."""
-    groups = list(plan.groups(step.wanted, LOCKSTEP.get(study.place.device, 1), study.suite))
+    # Not every network of a user's own can be mapped over members, and their training code takes one at a time.
+    alone = study.suite.training or study.suite.arch.startswith("python:")
+    groups = list(plan.groups(step.wanted, 1 if alone else LOCKSTEP.get(study.place.device, 1), study.suite))
     running: dict[Future[Any], tuple[Trial, ...]] = {}
     for group in groups:
         lacking = frozenset(trial.key for trial in group if trial.key not in answers)
@@ -257,6 +264,8 @@ def forecast(suite: Suite, *, path: Path, device: str = "auto", workers: int | N
     with store.opened(path) as db, _engine(workers) as engine:
         place = Place(device=_device(device, engine), torch=torch_version(), lab=VERSION)
         pipeline, facts = examined(suite, db, store.cache(path), engine)
+        if facts.crash:
+            raise Problem(f"{suite.path}: {facts.crash}", do="correct it; nothing can be foretold without it")
         study = plan.Study(suite=suite, facts=facts, plugins=plugins, subject=plan.subject(suite, pipeline), place=place)
         answers: dict[str, Record] = {}
         while True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,12 @@ def run(
     store: str | Path | None = None,
     device: str = "auto",
     workers: int | None = None,
+    allow_code: bool = False,
     show: Callable[[Progress], None] = lambda _: None,
 ) -> Run:
     """See :func:`xferbench.run`; ``show`` is told of the progress."""
     asked = word if isinstance(word, Suite) else suite.load(suite.find(str(word)))
+    asked = replace(asked, allow_code=allow_code or asked.allow_code)
     place = with_store(Path(store) if store else None)
     if output is not None:
         from xferbench.report import write
@@ -107,6 +109,10 @@ def notes(executed: Executed) -> tuple[str, ...]:
     changed = "".join(f" --set {word}" for word in study.suite.overrides)
     found = [f"the suite file was overridden:{changed}"] if changed else []
     found += [f"taken on trust: {one}" for one in study.facts.trust]
+    if study.facts.honours is not None:
+        heeded = ", ".join(study.facts.honours) or "nothing of a recipe"
+        said = f"{study.suite.training} says that it honours {heeded}"
+        found.append(f"{said}: arms and scratch candidates that differ in anything else are left out")
     if study.facts.left_out:
         more = f"; and {len(study.facts.left_out) - 5} more" if len(study.facts.left_out) > 5 else ""
         found.append(f"left out of the data, or settled about it: {'; '.join(study.facts.left_out[:5])}{more}")

@@ -71,11 +71,13 @@ def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forec
 def _arms(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str, Record]) -> tuple[str, Mapping[str, Arm]]:
     """Why a plugin is not asked, or its arms."""
     try:
-        skipped = plugin.applies(subject, study.facts)
+        skipped = plugin.applies(subject, study.facts) or plan.unheard(plugin, study, subject)
         if skipped:
             return skipped, {}
         arms = plan.arms(plugin, study, subject)
-        return "", arms | plan.induced(plugin, study, _assumed(arms["cured"], study, answers))
+        cured = _assumed(arms["cured"], study, answers)
+        skipped = plan.unheard(plugin, study, subject, cured)
+        return (skipped, {}) if skipped else ("", arms | plan.induced(plugin, study, cured))
     except Exception as error:  # noqa: BLE001 - a plugin's crash will be its finding, and the others go on
         return f"it crashes: {type(error).__name__}: {error}", {}
 

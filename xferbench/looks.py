@@ -94,6 +94,8 @@ class Step:
 
 def step(study: Study, answers: Mapping[str, Record]) -> Step:
     """What is to be asked next, given all answers so far."""
+    if study.facts.crash:
+        return Step(cases=tuple(Case(plugin=plugin, error=study.facts.crash) for plugin in study.plugins))
     asked = tuned("", "subject", study.subject, study)
     subject = plan.settle(study.subject, study, answers)
     if subject is None:
@@ -135,12 +137,14 @@ def _case(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str,
                 settled[name] = found
 
     try:
-        skipped = plugin.applies(subject, study.facts)
+        skipped = plugin.applies(subject, study.facts) or plan.unheard(plugin, study, subject)
         if skipped:
             return Case(plugin=plugin, skipped=skipped), []
         settle(plan.arms(plugin, study, subject))
         trust = plugin.trust(subject, study.facts) if plugin.trust else ""
         if "cured" in settled and (cured := settled["cured"].pipeline) is not None:
+            if skipped := plan.unheard(plugin, study, subject, cured):
+                return Case(plugin=plugin, skipped=skipped), []
             settle(plan.induced(plugin, study, cured))
     except Exception as error:  # noqa: BLE001 - a plugin's crash is its finding, and the others go on
         return Case(plugin=plugin, error=f"{type(error).__name__}: {error}"), []

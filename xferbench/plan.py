@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xferbench import metrics
+from xferbench import honours, metrics
 from xferbench.design import Arm, Choice, Domain, Facts, Fit, Model, Phase, Pipeline, Place, Plugin, Suite, Trial, View
 from xferbench.strategies import healthy, scratch
 from xferbench.suite import words
@@ -138,6 +138,9 @@ def fit(pipeline: Pipeline, seed: int) -> Fit:
         seed=seed,
         regularizer=recipe.regularizer,
         source=pipeline.source if needs_source else None,
+        code=pipeline.code,
+        training=pipeline.training,
+        stop=recipe.stop if pipeline.training else "last",
     )
 
 
@@ -157,6 +160,7 @@ def source_fit(pipeline: Pipeline) -> Fit:
         preprocessing=pipeline.train_preprocessing,
         seed=0,
         labels="shuffled",
+        code=pipeline.code,
     )
 
 
@@ -255,12 +259,20 @@ def arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Arm]:
     cured = plugin.cure(subject, study.facts)
     if isinstance(cured, Choice):
         cured = replace(cured, candidates=tuple(dict.fromkeys((subject, *cured.candidates))))
-    return {"subject": subject, "cured": cured, "scratch": scratch(subject, study.suite.scratch)}
+    found = {"subject": subject, "cured": cured, "scratch": scratch(subject, study.suite.scratch)}
+    return honours.arms(found, subject, study.facts.honours)
 
 
 def induced(plugin: Plugin, study: Study, cured: Pipeline) -> dict[str, Arm]:
     """The induced arms, ``induced:VARIANT``, made from the cured pipeline once that is settled."""
-    return {f"induced:{variant}": arm for variant, arm in plugin.induce(cured, study.facts).items()}
+    found = {f"induced:{variant}": arm for variant, arm in plugin.induce(cured, study.facts).items()}
+    return honours.arms(found, cured, study.facts.honours)
+
+
+def unheard(plugin: Plugin, study: Study, subject: Pipeline, cured: Pipeline | None = None) -> str:
+    """Why a plugin would ask the user's training code for what that ignores, or ""; with ``cured`` once that is settled."""
+    induced = plugin.induce(cured, study.facts).values() if cured else ()
+    return honours.unheard(plugin.cure(subject, study.facts), induced, subject, study.facts.honours)
 
 
 def trials(questions: Sequence[Question]) -> dict[str, Trial]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xferbench import overrides, rules
-from xferbench.design import Phase, Pipeline, Preprocessing, Ready, Recipe, Scratch, Spectrogram, Suite
+from xferbench.design import Code, Phase, Pipeline, Preprocessing, Ready, Recipe, Scratch, Spectrogram, Suite
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem, nearest
 from xferbench.rules import COUNT, POSITIVE, WHOLE, Rule
@@ -100,7 +100,7 @@ def _parsed(table: Mapping[str, Any], path: Path) -> Suite:
     backbone, target, recipe = top.pop("backbone"), top.pop("target"), dict(top.pop("recipe", {}))
     classes = tuple(top.get("source", {}).get("classes", {}).items())
     roles = {role: top.pop(role)["data"] for role in ("source", "shifted") if role in top} | {"target": target.pop("data")}
-    serving = ("train_preprocessing", "serve_preprocessing", "serve_mode")
+    serving = ("training", "train_preprocessing", "serve_preprocessing", "serve_mode")
     served = {name: recipe.pop(name) for name in serving if name in recipe}
     given = _recipe(recipe) if "recipe" in table else None
     asked = Suite(path=str(path), **backbone, **target, **roles, source_classes=classes, **top, **served, recipe=given)
@@ -242,6 +242,7 @@ RECIPE: dict[str, Rule] = {
         "l2-sp:A, ewc:L or lwf:W with a strength above 0, or replay:N with N source images a batch",
     ),
     "stop": rules.among("last", "best"),
+    "training": rules.matching(r"python:[\w.]+:[\w.]+", "python:module:callable"),
     "train_preprocessing": PREPROCESSING,
     "serve_preprocessing": PREPROCESSING,
     "serve_mode": rules.among("eval", "train"),
@@ -343,9 +344,10 @@ def _heard(strategy: str, made: Recipe, given: Mapping[str, Any]) -> None:
             raise Problem(f"recipe.{name}", found=found, expected=expected, do=f"leave {name} or strategy out")
 
 
-def patch(before: Recipe | None, after: Recipe) -> list[str]:
-    """The lines of a suite file's [recipe] that turn one recipe into another."""
+def patch(before: Recipe | None, after: Recipe, training: Code | None = None) -> list[str]:
+    """The lines of a suite file's [recipe] that turn one recipe into another; the user's training code stays."""
     whole = [f'{name} = "{getattr(after, name)}"' for name in RECIPES if getattr(after, name) != getattr(Recipe(), name)]
+    whole += [f'training = "{training.spec}"'] if training else []
     if len(after.phases) == 1:
         was = before.phases[0] if before and len(before.phases) == 1 else None
         return ["[recipe]", *whole, *_lines(after.phases[0], was)]
@@ -369,7 +371,7 @@ def patched(before: Pipeline | None, after: Pipeline, recorded: Ready) -> list[s
         for name, (old, new, default) in stated.items()
         if new != default or new != old
     ]
-    first, *rest = patch(before.recipe if before else None, after.recipe)
+    first, *rest = patch(before.recipe if before else None, after.recipe, after.training)
     return [first, *served, *rest]
 
 

@@ -97,7 +97,7 @@ def row(target, base, case, contrast, variant, found, told):
         "controls of 5 runs": counted(one.control for one in own),
         "controls contradicted": contradicted,
         "accuracy of subject / cured / induced / scratch": " / ".join(
-            f"{judge.accuracy(told, arm, everything):.3f}" for arm in names
+            "–" if (mean := judge.accuracy(told, arm, everything)) is None else f"{mean:.3f}" for arm in names
         ),
     }
 

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from xferbench.design import Fit, digest
-from xferbench.lab import backbones, checkpoints, data, domains, fit, initial, seeds, viewed
+from xferbench.lab import backbones, callables, checkpoints, data, domains, fit, foreign, initial, reading, seeds, viewed
 from xferbench.problem import Problem
 from xferbench.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xferbench.design import Place, Trial, Weights
+    from xferbench.design import Code, Place, Trial, Weights
     from xferbench.lab.batch import Shape
     from xferbench.lab.data import Dataset
     from xferbench.lab.fit import Fitted, Network, Tensors
@@ -50,6 +50,8 @@ def answer(trials: Sequence[Trial], missing: frozenset[str], cache: Path) -> tup
 
 
 def _last_line(error: Exception) -> str:
+    if isinstance(error, foreign.Crashed):
+        return str(error)
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
 
@@ -59,15 +61,15 @@ def _place(trial: Trial) -> str:
 
 
 @lru_cache(maxsize=4)
-def _network(arch: str, classes: int, shape: Shape, device: str, cache: Path) -> Network:
-    module = backbones.build(arch, classes).eval()
+def _network(arch: str, code: Code | None, classes: int, shape: Shape, device: str, cache: Path) -> Network:
+    module = backbones.build(arch, classes, code).eval()
     return fit.Network(module=module, anatomy=backbones.anatomy(module, shape), device=torch.device(device), cache=cache)
 
 
 @lru_cache(maxsize=4)
 def _checkpoint(path: str, digest_: str) -> dict[str, Tensor]:
     del digest_  # part of the cache's key: the file may have been replaced
-    return checkpoints.read(Path(path))
+    return reading.read(Path(path))
 
 
 def material(one: Fit, trial: Trial, cache: Path) -> tuple[Dataset, Network]:
@@ -76,7 +78,7 @@ def material(one: Fit, trial: Trial, cache: Path) -> tuple[Dataset, Network]:
     if one.labels == "shuffled":
         dataset = data.shuffled(dataset, one.seed)
     shape = data.shape(dataset, one.preprocessing)
-    return dataset, _network(one.arch, len(dataset.classes), shape, trial.place.device, cache)
+    return dataset, _network(one.arch, one.code, len(dataset.classes), shape, trial.place.device, cache)
 
 
 def start(one: Fit, network: Network, trial: Trial, cache: Path) -> Tensors:
@@ -89,7 +91,7 @@ def start(one: Fit, network: Network, trial: Trial, cache: Path) -> Tensors:
     else:
         state = None if one.start is None else _checkpoint(one.start.path, one.start.digest)
     streams = seeds.number(one.seed, seeds.INIT), seeds.number(one.seed, seeds.HEAD)
-    return initial.tensors(one.arch, network.anatomy, state, init=one.init, head=one.head, seeds=streams)
+    return initial.tensors(one.arch, network.anatomy, state, init=one.init, head=one.head, seeds=streams, code=one.code)
 
 
 def _fitted(fits: Sequence[Fit], trial: Trial, cache: Path) -> tuple[list[Fitted], int]:
@@ -99,7 +101,10 @@ def _fitted(fits: Sequence[Fit], trial: Trial, cache: Path) -> tuple[list[Fitted
     files = [kept(one, trial.place, cache) for one in fits]
     if all(file.is_file() for file in files):
         return [_recall(file, before) for file, before in zip(files, starts, strict=True)], 0
-    trained = fit.train(fits, network, starts, dataset, _source(fits[0], network, cache))
+    if fits[0].training:
+        trained = [callables.train(one, network, before, dataset) for one, before in zip(fits, starts, strict=True)]
+    else:
+        trained = fit.train(fits, network, starts, dataset, _source(fits[0], network, cache))
     for file, one in zip(files, trained, strict=True):
         _keep(file, one)
     return trained, len(trained)
@@ -117,7 +122,7 @@ def pretrained_head(one: Fit, network: Network) -> Tensors:
     """The head of the checkpoint that a fit starts from; none where it has none."""
     if one.start is None or isinstance(one.start, Fit):
         return {}
-    return checkpoints.head(_checkpoint(one.start.path, one.start.digest), network.anatomy.head)
+    return checkpoints.head(network.module, _checkpoint(one.start.path, one.start.digest), network.anatomy.head)
 
 
 def kept(one: Fit, place: Place, cache: Path) -> Path:
@@ -134,7 +139,7 @@ def _keep(file: Path, one: Fitted) -> None:
 
 def _recall(file: Path, before: Tensors) -> Fitted:
     os.utime(file)
-    state, metadata = checkpoints.recall(file)
+    state, metadata = reading.recall(file)
     about = json.loads(metadata["fit"])
     last, best = (
         {name.removeprefix(half): tensor for name, tensor in state.items() if name.startswith(half)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,12 +16,15 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase as BatchOrInstanceNorm
 from torch.nn.modules.dropout import _DropoutNd as Dropout
 
-from xferbench.lab import batch, batchnorm
+from xferbench.lab import batch, batchnorm, foreign, seeds
 from xferbench.problem import Problem, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from xferbench.design import Code
+
+TIMM = "timm:"
 CIFAR = {f"cifar-resnet{depth}": depth for depth in (20, 32, 44, 56)}
 # Auxiliary classifiers serve pretraining only; the published weights of both expect their input transformed.
 PLAIN = {"aux_logits": False, "init_weights": True, "transform_input": True}
@@ -67,14 +70,19 @@ def known() -> tuple[str, ...]:
     return ("tiny-resnet", *CIFAR, *(f"torchvision:{name}" for name in classifiers))
 
 
-def build(arch: str, classes: int) -> nn.Module:
+def build(arch: str, classes: int, code: Code | None = None) -> nn.Module:
     """A network with random weights and a head of ``classes`` outputs; nothing is downloaded.
 
     Raises:
-        Problem: for a name that is not known.
+        Problem: for a name that is not known, or a library that is not installed.
+        foreign.Crashed: where ``code``, which builds an ``arch`` of the user's own, raises.
     """
     from xferbench.lab import small
 
+    if code is not None:
+        return _of_code(code, classes)
+    if arch.startswith(TIMM):
+        return _of_timm(arch, classes)
     if arch not in known():
         raise Problem("unknown architecture", found=arch, expected=nearest(arch, known()), do="correct arch under [backbone]")
     if arch == "tiny-resnet":
@@ -86,6 +94,38 @@ def build(arch: str, classes: int) -> nn.Module:
     name = arch.removeprefix("torchvision:")
     network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **PECULIAR.get(name, {}))
     return network
+
+
+def _of_timm(arch: str, classes: int) -> nn.Module:
+    library, name = timm(), arch.removeprefix(TIMM)
+    if not library.is_model(name):
+        expected = nearest(arch, (TIMM + one for one in library.list_models(f"{name[:3]}*") or library.list_models()))
+        raise Problem("unknown architecture", found=arch, expected=expected, do="correct arch under [backbone]")
+    network: nn.Module = library.create_model(name, pretrained=False, num_classes=classes)
+    return network
+
+
+def _of_code(code: Code, classes: int) -> nn.Module:
+    with seeds.everywhere(torch.initial_seed()):
+        network = foreign.called(code, classes)
+    if not isinstance(network, nn.Module):
+        found, expected = f"a {type(network).__name__}", "a torch.nn.Module with a head of as many outputs as it is asked for"
+        raise Problem(f"{code.spec}: gave no network", found=found, expected=expected)
+    return network.cpu()
+
+
+def timm() -> Any:
+    """The library of that name.
+
+    Raises:
+        Problem: where it is not installed.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        do = "pip install 'xferbench[timm]'"
+        raise Problem("backbones timm:NAME need timm", found=str(error), expected="timm 1.0 or newer", do=do) from error
+    return timm
 
 
 def within(name: str, prefixes: Iterable[str]) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from xferbench.lab import backbones, checkpoints
+from xferbench.lab import backbones, checkpoints, likeness, reading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,19 +25,19 @@ def arch(path: Path) -> str:
     Raises:
         Problem: where the file cannot be read as weights.
     """
-    state = checkpoints.renamed(checkpoints.read(path))
+    state = {likeness.renamed(name): tensor for name, tensor in reading.read(path).items()}
     return next((name for name in _candidates(state) if _fits(name, state)), "")
 
 
 def _candidates(state: Mapping[str, Tensor]) -> list[str]:
     """Architectures of the family that the names look like, the likeliest first; the small ones are tried always."""
-    likeness = checkpoints.likeness_of(state) or UNSIGNED
-    words = [word.lower() for word in re.findall(r"\w{3,}", likeness)]
+    like = likeness.family(state) or UNSIGNED
+    words = [word.lower() for word in re.findall(r"\w{3,}", like)]
     family = [start for word in words for start in ALIKE.get(word.rstrip("0123456789"), (word,))]
     names = [name.removeprefix("torchvision:") for name in backbones.known() if name.startswith("torchvision:")]
     near = [name for name in names if any(name.replace("_", "").startswith(start.replace("_", "")) for start in family)]
     small = [name for name in backbones.known() if ":" not in name]
-    return [*small, *(f"torchvision:{name}" for name in sorted(near, key=lambda name: (name != likeness, name)))]
+    return [*small, *(f"torchvision:{name}" for name in sorted(near, key=lambda name: (name != like, name)))]
 
 
 def _fits(name: str, state: Mapping[str, Tensor]) -> bool:

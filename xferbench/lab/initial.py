@@ -13,6 +13,7 @@ from xferbench.problem import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from xferbench.design import Code
     from xferbench.lab.backbones import Anatomy
 
 INITS = ("pretrained", "random", "matched", "permuted")
@@ -20,7 +21,14 @@ HEADS = ("random", "zero")
 
 
 def tensors(
-    arch: str, anatomy: Anatomy, state: Mapping[str, Tensor] | None, *, init: str, head: str, seeds: tuple[int, int]
+    arch: str,
+    anatomy: Anatomy,
+    state: Mapping[str, Tensor] | None,
+    *,
+    init: str,
+    head: str,
+    seeds: tuple[int, int],
+    code: Code | None = None,
 ) -> dict[str, Tensor]:
     """Parameters and buffers by name, on the CPU; no global random stream is touched.
 
@@ -34,6 +42,7 @@ def tensors(
         state: a checkpoint's tensors; None only where ``init`` is ``random``.
         init, head: as in :class:`xferbench.design.Recipe`.
         seeds: of the body and of the head.
+        code: what builds it, where that is the user's own.
 
     Raises:
         Problem: for a word that is not known, or weights that are missing or do not fit.
@@ -41,13 +50,13 @@ def tensors(
     if init not in INITS or head not in HEADS:
         expected = f"init {', '.join(INITS)}; head {', '.join(HEADS)}"
         raise Problem("unknown initialisation", found=f"init {init}, head {head}", expected=expected)
-    model = _fresh(arch, anatomy.classes, seeds[1])
+    model = _fresh(arch, anatomy.classes, seeds[1], code)
     fresh = {name: tensor.clone() for name, tensor in _named(model).items()}
     own_head = {name: tensor for name, tensor in fresh.items() if backbones.within(name, [anatomy.head])}
     if head == "zero":
         own_head = {name: torch.zeros_like(tensor) for name, tensor in own_head.items()}
     if init == "random":
-        return _named(_fresh(arch, anatomy.classes, seeds[0])) | own_head
+        return _named(_fresh(arch, anatomy.classes, seeds[0], code)) | own_head
     if state is None:
         raise Problem("no pretrained weights", found=f"init {init}", expected="a checkpoint", do="set weights under [backbone]")
     checkpoints.load(model, state, anatomy.head)
@@ -61,10 +70,10 @@ def tensors(
     return loaded | own_head
 
 
-def _fresh(arch: str, classes: int, seed: int) -> nn.Module:
+def _fresh(arch: str, classes: int, seed: int, code: Code | None) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the accelerators' streams too
-        return backbones.build(arch, classes)
+        return backbones.build(arch, classes, code)
 
 
 def _named(model: nn.Module) -> dict[str, Tensor]:

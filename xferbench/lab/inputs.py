@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xferbench.design import Data, Weights
-from xferbench.lab import fetched, listed, synthetic
+from xferbench.lab import fetched, foreign, listed, synthetic
 from xferbench.problem import Problem, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from xferbench.design import Suite
+    from xferbench.design import Code, Suite
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
 KINDS = ("folder", "npz", "torchvision", "synthetic", "digits")
-BACKBONES = ("tiny-resnet", "cifar-resnet20", "cifar-resnet32", "cifar-resnet44", "cifar-resnet56", "torchvision:NAME")
 FOLDER = "a folder with train/ and val/ or test/, or with metadata.csv"
+NAMED = ("tiny-resnet", "cifar-resnet20", "cifar-resnet32", "cifar-resnet44", "cifar-resnet56")
+PREFIXES = ("torchvision:NAME", "timm:NAME", "python:MODULE:CALLABLE")
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -36,8 +37,9 @@ def check(suite: Suite) -> None:
         Problem: for a backbone or dataset of an unknown kind, a file that is missing, or a table that cannot be read; with the
             suite's file and key.
     """
-    if suite.arch not in BACKBONES[:-1] and not suite.arch.startswith("torchvision:"):
-        raise Problem(f"{suite.path}: [backbone] arch: unknown", found=suite.arch, expected=", ".join(BACKBONES))
+    prefixes = [one.partition(":")[0] + ":" for one in PREFIXES]
+    if suite.arch not in NAMED and not suite.arch.startswith(tuple(prefixes)):
+        raise Problem(f"{suite.path}: [backbone] arch: unknown", found=suite.arch, expected=", ".join((*NAMED, *PREFIXES)))
     for role in ("target", "source", "shifted"):
         spec = getattr(suite, role)
         try:
@@ -46,6 +48,7 @@ def check(suite: Suite) -> None:
         except Problem as problem:
             raise problem.at(f"{suite.path}: [{role}] data: {problem.what}") from problem
     _checkpoint(suite)
+    code(suite)
 
 
 def split_spec(spec: str) -> tuple[str, str]:
@@ -126,6 +129,29 @@ def weights(suite: Suite, digester: Callable[[Path], str] = file_digest) -> Weig
     """
     path = _checkpoint(suite)
     return Weights(digest=digester(path), path=str(path))
+
+
+def code(suite: Suite, digester: Callable[[Path], str] = file_digest) -> tuple[Code | None, Code | None]:
+    """What builds the backbone and what trains it, where a suite names code of the user's own.
+
+    Raises:
+        Problem: where whoever runs the suite has not allowed that, or the module is not there.
+    """
+    own = suite.arch if suite.arch.startswith(foreign.PREFIX) else None
+    building = _allowed(suite, "[backbone] arch", own, digester)
+    return building, _allowed(suite, "[recipe] training", suite.training, digester)
+
+
+def _allowed(suite: Suite, key: str, word: str | None, digester: Callable[[Path], str]) -> Code | None:
+    if word is None:
+        return None
+    if not suite.allow_code:
+        do = "where, and only where, you trust it, add --allow-code (in Python, allow_code=True): it runs with all your rights"
+        raise Problem(f"{suite.path}: {key}: names code to be run", found=word, do=do)
+    try:
+        return foreign.find(word, Path(suite.path).parent.resolve(), digester)
+    except Problem as problem:
+        raise problem.at(f"{suite.path}: {key}: {problem.what}") from problem
 
 
 def _checkpoint(suite: Suite) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from xferbench.design import Fit, Model, Phase, Place, Preprocessing, Trial, View
-from xferbench.lab import VERSION, answer, checkpoints, inputs
+from xferbench.lab import VERSION, answer, checkpoints, inputs, reading
 
 READY = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 RECIPE = Phase(lr=1e-2, schedule="one-cycle", steps=640, batch_size=128)
@@ -39,7 +39,7 @@ def pretrain(seed: int, recipe: Phase = RECIPE, images: int = IMAGES) -> tuple[d
         records, _ = answer.answer((asked,), frozenset({asked.key}), Path(folder))
         if records[0].error or records[0].predictions is None:
             raise RuntimeError(records[0].error)
-        state, _ = checkpoints.recall(answer.kept(one, asked.place, Path(folder)))
+        state, _ = reading.recall(answer.kept(one, asked.place, Path(folder)))
     told = records[0].predictions
     tensors = {name.removeprefix("last."): tensor for name, tensor in state.items() if name.startswith("last.")}
     return tensors, float((told.predicted == told.label).mean())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -11,11 +13,13 @@ import torch
 from torch.nn import functional as F
 
 from xferbench.design import Facts, Preprocessing, Ready
-from xferbench.lab import backbones, checkpoints, data, domains, preprocess
+from xferbench.lab import backbones, callables, checkpoints, data, domains, foreign, preprocess, published, reading
 from xferbench.problem import Problem
 
 if TYPE_CHECKING:
-    from xferbench.design import Data, Weights
+    from contextlib import AbstractContextManager
+
+    from xferbench.design import Code, Data, Weights
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR = Preprocessing(
@@ -41,15 +45,13 @@ def device(word: str) -> str:
 def recorded(arch: str, weights: Weights) -> tuple[Preprocessing | None, str]:
     """The preprocessing that goes with a checkpoint, and what of that is taken on trust.
 
-    It is written in the file, or the file is one that torchvision publishes; otherwise that of the architecture's published
-    weights is the best guess, and is said to be one.
+    It is written in the file, or the file is one that torchvision or timm publishes; otherwise that of the architecture's
+    published weights is the best guess, and is said to be one.
     """
-    found = checkpoints.recorded_preprocessing(Path(weights.path)) or checkpoints.torchvision_preprocessing(
-        arch, weights.digest
-    )
+    found = checkpoints.recorded_preprocessing(Path(weights.path)) or published.preprocessing(arch, weights.digest)
     if found is not None:
         return found, ""
-    guess = CIFAR if arch.startswith("cifar-resnet") else checkpoints.torchvision_preprocessing(arch)
+    guess = CIFAR if arch.startswith("cifar-resnet") else published.preprocessing(arch)
     if guess is None:
         return None, "preprocessing: recorded nowhere, so images are only scaled to [0, 1]"
     return guess, f"preprocessing: not recorded with these weights; that of the published weights of {arch} is used"
@@ -63,6 +65,8 @@ def probe(
     sizes: tuple[int | None, int | None],
     beside: tuple[Data | None, tuple[tuple[str, int], ...], Data | None],
     cache: Path,
+    code: Code | None = None,
+    training: Code | None = None,
 ) -> Facts:
     """Load both, run the network forward and back on a few images, and tell what is there.
 
@@ -70,22 +74,59 @@ def probe(
         arch, weights, target, preprocessing, sizes: as a suite has them, the sizes of the training subset and the test set.
         beside: the source, its classes' outputs of the pretrained head as far as the suite says, and the shifted set.
         cache: the folder beside the store.
+        code, training: the user's own, which build the network and train it. Where one crashes, that is all that is told.
 
     Raises:
         Problem: where the checkpoint does not fit, no head is found, or a dataset cannot be used.
     """
+    try:
+        facts = _probed(arch, weights, target, preprocessing, sizes, beside, cache, code)
+        return facts if training is None else replace(facts, honours=callables.honours(training))
+    except foreign.Crashed as crash:
+        return Facts(
+            parameters=0,
+            groups=(),
+            head="",
+            batchnorm=(),
+            classes=(),
+            train=0,
+            validation=0,
+            test=0,
+            test_groups=None,
+            preprocessing=Preprocessing(),
+            crash=str(crash),
+        )
+
+
+def _probed(
+    arch: str,
+    weights: Weights,
+    target: Data,
+    preprocessing: Ready | None,
+    sizes: tuple[int | None, int | None],
+    beside: tuple[Data | None, tuple[tuple[str, int], ...], Data | None],
+    cache: Path,
+    code: Code | None,
+) -> Facts:
     train_size, test_size = sizes
     told, trust = (preprocessing, "") if preprocessing else recorded(arch, weights)
     ready = told or Preprocessing()
     dataset = data.load(target, ready, test_size, cache)
     train, held_out = data.subset(dataset, train_size, 0)
-    module = backbones.build(arch, len(dataset.classes))
-    anatomy = backbones.anatomy(module, data.shape(dataset, ready))
-    state = checkpoints.read(Path(weights.path))
+    module = backbones.build(arch, len(dataset.classes), code)
+    with _guarded(code):
+        anatomy = backbones.anatomy(module, data.shape(dataset, ready))
+    if anatomy.classes != len(dataset.classes):
+        expected = f"{len(dataset.classes)}, as it was asked for"
+        raise Problem(f"{arch}: a head of the wrong size", found=f"{anatomy.classes} outputs", expected=expected)
+    state, taken = reading.told(Path(weights.path))
+    notes = (trust, taken, checkpoints.fitting(module, state, anatomy.head)[1])
     checkpoints.load(module, state, anatomy.head)
-    forward, step = _timed(module, dataset, ready)
+    with _guarded(code):
+        forward, step = _timed(module, dataset, ready)
     source, given, shifted = beside
-    outputs, no_source = domains.source(source, dict(given), ready, arch, checkpoints.head(state, anatomy.head), cache)
+    head = checkpoints.head(module, state, anatomy.head)
+    outputs, no_source = domains.source(source, dict(given), ready, arch, head, cache)
     return Facts(
         parameters=anatomy.parameters,
         groups=tuple(group.name for group in anatomy.groups),
@@ -97,7 +138,7 @@ def probe(
         test=len(dataset.test.labels),
         test_groups=len(np.unique(dataset.test.groups)) if len(dataset.test.groups) else None,
         preprocessing=ready,
-        trust=(trust,) if trust else (),
+        trust=tuple(note for note in notes if note),
         left_out=dataset.left_out,
         seconds_forward=forward,
         seconds_step=step,
@@ -107,6 +148,10 @@ def probe(
         no_source=no_source,
         shifted=domains.shifted(shifted, dataset.classes, ready, cache),
     )
+
+
+def _guarded(code: Code | None) -> AbstractContextManager[None]:
+    return nullcontext() if code is None else foreign.naming(code)
 
 
 def _timed(module: torch.nn.Module, dataset: data.Dataset, ready: Ready) -> tuple[float, float]:

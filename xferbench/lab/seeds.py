@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SUBSET, HEAD, ORDER, INIT, DROPOUT, LABELS, REPLAY = range(7)
 
@@ -15,3 +22,20 @@ def stream(seed: int, purpose: int, *more: int) -> np.random.Generator:
 def number(seed: int, purpose: int) -> int:
     """A 63-bit seed for torch."""
     return int(stream(seed, purpose).integers(2**63 - 1))
+
+
+@contextmanager
+def everywhere(value: int) -> Iterator[None]:
+    """Seed the global streams that a user's code may draw from, and put them back afterwards."""
+    import torch
+
+    own, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global stream is meant
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            random.seed(value)
+            np.random.seed(value % 2**32)  # noqa: NPY002 - likewise
+            torch.manual_seed(value)
+            yield
+        finally:
+            random.setstate(own)
+            np.random.set_state(legacy)  # noqa: NPY002 - likewise

@@ -165,7 +165,7 @@ def _logits(model: Model, tensors: Tensors, edits: Sequence[str], view: View, sp
         order = serving_order(view.mode, split.labels)
         served = in_batches(network, tensors, images, view.preprocessing, order, training=True)
         return served.double().numpy()  # type: ignore[no-any-return] # torch is Any here
-    touched = any(edit.startswith("batchnorm") for edit in edits)
+    touched = model.fit.training is not None or any(edit.startswith("batchnorm") for edit in edits)
     cuts = (fit.cut(phase, network.anatomy) for phase in model.fit.phases)
     lower, rest = fit.body(network, 0 if touched else min(cuts, default=len(network.anatomy.groups)), view.preprocessing)
     x = images if lower is None else features.compute(lower, tensors, images, view.preprocessing, network.device, model.cache)

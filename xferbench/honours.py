@@ -1,0 +1,74 @@
+"""Which arms a user's training code can tell apart: those that differ only in what it says it honours. Pure.
+
+We make the model and its data, so that init, head and preprocessing are always honoured. How it is trained, and which step is
+kept, is up to the code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
+
+from xferbench.design import Choice, Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from xferbench.design import Arm, Pipeline, Recipe
+
+OF_A_PHASE = tuple(field.name for field in fields(Phase))
+KNOWN = (*OF_A_PHASE, "phases", "regularizer", "stop")
+
+
+def differing(one: Recipe, other: Recipe) -> set[str]:
+    """The words of :data:`KNOWN` in which two recipes differ.
+
+    Where they have unequal numbers of phases, a field differs whose values in the one are not those in the other.
+    """
+    found = {name for name in ("regularizer", "stop") if getattr(one, name) != getattr(other, name)}
+    if len(one.phases) == len(other.phases):
+        pairs = list(zip(one.phases, other.phases, strict=True))
+        return found | {name for name in OF_A_PHASE if any(getattr(a, name) != getattr(b, name) for a, b in pairs)}
+    sets = {name: [{getattr(phase, name) for phase in recipe.phases} for recipe in (one, other)] for name in OF_A_PHASE}
+    return found | {"phases"} | {name for name, (a, b) in sets.items() if a != b}
+
+
+def arms(asked: Mapping[str, Arm], subject: Pipeline, honoured: Sequence[str] | None) -> dict[str, Arm]:
+    """The arms as far as they are honoured, with what is left of their candidates; None honours all.
+
+    Of the scratch arm the first candidate always stays, the subject's own recipe from random weights.
+    """
+    if honoured is None:
+        return dict(asked)
+    kept: dict[str, Arm] = {}
+    for name, arm in asked.items():
+        told = _candidates(arm)
+        left = tuple(
+            one
+            for rank, one in enumerate(told)
+            if (name == "scratch" and rank == 0) or differing(subject.recipe, one.recipe) <= {*honoured}
+        )
+        if left:
+            kept[name] = replace(arm, candidates=left) if isinstance(arm, Choice) and len(left) > 1 else left[0]
+    return kept
+
+
+def unheard(cure: Arm, induced: Iterable[Arm], subject: Pipeline, honoured: Sequence[str] | None) -> str:
+    """Why a failure mode cannot be asked about, or "".
+
+    A cure that is not honoured would be the subject under another name, and its harm of 0 no finding. A cure that changes
+    nothing needs an induced variant that is honoured: else the code may do what the recipe says, or the contrary.
+    """
+    if honoured is None:
+        return ""
+    cures = [one for one in _candidates(cure) if one != subject]
+    asked = cures or [one for arm in induced for one in _candidates(arm)]
+    missing = [differing(subject.recipe, one.recipe) - {*honoured} for one in asked]
+    if not missing or not all(missing):
+        return ""
+    least = min(missing, key=len)
+    return f"the training code does not honour {', '.join(name for name in KNOWN if name in least)}"
+
+
+def _candidates(arm: Arm) -> tuple[Pipeline, ...]:
+    return arm.candidates if isinstance(arm, Choice) else (arm,)

@@ -1,0 +1,87 @@
+"""Low-rank adapters, as peft saves them, merged into the layers that they sit on.
+
+References:
+    Hu et al. 2022, LoRA (arXiv:2106.09685): W + alpha / r · B A; Kalajdzievski 2023, rsLoRA (arXiv:2312.03732): alpha / √r.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from math import sqrt
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from xferbench.lab.likeness import listed
+from xferbench.problem import Problem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONFIG = "adapter_config.json"
+SIGNS = re.compile(r"\.(lora_\w+|base_layer|modules_to_save|original_module|ia3_\w+|hada_\w+|lokr_\w+|vera_\w+)(\.|$)")
+LOW = re.compile(r"(.+)\.lora_([AB])(?:\.([^.]+))?\.weight")
+SAVED = re.compile(r"(.+)\.modules_to_save\.([^.]+)\.(.+)")
+UNKNOWN = ("alpha_pattern", "use_dora", "lora_bias", "use_qalora", "use_bdlora", "fan_in_fan_out", "use_velora")  # if set
+
+
+def merged(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """A network's tensors under their own names, each adapter added to its layer; what has no adapters comes back as it is.
+
+    The scale is that of an ``adapter_config.json`` beside the file, for no file of weights holds it.
+
+    Raises:
+        Problem: where there is only an adapter, or its scale or kind is not known.
+    """
+    signs = [name for name in state if SIGNS.search(name)]
+    if not signs:
+        return state
+    low = {name: match for name in signs if (match := LOW.fullmatch(name))}
+    saved = {name: match for name in signs if (match := SAVED.fullmatch(name))}
+    if len({match[3] for match in low.values()} | {match[2] for match in saved.values()}) > 1:
+        raise _refused(path, f"several adapters: {listed(sorted(low))}")
+    plain = {_bare(name): tensor for name, tensor in state.items() if name not in low and name not in saved}
+    plain |= {f"{match[1]}.{match[3]}": state[name] for name, match in saved.items()}
+    odd = [name for name in plain if SIGNS.search(name)]
+    if odd:
+        raise _refused(path, f"adapters of another kind: {listed(odd)}")
+    for layer in dict.fromkeys(match[1] for match in low.values()):
+        a, b = (next((state[n] for n, match in low.items() if match.groups()[:2] == (layer, side)), None) for side in "AB")
+        if f"{layer}.weight" not in plain or a is None or b is None:
+            raise _refused(path, f"an adapter without its layer: {layer}")
+        weight = plain[f"{layer}.weight"]
+        plain[f"{layer}.weight"] = weight + _scale(path, a.shape[0]) * _product(a, b, weight, path)
+    return plain
+
+
+def _bare(name: str) -> str:
+    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
+
+
+def _product(a: Tensor, b: Tensor, weight: Tensor, path: Path) -> Tensor:
+    """B A in the shape of a layer's weight: linear [out, in], or convolutional, where B is 1 × 1."""
+    if b.ndim > 2 and (set(b.shape[2:]) != {1} or a.ndim != b.ndim):
+        raise _refused(path, f"an adapter of shape {tuple(b.shape)}")
+    if b.shape[1] != a.shape[0] or (b.shape[0], *a.shape[1:]) != tuple(weight.shape):
+        raise _refused(path, f"an adapter {tuple(b.shape)} by {tuple(a.shape)} on a layer {tuple(weight.shape)}")
+    return torch.einsum("or,r...->o...", b.flatten(1), a)
+
+
+def _scale(path: Path, rank: int) -> float:
+    file = path.with_name(CONFIG)
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        alpha = float(config["lora_alpha"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise _refused(path, f"no scale, since {CONFIG} beside it cannot be read ({type(error).__name__})") from error
+    odd = [word for word in UNKNOWN if config.get(word)]
+    if odd or config.get("peft_type") != "LORA":
+        raise _refused(path, f"{', '.join(odd) or config.get('peft_type')} in {CONFIG}")
+    return alpha / (sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _refused(path: Path, found: str) -> Problem:
+    do = "merge it where it was made and save that: torch.save(model.merge_and_unload().state_dict(), ...)"
+    return Problem(f"{path}: an adapter that is not merged", found=found, expected="the tensors of a whole network", do=do)
