@@ -15,11 +15,11 @@ LAYERS = (
     "problem design rules record",
     "stats metrics",
     "strategies suite plan",
-    "judge looks reason findings gate",
+    "judge looks samples reason findings gate",
     "store discover environment forecast",
     "engines engines.worker engines.local",
     "lab lab.synthetic lab.inputs lab.sources lab.seeds lab.schedule lab.preprocess lab.batchnorm lab.small lab.backbones",
-    "lab.checkpoints lab.data lab.features lab.fit lab.initial lab.answer lab.probe lab.pretrain",
+    "lab.checkpoints lab.data lab.samples lab.features lab.fit lab.initial lab.answer lab.probe lab.pretrain",
     "plugins plugins.batchnorm_drift plugins.negative_transfer",
     "report report.text report.frames report.svg report.figures report.html report.markdown report.junit report.github",
     "report.console report.predictions report.write",
@@ -42,7 +42,7 @@ STATISTICS = {
     "report",
 }
 READING = {
-    *("store", "stats", "metrics", "judge", "looks", "findings", "reason", "gate", "suite", "plan", "forecast"),
+    *("store", "stats", "metrics", "judge", "looks", "findings", "reason", "gate", "suite", "plan", "forecast", "samples"),
     *("design", "record", "problem", "rules", "strategies", "discover", "environment"),
 }
 TORCH = {"torch", "torchvision", "safetensors", "timm"}

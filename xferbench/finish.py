@@ -57,6 +57,7 @@ def finished(executed: Executed) -> Run:
         notes=notes(executed),
         expected_false_alarms=stats.expected_false_alarms(len(tested), study.suite.alpha),
         plan=digest([*sorted({one.trial.key for one in step.asked}), digest_of(study.suite)]),
+        samples=executed.samples,
     )
 
 
@@ -131,5 +132,6 @@ def notes(executed: Executed) -> tuple[str, ...]:
     inits = {one.pipeline.recipe.init for case in step.cases for one in case.arms.values() if one.pipeline}
     unused = {"source": study.suite.source and "shuffled-source" not in inits, "shifted": study.suite.shifted}
     found += [f"[{role}] is given, but no plugin of this run asks for it" for role, given in unused.items() if given]
+    found += executed.remarks
     found.append("verdicts are conditional on this one pretrained checkpoint")
     return tuple(found)
