@@ -21,8 +21,8 @@ LAYERS = (
     "lab lab.synthetic lab.inputs lab.sources lab.seeds lab.schedule lab.preprocess lab.batchnorm lab.small lab.backbones",
     "lab.checkpoints lab.data lab.samples lab.features lab.fit lab.initial lab.answer lab.probe lab.pretrain",
     "plugins plugins.batchnorm_drift plugins.negative_transfer",
-    "report report.text report.frames report.svg report.figures report.html report.markdown report.junit report.github",
-    "report.console report.predictions report.write",
+    "report report.text report.frames report.samples report.drawn report.svg report.figures",
+    "report.forest report.html report.markdown report.junit report.github report.console report.predictions report.write",
     "execute finish cli __main__",
 )
 LINE = [name for layer in LAYERS for name in layer.split()]

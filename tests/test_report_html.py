@@ -9,7 +9,7 @@ import pytest
 from factory import SCRATCH, make_cells, make_findings, make_plugin, make_record, make_run
 
 from xferbench.record import Cell, Finding
-from xferbench.report import figures, frames, html
+from xferbench.report import figures, forest, frames, html
 
 HOSTILE = "a|b\n<script>alert(1)</script> $x^{$ \x1b[31m \"'>&"
 VOID = {"meta", "br", "img", "path", "use", "rect"}
@@ -87,7 +87,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(page, text):
 
 
 def test_the_same_numbers_are_drawn_as_the_same_characters(run, text):
-    assert figures.forest(frames.groups(run)) in text
+    assert forest.forest(frames.groups(run)) in text
     assert figures.picture(PLUGINS["batchnorm-drift"], run) in text
 
 
@@ -178,13 +178,27 @@ def test_a_picture_that_crashes_says_so_in_its_place(run):
     assert "could not be drawn: KeyError: &#x27;&lt;gone&gt;&#x27;" in drawn
 
 
-def test_a_picture_of_very_many_points_becomes_an_image(run):
+def test_a_picture_of_very_many_lines_becomes_an_image(run):
     def many(axes, run):
-        axes.scatter(np.arange(5000), np.arange(5000) % 7, label="points")
+        for number in range(500):
+            axes.plot(np.arange(60), np.arange(60) * number % 7)
 
     drawn = figures.picture(make_plugin("p", picture=many), run)
     assert drawn.startswith('<img alt="The picture of p: Does it hurt?" src="data:image/png;base64,')
-    assert len(drawn) < 200_000
+
+
+@pytest.mark.parametrize(
+    "many",
+    [
+        lambda axes, _: axes.pcolormesh(np.arange(40_000.0).reshape(200, 200)),
+        lambda axes, _: axes.scatter(np.arange(5000), np.arange(5000) % 7, label="points"),
+    ],
+)
+def test_heat_maps_and_clouds_of_points_are_images_within_the_figure(run, many):
+    drawn = figures.picture(make_plugin("p", picture=many), run)
+    assert drawn.startswith("<svg")
+    assert 'xlink:href="data:image/png;base64,' in drawn
+    assert len(drawn) < figures.LARGEST
 
 
 def test_a_plugin_that_is_not_at_hand_lacks_its_pictures_only(run):
@@ -217,7 +231,7 @@ def test_a_benefit_beyond_the_axis_is_drawn_at_its_edge_and_said(run, value, sai
 def test_without_numbers_there_is_no_figure():
     nothing = [(Finding(id="p/harm", plugin="p", contrast="harm", verdict="ERROR"),)]
     assert (
-        figures.forest(nothing)
+        forest.forest(nothing)
         == figures.retained(nothing)
         == figures.paired([], 0.02, "accuracy")
         == figures.learning({})

@@ -17,7 +17,7 @@ from xferbench.problem import Problem
 from xferbench.record import Cell, Predictions, to_json
 from xferbench.report import html, predictions, write
 
-NAMES = {"records.csv", "predictions.npz", "report.html", "junit.xml", "summary.md", "results.json"}
+NAMES = {"records.csv", "predictions.npz", "samples.npz", "report.html", "junit.xml", "summary.md", "results.json"}
 
 
 @pytest.fixture(autouse=True)

@@ -88,7 +88,7 @@ def execute(
             found = store.get(db, missing)
             answers |= found
             _compute(step, answers, db, partial(_asked, engine, store.cache(path)), len(found), ran, study, show)
-        shown, remarks = samples.gathered(study, step, lambda *asked: engine()(*asked), store.cache(path))
+        shown, remarks = samples.gathered(study, step, engine, store.cache(path))
         store.trim(store.cache(path))
     return Executed(
         study=study,

@@ -11,6 +11,7 @@ from xferbench.design import Scratch, Suite, digest
 from xferbench.environment import environment
 from xferbench.execute import Executed, Progress, execute, with_store
 from xferbench.record import Run
+from xferbench.store import cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,7 @@ def run(
     run = finished(executed)
     if output is not None:
         show(Progress(stage="writing the report", done=0, running=1, total=1, reused=0, left=None))
-        write.write(run, Path(output), {plugin.id: plugin for plugin in executed.study.plugins})
+        write.write(run, Path(output), {plugin.id: plugin for plugin in executed.study.plugins}, cache(place) / "figures")
     return run
 
 

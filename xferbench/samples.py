@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
@@ -40,23 +41,28 @@ class Wanted:
 
 
 def gathered(
-    study: Study, step: Step, call: Callable[..., Future[Any]], cache: Path
+    study: Study, step: Step, engine: Callable[[], Callable[..., Future[Any]]], cache: Path
 ) -> tuple[tuple[Samples, ...], tuple[str, ...]]:
     """The samples of a finished study, from the cache or a worker, and a note for each that could not be made."""
     recorded = study.facts.preprocessing
     asked = wanted(step)
-    counts = {one.role: sum(other.role == one.role for other in asked) for one in asked}
+    most = {
+        one.role: max((other for other in asked if other.role == one.role), key=lambda other: len(other.seen)) for one in asked
+    }
+    counts = Counter(one.role for one in asked)
     everyone = {seen for one in asked if one.role == "target" for seen in one.seen}
     found, notes = [], []
     for one in asked[:MOST]:
         try:
-            images, labels = _kept(one, recorded, call, cache)
+            images, labels = _kept(one, recorded, engine, cache)
         except Exception as error:  # noqa: BLE001 - pictures of the data must not lose a run's verdicts
             last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             notes.append(f"no sample images of {one.role} ({differences(one.preprocessing, recorded)}): {last}")
             continue
         title = f"{name(one.data)}, {differences(one.preprocessing, recorded)}"
-        arms = spoken(one.seen, everyone) if counts[one.role] > 1 else ("all arms",)
+        arms = (
+            ("all arms",) if counts[one.role] == 1 else ("all others",) if one is most[one.role] else spoken(one.seen, everyone)
+        )
         found.append(Samples(role=one.role, title=title, arms=arms, images=images, labels=labels))
     if len(asked) > MOST:
         notes.append(f"sample images are shown of {MOST} of {len(asked)} datasets and preprocessings")
@@ -105,9 +111,7 @@ def _within(value: Any) -> Iterator[Data]:
 
 
 def spoken(seen: Sequence[Seen], everyone: set[Seen]) -> tuple[str, ...]:
-    """Name the arms briefly: one shared by all plugins by its own name, else ``plugin: arm, arm``; ``all arms`` where all do."""
-    if len(everyone) == len({one for one in seen if one in everyone}) > 0:
-        return ("all arms",)
+    """Name the arms briefly: one shared by all plugins by its own name, else ``plugin: arm, arm``."""
     own: dict[tuple[str, str], set[str]] = {}
     for plugin, arm, stage in seen:
         own.setdefault((plugin, arm), set()).add(stage)
@@ -153,15 +157,14 @@ def _shown(value: Any) -> str:
 
 
 def _kept(
-    one: Wanted, recorded: Preprocessing, call: Callable[..., Future[Any]], cache: Path
+    one: Wanted, recorded: Preprocessing, engine: Callable[[], Callable[..., Future[Any]]], cache: Path
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The images and labels of an entry, from its file in the cache; a file that cannot be read is made again."""
     key = digest((VERSION, one.data, one.preprocessing, recorded, EXAMPLES))[:32]
     file = cache / "samples" / f"{key}.npz"
-    with suppress(Exception):
-        with np.load(file, allow_pickle=False) as held:
-            return held["images"], tuple(json.loads(held["labels"].tobytes()))
-    images, labels = call("xferbench.lab.samples:samples", one.data, one.preprocessing, EXAMPLES, recorded, cache).result()
+    with suppress(Exception), np.load(file, allow_pickle=False) as held:
+        return held["images"], tuple(json.loads(held["labels"].tobytes()))
+    images, labels = engine()("xferbench.lab.samples:samples", one.data, one.preprocessing, EXAMPLES, recorded, cache).result()
     with suppress(OSError):  # a full disk costs the next run a moment
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f".{key}.{os.getpid()}.npz")
