@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 VERSION = 1  # raised when the lab would answer the same question in another way
 EXAMPLES = 6
 MOST = 24  # entries; a study that varies the preprocessing is shown by the first ones
+BROKEN = (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error)
 Seen = tuple[str, str, str]  # plugin, arm, and "train" or "serve"
 
 
@@ -162,7 +165,7 @@ def _kept(
     """The images and labels of an entry, from its file in the cache; a file that cannot be read is made again."""
     key = digest((VERSION, one.data, one.preprocessing, recorded, EXAMPLES))[:32]
     file = cache / "samples" / f"{key}.npz"
-    with suppress(Exception), np.load(file, allow_pickle=False) as held:
+    with suppress(*BROKEN), file.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
         return held["images"], tuple(json.loads(held["labels"].tobytes()))
     images, labels = engine()("xferbench.lab.samples:samples", one.data, one.preprocessing, EXAMPLES, recorded, cache).result()
     with suppress(OSError):  # a full disk costs the next run a moment

@@ -83,7 +83,7 @@ def _span(shown: Sequence[frames.Group], factor: float) -> tuple[float, float]:
     least, most = min([0.0, *own, *induced]), max([margin, *own, *induced])
     if margin:
         most = min(most, max([15 * margin, *own]))
-        least = max(least, -10 * margin)
+        least = max(least, -max(5 * margin, most))
     room = 0.04 * (most - least) or 0.01
     return factor * (least - room), factor * (most + room)
 
