@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from factory import SCRATCH, make_cells, make_findings, make_plugin, make_record, make_run
 
-from xferbench.record import Cell, Finding
+from xferbench.record import Cell, Finding, Samples
 from xferbench.report import figures, forest, frames, html
 
 HOSTILE = "a|b\n<script>alert(1)</script> $x^{$ \x1b[31m \"'>&"
@@ -157,6 +157,8 @@ def test_nothing_in_a_name_runs_or_breaks_the_page(run):
     bad = replace(
         bad, environment={HOSTILE: {HOSTILE: HOSTILE}}, notes=(HOSTILE,), cost={"seconds": {HOSTILE: 1.0}}, plan=HOSTILE
     )
+    seen = Samples(role=HOSTILE, title=HOSTILE, arms=(HOSTILE,), images=np.zeros((1, 4, 4, 3), np.uint8), labels=(HOSTILE,))
+    bad = replace(bad, samples=(seen,))
     text = html.render(bad, {HOSTILE: make_plugin(HOSTILE, question=HOSTILE, picture=lambda axes, _: axes.set_title(HOSTILE))})
     page = Page(text)
     assert not page.attributes("script")
@@ -164,6 +166,96 @@ def test_nothing_in_a_name_runs_or_breaks_the_page(run):
     assert "\x1b" not in text
     assert "could not be drawn" not in text
     assert text.count("$x^{$") > 10
+
+
+def sampled(run, **more):
+    images = np.random.default_rng(0).integers(256, size=(2, 8, 8, 3), dtype=np.uint8)
+    one = Samples(role="target", title="birds", arms=("all others",), images=images, labels=("cat", "dog"))
+    return replace(run, samples=(replace(one, **more),))
+
+
+def test_sample_images_stand_with_their_classes_and_who_sees_them_so(run):
+    page = Page(html.render(sampled(run, arms=("drift: a", "subject")), {}))
+    assert [(one["alt"], one["src"][:22]) for one in page.attributes("img")] == [
+        ("cat", "data:image/png;base64,"),
+        ("dog", "data:image/png;base64,"),
+    ]
+    words = "".join(page.words)
+    assert "What the networks see" in words
+    assert "drift: a; subject" in words
+
+
+def test_without_samples_there_is_no_section_of_them(page):
+    assert "What the networks see" not in "".join(page.words)
+
+
+def test_a_failure_is_a_card_with_cause_next_action_and_whether_the_patch_was_tried(run):
+    first = run.findings[0]
+    drift = replace(
+        PLUGINS["batchnorm-drift"], page="Drift.\n\nCause\n    Layers in ``train`` mode\n    move.\n\nRemedy\n    No.\n"
+    )
+    words = " ".join("".join(Page(html.render(run, {"batchnorm-drift": drift})).words).split())
+    assert "FAIL batchnorm-drift +" in words
+    assert "Cause: Layers in train mode move.Next: keep the BatchNorm" in words
+    assert "Verified: the cured arm was run with these lines and passes." in words
+    for remedy, said in (
+        (
+            dict(first.remedy) | {"verified": False},
+            "Not verified: the cured arm was run with these lines and is not shown to pass.",
+        ),
+        (None, "xferbench explain batchnorm-drift says what usually helps"),
+    ):
+        words = " ".join("".join(Page(html.render(replace(run, findings=(replace(first, remedy=remedy),)), {})).words).split())
+        assert said in words
+
+
+def many_plugins(verdicts):
+    cells, found = [], []
+    for number, verdict in enumerate(verdicts):
+        name = f"p-{number}"
+        own = make_cells(name, {"subject": 0.7, "cured": 0.8, "induced:x": 0.6, "scratch": 0.4}, seeds=2, examples=20)
+        cells += own
+        found += make_findings(name, verdict, own)
+    return {"cells": tuple(cells), "findings": tuple(found)}
+
+
+def test_with_many_plugins_there_are_contents_and_what_passed_is_folded_up(run):
+    page = Page(html.render(replace(run, **many_plugins(["FAIL", "PASS", "PASS", "INCONCLUSIVE"])), {}))
+    assert len(page.attributes("nav")) == 1
+    folded = [one for one in page.attributes("details") if one.get("class") == "plugin"]
+    assert ["open" in one for one in folded] == [True, True, False, False]
+
+
+def test_with_few_plugins_nothing_is_folded_up(page):
+    assert not page.attributes("nav")
+    assert all("open" in one for one in page.attributes("details") if one.get("class") == "plugin")
+
+
+def test_every_variant_has_a_row_with_its_name_below_its_plugin(run):
+    cells = make_cells(
+        "p", {"subject": 0.7, "cured": 0.8, "scratch": 0.4} | {f"induced:v{n}": 0.1 * n for n in range(8)}, seeds=2
+    )
+    drawn = forest.forest(frames.groups(replace(run, findings=make_findings("p", "FAIL", cells))))
+    said = re.findall(r">([^<>]+)</text>", drawn)
+    assert [one for one in said if re.fullmatch(r"p|FAIL|your pipeline|v\d", one)] == [
+        "p",
+        "FAIL",
+        "your pipeline",
+        *(f"v{n}" for n in range(8)),
+    ]
+
+
+def test_a_harm_far_beyond_the_margin_leaves_the_margin_visible(run):
+    far = replace(run.findings[0], harm=-0.9, low=-0.95, high=-0.85)
+    least, most = forest._span([(far,)], 100.0)
+    assert least > -60
+    assert most < 100 * 15 * 0.02 + 10
+
+
+def test_what_was_taken_on_trust_is_told_apart(run):
+    words = "".join(Page(html.render(replace(run, notes=("taken on trust: the mean", "other")), {})).words)
+    assert "Taken on trust" in words
+    assert "taken on trust: " not in words
 
 
 def test_tick_labels_of_a_logarithmic_axis_are_numbers(text):

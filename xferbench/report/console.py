@@ -59,7 +59,7 @@ def tell(run: Run) -> None:
     console = Console(highlight=False)
     console.print(table(run))
     for note in run.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {text.line(note)}", markup=False)
 
 
 @contextmanager

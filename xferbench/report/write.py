@@ -116,11 +116,14 @@ def records(cells: Sequence[Cell]) -> str:
     """``records.csv``: one row a cell; an empty field is a number that is not there, or not finite."""
     rows = [plain(row(cell)) for cell in cells]
     columns = dict.fromkeys([*row(BLANK), *(name for one in rows for name in one)])
+    return "".join(map(_line, ([*columns], *([one.get(name) for name in columns] for one in rows))))
+
+
+def _line(values: Sequence[Any]) -> str:
+    """One line of CSV; written with both ends of a line, so that a field with either of them is quoted."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+    csv.writer(file, lineterminator="\r\n").writerow(values)
+    return file.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _told(results: Path) -> Mapping[str, Any]:
