@@ -71,6 +71,17 @@ def test_what_has_no_name_is_drawn_each_time(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_that_has_no_name_is_still_a_page(tmp_path, drawings):
+    odd = replace(RUN, environment={"when": object()})
+    html.render(odd, PLUGINS, tmp_path)
+    drawings.clear()
+    html.render(odd, PLUGINS, tmp_path)
+    assert [label.partition(":")[0] for label in drawings] == [
+        "The picture of batchnorm-drift",
+        "The picture of negative-transfer",
+    ]
+
+
 def test_other_code_has_other_names(tmp_path, monkeypatch):
     assert drawn.kept(tmp_path, 1, lambda: "old") == "old"
     monkeypatch.setattr(drawn, "_code", lambda: "edited")
@@ -86,6 +97,7 @@ DIFFERENT = [
 def test_different_contents_have_different_names():
     assert len({drawn.digest(value) for value in DIFFERENT}) == len({*map(repr, DIFFERENT)})
     assert drawn.digest(np.arange(2000.0)) != drawn.digest(np.arange(2000.0) + (np.arange(2000) == 1000))
+    assert drawn.digest(np.float32(0.1)) != drawn.digest(np.float64(np.float32(0.1)))
     assert drawn.digest(RUN) == drawn.digest(make_run(seeds=2, examples=20))
 
 

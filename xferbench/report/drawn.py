@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from hashlib import blake2b
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,16 +29,22 @@ LIBRARIES = ("matplotlib", "numpy", "pandas")
 
 def kept(folder: Path | None, of: Any, draw: Callable[[], str]) -> str:
     """The drawing of something, from the folder if it holds it. Without a folder, or a name for the content, it is drawn."""
-    try:
-        file = None if folder is None else folder / f"{digest((_code(), of))}.svg"
-    except TypeError:
-        file = None
+    name = None if folder is None else named(of)
+    file = None if folder is None or name is None else folder / f"{name}.svg"
     found = None if file is None else _read(file)
     if found is None:
         found = draw()
         if file is not None:
             _write(file, found)
     return found
+
+
+def named(of: Any) -> str | None:
+    """A name for what is drawn and the code that draws it; None where either has none."""
+    try:
+        return digest((_code(), of))
+    except (TypeError, OSError, PackageNotFoundError):
+        return None
 
 
 def own(function: Callable[..., object]) -> bool:
@@ -64,7 +70,7 @@ def digest(value: Any) -> str:
 def _parts(value: Any) -> Iterator[bytes | memoryview]:
     if value is None or isinstance(value, str | int | float):
         yield f"{type(value).__name__} {value!r}".encode("utf-8", "surrogatepass")
-    elif isinstance(value, np.ndarray) and value.dtype.kind in "biufSU":
+    elif isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufSU":
         yield f"array {value.dtype.str} {value.shape}".encode()
         yield np.ascontiguousarray(value).reshape(-1).view(np.uint8).data if value.size else b""
     elif is_dataclass(value) and not isinstance(value, type):
@@ -89,7 +95,7 @@ def _code() -> str:
     root = Path(__file__).parents[1]
     files = sorted(root.rglob("*.py"))
     if not files:
-        raise TypeError("the package's code cannot be read")
+        raise FileNotFoundError(root)
     sources = [(str(file.relative_to(root)), blake2b(file.read_bytes()).hexdigest()) for file in files]
     return digest((__version__, sys.version, [version(name) for name in LIBRARIES], sources))
 

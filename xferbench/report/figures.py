@@ -140,7 +140,7 @@ def picture(plugin: Plugin, run: Run, cache: Path | None = None, content: str = 
         plugin: the picture of a package other than this one is drawn each time, since its code may have changed.
         run: what is drawn of.
         cache: folder of figures that were drawn before; None draws.
-        content: the run's digest, by :func:`xferbench.report.drawn.digest`.
+        content: the run's name, by :func:`xferbench.report.drawn.named`; without one the picture is drawn each time.
     """
     drawing = plugin.picture
     if drawing is None:

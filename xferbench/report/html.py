@@ -43,7 +43,7 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
         _verdict(group) | {"anchor": anchors.get(group[0].plugin, ""), "cause": _cause(plugins.get(group[0].plugin))}
         for group in groups
     ]
-    content = "" if cache is None else drawn.digest(run)
+    content = "" if cache is None else drawn.named(run) or ""
     sections = [_section(run, name, plugins.get(name), cache, content) | {"anchor": anchors[name]} for name in shown]
     trusted, others = _notes(run)
     told = environment.from_string(page).render(
