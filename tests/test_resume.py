@@ -197,7 +197,7 @@ def test_a_finished_run_needs_no_workers_and_no_weights(suite, whole, monkeypatc
 
 def test_a_run_has_sample_images_of_its_target(whole):
     (found,) = whole[0].samples
-    assert (found.role, found.title) == ("target", "d.npz, preprocessed as recorded with the backbone")
+    assert (found.role, found.title) == ("target", "d.npz, the backbone's own preprocessing")
     assert found.arms == ("all arms",)
     assert found.images.shape == (6, 16, 16, 3)
     assert len(found.labels) == 6

@@ -64,6 +64,15 @@ def test_one_channel_is_grey_and_what_is_not_finite_is_drawn():
     assert found[0, 1, 1].tolist() == [255] * 3
 
 
+def test_values_of_another_unit_go_from_black_to_white_and_a_wrong_mean_is_clipped():
+    decibels = SimpleNamespace(channels=3, mean=-40.0, std=20.0)
+    stored = torch.tensor([-80.0, -40.0, 0.0]).view(1, 1, 1, 3)
+    right, wrong = ((stored - mean) / 20 for mean in (-40.0, 0.0))
+    for channels in (1, 2, 3):
+        shown = [samples.pixels(one.expand(-1, channels, -1, -1), decibels, (-80.0, 0.0))[0, 0, :, 0] for one in (right, wrong)]
+        assert [one.tolist() for one in shown] == [[0, 128, 255], [0, 0, 128]]
+
+
 @pytest.mark.parametrize(
     ("shape", "shown"), [((224, 224), (96, 96)), ((120, 60), (96, 48)), ((96, 30), (96, 30)), ((500, 1), (96, 1))]
 )
@@ -142,7 +151,7 @@ def test_one_preprocessing_for_all_is_one_entry(tmp_path):
     (found,), notes = gathering.gathered(study(), one, engine(ANSWER), tmp_path)
     assert (found.role, found.title, found.arms) == (
         "target",
-        "birds.npz, preprocessed as recorded with the backbone",
+        "birds.npz, the backbone's own preprocessing",
         ("all arms",),
     )
     assert found.labels == ANSWER[1]
@@ -153,7 +162,7 @@ def test_each_preprocessing_is_an_entry_that_names_its_arms(tmp_path):
     mismatch = {"subject": pipeline(), "cured": pipeline(), "induced_bgr": pipeline(BGR), "induced_late": pipeline(serve=BGR)}
     found, _ = gathering.gathered(study(), step(mismatch=mismatch), engine(ANSWER), tmp_path)
     assert [(one.title, one.arms) for one in found] == [
-        ("birds.npz, preprocessed as recorded with the backbone", ("all others",)),
+        ("birds.npz, the backbone's own preprocessing", ("all others",)),
         ("birds.npz, channels bgr", ("mismatch: bgr, late (at test)",)),
     ]
 
@@ -176,7 +185,7 @@ def test_what_cannot_be_shown_is_a_note_and_loses_nothing(tmp_path):
     for error in (Problem("the file is gone"), RuntimeError("Traceback:\nKeyError: 'x'"), OSError("disk")):
         found, (note,) = gathering.gathered(study(), one, engine(error), tmp_path)
         assert found == ()
-        assert note.startswith("no sample images of target (preprocessed as recorded with the backbone): ")
+        assert note.startswith("no sample images of target (the backbone's own preprocessing): ")
         assert "Traceback" not in note
 
 

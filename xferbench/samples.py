@@ -144,13 +144,13 @@ def name(data: Data) -> str:
 
 
 def differences(preprocessing: Preprocessing, recorded: Preprocessing) -> str:
-    """In which fields a preprocessing is not the one recorded with the backbone."""
+    """In which fields a preprocessing is not the backbone's own."""
     differing = [
         f"{one.name} {_shown(getattr(preprocessing, one.name))}"
         for one in fields(preprocessing)
-        if getattr(preprocessing, one.name) != getattr(recorded, one.name)
+        if getattr(preprocessing, one.name) != getattr(recorded, one.name, None)
     ]
-    return ", ".join(differing) or "preprocessed as recorded with the backbone"
+    return ", ".join(differing) or "the backbone's own preprocessing"
 
 
 def _shown(value: Any) -> str:

@@ -34,8 +34,10 @@ def samples(
     """
     dataset = data.load(source, preprocessing, None, cache)
     index = chosen(dataset.test.labels, examples)
-    seen = preprocess.tensor(torch.from_numpy(np.array(dataset.test.images[index])), preprocessing)
-    return pixels(seen, recorded), tuple(dataset.classes[label] for label in dataset.test.labels[index])
+    held = np.array(dataset.test.images[index])
+    span = (0.0, 255.0) if held.dtype == np.uint8 else (float(held.min()), float(held.max()))
+    seen = preprocess.tensor(torch.from_numpy(held), preprocessing)
+    return pixels(seen, recorded, span), tuple(dataset.classes[label] for label in dataset.test.labels[index])
 
 
 def chosen(labels: np.ndarray, examples: int) -> np.ndarray:
@@ -47,14 +49,17 @@ def chosen(labels: np.ndarray, examples: int) -> np.ndarray:
     return np.argsort(rank, kind="stable")[:examples]
 
 
-def pixels(seen: Tensor, recorded: Preprocessing) -> np.ndarray:
-    """A network's input [k, C, H, W] as [k, H', W', 3] uint8, at most 96 pixels a side; one channel is grey."""
-    channels = seen.shape[1]
-    mean, std = (_by_channel(values, channels) for values in (recorded.mean, recorded.std))
-    values = (torch.nan_to_num(seen) * std + mean) / recorded.scale
-    if recorded.channels == "bgr" and channels == 3:
+def pixels(seen: Tensor, recorded: Preprocessing, span: tuple[float, float] = (0.0, 255.0)) -> np.ndarray:
+    """A network's input [k, C, H, W] as [k, H', W', 3] uint8, at most 96 pixels a side; other than three channels are grey.
+
+    ``span`` are the stored values that become black and white.
+    """
+    seen = torch.nan_to_num(seen if seen.shape[1] == 3 else seen.mean(1, keepdim=True))
+    mean, std = (_by_channel(values, seen.shape[1]) for values in (recorded.mean, recorded.std))
+    values = (seen * std + mean) / getattr(recorded, "scale", 1.0)  # not every kind of preprocessing has one
+    if recorded.channels == "bgr" and seen.shape[1] == 3:
         values = values.flip(1)
-    values = values.clamp(0, 255).expand(-1, 3, -1, -1)
+    values = (255 * (values - span[0]) / ((span[1] - span[0]) or 1.0)).clamp(0, 255).expand(-1, 3, -1, -1)
     factor = LARGEST / max(values.shape[-2:])
     if factor < 1:
         size = [max(1, round(factor * side)) for side in values.shape[-2:]]
@@ -63,7 +68,7 @@ def pixels(seen: Tensor, recorded: Preprocessing) -> np.ndarray:
     return shown
 
 
-def _by_channel(values: Sequence[float], channels: int) -> Tensor:
+def _by_channel(values: Sequence[float] | float, channels: int) -> Tensor:
     """[C, 1, 1]; for a single channel, the mean of three values."""
-    told = torch.tensor(values, dtype=torch.float32)
+    told = torch.atleast_1d(torch.tensor(values, dtype=torch.float32))
     return (told.mean().view(1) if channels == 1 else told).view(-1, 1, 1)
