@@ -15,18 +15,18 @@ LAYERS = (
     "problem design rules overrides report report.text report.notebook record",
     "stats metrics",
     "strategies suite honours schema plan",
-    "judge looks reason findings gate",
+    "judge looks samples reason findings gate",
     "store discover environment machine forecast",
     "engines engines.worker engines.local",
     "lab lab.synthetic lab.raw lab.listed lab.fetched lab.foreign lab.inputs lab.arrays lab.sources",
     "lab.seeds lab.schedule lab.batch lab.preprocess lab.batchnorm lab.small lab.backbones",
     "lab.published lab.likeness lab.adapters lab.reading lab.installed lab.checkpoints lab.guess",
-    "lab.data lab.domains lab.features lab.regularize lab.fit lab.initial lab.callables",
+    "lab.data lab.samples lab.domains lab.features lab.regularize lab.fit lab.initial lab.callables",
     "lab.penultimate lab.viewed lab.answer lab.probe lab.pretrain",
     "plugins plugins.batchnorm_drift plugins.catastrophic_forgetting plugins.feature_distortion plugins.head_shock",
     "plugins.learning_rate plugins.negative_transfer plugins.preprocessing_mismatch plugins.train_serve_skew",
-    "report.frames report.svg report.figures report.html report.markdown report.junit report.github",
-    "report.console report.predictions report.write",
+    "report.frames report.samples report.drawn report.svg report.figures report.forest report.html",
+    "report.markdown report.junit report.github report.console report.predictions report.write",
     "execute finish doctor init cli __main__",
 )
 LINE = [name for layer in LAYERS for name in layer.split()]
@@ -48,6 +48,7 @@ STATISTICS = {
 READING = {
     *("store", "stats", "metrics", "judge", "looks", "findings", "reason", "gate", "suite", "plan", "forecast", "machine"),
     *("design", "record", "problem", "rules", "honours", "overrides", "schema", "strategies", "discover", "environment"),
+    "samples",
 }
 TORCH = {"torch", "torchvision", "safetensors", "timm"}
 HEAVY = {"pandas", "scipy", "matplotlib", "seaborn", "sklearn", "PIL", "rich", "jinja2", "platformdirs"}

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+import csv
 import io
 import re
 from dataclasses import replace
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 from factory import make_findings, make_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from xferbench.record import Finding
-from xferbench.report import console, github, html, junit, markdown, write
+from xferbench.record import Finding, Samples
+from xferbench.report import console, github, html, junit, markdown, text, write
 
 HOSTILE = "a|b\n<script>alert(1)</script> $x^{$ \x1b[31m [red]x[/red] `c` ::error::d, 100% \x00"
 
@@ -227,6 +229,63 @@ def test_names_are_neither_markup_nor_escapes_in_the_table(hostile):
     text = shown(hostile, 100)
     assert "[red]x[/red]" in text
     assert "\x1b" not in text
+
+
+NAMES = (
+    "<script>alert(1)</script>",
+    "$x$",
+    "a|b\nc",
+    "=1+1",
+    "@x",
+    "a\rb",
+    '"q",',
+    "[bold]b[/bold]",
+    "::error::x",
+    "\x1b[31m",
+    "]]>",
+    "&amp;",
+)
+
+
+def named(run, name):
+    """A run whose dataset, class, plugin and variant have a name, with a crash and a note that tell it."""
+    image = Samples(
+        role="target", title=f"{name}, as is", arms=(name,), images=np.zeros((1, 2, 2, 3), np.uint8), labels=(name,)
+    )
+    cell = replace(run.cells[0], plugin=name, variant=name, recipe=name)
+    crash = finding("ERROR", plugin=name, variant=name, reason=f"no file in folder:/data/{name}", control="missed")
+    return replace(
+        run,
+        suite={**run.suite, "target": f"folder:/data/{name}"},
+        findings=(crash,),
+        cells=(cell,),
+        arms={},
+        samples=(image,),
+        notes=(f"left out: {name}",),
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_harmless_in_every_output(name, capsys, tmp_path):
+    bad = named(SMALL, name)
+    page = html.render(bad, {})
+    assert not re.search(r"<script|<b>b|\x1b", page)
+    summary = markdown.render(bad)
+    assert "<script" not in summary
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in table_rows(summary)} == {11}
+    (case,) = ET.fromstring(junit.render(bad)).iter("testcase")
+    assert case.get("classname") == text.line(name)
+    (row,) = csv.DictReader(io.StringIO(write.records(bad.cells), newline=""))
+    assert (row["plugin"], row["variant"], row["recipe"]) == (name, name, name)
+    (command,) = github.commands(bad)
+    assert len(command.splitlines()) == 1
+    assert command.startswith("::error file=")
+    console.tell(bad)
+    told = capsys.readouterr().out
+    assert "\x1b" not in told
+    assert text.line(name) in " ".join(told.split())
+    write.write(bad, tmp_path)
+    assert write.read(tmp_path).samples[0].labels == (name,)
 
 
 def test_a_run_without_findings_is_still_told(run):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from factory import SCRATCH, make_cells, make_findings, make_plugin, make_record, make_run
 
-from xferbench.record import Cell, Finding
-from xferbench.report import figures, frames, html
+from xferbench.record import Cell, Finding, Samples
+from xferbench.report import figures, forest, frames, html
 
 HOSTILE = "a|b\n<script>alert(1)</script> $x^{$ \x1b[31m \"'>&"
 VOID = {"meta", "br", "img", "path", "use", "rect"}
@@ -87,7 +87,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(page, text):
 
 
 def test_the_same_numbers_are_drawn_as_the_same_characters(run, text):
-    assert figures.forest(frames.groups(run)) in text
+    assert forest.forest(frames.groups(run)) in text
     assert figures.picture(PLUGINS["batchnorm-drift"], run) in text
 
 
@@ -157,6 +157,8 @@ def test_nothing_in_a_name_runs_or_breaks_the_page(run):
     bad = replace(
         bad, environment={HOSTILE: {HOSTILE: HOSTILE}}, notes=(HOSTILE,), cost={"seconds": {HOSTILE: 1.0}}, plan=HOSTILE
     )
+    seen = Samples(role=HOSTILE, title=HOSTILE, arms=(HOSTILE,), images=np.zeros((1, 4, 4, 3), np.uint8), labels=(HOSTILE,))
+    bad = replace(bad, samples=(seen,))
     text = html.render(bad, {HOSTILE: make_plugin(HOSTILE, question=HOSTILE, picture=lambda axes, _: axes.set_title(HOSTILE))})
     page = Page(text)
     assert not page.attributes("script")
@@ -164,6 +166,96 @@ def test_nothing_in_a_name_runs_or_breaks_the_page(run):
     assert "\x1b" not in text
     assert "could not be drawn" not in text
     assert text.count("$x^{$") > 10
+
+
+def sampled(run, **more):
+    images = np.random.default_rng(0).integers(256, size=(2, 8, 8, 3), dtype=np.uint8)
+    one = Samples(role="target", title="birds", arms=("all others",), images=images, labels=("cat", "dog"))
+    return replace(run, samples=(replace(one, **more),))
+
+
+def test_sample_images_stand_with_their_classes_and_who_sees_them_so(run):
+    page = Page(html.render(sampled(run, arms=("drift: a", "subject")), {}))
+    assert [(one["alt"], one["src"][:22]) for one in page.attributes("img")] == [
+        ("cat", "data:image/png;base64,"),
+        ("dog", "data:image/png;base64,"),
+    ]
+    words = "".join(page.words)
+    assert "What the networks see" in words
+    assert "drift: a; subject" in words
+
+
+def test_without_samples_there_is_no_section_of_them(page):
+    assert "What the networks see" not in "".join(page.words)
+
+
+def test_a_failure_is_a_card_with_cause_next_action_and_whether_the_patch_was_tried(run):
+    first = run.findings[0]
+    drift = replace(
+        PLUGINS["batchnorm-drift"], page="Drift.\n\nCause\n    Layers in ``train`` mode\n    move.\n\nRemedy\n    No.\n"
+    )
+    words = " ".join("".join(Page(html.render(run, {"batchnorm-drift": drift})).words).split())
+    assert "FAIL batchnorm-drift +" in words
+    assert "Cause: Layers in train mode move.Next: keep the BatchNorm" in words
+    assert "Verified: the cured arm was run with these lines and passes." in words
+    for remedy, said in (
+        (
+            dict(first.remedy) | {"verified": False},
+            "Not verified: the cured arm was run with these lines and is not shown to pass.",
+        ),
+        (None, "xferbench explain batchnorm-drift says what usually helps"),
+    ):
+        words = " ".join("".join(Page(html.render(replace(run, findings=(replace(first, remedy=remedy),)), {})).words).split())
+        assert said in words
+
+
+def many_plugins(verdicts):
+    cells, found = [], []
+    for number, verdict in enumerate(verdicts):
+        name = f"p-{number}"
+        own = make_cells(name, {"subject": 0.7, "cured": 0.8, "induced:x": 0.6, "scratch": 0.4}, seeds=2, examples=20)
+        cells += own
+        found += make_findings(name, verdict, own)
+    return {"cells": tuple(cells), "findings": tuple(found)}
+
+
+def test_with_many_plugins_there_are_contents_and_what_passed_is_folded_up(run):
+    page = Page(html.render(replace(run, **many_plugins(["FAIL", "PASS", "PASS", "INCONCLUSIVE"])), {}))
+    assert len(page.attributes("nav")) == 1
+    folded = [one for one in page.attributes("details") if one.get("class") == "plugin"]
+    assert ["open" in one for one in folded] == [True, True, False, False]
+
+
+def test_with_few_plugins_nothing_is_folded_up(page):
+    assert not page.attributes("nav")
+    assert all("open" in one for one in page.attributes("details") if one.get("class") == "plugin")
+
+
+def test_every_variant_has_a_row_with_its_name_below_its_plugin(run):
+    cells = make_cells(
+        "p", {"subject": 0.7, "cured": 0.8, "scratch": 0.4} | {f"induced:v{n}": 0.1 * n for n in range(8)}, seeds=2
+    )
+    drawn = forest.forest(frames.groups(replace(run, findings=make_findings("p", "FAIL", cells))))
+    said = re.findall(r">([^<>]+)</text>", drawn)
+    assert [one for one in said if re.fullmatch(r"p|FAIL|your pipeline|v\d", one)] == [
+        "p",
+        "FAIL",
+        "your pipeline",
+        *(f"v{n}" for n in range(8)),
+    ]
+
+
+def test_a_harm_far_beyond_the_margin_leaves_the_margin_visible(run):
+    far = replace(run.findings[0], harm=-0.9, low=-0.95, high=-0.85)
+    least, most = forest._span([(far,)], 100.0)
+    assert least > -60
+    assert most < 100 * 15 * 0.02 + 10
+
+
+def test_what_was_taken_on_trust_is_told_apart(run):
+    words = "".join(Page(html.render(replace(run, notes=("taken on trust: the mean", "other")), {})).words)
+    assert "Taken on trust" in words
+    assert "taken on trust: " not in words
 
 
 def test_tick_labels_of_a_logarithmic_axis_are_numbers(text):
@@ -178,13 +270,27 @@ def test_a_picture_that_crashes_says_so_in_its_place(run):
     assert "could not be drawn: KeyError: &#x27;&lt;gone&gt;&#x27;" in drawn
 
 
-def test_a_picture_of_very_many_points_becomes_an_image(run):
+def test_a_picture_of_very_many_lines_becomes_an_image(run):
     def many(axes, run):
-        axes.scatter(np.arange(5000), np.arange(5000) % 7, label="points")
+        for number in range(500):
+            axes.plot(np.arange(60), np.arange(60) * number % 7)
 
     drawn = figures.picture(make_plugin("p", picture=many), run)
     assert drawn.startswith('<img alt="The picture of p: Does it hurt?" src="data:image/png;base64,')
-    assert len(drawn) < 200_000
+
+
+@pytest.mark.parametrize(
+    "many",
+    [
+        lambda axes, _: axes.pcolormesh(np.arange(40_000.0).reshape(200, 200)),
+        lambda axes, _: axes.scatter(np.arange(5000), np.arange(5000) % 7, label="points"),
+    ],
+)
+def test_heat_maps_and_clouds_of_points_are_images_within_the_figure(run, many):
+    drawn = figures.picture(make_plugin("p", picture=many), run)
+    assert drawn.startswith("<svg")
+    assert 'xlink:href="data:image/png;base64,' in drawn
+    assert len(drawn) < figures.LARGEST
 
 
 def test_a_plugin_that_is_not_at_hand_lacks_its_pictures_only(run):
@@ -217,7 +323,7 @@ def test_a_benefit_beyond_the_axis_is_drawn_at_its_edge_and_said(run, value, sai
 def test_without_numbers_there_is_no_figure():
     nothing = [(Finding(id="p/harm", plugin="p", contrast="harm", verdict="ERROR"),)]
     assert (
-        figures.forest(nothing)
+        forest.forest(nothing)
         == figures.retained(nothing)
         == figures.paired([], 0.02, "accuracy")
         == figures.learning({})

@@ -14,10 +14,10 @@ import pytest
 from factory import make_plugin, make_record, make_run
 
 from xferbench.problem import Problem
-from xferbench.record import Cell, Predictions, to_json
+from xferbench.record import Cell, Predictions, Samples, to_json
 from xferbench.report import html, predictions, write
 
-NAMES = {"records.csv", "predictions.npz", "report.html", "junit.xml", "summary.md", "results.json"}
+NAMES = {"records.csv", "predictions.npz", "samples.npz", "report.html", "junit.xml", "summary.md", "results.json"}
 
 
 @pytest.fixture(autouse=True)
@@ -176,7 +176,7 @@ def test_a_number_that_is_not_there_is_an_empty_field_and_no_cells_are_a_header(
     assert write.records([]).startswith("plugin,arm,variant,view,seed,")
 
 
-@pytest.mark.parametrize("name", ["results.json", "predictions.npz"])
+@pytest.mark.parametrize("name", ["results.json", "predictions.npz", "samples.npz"])
 @pytest.mark.parametrize("kept", [0, 1, 100, -20])
 def test_a_truncated_file_is_a_problem(written, name, kept):
     path = written / name
@@ -217,6 +217,28 @@ def test_predictions_of_another_run_are_a_problem(run, written, tmp_path):
     write.write(replace(run, plan="another"), tmp_path / "other")
     (tmp_path / "other" / "results.json").replace(written / "results.json")
     with pytest.raises(Problem, match="not of the same run"):
+        write.read(written)
+
+
+def with_samples(run):
+    images = np.random.default_rng(0).integers(256, size=(2, 4, 4, 3), dtype=np.uint8)
+    return replace(run, samples=(Samples(role="target", title="t", arms=("all arms",), images=images, labels=("a", "b")),))
+
+
+def test_samples_are_read_again(run, tmp_path, plainly):
+    write.write(with_samples(run), tmp_path)
+    same(write.read(tmp_path).samples[0], with_samples(run).samples[0])
+
+
+def test_a_folder_of_an_older_version_has_no_samples(written):
+    (written / "samples.npz").unlink()
+    assert write.read(written).samples == ()
+
+
+def test_samples_of_another_run_are_a_problem(run, written, tmp_path):
+    write.write(replace(run, plan="another"), tmp_path / "other")
+    (tmp_path / "other" / "samples.npz").replace(written / "samples.npz")
+    with pytest.raises(Problem, match=r"samples\.npz beside it are not of the same run"):
         write.read(written)
 
 

@@ -195,6 +195,31 @@ def test_a_finished_run_needs_no_workers_and_no_weights(suite, whole, monkeypatc
     assert told(run(suite, path)) == told(finished)
 
 
+def test_a_run_has_sample_images_of_its_target(whole):
+    (found,) = whole[0].samples
+    assert (found.role, found.title) == ("target", "d.npz, the backbone's own preprocessing")
+    assert found.arms == ("all arms",)
+    assert found.images.shape == (6, 16, 16, 3)
+    assert len(found.labels) == 6
+
+
+def test_samples_that_cannot_be_made_are_a_note_and_the_verdicts_stay(suite, whole, tmp_path, monkeypatch):
+    store = tmp_path / "store.sqlite"
+    shutil.copy(whole[1], store)
+
+    @contextlib.contextmanager
+    def dying(_):
+        broken = Future()
+        broken.set_exception(local.WorkerDied("a worker process ended"))
+        yield lambda *_: broken
+
+    monkeypatch.setattr(local, "workers", dying)
+    finished = run(suite, store)
+    assert told(finished) == told(whole[0])
+    assert finished.samples == ()
+    assert [note for note in finished.notes if note.startswith("no sample images of target")]
+
+
 def test_seeds_are_added_only_to_what_is_open(suite, tmp_path, here):
     # Nothing can be decided at this alpha, but a subject that is its own cure needs no deciding.
     asked = replace(suite, alpha=1e-9, recipe=replace(suite.recipe, phases=(Phase(batchnorm="eval", steps=3, batch_size=8),)))

@@ -287,13 +287,15 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from xferbench import discover
+    from xferbench import discover, execute, store
     from xferbench.report import console, write
 
     results = write.results(arguments.directory)
     run = write.read(results)
     wanted = {finding.plugin for finding in run.findings} & set(discover.names())
-    write.write(run, arguments.output or results.parent, {plugin.id: plugin for plugin in discover.plugins(sorted(wanted))})
+    plugins = {plugin.id: plugin for plugin in discover.plugins(sorted(wanted))}
+    drawn = store.cache(execute.with_store(None)) / "figures"
+    write.write(run, arguments.output or results.parent, plugins, drawn)
     console.tell(run)
     return 0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from xferbench import discover, looks, plan, store
+from xferbench import discover, looks, plan, samples, store
 from xferbench.design import Domain, Facts, Pipeline, Place, Ready, Recipe, Suite, Trial, digest
 from xferbench.engines import local
 from xferbench.environment import torch_version
@@ -20,7 +20,7 @@ from xferbench.forecast import Forecast
 from xferbench.forecast import forecast as predicted
 from xferbench.lab import VERSION, inputs
 from xferbench.problem import Problem
-from xferbench.record import FEW_CLASSES, Record
+from xferbench.record import FEW_CLASSES, Record, Samples
 
 if TYPE_CHECKING:
     import sqlite3
@@ -45,7 +45,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Executed:
-    """A study brought to its end, its answers, and what had to be computed for them."""
+    """A study brought to its end, its answers, what had to be computed for them, sample images and remarks about those."""
 
     study: plan.Study
     step: looks.Step
@@ -54,6 +54,8 @@ class Executed:
     fits_run: int
     workers: int
     seconds: float
+    samples: tuple[Samples, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def execute(
@@ -87,6 +89,7 @@ def execute(
             found = store.get(db, missing)
             answers |= found
             _compute(step, answers, db, partial(_asked, engine, store.cache(path)), len(found), ran, study, show)
+        shown, remarks = samples.gathered(study, step, engine, store.cache(path))
         store.trim(store.cache(path))
     return Executed(
         study=study,
@@ -96,6 +99,8 @@ def execute(
         fits_run=ran.fits,
         workers=workers,
         seconds=monotonic() - begun,
+        samples=shown,
+        remarks=remarks,
     )
 
 

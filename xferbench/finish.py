@@ -11,6 +11,7 @@ from xferbench.design import Scratch, Suite, digest
 from xferbench.environment import environment
 from xferbench.execute import Executed, Progress, execute, with_store
 from xferbench.record import Run
+from xferbench.store import cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,7 @@ def run(
     run = finished(executed)
     if output is not None:
         show(Progress(stage="writing the report", done=0, running=1, total=1, reused=0, left=None))
-        write.write(run, Path(output), {plugin.id: plugin for plugin in executed.study.plugins})
+        write.write(run, Path(output), {plugin.id: plugin for plugin in executed.study.plugins}, cache(place) / "figures")
     return run
 
 
@@ -59,6 +60,7 @@ def finished(executed: Executed) -> Run:
         notes=notes(executed),
         expected_false_alarms=stats.expected_false_alarms(len(tested), study.suite.alpha),
         plan=digest([*sorted({one.trial.key for one in step.asked}), digest_of(study.suite)]),
+        samples=executed.samples,
     )
 
 
@@ -143,5 +145,6 @@ def notes(executed: Executed) -> tuple[str, ...]:
         "shifted": study.suite.shifted and "shifted" not in seen,
     }
     found += [f"[{role}] is given, but no plugin of this run asks for it" for role, given in unused.items() if given]
+    found += executed.remarks
     found.append("verdicts are conditional on this one pretrained checkpoint")
     return tuple(found)

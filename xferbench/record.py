@@ -139,8 +139,24 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """A few test images of a dataset as networks see them, mapped back to pixels.
+
+    Attributes:
+        role: ``target``, ``source`` or ``shifted``. title: the dataset, and how it is preprocessed.
+        arms: who sees it so, briefly. images: [k, H, W, 3] uint8. labels: [k] names of classes.
+    """
+
+    role: str
+    title: str
+    arms: tuple[str, ...]
+    images: np.ndarray
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A finished run: what ``results.json``, ``records.csv`` and ``predictions.npz`` hold between them.
+    """A finished run: what ``results.json``, ``records.csv``, ``predictions.npz`` and ``samples.npz`` hold between them.
 
     Attributes:
         suite: the suite as plain values. environment: versions, device, platform, processor, git revision.
@@ -158,6 +174,7 @@ class Run:
     notes: tuple[str, ...] = ()
     expected_false_alarms: float = 0.0
     plan: str = ""
+    samples: tuple[Samples, ...] = ()
 
     def to_frame(self) -> pd.DataFrame:
         """The cells as a table: plugin, arm, variant, view, seed, accuracy, seconds and the record's scalars."""

@@ -59,7 +59,7 @@ def tell(run: Run) -> None:
     console = Console(highlight=False)
     console.print(table(run))
     for note in run.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {text.line(note)}", markup=False)
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def live() -> Iterator[Callable[[Progress], None]]:
 
 def _row(group: frames.Group) -> tuple[str, ...]:
     first = group[0]
-    name = first.plugin if first.contrast == "harm" else f"{first.plugin}/{first.contrast}"
+    name = frames.check(first)
     bounds = frames.harm(first).partition(" ")[2]
     values = [value for _, value in frames.induced(group)]
     induced = _percent(sum(values) / len(values)) if len(values) == 1 else _range(values)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from xferbench.report import frames, svg, text
+from xferbench.report import drawn, frames, svg, text
 from xferbench.report.svg import BLUE, CARD, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILION, WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from xferbench.design import Plugin
     from xferbench.record import Run
@@ -22,39 +23,11 @@ VERDICT = {"FAIL": VERMILION, "PASS": GREEN, "INCONCLUSIVE": ORANGE, "ERROR": PU
 ARM = {"subject": BLUE, "cured": GREEN, "scratch": MUTED}
 INDUCED = (VERMILION, ORANGE, PURPLE, SKY)
 MARGINS = 0.24  # inches, left and right together
-LARGEST = 200_000  # characters of SVG; a plugin's picture of more points than that becomes an image
+LARGEST = 120_000  # characters of SVG; a plugin's picture of more points than that becomes an image
+DASHES = ("-", "-.", ":")
 
 
-def forest(groups: Sequence[frames.Group]) -> str:
-    """Harm of every verdict with its bounds against the margin, and the harm of its positive controls; empty without any."""
-    shown = [group for group in groups if group[0].harm is not None]
-    if not shown:
-        return ""
-    unit = shown[0][0].unit
-    factor, _ = text.scale(unit)
-
-    def draw(figure: svg.Figure) -> None:
-        axes = _rows(figure, len(shown), 0.5)
-        _margin(axes, [group[0].margin for group in shown], factor)
-        for place, group in enumerate(shown):
-            first, colour = group[0], VERDICT.get(group[0].verdict, MUTED)
-            _label(
-                axes,
-                place,
-                f"{text.short(first.plugin, 26)}  {first.verdict}",
-                frames.harm(first),
-            )
-            _interval(axes, place + 0.5, (first.harm, first.low, first.high), factor, color=colour, marker="o", linewidth=2.2)
-            for number, one in enumerate(group):
-                mean = (one.control_harm, one.control_low, one.control_high)
-                _interval(axes, place + 0.64 + 0.24 * number / len(group), mean, factor, color=MUTED, marker="D", hollow=True)
-        axes.set_xlabel(f"harm in {text.in_words(unit)}")
-
-    told = "; ".join(f"{text.line(one.plugin)} {one.verdict} {frames.harm(one)}" for one, *_ in shown)
-    return svg.inline(draw, f"Harm by check with its bounds, in {text.in_words(unit)}: {told}", height=0.5 * len(shown) + 0.62)
-
-
-def retained(groups: Sequence[frames.Group]) -> str:
+def retained(groups: Sequence[frames.Group], cache: Path | None = None) -> str:
     """Share of pretraining's benefit that each failure has left; empty where none could be had."""
     shown = [group for group in groups if group[0].benefit_retained is not None]
     if not shown:
@@ -68,7 +41,7 @@ def retained(groups: Sequence[frames.Group]) -> str:
         for place, group in enumerate(shown):
             value, colour = group[0].benefit_retained or 0.0, VERDICT.get(group[0].verdict, MUTED)
             end = min(max(value, least), most)
-            _label(axes, place, f"{text.short(group[0].plugin, 26)}  {group[0].verdict}", text.percent(value, 0))
+            _label(axes, place, f"{text.short(frames.check(group[0]), 36)}  {group[0].verdict}", text.percent(value, 0))
             axes.plot([0, end], [place + 0.55] * 2, color=colour, linewidth=7, alpha=0.35, solid_capstyle="butt")
             axes.plot(
                 [end], [place + 0.55], color=colour, marker="o" if end == value else "<" if value < least else ">", markersize=6
@@ -76,11 +49,12 @@ def retained(groups: Sequence[frames.Group]) -> str:
         axes.set(xlim=(least - 0.05, most + 0.05), xticks=[-0.5, 0, 0.5, 1], xticklabels=["−50 %", "0", "50 %", "100 %"])
         axes.set_xlabel("benefit of pretraining that is retained")
 
-    told = "; ".join(f"{text.line(one.plugin)} {text.percent(one.benefit_retained, 0)}" for one, *_ in shown)
-    return svg.inline(draw, f"Benefit retained by check: {told}", height=0.42 * len(shown) + 0.62)
+    told = "; ".join(f"{text.line(frames.check(one))} {text.percent(one.benefit_retained, 0)}" for one, *_ in shown)
+    label = f"Benefit retained by check: {told}"
+    return drawn.kept(cache, ("retained", shown), lambda: svg.inline(draw, label, height=0.42 * len(shown) + 0.62))
 
 
-def paired(rows: Sequence[frames.Paired], margin: float | None, unit: str) -> str:
+def paired(rows: Sequence[frames.Paired], margin: float | None, unit: str, cache: Path | None = None) -> str:
     """Harm of each seed, the mean and its bounds, for the judged arm and below it for each induced one; empty without any."""
     shown = [row for row in rows if row[1]]
     if not shown:
@@ -89,7 +63,7 @@ def paired(rows: Sequence[frames.Paired], margin: float | None, unit: str) -> st
 
     def draw(figure: svg.Figure) -> None:
         axes = _rows(figure, len(shown), 0.62)
-        _margin(axes, [margin], factor)
+        limits(axes, [margin], factor)
         for place, (name, by_seed, bounds) in enumerate(shown):
             colour = _colour(name.replace(": ", ":"), place - 1)
             _label(axes, place, text.short(name, 38), text.bounded(bounds, unit))
@@ -105,14 +79,16 @@ def paired(rows: Sequence[frames.Paired], margin: float | None, unit: str) -> st
                 alpha=0.55,
                 markeredgewidth=0,
             )
-            _interval(axes, place + 0.78, bounds, factor, color=colour, marker="D", linewidth=2.2)
+            interval(axes, place + 0.78, bounds, factor, color=colour, marker="D", linewidth=2.2)
         axes.set_xlabel(f"harm in {text.in_words(unit)}, one dot a seed")
 
     told = "; ".join(f"{name} {text.bounded(bounds, unit)} over {len(by_seed)} seeds" for name, by_seed, bounds in shown)
-    return svg.inline(draw, f"Harm by seed, in {text.in_words(unit)}: {told}", height=0.62 * len(shown) + 0.62)
+    label = f"Harm by seed, in {text.in_words(unit)}: {told}"
+    of = ("paired", shown, margin, unit)
+    return drawn.kept(cache, of, lambda: svg.inline(draw, label, height=0.62 * len(shown) + 0.62))
 
 
-def learning(curves: Mapping[str, frames.Curve]) -> str:
+def learning(curves: Mapping[str, frames.Curve], cache: Path | None = None) -> str:
     """Training loss and validation accuracy by step: the mean over seeds, in a band from the least to the greatest."""
     if not curves:
         return ""
@@ -131,7 +107,9 @@ def learning(curves: Mapping[str, frames.Curve]) -> str:
                 mean, least, greatest = getattr(curve, column).T
                 colour = _colour(name, induced.index(name) if name in induced else 0)
                 axes.fill_between(curve.steps, least, greatest, color=colour, alpha=0.15, linewidth=0)
-                dashes = "--" if name == "scratch" else "-"
+                dashes = (
+                    "--" if name == "scratch" else DASHES[induced.index(name) // len(INDUCED) % 3] if name in induced else "-"
+                )
                 axes.plot(
                     curve.steps,
                     mean,
@@ -150,11 +128,20 @@ def learning(curves: Mapping[str, frames.Curve]) -> str:
         figure.legend(handles, labels, loc="upper left", ncols=2, borderaxespad=0.2)
 
     ends = "; ".join(f"{text.line(name)} ends at {text.percent(_last(curve.accuracy[:, 0]))}" for name, curve in curves.items())
-    return svg.inline(draw, f"Learning curves, mean over seeds: {ends}", height=2.6 + 0.16 * -(-len(names) // 2))
+    label = f"Learning curves, mean over seeds: {ends}"
+    height = 2.6 + 0.16 * -(-len(names) // 2)
+    return drawn.kept(cache, ("learning", curves), lambda: svg.inline(draw, label, height=height))
 
 
-def picture(plugin: Plugin, run: Run) -> str:
-    """Draw the plugin's own picture; one that crashes says so in its place, since the verdicts do not depend on it."""
+def picture(plugin: Plugin, run: Run, cache: Path | None = None, content: str = "") -> str:
+    """Draw the plugin's own picture; one that crashes says so in its place, since the verdicts do not depend on it.
+
+    Args:
+        plugin: the picture of a package other than this one is drawn each time, since its code may have changed.
+        run: what is drawn of.
+        cache: folder of figures that were drawn before; None draws.
+        content: the run's name, by :func:`xferbench.report.drawn.named`; without one the picture is drawn each time.
+    """
     drawing = plugin.picture
     if drawing is None:
         return ""
@@ -163,10 +150,13 @@ def picture(plugin: Plugin, run: Run) -> str:
         figure.set_layout_engine("constrained")
         drawing(figure.add_subplot(), run)
 
+    def whole() -> str:
+        found = svg.inline(draw, label, height=3.2)
+        return found if len(found) <= LARGEST else svg.image(draw, label, height=3.2)
+
     label = f"The picture of {text.line(plugin.id)}: {text.line(plugin.question)}"
     try:
-        drawn = svg.inline(draw, label, height=3.2)
-        return drawn if len(drawn) <= LARGEST else svg.image(draw, label, height=3.2)
+        return drawn.kept(cache if content and drawn.own(drawing) else None, ("picture", plugin.id, label, content), whole)
     except Exception as error:  # noqa: BLE001 - a third party's drawing must not cost the report
         return f"<p>This plugin's picture could not be drawn: {escape(text.line(f'{type(error).__name__}: {error}'))}</p>"
 
@@ -187,7 +177,7 @@ def _label(axes: Axes, place: float, left: str, right: str) -> None:
         axes.text(side, place + 0.07, words, transform=axes.get_yaxis_transform(), va="top", ha=align, bbox=ground)
 
 
-def _interval(
+def interval(
     axes: Axes,
     place: float,
     mean: frames.Bounds,
@@ -197,22 +187,27 @@ def _interval(
     marker: str,
     linewidth: float = 1.1,
     hollow: bool = False,
+    span: tuple[float, float] = (-float("inf"), float("inf")),
 ) -> None:
+    """A value between its bounds; one beyond the span of the axis is an arrow at its edge."""
     value, low, high = (None if number is None else factor * number for number in mean)
-    if low is not None and high is not None:
-        axes.plot([low, high], [place, place], color=color, linewidth=linewidth, solid_capstyle="butt")
+    if low is not None and high is not None and low <= span[1] and high >= span[0]:
+        ends = [max(low, span[0]), min(high, span[1])]
+        axes.plot(ends, [place, place], color=color, linewidth=linewidth, solid_capstyle="butt")
     if value is not None:
         axes.plot(
-            [value],
+            [min(max(value, span[0]), span[1])],
             [place],
             color=color,
-            marker=marker,
+            marker=marker if span[0] <= value <= span[1] else "<" if value < span[0] else ">",
             markersize=4.5 if hollow else 6,
             fillstyle="none" if hollow else "full",
+            clip_on=False,
         )
 
 
-def _margin(axes: Axes, margins: Sequence[float | None], factor: float) -> None:
+def limits(axes: Axes, margins: Sequence[float | None], factor: float) -> None:
+    """A line at no harm, and one at each margin."""
     axes.axvline(0, color=INK, linewidth=0.8)
     for margin in dict.fromkeys(margins):
         if margin is not None:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xferbench.report import figures, frames, text
+from xferbench.report import drawn, figures, forest, frames, samples, text
 
 if TYPE_CHECKING:
     from xferbench.design import Plugin
     from xferbench.record import Run
 
 
-def render(run: Run, plugins: Mapping[str, Plugin | None]) -> str:
-    """Render the page; a plugin that is not at hand lacks its question and its pictures, nothing else."""
+QUIET = ("PASS", "SKIPPED", "INFO")  # verdicts that ask for nobody
+MANY = 3  # plugins, beyond which the page has a list of its contents and folds up what passed
+TRUST = "taken on trust: "
+
+
+def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = None) -> str:
+    """Render the page; a plugin that is not at hand lacks its question and its pictures, nothing else.
+
+    Args:
+        run: what is told.
+        plugins: by id.
+        cache: folder of figures that were drawn before; None draws all.
+    """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -25,24 +37,61 @@ def render(run: Run, plugins: Mapping[str, Plugin | None]) -> str:
     environment.filters |= {"line": text.line, "seconds": text.seconds, "percent": text.percent}
     groups = frames.groups(run)
     shown = [name for name in frames.plugins(run) if _asked(run, name)]
+    anchors = {name: f"plugin-{number}" for number, name in enumerate(shown, start=1)}
     units = sorted({text.in_words(group[0].unit) for group in groups})
-    return environment.from_string(page).render(
+    verdicts = [
+        _verdict(group) | {"anchor": anchors.get(group[0].plugin, ""), "cause": _cause(plugins.get(group[0].plugin))}
+        for group in groups
+    ]
+    content = "" if cache is None else drawn.named(run) or ""
+    sections = [_section(run, name, plugins.get(name), cache, content) | {"anchor": anchors[name]} for name in shown]
+    trusted, others = _notes(run)
+    told = environment.from_string(page).render(
         suite=run.suite,
         outcome=frames.outcome(run),
         facts=_facts(run),
         unit=" / ".join(units),
         level=f"{100 * (1 - float(run.suite.get('alpha') or 0.05)):g} %",
-        verdicts=[_verdict(group) | {"linked": group[0].plugin in shown} for group in groups],
-        forest=Markup(figures.forest(groups)),  # noqa: S704 - drawn here, its texts escaped
-        retained=Markup(figures.retained(groups)),  # noqa: S704 - likewise
-        sections=[_section(run, name, plugins.get(name)) for name in shown],
-        notes=[text.line(note) for note in run.notes],
+        failed=[one for one in verdicts if one["verdict"] == "FAIL"],
+        verdicts=[one for one in verdicts if one["verdict"] != "FAIL"],
+        forest=Markup(forest.forest(groups, cache)),  # noqa: S704 - drawn here, its texts escaped
+        retained=Markup(figures.retained(groups, cache)),  # noqa: S704 - likewise
+        sections=sections,
+        many=len(shown) > MANY,
+        samples=[_samples(one) for one in samples.shown(run.samples)],
+        trusted=trusted,
+        notes=others,
         false_alarms=f"{run.expected_false_alarms:.2g}",
         cost=_cost(run.cost),
         environment=_environment(run.environment),
         plan=text.line(run.plan),
         command=_command(run),
     )
+    if cache is not None:
+        drawn.trim(cache)
+    return told
+
+
+def _notes(run: Run) -> tuple[list[str], list[str]]:
+    """What was taken on trust, and whatever else is to be kept in mind."""
+    told = [text.line(note) for note in run.notes]
+    trusted = [note.removeprefix(TRUST) for note in told if note.startswith(TRUST)]
+    return trusted, [note for note in told if not note.startswith(TRUST)]
+
+
+def _cause(plugin: Plugin | None) -> str:
+    """What the plugin's manual page says under "Cause", if it says anything."""
+    found = re.search(r"^Cause\n((?:[ \t]+.*\n?|\n(?=[ \t]))+)", plugin.page if plugin else "", re.MULTILINE)
+    return text.line(" ".join(found[1].replace("``", "").split())) if found else ""
+
+
+def _samples(one: samples.Shown) -> dict[str, Any]:
+    return {
+        "role": text.line(one.samples.role),
+        "title": text.line(one.samples.title),
+        "arms": [text.line(arm) for arm in one.samples.arms],
+        "images": [(text.line(label), image) for label, image in zip(one.samples.labels, one.images, strict=True)],
+    }
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -78,32 +127,40 @@ def _verdict(group: frames.Group) -> dict[str, Any]:
             for name, value in (("p FAIL", first.p_fail), ("p PASS", first.p_pass))
             if value is not None
         ],
-        "controls": frames.controls(group),
+        "controls": frames.gist(group),
         "retained": text.percent(first.benefit_retained, 0),
         "accuracy": accuracy,
         "induced": [(variant if len(group) > 1 else "", text.percent(value)) for variant, value in frames.induced(group)],
         "reason": frames.reason(group),
         "action": frames.action(group),
+        "advice": text.line((first.remedy or {}).get("text") or ""),
         "patch": frames.patch(group),
+        "verified": frames.verified(group),
+        "margin": "" if first.margin is None else text.signed(first.margin, first.unit).removeprefix("+"),
+        "unit": text.in_words(first.unit),
         "seeds": first.seeds,
         "examples": first.examples,
     }
 
 
-def _section(run: Run, name: str, plugin: Plugin | None) -> dict[str, Any]:
+def _section(run: Run, name: str, plugin: Plugin | None, cache: Path | None, content: str) -> dict[str, Any]:
     """Gather a plugin's part of the page."""
     from markupsafe import Markup
 
     drawn = [
         (title, Markup(drawing))  # noqa: S704 - drawn here, its texts escaped
-        for title, drawing in (*_paired(run, name, plugin), ("Learning curves", figures.learning(frames.curves(run, name))))
+        for title, drawing in (
+            *_paired(run, name, plugin, cache),
+            ("Learning curves", figures.learning(frames.curves(run, name), cache)),
+        )
         if drawing
     ]
-    own = Markup(figures.picture(plugin, run)) if plugin else ""  # noqa: S704 - likewise
+    own = Markup(figures.picture(plugin, run, cache, content)) if plugin else ""  # noqa: S704 - likewise
     return {
         "name": text.line(name),
         "question": text.line(plugin.question) if plugin else "",
         "at_hand": plugin is not None,
+        "open": any(group[0].verdict not in QUIET for group in frames.groups(run) if group[0].plugin == name),
         "verdicts": list(dict.fromkeys(group[0].verdict for group in frames.groups(run) if group[0].plugin == name)),
         "arms": frames.arms(run, name),
         "figures": [*drawn, *([("The plugin's own picture", own)] if own else [])],
@@ -126,7 +183,7 @@ def _asked(run: Run, name: str) -> bool:
     return any(cell.plugin == name for cell in run.cells)
 
 
-def _paired(run: Run, name: str, plugin: Plugin | None) -> list[tuple[str, str]]:
+def _paired(run: Run, name: str, plugin: Plugin | None, cache: Path | None) -> list[tuple[str, str]]:
     contrasts = {contrast.name: contrast for contrast in plugin.contrasts} if plugin else {}
     groups: dict[str, frames.Group] = {}
     for group in frames.groups(run):
@@ -135,7 +192,7 @@ def _paired(run: Run, name: str, plugin: Plugin | None) -> list[tuple[str, str]]
     return [
         (
             "Paired differences" if len(groups) == 1 else f"Paired differences: {text.line(contrast)}",
-            figures.paired(list(frames.paired(run, group, contrasts[contrast])), group[0].margin, group[0].unit),
+            figures.paired(list(frames.paired(run, group, contrasts[contrast])), group[0].margin, group[0].unit, cache),
         )
         for contrast, group in groups.items()
     ]

@@ -70,7 +70,7 @@ def _row(group: frames.Group) -> list[str]:
     first = group[0]
     induced = "<br>".join(text.percent(value) for _, value in frames.induced(group)) or text.NOTHING
     others = {arm: text.percent(first.accuracy.get(arm)) for arm in ("subject", "cured", "scratch")}
-    name = first.plugin if first.contrast == "harm" else f"{first.plugin}/{first.contrast}"
+    name = frames.check(first)
     return [
         escaped(name),
         f"**{first.verdict}**",

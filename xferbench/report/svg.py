@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     Figure: TypeAlias = Any
 
+CELLS = 400  # shapes of a collection, beyond which it becomes an image within the figure
 WIDTH = 4.6  # inches; 1 inch is 96 CSS pixels
 INK, MUTED, GRID, CARD = "#010101", "#767676", "#dedede", "#fefefe"
 CYCLE = BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
@@ -30,6 +31,7 @@ CYCLE = BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
     "#cc79a7",
     "#56b4e9",
 )  # Okabe-Ito
+FAIL, PASS, OPEN, ERROR = "#a84300", "#00694d", "#7d5500", "#8c3f6b"  # for words, which need more contrast than marks
 # the page's names of these colours; on a dark ground it gives them lighter values
 VARIABLES = {
     INK: "currentColor",
@@ -42,6 +44,10 @@ VARIABLES = {
     ORANGE: "var(--orange)",
     PURPLE: "var(--purple)",
     SKY: "var(--sky)",
+    FAIL: "var(--fail)",
+    PASS: "var(--pass)",
+    OPEN: "var(--open)",
+    ERROR: "var(--error)",
 }
 STYLE: Mapping[str, Any] = {
     "svg.fonttype": "none",
@@ -90,6 +96,8 @@ def inline(draw: Callable[[Figure], None], label: str, *, height: float) -> str:
     inner = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inner, flags=re.DOTALL)
     inner = re.sub(r' id="[\w.]+_\d+"', "", inner)  # unique in one figure only, and never referred to
     inner = re.sub(r"(fill|stroke): (#[0-9a-f]{6})", lambda one: f"{one[1]}: {VARIABLES.get(one[2], one[2])}", inner)
+    inner = re.sub(r"(font-size: [\d.]+px; )font-family: [^;\"]*(?:; )?", r"\1", inner)
+    inner = re.sub(r"font: (?:bold |700 )([\d.]+)px [^;\"]*", r"font-size: \1px; font-weight: bold", inner)
     inner = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", inner)
     inner = re.sub(r"\n\s*", "\n", text.block(inner)).strip()
     box = f'viewBox="0 0 {WIDTH * 72:g} {height * 72:g}"'
@@ -108,14 +116,14 @@ def image(draw: Callable[[Figure], None], label: str, *, height: float) -> str:
 def _save(
     draw: Callable[[Figure], None], canvas: Callable[[Figure], Any], file: Any, label: str, height: float, **options: Any
 ) -> None:
-    import matplotlib as mpl
     from cycler import cycler
+    from matplotlib import style as styles
     from matplotlib.figure import Figure as Blank
     from matplotlib.ticker import LogFormatter, NullFormatter
 
     # the salt makes the ids that are referred to differ between figures
     style = {**STYLE, "axes.prop_cycle": cycler(color=CYCLE), "svg.hashsalt": label}
-    with mpl.rc_context(style), warnings.catch_warnings():
+    with styles.context(["default", style]), warnings.catch_warnings():  # whatever the reader's own settings are
         warnings.filterwarnings("ignore", category=UserWarning)  # a glyph that the measuring font lacks, a layout too tight
         figure = Blank(figsize=(WIDTH, height))
         canvas(figure)
@@ -124,4 +132,12 @@ def _save(
             if isinstance(axis.get_major_formatter(), LogFormatter):  # it writes formulas, and names with a $ must be none
                 axis.set_major_formatter(lambda value, _: f"{value:g}")
                 axis.set_minor_formatter(NullFormatter())
-        figure.savefig(file, **options)
+        for collection in (one for axes in figure.axes for one in axes.collections):
+            collection.set_rasterized(_cells(collection) > CELLS)
+        figure.savefig(file, **{"dpi": 144} | options)
+
+
+def _cells(collection: Any) -> int:
+    """How many shapes a collection is drawn as: a heat map's cells, a scatter's points."""
+    values, offsets = collection.get_array(), collection.get_offsets()
+    return max(0 if values is None else int(values.size), len(offsets))

@@ -10,20 +10,22 @@ import sys
 import zipfile
 import zlib
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from xferbench.design import digest
 from xferbench.problem import Problem
 from xferbench.record import SCHEMA, Cell, Finding, Record, Run, plain, row, to_json
-from xferbench.report import github, html, junit, markdown, predictions
+from xferbench.report import github, html, junit, markdown, predictions, samples
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from xferbench.design import Plugin
+    from xferbench.record import Samples
 
-RESULTS, PREDICTIONS = "results.json", "predictions.npz"
+T = TypeVar("T")
+RESULTS, PREDICTIONS, SAMPLES = "results.json", "predictions.npz", "samples.npz"
 NONE: Mapping[str, Plugin | None] = MappingProxyType({})
 BLANK = Cell(plugin="", arm="", variant="", view="", seed=0, record=Record(key=""), recipe="")  # for the columns that all have
 AGAIN = "run the suite again: what the store holds is not computed twice"
@@ -44,11 +46,11 @@ def writable(directory: Path) -> None:
         raise _unwritable(directory, error) from error
 
 
-def write(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = NONE) -> None:
+def write(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = NONE, cache: Path | None = None) -> None:
     """Write all files of a run, each at once, ``results.json`` last; on GitHub Actions the job's summary and annotations too.
 
     Everything is rendered before anything is written, so a crash leaves what was there. ``plugins``, by id, give questions
-    and pictures.
+    and pictures; ``cache`` is a folder of figures that were drawn before.
 
     Raises:
         Problem: where the folder cannot be written to, or the disk is full.
@@ -58,7 +60,8 @@ def write(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = NONE
     content = {
         "records.csv": _encoded(records(run.cells)),
         PREDICTIONS: predictions.pack(run.cells, digest(told)),
-        "report.html": _encoded(html.render(run, plugins)),
+        SAMPLES: samples.pack(run.samples, digest(told)),
+        "report.html": _encoded(html.render(run, plugins, cache)),
         "junit.xml": _encoded(junit.render(run)),
         "summary.md": _encoded(summary),
         RESULTS: _encoded(json.dumps(told, allow_nan=False, indent=1) + "\n"),
@@ -97,35 +100,45 @@ def read(path: Path) -> Run:
     """
     found = results(path)
     told = _told(found)
-    beside = found.with_name(PREDICTIONS)
+    of_cells, cells = _beside(found.with_name(PREDICTIONS), predictions.unpack)
+    pictured = found.with_name(SAMPLES)
+    of_shown, shown = _beside(pictured, samples.unpack) if pictured.exists() else (of_cells, ())  # older versions wrote none
     try:
-        with beside.open("rb") as file:
-            of_run, cells = predictions.unpack(file)
-    except FileNotFoundError as error:
-        raise Problem(f"{beside} is missing", expected=f"it beside {RESULTS}", do="copy both, or " + AGAIN) from error
-    except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise Problem(
-            f"{beside} cannot be read", found=_shown(error), expected="the file as xferbench wrote it", do=AGAIN
-        ) from error
-    try:
-        of_told, run = digest(told), _run(told, cells)
+        of_told, run = digest(told), _run(told, cells, shown)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Problem(f"{found} is not a finished run", found=_shown(error), expected=f"schema {SCHEMA}", do=AGAIN) from error
-    if of_run != of_told:
-        what = f"{found} and {PREDICTIONS} beside it are not of the same run"
-        raise Problem(what, expected="both as one run wrote them", do=AGAIN)
+    for name, of_run in ((PREDICTIONS, of_cells), (SAMPLES, of_shown)):
+        if of_run != of_told:
+            what = f"{found} and {name} beside it are not of the same run"
+            raise Problem(what, expected="both as one run wrote them", do=AGAIN)
     return run
+
+
+def _beside(path: Path, unpack: Callable[[BinaryIO], tuple[str, tuple[T, ...]]]) -> tuple[str, tuple[T, ...]]:
+    """What a file beside the results holds, and the digest of the results that it belongs to."""
+    try:
+        with path.open("rb") as file:
+            return unpack(file)
+    except FileNotFoundError as error:
+        raise Problem(f"{path} is missing", expected=f"it beside {RESULTS}", do="copy both, or " + AGAIN) from error
+    except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise Problem(
+            f"{path} cannot be read", found=_shown(error), expected="the file as xferbench wrote it", do=AGAIN
+        ) from error
 
 
 def records(cells: Sequence[Cell]) -> str:
     """``records.csv``: one row a cell; an empty field is a number that is not there, or not finite."""
     rows = [plain(row(cell)) for cell in cells]
     columns = dict.fromkeys([*row(BLANK), *(name for one in rows for name in one)])
+    return "".join(map(_line, ([*columns], *([one.get(name) for name in columns] for one in rows))))
+
+
+def _line(values: Sequence[Any]) -> str:
+    """One line of CSV; written with both ends of a line, so that a field with either of them is quoted."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+    csv.writer(file, lineterminator="\r\n").writerow(values)
+    return file.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _told(path: Path) -> Mapping[str, Any]:
@@ -153,7 +166,7 @@ def _told(path: Path) -> Mapping[str, Any]:
     return told
 
 
-def _run(told: Mapping[str, Any], cells: tuple[Cell, ...]) -> Run:
+def _run(told: Mapping[str, Any], cells: tuple[Cell, ...], shown: tuple[Samples, ...]) -> Run:
     return Run(
         suite=dict(told["suite"]),
         environment=dict(told["environment"]),
@@ -164,6 +177,7 @@ def _run(told: Mapping[str, Any], cells: tuple[Cell, ...]) -> Run:
         notes=tuple(told["notes"]),
         expected_false_alarms=float(told["expected_false_alarms"]),
         plan=told["plan"],
+        samples=shown,
     )
 
 

@@ -1,0 +1,94 @@
+"""How long the page of a large run takes to render, at first and again, and how large it is.
+
+    python tests/benchmarks/report.py [--plugins 8] [--seeds 20] [--examples 500] [--rounds 3]
+
+A synthetic run: the plugins that are installed, filled up with made ones, of one to eight variants each. The first rendering
+begins with an empty folder of figures, the second finds them there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from factory import make_cells, make_findings, make_plugin, make_run
+
+from xferbench import discover
+from xferbench.record import Samples
+from xferbench.report import html
+
+VERDICTS = ("FAIL", "FAIL", "INCONCLUSIVE", "PASS")
+LIMIT = 3_000_000  # bytes
+
+
+def main():
+    """Measure and print."""
+    arguments = parsed()
+    run, plugins = made(arguments.plugins, arguments.seeds, arguments.examples)
+    html.render(make_run(seeds=2, examples=20), {})  # imports
+    times = [measured(run, plugins) for _ in range(arguments.rounds)]
+    size = len(html.render(run, plugins).encode())
+    print(f"| {arguments.plugins} plugins × {arguments.seeds} seeds | median of {arguments.rounds} |\n|---|---:|")
+    print(f"| first rendering | {median(first for first, _ in times):.2f} s |")
+    print(f"| rendering of the same again | {median(again for _, again in times):.2f} s |")
+    print(f"| size of the page | {size / 1e6:.2f} MB |")
+    return int(size > LIMIT)
+
+
+def parsed():
+    """What the command line says."""
+    parser = argparse.ArgumentParser()
+    for name, default in (("plugins", 8), ("seeds", 20), ("examples", 500), ("rounds", 3)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    return parser.parse_args()
+
+
+def measured(run, plugins):
+    """Seconds of a first rendering and of a second one."""
+    with tempfile.TemporaryDirectory() as folder:
+        return tuple(clocked(run, plugins, Path(folder)) for _ in range(2))
+
+
+def clocked(run, plugins, folder):
+    """Seconds of one rendering."""
+    begun = perf_counter()
+    html.render(run, plugins, folder)
+    return perf_counter() - begun
+
+
+def made(plugins, seeds, examples):
+    """A run of so many plugins, with sample images that hold as much as images can."""
+    own = {plugin.id: plugin for plugin in discover.plugins(["all"])}
+    own |= {f"made-{number}": make_plugin(f"made-{number}") for number in range(plugins - len(own))}
+    cells, found = [], []
+    for number, name in enumerate(list(own)[:plugins]):
+        arms = {"subject": 0.70, "cured": 0.76, "scratch": 0.40}
+        arms |= {f"induced:variant-{variant}": 0.66 - 0.03 * variant for variant in range(number + 1)}
+        of_plugin = make_cells(name, arms, seeds=seeds, examples=examples)
+        cells += of_plugin
+        found += make_findings(name, VERDICTS[number % len(VERDICTS)], of_plugin)
+    rng = np.random.default_rng(0)
+    samples = tuple(
+        Samples(
+            role="target",
+            title=f"noise {number}",
+            arms=("all others",),
+            images=rng.integers(256, size=(6, 96, 96, 3), dtype=np.uint8),
+            labels=tuple("abcdef"),
+        )
+        for number in range(8)
+    )
+    return replace(make_run(seeds=2), findings=tuple(found), cells=tuple(cells), samples=samples), own
+
+
+if __name__ == "__main__":
+    sys.exit(main())
