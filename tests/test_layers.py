@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 LAYERS = (
     "problem design rules overrides report report.text report.notebook record",
     "stats metrics",
-    "strategies suite honours schema plan",
+    "strategies wording keys suite honours schema plan",
     "judge looks samples reason findings gate",
     "store discover environment machine forecast",
     "engines engines.worker engines.local",
@@ -46,7 +46,22 @@ STATISTICS = {
     "report",
 }
 READING = {
-    *("store", "stats", "metrics", "judge", "looks", "findings", "reason", "gate", "suite", "plan", "forecast", "machine"),
+    *(
+        "store",
+        "stats",
+        "metrics",
+        "judge",
+        "looks",
+        "findings",
+        "reason",
+        "gate",
+        "suite",
+        "plan",
+        "forecast",
+        "machine",
+        "keys",
+        "wording",
+    ),
     *("design", "record", "problem", "rules", "honours", "overrides", "schema", "strategies", "discover", "environment"),
     "samples",
 }

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_suite import RECIPES, WRONG, written
 
-from xferbench import schema, suite
+from xferbench import schema, suite, wording
 from xferbench.problem import Problem
 
 SCHEMA = json.loads((suite.folder() / "schema.json").read_text(encoding="utf-8"))
@@ -182,4 +182,4 @@ def test_whatever_the_rules_take_the_schema_takes(key, value):
 @settings(deadline=None, max_examples=50)
 @given(recipe=RECIPES)
 def test_every_recipe_that_can_be_written_down_fits(recipe):
-    assert fits(tomllib.loads(written() + "\n".join(suite.patch(None, recipe))), SCHEMA)
+    assert fits(tomllib.loads(written() + "\n".join(wording.patch(None, recipe))), SCHEMA)

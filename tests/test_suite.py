@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xferbench import plan, suite
+from xferbench import keys, plan, suite, wording
 from xferbench.design import Code, Phase, Preprocessing, Recipe, Scratch, Spectrogram, Suite, digest
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem
@@ -454,7 +454,7 @@ RECIPES = st.builds(
 @settings(deadline=None, max_examples=50)
 @given(after=RECIPES, before=st.none() | RECIPES)
 def test_the_lines_of_a_patch_make_the_recipe_that_they_stand_for(after, before):
-    lines = suite.patch(before, after)
+    lines = wording.patch(before, after)
     table = tomllib.loads(written() + "\n".join(lines))
     assert suite.parse(table, Path("ants.toml")).recipe == after
 
@@ -463,26 +463,26 @@ def test_the_lines_of_a_patch_make_the_recipe_that_they_stand_for(after, before)
 @given(lr=st.floats(1e-30, 1e30), decay=st.floats(0, 1e30))
 def test_a_patch_keeps_every_digit_that_a_key_has(lr, decay):
     after = Recipe(phases=(Phase(lr=lr, weight_decay=decay),))
-    again = suite.parse(tomllib.loads(written() + "\n".join(suite.patch(None, after))), Path("ants.toml")).recipe
+    again = suite.parse(tomllib.loads(written() + "\n".join(wording.patch(None, after))), Path("ants.toml")).recipe
     assert digest(again) == digest(after)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_can_be_written_down(strategy):
     made = STRATEGIES[strategy](Phase())
-    table = tomllib.loads(written() + "\n".join(suite.patch(None, made)))
+    table = tomllib.loads(written() + "\n".join(wording.patch(None, made)))
     assert suite.parse(table, Path("ants.toml")).recipe == made
 
 
 def test_a_patch_says_what_was_there_before():
     before, after = Recipe(phases=(Phase(lr=0.1, batchnorm="train"),)), Recipe(phases=(Phase(lr=0.1, batchnorm="eval"),))
-    assert suite.patch(before, after) == ["[recipe]", 'batchnorm = "eval"    # was train', "lr = 0.1"]
+    assert wording.patch(before, after) == ["[recipe]", 'batchnorm = "eval"    # was train', "lr = 0.1"]
 
 
 def test_every_field_of_the_nouns_can_be_asked_for_in_a_file(tmp_path):
-    assert set(suite.PHASE) == {field.name for field in fields(Phase)}
-    assert {field.name for field in fields(Recipe)} - {"name"} <= set(suite.RECIPE)
-    assert set(suite.SCRATCH) == {field.name for field in fields(Scratch)}
+    assert set(keys.PHASE) == {field.name for field in fields(Phase)}
+    assert {field.name for field in fields(Recipe)} - {"name"} <= set(keys.RECIPE)
+    assert set(keys.SCRATCH) == {field.name for field in fields(Scratch)}
     every = {field.name for field in fields(Preprocessing)} | {"kind"}
     told = problem(tmp_path, "[backbone] preprocessing = { no = 1 }")
     assert set(told.expected.partition("known: ")[2].split(", ")) == every
@@ -509,13 +509,13 @@ def test_every_field_of_the_nouns_can_be_asked_for_in_a_file(tmp_path):
     ],
 )
 def test_a_recipe_in_words(recipe, fragments):
-    told = suite.words(recipe)
+    told = wording.words(recipe)
     assert all(fragment in told for fragment in fragments), told
     assert "\n" not in told
 
 
 def test_the_usual_goes_without_saying():
-    assert suite.words(Recipe()) == "all, lr 0.001, BatchNorm train, 150 × 32"
+    assert wording.words(Recipe()) == "all, lr 0.001, BatchNorm train, 150 × 32"
 
 
 @settings(deadline=None)
@@ -523,7 +523,7 @@ def test_the_usual_goes_without_saying():
 def test_two_recipes_never_read_alike(recipe, data):
     other = data.draw(RECIPES | changed(recipe))
     one, two = replace(recipe, name=""), replace(other, name="")
-    assert (suite.words(one) == suite.words(two)) == (digest(one) == digest(two))
+    assert (wording.words(one) == wording.words(two)) == (digest(one) == digest(two))
 
 
 def changed(recipe):
@@ -553,5 +553,5 @@ def test_no_file_can_allow_its_own_code(tmp_path):
 
 
 def test_a_patch_keeps_the_users_training_code():
-    lines = suite.patch(None, Recipe(init="random"), Code(spec="python:a:b", digest="d"))
+    lines = wording.patch(None, Recipe(init="random"), Code(spec="python:a:b", digest="d"))
     assert lines == ["[recipe]", 'init = "random"', 'training = "python:a:b"']

@@ -11,7 +11,7 @@ from xferbench import judge, metrics
 from xferbench.looks import by_question
 from xferbench.reason import Asked, change, reason, remedy
 from xferbench.record import Cell, Finding
-from xferbench.suite import words
+from xferbench.wording import words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xferbench import findings, judge, looks, plan, stats, suite
+from xferbench import findings, judge, looks, plan, stats, suite, wording
 from xferbench.design import Scratch, Suite, digest
 from xferbench.environment import environment
 from xferbench.execute import Executed, Progress, execute, with_store
@@ -96,7 +96,7 @@ def arms(executed: Executed) -> dict[str, dict[str, Any]]:
     for case in executed.step.cases:
         of_case = told.setdefault(case.plugin.id, {})
         for name, one in case.arms.items():
-            lines = suite.patched(None, one.pipeline, case.recorded) if one.pipeline else []
+            lines = wording.patched(None, one.pipeline, case.recorded) if one.pipeline else []
             of_case[name] = {"patch": lines, **plan.told(one)}
     subject = executed.step.subject
     if subject is not None and subject.weighed:

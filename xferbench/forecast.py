@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from xferbench import looks, plan, stats
 from xferbench.design import Arm, Choice, Fit, Pipeline, Plugin, Suite, Trial
 from xferbench.plan import Question, Settled, Study
-from xferbench.suite import words
+from xferbench.wording import words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,7 +10,7 @@ import numpy as np
 from xferbench import honours, metrics
 from xferbench.design import Arm, Choice, Domain, Facts, Fit, Model, Phase, Pipeline, Place, Plugin, Suite, Trial, View
 from xferbench.strategies import healthy, scratch
-from xferbench.suite import words
+from xferbench.wording import words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

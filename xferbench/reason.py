@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xferbench import judge, metrics, stats
-from xferbench.suite import patched
+from xferbench.wording import patched
 
 if TYPE_CHECKING:
     from xferbench.design import Contrast, Suite

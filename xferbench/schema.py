@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from xferbench import rules, suite
+from xferbench import keys, rules
 from xferbench.design import Phase, Recipe, Suite
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -77,7 +77,7 @@ ABOUT = {
 
 def schema() -> dict[str, Any]:
     """The schema of a suite file, in draft 2020-12; whatever the rules take, it takes."""
-    made = rules.schema(rules.table(suite.top_rules(Path()), Suite, suite.REQUIRED))
+    made = rules.schema(rules.table(keys.top_rules(Path()), Suite, keys.REQUIRED))
     budget = made["properties"]["budget"]
     budget["default"] = f"{budget['default'] / 60:g}m"  # the noun has seconds
     return {"$schema": DRAFT, "title": "xferbench suite", **_described(made, "")}

@@ -1,0 +1,186 @@
+"""The keys of a suite file: for each table, what every key may hold."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xferbench import rules
+from xferbench.design import Preprocessing, Ready, Scratch, Spectrogram
+from xferbench.metrics import METRICS
+from xferbench.rules import COUNT, POSITIVE, WHOLE, Rule
+from xferbench.strategies import STRATEGIES
+
+NAME = r"[a-z0-9][a-z0-9._-]*"
+SCHEMA = 1
+DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)")
+LASTING = f"^{DURATION.pattern}$"
+INCREASING = {"items": {"type": "integer", "minimum": 1}, "minItems": 1, "uniqueItems": True}
+SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def seconds(text: str) -> float:
+    """Of a duration that its rule has matched."""
+    number, unit = DURATION.fullmatch(text).groups()  # type: ignore[union-attr]
+    return float(number) * SECONDS[unit]
+
+
+def _increasing(looks: list[Any]) -> bool:
+    return bool(looks) and all(map(_is_index, looks)) and looks[0] > 0 and all(a < b for a, b in itertools.pairwise(looks))
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+BATCHNORM = "eval, train, ghost:N with N of 2 or more, or momentum:M with M above 0 and at most 1"
+GHOST = r"^(eval|train|ghost:([2-9]|[1-9]\d+)|momentum:\d*\.?\d+(e-\d+)?)$"
+
+
+def _batchnorm(value: Any) -> str:
+    kind, _, amount = str(value).partition(":")
+    ghost = kind == "ghost" and re.fullmatch(r"[1-9]\d*", amount) and int(amount) > 1
+    momentum = kind == "momentum" and re.fullmatch(r"\d*\.?\d+(e-\d+)?", amount) and 0 < float(amount) <= 1
+    if value not in ("eval", "train") and not ghost and not momentum:
+        raise ValueError(BATCHNORM)
+    return str(value)
+
+
+def _phases(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not value or not all(isinstance(phase, Mapping) for phase in value):
+        raise ValueError("one [[recipe.phases]] or more")
+    return [rules.ruled(str(number), phase, rules.table(PHASE)) for number, phase in enumerate(value, start=1)]
+
+
+SEVERAL = rules.of(int, lambda v: v > 1, "a whole number above 1", minimum=2)  # BatchNorm knows nothing of one image
+ONE_OR_THREE = {"oneOf": [{"minItems": 1, "maxItems": 1}, {"minItems": 3, "maxItems": 3}]}
+KINDS = {"kind": rules.among("image", "spectrogram")}
+IMAGE = rules.table(
+    {
+        "resize": COUNT,
+        "crop": COUNT,
+        "interpolation": rules.among("bilinear", "bicubic", "nearest"),
+        "antialias": rules.FLAG,
+        "channels": rules.among("rgb", "bgr", "grey"),
+        "scale": POSITIVE,
+        "mean": rules.several(rules.FINITE, "a list of one number, or three", lambda v: len(v) in {1, 3}, **ONE_OR_THREE),
+        "std": rules.several(POSITIVE, "a list of one number above 0, or three", lambda v: len(v) in {1, 3}, **ONE_OR_THREE),
+        **KINDS,
+    },
+    lambda kind="image", **rest: Preprocessing(**rest),  # noqa: ARG005 - the kind has chosen the table
+)
+SPECTROGRAM = rules.table(
+    {"channels": COUNT, "mean": rules.FINITE, "std": POSITIVE, **KINDS},
+    lambda kind, **rest: Spectrogram(**rest),  # noqa: ARG005 - likewise
+)
+
+
+def _preprocessing(value: Any) -> Ready:
+    spectrogram = isinstance(value, Mapping) and value.get("kind") == "spectrogram"
+    made: Ready = (SPECTROGRAM if spectrogram else IMAGE)(value)
+    return made
+
+
+PREPROCESSING = rules.Told(_preprocessing, rules.either(rules.schema(IMAGE), rules.schema(SPECTROGRAM)))
+PHASE: dict[str, Rule] = {
+    "trainable": rules.matching(r"head|norm|all|top:[1-9]\d*", "head, top:N with N of 1 or more, norm or all"),
+    "batchnorm": rules.Told(_batchnorm, {"pattern": GHOST, "type": "string", "description": BATCHNORM}),
+    "lr": POSITIVE,
+    "head_lr": POSITIVE,
+    "layer_decay": rules.of(
+        rules.NUMBER, lambda v: 0 < v <= 1, "a number above 0 and at most 1", float, exclusiveMinimum=0, maximum=1
+    ),
+    "optimizer": rules.among("adamw", "sgd"),
+    "weight_decay": rules.NATURAL,
+    "warmup": WHOLE,
+    "schedule": rules.among("cosine", "constant", "one-cycle"),
+    "steps": COUNT,
+    "batch_size": SEVERAL,
+    "order": rules.among("shuffled", "class"),
+}
+RECIPE: dict[str, Rule] = {
+    **PHASE,
+    "strategy": rules.among(*STRATEGIES),
+    "phases": rules.Told(_phases, {"type": "array", "minItems": 1, "items": rules.schema(rules.table(PHASE))}),
+    "init": rules.among("pretrained", "random", "matched", "permuted", "shuffled-source"),
+    "head": rules.among("random", "zero"),
+    "regularizer": rules.matching(
+        r"(l2-sp|ewc|lwf):\d*\.?\d+(e[+-]?\d+)?|replay:[1-9]\d*",
+        "l2-sp:A, ewc:L or lwf:W with a strength above 0, or replay:N with N source images a batch",
+    ),
+    "stop": rules.among("last", "best"),
+    "training": rules.matching(r"python:[\w.]+:[\w.]+", "python:module:callable"),
+    "train_preprocessing": PREPROCESSING,
+    "serve_preprocessing": PREPROCESSING,
+    "serve_mode": rules.among("eval", "train"),
+}
+SCRATCH: dict[str, Rule] = {
+    "lr": rules.several(POSITIVE, "a list of numbers above 0"),
+    "weight_decay": rules.several(rules.NATURAL, "a list of numbers, 0 or above"),
+    "steps": COUNT,
+    "batch_size": SEVERAL,
+}
+CLASSES = rules.of(
+    dict,
+    lambda v: v and all(map(_is_index, v.values())),
+    "class = index in the source head, for each class",
+    minProperties=1,
+    additionalProperties={"type": "integer", "minimum": 0},
+)
+
+
+REQUIRED = ("schema", "name", "plugins", "backbone", "target")
+
+
+def top_rules(base: Path) -> Mapping[str, Rule]:
+    """The rules of a suite file's keys, where paths are relative to a folder."""
+    kinds = "folder:DIR, npz:FILE, torchvision:NAME:DIR, synthetic:NAME or digits"
+    spec = rules.of(str, bool, kinds, lambda value: _placed(value, base), minLength=1)
+    file = rules.of(str, bool, "a path", lambda value: _path(value, base), minLength=1)
+    names = "lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"
+    return {
+        "schema": rules.of(int, lambda v: v == SCHEMA, f"{SCHEMA}, the only one so far", const=SCHEMA),
+        "name": rules.matching(NAME, names),
+        "plugins": rules.several(rules.TEXT, 'a list of plugins, or ["all"]'),
+        "metric": rules.among(*METRICS),
+        "margin": POSITIVE,
+        "alpha": rules.of(
+            rules.NUMBER,
+            lambda v: 0 < v < 0.5,
+            "a number above 0 and below 0.5",
+            float,
+            exclusiveMinimum=0,
+            exclusiveMaximum=0.5,
+        ),
+        "looks": rules.of(
+            list, _increasing, "a list of whole numbers from 1 up, each above the one before", tuple, **INCREASING
+        ),
+        "budget": rules.of(str, DURATION.fullmatch, 'a duration such as "90s", "20m" or "2h"', seconds, pattern=LASTING),
+        "seed": WHOLE,
+        "tuning_seeds": COUNT,
+        "backbone": rules.table({"arch": rules.TEXT, "weights": file, "preprocessing": PREPROCESSING}, required=["arch"]),
+        "target": rules.table({"data": spec, "train_size": COUNT, "test_size": COUNT}, required=["data"]),
+        "source": rules.table({"data": spec, "classes": CLASSES}, required=["data"]),
+        "shifted": rules.table({"data": spec}, required=["data"]),
+        "recipe": rules.table(RECIPE),
+        "scratch": rules.table(SCRATCH, Scratch),
+    }
+
+
+def _placed(spec: str, base: Path) -> str:
+    kind, colon, rest = spec.partition(":")
+    if kind == "torchvision":
+        name, colon, rest = rest.partition(":")
+        kind = f"{kind}:{name}"
+    placed = kind in {"folder", "npz"} or kind.startswith("torchvision:")
+    return f"{kind}:{_path(rest, base)}" if colon and rest and placed else spec
+
+
+def _path(text: str, base: Path) -> str:
+    try:
+        return str((base / Path(text).expanduser()).resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # an unknown ~user, a loop of links, a NUL
+        raise ValueError(f"a path ({error})") from error

@@ -1,0 +1,105 @@
+"""Recipes as the lines of a suite file, and in words."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from xferbench.design import Phase, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from xferbench.design import Code, Pipeline, Ready
+
+WHOLE = ("init", "head", "regularizer", "stop")  # keys of a recipe as a whole
+
+
+def patch(before: Recipe | None, after: Recipe, training: Code | None = None) -> list[str]:
+    """The lines of a suite file's [recipe] that turn one recipe into another; the user's training code stays."""
+    whole = [f'{name} = "{getattr(after, name)}"' for name in WHOLE if getattr(after, name) != getattr(Recipe(), name)]
+    whole += [f'training = "{training.spec}"'] if training else []
+    if len(after.phases) == 1:
+        was = before.phases[0] if before and len(before.phases) == 1 else None
+        return ["[recipe]", *whole, *_lines(after.phases[0], was)]
+    body = [line for phase in after.phases for line in ("", "[[recipe.phases]]", *_lines(phase, None))]
+    return ["[recipe]", *whole, *body]
+
+
+def patched(before: Pipeline | None, after: Pipeline, recorded: Ready) -> list[str]:
+    """The lines of a suite file's [recipe] that turn one pipeline into another, how images are prepared and served too.
+
+    ``recorded`` is the preprocessing that a suite need not state.
+    """
+    was = before or after
+    stated = {
+        "train_preprocessing": (was.train_preprocessing, after.train_preprocessing, recorded),
+        "serve_preprocessing": (was.serve_preprocessing, after.serve_preprocessing, after.train_preprocessing),
+        "serve_mode": (was.mode, after.mode, "eval"),
+    }
+    served = [
+        f"{name} = {_value(new)}" + (f"    # was {_value(old)}" if new != old else "")
+        for name, (old, new, default) in stated.items()
+        if new != default or new != old
+    ]
+    first, *rest = patch(before.recipe if before else None, after.recipe, after.training)
+    return [first, *served, *rest]
+
+
+def _value(value: Any) -> str:
+    """A value as TOML; of a table what differs from its defaults."""
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {f.name: getattr(value, f.name) for f in fields(value)}
+        told = {name: one for name, one in named.items() if one != getattr(type(value)(), name)}
+        return "{ " + ", ".join(f"{name} = {_value(one)}" for name, one in told.items()) + " }" if told else "{}"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, bool | str):
+        return json.dumps(value)
+    return f"{value:g}" if isinstance(value, float) else f"{value}"
+
+
+def _lines(phase: Phase, before: Phase | None) -> list[str]:
+    """A phase's keys that differ from the defaults; marked where they differ from what was there."""
+    lines = []
+    for name in (f.name for f in fields(Phase)):
+        value, default = getattr(phase, name), getattr(Phase(), name)
+        was = getattr(before, name) if before else value
+        if (value == default and value == was) or value is None:
+            continue
+        lines.append(f"{name} = {_value(value)}" + ("" if value == was else f"    # was {was}"))
+    return lines
+
+
+TOLD = ("trainable", "lr", "head_lr", "batchnorm", "steps", "batch_size", "order")  # in words of their own, always
+
+
+def words(recipe: Recipe) -> str:
+    """A recipe in one line: what matters most, and whatever else differs from the default, so that no two read alike."""
+    told = []
+    for phase in recipe.phases:
+        rate = f"lr {phase.lr:g}" + (f", head {phase.head_lr:g}" if phase.head_lr else "")
+        extra = "".join(f", {one}" for one in _unusual(phase, Phase(), TOLD))
+        extra += "" if phase.order == "shuffled" else ", class-ordered"
+        told.append(f"{phase.trainable}, {rate}, BatchNorm {phase.batchnorm}, {phase.steps} × {phase.batch_size}{extra}")
+    start = "" if recipe.init == "pretrained" else f"{recipe.init} weights: "
+    whole = "".join(f"; {one}" for one in _unusual(recipe, Recipe(), ("init", "phases", "regularizer", "stop", "name")))
+    whole += f"; {recipe.regularizer}" if recipe.regularizer else ""
+    return (
+        (f"{recipe.name}: " if recipe.name else "")
+        + start
+        + "; then ".join(told)
+        + whole
+        + ("" if recipe.stop == "last" else "; best step")
+    )
+
+
+def _unusual(one: Phase | Recipe, usual: Phase | Recipe, told: Sequence[str]) -> list[str]:
+    """The fields that differ from the default and are not told otherwise: ``weight decay 0.1``."""
+    values = {f.name: getattr(one, f.name) for f in fields(one) if f.name not in told}
+    return [
+        f"{name.replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else value}"
+        for name, value in values.items()
+        if value != getattr(usual, name)
+    ]
