@@ -137,10 +137,12 @@ class Domain:
     """A dataset beside the target: for each of its classes, in their order, the output of a head that means it.
 
     Of the source these are outputs of the pretrained head, of a shifted set those of the target's; () where nobody knows.
+    ``preprocessing`` is how its images are looked at, None as the pipeline serves its own; views have it in their keys.
     """
 
     data: Data
     classes: tuple[int, ...] = ()
+    preprocessing: Ready | None = field(default=None, compare=False, metadata={"place": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -183,7 +183,7 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
         train_preprocessing=suite.train_preprocessing or ready,
         serve_preprocessing=suite.serve_preprocessing or suite.train_preprocessing or ready,
         mode=suite.serve_mode,
-        source=Domain(data=source, classes=facts.source) if source else None,
+        source=Domain(data=source, classes=facts.source, preprocessing=ready) if source else None,
         shifted=Domain(data=shifted, classes=facts.shifted) if shifted else None,
         baseline=suite.scratch,
         code=code,

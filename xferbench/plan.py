@@ -42,6 +42,7 @@ VIEWS: Mapping[str, Look] = {
     "recalibrated": Look(edits=("batchnorm:recalibrated",)),
     "shifted": Look(domain="shifted"),
     "source": Look(edits=("head:source",), domain="source"),
+    "source-restored": Look(edits=("batchnorm:restored", "head:source"), domain="source"),
     "source-held-out": Look(edits=("head:source",), domain="source", examples="held-out"),
     "source-before": Look(edits=("head:source",), domain="source", before=True),
     "source-probe": Look(edits=("head:refit",), domain="source"),
@@ -168,14 +169,16 @@ def trial(pipeline: Pipeline, view: str, seed: int, place: Place, measure: str =
     """One seed of a pipeline, looked at in a named way."""
     look = VIEWS[view]
     bounded = look.examples == "test" and measure == "predictions" and not look.domain
+    beside = domain(pipeline, look.domain) if look.domain else None
+    own = beside.preprocessing if beside else None  # what the source taught is asked as the source was learnt
     seen = View(
         examples=look.examples,
         limit=pipeline.test_size if bounded else None,
-        preprocessing=pipeline.serve_preprocessing,
-        mode=look.mode or pipeline.mode,
+        preprocessing=own or pipeline.serve_preprocessing,
+        mode="eval" if own else look.mode or pipeline.mode,
         step="last" if look.before else pipeline.recipe.stop,
         measure=measure,
-        domain=domain(pipeline, look.domain) if look.domain else None,
+        domain=beside,
     )
     looked_at = untrained(pipeline) if look.before else fit(pipeline, seed)
     return Trial(model=Model(base=looked_at, edits=look.edits), view=seen, place=place)

@@ -13,8 +13,9 @@ Remedy
     L2-SP, EWC, rehearsal of source images (one beside every eight) or learning without forgetting.
 
 How it is judged
-    Harm is metric(before) − metric(after) on the source's test images, both with the pretrained head as it was; "before" is
-    the network at step 0. How well the source is kept is chosen by source images that no fit is given.
+    Harm is metric(before) − metric(after) on the source's test images, both with the pretrained head as it was and with the
+    preprocessing recorded for the weights; "before" is the network at step 0. How well the source is kept is chosen by
+    source images that no fit is given.
 
 How it is induced
     ``high-rate``: everything is trained at a rate of 0.01, or three times the recipe's own if that is more, for twice as many
@@ -125,6 +126,12 @@ plugin = Plugin(
             kind="info",
             weights={("subject", "source-probe-before"): 1.0, ("subject", "source-probe"): -1.0},
             meaning="source before − after, with a head fitted anew",
+        ),
+        Contrast(
+            name="restored",
+            kind="info",
+            weights={("subject", "source-restored"): 1.0, ("subject", "source"): -1.0},
+            meaning="what putting the old BatchNorm statistics back returns",
         ),
     ),
     remedy="adapt with the recipe that kept most of the source among those that keep the target's accuracy",
