@@ -367,7 +367,7 @@ def _part(model: nn.Module, nodes: Sequence[fx.Node], entry: fx.Node, last: fx.N
     """A stretch of a graph as a module that takes ``entry`` and gives ``last``."""
     graph = fx.Graph()
     # A layer that works in place must not change what the caller has cached.
-    copies = {entry: graph.call_method("clone", (graph.placeholder("x"),))}
+    copies = {entry: graph.call_function(batch.copied, (graph.placeholder("x"),))}
     for node in nodes:
         if node not in copies and node.op != "output":
             copies[node] = graph.node_copy(node, copies.__getitem__)

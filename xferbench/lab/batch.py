@@ -36,6 +36,11 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     return mapped(lambda tensor: tensor.to(device), batch)
 
 
+def copied(batch: Batch) -> Batch:
+    """The same in memory of its own."""
+    return mapped(torch.clone, batch)
+
+
 def split(batch: Batch, size: int) -> list[Batch]:
     """Batches of at most ``size`` examples, in order."""
     return [picked(batch, slice(at, at + size)) for at in range(0, count(batch), size)]

@@ -20,6 +20,8 @@ from xferbench.problem import Problem, nearest
 if TYPE_CHECKING:
     from PIL import Image
 
+    from xferbench.lab.batch import Batch
+
 SAMPLED = ("nearest", "nearest-exact", "bilinear", "bicubic")
 INTERPOLATIONS = (*SAMPLED, "box", "hamming", "lanczos")
 CHANNELS = ("rgb", "bgr", "grey")
@@ -49,8 +51,8 @@ def stored(preprocessing: Ready, example: Image.Image | np.ndarray) -> np.ndarra
 
 
 @singledispatch
-def made(preprocessing: Ready, batch: Tensor) -> Tensor:
-    """A batch of kept examples as a network is given it, float32.
+def made(preprocessing: Ready, batch: Tensor) -> Batch:
+    """A batch of kept examples as a network is given it: a float32 tensor, or of another modality a mapping of tensors.
 
     Raises:
         Problem: for a preprocessing that cannot be used.
@@ -65,7 +67,7 @@ def geometry(example: Image.Image | np.ndarray, preprocessing: Ready) -> np.ndar
     return stored(preprocessing, example)
 
 
-def tensor(batch: Tensor, preprocessing: Ready) -> Tensor:
+def tensor(batch: Tensor, preprocessing: Ready) -> Batch:
     """:func:`made`, the batch first."""
     return made(preprocessing, batch)
 

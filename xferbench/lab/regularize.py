@@ -109,12 +109,13 @@ def _answers(network: Network, tensors: Tensors, images: Tensor, ready: Ready) -
 def _fisher(network: Network, tensors: Tensors, names: Sequence[str], memory: Split, ready: Ready) -> Tensors:
     """The empirical Fisher information: mean squared gradient of the true labels' log-likelihood, BatchNorm in eval mode."""
     count = min(MEASURED, len(memory.labels))
-    x = preprocess.tensor(torch.from_numpy(np.array(memory.images[:count])).to(network.device), ready)
+    x = torch.from_numpy(np.array(memory.images[:count])).to(network.device)
     y = torch.from_numpy(memory.labels[:count]).to(network.device)
     module: nn.Module = network.module
 
     def loss(moving: Mapping[str, Tensor], one: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(module, {**tensors, **moving}, (one[None],)).float(), label[None])
+        made = preprocess.tensor(one[None], ready)
+        return F.cross_entropy(functional_call(module, {**tensors, **moving}, (made,)).float(), label[None])
 
     moving = {name: tensors[name] for name in names}
     total = {name: torch.zeros_like(tensor) for name, tensor in moving.items()}
