@@ -60,7 +60,7 @@ def twice(ready: Preprocessing) -> Preprocessing:
 
 def mistakes(ready: Preprocessing, facts: Facts) -> dict[str, Preprocessing]:
     """What people get wrong about a preprocessing, one field each; those that change nothing are left out."""
-    plain = replace(ready, mean=(0.0,), std=(1.0,))
+    plain = replace(ready, mean=(0.0,) * len(ready.mean), std=(1.0,) * len(ready.std))
     shorter = ready.resize or min(facts.size)
     found = {
         "raw": replace(plain, scale=1.0),
