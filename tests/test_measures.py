@@ -45,7 +45,8 @@ def given(world, one, *, mode="eval", ready=READY, **change):
     return replace(viewed._given(model, fitted.last, replace(trial.view, preprocessing=ready)), **change)
 
 
-# Kumar et al. 2022: a linear network x ↦ v·Bx. The gradient of B is v (error) xᵀ, so B moves in the span of the training images alone.
+# Kumar et al. 2022: a linear network x ↦ v·Bx. The gradient of B is v (error) xᵀ, so that B moves in the span of the training
+# images alone.
 
 
 class Linear(nn.Module):
