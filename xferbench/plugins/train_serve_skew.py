@@ -84,12 +84,13 @@ def batch_dependence(seen: Seen) -> dict[str, float]:
     from xferbench.lab import viewed
 
     labels = seen.served_labels.numpy()
-    how = {"training": seen.mode != "eval", "size": min(viewed.SERVED, max(2, len(labels) // 4))}
+    size = min(viewed.SERVED, max(2, len(labels) // 4))
+    orders = (viewed.serving_order(way, labels) for way in ("train", "train:class"))
     shuffled, by_class = (
-        viewed.in_batches(seen.network, seen.after, seen.served, seen.ready, viewed.serving_order(way, labels), **how).softmax(
-            1
-        )
-        for way in ("train", "train:class")
+        viewed.in_batches(
+            seen.network, seen.after, seen.served, seen.ready, order, training=seen.mode != "eval", size=size
+        ).softmax(1)
+        for order in orders
     )
     apart = (shuffled - by_class).abs().amax(1)
     return {"batch-dependence": float((apart > APART).double().mean()) if apart.isfinite().all() else float("nan")}
