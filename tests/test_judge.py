@@ -108,3 +108,8 @@ def test_a_measure_that_is_missing_or_not_a_number_makes_an_invariant_none():
             ("cured", "m", 0): make_record("b", 0.5, scalars=scalars),
         }
         assert np.isnan(judge.exact(contrast, told, 0))
+
+
+def test_no_seed_at_all_decides_nothing():
+    one = judge.judge(HARM, {}, [], SUITE)
+    assert one.error and (one.estimate.p_fail, one.estimate.p_pass) == (1.0, 1.0)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from test_looks import PIPELINE, SUITE, predictions, study
+from test_looks import PIPELINE, SUITE, study
 
 from xferbench import plan
 from xferbench.design import Choice, Data, Domain, Phase, Recipe
+from xferbench.fake import predictions
 from xferbench.record import Record
 
 SOURCE = Domain(data=Data(digest="source"), classes=(0, 1))

@@ -50,6 +50,8 @@ HIGH = 3e-3
 def applies(pipeline: Pipeline, facts: Facts) -> str:
     if pipeline.recipe.init != "pretrained":
         return "nothing pretrained is adapted"
+    if sum(phase.steps for phase in pipeline.recipe.phases) < 2:
+        return "a single step leaves none for the head alone"
     return "" if facts.shifted else "the suite has no [shifted] set"
 
 
