@@ -193,19 +193,22 @@ def check_arms(plugin: Plugin) -> None:
             again = _said(plugin, "cure", replace(world, pipeline=cured))
             do = "leave what is cured as it is, or return a Choice"
             _need(again == cured, f"cure of {world.name}", found="curing twice is not curing once", expected="the same", do=do)
-        for number, one in enumerate(cured.candidates if isinstance(cured, Choice) else (cured,)):
-            _changed(one, world, f"cure of {world.name}" + (f", candidate {number + 1}" if isinstance(cured, Choice) else ""))
+        candidates = cured.candidates if isinstance(cured, Choice) else (cured,)
+        for number, one in enumerate(candidates, start=1):
+            _changed(one, world, f"cure of {world.name}" + (f", candidate {number}" if isinstance(cured, Choice) else ""))
             _statable(one, world)
-        settled = cured.candidates[-1] if isinstance(cured, Choice) else cured
-        induced = _said(plugin, "induce", replace(world, pipeline=settled))
-        for variant, arm in induced.items():
-            what = f"induced {variant} of {world.name}"
-            _need(
-                NAME.fullmatch(variant), what, found=variant, expected="lower-case words with hyphens, for it is part of an id"
-            )
-            for one in arm.candidates if isinstance(arm, Choice) else (arm,):
-                _changed(one, world, what)
-                _need(one != settled, what, found="the cured pipeline itself", expected="one with the failure put in")
+        for settled in dict.fromkeys((world.pipeline, *candidates) if isinstance(cured, Choice) else candidates):
+            _induced(plugin, replace(world, pipeline=settled))
+
+
+def _induced(plugin: Plugin, world: World) -> None:
+    for variant, arm in _said(plugin, "induce", world).items():
+        what = f"induced {variant} of {world.name}"
+        expected = "lower-case words with hyphens, for it is part of an id"
+        _need(NAME.fullmatch(variant), what, found=variant, expected=expected)
+        for one in arm.candidates if isinstance(arm, Choice) else (arm,):
+            _changed(one, world, what)
+            _need(one != world.pipeline, what, found="the cured pipeline itself", expected="one with the failure put in")
 
 
 def _choice(cured: Choice, world: World) -> None:
