@@ -44,7 +44,7 @@ def make_folder(folder, *, splits=("train", "val"), classes=("cat", "dog"), each
         for label, name in enumerate(classes):
             (folder / split / name).mkdir(parents=True)
             for i in range(each):
-                pixels = np.full((12, 12, 3), 20 * i + 5 * number + 100 * label, np.uint8)
+                pixels = np.full((12, 12, 3), (20 * i + 5 * number + 100 * label) % 256, np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
     return folder
 

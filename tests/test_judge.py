@@ -91,3 +91,25 @@ def test_groups_are_the_examples_where_there_are_any():
     grouped = {at: replace(one, predictions=replace(one.predictions, group=np.arange(200) // 10)) for at, one in told.items()}
     assert judged(told).estimate.examples == 200
     assert judged(grouped).estimate.examples == 20
+
+
+def test_an_invariant_is_a_weighted_sum_of_measures_at_one_seed():
+    told = {(arm, "m", 0): make_record(arm, 0.5, scalars={"m": value}) for arm, value in (("subject", 3.0), ("cured", 2.0))}
+    contrast = Contrast(name="e", kind="exact", weights={("subject", "m"): 1.0, ("cured", "m"): -1.5})
+    assert judge.exact(contrast, told, 0) == 0.0
+    assert np.isnan(judge.exact(contrast, told, 1)), "nothing was measured there"
+
+
+def test_a_measure_that_is_missing_or_not_a_number_makes_an_invariant_none():
+    contrast = Contrast(name="e", kind="exact", weights={("subject", "m"): 1.0, ("cured", "m"): 0.0})
+    for scalars in ({}, {"m": float("nan")}):
+        told = {
+            ("subject", "m", 0): make_record("a", 0.5, scalars={"m": 0.0}),
+            ("cured", "m", 0): make_record("b", 0.5, scalars=scalars),
+        }
+        assert np.isnan(judge.exact(contrast, told, 0))
+
+
+def test_no_seed_at_all_decides_nothing():
+    one = judge.judge(HARM, {}, [], SUITE)
+    assert one.error and (one.estimate.p_fail, one.estimate.p_pass) == (1.0, 1.0)

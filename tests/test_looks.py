@@ -8,69 +8,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from xferbench import findings, looks, plan
-from xferbench.design import Data, Domain, Facts, Pipeline, Place, Plugin, Preprocessing, Recipe, Suite, Weights
+from xferbench import fake, findings, looks, plan
+from xferbench.design import Contrast, Data, Domain, Plugin, Recipe
 from xferbench.plugins import batchnorm_drift, negative_transfer
-from xferbench.record import Predictions, Record
+from xferbench.record import Record
 from xferbench.strategies import linear_probe
 
-N = 2000
-FACTS = Facts(
-    parameters=10,
-    groups=("stem", "body"),
-    head="fc",
-    batchnorm=("bn",),
-    classes=("a", "b"),
-    train=100,
-    validation=100,
-    test=N,
-    test_groups=None,
-    preprocessing=Preprocessing(),
-)
-SUITE = Suite(
-    name="s",
-    path="s.toml",
-    plugins=("all",),
-    arch="tiny-resnet",
-    target="digits",
-    margin=0.03,
-    looks=(3, 5),
-    recipe=Recipe(),
-    tuning_seeds=2,
-)
-PIPELINE = Pipeline(
-    arch="tiny-resnet",
-    weights=Weights(digest="w"),
-    target=Data(digest="d"),
-    train_size=100,
-    test_size=None,
-    recipe=Recipe(),
-    train_preprocessing=Preprocessing(),
-    serve_preprocessing=Preprocessing(),
-)
+FACTS = replace(fake.FACTS, source=(), shifted=())
+SUITE = fake.SUITE
+PIPELINE = replace(fake.PIPELINE, source=None, shifted=None)
 
 
 def study(*plugins, suite=SUITE, facts=FACTS):
-    place = Place(device="cpu", torch="2.6", lab=1)
-    return plan.Study(suite=suite, facts=facts, plugins=plugins, subject=plan.subject(suite, PIPELINE), place=place)
-
-
-def predictions(accuracy, seed):
-    """Two classes, the same examples hard for all, a little luck by seed."""
-    hard, luck = np.random.default_rng(0).random(N), np.random.default_rng([seed, int(accuracy * 1e4)]).random(N)
-    label = np.arange(N, dtype=np.int32) % 2
-    right = 0.9 * hard + 0.1 * luck < accuracy
-    p = np.where(right, 0.9, 0.1).astype(np.float32)
-    return Predictions(
-        example=np.arange(N, dtype=np.uint64),
-        label=label,
-        predicted=np.where(right, label, 1 - label).astype(np.int32),
-        group=np.empty(0, np.int32),
-        p_true=p,
-        p_max=np.full(N, 0.9, np.float32),
-        sum_p2=np.full(N, 0.82, np.float32),
-        probabilities=np.empty((N, 0), np.float16),
-    )
+    return fake.study(*plugins, suite=suite, pipeline=replace(PIPELINE, recipe=Recipe()), facts=facts)
 
 
 def kind(trial):
@@ -93,7 +43,7 @@ def lab(accuracy, crash=()):
         common = {"key": trial.key, "fit": str(hash(fit)), "curve": curve, "seconds": 1.0, "fit_seconds": 10.0}
         if trial.view.measure != "predictions":
             return Record(scalars={"drift": 1.0}, **common)
-        return Record(predictions=predictions(accuracy[word], fit.seed), scalars={"diverged": 0.0}, **common)
+        return Record(predictions=fake.predictions(accuracy[word], fit.seed), scalars={"diverged": 0.0}, **common)
 
     return answer
 
@@ -103,14 +53,9 @@ USUAL = {"subject": 0.7, "cured": 0.8, "ghost": 0.6, "class-order": 0.6, "moment
 
 def carried_out(asked, answer, answers=None):
     """Go round until nothing is wanted; the last step, the answers, and what was computed."""
-    answers, computed = dict(answers or {}), []
-    while True:
-        step = looks.step(asked, answers)
-        missing = [trial for key, trial in step.wanted.items() if key not in answers]
-        if not missing:
-            return step, answers, computed
-        computed += missing
-        answers |= {trial.key: answer(trial) for trial in missing}
+    computed = []
+    step, known = fake.replay(asked, lambda trial: computed.append(trial) or answer(trial), answers)
+    return step, known, computed
 
 
 def found(asked, answer):
@@ -241,6 +186,23 @@ def test_a_plugin_that_raises_is_its_own_error_and_the_others_go_on():
     told = found(study(bad, negative_transfer.plugin), lab(USUAL))
     assert told["bad/harm"].verdict == "ERROR" and "ZeroDivisionError" in told["bad/harm"].reason
     assert told["negative-transfer/harm/permuted"].verdict == "PASS"
+
+
+@pytest.mark.parametrize("view", ["source", "shifted", "nowhere"])
+@pytest.mark.parametrize("kind", ["paired", "info", "exact"])
+def test_a_view_that_is_not_there_is_the_error_of_the_plugin_that_asks_for_it_and_the_others_go_on(view, kind):
+    contrast = Contrast(name="odd", kind=kind, weights={("subject", view): 1.0, ("cured", view): -1.0})
+    bad = replace(batchnorm_drift.plugin, id="bad", contrasts=(contrast,))
+    told = found(study(bad, negative_transfer.plugin), lab(USUAL))
+    verdicts = [one.verdict for one in told.values() if one.plugin == "bad"]
+    assert verdicts == ["ERROR"]
+    assert told["negative-transfer/harm/permuted"].verdict == "PASS"
+
+
+def test_what_is_only_measured_is_measured_where_nothing_is_judged_too():
+    info = [one for one in batchnorm_drift.plugin.contrasts if one.kind == "info"]
+    told = found(study(replace(batchnorm_drift.plugin, contrasts=tuple(info))), lab(USUAL))
+    assert {one.verdict for one in told.values()} == {"INFO"} and {one.seeds for one in told.values()} == {3}
 
 
 def test_a_plugin_that_does_not_apply_is_skipped_with_its_reason():

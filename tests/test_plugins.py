@@ -7,15 +7,28 @@ from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from factory import make_cells, make_record, make_run
 from test_looks import FACTS, PIPELINE, USUAL, found, lab, study
 
 from xferbench import discover
-from xferbench.design import Choice, Preprocessing, Recipe
+from xferbench.design import Choice, Phase, Preprocessing, Recipe
 from xferbench.lab.viewed import Seen
-from xferbench.plugins import batchnorm_drift, negative_transfer
-from xferbench.strategies import linear_probe, lp_ft
+from xferbench.plugins import (
+    batchnorm_drift,
+    catastrophic_forgetting,
+    feature_distortion,
+    head_shock,
+    learning_rate,
+    negative_transfer,
+    preprocessing_mismatch,
+    train_serve_skew,
+)
+from xferbench.report import figures
+from xferbench.strategies import gradual_unfreezing, linear_probe, lp_ft
+from xferbench.wording import words
 
 PLUGINS = discover.plugins(["all"])
 SUBJECT = replace(PIPELINE, serve_preprocessing=Preprocessing(mean=(0.5,), std=(0.5,)))
@@ -80,6 +93,149 @@ def test_the_cures_of_negative_transfer_hold_the_baseline_of_the_study():
     cured = negative_transfer.cure(PIPELINE, FACTS)
     assert isinstance(cured, Choice)
     assert {one.recipe.init for one in cured.candidates} == {"pretrained", "random"}
+
+
+def test_the_rates_that_are_weighed_are_seven_half_a_decade_apart_and_a_warm_up():
+    subject = replace(PIPELINE, recipe=Recipe(phases=(Phase(lr=1e-3, head_lr=1e-2),)))
+    first, *others, warm = learning_rate.cure(subject, FACTS).candidates
+    assert first == subject
+    rates = sorted(one.recipe.phases[0].lr for one in (first, *others))
+    assert np.diff(np.log10(rates)) == pytest.approx([0.5] * 6) and rates[3] == 1e-3
+    assert all(one.recipe.phases[0].head_lr == pytest.approx(10 * one.recipe.phases[0].lr) for one in others)
+    assert warm.recipe.phases == (replace(subject.recipe.phases[0], warmup=15),)
+    assert [one.recipe.phases[0].lr for one in learning_rate.induce(subject, FACTS).values()] == pytest.approx(
+        [3e-2, 1e-3 / 30]
+    )
+
+
+def test_every_phases_rate_is_scaled_and_none_without_steps_for_it_warms_up():
+    short = replace(PIPELINE, recipe=lp_ft(Phase(steps=8)))
+    scaled = learning_rate.cure(short, FACTS).candidates[1]
+    factors = [new.lr / old.lr for new, old in zip(scaled.recipe.phases, short.recipe.phases, strict=True)]
+    assert factors == pytest.approx([10**-1.5] * 2)
+    assert len(learning_rate.cure(short, FACTS).candidates) == 7, "a tenth of four steps is none"
+
+
+def test_how_often_training_diverged_is_told_by_arm():
+    told = {
+        (arm, "test", seed): make_record("k", 0.5, scalars={"diverged": float(arm == "induced:x30" and seed < 1)})
+        for arm in ("subject", "induced:x30", "cured", "scratch")
+        for seed in range(2)
+    }
+    assert learning_rate.diverged(told, range(3)) == {"subject/diverged": 0.0, "induced:x30/diverged": 0.5}
+
+
+FORGETTING = [Recipe(), linear_probe(), lp_ft(), gradual_unfreezing(), Recipe(phases=(Phase(steps=4, warmup=3),))]
+FORGETTING += [Recipe(phases=(Phase(steps=150, warmup=100),)), Recipe(phases=(Phase(steps=1, batch_size=2),))]
+
+
+@pytest.mark.parametrize("recipe", FORGETTING, ids=words)
+def test_what_keeps_the_source_takes_no_more_steps_than_the_recipe_has(recipe):
+    subject = replace(PIPELINE, recipe=recipe)
+    budget = sum(phase.steps for phase in recipe.phases)
+    choice = catastrophic_forgetting.cure(subject, FACTS)
+    assert (choice.by, choice.keeping) == ("source-held-out", "validation")
+    for one in choice.candidates:
+        assert 1 <= sum(phase.steps for phase in one.recipe.phases) <= budget
+        assert all(phase.warmup < phase.steps for phase in one.recipe.phases), "as a suite demands"
+        assert {phase.batch_size for phase in one.recipe.phases} == {recipe.phases[-1].batch_size}
+    kinds = {one.recipe.regularizer.partition(":")[0] for one in choice.candidates}
+    assert kinds == {"", "l2-sp", "ewc", "lwf", "replay"}
+
+
+def test_without_a_known_source_nothing_is_asked_about_forgetting():
+    assert catastrophic_forgetting.applies(PIPELINE, replace(FACTS, source=(0, 1))) == ""
+    assert catastrophic_forgetting.applies(PIPELINE, replace(FACTS, no_source="because")) == "because"
+    assert "no [source]" in catastrophic_forgetting.applies(PIPELINE, FACTS)
+
+
+def test_the_cure_of_distortion_is_lp_ft_at_a_third_of_the_rate_and_what_is_lp_ft_already_stays():
+    subject = replace(PIPELINE, recipe=Recipe(phases=(Phase(lr=3e-3),)))
+    cured = feature_distortion.cure(subject, FACTS)
+    assert [(phase.trainable, phase.batchnorm) for phase in cured.recipe.phases] == [("head", "eval"), ("all", "eval")]
+    assert cured.recipe.phases[1].lr == pytest.approx(1e-3) and sum(phase.steps for phase in cured.recipe.phases) == 150
+    assert feature_distortion.cure(cured, FACTS) == cured
+    probe = replace(PIPELINE, recipe=linear_probe())
+    assert feature_distortion.cure(probe, FACTS) == probe
+    assert feature_distortion.applies(PIPELINE, FACTS) == "the suite has no [shifted] set"
+
+
+def test_the_cure_of_shock_trains_the_head_first_in_the_same_number_of_steps():
+    subject = replace(PIPELINE, recipe=Recipe(phases=(Phase(steps=11, warmup=9),)))
+    probe, rest = head_shock.cure(subject, FACTS).recipe.phases
+    assert (probe.trainable, probe.batchnorm, probe.steps, probe.warmup) == ("head", "eval", 5, 0)
+    assert (rest.trainable, rest.steps, rest.warmup) == ("all", 6, 5)
+    assert head_shock.cure(head_shock.cure(subject, FACTS), FACTS) == head_shock.cure(subject, FACTS)
+
+
+def test_the_dip_is_cured_minus_subject_at_the_first_checkpoint():
+    told = {("cured", "test", 0): make_record("c", 0.8), ("subject", "test", 0): make_record("s", 0.5)}
+    told = {at: replace(one, curve=one.curve[1:]) for at, one in told.items()}
+    assert head_shock.dip(told, [0]) == {"dip": pytest.approx(0.3 / 15)}
+
+
+def test_mistakes_change_one_thing_each_and_those_that_change_nothing_are_left_out():
+    facts = replace(FACTS, size=(32, 32))
+    plain = preprocessing_mismatch.mistakes(Preprocessing(), facts)
+    assert set(plain) == {"raw", "bgr", "zoom"}, "nothing is normalised or resized"
+    ready = Preprocessing(resize=40, crop=32, mean=(0.5,), std=(0.25,))
+    found = preprocessing_mismatch.mistakes(ready, facts)
+    kinds = {"raw", "unnormalised", "twice-normalised", "bgr", "zoom", "nearest", "no-antialias"}
+    assert set(found) == kinds and ready not in found.values()
+    assert (found["zoom"].resize, found["zoom"].crop) == (60, 32)
+    assert found["unnormalised"] == replace(ready, mean=(0.0,), std=(1.0,))
+    sampled = preprocessing_mismatch.mistakes(replace(ready, interpolation="nearest", antialias=False), facts)
+    assert "nearest" not in sampled and "no-antialias" not in sampled
+
+
+def test_the_cure_of_a_mismatch_is_what_is_recorded_and_is_taken_on_trust_where_nothing_is():
+    recorded = replace(FACTS, preprocessing=Preprocessing(mean=(0.5,)))
+    cured = preprocessing_mismatch.cure(SUBJECT, recorded)
+    assert cured.train_preprocessing == cured.serve_preprocessing == recorded.preprocessing
+    assert preprocessing_mismatch.trust(SUBJECT, recorded) == ""
+    assert "no preprocessing is recorded" in preprocessing_mismatch.trust(SUBJECT, replace(recorded, recorded=False))
+
+
+def test_flips_are_the_share_of_answers_that_serving_as_trained_would_change():
+    def told(arm, seed, predicted):
+        record = make_record(f"{arm}{seed}", 0.5, examples=4)
+        return {(arm, "test", seed): replace(record, predictions=replace(record.predictions, predicted=np.array(predicted)))}
+
+    answers = told("cured", 0, [0, 1, 2, 3]) | told("subject", 0, [0, 1, 2, 4]) | told("induced:bgr", 0, [4, 4, 4, 4])
+    answers |= told("cured", 1, [0, 0, 0, 0]) | told("subject", 1, [0, 0, 0, 0]) | told("scratch", 0, [9, 9, 9, 9])
+    assert train_serve_skew.flips(answers, [0, 1]) == {"subject/flips": 0.125, "induced:bgr/flips": 1.0}
+    assert train_serve_skew.flips(answers, [1]) == {"subject/flips": 0.0}
+
+
+def test_without_batchnorm_the_mode_is_no_mistake():
+    assert not {"train-mode", "train-mode-by-class"} & set(train_serve_skew.induce(SUBJECT, replace(FACTS, batchnorm=())))
+    assert {"train-mode", "train-mode-by-class"} <= set(train_serve_skew.induce(SUBJECT, FACTS))
+
+
+def make_run_of(plugin):
+    """A run of a plugin by hand: every view and measure that its contrasts name, and a choice of three rates."""
+    arms = ("subject", "cured", "scratch", *(f"induced:{name}" for name in plugin.induce(SUBJECT, FACTS)))
+    cells = make_cells(plugin.id, {arm: 0.9 - 0.05 * rank for rank, arm in enumerate(arms)}, seeds=2)
+    views = {view for contrast in plugin.contrasts for _, view in contrast.weights} - {"test"} - set(plugin.measures)
+    cells += [replace(cell, view=view) for view in views for cell in cells if cell.arm == "subject"]
+    for name in plugin.measures:
+        scalars = {name: 0.5, f"{name}/first": 0.2, f"{name}/second": 0.8}
+        cells += [
+            replace(cell, view=name, record=replace(cell.record, predictions=None, scalars=scalars))
+            for cell in cells
+            if cell.view == "test"
+        ]
+    weighed = [
+        {"recipe": f"lr {lr}", "rate": lr, "validation": 0.5, "chosen": lr == 0.1, "curve": [(10, 0.4), (20, 0.5)]}
+        for lr in (0.01, 0.1, 1.0)
+    ]
+    return make_run(cells=tuple(cells), arms={plugin.id: {"cured": {"weighed": weighed}}})
+
+
+@pytest.mark.parametrize("plugin", [plugin for plugin in PLUGINS if plugin.picture], ids=lambda plugin: plugin.id)
+def test_every_picture_draws_a_run(plugin):
+    drawn = figures.picture(plugin, make_run_of(plugin))
+    assert "<svg" in drawn and "could not be drawn" not in drawn
 
 
 def test_the_plugin_that_contributing_adds_works_as_it_stands_there(tmp_path, monkeypatch):

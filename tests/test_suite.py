@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_looks import PIPELINE
 
 from xferbench import keys, plan, suite, wording
 from xferbench.design import Code, Phase, Preprocessing, Recipe, Scratch, Spectrogram, Suite, digest
@@ -446,6 +447,7 @@ RECIPES = st.builds(
     init=st.sampled_from(["pretrained", "random", "matched", "permuted"]),
     head=st.sampled_from(["random", "zero"]),
     phases=st.lists(PHASES, min_size=1, max_size=3).map(tuple),
+    regularizer=st.sampled_from(["", "l2-sp:0.5", "lwf:1e-3"]) | NUMBERS.map("lwf:{:g}".format),
     stop=st.sampled_from(["last", "best"]),
     name=st.text(max_size=5),
 )
@@ -457,6 +459,59 @@ def test_the_lines_of_a_patch_make_the_recipe_that_they_stand_for(after, before)
     lines = wording.patch(before, after)
     table = tomllib.loads(written() + "\n".join(lines))
     assert suite.parse(table, Path("ants.toml")).recipe == after
+
+
+CHANNELS = st.sampled_from([1, 3])
+PREPROCESSING = st.builds(
+    Preprocessing,
+    resize=st.none() | st.integers(1, 999),
+    crop=st.none() | st.integers(1, 999),
+    interpolation=st.sampled_from(["bilinear", "bicubic", "nearest"]),
+    antialias=st.booleans(),
+    channels=st.sampled_from(["rgb", "bgr", "grey"]),
+    scale=st.just(1 / 255) | NUMBERS,
+    mean=CHANNELS.flatmap(lambda n: st.tuples(*[st.just(0.0) | NUMBERS | NUMBERS.map(lambda value: -value)] * n)),
+    std=CHANNELS.flatmap(lambda n: st.tuples(*[NUMBERS] * n)),
+)
+PIPELINES = st.builds(
+    replace,
+    st.just(PIPELINE),
+    recipe=RECIPES,
+    train_preprocessing=PREPROCESSING,
+    serve_preprocessing=PREPROCESSING,
+    mode=st.sampled_from(["eval", "train"]),
+)
+
+
+def as_asked(lines, recorded):
+    """The pipeline of a suite file with some lines in it, where ``recorded`` goes with the weights."""
+    read = suite.parse(tomllib.loads(written() + "\n".join(lines)), Path("ants.toml"))
+    train = read.train_preprocessing or recorded
+    served = {"train_preprocessing": train, "serve_preprocessing": read.serve_preprocessing or train, "mode": read.serve_mode}
+    return replace(PIPELINE, recipe=read.recipe, **served)
+
+
+@settings(deadline=None, max_examples=100)
+@given(after=PIPELINES, before=st.none() | PIPELINES, recorded=PREPROCESSING, what=st.sampled_from(["all", "recorded", "same"]))
+def test_the_lines_of_a_patch_make_the_pipeline_that_they_stand_for(after, before, recorded, what):
+    if what == "recorded":
+        after = replace(after, train_preprocessing=recorded, serve_preprocessing=recorded)
+    elif what == "same":
+        after = replace(after, serve_preprocessing=after.train_preprocessing)
+    assert as_asked(wording.patched(before, after, recorded), recorded) == after
+
+
+def test_a_patch_of_serving_says_what_was_there_and_nothing_that_need_not_be_stated():
+    recorded = Preprocessing(mean=(0.5,), std=(0.25,))
+    after = replace(PIPELINE, train_preprocessing=recorded, serve_preprocessing=recorded)
+    before = replace(after, serve_preprocessing=replace(recorded, channels="bgr"), mode="train")
+    assert wording.patched(before, after, recorded) == [
+        "[recipe]",
+        'serve_preprocessing = { mean = [0.5], std = [0.25] }    # was { channels = "bgr", mean = [0.5], std = [0.25] }',
+        'serve_mode = "eval"    # was "train"',
+    ]
+    assert wording.patched(None, after, recorded) == ["[recipe]"]
+    assert wording.patched(after, after, recorded) == ["[recipe]"]
 
 
 @settings(deadline=None)

@@ -104,12 +104,13 @@ def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) ->
     seeds = sorted({seed for _, _, seed in told if all((*term, seed) in told for term in terms)})
     values = {arm: [judge.exact(own, told, seed) for seed in seeds] for arm, own in arms.items()}
     error = _crash(told, case.variants) or ("" if seeds and np.isfinite(values["subject"]).all() else "not measured")
-    broken = {arm: sum(value != 0 for value in found) for arm, found in values.items()}
+    broken = {arm: sum(value != 0 for value in found) for arm, found in values.items()}  # NaN is not 0: it mends nothing
     why = f"{contrast.meaning}: " + (
         f"not so at {broken['subject']} of {len(seeds)} seeds" if broken["subject"] else "so it is"
     )
-    verdict = "ERROR" if error else "FAIL" if broken["subject"] else "PASS"
-    seen = any(broken[f"induced:{variant}"] for variant in case.variants)
+    verdict = "ERROR" if error else "FAIL" if broken["subject"] else "INCONCLUSIVE" if case.trust else "PASS"
+    why = f"taken on trust: {case.trust}" if verdict == "INCONCLUSIVE" else why
+    seen = any(np.isfinite(value) and value != 0 for variant in case.variants for value in values[f"induced:{variant}"])
     return replace(
         _blank(suite, case, contrast.name, verdict, error or why),
         control=("detected" if seen else "missed") if case.variants else "none",

@@ -58,6 +58,8 @@ def judge(contrast: Contrast, answers: Answers, seeds: Sequence[int], suite: Sui
         if one is None or one.predictions is None:
             return _undecided(f"{term[0]} has no predictions at seed {seed}")
         told[term, seed] = one.predictions
+    if not told:
+        return _undecided("not measured at any seed")
     first = next(iter(told.values()))
     if any(not np.array_equal(one.example, first.example) for one in told.values()):
         return _undecided("the arms were not scored on the same examples")

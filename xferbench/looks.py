@@ -128,12 +128,15 @@ def _case(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str,
     """A plugin's arms as far as they can be settled, and what their choices ask."""
     asked: list[Question] = []
     settled: dict[str, Settled] = {}
+    pending: list[str] = []
 
     def settle(arms: Mapping[str, Arm]) -> None:
         for name, arm in arms.items():
             asked.extend(tuned(plugin.id, name, arm, study))
             found = plan.settle(arm, study, answers)
-            if found is not None:
+            if found is None:
+                pending.append(name)
+            else:
                 settled[name] = found
 
     try:
@@ -146,10 +149,13 @@ def _case(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str,
             if skipped := plan.unheard(plugin, study, subject, cured):
                 return Case(plugin=plugin, skipped=skipped), []
             settle(plan.induced(plugin, study, cured))
+        broken = [f"{name}: {one.error}" for name, one in settled.items() if one.error]
+        case = Case(plugin=plugin, error=broken[0] if broken else "", trust=trust, arms=settled)
+        if not pending:  # a contrast of views that are not there is a crash of this plugin alone
+            questions(case, (study.suite.seed,), study, {})
+            invariants(case, (study.suite.seed,), study)
     except Exception as error:  # noqa: BLE001 - a plugin's crash is its finding, and the others go on
         return Case(plugin=plugin, error=f"{type(error).__name__}: {error}"), []
-    broken = [f"{name}: {one.error}" for name, one in settled.items() if one.error]
-    case = Case(plugin=plugin, error=broken[0] if broken else "", trust=trust, arms=settled)
     return replace(case, recorded=study.facts.preprocessing), asked
 
 
@@ -217,9 +223,14 @@ def questions(case: Case, seeds: Sequence[int], study: Study, judgements: Mappin
 
 
 def invariants(case: Case, seeds: Sequence[int], study: Study) -> list[Question]:
-    """What a plugin's exact contrasts ask: their measures of the subject, of the cure, and of what is induced."""
+    """What a plugin's exact contrasts ask: their measures of the subject, of the cure, and of what is induced.
+
+    Where no contrast is judged against the margin, what is only measured is asked here too.
+    """
     arms = ("subject", "cured", *(f"induced:{variant}" for variant in case.variants))
     terms = {(arm, view): None for _, exact in case.contrasts("exact") for _, view in exact.weights for arm in arms}
+    if not any(case.contrasts("paired")):
+        terms |= dict.fromkeys(term for _, info in case.contrasts("info") if case.exposed for term in info.weights)
     return _asked(case, terms, seeds, study)
 
 

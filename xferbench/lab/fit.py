@@ -149,8 +149,9 @@ def train(
     done = 0
     for number, phase in enumerate(fits[0].phases):
         lower, rest = body(network, cut(phase, network.anatomy), fits[0].preprocessing)
-        material = [_material(lower, member(stacked, g), dataset, *chosen[g], fit, network) for g, fit in enumerate(fits)]
-        term = regularize.term(held, lower, member(stacked, 0), phase, number, fits, network) if held else None
+        members = [member(stacked, g) for g in range(len(fits))]
+        material = [_material(lower, members[g], dataset, *chosen[g], fit, network) for g, fit in enumerate(fits)]
+        term = regularize.term(held, lower, members, phase, number, fits, network) if held else None
         left = [mark - done for mark in marks]
         for step, loss in _phase(phase, number, fits, rest, network, stacked, material, term, marks=left):
             scores = [_accuracy(rest, member(stacked, g), material[g], network.device) for g in range(len(fits))]

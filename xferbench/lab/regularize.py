@@ -129,32 +129,42 @@ def _fisher(network: Network, tensors: Tensors, names: Sequence[str], memory: Sp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """A regularizer in one phase: source images ``x`` [n, …] with labels ``y``, and which of them go beside which batch.
+    """A regularizer in one phase: source images with labels ``y`` [n], and which of them go beside which batch.
 
-    ``index`` is [steps, members, images a batch]; all are empty where nothing is rehearsed.
+    ``x`` is [members][n, …], for an earlier phase may have moved what lies below the cut, in each member otherwise. ``index``
+    is [steps, members, images a batch]; all are empty where nothing is rehearsed.
     """
 
     held: Held
-    x: Tensor
+    x: tuple[Tensor, ...]
     y: Tensor
     index: Tensor
 
 
 def term(
-    held: Held, lower: nn.Module | None, tensors: Tensors, phase: Phase, number: int, fits: Sequence[Fit], network: Network
+    held: Held,
+    lower: nn.Module | None,
+    members: Sequence[Tensors],
+    phase: Phase,
+    number: int,
+    fits: Sequence[Fit],
+    network: Network,
 ) -> Term:
     """A phase's term: rehearsed images are drawn for each seed, and taken through what is frozen once."""
     if held.memory is None:
         none = torch.empty(0)
-        return Term(held=held, x=none, y=none, index=none)
-    x = torch.from_numpy(np.array(held.memory.images))
-    if lower is not None:
-        x = features.compute(lower, tensors, x, fits[0].preprocessing, network.device, network.cache)
+        return Term(held=held, x=(), y=none, index=none)
+    images = torch.from_numpy(np.array(held.memory.images))
+    if lower is None:
+        x = (images.to(network.device),) * len(fits)
+    else:
+        ready, device, cache = fits[0].preprocessing, network.device, network.cache
+        x = tuple(features.compute(lower, own, images, ready, device, cache).to(device) for own in members)
     size, count = (phase.steps, int(held.strength)), len(held.memory.labels)
     drawn = [seeds.stream(fit.seed, seeds.REPLAY, number).integers(count, size=size) for fit in fits]
     return Term(
         held=held,
-        x=x.to(network.device),
+        x=x,
         y=torch.from_numpy(held.memory.labels).to(network.device),
         index=torch.from_numpy(np.stack(drawn, axis=1)).to(network.device),
     )
@@ -164,7 +174,7 @@ def with_rehearsed(term: Term, step: int, batches: list[Tensor]) -> list[Tensor]
     """The members' batches, those of the source behind them."""
     if term.held.memory is None:
         return batches
-    return [torch.cat([own, term.x[index]]) for own, index in zip(batches, term.index[step], strict=True)]
+    return [torch.cat([own, x[index]]) for own, x, index in zip(batches, term.x, term.index[step], strict=True)]
 
 
 def with_source_head(term: Term, stacked: Tensors) -> Tensors:

@@ -189,11 +189,19 @@ def serving_order(mode: str, labels: np.ndarray) -> np.ndarray:
 
 
 def in_batches(
-    network: Network, tensors: Tensors, images: Tensor, ready: Ready, order: np.ndarray, *, training: bool
+    network: Network,
+    tensors: Tensors,
+    images: Tensor,
+    ready: Ready,
+    order: np.ndarray,
+    *,
+    training: bool,
+    size: int = SERVED,
 ) -> Tensor:
     """Logits [n, outputs] of images that come in batches in an order; what running statistics move, they move on a copy.
 
-    With ``training`` BatchNorm takes the statistics of each batch, as where nobody called ``.eval()``.
+    With ``training`` BatchNorm takes the statistics of each batch, as where nobody called ``.eval()``. ``size`` is the least
+    that a batch has, where there are as many images.
     """
     index = torch.from_numpy(order)
     own = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -201,7 +209,7 @@ def in_batches(
     with features.inference(network.module, network.device):
         for layer in batchnorm.layers(network.module).values():
             layer.train(training)
-        for part in index.tensor_split(max(1, len(index) // SERVED)):
+        for part in index.tensor_split(max(1, len(index) // size)):
             batch = preprocess.tensor(images[part].to(network.device), ready)
             found.append(functional_call(network.module, own, (batch,)).float().cpu())
     return torch.cat(found)[index.argsort()]

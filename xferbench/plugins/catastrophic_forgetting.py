@@ -51,7 +51,7 @@ REGULARIZERS = ("l2-sp:1", "ewc:1000", "lwf:1")  # strengths at which each was s
 def applies(pipeline: Pipeline, facts: Facts) -> str:
     if pipeline.recipe.init != "pretrained":
         return "nothing pretrained is adapted"
-    return facts.no_source if not facts.source else ""
+    return "" if facts.source else facts.no_source or "the suite has no [source] whose classes are known"
 
 
 def _budget(recipe: Recipe) -> Phase:
@@ -76,7 +76,7 @@ def _candidates(pipeline: Pipeline) -> Iterator[Recipe]:
     yield replace(recipe, name="the best step", stop="best")
     yield linear_probe(replace(whole, lr=HEAD_LR))
     yield discriminative(whole)
-    yield gradual_unfreezing(whole)
+    yield gradual_unfreezing(replace(whole, warmup=0))  # its stages are shorter than a warm-up may be
     held = discriminative(replace(whole, lr=min(whole.lr, 1e-3)))
     for word in (*REGULARIZERS, f"replay:{max(1, whole.batch_size // 8)}"):
         yield replace(held, name=f"{held.name}, {word}", regularizer=word)

@@ -50,6 +50,8 @@ HIGH = 3e-3
 def applies(pipeline: Pipeline, facts: Facts) -> str:
     if pipeline.recipe.init != "pretrained":
         return "nothing pretrained is adapted"
+    if sum(phase.steps for phase in pipeline.recipe.phases) < 2:
+        return "a single step leaves none for the head alone"
     return "" if facts.shifted else "the suite has no [shifted] set"
 
 
@@ -63,8 +65,9 @@ def _whole(pipeline: Pipeline) -> Phase:
 
 
 def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
-    """LP-FT at a third of the rate; frozen features are not distorted, and stay so."""
-    if all(phase.trainable == "head" and phase.batchnorm == "eval" for phase in pipeline.recipe.phases):
+    """LP-FT at a third of the rate; frozen features are not distorted, and what is LP-FT already stays as it is."""
+    phases = pipeline.recipe.phases
+    if phases[0].trainable == "head" and all(phase.batchnorm == "eval" for phase in phases):
         return pipeline
     whole = _whole(pipeline)
     recipe = lp_ft(replace(whole, lr=whole.lr / 3, batchnorm="eval"))

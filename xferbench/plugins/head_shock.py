@@ -46,13 +46,16 @@ USUAL = Phase().lr
 
 
 def applies(pipeline: Pipeline, _: Facts) -> str:
-    return "" if pipeline.recipe.init == "pretrained" else "nothing pretrained is adapted"
+    if pipeline.recipe.init != "pretrained":
+        return "nothing pretrained is adapted"
+    first = pipeline.recipe.phases[0]
+    return "a single step leaves none for the head alone" if first.trainable != "head" and first.steps < 2 else ""
 
 
 def probed_first(recipe: Recipe) -> Recipe:
     """Half of the first phase's steps for the head alone; a recipe that begins so already stays as it is."""
     first, *rest = recipe.phases
-    if first.trainable == "head" or first.steps < 2:
+    if first.trainable == "head":
         return recipe
     probe = replace(first, trainable="head", batchnorm="eval", lr=HEAD_LR, head_lr=None, warmup=0, steps=first.steps // 2)
     left = first.steps - probe.steps

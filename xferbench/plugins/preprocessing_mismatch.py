@@ -66,9 +66,11 @@ def mistakes(ready: Ready, facts: Facts) -> dict[str, Ready]:
     if isinstance(ready, Spectrogram):
         found["unnormalised"] = replace(ready, mean=0.0, std=1.0)
     else:
-        plain = replace(ready, mean=(0.0,), std=(1.0,))
+        plain = replace(ready, mean=(0.0,) * len(ready.mean), std=(1.0,) * len(ready.std))
         shorter = ready.resize or min(facts.size)
-        found["unnormalised"], found["raw"] = plain, replace(plain, scale=1.0)
+        found["unnormalised"] = plain
+        if ready.scale != 1:
+            found["raw"] = replace(plain, scale=1.0)
         found["bgr"] = replace(ready, channels="rgb" if ready.channels == "bgr" else "bgr")
         found["zoom"] = replace(ready, resize=round(ZOOM * shorter), crop=ready.crop or min(facts.size))
         if ready.resize:

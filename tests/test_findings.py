@@ -1,0 +1,135 @@
+"""From judgements to findings: invariants that hold, are broken or could not be measured, and what is taken on trust."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from test_looks import SUITE, USUAL, carried_out, found, kind, lab, study
+
+from xferbench import findings, plan
+from xferbench.design import Contrast
+from xferbench.plugins import batchnorm_drift
+
+NAN = float("nan")
+INVARIANT = Contrast(name="drift", kind="exact", weights={("subject", "drift"): 1.0}, meaning="nothing drifts")
+EXACT = replace(batchnorm_drift.plugin, contrasts=(*batchnorm_drift.plugin.contrasts, INVARIANT))
+ALL = {"subject": 0.0, "cured": 0.0, "ghost": 0.0, "class-order": 0.0, "momentum": 0.0}
+
+
+def measured(values, accuracy=USUAL):
+    """A lab whose measure has a value for each kind of fit, or a list of them by seed."""
+    usual = lab(accuracy)
+
+    def answer(trial):
+        record = usual(trial)
+        if trial.view.measure == "predictions":
+            return record
+        value = values[kind(trial)]
+        return replace(record, scalars={"drift": value[plan.base(trial).seed] if isinstance(value, list) else value})
+
+    return answer
+
+
+def invariant(values, plugin=EXACT, accuracy=USUAL):
+    return found(study(plugin), measured(ALL | values, accuracy))["batchnorm-drift/drift"]
+
+
+def test_an_invariant_that_holds_passes_and_what_is_induced_shows_that_it_could_be_broken():
+    one = invariant({"ghost": 2.0})
+    assert (one.verdict, one.control, one.exposed, one.remedy, one.seeds) == ("PASS", "detected", False, None, 3)
+    assert one.reason == "nothing drifts: so it is"
+    assert one.measures == {
+        "subject/drift": 0.0,
+        "cured/drift": 0.0,
+        "induced:ghost-batch/drift": 2.0,
+        "induced:class-order/drift": 0.0,
+        "induced:stale-statistics/drift": 0.0,
+    }
+    assert invariant({}).control == "missed"
+
+
+def test_an_invariant_is_broken_by_one_seed_however_little_and_in_either_direction():
+    for value in (1e-12, -5.0):
+        one = invariant({"subject": [0.0, value, 0.0]})
+        assert (one.verdict, one.exposed) == ("FAIL", True)
+        assert one.reason == "nothing drifts: not so at 1 of 3 seeds"
+        assert one.remedy["verified"] and 'batchnorm = "eval"    # was train' in one.remedy["patch"]
+
+
+def test_a_cure_that_breaks_it_too_or_could_not_be_measured_is_not_verified():
+    for value in (1.0, NAN, [0.0, 0.0, NAN]):
+        assert not invariant({"subject": 1.0, "cured": value}).remedy["verified"]
+
+
+@pytest.mark.parametrize("value", [NAN, [0.0, NAN, 0.0], [1.0, NAN, 0.0], float("inf")])
+def test_what_could_not_be_measured_is_an_error_and_never_a_pass(value):
+    one = invariant({"subject": value})
+    assert (one.verdict, one.reason) == ("ERROR", "not measured")
+
+
+def test_an_induced_failure_that_could_not_be_measured_was_not_detected():
+    assert invariant({"ghost": NAN}).control == "missed"
+    assert invariant({"ghost": [NAN, 1.0, NAN]}).control == "detected"
+
+
+@pytest.mark.parametrize("word", ["subject", "cured", "ghost"])
+def test_a_crash_of_any_arm_is_an_error(word):
+    crash = lab(USUAL, crash=(word,))
+    one = found(study(EXACT), lambda trial: crash(trial) if kind(trial) == word else measured(ALL)(trial))
+    assert one["batchnorm-drift/drift"].verdict == "ERROR"
+    assert "Boom: on purpose" in one["batchnorm-drift/drift"].reason
+
+
+def test_a_sum_of_several_measures_is_broken_where_it_is_not_zero():
+    balanced = replace(INVARIANT, weights={("cured", "drift"): 1.0, ("subject", "drift"): -1.0})
+    plugin = replace(batchnorm_drift.plugin, contrasts=(balanced,))
+    assert invariant({"subject": 3.0, "cured": 3.0}, plugin).verdict == "PASS"
+    assert invariant({"subject": 3.0, "cured": 2.0}, plugin).verdict == "FAIL"
+
+
+def test_invariants_are_asked_at_the_first_look_alone_of_all_arms():
+    contrast = replace(INVARIANT, weights={("subject", "drift"): 1.0})
+    plugin = replace(batchnorm_drift.plugin, contrasts=(contrast,), measures=batchnorm_drift.plugin.measures)
+    step, answers, _ = carried_out(study(plugin), measured(ALL))
+    asked = {(one.arm, one.view, one.seed) for one in step.asked if one.view == "drift"}
+    arms = {"subject", "cured", "induced:ghost-batch", "induced:class-order", "induced:stale-statistics"}
+    assert asked == {(arm, "drift", seed) for arm in arms for seed in range(3)}
+    assert [one.verdict for one in findings.findings(SUITE, step, answers)] == ["PASS"]
+
+
+def test_invariants_are_no_hypotheses_and_cost_no_correction():
+    alone, among = (
+        found(study(plugin), measured(ALL, USUAL | {"subject": 0.755}))["batchnorm-drift/harm/ghost-batch"]
+        for plugin in (batchnorm_drift.plugin, EXACT)
+    )
+    assert alone.p_fail == among.p_fail
+
+
+def trusting(pipeline, facts):
+    return "nobody wrote it down"
+
+
+@pytest.mark.parametrize(("subject", "verdict"), [(0.8, "INCONCLUSIVE"), (0.6, "FAIL")])
+def test_what_is_taken_on_trust_is_never_a_pass_but_may_fail(subject, verdict):
+    plugin = replace(batchnorm_drift.plugin, trust=trusting)
+    accuracy = USUAL | {"subject": subject}
+    assert found(study(batchnorm_drift.plugin), lab(accuracy))["batchnorm-drift/harm/ghost-batch"].verdict in {"PASS", "FAIL"}
+    one = found(study(plugin), lab(accuracy))["batchnorm-drift/harm/ghost-batch"]
+    assert one.verdict == verdict
+    assert (verdict == "FAIL") != one.reason.startswith("taken on trust: nobody wrote it down")
+
+
+def test_an_invariant_is_taken_on_trust_too():
+    plugin = replace(EXACT, trust=trusting)
+    one = invariant({}, plugin)
+    assert (one.verdict, one.reason) == ("INCONCLUSIVE", "taken on trust: nobody wrote it down")
+    assert invariant({"subject": 1.0}, plugin).verdict == "FAIL"
+
+
+def test_a_trust_that_crashes_is_an_error():
+    def broken(pipeline, facts):
+        raise KeyError("on purpose")
+
+    told = found(study(replace(batchnorm_drift.plugin, trust=broken)), lab(USUAL))
+    assert {one.verdict for one in told.values()} == {"ERROR"}

@@ -1,0 +1,99 @@
+"""Choices: by which view, what they must keep, and what they never see."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from test_looks import PIPELINE, SUITE, study
+
+from xferbench import plan
+from xferbench.design import Choice, Data, Domain, Phase, Recipe
+from xferbench.fake import predictions
+from xferbench.record import Record
+
+SOURCE = Domain(data=Data(digest="source"), classes=(0, 1))
+ARMS = tuple(replace(PIPELINE, source=SOURCE, recipe=Recipe(name=f"{lr}", phases=(Phase(lr=lr),))) for lr in (1e-2, 1e-3, 1e-4))
+FORGETTING = Choice(candidates=ARMS, by="source-held-out", keeping="validation")
+ASKED = study()
+
+
+def settled(choice, scores, asked=ASKED):
+    """A choice among candidates with a score on each view: rows of view and accuracies."""
+    answers = {}
+    for one in plan.tuning(choice, asked):
+        rank = [arm.recipe.phases for arm in choice.candidates].index(plan.base(one).phases)
+        view = "validation" if one.view.examples == "validation" else "source-held-out"
+        told = predictions(scores[view][rank], plan.base(one).seed)
+        answers[one.key] = Record(key=one.key, predictions=told, curve=((10, 1.0, scores[view][rank]),))
+    return plan.settle(choice, asked, answers)
+
+
+def test_a_choice_is_made_by_its_own_view_among_those_that_keep_the_other():
+    one = settled(FORGETTING, {"validation": (0.8, 0.79, 0.5), "source-held-out": (0.3, 0.6, 0.9)})
+    assert one.pipeline == ARMS[1], "the last one keeps more of the source, and loses the target"
+    assert [round(weighed.score, 1) for weighed in one.weighed] == [0.3, 0.6, 0.9]
+    assert [round(weighed.keeping, 1) for weighed in one.weighed] == [0.8, 0.8, 0.5]
+
+
+def test_what_is_kept_is_measured_from_the_first_candidate_and_may_be_better():
+    scores = {"validation": (0.5, 0.8, 0.52), "source-held-out": (0.3, 0.6, 0.9)}
+    assert settled(FORGETTING, scores).pipeline == ARMS[2]
+
+
+def test_where_nobody_else_keeps_it_the_first_stays():
+    scores = {"validation": (0.9, 0.5, 0.5), "source-held-out": (0.3, 0.6, 0.9)}
+    assert settled(FORGETTING, scores).pipeline == ARMS[0]
+
+
+def test_of_equals_the_first_is_taken():
+    scores = {"validation": (0.8, 0.8, 0.8), "source-held-out": (0.3, 0.6, 0.6)}
+    assert settled(FORGETTING, scores).pipeline == ARMS[1]
+
+
+def test_without_anything_to_keep_the_best_wins():
+    one = settled(Choice(candidates=ARMS), {"validation": (0.8, 0.9, 0.5)})
+    assert one.pipeline == ARMS[1] and one.weighed[0].keeping is None
+
+
+def test_curves_and_divergence_are_of_the_view_that_it_is_chosen_by():
+    asked = plan.tuning(FORGETTING, ASKED)
+    assert [one.view.examples for one in asked[:4]] == ["held-out", "held-out", "validation", "validation"]
+    one = settled(FORGETTING, {"validation": (0.8, 0.8, 0.8), "source-held-out": (0.3, 0.6, 0.9)})
+    assert [weighed.curve[0][1] for weighed in one.weighed] == pytest.approx([0.3, 0.6, 0.9])
+
+
+def test_a_choice_asks_tuning_seeds_alone_and_never_test_images():
+    for one in plan.tuning(FORGETTING, ASKED):
+        assert plan.base(one).seed >= plan.TUNING
+        assert one.view.examples in {"held-out", "validation"}
+
+
+def test_losses_are_kept_and_chosen_the_other_way_round():
+    asked = study(suite=replace(SUITE, metric="nll", margin=0.1))
+    one = settled(FORGETTING, {"validation": (0.8, 0.79, 0.3), "source-held-out": (0.3, 0.6, 0.9)}, asked)
+    assert one.pipeline == ARMS[1]
+    assert all(weighed.score < 0 and weighed.keeping < 0 for weighed in one.weighed)
+
+
+def test_a_candidate_that_crashed_on_either_view_leaves_nothing_to_choose():
+    for examples in ("held-out", "validation"):
+        answers = {
+            one.key: Record(key=one.key, error="Boom" if one.view.examples == examples else "", predictions=predictions(0.5, 0))
+            for one in plan.tuning(FORGETTING, ASKED)
+        }
+        found = plan.settle(FORGETTING, ASKED, answers)
+        assert found.pipeline is None and "Boom" in found.error
+
+
+def test_a_view_of_the_network_as_it_starts_is_the_same_trial_at_every_seed():
+    first, other = (plan.trial(ARMS[0], "source-before", seed, ASKED.place) for seed in (0, 7))
+    assert first == other and plan.base(first).phases == ()
+    best = replace(ARMS[0], recipe=replace(ARMS[0].recipe, stop="best", regularizer="replay:4", phases=(Phase(lr=3.0),)))
+    assert plan.trial(best, "source-before", 0, ASKED.place) == first, "whatever the recipe is"
+
+
+def test_only_a_regularizer_that_needs_the_source_makes_it_part_of_a_fit():
+    for word, source in (("", None), ("l2-sp:1", None), ("lwf:1", None), ("ewc:1", SOURCE), ("replay:4", SOURCE)):
+        one = replace(ARMS[0], recipe=replace(ARMS[0].recipe, regularizer=word))
+        assert plan.fit(one, 0).source == source

@@ -1,0 +1,179 @@
+"""What a view sees: the source through the head as it was, another order of serving, a network that diverged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from test_answer import look  # noqa: E402
+from test_data import make_npz  # noqa: E402
+from test_fit import BRIEF, PLACE, READY, WEIGHTS, make_fit, make_trial, make_world  # noqa: E402
+
+from xferbench import plan  # noqa: E402
+from xferbench.design import Domain, Phase, Pipeline, Recipe  # noqa: E402
+from xferbench.lab import answer, backbones, checkpoints, data, domains, preprocess, reading, viewed  # noqa: E402
+
+OUTPUTS = tuple(range(19, 9, -1))  # of the shipped head, for the source's ten classes
+DIVERGING = Phase(lr=1e6, optimizer="sgd", steps=12, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    made = make_world(folder)
+    made.data = make_npz(folder / "target.npz", test=130)
+    made.source = Domain(data=make_npz(folder / "s.npz", train=85, classes=10), classes=OUTPUTS)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_pipeline(world, *phases, **more):
+    return Pipeline(
+        arch="tiny-resnet",
+        weights=WEIGHTS,
+        target=world.data,
+        train_size=60,
+        test_size=None,
+        recipe=Recipe(phases=phases),
+        train_preprocessing=READY,
+        serve_preprocessing=READY,
+        source=world.source,
+        shifted=Domain(data=world.data, classes=(0, 1, 2, 3)),
+        **more,
+    )
+
+
+def seen(world, pipeline, view, seed=0):
+    """The predictions of a named view."""
+    (record,), _ = answer.answer([trial := plan.trial(pipeline, view, seed, PLACE)], frozenset([trial.key]), world.cache)
+    assert not record.error
+    return record.predictions
+
+
+def checkpoint():
+    """The published network as it is."""
+    module = backbones.build("tiny-resnet", 20).eval()
+    module.load_state_dict(reading.read(answer.Path(WEIGHTS.path)), strict=False)  # its counters are not kept
+    return module
+
+
+@torch.no_grad()
+def p_true(module, split):
+    p = module(preprocess.tensor(torch.from_numpy(np.array(split.images)), READY)).double().softmax(1)
+    return p[torch.arange(len(p)), torch.from_numpy(split.labels)].numpy()
+
+
+def test_the_source_before_is_the_checkpoint_itself_on_source_images(world):
+    found = seen(world, make_pipeline(world, Phase(**BRIEF)), "source-before", seed=3)
+    test = domains.load(world.source, READY, world.cache).test
+    np.testing.assert_allclose(found.p_true, p_true(checkpoint(), test), rtol=1e-4, atol=1e-6)
+    assert (found.example == test.example).all() and set(found.label) == set(OUTPUTS)
+    assert found.probabilities.shape == (len(test.labels), 20)
+
+
+def test_held_out_source_images_are_training_images_that_no_fit_is_given(world):
+    found = seen(world, make_pipeline(world, Phase(**BRIEF)), "source-held-out")
+    source = domains.load(world.source, READY, world.cache)
+    assert set(found.example.tolist()) == set(domains.held_out(source).example.tolist())
+    assert not set(found.example.tolist()) & set(domains.memory(source).example.tolist())
+
+
+@pytest.mark.parametrize("views", [("source-before", "source"), ("source-probe-before", "source-probe")])
+def test_what_is_frozen_forgets_exactly_nothing(world, views):
+    probe = make_pipeline(world, Phase(trainable="head", batchnorm="eval", lr=1e-2, **BRIEF))
+    before, after = (seen(world, probe, view, seed=2) for view in views)
+    for name in ("example", "predicted", "p_true", "p_max", "sum_p2", "probabilities"):
+        assert np.array_equal(getattr(before, name), getattr(after, name)), name
+
+
+def test_batchnorm_alone_can_forget_and_putting_it_back_returns_all_of_it(world):
+    probe = make_fit(world, Phase(trainable="head", batchnorm="train", lr=1e-2, **BRIEF))
+    view = {"domain": world.source}
+    before = look(world, replace(probe, phases=()), edits=("head:source",), **view).predictions.p_true
+    after = look(world, probe, edits=("head:source",), **view).predictions.p_true
+    back = look(world, probe, edits=("batchnorm:restored", "head:source"), **view).predictions.p_true
+    assert np.abs(after - before).max() > 1e-3
+    np.testing.assert_allclose(back, before, rtol=1e-4, atol=1e-6)
+
+
+def test_a_shifted_set_is_looked_at_with_the_targets_own_head(world):
+    pipeline = make_pipeline(world, Phase(**BRIEF))
+    shifted, test = (seen(world, pipeline, view) for view in ("shifted", "test"))
+    assert np.array_equal(shifted.p_true, test.p_true), "here it is the target itself"
+    moved = replace(pipeline, shifted=Domain(data=world.data, classes=(3, 2, 1, 0)))
+    assert (seen(world, moved, "shifted").label == 3 - test.label).all()
+
+
+def test_a_domain_whose_classes_nobody_knows_is_not_looked_at(world):
+    with pytest.raises(ValueError, match=r"no \[source\] whose classes are known"):
+        plan.trial(replace(make_pipeline(world), source=None), "source", 0, PLACE)
+    unknown = replace(make_pipeline(world), shifted=Domain(data=world.data))
+    with pytest.raises(ValueError, match=r"no \[shifted\] whose classes are known"):
+        plan.trial(unknown, "shifted", 0, PLACE)
+
+
+def test_served_class_after_class_batchnorm_sees_one_class_at_a_time(world):
+    one = make_fit(world)
+    labels = data.load(world.data, READY, None, world.cache).test.labels
+    order = viewed.serving_order("train:class", labels)
+    assert sorted(order.tolist()) == list(range(len(labels))) and (np.diff(labels[order]) >= 0).all()
+    shuffled = viewed.serving_order("train", labels)
+    assert sorted(shuffled.tolist()) == list(range(len(labels))) and (np.diff(labels[shuffled]) < 0).any()
+    found = {mode: look(world, one, mode=mode).predictions for mode in ("eval", "train", "train:class")}
+    assert all(np.array_equal(told.label, labels) for told in found.values()), "told in the order of the examples"
+    for one_way, other in (("eval", "train"), ("train", "train:class"), ("eval", "train:class")):
+        assert np.abs(found[one_way].p_true - found[other].p_true).max() > 0.01
+
+
+def test_batches_by_class_are_those_of_the_network_by_hand(world):
+    one = make_fit(world)
+    found = look(world, one, mode="train:class").predictions
+    dataset, _ = answer.material(one, make_trial(one), world.cache)
+    state, _ = checkpoints.recall(answer.kept(one, PLACE, world.cache))
+    module = backbones.build("tiny-resnet", 4)
+    module.load_state_dict({name.removeprefix("last."): t for name, t in state.items() if name.startswith("last.")})
+    order = viewed.serving_order("train:class", dataset.test.labels)
+    first = np.array_split(order, max(1, len(order) // viewed.SERVED))[0]
+    expected = p_true(module.train(), data.taken(dataset.test, first))
+    np.testing.assert_allclose(found.p_true[first], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_an_order_that_is_not_known_is_an_error():
+    with pytest.raises(ValueError, match="no such mode: sorted"):
+        viewed.serving_order("sorted", np.zeros(3))
+
+
+@pytest.mark.parametrize("view", ["source", "source-probe"])
+def test_a_diverged_fit_predicts_the_sources_most_frequent_class_on_the_source(world, view):
+    found = seen(world, make_pipeline(world, DIVERGING), view)
+    train = domains.load(world.source, READY, world.cache).train.labels
+    usual = np.bincount(train).argmax()
+    assert usual in OUTPUTS and (found.predicted == usual).all()
+    share = np.bincount(train, minlength=20) / len(train)
+    np.testing.assert_allclose(found.p_true, share[found.label], rtol=1e-6)
+
+
+def test_on_the_target_and_its_shift_it_predicts_the_targets(world):
+    pipeline = make_pipeline(world, DIVERGING)
+    for view in ("test", "shifted"):
+        assert seen(world, pipeline, view).p_true == pytest.approx(0.25)
+
+
+def test_an_edit_or_examples_that_are_not_known_are_an_error(world):
+    one = make_fit(world)
+    for edits, view, why in ((("head:lost",), {}, "no such edit"), ((), {"examples": "train"}, "no such examples")):
+        trial = make_trial(one, **view)
+        trial = replace(trial, model=replace(trial.model, edits=edits))
+        (record,), _ = answer.answer([trial], frozenset([trial.key]), world.cache)
+        assert why in record.error

@@ -1,0 +1,339 @@
+"""The conformance kit: what every plugin owes, as one call of a plugin's own tests. It needs neither torch nor a test runner.
+
+    from xferbench.testing import conforms
+
+    def test_it_conforms():
+        conforms(plugin)
+
+Each check may be called by itself; all raise AssertionError with what was found, what was expected and what to do. The plugin
+is asked about a range of pipelines and goes through a laboratory that trains nothing (:mod:`xferbench.fake`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from copy import deepcopy
+from dataclasses import replace
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from xferbench import fake, plan, suite, wording
+from xferbench.design import Choice, Contrast, Pipeline, Plugin, Recipe, digest
+from xferbench.fake import World, worlds
+from xferbench.problem import Problem, nearest
+from xferbench.record import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from xferbench.record import Finding, Run
+
+NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+HEADINGS = ("Symptom", "Cause", "Remedy", "References")
+REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*@\d+")
+HEAVY = ("torch", "torchvision", "timm", "pandas", "matplotlib")
+FUNCTIONS = ("applies", "cure", "induce", "trust", "derived", "picture")
+ASKED = ("applies", "cure", "induce", "trust")  # of a pipeline and facts
+KINDS = ("paired", "info", "exact")
+ARMS = ("subject", "cured", "scratch")
+SUITE = replace(fake.SUITE, looks=(2,), tuning_seeds=1, budget=1e9)
+EXAMPLES = 200
+
+
+def conforms(plugin: Plugin) -> None:
+    """Carry out all checks.
+
+    Raises:
+        AssertionError: at the first that fails, with what was found, what was expected and what to do.
+    """
+    for check in CHECKS:
+        check(plugin)
+
+
+def _need(held: object, what: str, *, found: object = "", expected: str = "", do: str = "") -> None:
+    if not held:
+        raise AssertionError(str(Problem(what, found=str(found), expected=expected, do=do)))
+
+
+def check_page(plugin: Plugin) -> None:
+    """Its id, version, question, remedy and manual page say what a reader needs."""
+    _need(isinstance(plugin, Plugin), "this is no plugin", found=type(plugin).__name__, expected="an xferbench.design.Plugin")
+    _need(NAME.fullmatch(plugin.id), "id", found=plugin.id, expected="lower-case words with hyphens, as too-hot")
+    _need(plugin.version >= 1, "version", found=plugin.version, expected="1, or more once its question has changed its meaning")
+    for name in ("question", "remedy"):
+        text = getattr(plugin, name)
+        _need(text and "\n" not in text, name, found=repr(text), expected="one line")
+    _need(plugin.question.endswith("?"), "question", found=plugin.question, expected="one that ends with a question mark")
+    missing = [one for one in HEADINGS if not re.search(rf"^{one}\n[ \t]+\S", plugin.page or "", re.MULTILINE)]
+    expected = f"the headings {', '.join(HEADINGS)}, each on a line of its own with indented text below"
+    _need(not missing, "page", found=f"no {', '.join(missing)}", expected=expected, do="write the module's docstring so")
+
+
+def check_import(plugin: Plugin) -> None:
+    """The modules of its functions and measures can be imported by themselves, and bring in nothing heavy."""
+    modules = {getattr(getattr(plugin, name), "__module__", "") for name in FUNCTIONS if getattr(plugin, name)}
+    modules |= {reference.partition(":")[0] for reference in plugin.measures.values()}
+    for module in sorted(modules):
+        code = f"import importlib, sys; importlib.import_module({module!r}); print(*({set(HEAVY)!r} & set(sys.modules)))"
+        path = os.pathsep.join(entry or os.curdir for entry in sys.path)
+        done = subprocess.run(  # noqa: S603 - this interpreter, on a module that is imported here already
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+        )
+        told = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        what = f"module {module} cannot be imported by itself"
+        _need(done.returncode == 0, what, found=told, expected="a module of a package that is installed")
+        heavy = done.stdout.strip()
+        do = "import it inside the functions that measure or draw"
+        _need(not heavy, f"importing {module} imports {heavy}", expected="a start in no time, without torch too", do=do)
+
+
+def check_measures(plugin: Plugin) -> None:
+    """Each is ``module:function@version`` of a function that is there, under a name that no view has."""
+    for name, reference in plugin.measures.items():
+        what = f"measure {name}"
+        expected = "module:function@version, as too_hot:heat@1"
+        _need(REFERENCE.fullmatch(reference), what, found=reference, expected=expected)
+        module, _, function = reference.partition("@")[0].partition(":")
+        found = getattr(importlib.import_module(module), function, None)
+        _need(callable(found), what, found=f"no function {function} in {module}", expected="one that takes what was seen")
+        _need(name not in plan.VIEWS, what, found="a view of that name", expected=f"none of {', '.join(plan.VIEWS)}")
+
+
+def check_contrasts(plugin: Plugin) -> None:
+    """Each weighs arms and views that there are; a difference is one, and the subject is in it."""
+    names = [one.name for one in plugin.contrasts]
+    _need(
+        names and len(set(names)) == len(names),
+        "contrasts",
+        found=", ".join(names),
+        expected="one or more, each of its own name",
+    )
+    judged = any(one.kind != "info" for one in plugin.contrasts)
+    _need(judged, "contrasts", found="measurements alone", expected="one that is judged: paired or exact")
+    for one in plugin.contrasts:
+        _contrast(one, plugin.measures)
+
+
+def _contrast(one: Contrast, measures: Mapping[str, str]) -> None:
+    what = f"contrast {one.name}"
+    _need(NAME.fullmatch(one.name), what, found=one.name, expected="lower-case words with hyphens, for it is part of an id")
+    _need(one.kind in KINDS, what, found=f"kind {one.kind}", expected=nearest(one.kind, KINDS))
+    known = measures if one.kind == "exact" else plan.VIEWS
+    whose = "a measure of the plugin" if one.kind == "exact" else "a view"
+    for arm, view in one.weights:
+        do = "an induced arm takes the subject's place by itself"
+        _need(arm in ARMS, what, found=f"arm {arm}", expected=" or ".join(ARMS), do=do)
+        _need(view in known, what, found=f"view {view}", expected=f"{whose}: {nearest(view, known)}")
+    weights = list(one.weights.values())
+    _need(
+        weights and all(map(isfinite, weights)) and any(weights),
+        what,
+        found=f"weights {weights}",
+        expected="numbers, not all 0",
+    )
+    if one.kind != "info":
+        subject = any(arm == "subject" and weight for (arm, _), weight in one.weights.items())
+        _need(subject, what, found="no subject", expected="the subject, whose place an induced arm takes in the control")
+    if one.kind != "exact":
+        difference = abs(sum(weights)) < 1e-9 * max(map(abs, weights))
+        expected = "0: where all arms are equal there is no harm"
+        _need(difference, what, found=f"weights that sum to {sum(weights):g}", expected=expected)
+
+
+def check_functions(plugin: Plugin) -> None:
+    """What it says of a pipeline is of the right kind, the same each time, and leaves what it was given as it was."""
+    asked = [world for world in worlds() if not _said(plugin, "applies", world)]
+    everywhere = f"a pipeline of {sum(1 for _ in worlds())} that it can be asked about"
+    _need(asked, "applies", found="a reason to skip every one", expected=everywhere)
+    kinds = {"cure": "a pipeline or a choice", "induce": "a mapping of arms by variant", "trust": "a text"}
+    for world in asked:
+        for name, kind in kinds.items():
+            if getattr(plugin, name):
+                told = _said(plugin, name, world)
+                right = {
+                    "cure": isinstance(told, Pipeline | Choice),
+                    "induce": hasattr(told, "items"),
+                    "trust": isinstance(told, str),
+                }
+                _need(right[name], f"{name} of {world.name}", found=type(told).__name__, expected=kind)
+
+
+def _said(plugin: Plugin, name: str, world: World) -> Any:
+    """What a function says of a world, asked twice."""
+    given = deepcopy((world.pipeline, world.facts))
+    what = f"{name} of {world.name}"
+    try:
+        told, again = (getattr(plugin, name)(*given) for _ in range(2))
+    except Exception as error:
+        do = "say in applies why it cannot be asked here, or deal with it"
+        raise AssertionError(str(Problem(f"{what} crashes", found=f"{type(error).__name__}: {error}", do=do))) from error
+    _need(told == again, what, found="another answer the second time", expected="a pure function: the same of the same")
+    unchanged = given == (world.pipeline, world.facts)
+    _need(unchanged, what, found="another pipeline or other facts afterwards", expected="what it is given, as it was")
+    if name == "applies":
+        text = isinstance(told, str) and "\n" not in told
+        _need(text, what, found=repr(told), expected='the reason in one line, or "" where it can be asked')
+    return told
+
+
+def check_arms(plugin: Plugin) -> None:
+    """Cure and failures change how one trains or serves, and nothing else; each is something that a suite could ask for."""
+    for world in worlds():
+        if _said(plugin, "applies", world):
+            continue
+        cured = _said(plugin, "cure", world)
+        if isinstance(cured, Choice):
+            _choice(cured, world)
+        else:
+            again = _said(plugin, "cure", replace(world, pipeline=cured))
+            do = "leave what is cured as it is, or return a Choice"
+            _need(again == cured, f"cure of {world.name}", found="curing twice is not curing once", expected="the same", do=do)
+        candidates = cured.candidates if isinstance(cured, Choice) else (cured,)
+        for number, one in enumerate(candidates, start=1):
+            _changed(one, world, f"cure of {world.name}" + (f", candidate {number}" if isinstance(cured, Choice) else ""))
+            _statable(one, world)
+        for settled in dict.fromkeys((world.pipeline, *candidates) if isinstance(cured, Choice) else candidates):
+            _induced(plugin, replace(world, pipeline=settled))
+
+
+def _induced(plugin: Plugin, world: World) -> None:
+    for variant, arm in _said(plugin, "induce", world).items():
+        what = f"induced {variant} of {world.name}"
+        expected = "lower-case words with hyphens, for it is part of an id"
+        _need(NAME.fullmatch(variant), what, found=variant, expected=expected)
+        for one in arm.candidates if isinstance(arm, Choice) else (arm,):
+            _changed(one, world, what)
+            _need(one != world.pipeline, what, found="the cured pipeline itself", expected="one with the failure put in")
+
+
+def _choice(cured: Choice, world: World) -> None:
+    what = f"cure of {world.name}"
+    others = set(cured.candidates) - {world.pipeline}
+    _need(others, what, found="a choice without an alternative", expected="one or more beside the user's own pipeline")
+    for view in (cured.by, cured.keeping):
+        chosen_by = [name for name, look in plan.VIEWS.items() if look.examples != "test"]
+        _need(not view or view in chosen_by, what, found=f"chosen by {view}", expected=nearest(view, chosen_by))
+
+
+def _changed(arm: object, world: World, what: str) -> None:
+    own = world.pipeline
+    free: dict[str, Any] = {
+        name: getattr(own, name) for name in ("recipe", "train_preprocessing", "serve_preprocessing", "mode")
+    }
+    found = type(arm).__name__ if not isinstance(arm, Pipeline) else "another backbone, data or size"
+    expected = "a pipeline with another recipe, preprocessing or mode, and all else the same"
+    _need(isinstance(arm, Pipeline) and replace(arm, **free) == own, what, found=found, expected=expected)
+
+
+def _statable(arm: Pipeline, world: World) -> None:
+    """A cure is advised as lines of a suite file, which have to be read as what they stand for."""
+    import tomllib
+    from pathlib import Path
+
+    recorded = world.facts.preprocessing
+    lines = wording.patched(None, arm, recorded)
+    told = "; ".join(line for line in lines if line)
+    table = {"schema": 1, "name": "kit", "plugins": ["all"], "backbone": {"arch": arm.arch}, "target": {"data": "digits"}}
+    beside = {"source": {"data": "digits"}} if arm.source else {}
+    what = f"cure of {world.name}: no suite file can ask for it"
+    try:
+        read = suite.parse(table | beside | tomllib.loads("\n".join(lines)), Path("kit.toml"))
+    except Problem as problem:
+        where = problem.what.partition(": ")[2]
+        raise AssertionError(str(Problem(what, found=told, expected=problem.expected, do=f"mend {where}"))) from problem
+    train = read.train_preprocessing or recorded
+    again = replace(
+        arm,
+        recipe=read.recipe or Recipe(),
+        train_preprocessing=train,
+        serve_preprocessing=read.serve_preprocessing or train,
+        mode=read.serve_mode,
+    )
+    _need(digest(again) == digest(arm), what, found=told, expected="lines that are read as the pipeline that they stand for")
+
+
+def check_replay(plugin: Plugin) -> None:
+    """It goes from question to findings wherever it applies; a crash or a measure that is none is never a PASS."""
+    for world in worlds():
+        for one in _run(plugin, world, 1.0).findings:
+            do = "say in applies why it cannot be asked here, or mend what is told"
+            _need(one.verdict != "ERROR", f"{one.id} of {world.name}", found=one.reason, expected="a verdict", do=do)
+    world = _first(plugin)
+    exact = {f"{plugin.id}/{one.name}" for one in plugin.contrasts if one.kind == "exact"}
+    for one in _run(plugin, world, float("nan")).findings:
+        passed = one.id in exact and one.verdict != "ERROR"
+        _need(not passed, f"{one.id} without a measure", found=one.verdict, expected="ERROR")
+    for one in _run(plugin, world, 1.0, crash="Boom: on purpose").findings:
+        _need(one.verdict == "ERROR", f"{one.id} where every training crashes", found=one.verdict, expected="ERROR")
+
+
+def check_crashes(plugin: Plugin) -> None:
+    """A crash inside any of its functions is an ERROR finding, and ends nothing else."""
+
+    def crash(*_: object) -> Any:
+        raise RuntimeError("on purpose")
+
+    for name in (*ASKED, "derived"):
+        if getattr(plugin, name):
+            found = _run(_with(plugin, name, crash), _first(plugin), 0.0).findings
+            paired = [one for one in found if name != "derived" or _kind(plugin, one) == "paired"]
+            silent = [one.id for one in paired if one.verdict != "ERROR"]
+            _need(not silent, f"{name} crashes", found=", ".join(silent), expected="ERROR findings")
+
+
+def _with(plugin: Plugin, name: str, function: Callable[..., Any]) -> Plugin:
+    changes: dict[str, Any] = {name: function}
+    return replace(plugin, **changes)
+
+
+def check_report(plugin: Plugin) -> None:
+    """A full report is written of it, fresh and read back, and its picture draws."""
+    from xferbench.record import to_json
+    from xferbench.report import figures, html, junit, markdown, write
+
+    run = _run(plugin, _first(plugin), 1.0)
+    read_back = replace(run, arms=json.loads(json.dumps(to_json(run), allow_nan=False))["arms"])
+    for one in (run, read_back):
+        page = html.render(one, {plugin.id: plugin})
+        named = plugin.id in page and plugin.id in markdown.render(one) and plugin.id in junit.render(one)
+        _need(named and plugin.id in write.records(one.cells), "the report does not name the plugin")
+        drawn = figures.picture(plugin, one)
+        told = re.sub("<.*?>", "", drawn[:400]) if "could not be drawn" in drawn[:400] else ""
+        _need(not told, "picture", found=told, expected="a drawing of a finished run, read back from its files too")
+
+
+def _kind(plugin: Plugin, finding: Finding) -> str:
+    return next(one.kind for one in plugin.contrasts if one.name == finding.contrast)
+
+
+def _first(plugin: Plugin) -> World:
+    """The first world that it can be asked about; of these one where its cure changes anything, if there is any."""
+    asked = [world for world in worlds() if not _said(plugin, "applies", world)]
+    return next((world for world in asked if _said(plugin, "cure", world) != world.pipeline), asked[0])
+
+
+def _run(plugin: Plugin, world: World, value: float, crash: str = "") -> Run:
+    """A run of it in a laboratory that trains nothing, each measure having one value."""
+    measures = {reference: {name: value} for name, reference in plugin.measures.items()}
+    answer = fake.lab(measures=measures, examples=EXAMPLES)
+    asked = replace(SUITE, plugins=(plugin.id,), recipe=world.pipeline.recipe)
+    study = fake.study(plugin, suite=asked, pipeline=world.pipeline, facts=world.facts)
+    return fake.run(study, (lambda trial: Record(key=trial.key, error=crash)) if crash else answer)
+
+
+CHECKS: tuple[Callable[[Plugin], None], ...] = (
+    check_page,
+    check_measures,
+    check_contrasts,
+    check_functions,
+    check_arms,
+    check_replay,
+    check_crashes,
+    check_report,
+    check_import,
+)
