@@ -15,7 +15,7 @@ from test_fit import BRIEF, PLACE, READY, WEIGHTS, make_fit, make_trial, make_wo
 
 from xferbench import plan  # noqa: E402
 from xferbench.design import Domain, Phase, Pipeline, Recipe  # noqa: E402
-from xferbench.lab import answer, backbones, checkpoints, data, domains, preprocess, reading, viewed  # noqa: E402
+from xferbench.lab import answer, backbones, data, domains, preprocess, reading, viewed  # noqa: E402
 
 OUTPUTS = tuple(range(19, 9, -1))  # of the shipped head, for the source's ten classes
 DIVERGING = Phase(lr=1e6, optimizer="sgd", steps=12, batch_size=16)
@@ -140,7 +140,7 @@ def test_batches_by_class_are_those_of_the_network_by_hand(world):
     one = make_fit(world)
     found = look(world, one, mode="train:class").predictions
     dataset, _ = answer.material(one, make_trial(one), world.cache)
-    state, _ = checkpoints.recall(answer.kept(one, PLACE, world.cache))
+    state, _ = reading.recall(answer.kept(one, PLACE, world.cache))
     module = backbones.build("tiny-resnet", 4)
     module.load_state_dict({name.removeprefix("last."): t for name, t in state.items() if name.startswith("last.")})
     order = viewed.serving_order("train:class", dataset.test.labels)
