@@ -15,6 +15,15 @@ HEAD_LR = 1e-2
 DEFAULT = Phase()
 
 
+def moving(recipe: Recipe) -> Phase:
+    """The last phase that moves the backbone, for all of a recipe's steps; where none does, all layers at a usual rate."""
+    phases = recipe.phases
+    found = [phase for phase in phases if phase.trainable != "head"]
+    last = found[-1] if found else replace(phases[-1], trainable="all", lr=DEFAULT.lr, head_lr=None)
+    steps = sum(phase.steps for phase in phases)
+    return replace(last, steps=steps, warmup=min(last.warmup, steps - 1))
+
+
 def linear_probe(phase: Phase = DEFAULT) -> Recipe:
     """Only the head is trained, on the frozen backbone's features."""
     return Recipe(name="linear probe", phases=(replace(phase, trainable="head", batchnorm="eval", head_lr=None),))

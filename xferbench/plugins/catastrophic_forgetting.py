@@ -36,8 +36,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench.design import Choice, Contrast, Facts, Phase, Pipeline, Plugin, Recipe
-from xferbench.strategies import HEAD_LR, discriminative, gradual_unfreezing, linear_probe
+from xferbench.design import Choice, Contrast, Facts, Pipeline, Plugin, Recipe
+from xferbench.strategies import HEAD_LR, discriminative, gradual_unfreezing, linear_probe, moving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -54,17 +54,9 @@ def applies(pipeline: Pipeline, facts: Facts) -> str:
     return "" if facts.source else facts.no_source or "the suite has no [source] whose classes are known"
 
 
-def _budget(recipe: Recipe) -> Phase:
-    """The last phase that moves the backbone, for all the recipe's steps; of a linear probe at a usual rate."""
-    steps = sum(phase.steps for phase in recipe.phases)
-    moving = [phase for phase in recipe.phases if phase.trainable != "head"]
-    last = moving[-1] if moving else replace(recipe.phases[-1], trainable="all", lr=1e-3, head_lr=None)
-    return replace(last, steps=steps, warmup=min(last.warmup, steps - 1), order="shuffled")
-
-
 def _candidates(pipeline: Pipeline) -> Iterator[Recipe]:
     recipe = pipeline.recipe
-    whole = _budget(recipe)
+    whole = replace(moving(recipe), order="shuffled")
 
     def changed(name: str, **values: Any) -> Recipe:
         return Recipe(name=name, phases=(replace(whole, **values),))
@@ -88,7 +80,7 @@ def cure(pipeline: Pipeline, _: Facts) -> Choice:
 
 
 def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
-    whole = _budget(pipeline.recipe)
+    whole = replace(moving(pipeline.recipe), order="shuffled")
     high = replace(whole, trainable="all", batchnorm="train", lr=max(HIGH, 3 * whole.lr), steps=2 * whole.steps)
     recipe = Recipe(name="high rate, all layers, many steps", phases=(replace(high, head_lr=None, layer_decay=1.0),))
     return {"high-rate": replace(pipeline, recipe=recipe)}

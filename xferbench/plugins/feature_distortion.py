@@ -37,7 +37,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xferbench.design import Contrast, Facts, Phase, Pipeline, Plugin
-from xferbench.strategies import lp_ft
+from xferbench.strategies import lp_ft, moving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,12 +56,7 @@ def applies(pipeline: Pipeline, facts: Facts) -> str:
 
 
 def _whole(pipeline: Pipeline) -> Phase:
-    """The last phase that moves the backbone, for all steps; of a recipe without one at a usual rate."""
-    phases = pipeline.recipe.phases
-    moving = [phase for phase in phases if phase.trainable != "head"]
-    last = moving[-1] if moving else replace(phases[-1], lr=Phase().lr)
-    steps = sum(phase.steps for phase in phases)
-    return replace(last, trainable="all", steps=steps, warmup=0, head_lr=None, layer_decay=1.0)
+    return replace(moving(pipeline.recipe), trainable="all", warmup=0, head_lr=None, layer_decay=1.0)
 
 
 def cure(pipeline: Pipeline, _: Facts) -> Pipeline:

@@ -33,16 +33,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.design import HARM, Facts, Phase, Pipeline, Plugin, Recipe
-from xferbench.strategies import HEAD_LR
+from xferbench.design import HARM, Facts, Pipeline, Plugin, Recipe
+from xferbench.strategies import HEAD_LR, moving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from xferbench.lab.viewed import Seen
     from xferbench.record import Record
-
-USUAL = Phase().lr
 
 
 def applies(pipeline: Pipeline, _: Facts) -> str:
@@ -67,10 +65,7 @@ def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
 
 
 def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
-    phases = pipeline.recipe.phases
-    moving = [phase for phase in phases if phase.trainable != "head"]
-    last = moving[-1] if moving else replace(phases[-1], lr=USUAL, head_lr=None)
-    whole = replace(last, trainable="all", batchnorm="train", steps=sum(phase.steps for phase in phases), layer_decay=1.0)
+    whole = replace(moving(pipeline.recipe), trainable="all", batchnorm="train", layer_decay=1.0)
     recipe = replace(pipeline.recipe, head="random", phases=(replace(whole, head_lr=None),), name="random head")
     return {"random-head": replace(pipeline, recipe=recipe)}
 
