@@ -217,7 +217,7 @@ def questions(case: Case, seeds: Sequence[int], study: Study, judgements: Mappin
             terms |= dict.fromkeys(("subject", measure) for measure in case.plugin.measures)
         for variant in case.variants:
             if known is None or known.lacks(variant, margin):
-                terms |= dict.fromkeys(judge.with_induced(contrast, variant).weights)
+                terms |= dict.fromkeys([*judge.with_induced(contrast, variant).weights, (f"induced:{variant}", "test")])
                 terms |= dict.fromkeys((f"induced:{variant}", measure) for measure in case.plugin.measures)
     return _asked(case, terms, seeds, study)
 

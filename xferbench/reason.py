@@ -62,16 +62,16 @@ def reason(asked: Asked, variant: str, verdict: str) -> str:
     harm, seen = asked.judgement.harm, asked.judgement.controls.get(variant)
     cost = "" if seen is None or seen.error else f"{variant} would cost {interval(seen.estimate, asked.unit)}"
     if asked.case.trust and asked.judgement.verdict == "PASS":
-        return f"taken on trust: {asked.case.trust}" + (f"; {cost}" if cost else "")
+        return f"taken on trust: {asked.case.trust}"
     if not harm.exposed:
         weighed = len(asked.case.arms["cured"].weighed)
         why = f"none of {weighed} recipes did better on validation" if weighed else "the cure changes nothing here"
-        return f"not exposed: {why}" + (f"; {cost}" if cost else "")
+        return f"not exposed: {why}"
     margin = f"the margin of {shown(asked.suite.margin, asked.unit, signed=False)}"
     if verdict == "FAIL":
         text = f"harm is above {margin}"
     elif verdict == "PASS":
-        text = f"harm is below {margin}" + (f"; {cost}" if cost else "")
+        text = f"harm is below {margin}"
     elif asked.judgement.verdict == "PASS" and asked.no_baseline:
         text = "scratch learnt nothing here and neither, it seems, did the subject: no baseline to be better than"
     elif asked.judgement.verdict == "PASS":
