@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from test_data import make_folder, make_npz  # noqa: E402
 
 from xferbench import samples as gathering  # noqa: E402
-from xferbench.design import Data, Preprocessing  # noqa: E402
+from xferbench.design import Data, Domain, Preprocessing, Recipe, View  # noqa: E402
 from xferbench.lab import data, inputs, preprocess, samples  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
 
@@ -107,13 +107,14 @@ def test_real_images_are_shown(shared, tmp_path):
 # Which are wanted, and by whom
 
 
-def pipeline(train=RECORDED, serve=None, source=None):
-    return SimpleNamespace(target=TARGET, source=source, train_preprocessing=train, serve_preprocessing=serve or train)
+def pipeline(train=RECORDED, serve=None, source=None, init="pretrained"):
+    own = {"recipe": Recipe(init=init), "target": TARGET, "source": source}
+    return SimpleNamespace(train_preprocessing=train, serve_preprocessing=serve or train, **own)
 
 
-def step(trials=(), **cases):
+def step(asked=(), **cases):
     return SimpleNamespace(
-        asked=[SimpleNamespace(trial=trial) for trial in trials],
+        asked=[SimpleNamespace(plugin="p", arm="subject", view=view, trial=trial) for view, trial in asked],
         cases=[
             SimpleNamespace(
                 plugin=SimpleNamespace(id=name.replace("_", "-")),
@@ -174,10 +175,14 @@ def test_an_arm_that_plugins_share_is_named_once(tmp_path):
 
 
 def test_a_source_is_shown_where_a_trial_used_it_and_only_there(tmp_path):
-    source = Data(digest="s", spec="synthetic:source")
-    arms = {"subject": pipeline(source=source), "cured": pipeline(source=source)}
-    assert [one.role for one in gathering.wanted(step(p=arms))] == ["target"]
-    assert [one.role for one in gathering.wanted(step(p=arms, trials=[(source,)]))] == ["target", "source"]
+    source = Domain(data=Data(digest="s", spec="synthetic:source"))
+    arms = {"subject": pipeline(source=source), "cured": pipeline(source=source, serve=Preprocessing())}
+    assert {one.role for one in gathering.wanted(step(p=arms))} == {"target"}
+    trial = SimpleNamespace(view=View(preprocessing=RECORDED, domain=source))
+    *_, beside = gathering.wanted(step(p=arms, asked=[("source", trial)]))
+    assert (beside.role, beside.preprocessing, beside.seen) == ("source", RECORDED, (("p", "subject", "serve"),))
+    *_, beside = gathering.wanted(step(p=arms | {"induced:s": pipeline(source=source, init="shuffled-source")}))
+    assert (beside.role, beside.seen) == ("source", (("p", "induced:s", "train"),))
 
 
 def test_what_cannot_be_shown_is_a_note_and_loses_nothing(tmp_path):

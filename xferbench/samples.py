@@ -7,14 +7,14 @@ import os
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xferbench.design import Data, digest
+from xferbench.plan import VIEWS
 from xferbench.record import Samples
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from xferbench.design import Pipeline, Ready
+    from xferbench.design import Ready
     from xferbench.looks import Step
     from xferbench.plan import Study
 
@@ -73,17 +73,10 @@ def gathered(
 
 
 def wanted(step: Step) -> tuple[Wanted, ...]:
-    """Each distinct dataset and preprocessing among the arms of a step; source and shifted only where a trial used them."""
-    used = {data.digest for one in step.asked for data in _within(one.trial)}
+    """Each dataset and preprocessing that a step's networks saw: the target's by arm, the others' where one was asked."""
     found: dict[tuple[str, Data, Ready], dict[Seen, None]] = {}
-    for seen, pipeline, preprocessing in _arms(step):
-        for role in ("target", "source", "shifted"):
-            held = getattr(pipeline, role, None)
-            data = getattr(held, "data", held)
-            stage = seen[2]
-            if data is None or (role != "target" and (stage == "train" or data.digest not in used)):
-                continue
-            found.setdefault((role, data, preprocessing), {})[seen] = None
+    for role, data, preprocessing, seen in (*_of_target(step), *_beside(step)):
+        found.setdefault((role, data, preprocessing), {})[seen] = None
     roles = ("target", "source", "shifted")
     return tuple(
         Wanted(role=role, data=data, preprocessing=preprocessing, seen=tuple(seen))
@@ -91,26 +84,21 @@ def wanted(step: Step) -> tuple[Wanted, ...]:
     )
 
 
-def _arms(step: Step) -> Iterator[tuple[Seen, Pipeline, Ready]]:
+def _of_target(step: Step) -> Iterator[tuple[str, Data, Ready, Seen]]:
     for case in step.cases:
         for arm, settled in case.arms.items():
-            if settled.pipeline is not None:
-                yield (case.plugin.id, arm, "train"), settled.pipeline, settled.pipeline.train_preprocessing
-                yield (case.plugin.id, arm, "serve"), settled.pipeline, settled.pipeline.serve_preprocessing
+            if (one := settled.pipeline) is not None:
+                yield "target", one.target, one.train_preprocessing, (case.plugin.id, arm, "train")
+                yield "target", one.target, one.serve_preprocessing, (case.plugin.id, arm, "serve")
+                if one.recipe.init == "shuffled-source" and one.source:
+                    yield "source", one.source.data, one.train_preprocessing, (case.plugin.id, arm, "train")
 
 
-def _within(value: Any) -> Iterator[Data]:
-    """Every dataset that a trial names, however deep."""
-    if isinstance(value, Data):
-        yield value
-    elif is_dataclass(value):
-        for one in fields(value):
-            yield from _within(getattr(value, one.name))
-    elif isinstance(value, tuple | list):
-        for one in value:
-            yield from _within(one)
-    elif isinstance(value, Mapping):
-        yield from _within(list(value.values()))
+def _beside(step: Step) -> Iterator[tuple[str, Data, Ready, Seen]]:
+    for one in step.asked:
+        role = VIEWS[one.view].domain if one.view in VIEWS else ""
+        if role and one.trial.view.domain is not None:
+            yield role, one.trial.view.domain.data, one.trial.view.preprocessing, (one.plugin, one.arm, "serve")
 
 
 def spoken(seen: Sequence[Seen], everyone: set[Seen]) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ References
 from __future__ import annotations
 
 from dataclasses import replace
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from xferbench.design import Choice, Contrast, Facts, Pipeline, Plugin, Recipe
@@ -92,10 +93,11 @@ def picture(axes: Any, run: Run) -> None:
     frame = frame[frame["plugin"] == plugin.id]
     for (arm, variant), rows in frame.groupby(["arm", "variant"], sort=False):
         target, source = (rows[rows["view"] == view]["accuracy"].mean() for view in ("test", "source"))
-        axes.plot([target], [source], marker="o", markersize=9, linestyle="none", label=variant or arm)
+        if not isnan(source):  # scratch has no source skill to keep
+            axes.plot([target], [source], marker="o", markersize=9, linestyle="none", label=variant or arm)
     before = frame[frame["view"] == "source-before"]["accuracy"].mean()
     axes.axhline(before, linestyle="--", linewidth=1, color="#7f7f7f", label="source before")
-    axes.set(xlabel="target accuracy", ylabel="source accuracy, old head", ylim=(0, 1.02))
+    axes.set(xlabel="target accuracy", ylabel="source accuracy, old head", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend()
 
 

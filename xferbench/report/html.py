@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xferbench.report import drawn, figures, forest, frames, samples, text
+from xferbench.suite import folder
 
 if TYPE_CHECKING:
     from xferbench.design import Plugin
@@ -234,5 +235,6 @@ def _environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _command(run: Run) -> str:
     suite = run.suite
     changed = [word for one in suite.get("overrides") or () for word in ("--set", shlex.quote(text.line(one)))]
-    file = shlex.quote(text.line(suite.get("path") or suite.get("name") or "SUITE"))
+    path = Path(str(suite.get("path") or suite.get("name") or "SUITE"))
+    file = shlex.quote(text.line(path.stem if path.parent == folder() else path))  # a shipped suite goes by its name
     return " ".join(["xferbench run", file, *changed, "--output DIR"])
