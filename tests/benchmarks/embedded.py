@@ -94,6 +94,9 @@ def row(target, base, case, contrast, variant, found, told):
         "verdicts of 5 runs": counted(one.verdict for one in own),
         "FAIL unconfirmed": unconfirmed,
         "induced costs, 25 seeds": interval(control.estimate, "accuracy"),
+        "which is": {"detected": "more than the margin", "harmless": "less than the margin"}.get(
+            judge.control(control, base.margin), "too near the margin to tell"
+        ),
         "controls of 5 runs": counted(one.control for one in own),
         "controls contradicted": contradicted,
         "accuracy of subject / cured / induced / scratch": " / ".join(
@@ -132,16 +135,18 @@ def main():
 
 def page(rows):
     """The committed table."""
-    head = f"""# The embedded world: what is said of the healthy default, and whether twenty other seeds agree
+    head = f"""# The healthy default under every plugin, and whether twenty other seeds agree
 
-Tiny-resnet pretrained on `synthetic:source`, 200 training images, 2000 test images (digits: 797), margin 2 points of accuracy,
-alpha 5 %. A run has five seeds; there are five, on seeds 0–4, 5–9, … 20–24. The reference of a run is the twenty seeds of the
-other four. The subject is the default recipe: the best on validation of a linear probe and LP-FT at two rates. Measured on a
-CPU ({processor()}), one thread a worker. Again: `python tests/benchmarks/embedded.py`.
+The embedded world: tiny-resnet pretrained on `synthetic:source`, 200 training images, 2000 test images (digits: 797); `tinted`
+has `synthetic:near` as its shifted set. `fashion` is ResNet-20 of CIFAR-10 on Fashion-MNIST, 200 training and 1000 test images.
+Margin 2 points of accuracy, alpha 5 %. A run has five seeds; there are five, on seeds 0–4, 5–9, … 20–24. The reference of a run
+is the twenty seeds of the other four. The subject is the default recipe: the best on validation of a linear probe and LP-FT at
+two rates. Measured on a CPU ({processor()}), one thread a worker. Again:
+`python tests/benchmarks/embedded.py --shared FOLDER`.
 
 FAIL unconfirmed: runs that said FAIL where their reference's lower bound is not above the margin. Controls contradicted: runs
-that said `detected` where their reference says `harmless`, or the other way round. Harm in points of accuracy with one-sided
-95 % bounds.
+that said `detected` where their reference says `harmless`, or the other way round; a control that is `missed` is neither. Harm
+in points of accuracy with one-sided 95 % bounds.
 """
     columns = list(rows[0])
     lines = [
@@ -149,15 +154,22 @@ that said `detected` where their reference says `harmless`, or the other way rou
         " | ".join("---" for _ in columns),
         *(" | ".join(str(one[name]) for name in columns) for one in rows),
     ]
-    total = f"FAIL unconfirmed in all: {sum(one['FAIL unconfirmed'] for one in rows)}; controls contradicted in all: "
-    return (
-        head
-        + "\n"
-        + "\n".join(f"| {line} |" for line in lines)
-        + "\n\n"
-        + total
-        + f"{sum(one['controls contradicted'] for one in rows)}.\n"
-    )
+    said = {truth: Counter() for truth in dict.fromkeys(one["which is"] for one in rows)}
+    for one in rows:
+        for part in one["controls of 5 runs"].split(", "):
+            count, _, word = part.partition(" ")
+            said[one["which is"]][word] += int(count)
+    totals = [
+        f"FAIL unconfirmed in all: {sum(one['FAIL unconfirmed'] for one in rows)}; controls contradicted in all: "
+        f"{sum(one['controls contradicted'] for one in rows)}.",
+        *(f"Where an induced failure costs {truth}: {counted_of(words)} of the runs." for truth, words in said.items()),
+    ]
+    return head + "\n" + "\n".join(f"| {line} |" for line in lines) + "\n\n" + "\n".join(totals) + "\n"
+
+
+def counted_of(words):
+    """Counts in words, the most frequent first."""
+    return ", ".join(f"{word} in {count}" for word, count in words.most_common())
 
 
 if __name__ == "__main__":
