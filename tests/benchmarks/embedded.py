@@ -159,9 +159,9 @@ in points of accuracy with one-sided 95 % bounds.
         for part in one["controls of 5 runs"].split(", "):
             count, _, word = part.partition(" ")
             said[one["which is"]][word] += int(count)
+    wrong = [sum(one[name] for one in rows) for name in ("FAIL unconfirmed", "controls contradicted")]
     totals = [
-        f"FAIL unconfirmed in all: {sum(one['FAIL unconfirmed'] for one in rows)}; controls contradicted in all: "
-        f"{sum(one['controls contradicted'] for one in rows)}.",
+        f"FAIL unconfirmed in all: {wrong[0]}; controls contradicted in all: {wrong[1]}.",
         *(f"Where an induced failure costs {truth}: {counted_of(words)} of the runs." for truth, words in said.items()),
     ]
     return head + "\n" + "\n".join(f"| {line} |" for line in lines) + "\n\n" + "\n".join(totals) + "\n"
