@@ -29,7 +29,7 @@ TARGETS = {
     "tinted": {"data": "synthetic:tinted"},
     "sketch": {"data": "synthetic:sketch"},
     "spectra": {"data": "synthetic:spectra"},
-    "digits": {"data": "digits"},
+    "digits": {"data": "digits", "test_size": 797},
     "fashion": {"data": "npz:data/fashion_mnist.npz", "test_size": 1000},
 }
 BASES, SEEDS = 5, 5
