@@ -38,7 +38,7 @@ def invariant(values, plugin=EXACT, accuracy=USUAL):
 def test_an_invariant_that_holds_passes_and_what_is_induced_shows_that_it_could_be_broken():
     one = invariant({"ghost": 2.0})
     assert (one.verdict, one.control, one.exposed, one.remedy, one.seeds) == ("PASS", "detected", False, None, 3)
-    assert one.reason == "nothing drifts: so it is"
+    assert one.reason == "holds at all 3 seeds: nothing drifts"
     assert one.measures == {
         "subject/drift": 0.0,
         "cured/drift": 0.0,
@@ -53,7 +53,7 @@ def test_an_invariant_is_broken_by_one_seed_however_little_and_in_either_directi
     for value in (1e-12, -5.0):
         one = invariant({"subject": [0.0, value, 0.0]})
         assert (one.verdict, one.exposed) == ("FAIL", True)
-        assert one.reason == "nothing drifts: not so at 1 of 3 seeds"
+        assert one.reason == "broken at 1 of 3 seeds: nothing drifts"
         assert one.remedy["verified"] and 'batchnorm = "eval"    # was train' in one.remedy["patch"]
 
 

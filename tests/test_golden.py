@@ -41,9 +41,9 @@ FITS = {
 LOOKS = {
     "test": {},
     "validation": {"examples": "validation"},
-    "train-mode": {"mode": "train"},
+    "train-mode": {"mode": "training"},
     "restored": {"edits": ("batchnorm:restored",)},
-    "recalibrated": {"edits": ("batchnorm:recalibrated",)},
+    "recalibrated": {"edits": ("batchnorm:recalibrated@2",)},
 }
 
 

@@ -75,11 +75,11 @@ def test_a_group_is_its_members_and_the_same_each_time(recipe, world):
 @pytest.mark.parametrize(
     "look",
     [
-        {"mode": "train"},
+        {"mode": "training"},
         {"examples": "validation"},
         {"step": "best"},
         {"edits": ("batchnorm:restored",)},
-        {"edits": ("batchnorm:recalibrated",)},
+        {"edits": ("batchnorm:recalibrated@2",)},
     ],
     ids=str,
 )

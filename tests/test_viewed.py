@@ -126,31 +126,31 @@ def test_a_domain_whose_classes_nobody_knows_is_not_looked_at(world):
 def test_served_class_after_class_batchnorm_sees_one_class_at_a_time(world):
     one = make_fit(world)
     labels = data.load(world.data, READY, None, world.cache).test.labels
-    order = viewed.serving_order("train:class", labels)
+    order = viewed.serving_order("class", labels)
     assert sorted(order.tolist()) == list(range(len(labels))) and (np.diff(labels[order]) >= 0).all()
-    shuffled = viewed.serving_order("train", labels)
+    shuffled = viewed.serving_order("", labels)
     assert sorted(shuffled.tolist()) == list(range(len(labels))) and (np.diff(labels[shuffled]) < 0).any()
-    found = {mode: look(world, one, mode=mode).predictions for mode in ("eval", "train", "train:class")}
+    found = {mode: look(world, one, mode=mode).predictions for mode in ("eval", "training", "training:class")}
     assert all(np.array_equal(told.label, labels) for told in found.values()), "told in the order of the examples"
-    for one_way, other in (("eval", "train"), ("train", "train:class"), ("eval", "train:class")):
+    for one_way, other in (("eval", "training"), ("training", "training:class"), ("eval", "training:class")):
         assert np.abs(found[one_way].p_true - found[other].p_true).max() > 0.01
 
 
 def test_batches_by_class_are_those_of_the_network_by_hand(world):
     one = make_fit(world)
-    found = look(world, one, mode="train:class").predictions
+    found = look(world, one, mode="training:class").predictions
     dataset, _ = answer.material(one, make_trial(one), world.cache)
     state, _ = reading.recall(answer.kept(one, PLACE, world.cache))
     module = backbones.build("tiny-resnet", 4)
     module.load_state_dict({name.removeprefix("last."): t for name, t in state.items() if name.startswith("last.")})
-    order = viewed.serving_order("train:class", dataset.test.labels)
+    order = viewed.serving_order("class", dataset.test.labels)
     first = np.array_split(order, max(1, len(order) // viewed.SERVED))[0]
     expected = p_true(module.train(), data.taken(dataset.test, first))
     np.testing.assert_allclose(found.p_true[first], expected, rtol=1e-3, atol=1e-5)
 
 
 def test_an_order_that_is_not_known_is_an_error():
-    with pytest.raises(ValueError, match="no such mode: sorted"):
+    with pytest.raises(ValueError, match="no such way to serve: sorted"):
         viewed.serving_order("sorted", np.zeros(3))
 
 

@@ -235,7 +235,7 @@ class Fit:
 class Model:
     """A fit, or a checkpoint as it is, then ordered edits, each a word.
 
-    ``batchnorm:restored`` and ``batchnorm:recalibrated`` are about the running statistics; ``head:source`` puts the
+    ``batchnorm:restored`` and ``batchnorm:recalibrated@2`` are about the running statistics; ``head:source`` puts the
     pretrained head back, and ``head:refit`` a linear one that is fitted anew on the training images of the view's domain.
     """
 
@@ -250,7 +250,7 @@ class View:
     Attributes:
         examples: ``test`` (the first ``limit`` of a fixed order), ``validation`` (the fit's own), or of a domain ``held-out``
             (a part of its training images that no fit is given).
-        mode: ``eval``, or BatchNorm with the statistics of batches: ``train`` of shuffled ones, ``train:class`` of such as
+        mode: ``eval``, or the whole network in training mode: ``training`` on shuffled batches, ``training:class`` on such as
             are ordered by class.
         domain: a dataset in the target's place.
         step: ``last`` or ``best`` (on validation) of the fit.

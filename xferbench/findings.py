@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xferbench import judge, metrics
-from xferbench.looks import by_question
+from xferbench.looks import by_question, of
 from xferbench.reason import Asked, change, reason, remedy
 from xferbench.record import Cell, Finding
 from xferbench.wording import words
@@ -31,7 +31,7 @@ def findings(suite: Suite, step: Step, answers: Mapping[str, Record]) -> tuple[F
             found.append(_unasked(suite, case))
         for name, contrast in case.contrasts("paired"):
             asked = Asked(
-                suite=suite,
+                suite=of(contrast, suite),
                 case=case,
                 contrast=contrast,
                 judgement=step.judgements[name],
@@ -41,7 +41,9 @@ def findings(suite: Suite, step: Step, answers: Mapping[str, Record]) -> tuple[F
             )
             found += [_finding(asked, variant) for variant in case.variants or ("",)]
         found += [_exact(suite, case, contrast, told) for _, contrast in case.contrasts("exact")]
-        found += [_measured(suite, case, contrast, told) for _, contrast in case.contrasts("info") if case.exposed]
+        found += [
+            _measured(of(contrast, suite), case, contrast, told) for _, contrast in case.contrasts("info") if case.exposed
+        ]
     return tuple(found)
 
 
@@ -69,7 +71,10 @@ def _finding(asked: Asked, variant: str) -> Finding:
     measures, broken = _measures(case, asked.told, judgement.seeds, variant)
     error = judgement.harm.error or _crash(asked.told, [variant]) or broken
     verdict = "ERROR" if error else judgement.verdict
-    if verdict == "PASS" and (case.trust or (judgement.harm.exposed and (control in {"missed", "none"} or asked.no_baseline))):
+    blind = control in {"missed", "none"}
+    # A cure that changes nothing needs no control; but a choice may miss what is better.
+    unsure = bool(asked.nothing_learnt) or blind if judgement.harm.exposed else blind and bool(case.arms["cured"].weighed)
+    if verdict == "PASS" and (case.trust or unsure):
         verdict = "INCONCLUSIVE"
     blank = _blank(suite, case, asked.contrast.name, verdict, error or reason(asked, variant, verdict))
     return replace(
@@ -102,22 +107,29 @@ def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) ->
     arms |= {f"induced:{variant}": judge.with_induced(contrast, variant) for variant in case.variants}
     terms = [term for own in arms.values() for term in own.weights]
     seeds = sorted({seed for _, _, seed in told if all((*term, seed) in told for term in terms)})
-    values = {arm: [judge.exact(own, told, seed) for seed in seeds] for arm, own in arms.items()}
-    error = _crash(told, case.variants) or ("" if seeds and np.isfinite(values["subject"]).all() else "not measured")
-    broken = {arm: sum(value != 0 for value in found) for arm, found in values.items()}  # NaN is not 0: it mends nothing
-    why = f"{contrast.meaning}: " + (
-        f"not so at {broken['subject']} of {len(seeds)} seeds" if broken["subject"] else "so it is"
-    )
-    verdict = "ERROR" if error else "FAIL" if broken["subject"] else "INCONCLUSIVE" if case.trust else "PASS"
-    why = f"taken on trust: {case.trust}" if verdict == "INCONCLUSIVE" else why
-    seen = any(np.isfinite(value) and value != 0 for variant in case.variants for value in values[f"induced:{variant}"])
+    values = {arm: np.array([judge.exact(own, told, seed) for seed in seeds]) for arm, own in arms.items()}
+    dead = {seed for (arm, view, seed) in told if arm == "subject" and told[arm, view, seed].scalars.get("diverged", 0.0) > 0}
+    unknown = [seed for seed, value in zip(seeds, values["subject"], strict=True) if not np.isfinite(value)]
+    error = _crash(told, case.variants) or ("" if seeds and dead.issuperset(unknown) else "not measured")
+    broken = {arm: int((np.isfinite(found) & (found != 0)).sum()) for arm, found in values.items()}
+    if broken["subject"]:
+        verdict, why = "FAIL", f"broken at {broken['subject']} of {len(seeds)} seeds: {contrast.meaning}"
+    elif unknown:
+        verdict, why = "INCONCLUSIVE", f"the subject diverged at {len(unknown)} of {len(seeds)} seeds"
+    elif case.trust:
+        verdict, why = "INCONCLUSIVE", f"taken on trust: {case.trust}"
+    else:
+        verdict, why = "PASS", f"holds at all {len(seeds)} seeds: {contrast.meaning}"
+    verdict = "ERROR" if error else verdict
+    mended = not broken["cured"] and bool(np.isfinite(values["cured"]).all())
+    seen = any(broken[f"induced:{variant}"] for variant in case.variants)
     return replace(
         _blank(suite, case, contrast.name, verdict, error or why),
         control=("detected" if seen else "missed") if case.variants else "none",
         seeds=len(seeds),
         exposed=bool(broken["subject"]),
-        measures={f"{arm}/{contrast.name}": float(np.mean(found)) for arm, found in values.items() if found},
-        remedy=change(case, verified=not broken["cured"]) if verdict == "FAIL" else None,
+        measures={f"{arm}/{contrast.name}": float(found.mean()) for arm, found in values.items() if np.isfinite(found).all()},
+        remedy=change(case, verified=mended) if verdict == "FAIL" else None,
     )
 
 
@@ -160,7 +172,8 @@ def _measures(case: Case, told: judge.Answers, seeds: Sequence[int], variant: st
             if view in case.plugin.measures and arm in {"subject", f"induced:{variant}"} and not record.error:
                 found.setdefault(f"{arm.partition(':')[0]}/{view}", []).append(record.scalars[view])
         means = {name: float(np.mean(values)) for name, values in found.items()}
-        return means | (dict(case.plugin.derived(told, seeds)) if case.plugin.derived else {}), ""
+        means |= dict(case.plugin.derived(told, seeds)) if case.plugin.derived else {}
+        return {name: value for name, value in means.items() if np.isfinite(value)}, ""
     except Exception as error:  # noqa: BLE001 - a plugin's crash is its finding, and the others go on
         return {}, f"the plugin's own numbers: {type(error).__name__}: {error}"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xferbench import findings, judge, looks, plan, stats, suite, wording
-from xferbench.design import Scratch, Suite, digest
+from xferbench.design import Fit, Scratch, Suite, digest
 from xferbench.environment import environment
 from xferbench.execute import Executed, Progress, execute, with_store
 from xferbench.record import Run
@@ -119,7 +119,7 @@ def notes(executed: Executed) -> tuple[str, ...]:
         more = f"; and {len(study.facts.left_out) - 5} more" if len(study.facts.left_out) > 5 else ""
         found.append(f"left out of the data, or settled about it: {'; '.join(study.facts.left_out[:5])}{more}")
     edges = {
-        f"{name} chose the {one.at_edge}: a better one may lie beyond"
+        f"{case.plugin.id}: {name} chose the {one.at_edge}: a better one may lie beyond"
         for case in step.cases
         for name, one in case.arms.items()
         if one.at_edge
@@ -140,8 +140,9 @@ def notes(executed: Executed) -> tuple[str, ...]:
             break
     inits = {one.pipeline.recipe.init for case in step.cases for one in case.arms.values() if one.pipeline}
     seen = {plan.VIEWS[one.view].domain for one in step.asked if one.view in plan.VIEWS}
+    rehearsed = any(isinstance(one.trial.model.base, Fit) and one.trial.model.base.source for one in step.asked)
     unused = {
-        "source": study.suite.source and "shuffled-source" not in inits and "source" not in seen,
+        "source": study.suite.source and "shuffled-source" not in inits and "source" not in seen and not rehearsed,
         "shifted": study.suite.shifted and "shifted" not in seen,
     }
     found += [f"[{role}] is given, but no plugin of this run asks for it" for role, given in unused.items() if given]

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from xferbench.design import Arm, Pipeline, Recipe
 
 OF_A_PHASE = tuple(field.name for field in fields(Phase))
-KNOWN = (*OF_A_PHASE, "phases", "regularizer", "stop")
+KNOWN = (*OF_A_PHASE, "phases", "stop")  # what code may say; a regularizer it cannot heed, being given no source
 
 
 def differing(one: Recipe, other: Recipe) -> set[str]:
-    """The words of :data:`KNOWN` in which two recipes differ.
+    """The fields of a phase or a recipe in which two recipes differ.
 
     Where they have unequal numbers of phases, a field differs whose values in the one are not those in the other.
     """
@@ -67,7 +67,7 @@ def unheard(cure: Arm, induced: Iterable[Arm], subject: Pipeline, honoured: Sequ
     if not missing or not all(missing):
         return ""
     least = min(missing, key=len)
-    return f"the training code does not honour {', '.join(name for name in KNOWN if name in least)}"
+    return f"the training code does not honour {', '.join(name for name in (*KNOWN, 'regularizer') if name in least)}"
 
 
 def _candidates(arm: Arm) -> tuple[Pipeline, ...]:

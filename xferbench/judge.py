@@ -122,18 +122,18 @@ def control(judged: Judged, margin: float) -> str:
     return "harmless" if judged.estimate.high < margin else "missed"
 
 
-def accuracy(answers: Answers, arm: str, seeds: Sequence[int]) -> float | None:
-    """Mean target accuracy of an arm over the seeds that have it; None where none has."""
-    found = [answers.get((arm, "test", seed)) for seed in seeds]
+def accuracy(answers: Answers, arm: str, seeds: Sequence[int], view: str = "test") -> float | None:
+    """Mean accuracy of an arm in a view (the target's, if not said) over the seeds that have it; None where none has."""
+    found = [answers.get((arm, view, seed)) for seed in seeds]
     told = [one.predictions for one in found if one is not None and one.predictions is not None]
     return float(np.mean([(one.predicted == one.label).mean() for one in told])) if told else None
 
 
-def learnt_nothing(answers: Answers, arm: str, seeds: Sequence[int], margin: float) -> float | None:
-    """The most frequent class's share of the test images, if an arm's accuracy is not above it by the margin; else None."""
-    found = [answers.get((arm, "test", seed)) for seed in seeds]
+def learnt_nothing(answers: Answers, arm: str, seeds: Sequence[int], margin: float, view: str = "test") -> float | None:
+    """The most frequent class's share of a view's images, if an arm's accuracy is not above it by the margin; else None."""
+    found = [answers.get((arm, view, seed)) for seed in seeds]
     known = [one.predictions for one in found if one is not None and one.predictions is not None]
-    reached = accuracy(answers, arm, seeds)
+    reached = accuracy(answers, arm, seeds, view)
     if not known or reached is None:
         return None
     share = float(np.bincount(known[0].label).max() / len(known[0].label))

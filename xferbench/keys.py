@@ -108,7 +108,7 @@ RECIPE: dict[str, Rule] = {
     "init": rules.among("pretrained", "random", "matched", "permuted", "shuffled-source"),
     "head": rules.among("random", "zero"),
     "regularizer": rules.matching(
-        r"(l2-sp|ewc|lwf):\d*\.?\d+(e[+-]?\d+)?|replay:[1-9]\d*",
+        r"(l2-sp|ewc|lwf):(?=[^e]*[1-9])\d*\.?\d+(e[+-]?\d+)?|replay:[1-9]\d*",
         "l2-sp:A, ewc:L or lwf:W with a strength above 0, or replay:N with N source images a batch",
     ),
     "stop": rules.among("last", "best"),

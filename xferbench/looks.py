@@ -16,7 +16,7 @@ from xferbench.plan import Question, Settled, Study
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from xferbench.design import Arm, Contrast, Pipeline, Plugin
+    from xferbench.design import Arm, Contrast, Pipeline, Plugin, Suite
     from xferbench.record import Record
 
 
@@ -250,19 +250,24 @@ def _trial(case: Case, arm: str, view: str, seed: int, study: Study) -> Trial:
     return plan.trial(pipeline, view, seed, study.place)
 
 
+def of(contrast: Contrast, suite: Suite) -> Suite:
+    """A suite with the metric by which a contrast's views are scored."""
+    return replace(suite, metric=plan.scored(suite.metric, [view for _, view in contrast.weights]))
+
+
 def _judged(
     case: Case, contrast: Contrast, known: Judgement | None, told: judge.Answers, seeds: tuple[int, ...], study: Study
 ) -> Judgement:
     """A contrast after one more look; a closed one keeps its numbers, its missing controls are looked at again."""
     if known is None or known.is_open:
-        harm = judge.judge(contrast, told, seeds, study.suite)
+        harm = judge.judge(contrast, told, seeds, of(contrast, study.suite))
         before = known or Judgement(harm=harm, seeds=seeds, p_fail=(), p_pass=())
         p_fail, p_pass = (*before.p_fail, harm.estimate.p_fail), (*before.p_pass, harm.estimate.p_pass)
         after = replace(before, harm=harm, seeds=seeds, p_fail=p_fail, p_pass=p_pass)
     else:
         after = known
     controls = {
-        variant: judge.judge(judge.with_induced(contrast, variant), told, seeds, study.suite)
+        variant: judge.judge(judge.with_induced(contrast, variant), told, seeds, of(contrast, study.suite))
         if known is None or known.lacks(variant, study.suite.margin)
         else known.controls[variant]
         for variant in case.variants

@@ -35,20 +35,22 @@ class Metric:
     Attributes:
         span: how far apart two scores of one example can be; of pseudo-values where every class has as many examples.
         loss: whether less is better. mean: whether it is a mean of scores that each need only their own example.
+        everywhere: whether it makes sense on other classes than the target's, too.
     """
 
     unit: str
     span: float = 1.0
     loss: bool = False
     mean: bool = True
+    everywhere: bool = True
 
 
 METRICS: Mapping[str, Metric] = {
     "accuracy": Metric(unit="accuracy"),
     "balanced_accuracy": Metric(unit="accuracy", mean=False),
-    "sensitivity": Metric(unit="sensitivity"),
-    "specificity": Metric(unit="specificity"),
-    "auroc": Metric(unit="AUROC", span=2.0, mean=False),
+    "sensitivity": Metric(unit="sensitivity", everywhere=False),
+    "specificity": Metric(unit="specificity", everywhere=False),
+    "auroc": Metric(unit="AUROC", span=2.0, mean=False, everywhere=False),
     "nll": Metric(unit="nats", span=-float(np.log(SMALLEST)), loss=True),
     "brier": Metric(unit="Brier score", span=2.0, loss=True),
 }

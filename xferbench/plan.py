@@ -10,14 +10,15 @@ import numpy as np
 from xferbench import honours, metrics
 from xferbench.design import Arm, Choice, Domain, Facts, Fit, Model, Phase, Pipeline, Place, Plugin, Suite, Trial, View
 from xferbench.strategies import healthy, scratch
+from xferbench.suite import SEEDS
 from xferbench.wording import words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from xferbench.record import Record
 
-TUNING = 1_000_000  # tuning seeds begin here, apart from the judged ones
+TUNING = SEEDS  # tuning seeds begin where the judged ones end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ VIEWS: Mapping[str, Look] = {
     "validation": Look(examples="validation"),
     "train-mode": Look(mode="train"),
     "restored": Look(edits=("batchnorm:restored",)),
-    "recalibrated": Look(edits=("batchnorm:recalibrated",)),
+    "recalibrated": Look(edits=("batchnorm:recalibrated@2",)),
     "shifted": Look(domain="shifted"),
     "source": Look(edits=("head:source",), domain="source"),
     "source-restored": Look(edits=("batchnorm:restored", "head:source"), domain="source"),
@@ -48,6 +49,9 @@ VIEWS: Mapping[str, Look] = {
     "source-probe": Look(edits=("head:refit",), domain="source"),
     "source-probe-before": Look(edits=("head:refit",), domain="source", before=True),
 }
+
+
+MODES = {"eval": "eval", "train": "training", "train:class": "training:class"}  # a pipeline's word → its view's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +179,7 @@ def trial(pipeline: Pipeline, view: str, seed: int, place: Place, measure: str =
         examples=look.examples,
         limit=pipeline.test_size if bounded else None,
         preprocessing=own or pipeline.serve_preprocessing,
-        mode="eval" if own else look.mode or pipeline.mode,
+        mode="eval" if own else MODES[look.mode or pipeline.mode],
         step="last" if look.before else pipeline.recipe.stop,
         measure=measure,
         domain=beside,
@@ -187,7 +191,7 @@ def trial(pipeline: Pipeline, view: str, seed: int, place: Place, measure: str =
 def untrained(pipeline: Pipeline) -> Fit:
     """The zero-step fit: the network that a pipeline starts from, the same at every seed as far as the source's task goes."""
     start = replace(pipeline.recipe, phases=(), regularizer="", head="zero")
-    return replace(fit(replace(pipeline, recipe=start), 0), train_size=None)
+    return replace(fit(replace(pipeline, recipe=start), 0), train_size=None, training=None, stop="last")
 
 
 def domain(pipeline: Pipeline, role: str) -> Domain:
@@ -235,18 +239,23 @@ def settle(arm: Arm, study: Study, answers: Mapping[str, Record]) -> Settled | N
         if error:
             return Settled(pipeline=None, error=f"tuning of {candidate.recipe.name or words(candidate.recipe)}: {error}")
         weighed.append(_weighed(candidate, arm, records, study.suite.metric))
-    kept = [one for one in weighed if one.keeping is None or one.keeping >= (weighed[0].keeping or 0.0) - study.suite.margin]
-    best = max(kept or weighed, key=lambda one: np.nan_to_num(one.score, nan=-np.inf))
-    if not np.isfinite(best.score):
+    least = -np.inf if weighed[0].keeping is None else weighed[0].keeping - study.suite.margin
+    kept = [one for one in weighed if one.keeping is None or one.keeping >= least]  # none where the first one's is NaN
+    best = max(kept, key=lambda one: np.nan_to_num(one.score, nan=-np.inf), default=None)
+    if best is None or not np.isfinite(best.score):
         return Settled(pipeline=None, weighed=tuple(weighed), error=f"no candidate has a {study.suite.metric} on validation")
     return Settled(pipeline=best.pipeline, weighed=tuple(weighed))
 
 
 def _weighed(candidate: Pipeline, arm: Choice, records: Sequence[Record], metric: str) -> Weighed:
     """A candidate by its records: those of the view it is chosen by, then those of the one to keep, by tuning seed."""
-    sign = -1.0 if metrics.named(metric).loss else 1.0
-    told = [sign * metrics.value(one.predictions, metric) for one in records if one.predictions is not None]
-    seeds = len(told) // (2 if arm.keeping else 1)
+    seeds = len(records) // (2 if arm.keeping else 1)
+    own = [scored(metric, (arm.by,))] * seeds + [metric] * seeds
+    told = [
+        (-1.0 if metrics.named(name).loss else 1.0) * metrics.value(one.predictions, name)
+        for name, one in zip(own, records, strict=False)
+        if one.predictions is not None
+    ]
     curves = [one.curve for one in records[:seeds]]
     return Weighed(
         pipeline=candidate,
@@ -255,6 +264,12 @@ def _weighed(candidate: Pipeline, arm: Choice, records: Sequence[Record], metric
         curve=tuple((rows[0][0], float(np.mean([score for _, _, score in rows]))) for rows in zip(*curves, strict=True)),
         diverged=float(np.mean([one.scalars.get("diverged", 0.0) > 0 for one in records[:seeds]])),
     )
+
+
+def scored(metric: str, views: Iterable[str]) -> str:
+    """The metric by which some views are scored: what is about a positive class says nothing of a source's classes."""
+    beside = any(VIEWS[view].domain == "source" for view in views if view in VIEWS)
+    return "accuracy" if beside and not metrics.named(metric).everywhere else metric
 
 
 def arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Arm]:

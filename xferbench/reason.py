@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from xferbench.record import Estimate
 
 
+MOST = (
+    0.05  # of accuracy by which an arm must beat the most frequent class to be a yardstick; margins of losses have other units
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """A judged contrast with all that its words are about.
@@ -32,12 +37,18 @@ class Asked:
     stopped: str = ""
 
     @property
-    def no_baseline(self) -> bool:
-        """Whether scratch, where it is the yardstick, learnt nothing, and the subject is not shown to be better than that."""
-        if not any(arm == "scratch" for arm, _ in self.contrast.weights):
-            return False
-        dead = judge.learnt_nothing(self.told, "scratch", self.judgement.seeds, self.suite.margin) is not None
-        return dead and not self.judgement.harm.estimate.high < -self.suite.margin
+    def nothing_learnt(self) -> str:
+        """The arm that the subject is compared with, if that learnt nothing and the subject is not shown to be better."""
+        suite, seeds = self.suite, self.judgement.seeds
+        if self.judgement.harm.estimate.high < -suite.margin:
+            return ""
+        yardsticks = [term for term, weight in self.contrast.weights.items() if weight > 0]
+        dead = (
+            arm if arm != "subject" else f"the subject in view {view}"
+            for arm, view in yardsticks
+            if judge.learnt_nothing(self.told, arm, seeds, min(suite.margin, MOST), view) is not None
+        )
+        return next(dead, "")
 
     @property
     def unit(self) -> str:
@@ -65,15 +76,17 @@ def reason(asked: Asked, variant: str, verdict: str) -> str:
         return f"taken on trust: {asked.case.trust}"
     if not harm.exposed:
         weighed = len(asked.case.arms["cured"].weighed)
-        why = f"none of {weighed} recipes did better on validation" if weighed else "the cure changes nothing here"
-        return f"not exposed: {why}"
+        done = f"none of {weighed} recipes did better on validation" if weighed else "the cure changes nothing here"
+        return (
+            f"not exposed: {done}" if verdict == "PASS" else f"{done}, but neither is the induced failure seen to cost anything"
+        )
     margin = f"the margin of {shown(asked.suite.margin, asked.unit, signed=False)}"
     if verdict == "FAIL":
         text = f"harm is above {margin}"
     elif verdict == "PASS":
         text = f"harm is below {margin}"
-    elif asked.judgement.verdict == "PASS" and asked.no_baseline:
-        text = "scratch learnt nothing here and neither, it seems, did the subject: no baseline to be better than"
+    elif asked.judgement.verdict == "PASS" and asked.nothing_learnt:
+        text = f"{asked.nothing_learnt} is no better than the most frequent class: nothing to be compared with"
     elif asked.judgement.verdict == "PASS":
         text = f"no power here: harm is below {margin}, but so might the induced failure be ({cost or 'it was not induced'})"
     else:
@@ -128,12 +141,13 @@ def remedy(asked: Asked, verdict: str) -> dict[str, Any] | None:
     mended = judge.replace_arm(asked.contrast, "subject", "cured")
     seen = judge.judge(mended, asked.told, asked.judgement.seeds, asked.suite)
     verified = not seen.error and bool(seen.estimate.high < asked.suite.margin)
-    return change(asked.case, verified=verified)
+    left = "" if verified or seen.error else f"; with it the harm is {interval(seen.estimate, asked.unit)}"
+    return change(asked.case, verified=verified, left=left)
 
 
-def change(case: Case, *, verified: bool) -> dict[str, Any] | None:
+def change(case: Case, *, verified: bool, left: str = "") -> dict[str, Any] | None:
     """The remedy of a plugin and what of the suite file it changes; None where the cure changes nothing."""
     before, after = case.arms["subject"].pipeline, case.arms["cured"].pipeline
     if before is None or after is None or before == after:
         return None
-    return {"text": case.plugin.remedy, "patch": patched(before, after, case.recorded), "verified": verified}
+    return {"text": case.plugin.remedy + left, "patch": patched(before, after, case.recorded), "verified": verified}

@@ -24,6 +24,13 @@ def moving(recipe: Recipe) -> Phase:
     return replace(last, steps=steps, warmup=min(last.warmup, steps - 1))
 
 
+def begins_with_probe(recipe: Recipe) -> bool:
+    """Whether the head is trained before the backbone moves, at a rate and for a time in which it can find its place."""
+    first, *rest = recipe.phases
+    alone = first.trainable == "head" and first.lr >= HEAD_LR / 10
+    return alone and (not rest or 4 * first.steps >= rest[0].steps)
+
+
 def linear_probe(phase: Phase = DEFAULT) -> Recipe:
     """Only the head is trained, on the frozen backbone's features."""
     return Recipe(name="linear probe", phases=(replace(phase, trainable="head", batchnorm="eval", head_lr=None),))

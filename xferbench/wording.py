@@ -6,7 +6,7 @@ import json
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from xferbench.design import Phase, Recipe
+from xferbench.design import Phase, Recipe, Spectrogram
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,6 +52,8 @@ def _value(value: Any) -> str:
     if is_dataclass(value) and not isinstance(value, type):
         named = {f.name: getattr(value, f.name) for f in fields(value)}
         told = {name: one for name, one in named.items() if one != getattr(type(value)(), name)}
+        if isinstance(value, Spectrogram):
+            told = {"kind": "spectrogram"} | told
         return "{ " + ", ".join(f"{name} = {_value(one)}" for name, one in told.items()) + " }" if told else "{}"
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_value, value)) + "]"

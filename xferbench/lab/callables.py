@@ -5,6 +5,8 @@ heeds of a recipe it says by an attribute::
 
     def train(model, data, recipe, seed): ...
     train.honours = {"lr", "steps"}     # fields of design.Phase, "phases" (more than one) or "stop"
+
+A regularizer is never honoured, since the code is given nothing of the source.
 """
 
 from __future__ import annotations

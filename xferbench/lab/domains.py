@@ -49,7 +49,7 @@ def source(
     known = _categories(arch)
     if len(known) == outputs and set(classes) <= set(known):
         return tuple(known.index(name) for name in classes), ""
-    if len(classes) == outputs:
+    if len(classes) == outputs:  # said to be taken on trust: a head that then knows nothing is no yardstick
         return tuple(range(outputs)), ""
     why = f"the pretrained head has {outputs} outputs and the source {len(classes)} classes"
     return (), f"{why}: say which is which by [source] classes"
@@ -85,7 +85,7 @@ def _categories(arch: str) -> list[str]:
 
 
 def load(domain: Domain, ready: Ready, cache: Path) -> Dataset:
-    """A domain's dataset, its labels being outputs of the head; its training images parted by :func:`memory`'s rule."""
+    """A domain's dataset, its labels being outputs of the head."""
     dataset, outputs = data.load(domain.data, ready, None, cache), np.array(domain.classes)
 
     def told(split: Split) -> Split:
@@ -97,15 +97,20 @@ def load(domain: Domain, ready: Ready, cache: Path) -> Dataset:
 
 def held_out(dataset: Dataset) -> Split:
     """The part of a domain's training images that choices are made on, and no fit is given."""
-    order = _order(dataset)
-    return data.taken(dataset.train, order[: min(HELD_OUT, len(order) // 2)])
+    return data.taken(dataset.train, _halves(dataset)[0][:HELD_OUT])
 
 
 def memory(dataset: Dataset) -> Split:
     """The part of a domain's training images that is rehearsed, or that a head is fitted on."""
-    order = _order(dataset)
-    return data.taken(dataset.train, order[len(order) // 2 :][:MEMORY])
+    return data.taken(dataset.train, _halves(dataset)[1][:MEMORY])
 
 
-def _order(dataset: Dataset) -> np.ndarray:
-    return np.random.default_rng(0).permutation(len(dataset.train.labels))
+def _halves(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the two halves of a domain's training images, each in a random order; whole groups stay on one side."""
+    rng, groups = np.random.default_rng(0), dataset.train.groups
+    order = rng.permutation(len(dataset.train.labels))
+    if not len(groups):
+        return order[: len(order) // 2], order[len(order) // 2 :]
+    names = rng.permutation(np.unique(groups))
+    first = np.isin(groups[order], names[: len(names) // 2])
+    return order[first], order[~first]

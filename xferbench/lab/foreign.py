@@ -58,12 +58,12 @@ def _digest(path: Path) -> str:
 
 
 def _files(top: str, folder: Path) -> dict[str, Path]:
-    """Source files by their name in the module's own folder."""
+    """Source files by their name in the module's own folder, and of what they import from there or from the suite's folder."""
     found: dict[str, Path] = {}
-    seen, left = set(), [top]
+    seen, left, homes = set(), [top], {folder: None}
     while left:
         name = left.pop()
-        spec = _spec(name, folder) if name == top else PathFinder.find_spec(name, [str(folder)])
+        spec = _spec(name, folder) if name == top else PathFinder.find_spec(name, [*map(str, homes)])
         if name in seen or spec is None:
             continue
         seen.add(name)
@@ -75,10 +75,12 @@ def _files(top: str, folder: Path) -> dict[str, Path]:
             }
         elif spec.origin is not None and Path(spec.origin).is_file():
             new = {Path(spec.origin).name: Path(spec.origin)}
+            if name == top and "site-packages" not in spec.origin:  # where it lies, its neighbours are its own
+                homes[Path(spec.origin).parent] = None
         else:
             new = {}
         found |= new
-        left += {one for path in new.values() if folder in path.parents for one in _imported(path)}
+        left += {one for path in new.values() if not homes.keys().isdisjoint(path.parents) for one in _imported(path)}
     return found
 
 

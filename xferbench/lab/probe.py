@@ -109,6 +109,7 @@ def _probed(
     code: Code | None,
 ) -> Facts:
     train_size, test_size = sizes
+    _stated(arch, weights, preprocessing)
     told, trust = (preprocessing, "") if preprocessing else recorded(arch, weights)
     ready = told or Preprocessing()
     dataset = data.load(target, ready, test_size, cache)
@@ -127,6 +128,8 @@ def _probed(
     source, given, shifted = beside
     head = checkpoints.head(module, state, anatomy.head)
     outputs, no_source = domains.source(source, dict(given), ready, arch, head, cache)
+    in_order = outputs and not given and outputs == tuple(range(len(outputs)))
+    ordered = "source classes: those of the source, in order, are the outputs of the pretrained head" if in_order else ""
     return Facts(
         parameters=anatomy.parameters,
         groups=tuple(group.name for group in anatomy.groups),
@@ -138,7 +141,7 @@ def _probed(
         test=len(dataset.test.labels),
         test_groups=len(np.unique(dataset.test.groups)) if len(dataset.test.groups) else None,
         preprocessing=ready,
-        trust=tuple(note for note in notes if note),
+        trust=tuple(note for note in (*notes, ordered) if note),
         left_out=dataset.left_out,
         seconds_forward=forward,
         seconds_step=step,
@@ -148,6 +151,21 @@ def _probed(
         no_source=no_source,
         shifted=domains.shifted(shifted, dataset.classes, ready, cache),
     )
+
+
+def _stated(arch: str, weights: Weights, given: Ready | None) -> None:
+    """Refuse a preprocessing that leaves out the mean and standard deviation which are known: images would go unnormalised."""
+    nothing = Preprocessing()
+    if not isinstance(given, Preprocessing) or (given.mean, given.std) != (nothing.mean, nothing.std):
+        return
+    known, _ = recorded(arch, weights)
+    if isinstance(known, Preprocessing) and (known.mean, known.std) != (nothing.mean, nothing.std):
+        raise Problem(
+            "[backbone] preprocessing: mean and std are left out",
+            found="a table without them",
+            expected=f"those of these weights, mean = {list(known.mean)}, std = {list(known.std)}",
+            do="state them, or mean = [0] and std = [1] for no normalisation at all",
+        )
 
 
 def _guarded(code: Code | None) -> AbstractContextManager[None]:

@@ -119,11 +119,20 @@ def _fisher(network: Network, tensors: Tensors, names: Sequence[str], memory: Sp
 
     moving = {name: tensors[name] for name in names}
     total = {name: torch.zeros_like(tensor) for name, tensor in moving.items()}
+    one_by_one = grad(loss)
+    together = vmap(one_by_one, in_dims=(None, 0, 0))
+
+    def squares(images: Tensor, labels: Tensor) -> Tensors:
+        try:
+            return {name: found.square().sum(0) for name, found in together(moving, images, labels).items()}
+        except RuntimeError:  # not every network of a user's own can be mapped over examples
+            each = [one_by_one(moving, image, label) for image, label in zip(images, labels, strict=True)]
+            return {name: torch.stack([found[name].square() for found in each]).sum(0) for name in moving}
+
     with features.inference(module, network.device):
-        each = vmap(grad(loss), in_dims=(None, 0, 0))
         for images, labels in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
-            for name, gradient in each(moving, images, labels).items():
-                total[name] += gradient.square().sum(0)
+            for name, found in squares(images, labels).items():
+                total[name] += found
     return {name: tensor / count for name, tensor in total.items()}
 
 

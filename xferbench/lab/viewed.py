@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from xferbench.lab import batchnorm, data, domains, features, fit, penultimate, preprocess
+from xferbench.lab import batchnorm, data, domains, features, fit, penultimate, preprocess, seeds
 from xferbench.record import FEW_CLASSES, Predictions
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from xferbench.lab.data import Dataset, Split
     from xferbench.lab.fit import Fitted, Network, Tensors
 
-SERVED = 32  # examples of a batch where BatchNorm is served in train mode
+SERVED = 32  # examples of a batch where a network is served in training mode
 SHOWN = 256  # examples at most that a plugin's own measure is given
 
 
@@ -44,7 +44,7 @@ class Seen:
 
     Attributes:
         before, after: the network's tensors before training and after it. network: its structure.
-        images, labels: the first of its training subset, [n, …] 8-bit and [n]. prepared: how it was trained on them.
+        images, labels: some of its training subset, [n, …] 8-bit and [n]. prepared: how it was trained on them.
         served, served_labels: the first test images likewise. ready, mode: how they are served.
     """
 
@@ -83,8 +83,7 @@ def seen(model: Model, edits: Sequence[str], view: View) -> tuple[Predictions | 
 
 
 def _given(model: Model, tensors: Tensors, view: View) -> Seen:
-    index, _ = data.subset(model.dataset, model.fit.train_size, model.fit.seed)
-    own = data.taken(model.dataset.train, index[:SHOWN])
+    own = data.taken(model.dataset.train, _mixed(model)[:SHOWN])
     served = data.load(model.fit.data, view.preprocessing, None, model.cache).test
     return Seen(
         before=model.fitted.before,
@@ -98,6 +97,13 @@ def _given(model: Model, tensors: Tensors, view: View) -> Seen:
         ready=view.preprocessing,
         mode=view.mode,
     )
+
+
+def _mixed(model: Model) -> np.ndarray:
+    """Indices of a fit's training subset, in a random order."""
+    index, _ = data.subset(model.dataset, model.fit.train_size, model.fit.seed)
+    mixed: np.ndarray = np.random.default_rng(0).permutation(index)
+    return mixed
 
 
 def _prior(model: Model, edits: Sequence[str], view: View) -> np.ndarray:
@@ -114,8 +120,8 @@ def _edited(edit: str, tensors: Tensors, model: Model) -> Tensors:
     if edit == "batchnorm:restored":
         names = batchnorm.buffers(network.module)
         return tensors | {name: model.fitted.before[name].to(network.device) for name in names}
-    if edit == "batchnorm:recalibrated":
-        index, _ = data.subset(model.dataset, one.train_size, one.seed)
+    if edit == "batchnorm:recalibrated@2":
+        index = _mixed(model)  # as a class folder is sorted, batches would be of one class
         images = torch.from_numpy(np.array(model.dataset.train.images[index])).to(network.device)
         batches = images.tensor_split(max(1, len(images) // features.BATCH))  # of one size, for each counts alike
         ready = (preprocess.tensor(batch, one.preprocessing) for batch in batches)
@@ -162,7 +168,7 @@ def _logits(model: Model, tensors: Tensors, edits: Sequence[str], view: View, sp
     network = model.network
     images = torch.from_numpy(np.array(split.images))
     if view.mode != "eval":
-        order = serving_order(view.mode, split.labels)
+        order = serving_order(view.mode.removeprefix("training").removeprefix(":"), split.labels)
         served = in_batches(network, tensors, images, view.preprocessing, order, training=True)
         return served.double().numpy()  # type: ignore[no-any-return] # torch is Any here
     touched = model.fit.training is not None or any(edit.startswith("batchnorm") for edit in edits)
@@ -176,16 +182,16 @@ def _logits(model: Model, tensors: Tensors, edits: Sequence[str], view: View, sp
     return found
 
 
-def serving_order(mode: str, labels: np.ndarray) -> np.ndarray:
-    """In which order examples come where a model is served in train mode: shuffled, or class after class.
+def serving_order(way: str, labels: np.ndarray) -> np.ndarray:
+    """In which order examples come: shuffled (""), or class after class (``class``).
 
     Raises:
-        ValueError: for a mode that is not known.
+        ValueError: for a way that is not known.
     """
-    if mode not in {"train", "train:class"}:
-        raise ValueError(f"no such mode: {mode}")
+    if way not in {"", "class"}:
+        raise ValueError(f"no such way to serve: {way}")
     order = np.random.default_rng(0).permutation(len(labels))
-    return order if mode == "train" else order[np.argsort(labels[order], kind="stable")]
+    return order[np.argsort(labels[order], kind="stable")] if way else order
 
 
 def in_batches(
@@ -200,15 +206,14 @@ def in_batches(
 ) -> Tensor:
     """Logits [n, outputs] of images that come in batches in an order; what running statistics move, they move on a copy.
 
-    With ``training`` BatchNorm takes the statistics of each batch, as where nobody called ``.eval()``. ``size`` is the least
-    that a batch has, where there are as many images.
+    With ``training`` the whole network is in training mode, as where nobody called ``.eval()``: BatchNorm takes the statistics
+    of each batch, dropout drops (by a fixed stream). ``size`` is the least that a batch has, where there are as many images.
     """
     index = torch.from_numpy(order)
     own = {name: tensor.clone() for name, tensor in tensors.items()}
     found = []
-    with features.inference(network.module, network.device):
-        for layer in batchnorm.layers(network.module).values():
-            layer.train(training)
+    with seeds.everywhere(0), features.inference(network.module, network.device):
+        network.module.train(training)
         for part in index.tensor_split(max(1, len(index) // size)):
             batch = preprocess.tensor(images[part].to(network.device), ready)
             found.append(functional_call(network.module, own, (batch,)).float().cpu())

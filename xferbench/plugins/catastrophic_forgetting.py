@@ -55,7 +55,7 @@ def applies(pipeline: Pipeline, facts: Facts) -> str:
     return "" if facts.source else facts.no_source or "the suite has no [source] whose classes are known"
 
 
-def _candidates(pipeline: Pipeline) -> Iterator[Recipe]:
+def _candidates(pipeline: Pipeline, groups: int) -> Iterator[Recipe]:
     recipe = pipeline.recipe
     whole = replace(moving(recipe), order="shuffled")
 
@@ -69,14 +69,14 @@ def _candidates(pipeline: Pipeline) -> Iterator[Recipe]:
     yield replace(recipe, name="the best step", stop="best")
     yield linear_probe(replace(whole, lr=HEAD_LR))
     yield discriminative(whole)
-    yield gradual_unfreezing(replace(whole, warmup=0))  # its stages are shorter than a warm-up may be
+    yield gradual_unfreezing(replace(whole, warmup=0), groups=min(4, groups))  # its stages are shorter than a warm-up may be
     held = discriminative(replace(whole, lr=min(whole.lr, 1e-3)))
     for word in (*REGULARIZERS, f"replay:{max(1, whole.batch_size // 8)}"):
         yield replace(held, name=f"{held.name}, {word}", regularizer=word)
 
 
-def cure(pipeline: Pipeline, _: Facts) -> Choice:
-    arms = (replace(pipeline, recipe=recipe) for recipe in _candidates(pipeline))
+def cure(pipeline: Pipeline, facts: Facts) -> Choice:
+    arms = (replace(pipeline, recipe=recipe) for recipe in _candidates(pipeline, len(facts.groups)))
     return Choice(candidates=tuple(dict.fromkeys(arms)), by="source-held-out", keeping="validation")
 
 

@@ -12,12 +12,13 @@ Remedy
     help. The dip often recovers: the final accuracy is judged, the dip only reported.
 
 How it is cured
-    The first half of the first phase's steps train the head alone at a rate of 0.01, with BatchNorm in evaluation mode; the
-    rest goes on as it was. The number of steps stays the same.
+    Half of the steps up to the end of the first phase that moves the backbone train the head alone at a rate of 0.01, with
+    BatchNorm in evaluation mode; the rest goes on as it was. The number of steps stays the same. A recipe that begins so (at a
+    rate of 0.001 or more, for a quarter of the next phase's steps or more) is not exposed.
 
 How it is induced
-    ``random-head``: all layers from the first step on, at the rate at which the recipe trains the backbone (0.001 for one
-    that never does).
+    ``random-head``: all layers from the first step on, at the rate and with the BatchNorm with which the recipe trains the
+    backbone (of one that never does, at 0.001).
 
 Measured beside it
     ``shock``: the norm of the backbone's gradient at the start, over that with a head that was fitted to the same images.
@@ -34,7 +35,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xferbench.design import HARM, Facts, Pipeline, Plugin, Recipe
-from xferbench.strategies import HEAD_LR, moving
+from xferbench.strategies import HEAD_LR, begins_with_probe, moving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,22 +43,33 @@ if TYPE_CHECKING:
     from xferbench.lab.viewed import Seen
     from xferbench.record import Record
 
+SHOCKED, CHUNK = 64, 16  # images on which gradients are taken, and at once
+
 
 def applies(pipeline: Pipeline, _: Facts) -> str:
     if pipeline.recipe.init != "pretrained":
         return "nothing pretrained is adapted"
-    first = pipeline.recipe.phases[0]
-    return "a single step leaves none for the head alone" if first.trainable != "head" and first.steps < 2 else ""
+    short = probed_first(pipeline.recipe) == pipeline.recipe and not _untouched(pipeline.recipe)
+    return "a single step leaves none for the head alone" if short else ""
+
+
+def _untouched(recipe: Recipe) -> bool:
+    """Whether no gradient of a fresh head reaches the backbone: it never trains, or the head has had its time before."""
+    return begins_with_probe(recipe) or all(phase.trainable == "head" for phase in recipe.phases)
 
 
 def probed_first(recipe: Recipe) -> Recipe:
-    """Half of the first phase's steps for the head alone; a recipe that begins so already stays as it is."""
-    first, *rest = recipe.phases
-    if first.trainable == "head":
+    """Half of the steps up to the end of the first phase that moves the backbone, for the head alone."""
+    at = next((at for at, phase in enumerate(recipe.phases) if phase.trainable != "head"), None)
+    if at is None or begins_with_probe(recipe):
         return recipe
-    probe = replace(first, trainable="head", batchnorm="eval", lr=HEAD_LR, head_lr=None, warmup=0, steps=first.steps // 2)
-    left = first.steps - probe.steps
-    return replace(recipe, phases=(probe, replace(first, steps=left, warmup=min(first.warmup, left - 1)), *rest))
+    first, steps = recipe.phases[at], sum(phase.steps for phase in recipe.phases[: at + 1])
+    if steps < 2:
+        return recipe
+    probe = replace(first, trainable="head", batchnorm="eval", lr=HEAD_LR, head_lr=None, warmup=0, steps=steps // 2)
+    left = steps - probe.steps
+    after = replace(first, steps=left, warmup=min(first.warmup, left - 1))
+    return replace(recipe, phases=(probe, after, *recipe.phases[at + 1 :]))
 
 
 def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
@@ -65,8 +77,8 @@ def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
 
 
 def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
-    whole = replace(moving(pipeline.recipe), trainable="all", batchnorm="train", layer_decay=1.0)
-    recipe = replace(pipeline.recipe, head="random", phases=(replace(whole, head_lr=None),), name="random head")
+    phase = replace(moving(pipeline.recipe), trainable="all", head_lr=None)
+    recipe = replace(pipeline.recipe, head="random", phases=(phase,), name="random head")
     return {"random-head": replace(pipeline, recipe=recipe)}
 
 
@@ -84,7 +96,7 @@ def shock(seen: Seen) -> dict[str, float]:
     weight, bias = penultimate.fitted(x, seen.labels, network.anatomy.classes)
     shapes = {name: tensor for name, tensor in start.items() if backbones.within(name, prefix)}
     probed = {name: (weight if name.endswith("weight") else bias).reshape(old.shape).to(old) for name, old in shapes.items()}
-    images, labels = preprocess.tensor(seen.images.to(network.device), seen.prepared), seen.labels.to(network.device)
+    images, labels = seen.images[:SHOCKED].to(network.device), seen.labels[:SHOCKED].to(network.device)
 
     def norm(head: Mapping[str, torch.Tensor]) -> float:
         body = {
@@ -93,9 +105,12 @@ def shock(seen: Seen) -> dict[str, float]:
             if not backbones.within(name, prefix)
         }
         with features.inference(network.module, network.device), torch.enable_grad():
-            loss = F.cross_entropy(functional_call(network.module, {**start, **head, **body}, (images,)).float(), labels)
-            gradients = torch.autograd.grad(loss, list(body.values()), allow_unused=True)
-        return float(sum(gradient.square().sum() for gradient in gradients if gradient is not None) ** 0.5)
+            for x, y in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
+                made = preprocess.tensor(x, seen.prepared)
+                logits = functional_call(network.module, {**start, **head, **body}, (made,)).float()
+                F.cross_entropy(logits, y, reduction="sum").backward()
+        total = sum(float(tensor.grad.square().sum()) for tensor in body.values() if tensor.grad is not None)
+        return float(total**0.5) / len(labels)
 
     return {"shock": norm(shapes) / max(norm(probed), 1e-12)}
 
@@ -115,7 +130,7 @@ plugin = Plugin(
     cure=cure,
     induce=induce,
     contrasts=(HARM,),
-    measures={"shock": "xferbench.plugins.head_shock:shock@1"},
+    measures={"shock": "xferbench.plugins.head_shock:shock@2"},
     derived=dip,
     remedy="train the head alone first, then the rest",
 )

@@ -17,9 +17,9 @@ How it is judged
     a hundredth.
 
 How it is induced
-    ``train-mode`` and ``train-mode-by-class``: BatchNorm with the statistics of shuffled batches, or of such as are ordered by
-    class. ``unnormalised``, ``raw`` (0–255), ``bgr``, ``zoom``, and where images are resized at all ``nearest``: serving
-    differs in that alone.
+    ``train-mode`` and ``train-mode-by-class``: the network in training mode (BatchNorm with the statistics of its batches,
+    dropout at work) on shuffled batches, or on such as are ordered by class. ``unnormalised``, ``raw`` (0–255), ``bgr``,
+    ``zoom``, and where images are resized at all ``nearest``: serving differs in that alone.
 
 Measured beside it
     ``flips``: share of the answers that change between the two ways of serving, for the subject and each induced arm.
@@ -58,8 +58,6 @@ def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
 def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
     wrong = mistakes(pipeline.serve_preprocessing, facts)
     arms = {name: replace(pipeline, serve_preprocessing=wrong[name]) for name in FIELDS if name in wrong}
-    if not facts.has_batchnorm:
-        return arms
     modes = {"train-mode": "train", "train-mode-by-class": "train:class"}
     return {name: replace(pipeline, mode=mode) for name, mode in modes.items()} | arms
 
@@ -86,7 +84,7 @@ def batch_dependence(seen: Seen) -> dict[str, float]:
 
     labels = seen.served_labels.numpy()
     size = min(viewed.SERVED, max(2, len(labels) // 4))
-    orders = (viewed.serving_order(way, labels) for way in ("train", "train:class"))
+    orders = (viewed.serving_order(way, labels) for way in ("", "class"))
     shuffled, by_class = (
         viewed.in_batches(
             seen.network, seen.after, seen.served, seen.ready, order, training=seen.mode != "eval", size=size
@@ -111,10 +109,10 @@ plugin = Plugin(
             name="batch-dependence",
             kind="exact",
             weights={("subject", "batch-dependence"): 1.0},
-            meaning="an answer does not depend on the batch it comes in",
+            meaning="an answer must not depend on the batch it comes in",
         ),
     ),
-    measures={"batch-dependence": "xferbench.plugins.train_serve_skew:batch_dependence@1"},
+    measures={"batch-dependence": "xferbench.plugins.train_serve_skew:batch_dependence@2"},
     derived=flips,
     remedy="serve with the preprocessing of training, in evaluation mode",
 )

@@ -164,7 +164,7 @@ def _section(run: Run, name: str, plugin: Plugin | None, cache: Path | None, con
         "open": any(group[0].verdict not in QUIET for group in frames.groups(run) if group[0].plugin == name),
         "verdicts": list(dict.fromkeys(group[0].verdict for group in frames.groups(run) if group[0].plugin == name)),
         "arms": frames.arms(run, name),
-        "figures": [*drawn, *([("The plugin's own picture", own)] if own else [])],
+        "figures": [*drawn, *([(_caption(plugin), own)] if own else [])],
         "measured": [
             (
                 text.line(one.contrast),
@@ -177,6 +177,12 @@ def _section(run: Run, name: str, plugin: Plugin | None, cache: Path | None, con
         ],
         "measures": _measures(run, name),
     }
+
+
+def _caption(plugin: Plugin | None) -> str:
+    """What a plugin's picture shows, by its own docstring."""
+    told = (plugin.picture.__doc__ or "").strip() if plugin and plugin.picture else ""
+    return text.line(" ".join(told.split()).rstrip(".") or "The plugin's own picture")
 
 
 def _asked(run: Run, name: str) -> bool:
