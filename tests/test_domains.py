@@ -98,3 +98,10 @@ def test_what_choices_are_made_on_and_what_a_fit_is_given_have_no_image_in_commo
     assert held_out and memory and not held_out & memory
     assert len(held_out) <= domains.HELD_OUT and len(memory) <= domains.MEMORY
     assert domains.held_out(found).example.tolist() == domains.held_out(found).example.tolist()
+
+
+def test_whole_groups_are_on_one_side(tmp_path):
+    given = make_npz(tmp_path / "d.npz", train=60, side=4, train_groups=np.arange(60) // 5, test_groups=np.arange(60) // 5)
+    found = domains.load(Domain(data=given, classes=(0, 1, 2, 3)), READY, tmp_path)
+    held_out, memory = (set(part(found).groups.tolist()) for part in (domains.held_out, domains.memory))
+    assert held_out and memory and not held_out & memory

@@ -86,9 +86,9 @@ def test_its_first_line_leads_an_editor_to_the_schema(capsys, tmp_path):
 @pytest.mark.parametrize("images", [2, 400])
 def test_the_margin_is_one_that_the_test_images_can_decide(capsys, tmp_path, images):
     _, asked, _ = made(capsys, make_folder(tmp_path / "ants", images=images))
-    assert (asked.margin > 0.2) == (images == 2)
+    assert (asked.margin == init.WIDEST) == (images == 2)
     _, out, _ = told(capsys, "validate", "ants.toml", "--set", f"target.test_size={2 * images + 1}")
-    assert "expect INCONCLUSIVE" not in out or asked.margin == 0.5
+    assert "expect INCONCLUSIVE" not in out or asked.margin == init.WIDEST
 
 
 def test_what_is_commented_out_is_valid_too(capsys, tmp_path):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from test_looks import PIPELINE, SUITE, study
 
 from xferbench import plan
-from xferbench.design import Choice, Data, Domain, Phase, Recipe
+from xferbench.design import Choice, Code, Data, Domain, Phase, Recipe
 from xferbench.fake import predictions
 from xferbench.record import Record
 
@@ -97,3 +98,30 @@ def test_only_a_regularizer_that_needs_the_source_makes_it_part_of_a_fit():
     for word, source in (("", None), ("l2-sp:1", None), ("lwf:1", None), ("ewc:1", SOURCE), ("replay:4", SOURCE)):
         one = replace(ARMS[0], recipe=replace(ARMS[0].recipe, regularizer=word))
         assert plan.fit(one, 0).source == source
+
+
+def test_where_what_is_to_be_kept_is_not_known_nothing_is_chosen():
+    nan = float("nan")
+    asked = replace(ASKED, suite=replace(SUITE, metric="sensitivity"))
+    answers = {}
+    for one in plan.tuning(FORGETTING, asked):
+        told = predictions(0.9, plan.base(one).seed)
+        if one.view.examples == "validation":  # without a positive example there is no sensitivity
+            told = replace(told, label=np.zeros_like(told.label))
+        answers[one.key] = Record(key=one.key, predictions=told)
+    found = plan.settle(FORGETTING, asked, answers)
+    assert found.pipeline is None and "sensitivity" in found.error
+    assert all(str(one.keeping) == str(nan) for one in found.weighed)
+
+
+def test_a_network_as_it_starts_is_trained_by_nobody():
+    own = replace(ARMS[0], training=Code(spec="python:a:b", digest="d"), recipe=replace(ARMS[0].recipe, stop="best"))
+    before = plan.base(plan.trial(own, "source-before", 3, study().place))
+    assert (before.training, before.stop, before.phases) == (None, "last", ())
+
+
+def test_metrics_of_a_positive_class_say_nothing_of_a_sources_classes():
+    for metric in ("sensitivity", "specificity", "auroc"):
+        assert plan.scored(metric, ["source", "source-before"]) == "accuracy"
+        assert plan.scored(metric, ["test", "shifted"]) == metric
+    assert plan.scored("nll", ["source"]) == "nll"

@@ -121,3 +121,11 @@ def test_a_device_that_is_not_there_is_a_problem_and_not_a_crash_of_every_trial(
     for word in ("cuda", "mps"):
         with pytest.raises(Problem, match=f"--device {word}: not found here"):
             probe.device(word)
+
+
+def test_a_preprocessing_without_the_mean_and_deviation_that_are_known_is_refused(tmp_path):
+    target = make_npz(tmp_path / "d.npz", side=16)
+    with pytest.raises(Problem, match="mean and std are left out"):
+        probed(target, tmp_path / "cache", preprocessing=Preprocessing(resize=16, crop=16))
+    said = Preprocessing(resize=16, crop=16, mean=(0.0,), std=(1.0,))
+    assert probed(target, tmp_path / "cache", preprocessing=said).preprocessing == said

@@ -501,6 +501,13 @@ def test_the_lines_of_a_patch_make_the_pipeline_that_they_stand_for(after, befor
     assert as_asked(wording.patched(before, after, recorded), recorded) == after
 
 
+def test_a_patch_of_spectrograms_is_read_as_one():
+    said = Spectrogram(mean=-40.0, std=20.0)
+    lines = wording.patched(None, replace(PIPELINE, train_preprocessing=said, serve_preprocessing=said), Spectrogram())
+    assert lines[1] == 'train_preprocessing = { kind = "spectrogram", mean = -40, std = 20 }'
+    assert keys.PREPROCESSING(tomllib.loads("\n".join(lines))["recipe"]["train_preprocessing"]) == said
+
+
 def test_a_patch_of_serving_says_what_was_there_and_nothing_that_need_not_be_stated():
     recorded = Preprocessing(mean=(0.5,), std=(0.25,))
     after = replace(PIPELINE, train_preprocessing=recorded, serve_preprocessing=recorded)

@@ -126,7 +126,7 @@ def _engine(workers: int) -> Iterator[Callable[[], Call]]:
         yield call
 
 
-def _surely_cpu(word: str) -> bool:
+def surely_cpu(word: str) -> bool:
     """Whether a device's word can be settled without torch."""
     accelerated = sys.platform != "linux" or any(Path(one).exists() for one in NEEDS_ASKING)
     return word == "cpu" or (word == "auto" and not accelerated)
@@ -134,11 +134,11 @@ def _surely_cpu(word: str) -> bool:
 
 def _side_by_side(word: str) -> int:
     """Workers where nobody says how many: one a core, or one for an accelerator, whose groups of fits fill it."""
-    return local.cores() if _surely_cpu(word) else 1
+    return local.cores() if surely_cpu(word) else 1
 
 
 def _device(word: str, engine: Callable[[], Call]) -> str:
-    if _surely_cpu(word):
+    if surely_cpu(word):
         return "cpu"
     return str(engine()("xferbench.lab.probe:device", word).result())
 

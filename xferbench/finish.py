@@ -118,13 +118,13 @@ def notes(executed: Executed) -> tuple[str, ...]:
     if study.facts.left_out:
         more = f"; and {len(study.facts.left_out) - 5} more" if len(study.facts.left_out) > 5 else ""
         found.append(f"left out of the data, or settled about it: {'; '.join(study.facts.left_out[:5])}{more}")
-    edges = {
-        f"{case.plugin.id}: {name} chose the {one.at_edge}: a better one may lie beyond"
-        for case in step.cases
-        for name, one in case.arms.items()
-        if one.at_edge
-    }
-    found += sorted(edges)
+    edges: dict[str, list[str]] = {}
+    for case in step.cases:
+        for name, one in case.arms.items():
+            if one.at_edge:
+                edges.setdefault(f"{name} chose the {one.at_edge}: a better one may lie beyond", []).append(case.plugin.id)
+    asked = [case.plugin.id for case in step.cases if case.arms]
+    found += [what if whose == asked else f"{', '.join(whose)}: {what}" for what, whose in sorted(edges.items())]
     if step.stopped:
         found.append(step.stopped)
     if (grid := study.suite.scratch) != Scratch():

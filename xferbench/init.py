@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xferbench import discover, forecast, suite
+from xferbench import discover, execute, forecast, suite
 from xferbench.engines import local
 from xferbench.lab import inputs, sources
 from xferbench.problem import Problem
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from xferbench.design import Suite
 
 MARGIN = 0.02  # the least that is proposed
+WIDEST = 0.2  # a margin beyond it would decide nothing that anybody asks
 NAMES = 6  # of classes that a comment tells
 
 
@@ -116,7 +117,7 @@ def _checked(content: str, file: Path) -> Suite:
 def _margin(asked: Suite, examples: int) -> float:
     """The margin that the test set can decide, in whole points."""
     smallest = forecast.smallest_margin(replace(asked, margin=MARGIN), examples, discover.plugins(asked.plugins))
-    return min(max(MARGIN, ceil(100 * (smallest or 0)) / 100), 0.5)
+    return min(max(MARGIN, ceil(100 * (smallest or 0)) / 100), WIDEST)
 
 
 def file_text(seen: Seen, name: str, arch: str, weights: Path | None, file: Path, margin: float) -> str:
@@ -125,7 +126,15 @@ def file_text(seen: Seen, name: str, arch: str, weights: Path | None, file: Path
     data = f"{kind}:{_relative(Path(place), file)}"
     given = f"weights = {quoted(_relative(weights, file))}" if weights else '# weights = "weights.safetensors"'
     shipped = "" if weights else "  # its shipped weights know drawn glyphs only; give your own by --weights"
-    least = f"About what {seen.examples} independent test image(s) can decide; a smaller one needs more of them."
+    enough = (
+        "About what {} independent test image(s) can decide"
+        if margin < WIDEST
+        else "{} independent test image(s) decide little"
+    )
+    least = enough.format(seen.examples) + "; a smaller one needs more of them."
+    small = arch.startswith(("cifar-resnet", "tiny-resnet"))
+    size = "resize = 32, crop = 32" if small else "resize = 256, crop = 224"
+    off = "" if execute.surely_cpu("auto") else "# "
     return f"""\
 #:schema {(suite.folder() / "schema.json").as_uri()}
 # Paths are relative to this file. `xferbench validate` checks it; keys that are commented out show other ways.
@@ -142,7 +151,7 @@ budget = "30m"               # no more seeds are added after so much computing
 arch = {quoted(arch)}{shipped}
 # A state dict saved by torch.save, or safetensors; nothing in it is ever executed.
 {given}
-# preprocessing = {{ resize = 256, crop = 224, mean = [0.485, 0.456, 0.406], std = [0.229, 0.224, 0.225] }}
+# preprocessing = {{ {size}, mean = [0.485, 0.456, 0.406], std = [0.229, 0.224, 0.225] }}
 #                            # what the weights were trained with, where nobody recorded it
 
 [target]
@@ -158,12 +167,13 @@ data = {quoted(data)}
 # steps = 150
 # batch_size = 32
 
-# A smaller search for the from-scratch baseline, for a machine without a GPU.
-# [scratch]
-# lr = [1e-3]
-# weight_decay = [0.01]
-# steps = 100
-# batch_size = 16
+# A smaller search for the from-scratch baseline, for a machine without a GPU. `run --dry-run` tells how long it takes: most of
+# it the first look, which the budget does not shorten. Fewer pixels (preprocessing) save the most.
+{off}[scratch]
+{off}lr = [1e-3]
+{off}weight_decay = [0.01]
+{off}steps = 100
+{off}batch_size = 16
 """
 
 
