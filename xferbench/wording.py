@@ -70,7 +70,7 @@ def _lines(phase: Phase, before: Phase | None) -> list[str]:
         was = getattr(before, name) if before else value
         if (value == default and value == was) or value is None:
             continue
-        lines.append(f"{name} = {_value(value)}" + ("" if value == was else f"    # was {was}"))
+        lines.append(f"{name} = {_value(value)}" + ("" if value == was else f"    # was {'not set' if was is None else was}"))
     return lines
 
 
