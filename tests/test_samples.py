@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 from test_data import make_folder, make_npz  # noqa: E402
 
 from xferbench import samples as gathering  # noqa: E402
+from xferbench import wording  # noqa: E402
 from xferbench.design import Data, Domain, Preprocessing, Recipe, View  # noqa: E402
 from xferbench.lab import data, inputs, preprocess, samples  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
@@ -210,5 +211,5 @@ def test_samples_are_asked_once_and_a_broken_file_is_made_again(tmp_path):
 def test_names_and_differences_are_short():
     assert gathering.name(Data(digest="", spec="folder:/a/b/<script>")) == "<script>"
     assert gathering.name(Data(digest="", spec="synthetic:near")) == "synthetic:near"
-    told = gathering.differences(replace(RECORDED, mean=(0.5,) * 3, std=(0.1, 0.2, 0.3), resize=8), RECORDED)
+    told = wording.differences(replace(RECORDED, mean=(0.5,) * 3, std=(0.1, 0.2, 0.3), resize=8), RECORDED)
     assert told == "resize 8, mean 0.5, std 0.1 0.2 0.3"

@@ -11,7 +11,7 @@ from xferbench import judge, metrics
 from xferbench.looks import by_question, of
 from xferbench.reason import Asked, change, reason, remedy
 from xferbench.record import Cell, Finding
-from xferbench.wording import words
+from xferbench.wording import of_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -180,6 +180,7 @@ def _measures(case: Case, told: judge.Answers, seeds: Sequence[int], variant: st
 
 def cells(step: Step, answers: Mapping[str, Record]) -> tuple[Cell, ...]:
     """Every judged question with its record, one row each."""
+    arms_of = {case.plugin.id: case for case in step.cases}
     arms = {(case.plugin.id, name): one for case in step.cases for name, one in case.arms.items()}
     found = []
     for one in step.asked:
@@ -195,7 +196,7 @@ def cells(step: Step, answers: Mapping[str, Record]) -> tuple[Cell, ...]:
                 view=one.view,
                 seed=one.seed,
                 record=answers[one.trial.key],
-                recipe=words(settled.pipeline.recipe),
+                recipe=of_pipeline(settled.pipeline, arms_of[one.plugin].recorded),
             )
         )
     return tuple(found)

@@ -97,11 +97,11 @@ def arms(executed: Executed) -> dict[str, dict[str, Any]]:
         of_case = told.setdefault(case.plugin.id, {})
         for name, one in case.arms.items():
             lines = wording.patched(None, one.pipeline, case.recorded) if one.pipeline else []
-            of_case[name] = {"patch": lines, **plan.told(one)}
+            of_case[name] = {"patch": lines, **plan.told(one, case.recorded)}
     subject = executed.step.subject
     if subject is not None and subject.weighed:
         for of_case in told.values():
-            of_case.get("subject", {}).update(plan.told(subject))
+            of_case.get("subject", {}).update(plan.told(subject, executed.study.facts.preprocessing))
     return told
 
 

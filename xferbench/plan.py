@@ -11,11 +11,12 @@ from xferbench import honours, metrics
 from xferbench.design import Arm, Choice, Domain, Facts, Fit, Model, Phase, Pipeline, Place, Plugin, Suite, Trial, View
 from xferbench.strategies import healthy, scratch
 from xferbench.suite import SEEDS
-from xferbench.wording import words
+from xferbench.wording import of_pipeline, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from xferbench.design import Ready
     from xferbench.record import Record
 
 TUNING = SEEDS  # tuning seeds begin where the judged ones end
@@ -326,8 +327,8 @@ def examples(phase: Phase) -> float:
     return phase.steps * phase.batch_size * (0.1 if cheap else 1.0)
 
 
-def told(arm: Settled) -> dict[str, object]:
-    """A settled arm in words, for the report."""
+def told(arm: Settled, recorded: Ready) -> dict[str, object]:
+    """A settled arm in words, for the report; ``recorded`` is the preprocessing that needs none."""
     if arm.pipeline is None:
         return {"recipe": "", "error": arm.error}
     weighed = [
@@ -342,4 +343,4 @@ def told(arm: Settled) -> dict[str, object]:
         }
         for one in arm.weighed
     ]
-    return {"recipe": words(arm.pipeline.recipe), "weighed": weighed, "edge": arm.at_edge}
+    return {"recipe": of_pipeline(arm.pipeline, recorded), "weighed": weighed, "edge": arm.at_edge}

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from xferbench.design import Data, digest
 from xferbench.plan import VIEWS
 from xferbench.record import Samples
+from xferbench.wording import differences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -129,22 +130,6 @@ def name(data: Data) -> str:
     """A dataset's short name: the end of its path, or the suite's word for it."""
     kind, _, rest = data.spec.partition(":")
     return rest.rstrip("/\\").replace("\\", "/").rpartition("/")[2] if kind in {"folder", "npz"} and rest else data.spec
-
-
-def differences(preprocessing: Ready, recorded: Ready) -> str:
-    """In which fields a preprocessing is not the backbone's own."""
-    differing = [
-        f"{one.name} {_shown(getattr(preprocessing, one.name))}"
-        for one in fields(preprocessing)
-        if getattr(preprocessing, one.name) != getattr(recorded, one.name, None)
-    ]
-    return ", ".join(differing) or "the backbone's own preprocessing"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return " ".join(map(_shown, dict.fromkeys(value) if len(set(value)) == 1 else value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _kept(

@@ -105,3 +105,29 @@ def _unusual(one: Phase | Recipe, usual: Phase | Recipe, told: Sequence[str]) ->
         for name, value in values.items()
         if value != getattr(usual, name)
     ]
+
+
+def of_pipeline(pipeline: Pipeline, recorded: Ready) -> str:
+    """A pipeline in one line: its recipe, and how images are prepared and served where that is not as recorded."""
+    train, serve = pipeline.train_preprocessing, pipeline.serve_preprocessing
+    told = [words(pipeline.recipe)]
+    told += [f"trained on {differences(train, recorded)}"] if train != recorded else []
+    told += [f"served on {differences(serve, recorded)}"] if serve != train else []
+    told += [f"served in {pipeline.mode} mode"] if pipeline.mode != "eval" else []
+    return "; ".join(told)
+
+
+def differences(preprocessing: Ready, recorded: Ready) -> str:
+    """In which fields a preprocessing is not the backbone's own."""
+    differing = [
+        f"{one.name} {_shown(getattr(preprocessing, one.name))}"
+        for one in fields(preprocessing)
+        if getattr(preprocessing, one.name) != getattr(recorded, one.name, None)
+    ]
+    return ", ".join(differing) or "the backbone's own preprocessing"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(_shown, dict.fromkeys(value) if len(set(value)) == 1 else value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
