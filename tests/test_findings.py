@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from test_looks import SUITE, USUAL, carried_out, found, kind, lab, study
 
-from xferbench import findings, plan
+from xferbench import fake, findings, plan
 from xferbench.design import Contrast
-from xferbench.plugins import batchnorm_drift
+from xferbench.plugins import batchnorm_drift, catastrophic_forgetting
 
 NAN = float("nan")
 INVARIANT = Contrast(name="drift", kind="exact", weights={("subject", "drift"): 1.0}, meaning="nothing drifts")
@@ -133,3 +133,36 @@ def test_a_trust_that_crashes_is_an_error():
 
     told = found(study(replace(batchnorm_drift.plugin, trust=broken)), lab(USUAL))
     assert {one.verdict for one in told.values()} == {"ERROR"}
+
+
+def test_a_subject_that_diverged_leaves_an_invariant_open_and_is_no_crash():
+    usual = measured(ALL | {"subject": [0.0, NAN, 0.0]})
+
+    def answer(trial):
+        record = usual(trial)
+        dead = trial.view.measure != "predictions" and kind(trial) == "subject" and plan.base(trial).seed == 1
+        return replace(record, scalars=record.scalars | {"diverged": 1.0}) if dead else record
+
+    one = found(study(EXACT), answer)["batchnorm-drift/drift"]
+    assert (one.verdict, one.reason) == ("INCONCLUSIVE", "the subject diverged at 1 of 3 seeds")
+
+
+def forgotten(before, after):
+    """What is said of forgetting where the source's accuracy was and is so; on the target everything is fine."""
+
+    def accuracy(trial):
+        beside = trial.view.domain is not None
+        return (after if trial.model.base.phases else before) if beside else 0.8
+
+    world = next(one for one in fake.worlds() if one.facts.source and one.pipeline.recipe.init == "pretrained")
+    asked = fake.study(catastrophic_forgetting.plugin, pipeline=world.pipeline, facts=world.facts)
+    step, answers = fake.replay(asked, fake.lab(accuracy))
+    return findings.findings(asked.suite, step, answers)[0]
+
+
+def test_a_source_that_nobody_knew_before_cannot_have_been_kept():
+    assert forgotten(0.9, 0.9).verdict == "PASS"
+    assert forgotten(0.9, 0.4).verdict == "FAIL"
+    one = forgotten(0.1, 0.1)
+    assert one.verdict == "INCONCLUSIVE"
+    assert "no better than the most frequent class" in one.reason
