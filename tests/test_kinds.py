@@ -114,7 +114,7 @@ def test_the_groups_of_a_table_reach_the_records_and_the_verdict(tmp_path):
     rows = [(f"{split}{i}.png", "ab"[i % 2], split, f"{split}{i // 4}") for split in ("train", "test") for i in range(32)]
     make(tmp_path / "d", [("file_name", "label", "split", "group"), *rows])
     (tmp_path / "d" / "test0.png").write_bytes(b"no image")
-    finished = run(tmp_path, "folder:d", "preprocessing = { resize = 16, crop = 16 }")
+    finished = run(tmp_path, "folder:d", "preprocessing = { resize = 16, crop = 16, mean = [0.5], std = [0.25] }")
     assert verdict(finished) in {"PASS", "FAIL", "INCONCLUSIVE"}
     assert {(len(told.label), len(np.unique(told.group))) for told in predicted(finished)} == {(31, 8)}
     assert any("test0.png: cannot identify" in note for note in finished.notes)
@@ -123,6 +123,6 @@ def test_the_groups_of_a_table_reach_the_records_and_the_verdict(tmp_path):
 def test_a_dataset_of_torchvisions_comes_to_a_verdict(tmp_path):
     pytest.importorskip("torchvision")
     mnist(tmp_path / "held")
-    finished = run(tmp_path, "torchvision:MNIST:held", "preprocessing = { resize = 16, crop = 16 }")
+    finished = run(tmp_path, "torchvision:MNIST:held", "preprocessing = { resize = 16, crop = 16, mean = [0.5], std = [0.25] }")
     assert verdict(finished) in {"PASS", "FAIL", "INCONCLUSIVE"}
     assert {told.probabilities.shape for told in predicted(finished)} == {(20, 10)}
