@@ -55,27 +55,28 @@ ARMS = ("subject", "cured", "induced", "scratch")
 OPPOSITE = {"detected": "harmless", "harmless": "detected"}
 
 
-def measure(target, shared, store):
+def measure(target, shared, store, bases):
     """One row for each contrast and variant on a target."""
     table = TABLE | MORE.get(target, {}) | {"target": {"train_size": 200, "test_size": 2000} | TARGETS[target]}
     base = suite.parse(table, (shared or Path()).resolve() / "embedded.toml")
-    runs = [execute.execute(replace(base, seed=SEEDS * number), path=store) for number in range(BASES)]
+    runs = [execute.execute(replace(base, seed=SEEDS * number), path=store) for number in range(bases)]
     answers = {key: record for run in runs for key, record in run.answers.items()}
     asked = [one for run in runs for one in run.step.asked]
     found = [{one.id: one for one in findings.findings(run.study.suite, run.step, run.answers)} for run in runs]
     return [
-        row(target, base, case, contrast, variant, found, by_question(asked, case.plugin.id, answers))
+        row(target, base, case, contrast, variant, found, by_question(asked, case.plugin.id, answers), bases)
         for case in runs[0].step.cases
         for _, contrast in case.contrasts("paired")
         for variant in case.variants
     ]
 
 
-def row(target, base, case, contrast, variant, found, told):
-    """What five base runs said, and what the reference of each says."""
+def row(target, base, case, contrast, variant, found, told, bases):
+    """What the base runs said, and what the reference of each says."""
     name = f"{case.plugin.id}/{contrast.name}/{variant}"
     own = [one[name] for one in found]
-    everything = range(BASES * SEEDS)
+    everything = range(bases * SEEDS)
+    seeds, runs = f"{bases * SEEDS} seeds", f"of {bases} runs"
     unconfirmed = contradicted = 0
     for number, finding in enumerate(own):
         others = [seed for seed in everything if seed // SEEDS != number]
@@ -90,14 +91,14 @@ def row(target, base, case, contrast, variant, found, told):
         "target": target,
         "contrast": name,
         "recipe": case.arms["subject"].pipeline.recipe.name,
-        "harm, 25 seeds": interval(harm.estimate, "accuracy") if harm.exposed else "not exposed",
-        "verdicts of 5 runs": counted(one.verdict for one in own),
+        f"harm, {seeds}": interval(harm.estimate, "accuracy") if harm.exposed else "not exposed",
+        f"verdicts {runs}": counted(one.verdict for one in own),
         "FAIL unconfirmed": unconfirmed,
-        "induced costs, 25 seeds": interval(control.estimate, "accuracy"),
+        f"induced costs, {seeds}": interval(control.estimate, "accuracy"),
         "which is": {"detected": "more than the margin", "harmless": "less than the margin"}.get(
             judge.control(control, base.margin), "too near the margin to tell"
         ),
-        "controls of 5 runs": counted(one.control for one in own),
+        f"controls {runs}": counted(one.control for one in own),
         "controls contradicted": contradicted,
         "accuracy of subject / cured / induced / scratch": " / ".join(
             "–" if (mean := judge.accuracy(told, arm, everything)) is None else f"{mean:.3f}" for arm in names
@@ -114,6 +115,8 @@ def main():
     parser = argparse.ArgumentParser(description="Measure the healthy default on the embedded world.")
     parser.add_argument("--store", type=Path)
     parser.add_argument("--shared", type=Path)
+    parser.add_argument("--bases", type=int, default=BASES, help="base runs of five seeds")
+    parser.add_argument("--name", default="embedded", help="of the table")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"))
     arguments = parser.parse_args()
@@ -123,25 +126,25 @@ def main():
             if target == "fashion" and not arguments.shared:
                 print("fashion left out: no --shared")
                 continue
-            rows += measure(target, arguments.shared, arguments.store or Path(folder) / "store.sqlite")
+            rows += measure(target, arguments.shared, arguments.store or Path(folder) / "store.sqlite", arguments.bases)
             print(target, "done", flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with (arguments.out / "embedded.csv").open("w", newline="", encoding="utf-8") as file:
+    with (arguments.out / f"{arguments.name}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    (arguments.out / "embedded.md").write_text(page(rows), encoding="utf-8")
+    (arguments.out / f"{arguments.name}.md").write_text(page(rows, arguments.bases), encoding="utf-8")
 
 
-def page(rows):
+def page(rows, bases):
     """The committed table."""
     head = f"""# The healthy default under every plugin, and whether twenty other seeds agree
 
 The embedded world: tiny-resnet pretrained on `synthetic:source`, 200 training images, 2000 test images (digits: 797); `tinted`
 has `synthetic:near` as its shifted set. `fashion` is ResNet-20 of CIFAR-10 on Fashion-MNIST, 200 training and 1000 test images.
-Margin 2 points of accuracy, alpha 5 %. A run has five seeds; there are five, on seeds 0–4, 5–9, … 20–24. The reference of a run
-is the twenty seeds of the other four. The subject is the default recipe: the best on validation of a linear probe and LP-FT at
-two rates. Measured on a CPU ({processor()}), one thread a worker. Again:
+Margin 2 points of accuracy, alpha 5 %. A run has five seeds; there are {bases}, on seeds 0–4, 5–9 and so on. The reference of
+a run is the {SEEDS * (bases - 1)} seeds of the others. The subject is the default recipe: the best on validation of a linear
+probe and LP-FT at two rates. Measured on a CPU ({processor()}), one thread a worker. Again:
 `python tests/benchmarks/embedded.py --shared FOLDER`.
 
 FAIL unconfirmed: runs that said FAIL where their reference's lower bound is not above the margin. Controls contradicted: runs
@@ -156,7 +159,7 @@ in points of accuracy with one-sided 95 % bounds.
     ]
     said = {truth: Counter() for truth in dict.fromkeys(one["which is"] for one in rows)}
     for one in rows:
-        for part in one["controls of 5 runs"].split(", "):
+        for part in one[f"controls of {bases} runs"].split(", "):
             count, _, word = part.partition(" ")
             said[one["which is"]][word] += int(count)
     wrong = [sum(one[name] for one in rows) for name in ("FAIL unconfirmed", "controls contradicted")]
