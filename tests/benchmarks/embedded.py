@@ -138,7 +138,7 @@ def main():
 
 def page(rows, bases):
     """The committed table."""
-    head = f"""# The healthy default under every plugin, and whether twenty other seeds agree
+    head = f"""# The healthy default under every plugin, and whether {SEEDS * (bases - 1)} other seeds agree
 
 The embedded world: tiny-resnet pretrained on `synthetic:source`, 200 training images, 2000 test images (digits: 797); `tinted`
 has `synthetic:near` as its shifted set. `fashion` is ResNet-20 of CIFAR-10 on Fashion-MNIST, 200 training and 1000 test images.
