@@ -21,25 +21,16 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("whole", [PLAIN, WORDS], ids=["tensor", "mapping"])
-def test_what_is_split_and_joined_is_the_same_again(whole):
-    parts = batch.split(whole, 3)
-    assert [batch.count(part) for part in parts] == [3, 1]
-    assert same(batch.joined(parts), whole)
-    assert same(batch.moved(whole, torch.device("cpu")), whole)
-
-
-@pytest.mark.parametrize("whole", [PLAIN, WORDS], ids=["tensor", "mapping"])
-def test_what_is_picked_and_stacked_is_picked_of_every_tensor(whole):
-    index = torch.tensor([2, 0])
-    found = batch.stacked([batch.picked(whole, index)] * 2)
-    for name in WORDS if whole is WORDS else [None]:
-        tensor, expected = (found, whole) if name is None else (found[name], whole[name])
-        assert torch.equal(tensor, torch.stack([expected[[2, 0]]] * 2))
+def test_a_copy_is_the_same_in_memory_of_its_own(whole):
+    copy = batch.copied(whole)
+    assert same(copy, whole)
+    one, own = (copy["ids"], whole["ids"]) if whole is WORDS else (copy, whole)
+    assert one.data_ptr() != own.data_ptr()
 
 
 @pytest.mark.parametrize("whole", [PLAIN, WORDS], ids=["tensor", "mapping"])
 def test_a_blank_batch_has_the_shape_of_another(whole):
-    assert len({batch.shape(whole), batch.shape(batch.picked(whole, slice(2)))}) == 1
+    assert len({batch.shape(whole), batch.shape(batch.mapped(lambda tensor: tensor[:2], whole))}) == 1
     blank = batch.blank(batch.shape(whole), 4, "cpu")
     assert same(blank, batch.mapped(torch.zeros_like, whole))
 

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from test_data import make_folder, make_npz  # noqa: E402
 
-from xferbench.design import Domain, Preprocessing  # noqa: E402
+from xferbench.design import HELD_OUT, Domain, Preprocessing  # noqa: E402
 from xferbench.lab import data, domains, inputs  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
 
@@ -96,7 +96,7 @@ def test_what_choices_are_made_on_and_what_a_fit_is_given_have_no_image_in_commo
     found = domains.load(Domain(data=given, classes=(0, 1, 2, 3)), READY, tmp_path)
     held_out, memory = (set(part(found).example.tolist()) for part in (domains.held_out, domains.memory))
     assert held_out and memory and not held_out & memory
-    assert len(held_out) <= domains.HELD_OUT and len(memory) <= domains.MEMORY
+    assert len(held_out) <= HELD_OUT and len(memory) <= domains.MEMORY
     assert domains.held_out(found).example.tolist() == domains.held_out(found).example.tolist()
 
 

@@ -304,6 +304,7 @@ class Contrast:
     meaning: str = ""
 
 
+HELD_OUT = 1000  # images of a domain that choices are made on, at most
 HARM = Contrast(name="harm", weights={("cured", "test"): 1.0, ("subject", "test"): -1.0}, meaning="cured − subject")
 
 

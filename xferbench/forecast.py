@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xferbench import looks, plan, stats
-from xferbench.design import Arm, Choice, Fit, Pipeline, Plugin, Suite, Trial
+from xferbench.design import HELD_OUT, Arm, Choice, Fit, Pipeline, Plugin, Suite, Trial
 from xferbench.plan import Question, Settled, Study
 from xferbench.wording import words
 
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from xferbench.record import Record
-
-
-HELD_OUT = 1000  # images of a domain that choices are made on, at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

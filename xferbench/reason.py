@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from xferbench.record import Estimate
 
 
-MOST = (
-    0.05  # of accuracy by which an arm must beat the most frequent class to be a yardstick; margins of losses have other units
-)
+MOST = 0.05  # of accuracy that a yardstick must have above the most frequent class: a loss's margin has another unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

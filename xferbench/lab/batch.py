@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -21,39 +21,9 @@ def mapped(function: Callable[..., Tensor], *batches: Batch) -> Batch:
     return {name: function(*(batch[name] for batch in batches)) for name in first}
 
 
-def count(batch: Batch) -> int:
-    """How many examples."""
-    return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)
-
-
-def picked(batch: Batch, index: Any) -> Batch:
-    """Some of the examples, by an index tensor or a slice."""
-    return mapped(lambda tensor: tensor[index], batch)
-
-
-def moved(batch: Batch, device: torch.device) -> Batch:
-    """The same on a device."""
-    return mapped(lambda tensor: tensor.to(device), batch)
-
-
 def copied(batch: Batch) -> Batch:
     """The same in memory of its own."""
     return mapped(torch.clone, batch)
-
-
-def split(batch: Batch, size: int) -> list[Batch]:
-    """Batches of at most ``size`` examples, in order."""
-    return [picked(batch, slice(at, at + size)) for at in range(0, count(batch), size)]
-
-
-def stacked(batches: Sequence[Batch]) -> Batch:
-    """Batches of one size along a new first axis, as torch.func.vmap takes the members of a group."""
-    return mapped(lambda *tensors: torch.stack(tensors), *batches)
-
-
-def joined(batches: Sequence[Batch]) -> Batch:
-    """Batches one after another."""
-    return mapped(lambda *tensors: torch.cat(tensors), *batches)
 
 
 def shape(batch: Batch) -> Shape:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xferbench.design import HELD_OUT
 from xferbench.lab import data
 from xferbench.problem import Problem
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from xferbench.design import Data, Domain, Ready
     from xferbench.lab.data import Dataset, Split
 
-HELD_OUT = 1000  # images at most that choices are made on
 MEMORY = 1000  # images at most that a regularizer or a refitted head is given
 
 
