@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from test_looks import SUITE, USUAL, carried_out, found, kind, lab, study
 
-from xferbench import fake, findings, plan
+from xferbench import fake, findings
 from xferbench.design import Contrast
 from xferbench.plugins import batchnorm_drift, catastrophic_forgetting
 
@@ -26,7 +26,7 @@ def measured(values, accuracy=USUAL):
         if trial.view.measure == "predictions":
             return record
         value = values[kind(trial)]
-        return replace(record, scalars={"drift": value[plan.base(trial).seed] if isinstance(value, list) else value})
+        return replace(record, scalars={"drift": value[trial.model.base.seed] if isinstance(value, list) else value})
 
     return answer
 
@@ -140,7 +140,7 @@ def test_a_subject_that_diverged_leaves_an_invariant_open_and_is_no_crash():
 
     def answer(trial):
         record = usual(trial)
-        dead = trial.view.measure != "predictions" and kind(trial) == "subject" and plan.base(trial).seed == 1
+        dead = trial.view.measure != "predictions" and kind(trial) == "subject" and trial.model.base.seed == 1
         return replace(record, scalars=record.scalars | {"diverged": 1.0}) if dead else record
 
     one = found(study(EXACT), answer)["batchnorm-drift/drift"]

@@ -22,12 +22,15 @@ LAYERS = (
     "lab.seeds lab.schedule lab.batch lab.preprocess lab.batchnorm lab.small lab.backbones",
     "lab.published lab.likeness lab.adapters lab.reading lab.installed lab.checkpoints lab.guess",
     "lab.data lab.samples lab.domains lab.features lab.regularize lab.fit lab.initial lab.callables",
-    "lab.penultimate lab.viewed lab.answer lab.probe lab.pretrain",
+    "lab.penultimate lab.edits lab.finished lab.viewed lab.answer lab.probe lab.pretrain",
     "plugins plugins.batchnorm_drift plugins.catastrophic_forgetting plugins.feature_distortion plugins.head_shock",
     "plugins.learning_rate plugins.negative_transfer plugins.preprocessing_mismatch plugins.train_serve_skew",
+    "checks checks.batchnorm_drift checks.calibration checks.catastrophic_forgetting checks.class_order checks.head_size",
+    "checks.collapse checks.linear_probe checks.feature_distortion checks.interpolation checks.negative_transfer",
+    "checks.preprocessing_mismatch checks.reload",
     "report.frames report.samples report.drawn report.svg report.figures report.forest report.html",
     "report.markdown report.junit report.github report.console report.predictions report.write",
-    "execute finish doctor init fake testing cli __main__",
+    "execute finish doctor init audit fake testing cli __main__",
 )
 LINE = [name for layer in LAYERS for name in layer.split()]
 
@@ -139,7 +142,7 @@ def test_torch_is_known_to_the_lab_alone(module):
     found = {(one.name, one.late) for one in imports(MODULES[module]) if one.name in TORCH and not one.typed}
     if within(module, ["lab", "engines.worker"]):
         return
-    if within(module, ["plugins"]):
+    if within(module, ["plugins", "checks"]):
         assert all(late for _, late in found), f"{module} imports torch before it measures"
     else:
         assert not found, f"{module} imports {found}"

@@ -25,7 +25,7 @@ def study(*plugins, suite=SUITE, facts=FACTS):
 
 def kind(trial):
     """What a fit is, in a word."""
-    fit = plan.base(trial)
+    fit = trial.model.base
     if fit.init != "pretrained":
         return "scratch" if fit.init == "random" else "permuted"
     word = fit.phases[0].batchnorm.partition(":")[0]
@@ -36,7 +36,7 @@ def lab(accuracy, crash=()):
     """A lab that gives each kind of fit its accuracy."""
 
     def answer(trial):
-        fit, word = plan.base(trial), kind(trial)
+        fit, word = trial.model.base, kind(trial)
         if word in crash:
             return Record(key=trial.key, error="Boom: on purpose")
         curve = ((10, 1.0, 0.5), (20, 0.5, accuracy[word]))
@@ -230,7 +230,7 @@ def test_arms_scored_on_other_examples_are_an_error():
 def test_diverged_seeds_are_named():
     def answer(trial):
         record = lab(USUAL)(trial)
-        return replace(record, scalars={"diverged": 1.0}) if kind(trial) == "subject" and plan.base(trial).seed == 1 else record
+        return replace(record, scalars={"diverged": 1.0}) if kind(trial) == "subject" and trial.model.base.seed == 1 else record
 
     measured = lab(USUAL)
     one = found(study(batchnorm_drift.plugin), lambda t: answer(t) if t.view.measure == "predictions" else measured(t))
@@ -257,7 +257,7 @@ def test_groups_of_fits_do_not_depend_on_what_is_there():
     groups = list(plan.groups(asked, 2, SUITE))
     assert sorted(trial.key for group in groups for trial in group) == sorted(asked)
     for group in groups:
-        fits = {plan.base(trial) for trial in group}
+        fits = {trial.model.base for trial in group}
         assert len(fits) <= 2 and len({replace(fit, seed=0) for fit in fits}) == 1
 
 
@@ -296,10 +296,10 @@ def test_a_source_is_pretrained_on_once_before_the_arm_that_starts_from_it():
         stages.append((step.stage, len(step.wanted)))
         answers |= {key: lab(USUAL)(trial) for key, trial in step.wanted.items()}
     assert stages[1] == ("pretraining on the source", 1)
-    starts = {plan.base(one.trial).start for one in step.asked if one.arm == "induced:shuffled-source" and one.view == "test"}
+    starts = {one.trial.model.base.start for one in step.asked if one.arm == "induced:shuffled-source" and one.view == "test"}
     (start,) = starts
     assert (start.data.digest, start.labels, start.init) == ("source", "shuffled", "random")
-    assert plan.base(step.asked[0].trial) != start
+    assert step.asked[0].trial.model.base != start
 
 
 def test_a_baseline_that_learnt_nothing_cannot_pass_a_subject_that_learnt_nothing_either():

@@ -23,9 +23,9 @@ def settled(choice, scores, asked=ASKED):
     """A choice among candidates with a score on each view: rows of view and accuracies."""
     answers = {}
     for one in plan.tuning(choice, asked):
-        rank = [arm.recipe.phases for arm in choice.candidates].index(plan.base(one).phases)
+        rank = [arm.recipe.phases for arm in choice.candidates].index(one.model.base.phases)
         view = "validation" if one.view.examples == "validation" else "source-held-out"
-        told = predictions(scores[view][rank], plan.base(one).seed)
+        told = predictions(scores[view][rank], one.model.base.seed)
         answers[one.key] = Record(key=one.key, predictions=told, curve=((10, 1.0, scores[view][rank]),))
     return plan.settle(choice, asked, answers)
 
@@ -66,7 +66,7 @@ def test_curves_and_divergence_are_of_the_view_that_it_is_chosen_by():
 
 def test_a_choice_asks_tuning_seeds_alone_and_never_test_images():
     for one in plan.tuning(FORGETTING, ASKED):
-        assert plan.base(one).seed >= plan.TUNING
+        assert one.model.base.seed >= plan.TUNING
         assert one.view.examples in {"held-out", "validation"}
 
 
@@ -89,7 +89,7 @@ def test_a_candidate_that_crashed_on_either_view_leaves_nothing_to_choose():
 
 def test_a_view_of_the_network_as_it_starts_is_the_same_trial_at_every_seed():
     first, other = (plan.trial(ARMS[0], "source-before", seed, ASKED.place) for seed in (0, 7))
-    assert first == other and plan.base(first).phases == ()
+    assert first == other and first.model.base.phases == ()
     best = replace(ARMS[0], recipe=replace(ARMS[0].recipe, stop="best", regularizer="replay:4", phases=(Phase(lr=3.0),)))
     assert plan.trial(best, "source-before", 0, ASKED.place) == first, "whatever the recipe is"
 
@@ -105,7 +105,7 @@ def test_where_what_is_to_be_kept_is_not_known_nothing_is_chosen():
     asked = replace(ASKED, suite=replace(SUITE, metric="sensitivity"))
     answers = {}
     for one in plan.tuning(FORGETTING, asked):
-        told = predictions(0.9, plan.base(one).seed)
+        told = predictions(0.9, one.model.base.seed)
         if one.view.examples == "validation":  # without a positive example there is no sensitivity
             told = replace(told, label=np.zeros_like(told.label))
         answers[one.key] = Record(key=one.key, predictions=told)
@@ -116,7 +116,7 @@ def test_where_what_is_to_be_kept_is_not_known_nothing_is_chosen():
 
 def test_a_network_as_it_starts_is_trained_by_nobody():
     own = replace(ARMS[0], training=Code(spec="python:a:b", digest="d"), recipe=replace(ARMS[0].recipe, stop="best"))
-    before = plan.base(plan.trial(own, "source-before", 3, study().place))
+    before = plan.trial(own, "source-before", 3, study().place).model.base
     assert (before.training, before.stop, before.phases) == (None, "last", ())
 
 

@@ -90,7 +90,7 @@ def here(monkeypatch):
 @pytest.fixture
 def with_plugins(monkeypatch):
     """Puts plugins in the place of those that are installed."""
-    return lambda *plugins: monkeypatch.setattr(discover, "plugins", lambda _: plugins)
+    return lambda *plugins: monkeypatch.setattr(discover, "plugins", lambda *_: plugins)
 
 
 def run(suite, path):

@@ -300,7 +300,7 @@ def test_a_text_where_a_table_belongs(tmp_path, table):
 
 @pytest.mark.parametrize("later", suite.LATER)
 def test_keys_of_the_contract_for_later_are_refused_by_name(tmp_path, later):
-    told = problem(tmp_path, f"{later} = 0.0" if later == "max_duplicates" else f"[{later}] after = 1")
+    told = problem(tmp_path, f"[{later}] after = 1")
     assert told.what.endswith(f": {later}: not used by this version")
     assert told.do == "leave it out"
 

@@ -97,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="say what would be asked, and run nothing")
     run.add_argument("--fail-on", choices=("fail", "inconclusive"), default="fail", help="what makes the exit code not 0")
     run.add_argument("--format", choices=("text", "json"), default="text", help="json: standard output is results.json")
+    _add_audit(command("audit", _audit, "examine a finished checkpoint, without training"))
     ls = command("ls", _ls, "list plugins, suites, backbones, datasets and strategies")
     ls.add_argument("--format", choices=("text", "json"), default="text")
     explain = command("explain", _explain, "the manual page of a plugin")
@@ -123,6 +124,42 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_audit(audit: argparse.ArgumentParser) -> None:
+    audit.add_argument("suite", nargs="?", help="a suite file with [checkpoint]; or the options below in its place")
+    audit.add_argument("--arch", help="what the weights were made with (default: guessed from their tensors)")
+    audit.add_argument("--after", type=Path, metavar="FILE", help="the finished weights, with their head")
+    audit.add_argument("--before", type=Path, metavar="FILE", help="the weights that they were made from")
+    audit.add_argument("--data", metavar="DATA", help="labelled images, such as folder:DIR or npz:FILE")
+    audit.add_argument("--source", metavar="DATA", help="what the network was pretrained on")
+    audit.add_argument("--shifted", metavar="DATA", help="the same classes under another condition")
+    audit.add_argument("--manifest", type=Path, metavar="FILE", help="fingerprints of a pretraining set (xferbench manifest)")
+    audit.add_argument("--believed", metavar="BELIEF", help="what was to be trained: trainable=head,batchnorm=eval")
+    for prefix, whose in (("", "training"), ("serve-", "serving, where it differs")):
+        group = audit.add_argument_group(f"preprocessing of {whose}")
+        group.add_argument(f"--{prefix}mean", type=float, nargs="+", metavar="X")
+        group.add_argument(f"--{prefix}std", type=float, nargs="+", metavar="X")
+        group.add_argument(f"--{prefix}interpolation", choices=("bilinear", "bicubic", "nearest"))
+        group.add_argument(f"--{prefix}crop-pct", type=_share, metavar="X", help="of the shorter side that the crop is")
+        group.add_argument(f"--{prefix}img-size", type=_count, metavar="N", help="pixels a side of what the network is given")
+        group.add_argument(f"--{prefix}channels", choices=("rgb", "bgr", "grey"))
+    audit.add_argument("--serve-mode", choices=("eval", "train"), help="how the network is served (default: eval)")
+    audit.add_argument("--metric", help="accuracy (default), balanced_accuracy, nll …")
+    audit.add_argument("--margin", type=float, metavar="X", help="the harm that matters, in the metric's unit (default: 0.02)")
+    audit.add_argument("--max-duplicates", type=float, metavar="SHARE", help="share of test images with a copy that is allowed")
+    audit.add_argument("--checks", metavar="NAMES", help="which checks, with commas between them (default: all)")
+    audit.add_argument("--limit", type=_count, metavar="N", help="look at no more test images than this")
+    audit.add_argument("--scratch", metavar="BUDGET", help="train a from-scratch baseline too, for so long: 90s, 20m")
+    audit.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the report (default: reports/NAME)")
+    audit.add_argument("--store", type=Path, metavar="FILE", help="file of records (default: in the user's cache directory)")
+    audit.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
+    audit.add_argument("-j", "--workers", type=_count, metavar="N", help="processes side by side (default: one a core)")
+    audit.add_argument("--allow-code", action="store_true", help="let the suite run code of its own (python:module:callable)")
+    audit.add_argument(
+        "--fail-on", choices=("fail", "inconclusive"), default="inconclusive", help="what makes the exit code not 0"
+    )
+    audit.add_argument("--format", choices=("text", "json"), default="text", help="json: standard output is results.json")
+
+
 def _add_set(command: argparse.ArgumentParser) -> None:
     text = "a key in the suite's place, such as recipe.lr=1e-3; may be given again; paths are relative to the suite file"
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
@@ -132,6 +169,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a share above 0 and at most 1, such as 0.875")
+    return value
 
 
 def _whole(text: str) -> int:
@@ -163,6 +210,23 @@ def _run(arguments: argparse.Namespace) -> int:
     asked = _suite(arguments)
     if arguments.dry_run:
         return _dry_run(asked, arguments)
+    output = arguments.output or Path("reports") / asked.name
+    with console.live() as show:
+        run = finish.run(
+            asked, output=output, store=arguments.store, device=arguments.device, workers=arguments.workers, show=show
+        )
+    with _while_read():
+        _told(run, output, arguments.format)
+    return gate.exit_code(run.findings, fail_on=arguments.fail_on)
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from xferbench import audit, finish
+    from xferbench.report import console
+
+    asked = replace(audit.suite(arguments), allow_code=arguments.allow_code)
     output = arguments.output or Path("reports") / asked.name
     with console.live() as show:
         run = finish.run(
@@ -280,7 +344,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     )
     examples = (facts.test_groups or facts.test) if facts else asked.test_size
     if examples:
-        _show_margin(asked, smallest_margin(asked, examples, discover.plugins(asked.plugins)))
+        _show_margin(asked, smallest_margin(asked, examples, discover.of(asked)))
     else:
         print("the size of the test set is not known yet: `xferbench run --dry-run` says what it can decide")
     return 0

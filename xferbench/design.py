@@ -165,11 +165,25 @@ class Scratch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A network that somebody has trained already: its checkpoint, and the one that it was made from, where there is one.
+
+    ``after`` brings its own head.
+    """
+
+    after: Weights
+    before: Weights | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
     """What a user does today, or one thing changed about it. ``baseline`` is what it is compared with, and no part of it.
 
     ``mode`` is how the model is served: ``eval``, or ``train`` (nobody called ``.eval()``).
     ``code`` is what builds a backbone ``python:…``; ``training`` the user's own training code, None for the loop of the lab.
+    Of a ``finished`` network nothing is trained; ``edits`` are those of its :class:`Model`. ``believed`` is what somebody
+    takes the training to have been, None for what the recipe says.
+    ``judged`` are the examples that verdicts are taken on, as in :class:`View`; ``manifest`` tells of a pretraining set.
     """
 
     arch: str
@@ -186,6 +200,11 @@ class Pipeline:
     baseline: Scratch = field(default=Scratch(), compare=False, metadata={"place": True})
     code: Code | None = field(default=None, metadata={"added": True})
     training: Code | None = field(default=None, metadata={"added": True})
+    finished: Finished | None = field(default=None, metadata={"added": True})
+    edits: tuple[str, ...] = field(default=(), metadata={"added": True})
+    believed: Recipe | None = field(default=None, metadata={"added": True})
+    judged: str = field(default="test", metadata={"added": True})
+    manifest: Data | None = field(default=None, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +230,8 @@ class Fit:
     ``start`` is a checkpoint, or another fit (keys nest), or None where nothing of one is used, so that all share that fit.
     ``labels`` are ``true``, or ``shuffled`` among the training images. ``source`` is there where the regularizer needs it.
     ``code`` builds an ``arch`` of the user's own, ``training`` trains it in place of the lab's loop; ``stop`` is told to that
-    code alone, since it gives one network only. Without phases it is the network as it starts.
+    code alone, since it gives one network only. Without phases it is the network as it starts: with the head ``own``, a
+    finished one, made from ``before``.
     """
 
     arch: str
@@ -229,17 +249,18 @@ class Fit:
     code: Code | None = field(default=None, metadata={"added": True})
     training: Code | None = field(default=None, metadata={"added": True})
     stop: str = field(default="last", metadata={"added": True})
+    before: Weights | None = field(default=None, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A fit, or a checkpoint as it is, then ordered edits, each a word.
+    """A fit, then ordered edits, each a word.
 
-    ``batchnorm:restored`` and ``batchnorm:recalibrated@2`` are about the running statistics; ``head:source`` puts the
-    pretrained head back, and ``head:refit`` a linear one that is fitted anew on the training images of the view's domain.
+    ``head:source`` puts the pretrained head back, and ``head:refit`` a linear one that is fitted anew on the training images of
+    the view's domain; the others are described by :data:`xferbench.wording.EDITS`.
     """
 
-    base: Fit | Weights
+    base: Fit
     edits: tuple[str, ...] = ()
 
 
@@ -248,13 +269,14 @@ class View:
     """How a model is looked at.
 
     Attributes:
-        examples: ``test`` (the first ``limit`` of a fixed order), ``validation`` (the fit's own), or of a domain ``held-out``
-            (a part of its training images that no fit is given).
+        examples: ``test`` (the first ``limit`` of a fixed order), or one of its halves, ``screen`` and ``confirm``;
+            ``validation`` (the fit's own); or of a domain ``held-out`` (a part of its training images that no fit is given).
         mode: ``eval``, or the whole network in training mode: ``training`` on shuffled batches, ``training:class`` on such as
             are ordered by class.
         domain: a dataset in the target's place.
         step: ``last`` or ``best`` (on validation) of the fit.
         measure: ``predictions``, or ``module:function@version`` of a function that returns scalars.
+        believed: what a measure holds the training against, where that is not what it was.
     """
 
     examples: str = "test"
@@ -264,6 +286,7 @@ class View:
     step: str = "last"
     measure: str = "predictions"
     domain: Domain | None = field(default=None, metadata={"added": True})
+    believed: Recipe | None = field(default=None, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,13 +318,15 @@ class Contrast:
 
     ``kind`` is ``paired`` (judged against the margin), ``info`` (a measurement, never a verdict) or ``exact``: an invariant,
     broken as soon as the sum is not 0, whose views are the plugin's own measures. The views of the others are those of
-    :data:`xferbench.plan.VIEWS`.
+    :data:`xferbench.plan.VIEWS`. ``metric`` is its own where it is not the suite's, and so is its ``margin`` then.
     """
 
     name: str
     weights: Mapping[tuple[str, str], float]
     kind: str = "paired"
     meaning: str = ""
+    metric: str = ""
+    margin: float | None = None
 
 
 HELD_OUT = 1000  # images of a domain that choices are made on, at most
@@ -317,7 +342,7 @@ class Facts:
     of what the network is given, in pixels. ``source`` and ``shifted`` are the classes of those domains, as in
     :class:`Domain`; ``no_source`` says why the source's are not known. ``recorded`` tells whether the preprocessing was
     written down somewhere. ``honours`` are the fields of a recipe that the user's training code heeds, None where the lab
-    trains; ``crash`` is what the user's code raised while it was probed.
+    trains; ``crash`` is what the user's code raised while it was probed. ``outputs`` are those of a finished network's head.
     """
 
     parameters: int
@@ -341,6 +366,7 @@ class Facts:
     shifted: tuple[int, ...] = ()
     honours: tuple[str, ...] | None = None
     crash: str = ""
+    outputs: int = 0
 
     @property
     def has_batchnorm(self) -> bool:
@@ -363,6 +389,7 @@ class Plugin:
         derived: numbers read out of the records, which are given by arm, view and seed.
         trust: what the answer takes on trust, or "": such an answer is never PASS.
         remedy: what to do, in one line, where the cure helps.
+        told: what a reader is told of the subject and its cure beside the verdict, or "": which tensor, which field.
         picture: draws the plugin's own picture of a finished run into matplotlib axes.
     """
 
@@ -378,6 +405,7 @@ class Plugin:
     measures: Mapping[str, str] = field(default_factory=dict)
     derived: Callable[[Mapping[tuple[str, str, int], Record], Sequence[int]], Mapping[str, float]] | None = None
     trust: Callable[[Pipeline, Facts], str] | None = None
+    told: Callable[[Mapping[tuple[str, str, int], Record], Pipeline, Pipeline], str] | None = None
     picture: Callable[[Any, Run], None] | None = None
 
 
@@ -387,7 +415,8 @@ class Suite:
 
     ``budget`` is in recorded seconds. ``scratch`` holds what a suite changes of the from-scratch grid. ``overrides`` are the
     words (``recipe.lr=1e-3``) that stood in the place of the file's keys. ``allow_code`` is said by whoever runs a suite, never
-    by its file.
+    by its file. ``after`` and ``before`` are the checkpoints of an audit, which trains nothing but a from-scratch baseline
+    of ``scratch_budget`` seconds; ``command`` are the words that stood in the place of a file.
     """
 
     name: str
@@ -417,6 +446,13 @@ class Suite:
     overrides: tuple[str, ...] = ()
     training: str | None = None
     allow_code: bool = False
+    after: str | None = None
+    before: str | None = None
+    believed: Recipe | None = None
+    manifest: str | None = None
+    max_duplicates: float = 0.0
+    scratch_budget: float | None = None
+    command: tuple[str, ...] = ()
 
 
 def content(value: Any) -> Any:

@@ -1,26 +1,36 @@
-"""Plugins, found through the entry-point group ``xferbench.plugins``; the built-in ones too."""
+"""Plugins, found through the entry-point group ``xferbench.plugins``, and the checks of finished networks, likewise."""
 
 from __future__ import annotations
 
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from xferbench.design import Facts, Pipeline, Plugin
+from xferbench.design import Facts, Pipeline, Plugin, Suite
 from xferbench.problem import Problem, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.metadata import EntryPoint
 
-GROUP = "xferbench.plugins"
+OF_AUDIT = "audit/"  # begins the id of a check that is no plugin's
+GROUP, CHECKS = "xferbench.plugins", "xferbench.checks"
 
 
-def names() -> tuple[str, ...]:
+def names(group: str = GROUP) -> tuple[str, ...]:
     """Identifiers of all plugins that are installed."""
-    return tuple(sorted(entry.name for entry in entry_points(group=GROUP)))
+    return tuple(sorted(entry.name for entry in entry_points(group=group)))
 
 
-def plugins(wanted: Sequence[str]) -> tuple[Plugin, ...]:
+def of(suite: Suite) -> tuple[Plugin, ...]:
+    """What a suite asks: its plugins, or of a finished network its checks.
+
+    Raises:
+        Problem: for a name that is not installed.
+    """
+    return plugins(suite.plugins, CHECKS if suite.after else GROUP)
+
+
+def plugins(wanted: Sequence[str], group: str = GROUP) -> tuple[Plugin, ...]:
     """The plugins of a suite's list, in its order; ``all`` stands for every one that is installed.
 
     One that cannot be imported becomes a plugin whose every question is that crash, so that the others go on.
@@ -28,7 +38,7 @@ def plugins(wanted: Sequence[str]) -> tuple[Plugin, ...]:
     Raises:
         Problem: for a name that is not installed.
     """
-    found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    found = {entry.name: entry for entry in entry_points(group=group)}
     chosen = dict.fromkeys(name for word in wanted for name in (sorted(found) if word == "all" else [word]))
     for name in chosen:
         if name not in found:
@@ -39,7 +49,7 @@ def plugins(wanted: Sequence[str]) -> tuple[Plugin, ...]:
 def _loaded(entry: EntryPoint) -> Plugin:
     try:
         plugin = entry.load()
-        if not isinstance(plugin, Plugin) or plugin.id != entry.name:
+        if not isinstance(plugin, Plugin) or plugin.id.removeprefix(OF_AUDIT) != entry.name:
             return _broken(entry, TypeError(f"{entry.value} is no xferbench.design.Plugin with the id {entry.name!r}"))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - raised again where the plugin is asked, it becomes its finding
         return _broken(entry, error)

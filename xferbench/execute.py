@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 LOCKSTEP = {"cuda": 32}  # fits of a group; elsewhere a group costs as much as its members, so that one is best
+ENOUGH = 500  # training images that a repair of a finished network is computed from, where a suite does not say
 FACTS = 2  # raised whenever more is probed
 NEEDS_ASKING = ("/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # where none of these is there, Linux has no accelerator
 Call = Callable[..., "Future[Any]"]
@@ -72,7 +73,7 @@ def execute(
         Problem: for input that cannot be worked with, a store that cannot be written, a full disk.
     """
     begun, workers = monotonic(), workers or _side_by_side(device)
-    plugins = discover.plugins(suite.plugins)
+    plugins = discover.of(suite)
     torch = torch_version()
     with store.opened(path) as db, _engine(workers) as engine:
         show(Progress(stage="reading the data and the backbone", done=0, running=1, total=1, reused=0, left=None))
@@ -151,12 +152,14 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
     """
     inputs.check(suite)
     digester = store.remembered(db, inputs.file_digest)
-    weights, target = inputs.weights(suite, digester), inputs.data(suite.target, digester)
+    finished = inputs.finished(suite, digester)
+    weights = (finished.before or finished.after) if finished else inputs.weights(suite, digester)
+    target = inputs.data(suite.target, digester)
     source, shifted = (inputs.data(spec, digester) if spec else None for spec in (suite.source, suite.shifted))
     beside = (source, suite.source_classes, shifted)
     sizes = (suite.train_size, suite.test_size)
     code, training = inputs.code(suite, digester)
-    own = (code, training) if code or training else ()
+    own = (code, training, finished) if finished else (code, training) if code or training else ()
     key = digest((VERSION, FACTS, suite.arch, weights, target, suite.preprocessing, *sizes, *beside, *own))
     facts = store.facts(db, key)
     if facts is None:
@@ -177,7 +180,7 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
         arch=suite.arch,
         weights=weights,
         target=target,
-        train_size=suite.train_size,
+        train_size=suite.train_size or (ENOUGH if finished and facts.train > ENOUGH else None),
         test_size=suite.test_size,
         recipe=suite.recipe or Recipe(),
         train_preprocessing=suite.train_preprocessing or ready,
@@ -188,6 +191,10 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
         baseline=suite.scratch,
         code=code,
         training=training,
+        finished=finished,
+        believed=suite.believed,
+        judged="confirm" if finished else "test",
+        manifest=inputs.manifest(suite, digester),
     )
     return pipeline, facts
 
@@ -251,7 +258,7 @@ def _compute(
 
 
 def _weight(group: tuple[Trial, ...]) -> float:
-    return sum(plan.cost(fit) for fit in {plan.base(trial) for trial in group}) + 100.0
+    return sum(plan.cost(fit) for fit in {trial.model.base for trial in group}) + 100.0
 
 
 def with_store(path: Path | None) -> Path:
@@ -265,7 +272,7 @@ def with_store(path: Path | None) -> Path:
 
 def forecast(suite: Suite, *, path: Path, device: str = "auto", workers: int | None = None) -> Forecast:
     """What a suite would ask, and what the store has of it; the data and the backbone are probed where they are not known."""
-    plugins, workers = discover.plugins(suite.plugins), workers or _side_by_side(device)
+    plugins, workers = discover.of(suite), workers or _side_by_side(device)
     with store.opened(path) as db, _engine(workers) as engine:
         place = Place(device=_device(device, engine), torch=torch_version(), lab=VERSION)
         pipeline, facts = examined(suite, db, store.cache(path), engine)
@@ -283,7 +290,7 @@ def forecast(suite: Suite, *, path: Path, device: str = "auto", workers: int | N
 
 def known(suite: Suite, path: Path) -> Facts | None:
     """Check what a suite names, without torch, and return the facts about it if a store has them."""
-    discover.plugins(suite.plugins)
+    discover.of(suite)
     if not path.is_file():
         inputs.check(suite)
         return None

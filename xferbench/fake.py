@@ -100,7 +100,7 @@ def predictions(accuracy: float, seed: int, examples: int = EXAMPLES) -> Predict
 
 def by_content(trial: Trial) -> float:
     """An accuracy from 0.5 to 0.9 that is another one for each fit and view, and about the same at every seed."""
-    fit = plan.base(trial)
+    fit = trial.model.base
     told = digest((fit.init, fit.phases, fit.regularizer, fit.preprocessing, trial.model.edits, trial.view))
     return 0.5 + 0.4 * int(told[:8], 16) / 2**32
 
@@ -118,7 +118,7 @@ def lab(
     """
 
     def answer(trial: Trial) -> Record:
-        fit, value = plan.base(trial), accuracy(trial)
+        fit, value = trial.model.base, accuracy(trial)
         error = impossible(fit)
         if error:
             return Record(key=trial.key, error=error)

@@ -48,10 +48,12 @@ def findings(suite: Suite, step: Step, answers: Mapping[str, Record]) -> tuple[F
 
 
 def _blank(suite: Suite, case: Case, contrast: str, verdict: str, why: str) -> Finding:
+    plugin, _, check = case.plugin.id.partition("/")  # a check that no plugin has is called audit/…
+    name = check if contrast == "harm" else f"{check}-{contrast}"
     return Finding(
-        id=f"{case.plugin.id}/{contrast}",
-        plugin=case.plugin.id,
-        contrast=contrast,
+        id=f"{plugin}/{name if check else contrast}",
+        plugin=plugin,
+        contrast=name if check else contrast,
         verdict=verdict,
         metric=suite.metric,
         unit=metrics.named(suite.metric).unit,
@@ -70,13 +72,17 @@ def _finding(asked: Asked, variant: str) -> Finding:
     control = "none" if seen is None else judge.control(seen, suite.margin)
     measures, broken = _measures(case, asked.told, judgement.seeds, variant)
     error = judgement.harm.error or _crash(asked.told, [variant]) or broken
+    said, crashed = _told(case, asked.told)
+    error = error or crashed
     verdict = "ERROR" if error else judgement.verdict
     blind = control in {"missed", "none"}
     # A cure that changes nothing needs no control; but a choice may miss what is better.
     unsure = bool(asked.nothing_learnt) or blind if judgement.harm.exposed else blind and bool(case.arms["cured"].weighed)
     if verdict == "PASS" and (case.trust or unsure):
         verdict = "INCONCLUSIVE"
-    blank = _blank(suite, case, asked.contrast.name, verdict, error or reason(asked, variant, verdict))
+    blank = _blank(
+        suite, case, asked.contrast.name, verdict, error or "; ".join(filter(None, (said, reason(asked, variant, verdict))))
+    )
     return replace(
         blank,
         id=f"{blank.id}/{variant}" if variant else blank.id,
@@ -110,7 +116,8 @@ def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) ->
     values = {arm: np.array([judge.exact(own, told, seed) for seed in seeds]) for arm, own in arms.items()}
     dead = {seed for (arm, view, seed) in told if arm == "subject" and told[arm, view, seed].scalars.get("diverged", 0.0) > 0}
     unknown = [seed for seed, value in zip(seeds, values["subject"], strict=True) if not np.isfinite(value)]
-    error = _crash(told, case.variants) or ("" if seeds and dead.issuperset(unknown) else "not measured")
+    said, crashed = _told(case, told)
+    error = _crash(told, case.variants) or crashed or ("" if seeds and dead.issuperset(unknown) else "not measured")
     broken = {arm: int((np.isfinite(found) & (found != 0)).sum()) for arm, found in values.items()}
     if broken["subject"]:
         verdict, why = "FAIL", f"broken at {broken['subject']} of {len(seeds)} seeds: {contrast.meaning}"
@@ -124,7 +131,7 @@ def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) ->
     mended = not broken["cured"] and bool(np.isfinite(values["cured"]).all())
     seen = any(broken[f"induced:{variant}"] for variant in case.variants)
     return replace(
-        _blank(suite, case, contrast.name, verdict, error or why),
+        _blank(suite, case, contrast.name, verdict, error or "; ".join(filter(None, (said, why)))),
         control=("detected" if seen else "missed") if case.variants else "none",
         seeds=len(seeds),
         exposed=bool(broken["subject"]),
@@ -145,6 +152,17 @@ def _measured(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers)
         seeds=len(seeds),
         examples=seen.estimate.examples,
     )
+
+
+def _told(case: Case, told: judge.Answers) -> tuple[str, str]:
+    """What the plugin itself says of the answers, or what broke as it did."""
+    subject, cured = (case.arms[arm].pipeline for arm in ("subject", "cured"))
+    if case.plugin.told is None or subject is None or cured is None or any(one.error for one in told.values()):
+        return "", ""
+    try:
+        return case.plugin.told(told, subject, cured), ""
+    except Exception as error:  # noqa: BLE001 - a plugin's crash is its finding, and the others go on
+        return "", f"the plugin's own words: {type(error).__name__}: {error}"
 
 
 def _number(value: float) -> float | None:

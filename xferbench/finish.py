@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xferbench import findings, judge, looks, plan, stats, suite, wording
-from xferbench.design import Fit, Scratch, Suite, digest
+from xferbench.design import Scratch, Suite, digest
 from xferbench.environment import environment
 from xferbench.execute import Executed, Progress, execute, with_store
 from xferbench.record import Run
@@ -73,11 +73,11 @@ def cost(executed: Executed) -> dict[str, Any]:
     """Fits and trials asked, unique, run now and reused; recorded seconds, and those of this run."""
     asked = executed.step.asked
     unique = {one.trial.key: one.trial for one in asked}
-    fits = {plan.base(trial) for trial in unique.values()}
+    fits = {trial.model.base for trial in unique.values()}
     records = [executed.answers[key] for key in unique if key in executed.answers]
     fit_seconds = sum({record.fit: record.fit_seconds for record in records}.values())
     view_seconds = sum(record.seconds for record in records)
-    fits_asked = len({(one.plugin, one.arm, plan.base(one.trial)) for one in asked})
+    fits_asked = len({(one.plugin, one.arm, one.trial.model.base) for one in asked})
     return {
         "fits": {"asked": fits_asked, "unique": len(fits), "run": executed.fits_run, "reused": len(fits) - executed.fits_run},
         "trials": {
@@ -140,7 +140,7 @@ def notes(executed: Executed) -> tuple[str, ...]:
             break
     inits = {one.pipeline.recipe.init for case in step.cases for one in case.arms.values() if one.pipeline}
     seen = {plan.VIEWS[one.view].domain for one in step.asked if one.view in plan.VIEWS}
-    rehearsed = any(isinstance(one.trial.model.base, Fit) and one.trial.model.base.source for one in step.asked)
+    rehearsed = any(one.trial.model.base.source for one in step.asked)
     unused = {
         "source": study.suite.source and "shuffled-source" not in inits and "source" not in seen and not rehearsed,
         "shifted": study.suite.shifted and "shifted" not in seen,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from xferbench import looks, plan, stats
 from xferbench.design import HELD_OUT, Arm, Choice, Fit, Pipeline, Plugin, Suite, Trial
 from xferbench.plan import Question, Settled, Study
-from xferbench.wording import words
+from xferbench.wording import of_pipeline, words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,17 +102,23 @@ def _assumed(arm: Arm, study: Study, answers: Mapping[str, Record]) -> Pipeline:
 def _words(arm: Arm, study: Study, answers: Mapping[str, Record]) -> str:
     settled = plan.settle(arm, study, answers)
     if settled is not None and settled.pipeline is not None:
-        return words(settled.pipeline.recipe)
+        return _told(settled.pipeline, study)
     assert isinstance(arm, Choice)
-    return "best on validation of " + " | ".join(one.recipe.name or words(one.recipe) for one in arm.candidates)
+    return "best on validation of " + " | ".join(one.recipe.name or _told(one, study) for one in arm.candidates)
+
+
+def _told(one: Pipeline, study: Study) -> str:
+    if one.finished:
+        return of_pipeline(one, study.facts.preprocessing)
+    return words(one.recipe)
 
 
 def _counted(questions: list[Question], answers: Mapping[str, Record]) -> dict[str, int]:
     trials = {one.trial.key: one.trial for one in questions}
-    fits = {plan.base(one) for one in trials.values()}
-    known = {plan.base(one) for key, one in trials.items() if key in answers}
+    fits = {one.model.base for one in trials.values()}
+    known = {one.model.base for key, one in trials.items() if key in answers}
     return {
-        "fits asked": len({(one.plugin, one.arm, plan.base(one.trial)) for one in questions}),
+        "fits asked": len({(one.plugin, one.arm, one.trial.model.base) for one in questions}),
         "fits unique": len(fits),
         "fits in the store": len(known),
         "trials asked": len(questions),
@@ -124,8 +130,9 @@ def _counted(questions: list[Question], answers: Mapping[str, Record]) -> dict[s
 def _seconds(missing: Mapping[str, Trial], study: Study) -> float:
     """One worker's time: training by examples seen, looking by examples scored."""
     facts = study.facts
-    fits: dict[Fit, None] = {plan.base(one): None for one in missing.values()}
+    fits: dict[Fit, None] = {one.model.base: None for one in missing.values()}
     trained = sum(plan.cost(one) for one in fits) * facts.seconds_step
-    seen = {"validation": facts.validation, "test": facts.test, "held-out": HELD_OUT}
+    half = facts.test // 2
+    seen = {"validation": facts.validation, "test": facts.test, "held-out": HELD_OUT, "screen": half, "confirm": half}
     scored = sum(seen[one.view.examples] for one in missing.values() if one.view.measure == "predictions")
     return trained + scored * facts.seconds_forward

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from xferbench import rules
-from xferbench.design import Preprocessing, Ready, Scratch, Spectrogram
+from xferbench.design import Phase, Preprocessing, Ready, Recipe, Scratch, Spectrogram
 from xferbench.metrics import METRICS
+from xferbench.problem import Problem
 from xferbench.rules import COUNT, POSITIVE, WHOLE, Rule
 from xferbench.strategies import STRATEGIES
 
@@ -132,6 +134,25 @@ CLASSES = rules.of(
 )
 
 
+def believed(value: Any) -> Recipe:
+    """A belief about training, ``trainable=head,batchnorm=eval``, as the recipe that it would have been.
+
+    Raises:
+        ValueError: for anything else, with what was expected.
+    """
+    told = {"trainable": PHASE["trainable"], "batchnorm": PHASE["batchnorm"]}
+    given = {key.strip(): text.strip() for key, _, text in (word.partition("=") for word in str(value).split(","))}
+    if set(given) - set(told):
+        raise ValueError(BELIEVED)
+    try:
+        return Recipe(phases=(replace(Phase(), **{key: told[key](text) for key, text in given.items()}),))
+    except ValueError as error:
+        raise ValueError(f"{BELIEVED} ({error})") from error
+
+
+BELIEVED = (
+    "what was to be trained, as trainable=head,batchnorm=eval (trainable: head, top:N, norm, all; batchnorm: eval, train)"
+)
 REQUIRED = ("schema", "name", "plugins", "backbone", "target")
 
 
@@ -140,6 +161,7 @@ def top_rules(base: Path) -> Mapping[str, Rule]:
     kinds = "folder:DIR, npz:FILE, torchvision:NAME:DIR, synthetic:NAME or digits"
     spec = rules.of(str, bool, kinds, lambda value: _placed(value, base), minLength=1)
     file = rules.of(str, bool, "a path", lambda value: _path(value, base), minLength=1)
+    lasting = rules.of(str, DURATION.fullmatch, 'a duration such as "90s", "20m" or "2h"', seconds, pattern=LASTING)
     names = "lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"
     return {
         "schema": rules.of(int, lambda v: v == SCHEMA, f"{SCHEMA}, the only one so far", const=SCHEMA),
@@ -158,16 +180,40 @@ def top_rules(base: Path) -> Mapping[str, Rule]:
         "looks": rules.of(
             list, _increasing, "a list of whole numbers from 1 up, each above the one before", tuple, **INCREASING
         ),
-        "budget": rules.of(str, DURATION.fullmatch, 'a duration such as "90s", "20m" or "2h"', seconds, pattern=LASTING),
+        "budget": lasting,
+        "max_duplicates": rules.of(
+            rules.NUMBER, lambda v: 0 <= v < 1, "a share, 0 or above and below 1", float, minimum=0, exclusiveMaximum=1
+        ),
         "seed": WHOLE,
         "tuning_seeds": COUNT,
         "backbone": rules.table({"arch": rules.TEXT, "weights": file, "preprocessing": PREPROCESSING}, required=["arch"]),
         "target": rules.table({"data": spec, "train_size": COUNT, "test_size": COUNT}, required=["data"]),
-        "source": rules.table({"data": spec, "classes": CLASSES}, required=["data"]),
+        "source": _one_of(rules.table({"data": spec, "classes": CLASSES, "manifest": file}), "data", "manifest"),
         "shifted": rules.table({"data": spec}, required=["data"]),
         "recipe": rules.table(RECIPE),
         "scratch": rules.table(SCRATCH, Scratch),
+        "checkpoint": rules.table(
+            {
+                "after": file,
+                "before": file,
+                "believed": rules.of(str, bool, BELIEVED, believed, minLength=1),
+                "scratch": lasting,
+            },
+            required=["after"],
+        ),
     }
+
+
+def _one_of(table: Rule, *keys: str) -> Rule:
+    """A table that has at least one of some keys."""
+
+    def rule(value: Any) -> Any:
+        made = table(value)
+        if not set(keys) & set(made):
+            raise Problem(f"{keys[0]}: missing", found=", ".join(made) or "no key at all", expected=" or ".join(keys))
+        return made
+
+    return rules.Told(rule, {**rules.schema(table), "anyOf": [{"required": [key]} for key in keys]})
 
 
 def _placed(spec: str, base: Path) -> str:

@@ -119,7 +119,7 @@ def step(study: Study, answers: Mapping[str, Record]) -> Step:
 def tuned(plugin: str, name: str, arm: Arm, study: Study) -> list[Question]:
     """What has to be asked to settle an arm."""
     return [
-        Question(plugin=plugin, arm=name, view="validation", seed=plan.base(one).seed, trial=one)
+        Question(plugin=plugin, arm=name, view="validation", seed=one.model.base.seed, trial=one)
         for one in plan.tuning(arm, study)
     ]
 
@@ -143,7 +143,10 @@ def _case(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str,
         skipped = plugin.applies(subject, study.facts) or plan.unheard(plugin, study, subject)
         if skipped:
             return Case(plugin=plugin, skipped=skipped), []
-        settle(plan.arms(plugin, study, subject))
+        arms = plan.arms(plugin, study, subject)
+        if any(arm not in arms and arm == "scratch" for one in plugin.contrasts for arm, _ in one.weights):
+            return Case(plugin=plugin, skipped="no from-scratch baseline was asked for (--scratch BUDGET)"), []
+        settle(arms)
         trust = plugin.trust(subject, study.facts) if plugin.trust else ""
         if "cured" in settled and (cured := settled["cured"].pipeline) is not None:
             if skipped := plan.unheard(plugin, study, subject, cured):
@@ -206,7 +209,6 @@ def by_question(asked: Sequence[Question], plugin: str, answers: Mapping[str, Re
 
 def questions(case: Case, seeds: Sequence[int], study: Study, judgements: Mapping[str, Judgement]) -> list[Question]:
     """What a plugin asks at a look: all its arms while a contrast is open, only the control's while only that is."""
-    margin = study.suite.margin
     terms: dict[tuple[str, str], None] = {}
     for name, contrast in case.contrasts("paired"):
         known = judgements.get(name)
@@ -216,10 +218,11 @@ def questions(case: Case, seeds: Sequence[int], study: Study, judgements: Mappin
             terms |= dict.fromkeys(term for _, info in case.contrasts("info") for term in info.weights if case.exposed)
             terms |= dict.fromkeys(("subject", measure) for measure in case.plugin.measures)
         for variant in case.variants:
-            if known is None or known.lacks(variant, margin):
+            if known is None or known.lacks(variant, of(contrast, study.suite).margin):
                 terms |= dict.fromkeys([*judge.with_induced(contrast, variant).weights, (f"induced:{variant}", "test")])
                 terms |= dict.fromkeys((f"induced:{variant}", measure) for measure in case.plugin.measures)
-    return _asked(case, terms, seeds, study)
+    there = {term: None for term in terms if term[0] in case.arms}  # of a finished network there may be no scratch
+    return _asked(case, there, seeds, study)
 
 
 def invariants(case: Case, seeds: Sequence[int], study: Study) -> list[Question]:
@@ -251,8 +254,10 @@ def _trial(case: Case, arm: str, view: str, seed: int, study: Study) -> Trial:
 
 
 def of(contrast: Contrast, suite: Suite) -> Suite:
-    """A suite with the metric by which a contrast's views are scored."""
-    return replace(suite, metric=plan.scored(suite.metric, [view for _, view in contrast.weights]))
+    """A suite with the metric by which a contrast's views are scored, and the margin that goes with it."""
+    metric = contrast.metric or plan.scored(suite.metric, [view for _, view in contrast.weights])
+    margin = suite.margin if contrast.margin is None or contrast.metric == suite.metric else contrast.margin
+    return replace(suite, metric=metric, margin=margin)
 
 
 def _judged(
@@ -268,7 +273,7 @@ def _judged(
         after = known
     controls = {
         variant: judge.judge(judge.with_induced(contrast, variant), told, seeds, of(contrast, study.suite))
-        if known is None or known.lacks(variant, study.suite.margin)
+        if known is None or known.lacks(variant, of(contrast, study.suite).margin)
         else known.controls[variant]
         for variant in case.variants
     }

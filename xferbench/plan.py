@@ -8,7 +8,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xferbench import honours, metrics
-from xferbench.design import Arm, Choice, Domain, Facts, Fit, Model, Phase, Pipeline, Place, Plugin, Suite, Trial, View
+from xferbench.design import (
+    Arm,
+    Choice,
+    Domain,
+    Facts,
+    Finished,
+    Fit,
+    Model,
+    Phase,
+    Pipeline,
+    Place,
+    Plugin,
+    Suite,
+    Trial,
+    View,
+)
 from xferbench.strategies import healthy, scratch
 from xferbench.suite import SEEDS
 from xferbench.wording import of_pipeline, words
@@ -52,6 +67,7 @@ VIEWS: Mapping[str, Look] = {
 }
 
 
+BEFORE = "interpolated:0"  # the edit that gives what a finished network was made from
 MODES = {"eval": "eval", "train": "training", "train:class": "training:class"}  # a pipeline's word → its view's
 
 
@@ -132,6 +148,8 @@ def fit(pipeline: Pipeline, seed: int) -> Fit:
     recipe = pipeline.recipe
     made_here = recipe.init == "shuffled-source"
     needs_source = recipe.regularizer.startswith(("ewc", "replay"))
+    if pipeline.finished:
+        return _finished(pipeline, pipeline.finished)
     return Fit(
         arch=pipeline.arch,
         init="pretrained" if made_here else recipe.init,
@@ -147,6 +165,23 @@ def fit(pipeline: Pipeline, seed: int) -> Fit:
         code=pipeline.code,
         training=pipeline.training,
         stop=recipe.stop if pipeline.training else "last",
+    )
+
+
+def _finished(pipeline: Pipeline, network: Finished) -> Fit:
+    """A finished network as the fit of no steps that keeps its own head; all seeds share it."""
+    return Fit(
+        arch=pipeline.arch,
+        init="pretrained",
+        start=network.after,
+        head="own",
+        phases=(),
+        data=pipeline.target,
+        train_size=pipeline.train_size,
+        preprocessing=pipeline.train_preprocessing,
+        seed=0,
+        code=pipeline.code,
+        before=network.before,
     )
 
 
@@ -176,17 +211,25 @@ def trial(pipeline: Pipeline, view: str, seed: int, place: Place, measure: str =
     bounded = look.examples == "test" and measure == "predictions" and not look.domain
     beside = domain(pipeline, look.domain) if look.domain else None
     own = beside.preprocessing if beside else None  # what the source taught is asked as the source was learnt
+    examples, edits = look.examples, (*pipeline.edits, *look.edits)
+    if bounded:
+        examples = pipeline.judged
+    elif pipeline.finished and look.examples == "validation":
+        examples = "screen"
+    if pipeline.finished and look.before:
+        edits = (BEFORE, *look.edits)
     seen = View(
-        examples=look.examples,
-        limit=pipeline.test_size if bounded else None,
+        examples=examples,
+        limit=pipeline.test_size if bounded or examples == "screen" else None,
         preprocessing=own or pipeline.serve_preprocessing,
         mode="eval" if own else MODES[look.mode or pipeline.mode],
         step="last" if look.before else pipeline.recipe.stop,
         measure=measure,
         domain=beside,
+        believed=pipeline.believed if measure != "predictions" else None,
     )
-    looked_at = untrained(pipeline) if look.before else fit(pipeline, seed)
-    return Trial(model=Model(base=looked_at, edits=look.edits), view=seen, place=place)
+    looked_at = untrained(pipeline) if look.before and not pipeline.finished else fit(pipeline, seed)
+    return Trial(model=Model(base=looked_at, edits=edits), view=seen, place=place)
 
 
 def untrained(pipeline: Pipeline) -> Fit:
@@ -204,13 +247,6 @@ def domain(pipeline: Pipeline, role: str) -> Domain:
     found = {"source": pipeline.source, "shifted": pipeline.shifted}[role]
     if found is None or not found.classes:
         raise ValueError(f"the suite has no [{role}] whose classes are known")
-    return found
-
-
-def base(one: Trial) -> Fit:
-    """The fit that a trial looks at."""
-    found = one.model.base
-    assert isinstance(found, Fit), "a study asks about fits; finished checkpoints are an audit's"
     return found
 
 
@@ -278,7 +314,9 @@ def arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Arm]:
     cured = plugin.cure(subject, study.facts)
     if isinstance(cured, Choice):
         cured = replace(cured, candidates=tuple(dict.fromkeys((subject, *cured.candidates))))
-    found = {"subject": subject, "cured": cured, "scratch": scratch(subject, study.suite.scratch)}
+    found = {"subject": subject, "cured": cured}
+    if subject.finished is None or study.suite.scratch_budget is not None:
+        found["scratch"] = scratch(subject, study.suite.scratch)
     return honours.arms(found, subject, study.facts.honours)
 
 
@@ -306,14 +344,19 @@ def groups(asked: Mapping[str, Trial], size: int, suite: Suite) -> Iterator[tupl
     costs most goes first, so that no worker is left alone with it at the end.
     """
     shapes: dict[tuple[Fit, Place, int], dict[Fit, list[Trial]]] = {}
+    alone = []
     for one in asked.values():
-        fitted = base(one)
+        fitted = one.model.base
+        if fitted.head == "own":  # nothing is trained together: each view may have a worker of its own
+            alone.append((one,))
+            continue
         look = sum(fitted.seed - suite.seed >= seeds for seeds in suite.looks)
         shapes.setdefault((replace(fitted, seed=0), one.place, look), {}).setdefault(fitted, []).append(one)
     for fits in sorted(shapes.values(), key=lambda fits: -cost(next(iter(fits)))):
         members = list(fits)
         for start in range(0, len(members), size):
             yield tuple(one for member in members[start : start + size] for one in fits[member])
+    yield from alone
 
 
 def cost(one: Fit) -> float:

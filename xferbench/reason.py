@@ -73,8 +73,7 @@ def reason(asked: Asked, variant: str, verdict: str) -> str:
     if asked.case.trust and asked.judgement.verdict == "PASS":
         return f"taken on trust: {asked.case.trust}"
     if not harm.exposed:
-        weighed = len(asked.case.arms["cured"].weighed)
-        done = f"none of {weighed} recipes did better on validation" if weighed else "the cure changes nothing here"
+        done = _tried(asked) or "the cure changes nothing here"
         return (
             f"not exposed: {done}" if verdict == "PASS" else f"{done}, but neither is the induced failure seen to cost anything"
         )
@@ -92,9 +91,22 @@ def reason(asked: Asked, variant: str, verdict: str) -> str:
     return text + _better(asked, verdict) + _diverged(asked, variant)
 
 
+def _tried(asked: Asked) -> str:
+    """That none of the candidates of a choice was better than the subject, in its words; "" where there was no choice."""
+    others, subject = len(asked.case.arms["cured"].weighed) - 1, asked.case.arms["subject"].pipeline
+    if others < 1 or subject is None:
+        return ""
+    if subject.finished:
+        return f"none of {others} repairs did better on the screened half"
+    return f"none of {others + 1} recipes did better on validation"
+
+
 def _better(asked: Asked, verdict: str) -> str:
     """What the cured recipe would gain, where that is not the harm that is judged and nobody would say it otherwise."""
     if verdict == "FAIL" or any(arm == "cured" for arm, _ in asked.contrast.weights):
+        return ""
+    subject = asked.case.arms["subject"].pipeline
+    if subject is None or subject.finished:  # what its cures are is judged by their own checks
         return ""
     cured, own = (judge.accuracy(asked.told, arm, asked.judgement.seeds) for arm in ("cured", "subject"))
     if cured is None or own is None or cured - own <= asked.suite.margin:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 SEEDS = 1_000_000  # judged seeds lie below; those that settle choices begin here
-LATER = ("checkpoint", "matrix", "max_duplicates")  # in the contract, for commands and plugins to come
+LATER = ("matrix",)  # in the contract, for what is to come
+OF_SERVING = ("training", "train_preprocessing", "serve_preprocessing", "serve_mode")  # keys of [recipe] that are none of it
+OF_TRAINING = ("looks", "tuning_seeds", "budget", "scratch")  # what a finished network has no use for
 
 
 def folder() -> Path:
@@ -90,12 +92,13 @@ def _parsed(table: Mapping[str, Any], path: Path) -> Suite:
     top = rules.checked(table, keys.top_rules(path.parent), required=keys.REQUIRED)
     del top["schema"]
     backbone, target, recipe = top.pop("backbone"), top.pop("target"), dict(top.pop("recipe", {}))
-    classes = tuple(top.get("source", {}).get("classes", {}).items())
-    roles = {role: top.pop(role)["data"] for role in ("source", "shifted") if role in top} | {"target": target.pop("data")}
-    serving = ("training", "train_preprocessing", "serve_preprocessing", "serve_mode")
-    served = {name: recipe.pop(name) for name in serving if name in recipe}
-    given = _recipe(recipe) if "recipe" in table else None
-    asked = Suite(path=str(path), **backbone, **target, **roles, source_classes=classes, **top, **served, recipe=given)
+    source = top.pop("source", {})
+    beside = {"source_classes": tuple(source.pop("classes", {}).items()), "manifest": source.get("manifest")}
+    roles = {"source": source.get("data"), "shifted": top.pop("shifted", {}).get("data"), "target": target.pop("data")}
+    served = {name: recipe.pop(name) for name in OF_SERVING if name in recipe}
+    finished = _finished(top.pop("checkpoint"), table, recipe) if "checkpoint" in top else {}
+    given = _recipe(recipe) if "recipe" in table and not finished else None
+    asked = Suite(path=str(path), **backbone, **target, **roles, **beside, **top, **served, **finished, recipe=given)
     needing = {"init": "shuffled-source", "regularizer": ("ewc", "replay")}
     for name, words in needing.items():
         if given is not None and getattr(given, name).startswith(words) and asked.source is None:
@@ -105,6 +108,18 @@ def _parsed(table: Mapping[str, Any], path: Path) -> Suite:
     if asked.margin >= span:
         raise Problem("margin", found=f"{asked.margin:g}", expected=f"less than {span:g}: 0.02 of {asked.metric}, say")
     return apart(asked)
+
+
+def _finished(checkpoint: Mapping[str, Any], table: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an audit. It looks once at one network, so that what is about training goes unheard, and is refused."""
+    odd = [key for key in OF_TRAINING if key in table] + [f"recipe.{key}" for key in recipe]
+    odd += ["recipe.training"] if "training" in table.get("recipe", {}) else []
+    odd += ["backbone.weights"] if "weights" in table["backbone"] else []
+    if odd:
+        do = "leave it out; what was done is [checkpoint] believed" if odd[0] != "backbone.weights" else "name it as before"
+        raise Problem(odd[0], found="a key of training, beside [checkpoint]", expected="a finished network alone", do=do)
+    given = dict(checkpoint)
+    return {"looks": (1,), "tuning_seeds": 1, "scratch_budget": given.pop("scratch", None), **given}
 
 
 def _one_kind(asked: Suite) -> None:

@@ -13,6 +13,21 @@ if TYPE_CHECKING:
 
     from xferbench.design import Code, Pipeline, Ready
 
+EDITS = {  # what is done to a network's tensors without training, by the edit's word
+    "batchnorm:restored": "BatchNorm statistics of before put back",
+    "batchnorm:recalibrated": "BatchNorm statistics recalibrated on training images",
+    "batchnorm:initial": "BatchNorm statistics of a fresh network",
+    "batchnorm:one-class": "BatchNorm statistics of one class",
+    "classes:assigned": "classes in the order that the screened images ask for",
+    "classes:rotated": "each class in the next one's place",
+    "temperature:fitted": "logits divided by a temperature fitted on the screened images",
+    "temperature": "logits divided by {}",
+    "interpolated:0": "the backbone of before",
+    "interpolated": "weights at {} of the way from before to after",
+    "weights:permuted": "weights shuffled within each tensor",
+    "head:refit": "the head fitted anew",
+    "head:source": "the pretrained head",
+}
 WHOLE = ("init", "head", "regularizer", "stop")  # keys of a recipe as a whole
 
 
@@ -43,6 +58,8 @@ def patched(before: Pipeline | None, after: Pipeline, recorded: Ready) -> list[s
         for name, (old, new, default) in stated.items()
         if new != default or new != old
     ]
+    if after.finished:
+        return (["[recipe]", *served] if served else []) + [f"# {edited(edit)}" for edit in after.edits]
     first, *rest = patch(before.recipe if before else None, after.recipe, after.training)
     return [first, *served, *rest]
 
@@ -110,11 +127,18 @@ def _unusual(one: Phase | Recipe, usual: Phase | Recipe, told: Sequence[str]) ->
 def of_pipeline(pipeline: Pipeline, recorded: Ready) -> str:
     """A pipeline in one line: its recipe, and how images are prepared and served where that is not as recorded."""
     train, serve = pipeline.train_preprocessing, pipeline.serve_preprocessing
-    told = [words(pipeline.recipe)]
+    told = list(map(edited, pipeline.edits)) or ["the checkpoint as it is"] if pipeline.finished else [words(pipeline.recipe)]
     told += [f"trained on {differences(train, recorded)}"] if train != recorded else []
     told += [f"served on {differences(serve, recorded)}"] if serve != train else []
     told += [f"served in {pipeline.mode} mode"] if pipeline.mode != "eval" else []
     return "; ".join(told)
+
+
+def edited(edit: str) -> str:
+    """An edit of a finished network in words."""
+    word = edit.partition("@")[0]
+    kind, _, amount = word.partition(":")
+    return EDITS.get(word, EDITS.get(kind, word)).format(amount)
 
 
 def differences(preprocessing: Ready, recorded: Ready) -> str:

@@ -14,15 +14,28 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from xferbench.design import Fit, digest
-from xferbench.lab import backbones, callables, checkpoints, data, domains, fit, foreign, initial, reading, seeds, viewed
+from xferbench.design import Fit, Weights, digest
+from xferbench.lab import (
+    backbones,
+    callables,
+    checkpoints,
+    data,
+    domains,
+    finished,
+    fit,
+    foreign,
+    initial,
+    reading,
+    seeds,
+    viewed,
+)
 from xferbench.problem import Problem
 from xferbench.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from xferbench.design import Code, Place, Trial, Weights
+    from xferbench.design import Code, Place, Trial
     from xferbench.lab.batch import Shape
     from xferbench.lab.data import Dataset
     from xferbench.lab.fit import Fitted, Network, Tensors
@@ -37,7 +50,7 @@ def answer(trials: Sequence[Trial], missing: frozenset[str], cache: Path) -> tup
     Raises:
         Problem: where the user's input is at fault, and OSError where the disk is full: no other group would do better.
     """
-    fits = tuple(dict.fromkeys(trial.model.base for trial in trials if isinstance(trial.model.base, Fit)))
+    fits = tuple(dict.fromkeys(trial.model.base for trial in trials))
     wanted = [trial for trial in trials if trial.key in missing]
     try:
         found, trained = _fitted(fits, trials[0], cache)
@@ -45,7 +58,7 @@ def answer(trials: Sequence[Trial], missing: frozenset[str], cache: Path) -> tup
         raise
     except Exception as error:  # noqa: BLE001 - a crash is an answer, and leads to the verdict ERROR
         return [Record(key=trial.key, error=_last_line(error), place=_place(trial)) for trial in wanted], 0
-    fitted: dict[Fit | Weights, Fitted] = dict(zip(fits, found, strict=True))
+    fitted: dict[Fit, Fitted] = dict(zip(fits, found, strict=True))
     return [_look(trial, fitted[trial.model.base], cache) for trial in wanted], trained
 
 
@@ -78,7 +91,16 @@ def material(one: Fit, trial: Trial, cache: Path) -> tuple[Dataset, Network]:
     if one.labels == "shuffled":
         dataset = data.shuffled(dataset, one.seed)
     shape = data.shape(dataset, one.preprocessing)
-    return dataset, _network(one.arch, one.code, len(dataset.classes), shape, trial.place.device, cache)
+    outputs = len(dataset.classes)
+    network = _network(one.arch, one.code, outputs, shape, trial.place.device, cache)
+    if one.head == "own" and (found := finished.outputs(network.module, network.anatomy.head, own(one))) != outputs:
+        network = _network(one.arch, one.code, found, shape, trial.place.device, cache)
+    return dataset, network
+
+
+def own(one: Fit) -> Mapping[str, Tensor]:
+    """The tensors of the checkpoint that a fit starts from; none where it has none."""
+    return _checkpoint(one.start.path, one.start.digest) if isinstance(one.start, Weights) else {}
 
 
 def start(one: Fit, network: Network, trial: Trial, cache: Path) -> Tensors:
@@ -97,6 +119,9 @@ def start(one: Fit, network: Network, trial: Trial, cache: Path) -> Tensors:
 def _fitted(fits: Sequence[Fit], trial: Trial, cache: Path) -> tuple[list[Fitted], int]:
     """All fits of a group, from the cache of weights if it holds every one; else trained together, for groups stay whole."""
     dataset, network = material(fits[0], trial, cache)
+    if fits[0].head == "own":
+        before = [_checkpoint(one.before.path, one.before.digest) if one.before else None for one in fits]
+        return [finished.fitted(network, own(one), its, dataset) for one, its in zip(fits, before, strict=True)], 0
     starts = [start(one, network, trial, cache) for one in fits]
     files = [kept(one, trial.place, cache) for one in fits]
     if all(file.is_file() for file in files):
@@ -119,10 +144,11 @@ def _source(one: Fit, network: Network, cache: Path) -> fit.Source | None:
 
 
 def pretrained_head(one: Fit, network: Network) -> Tensors:
-    """The head of the checkpoint that a fit starts from; none where it has none."""
-    if one.start is None or isinstance(one.start, Fit):
+    """The pretrained head of the checkpoint that a fit starts from, or a finished network was made from; none without one."""
+    found = one.before if one.head == "own" else one.start
+    if found is None or isinstance(found, Fit):
         return {}
-    return checkpoints.head(network.module, _checkpoint(one.start.path, one.start.digest), network.anatomy.head)
+    return checkpoints.head(network.module, _checkpoint(found.path, found.digest), network.anatomy.head)
 
 
 def kept(one: Fit, place: Place, cache: Path) -> Path:
@@ -159,7 +185,6 @@ def _recall(file: Path, before: Tensors) -> Fitted:
 def _look(trial: Trial, fitted: Fitted, cache: Path) -> Record:
     begun = perf_counter()
     try:
-        assert isinstance(trial.model.base, Fit), "finished checkpoints are an audit's"
         one = trial.model.base
         dataset, network = material(one, trial, cache)
         found = viewed.Model(

@@ -28,11 +28,12 @@ def read(path: Path) -> Found:
     """
     wanted = ("train_images", "train_labels", "test_images", "test_labels")
     arrays = _arrays(path, wanted)
-    for split in ("train", "test"):
+    present = tuple(split for split in ("train", "test") if f"{split}_images" in arrays)  # a test set alone has no train
+    for split in present:
         _check_split(path, split, arrays)
-    values = np.unique(arrays["train_labels"])
+    values = np.unique(arrays[f"{present[0]}_labels"])
     if len(values) < 2 or not set(np.unique(arrays["test_labels"])) <= set(values):
-        found = f"train {values[:8].tolist()}, test {np.unique(arrays['test_labels'])[:8].tolist()}"
+        found = f"{present[0]} {values[:8].tolist()}, test {np.unique(arrays['test_labels'])[:8].tolist()}"
         raise Problem(f"{path}: labels", found=found, expected="at least two classes, and no test class that train has not")
     names = [str(name) for name in arrays.get("classes", values)]
     if len(names) != len(values):
@@ -45,7 +46,7 @@ def read(path: Path) -> Found:
             np.asarray(np.searchsorted(values, arrays[f"{split}_labels"].ravel()), np.int64),
             groups[split],
         )
-        for split in ("train", "test")
+        for split in present
     }
     known = {*wanted, "classes", "train_groups", "test_groups"}
     unused = tuple(f"{path.name}: array {name} is not used" for name in sorted(set(arrays) - known))
@@ -62,7 +63,8 @@ def _arrays(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
         said = f"{type(error).__name__}: {error}"[:160]
         raise Problem(f"{path}: not an npz file of plain arrays", found=said, expected=", ".join(wanted)) from error
     arrays = {name: array for name, array in held.items() if isinstance(array, np.ndarray)}
-    if set(wanted) - set(arrays):
+    alone = not any(name.startswith("train_") for name in arrays)
+    if {name for name in wanted if not (alone and name.startswith("train_"))} - set(arrays):
         raise Problem(f"{path}: arrays are missing", found=", ".join(sorted(arrays)) or "none", expected=", ".join(wanted))
     return arrays
 

@@ -34,6 +34,23 @@ def load(model: nn.Module, state: Mapping[str, Tensor], head: str) -> tuple[str,
     Raises:
         Problem: where the names or shapes differ, all of them in one message, or where values are not finite.
     """
+    given, left_out = matched(model, state, head)
+    broken = [name for name, tensor in given.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    if broken:
+        raise Problem("the weights are not finite", found=f"NaN or infinity in {listed(broken)}", expected="finite numbers")
+    wanted = _wanted(model, head)
+    with torch.no_grad():  # by hand: load_state_dict would rebuild MNASNet for want of a version
+        for name, tensor in given.items():
+            wanted[name].copy_(tensor)
+    return left_out
+
+
+def matched(model: nn.Module, state: Mapping[str, Tensor], head: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """A checkpoint's tensors by the names of a network below its head, and the names of those that are left out for a head.
+
+    Raises:
+        Problem: where the names or shapes differ, all of them in one message.
+    """
     placed, _ = fitting(model, state, head)
     left_out = tuple(name for name in placed if backbones.within(name, (head, *AUXILIARY)))
     given = {name: tensor for name, tensor in placed.items() if name not in left_out}
@@ -46,13 +63,7 @@ def load(model: nn.Module, state: Mapping[str, Tensor], head: str) -> tuple[str,
     }
     if any(complaints.values()):
         raise _misfit(complaints, given, wanted, head)
-    broken = [name for name, tensor in given.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
-    if broken:
-        raise Problem("the weights are not finite", found=f"NaN or infinity in {listed(broken)}", expected="finite numbers")
-    with torch.no_grad():  # by hand: load_state_dict would rebuild MNASNet for want of a version
-        for name, tensor in given.items():
-            wanted[name].copy_(tensor)
-    return left_out
+    return given, left_out
 
 
 def head(model: nn.Module, state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ def load(data: Data, preprocessing: Ready, test_size: int | None, cache: Path) -
     _enough("test_size", test_size, len(test.labels), "test")
     return Dataset(
         classes=tuple(about["classes"]),
-        train=_open(place / "train"),
+        train=_open(place / "train") if (place / "train").is_dir() else taken(test, slice(0)),
         validation=_open(place / "validation") if (place / "validation").is_dir() else None,
         test=taken(test, slice(test_size)),
         left_out=tuple(about["left_out"]),
@@ -79,7 +79,7 @@ def load(data: Data, preprocessing: Ready, test_size: int | None, cache: Path) -
 
 def shape(dataset: Dataset, ready: Ready) -> batch.Shape:
     """What a network is given of one example."""
-    return batch.shape(preprocess.tensor(torch.from_numpy(np.array(dataset.train.images[:1])), ready))
+    return batch.shape(preprocess.tensor(torch.from_numpy(np.array(dataset.test.images[:1])), ready))
 
 
 def subset(dataset: Dataset, train_size: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -133,6 +133,16 @@ def shuffled(dataset: Dataset, seed: int) -> Dataset:
 
     own = dataset.validation
     return replace(dataset, train=mixed(dataset.train), validation=None if own is None else mixed(own))
+
+
+def half(split: Split, *, second: bool) -> Split:
+    """One of two halves of a split, alike in their classes; whole groups stay on one side, as far as there are several."""
+    order = balanced(split.labels, split.groups, np.random.default_rng(0))
+    middle = len(order) // 2
+    if len(split.groups):
+        own = split.groups[order]
+        middle += int(np.argmax(own[middle:] != own[middle - 1])) if (own[middle:] != own[middle - 1]).any() else 0
+    return taken(split, np.sort(order[middle:] if second else order[:middle]))
 
 
 def taken(split: Split, index: np.ndarray | slice) -> Split:

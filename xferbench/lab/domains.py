@@ -36,7 +36,12 @@ def source(
     """
     if given is None:
         return (), "the suite has no [source]"
-    classes = data.load(given, ready, None, cache).classes
+    dataset = data.load(given, ready, None, cache)
+    classes = dataset.classes
+    if not len(dataset.train.labels):
+        raise Problem(
+            "[source] data: no training images", found=given.spec, expected="a training set, and a test set beside it"
+        )
     outputs = next((len(tensor) for tensor in head.values()), 0)
     if words:
         if set(words) != set(classes) or max(words.values()) >= outputs:

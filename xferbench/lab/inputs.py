@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xferbench.design import Data, Weights
+from xferbench.design import Data, Finished, Weights
 from xferbench.lab import fetched, foreign, listed, synthetic
 from xferbench.problem import Problem, nearest
 
@@ -47,7 +47,13 @@ def check(suite: Suite) -> None:
             _ = kind == "folder" and listed.rows(Path(rest))
         except Problem as problem:
             raise problem.at(f"{suite.path}: [{role}] data: {problem.what}") from problem
-    _checkpoint(suite)
+    files = {"[checkpoint] after": suite.after, "[checkpoint] before": suite.before, "[source] manifest": suite.manifest}
+    for key, file in files.items():
+        if file is not None and not Path(file).is_file():
+            what = "a folder" if Path(file).is_dir() else "no such file"
+            raise Problem(f"{suite.path}: {key}", found=f"{file}: {what}", expected="a file", do="check the path")
+    if suite.after is None:
+        _checkpoint(suite)
     code(suite)
 
 
@@ -129,6 +135,30 @@ def weights(suite: Suite, digester: Callable[[Path], str] = file_digest) -> Weig
     """
     path = _checkpoint(suite)
     return Weights(digest=digester(path), path=str(path))
+
+
+def finished(suite: Suite, digester: Callable[[Path], str] = file_digest) -> Finished | None:
+    """The checkpoints of an audit; None for any other suite.
+
+    Raises:
+        Problem: where a file is missing, or both are the same.
+    """
+    if suite.after is None:
+        return None
+    after = Weights(digest=digester(Path(suite.after)), path=suite.after)
+    before = Weights(digest=digester(Path(suite.before)), path=suite.before) if suite.before else None
+    if before and before.digest == after.digest:
+        found = f"{suite.before} and {suite.after} are the same file, byte for byte"
+        do = "give the pretrained weights as before, or leave before out"
+        raise Problem(f"{suite.path}: [checkpoint] before equals after", found=found, expected="two networks", do=do)
+    return Finished(after=after, before=before)
+
+
+def manifest(suite: Suite, digester: Callable[[Path], str] = file_digest) -> Data | None:
+    """The manifest of a pretraining set, where a suite names one."""
+    if suite.manifest is None:
+        return None
+    return Data(digest=digester(Path(suite.manifest)), spec=f"manifest:{suite.manifest}")
 
 
 def code(suite: Suite, digester: Callable[[Path], str] = file_digest) -> tuple[Code | None, Code | None]:

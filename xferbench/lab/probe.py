@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from xferbench.design import Facts, Preprocessing, Ready
 from xferbench.lab import backbones, callables, checkpoints, data, domains, foreign, preprocess, published, reading
+from xferbench.lab import finished as examined
 from xferbench.problem import Problem
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from xferbench.design import Code, Data, Weights
+    from xferbench.design import Code, Data, Finished, Weights
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR = Preprocessing(
@@ -67,6 +68,7 @@ def probe(
     cache: Path,
     code: Code | None = None,
     training: Code | None = None,
+    finished: Finished | None = None,
 ) -> Facts:
     """Load both, run the network forward and back on a few images, and tell what is there.
 
@@ -75,12 +77,13 @@ def probe(
         beside: the source, its classes' outputs of the pretrained head as far as the suite says, and the shifted set.
         cache: the folder beside the store.
         code, training: the user's own, which build the network and train it. Where one crashes, that is all that is told.
+        finished: a network that is not to be trained; ``weights`` is then what it was made from, or itself.
 
     Raises:
         Problem: where the checkpoint does not fit, no head is found, or a dataset cannot be used.
     """
     try:
-        facts = _probed(arch, weights, target, preprocessing, sizes, beside, cache, code)
+        facts = _probed(arch, weights, target, preprocessing, sizes, beside, cache, code, finished)
         return facts if training is None else replace(facts, honours=callables.honours(training))
     except foreign.Crashed as crash:
         return Facts(
@@ -107,13 +110,14 @@ def _probed(
     beside: tuple[Data | None, tuple[tuple[str, int], ...], Data | None],
     cache: Path,
     code: Code | None,
+    finished: Finished | None,
 ) -> Facts:
     train_size, test_size = sizes
     _stated(arch, weights, preprocessing)
     told, trust = (preprocessing, "") if preprocessing else recorded(arch, weights)
     ready = told or Preprocessing()
     dataset = data.load(target, ready, test_size, cache)
-    train, held_out = data.subset(dataset, train_size, 0)
+    train, held_out = _subset(dataset, train_size, target, finished)
     module = backbones.build(arch, len(dataset.classes), code)
     with _guarded(code):
         anatomy = backbones.anatomy(module, data.shape(dataset, ready))
@@ -122,7 +126,10 @@ def _probed(
         raise Problem(f"{arch}: a head of the wrong size", found=f"{anatomy.classes} outputs", expected=expected)
     state, taken = reading.told(Path(weights.path))
     notes = (trust, taken, checkpoints.fitting(module, state, anatomy.head)[1])
-    checkpoints.load(module, state, anatomy.head)
+    if finished:
+        outputs_ = examined.sizes(module, anatomy.head, finished, state)
+    else:
+        checkpoints.load(module, state, anatomy.head)
     with _guarded(code):
         forward, step = _timed(module, dataset, ready)
     source, given, shifted = beside
@@ -145,12 +152,25 @@ def _probed(
         left_out=dataset.left_out,
         seconds_forward=forward,
         seconds_step=step,
-        size=dataset.train.images.shape[-2:],
+        size=dataset.test.images.shape[-2:],
         recorded=not trust,
         source=outputs,
         no_source=no_source,
         shifted=domains.shifted(shifted, dataset.classes, ready, cache),
+        outputs=outputs_ if finished else 0,
     )
+
+
+def _subset(
+    dataset: data.Dataset, train_size: int | None, target: Data, finished: Finished | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training subset and of the validation examples; none where a finished network comes without either."""
+    if len(dataset.train.labels):
+        return data.subset(dataset, train_size, 0)
+    if not finished:
+        expected = "train/ and val/ or test/, each with one folder of images a class; or metadata.csv; or arrays of both"
+        raise Problem(f"{target.spec}: no training images", found="a test set alone", expected=expected)
+    return np.empty(0, np.int64), np.empty(0, np.int64)
 
 
 def _stated(arch: str, weights: Weights, given: Ready | None) -> None:
@@ -177,9 +197,9 @@ def _timed(module: torch.nn.Module, dataset: data.Dataset, ready: Ready) -> tupl
     module.eval()
     forward = step = 0.0
     for count in (TIMED // 8, TIMED):
-        count = min(count, len(dataset.train.labels))  # noqa: PLW2901 - a small dataset has fewer
-        images = preprocess.tensor(torch.from_numpy(np.array(dataset.train.images[:count])), ready)
-        labels = torch.from_numpy(dataset.train.labels[:count])
+        count = min(count, len(dataset.test.labels))  # noqa: PLW2901 - a small dataset has fewer
+        images = preprocess.tensor(torch.from_numpy(np.array(dataset.test.images[:count])), ready)
+        labels = torch.from_numpy(dataset.test.labels[:count])
         F.cross_entropy(module(images), labels).backward()  # once to warm up
         begun = perf_counter()
         with torch.no_grad():

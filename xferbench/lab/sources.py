@@ -39,13 +39,14 @@ def read(spec: str, generated: int | None) -> Found:
 
 def _folder(folder: Path) -> Found:
     present = {name for name in ("train", "val", "test") if (folder / name).is_dir()}
+    if not present and len(alone := _classes(folder)) > 1:
+        raw, odd = _class_folders(folder, alone)
+        return alone, {"test": shuffled(raw)}, tuple(odd)
     if "train" not in present or not present & {"val", "test"}:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
         expected = "train/ and val/ or test/, each with one folder of images a class; or metadata.csv"
         raise Problem(f"{folder}: not a dataset folder", found=found, expected=expected)
-    classes = tuple(
-        sorted(path.name for path in (folder / "train").iterdir() if path.is_dir() and not path.name.startswith("."))
-    )
+    classes = _classes(folder / "train")
     if len(classes) < 2:
         found = f"{len(classes)} class folder(s): {', '.join(classes) or 'none'}"
         raise Problem(f"{folder / 'train'}: too few classes", found=found, expected="at least two folders, one a class")
@@ -57,6 +58,10 @@ def _folder(folder: Path) -> Found:
             splits[role] = raw if role == "train" else shuffled(raw)
             left_out += [f"{name}/{one}" for one in odd]
     return classes, splits, tuple(left_out)
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
 
 
 def _class_folders(folder: Path, classes: Sequence[str]) -> tuple[Raw, list[str]]:

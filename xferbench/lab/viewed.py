@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,12 +12,15 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from xferbench.lab import batchnorm, data, domains, features, fit, penultimate, preprocess, seeds
+from xferbench.design import Recipe
+from xferbench.lab import backbones, batchnorm, data, domains, edits, features, fit, penultimate, preprocess, seeds
 from xferbench.record import FEW_CLASSES, Predictions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from torch import nn
 
     from xferbench.design import Fit, Ready, View
     from xferbench.lab.data import Dataset, Split
@@ -45,7 +49,9 @@ class Seen:
     Attributes:
         before, after: the network's tensors before training and after it. network: its structure.
         images, labels: some of its training subset, [n, …] 8-bit and [n]. prepared: how it was trained on them.
-        served, served_labels: the first test images likewise. ready, mode: how they are served.
+        served, served_labels: the first test images likewise.
+        ready, mode: how they are served. believed: what the training is taken to have been.
+        classes: how many the target has. fresh: builds the network anew, with random weights.
     """
 
     before: Tensors
@@ -58,10 +64,13 @@ class Seen:
     served_labels: Tensor
     ready: Ready
     mode: str
+    believed: Recipe = field(default_factory=Recipe)
+    classes: int = 0
+    fresh: Callable[[], nn.Module] | None = None
 
 
-def seen(model: Model, edits: Sequence[str], view: View) -> tuple[Predictions | None, dict[str, float]]:
-    """Predictions of an edited model under a view, or the scalars of the view's measure."""
+def seen(model: Model, words: Sequence[str], view: View) -> tuple[Predictions | None, dict[str, float]]:
+    """Predictions of a model edited as some words say, under a view; or the scalars of the view's measure."""
     fitted, network = model.fitted, model.network
     tensors = {"last": fitted.last, "best": fitted.best}[view.step]
     tensors = {name: tensor.to(network.device) for name, tensor in tensors.items()}
@@ -70,12 +79,12 @@ def seen(model: Model, edits: Sequence[str], view: View) -> tuple[Predictions | 
         found = getattr(importlib.import_module(module), function)(_given(model, tensors, view))
         return None, {name: float(value) for name, value in found.items()}
     split = examples(model, view)
-    prior = np.tile(_prior(model, edits, view), (len(split.labels), 1))
+    prior = np.tile(_prior(model, words, view), (len(split.labels), 1))
     if fitted.diverged:
         return predictions(prior, split), {}
-    for edit in edits:
-        tensors = _edited(edit, tensors, model)
-    logits = _refitted(model, tensors, view, split) if "head:refit" in edits else _logits(model, tensors, edits, view, split)
+    for edit in words:
+        tensors = _edited(edit, tensors, model, view)
+    logits = _refitted(model, tensors, view, split) if "head:refit" in words else _logits(model, tensors, words, view, split)
     if not np.isfinite(logits).all():
         return predictions(prior, split), {"diverged": 1.0}
     p = np.exp(logits - logits.max(1, keepdims=True))
@@ -96,41 +105,73 @@ def _given(model: Model, tensors: Tensors, view: View) -> Seen:
         served_labels=torch.from_numpy(served.labels[:SHOWN]),
         ready=view.preprocessing,
         mode=view.mode,
+        believed=view.believed or Recipe(phases=model.fit.phases),
+        classes=len(model.dataset.classes),
+        fresh=partial(backbones.build, model.fit.arch, model.network.anatomy.classes, model.fit.code),
     )
 
 
 def _mixed(model: Model) -> np.ndarray:
-    """Indices of a fit's training subset, in a random order."""
+    """Indices of a fit's training subset, in a random order; none where a finished network comes without training images."""
+    if not len(model.dataset.train.labels):
+        return np.empty(0, np.int64)
     index, _ = data.subset(model.dataset, model.fit.train_size, model.fit.seed)
     mixed: np.ndarray = np.random.default_rng(0).permutation(index)
     return mixed
 
 
-def _prior(model: Model, edits: Sequence[str], view: View) -> np.ndarray:
+def _prior(model: Model, words: Sequence[str], view: View) -> np.ndarray:
     """Class frequencies [outputs], which a diverged fit predicts: those of its training subset, or of the source."""
-    if view.domain is None or not any(edit.startswith("head:") for edit in edits):
+    if view.domain is None or not any(edit.startswith("head:") for edit in words):
         return np.array(model.fitted.prior)
     dataset = domains.load(view.domain, view.preprocessing, model.cache)
     outputs = max(len(next(iter(model.source_head.values()))), int(dataset.test.labels.max()) + 1)
-    return np.bincount(dataset.train.labels, minlength=outputs) / len(dataset.train.labels)
+    labels = dataset.train.labels if len(dataset.train.labels) else dataset.test.labels
+    return np.bincount(labels, minlength=outputs) / len(labels)
 
 
-def _edited(edit: str, tensors: Tensors, model: Model) -> Tensors:
-    network, one = model.network, model.fit
-    if edit == "batchnorm:restored":
-        names = batchnorm.buffers(network.module)
-        return tensors | {name: model.fitted.before[name].to(network.device) for name in names}
-    if edit == "batchnorm:recalibrated@2":
-        index = _mixed(model)  # as a class folder is sorted, batches would be of one class
-        images = torch.from_numpy(np.array(model.dataset.train.images[index])).to(network.device)
-        batches = images.tensor_split(max(1, len(images) // features.BATCH))  # of one size, for each counts alike
-        ready = (preprocess.tensor(batch, one.preprocessing) for batch in batches)
-        return tensors | batchnorm.recalibrated(network.module, tensors, ready)
+def _edited(edit: str, tensors: Tensors, model: Model, view: View) -> Tensors:
+    network = model.network
     if edit == "head:source":
         return tensors | {name: tensor.to(network.device) for name, tensor in model.source_head.items()}
     if edit == "head:refit":
         return tensors  # it has no tensors of its own: see _refitted
+    kind, _, word = edit.partition(":")
+    if kind == "batchnorm":
+        return tensors | _statistics(word, tensors, model)
+    before = {name: tensor.to(network.device) for name, tensor in model.fitted.before.items()}
+    if kind == "interpolated":
+        return edits.interpolated(before, tensors, float(word), network.anatomy.head)
+    if kind == "weights" and word == "permuted@1":
+        return edits.permuted(tensors, network)
+    if kind in {"classes", "temperature"}:
+        return edits.of_head(kind, word, tensors, network.anatomy.head, partial(_screened, model, tensors, view))
     raise ValueError(f"no such edit of a model: {edit}")
+
+
+def _statistics(word: str, tensors: Tensors, model: Model) -> Tensors:
+    """Running statistics by name, as an edit's word has them."""
+    network, names = model.network, batchnorm.buffers(model.network.module)
+    if word == "restored":
+        return {name: model.fitted.before[name].to(network.device) for name in names}
+    if word == "initial":
+        return edits.initial({name: tensors[name] for name in names})
+    if word not in {"recalibrated@2", "one-class@1"}:
+        raise ValueError(f"no such edit of a model: batchnorm:{word}")
+    index = _mixed(model)  # as a class folder is sorted, batches would be of one class
+    if word == "one-class@1":
+        labels = model.dataset.train.labels[index]
+        index = index[labels == np.bincount(labels).argmax()]
+    images = torch.from_numpy(np.array(model.dataset.train.images[index])).to(network.device)
+    batches = images.tensor_split(max(1, len(images) // features.BATCH))  # of one size, for each counts alike
+    ready = (preprocess.tensor(batch, model.fit.preprocessing) for batch in batches)
+    return batchnorm.recalibrated(network.module, tensors, ready)
+
+
+def _screened(model: Model, tensors: Tensors, view: View) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [n, outputs] and labels [n] of the examples that a repair is looked for on."""
+    split = examples(model, replace(view, examples="screen", domain=None))
+    return _logits(model, tensors, ("batchnorm",), view, split), split.labels
 
 
 def examples(model: Model, view: View) -> Split:
@@ -141,6 +182,8 @@ def examples(model: Model, view: View) -> Split:
     served = data.load(model.fit.data, view.preprocessing, view.limit, model.cache)
     if view.examples == "test":
         return served.test
+    if view.examples in {"screen", "confirm"}:
+        return data.half(served.test, second=view.examples == "confirm")
     if view.examples != "validation":
         raise ValueError(f"no such examples: {view.examples}")
     if served.validation is not None:
@@ -151,8 +194,11 @@ def examples(model: Model, view: View) -> Split:
 
 def _refitted(model: Model, tensors: Tensors, view: View, split: Split) -> np.ndarray:
     """[N, outputs] float64 of a head fitted anew on training images of the view's domain."""
-    assert view.domain is not None, "a head is refitted on a domain"
-    memory = domains.memory(domains.load(view.domain, view.preprocessing, model.cache))
+    if view.domain is None:
+        index, _ = data.subset(model.dataset, model.fit.train_size, model.fit.seed)
+        memory = data.taken(model.dataset.train, index)
+    else:
+        memory = domains.memory(domains.load(view.domain, view.preprocessing, model.cache))
     x, wanted = (
         penultimate.head_inputs(model.network, tensors, torch.from_numpy(np.array(one.images)), view.preprocessing)
         for one in (memory, split)
@@ -163,7 +209,7 @@ def _refitted(model: Model, tensors: Tensors, view: View, split: Split) -> np.nd
     return found
 
 
-def _logits(model: Model, tensors: Tensors, edits: Sequence[str], view: View, split: Split) -> np.ndarray:
+def _logits(model: Model, tensors: Tensors, words: Sequence[str], view: View, split: Split) -> np.ndarray:
     """[N, outputs] float64. What lies below the frozen cut of all phases is computed once for all fits that share it."""
     network = model.network
     images = torch.from_numpy(np.array(split.images))
@@ -171,7 +217,7 @@ def _logits(model: Model, tensors: Tensors, edits: Sequence[str], view: View, sp
         order = serving_order(view.mode.removeprefix("training").removeprefix(":"), split.labels)
         served = in_batches(network, tensors, images, view.preprocessing, order, training=True)
         return served.double().numpy()  # type: ignore[no-any-return] # torch is Any here
-    touched = model.fit.training is not None or any(edit.startswith("batchnorm") for edit in edits)
+    touched = model.fit.training is not None or any(edit.startswith("batchnorm") for edit in words)
     cuts = (fit.cut(phase, network.anatomy) for phase in model.fit.phases)
     lower, rest = fit.body(network, 0 if touched else min(cuts, default=len(network.anatomy.groups)), view.preprocessing)
     x = images if lower is None else features.compute(lower, tensors, images, view.preprocessing, network.device, model.cache)

@@ -1,0 +1,65 @@
+"""Probabilities that say more, or less, than the network knows.
+
+Symptom
+    Answers given with 99 % are right far less often.
+
+Cause
+    Trained to the last digit of the training loss, often after a long fine-tuning at a high rate.
+
+Remedy
+    Divide the logits by a temperature that was fitted on images apart from training.
+
+How it is judged
+    The temperature is fitted on one half of the test images. Harm is NLL(as it is) − NLL(with that temperature), in nats, on
+    the other half; the margin is 0.05 nats, unless the suite's own metric is the NLL.
+
+How it is induced
+    ``overconfident``: logits times four.
+
+Measured beside it
+    The same in the Brier score.
+
+References
+    Guo et al. 2017, On calibration of modern neural networks (arXiv:1706.04599).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from xferbench.design import Contrast, Facts, Pipeline, Plugin
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MARGIN = 0.05  # nats
+WEIGHTS = {("cured", "test"): 1.0, ("subject", "test"): -1.0}
+
+
+def applies(_pipeline: Pipeline, _facts: Facts) -> str:
+    return ""
+
+
+def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
+    return replace(pipeline, edits=(*pipeline.edits, "temperature:fitted@1"))
+
+
+def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
+    return {"overconfident": replace(pipeline, edits=(*pipeline.edits, "temperature:0.25"))}
+
+
+check = Plugin(
+    id="audit/calibration",
+    version=1,
+    question="Do the probabilities mean what they say?",
+    page=__doc__,
+    applies=applies,
+    cure=cure,
+    induce=induce,
+    contrasts=(
+        Contrast(name="harm", weights=WEIGHTS, metric="nll", margin=MARGIN, meaning="what a temperature would gain"),
+        Contrast(name="brier", kind="info", weights=WEIGHTS, metric="brier", margin=MARGIN, meaning="the same, Brier score"),
+    ),
+    remedy="divide the logits by a temperature fitted on images apart from training",
+)

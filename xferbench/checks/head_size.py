@@ -1,0 +1,69 @@
+"""A head that has not as many outputs as there are classes.
+
+Symptom
+    One class is never predicted, or labels lie beyond the outputs.
+
+Cause
+    A class folder that was empty or hidden, a head left from pretraining, labels that begin at 1, a "background" class.
+
+Remedy
+    Give the head one output a class, and keep the classes' names with the checkpoint.
+
+How it is judged
+    An exact invariant: outputs = classes.
+
+References
+    torchvision issue 714: classes are what the folders say.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xferbench.design import Contrast, Facts, Pipeline, Plugin
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from xferbench.lab.viewed import Seen
+    from xferbench.record import Record
+
+
+def applies(_pipeline: Pipeline, _facts: Facts) -> str:
+    return ""
+
+
+def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
+    return pipeline
+
+
+def induce(_pipeline: Pipeline, _facts: Facts) -> Mapping[str, Pipeline]:
+    return {}
+
+
+def spare(seen: Seen) -> dict[str, float]:
+    """Outputs beyond the number of classes; below 0 where they are too few."""
+    outputs = seen.network.anatomy.classes
+    return {"head-size": outputs - seen.classes, "outputs": outputs, "classes": seen.classes}
+
+
+def told(answers: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline) -> str:
+    found = answers["subject", "head-size", 0].scalars
+    return f"{found['outputs']:g} outputs, {found['classes']:g} classes"
+
+
+check = Plugin(
+    id="audit/head-size",
+    version=1,
+    question="Has the head one output for each class?",
+    page=__doc__,
+    applies=applies,
+    cure=cure,
+    induce=induce,
+    contrasts=(
+        Contrast(name="harm", kind="exact", weights={("subject", "head-size"): 1.0}, meaning="one output for each class"),
+    ),
+    measures={"head-size": "xferbench.checks.head_size:spare@1"},
+    told=told,
+    remedy="give the head one output for each class, and keep the classes' names with the checkpoint",
+)

@@ -1,0 +1,59 @@
+"""A fine-tuned network that is no better than a linear probe of what it was made from.
+
+Symptom
+    None; everybody looks at the fine-tuned network's accuracy alone.
+
+Cause
+    Too high a rate, a fresh head's gradients, too few images: the fine-tuning spoilt features that were good for the task.
+
+Remedy
+    Keep the backbone frozen and train a head, or begin with that head (LP-FT).
+
+How it is judged
+    Multinomial logistic regression on the features that enter the head of the network before, fitted on training images. Harm
+    is metric(that) − metric(the finished network), on the same half of the test images as all verdicts.
+
+How it is induced
+    ``permuted``: the finished network with the values of each tensor below its head shuffled.
+
+References
+    Kumar et al. 2022, Fine-tuning can distort pretrained features (arXiv:2202.10054); Kornblith et al. 2019 (arXiv:1805.08974).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from xferbench.design import Facts, Pipeline, Plugin
+from xferbench.plan import BEFORE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def applies(pipeline: Pipeline, facts: Facts) -> str:
+    if not (pipeline.finished and pipeline.finished.before):
+        return "the weights of before are not given"
+    return "" if facts.train else "no training images are given"
+
+
+def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
+    trained = pipeline.train_preprocessing
+    return replace(pipeline, edits=(BEFORE, "head:refit"), serve_preprocessing=trained, mode="eval")
+
+
+def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
+    return {"permuted": replace(pipeline, edits=("weights:permuted@1",))}
+
+
+check = Plugin(
+    id="audit/linear-probe",
+    version=1,
+    question="Is the finished network better than a linear probe of what it was made from?",
+    page=__doc__,
+    applies=applies,
+    cure=cure,
+    induce=induce,
+    remedy="train a head on the frozen backbone, or begin the fine-tuning with that (LP-FT)",
+)

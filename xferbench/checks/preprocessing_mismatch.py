@@ -1,0 +1,102 @@
+"""An autopsy of the form in which a network expects its images.
+
+Symptom
+    Everything runs, and the accuracy is merely lower than it could be.
+
+Cause
+    Another mean and standard deviation than in training, none, or twice; 0–255 for 0–1; BGR for RGB; another size, crop or
+    interpolation.
+
+Remedy
+    Serve the images in the form that was confirmed here.
+
+How it is judged
+    Forms that are in use are screened on one half of the test images: eight normalisations and ranges, both orders of channels,
+    other sizes before the crop, other interpolations. Harm is metric(the best of them, or the one that is served) −
+    metric(served) on the other half. The confidence is the share of resamples of the screened images in which the chosen one
+    is the best.
+
+How it is induced
+    ``unnormalised``, ``raw`` (0–255), ``bgr``, ``zoom``, and where images are resized at all ``nearest``.
+
+References
+    CIFAR-10, ResNet-50, normalised twice: 95.25 to 68.51 % (open_clip issue 204); BGR for RGB, VGG-16: 65 to 49 % (KotlinDL);
+    Touvron et al. 2019, Fixing the train-test resolution discrepancy (arXiv:1906.06423).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from xferbench.design import HARM, Choice, Facts, Pipeline, Plugin, Preprocessing, Ready
+from xferbench.plugins.preprocessing_mismatch import mistakes, twice
+from xferbench.plugins.train_serve_skew import FIELDS
+from xferbench.wording import differences
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from xferbench.record import Record
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+NONE = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+CAFFE = {"scale": 1.0, "mean": (123.68, 116.779, 103.939), "std": (1.0, 1.0, 1.0)}  # Simonyan & Zisserman 2014, VGG
+LARGER = (1.0, 256 / 224)  # shorter side before the crop, over the crop
+
+
+def applies(pipeline: Pipeline, _: Facts) -> str:
+    return "" if isinstance(pipeline.serve_preprocessing, Preprocessing) else "the autopsy knows the forms of images alone"
+
+
+def forms(ready: Preprocessing) -> Iterator[Preprocessing]:
+    """The forms in use that differ from one in normalisation, range or channels, or in geometry."""
+    plain = replace(ready, scale=1 / 255)
+    norms = [replace(plain, **values) for values in (IMAGENET, CIFAR, HALF, NONE)]  # type: ignore[arg-type]
+    raw = [replace(ready, **NONE | {"scale": 1.0}), replace(ready, **CAFFE)]  # type: ignore[arg-type]
+    other = "rgb" if ready.channels == "bgr" else "bgr"
+    yield from norms
+    yield from raw
+    again = twice(ready)
+    assert isinstance(again, Preprocessing)
+    yield again
+    yield from (replace(one, channels=other) for one in (ready, norms[0], norms[2], raw[1]))
+    if ready.resize and ready.crop:
+        yield from (replace(ready, resize=round(factor * ready.crop)) for factor in LARGER)
+    if ready.resize:
+        yield from (replace(ready, interpolation=word) for word in ("bilinear", "bicubic"))
+        yield replace(ready, antialias=not ready.antialias)
+
+
+def cure(pipeline: Pipeline, _: Facts) -> Choice:
+    ready = pipeline.serve_preprocessing
+    assert isinstance(ready, Preprocessing)
+    found: dict[Ready, None] = dict.fromkeys((pipeline.train_preprocessing, *forms(ready)))
+    return Choice(candidates=tuple(replace(pipeline, serve_preprocessing=one) for one in found if one != ready))
+
+
+def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
+    wrong = mistakes(pipeline.serve_preprocessing, facts)
+    return {name: replace(pipeline, serve_preprocessing=wrong[name]) for name in FIELDS if name in wrong}
+
+
+def told(_: Mapping[tuple[str, str, int], Record], subject: Pipeline, cured: Pipeline) -> str:
+    if subject == cured:
+        return ""
+    return f"it does better on images with {differences(cured.serve_preprocessing, subject.serve_preprocessing)}"
+
+
+check = Plugin(
+    id="preprocessing-mismatch",
+    version=1,
+    question="Does the network get its images in the form that it expects?",
+    page=__doc__,
+    applies=applies,
+    cure=cure,
+    induce=induce,
+    contrasts=(HARM,),
+    told=told,
+    remedy="serve images in the form that was confirmed here",
+)

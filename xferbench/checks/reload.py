@@ -1,0 +1,74 @@
+"""A network that is another one after it was saved and loaded.
+
+Symptom
+    The evaluation at the end of training cannot be had again from the file.
+
+Cause
+    Part of what the network computes with is not in its state dict: plain attributes, buffers that are not persistent, tables
+    drawn at random when the network is built; or names that nothing loads.
+
+Remedy
+    Register such tensors as buffers, save the state dict of the whole network, and load it with ``strict=True``.
+
+How it is judged
+    An exact invariant: the network is saved, built anew with other random numbers and loaded; its logits are then the same.
+
+How it is induced
+    Not on purpose: what is exact needs no control.
+
+References
+    peft issue 1732: buffers lost at reload; simple-HRNet issue 79: ``strict=False`` that loads nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xferbench.checks.head_size import applies, cure, induce
+from xferbench.design import Contrast, Plugin
+
+if TYPE_CHECKING:
+    from xferbench.lab.viewed import Seen
+
+ASKED = 16  # images
+
+
+def reload(seen: Seen) -> dict[str, float]:
+    """The share of images whose logits differ once the network was saved, built anew and loaded."""
+    import io
+
+    import torch
+    from torch.func import functional_call
+
+    from xferbench.lab import features, preprocess
+
+    assert seen.fresh is not None, "a finished network can be built anew"
+    file = io.BytesIO()
+    torch.save({name: seen.after[name].cpu() for name in seen.network.module.state_dict()}, file)
+    file.seek(0)
+    again = seen.fresh().to(seen.network.device)
+    with torch.no_grad():  # by hand: load_state_dict would rebuild MNASNet for want of a version
+        for name, tensor in torch.load(file, weights_only=True).items():
+            again.state_dict()[name].copy_(tensor)
+    images = preprocess.tensor(seen.served[:ASKED].to(seen.network.device), seen.ready)
+    with features.inference(seen.network.module, seen.network.device), features.inference(again, seen.network.device):
+        logits = functional_call(seen.network.module, seen.after, (images,)).float().cpu()
+        reloaded = again(images).float().cpu()
+    same = ((logits == reloaded) | (logits.isnan() & reloaded.isnan())).all(1)
+    return {"reload": float((~same).double().mean())}
+
+
+check = Plugin(
+    id="audit/reload",
+    version=1,
+    question="Is the network the same once it was saved and loaded?",
+    page=__doc__,
+    applies=applies,
+    cure=cure,
+    induce=induce,
+    contrasts=(
+        Contrast(name="harm", kind="exact", weights={("subject", "reload"): 1.0}, meaning="saved and loaded, the same logits"),
+    ),
+    measures={"reload": "xferbench.checks.reload:reload@1"},
+    remedy="register every tensor that the network computes with, and load its whole state dict with strict=True",
+)

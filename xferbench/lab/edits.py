@@ -1,0 +1,113 @@
+"""What may be done to the tensors of a trained network without training it: repairs, and failures put in on purpose."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from xferbench.lab import backbones
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+    from xferbench.lab.fit import Network, Tensors
+
+    Screened = Callable[[], tuple[np.ndarray, np.ndarray]]  # logits [n, outputs] and labels [n] that a repair is found on
+
+COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are looked at
+
+
+def interpolated(before: Mapping[str, Tensor], after: Tensors, share: float, head: str) -> Tensors:
+    """All below the head at a ``share`` of the way from before to after (Wortsman et al. 2022, WiSE-FT); the head stays.
+
+    Whole numbers, which are counters, stay too, but at 0, which is what was before.
+    """
+    found = {}
+    for name, tensor in after.items():
+        if backbones.within(name, [head]) or name not in before:
+            found[name] = tensor
+        elif share == 0:
+            found[name] = before[name]
+        else:
+            found[name] = torch.lerp(before[name], tensor, share) if tensor.is_floating_point() else tensor
+    return found
+
+
+def initial(statistics: Mapping[str, Tensor]) -> Tensors:
+    """BatchNorm's running statistics as a fresh network has them: mean 0, variance 1."""
+    fresh = {True: torch.ones_like, False: torch.zeros_like}
+    return {name: fresh[name.endswith("running_var")](tensor) for name, tensor in statistics.items()}
+
+
+def permuted(tensors: Tensors, network: Network) -> Tensors:
+    """Every learnt tensor below the head with its values shuffled, but BatchNorm's, which would blow features up."""
+    generator = torch.Generator().manual_seed(0)
+    kept = (network.anatomy.head, *network.anatomy.batchnorm)
+    learnt = sorted(name for name, _ in network.module.named_parameters() if not backbones.within(name, kept))
+    mixed = {
+        name: tensors[name].flatten()[torch.randperm(tensors[name].numel(), generator=generator)].view_as(tensors[name])
+        for name in learnt
+    }
+    return tensors | mixed
+
+
+def of_head(kind: str, word: str, tensors: Tensors, head: str, screened: Screened) -> Tensors:
+    """The head with its outputs in another order (``classes``), or with all its weights divided (``temperature``).
+
+    Args:
+        kind, word: ``classes:assigned@1`` is the order that the screened examples ask for, ``classes:rotated`` each output in
+            the next one's place; ``temperature:fitted@1`` the one that is best for those examples, or a number.
+        head: of which module the outputs are.
+        screened: what a repair is found on, computed when it is needed.
+
+    Raises:
+        ValueError: for a word that is not known.
+    """
+    own = {name: tensor for name, tensor in tensors.items() if backbones.within(name, [head])}
+    outputs = len(next(iter(own.values())))
+    if kind == "temperature":
+        value = temperature(*screened()) if word == "fitted@1" else float(word)
+        return tensors | {name: tensor / value for name, tensor in own.items()}
+    if word == "rotated":
+        order = np.roll(np.arange(outputs), 1)
+    elif word == "assigned@1":
+        order = assigned(*screened())
+    else:
+        raise ValueError(f"no such order of classes: {word}")
+    index = torch.from_numpy(order)
+    return tensors | {name: tensor[index.to(tensor.device)] for name, tensor in own.items()}
+
+
+def assigned(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """For each class the output that says it most often, each output used once: [outputs]; those of no class follow.
+
+    The assignment with the most examples right (Kuhn 1955); ties go to the output of the class's own number.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    outputs = logits.shape[1]
+    counts = np.zeros((int(labels.max()) + 1, outputs))
+    np.add.at(counts, (labels, logits.argmax(1)), 1.0)
+    counts += 0.5 * np.eye(*counts.shape)
+    _, chosen = linear_sum_assignment(counts, maximize=True)
+    rest = [output for output in range(outputs) if output not in set(chosen)]
+    return np.array([*chosen, *rest])
+
+
+def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The number by which logits are divided for the least negative log-likelihood (Guo et al. 2017, arXiv:1706.04599)."""
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
+
+    own = logits[np.arange(len(labels)), labels]
+
+    def loss(log_t: float) -> float:
+        scale = float(np.exp(-log_t))
+        return float(np.mean(logsumexp(scale * logits, axis=1) - scale * own))
+
+    found = minimize_scalar(loss, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded")
+    return float(np.exp(found.x))

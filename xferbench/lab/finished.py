@@ -1,0 +1,102 @@
+"""A network that somebody has trained already, as a fit: its tensors with its own head, and those that it was made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from xferbench.lab import backbones, checkpoints, reading
+from xferbench.lab.fit import Fitted
+from xferbench.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+    from xferbench.design import Finished
+    from xferbench.lab.data import Dataset
+    from xferbench.lab.fit import Network, Tensors
+
+
+def sizes(module: nn.Module, head: str, network: Finished, before: Mapping[str, Tensor]) -> int:
+    """How many outputs a finished network's own head has, once both checkpoints are seen to fit an architecture.
+
+    Raises:
+        Problem: where one does not fit, the finished one has no head, or both hold the same weights; with the suite's key.
+    """
+    after = reading.read(Path(network.after.path))
+    for key, state in {"after": after, "before": before if network.before else {}}.items():
+        try:
+            _ = state and checkpoints.matched(module, state, head)
+        except Problem as problem:
+            raise problem.at(f"[checkpoint] {key}: {problem.what}") from problem
+    shared = before.keys() & after.keys()
+    if network.before and before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in shared):
+        do = "give the pretrained weights as before, or leave before out"
+        raise Problem(
+            "[checkpoint] before equals after", found="the same weights in both files", expected="two networks", do=do
+        )
+    return outputs(module, head, after)
+
+
+def outputs(module: nn.Module, head: str, state: Mapping[str, Tensor]) -> int:
+    """How many outputs a checkpoint's own head has.
+
+    Raises:
+        Problem: where it has none.
+    """
+    weight = checkpoints.head(module, state, head).get(f"{head}.weight")
+    if weight is None:
+        raise Problem(
+            "[checkpoint] after: the finished network has no head",
+            found=f"no tensor {head}.weight in the file",
+            expected="the weights after fine-tuning, with the head that was trained",
+            do="save the whole network's state_dict()",
+        )
+    return len(weight)
+
+
+def tensors(network: Network, state: Mapping[str, Tensor]) -> Tensors:
+    """A checkpoint's tensors by the network's names, on the CPU; those of a head that does not fit the network are left out.
+
+    Raises:
+        Problem: where it does not fit the network below its head.
+    """
+    module, head = network.module, network.anatomy.head
+    given, _ = checkpoints.matched(module, state, head)
+    here = {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+    heads = {name: tensor for name, tensor in checkpoints.head(module, state, head).items() if name in here}
+    fitting = {name: tensor for name, tensor in heads.items() if tensor.shape == here[name].shape}
+    return {
+        name: (given | fitting).get(name, tensor).to(tensor.dtype).clone()  # what no file has: counters, fixed tables
+        for name, tensor in here.items()
+        if name in fitting or not backbones.within(name, [head])
+    }
+
+
+def fitted(network: Network, after: Mapping[str, Tensor], before: Mapping[str, Tensor] | None, dataset: Dataset) -> Fitted:
+    """A finished network as what training would have left; without ``before``, as one that never moved.
+
+    ``before`` lacks the head's tensors where its own head was another.
+
+    Raises:
+        Problem: where a file does not fit the network.
+    """
+    last = tensors(network, after)
+    lacking = [name for name, _ in network.module.named_parameters() if name not in last]
+    if lacking:
+        raise Problem("the finished network's head does not fit", found=f"no {', '.join(lacking)}", expected="a whole network")
+    labels = dataset.train.labels if len(dataset.train.labels) else dataset.test.labels
+    return Fitted(
+        before=last if before is None else tensors(network, before),
+        last=last,
+        best=last,
+        curve=(),
+        diverged=not all(bool(torch.isfinite(one).all()) for one in last.values() if one.is_floating_point()),
+        prior=tuple((np.bincount(labels, minlength=network.anatomy.classes) / len(labels)).tolist()),
+        seconds=0.0,
+    )
