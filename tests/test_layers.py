@@ -27,7 +27,7 @@ LAYERS = (
     "plugins.learning_rate plugins.negative_transfer plugins.preprocessing_mismatch plugins.train_serve_skew",
     "checks checks.batchnorm_drift checks.calibration checks.catastrophic_forgetting checks.class_order checks.head_size",
     "checks.collapse checks.linear_probe checks.feature_distortion checks.interpolation checks.negative_transfer",
-    "checks.preprocessing_mismatch checks.reload",
+    "checks.preprocessing_mismatch checks.reload checks.train_serve_skew",
     "report.frames report.samples report.drawn report.svg report.figures report.forest report.html",
     "report.markdown report.junit report.github report.console report.predictions report.write",
     "execute finish doctor init audit fake testing cli __main__",

@@ -293,6 +293,7 @@ def _ls(arguments: argparse.Namespace) -> int:
 
     told = {
         "plugins": {plugin.id: plugin.question for plugin in discover.plugins(["all"])},
+        "checks": {check.id: check.question for check in discover.plugins(["all"], discover.CHECKS)},
         "suites": {name: str(suite.folder() / f"{name}.toml") for name in suite.shipped()},
         "backbones": {
             "torchvision:NAME": "any classifier",
@@ -323,10 +324,17 @@ def _ls(arguments: argparse.Namespace) -> int:
 def _explain(arguments: argparse.Namespace) -> int:
     from xferbench import discover
 
-    if arguments.plugin not in discover.names():
-        raise Problem(f"no plugin {arguments.plugin!r}", expected=nearest(arguments.plugin, discover.names()))
-    plugin = discover.plugins([arguments.plugin])[0]
-    print(f"{plugin.id} (version {plugin.version})\n{plugin.question}\n\n{plugin.page.strip()}")
+    name = arguments.plugin.removeprefix(discover.OF_AUDIT)
+    known = {group: discover.names(group) for group in (discover.GROUP, discover.CHECKS)}
+    if not any(name in names for names in known.values()):
+        raise Problem(f"no plugin {name!r}", expected=nearest(name, sorted({*known[discover.GROUP], *known[discover.CHECKS]})))
+    pages = []
+    for group, names in known.items():
+        if name in names and (found := discover.plugins([name], group)[0]) not in pages:
+            pages.append(found)
+    for number, one in enumerate(pages):
+        head = ("\n\nOf a finished checkpoint (xferbench audit):\n\n" if number else "") + f"{one.id} (version {one.version})"
+        print(f"{head}\n{one.question}\n\n{one.page.strip()}")
     return 0
 
 
