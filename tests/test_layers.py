@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 # The straight line, from the ground up: a module may import what stands above it in this list, and nothing else of the
 # package. A new module is entered here at the lowest place where it can stand.
 LAYERS = (
-    "problem design rules overrides report report.text report.notebook record",
+    "problem design rules overrides report report.text report.notebook record events",
     "stats metrics",
     "strategies wording keys suite honours schema plan",
     "judge looks samples reason findings gate",
@@ -23,6 +23,7 @@ LAYERS = (
     "lab.published lab.likeness lab.adapters lab.reading lab.installed lab.checkpoints lab.guess",
     "lab.data lab.samples lab.domains lab.features lab.regularize lab.fit lab.initial lab.callables",
     "lab.penultimate lab.viewed lab.answer lab.probe lab.pretrain",
+    "lab.traces lab.beliefs lab.causes lab.alarms lab.stock lab.course lab.watch lab.watched watched",
     "plugins plugins.batchnorm_drift plugins.catastrophic_forgetting plugins.feature_distortion plugins.head_shock",
     "plugins.learning_rate plugins.negative_transfer plugins.preprocessing_mismatch plugins.train_serve_skew",
     "report.frames report.samples report.drawn report.svg report.figures report.forest report.html",
