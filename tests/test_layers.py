@@ -24,6 +24,7 @@ LAYERS = (
     "lab.data lab.samples lab.domains lab.features lab.regularize lab.fit lab.initial lab.callables",
     "lab.penultimate lab.viewed lab.answer lab.probe lab.pretrain",
     "lab.traces lab.beliefs lab.causes lab.alarms lab.stock lab.course lab.watch lab.watched watched",
+    "callbacks callbacks.lightning callbacks.transformers",
     "plugins plugins.batchnorm_drift plugins.catastrophic_forgetting plugins.feature_distortion plugins.head_shock",
     "plugins.learning_rate plugins.negative_transfer plugins.preprocessing_mismatch plugins.train_serve_skew",
     "report.frames report.samples report.drawn report.svg report.figures report.forest report.html",
@@ -68,6 +69,7 @@ READING = {
 }
 TORCH = {"torch", "torchvision", "safetensors", "timm"}
 HEAVY = {"pandas", "scipy", "matplotlib", "seaborn", "sklearn", "PIL", "rich", "jinja2", "platformdirs"}
+TRAINERS = {"lightning", "transformers"}
 DEVELOPMENT = {"pytest", "hypothesis", "ruff", "mypy"}
 
 
@@ -144,6 +146,12 @@ def test_torch_is_known_to_the_lab_alone(module):
         assert all(late for _, late in found), f"{module} imports torch before it measures"
     else:
         assert not found, f"{module} imports {found}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_trainer_is_known_to_its_own_callback_alone(module):
+    found = {one.name for one in imports(MODULES[module]) if one.name in TRAINERS and not one.typed}
+    assert found <= {module.removeprefix("callbacks.")}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if within(name, ["lab"])])

@@ -79,23 +79,23 @@ def watch(
         print(watch)
 
     The steps are seen from the optimizer's own hooks. Each fault is an :class:`xferbench.Event` in ``watch.events`` and one
-    warning (:class:`xferbench.TransferWarning`); ``print(watch)`` or ``watch.report()`` tells them all. Of tensors hit at once for
-    one cause there is one event. The training is not changed: no random number is drawn, nothing is written, and the hooks go at
-    the exit.
+    warning (:class:`xferbench.TransferWarning`), the tensors that it hit at once and for one cause together; ``print(watch)``
+    or ``watch.report()`` tells them all. The training is not changed: no random number is drawn, nothing is written, and the
+    hooks go at the exit.
 
-    ``frozen-moved``, ``buffer-moved``, ``not-held``, ``never-moved`` (after 20 steps) and ``non-finite`` are facts. At the first
-    three steps, every so many, and at the exit, 64 values of each tensor are compared with what they were; a frozen tensor whose
-    version counter rises is looked at in that very step, and at the exit every bit of what is frozen is compared. Two kinds are
-    guesses, silent when in doubt:
+    ``frozen-moved``, ``buffer-moved``, ``not-held``, ``never-moved`` (after 20 steps) and ``non-finite`` are facts. At steps 1,
+    2, 3 and 10, every so many, and at the exit, up to 64 values of each tensor are compared with what they were. A frozen
+    tensor whose version counter rises is looked at in that very step; at the exit every bit of what is frozen is compared.
+    Two kinds are guesses, silent when in doubt, and only heard where losses are told:
 
-    - ``loss-jump``: more tensors train than before, and some 5 consecutive losses of the 20 after it have a median above all of
-      the last 20 before (10 at least), above their median by six spreads (1.4826 × the median absolute deviation) and by a fifth.
-    - ``head-shock``: the backbone trains from the first step under a head whose first losses are near those of guessing (0.8 ×
-      ln classes or more, where losses are told); its gradient's norm in the first 3 steps is 5 times that after step 50 or more;
-      and it goes 5 % of its length within 10 steps. A loop has no head that was fitted to the same images, with which the plugin
-      ``head-shock`` compares (Kumar et al. 2022, arXiv:2202.10054); its own later steps stand in for one. So a gradient that falls
-      since everything has been learnt counts as well, milder shocks are missed, and whether accuracy was lost is not known: that
-      takes ``xferbench run``.
+    - ``loss-jump``: more tensors train than before, and some 5 consecutive losses of the 20 after it have a median above all
+      of the last 20 before (10 at least), above their median by six spreads (1.4826 × the median absolute deviation), and by
+      a fifth.
+    - ``head-shock``: the backbone trains from the first step under a head whose first three losses are near those of guessing
+      (0.8 × ln classes or more), and goes a tenth of its length within 10 steps. This stands in for the gradient's ratio to
+      that under a fitted head, which the plugin ``head-shock`` measures (Kumar et al. 2022, arXiv:2202.10054) and a loop
+      cannot. Milder shocks are missed, and whether accuracy was lost is not known: that takes ``xferbench run``. Without a
+      recipe, nothing is said of a backbone whose normalisation layers are as they are made, since it is trained from scratch.
 
     Args:
         model: a torch.nn.Module; what torch.compile or DistributedDataParallel wraps is looked into.

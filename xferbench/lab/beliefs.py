@@ -80,6 +80,15 @@ def head(model: nn.Module, named: str = "") -> str:
     return named or (found[-1] if found else "")
 
 
+def trained(model: nn.Module, top: str) -> bool:
+    """Whether the backbone's normalisation layers show that it was trained before: not all are as they are made."""
+    norms = [layer for name, layer in modules(model).items() if isinstance(layer, backbones.NORMS) and name != top]
+    kept = [(getattr(layer, "weight", None), 1.0) for layer in norms]
+    kept += [(getattr(layer, "running_mean", None), 0.0) for layer in norms]
+    there = [(tensor, made) for tensor, made in kept if tensor is not None and not tensor.is_meta]
+    return any(bool((tensor != made).any()) for tensor, made in there)
+
+
 def beliefs(
     model: nn.Module, phases: Sequence[Phase], top: str, shape: Shape | int | None = None, *, batchnorm: bool = True
 ) -> tuple[Belief, ...]:

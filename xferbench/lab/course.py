@@ -1,4 +1,4 @@
-"""The course of a watched training: its losses and unfreezings, and the gradient that reaches the backbone."""
+"""The course of a watched training: its losses, and when more tensors began to learn."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections import deque
 from dataclasses import dataclass
 
 from xferbench.lab import alarms
-
-GONE_BY = 10  # the step at which the backbone's way is measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,16 +20,13 @@ class Jump:
 
 
 class Course:
-    """Kept for the two heuristics of :mod:`xferbench.lab.alarms`; ``body``: backbone tensors that learn from the first step."""
+    """Kept for the heuristics of :mod:`xferbench.lab.alarms`."""
 
     def __init__(self, classes: int) -> None:
-        self.body: tuple[str, ...] = ()
-        self.way: float | None = None
         self._classes = classes
         self._losses: deque[tuple[int, float]] = deque(maxlen=200)
         self._opening: list[float] = []
         self._unfrozen: list[tuple[int, tuple[str, ...]]] = []
-        self._norms: list[tuple[int, float]] = []
 
     def unfreeze(self, step: int, names: tuple[str, ...]) -> None:
         """Note that more tensors learn from a step on."""
@@ -52,8 +47,6 @@ class Course:
                 return Jump(at=at, seen=step, names=names, before=jump[0], after=jump[1])
         return None
 
-    def felt(self, step: int, gradients: dict[str, float]) -> float | None:
-        """Note the backbone's gradient; its ratio once a fresh head is known to have shocked it."""
-        self._norms.append((step, sum(gradients.get(name, 0.0) ** 2 for name in self.body) ** 0.5))
-        ratio = None if self.way is None else alarms.shocked(self._norms, self.way)
-        return ratio if alarms.fresh(self._opening, self._classes) else None
+    def shocked(self, way: float) -> bool:
+        """As :func:`xferbench.lab.alarms.shocked`, for the losses heard so far."""
+        return alarms.shocked(self._opening, self._classes, way)

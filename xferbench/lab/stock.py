@@ -131,8 +131,8 @@ class Stock:
         for name in found:
             self._versions[name] = self.now[name]._version  # noqa: SLF001
         layers = {name.rpartition(".")[0] for name in found} & self.layers.keys()
-        beside = {name for name in self.frozen if name.rpartition(".")[0] in layers} if layers else set()
-        return found | beside
+        beside = {name for layer in layers for name in beliefs.statistics(layer, self.layers[layer])}
+        return found | beside & self.frozen
 
     def suspects(self, written: set[str]) -> set[str]:
         """Of frozen tensors that were written those that are worth a look now."""

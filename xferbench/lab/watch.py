@@ -15,8 +15,8 @@ from torch import Tensor
 
 from xferbench import events
 from xferbench.events import Event, TransferWarning
-from xferbench.lab import backbones, causes, traces
-from xferbench.lab.course import GONE_BY, Course
+from xferbench.lab import alarms, backbones, causes, traces
+from xferbench.lab.course import Course
 from xferbench.lab.stock import Stock
 from xferbench.problem import Problem
 
@@ -61,8 +61,10 @@ class Watch:
         self._said: set[tuple[str, str]] = set()
         self._inside: set[str] = set()
         self._outside: set[str] = set()
+        self._norms: dict[str, float] = {}  # of gradients, as last seen
         self._pending: list[tuple[int, Tensor]] = []
         self._course = Course(self._classes)
+        self._body: tuple[str, ...] = ()  # of the backbone, learning from the first step
         with torch.no_grad():
             by_flag = self._believed[0].trainable is None
             self._stock = Stock(self._model, self._optimizers, self._believed, by_flag=by_flag)
@@ -115,7 +117,7 @@ class Watch:
             if self._counts[id(optimizer)] < self.steps or self._checked == self.steps:
                 return
             suspects = self._stock.suspects(self._inside | self._outside)
-            if self.steps <= EARLY or self.steps % self._every == 0:
+            if self.steps <= EARLY or self.steps == alarms.GONE_BY or self.steps % self._every == 0:
                 self._check()
             elif suspects:
                 self._moved(traces.sample({name: self._stock.now[name] for name in suspects}), suspects)
@@ -126,7 +128,7 @@ class Watch:
             self._course.unfreeze(self.steps, names)
         elif self.steps == 1 and self._head and self._pretrained:
             learning = (name for name in self._stock.parameters if name in self._stock.learning)
-            self._course.body = tuple(name for name in learning if not backbones.within(name, [self._head]))
+            self._body = tuple(name for name in learning if not backbones.within(name, [self._head]))
 
     def _check(self, *, thorough: bool = False) -> None:
         """All checks; thorough ones compare every bit of what is frozen."""
@@ -135,23 +137,24 @@ class Watch:
             self._heard(step, loss.item())
         self._grown(self._stock.refresh(self.steps))
         now = traces.sample(self._stock.now)
-        self._finite(now)
         self._moved(now, self._stock.frozen if thorough else self._stock.suspects(self._inside | self._outside))
-        gradients = self._gradients()
+        if not thorough:  # between two steps gradients may have been cleared
+            self._gradients()
+        self._finite(now)
         self._missing()
-        self._never_moved(gradients)
-        self._shock(now, gradients)
+        self._never_moved()
+        if self.steps == alarms.GONE_BY:
+            self._shock(now)
         self._checked = self.steps
 
     def _moved(self, now: traces.Sample, exactly: set[str]) -> None:
         """Tell of frozen tensors that moved; the step is known where a version has told it."""
         moved = self._stock.moved(now, exactly) & self._stock.frozen - self._stock.known
-        for written in (True, False):
-            found = [name for name in self._stock.now if name in moved and (name in self._inside | self._outside) is written]
-            since = self.steps - 1 if written else self._checked
-            parameters = {name: partial(self._why, name, now) for name in found if name in self._stock.parameters}
-            self._tell_each("frozen-moved", parameters, since)
-            self._tell_each("buffer-moved", self._layers([name for name in found if name not in parameters]), since)
+        written = self._inside | self._outside
+        found = {name: self.steps - 1 if name in written else self._checked for name in self._stock.now if name in moved}
+        parameters = {name: partial(self._why, name, now) for name in found if name in self._stock.parameters}
+        self._tell_each("frozen-moved", parameters, found)
+        self._tell_each("buffer-moved", self._layers([name for name in found if name not in parameters]), found)
         self._stock.known |= moved
         self._inside, self._outside = set(), set()
 
@@ -189,15 +192,20 @@ class Watch:
         """Tell of values that are not finite."""
         broken = traces.broken(now)
         told = ("its values are not finite", "go back to a checkpoint from before; clip gradients or lower the rate")
-        self._tell_each("non-finite", {name: partial(_same, told) for name in self._stock.now if name in broken})
+        self._unfit([name for name in self._stock.now if name in broken], told, max(self.steps, 1))
 
-    def _gradients(self) -> dict[str, float]:
-        """The norm of every gradient that there is; tells of those that are not finite."""
+    def _gradients(self) -> None:
+        """Keep the norm of every gradient that there is; tell of those that are not finite."""
         grads = {name: tensor.grad for name, tensor in self._stock.parameters.items() if tensor.grad is not None}
         norms = traces.norms({name: grad for name, grad in grads.items() if traces.readable(grad)})
         odd = [name for name, norm in norms.items() if not norm < float("inf") and not bool(grads[name].isfinite().all())]
-        self._tell_each("non-finite", {name: partial(_same, ("its gradient is not finite", TAME)) for name in odd})
-        return norms
+        self._norms |= norms
+        self._unfit(odd, ("its gradient is not finite", TAME), self.steps)
+
+    def _unfit(self, names: Sequence[str], told: causes.Told, step: int) -> None:
+        """Tell of what is not finite first; the rest follows from it."""
+        if names and not any(event.kind == "non-finite" for event in self.events):
+            self._tell("non-finite", names, told, step=step)
 
     def _missing(self) -> None:
         """Tell of tensors that are to train and that no optimizer holds."""
@@ -213,37 +221,29 @@ class Watch:
             strangers = len(held.keys() - set(map(id, self._stock.parameters.values())))
             self._tell_each("not-held", dict.fromkeys(found, partial(causes.missing, strangers, len(held))))
 
-    def _never_moved(self, gradients: Mapping[str, float]) -> None:
+    def _never_moved(self) -> None:
         """Tell of tensors that are to train and have not moved in some twenty steps."""
         found: dict[str, causes.Told] = {}
         for name in self._stock.never(self.steps, PATIENCE):
-            case = self._case(name, gradients.get(name))
+            case = self._case(name, self._norms.get(name))
             told = causes.still(case)
             by_rate = self._stock.by_flag and case.learnt and not case.lr  # a way to freeze, where nobody said otherwise
             if told and not by_rate:
                 found[name] = told
         self._tell_each("never-moved", {name: partial(_same, told) for name, told in found.items()})
 
-    def _shock(self, now: traces.Sample, gradients: dict[str, float]) -> None:
-        """Tell of a backbone that a fresh head has shocked, once it can be known."""
-        body = self._course.body
-        if not body:
-            return
-        if self._course.way is None and self.steps >= GONE_BY:
-            self._course.way = self._stock.way(now, body)
-        ratio = self._course.felt(self.steps, gradients)
-        if ratio is not None and self._course.way is not None:
-            cause = (
-                f"under the fresh head its gradient was {ratio:.1f} times what it became later, "
-                f"and it went {100 * self._course.way:.0f} % of its length in {GONE_BY} steps"
-            )
-            self._tell("head-shock", body, (cause, "train the head alone first, then the rest at a lower rate"), step=1)
-            self._course.body = ()
+    def _shock(self, now: traces.Sample) -> None:
+        """Tell of a backbone that a fresh head has shocked."""
+        body, at = self._body, alarms.GONE_BY
+        way = self._stock.way(now, body) if body else 0.0
+        if self._course.shocked(way):
+            cause = f"the backbone went {100 * way:.0f} % of its length in {at} steps, under a head that knew nothing yet"
+            self._tell("head-shock", body, (cause, "train the head alone first, then the rest at a lower rate"), since=0)
 
     def _heard(self, step: int, loss: float) -> None:
         """Judge a loss, by itself and against those before an unfreezing."""
         if not abs(loss) < float("inf"):
-            self._tell("non-finite", ["loss"], (f"the loss is {loss:g}", TAME), step=step)
+            self._unfit(["loss"], (f"the loss is {loss:g}", TAME), step)
         jump = self._course.heard(step, loss)
         if jump:
             count = len(jump.names)
@@ -253,14 +253,16 @@ class Watch:
             do = "a lower rate for what is unfrozen, with a warm-up; leave BatchNorm in evaluation mode"
             self._tell("loss-jump", jump.names, (cause, do), step=jump.seen, since=jump.at - 1)
 
-    def _tell_each(self, kind: str, found: Mapping[str, Callable[[], causes.Told]], since: int | None = None) -> None:
-        """Tell of tensors, those of one cause together."""
-        groups: dict[causes.Told, list[str]] = {}
+    def _tell_each(
+        self, kind: str, found: Mapping[str, Callable[[], causes.Told]], since: Mapping[str, int] | None = None
+    ) -> None:
+        """Tell of tensors, those of one cause and time together."""
+        groups: dict[tuple[causes.Told, int], list[str]] = {}
         for name, why in found.items():
             if (kind, name) not in self._said:
-                groups.setdefault(why(), []).append(name)
-        for told, names in groups.items():
-            self._tell(kind, names, told, since=since)
+                groups.setdefault((why(), since[name] if since else self._checked), []).append(name)
+        for (told, last), names in groups.items():
+            self._tell(kind, names, told, since=last)
 
     def _tell(
         self, kind: str, names: Sequence[str], told: causes.Told, *, step: int | None = None, since: int | None = None

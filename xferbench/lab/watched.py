@@ -24,7 +24,7 @@ def made(
     *,
     phases: Sequence[Phase],
     batchnorm: bool,
-    pretrained: bool,
+    pretrained: bool | None,
     head: str,
     shape: Shape | int | None,
     every: int,
@@ -47,7 +47,7 @@ def made(
         beliefs.beliefs(bare, phases, top, shape, batchnorm=batchnorm),
         head=top,
         classes=int(getattr(layer, "out_features", getattr(layer, "out_channels", 0))),
-        pretrained=pretrained,
+        pretrained=beliefs.trained(bare, top) if pretrained is None else pretrained,
         every=every,
         on_event=on_event,
     )
