@@ -30,15 +30,15 @@ def tiny(classes):
     return nn.Sequential(*body, nn.Linear(8, classes))
 
 
-NETS = {
-    "ResNet-18, 64 pixels, batches of 16": (lambda: torchvision.models.resnet18(num_classes=10), 64, 16, 1),
-    "tiny-resnet, 32 pixels, batches of 32": (lambda: small.tiny_resnet(10), 32, 32, 4),
-    "one convolution and a head, 16 pixels, batches of 16": (lambda: tiny(10), 16, 16, 40),
+NETS = {  # with the blocks of steps that are timed
+    "ResNet-18, 64 pixels, batches of 16": (lambda: torchvision.models.resnet18(num_classes=10), 64, 16, 8),
+    "tiny-resnet, 32 pixels, batches of 32": (lambda: small.tiny_resnet(10), 32, 32, 60),
+    "one convolution and a head, 16 pixels, batches of 16": (lambda: tiny(10), 16, 16, 600),
 }
 
 
-def prepared(make, side, batch, probe):
-    """A function that takes a number of steps, and the model and optimizer that it steps."""
+def looped(make, side, batch, *, probe):
+    """A model, its optimizer, and a function that takes one step and gives its seconds, those of the watch included."""
     torch.manual_seed(0)
     model = make()
     if probe:
@@ -47,85 +47,84 @@ def prepared(make, side, batch, probe):
     optimizer = torch.optim.AdamW([tensor for tensor in model.parameters() if tensor.requires_grad], lr=1e-5)
     x, y = torch.randn(batch, 3, side, side), torch.randint(10, (batch,))
 
-    def steps(count, watch=None):
+    def step(watch=None):
         begun = perf_counter()
-        for _ in range(count):
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(x), y)
-            loss.backward()
-            optimizer.step()
-            if watch is not None:
-                watch.step(loss)
-        return (perf_counter() - begun) / count
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        if watch is not None:
+            watch.step(loss)
+        return perf_counter() - begun
 
-    return steps, model, optimizer
+    return model, optimizer, step
 
 
-def measured(make, side, batch, many, rounds, *, probe):
-    """Median seconds of a step without, the ratios of each pair of stretches, and the seconds of entering and leaving.
+def measured(make, side, batch, blocks, *, probe):
+    """Seconds of a step without, what a watched one takes longer for each block, and the seconds of entering and leaving.
 
-    A stretch is ``many`` times as many steps as lie between two checks, so that each holds its share of them. Which of a pair
-    comes first changes from pair to pair.
+    Two copies of a loop, one watched, take turns step by step. A block is as many steps of each as lie between two checks, so
+    that it holds one.
     """
-    steps, model, optimizer = prepared(make, side, batch, probe)
-    steps(EVERY)
-    bare, ratios, around = [], [], []
-    for number in range(rounds):
-        pair = {}
-        for watching in ((False, True), (True, False))[number % 2]:
-            if not watching:
-                pair[False] = steps(EVERY * many)
-                continue
-            begun = perf_counter()
-            with xferbench.watch(model, optimizer, recipe=HEAD_ONLY if probe else None, on_event="raise", every=EVERY) as watch:
-                entered = perf_counter() - begun
-                steps(EVERY, watch)  # the first steps are checked more often, once in a training
-                pair[True] = steps(EVERY * many, watch)
-                begun = perf_counter()
-            around.append(entered + perf_counter() - begun)
-        bare.append(pair[False])
-        ratios.append(pair[True] / pair[False])
-    return median(bare), ratios, median(around)
+    (_, _, bare), (model, optimizer, step) = (looped(make, side, batch, probe=probe) for _ in range(2))
+    begun = perf_counter()
+    with xferbench.watch(model, optimizer, recipe=HEAD_ONLY if probe else None, on_event="raise", every=EVERY) as watch:
+        around = perf_counter() - begun
+        for _ in range(EVERY):  # the first steps are checked more often, once in a training
+            bare(), step(watch)
+        pairs = [[(bare(), step(watch)) for _ in range(EVERY)] for _ in range(blocks)]
+        begun = perf_counter()
+    around += perf_counter() - begun
+    without = [sum(one for one, _ in block) / EVERY for block in pairs]
+    longer = [sum(other for _, other in block) / EVERY - one for one, block in zip(without, pairs, strict=True)]
+    return median(without), longer, around
 
 
 def main():
     parser = argparse.ArgumentParser(description="Measure what watching a training loop costs.")
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=1, help="times as many blocks")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = {}
-    for name, (make, side, batch, many) in NETS.items():
+    for name, (make, side, batch, blocks) in NETS.items():
         for probe in (False, True):
             how = "linear probe" if probe else "full fine-tuning"
-            rows[name, how] = measured(make, side, batch, many, arguments.rounds, probe=probe)
-            print(name, how, rows[name, how])
+            rows[name, how] = measured(make, side, batch, blocks * arguments.rounds, probe=probe)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "watch.md").write_text(page(rows, arguments.rounds), encoding="utf-8")
+    (arguments.out / "watch.md").write_text(page(rows), encoding="utf-8")
 
 
-def page(rows, rounds):
+def page(rows):
     """The committed table."""
+    machine = f"{os.cpu_count()} cores ({processor()}), no GPU"
     head = f"""# What watching a loop costs
 
-`xferbench.watch` around a training loop, everything checked at every {EVERY}th step (the default), losses told; one thread
-of {processor()}, {os.cpu_count()} of them, no GPU, Python {platform.python_version()}, PyTorch {torch.__version__}. Stretches of steps with and without are interleaved,
-{rounds} pairs; the ratio is that of a pair, its median with the least and the most. Entering and leaving is paid once a
-training. Wanted: below 5 % of a step of ResNet-18. Again: `python tests/benchmarks/watch.py`.
+`xferbench.watch` around a training loop, all checks at every {EVERY}th step (the default), losses told. One thread on
+{machine}, Python {platform.python_version()}, PyTorch {torch.__version__}.
+Two copies of a loop, one of them watched, take turns step by step; each block of {EVERY} steps, which holds one check, gives
+a difference, of which the median is told, with the middle half of all. The machine is shared and noisy. Entering and leaving
+is paid once a training. Wanted: below 5 % for ResNet-18. Where a step takes a few milliseconds, raise `every`.
+Again: `python tests/benchmarks/watch.py`.
 
-| loop | trained | step without, ms | a step costs more by | least | most | entering and leaving, ms |
-|---|---|---|---|---|---|---|
+| loop | trained | a step, ms | longer by, ms | longer by | middle half | blocks | entering and leaving, ms |
+|---|---|---|---|---|---|---|---|
 """
-    lines = [
-        f"| {name} | {how} | {1000 * step:.2f} | {percent(median(ratios))} | {percent(min(ratios))} | {percent(max(ratios))} "
-        f"| {1000 * around:.1f} |"
-        for (name, how), (step, ratios, around) in rows.items()
-    ]
+    lines = []
+    for (name, how), (step, longer, around) in rows.items():
+        low, middle, high = (quantile(longer, share) for share in (0.25, 0.5, 0.75))
+        half = f"{percent(low / step)} to {percent(high / step)}"
+        told = f"{1000 * step:.2f} | {1000 * middle:.3f} | {percent(middle / step)} | {half} | {len(longer)}"
+        lines.append(f"| {name} | {how} | {told} | {1000 * around:.1f} |")
     return head + "\n".join(lines) + "\n"
 
 
+def quantile(values, share):
+    return sorted(values)[round(share * (len(values) - 1))]
+
+
 def percent(ratio):
-    return f"{100 * (ratio - 1):+.1f} %"
+    return f"{100 * ratio:+.1f} %"
 
 
 if __name__ == "__main__":

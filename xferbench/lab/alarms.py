@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-BEFORE, FEWEST, AFTER, RUN = 20, 10, 20, 5  # losses looked at before an unfreezing, and after; a run of them
+BEFORE, FEWEST, AFTER, RUN = 40, 20, 20, 5  # losses looked at before an unfreezing, and after; a run of them
 SPREADS, RISE = 6.0, 1.2
 FIRST, GONE_BY = 3, 10  # steps whose losses tell a fresh head; steps after which the backbone's way is measured
 CHANCE, GONE = 0.8, 0.1
@@ -18,7 +18,7 @@ CHANCE, GONE = 0.8, 0.1
 def jumped(before: Sequence[float], after: Sequence[float]) -> tuple[float, float] | None:
     """Medians of the losses before and after an unfreezing, where they jumped beyond what their recent spread explains.
 
-    Some 5 consecutive losses among the 20 after it must have a median that is above all of the last 20 before (10 at least),
+    Some 5 consecutive losses among the 20 after it must have a median that is above all of the last 40 before (20 at least),
     above their median by six spreads (1.4826 × the median absolute deviation, that of a normal distribution), and by a fifth.
     """
     old = [loss for loss in before[-BEFORE:] if isfinite(loss)]

@@ -81,7 +81,8 @@ def broken(now: Sample) -> set[str]:
 def _any(names: tuple[str, ...], of: Sample, flags: Tensor) -> set[str]:
     """The names of the parts in which a flag is set."""
     starts = [0, *accumulate(len(of.parts[name]) for name in names)][:-1]
-    found = np.logical_or.reduceat(flags.cpu().numpy(), starts)
+    each = flags.cpu().numpy().reshape(starts[-1] + len(of.parts[names[-1]]), -1).any(1)  # a complex number has two
+    found = np.logical_or.reduceat(each, starts)
     return {name for name, one in zip(names, found, strict=True) if one}
 
 
