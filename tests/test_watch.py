@@ -493,6 +493,17 @@ def test_names_are_those_of_the_model_within(wrap):
     assert event.others == ("1.weight", "1.bias", "3.weight", "3.bias", "4.weight", "4.bias")
 
 
+def test_a_sharded_tensor_is_passed_over_and_the_rest_is_watched():
+    class Sharded(nn.Parameter):
+        def __tensor_flatten__(self):
+            raise AssertionError
+
+    net, optimizer = frozen(make_net())
+    net[0].weight = Sharded(net[0].weight.detach(), requires_grad=False)
+    event = only(watched(net, optimizer, at={4: no_grad(lambda: (net[0].weight.add_(1), net[3].weight.add_(1)))}))
+    assert (event.tensor, event.others, event.step) == ("3.weight", (), 4)
+
+
 def test_several_optimizers_are_one_training():
     net = make_net()
     parts = [torch.optim.SGD(net[:8].parameters(), lr=1e-3), torch.optim.AdamW(net[8].parameters(), lr=1e-2)]
@@ -580,6 +591,16 @@ def test_the_loss_need_not_be_told_and_may_be_a_number():
     assert (watch.steps, watch.events) == (5, [])
     with pytest.raises(Problem, match="one number"), xferbench.watch(net, optimizer) as watch:
         watch.step(torch.ones(2))
+
+
+def test_a_watch_may_be_entered_again_and_begins_anew():
+    net, optimizer = frozen(make_net())
+    watch = xferbench.watch(net, optimizer, on_event="collect")
+    for _ in range(2):
+        net.train()
+        with watch:
+            train(net, optimizer, 5)
+        assert (watch.steps, [event.kind for event in watch.events]) == (5, ["buffer-moved"])
 
 
 def test_nothing_at_all_happened():

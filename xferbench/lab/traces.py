@@ -30,8 +30,11 @@ class Sample:
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether there are values to look at: no meta, sparse, nested or empty tensor, nor one that waits for its shape."""
-    lazy = isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin)
+    """Whether there are values to look at.
+
+    Not in a meta, sparse, nested or empty tensor, in one that waits for its shape, or that wraps others (sharded, quantised).
+    """
+    lazy = isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin) or hasattr(tensor, "__tensor_flatten__")
     return not lazy and tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_nested and tensor.numel() > 0
 
 

@@ -34,7 +34,7 @@ TAME = "clip gradients, lower the rate or warm it up; look at this batch's input
 
 
 class Watch:
-    """What :func:`xferbench.watch` gives: ``events`` so far, ``steps`` counted, ``report()`` as text."""
+    """What :func:`xferbench.watch` gives: ``events`` so far, ``steps`` begun, ``report()`` as text."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Watch:
         self._hooks = ExitStack()
 
     def __enter__(self) -> Self:
-        self.steps, self._checked = 0, 0
+        self.events, self.steps, self._checked = [], 0, 0
         self._counts = dict.fromkeys(map(id, self._optimizers), 0)
         self._said: set[tuple[str, str]] = set()
         self._inside: set[str] = set()
@@ -96,10 +96,10 @@ class Watch:
             if loss.numel() != 1:
                 raise Problem("watch.step: not a loss", found=f"a tensor of shape {tuple(loss.shape)}", expected="one number")
             if loss.device.type != "cpu":
-                self._pending.append((self.steps, loss.detach().clone()))  # read at the next check, so as not to wait
+                self._pending.append((max(self.steps, 1), loss.detach().clone()))  # read at the next check, so as not to wait
                 return
             loss = loss.item()
-        self._heard(self.steps, float(loss))
+        self._heard(max(self.steps, 1), float(loss))
 
     def _before(self, optimizer: torch.optim.Optimizer, _args: object, _kwargs: object) -> None:
         self._counts[id(optimizer)] += 1
