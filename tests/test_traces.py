@@ -78,6 +78,16 @@ def test_a_sum_sees_a_single_bit():
     assert traces.sums({"a": one}) != before
 
 
+@pytest.mark.parametrize(("first", "count"), [(0, 8), (1, 8), (0, 7), (2, 6)])
+def test_a_sum_takes_every_value_however_a_tensor_lies_in_memory(first, count):
+    part = torch.ones(12)[first : first + count]
+    found = [traces.sums({"a": part})["a"]]
+    for at in range(count):
+        part[at] += 1
+        found.append(traces.sums({"a": part})["a"])
+    assert len(set(found)) == count + 1
+
+
 def test_norms_are_taken_in_single_precision_at_least():
     gradients = {"half": torch.full((100,), 6e4, dtype=torch.float16), "double": torch.tensor([3.0, 4.0]).double()}
     assert traces.norms(gradients) == {"half": pytest.approx(6e5, rel=1e-3), "double": 5.0}

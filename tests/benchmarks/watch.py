@@ -10,7 +10,7 @@ import os
 import platform
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import process_time
 
 import torch
 import torchvision
@@ -38,7 +38,7 @@ NETS = {  # with the blocks of steps that are timed
 
 
 def looped(make, side, batch, *, probe):
-    """A model, its optimizer, and a function that takes one step and gives its seconds, those of the watch included."""
+    """A model, its optimizer, and a function that takes one step and gives its seconds of processor time."""
     torch.manual_seed(0)
     model = make()
     if probe:
@@ -48,14 +48,14 @@ def looped(make, side, batch, *, probe):
     x, y = torch.randn(batch, 3, side, side), torch.randint(10, (batch,))
 
     def step(watch=None):
-        begun = perf_counter()
+        begun = process_time()
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
         if watch is not None:
             watch.step(loss)
-        return perf_counter() - begun
+        return process_time() - begun
 
     return model, optimizer, step
 
@@ -67,14 +67,14 @@ def measured(make, side, batch, blocks, *, probe):
     that it holds one.
     """
     (_, _, bare), (model, optimizer, step) = (looped(make, side, batch, probe=probe) for _ in range(2))
-    begun = perf_counter()
+    begun = process_time()
     with xferbench.watch(model, optimizer, recipe=HEAD_ONLY if probe else None, on_event="raise", every=EVERY) as watch:
-        around = perf_counter() - begun
+        around = process_time() - begun
         for _ in range(EVERY):  # the first steps are checked more often, once in a training
             bare(), step(watch)
         pairs = [[(bare(), step(watch)) for _ in range(EVERY)] for _ in range(blocks)]
-        begun = perf_counter()
-    around += perf_counter() - begun
+        begun = process_time()
+    around += process_time() - begun
     without = [sum(one for one, _ in block) / EVERY for block in pairs]
     longer = [sum(other for _, other in block) / EVERY - one for one, block in zip(without, pairs, strict=True)]
     return median(without), longer, around
@@ -103,9 +103,9 @@ def page(rows):
 `xferbench.watch` around a training loop, all checks at every {EVERY}th step (the default), losses told. One thread on
 {machine}, Python {platform.python_version()}, PyTorch {torch.__version__}.
 Two copies of a loop, one of them watched, take turns step by step; each block of {EVERY} steps, which holds one check, gives
-a difference, of which the median is told, with the middle half of all. The machine is shared and noisy. Entering and leaving
-is paid once a training. Wanted: below 5 % for ResNet-18. Where a step takes a few milliseconds, raise `every`.
-Again: `python tests/benchmarks/watch.py`.
+a difference, of which the median is told, with the middle half of all. Times are the process's own, not the clock's, since
+the machine is shared; it is noisy even so. Entering and leaving is paid once a training. Wanted: below 5 % for ResNet-18.
+Where a step takes a few milliseconds, raise `every`. Again: `python tests/benchmarks/watch.py`.
 
 | loop | trained | a step, ms | longer by, ms | longer by | middle half | blocks | entering and leaving, ms |
 |---|---|---|---|---|---|---|---|

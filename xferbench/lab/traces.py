@@ -57,10 +57,13 @@ def _positions(tensor: Tensor) -> Tensor:
     size = tensor.numel()
     stride = max(1, size // SAMPLED)
     stride -= stride > 1 and stride % 2 == 0  # an even stride would meet the same corner of every filter
-    # In the order of memory, so that channels-last weights are not copied.
+    return _flat(tensor)[: min(SAMPLED, size) * stride : stride]
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """All values in the order of memory, so that channels-last weights are not copied."""
     dense = tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
-    count = min(SAMPLED, size)
-    return tensor.as_strided((count,), (stride,)) if dense else tensor.reshape(-1)[: count * stride : stride]
+    return tensor.as_strided((tensor.numel(),), (1,)) if dense else tensor.reshape(-1)
 
 
 def moved(now: Sample, before: Mapping[str, Tensor]) -> set[str]:
@@ -102,9 +105,16 @@ def sums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
         devices.setdefault(tensor.device, []).append(name)
     found: dict[str, int] = {}
     for names in devices.values():
-        values = torch.stack([_bits(tensors[name].detach()).sum(dtype=torch.int64) for name in names])
+        values = torch.stack([_words(_bits(_flat(tensors[name].detach()))).sum(dtype=torch.int64) for name in names])
         found.update(zip(names, values.tolist(), strict=True))
     return found
+
+
+def _words(bits: Tensor) -> Tensor:
+    """In 64-bit words where they fit, since these are summed without a copy."""
+    whole = bits.reshape(-1)
+    width = 8 // whole.element_size()
+    return whole.view(torch.int64) if not (whole.numel() % width or whole.storage_offset() % width) else whole
 
 
 def norms(gradients: Mapping[str, Tensor]) -> dict[str, float]:
