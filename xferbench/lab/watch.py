@@ -87,7 +87,7 @@ class Watch:
         return events.report(self.events, self.steps)
 
     def step(self, loss: float | Tensor) -> None:
-        """Hand over the loss of the step last taken; not needed, but without it no jump of the loss is seen.
+        """Hand over the loss of the step last taken; not needed, but else nothing is known of jumps and head shock.
 
         Raises:
             Problem: for anything but one number.
