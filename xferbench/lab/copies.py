@@ -33,9 +33,7 @@ SAMPLE = 256  # images of the other set that are looked for in the rest of it
 POOLED = 64  # of them at least from which a dimension is estimated, where there are so many
 LOWEST = 2.5  # measured: 3.5 and above in drawings, digits and photographs; 1.6 and below among augmented copies
 FALSE = 0.001  # false matches in a whole search that the law expects; the tails of real sets are somewhat heavier
-AGREEING = (
-    0.72  # of the bits, at least: measured, what is alike by chance has 0.52–0.76, and 99 % of copies at quality 50 above 0.77
-)
+AGREEING = 0.72  # of the bits: measured, 0.52–0.76 agree by chance, and at least 0.77 in 99 % of copies at quality 50
 ROWS, COLUMNS = 256, 1024  # of a tile: two of them stay in a core's cache
 
 
@@ -67,9 +65,9 @@ class Copies:
 def search(test: Prints, train: Prints, *, same: bool = False, false: float = FALSE) -> Copies:
     """The copies of each test image in another set, of any order and size.
 
-    An image counts as a copy if it is exactly one, flipped or not; or if ``chance`` < ``false`` / N and at least AGREEING of the
-    bits agree, which the chance knows nothing of; or, since the fine bits of a blurred picture are noise, if ``chance`` is
-    below ``false``² / N. Where all different images obey the law, fewer than ``false`` of them are expected to be called copies.
+    An image counts as a copy if it is exactly one, flipped or not; or if ``chance`` < ``false`` / N and at least AGREEING of
+    the bits agree, of which the chance knows nothing; or, since the fine bits of a blurred picture are noise, if ``chance`` is
+    below ``false``² / N. Where all different images obey the law, fewer than ``false`` of them are expected to be called so.
     Where the other set has fewer than LEAST × 4 images, only exact copies are told.
 
     Args:

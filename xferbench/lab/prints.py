@@ -23,7 +23,7 @@ from xferbench.lab import pixels, sources
 from xferbench.problem import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from xferbench.design import Data
     from xferbench.lab.raw import Raw
@@ -83,7 +83,12 @@ def of(images: Any) -> Prints:
 
 
 def of_raw(raw: Raw) -> tuple[Prints, np.ndarray, tuple[str, ...]]:
-    """Fingerprints of a split as it was before any preprocessing, one image after the other in memory.
+    """Fingerprints of a split as it was before any preprocessing: :func:`of_images` of its images."""
+    return of_images(raw.images, raw.names)
+
+
+def of_images(images: Iterable[Path | np.ndarray], names: Sequence[str] = ()) -> tuple[Prints, np.ndarray, tuple[str, ...]]:
+    """Fingerprints of image files or arrays H×W(×1, ×3) of 8 or 16 bits, one after the other in memory.
 
     Returns them, the indices of the images that could be read, and the names of the others with the reason.
 
@@ -94,10 +99,10 @@ def of_raw(raw: Raw) -> tuple[Prints, np.ndarray, tuple[str, ...]]:
     left_out: list[str] = []
 
     def decoded() -> Iterator[np.ndarray]:
-        for index, image in enumerate(raw.images):
+        for index, image in enumerate(images):
             found, why = pixels.opened(image, pixels.rgb) if isinstance(image, Path) else (pixels.rgb(image), "")
             if found is None:
-                left_out.append(f"{raw.names[index]}: {why}")
+                left_out.append(f"{names[index]}: {why}")
             else:
                 kept.append(index)
                 yield found
