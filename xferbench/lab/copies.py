@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PARTS = 32  # that a set is dealt into
 LEAST = 16  # parts of four images each, below which nothing but an exact copy is told
-SAMPLE = 256  # images of the other set that are looked for in the rest of it
+SAMPLE = 192  # images of the other set that are looked for in the rest of it
 POOLED = 64  # of them at least from which a dimension is estimated, where there are so many
 LOWEST = 2.5  # measured: 3.5 and above in drawings, digits and photographs; 1.6 and below among augmented copies
 FALSE = 0.001  # false matches in a whole search that the law expects; the tails of real sets are somewhat heavier
@@ -122,7 +122,7 @@ def nearest(test: np.ndarray, train: np.ndarray, own: np.ndarray | None = None) 
             np.matmul(rows[:, :EVEN], columns[:, :EVEN].T, out=even)
             np.matmul(rows[:, EVEN:], columns[:, EVEN:].T, out=odd)
             even += np.abs(odd, out=odd)
-            if own is not None:
+            if own is not None and own[at].max() >= first:
                 place = own[at] - first
                 mine = (place >= 0) & (place % parts == 0) & (place < parts * len(columns)) & (own[at] >= 0)
                 even[mine, place[mine] // parts] = -2
@@ -169,8 +169,8 @@ def _dimension(ordered: np.ndarray) -> float:
 
 def _sample(train: Prints) -> np.ndarray:
     """Places of some images of a set, the same every time, that are not plain."""
-    usable = np.flatnonzero(~train.plain)
-    return np.sort(np.random.default_rng(0).permutation(usable)[:SAMPLE])
+    some = np.random.default_rng(0).permutation(len(train))[: 4 * SAMPLE]
+    return np.sort(some[train.embedding[some].any(1)][:SAMPLE])
 
 
 def group_overlap(train: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -188,7 +188,7 @@ def conflicts(copies: Copies, test: np.ndarray, train: np.ndarray) -> np.ndarray
 def _unit(embedding: np.ndarray) -> np.ndarray:
     """In float32, of unit length as it was before it was rounded; zeros stay."""
     held = embedding.astype(np.float32)
-    held /= np.maximum(np.linalg.norm(held, axis=1, keepdims=True), 1e-6)
+    held /= np.sqrt(np.maximum(np.einsum("nd,nd->n", held, held), 1e-12))[:, None]
     return held
 
 
