@@ -130,6 +130,13 @@ def test_blank_images_are_no_copies_of_one_another(glyphs):
     assert (found.kind[40], found.index[40]) == ("exact", 80)
 
 
+def test_a_simple_image_is_told_by_its_pixels_alone(glyphs):
+    ramp = np.tile(np.linspace(0, 255, 32).astype(np.uint8)[:, None, None], (1, 32, 3))
+    found = copies.search(of([ramp, ramp // 2 + 60, *glyphs[1]]), of([*glyphs[0], ramp]))
+    assert found.plain[:2].all()
+    assert found.kind[:2].tolist() == ["exact", ""]
+
+
 def test_a_few_images_are_matched_exactly_or_not_at_all(glyphs):
     train, _ = glyphs
     asked = of([train[3], train[4][:, ::-1], jpeg(train[5], 75), train[100]])

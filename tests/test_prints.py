@@ -111,6 +111,7 @@ def test_the_same_picture_has_nearly_the_same_prints(change):
 def test_an_image_without_a_picture_is_plain(image):
     assert of(image[None]).plain.all()
     assert not of(image[None]).embedding.any()
+    assert of(image[None]).blank == (image.std((0, 1)).max() < 1)
 
 
 def test_grey_16_bit_and_rgb_of_the_same_values_are_the_same_image():

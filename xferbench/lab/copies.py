@@ -46,7 +46,7 @@ class Copies:
         kind: [N] ``exact``, ``flipped`` (exactly or nearly), ``near``, or "" for an image that is no copy.
         distance: [N] float32 between the embeddings, in 0 … 2.
         chance: [N] that a different image is as near, by the law above; 0 for exact copies.
-        plain: [N] bool: too plain to be told from others, never called a copy.
+        plain: [N] bool: too plain for anything but an exact copy to be told; where it is blank, not even that.
     """
 
     index: np.ndarray
@@ -93,7 +93,7 @@ def search(test: Prints, train: Prints, *, same: bool = False, false: float = FA
         near = chance * count < np.where(agreeing >= AGREEING, false, false**2)
         kind = np.where(near, np.where(flipped, "flipped", "near"), kind)
     for name, digests in (("flipped", train.mirrored), ("exact", train.exact)):
-        place = np.where(test.plain, -1, _lookup(test.exact, digests, same=same))
+        place = np.where(test.blank, -1, _lookup(test.exact, digests, same=same))
         there = place >= 0
         best, kind = np.where(there, place, best), np.where(there, name, kind)
         chance, closest = np.where(there, 0.0, chance), np.where(there, np.float32(0), closest)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 VERSION = 1  # of the file; that of the fingerprints is beside it
 MAGIC = "xferbench manifest"
 NEEDED = {"folder": "PIL", "torchvision": "torchvision", "digits": "sklearn"}
-REPORTED = 1000  # images after which somebody who waits is told how many there have been
+REPORTED = 10_000  # images after which somebody who waits is told how many there have been
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

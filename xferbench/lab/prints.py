@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 VERSION = 1  # raised when the same image would have other fingerprints
 SIDE = 32  # of the thumbnail, whatever the shape of the image
 FINE, COARSE, COLOUR = 16, 8, 4  # frequencies a side: of the bits, of the embedding's luminance and of its two chrominances
-CONTRAST = 1.0  # grey levels, root mean square over the embedding's frequencies, below which an image is called plain
+CONTRAST = 1.0  # grey levels, root mean square over the embedding's frequencies, below which an image is called blank
 STRUCTURE = 3.0  # frequencies that effectively make up an image, below which it is called plain
 BATCH = 2**22  # values of images that are worked on together, about
 YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32)  # as in JPEG
@@ -53,7 +53,7 @@ class Prints:
         exact: [N] uint64, a digest of size and pixels; ``mirrored`` that of the image flipped horizontally.
         bits: [N, 32] uint8, the packed signs of 256 frequencies of luminance; ``bits ^ FLIP`` are those of the flipped image.
         embedding: [N, SIZE] float16 of unit length, low frequencies whitened by 1/f; the flipped image's has the opposite sign
-            from column EVEN on. All zero for an image too plain to be told from others by it.
+            from column EVEN on. All zero for an image too plain to be told from others by it; a blank one has no bits either.
     """
 
     exact: np.ndarray
@@ -66,8 +66,13 @@ class Prints:
 
     @property
     def plain(self) -> np.ndarray:
-        """Which images are of one colour, or as good as: [N]."""
+        """Which images are of one colour, or so simple that only the very same pixels tell a copy: [N]."""
         return np.asarray(~self.embedding.any(1))
+
+    @property
+    def blank(self) -> np.ndarray:
+        """Which images are of one colour, or as good as, so that not even the same pixels tell a copy: [N]."""
+        return np.asarray(~self.bits.any(1))
 
 
 def of(images: Any) -> Prints:
@@ -191,11 +196,13 @@ def _of(images: np.ndarray) -> Prints:
     whitened = low * np.hypot(_down, _across).ravel().astype(np.float32)[_used % FINE**2]
     length = np.linalg.norm(whitened, axis=1, keepdims=True)
     unit = whitened / np.maximum(length, 1e-6)
-    told = (np.square(low).sum(1) >= (CONTRAST * SIDE) ** 2) & (STRUCTURE * (unit**4).sum(1) <= 1)
+    seen = np.square(low).sum(1) >= (CONTRAST * SIDE) ** 2
+    told = seen & (STRUCTURE * (unit**4).sum(1) <= 1)
+    bits = waves[:, 0].reshape(len(images), -1) > 0
     return Prints(
         exact=_digests(images),
         mirrored=_digests(images[:, :, ::-1]),
-        bits=np.packbits(waves[:, 0].reshape(len(images), -1) > 0, axis=1),
+        bits=np.packbits(bits & seen[:, None], axis=1),
         embedding=np.where(told[:, None], unit, 0).astype(np.float16),
     )
 
