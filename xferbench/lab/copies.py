@@ -116,7 +116,7 @@ def nearest(test: np.ndarray, train: np.ndarray, own: np.ndarray | None = None) 
     tiles = np.empty((2, ROWS * COLUMNS), np.float32)
     for first in _dealt(len(train), parts):
         part, columns = first % parts, _unit(train[first : first + parts * COLUMNS : parts])
-        for at in _tiles(len(test)):
+        for at in _tiles(len(test), ROWS * COLUMNS // len(columns)):
             rows = held[at]
             even, odd = (tile[: len(rows) * len(columns)].reshape(len(rows), len(columns)) for tile in tiles)
             np.matmul(rows[:, :EVEN], columns[:, :EVEN].T, out=even)
@@ -197,8 +197,8 @@ def _dealt(count: int, parts: int) -> Iterator[int]:
     return (first for part in range(parts) for first in range(part, count, parts * COLUMNS))
 
 
-def _tiles(count: int) -> Iterator[slice]:
-    return (slice(start, min(start + ROWS, count)) for start in range(0, count, ROWS))
+def _tiles(count: int, rows: int) -> Iterator[slice]:
+    return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
 def _flipped(test: np.ndarray, train: np.ndarray) -> np.ndarray:
