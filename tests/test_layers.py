@@ -19,6 +19,7 @@ LAYERS = (
     "store discover environment machine forecast",
     "engines engines.worker engines.local",
     "lab lab.synthetic lab.raw lab.listed lab.fetched lab.foreign lab.inputs lab.arrays lab.sources",
+    "lab.pixels lab.prints lab.copies lab.manifest",
     "lab.seeds lab.schedule lab.batch lab.preprocess lab.batchnorm lab.small lab.backbones",
     "lab.published lab.likeness lab.adapters lab.reading lab.installed lab.checkpoints lab.guess",
     "lab.data lab.samples lab.domains lab.features lab.regularize lab.fit lab.initial lab.callables",

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from xferbench.record import Run
 
 
+LEFT_OUT = 10  # files that are named
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code of the contract."""
     for stream in (sys.stdout, sys.stderr):
@@ -118,6 +121,12 @@ def parser() -> argparse.ArgumentParser:
     init.add_argument("--arch", help="what the weights were made with (default: guessed from their tensors)")
     init.add_argument("-o", "--output", type=Path, metavar="FILE", help="suite file to write (default: NAME.toml)")
     init.add_argument("--force", action="store_true", help="overwrite the file where there is one")
+    manifest = command("manifest", _manifest, "write down a pretraining set as hashes and embeddings, without its images")
+    manifest.add_argument(
+        "data", help="a dataset as in a suite file (folder:DIR, npz:FILE, ...); a folder may be of images only"
+    )
+    manifest.add_argument("-o", "--output", type=Path, metavar="FILE", required=True, help="manifest to write, an npz file")
+    manifest.add_argument("--force", action="store_true", help="overwrite the file where there is one")
     doctor = command("doctor", _doctor, "check the installation; prints what to paste into a bug report")
     doctor.add_argument("--store", type=Path, metavar="FILE")
     doctor.add_argument("--format", choices=("text", "json"), default="text")
@@ -382,6 +391,20 @@ def _init(arguments: argparse.Namespace) -> int:
     name = shlex.quote(str(file) if str(file)[0] != "-" else f"./{file}")
     print(f"wrote {file}\nnext: xferbench validate {name}\n      xferbench run {name} --dry-run")
     return 0
+
+
+def _manifest(arguments: argparse.Namespace) -> int:
+    from xferbench.lab import manifest
+    from xferbench.report.text import line
+
+    manifest.check(arguments.output, force=arguments.force)
+    made, left_out = manifest.make(arguments.data, lambda count: print(f"{count} images", file=sys.stderr))
+    manifest.write(made, arguments.output, force=arguments.force)
+    size = arguments.output.stat().st_size / 2**20
+    print(f"wrote {line(arguments.output)}: {len(made.prints)} images of {line(made.name)}, {size:.1f} MiB, no pixels")
+    if left_out:
+        print(f"{len(left_out)} left out", *map(line, left_out[:LEFT_OUT]), *["…"] * (len(left_out) > LEFT_OUT), sep="\n  ")
+    return gate.PASSED
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
