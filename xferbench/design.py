@@ -401,8 +401,9 @@ class Plugin:
         derived: numbers read out of the records, which are given by arm, view and seed.
         trust: what the answer takes on trust, or "": such an answer is never PASS.
         remedy: what to do, in one line, where the cure helps.
-        told: what a reader is told of the subject and its cure beside the verdict, or "": which tensor, which field.
-        compares: its measures are given the pretraining set too, and the same test images as all views.
+        told: what a reader is told beside a contrast's verdict, or "": which tensor, which field; of the contrast's name, the
+            records, the subject and its cure.
+        compares: its measures are given the pretraining set too, and the test images of all views.
         picture: draws the plugin's own picture of a finished run into matplotlib axes.
     """
 
@@ -418,7 +419,7 @@ class Plugin:
     measures: Mapping[str, str] = field(default_factory=dict)
     derived: Callable[[Mapping[tuple[str, str, int], Record], Sequence[int]], Mapping[str, float]] | None = None
     trust: Callable[[Pipeline, Facts], str] | None = None
-    told: Callable[[Mapping[tuple[str, str, int], Record], Pipeline, Pipeline], str] | None = None
+    told: Callable[[str, Mapping[tuple[str, str, int], Record], Pipeline, Pipeline], str] | None = None
     compares: bool = False
     picture: Callable[[Any, Run], None] | None = None
 

@@ -75,7 +75,7 @@ def _finding(asked: Asked, variant: str) -> Finding:
     if len(judgement.seeds) == 1 and judgement.harm.exposed and metrics.named(suite.metric).unit == "accuracy":
         measures["McNemar's p, which tests a harm of 0"] = stats.mcnemar(judgement.harm.difference.ravel())
     error = judgement.harm.error or _crash(asked.told, [variant]) or broken
-    said, crashed = _told(case, asked.told)
+    said, crashed = _told(case, asked.contrast, asked.told)
     error = error or crashed
     verdict = "ERROR" if error else judgement.verdict
     blind = control in {"missed", "none"}
@@ -111,7 +111,10 @@ def _finding(asked: Asked, variant: str) -> Finding:
 
 
 def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) -> Finding:
-    """An invariant, broken as soon as its sum is not 0, or beyond what is allowed, at one seed. It needs no control; what is induced shows it can be."""
+    """An invariant, broken as soon as its sum is beyond what is allowed at one seed: 0, if nothing is said.
+
+    It needs no control; what is induced shows that it can be broken.
+    """
     arms = {"subject": contrast, "cured": judge.replace_arm(contrast, "subject", "cured")}
     arms |= {f"induced:{variant}": judge.with_induced(contrast, variant) for variant in case.variants}
     terms = [term for own in arms.values() for term in own.weights]
@@ -119,7 +122,7 @@ def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) ->
     values = {arm: np.array([judge.exact(own, told, seed) for seed in seeds]) for arm, own in arms.items()}
     dead = {seed for (arm, view, seed) in told if arm == "subject" and told[arm, view, seed].scalars.get("diverged", 0.0) > 0}
     unknown = [seed for seed, value in zip(seeds, values["subject"], strict=True) if not np.isfinite(value)]
-    said, crashed = _told(case, told)
+    said, crashed = _told(case, contrast, told)
     error = _crash(told, case.variants) or crashed or ("" if seeds and dead.issuperset(unknown) else "not measured")
     allowed = getattr(suite, contrast.allowed) if contrast.allowed else 0.0
     broken = {arm: int((np.isfinite(found) & (np.abs(found) > allowed)).sum()) for arm, found in values.items()}
@@ -160,13 +163,13 @@ def _measured(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers)
     )
 
 
-def _told(case: Case, told: judge.Answers) -> tuple[str, str]:
+def _told(case: Case, contrast: Contrast, told: judge.Answers) -> tuple[str, str]:
     """What the plugin itself says of the answers, or what broke as it did."""
     subject, cured = (case.arms[arm].pipeline for arm in ("subject", "cured"))
     if case.plugin.told is None or subject is None or cured is None or any(one.error for one in told.values()):
         return "", ""
     try:
-        return case.plugin.told(told, subject, cured), ""
+        return case.plugin.told(contrast.name, told, subject, cured), ""
     except Exception as error:  # noqa: BLE001 - a plugin's crash is its finding, and the others go on
         return "", f"the plugin's own words: {type(error).__name__}: {error}"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from xferbench import metrics
+from xferbench import metrics, stats
 from xferbench.design import Contrast, Suite
 from xferbench.record import Estimate, Predictions, Record
 
@@ -45,23 +45,17 @@ def judge(contrast: Contrast, answers: Answers, seeds: Sequence[int], suite: Sui
     """Estimate a contrast's harm over some seeds in the suite's metric; above 0 is harm, for losses too.
 
     Where both sides ask for the same trials the harm is exactly 0, and nothing is estimated. A crash, a missing record or
-    an unequal set of examples gives an error and p-values of 1.
+    an unequal set of examples gives an error and p-values of 1; but what is only measured may be of a part of the examples.
     """
     records = {(term, seed): answers.get((*term, seed)) for term in contrast.weights for seed in seeds}
-    crashed = [
-        f"{arm} (seed {seed}): {one.error}" for ((arm, _), seed), one in records.items() if one is not None and one.error
-    ]
-    if crashed:
-        return _undecided(crashed[0])
-    told: dict[tuple[tuple[str, str], int], Predictions] = {}
-    for (term, seed), one in records.items():
-        if one is None or one.predictions is None:
-            return _undecided(f"{term[0]} has no predictions at seed {seed}")
-        told[term, seed] = one.predictions
-    if not told:
-        return _undecided("not measured at any seed")
+    told, error = _predictions(records)
+    if error:
+        return _undecided(error)
     first = next(iter(told.values()))
-    if any(not np.array_equal(one.example, first.example) for one in told.values()):
+    unequal = any(not np.array_equal(one.example, first.example) for one in told.values())
+    if unequal and contrast.kind == "info":
+        return _of_parts(contrast, told, seeds, suite)
+    if unequal:
         return _undecided("the arms were not scored on the same examples")
     keys = {at: one.key for at, one in records.items() if one is not None}
     if all(_cancels(contrast, keys, seed) for seed in seeds):
@@ -76,6 +70,38 @@ def judge(contrast: Contrast, answers: Answers, seeds: Sequence[int], suite: Sui
     groups = first.group[metrics.scores(first, suite.metric)[0]] if len(first.group) else first.group
     span = metrics.named(suite.metric).span * max(map(abs, contrast.weights.values()))
     return Judged(estimate=estimate, exposed=True, difference=difference, groups=groups, span=span)
+
+
+def _predictions(
+    records: Mapping[tuple[tuple[str, str], int], Record | None],
+) -> tuple[dict[tuple[tuple[str, str], int], Predictions], str]:
+    """The predictions of some records, or why they cannot be had: a crash before what is only missing."""
+    crashed = [f"{arm} (seed {seed}): {one.error}" for ((arm, _), seed), one in records.items() if one and one.error]
+    told = {at: one.predictions for at, one in records.items() if one and one.predictions is not None}
+    missing = [f"{term[0]} has no predictions at seed {seed}" for term, seed in records if (term, seed) not in told]
+    return told, next(iter([*crashed, *missing, *([] if told else ["not measured at any seed"])]), "")
+
+
+def _of_parts(
+    contrast: Contrast, told: Mapping[tuple[tuple[str, str], int], Predictions], seeds: Sequence[int], suite: Suite
+) -> Judged:
+    """A difference between means of which some are over a part of the examples; what is left out of one has no weight there."""
+    whole = max(told.values(), key=lambda one: len(one.example))
+    metric, count = metrics.named(suite.metric), len(whole.example)
+    difference = np.zeros((len(seeds), count))
+    least = count
+    for (term, seed), one in told.items():
+        part = np.isin(whole.example, one.example)
+        about, score = metrics.scores(one, suite.metric)
+        if not metric.mean or not about.all() or not len(score) or not np.array_equal(whole.example[part], one.example):
+            return _undecided(f"{suite.metric} on a part of the examples cannot be compared with that on all")
+        sign = -1.0 if metric.loss else 1.0
+        difference[list(seeds).index(seed), part] += sign * contrast.weights[term] * score * count / len(score)
+        least = min(least, len(score))
+    groups = whole.group if len(whole.group) else None
+    span = metric.span * max(map(abs, contrast.weights.values())) * count / least
+    estimate = stats.crossed(difference, margin=suite.margin, alpha=suite.alpha, groups=groups, span=span)
+    return Judged(estimate=estimate, exposed=True, difference=difference, groups=whole.group, span=span)
 
 
 def _undecided(error: str) -> Judged:

@@ -46,7 +46,7 @@ def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
     return {"rotated": replace(pipeline, edits=(*pipeline.edits, "classes:rotated"))}
 
 
-def told(answers: Mapping[tuple[str, str, int], Record], subject: Pipeline, cured: Pipeline) -> str:
+def told(_contrast: str, answers: Mapping[tuple[str, str, int], Record], subject: Pipeline, cured: Pipeline) -> str:
     """Which output means which class, as far as any image was answered so."""
     if subject == cured:
         return ""

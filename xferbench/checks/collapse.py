@@ -55,7 +55,7 @@ def collapse(seen: Seen) -> dict[str, float]:
     return {"collapse": float(bad), "spread of features": spread, "one answer": float(one)} | broken
 
 
-def told(answers: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline) -> str:
+def told(_contrast: str, answers: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline) -> str:
     found = answers["subject", "collapse", 0].scalars
     broken = [name.partition("/")[2] for name in found if name.startswith("not finite/")]
     if broken:

@@ -48,7 +48,7 @@ def spare(seen: Seen) -> dict[str, float]:
     return {"head-size": outputs - classes, "outputs": outputs, "classes": classes}
 
 
-def told(answers: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline) -> str:
+def told(_contrast: str, answers: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline) -> str:
     found = answers["subject", "head-size", 0].scalars
     return f"{found['outputs']:g} outputs, {found['classes']:g} classes"
 

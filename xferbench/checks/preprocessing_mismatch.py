@@ -82,10 +82,10 @@ def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
     return {name: replace(pipeline, serve_preprocessing=wrong[name]) for name in FIELDS if name in wrong}
 
 
-def told(_: Mapping[tuple[str, str, int], Record], subject: Pipeline, cured: Pipeline) -> str:
+def told(_contrast: str, _answers: Mapping[tuple[str, str, int], Record], subject: Pipeline, cured: Pipeline) -> str:
     if subject == cured:
         return ""
-    return f"it does better on images with {differences(cured.serve_preprocessing, subject.serve_preprocessing)}"
+    return f"the screened half prefers images with {differences(cured.serve_preprocessing, subject.serve_preprocessing)}"
 
 
 check = Plugin(

@@ -92,14 +92,14 @@ def groups(seen: Seen) -> dict[str, float]:
     return {"groups": float(len(np.intersect1d(train, test)))}
 
 
-def told(answers: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline) -> str:
-    """How many copies of which kind lie where, and how many groups are parted."""
-    found = {view: one.scalars for (arm, view, _), one in answers.items() if arm == "subject" and view in plugin.measures}
-    kinds = {name: count for name, count in found.get("copies", {}).items() if ": " in name}
-    said = [f"{kind} copies in {where}: {count:g}" for name, count in kinds.items() for where, kind in [name.rsplit(": ", 1)]]
-    shared = found.get("groups", {}).get("groups", 0.0)
-    said += [f"groups on both sides of the split: {shared:g}"] * bool(shared)
-    return (f"of {found['copies']['test images']:g} test images, " if kinds else "") + ", ".join(said)
+def told(contrast: str, answers: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline) -> str:
+    """How many copies of which kind lie where, or how many groups are on both sides."""
+    found = next((one.scalars for (arm, view, _), one in answers.items() if (arm, view) == ("subject", contrast)), {})
+    if contrast == "groups":
+        return f"groups on both sides: {found['groups']:g}" if found.get("groups") else ""
+    kinds = [(name.rsplit(": ", 1), count) for name, count in found.items() if ": " in name]
+    said = ", ".join(f"{count:g} {kind} in {where}" for (where, kind), count in kinds)
+    return f"copies among {found['test images']:g} test images: {said}" if said else ""
 
 
 plugin = Plugin(
