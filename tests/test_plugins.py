@@ -48,8 +48,10 @@ def test_cures_and_failures_change_how_one_trains_or_serves_and_nothing_else(plu
     cured, *others = cured.candidates if isinstance(cured, Choice) else (cured,)
     induced = plugin.induce(cured, FACTS)
     assert induced
+    assert all(arm.believed == SUBJECT.believed for arm in (cured, *others))
     for arm in (cured, *others, *induced.values()):
-        served = {name: getattr(SUBJECT, name) for name in ("train_preprocessing", "serve_preprocessing", "mode")}
+        kept = ("train_preprocessing", "serve_preprocessing", "mode", "believed")
+        served = {name: getattr(SUBJECT, name) for name in kept}
         assert replace(arm, recipe=SUBJECT.recipe, **served) == SUBJECT
     assert all(arm != cured for arm in induced.values())
 

@@ -207,7 +207,7 @@ def _induced(plugin: Plugin, world: World) -> None:
         expected = "lower-case words with hyphens, for it is part of an id"
         _need(NAME.fullmatch(variant), what, found=variant, expected=expected)
         for one in arm.candidates if isinstance(arm, Choice) else (arm,):
-            _changed(one, world, what)
+            _changed(one, world, what, "believed")
             _need(one != world.pipeline, what, found="the cured pipeline itself", expected="one with the failure put in")
 
 
@@ -220,11 +220,11 @@ def _choice(cured: Choice, world: World) -> None:
         _need(not view or view in chosen_by, what, found=f"chosen by {view}", expected=nearest(view, chosen_by))
 
 
-def _changed(arm: object, world: World, what: str) -> None:
+def _changed(arm: object, world: World, what: str, *more: str) -> None:
+    """An arm is the world's pipeline, but for how it trains and serves; what is induced may do so against what is believed."""
     own = world.pipeline
-    free: dict[str, Any] = {
-        name: getattr(own, name) for name in ("recipe", "train_preprocessing", "serve_preprocessing", "mode")
-    }
+    names = ("recipe", "train_preprocessing", "serve_preprocessing", "mode", *more)
+    free: dict[str, Any] = {name: getattr(own, name) for name in names}
     found = type(arm).__name__ if not isinstance(arm, Pipeline) else "another backbone, data or size"
     expected = "a pipeline with another recipe, preprocessing or mode, and all else the same"
     _need(isinstance(arm, Pipeline) and replace(arm, **free) == own, what, found=found, expected=expected)
