@@ -40,7 +40,7 @@ ODD = {
 def told(found: Mapping[str, float]) -> str:
     """Which tensors did otherwise than was believed, the likeliest causes, and what else came to notice."""
     parts = [f"{words}: {listed(names, found)}" for kind, words in KINDS.items() if (names := named(found, kind))]
-    causes = [why.format(listed(named(found, "cause/group"), {})) for word, why in CAUSES.items() if f"cause/{word}" in found]
+    causes = [why.format(listed(names, {})) for word, why in CAUSES.items() if (names := named(found, f"cause/{word}"))]
     parts += [f"likely cause: {'; and '.join(causes)}"] if causes else []
     parts += [why.format(listed(names, {})) for word, why in ODD.items() if (names := named(found, f"odd/{word}"))]
     layers = [name.removesuffix(".running_mean") for name in named(found, "trained") if name.endswith(".running_mean")]

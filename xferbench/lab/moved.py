@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from xferbench.lab.fit import Network, Tensors
     from xferbench.lab.viewed import Seen
 
-HALVES = (torch.float16, torch.bfloat16)
+HALVES = (torch.bfloat16, torch.float16)  # usual values of the first are values of the second too
 FEW = 3  # steps: in fewer a head or a scale of zeros may let no gradient through
 CHANCE, ALIKE = 4.0, 0.2  # standard deviations within which independent tensors correlate; above this none are
 GROWN = 2.0  # times as large as before, or as drawn: so far has training gone with what lost its likeness by it
@@ -217,7 +217,7 @@ def of_strayed(seen: Seen, believed: Belief, before: Tensors, after: Tensors, st
     if all(backbones.within(name, norms) for name in strayed):
         return ["norm"]
     held = [one.name for one in network.anatomy.groups if any(backbones.within(name, one.prefixes) for name in strayed)]
-    return ["group", *(f"group/{name}" for name in held)]
+    return [f"group/{name}" for name in held]
 
 
 def of_still(network: Network, must: set[str], still: set[str]) -> list[str]:
@@ -253,9 +253,8 @@ def odd(before: Tensors, after: Tensors, moved: set[str]) -> dict[str, float]:
         elif old and not 1 / LARGE < new / old < LARGE:
             found[f"odd/scale/{name}"] = new / old if new == new else float("inf")  # noqa: PLR0124 - a NaN
     floats = [name for name in before if before[name].is_floating_point() and after[name].is_floating_point()]
-    for half, word in zip(HALVES, ("float16", "bfloat16"), strict=True):
-        if floats and _only(after, floats, half) and not _only(before, floats, half):
-            found[f"odd/{word}"] = 1.0
+    halved = [half for half in HALVES if floats and _only(after, floats, half) and not _only(before, floats, half)]
+    found |= {f"odd/{str(halved[0]).removeprefix('torch.')}": 1.0} if halved else {}
     counters = [name for name in before if name.endswith(checkpoints.COUNTER)]
     steps = max((float(after[name] - before[name]) for name in counters), default=0.0)
     return found | ({"odd/steps in train mode": steps} if steps > 0 else {})
