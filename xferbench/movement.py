@@ -49,7 +49,7 @@ def told(found: Mapping[str, float]) -> str:
         drifted
     )
     moved = [name for name in named(found, "moved") if found[f"moved/{name}"]]
-    return "; ".join(parts + [f"moved most: {listed(moved, found)}"] * bool(moved))
+    return "; ".join(parts + [f"moved most: {listed(moved, found)}"] * bool(moved and "cause/not-loaded" not in found))
 
 
 def named(found: Mapping[str, float], kind: str) -> list[str]:

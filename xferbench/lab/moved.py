@@ -98,7 +98,11 @@ def compared(seen: Seen) -> dict[str, float]:
     why = ["not-loaded" if whole else "partly-loaded"] * bool(lost)
     why += of_statistics(network, strayed) + of_strayed(seen, believed, before, after, strayed & parameters)
     why += of_still(network, must, still)
-    return found | dict.fromkeys((f"cause/{one}" for one in why), 1.0) | odd(before, after, moved)
+    return (
+        found
+        | dict.fromkeys((f"cause/{one}" for one in why), 1.0)
+        | odd(before, after, {name for name in moved if not backbones.within(name, prefixes)})
+    )
 
 
 def _side(name: str, believed: Belief) -> str:
