@@ -447,3 +447,35 @@ def test_an_audit_needs_before_and_takes_on_trust_what_nobody_said():
     assert plugin.applies(both, FACTS) == "" and plugin.induce(both, FACTS) == {}
     assert "--believed" in plugin.trust(both, FACTS)
     assert plugin.trust(replace(both, believed=linear_probe()), FACTS) == ""
+
+
+AUDITED = replace(fake.PIPELINE, finished=Finished(after=WEIGHTS, before=WEIGHTS))
+
+
+def audited(violations, believed=None, **more):
+    found_ = {"integrity": violations, "moved/a.weight": 0.5, "moved/b.weight": 0.0, **more}
+    study = fake.study(plugin, suite=replace(fake.SUITE, looks=(1,)), pipeline=replace(AUDITED, believed=believed), facts=FACTS)
+    (one,) = fake.run(study, fake.lab(measures={plugin.measures["integrity"]: found_})).findings
+    return one
+
+
+def test_what_nobody_said_is_measured_and_not_judged_but_weights_that_were_not_loaded_are():
+    one = audited(0.0)
+    assert one.verdict == "SKIPPED"
+    assert one.reason.startswith("moved most: a.weight (0.5); what was to be trained was not said: --believed")
+    assert audited(0.0, linear_probe()).verdict == "PASS"
+    lost = audited(1.0, **{"not-loaded/layer1": 1.0, "cause/not-loaded": 1.0})
+    assert lost.verdict == "FAIL" and "nothing in common with before: layer1; likely cause: " in lost.reason
+    assert lost.remedy["text"] == plugin.remedy
+
+
+def test_the_picture_draws_a_hundred_layers_by_side():
+    from matplotlib.figure import Figure
+
+    scalars = {f"frozen/layer{i}.weight": 0.0 for i in range(99)} | {"trained/head.weight": 0.3, "trained/x.y": float("inf")}
+    study = fake.study(plugin, suite=replace(fake.SUITE, looks=(1,)), facts=FACTS)
+    run = fake.run(study, fake.lab(measures={plugin.measures["integrity"]: {"integrity": 0.0, **scalars}}))
+    axes = Figure().add_subplot()
+    plugin.picture(axes, run)
+    assert [line.get_label() for line in axes.get_lines()] == ["believed frozen", "believed trained", "did not move"]
+    assert len(axes.get_xticks()) <= 13 and axes.get_yscale() == "log"

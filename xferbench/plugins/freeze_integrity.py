@@ -13,7 +13,7 @@ Remedy
     each ``model.train()``, and read what ``load_state_dict`` returns.
 
 How it is judged
-    An exact invariant: each tensor did what was believed of it (``trainable`` and ``batchnorm`` of [recipe], or ``--believed``).
+    An exact invariant: each tensor did what was believed of it (``trainable``, ``batchnorm`` of [recipe]; or ``--believed``).
     What was to train has moved where a gradient reaches it; what was to stay is the same, but for rounding to half precision.
     Layer groups uncorrelated with those of before were not loaded. Our own loop trains what the recipe says, so that it holds
     there by construction; it is a question to code of your own, and to finished networks.
@@ -27,8 +27,7 @@ Measured beside it
     ``frozen/T`` and ``trained/T``: the relative change of each tensor, by what was believed (``moved/T``: by nobody).
 
 References
-    Lightning issue 15062, detectron2 issue 2893, sparseml issue 965: frozen tensors that move; simple-HRNet issue 79:
-    ``strict=False`` that loads nothing; Ioffe & Szegedy 2015 (arXiv:1502.03167).
+    Lightning issue 15062, detectron2 issue 2893, sparseml issue 965, simple-HRNet issue 79; arXiv:1502.03167 (BatchNorm).
 """
 
 from __future__ import annotations
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from xferbench.record import Record, Run
 
 PULL = Phase(trainable="all", batchnorm="eval", lr=1e-7, weight_decay=1e3, schedule="constant", steps=10)
+HELD = "what is frozen stays, what trains moves"
 ENOUGH = 20  # steps of a phase: what moves, moves at once
 
 
@@ -131,7 +131,7 @@ plugin = Plugin(
     applies=applies,
     cure=cure,
     induce=induce,
-    contrasts=(Contrast(name="harm", kind="exact", weights={("subject", "integrity"): 1.0}, meaning="what is frozen stays"),),
+    contrasts=(Contrast(name="harm", kind="exact", weights={("subject", "integrity"): 1.0}, meaning=HELD),),
     measures={"integrity": "xferbench.plugins.freeze_integrity:integrity@1"},
     trust=trust,
     told=told,
