@@ -62,6 +62,14 @@ def test_a_cure_that_breaks_it_too_or_could_not_be_measured_is_not_verified():
         assert not invariant({"subject": 1.0, "cured": value}).remedy["verified"]
 
 
+def test_where_the_cure_changes_nothing_the_next_action_stands_without_a_patch():
+    def same(pipeline, _):
+        return pipeline
+
+    remedy = invariant({"subject": 1.0}, replace(EXACT, cure=same)).remedy
+    assert remedy == {"text": EXACT.remedy, "patch": [], "verified": False}
+
+
 @pytest.mark.parametrize("value", [NAN, [0.0, NAN, 0.0], [1.0, NAN, 0.0], float("inf")])
 def test_what_could_not_be_measured_is_an_error_and_never_a_pass(value):
     one = invariant({"subject": value})

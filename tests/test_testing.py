@@ -186,6 +186,10 @@ BROKEN = {
         "found: chosen by test\n  expected: known: source-held-out, validation",
     ),
     "another dataset": ({"induce": tampering}, "induced x30 of full fine-tuning\n  found: another backbone, data or size"),
+    "a cure of another belief": (
+        {"cure": lambda p, _: replace(p, believed=Recipe())},
+        "cure of full fine-tuning\n  found: another backbone, data or size",
+    ),
     "a variant with a slash": ({"induce": lambda p, _: {"x/30": lowered(p, 30.0)}}, "induced x/30 of .*\n  found: x/30"),
     "a failure that is the cure": ({"induce": lambda p, _: {"x30": p}}, "found: the cured pipeline itself"),
     "a recipe that no suite can ask for": (
@@ -220,6 +224,13 @@ def test_what_is_no_plugin_is_refused():
 
 def test_an_invariant_that_is_measured_conforms(importable):
     conforms(replace(GOOD, contrasts=(HARM, exact()), **HOT))
+
+
+def test_what_is_induced_may_be_against_what_is_believed(importable):
+    def against(pipeline, facts):
+        return {"x30": replace(lowered(pipeline, 30.0), believed=pipeline.recipe)}
+
+    testing.check_arms(replace(GOOD, induce=against))
 
 
 def test_a_module_that_imports_torch_at_its_top_is_refused(tmp_path, monkeypatch):

@@ -131,6 +131,8 @@ def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) ->
         verdict, why = "FAIL", f"broken{at}: {contrast.meaning}"
     elif unknown:
         verdict, why = "INCONCLUSIVE", f"the subject diverged at {len(unknown)} of {len(seeds)} seeds"
+    elif case.trust and _untold(case):
+        verdict, why = "SKIPPED", case.trust
     elif case.trust:
         verdict, why = "INCONCLUSIVE", f"taken on trust: {case.trust}"
     else:
@@ -145,8 +147,16 @@ def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) ->
         seeds=len(seeds),
         exposed=bool(broken["subject"]),
         measures={f"{arm}/{contrast.name}": float(found.mean()) for arm, found in values.items() if np.isfinite(found).all()},
-        remedy=change(case, verified=mended) if verdict == "FAIL" else None,
+        remedy=(change(case, verified=mended) or {"text": case.plugin.remedy, "patch": [], "verified": False})
+        if verdict == "FAIL"
+        else None,
     )
+
+
+def _untold(case: Case) -> bool:
+    """Whether nobody said how a finished network was trained, so that it can be measured, and held against nothing."""
+    subject = case.arms["subject"].pipeline
+    return subject is not None and subject.finished is not None and subject.believed is None
 
 
 def _measured(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) -> Finding:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import traceback
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
@@ -199,6 +200,8 @@ def _look(trial: Trial, fitted: Fitted, cache: Path) -> Record:
     try:
         one = trial.model.base
         dataset, network = material(one, trial, cache)
+        if trial.view.believed and trial.view.believed.init == "pretrained" != one.init:
+            fitted = _as_if_loaded(one, fitted, network)
         found = viewed.Model(
             fit=one,
             fitted=fitted,
@@ -223,3 +226,10 @@ def _look(trial: Trial, fitted: Fitted, cache: Path) -> Record:
         fit_seconds=fitted.seconds,
         place=_place(trial),
     )
+
+
+def _as_if_loaded(one: Fit, fitted: Fitted, network: Network) -> Fitted:
+    """A fit with its checkpoint as what was before, where somebody takes that to have been loaded; the head was drawn."""
+    head = network.anatomy.head
+    given = {name: tensor for name, tensor in finished.tensors(network, own(one)).items() if not backbones.within(name, [head])}
+    return replace(fitted, before=fitted.before | given)

@@ -51,7 +51,8 @@ class Seen:
     """What a plugin's own measure is given.
 
     Attributes:
-        before, after: the network's tensors before training and after it. network: its structure.
+        before, after: the network's tensors before training and after it; before, those of the checkpoint where that is
+            believed to have been loaded. network: its structure.
         images, labels: some of its training subset, [n, …] 8-bit and [n]. prepared: how it was trained on them.
         served, served_labels: the first test images likewise.
         ready, mode: how they are served. believed: what the training is taken to have been.
@@ -115,7 +116,7 @@ def _given(model: Model, tensors: Tensors, view: View) -> Seen:
         served_labels=torch.from_numpy(served.labels[:SHOWN]),
         ready=view.preprocessing,
         mode=view.mode,
-        believed=view.believed or Recipe(phases=model.fit.phases),
+        believed=view.believed or Recipe(phases=model.fit.phases, stop=view.step),
         fit=model.fit,
         view=view,
         dataset=model.dataset,
