@@ -79,30 +79,27 @@ def compared(seen: Seen) -> dict[str, float]:
     parameters = {name for name, _ in network.module.named_parameters()}
     lost = unlike(seen, before, after)
     prefixes = [prefix for group in network.anatomy.groups if group.name in lost for prefix in group.prefixes]
-    values = {name for name in after if not name.endswith(checkpoints.COUNTER)}
-    moved = {name for name in values & before.keys() if not same(before[name], after[name])}
-    strayed = {name for name in moved - believed.may if not backbones.within(name, prefixes)}
+    loaded = {name for name in after if not backbones.within(name, prefixes)}
+    values = [name for name in after if name in before and not name.endswith(checkpoints.COUNTER)]
+    moved = {name for name in values if not same(before[name], after[name])}
+    strayed = (moved - believed.may) & loaded
     still = {name for name in believed.must & before.keys() if torch.equal(before[name], after[name])}
     still |= untouched_head(seen) if believed.must - before.keys() else set()
     still, must = sure(seen, believed.must, still)
     whole = len(lost) == sum(1 for group in network.anatomy.groups if weights(group.prefixes, before, parameters))
-    found = {"violations": float(len(strayed) + len(still) + (1 if lost and whole else len(lost)))}
-    found |= {
-        f"{_side(name, believed)}/{name}": change(before[name], after[name]) if name in moved else 0.0
-        for name in after
-        if name in values & before.keys()
-    }
-    found |= {f"{'frozen' if name in parameters else 'buffer'}-moved/{name}": 1.0 for name in after if name in strayed}
-    found |= {f"never-moved/{name}": 1.0 for name in after if name in still}
-    found |= {f"not-loaded/{name}": 1.0 for name in lost}
     why = ["not-loaded" if whole else "partly-loaded"] * bool(lost)
     why += of_statistics(network, strayed) + of_strayed(seen, believed, before, after, strayed & parameters)
     why += of_still(network, must, still)
-    return (
-        found
-        | dict.fromkeys((f"cause/{one}" for one in why), 1.0)
-        | odd(before, after, {name for name in moved if not backbones.within(name, prefixes)})
-    )
+    return {
+        "violations": float(len(strayed) + len(still) + (1 if lost and whole else len(lost))),
+        **{f"{_side(name, believed)}/{name}": change(before[name], after[name]) if name in moved else 0.0 for name in values},
+        **{f"frozen-moved/{name}": 1.0 for name in after if name in strayed & parameters},
+        **{f"buffer-moved/{name}": 1.0 for name in after if name in strayed - parameters},
+        **{f"never-moved/{name}": 1.0 for name in after if name in still},
+        **{f"not-loaded/{name}": 1.0 for name in lost},
+        **{f"cause/{word}": 1.0 for word in why},
+        **odd(before, after, moved & loaded),
+    }
 
 
 def _side(name: str, believed: Belief) -> str:
