@@ -147,6 +147,20 @@ def test_without_batchnorm_too_and_what_nothing_uses_need_not_move(held):
     assert found(before, trained(module, names=names(module, *held)), recipe, Plain)["integrity"] == 0
 
 
+def test_what_next_to_nothing_depends_on_need_not_move():
+    module = plain()
+    before = tensors(module)
+    module.upper[1].weight.register_hook(torch.zeros_like)  # an update that is lost in rounding
+    trained(module)
+    assert found(before, module, full(), Plain)["integrity"] == 1
+    with torch.no_grad():
+        module.head.weight *= 1e6  # beside the head's gradient that of all others is large, and the reverse
+    assert found(before, module, full(), Plain)["integrity"] == 1
+    with torch.no_grad():
+        module.head.weight *= 1e-12
+    assert found(before, module, full(), Plain)["integrity"] == 0
+
+
 def test_statistics_that_moved_alone_are_told_by_layer_with_their_cause():
     module = pretrained()
     before = tensors(module)

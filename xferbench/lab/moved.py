@@ -26,6 +26,7 @@ HALVES = (torch.bfloat16, torch.float16)  # usual values of the first are values
 FEW = 3  # steps: in fewer a head or a scale of zeros may let no gradient through
 CHANCE, ALIKE = 4.0, 0.2  # standard deviations within which independent tensors correlate; above this none are
 GROWN = 2.0  # times as large as before, or as drawn: so far has training gone with what lost its likeness by it
+FAINT = 1e-4  # of the largest gradient
 LARGE, PROBED = 100.0, 32
 
 
@@ -78,31 +79,27 @@ def compared(seen: Seen) -> dict[str, float]:
     parameters = {name for name, _ in network.module.named_parameters()}
     lost = unlike(seen, before, after)
     prefixes = [prefix for group in network.anatomy.groups if group.name in lost for prefix in group.prefixes]
-    values = {name for name in after if not name.endswith(checkpoints.COUNTER)}
-    moved = {name for name in values & before.keys() if not same(before[name], after[name])}
-    strayed = {name for name in moved - believed.may if not backbones.within(name, prefixes)}
+    loaded = {name for name in after if not backbones.within(name, prefixes)}
+    values = [name for name in after if name in before and not name.endswith(checkpoints.COUNTER)]
+    moved = {name for name in values if not same(before[name], after[name])}
+    strayed = (moved - believed.may) & loaded
     still = {name for name in believed.must & before.keys() if torch.equal(before[name], after[name])}
     still |= untouched_head(seen) if believed.must - before.keys() else set()
-    must = reached(seen, set(believed.must)) if still else set(believed.must)
-    still &= must
+    still, must = sure(seen, believed.must, still)
     whole = len(lost) == sum(1 for group in network.anatomy.groups if weights(group.prefixes, before, parameters))
-    found = {"violations": float(len(strayed) + len(still) + (1 if lost and whole else len(lost)))}
-    found |= {
-        f"{_side(name, believed)}/{name}": change(before[name], after[name]) if name in moved else 0.0
-        for name in after
-        if name in values & before.keys()
-    }
-    found |= {f"{'frozen' if name in parameters else 'buffer'}-moved/{name}": 1.0 for name in after if name in strayed}
-    found |= {f"never-moved/{name}": 1.0 for name in after if name in still}
-    found |= {f"not-loaded/{name}": 1.0 for name in lost}
     why = ["not-loaded" if whole else "partly-loaded"] * bool(lost)
     why += of_statistics(network, strayed) + of_strayed(seen, believed, before, after, strayed & parameters)
     why += of_still(network, must, still)
-    return (
-        found
-        | dict.fromkeys((f"cause/{one}" for one in why), 1.0)
-        | odd(before, after, {name for name in moved if not backbones.within(name, prefixes)})
-    )
+    return {
+        "violations": float(len(strayed) + len(still) + (1 if lost and whole else len(lost))),
+        **{f"{_side(name, believed)}/{name}": change(before[name], after[name]) if name in moved else 0.0 for name in values},
+        **{f"frozen-moved/{name}": 1.0 for name in after if name in strayed & parameters},
+        **{f"buffer-moved/{name}": 1.0 for name in after if name in strayed - parameters},
+        **{f"never-moved/{name}": 1.0 for name in after if name in still},
+        **{f"not-loaded/{name}": 1.0 for name in lost},
+        **{f"cause/{word}": 1.0 for word in why},
+        **odd(before, after, moved & loaded),
+    }
 
 
 def _side(name: str, believed: Belief) -> str:
@@ -187,18 +184,29 @@ def untouched_head(seen: Seen) -> set[str]:
     return {one for one in seen.after if untaught and backbones.within(one, [head])}
 
 
-def reached(seen: Seen, names: set[str]) -> set[str]:
-    """Those of some tensors that a gradient reaches: what nothing depends on can move under no optimizer."""
-    if not names:
-        return set()
+def sure(seen: Seen, must: frozenset[str], still: set[str]) -> tuple[set[str], set[str]]:
+    """What stood still and what was to move, both as far as a gradient reaches; nothing stood still where all are faint.
+
+    What nothing depends on can move under no optimizer, and what next to nothing does is lost in rounding.
+    """
+    sizes = gradients(seen, must) if still else {}
+    movable = {name for name, size in sizes.items() if size}
+    return (still & movable if any(sizes[name] > FAINT for name in still) else set()), movable
+
+
+def gradients(seen: Seen, names: Iterable[str]) -> dict[str, float]:
+    """The largest entry of each tensor's gradient, as a share of the largest of all; 0 where nothing depends on the tensor."""
     module, device = seen.network.module, seen.network.device
     own = {name: seen.after[name].detach().clone().requires_grad_() for name in sorted(names)}
+    if not own:
+        return {}
     with features.inference(module, device), torch.enable_grad():
         images = preprocess.tensor(seen.served[:PROBED].to(device), seen.ready)
         logits = functional_call(module, {**seen.after, **own}, (images,)).float()
         total = (logits * torch.linspace(-1.0, 1.0, logits.numel(), device=device).view_as(logits).cos()).sum()
-        gradients = torch.autograd.grad(total, list(own.values()), allow_unused=True)
-    return {name for name, gradient in zip(own, gradients, strict=True) if gradient is not None and bool(gradient.any())}
+        found = torch.autograd.grad(total, list(own.values()), allow_unused=True)
+    sizes = {name: 0.0 if one is None else float(one.abs().max()) for name, one in zip(own, found, strict=True)}
+    return {name: size / (max(sizes.values()) or 1.0) for name, size in sizes.items()}
 
 
 def of_statistics(network: Network, strayed: set[str]) -> list[str]:
@@ -215,7 +223,7 @@ def of_strayed(seen: Seen, believed: Belief, before: Tensors, after: Tensors, st
     if shrunk(before, after, strayed):
         return ["decay"]
     frozen = {name for name, _ in network.module.named_parameters() if name in before} - believed.may
-    if strayed >= reached(seen, frozen):
+    if strayed >= {name for name, size in gradients(seen, frozen).items() if size > FAINT}:
         return ["nothing-frozen"]
     norms = [name for name, layer in network.module.named_modules() if isinstance(layer, backbones.NORMS)]
     if all(backbones.within(name, norms) for name in strayed):
