@@ -403,8 +403,9 @@ def _report(arguments: argparse.Namespace) -> int:
 
     results = write.results(arguments.directory)
     run = write.read(results)
-    wanted = {finding.plugin for finding in run.findings} & set(discover.names())
-    plugins = {plugin.id: plugin for plugin in discover.plugins(sorted(wanted))}
+    group = discover.CHECKS if run.suite.get("after") else discover.GROUP
+    asked = {name for one in run.findings for name in (one.plugin, one.contrast)}  # a check of no plugin is audit/NAME
+    plugins = {plugin.id: plugin for plugin in discover.plugins(sorted(asked & set(discover.names(group))), group)}
     drawn = store.cache(execute.with_store(None)) / "figures"
     write.write(run, arguments.output or results.parent, plugins, drawn)
     console.tell(run)

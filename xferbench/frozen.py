@@ -164,12 +164,18 @@ def _differing(then: Mapping[str, Any], now: Mapping[str, Any], above: str = "")
     """One line for each key whose value is another, tables looked into."""
     lines = []
     for key in sorted({*then, *now}):
-        old, new = then.get(key), now.get(key)
+        old, new = _numbered(then.get(key)), _numbered(now.get(key))
         if isinstance(old, dict) and isinstance(new, dict):
             lines += _differing(old, new, f"{above}{key}: ")
         elif old != new or (key in then) != (key in now):
             lines.append(f"{above}{key}: {_shown(old)} was frozen, {_shown(new)} now")
     return lines
+
+
+def _numbered(value: Any) -> Any:
+    """A list of tables as a table, so that it can be looked into."""
+    tables = isinstance(value, list) and all(isinstance(one, dict) for one in value)
+    return {str(number): one for number, one in enumerate(value, start=1)} if tables and value else value
 
 
 def _shown(value: object) -> str:
