@@ -25,16 +25,16 @@ from xferbench.report import html, write
 
 SURFACE = """
 run       suite; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --seed; --budget; --set;
-          --allow-code; --dry-run; --fail-on fail|inconclusive; --format text|json
+          --allow-code; --plan; --dry-run; --fail-on fail|inconclusive; --format text|json
 audit     suite; --arch; --after; --before; --data; --source; --shifted; --manifest; --believed;
           --mean; --std; --interpolation bilinear|bicubic|nearest; --crop-pct; --img-size; --channels rgb|bgr|grey;
           --serve-mean; --serve-std; --serve-interpolation bilinear|bicubic|nearest; --serve-crop-pct; --serve-img-size;
           --serve-channels rgb|bgr|grey; --serve-mode eval|train; --metric; --margin; --max-duplicates; --checks; --limit;
           --scratch; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --allow-code;
-          --fail-on fail|inconclusive; --format text|json
+          --freeze; --plan; --repair; --force; --fail-on fail|inconclusive; --format text|json
 ls        --format text|json
 explain   plugin
-validate  suite; --store; --set; --allow-code
+validate  suite; --store; --set; --allow-code; --freeze; --force
 report    directory; -o --output
 init      folder; --weights; --arch; -o --output; --force
 manifest  data; -o --output; --force
@@ -129,6 +129,7 @@ def test_the_defaults_of_run_are_frozen():
         "budget": None,
         "set": [],
         "allow_code": False,
+        "plan": None,
         "dry_run": False,
         "fail_on": "fail",
         "format": "text",

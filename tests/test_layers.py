@@ -15,7 +15,7 @@ LAYERS = (
     "problem design rules overrides report report.text report.notebook record events",
     "stats metrics",
     "strategies wording movement keys suite honours schema plan",
-    "judge looks samples reason findings gate",
+    "judge looks samples reason findings gate frozen",
     "store discover environment machine forecast",
     "engines engines.worker engines.local",
     "lab lab.synthetic lab.raw lab.listed lab.fetched lab.foreign lab.inputs lab.arrays lab.sources",
@@ -23,7 +23,7 @@ LAYERS = (
     "lab.seeds lab.schedule lab.batch lab.preprocess lab.batchnorm lab.small lab.backbones",
     "lab.published lab.likeness lab.adapters lab.reading lab.installed lab.checkpoints lab.guess",
     "lab.data lab.samples lab.domains lab.features lab.regularize lab.fit lab.initial lab.callables",
-    "lab.penultimate lab.edits lab.finished lab.leaks lab.moved lab.viewed lab.answer lab.probe lab.pretrain",
+    "lab.penultimate lab.edits lab.finished lab.leaks lab.moved lab.viewed lab.answer lab.repair lab.probe lab.pretrain",
     "lab.traces lab.beliefs lab.causes lab.alarms lab.stock lab.course lab.watch lab.watched watched",
     "callbacks callbacks.lightning callbacks.transformers",
     "plugins plugins.batchnorm_drift plugins.catastrophic_forgetting plugins.data_leakage plugins.feature_distortion",
@@ -32,9 +32,9 @@ LAYERS = (
     "checks checks.batchnorm_drift checks.calibration checks.catastrophic_forgetting checks.class_order checks.head_size",
     "checks.collapse checks.linear_probe checks.feature_distortion checks.interpolation checks.negative_transfer",
     "checks.preprocessing_mismatch checks.reload checks.train_serve_skew",
-    "report.frames report.samples report.drawn report.svg report.figures report.forest report.html",
+    "report.frames report.samples report.drawn report.svg report.figures report.forest report.evidence report.html",
     "report.markdown report.junit report.github report.console report.predictions report.write",
-    "execute finish doctor init audit fake testing cli __main__",
+    "given execute repair finish doctor init audit fake testing cli __main__",
 )
 LINE = [name for layer in LAYERS for name in layer.split()]
 
@@ -69,6 +69,7 @@ READING = {
         "keys",
         "wording",
         "movement",
+        "frozen",
     ),
     *("design", "record", "problem", "rules", "honours", "overrides", "schema", "strategies", "discover", "environment"),
     "samples",

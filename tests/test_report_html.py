@@ -352,3 +352,40 @@ def test_twenty_plugins_of_five_arms_and_twenty_seeds_stay_below_the_limit(run):
     )
     one = replace(run, cells=tuple(cells), findings=make_findings("p", "FAIL", cells))
     assert 20 * len(html.render(one, {"p": make_plugin("p")}).encode()) < 3_000_000
+
+
+EVIDENCE = {
+    "hash": "c" * 64,
+    "begun": "2026-01-02T03:04:05Z",
+    "ended": "2026-01-02T03:05:05Z",
+    "inputs": [{"key": "target.data", "given": HOSTILE, "digest": "d" * 64, "files": 3, "bytes": 9}],
+    "repair": {"said": "repaired: x.safetensors", "sha256": "a" * 64},
+}
+
+
+def test_evidence_tells_the_plan_its_inputs_and_claims_nothing():
+    told = " ".join(Page(html.render(make_run(seeds=2, examples=20, evidence=EVIDENCE), {})).words)
+    assert "c" * 64 in told
+    assert "d" * 16 + "…" in told
+    assert "d" * 17 not in told
+    assert "The plan was not frozen beforehand." in told
+    assert "This report claims no compliance with any standard." in told
+    assert "repaired: x.safetensors" in told
+    frozen = {"hash": "c" * 64, "written": "2026-01-01T00:00:00Z", "file": "b" * 64}
+    told = " ".join(Page(html.render(make_run(seeds=2, examples=20, evidence=EVIDENCE, frozen=frozen), {})).words)
+    assert re.search(r"Carried out as frozen on\s+2026-01-01T00:00:00Z", told)
+
+
+def test_the_block_for_signatures_is_empty_and_shows_in_print_only():
+    page = html.render(make_run(seeds=2, examples=20, evidence=EVIDENCE), {})
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    screen, _, printed = style.rpartition("@media print {")
+    assert ".signatures { display: none; }" in screen
+    assert ".signatures { display: grid;" in printed
+    block = page.partition('<div class="signatures">')[2].partition("</section>")[0]
+    assert re.findall(r"<dt>(\w+)</dt><dd></dd>", block) == 2 * ["Name", "Role", "Date", "Signature"]
+
+
+def test_a_run_without_evidence_has_no_such_section(text):
+    assert 'id="evidence"' not in text
+    assert "signatures" not in text.partition("</style>")[2]

@@ -38,6 +38,7 @@ def run(
     device: str = "auto",
     workers: int | None = None,
     allow_code: bool = False,
+    plan: str | Path | None = None,
 ) -> Run:
     """Carry out a suite, reusing whatever the store holds, and judge it.
 
@@ -48,13 +49,14 @@ def run(
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         workers: processes that compute side by side; None is one a core.
         allow_code: let the suite run code of its own (``python:module:callable``).
+        plan: the file of a frozen plan (``xferbench validate --freeze``); what differs from it is refused.
 
     Raises:
         xferbench.problem.Problem: for input that cannot be worked with.
     """
     from xferbench import finish
 
-    return finish.run(suite, output=output, store=store, device=device, workers=workers, allow_code=allow_code)
+    return finish.run(suite, output=output, store=store, device=device, workers=workers, allow_code=allow_code, plan=plan)
 
 
 def watch(

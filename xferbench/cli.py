@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import traceback
 from contextlib import contextmanager, suppress
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that has no − or × is no reason to crash
     arguments = parser().parse_args(argv)
+    arguments.words = shlex.join(["xferbench", *(sys.argv[1:] if argv is None else argv)])
     code = gate.PASSED
     try:
         with _while_read():
@@ -97,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--budget", metavar="TIME", help="such as 90s, 20m or 2h, in the suite's place")
     _add_set(run)
     run.add_argument("--allow-code", action="store_true", help="let the suite run code of its own (python:module:callable)")
+    _add_plan(run)
     run.add_argument("--dry-run", action="store_true", help="say what would be asked, and run nothing")
     run.add_argument("--fail-on", choices=("fail", "inconclusive"), default="fail", help="what makes the exit code not 0")
     run.add_argument("--format", choices=("text", "json"), default="text", help="json: standard output is results.json")
@@ -110,6 +113,8 @@ def parser() -> argparse.ArgumentParser:
     validate.add_argument("--store", type=Path, metavar="FILE")
     _add_set(validate)
     validate.add_argument("--allow-code", action="store_true", help="accept a suite that runs code of its own; nothing is run")
+    _add_freeze(validate)
+    validate.add_argument("--force", action="store_true", help="overwrite the plan where there is one")
     report = command("report", _report, "write the report of a finished run again")
     report.add_argument("directory", type=Path, metavar="DIR", help="folder with results.json, or a file in it")
     report.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder to write to (default: the same)")
@@ -163,10 +168,24 @@ def _add_audit(audit: argparse.ArgumentParser) -> None:
     audit.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     audit.add_argument("-j", "--workers", type=_count, metavar="N", help="processes side by side (default: one a core)")
     audit.add_argument("--allow-code", action="store_true", help="let the suite run code of its own (python:module:callable)")
+    either = audit.add_mutually_exclusive_group()
+    _add_freeze(either)
+    _add_plan(either)
+    audit.add_argument("--repair", type=Path, metavar="OUT", help="write repaired BatchNorm statistics there, where confirmed")
+    audit.add_argument("--force", action="store_true", help="overwrite the plan, or the repair, where there is one")
     audit.add_argument(
         "--fail-on", choices=("fail", "inconclusive"), default="inconclusive", help="what makes the exit code not 0"
     )
     audit.add_argument("--format", choices=("text", "json"), default="text", help="json: standard output is results.json")
+
+
+def _add_freeze(command: argparse._ActionsContainer) -> None:
+    text = "write the plan and its hash before anything is looked at, and run nothing"
+    command.add_argument("--freeze", type=Path, metavar="FILE", help=text)
+
+
+def _add_plan(command: argparse._ActionsContainer) -> None:
+    command.add_argument("--plan", type=Path, metavar="FILE", help="a frozen plan (--freeze); what differs from it is refused")
 
 
 def _add_set(command: argparse.ArgumentParser) -> None:
@@ -213,16 +232,33 @@ def _suite(arguments: argparse.Namespace) -> Suite:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    asked = _suite(arguments)
+    if arguments.dry_run:
+        if arguments.plan is not None:
+            from xferbench import given
+
+            given.checked(asked, Path(), arguments.plan)
+        return _dry_run(asked, arguments)
+    return _carried_out(asked, arguments)
+
+
+def _carried_out(asked: Suite, arguments: argparse.Namespace) -> int:
     from xferbench import finish
     from xferbench.report import console
 
-    asked = _suite(arguments)
-    if arguments.dry_run:
-        return _dry_run(asked, arguments)
     output = arguments.output or Path("reports") / asked.name
     with console.live() as show:
         run = finish.run(
-            asked, output=output, store=arguments.store, device=arguments.device, workers=arguments.workers, show=show
+            asked,
+            output=output,
+            store=arguments.store,
+            device=arguments.device,
+            workers=arguments.workers,
+            show=show,
+            plan=arguments.plan,
+            repaired=getattr(arguments, "repair", None),
+            force=getattr(arguments, "force", False),
+            command=arguments.words,
         )
     with _while_read():
         _told(run, output, arguments.format)
@@ -232,18 +268,25 @@ def _run(arguments: argparse.Namespace) -> int:
 def _audit(arguments: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from xferbench import audit, finish
-    from xferbench.report import console
+    from xferbench import audit
 
     asked = replace(audit.suite(arguments), allow_code=arguments.allow_code)
-    output = arguments.output or Path("reports") / asked.name
-    with console.live() as show:
-        run = finish.run(
-            asked, output=output, store=arguments.store, device=arguments.device, workers=arguments.workers, show=show
-        )
-    with _while_read():
-        _told(run, output, arguments.format)
-    return gate.exit_code(run.findings, fail_on=arguments.fail_on)
+    if arguments.freeze is not None:
+        _freeze(asked, arguments)
+        return gate.PASSED
+    return _carried_out(asked, arguments)
+
+
+def _freeze(asked: Suite, arguments: argparse.Namespace) -> None:
+    from xferbench import discover, finish, frozen, given
+
+    plugins = discover.of(asked)
+    frozen.absent(arguments.freeze, force=arguments.force)  # before gigabytes are read
+    inputs = given.given(asked)
+    text = frozen.text(asked, inputs, plugins, finish.now())
+    frozen.write(arguments.freeze, text, force=arguments.force)
+    verb = "audit" if asked.after else "run"
+    print(f"frozen: {arguments.freeze}, plan {json.loads(text)['hash']}\nnext: xferbench {verb} … --plan {arguments.freeze}")
 
 
 def _told(run: Run, output: Path, form: str) -> None:
@@ -253,6 +296,8 @@ def _told(run: Run, output: Path, form: str) -> None:
         print((output / "results.json").read_text(encoding="utf-8"))
     else:
         console.tell(run)
+    if said := (run.evidence.get("repair") or {}).get("said"):
+        print(said, file=sys.stderr if form == "json" else sys.stdout)
     print(f"report: {output / 'report.html'}", file=sys.stderr if form == "json" else sys.stdout)
 
 
@@ -364,6 +409,8 @@ def _validate(arguments: argparse.Namespace) -> int:
         _show_margin(asked, smallest_margin(asked, examples, discover.of(asked)))
     else:
         print("the size of the test set is not known yet: `xferbench run --dry-run` says what it can decide")
+    if arguments.freeze is not None:
+        _freeze(asked, arguments)
     return 0
 
 
@@ -373,8 +420,9 @@ def _report(arguments: argparse.Namespace) -> int:
 
     results = write.results(arguments.directory)
     run = write.read(results)
-    wanted = {finding.plugin for finding in run.findings} & set(discover.names())
-    plugins = {plugin.id: plugin for plugin in discover.plugins(sorted(wanted))}
+    group = discover.CHECKS if run.suite.get("after") else discover.GROUP
+    asked = {name for one in run.findings for name in (one.plugin, one.contrast)}  # a check of no plugin is audit/NAME
+    plugins = {plugin.id: plugin for plugin in discover.plugins(sorted(asked & set(discover.names(group))), group)}
     drawn = store.cache(execute.with_store(None)) / "figures"
     write.write(run, arguments.output or results.parent, plugins, drawn)
     console.tell(run)
@@ -382,8 +430,6 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _init(arguments: argparse.Namespace) -> int:
-    import shlex
-
     from xferbench import init
 
     seen, weights = init.look(arguments.folder), arguments.weights

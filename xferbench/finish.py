@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xferbench import findings, judge, looks, plan, stats, suite, wording
+from xferbench import findings, frozen, given, judge, looks, plan, repair, stats, suite, wording
 from xferbench.design import Scratch, Suite, digest
 from xferbench.environment import environment
 from xferbench.execute import Executed, Progress, execute, with_store
@@ -26,8 +27,20 @@ def run(
     workers: int | None = None,
     allow_code: bool = False,
     show: Callable[[Progress], None] = lambda _: None,
+    plan: str | Path | None = None,
+    repaired: Path | None = None,
+    force: bool = False,
+    command: str = "",
 ) -> Run:
-    """See :func:`xferbench.run`; ``show`` is told of the progress."""
+    """See :func:`xferbench.run`.
+
+    Args:
+        word, output, store, device, workers, allow_code, plan: as there.
+        show: is told of the progress.
+        repaired: where a finished network with repaired BatchNorm statistics goes, if that is shown to mend it.
+        force: whether that may overwrite a file.
+        command: as it was typed, for the evidence.
+    """
     asked = word if isinstance(word, Suite) else suite.load(suite.find(str(word)))
     asked = replace(asked, allow_code=allow_code or asked.allow_code)
     place = with_store(Path(store) if store else None)
@@ -35,12 +48,30 @@ def run(
         from xferbench.report import write
 
         write.writable(Path(output))  # before an hour is spent
+    if repaired is not None:
+        repair.writable(asked, repaired, force=force)
+    evidence: dict[str, Any] = {"command": command, "begun": now()}
+    show(Progress(stage="reading the data and the backbone", done=0, running=1, total=1, reused=0, left=None))
+    inputs, then = given.checked(asked, place, Path(plan) if plan else None)
     executed = execute(asked, path=place, device=device, workers=workers, show=show)
+    if then:
+        given.unchanged(asked, place, inputs)
     run = finished(executed)
+    evidence |= {"ended": now(), "hash": digest(frozen.plan(asked, inputs, executed.study.plugins))}
+    evidence["inputs"] = [frozen.told(one, listed=True) for one in inputs]
+    if repaired is not None:
+        show(Progress(stage="repairing", done=0, running=1, total=1, reused=0, left=None))
+        evidence["repair"] = repair.carried_out(executed, run.findings, repaired, cache(place))
+    run = replace(run, frozen=then, evidence=evidence)
     if output is not None:
         show(Progress(stage="writing the report", done=0, running=1, total=1, reused=0, left=None))
         write.write(run, Path(output), {plugin.id: plugin for plugin in executed.study.plugins}, cache(place) / "figures")
     return run
+
+
+def now() -> str:
+    """The time, in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def finished(executed: Executed) -> Run:

@@ -165,6 +165,9 @@ class Run:
         cost: as in the contract. plan: digest of the plan that was carried out.
         arms: per plugin, per arm (``induced:VARIANT`` for variants): the recipe in words, as patch lines, and what a choice
             weighed. notes: what was taken on trust, left out or found at an edge. expected_false_alarms: a bound.
+        frozen: of the plan that was frozen before: ``hash``, when it was ``written``, the SHA-256 of its ``file``; {} without.
+        evidence: ``hash`` of what was asked, whether frozen or not; the ``command``; when it ``begun`` and ``ended``, in UTC;
+            ``inputs`` with digests and files; ``repair``, where one was asked for; {} of runs that tell none of it.
     """
 
     suite: Mapping[str, Any]
@@ -177,6 +180,8 @@ class Run:
     expected_false_alarms: float = 0.0
     plan: str = ""
     samples: tuple[Samples, ...] = ()
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
     def to_frame(self) -> pd.DataFrame:
         """The cells as a table: plugin, arm, variant, view, seed, accuracy, seconds and the record's scalars."""
@@ -233,6 +238,16 @@ def to_json(run: Run) -> dict[str, Any]:
             "notes": run.notes,
             "expected_false_alarms": run.expected_false_alarms,
             "plan": run.plan,
+            "frozen": run.frozen or None,
+            "evidence": unlisted(run.evidence),
         }
     )
     return told
+
+
+def unlisted(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Evidence without the single files of inputs, which ``evidence.json`` has."""
+    if "inputs" not in evidence:
+        return dict(evidence)
+    inputs = [{key: value for key, value in one.items() if key != "listed"} for one in evidence["inputs"]]
+    return {**evidence, "inputs": inputs}

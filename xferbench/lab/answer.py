@@ -195,23 +195,27 @@ def _recall(file: Path, before: Tensors) -> Fitted:
     )
 
 
+def model(trial: Trial, fitted: Fitted, cache: Path) -> viewed.Model:
+    """A trial's trained network with all that is needed to look at it."""
+    one = trial.model.base
+    dataset, network = material(one, trial, cache)
+    if trial.view.believed and trial.view.believed.init == "pretrained" != one.init:
+        fitted = _as_if_loaded(one, fitted, network)
+    return viewed.Model(
+        fit=one,
+        fitted=fitted,
+        network=network,
+        dataset=dataset,
+        source_head=pretrained_head(one, network),
+        cache=cache,
+        planted=_planted(one, cache),
+    )
+
+
 def _look(trial: Trial, fitted: Fitted, cache: Path) -> Record:
     begun = perf_counter()
     try:
-        one = trial.model.base
-        dataset, network = material(one, trial, cache)
-        if trial.view.believed and trial.view.believed.init == "pretrained" != one.init:
-            fitted = _as_if_loaded(one, fitted, network)
-        found = viewed.Model(
-            fit=one,
-            fitted=fitted,
-            network=network,
-            dataset=dataset,
-            source_head=pretrained_head(one, network),
-            cache=cache,
-            planted=_planted(one, cache),
-        )
-        predictions, scalars = viewed.seen(found, trial.model.edits, trial.view)
+        predictions, scalars = viewed.seen(model(trial, fitted, cache), trial.model.edits, trial.view)
     except (Problem, OSError):
         raise
     except Exception as error:  # noqa: BLE001 - a crash is an answer, and leads to the verdict ERROR

@@ -43,16 +43,25 @@ def told(path: Path) -> tuple[dict[str, Tensor], str]:
 
     The weights themselves come before their moving average, for the first are what training left and every file has them.
     """
+    state, note = raw(path)
+    odd = [name for name, tensor in state.items() if tensor.is_quantized or tensor.is_sparse or tensor.is_complex()]
+    if odd:
+        raise Problem(f"{path}: tensors of a kind that cannot be loaded", found=listed(odd), expected="dense, real tensors")
+    state = {name: _plain(tensor) for name, tensor in without_prefixes(state).items()}
+    return adapters.merged(state, path), note
+
+
+def raw(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a checkpoint as the file has them, by its own names and of its own types; a note as in :func:`told`.
+
+    Raises:
+        Problem: as :func:`read` does.
+    """
     if not path.is_file() or not path.stat().st_size:
         found = "a folder" if path.is_dir() else "an empty file" if path.is_file() else "no such file"
         raise Problem(f"{path}: cannot be read as weights", found=found, expected=A_CHECKPOINT)
     content = recall(path)[0] if is_safetensors(path) else _read_torch(path)
-    state, note = _unwrapped(content, path)
-    odd = [name for name, tensor in state.items() if tensor.is_quantized or tensor.is_sparse or tensor.is_complex()]
-    if odd:
-        raise Problem(f"{path}: tensors of a kind that cannot be loaded", found=listed(odd), expected="dense, real tensors")
-    state = {name: _plain(tensor) for name, tensor in _without_prefixes(state).items()}
-    return adapters.merged(state, path), note
+    return _unwrapped(content, path)
 
 
 def recall(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -166,6 +175,7 @@ def _holds_tensors(content: Mapping[Any, Any]) -> bool:
     return any(isinstance(value, Tensor) or (isinstance(value, Mapping) and _holds_tensors(value)) for value in values)
 
 
-def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, the prefixes that all names share taken off."""
     shared = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in state)), None)
-    return state if shared is None else _without_prefixes({name.removeprefix(shared): tensor for name, tensor in state.items()})
+    return state if shared is None else without_prefixes({name.removeprefix(shared): tensor for name, tensor in state.items()})

@@ -82,22 +82,31 @@ class Seen:
 
 def seen(model: Model, words: Sequence[str], view: View) -> tuple[Predictions | None, dict[str, float]]:
     """Predictions of a model edited as some words say, under a view; or the scalars of the view's measure."""
-    fitted, network = model.fitted, model.network
-    tensors = {"last": fitted.last, "best": fitted.best}[view.step]
-    tensors = {name: tensor.to(network.device) for name, tensor in tensors.items()}
     if view.measure != "predictions":
         module, _, function = view.measure.partition("@")[0].partition(":")
-        found = getattr(importlib.import_module(module), function)(_given(model, tensors, view))
+        found = getattr(importlib.import_module(module), function)(_given(model, edited(model, (), view), view))
         return None, {name: float(value) for name, value in found.items()}
-    split = examples(model, view)
-    prior = np.tile(_prior(model, words, view), (len(split.labels), 1))
-    if fitted.diverged:
-        return predictions(prior, split), {}
+    if model.fitted.diverged:
+        split = examples(model, view)
+        return predictions(np.tile(_prior(model, words, view), (len(split.labels), 1)), split), {}
+    return predicted(model, edited(model, words, view), words, view)
+
+
+def edited(model: Model, words: Sequence[str], view: View) -> Tensors:
+    """A model's tensors, on its device, edited as some words say."""
+    found = {"last": model.fitted.last, "best": model.fitted.best}[view.step]
+    found = {name: tensor.to(model.network.device) for name, tensor in found.items()}
     for edit in words:
-        tensors = _edited(edit, tensors, model, view)
+        found = _edited(edit, found, model, view)
+    return found
+
+
+def predicted(model: Model, tensors: Tensors, words: Sequence[str], view: View) -> tuple[Predictions, dict[str, float]]:
+    """What tensors say under a view; ``words`` are the edits that are in them already."""
+    split = examples(model, view)
     logits = _refitted(model, tensors, view, split) if "head:refit" in words else _logits(model, tensors, words, view, split)
     if not np.isfinite(logits).all():
-        return predictions(prior, split), {"diverged": 1.0}
+        return predictions(np.tile(_prior(model, words, view), (len(split.labels), 1)), split), {"diverged": 1.0}
     p = np.exp(logits - logits.max(1, keepdims=True))
     return predictions(p / p.sum(1, keepdims=True), split), {}
 

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xferbench.report import drawn, figures, forest, frames, samples, text
+from xferbench.report import drawn, evidence, figures, forest, frames, samples, text
 from xferbench.suite import folder
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
         environment=_environment(run.environment),
         plan=text.line(run.plan),
         command=_command(run),
+        evidence=_evidence(run),
     )
     if cache is not None:
         drawn.trim(cache)
@@ -241,6 +242,33 @@ def _environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
         for name, value in environment.items()
         if value not in (None, "")
     ]
+
+
+def _evidence(run: Run) -> dict[str, Any]:
+    """What those who must sign are told; {} of a run that has no evidence."""
+    if not run.evidence:
+        return {}
+    at = run.environment
+    packages = at.get("packages") or {}
+    on = [f"{name} {value}" for name, value in (("xferbench", at.get("xferbench")), ("Python", at.get("python"))) if value]
+    on += [f"{name} {packages[name]}" for name in ("torch",) if name in packages]
+    on += [str(at[name]) for name in ("platform", "processor", "device") if at.get(name)]
+    return {
+        "claim": evidence.CLAIM,
+        "hash": text.line(run.evidence.get("hash", "")),
+        "frozen": text.line(run.frozen.get("written", "")),
+        "file": text.line(run.frozen.get("file", ""))[:16],
+        "begun": text.line(run.evidence.get("begun", "")),
+        "ended": text.line(run.evidence.get("ended", "")),
+        "inputs": [
+            {name: text.line(one.get(name, "")) for name in ("key", "given", "files")}
+            | {"digest": text.line(one["digest"])[:16]}
+            for one in run.evidence.get("inputs", ())
+        ],
+        "repair": text.line((run.evidence.get("repair") or {}).get("said", "")),
+        "repaired": text.line((run.evidence.get("repair") or {}).get("sha256", "")),
+        "on": text.line(", ".join(on)),
+    }
 
 
 def _command(run: Run) -> str:

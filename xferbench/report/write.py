@@ -9,13 +9,14 @@ import os
 import sys
 import zipfile
 import zlib
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from xferbench.design import digest
 from xferbench.problem import Problem
-from xferbench.record import SCHEMA, Cell, Finding, Record, Run, plain, row, to_json
-from xferbench.report import github, html, junit, markdown, predictions, samples
+from xferbench.record import SCHEMA, Cell, Finding, Record, Run, plain, row, to_json, unlisted
+from xferbench.report import evidence, github, html, junit, markdown, predictions, samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -64,11 +65,14 @@ def write(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = NONE
         "report.html": _encoded(html.render(run, plugins, cache)),
         "junit.xml": _encoded(junit.render(run)),
         "summary.md": _encoded(summary),
-        RESULTS: _encoded(json.dumps(told, allow_nan=False, indent=1) + "\n"),
     }
+    last = {RESULTS: _encoded(json.dumps(told, allow_nan=False, indent=1) + "\n")}
+    witness = evidence.render(run, digest(told), content | last)
     writable(directory)
-    for name, data in content.items():
+    for name, data in (content | witness | last).items():
         _replace(directory / name, data)
+    for name in {evidence.EVIDENCE, evidence.SUMS} - witness.keys():  # of what lay here before
+        (directory / name).unlink(missing_ok=True)
     try:
         github.publish(run, summary, environ=os.environ, stream=sys.stderr)
     except OSError as error:
@@ -103,11 +107,14 @@ def read(path: Path) -> Run:
     of_cells, cells = _beside(found.with_name(PREDICTIONS), predictions.unpack)
     pictured = found.with_name(SAMPLES)
     of_shown, shown = _beside(pictured, samples.unpack) if pictured.exists() else (of_cells, ())  # older versions wrote none
+    witness = found.with_name(evidence.EVIDENCE)
+    of_seen, seen = _beside(witness, evidence.read) if witness.exists() else (of_cells, ())
     try:
-        of_told, run = digest(told), _run(told, cells, shown)
+        of_told, run = digest(told), replace(_run(told, cells, shown), evidence=dict(*seen or [told.get("evidence") or {}]))
+        of_seen = of_seen if plain(unlisted(run.evidence)) == (told.get("evidence") or {}) else ""
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Problem(f"{found} is not a finished run", found=_shown(error), expected=f"schema {SCHEMA}", do=AGAIN) from error
-    for name, of_run in ((PREDICTIONS, of_cells), (SAMPLES, of_shown)):
+    for name, of_run in ((PREDICTIONS, of_cells), (SAMPLES, of_shown), (evidence.EVIDENCE, of_seen)):
         if of_run != of_told:
             what = f"{found} and {name} beside it are not of the same run"
             raise Problem(what, expected="both as one run wrote them", do=AGAIN)
@@ -178,6 +185,7 @@ def _run(told: Mapping[str, Any], cells: tuple[Cell, ...], shown: tuple[Samples,
         expected_false_alarms=float(told["expected_false_alarms"]),
         plan=told["plan"],
         samples=shown,
+        frozen=dict(told.get("frozen") or {}),
     )
 
 

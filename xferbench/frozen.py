@@ -1,0 +1,194 @@
+"""A plan frozen before anything is looked at: all that a verdict depends on, as content, with one hash over it.
+
+What a machine adds (its processor, the version of torch, how many workers) is no part of it; the report tells that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from xferbench import __version__
+from xferbench.design import content, digest
+from xferbench.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from xferbench.design import Plugin, Suite
+
+SCHEMA = 1
+LISTED = 10_000  # files of one input beyond which only their number, their bytes and their common digest are told
+SHOWN = 6  # differences that a refusal names
+# What a suite has of places and words, or as digests in its inputs; a verdict depends on none of it.
+APART = frozenset({"name", "path", "overrides", "allow_code", "command", "plugins"})
+INPUTS = frozenset({"target", "source", "shifted", "weights", "after", "before", "manifest"})
+AGAIN = "write a new plan with --freeze, before looking; or put back what was changed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A file of an input: its place below the input's, its size in bytes, its SHA-256."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """What a suite names by a key: the word for it, the digest of its content, and the files that it consists of.
+
+    The digest is that of one file, or over all of them: :func:`xferbench.lab.inputs.data` and
+    :func:`xferbench.lab.foreign.find` say how. ``counts`` tells whether a verdict depends on it beyond the checked suite.
+    """
+
+    key: str
+    given: str
+    digest: str
+    files: tuple[File, ...] = ()
+    counts: bool = True
+
+
+def told(one: Input, *, listed: bool) -> dict[str, Any]:
+    """An input as JSON's types, with its files where they are wanted and not too many."""
+    about = {"key": one.key, "given": one.given, "digest": one.digest, "files": len(one.files)}
+    about |= {"bytes": sum(file.size for file in one.files)}
+    if listed and len(one.files) <= LISTED:
+        about["listed"] = [[file.sha256, file.size, file.name] for file in one.files]
+    return about
+
+
+def plan(suite: Suite, inputs: Sequence[Input], plugins: Sequence[Plugin]) -> dict[str, Any]:
+    """All that a verdict depends on, by key: the checked suite's values, digests of its inputs, versions."""
+    values = {one.name: getattr(suite, one.name) for one in fields(suite) if one.name not in APART | INPUTS}
+    found = values | {
+        "plugins": {one.id: one.version for one in plugins},
+        "inputs": {one.key: one.digest for one in inputs if one.counts},
+        "xferbench": __version__,
+    }
+    plain: dict[str, Any] = content(found)
+    return plain
+
+
+def text(suite: Suite, inputs: Sequence[Input], plugins: Sequence[Plugin], written: str) -> str:
+    """The file of a plan; ``written`` is when, in UTC."""
+    asked = plan(suite, inputs, plugins)
+    about = {"schema": SCHEMA, "suite": suite.name, "hash": digest(asked), "written": written}
+    return json.dumps(about | {"plan": asked, "inputs": [told(one, listed=True) for one in inputs]}, indent=1) + "\n"
+
+
+def write(path: Path, told_: str, *, force: bool = False) -> None:
+    """Write a plan's file, whole or not at all.
+
+    Raises:
+        Problem: where a file is in the way.
+    """
+    absent(path, force=force)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(told_, encoding="utf-8", newline="\n")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def absent(path: Path, *, force: bool = False) -> None:
+    """Refuse a place where a file is already.
+
+    Raises:
+        Problem: where one is, and it may not be overwritten.
+    """
+    if os.path.lexists(path) and not force:
+        do = "give another name, or --force to overwrite it: what was frozen before is then lost"
+        raise Problem(f"{path} is there already", do=do)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A plan from its file, with ``file``, the SHA-256 of that.
+
+    Raises:
+        Problem: where it is missing, no plan, of a newer schema, or was changed after it was written.
+    """
+    expected = "a file written by `xferbench validate SUITE --freeze FILE`"
+    try:
+        data = path.read_bytes()
+        found = json.loads(data)
+        schema, its_hash, asked = found["schema"], found["hash"], found["plan"]
+        _ = found["written"], {one["key"]: one for one in found["inputs"]}, asked["inputs"], found["suite"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        said = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise Problem(f"{path}: no frozen plan can be read", found=str(said)[:200], expected=expected) from error
+    if schema != SCHEMA:
+        what = f"{path}: a plan of another xferbench"
+        raise Problem(what, found=f"schema {schema}", expected=f"schema {SCHEMA}", do="use the version that wrote it")
+    if _hash(asked) != its_hash:
+        what = f"{path}: its hash is not that of the plan in it"
+        raise Problem(what, found=f"{_hash(asked)}", expected=f"{its_hash}", do="use the file as it was written")
+    return dict(found) | {"file": hashlib.sha256(data).hexdigest()}
+
+
+def _hash(asked: object) -> str:
+    try:
+        return digest(asked)
+    except TypeError:
+        return "no canonical form"
+
+
+def check(frozen: Mapping[str, Any], path: Path, suite: Suite, inputs: Sequence[Input], plugins: Sequence[Plugin]) -> None:
+    """Refuse to carry out what is not what was frozen.
+
+    Raises:
+        Problem: naming each key and file that differs.
+    """
+    asked = plan(suite, inputs, plugins)
+    if digest(asked) == frozen["hash"]:
+        return
+    named = _differing(frozen["plan"], asked)
+    files = {one["key"]: one.get("listed") for one in frozen["inputs"]}
+    named += [line for one in inputs for line in _files(one, files.get(one.key)) if one.counts]
+    more = f"; and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+    raise Problem(
+        f"{path}: what is to be carried out is not what was frozen",
+        found="; ".join(named[:SHOWN]) + more,
+        expected=f"the plan {frozen['hash'][:16]}…, frozen on {frozen['written']}",
+        do=AGAIN,
+    )
+
+
+def _differing(then: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:
+    """One line for each key whose value is another, tables looked into."""
+    lines = []
+    for key in sorted({*then, *now}):
+        old, new = _numbered(then.get(key)), _numbered(now.get(key))
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += _differing(old, new, f"{above}{key}: ")
+        elif old != new or (key in then) != (key in now):
+            lines.append(f"{above}{key}: {_shown(old)} was frozen, {_shown(new)} now")
+    return lines
+
+
+def _numbered(value: Any) -> Any:
+    """A list of tables as a table, so that it can be looked into."""
+    tables = isinstance(value, list) and all(isinstance(one, dict) for one in value)
+    return {str(number): one for number, one in enumerate(value, start=1)} if tables and value else value
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str) and len(value) == 64:
+        return f"{value[:12]}…"
+    return "nothing" if value is None else json.dumps(value)[:60]
+
+
+def _files(one: Input, listed: Sequence[Sequence[Any]] | None) -> list[str]:
+    """The files of an input that are other than they were."""
+    if listed is None or len(one.files) < 2:
+        return []
+    then = {name: sha256 for sha256, _, name in listed}
+    now = {file.name: file.sha256 for file in one.files}
+    words = {name: "is gone" if name not in now else "is new" if name not in then else "was changed" for name in {*then, *now}}
+    return [f"{one.key}: {name} {words[name]}" for name in sorted(words) if then.get(name) != now.get(name)]

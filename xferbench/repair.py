@@ -1,0 +1,115 @@
+"""Which finished network may be repaired in its file: one whose BatchNorm statistics fail, and were shown to be mended."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xferbench import __version__
+from xferbench.engines import local
+from xferbench.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from xferbench.design import Suite, Trial
+    from xferbench.execute import Executed
+    from xferbench.record import Finding
+
+CHECK = "batchnorm-drift"
+NOTHING = "no repair was written: "
+ENDING = ".safetensors"
+
+
+def writable(suite: Suite, out: Path, *, force: bool = False) -> None:
+    """Look, before anything is computed, whether a repair could be written.
+
+    Raises:
+        Problem: where a file is in the way, is one of the inputs, is to be of another kind, or its folder cannot be written to.
+    """
+    what = f"--repair {out}"
+    if out.suffix != ENDING:
+        raise Problem(f"{what}: a file of another kind", found=out.suffix or "no ending", expected=f"a name ending in {ENDING}")
+    if any(given and Path(given).exists() and out.exists() and out.samefile(given) for given in (suite.after, suite.before)):
+        raise Problem(f"{what}: one of the inputs", expected="a file of its own", do="name another file")
+    if os.path.lexists(out) and not (force and out.is_file()):
+        do = "give another name" + ("" if out.is_dir() else ", or --force to overwrite it")
+        raise Problem(f"{what}: is there already", do=do)
+    trial = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        trial.write_bytes(b"")
+        trial.unlink()
+    except OSError as error:
+        expected = "a folder that is there and can be written to"
+        raise Problem(f"{what}: cannot be written", found=error.strerror or str(error), expected=expected) from error
+
+
+def carried_out(executed: Executed, findings: Sequence[Finding], out: Path, cache: Path) -> dict[str, Any]:
+    """Write the repair where, and only where, it was confirmed: what was said of it, and the file's digest and size.
+
+    A worker computes it, reads the file back and compares its predictions with those that were confirmed.
+    """
+    of_check = [one for one in findings if one.plugin == CHECK and one.contrast == "harm"]
+    failing = {(one.plugin, one.contrast) for one in findings if one.verdict == "FAIL"} - {(CHECK, "harm")}
+    others = sorted(plugin if contrast == "harm" else f"{plugin}/{contrast}" for plugin, contrast in failing)
+    words = f"; for {', '.join(others)} there are patches in words, in the report" if others else ""
+    failed = next((one for one in of_check if one.verdict == "FAIL" and (one.remedy or {}).get("verified")), None)
+    trial = _cured(executed)
+    if failed is None or trial is None:
+        return {"said": f"{NOTHING}{_why(of_check)}{words}"}
+    expected = executed.answers[trial.key].predictions
+    try:
+        with local.workers(1) as call:
+            asked = (trial, expected, out, metadata(trial, failed), cache)
+            why, sha256, size = call("xferbench.lab.repair:write", *asked).result()
+    except (OSError, local.WorkerDied, Problem) as error:  # the report is still to be written, and its FAIL stands
+        why, sha256, size = str(error).partition("\n")[0], "", 0
+    if why:
+        return {"said": f"{NOTHING}{why}{words}"}
+    said = f"repaired: {out}, BatchNorm statistics {' and '.join(edits(trial))}, predictions verified{words}"
+    return {"said": said, "path": str(out), "bytes": size, "sha256": sha256}
+
+
+def _cured(executed: Executed) -> Trial | None:
+    """The cured network as it was confirmed; None where its cure is anything but BatchNorm statistics."""
+    asked = (one.trial for one in executed.step.asked if (one.plugin, one.arm, one.view) == (CHECK, "cured", "test"))
+    found = next(asked, None)
+    if found is None or found.model.base.head != "own" or not found.model.edits:
+        return None
+    return found if all(edit.startswith("batchnorm:") for edit in found.model.edits) else None
+
+
+def edits(trial: Trial) -> list[str]:
+    """What was done to the statistics, in words."""
+    return [edit.partition(":")[2].partition("@")[0] for edit in trial.model.edits]
+
+
+def _why(of_check: Sequence[Finding]) -> str:
+    """Why there is nothing to write, from the findings of the check."""
+    if not of_check:
+        return f"{CHECK} was not asked"
+    worst = next((one for one in of_check if one.verdict in {"FAIL", "ERROR"}), of_check[0])
+    said = {
+        "PASS": "the statistics are those that the network needs",
+        "INCONCLUSIVE": "no harm of the statistics was confirmed",
+        "FAIL": "the cure was not confirmed to take the harm away",
+    }
+    return f"{CHECK} is {worst.verdict}: {said.get(worst.verdict) or worst.reason}"
+
+
+def metadata(trial: Trial, finding: Finding) -> dict[str, str]:
+    """What the file says of how it came to be."""
+    fit = trial.model.base
+    weights = {"after": fit.start, "before": fit.before}
+    figures = {name: getattr(finding, name) for name in ("harm", "low", "high", "p_fail", "margin", "metric", "examples")}
+    told = {
+        "xferbench": __version__,
+        "edits": trial.model.edits,
+        "sha256": {name: getattr(one, "digest", None) for name, one in weights.items()},
+        "data": fit.data.digest,
+        "finding": finding.id,
+        **figures,
+    }
+    return {"xferbench.repair": json.dumps(told)}
