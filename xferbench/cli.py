@@ -356,8 +356,9 @@ def _report(arguments: argparse.Namespace) -> int:
 
     results = write.results(arguments.directory)
     run = write.read(results)
-    wanted = {finding.plugin for finding in run.findings} & set(discover.names())
-    plugins = {plugin.id: plugin for plugin in discover.plugins(sorted(wanted))}
+    group = discover.CHECKS if run.suite.get("after") else discover.GROUP
+    wanted = {finding.plugin.removeprefix(discover.OF_AUDIT) for finding in run.findings} & set(discover.names(group))
+    plugins = {plugin.id: plugin for plugin in discover.plugins(sorted(wanted), group)}
     drawn = store.cache(execute.with_store(None)) / "figures"
     write.write(run, arguments.output or results.parent, plugins, drawn)
     console.tell(run)

@@ -48,12 +48,12 @@ def findings(suite: Suite, step: Step, answers: Mapping[str, Record]) -> tuple[F
 
 
 def _blank(suite: Suite, case: Case, contrast: str, verdict: str, why: str) -> Finding:
-    plugin, _, check = case.plugin.id.partition("/")  # a check that no plugin has is called audit/…
-    name = check if contrast == "harm" else f"{check}-{contrast}"
+    plugin, check = case.plugin.id, case.plugin.id.partition("/")[2]  # a check that no plugin has is called audit/…
+    short = plugin if contrast == "harm" else f"{plugin}-{contrast}"  # and has the place of a contrast in an id
     return Finding(
-        id=f"{plugin}/{name if check else contrast}",
+        id=short if check else f"{plugin}/{contrast}",
         plugin=plugin,
-        contrast=name if check else contrast,
+        contrast=contrast,
         verdict=verdict,
         metric=suite.metric,
         unit=metrics.named(suite.metric).unit,

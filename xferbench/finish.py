@@ -47,9 +47,7 @@ def finished(executed: Executed) -> Run:
     """Judge an executed study."""
     study, step = executed.study, executed.step
     found = findings.findings(study.suite, step, executed.answers)
-    tested = {
-        finding.id.rpartition("/")[0] or finding.id for finding in found if finding.p_fail is not None and finding.exposed
-    }
+    tested = {(finding.plugin, finding.contrast) for finding in found if finding.p_fail is not None and finding.exposed}
     return Run(
         suite=asdict(study.suite),
         environment=environment(study.place.device, executed.workers),

@@ -85,7 +85,9 @@ def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
 def told(_: Mapping[tuple[str, str, int], Record], subject: Pipeline, cured: Pipeline) -> str:
     if subject == cured:
         return ""
-    return f"it does better on images with {differences(cured.serve_preprocessing, subject.serve_preprocessing)}"
+    return (
+        f"on the screened half it did best on images with {differences(cured.serve_preprocessing, subject.serve_preprocessing)}"
+    )
 
 
 check = Plugin(
