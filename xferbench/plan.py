@@ -139,7 +139,9 @@ def kind(pipeline: Pipeline) -> tuple[str, ...]:
 
 
 def subject(suite: Suite, pipeline: Pipeline) -> Arm:
-    """What the user does today: the suite's recipe, or without one the healthy default."""
+    """What the user does today: the suite's recipe, or without one the healthy default; a finished network is what it is."""
+    if pipeline.finished:
+        return healthy(pipeline).candidates[0]  # for a baseline to be like; nothing of it is trained
     return healthy(pipeline) if suite.recipe is None else replace(pipeline, recipe=suite.recipe)
 
 
