@@ -37,6 +37,7 @@ explain   plugin
 validate  suite; --store; --set; --allow-code
 report    directory; -o --output
 init      folder; --weights; --arch; -o --output; --force
+manifest  data; -o --output; --force
 doctor    --store; --format text|json
 """
 
@@ -661,3 +662,47 @@ def count(store):
         return 0  # not made yet
     finally:
         db.close()
+
+
+# The manifest
+
+
+def test_a_manifest_is_written_once_and_told(tmp_path, capsys):
+    from PIL import Image
+
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    for name in ("a.png", "deep/b.png"):
+        Image.effect_noise((20, 20), 90).save(tmp_path / "images" / name)
+    (tmp_path / "images" / "deep" / "c.jpg").write_text("nothing")
+    code, out, _ = told(capsys, "manifest", "folder:images", "-o", "images.npz")
+    assert code == 0
+    assert "wrote images.npz: 2 images of folder:images" in out
+    assert "1 left out\n  deep/c.jpg: " in out
+    held = (tmp_path / "images.npz").read_bytes()
+    code, _, err = told(capsys, "manifest", "folder:images", "-o", "images.npz")
+    assert (code, "--force" in err) == (2, True)
+    assert (tmp_path / "images.npz").read_bytes() == held
+    assert told(capsys, "manifest", "folder:images", "-o", "images.npz", "--force")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "fragment"),
+    [
+        ("folder:nowhere", "no such folder"),
+        ("nowhere", "unknown kind"),
+        ("npz:a.npz", "no such file"),
+        ("folder:.", "no images"),
+    ],
+)
+def test_a_manifest_of_nothing_is_one_message(capsys, tmp_path, data, fragment):
+    code, out, err = told(capsys, "manifest", data, "-o", "m.npz")
+    assert (code, out, "Traceback" in err) == (2, "", False)
+    assert fragment in err
+    assert not list(tmp_path.glob("*m.npz*"))
+
+
+def test_a_manifest_needs_no_torch(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = sys.modules['torchvision'] = None\n")
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    found = command("manifest", "synthetic:near", "-o", tmp_path / "m.npz", env={**os.environ, "PYTHONPATH": paths})
+    assert (found.returncode, found.stdout[:5]) == (0, "wrote"), found.stderr

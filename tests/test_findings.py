@@ -166,10 +166,3 @@ def test_a_source_that_nobody_knew_before_cannot_have_been_kept():
     one = forgotten(0.1, 0.1)
     assert one.verdict == "INCONCLUSIVE"
     assert "no better than the most frequent class" in one.reason
-
-
-def test_a_check_that_no_plugin_has_is_told_apart_from_others_of_its_kind():
-    told = found(study(replace(batchnorm_drift.plugin, id="audit/statistics")), lab(USUAL))
-    judged = {one.id for one in told.values() if one.contrast == "harm"}
-    assert judged == {f"audit/statistics/{one}" for one in ("ghost-batch", "class-order", "stale-statistics")}
-    assert {one.plugin for one in told.values()} == {"audit/statistics"}

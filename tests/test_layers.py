@@ -12,22 +12,25 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 # The straight line, from the ground up: a module may import what stands above it in this list, and nothing else of the
 # package. A new module is entered here at the lowest place where it can stand.
 LAYERS = (
-    "problem design rules overrides report report.text report.notebook record",
+    "problem design rules overrides report report.text report.notebook record events",
     "stats metrics",
     "strategies wording keys suite honours schema plan",
     "judge looks samples reason findings gate",
     "store discover environment machine forecast",
     "engines engines.worker engines.local",
     "lab lab.synthetic lab.raw lab.listed lab.fetched lab.foreign lab.inputs lab.arrays lab.sources",
+    "lab.pixels lab.prints lab.copies lab.manifest",
     "lab.seeds lab.schedule lab.batch lab.preprocess lab.batchnorm lab.small lab.backbones",
     "lab.published lab.likeness lab.adapters lab.reading lab.installed lab.checkpoints lab.guess",
     "lab.data lab.samples lab.domains lab.features lab.regularize lab.fit lab.initial lab.callables",
     "lab.penultimate lab.edits lab.finished lab.viewed lab.answer lab.probe lab.pretrain",
+    "lab.traces lab.beliefs lab.causes lab.alarms lab.stock lab.course lab.watch lab.watched watched",
+    "callbacks callbacks.lightning callbacks.transformers",
     "plugins plugins.batchnorm_drift plugins.catastrophic_forgetting plugins.feature_distortion plugins.head_shock",
     "plugins.learning_rate plugins.negative_transfer plugins.preprocessing_mismatch plugins.train_serve_skew",
     "checks checks.batchnorm_drift checks.calibration checks.catastrophic_forgetting checks.class_order checks.head_size",
     "checks.collapse checks.linear_probe checks.feature_distortion checks.interpolation checks.negative_transfer",
-    "checks.preprocessing_mismatch checks.reload",
+    "checks.preprocessing_mismatch checks.reload checks.train_serve_skew",
     "report.frames report.samples report.drawn report.svg report.figures report.forest report.html",
     "report.markdown report.junit report.github report.console report.predictions report.write",
     "execute finish doctor init audit fake testing cli __main__",
@@ -70,6 +73,7 @@ READING = {
 }
 TORCH = {"torch", "torchvision", "safetensors", "timm"}
 HEAVY = {"pandas", "scipy", "matplotlib", "seaborn", "sklearn", "PIL", "rich", "jinja2", "platformdirs"}
+TRAINERS = {"lightning", "transformers"}
 DEVELOPMENT = {"pytest", "hypothesis", "ruff", "mypy"}
 
 
@@ -146,6 +150,12 @@ def test_torch_is_known_to_the_lab_alone(module):
         assert all(late for _, late in found), f"{module} imports torch before it measures"
     else:
         assert not found, f"{module} imports {found}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_trainer_is_known_to_its_own_callback_alone(module):
+    found = {one.name for one in imports(MODULES[module]) if one.name in TRAINERS and not one.typed}
+    assert found <= {module.removeprefix("callbacks.")}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if within(name, ["lab"])])

@@ -9,7 +9,7 @@ import pytest
 from test_looks import PIPELINE, SUITE, study
 
 from xferbench import plan
-from xferbench.design import Choice, Code, Data, Domain, Finished, Phase, Recipe, Weights
+from xferbench.design import Choice, Code, Data, Domain, Phase, Recipe
 from xferbench.fake import predictions
 from xferbench.record import Record
 
@@ -125,10 +125,3 @@ def test_metrics_of_a_positive_class_say_nothing_of_a_sources_classes():
         assert plan.scored(metric, ["source", "source-before"]) == "accuracy"
         assert plan.scored(metric, ["test", "shifted"]) == metric
     assert plan.scored("nll", ["source"]) == "nll"
-
-
-def test_a_finished_network_is_what_it_is_and_no_recipe_is_chosen_for_it():
-    finished = replace(PIPELINE, finished=Finished(after=Weights(digest="after", path="after.pt")))
-    one = plan.subject(replace(SUITE, recipe=None), finished)
-    assert plan.tuning(one, ASKED) == [] and one.finished == finished.finished
-    assert isinstance(plan.subject(replace(SUITE, recipe=None), PIPELINE), Choice)

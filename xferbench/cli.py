@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from xferbench.record import Run
 
 
+LEFT_OUT = 10  # files that are named
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code of the contract."""
     for stream in (sys.stdout, sys.stderr):
@@ -118,6 +121,12 @@ def parser() -> argparse.ArgumentParser:
     init.add_argument("--arch", help="what the weights were made with (default: guessed from their tensors)")
     init.add_argument("-o", "--output", type=Path, metavar="FILE", help="suite file to write (default: NAME.toml)")
     init.add_argument("--force", action="store_true", help="overwrite the file where there is one")
+    manifest = command("manifest", _manifest, "write down a pretraining set as hashes and embeddings, without its images")
+    manifest.add_argument(
+        "data", help="a dataset as in a suite file (folder:DIR, npz:FILE, ...); a folder may be of images only"
+    )
+    manifest.add_argument("-o", "--output", type=Path, metavar="FILE", required=True, help="manifest to write, an npz file")
+    manifest.add_argument("--force", action="store_true", help="overwrite the file where there is one")
     doctor = command("doctor", _doctor, "check the installation; prints what to paste into a bug report")
     doctor.add_argument("--store", type=Path, metavar="FILE")
     doctor.add_argument("--format", choices=("text", "json"), default="text")
@@ -293,6 +302,7 @@ def _ls(arguments: argparse.Namespace) -> int:
 
     told = {
         "plugins": {plugin.id: plugin.question for plugin in discover.plugins(["all"])},
+        "checks": {check.id: check.question for check in discover.plugins(["all"], discover.CHECKS)},
         "suites": {name: str(suite.folder() / f"{name}.toml") for name in suite.shipped()},
         "backbones": {
             "torchvision:NAME": "any classifier",
@@ -323,10 +333,17 @@ def _ls(arguments: argparse.Namespace) -> int:
 def _explain(arguments: argparse.Namespace) -> int:
     from xferbench import discover
 
-    if arguments.plugin not in discover.names():
-        raise Problem(f"no plugin {arguments.plugin!r}", expected=nearest(arguments.plugin, discover.names()))
-    plugin = discover.plugins([arguments.plugin])[0]
-    print(f"{plugin.id} (version {plugin.version})\n{plugin.question}\n\n{plugin.page.strip()}")
+    name = arguments.plugin.removeprefix(discover.OF_AUDIT)
+    known = {group: discover.names(group) for group in (discover.GROUP, discover.CHECKS)}
+    if not any(name in names for names in known.values()):
+        raise Problem(f"no plugin {name!r}", expected=nearest(name, sorted({*known[discover.GROUP], *known[discover.CHECKS]})))
+    pages = []
+    for group, names in known.items():
+        if name in names and (found := discover.plugins([name], group)[0]) not in pages:
+            pages.append(found)
+    for number, one in enumerate(pages):
+        head = ("\n\nOf a finished checkpoint (xferbench audit):\n\n" if number else "") + f"{one.id} (version {one.version})"
+        print(f"{head}\n{one.question}\n\n{one.page.strip()}")
     return 0
 
 
@@ -356,9 +373,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
     results = write.results(arguments.directory)
     run = write.read(results)
-    group = discover.CHECKS if run.suite.get("after") else discover.GROUP
-    wanted = {finding.plugin.removeprefix(discover.OF_AUDIT) for finding in run.findings} & set(discover.names(group))
-    plugins = {plugin.id: plugin for plugin in discover.plugins(sorted(wanted), group)}
+    wanted = {finding.plugin for finding in run.findings} & set(discover.names())
+    plugins = {plugin.id: plugin for plugin in discover.plugins(sorted(wanted))}
     drawn = store.cache(execute.with_store(None)) / "figures"
     write.write(run, arguments.output or results.parent, plugins, drawn)
     console.tell(run)
@@ -375,6 +391,20 @@ def _init(arguments: argparse.Namespace) -> int:
     name = shlex.quote(str(file) if str(file)[0] != "-" else f"./{file}")
     print(f"wrote {file}\nnext: xferbench validate {name}\n      xferbench run {name} --dry-run")
     return 0
+
+
+def _manifest(arguments: argparse.Namespace) -> int:
+    from xferbench.lab import manifest
+    from xferbench.report.text import line
+
+    manifest.check(arguments.output, force=arguments.force)
+    made, left_out = manifest.make(arguments.data, lambda count: print(f"{count} images", file=sys.stderr))
+    manifest.write(made, arguments.output, force=arguments.force)
+    size = arguments.output.stat().st_size / 2**20
+    print(f"wrote {line(arguments.output)}: {len(made.prints)} images of {line(made.name)}, {size:.1f} MiB, no pixels")
+    if left_out:
+        print(f"{len(left_out)} left out", *map(line, left_out[:LEFT_OUT]), *["…"] * (len(left_out) > LEFT_OUT), sep="\n  ")
+    return gate.PASSED
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

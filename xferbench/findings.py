@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xferbench import judge, metrics
+from xferbench import judge, metrics, stats
 from xferbench.looks import by_question, of
 from xferbench.reason import Asked, change, reason, remedy
 from xferbench.record import Cell, Finding
@@ -48,12 +48,13 @@ def findings(suite: Suite, step: Step, answers: Mapping[str, Record]) -> tuple[F
 
 
 def _blank(suite: Suite, case: Case, contrast: str, verdict: str, why: str) -> Finding:
-    plugin, check = case.plugin.id, case.plugin.id.partition("/")[2]  # a check that no plugin has is called audit/…
-    short = plugin if contrast == "harm" else f"{plugin}-{contrast}"  # and has the place of a contrast in an id
+    plugin, _, check = case.plugin.id.partition("/")  # a check that no plugin has is called audit/…
+    name = check if contrast == "harm" else f"{check}-{contrast}"
     return Finding(
-        id=short if check else f"{plugin}/{contrast}",
+        id=f"{plugin}/{name if check else contrast}",
         plugin=plugin,
-        contrast=contrast,
+        contrast=name if check else contrast,
+        check=case.plugin.id if check else "",
         verdict=verdict,
         metric=suite.metric,
         unit=metrics.named(suite.metric).unit,
@@ -71,6 +72,8 @@ def _finding(asked: Asked, variant: str) -> Finding:
     estimate, seen = judgement.harm.estimate, judgement.controls.get(variant)
     control = "none" if seen is None else judge.control(seen, suite.margin)
     measures, broken = _measures(case, asked.told, judgement.seeds, variant)
+    if len(judgement.seeds) == 1 and judgement.harm.exposed and metrics.named(suite.metric).unit == "accuracy":
+        measures["McNemar's p, which tests a harm of 0"] = stats.mcnemar(judgement.harm.difference.ravel())
     error = judgement.harm.error or _crash(asked.told, [variant]) or broken
     said, crashed = _told(case, asked.told)
     error = error or crashed

@@ -47,7 +47,9 @@ def finished(executed: Executed) -> Run:
     """Judge an executed study."""
     study, step = executed.study, executed.step
     found = findings.findings(study.suite, step, executed.answers)
-    tested = {(finding.plugin, finding.contrast) for finding in found if finding.p_fail is not None and finding.exposed}
+    tested = {
+        finding.id.rpartition("/")[0] or finding.id for finding in found if finding.p_fail is not None and finding.exposed
+    }
     return Run(
         suite=asdict(study.suite),
         environment=environment(study.place.device, executed.workers),
@@ -71,11 +73,11 @@ def cost(executed: Executed) -> dict[str, Any]:
     """Fits and trials asked, unique, run now and reused; recorded seconds, and those of this run."""
     asked = executed.step.asked
     unique = {one.trial.key: one.trial for one in asked}
-    fits = {trial.model.base for trial in unique.values()}
+    fits = {trial.model.base for trial in unique.values() if trial.model.base.head != "own"}  # nobody trains a finished one
     records = [executed.answers[key] for key in unique if key in executed.answers]
     fit_seconds = sum({record.fit: record.fit_seconds for record in records}.values())
     view_seconds = sum(record.seconds for record in records)
-    fits_asked = len({(one.plugin, one.arm, one.trial.model.base) for one in asked})
+    fits_asked = len({(one.plugin, one.arm, one.trial.model.base) for one in asked if one.trial.model.base.head != "own"})
     return {
         "fits": {"asked": fits_asked, "unique": len(fits), "run": executed.fits_run, "reused": len(fits) - executed.fits_run},
         "trials": {
@@ -84,8 +86,21 @@ def cost(executed: Executed) -> dict[str, Any]:
             "run": executed.trials_run,
             "reused": len(unique) - executed.trials_run,
         },
+        "checks": _by_check(executed),
         "seconds": {"total": fit_seconds + view_seconds, "fit": fit_seconds, "view": view_seconds, "wall": executed.seconds},
     }
+
+
+def _by_check(executed: Executed) -> dict[str, float]:
+    """Recorded seconds of each plugin's views; one that several ask for counts with the first."""
+    owner: dict[str, str] = {}
+    for one in executed.step.asked:
+        owner.setdefault(one.trial.key, one.plugin)
+    found: dict[str, float] = {}
+    for key, plugin in owner.items():
+        if key in executed.answers:
+            found[plugin] = found.get(plugin, 0.0) + executed.answers[key].seconds
+    return found
 
 
 def arms(executed: Executed) -> dict[str, dict[str, Any]]:
@@ -116,26 +131,10 @@ def notes(executed: Executed) -> tuple[str, ...]:
     if study.facts.left_out:
         more = f"; and {len(study.facts.left_out) - 5} more" if len(study.facts.left_out) > 5 else ""
         found.append(f"left out of the data, or settled about it: {'; '.join(study.facts.left_out[:5])}{more}")
-    edges: dict[str, list[str]] = {}
-    for case in step.cases:
-        for name, one in case.arms.items():
-            if one.at_edge:
-                edges.setdefault(f"{name} chose the {one.at_edge}: a better one may lie beyond", []).append(case.plugin.id)
-    asked = [case.plugin.id for case in step.cases if case.arms]
-    found += [what if whose == asked else f"{', '.join(whose)}: {what}" for what, whose in sorted(edges.items())]
+    found += _edges(step)
     if step.stopped:
         found.append(step.stopped)
-    if (grid := study.suite.scratch) != Scratch():
-        rates, decays = (" and ".join(f"{value:g}" for value in values) for values in (grid.lr, grid.weight_decay))
-        steps = f"{grid.steps} steps of {grid.batch_size}, rates {rates}, weight decay {decays}"
-        found.append(f"scratch was searched as the suite says, not by the default grid: {steps}, beside the subject's own")
-    for case in step.cases:
-        told = looks.by_question(step.asked, case.plugin.id, executed.answers)
-        seeds = sorted({seed for arm, _, seed in told if arm == "scratch"})
-        share = judge.learnt_nothing(told, "scratch", seeds, study.suite.margin)
-        if share is not None:
-            found.append(f"scratch learnt nothing here: no better than the most frequent class, {share:.0%} of the test images")
-            break
+    found += _of_scratch(executed)
     inits = {one.pipeline.recipe.init for case in step.cases for one in case.arms.values() if one.pipeline}
     seen = {plan.VIEWS[one.view].domain for one in step.asked if one.view in plan.VIEWS}
     rehearsed = any(one.trial.model.base.source for one in step.asked)
@@ -145,5 +144,41 @@ def notes(executed: Executed) -> tuple[str, ...]:
     }
     found += [f"[{role}] is given, but no plugin of this run asks for it" for role, given in unused.items() if given]
     found += executed.remarks
-    found.append("verdicts are conditional on this one pretrained checkpoint")
+    if study.suite.after:
+        half = study.facts.test - study.facts.test // 2
+        found.append(f"repairs were looked for on one half of the test images, and judged on the other ({half} images or so)")
+        found.append("verdicts are about this one finished network: another training with the same recipe may do otherwise")
+    else:
+        found.append("verdicts are conditional on this one pretrained checkpoint")
     return tuple(found)
+
+
+def _edges(step: looks.Step) -> list[str]:
+    """Which arms chose the lowest or the highest rate that was tried, those of all plugins said once."""
+    edges: dict[str, list[str]] = {}
+    for case in step.cases:
+        for name, one in case.arms.items():
+            if one.at_edge:
+                edges.setdefault(f"{name} chose the {one.at_edge}: a better one may lie beyond", []).append(case.plugin.id)
+    asked = [case.plugin.id for case in step.cases if case.arms]
+    return [what if whose == asked else f"{', '.join(whose)}: {what}" for what, whose in sorted(edges.items())]
+
+
+def _of_scratch(executed: Executed) -> list[str]:
+    """How the from-scratch baseline was searched where that is not the usual way, and whether it learnt anything."""
+    study, step, found = executed.study, executed.step, []
+    scratched = study.suite.after is None or study.suite.scratch_budget is not None
+    if scratched and (grid := plan.grid(study)) != Scratch():
+        rates, decays = (" and ".join(f"{value:g}" for value in values) for values in (grid.lr, grid.weight_decay))
+        steps = f"{grid.steps} steps of {grid.batch_size}, rates {rates}, weight decay {decays}"
+        why = "as the budget allows" if study.suite.after else "as the suite says"
+        own = "" if study.suite.after else ", beside the subject's own"
+        found.append(f"scratch was searched {why}, not by the default grid: {steps}{own}")
+    for case in step.cases:
+        told = looks.by_question(step.asked, case.plugin.id, executed.answers)
+        seeds = sorted({seed for arm, _, seed in told if arm == "scratch"})
+        share = judge.learnt_nothing(told, "scratch", seeds, study.suite.margin)
+        if share is not None:
+            found.append(f"scratch learnt nothing here: no better than the most frequent class, {share:.0%} of the test images")
+            break
+    return found

@@ -140,7 +140,8 @@ def _case(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str,
                 settled[name] = found
 
     try:
-        skipped = plugin.applies(subject, study.facts) or plan.unheard(plugin, study, subject)
+        skipped = plan.unfit(plugin, study, subject) or plugin.applies(subject, study.facts)
+        skipped = skipped or plan.unheard(plugin, study, subject)
         if skipped:
             return Case(plugin=plugin, skipped=skipped), []
         arms = plan.arms(plugin, study, subject)

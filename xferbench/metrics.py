@@ -179,6 +179,25 @@ def crossed_bootstrap(
     return stats.crossed(units, margin=margin, alpha=alpha, span=span, least_se=(float(least[0]), float(least[1])))
 
 
+def best_of(candidates: Sequence[Predictions], metric: str, draws: int = 1000) -> list[float | None]:
+    """How often each candidate is the best where examples, or whole groups, are drawn again; of equals the first is.
+
+    None for a metric that is no mean over examples. The same input gives the same answer.
+    """
+    if not named(metric).mean:
+        return [None] * len(candidates)
+    sign = -1.0 if named(metric).loss else 1.0
+    mask, _ = scores(candidates[0], metric)
+    told = sign * np.stack([scores(one, metric)[1] for one in candidates])
+    groups = candidates[0].group[mask] if len(candidates[0].group) else np.arange(told.shape[1])
+    _, member = np.unique(groups, return_inverse=True)
+    count = int(member.max()) + 1
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), draws)
+    totals = drawn[:, member].astype(np.float64) @ told.T
+    best = totals.round(9).argmax(1)
+    return [float((best == rank).mean()) for rank in range(len(candidates))]
+
+
 def _span(predictions: Predictions, metric: str) -> float:
     """Tell how far apart two scores of one example can be."""
     if named(metric).mean:

@@ -20,6 +20,7 @@ from xferbench.design import (
     Pipeline,
     Place,
     Plugin,
+    Scratch,
     Suite,
     Trial,
     View,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from xferbench.design import Ready
     from xferbench.record import Record
 
+LEAST_STEPS, MOST_STEPS = 10, 5000  # of a from-scratch baseline on a budget
 TUNING = SEEDS  # tuning seeds begin where the judged ones end
 
 
@@ -87,6 +89,7 @@ class Weighed:
     """A candidate of a choice: its score, above which is better; what it is on the view to keep; its mean curve.
 
     ``curve`` has rows of step and validation accuracy, the mean over tuning seeds; ``diverged`` is the share that did.
+    ``confidence`` is how often it is the best where the examples it was chosen on are drawn again; None of what is trained.
     """
 
     pipeline: Pipeline
@@ -94,6 +97,7 @@ class Weighed:
     keeping: float | None = None
     curve: tuple[tuple[int, float], ...] = ()
     diverged: float = 0.0
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,9 +143,9 @@ def kind(pipeline: Pipeline) -> tuple[str, ...]:
 
 
 def subject(suite: Suite, pipeline: Pipeline) -> Arm:
-    """What the user does today: the suite's recipe, or without one the healthy default; a finished network is what it is."""
+    """What the user does today: the suite's recipe, or without one the healthy default; or the network that is finished."""
     if pipeline.finished:
-        return healthy(pipeline).candidates[0]  # for a baseline to be like; nothing of it is trained
+        return pipeline
     return healthy(pipeline) if suite.recipe is None else replace(pipeline, recipe=suite.recipe)
 
 
@@ -268,7 +272,7 @@ def settle(arm: Arm, study: Study, answers: Mapping[str, Record]) -> Settled | N
     """
     if isinstance(arm, Pipeline):
         return Settled(pipeline=arm)
-    weighed = []
+    weighed, told = [], []
     for candidate in arm.candidates:
         asked = tuning(replace(arm, candidates=(candidate,)), study)
         if any(one.key not in answers for one in asked):
@@ -278,6 +282,10 @@ def settle(arm: Arm, study: Study, answers: Mapping[str, Record]) -> Settled | N
         if error:
             return Settled(pipeline=None, error=f"tuning of {candidate.recipe.name or words(candidate.recipe)}: {error}")
         weighed.append(_weighed(candidate, arm, records, study.suite.metric))
+        told.append(records[0].predictions)
+    if arm.candidates[0].finished and arm.by == "validation":
+        shares = metrics.best_of([one for one in told if one is not None], study.suite.metric)
+        weighed = [replace(one, confidence=share) for one, share in zip(weighed, shares, strict=True)]
     least = -np.inf if weighed[0].keeping is None else weighed[0].keeping - study.suite.margin
     kept = [one for one in weighed if one.keeping is None or one.keeping >= least]  # none where the first one's is NaN
     best = max(kept, key=lambda one: np.nan_to_num(one.score, nan=-np.inf), default=None)
@@ -318,8 +326,27 @@ def arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Arm]:
         cured = replace(cured, candidates=tuple(dict.fromkeys((subject, *cured.candidates))))
     found = {"subject": subject, "cured": cured}
     if subject.finished is None or study.suite.scratch_budget is not None:
-        found["scratch"] = scratch(subject, study.suite.scratch)
+        found["scratch"] = scratch(subject, grid(study))
     return honours.arms(found, subject, study.facts.honours)
+
+
+def unfit(plugin: Plugin, study: Study, subject: Pipeline) -> str:
+    """Why a finished network cannot be scored on the labels at all, or "" where it can, or nothing is scored."""
+    outputs, classes = study.facts.outputs, len(study.facts.classes)
+    if subject.finished is None or outputs >= classes or all(one.kind == "exact" for one in plugin.contrasts):
+        return ""
+    return f"the head has {outputs} outputs and the data {classes} classes (audit/head-size)"
+
+
+def grid(study: Study) -> Scratch:
+    """The grid of the from-scratch baseline: the suite's, or for a finished network what its budget pays for on one worker."""
+    budget, found = study.suite.scratch_budget, study.suite.scratch
+    if budget is None:
+        return found
+    found = replace(found, weight_decay=found.weight_decay[:1], batch_size=32)
+    fits = len(found.lr) + 1  # each rate once, then the best one with the judged seed
+    steps = budget / (fits * found.batch_size * max(study.facts.seconds_step, 1e-6))
+    return replace(found, steps=int(min(max(steps // 10 * 10, LEAST_STEPS), MOST_STEPS)))
 
 
 def induced(plugin: Plugin, study: Study, cured: Pipeline) -> dict[str, Arm]:
@@ -378,11 +405,12 @@ def told(arm: Settled, recorded: Ready) -> dict[str, object]:
         return {"recipe": "", "error": arm.error}
     weighed = [
         {
-            "recipe": words(one.pipeline.recipe),
+            "recipe": of_pipeline(one.pipeline, recorded) if one.pipeline.finished else words(one.pipeline.recipe),
             "rate": peak(one.pipeline),
             "validation": one.score,
             "kept": one.keeping,
             "diverged": one.diverged,
+            "confidence": one.confidence,
             "curve": one.curve,
             "chosen": one.pipeline == arm.pipeline,
         }

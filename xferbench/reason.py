@@ -88,7 +88,7 @@ def reason(asked: Asked, variant: str, verdict: str) -> str:
         text = f"no power here: harm is below {margin}, but so might the induced failure be ({cost or 'it was not induced'})"
     else:
         text = _open(asked, margin) + _needed(asked) + (f"; {asked.stopped}" if asked.stopped else "")
-    return text + _better(asked, verdict) + _diverged(asked, variant)
+    return text + _confidence(asked) + _better(asked, verdict) + _diverged(asked, variant)
 
 
 def _tried(asked: Asked) -> str:
@@ -99,6 +99,13 @@ def _tried(asked: Asked) -> str:
     if subject.finished:
         return f"none of {others} repairs did better on the screened half"
     return f"none of {others + 1} recipes did better on validation"
+
+
+def _confidence(asked: Asked) -> str:
+    """How sure the screened half was of the candidate that was chosen there, where that was asked."""
+    cured = asked.case.arms["cured"]
+    share = next((one.confidence for one in cured.weighed if one.pipeline == cured.pipeline), None)
+    return "" if share is None else f"; chosen among {len(cured.weighed)} with a confidence of {share:.0%}"
 
 
 def _better(asked: Asked, verdict: str) -> str:
@@ -132,7 +139,8 @@ def _needed(asked: Asked) -> str:
     alpha = stats.spending(suite.looks, suite.alpha)[-1] / asked.tested
     seeds, examples = stats.needed(harm.difference, margin=suite.margin, alpha=alpha, groups=groups, span=harm.span)
     what = "groups of test examples" if groups is not None else "test examples"
-    ways = [f"about {seeds} seeds"] * (seeds is not None) + [f"about {examples} {what} at these seeds"] * (examples is not None)
+    many = f"about {examples} {what}" + (" at these seeds" if suite.looks != (1,) else "")
+    ways = [f"about {seeds} seeds"] * (seeds is not None) + [many] * (examples is not None)
     return f"; to decide it: {' or '.join(ways)}" if ways else "; no affordable number of seeds or examples would decide it"
 
 
@@ -146,8 +154,10 @@ def _diverged(asked: Asked, variant: str) -> str:
 def remedy(asked: Asked, verdict: str) -> dict[str, Any] | None:
     """For a FAIL: what to change, as lines of the suite file, and whether the cured arm is shown to be free of the harm."""
     before, after = asked.case.arms["subject"].pipeline, asked.case.arms["cured"].pipeline
-    if verdict != "FAIL" or before is None or after is None or before == after:
+    if verdict != "FAIL":
         return None
+    if before is None or after is None or before == after:
+        return change(asked.case, verified=False)
     mended = judge.replace_arm(asked.contrast, "subject", "cured")
     seen = judge.judge(mended, asked.told, asked.judgement.seeds, asked.suite)
     verified = not seen.error and bool(seen.estimate.high < asked.suite.margin)
@@ -158,6 +168,8 @@ def remedy(asked: Asked, verdict: str) -> dict[str, Any] | None:
 def change(case: Case, *, verified: bool, left: str = "") -> dict[str, Any] | None:
     """The remedy of a plugin and what of the suite file it changes; None where the cure changes nothing."""
     before, after = case.arms["subject"].pipeline, case.arms["cured"].pipeline
-    if before is None or after is None or before == after:
+    if before is None or after is None or (before == after and not before.finished):
         return None
+    if before == after:  # nothing that could be done without training helps: the advice alone is left
+        return {"text": case.plugin.remedy, "patch": [], "verified": False}
     return {"text": case.plugin.remedy + left, "patch": patched(before, after, case.recorded), "verified": verified}

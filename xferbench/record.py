@@ -96,6 +96,7 @@ class Finding:
         exposed: False where the subject is its own cure. accuracy: mean target accuracy by arm.
         measures: means over seeds of the plugin's own measures, by "arm/measure".
         remedy: None or ``text``, ``patch`` (lines of the suite file) and ``verified``.
+        check: of a check that no plugin has its id, ``audit/class-order`` say; its ``plugin`` is ``audit``.
     """
 
     id: str
@@ -123,6 +124,7 @@ class Finding:
     measures: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     remedy: Mapping[str, Any] | None = None
+    check: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -117,10 +117,12 @@ def healthy(pipeline: Pipeline) -> Choice:
 def scratch(pipeline: Pipeline, grid: Scratch) -> Choice:
     """The tuned baseline: S1 is the subject's own steps and rate, S2 a small grid of rate × weight decay with more steps.
 
-    An untuned baseline is no baseline (Brigato & Iocchi 2020). S1 has one phase: the subject's last one for all its steps.
+    An untuned baseline is no baseline (Brigato & Iocchi 2020). S1 has one phase: the subject's last one for all its steps. Of a
+    finished network nobody knows them, so that there is S2 alone.
     """
     phases = pipeline.recipe.phases
     own = replace(phases[-1], steps=sum(phase.steps for phase in phases), order="shuffled")
     longer = replace(own, optimizer="adamw", schedule="one-cycle", warmup=0, steps=grid.steps, batch_size=grid.batch_size)
     tried = [replace(longer, lr=lr, weight_decay=decay) for lr, decay in product(grid.lr, grid.weight_decay)]
-    return choice(replace(pipeline, mode="eval"), [from_scratch(phase) for phase in (own, *tried)])
+    plain = replace(pipeline, mode="eval", finished=None, edits=(), believed=None)
+    return choice(plain, [from_scratch(phase) for phase in ([] if pipeline.finished else [own]) + tried])

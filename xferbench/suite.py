@@ -160,6 +160,15 @@ def duration(text: str) -> float:
     return keys.seconds(text)
 
 
+def recipe(table: Mapping[str, Any]) -> Recipe:
+    """A recipe of the keys that [recipe] takes, where they are given alone.
+
+    Raises:
+        Problem: for an unknown key, or a value that is not possible.
+    """
+    return _recipe(rules.ruled("recipe", table, rules.table(keys.RECIPE)))
+
+
 def _recipe(table: Mapping[str, Any]) -> Recipe:
     """A recipe: one phase, several, or a named strategy built from one phase."""
     rest = dict(table)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -352,6 +353,7 @@ def autopsy(depth, pictures, form, work, shared, store):
     served, right = case.arms["cured"].pipeline.serve_preprocessing, suite.parse(
         table | {"backbone": table["backbone"] | {"preprocessing": RIGHT}}, work / "autopsy.toml"
     ).preprocessing  # fmt: skip
+    confidence = next(one.confidence for one in case.arms["cured"].weighed if one.pipeline == case.arms["cured"].pipeline)
     others = {name: one for name, one in of_verdicts(run, "FAIL").items() if name != "preprocessing-mismatch"}
     row = {
         "network": f"ResNet-{depth}",
@@ -360,7 +362,7 @@ def autopsy(depth, pictures, form, work, shared, store):
         "accuracy as told": percent(found, "subject"),
         "with what was named": percent(found, "cured"),
         "named": "the right form" if same(served, right) else wording.differences(served, right),
-        "confidence": listed(f"{value:.2f}" for name, value in found.measures.items() if "confidence" in name),
+        "confidence": f"{confidence:.2f}",
         "verdict": found.verdict,
         "harm": number(found),
         "also flagged": listed(map(counted, others.values())),
@@ -410,11 +412,7 @@ def timed(work, shared, rounds):
             begun = perf_counter()
             subprocess.run([*command, "--store", f"{folder}/store.sqlite"], check=False, capture_output=True)
             walls.append(perf_counter() - begun)
-    with (work / "timed" / "records.csv").open(newline="", encoding="utf-8") as file:
-        first = {one["key"]: one for one in reversed(list(csv.DictReader(file)))}
-    split: dict[str, float] = {}
-    for one in first.values():
-        split[one["plugin"]] = split.get(one["plugin"], 0.0) + float(one["seconds"])
+    split = json.loads((work / "timed" / "results.json").read_text(encoding="utf-8"))["cost"]["checks"]
     return walls, split, os.getloadavg()[0]
 
 
@@ -437,7 +435,7 @@ def main():
         trained(work, shared)
         store = work / "store.sqlite"
         found = [rows(case, work, shared, store) for case in CASES]
-        forms = [autopsy(*which, work, shared, store) for which in autopsies()]
+        forms = [autopsy(*which, work, shared, work / "forms.sqlite") for which in autopsies()]
         times = timed(work, shared, arguments.rounds)
     audits, again = [row for row, _ in found], [one for _, several in found for one in several]
     with (arguments.out / "audit.csv").open("w", newline="", encoding="utf-8") as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
@@ -13,10 +13,11 @@ from xferbench.lab.raw import Found, Raw, shuffled
 from xferbench.problem import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 
+DAMAGED = (ValueError, OSError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)  # what reading one raises
 IMAGES = "uint8 or uint16, N×H×W, N×H×W×1 or N×H×W×3, none of them 0; or spectrograms: any of these or floats, N×H×W"
 
 
@@ -53,15 +54,77 @@ def read(path: Path) -> Found:
     return tuple(names), splits | {"test": shuffled(splits["test"])}, unused
 
 
+def streamed(path: Path) -> tuple[Iterator[np.ndarray], np.ndarray]:
+    """The training images of an npz file one by one, never all of them in memory, and their labels [N] or [0].
+
+    They are ``train_images``, or ``images`` where nothing is split.
+
+    Raises:
+        Problem: for a file or arrays that cannot be used; for a damaged member when it is reached.
+    """
+    try:
+        with zipfile.ZipFile(path) as held:
+            names = {name.removesuffix(".npy") for name in held.namelist()}
+            prefix = next((one for one in ("train_", "") if f"{one}images" in names), None)
+            if prefix is None:
+                found, expected = ", ".join(sorted(names)[:6]) or "none", "train_images, or images"
+                raise Problem(f"{path}: arrays are missing", found=found, expected=expected)
+            with held.open(f"{prefix}images.npy") as member:
+                shape, _, kind = _header(member)
+            labels = np.empty(0, np.int64)
+            if f"{prefix}labels" in names:
+                with held.open(f"{prefix}labels.npy") as member:
+                    labels = np.lib.format.read_array(member, allow_pickle=False).ravel()
+    except DAMAGED as error:
+        raise _damaged(path, error, "images") from error
+    if kind not in {np.dtype(np.uint8), np.dtype(np.uint16)} or 0 in shape or not _is_image(shape):
+        raise Problem(f"{path}: {prefix}images", found=f"{kind} {shape}", expected=IMAGES.partition(";")[0])
+    if len(labels) not in {0, shape[0]}:
+        found = f"{len(labels)} for {shape[0]} images"
+        raise Problem(f"{path}: {prefix}labels", found=found, expected="one for each image")
+    return _members(path, f"{prefix}images.npy"), labels
+
+
+def _is_image(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 or (len(shape) == 4 and shape[3] in {1, 3})
+
+
+def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(member)
+
+
+def _members(path: Path, name: str) -> Iterator[np.ndarray]:
+    """The rows of an array in an npz file."""
+    try:
+        with zipfile.ZipFile(path) as held, held.open(name) as member:
+            shape, by_column, kind = _header(member)
+            if by_column:  # a row of such lies scattered over the whole file
+                what, found = f"{path}: {name} cannot be streamed", "stored column by column"
+                raise Problem(what, found=found, expected="row by row", do="save np.ascontiguousarray of it")
+            size = int(np.prod(shape[1:])) * kind.itemsize
+            for _ in range(shape[0]):
+                row = member.read(size)
+                if len(row) < size:
+                    raise EOFError("an array that ends too early")
+                yield np.frombuffer(row, kind).reshape(shape[1:])
+    except DAMAGED as error:
+        raise _damaged(path, error, name) from error
+
+
+def _damaged(path: Path, error: Exception, expected: str) -> Problem:
+    said = f"{type(error).__name__}: {error}"[:160]
+    return Problem(f"{path}: not an npz file of plain arrays", found=said, expected=expected)
+
+
 def _arrays(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     """All arrays of an npz file, none of which may be pickled."""
-    damaged = (ValueError, OSError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)
     try:
         with path.open("rb") as file, NpzFile(file, allow_pickle=False) as found:
             held: dict[str, Any] = dict(found)  # a member that is no array comes as bytes
-    except damaged as error:
-        said = f"{type(error).__name__}: {error}"[:160]
-        raise Problem(f"{path}: not an npz file of plain arrays", found=said, expected=", ".join(wanted)) from error
+    except DAMAGED as error:
+        raise _damaged(path, error, ", ".join(wanted)) from error
     arrays = {name: array for name, array in held.items() if isinstance(array, np.ndarray)}
     alone = not any(name.startswith("train_") for name in arrays)
     if {name for name in wanted if not (alone and name.startswith("train_"))} - set(arrays):

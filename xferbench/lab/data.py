@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import struct
 import tempfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,7 @@ import numpy as np
 import torch
 
 from xferbench.design import digest
-from xferbench.lab import batch, preprocess, seeds, sources
+from xferbench.lab import batch, pixels, preprocess, seeds, sources
 from xferbench.lab.raw import balanced
 from xferbench.problem import Problem
 
@@ -183,7 +181,7 @@ def _write(raw: Raw, geometry: Ready, place: Path, what: str, classes: Sequence[
             images.append(preprocess.geometry(image, geometry))
             kept.append(index)
             continue
-        decoded, why = _decoded(image, geometry)
+        decoded, why = pixels.opened(image, lambda opened: preprocess.geometry(opened, geometry))
         if decoded is None:
             unreadable.append(f"{raw.names[index]}: {why}")
         else:
@@ -202,20 +200,6 @@ def _write(raw: Raw, geometry: Ready, place: Path, what: str, classes: Sequence[
     digests = np.array([_example(raw.images[index], raw.labels[index]) for index in kept], np.uint64)
     np.savez(place / "rest.npz", labels=labels.astype(np.int64), groups=groups.astype(np.int64), example=digests)
     return tuple(unreadable)
-
-
-def _decoded(file: Path, geometry: Ready) -> tuple[np.ndarray | None, str]:
-    """An image file's pixels, or None and why they cannot be had: Pillow's plugins raise whatever they stumble over."""
-    from PIL import Image
-
-    damaged = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, struct.error, zlib.error)
-    try:
-        with Image.open(file) as image:
-            return preprocess.geometry(image, geometry), ""
-    except (*damaged, Image.DecompressionBombError) as error:
-        return None, (str(error).replace(str(file), file.name).splitlines() or [type(error).__name__])[0][:80]
-    except Problem as problem:
-        return None, f"{problem.what}, {problem.found}"
 
 
 def _one_size(what: str, shapes: Iterable[tuple[int, ...]]) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from xferbench.design import Preprocessing, Ready, Spectrogram
+from xferbench.lab import pixels
 from xferbench.problem import Problem, nearest
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 SAMPLED = ("nearest", "nearest-exact", "bilinear", "bicubic")
 INTERPOLATIONS = (*SAMPLED, "box", "hamming", "lanczos")
 CHANNELS = ("rgb", "bgr", "grey")
-DEEP = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
 @singledispatch
@@ -95,7 +95,7 @@ def _image_stored(preprocessing: Preprocessing, image: Image.Image | np.ndarray)
     Raises:
         Problem: for a kind of image that there is no rule for, or an interpolation that is not known.
     """
-    rgb = _rgb_of_array(image) if isinstance(image, np.ndarray) else _rgb_of_image(image)
+    rgb = pixels.rgb(image)
     if preprocessing.resize is None and preprocessing.crop is None:
         return np.ascontiguousarray(rgb.transpose(2, 0, 1))
     from PIL import Image as pillow  # noqa: N813 - the module, beside the class of the annotations
@@ -114,8 +114,7 @@ def _image_stored(preprocessing: Preprocessing, image: Image.Image | np.ndarray)
         picture = functional.resize(picture, [preprocessing.resize], interpolation=mode, antialias=smooth)
     if preprocessing.crop is not None:
         picture = functional.center_crop(picture, [preprocessing.crop, preprocessing.crop])
-    pixels = np.asarray(picture).transpose(2, 0, 1) if smooth else picture.numpy()
-    return np.ascontiguousarray(pixels)
+    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1) if smooth else picture.numpy())
 
 
 @made.register(Preprocessing)
@@ -192,27 +191,3 @@ def _interpolation(name: str) -> Any:
     from torchvision.transforms import InterpolationMode
 
     return InterpolationMode(name)
-
-
-def _rgb_of_image(image: Image.Image) -> np.ndarray:
-    """H×W×3: of 16 bits the upper 8; transparency dropped without a background; grey repeated; orientation tags ignored."""
-    if image.mode in DEEP:
-        return _rgb_of_array(np.asarray(image).clip(0, 65535).astype(np.uint16))
-    if image.mode == "F":
-        do = "convert it first"
-        raise Problem("an image of floating-point pixels", found="mode F", expected="8 or 16 bits a channel", do=do)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow would warn on the direct way, to the same end
-    return np.asarray(image.convert("RGB"))
-
-
-def _rgb_of_array(pixels: np.ndarray) -> np.ndarray:
-    if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in {1, 3}:
-        found = f"{pixels.dtype} {pixels.shape}"
-        do = 'for spectrograms set preprocessing = { kind = "spectrogram" } under [backbone]'
-        raise Problem("an array that is no image", found=found, expected="uint8 or uint16, H×W, H×W×1 or H×W×3", do=do)
-    return np.broadcast_to(pixels, (*pixels.shape[:2], 3))

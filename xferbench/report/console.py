@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xferbench.report import frames, text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rich.console import RenderableType
     from rich.progress import TaskID
@@ -60,6 +60,16 @@ def tell(run: Run) -> None:
     console.print(table(run))
     for note in run.notes:
         console.print(f"note: {text.line(note)}", markup=False)
+    if run.suite.get("after"):
+        console.print(_times(run.cost), markup=False)
+
+
+def _times(cost: Mapping[str, Any]) -> str:
+    """Where an audit's time went: in all by the clock, and what each check had computed, the longest first."""
+    seconds, checks = cost["seconds"], sorted((cost.get("checks") or {}).items(), key=lambda item: -item[1])
+    told = ", ".join(f"{text.line(name) or 'choices'} {taken:.1f}" for name, taken in checks if taken >= 0.05)
+    reading = f"time: {seconds.get('wall', 0.0):.0f} s; computed {seconds['total']:.1f} s"
+    return reading + (f": {told}" if told else "")
 
 
 @contextmanager

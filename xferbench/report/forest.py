@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xferbench.report import drawn, frames, svg, text
@@ -24,10 +25,11 @@ HEAD, ROW = 0.27, 0.2  # inches of a check's heading, and of each row below it
 
 def forest(groups: Sequence[frames.Group], cache: Path | None = None) -> str:
     """Harm of every verdict with its bounds against the margin, its positive controls on rows below; empty without any."""
-    shown = [group for group in groups if group[0].harm is not None]
-    if not shown:
+    units = Counter(group[0].unit for group in groups if group[0].harm is not None)
+    if not units:
         return ""
-    unit = shown[0][0].unit
+    ((unit, _),) = units.most_common(1)  # one axis, one unit
+    shown = [group for group in groups if group[0].harm is not None and group[0].unit == unit]
     factor, _ = text.scale(unit)
     controls = [[one for one in group if one.control_harm is not None] for group in shown]
     height = sum(HEAD + ROW * (1 + len(below)) for below in controls)

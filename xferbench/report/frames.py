@@ -71,8 +71,19 @@ def groups(run: Run) -> tuple[Group, ...]:
             together.setdefault(shared, []).append(finding)
     ranks: dict[str, int] = {}
     for members in together.values():
-        ranks[members[0].plugin] = min(_rank(members[0]), ranks.get(members[0].plugin, len(WORST_FIRST)))
-    return tuple(sorted(map(tuple, together.values()), key=lambda group: (ranks[group[0].plugin], _place(run, group[0]))))
+        ranks[section(members[0])] = min(_rank(members[0]), ranks.get(section(members[0]), len(WORST_FIRST)))
+    return tuple(sorted(map(tuple, together.values()), key=lambda group: (ranks[section(group[0])], _place(run, group[0]))))
+
+
+def section(finding: Finding) -> str:
+    """Name whose arms and records a finding is about: the plugin, or of an audit's own checks the check."""
+    return finding.check or finding.plugin
+
+
+def contrast(finding: Finding) -> str:
+    """Name the contrast as the plugin or check has it."""
+    own = finding.check.partition("/")[2]
+    return finding.contrast.removeprefix(own).removeprefix("-") or "harm" if own else finding.contrast
 
 
 def _rank(finding: Finding) -> int:
@@ -80,18 +91,18 @@ def _rank(finding: Finding) -> int:
 
 
 def _place(run: Run, finding: Finding) -> tuple[int, int]:
-    names = [one.plugin for one in run.findings]
-    return names.index(finding.plugin), run.findings.index(finding)
+    names = [section(one) for one in run.findings]
+    return names.index(section(finding)), run.findings.index(finding)
 
 
 def plugins(run: Run) -> tuple[str, ...]:
-    """Ids of the plugins asked, in the order of the verdicts; those with measurements only come last."""
-    return tuple(dict.fromkeys([*(group[0].plugin for group in groups(run)), *(finding.plugin for finding in run.findings)]))
+    """Ids of the plugins and checks asked, in the order of the verdicts; those with measurements only come last."""
+    return tuple(dict.fromkeys([*(section(group[0]) for group in groups(run)), *map(section, run.findings)]))
 
 
 def measured(run: Run, plugin: str) -> tuple[Finding, ...]:
     """List a plugin's measurements, which are never verdicts."""
-    return tuple(finding for finding in run.findings if finding.plugin == plugin and finding.verdict == "INFO")
+    return tuple(finding for finding in run.findings if section(finding) == plugin and finding.verdict == "INFO")
 
 
 def check(finding: Finding) -> str:
@@ -173,7 +184,7 @@ def outcome(run: Run) -> str:
     """Say the whole run in a sentence or two; a plugin counts with its worst verdict."""
     worst: dict[str, Finding] = {}
     for first, *_ in groups(run):
-        worst[first.plugin] = min(worst.get(first.plugin, first), first, key=_rank)
+        worst[section(first)] = min(worst.get(section(first), first), first, key=_rank)
     by = {verdict: [one for one in worst.values() if one.verdict == verdict] for verdict in WORST_FIRST}
     if by["FAIL"]:
         more = f", and {len(by['FAIL']) - 2} more" if len(by["FAIL"]) > 2 else ""
@@ -190,7 +201,7 @@ def outcome(run: Run) -> str:
 
 
 def _costs(finding: Finding) -> str:
-    name = text.line(finding.plugin)
+    name = text.line(section(finding))
     return name if finding.harm is None else f"{name} costs {harm(finding)} {text.in_words(finding.unit)}"
 
 
@@ -244,14 +255,14 @@ def harms(run: Run, plugin: str, contrast: Contrast, metric: str) -> dict[int, f
 def paired(run: Run, group: Group, contrast: Contrast) -> Iterator[Paired]:
     """Give the judged arm and each control: name, harm by seed, and mean with its bounds."""
     first = group[0]
-    own = harms(run, first.plugin, contrast, first.metric)
+    own = harms(run, section(first), contrast, first.metric)
     judged = dict(list(own.items())[: first.seeds])  # a contrast that closed early was judged on its first seeds only
     yield "subject", judged, (first.harm, first.low, first.high)
     for finding in group:
         if finding.variant:
             control = judge.with_induced(contrast, finding.variant)
             bounds = (finding.control_harm, finding.control_low, finding.control_high)
-            yield f"induced: {text.line(finding.variant)}", harms(run, first.plugin, control, first.metric), bounds
+            yield f"induced: {text.line(finding.variant)}", harms(run, section(first), control, first.metric), bounds
 
 
 def curves(run: Run, plugin: str, most: int = 50) -> dict[str, Curve]:

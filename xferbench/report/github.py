@@ -36,7 +36,7 @@ def commands(run: Run, workspace: str = "") -> list[str]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     return [
         f"::{LEVEL[group[0].verdict]} file={_property(file)},line={_line(lines, group)},"
-        f"title={_property(f'{group[0].verdict}: {group[0].plugin}')}::{_data(_message(group))}"
+        f"title={_property(f'{group[0].verdict}: {frames.section(group[0])}')}::{_data(_message(group))}"
         for group in frames.groups(run)
         if group[0].verdict in LEVEL
     ]

@@ -41,7 +41,8 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
     anchors = {name: f"plugin-{number}" for number, name in enumerate(shown, start=1)}
     units = sorted({text.in_words(group[0].unit) for group in groups})
     verdicts = [
-        _verdict(group) | {"anchor": anchors.get(group[0].plugin, ""), "cause": _cause(plugins.get(group[0].plugin))}
+        _verdict(group)
+        | {"anchor": anchors.get(frames.section(group[0]), ""), "cause": _cause(plugins.get(frames.section(group[0])))}
         for group in groups
     ]
     content = "" if cache is None else drawn.named(run) or ""
@@ -101,14 +102,17 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     margin = suite.get("margin")
     unit = run.findings[0].unit if run.findings else "accuracy"
     factor, _ = text.scale(unit)
+    files = {role: Path(str(suite[role])).name if suite.get(role) else None for role in ("weights", "after", "before")}
     told = {
         "backbone": suite.get("arch"),
-        "weights": Path(str(suite["weights"])).name if suite.get("weights") else None,
+        "weights": files["weights"],
+        "finished network": files["after"],
+        "made from": files["before"],
         "target": suite.get("target"),
         "training images": suite.get("train_size"),
         "metric": suite.get("metric"),
         "margin": None if margin is None else f"{factor * margin:g} {text.in_words(unit)}",
-        "looks": ", ".join(str(look) for look in suite.get("looks") or ()) + " seeds" if suite.get("looks") else None,
+        "looks": ", ".join(map(str, suite["looks"])) + " seeds" if suite.get("looks") and not files["after"] else None,
         "alpha": suite.get("alpha"),
     }
     return [(name, text.line(value)) for name, value in told.items() if value is not None]
@@ -118,8 +122,8 @@ def _verdict(group: frames.Group) -> dict[str, Any]:
     first = group[0]
     accuracy = {arm: text.percent(first.accuracy.get(arm)) for arm in ("subject", "cured", "scratch")}
     return {
-        "plugin": text.line(first.plugin),
-        "contrast": "" if first.contrast == "harm" else text.line(first.contrast),
+        "plugin": text.line(frames.section(first)),
+        "contrast": "" if frames.contrast(first) == "harm" else text.line(frames.contrast(first)),
         "verdict": first.verdict,
         "harm": text.signed(first.harm, first.unit),
         "bounds": "" if first.harm is None else frames.harm(first).partition(" ")[2],
@@ -161,13 +165,13 @@ def _section(run: Run, name: str, plugin: Plugin | None, cache: Path | None, con
         "name": text.line(name),
         "question": text.line(plugin.question) if plugin else "",
         "at_hand": plugin is not None,
-        "open": any(group[0].verdict not in QUIET for group in frames.groups(run) if group[0].plugin == name),
-        "verdicts": list(dict.fromkeys(group[0].verdict for group in frames.groups(run) if group[0].plugin == name)),
+        "open": any(group[0].verdict not in QUIET for group in frames.groups(run) if frames.section(group[0]) == name),
+        "verdicts": list(dict.fromkeys(group[0].verdict for group in frames.groups(run) if frames.section(group[0]) == name)),
         "arms": frames.arms(run, name),
         "figures": [*drawn, *([(_caption(plugin), own)] if own else [])],
         "measured": [
             (
-                text.line(one.contrast),
+                text.line(frames.contrast(one)),
                 frames.harm(one),
                 text.in_words(one.unit),
                 one.seeds,
@@ -194,8 +198,9 @@ def _paired(run: Run, name: str, plugin: Plugin | None, cache: Path | None) -> l
     contrasts = {contrast.name: contrast for contrast in plugin.contrasts} if plugin else {}
     groups: dict[str, frames.Group] = {}
     for group in frames.groups(run):
-        if group[0].plugin == name and group[0].contrast in contrasts:
-            groups[group[0].contrast] = groups.get(group[0].contrast, ()) + group
+        if frames.section(group[0]) == name and frames.contrast(group[0]) in contrasts:
+            own = frames.contrast(group[0])
+            groups[own] = groups.get(own, ()) + group
     return [
         (
             "Paired differences" if len(groups) == 1 else f"Paired differences: {text.line(contrast)}",
@@ -209,7 +214,7 @@ def _measures(run: Run, name: str) -> list[tuple[str, str]]:
     """List the plugin's own measures, each once; those of one variant carry its name."""
     found: dict[tuple[str, str], str] = {}
     for finding in run.findings:
-        if finding.plugin == name:
+        if frames.section(finding) == name:
             for key, value in finding.measures.items():
                 told = f"{key} ({finding.variant})" if key.startswith("induced/") and finding.variant else key
                 found[text.line(told), f"{value:.4g}"] = ""
@@ -240,7 +245,9 @@ def _environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _command(run: Run) -> str:
     suite = run.suite
+    if words := suite.get("command"):
+        return " ".join(["xferbench audit", *map(text.line, words), "--output DIR"])
     changed = [word for one in suite.get("overrides") or () for word in ("--set", shlex.quote(text.line(one)))]
     path = Path(str(suite.get("path") or suite.get("name") or "SUITE"))
     file = shlex.quote(text.line(path.stem if path.parent == folder() else path))  # a shipped suite goes by its name
-    return " ".join(["xferbench run", file, *changed, "--output DIR"])
+    return " ".join(["xferbench audit" if suite.get("after") else "xferbench run", file, *changed, "--output DIR"])

@@ -32,7 +32,7 @@ def render(run: Run) -> str:
     root = ET.Element("testsuites", name=text.line(f"xferbench {run.suite.get('name', '')}"))
     _counts(root, run.findings)
     for plugin in frames.plugins(run):
-        findings = [finding for finding in run.findings if finding.plugin == plugin]
+        findings = [finding for finding in run.findings if frames.section(finding) == plugin]
         suite = ET.SubElement(root, "testsuite", name=text.line(plugin))
         _counts(suite, findings)
         for finding in findings:
@@ -49,7 +49,7 @@ def _counts(element: ET.Element, findings: Sequence[Finding]) -> None:
 
 
 def _case(suite: ET.Element, finding: Finding) -> None:
-    case = ET.SubElement(suite, "testcase", classname=text.line(finding.plugin), name=text.line(finding.id))
+    case = ET.SubElement(suite, "testcase", classname=text.line(frames.section(finding)), name=text.line(finding.id))
     properties = ET.SubElement(case, "properties")
     numbers = {name: getattr(finding, name) for name in FIGURES} | {
         f"accuracy.{arm}": value for arm, value in finding.accuracy.items()

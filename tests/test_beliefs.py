@@ -1,0 +1,102 @@
+"""What a recipe says of a network's tensors, and how they are named whatever is wrapped around it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+from xferbench import watched  # noqa: E402
+from xferbench.design import Phase, Recipe  # noqa: E402
+from xferbench.lab import backbones, beliefs  # noqa: E402
+from xferbench.problem import Problem  # noqa: E402
+
+
+def make_net():
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(OrderedDict(body=body, fc=nn.Linear(4, 2), drop=nn.Dropout()))
+
+
+HEAD = {"fc.weight", "fc.bias"}
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("head", HEAD),
+        ("norm", HEAD | {"body.1.weight", "body.1.bias"}),
+        ("all", HEAD | {f"body.{at}.{part}" for at in range(2) for part in ("weight", "bias")}),
+    ],
+)
+def test_a_word_means_what_it_means_in_a_suite(word, expected):
+    net = make_net()
+    (found,) = beliefs.beliefs(net, [Phase(trainable=word)], "fc")
+    assert found.trainable == expected == backbones.trainable(backbones.anatomy(net, 8), net, word)
+
+
+def test_layer_groups_are_those_of_the_anatomy():
+    net = backbones.build("tiny-resnet", 3)
+    (found,) = beliefs.beliefs(net, [Phase(trainable="top:2")], beliefs.head(net), 32)
+    assert found.trainable == backbones.trainable(backbones.anatomy(net, 32), net, "top:2")
+
+
+def test_phases_end_with_their_steps_and_the_last_lasts():
+    phases = [Phase(trainable="head", batchnorm="eval", steps=30), Phase(steps=10), Phase(trainable="norm", steps=5)]
+    found = beliefs.beliefs(make_net(), phases, "fc")
+    assert [(one.last, one.moving) for one in found] == [(30, False), (40, True), (float("inf"), True)]
+    assert [one.moving for one in beliefs.beliefs(make_net(), phases, "fc", batchnorm=False)] == [None] * 3
+    assert beliefs.beliefs(make_net(), [], "") == (beliefs.Belief(),)
+
+
+def test_the_head_is_the_last_linear_layer_or_the_one_that_is_named():
+    assert beliefs.head(make_net()) == "fc"
+    assert beliefs.head(make_net(), "body.0") == "body.0"
+    assert not beliefs.head(nn.ReLU())
+    with pytest.raises(Problem, match="did you mean 'fc'"):
+        beliefs.head(make_net(), "fcc")
+    with pytest.raises(Problem, match="no such module with parameters"):
+        beliefs.head(make_net(), "drop")
+
+
+def test_names_and_models_are_those_before_wrapping():
+    net = make_net()
+    names = list(beliefs.parameters(net))
+    assert beliefs.bare(nn.DataParallel(torch.compile(net, backend="eager"))) is net
+    net.body = torch.compile(net.body, backend="eager")
+    assert list(beliefs.parameters(net)) == names
+    assert list(beliefs.layers(net)) == ["body.1"]
+    assert list(beliefs.statistics("body.1", beliefs.layers(net)["body.1"])) == [
+        "body.1.running_mean",
+        "body.1.running_var",
+        "body.1.num_batches_tracked",
+    ]
+
+
+def test_a_network_shows_that_it_was_trained():
+    net = make_net()
+    assert not beliefs.trained(net, "fc")
+    net(torch.randn(4, 3, 8, 8))
+    assert beliefs.trained(net, "fc")
+    assert not beliefs.trained(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), "0")
+    assert not beliefs.trained(nn.Linear(3, 3), "")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "batchnorm"),
+    [
+        ({"trainable": "head"}, ["head"], False),
+        ({"trainable": "head", "batchnorm": "eval"}, ["head"], True),
+        ({"strategy": "lp-ft", "steps": 10}, ["head", "all"], True),
+        ({"phases": [{"trainable": "head"}, {"batchnorm": "eval"}]}, ["head", "all"], True),
+        (Phase(trainable="norm"), ["norm"], True),
+        (Recipe(phases=(Phase(trainable="norm"), Phase())), ["norm", "all"], True),
+    ],
+)
+def test_a_recipe_is_told_in_any_of_its_forms(recipe, words, batchnorm):
+    made, said = watched.believed(recipe)
+    assert ([phase.trainable for phase in made.phases], said) == (words, batchnorm)
+    assert watched.believed(None) == (None, True)

@@ -1,0 +1,173 @@
+"""The watch as a callback of trainers that are not ours."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+import xferbench  # noqa: E402
+
+HEAD_ONLY = {"trainable": "head", "batchnorm": "eval"}
+
+
+def make_data(count=64):
+    random = torch.Generator().manual_seed(0)
+    y = torch.randint(4, (count,), generator=random)
+    return torch.utils.data.TensorDataset(torch.randn(count, 3, 8, 8, generator=random) + y.view(-1, 1, 1, 1), y)
+
+
+def make_net():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    )
+
+
+class Lightning:
+    """A module, a trainer and its callback; imported late, for it takes seconds."""
+
+    def __init__(self, *, frozen, **options):
+        library = pytest.importorskip("lightning.pytorch", reason="needs the extra lightning")
+        from xferbench.callbacks.lightning import Watch
+
+        class Module(library.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.net = make_net()
+                self.fail_at = None
+
+            def training_step(self, batch, index):
+                if index == self.fail_at:
+                    raise ZeroDivisionError
+                if frozen:
+                    self.net[:2].eval()
+                x, y = batch
+                return {"loss": F.cross_entropy(self.net(x), y)}
+
+            def configure_optimizers(self):
+                if frozen:
+                    self.net[:2].requires_grad_(False)
+                return torch.optim.AdamW([tensor for tensor in self.parameters() if tensor.requires_grad], lr=1e-2)
+
+        self.module, self.callback = Module(), Watch(**options)
+        self.trainer = library.Trainer(
+            max_epochs=3,
+            accelerator="cpu",
+            callbacks=[self.callback],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+    def fit(self):
+        self.trainer.fit(self.module, torch.utils.data.DataLoader(make_data(), batch_size=8))
+        return self.callback.watch
+
+
+def hooks(optimizer):
+    return len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
+
+
+@pytest.mark.filterwarnings("ignore")  # of its own, about itself
+def test_lightning_s_training_is_watched():
+    run = Lightning(frozen=False, recipe=HEAD_ONLY, on_event="collect")
+    watch = run.fit()
+    assert [(event.kind, event.tensor, event.step) for event in watch.events] == [
+        ("frozen-moved", "net.0.weight", 1),
+        ("buffer-moved", "net.1.running_mean", 1),
+    ]
+    assert watch.steps == len(watch._course._losses) == 24
+    assert hooks(run.trainer.optimizers[0]) == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_of_a_sound_training_of_lightning_nothing_is_said():
+    watch = Lightning(frozen=True, recipe=HEAD_ONLY, on_event="raise").fit()
+    assert (watch.steps, watch.events) == (24, [])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_of_lightning_that_fails_lets_go_of_its_optimizer():
+    run = Lightning(frozen=True)
+    run.module.fail_at = 5
+    with pytest.raises(ZeroDivisionError):
+        run.fit()
+    assert hooks(run.trainer.optimizers[0]) == 0
+    assert run.callback.watch.steps == 6, "begun, not taken"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_event_can_stop_lightning():
+    with pytest.raises(xferbench.TransferWarning, match=r"net\.0\.weight"):
+        Lightning(frozen=False, recipe=HEAD_ONLY, on_event="raise").fit()
+
+
+def trainer(folder, *, frozen, model=None, **options):
+    library = pytest.importorskip("transformers", reason="needs the extra transformers")
+    pytest.importorskip("accelerate", reason="needs transformers[torch]")
+    from xferbench.callbacks.transformers import Watch
+
+    if model is None:
+        shape = {"num_channels": 3, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+        model = library.ResNetForImageClassification(library.ResNetConfig(**shape, num_labels=4))
+    if frozen:
+        model.resnet.requires_grad_(False)
+        model.resnet.train = lambda mode=True: nn.Module.train(model.resnet, False)
+    callback = Watch(**options)
+    settings = library.TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        num_train_epochs=6,
+        logging_steps=3,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    data = [{"pixel_values": x, "labels": y} for x, y in make_data()]
+    return library.Trainer(model=model, args=settings, train_dataset=data, callbacks=[callback]), callback
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_training_is_watched(tmp_path):
+    run, callback = trainer(tmp_path, frozen=False, recipe=HEAD_ONLY, on_event="collect")
+    run.train()
+    kinds = {event.kind: event for event in callback.watch.events}
+    assert set(kinds) == {"frozen-moved", "buffer-moved"}
+    assert kinds["buffer-moved"].tensor == "resnet.embedder.embedder.normalization.running_mean"
+    assert {event.step for event in callback.watch.events} == {1}
+    assert callback.watch.steps == len(callback.watch._course._losses) == 24
+    assert not run.model._forward_hooks
+    assert hooks(run.optimizer.optimizer) == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_of_a_sound_training_of_transformers_nothing_is_said(tmp_path):
+    run, callback = trainer(tmp_path, frozen=True, recipe=HEAD_ONLY, on_event="raise")
+    run.train()
+    assert (callback.watch.steps, callback.watch.events) == (24, [])
+
+
+class Plain(nn.Module):
+    """Gives logits only; its loss is the Trainer's business."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = make_net()
+
+    def forward(self, pixel_values):
+        return {"logits": self.net(pixel_values)}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_where_the_model_gives_no_loss_the_logged_one_is_heard(tmp_path):
+    run, callback = trainer(tmp_path, frozen=False, model=Plain(), on_event="collect")
+    run.compute_loss_func = lambda outputs, labels, **rest: F.cross_entropy(outputs["logits"], labels)
+    run.label_names = ["labels"]
+    run.train()
+    assert [step for step, _ in callback.watch._course._losses] == [3, 6, 9, 12, 15, 18, 21, 24]
