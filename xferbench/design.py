@@ -183,7 +183,8 @@ class Pipeline:
     ``code`` is what builds a backbone ``python:…``; ``training`` the user's own training code, None for the loop of the lab.
     Of a ``finished`` network nothing is trained; ``edits`` are those of its :class:`Model`. ``believed`` is what somebody
     takes the training to have been, None for what the recipe says.
-    ``judged`` are the examples that verdicts are taken on, as in :class:`View`; ``manifest`` tells of a pretraining set.
+    ``judged`` are the examples that verdicts are taken on, as in :class:`View`; ``manifest`` tells of a pretraining set;
+    ``planted`` are test images put into training on purpose, a word of :func:`xferbench.lab.leaks.planted`.
     """
 
     arch: str
@@ -205,6 +206,12 @@ class Pipeline:
     believed: Recipe | None = field(default=None, metadata={"added": True})
     judged: str = field(default="test", metadata={"added": True})
     manifest: Data | None = field(default=None, metadata={"added": True})
+    planted: str = field(default="", metadata={"added": True})
+
+    @property
+    def pretraining(self) -> tuple[Data, ...]:
+        """What the backbone may have been pretrained on: the source, and what a manifest tells of."""
+        return tuple(one for one in (self.source.data if self.source else None, self.manifest) if one)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,6 +257,7 @@ class Fit:
     training: Code | None = field(default=None, metadata={"added": True})
     stop: str = field(default="last", metadata={"added": True})
     before: Weights | None = field(default=None, metadata={"added": True})
+    planted: str = field(default="", metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,7 +277,8 @@ class View:
     """How a model is looked at.
 
     Attributes:
-        examples: ``test`` (the first ``limit`` of a fixed order), or one of its halves, ``screen`` and ``confirm``;
+        examples: ``test`` (the first ``limit`` of a fixed order), one of its halves, ``screen`` and ``confirm``, or ``unique``,
+            those of it that have no copy in training or in the datasets ``beside``;
             ``validation`` (the fit's own); or of a domain ``held-out`` (a part of its training images that no fit is given).
         mode: ``eval``, or the whole network in training mode: ``training`` on shuffled batches, ``training:class`` on such as
             are ordered by class.
@@ -287,6 +296,7 @@ class View:
     measure: str = "predictions"
     domain: Domain | None = field(default=None, metadata={"added": True})
     believed: Recipe | None = field(default=None, metadata={"added": True})
+    beside: tuple[Data, ...] = field(default=(), metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,7 +328,8 @@ class Contrast:
 
     ``kind`` is ``paired`` (judged against the margin), ``info`` (a measurement, never a verdict) or ``exact``: an invariant,
     broken as soon as the sum is not 0, whose views are the plugin's own measures. The views of the others are those of
-    :data:`xferbench.plan.VIEWS`. ``metric`` is its own where it is not the suite's, and so is its ``margin`` then.
+    :data:`xferbench.plan.VIEWS`. ``metric`` is its own where it is not the suite's, and so is its ``margin`` then. ``allowed``
+    names the suite's field that says how far from 0 an invariant's sum may be.
     """
 
     name: str
@@ -327,6 +338,7 @@ class Contrast:
     meaning: str = ""
     metric: str = ""
     margin: float | None = None
+    allowed: str = ""
 
 
 HELD_OUT = 1000  # images of a domain that choices are made on, at most
@@ -390,6 +402,7 @@ class Plugin:
         trust: what the answer takes on trust, or "": such an answer is never PASS.
         remedy: what to do, in one line, where the cure helps.
         told: what a reader is told of the subject and its cure beside the verdict, or "": which tensor, which field.
+        compares: its measures are given the pretraining set too, and the same test images as all views.
         picture: draws the plugin's own picture of a finished run into matplotlib axes.
     """
 
@@ -406,6 +419,7 @@ class Plugin:
     derived: Callable[[Mapping[tuple[str, str, int], Record], Sequence[int]], Mapping[str, float]] | None = None
     trust: Callable[[Pipeline, Facts], str] | None = None
     told: Callable[[Mapping[tuple[str, str, int], Record], Pipeline, Pipeline], str] | None = None
+    compares: bool = False
     picture: Callable[[Any, Run], None] | None = None
 
 

@@ -111,7 +111,7 @@ def _finding(asked: Asked, variant: str) -> Finding:
 
 
 def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) -> Finding:
-    """An invariant, broken as soon as its sum is not 0 at one seed. It needs no control; what is induced shows it can be."""
+    """An invariant, broken as soon as its sum is not 0, or beyond what is allowed, at one seed. It needs no control; what is induced shows it can be."""
     arms = {"subject": contrast, "cured": judge.replace_arm(contrast, "subject", "cured")}
     arms |= {f"induced:{variant}": judge.with_induced(contrast, variant) for variant in case.variants}
     terms = [term for own in arms.values() for term in own.weights]
@@ -121,15 +121,18 @@ def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) ->
     unknown = [seed for seed, value in zip(seeds, values["subject"], strict=True) if not np.isfinite(value)]
     said, crashed = _told(case, told)
     error = _crash(told, case.variants) or crashed or ("" if seeds and dead.issuperset(unknown) else "not measured")
-    broken = {arm: int((np.isfinite(found) & (found != 0)).sum()) for arm, found in values.items()}
+    allowed = getattr(suite, contrast.allowed) if contrast.allowed else 0.0
+    broken = {arm: int((np.isfinite(found) & (np.abs(found) > allowed)).sum()) for arm, found in values.items()}
     if broken["subject"]:
-        verdict, why = "FAIL", f"broken at {broken['subject']} of {len(seeds)} seeds: {contrast.meaning}"
+        at = f" at {broken['subject']} of {len(seeds)} seeds" if len(seeds) > 1 else ""
+        verdict, why = "FAIL", f"broken{at}: {contrast.meaning}"
     elif unknown:
         verdict, why = "INCONCLUSIVE", f"the subject diverged at {len(unknown)} of {len(seeds)} seeds"
     elif case.trust:
         verdict, why = "INCONCLUSIVE", f"taken on trust: {case.trust}"
     else:
-        verdict, why = "PASS", f"holds at all {len(seeds)} seeds: {contrast.meaning}"
+        at = f" at all {len(seeds)} seeds" if len(seeds) > 1 else ""
+        verdict, why = "PASS", f"holds{at}: {contrast.meaning}"
     verdict = "ERROR" if error else verdict
     mended = not broken["cured"] and bool(np.isfinite(values["cured"]).all())
     seen = any(broken[f"induced:{variant}"] for variant in case.variants)

@@ -250,7 +250,8 @@ def _trial(case: Case, arm: str, view: str, seed: int, study: Study) -> Trial:
     pipeline = case.arms[arm].pipeline
     assert pipeline is not None, "a case with an arm that could not be settled asks nothing"
     if view in case.plugin.measures:
-        return plan.trial(pipeline, "test", seed, study.place, case.plugin.measures[view])
+        plugin = case.plugin
+        return plan.trial(pipeline, "test", seed, study.place, plugin.measures[view], compares=plugin.compares)
     return plan.trial(pipeline, view, seed, study.place)
 
 

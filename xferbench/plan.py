@@ -55,6 +55,7 @@ class Look:
 
 VIEWS: Mapping[str, Look] = {
     "test": Look(),
+    "whole": Look(examples="whole"),
     "validation": Look(examples="validation"),
     "train-mode": Look(mode="train"),
     "restored": Look(edits=("batchnorm:restored",)),
@@ -171,6 +172,7 @@ def fit(pipeline: Pipeline, seed: int) -> Fit:
         code=pipeline.code,
         training=pipeline.training,
         stop=recipe.stop if pipeline.training else "last",
+        planted=pipeline.planted,
     )
 
 
@@ -188,6 +190,7 @@ def _finished(pipeline: Pipeline, network: Finished) -> Fit:
         seed=0,
         code=pipeline.code,
         before=network.before,
+        planted=pipeline.planted,
     )
 
 
@@ -211,14 +214,18 @@ def source_fit(pipeline: Pipeline) -> Fit:
     )
 
 
-def trial(pipeline: Pipeline, view: str, seed: int, place: Place, measure: str = "predictions") -> Trial:
-    """One seed of a pipeline, looked at in a named way."""
+def trial(
+    pipeline: Pipeline, view: str, seed: int, place: Place, measure: str = "predictions", *, compares: bool = False
+) -> Trial:
+    """One seed of a pipeline, looked at in a named way, by a measure that ``compares`` test images with others perhaps."""
     look = VIEWS[view]
-    bounded = look.examples == "test" and measure == "predictions" and not look.domain
+    bounded = look.examples in {"test", "whole"} and (measure == "predictions" or compares) and not look.domain
     beside = domain(pipeline, look.domain) if look.domain else None
     own = beside.preprocessing if beside else None  # what the source taught is asked as the source was learnt
     examples, edits = look.examples, (*pipeline.edits, *look.edits)
-    if bounded:
+    if look.examples == "whole" or (compares and pipeline.judged == "confirm"):
+        examples = "test"
+    elif bounded:
         examples = pipeline.judged
     elif pipeline.finished and look.examples == "validation":
         examples = "screen"
@@ -233,6 +240,7 @@ def trial(pipeline: Pipeline, view: str, seed: int, place: Place, measure: str =
         measure=measure,
         domain=beside,
         believed=pipeline.believed if measure != "predictions" else None,
+        beside=pipeline.pretraining if compares or examples == "unique" else (),
     )
     looked_at = untrained(pipeline) if look.before and not pipeline.finished else fit(pipeline, seed)
     return Trial(model=Model(base=looked_at, edits=edits), view=seen, place=place)

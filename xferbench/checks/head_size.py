@@ -44,7 +44,8 @@ def induce(_pipeline: Pipeline, _facts: Facts) -> Mapping[str, Pipeline]:
 def spare(seen: Seen) -> dict[str, float]:
     """Outputs beyond the number of classes; below 0 where they are too few."""
     outputs = seen.network.anatomy.classes
-    return {"head-size": outputs - seen.classes, "outputs": outputs, "classes": seen.classes}
+    classes = len(seen.dataset.classes)
+    return {"head-size": outputs - classes, "outputs": outputs, "classes": classes}
 
 
 def told(answers: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from xferbench.lab import (
     fit,
     foreign,
     initial,
+    leaks,
     reading,
     seeds,
     viewed,
@@ -90,12 +92,21 @@ def material(one: Fit, trial: Trial, cache: Path) -> tuple[Dataset, Network]:
     dataset = data.load(one.data, one.preprocessing, None, cache)
     if one.labels == "shuffled":
         dataset = data.shuffled(dataset, one.seed)
+    if one.planted:
+        dataset, _, _ = leaks.planted(dataset, one.planted, one.seed)
     shape = data.shape(dataset, one.preprocessing)
     outputs = len(dataset.classes)
     network = _network(one.arch, one.code, outputs, shape, trial.place.device, cache)
     if one.head == "own" and (found := finished.outputs(network.module, network.anatomy.head, own(one))) != outputs:
         network = _network(one.arch, one.code, found, shape, trial.place.device, cache)
     return dataset, network
+
+
+def _planted(one: Fit, cache: Path) -> np.ndarray | None:
+    """The places in the test set of the images that a fit was given on purpose."""
+    if not one.planted:
+        return None
+    return leaks.planted(data.load(one.data, one.preprocessing, None, cache), one.planted, one.seed)[1]
 
 
 def own(one: Fit) -> Mapping[str, Tensor]:
@@ -188,7 +199,13 @@ def _look(trial: Trial, fitted: Fitted, cache: Path) -> Record:
         one = trial.model.base
         dataset, network = material(one, trial, cache)
         found = viewed.Model(
-            fit=one, fitted=fitted, network=network, dataset=dataset, source_head=pretrained_head(one, network), cache=cache
+            fit=one,
+            fitted=fitted,
+            network=network,
+            dataset=dataset,
+            source_head=pretrained_head(one, network),
+            cache=cache,
+            planted=_planted(one, cache),
         )
         predictions, scalars = viewed.seen(found, trial.model.edits, trial.view)
     except (Problem, OSError):

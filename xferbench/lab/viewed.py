@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from xferbench.design import Recipe
-from xferbench.lab import backbones, batchnorm, data, domains, edits, features, fit, penultimate, preprocess, seeds
+from xferbench.lab import backbones, batchnorm, data, domains, edits, features, fit, leaks, penultimate, preprocess, seeds
 from xferbench.record import FEW_CLASSES, Predictions
 
 if TYPE_CHECKING:
@@ -32,7 +32,10 @@ SHOWN = 256  # examples at most that a plugin's own measure is given
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A trained network with all that is needed to look at it: its fit, its structure, its data, the checkpoint's head."""
+    """A trained network with all that is needed to look at it: its fit, its structure, its data, the checkpoint's head.
+
+    ``planted`` are the places in the test set of those images that were put into training on purpose.
+    """
 
     fit: Fit
     fitted: Fitted
@@ -40,6 +43,7 @@ class Model:
     dataset: Dataset
     source_head: Tensors
     cache: Path
+    planted: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,9 @@ class Seen:
         images, labels: some of its training subset, [n, …] 8-bit and [n]. prepared: how it was trained on them.
         served, served_labels: the first test images likewise.
         ready, mode: how they are served. believed: what the training is taken to have been.
-        classes: how many the target has. fresh: builds the network anew, with random weights.
+        fit, view, dataset, cache: what was asked, and the data in the geometry of training. planted: the places in the test set
+            of those images that were put into training on purpose, [k]. fresh: builds the network anew, with random weights.
+            These are None where a measure is called by hand.
     """
 
     before: Tensors
@@ -65,7 +71,11 @@ class Seen:
     ready: Ready
     mode: str
     believed: Recipe = field(default_factory=Recipe)
-    classes: int = 0
+    fit: Any = None
+    view: Any = None
+    dataset: Any = None
+    planted: Any = None
+    cache: Any = None
     fresh: Callable[[], nn.Module] | None = None
 
 
@@ -106,7 +116,11 @@ def _given(model: Model, tensors: Tensors, view: View) -> Seen:
         ready=view.preprocessing,
         mode=view.mode,
         believed=view.believed or Recipe(phases=model.fit.phases),
-        classes=len(model.dataset.classes),
+        fit=model.fit,
+        view=view,
+        dataset=model.dataset,
+        planted=model.planted,
+        cache=model.cache,
         fresh=partial(backbones.build, model.fit.arch, model.network.anatomy.classes, model.fit.code),
     )
 
@@ -182,6 +196,9 @@ def examples(model: Model, view: View) -> Split:
     served = data.load(model.fit.data, view.preprocessing, view.limit, model.cache)
     if view.examples == "test":
         return served.test
+    if view.examples == "unique":
+        unique = ~leaks.leaked(model.fit.data, view.limit, view.beside, model.cache)
+        return data.taken(served.test, np.flatnonzero(unique))
     if view.examples in {"screen", "confirm"}:
         return data.half(served.test, second=view.examples == "confirm")
     if view.examples != "validation":

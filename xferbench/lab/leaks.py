@@ -1,0 +1,102 @@
+"""Which test images have a copy in training or in a pretraining set, and copies put into training on purpose."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xferbench.design import digest
+from xferbench.lab import VERSION, copies, manifest, prints, seeds
+from xferbench.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from xferbench.design import Data
+    from xferbench.lab.copies import Copies
+    from xferbench.lab.data import Dataset
+    from xferbench.lab.prints import Prints
+
+MANIFEST = "manifest:"
+WAYS = ("copied", "altered")  # as they are; or flipped and compressed anew
+QUALITY = 60  # of JPEG
+
+
+def found(target: Data, limit: int | None, beside: Sequence[Data], cache: Path) -> dict[str, Copies]:
+    """Copies of each test image in ``train``, where there is one, and in each pretraining set, by the set's name; cached.
+
+    Args:
+        limit: how many test images are looked at. beside: pretraining sets: datasets, or manifests of such.
+    """
+    test, others = prints.prints_of(target, "test", cache, limit), list(_others(target, beside, cache))
+    false = copies.FALSE / max(1, len(others))  # expected in all searches together
+    return {name: _searched(test, key, other, (target.digest, limit, false), cache) for name, key, other in others}
+
+
+def _others(target: Data, beside: Sequence[Data], cache: Path) -> Iterator[tuple[str, str, Prints]]:
+    for one in (target, *beside):
+        if one.spec.startswith(MANIFEST):
+            read = manifest.read(Path(one.spec.removeprefix(MANIFEST)))
+            yield f"{read.name} (by its manifest)", one.digest, read.prints
+        else:
+            name = "train" if one == target else one.spec
+            try:
+                yield name, one.digest, prints.prints_of(one, "train", cache)
+            except Problem:
+                if one != target:
+                    raise  # a test set alone has no training images to be copied from; a source without any is a mistake
+
+
+def _searched(test: Prints, key: str, other: Prints, asked: tuple[str, int | None, float], cache: Path) -> Copies:
+    place = cache / "prints" / f"copies-{digest((VERSION, prints.VERSION, *asked, key))[:32]}.npz"
+    names = ("index", "kind", "distance", "chance", "plain")
+    if not place.is_file():
+        made = copies.search(test, other, false=asked[-1])
+        prints.save(place, {name: getattr(made, name) for name in names})
+    with np.load(place) as held:
+        return copies.Copies(**{name: held[name] for name in names})
+
+
+def leaked(target: Data, limit: int | None, beside: Sequence[Data], cache: Path) -> np.ndarray:
+    """Which test images have a copy anywhere: [N] bool."""
+    sets = found(target, limit, beside, cache).values()
+    return np.logical_or.reduce([one.found for one in sets])  # type: ignore[no-any-return] # of bool arrays
+
+
+def planted(dataset: Dataset, word: str, seed: int) -> tuple[Dataset, np.ndarray, np.ndarray]:
+    """A dataset with test images among its training images; the places in the test set, and in training, of those.
+
+    Each takes the place of a training image of its class, as far as there is one.
+
+    Args:
+        word: ``copied:SHARE`` of the test images as they are, ``altered:SHARE`` flipped and compressed anew.
+
+    Raises:
+        ValueError: for a word that is not known.
+    """
+    way, _, share = word.partition(":")
+    if way not in WAYS:
+        raise ValueError(f"no such way to leak: {word}")
+    rng = seeds.stream(seed, seeds.LABELS)
+    train, test = dataset.train, dataset.test
+    wanted = rng.permutation(len(test.labels))[: max(1, round(float(share) * len(test.labels)))]
+    free = {label: rng.permutation(np.flatnonzero(train.labels == label)).tolist() for label in np.unique(train.labels)}
+    pairs = [(at, free[label].pop()) for at in wanted if (label := test.labels[at]) in free and free[label]]
+    taken, places = (np.array(side, np.int64) for side in zip(*pairs, strict=True))
+    images = np.array(train.images)
+    images[places] = [_altered(one) for one in test.images[taken]] if way == "altered" else test.images[taken]
+    return replace(dataset, train=replace(train, images=images)), taken, places
+
+
+def _altered(image: np.ndarray) -> np.ndarray:
+    """An image [3, H, W] flipped and compressed anew."""
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)[:, ::-1])).save(file, "JPEG", quality=QUALITY)
+    return np.asarray(Image.open(file)).transpose(2, 0, 1)

@@ -1,0 +1,136 @@
+"""Test images that the network has seen in training, or in pretraining.
+
+Symptom
+    A test accuracy that nobody finds again in the field.
+
+Cause
+    The same photograph under two names, frames of one video or images of one patient on both sides of a split, a test set
+    that was part of what the backbone was pretrained on; recompressed, resized, flipped or recoloured on the way.
+
+Remedy
+    Split by group, take the copies out, and report the score without them.
+
+How it is judged
+    ``copies`` is exact: the share of test images with a copy in the training images, in [source], or in the pretraining set
+    whose manifest is given, is not above ``max_duplicates`` (0, if the suite does not say). Copies are found by digests,
+    perceptual hashes and embeddings of the images as they lie on the disk, flips included; the threshold is calibrated on the
+    data. ``groups`` is exact too: no group (patient, scene) is on both sides.
+
+How it is induced
+    ``copied``: a tenth of the test images put in the place of training images. ``altered``: the same, flipped and compressed
+    anew.
+
+Measured beside it
+    ``inflation``: the metric on all test images minus that on those without a copy. Of what was induced, the ``recall`` and
+    ``precision`` of the search.
+
+References
+    Barz & Denzler 2020, Do we train on test data? (arXiv:1902.00423): copies of 3.3 and 10 % of the CIFAR-10 and CIFAR-100
+    tests; Radford et al. 2021 (arXiv:2103.00020), section 5: overlap with CLIP's data, median 2.2 %; imagenette issue 47.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from xferbench.design import Contrast, Facts, Pipeline, Plugin, Preprocessing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from xferbench.lab.viewed import Seen
+    from xferbench.record import Record
+
+SHARE = 0.1  # of the test images
+
+
+def applies(pipeline: Pipeline, _: Facts) -> str:
+    return "" if isinstance(pipeline.train_preprocessing, Preprocessing) else "copies are looked for among images alone"
+
+
+def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
+    return replace(pipeline, judged="unique")
+
+
+def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
+    if not facts.train:
+        return {}
+    told = replace(pipeline, judged="test")
+    return {way: replace(told, planted=f"{way}:{SHARE:g}") for way in ("copied", "altered")}
+
+
+def copies(seen: Seen) -> dict[str, float]:
+    """Share of the test images that have a copy; beside it how many of which kind and where, and of those planted, found."""
+    import numpy as np
+
+    from xferbench.lab import copies as search
+    from xferbench.lab import leaks, prints
+
+    fit, view = seen.fit, seen.view
+    if view.examples == "unique":  # by its own definition
+        return {"copies": 0.0}
+    sets = leaks.found(fit.data, view.limit, view.beside, seen.cache)
+    kinds = {(where, kind): one.kind == kind for where, one in sets.items() for kind in ("exact", "near", "flipped")}
+    told = {f"{where}: {kind}": float(mask.sum()) for (where, kind), mask in kinds.items() if mask.any()}
+    leaked = leaks.leaked(fit.data, view.limit, view.beside, seen.cache)
+    if fit.planted:
+        again = search.search(prints.of(seen.dataset.test.images), prints.of(seen.dataset.train.images)).found
+        true = np.zeros(len(again), bool)
+        true[seen.planted] = True
+        right = float((again & true).sum())
+        told |= {"recall": right / true.sum(), "precision": right / max(1, (again & (true | ~leaked)).sum())}
+        leaked = leaked | again
+    return {"copies": float(leaked.mean()), "test images": float(len(leaked))} | told
+
+
+def groups(seen: Seen) -> dict[str, float]:
+    """How many groups are on both sides of the split."""
+    import numpy as np
+
+    train, test = seen.dataset.train.groups, seen.dataset.test.groups
+    return {"groups": float(len(np.intersect1d(train, test)))}
+
+
+def told(answers: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline) -> str:
+    """How many copies of which kind lie where, and how many groups are parted."""
+    found = {view: one.scalars for (arm, view, _), one in answers.items() if arm == "subject" and view in plugin.measures}
+    kinds = {name: count for name, count in found.get("copies", {}).items() if ": " in name}
+    said = [f"{kind} copies in {where}: {count:g}" for name, count in kinds.items() for where, kind in [name.rsplit(": ", 1)]]
+    shared = found.get("groups", {}).get("groups", 0.0)
+    said += [f"groups on both sides of the split: {shared:g}"] * bool(shared)
+    return (f"of {found['copies']['test images']:g} test images, " if kinds else "") + ", ".join(said)
+
+
+plugin = Plugin(
+    id="data-leakage",
+    version=1,
+    question="Has the network seen the test images before?",
+    page=__doc__,
+    applies=applies,
+    cure=cure,
+    induce=induce,
+    contrasts=(
+        Contrast(
+            name="copies",
+            kind="exact",
+            weights={("subject", "copies"): 1.0},
+            allowed="max_duplicates",
+            meaning="no test image has a copy in training or pretraining",
+        ),
+        Contrast(name="groups", kind="exact", weights={("subject", "groups"): 1.0}, meaning="no group is in training and test"),
+        Contrast(
+            name="inflation",
+            kind="info",
+            weights={("subject", "whole"): 1.0, ("cured", "test"): -1.0},
+            meaning="all test images − those without a copy",
+        ),
+    ),
+    measures={
+        "copies": "xferbench.plugins.data_leakage:copies@1",
+        "groups": "xferbench.plugins.data_leakage:groups@1",
+    },
+    compares=True,
+    told=told,
+    remedy="split by group, take the copies out of training, and report the score without them",
+)
