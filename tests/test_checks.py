@@ -189,3 +189,9 @@ def test_an_exact_check_fails_by_any_violation_and_still_advises(check):
     (found,) = run(check, measured=0.1).findings
     assert (found.verdict, found.remedy["text"]) == ("FAIL", check.remedy)
     assert run(check).findings[0].verdict == "PASS"
+
+
+def test_the_form_that_was_screened_is_not_said_to_be_better_where_it_was_not_looked_at():
+    other = replace(FINISHED, serve_preprocessing=replace(FINISHED.serve_preprocessing, channels="bgr"))
+    assert preprocessing_mismatch.told({}, FINISHED, other).startswith("on the screened half it did best on images with ")
+    assert not preprocessing_mismatch.told({}, FINISHED, FINISHED)

@@ -61,9 +61,13 @@ def described(arguments: argparse.Namespace) -> Suite:
         if name not in given:
             found = ", ".join(f"--{one}" for one in given) or "no option at all"
             raise Problem(f"--{name} is missing", found=found, expected="--after FILE --data DATA, or a suite file")
-    arch = given.get("arch") or guessed(given["after"])
+    arch = given.get("arch") or guessed(given["after"], "--after")
     table = _table(given, arch)
-    return replace(suites.parse(table, Path.cwd() / WORDS), path=WORDS, command=_words(given))
+    place = Path.cwd() / WORDS
+    try:
+        return replace(suites.parse(table, place), path=WORDS, command=_words(given))
+    except Problem as problem:
+        raise problem.at(problem.what.replace(str(place), WORDS, 1)) from problem  # no file of that name is to be looked for
 
 
 def _table(given: Mapping[str, Any], arch: str) -> dict[str, Any]:

@@ -58,8 +58,10 @@ def look(place: Path) -> Seen:
     return Seen(spec=spec, classes=classes, counts=counts, left_out=len(left_out), examples=examples)
 
 
-def arch(weights: Path | None) -> str:
+def arch(weights: Path | None, option: str = "--weights") -> str:
     """The architecture of a checkpoint, by its tensors; without one, the small network whose weights are shipped.
+
+    ``option`` is what named the file.
 
     Raises:
         Problem: where the file cannot be read, or none can be told.
@@ -68,7 +70,7 @@ def arch(weights: Path | None) -> str:
         return "tiny-resnet"
     if not weights.is_file():
         raise Problem(
-            f"--weights {text.line(weights)}", found="no such file", expected="a state dict saved by torch.save, or safetensors"
+            f"{option} {text.line(weights)}", found="no such file", expected="a state dict saved by torch.save, or safetensors"
         )
     if find_spec("torch") is None:
         raise Problem("--arch is missing", found="no torch to look into the weights with", expected="--arch ARCH")
