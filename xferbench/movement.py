@@ -27,7 +27,7 @@ CAUSES = {
     "nothing-trained": "the optimizer holds none of them, or other copies, or no step was taken",
     "only-head": "the optimizer was built before unfreezing, or nothing was unfrozen",
     "head": "the head is another one than the optimizer holds",
-    "left-out": "no group of the optimizer holds them",
+    "left-out": "no group of the optimizer holds them, or its rate is lost in rounding",
 }
 ODD = {
     "zeros": "all zeros now: {}",

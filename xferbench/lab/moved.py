@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 HALVES = (torch.bfloat16, torch.float16)  # usual values of the first are values of the second too
 FEW = 3  # steps: in fewer a head or a scale of zeros may let no gradient through
 CHANCE, ALIKE = 4.0, 0.2  # standard deviations within which independent tensors correlate; above this none are
+MANY = 1000  # numbers of a group that is told alone
 GROWN = 2.0  # times as large as before, or as drawn: so far has training gone with what lost its likeness by it
 FAINT = 1e-4  # of the largest gradient
 LARGE, PROBED = 100.0, 32
@@ -86,12 +87,12 @@ def compared(seen: Seen) -> dict[str, float]:
     still = {name for name in believed.must & before.keys() if torch.equal(before[name], after[name])}
     still |= untouched_head(seen) if believed.must - before.keys() else set()
     still, must = sure(seen, believed.must, still)
-    whole = len(lost) == sum(1 for group in network.anatomy.groups if weights(group.prefixes, before, parameters))
+    whole = bool(lost) and len(lost) == len(layered(network, before))
     why = ["not-loaded" if whole else "partly-loaded"] * bool(lost)
     why += of_statistics(network, strayed) + of_strayed(seen, believed, before, after, strayed & parameters)
     why += of_still(network, must, still)
     return {
-        "violations": float(len(strayed) + len(still) + (1 if lost and whole else len(lost))),
+        "violations": float(len(strayed) + len(still) + (1 if whole else len(lost))),
         **{f"{_side(name, believed)}/{name}": change(before[name], after[name]) if name in moved else 0.0 for name in values},
         **{f"frozen-moved/{name}": 1.0 for name in after if name in strayed & parameters},
         **{f"buffer-moved/{name}": 1.0 for name in after if name in strayed - parameters},
@@ -123,38 +124,32 @@ def change(before: Tensor, after: Tensor) -> float:
     return value if value == value else float("inf")  # noqa: PLR0124 - a NaN
 
 
-def weights(prefixes: Iterable[str], tensors: Mapping[str, Tensor], parameters: set[str]) -> list[str]:
-    """The weight matrices and kernels of a layer group."""
-    own = (name for name in tensors if name in parameters and backbones.within(name, prefixes))
-    return [name for name in own if tensors[name].ndim > 1]
+def layered(network: Network, tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """The weight matrices and kernels of each layer group that has any."""
+    own = [name for name, _ in network.module.named_parameters() if name in tensors and tensors[name].ndim > 1]
+    found = {one.name: [name for name in own if backbones.within(name, one.prefixes)] for one in network.anatomy.groups}
+    return {group: names for group, names in found.items() if names}
 
 
 def unlike(seen: Seen, before: Tensors, after: Tensors) -> list[str]:
     """Layer groups most of whose weights are uncorrelated with those of before (0 ± 1/√n), as if they were drawn anew.
 
-    What too hot a rate made unlike has grown by it, and is none of them.
+    What too hot a rate made unlike has grown by it, and is none of them; nor is a single group of few numbers.
     """
-    parameters, found = {name for name, _ in seen.network.module.named_parameters()}, []
-    for group in seen.network.anatomy.groups:
-        names = weights(group.prefixes, before, parameters)
-        apart = [name for name in names if _apart(before[name], after[name])]
-        if len(apart) > len(names) / 2 and not any(same(before[name], after[name]) for name in names):
-            found.append(group.name)
-    if not found or seen.fresh is None:
-        return found
-    drawn = dict(seen.fresh().named_parameters())
-    grown = [
-        name
-        for name, tensor in after.items()
-        if name in drawn
-        and name in before
-        and float(tensor.norm()) > GROWN * max(float(before[name].norm()), float(drawn[name].detach().norm()))
+    groups = layered(seen.network, before)
+    found = [
+        group
+        for group, names in groups.items()
+        if 2 * sum(_apart(before[name], after[name]) for name in names) > len(names)
+        and not any(same(before[name], after[name]) for name in names)
     ]
-    return [
-        group.name
-        for group in seen.network.anatomy.groups
-        if group.name in found and 2 * len(set(grown) & set(names := weights(group.prefixes, before, parameters))) < len(names)
-    ]
+    if found and seen.fresh is not None:
+        drawn = {name: float(one.detach().norm()) for name, one in seen.fresh().named_parameters()}
+        names = {name for group in found for name in groups[group]}
+        grown = {name for name in names if after[name].norm() > GROWN * max(float(before[name].norm()), drawn[name])}
+        found = [group for group in found if 2 * len(grown.intersection(groups[group])) < len(groups[group])]
+    large = [group for group in found if sum(before[name].numel() for name in groups[group]) > MANY]
+    return found if len(found) == len(groups) else large
 
 
 def _apart(one: Tensor, other: Tensor) -> bool:

@@ -135,6 +135,6 @@ plugin = Plugin(
     measures={"integrity": "xferbench.plugins.freeze_integrity:integrity@1"},
     trust=trust,
     told=told,
-    remedy="freeze every parameter by its own requires_grad, then build the optimizer, and keep frozen BatchNorm in eval mode",
+    remedy="freeze each parameter itself, then build the optimizer; keep frozen BatchNorm in eval mode; load with strict=True",
     picture=picture,
 )
