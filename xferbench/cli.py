@@ -194,7 +194,8 @@ def _dry_run(asked: Suite, arguments: argparse.Namespace) -> int:
 
 
 def _show_forecast(asked: Suite, found: Forecast) -> None:
-    print(f"suite {asked.name}: {asked.metric}, margin {asked.margin:g}, looks at {', '.join(map(str, asked.looks))} seeds")
+    looks = "one finished network" if asked.after else f"looks at {', '.join(map(str, asked.looks))} seeds"
+    print(f"suite {asked.name}: {asked.metric}, margin {asked.margin:g}, {looks}")
     for plugin, arms in found.arms.items():
         print(f"\n{plugin}")
         for name, text in arms.items():
@@ -212,7 +213,8 @@ def _show_margin(asked: Suite, smallest: float | None) -> None:
     if smallest is None:
         print(f"which margin this test set can decide is not known beforehand for {asked.metric}")
         return
-    print(f"smallest margin that this test set can decide with {asked.looks[-1]} seeds: about {smallest:.3f}", end="")
+    seeds = "" if asked.after else f" with {asked.looks[-1]} seeds"
+    print(f"smallest margin that this test set can decide{seeds}: about {smallest:.3f}", end="")
     print(f" (the suite's: {asked.margin:g})" + ("; expect INCONCLUSIVE" if smallest > asked.margin else ""))
 
 

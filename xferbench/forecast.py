@@ -68,7 +68,7 @@ def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forec
 def _arms(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str, Record]) -> tuple[str, Mapping[str, Arm]]:
     """Why a plugin is not asked, or its arms."""
     try:
-        skipped = plugin.applies(subject, study.facts) or plan.unheard(plugin, study, subject)
+        skipped = plan.inapplicable(plugin, study, subject)
         if skipped:
             return skipped, {}
         arms = plan.arms(plugin, study, subject)
@@ -88,7 +88,8 @@ def smallest_margin(suite: Suite, examples: int, plugins: Sequence[Plugin]) -> f
     if suite.metric != "accuracy" or not judged:
         return None
     alpha = stats.spending(suite.looks, suite.alpha)[-1] / judged
-    return stats.smallest_margin(examples, suite.looks[-1], alpha=alpha)
+    judged_on = examples // 2 if suite.after else examples  # an audit looks for repairs on the other half
+    return stats.smallest_margin(judged_on, suite.looks[-1], alpha=alpha)
 
 
 def _assumed(arm: Arm, study: Study, answers: Mapping[str, Record]) -> Pipeline:
@@ -104,7 +105,8 @@ def _words(arm: Arm, study: Study, answers: Mapping[str, Record]) -> str:
     if settled is not None and settled.pipeline is not None:
         return _told(settled.pipeline, study)
     assert isinstance(arm, Choice)
-    return "best on validation of " + " | ".join(one.recipe.name or _told(one, study) for one in arm.candidates)
+    where = "the screened half" if arm.candidates[0].finished else "validation"
+    return f"best on {where} of " + " | ".join(one.recipe.name or _told(one, study) for one in arm.candidates)
 
 
 def _told(one: Pipeline, study: Study) -> str:

@@ -140,14 +140,10 @@ def _case(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str,
                 settled[name] = found
 
     try:
-        skipped = plan.unfit(plugin, study, subject) or plugin.applies(subject, study.facts)
-        skipped = skipped or plan.unheard(plugin, study, subject)
+        skipped = plan.inapplicable(plugin, study, subject)
         if skipped:
             return Case(plugin=plugin, skipped=skipped), []
-        arms = plan.arms(plugin, study, subject)
-        if any(arm not in arms and arm == "scratch" for one in plugin.contrasts for arm, _ in one.weights):
-            return Case(plugin=plugin, skipped="no from-scratch baseline was asked for (--scratch BUDGET)"), []
-        settle(arms)
+        settle(plan.arms(plugin, study, subject))
         trust = plugin.trust(subject, study.facts) if plugin.trust else ""
         if "cured" in settled and (cured := settled["cured"].pipeline) is not None:
             if skipped := plan.unheard(plugin, study, subject, cured):

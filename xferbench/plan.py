@@ -343,6 +343,14 @@ def arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Arm]:
     return honours.arms(found, subject, study.facts.honours)
 
 
+def inapplicable(plugin: Plugin, study: Study, subject: Pipeline) -> str:
+    """Why a plugin cannot be asked here, or ""."""
+    unscratched = subject.finished is not None and study.suite.scratch_budget is None
+    if unscratched and any(arm == "scratch" for one in plugin.contrasts for arm, _ in one.weights):
+        return "no from-scratch baseline was asked for (--scratch BUDGET)"
+    return unfit(plugin, study, subject) or plugin.applies(subject, study.facts) or unheard(plugin, study, subject)
+
+
 def unfit(plugin: Plugin, study: Study, subject: Pipeline) -> str:
     """Why a finished network cannot be scored on the labels at all, or "" where it can, or nothing is scored."""
     outputs, classes = study.facts.outputs, len(study.facts.classes)

@@ -131,6 +131,8 @@ def of_pipeline(pipeline: Pipeline, recorded: Ready) -> str:
     told += [f"trained on {differences(train, recorded)}"] if train != recorded else []
     told += [f"served on {differences(serve, recorded)}"] if serve != train else []
     told += [f"served in {pipeline.mode} mode"] if pipeline.mode != "eval" else []
+    told += [f"test images in training ({pipeline.planted.replace(':', ' ')})"] if pipeline.planted else []
+    told += ["scored without copies"] if pipeline.judged == "unique" else []
     return "; ".join(told)
 
 
