@@ -498,8 +498,8 @@ bound is below it. The judgement was written by hand, of what nobody planted.
 ## Published networks, told the right form of their images or another
 
 ResNet-20, -32 and -44 on CIFAR-10's first 1000 test images, without loss and after lossy JPEG; no weights of before. The
-right form is one normalisation with ImageNet's mean and standard deviation; CIFAR-10's own, which is named at times, differs by a
-few hundredths of the range. What is named was screened on one half; both accuracies are of the other half. With lossless
+right form is one normalisation with ImageNet's mean and standard deviation; CIFAR-10's own, which is named at times, differs by
+a few hundredths of the range. What is named was screened on one half; both accuracies are of the other half. With lossless
 images in the right form all checks are asked. The copy that `data-leakage` then finds is one: a horse of the test set that
 lies in the training set, shifted by a pixel.
 """
