@@ -193,5 +193,5 @@ def test_an_exact_check_fails_by_any_violation_and_still_advises(check):
 
 def test_the_form_that_was_screened_is_not_said_to_be_better_where_it_was_not_looked_at():
     other = replace(FINISHED, serve_preprocessing=replace(FINISHED.serve_preprocessing, channels="bgr"))
-    assert preprocessing_mismatch.told({}, FINISHED, other).startswith("on the screened half it did best on images with ")
-    assert not preprocessing_mismatch.told({}, FINISHED, FINISHED)
+    assert preprocessing_mismatch.told("harm", {}, FINISHED, other).startswith("the screened half prefers images with ")
+    assert not preprocessing_mismatch.told("harm", {}, FINISHED, FINISHED)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 # The straight line, from the ground up: a module may import what stands above it in this list, and nothing else of the
 # package. A new module is entered here at the lowest place where it can stand.
 LAYERS = (
-    "problem design rules overrides report report.text report.notebook record events",
+    "problem options design rules overrides report report.text report.notebook record events",
     "stats metrics",
     "strategies wording movement keys suite honours schema plan",
     "judge looks samples reason findings gate frozen",

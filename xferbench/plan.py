@@ -43,7 +43,8 @@ TUNING = SEEDS  # tuning seeds begin where the judged ones end
 class Look:
     """A named way to look at a pipeline's model: edits of the model, and what its view has of its own.
 
-    ``domain`` is ``source`` or ``shifted``. ``before`` looks at the network as it starts, which all seeds share.
+    ``domain`` is ``source`` or ``shifted``. ``before`` looks at the network as it starts, which all seeds share; ``trained``
+    serves it as it was trained, whatever the pipeline's serving.
     """
 
     edits: tuple[str, ...] = ()
@@ -51,6 +52,7 @@ class Look:
     examples: str = "test"
     domain: str = ""
     before: bool = False
+    trained: bool = False
 
 
 VIEWS: Mapping[str, Look] = {
@@ -60,7 +62,9 @@ VIEWS: Mapping[str, Look] = {
     "train-mode": Look(mode="train"),
     "restored": Look(edits=("batchnorm:restored",)),
     "recalibrated": Look(edits=("batchnorm:recalibrated@2",)),
+    "as-trained": Look(trained=True),
     "shifted": Look(domain="shifted"),
+    "shifted-as-trained": Look(domain="shifted", trained=True),
     "source": Look(edits=("head:source",), domain="source"),
     "source-restored": Look(edits=("batchnorm:restored", "head:source"), domain="source"),
     "source-held-out": Look(edits=("head:source",), domain="source", examples="held-out"),
@@ -222,6 +226,7 @@ def trial(
     bounded = look.examples in {"test", "whole"} and (measure == "predictions" or compares) and not look.domain
     beside = domain(pipeline, look.domain) if look.domain else None
     own = beside.preprocessing if beside else None  # what the source taught is asked as the source was learnt
+    own = pipeline.train_preprocessing if look.trained else own
     examples, edits = look.examples, (*pipeline.edits, *look.edits)
     if look.examples == "whole" or (compares and pipeline.judged == "confirm"):
         examples = "test"

@@ -10,7 +10,8 @@ Remedy
     Probe first, then fine-tune at a low rate (LP-FT); or take weights between before and after.
 
 How it is judged
-    Harm is metric on the shifted set of (a linear probe of the network before − the finished network).
+    Harm is metric on the shifted set of (a linear probe of the network before − the finished network), both served as it was
+    trained.
 
 How it is induced
     ``permuted``: the values of each tensor below the head shuffled.
@@ -40,8 +41,15 @@ def gap(answers: Mapping[tuple[str, str, int], Record], seeds: Sequence[int]) ->
     """Accuracy on the test set and on the shifted one, of both networks."""
     found = {}
     for (arm, view, seed), one in answers.items():
-        if arm in {"subject", "cured"} and view in {"test", "shifted"} and seed in seeds and one.predictions is not None:
-            found[f"{arm}/accuracy {view}"] = float((one.predictions.predicted == one.predictions.label).mean())
+        if (
+            arm in {"subject", "cured"}
+            and view in {"test", "shifted-as-trained"}
+            and seed in seeds
+            and one.predictions is not None
+        ):
+            found[f"{arm}/accuracy {view.partition('-')[0]}"] = float(
+                (one.predictions.predicted == one.predictions.label).mean()
+            )
     return found
 
 
@@ -56,7 +64,7 @@ check = Plugin(
     contrasts=(
         Contrast(
             name="harm",
-            weights={("cured", "shifted"): 1.0, ("subject", "shifted"): -1.0},
+            weights={("cured", "shifted-as-trained"): 1.0, ("subject", "shifted-as-trained"): -1.0},
             meaning="shifted accuracy of a linear probe of before − of the finished network",
         ),
     ),

@@ -11,7 +11,8 @@ Remedy
 
 How it is judged
     Multinomial logistic regression on the features that enter the head of the network before, fitted on training images. Harm
-    is metric(that) − metric(the finished network), on the same half of the test images as all verdicts.
+    is metric(that) − metric(the finished network), both served as it was trained, on the same half of the test images as all
+    verdicts.
 
 How it is induced
     ``permuted``: the finished network with the values of each tensor below its head shuffled.
@@ -25,7 +26,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.design import Facts, Pipeline, Plugin
+from xferbench.design import Contrast, Facts, Pipeline, Plugin
 from xferbench.plan import BEFORE
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ def applies(pipeline: Pipeline, facts: Facts) -> str:
 
 
 def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
-    trained = pipeline.train_preprocessing
-    return replace(pipeline, edits=(BEFORE, "head:refit"), serve_preprocessing=trained, mode="eval")
+    return replace(pipeline, edits=(BEFORE, "head:refit"))
 
 
 def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
@@ -55,5 +55,12 @@ check = Plugin(
     applies=applies,
     cure=cure,
     induce=induce,
+    contrasts=(
+        Contrast(
+            name="harm",
+            weights={("cured", "as-trained"): 1.0, ("subject", "as-trained"): -1.0},
+            meaning="a linear probe of before − the finished network, both served as trained",
+        ),
+    ),
     remedy="train a head on the frozen backbone, or begin the fine-tuning with that (LP-FT)",
 )

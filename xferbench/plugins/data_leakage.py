@@ -75,11 +75,12 @@ def copies(seen: Seen) -> dict[str, float]:
     told = {f"{where}: {kind}": float(mask.sum()) for (where, kind), mask in kinds.items() if mask.any()}
     leaked = leaks.leaked(fit.data, view.limit, view.beside, seen.cache)
     if fit.planted:
-        again = search.search(prints.of(seen.dataset.test.images), prints.of(seen.dataset.train.images)).found
-        true = np.zeros(len(again), bool)
-        true[seen.planted] = True
+        asked = seen.dataset.test.images[: len(leaked)]
+        again = search.search(prints.of(asked), prints.of(seen.dataset.train.images)).found
+        true = np.zeros(len(leaked), bool)
+        true[seen.planted[seen.planted < len(leaked)]] = True
         right = float((again & true).sum())
-        told |= {"recall": right / true.sum(), "precision": right / max(1, (again & (true | ~leaked)).sum())}
+        told |= {"recall": right / max(1, true.sum()), "precision": right / max(1, (again & (true | ~leaked)).sum())}
         leaked = leaked | again
     return {"copies": float(leaked.mean()), "test images": float(len(leaked))} | told
 

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from xferbench import cli, fake, gate, judge, plan
+from xferbench.design import Contrast, Data, Preprocessing
+from xferbench.lab import data, leaks, synthetic
+from xferbench.plugins.data_leakage import plugin
+from xferbench.record import Record
+
+RAW = Preprocessing()
+
+
+def images(count, seed=0, name="near"):
+    found, labels = synthetic.generate(name, "train", count + 200 * seed)
+    return found[-count:], labels[-count:] % 4
+
+
+@pytest.fixture(scope="module")
+def leaky(tmp_path_factory):
+    """Drawings in an npz file, the first 12 of 60 test images being training images too; groups, one of them on both sides."""
+    train, labels = images(300)
+    test, others = images(60, seed=2)
+    test = np.concatenate([train[:12], test[12:]])
+    path = tmp_path_factory.mktemp("leaky") / "leaky.npz"
+    np.savez(
+        path,
+        train_images=train,
+        train_labels=labels,
+        test_images=test,
+        test_labels=np.concatenate([labels[:12], others[12:]]),
+        train_groups=np.arange(300) // 10,
+        test_groups=np.concatenate([[3] * 12, 1000 + np.arange(48) // 4]),
+    )
+    return path
+
+
+def named(path):
+    return Data(digest=path.stem, spec=f"npz:{path}")
+
+
+def test_copies_are_found_in_the_order_of_the_test_images(leaky, tmp_path):
+    found = leaks.leaked(named(leaky), None, (), tmp_path)
+    test = data.load(named(leaky), RAW, None, tmp_path).test
+    assert np.array_equal(found, test.groups == 3)
+
+
+def test_a_limit_looks_at_the_first_ones_alone(leaky, tmp_path):
+    whole, some = (leaks.leaked(named(leaky), limit, (), tmp_path) for limit in (None, 25))
+    assert np.array_equal(some, whole[:25])
+
+
+def test_a_pretraining_set_is_looked_through_beside_the_training_images(leaky, tmp_path):
+    from xferbench.lab import manifest
+
+    file = tmp_path / "seen.xfb"
+    alone = tmp_path / "other.npz"
+    held = np.load(leaky)
+    np.savez(
+        alone,
+        **{name: held[name] for name in held.files}
+        | {
+            "train_images": held["test_images"][20:],
+            "train_labels": held["test_labels"][20:],
+            "train_groups": held["test_groups"][20:],
+        },
+    )
+    made, _ = manifest.make(f"npz:{alone}")
+    manifest.write(made, file)
+    told = leaks.found(named(leaky), None, (Data(digest="m", spec=f"manifest:{file}"),), tmp_path)
+    assert list(told) == ["train", "other.npz (by its manifest)"] or len(told) == 2
+    by_manifest = list(told.values())[1]
+    assert by_manifest.found.sum() == 40
+    assert leaks.leaked(named(leaky), None, (Data(digest="m", spec=f"manifest:{file}"),), tmp_path).sum() == 52
+
+
+@pytest.mark.parametrize("way", leaks.WAYS)
+def test_what_is_planted_takes_the_place_of_training_images_of_its_class(leaky, tmp_path, way):
+    own = data.load(named(leaky), RAW, None, tmp_path)
+    changed, taken, places = leaks.planted(own, f"{way}:0.2", 0)
+    assert len(taken) == len(places) == len(set(places.tolist())) == 12
+    assert np.array_equal(changed.train.labels, own.train.labels)
+    assert np.array_equal(changed.train.labels[places], own.test.labels[taken])
+    others = np.setdiff1d(np.arange(len(own.train.labels)), places)
+    assert np.array_equal(changed.train.images[others], own.train.images[others])
+    same = np.array_equal(changed.train.images[places], own.test.images[taken])
+    assert same == (way == "copied")
+
+
+def test_a_way_to_leak_that_is_not_known_is_refused(leaky, tmp_path):
+    with pytest.raises(ValueError, match="smuggled"):
+        leaks.planted(data.load(named(leaky), RAW, None, tmp_path), "smuggled:0.1", 0)
+
+
+SUITE = """
+schema = 1
+name = "leaky"
+plugins = ["data-leakage"]
+looks = [1]
+tuning_seeds = 1
+max_duplicates = {allowed}
+[backbone]
+arch = "tiny-resnet"
+[target]
+data = "npz:{data}"
+train_size = 40
+[recipe]
+strategy = "linear-probe"
+steps = 4
+[scratch]
+lr = [1e-3]
+weight_decay = [0.01]
+steps = 2
+"""
+
+
+@pytest.mark.parametrize("allowed", [0.0, 0.25])
+def test_a_leak_is_a_fail_with_its_figures_and_allowed_where_the_suite_says_so(leaky, tmp_path, allowed):
+    file, out = tmp_path / "leaky.toml", tmp_path / "out"
+    file.write_text(SUITE.format(allowed=allowed, data=leaky))
+    code = cli.main(["run", str(file), "-o", str(out), "--store", str(tmp_path / "s.sqlite"), "-j", "1"])
+    found = {one["id"]: one for one in json.loads((out / "results.json").read_text())["findings"]}
+    assert code == gate.FAILED, "a group is on both sides, whatever is allowed of images"
+    assert found["data-leakage/groups"]["verdict"] == "FAIL"
+    assert "groups on both sides: 1" in found["data-leakage/groups"]["reason"]
+    copies = found["data-leakage/copies"]
+    assert copies["verdict"] == ("FAIL" if allowed == 0 else "PASS")
+    assert copies["control"] == "detected"
+    assert copies["measures"]["subject/copies"] == pytest.approx(12 / 60)
+    assert copies["measures"]["cured/copies"] == 0
+    assert "copies among 60 test images: 12 exact in train" in copies["reason"]
+    inflation = found["data-leakage/inflation"]
+    assert inflation["verdict"] == "INFO"
+    assert inflation["low"] <= inflation["harm"] <= inflation["high"]
+
+
+def test_a_mean_over_a_part_of_the_examples_is_compared_with_that_over_all():
+    whole = fake.predictions(0.8, 0, 100)
+    part = np.arange(100) % 4 > 0
+    some = replace(whole, **{name: getattr(whole, name)[part] for name in whole.__slots__ if name != "group"})
+    answers = {
+        ("subject", "whole", 0): Record(key="a", predictions=whole),
+        ("cured", "test", 0): Record(key="b", predictions=some),
+    }
+    info = next(one for one in plugin.contrasts if one.kind == "info")
+    seen = judge.judge(info, answers, [0], fake.SUITE)
+    right = whole.predicted == whole.label
+    assert seen.estimate.harm == pytest.approx(right.mean() - right[part].mean())
+    paired = Contrast(name="harm", weights=info.weights)
+    assert judge.judge(paired, answers, [0], fake.SUITE).error == "the arms were not scored on the same examples"
+    assert judge.judge(info, answers, [0], replace(fake.SUITE, metric="balanced_accuracy")).error
+
+
+def test_only_what_compares_has_the_pretraining_set_in_its_key():
+    pipeline = fake.PIPELINE
+    plain = plan.trial(pipeline, "test", 0, fake.PLACE)
+    measured = plan.trial(pipeline, "test", 0, fake.PLACE, plugin.measures["copies"], compares=True)
+    unique = plan.trial(plugin.cure(pipeline, fake.FACTS), "test", 0, fake.PLACE)
+    assert plain.view.beside == ()
+    assert measured.view.beside == unique.view.beside == (pipeline.source.data,)
+    assert unique.view.examples == "unique"
