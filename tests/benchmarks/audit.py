@@ -18,6 +18,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -258,7 +259,7 @@ def counted(finding):
 
 def number(finding):
     if finding.harm is None:
-        return "(exact)" if finding.p_fail is None else "(no number)"
+        return "(exact)" if finding.verdict == "FAIL" else f"({finding.verdict})"
     scale, digits = (100, 1) if finding.unit == "accuracy" else (1, 3)
     harm, low, high = (f"{scale * value:+.{digits}f}" for value in (finding.harm, finding.low, finding.high))
     return f"{harm} [{low}, {high}]"
@@ -285,7 +286,7 @@ def rows(case, work, shared, store):
         "planted": case.planted,
         "admissible": listed(case.admissible),
         "flagged": listed(map(counted, hits.values())),
-        "in words": listed(dict.fromkeys(one.reason.partition("; harm is ")[0] for one in hits.values() if "; " in one.reason)),
+        "in words": listed(dict.fromkeys(filter(None, map(said, hits.values())))).replace(f"{work}/", ""),
         "also flagged": listed(map(counted, others.values())),
         "undecided": listed(map(counted, of_verdicts(run, "INCONCLUSIVE", "ERROR").values())),
         "outcome": outcome(case, hits, others, again),
@@ -293,6 +294,11 @@ def rows(case, work, shared, store):
     }
     print(row["network"], "|", row["planted"], "|", row["flagged"], "|", row["also flagged"], "|", row["outcome"], flush=True)
     return row, again
+
+
+def said(finding):
+    """What a finding tells beyond its number."""
+    return re.split(r"(?:; )?(?:harm is above|broken: )", finding.reason)[0]
 
 
 def listed(parts):
@@ -332,6 +338,7 @@ def remeasured(case, executed, run, work, store):
                 "verdict": verdicts[short].verdict,
                 "audit": number(verdicts[short]),
                 "reference": interval(seen, metrics.named(limit.metric).unit),
+                "judgement": "–" if planted else JUDGED.get((case.script, case.data, short), CONSEQUENCE),
                 "on the reference": "confirmed"
                 if seen.low > limit.margin
                 else "refuted"
