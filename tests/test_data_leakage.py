@@ -163,3 +163,22 @@ def test_only_what_compares_has_the_pretraining_set_in_its_key():
     assert plain.view.beside == ()
     assert measured.view.beside == unique.view.beside == (pipeline.source.data,)
     assert unique.view.examples == "unique"
+
+
+def test_where_every_test_image_is_a_copy_there_is_no_score_without_them(leaky, tmp_path):
+    held = np.load(leaky)
+    alike, file, out = tmp_path / "alike.npz", tmp_path / "alike.toml", tmp_path / "out"
+    np.savez(
+        alike,
+        train_images=held["train_images"],
+        train_labels=held["train_labels"],
+        test_images=held["train_images"][:40],
+        test_labels=held["train_labels"][:40],
+    )
+    file.write_text(SUITE.format(allowed=0.0, data=alike))
+    code = cli.main(["run", str(file), "-o", str(out), "--store", str(tmp_path / "s.sqlite"), "-j", "1"])
+    found = {one["id"]: one for one in json.loads((out / "results.json").read_text())["findings"]}
+    assert code == gate.FAILED
+    assert found["data-leakage/copies"]["verdict"] == "FAIL"
+    assert found["data-leakage/inflation"]["verdict"] == "SKIPPED"
+    assert found["data-leakage/inflation"]["reason"] == "cured has nothing to be scored on"

@@ -112,7 +112,7 @@ def test_every_other_edit_can_be_looked_at(after, tmp_path, word):
 
 
 def test_a_probe_of_before_knows_more_than_a_random_head(after, tmp_path):
-    plain, probe = answered([asked(fit(after)), asked(fit(after), "interpolated:0", "head:refit")], tmp_path)
+    plain, probe = answered([asked(fit(after)), asked(fit(after), "interpolated:0", "head:probe")], tmp_path)
     accuracies = [(one.predictions.predicted == one.predictions.label).mean() for one in (plain, probe)]
     assert accuracies[1] > accuracies[0] + 0.2
 

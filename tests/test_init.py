@@ -229,3 +229,13 @@ def test_real_images_and_weights(capsys, shared):
     weights = shared / "weights" / "squeezenet1_0_torchvision_norm.pth"
     _, asked, _ = made(capsys, shared / "data" / "hymenoptera", "--weights", weights)
     assert (asked.arch, asked.weights) == ("torchvision:squeezenet1_0", str(weights))
+
+
+def test_a_test_set_alone_is_nothing_to_train_on(capsys, tmp_path):
+    for name in ("ants", "bees"):
+        (tmp_path / "flat" / name).mkdir(parents=True)
+        (tmp_path / "flat" / name / "0.jpg").touch()
+    code, _, err = told(capsys, "init", "flat")
+    assert code == gate.USAGE
+    assert "flat: no training images" in err
+    assert "xferbench audit" in err

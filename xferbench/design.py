@@ -264,8 +264,8 @@ class Fit:
 class Model:
     """A fit, then ordered edits, each a word.
 
-    ``head:source`` puts the pretrained head back, and ``head:refit`` a linear one that is fitted anew on the training images of
-    the view's domain; the others are described by :data:`xferbench.wording.EDITS`.
+    ``head:source`` puts the pretrained head back, ``head:refit`` a linear one that is fitted anew on the training images of the
+    view's domain, and ``head:probe`` one on those of the target; the others are described by :data:`xferbench.wording.EDITS`.
     """
 
     base: Fit

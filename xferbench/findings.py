@@ -163,8 +163,10 @@ def _measured(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers)
     """A measurement with its interval, over the seeds that have it; it is never a verdict by itself."""
     seeds = sorted(seed for seed in {seed for _, _, seed in told} if all((*term, seed) in told for term in contrast.weights))
     seen = judge.judge(contrast, told, seeds, suite)
+    crashed = any(told[(*term, seed)].error for term in contrast.weights for seed in seeds)
+    verdict = "INFO" if not seen.error else "ERROR" if crashed or not seeds else "SKIPPED"
     return replace(
-        _blank(suite, case, contrast.name, "ERROR" if seen.error else "INFO", seen.error or contrast.meaning),
+        _blank(suite, case, contrast.name, verdict, seen.error or contrast.meaning),
         harm=_number(seen.estimate.harm),
         low=_number(seen.estimate.low),
         high=_number(seen.estimate.high),

@@ -178,6 +178,9 @@ def notes(executed: Executed) -> tuple[str, ...]:
     if study.suite.after:
         half = study.facts.test - study.facts.test // 2
         found.append(f"repairs were looked for on one half of the test images, and judged on the other ({half} images or so)")
+        if sum(one.verdict == "FAIL" for one in step.judgements.values()) > 1:
+            said = "each failure was judged by itself: mend the one with the largest harm and audit again"
+            found.append(f"{said}, for the others may be its symptoms")
         found.append("verdicts are about this one finished network: another training with the same recipe may do otherwise")
     else:
         found.append("verdicts are conditional on this one pretrained checkpoint")

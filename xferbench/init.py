@@ -52,6 +52,9 @@ def look(place: Path) -> Seen:
         raise Problem(f"{text.line(place)}: no such folder", expected="a folder of images, or an npz file", do="check the path")
     spec = f"{'folder' if place.is_dir() else 'npz'}:{place.resolve()}"
     classes, splits, left_out = sources.read(spec, None)
+    if "train" not in splits:
+        do = "put the images into train/ and val/ or test/; for a finished network a test set is enough: xferbench audit"
+        raise Problem(f"{text.line(place)}: no training images", found="a test set alone", expected="both", do=do)
     counts = {split: tuple(np.bincount(raw.labels, minlength=len(classes)).tolist()) for split, raw in splits.items()}
     groups = splits["test"].groups
     examples = len(np.unique(groups)) if len(groups) else sum(counts["test"])

@@ -78,7 +78,12 @@ def _predictions(
     """The predictions of some records, or why they cannot be had: a crash before what is only missing."""
     crashed = [f"{arm} (seed {seed}): {one.error}" for ((arm, _), seed), one in records.items() if one and one.error]
     told = {at: one.predictions for at, one in records.items() if one and one.predictions is not None}
-    missing = [f"{term[0]} has no predictions at seed {seed}" for term, seed in records if (term, seed) not in told]
+    empty = {at for at, one in records.items() if one and one.predictions is None}
+    missing = [
+        f"{term[0]} has " + ("nothing to be scored on" if (term, seed) in empty else f"no predictions at seed {seed}")
+        for term, seed in records
+        if (term, seed) not in told
+    ]
     return told, next(iter([*crashed, *missing, *([] if told else ["not measured at any seed"])]), "")
 
 

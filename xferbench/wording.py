@@ -25,6 +25,7 @@ EDITS = {  # what is done to a network's tensors without training, by the edit's
     "interpolated:0": "the backbone of before",
     "interpolated": "weights at {} of the way from before to after",
     "weights:permuted": "weights shuffled within each tensor",
+    "head:probe": "a head fitted anew on training images",
     "head:refit": "the head fitted anew",
     "head:source": "the pretrained head",
 }
@@ -56,7 +57,7 @@ def patched(before: Pipeline | None, after: Pipeline, recorded: Ready) -> list[s
     served = [
         f"{name} = {_value(new)}" + (f"    # was {_value(old)}" if new != old else "")
         for name, (old, new, default) in stated.items()
-        if new != default or new != old
+        if new != old or (new != default and not after.finished)  # of a finished network what changes is all that is advised
     ]
     if after.finished:
         return (["[recipe]", *served] if served else []) + [f"# {edited(edit)}" for edit in after.edits]

@@ -40,7 +40,7 @@ def applies(pipeline: Pipeline, facts: Facts) -> str:
 
 
 def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
-    return replace(pipeline, edits=(BEFORE, "head:refit"))
+    return replace(pipeline, edits=(BEFORE, "head:probe"))
 
 
 def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:

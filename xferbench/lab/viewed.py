@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from xferbench.lab.fit import Fitted, Network, Tensors
 
 SERVED = 32  # examples of a batch where a network is served in training mode
+ENOUGH = 128  # training images that a finished network's statistics are computed anew from
 SHOWN = 256  # examples at most that a plugin's own measure is given
 
 
@@ -86,6 +87,8 @@ def seen(model: Model, words: Sequence[str], view: View) -> tuple[Predictions | 
         module, _, function = view.measure.partition("@")[0].partition(":")
         found = getattr(importlib.import_module(module), function)(_given(model, edited(model, (), view), view))
         return None, {name: float(value) for name, value in found.items()}
+    if view.examples == "unique" and not len(examples(model, view).labels):
+        return None, {}
     if model.fitted.diverged:
         split = examples(model, view)
         return predictions(np.tile(_prior(model, words, view), (len(split.labels), 1)), split), {}
@@ -104,7 +107,10 @@ def edited(model: Model, words: Sequence[str], view: View) -> Tensors:
 def predicted(model: Model, tensors: Tensors, words: Sequence[str], view: View) -> tuple[Predictions, dict[str, float]]:
     """What tensors say under a view; ``words`` are the edits that are in them already."""
     split = examples(model, view)
-    logits = _refitted(model, tensors, view, split) if "head:refit" in words else _logits(model, tensors, words, view, split)
+    if anew := {"head:refit", "head:probe"} & set(words):
+        logits = _refitted(model, tensors, view, split, own="head:probe" in anew)
+    else:
+        logits = _logits(model, tensors, words, view, split)
     if not np.isfinite(logits).all():
         return predictions(np.tile(_prior(model, words, view), (len(split.labels), 1)), split), {"diverged": 1.0}
     p = np.exp(logits - logits.max(1, keepdims=True))
@@ -158,8 +164,8 @@ def _edited(edit: str, tensors: Tensors, model: Model, view: View) -> Tensors:
     network = model.network
     if edit == "head:source":
         return tensors | {name: tensor.to(network.device) for name, tensor in model.source_head.items()}
-    if edit == "head:refit":
-        return tensors  # it has no tensors of its own: see _refitted
+    if edit in {"head:refit", "head:probe"}:
+        return tensors  # they have no tensors of their own: see _refitted
     kind, _, word = edit.partition(":")
     if kind == "batchnorm":
         return tensors | _statistics(word, tensors, model)
@@ -183,6 +189,8 @@ def _statistics(word: str, tensors: Tensors, model: Model) -> Tensors:
     if word not in {"recalibrated@2", "one-class@1"}:
         raise ValueError(f"no such edit of a model: batchnorm:{word}")
     index = _mixed(model)  # as a class folder is sorted, batches would be of one class
+    if model.fit.head == "own":
+        index = index[:ENOUGH]
     if word == "one-class@1":
         labels = model.dataset.train.labels[index]
         index = index[labels == np.bincount(labels).argmax()]
@@ -219,16 +227,17 @@ def examples(model: Model, view: View) -> Split:
     return data.taken(served.train, index)
 
 
-def _refitted(model: Model, tensors: Tensors, view: View, split: Split) -> np.ndarray:
-    """[N, outputs] float64 of a head fitted anew on training images of the view's domain."""
-    if view.domain is None:
+def _refitted(model: Model, tensors: Tensors, view: View, split: Split, *, own: bool) -> np.ndarray:
+    """[N, outputs] float64 of a head fitted anew: on the target's training images, or on those of the view's domain."""
+    if own:
         index, _ = data.subset(model.dataset, model.fit.train_size, model.fit.seed)
-        memory = data.taken(model.dataset.train, index)
+        memory, ready = data.taken(model.dataset.train, index), model.fit.preprocessing
     else:
-        memory = domains.memory(domains.load(view.domain, view.preprocessing, model.cache))
+        assert view.domain is not None, "a head is refitted on a domain"
+        memory, ready = domains.memory(domains.load(view.domain, view.preprocessing, model.cache)), view.preprocessing
     x, wanted = (
-        penultimate.head_inputs(model.network, tensors, torch.from_numpy(np.array(one.images)), view.preprocessing)
-        for one in (memory, split)
+        penultimate.head_inputs(model.network, tensors, torch.from_numpy(np.array(one.images)), how)
+        for one, how in ((memory, ready), (split, view.preprocessing))
     )
     outputs = int(max(memory.labels.max(), split.labels.max())) + 1
     weight, bias = penultimate.fitted(x, torch.from_numpy(memory.labels), outputs)

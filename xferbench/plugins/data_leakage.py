@@ -45,8 +45,10 @@ if TYPE_CHECKING:
 SHARE = 0.1  # of the test images
 
 
-def applies(pipeline: Pipeline, _: Facts) -> str:
-    return "" if isinstance(pipeline.train_preprocessing, Preprocessing) else "copies are looked for among images alone"
+def applies(pipeline: Pipeline, facts: Facts) -> str:
+    if not isinstance(pipeline.train_preprocessing, Preprocessing):
+        return "copies are looked for among images alone"
+    return "" if facts.train or pipeline.pretraining else "neither training images nor a pretraining set are given"
 
 
 def cure(pipeline: Pipeline, _: Facts) -> Pipeline:

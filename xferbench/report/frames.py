@@ -72,7 +72,20 @@ def groups(run: Run) -> tuple[Group, ...]:
     ranks: dict[str, int] = {}
     for members in together.values():
         ranks[section(members[0])] = min(_rank(members[0]), ranks.get(section(members[0]), len(WORST_FIRST)))
-    return tuple(sorted(map(tuple, together.values()), key=lambda group: (ranks[section(group[0])], _place(run, group[0]))))
+    largest = _largest if run.suite.get("after") else lambda _: (False, 0.0)
+    return tuple(
+        sorted(
+            map(tuple, together.values()),
+            key=lambda group: (ranks[section(group[0])], *largest(group[0]), _place(run, group[0])),
+        )
+    )
+
+
+def _largest(finding: Finding) -> tuple[bool, float]:
+    """Order what fails in an audit: what is exact first, then accuracies before other units, the largest harm first."""
+    if finding.verdict != "FAIL" or finding.harm is None:
+        return False, -float("inf")
+    return finding.unit != "accuracy", -finding.harm
 
 
 def section(finding: Finding) -> str:
