@@ -329,7 +329,8 @@ class Contrast:
     ``kind`` is ``paired`` (judged against the margin), ``info`` (a measurement, never a verdict) or ``exact``: an invariant,
     broken as soon as the sum is not 0, whose views are the plugin's own measures. The views of the others are those of
     :data:`xferbench.plan.VIEWS`. ``metric`` is its own where it is not the suite's, and so is its ``margin`` then. ``allowed``
-    names the suite's field that says how far from 0 an invariant's sum may be.
+    names the suite's field that says how far from 0 an invariant's sum may be; one that is not ``controlled`` is not what the
+    induced variants are meant to break.
     """
 
     name: str
@@ -339,6 +340,7 @@ class Contrast:
     metric: str = ""
     margin: float | None = None
     allowed: str = ""
+    controlled: bool = True
 
 
 HELD_OUT = 1000  # images of a domain that choices are made on, at most

@@ -116,7 +116,8 @@ def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) ->
     It needs no control; what is induced shows that it can be broken.
     """
     arms = {"subject": contrast, "cured": judge.replace_arm(contrast, "subject", "cured")}
-    arms |= {f"induced:{variant}": judge.with_induced(contrast, variant) for variant in case.variants}
+    variants = case.variants if contrast.controlled else ()
+    arms |= {f"induced:{variant}": judge.with_induced(contrast, variant) for variant in variants}
     terms = [term for own in arms.values() for term in own.weights]
     seeds = sorted({seed for _, _, seed in told if all((*term, seed) in told for term in terms)})
     values = {arm: np.array([judge.exact(own, told, seed) for seed in seeds]) for arm, own in arms.items()}
@@ -140,10 +141,10 @@ def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) ->
         verdict, why = "PASS", f"holds{at}: {contrast.meaning}"
     verdict = "ERROR" if error else verdict
     mended = not broken["cured"] and bool(np.isfinite(values["cured"]).all())
-    seen = any(broken[f"induced:{variant}"] for variant in case.variants)
+    seen = any(broken[f"induced:{variant}"] for variant in variants)
     return replace(
         _blank(suite, case, contrast.name, verdict, error or "; ".join(filter(None, (said, why)))),
-        control=("detected" if seen else "missed") if case.variants else "none",
+        control=("detected" if seen else "missed") if variants else "none",
         seeds=len(seeds),
         exposed=bool(broken["subject"]),
         measures={f"{arm}/{contrast.name}": float(found.mean()) for arm, found in values.items() if np.isfinite(found).all()},

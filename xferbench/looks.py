@@ -227,8 +227,13 @@ def invariants(case: Case, seeds: Sequence[int], study: Study) -> list[Question]
 
     Where no contrast is judged against the margin, what is only measured is asked here too.
     """
-    arms = ("subject", "cured", *(f"induced:{variant}" for variant in case.variants))
-    terms = {(arm, view): None for _, exact in case.contrasts("exact") for _, view in exact.weights for arm in arms}
+    induced = [f"induced:{variant}" for variant in case.variants]
+    terms = {
+        (arm, view): None
+        for _, exact in case.contrasts("exact")
+        for _, view in exact.weights
+        for arm in ("subject", "cured", *(induced if exact.controlled else ()))
+    }
     if not any(case.contrasts("paired")):
         terms |= dict.fromkeys(term for _, info in case.contrasts("info") if case.exposed for term in info.weights)
     return _asked(case, terms, seeds, study)

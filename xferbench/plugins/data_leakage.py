@@ -92,14 +92,15 @@ def groups(seen: Seen) -> dict[str, float]:
     import numpy as np
 
     train, test = seen.dataset.train.groups, seen.dataset.test.groups
-    return {"groups": float(len(np.intersect1d(train, test)))}
+    return {"groups": float(len(np.intersect1d(train, test))), "known": float(len(test) > 0)}
 
 
 def told(contrast: str, answers: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline) -> str:
     """How many copies of which kind lie where, or how many groups are on both sides."""
     found = next((one.scalars for (arm, view, _), one in answers.items() if (arm, view) == ("subject", contrast)), {})
     if contrast == "groups":
-        return f"groups on both sides: {found['groups']:g}" if found.get("groups") else ""
+        shared = f"groups on both sides: {found['groups']:g}" if found.get("groups") else ""
+        return shared if found.get("known", 1.0) else "the data have no groups"
     kinds = [(name.rsplit(": ", 1), count) for name, count in found.items() if ": " in name]
     said = ", ".join(f"{count:g} {kind} in {where}" for (where, kind), count in kinds)
     return f"copies among {found['test images']:g} test images: {said}" if said else ""
@@ -121,7 +122,13 @@ plugin = Plugin(
             allowed="max_duplicates",
             meaning="no test image has a copy in training or pretraining",
         ),
-        Contrast(name="groups", kind="exact", weights={("subject", "groups"): 1.0}, meaning="no group is in training and test"),
+        Contrast(
+            name="groups",
+            kind="exact",
+            weights={("subject", "groups"): 1.0},
+            controlled=False,
+            meaning="no group is in training and test",
+        ),
         Contrast(
             name="inflation",
             kind="info",
