@@ -91,6 +91,19 @@ def planted(dataset: Dataset, word: str, seed: int) -> tuple[Dataset, np.ndarray
     return replace(dataset, train=replace(train, images=images)), taken, places
 
 
+def with_planted(dataset: Dataset, places: np.ndarray, leaked: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    """Which of the first test images are found in training or were leaked before; and how well the search did on those planted.
+
+    Args:
+        places: in the test set, of the images that were planted. leaked: [n] bool, the copies that there are without them.
+    """
+    found = copies.search(prints.of(dataset.test.images[: len(leaked)]), prints.of(dataset.train.images)).found
+    true = np.isin(np.arange(len(leaked)), places)
+    right = float((found & true).sum())
+    told = {"recall": right / max(1, true.sum()), "precision": right / max(1, (found & (true | ~leaked)).sum())}
+    return leaked | found, told
+
+
 def _altered(image: np.ndarray) -> np.ndarray:
     """An image [3, H, W] flipped and compressed anew."""
     import io

@@ -64,10 +64,7 @@ def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
 
 def copies(seen: Seen) -> dict[str, float]:
     """Share of the test images that have a copy; beside it how many of which kind and where, and of those planted, found."""
-    import numpy as np
-
-    from xferbench.lab import copies as search
-    from xferbench.lab import leaks, prints
+    from xferbench.lab import leaks
 
     fit, view = seen.fit, seen.view
     if view.examples == "unique":  # by its own definition
@@ -77,13 +74,8 @@ def copies(seen: Seen) -> dict[str, float]:
     told = {f"{where}: {kind}": float(mask.sum()) for (where, kind), mask in kinds.items() if mask.any()}
     leaked = leaks.leaked(fit.data, view.limit, view.beside, seen.cache)
     if fit.planted:
-        asked = seen.dataset.test.images[: len(leaked)]
-        again = search.search(prints.of(asked), prints.of(seen.dataset.train.images)).found
-        true = np.zeros(len(leaked), bool)
-        true[seen.planted[seen.planted < len(leaked)]] = True
-        right = float((again & true).sum())
-        told |= {"recall": right / max(1, true.sum()), "precision": right / max(1, (again & (true | ~leaked)).sum())}
-        leaked = leaked | again
+        leaked, of_search = leaks.with_planted(seen.dataset, seen.planted, leaked)
+        told |= of_search
     return {"copies": float(leaked.mean()), "test images": float(len(leaked))} | told
 
 
