@@ -15,7 +15,7 @@ LAYERS = (
     "problem options design rules overrides report report.text report.notebook record events",
     "stats metrics",
     "strategies wording movement keys suite honours schema plan",
-    "judge looks samples reason findings gate frozen",
+    "judge looks samples reason findings symptoms gate frozen",
     "store discover environment machine forecast",
     "engines engines.worker engines.local",
     "lab lab.synthetic lab.raw lab.listed lab.fetched lab.foreign lab.inputs lab.arrays lab.sources",

@@ -12,7 +12,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from xferbench import discover, looks, plan, samples, store
+from xferbench import discover, looks, plan, samples, store, symptoms
 from xferbench.design import Domain, Facts, Pipeline, Place, Ready, Recipe, Suite, Trial, digest
 from xferbench.engines import local
 from xferbench.environment import torch_version
@@ -46,7 +46,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Executed:
-    """A study brought to its end, its answers, what had to be computed for them, sample images and remarks about those."""
+    """A study brought to its end, its answers, what had to be computed for them, sample images and remarks about those.
+
+    ``mended`` is what is left of a finished network's failures once the largest is mended.
+    """
 
     study: plan.Study
     step: looks.Step
@@ -57,6 +60,7 @@ class Executed:
     seconds: float
     samples: tuple[Samples, ...] = ()
     remarks: tuple[str, ...] = ()
+    mended: symptoms.Mended | None = None
 
 
 def execute(
@@ -82,14 +86,10 @@ def execute(
         study = plan.Study(suite=suite, facts=facts, plugins=plugins, subject=plan.subject(suite, pipeline), place=place)
         answers: dict[str, Record] = {}
         ran = Counted()
-        while True:
-            step = looks.step(study, answers)
-            missing = [key for key in step.wanted if key not in answers]
-            if not missing:
-                break
-            found = store.get(db, missing)
-            answers |= found
-            _compute(step, answers, db, partial(_asked, engine, store.cache(path)), len(found), ran, study, show)
+        ask = partial(_asked, engine, store.cache(path))
+        step = _answered(study, answers, db, ask, ran, show)
+        left = symptoms.mended(study, step)
+        found = left and symptoms.Mended(by=left[0], study=left[1], step=_answered(left[1], answers, db, ask, ran, show))
         shown, remarks = samples.gathered(study, step, engine, store.cache(path))
         store.trim(store.cache(path))
     return Executed(
@@ -102,7 +102,27 @@ def execute(
         seconds=monotonic() - begun,
         samples=shown,
         remarks=remarks,
+        mended=found or None,
     )
+
+
+def _answered(
+    study: plan.Study,
+    answers: dict[str, Record],
+    db: sqlite3.Connection,
+    ask: Callable[[tuple[Trial, ...], frozenset[str]], Future[Any]],
+    ran: Counted,
+    show: Callable[[Progress], None],
+) -> looks.Step:
+    """Carry a study to its end: what the replay asks is recalled or computed, until it asks nothing more."""
+    while True:
+        step = looks.step(study, answers)
+        missing = [key for key in step.wanted if key not in answers]
+        if not missing:
+            return step
+        found = store.get(db, missing)
+        answers |= found
+        _compute(step, answers, db, ask, len(found), ran, study, show)
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xferbench import findings, frozen, given, judge, looks, plan, repair, stats, suite, wording
+from xferbench import findings, frozen, given, judge, looks, plan, repair, stats, suite, symptoms, wording
 from xferbench.design import Scratch, Suite, digest
 from xferbench.environment import environment
 from xferbench.execute import Executed, Progress, execute, with_store
@@ -77,7 +77,7 @@ def now() -> str:
 def finished(executed: Executed) -> Run:
     """Judge an executed study."""
     study, step = executed.study, executed.step
-    found = findings.findings(study.suite, step, executed.answers)
+    found = symptoms.told(findings.findings(study.suite, step, executed.answers), executed.mended)
     tested = {
         finding.id.rpartition("/")[0] or finding.id for finding in found if finding.p_fail is not None and finding.exposed
     }

@@ -83,9 +83,9 @@ def groups(run: Run) -> tuple[Group, ...]:
 
 def _largest(finding: Finding) -> tuple[bool, float]:
     """Order what fails in an audit: what is exact first, then accuracies before other units, the largest harm first."""
-    if finding.verdict != "FAIL" or finding.harm is None:
-        return False, -float("inf")
-    return finding.unit != "accuracy", -finding.harm
+    if finding.verdict != "FAIL":
+        return True, float("inf")
+    return finding.harm is not None and finding.unit != "accuracy", -float("inf") if finding.harm is None else -finding.harm
 
 
 def section(finding: Finding) -> str:

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from test_checks import FACTS, FINISHED, SUITE
+
+from xferbench import fake, findings, plan, symptoms
+from xferbench.checks import batchnorm_drift, class_order, linear_probe
+
+CHECKS = (class_order.check, batchnorm_drift.check, linear_probe.check)
+ORDER, STATISTICS, PROBE = "classes:assigned@1", "batchnorm:recalibrated@2", "head:probe"
+
+
+def carried_out(scores):
+    """Checks of a network whose accuracy is that of the first words that are all among its edits."""
+    study = plan.Study(suite=SUITE, facts=FACTS, plugins=CHECKS, subject=FINISHED, place=fake.PLACE)
+    lab = fake.lab(
+        lambda trial: next((value for words, value in scores.items() if {*words} <= {*trial.model.edits}), 0.3),
+        {reference: {name: 0.0} for check in CHECKS for name, reference in check.measures.items()},
+    )
+    step, answers = fake.replay(study, lab)
+    found = findings.findings(study.suite, step, answers)
+    asked = symptoms.mended(study, step)
+    if asked is None:
+        return None, found
+    again, _ = fake.replay(asked[1], lab, answers)
+    left = symptoms.Mended(by=asked[0], study=asked[1], step=again)
+    return asked[0], {one.id: one for one in symptoms.told(found, left)}
+
+
+SAID = {
+    "is gone once audit/class-order is mended": {(ORDER, STATISTICS): 0.9, (ORDER,): 0.9, (STATISTICS,): 0.5, (PROBE,): 0.5},
+    "stays once audit/class-order is mended": {(ORDER, STATISTICS): 0.97, (ORDER,): 0.8, (STATISTICS,): 0.5, (PROBE,): 0.9},
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_a_failure_is_judged_again_once_the_largest_is_mended(said):
+    by, found = carried_out(SAID[said])
+    assert by == "audit/class-order"
+    assert said in found["batchnorm-drift/harm/initial"].reason
+    assert said in found["audit/linear-probe/permuted"].reason
+    assert "once" not in found["audit/class-order/rotated"].reason
+
+
+def test_a_probe_mends_no_network_however_much_better_it_is():
+    by, _ = carried_out({(PROBE,): 0.95, (STATISTICS,): 0.5, (ORDER,): 0.3})
+    assert by == "batchnorm-drift"
+
+
+def test_one_failure_alone_has_no_symptoms():
+    assert carried_out({(ORDER,): 0.9})[0] is None
+
+
+def test_verdicts_are_not_touched():
+    scores = SAID["is gone once audit/class-order is mended"]
+    _, told = carried_out(scores)
+    verdicts = {one.id: one.verdict for one in told.values()}
+    assert verdicts["batchnorm-drift/harm/initial"] == "FAIL"
+
+
+def test_where_nothing_was_mended_findings_stay():
+    found = (fake.run(fake.study(replace(class_order.check, told=None)), fake.lab()).findings)[:1]
+    assert symptoms.told(found, None) == found
