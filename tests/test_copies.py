@@ -196,12 +196,6 @@ def test_groups_in_both_splits():
     assert copies.group_overlap(np.array([1, 2]), np.array([], np.int64)).tolist() == []
 
 
-def test_copies_of_another_label(glyphs):
-    found = copies.search(of([*glyphs[0][:4], *glyphs[1][:4]]), of(glyphs[0]))
-    train = np.zeros(600, int)
-    assert copies.conflicts(found, np.array([0, 1, 0, 2, 5, 5, 5, 5]), train).tolist() == [1, 3]
-
-
 def test_photographs(shared):
     held = np.load(shared / "data" / "cifar10.npz")
     train, test = held["train_images"][:2000], held["test_images"][:500]

@@ -72,7 +72,8 @@ def test_a_pretraining_set_is_looked_through_beside_the_training_images(leaky, t
     made, _ = manifest.make(f"npz:{alone}")
     manifest.write(made, file)
     told = leaks.found(named(leaky), None, (Data(digest="m", spec=f"manifest:{file}"),), tmp_path)
-    assert list(told) == ["train", "other.npz (by its manifest)"] or len(told) == 2
+    assert next(iter(told)) == "train"
+    assert list(told)[1].endswith("(by its manifest)")
     by_manifest = list(told.values())[1]
     assert by_manifest.found.sum() == 40
     assert leaks.leaked(named(leaky), None, (Data(digest="m", spec=f"manifest:{file}"),), tmp_path).sum() == 52
@@ -131,7 +132,7 @@ def test_a_leak_is_a_fail_with_its_figures_and_allowed_where_the_suite_says_so(l
     assert copies["verdict"] == ("FAIL" if allowed == 0 else "PASS")
     assert copies["control"] == "detected"
     assert copies["measures"]["subject/copies"] == pytest.approx(12 / 60)
-    assert copies["measures"]["cured/copies"] == 0
+    assert "cured/copies" not in copies["measures"], "that there are none without them shows nothing"
     assert "copies among 60 test images: 12 exact in train" in copies["reason"]
     inflation = found["data-leakage/inflation"]
     assert inflation["verdict"] == "INFO"

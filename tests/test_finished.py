@@ -144,7 +144,7 @@ def test_the_same_weights_in_two_files_are_told(tmp_path, after):
     torch.save({"state_dict": state, "epoch": 3}, again)
     pair = Finished(after=weights(after), before=weights(again))
     with pytest.raises(Problem, match="before equals after"):
-        finished.sizes(*network(), pair, reading.read(again))
+        finished.sizes(*network(), pair, reading.read(again), 10)
 
 
 @pytest.mark.parametrize("key", ["after", "before"])
@@ -154,7 +154,7 @@ def test_weights_of_another_architecture_are_told_with_their_key(tmp_path, after
     files = {"after": after, "before": BEFORE} | {key: other}
     pair = Finished(**{name: weights(path) for name, path in files.items()})
     with pytest.raises(Problem, match=rf"\[checkpoint\] {key}: the weights do not fit"):
-        finished.sizes(*network(), pair, reading.read(files["before"]))
+        finished.sizes(*network(), pair, reading.read(files["before"]), 10)
 
 
 def test_weights_that_are_not_finite_are_looked_at_as_a_diverged_network(tmp_path, after):

@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 # The straight line, from the ground up: a module may import what stands above it in this list, and nothing else of the
 # package. A new module is entered here at the lowest place where it can stand.
 LAYERS = (
-    "problem options design rules overrides report report.text report.notebook record events",
+    "problem environment options design rules overrides report report.text report.notebook record events",
     "stats metrics",
     "strategies wording movement keys suite honours schema plan",
     "judge looks samples reason findings symptoms gate frozen",
-    "store discover environment machine forecast",
+    "store discover machine forecast",
     "engines engines.worker engines.local",
     "lab lab.synthetic lab.raw lab.listed lab.fetched lab.foreign lab.inputs lab.arrays lab.sources",
     "lab.pixels lab.prints lab.copies lab.manifest",

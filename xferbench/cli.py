@@ -96,6 +96,11 @@ def _suite(arguments: argparse.Namespace) -> Suite:
     from xferbench import suite
 
     asked = replace(suite.load(suite.find(arguments.suite), arguments.set), allow_code=arguments.allow_code)
+    for name in ("seed", "budget"):
+        if asked.after and getattr(arguments, name) is not None:
+            raise Problem(
+                f"--{name} beside [checkpoint]", found="a finished network", expected=f"no --{name}: nothing is trained"
+            )
     try:
         if (seed := arguments.seed) is not None:
             asked = suite.apart(replace(asked, seed=seed, overrides=(*asked.overrides, f"seed={seed}")))

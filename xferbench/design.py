@@ -356,7 +356,8 @@ class Facts:
     of what the network is given, in pixels. ``source`` and ``shifted`` are the classes of those domains, as in
     :class:`Domain`; ``no_source`` says why the source's are not known. ``recorded`` tells whether the preprocessing was
     written down somewhere. ``honours`` are the fields of a recipe that the user's training code heeds, None where the lab
-    trains; ``crash`` is what the user's code raised while it was probed. ``outputs`` are those of a finished network's head.
+    trains; ``crash`` is what the user's code raised while it was probed. ``outputs`` are those of a finished network's head,
+    ``unmoved`` tells that all below it is as it was before.
     """
 
     parameters: int
@@ -381,6 +382,7 @@ class Facts:
     honours: tuple[str, ...] | None = None
     crash: str = ""
     outputs: int = 0
+    unmoved: bool = False
 
     @property
     def has_batchnorm(self) -> bool:

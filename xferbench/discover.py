@@ -39,7 +39,8 @@ def plugins(wanted: Sequence[str], group: str = GROUP) -> tuple[Plugin, ...]:
         Problem: for a name that is not installed.
     """
     found = {entry.name: entry for entry in entry_points(group=group)}
-    chosen = dict.fromkeys(name for word in wanted for name in (sorted(found) if word == "all" else [word]))
+    told = (word.removeprefix(OF_AUDIT) if group == CHECKS else word for word in wanted)  # reports print their ids
+    chosen = dict.fromkeys(name for word in told for name in (sorted(found) if word == "all" else [word]))
     for name in chosen:
         if name not in found:
             raise Problem(f"plugins: unknown plugin {name!r}", expected=nearest(name, found), do="`xferbench ls` lists them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,15 @@ def torch_version() -> str:
     if find_spec("torch") is None:
         raise Problem("running experiments needs PyTorch", found="no torch", do="pip install 'xferbench[torch]'")
     return ".".join(version("torch").split(".")[:2])
+
+
+def code() -> str:
+    """SHA-256 of this package's own code, which is another one wherever it would act otherwise."""
+    root = Path(__file__).parent
+    found = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        found.update(f"{file.relative_to(root).as_posix()}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\0".encode())
+    return found.hexdigest()
 
 
 def environment(device: str, workers: int) -> dict[str, object]:

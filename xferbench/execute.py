@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import sqlite3
 
 LOCKSTEP = {"cuda": 32}  # fits of a group; elsewhere a group costs as much as its members, so that one is best
-ENOUGH = 500  # training images that a repair of a finished network is computed from, where a suite does not say
-FACTS = 2  # raised whenever more is probed
+FEWEST = 8  # test images of an audit
+FACTS = 3  # raised whenever more is probed
 NEEDS_ASKING = ("/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # where none of these is there, Linux has no accelerator
 Call = Callable[..., "Future[Any]"]
 
@@ -195,13 +195,15 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
     if suite.metric == "auroc" and len(facts.classes) > FEW_CLASSES:
         expected = f"at most {FEW_CLASSES} classes, for which all probabilities are kept"
         raise Problem(f"{suite.path}: metric: auroc", found=f"{len(facts.classes)} classes", expected=expected)
+    if finished:
+        _fits(suite, facts)
     ready: Ready = facts.preprocessing
     pipeline = Pipeline(
         arch=suite.arch,
         weights=weights,
         target=target,
-        train_size=suite.train_size or (ENOUGH if finished and facts.train > ENOUGH else None),
-        test_size=suite.test_size,
+        train_size=suite.train_size,
+        test_size=min(suite.test_size, facts.test) if finished and suite.test_size else suite.test_size,
         recipe=suite.recipe or Recipe(),
         train_preprocessing=suite.train_preprocessing or ready,
         serve_preprocessing=suite.serve_preprocessing or suite.train_preprocessing or ready,
@@ -217,6 +219,19 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
         manifest=inputs.manifest(suite, digester),
     )
     return pipeline, facts
+
+
+def _fits(suite: Suite, facts: Facts) -> None:
+    """Refuse an audit that could not be carried out, before anything is looked at."""
+    if facts.test < FEWEST:
+        raise Problem(
+            f"{suite.path}: too few test images", found=f"{facts.test}", expected=f"{FEWEST} or more, far more to decide"
+        )
+    for phase in suite.believed.phases if suite.believed else ():
+        kind, _, count = phase.trainable.partition(":")
+        if kind == "top" and int(count) > len(facts.groups):
+            expected = f"top:N with N up to {len(facts.groups)} (groups from the input up: {', '.join(facts.groups)})"
+            raise Problem(f"{suite.path}: [checkpoint] believed", found=phase.trainable, expected=expected)
 
 
 def _asked(engine: Callable[[], Call], cache: Path, group: tuple[Trial, ...], missing: frozenset[str]) -> Future[Any]:

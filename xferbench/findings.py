@@ -81,6 +81,8 @@ def _finding(asked: Asked, variant: str) -> Finding:
     blind = control in {"missed", "none"}
     # A cure that changes nothing needs no control; but a choice may miss what is better.
     unsure = bool(asked.nothing_learnt) or blind if judgement.harm.exposed else blind and bool(case.arms["cured"].weighed)
+    own = case.arms["subject"].pipeline
+    unsure |= own is not None and own.finished is not None and bool(asked.nothing_learnt)  # no repair helps a dead network
     if verdict == "PASS" and (case.trust or unsure):
         verdict = "INCONCLUSIVE"
     blank = _blank(

@@ -177,7 +177,7 @@ def notes(executed: Executed) -> tuple[str, ...]:
     found += executed.remarks
     if study.suite.after:
         half = study.facts.test - study.facts.test // 2
-        found.append(f"repairs were looked for on one half of the test images, and judged on the other ({half} images or so)")
+        found.append(f"repairs were looked for on one half of the test images, and judged on the other ({half} or so)")
         if sum(one.verdict == "FAIL" for one in step.judgements.values()) > 1:
             said = "each failure was judged by itself: mend the one with the largest harm and audit again"
             found.append(f"{said}, for the others may be its symptoms")

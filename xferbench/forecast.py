@@ -50,7 +50,12 @@ def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forec
     counts, seconds = [], []
     for look in (suite.looks[0], suite.looks[-1]):
         seeds = range(suite.seed, suite.seed + look)
-        questions = [*asked, *(one for case in cases for one in looks.questions(case, seeds, study, {}))]
+        first = range(suite.seed, suite.seed + suite.looks[0])
+        new = [
+            *(looks.questions(case, seeds, study, {}) for case in cases),
+            *(looks.invariants(case, first, study) for case in cases),
+        ]
+        questions = [*asked, *(one for some in new for one in some)]
         missing = {one.trial.key: one.trial for one in questions if one.trial.key not in answers}
         counts.append(_counted(questions, answers))
         seconds.append(_seconds(missing, study) / workers)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench import __version__
 from xferbench.design import content, digest
+from xferbench.environment import code
 from xferbench.problem import Problem
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def plan(suite: Suite, inputs: Sequence[Input], plugins: Sequence[Plugin]) -> di
     found = values | {
         "plugins": {one.id: one.version for one in plugins},
         "inputs": {one.key: one.digest for one in inputs if one.counts},
-        "xferbench": __version__,
+        "xferbench": f"{__version__}, code {code()}",
     }
     plain: dict[str, Any] = content(found)
     return plain

@@ -101,7 +101,9 @@ def _of_parts(
         if not metric.mean or not about.all() or not len(score) or not np.array_equal(whole.example[part], one.example):
             return _undecided(f"{suite.metric} on a part of the examples cannot be compared with that on all")
         sign = -1.0 if metric.loss else 1.0
-        difference[list(seeds).index(seed), part] += sign * contrast.weights[term] * score * count / len(score)
+        row, weight = difference[list(seeds).index(seed)], sign * contrast.weights[term]
+        row += weight * score.mean()
+        row[part] += weight * (score - score.mean()) * count / len(score)  # so that who is left out moves the mean, and no more
         least = min(least, len(score))
     groups = whole.group if len(whole.group) else None
     span = metric.span * max(map(abs, contrast.weights.values())) * count / least

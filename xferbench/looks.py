@@ -107,7 +107,8 @@ def step(study: Study, answers: Mapping[str, Record]) -> Step:
     tuning = [question for _, new in found for question in new]
     asked += tuning
     if any(one.trial.key not in answers for one in tuning):
-        return Step(stage="tuning cures and scratch", wanted=plan.trials(tuning), asked=tuple(asked), subject=subject)
+        stage = "looking for repairs" if subject.pipeline.finished else "tuning cures and scratch"
+        return Step(stage=stage, wanted=plan.trials(tuning), asked=tuple(asked), subject=subject)
     cases = tuple(case for case, _ in found)
     origins = [question for case in cases for question in sources(case, study)]
     asked += origins
@@ -182,7 +183,7 @@ def _looked(study: Study, so_far: Step, answers: Mapping[str, Record]) -> Step:
             new += [one for case in so_far.cases for one in invariants(case, seeds, study)]
         asked = list({(one.plugin, one.arm, one.view, one.seed, one.trial.key): one for one in (*asked, *new)}.values())
         if any(one.trial.key not in answers for one in new):
-            stage = f"look {number} of {len(suite.looks)}: {look} seeds"
+            stage = f"look {number} of {len(suite.looks)}: {look} seeds" if suite.after is None else "judging"
             return replace(so_far, stage=stage, wanted=plan.trials(new), asked=tuple(asked))
         for case in so_far.cases:
             told = by_question(asked, case.plugin.id, answers)

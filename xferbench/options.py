@@ -67,7 +67,8 @@ def parser(carried_out: Mapping[str, Callable[[argparse.Namespace], int]]) -> ar
     init.add_argument("--force", action="store_true", help="overwrite the file where there is one")
     manifest = command("manifest", "write down a pretraining set as hashes and embeddings, without its images")
     manifest.add_argument(
-        "data", help="a dataset as in a suite file (folder:DIR, npz:FILE, ...); a folder may be of images only"
+        "data",
+        help="a dataset as in a suite file (folder:DIR, npz:FILE, ...), its training images; a folder may be of images only",
     )
     manifest.add_argument("-o", "--output", type=Path, metavar="FILE", required=True, help="manifest to write, an npz file")
     manifest.add_argument("--force", action="store_true", help="overwrite the file where there is one")

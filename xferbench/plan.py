@@ -62,7 +62,7 @@ VIEWS: Mapping[str, Look] = {
     "train-mode": Look(mode="train"),
     "restored": Look(edits=("batchnorm:restored",)),
     "recalibrated": Look(edits=("batchnorm:recalibrated@2",)),
-    "as-trained": Look(trained=True),
+    "as-trained": Look(examples="whole", trained=True),
     "shifted": Look(domain="shifted"),
     "shifted-as-trained": Look(domain="shifted", trained=True),
     "source": Look(edits=("head:source",), domain="source"),
@@ -74,6 +74,7 @@ VIEWS: Mapping[str, Look] = {
 }
 
 
+FITTED = "@1"  # ends an edit that is fitted on the screened half, and says nothing of how sure that is
 BEFORE = "interpolated:0"  # the edit that gives what a finished network was made from
 MODES = {"eval": "eval", "train": "training", "train:class": "training:class"}  # a pipeline's word → its view's
 
@@ -166,16 +167,16 @@ def fit(pipeline: Pipeline, seed: int) -> Fit:
         init="pretrained" if made_here else recipe.init,
         start=source_fit(pipeline) if made_here else None if recipe.init == "random" else pipeline.weights,
         head=recipe.head,
-        phases=recipe.phases,
+        phases=() if pipeline.planted else recipe.phases,  # what is planted is looked for, and trains nothing
         data=pipeline.target,
         train_size=pipeline.train_size,
         preprocessing=pipeline.train_preprocessing,
         seed=seed,
-        regularizer=recipe.regularizer,
+        regularizer="" if pipeline.planted else recipe.regularizer,
         source=pipeline.source if needs_source else None,
         code=pipeline.code,
-        training=pipeline.training,
-        stop=recipe.stop if pipeline.training else "last",
+        training=None if pipeline.planted else pipeline.training,
+        stop=recipe.stop if pipeline.training and not pipeline.planted else "last",
         planted=pipeline.planted,
     )
 
@@ -293,10 +294,12 @@ def settle(arm: Arm, study: Study, answers: Mapping[str, Record]) -> Settled | N
         records = [answers[one.key] for one in asked]
         error = next((one.error or "no predictions" for one in records if one.error or one.predictions is None), "")
         if error:
-            return Settled(pipeline=None, error=f"tuning of {candidate.recipe.name or words(candidate.recipe)}: {error}")
+            said = ", ".join(candidate.edits) if candidate.finished else candidate.recipe.name or words(candidate.recipe)
+            return Settled(pipeline=None, error=f"{'screening' if candidate.finished else 'tuning'} of {said or 'it'}: {error}")
         weighed.append(_weighed(candidate, arm, records, study.suite.metric))
         told.append(records[0].predictions)
-    if arm.candidates[0].finished and arm.by == "validation":
+    fitted = any(edit.endswith(FITTED) for one in arm.candidates for edit in one.edits)
+    if arm.candidates[0].finished and arm.by == "validation" and not fitted:
         shares = metrics.best_of([one for one in told if one is not None], study.suite.metric)
         weighed = [replace(one, confidence=share) for one, share in zip(weighed, shares, strict=True)]
     least = -np.inf if weighed[0].keeping is None else weighed[0].keeping - study.suite.margin
@@ -338,7 +341,8 @@ def arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Arm]:
     if isinstance(cured, Choice):
         cured = replace(cured, candidates=tuple(dict.fromkeys((subject, *cured.candidates))))
     found = {"subject": subject, "cured": cured}
-    if subject.finished is None or study.suite.scratch_budget is not None:
+    judged = any(one.kind == "paired" for one in plugin.contrasts)  # an invariant has no use for a baseline
+    if judged and (subject.finished is None or study.suite.scratch_budget is not None):
         found["scratch"] = scratch(subject, grid(study))
     return honours.arms(found, subject, study.facts.honours)
 

@@ -125,11 +125,12 @@ def _open(asked: Asked, margin: str) -> str:
     estimate = asked.judgement.harm.estimate
     if not np.isfinite([estimate.low, estimate.high]).all():
         return "the harm could not be estimated"
-    within = estimate.low <= asked.suite.margin <= estimate.high
+    margin_ = asked.suite.margin
+    within = estimate.low <= margin_ <= estimate.high
     return (
         f"{margin} lies within the interval"
         if within
-        else f"{margin} is excluded, but not after correction for looks and plugins"
+        else f"harm is {'above' if estimate.low > margin_ else 'below'} {margin}, but not once corrected for looks and plugins"
     )
 
 
@@ -139,7 +140,8 @@ def _needed(asked: Asked) -> str:
     alpha = stats.spending(suite.looks, suite.alpha)[-1] / asked.tested
     seeds, examples = stats.needed(harm.difference, margin=suite.margin, alpha=alpha, groups=groups, span=harm.span)
     what = "groups of test examples" if groups is not None else "test examples"
-    many = f"about {examples} {what}" + (" at these seeds" if suite.looks != (1,) else "")
+    halved = bool(asked.case.arms["cured"].weighed) and suite.looks == (1,)  # the other half is for the choice
+    many = f"about {(2 if halved else 1) * (examples or 0)} {what}" + (" at these seeds" if suite.looks != (1,) else "")
     ways = [f"about {seeds} seeds"] * (seeds is not None) + [many] * (examples is not None)
     return f"; to decide it: {' or '.join(ways)}" if ways else "; no affordable number of seeds or examples would decide it"
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from xferbench.record import Finding
 
 CHECK = "batchnorm-drift"
+OF_FORM = ("preprocessing-mismatch", "train-serve-skew")  # checks of the form that images come in
 NOTHING = "no repair was written: "
 ENDING = ".safetensors"
 
@@ -57,6 +58,10 @@ def carried_out(executed: Executed, findings: Sequence[Finding], out: Path, cach
     words = f"; for {', '.join(others)} there are patches in words, in the report" if others else ""
     failed = next((one for one in of_check if one.verdict == "FAIL" and (one.remedy or {}).get("verified")), None)
     trial = _cured(executed)
+    form = sorted({one.plugin for one in findings if one.plugin in OF_FORM and one.verdict == "FAIL"})
+    if failed is not None and form:
+        why = "fail too: statistics of images in a wrong form would be wrong in the right one"
+        return {"said": f"{NOTHING}{' and '.join(form)} {why}"}
     if failed is None or trial is None:
         return {"said": f"{NOTHING}{_why(of_check)}{words}"}
     expected = executed.answers[trial.key].predictions

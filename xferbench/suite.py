@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SEEDS = 1_000_000  # judged seeds lie below; those that settle choices begin here
 LATER = ("matrix",)  # in the contract, for what is to come
 OF_SERVING = ("training", "train_preprocessing", "serve_preprocessing", "serve_mode")  # keys of [recipe] that are none of it
-OF_TRAINING = ("looks", "tuning_seeds", "budget", "scratch")  # what a finished network has no use for
+OF_TRAINING = ("looks", "seed", "tuning_seeds", "budget", "scratch")  # what a finished network has no use for
 
 
 def folder() -> Path:

@@ -216,7 +216,7 @@ def _choice(cured: Choice, world: World) -> None:
     others = set(cured.candidates) - {world.pipeline}
     _need(others, what, found="a choice without an alternative", expected="one or more beside the user's own pipeline")
     for view in (cured.by, cured.keeping):
-        chosen_by = [name for name, look in plan.VIEWS.items() if look.examples != "test"]
+        chosen_by = [name for name, look in plan.VIEWS.items() if look.examples not in {"test", "whole"}]
         _need(not view or view in chosen_by, what, found=f"chosen by {view}", expected=nearest(view, chosen_by))
 
 

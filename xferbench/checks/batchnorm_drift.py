@@ -38,8 +38,6 @@ from xferbench.plugins import batchnorm_drift
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from xferbench.lab.viewed import Seen
-
 RECALIBRATED = "batchnorm:recalibrated@2"
 
 
@@ -63,11 +61,6 @@ def cure(pipeline: Pipeline, facts: Facts) -> Choice:
 def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
     found = {"initial": _edited(pipeline, "batchnorm:initial")}
     return found | ({"one-class": _edited(pipeline, "batchnorm:one-class@1")} if facts.train else {})
-
-
-def drift(seen: Seen) -> dict[str, float]:
-    """As the plugin of the same name measures it; NaN where there is nothing to compare with."""
-    return batchnorm_drift.drift(seen)
 
 
 check = Plugin(

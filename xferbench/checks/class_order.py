@@ -55,7 +55,7 @@ def told(_contrast: str, answers: Mapping[tuple[str, str, int], Record], subject
         return ""
     pairs = sorted({(int(a), int(b)) for a, b in zip(was.predicted, now.predicted, strict=True) if a != b})
     shown = ", ".join(f"output {output} means class {label}" for output, label in pairs[:6])
-    return shown + (f" … ({len(pairs)} in all)" if len(pairs) > 6 else "")
+    return "the screened half asks for: " * bool(shown) + shown + (f" … ({len(pairs)} in all)" if len(pairs) > 6 else "")
 
 
 check = Plugin(

@@ -11,7 +11,7 @@ Remedy
 
 How it is judged
     An exact invariant: all weights and features are finite, the features that enter the head differ between images (their
-    spread over images is above a thousandth of their size), and not all images get one answer.
+    spread over images is above a thousandth of their size), and so do the logits.
 
 How it is induced
     Not on purpose: what is exact needs no control.
@@ -49,8 +49,8 @@ def collapse(seen: Seen) -> dict[str, float]:
     spread = float(x.std(0).norm() / x.norm(dim=1).mean().clamp_min(1e-12)) if finite else 0.0
     weight, bias = (seen.after.get(f"{seen.network.anatomy.head}.{part}") for part in ("weight", "bias"))
     assert weight is not None
-    answers = F.linear(x.to(weight.device), weight.flatten(1), bias).argmax(1)
-    one = len(seen.served_labels.unique()) > 1 and len(answers.unique()) == 1
+    logits = F.linear(x.to(weight.device), weight.flatten(1), bias)
+    one = bool((logits - logits[0]).abs().max() <= LEAST**2 * logits.abs().max())
     bad = bool(broken) or not finite or spread < LEAST or one
     return {"collapse": float(bad), "spread of features": spread, "one answer": float(one)} | broken
 
@@ -64,7 +64,7 @@ def told(_contrast: str, answers: Mapping[tuple[str, str, int], Record], _subjec
         return ""
     if found["spread of features"] < LEAST:
         return f"features differ by {found['spread of features']:.2g} of their size from image to image"
-    return "one answer for all images" if found["one answer"] else "features that are not finite"
+    return "the same logits for all images" if found["one answer"] else "features that are not finite"
 
 
 check = Plugin(

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 SHARES = (0.75, 0.5, 0.25)
 
 
-def applies(pipeline: Pipeline, _: Facts) -> str:
-    return "" if pipeline.finished and pipeline.finished.before else "the weights of before are not given"
+def applies(pipeline: Pipeline, facts: Facts) -> str:
+    if not (pipeline.finished and pipeline.finished.before):
+        return "the weights of before are not given"
+    return "nothing below the head has moved, so that nothing lies in between" if facts.unmoved else ""
 
 
 def cure(pipeline: Pipeline, _: Facts) -> Choice:

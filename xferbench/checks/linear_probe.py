@@ -11,11 +11,12 @@ Remedy
 
 How it is judged
     Multinomial logistic regression on the features that enter the head of the network before, fitted on training images. Harm
-    is metric(that) − metric(the finished network), both served as it was trained, on the same half of the test images as all
-    verdicts.
+    is metric(that) − metric(the finished network), both served as it was trained, on all test images, since nothing is chosen.
+    The regression gets 2000 training images at most.
 
 How it is induced
-    ``permuted``: the finished network with the values of each tensor below its head shuffled.
+    ``permuted``: the finished network with the values of each tensor below its head shuffled. It shows that this test set can
+    tell a ruined network; of the probe itself it shows nothing.
 
 References
     Kumar et al. 2022, Fine-tuning can distort pretrained features (arXiv:2202.10054); Kornblith et al. 2019 (arXiv:1805.08974).

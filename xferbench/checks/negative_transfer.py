@@ -44,7 +44,9 @@ check = Plugin(
     cure=cure,
     induce=induce,
     contrasts=(
-        Contrast(name="harm", weights={("scratch", "test"): 1.0, ("subject", "test"): -1.0}, meaning="from scratch − finished"),
+        Contrast(
+            name="harm", weights={("scratch", "whole"): 1.0, ("subject", "whole"): -1.0}, meaning="from scratch − finished"
+        ),
     ),
     remedy="train from scratch, or let more of the backbone learn",
 )

@@ -82,10 +82,13 @@ def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
     return {name: replace(pipeline, serve_preprocessing=wrong[name]) for name in FIELDS if name in wrong}
 
 
-def told(_contrast: str, _answers: Mapping[tuple[str, str, int], Record], subject: Pipeline, cured: Pipeline) -> str:
+def told(_contrast: str, answers: Mapping[tuple[str, str, int], Record], subject: Pipeline, cured: Pipeline) -> str:
     if subject == cured:
         return ""
-    return f"the screened half prefers images with {differences(cured.serve_preprocessing, subject.serve_preprocessing)}"
+    was, now = (one.predictions for one in (answers["subject", "test", 0], answers["cured", "test", 0]))
+    better = was is not None and now is not None and (now.predicted == now.label).mean() > (was.predicted == was.label).mean()
+    whose = "the screened half prefers" if better else "the screened half prefers, and the other does not,"
+    return f"{whose} images with {differences(cured.serve_preprocessing, subject.serve_preprocessing)}"
 
 
 check = Plugin(

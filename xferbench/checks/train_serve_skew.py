@@ -10,7 +10,8 @@ Remedy
     Serve with the very preprocessing of training, in evaluation mode.
 
 How it is judged
-    Harm is metric(served as trained) − metric(served as is said), with the same weights. ``batch-dependence`` is an exact
+    Harm is metric(served as trained) − metric(served as is said), with the same weights, on all test images, since nothing is
+    chosen. ``batch-dependence`` is an exact
     invariant beside it: in shuffled batches and in batches ordered by class an image has the same probabilities.
 
 How it is induced
@@ -29,6 +30,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from xferbench.design import HARM
 from xferbench.plugins.train_serve_skew import plugin
 
 if TYPE_CHECKING:
@@ -58,5 +60,9 @@ check = replace(
     question="Is the finished network served in the way it was trained?",
     page=__doc__,
     induce=induce,
+    contrasts=(
+        replace(HARM, weights={(arm, "whole"): weight for (arm, _), weight in HARM.weights.items()}),
+        *(one for one in plugin.contrasts if one.kind == "exact"),
+    ),
     measures={"batch-dependence": "xferbench.checks.train_serve_skew:batch_dependence@1"},
 )

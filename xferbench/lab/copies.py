@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from xferbench.lab.prints import Prints
 
+VERSION = 1  # raised when the same fingerprints would have other copies
 PARTS = 32  # that a set is dealt into
 LEAST = 16  # parts of four images each, below which nothing but an exact copy is told
 SAMPLE = 192  # images of the other set that are looked for in the rest of it
@@ -176,13 +177,6 @@ def _sample(train: Prints) -> np.ndarray:
 def group_overlap(train: np.ndarray, test: np.ndarray) -> np.ndarray:
     """The numbers of the groups (patients, scenes) that are in both splits, ascending."""
     return np.intersect1d(train, test)
-
-
-def conflicts(copies: Copies, test: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Indices of the test images that are copies, and whose original has another label."""
-    found = np.flatnonzero(copies.found)
-    other: np.ndarray = found[test[found] != train[copies.index[found]]]
-    return other
 
 
 def _unit(embedding: np.ndarray) -> np.ndarray:

@@ -139,7 +139,8 @@ def half(split: Split, *, second: bool) -> Split:
     middle = len(order) // 2
     if len(split.groups):
         own = split.groups[order]
-        middle += int(np.argmax(own[middle:] != own[middle - 1])) if (own[middle:] != own[middle - 1]).any() else 0
+        ends = np.flatnonzero(own[1:] != own[:-1]) + 1
+        middle = int(ends[np.abs(ends - middle).argmin()]) if len(ends) else middle
     return taken(split, np.sort(order[middle:] if second else order[:middle]))
 
 

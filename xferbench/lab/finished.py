@@ -22,25 +22,38 @@ if TYPE_CHECKING:
     from xferbench.lab.fit import Network, Tensors
 
 
-def sizes(module: nn.Module, head: str, network: Finished, before: Mapping[str, Tensor]) -> int:
-    """How many outputs a finished network's own head has, once both checkpoints are seen to fit an architecture.
+def sizes(module: nn.Module, head: str, network: Finished, before: Mapping[str, Tensor], classes: int) -> tuple[int, bool]:
+    """How many outputs a finished network's own head has, and whether all below it is as it was; both checkpoints must fit.
 
     Raises:
-        Problem: where one does not fit, the finished one has no head, or both hold the same weights; with the suite's key.
+        Problem: where one does not fit, the finished one has no head, both hold the same weights, or they look exchanged; with
+            the suite's key.
     """
-    after = reading.read(Path(network.after.path))
+    after, below = reading.read(Path(network.after.path)), {}
     for key, state in {"after": after, "before": before if network.before else {}}.items():
         try:
-            _ = state and checkpoints.matched(module, state, head)
+            below[key] = checkpoints.matched(module, state, head)[0] if state else {}
         except Problem as problem:
             raise problem.at(f"[checkpoint] {key}: {problem.what}") from problem
-    shared = before.keys() & after.keys()
-    if network.before and before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in shared):
+    found = outputs(module, head, after)
+    if not network.before:
+        return found, False
+    if before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in after):
         do = "give the pretrained weights as before, or leave before out"
         raise Problem(
             "[checkpoint] before equals after", found="the same weights in both files", expected="two networks", do=do
         )
-    return outputs(module, head, after)
+    other = checkpoints.head(module, before, head).get(f"{head}.weight")
+    if other is not None and len(other) == classes != found:
+        told = f"after has {found} outputs, before {len(other)}, the data {classes} classes"
+        raise Problem(
+            "[checkpoint] before and after look exchanged",
+            found=told,
+            expected="after with a head for the data",
+            do="exchange them",
+        )
+    learnt = [name for name in below["after"] if not name.endswith(checkpoints.COUNTER)]
+    return found, all(torch.equal(below["before"][name], below["after"][name]) for name in learnt if name in below["before"])
 
 
 def outputs(module: nn.Module, head: str, state: Mapping[str, Tensor]) -> int:

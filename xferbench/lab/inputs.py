@@ -65,7 +65,9 @@ def split_spec(spec: str) -> tuple[str, str]:
     """
     kind, _, rest = spec.partition(":")
     if kind not in KINDS:
-        raise Problem("unknown kind of dataset", found=spec, expected=nearest(kind, KINDS), do="`xferbench ls` shows each")
+        likely = f"write folder:{spec}" if Path(spec).is_dir() else f"write npz:{spec}" if Path(spec).is_file() else ""
+        do = likely or "`xferbench ls` shows each"
+        raise Problem("unknown kind of dataset", found=spec, expected=nearest(kind, KINDS), do=do)
     if kind == "synthetic" and rest not in synthetic.NAMES:
         raise Problem("unknown synthetic dataset", found=spec, expected=nearest(rest, synthetic.NAMES))
     if kind == "digits" and rest:

@@ -13,7 +13,7 @@ from xferbench.lab import VERSION, copies, manifest, prints, seeds
 from xferbench.problem import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from xferbench.design import Data
     from xferbench.lab.copies import Copies
@@ -51,13 +51,19 @@ def _others(target: Data, beside: Sequence[Data], cache: Path) -> Iterator[tuple
 
 
 def _searched(test: Prints, key: str, other: Prints, asked: tuple[str, int | None, float], cache: Path) -> Copies:
-    place = cache / "prints" / f"copies-{digest((VERSION, prints.VERSION, *asked, key))[:32]}.npz"
+    place = cache / "prints" / f"copies-{digest((VERSION, prints.VERSION, copies.VERSION, *asked, key))[:32]}.npz"
     names = ("index", "kind", "distance", "chance", "plain")
     if not place.is_file():
         made = copies.search(test, other, false=asked[-1])
         prints.save(place, {name: getattr(made, name) for name in names})
     with np.load(place) as held:
         return copies.Copies(**{name: held[name] for name in names})
+
+
+def counted(sets: Mapping[str, Copies]) -> dict[str, float]:
+    """How many copies of which kind lie in which set: ``exact in train``."""
+    kinds = ("exact", "near", "flipped")
+    return {f"{kind} in {name}": n for name, one in sets.items() for kind in kinds if (n := float((one.kind == kind).sum()))}
 
 
 def leaked(target: Data, limit: int | None, beside: Sequence[Data], cache: Path) -> np.ndarray:

@@ -84,7 +84,7 @@ def compared(seen: Seen) -> dict[str, float]:
     values = [name for name in after if name in before and not name.endswith(checkpoints.COUNTER)]
     moved = {name for name in values if not same(before[name], after[name])}
     strayed = (moved - believed.may) & loaded
-    still = {name for name in believed.must & before.keys() if torch.equal(before[name], after[name])}
+    still = {name for name in believed.must & before.keys() if same(before[name], after[name])}
     still |= untouched_head(seen) if believed.must - before.keys() else set()
     still, must = sure(seen, believed.must, still)
     whole = bool(lost) and len(lost) == len(layered(network, before))

@@ -116,7 +116,7 @@ def _probed(
     _stated(arch, weights, preprocessing)
     told, trust = (preprocessing, "") if preprocessing else recorded(arch, weights)
     ready = told or Preprocessing()
-    dataset = data.load(target, ready, test_size, cache)
+    dataset = data.load(target, ready, None if finished else test_size, cache)
     train, held_out = _subset(dataset, train_size, target, finished)
     module = backbones.build(arch, len(dataset.classes), code)
     with _guarded(code):
@@ -127,7 +127,7 @@ def _probed(
     state, taken = reading.told(Path(weights.path))
     notes = (trust, taken, checkpoints.fitting(module, state, anatomy.head)[1])
     if finished:
-        outputs_ = examined.sizes(module, anatomy.head, finished, state)
+        outputs_, unmoved = examined.sizes(module, anatomy.head, finished, state, len(dataset.classes))
     else:
         checkpoints.load(module, state, anatomy.head)
     with _guarded(code):
@@ -145,7 +145,7 @@ def _probed(
         classes=dataset.classes,
         train=len(train),
         validation=len(held_out if dataset.validation is None else dataset.validation.labels),
-        test=len(dataset.test.labels),
+        test=min(len(dataset.test.labels), test_size or len(dataset.test.labels)),
         test_groups=len(np.unique(dataset.test.groups)) if len(dataset.test.groups) else None,
         preprocessing=ready,
         trust=tuple(note for note in (*notes, ordered) if note),
@@ -158,6 +158,7 @@ def _probed(
         no_source=no_source,
         shifted=domains.shifted(shifted, dataset.classes, ready, cache),
         outputs=outputs_ if finished else 0,
+        unmoved=unmoved if finished else False,
     )
 
 

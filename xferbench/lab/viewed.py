@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SERVED = 32  # examples of a batch where a network is served in training mode
 ENOUGH = 128  # training images that a finished network's statistics are computed anew from
+PROBED = 2000  # training images at most that a probe of a finished network's backbone is fitted on
 SHOWN = 256  # examples at most that a plugin's own measure is given
 
 
@@ -85,11 +86,11 @@ def seen(model: Model, words: Sequence[str], view: View) -> tuple[Predictions | 
     """Predictions of a model edited as some words say, under a view; or the scalars of the view's measure."""
     if view.measure != "predictions":
         module, _, function = view.measure.partition("@")[0].partition(":")
-        found = getattr(importlib.import_module(module), function)(_given(model, edited(model, (), view), view))
+        found = getattr(importlib.import_module(module), function)(_given(model, edited(model, words, view), view))
         return None, {name: float(value) for name, value in found.items()}
     if view.examples == "unique" and not len(examples(model, view).labels):
         return None, {}
-    if model.fitted.diverged:
+    if model.fitted.diverged and model.fit.head != "own":  # an edit may mend what is not finite in a finished network
         split = examples(model, view)
         return predictions(np.tile(_prior(model, words, view), (len(split.labels), 1)), split), {}
     return predicted(model, edited(model, words, view), words, view)
@@ -230,8 +231,7 @@ def examples(model: Model, view: View) -> Split:
 def _refitted(model: Model, tensors: Tensors, view: View, split: Split, *, own: bool) -> np.ndarray:
     """[N, outputs] float64 of a head fitted anew: on the target's training images, or on those of the view's domain."""
     if own:
-        index, _ = data.subset(model.dataset, model.fit.train_size, model.fit.seed)
-        memory, ready = data.taken(model.dataset.train, index), model.fit.preprocessing
+        memory, ready = data.taken(model.dataset.train, _mixed(model)[:PROBED]), model.fit.preprocessing
     else:
         assert view.domain is not None, "a head is refitted on a domain"
         memory, ready = domains.memory(domains.load(view.domain, view.preprocessing, model.cache)), view.preprocessing

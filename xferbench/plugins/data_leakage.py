@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from xferbench.lab.viewed import Seen
     from xferbench.record import Record
 
-SHARE = 0.1  # of the test images
+SHARE, SURE = 0.1, 0.9  # of the test images that are planted; of those found, below which a reader is told
 
 
 def applies(pipeline: Pipeline, facts: Facts) -> str:
@@ -67,11 +67,9 @@ def copies(seen: Seen) -> dict[str, float]:
     from xferbench.lab import leaks
 
     fit, view = seen.fit, seen.view
-    if view.examples == "unique":  # by its own definition
-        return {"copies": 0.0}
-    sets = leaks.found(fit.data, view.limit, view.beside, seen.cache)
-    kinds = {(where, kind): one.kind == kind for where, one in sets.items() for kind in ("exact", "near", "flipped")}
-    told = {f"{where}: {kind}": float(mask.sum()) for (where, kind), mask in kinds.items() if mask.any()}
+    if view.examples == "unique":  # by its own definition there are none, which shows nothing
+        return {"copies": float("nan")}
+    told = leaks.counted(leaks.found(fit.data, view.limit, view.beside, seen.cache))
     leaked = leaks.leaked(fit.data, view.limit, view.beside, seen.cache)
     if fit.planted:
         leaked, of_search = leaks.with_planted(seen.dataset, seen.planted, leaked)
@@ -81,10 +79,10 @@ def copies(seen: Seen) -> dict[str, float]:
 
 def groups(seen: Seen) -> dict[str, float]:
     """How many groups are on both sides of the split."""
-    import numpy as np
+    from xferbench.lab import copies as search
 
     train, test = seen.dataset.train.groups, seen.dataset.test.groups
-    return {"groups": float(len(np.intersect1d(train, test))), "known": float(len(test) > 0)}
+    return {"groups": float(len(search.group_overlap(train, test))), "known": float(len(test) > 0)}
 
 
 def told(contrast: str, answers: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline) -> str:
@@ -93,9 +91,13 @@ def told(contrast: str, answers: Mapping[tuple[str, str, int], Record], _subject
     if contrast == "groups":
         shared = f"groups on both sides: {found['groups']:g}" if found.get("groups") else ""
         return shared if found.get("known", 1.0) else "the data have no groups"
-    kinds = [(name.rsplit(": ", 1), count) for name, count in found.items() if ": " in name]
-    said = ", ".join(f"{count:g} {kind} in {where}" for (where, kind), count in kinds)
-    return f"copies among {found['test images']:g} test images: {said}" if said else ""
+    said = ", ".join(f"{count:g} {name}" for name, count in found.items() if " in " in name)
+    parts = [f"copies among {found.get('test images', 0):g} test images: {said}"] * bool(said)
+    recalls = {
+        arm: one.scalars["recall"] for (arm, view, _), one in answers.items() if view == "copies" and "recall" in one.scalars
+    }
+    few = ", ".join(f"{arm.partition(':')[2]} {recall:.0%}" for arm, recall in recalls.items() if recall < SURE)
+    return "; ".join(parts + [f"of those planted the search finds few: {few}"] * bool(few))
 
 
 plugin = Plugin(

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING
 
 from xferbench.design import HARM, Contrast, Facts, Pipeline, Plugin
 from xferbench.plugins.preprocessing_mismatch import mistakes
+from xferbench.wording import differences
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,6 +96,13 @@ def batch_dependence(seen: Seen) -> dict[str, float]:
     return {"batch-dependence": float((apart > APART).double().mean()) if apart.isfinite().all() else float("nan")}
 
 
+def told(_contrast: str, _answers: Mapping[tuple[str, str, int], Record], subject: Pipeline, _cured: Pipeline) -> str:
+    """In which fields serving is not training."""
+    served, trained = subject.serve_preprocessing, subject.train_preprocessing
+    said = [f"served on {differences(served, trained)}, trained on {differences(trained, served)}"] * (served != trained)
+    return "; ".join(said + [f"served in {subject.mode} mode"] * (subject.mode != "eval"))
+
+
 plugin = Plugin(
     id="train-serve-skew",
     version=1,
@@ -114,5 +122,6 @@ plugin = Plugin(
     ),
     measures={"batch-dependence": "xferbench.plugins.train_serve_skew:batch_dependence@2"},
     derived=flips,
+    told=told,
     remedy="serve with the preprocessing of training, in evaluation mode",
 )

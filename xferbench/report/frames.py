@@ -183,6 +183,8 @@ def verified(group: Group) -> str:
     if not patch(group):
         return ""
     passes = (group[0].remedy or {}).get("verified")
+    if all(line.startswith("#") for line in patch(group).splitlines()):
+        return "verified on images that it was not found on" if passes else "not verified: it is not shown to mend this"
     ran = "the cured arm was run with these lines"
     return f"verified: {ran} and passes" if passes else f"not verified: {ran} and is not shown to pass"
 

@@ -34,9 +34,11 @@ def commands(run: Run, workspace: str = "") -> list[str]:
     path = Path(str(run.suite.get("path") or run.suite.get("name") or "suite"))
     file = path.relative_to(workspace) if workspace and path.is_relative_to(workspace) else path
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    at = "" if run.suite.get("command") else f"file={_property(file)},"  # what was told by options stands in no file
     return [
-        f"::{LEVEL[group[0].verdict]} file={_property(file)},line={_line(lines, group)},"
-        f"title={_property(f'{group[0].verdict}: {frames.section(group[0])}')}::{_data(_message(group))}"
+        f"::{LEVEL[group[0].verdict]} {at}"
+        + (f"line={_line(lines, group)}," if at else "")
+        + f"title={_property(f'{group[0].verdict}: {frames.section(group[0])}')}::{_data(_message(group))}"
         for group in frames.groups(run)
         if group[0].verdict in LEVEL
     ]
