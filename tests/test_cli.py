@@ -117,7 +117,7 @@ def test_the_surface_of_the_command_line_is_frozen():
 
 def test_the_defaults_of_run_are_frozen():
     asked = vars(cli.parser().parse_args(["run", "quick"]))
-    del asked["command"]
+    del asked["command"], asked["parser"]
     assert asked == {
         "debug": False,
         "suite": "quick",
@@ -707,3 +707,12 @@ def test_a_manifest_needs_no_torch(tmp_path):
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     found = command("manifest", "synthetic:near", "-o", tmp_path / "m.npz", env={**os.environ, "PYTHONPATH": paths})
     assert (found.returncode, found.stdout[:5]) == (0, "wrote"), found.stderr
+
+
+def test_a_misspelt_option_is_told_with_the_one_that_was_meant(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["audit", "--after", "x.pth", "--believd", "trainable=head"])
+    told = capsys.readouterr().err
+    assert ended.value.code == gate.USAGE
+    assert "usage: xferbench audit" in told
+    assert "unrecognized arguments: --believd; did you mean '--believed'" in told

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that has no − or × is no reason to crash
-    arguments = parser().parse_args(argv)
+    arguments = options.parsed(parser(), argv)
     arguments.words = shlex.join(["xferbench", *(sys.argv[1:] if argv is None else argv)])
     code = gate.PASSED
     try:

@@ -7,9 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xferbench import __version__
+from xferbench.problem import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+
+def parsed(whole: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; one that no command has ends the program as argparse does, with the option that was probably meant."""
+    arguments, strange = whole.parse_known_args(argv)
+    if strange:
+        known = [word for word in arguments.parser._option_string_actions if word.startswith("--")]  # noqa: SLF001 - no other way
+        word = strange[0].partition("=")[0]
+        arguments.parser.error(f"unrecognized arguments: {' '.join(strange)}; {nearest(word, known)}")
+    return arguments
 
 
 def parser(carried_out: Mapping[str, Callable[[argparse.Namespace], int]]) -> argparse.ArgumentParser:
@@ -25,7 +36,7 @@ def parser(carried_out: Mapping[str, Callable[[argparse.Namespace], int]]) -> ar
     def command(name: str, text: str) -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         one.add_argument("--debug", action="store_true", help="show the whole traceback of a crash")
-        one.set_defaults(command=carried_out[name])
+        one.set_defaults(command=carried_out[name], parser=one)  # which knows its options where one was misspelt
         return one
 
     run = command("run", "carry out a suite and write its report")
