@@ -661,3 +661,14 @@ def test_nothing_is_warned_of_by_the_watch_itself():
         warnings.simplefilter("error")
         with xferbench.watch(net, torch.optim.AdamW(net.parameters(), lr=1e-3)) as watch:
             train(net, watch._optimizers[0], 30, watch=watch)
+
+
+def test_a_schedule_that_has_not_begun_is_no_fault_and_a_group_without_a_rate_is():
+    net = make_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    begin = {26: lambda: optimizer.param_groups[0].update(lr=0.01)}
+    assert watched(net, optimizer, 40, at=begin, recipe={"trainable": "all"}).events == []
+    net = make_net()
+    groups = [{"params": net[0].parameters(), "lr": 0.0}, {"params": [*net[1].parameters(), *net[3:].parameters()]}]
+    event = only(watched(net, torch.optim.SGD(groups, lr=0.01), 25, recipe={"trainable": "all"}))
+    assert (event.kind, event.tensor, event.cause) == ("never-moved", "0.weight", "its learning rate is 0")

@@ -4,7 +4,8 @@ Symptom
     None; everybody looks at the fine-tuned network's accuracy alone.
 
 Cause
-    Too high a rate, a fresh head's gradients, too few images: the fine-tuning spoilt features that were good for the task.
+    Too high a rate, a fresh head's gradients, too few images: the fine-tuning spoilt features that were good for the task. Or,
+    where nothing below the head has moved, the head was not trained to its end.
 
 Remedy
     Keep the backbone frozen and train a head, or begin with that head (LP-FT).
@@ -63,5 +64,5 @@ check = Plugin(
             meaning="a linear probe of before − the finished network, both served as trained",
         ),
     ),
-    remedy="train a head on the frozen backbone, or begin the fine-tuning with that (LP-FT)",
+    remedy="train a head on the frozen backbone to its end, or begin the fine-tuning with that (LP-FT)",
 )

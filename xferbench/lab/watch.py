@@ -224,11 +224,12 @@ class Watch:
     def _never_moved(self) -> None:
         """Tell of tensors that are to train and have not moved in some twenty steps."""
         found: dict[str, causes.Told] = {}
-        for name in self._stock.never(self.steps, PATIENCE):
-            case = self._case(name, self._norms.get(name))
+        cases = {name: self._case(name, self._norms.get(name)) for name in self._stock.never(self.steps, PATIENCE)}
+        # A rate of 0 is a way to freeze, where nobody said otherwise; and where all have it, a schedule has not begun.
+        waiting = self._stock.by_flag or (len(cases) == len(self._stock.trains) and not any(one.lr for one in cases.values()))
+        for name, case in cases.items():
             told = causes.still(case)
-            by_rate = self._stock.by_flag and case.learnt and not case.lr  # a way to freeze, where nobody said otherwise
-            if told and not by_rate:
+            if told and not (waiting and case.learnt and not case.lr):
                 found[name] = told
         self._tell_each("never-moved", {name: partial(_same, told) for name, told in found.items()})
 
