@@ -261,7 +261,10 @@ def _evidence(run: Run) -> dict[str, Any]:
         "begun": text.line(run.evidence.get("begun", "")),
         "ended": text.line(run.evidence.get("ended", "")),
         "inputs": [
-            {name: text.line(one.get(name, "")) for name in ("key", "given", "files")}
+            {name: text.line(one.get(name, "")) for name in ("key", "files")}
+            | {
+                "given": re.sub(r"[^:]*/", "", text.line(one.get("given", "")).rstrip("/"))
+            }  # whole paths are in the evidence file
             | {"digest": text.line(one["digest"])[:16]}
             for one in run.evidence.get("inputs", ())
         ],
