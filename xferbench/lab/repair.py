@@ -58,7 +58,7 @@ def write(trial: Trial, expected: Predictions, out: Path, metadata: Mapping[str,
             return f"read back, the file is refused: {problem.what} ({problem.found})", "", 0
         again = replace(model, fitted=finished.fitted(network, state, before, dataset))
         found, _ = viewed.predicted(again, viewed.edited(again, (), trial.view), words, trial.view)
-        differing = len(expected.predicted) if found is None else different(found, expected)
+        differing = different(found, expected)
         if differing:
             return f"read back, the file predicts otherwise for {differing} of {len(expected.predicted)} examples", "", 0
         told = "", inputs.file_digest(unverified), unverified.stat().st_size
