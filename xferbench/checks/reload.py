@@ -52,7 +52,8 @@ def reload(seen: Seen) -> dict[str, float]:
             again.state_dict()[name].copy_(tensor)
     images = preprocess.tensor(seen.served[:ASKED].to(seen.network.device), seen.ready)
     with features.inference(seen.network.module, seen.network.device), features.inference(again, seen.network.device):
-        logits = functional_call(seen.network.module, seen.after, (images,)).float().cpu()
+        laid = {name: tensor.contiguous() for name, tensor in seen.after.items()}  # as what is loaded lies in memory
+        logits = functional_call(seen.network.module, laid, (images,)).float().cpu()
         reloaded = again(images).float().cpu()
     same = ((logits == reloaded) | (logits.isnan() & reloaded.isnan())).all(1)
     return {"reload": float((~same).double().mean())}

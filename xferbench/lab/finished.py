@@ -85,10 +85,15 @@ def tensors(network: Network, state: Mapping[str, Tensor]) -> Tensors:
     heads = {name: tensor for name, tensor in checkpoints.head(module, state, head).items() if name in here}
     fitting = {name: tensor for name, tensor in heads.items() if tensor.shape == here[name].shape}
     return {
-        name: (given | fitting).get(name, tensor).to(tensor.dtype).clone()  # what no file has: counters, fixed tables
+        name: _laid((given | fitting).get(name, tensor).to(tensor.dtype))  # what no file has: counters, fixed tables
         for name, tensor in here.items()
         if name in fitting or not backbones.within(name, [head])
     }
+
+
+def _laid(tensor: Tensor) -> Tensor:
+    """A copy, a kernel's channels last: on a CPU a ResNet-18 then takes two thirds of the time, a SqueezeNet less than half."""
+    return tensor.clone(memory_format=torch.channels_last if tensor.ndim == 4 else torch.contiguous_format)
 
 
 def fitted(network: Network, after: Mapping[str, Tensor], before: Mapping[str, Tensor] | None, dataset: Dataset) -> Fitted:
