@@ -63,3 +63,30 @@ def test_verdicts_are_not_touched():
 def test_where_nothing_was_mended_findings_stay():
     found = (fake.run(fake.study(replace(class_order.check, told=None)), fake.lab()).findings)[:1]
     assert symptoms.told(found, None) == found
+
+
+def test_what_is_asked_of_the_mended_network_is_counted():
+    from xferbench import execute, finish
+
+    study = plan.Study(suite=SUITE, facts=FACTS, plugins=CHECKS, subject=FINISHED, place=fake.PLACE)
+    scores = {(ORDER, STATISTICS): 0.9, (ORDER,): 0.9, (STATISTICS,): 0.5, (PROBE,): 0.5}
+    lab = fake.lab(
+        lambda trial: next((value for words, value in scores.items() if {*words} <= {*trial.model.edits}), 0.3),
+        {reference: {name: 0.0} for check in CHECKS for name, reference in check.measures.items()},
+    )
+    step, answers = fake.replay(study, lab)
+    by, left = symptoms.mended(study, step)
+    again, known = fake.replay(left, lab, answers)
+    executed = execute.Executed(
+        study=study,
+        step=step,
+        answers=known,
+        trials_run=len(known),
+        fits_run=0,
+        workers=1,
+        seconds=0.0,
+        mended=symptoms.Mended(by=by, study=left, step=again),
+    )
+    told = finish.cost(executed)["trials"]
+    assert len(known) > len(answers)
+    assert (told["unique"], told["reused"]) == (len(known), 0)

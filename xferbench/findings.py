@@ -150,9 +150,7 @@ def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) ->
         seeds=len(seeds),
         exposed=bool(broken["subject"]),
         measures={f"{arm}/{contrast.name}": float(found.mean()) for arm, found in values.items() if np.isfinite(found).all()},
-        remedy=(change(case, verified=mended) or {"text": case.plugin.remedy, "patch": [], "verified": False})
-        if verdict == "FAIL"
-        else None,
+        remedy=change(case, verified=mended) if verdict == "FAIL" else None,
     )
 
 

@@ -102,7 +102,7 @@ def digest_of(asked: Suite) -> str:
 
 def cost(executed: Executed) -> dict[str, Any]:
     """Fits and trials asked, unique, run now and reused; recorded seconds, and those of this run."""
-    asked = executed.step.asked
+    asked = _asked(executed)
     unique = {one.trial.key: one.trial for one in asked}
     fits = {trial.model.base for trial in unique.values() if trial.model.base.head != "own"}  # nobody trains a finished one
     records = [executed.answers[key] for key in unique if key in executed.answers]
@@ -122,10 +122,15 @@ def cost(executed: Executed) -> dict[str, Any]:
     }
 
 
+def _asked(executed: Executed) -> tuple[plan.Question, ...]:
+    """All that was asked, of a finished network also what is left once its largest failure is mended."""
+    return executed.step.asked + (executed.mended.step.asked if executed.mended else ())
+
+
 def _by_check(executed: Executed) -> dict[str, float]:
     """Recorded seconds of each plugin's views; one that several ask for counts with the first."""
     owner: dict[str, str] = {}
-    for one in executed.step.asked:
+    for one in _asked(executed):
         owner.setdefault(one.trial.key, one.plugin)
     found: dict[str, float] = {}
     for key, plugin in owner.items():
@@ -178,7 +183,7 @@ def notes(executed: Executed) -> tuple[str, ...]:
     if study.suite.after:
         half = study.facts.test - study.facts.test // 2
         found.append(f"repairs were looked for on one half of the test images, and judged on the other ({half} or so)")
-        if sum(one.verdict == "FAIL" for one in step.judgements.values()) > 1:
+        if executed.mended is None and sum(one.verdict == "FAIL" for one in step.judgements.values()) > 1:
             said = "each failure was judged by itself: mend the one with the largest harm and audit again"
             found.append(f"{said}, for the others may be its symptoms")
         found.append("verdicts are about this one finished network: another training with the same recipe may do otherwise")

@@ -168,10 +168,10 @@ def remedy(asked: Asked, verdict: str) -> dict[str, Any] | None:
 
 
 def change(case: Case, *, verified: bool, left: str = "") -> dict[str, Any] | None:
-    """The remedy of a plugin and what of the suite file it changes; None where the cure changes nothing."""
+    """The remedy of a plugin and what of the suite file it changes; without lines where the cure changes nothing."""
     before, after = case.arms["subject"].pipeline, case.arms["cured"].pipeline
-    if before is None or after is None or (before == after and not before.finished):
+    if before is None or after is None:
         return None
-    if before == after:  # nothing that could be done without training helps: the advice alone is left
+    if before == after:  # nothing that was tried helps: the advice alone is left
         return {"text": case.plugin.remedy, "patch": [], "verified": False}
     return {"text": case.plugin.remedy + left, "patch": patched(before, after, case.recorded), "verified": verified}
