@@ -92,7 +92,29 @@ def finished(executed: Executed) -> Run:
         expected_false_alarms=stats.expected_false_alarms(len(tested), study.suite.alpha),
         plan=digest([*sorted({one.trial.key for one in step.asked}), digest_of(study.suite)]),
         samples=executed.samples,
+        plugins=asked(executed),
     )
+
+
+def asked(executed: Executed) -> dict[str, Any]:
+    """Version and paired contrasts of each plugin: what two runs must share to be held against each other."""
+    study = executed.study
+    return {
+        plugin.id: {
+            "version": plugin.version,
+            "contrasts": [
+                {
+                    "name": one.name,
+                    "weights": [[*term, weight] for term, weight in one.weights.items()],
+                    "metric": looks.of(one, study.suite).metric,
+                    "margin": looks.of(one, study.suite).margin,
+                }
+                for one in plugin.contrasts
+                if one.kind == "paired"
+            ],
+        }
+        for plugin in study.plugins
+    }
 
 
 def digest_of(asked: Suite) -> str:

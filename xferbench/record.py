@@ -16,6 +16,8 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
+    from xferbench.compared import Comparison
+
 SCHEMA = 1
 FEW_CLASSES = 20  # up to here all probabilities are kept
 VERDICTS = ("FAIL", "PASS", "INCONCLUSIVE", "ERROR", "SKIPPED", "INFO")
@@ -168,6 +170,9 @@ class Run:
         frozen: of the plan that was frozen before: ``hash``, when it was ``written``, the SHA-256 of its ``file``; {} without.
         evidence: ``hash`` of what was asked, whether frozen or not; the ``command``; when it ``begun`` and ``ended``, in UTC;
             ``inputs`` with digests and files; ``repair``, where one was asked for; {} of runs that tell none of it.
+        plugins: what was asked, by plugin: its ``version`` and its paired ``contrasts`` (``name``, ``weights``, ``metric``,
+            ``margin``), so that two runs can be held against each other without the plugin; {} of older runs.
+        gate: what was found when it was held against an accepted run; None where it was not.
     """
 
     suite: Mapping[str, Any]
@@ -182,6 +187,8 @@ class Run:
     samples: tuple[Samples, ...] = ()
     frozen: Mapping[str, str] = field(default_factory=dict)
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    plugins: Mapping[str, Any] = field(default_factory=dict)
+    gate: Comparison | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """The cells as a table: plugin, arm, variant, view, seed, accuracy, seconds and the record's scalars."""
@@ -240,6 +247,8 @@ def to_json(run: Run) -> dict[str, Any]:
             "plan": run.plan,
             "frozen": run.frozen or None,
             "evidence": unlisted(run.evidence),
+            "plugins": run.plugins,
+            "gate": asdict(run.gate) if run.gate else None,
         }
     )
     return told

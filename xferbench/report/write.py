@@ -13,6 +13,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+from xferbench.compared import Comparison, Outcome
 from xferbench.design import digest
 from xferbench.problem import Problem
 from xferbench.record import SCHEMA, Cell, Finding, Record, Run, plain, row, to_json, unlisted
@@ -186,7 +187,16 @@ def _run(told: Mapping[str, Any], cells: tuple[Cell, ...], shown: tuple[Samples,
         plan=told["plan"],
         samples=shown,
         frozen=dict(told.get("frozen") or {}),
+        plugins=dict(told.get("plugins") or {}),
+        gate=_gate(told.get("gate")),
     )
+
+
+def _gate(told: Mapping[str, Any] | None) -> Comparison | None:
+    if told is None:
+        return None
+    outcomes = tuple(Outcome(**one) for one in told["outcomes"])
+    return Comparison(accepted=dict(told["accepted"]), outcomes=outcomes, notes=tuple(told["notes"]))
 
 
 def _replace(path: Path, data: bytes) -> None:
