@@ -51,12 +51,7 @@ def _counts(element: ET.Element, findings: Sequence[Finding]) -> None:
 def _case(suite: ET.Element, finding: Finding) -> None:
     case = ET.SubElement(suite, "testcase", classname=text.line(frames.section(finding)), name=text.line(finding.id))
     properties = ET.SubElement(case, "properties")
-    numbers = {name: getattr(finding, name) for name in FIGURES} | {
-        f"accuracy.{arm}": value for arm, value in finding.accuracy.items()
-    }
-    told = {name: f"{value:.6g}" for name, value in numbers.items() if value is not None}
-    words = {name: str(getattr(finding, name)) for name in ("verdict", "control", "metric", "unit", "seeds", "examples")}
-    for name, value in {**words, **told}.items():
+    for name, value in figures(finding).items():
         ET.SubElement(properties, "property", name=text.line(name), value=text.line(value))
     if finding.verdict in ELEMENT:
         message = text.line(f"{finding.verdict}: {finding.reason}")
@@ -66,3 +61,13 @@ def _case(suite: ET.Element, finding: Finding) -> None:
             element.text = "\n".join(
                 part for part in (text.line(finding.reason), frames.action((finding,)), frames.patch((finding,))) if part
             )
+
+
+def figures(finding: Finding) -> dict[str, str]:
+    """Tell a finding's words and numbers by name, what is not known left out."""
+    numbers = {name: getattr(finding, name) for name in FIGURES} | {
+        f"accuracy.{arm}": value for arm, value in finding.accuracy.items()
+    }
+    told = {name: f"{value:.6g}" for name, value in numbers.items() if value is not None}
+    words = {name: str(getattr(finding, name)) for name in ("verdict", "control", "metric", "unit", "seeds", "examples")}
+    return words | told
