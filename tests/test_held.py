@@ -97,6 +97,11 @@ def test_a_known_fail_is_one_that_is_accepted_and_not_worse():
     assert held.reason(replace(KNOWN, reason=held.KNOWN)) == held.KNOWN
 
 
+def test_outcomes_are_read_with_the_subject_first_and_then_the_worst():
+    shuffled = make_comparison(SKIPPED, FINE, KNOWN, OPEN, CRASHED, NEW, KEPT)
+    assert held.ordered(shuffled) == (KEPT, NEW, CRASHED, OPEN, KNOWN, FINE, SKIPPED)
+
+
 def test_somebody_is_asked_for_what_is_worse_crashed_or_open():
     assert [held.asks(one) for one in (WORSE, CRASHED, OPEN, KNOWN, FINE, SKIPPED)] == [True, True, True, False, False, False]
 

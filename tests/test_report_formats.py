@@ -394,9 +394,9 @@ def test_annotations_of_a_gate_are_for_what_asks_for_somebody_and_for_known_fail
     assert levels == [
         ("::error", "worse%3A subject"),
         ("::error", "worse%3A batchnorm-drift"),
-        ("::notice", "known%3A learning-rate"),
-        ("::warning", "cannot tell%3A head-shock"),
         ("::error", "crashed%3A audit/reload"),
+        ("::warning", "cannot tell%3A head-shock"),
+        ("::notice", "known%3A learning-rate"),
     ]
     (notice,) = [one for one in github.commands(gated) if one.startswith("::notice")]
     assert "known: the accepted run fails it too" in notice

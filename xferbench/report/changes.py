@@ -51,11 +51,10 @@ def changes(comparison: Comparison, cache: Path | None = None) -> str:
 
 def drawable(comparison: Comparison) -> tuple[Outcome, ...]:
     """Outcomes with a change in one unit, which is the subject's or else the commonest, the subject first."""
-    told = [one for one in comparison.outcomes if one.change is not None]
-    own = [one.unit for one in told if held.is_subject(one)] or [
-        unit for unit, _ in Counter(one.unit for one in told).most_common(1)
-    ]
-    return tuple(sorted((one for one in told if one.unit in own[:1]), key=lambda one: not held.is_subject(one)))
+    told = [one for one in held.ordered(comparison) if one.change is not None]
+    own = [one.unit for one in told if held.is_subject(one)]
+    unit = next(iter(own or [unit for unit, _ in Counter(one.unit for one in told).most_common(1)]), "")
+    return tuple(one for one in told if one.unit == unit)
 
 
 def _span(shown: Sequence[Outcome], factor: float) -> tuple[float, float]:

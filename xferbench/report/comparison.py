@@ -48,7 +48,7 @@ def section(run: Run, cache: Path | None, *, alone: bool = False) -> dict[str, A
         "sentence": "" if alone else held.sentence(run.gate),
         "alert": held.decided(run.gate) in held.ASKING,
         "against": "" if alone else held.against(run.gate),
-        "outcomes": [_outcome(run, one) for one in run.gate.outcomes],
+        "outcomes": [_outcome(run, one) for one in held.ordered(run.gate)],
         "unit": units[0] if len(units) == 1 else "",
         "level": f"{100 * (1 - float(run.suite.get('alpha') or 0.05)):g} %",
         "notes": [text.line(note) for note in run.gate.notes],

@@ -57,14 +57,15 @@ def compared(gate: Comparison, *, alone: bool = False) -> RenderableType:
     from rich.padding import Padding
     from rich.text import Text
 
-    rows = [(held.what(one), one.decision, held.turn(one), *_change(one)) for one in gate.outcomes]
+    outcomes = held.ordered(gate)
+    rows = [(held.what(one), one.decision, held.turn(one), *_change(one)) for one in outcomes]
     widths = _widths(CHANGED, rows)
     parts: list[RenderableType] = [
         Text(held.sentence(gate, gate=not alone), style="bold"),
         Text(held.against(gate), style="dim"),
     ]
     parts += [Text(), _line(CHANGED, widths, "dim", right=RIGHT)] if rows else []
-    for one, row in zip(gate.outcomes, rows, strict=True):
+    for one, row in zip(outcomes, rows, strict=True):
         parts += _named(row, widths, COLOUR[held.LOOK[one.decision]], right=RIGHT)
         if (held.asks(one) or held.known(one)) and (said := held.reason(one)):
             parts.append(Padding(Text(said), (0, 0, 0, 2), expand=False))

@@ -73,7 +73,7 @@ def _verdicts(run: Run) -> list[Note]:
 
 
 def _outcomes(run: Run, gate: Comparison) -> list[Note]:
-    return [_outcome(one, frames.of(run, one)) for one in gate.outcomes if held.asks(one) or held.known(one)]
+    return [_outcome(one, frames.of(run, one)) for one in held.ordered(gate) if held.asks(one) or held.known(one)]
 
 
 def _outcome(one: Outcome, group: frames.Group) -> Note:

@@ -48,6 +48,12 @@ def asks(one: Outcome) -> bool:
     return one.decision in ASKING
 
 
+def ordered(comparison: Comparison) -> tuple[Outcome, ...]:
+    """The outcomes as they are read: the subject, then the worst first, and known FAILs before what is well."""
+    worst = list(LOOK)
+    return tuple(sorted(comparison.outcomes, key=lambda one: (not is_subject(one), worst.index(one.decision), not known(one))))
+
+
 def is_subject(one: Outcome) -> bool:
     """Whether it is about the suite's metric itself."""
     return not one.plugin

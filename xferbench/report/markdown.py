@@ -42,7 +42,7 @@ def _gate(run: Run, gate: Comparison) -> list[str]:
     """The gate's sentence, its outcomes, what to change, and what else differs between the two runs."""
     parts = [f"**{escaped(held.sentence(gate))}**", escaped(held.against(gate)) + "."]
     head = ["Compared", "Decision", "Accepted → now", "Change", "Unit", "Margin", "Reason and next action"]
-    parts += [_table(head, [_outcome(run, one) for one in gate.outcomes], numbers=(3, 5))] if gate.outcomes else []
+    parts += [_table(head, [_outcome(run, one) for one in held.ordered(gate)], numbers=(3, 5))] if gate.outcomes else []
     return parts + (["\n".join(f"- {escaped(note)}" for note in gate.notes)] if gate.notes else [])
 
 
