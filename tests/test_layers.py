@@ -15,7 +15,7 @@ LAYERS = (
     "problem environment options design rules overrides report report.text report.held report.notebook record events",
     "stats metrics",
     "strategies wording movement keys suite honours schema plan",
-    "judge looks samples reason findings symptoms pairs compared gate frozen",
+    "judge looks samples reason findings symptoms pairs compared alike revived gate frozen",
     "store discover machine forecast",
     "engines engines.worker engines.local",
     "lab lab.synthetic lab.raw lab.listed lab.fetched lab.foreign lab.inputs lab.arrays lab.sources",
@@ -34,8 +34,8 @@ LAYERS = (
     "checks.preprocessing_mismatch checks.reload checks.train_serve_skew",
     "report.frames report.samples report.drawn report.svg report.figures report.forest report.changes report.evidence",
     "report.page report.comparison report.html report.markdown report.junit report.github report.console",
-    "report.predictions report.write",
-    "given execute repair finish doctor init audit fake testing cli __main__",
+    "report.predictions report.write report.accepted",
+    "given execute repair finish gating doctor init audit fake testing cli __main__",
 )
 LINE = [name for layer in LAYERS for name in layer.split()]
 
@@ -65,6 +65,8 @@ READING = {
         "gate",
         "compared",
         "pairs",
+        "alike",
+        "revived",
         "suite",
         "plan",
         "forecast",
