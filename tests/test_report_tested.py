@@ -94,13 +94,19 @@ def test_a_failure_tells_its_number_its_reason_and_what_to_do():
 @pytest.mark.parametrize("decision", DECISIONS)
 @pytest.mark.parametrize("fail_on", ["fail", "inconclusive"])
 def test_beside_an_accepted_run_its_decision_is_the_state(decision, fail_on):
-    outcome = Outcome(id="a/harm", plugin="a", decision=decision, reason="so", verdict="FAIL", accepted="FAIL")
+    outcome = Outcome(id="a/harm", plugin="a", decision=decision, reason="so", verdict="FAIL", accepted="PASS")
     failing = {"worse", "crashed"} | ({"cannot tell"} if fail_on == "inconclusive" else set())
     state = "failed" if decision in failing else "passed" if decision == "not worse" else "skipped"
     found = told(make("FAIL", reason="known"), outcomes=(outcome,), fail_on=fail_on)
     assert (found.state, found.said) == (state, f"{decision}: so")
     assert found.more == "FAIL: known"
     assert found.figures["gate.decision"] == decision
+
+
+def test_a_known_failure_passes_and_is_called_known():
+    outcome = Outcome(id="a/harm", plugin="a", decision="not worse", reason="so", verdict="FAIL", accepted="FAIL")
+    found = told(make("FAIL", reason="it hurts"), outcomes=(outcome,))
+    assert (found.state, found.said) == ("passed", "not worse: known: the accepted run fails it too; so")
 
 
 def test_what_was_not_compared_counts_by_its_own_verdict():
@@ -112,7 +118,7 @@ def test_a_metric_that_moved_is_told_as_it_stands_and_a_harm_with_its_sign():
     figures = {"before": 0.8, "now": 0.75, "change": 0.05, "low": 0.01, "high": 0.09, "margin": 0.02, "flipped": 0.1}
     subject = Outcome(id="subject", plugin="", decision="worse", reason="so", **figures)
     found = told(name="subject", plugin="", outcomes=(subject,))
-    assert found.said == "worse: +5.0 [+1.0, +9.0] points of accuracy (margin 2.0), 80.0 before, 75.0 now: so"
+    assert found.said == "worse: +5.0 [+1.0, +9.0] points of accuracy (margin 2.0), 80.0 % → 75.0 %: so"
     assert found.figures["gate.flipped"] == "0.1"
     harm = replace(subject, id="a/harm", plugin="a", before=-0.01, now=0.04)
-    assert "-1.0 before, +4.0 now" in told(make("PASS"), outcomes=(harm,)).said
+    assert "-1.0 → +4.0" in told(make("PASS"), outcomes=(harm,)).said

@@ -252,10 +252,9 @@ def _run(config: pytest.Config, asked: Asked) -> Run:
     from xferbench import gating
 
     with _alone(config, asked):
-        run: Run = gating.gate(  # type: ignore[attr-defined, unused-ignore]
+        return gating.gate(
             asked.suite, baseline=asked.baseline, candidate=asked.candidate, output=asked.output, store=asked.store
         )
-    return run
 
 
 @contextmanager

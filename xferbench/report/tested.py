@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from xferbench import compared
-from xferbench.report import frames, junit, text
+from xferbench.report import frames, held, junit, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,7 +27,6 @@ STATE = {  # of verdicts, and of what is decided where there is an accepted run
 OPEN = {"INCONCLUSIVE", compared.CANNOT_TELL}  # fail only where that is asked for
 AMISS = {"FAIL", "ERROR"}  # verdicts that are told beside a comparison too
 ELSEWHERE = "not in the results, though the suite asks it: they are of another suite, or of other versions"
-COMPARED = ("decision", "accepted", "before", "now", "change", "low", "high", "p_worse", "p_not_worse", "flipped", "seeds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +79,8 @@ def told(run: Run, name: str, plugin: str, *, fail_on: str = "fail") -> Tested:
     if outcome is None and not group:
         return Tested(state=FAILED, said=ELSEWHERE)
     word = outcome.decision if outcome else group[0].verdict
-    figures = (junit.figures(group[0]) if group else {}) | (_figures(outcome) if outcome else {})
+    figures = junit.of_finding(group[0]) if group else {}
+    figures |= {f"gate.{name}": value for name, value in junit.of_outcome(outcome).items()} if outcome else {}
     own = _own(group) if group else []
     said, *more = [_decided(outcome), *(own if group and group[0].verdict in AMISS else ())] if outcome else own
     return Tested(state=_state(word, fail_on), said=said, more="\n".join(more), figures=figures)
@@ -118,10 +118,9 @@ def _harm(one: Finding) -> str:
 
 def _decided(one: Outcome) -> str:
     """What was decided beside the accepted run: by how much, from what to what, and why."""
-    known = one.before is not None and one.now is not None
-    moved = f"{_level(one.before, one)} before, {_level(one.now, one)} now" if known else ""
-    size = ", ".join(part for part in (_sized((one.change, one.low, one.high), one.unit, one.margin), moved) if part)
-    return ": ".join(part for part in (one.decision, size, text.line(one.reason)) if part)
+    size = _sized((one.change, one.low, one.high), one.unit, one.margin)
+    moved = held.levels(one) if one.before is not None and one.now is not None else ""
+    return ": ".join(part for part in (one.decision, ", ".join(filter(None, (size, moved))), held.reason(one)) if part)
 
 
 def _sized(bounds: frames.Bounds, unit: str, margin: float | None) -> str:
@@ -129,19 +128,3 @@ def _sized(bounds: frames.Bounds, unit: str, margin: float | None) -> str:
         return ""
     beside = "" if margin is None else f" (margin {text.signed(margin, unit).removeprefix('+')})"
     return f"{text.bounded(bounds, unit)} {text.in_words(unit)}{beside}"
-
-
-def _level(value: float | None, one: Outcome) -> str:
-    """A metric as it stands, without a sign; a harm with one."""
-    told = text.signed(value, one.unit)
-    return told.removeprefix("+") if one.id == compared.SUBJECT else told
-
-
-def _figures(one: Outcome) -> dict[str, str]:
-    """The words and numbers of a comparison by name, what is not known left out."""
-    told = {name: getattr(one, name) for name in COMPARED}
-    return {
-        f"gate.{name}": f"{value:.6g}" if isinstance(value, float) else str(value)
-        for name, value in told.items()
-        if value is not None
-    }
