@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from xferbench import cli, options, suite
+from xferbench.report import accepted
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / ".github" / "workflows" / "gate.yml").read_text(encoding="utf-8")
@@ -66,8 +67,14 @@ def test_one_job_trains_on_cpu_wheels_and_the_other_has_no_torch():
         [line for line in map(str, (step.get("run", "") for step in job["steps"])) if "pip" in line] for job in JOBS.values()
     ]
     trained, elsewhere = map(" ".join, installed)
-    assert "torch torchvision --index-url https://download.pytorch.org/whl/cpu" in trained
+    assert re.search(r'"torch==\d+\.\d+\.\*" torchvision --index-url https://download\.pytorch\.org/whl/cpu', trained)
     assert "torch" not in elsewhere
+
+
+def test_the_version_of_torch_is_that_of_the_accepted_results():
+    made = accepted.read(ROOT / "suites" / "gate.accepted.json").environment["packages"]["torch"]
+    (pinned,) = re.findall(r"torch==(\d+\.\d+)\.\*", " ".join(RUNS))
+    assert made.split(".")[:2] == pinned.split(".")
 
 
 def test_the_report_is_kept_also_of_what_failed():

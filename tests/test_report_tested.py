@@ -109,6 +109,12 @@ def test_a_known_failure_passes_and_is_called_known():
     assert (found.state, found.said) == ("passed", "not worse: known: the accepted run fails it too; so")
 
 
+def test_a_reason_that_the_comparison_has_given_is_not_given_again():
+    outcome = Outcome(id="a/harm", plugin="a", decision="worse", reason="a new FAIL: it hurts", verdict="FAIL")
+    found = told(make("FAIL", reason="it hurts", remedy={"text": "lower it", "verified": True}), outcomes=(outcome,))
+    assert (found.said, found.more) == ("worse: a new FAIL: it hurts", "next: lower it (shown to mend it here)")
+
+
 def test_what_was_not_compared_counts_by_its_own_verdict():
     assert told(make("FAIL"), outcomes=()).state == "failed"
     assert told(make("PASS"), outcomes=()).state == "passed"

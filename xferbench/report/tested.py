@@ -81,8 +81,7 @@ def told(run: Run, name: str, plugin: str, *, fail_on: str = "fail") -> Tested:
     word = outcome.decision if outcome else group[0].verdict
     figures = junit.of_finding(group[0]) if group else {}
     figures |= {f"gate.{name}": value for name, value in junit.of_outcome(outcome).items()} if outcome else {}
-    own = _own(group) if group else []
-    said, *more = [_decided(outcome), *(own if group and group[0].verdict in AMISS else ())] if outcome else own
+    said, *more = _beside(outcome, group) if outcome else _own(group)
     return Tested(state=_state(word, fail_on), said=said, more="\n".join(more), figures=figures)
 
 
@@ -96,6 +95,13 @@ def _group(run: Run, name: str, plugin: str) -> frames.Group:
 
 def _state(word: str, fail_on: str) -> str:
     return FAILED if word in OPEN and fail_on == "inconclusive" else STATE.get(word, SKIPPED)
+
+
+def _beside(outcome: Outcome, group: frames.Group) -> list[str]:
+    """What a comparison decided, and of what is amiss the run's own verdict, unless that has been said."""
+    said, amiss = _decided(outcome), bool(group) and group[0].verdict in AMISS
+    verdict, *then = _own(group) if amiss else [""]
+    return [said, *([verdict] if amiss and text.line(group[0].reason) not in said else []), *then]
 
 
 def _own(group: frames.Group) -> list[str]:
