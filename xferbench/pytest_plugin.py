@@ -270,6 +270,6 @@ def _alone(config: pytest.Config, asked: Asked) -> Iterator[None]:
 
     store = execute.with_store(asked.store)
     store.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(store.with_name(f"{store.name}.pytest"), timeout=A_DAY)) as turn:
+    with closing(sqlite3.connect(store.with_name(f"{store.name}.lock"), timeout=A_DAY)) as turn:
         turn.execute("BEGIN EXCLUSIVE")
         yield
