@@ -25,7 +25,7 @@ from xferbench.report import html, write
 
 SURFACE = """
 run       suite; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --seed; --budget; --set;
-          --allow-code; --plan; --dry-run; --fail-on fail|inconclusive; --format text|json
+          --allow-code; --plan; --dry-run; --shard; --fail-on fail|inconclusive; --format text|json
 audit     suite; --arch; --after; --before; --data; --source; --shifted; --manifest; --believed;
           --mean; --std; --interpolation bilinear|bicubic|nearest; --crop-pct; --img-size; --channels rgb|bgr|grey;
           --serve-mean; --serve-std; --serve-interpolation bilinear|bicubic|nearest; --serve-crop-pct; --serve-img-size;
@@ -34,10 +34,11 @@ audit     suite; --arch; --after; --before; --data; --source; --shifted; --manif
           --freeze; --plan; --repair; --force; --fail-on fail|inconclusive; --format text|json
 ls        --format text|json
 explain   plugin
-validate  suite; --store; --set; --allow-code; --freeze; --force
+validate  suites; --store; --set; --allow-code; --freeze; --force
 report    directory; -o --output
 init      folder; --weights; --arch; -o --output; --force
 manifest  data; -o --output; --force
+merge     stores; -o --output
 doctor    --store; --format text|json
 """
 
@@ -131,6 +132,7 @@ def test_the_defaults_of_run_are_frozen():
         "allow_code": False,
         "plan": None,
         "dry_run": False,
+        "shard": None,
         "fail_on": "fail",
         "format": "text",
     }

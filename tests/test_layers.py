@@ -34,7 +34,7 @@ LAYERS = (
     "checks.preprocessing_mismatch checks.reload checks.train_serve_skew",
     "report.frames report.samples report.drawn report.svg report.figures report.forest report.evidence report.html",
     "report.markdown report.junit report.github report.console report.predictions report.write",
-    "given execute repair finish doctor init audit fake testing cli __main__",
+    "given execute shard repair finish doctor init audit fake testing cli __main__",
 )
 LINE = [name for layer in LAYERS for name in layer.split()]
 
