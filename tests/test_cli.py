@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factory import make_run
+from factory import make_record, make_run
 
-from xferbench import cli, discover, execute, finish, gate
+from xferbench import cli, discover, execute, finish, gate, store
 from xferbench.problem import Problem
 from xferbench.record import Finding, to_json
 from xferbench.report import html, write
@@ -148,6 +148,9 @@ def test_the_defaults_of_run_are_frozen():
         (["run", "quick", "-j", "two"], "found 'two', expected a whole number above 0"),
         (["run", "quick", "--seed", "-1"], "expected a whole number, 0 or above"),
         (["run", "quick", "--device", "tpu"], "invalid choice: 'tpu'"),
+        (["validate"], "required: suite"),
+        (["merge", "one.sqlite"], "required: -o/--output"),
+        (["merge", "-o", "all.sqlite"], "required: STORE"),
         (["run", "quick", "--work", "2"], "unrecognized arguments: --work"),
         (["ls", "--format", "xml"], "invalid choice: 'xml'"),
     ],
@@ -163,7 +166,7 @@ def test_help_and_version_end_with_0(capsys):
     for words in (
         ["--help"],
         ["--version"],
-        *([name, "--help"] for name in ("run", "ls", "explain", "validate", "report", "init", "doctor")),
+        *([name, "--help"] for name in ("run", "ls", "explain", "validate", "report", "init", "merge", "doctor")),
     ):
         with pytest.raises(SystemExit) as ended:
             cli.main(words)
@@ -418,6 +421,63 @@ def test_what_stands_in_the_suites_place_is_checked_too(capsys, words, fragment)
     code, _, err = told(capsys, "run", "quick", *words)
     assert code == gate.USAGE
     assert fragment in err
+
+
+def test_of_several_suites_each_is_checked_and_every_problem_told(capsys, tmp_path):
+    good = make_suite(tmp_path)
+    bad, worse = tmp_path / "bad.toml", tmp_path / "worse.toml"
+    bad.write_text(good.read_text().replace("margin", "marge"))
+    worse.write_text("schema = ")
+    alone = told(capsys, "validate", good)
+    code, out, err = told(capsys, "validate", bad, worse, good, tmp_path / "none.toml")
+    assert (code, out) == (gate.USAGE, alone[1])
+    assert [line for line in err.splitlines() if line.startswith("xferbench: ")] == [
+        f"xferbench: {bad}: marge: unknown key",
+        f"xferbench: {worse}: not a TOML file",
+        f'xferbench: no suite "{tmp_path / "none.toml"}"',
+    ]
+    code, out, err = told(capsys, "validate", good, good)
+    assert (code, out, err) == (gate.PASSED, 2 * alone[1], "")
+
+
+def test_one_plan_is_not_frozen_of_several_suites(capsys, tmp_path):
+    good = make_suite(tmp_path)
+    code, out, err = told(capsys, "validate", good, good, "--freeze", "plan.json")
+    assert (code, out) == (gate.USAGE, "")
+    assert "--freeze: a plan is that of one suite\n  found: 2 suites" in err
+    assert not Path("plan.json").exists()
+
+
+def test_a_merge_says_what_each_store_brought_and_that_answers_differ(capsys, tmp_path):
+    for name, accuracy in {"one.sqlite": 0.8, "two.sqlite": 0.7}.items():
+        with store.opened(tmp_path / name) as db:
+            store.put(db, make_record("shared", accuracy))
+            store.put(db, make_record(f"of {name}", 0.8))
+    code, out, err = told(capsys, "merge", "one.sqlite", "two.sqlite", "-o", "all of it.sqlite")
+    assert (code, err) == (gate.PASSED, "")
+    assert out.splitlines() == [
+        "one.sqlite: 2 records added, 0 there already",
+        "two.sqlite: 1 records added, 1 there already, 1 of them with other predictions or scalars (the first stays)",
+        "next: xferbench run SUITE --store 'all of it.sqlite'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sources", "fragment"),
+    [
+        (["one.sqlite", "none.sqlite"], "none.sqlite: no such store"),
+        (["one.sqlite", "noise.toml"], "noise.toml: the store cannot be read"),
+        (["one.sqlite", "all.sqlite"], "all.sqlite: no such store"),
+    ],
+)
+def test_a_merge_that_cannot_be_is_one_message(capsys, tmp_path, sources, fragment):
+    make_suite(tmp_path)
+    with store.opened(tmp_path / "one.sqlite") as db:
+        store.put(db, make_record("k", 0.8))
+    code, out, err = told(capsys, "merge", "-o", "all.sqlite", *sources)
+    assert (code, out, "Traceback" in err) == (gate.USAGE, "", False)
+    assert f"xferbench: {fragment}" in err
+    assert not Path("all.sqlite").exists()
 
 
 def test_report_writes_the_same_again_or_elsewhere(capsys, monkeypatch, tmp_path):

@@ -388,7 +388,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     from xferbench import store
 
     for path, told in store.joined(arguments.output, arguments.stores):
-        differing = f", of which {told.differing} differ in predictions or scalars (the first stays)" if told.differing else ""
+        differing = f", {told.differing} of them with other predictions or scalars (the first stays)" if told.differing else ""
         print(f"{path}: {told.added} records added, {told.known} there already{differing}", flush=True)
     print(f"next: xferbench run SUITE --store {shlex.quote(str(arguments.output))}")
     return gate.PASSED

@@ -173,6 +173,10 @@ def trim(folder: Path, limit: int = LIMIT) -> None:
             file.unlink(missing_ok=True)
 
 
+RECORDS = "select key, fit, seconds, about, arrays from records where key > ? order by key limit ?"
+KNOWN = "select key, about from facts where key > ? order by key limit ?"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merged:
     """Records that a store added to another and that were there already; of those, how many are ``differing`` answers."""
@@ -211,14 +215,14 @@ def merge(into: sqlite3.Connection, path: Path) -> Merged:
     into.execute("begin immediate")
     try:
         with _read(path) as source:
-            for row in _rows(source, path, "records", "key, fit, seconds, about, arrays"):
+            for row in _rows(source, path, RECORDS):
                 if into.execute("insert or ignore into records values (?, ?, ?, ?, ?)", row).rowcount:
                     added += 1
                 else:
                     known += 1
                     there = into.execute("select about, arrays from records where key = ?", row[:1]).fetchone()
                     differing += there != row[3:] and not _same(there, row[3:])
-            for row in _rows(source, path, "facts", "key, about"):
+            for row in _rows(source, path, KNOWN):
                 into.execute("insert or ignore into facts values (?, ?)", row)
         into.execute("commit")
     finally:
@@ -237,11 +241,11 @@ def _same(one: tuple[str, bytes], other: tuple[str, bytes]) -> bool:
     return alike and bool(scalars == theirs)
 
 
-def _rows(source: sqlite3.Connection, path: Path, table: str, columns: str) -> Iterator[tuple[Any, ...]]:
+def _rows(source: sqlite3.Connection, path: Path, query: str) -> Iterator[tuple[Any, ...]]:
     """The rows of a table by key, a page at a time, so that whoever writes to it is not kept waiting."""
-    query, last = f"select {columns} from {table} where key > ? order by key limit {PAGE}", ""  # noqa: S608 - fixed words
+    last = ""
     try:
-        while page := source.execute(query, (last,)).fetchall():
+        while page := source.execute(query, (last, PAGE)).fetchall():
             yield from page
             last = page[-1][0]
     except sqlite3.DatabaseError as error:
@@ -262,6 +266,8 @@ def _read(path: Path) -> Iterator[sqlite3.Connection]:
         try:
             if not _check(connection, path, "leave it out"):
                 raise Problem(f"{path}: an empty file", expected=expected, do=do)
+            for query in (RECORDS, KNOWN):
+                connection.execute(query, ("", 0))
         except sqlite3.DatabaseError as error:
             raise _unreadable(path, error) from error
         yield connection
