@@ -141,10 +141,10 @@ def told(one: Shared) -> str:
 
 
 def _next(one: Shared) -> str:
-    whole = "the suite without --shard on the merged store, which computes whatever is left and writes the report"
     if not one.stage:
-        return "run the suite without --shard on this store, which writes the report"
+        return "xferbench run SUITE on this store without --shard, which writes the report"
     return (
-        f"once all {one.shard.of} shards have ended, xferbench merge -o ALL.sqlite STORE …, with the store of each; then either"
-        f" the next round, xferbench merge -o STORE ALL.sqlite and the same command again for each shard, or {whole}"
+        f"once all {one.shard.of} shards have ended, xferbench merge -o ALL.sqlite and the store of each; then either\n"
+        "      the next round: for each shard xferbench merge -o STORE ALL.sqlite, and the same command again; or\n"
+        "      the end: xferbench run SUITE --store ALL.sqlite, which computes whatever is left and writes the report"
     )
