@@ -14,7 +14,6 @@ environment that has xferbench, so that all but pytest itself is imported only w
 from __future__ import annotations
 
 import os
-import sqlite3
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,10 +144,8 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> Questions 
     asked = parent.config.stash.get(ASKED, None)
     if asked is None or file_path != asked.file:
         return None
-    inside = file_path.is_relative_to(parent.config.rootpath)
-    return Questions.from_parent(
-        parent, path=file_path, nodeid=None if inside else asked.word
-    )  # else tests would be called ..::
+    inside = file_path.is_relative_to(parent.config.rootpath)  # what lies elsewhere would be called ..::
+    return Questions.from_parent(parent, path=file_path, nodeid=None if inside else asked.word)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -244,17 +241,13 @@ def _carried_out(config: pytest.Config) -> Run | str:
 
 
 def _run(config: pytest.Config, asked: Asked) -> Run:
-    if asked.baseline is None and asked.candidate is None:
-        from xferbench import finish
+    from xferbench import finish, gating
 
-        with _alone(config, asked):
-            return finish.run(asked.suite, output=asked.output, store=asked.store)
-    from xferbench import gating
-
+    how: dict[str, Any] = {"output": asked.output, "store": asked.store}
     with _alone(config, asked):
-        return gating.gate(
-            asked.suite, baseline=asked.baseline, candidate=asked.candidate, output=asked.output, store=asked.store
-        )
+        if asked.baseline is None and asked.candidate is None:
+            return finish.run(asked.suite, **how)
+        return gating.gate(asked.suite, baseline=asked.baseline, candidate=asked.candidate, **how)
 
 
 @contextmanager
@@ -266,6 +259,8 @@ def _alone(config: pytest.Config, asked: Asked) -> Iterator[None]:
     if not hasattr(config, "workerinput"):
         yield
         return
+    import sqlite3
+
     from xferbench import execute
 
     store = execute.with_store(asked.store)
