@@ -57,6 +57,17 @@ def test_it_tells_places_relative_to_the_suite(tmp_path):
     assert b"somebody" not in data
 
 
+def test_a_folder_at_the_root_takes_no_part_out_of_other_places():
+    suite = a_run().suite | {"path": "/data/gate.toml", "weights": "/home/data/w.pth", "target": "folder:/mnt/data/d"}
+    told = json.loads(accepted.pack(a_run(suite=suite)))["results"]["suite"]
+    assert (told["weights"], told["target"], told["path"]) == ("/home/data/w.pth", "folder:/mnt/data/d", "gate.toml")
+
+
+def test_no_place_of_an_input_is_told():
+    inputs = [{"key": "backbone.weights", "given": "/home/somebody/w.pth", "digest": "d", "files": 1}]
+    assert b"somebody" not in accepted.pack(a_run(evidence={"inputs": inputs, "command": "xferbench gate /home/somebody/x"}))
+
+
 def test_the_results_of_a_finished_run_do_as_well(tmp_path):
     write.write(a_run(), tmp_path)
     for place in (tmp_path, tmp_path / "results.json"):
@@ -89,7 +100,17 @@ def test_one_of_a_newer_schema_is_refused(file):
         accepted.read(file)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"accepted": 1}', '{"accepted": "one"}', "\x00"])
+def test_results_of_a_newer_schema_in_it_are_refused(file):
+    told = json.loads(file.read_text())
+    results = told["results"] | {"schema": 99}
+    file.write_text(json.dumps(told | {"results": results, "sha256": accepted._sha256(results, told["predictions"])}))
+    with pytest.raises(Problem, match="schema 99"):
+        accepted.read(file)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"accepted": 0}', "", "[]", "{}", "null", '{"accepted": 1}', '{"accepted": "one"}', "\x00"]
+)
 def test_what_is_none_is_refused_in_one_message(tmp_path, content):
     path = tmp_path / "odd.json"
     path.write_text(content)

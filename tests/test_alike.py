@@ -21,6 +21,18 @@ def test_runs_of_one_minor_version_and_one_kind_of_device_are_comparable():
     assert alike.refusals(ran(), ran(packages={"torch": "2.15.3"}, processor="another")) == []
 
 
+def test_what_is_not_known_does_not_agree():
+    assert len(alike.refusals(make_run(environment={}), make_run(environment={}))) == 3
+
+
+@pytest.mark.parametrize(("rule", "old", "new"), [("margin", 0.02, 0.9), ("metric", "accuracy", "nll"), ("looks", [5], [1])])
+def test_a_change_of_the_rules_is_told(rule, old, new):
+    first, second = (make_run(suite=make_run().suite | {rule: value}) for value in (old, new))
+    (told,) = alike.rules(first, second)
+    assert told.startswith(f"{rule} {old}")
+    assert alike.rules(first, first) == []
+
+
 @pytest.mark.parametrize(
     ("other", "told"),
     [
@@ -41,7 +53,7 @@ def test_the_processor_is_mentioned():
 
 def test_the_change_under_test_is_told():
     old, new = (make_run(suite={"recipe": {"phases": [{"lr": lr, "steps": 3}]}, "margin": 0.02}) for lr in (1e-3, 1e-2))
-    assert alike.differences(old, new) == ("the suite differs: recipe.phases.1.lr 0.001 → 0.01",)
+    assert alike.differences(old, new) == ("the suite differs: recipe.lr 0.001 → 0.01",)
 
 
 def test_other_content_of_the_same_name_is_told():
@@ -81,8 +93,8 @@ def test_a_suite_of_another_version_cannot_be_revived(tmp_path):
 
 def test_two_suites_that_differ_in_places_alone_are_one():
     asked = asdict(suite.load(suite.find("quick")))
-    moved = asked | {"path": "/elsewhere/quick.toml", "budget": 60.0}
-    assert alike.of_suites(asked, moved) == []
+    assert alike.of_suites(asked, asked | {"path": "/elsewhere/quick.toml"}) == []
+    assert alike.of_suites(asked, asked | {"budget": 60.0}) == [("budget", "1200", "60")]
     assert alike.of_suites(asked, asdict(replace(suite.load(suite.find("quick")), target="synthetic:sketch"))) == [
         ("target", "synthetic:near", "synthetic:sketch")
     ]

@@ -37,7 +37,7 @@ gate      suite; --baseline; --candidate; --accept; -o --output; --store; --devi
 compare   first; second; -o --output
 ls        --format text|json
 explain   plugin
-validate  suites; --store; --set; --allow-code; --freeze; --force
+validate  suites; --store; --set; --allow-code; --no-files; --freeze; --force
 report    directory; -o --output
 init      folder; --weights; --arch; -o --output; --force
 manifest  data; -o --output; --force

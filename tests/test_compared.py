@@ -7,8 +7,9 @@ import pytest
 from factory import SCRATCH, make_cells, make_findings, make_predictions, make_run
 
 from xferbench import stats
-from xferbench.compared import CANNOT_TELL, CRASHED, NOT_WORSE, SKIPPED, WORSE, compare
+from xferbench.compared import compare
 from xferbench.design import HARM
+from xferbench.outcomes import CANNOT_TELL, CRASHED, NOT_WORSE, SKIPPED, WORSE
 from xferbench.problem import Problem
 from xferbench.record import Cell, Finding, Record
 
@@ -93,29 +94,78 @@ def test_a_known_failure_does_not_fail_the_gate():
     assert (found.decision, found.accepted, found.verdict) == (NOT_WORSE, "FAIL", "FAIL")
 
 
-@pytest.mark.parametrize("accepted", ["PASS", "INCONCLUSIVE"])
-def test_a_new_failure_fails_the_gate_though_its_harm_has_not_grown(accepted):
-    found = outcomes(a_run(verdict=accepted), a_run(subject=0.71, cured=0.77, prefix="other"))[DRIFT]
+def test_a_new_failure_fails_the_gate_though_its_harm_has_not_grown():
+    found = outcomes(a_run(verdict="PASS"), a_run(subject=0.71, cured=0.77, prefix="other"))[DRIFT]
     assert found.decision == WORSE
-    assert accepted in found.reason and "as it was made" in found.reason
+    assert "there PASS" in found.reason and "as it was made" in found.reason
+
+
+def test_a_failure_that_was_left_open_is_new_only_where_the_harm_has_grown():
+    """Else a true failure near the margin would be left open one time and decided another, and the gate would flap."""
+    open_ = a_run(verdict="INCONCLUSIVE")
+    assert outcomes(open_, a_run(subject=0.71, cured=0.77, prefix="other"))[DRIFT].decision == NOT_WORSE
+    grown = outcomes(open_, a_run(subject=0.60))[DRIFT]
+    assert grown.decision == WORSE and "there INCONCLUSIVE" in grown.reason
+    near = outcomes(open_, a_run(subject=0.68, cured=0.765, prefix="other"))[DRIFT]
+    assert near.decision == CANNOT_TELL and "left open" in near.reason
+
+
+def test_what_was_below_the_margin_but_for_a_missed_control_is_new_when_it_fails():
+    accepted = a_run(verdict="INCONCLUSIVE")
+    shown = replace(accepted, findings=tuple(replace(one, p_pass=0.001) for one in accepted.findings))
+    assert outcomes(shown, a_run(subject=0.71, cured=0.77, prefix="other"))[DRIFT].decision == WORSE
 
 
 def test_the_same_trials_are_no_new_failure_whatever_another_computer_makes_of_them():
-    candidate = elsewhere(a_run(), flips=4)
-    found = outcomes(a_run(verdict="INCONCLUSIVE"), candidate)
-    assert found[DRIFT].decision == NOT_WORSE and found["subject"].decision == NOT_WORSE
-    assert 0 < found["subject"].flipped < 0.01
-    assert "FAIL (accepted: INCONCLUSIVE)" in found[DRIFT].reason
+    found = outcomes(a_run(examples=200), on_another(elsewhere(a_run(examples=200), flips=2)))
+    assert {one.decision for one in found.values()} == {NOT_WORSE}
+    assert 0 < found["subject"].flipped < 0.02
+    new = outcomes(a_run(verdict="PASS"), on_another(elsewhere(a_run(), flips=4)))[DRIFT]
+    assert new.decision == CANNOT_TELL and "another computer makes a FAIL (accepted: PASS)" in new.reason
+
+
+def test_on_the_same_computer_the_same_trials_are_judged_by_what_they_answered():
+    found = outcomes(a_run(examples=200), elsewhere(a_run(examples=200), flips=4))
+    assert found["subject"].decision == CANNOT_TELL and "on the same computer" in found["subject"].reason
+    assert outcomes(a_run(verdict="PASS"), elsewhere(a_run(), flips=4))[DRIFT].decision == WORSE
+
+
+@pytest.mark.parametrize("own", [{"training": "python:mine:train"}, {"arch": "python:mine:net"}])
+def test_of_code_of_the_users_own_a_key_is_no_proof(own):
+    run = a_run(suite=a_run().suite | own, examples=200)
+    found = outcomes(run, on_another(elsewhere(run, flips=4)))
+    assert found["subject"].decision == CANNOT_TELL
 
 
 def test_the_same_trials_are_worse_where_the_other_computer_ruins_them():
-    found = outcomes(a_run(), elsewhere(a_run(), flips=400))["subject"]
+    found = outcomes(a_run(), on_another(elsewhere(a_run(), flips=400)))["subject"]
     assert found.decision == WORSE
 
 
-def test_the_same_trials_under_a_stricter_margin_are_a_new_failure():
-    strict = a_run(suite=a_run().suite | {"margin": 0.01})
-    assert outcomes(a_run(verdict="PASS"), strict)[DRIFT].decision == WORSE
+def test_a_plugin_that_is_no_longer_asked_cannot_be_told():
+    found = outcomes(a_run(verdict="PASS"), a_run(findings=other_findings()))
+    assert found[DRIFT].decision == CANNOT_TELL
+    assert found[DRIFT].reason.startswith("no longer asked (accepted: PASS)")
+
+
+def test_what_was_skipped_and_is_no_longer_asked_is_nothing():
+    assert DRIFT not in outcomes(a_run(verdict="SKIPPED"), a_run(findings=other_findings()))
+
+
+def other_findings():
+    return (Finding(id="head-shock/harm", plugin="head-shock", contrast="harm", verdict="PASS"),)
+
+
+def test_a_contrast_that_asks_otherwise_is_not_compared():
+    run = a_run(verdict="PASS")
+    told = run.plugins["batchnorm-drift"]["contrasts"][0] | {"margin": 0.9}
+    other = replace(run, plugins={"batchnorm-drift": {"version": 1, "contrasts": [told]}})
+    found = outcomes(run, other)[DRIFT]
+    assert not found.compared and "another contrast" in found.reason
+
+
+def on_another(run):
+    return replace(run, environment=run.environment | {"instructions": "AVX2"})
 
 
 def elsewhere(run, *, flips):
@@ -193,8 +243,24 @@ def test_runs_that_share_no_seed_are_paired_as_they_come():
     assert found["subject"].seeds == 5 and found["subject"].decision == NOT_WORSE
 
 
-def test_only_seeds_that_both_have_are_paired():
-    assert outcomes(a_run(seeds=5), a_run(seeds=3))["subject"].seeds == 3
+def test_seeds_are_paired_where_one_run_has_all_of_the_others():
+    compared = compare(a_run(seeds=5), a_run(seeds=3))
+    assert compared.outcomes[0].seeds == 3
+    assert compared.notes == ("compared at 3 seeds, of 5 that were accepted and 3 of this run",)
+    assert compared.outcomes[0].reason == "unchanged: the same trials with the same answers"
+
+
+def test_a_few_seeds_in_common_are_not_picked_out():
+    """One pair in common with noisy seeds was wrong in 36 of 100 cases: then all are paired as they come."""
+    run = a_run()
+    later = replace(run, cells=tuple(replace(one, seed=one.seed + 4) for one in run.cells))
+    compared = compare(run, later)
+    assert compared.outcomes[0].seeds == 5
+    assert any("no seeds in common" in note or "independent" in note for note in compared.notes)
+
+
+def test_one_seed_says_nothing_where_there_were_more():
+    assert outcomes(a_run(seeds=5), a_run(seeds=1, subject=0.5))["subject"].decision == CANNOT_TELL
 
 
 def test_a_missing_subject_decides_nothing():
@@ -211,7 +277,7 @@ def invariant(verdict, share):
         plugin="data-leakage",
         contrast="copies",
         verdict=verdict,
-        measures={"subject/copies": share},
+        measures={} if share is None else {"subject/copies": share},
         reason="copies",
     )
     return a_run(findings=(found,), plugins={"data-leakage": {"version": 1, "contrasts": []}})
@@ -225,6 +291,10 @@ def invariant(verdict, share):
         (("FAIL", 0.1), ("FAIL", 0.2), WORSE),
         (("FAIL", 0.1), ("PASS", 0.0), NOT_WORSE),
         (("FAIL", 0.1), ("INCONCLUSIVE", 0.0), CANNOT_TELL),
+        (("FAIL", 0.1), ("FAIL", None), CANNOT_TELL),
+        (("FAIL", float("nan")), ("FAIL", 0.1), CANNOT_TELL),
+        (("FAIL", -0.2), ("FAIL", -0.1), NOT_WORSE),
+        (("FAIL", -0.1), ("FAIL", -0.2), WORSE),
     ],
 )
 def test_an_invariant_is_held_by_what_it_measures(before, now, decision):
@@ -232,9 +302,39 @@ def test_an_invariant_is_held_by_what_it_measures(before, now, decision):
 
 
 def test_alpha_is_shared_among_all_that_is_compared():
-    found = outcomes(a_run(), a_run(subject=0.675, cured=0.735, prefix="other"))
-    alone = stats.crossed(difference(a_run(), a_run(subject=0.675, cured=0.735)), margin=0.02, alpha=0.05)
-    assert found["subject"].p_worse >= alone.p_fail
+    """The subject is worse, the harm has not grown: of two hypotheses the first one's P-value counts twice."""
+    both = outcomes(a_run(), a_run(subject=0.66, cured=0.72, prefix="other"))
+    alone = stats.crossed(difference(a_run(), a_run(subject=0.66)), margin=0.02, alpha=0.05)
+    assert both[DRIFT].p_worse > 0.5
+    assert both["subject"].p_worse == pytest.approx(2 * alone.p_fail)
+
+
+def test_alpha_is_shared_among_the_looks():
+    told = {"suite": a_run().suite | {"looks": [3, 5]}, "findings": other_findings()}
+    accepted, candidate = a_run(**told), a_run(subject=0.70, prefix="other", **told)
+    closer = elsewhere(candidate, flips=53)
+    found = outcomes(accepted, closer)["subject"]
+    looked = [stats.crossed(difference(accepted, closer)[:S], margin=0.02, alpha=0.05).p_fail for S in (3, 5)]
+    assert found.seeds == 5, "the first look leaves it open"
+    assert found.p_worse == pytest.approx(stats.sequential(looked, [3, 5], 0.05))
+    assert found.p_worse > looked[1]
+
+
+def test_groups_are_part_of_what_is_compared():
+    def grouped(run, numbers):
+        return replace(
+            run,
+            cells=tuple(
+                replace(one, record=replace(one.record, predictions=replace(one.record.predictions, group=numbers)))
+                for one in run.cells
+            ),
+        )
+
+    groups = np.arange(2000) // 50
+    with pytest.raises(Problem, match="in other groups"):
+        compare(grouped(a_run(), groups), a_run())
+    other = grouped(a_run(subject=0.71), 1000 - groups)
+    assert compare(grouped(a_run(), groups), other).outcomes[0].examples == 40
 
 
 def difference(accepted, candidate):

@@ -112,7 +112,7 @@ def test_the_hook_looks_at_suites_and_nothing_else():
         "id": "xferbench-validate",
         "name": "",
         "description": "",
-        "entry": "xferbench validate",
+        "entry": "xferbench validate --no-files",
         "language": "python",
         "types": ["toml"],
         "files": r"^suites/.*\.toml$",

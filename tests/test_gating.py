@@ -71,7 +71,7 @@ def test_a_candidate_of_another_suite_is_refused(place, capsys):
     given = ["--set", "recipe.lr=1e-3", "--baseline", str(place / "accepted.json"), "--candidate", str(place / "out")]
     code = cli.main(["gate", str(place / "suite.toml"), *given, "-o", str(place / "never")])
     assert code == gate.USAGE
-    assert "recipe.phases.1.lr 0.01" in capsys.readouterr().err
+    assert "found: recipe.lr 0.01" in capsys.readouterr().err
     assert not (place / "never" / "results.json").exists()
 
 
@@ -84,6 +84,57 @@ def test_what_is_about_carrying_out_is_refused_beside_a_candidate(place, option,
 def test_without_a_baseline_it_says_how_one_is_made(place, capsys):
     assert run_gate(place) == gate.USAGE
     assert "--accept accepted.json" in capsys.readouterr().err
+
+
+def test_a_gate_is_not_written_over_what_it_is_held_against(place, capsys, monkeypatch):
+    monkeypatch.setattr("xferbench.finish.run", None)
+    before = (place / "out" / "results.json").read_bytes()
+    assert run_gate(place, "--baseline", str(place / "out" / "results.json"), out="out") == gate.USAGE
+    assert "holds what is compared" in capsys.readouterr().err
+    assert (place / "out" / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("word", ["margin=0.5", "looks=[2]", "alpha=0.2"])
+def test_a_change_of_the_rules_is_refused(place, word, capsys):
+    assert run_gate(place, "--set", word, "--baseline", str(place / "accepted.json"), out="unruled") == gate.USAGE
+    assert "not judged by the same rules" in capsys.readouterr().err
+    assert not (place / "unruled" / "results.json").exists()
+
+
+def test_a_folder_to_accept_into_is_refused_before_anything_is_run(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("xferbench.finish.run", None)
+    assert run_gate(place, "--accept", str(tmp_path)) == gate.USAGE
+    assert "is a folder" in capsys.readouterr().err
+
+
+def test_a_candidate_that_was_made_of_other_files_is_refused(place, tmp_path, capsys):
+    for name in ("suite.toml", "d.npz", "accepted.json"):
+        shutil.copy(place / name, tmp_path / name)
+    words = [str(tmp_path / "suite.toml"), "--baseline", str(tmp_path / "accepted.json"), "--candidate", str(place / "out")]
+    assert cli.main(["gate", *words, "-o", str(tmp_path / "one")]) == gate.PASSED
+    make_npz(tmp_path / "d.npz", train=81, test=40)
+    assert cli.main(["gate", *words, "-o", str(tmp_path / "two")]) == gate.USAGE
+    assert "other content of target.data" in capsys.readouterr().err
+    (tmp_path / "d.npz").unlink()
+    assert cli.main(["gate", *words, "-o", str(tmp_path / "three")]) == gate.PASSED
+    assert any("was not checked" in note for note in told(tmp_path, "three")["gate"]["notes"])
+
+
+def test_an_accepted_run_that_crashes_when_it_is_evaluated_again_is_refused(place, tmp_path, capsys, monkeypatch):
+    old = accepted.read(place / "accepted.json")
+    (tmp_path / "older.json").write_bytes(
+        accepted.pack(replace(old, environment=old.environment | {"packages": {"torch": "1.9.1"}}))
+    )
+    calls, real = [], gating.finish.run
+
+    def once(*given, **how):
+        calls.append(given)
+        run = real(*given, **how)
+        return run if len(calls) == 1 else replace(run, findings=tuple(replace(f, verdict="ERROR") for f in run.findings))
+
+    monkeypatch.setattr("xferbench.finish.run", once)
+    assert run_gate(place, "--baseline", str(tmp_path / "older.json")) == gate.USAGE
+    assert len(calls) == 2 and "cannot be evaluated again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["none.json", "."])
@@ -109,7 +160,7 @@ def test_a_new_accepted_file_is_written_beside_the_comparison(place):
     assert run_gate(place, *words) == gate.PASSED
     assert accepted.read(new).suite["recipe"]["phases"][0]["lr"] == 1e-4
     assert accepted.read(new).gate is None
-    assert any("recipe.phases.1.lr 0.01 → 0.0001" in note for note in told(place)["gate"]["notes"])
+    assert any("recipe.lr 0.01 → 0.0001" in note for note in told(place)["gate"]["notes"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -13,7 +13,8 @@ from factory import make_run
 
 import xferbench
 from xferbench import discover, finish
-from xferbench.compared import Comparison, Outcome
+from xferbench.compared import Comparison
+from xferbench.outcomes import Outcome
 from xferbench.problem import Problem
 from xferbench.record import Finding
 

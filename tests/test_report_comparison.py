@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from html import unescape
 
 import pytest
 from factory import changed, make_comparison, make_outcome, make_run
 from test_report_html import HOSTILE, Page
 
-from xferbench.compared import SUBJECT
+from xferbench.outcomes import SUBJECT
 from xferbench.report import comparison, held, html
 
 SMALL = make_run(seeds=2, examples=20)
@@ -82,7 +83,7 @@ def test_the_report_of_a_gate_opens_with_the_same_section(run, text):
     told = words(Page(report))
     assert held.sentence(run.gate) in told
     assert told.index("Against what was accepted") < told.index("Verdicts")
-    assert "class=alert" in report
+    assert f'<p class="outcome">{held.sentence(run.gate)}' in unescape(report)
     (picture,) = re.findall(r"<figure><h3>How much worse</h3>.*?</figure>", report, re.DOTALL)
     assert picture in text
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from test_checks import run as audited
 
 from xferbench import discover, fake, gate
-from xferbench.compared import DECISIONS, Comparison, Outcome
+from xferbench.compared import Comparison
+from xferbench.outcomes import DECISIONS, Outcome
 from xferbench.record import VERDICTS, Finding
 from xferbench.report import tested
 

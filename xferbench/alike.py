@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from xferbench.record import Run
 
-# Of a suite's values those that are places or words, or that say how much is paid, and not what is asked.
-UNTOLD = frozenset({"path", "overrides", "allow_code", "command", "budget"})
+UNTOLD = frozenset({"path", "overrides", "allow_code", "command"})  # of a suite's values: places, and words
+RULES = ("metric", "margin", "alpha", "looks", "max_duplicates")  # by which trials become verdicts
 PLACES = frozenset({"target", "source", "shifted", "weights", "after", "before", "manifest"})
 MOST = 8  # differences of a suite that are told one by one
 
@@ -25,7 +25,13 @@ def refusals(accepted: Run, candidate: Run) -> list[str]:
         "device": [run.environment.get("device") for run in (accepted, candidate)],
         "version of the lab": [run.environment.get("lab") for run in (accepted, candidate)],
     }
-    return [f"{name} {old or 'unknown'}, here {new or 'unknown'}" for name, (old, new) in told.items() if old != new]
+    return [f"{name} {old or 'unknown'}, here {new or 'unknown'}" for name, (old, new) in told.items() if not old or old != new]
+
+
+def rules(accepted: Run, candidate: Run) -> list[str]:
+    """By which rules a candidate is judged otherwise than the accepted run was: whoever changes a rule accepts anew."""
+    told = ((name, plain(accepted.suite.get(name)), plain(candidate.suite.get(name))) for name in RULES)
+    return [f"{name} {_shown(old)}, here {_shown(new)}" for name, old, new in told if old != new]
 
 
 def _minor(run: Run) -> str:
@@ -62,7 +68,10 @@ def of_suites(accepted: Mapping[str, Any], candidate: Mapping[str, Any]) -> list
     old, new = (dict(_flat("", plain(told))) for told in (accepted, candidate))
     named = dict.fromkeys(key for key in (*old, *new) if not key.endswith("recipe.name"))  # what people call it
     keys = [key for key in named if key.partition(".")[0] not in UNTOLD]
-    return [(key, _shown(old.get(key)), _shown(new.get(key))) for key in keys if old.get(key) != new.get(key)]
+    found = [(key, _shown(old.get(key)), _shown(new.get(key))) for key in keys if old.get(key) != new.get(key)]
+    if any(key.startswith("recipe.phases.2.") for key in named):
+        return found
+    return [(key.replace("recipe.phases.1.", "recipe."), then, now) for key, then, now in found]  # as the suite file has it
 
 
 def _flat(at: str, value: Any) -> Iterator[tuple[str, Any]]:

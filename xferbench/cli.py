@@ -69,7 +69,9 @@ def _while_read() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):  # which rich makes of one
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -206,7 +208,7 @@ def _gate(arguments: argparse.Namespace) -> int:
     if arguments.candidate is not None:
         _unheard(arguments, ("store", "device", "workers", "seed", "budget", "allow_code"))
     asked = _suite(arguments)
-    output = arguments.output or Path("reports") / asked.name
+    output = arguments.output or Path("reports") / f"{asked.name}-gate"
     with console.live() as show:
         run = gating.gate(
             asked,
@@ -227,8 +229,10 @@ def _gate(arguments: argparse.Namespace) -> int:
     if gating.acceptable(run):
         print(f"accepted: {arguments.accept}", file=sys.stderr if arguments.format == "json" else sys.stdout)
         return gate.PASSED
-    print(f"not accepted, {arguments.accept} is as it was: something crashed, or nothing was judged", file=sys.stderr)
-    return gate.exit_code(run.findings)
+    code = gate.exit_code(run.findings)
+    why = "nothing was judged" if code == gate.NOTHING else "something crashed"
+    print(f"not accepted, and {arguments.accept} not written: {why}", file=sys.stderr)
+    return code
 
 
 def _unheard(arguments: argparse.Namespace, names: Sequence[str]) -> None:
@@ -395,7 +399,7 @@ def _validated(word: str, arguments: argparse.Namespace) -> None:
 
     path = suite.find(word)
     asked = replace(suite.load(path, arguments.set), allow_code=arguments.allow_code)
-    facts = execute.known(asked, execute.with_store(arguments.store))
+    facts = None if arguments.no_files else execute.known(asked, execute.with_store(arguments.store))
     print(
         f"{path}: a valid suite" + (" with " if asked.overrides else "") + " ".join(f"--set {word}" for word in asked.overrides)
     )

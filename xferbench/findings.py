@@ -142,6 +142,7 @@ def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) ->
         at = f" at all {len(seeds)} seeds" if len(seeds) > 1 else ""
         verdict, why = "PASS", f"holds{at}: {contrast.meaning}"
     verdict = "ERROR" if error else verdict
+    sizes = {arm: float(np.abs(found).mean()) for arm, found in values.items() if np.isfinite(found).all()}
     mended = not broken["cured"] and bool(np.isfinite(values["cured"]).all())
     seen = any(broken[f"induced:{variant}"] for variant in variants)
     return replace(
@@ -149,7 +150,7 @@ def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) ->
         control=("detected" if seen else "missed") if variants else "none",
         seeds=len(seeds),
         exposed=bool(broken["subject"]),
-        measures={f"{arm}/{contrast.name}": float(found.mean()) for arm, found in values.items() if np.isfinite(found).all()},
+        measures={f"{arm}/{contrast.name}": size for arm, size in sizes.items()},
         remedy=change(case, verified=mended) if verdict == "FAIL" else None,
     )
 

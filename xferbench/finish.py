@@ -11,6 +11,7 @@ from xferbench import findings, frozen, given, judge, looks, plan, repair, stats
 from xferbench.design import Scratch, Suite, digest
 from xferbench.environment import environment
 from xferbench.execute import Executed, Progress, execute, with_store
+from xferbench.reason import MOST
 from xferbench.record import Run
 from xferbench.store import cache
 
@@ -192,7 +193,7 @@ def notes(executed: Executed) -> tuple[str, ...]:
     found += _edges(step)
     if step.stopped:
         found.append(step.stopped)
-    found += _of_scratch(executed)
+    found += _of_scratch(executed) + _of_subject(executed)
     inits = {one.pipeline.recipe.init for case in step.cases for one in case.arms.values() if one.pipeline}
     seen = {plan.VIEWS[one.view].domain for one in step.asked if one.view in plan.VIEWS}
     rehearsed = any(one.trial.model.base.source for one in step.asked)
@@ -223,6 +224,18 @@ def _edges(step: looks.Step) -> list[str]:
                 edges.setdefault(f"{name} chose the {one.at_edge}: a better one may lie beyond", []).append(case.plugin.id)
     asked = [case.plugin.id for case in step.cases if case.arms]
     return [what if whose == asked else f"{', '.join(whose)}: {what}" for what, whose in sorted(edges.items())]
+
+
+def _of_subject(executed: Executed) -> list[str]:
+    """That the pipeline itself learnt nothing, where it did not: then nothing that is put into it can cost anything."""
+    step, suite = executed.step, executed.study.suite
+    for case in step.cases:
+        told = looks.by_question(step.asked, case.plugin.id, executed.answers)
+        seeds = sorted({seed for arm, view, seed in told if (arm, view) == ("subject", "test")})
+        if (share := judge.learnt_nothing(told, "subject", seeds, min(suite.margin, MOST))) is not None:
+            frequent = f"no better than the most frequent class, {share:.0%} of the test images"
+            return [f"the subject itself learnt nothing: {frequent}, so that a PASS says little"]
+    return []
 
 
 def _of_scratch(executed: Executed) -> list[str]:

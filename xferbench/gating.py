@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from xferbench.execute import Progress
     from xferbench.record import Run
 
+ELSEWHERE = "free some space, or choose another file with --accept"
 ACCEPT = "accept a run here: xferbench gate SUITE --accept FILE"
 
 
@@ -55,22 +56,81 @@ def gate(
     """
     asked = word if isinstance(word, Suite) else suite.load(suite.find(str(word)))
     asked = replace(asked, allow_code=allow_code or asked.allow_code)
-    for folder in filter(None, (output, accept and accept.parent)):
-        write.writable(folder)  # before an hour is spent
+    _apart(output, baseline, candidate, accept)
+    if accept is not None:
+        write.writable(accept.parent, ELSEWHERE)
+    if output is not None:
+        write.writable(output)  # before an hour is spent
     old = accepted.read(baseline) if baseline else None
     carried_out = partial(_carried_out, store=store, device=device, workers=workers, show=show, command=command)
     run = read(candidate, asked) if candidate else carried_out(asked)
     if old is not None:
+        _same_suite(old, run)
         old, why = _evaluated(old, run, asked, None if candidate else carried_out)
         held = compared.compare(old, run)
-        notes = (*why, *alike.differences(old, run), *held.notes)
+        unchecked = stale(run, candidate, asked) if candidate else ()
+        notes = (*why, *unchecked, *held.notes, *alike.differences(old, run))
         run = replace(run, gate=replace(held, accepted={**held.accepted, "file": str(baseline)}, notes=notes))
     if output is not None:
         plugins = {plugin.id: plugin for plugin in discover.known(run)}
         write.write(run, output, plugins, cache(with_store(store)) / "figures")
     if accept is not None and acceptable(run):
-        write.replaced(accept, accepted.pack(run))
+        write.replaced(accept, accepted.pack(run), ELSEWHERE)
     return run
+
+
+def _apart(output: Path | None, baseline: Path | None, candidate: Path | None, accept: Path | None) -> None:
+    """Refuse to write where what is read lies, for the next gate would hold this run against itself, or over another file.
+
+    Raises:
+        Problem: naming the folder.
+    """
+    for file in filter(None, (baseline, candidate)):
+        found = write.results(file)
+        if output is not None and found.name == write.RESULTS and found.parent.resolve() == output.resolve():
+            expected, do = "another folder", "name one with --output"
+            raise Problem(f"{output} holds what is compared", found=str(file), expected=expected, do=do)
+    if accept is not None and accept.is_dir():
+        raise Problem(f"{accept} is a folder", expected="a file to write the accepted run to", do="--accept FILE")
+    if accept is not None and accept.exists() and not accepted.is_one(accept):
+        expected = "an accepted run, which is then replaced, or no file yet"
+        raise Problem(f"{accept} is there already", found="another kind of file", expected=expected, do="--accept another FILE")
+
+
+def _same_suite(old: Run, new: Run) -> None:
+    """Refuse the accepted run of another suite, or of other rules: a change of these would be judged by what it brings itself.
+
+    Raises:
+        Problem: naming them.
+    """
+    names = [run.suite["name"] for run in (old, new)]
+    if names[0] != names[1]:
+        raise Problem("the accepted run is one of another suite", found=f"name {names[0]}", expected=f"name {names[1]}")
+    if changed := alike.rules(old, new):
+        what, found = "the two runs are not judged by the same rules", f"accepted with {', '.join(changed)}"
+        raise Problem(what, found=found, do=f"if that is meant, {ACCEPT}")
+
+
+def stale(run: Run, candidate: Path, asked: Suite) -> tuple[str, ...]:
+    """Refuse a candidate that was made of other files than the suite names now; what to say where they are not here.
+
+    Raises:
+        Problem: naming the inputs.
+    """
+    try:
+        now = {one.key: one.digest for one in given.given(asked) if one.counts}
+    except Problem:
+        return ("that the candidate was made of the files that the suite names now was not checked: they are not here",)
+    then = {one["key"]: one["digest"] for one in run.evidence.get("inputs") or ()}
+    changed = sorted(key for key, digest in now.items() if then.get(key) != digest)
+    if changed:
+        raise Problem(
+            f"{candidate} was made of other files",
+            found=f"other content of {', '.join(changed)}",
+            expected="the files that the suite names now",
+            do="carry the suite out again",
+        )
+    return ()
 
 
 def acceptable(run: Run) -> bool:
@@ -86,8 +146,8 @@ def compare(first: Path, second: Path) -> Run:
     """
     old, new = accepted.read(first), accepted.read(second)
     held = compared.compare(old, new)
-    apart = tuple(f"not made alike: accepted with {one}" for one in alike.refusals(old, new))
-    notes = (*apart, *alike.differences(old, new), *held.notes)
+    apart = tuple(f"not made alike: accepted with {one}" for one in (*alike.refusals(old, new), *alike.rules(old, new)))
+    notes = (*apart, *held.notes, *alike.differences(old, new))
     return replace(new, gate=replace(held, accepted={**held.accepted, "file": str(first)}, notes=notes))
 
 
@@ -106,8 +166,8 @@ def read(candidate: Path, asked: Suite) -> Run:
         Problem: where it is no finished run, or one of another suite.
     """
     run = write.read(candidate)
-    others = alike.of_suites(asdict(asked), {name: value for name, value in run.suite.items() if hasattr(asked, name)})
-    if others:
+    told = {name: value for name, value in run.suite.items() if hasattr(asked, name)}
+    if others := [one for one in alike.of_suites(asdict(asked), told) if one[0] != "budget"]:
         key, own, found = others[0]
         more = f" (and {len(others) - 1} more keys)" if len(others) > 1 else ""
         raise Problem(
@@ -138,9 +198,12 @@ def _evaluated(old: Run, new: Run, asked: Suite, carried_out: Callable[[Suite], 
         why = why or str(problem).replace("\n", ";")
     if carried_out is not None and not why:
         reason = "; ".join(refused) or "a finished network costs little"
-        return carried_out(replace(again, allow_code=asked.allow_code)), (
-            f"the accepted run was evaluated again in this job ({reason})",
-        )
+        made = carried_out(replace(again, allow_code=asked.allow_code, budget=min(asked.budget, again.budget)))
+        if acceptable(made):
+            return made, (f"the accepted run was evaluated again in this job ({reason})",)
+        why = next((one.reason for one in made.findings if one.verdict == "ERROR"), "nothing was judged")
+        if not refused:
+            return old, (f"the accepted run could not be evaluated again in this job, so its own results count: {why}",)
     if refused:
         raise Problem(
             "the two runs were not made alike",

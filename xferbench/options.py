@@ -56,6 +56,8 @@ def parser(carried_out: Mapping[str, Callable[[argparse.Namespace], int]]) -> ar
     validate.add_argument("--store", type=Path, metavar="FILE")
     _add_set(validate)
     validate.add_argument("--allow-code", action="store_true", help="accept a suite that runs code of its own; nothing is run")
+    text = "look at no file that the suite names, where data and weights lie elsewhere"
+    validate.add_argument("--no-files", action="store_true", help=text)
     _add_freeze(validate)
     validate.add_argument("--force", action="store_true", help="overwrite the plan where there is one")
     report = command("report", "write the report of a finished run again")
@@ -141,7 +143,7 @@ def _add_gate(gate: argparse.ArgumentParser) -> None:
     gate.add_argument("--baseline", type=Path, metavar="FILE", help=text)
     gate.add_argument("--candidate", type=Path, metavar="FILE", help="results of this suite made elsewhere; needs no PyTorch")
     gate.add_argument("--accept", type=Path, metavar="FILE", help="write this run as the accepted one; the exit code is then 0")
-    gate.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the report (default: reports/NAME)")
+    gate.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the report (default: reports/NAME-gate)")
     gate.add_argument("--store", type=Path, metavar="FILE", help="file of records (default: in the user's cache directory)")
     gate.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     gate.add_argument("-j", "--workers", type=_count, metavar="N", help="processes side by side (default: one a core)")

@@ -30,16 +30,17 @@ class Pair:
 
     Attributes:
         answers: of both runs' arms, by the rank of the pair in the place of the seed. weights: of the contrast in one run.
-        count: pairs.
+        count: pairs. seeds: how many each of the two runs has.
         suite: with the contrast's own metric and margin.
-        same: whether all trials are the same by content, so that only the computer can differ.
-        by_rank: whether the two have no seed in common, and are paired as they come.
+        same: whether the trials that are paired are the same by content.
+        by_rank: whether the two differ in their seeds, and are paired as they come.
     """
 
     contrast: Contrast
     answers: judge.Answers
     weights: Weights
     count: int
+    seeds: tuple[int, int]
     suite: Suite
     same: bool
     by_rank: bool
@@ -57,19 +58,20 @@ def subjects(run: Run, view: str) -> dict[tuple[str, str, int], Record]:
 
 
 def pair(weights: Weights, before: Told, now: Told, suite: Suite) -> Pair:
-    """Put two runs' records of a contrast beside each other, those of the seeds that both have.
+    """Put two runs' records of a contrast beside each other, seed by seed where one run has all of the other's.
 
-    Two runs that share no seed are two independent trainings: paired as they come, each row is still a fair draw of the
-    difference, only a wider one.
+    Otherwise they are two independent trainings: paired as they come, each row is still a fair draw of the difference, only a
+    wider one. What a few seeds in common would say, without the others, is not used: that is too few seeds to tell.
 
     Raises:
         Problem: where the two were scored on other test examples.
     """
     old, new = (_seeds(weights, records) for records in (before, now))
     common = sorted({*old} & {*new})
-    seeds = list(zip(common, common, strict=True)) if common else list(zip(old, new, strict=False))
+    paired = len(common) == min(len(old), len(new))
+    seeds = list(zip(common, common, strict=True)) if paired else list(zip(old, new, strict=False))
     answers: dict[tuple[str, str, int], Record] = {}
-    same = old == new and bool(seeds)
+    same = bool(seeds)
     for rank, (then, later) in enumerate(seeds):
         for arm, view in weights:
             first, second = before[arm, view, then], now[arm, view, later]
@@ -86,9 +88,10 @@ def pair(weights: Weights, before: Told, now: Told, suite: Suite) -> Pair:
         answers=answers,
         weights=weights,
         count=len(seeds),
+        seeds=(len(old), len(new)),
         suite=suite,
         same=same,
-        by_rank=bool(seeds) and not common,
+        by_rank=not paired,
     )
 
 
@@ -101,16 +104,25 @@ def _on_the_same(first: Record, second: Record) -> None:
     if first.predictions is None or second.predictions is None:
         return  # a crash, which is told by itself
     old, new = first.predictions, second.predictions
-    if np.array_equal(old.example, new.example) and np.array_equal(old.label, new.label):
+    same = np.array_equal(old.example, new.example)
+    labels, groups = np.array_equal(old.label, new.label), np.array_equal(_numbered(old.group), _numbered(new.group))
+    if same and labels and groups:
         return
     shared = len(np.intersect1d(old.example, new.example))
-    labels = " with other labels" if np.array_equal(old.example, new.example) else ""
+    other = "" if not same else " with other labels" if not labels else " in other groups"
     raise Problem(
         "the two runs were scored on other test examples",
-        found=f"{len(new.example)}, of which {shared} are among the {len(old.example)} of the accepted run{labels}",
-        expected="the same examples with the same labels, in the same order",
-        do="accept a run on these examples: xferbench gate SUITE --accept FILE",
+        found=f"{len(new.example)}, of which {shared} are among the {len(old.example)} of the accepted run{other}",
+        expected="the same examples with the same labels and groups, in the same order",
+        do="put the test set back, or accept a run on this one, if that is meant: xferbench gate SUITE --accept FILE",
     )
+
+
+def _numbered(groups: np.ndarray) -> np.ndarray:
+    """Groups [N] by the order in which they first come; what numbers they have is each run's own affair."""
+    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
+    numbers: np.ndarray = np.argsort(np.argsort(first))[member]
+    return numbers
 
 
 def _alike(first: Record, second: Record, metric: str) -> bool:

@@ -63,7 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--xferbench", metavar="SUITE", help="a suite file or a shipped suite's name: one test for each question of it"
     )
     words = {
-        "baseline": "results.json of an accepted run: only what is worse than that fails",
+        "baseline": "an accepted run (xferbench gate --accept FILE, or results.json): only what is worse than that fails",
         "candidate": "results.json of a run made elsewhere, which is judged in the place of a run of its own (no torch)",
         "store": "file of records (default: in the user's cache directory)",
         "output": "folder of the report (default: none is written)",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import sqlite3
+import zipfile
+import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -233,8 +235,11 @@ def merge(into: sqlite3.Connection, path: Path) -> Merged:
 
 def _same(one: tuple[str, bytes], other: tuple[str, bytes]) -> bool:
     """Whether two records say the same: predictions and scalars, to the last bit; when and where is another matter."""
-    scalars, theirs = (json.loads(about)["scalars"] for about, _ in (one, other))
-    arrays, others = (dict(np.load(io.BytesIO(packed))) if packed else {} for _, packed in (one, other))
+    try:
+        scalars, theirs = (json.loads(about)["scalars"] for about, _ in (one, other))
+        arrays, others = (dict(np.load(io.BytesIO(packed))) if packed else {} for _, packed in (one, other))
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        return False  # one of the two is damaged, and says nothing that could be the same
     alike = arrays.keys() == others.keys() and all(
         array.dtype == others[name].dtype and array.tobytes() == others[name].tobytes() for name, array in arrays.items()
     )

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xferbench import __version__
+from xferbench.alike import PLACES
 from xferbench.problem import Problem
 from xferbench.record import Run, to_json
 from xferbench.report import predictions, write
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from xferbench.record import Cell
@@ -36,8 +38,6 @@ MAKE = "make one: xferbench gate SUITE --accept FILE"
 
 def pack(run: Run) -> bytes:
     """Give the file's content."""
-    from pathlib import Path
-
     terms = {
         (name, arm, view) for name, told in run.plugins.items() for one in told["contrasts"] for arm, view, _ in one["weights"]
     }
@@ -49,16 +49,20 @@ def pack(run: Run) -> bytes:
     )
     environment = {name: value for name, value in run.environment.items() if name not in {"platform", "workers"}}
     bare = replace(run, environment=environment, arms={}, notes=(), cost={}, frozen={}, gate=None, evidence=_evidence(run))
-    folder = str(Path(str(run.suite["path"])).parent) if run.suite.get("path") else ""
-    results = _relative(to_json(bare), folder)
+    results = to_json(replace(bare, suite=_relative(run.suite)))
     packed = base64.b64encode(predictions.pack(cells, "")).decode()
-    told = {"accepted": SCHEMA, "xferbench": __version__, "sha256": _sha256(results, packed)}
+    told = {"accepted": SCHEMA, "xferbench": __version__, "verdicts": _verdicts(run), "sha256": _sha256(results, packed)}
     return (json.dumps(told | {"results": results, "predictions": packed}, allow_nan=False, indent=1) + "\n").encode()
+
+
+def _verdicts(run: Run) -> dict[str, str]:
+    """What is accepted, for those who read a diff; what counts are the findings."""
+    return {one.id: one.verdict for one in run.findings if one.verdict != "INFO"}
 
 
 def _evidence(run: Run) -> dict[str, Any]:
     kept = {name: run.evidence[name] for name in ("begun", "ended", "hash") if name in run.evidence}
-    inputs = [{key: one[key] for key in ("key", "given", "digest")} for one in run.evidence.get("inputs") or ()]
+    inputs = [{key: one[key] for key in ("key", "digest")} for one in run.evidence.get("inputs") or ()]
     return kept | {"inputs": inputs}
 
 
@@ -74,12 +78,19 @@ def _narrow(cell: Cell, metrics: set[str]) -> Cell:
     return replace(cell, record=record, recipe="")
 
 
-def _relative(value: Any, folder: str) -> Any:
-    if isinstance(value, dict):
-        return {key: _relative(item, folder) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_relative(item, folder) for item in value]
-    return value.replace(f"{folder}/", "") if isinstance(value, str) and folder not in {"", "/"} else value
+def _relative(suite: Mapping[str, Any]) -> dict[str, Any]:
+    """A suite whose places below its own folder are told from there; what was typed is not told."""
+    from pathlib import Path
+
+    own = Path(str(suite.get("path") or ""))
+
+    def shorter(word: str) -> str:
+        kind, colon, rest = word.rpartition(":")
+        below = own.is_absolute() and Path(rest).is_relative_to(own.parent)
+        return f"{kind}{colon}{Path(rest).relative_to(own.parent).as_posix()}" if below else word
+
+    places = {name: shorter(suite[name]) for name in PLACES if suite.get(name)}
+    return {**suite, **places, "path": own.name, "command": []}
 
 
 def _sha256(results: Any, packed: str) -> str:
@@ -101,7 +112,7 @@ def read(path: Path) -> Run:
         raise _broken(path, f"{type(error).__name__}: {error}"[:200]) from error
     if not isinstance(told, dict) or "accepted" not in told:
         return _beside(path)
-    if not isinstance(told["accepted"], int) or told["accepted"] > SCHEMA:
+    if not isinstance(told["accepted"], int) or not 1 <= told["accepted"] <= SCHEMA:
         raise Problem(
             f"{path} is newer than this xferbench",
             found=f"schema {told['accepted']}, by {told.get('xferbench', 'a newer version')}",
@@ -113,9 +124,16 @@ def read(path: Path) -> Run:
         if told["sha256"] != _sha256(results, packed):
             raise _broken(path, "another content than was written")
         _, cells = predictions.unpack(io.BytesIO(base64.b64decode(packed, validate=True)))
+        write.known(results, path)
         return write.made(results, cells)
     except (KeyError, TypeError, ValueError, AttributeError, EOFError, binascii.Error, zipfile.BadZipFile, zlib.error) as error:
         raise _broken(path, f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def is_one(path: Path) -> bool:
+    """Whether a file begins as an accepted run does, though it may be truncated or damaged further on."""
+    with path.open("rb") as file:
+        return b'"accepted"' in file.read(64)
 
 
 def _beside(path: Path) -> Run:

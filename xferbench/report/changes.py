@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from xferbench.compared import Comparison, Outcome
+    from xferbench.compared import Comparison
+    from xferbench.outcomes import Outcome
 
 
 def changes(comparison: Comparison, cache: Path | None = None) -> str:

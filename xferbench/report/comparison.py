@@ -10,7 +10,7 @@ from xferbench.report import changes, drawn, frames, held, page, text
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from xferbench.compared import Outcome
+    from xferbench.outcomes import Outcome
     from xferbench.record import Run
 
 
@@ -28,6 +28,7 @@ def render(run: Run, cache: Path | None = None, *, file: str = "") -> str:
         title=" → ".join(name or "a run" for name in names),
         sentence=held.sentence(run.gate, gate=False) if run.gate else "Nothing was compared.",
         sides=held.sides(run, file),
+        names=held.NAMES[False],
         environment=environment(run.environment),
         held=section(run, cache, alone=True),
     )
@@ -42,13 +43,12 @@ def section(run: Run, cache: Path | None, *, alone: bool = False) -> dict[str, A
 
     if run.gate is None:
         return {}
-    shown = changes.drawable(run.gate)
+    shown, names = changes.drawable(run.gate), held.NAMES[not alone]
     units = sorted({text.in_words(one.unit) for one in run.gate.outcomes if one.change is not None})
     return {
-        "sentence": "" if alone else held.sentence(run.gate),
-        "alert": held.decided(run.gate) in held.ASKING,
         "against": "" if alone else held.against(run.gate),
-        "outcomes": [_outcome(run, one) for one in held.ordered(run.gate)],
+        "names": names,
+        "outcomes": [_outcome(run, one, names) for one in held.ordered(run.gate)],
         "unit": units[0] if len(units) == 1 else "",
         "level": f"{100 * (1 - float(run.suite.get('alpha') or 0.05)):g} %",
         "notes": [text.line(note) for note in run.gate.notes],
@@ -58,7 +58,7 @@ def section(run: Run, cache: Path | None, *, alone: bool = False) -> dict[str, A
     }
 
 
-def _outcome(run: Run, one: Outcome) -> dict[str, Any]:
+def _outcome(run: Run, one: Outcome, names: tuple[str, str]) -> dict[str, Any]:
     group = frames.of(run, one)
     needed = one.decision in {"worse", "crashed"}
     return {
@@ -69,7 +69,7 @@ def _outcome(run: Run, one: Outcome) -> dict[str, Any]:
         "known": held.known(one),
         "sides": [
             {"name": name, "verdict": text.line(verdict), "level": held.level(one, value)}
-            for name, verdict, value in (("Accepted", one.accepted, one.before), ("Now", one.verdict, one.now))
+            for name, verdict, value in zip(names, (one.accepted, one.verdict), (one.before, one.now), strict=True)
         ],
         "change": text.signed(one.change, one.unit),
         "bounds": held.change(one).partition(" ")[2],

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.text import Text
 
-    from xferbench.compared import Comparison, Outcome
+    from xferbench.compared import Comparison
     from xferbench.execute import Progress
+    from xferbench.outcomes import Outcome
     from xferbench.record import Run
 
 COLOUR = {
@@ -28,7 +29,6 @@ COLOUR = {
 }
 HEAD = ("CHECK", "VERDICT", "HARM", "[BOUNDS]", "KEPT", "SUBJ.", "CURED", "IND.", "SCR.")
 NUMBERS = (2, *range(4, 9))  # columns that end in line
-CHANGED = ("COMPARED", "DECISION", "ACCEPTED → NOW", "CHANGE", "[BOUNDS]")
 RIGHT = (3,)
 NARROW = 80  # columns that must do; a check's name that leaves too few has a line to itself
 
@@ -59,12 +59,14 @@ def compared(gate: Comparison, *, alone: bool = False) -> RenderableType:
 
     outcomes = held.ordered(gate)
     rows = [(held.what(one), one.decision, held.turn(one), *_change(one)) for one in outcomes]
-    widths = _widths(CHANGED, rows)
+    sides = " → ".join(held.NAMES[not alone]).upper()
+    head = ("COMPARED", "DECISION", sides, "CHANGE", "[BOUNDS]")
+    widths = _widths(head, rows)
     parts: list[RenderableType] = [
         Text(held.sentence(gate, gate=not alone), style="bold"),
         Text(held.against(gate), style="dim"),
     ]
-    parts += [Text(), _line(CHANGED, widths, "dim", right=RIGHT)] if rows else []
+    parts += [Text(), _line(head, widths, "dim", right=RIGHT)] if rows else []
     for one, row in zip(outcomes, rows, strict=True):
         parts += _named(row, widths, COLOUR[held.LOOK[one.decision]], right=RIGHT)
         if (held.asks(one) or held.known(one)) and (said := held.reason(one)):
@@ -88,7 +90,7 @@ def tell(run: Run) -> None:
     console = Console(highlight=False)
     if run.gate:
         console.print(compared(run.gate))
-        console.print()
+        console.print("\nThis run by itself:")
     console.print(table(run))
     for note in run.notes:
         console.print(f"note: {text.line(note)}", markup=False)

@@ -12,7 +12,8 @@ from xferbench.report import text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xferbench.compared import Comparison, Outcome
+    from xferbench.compared import Comparison
+    from xferbench.outcomes import Outcome
     from xferbench.record import Run
 
 KNOWN = "known: the accepted run fails it too"
@@ -23,6 +24,7 @@ LOOK = {  # the verdict whose colour a decision has; the worst first
     "not worse": "PASS",
     "skipped": "SKIPPED",
 }
+NAMES = {True: ("Accepted", "Now"), False: ("A", "B")}  # of the two runs, as a gate and as a comparison names them
 ASKING = ("worse", "crashed", "cannot tell")
 OPENING = {  # of a gate, and of a comparison that gates nothing
     "worse": ("The gate fails", "The comparison finds something worse"),
@@ -134,6 +136,7 @@ def sentence(comparison: Comparison, *, gate: bool = True) -> str:
         start += ": " + (_kept(named[0]) if named else "nothing is worse than what was accepted")
     else:
         named = list(by["skipped"])
+    start = start if gate else start.replace("what was accepted", "in A")
     rest = counted([one for one in comparison.outcomes if one not in named])
     return f"{start}." + (f" Of the {'others' if named else 'outcomes'}: {rest}." if rest else "")
 

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xferbench.report import comparison, drawn, evidence, figures, forest, frames, page, samples, text
+from xferbench.report import comparison, drawn, evidence, figures, forest, frames, held, page, samples, text
 from xferbench.suite import folder
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
         title=text.line(run.suite.get("name", "")),
         suite=run.suite,
         held=comparison.section(run, cache),
-        outcome=frames.outcome(run),
+        outcome=held.sentence(run.gate) if run.gate else frames.outcome(run),
+        alone=frames.outcome(run) if run.gate else "",
         facts=_facts(run),
         unit=" / ".join(units),
         level=f"{100 * (1 - float(run.suite.get('alpha') or 0.05)):g} %",

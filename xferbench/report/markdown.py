@@ -10,7 +10,8 @@ from xferbench.report import frames, held, text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xferbench.compared import Comparison, Outcome
+    from xferbench.compared import Comparison
+    from xferbench.outcomes import Outcome
     from xferbench.record import Run
 
 SPECIAL = str.maketrans(

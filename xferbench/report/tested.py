@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from xferbench import compared
+from xferbench import outcomes
 from xferbench.report import frames, held, junit, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from xferbench.compared import Outcome
     from xferbench.design import Contrast, Plugin
+    from xferbench.outcomes import Outcome
     from xferbench.record import Finding, Run
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
@@ -20,11 +20,11 @@ STATE = {  # of verdicts, and of what is decided where there is an accepted run
     "FAIL": FAILED,
     "ERROR": FAILED,
     "PASS": PASSED,
-    compared.WORSE: FAILED,
-    compared.CRASHED: FAILED,
-    compared.NOT_WORSE: PASSED,
+    outcomes.WORSE: FAILED,
+    outcomes.CRASHED: FAILED,
+    outcomes.NOT_WORSE: PASSED,
 }
-OPEN = {"INCONCLUSIVE", compared.CANNOT_TELL}  # fail only where that is asked for
+OPEN = {"INCONCLUSIVE", outcomes.CANNOT_TELL}  # fail only where that is asked for
 AMISS = {"FAIL", "ERROR"}  # verdicts that are told beside a comparison too
 ELSEWHERE = "not in the results, though the suite asks it: they are of another suite, or of other versions"
 
@@ -53,7 +53,7 @@ def names(plugins: Iterable[Plugin], *, compared_too: bool = False) -> dict[str,
         compared_too: whether there is an accepted run, so that the subject's own metric is a test too.
     """
     judged = {_id(plugin, one): plugin.id for plugin in plugins for one in plugin.contrasts if one.kind != "info"}
-    return ({compared.SUBJECT: ""} if compared_too else {}) | judged
+    return ({outcomes.SUBJECT: ""} if compared_too else {}) | judged
 
 
 def _id(plugin: Plugin, contrast: Contrast) -> str:

@@ -13,8 +13,9 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from xferbench.compared import Comparison, Outcome
+from xferbench.compared import Comparison
 from xferbench.design import digest
+from xferbench.outcomes import Outcome
 from xferbench.problem import Problem
 from xferbench.record import SCHEMA, Cell, Finding, Record, Run, plain, row, to_json, unlisted
 from xferbench.report import evidence, github, html, junit, markdown, predictions, samples
@@ -30,11 +31,12 @@ T = TypeVar("T")
 RESULTS, PREDICTIONS, SAMPLES = "results.json", "predictions.npz", "samples.npz"
 NONE: Mapping[str, Plugin | None] = MappingProxyType({})
 BLANK = Cell(plugin="", arm="", variant="", view="", seed=0, record=Record(key=""), recipe="")  # for the columns that all have
+NEEDED = frozenset({"name", "arch", "target", "metric", "margin", "alpha", "looks"})  # of a suite, whatever wrote it
 AGAIN = "run the suite again: what the store holds is not computed twice"
 
 
-def writable(directory: Path) -> None:
-    """Make the folder, and a file in it for a moment, before an hour is spent on what could not be kept.
+def writable(directory: Path, do: str = "") -> None:
+    """Make the folder, and a file in it for a moment, before an hour is spent on what could not be kept; ``do`` is advice.
 
     Raises:
         Problem: where that cannot be done.
@@ -45,7 +47,7 @@ def writable(directory: Path) -> None:
         trial.write_bytes(b"")
         trial.unlink()
     except OSError as error:
-        raise _unwritable(directory, error) from error
+        raise _unwritable(directory, error, do) from error
 
 
 def write(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = NONE, cache: Path | None = None) -> None:
@@ -161,6 +163,16 @@ def _told(path: Path) -> Mapping[str, Any]:
         raise Problem(
             f"{path} cannot be read", found=_shown(error), expected="JSON, as xferbench wrote it", do=AGAIN
         ) from error
+    known(told, path)
+    return told  # type: ignore[no-any-return]
+
+
+def known(told: Any, path: Path) -> None:
+    """Refuse what is no content of a ``results.json``, or of one that this version cannot read.
+
+    Raises:
+        Problem: with the schema that was found.
+    """
     if not isinstance(told, dict) or not isinstance(schema := told.get("schema"), int):
         raise Problem(f"{path} is not a finished run", found="no schema", expected=f"schema {SCHEMA}", do=AGAIN)
     if schema > SCHEMA:
@@ -171,7 +183,9 @@ def _told(path: Path) -> Mapping[str, Any]:
             expected=f"schema {SCHEMA}",
             do="upgrade xferbench",
         )
-    return told
+    if not isinstance(told.get("suite"), dict) or not told["suite"].keys() >= NEEDED:
+        lacking = sorted(NEEDED - set(told.get("suite") or ()))
+        raise Problem(f"{path} is not a finished run", found=f"a suite without {', '.join(lacking)}", do=AGAIN)
 
 
 def made(told: Mapping[str, Any], cells: tuple[Cell, ...], shown: tuple[Samples, ...] = ()) -> Run:
@@ -205,7 +219,7 @@ def _gate(told: Mapping[str, Any] | None) -> Comparison | None:
     return Comparison(accepted=dict(told["accepted"]), outcomes=outcomes, notes=tuple(told["notes"]))
 
 
-def replaced(path: Path, data: bytes) -> None:
+def replaced(path: Path, data: bytes, do: str = "") -> None:
     """Write beside the file and rename, so that a reader finds the old content or the new one, never a part.
 
     Raises:
@@ -220,11 +234,11 @@ def replaced(path: Path, data: bytes) -> None:
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error, do) from error
 
 
-def _unwritable(path: Path, error: OSError) -> Problem:
-    do = "free some space, or choose another folder with --output"
+def _unwritable(path: Path, error: OSError, do: str) -> Problem:
+    do = do or "free some space, or choose another folder with --output"
     return Problem(
         f"{path} cannot be written",
         found=error.strerror or str(error),
