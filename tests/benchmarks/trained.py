@@ -1,0 +1,124 @@
+"""Runs of many seeds that train what a comparison reads, the arms subject and cured, and leave out scratch and the controls.
+
+Pipelines, trials, the training loop, the store and the judging are the package's own; only the arms are fewer. Without a control
+a PASS is called INCONCLUSIVE, as everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from xferbench import discover, execute, finish, looks, plan, store, suite
+from xferbench.design import HARM, Place
+from xferbench.environment import torch_version
+from xferbench.lab import VERSION
+
+CHUNK = 100  # seeds that are asked for together
+KEPT = 2**28  # bytes of weights and activations that are kept
+PLUGINS = ("batchnorm-drift", "head-shock")
+TABLE = {
+    "schema": 1,
+    "name": "gate",
+    "plugins": list(PLUGINS),
+    "margin": 0.02,
+    "looks": [5],
+    "budget": "20h",
+    "backbone": {"arch": "tiny-resnet"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A study of subject and cured alone, and where its records are."""
+
+    study: plan.Study
+    cases: tuple[looks.Case, ...]
+    path: Path
+
+    def at(self, first, seeds):
+        """The same at other seeds, judged once, when all are there."""
+        return replace(self, study=replace(self.study, suite=replace(self.study.suite, seed=first, looks=(seeds,))))
+
+    @property
+    def seeds(self):
+        """The seeds that are asked for."""
+        own = self.study.suite
+        return range(own.seed, own.seed + own.looks[-1])
+
+    def questions(self, seeds):
+        """What is asked at some seeds."""
+        return [one for case in self.cases for one in looks.questions(case, seeds, self.study, {})]
+
+
+def asked(recipe, target, path):
+    """The study of a recipe on a target."""
+    given = suite.parse(TABLE | {"recipe": recipe, "target": target}, Path("gate.toml"))
+    plugins = tuple(replace(one, contrasts=(HARM,), measures={}, derived=None, picture=None) for one in discover.of(given))
+    place = Place(device="cpu", torch=torch_version(), lab=VERSION)
+    with store.opened(path) as db, execute._engine(1) as engine:
+        pipeline, facts = execute.examined(given, db, store.cache(path), engine)
+    subject = plan.subject(given, pipeline)
+    study = plan.Study(suite=given, facts=facts, plugins=plugins, subject=subject, place=place)
+    return Asked(study=study, cases=tuple(case(one, study) for one in plugins), path=path)
+
+
+def case(plugin, study):
+    """A plugin whose arms are the subject and its cure."""
+    arms = {name: plan.arms(plugin, study, study.subject)[name] for name in ("subject", "cured")}
+    settled = {name: plan.settle(arm, study, {}) for name, arm in arms.items()}
+    return looks.Case(plugin=plugin, arms=settled, recorded=study.facts.preprocessing)
+
+
+def train(one, seeds):
+    """Train what the store does not have of some seeds."""
+    with store.opened(one.path) as db, execute._engine(1) as engine:
+        ask = partial(execute._asked, engine, store.cache(one.path))
+        for start in range(0, len(seeds), CHUNK):
+            wanted = plan.trials(one.questions(seeds[start : start + CHUNK]))
+            answers = kept(db, wanted)
+            step = looks.Step(wanted=wanted)
+            execute._compute(step, answers, db, ask, len(answers), execute.Counted(), one.study, lambda _: None)
+            crashed = next((record.error for record in answers.values() if record.error), "")
+            if crashed:
+                raise RuntimeError(crashed)
+            store.trim(store.cache(one.path), KEPT)
+            print(one.study.suite.recipe.name, one.study.suite.train_size, "seeds", seeds[start], "on", flush=True)
+
+
+def kept(db, keys):
+    """Records by key, as far as they are there."""
+    return store.get(db, list(keys))
+
+
+def run(one):
+    """The run of a study whose records are all there."""
+    with store.opened(one.path) as db:
+        answers = kept(db, plan.trials(one.questions(one.seeds)))
+    step = looks._looked(one.study, looks.Step(cases=one.cases), answers)
+    if step.wanted:
+        raise LookupError(f"{sum(key not in answers for key in step.wanted)} records are missing: train first")
+    done = execute.Executed(study=one.study, step=step, answers=answers, trials_run=0, fits_run=0, workers=1, seconds=0.0)
+    return finish.finished(done)
+
+
+def right(one, seeds):
+    """Whether each test image was answered rightly, by "subject" and by each plugin's cured arm: [seeds, N] each."""
+    found = {}
+    with store.opened(one.path) as db:
+        for case in one.cases:
+            for arm in case.arms:
+                name = arm if arm == "subject" else case.plugin.id
+                if name not in found:
+                    pipeline = case.arms[arm].pipeline
+                    trials = [plan.trial(pipeline, "test", seed, one.study.place) for seed in seeds]
+                    found[name] = np.stack([correct(kept(db, [trial.key])[trial.key]) for trial in trials])
+    return found
+
+
+def correct(record):
+    """[N], of one record."""
+    return record.predictions.predicted == record.predictions.label
