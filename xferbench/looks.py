@@ -189,7 +189,7 @@ def _looked(study: Study, so_far: Step, answers: Mapping[str, Record]) -> Step:
             told = by_question(asked, case.plugin.id, answers)
             for name, contrast in case.contrasts("paired"):
                 judgements[name] = _judged(case, contrast, judgements.get(name), told, seeds, study)
-        judgements = _decided(judgements, suite.looks, suite.alpha)
+        judgements = decided(judgements, suite.looks, suite.alpha)
         waiting = [case for case in so_far.cases if any(questions(case, seeds, study, judgements))]
         if not waiting:
             break
@@ -284,7 +284,7 @@ def _judged(
     return replace(after, controls=controls)
 
 
-def _decided(judgements: Mapping[str, Judgement], looks: Sequence[int], alpha: float) -> dict[str, Judgement]:
+def decided(judgements: Mapping[str, Judgement], looks: Sequence[int], alpha: float) -> dict[str, Judgement]:
     """Verdicts of all planned contrasts: sequential P-values, then Holm over all of them, FAIL and PASS apart.
 
     A harm that is exactly 0 because subject and cured are one is no hypothesis and needs no correction; a crash is one that
@@ -296,15 +296,15 @@ def _decided(judgements: Mapping[str, Judgement], looks: Sequence[int], alpha: f
         for way in ("p_fail", "p_pass")
     ]
     adjusted = {name: (float(ways[0][rank]), float(ways[1][rank])) for rank, name in enumerate(tested)}
-    decided = {}
+    found = {}
     for name, one in judgements.items():
         if one.harm.error:
-            decided[name] = replace(one, verdict="ERROR")
+            found[name] = replace(one, verdict="ERROR")
         elif not one.harm.exposed:
-            decided[name] = replace(one, verdict="PASS", adjusted=(1.0, 0.0))
+            found[name] = replace(one, verdict="PASS", adjusted=(1.0, 0.0))
         else:
-            decided[name] = replace(one, verdict=stats.decide(*adjusted[name], alpha), adjusted=adjusted[name])
-    return decided
+            found[name] = replace(one, verdict=stats.decide(*adjusted[name], alpha), adjusted=adjusted[name])
+    return found
 
 
 def spent(asked: Sequence[Question], answers: Mapping[str, Record]) -> float:

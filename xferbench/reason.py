@@ -87,7 +87,9 @@ def reason(asked: Asked, variant: str, verdict: str) -> str:
     elif asked.judgement.verdict == "PASS":
         text = f"no power here: harm is below {margin}, but so might the induced failure be ({cost or 'it was not induced'})"
     else:
-        text = _open(asked, margin) + _needed(asked) + (f"; {asked.stopped}" if asked.stopped else "")
+        tested, halved = asked.tested, bool(asked.case.arms["cured"].weighed)
+        ways = needed(harm, asked.suite, tested=tested, halved=halved)
+        text = f"{_open(asked, margin)}; {ways}" + (f"; {asked.stopped}" if asked.stopped else "")
     return text + _confidence(asked) + _better(asked, verdict) + _diverged(asked, variant)
 
 
@@ -134,16 +136,19 @@ def _open(asked: Asked, margin: str) -> str:
     )
 
 
-def _needed(asked: Asked) -> str:
-    harm, suite = asked.judgement.harm, asked.suite
+def needed(harm: judge.Judged, suite: Suite, *, tested: int, halved: bool = False) -> str:
+    """The seeds or test examples that would decide what is open, at the last look, among ``tested`` contrasts.
+
+    ``halved`` tells that a finished network's choice has taken half of the test examples.
+    """
     groups = harm.groups if len(harm.groups) else None
-    alpha = stats.spending(suite.looks, suite.alpha)[-1] / asked.tested
+    alpha = stats.spending(suite.looks, suite.alpha)[-1] / tested
     seeds, examples = stats.needed(harm.difference, margin=suite.margin, alpha=alpha, groups=groups, span=harm.span)
     what = "groups of test examples" if groups is not None else "test examples"
-    halved = bool(asked.case.arms["cured"].weighed) and suite.looks == (1,)  # the other half is for the choice
-    many = f"about {(2 if halved else 1) * (examples or 0)} {what}" + (" at these seeds" if suite.looks != (1,) else "")
+    twice = 2 if halved and suite.looks == (1,) else 1
+    many = f"about {twice * (examples or 0)} {what}" + (" at these seeds" if suite.looks != (1,) else "")
     ways = [f"about {seeds} seeds"] * (seeds is not None) + [many] * (examples is not None)
-    return f"; to decide it: {' or '.join(ways)}" if ways else "; no affordable number of seeds or examples would decide it"
+    return f"to decide it: {' or '.join(ways)}" if ways else "no affordable number of seeds or examples would decide it"
 
 
 def _diverged(asked: Asked, variant: str) -> str:

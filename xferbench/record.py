@@ -129,6 +129,17 @@ class Finding:
     check: str = ""
 
 
+def section(finding: Finding) -> str:
+    """Name whose arms and records a finding is about: the plugin, or of an audit's own checks the check."""
+    return finding.check or finding.plugin
+
+
+def contrast(finding: Finding) -> str:
+    """Name the contrast as the plugin or check has it."""
+    own = finding.check.partition("/")[2]
+    return finding.contrast.removeprefix(own).removeprefix("-") or "harm" if own else finding.contrast
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """One row of ``records.csv``: an arm of a plugin, seen in one way, at one seed."""

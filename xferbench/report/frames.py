@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from xferbench import judge, metrics
+from xferbench import judge, metrics, record
 from xferbench.report import text
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xferbench.design import Contrast
     from xferbench.record import Cell, Finding, Run
 
+section, contrast = record.section, record.contrast
 Group: TypeAlias = "tuple[Finding, ...]"
 Bounds: TypeAlias = tuple[float | None, float | None, float | None]  # mean, low, high
 Paired: TypeAlias = tuple[str, dict[int, float], Bounds]  # an arm, harm by seed
@@ -86,17 +87,6 @@ def _largest(finding: Finding) -> tuple[bool, float]:
     if finding.verdict != "FAIL":
         return True, float("inf")
     return finding.harm is not None and finding.unit != "accuracy", -float("inf") if finding.harm is None else -finding.harm
-
-
-def section(finding: Finding) -> str:
-    """Name whose arms and records a finding is about: the plugin, or of an audit's own checks the check."""
-    return finding.check or finding.plugin
-
-
-def contrast(finding: Finding) -> str:
-    """Name the contrast as the plugin or check has it."""
-    own = finding.check.partition("/")[2]
-    return finding.contrast.removeprefix(own).removeprefix("-") or "harm" if own else finding.contrast
 
 
 def _rank(finding: Finding) -> int:

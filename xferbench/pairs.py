@@ -1,0 +1,168 @@
+"""The records of two runs beside each other, by seed and test example, and what the interval says of them. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from xferbench import judge, looks, metrics
+from xferbench.design import Contrast
+from xferbench.looks import Judgement
+from xferbench.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from xferbench.design import Suite
+    from xferbench.record import Record, Run
+
+    Told: TypeAlias = Mapping[tuple[str, str, int], Record]  # by arm, view and seed, of one run
+    Weights: TypeAlias = Mapping[tuple[str, str], float]  # by arm and view, as a contrast has them
+
+OLD, NEW = "accepted", "candidate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One contrast of two runs: the candidate's less the accepted one's, above 0 being worse.
+
+    Attributes:
+        answers: of both runs' arms, by the rank of the pair in the place of the seed. weights: of the contrast in one run.
+        count: pairs.
+        suite: with the contrast's own metric and margin.
+        same: whether all trials are the same by content, so that only the computer can differ.
+        by_rank: whether the two have no seed in common, and are paired as they come.
+    """
+
+    contrast: Contrast
+    answers: judge.Answers
+    weights: Weights
+    count: int
+    suite: Suite
+    same: bool
+    by_rank: bool
+
+
+def told(run: Run, section: str) -> dict[tuple[str, str, int], Record]:
+    """A plugin's or check's records by arm (``induced:VARIANT``), view and seed."""
+    own = (one for one in run.cells if one.plugin == section)
+    return {(f"{one.arm}:{one.variant}" if one.variant else one.arm, one.view, one.seed): one.record for one in own}
+
+
+def subjects(run: Run, view: str) -> dict[tuple[str, str, int], Record]:
+    """The subject's records in a view, whichever plugin asked for them."""
+    return {("subject", view, one.seed): one.record for one in run.cells if one.arm == "subject" and one.view == view}
+
+
+def pair(weights: Weights, before: Told, now: Told, suite: Suite) -> Pair:
+    """Put two runs' records of a contrast beside each other, those of the seeds that both have.
+
+    Two runs that share no seed are two independent trainings: paired as they come, each row is still a fair draw of the
+    difference, only a wider one.
+
+    Raises:
+        Problem: where the two were scored on other test examples.
+    """
+    old, new = (_seeds(weights, records) for records in (before, now))
+    common = sorted({*old} & {*new})
+    seeds = list(zip(common, common, strict=True)) if common else list(zip(old, new, strict=False))
+    answers: dict[tuple[str, str, int], Record] = {}
+    same = old == new and bool(seeds)
+    for rank, (then, later) in enumerate(seeds):
+        for arm, view in weights:
+            first, second = before[arm, view, then], now[arm, view, later]
+            _on_the_same(first, second)
+            same = same and first.key == second.key
+            if first.key == second.key and not _alike(first, second, suite.metric):
+                first = replace(first, key=f"{first.key} elsewhere")  # else the two would cancel unseen
+            answers |= {(f"{OLD} {arm}", view, rank): first, (f"{NEW} {arm}", view, rank): second}
+    change = {(f"{NEW} {arm}", view): weight for (arm, view), weight in weights.items()}
+    change |= {(f"{OLD} {arm}", view): -weight for (arm, view), weight in weights.items()}
+    contrast = Contrast(name="change", weights=change)
+    return Pair(
+        contrast=contrast,
+        answers=answers,
+        weights=weights,
+        count=len(seeds),
+        suite=suite,
+        same=same,
+        by_rank=bool(seeds) and not common,
+    )
+
+
+def _seeds(weights: Weights, records: Told) -> list[int]:
+    """The seeds at which every term was measured."""
+    return sorted(seed for seed in {seed for _, _, seed in records} if all((*term, seed) in records for term in weights))
+
+
+def _on_the_same(first: Record, second: Record) -> None:
+    if first.predictions is None or second.predictions is None:
+        return  # a crash, which is told by itself
+    old, new = first.predictions, second.predictions
+    if np.array_equal(old.example, new.example) and np.array_equal(old.label, new.label):
+        return
+    shared = len(np.intersect1d(old.example, new.example))
+    labels = " with other labels" if np.array_equal(old.example, new.example) else ""
+    raise Problem(
+        "the two runs were scored on other test examples",
+        found=f"{len(new.example)}, of which {shared} are among the {len(old.example)} of the accepted run{labels}",
+        expected="the same examples with the same labels, in the same order",
+        do="accept a run on these examples: xferbench gate SUITE --accept FILE",
+    )
+
+
+def _alike(first: Record, second: Record, metric: str) -> bool:
+    if first.predictions is None or second.predictions is None:
+        return first.error == second.error
+    return np.array_equal(metrics.scores(first.predictions, metric)[1], metrics.scores(second.predictions, metric)[1])
+
+
+def judged(pairs: Mapping[str, Pair], suite: Suite) -> dict[str, Judgement]:
+    """Judge all pairs as verdicts are judged: look by look, each with only its own seeds, what is decided closing."""
+    found: dict[str, Judgement] = {}
+    for look in suite.looks:
+        for name, one in pairs.items():
+            known, size = found.get(name), min(look, one.count)
+            if known is not None and (not known.is_open or size <= len(known.seeds)):
+                continue
+            ranks = tuple(range(size))
+            harm = judge.judge(one.contrast, one.answers, ranks, one.suite)
+            before = known or Judgement(harm=harm, seeds=ranks, p_fail=(), p_pass=())
+            found[name] = replace(
+                before,
+                harm=harm,
+                seeds=ranks,
+                p_fail=(*before.p_fail, harm.estimate.p_fail),
+                p_pass=(*before.p_pass, harm.estimate.p_pass),
+            )
+        found = looks.decided(found, suite.looks, suite.alpha)
+    return found
+
+
+def level(one: Pair, side: str, seeds: int, weights: Weights) -> float | None:
+    """Mean over the first pairs of a weighted sum of one run's metrics; None where it cannot be had."""
+    told = {
+        (term, rank): one.answers[f"{side} {term[0]}", term[1], rank].predictions for term in weights for rank in range(seeds)
+    }
+    values = [
+        sum(
+            weight * metrics.value(known, one.suite.metric) if (known := told[term, rank]) else np.nan
+            for term, weight in weights.items()
+        )
+        for rank in range(seeds)
+    ]
+    mean = float(np.mean(values)) if values else np.nan
+    return mean if np.isfinite(mean) else None
+
+
+def flipped(one: Pair, seeds: int) -> float | None:
+    """Share of answers that differ between the two runs, over the first pairs; None where none can be compared."""
+    found = []
+    for (arm, view, rank), record in one.answers.items():
+        if arm.startswith(OLD) and rank < seeds:
+            first, second = record.predictions, one.answers[arm.replace(OLD, NEW, 1), view, rank].predictions
+            if first is not None and second is not None:
+                found.append(float((first.predicted != second.predicted).mean()))
+    return float(np.mean(found)) if found else None
