@@ -1,21 +1,27 @@
-"""Runs of many seeds that train what a comparison reads, the arms subject and cured, and leave out scratch and the controls.
+"""Runs that train what a comparison reads, the arms subject and cured, and leave out the baseline and the controls.
 
-Pipelines, trials, the training loop, the store and the judging are the package's own; only the arms are fewer. Without a control
-a PASS is called INCONCLUSIVE, as everywhere.
+Pipelines, trials, the training loop, the store and the judging are the package's own; only the arms are fewer. Without a
+control a PASS of what is exposed is called INCONCLUSIVE, as everywhere.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import sys
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from xferbench import discover, execute, finish, looks, plan, store, suite
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from factory import make_told
+
+from xferbench import discover, execute, findings, finish, looks, plan, store, suite
 from xferbench.design import HARM, Place
 from xferbench.environment import torch_version
 from xferbench.lab import VERSION
+from xferbench.record import Record, Run
 
 CHUNK = 100  # seeds that are asked for together
 KEPT = 2**28  # bytes of weights and activations that are kept
@@ -97,12 +103,43 @@ def kept(db, keys):
 def run(one):
     """The run of a study whose records are all there."""
     with store.opened(one.path) as db:
-        answers = kept(db, plan.trials(one.questions(one.seeds)))
+        return judged(one, kept(db, plan.trials(one.questions(one.seeds))))
+
+
+def judged(one, answers):
+    """The run that some answers make, with the verdicts that they lead to."""
     step = looks._looked(one.study, looks.Step(cases=one.cases), answers)
     if step.wanted:
         raise LookupError(f"{sum(key not in answers for key in step.wanted)} records are missing: train first")
     done = execute.Executed(study=one.study, step=step, answers=answers, trials_run=0, fits_run=0, workers=1, seconds=0.0)
-    return finish.finished(done)
+    own = one.study.suite
+    return Run(
+        suite=asdict(own),
+        environment={},
+        findings=findings.findings(own, step, answers),
+        cells=findings.cells(step, answers),
+        cost={},
+        arms={},
+        plugins=finish.asked(done),
+    )
+
+
+def imagined(one, arms):
+    """The run in which ``subject`` and each plugin's cure, where it has a table of its own, answer as told: [S, N] each."""
+    answers = {}
+    for question in one.questions(one.seeds):
+        name = question.plugin if question.arm == "cured" and question.plugin in arms else "subject"
+        told = make_told(arms[name][question.seed - one.seeds.start])
+        answers[question.trial.key] = Record(key=question.trial.key, predictions=told)
+    return judged(one, answers)
+
+
+def answering(run, right):
+    """A run whose arms are all the same pipeline with other answers, [S, N]; its verdicts have no say."""
+    first = min(cell.seed for cell in run.cells)
+    told = [make_told(row) for row in right]
+    cells = (replace(cell, record=replace(cell.record, predictions=told[cell.seed - first])) for cell in run.cells)
+    return replace(run, cells=tuple(cells))
 
 
 def right(one, seeds):
