@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from xferbench import metrics
+from xferbench.compared import SUBJECT, Comparison, Outcome
 from xferbench.design import HARM, Contrast, Plugin
 from xferbench.record import Cell, Finding, Predictions, Record, Run
 
@@ -211,3 +212,61 @@ def make_run(*, seeds=5, examples=200, classes=10, extra=(), **more):
         plan="0" * 64,
     )
     return replace(run, **more)
+
+
+ACCEPTED = {
+    "name": "careless",
+    "file": "accepted.json",
+    "xferbench": "0.1.0",
+    "git": "0123456789abcdef0123456789abcdef01234567",
+    "ended": "2026-01-02T03:05:05Z",
+}
+
+
+def make_outcome(id_, decision, reason="", **more):
+    """An outcome of the plugin that its id names, without numbers where none are given."""
+    plugin = "" if id_ == SUBJECT else id_.rpartition("/")[0]
+    return Outcome(id=id_, plugin=plugin, decision=decision, reason=reason, **more)
+
+
+def changed(before, change, *, half=0.012, **more):
+    """The numbers of an outcome whose subject or harm became worse by so much."""
+    bounds = {"change": change, "low": change - half, "high": change + half}
+    size = {"margin": 0.02, "seeds": 5, "examples": 200, "compared": True}
+    return {"before": before, **bounds, **size, "p_worse": 0.5, "p_not_worse": 0.5} | more
+
+
+def make_comparison(*outcomes, **more):
+    """Outcomes of each kind: the subject and a plugin of :func:`make_run` are worse; or those that are given."""
+    fails = {"verdict": "FAIL", "accepted": "FAIL"}
+    subject = changed(0.812, 0.102, half=0.013, now=0.71, flipped=0.14, p_worse=1e-6, p_not_worse=1.0)
+    every = (
+        make_outcome(SUBJECT, "worse", "worse by more than the margin of 2.0 points", **subject),
+        make_outcome(
+            "batchnorm-drift/harm",
+            "worse",
+            "new: it passed when accepted",
+            verdict="FAIL",
+            accepted="PASS",
+            **changed(0.003, 0.057, now=0.06),
+        ),
+        make_outcome("learning-rate/harm", "not worse", "its harm has not grown", **fails, **changed(0.05, 0.001, now=0.051)),
+        make_outcome(
+            "negative-transfer/harm", "not worse", verdict="PASS", accepted="PASS", **changed(-0.3, -0.004, now=-0.304)
+        ),
+        make_outcome(
+            "head-shock/harm",
+            "cannot tell",
+            "the margin lies within the interval",
+            verdict="INCONCLUSIVE",
+            accepted="INCONCLUSIVE",
+            **changed(0.01, 0.015, now=0.025),
+        ),
+        make_outcome("audit/reload/harm", "crashed", "OSError: no such file", verdict="ERROR", accepted="PASS"),
+        make_outcome(
+            "data-leakage/harm", "skipped", "nothing to compare the images with", verdict="SKIPPED", accepted="SKIPPED"
+        ),
+        make_outcome("train-serve-skew/harm", "not worse", "it has no accepted result", verdict="PASS", now=0.001),
+    )
+    notes = ("processors differ: A then, B now",)
+    return Comparison(**{"accepted": ACCEPTED, "outcomes": outcomes or every, "notes": notes} | more)

@@ -32,6 +32,9 @@ audit     suite; --arch; --after; --before; --data; --source; --shifted; --manif
           --serve-channels rgb|bgr|grey; --serve-mode eval|train; --metric; --margin; --max-duplicates; --checks; --limit;
           --scratch; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --allow-code;
           --freeze; --plan; --repair; --force; --fail-on fail|inconclusive; --format text|json
+gate      suite; --baseline; --candidate; --accept; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --seed;
+          --budget; --set; --allow-code; --fail-on fail|inconclusive; --format text|json
+compare   first; second; -o --output
 ls        --format text|json
 explain   plugin
 validate  suite; --store; --set; --allow-code; --freeze; --force

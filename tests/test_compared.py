@@ -84,7 +84,7 @@ def test_what_lies_at_the_margin_cannot_be_told_and_says_what_would_decide_it():
 def test_a_failure_that_grew_is_worse_though_it_was_accepted():
     found = outcomes(a_run(), a_run(subject=0.60))[DRIFT]
     assert found.decision == WORSE
-    assert found.reason.startswith("known")
+    assert found.reason.startswith("the accepted run fails it too, but this is worse by more than the margin")
     assert (found.before, found.now) == pytest.approx((0.06, 0.17), abs=0.04)
 
 

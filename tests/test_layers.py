@@ -12,10 +12,10 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 # The straight line, from the ground up: a module may import what stands above it in this list, and nothing else of the
 # package. A new module is entered here at the lowest place where it can stand.
 LAYERS = (
-    "problem environment options design rules overrides report report.text report.notebook record events",
+    "problem environment options design rules overrides report report.text report.held report.notebook record events",
     "stats metrics",
     "strategies wording movement keys suite honours schema plan",
-    "judge looks samples reason findings symptoms pairs compared gate frozen",
+    "judge looks samples reason findings symptoms pairs compared alike revived gate frozen",
     "store discover machine forecast",
     "engines engines.worker engines.local",
     "lab lab.synthetic lab.raw lab.listed lab.fetched lab.foreign lab.inputs lab.arrays lab.sources",
@@ -32,9 +32,10 @@ LAYERS = (
     "checks checks.batchnorm_drift checks.calibration checks.catastrophic_forgetting checks.class_order checks.head_size",
     "checks.collapse checks.linear_probe checks.feature_distortion checks.interpolation checks.negative_transfer",
     "checks.preprocessing_mismatch checks.reload checks.train_serve_skew",
-    "report.frames report.samples report.drawn report.svg report.figures report.forest report.evidence report.html",
-    "report.markdown report.junit report.github report.console report.predictions report.write",
-    "given execute repair finish doctor init audit fake testing cli __main__",
+    "report.frames report.samples report.drawn report.svg report.figures report.forest report.changes report.evidence",
+    "report.page report.comparison report.html report.markdown report.junit report.github report.console",
+    "report.predictions report.write report.accepted",
+    "given execute repair finish gating doctor init audit fake testing cli __main__",
 )
 LINE = [name for layer in LAYERS for name in layer.split()]
 
@@ -64,6 +65,8 @@ READING = {
         "gate",
         "compared",
         "pairs",
+        "alike",
+        "revived",
         "suite",
         "plan",
         "forecast",

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from factory import make_run
+from factory import make_comparison, make_outcome, make_run
 
 from xferbench.record import VERDICTS, Finding, Run
 from xferbench.report import notebook
@@ -88,3 +89,11 @@ def test_a_run_says_itself_in_a_line():
 
 def test_a_run_without_findings_is_an_empty_table():
     assert Balanced(make()._repr_html_()).seen.count("tr") == 1
+
+
+def test_a_gate_is_said_in_a_line():
+    told = replace(RUN, gate=make_comparison())._repr_html_()
+    assert "<p>The gate fails: the subject&#x27;s accuracy is 10.2 [8.9, 11.5] points worse" in told
+    evil = replace(make(), gate=make_comparison(make_outcome(f"{EVIL}/harm", "worse", verdict="FAIL")))
+    assert "script" not in Balanced(evil._repr_html_()).seen
+    assert "gate" not in RUN._repr_html_()

@@ -8,13 +8,13 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
-from factory import make_findings, make_run
+from factory import make_comparison, make_findings, make_outcome, make_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from xferbench.record import Finding, Samples
-from xferbench.report import console, github, html, junit, markdown, text, write
+from xferbench.report import console, github, held, html, junit, markdown, text, write
 
 HOSTILE = "a|b\n<script>alert(1)</script> $x^{$ \x1b[31m [red]x[/red] `c` ::error::d, 100% \x00"
 
@@ -311,3 +311,178 @@ def test_progress_is_a_line_for_each_stage_where_there_is_no_terminal(capsys):
 def test_the_factory_makes_findings_that_agree_with_their_cells():
     found = make_findings("batchnorm-drift", "FAIL", [cell for cell in SMALL.cells if cell.plugin == "batchnorm-drift"])
     assert [one.variant for one in found] == ["ghost-batch", "class-order"]
+
+
+@pytest.fixture(scope="module")
+def gated(run):
+    """A run that was held against an accepted one, with each decision."""
+    return replace(run, gate=make_comparison())
+
+
+@pytest.fixture(scope="module")
+def evil(hostile):
+    """A hostile run whose comparison is hostile, too."""
+    told = dict.fromkeys(("verdict", "accepted", "metric", "unit"), HOSTILE)
+    one = make_outcome(f"{HOSTILE}/harm", "worse", HOSTILE, change=0.1, low=0.1, high=0.1, **told)
+    open_ = replace(one, id="subject", plugin="", decision="cannot tell")
+    accepted = dict.fromkeys(("name", "file", "xferbench", "git", "ended"), HOSTILE)
+    return replace(hostile, gate=make_comparison(one, open_, accepted=accepted, notes=(HOSTILE,)))
+
+
+def cases(run):
+    return {case.get("name"): case for case in ET.fromstring(junit.render(run)).iter("testcase")}
+
+
+def test_the_junit_of_a_gate_is_about_the_gate(gated):
+    root = ET.fromstring(junit.render(gated))
+    assert [suite.get("name") for suite in root][:3] == ["subject", "batchnorm-drift", "learning-rate"]
+    assert list(cases(gated)) == [one.id for one in gated.gate.outcomes]
+    assert [root.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["8", "2", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "result"),
+    [
+        ("subject", ["failure"]),
+        ("batchnorm-drift/harm", ["failure"]),
+        ("learning-rate/harm", []),
+        ("negative-transfer/harm", []),
+        ("head-shock/harm", ["skipped"]),
+        ("audit/reload/harm", ["error"]),
+        ("data-leakage/harm", ["skipped"]),
+        ("train-serve-skew/harm", []),
+    ],
+)
+def test_a_decision_is_a_junit_result_and_a_known_fail_is_none(gated, name, result):
+    assert [child.tag for child in cases(gated)[name]] == ["properties", *result]
+
+
+def test_a_junit_failure_of_a_gate_has_its_figures_reason_and_patch(gated):
+    case = cases(gated)["batchnorm-drift/harm"]
+    told = {one.get("name"): one.get("value") for one in case.iter("property")}
+    assert (told["verdict"], told["accepted"], told["decision"]) == ("FAIL", "PASS", "worse")
+    assert [float(told[name]) for name in ("before", "now", "change", "low", "high", "margin")] == pytest.approx(
+        [0.003, 0.06, 0.057, 0.045, 0.069, 0.02]
+    )
+    assert {"p_worse", "p_not_worse", "seeds", "examples"} < set(told)
+    assert case[1].get("message") == "worse: new: it passed when accepted"
+    assert case[1].text.startswith("new: it passed when accepted\nkeep the BatchNorm")
+    assert case[1].text.endswith('batchnorm = "eval"    # was train')
+    (flipped,) = [one for one in cases(gated)["subject"].iter("property") if one.get("name") == "flipped"]
+    assert flipped.get("value") == "0.14"
+
+
+def test_the_summary_of_a_gate_opens_with_its_sentence_and_folds_the_run(run, gated):
+    summary = markdown.render(gated)
+    _, sentence, against, table, notes, fold, *own = summary.split("\n\n")
+    assert sentence.startswith("**The gate fails: the subject's accuracy is 10.2 \\[8.9, 11.5\\] points worse than")
+    assert against == "Held against careless (xferbench 0.1.0, git 0123456789ab, ended 2026-01-02T03:05:05Z)."
+    assert len(table.splitlines()) == 2 + len(gated.gate.outcomes)
+    assert "| learning-rate | not worse | FAIL → FAIL |" in table
+    assert (
+        "| **worse** | PASS → FAIL | +5.7 [+4.5, +6.9] | points of accuracy | 2.0 | new: it passed when accepted<br>keep"
+        in table
+    )
+    assert notes == "- processors differ: A then, B now"
+    assert fold == "<details><summary>The run itself</summary>"
+    assert own[-1] == "</details>\n"
+    assert "\n\n".join(own[:-1]) + "\n" == markdown.render(run).partition("\n\n")[2]
+
+
+def test_annotations_of_a_gate_are_for_what_asks_for_somebody_and_for_known_fails(gated):
+    levels = [(one.split()[0], re.search(r"title=([\w ]+%3A [\w/-]+)", one)[1]) for one in github.commands(gated)]
+    assert levels == [
+        ("::error", "worse%3A subject"),
+        ("::error", "worse%3A batchnorm-drift"),
+        ("::error", "crashed%3A audit/reload"),
+        ("::warning", "cannot tell%3A head-shock"),
+        ("::notice", "known%3A learning-rate"),
+    ]
+    (notice,) = [one for one in github.commands(gated) if one.startswith("::notice")]
+    assert "known: the accepted run fails it too" in notice
+
+
+def test_a_known_fail_that_may_have_become_worse_is_a_warning(run):
+    open_ = make_outcome("p/harm", "cannot tell", "why", verdict="FAIL", accepted="FAIL")
+    (one,) = github.commands(replace(run, gate=make_comparison(open_)))
+    assert one.startswith("::warning ")
+    assert one.endswith("FAIL → FAIL; known: the accepted run fails it too; why")
+
+
+def test_an_annotation_of_a_gate_stands_at_the_recipe_the_patch_or_the_plugin(gated, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('schema = 1\nplugins = ["all",\n"head-shock"]\n[recipe]\nlr = 0.01\nbatchnorm = "train"\n')
+    at = replace(gated, suite={**gated.suite, "path": str(path)})
+    assert [re.search(r"line=(\d+)", one)[1] for one in github.commands(at)] == ["4", "6", "2", "3", "2"]
+    path.unlink()
+    assert all(",line=1," in one for one in github.commands(at))
+    typed = replace(at, suite={**at.suite, "command": ["--after", "x"]})
+    assert not any("file=" in one for one in github.commands(typed))
+
+
+def compared(gate, width, **how):
+    stream = io.StringIO()
+    Console(file=stream, width=width, highlight=False).print(console.compared(gate, **how))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_table_of_a_comparison_fits_a_terminal(gated, width):
+    long = make_outcome(
+        "x" * 60 + "/harm", "cannot tell", verdict="INCONCLUSIVE", accepted="INCONCLUSIVE", change=-1.0, low=-1.0, high=-1.0
+    )
+    told = compared(replace(gated.gate, outcomes=(*gated.gate.outcomes, long)), width)
+    lines = told.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "COMPARED DECISION ACCEPTED → NOW CHANGE [BOUNDS]" in " ".join(told.split())
+    assert "subject worse 81.2 % → 71.0 % +10.2 [+8.9, +11.5] worse by more than the margin" in " ".join(told.split())
+    assert "known: the accepted run fails it too" in told
+    assert "nothing to compare the images with" not in told
+    assert "CHANGE in points of accuracy, above 0 is worse" in told
+
+
+def test_the_terminal_tells_the_gate_above_the_run(gated, capsys):
+    console.tell(gated)
+    told = capsys.readouterr().out
+    assert told.index("The gate fails") < told.index("COMPARED") < told.index("Transfer fails here") < told.index("CHECK")
+    console.tell_comparison(gated.gate)
+    told = capsys.readouterr().out
+    assert told.startswith("The comparison finds something worse")
+    assert "note: processors differ" in told
+    assert "CHECK" not in told
+
+
+def test_a_hostile_comparison_is_harmless_in_every_output(evil, capsys):
+    summary = markdown.render(evil)
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in table_rows(summary)[:4]} == {8}
+    outside = re.sub(r"(?ms)^(`{4,}).*?^\1$", "", summary)
+    assert "<script" not in outside
+    assert outside.count("$") == outside.count("<span>$</span>")
+    assert ET.fromstring(junit.render(evil)).get("failures") == "1"
+    for one in github.commands(evil):
+        head, _ = re.fullmatch(r"::(?:error|warning) (.*?)::(.*)", one).groups()
+        assert re.findall(r"(\w+)=", head) == ["file", "line", "title"]
+        assert head.count(",") == 2
+    console.tell(evil)
+    told = capsys.readouterr().out
+    assert "\x1b" not in told
+    assert "[red]x[/red]" in told
+    assert "\x1b" not in summary + junit.render(evil)
+
+
+def test_a_gate_is_told_the_same_once_it_was_read_back(gated, tmp_path):
+    write.write(gated, tmp_path)
+    again = write.read(tmp_path)
+    assert again.gate == gated.gate
+    assert junit.render(again) == junit.render(gated)
+    assert held.sentence(again.gate) in html.render(again, {}).replace("&#39;", "'")
+
+
+def test_the_next_action_of_an_outcome_is_that_of_its_own_verdict(gated):
+    first, second = gated.findings[:2]
+    mixed = replace(gated, findings=(replace(first, verdict="PASS", remedy=None), second))
+    assert "keep the BatchNorm" in cases(mixed)["batchnorm-drift/harm"][1].text
+    part = replace(second, plugin="audit", contrast="reload-logits", check="audit/reload", id="audit/reload-logits")
+    for id_ in ("audit/reload/logits", "audit/reload-logits"):
+        one = make_outcome(id_, "worse", verdict="FAIL")
+        assert "keep the BatchNorm" in cases(replace(gated, findings=(part,), gate=make_comparison(one)))[id_][1].text

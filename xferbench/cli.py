@@ -79,6 +79,8 @@ def parser() -> argparse.ArgumentParser:
         {
             "run": _run,
             "audit": _audit,
+            "gate": _gate,
+            "compare": _compare,
             "ls": _ls,
             "explain": _explain,
             "validate": _validate,
@@ -155,6 +157,67 @@ def _audit(arguments: argparse.Namespace) -> int:
         _freeze(asked, arguments)
         return gate.PASSED
     return _carried_out(asked, arguments)
+
+
+def _gate(arguments: argparse.Namespace) -> int:
+    from xferbench import gating
+    from xferbench.report import console
+
+    if arguments.baseline is None and arguments.accept is None:
+        raise Problem(
+            "a gate without a baseline",
+            expected="--baseline FILE, an accepted run",
+            do="accept a run first: xferbench gate SUITE --accept accepted.json; or carry the suite out: xferbench run SUITE",
+        )
+    if arguments.candidate is not None:
+        _unheard(arguments, ("store", "device", "workers", "seed", "budget", "allow_code"))
+    asked = _suite(arguments)
+    output = arguments.output or Path("reports") / asked.name
+    with console.live() as show:
+        run = gating.gate(
+            asked,
+            baseline=arguments.baseline,
+            candidate=arguments.candidate,
+            accept=arguments.accept,
+            output=output,
+            store=arguments.store,
+            device=arguments.device,
+            workers=arguments.workers,
+            show=show,
+            command=arguments.words,
+        )
+    with _while_read():
+        _told(run, output, arguments.format)
+    if arguments.accept is None:
+        return gate.exit_code(run.findings, fail_on=arguments.fail_on, held=run.gate)
+    if gating.acceptable(run):
+        print(f"accepted: {arguments.accept}", file=sys.stderr if arguments.format == "json" else sys.stdout)
+        return gate.PASSED
+    print(f"not accepted, {arguments.accept} is as it was: something crashed, or nothing was judged", file=sys.stderr)
+    return gate.exit_code(run.findings)
+
+
+def _unheard(arguments: argparse.Namespace, names: Sequence[str]) -> None:
+    """Refuse options of carrying a suite out beside a run that is finished."""
+    given = [name for name in names if getattr(arguments, name) != arguments.parser.get_default(name)]
+    if given:
+        option = f"--{given[0].replace('_', '-')}"
+        raise Problem(f"{option} beside --candidate", found="a finished run", expected="nothing to be carried out")
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from xferbench import gating
+    from xferbench.report import comparison, console, write
+
+    run = gating.compare(arguments.first, arguments.second)
+    write.writable(arguments.output)
+    page = arguments.output / "comparison.html"
+    write.replaced(page, comparison.render(run, file=str(arguments.second)).encode())
+    with _while_read():
+        if run.gate is not None:
+            console.tell_comparison(run.gate)
+        print(f"picture: {page}")
+    return gate.PASSED
 
 
 def _freeze(asked: Suite, arguments: argparse.Namespace) -> None:
@@ -302,9 +365,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     results = write.results(arguments.directory)
     run = write.read(results)
-    group = discover.CHECKS if run.suite.get("after") else discover.GROUP
-    asked = {name for one in run.findings for name in (one.plugin, one.contrast)}  # a check of no plugin is audit/NAME
-    plugins = {plugin.id: plugin for plugin in discover.plugins(sorted(asked & set(discover.names(group))), group)}
+    plugins = {plugin.id: plugin for plugin in discover.known(run)}
     drawn = store.cache(execute.with_store(None)) / "figures"
     write.write(run, arguments.output or results.parent, plugins, drawn)
     console.tell(run)

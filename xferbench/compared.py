@@ -223,8 +223,8 @@ def _with_verdicts(one: About, known: About, decision: str, why: str) -> tuple[s
     """What the two runs' own verdicts say beside the comparison."""
     if one.verdict == "FAIL" and known.verdict != "FAIL":
         return WORSE, f"a FAIL that the accepted run has not (there {known.verdict}): {one.worst.reason}"
-    if one.verdict == "FAIL":
-        return decision, f"known, the accepted run fails it too; {why}"
+    if one.verdict == "FAIL" and decision == WORSE:
+        return decision, f"the accepted run fails it too, but this is {why}"
     if one.verdict == "PASS" and decision != NOT_WORSE:
         return NOT_WORSE, f"whatever it was before, {one.worst.reason}"
     return decision, why
@@ -239,11 +239,10 @@ def _of_invariant(one: About, known: About) -> Outcome:
         why = f"a FAIL that the accepted run has not (there {known.verdict}): {one.worst.reason}"
         return _told(one, known, WORSE, why, figures)
     if one.verdict == "FAIL" and grown:
-        why = f"known, but broken by more: {now:.6g}, accepted {before:.6g}; {one.worst.reason}"
+        why = f"the accepted run fails it too, but by less: {now:.6g}, accepted {before:.6g}; {one.worst.reason}"
         return _told(one, known, WORSE, why, figures)
-    if one.verdict == "FAIL":
-        return _told(one, known, NOT_WORSE, "known, the accepted run fails it too", figures)
-    return _told(one, known, NOT_WORSE if one.verdict == "PASS" else CANNOT_TELL, one.worst.reason, figures)
+    decision = CANNOT_TELL if one.verdict == "INCONCLUSIVE" else NOT_WORSE
+    return _told(one, known, decision, one.worst.reason, figures)
 
 
 def _measured(one: About) -> float | None:
@@ -294,7 +293,8 @@ def _decision(one: pairs.Pair, judged: Judgement, tested: int, *, rules: bool) -
         return (CRASHED if crashed else CANNOT_TELL), harm.error
     margin = f"the margin of {shown(one.suite.margin, unit, signed=False)}"
     if not harm.exposed:
-        return NOT_WORSE, "unchanged: the same trials with the same answers"
+        alike = "unchanged: the same trials with the same answers"
+        return NOT_WORSE, alike if one.same else "exactly 0, as it was: the cure changes nothing"
     if judged.verdict == "FAIL":
         return WORSE, f"worse by more than {margin}"
     if rules:

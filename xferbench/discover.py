@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.metadata import EntryPoint
 
+    from xferbench.record import Run
+
 OF_AUDIT = "audit/"  # begins the id of a check that is no plugin's
 GROUP, CHECKS = "xferbench.plugins", "xferbench.checks"
 
@@ -28,6 +30,13 @@ def of(suite: Suite) -> tuple[Plugin, ...]:
         Problem: for a name that is not installed.
     """
     return plugins(suite.plugins, CHECKS if suite.after else GROUP)
+
+
+def known(run: Run) -> tuple[Plugin, ...]:
+    """The plugins, or checks, that a finished run tells of and that are installed here."""
+    group = CHECKS if run.suite.get("after") else GROUP
+    told = {name for one in run.findings for name in (one.plugin, one.contrast)}  # a check of no plugin is audit/NAME
+    return plugins(sorted(told & set(names(group))), group)
 
 
 def plugins(wanted: Sequence[str], group: str = GROUP) -> tuple[Plugin, ...]:

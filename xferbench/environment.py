@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +13,7 @@ from pathlib import Path
 from xferbench import __version__
 from xferbench.problem import Problem
 
+WIDEST = {"AVX-512": "avx512f", "AVX2": "avx2", "SVE": "sve", "NEON": "asimd"}
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "scikit-learn", "pillow", "safetensors")
 
 
@@ -42,6 +44,7 @@ def environment(device: str, workers: int) -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": processor(),
+        "instructions": instructions(),
         "device": device,
         "workers": workers,
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
@@ -64,6 +67,16 @@ def processor() -> str:
         if names:
             return names[0]
     return platform.processor() or platform.machine()
+
+
+def instructions() -> str:
+    """The widest vector instructions that torch may choose here, or those that ``ATEN_CPU_CAPABILITY`` holds it to."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.is_file() else []
+    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.partition(":")[2].split()}
+    widest = next((name for name, flag in WIDEST.items() if flag in flags), platform.machine())
+    asked = os.environ.get("ATEN_CPU_CAPABILITY")
+    return f"{widest}, held to {asked}" if asked else widest
 
 
 def revision() -> str | None:

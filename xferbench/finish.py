@@ -83,7 +83,7 @@ def finished(executed: Executed) -> Run:
     }
     return Run(
         suite=asdict(study.suite),
-        environment=environment(study.place.device, executed.workers),
+        environment=environment(study.place.device, executed.workers) | {"lab": study.place.lab},
         findings=found,
         cells=findings.cells(step, executed.answers),
         cost=cost(executed),

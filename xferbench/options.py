@@ -39,21 +39,14 @@ def parser(carried_out: Mapping[str, Callable[[argparse.Namespace], int]]) -> ar
         one.set_defaults(command=carried_out[name], parser=one)  # which knows its options where one was misspelt
         return one
 
-    run = command("run", "carry out a suite and write its report")
-    run.add_argument("suite", help="a suite file, or the name of a shipped one (quick)")
-    run.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the report (default: reports/NAME)")
-    run.add_argument("--store", type=Path, metavar="FILE", help="file of records (default: in the user's cache directory)")
-    run.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
-    run.add_argument("-j", "--workers", type=_count, metavar="N", help="processes side by side (default: one a core)")
-    run.add_argument("--seed", type=_whole, metavar="N", help="first judged seed, in the suite's place")
-    run.add_argument("--budget", metavar="TIME", help="such as 90s, 20m or 2h, in the suite's place")
-    _add_set(run)
-    run.add_argument("--allow-code", action="store_true", help="let the suite run code of its own (python:module:callable)")
-    _add_plan(run)
-    run.add_argument("--dry-run", action="store_true", help="say what would be asked, and run nothing")
-    run.add_argument("--fail-on", choices=("fail", "inconclusive"), default="fail", help="what makes the exit code not 0")
-    run.add_argument("--format", choices=("text", "json"), default="text", help="json: standard output is results.json")
+    _add_run(command("run", "carry out a suite and write its report"))
     _add_audit(command("audit", "examine a finished checkpoint, without training"))
+    _add_gate(command("gate", "hold a suite against an accepted run, for continuous integration"))
+    compare = command("compare", "hold one finished run against another, for people")
+    compare.add_argument("first", type=Path, metavar="A", help="folder or results.json of a run, or an accepted file")
+    compare.add_argument("second", type=Path, metavar="B", help="likewise, what is held against A")
+    where = "folder of comparison.html (default: reports/compared)"
+    compare.add_argument("-o", "--output", type=Path, metavar="DIR", default=Path("reports/compared"), help=where)
     ls = command("ls", "list plugins, suites, backbones, datasets and strategies")
     ls.add_argument("--format", choices=("text", "json"), default="text")
     explain = command("explain", "the manual page of a plugin")
@@ -87,6 +80,22 @@ def parser(carried_out: Mapping[str, Callable[[argparse.Namespace], int]]) -> ar
     doctor.add_argument("--store", type=Path, metavar="FILE")
     doctor.add_argument("--format", choices=("text", "json"), default="text")
     return top
+
+
+def _add_run(run: argparse.ArgumentParser) -> None:
+    run.add_argument("suite", help="a suite file, or the name of a shipped one (quick)")
+    run.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the report (default: reports/NAME)")
+    run.add_argument("--store", type=Path, metavar="FILE", help="file of records (default: in the user's cache directory)")
+    run.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
+    run.add_argument("-j", "--workers", type=_count, metavar="N", help="processes side by side (default: one a core)")
+    run.add_argument("--seed", type=_whole, metavar="N", help="first judged seed, in the suite's place")
+    run.add_argument("--budget", metavar="TIME", help="such as 90s, 20m or 2h, in the suite's place")
+    _add_set(run)
+    run.add_argument("--allow-code", action="store_true", help="let the suite run code of its own (python:module:callable)")
+    _add_plan(run)
+    run.add_argument("--dry-run", action="store_true", help="say what would be asked, and run nothing")
+    run.add_argument("--fail-on", choices=("fail", "inconclusive"), default="fail", help="what makes the exit code not 0")
+    run.add_argument("--format", choices=("text", "json"), default="text", help="json: standard output is results.json")
 
 
 def _add_audit(audit: argparse.ArgumentParser) -> None:
@@ -128,6 +137,25 @@ def _add_audit(audit: argparse.ArgumentParser) -> None:
         "--fail-on", choices=("fail", "inconclusive"), default="inconclusive", help="what makes the exit code not 0"
     )
     audit.add_argument("--format", choices=("text", "json"), default="text", help="json: standard output is results.json")
+
+
+def _add_gate(gate: argparse.ArgumentParser) -> None:
+    gate.add_argument("suite", help="a suite file, or the name of a shipped one")
+    text = "what was accepted: a file of --accept, or results.json with predictions.npz beside it"
+    gate.add_argument("--baseline", type=Path, metavar="FILE", help=text)
+    gate.add_argument("--candidate", type=Path, metavar="FILE", help="results of this suite made elsewhere; needs no PyTorch")
+    gate.add_argument("--accept", type=Path, metavar="FILE", help="write this run as the accepted one; the exit code is then 0")
+    gate.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the report (default: reports/NAME)")
+    gate.add_argument("--store", type=Path, metavar="FILE", help="file of records (default: in the user's cache directory)")
+    gate.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
+    gate.add_argument("-j", "--workers", type=_count, metavar="N", help="processes side by side (default: one a core)")
+    gate.add_argument("--seed", type=_whole, metavar="N", help="first judged seed, in the suite's place")
+    gate.add_argument("--budget", metavar="TIME", help="such as 90s, 20m or 2h, in the suite's place")
+    _add_set(gate)
+    gate.add_argument("--allow-code", action="store_true", help="let the suite run code of its own (python:module:callable)")
+    what = "what makes the exit code not 0 beside what is worse and what crashed"
+    gate.add_argument("--fail-on", choices=("fail", "inconclusive"), default="fail", help=what)
+    gate.add_argument("--format", choices=("text", "json"), default="text", help="json: standard output is results.json")
 
 
 def _add_freeze(command: argparse._ActionsContainer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from xferbench.report import frames, text
+from xferbench.report import frames, held, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.text import Text
 
+    from xferbench.compared import Comparison, Outcome
     from xferbench.execute import Progress
     from xferbench.record import Run
 
@@ -26,6 +27,9 @@ COLOUR = {
     "INFO": "dim",
 }
 HEAD = ("CHECK", "VERDICT", "HARM", "[BOUNDS]", "KEPT", "SUBJ.", "CURED", "IND.", "SCR.")
+NUMBERS = (2, *range(4, 9))  # columns that end in line
+CHANGED = ("COMPARED", "DECISION", "ACCEPTED → NOW", "CHANGE", "[BOUNDS]")
+RIGHT = (3,)
 NARROW = 80  # columns that must do; a check's name that leaves too few has a line to itself
 
 
@@ -37,26 +41,54 @@ def table(run: Run) -> RenderableType:
 
     groups = frames.groups(run)
     rows = [_row(group) for group in groups]
-    widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
-    most = NARROW - sum(widths[1:]) - len(widths) + 1
-    widths[0] = max(len(HEAD[0]), *(len(row[0]) for row in rows if len(row[0]) <= most), 0)
+    widths = _widths(HEAD, rows)
     parts: list[RenderableType] = [Text(frames.outcome(run), style="bold"), Text(), _line(HEAD, widths, "dim")]
     for group, row in zip(groups, rows, strict=True):
-        if len(row[0]) > widths[0]:
-            parts.append(Text(row[0]))
-            row = ("", *row[1:])  # noqa: PLW2901 - its name has a line of its own
-        parts.append(_line(row, widths, "", COLOUR[group[0].verdict]))
+        parts += _named(row, widths, COLOUR[group[0].verdict])
         parts += [Padding(Text(said, style=style), (0, 0, 0, 2), expand=False) for said, style in _below(group) if said]
     units = sorted({text.in_words(group[0].unit) for group in groups})
     legend = f"HARM in {' / '.join(units)}; KEPT: benefit of pretraining retained; the rest: accuracy in %"
     return Group(*parts, *([Text(), Text(legend, style="dim")] if groups else []))
 
 
+def compared(gate: Comparison, *, alone: bool = False) -> RenderableType:
+    """What a gate says, or a comparison ``alone``: its sentence, its outcomes, and below each that asks for somebody why."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.text import Text
+
+    outcomes = held.ordered(gate)
+    rows = [(held.what(one), one.decision, held.turn(one), *_change(one)) for one in outcomes]
+    widths = _widths(CHANGED, rows)
+    parts: list[RenderableType] = [
+        Text(held.sentence(gate, gate=not alone), style="bold"),
+        Text(held.against(gate), style="dim"),
+    ]
+    parts += [Text(), _line(CHANGED, widths, "dim", right=RIGHT)] if rows else []
+    for one, row in zip(outcomes, rows, strict=True):
+        parts += _named(row, widths, COLOUR[held.LOOK[one.decision]], right=RIGHT)
+        if (held.asks(one) or held.known(one)) and (said := held.reason(one)):
+            parts.append(Padding(Text(said), (0, 0, 0, 2), expand=False))
+    units = sorted({text.in_words(one.unit) for one in gate.outcomes if one.change is not None})
+    parts += [Text(), Text(f"CHANGE in {' / '.join(units)}, above 0 is worse", style="dim")] if units else []
+    return Group(*parts, *(Text(f"note: {text.line(note)}") for note in gate.notes))
+
+
+def tell_comparison(gate: Comparison) -> None:
+    """Print a comparison to standard output, and nothing of the run itself."""
+    from rich.console import Console
+
+    Console(highlight=False).print(compared(gate, alone=True))
+
+
 def tell(run: Run) -> None:
-    """Print the table to standard output, and what to keep in mind below it."""
+    """Print the table to standard output, and what to keep in mind below it; of a gate first what it found."""
     from rich.console import Console
 
     console = Console(highlight=False)
+    if run.gate:
+        console.print(compared(run.gate))
+        console.print()
     console.print(table(run))
     for note in run.notes:
         console.print(f"note: {text.line(note)}", markup=False)
@@ -115,6 +147,10 @@ def _row(group: frames.Group) -> tuple[str, ...]:
     return (text.line(name), first.verdict, text.signed(first.harm, first.unit), bounds, kept, subject, cured, induced, scratch)
 
 
+def _change(one: Outcome) -> tuple[str, str]:
+    return text.signed(one.change, one.unit), held.change(one).partition(" ")[2]
+
+
 def _percent(value: float | None) -> str:
     return text.percent(value).removesuffix(" %")
 
@@ -124,11 +160,28 @@ def _range(values: Sequence[float]) -> str:
     return f"{100 * min(values):.0f}-{100 * max(values):.0f}" if values else text.NOTHING
 
 
-def _line(cells: Sequence[str], widths: Sequence[int], style: str, verdict: str = "") -> Text:
+def _widths(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """Widths of the columns; the first has no more than 80 columns leave."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    most = NARROW - sum(widths[1:]) - len(widths) + 1
+    widths[0] = max(len(head[0]), *(len(row[0]) for row in rows if len(row[0]) <= most), 0)
+    return widths
+
+
+def _named(row: Sequence[str], widths: Sequence[int], verdict: str, right: Sequence[int] = NUMBERS) -> list[Text]:
+    """A row; a name that is too long for its column has a line of its own."""
+    from rich.text import Text
+
+    if len(row[0]) <= widths[0]:
+        return [_line(row, widths, "", verdict, right)]
+    return [Text(row[0]), _line(("", *row[1:]), widths, "", verdict, right)]
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], style: str, verdict: str = "", right: Sequence[int] = NUMBERS) -> Text:
     from rich.text import Text
 
     padded = [
-        one.ljust(width) if place in {0, 1, 3} else one.rjust(width)
+        one.rjust(width) if place in right else one.ljust(width)
         for place, (one, width) in enumerate(zip(cells, widths, strict=True))
     ]
     whole = Text(no_wrap=True, overflow="fold", style=style)

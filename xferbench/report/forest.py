@@ -35,14 +35,14 @@ def forest(groups: Sequence[frames.Group], cache: Path | None = None) -> str:
     height = sum(HEAD + ROW * (1 + len(below)) for below in controls)
 
     def draw(figure: svg.Figure) -> None:
-        axes = _columns(figure, height)
+        axes = columns(figure, height)
         span = _span(shown, factor)
         axes.set_xlim(span)
         limits(axes, [group[0].margin for group in shown], factor)
         top = 0.0
         for group, below in zip(shown, controls, strict=True):
             first, colour = group[0], VERDICT.get(group[0].verdict, MUTED)
-            _beside(
+            beside(
                 axes,
                 top + HEAD / 2,
                 text.short(frames.check(first), 44),
@@ -54,7 +54,7 @@ def forest(groups: Sequence[frames.Group], cache: Path | None = None) -> str:
             rows = [own] + [(_variant(one), (one.control_harm, one.control_low, one.control_high)) for one in below]
             for number, (name, bounds) in enumerate(rows):
                 place = top + HEAD + ROW * (number + 0.5)
-                _beside(axes, place, name, text.bounded(bounds, unit))
+                beside(axes, place, name, text.bounded(bounds, unit))
                 look = {"color": MUTED, "marker": "D", "hollow": True} if number else {"color": colour, "marker": "o"}
                 interval(axes, place, bounds, factor, linewidth=1.1 if number else 2.2, span=span, **look)
             top += HEAD + ROW * len(rows)
@@ -90,7 +90,7 @@ def _span(shown: Sequence[frames.Group], factor: float) -> tuple[float, float]:
     return factor * (least - room), factor * (most + room)
 
 
-def _columns(figure: svg.Figure, height: float) -> Axes:
+def columns(figure: svg.Figure, height: float) -> Axes:
     """Axes between a column of names and one of numbers, whose vertical unit is an inch, counted from the top."""
     whole = figure.get_figheight()
     axes = figure.add_axes((LEFT / WIDTH, 0.48 / whole, COLUMN / WIDTH, height / whole))
@@ -101,7 +101,7 @@ def _columns(figure: svg.Figure, height: float) -> Axes:
     return axes
 
 
-def _beside(axes: Axes, place: float, left: str, right: str, *, weight: str = "normal", colour: str = INK) -> None:
+def beside(axes: Axes, place: float, left: str, right: str, *, weight: str = "normal", colour: str = INK) -> None:
     """A name in the left column and a number in the right one."""
     edge = (LEFT - MARGINS / 2) / COLUMN
     for side, words, align, ink in ((-edge, left, "left", INK), (1 + (RIGHT - MARGINS / 2) / COLUMN, right, "right", colour)):

@@ -13,6 +13,7 @@ from xferbench.report import text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from xferbench.compared import Outcome
     from xferbench.design import Contrast
     from xferbench.record import Cell, Finding, Run
 
@@ -111,6 +112,14 @@ def measured(run: Run, plugin: str) -> tuple[Finding, ...]:
 def check(finding: Finding) -> str:
     """Name what was asked: the plugin, and its contrast where that is not the usual one."""
     return finding.plugin if finding.contrast == "harm" else f"{finding.plugin}/{finding.contrast}"
+
+
+def of(run: Run, outcome: Outcome) -> Group:
+    """Find the findings of what was compared, its own verdict first; empty for the subject, and for what this run lacks."""
+    names = {outcome.id, outcome.id.removesuffix("/harm")}
+    found = [one for one in run.findings if {f"{one.plugin}/{one.contrast}", f"{section(one)}/{contrast(one)}"} & names]
+    own = [one for one in found if outcome.plugin and one.verdict != "INFO"]
+    return tuple(sorted(own, key=lambda one: one.verdict != outcome.verdict))
 
 
 def reason(group: Group) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xferbench.report import drawn, evidence, figures, forest, frames, samples, text
+from xferbench.report import comparison, drawn, evidence, figures, forest, frames, page, samples, text
 from xferbench.suite import folder
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from xferbench.design import Plugin
     from xferbench.record import Run
 
@@ -30,12 +30,8 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
         plugins: by id.
         cache: folder of figures that were drawn before; None draws all.
     """
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    page = files("xferbench.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"line": text.line, "seconds": text.seconds, "percent": text.percent}
     groups = frames.groups(run)
     shown = [name for name in frames.plugins(run) if _asked(run, name)]
     anchors = {name: f"plugin-{number}" for number, name in enumerate(shown, start=1)}
@@ -48,8 +44,11 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
     content = "" if cache is None else drawn.named(run) or ""
     sections = [_section(run, name, plugins.get(name), cache, content) | {"anchor": anchors[name]} for name in shown]
     trusted, others = _notes(run)
-    told = environment.from_string(page).render(
+    told = page.render(
+        "report.html.j2",
+        title=text.line(run.suite.get("name", "")),
         suite=run.suite,
+        held=comparison.section(run, cache),
         outcome=frames.outcome(run),
         facts=_facts(run),
         unit=" / ".join(units),
@@ -65,7 +64,7 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
         notes=others,
         false_alarms=f"{run.expected_false_alarms:.2g}",
         cost=_cost(run.cost),
-        environment=_environment(run.environment),
+        environment=comparison.environment(run.environment),
         plan=text.line(run.plan),
         command=_command(run),
         evidence=_evidence(run),
@@ -230,18 +229,6 @@ def _cost(cost: Mapping[str, Any]) -> dict[str, Any]:
     ]
     seconds = cost.get("seconds") or {}
     return {"counted": counted, "seconds": [(text.line(kind), text.seconds(float(value))) for kind, value in seconds.items()]}
-
-
-def _environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """One row a fact, nested ones on one line."""
-    return [
-        (
-            text.line(name),
-            text.line(", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, Mapping) else value),
-        )
-        for name, value in environment.items()
-        if value not in (None, "")
-    ]
 
 
 def _evidence(run: Run) -> dict[str, Any]:

@@ -1,18 +1,20 @@
-"""``junit.xml``: a suite for each plugin, a case for each finding."""
+"""``junit.xml``: a suite for each plugin, a case for each finding; of a gate a case for each outcome."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from xferbench.report import frames, text
+from xferbench.report import frames, held, text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from xferbench.compared import Outcome
     from xferbench.record import Finding, Run
 
 ELEMENT = {"FAIL": "failure", "ERROR": "error", "SKIPPED": "skipped", "INCONCLUSIVE": "skipped"}
+OUTCOME = {"worse": "failure", "crashed": "error", "cannot tell": "skipped", "skipped": "skipped"}
 FIGURES = (
     "harm",
     "low",
@@ -25,24 +27,55 @@ FIGURES = (
     "control_low",
     "control_high",
 )
+COMPARED = ("before", "now", "change", "low", "high", "margin", "p_worse", "p_not_worse", "flipped")
 
 
 def render(run: Run) -> str:
-    """Render the XML; INFO and PASS are cases that passed. Characters that XML cannot hold become a space."""
+    """Render the XML; INFO, PASS and known FAILs are cases that passed. Characters that XML cannot hold become a space."""
     root = ET.Element("testsuites", name=text.line(f"xferbench {run.suite.get('name', '')}"))
-    _counts(root, run.findings)
-    for plugin in frames.plugins(run):
-        findings = [finding for finding in run.findings if frames.section(finding) == plugin]
-        suite = ET.SubElement(root, "testsuite", name=text.line(plugin))
-        _counts(suite, findings)
-        for finding in findings:
-            _case(suite, finding)
+    if run.gate is None:
+        _findings(root, run)
+    else:
+        _outcomes(root, run, run.gate.outcomes)
     ET.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def _counts(element: ET.Element, findings: Sequence[Finding]) -> None:
-    found = [ELEMENT.get(finding.verdict, "") for finding in findings]
+def _findings(root: ET.Element, run: Run) -> None:
+    _counts(root, [finding.verdict for finding in run.findings], ELEMENT)
+    for plugin in frames.plugins(run):
+        findings = [finding for finding in run.findings if frames.section(finding) == plugin]
+        suite = ET.SubElement(root, "testsuite", name=text.line(plugin))
+        _counts(suite, [finding.verdict for finding in findings], ELEMENT)
+        for finding in findings:
+            _case(suite, finding)
+
+
+def _outcomes(root: ET.Element, run: Run, outcomes: Sequence[Outcome]) -> None:
+    _counts(root, [one.decision for one in outcomes], OUTCOME)
+    for plugin in dict.fromkeys(one.plugin for one in outcomes):
+        own = [one for one in outcomes if one.plugin == plugin]
+        suite = ET.SubElement(root, "testsuite", name=text.line(plugin) or "subject")
+        _counts(suite, [one.decision for one in own], OUTCOME)
+        for one in own:
+            _compared(suite, one, frames.of(run, one))
+
+
+def _compared(suite: ET.Element, one: Outcome, group: frames.Group) -> None:
+    case = ET.SubElement(suite, "testcase", classname=suite.get("name", ""), name=text.line(one.id))
+    words = ("verdict", "accepted", "decision", "metric", "unit", "seeds", "examples")
+    _properties(
+        case,
+        {name: str(value) for name in words if (value := getattr(one, name)) != ""},
+        {name: getattr(one, name) for name in COMPARED},
+    )
+    if one.decision in OUTCOME:
+        then = (frames.action(group), frames.patch(group)) if group and one.decision != "skipped" else ()
+        _result(case, OUTCOME[one.decision], one.decision, held.reason(one), then, bare=one.decision == "skipped")
+
+
+def _counts(element: ET.Element, kinds: Sequence[str], elements: Mapping[str, str]) -> None:
+    found = [elements.get(kind, "") for kind in kinds]
     element.set("tests", str(len(found)))
     for plural, name in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         element.set(plural, str(found.count(name)))
@@ -50,19 +83,27 @@ def _counts(element: ET.Element, findings: Sequence[Finding]) -> None:
 
 def _case(suite: ET.Element, finding: Finding) -> None:
     case = ET.SubElement(suite, "testcase", classname=text.line(frames.section(finding)), name=text.line(finding.id))
-    properties = ET.SubElement(case, "properties")
     numbers = {name: getattr(finding, name) for name in FIGURES} | {
         f"accuracy.{arm}": value for arm, value in finding.accuracy.items()
     }
+    words = ("verdict", "control", "metric", "unit", "seeds", "examples")
+    _properties(case, {name: str(getattr(finding, name)) for name in words}, numbers)
+    if finding.verdict in ELEMENT:
+        then = (frames.action((finding,)), frames.patch((finding,)))
+        bare = finding.verdict == "SKIPPED"
+        _result(case, ELEMENT[finding.verdict], finding.verdict, finding.reason, then, bare=bare)
+
+
+def _properties(case: ET.Element, words: Mapping[str, str], numbers: Mapping[str, float | None]) -> None:
+    properties = ET.SubElement(case, "properties")
     told = {name: f"{value:.6g}" for name, value in numbers.items() if value is not None}
-    words = {name: str(getattr(finding, name)) for name in ("verdict", "control", "metric", "unit", "seeds", "examples")}
     for name, value in {**words, **told}.items():
         ET.SubElement(properties, "property", name=text.line(name), value=text.line(value))
-    if finding.verdict in ELEMENT:
-        message = text.line(f"{finding.verdict}: {finding.reason}")
-        element = ET.SubElement(case, ELEMENT[finding.verdict], message=message)
-        if finding.verdict != "SKIPPED":
-            element.set("type", finding.verdict)
-            element.text = "\n".join(
-                part for part in (text.line(finding.reason), frames.action((finding,)), frames.patch((finding,))) if part
-            )
+
+
+def _result(case: ET.Element, name: str, kind: str, reason: str, then: Sequence[str], *, bare: bool) -> None:
+    """What the case came to, with the reason and what to do then; ``bare`` has the message alone."""
+    element = ET.SubElement(case, name, message=text.line(f"{kind}: {reason}"))
+    if not bare:
+        element.set("type", kind)
+        element.text = "\n".join(part for part in (text.line(reason), *then) if part)

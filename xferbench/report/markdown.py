@@ -1,15 +1,16 @@
-"""``summary.md``: the verdicts as a GitHub table."""
+"""``summary.md``: the verdicts as a GitHub table; of a gate what has changed stands before them."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
 
-from xferbench.report import frames, text
+from xferbench.report import frames, held, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from xferbench.compared import Comparison, Outcome
     from xferbench.record import Run
 
 SPECIAL = str.maketrans(
@@ -31,7 +32,37 @@ def escaped(value: object) -> str:
 
 def render(run: Run) -> str:
     """Render the summary; it ends with a line break."""
-    parts = [f"## xferbench: {escaped(run.suite.get('name', ''))}", escaped(frames.outcome(run))]
+    head, own = f"## xferbench: {escaped(run.suite.get('name', ''))}", _own(run)
+    if run.gate:
+        own = [*_gate(run, run.gate), "<details><summary>The run itself</summary>", *own, "</details>"]
+    return "\n\n".join([head, *own]) + "\n"
+
+
+def _gate(run: Run, gate: Comparison) -> list[str]:
+    """The gate's sentence, its outcomes, what to change, and what else differs between the two runs."""
+    parts = [f"**{escaped(held.sentence(gate))}**", escaped(held.against(gate)) + "."]
+    head = ["Compared", "Decision", "Accepted → now", "Change", "Unit", "Margin", "Reason and next action"]
+    parts += [_table(head, [_outcome(run, one) for one in held.ordered(gate)], numbers=(3, 5))] if gate.outcomes else []
+    return parts + (["\n".join(f"- {escaped(note)}" for note in gate.notes)] if gate.notes else [])
+
+
+def _outcome(run: Run, one: Outcome) -> list[str]:
+    group = frames.of(run, one) if one.decision in {"worse", "crashed"} else ()
+    told = one.change is not None
+    return [
+        escaped(held.what(one)),
+        f"**{one.decision}**" if held.asks(one) else one.decision,
+        escaped(held.turn(one)),
+        held.change(one),
+        escaped(text.in_words(one.unit)) if told else text.NOTHING,
+        held.margin(one) if told else text.NOTHING,
+        "<br>".join(map(escaped, filter(None, (held.reason(one), frames.action(group) if group else "")))),
+    ]
+
+
+def _own(run: Run) -> list[str]:
+    """What the run says by itself."""
+    parts = [escaped(frames.outcome(run))]
     groups = frames.groups(run)
     if groups:
         unit = text.in_words(groups[0][0].unit)
@@ -63,7 +94,7 @@ def render(run: Run) -> str:
         )
     if run.notes:
         parts.append("\n".join(f"- {escaped(note)}" for note in run.notes))
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def _row(group: frames.Group) -> list[str]:

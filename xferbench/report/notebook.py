@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from xferbench.report import text
+from xferbench.report import held, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,8 @@ def render(run: Run) -> str:
     notes = "".join(f"<li>{_said(note)}</li>" for note in run.notes)
     return (
         f"<div><p><strong>xferbench: {_said(run.suite.get('name', ''))}</strong></p>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        + (f"<p>{_said(held.sentence(run.gate))}</p>" if run.gate else "")
+        + f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         + (f"<details><summary>{len(run.notes)} note(s)</summary><ul>{notes}</ul></details>" if notes else "")
         + "</div>"
     )

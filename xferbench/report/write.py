@@ -71,7 +71,7 @@ def write(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = NONE
     witness = evidence.render(run, digest(told), content | last)
     writable(directory)
     for name, data in (content | witness | last).items():
-        _replace(directory / name, data)
+        replaced(directory / name, data)
     for name in {evidence.EVIDENCE, evidence.SUMS} - witness.keys():  # of what lay here before
         (directory / name).unlink(missing_ok=True)
     try:
@@ -111,7 +111,7 @@ def read(path: Path) -> Run:
     witness = found.with_name(evidence.EVIDENCE)
     of_seen, seen = _beside(witness, evidence.read) if witness.exists() else (of_cells, ())
     try:
-        of_told, run = digest(told), replace(_run(told, cells, shown), evidence=dict(*seen or [told.get("evidence") or {}]))
+        of_told, run = digest(told), replace(made(told, cells, shown), evidence=dict(*seen or [told.get("evidence") or {}]))
         of_seen = of_seen if plain(unlisted(run.evidence)) == (told.get("evidence") or {}) else ""
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Problem(f"{found} is not a finished run", found=_shown(error), expected=f"schema {SCHEMA}", do=AGAIN) from error
@@ -174,7 +174,12 @@ def _told(path: Path) -> Mapping[str, Any]:
     return told
 
 
-def _run(told: Mapping[str, Any], cells: tuple[Cell, ...], shown: tuple[Samples, ...]) -> Run:
+def made(told: Mapping[str, Any], cells: tuple[Cell, ...], shown: tuple[Samples, ...] = ()) -> Run:
+    """A run of what ``results.json`` holds and the cells beside it.
+
+    Raises:
+        KeyError, TypeError, ValueError: for what is no such content.
+    """
     return Run(
         suite=dict(told["suite"]),
         environment=dict(told["environment"]),
@@ -187,6 +192,7 @@ def _run(told: Mapping[str, Any], cells: tuple[Cell, ...], shown: tuple[Samples,
         plan=told["plan"],
         samples=shown,
         frozen=dict(told.get("frozen") or {}),
+        evidence=dict(told.get("evidence") or {}),
         plugins=dict(told.get("plugins") or {}),
         gate=_gate(told.get("gate")),
     )
@@ -199,8 +205,12 @@ def _gate(told: Mapping[str, Any] | None) -> Comparison | None:
     return Comparison(accepted=dict(told["accepted"]), outcomes=outcomes, notes=tuple(told["notes"]))
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Write beside the file and rename, so that a reader finds the old content or the new one, never a part."""
+def replaced(path: Path, data: bytes) -> None:
+    """Write beside the file and rename, so that a reader finds the old content or the new one, never a part.
+
+    Raises:
+        Problem: where it cannot be written.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with part.open("wb") as file:

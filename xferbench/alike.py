@@ -1,0 +1,87 @@
+"""Whether two runs may be held against each other, and what is different about them. Pure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xferbench.record import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from xferbench.record import Run
+
+# Of a suite's values those that are places or words, or that say how much is paid, and not what is asked.
+UNTOLD = frozenset({"path", "overrides", "allow_code", "command", "budget"})
+PLACES = frozenset({"target", "source", "shifted", "weights", "after", "before", "manifest"})
+MOST = 8  # differences of a suite that are told one by one
+
+
+def refusals(accepted: Run, candidate: Run) -> list[str]:
+    """What must agree for numbers of two jobs to be comparable, and does not: torch's minor, the device's type, the lab."""
+    told: dict[str, list[Any]] = {
+        "torch": [_minor(run) for run in (accepted, candidate)],
+        "device": [run.environment.get("device") for run in (accepted, candidate)],
+        "version of the lab": [run.environment.get("lab") for run in (accepted, candidate)],
+    }
+    return [f"{name} {old or 'unknown'}, here {new or 'unknown'}" for name, (old, new) in told.items() if old != new]
+
+
+def _minor(run: Run) -> str:
+    return ".".join(str((run.environment.get("packages") or {}).get("torch", "")).split("+")[0].split(".")[:2])
+
+
+def differences(accepted: Run, candidate: Run) -> tuple[str, ...]:
+    """What differs and is no reason not to compare: the suite, the content of its inputs, versions, the processor."""
+    changed = [f"{key} {old} → {new}" for key, old, new in of_suites(accepted.suite, candidate.suite)]
+    more = [f"and {len(changed) - MOST} more"] if len(changed) > MOST else []
+    found = [f"the suite differs: {', '.join(changed[:MOST] + more)}"] if changed else []
+    inputs = [_inputs(run) for run in (accepted, candidate)]
+    other = sorted(key for key in inputs[0].keys() & inputs[1].keys() if inputs[0][key] != inputs[1][key])
+    found += [f"other content than accepted: {', '.join(other)}"] if other else []
+    for name in ("xferbench", "python", "processor", "instructions"):
+        old, new = (run.environment.get(name) for run in (accepted, candidate))
+        if old != new:
+            found.append(f"{name}: accepted with {old or 'unknown'}, this is {new or 'unknown'}")
+    packages = [run.environment.get("packages") or {} for run in (accepted, candidate)]
+    moved = [
+        f"{name} {packages[0].get(name, 'none')} → {packages[1].get(name, 'none')}"
+        for name in sorted(packages[0].keys() | packages[1].keys())
+        if packages[0].get(name) != packages[1].get(name)
+    ]
+    return (*found, *([f"packages: {', '.join(moved)}"] if moved else []))
+
+
+def _inputs(run: Run) -> dict[str, str]:
+    return {one["key"]: one["digest"] for one in run.evidence.get("inputs") or () if one["key"] != "suite"}
+
+
+def of_suites(accepted: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The keys in which two suites' values differ, as dotted names, with both; of a place its last part counts."""
+    old, new = (dict(_flat("", plain(told))) for told in (accepted, candidate))
+    named = dict.fromkeys(key for key in (*old, *new) if not key.endswith("recipe.name"))  # what people call it
+    keys = [key for key in named if key.partition(".")[0] not in UNTOLD]
+    return [(key, _shown(old.get(key)), _shown(new.get(key))) for key in keys if old.get(key) != new.get(key)]
+
+
+def _flat(at: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The leaves of a suite's values; None and what is empty are not there."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(f"{at}.{key}" if at else key, item)
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for number, item in enumerate(value, start=1):
+            yield from _flat(f"{at}.{number}", item)
+    elif value not in (None, [], ""):
+        yield at, _placeless(value) if at in PLACES else value
+
+
+def _placeless(word: str) -> str:
+    """The kind of a place, where it has one in front, and its last part."""
+    kind, colon, rest = word.rpartition(":")
+    return f"{kind.partition(':')[0]}{colon}{Path(rest).name}"
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,159 @@
+"""The gate, with its side effects: a run is made or read, held against an accepted one, and written."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from xferbench import alike, compared, discover, finish, given, revived, suite
+from xferbench.design import Suite
+from xferbench.execute import with_store
+from xferbench.gate import CRASHED, NOTHING, exit_code
+from xferbench.problem import Problem
+from xferbench.report import accepted, write
+from xferbench.store import cache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from xferbench.execute import Progress
+    from xferbench.record import Run
+
+ACCEPT = "accept a run here: xferbench gate SUITE --accept FILE"
+
+
+def gate(
+    word: str | Path | Suite,
+    *,
+    baseline: Path | None = None,
+    candidate: Path | None = None,
+    accept: Path | None = None,
+    output: Path | None = None,
+    store: Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    allow_code: bool = False,
+    show: Callable[[Progress], None] = lambda _: None,
+    command: str = "",
+) -> Run:
+    """Carry a suite out, or read a finished run of it, and hold it against an accepted one.
+
+    Training code of the user's own is run anew, whatever the store holds.
+
+    Args:
+        word: a shipped suite's name, a suite file, or a suite.
+        baseline: an accepted file, or the results of a finished run; None compares nothing.
+        candidate: the results of a run of this suite that was made elsewhere.
+        accept: where to write the accepted file of this run; not of one that crashed, or judged nothing.
+        output, store, device, workers, allow_code, show, command: as :func:`xferbench.finish.run`.
+
+    Raises:
+        Problem: for input that cannot be worked with, or runs that cannot be compared; nothing is written then.
+    """
+    asked = word if isinstance(word, Suite) else suite.load(suite.find(str(word)))
+    asked = replace(asked, allow_code=allow_code or asked.allow_code)
+    for folder in filter(None, (output, accept and accept.parent)):
+        write.writable(folder)  # before an hour is spent
+    old = accepted.read(baseline) if baseline else None
+    carried_out = partial(_carried_out, store=store, device=device, workers=workers, show=show, command=command)
+    run = read(candidate, asked) if candidate else carried_out(asked)
+    if old is not None:
+        old, why = _evaluated(old, run, asked, None if candidate else carried_out)
+        held = compared.compare(old, run)
+        notes = (*why, *alike.differences(old, run), *held.notes)
+        run = replace(run, gate=replace(held, accepted={**held.accepted, "file": str(baseline)}, notes=notes))
+    if output is not None:
+        plugins = {plugin.id: plugin for plugin in discover.known(run)}
+        write.write(run, output, plugins, cache(with_store(store)) / "figures")
+    if accept is not None and acceptable(run):
+        write.replaced(accept, accepted.pack(run))
+    return run
+
+
+def acceptable(run: Run) -> bool:
+    """Whether a run can be accepted: something was judged, and nothing crashed."""
+    return exit_code(run.findings) not in {CRASHED, NOTHING}
+
+
+def compare(first: Path, second: Path) -> Run:
+    """The second of two finished or accepted runs, held against the first; what differs about them is told, not refused.
+
+    Raises:
+        Problem: for what is no run, or where the two were scored on other test examples.
+    """
+    old, new = accepted.read(first), accepted.read(second)
+    held = compared.compare(old, new)
+    apart = tuple(f"not made alike: accepted with {one}" for one in alike.refusals(old, new))
+    notes = (*apart, *alike.differences(old, new), *held.notes)
+    return replace(new, gate=replace(held, accepted={**held.accepted, "file": str(first)}, notes=notes))
+
+
+def _carried_out(asked: Suite, *, store: Path | None, **how: Any) -> Run:
+    """Carry a suite out; what training code of the user's own did before is not believed."""
+    if not asked.training:
+        return finish.run(asked, store=store, **how)
+    with TemporaryDirectory(prefix="xferbench-") as folder:
+        return finish.run(asked, store=Path(folder) / "store.sqlite", **how)
+
+
+def read(candidate: Path, asked: Suite) -> Run:
+    """A finished run of a suite that was made elsewhere.
+
+    Raises:
+        Problem: where it is no finished run, or one of another suite.
+    """
+    run = write.read(candidate)
+    others = alike.of_suites(asdict(asked), {name: value for name, value in run.suite.items() if hasattr(asked, name)})
+    if others:
+        key, own, found = others[0]
+        more = f" (and {len(others) - 1} more keys)" if len(others) > 1 else ""
+        raise Problem(
+            f"{candidate} is no run of {asked.path}",
+            found=f"{key} {found}{more}",
+            expected=f"{key} {own}",
+            do="give the suite file that it was made with",
+        )
+    return run
+
+
+def _evaluated(old: Run, new: Run, asked: Suite, carried_out: Callable[[Suite], Run] | None) -> tuple[Run, tuple[str, ...]]:
+    """The accepted run, evaluated again in this job where that can be done and matters, and what is to be said of it.
+
+    A finished network always is, if its files are still there; a training only where the two jobs are not alike.
+
+    Raises:
+        Problem: where they are not, and it cannot be done.
+    """
+    refused = alike.refusals(old, new)
+    if not refused and not asked.after:
+        return old, ()
+    why = "a finished run cannot be evaluated again" if carried_out is None else ""
+    try:
+        again = revived.suite(old.suite, Path(asked.path).parent)
+        why = why or _gone(old, again)
+    except Problem as problem:
+        why = why or str(problem).replace("\n", ";")
+    if carried_out is not None and not why:
+        reason = "; ".join(refused) or "a finished network costs little"
+        return carried_out(replace(again, allow_code=asked.allow_code)), (
+            f"the accepted run was evaluated again in this job ({reason})",
+        )
+    if refused:
+        raise Problem(
+            "the two runs were not made alike",
+            found=f"accepted with {', '.join(refused)}",
+            expected="the same device type, minor version of torch and version of the lab",
+            do=f"{ACCEPT}; the accepted run cannot be evaluated again in this job: {why}",
+        )
+    return old, ()
+
+
+def _gone(old: Run, again: Suite) -> str:
+    """Which inputs of an accepted run are not here any more, or are not what they were; "" where all are."""
+    then = {one["key"]: one["digest"] for one in old.evidence.get("inputs") or () if one["key"] != "suite"}
+    now = {one.key: one.digest for one in given.given(again) if one.counts}
+    changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    return f"other content: {', '.join(changed)}" if changed else ""

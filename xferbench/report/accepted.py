@@ -1,0 +1,130 @@
+"""An accepted run as one file that a repository can keep: its verdicts to be read in a diff, its predictions packed.
+
+Only what a comparison needs is in it: the records of paired contrasts, and of each prediction what their metrics are made of.
+Places below the suite file's folder are told relative to it, others as they are; hosts are not told.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import json
+import zipfile
+import zlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xferbench import __version__
+from xferbench.problem import Problem
+from xferbench.record import Run, to_json
+from xferbench.report import predictions, write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from xferbench.record import Cell
+
+SCHEMA = 1
+KEPT = {"nll": ("p_true",), "brier": ("p_true", "sum_p2"), "auroc": ("probabilities",)}  # beside label and answer
+ALONE = ("whole", "test")  # views of the subject that are compared by themselves
+MAKE = "make one: xferbench gate SUITE --accept FILE"
+
+
+def pack(run: Run) -> bytes:
+    """Give the file's content."""
+    from pathlib import Path
+
+    terms = {
+        (name, arm, view) for name, told in run.plugins.items() for one in told["contrasts"] for arm, view, _ in one["weights"]
+    }
+    metrics = {str(run.suite["metric"]), *(one["metric"] for told in run.plugins.values() for one in told["contrasts"])}
+    cells = tuple(
+        _narrow(cell, metrics)
+        for cell in run.cells
+        if not cell.variant and ((cell.plugin, cell.arm, cell.view) in terms or (cell.arm == "subject" and cell.view in ALONE))
+    )
+    bare = replace(run, arms={}, notes=(), cost={}, frozen={}, gate=None, evidence=_evidence(run))
+    folder = str(Path(str(run.suite["path"])).parent) if run.suite.get("path") else ""
+    results = _relative(to_json(bare), folder)
+    packed = base64.b64encode(predictions.pack(cells, "")).decode()
+    told = {"accepted": SCHEMA, "xferbench": __version__, "sha256": _sha256(results, packed)}
+    return (json.dumps(told | {"results": results, "predictions": packed}, allow_nan=False, indent=1) + "\n").encode()
+
+
+def _evidence(run: Run) -> dict[str, Any]:
+    kept = {name: run.evidence[name] for name in ("begun", "ended", "hash") if name in run.evidence}
+    inputs = [{key: one[key] for key in ("key", "given", "digest")} for one in run.evidence.get("inputs") or ()]
+    return kept | {"inputs": inputs}
+
+
+def _narrow(cell: Cell, metrics: set[str]) -> Cell:
+    """A cell with no more of its record than is compared; a number that is not kept is NaN, which decides nothing."""
+    told, kept = cell.record.predictions, {name for metric in metrics for name in KEPT.get(metric, ())}
+    if told is not None:
+        unknown = np.full(len(told.label), np.nan, dtype=np.float32)
+        narrow = {name: getattr(told, name) if name in kept else unknown for name in ("p_true", "p_max", "sum_p2")}
+        probabilities = told.probabilities if "probabilities" in kept else np.empty((len(told.label), 0), dtype=np.float16)
+        told = replace(told, **narrow, probabilities=probabilities)
+    record = replace(cell.record, predictions=told, scalars={}, curve=(), place="")
+    return replace(cell, record=record, recipe="")
+
+
+def _relative(value: Any, folder: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _relative(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_relative(item, folder) for item in value]
+    return value.replace(f"{folder}/", "") if isinstance(value, str) and folder not in {"", "/"} else value
+
+
+def _sha256(results: Any, packed: str) -> str:
+    text = json.dumps([results, packed], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read(path: Path) -> Run:
+    """Read an accepted run: from its own file, or from a ``results.json`` with ``predictions.npz`` beside it.
+
+    Raises:
+        Problem: where it is missing, truncated, changed by hand, of a newer schema, or no run at all.
+    """
+    if path.is_dir() or not path.exists():
+        return _beside(path)
+    try:
+        told: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _broken(path, f"{type(error).__name__}: {error}"[:200]) from error
+    if not isinstance(told, dict) or "accepted" not in told:
+        return _beside(path)
+    if not isinstance(told["accepted"], int) or told["accepted"] > SCHEMA:
+        raise Problem(
+            f"{path} is newer than this xferbench",
+            found=f"schema {told['accepted']}, by {told.get('xferbench', 'a newer version')}",
+            expected=f"schema {SCHEMA}",
+            do="upgrade xferbench, or accept a run with this version",
+        )
+    try:
+        results, packed = told["results"], told["predictions"]
+        if told["sha256"] != _sha256(results, packed):
+            raise _broken(path, "another content than was written")
+        _, cells = predictions.unpack(io.BytesIO(base64.b64decode(packed, validate=True)))
+        return write.made(results, cells)
+    except (KeyError, TypeError, ValueError, AttributeError, EOFError, binascii.Error, zipfile.BadZipFile, zlib.error) as error:
+        raise _broken(path, f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def _beside(path: Path) -> Run:
+    found = write.results(path)
+    if not found.is_file():
+        what = f"no accepted run: {path} is missing"
+        raise Problem(what, expected="a file of `gate --accept`, or the results.json of a finished run", do=MAKE)
+    return write.read(found)
+
+
+def _broken(path: Path, found: str) -> Problem:
+    expected = "an accepted run as `gate --accept` wrote it, whole and unchanged"
+    return Problem(f"{path} cannot be read", found=found, expected=expected, do="take it from version control, or " + MAKE)

@@ -1,0 +1,211 @@
+"""A comparison in words, the same in every format: its sentence, which outcomes ask for somebody, and its numbers.
+
+It stands below the record, whose run shows itself in a notebook, and so knows the decisions by their words alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xferbench.report import text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from xferbench.compared import Comparison, Outcome
+    from xferbench.record import Run
+
+KNOWN = "known: the accepted run fails it too"
+LOOK = {  # the verdict whose colour a decision has; the worst first
+    "worse": "FAIL",
+    "crashed": "ERROR",
+    "cannot tell": "INCONCLUSIVE",
+    "not worse": "PASS",
+    "skipped": "SKIPPED",
+}
+ASKING = ("worse", "crashed", "cannot tell")
+OPENING = {  # of a gate, and of a comparison that gates nothing
+    "worse": ("The gate fails", "The comparison finds something worse"),
+    "crashed": ("The gate cannot decide", "The comparison cannot decide"),
+    "cannot tell": (
+        "The gate finds nothing worse, but cannot tell of",
+        "The comparison finds nothing worse, but cannot tell of",
+    ),
+    "not worse": ("The gate passes", "The comparison finds nothing worse"),
+    "skipped": ("The gate has nothing to go by", "The comparison has nothing to go by"),
+}
+FEW = 3  # outcomes that a sentence names
+COMMIT = 12  # characters of a git revision
+
+
+def known(one: Outcome) -> bool:
+    """Whether it is a FAIL that the accepted run has already, and that is not shown to have become worse."""
+    return one.verdict == one.accepted == "FAIL" and one.decision in {"not worse", "cannot tell"}
+
+
+def asks(one: Outcome) -> bool:
+    """Whether somebody is to look at it; a known FAIL does not ask by itself."""
+    return one.decision in ASKING
+
+
+def ordered(comparison: Comparison) -> tuple[Outcome, ...]:
+    """The outcomes as they are read: the subject, then the worst first, and known FAILs before what is well."""
+    worst = list(LOOK)
+    return tuple(sorted(comparison.outcomes, key=lambda one: (not is_subject(one), worst.index(one.decision), not known(one))))
+
+
+def is_subject(one: Outcome) -> bool:
+    """Whether it is about the suite's metric itself."""
+    return not one.plugin
+
+
+def what(one: Outcome) -> str:
+    """Name what was compared: ``subject``, the plugin, and its contrast where that is not the usual one."""
+    return text.line(one.id) if is_subject(one) else text.line(one.id).removesuffix("/harm")
+
+
+def of(one: Outcome) -> str:
+    """Name the same within a sentence: ``the subject's accuracy``."""
+    return f"the subject's {text.line(one.metric).replace('_', ' ')}" if is_subject(one) else what(one)
+
+
+def change(one: Outcome) -> str:
+    """How much worse, with its one-sided bounds: ``+10.2 [+8.9, +11.5]``."""
+    return text.bounded((one.change, one.low, one.high), one.unit)
+
+
+def level(one: Outcome, value: float | None) -> str:
+    """The subject's metric, or a harm, as it was or is."""
+    if not is_subject(one) or value is None:
+        return text.signed(value, one.unit)
+    return text.percent(value) if one.unit in text.POINTS else f"{value:.3f}"
+
+
+def turn(one: Outcome) -> str:
+    """From what was accepted to now: the subject's metric, of a plugin its verdicts."""
+    sides = (level(one, one.before), level(one, one.now)) if is_subject(one) else (one.accepted, one.verdict)
+    return " → ".join(text.line(side) or text.NOTHING for side in sides) if any(sides) else text.NOTHING
+
+
+def levels(one: Outcome) -> str:
+    """The same in numbers: the subject's metric, or the harm, then and now."""
+    return f"{level(one, one.before)} → {level(one, one.now)}" if one.before is not None else level(one, one.now)
+
+
+def margin(one: Outcome) -> str:
+    """The margin as it is told: ``2.0``."""
+    return text.signed(one.margin, one.unit).removeprefix("+")
+
+
+def reason(one: Outcome) -> str:
+    """Why it was so decided, in one line, with the word that a FAIL is known."""
+    said = text.line(one.reason)
+    return "; ".join(filter(None, (KNOWN, said if said != KNOWN else ""))) if known(one) else said
+
+
+def figures(one: Outcome) -> str:
+    """What the decision rests on: seeds, test examples, P-values, and how many answers differ."""
+    over = f"{one.seeds} seeds × " if one.seeds > 1 else ""
+    tested = (("p worse", one.p_worse), ("p not worse", one.p_not_worse))
+    told = [f"{over}{one.examples} test examples"] if one.examples else []
+    told += [f"{name} {text.p_value(value)}" for name, value in tested if value is not None]
+    told += [f"{text.percent(one.flipped)} of the answers differ"] if one.flipped is not None else []
+    return "; ".join(told)
+
+
+def decided(comparison: Comparison) -> str:
+    """The decision on the whole: the worst there is, and ``skipped`` where nothing was decided."""
+    found = {one.decision for one in comparison.outcomes}
+    return next((decision for decision in LOOK if decision in found), "skipped")
+
+
+def sentence(comparison: Comparison, *, gate: bool = True) -> str:
+    """The whole in a sentence or two, as a gate says it, or else as a comparison that gates nothing."""
+    whole = decided(comparison)
+    by = {decision: [one for one in comparison.outcomes if one.decision == decision] for decision in LOOK}
+    start, named = OPENING[whole][0 if gate else 1], [*by["worse"], *by["crashed"]]
+    if named:
+        start += ": " + "; ".join([*_few(list(map(_worse, by["worse"]))), *_crashed(by["crashed"])])
+    elif whole == "cannot tell":
+        named = by[whole]
+        start += " " + _listed([*map(of, named)])
+    elif whole == "not worse":
+        named = [one for one in by[whole] if is_subject(one)]
+        start += ": " + (_kept(named[0]) if named else "nothing is worse than what was accepted")
+    else:
+        named = list(by["skipped"])
+    rest = counted([one for one in comparison.outcomes if one not in named])
+    return f"{start}." + (f" Of the {'others' if named else 'outcomes'}: {rest}." if rest else "")
+
+
+def counted(outcomes: Sequence[Outcome]) -> str:
+    """How many outcomes have which decision, the worst first: ``1 worse, 2 not worse, 1 known FAIL``."""
+    words = [f"{'known FAIL' if known(one) and not asks(one) else one.decision}" for one in outcomes]
+    return ", ".join(f"{words.count(word)} {word}" for word in (*LOOK, "known FAIL") if word in words)
+
+
+def _worse(one: Outcome) -> str:
+    if is_subject(one):
+        return f"{of(one)} is {_amount(one)}worse than what was accepted"
+    if one.verdict == "FAIL" and one.accepted != "FAIL":
+        return f"{what(one)} is a new FAIL" if one.accepted else f"{what(one)} is a FAIL, with nothing accepted beside it"
+    return f"{what(one)} costs {_amount(one)}more than what was accepted" if one.change is not None else f"{what(one)} is worse"
+
+
+def _amount(one: Outcome) -> str:
+    """A change as a sentence has it, without the plus: ``10.2 [8.9, 11.5] points``, with a space after it."""
+    if one.change is None:
+        return ""
+    named = text.line(one.unit) not in text.POINTS and text.line(one.metric).casefold() in text.line(one.unit).casefold()
+    unit = "points" if one.unit in text.POINTS else "" if named else text.line(one.unit)
+    return f"{change(one).replace('+', '')} {unit}".strip() + " "
+
+
+def _kept(subject: Outcome) -> str:
+    least = f", by a margin of {margin(subject)}{' points' if subject.unit in text.POINTS else ''}"
+    told = f" ({turn(subject)})" if subject.before is not None else ""
+    return f"{of(subject)} is not worse than what was accepted" + (least if subject.margin is not None else "") + told
+
+
+def _crashed(outcomes: Sequence[Outcome]) -> list[str]:
+    return [f"{_listed([of(one) for one in outcomes])} crashed"] if outcomes else []
+
+
+def _few(parts: list[str]) -> list[str]:
+    return parts if len(parts) <= FEW else [*parts[:FEW], f"{len(parts) - FEW} more are worse"]
+
+
+def _listed(names: list[str]) -> str:
+    """Names in a sentence: ``a, b and c``, the fourth and later ones by their number."""
+    names = names if len(names) <= FEW else [*names[:FEW], f"{len(names) - FEW} more"]
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def sides(run: Run, file: str = "") -> tuple[tuple[str, str, str], ...]:
+    """Who is compared with whom: a fact, as it was of the accepted run, and as it is of this one, which lies in ``file``."""
+    accepted, at = (run.gate.accepted if run.gate else {}), run.environment
+    told = (
+        ("suite", accepted.get("name"), run.suite.get("name")),
+        ("file", accepted.get("file"), file),
+        ("xferbench", accepted.get("xferbench"), at.get("xferbench")),
+        ("git revision", revision(accepted.get("git")), revision(at.get("git"))),
+        ("ended", accepted.get("ended"), run.evidence.get("ended")),
+    )
+    return tuple(
+        (name, text.line(was or text.NOTHING), text.line(now or text.NOTHING)) for name, was, now in told if was or now
+    )
+
+
+def against(comparison: Comparison) -> str:
+    """Whom it was held against, in a line: ``Held against careless (xferbench 0.1.0, git 0a1b2c3d4e5f, ended …)``."""
+    accepted = comparison.accepted
+    facts = (("xferbench", accepted.get("xferbench")), ("git", revision(accepted.get("git"))), ("ended", accepted.get("ended")))
+    told = ", ".join(f"{name} {text.line(value)}" for name, value in facts if value)
+    whom = text.line(accepted.get("name") or accepted.get("file") or "an accepted run")
+    return f"Held against {whom}" + (f" ({told})" if told else "")
+
+
+def revision(commit: object) -> str:
+    """A git revision, shortened, with its ``+changes`` where it has them."""
+    whole, mark, more = text.line(commit or "").partition("+")
+    return whole[:COMMIT] + mark + more
