@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factory import make_run
+from factory import make_record, make_run
 
-from xferbench import cli, discover, execute, finish, gate
+from xferbench import cli, discover, execute, finish, gate, store
 from xferbench.problem import Problem
 from xferbench.record import Finding, to_json
 from xferbench.report import html, write
 
 SURFACE = """
 run       suite; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --seed; --budget; --set;
-          --allow-code; --plan; --dry-run; --fail-on fail|inconclusive; --format text|json
+          --allow-code; --plan; --dry-run; --shard; --fail-on fail|inconclusive; --format text|json
 audit     suite; --arch; --after; --before; --data; --source; --shifted; --manifest; --believed;
           --mean; --std; --interpolation bilinear|bicubic|nearest; --crop-pct; --img-size; --channels rgb|bgr|grey;
           --serve-mean; --serve-std; --serve-interpolation bilinear|bicubic|nearest; --serve-crop-pct; --serve-img-size;
@@ -37,10 +37,11 @@ gate      suite; --baseline; --candidate; --accept; -o --output; --store; --devi
 compare   first; second; -o --output
 ls        --format text|json
 explain   plugin
-validate  suite; --store; --set; --allow-code; --freeze; --force
+validate  suites; --store; --set; --allow-code; --freeze; --force
 report    directory; -o --output
 init      folder; --weights; --arch; -o --output; --force
 manifest  data; -o --output; --force
+merge     stores; -o --output
 doctor    --store; --format text|json
 """
 
@@ -134,6 +135,7 @@ def test_the_defaults_of_run_are_frozen():
         "allow_code": False,
         "plan": None,
         "dry_run": False,
+        "shard": None,
         "fail_on": "fail",
         "format": "text",
     }
@@ -149,6 +151,9 @@ def test_the_defaults_of_run_are_frozen():
         (["run", "quick", "-j", "two"], "found 'two', expected a whole number above 0"),
         (["run", "quick", "--seed", "-1"], "expected a whole number, 0 or above"),
         (["run", "quick", "--device", "tpu"], "invalid choice: 'tpu'"),
+        (["validate"], "required: suite"),
+        (["merge", "one.sqlite"], "required: -o/--output"),
+        (["merge", "-o", "all.sqlite"], "required: STORE"),
         (["run", "quick", "--work", "2"], "unrecognized arguments: --work"),
         (["ls", "--format", "xml"], "invalid choice: 'xml'"),
     ],
@@ -164,7 +169,7 @@ def test_help_and_version_end_with_0(capsys):
     for words in (
         ["--help"],
         ["--version"],
-        *([name, "--help"] for name in ("run", "ls", "explain", "validate", "report", "init", "doctor")),
+        *([name, "--help"] for name in ("run", "ls", "explain", "validate", "report", "init", "merge", "doctor")),
     ):
         with pytest.raises(SystemExit) as ended:
             cli.main(words)
@@ -419,6 +424,62 @@ def test_what_stands_in_the_suites_place_is_checked_too(capsys, words, fragment)
     code, _, err = told(capsys, "run", "quick", *words)
     assert code == gate.USAGE
     assert fragment in err
+
+
+def test_of_several_suites_each_is_checked_and_every_problem_told(capsys, tmp_path):
+    good = make_suite(tmp_path)
+    bad, worse = tmp_path / "bad.toml", tmp_path / "worse.toml"
+    bad.write_text(good.read_text().replace("margin", "marge"))
+    worse.write_text("schema = ")
+    alone = told(capsys, "validate", good)
+    code, out, err = told(capsys, "validate", bad, worse, good, tmp_path / "none.toml")
+    assert (code, out) == (gate.USAGE, alone[1])
+    lines = [line for line in err.splitlines() if line.startswith("xferbench: ")]
+    assert lines[:2] == [f"xferbench: {bad}: marge: unknown key", f"xferbench: {worse}: not a TOML file"]
+    assert lines[2].startswith("xferbench: no suite ")  # whose name may be too long to be told whole
+    assert len(lines) == 3
+    code, out, err = told(capsys, "validate", good, good)
+    assert (code, out, err) == (gate.PASSED, 2 * alone[1], "")
+
+
+def test_one_plan_is_not_frozen_of_several_suites(capsys, tmp_path):
+    good = make_suite(tmp_path)
+    code, out, err = told(capsys, "validate", good, good, "--freeze", "plan.json")
+    assert (code, out) == (gate.USAGE, "")
+    assert "--freeze: a plan is that of one suite\n  found: 2 suites" in err
+    assert not Path("plan.json").exists()
+
+
+def test_a_merge_says_what_each_store_brought_and_that_answers_differ(capsys, tmp_path):
+    for name, accuracy in {"one.sqlite": 0.8, "two.sqlite": 0.7}.items():
+        with store.opened(tmp_path / name) as db:
+            store.put(db, make_record("shared", accuracy))
+            store.put(db, make_record(f"of {name}", 0.8))
+    code, out, err = told(capsys, "merge", "one.sqlite", "two.sqlite", "-o", "all of it.sqlite")
+    assert (code, err) == (gate.PASSED, "")
+    assert out.splitlines() == [
+        "one.sqlite: 2 records added, 0 there already",
+        "two.sqlite: 1 records added, 1 there already, 1 of them with other predictions or scalars (the first stays)",
+        "next: xferbench run SUITE --store 'all of it.sqlite'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sources", "fragment"),
+    [
+        (["one.sqlite", "none.sqlite"], "none.sqlite: no such store"),
+        (["one.sqlite", "noise.toml"], "noise.toml: the store cannot be read"),
+        (["one.sqlite", "all.sqlite"], "all.sqlite: no such store"),
+    ],
+)
+def test_a_merge_that_cannot_be_is_one_message(capsys, tmp_path, sources, fragment):
+    make_suite(tmp_path)
+    with store.opened(tmp_path / "one.sqlite") as db:
+        store.put(db, make_record("k", 0.8))
+    code, out, err = told(capsys, "merge", "-o", "all.sqlite", *sources)
+    assert (code, out, "Traceback" in err) == (gate.USAGE, "", False)
+    assert f"xferbench: {fragment}" in err
+    assert not Path("all.sqlite").exists()
 
 
 def test_report_writes_the_same_again_or_elsewhere(capsys, monkeypatch, tmp_path):

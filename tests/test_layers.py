@@ -35,7 +35,7 @@ LAYERS = (
     "report.frames report.samples report.drawn report.svg report.figures report.forest report.changes report.evidence",
     "report.page report.comparison report.html report.markdown report.junit report.github report.console",
     "report.predictions report.write report.accepted",
-    "given execute repair finish gating doctor init audit fake testing cli __main__",
+    "given execute shard repair finish gating doctor init audit fake testing cli __main__",
 )
 LINE = [name for layer in LAYERS for name in layer.split()]
 

@@ -354,3 +354,206 @@ def test_two_runs_may_trim_at_once(folder, monkeypatch):
 
 def test_the_cache_lies_beside_its_store(tmp_path):
     assert store.cache(tmp_path / "store.sqlite") == tmp_path / "store.sqlite.cache"
+
+
+# Stores that are joined
+
+
+def filled(path, **accuracies):
+    """A store with a record for each key, of that accuracy, and the facts of this module under a key of its name."""
+    with store.opened(path) as db:
+        for key, accuracy in accuracies.items():
+            store.put(db, make_record(key, accuracy))
+        store.put_facts(db, path.stem, FACTS)
+    return path
+
+
+def joined(output, *sources):
+    return [told for _, told in store.joined(output, sources)]
+
+
+def test_what_is_not_there_is_added_and_what_is_there_stays(tmp_path):
+    one, two = filled(tmp_path / "one.sqlite", a=0.8, b=0.8), filled(tmp_path / "two.sqlite", b=0.8, c=0.2)
+    output = filled(tmp_path / "all.sqlite", own=0.5)
+    assert joined(output, one, two) == [
+        store.Merged(added=2, known=0, differing=0),
+        store.Merged(added=1, known=1, differing=0),
+    ]
+    with store.opened(output) as db:
+        found = store.get(db, ["a", "b", "c", "own"])
+        for key, accuracy in {"a": 0.8, "b": 0.8, "c": 0.2, "own": 0.5}.items():
+            same(found[key], make_record(key, accuracy))
+        assert [store.facts(db, name) for name in ("one", "two", "all")] == [FACTS] * 3
+    assert joined(output, one, two) == [store.Merged(added=0, known=2, differing=0)] * 2
+
+
+def test_of_two_answers_the_first_stays_and_the_other_is_counted(tmp_path):
+    record = make_record("k", 0.8, scalars={"drift": 0.5})
+    others = {
+        "later": replace(record, seconds=99.0, place="another machine"),
+        "scalar": replace(record, scalars={"drift": 0.5000001}),
+        "bit": replace(record, predictions=replace(record.predictions, p_max=record.predictions.p_max * np.float32(1.0000001))),
+        "none": replace(record, predictions=None),
+    }
+    for name, other in {"first": record, **others}.items():
+        with store.opened(tmp_path / name) as db:
+            store.put(db, other)
+    told = joined(tmp_path / "all", tmp_path / "first", *(tmp_path / name for name in others))
+    assert [one.differing for one in told] == [0, 0, 1, 1, 1]
+    with store.opened(tmp_path / "all") as db:
+        same(store.get(db, ["k"])["k"], record)
+
+
+def test_a_number_that_is_none_is_the_same_in_both(tmp_path):
+    for name in ("one", "two"):
+        with store.opened(tmp_path / name) as db:
+            store.put(db, Record(key="k", scalars={"loss": float("nan")}, place=name))
+    assert [one.differing for one in joined(tmp_path / "all", tmp_path / "one", tmp_path / "two")] == [0, 0]
+
+
+def test_what_is_remembered_of_files_stays_on_its_machine(tmp_path):
+    source = filled(tmp_path / "one.sqlite", a=0.8)
+    with store.opened(source) as db:
+        store.remembered(db, lambda _: "digest")(source)
+    joined(tmp_path / "all.sqlite", source)
+    with store.opened(tmp_path / "all.sqlite") as db:
+        assert db.execute("select count(*) from digests").fetchone() == (0,)
+
+
+def test_more_records_than_are_read_at_once_all_arrive(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "PAGE", 3)
+    source = filled(tmp_path / "one.sqlite", **{f"k{number:02}": 0.8 for number in range(10)})
+    assert joined(tmp_path / "all.sqlite", source) == [store.Merged(added=10, known=0, differing=0)]
+
+
+@pytest.mark.parametrize("name", ["a b?mode=rwc#%41;'\".sqlite", "-o", "ünï.sqlite", "file:x"])
+def test_a_store_may_have_any_name(tmp_path, name):
+    assert joined(tmp_path / "all.sqlite", filled(tmp_path / name, a=0.8))[0].added == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["all.sqlite", name])
+
+
+def test_the_sources_are_left_as_they_are(tmp_path):
+    sources = [filled(tmp_path / f"{name}.sqlite", a=0.8) for name in ("one", "two")]
+    with sqlite3.connect(sources[1]) as logged:
+        logged.execute("pragma journal_mode = wal")
+    logged.close()
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in sources]
+    joined(tmp_path / "all.sqlite", *sources)
+    assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in sources] == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.sqlite", "one.sqlite", "two.sqlite"]
+
+
+def test_a_store_is_merged_while_a_run_holds_a_lock_on_it(tmp_path):
+    source = filled(tmp_path / "one.sqlite", a=0.8)
+    with store.opened(source) as db:
+        db.execute("begin immediate")
+        assert joined(tmp_path / "all.sqlite", source)[0].added == 1
+
+
+def newer(path):
+    with store.opened(path) as db:
+        db.execute(f"pragma user_version = {store.VERSION + 1}")
+
+
+def others(path):
+    with sqlite3.connect(path) as db:
+        db.execute("create table cookies (name text)")
+    db.close()
+
+
+def alike(path):
+    with sqlite3.connect(path) as db:
+        db.execute("create table records (name text)")
+    db.close()
+
+
+def half_written(path):
+    """A store whose writer was killed in the middle of a transaction that had reached the file."""
+    filled(path, a=0.8)
+    code = (
+        "import os, sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('pragma cache_size = 1')\n"
+        "for n in range(500): db.execute('insert into facts values (?, ?)', (str(n), 'x' * 500))\n"
+        "os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, path], check=True)
+    assert path.with_name(path.name + "-journal").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "fragment"),
+    [
+        (lambda _: None, "no such store"),
+        (Path.mkdir, "no such store"),
+        (Path.touch, "an empty file"),
+        (lambda path: path.write_text("results" * 999), "the store cannot be read"),
+        (lambda path: path.write_bytes(b"SQLite format 3\0" + bytes(100)), "the store cannot be read"),
+        (others, "a database of something else"),
+        (alike, "the store cannot be read"),
+        (newer, "a store of a newer xferbench"),
+        (half_written, "the store cannot be read"),
+    ],
+)
+def test_a_bad_source_is_told_before_anything_is_merged(tmp_path, make, fragment):
+    good, bad, output = filled(tmp_path / "good.sqlite", a=0.8), tmp_path / "bad.sqlite", tmp_path / "all.sqlite"
+    make(bad)
+    before = bad.read_bytes() if bad.is_file() else None
+    with pytest.raises(Problem, match=fragment) as told:
+        joined(output, good, bad)
+    assert str(bad) in told.value.what
+    assert told.value.do
+    assert not output.exists()
+    assert (bad.read_bytes() if bad.is_file() else None) == before
+
+
+def test_a_source_that_is_broken_further_in_adds_nothing(tmp_path):
+    bad = filled(tmp_path / "bad.sqlite", **{f"k{number}": 0.8 for number in range(40)})
+    pages = bytearray(bad.read_bytes())
+    pages[len(pages) // 2 :] = b"\xff" * (len(pages) - len(pages) // 2)
+    bad.write_bytes(pages)
+    output = filled(tmp_path / "all.sqlite", own=0.5)
+    with pytest.raises(Problem, match=r"bad\.sqlite: the store cannot be read"):
+        joined(output, bad)
+    with store.opened(output) as db:
+        assert db.execute("select key from records").fetchall() == [("own",)]
+
+
+def test_the_output_is_none_of_the_sources_however_it_is_named(tmp_path):
+    one = filled(tmp_path / "one.sqlite", a=0.8)
+    (tmp_path / "link.sqlite").symlink_to(one)
+    (tmp_path / "hard.sqlite").hardlink_to(one)
+    for output in (one, tmp_path / "link.sqlite", tmp_path / "hard.sqlite", tmp_path / "." / "one.sqlite"):
+        with pytest.raises(Problem, match="the output is one of the stores to be merged"):
+            joined(output, one)
+
+
+@pytest.mark.parametrize(
+    ("make", "fragment"),
+    [
+        (Path.mkdir, "no store can be opened there"),
+        (lambda path: path.write_text("results" * 999), "the store cannot be used"),
+        (others, "a database of something else"),
+        (newer, "a store of a newer xferbench"),
+    ],
+)
+def test_an_output_that_is_no_store_stays_as_it_is(tmp_path, make, fragment):
+    one, output = filled(tmp_path / "one.sqlite", a=0.8), tmp_path / "all.sqlite"
+    make(output)
+    before = output.read_bytes() if output.is_file() else None
+    with pytest.raises(Problem, match=fragment) as told:
+        joined(output, one)
+    assert "-o" in told.value.do
+    assert (output.read_bytes() if output.is_file() else None) == before
+
+
+def test_an_output_that_may_not_be_written_is_told(tmp_path, monkeypatch):
+    one, output = filled(tmp_path / "one.sqlite", a=0.8), filled(tmp_path / "all.sqlite", own=0.5)
+    connect, before = sqlite3.connect, output.read_bytes()
+
+    def read_only(path, **more):  # as for whoever lacks the right; root, who may run this, lacks none
+        return connect(f"{path.as_uri()}?mode=ro", uri=True, **more) if path == output else connect(path, **more)
+
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    with pytest.raises(Problem, match=r"all\.sqlite: the store cannot be used") as told:
+        joined(output, one)
+    assert "readonly" in told.value.found
+    assert output.read_bytes() == before

@@ -87,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
             "report": _report,
             "init": _init,
             "manifest": _manifest,
+            "merge": _merge,
             "doctor": _doctor,
         }
     )
@@ -115,6 +116,8 @@ def _suite(arguments: argparse.Namespace) -> Suite:
 
 def _run(arguments: argparse.Namespace) -> int:
     asked = _suite(arguments)
+    if arguments.shard is not None:
+        return _sharded(asked, arguments)
     if arguments.dry_run:
         if arguments.plan is not None:
             from xferbench import given
@@ -122,6 +125,37 @@ def _run(arguments: argparse.Namespace) -> int:
             given.checked(asked, Path(), arguments.plan)
         return _dry_run(asked, arguments)
     return _carried_out(asked, arguments)
+
+
+def _sharded(asked: Suite, arguments: argparse.Namespace) -> int:
+    from xferbench import shard
+    from xferbench.report import console
+
+    meaningless = {
+        "--output": arguments.output is not None,
+        "--format json": arguments.format == "json",
+        "--fail-on inconclusive": arguments.fail_on == "inconclusive",
+        "--dry-run": arguments.dry_run,
+    }
+    if found := [word for word, is_given in meaningless.items() if is_given]:
+        expected = "neither report nor forecast: a shard judges nothing, and knows its share of the present stage alone"
+        do = "give them to the run without --shard, on the merged store"
+        raise Problem("--shard with options that are about the whole run", found=", ".join(found), expected=expected, do=do)
+    if arguments.store is None:
+        raise Problem("--shard without --store", do="give each shard a store of its own: --store FILE")
+    number, of = arguments.shard
+    with console.live() as show:
+        told = shard.run(
+            asked,
+            shard.Shard(number=number, of=of),
+            path=arguments.store,
+            device=arguments.device,
+            workers=arguments.workers,
+            show=show,
+            plan=arguments.plan,
+        )
+    print(shard.told(told))
+    return gate.CRASHED if told.crashed else gate.PASSED
 
 
 def _carried_out(asked: Suite, arguments: argparse.Namespace) -> int:
@@ -338,12 +372,28 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
+    if arguments.freeze is not None and len(arguments.suites) > 1:
+        found = f"{len(arguments.suites)} suites"
+        raise Problem("--freeze: a plan is that of one suite", found=found, expected="one", do="freeze each by itself")
+    code = gate.PASSED
+    for word in arguments.suites:
+        try:
+            _validated(word, arguments)
+        except Problem as problem:  # the others are checked all the same
+            if arguments.debug:
+                traceback.print_exc()
+            code, message = _ended(problem)
+            print(f"xferbench: {message}", file=sys.stderr)
+    return code
+
+
+def _validated(word: str, arguments: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from xferbench import discover, execute, suite
     from xferbench.forecast import smallest_margin
 
-    path = suite.find(arguments.suite)
+    path = suite.find(word)
     asked = replace(suite.load(path, arguments.set), allow_code=arguments.allow_code)
     facts = execute.known(asked, execute.with_store(arguments.store))
     print(
@@ -356,7 +406,6 @@ def _validate(arguments: argparse.Namespace) -> int:
         print("the size of the test set is not known yet: `xferbench run --dry-run` says what it can decide")
     if arguments.freeze is not None:
         _freeze(asked, arguments)
-    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -393,6 +442,16 @@ def _manifest(arguments: argparse.Namespace) -> int:
     print(f"wrote {line(arguments.output)}: {len(made.prints)} images of {line(made.name)}, {size:.1f} MiB, no pixels")
     if left_out:
         print(f"{len(left_out)} left out", *map(line, left_out[:LEFT_OUT]), *["…"] * (len(left_out) > LEFT_OUT), sep="\n  ")
+    return gate.PASSED
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from xferbench import store
+
+    for path, told in store.joined(arguments.output, arguments.stores):
+        differing = f", {told.differing} of them with other predictions or scalars (the first stays)" if told.differing else ""
+        print(f"{path}: {told.added} records added, {told.known} there already{differing}", flush=True)
+    print(f"next: xferbench run SUITE --store {shlex.quote(str(arguments.output))}")
     return gate.PASSED
 
 

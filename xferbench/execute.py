@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -77,26 +77,20 @@ def execute(
         Problem: for input that cannot be worked with, a store that cannot be written, a full disk.
     """
     begun, workers = monotonic(), workers or _side_by_side(device)
-    plugins = discover.of(suite)
-    torch = torch_version()
-    with store.opened(path) as db, _engine(workers) as engine:
-        show(Progress(stage="reading the data and the backbone", done=0, running=1, total=1, reused=0, left=None))
-        place = Place(device=_device(device, engine), torch=torch, lab=VERSION)
-        pipeline, facts = examined(suite, db, store.cache(path), engine)
-        study = plan.Study(suite=suite, facts=facts, plugins=plugins, subject=plan.subject(suite, pipeline), place=place)
-        answers: dict[str, Record] = {}
+    answers: dict[str, Record] = {}
+    with laid_out(suite, path, device, workers, show) as (study, db, engine):
         ran = Counted()
-        ask = partial(_asked, engine, store.cache(path))
-        step = _answered(study, answers, db, ask, ran, show)
+        ask = partial(asked, engine, store.cache(path))
+        step = answered(study, answers, db, ask, ran, show)
         left = symptoms.mended(study, step)
-        found = left and symptoms.Mended(by=left[0], study=left[1], step=_answered(left[1], answers, db, ask, ran, show))
+        found = left and symptoms.Mended(by=left[0], study=left[1], step=answered(left[1], answers, db, ask, ran, show))
         shown, remarks = samples.gathered(study, step, engine, store.cache(path))
         store.trim(store.cache(path))
     return Executed(
         study=study,
         step=step,
         answers=answers,
-        trials_run=ran.trials,
+        trials_run=len(ran.trials),
         fits_run=ran.fits,
         workers=workers,
         seconds=monotonic() - begun,
@@ -106,15 +100,34 @@ def execute(
     )
 
 
-def _answered(
+@contextmanager
+def laid_out(
+    suite: Suite, path: Path, device: str, workers: int | None, show: Callable[[Progress], None] = lambda _: None
+) -> Iterator[tuple[plan.Study, sqlite3.Connection, Callable[[], Call]]]:
+    """The study of a suite with the store and the workers that it needs; data and backbone are probed where not known."""
+    plugins = discover.of(suite)
+    torch = torch_version()
+    with store.opened(path) as db, _engine(workers or _side_by_side(device)) as engine:
+        show(Progress(stage="reading the data and the backbone", done=0, running=1, total=1, reused=0, left=None))
+        place = Place(device=_device(device, engine), torch=torch, lab=VERSION)
+        pipeline, facts = examined(suite, db, store.cache(path), engine)
+        subject = plan.subject(suite, pipeline)
+        yield plan.Study(suite=suite, facts=facts, plugins=plugins, subject=subject, place=place), db, engine
+
+
+def answered(
     study: plan.Study,
     answers: dict[str, Record],
     db: sqlite3.Connection,
     ask: Callable[[tuple[Trial, ...], frozenset[str]], Future[Any]],
     ran: Counted,
     show: Callable[[Progress], None],
+    mine: Callable[[tuple[Trial, ...]], bool] = lambda _: True,
 ) -> looks.Step:
-    """Carry a study to its end: what the replay asks is recalled or computed, until it asks nothing more."""
+    """Carry a study to its end: what the replay asks is recalled or computed, until it asks nothing more.
+
+    Where only some groups are ``mine``, it may end in a step that still wants what others have to compute.
+    """
     while True:
         step = looks.step(study, answers)
         missing = [key for key in step.wanted if key not in answers]
@@ -122,14 +135,16 @@ def _answered(
             return step
         found = store.get(db, missing)
         answers |= found
-        _compute(step, answers, db, ask, len(found), ran, study, show)
+        _compute(step, answers, db, ask, len(found), ran, study, show, mine)
+        if any(key not in answers for key in missing):
+            return step
 
 
 @dataclass(slots=True)
 class Counted:
-    """What this run had to compute itself."""
+    """What this run had to compute itself: the keys of trials, and how many fits."""
 
-    trials: int = 0
+    trials: set[str] = field(default_factory=set)
     fits: int = 0
 
 
@@ -234,8 +249,16 @@ def _fits(suite: Suite, facts: Facts) -> None:
             raise Problem(f"{suite.path}: [checkpoint] believed", found=phase.trainable, expected=expected)
 
 
-def _asked(engine: Callable[[], Call], cache: Path, group: tuple[Trial, ...], missing: frozenset[str]) -> Future[Any]:
+def asked(engine: Callable[[], Call], cache: Path, group: tuple[Trial, ...], missing: frozenset[str]) -> Future[Any]:
+    """Ask a worker for what is missing of a group."""
     return engine()("xferbench.lab.answer:answer", group, missing, cache)
+
+
+def groups(step: looks.Step, study: plan.Study) -> list[tuple[Trial, ...]]:
+    """All that a step asks, in the groups that are computed together, whatever of them is known."""
+    # Not every network of a user's own can be mapped over members, and their training code takes one at a time.
+    alone = study.suite.training or study.suite.arch.startswith("python:")
+    return list(plan.groups(step.wanted, 1 if alone else LOCKSTEP.get(study.place.device, 1), study.suite))
 
 
 def _compute(
@@ -247,13 +270,14 @@ def _compute(
     ran: Counted,
     study: plan.Study,
     show: Callable[[Progress], None],
+    mine: Callable[[tuple[Trial, ...]], bool],
 ) -> None:
-    """Compute what a step lacks, each record put in the store as it comes; a worker's death is a crash of its group alone."""
-    # Not every network of a user's own can be mapped over members, and their training code takes one at a time.
-    alone = study.suite.training or study.suite.arch.startswith("python:")
-    groups = list(plan.groups(step.wanted, 1 if alone else LOCKSTEP.get(study.place.device, 1), study.suite))
+    """Compute what a step lacks of the groups that are ``mine``, each record put in the store as it comes.
+
+    A worker's death is a crash of its group alone.
+    """
     running: dict[Future[Any], tuple[Trial, ...]] = {}
-    for group in groups:
+    for group in filter(mine, groups(step, study)):
         lacking = frozenset(trial.key for trial in group if trial.key not in answers)
         if lacking:
             running[ask(group, lacking)] = group
@@ -285,7 +309,7 @@ def _compute(
             ran.fits += fits
             for record in records:
                 answers[record.key] = record
-                ran.trials += 1
+                ran.trials.add(record.key)
                 if not record.error:
                     store.put(db, record)
         if finished:
@@ -307,13 +331,10 @@ def with_store(path: Path | None) -> Path:
 
 def forecast(suite: Suite, *, path: Path, device: str = "auto", workers: int | None = None) -> Forecast:
     """What a suite would ask, and what the store has of it; the data and the backbone are probed where they are not known."""
-    plugins, workers = discover.of(suite), workers or _side_by_side(device)
-    with store.opened(path) as db, _engine(workers) as engine:
-        place = Place(device=_device(device, engine), torch=torch_version(), lab=VERSION)
-        pipeline, facts = examined(suite, db, store.cache(path), engine)
-        if facts.crash:
-            raise Problem(f"{suite.path}: {facts.crash}", do="correct it; nothing can be foretold without it")
-        study = plan.Study(suite=suite, facts=facts, plugins=plugins, subject=plan.subject(suite, pipeline), place=place)
+    workers = workers or _side_by_side(device)
+    with laid_out(suite, path, device, workers) as (study, db, _):
+        if study.facts.crash:
+            raise Problem(f"{suite.path}: {study.facts.crash}", do="correct it; nothing can be foretold without it")
         answers: dict[str, Record] = {}
         while True:
             step = looks.step(study, answers)

@@ -52,7 +52,7 @@ def parser(carried_out: Mapping[str, Callable[[argparse.Namespace], int]]) -> ar
     explain = command("explain", "the manual page of a plugin")
     explain.add_argument("plugin")
     validate = command("validate", "check a suite file, without running it")
-    validate.add_argument("suite")
+    validate.add_argument("suites", nargs="+", metavar="suite")
     validate.add_argument("--store", type=Path, metavar="FILE")
     _add_set(validate)
     validate.add_argument("--allow-code", action="store_true", help="accept a suite that runs code of its own; nothing is run")
@@ -69,13 +69,8 @@ def parser(carried_out: Mapping[str, Callable[[argparse.Namespace], int]]) -> ar
     init.add_argument("--arch", help="what the weights were made with (default: guessed from their tensors)")
     init.add_argument("-o", "--output", type=Path, metavar="FILE", help="suite file to write (default: NAME.toml)")
     init.add_argument("--force", action="store_true", help="overwrite the file where there is one")
-    manifest = command("manifest", "write down a pretraining set as hashes and embeddings, without its images")
-    manifest.add_argument(
-        "data",
-        help="a dataset as in a suite file (folder:DIR, npz:FILE, ...), its training images; a folder may be of images only",
-    )
-    manifest.add_argument("-o", "--output", type=Path, metavar="FILE", required=True, help="manifest to write, an npz file")
-    manifest.add_argument("--force", action="store_true", help="overwrite the file where there is one")
+    _add_manifest(command("manifest", "write down a pretraining set as hashes and embeddings, without its images"))
+    _add_merge(command("merge", "join the stores of several shards"))
     doctor = command("doctor", "check the installation; prints what to paste into a bug report")
     doctor.add_argument("--store", type=Path, metavar="FILE")
     doctor.add_argument("--format", choices=("text", "json"), default="text")
@@ -94,6 +89,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--allow-code", action="store_true", help="let the suite run code of its own (python:module:callable)")
     _add_plan(run)
     run.add_argument("--dry-run", action="store_true", help="say what would be asked, and run nothing")
+    _add_shard(run)
     run.add_argument("--fail-on", choices=("fail", "inconclusive"), default="fail", help="what makes the exit code not 0")
     run.add_argument("--format", choices=("text", "json"), default="text", help="json: standard output is results.json")
 
@@ -158,6 +154,26 @@ def _add_gate(gate: argparse.ArgumentParser) -> None:
     gate.add_argument("--format", choices=("text", "json"), default="text", help="json: standard output is results.json")
 
 
+def _add_manifest(manifest: argparse.ArgumentParser) -> None:
+    manifest.add_argument(
+        "data",
+        help="a dataset as in a suite file (folder:DIR, npz:FILE, ...), its training images; a folder may be of images only",
+    )
+    manifest.add_argument("-o", "--output", type=Path, metavar="FILE", required=True, help="manifest to write, an npz file")
+    manifest.add_argument("--force", action="store_true", help="overwrite the file where there is one")
+
+
+def _add_merge(merge: argparse.ArgumentParser) -> None:
+    merge.add_argument("stores", type=Path, nargs="+", metavar="STORE", help="what a shard wrote; it is only read")
+    text = "store to join them into; what is in it already stays"
+    merge.add_argument("-o", "--output", type=Path, metavar="FILE", required=True, help=text)
+
+
+def _add_shard(run: argparse.ArgumentParser) -> None:
+    text = "compute only this share of the plan into --store, of N that xferbench merge joins; no report is written"
+    run.add_argument("--shard", type=_shard, metavar="I/N", help=text)
+
+
 def _add_freeze(command: argparse._ActionsContainer) -> None:
     text = "write the plan and its hash before anything is looked at, and run nothing"
     command.add_argument("--freeze", type=Path, metavar="FILE", help=text)
@@ -176,6 +192,13 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
     return int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected I/N with I from 1 to N, such as 2/4")
+    return int(number), int(of)
 
 
 def _share(text: str) -> float:
