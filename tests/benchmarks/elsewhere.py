@@ -42,7 +42,7 @@ COMPUTERS = {  # what is set, the workers, and whether a worker's threads are as
         False,
     ),
 }
-FEWER = ("--set", 'plugins=["batchnorm-drift", "head-shock"]')
+FEWER = ("--set", 'plugins=["batchnorm-drift", "head-shock"]', "--set", "scratch.steps=60")
 TUNED = (
     "--set",
     "recipe.strategy=full",

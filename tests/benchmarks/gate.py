@@ -29,7 +29,7 @@ TUNED = {"strategy": "full", "lr": 3e-3, "steps": 30, "batch_size": 16}  # expos
 PROBE = {"strategy": "linear-probe", "lr": 1e-2}
 WEAKER = {  # what a regression is made of: these in the place of 200 images, and of 150 steps
     "images": (20, 30, 40, 50, 60, 80, 100, 120, 150),
-    "steps": (5, 10, 15, 20, 30, 40, 60, 80, 100),
+    "steps": (12, 14, 16, 18, 20, 25, 30, 40),
 }
 USUAL = {"images": 200, "steps": 150}
 MEANT = (0.02, 0.05, 0.1)
@@ -75,9 +75,9 @@ def tuned(store, *, quick):
     return trained.asked(TUNED, target, store)
 
 
-def lots(*, quick):
-    """The seeds of the pipeline that is held against itself."""
-    return range(500_000, 500_040) if quick else range(2000)
+def lots(*, quick, gates=200):
+    """The seeds of the pipeline that is held against itself, ten a gate."""
+    return range(500_000, 500_040) if quick else range(10 * gates)
 
 
 def aa(store, *, quick, python=None):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -18,9 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from factory import make_told
 
 from xferbench import discover, execute, findings, finish, looks, plan, store, suite
-from xferbench.design import HARM, Place
-from xferbench.environment import torch_version
-from xferbench.lab import VERSION
+from xferbench.design import HARM
 from xferbench.record import Record, Run
 
 CHUNK = 100  # seeds that are asked for together
@@ -64,11 +62,8 @@ def asked(recipe, target, path):
     """The study of a recipe on a target."""
     given = suite.parse(TABLE | {"recipe": recipe, "target": target}, Path("gate.toml"))
     plugins = tuple(replace(one, contrasts=(HARM,), measures={}, derived=None, picture=None) for one in discover.of(given))
-    place = Place(device="cpu", torch=torch_version(), lab=VERSION)
-    with store.opened(path) as db, execute._engine(1) as engine:
-        pipeline, facts = execute.examined(given, db, store.cache(path), engine)
-    subject = plan.subject(given, pipeline)
-    study = plan.Study(suite=given, facts=facts, plugins=plugins, subject=subject, place=place)
+    with execute.laid_out(given, path, "cpu", 1) as (found, _, _):
+        study = replace(found, plugins=plugins)
     return Asked(study=study, cases=tuple(case(one, study) for one in plugins), path=path)
 
 
@@ -81,18 +76,20 @@ def case(plugin, study):
 
 def train(one, seeds):
     """Train what the store does not have of some seeds."""
-    with store.opened(one.path) as db, execute._engine(1) as engine:
-        ask = partial(execute._asked, engine, store.cache(one.path))
+    with execute.laid_out(one.study.suite, one.path, "cpu", 1) as (_, db, engine):
+        folder = store.cache(one.path)
         for start in range(0, len(seeds), CHUNK):
-            wanted = plan.trials(one.questions(seeds[start : start + CHUNK]))
-            answers = kept(db, wanted)
-            step = looks.Step(wanted=wanted)
-            execute._compute(step, answers, db, ask, len(answers), execute.Counted(), one.study, lambda _: None)
-            crashed = next((record.error for record in answers.values() if record.error), "")
-            if crashed:
-                raise RuntimeError(crashed)
-            store.trim(store.cache(one.path), KEPT)
-            print(one.study.suite.recipe.name, one.study.suite.train_size, "seeds", seeds[start], "on", flush=True)
+            step = looks.Step(wanted=plan.trials(one.questions(seeds[start : start + CHUNK])))
+            lacking = frozenset(step.wanted) - kept(db, step.wanted).keys()
+            groups = [group for group in execute.groups(step, one.study) if lacking & {trial.key for trial in group}]
+            for future in [execute.asked(engine, folder, group, lacking) for group in groups]:
+                for record in future.result()[0]:
+                    if record.error:
+                        raise RuntimeError(record.error)
+                    store.put(db, record)
+            store.trim(folder, KEPT)
+            if lacking:
+                print(one.study.suite.recipe.name, one.study.suite.train_size, "seeds from", seeds[start], flush=True)
 
 
 def kept(db, keys):
@@ -111,7 +108,6 @@ def judged(one, answers):
     step = looks._looked(one.study, looks.Step(cases=one.cases), answers)
     if step.wanted:
         raise LookupError(f"{sum(key not in answers for key in step.wanted)} records are missing: train first")
-    done = execute.Executed(study=one.study, step=step, answers=answers, trials_run=0, fits_run=0, workers=1, seconds=0.0)
     own = one.study.suite
     return Run(
         suite=asdict(own),
@@ -120,7 +116,7 @@ def judged(one, answers):
         cells=findings.cells(step, answers),
         cost={},
         arms={},
-        plugins=finish.asked(done),
+        plugins=finish.asked(SimpleNamespace(study=one.study)),
     )
 
 
