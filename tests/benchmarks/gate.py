@@ -207,7 +207,7 @@ def by_training(usual, one, judged, how, meant):
         found = [decided(trained.run(usual.at(at, S)), trained.run(one.at(at, S)))["subject"] for at in firsts]
         error = by_seed.std(ddof=1) / len(by_seed) ** 0.5
         rows.append(
-            {"candidate": how, "meant": f"{-100 * meant:g}", "true change": f"{-by_seed.mean():.2f} ± {error:.2f}", "S": S}
+            {"candidate": how, "meant": f"{0 - 100 * meant:g}", "true change": f"{-by_seed.mean():.2f} ± {error:.2f}", "S": S}
             | {"sd over seeds": f"{by_seed.std(ddof=1):.2f}", "gates": len(found)}
             | shares([each.decision for each in found])
         )
@@ -229,7 +229,7 @@ def by_drawing(usual, pools, judged, kind, replicates):
                 sides = trained.answering(accepted, own[seeds][:, examples]), trained.answering(candidate, less)
                 found.append(decided(*sides)["subject"].decision)
             rows.append(
-                {"candidate": f"drawn, by {kind}", "meant": f"{-100 * meant:g}", "true change": f"{-100 * meant:.2f}", "S": S}
+                {"candidate": f"drawn, by {kind}", "meant": f"{0 - 100 * meant:g}", "true change": f"{0 - 100 * meant:.2f}", "S": S}
                 | {"gates": replicates}
                 | shares(found)
             )
