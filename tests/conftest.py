@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["pytester"]
 MARKS = {"slow": "--runslow", "gpu": "--rungpu"}
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,9 +34,9 @@ LAYERS = (
     "checks.collapse checks.linear_probe checks.feature_distortion checks.interpolation checks.negative_transfer",
     "checks.preprocessing_mismatch checks.reload checks.train_serve_skew",
     "report.frames report.samples report.drawn report.svg report.figures report.forest report.changes report.evidence",
-    "report.page report.comparison report.html report.markdown report.junit report.github report.console",
+    "report.page report.comparison report.html report.markdown report.junit report.tested report.github report.console",
     "report.predictions report.write report.accepted",
-    "given execute shard repair finish gating doctor init audit fake testing cli __main__",
+    "given execute shard repair finish gating doctor init audit fake testing pytest_plugin cli __main__",
 )
 LINE = [name for layer in LAYERS for name in layer.split()]
 
@@ -204,7 +205,14 @@ def test_what_is_slow_to_import_waits_for_the_function_that_needs_it(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_no_module_needs_what_only_a_developer_has(module):
-    assert not {one.name for one in imports(MODULES[module])} & DEVELOPMENT
+    of_pytest = {"pytest"} if module == "pytest_plugin" else set()  # which nobody but pytest imports
+    assert not {one.name for one in imports(MODULES[module])} & (DEVELOPMENT - of_pytest)
+
+
+def test_the_plugin_of_pytest_is_imported_by_pytest_alone_and_imports_late():
+    assert not [name for name, path in MODULES.items() for one in imports(path) if one.name == "pytest_plugin"]
+    early = {one.name for one in imports(MODULES["pytest_plugin"]) if not one.late and not one.typed}
+    assert {name for name in early if name not in sys.stdlib_module_names} == {"pytest"}
 
 
 def test_the_table_is_read_as_it_is_meant(tmp_path):

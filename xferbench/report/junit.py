@@ -27,6 +27,7 @@ FIGURES = (
     "control_low",
     "control_high",
 )
+WORDS = ("verdict", "accepted", "decision", "metric", "unit", "seeds", "examples")
 COMPARED = ("before", "now", "change", "low", "high", "margin", "p_worse", "p_not_worse", "flipped")
 
 
@@ -63,12 +64,7 @@ def _outcomes(root: ET.Element, run: Run, outcomes: Sequence[Outcome]) -> None:
 
 def _compared(suite: ET.Element, one: Outcome, group: frames.Group) -> None:
     case = ET.SubElement(suite, "testcase", classname=suite.get("name", ""), name=text.line(one.id))
-    words = ("verdict", "accepted", "decision", "metric", "unit", "seeds", "examples")
-    _properties(
-        case,
-        {name: str(value) for name in words if (value := getattr(one, name)) != ""},
-        {name: getattr(one, name) for name in COMPARED},
-    )
+    _properties(case, of_outcome(one))
     if one.decision in OUTCOME:
         then = (frames.action(group), frames.patch(group)) if group and one.decision != "skipped" else ()
         _result(case, OUTCOME[one.decision], one.decision, held.reason(one), then, bare=one.decision == "skipped")
@@ -83,21 +79,33 @@ def _counts(element: ET.Element, kinds: Sequence[str], elements: Mapping[str, st
 
 def _case(suite: ET.Element, finding: Finding) -> None:
     case = ET.SubElement(suite, "testcase", classname=text.line(frames.section(finding)), name=text.line(finding.id))
-    numbers = {name: getattr(finding, name) for name in FIGURES} | {
-        f"accuracy.{arm}": value for arm, value in finding.accuracy.items()
-    }
-    words = ("verdict", "control", "metric", "unit", "seeds", "examples")
-    _properties(case, {name: str(getattr(finding, name)) for name in words}, numbers)
+    _properties(case, of_finding(finding))
     if finding.verdict in ELEMENT:
         then = (frames.action((finding,)), frames.patch((finding,)))
         bare = finding.verdict == "SKIPPED"
         _result(case, ELEMENT[finding.verdict], finding.verdict, finding.reason, then, bare=bare)
 
 
-def _properties(case: ET.Element, words: Mapping[str, str], numbers: Mapping[str, float | None]) -> None:
+def of_finding(finding: Finding) -> dict[str, str]:
+    """Tell a finding's words and numbers by name, without those that are not known."""
+    words = {name: str(getattr(finding, name)) for name in ("verdict", "control", "metric", "unit", "seeds", "examples")}
+    accuracy = {f"accuracy.{arm}": value for arm, value in finding.accuracy.items()}
+    return words | _numbers({name: getattr(finding, name) for name in FIGURES} | accuracy)
+
+
+def of_outcome(one: Outcome) -> dict[str, str]:
+    """Tell the same of an outcome."""
+    words = {name: str(getattr(one, name)) for name in WORDS if getattr(one, name) != ""}
+    return words | _numbers({name: getattr(one, name) for name in COMPARED})
+
+
+def _numbers(told: Mapping[str, float | None]) -> dict[str, str]:
+    return {name: f"{value:.6g}" for name, value in told.items() if value is not None}
+
+
+def _properties(case: ET.Element, told: Mapping[str, str]) -> None:
     properties = ET.SubElement(case, "properties")
-    told = {name: f"{value:.6g}" for name, value in numbers.items() if value is not None}
-    for name, value in {**words, **told}.items():
+    for name, value in told.items():
         ET.SubElement(properties, "property", name=text.line(name), value=text.line(value))
 
 

@@ -1,0 +1,136 @@
+"""A run as a test runner takes it: for each contrast that is judged whether it passed, in a few lines of text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from xferbench import compared
+from xferbench.report import frames, held, junit, text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from xferbench.compared import Outcome
+    from xferbench.design import Contrast, Plugin
+    from xferbench.record import Finding, Run
+
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+STATE = {  # of verdicts, and of what is decided where there is an accepted run
+    "FAIL": FAILED,
+    "ERROR": FAILED,
+    "PASS": PASSED,
+    compared.WORSE: FAILED,
+    compared.CRASHED: FAILED,
+    compared.NOT_WORSE: PASSED,
+}
+OPEN = {"INCONCLUSIVE", compared.CANNOT_TELL}  # fail only where that is asked for
+AMISS = {"FAIL", "ERROR"}  # verdicts that are told beside a comparison too
+ELSEWHERE = "not in the results, though the suite asks it: they are of another suite, or of other versions"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tested:
+    """What a test runner is told of one test.
+
+    Attributes:
+        state: ``passed``, ``failed`` or ``skipped``.
+        said: why, in one line that begins with the verdict or the decision. more: what a reader of a failure needs beside it.
+        figures: words and numbers by name.
+    """
+
+    state: str
+    said: str
+    more: str = ""
+    figures: Mapping[str, str] = field(default_factory=dict)
+
+
+def names(plugins: Iterable[Plugin], *, compared_too: bool = False) -> dict[str, str]:
+    """The tests of a suite, each with the id of its plugin, known before anything is run; measurements are none.
+
+    Args:
+        plugins: what the suite asks.
+        compared_too: whether there is an accepted run, so that the subject's own metric is a test too.
+    """
+    judged = {_id(plugin, one): plugin.id for plugin in plugins for one in plugin.contrasts if one.kind != "info"}
+    return ({compared.SUBJECT: ""} if compared_too else {}) | judged
+
+
+def _id(plugin: Plugin, contrast: Contrast) -> str:
+    """The id of a finding without its variant."""
+    if "/" not in plugin.id:  # a check that no plugin has is called audit/…
+        return f"{plugin.id}/{contrast.name}"
+    return plugin.id if contrast.name == "harm" else f"{plugin.id}-{contrast.name}"
+
+
+def told(run: Run, name: str, plugin: str, *, fail_on: str = "fail") -> Tested:
+    """What became of one test; of several variants the worst counts.
+
+    Where the run was held against an accepted one, that decides, and a FAIL which is known passes.
+
+    Args:
+        run: the finished run.
+        name: one of :func:`names`. plugin: the id that stands beside it there.
+        fail_on: ``fail``, or ``inconclusive``: what is left open fails too.
+    """
+    group = _group(run, name, plugin)
+    id_ = f"{group[0].plugin}/{group[0].contrast}" if group else name
+    outcome = next((one for one in run.gate.outcomes if one.id == id_), None) if run.gate else None
+    if outcome is None and not group:
+        return Tested(state=FAILED, said=ELSEWHERE)
+    word = outcome.decision if outcome else group[0].verdict
+    figures = junit.of_finding(group[0]) if group else {}
+    figures |= {f"gate.{name}": value for name, value in junit.of_outcome(outcome).items()} if outcome else {}
+    said, *more = _beside(outcome, group) if outcome else _own(group)
+    return Tested(state=_state(word, fail_on), said=said, more="\n".join(more), figures=figures)
+
+
+def _group(run: Run, name: str, plugin: str) -> frames.Group:
+    """The findings of a contrast, the worst first; where a plugin was not asked at all, what stands for all its contrasts."""
+    found = [one for one in run.findings if one.verdict != "INFO"]
+    own = [one for one in found if f"{one.plugin}/{one.contrast}" == name]
+    whole = [one for one in found if frames.section(one) == plugin and one.verdict in {"SKIPPED", "ERROR"}]
+    return tuple(sorted(own or whole, key=lambda one: frames.WORST_FIRST.index(one.verdict)))
+
+
+def _state(word: str, fail_on: str) -> str:
+    return FAILED if word in OPEN and fail_on == "inconclusive" else STATE.get(word, SKIPPED)
+
+
+def _beside(outcome: Outcome, group: frames.Group) -> list[str]:
+    """What a comparison decided, and of what is amiss the run's own verdict, unless that has been said."""
+    said, amiss = _decided(outcome), bool(group) and group[0].verdict in AMISS
+    verdict, *then = _own(group) if amiss else [""]
+    return [said, *([verdict] if amiss and text.line(group[0].reason) not in said else []), *then]
+
+
+def _own(group: frames.Group) -> list[str]:
+    """A run's own verdict: its number, its reason, and what to do next."""
+    first = group[0]
+    worst = tuple(one for one in group if one.verdict == first.verdict)
+    crashed = "crashed: " if first.verdict == "ERROR" else ""
+    action = frames.action(worst)
+    lines = [
+        ": ".join(part for part in (first.verdict, _harm(first), crashed + frames.reason(worst)) if part),
+        f"next: {action}" if action else "",
+        *(f"    {line}" for line in frames.patch(worst).splitlines()),
+    ]
+    return [line for line in lines if line]
+
+
+def _harm(one: Finding) -> str:
+    return _sized((one.harm, one.low, one.high), one.unit, one.margin) if one.verdict != "ERROR" else ""
+
+
+def _decided(one: Outcome) -> str:
+    """What was decided beside the accepted run: by how much, from what to what, and why."""
+    size = _sized((one.change, one.low, one.high), one.unit, one.margin)
+    moved = held.levels(one) if one.before is not None and one.now is not None else ""
+    return ": ".join(part for part in (one.decision, ", ".join(filter(None, (size, moved))), held.reason(one)) if part)
+
+
+def _sized(bounds: frames.Bounds, unit: str, margin: float | None) -> str:
+    if bounds[0] is None:
+        return ""
+    beside = "" if margin is None else f" (margin {text.signed(margin, unit).removeprefix('+')})"
+    return f"{text.bounded(bounds, unit)} {text.in_words(unit)}{beside}"
