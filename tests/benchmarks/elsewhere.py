@@ -12,8 +12,6 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-from xferbench import suite
-
 # The engine gives each worker one thread whatever it inherits; this is the command line with an engine that does not.
 UNBOUND = """
 import os, subprocess, sys
@@ -42,7 +40,8 @@ COMPUTERS = {  # what is set, the workers, and whether a worker's threads are as
         False,
     ),
 }
-FEWER = ("--set", 'plugins=["batchnorm-drift", "head-shock"]', "--set", "scratch.steps=60")
+WHOLE = ("gate",)  # the shipped suite
+FEWER = ("--set", 'plugins=["batchnorm-drift", "head-shock"]')
 TUNED = (
     "--set",
     "recipe.strategy=full",
@@ -53,11 +52,6 @@ TUNED = (
     "--set",
     "recipe.batch_size=16",
 )
-
-
-def chosen():
-    """The shipped suite that is asked, with the words that make it short."""
-    return ("gate",) if "gate" in suite.shipped() else ("quick", *FEWER)
 
 
 def gate(words, folder, name, *more, env=ONE, unbound=False, python=sys.executable):
@@ -75,7 +69,7 @@ def places(store, *, quick, python):
     """One suite, accepted on the first computer and held against that on the others, each with an empty store."""
     del store, python
     rows = []
-    for said, words in (("as it is", chosen()), ("with full fine-tuning", (*chosen(), *TUNED))):
+    for said, words in (("as it is", WHOLE), ("two plugins, full fine-tuning", (*WHOLE, *FEWER, *TUNED))):
         with TemporaryDirectory() as made:
             folder = Path(made)
             accepted = folder / "accepted.json"
@@ -85,7 +79,7 @@ def places(store, *, quick, python):
                     break
                 how = ("--baseline", str(accepted), "--store", str(folder / f"{number}.sqlite"), "-j", str(workers))
                 code, told = gate(words, folder, str(number), *how, env=env, unbound=unbound)
-                rows.append({"suite": f"{words[0]}, {said}", "computer": name} | beside(code, told["gate"]["outcomes"]))
+                rows.append({"suite gate": said, "computer": name} | beside(code, told["gate"]["outcomes"]))
     return rows
 
 
@@ -111,7 +105,7 @@ def light(store, *, quick, python):
     bare = subprocess.run([python, "-c", "import torch"], check=False, capture_output=True)
     if bare.returncode == 0:
         raise SystemExit(f"{python} has torch")
-    rounds, words = (1 if quick else 5), chosen()
+    rounds, words = (1 if quick else 5), WHOLE
     with TemporaryDirectory() as made:
         folder = Path(made)
         accepted = folder / "accepted.json"

@@ -229,7 +229,12 @@ def by_drawing(usual, pools, judged, kind, replicates):
                 sides = trained.answering(accepted, own[seeds][:, examples]), trained.answering(candidate, less)
                 found.append(decided(*sides)["subject"].decision)
             rows.append(
-                {"candidate": f"drawn, by {kind}", "meant": f"{0 - 100 * meant:g}", "true change": f"{0 - 100 * meant:.2f}", "S": S}
+                {
+                    "candidate": f"drawn, by {kind}",
+                    "meant": f"{0 - 100 * meant:g}",
+                    "true change": f"{0 - 100 * meant:.2f}",
+                    "S": S,
+                }
                 | {"gates": replicates}
                 | shares(found)
             )
