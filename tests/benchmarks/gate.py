@@ -49,7 +49,8 @@ def percent(count, total):
 
 def shares(words):
     """How often each decision was taken, the first with its exact 95 % interval."""
-    counts, total = Counter(words), len(words)
+    counts = Counter(words)
+    total = counts.total()
     interval = binomtest(counts[compared.WORSE], total).proportion_ci()
     told = {word: percent(counts[word], total) for word in WORDS}
     told[compared.WORSE] += f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
@@ -69,24 +70,25 @@ def moved(right, harm, accuracy, rng, *, fixed=False):
 # against itself, and at the margin
 
 
-def tuned(store, *, quick):
+def tuned(store, given):
     """A pipeline that is exposed to both plugins."""
-    target = {"data": "synthetic:near", "train_size": 200, "test_size": 200 if quick else 1000}
+    target = {"data": "synthetic:near", "train_size": 200, "test_size": 200 if given.quick else 1000}
     return trained.asked(TUNED, target, store)
 
 
-def lots(*, quick, gates=200):
+def lots(given):
     """The seeds of the pipeline that is held against itself, ten a gate."""
-    return range(500_000, 500_040) if quick else range(10 * gates)
+    return range(500_000, 500_040) if given.quick else range(10 * given.gates)
 
 
-def aa(store, *, quick, python=None):
+def aa(store, given):
     """A pipeline against itself under other seeds."""
-    one, seeds, S = tuned(store, quick=quick), lots(quick=quick), 5
+    one, seeds, S = tuned(store, given), lots(given), 5
     trained.train(one, seeds)
     runs = [trained.run(one.at(first, S)) for first in seeds[::S]]
     found = [decided(*pair) for pair in zip(runs[::2], runs[1::2], strict=True)]
-    rows = [{"outcome": ANY, "gates": len(found)} | shares([altogether(one) for one in found])]
+    shown = percent(sum(any(map(by_interval, one.values())) for one in found), len(found))
+    rows = [{"outcome": ANY, "gates": len(found)} | shares(map(altogether, found)) | {"worse by the interval": shown}]
     for name in found[0]:
         changes = 100 * np.array([one[name].change for one in found])
         told = {"change in points": f"{changes.mean():+.2f} (sd {changes.std(ddof=1):.2f})"}
@@ -107,6 +109,12 @@ def by_interval(outcome):
     return outcome.p_worse is not None and outcome.p_worse < ALPHA
 
 
+def pooled(one, given):
+    """Whether each network of a pipeline answered each test image rightly, by arm."""
+    trained.train(one, lots(given))
+    return trained.right(one, lots(given))
+
+
 def drawn(pool, rng, S):
     """Answers of two lots of S seeds that share none, on as many test images as there are, drawn with replacement."""
     seeds, N = pool["subject"].shape
@@ -119,34 +127,36 @@ def held(one, S, sides):
     return decided(*(trained.imagined(one.at(S * rank, S), side) for rank, side in enumerate(sides)))
 
 
-def edge(store, *, quick, python=None):
+def edge(store, given):
     """The same with a harm of exactly the margin put into the candidate's subject, so that all outcomes lie at the margin."""
-    one, rows = tuned(store, quick=quick), []
-    pool = trained.right(one, lots(quick=quick))
+    one, rows = tuned(store, given), []
+    pool = pooled(one, given)
     for S, fixed, replicates in ((5, False, 2000), (5, True, 2000), (20, False, 1000), (20, True, 1000)):
         rng, found = np.random.default_rng([S, fixed]), []
-        for _ in range(10 if quick else replicates):
+        for _ in range(10 if given.quick else replicates):
             accepted, candidate = drawn(pool, rng, S)
             candidate["subject"] = moved(candidate["subject"], MARGIN, pool["subject"].mean(), rng, fixed=fixed)
             found.append(held(one, S, (accepted, candidate)))
         where = "the same images at all seeds" if fixed else "other images at each seed"
         for name in (ANY, *found[0]):
-            said = [{each.decision for each in of.values() if name in {each.id, ANY}} for of in found]
+            own = [[each for each in of.values() if name in {each.id, ANY}] for of in found]
+            said = [{each.decision for each in each_of} for each_of in own]
             rows.append(
                 {"answers lost at": where, "S": S, "outcome": name, "gates": len(found)}
-                | {f"called {word}": percent(sum(word in words for words in said), len(found)) for word in WORDS[::2]}
+                | {word: percent(sum(word in words for words in said), len(found)) for word in WORDS[::2]}
+                | {"worse by the interval": percent(sum(any(map(by_interval, each)) for each in own), len(found))}
             )
     return rows
 
 
-def verdicts(store, *, quick, python=None):
+def verdicts(store, given):
     """An unchanged pipeline whose own verdict of head-shock is open: how often is it failed for that?"""
-    one, S, name, rows = tuned(store, quick=quick), 5, "head-shock/harm", []
-    pool = trained.right(one, lots(quick=quick))
+    one, S, name, rows = tuned(store, given), 5, "head-shock/harm", []
+    pool = pooled(one, given)
     cured = pool["head-shock"].mean()
     for harm in (0.0, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08):
         rng, found = np.random.default_rng([S, round(1000 * harm)]), []
-        for _ in range(10 if quick else 500):
+        for _ in range(10 if given.quick else 500):
             sides = drawn(pool, rng, S)
             for side in sides:
                 side["head-shock"] = moved(side["head-shock"], cured - pool["subject"].mean() - harm, cured, rng)
@@ -171,9 +181,9 @@ def probe(store, *, test, images=USUAL["images"], steps=USUAL["steps"]):
     return trained.asked(PROBE | {"steps": steps}, {"data": "synthetic:near", "train_size": images, "test_size": test}, store)
 
 
-def planted(store, *, quick, python=None):
+def planted(store, given):
     """Regressions of about 2, 5 and 10 points by less training; and, drawn from these networks, of exactly so much."""
-    test, pilot, judged = (200, range(510_000, 510_002), range(520_000, 520_020)) if quick else (4000, PILOT, JUDGED)
+    test, pilot, judged = (200, range(510_000, 510_002), range(520_000, 520_020)) if given.quick else (4000, PILOT, JUDGED)
     usual, rows = probe(store, test=test), []
     trained.train(usual, pilot)
     trained.train(usual, judged)
@@ -191,7 +201,7 @@ def planted(store, *, quick, python=None):
             trained.train(one, judged)
             pools[meant] = one
             rows += by_training(usual, one, judged, f"{size} {kind} in the place of {USUAL[kind]}", meant)
-        rows += by_drawing(usual, pools, judged, kind, 10 if quick else 1000)
+        rows += by_drawing(usual, pools, judged, kind, 10 if given.quick else 1000)
     return rows
 
 
@@ -264,10 +274,10 @@ SAID = {
 Full fine-tuning from a random head (all layers, rate 0.003, 30 steps of 16, BatchNorm in train mode) on 200 images, which both
 plugins' cures change; accepted and candidate differ in nothing but their seeds, 0–4 and 5–9, then 10–14 and 15–19, and so on,
 none used twice. S = 5, N = 1000, paired by rank. Whatever is called worse is a false alarm, and at most 5 % of the gates may
-have one.""",
+have one. Worse is what the interval shows, or what a verdict of its own says (below).""",
     "edge": """At the margin
 
-Drawn from the networks above: twice S of their 2000 seeds, and 1000 of their test images with replacement. Of the candidate's
+Drawn from the networks above: twice S of their seeds, and 1000 of their test images with replacement. Of the candidate's
 right answers so many are turned wrong that it is worse by exactly 2 points in expectation, and both harms larger by as much.
 There, worse and not worse are both wrong, and either may be said of one or more of the three at most 5 % of the time.""",
     "verdicts": """The same pipeline, where its own verdict is open
@@ -327,6 +337,7 @@ def main():
     parser.add_argument("--store", type=Path)
     parser.add_argument("--only", nargs="+", choices=PARTS)
     parser.add_argument("--python", type=Path, help="an interpreter without torch, for the part light")
+    parser.add_argument("--gates", type=int, default=200, help="of a pipeline against itself, ten networks of each arm a gate")
     parser.add_argument("--quick", action="store_true", help="a few of each on other seeds, to see that it works")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"))
     given = parser.parse_args()
@@ -337,7 +348,7 @@ def main():
             written(
                 given.out,
                 part,
-                PARTS[part](given.store or Path(folder) / "store.sqlite", quick=given.quick, python=given.python),
+                PARTS[part](given.store or Path(folder) / "store.sqlite", given),
             )
             print(part, f"{perf_counter() - begun:.0f} s", flush=True)
 
