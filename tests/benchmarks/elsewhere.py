@@ -24,12 +24,13 @@ local._started = started
 sys.exit(cli.main(sys.argv[1:]))
 """
 ONE = {"OMP_NUM_THREADS": "1"}
+TWO = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 OLD = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 COMPUTERS = {  # what is set, the workers, and whether a worker's threads are as set
     "the same": (ONE, 1, False),
     "two workers (`-j 2`)": (ONE, 2, False),
     "OMP_NUM_THREADS=2 (a worker has one by design)": ({"OMP_NUM_THREADS": "2"}, 1, False),
-    "two threads in a worker, against the design": ({"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}, 1, True),
+    "two threads in a worker, against the design": (TWO, 1, True),
     "ATEN_CPU_CAPABILITY=default": (ONE | {"ATEN_CPU_CAPABILITY": "default"}, 1, False),
     "ATEN_CPU_CAPABILITY=avx2": (ONE | {"ATEN_CPU_CAPABILITY": "avx2"}, 1, False),
     "ONEDNN_MAX_CPU_ISA=AVX2": (ONE | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, 1, False),
