@@ -47,7 +47,8 @@ def pack(run: Run) -> bytes:
         for cell in run.cells
         if not cell.variant and ((cell.plugin, cell.arm, cell.view) in terms or (cell.arm == "subject" and cell.view in ALONE))
     )
-    bare = replace(run, arms={}, notes=(), cost={}, frozen={}, gate=None, evidence=_evidence(run))
+    environment = {name: value for name, value in run.environment.items() if name not in {"platform", "workers"}}
+    bare = replace(run, environment=environment, arms={}, notes=(), cost={}, frozen={}, gate=None, evidence=_evidence(run))
     folder = str(Path(str(run.suite["path"])).parent) if run.suite.get("path") else ""
     results = _relative(to_json(bare), folder)
     packed = base64.b64encode(predictions.pack(cells, "")).decode()
