@@ -41,6 +41,22 @@ def make_predictions(accuracy, *, seed=0, examples=200, classes=10):
     )
 
 
+def make_told(correct, example=None):
+    """Predictions of two classes that are right where ``correct`` [N] says so; nothing but accuracy is meant by them."""
+    N = len(correct)
+    sure, none = np.ones(N, np.float32), np.empty(0, np.int64)
+    return Predictions(
+        example=np.arange(N, dtype=np.uint64) if example is None else example,
+        label=np.arange(N) % 2,
+        predicted=np.where(correct, np.arange(N) % 2, 1 - np.arange(N) % 2),
+        group=none,
+        p_true=np.asarray(correct, np.float32),
+        p_max=sure,
+        sum_p2=sure,
+        probabilities=np.empty((N, 0), np.float16),
+    )
+
+
 def make_record(key, accuracy, *, seed=0, examples=200, classes=10, **more):
     curve = tuple((step, 2.3 * (1 - accuracy * step / 150), accuracy * step / 150) for step in range(0, 151, 10))
     told = make_predictions(accuracy, seed=seed, examples=examples, classes=classes)
