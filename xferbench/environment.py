@@ -13,6 +13,7 @@ from pathlib import Path
 from xferbench import __version__
 from xferbench.problem import Problem
 
+HELD = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # of torch, oneDNN and MKL
 WIDEST = {"AVX-512": "avx512f", "AVX2": "avx2", "SVE": "sve", "NEON": "asimd"}
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "scikit-learn", "pillow", "safetensors")
 
@@ -70,13 +71,13 @@ def processor() -> str:
 
 
 def instructions() -> str:
-    """The widest vector instructions that torch may choose here, or those that ``ATEN_CPU_CAPABILITY`` holds it to."""
+    """The widest vector instructions that torch may choose here, and what its libraries are held to."""
     told = Path("/proc/cpuinfo")
     lines = told.read_text().splitlines() if told.is_file() else []
     flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.partition(":")[2].split()}
     widest = next((name for name, flag in WIDEST.items() if flag in flags), platform.machine())
-    asked = os.environ.get("ATEN_CPU_CAPABILITY")
-    return f"{widest}, held to {asked}" if asked else widest
+    asked = [f"{name}={os.environ[name]}" for name in HELD if os.environ.get(name)]
+    return ", ".join([widest, *asked])
 
 
 def revision() -> str | None:
