@@ -206,8 +206,8 @@ WRONG = [
     ("[recipe] lr = 0", "[recipe] lr", "0", "a number above 0"),
     ('[recipe] lr = "1e-3"', "[recipe] lr", '"1e-3"', "a number above 0"),
     ("[recipe] learning_rate = 0.1", "[recipe] learning_rate: unknown key", "", "did you mean 'lr'?"),
-    ('[recipe] trainable = "lora:4"', "[recipe] trainable", '"lora:4"', "head, top:N with N of 1 or more, norm or all"),
-    ('[recipe] trainable = "top:0"', "[recipe] trainable", '"top:0"', "top:N with N of 1 or more"),
+    ('[recipe] trainable = "lora"', "[recipe] trainable", '"lora"', "head, top:N, norm, bias, lora:R, adapter:R or all"),
+    ('[recipe] trainable = "top:0"', "[recipe] trainable", '"top:0"', "N and R of 1 or more"),
     ('[recipe] batchnorm = "ghost:1"', "[recipe] batchnorm", '"ghost:1"', "ghost:N with N of 2 or more"),
     ('[recipe] batchnorm = "momentum:2"', "[recipe] batchnorm", '"momentum:2"', "above 0 and at most 1"),
     ('[recipe] batchnorm = "momentum:0"', "[recipe] batchnorm", '"momentum:0"', "above 0 and at most 1"),
@@ -427,7 +427,8 @@ def test_tuning_seeds_begin_where_judged_ones_may_not_be():
 NUMBERS = st.floats(1e-6, 10, exclude_min=True).map(lambda value: float(f"{value:.6g}"))
 PHASES = st.builds(
     Phase,
-    trainable=st.sampled_from(["head", "norm", "all"]) | st.integers(1, 99).map("top:{}".format),
+    trainable=st.sampled_from(["head", "norm", "bias", "all"])
+    | st.builds("{}:{}".format, st.sampled_from(["top", "lora", "adapter"]), st.integers(1, 99)),
     batchnorm=st.sampled_from(["eval", "train"])
     | st.integers(2, 64).map("ghost:{}".format)
     | st.floats(1e-7, 1, exclude_min=True).map("momentum:{:g}".format),
