@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from test_looks import FACTS, PIPELINE, study
 
-from xferbench import fitting, plan
+from xferbench import execute, fitting, plan, store, suite
 from xferbench.design import Choice, Phase, Recipe
 from xferbench.plugins import learning_rate
+from xferbench.problem import Problem
 from xferbench.strategies import adapter, bitfit, full, lora, norm_only
 
 PLAIN = replace(FACTS, lacks=("norm", "bias", "adapter"), groups=("stem", "top"))
@@ -59,6 +61,15 @@ def test_a_plugin_nothing_of_whose_cure_fits_is_skipped_with_the_reason():
     several = replace(plugin, cure=lambda pipeline, _: Choice(candidates=(pipeline, arm(bitfit()), arm(lora()))))
     assert plan.inapplicable(several, asked, subject) == ""
     assert plan.arms(several, asked, subject)["cured"] == Choice(candidates=(subject, arm(lora())))
+
+
+@pytest.mark.parametrize("key", ["recipe", "believed"])
+def test_it_is_refused_before_anything_is_trained(key, tmp_path):
+    asked = replace(suite.load(suite.find("quick")), **{key: recipe("head", "bias")})
+    with store.opened(tmp_path / "s.sqlite") as db, pytest.raises(Problem) as caught:
+        execute.examined(asked, db, tmp_path, lambda: lambda *_: SimpleNamespace(result=lambda: PLAIN))
+    assert caught.value.found == "bias: the backbone has no biases below its head"
+    assert ("[checkpoint] believed" if key == "believed" else "[recipe] trainable") in caught.value.what
 
 
 def test_what_may_be_trained_is_told():

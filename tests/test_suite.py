@@ -14,7 +14,7 @@ from xferbench import keys, plan, suite, wording
 from xferbench.design import Code, Phase, Preprocessing, Recipe, Scratch, Spectrogram, Suite, digest
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem
-from xferbench.strategies import STRATEGIES
+from xferbench.strategies import STRATEGIES, lora
 
 TOP = {"schema": "1", "name": '"ants-bees"', "plugins": '["all"]'}
 TABLES = {"backbone": {"arch": '"tiny-resnet"'}, "target": {"data": '"digits"'}}
@@ -314,6 +314,14 @@ def test_what_a_strategy_leaves_open_is_heard(tmp_path, strategy, changed):
     assert loaded(tmp_path, f"{plain}\n[recipe] {changed}").recipe != loaded(tmp_path, plain).recipe
 
 
+@pytest.mark.parametrize("strategy", ["norm-only", "bitfit", "lora", "adapter"])
+def test_a_strategy_that_trains_few_numbers_has_a_higher_rate_unless_one_is_given(tmp_path, strategy):
+    plain = f'[recipe] strategy = "{strategy}"'
+    assert [phase.lr for phase in loaded(tmp_path, plain).recipe.phases] == [1e-2]
+    assert loaded(tmp_path, plain).recipe == STRATEGIES[strategy]()
+    assert [phase.lr for phase in loaded(tmp_path, f"{plain}\n[recipe] lr = 1e-4").recipe.phases] == [1e-4]
+
+
 def test_a_long_value_is_shortened(tmp_path):
     told = problem(tmp_path, f'name = "{"A" * 1000}"')
     assert len(told.found) == 80
@@ -561,6 +569,11 @@ def test_every_field_of_the_nouns_can_be_asked_for_in_a_file(tmp_path):
         ),
         (Recipe(init="permuted", stop="best"), ["permuted weights: ", "; best step"]),
         (Recipe(phases=(Phase(order="class"),)), ["class-ordered"]),
+        (lora(), ["LoRA 8 0.01: LoRA of rank 8, lr 0.01, BatchNorm eval"]),
+        (
+            Recipe(phases=(Phase(trainable="bias"), Phase(trainable="adapter:4"))),
+            ["biases, lr", "then adapters of 4 channels, lr"],
+        ),
         (
             Recipe(head="zero", phases=(Phase(optimizer="sgd", weight_decay=0.1),)),
             [", optimizer sgd, weight decay 0.1", "; head zero"],
