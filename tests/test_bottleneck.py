@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -149,6 +150,16 @@ def test_what_a_view_sees_is_what_the_trained_tensors_compute(world):  # noqa: F
     with torch.no_grad():
         p = functional_call(network.module, found.last, (x,)).softmax(1).numpy()
     assert abs(p[range(len(p)), dataset.test.labels] - record.predictions.p_true).max() < 1e-4
+
+
+def test_a_copy_of_the_network_adapts_by_tensors_of_its_own():
+    model, x = backbones.build("tiny-resnet", 4).eval(), torch.randn(2, 3, 32, 32)
+    _, tensors = adapted(model, 32)
+    copy = deepcopy(model)
+    copy.load_state_dict(lively(tensors))
+    with torch.no_grad():
+        torch.testing.assert_close(copy(x), functional_call(model, copy.state_dict(), (x,)), rtol=0, atol=1e-5)
+        assert not torch.allclose(copy(x), model(x), atol=1e-3)
 
 
 def test_adapters_of_two_sizes_in_one_fit_are_refused():

@@ -76,6 +76,17 @@ def test_fits_trained_in_lock_step_are_as_if_each_were_alone(step, world, double
         torch.testing.assert_close(found.best, alone.best, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("word", ["bias", "lora:2", "adapter:2", "norm"])
+def test_nothing_is_computed_once_where_something_trains_in_every_group(word, world):  # noqa: F811
+    network, _, _ = prepared(world, make_fit(world))
+    assert fit.cut(Phase(trainable=word, batchnorm="eval"), network.anatomy) == 0
+
+
+def test_biases_move_and_all_else_stays(world):  # noqa: F811
+    (found,) = trained(world, make_fit(world, replace(LORA, trainable="bias")))
+    assert moved(found) == HEAD | {name for name in found.last if name.endswith("bias")}
+
+
 def test_a_phase_that_follows_begins_with_the_sum(world):  # noqa: F811
     (both,) = trained(world, make_fit(world, LORA, Phase(trainable="head", **SGD, **BRIEF)))
     (first,) = trained(world, make_fit(world, LORA))
