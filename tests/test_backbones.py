@@ -310,6 +310,32 @@ def test_what_is_trainable_follows_the_word():
     }
 
 
+def test_biases_and_the_weights_of_linear_layers_are_kinds_of_their_own():
+    model = backbones.build("tiny-resnet", CLASSES)
+    anatomy, head = backbones.anatomy(model, 32), {"linear.weight", "linear.bias"}
+    everything = {name for name, _ in model.named_parameters()}
+    kernels = {name for name in everything if "conv" in name or name.endswith("shortcut.0.weight")}
+    assert backbones.trainable(anatomy, model, "lora:4") == head | kernels
+    assert backbones.trainable(anatomy, model, "bias") == head | {name for name in everything if name.endswith("bias")}
+    with pytest.raises(Problem, match="nothing of the kind"):
+        backbones.trainable(anatomy, model, "adapter:4")
+
+
+def test_attention_has_weights_and_biases_under_names_of_its_own(on_meta):
+    found = backbones.kinds(backbones.anatomy(model := on_meta("torchvision:vit_b_16"), 224), model)
+    layer = "encoder.layers.encoder_layer_0.self_attention"
+    assert {f"{layer}.in_proj_weight", f"{layer}.out_proj.weight", "conv_proj.weight"} <= found["lora"]
+    assert {f"{layer}.in_proj_bias", "encoder.ln.bias"} <= found["bias"]
+    assert not found["lora"] & {"class_token", "encoder.pos_embedding", "heads.head.weight", "encoder.ln.weight"}
+
+
+def test_a_network_that_has_nothing_of_a_kind_is_no_silent_linear_probe():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Flatten(), nn.Linear(16, 2))
+    for word in ("norm", "bias"):
+        with pytest.raises(Problem, match=r"nothing of the kind below its head[\s\S]*one of lora"):
+            backbones.trainable(backbones.anatomy(model, 4), model, word)
+
+
 def test_layer_norms_are_norms_too(on_meta):
     model = on_meta("torchvision:swin_t")
     found = backbones.trainable(backbones.anatomy(model, 224), model, "norm")
@@ -317,7 +343,9 @@ def test_layer_norms_are_norms_too(on_meta):
     assert "features.1.0.attn.qkv.weight" not in found
 
 
-@pytest.mark.parametrize("word", ["top:0", "top:5", "top:", "top:-1", "top:x", "heads", "", "head:1", "lora:4"])
+@pytest.mark.parametrize(
+    "word", ["top:0", "top:5", "top:", "top:-1", "top:x", "heads", "", "head:1", "lora:0", "adapter:", "bias:1"]
+)
 def test_a_word_for_what_is_trainable_that_cannot_be_applied_is_a_problem(word):
     model = backbones.build("cifar-resnet20", CLASSES)
     with pytest.raises(Problem, match=r"N from 1 to 4 .*conv1, layer1, layer2, layer3"):

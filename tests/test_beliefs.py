@@ -29,6 +29,7 @@ HEAD = {"fc.weight", "fc.bias"}
     [
         ("head", HEAD),
         ("norm", HEAD | {"body.1.weight", "body.1.bias"}),
+        ("bias", HEAD | {"body.0.bias", "body.1.bias"}),
         ("all", HEAD | {f"body.{at}.{part}" for at in range(2) for part in ("weight", "bias")}),
     ],
 )
@@ -36,6 +37,12 @@ def test_a_word_means_what_it_means_in_a_suite(word, expected):
     net = make_net()
     (found,) = beliefs.beliefs(net, [Phase(trainable=word)], "fc")
     assert found.trainable == expected == backbones.trainable(backbones.anatomy(net, 8), net, word)
+
+
+@pytest.mark.parametrize("word", ["lora:4", "adapter:8"])
+def test_adapters_of_a_model_that_is_watched_are_its_own(word):
+    with pytest.raises(Problem, match=r"are its own[\s\S]*what requires_grad says"):
+        beliefs.beliefs(make_net(), [Phase(trainable=word)], "fc", 8)
 
 
 def test_layer_groups_are_those_of_the_anatomy():

@@ -119,9 +119,10 @@ def test_in_float32_a_group_is_its_members_within_rounding(world):
         np.testing.assert_allclose([loss for _, loss, _ in found.curve], [loss for _, loss, _ in alone.curve], atol=1e-4)
 
 
-def test_in_bfloat16_as_on_an_accelerator_a_group_is_its_members_within_its_precision(world, monkeypatch):
+@pytest.mark.parametrize("trainable", ["all", "lora:4", "adapter:4"])
+def test_in_bfloat16_as_on_an_accelerator_a_group_is_its_members_within_its_precision(trainable, world, monkeypatch):
     monkeypatch.setattr(features, "precision", lambda device: torch.autocast(device.type, torch.bfloat16))
-    phase = Phase(steps=2, batch_size=8)
+    phase = Phase(trainable=trainable, steps=2, batch_size=8)
     fits = [make_fit(world, phase, seed=seed) for seed in range(2)]
     coarse = trained(world, *fits)
     for found, one in zip(coarse, fits, strict=True):

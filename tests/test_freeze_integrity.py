@@ -22,7 +22,7 @@ from xferbench.lab.viewed import Seen  # noqa: E402
 from xferbench.movement import by_layer, named, told  # noqa: E402
 from xferbench.plugins import freeze_integrity  # noqa: E402
 from xferbench.plugins.freeze_integrity import plugin  # noqa: E402
-from xferbench.strategies import full, linear_probe, lp_ft, partial  # noqa: E402
+from xferbench.strategies import adapter, bitfit, full, linear_probe, lora, lp_ft, partial  # noqa: E402
 
 CLASSES = 4
 
@@ -359,6 +359,7 @@ FACTS = replace(fake.FACTS, groups=("conv1", "layer1", "layer2", "layer3", "laye
 SHORT = Phase(steps=4, batch_size=16)
 RECIPES = {"probe": linear_probe(SHORT), "full": full(SHORT), "partial": partial(replace(SHORT, batchnorm="eval"))}
 RECIPES["lp-ft, the best step"] = replace(lp_ft(replace(SHORT, steps=8)), stop="best")
+RECIPES |= {"bitfit": bitfit(SHORT), "lora": lora(SHORT), "adapter": adapter(SHORT)}
 INDUCED = {
     "probe": {"not-loaded", "frozen-group", "requires-grad-on-module", "decay", "batchnorm-train"},
     "full": {"not-loaded", "optimizer-before-unfreezing"},
@@ -371,7 +372,9 @@ INDUCED = {
         "optimizer-before-unfreezing",
     },
     "lp-ft, the best step": {"not-loaded", "optimizer-before-unfreezing"},
+    "adapter": {"not-loaded", "decay", "batchnorm-train"},
 }
+INDUCED |= dict.fromkeys(("bitfit", "lora"), INDUCED["partial"] - {"frozen-group"})
 CAUSE = {
     "not-loaded": "not-loaded",
     "frozen-group": "group",

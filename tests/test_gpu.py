@@ -24,6 +24,8 @@ STEP = {"steps": 5, "batch_size": 16}
 RECIPES = {
     "full": (Phase(**STEP),),
     "LP-FT": (Phase(trainable="head", batchnorm="eval", lr=1e-2, **STEP), Phase(batchnorm="eval", layer_decay=0.5, **STEP)),
+    "LoRA": (Phase(trainable="lora:4", batchnorm="eval", lr=1e-2, **STEP),),
+    "adapters": (Phase(trainable="adapter:4", batchnorm="eval", lr=1e-2, **STEP),),
     "ghost": (Phase(batchnorm="ghost:8", trainable="top:2", optimizer="sgd", lr=1e-2, **STEP),),
 }
 

@@ -15,16 +15,17 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 LAYERS = (
     "problem environment options design rules overrides report report.text report.held report.notebook record events",
     "stats metrics",
-    "strategies wording movement keys suite honours schema plan",
+    "strategies wording movement keys suite honours fitting schema plan",
     "judge looks samples reason findings symptoms pairs outcomes compared alike revived gate frozen",
     "store discover machine forecast",
     "engines engines.worker engines.local",
     "lab lab.synthetic lab.raw lab.listed lab.fetched lab.foreign lab.inputs lab.arrays lab.sources",
     "lab.pixels lab.prints lab.copies lab.manifest",
-    "lab.seeds lab.schedule lab.batch lab.preprocess lab.batchnorm lab.small lab.backbones",
+    "lab.seeds lab.schedule lab.batch lab.preprocess lab.batchnorm lab.small lab.backbones lab.bottleneck lab.lowrank",
     "lab.published lab.likeness lab.adapters lab.reading lab.installed lab.checkpoints lab.guess",
     "lab.data lab.samples lab.domains lab.features lab.regularize lab.fit lab.initial lab.callables",
-    "lab.penultimate lab.edits lab.finished lab.leaks lab.moved lab.viewed lab.answer lab.repair lab.probe lab.pretrain",
+    "lab.penultimate lab.cost lab.edits lab.finished lab.leaks lab.moved lab.viewed lab.answer lab.repair",
+    "lab.probe lab.pretrain",
     "lab.traces lab.beliefs lab.causes lab.alarms lab.stock lab.course lab.watch lab.watched watched",
     "callbacks callbacks.lightning callbacks.transformers",
     "plugins plugins.batchnorm_drift plugins.catastrophic_forgetting plugins.data_leakage plugins.feature_distortion",
@@ -79,7 +80,7 @@ READING = {
         "frozen",
     ),
     *("design", "record", "problem", "rules", "honours", "overrides", "schema", "strategies", "discover", "environment"),
-    "samples",
+    *("samples", "fitting"),
 }
 TORCH = {"torch", "torchvision", "safetensors", "timm"}
 HEAVY = {"pandas", "scipy", "matplotlib", "seaborn", "sklearn", "PIL", "rich", "jinja2", "platformdirs"}

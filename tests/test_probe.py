@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 from test_data import make_folder, make_npz  # noqa: E402
 from test_fit import WEIGHTS  # noqa: E402
+from torch import nn  # noqa: E402
 
 from xferbench.design import Preprocessing, Weights  # noqa: E402
 from xferbench.lab import backbones, checkpoints, inputs, probe  # noqa: E402
@@ -38,8 +39,19 @@ def test_it_tells_what_there_is(tmp_path):
     assert facts.has_batchnorm
     assert len(facts.batchnorm) == 9
     assert facts.parameters == sum(one.numel() for one in backbones.build("tiny-resnet", 4).parameters())
+    assert facts.lacks == ()
     assert 0 < facts.seconds_forward < 1
     assert 0 < facts.seconds_step < 1
+
+
+def test_what_a_backbone_has_nothing_of_is_told(tmp_path, monkeypatch):
+    def plain(classes):
+        return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+
+    torch.save(plain(4).state_dict(), tmp_path / "w.pt")
+    monkeypatch.setattr(backbones, "build", lambda _arch, classes, _code: plain(classes))
+    weights = Weights(digest=inputs.file_digest(tmp_path / "w.pt"), path=str(tmp_path / "w.pt"))
+    assert probed(make_npz(tmp_path / "d.npz"), tmp_path / "cache", weights=weights).lacks == ("norm", "bias")
 
 
 def test_what_was_left_out_of_a_folder_and_its_validation_split_are_told(tmp_path):

@@ -77,6 +77,14 @@ def test_discriminative_rates_fall_from_the_head_down():
     assert (phase.head_lr, phase.lr, phase.layer_decay) == (HEAD_LR, 1e-3, 0.3)
 
 
+def test_what_trains_few_numbers_leaves_the_rest_as_it_is_and_has_a_rate_of_its_own():
+    made = [strategies.bitfit(), strategies.lora(rank=4), strategies.adapter(rank=2), strategies.norm_only()]
+    assert [one.phases[0].trainable for one in made] == ["bias", "lora:4", "adapter:2", "norm"]
+    assert [one.phases[0].batchnorm for one in made] == ["eval", "eval", "eval", "train"]
+    assert {one.phases[0].lr for one in made} == {1e-2}
+    assert set(strategies.RATES.values()) == {1e-2} and set(strategies.RATES) <= set(STRATEGIES)
+
+
 def test_warm_up_takes_a_tenth_of_the_steps():
     assert [strategies.warm_up(Phase(steps=steps)).phases[0].warmup for steps in (150, 10, 5)] == [15, 1, 1]
 

@@ -14,7 +14,7 @@ from xferbench import keys, plan, suite, wording
 from xferbench.design import Code, Phase, Preprocessing, Recipe, Scratch, Spectrogram, Suite, digest
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem
-from xferbench.strategies import STRATEGIES
+from xferbench.strategies import STRATEGIES, lora
 
 TOP = {"schema": "1", "name": '"ants-bees"', "plugins": '["all"]'}
 TABLES = {"backbone": {"arch": '"tiny-resnet"'}, "target": {"data": '"digits"'}}
@@ -206,8 +206,8 @@ WRONG = [
     ("[recipe] lr = 0", "[recipe] lr", "0", "a number above 0"),
     ('[recipe] lr = "1e-3"', "[recipe] lr", '"1e-3"', "a number above 0"),
     ("[recipe] learning_rate = 0.1", "[recipe] learning_rate: unknown key", "", "did you mean 'lr'?"),
-    ('[recipe] trainable = "lora:4"', "[recipe] trainable", '"lora:4"', "head, top:N with N of 1 or more, norm or all"),
-    ('[recipe] trainable = "top:0"', "[recipe] trainable", '"top:0"', "top:N with N of 1 or more"),
+    ('[recipe] trainable = "lora"', "[recipe] trainable", '"lora"', "head, top:N, norm, bias, lora:R, adapter:R or all"),
+    ('[recipe] trainable = "top:0"', "[recipe] trainable", '"top:0"', "N and R of 1 or more"),
     ('[recipe] batchnorm = "ghost:1"', "[recipe] batchnorm", '"ghost:1"', "ghost:N with N of 2 or more"),
     ('[recipe] batchnorm = "momentum:2"', "[recipe] batchnorm", '"momentum:2"', "above 0 and at most 1"),
     ('[recipe] batchnorm = "momentum:0"', "[recipe] batchnorm", '"momentum:0"', "above 0 and at most 1"),
@@ -312,6 +312,14 @@ def test_keys_of_the_contract_for_later_are_refused_by_name(tmp_path, later):
 def test_what_a_strategy_leaves_open_is_heard(tmp_path, strategy, changed):
     plain = f'[recipe] strategy = "{strategy}"'
     assert loaded(tmp_path, f"{plain}\n[recipe] {changed}").recipe != loaded(tmp_path, plain).recipe
+
+
+@pytest.mark.parametrize("strategy", ["norm-only", "bitfit", "lora", "adapter"])
+def test_a_strategy_that_trains_few_numbers_has_a_higher_rate_unless_one_is_given(tmp_path, strategy):
+    plain = f'[recipe] strategy = "{strategy}"'
+    assert [phase.lr for phase in loaded(tmp_path, plain).recipe.phases] == [1e-2]
+    assert loaded(tmp_path, plain).recipe == STRATEGIES[strategy]()
+    assert [phase.lr for phase in loaded(tmp_path, f"{plain}\n[recipe] lr = 1e-4").recipe.phases] == [1e-4]
 
 
 def test_a_long_value_is_shortened(tmp_path):
@@ -427,7 +435,8 @@ def test_tuning_seeds_begin_where_judged_ones_may_not_be():
 NUMBERS = st.floats(1e-6, 10, exclude_min=True).map(lambda value: float(f"{value:.6g}"))
 PHASES = st.builds(
     Phase,
-    trainable=st.sampled_from(["head", "norm", "all"]) | st.integers(1, 99).map("top:{}".format),
+    trainable=st.sampled_from(["head", "norm", "bias", "all"])
+    | st.builds("{}:{}".format, st.sampled_from(["top", "lora", "adapter"]), st.integers(1, 99)),
     batchnorm=st.sampled_from(["eval", "train"])
     | st.integers(2, 64).map("ghost:{}".format)
     | st.floats(1e-7, 1, exclude_min=True).map("momentum:{:g}".format),
@@ -560,6 +569,11 @@ def test_every_field_of_the_nouns_can_be_asked_for_in_a_file(tmp_path):
         ),
         (Recipe(init="permuted", stop="best"), ["permuted weights: ", "; best step"]),
         (Recipe(phases=(Phase(order="class"),)), ["class-ordered"]),
+        (lora(), ["LoRA 8 0.01: LoRA of rank 8, lr 0.01, BatchNorm eval"]),
+        (
+            Recipe(phases=(Phase(trainable="bias"), Phase(trainable="adapter:4"))),
+            ["biases, lr", "then adapters of 4 channels, lr"],
+        ),
         (
             Recipe(head="zero", phases=(Phase(optimizer="sgd", weight_decay=0.1),)),
             [", optimizer sgd, weight decay 0.1", "; head zero"],

@@ -66,8 +66,10 @@ class Phase:
     """A stretch of training with one set of trainable tensors, one optimizer and one schedule.
 
     Attributes:
-        trainable: ``head``, ``top:N`` (the head and the N uppermost layer groups), ``norm`` (the head and the
-            normalisation layers' scale and shift) or ``all``.
+        trainable: ``all``, ``head``, or the head and: ``top:N`` the N uppermost layer groups; ``norm`` the normalisation
+            layers' scale and shift; ``bias`` every bias, theirs too; ``lora:R`` an update of rank R of every linear and
+            convolutional weight, which is added to it when the phase ends; ``adapter:R`` a residual bottleneck of R channels
+            after each layer group, which is there from the first phase on.
         batchnorm: how BatchNorm layers run: ``eval`` (stored statistics, unchanged), ``train``, ``ghost:N`` (train mode on
             slices of N examples of each batch) or ``momentum:M`` (train mode, running statistics with momentum M).
         lr: learning rate at the schedule's peak; ``head_lr`` that of the head (default: the same).
@@ -357,7 +359,8 @@ class Facts:
     :class:`Domain`; ``no_source`` says why the source's are not known. ``recorded`` tells whether the preprocessing was
     written down somewhere. ``honours`` are the fields of a recipe that the user's training code heeds, None where the lab
     trains; ``crash`` is what the user's code raised while it was probed. ``outputs`` are those of a finished network's head,
-    ``unmoved`` tells that all below it is as it was before.
+    ``unmoved`` tells that all below it is as it was before. ``lacks`` are the kinds of :attr:`Phase.trainable` (norm,
+    bias, lora, adapter) of which the backbone has nothing.
     """
 
     parameters: int
@@ -383,6 +386,7 @@ class Facts:
     crash: str = ""
     outputs: int = 0
     unmoved: bool = False
+    lacks: tuple[str, ...] = ()
 
     @property
     def has_batchnorm(self) -> bool:

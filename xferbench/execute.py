@@ -12,7 +12,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from xferbench import discover, looks, plan, samples, store, symptoms
+from xferbench import discover, fitting, looks, plan, samples, store, symptoms
 from xferbench.design import Domain, Facts, Pipeline, Place, Ready, Recipe, Suite, Trial, digest
 from xferbench.engines import local
 from xferbench.environment import torch_version
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LOCKSTEP = {"cuda": 32}  # fits of a group; elsewhere a group costs as much as its members, so that one is best
 FEWEST = 8  # test images of an audit
-FACTS = 3  # raised whenever more is probed
+FACTS = 4  # raised whenever more is probed
 NEEDS_ASKING = ("/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # where none of these is there, Linux has no accelerator
 Call = Callable[..., "Future[Any]"]
 
@@ -210,8 +210,7 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
     if suite.metric == "auroc" and len(facts.classes) > FEW_CLASSES:
         expected = f"at most {FEW_CLASSES} classes, for which all probabilities are kept"
         raise Problem(f"{suite.path}: metric: auroc", found=f"{len(facts.classes)} classes", expected=expected)
-    if finished:
-        _fits(suite, facts)
+    _fits(suite, facts)
     ready: Ready = facts.preprocessing
     pipeline = Pipeline(
         arch=suite.arch,
@@ -237,16 +236,14 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
 
 
 def _fits(suite: Suite, facts: Facts) -> None:
-    """Refuse an audit that could not be carried out, before anything is looked at."""
-    if facts.test < FEWEST:
+    """Refuse what could not be carried out, before anything is trained or looked at."""
+    if suite.after and facts.test < FEWEST:
         raise Problem(
             f"{suite.path}: too few test images", found=f"{facts.test}", expected=f"{FEWEST} or more, far more to decide"
         )
-    for phase in suite.believed.phases if suite.believed else ():
-        kind, _, count = phase.trainable.partition(":")
-        if kind == "top" and int(count) > len(facts.groups):
-            expected = f"top:N with N up to {len(facts.groups)} (groups from the input up: {', '.join(facts.groups)})"
-            raise Problem(f"{suite.path}: [checkpoint] believed", found=phase.trainable, expected=expected)
+    for key, recipe in {"[recipe] trainable": suite.recipe, "[checkpoint] believed": suite.believed}.items():
+        if recipe is not None and not facts.crash and (reason := fitting.unfit(recipe, facts)):
+            raise Problem(f"{suite.path}: {key}", found=reason, expected=fitting.expected(facts))
 
 
 def asked(engine: Callable[[], Call], cache: Path, group: tuple[Trial, ...], missing: frozenset[str]) -> Future[Any]:

@@ -42,7 +42,7 @@ def arms(asked: Mapping[str, Arm], subject: Pipeline, honoured: Sequence[str] | 
         return dict(asked)
     kept: dict[str, Arm] = {}
     for name, arm in asked.items():
-        told = _candidates(arm)
+        told = candidates(arm)
         left = tuple(
             one
             for rank, one in enumerate(told)
@@ -61,8 +61,8 @@ def unheard(cure: Arm, induced: Iterable[Arm], subject: Pipeline, honoured: Sequ
     """
     if honoured is None:
         return ""
-    cures = [one for one in _candidates(cure) if one != subject]
-    asked = cures or [one for arm in induced for one in _candidates(arm)]
+    cures = [one for one in candidates(cure) if one != subject]
+    asked = cures or [one for arm in induced for one in candidates(arm)]
     missing = [differing(subject.recipe, one.recipe) - {*honoured} for one in asked]
     if not missing or not all(missing):
         return ""
@@ -70,5 +70,6 @@ def unheard(cure: Arm, induced: Iterable[Arm], subject: Pipeline, honoured: Sequ
     return f"the training code does not honour {', '.join(name for name in (*KNOWN, 'regularizer') if name in least)}"
 
 
-def _candidates(arm: Arm) -> tuple[Pipeline, ...]:
+def candidates(arm: Arm) -> tuple[Pipeline, ...]:
+    """The pipelines among which an arm is chosen; an arm that is settled is its only one."""
     return arm.candidates if isinstance(arm, Choice) else (arm,)

@@ -88,7 +88,10 @@ def _preprocessing(value: Any) -> Ready:
 
 PREPROCESSING = rules.Told(_preprocessing, rules.either(rules.schema(IMAGE), rules.schema(SPECTROGRAM)))
 PHASE: dict[str, Rule] = {
-    "trainable": rules.matching(r"head|norm|all|top:[1-9]\d*", "head, top:N with N of 1 or more, norm or all"),
+    "trainable": rules.matching(
+        r"head|norm|bias|all|(top|lora|adapter):[1-9]\d*",
+        "head, top:N, norm, bias, lora:R, adapter:R or all, N and R of 1 or more",
+    ),
     "batchnorm": rules.Told(_batchnorm, {"pattern": GHOST, "type": "string", "description": BATCHNORM}),
     "lr": POSITIVE,
     "head_lr": POSITIVE,
@@ -151,7 +154,8 @@ def believed(value: Any) -> Recipe:
 
 
 BELIEVED = (
-    "what was to be trained, as trainable=head,batchnorm=eval (trainable: head, top:N, norm, all; batchnorm: eval, train)"
+    "what was to be trained, as trainable=head,batchnorm=eval"
+    " (trainable: head, top:N, norm, bias, lora:R, all; batchnorm: eval, train)"
 )
 REQUIRED = ("schema", "name", "plugins", "backbone", "target")
 

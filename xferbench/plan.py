@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xferbench import honours, metrics
+from xferbench import fitting, honours, metrics
 from xferbench.design import (
     Arm,
     Choice,
@@ -344,7 +344,7 @@ def arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Arm]:
     judged = any(one.kind == "paired" for one in plugin.contrasts)  # an invariant has no use for a baseline
     if judged and (subject.finished is None or study.suite.scratch_budget is not None):
         found["scratch"] = scratch(subject, grid(study))
-    return honours.arms(found, subject, study.facts.honours)
+    return honours.arms(fitting.arms(found, study.facts), subject, study.facts.honours)
 
 
 def inapplicable(plugin: Plugin, study: Study, subject: Pipeline) -> str:
@@ -352,7 +352,8 @@ def inapplicable(plugin: Plugin, study: Study, subject: Pipeline) -> str:
     unscratched = subject.finished is not None and study.suite.scratch_budget is None
     if unscratched and any(arm == "scratch" for one in plugin.contrasts for arm, _ in one.weights):
         return "no from-scratch baseline was asked for (--scratch BUDGET)"
-    return unfit(plugin, study, subject) or plugin.applies(subject, study.facts) or unheard(plugin, study, subject)
+    reason = unfit(plugin, study, subject) or plugin.applies(subject, study.facts)
+    return reason or fitting.reason(plugin.cure(subject, study.facts), subject, study.facts) or unheard(plugin, study, subject)
 
 
 def unfit(plugin: Plugin, study: Study, subject: Pipeline) -> str:
@@ -377,7 +378,7 @@ def grid(study: Study) -> Scratch:
 def induced(plugin: Plugin, study: Study, cured: Pipeline) -> dict[str, Arm]:
     """The induced arms, ``induced:VARIANT``, made from the cured pipeline once that is settled."""
     found = {f"induced:{variant}": arm for variant, arm in plugin.induce(cured, study.facts).items()}
-    return honours.arms(found, cured, study.facts.honours)
+    return honours.arms(fitting.arms(found, study.facts), cured, study.facts.honours)
 
 
 def unheard(plugin: Plugin, study: Study, subject: Pipeline, cured: Pipeline | None = None) -> str:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 HEAD_LR = 1e-2
 DEFAULT = Phase()
+# Few numbers bear, and need, a higher rate than all of them: on two small targets at n = 200, 1e-3 lost .05 to .59 to 1e-2.
+FEW = replace(DEFAULT, lr=1e-2)
 
 
 def moving(recipe: Recipe) -> Phase:
@@ -75,6 +77,27 @@ def _taken(*phases: Phase) -> tuple[Phase, ...]:
     return tuple(phase for phase in phases if phase.steps)
 
 
+def norm_only(phase: Phase = FEW) -> Recipe:
+    """The head and the normalisation layers' scale and shift are trained (Frankle et al. 2021, arXiv:2003.00152)."""
+    return Recipe(name=f"norm only {phase.lr:g}", phases=(replace(phase, trainable="norm"),))
+
+
+def bitfit(phase: Phase = FEW) -> Recipe:
+    """The head and every bias are trained (Ben Zaken et al. 2022, BitFit, arXiv:2106.10199)."""
+    return Recipe(name=f"BitFit {phase.lr:g}", phases=(replace(phase, trainable="bias", batchnorm="eval"),))
+
+
+def lora(phase: Phase = FEW, rank: int = 8) -> Recipe:
+    """The head and an update of low rank of every weight matrix are trained (Hu et al. 2021, LoRA, arXiv:2106.09685)."""
+    return Recipe(name=f"LoRA {rank} {phase.lr:g}", phases=(replace(phase, trainable=f"lora:{rank}", batchnorm="eval"),))
+
+
+def adapter(phase: Phase = FEW, rank: int = 8) -> Recipe:
+    """The head and a bottleneck after each layer group are trained (Houlsby et al. 2019, arXiv:1902.00751)."""
+    step = replace(phase, trainable=f"adapter:{rank}", batchnorm="eval")
+    return Recipe(name=f"adapters {rank} {phase.lr:g}", phases=(step,))
+
+
 def warm_up(phase: Phase = DEFAULT) -> Recipe:
     """Full fine-tuning whose rate rises linearly over the first tenth of the steps."""
     return Recipe(name=f"warm-up {phase.lr:g}", phases=(replace(phase, trainable="all", warmup=max(1, phase.steps // 10)),))
@@ -95,8 +118,14 @@ STRATEGIES: Mapping[str, Callable[[Phase], Recipe]] = {
     "lp-ft": lp_ft,
     "gradual-unfreezing": gradual_unfreezing,
     "warm-up": warm_up,
+    "norm-only": norm_only,
+    "bitfit": bitfit,
+    "lora": lora,
+    "adapter": adapter,
     "scratch": from_scratch,
 }
+
+RATES: Mapping[str, float] = dict.fromkeys(("norm-only", "bitfit", "lora", "adapter"), FEW.lr)  # where a suite gives none
 
 
 def choice(pipeline: Pipeline, recipes: Sequence[Recipe]) -> Choice:

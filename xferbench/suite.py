@@ -11,7 +11,7 @@ from xferbench import keys, overrides, rules
 from xferbench.design import Phase, Recipe, Suite
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem, nearest
-from xferbench.strategies import STRATEGIES
+from xferbench.strategies import RATES, STRATEGIES
 from xferbench.wording import WHOLE
 
 if TYPE_CHECKING:
@@ -174,7 +174,8 @@ def _recipe(table: Mapping[str, Any]) -> Recipe:
     rest = dict(table)
     whole = {name: rest.pop(name) for name in WHOLE if name in rest}
     phases, strategy = rest.pop("phases", [{}]), rest.pop("strategy", None)
-    common = replace(Phase(), **rest)
+    usual = RATES.get(strategy, Phase().lr) if strategy else Phase().lr
+    common = replace(Phase(lr=usual), **rest)
     recipe = Recipe(phases=tuple(replace(common, **phase) for phase in phases), **whole)
     if strategy and "phases" in table:
         raise Problem("recipe.strategy", found="both strategy and phases", expected="one of them")

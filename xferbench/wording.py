@@ -92,6 +92,7 @@ def _lines(phase: Phase, before: Phase | None) -> list[str]:
     return lines
 
 
+TRAINED = {"bias": "biases", "lora": "LoRA of rank {}", "adapter": "adapters of {} channels"}  # others as in a suite
 TOLD = ("trainable", "lr", "head_lr", "batchnorm", "steps", "batch_size", "order")  # in words of their own, always
 
 
@@ -102,7 +103,9 @@ def words(recipe: Recipe) -> str:
         rate = f"lr {phase.lr:g}" + (f", head {phase.head_lr:g}" if phase.head_lr else "")
         extra = "".join(f", {one}" for one in _unusual(phase, Phase(), TOLD))
         extra += "" if phase.order == "shuffled" else ", class-ordered"
-        told.append(f"{phase.trainable}, {rate}, BatchNorm {phase.batchnorm}, {phase.steps} × {phase.batch_size}{extra}")
+        kind, _, amount = phase.trainable.partition(":")
+        what = TRAINED.get(kind, phase.trainable).format(amount)
+        told.append(f"{what}, {rate}, BatchNorm {phase.batchnorm}, {phase.steps} × {phase.batch_size}{extra}")
     start = "" if recipe.init == "pretrained" else f"{recipe.init} weights: "
     whole = "".join(f"; {one}" for one in _unusual(recipe, Recipe(), ("init", "phases", "regularizer", "stop", "name")))
     whole += f"; {recipe.regularizer}" if recipe.regularizer else ""

@@ -18,6 +18,7 @@ from torch import Tensor
 from xferbench.design import Fit, Weights, digest
 from xferbench.lab import (
     backbones,
+    bottleneck,
     callables,
     checkpoints,
     data,
@@ -78,9 +79,12 @@ def _place(trial: Trial) -> str:
 
 
 @lru_cache(maxsize=4)
-def _network(arch: str, code: Code | None, classes: int, shape: Shape, device: str, cache: Path) -> Network:
+def _network(arch: str, code: Code | None, classes: int, shape: Shape, device: str, cache: Path, adapters: int = 0) -> Network:
     module = backbones.build(arch, classes, code).eval()
-    return fit.Network(module=module, anatomy=backbones.anatomy(module, shape), device=torch.device(device), cache=cache)
+    anatomy = backbones.anatomy(module, shape)
+    if adapters:
+        bottleneck.insert(module, anatomy, shape, adapters)
+    return fit.Network(module=module, anatomy=anatomy, device=torch.device(device), cache=cache)
 
 
 @lru_cache(maxsize=4)
@@ -98,7 +102,7 @@ def material(one: Fit, trial: Trial, cache: Path) -> tuple[Dataset, Network]:
         dataset, _, _ = leaks.planted(dataset, one.planted, one.seed)
     shape = data.shape(dataset, one.preprocessing)
     outputs = len(dataset.classes)
-    network = _network(one.arch, one.code, outputs, shape, trial.place.device, cache)
+    network = _network(one.arch, one.code, outputs, shape, trial.place.device, cache, bottleneck.rank(one.phases))
     if one.head == "own" and (found := finished.outputs(network.module, network.anatomy.head, own(one))) != outputs:
         network = _network(one.arch, one.code, found, shape, trial.place.device, cache)
     return dataset, network
@@ -126,7 +130,8 @@ def start(one: Fit, network: Network, trial: Trial, cache: Path) -> Tensors:
     else:
         state = None if one.start is None else _checkpoint(one.start.path, one.start.digest)
     streams = seeds.number(one.seed, seeds.INIT), seeds.number(one.seed, seeds.HEAD)
-    return initial.tensors(one.arch, network.anatomy, state, init=one.init, head=one.head, seeds=streams, code=one.code)
+    own = initial.tensors(one.arch, network.anatomy, state, init=one.init, head=one.head, seeds=streams, code=one.code)
+    return own | bottleneck.drawn(network.module, one.seed)
 
 
 def _fitted(fits: Sequence[Fit], trial: Trial, cache: Path) -> tuple[list[Fitted], int]:
@@ -235,5 +240,6 @@ def _look(trial: Trial, fitted: Fitted, cache: Path) -> Record:
 def _as_if_loaded(one: Fit, fitted: Fitted, network: Network) -> Fitted:
     """A fit with its checkpoint as what was before, where somebody takes that to have been loaded; the head was drawn."""
     head = network.anatomy.head
-    given = {name: tensor for name, tensor in finished.tensors(network, own(one)).items() if not backbones.within(name, [head])}
+    found = finished.tensors(network, own(one)).items()
+    given = {name: tensor for name, tensor in found if not (backbones.within(name, [head]) or backbones.adapts(name))}
     return replace(fitted, before=fitted.before | given)

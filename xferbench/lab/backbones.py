@@ -32,6 +32,8 @@ PECULIAR = {"googlenet": PLAIN, "inception_v3": PLAIN}
 FEWEST_GROUPS = 4
 LARGEST_SHARE = 0.8  # of a network's layers that one group may hold, where it can be parted further
 NORMS = (BatchOrInstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+LINEAR = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)  # layers whose weights are matrices, those of kernels once flattened
+ADAPTER = ("adapter_down", "adapter_down_bias", "adapter_up", "adapter_up_bias")  # what a layer holds of its bottleneck adapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +145,7 @@ def anatomy(model: nn.Module, shape: batch.Shape | int) -> Anatomy:
     Raises:
         Problem: where the network cannot take such inputs, or has no linear or convolutional head.
     """
-    called, logits = _probe(model, (3, shape, shape) if isinstance(shape, int) else shape)
+    called, logits = probe(model, (3, shape, shape) if isinstance(shape, int) else shape)
     head = _head(model, called, logits)
     weight = model.get_submodule(head).weight
     return Anatomy(
@@ -160,21 +162,44 @@ def trainable(anatomy: Anatomy, model: nn.Module, word: str) -> set[str]:
     """Names of the parameters that :attr:`xferbench.design.Phase.trainable` means.
 
     Raises:
-        Problem: for a word that is not known, or more groups than there are.
+        Problem: for a word that is not known, more groups than there are, or where it would be the head alone all the same.
     """
     distance = depth(anatomy, model)
     names = [name for name, _ in model.named_parameters()]
     kind, _, count = word.partition(":")
     if word == "all":
         return set(names)
-    if word == "norm":
-        norms = [name for name, layer in model.named_modules() if isinstance(layer, NORMS)]
-        return {name for name in names if distance[name] == 0 or within(name, norms)}
+    own = kinds(anatomy, model)
+    if word in {"norm", "bias"} or (kind in {"lora", "adapter"} and count.isdecimal() and int(count)):
+        if not own[kind]:
+            expected = f"one of {', '.join(one for one in own if own[one])}; or head, all"
+            raise Problem("trainable: the network has nothing of the kind below its head", found=word, expected=expected)
+        return {name for name in names if distance[name] == 0} | own[kind]
     if word == "head" or (kind == "top" and count.isdecimal() and 1 <= int(count) <= len(anatomy.groups)):
         return {name for name in names if distance[name] <= int(count or 0)}
     groups = ", ".join(group.name for group in anatomy.groups)
-    expected = f"head, norm, all, or top:N with N from 1 to {len(anatomy.groups)} (groups from the input up: {groups})"
+    several = f"top:N with N from 1 to {len(anatomy.groups)} (groups from the input up: {groups})"
+    expected = f"head, norm, bias, lora:R, adapter:R, all, or {several}"
     raise Problem("trainable: cannot be applied to this network", found=word, expected=expected)
+
+
+def kinds(anatomy: Anatomy, model: nn.Module) -> dict[str, set[str]]:
+    """Names of the parameters below the head by the word that trains them and the head: ``norm bias lora adapter``."""
+    layers = dict(model.named_modules())
+    norms, linear = ([name for name, layer in layers.items() if isinstance(layer, kind)] for kind in (NORMS, LINEAR))
+    below = {name for name, _ in model.named_parameters() if not within(name, [anatomy.head])}
+    own = {name for name in below if not adapts(name)}
+    return {
+        "norm": {name for name in own if within(name, norms)},
+        "bias": {name for name in own if name.endswith("bias")},
+        "lora": {name for name in own if name.endswith("weight") and within(name, linear)},
+        "adapter": below - own,
+    }
+
+
+def adapts(name: str) -> bool:
+    """Whether a tensor is an adapter's, which no checkpoint holds."""
+    return name.rpartition(".")[2] in ADAPTER
 
 
 def depth(anatomy: Anatomy, model: nn.Module) -> dict[str, int]:
@@ -232,7 +257,7 @@ def _modes_kept(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _probe(model: nn.Module, shape: batch.Shape) -> tuple[list[str], Tensor]:
+def probe(model: nn.Module, shape: batch.Shape) -> tuple[list[str], Tensor]:
     """Names of the modules in the order of their calls, and the logits of two blank inputs.
 
     The tensors have shapes but no values, unless the network needs values to run.

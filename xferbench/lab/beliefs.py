@@ -119,12 +119,16 @@ def _trainable(model: nn.Module, word: str, top: str, shape: Shape | int | None)
     names = set(parameters(model))
     if word == "all":
         return names
-    if word in {"head", "norm"}:
+    if word.startswith(("lora:", "adapter:")):
+        expected = "head, top:N, norm, bias or all; or no recipe, for what requires_grad says"
+        raise Problem("trainable: adapters of a model that is watched are its own", found=word, expected=expected)
+    if word in {"head", "norm", "bias"}:
         if not top:
             expected = "a linear or convolutional layer, or head= with a module's name"
             raise Problem("the model's head cannot be found", found="no such layer", expected=expected, do="name it: head=...")
         norms = [name for name, layer in modules(model).items() if isinstance(layer, backbones.NORMS)] if word == "norm" else []
-        return {name for name in names if backbones.within(name, [top, *norms])}
+        biases = {name for name in names if word == "bias" and name.endswith("bias")}
+        return biases | {name for name in names if backbones.within(name, [top, *norms])}
     if shape is None:
         do = "give the shape of one input: shape=(3, 224, 224), say"
         raise Problem("trainable: layer groups are found by running the model", found=word, expected="a shape", do=do)

@@ -92,7 +92,8 @@ def fitting(model: nn.Module, state: Mapping[str, Tensor], head: str) -> tuple[d
 
 
 def _wanted(model: nn.Module, head: str) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in model.state_dict().items() if not backbones.within(name, [head])}
+    own = model.state_dict().items()
+    return {name: tensor for name, tensor in own if not (backbones.within(name, [head]) or backbones.adapts(name))}
 
 
 def _moves(model: nn.Module, given: Mapping[str, Tensor], head: str) -> dict[tuple[str, str], int]:

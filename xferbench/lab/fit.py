@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from xferbench.lab import backbones, batchnorm, features, preprocess, regularize, seeds
+from xferbench.lab import backbones, batchnorm, features, lowrank, preprocess, regularize, seeds
 from xferbench.lab.data import subset
 from xferbench.lab.schedule import factor, rates
 
@@ -246,9 +246,11 @@ def _phase(
     """Train through one phase, changing ``stacked`` in place; at each mark, the step and the members' mean losses so far."""
     trained = backbones.trainable(network.anatomy, network.module, phase.trainable) & set(rest.names)
     before = {name: tensor.clone() for name, tensor in stacked.items() if name not in trained}
-    parameters = {name: stacked[name].detach().clone().requires_grad_() for name in sorted(trained)}
-    tensors = {name: stacked[name] for name in rest.names} | parameters
-    optimizer = _optimizer(phase, parameters, backbones.depth(network.anatomy, network.module))
+    begun = {name: stacked[name].detach().clone() for name in sorted(trained)}
+    low = backbones.kinds(network.anatomy, network.module)["lora"] if phase.trainable.startswith("lora:") else set()
+    parameters = lowrank.parameters(phase, begun, low, [seeds.stream(fit.seed, seeds.LOW_RANK, number) for fit in fits])
+    tensors = {name: stacked[name] for name in rest.names}
+    optimizer = _optimizer(phase, parameters, lowrank.of_weights(parameters, backbones.depth(network.anatomy, network.module)))
     peaks = [group["lr"] for group in optimizer.param_groups]
     orders = [batches(phase, fit.seed, number, part.y.cpu().numpy()) for fit, part in zip(fits, material, strict=True)]
     index = torch.from_numpy(np.stack(orders, axis=1)).to(network.device)  # [steps, members, batch]
@@ -262,21 +264,22 @@ def _phase(
                 group["lr"] = peak * factor(phase, step)
             x = [part.x[index[step, g]] for g, part in enumerate(material)]
             y = torch.stack([part.y[index[step, g]] for g, part in enumerate(material)])
-            used = tensors
+            moving = lowrank.merged(begun, parameters)
+            used = tensors | moving
             if term is not None:
-                x, used = regularize.with_rehearsed(term, step, x), regularize.with_source_head(term, tensors)
+                x, used = regularize.with_rehearsed(term, step, x), regularize.with_source_head(term, used)
             with features.precision(network.device):
                 logits = (rest(sole(used), x[0])[None] if alone else together(used, torch.stack(x))).float()
             own = logits[:, : y.shape[1], : network.anatomy.classes]
             loss = F.cross_entropy(own.flatten(0, 1), y.flatten(), reduction="none").view(len(fits), -1).mean(1)
             if term is not None:
-                loss = loss + regularize.loss(term, step, logits, parameters, index[step], network.anatomy.classes)
+                loss = loss + regularize.loss(term, step, logits, moving, index[step], network.anatomy.classes)
             optimizer.zero_grad(set_to_none=True)
             loss.sum().backward()
             optimizer.step()
             losses, since = losses + loss.detach(), since + 1
             if step + 1 in marks or step + 1 == phase.steps:
-                for name, tensor in parameters.items():
+                for name, tensor in lowrank.merged(begun, parameters).items():
                     stacked[name].copy_(tensor.detach())
             if step + 1 in marks:
                 yield step + 1, (losses / since).tolist()

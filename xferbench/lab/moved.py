@@ -126,7 +126,8 @@ def change(before: Tensor, after: Tensor) -> float:
 
 def layered(network: Network, tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """The weight matrices and kernels of each layer group that has any."""
-    own = [name for name, _ in network.module.named_parameters() if name in tensors and tensors[name].ndim > 1]
+    names = [name for name, _ in network.module.named_parameters() if not backbones.adapts(name)]
+    own = [name for name in names if name in tensors and tensors[name].ndim > 1]
     found = {one.name: [name for name in own if backbones.within(name, one.prefixes)] for one in network.anatomy.groups}
     return {group: names for group, names in found.items() if names}
 

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from xferbench.design import Facts, Preprocessing, Ready
-from xferbench.lab import backbones, callables, checkpoints, data, domains, foreign, preprocess, published, reading
+from xferbench.lab import backbones, bottleneck, callables, checkpoints, data, domains, foreign, preprocess, published, reading
 from xferbench.lab import finished as examined
 from xferbench.problem import Problem
 
@@ -131,6 +131,7 @@ def _probed(
     else:
         checkpoints.load(module, state, anatomy.head)
     with _guarded(code):
+        own = backbones.kinds(anatomy, module) | {"adapter": bottleneck.places(module, anatomy, data.shape(dataset, ready))}
         forward, step = _timed(module, dataset, ready)
     source, given, shifted = beside
     head = checkpoints.head(module, state, anatomy.head)
@@ -159,6 +160,7 @@ def _probed(
         shifted=domains.shifted(shifted, dataset.classes, ready, cache),
         outputs=outputs_ if finished else 0,
         unmoved=unmoved if finished else False,
+        lacks=tuple(kind for kind, found in own.items() if not found),
     )
 
 

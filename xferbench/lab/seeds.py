@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SUBSET, HEAD, ORDER, INIT, DROPOUT, LABELS, REPLAY = range(7)
+LOW_RANK, ADAPTER = 20, 21
 
 
 def stream(seed: int, purpose: int, *more: int) -> np.random.Generator:

@@ -69,21 +69,21 @@ def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
         return {}
     brief = tuple(replace(phase, steps=ENOUGH, warmup=0) for phase in pipeline.recipe.phases)
     recipe = pipeline.recipe if pipeline.training else replace(pipeline.recipe, phases=brief, stop="last")
-    words = {phase.trainable for phase in recipe.phases}
-    most = max((int(word.partition(":")[2] or 0) for word in words if word not in {"norm", "all"}), default=0)
-    frozen = "all" not in words and most < len(facts.groups)
+    kinds = {phase.trainable.partition(":")[0] for phase in recipe.phases}
+    most = max((int(phase.trainable[4:]) for phase in recipe.phases if phase.trainable.startswith("top:")), default=0)
+    frozen = "all" not in kinds and most < len(facts.groups)
 
     def each(**changes: Any) -> dict[str, Any]:
         return {"phases": tuple(replace(phase, **changes) for phase in recipe.phases)}
 
     found: dict[str, dict[str, Any]] = {"not-loaded": {"init": "matched", "regularizer": ""}}
-    if words != {"head"}:
-        found["optimizer-before-unfreezing"] = each(trainable="head")
-    if frozen and "norm" not in words:
+    if "adapter" not in kinds:  # of a network that has none, nothing can be said of adapters
+        found |= {"optimizer-before-unfreezing": each(trainable="head")} if kinds != {"head"} else {}
+        found |= {"requires-grad-on-module": each(trainable="all")} if frozen else {}
+    if frozen and kinds <= {"head", "top"}:
         found["frozen-group"] = each(trainable=f"top:{most + 1}")
     if frozen:
-        last = replace(PULL, batch_size=recipe.phases[-1].batch_size)
-        found |= {"requires-grad-on-module": each(trainable="all"), "decay": {"phases": (*recipe.phases, last)}}
+        found["decay"] = {"phases": (*recipe.phases, replace(PULL, batch_size=recipe.phases[-1].batch_size))}
     if facts.has_batchnorm and all(phase.batchnorm == "eval" for phase in recipe.phases):
         found["batchnorm-train"] = each(batchnorm="train")
     return {name: replace(pipeline, recipe=replace(recipe, **made), believed=recipe) for name, made in found.items()}

@@ -1,0 +1,78 @@
+"""What a strategy trains and stores, counted by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+from xferbench.design import Phase  # noqa: E402
+from xferbench.lab import backbones, bottleneck, cost  # noqa: E402
+
+HEAD = 2 * 6 + 2
+
+
+def network(adapters=0):
+    # weights 4·3·9 and 6·4·9, biases 4 and 6, a norm of 4 + 4, its statistics 4 + 4 and a counter; a head of 2·6 + 2
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)
+    )
+    anatomy = backbones.anatomy(model, 8)
+    if adapters:
+        bottleneck.insert(model, anatomy, (3, 8, 8), adapters)
+    return anatomy, model
+
+
+def phases(*words, batchnorm="eval"):
+    return [Phase(trainable=word, batchnorm=batchnorm) for word in words]
+
+
+WHOLE = 108 + 4 + 216 + 6 + 8 + HEAD
+
+
+@pytest.mark.parametrize(
+    ("words", "trainable", "stored"),
+    [
+        (("head",), HEAD, HEAD),
+        (("bias",), HEAD + 4 + 4 + 6, HEAD + 4 + 4 + 6),
+        (("norm",), HEAD + 8, HEAD + 8),
+        (("all",), WHOLE, WHOLE),
+        (("head", "all"), WHOLE, WHOLE),
+        (("lora:1",), HEAD + (4 + 27) + (6 + 36), HEAD + (4 + 27) + (6 + 36)),
+        (("lora:1", "lora:1"), HEAD + 2 * (4 + 27 + 6 + 36), HEAD + 2 * (4 + 27 + 6 + 36)),
+        (("lora:10",), HEAD + 310 + 420, HEAD + 108 + 216),
+        (("lora:1", "all"), WHOLE, WHOLE),
+    ],
+)
+def test_what_is_trained_and_what_differs_from_the_checkpoint(words, trainable, stored):
+    assert cost.cost(phases(*words), *network()) == {"trainable": trainable, "stored": 4 * stored}
+
+
+def test_an_adapter_is_counted_whichever_phase_trains_it():
+    anatomy, model = network(adapters=2)
+    widths = [tensor.shape[0] for name, tensor in model.named_parameters() if name.endswith("adapter_up")]
+    own = sum(2 * width + 2 + 2 * width + width for width in widths)
+    assert widths
+    assert cost.cost(phases("head", "adapter:2"), anatomy, model) == {"trainable": HEAD + own, "stored": 4 * (HEAD + own)}
+
+
+def test_statistics_that_move_are_stored_and_trained_by_nobody():
+    anatomy, model = network()
+    assert cost.cost(phases("head", batchnorm="train"), anatomy, model) == {"trainable": HEAD, "stored": 4 * (HEAD + 9)}
+
+
+def test_of_a_network_that_does_not_begin_at_the_checkpoint_all_is_stored():
+    anatomy, model = network()
+    found = cost.cost(phases("head"), anatomy, model, init="random")
+    assert found == {"trainable": HEAD, "stored": 4 * (WHOLE + 9)}
+
+
+def test_a_plugin_may_measure_it():
+    anatomy, model = network()
+    one = SimpleNamespace(phases=tuple(phases("bias")), init="pretrained")
+    seen = SimpleNamespace(fit=one, network=SimpleNamespace(anatomy=anatomy, module=model))
+    assert cost.measured(seen) == cost.cost(phases("bias"), anatomy, model)

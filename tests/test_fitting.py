@@ -1,0 +1,76 @@
+"""A recipe that a backbone cannot carry out is no arm, and is never a linear probe under another name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from test_looks import FACTS, PIPELINE, study
+
+from xferbench import execute, fitting, plan, store, suite
+from xferbench.design import Choice, Phase, Recipe
+from xferbench.plugins import learning_rate
+from xferbench.problem import Problem
+from xferbench.strategies import adapter, bitfit, full, lora, norm_only
+
+PLAIN = replace(FACTS, lacks=("norm", "bias", "adapter"), groups=("stem", "top"))
+
+
+def arm(recipe):
+    return replace(PIPELINE, recipe=recipe)
+
+
+def recipe(*words):
+    return Recipe(phases=tuple(Phase(trainable=word) for word in words))
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("all", "head", "top:2", "lora:4"), ""),
+        (("head", "norm"), "norm: the backbone has no normalisation layers that learn"),
+        (("bias",), "bias: the backbone has no biases below its head"),
+        (("adapter:8",), "adapter:8: the backbone has no place for an adapter"),
+        (("top:3",), "top:3: the backbone has 2 layer groups"),
+    ],
+)
+def test_why_a_recipe_does_not_fit(words, reason):
+    assert fitting.unfit(recipe(*words), PLAIN) == reason
+
+
+def test_adapters_are_of_one_size_and_none_are_in_a_finished_network():
+    assert fitting.unfit(recipe("adapter:4", "adapter:8"), FACTS) == "adapter:4, adapter:8: a network has adapters of one size"
+    assert fitting.unfit(recipe("adapter:4", "head", "adapter:4"), FACTS) == ""
+    assert "a finished network has no adapters" in fitting.unfit(recipe("adapter:4"), replace(FACTS, outputs=3))
+
+
+def test_candidates_that_do_not_fit_are_left_out_and_an_arm_of_nothing_else_is_none():
+    both = Choice(candidates=(arm(full()), arm(bitfit()), arm(lora())))
+    asked = {"cured": both, "one": Choice(candidates=(arm(full()), arm(norm_only()))), "induced:x": arm(adapter())}
+    found = fitting.arms(asked, PLAIN)
+    assert found == {"cured": Choice(candidates=(arm(full()), arm(lora()))), "one": Choice(candidates=(arm(full()),))}
+    assert fitting.arms(asked, FACTS) == asked
+
+
+def test_a_plugin_nothing_of_whose_cure_fits_is_skipped_with_the_reason():
+    subject = arm(full())
+    plugin = replace(learning_rate.plugin, applies=lambda *_: "", cure=lambda pipeline, _: replace(pipeline, recipe=bitfit()))
+    asked = replace(study(), facts=PLAIN)
+    assert plan.inapplicable(plugin, asked, subject) == "bias: the backbone has no biases below its head"
+    several = replace(plugin, cure=lambda pipeline, _: Choice(candidates=(pipeline, arm(bitfit()), arm(lora()))))
+    assert plan.inapplicable(several, asked, subject) == ""
+    assert plan.arms(several, asked, subject)["cured"] == Choice(candidates=(subject, arm(lora())))
+
+
+@pytest.mark.parametrize("key", ["recipe", "believed"])
+def test_it_is_refused_before_anything_is_trained(key, tmp_path):
+    asked = replace(suite.load(suite.find("quick")), **{key: recipe("head", "bias")})
+    with store.opened(tmp_path / "s.sqlite") as db, pytest.raises(Problem) as caught:
+        execute.examined(asked, db, tmp_path, lambda: lambda *_: SimpleNamespace(result=lambda: PLAIN))
+    assert caught.value.found == "bias: the backbone has no biases below its head"
+    assert ("[checkpoint] believed" if key == "believed" else "[recipe] trainable") in caught.value.what
+
+
+def test_what_may_be_trained_is_told():
+    assert fitting.expected(PLAIN) == "head, lora, all, or top:N with N up to 2 (groups from the input up: stem, top)"

@@ -1,0 +1,60 @@
+"""Which recipes a backbone can carry out: one that would be a linear probe under another name is none of them. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from xferbench.design import Choice
+from xferbench.honours import candidates
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from xferbench.design import Arm, Facts, Pipeline, Recipe
+
+LACKED = {
+    "norm": "normalisation layers that learn",
+    "bias": "biases below its head",
+    "lora": "linear or convolutional weights below its head",
+    "adapter": "place for an adapter",
+}
+
+
+def unfit(recipe: Recipe, facts: Facts) -> str:
+    """Why a recipe cannot be carried out on a backbone, or ""."""
+    words = tuple(phase.trainable for phase in recipe.phases)
+    for word in words:
+        kind, _, count = word.partition(":")
+        if kind in facts.lacks:
+            return f"{word}: the backbone has no {LACKED[kind]}"
+        if kind == "top" and int(count) > len(facts.groups):
+            return f"{word}: the backbone has {len(facts.groups)} layer groups"
+        if kind == "adapter" and facts.outputs:
+            return f"{word}: a finished network has no adapters beside its own tensors"
+    sizes = {word for word in words if word.startswith("adapter:")}
+    return f"{', '.join(sorted(sizes))}: a network has adapters of one size" if len(sizes) > 1 else ""
+
+
+def expected(facts: Facts) -> str:
+    """What may be trained of a backbone, in words."""
+    there = [kind for kind in LACKED if kind not in facts.lacks]
+    groups = f"top:N with N up to {len(facts.groups)} (groups from the input up: {', '.join(facts.groups)})"
+    return f"{', '.join(['head', *there, 'all'])}, or {groups}"
+
+
+def arms(asked: Mapping[str, Arm], facts: Facts) -> dict[str, Arm]:
+    """The arms as far as the backbone can carry them out, with what is left of their candidates."""
+    kept: dict[str, Arm] = {}
+    for name, arm in asked.items():
+        told = candidates(arm)
+        left = tuple(one for one in told if not unfit(one.recipe, facts))
+        if left:
+            kept[name] = arm if left == told else replace(arm, candidates=left) if isinstance(arm, Choice) else left[0]
+    return kept
+
+
+def reason(cure: Arm, subject: Pipeline, facts: Facts) -> str:
+    """Why a failure mode cannot be asked about, or "": nothing of its cure can be carried out."""
+    reasons = [unfit(one.recipe, facts) for one in candidates(cure) if one != subject]
+    return reasons[0] if reasons and all(reasons) else ""
