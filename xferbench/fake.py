@@ -32,7 +32,7 @@ from xferbench.design import (
     digest,
 )
 from xferbench.record import Predictions, Record, Run
-from xferbench.strategies import discriminative, distillation, from_scratch, full, gradual_unfreezing, linear_probe, lp_ft
+from xferbench.strategies import deep, discriminative, distillation, from_scratch, full, gradual_unfreezing, linear_probe, lp_ft
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -145,7 +145,7 @@ def impossible(fit: Fit) -> str:
         return "" if fit.teacher else f"ValueError: regularizer {fit.regularizer} without a teacher"
     if fit.regularizer and fit.init != "pretrained":
         return f"ValueError: regularizer {fit.regularizer} without pretrained weights"
-    if fit.regularizer.startswith(("lwf", "replay")) and fit.head.startswith("mlp:"):
+    if fit.regularizer.startswith(("lwf", "replay")) and deep(fit.head):
         return f"ValueError: regularizer {fit.regularizer} with head {fit.head}"
     if fit.regularizer.startswith(("ewc", "replay")) and (fit.source is None or not fit.source.classes):
         return f"ValueError: regularizer {fit.regularizer} without a source whose classes are known"

@@ -120,10 +120,15 @@ STRATEGIES: Mapping[str, Callable[[Phase], Recipe]] = {
 }
 
 
+def deep(head: str) -> bool:
+    """Whether a recipe's word for its head means one of more than one layer."""
+    return head.startswith("mlp:")
+
+
 def beside(recipe: Recipe, own: Recipe) -> Recipe:
     """A recipe with the augmentation and the MLP head of another, where it has none itself: what no comparison may change."""
-    deep = own.head.startswith("mlp:") and not recipe.head.startswith("mlp:")
-    return replace(recipe, augment=recipe.augment or own.augment, head=own.head if deep else recipe.head)
+    head = own.head if deep(own.head) and not deep(recipe.head) else recipe.head
+    return replace(recipe, augment=recipe.augment or own.augment, head=head)
 
 
 def choice(pipeline: Pipeline, recipes: Sequence[Recipe]) -> Choice:

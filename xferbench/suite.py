@@ -11,7 +11,7 @@ from xferbench import keys, overrides, rules
 from xferbench.design import Phase, Recipe, Spectrogram, Suite
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem, nearest
-from xferbench.strategies import STRATEGIES
+from xferbench.strategies import STRATEGIES, deep
 from xferbench.wording import WHOLE
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _finished(checkpoint: Mapping[str, Any], table: Mapping[str, Any], recipe: M
 def _possible(recipe: Recipe, asked: Suite) -> None:
     """Refuse words of a recipe that do not go together, or not with the rest."""
     held = recipe.regularizer
-    if held.startswith(("lwf", "replay")) and recipe.head.startswith("mlp:"):
+    if held.startswith(("lwf", "replay")) and deep(recipe.head):
         expected = "l2-sp, ewc or distill, or a plain head: the source's cannot stand below another"
         raise Problem("recipe.regularizer", found=f"{held}, beside head {recipe.head}", expected=expected)
     if held.startswith("distill") and asked.training:

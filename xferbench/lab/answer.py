@@ -34,6 +34,7 @@ from xferbench.lab import (
 )
 from xferbench.problem import Problem
 from xferbench.record import Record
+from xferbench.strategies import deep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,7 +103,7 @@ def material(one: Fit, trial: Trial, cache: Path) -> tuple[Dataset, Network]:
     if one.planted:
         dataset, _, _ = leaks.planted(dataset, one.planted, one.seed)
     shape = data.shape(dataset, one.preprocessing)
-    outputs, head = len(dataset.classes), one.head if heads.deep(one.head) else ""
+    outputs, head = len(dataset.classes), one.head if deep(one.head) else ""
     network = _network(one.arch, one.code, outputs, head, shape, trial.place.device, cache)
     if one.head == "own" and (found := finished.outputs(network.module, network.anatomy.head, own(one))) != outputs:
         network = _network(one.arch, one.code, found, head, shape, trial.place.device, cache)
@@ -215,7 +216,7 @@ def _recall(file: Path, before: Tensors) -> Fitted:
 def model(trial: Trial, fitted: Fitted, cache: Path) -> viewed.Model:
     """A trial's trained network with all that is needed to look at it."""
     one = trial.model.base
-    asked = replace(one, head="random") if "head:source" in trial.model.edits and heads.deep(one.head) else one
+    asked = replace(one, head="random") if "head:source" in trial.model.edits and deep(one.head) else one
     dataset, network = material(asked, trial, cache)
     if trial.view.believed and trial.view.believed.init == "pretrained" != one.init:
         fitted = _as_if_loaded(one, fitted, network)

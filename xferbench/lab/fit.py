@@ -278,7 +278,7 @@ def _phase(
             loss = F.cross_entropy(own.flatten(0, 1), y.flatten(), reduction="none").view(len(fits), -1).mean(1)
             if term is not None:
                 extra = regularize.loss(term, step, logits, parameters, index[step], network.anatomy.classes, x)
-                loss = term.held.labels * loss + extra
+                loss = term.held.rest * loss + extra
             optimizer.zero_grad(set_to_none=True)
             loss.sum().backward()
             optimizer.step()

@@ -9,17 +9,13 @@ from torch import nn
 
 from xferbench.lab import backbones
 from xferbench.problem import Problem
+from xferbench.strategies import deep
 
 if TYPE_CHECKING:
     from xferbench.design import Code
     from xferbench.lab.backbones import Anatomy
 
 DROPPED = 0.5
-
-
-def deep(word: str) -> bool:
-    """Whether :attr:`xferbench.design.Recipe.head` means more than one layer."""
-    return word.startswith("mlp:")
 
 
 def built(arch: str, anatomy: Anatomy, head: str, code: Code | None = None) -> nn.Module:

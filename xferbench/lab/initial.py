@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from xferbench.lab import backbones, checkpoints, heads
 from xferbench.problem import Problem
+from xferbench.strategies import deep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -48,7 +49,7 @@ def tensors(
     Raises:
         Problem: for a word that is not known, or weights that are missing or do not fit.
     """
-    if init not in INITS or not (head in HEADS or heads.deep(head)):
+    if init not in INITS or not (head in HEADS or deep(head)):
         expected = f"init {', '.join(INITS)}; head {', '.join(HEADS)}, mlp:H"
         raise Problem("unknown initialisation", found=f"init {init}, head {head}", expected=expected)
     model = _fresh(arch, anatomy, head, seeds[1], code)

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from xferbench.lab import backbones, features, heads, preprocess, seeds
+from xferbench.lab import backbones, features, preprocess, seeds
+from xferbench.strategies import deep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -61,8 +62,8 @@ class Held:
     tell: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     @property
-    def labels(self) -> float:
-        """The share of the labels' own loss."""
+    def rest(self) -> float:
+        """The share that is left of the labels' own loss."""
         return 1.0 - self.strength if self.kind == "distill" else 1.0
 
     @property
@@ -101,7 +102,7 @@ def hold(
     if kind not in {"l2-sp", "ewc", "replay", "lwf", "distill"} or missing:
         needed = "pretrained weights, head, source or teacher"
         raise ValueError(f"regularizer {fits[0].regularizer}: not known, or without {needed}")
-    if kind in {"replay", "lwf"} and heads.deep(fits[0].head):
+    if kind in {"replay", "lwf"} and deep(fits[0].head):
         raise ValueError(f"regularizer {fits[0].regularizer}: the pretrained head cannot stand below head {fits[0].head}")
     own = {name: tensor.to(network.device) for name, tensor in start.items()}
     body = {name for name, _ in network.module.named_parameters() if not backbones.within(name, [network.anatomy.head])}

@@ -35,7 +35,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xferbench.design import HARM, Facts, Pipeline, Plugin, Recipe
-from xferbench.strategies import HEAD_LR, begins_with_probe, moving
+from xferbench.strategies import HEAD_LR, begins_with_probe, deep, moving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,7 +78,8 @@ def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
 
 def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
     phase = replace(moving(pipeline.recipe), trainable="all", head_lr=None)
-    recipe = replace(pipeline.recipe, head="random", phases=(phase,), name="random head")
+    head = pipeline.recipe.head if deep(pipeline.recipe.head) else "random"
+    recipe = replace(pipeline.recipe, head=head, phases=(phase,), name="random head")
     return {"random-head": replace(pipeline, recipe=recipe)}
 
 
