@@ -138,7 +138,7 @@ def train(
         source: for their regularizer; None where they have none.
 
     Raises:
-        RuntimeError: where a tensor moved that was to be frozen.
+        RuntimeError: where a tensor moved that was to be frozen. Problem: where what is no image is to be augmented.
     """
     begun = perf_counter()
     chosen = [subset(dataset, fit.train_size, fit.seed) for fit in fits]
