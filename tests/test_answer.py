@@ -354,3 +354,24 @@ def test_records_do_not_depend_on_what_was_asked_before(world, tmp_path):
     forward = [ask(world, trial, cache=tmp_path / "a")[0][0] for trial in trials]
     backward = [ask(world, trial, cache=tmp_path / "b")[0][0] for trial in reversed(trials)][::-1]
     assert all(same(*pair) for pair in zip(forward, backward, strict=True))
+
+
+def test_a_teacher_is_trained_once_and_recalled_for_each_student(world, tmp_path, monkeypatch):
+    teachers = [make_fit(world, PROBE, seed=seed) for seed in range(2)]
+    ask(world, *map(make_trial, teachers), cache=tmp_path)
+    seen, real = [], fit.train
+    monkeypatch.setattr(fit, "train", lambda fits, *rest: seen.append(tuple(fits)) or real(fits, *rest))
+    students = tuple(make_fit(world, init="random", regularizer="distill:0.5", seed=one.seed, teacher=one) for one in teachers)
+    records, trained = ask(world, *map(make_trial, students), cache=tmp_path)
+    assert (seen, trained) == ([students], 2)
+    assert not any(record.error for record in records)
+    again, trained = ask(world, *map(make_trial, students), cache=tmp_path)
+    assert (len(seen), trained) == (1, 0)
+    assert all(same(*pair) for pair in zip(records, again, strict=True))
+
+
+def test_a_teacher_that_diverged_is_an_error_of_its_students(world, tmp_path):
+    teacher = make_fit(world, replace(PROBE, lr=1e38, optimizer="sgd"))
+    student = make_fit(world, init="random", regularizer="distill:0.5", teacher=teacher)
+    (record,), _ = ask(world, make_trial(student), cache=tmp_path)
+    assert "the teacher of this fit diverged" in record.error

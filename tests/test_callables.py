@@ -304,7 +304,7 @@ def test_what_is_honoured_is_said_by_the_function(written):
     assert callables.honours(written(TRAIN, "train")) == ("lr", "steps", "batch_size")
     with pytest.raises(Problem, match=r'silent\.honours = \{"lr", "steps"\}'):
         callables.honours(written(TRAIN, "silent"))
-    with pytest.raises(Problem, match="known: batch_size"):
+    with pytest.raises(Problem, match="known: augment, batch_size"):
         callables.honours(written(TRAIN, "vague"))
 
 

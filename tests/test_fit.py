@@ -112,6 +112,17 @@ def test_fits_trained_in_lock_step_are_as_if_each_were_alone(trainable, batchnor
     assert not same(together[0].last, together[1].last)
 
 
+@pytest.mark.parametrize("changes", [{"augment": "flip+crop"}, {"head": "mlp:6:0"}, {"head": "mlp:6:0", "augment": "crop"}])
+def test_so_are_those_with_a_head_of_two_layers_or_augmented_images(changes, world, double):
+    fits = [make_fit(world, Phase(optimizer="sgd", lr=1e-2, **BRIEF), seed=seed, **changes) for seed in range(3)]
+    network, starts, dataset = prepared(world, *fits)
+    starts = [double(start) for start in starts]
+    for one, start, found in zip(fits, starts, fit.train(fits, network, starts, dataset), strict=True):
+        (alone,) = fit.train([one], network, [start], dataset)
+        torch.testing.assert_close(found.last, alone.last, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(found.curve, alone.curve, rtol=1e-6)
+
+
 def test_in_float32_a_group_is_its_members_within_rounding(world):
     fits = [make_fit(world, seed=seed) for seed in range(3)]
     for found, one in zip(trained(world, *fits), fits, strict=True):

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from xferbench import fake, findings, looks, plan
-from xferbench.design import Contrast, Data, Domain, Plugin, Recipe
+from xferbench import fake, findings, looks, plan, shard
+from xferbench.design import Contrast, Data, Domain, Model, Plugin, Recipe, content
 from xferbench.plugins import batchnorm_drift, negative_transfer
 from xferbench.record import Record
-from xferbench.strategies import linear_probe
+from xferbench.strategies import distillation, linear_probe
 
 FACTS = replace(fake.FACTS, source=(), shifted=())
 SUITE = fake.SUITE
@@ -300,6 +300,44 @@ def test_a_source_is_pretrained_on_once_before_the_arm_that_starts_from_it():
     (start,) = starts
     assert (start.data.digest, start.labels, start.init) == ("source", "shuffled", "random")
     assert step.asked[0].trial.model.base != start
+
+
+def test_teachers_are_trained_once_each_and_before_whoever_learns_from_them():
+    distilled = replace(PIPELINE, recipe=distillation())
+    asked = fake.study(replace(batchnorm_drift.plugin, applies=lambda *_: "", measures={}), pipeline=distilled, facts=FACTS)
+    stages, answers, last = [], {}, {}
+    while (step := looks.step(asked, answers)).wanted.keys() - answers.keys():
+        new = {key: one for key, one in step.wanted.items() if key not in answers}
+        stages.append(step.stage)
+        for one in new.values():
+            teacher = one.model.base.teacher
+            assert teacher is None or (teacher.seed == one.model.base.seed and teacher in last), "its teacher came before"
+            assert teacher is None or (teacher.init, teacher.regularizer, teacher.augment) == ("pretrained", "", "")
+        last |= {one.model.base: None for one in new.values()}
+        answers |= {key: fake.lab()(one) for key, one in new.items()}
+    assert stages[1:3] == ["training teachers", "look 1 of 2: 3 seeds"]
+    taught = [one for one in step.asked if one.trial.model.base.regularizer]
+    teachers = {one.trial.model.base.teacher for one in taught}
+    assert {one.seed for one in teachers} == {one.seed for one in taught} >= {0, 1, 2}
+    assert teachers <= {one.trial.model.base for one in step.asked}, "they are counted among what was asked"
+    assert {one.trial.key for one in step.asked} == set(answers)
+
+
+def test_what_is_taught_by_teachers_of_several_seeds_is_one_group():
+    distilled = replace(PIPELINE, recipe=distillation())
+    trials = [plan.trial(distilled, "test", seed, fake.PLACE) for seed in range(3)]
+    assert [len(group) for group in plan.groups({one.key: one for one in trials}, 5, SUITE)] == [3]
+    (taught,) = {shard.owner((one,), 7) for one in trials[:1]}
+    assert taught == shard.owner((replace(trials[0], model=Model(base=trials[0].model.base.teacher)),), 7)
+
+
+def test_whoever_has_no_teacher_has_the_key_that_it_always_had():
+    one = plan.fit(PIPELINE, 0)
+    assert not {"teacher", "augment"} & content(one).keys()
+    assert "augment" not in content(Recipe())
+    assert {"teacher", "augment"} <= content(
+        plan.fit(replace(PIPELINE, recipe=replace(distillation(), augment="flip")), 0)
+    ).keys()
 
 
 def test_a_baseline_that_learnt_nothing_cannot_pass_a_subject_that_learnt_nothing_either():

@@ -13,7 +13,7 @@ import torch
 from factory import make_cells, make_record, make_run
 from test_looks import FACTS, PIPELINE, USUAL, found, lab, study
 
-from xferbench import discover
+from xferbench import discover, fake, plan
 from xferbench.design import Choice, Phase, Preprocessing, Recipe
 from xferbench.lab.viewed import Seen
 from xferbench.plugins import (
@@ -54,6 +54,16 @@ def test_cures_and_failures_change_how_one_trains_or_serves_and_nothing_else(plu
         served = {name: getattr(SUBJECT, name) for name in own}
         assert replace(arm, recipe=SUBJECT.recipe, **served) == SUBJECT
     assert all(arm != cured for arm in induced.values())
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
+def test_arms_keep_the_augmentation_and_the_head_of_two_layers_that_a_pipeline_has(plugin):
+    own = replace(fake.PIPELINE, recipe=Recipe(head="mlp:16", augment="flip"))
+    asked = fake.study(plugin, pipeline=own, facts=fake.FACTS)
+    arms = (plan.arms(plugin, asked, own) | plan.induced(plugin, asked, own)).values()
+    each = [one for arm in arms for one in (arm.candidates if isinstance(arm, Choice) else (arm,))]
+    assert {(one.recipe.head, one.recipe.augment) for one in each} == {("mlp:16", "flip")}
+    assert not any(fake.impossible(plan.fit(one, 0)) for one in each)
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)

@@ -260,3 +260,91 @@ def test_nothing_pretrained_holds_nothing(world):
     one = replace(held(world, "l2-sp:1"), init="random", start=None)
     with pytest.raises(ValueError, match="without pretrained weights"):
         fit.train([one], *prepared(world, one))
+
+
+def distilled(world, word, *phases, **more):
+    """A fit that learns from another of the same seed, which has had a brief linear probe."""
+    probe = Phase(trainable="head", lr=1e-2, **SGD | BRIEF)
+    return make_fit(world, *phases, regularizer=word, teacher=make_fit(world, probe, seed=more.get("seed", 0)), **more)
+
+
+def learnt(world, *fits):
+    """Fits trained as they are trained for an answer, but not kept."""
+    network, starts, dataset, source = prepared(world, *fits)
+    return fit.train(fits, network, starts, dataset, answer._taught(source, fits, make_trial(fits[0]), world.cache))
+
+
+@pytest.mark.parametrize("phase", [Phase(**BRIEF), Phase(trainable="head", batchnorm="eval", **BRIEF)])
+@pytest.mark.parametrize("word", ["distill:0", "ewc:0", "l2-sp:0"])
+@pytest.mark.parametrize("augment", ["", "flip+crop"])
+def test_what_holds_with_no_strength_is_plain_training_bit_for_bit(world, word, phase, augment):
+    (plain,) = learnt(world, make_fit(world, phase, augment=augment))
+    make = distilled if word == "distill:0" else held
+    (one,) = learnt(world, make(world, word, phase, augment=augment))
+    assert same(one.last, plain.last)
+    assert same(one.best, plain.best)
+    assert one.curve == plain.curve
+
+
+def test_the_loss_of_a_distilled_step_is_a_share_of_the_labels_and_of_the_softened_teacher(world):
+    one = distilled(world, "distill:0.3", Phase(**STEP), init="random")
+    network, (start,), dataset, _ = prepared(world, one)
+    (found,) = learnt(world, one)
+    x, y = batch(one, dataset)
+    (taught,), _ = answer._fitted((one.teacher,), make_trial(one), world.cache)
+    own, said = (logits(network, tensors, x) for tensors in (start, taught.last))
+    apart = F.kl_div((own / 4).log_softmax(1), (said / 4).softmax(1), reduction="batchmean")
+    by_hand = 0.7 * F.cross_entropy(own, y) + 0.3 * 16 * apart
+    assert found.curve[0][1] == pytest.approx(float(by_hand), rel=1e-4)
+
+
+def test_with_augmented_images_the_teacher_is_asked_about_what_the_student_sees(world, monkeypatch):
+    monkeypatch.setattr(fit.augment, "drawn", lambda fits, *_: torch.tensor([0, 0, 1]).expand(1, len(fits), 16, 3))
+    one = distilled(world, "distill:0.3", Phase(**STEP), init="random", augment="flip")
+    network, (start,), dataset, _ = prepared(world, one)
+    (found,) = learnt(world, one)
+    x, y = batch(one, dataset)
+    (taught,), _ = answer._fitted((one.teacher,), make_trial(one), world.cache)
+    own, said = (logits(network, tensors, x.flip(3)) for tensors in (start, taught.last))
+    apart = F.kl_div((own / 4).log_softmax(1), (said / 4).softmax(1), reduction="batchmean")
+    assert found.curve[0][1] == pytest.approx(float(0.7 * F.cross_entropy(own, y) + 0.3 * 16 * apart), rel=1e-4)
+
+
+@pytest.mark.parametrize("word", ["distill:0.5", "lwf:1"])
+def test_draws_of_nothing_make_answers_on_the_fly_those_that_are_had_once(world, word, monkeypatch):
+    make, phase = (distilled if word.startswith("distill") else held), Phase(lr=1e-2, **SGD | BRIEF)
+    (once,) = learnt(world, make(world, word, phase))
+    monkeypatch.setattr(fit.augment, "applied", lambda images, _: images)
+    (each,) = learnt(world, make(world, word, phase, augment="flip"))
+    torch.testing.assert_close(each.last, once.last, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("more", [{}, {"augment": "flip"}, {"head": "mlp:6:0"}])
+def test_students_in_lock_step_learn_each_from_its_own_teacher(world, more):
+    phase = Phase(lr=1e-3, **SGD | BRIEF)
+    fits = [distilled(world, "distill:0.5", phase, seed=seed, init="random", **more) for seed in range(2)]
+    for together, one in zip(learnt(world, *fits), fits, strict=True):
+        (alone,) = learnt(world, one)
+        torch.testing.assert_close(together.last, alone.last, rtol=1e-3, atol=2e-4)
+        np.testing.assert_allclose(together.curve, alone.curve, rtol=1e-3, atol=1e-4)
+
+
+def test_a_student_comes_nearer_to_its_teacher_than_one_that_has_none(world):
+    phase = Phase(lr=1e-2, **SGD | {"steps": 20, "batch_size": 16})
+    one = distilled(world, "distill:1", phase, init="random")
+    network, _, dataset, _ = prepared(world, one)
+    index, _ = data.subset(dataset, one.train_size, one.seed)
+    images = torch.from_numpy(np.array(dataset.train.images[index]))
+    (taught,), _ = answer._fitted((one.teacher,), make_trial(one), world.cache)
+    said = logits(network, taught.last, images).softmax(1)
+
+    def apart(found):
+        return float(F.kl_div(logits(network, found.last, images).log_softmax(1), said, reduction="batchmean"))
+
+    assert apart(learnt(world, one)[0]) < apart(learnt(world, make_fit(world, phase, init="random"))[0])
+
+
+def test_no_teacher_is_an_error_that_says_so(world):
+    one = make_fit(world, regularizer="distill:0.5")
+    with pytest.raises(ValueError, match="source or teacher"):
+        learnt(world, one)

@@ -40,7 +40,7 @@ def test_a_strategy_keeps_what_is_not_its_own_business(strategy):
         kept = ("optimizer", "weight_decay", "schedule", "batch_size", "order")
         assert [getattr(phase, name) for name in kept] == [getattr(own, name) for name in kept]
     assert made.phases[-1].lr == own.lr
-    assert made.init == ("random" if strategy == "scratch" else "pretrained")
+    assert made.init == ("random" if strategy in {"scratch", "distillation"} else "pretrained")
     assert made.name
 
 
@@ -87,6 +87,33 @@ def test_what_trains_few_numbers_leaves_the_rest_as_it_is_and_has_a_rate_of_its_
 
 def test_warm_up_takes_a_tenth_of_the_steps():
     assert [strategies.warm_up(Phase(steps=steps)).phases[0].warmup for steps in (150, 10, 5)] == [15, 1, 1]
+
+
+def test_the_three_that_are_not_phases_alone_say_so():
+    made = {name: STRATEGIES[name]() for name in ("augmented", "mlp-head", "distillation")}
+    assert {name: (one.augment, one.head, one.regularizer) for name, one in made.items()} == {
+        "augmented": ("flip+crop", "random", ""),
+        "mlp-head": ("", "mlp:256", ""),
+        "distillation": ("", "random", "distill:0.5"),
+    }
+    assert made["augmented"].phases == strategies.full().phases
+    assert made["mlp-head"].phases == strategies.linear_probe().phases
+    assert made["distillation"].phases == strategies.from_scratch().phases
+
+
+def test_what_is_chosen_keeps_the_pipelines_augmentation_and_mlp_head_and_never_takes_one_away():
+    own = replace(PIPELINE, recipe=Recipe(head="mlp:8", augment="flip", stop="best"))
+    tried = [strategies.linear_probe(), replace(strategies.augmented(), head="mlp:4:0")]
+    first, second = (one.recipe for one in strategies.choice(own, tried).candidates)
+    assert (first.head, first.augment, first.stop) == ("mlp:8", "flip", "best")
+    assert (second.head, second.augment) == ("mlp:4:0", "flip+crop")
+    assert {(one.recipe.head, one.recipe.augment) for one in scratch(own, Scratch()).candidates} == {("mlp:8", "flip")}
+    zero = replace(PIPELINE, recipe=Recipe(head="zero"))
+    assert {one.recipe.head for one in scratch(zero, Scratch()).candidates} == {"random"}
+
+
+def test_the_teacher_is_one_of_the_healthy_defaults_candidates():
+    assert strategies.TEACHER in [one.recipe for one in healthy(replace(PIPELINE, recipe=Recipe())).candidates]
 
 
 def test_the_healthy_default_changes_nothing_but_the_recipe():

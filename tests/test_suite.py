@@ -99,6 +99,24 @@ def test_the_required_keys_are_enough_and_the_rest_has_the_contracts_defaults(tm
         ('[recipe] batchnorm = "momentum:1"', "recipe", Recipe(phases=(Phase(batchnorm="momentum:1"),))),
         ('[recipe] init = "random"\n[recipe] stop = "best"', "recipe", Recipe(init="random", stop="best")),
         ('[recipe] head = "zero"', "recipe", Recipe(head="zero")),
+        ('[recipe] head = "mlp:64"', "recipe", Recipe(head="mlp:64")),
+        ('[recipe] head = "mlp:64:0.25"\n[recipe] augment = "flip"', "recipe", Recipe(head="mlp:64:0.25", augment="flip")),
+        ('[recipe] regularizer = "distill:0.7"', "recipe", Recipe(regularizer="distill:0.7")),
+        (
+            '[recipe] strategy = "distillation"\n[recipe] regularizer = "distill:1"',
+            "recipe",
+            replace(STRATEGIES["distillation"](), regularizer="distill:1"),
+        ),
+        (
+            '[recipe] strategy = "mlp-head"\n[recipe] head = "mlp:9:0"',
+            "recipe",
+            replace(STRATEGIES["mlp-head"](), head="mlp:9:0"),
+        ),
+        (
+            '[recipe] strategy = "linear-probe"\n[recipe] augment = "crop"',
+            "recipe",
+            replace(STRATEGIES["linear-probe"](), augment="crop"),
+        ),
         ('[recipe] strategy = "lp-ft"\n[recipe] steps = 50', "recipe", STRATEGIES["lp-ft"](Phase(steps=50))),
         (
             "[recipe] lr = 0.1\n[[recipe.phases]]; steps = 5\n[[recipe.phases]]; lr = 0.2",
@@ -227,6 +245,37 @@ WRONG = [
     ('[recipe] init = "pretraind"', "[recipe] init", '"pretraind"', "did you mean 'pretrained'?"),
     ('[recipe] init = "shuffled-source"', "[recipe] init", "shuffled-source", "a [source]"),
     ('[recipe] head = "ones"', "[recipe] head", '"ones"', "random, zero"),
+    ('[recipe] head = "mlp"', "[recipe] head", '"mlp"', "or mlp:H"),
+    ('[recipe] head = "mlp:0"', "[recipe] head", '"mlp:0"', "H hidden units"),
+    ('[recipe] head = "mlp:8:1"', "[recipe] head", '"mlp:8:1"', "P below 1"),
+    ('[recipe] augment = "rotate"', "[recipe] augment", '"rotate"', "crop, flip, flip+crop"),
+    ('[recipe] regularizer = "distill:0"', "[recipe] regularizer", '"distill:0"', "W above 0"),
+    ('[recipe] regularizer = "distill:1.5"', "[recipe] regularizer", '"distill:1.5"', "at most 1"),
+    (
+        '[recipe] regularizer = "lwf:1"\n[recipe] head = "mlp:8"',
+        "[recipe] regularizer",
+        "lwf:1, beside head mlp:8",
+        "the source's cannot stand below",
+    ),
+    (
+        '[recipe] regularizer = "distill:1"\n[recipe] training = "python:mine.loop:train"',
+        "[recipe] regularizer",
+        "distill:1, beside training",
+        "given no teacher",
+    ),
+    (
+        '[recipe] augment = "flip"\n[backbone] preprocessing = { kind = "spectrogram" }',
+        "[recipe] augment",
+        "flip of spectrograms",
+        "images",
+    ),
+    ('[recipe] strategy = "mlp-head"\n[recipe] head = "zero"', "[recipe] head", '"zero"', "as the strategy mlp-head sets it"),
+    (
+        '[recipe] strategy = "distillation"\n[recipe] regularizer = "ewc:1"',
+        "[recipe] regularizer",
+        '"ewc:1"',
+        "as the strategy distillation sets it",
+    ),
     ('[recipe] stop = "early"', "[recipe] stop", '"early"', "best, last"),
     ('[recipe] strategy = "lpft"', "[recipe] strategy", '"lpft"', "did you mean 'lp-ft'?"),
     (
@@ -454,12 +503,13 @@ PHASES = st.builds(
 RECIPES = st.builds(
     Recipe,
     init=st.sampled_from(["pretrained", "random", "matched", "permuted"]),
-    head=st.sampled_from(["random", "zero"]),
+    head=st.sampled_from(["random", "zero", "mlp:8", "mlp:8:0.1"]),
+    augment=st.sampled_from(["", "flip", "crop", "flip+crop"]),
     phases=st.lists(PHASES, min_size=1, max_size=3).map(tuple),
-    regularizer=st.sampled_from(["", "l2-sp:0.5", "lwf:1e-3"]) | NUMBERS.map("lwf:{:g}".format),
+    regularizer=st.sampled_from(["", "l2-sp:0.5", "lwf:1e-3", "distill:0.25"]) | NUMBERS.map("lwf:{:g}".format),
     stop=st.sampled_from(["last", "best"]),
     name=st.text(max_size=5),
-)
+).filter(lambda one: not (one.head.startswith("mlp") and one.regularizer.startswith("lwf")))
 
 
 @settings(deadline=None, max_examples=50)
@@ -578,6 +628,7 @@ def test_every_field_of_the_nouns_can_be_asked_for_in_a_file(tmp_path):
             Recipe(head="zero", phases=(Phase(optimizer="sgd", weight_decay=0.1),)),
             [", optimizer sgd, weight decay 0.1", "; head zero"],
         ),
+        (Recipe(head="mlp:8", augment="flip", regularizer="distill:1"), ["; head mlp:8", "; augment flip", "; distill:1"]),
         (
             Recipe(phases=(Phase(warmup=9, schedule="constant", layer_decay=0.5),)),
             ["layer decay 0.5, warmup 9, schedule constant"],

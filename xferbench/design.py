@@ -101,11 +101,17 @@ class Recipe:
         init: ``pretrained``; ``random``; ``matched`` (random, with each tensor's pretrained mean and variance); ``permuted``
             (the pretrained values shuffled within each tensor); or ``shuffled-source`` (pretrained here, on the pipeline's
             source with its labels shuffled).
+        head: ``random`` or ``zero``, one linear layer that begins so; or ``mlp:H`` or ``mlp:H:P``, a drawn head of two with H
+            units between them, a ReLU and dropout of a share P (0.5).
         head: ``random`` or ``zero``.
         regularizer: a term of the loss that holds on to what the source taught, with its strength: ``l2-sp:A`` (A/2 of the
             squared distance from the start, Li et al. 2018), ``ewc:L`` (the same weighted by the source's Fisher
             information, Kirkpatrick et al. 2017), ``replay:N`` (N source images beside each batch) or ``lwf:W`` (W times the
-            distance of the source head's answers from what they were, Li & Hoiem 2016); "" for none.
+            distance of the source head's answers from what they were, Li & Hoiem 2016); or ``distill:W``, which holds on to a
+            teacher and needs nothing pretrained itself: 1 − W of the labels' loss and W of the distance from what the
+            pipeline's own pretrained backbone says after LP-FT (Hinton et al. 2015); "" for none.
+        augment: what is done to training images anew at each step: ``flip`` (half of them, left to right), ``crop`` (shifted by
+            up to an eighth of each side, edges reflected) or ``flip+crop``; "" for nothing.
         stop: ``last`` step, or the step that was ``best`` on validation; it chooses a view of a fit and retrains nothing.
         name: what people call it; not content.
     """
@@ -116,6 +122,7 @@ class Recipe:
     regularizer: str = ""
     stop: str = "last"
     name: str = _place()
+    augment: str = field(default="", metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +247,7 @@ class Fit:
     ``labels`` are ``true``, or ``shuffled`` among the training images. ``source`` is there where the regularizer needs it.
     ``code`` builds an ``arch`` of the user's own, ``training`` trains it in place of the lab's loop; ``stop`` is told to that
     code alone, since it gives one network only. Without phases it is the network as it starts: with the head ``own``, a
-    finished one, made from ``before``.
+    finished one, made from ``before``. ``teacher`` is there where the regularizer needs one, of the same seed and data.
     """
 
     arch: str
@@ -260,6 +267,8 @@ class Fit:
     stop: str = field(default="last", metadata={"added": True})
     before: Weights | None = field(default=None, metadata={"added": True})
     planted: str = field(default="", metadata={"added": True})
+    augment: str = field(default="", metadata={"added": True})
+    teacher: Fit | None = field(default=None, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

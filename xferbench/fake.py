@@ -32,7 +32,7 @@ from xferbench.design import (
     digest,
 )
 from xferbench.record import Predictions, Record, Run
-from xferbench.strategies import discriminative, from_scratch, full, gradual_unfreezing, linear_probe, lp_ft
+from xferbench.strategies import deep, discriminative, distillation, from_scratch, full, gradual_unfreezing, linear_probe, lp_ft
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -101,7 +101,7 @@ def predictions(accuracy: float, seed: int, examples: int = EXAMPLES) -> Predict
 def by_content(trial: Trial) -> float:
     """An accuracy from 0.5 to 0.9 that is another one for each fit and view, and about the same at every seed."""
     fit = trial.model.base
-    told = digest((fit.init, fit.phases, fit.regularizer, fit.preprocessing, trial.model.edits, trial.view))
+    told = digest((fit.init, fit.phases, fit.regularizer + fit.augment, fit.preprocessing, trial.model.edits, trial.view))
     return 0.5 + 0.4 * int(told[:8], 16) / 2**32
 
 
@@ -141,8 +141,12 @@ def impossible(fit: Fit) -> str:
     """Why the real laboratory could not train a fit, or ""."""
     if fit.init != "random" and fit.start is None:
         return f"Problem: init {fit.init} without pretrained weights"
+    if fit.regularizer.startswith("distill"):
+        return "" if fit.teacher else f"ValueError: regularizer {fit.regularizer} without a teacher"
     if fit.regularizer and fit.init != "pretrained":
         return f"ValueError: regularizer {fit.regularizer} without pretrained weights"
+    if fit.regularizer.startswith(("lwf", "replay")) and deep(fit.head):
+        return f"ValueError: regularizer {fit.regularizer} with head {fit.head}"
     if fit.regularizer.startswith(("ewc", "replay")) and (fit.source is None or not fit.source.classes):
         return f"ValueError: regularizer {fit.regularizer} without a source whose classes are known"
     return ""
@@ -173,6 +177,8 @@ def worlds() -> Iterator[World]:
         "gradual unfreezing with warm-up": gradual_unfreezing(Phase(warmup=20)),
         "discriminative rates": discriminative(Phase(lr=1e-2, optimizer="sgd")),
         "training from scratch": from_scratch(),
+        "an MLP head on augmented images": Recipe(head="mlp:16", augment="flip+crop"),
+        "distillation": distillation(),
         "one step": full(Phase(steps=1, batch_size=2)),
         "a zero head, L2-SP and the best step": Recipe(head="zero", regularizer="l2-sp:1", stop="best"),
         "class order and ghost batches": full(Phase(order="class", batchnorm="ghost:2")),

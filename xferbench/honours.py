@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from xferbench.design import Arm, Pipeline, Recipe
 
 OF_A_PHASE = tuple(field.name for field in fields(Phase))
-KNOWN = (*OF_A_PHASE, "phases", "stop")  # what code may say; a regularizer it cannot heed, being given no source
+KNOWN = (*OF_A_PHASE, "phases", "augment", "stop")  # what code may say; a regularizer it cannot heed, being given no source
 
 
 def differing(one: Recipe, other: Recipe) -> set[str]:
@@ -25,7 +25,7 @@ def differing(one: Recipe, other: Recipe) -> set[str]:
 
     Where they have unequal numbers of phases, a field differs whose values in the one are not those in the other.
     """
-    found = {name for name in ("regularizer", "stop") if getattr(one, name) != getattr(other, name)}
+    found = {name for name in ("regularizer", "augment", "stop") if getattr(one, name) != getattr(other, name)}
     if len(one.phases) == len(other.phases):
         pairs = list(zip(one.phases, other.phases, strict=True))
         return found | {name for name in OF_A_PHASE if any(getattr(a, name) != getattr(b, name) for a, b in pairs)}

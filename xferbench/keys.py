@@ -111,10 +111,15 @@ RECIPE: dict[str, Rule] = {
     "strategy": rules.among(*STRATEGIES),
     "phases": rules.Told(_phases, {"type": "array", "minItems": 1, "items": rules.schema(rules.table(PHASE))}),
     "init": rules.among("pretrained", "random", "matched", "permuted", "shuffled-source"),
-    "head": rules.among("random", "zero"),
+    "head": rules.matching(
+        r"random|zero|mlp:[1-9]\d*(:0?\.\d+|:0)?",
+        "random, zero, or mlp:H or mlp:H:P with H hidden units and dropout P below 1 (0.5)",
+    ),
+    "augment": rules.among("flip", "crop", "flip+crop"),
     "regularizer": rules.matching(
-        r"(l2-sp|ewc|lwf):(?=[^e]*[1-9])\d*\.?\d+(e[+-]?\d+)?|replay:[1-9]\d*",
-        "l2-sp:A, ewc:L or lwf:W with a strength above 0, or replay:N with N source images a batch",
+        r"(l2-sp|ewc|lwf):(?=[^e]*[1-9])\d*\.?\d+(e[+-]?\d+)?|replay:[1-9]\d*|distill:(0?\.\d*[1-9]\d*|1(\.0+)?)",
+        "l2-sp:A, ewc:L or lwf:W with a strength above 0, replay:N with N source images a batch, "
+        "or distill:W with W above 0 and at most 1",
     ),
     "stop": rules.among("last", "best"),
     "training": rules.matching(r"python:[\w.]+:[\w.]+", "python:module:callable"),

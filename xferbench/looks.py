@@ -93,7 +93,15 @@ class Step:
 
 
 def step(study: Study, answers: Mapping[str, Record]) -> Step:
-    """What is to be asked next, given all answers so far."""
+    """What is to be asked next, given all answers so far; of what learns from another fit, that fit first."""
+    found = _step(study, answers)
+    asked = {one.model.base.teacher for one in found.wanted.values()}
+    first = {key: one for key, one in found.wanted.items() if one.model.base in asked}
+    return replace(found, stage="training teachers", wanted=first) if first.keys() - answers.keys() else found
+
+
+def _step(study: Study, answers: Mapping[str, Record]) -> Step:
+    """What the present stage asks, those that teach among it."""
     if study.facts.crash:
         return Step(cases=tuple(Case(plugin=plugin, error=study.facts.crash) for plugin in study.plugins))
     asked = tuned("", "subject", study.subject, study)
@@ -119,10 +127,22 @@ def step(study: Study, answers: Mapping[str, Record]) -> Step:
 
 def tuned(plugin: str, name: str, arm: Arm, study: Study) -> list[Question]:
     """What has to be asked to settle an arm."""
-    return [
+    found = [
         Question(plugin=plugin, arm=name, view="validation", seed=one.model.base.seed, trial=one)
         for one in plan.tuning(arm, study)
     ]
+    return [*teachers(found), *found]
+
+
+def teachers(asked: Sequence[Question]) -> list[Question]:
+    """The fits that others learn from, each asked for once and by itself, so that no two workers train the same one."""
+    found = {}
+    for one in asked:
+        if (teacher := one.trial.model.base.teacher) is not None:
+            view = View(examples="validation", preprocessing=teacher.preprocessing)
+            trial = Trial(model=Model(base=teacher), view=view, place=one.trial.place)
+            found[one.plugin, one.arm, teacher] = replace(one, view="validation", trial=trial)
+    return list(found.values())
 
 
 def _case(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str, Record]) -> tuple[Case, list[Question]]:
@@ -241,11 +261,12 @@ def invariants(case: Case, seeds: Sequence[int], study: Study) -> list[Question]
 
 
 def _asked(case: Case, terms: Iterable[tuple[str, str]], seeds: Sequence[int], study: Study) -> list[Question]:
-    return [
+    found = [
         Question(plugin=case.plugin.id, arm=arm, view=view, seed=seed, trial=_trial(case, arm, view, seed, study))
         for arm, view in terms
         for seed in seeds
     ]
+    return [*teachers(found), *found]
 
 
 def _trial(case: Case, arm: str, view: str, seed: int, study: Study) -> Trial:

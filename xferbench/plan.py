@@ -25,7 +25,7 @@ from xferbench.design import (
     Trial,
     View,
 )
-from xferbench.strategies import healthy, scratch
+from xferbench.strategies import TEACHER, healthy, scratch
 from xferbench.suite import SEEDS
 from xferbench.wording import of_pipeline, words
 
@@ -143,9 +143,9 @@ def peak(pipeline: Pipeline) -> float:
 
 
 def kind(pipeline: Pipeline) -> tuple[str, ...]:
-    """What tells strategies apart: where a recipe starts, what each phase trains, and what it is held by."""
+    """What tells strategies apart: where a recipe starts, what it trains on, what each phase trains, and what it is held by."""
     recipe = pipeline.recipe
-    return (recipe.init, recipe.regularizer.partition(":")[0], *(phase.trainable for phase in recipe.phases))
+    return (recipe.init, recipe.augment, recipe.regularizer.partition(":")[0], *(phase.trainable for phase in recipe.phases))
 
 
 def subject(suite: Suite, pipeline: Pipeline) -> Arm:
@@ -160,6 +160,7 @@ def fit(pipeline: Pipeline, seed: int) -> Fit:
     recipe = pipeline.recipe
     made_here = recipe.init == "shuffled-source"
     needs_source = recipe.regularizer.startswith(("ewc", "replay"))
+    needs_teacher = recipe.regularizer.startswith("distill") and not (pipeline.planted or pipeline.training)
     if pipeline.finished:
         return _finished(pipeline, pipeline.finished)
     return Fit(
@@ -178,6 +179,8 @@ def fit(pipeline: Pipeline, seed: int) -> Fit:
         training=None if pipeline.planted else pipeline.training,
         stop=recipe.stop if pipeline.training and not pipeline.planted else "last",
         planted=pipeline.planted,
+        augment="" if pipeline.planted else recipe.augment,
+        teacher=fit(replace(pipeline, recipe=TEACHER), seed) if needs_teacher else None,
     )
 
 
@@ -254,7 +257,7 @@ def trial(
 
 def untrained(pipeline: Pipeline) -> Fit:
     """The zero-step fit: the network that a pipeline starts from, the same at every seed as far as the source's task goes."""
-    start = replace(pipeline.recipe, phases=(), regularizer="", head="zero")
+    start = replace(pipeline.recipe, phases=(), regularizer="", augment="", head="zero")
     return replace(fit(replace(pipeline, recipe=start), 0), train_size=None, training=None, stop="last")
 
 
@@ -406,7 +409,7 @@ def groups(asked: Mapping[str, Trial], size: int, suite: Suite) -> Iterator[tupl
             alone.append((one,))
             continue
         look = sum(fitted.seed - suite.seed >= seeds for seeds in suite.looks)
-        shapes.setdefault((replace(fitted, seed=0), one.place, look), {}).setdefault(fitted, []).append(one)
+        shapes.setdefault((_shape(fitted), one.place, look), {}).setdefault(fitted, []).append(one)
     for fits in sorted(shapes.values(), key=lambda fits: -cost(next(iter(fits)))):
         members = list(fits)
         for start in range(0, len(members), size):
@@ -414,9 +417,14 @@ def groups(asked: Mapping[str, Trial], size: int, suite: Suite) -> Iterator[tupl
     yield from alone
 
 
+def _shape(one: Fit) -> Fit:
+    """What fits that are trained together have in common: all but the seed, their own and their teachers'."""
+    return replace(one, seed=0, teacher=replace(one.teacher, seed=0) if one.teacher else None)
+
+
 def cost(one: Fit) -> float:
     """Examples that go through a fit's training, those of a frozen backbone counted at a tenth; for order and estimates."""
-    return sum(examples(phase) for phase in one.phases)
+    return sum(phase.steps * phase.batch_size if one.augment else examples(phase) for phase in one.phases)
 
 
 def examples(phase: Phase) -> float:

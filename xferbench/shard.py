@@ -60,11 +60,12 @@ class Shared:
 def owner(group: tuple[Trial, ...], of: int) -> int:
     """The number of the only shard that a group belongs to, from 1.
 
-    It goes by the group's first fit, so that all views of a fit stay where its weights are, look after look. A finished
-    network is one fit for all trials, and nothing is trained: there it goes by the trial.
+    It goes by the group's first fit, so that all views of a fit stay where its weights are, look after look, and so does what
+    learns from it. A finished network is one fit for all trials, and nothing is trained: there it goes by the trial.
     """
     first = group[0]
-    key = first.key if first.model.base.head == "own" else digest(first.model.base)
+    one = first.model.base
+    key = first.key if one.head == "own" else digest(one.teacher or one)
     return int(key, 16) % of + 1
 
 

@@ -110,6 +110,24 @@ def from_scratch(phase: Phase = DEFAULT) -> Recipe:
     return Recipe(name=name, init="random", phases=(step,))
 
 
+def augmented(phase: Phase = DEFAULT) -> Recipe:
+    """Everything is trained, on images that are flipped and cropped anew at each step."""
+    return replace(full(phase), name=f"augmented {phase.lr:g}", augment="flip+crop")
+
+
+def mlp_head(phase: Phase = DEFAULT) -> Recipe:
+    """Only the head is trained, one of two layers with dropout between them."""
+    return replace(linear_probe(phase), name="MLP head", head="mlp:256")
+
+
+def distillation(phase: Phase = DEFAULT) -> Recipe:
+    """Random weights learn the labels and what the adapted pretrained backbone says (Hinton et al. 2015, arXiv:1503.02531)."""
+    return replace(from_scratch(phase), name=f"distillation {phase.lr:g}", regularizer="distill:0.5")
+
+
+TEACHER = lp_ft()  # of a distilled fit: one of the healthy default's candidates, so that its fits are shared with those
+
+
 STRATEGIES: Mapping[str, Callable[[Phase], Recipe]] = {
     "linear-probe": linear_probe,
     "partial": partial,
@@ -123,14 +141,28 @@ STRATEGIES: Mapping[str, Callable[[Phase], Recipe]] = {
     "lora": lora,
     "adapter": adapter,
     "scratch": from_scratch,
+    "augmented": augmented,
+    "mlp-head": mlp_head,
+    "distillation": distillation,
 }
 
 RATES: Mapping[str, float] = dict.fromkeys(("norm-only", "bitfit", "lora", "adapter"), FEW.lr)  # where a suite gives none
 
 
+def deep(head: str) -> bool:
+    """Whether a recipe's word for its head means one of more than one layer."""
+    return head.startswith("mlp:")
+
+
+def beside(recipe: Recipe, own: Recipe) -> Recipe:
+    """A recipe with the augmentation and the MLP head of another, where it has none itself: what no comparison may change."""
+    head = own.head if deep(own.head) and not deep(recipe.head) else recipe.head
+    return replace(recipe, augment=recipe.augment or own.augment, head=head)
+
+
 def choice(pipeline: Pipeline, recipes: Sequence[Recipe]) -> Choice:
     """The best of some recipes on validation, all else as in the pipeline, its stopping rule too; equal ones count once."""
-    same = [replace(recipe, stop=pipeline.recipe.stop) for recipe in recipes]
+    same = [replace(beside(recipe, pipeline.recipe), stop=pipeline.recipe.stop) for recipe in recipes]
     return Choice(candidates=tuple(dict.fromkeys(replace(pipeline, recipe=recipe) for recipe in same)))
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xferbench import keys, overrides, rules
-from xferbench.design import Phase, Recipe, Suite
+from xferbench.design import Phase, Recipe, Spectrogram, Suite
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem, nearest
-from xferbench.strategies import RATES, STRATEGIES
+from xferbench.strategies import RATES, STRATEGIES, deep
 from xferbench.wording import WHOLE
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ def _parsed(table: Mapping[str, Any], path: Path) -> Suite:
     for name, words in needing.items():
         if given is not None and getattr(given, name).startswith(words) and asked.source is None:
             raise Problem(f"recipe.{name}", found=getattr(given, name), expected="one that needs no [source], or a [source]")
+    if given is not None:
+        _possible(given, asked)
     _one_kind(asked)
     span = METRICS[asked.metric].span
     if asked.margin >= span:
@@ -120,6 +122,19 @@ def _finished(checkpoint: Mapping[str, Any], table: Mapping[str, Any], recipe: M
         raise Problem(odd[0], found="a key of training, beside [checkpoint]", expected="a finished network alone", do=do)
     given = dict(checkpoint)
     return {"looks": (1,), "tuning_seeds": 1, "scratch_budget": given.pop("scratch", None), **given}
+
+
+def _possible(recipe: Recipe, asked: Suite) -> None:
+    """Refuse words of a recipe that do not go together, or not with the rest."""
+    held = recipe.regularizer
+    if held.startswith(("lwf", "replay")) and deep(recipe.head):
+        expected = "l2-sp, ewc or distill, or a plain head: the source's cannot stand below another"
+        raise Problem("recipe.regularizer", found=f"{held}, beside head {recipe.head}", expected=expected)
+    if held.startswith("distill") and asked.training:
+        expected = "the lab's own loop: training code is given no teacher"
+        raise Problem("recipe.regularizer", found=f"{held}, beside training", expected=expected)
+    if recipe.augment and isinstance(asked.train_preprocessing or asked.preprocessing, Spectrogram):
+        raise Problem("recipe.augment", found=f"{recipe.augment} of spectrograms", expected="images", do="leave it out")
 
 
 def _one_kind(asked: Suite) -> None:
@@ -190,9 +205,12 @@ def _recipe(table: Mapping[str, Any]) -> Recipe:
 
 def _heard(strategy: str, made: Recipe, given: Mapping[str, Any]) -> None:
     """Refuse a key that would go unheard, since the strategy sets it; it parts the steps among its phases."""
-    for name in given.keys() - {"strategy", "steps", "head", "regularizer", "stop"}:
-        own = {made.init} if name == "init" else {getattr(phase, name) for phase in made.phases}
-        if given[name] not in own and (name != "init" or made.init != Recipe().init):
+    for name in given.keys() - {"strategy", "steps", "augment", "stop"}:
+        whole = name in WHOLE
+        own = {getattr(made, name)} if whole else {getattr(phase, name) for phase in made.phases}
+        kind = str(given[name]).partition(":")[0]  # mlp:64 is another head of the kind that the strategy has
+        free = whole and (own == {getattr(Recipe(), name)} or kind in {word.partition(":")[0] for word in own})
+        if given[name] not in own and not free:
             expected = f"{' or '.join(sorted(map(rules.shown, own)))}, as the strategy {strategy} sets it"
             found = rules.shown(given[name])
             raise Problem(f"recipe.{name}", found=found, expected=expected, do=f"leave {name} or strategy out")

@@ -26,6 +26,7 @@ from xferbench.lab import (
     finished,
     fit,
     foreign,
+    heads,
     initial,
     leaks,
     reading,
@@ -34,6 +35,7 @@ from xferbench.lab import (
 )
 from xferbench.problem import Problem
 from xferbench.record import Record
+from xferbench.strategies import deep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,9 +81,14 @@ def _place(trial: Trial) -> str:
 
 
 @lru_cache(maxsize=4)
-def _network(arch: str, code: Code | None, classes: int, shape: Shape, device: str, cache: Path, adapters: int = 0) -> Network:
+def _network(
+    arch: str, code: Code | None, classes: int, shape: Shape, device: str, cache: Path, head: str = "", adapters: int = 0
+) -> Network:
     module = backbones.build(arch, classes, code).eval()
     anatomy = backbones.anatomy(module, shape)
+    if head:
+        heads.put(module, anatomy, head)
+        anatomy = replace(anatomy, parameters=sum(one.numel() for one in module.parameters()))
     if adapters:
         bottleneck.insert(module, anatomy, shape, adapters)
     return fit.Network(module=module, anatomy=anatomy, device=torch.device(device), cache=cache)
@@ -101,10 +108,10 @@ def material(one: Fit, trial: Trial, cache: Path) -> tuple[Dataset, Network]:
     if one.planted:
         dataset, _, _ = leaks.planted(dataset, one.planted, one.seed)
     shape = data.shape(dataset, one.preprocessing)
-    outputs = len(dataset.classes)
-    network = _network(one.arch, one.code, outputs, shape, trial.place.device, cache, bottleneck.rank(one.phases))
+    outputs, parts = len(dataset.classes), (one.head if deep(one.head) else "", bottleneck.rank(one.phases))
+    network = _network(one.arch, one.code, outputs, shape, trial.place.device, cache, *parts)
     if one.head == "own" and (found := finished.outputs(network.module, network.anatomy.head, own(one))) != outputs:
-        network = _network(one.arch, one.code, found, shape, trial.place.device, cache)
+        network = _network(one.arch, one.code, found, shape, trial.place.device, cache, *parts)
     return dataset, network
 
 
@@ -147,7 +154,7 @@ def _fitted(fits: Sequence[Fit], trial: Trial, cache: Path) -> tuple[list[Fitted
     if fits[0].training:
         trained = [callables.train(one, network, before, dataset) for one, before in zip(fits, starts, strict=True)]
     else:
-        trained = fit.train(fits, network, starts, dataset, _source(fits[0], network, cache))
+        trained = fit.train(fits, network, starts, dataset, _taught(_source(fits[0], network, cache), fits, trial, cache))
     for file, one in zip(files, trained, strict=True):
         _keep(file, one)
     return trained, len(trained)
@@ -159,6 +166,18 @@ def _source(one: Fit, network: Network, cache: Path) -> fit.Source | None:
         return None
     memory = domains.memory(domains.load(one.source, one.preprocessing, cache)) if one.source else None
     return fit.Source(head=pretrained_head(one, network), memory=memory)
+
+
+def _taught(source: fit.Source | None, fits: Sequence[Fit], trial: Trial, cache: Path) -> fit.Source | None:
+    """What a group's regularizer is given, its teachers and the network with a plain head among it."""
+    if source is None:
+        return None
+    plain = material(replace(fits[0], head="random"), trial, cache)[1]
+    own = tuple(one.teacher for one in fits if one.teacher)
+    teachers, _ = _fitted(own, trial, cache) if own else ([], 0)
+    if any(one.diverged for one in teachers):
+        raise RuntimeError("the teacher of this fit diverged")
+    return replace(source, plain=plain, teachers=tuple(one.last for one in teachers))
 
 
 def pretrained_head(one: Fit, network: Network) -> Tensors:
@@ -203,7 +222,8 @@ def _recall(file: Path, before: Tensors) -> Fitted:
 def model(trial: Trial, fitted: Fitted, cache: Path) -> viewed.Model:
     """A trial's trained network with all that is needed to look at it."""
     one = trial.model.base
-    dataset, network = material(one, trial, cache)
+    asked = replace(one, head="random") if "head:source" in trial.model.edits and deep(one.head) else one
+    dataset, network = material(asked, trial, cache)
     if trial.view.believed and trial.view.believed.init == "pretrained" != one.init:
         fitted = _as_if_loaded(one, fitted, network)
     return viewed.Model(

@@ -80,7 +80,8 @@ def train(fit: Fit, network: Network, start: Tensors, dataset: Dataset) -> Fitte
     data = Examples(
         train=_ready(*train_, fit.preprocessing), validation=_ready(*validation, fit.preprocessing), classes=dataset.classes
     )
-    recipe = Recipe(init=fit.init, head=fit.head, phases=fit.phases, regularizer=fit.regularizer, stop=fit.stop)
+    whole = {"init": fit.init, "head": fit.head, "regularizer": fit.regularizer, "augment": fit.augment, "stop": fit.stop}
+    recipe = Recipe(phases=fit.phases, **whole)
     model = _filled(network, start)
     with seeds.everywhere(seeds.number(fit.seed, seeds.ORDER)), torch.enable_grad():
         found = foreign.called(fit.training, model.train(), data, recipe, fit.seed)

@@ -61,7 +61,7 @@ def of_head(kind: str, word: str, tensors: Tensors, head: str, screened: Screene
     Args:
         kind, word: ``classes:assigned@1`` is the order that the screened examples ask for, ``classes:rotated`` each output in
             the next one's place; ``temperature:fitted@1`` the one that is best for those examples, or a number.
-        head: of which module the outputs are.
+        head: the layer from which the outputs come.
         screened: what a repair is found on, computed when it is needed.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from xferbench.lab import backbones, batchnorm, features, lowrank, preprocess, regularize, seeds
+from xferbench.lab import augment, backbones, batchnorm, features, lowrank, preprocess, regularize, seeds
 from xferbench.lab.data import subset
 from xferbench.lab.schedule import factor, rates
 
@@ -114,10 +114,15 @@ def body(network: Network, frozen: int, ready: Ready) -> tuple[nn.Module | None,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What is left of the source beside the weights: the checkpoint's head, and some images where a fit is given any."""
+    """What is left of the source beside the weights: the checkpoint's head, and some images where a fit is given any.
+
+    ``teachers`` are each member's, where they have one; ``plain`` is the structure with a plain head, where theirs is another.
+    """
 
     head: Tensors
     memory: Split | None = None
+    teachers: tuple[Tensors, ...] = ()
+    plain: Network | None = None
 
 
 def train(
@@ -133,7 +138,7 @@ def train(
         source: for their regularizer; None where they have none.
 
     Raises:
-        RuntimeError: where a tensor moved that was to be frozen.
+        RuntimeError: where a tensor moved that was to be frozen. Problem: where what is no image is to be augmented.
     """
     begun = perf_counter()
     chosen = [subset(dataset, fit.train_size, fit.seed) for fit in fits]
@@ -145,10 +150,11 @@ def train(
     held = None
     if source is not None:
         images = [torch.from_numpy(np.array(dataset.train.images[index])) for index, _ in chosen]
-        held = regularize.hold(fits, network, starts[0], source.head, source.memory, images)
+        asked = source.plain or network, source.teachers
+        held = regularize.hold(fits, network, starts[0], source.head, source.memory, images, *asked)
     done = 0
     for number, phase in enumerate(fits[0].phases):
-        lower, rest = body(network, cut(phase, network.anatomy), fits[0].preprocessing)
+        lower, rest = body(network, 0 if fits[0].augment else cut(phase, network.anatomy), fits[0].preprocessing)
         members = [member(stacked, g) for g in range(len(fits))]
         material = [_material(lower, members[g], dataset, *chosen[g], fit, network) for g, fit in enumerate(fits)]
         term = regularize.term(held, lower, members, phase, number, fits, network) if held else None
@@ -254,6 +260,7 @@ def _phase(
     peaks = [group["lr"] for group in optimizer.param_groups]
     orders = [batches(phase, fit.seed, number, part.y.cpu().numpy()) for fit, part in zip(fits, material, strict=True)]
     index = torch.from_numpy(np.stack(orders, axis=1)).to(network.device)  # [steps, members, batch]
+    draws = augment.drawn(fits, number, orders[0].shape, material[0].x.shape[-2:])
     torch.manual_seed(seeds.number(fits[0].seed, seeds.DROPOUT))
     alone, together = len(fits) == 1, vmap(rest, randomness="different")
     losses = torch.zeros(len(fits), device=network.device)
@@ -262,7 +269,7 @@ def _phase(
         for step in range(phase.steps):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor(phase, step)
-            x = [part.x[index[step, g]] for g, part in enumerate(material)]
+            x = augment.augmented([part.x[index[step, g]] for g, part in enumerate(material)], draws, step)
             y = torch.stack([part.y[index[step, g]] for g, part in enumerate(material)])
             moving = lowrank.merged(begun, parameters)
             used = tensors | moving
@@ -273,7 +280,8 @@ def _phase(
             own = logits[:, : y.shape[1], : network.anatomy.classes]
             loss = F.cross_entropy(own.flatten(0, 1), y.flatten(), reduction="none").view(len(fits), -1).mean(1)
             if term is not None:
-                loss = loss + regularize.loss(term, step, logits, moving, index[step], network.anatomy.classes)
+                extra = regularize.loss(term, step, logits, moving, index[step], network.anatomy.classes, x)
+                loss = term.held.rest * loss + extra
             optimizer.zero_grad(set_to_none=True)
             loss.sum().backward()
             optimizer.step()

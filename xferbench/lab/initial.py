@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from xferbench.lab import backbones, checkpoints
+from xferbench.lab import backbones, checkpoints, heads
 from xferbench.problem import Problem
+from xferbench.strategies import deep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -32,10 +33,11 @@ def tensors(
 ) -> dict[str, Tensor]:
     """Parameters and buffers by name, on the CPU; no global random stream is touched.
 
-    A random head or body is drawn as the network's author draws it. ``matched`` tensors are normal with the mean and variance
-    of the pretrained ones, and BatchNorm's statistics are fresh ones (Raghu et al. 2019, arXiv:1902.07208); ``permuted`` ones
-    are the pretrained values shuffled within each tensor. BatchNorm layers then stay whole: with scale and variance of a
-    channel parted, the features of a ResNet-20 in eval mode grew from 0.8 to 10⁹; with both kept, they had 0.8 again.
+    A random head or body is drawn as the network's author draws it, a head of two layers as torch draws layers. ``matched``
+    tensors are normal with the mean and variance of the pretrained ones, and BatchNorm's statistics are fresh ones (Raghu et
+    al. 2019, arXiv:1902.07208); ``permuted`` ones are the pretrained values shuffled within each tensor. BatchNorm layers then
+    stay whole: with scale and variance of a channel parted, the features of a ResNet-20 in eval mode grew from 0.8 to 10⁹; with
+    both kept, they had 0.8 again.
 
     Args:
         arch: what to build. anatomy: of that network.
@@ -47,16 +49,16 @@ def tensors(
     Raises:
         Problem: for a word that is not known, or weights that are missing or do not fit.
     """
-    if init not in INITS or head not in HEADS:
-        expected = f"init {', '.join(INITS)}; head {', '.join(HEADS)}"
+    if init not in INITS or not (head in HEADS or deep(head)):
+        expected = f"init {', '.join(INITS)}; head {', '.join(HEADS)}, mlp:H"
         raise Problem("unknown initialisation", found=f"init {init}, head {head}", expected=expected)
-    model = _fresh(arch, anatomy.classes, seeds[1], code)
+    model = _fresh(arch, anatomy, head, seeds[1], code)
     fresh = {name: tensor.clone() for name, tensor in _named(model).items()}
     own_head = {name: tensor for name, tensor in fresh.items() if backbones.within(name, [anatomy.head])}
     if head == "zero":
         own_head = {name: torch.zeros_like(tensor) for name, tensor in own_head.items()}
     if init == "random":
-        return _named(_fresh(arch, anatomy.classes, seeds[0], code)) | own_head
+        return _named(_fresh(arch, anatomy, head, seeds[0], code)) | own_head
     if state is None:
         raise Problem("no pretrained weights", found=f"init {init}", expected="a checkpoint", do="set weights under [backbone]")
     checkpoints.load(model, state, anatomy.head)
@@ -70,10 +72,10 @@ def tensors(
     return loaded | own_head
 
 
-def _fresh(arch: str, classes: int, seed: int, code: Code | None) -> nn.Module:
+def _fresh(arch: str, anatomy: Anatomy, head: str, seed: int, code: Code | None) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the accelerators' streams too
-        return backbones.build(arch, classes, code)
+        return heads.built(arch, anatomy, head, code)
 
 
 def _named(model: nn.Module) -> dict[str, Tensor]:

@@ -8,11 +8,13 @@ References:
     Kirkpatrick et al. Overcoming catastrophic forgetting (EWC). PNAS 2017, arXiv:1612.00796.
     Li, Hoiem. Learning without forgetting. ECCV 2016, arXiv:1606.09282.
     Rolnick et al. Experience replay for continual learning. NeurIPS 2019, arXiv:1811.11682.
+    Hinton, Vinyals, Dean. Distilling the knowledge in a neural network. 2015, arXiv:1503.02531.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,9 +24,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from xferbench.lab import backbones, features, preprocess, seeds
+from xferbench.strategies import deep
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from xferbench.lab.fit import Network
 
 TEMPERATURE = 2.0  # of the softened answers that are kept (Li & Hoiem 2016)
+TAUGHT = 4.0  # of a teacher's; Hinton et al. had 2.5 to 4 for small students
 MEASURED = 256  # source images on which the Fisher information is taken
 CHUNK = 16  # of them at once: each has a gradient of its own
 
@@ -44,7 +48,8 @@ class Held:
     """A fit's regularizer: its kind and strength, and what it holds on to.
 
     ``anchor`` are the backbone's parameters at the start, ``importance`` their Fisher information (EWC); ``head`` the
-    pretrained head; ``answers`` [members][n, outputs] what it said of the training images (LwF); ``memory`` source images.
+    pretrained head; ``answers`` [members][n, outputs] what it (LwF) or a teacher said of the training images, or where these
+    are augmented, and no two alike, ``tell`` [members] what gives it; ``memory`` source images.
     """
 
     kind: str
@@ -54,6 +59,12 @@ class Held:
     head: Tensors
     answers: tuple[Tensor, ...]
     memory: Split | None
+    tell: tuple[Callable[[Tensor], Tensor], ...] = ()
+
+    @property
+    def rest(self) -> float:
+        """The share that is left of the labels' own loss."""
+        return 1.0 - self.strength if self.kind == "distill" else 1.0
 
     @property
     def outputs(self) -> bool:
@@ -62,15 +73,23 @@ class Held:
 
 
 def hold(
-    fits: Sequence[Fit], network: Network, start: Tensors, head: Tensors, memory: Split | None, images: Sequence[Tensor]
+    fits: Sequence[Fit],
+    network: Network,
+    start: Tensors,
+    head: Tensors,
+    memory: Split | None,
+    images: Sequence[Tensor],
+    plain: Network | None = None,
+    teachers: Sequence[Tensors] = (),
 ) -> Held | None:
     """What the fits' regularizer needs, or None where they have none.
 
     Args:
-        fits: equal but for their seeds; all start from the same pretrained body.
+        fits: equal but for their seeds; all start from the same pretrained body, those that have a teacher from any.
         network: their structure. start: that body. head: of the checkpoint.
         memory: images of the source with the head's outputs as labels, where the regularizer needs any.
         images: [members][n, …] 8-bit, each one's training images.
+        plain: the structure with a plain head, where theirs is another. teachers: each one's, of that structure.
 
     Raises:
         ValueError: for a word that is not known, or where what it needs is missing.
@@ -79,24 +98,33 @@ def hold(
     if not kind:
         return None
     missing = (memory is None) if kind in {"ewc", "replay"} else (not head and kind == "lwf")
-    if kind not in {"l2-sp", "ewc", "replay", "lwf"} or fits[0].init != "pretrained" or missing:
-        raise ValueError(f"regularizer {fits[0].regularizer}: not known, or without pretrained weights, head or source")
+    missing = missing or (len(teachers) != len(fits) if kind == "distill" else fits[0].init != "pretrained")
+    if kind not in {"l2-sp", "ewc", "replay", "lwf", "distill"} or missing:
+        needed = "pretrained weights, head, source or teacher"
+        raise ValueError(f"regularizer {fits[0].regularizer}: not known, or without {needed}")
+    if kind in {"replay", "lwf"} and deep(fits[0].head):
+        raise ValueError(f"regularizer {fits[0].regularizer}: the pretrained head cannot stand below head {fits[0].head}")
     own = {name: tensor.to(network.device) for name, tensor in start.items()}
     body = {name for name, _ in network.module.named_parameters() if not backbones.within(name, [network.anatomy.head])}
     old = {name: tensor.to(network.device) for name, tensor in head.items()}
-    ready, whole = fits[0].preprocessing, own | old
+    ready, asked = fits[0].preprocessing, plain or network
+    whole = {name: tensor for name, tensor in own.items() if not backbones.within(name, [network.anatomy.head])} | old
+    told = {"lwf": [whole] * len(fits), "distill": teachers}.get(kind, [])
+    here = [{name: tensor.to(network.device) for name, tensor in one.items()} for one in told]
+    tell = tuple(partial(_answers, asked, one, ready) for one in here)
     return Held(
         kind=kind,
         strength=float(amount),
         anchor={name: own[name] for name in sorted(body)} if kind in {"l2-sp", "ewc"} else {},
-        importance=_fisher(network, whole, sorted(body), memory, ready) if kind == "ewc" and memory else {},
+        importance=_fisher(asked, whole, sorted(body), memory, ready) if kind == "ewc" and memory else {},
         head=old,
-        answers=tuple(_answers(network, whole, one, ready) for one in images) if kind == "lwf" else (),
+        answers=() if fits[0].augment else tuple(one(own) for one, own in zip(tell, images, strict=False)),
         memory=memory if kind == "replay" else None,
+        tell=tell,
     )
 
 
-def _answers(network: Network, tensors: Tensors, images: Tensor, ready: Ready) -> Tensor:
+def _answers(network: Network, tensors: Tensors, ready: Ready, images: Tensor) -> Tensor:
     """Logits [n, outputs] of a network on images."""
     with features.inference(network.module, network.device):
         found = [
@@ -196,7 +224,9 @@ def with_source_head(term: Term, stacked: Tensors) -> Tensors:
     }
 
 
-def loss(term: Term, step: int, logits: Tensor, parameters: Tensors, seen: Tensor, classes: int) -> Tensor:
+def loss(
+    term: Term, step: int, logits: Tensor, parameters: Tensors, seen: Tensor, classes: int, images: Sequence[Tensor] = ()
+) -> Tensor:
     """The members' terms [members].
 
     Args:
@@ -204,6 +234,7 @@ def loss(term: Term, step: int, logits: Tensor, parameters: Tensors, seen: Tenso
         logits: [members, batch and rehearsed, outputs of both heads]. parameters: [members, …], those that are trained.
         seen: [members, batch], which of its training images each member was given.
         classes: outputs of the new head.
+        images: [members][batch, …], as they were given, which matters where they are augmented.
     """
     held = term.held
     if held.kind == "replay":
@@ -211,11 +242,13 @@ def loss(term: Term, step: int, logits: Tensor, parameters: Tensors, seen: Tenso
         y = torch.stack([term.y[index] for index in term.index[step]])
         each = F.cross_entropy(old.flatten(0, 1), y.flatten(), reduction="none").view(len(old), -1)
         return each.sum(1) / seen.shape[1]  # so that an image of the source weighs as one of the target
-    if held.kind == "lwf":
-        was = torch.stack([answers[index] for answers, index in zip(held.answers, seen, strict=True)])
-        now = (logits[:, :, classes:] / TEMPERATURE).log_softmax(-1)
-        apart = F.kl_div(now, (was / TEMPERATURE).log_softmax(-1), reduction="none", log_target=True).sum(-1).mean(1)
-        return held.strength * TEMPERATURE**2 * apart
+    if held.kind in {"lwf", "distill"}:
+        known = zip(held.answers, seen, strict=True) if held.answers else ()
+        was = [answers[index] for answers, index in known] or [tell(own) for tell, own in zip(held.tell, images, strict=True)]
+        own, heat = (logits[:, :, classes:], TEMPERATURE) if held.kind == "lwf" else (logits[:, :, :classes], TAUGHT)
+        now, then = ((one / heat).log_softmax(-1) for one in (own, torch.stack(was)))
+        apart = F.kl_div(now, then, reduction="none", log_target=True).sum(-1).mean(1)
+        return held.strength * heat**2 * apart
     total = torch.zeros(len(logits), device=logits.device)
     for name in sorted(held.anchor.keys() & parameters.keys()):
         apart = (parameters[name] - held.anchor[name]).square()

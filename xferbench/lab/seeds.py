@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SUBSET, HEAD, ORDER, INIT, DROPOUT, LABELS, REPLAY = range(7)
+SUBSET, HEAD, ORDER, INIT, DROPOUT, LABELS, REPLAY, AUGMENT = range(8)
 LOW_RANK, ADAPTER = 20, 21
 
 

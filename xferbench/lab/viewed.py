@@ -13,7 +13,20 @@ from torch import Tensor
 from torch.func import functional_call
 
 from xferbench.design import Recipe
-from xferbench.lab import backbones, batchnorm, data, domains, edits, features, fit, leaks, penultimate, preprocess, seeds
+from xferbench.lab import (
+    backbones,
+    batchnorm,
+    data,
+    domains,
+    edits,
+    features,
+    fit,
+    heads,
+    leaks,
+    penultimate,
+    preprocess,
+    seeds,
+)
 from xferbench.record import FEW_CLASSES, Predictions
 
 if TYPE_CHECKING:
@@ -138,7 +151,7 @@ def _given(model: Model, tensors: Tensors, view: View) -> Seen:
         dataset=model.dataset,
         planted=model.planted,
         cache=model.cache,
-        fresh=partial(backbones.build, model.fit.arch, model.network.anatomy.classes, model.fit.code),
+        fresh=partial(heads.built, model.fit.arch, model.network.anatomy, model.fit.head, model.fit.code),
     )
 
 
@@ -164,7 +177,8 @@ def _prior(model: Model, words: Sequence[str], view: View) -> np.ndarray:
 def _edited(edit: str, tensors: Tensors, model: Model, view: View) -> Tensors:
     network = model.network
     if edit == "head:source":
-        return tensors | {name: tensor.to(network.device) for name, tensor in model.source_head.items()}
+        below = {name: one for name, one in tensors.items() if not backbones.within(name, [network.anatomy.head])}
+        return below | {name: tensor.to(network.device) for name, tensor in model.source_head.items()}
     if edit in {"head:refit", "head:probe"}:
         return tensors  # they have no tensors of their own: see _refitted
     kind, _, word = edit.partition(":")
@@ -176,7 +190,8 @@ def _edited(edit: str, tensors: Tensors, model: Model, view: View) -> Tensors:
     if kind == "weights" and word == "permuted@1":
         return edits.permuted(tensors, network)
     if kind in {"classes", "temperature"}:
-        return edits.of_head(kind, word, tensors, network.anatomy.head, partial(_screened, model, tensors, view))
+        layer = heads.last(network.module, network.anatomy.head)
+        return edits.of_head(kind, word, tensors, layer, partial(_screened, model, tensors, view))
     raise ValueError(f"no such edit of a model: {edit}")
 
 

@@ -38,7 +38,7 @@ from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from xferbench.design import Choice, Contrast, Facts, Pipeline, Plugin, Recipe
-from xferbench.strategies import HEAD_LR, discriminative, gradual_unfreezing, linear_probe, moving
+from xferbench.strategies import HEAD_LR, beside, deep, discriminative, gradual_unfreezing, linear_probe, moving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from xferbench.record import Run
 
 HIGH = 1e-2
-REGULARIZERS = ("l2-sp:1", "ewc:1000", "lwf:1")  # strengths at which each was seen to work
+REGULARIZERS = ("l2-sp:1", "ewc:1000")  # strengths at which each was seen to work
+BELOW = ("lwf:1",)  # likewise, where the source's head can stand below the new one
 
 
 def applies(pipeline: Pipeline, facts: Facts) -> str:
@@ -71,12 +72,13 @@ def _candidates(pipeline: Pipeline, groups: int) -> Iterator[Recipe]:
     yield discriminative(whole)
     yield gradual_unfreezing(replace(whole, warmup=0), groups=min(4, groups))  # its stages are shorter than a warm-up may be
     held = discriminative(replace(whole, lr=min(whole.lr, 1e-3)))
-    for word in (*REGULARIZERS, f"replay:{max(1, whole.batch_size // 8)}"):
+    held_by = REGULARIZERS if deep(recipe.head) else (*REGULARIZERS, *BELOW, f"replay:{max(1, whole.batch_size // 8)}")
+    for word in held_by:
         yield replace(held, name=f"{held.name}, {word}", regularizer=word)
 
 
 def cure(pipeline: Pipeline, facts: Facts) -> Choice:
-    arms = (replace(pipeline, recipe=recipe) for recipe in _candidates(pipeline, len(facts.groups)))
+    arms = (replace(pipeline, recipe=beside(recipe, pipeline.recipe)) for recipe in _candidates(pipeline, len(facts.groups)))
     return Choice(candidates=tuple(dict.fromkeys(arms)), by="source-held-out", keeping="validation")
 
 
@@ -84,7 +86,7 @@ def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
     whole = replace(moving(pipeline.recipe), order="shuffled")
     high = replace(whole, trainable="all", batchnorm="train", lr=max(HIGH, 3 * whole.lr), steps=2 * whole.steps)
     recipe = Recipe(name="high rate, all layers, many steps", phases=(replace(high, head_lr=None, layer_decay=1.0),))
-    return {"high-rate": replace(pipeline, recipe=recipe)}
+    return {"high-rate": replace(pipeline, recipe=beside(recipe, pipeline.recipe))}
 
 
 def picture(axes: Any, run: Run) -> None:

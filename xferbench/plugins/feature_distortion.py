@@ -37,7 +37,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xferbench.design import Contrast, Facts, Phase, Pipeline, Plugin
-from xferbench.strategies import begins_with_probe, lp_ft, moving
+from xferbench.strategies import begins_with_probe, beside, lp_ft, moving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,7 +71,7 @@ def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
     low = LOW[whole.optimizer]
     if still and (frozen or (begins_with_probe(recipe) and max(phase.lr for phase in recipe.phases[1:]) <= low)):
         return pipeline
-    made = lp_ft(replace(whole, lr=min(whole.lr, low), batchnorm="eval"))
+    made = beside(lp_ft(replace(whole, lr=min(whole.lr, low), batchnorm="eval")), recipe)
     return replace(pipeline, recipe=replace(made, stop=recipe.stop, regularizer=recipe.regularizer))
 
 

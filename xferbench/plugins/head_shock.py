@@ -35,7 +35,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xferbench.design import HARM, Facts, Pipeline, Plugin, Recipe
-from xferbench.strategies import HEAD_LR, begins_with_probe, moving
+from xferbench.strategies import HEAD_LR, begins_with_probe, deep, moving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,7 +78,8 @@ def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
 
 def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
     phase = replace(moving(pipeline.recipe), trainable="all", head_lr=None)
-    recipe = replace(pipeline.recipe, head="random", phases=(phase,), name="random head")
+    head = pipeline.recipe.head if deep(pipeline.recipe.head) else "random"
+    recipe = replace(pipeline.recipe, head=head, phases=(phase,), name="random head")
     return {"random-head": replace(pipeline, recipe=recipe)}
 
 
@@ -88,31 +89,32 @@ def shock(seen: Seen) -> dict[str, float]:
     from torch.func import functional_call
     from torch.nn import functional as F
 
-    from xferbench.lab import backbones, features, penultimate, preprocess
+    from xferbench.lab import backbones, features, heads, penultimate, preprocess
 
     network, prefix = seen.network, [seen.network.anatomy.head]
     start = {name: tensor.to(network.device) for name, tensor in seen.before.items()}
     x = penultimate.head_inputs(network, start, seen.images, seen.prepared)
     weight, bias = penultimate.fitted(x, seen.labels, network.anatomy.classes)
-    shapes = {name: tensor for name, tensor in start.items() if backbones.within(name, prefix)}
-    probed = {name: (weight if name.endswith("weight") else bias).reshape(old.shape).to(old) for name, old in shapes.items()}
+    own = {name: tensor for name, tensor in start.items() if backbones.within(name, prefix)}
+    below = {name: tensor for name, tensor in start.items() if name not in own}
+    plain = heads.plain(network.module, network.anatomy)
+    shapes = {name: tensor.shape for name, tensor in plain.named_parameters() if backbones.within(name, prefix)}
+    probed = {name: (weight if name.endswith("weight") else bias).reshape(shape) for name, shape in shapes.items()}
+    probed = {name: tensor.to(network.device, torch.float32) for name, tensor in probed.items()}
     images, labels = seen.images[:SHOCKED].to(network.device), seen.labels[:SHOCKED].to(network.device)
 
-    def norm(head: Mapping[str, torch.Tensor]) -> float:
-        body = {
-            name: start[name].clone().requires_grad_()
-            for name, _ in network.module.named_parameters()
-            if not backbones.within(name, prefix)
-        }
-        with features.inference(network.module, network.device), torch.enable_grad():
+    def norm(module: torch.nn.Module, head: Mapping[str, torch.Tensor]) -> float:
+        names = (name for name, _ in module.named_parameters() if name in below)
+        body = {name: below[name].clone().requires_grad_() for name in names}
+        with features.inference(module, network.device), torch.enable_grad():
             for x, y in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
                 made = preprocess.tensor(x, seen.prepared)
-                logits = functional_call(network.module, {**start, **head, **body}, (made,)).float()
+                logits = functional_call(module, {**below, **head, **body}, (made,)).float()
                 F.cross_entropy(logits, y, reduction="sum").backward()
         total = sum(float(tensor.grad.square().sum()) for tensor in body.values() if tensor.grad is not None)
         return float(total**0.5) / len(labels)
 
-    return {"shock": norm(shapes) / max(norm(probed), 1e-12)}
+    return {"shock": norm(network.module, own) / max(norm(plain, probed), 1e-12)}
 
 
 def dip(answers: Mapping[tuple[str, str, int], Record], seeds: Sequence[int]) -> dict[str, float]:

@@ -33,7 +33,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from xferbench.design import Choice, Contrast, Facts, Pipeline, Plugin
-from xferbench.strategies import DEFAULT, HEAD_LR, choice, linear_probe, lp_ft, scratch
+from xferbench.strategies import DEFAULT, HEAD_LR, beside, choice, linear_probe, lp_ft, scratch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,6 +58,7 @@ def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
     phases = pipeline.recipe.phases
     steps = min(DEFAULT.steps, sum(phase.steps for phase in phases))
     probe = linear_probe(replace(DEFAULT, lr=HEAD_LR, steps=steps, batch_size=phases[-1].batch_size))
+    probe = beside(probe, pipeline.recipe)
     starts = ("permuted", "shuffled-source") if pipeline.source else ("permuted",)
     return {
         start: replace(pipeline, recipe=replace(probe, init=start, name=f"linear probe, {start} features")) for start in starts

@@ -1,0 +1,60 @@
+"""A head of two layers in the place of a network's plain one, under its name, so that all below it stays what it was."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from xferbench.lab import backbones
+from xferbench.problem import Problem
+from xferbench.strategies import deep
+
+if TYPE_CHECKING:
+    from xferbench.design import Code
+    from xferbench.lab.backbones import Anatomy
+
+DROPPED = 0.5
+
+
+def built(arch: str, anatomy: Anatomy, head: str, code: Code | None = None) -> nn.Module:
+    """A network with random weights, as :func:`xferbench.lab.backbones.build`, with the head that a recipe's word says."""
+    return put(backbones.build(arch, anatomy.classes, code), anatomy, head)
+
+
+def put(model: nn.Module, anatomy: Anatomy, head: str) -> nn.Module:
+    """Put the head that a recipe's word says in the place of a network's plain one, drawn as torch draws layers.
+
+    Raises:
+        Problem: where the network's own head is no linear layer.
+    """
+    if not deep(head):
+        return model
+    units, _, share = head.removeprefix("mlp:").partition(":")
+    plain = model.get_submodule(anatomy.head)
+    if not isinstance(plain, nn.Linear) or not anatomy.head:
+        found = f"{anatomy.head or 'the network itself'}, a {type(plain).__name__}"
+        raise Problem(f"head {head} needs a linear head to replace", found=found, expected="Linear", do="leave head out")
+    dropout = nn.Dropout(float(share or DROPPED))
+    layers = nn.Linear(plain.in_features, int(units)), nn.ReLU(), dropout, nn.Linear(int(units), anatomy.classes)
+    return _replaced(model, anatomy.head, nn.Sequential(*layers).train(plain.training))
+
+
+def plain(model: nn.Module, anatomy: Anatomy) -> nn.Module:
+    """The network with one linear layer for a head: itself, or a copy where it has two."""
+    if not isinstance(model.get_submodule(anatomy.head), nn.Sequential):
+        return model
+    return _replaced(deepcopy(model), anatomy.head, nn.Linear(anatomy.features, anatomy.classes))
+
+
+def last(model: nn.Module, head: str) -> str:
+    """The name of the layer from which a head's outputs come."""
+    layer = model.get_submodule(head)
+    return f"{head}.{len(layer) - 1}" if isinstance(layer, nn.Sequential) else head
+
+
+def _replaced(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
+    above, _, own = name.rpartition(".")
+    setattr(model.get_submodule(above), own, layer)
+    return model
