@@ -18,13 +18,11 @@ from xferbench.design import Choice, Phase, Preprocessing, Recipe
 from xferbench.lab.viewed import Seen
 from xferbench.plugins import (
     batchnorm_drift,
-    calibration,
     catastrophic_forgetting,
     feature_distortion,
     head_shock,
     learning_rate,
     negative_transfer,
-    overfitting,
     preprocessing_mismatch,
     train_serve_skew,
 )
@@ -216,78 +214,6 @@ def test_flips_are_the_share_of_answers_that_serving_as_trained_would_change():
     answers |= told("cured", 1, [0, 0, 0, 0]) | told("subject", 1, [0, 0, 0, 0]) | told("scratch", 0, [9, 9, 9, 9])
     assert train_serve_skew.flips(answers, [0, 1]) == {"subject/flips": 0.125, "induced:bgr/flips": 1.0}
     assert train_serve_skew.flips(answers, [1]) == {"subject/flips": 0.0}
-
-
-@pytest.mark.parametrize("recipe", FORGETTING, ids=words)
-def test_what_keeps_from_overfitting_stops_at_its_best_step_and_trains_no_more_than_the_recipe(recipe):
-    subject = replace(PIPELINE, recipe=recipe)
-    early, *others = (one.recipe for one in overfitting.cure(subject, FACTS).candidates)
-    assert early == replace(recipe, stop="best")
-    assert others and all(one.stop == "best" for one in others), "one stopping rule for all"
-    assert all(one.init == recipe.init and one.regularizer == recipe.regularizer for one in others)
-    steps = sum(phase.steps for phase in recipe.phases)
-    assert all(sum(phase.steps for phase in one.phases) == steps for one in others)
-
-
-@pytest.mark.parametrize(
-    ("words_", "trained"),
-    [
-        (["all"], ["all", "top:2", "head"]),
-        (["top:3"], ["top:3", "top:1", "head"]),
-        (["norm"], ["norm", "head"]),
-        (["head"], ["head"]),
-    ],
-)
-def test_fewer_layers_are_half_of_those_that_are_trained_and_none(words_, trained):
-    subject = replace(PIPELINE, recipe=Recipe(phases=tuple(Phase(trainable=word) for word in words_)))
-    found = [one.recipe.phases[-1].trainable for one in overfitting.cure(subject, FACTS).candidates]
-    assert list(dict.fromkeys(found)) == trained
-
-
-def test_one_step_leaves_none_to_choose():
-    assert overfitting.applies(replace(PIPELINE, recipe=Recipe(phases=(Phase(steps=1),))), FACTS).startswith("a single step")
-
-
-def test_what_is_overtrained_knows_its_best_step_first_and_is_one_training_for_both_plugins():
-    cured = overfitting.cure(replace(PIPELINE, recipe=Recipe()), FACTS).candidates
-    arms = [overfitting.induce(one, FACTS)["overtrained"] for one in cured]
-    arms += calibration.induce(calibration.cure(replace(PIPELINE, recipe=lp_ft()), FACTS), FACTS).values()
-    assert set(arms) == {arms[0]}, "whatever was chosen, and with no temperature"
-    probe, hot = arms[0].recipe.phases
-    assert (probe.trainable, probe.steps, hot.steps, hot.lr, hot.schedule) == ("head", 60, 240, 1e-2, "constant")
-    assert arms[0].recipe.stop == "last"
-
-
-def test_the_chosen_step_is_the_first_of_the_best_and_flatters_itself_on_validation():
-    curve = ((10, 1.0, 0.5), (20, 0.5, 0.8), (30, 0.1, 0.8))
-    told = {("subject", "best-step", seed): replace(make_record(f"s{seed}", 0.75), curve=curve) for seed in range(2)}
-    right = np.mean([(one.predictions.predicted == one.predictions.label).mean() for one in told.values()])
-    assert overfitting.chosen(told, [0, 1, 2]) == {"chosen step": 20.0, "optimism": pytest.approx(0.8 - right)}
-    assert np.isnan(overfitting.chosen({}, [0])["optimism"])
-
-
-def make_sure(count, right=None, seed=0):
-    """A record of as many answers, each said with a confidence about 0.9, of which a share is right, or as many as are said."""
-    p_max = np.random.default_rng(seed).uniform(0.85, 0.95, count).astype(np.float32)
-    record = make_record("k", 0.5, examples=count)
-    label = np.zeros(count, np.int32)
-    predicted = (np.random.default_rng([seed, 1]).random(count) >= (p_max if right is None else right)).astype(np.int32)
-    return replace(record, predictions=replace(record.predictions, label=label, predicted=predicted, p_max=p_max))
-
-
-def test_the_calibration_error_is_the_gap_and_none_on_average_where_chance_alone_is_at_work():
-    assert calibration.square(make_sure(3000, 0.6).predictions) ** 0.5 == pytest.approx(0.3, abs=0.03)
-    fair = [make_sure(3000, seed=seed).predictions for seed in range(40)]
-    plain = [np.average((said - true) ** 2, weights=size) for said, true, size in map(calibration.bins, fair)]
-    assert np.mean(plain) > 4e-4, "as it is usually computed there is some where there is none"
-    assert abs(np.mean([calibration.square(one) for one in fair])) < 5e-5
-
-
-def test_the_calibration_error_is_stated_from_2000_images_on():
-    told = {("subject", "test", 0): make_sure(2000, 0.6), ("induced:overtrained", "test", 0): make_sure(1999, 0.6)}
-    told |= {("scratch", "test", 0): make_sure(2000, 0.6), ("subject", "tempered", 0): make_sure(2000, 0.9)}
-    assert calibration.errors(told, [0, 1]) == {"subject/ece": pytest.approx(0.3, abs=0.03)}
-    assert calibration.errors(told, [1]) == {}
 
 
 def make_run_of(plugin):
