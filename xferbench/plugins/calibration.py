@@ -1,10 +1,12 @@
 """Probabilities that say more, or less, than the adapted model knows.
 
 Symptom
-    Answers given with 99 % are right far less often; a threshold on confidence lets too much through.
+    Answers given with 99 % are right far less often, or those given with 60 % far more often; a threshold on confidence lets
+    too much through, or too little.
 
 Cause
-    Trained until every training image is told with certainty, often for long and at a high rate; a few images are soon known.
+    Too sure: trained until every training image is told with certainty, for long and at a high rate; a few images are soon
+    known. Too unsure: all layers were moved, and training ended before they had settled.
 
 Remedy
     Divide the logits by a temperature that is fitted on validation images: no answer changes, only how sure it is.
