@@ -45,7 +45,7 @@ def judge(contrast: Contrast, answers: Answers, seeds: Sequence[int], suite: Sui
     """Estimate a contrast's harm over some seeds in the suite's metric; above 0 is harm, for losses too.
 
     Where both sides ask for the same trials the harm is exactly 0, and nothing is estimated. A crash, a missing record or
-    an unequal set of examples gives an error and p-values of 1; but what is only measured may be of a part of the examples.
+    an unequal set of examples gives an error and p-values of 1; but what is only measured may be of a part, or of others.
     """
     records = {(term, seed): answers.get((*term, seed)) for term in contrast.weights for seed in seeds}
     told, error = _predictions(records)

@@ -226,7 +226,7 @@ def _changed(arm: object, world: World, what: str, *more: str) -> None:
     names = ("recipe", "train_preprocessing", "serve_preprocessing", "mode", "judged", "edits", *more)
     free: dict[str, Any] = {name: getattr(own, name) for name in names}
     found = type(arm).__name__ if not isinstance(arm, Pipeline) else "another backbone, data or size"
-    expected = "a pipeline with another recipe, preprocessing or mode, and all else the same"
+    expected = "a pipeline with another recipe, preprocessing, mode or edits, and all else the same"
     _need(isinstance(arm, Pipeline) and replace(arm, **free) == own, what, found=found, expected=expected)
 
 
