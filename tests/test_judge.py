@@ -7,7 +7,7 @@ import pytest
 from factory import make_record
 from test_looks import SUITE
 
-from xferbench import judge
+from xferbench import judge, metrics
 from xferbench.design import HARM, Contrast
 
 SEEDS = range(4)
@@ -84,6 +84,24 @@ def test_benefit_retained_is_null_unless_cured_is_shown_to_beat_scratch():
     assert judge.benefit_retained(answers(cured=0.5, subject=0.6, scratch=0.5), SEEDS, SUITE) is None
     assert judge.benefit_retained(answers(cured=0.9, subject=0.2, scratch=0.3), SEEDS, SUITE) < 0
     assert judge.benefit_retained(answers(cured=0.9, subject=0.2), SEEDS, SUITE) is None
+
+
+def test_a_gap_between_examples_of_their_own_is_measured_and_never_judged():
+    own = {("subject", "test", seed): make_record(f"t{seed}", 0.6, seed=seed) for seed in SEEDS}
+    for seed in SEEDS:
+        known = make_record(f"k{seed}", 0.9, seed=seed, examples=40)
+        mixed = np.random.default_rng(seed).permutation(40)  # a training subset of its own, in an order of its own
+        named = np.uint64(1000 + 50 * (seed // 2)) + mixed.astype(np.uint64)
+        own["subject", "training", seed] = replace(known, predictions=replace(known.predictions, example=named))
+    gap = Contrast(name="gap", kind="info", weights={("subject", "training"): 1.0, ("subject", "test"): -1.0})
+    means = {
+        view: np.mean([metrics.value(own["subject", view, seed].predictions, "accuracy") for seed in SEEDS])
+        for view in ("training", "test")
+    }
+    found = judged(own, gap).estimate
+    assert found.harm == pytest.approx(means["training"] - means["test"])
+    assert found.examples == 200 + 2 * 40 and found.low < found.harm < found.high
+    assert judged(own, replace(gap, kind="paired")).error == "the arms were not scored on the same examples"
 
 
 def test_groups_are_the_examples_where_there_are_any():

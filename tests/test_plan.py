@@ -94,6 +94,24 @@ def test_a_view_of_the_network_as_it_starts_is_the_same_trial_at_every_seed():
     assert plan.trial(best, "source-before", 0, ASKED.place) == first, "whatever the recipe is"
 
 
+def test_the_best_step_is_another_view_of_one_fit_and_is_told_to_code_that_stops_by_itself():
+    last, best = (plan.trial(ARMS[0], view, 0, ASKED.place) for view in ("test", "best-step"))
+    assert last.model == best.model and (last.view.step, best.view.step) == ("last", "best")
+    early = replace(ARMS[0], recipe=replace(ARMS[0].recipe, stop="best"))
+    assert best == plan.trial(early, "test", 0, ASKED.place)
+    own = replace(ARMS[0], training=Code(spec="python:train:fit", digest="d"))
+    assert plan.trial(own, "best-step", 0, ASKED.place).model.base.stop == "best"
+
+
+def test_what_has_its_temperature_already_is_not_given_another():
+    cured = replace(ARMS[0], edits=(plan.TEMPERED,))
+    keys = {
+        plan.trial(arm, view, 0, ASKED.place).key for arm, view in ((cured, "test"), (cured, "tempered"), (ARMS[0], "tempered"))
+    }
+    assert len(keys) == 1
+    assert plan.trial(ARMS[0], "test", 0, ASKED.place).key not in keys
+
+
 def test_only_a_regularizer_that_needs_the_source_makes_it_part_of_a_fit():
     for word, source in (("", None), ("l2-sp:1", None), ("lwf:1", None), ("ewc:1", SOURCE), ("replay:4", SOURCE)):
         one = replace(ARMS[0], recipe=replace(ARMS[0].recipe, regularizer=word))

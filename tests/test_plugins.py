@@ -50,7 +50,7 @@ def test_cures_and_failures_change_how_one_trains_or_serves_and_nothing_else(plu
     assert induced
     assert all(arm.believed == SUBJECT.believed for arm in (cured, *others))
     for arm in (cured, *others, *induced.values()):
-        own = ("train_preprocessing", "serve_preprocessing", "mode", "judged", "planted", "believed")
+        own = ("train_preprocessing", "serve_preprocessing", "mode", "judged", "planted", "believed", "edits")
         served = {name: getattr(SUBJECT, name) for name in own}
         assert replace(arm, recipe=SUBJECT.recipe, **served) == SUBJECT
     assert all(arm != cured for arm in induced.values())
@@ -69,7 +69,9 @@ def test_arms_keep_the_augmentation_and_the_head_of_two_layers_that_a_pipeline_h
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
 def test_nothing_pretrained_is_nothing_to_ask_about(plugin):
     asked = plugin.applies(replace(PIPELINE, recipe=Recipe(init="random")), FACTS)
-    assert asked == ("" if plugin.id in {"data-leakage", "train-serve-skew"} else "nothing pretrained is adapted")
+    assert asked == (
+        "" if plugin.id in {"calibration", "data-leakage", "train-serve-skew"} else "nothing pretrained is adapted"
+    )
 
 
 def seen(before, after, **more):

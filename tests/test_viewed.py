@@ -15,7 +15,7 @@ from test_fit import BRIEF, PLACE, READY, WEIGHTS, make_fit, make_trial, make_wo
 
 from xferbench import plan  # noqa: E402
 from xferbench.design import Domain, Phase, Pipeline, Recipe  # noqa: E402
-from xferbench.lab import answer, backbones, data, domains, preprocess, reading, viewed  # noqa: E402
+from xferbench.lab import answer, backbones, data, domains, edits, preprocess, reading, viewed  # noqa: E402
 
 OUTPUTS = tuple(range(19, 9, -1))  # of the shipped head, for the source's ten classes
 DIVERGING = Phase(lr=1e6, optimizer="sgd", steps=12, batch_size=16)
@@ -149,6 +149,42 @@ def test_batches_by_class_are_those_of_the_network_by_hand(world):
     np.testing.assert_allclose(found.p_true[first], expected, rtol=1e-3, atol=1e-5)
 
 
+def trained_by_hand(world, pipeline):
+    """The network that a pipeline's fit left after its last step, and the dataset."""
+    one = plan.fit(pipeline, 0)
+    dataset, _ = answer.material(one, make_trial(one), world.cache)
+    state, _ = reading.recall(answer.kept(one, PLACE, world.cache))
+    module = backbones.build("tiny-resnet", 4).eval()
+    module.load_state_dict({name.removeprefix("last."): t for name, t in state.items() if name.startswith("last.")})
+    return module, dataset
+
+
+def test_the_temperature_of_a_trained_fit_is_that_of_its_own_validation_images(world):
+    pipeline = make_pipeline(world, Phase(lr=1e-2, **BRIEF))
+    plain, tempered = (seen(world, pipeline, view) for view in ("test", "tempered"))
+    module, dataset = trained_by_hand(world, pipeline)
+    _, held_out = data.subset(dataset, 60, 0)
+    validation = data.taken(dataset.train, held_out)
+
+    def logits(split):
+        with torch.no_grad():
+            return module(preprocess.tensor(torch.from_numpy(np.array(split.images)), READY)).double().numpy()
+
+    value = edits.temperature(logits(validation), validation.labels)
+    p = torch.from_numpy(logits(dataset.test) / value).softmax(1).numpy()
+    np.testing.assert_allclose(tempered.p_true, p[np.arange(len(p)), dataset.test.labels], rtol=1e-3, atol=1e-5)
+    assert abs(value - 1) > 0.01 and np.array_equal(tempered.predicted, plain.predicted)
+
+
+def test_training_images_are_those_that_the_fit_was_given(world):
+    pipeline = make_pipeline(world, Phase(**BRIEF))
+    found = {view: set(seen(world, pipeline, view).example.tolist()) for view in ("training", "validation", "test")}
+    _, dataset = trained_by_hand(world, pipeline)
+    given, _ = data.subset(dataset, 60, 0)
+    assert found["training"] == set(dataset.train.example[given].tolist())
+    assert not found["training"] & (found["validation"] | found["test"])
+
+
 def test_an_order_that_is_not_known_is_an_error():
     with pytest.raises(ValueError, match="no such way to serve: sorted"):
         viewed.serving_order("sorted", np.zeros(3))
@@ -172,8 +208,8 @@ def test_on_the_target_and_its_shift_it_predicts_the_targets(world):
 
 def test_an_edit_or_examples_that_are_not_known_are_an_error(world):
     one = make_fit(world)
-    for edits, view, why in ((("head:lost",), {}, "no such edit"), ((), {"examples": "train"}, "no such examples")):
+    for words, view, why in ((("head:lost",), {}, "no such edit"), ((), {"examples": "train"}, "no such examples")):
         trial = make_trial(one, **view)
-        trial = replace(trial, model=replace(trial.model, edits=edits))
+        trial = replace(trial, model=replace(trial.model, edits=words))
         (record,), _ = answer.answer([trial], frozenset([trial.key]), world.cache)
         assert why in record.error

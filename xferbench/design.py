@@ -290,7 +290,8 @@ class View:
     Attributes:
         examples: ``test`` (the first ``limit`` of a fixed order), one of its halves, ``screen`` and ``confirm``, or ``unique``,
             those of it that have no copy in training or in the datasets ``beside``;
-            ``validation`` (the fit's own); or of a domain ``held-out`` (a part of its training images that no fit is given).
+            ``validation`` (the fit's own); ``training`` (likewise, 2000 at most);
+            or of a domain ``held-out`` (a part of its training images that no fit is given).
         mode: ``eval``, or the whole network in training mode: ``training`` on shuffled batches, ``training:class`` on such as
             are ordered by class.
         domain: a dataset in the target's place.

@@ -42,7 +42,7 @@ def findings(suite: Suite, step: Step, answers: Mapping[str, Record]) -> tuple[F
             found += [_finding(asked, variant) for variant in case.variants or ("",)]
         found += [_exact(suite, case, contrast, told) for _, contrast in case.contrasts("exact")]
         found += [
-            _measured(of(contrast, suite), case, contrast, told) for _, contrast in case.contrasts("info") if case.exposed
+            _measured(of(contrast, suite), case, contrast, told) for _, contrast in case.contrasts("info") if case.measured
         ]
     return tuple(found)
 

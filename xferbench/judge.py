@@ -45,7 +45,7 @@ def judge(contrast: Contrast, answers: Answers, seeds: Sequence[int], suite: Sui
     """Estimate a contrast's harm over some seeds in the suite's metric; above 0 is harm, for losses too.
 
     Where both sides ask for the same trials the harm is exactly 0, and nothing is estimated. A crash, a missing record or
-    an unequal set of examples gives an error and p-values of 1; but what is only measured may be of a part of the examples.
+    an unequal set of examples gives an error and p-values of 1; but what is only measured may be of a part, or of others.
     """
     records = {(term, seed): answers.get((*term, seed)) for term in contrast.weights for seed in seeds}
     told, error = _predictions(records)
@@ -90,25 +90,40 @@ def _predictions(
 def _of_parts(
     contrast: Contrast, told: Mapping[tuple[tuple[str, str], int], Predictions], seeds: Sequence[int], suite: Suite
 ) -> Judged:
-    """A difference between means of which some are over a part of the examples; what is left out of one has no weight there."""
-    whole = max(told.values(), key=lambda one: len(one.example))
-    metric, count = metrics.named(suite.metric), len(whole.example)
+    """A difference between means over examples of their own; those that are left out of one have no weight there."""
+    whole, group = _whole(list(told.values()))
+    metric, count = metrics.named(suite.metric), len(whole)
+    order = np.argsort(whole, kind="stable")
     difference = np.zeros((len(seeds), count))
     least = count
     for (term, seed), one in told.items():
-        part = np.isin(whole.example, one.example)
+        part = np.flatnonzero(np.isin(whole, one.example))
+        if not np.array_equal(whole[part], one.example):
+            part = order[np.searchsorted(whole, one.example, sorter=order)]
         about, score = metrics.scores(one, suite.metric)
-        if not metric.mean or not about.all() or not len(score) or not np.array_equal(whole.example[part], one.example):
+        if not metric.mean or not about.all() or not len(score):
             return _undecided(f"{suite.metric} on a part of the examples cannot be compared with that on all")
         sign = -1.0 if metric.loss else 1.0
         row, weight = difference[list(seeds).index(seed)], sign * contrast.weights[term]
         row += weight * score.mean()
-        row[part] += weight * (score - score.mean()) * count / len(score)  # so that who is left out moves the mean, and no more
+        np.add.at(row, part, weight * (score - score.mean()) * count / len(score))  # so that who is left out moves no mean
         least = min(least, len(score))
-    groups = whole.group if len(whole.group) else None
+    groups = group if len(group) else None
     span = metric.span * max(map(abs, contrast.weights.values())) * count / least
     estimate = stats.crossed(difference, margin=suite.margin, alpha=suite.alpha, groups=groups, span=span)
-    return Judged(estimate=estimate, exposed=True, difference=difference, groups=whole.group, span=span)
+    return Judged(estimate=estimate, exposed=True, difference=difference, groups=group, span=span)
+
+
+def _whole(told: Sequence[Predictions]) -> tuple[np.ndarray, np.ndarray]:
+    """All examples [N] that any predictions are about, those of the longest first, and their groups [N] (or none)."""
+    longest = max(told, key=lambda one: len(one.example))
+    example, group = (np.concatenate([getattr(one, name) for one in told]) for name in ("example", "group"))
+    _, first = np.unique(example, return_index=True)
+    more = np.sort(first[~np.isin(example[first], longest.example)])
+    return (
+        np.concatenate([longest.example, example[more]]),
+        np.concatenate([longest.group, group[more]]) if len(group) == len(example) else longest.group[:0],
+    )
 
 
 def _undecided(error: str) -> Judged:

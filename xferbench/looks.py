@@ -44,6 +44,12 @@ class Case:
         """Whether the cure changes anything."""
         return self.arms["subject"].pipeline != self.arms["cured"].pipeline
 
+    @property
+    def measured(self) -> bool:
+        """Whether what is only measured is asked: where the cure changes anything, or harm is not a distance from it."""
+        apart = ("cured" not in {arm for arm, _ in one.weights} for _, one in self.contrasts("paired"))
+        return self.exposed or any(apart)
+
     def contrasts(self, kind: str) -> Iterator[tuple[str, Contrast]]:
         """The contrasts of a kind, by plugin/contrast; none where the plugin is not asked."""
         if not self.skipped and not self.error:
@@ -233,7 +239,7 @@ def questions(case: Case, seeds: Sequence[int], study: Study, judgements: Mappin
         if known is None or known.is_open:
             terms |= dict.fromkeys([*contrast.weights, ("subject", "test"), ("cured", "test"), ("scratch", "test")])
             terms |= dict.fromkeys(judge.replace_arm(contrast, "subject", "cured").weights)  # is the remedy one?
-            terms |= dict.fromkeys(term for _, info in case.contrasts("info") for term in info.weights if case.exposed)
+            terms |= dict.fromkeys(term for _, info in case.contrasts("info") for term in info.weights if case.measured)
             terms |= dict.fromkeys(("subject", measure) for measure in case.plugin.measures)
         for variant in case.variants:
             if known is None or known.lacks(variant, of(contrast, study.suite).margin):

@@ -44,7 +44,7 @@ class Look:
     """A named way to look at a pipeline's model: edits of the model, and what its view has of its own.
 
     ``domain`` is ``source`` or ``shifted``. ``before`` looks at the network as it starts, which all seeds share; ``trained``
-    serves it as it was trained, whatever the pipeline's serving.
+    serves it as it was trained, whatever the pipeline's serving; ``stop`` at that step, whatever the recipe's.
     """
 
     edits: tuple[str, ...] = ()
@@ -53,12 +53,20 @@ class Look:
     domain: str = ""
     before: bool = False
     trained: bool = False
+    stop: str = ""
 
+
+FITTED = "@1"  # ends an edit that is fitted on the screened half, and says nothing of how sure that is
+TEMPERED = "temperature:fitted@1"  # the edit that calibrates
+BEFORE = "interpolated:0"  # the edit that gives what a finished network was made from
 
 VIEWS: Mapping[str, Look] = {
     "test": Look(),
     "whole": Look(examples="whole"),
     "validation": Look(examples="validation"),
+    "training": Look(examples="training"),
+    "best-step": Look(stop="best"),
+    "tempered": Look(edits=(TEMPERED,)),
     "train-mode": Look(mode="train"),
     "restored": Look(edits=("batchnorm:restored",)),
     "recalibrated": Look(edits=("batchnorm:recalibrated@2",)),
@@ -73,9 +81,6 @@ VIEWS: Mapping[str, Look] = {
     "source-probe-before": Look(edits=("head:refit",), domain="source", before=True),
 }
 
-
-FITTED = "@1"  # ends an edit that is fitted on the screened half, and says nothing of how sure that is
-BEFORE = "interpolated:0"  # the edit that gives what a finished network was made from
 MODES = {"eval": "eval", "train": "training", "train:class": "training:class"}  # a pipeline's word → its view's
 
 
@@ -227,11 +232,14 @@ def trial(
 ) -> Trial:
     """One seed of a pipeline, looked at in a named way, by a measure that ``compares`` test images with others perhaps."""
     look = VIEWS[view]
+    if look.stop:  # of the recipe, for code of the user's own is told at which step to stop
+        pipeline = replace(pipeline, recipe=replace(pipeline.recipe, stop=look.stop))
     bounded = look.examples in {"test", "whole"} and (measure == "predictions" or compares) and not look.domain
     beside = domain(pipeline, look.domain) if look.domain else None
     own = beside.preprocessing if beside else None  # what the source taught is asked as the source was learnt
     own = pipeline.train_preprocessing if look.trained else own
-    examples, edits = look.examples, (*pipeline.edits, *look.edits)
+    examples = look.examples
+    edits = (*pipeline.edits, *(edit for edit in look.edits if edit not in pipeline.edits))
     if look.examples == "whole" or (compares and pipeline.judged == "confirm"):
         examples = "test"
     elif bounded:

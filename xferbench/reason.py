@@ -73,7 +73,7 @@ def reason(asked: Asked, variant: str, verdict: str) -> str:
     if asked.case.trust and asked.judgement.verdict == "PASS":
         return f"taken on trust: {asked.case.trust}"
     if not harm.exposed:
-        done = _tried(asked) or "the cure changes nothing here"
+        done = _tried(asked) or ("there is nothing to tell apart" if asked.case.exposed else "the cure changes nothing here")
         return (
             f"not exposed: {done}" if verdict == "PASS" else f"{done}, but neither is the induced failure seen to cost anything"
         )
@@ -96,7 +96,7 @@ def reason(asked: Asked, variant: str, verdict: str) -> str:
 def _tried(asked: Asked) -> str:
     """That none of the candidates of a choice was better than the subject, in its words; "" where there was no choice."""
     others, subject = len(asked.case.arms["cured"].weighed) - 1, asked.case.arms["subject"].pipeline
-    if others < 1 or subject is None:
+    if others < 1 or subject is None or asked.case.exposed:
         return ""
     if subject.finished:
         return f"none of {others} repairs did better on the screened half"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 HEAD_LR = 1e-2
+HIGH = 1e-2  # a rate for all layers at which they are seen to suffer
 DEFAULT = Phase()
 # Few numbers bear, and need, a higher rate than all of them: on two small targets at n = 200, 1e-3 lost .05 to .59 to 1e-2.
 FEW = replace(DEFAULT, lr=1e-2)
@@ -31,6 +32,16 @@ def begins_with_probe(recipe: Recipe) -> bool:
     first, *rest = recipe.phases
     alone = first.trainable == "head" and first.lr >= HEAD_LR / 10
     return alone and (not rest or 4 * first.steps >= rest[0].steps)
+
+
+def overtrained(recipe: Recipe) -> Recipe:
+    """The head alone for a fifth of twice the steps, then all layers at a high constant rate and without weight decay."""
+    usual = moving(recipe)
+    steps = 2 * usual.steps
+    hot = replace(usual, trainable="all", batchnorm="train", lr=max(HIGH, 3 * usual.lr), schedule="constant", weight_decay=0.0)
+    hot = replace(hot, head_lr=None, layer_decay=1.0, warmup=0, order="shuffled")
+    probe = replace(hot, trainable="head", batchnorm="eval", lr=HEAD_LR, steps=max(1, round(steps / 5)))
+    return Recipe(name="overtrained", phases=(probe, replace(hot, steps=steps - probe.steps)))
 
 
 def linear_probe(phase: Phase = DEFAULT) -> Recipe:

@@ -216,17 +216,17 @@ def _choice(cured: Choice, world: World) -> None:
     others = set(cured.candidates) - {world.pipeline}
     _need(others, what, found="a choice without an alternative", expected="one or more beside the user's own pipeline")
     for view in (cured.by, cured.keeping):
-        chosen_by = [name for name, look in plan.VIEWS.items() if look.examples not in {"test", "whole"}]
+        chosen_by = [name for name, look in plan.VIEWS.items() if look.examples in {"validation", "held-out"}]
         _need(not view or view in chosen_by, what, found=f"chosen by {view}", expected=nearest(view, chosen_by))
 
 
 def _changed(arm: object, world: World, what: str, *more: str) -> None:
     """An arm is the world's pipeline, but for how it trains, serves and is scored; what is induced may have more of its own."""
     own = world.pipeline
-    names = ("recipe", "train_preprocessing", "serve_preprocessing", "mode", "judged", *more)
+    names = ("recipe", "train_preprocessing", "serve_preprocessing", "mode", "judged", "edits", *more)
     free: dict[str, Any] = {name: getattr(own, name) for name in names}
     found = type(arm).__name__ if not isinstance(arm, Pipeline) else "another backbone, data or size"
-    expected = "a pipeline with another recipe, preprocessing or mode, and all else the same"
+    expected = "a pipeline with another recipe, preprocessing, mode or edits, and all else the same"
     _need(isinstance(arm, Pipeline) and replace(arm, **free) == own, what, found=found, expected=expected)
 
 

@@ -20,7 +20,7 @@ EDITS = {  # what is done to a network's tensors without training, by the edit's
     "batchnorm:one-class": "BatchNorm statistics of one class",
     "classes:assigned": "classes in the order that the screened images ask for",
     "classes:rotated": "each class in the next one's place",
-    "temperature:fitted": "logits divided by a temperature fitted on the screened images",
+    "temperature:fitted": "logits divided by a temperature fitted on images kept apart",
     "temperature": "logits divided by {}",
     "interpolated:0": "the backbone of before",
     "interpolated": "weights at {} of the way from before to after",
@@ -59,10 +59,11 @@ def patched(before: Pipeline | None, after: Pipeline, recorded: Ready) -> list[s
         for name, (old, new, default) in stated.items()
         if new != old or (new != default and not after.finished)  # of a finished network what changes is all that is advised
     ]
+    edits = [f"# {edited(edit)}" for edit in after.edits]
     if after.finished:
-        return (["[recipe]", *served] if served else []) + [f"# {edited(edit)}" for edit in after.edits]
+        return (["[recipe]", *served] if served else []) + edits
     first, *rest = patch(before.recipe if before else None, after.recipe, after.training)
-    return [first, *served, *rest]
+    return [first, *edits, *served, *rest]
 
 
 def _value(value: Any) -> str:
@@ -131,7 +132,8 @@ def _unusual(one: Phase | Recipe, usual: Phase | Recipe, told: Sequence[str]) ->
 def of_pipeline(pipeline: Pipeline, recorded: Ready) -> str:
     """A pipeline in one line: its recipe, and how images are prepared and served where that is not as recorded."""
     train, serve = pipeline.train_preprocessing, pipeline.serve_preprocessing
-    told = list(map(edited, pipeline.edits)) or ["the checkpoint as it is"] if pipeline.finished else [words(pipeline.recipe)]
+    told = [] if pipeline.finished else [words(pipeline.recipe)]
+    told += list(map(edited, pipeline.edits)) or ["the checkpoint as it is"] * (pipeline.finished is not None)
     told += [f"trained on {differences(train, recorded)}"] if train != recorded else []
     told += [f"served on {differences(serve, recorded)}"] if serve != train else []
     told += [f"served in {pipeline.mode} mode"] if pipeline.mode != "eval" else []
@@ -141,7 +143,7 @@ def of_pipeline(pipeline: Pipeline, recorded: Ready) -> str:
 
 
 def edited(edit: str) -> str:
-    """An edit of a finished network in words."""
+    """An edit of a network in words."""
     word = edit.partition("@")[0]
     kind, _, amount = word.partition(":")
     return EDITS.get(word, EDITS.get(kind, word)).format(amount)

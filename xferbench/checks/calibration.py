@@ -17,7 +17,7 @@ How it is induced
     ``overconfident``: logits times four.
 
 Measured beside it
-    The same in the Brier score.
+    The same in the Brier score. ``ece``, as the plugin ``calibration`` measures it, where 2000 images or more are judged.
 
 References
     Guo et al. 2017, On calibration of modern neural networks (arXiv:1706.04599).
@@ -29,20 +29,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xferbench.design import Contrast, Facts, Pipeline, Plugin
+from xferbench.plugins.calibration import NATS, applies, cure, errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-MARGIN = 0.05  # nats
 WEIGHTS = {("cured", "test"): 1.0, ("subject", "test"): -1.0}
-
-
-def applies(_pipeline: Pipeline, _facts: Facts) -> str:
-    return ""
-
-
-def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
-    return replace(pipeline, edits=(*pipeline.edits, "temperature:fitted@1"))
 
 
 def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
@@ -58,8 +50,9 @@ check = Plugin(
     cure=cure,
     induce=induce,
     contrasts=(
-        Contrast(name="harm", weights=WEIGHTS, metric="nll", margin=MARGIN, meaning="what a temperature would gain"),
-        Contrast(name="brier", kind="info", weights=WEIGHTS, metric="brier", margin=MARGIN, meaning="the same, Brier score"),
+        Contrast(name="harm", weights=WEIGHTS, metric="nll", margin=NATS, meaning="what a temperature would gain"),
+        Contrast(name="brier", kind="info", weights=WEIGHTS, metric="brier", margin=NATS, meaning="the same, Brier score"),
     ),
+    derived=errors,
     remedy="divide the logits by a temperature fitted on images apart from training",
 )

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 SERVED = 32  # examples of a batch where a network is served in training mode
 ENOUGH = 128  # training images that a finished network's statistics are computed anew from
-PROBED = 2000  # training images at most that a probe of a finished network's backbone is fitted on
+PROBED = 2000  # training images at most that a probe is fitted on, or that are looked at
 SHOWN = 256  # examples at most that a plugin's own measure is given
 
 
@@ -217,8 +217,9 @@ def _statistics(word: str, tensors: Tensors, model: Model) -> Tensors:
 
 
 def _screened(model: Model, tensors: Tensors, view: View) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [n, outputs] and labels [n] of the examples that a repair is looked for on."""
-    split = examples(model, replace(view, examples="screen", domain=None))
+    """Logits [n, outputs] and labels [n] of what a repair is fitted on: of a trained fit its own validation examples."""
+    apart = "screen" if model.fit.head == "own" else "validation"
+    split = examples(model, replace(view, examples=apart, domain=None))
     return _logits(model, tensors, ("batchnorm",), view, split), split.labels
 
 
@@ -235,8 +236,15 @@ def examples(model: Model, view: View) -> Split:
         return data.taken(served.test, np.flatnonzero(unique))
     if view.examples in {"screen", "confirm"}:
         return data.half(served.test, second=view.examples == "confirm")
-    if view.examples != "validation":
+    if view.examples not in {"validation", "training"}:
         raise ValueError(f"no such examples: {view.examples}")
+    return _own(model, served, training=view.examples == "training")
+
+
+def _own(model: Model, served: Dataset, *, training: bool) -> Split:
+    """A fit's own examples, in the geometry of what is served: those it is validated on, or some that it is trained on."""
+    if training:
+        return data.taken(served.train, np.sort(_mixed(model)[:PROBED]))
     if served.validation is not None:
         return served.validation
     _, index = data.subset(model.dataset, model.fit.train_size, model.fit.seed)
