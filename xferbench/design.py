@@ -408,6 +408,7 @@ class Plugin:
         told: what a reader is told beside a contrast's verdict, or "": which tensor, which field; of the contrast's name, the
             records, the subject and its cure.
         compares: its measures are given the pretraining set too, and the test images of all views.
+        domain: ``source`` where its measures are given that as their view's, if the pipeline has one.
         picture: draws the plugin's own picture of a finished run into matplotlib axes.
     """
 
@@ -425,7 +426,13 @@ class Plugin:
     trust: Callable[[Pipeline, Facts], str] | None = None
     told: Callable[[str, Mapping[tuple[str, str, int], Record], Pipeline, Pipeline], str] | None = None
     compares: bool = False
+    domain: str = ""
     picture: Callable[[Any, Run], None] | None = None
+
+    @property
+    def judges(self) -> bool:
+        """Whether any of its contrasts leads to a verdict; else it only measures, and neither cures nor induces anything."""
+        return any(one.kind != "info" for one in self.contrasts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

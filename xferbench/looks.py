@@ -44,6 +44,11 @@ class Case:
         """Whether the cure changes anything."""
         return self.arms["subject"].pipeline != self.arms["cured"].pipeline
 
+    @property
+    def measured(self) -> bool:
+        """Whether what is only measured is asked: it may be beside a verdict, on a cure that changes something."""
+        return self.exposed or not self.plugin.judges
+
     def contrasts(self, kind: str) -> Iterator[tuple[str, Contrast]]:
         """The contrasts of a kind, by plugin/contrast; none where the plugin is not asked."""
         if not self.skipped and not self.error:
@@ -213,7 +218,7 @@ def questions(case: Case, seeds: Sequence[int], study: Study, judgements: Mappin
         if known is None or known.is_open:
             terms |= dict.fromkeys([*contrast.weights, ("subject", "test"), ("cured", "test"), ("scratch", "test")])
             terms |= dict.fromkeys(judge.replace_arm(contrast, "subject", "cured").weights)  # is the remedy one?
-            terms |= dict.fromkeys(term for _, info in case.contrasts("info") for term in info.weights if case.exposed)
+            terms |= dict.fromkeys(term for _, info in case.contrasts("info") for term in info.weights if case.measured)
             terms |= dict.fromkeys(("subject", measure) for measure in case.plugin.measures)
         for variant in case.variants:
             if known is None or known.lacks(variant, of(contrast, study.suite).margin):
@@ -236,7 +241,9 @@ def invariants(case: Case, seeds: Sequence[int], study: Study) -> list[Question]
         for arm in ("subject", "cured", *(induced if exact.controlled else ()))
     }
     if not any(case.contrasts("paired")):
-        terms |= dict.fromkeys(term for _, info in case.contrasts("info") if case.exposed for term in info.weights)
+        terms |= dict.fromkeys(term for _, info in case.contrasts("info") if case.measured for term in info.weights)
+    if not case.plugin.judges and any(case.contrasts("info")):
+        terms |= dict.fromkeys(("subject", measure) for measure in case.plugin.measures)
     return _asked(case, terms, seeds, study)
 
 
@@ -253,7 +260,8 @@ def _trial(case: Case, arm: str, view: str, seed: int, study: Study) -> Trial:
     assert pipeline is not None, "a case with an arm that could not be settled asks nothing"
     if view in case.plugin.measures:
         plugin = case.plugin
-        return plan.trial(pipeline, "test", seed, study.place, plugin.measures[view], compares=plugin.compares)
+        measure = plugin.measures[view]
+        return plan.trial(pipeline, "test", seed, study.place, measure, compares=plugin.compares, given=plugin.domain)
     return plan.trial(pipeline, view, seed, study.place)
 
 

@@ -220,12 +220,24 @@ def source_fit(pipeline: Pipeline) -> Fit:
 
 
 def trial(
-    pipeline: Pipeline, view: str, seed: int, place: Place, measure: str = "predictions", *, compares: bool = False
+    pipeline: Pipeline,
+    view: str,
+    seed: int,
+    place: Place,
+    measure: str = "predictions",
+    *,
+    compares: bool = False,
+    given: str = "",
 ) -> Trial:
-    """One seed of a pipeline, looked at in a named way, by a measure that ``compares`` test images with others perhaps."""
+    """One seed of a pipeline, looked at in a named way.
+
+    Args:
+        measure: what sees it. compares: whether that compares test images with others.
+        given: the domain that a measure is told of, ``source``, if there is one.
+    """
     look = VIEWS[view]
     bounded = look.examples in {"test", "whole"} and (measure == "predictions" or compares) and not look.domain
-    beside = domain(pipeline, look.domain) if look.domain else None
+    beside = domain(pipeline, look.domain) if look.domain else pipeline.source if given == "source" else None
     own = beside.preprocessing if beside else None  # what the source taught is asked as the source was learnt
     own = pipeline.train_preprocessing if look.trained else own
     examples, edits = look.examples, (*pipeline.edits, *look.edits)
@@ -342,7 +354,8 @@ def arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Arm]:
         cured = replace(cured, candidates=tuple(dict.fromkeys((subject, *cured.candidates))))
     found = {"subject": subject, "cured": cured}
     judged = any(one.kind == "paired" for one in plugin.contrasts)  # an invariant has no use for a baseline
-    if judged and (subject.finished is None or study.suite.scratch_budget is not None):
+    named = any(arm == "scratch" for one in plugin.contrasts for arm, _ in one.weights)
+    if (judged or named) and (subject.finished is None or study.suite.scratch_budget is not None):
         found["scratch"] = scratch(subject, grid(study))
     return honours.arms(found, subject, study.facts.honours)
 

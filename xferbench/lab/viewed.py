@@ -60,6 +60,7 @@ class Seen:
         ready, mode: how they are served. believed: what the training is taken to have been.
         fit, view, dataset, cache: what was asked, and the data in the geometry of training. planted: the places in the test set
             of those images that were put into training on purpose, [k]. fresh: builds the network anew, with random weights.
+            source_head: the pretrained head's tensors, none where the checkpoint has no head.
             These are None where a measure is called by hand.
     """
 
@@ -80,6 +81,7 @@ class Seen:
     planted: Any = None
     cache: Any = None
     fresh: Callable[[], nn.Module] | None = None
+    source_head: Any = None
 
 
 def seen(model: Model, words: Sequence[str], view: View) -> tuple[Predictions | None, dict[str, float]]:
@@ -139,6 +141,7 @@ def _given(model: Model, tensors: Tensors, view: View) -> Seen:
         planted=model.planted,
         cache=model.cache,
         fresh=partial(backbones.build, model.fit.arch, model.network.anatomy.classes, model.fit.code),
+        source_head=model.source_head,
     )
 
 
