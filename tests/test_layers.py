@@ -30,7 +30,7 @@ LAYERS = (
     "callbacks callbacks.lightning callbacks.transformers",
     "plugins plugins.batchnorm_drift plugins.catastrophic_forgetting plugins.data_leakage plugins.domain_gap",
     "plugins.feature_distortion",
-    "plugins.freeze_integrity plugins.head_shock plugins.learning_rate plugins.negative_transfer",
+    "plugins.freeze_integrity plugins.head_shock plugins.input_mismatch plugins.learning_rate plugins.negative_transfer",
     "plugins.preprocessing_mismatch plugins.train_serve_skew",
     "checks checks.batchnorm_drift checks.calibration checks.catastrophic_forgetting checks.class_order checks.head_size",
     "checks.collapse checks.linear_probe checks.feature_distortion checks.interpolation checks.negative_transfer",

@@ -29,7 +29,8 @@ class Preprocessing:
     It is 8-bit RGB first: of 16 bits a channel the upper 8 are kept (value // 256), one channel is repeated three times,
     transparency is dropped.
 
-    The shorter side is resized to ``resize`` pixels and a centre square of ``crop`` pixels is cut (None: left out), the
+    The shorter side is resized to ``resize`` pixels, keeps a ``detail`` of its pixels (made smaller by that factor and as
+    large as before again, bilinear with antialias), and a centre square of ``crop`` pixels is cut (None: left out), the
     channels are put in order (``rgb``, ``bgr`` or ``grey``, the mean of three, repeated), the values are multiplied by
     ``scale`` and normalised with ``mean`` and ``std``, which are in the unit that ``scale`` gives.
     """
@@ -42,6 +43,7 @@ class Preprocessing:
     scale: float = 1 / 255
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    detail: float = field(default=1.0, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
