@@ -99,8 +99,9 @@ class Recipe:
 
     Attributes:
         init: ``pretrained``; ``random``; ``matched`` (random, with each tensor's pretrained mean and variance); ``permuted``
-            (the pretrained values shuffled within each tensor); or ``shuffled-source`` (pretrained here, on the pipeline's
-            source with its labels shuffled).
+            (the pretrained values shuffled within each tensor); or one of :data:`MADE_HERE`, pretrained here on the pipeline's
+            source: ``shuffled-source`` (with its labels shuffled), ``clean-source`` (as it is) or ``cued-source`` (with a cue
+            on every image of its first class, :mod:`xferbench.lab.cue`).
         head: ``random`` or ``zero``.
         regularizer: a term of the loss that holds on to what the source taught, with its strength: ``l2-sp:A`` (A/2 of the
             squared distance from the start, Li et al. 2018), ``ewc:L`` (the same weighted by the source's Fisher
@@ -240,7 +241,7 @@ class Fit:
     ``labels`` are ``true``, or ``shuffled`` among the training images. ``source`` is there where the regularizer needs it.
     ``code`` builds an ``arch`` of the user's own, ``training`` trains it in place of the lab's loop; ``stop`` is told to that
     code alone, since it gives one network only. Without phases it is the network as it starts: with the head ``own``, a
-    finished one, made from ``before``.
+    finished one, made from ``before``. ``cued`` puts a cue on every training image of the first class.
     """
 
     arch: str
@@ -260,6 +261,7 @@ class Fit:
     stop: str = field(default="last", metadata={"added": True})
     before: Weights | None = field(default=None, metadata={"added": True})
     planted: str = field(default="", metadata={"added": True})
+    cued: bool = field(default=False, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,6 +290,7 @@ class View:
         step: ``last`` or ``best`` (on validation) of the fit.
         measure: ``predictions``, or ``module:function@version`` of a function that returns scalars.
         believed: what a measure holds the training against, where that is not what it was.
+        cued: whether every image wears the cue that a source may have been given.
     """
 
     examples: str = "test"
@@ -299,6 +302,7 @@ class View:
     domain: Domain | None = field(default=None, metadata={"added": True})
     believed: Recipe | None = field(default=None, metadata={"added": True})
     beside: tuple[Data, ...] = field(default=(), metadata={"added": True})
+    cued: bool = field(default=False, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -345,6 +349,7 @@ class Contrast:
     controlled: bool = True
 
 
+MADE_HERE = ("shuffled-source", "clean-source", "cued-source")  # starts that are pretrained here, on a pipeline's source
 HELD_OUT = 1000  # images of a domain that choices are made on, at most
 HARM = Contrast(name="harm", weights={("cured", "test"): 1.0, ("subject", "test"): -1.0}, meaning="cured − subject")
 

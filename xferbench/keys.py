@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xferbench import rules
-from xferbench.design import Phase, Preprocessing, Ready, Recipe, Scratch, Spectrogram
+from xferbench.design import MADE_HERE, Phase, Preprocessing, Ready, Recipe, Scratch, Spectrogram
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem
 from xferbench.rules import COUNT, POSITIVE, WHOLE, Rule
@@ -107,7 +107,7 @@ RECIPE: dict[str, Rule] = {
     **PHASE,
     "strategy": rules.among(*STRATEGIES),
     "phases": rules.Told(_phases, {"type": "array", "minItems": 1, "items": rules.schema(rules.table(PHASE))}),
-    "init": rules.among("pretrained", "random", "matched", "permuted", "shuffled-source"),
+    "init": rules.among("pretrained", "random", "matched", "permuted", *MADE_HERE),
     "head": rules.among("random", "zero"),
     "regularizer": rules.matching(
         r"(l2-sp|ewc|lwf):(?=[^e]*[1-9])\d*\.?\d+(e[+-]?\d+)?|replay:[1-9]\d*",

@@ -9,6 +9,7 @@ import numpy as np
 
 from xferbench import honours, metrics
 from xferbench.design import (
+    MADE_HERE,
     Arm,
     Choice,
     Domain,
@@ -44,7 +45,7 @@ class Look:
     """A named way to look at a pipeline's model: edits of the model, and what its view has of its own.
 
     ``domain`` is ``source`` or ``shifted``. ``before`` looks at the network as it starts, which all seeds share; ``trained``
-    serves it as it was trained, whatever the pipeline's serving.
+    serves it as it was trained, whatever the pipeline's serving; ``cued`` puts the cue on every image.
     """
 
     edits: tuple[str, ...] = ()
@@ -53,11 +54,13 @@ class Look:
     domain: str = ""
     before: bool = False
     trained: bool = False
+    cued: bool = False
 
 
 VIEWS: Mapping[str, Look] = {
     "test": Look(),
     "whole": Look(examples="whole"),
+    "cued": Look(cued=True),
     "validation": Look(examples="validation"),
     "train-mode": Look(mode="train"),
     "restored": Look(edits=("batchnorm:restored",)),
@@ -158,7 +161,7 @@ def subject(suite: Suite, pipeline: Pipeline) -> Arm:
 def fit(pipeline: Pipeline, seed: int) -> Fit:
     """The network that a pipeline trains at one seed; how it is served or stopped is no part of it."""
     recipe = pipeline.recipe
-    made_here = recipe.init == "shuffled-source"
+    made_here = recipe.init in MADE_HERE
     needs_source = recipe.regularizer.startswith(("ewc", "replay"))
     if pipeline.finished:
         return _finished(pipeline, pipeline.finished)
@@ -200,7 +203,7 @@ def _finished(pipeline: Pipeline, network: Finished) -> Fit:
 
 
 def source_fit(pipeline: Pipeline) -> Fit:
-    """A network pretrained on the pipeline's source with shuffled labels, for as long as scratch is trained."""
+    """A network pretrained on the pipeline's source as the recipe's start says, for as long as scratch is trained."""
     assert pipeline.source is not None, "only a pipeline with a source has such a start"
     grid = pipeline.baseline
     phase = Phase(lr=max(grid.lr), schedule="one-cycle", steps=grid.steps, batch_size=grid.batch_size)
@@ -214,8 +217,9 @@ def source_fit(pipeline: Pipeline) -> Fit:
         train_size=None,
         preprocessing=pipeline.train_preprocessing,
         seed=0,
-        labels="shuffled",
+        labels="shuffled" if pipeline.recipe.init == "shuffled-source" else "true",
         code=pipeline.code,
+        cued=pipeline.recipe.init == "cued-source",
     )
 
 
@@ -259,6 +263,7 @@ def trial(
         domain=beside,
         believed=pipeline.believed if measure != "predictions" else None,
         beside=pipeline.pretraining if compares or examples == "unique" else (),
+        cued=look.cued,
     )
     looked_at = untrained(pipeline) if look.before and not pipeline.finished else fit(pipeline, seed)
     return Trial(model=Model(base=looked_at, edits=edits), view=seen, place=place)

@@ -20,6 +20,7 @@ from xferbench.lab import (
     backbones,
     callables,
     checkpoints,
+    cue,
     data,
     domains,
     finished,
@@ -94,6 +95,8 @@ def material(one: Fit, trial: Trial, cache: Path) -> tuple[Dataset, Network]:
     dataset = data.load(one.data, one.preprocessing, None, cache)
     if one.labels == "shuffled":
         dataset = data.shuffled(dataset, one.seed)
+    if one.cued:
+        dataset = cue.tied(dataset)
     if one.planted:
         dataset, _, _ = leaks.planted(dataset, one.planted, one.seed)
     shape = data.shape(dataset, one.preprocessing)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from xferbench.design import Recipe
-from xferbench.lab import backbones, batchnorm, data, domains, edits, features, fit, leaks, penultimate, preprocess, seeds
+from xferbench.lab import backbones, batchnorm, cue, data, domains, edits, features, fit, leaks, penultimate, preprocess, seeds
 from xferbench.record import FEW_CLASSES, Predictions
 
 if TYPE_CHECKING:
@@ -211,7 +211,12 @@ def _screened(model: Model, tensors: Tensors, view: View) -> tuple[np.ndarray, n
 
 
 def examples(model: Model, view: View) -> Split:
-    """The examples that a view looks at, in the geometry of its own preprocessing."""
+    """The examples that a view looks at, in the geometry of its own preprocessing, and with the cue where it has one."""
+    split = _plain(model, view)
+    return replace(split, images=cue.put(split.images)) if view.cued else split
+
+
+def _plain(model: Model, view: View) -> Split:
     if view.domain is not None:
         dataset = domains.load(view.domain, view.preprocessing, model.cache)
         return {"test": dataset.test, "held-out": domains.held_out(dataset)}[view.examples]
