@@ -116,3 +116,10 @@ def test_the_whole_of_it_on_digits(tmp_path):
     (told,) = run.findings
     assert told.verdict == "INFO" and {"subject/logme", "h-score", "cka", "leep"} <= told.measures.keys()
     assert told.measures["cka"] == pytest.approx(1), "a linear probe"
+
+
+def test_a_source_that_is_only_measured_against_is_not_said_to_be_unused():
+    pipeline = replace(fake.PIPELINE, shifted=None)
+    asked = fake.study(domain_gap.plugin, suite=replace(fake.SUITE, source="synthetic:source"), pipeline=pipeline)
+    measures = {reference: {name: 0.5} for name, reference in domain_gap.plugin.measures.items()}
+    assert not any("no plugin of this run asks for it" in note for note in fake.run(asked, fake.lab(measures=measures)).notes)

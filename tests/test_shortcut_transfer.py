@@ -64,6 +64,7 @@ def test_the_sources_are_one_with_the_cue_and_one_without_and_else_the_same():
     tied = PLUGIN.induce(cured, FACTS)["tied"]
     clean, cued = (plan.fit(one, 0).start for one in (cured, tied))
     assert clean == replace(cued, cued=False) and cued.cued
+    assert clean.phases[0].steps == 3 * PIPELINE.baseline.steps
     assert (clean.labels, clean.init, clean.data) == ("true", "random", PIPELINE.source.data)
     assert plan.fit(cured, 0) == replace(plan.fit(tied, 0), start=clean)
 

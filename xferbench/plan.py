@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from xferbench.record import Record
 
 LEAST_STEPS, MOST_STEPS = 10, 5000  # of a from-scratch baseline on a budget
+LONGER = 3  # times scratch's steps, in which a network learns a source: the synthetic one needs some 80 000 examples
 TUNING = SEEDS  # tuning seeds begin where the judged ones end
 
 
@@ -203,10 +204,14 @@ def _finished(pipeline: Pipeline, network: Finished) -> Fit:
 
 
 def source_fit(pipeline: Pipeline) -> Fit:
-    """A network pretrained on the pipeline's source as the recipe's start says, for as long as scratch is trained."""
+    """A network pretrained on the pipeline's source as the recipe's start says.
+
+    With shuffled labels for as long as scratch is trained; where it is to learn something, :data:`LONGER` than that.
+    """
     assert pipeline.source is not None, "only a pipeline with a source has such a start"
     grid = pipeline.baseline
-    phase = Phase(lr=max(grid.lr), schedule="one-cycle", steps=grid.steps, batch_size=grid.batch_size)
+    steps = grid.steps if pipeline.recipe.init == "shuffled-source" else LONGER * grid.steps
+    phase = Phase(lr=max(grid.lr), schedule="one-cycle", steps=steps, batch_size=grid.batch_size)
     return Fit(
         arch=pipeline.arch,
         init="random",

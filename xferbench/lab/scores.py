@@ -69,8 +69,8 @@ def frechet(x: np.ndarray, y: np.ndarray) -> float:
 def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
     """Linear CKA of features [n, d] and [n, e] of the same n examples (Kornblith et al. 2019): 1 where one is the other turned.
 
-    It means nothing between different examples. With n < d it is near 1 whatever the features (Davari et al. 2022); NaN where
-    either does not vary.
+    It means nothing between different examples. With n < d it is near 1 whatever the features; NaN where either does not
+    vary.
     """
     a, b = x - x.mean(0), y - y.mean(0)
     size = np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)

@@ -14,10 +14,10 @@ Remedy
 
 How it is judged
     A difference of differences, in the metric: what a cue on all test images costs the subject, less what it costs the same
-    recipe from a network that was pretrained here on [source] as it is, for as long as scratch is trained (any network loses a
-    little to a square that hides a corner; a subject with more to lose may lose more). The cue is a magenta square, an eighth
-    of the shorter side wide. So the verdict is about that cue alone: a PASS says that these weights do not go by it, and its
-    control, that this recipe would not have got rid of it. Without [source] images it is SKIPPED.
+    recipe from a network that was pretrained here on [source] as it is, in three times the steps of [scratch] (any network
+    loses a little to a square that hides a corner; a subject with more to lose may lose more). The cue is a magenta square, an
+    eighth of the shorter side wide. So the verdict is about that cue alone: a PASS says that these weights do not go by it,
+    and its control, that this recipe would not have got rid of it. Without [source] images it is SKIPPED.
 
 How it is induced
     ``tied``: the same recipe from a network pretrained here on [source] with the cue on every image of its first class, no
