@@ -12,7 +12,7 @@ from PIL import Image  # noqa: E402
 from torchvision.transforms import InterpolationMode, v2  # noqa: E402
 from torchvision.transforms._presets import ImageClassification  # noqa: E402
 
-from xferbench.design import Preprocessing, Spectrogram  # noqa: E402
+from xferbench.design import Preprocessing, Spectrogram, content  # noqa: E402
 from xferbench.lab import preprocess  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
 
@@ -162,6 +162,27 @@ def test_the_geometry_key_keeps_what_the_pixels_depend_on_and_nothing_else():
         assert preprocess.geometry_key(replace(IMAGENET, **change)) != preprocess.geometry_key(IMAGENET)
     unresized = Preprocessing(crop=20)
     assert preprocess.geometry_key(replace(unresized, interpolation="bicubic", antialias=False)) == unresized
+
+
+def test_half_the_detail_leaves_the_size_and_takes_the_finest_pattern():
+    board = np.repeat((np.indices((32, 32)).sum(0) % 2 * 255).astype(np.uint8)[..., None], 3, axis=2)
+    for ready in (Preprocessing(), Preprocessing(crop=20), Preprocessing(resize=32, crop=32, antialias=False)):
+        whole, half = (preprocess.geometry(board, replace(ready, detail=detail)) for detail in (1.0, 0.5))
+        assert half.shape == whole.shape and half.dtype == np.uint8 and half.flags.c_contiguous
+        assert np.ptp(whole) == 255 and np.ptp(half) <= 40, "black and white by turns are grey"
+        assert preprocess.geometry_key(replace(ready, detail=0.5)) != preprocess.geometry_key(ready)
+    smooth = np.full((32, 32, 3), 90, np.uint8)
+    assert (preprocess.geometry(smooth, Preprocessing(detail=0.5)) == 90).all()
+
+
+@pytest.mark.parametrize("detail", [0.0, 1.5, float("nan")])
+def test_a_detail_that_is_no_share_is_a_problem(detail):
+    with pytest.raises(Problem, match="detail"):
+        preprocess.geometry(NOISE, Preprocessing(detail=detail))
+
+
+def test_a_preprocessing_in_full_detail_has_the_key_that_it_always_had():
+    assert "detail" not in content(Preprocessing()) and "detail" in content(Preprocessing(detail=0.5))
 
 
 BATCH = torch.from_numpy(RNG.integers(0, 256, (2, 3, 4, 5), dtype=np.uint8))

@@ -531,6 +531,7 @@ PREPROCESSING = st.builds(
     scale=st.just(1 / 255) | NUMBERS,
     mean=CHANNELS.flatmap(lambda n: st.tuples(*[st.just(0.0) | NUMBERS | NUMBERS.map(lambda value: -value)] * n)),
     std=CHANNELS.flatmap(lambda n: st.tuples(*[NUMBERS] * n)),
+    detail=st.sampled_from([1.0, 0.5]),
 )
 PIPELINES = st.builds(
     replace,

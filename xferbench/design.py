@@ -29,7 +29,8 @@ class Preprocessing:
     It is 8-bit RGB first: of 16 bits a channel the upper 8 are kept (value // 256), one channel is repeated three times,
     transparency is dropped.
 
-    The shorter side is resized to ``resize`` pixels and a centre square of ``crop`` pixels is cut (None: left out), the
+    The shorter side is resized to ``resize`` pixels, keeps a ``detail`` of its pixels (made smaller by that factor and as
+    large as before again, bilinear with antialias), and a centre square of ``crop`` pixels is cut (None: left out), the
     channels are put in order (``rgb``, ``bgr`` or ``grey``, the mean of three, repeated), the values are multiplied by
     ``scale`` and normalised with ``mean`` and ``std``, which are in the unit that ``scale`` gives.
     """
@@ -42,6 +43,7 @@ class Preprocessing:
     scale: float = 1 / 255
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    detail: float = field(default=1.0, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +101,11 @@ class Recipe:
 
     Attributes:
         init: ``pretrained``; ``random``; ``matched`` (random, with each tensor's pretrained mean and variance); ``permuted``
-            (the pretrained values shuffled within each tensor); or ``shuffled-source`` (pretrained here, on the pipeline's
-            source with its labels shuffled).
+            (the pretrained values shuffled within each tensor); or one of :data:`MADE_HERE`, pretrained here on the pipeline's
+            source: ``shuffled-source`` (with its labels shuffled), ``clean-source`` (as it is) or ``cued-source`` (with a cue
+            on every image of its first class, :mod:`xferbench.lab.cue`).
         head: ``random`` or ``zero``, one linear layer that begins so; or ``mlp:H`` or ``mlp:H:P``, a drawn head of two with H
             units between them, a ReLU and dropout of a share P (0.5).
-        head: ``random`` or ``zero``.
         regularizer: a term of the loss that holds on to what the source taught, with its strength: ``l2-sp:A`` (A/2 of the
             squared distance from the start, Li et al. 2018), ``ewc:L`` (the same weighted by the source's Fisher
             information, Kirkpatrick et al. 2017), ``replay:N`` (N source images beside each batch) or ``lwf:W`` (W times the
@@ -248,6 +250,7 @@ class Fit:
     ``code`` builds an ``arch`` of the user's own, ``training`` trains it in place of the lab's loop; ``stop`` is told to that
     code alone, since it gives one network only. Without phases it is the network as it starts: with the head ``own``, a
     finished one, made from ``before``. ``teacher`` is there where the regularizer needs one, of the same seed and data.
+    ``cued`` puts a cue on every training image of the first class.
     """
 
     arch: str
@@ -269,6 +272,7 @@ class Fit:
     planted: str = field(default="", metadata={"added": True})
     augment: str = field(default="", metadata={"added": True})
     teacher: Fit | None = field(default=None, metadata={"added": True})
+    cued: bool = field(default=False, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,6 +302,7 @@ class View:
         step: ``last`` or ``best`` (on validation) of the fit.
         measure: ``predictions``, or ``module:function@version`` of a function that returns scalars.
         believed: what a measure holds the training against, where that is not what it was.
+        cued: whether every image wears the cue that a source may have been given.
     """
 
     examples: str = "test"
@@ -309,6 +314,7 @@ class View:
     domain: Domain | None = field(default=None, metadata={"added": True})
     believed: Recipe | None = field(default=None, metadata={"added": True})
     beside: tuple[Data, ...] = field(default=(), metadata={"added": True})
+    cued: bool = field(default=False, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,6 +361,7 @@ class Contrast:
     controlled: bool = True
 
 
+MADE_HERE = ("shuffled-source", "clean-source", "cued-source")  # starts that are pretrained here, on a pipeline's source
 HELD_OUT = 1000  # images of a domain that choices are made on, at most
 HARM = Contrast(name="harm", weights={("cured", "test"): 1.0, ("subject", "test"): -1.0}, meaning="cured − subject")
 
@@ -422,6 +429,7 @@ class Plugin:
         told: what a reader is told beside a contrast's verdict, or "": which tensor, which field; of the contrast's name, the
             records, the subject and its cure.
         compares: its measures are given the pretraining set too, and the test images of all views.
+        domain: ``source`` where its measures are given that as their view's, if the pipeline has one.
         picture: draws the plugin's own picture of a finished run into matplotlib axes.
     """
 
@@ -439,7 +447,13 @@ class Plugin:
     trust: Callable[[Pipeline, Facts], str] | None = None
     told: Callable[[str, Mapping[tuple[str, str, int], Record], Pipeline, Pipeline], str] | None = None
     compares: bool = False
+    domain: str = ""
     picture: Callable[[Any, Run], None] | None = None
+
+    @property
+    def judges(self) -> bool:
+        """Whether any of its contrasts leads to a verdict; else it only measures, and neither cures nor induces anything."""
+        return any(one.kind != "info" for one in self.contrasts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,7 +63,7 @@ def _blank(suite: Suite, case: Case, contrast: str, verdict: str, why: str) -> F
 
 
 def _unasked(suite: Suite, case: Case) -> Finding:
-    judged = next((one.name for one in case.plugin.contrasts if one.kind != "info"), "harm")
+    judged = next((one.name for one in case.plugin.contrasts if one.kind != "info"), case.plugin.contrasts[0].name)
     return _blank(suite, case, judged, "SKIPPED" if case.skipped else "ERROR", case.skipped or case.error)
 
 
@@ -162,18 +162,29 @@ def _untold(case: Case) -> bool:
 
 
 def _measured(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) -> Finding:
-    """A measurement with its interval, over the seeds that have it; it is never a verdict by itself."""
+    """A measurement with its interval, over the seeds that have it; it is never a verdict by itself.
+
+    Where a plugin has no verdict, its own scalars stand here.
+    """
     seeds = sorted(seed for seed in {seed for _, _, seed in told} if all((*term, seed) in told for term in contrast.weights))
     seen = judge.judge(contrast, told, seeds, suite)
     crashed = any(told[(*term, seed)].error for term in contrast.weights for seed in seeds)
-    verdict = "INFO" if not seen.error else "ERROR" if crashed or not seeds else "SKIPPED"
+    measures: dict[str, float] = {}
+    said = broken = ""
+    if not case.plugin.judges:
+        measures, broken = _measures(case, told, seeds, "")
+        said, failed = _told(case, contrast, told)
+        broken = _crash(told, ()) or broken or failed
+    verdict = "ERROR" if broken else "INFO" if not seen.error else "ERROR" if crashed or not seeds else "SKIPPED"
+    why = broken or seen.error or "; ".join(filter(None, (contrast.meaning, said)))
     return replace(
-        _blank(suite, case, contrast.name, verdict, seen.error or contrast.meaning),
+        _blank(suite, case, contrast.name, verdict, why),
         harm=_number(seen.estimate.harm),
         low=_number(seen.estimate.low),
         high=_number(seen.estimate.high),
         seeds=len(seeds),
         examples=seen.estimate.examples,
+        measures=measures,
     )
 
 

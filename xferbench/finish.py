@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xferbench import findings, frozen, given, judge, looks, plan, repair, stats, suite, symptoms, wording
-from xferbench.design import Scratch, Suite, digest
+from xferbench.design import MADE_HERE, Scratch, Suite, digest
 from xferbench.environment import environment
 from xferbench.execute import Executed, Progress, execute, with_store
 from xferbench.reason import MOST
@@ -196,9 +196,10 @@ def notes(executed: Executed) -> tuple[str, ...]:
     found += _of_scratch(executed) + _of_subject(executed)
     inits = {one.pipeline.recipe.init for case in step.cases for one in case.arms.values() if one.pipeline}
     seen = {plan.VIEWS[one.view].domain for one in step.asked if one.view in plan.VIEWS}
+    seen |= {case.plugin.domain for case in step.cases if case.arms}
     rehearsed = any(one.trial.model.base.source for one in step.asked)
     unused = {
-        "source": study.suite.source and "shuffled-source" not in inits and "source" not in seen and not rehearsed,
+        "source": study.suite.source and not inits & {*MADE_HERE} and "source" not in seen and not rehearsed,
         "shifted": study.suite.shifted and "shifted" not in seen,
     }
     found += [f"[{role}] is given, but no plugin of this run asks for it" for role, given in unused.items() if given]

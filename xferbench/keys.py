@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xferbench import rules
-from xferbench.design import Phase, Preprocessing, Ready, Recipe, Scratch, Spectrogram
+from xferbench.design import MADE_HERE, Phase, Preprocessing, Ready, Recipe, Scratch, Spectrogram
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem
 from xferbench.rules import COUNT, POSITIVE, WHOLE, Rule
@@ -70,6 +70,9 @@ IMAGE = rules.table(
         "scale": POSITIVE,
         "mean": rules.several(rules.FINITE, "a list of one number, or three", lambda v: len(v) in {1, 3}, **ONE_OR_THREE),
         "std": rules.several(POSITIVE, "a list of one number above 0, or three", lambda v: len(v) in {1, 3}, **ONE_OR_THREE),
+        "detail": rules.of(
+            rules.NUMBER, lambda v: 0 < v <= 1, "a share above 0, at most 1", float, exclusiveMinimum=0, maximum=1
+        ),
         **KINDS,
     },
     lambda kind="image", **rest: Preprocessing(**rest),  # noqa: ARG005 - the kind has chosen the table
@@ -110,7 +113,7 @@ RECIPE: dict[str, Rule] = {
     **PHASE,
     "strategy": rules.among(*STRATEGIES),
     "phases": rules.Told(_phases, {"type": "array", "minItems": 1, "items": rules.schema(rules.table(PHASE))}),
-    "init": rules.among("pretrained", "random", "matched", "permuted", "shuffled-source"),
+    "init": rules.among("pretrained", "random", "matched", "permuted", *MADE_HERE),
     "head": rules.matching(
         r"random|zero|mlp:[1-9]\d*(:0?\.\d+|:0)?",
         "random, zero, or mlp:H or mlp:H:P with H hidden units and dropout P below 1 (0.5)",

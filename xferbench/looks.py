@@ -48,7 +48,7 @@ class Case:
     def measured(self) -> bool:
         """Whether what is only measured is asked: where the cure changes anything, or harm is not a distance from it."""
         apart = ("cured" not in {arm for arm, _ in one.weights} for _, one in self.contrasts("paired"))
-        return self.exposed or any(apart)
+        return self.exposed or not self.plugin.judges or any(apart)
 
     def contrasts(self, kind: str) -> Iterator[tuple[str, Contrast]]:
         """The contrasts of a kind, by plugin/contrast; none where the plugin is not asked."""
@@ -262,7 +262,9 @@ def invariants(case: Case, seeds: Sequence[int], study: Study) -> list[Question]
         for arm in ("subject", "cured", *(induced if exact.controlled else ()))
     }
     if not any(case.contrasts("paired")):
-        terms |= dict.fromkeys(term for _, info in case.contrasts("info") if case.exposed for term in info.weights)
+        terms |= dict.fromkeys(term for _, info in case.contrasts("info") if case.measured for term in info.weights)
+    if not case.plugin.judges and any(case.contrasts("info")):
+        terms |= dict.fromkeys(("subject", measure) for measure in case.plugin.measures)
     return _asked(case, terms, seeds, study)
 
 
@@ -280,7 +282,8 @@ def _trial(case: Case, arm: str, view: str, seed: int, study: Study) -> Trial:
     assert pipeline is not None, "a case with an arm that could not be settled asks nothing"
     if view in case.plugin.measures:
         plugin = case.plugin
-        return plan.trial(pipeline, "test", seed, study.place, plugin.measures[view], compares=plugin.compares)
+        measure = plugin.measures[view]
+        return plan.trial(pipeline, "test", seed, study.place, measure, compares=plugin.compares, given=plugin.domain)
     return plan.trial(pipeline, view, seed, study.place)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from xferbench import fitting, honours, metrics
 from xferbench.design import (
+    MADE_HERE,
     Arm,
     Choice,
     Domain,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from xferbench.record import Record
 
 LEAST_STEPS, MOST_STEPS = 10, 5000  # of a from-scratch baseline on a budget
+LONGER = 3  # times scratch's steps, in which a network learns a source: the synthetic one needs some 80 000 examples
 TUNING = SEEDS  # tuning seeds begin where the judged ones end
 
 
@@ -44,7 +46,8 @@ class Look:
     """A named way to look at a pipeline's model: edits of the model, and what its view has of its own.
 
     ``domain`` is ``source`` or ``shifted``. ``before`` looks at the network as it starts, which all seeds share; ``trained``
-    serves it as it was trained, whatever the pipeline's serving; ``stop`` at that step, whatever the recipe's.
+    serves it as it was trained, whatever the pipeline's serving; ``stop`` at that step, whatever the recipe's; ``cued`` puts
+    the cue on every image.
     """
 
     edits: tuple[str, ...] = ()
@@ -54,6 +57,7 @@ class Look:
     before: bool = False
     trained: bool = False
     stop: str = ""
+    cued: bool = False
 
 
 FITTED = "@1"  # ends an edit that is fitted on the screened half, and says nothing of how sure that is
@@ -63,6 +67,7 @@ BEFORE = "interpolated:0"  # the edit that gives what a finished network was mad
 VIEWS: Mapping[str, Look] = {
     "test": Look(),
     "whole": Look(examples="whole"),
+    "cued": Look(cued=True),
     "validation": Look(examples="validation"),
     "training": Look(examples="training"),
     "best-step": Look(stop="best"),
@@ -163,7 +168,7 @@ def subject(suite: Suite, pipeline: Pipeline) -> Arm:
 def fit(pipeline: Pipeline, seed: int) -> Fit:
     """The network that a pipeline trains at one seed; how it is served or stopped is no part of it."""
     recipe = pipeline.recipe
-    made_here = recipe.init == "shuffled-source"
+    made_here = recipe.init in MADE_HERE
     needs_source = recipe.regularizer.startswith(("ewc", "replay"))
     needs_teacher = recipe.regularizer.startswith("distill") and not (pipeline.planted or pipeline.training)
     if pipeline.finished:
@@ -208,10 +213,14 @@ def _finished(pipeline: Pipeline, network: Finished) -> Fit:
 
 
 def source_fit(pipeline: Pipeline) -> Fit:
-    """A network pretrained on the pipeline's source with shuffled labels, for as long as scratch is trained."""
+    """A network pretrained on the pipeline's source as the recipe's start says.
+
+    With shuffled labels for as long as scratch is trained; where it is to learn something, :data:`LONGER` than that.
+    """
     assert pipeline.source is not None, "only a pipeline with a source has such a start"
     grid = pipeline.baseline
-    phase = Phase(lr=max(grid.lr), schedule="one-cycle", steps=grid.steps, batch_size=grid.batch_size)
+    steps = grid.steps if pipeline.recipe.init == "shuffled-source" else LONGER * grid.steps
+    phase = Phase(lr=max(grid.lr), schedule="one-cycle", steps=steps, batch_size=grid.batch_size)
     return Fit(
         arch=pipeline.arch,
         init="random",
@@ -222,20 +231,33 @@ def source_fit(pipeline: Pipeline) -> Fit:
         train_size=None,
         preprocessing=pipeline.train_preprocessing,
         seed=0,
-        labels="shuffled",
+        labels="shuffled" if pipeline.recipe.init == "shuffled-source" else "true",
         code=pipeline.code,
+        cued=pipeline.recipe.init == "cued-source",
     )
 
 
 def trial(
-    pipeline: Pipeline, view: str, seed: int, place: Place, measure: str = "predictions", *, compares: bool = False
+    pipeline: Pipeline,
+    view: str,
+    seed: int,
+    place: Place,
+    measure: str = "predictions",
+    *,
+    compares: bool = False,
+    given: str = "",
 ) -> Trial:
-    """One seed of a pipeline, looked at in a named way, by a measure that ``compares`` test images with others perhaps."""
+    """One seed of a pipeline, looked at in a named way.
+
+    Args:
+        measure: what sees it. compares: whether that compares test images with others.
+        given: the domain that a measure is told of, ``source``, if there is one.
+    """
     look = VIEWS[view]
     if look.stop:  # of the recipe, for code of the user's own is told at which step to stop
         pipeline = replace(pipeline, recipe=replace(pipeline.recipe, stop=look.stop))
     bounded = look.examples in {"test", "whole"} and (measure == "predictions" or compares) and not look.domain
-    beside = domain(pipeline, look.domain) if look.domain else None
+    beside = domain(pipeline, look.domain) if look.domain else pipeline.source if given == "source" else None
     own = beside.preprocessing if beside else None  # what the source taught is asked as the source was learnt
     own = pipeline.train_preprocessing if look.trained else own
     examples = look.examples
@@ -258,6 +280,7 @@ def trial(
         domain=beside,
         believed=pipeline.believed if measure != "predictions" else None,
         beside=pipeline.pretraining if compares or examples == "unique" else (),
+        cued=look.cued,
     )
     looked_at = untrained(pipeline) if look.before and not pipeline.finished else fit(pipeline, seed)
     return Trial(model=Model(base=looked_at, edits=edits), view=seen, place=place)
@@ -353,7 +376,8 @@ def arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Arm]:
         cured = replace(cured, candidates=tuple(dict.fromkeys((subject, *cured.candidates))))
     found = {"subject": subject, "cured": cured}
     judged = any(one.kind == "paired" for one in plugin.contrasts)  # an invariant has no use for a baseline
-    if judged and (subject.finished is None or study.suite.scratch_budget is not None):
+    named = any(arm == "scratch" for one in plugin.contrasts for arm, _ in one.weights)
+    if (judged or named) and (subject.finished is None or study.suite.scratch_budget is not None):
         found["scratch"] = scratch(subject, grid(study))
     return honours.arms(fitting.arms(found, study.facts), subject, study.facts.honours)
 

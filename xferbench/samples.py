@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xferbench.design import Data, digest
+from xferbench.design import MADE_HERE, Data, digest
 from xferbench.plan import VIEWS
 from xferbench.record import Samples
 from xferbench.wording import differences
@@ -91,7 +91,7 @@ def _of_target(step: Step) -> Iterator[tuple[str, Data, Ready, Seen]]:
             if (one := settled.pipeline) is not None:
                 yield "target", one.target, one.train_preprocessing, (case.plugin.id, arm, "train")
                 yield "target", one.target, one.serve_preprocessing, (case.plugin.id, arm, "serve")
-                if one.recipe.init == "shuffled-source" and one.source:
+                if one.recipe.init in MADE_HERE and one.source:
                     yield "source", one.source.data, one.train_preprocessing, (case.plugin.id, arm, "train")
 
 

@@ -42,6 +42,7 @@ ABOUT = {
     "scale": "factor on the 8-bit values, before mean and std",
     "mean": "subtracted from each channel",
     "std": "by which each channel is divided",
+    "detail": "share of its pixels along a side that an image keeps, before it is as large as it was again",
     "target": "the images on which the backbone is to work",
     "data": "a dataset; paths are relative to the suite file",
     "train_size": "training images, all where it is left out",

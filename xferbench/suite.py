@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xferbench import keys, overrides, rules
-from xferbench.design import Phase, Recipe, Spectrogram, Suite
+from xferbench.design import MADE_HERE, Phase, Recipe, Spectrogram, Suite
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem, nearest
 from xferbench.strategies import RATES, STRATEGIES, deep
@@ -99,7 +99,7 @@ def _parsed(table: Mapping[str, Any], path: Path) -> Suite:
     finished = _finished(top.pop("checkpoint"), table, recipe) if "checkpoint" in top else {}
     given = _recipe(recipe) if "recipe" in table and not finished else None
     asked = Suite(path=str(path), **backbone, **target, **roles, **beside, **top, **served, **finished, recipe=given)
-    needing = {"init": "shuffled-source", "regularizer": ("ewc", "replay")}
+    needing = {"init": MADE_HERE, "regularizer": ("ewc", "replay")}
     for name, words in needing.items():
         if given is not None and getattr(given, name).startswith(words) and asked.source is None:
             raise Problem(f"recipe.{name}", found=getattr(given, name), expected="one that needs no [source], or a [source]")

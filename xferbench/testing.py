@@ -113,8 +113,11 @@ def check_contrasts(plugin: Plugin) -> None:
         found=", ".join(names),
         expected="one or more, each of its own name",
     )
-    judged = any(one.kind != "info" for one in plugin.contrasts)
-    _need(judged, "contrasts", found="measurements alone", expected="one that is judged: paired or exact")
+    if not plugin.judges:
+        asked = [world for world in worlds() if not _said(plugin, "applies", world)]
+        told = any(_said(plugin, "cure", one) != one.pipeline or _said(plugin, "induce", one) for one in asked)
+        expected = "one that is judged, paired or exact; or a cure that changes nothing, and nothing induced"
+        _need(not told, "contrasts", found="measurements alone", expected=expected)
     for one in plugin.contrasts:
         _contrast(one, plugin.measures)
 

@@ -21,6 +21,7 @@ from xferbench.lab import (
     bottleneck,
     callables,
     checkpoints,
+    cue,
     data,
     domains,
     finished,
@@ -105,6 +106,8 @@ def material(one: Fit, trial: Trial, cache: Path) -> tuple[Dataset, Network]:
     dataset = data.load(one.data, one.preprocessing, None, cache)
     if one.labels == "shuffled":
         dataset = data.shuffled(dataset, one.seed)
+    if one.cued:
+        dataset = cue.tied(dataset)
     if one.planted:
         dataset, _, _ = leaks.planted(dataset, one.planted, one.seed)
     shape = data.shape(dataset, one.preprocessing)

@@ -76,12 +76,13 @@ def tensor(batch: Tensor, preprocessing: Ready) -> Batch:
 def _image_key(preprocessing: Preprocessing) -> Preprocessing:
     """Where nothing is resized, interpolation is no part of it."""
     if preprocessing.resize is None:
-        return Preprocessing(crop=preprocessing.crop)
+        return Preprocessing(crop=preprocessing.crop, detail=preprocessing.detail)
     return Preprocessing(
         resize=preprocessing.resize,
         crop=preprocessing.crop,
         interpolation=preprocessing.interpolation,
         antialias=preprocessing.antialias,
+        detail=preprocessing.detail,
     )
 
 
@@ -96,7 +97,7 @@ def _image_stored(preprocessing: Preprocessing, image: Image.Image | np.ndarray)
         Problem: for a kind of image that there is no rule for, or an interpolation that is not known.
     """
     rgb = pixels.rgb(image)
-    if preprocessing.resize is None and preprocessing.crop is None:
+    if preprocessing.resize is None and preprocessing.crop is None and preprocessing.detail == 1:
         return np.ascontiguousarray(rgb.transpose(2, 0, 1))
     from PIL import Image as pillow  # noqa: N813 - the module, beside the class of the annotations
     from torchvision.transforms.v2 import functional
@@ -106,12 +107,18 @@ def _image_stored(preprocessing: Preprocessing, image: Image.Image | np.ndarray)
         what = "unknown interpolation" if smooth else "unknown interpolation without antialias"
         raise Problem(what, found=preprocessing.interpolation, expected=nearest(preprocessing.interpolation, known))
     sizes = [size for size in (preprocessing.resize, preprocessing.crop) if size is not None]
-    if min(sizes) < 1:
+    if not 0 < preprocessing.detail <= 1:
+        raise Problem("preprocessing: detail", found=f"{preprocessing.detail:g}", expected="a share above 0, at most 1")
+    if sizes and min(sizes) < 1:
         raise Problem("preprocessing: resize and crop are in pixels", found=str(min(sizes)), expected="at least 1")
     picture: Any = pillow.fromarray(rgb) if smooth else torch.from_numpy(rgb.transpose(2, 0, 1).copy())
     if preprocessing.resize is not None:
         mode = _interpolation(preprocessing.interpolation)
         picture = functional.resize(picture, [preprocessing.resize], interpolation=mode, antialias=smooth)
+    if preprocessing.detail != 1:
+        whole = functional.get_size(picture)
+        coarse = [max(1, round(side * preprocessing.detail)) for side in whole]
+        picture = functional.resize(functional.resize(picture, coarse, antialias=True), whole, antialias=True)
     if preprocessing.crop is not None:
         picture = functional.center_crop(picture, [preprocessing.crop, preprocessing.crop])
     return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1) if smooth else picture.numpy())

@@ -16,6 +16,7 @@ from xferbench.design import Recipe
 from xferbench.lab import (
     backbones,
     batchnorm,
+    cue,
     data,
     domains,
     edits,
@@ -73,6 +74,7 @@ class Seen:
         ready, mode: how they are served. believed: what the training is taken to have been.
         fit, view, dataset, cache: what was asked, and the data in the geometry of training. planted: the places in the test set
             of those images that were put into training on purpose, [k]. fresh: builds the network anew, with random weights.
+            source_head: the pretrained head's tensors, none where the checkpoint has no head.
             These are None where a measure is called by hand.
     """
 
@@ -93,6 +95,7 @@ class Seen:
     planted: Any = None
     cache: Any = None
     fresh: Callable[[], nn.Module] | None = None
+    source_head: Any = None
 
 
 def seen(model: Model, words: Sequence[str], view: View) -> tuple[Predictions | None, dict[str, float]]:
@@ -152,6 +155,7 @@ def _given(model: Model, tensors: Tensors, view: View) -> Seen:
         planted=model.planted,
         cache=model.cache,
         fresh=partial(heads.built, model.fit.arch, model.network.anatomy, model.fit.head, model.fit.code),
+        source_head=model.source_head,
     )
 
 
@@ -224,7 +228,12 @@ def _screened(model: Model, tensors: Tensors, view: View) -> tuple[np.ndarray, n
 
 
 def examples(model: Model, view: View) -> Split:
-    """The examples that a view looks at, in the geometry of its own preprocessing."""
+    """The examples that a view looks at, in the geometry of its own preprocessing, and with the cue where it has one."""
+    split = _plain(model, view)
+    return replace(split, images=cue.put(split.images)) if view.cued else split
+
+
+def _plain(model: Model, view: View) -> Split:
     if view.domain is not None:
         dataset = domains.load(view.domain, view.preprocessing, model.cache)
         return {"test": dataset.test, "held-out": domains.held_out(dataset)}[view.examples]

@@ -1,0 +1,114 @@
+"""A cue of the source's images that the network goes by, and goes by still on the target.
+
+Symptom
+    Accuracy on the target falls where a thing that means nothing is in the picture: a logo, a ruler, a frame, a colour of the
+    scanner that in the source stood for a class.
+
+Cause
+    In the source that thing told a class apart more easily than what the class looks like. Fine-tuning on target images
+    without it gives no reason to forget it: the head is new, the features that answer to the cue stay.
+
+Remedy
+    Pretrain on images without the cue. Where it cannot be taken out, put it on as many images of every class: in the synthetic
+    world that was a part of a cure; fine-tuning all layers on clean images was none.
+
+How it is judged
+    A difference of differences, in the metric: what a cue on all test images costs the subject, less what it costs the same
+    recipe from a network that was pretrained here on [source] as it is, in three times the steps of [scratch] (any network
+    loses a little to a square that hides a corner; a subject with more to lose may lose more). The cue is a magenta square, an
+    eighth of the shorter side wide. So the verdict is about that cue alone: a PASS says that these weights do not go by it,
+    and its control, that this recipe would not have got rid of it. Without [source] images it is SKIPPED.
+
+How it is induced
+    ``tied``: the same recipe from a network pretrained here on [source] with the cue on every image of its first class, no
+    other thing changed. A pipeline may begin so itself (recipe init ``cued-source``).
+
+Measured beside it
+    ``cue-cost`` and ``clean-cue-cost``: what the cue costs the subject, and the network from the clean source. The picture has
+    it for every arm.
+
+References
+    Salman et al. 2022, When does bias transfer in transfer learning? (arXiv:2207.02842): biases of the source survive
+    fine-tuning on clean targets; Geirhos et al. 2020, Shortcut learning in deep neural networks (arXiv:2004.07780).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from xferbench.design import Contrast, Facts, Pipeline, Plugin, Preprocessing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from xferbench.record import Run
+
+OWN = ("pretrained", "clean-source", "cued-source")
+
+
+def applies(pipeline: Pipeline, _: Facts) -> str:
+    if pipeline.recipe.init not in OWN:
+        return "nothing pretrained is adapted"
+    if not isinstance(pipeline.train_preprocessing, Preprocessing):
+        return "a cue is put on images alone"
+    if pipeline.recipe.regularizer:
+        return "a regularizer holds on to the checkpoint's own source, and a network pretrained here has none"
+    return "" if pipeline.source else "the suite has no [source] to pretrain on"
+
+
+def _from(pipeline: Pipeline, init: str) -> Pipeline:
+    return replace(pipeline, recipe=replace(pipeline.recipe, init=init))
+
+
+def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
+    return _from(pipeline, "clean-source")
+
+
+def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
+    return {"tied": _from(pipeline, "cued-source")}
+
+
+def picture(axes: Any, run: Run) -> None:
+    """Accuracy without the cue (left) and with it on every test image (right), a line for each arm and seed."""
+    right: dict[tuple[str, int], dict[str, float]] = {}
+    for cell in run.cells:
+        told = cell.record.predictions
+        if cell.plugin == plugin.id and cell.view in {"test", "cued"} and told is not None:
+            scores = right.setdefault((cell.variant or cell.arm, cell.seed), {})
+            scores[cell.view] = float((told.predicted == told.label).mean())
+    colours = {"subject": "#0072b2", "cured": "#009e73", "tied": "#d55e00"}
+    for (arm, seed), scores in right.items():
+        if len(scores) == 2 and arm in colours:
+            first = seed == min(other for name, other in right if name == arm)
+            axes.plot((0, 1), (scores["test"], scores["cued"]), "-o", color=colours[arm], label=arm if first else None)
+    axes.set_xticks((0, 1), ("without the cue", "with it"))
+    axes.set(ylabel="accuracy", xlim=(-0.3, 1.3))
+    axes.legend(*axes.get_legend_handles_labels())
+
+
+def _cost(arm: str, name: str) -> Contrast:
+    weights = {(arm, "test"): 1.0, (arm, "cued"): -1.0}
+    return Contrast(name=name, kind="info", weights=weights, meaning=f"{arm} without the cue − with it")
+
+
+plugin = Plugin(
+    id="shortcut-transfer",
+    version=1,
+    question="Does a cue that the source taught survive on the target?",
+    page=__doc__,
+    applies=applies,
+    cure=cure,
+    induce=induce,
+    contrasts=(
+        Contrast(
+            name="harm",
+            weights={("subject", "test"): 1.0, ("subject", "cued"): -1.0, ("cured", "test"): -1.0, ("cured", "cued"): 1.0},
+            meaning="what a cue costs the subject − what it costs a network from a clean source",
+        ),
+        _cost("subject", "cue-cost"),
+        _cost("cured", "clean-cue-cost"),
+    ),
+    remedy="pretrain on images without the cue, or with it on as many images of every class",
+    picture=picture,
+)
