@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 # package. A new module is entered here at the lowest place where it can stand.
 LAYERS = (
     "problem environment options design rules overrides report report.text report.held report.notebook record events",
-    "stats metrics",
+    "stats metrics scaling",
     "strategies wording movement keys suite honours schema plan",
     "judge looks samples reason findings symptoms pairs compared alike revived gate frozen",
     "store discover machine forecast",
@@ -27,9 +27,9 @@ LAYERS = (
     "lab.penultimate lab.edits lab.finished lab.leaks lab.moved lab.viewed lab.answer lab.repair lab.probe lab.pretrain",
     "lab.traces lab.beliefs lab.causes lab.alarms lab.stock lab.course lab.watch lab.watched watched",
     "callbacks callbacks.lightning callbacks.transformers",
-    "plugins plugins.batchnorm_drift plugins.catastrophic_forgetting plugins.data_leakage plugins.feature_distortion",
-    "plugins.freeze_integrity plugins.head_shock plugins.learning_rate plugins.negative_transfer",
-    "plugins.preprocessing_mismatch plugins.train_serve_skew",
+    "plugins plugins.batchnorm_drift plugins.catastrophic_forgetting plugins.data_efficiency plugins.data_leakage",
+    "plugins.feature_distortion plugins.freeze_integrity plugins.head_shock plugins.layer_transfer plugins.learning_rate",
+    "plugins.negative_transfer plugins.preprocessing_mismatch plugins.train_serve_skew",
     "checks checks.batchnorm_drift checks.calibration checks.catastrophic_forgetting checks.class_order checks.head_size",
     "checks.collapse checks.linear_probe checks.feature_distortion checks.interpolation checks.negative_transfer",
     "checks.preprocessing_mismatch checks.reload checks.train_serve_skew",
@@ -42,6 +42,7 @@ LINE = [name for layer in LAYERS for name in layer.split()]
 
 STATISTICS = {
     "stats",
+    "scaling",
     "metrics",
     "judge",
     "looks",
@@ -58,6 +59,7 @@ READING = {
     *(
         "store",
         "stats",
+        "scaling",
         "metrics",
         "judge",
         "looks",

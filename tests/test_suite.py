@@ -98,6 +98,7 @@ def test_the_required_keys_are_enough_and_the_rest_has_the_contracts_defaults(tm
         ('[recipe] batchnorm = "momentum:1e-05"', "recipe", Recipe(phases=(Phase(batchnorm="momentum:1e-05"),))),
         ('[recipe] batchnorm = "momentum:1"', "recipe", Recipe(phases=(Phase(batchnorm="momentum:1"),))),
         ('[recipe] init = "random"\n[recipe] stop = "best"', "recipe", Recipe(init="random", stop="best")),
+        ('[recipe] init = "target"\n[recipe] transferred = "low:2"', "recipe", Recipe(init="target", transferred="low:2")),
         ('[recipe] head = "zero"', "recipe", Recipe(head="zero")),
         ('[recipe] strategy = "lp-ft"\n[recipe] steps = 50', "recipe", STRATEGIES["lp-ft"](Phase(steps=50))),
         (
@@ -226,6 +227,8 @@ WRONG = [
     ('[recipe] order = "sorted"', "[recipe] order", '"sorted"', "class, shuffled"),
     ('[recipe] init = "pretraind"', "[recipe] init", '"pretraind"', "did you mean 'pretrained'?"),
     ('[recipe] init = "shuffled-source"', "[recipe] init", "shuffled-source", "a [source]"),
+    ('[recipe] transferred = "low:0"', "[recipe] transferred", '"low:0"', "low:N with N of 1 or more"),
+    ('[recipe] transferred = "low:1"\n[recipe] init = "random"', "[recipe] transferred", "low:1", "nothing is transferred"),
     ('[recipe] head = "ones"', "[recipe] head", '"ones"', "random, zero"),
     ('[recipe] stop = "early"', "[recipe] stop", '"early"', "best, last"),
     ('[recipe] strategy = "lpft"', "[recipe] strategy", '"lpft"', "did you mean 'lp-ft'?"),

@@ -41,9 +41,7 @@ def findings(suite: Suite, step: Step, answers: Mapping[str, Record]) -> tuple[F
             )
             found += [_finding(asked, variant) for variant in case.variants or ("",)]
         found += [_exact(suite, case, contrast, told) for _, contrast in case.contrasts("exact")]
-        found += [
-            _measured(of(contrast, suite), case, contrast, told) for _, contrast in case.contrasts("info") if case.exposed
-        ]
+        found += [_measured(of(contrast, suite), case, contrast, told) for contrast in case.measured()]
     return tuple(found)
 
 
@@ -63,7 +61,7 @@ def _blank(suite: Suite, case: Case, contrast: str, verdict: str, why: str) -> F
 
 
 def _unasked(suite: Suite, case: Case) -> Finding:
-    judged = next((one.name for one in case.plugin.contrasts if one.kind != "info"), "harm")
+    judged = next((one.name for one in case.plugin.contrasts if one.kind != "info"), case.plugin.contrasts[0].name)
     return _blank(suite, case, judged, "SKIPPED" if case.skipped else "ERROR", case.skipped or case.error)
 
 
@@ -161,13 +159,22 @@ def _untold(case: Case) -> bool:
 
 
 def _measured(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) -> Finding:
-    """A measurement with its interval, over the seeds that have it; it is never a verdict by itself."""
+    """A measurement with its interval, over the seeds that have it; it is never a verdict by itself.
+
+    A plugin that judges nothing has its own numbers here.
+    """
     seeds = sorted(seed for seed in {seed for _, _, seed in told} if all((*term, seed) in told for term in contrast.weights))
     seen = judge.judge(contrast, told, seeds, suite)
     crashed = any(told[(*term, seed)].error for term in contrast.weights for seed in seeds)
-    verdict = "INFO" if not seen.error else "ERROR" if crashed or not seeds else "SKIPPED"
+    said, broken, measures = "", "", dict[str, float]()
+    if all(one.kind == "info" for one in case.plugin.contrasts):
+        said, crash = _told(case, contrast, told)
+        measures, own = _measures(case, told, seeds, "")
+        broken = _crash(told, case.beside) or own or crash
+    verdict = "ERROR" if broken else "INFO" if not seen.error else "ERROR" if crashed or not seeds else "SKIPPED"
     return replace(
-        _blank(suite, case, contrast.name, verdict, seen.error or contrast.meaning),
+        _blank(suite, case, contrast.name, verdict, seen.error or broken or "; ".join(filter(None, (said, contrast.meaning)))),
+        measures=measures,
         harm=_number(seen.estimate.harm),
         low=_number(seen.estimate.low),
         high=_number(seen.estimate.high),
@@ -193,7 +200,7 @@ def _number(value: float) -> float | None:
 
 def _crash(told: judge.Answers, variants: Sequence[str]) -> str:
     """The first crash among the arms of a finding: a missing arm leads to ERROR, whatever the others show."""
-    arms = {"subject", "cured", "scratch", *(f"induced:{variant}" for variant in variants)}
+    arms = {"subject", "cured", "scratch", *variants, *(f"induced:{variant}" for variant in variants)}
     crashed = (f"{arm} (seed {seed}): {one.error}" for (arm, _, seed), one in told.items() if one.error and arm in arms)
     return next(crashed, "")
 

@@ -24,6 +24,7 @@ from xferbench.design import (
     Suite,
     Trial,
     View,
+    Weights,
 )
 from xferbench.strategies import healthy, scratch
 from xferbench.suite import SEEDS
@@ -158,14 +159,14 @@ def subject(suite: Suite, pipeline: Pipeline) -> Arm:
 def fit(pipeline: Pipeline, seed: int) -> Fit:
     """The network that a pipeline trains at one seed; how it is served or stopped is no part of it."""
     recipe = pipeline.recipe
-    made_here = recipe.init == "shuffled-source"
+    made_here = recipe.init in {"shuffled-source", "target"}
     needs_source = recipe.regularizer.startswith(("ewc", "replay"))
     if pipeline.finished:
         return _finished(pipeline, pipeline.finished)
     return Fit(
         arch=pipeline.arch,
         init="pretrained" if made_here else recipe.init,
-        start=source_fit(pipeline) if made_here else None if recipe.init == "random" else pipeline.weights,
+        start=_start(pipeline, seed),
         head=recipe.head,
         phases=() if pipeline.planted else recipe.phases,  # what is planted is looked for, and trains nothing
         data=pipeline.target,
@@ -178,6 +179,7 @@ def fit(pipeline: Pipeline, seed: int) -> Fit:
         training=None if pipeline.planted else pipeline.training,
         stop=recipe.stop if pipeline.training and not pipeline.planted else "last",
         planted=pipeline.planted,
+        transferred="all" if recipe.init == "random" else recipe.transferred,
     )
 
 
@@ -199,8 +201,16 @@ def _finished(pipeline: Pipeline, network: Finished) -> Fit:
     )
 
 
+def _start(pipeline: Pipeline, seed: int) -> Weights | Fit | None:
+    if pipeline.recipe.init == "random":
+        return None
+    if pipeline.recipe.init == "shuffled-source":
+        return source_fit(pipeline)
+    return target_fit(pipeline, seed) if pipeline.recipe.init == "target" else pipeline.weights
+
+
 def source_fit(pipeline: Pipeline) -> Fit:
-    """A network pretrained on the pipeline's source with shuffled labels, for as long as scratch is trained."""
+    """A network pretrained on the pipeline's source with shuffled labels, for as long as scratch; all seeds share it."""
     assert pipeline.source is not None, "only a pipeline with a source has such a start"
     grid = pipeline.baseline
     phase = Phase(lr=max(grid.lr), schedule="one-cycle", steps=grid.steps, batch_size=grid.batch_size)
@@ -215,6 +225,25 @@ def source_fit(pipeline: Pipeline) -> Fit:
         preprocessing=pipeline.train_preprocessing,
         seed=0,
         labels="shuffled",
+        code=pipeline.code,
+    )
+
+
+def target_fit(pipeline: Pipeline, seed: int) -> Fit:
+    """A network trained from scratch on a seed's own training images, as a candidate of the baseline is."""
+    grid = pipeline.baseline
+    decay = grid.weight_decay[0]
+    phase = Phase(lr=max(grid.lr), weight_decay=decay, schedule="one-cycle", steps=grid.steps, batch_size=grid.batch_size)
+    return Fit(
+        arch=pipeline.arch,
+        init="random",
+        start=None,
+        head="random",
+        phases=(phase,),
+        data=pipeline.target,
+        train_size=pipeline.train_size,
+        preprocessing=pipeline.train_preprocessing,
+        seed=seed,
         code=pipeline.code,
     )
 
@@ -254,7 +283,7 @@ def trial(
 
 def untrained(pipeline: Pipeline) -> Fit:
     """The zero-step fit: the network that a pipeline starts from, the same at every seed as far as the source's task goes."""
-    start = replace(pipeline.recipe, phases=(), regularizer="", head="zero")
+    start = replace(pipeline.recipe, phases=(), regularizer="", head="zero", transferred="all")
     return replace(fit(replace(pipeline, recipe=start), 0), train_size=None, training=None, stop="last")
 
 
@@ -341,8 +370,11 @@ def arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Arm]:
     if isinstance(cured, Choice):
         cured = replace(cured, candidates=tuple(dict.fromkeys((subject, *cured.candidates))))
     found = {"subject": subject, "cured": cured}
+    if plugin.beside:
+        found |= {f"beside:{name}": arm for name, arm in plugin.beside(subject, study.facts).items()}
+    weighed = any(arm == "scratch" for one in plugin.contrasts for arm, _ in one.weights)
     judged = any(one.kind == "paired" for one in plugin.contrasts)  # an invariant has no use for a baseline
-    if judged and (subject.finished is None or study.suite.scratch_budget is not None):
+    if (judged or weighed) and (subject.finished is None or study.suite.scratch_budget is not None):
         found["scratch"] = scratch(subject, grid(study))
     return honours.arms(found, subject, study.facts.honours)
 

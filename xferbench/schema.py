@@ -65,6 +65,7 @@ ABOUT = {
     "batch_size": "images a step",
     "order": "of the training images",
     "init": "the weights to begin with",
+    "transferred": "how many of the lowest layer groups begin with them",
     "head": "its weights to begin with",
     "regularizer": "what holds the network to what the source taught",
     "serve_mode": "how the model is served: train is what one gets without .eval()",

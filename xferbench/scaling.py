@@ -1,0 +1,66 @@
+"""Error by the number of training images: a power law, and how many times the images one learner needs for what another has.
+
+References: Hestness et al. 2017 (arXiv:1712.00409), for the form a · n^−b + c; Howard & Ruder 2018 (arXiv:1801.06146), for the
+ratio.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+BEYOND = 2.0  # times the largest n, up to which a curve is read off
+DRAWS, TAIL = 200, 0.05
+
+
+def fitted(x: np.ndarray, errors: np.ndarray) -> tuple[float, float, float]:
+    """a, b, c of a · x^−b + c, by least squares.
+
+    Args:
+        x: [K] sizes over the largest. errors: [K] shares of answers that are wrong.
+    """
+    from scipy.optimize import least_squares
+
+    last = float(np.clip(errors[-1], 0.02, 1.0))
+    bounds = ([0, 0.01, 0], [1, 4, 1])
+    found = least_squares(lambda law: law[0] * x ** -law[1] + law[2] - errors, (last / 2, 0.5, last / 2), bounds=bounds)
+    a, b, c = map(float, found.x)
+    return a, b, c
+
+
+def multipliers(n: np.ndarray, own: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+    """[K] numbers of images, over n, with which the baseline would have a learner's errors.
+
+    The baseline's fitted curve is read off from the least n to twice the largest: what lies above is infinite, what lies below
+    is given as the least.
+
+    Args:
+        n: [K] sizes, from the least up. own, baseline: [K] mean errors.
+    """
+    x = n / n[-1]
+    a, b, c = fitted(x, baseline)
+    lowest, highest = (a * end**-b + c for end in (BEYOND, x[0]))
+    within = np.exp(np.clip((np.log(max(a, 1e-9)) - np.log(np.maximum(own - c, 1e-9))) / b, -50, 50))
+    return np.asarray(np.where(own <= lowest, np.inf, np.where(own < highest, within, x[0])) / x)
+
+
+def estimated(n: np.ndarray, own: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+    """[3, K] multipliers and their bounds (5 and 95 %), by a bootstrap of whole curves; bounds are NaN where there is one seed.
+
+    Args:
+        n: [K] sizes, from the least up. own, baseline: [S, K] errors of the same seeds.
+    """
+    seeds, mean = len(own), multipliers(n, own.mean(0), baseline.mean(0))
+    if seeds == 1:
+        return np.stack([mean, np.full(len(n), np.nan), np.full(len(n), np.nan)])
+    drawn = np.random.default_rng(0).integers(seeds, size=(DRAWS, seeds))
+    spread = np.stack([multipliers(n, own[rows].mean(0), baseline[rows].mean(0)) for rows in drawn])
+    return np.stack([mean, *np.quantile(spread, (TAIL, 1 - TAIL), axis=0, method="inverted_cdf")])
+
+
+def shown(n: np.ndarray, values: np.ndarray) -> list[str]:
+    """[K] multipliers in words, those beyond either end of the curve as bounds."""
+    least = values * n <= n[0] * (1 + 1e-6)
+    return [
+        f"{'at most ' if low else ''}{value:.3g}" if np.isfinite(value) else f"more than {BEYOND * n[-1] / size:.3g}"
+        for size, value, low in zip(n, values, least, strict=True)
+    ]
