@@ -37,6 +37,7 @@ def test_four_cuts_of_four_kinds():
     assert told(found["bnb-4"]) == ("target", "all", "head", "eval")
     steps = {sum(phase.steps for phase in one.recipe.phases) for one in found.values()}
     assert steps == {150}, "equal budgets"
+    assert {one.recipe.phases[0].lr for one in found.values()} == {1e-2}, "and equal rates"
 
 
 def test_of_few_groups_some_cuts_are_the_same_and_of_one_there_is_none():

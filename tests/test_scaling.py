@@ -50,3 +50,22 @@ def test_bounds_hold_the_estimate_and_widen_with_the_seeds_spread():
     assert wide[2, 0] - wide[1, 0] > narrow[2, 0] - narrow[1, 0]
     again = scaling.estimated(N, law(3 * N)[None], law(N)[None])
     assert np.isnan(again[1:]).all(), "one seed has no spread"
+
+
+LATE = np.array([0.85, 0.83, 0.8, 0.7, 0.5, 0.2])  # near chance at first, then a steep fall
+
+
+def test_a_curve_that_is_no_power_law_is_read_off_between_its_points_and_no_further():
+    assert scaling.reach(N, law(N)) == 2 and scaling.reach(N, LATE) == 1
+    own = np.array([0.7, 0.5, 0.35, 0.3, 0.2, 0.1])
+    found = scaling.multipliers(N, own, LATE, 1.0)
+    assert found == pytest.approx([8, 8, 4 * 2**0.5, 4 / 2 ** (1 / 3), 2, np.inf])
+    assert scaling.shown(N, found, 1.0)[-1] == "more than 1"
+    assert scaling.multipliers(N, np.full(6, 0.9), LATE, 1.0) == pytest.approx(N[0] / N)
+    assert np.isinf(scaling.estimated(N, np.full((3, 6), 0.1), np.tile(LATE, (3, 1)))[0]).all()
+
+
+def test_a_point_that_is_worse_than_one_before_it_is_passed_over():
+    rising = np.array([0.8, 0.6, 0.7, 0.5, 0.4, 0.3])
+    found = scaling.multipliers(N, np.full(6, 0.55), rising, 1.0)
+    assert 100 < found[0] * N[0] < 200

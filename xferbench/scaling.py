@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 BEYOND = 2.0  # times the largest n, up to which a curve is read off
+MISFIT = 0.03  # of the error, by which a law may miss a point
 DRAWS, TAIL = 200, 0.05
 
 
@@ -27,19 +28,33 @@ def fitted(x: np.ndarray, errors: np.ndarray) -> tuple[float, float, float]:
     return a, b, c
 
 
-def multipliers(n: np.ndarray, own: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+def reach(n: np.ndarray, baseline: np.ndarray) -> float:
+    """Times the largest n up to which a curve may be read off: no further than it was measured where it is no power law.
+
+    Near chance an error falls slowly, then fast; a law fitted there would promise a learner many times the images.
+    """
+    a, b, c = fitted(n / n[-1], baseline)
+    return BEYOND if np.abs(a * (n / n[-1]) ** -b + c - baseline).max() <= MISFIT else 1.0
+
+
+def multipliers(n: np.ndarray, own: np.ndarray, baseline: np.ndarray, most: float = BEYOND) -> np.ndarray:
     """[K] numbers of images, over n, with which the baseline would have a learner's errors.
 
-    The baseline's fitted curve is read off from the least n to twice the largest: what lies above is infinite, what lies below
-    is given as the least.
+    What is not reached with ``most`` times the largest n is infinite, what the least n has already is given as the least.
 
     Args:
         n: [K] sizes, from the least up. own, baseline: [K] mean errors.
+        most: of :func:`reach`; where it is 1, the baseline's points are joined in log n, and no law is fitted.
     """
     x = n / n[-1]
-    a, b, c = fitted(x, baseline)
-    lowest, highest = (a * end**-b + c for end in (BEYOND, x[0]))
-    within = np.exp(np.clip((np.log(max(a, 1e-9)) - np.log(np.maximum(own - c, 1e-9))) / b, -50, 50))
+    if most > 1:
+        a, b, c = fitted(x, baseline)
+        lowest, highest = (a * end**-b + c for end in (most, x[0]))
+        within = np.exp(np.clip((np.log(max(a, 1e-9)) - np.log(np.maximum(own - c, 1e-9))) / b, -50, 50))
+    else:
+        falling = np.minimum.accumulate(baseline)
+        lowest, highest = np.nextafter(falling[-1], 0), falling[0]
+        within = np.exp(np.interp(-own, -falling, np.log(x)))
     return np.asarray(np.where(own <= lowest, np.inf, np.where(own < highest, within, x[0])) / x)
 
 
@@ -49,18 +64,19 @@ def estimated(n: np.ndarray, own: np.ndarray, baseline: np.ndarray) -> np.ndarra
     Args:
         n: [K] sizes, from the least up. own, baseline: [S, K] errors of the same seeds.
     """
-    seeds, mean = len(own), multipliers(n, own.mean(0), baseline.mean(0))
+    most = reach(n, baseline.mean(0))
+    seeds, mean = len(own), multipliers(n, own.mean(0), baseline.mean(0), most)
     if seeds == 1:
         return np.stack([mean, np.full(len(n), np.nan), np.full(len(n), np.nan)])
     drawn = np.random.default_rng(0).integers(seeds, size=(DRAWS, seeds))
-    spread = np.stack([multipliers(n, own[rows].mean(0), baseline[rows].mean(0)) for rows in drawn])
+    spread = np.stack([multipliers(n, own[rows].mean(0), baseline[rows].mean(0), most) for rows in drawn])
     return np.stack([mean, *np.quantile(spread, (TAIL, 1 - TAIL), axis=0, method="inverted_cdf")])
 
 
-def shown(n: np.ndarray, values: np.ndarray) -> list[str]:
+def shown(n: np.ndarray, values: np.ndarray, most: float = BEYOND) -> list[str]:
     """[K] multipliers in words, those beyond either end of the curve as bounds."""
     least = values * n <= n[0] * (1 + 1e-6)
     return [
-        f"{'at most ' if low else ''}{value:.3g}" if np.isfinite(value) else f"more than {BEYOND * n[-1] / size:.3g}"
+        f"{'at most ' if low else ''}{value:.3g}" if np.isfinite(value) else f"more than {most * n[-1] / size:.3g}"
         for size, value, low in zip(n, values, least, strict=True)
     ]

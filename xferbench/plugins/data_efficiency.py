@@ -13,8 +13,9 @@ How it is measured
     M(n): the images that scratch needs for the accuracy that the subject's recipe has at n, over n, at six sizes up to the
     training set, evenly spaced in log n; of one seed the smaller sets lie within the larger and have the classes' shares.
     Scratch is tuned at each size. Its mean error is fitted by a · n^−b + c and read off between the least size and twice the
-    largest, never beyond: what lies there is "more than" so much, or "at most". Intervals (5 to 95 %) are a bootstrap of
-    whole curves by seed. All is in accuracy, whatever the suite's metric. ``gain`` is subject − scratch on all images.
+    largest, never beyond: what lies there is "more than" so much, or "at most". Where a point is more than 3 points off, as
+    near chance, they are joined instead, and read off up to the largest size. Intervals (5 to 95 %) are a bootstrap of whole
+    curves by seed. All is in accuracy, whatever the suite's metric. ``gain`` is subject − scratch on all images.
 
 References
     Howard & Ruder 2018, ULMFiT (arXiv:1801.06146): 10–20 times the data on text; Hestness et al. 2017 (arXiv:1712.00409):
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xferbench import scaling
+from xferbench import metrics, scaling
 from xferbench.design import Arm, Contrast, Facts, Pipeline, Plugin
 from xferbench.strategies import scratch
 
@@ -70,8 +71,7 @@ def curves(answers: Mapping[tuple[str, str, int], Record]) -> tuple[np.ndarray, 
     for (arm, _, seed), one in answers.items():
         name, _, size = arm.removeprefix("beside:").rpartition("-")
         if arm.startswith("beside:") and one.predictions is not None:
-            wrong = one.predictions.predicted != one.predictions.label
-            found.setdefault((name, int(size)), {})[seed] = float(wrong.mean())
+            found.setdefault((name, int(size)), {})[seed] = 1 - metrics.value(one.predictions, "accuracy")
     n = np.array(sorted({size for _, size in found}))
     errors = [np.array([list(found[name, size].values()) for size in n]).T for name in ("transfer", "scratch")]
     return n, errors[0], errors[1]
@@ -88,29 +88,33 @@ def by_size(answers: Mapping[tuple[str, str, int], Record], _: Sequence[int]) ->
 def told(_: str, answers: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline) -> str:
     """M at each size, with its interval."""
     n, own, baseline = curves(answers)
-    found = [scaling.shown(n, row) for row in scaling.estimated(n, own, baseline)]
+    most = scaling.reach(n, baseline.mean(0))
+    found = [scaling.shown(n, row, most) for row in scaling.estimated(n, own, baseline)]
     each = (
         f"{value} at n = {size}" if len(own) == 1 or value == low == high else f"{value} [{low}, {high}] at n = {size}"
         for size, value, low, high in zip(n, *found, strict=True)
     )
-    return f"scratch needs so many times the images: {', '.join(each)}"
+    how = "" if most > 1 else " (its curve is no power law, and read off between its points)"
+    return f"scratch needs so many times the images{how}: {', '.join(each)}"
 
 
 def picture(axes: Any, run: Run) -> None:
     """Test error against n, a thin line a seed, with scratch's fitted curve, and M(n) below the subject's points."""
-    cells = [cell for cell in run.cells if (cell.plugin, cell.arm) == (plugin.id, "beside")]
+    cells = (cell for cell in run.cells if (cell.plugin, cell.arm) == (plugin.id, "beside"))
     n, own, baseline = curves({(f"beside:{cell.variant}", cell.view, cell.seed): cell.record for cell in cells})
+    most = scaling.reach(n, baseline.mean(0))
     for name, colour, rows in (("subject", "#0072B2", own), ("scratch", "#D55E00", baseline)):
         axes.plot(n, rows.T, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(n, rows.mean(0), color=colour, marker="o", linestyle="none", label=name)
-    a, b, c = scaling.fitted(n / n[-1], baseline.mean(0))
-    reach = np.geomspace(n[0], scaling.BEYOND * n[-1])
-    axes.plot(reach, a * (reach / n[-1]) ** -b + c, color="#D55E00", linestyle="--", label="scratch, fitted")
-    words = scaling.shown(n, scaling.multipliers(n, own.mean(0), baseline.mean(0)))
+    if most > 1:
+        a, b, c = scaling.fitted(n / n[-1], baseline.mean(0))
+        far = np.geomspace(n[0], most * n[-1])
+        axes.plot(far, a * (far / n[-1]) ** -b + c, color="#D55E00", linestyle="--", label="scratch, fitted")
+    words = scaling.shown(n, scaling.multipliers(n, own.mean(0), baseline.mean(0), most), most)
     for size, error, word in zip(n, own.mean(0), words, strict=True):
         axes.annotate(f"× {word}", (size, error), (0, -12), textcoords="offset points", ha="center", fontsize=7)
-    axes.set(xscale="log", xlabel="training images n", ylabel="test error", ylim=(0, None))
-    axes.set_xticks(n, [str(size) for size in n])
+    axes.set(xlabel="training images n", ylabel="test error", ylim=(0, None))
+    axes.set(xscale="log", xticks=n, xticklabels=[str(size) for size in n])
     axes.minorticks_off()
     axes.legend()
 

@@ -20,8 +20,9 @@ How it is induced
 
 Measured beside it
     Accuracy at each cut of AnB (from the pretrained network, frozen), AnB+ (the same, all trained), BnB and BnB+ (from a
-    network that was first trained on the target's own images, as scratch at its highest rate: the control), in the subject's
-    own steps; AnB and BnB at a probe's rate or above. ``specificity-K`` is BnB − AnB at the cut K of 4.
+    network that was first trained on the target's own images, as scratch at its highest rate: the control, and none where
+    scratch learns nothing), all in the subject's own steps and at its rate, but no lower than a probe's. ``specificity-K`` is
+    BnB − AnB at the cut K of 4.
 
 References
     Yosinski et al. 2014, How transferable are features in deep neural networks? (arXiv:1411.1792): AnB+ gains 1.6 % on
@@ -53,15 +54,15 @@ def applies(pipeline: Pipeline, facts: Facts) -> str:
 
 
 def _cut(pipeline: Pipeline, facts: Facts, low: int, kind: str) -> Pipeline:
-    """The lowest groups transferred, and frozen or not; what is drawn anew trains at no lower a rate than a probe does."""
-    above, phase = len(facts.groups) - low, replace(moving(pipeline.recipe), head_lr=None, layer_decay=1.0)
-    rate = max(phase.lr, HEAD_LR)
+    """The lowest groups transferred, and frozen or not, at a rate at which what is drawn anew can learn."""
+    above, phase = len(facts.groups) - low, moving(pipeline.recipe)
+    phase = replace(phase, lr=max(phase.lr, HEAD_LR), head_lr=None, layer_decay=1.0)
     if kind.endswith("plus"):
-        phase = replace(phase, trainable="all", batchnorm="train", head_lr=rate)
+        phase = replace(phase, trainable="all", batchnorm="train")
     elif above:
-        phase = replace(phase, trainable=f"top:{above}", batchnorm="train-above", lr=rate)
+        phase = replace(phase, trainable=f"top:{above}", batchnorm="train-above")
     else:
-        phase = replace(phase, trainable="head", batchnorm="eval", lr=rate)
+        phase = replace(phase, trainable="head", batchnorm="eval")
     init = "pretrained" if kind.startswith("anb") else "target"
     recipe = replace(pipeline.recipe, init=init, head="random", phases=(phase,), regularizer="")
     told = f"{kind}, {low} of {len(facts.groups)} groups"
