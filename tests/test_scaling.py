@@ -57,6 +57,7 @@ LATE = np.array([0.85, 0.83, 0.8, 0.7, 0.5, 0.2])  # near chance at first, then 
 
 def test_a_curve_that_is_no_power_law_is_read_off_between_its_points_and_no_further():
     assert scaling.reach(N, law(N)) == 2 and scaling.reach(N, LATE) == 1
+    assert scaling.reach(N, np.full(6, 0.9)) == 1, "what has not begun to fall may fall at any size"
     own = np.array([0.7, 0.5, 0.35, 0.3, 0.2, 0.1])
     found = scaling.multipliers(N, own, LATE, 1.0)
     assert found == pytest.approx([8, 8, 4 * 2**0.5, 4 / 2 ** (1 / 3), 2, np.inf])

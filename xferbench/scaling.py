@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 BEYOND = 2.0  # times the largest n, up to which a curve is read off
-MISFIT = 0.03  # of the error, by which a law may miss a point
+MISFIT = 0.03  # of the error: by which a law may miss a point, and a curve must fall for one to be seen
 DRAWS, TAIL = 200, 0.05
 
 
@@ -29,12 +29,13 @@ def fitted(x: np.ndarray, errors: np.ndarray) -> tuple[float, float, float]:
 
 
 def reach(n: np.ndarray, baseline: np.ndarray) -> float:
-    """Times the largest n up to which a curve may be read off: no further than it was measured where it is no power law.
+    """Times the largest n up to which a curve may be read off: as far as it was measured where it is flat or no power law.
 
     Near chance an error falls slowly, then fast; a law fitted there would promise a learner many times the images.
     """
     a, b, c = fitted(n / n[-1], baseline)
-    return BEYOND if np.abs(a * (n / n[-1]) ** -b + c - baseline).max() <= MISFIT else 1.0
+    follows = np.abs(a * (n / n[-1]) ** -b + c - baseline).max() <= MISFIT
+    return BEYOND if follows and baseline[0] - baseline[-1] > MISFIT else 1.0
 
 
 def multipliers(n: np.ndarray, own: np.ndarray, baseline: np.ndarray, most: float = BEYOND) -> np.ndarray:

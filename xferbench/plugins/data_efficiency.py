@@ -13,8 +13,8 @@ How it is measured
     M(n): the images that scratch needs for the accuracy that the subject's recipe has at n, over n, at six sizes up to the
     training set, evenly spaced in log n; of one seed the smaller sets lie within the larger and have the classes' shares.
     Scratch is tuned at each size. Its mean error is fitted by a · n^−b + c and read off between the least size and twice the
-    largest, never beyond: what lies there is "more than" so much, or "at most". Where a point is more than 3 points off, as
-    near chance, they are joined instead, and read off up to the largest size. Intervals (5 to 95 %) are a bootstrap of whole
+    largest, never beyond: what lies there is "more than" so much, or "at most". Where it is flat, or off by over 3 points, as
+    near chance, the sizes are joined instead, and read off up to the largest. Intervals (5 to 95 %) are a bootstrap of whole
     curves by seed. All is in accuracy, whatever the suite's metric. ``gain`` is subject − scratch on all images.
 
 References
@@ -94,7 +94,7 @@ def told(_: str, answers: Mapping[tuple[str, str, int], Record], _subject: Pipel
         f"{value} at n = {size}" if len(own) == 1 or value == low == high else f"{value} [{low}, {high}] at n = {size}"
         for size, value, low, high in zip(n, *found, strict=True)
     )
-    how = "" if most > 1 else " (its curve is no power law, and read off between its points)"
+    how = "" if most > 1 else " (its curve is flat or no power law, and read off between its points)"
     return f"scratch needs so many times the images{how}: {', '.join(each)}"
 
 
