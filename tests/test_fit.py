@@ -442,3 +442,15 @@ def test_a_network_of_timm_trains_in_lock_step_as_alone(world, tmp_path):
     assert moved(together[1]) == moved(alone)
     assert "classifier.weight" in moved(alone)
     torch.testing.assert_close(together[1].last["conv_stem.weight"], alone.last["conv_stem.weight"], rtol=0.05, atol=0.01)
+
+
+def test_in_train_mode_above_the_cut_the_frozen_groups_keep_their_statistics_and_the_others_move(world, monkeypatch):
+    phase = Phase(trainable="top:2", batchnorm="train-above", **BRIEF)
+    (found,) = trained(world, make_fit(world, phase))
+    names = {name.partition(".")[0] for name in moved(found)}
+    assert names == {"layer3", "layer4", "linear"}
+    assert any("running_mean" in name for name in moved(found))
+    monkeypatch.setattr(backbones, "split", lambda *_: None)
+    (uncut,) = trained(world, make_fit(world, phase))
+    assert moved(uncut) == moved(found)
+    np.testing.assert_allclose([row[1] for row in uncut.curve], [row[1] for row in found.curve], rtol=1e-4)

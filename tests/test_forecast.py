@@ -5,7 +5,7 @@ from dataclasses import replace
 from test_looks import FACTS, SUITE, USUAL, carried_out, lab, study
 
 from xferbench.forecast import forecast
-from xferbench.plugins import batchnorm_drift, data_leakage, negative_transfer
+from xferbench.plugins import batchnorm_drift, data_leakage, layer_transfer, negative_transfer
 
 ASKED = study(
     batchnorm_drift.plugin,
@@ -48,6 +48,8 @@ def test_the_smallest_margin_grows_as_the_test_set_shrinks():
     assert grouped.smallest_margin == few.smallest_margin, "groups are the examples"
 
 
-def test_what_is_scored_without_copies_is_counted_like_the_whole():
-    told = forecast(study(data_leakage.plugin), {}, workers=1)
-    assert told.first["trials unique"] > 0 and told.seconds[0] >= 0
+def test_images_without_copies_and_what_is_measured_beside_are_counted_too():
+    assert forecast(study(data_leakage.plugin), {}, workers=1).seconds[0] == 0.0, "nothing is known of its speed"
+    told = forecast(study(layer_transfer.plugin), {}, workers=1)
+    assert sum(name.startswith("beside:") for name in told.arms["layer-transfer"]) == 16
+    assert told.last["fits unique"] < 2 * told.first["fits unique"], "only what is judged is asked again"

@@ -26,8 +26,8 @@ def state():
     }
 
 
-def start(anatomy, state, init="pretrained", head="random", seeds=(1, 2)):
-    return initial.tensors(ARCH, anatomy, state, init=init, head=head, seeds=seeds)
+def start(anatomy, state, init="pretrained", head="random", seeds=(1, 2), **more):
+    return initial.tensors(ARCH, anatomy, state, init=init, head=head, seeds=seeds, **more)
 
 
 def body(tensors):
@@ -143,3 +143,20 @@ def test_an_unknown_word_is_a_problem(init, head, anatomy, state):
 def test_without_a_checkpoint_only_random_weights_can_be_had(init, anatomy):
     with pytest.raises(Problem, match="no pretrained weights"):
         start(anatomy, None, init)
+
+
+def test_of_what_is_transferred_in_part_the_lowest_groups_stay_and_those_above_are_drawn(anatomy, state):
+    whole, fresh = start(anatomy, state), start(anatomy, None, "random")
+    found = start(anatomy, state, transferred="low:2")
+    low = [prefix for group in anatomy.groups[:2] for prefix in group.prefixes]
+    for name, tensor in found.items():
+        assert torch.equal(tensor, (whole if backbones.within(name, [*low, anatomy.head]) else fresh)[name]), name
+    assert not torch.equal(found["layer4.0.conv2.weight"], whole["layer4.0.conv2.weight"])
+    assert same(start(anatomy, state, transferred=f"low:{len(anatomy.groups)}"), whole)
+
+
+@pytest.mark.parametrize("word", ["low:0", "low:99", "top:1", "low"])
+def test_what_cannot_be_transferred_is_a_problem_that_names_the_groups(word, anatomy, state):
+    with pytest.raises(Problem, match="transferred") as told:
+        start(anatomy, state, transferred=word)
+    assert "layer4" in told.value.expected

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 # package. A new module is entered here at the lowest place where it can stand.
 LAYERS = (
     "problem environment options design rules overrides report report.text report.held report.notebook record events",
-    "stats metrics",
+    "stats metrics scaling",
     "strategies wording movement keys suite honours fitting schema plan",
     "judge looks samples reason findings symptoms pairs outcomes compared alike revived gate frozen",
     "store discover machine forecast",
@@ -28,10 +28,10 @@ LAYERS = (
     "lab.probe lab.pretrain",
     "lab.traces lab.beliefs lab.causes lab.alarms lab.stock lab.course lab.watch lab.watched watched",
     "callbacks callbacks.lightning callbacks.transformers",
-    "plugins plugins.batchnorm_drift plugins.calibration plugins.catastrophic_forgetting plugins.data_leakage",
-    "plugins.domain_gap plugins.feature_distortion plugins.freeze_integrity plugins.head_shock plugins.input_mismatch",
-    "plugins.learning_rate plugins.negative_transfer plugins.overfitting plugins.preprocessing_mismatch",
-    "plugins.shortcut_transfer plugins.train_serve_skew",
+    "plugins plugins.batchnorm_drift plugins.calibration plugins.catastrophic_forgetting plugins.data_efficiency",
+    "plugins.data_leakage plugins.domain_gap plugins.feature_distortion plugins.freeze_integrity plugins.head_shock",
+    "plugins.input_mismatch plugins.layer_transfer plugins.learning_rate plugins.negative_transfer plugins.overfitting",
+    "plugins.preprocessing_mismatch plugins.shortcut_transfer plugins.train_serve_skew",
     "checks checks.batchnorm_drift checks.calibration checks.catastrophic_forgetting checks.class_order checks.head_size",
     "checks.collapse checks.linear_probe checks.feature_distortion checks.interpolation checks.negative_transfer",
     "checks.preprocessing_mismatch checks.reload checks.train_serve_skew",
@@ -44,6 +44,7 @@ LINE = [name for layer in LAYERS for name in layer.split()]
 
 STATISTICS = {
     "stats",
+    "scaling",
     "metrics",
     "judge",
     "looks",
@@ -60,6 +61,7 @@ READING = {
     *(
         "store",
         "stats",
+        "scaling",
         "metrics",
         "judge",
         "looks",

@@ -295,7 +295,7 @@ def test_a_source_is_pretrained_on_once_before_the_arm_that_starts_from_it():
     while (step := looks.step(asked, answers)).wanted.keys() - answers.keys():
         stages.append((step.stage, len(step.wanted)))
         answers |= {key: lab(USUAL)(trial) for key, trial in step.wanted.items()}
-    assert stages[1] == ("pretraining on the source", 1)
+    assert stages[1] == ("training what others start from", 1)
     starts = {one.trial.model.base.start for one in step.asked if one.arm == "induced:shuffled-source" and one.view == "test"}
     (start,) = starts
     assert (start.data.digest, start.labels, start.init) == ("source", "shuffled", "random")

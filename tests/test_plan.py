@@ -9,9 +9,10 @@ import pytest
 from test_looks import PIPELINE, SUITE, study
 
 from xferbench import plan
-from xferbench.design import Choice, Code, Data, Domain, Phase, Recipe
+from xferbench.design import Choice, Code, Data, Domain, Phase, Recipe, content
 from xferbench.fake import predictions
 from xferbench.record import Record
+from xferbench.strategies import scratch
 
 SOURCE = Domain(data=Data(digest="source"), classes=(0, 1))
 ARMS = tuple(replace(PIPELINE, source=SOURCE, recipe=Recipe(name=f"{lr}", phases=(Phase(lr=lr),))) for lr in (1e-2, 1e-3, 1e-4))
@@ -143,3 +144,18 @@ def test_metrics_of_a_positive_class_say_nothing_of_a_sources_classes():
         assert plan.scored(metric, ["source", "source-before"]) == "accuracy"
         assert plan.scored(metric, ["test", "shifted"]) == metric
     assert plan.scored("nll", ["source"]) == "nll"
+
+
+def test_a_start_on_the_target_is_a_candidate_of_the_baseline_on_the_seeds_own_images():
+    first = replace(PIPELINE, recipe=Recipe(init="target", transferred="low:2"))
+    one, other = plan.fit(first, 3), plan.fit(first, 4)
+    assert (one.init, one.transferred, one.start.seed, other.start.seed) == ("pretrained", "low:2", 3, 4)
+    assert one.start in {plan.fit(candidate, 3) for candidate in scratch(PIPELINE, PIPELINE.baseline).candidates}
+    assert plan.untrained(first).transferred == "all"
+
+
+def test_how_much_is_transferred_is_in_a_key_only_where_it_is_not_all():
+    key = content(plan.fit(PIPELINE, 0))
+    assert "transferred" not in key and "transferred" not in content(Recipe())
+    part = replace(PIPELINE, recipe=replace(PIPELINE.recipe, transferred="low:1"))
+    assert content(plan.fit(part, 0)) == key | {"transferred": "low:1"}

@@ -228,8 +228,10 @@ def test_flips_are_the_share_of_answers_that_serving_as_trained_would_change():
 
 def make_run_of(plugin):
     """A run of a plugin by hand: every view and measure that its contrasts name, and a choice of three rates."""
+    beside = plugin.beside(SUBJECT, FACTS) if plugin.beside else {}
     arms = ("subject", "cured", "scratch", *(f"induced:{name}" for name in plugin.induce(SUBJECT, FACTS)))
-    cells = make_cells(plugin.id, {arm: 0.9 - 0.05 * rank for rank, arm in enumerate(arms)}, seeds=2)
+    arms += tuple(f"beside:{name}" for name in beside)
+    cells = make_cells(plugin.id, {arm: 0.9 - 0.8 * rank / len(arms) for rank, arm in enumerate(arms)}, seeds=2)
     views = {view for contrast in plugin.contrasts for _, view in contrast.weights} - {"test"} - set(plugin.measures)
     cells += [replace(cell, view=view) for view in views for cell in cells if cell.arm == "subject"]
     for name in plugin.measures:

@@ -87,6 +87,7 @@ BEYOND = {
     '[recipe] batchnorm = "momentum:0"',
     "[recipe] warmup = 100\n[recipe] steps = 100",
     '[recipe] init = "shuffled-source"',
+    '[recipe] transferred = "low:1"\n[recipe] init = "random"',
     '[recipe] strategy = "linear-probe"\n[recipe] trainable = "all"',
     '[recipe] strategy = "scratch"\n[recipe] init = "pretrained"',
     '[recipe] strategy = "discriminative"\n[recipe] layer_decay = 0.7',

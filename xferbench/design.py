@@ -72,8 +72,9 @@ class Phase:
             layers' scale and shift; ``bias`` every bias, theirs too; ``lora:R`` an update of rank R of every linear and
             convolutional weight, which is added to it when the phase ends; ``adapter:R`` a residual bottleneck of R channels
             after each layer group, which is there from the first phase on.
-        batchnorm: how BatchNorm layers run: ``eval`` (stored statistics, unchanged), ``train``, ``ghost:N`` (train mode on
-            slices of N examples of each batch) or ``momentum:M`` (train mode, running statistics with momentum M).
+        batchnorm: how BatchNorm layers run: ``eval`` (stored statistics, unchanged), ``train``, ``train-above`` (train mode
+            above the frozen layer groups, which stay in eval mode), ``ghost:N`` (train mode on slices of N examples of each
+            batch) or ``momentum:M`` (train mode, running statistics with momentum M).
         lr: learning rate at the schedule's peak; ``head_lr`` that of the head (default: the same).
         layer_decay: factor on the rate for each layer group below the head.
         warmup: steps of linear warm-up.
@@ -101,9 +102,12 @@ class Recipe:
 
     Attributes:
         init: ``pretrained``; ``random``; ``matched`` (random, with each tensor's pretrained mean and variance); ``permuted``
-            (the pretrained values shuffled within each tensor); or one of :data:`MADE_HERE`, pretrained here on the pipeline's
+            (the pretrained values shuffled within each tensor); one of :data:`MADE_HERE`, pretrained here on the pipeline's
             source: ``shuffled-source`` (with its labels shuffled), ``clean-source`` (as it is) or ``cued-source`` (with a cue
-            on every image of its first class, :mod:`xferbench.lab.cue`).
+            on every image of its first class, :mod:`xferbench.lab.cue`); or ``target`` (trained here first, from random
+            weights, on the very training images of the fit).
+        transferred: how much of that start is taken: ``all``, or ``low:N``, the N lowest layer groups; what lies above is
+            drawn anew, as where ``init`` is ``random``.
         head: ``random`` or ``zero``, one linear layer that begins so; or ``mlp:H`` or ``mlp:H:P``, a drawn head of two with H
             units between them, a ReLU and dropout of a share P (0.5).
         regularizer: a term of the loss that holds on to what the source taught, with its strength: ``l2-sp:A`` (A/2 of the
@@ -125,6 +129,7 @@ class Recipe:
     stop: str = "last"
     name: str = _place()
     augment: str = field(default="", metadata={"added": True})
+    transferred: str = field(default="all", metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +251,7 @@ class Fit:
     """One trained network.
 
     ``start`` is a checkpoint, or another fit (keys nest), or None where nothing of one is used, so that all share that fit.
+    ``transferred`` says how much of ``start`` is taken, as in :class:`Recipe`.
     ``labels`` are ``true``, or ``shuffled`` among the training images. ``source`` is there where the regularizer needs it.
     ``code`` builds an ``arch`` of the user's own, ``training`` trains it in place of the lab's loop; ``stop`` is told to that
     code alone, since it gives one network only. Without phases it is the network as it starts: with the head ``own``, a
@@ -273,6 +279,7 @@ class Fit:
     augment: str = field(default="", metadata={"added": True})
     teacher: Fit | None = field(default=None, metadata={"added": True})
     cued: bool = field(default=False, metadata={"added": True})
+    transferred: str = field(default="all", metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,9 +353,9 @@ class Contrast:
 
     ``kind`` is ``paired`` (judged against the margin), ``info`` (a measurement, never a verdict) or ``exact``: an invariant,
     broken as soon as the sum is not 0, whose views are the plugin's own measures. The views of the others are those of
-    :data:`xferbench.plan.VIEWS`. ``metric`` is its own where it is not the suite's, and so is its ``margin`` then. ``allowed``
-    names the suite's field that says how far from 0 an invariant's sum may be; one that is not ``controlled`` is not what the
-    induced variants are meant to break.
+    :data:`xferbench.plan.VIEWS`. What is only measured may weigh arms ``beside:NAME`` too. ``metric`` is its own where it is
+    not the suite's, and so is its ``margin`` then. ``allowed`` names the suite's field that says how far from 0 an invariant's
+    sum may be; one that is not ``controlled`` is not what the induced variants are meant to break.
     """
 
     name: str
@@ -421,6 +428,8 @@ class Plugin:
         applies: the reason why it cannot be asked here, or "" where it can.
         cure: the pipeline without the failure, or a choice among such.
         induce: named variants of a pipeline with the failure put in.
+        beside: named arms that are measured at the first look and never judged, made from the subject; ``beside:NAME`` is what
+            contrasts and records call them. They may have a ``train_size`` of their own.
         contrasts: what is judged or measured. measures: ``module:function@version`` of extra scalars, by name; the function
             returns one of that name.
         derived: numbers read out of the records, which are given by arm, view and seed.
@@ -448,6 +457,7 @@ class Plugin:
     told: Callable[[str, Mapping[tuple[str, str, int], Record], Pipeline, Pipeline], str] | None = None
     compares: bool = False
     domain: str = ""
+    beside: Callable[[Pipeline, Facts], Mapping[str, Arm]] | None = None
     picture: Callable[[Any, Run], None] | None = None
 
     @property

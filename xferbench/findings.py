@@ -41,9 +41,7 @@ def findings(suite: Suite, step: Step, answers: Mapping[str, Record]) -> tuple[F
             )
             found += [_finding(asked, variant) for variant in case.variants or ("",)]
         found += [_exact(suite, case, contrast, told) for _, contrast in case.contrasts("exact")]
-        found += [
-            _measured(of(contrast, suite), case, contrast, told) for _, contrast in case.contrasts("info") if case.measured
-        ]
+        found += [_measured(of(contrast, suite), case, contrast, told) for contrast in case.measured()]
     return tuple(found)
 
 
@@ -164,7 +162,7 @@ def _untold(case: Case) -> bool:
 def _measured(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) -> Finding:
     """A measurement with its interval, over the seeds that have it; it is never a verdict by itself.
 
-    Where a plugin has no verdict, its own scalars stand here.
+    A plugin that judges nothing has its own numbers and words here.
     """
     seeds = sorted(seed for seed in {seed for _, _, seed in told} if all((*term, seed) in told for term in contrast.weights))
     seen = judge.judge(contrast, told, seeds, suite)
@@ -174,7 +172,7 @@ def _measured(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers)
     if not case.plugin.judges:
         measures, broken = _measures(case, told, seeds, "")
         said, failed = _told(case, contrast, told)
-        broken = _crash(told, ()) or broken or failed
+        broken = _crash(told, case.beside) or broken or failed
     verdict = "ERROR" if broken else "INFO" if not seen.error else "ERROR" if crashed or not seeds else "SKIPPED"
     why = broken or seen.error or "; ".join(filter(None, (contrast.meaning, said)))
     return replace(
@@ -205,7 +203,7 @@ def _number(value: float) -> float | None:
 
 def _crash(told: judge.Answers, variants: Sequence[str]) -> str:
     """The first crash among the arms of a finding: a missing arm leads to ERROR, whatever the others show."""
-    arms = {"subject", "cured", "scratch", *(f"induced:{variant}" for variant in variants)}
+    arms = {"subject", "cured", "scratch", *variants, *(f"induced:{variant}" for variant in variants)}
     crashed = (f"{arm} (seed {seed}): {one.error}" for (arm, _, seed), one in told.items() if one.error and arm in arms)
     return next(crashed, "")
 

@@ -43,7 +43,7 @@ def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forec
             asked += looks.tuned(plugin.id, name, arm, study)
         settled = {name: Settled(pipeline=_assumed(arm, study, answers)) for name, arm in arms.items()}
         cases.append(looks.Case(plugin=plugin, skipped=skipped, arms=settled))
-        asked += looks.sources(cases[-1], study)
+        asked += looks.sources(cases[-1], range(suite.seed, suite.seed + suite.looks[0]), study)
         told[plugin.id] = {name: _words(arm, study, answers) for name, arm in arms.items()}
         if arms and isinstance(study.subject, Choice):
             told[plugin.id]["subject"] = _words(study.subject, study, answers)

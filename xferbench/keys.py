@@ -38,15 +38,15 @@ def _is_index(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-BATCHNORM = "eval, train, ghost:N with N of 2 or more, or momentum:M with M above 0 and at most 1"
-GHOST = r"^(eval|train|ghost:([2-9]|[1-9]\d+)|momentum:\d*\.?\d+(e-\d+)?)$"
+BATCHNORM = "eval, train, train-above, ghost:N with N of 2 or more, or momentum:M with M above 0 and at most 1"
+GHOST = r"^(eval|train|train-above|ghost:([2-9]|[1-9]\d+)|momentum:\d*\.?\d+(e-\d+)?)$"
 
 
 def _batchnorm(value: Any) -> str:
     kind, _, amount = str(value).partition(":")
     ghost = kind == "ghost" and re.fullmatch(r"[1-9]\d*", amount) and int(amount) > 1
     momentum = kind == "momentum" and re.fullmatch(r"\d*\.?\d+(e-\d+)?", amount) and 0 < float(amount) <= 1
-    if value not in ("eval", "train") and not ghost and not momentum:
+    if value not in ("eval", "train", "train-above") and not ghost and not momentum:
         raise ValueError(BATCHNORM)
     return str(value)
 
@@ -113,7 +113,8 @@ RECIPE: dict[str, Rule] = {
     **PHASE,
     "strategy": rules.among(*STRATEGIES),
     "phases": rules.Told(_phases, {"type": "array", "minItems": 1, "items": rules.schema(rules.table(PHASE))}),
-    "init": rules.among("pretrained", "random", "matched", "permuted", *MADE_HERE),
+    "init": rules.among("pretrained", "random", "matched", "permuted", *MADE_HERE, "target"),
+    "transferred": rules.matching(r"all|low:[1-9]\d*", "all, or low:N with N of 1 or more"),
     "head": rules.matching(
         r"random|zero|mlp:[1-9]\d*(:0?\.\d+|:0)?",
         "random, zero, or mlp:H or mlp:H:P with H hidden units and dropout P below 1 (0.5)",

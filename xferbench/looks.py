@@ -44,16 +44,24 @@ class Case:
         """Whether the cure changes anything."""
         return self.arms["subject"].pipeline != self.arms["cured"].pipeline
 
-    @property
-    def measured(self) -> bool:
-        """Whether what is only measured is asked: where the cure changes anything, or harm is not a distance from it."""
-        apart = ("cured" not in {arm for arm, _ in one.weights} for _, one in self.contrasts("paired"))
-        return self.exposed or not self.plugin.judges or any(apart)
-
     def contrasts(self, kind: str) -> Iterator[tuple[str, Contrast]]:
         """The contrasts of a kind, by plugin/contrast; none where the plugin is not asked."""
         if not self.skipped and not self.error:
             yield from ((f"{self.plugin.id}/{one.name}", one) for one in self.plugin.contrasts if one.kind == kind)
+
+    def measured(self) -> Iterator[Contrast]:
+        """The measurements that can be had, and say more than that subject and cure are one."""
+        judged = [{arm for arm, _ in one.weights} for _, one in self.contrasts("paired")]
+        apart = not self.plugin.judges or any("cured" not in arms for arms in judged)  # harm is no distance from the cure
+        for _, one in self.contrasts("info"):
+            arms = {arm for arm, _ in one.weights}
+            if (self.exposed or apart or arms - {"subject", "cured"}) and all(arm in self.arms for arm in arms):
+                yield one
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The arms that are only measured."""
+        return tuple(arm for arm in self.arms if arm.startswith("beside:"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,10 +132,11 @@ def _step(study: Study, answers: Mapping[str, Record]) -> Step:
         stage = "looking for repairs" if subject.pipeline.finished else "tuning cures and scratch"
         return Step(stage=stage, wanted=plan.trials(tuning), asked=tuple(asked), subject=subject)
     cases = tuple(case for case, _ in found)
-    origins = [question for case in cases for question in sources(case, study)]
+    first = range(study.suite.seed, study.suite.seed + study.suite.looks[0])
+    origins = [question for case in cases for question in sources(case, first, study)]
     asked += origins
     if any(one.trial.key not in answers for one in origins):
-        return Step(stage="pretraining on the source", wanted=plan.trials(origins), asked=tuple(asked), subject=subject)
+        return Step(stage="training what others start from", wanted=plan.trials(origins), asked=tuple(asked), subject=subject)
     return _looked(study, Step(asked=tuple(asked), cases=cases, subject=subject), answers)
 
 
@@ -186,16 +195,16 @@ def _case(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str,
     return replace(case, recorded=study.facts.preprocessing), asked
 
 
-def sources(case: Case, study: Study) -> list[Question]:
+def sources(case: Case, seeds: Sequence[int], study: Study) -> list[Question]:
     """The fits that arms of a plugin start from, asked for by themselves, so that no two workers train the same one."""
-    found = []
+    found = {}
     for name, arm in case.arms.items():
-        start = None if arm.pipeline is None else plan.fit(arm.pipeline, study.suite.seed).start
-        if isinstance(start, Fit):
-            view = View(examples="validation", preprocessing=start.preprocessing)
-            trial = Trial(model=Model(base=start), view=view, place=study.place)
-            found.append(Question(plugin=case.plugin.id, arm=name, view="validation", seed=start.seed, trial=trial))
-    return found
+        for start in () if arm.pipeline is None else (plan.fit(arm.pipeline, seed).start for seed in seeds):
+            if isinstance(start, Fit):
+                view = View(examples="validation", preprocessing=start.preprocessing)
+                trial = Trial(model=Model(base=start), view=view, place=study.place)
+                found[name, start] = Question(plugin=case.plugin.id, arm=name, view="validation", seed=start.seed, trial=trial)
+    return list(found.values())
 
 
 def _looked(study: Study, so_far: Step, answers: Mapping[str, Record]) -> Step:
@@ -239,7 +248,7 @@ def questions(case: Case, seeds: Sequence[int], study: Study, judgements: Mappin
         if known is None or known.is_open:
             terms |= dict.fromkeys([*contrast.weights, ("subject", "test"), ("cured", "test"), ("scratch", "test")])
             terms |= dict.fromkeys(judge.replace_arm(contrast, "subject", "cured").weights)  # is the remedy one?
-            terms |= dict.fromkeys(term for _, info in case.contrasts("info") for term in info.weights if case.measured)
+            terms |= dict.fromkeys(term for info in case.measured() for term in info.weights if term[0] not in case.beside)
             terms |= dict.fromkeys(("subject", measure) for measure in case.plugin.measures)
         for variant in case.variants:
             if known is None or known.lacks(variant, of(contrast, study.suite).margin):
@@ -252,7 +261,7 @@ def questions(case: Case, seeds: Sequence[int], study: Study, judgements: Mappin
 def invariants(case: Case, seeds: Sequence[int], study: Study) -> list[Question]:
     """What a plugin's exact contrasts ask: their measures of the subject, of the cure, and of what is induced.
 
-    Where no contrast is judged against the margin, what is only measured is asked here too.
+    What is only measured beside is asked here too, and all measurements where no contrast is judged against the margin.
     """
     induced = [f"induced:{variant}" for variant in case.variants]
     terms = {
@@ -262,9 +271,10 @@ def invariants(case: Case, seeds: Sequence[int], study: Study) -> list[Question]
         for arm in ("subject", "cured", *(induced if exact.controlled else ()))
     }
     if not any(case.contrasts("paired")):
-        terms |= dict.fromkeys(term for _, info in case.contrasts("info") if case.measured for term in info.weights)
+        terms |= dict.fromkeys(term for info in case.measured() for term in info.weights)
     if not case.plugin.judges and any(case.contrasts("info")):
         terms |= dict.fromkeys(("subject", measure) for measure in case.plugin.measures)
+    terms |= {(arm, "test"): None for arm in case.beside if not case.skipped and not case.error}
     return _asked(case, terms, seeds, study)
 
 

@@ -25,6 +25,7 @@ from xferbench.design import (
     Suite,
     Trial,
     View,
+    Weights,
 )
 from xferbench.strategies import TEACHER, healthy, scratch
 from xferbench.suite import SEEDS
@@ -168,7 +169,7 @@ def subject(suite: Suite, pipeline: Pipeline) -> Arm:
 def fit(pipeline: Pipeline, seed: int) -> Fit:
     """The network that a pipeline trains at one seed; how it is served or stopped is no part of it."""
     recipe = pipeline.recipe
-    made_here = recipe.init in MADE_HERE
+    made_here = recipe.init in {*MADE_HERE, "target"}
     needs_source = recipe.regularizer.startswith(("ewc", "replay"))
     needs_teacher = recipe.regularizer.startswith("distill") and not (pipeline.planted or pipeline.training)
     if pipeline.finished:
@@ -176,7 +177,7 @@ def fit(pipeline: Pipeline, seed: int) -> Fit:
     return Fit(
         arch=pipeline.arch,
         init="pretrained" if made_here else recipe.init,
-        start=source_fit(pipeline) if made_here else None if recipe.init == "random" else pipeline.weights,
+        start=_start(pipeline, seed),
         head=recipe.head,
         phases=() if pipeline.planted else recipe.phases,  # what is planted is looked for, and trains nothing
         data=pipeline.target,
@@ -191,6 +192,7 @@ def fit(pipeline: Pipeline, seed: int) -> Fit:
         planted=pipeline.planted,
         augment="" if pipeline.planted else recipe.augment,
         teacher=fit(replace(pipeline, recipe=TEACHER), seed) if needs_teacher else None,
+        transferred="all" if recipe.init == "random" else recipe.transferred,
     )
 
 
@@ -212,8 +214,16 @@ def _finished(pipeline: Pipeline, network: Finished) -> Fit:
     )
 
 
+def _start(pipeline: Pipeline, seed: int) -> Weights | Fit | None:
+    if pipeline.recipe.init == "random":
+        return None
+    if pipeline.recipe.init in MADE_HERE:
+        return source_fit(pipeline)
+    return target_fit(pipeline, seed) if pipeline.recipe.init == "target" else pipeline.weights
+
+
 def source_fit(pipeline: Pipeline) -> Fit:
-    """A network pretrained on the pipeline's source as the recipe's start says.
+    """A network pretrained on the pipeline's source as the recipe's start says; all seeds share it.
 
     With shuffled labels for as long as scratch is trained; where it is to learn something, :data:`LONGER` than that.
     """
@@ -234,6 +244,25 @@ def source_fit(pipeline: Pipeline) -> Fit:
         labels="shuffled" if pipeline.recipe.init == "shuffled-source" else "true",
         code=pipeline.code,
         cued=pipeline.recipe.init == "cued-source",
+    )
+
+
+def target_fit(pipeline: Pipeline, seed: int) -> Fit:
+    """A network trained from scratch on a seed's own training images, as a candidate of the baseline is."""
+    grid = pipeline.baseline
+    decay = grid.weight_decay[0]
+    phase = Phase(lr=max(grid.lr), weight_decay=decay, schedule="one-cycle", steps=grid.steps, batch_size=grid.batch_size)
+    return Fit(
+        arch=pipeline.arch,
+        init="random",
+        start=None,
+        head="random",
+        phases=(phase,),
+        data=pipeline.target,
+        train_size=pipeline.train_size,
+        preprocessing=pipeline.train_preprocessing,
+        seed=seed,
+        code=pipeline.code,
     )
 
 
@@ -288,7 +317,7 @@ def trial(
 
 def untrained(pipeline: Pipeline) -> Fit:
     """The zero-step fit: the network that a pipeline starts from, the same at every seed as far as the source's task goes."""
-    start = replace(pipeline.recipe, phases=(), regularizer="", augment="", head="zero")
+    start = replace(pipeline.recipe, phases=(), regularizer="", augment="", head="zero", transferred="all")
     return replace(fit(replace(pipeline, recipe=start), 0), train_size=None, training=None, stop="last")
 
 
@@ -375,9 +404,11 @@ def arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Arm]:
     if isinstance(cured, Choice):
         cured = replace(cured, candidates=tuple(dict.fromkeys((subject, *cured.candidates))))
     found = {"subject": subject, "cured": cured}
+    if plugin.beside:
+        found |= {f"beside:{name}": arm for name, arm in plugin.beside(subject, study.facts).items()}
+    weighed = any(arm == "scratch" for one in plugin.contrasts for arm, _ in one.weights)
     judged = any(one.kind == "paired" for one in plugin.contrasts)  # an invariant has no use for a baseline
-    named = any(arm == "scratch" for one in plugin.contrasts for arm, _ in one.weights)
-    if (judged or named) and (subject.finished is None or study.suite.scratch_budget is not None):
+    if (judged or weighed) and (subject.finished is None or study.suite.scratch_budget is not None):
         found["scratch"] = scratch(subject, grid(study))
     return honours.arms(fitting.arms(found, study.facts), subject, study.facts.honours)
 

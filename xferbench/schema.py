@@ -66,6 +66,7 @@ ABOUT = {
     "batch_size": "images a step",
     "order": "of the training images",
     "init": "the weights to begin with",
+    "transferred": "how many of the lowest layer groups begin with them",
     "head": "its weights to begin with, or a head of two layers",
     "regularizer": "what holds the network to what the source, or a teacher, taught",
     "augment": "what is done to training images anew at each step",

@@ -197,6 +197,9 @@ def _recipe(table: Mapping[str, Any]) -> Recipe:
     if strategy:
         recipe = replace(STRATEGIES[strategy](common), **whole)
         _heard(strategy, STRATEGIES[strategy](common), table)
+    if recipe.init == "random" and recipe.transferred != "all":
+        expected = "all, where nothing is transferred"
+        raise Problem("recipe.transferred", found=recipe.transferred, expected=expected, do="leave it out, or init")
     for phase in recipe.phases:
         if phase.warmup >= phase.steps:
             raise Problem("recipe.warmup", found=f"{phase.warmup}", expected=f"fewer than the {phase.steps} steps of a phase")

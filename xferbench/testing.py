@@ -29,7 +29,7 @@ from xferbench.problem import Problem, nearest
 from xferbench.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from xferbench.record import Finding, Run
 
@@ -37,8 +37,8 @@ NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 HEADINGS = ("Symptom", "Cause", "Remedy", "References")
 REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*@\d+")
 HEAVY = ("torch", "torchvision", "timm", "pandas", "matplotlib")
-FUNCTIONS = ("applies", "cure", "induce", "trust", "derived", "picture")
-ASKED = ("applies", "cure", "induce", "trust")  # of a pipeline and facts
+FUNCTIONS = ("applies", "cure", "induce", "trust", "beside", "derived", "picture")
+ASKED = ("applies", "cure", "induce", "trust", "beside")  # of a pipeline and facts
 KINDS = ("paired", "info", "exact")
 ARMS = ("subject", "cured", "scratch")
 SUITE = replace(fake.SUITE, looks=(2,), tuning_seeds=1, budget=1e9)
@@ -118,11 +118,15 @@ def check_contrasts(plugin: Plugin) -> None:
         told = any(_said(plugin, "cure", one) != one.pipeline or _said(plugin, "induce", one) for one in asked)
         expected = "one that is judged, paired or exact; or a cure that changes nothing, and nothing induced"
         _need(not told, "contrasts", found="measurements alone", expected=expected)
+    arms: tuple[str, ...] = ARMS
+    if plugin.beside:
+        world = next(world for world in worlds() if not _said(plugin, "applies", world))
+        arms += tuple(f"beside:{name}" for name in _said(plugin, "beside", world))
     for one in plugin.contrasts:
-        _contrast(one, plugin.measures)
+        _contrast(one, plugin.measures, arms if one.kind == "info" else ARMS)
 
 
-def _contrast(one: Contrast, measures: Mapping[str, str]) -> None:
+def _contrast(one: Contrast, measures: Mapping[str, str], arms: Sequence[str]) -> None:
     what = f"contrast {one.name}"
     _need(NAME.fullmatch(one.name), what, found=one.name, expected="lower-case words with hyphens, for it is part of an id")
     _need(one.kind in KINDS, what, found=f"kind {one.kind}", expected=nearest(one.kind, KINDS))
@@ -130,7 +134,7 @@ def _contrast(one: Contrast, measures: Mapping[str, str]) -> None:
     whose = "a measure of the plugin" if one.kind == "exact" else "a view"
     for arm, view in one.weights:
         do = "an induced arm takes the subject's place by itself"
-        _need(arm in ARMS, what, found=f"arm {arm}", expected=" or ".join(ARMS), do=do)
+        _need(arm in arms, what, found=f"arm {arm}", expected=" or ".join(arms), do=do)
         _need(view in known, what, found=f"view {view}", expected=f"{whose}: {nearest(view, known)}")
     weights = list(one.weights.values())
     _need(
@@ -153,7 +157,12 @@ def check_functions(plugin: Plugin) -> None:
     asked = [world for world in worlds() if not _said(plugin, "applies", world)]
     everywhere = f"a pipeline of {sum(1 for _ in worlds())} that it can be asked about"
     _need(asked, "applies", found="a reason to skip every one", expected=everywhere)
-    kinds = {"cure": "a pipeline or a choice", "induce": "a mapping of arms by variant", "trust": "a text"}
+    kinds = {
+        "cure": "a pipeline or a choice",
+        "induce": "a mapping of arms by variant",
+        "trust": "a text",
+        "beside": "a mapping of arms by name",
+    }
     for world in asked:
         for name, kind in kinds.items():
             if getattr(plugin, name):
@@ -162,6 +171,7 @@ def check_functions(plugin: Plugin) -> None:
                     "cure": isinstance(told, Pipeline | Choice),
                     "induce": hasattr(told, "items"),
                     "trust": isinstance(told, str),
+                    "beside": hasattr(told, "items"),
                 }
                 _need(right[name], f"{name} of {world.name}", found=type(told).__name__, expected=kind)
 
@@ -202,6 +212,9 @@ def check_arms(plugin: Plugin) -> None:
             _statable(one, world)
         for settled in dict.fromkeys((world.pipeline, *candidates) if isinstance(cured, Choice) else candidates):
             _induced(plugin, replace(world, pipeline=settled))
+        for name, arm in (_said(plugin, "beside", world) if plugin.beside else {}).items():
+            for one in arm.candidates if isinstance(arm, Choice) else (arm,):
+                _changed(one, world, f"{name} beside {world.name}", "train_size")
 
 
 def _induced(plugin: Plugin, world: World) -> None:

@@ -29,7 +29,7 @@ EDITS = {  # what is done to a network's tensors without training, by the edit's
     "head:refit": "the head fitted anew",
     "head:source": "the pretrained head",
 }
-WHOLE = ("init", "head", "augment", "regularizer", "stop")  # keys of a recipe as a whole
+WHOLE = ("init", "transferred", "head", "augment", "regularizer", "stop")  # keys of a recipe as a whole
 
 
 def patch(before: Recipe | None, after: Recipe, training: Code | None = None) -> list[str]:

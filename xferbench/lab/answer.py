@@ -139,8 +139,17 @@ def start(one: Fit, network: Network, trial: Trial, cache: Path) -> Tensors:
         state: dict[str, Tensor] | None = before.last
     else:
         state = None if one.start is None else _checkpoint(one.start.path, one.start.digest)
-    streams = seeds.number(one.seed, seeds.INIT), seeds.number(one.seed, seeds.HEAD)
-    own = initial.tensors(one.arch, network.anatomy, state, init=one.init, head=one.head, seeds=streams, code=one.code)
+    again = () if one.transferred == "all" else (1,)  # not what the network that some layers are of began with itself
+    own = initial.tensors(
+        one.arch,
+        network.anatomy,
+        state,
+        init=one.init,
+        head=one.head,
+        seeds=(seeds.number(one.seed, seeds.INIT, *again), seeds.number(one.seed, seeds.HEAD, *again)),
+        code=one.code,
+        transferred=one.transferred,
+    )
     return own | bottleneck.drawn(network.module, one.seed)
 
 

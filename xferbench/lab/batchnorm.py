@@ -53,7 +53,7 @@ def training(module: nn.Module, word: str, frozen: Sequence[str] = ()) -> Iterat
         ValueError: for a word that is not known.
     """
     kind, _, value = word.partition(":")
-    if kind not in {"eval", "train", "ghost", "momentum"}:
+    if kind not in {"eval", "train", "train-above", "ghost", "momentum"}:
         raise ValueError(f"no such way to run BatchNorm: {word}")
     with kept(module):
         module.train()

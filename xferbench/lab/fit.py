@@ -97,7 +97,9 @@ def cut(phase: Phase, anatomy: Anatomy) -> int:
         frozen = len(anatomy.groups)
     elif phase.trainable.startswith("top:"):
         frozen = len(anatomy.groups) - int(phase.trainable.removeprefix("top:"))
-    moving = phase.batchnorm != "eval" and any(backbones.within(name, below(anatomy, frozen)) for name in anatomy.batchnorm)
+    moving = phase.batchnorm not in {"eval", "train-above"} and any(
+        backbones.within(name, below(anatomy, frozen)) for name in anatomy.batchnorm
+    )
     return 0 if moving else frozen
 
 
@@ -265,7 +267,8 @@ def _phase(
     alone, together = len(fits) == 1, vmap(rest, randomness="different")
     losses = torch.zeros(len(fits), device=network.device)
     since = 0
-    with batchnorm.training(rest.module, phase.batchnorm, below(network.anatomy, cut(phase, network.anatomy))):
+    lowest = below(network.anatomy, cut(phase, network.anatomy))
+    with batchnorm.training(rest.module, phase.batchnorm, lowest):
         for step in range(phase.steps):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor(phase, step)
@@ -292,7 +295,9 @@ def _phase(
             if step + 1 in marks:
                 yield step + 1, (losses / since).tolist()
                 losses, since = torch.zeros_like(losses), 0
-    may_move = batchnorm.buffers(rest.module) if phase.batchnorm != "eval" else set()
+    may_move = {
+        name for name in batchnorm.buffers(rest.module) if phase.batchnorm != "eval" and not backbones.within(name, lowest)
+    }
     moved = [name for name, tensor in before.items() if name not in may_move and not _equal(tensor, stacked[name])]
     if moved:
         raise RuntimeError(f"frozen tensors moved in phase {number + 1}: {', '.join(moved[:5])}")

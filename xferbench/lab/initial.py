@@ -30,6 +30,7 @@ def tensors(
     head: str,
     seeds: tuple[int, int],
     code: Code | None = None,
+    transferred: str = "all",
 ) -> dict[str, Tensor]:
     """Parameters and buffers by name, on the CPU; no global random stream is touched.
 
@@ -45,6 +46,7 @@ def tensors(
         init, head: as in :class:`xferbench.design.Recipe`.
         seeds: of the body and of the head.
         code: what builds it, where that is the user's own.
+        transferred: as in :class:`xferbench.design.Recipe`.
 
     Raises:
         Problem: for a word that is not known, or weights that are missing or do not fit.
@@ -59,6 +61,11 @@ def tensors(
         own_head = {name: torch.zeros_like(tensor) for name, tensor in own_head.items()}
     if init == "random":
         return _named(_fresh(arch, anatomy, head, seeds[0], code)) | own_head
+    if transferred != "all":
+        whole = tensors(arch, anatomy, state, init=init, head=head, seeds=seeds, code=code)
+        kept = (*_lowest(transferred, anatomy), anatomy.head)
+        drawn = _named(_fresh(arch, anatomy, head, seeds[0], code))
+        return {name: tensor if backbones.within(name, kept) else drawn[name] for name, tensor in whole.items()}
     if state is None:
         raise Problem("no pretrained weights", found=f"init {init}", expected="a checkpoint", do="set weights under [backbone]")
     checkpoints.load(model, state, anatomy.head)
@@ -70,6 +77,16 @@ def tensors(
         parted = {name for name in learnt if not backbones.within(name, anatomy.batchnorm)}
         return loaded | _each(loaded, parted, lambda tensor: _permuted(tensor, generator)) | own_head
     return loaded | own_head
+
+
+def _lowest(word: str, anatomy: Anatomy) -> list[str]:
+    """Name prefixes of the groups that are transferred."""
+    kind, _, count = word.partition(":")
+    if kind == "low" and count.isdecimal() and 1 <= int(count) <= len(anatomy.groups):
+        return [prefix for group in anatomy.groups[: int(count)] for prefix in group.prefixes]
+    groups = ", ".join(group.name for group in anatomy.groups)
+    expected = f"all, or low:N with N from 1 to {len(anatomy.groups)} (groups from the input up: {groups})"
+    raise Problem("[recipe] transferred", found=word, expected=expected)
 
 
 def _fresh(arch: str, anatomy: Anatomy, head: str, seed: int, code: Code | None) -> nn.Module:

@@ -57,8 +57,11 @@ def belief(network: Network, recipe: Recipe) -> Belief:
         return Belief(may=everything, must=frozenset(backbones.trainable(anatomy, module, "head")), said=False)
     distance, may = backbones.depth(anatomy, module), set().union(*learnt)
     thawed = {distance[name] for name in may}
-    if any(phase.batchnorm != "eval" for phase in recipe.phases):
-        may |= statistics
+    for phase, names in zip(recipe.phases, learnt, strict=True):
+        if phase.batchnorm == "train-above":
+            may |= {name for name in statistics if distance[name] in {distance[one] for one in names}}
+        elif phase.batchnorm != "eval":
+            may |= statistics
     may |= {name for name in buffers - statistics if distance[name] in thawed}
     sure = list(zip(recipe.phases, learnt, strict=True))[: 1 if recipe.stop == "best" else None]
     must = set().union(*(names for phase, names in sure if phase.steps >= FEW))

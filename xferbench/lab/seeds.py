@@ -20,9 +20,9 @@ def stream(seed: int, purpose: int, *more: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, purpose, *more]))
 
 
-def number(seed: int, purpose: int) -> int:
+def number(seed: int, purpose: int, *more: int) -> int:
     """A 63-bit seed for torch."""
-    return int(stream(seed, purpose).integers(2**63 - 1))
+    return int(stream(seed, purpose, *more).integers(2**63 - 1))
 
 
 @contextmanager

@@ -280,10 +280,10 @@ def paired(run: Run, group: Group, contrast: Contrast) -> Iterator[Paired]:
 
 
 def curves(run: Run, plugin: str, most: int = 50) -> dict[str, Curve]:
-    """Learning curves by arm, thinned to at most so many steps; arms without any are absent."""
+    """Learning curves by arm, thinned to at most so many steps; arms without any, and those only measured, are absent."""
     rows: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for cell in run.cells:
-        if cell.plugin == plugin and cell.view == "test":
+        if cell.plugin == plugin and cell.view == "test" and cell.arm != "beside":
             for step, loss, accuracy in cell.record.curve:
                 rows.setdefault(named(cell), {}).setdefault(step, []).append((loss, accuracy))
     return {name: _curve(by_step, most) for name, by_step in rows.items()}

@@ -1,0 +1,117 @@
+"""Learning curves of subject and scratch: which sizes, of which images, and what is said of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from test_looks import FACTS, PIPELINE
+
+torch = pytest.importorskip("torch")
+
+from test_fit import READY, WEIGHTS, make_world  # noqa: E402
+
+from xferbench import fake  # noqa: E402
+from xferbench.design import Choice, Phase, Recipe, Scratch  # noqa: E402
+from xferbench.lab import answer, data  # noqa: E402
+from xferbench.plugins import data_efficiency  # noqa: E402
+from xferbench.report import figures, html, markdown  # noqa: E402
+
+TEN = replace(FACTS, classes=tuple("0123456789"), train=800)
+PLUGIN = data_efficiency.plugin
+
+
+def asked(pipeline=PIPELINE, facts=TEN, **more):
+    suite = replace(fake.SUITE, **{"looks": (3, 5), "tuning_seeds": 1, "scratch": pipeline.baseline} | more)
+    return fake.study(PLUGIN, suite=suite, pipeline=pipeline, facts=facts)
+
+
+def by_size(trial):
+    """Transfer needs a quarter of the images that scratch does."""
+    fit = trial.model.base
+    n = (fit.train_size or 800) * (1 if fit.init == "random" else 4)
+    return 1 - (0.1 + 0.1 * (n / 800) ** -0.5)
+
+
+def test_six_sizes_from_a_thirty_second_or_two_a_class():
+    assert data_efficiency.sizes(replace(PIPELINE, train_size=3200), TEN) == [100, 200, 400, 800, 1600, 3200]
+    assert data_efficiency.sizes(replace(PIPELINE, train_size=200), TEN) == [20, 32, 50, 80, 126, 200]
+    assert data_efficiency.sizes(replace(PIPELINE, train_size=None), TEN)[-1] == 800
+
+
+def test_the_largest_set_is_the_pipelines_own_and_scratch_is_tuned_at_each():
+    arms = data_efficiency.beside(replace(PIPELINE, train_size=None), TEN)
+    assert arms["transfer-800"] == replace(PIPELINE, train_size=None)
+    assert [one.train_size for one in arms["scratch-25"].candidates] == [25] * len(arms["scratch-25"].candidates)
+    rates = {one.recipe.phases[0].lr for one in arms["scratch-800"].candidates if one.recipe.phases[0].steps == 500}
+    assert rates == set(PIPELINE.baseline.lr)
+    assert all(isinstance(arm, Choice) for name, arm in arms.items() if name.startswith("scratch"))
+
+
+def test_too_few_images_and_images_in_groups_are_not_asked_about():
+    assert "fewer than eight" in data_efficiency.applies(replace(PIPELINE, train_size=79), TEN)
+    assert "groups" in data_efficiency.applies(PIPELINE, replace(TEN, test_groups=5))
+    assert data_efficiency.applies(replace(PIPELINE, train_size=80), TEN) == ""
+
+
+def test_the_multiplier_is_told_at_each_size_and_never_beyond_twice_the_largest():
+    run = fake.run(asked(replace(PIPELINE, train_size=800)), fake.lab(by_size))
+    (one,) = run.findings
+    assert (one.id, one.verdict, one.seeds) == ("data-efficiency/gain", "INFO", 3)
+    assert one.measures["M at n = 25"] == pytest.approx(4, rel=0.1)
+    assert "M at n = 800" not in one.measures, "what is not reached is no number"
+    assert "more than 2 at n = 800" in one.reason and "more than 4 at n = 400" in one.reason
+    assert one.measures["M, low, at n = 25"] <= one.measures["M at n = 25"] <= one.measures["M, high, at n = 25"]
+
+
+def test_what_is_only_measured_is_asked_at_the_first_look_alone_and_is_in_every_report():
+    step, _ = fake.replay(asked(replace(PIPELINE, train_size=800)), fake.lab(by_size))
+    assert {one.seed for one in step.asked if one.view == "test"} == {0, 1, 2}
+    run = fake.run(asked(replace(PIPELINE, train_size=800)), fake.lab(by_size))
+    for page in (html.render(run, {PLUGIN.id: PLUGIN}), markdown.render(run)):
+        assert "data-efficiency" in page
+    assert "more than 2 at n = 800" in html.render(run, {PLUGIN.id: PLUGIN})
+
+
+def test_a_crash_of_one_size_is_an_error_and_no_curve_without_it():
+    def lab(trial):
+        fine = fake.lab(by_size)(trial)
+        small = trial.model.base.train_size == 25 and trial.model.base.init != "random"
+        return replace(fine, predictions=None, error="Boom: on purpose") if small else fine
+
+    (one,) = fake.run(asked(replace(PIPELINE, train_size=800)), lab).findings
+    assert one.verdict == "ERROR" and "Boom" in one.reason
+
+
+def test_smaller_sets_of_a_seed_lie_within_larger_ones(tmp_path):
+    world = make_world(tmp_path)
+    dataset = data.load(world.data, READY, None, world.cache)
+    for seed in range(3):
+        chosen = [set(data.subset(dataset, size, seed)[0].tolist()) for size in (8, 13, 20, 33, 60, 100, 120)]
+        assert all(small < large for small, large in pairwise(chosen[:-1]))
+        assert chosen[-1] < chosen[-2], "all of them, less the fifth that is held out, is a set of that order too"
+
+
+def test_a_small_run_from_images_to_picture(tmp_path):
+    world = make_world(tmp_path)
+    pipeline = replace(
+        PIPELINE,
+        weights=WEIGHTS,
+        target=world.data,
+        train_size=60,
+        recipe=Recipe(phases=(Phase(steps=2, batch_size=8),)),
+        train_preprocessing=READY,
+        serve_preprocessing=READY,
+        baseline=Scratch(lr=(1e-2,), weight_decay=(0.01,), steps=2, batch_size=8),
+    )
+    facts = replace(FACTS, classes=("0", "1", "2", "3"), train=120, test=60)
+    study = asked(pipeline, facts, looks=(2,), recipe=pipeline.recipe)
+    run = fake.run(study, lambda trial: answer.answer((trial,), frozenset({trial.key}), world.cache)[0][0])
+    (one,) = run.findings
+    assert one.verdict == "INFO", one.reason
+    sizes = data_efficiency.sizes(pipeline, facts)
+    assert len(set(sizes)) == 6 and all(f"n = {size}" in one.reason for size in sizes)
+    assert np.isfinite([one.measures[f"scratch error at n = {size}"] for size in sizes]).all()
+    assert "could not be drawn" not in figures.picture(PLUGIN, run)

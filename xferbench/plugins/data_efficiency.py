@@ -1,0 +1,140 @@
+"""How many more images training from scratch would need.
+
+Symptom
+    None: this is a measurement. A transferred model looks like a result, whatever it saves.
+
+Cause
+    What the source taught need not be learnt from the target's images: much where they are few, less as they grow.
+
+Remedy
+    Where the multiplier is near 1, transfer saves nothing; where it is high, label no more than the curve asks for.
+
+How it is measured
+    M(n): the images that scratch needs for the accuracy that the subject's recipe has at n, over n, at six sizes up to the
+    training set, evenly spaced in log n; of one seed the smaller sets lie within the larger and have the classes' shares.
+    Scratch is tuned at each size. Its mean error is fitted by a · n^−b + c and read off between the least size and twice the
+    largest, never beyond: what lies there is "more than" so much, or "at most". Where it is flat, or off by over 3 points, as
+    near chance, the sizes are joined instead, and read off up to the largest. Intervals (5 to 95 %) are a bootstrap of whole
+    curves by seed. All is in accuracy, whatever the suite's metric. ``gain`` is subject − scratch on all images.
+
+References
+    Howard & Ruder 2018, ULMFiT (arXiv:1801.06146): 10–20 times the data on text; Hestness et al. 2017 (arXiv:1712.00409):
+    power laws of learning curves; Brigato & Iocchi 2020 (arXiv:2003.12843): tuned baselines for small data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xferbench import metrics, scaling
+from xferbench.design import Arm, Contrast, Facts, Pipeline, Plugin
+from xferbench.strategies import scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from xferbench.record import Record, Run
+
+SIZES, SPAN = 6, 32
+
+
+def sizes(pipeline: Pipeline, facts: Facts) -> list[int]:
+    """Six sizes up to the training set, from a thirty-second of it, but two images a class or more."""
+    whole = pipeline.train_size or facts.train
+    least = max(2 * len(facts.classes), whole / SPAN)
+    return [round(least * (whole / least) ** (rank / (SIZES - 1))) for rank in range(SIZES)]
+
+
+def applies(pipeline: Pipeline, facts: Facts) -> str:
+    if pipeline.recipe.init != "pretrained":
+        return "nothing pretrained is adapted"
+    if facts.test_groups is not None:
+        return "images in groups cannot be parted into sets of any size"
+    enough = (pipeline.train_size or facts.train) >= 8 * len(facts.classes)
+    return "" if enough else "fewer than eight training images a class make no curve"
+
+
+def beside(pipeline: Pipeline, facts: Facts) -> Mapping[str, Arm]:
+    *fewer, whole = sizes(pipeline, facts)
+    found = {size: replace(pipeline, train_size=size) for size in fewer} | {whole: pipeline}
+    grid = replace(pipeline.baseline, weight_decay=pipeline.baseline.weight_decay[:1])
+    tuned = {f"scratch-{size}": scratch(one, grid) for size, one in found.items()}
+    return {f"transfer-{size}": one for size, one in found.items()} | tuned
+
+
+def curves(answers: Mapping[tuple[str, str, int], Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sizes [K], and errors [S, K] of subject and scratch at each seed."""
+    found: dict[tuple[str, int], dict[int, float]] = {}
+    for (arm, _, seed), one in answers.items():
+        name, _, size = arm.removeprefix("beside:").rpartition("-")
+        if arm.startswith("beside:") and one.predictions is not None:
+            found.setdefault((name, int(size)), {})[seed] = 1 - metrics.value(one.predictions, "accuracy")
+    n = np.array(sorted({size for _, size in found}))
+    errors = [np.array([list(found[name, size].values()) for size in n]).T for name in ("transfer", "scratch")]
+    return n, errors[0], errors[1]
+
+
+def by_size(answers: Mapping[tuple[str, str, int], Record], _: Sequence[int]) -> dict[str, float]:
+    """Mean errors of both by size, and M with its bounds, as far as they were reached."""
+    n, own, baseline = curves(answers)
+    rows = zip(("M", "M, low,", "M, high,"), scaling.estimated(n, own, baseline), strict=True)
+    errors = zip(("error", "scratch error"), (own.mean(0), baseline.mean(0)), strict=True)
+    return {f"{name} at n = {size}": float(one) for name, row in (*rows, *errors) for size, one in zip(n, row, strict=True)}
+
+
+def told(_: str, answers: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline) -> str:
+    """M at each size, with its interval."""
+    n, own, baseline = curves(answers)
+    most = scaling.reach(n, baseline.mean(0))
+    found = [scaling.shown(n, row, most) for row in scaling.estimated(n, own, baseline)]
+    each = (
+        f"{value} at n = {size}" if len(own) == 1 or value == low == high else f"{value} [{low}, {high}] at n = {size}"
+        for size, value, low, high in zip(n, *found, strict=True)
+    )
+    how = "" if most > 1 else " (its curve is flat or no power law, and read off between its points)"
+    return f"scratch needs so many times the images{how}: {', '.join(each)}"
+
+
+def picture(axes: Any, run: Run) -> None:
+    """Test error against n, a thin line a seed, with scratch's fitted curve, and M(n) below the subject's points."""
+    cells = (cell for cell in run.cells if (cell.plugin, cell.arm) == (plugin.id, "beside"))
+    n, own, baseline = curves({(f"beside:{cell.variant}", cell.view, cell.seed): cell.record for cell in cells})
+    most = scaling.reach(n, baseline.mean(0))
+    for name, colour, rows in (("subject", "#0072B2", own), ("scratch", "#D55E00", baseline)):
+        axes.plot(n, rows.T, color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(n, rows.mean(0), color=colour, marker="o", linestyle="none", label=name)
+    if most > 1:
+        a, b, c = scaling.fitted(n / n[-1], baseline.mean(0))
+        far = np.geomspace(n[0], most * n[-1])
+        axes.plot(far, a * (far / n[-1]) ** -b + c, color="#D55E00", linestyle="--", label="scratch, fitted")
+    words = scaling.shown(n, scaling.multipliers(n, own.mean(0), baseline.mean(0), most), most)
+    for size, error, word in zip(n, own.mean(0), words, strict=True):
+        axes.annotate(f"× {word}", (size, error), (0, -12), textcoords="offset points", ha="center", fontsize=7)
+    axes.set(xlabel="training images n", ylabel="test error", ylim=(0, None))
+    axes.set(xscale="log", xticks=n, xticklabels=[str(size) for size in n])
+    axes.minorticks_off()
+    axes.legend()
+
+
+plugin = Plugin(
+    id="data-efficiency",
+    version=1,
+    question="How many times the images would training from scratch need?",
+    page=__doc__,
+    applies=applies,
+    cure=lambda pipeline, _: pipeline,
+    induce=lambda *_: {},
+    beside=beside,
+    contrasts=(
+        Contrast(
+            name="gain", kind="info", weights={("subject", "test"): 1.0, ("scratch", "test"): -1.0}, meaning="subject − scratch"
+        ),
+    ),
+    derived=by_size,
+    told=told,
+    remedy="label more images where the curve still falls; where the multiplier is near 1, training from scratch does as well",
+    picture=picture,
+)
