@@ -41,7 +41,7 @@ def overtrained(recipe: Recipe) -> Recipe:
     hot = replace(usual, trainable="all", batchnorm="train", lr=max(HIGH, 3 * usual.lr), schedule="constant", weight_decay=0.0)
     hot = replace(hot, head_lr=None, layer_decay=1.0, warmup=0, order="shuffled")
     probe = replace(hot, trainable="head", batchnorm="eval", lr=HEAD_LR, steps=max(1, round(steps / 5)))
-    return Recipe(name="overtrained", phases=(probe, replace(hot, steps=steps - probe.steps)))
+    return beside(Recipe(name="overtrained", phases=(probe, replace(hot, steps=steps - probe.steps))), recipe)
 
 
 def linear_probe(phase: Phase = DEFAULT) -> Recipe:

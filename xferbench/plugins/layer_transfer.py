@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench import judge
 from xferbench.design import HARM, Choice, Contrast, Facts, Pipeline, Plugin
-from xferbench.strategies import HEAD_LR, moving
+from xferbench.strategies import HEAD_LR, deep, moving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,7 +64,8 @@ def _cut(pipeline: Pipeline, facts: Facts, low: int, kind: str) -> Pipeline:
     else:
         phase = replace(phase, trainable="head", batchnorm="eval")
     init = "pretrained" if kind.startswith("anb") else "target"
-    recipe = replace(pipeline.recipe, init=init, head="random", phases=(phase,), regularizer="")
+    head = pipeline.recipe.head if deep(pipeline.recipe.head) else "random"
+    recipe = replace(pipeline.recipe, init=init, head=head, phases=(phase,), regularizer="")
     told = f"{kind}, {low} of {len(facts.groups)} groups"
     return replace(pipeline, recipe=replace(recipe, transferred=f"low:{low}" if above else "all", name=told))
 
