@@ -5,7 +5,7 @@ from dataclasses import replace
 from test_looks import FACTS, SUITE, USUAL, carried_out, lab, study
 
 from xferbench.forecast import forecast
-from xferbench.plugins import batchnorm_drift, negative_transfer
+from xferbench.plugins import batchnorm_drift, data_leakage, negative_transfer
 
 ASKED = study(
     batchnorm_drift.plugin,
@@ -46,3 +46,8 @@ def test_the_smallest_margin_grows_as_the_test_set_shrinks():
     assert many.smallest_margin < few.smallest_margin
     grouped = forecast(study(batchnorm_drift.plugin, facts=replace(FACTS, test=4000, test_groups=150)), {}, workers=1)
     assert grouped.smallest_margin == few.smallest_margin, "groups are the examples"
+
+
+def test_what_is_scored_without_copies_is_counted_like_the_whole():
+    told = forecast(study(data_leakage.plugin), {}, workers=1)
+    assert told.first["trials unique"] > 0 and told.seconds[0] >= 0
