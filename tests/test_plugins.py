@@ -27,7 +27,7 @@ from xferbench.plugins import (
     train_serve_skew,
 )
 from xferbench.report import figures
-from xferbench.strategies import gradual_unfreezing, linear_probe, lp_ft
+from xferbench.strategies import STRATEGIES, gradual_unfreezing, linear_probe, lp_ft
 from xferbench.wording import words
 
 PLUGINS = discover.plugins(["all"])
@@ -268,3 +268,15 @@ def test_the_plugin_that_contributing_adds_works_as_it_stands_there(tmp_path, mo
     told = found(study(plugin), lab(USUAL))
     assert [one.id for one in told.values()] == ["too-hot/harm/x30"]
     assert told["too-hot/harm/x30"].verdict == "PASS", "in this lab the rate changes nothing"
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
+def test_every_strategy_can_be_asked_about(plugin, strategy):
+    own = replace(fake.PIPELINE, recipe=STRATEGIES[strategy](Phase(steps=20)))
+    asked = fake.study(plugin, pipeline=own, facts=fake.FACTS)
+    if not plan.inapplicable(plugin, asked, own):
+        arms = plan.arms(plugin, asked, own)
+        cured = arms["cured"].candidates[0] if isinstance(arms["cured"], Choice) else arms["cured"]
+        assert {"subject", "cured"} <= arms.keys()
+        assert plan.induced(plugin, asked, cured).keys() or not plugin.judges

@@ -27,6 +27,13 @@ def moving(recipe: Recipe) -> Phase:
     return replace(last, steps=steps, warmup=min(last.warmup, steps - 1))
 
 
+def reach(trainable: str, groups: int) -> int:
+    """How many of the uppermost layer groups a phase moves: none with its head alone, N with ``top:N``, else all of them."""
+    if trainable == "head":
+        return 0
+    return int(trainable.removeprefix("top:")) if trainable.startswith("top:") else groups
+
+
 def begins_with_probe(recipe: Recipe) -> bool:
     """Whether the head is trained before the backbone moves, at a rate and for a time in which it can find its place."""
     first, *rest = recipe.phases

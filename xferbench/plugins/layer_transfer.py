@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench import judge
 from xferbench.design import HARM, Choice, Contrast, Facts, Pipeline, Plugin
-from xferbench.strategies import HEAD_LR, deep, moving
+from xferbench.strategies import HEAD_LR, deep, moving, reach
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,7 +82,7 @@ def cure(pipeline: Pipeline, facts: Facts) -> Choice:
 
 def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
     words = [phase.trainable for phase in pipeline.recipe.phases]
-    top = max(len(facts.groups) if word in {"all", "norm"} else int(word.partition(":")[2] or 0) for word in words)
+    top = max(reach(word, len(facts.groups)) for word in words)
     name, low = ("one-too-high", len(facts.groups) - top + 1) if top else ("one-too-low", len(facts.groups) - 1)
     if top == len(facts.groups):
         name, low = "frozen-top", len(facts.groups)

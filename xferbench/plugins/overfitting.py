@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xferbench.design import Choice, Contrast, Facts, Pipeline, Plugin, Recipe
-from xferbench.strategies import HEAD_LR, linear_probe, moving, overtrained, partial
+from xferbench.strategies import HEAD_LR, linear_probe, moving, overtrained, partial, reach
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -62,9 +62,9 @@ def _candidates(recipe: Recipe, groups: int) -> Iterator[Recipe]:
     decayed = tuple(replace(phase, weight_decay=max(DECAY, phase.weight_decay)) for phase in recipe.phases)
     yield replace(recipe, name=f"weight decay {DECAY:g}", phases=decayed)
     words = {phase.trainable for phase in recipe.phases}
-    named = {"head": 0, "norm": 1, "all": groups}
-    trained = max(named[word] if word in named else int(word.removeprefix("top:")) for word in words)
-    if trained > 1:
+    trained = max(reach(word, groups) for word in words)
+    whole = any(word == "all" or word.startswith("top:") for word in words)  # others train few numbers already
+    if whole and trained > 1:
         half = partial(moving(recipe), trained // 2)
         yield replace(recipe, name=half.name, phases=half.phases)
     if trained:
