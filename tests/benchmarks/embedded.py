@@ -36,7 +36,16 @@ BASES, SEEDS = 5, 5
 TABLE = {
     "schema": 1,
     "name": "embedded",
-    "plugins": ["all"],
+    "plugins": [  # those that the committed table is of
+        "batchnorm-drift",
+        "catastrophic-forgetting",
+        "feature-distortion",
+        "head-shock",
+        "learning-rate",
+        "negative-transfer",
+        "preprocessing-mismatch",
+        "train-serve-skew",
+    ],
     "margin": 0.02,
     "looks": [SEEDS],
     "tuning_seeds": 3,
