@@ -146,7 +146,7 @@ def _notes(held: Iterable[pairs.Pair]) -> list[str]:
     for one in held:
         old, new = one.seeds
         if one.by_rank:
-            said["no seeds in common: the two runs are paired as independent trainings, which takes more seeds"] = None
+            said["not the same seeds: the two runs are paired as independent trainings, which takes more of them"] = None
         elif one.count < max(old, new):
             said[f"compared at {one.count} seeds, of {old} that were accepted and {new} of this run"] = None
     return list(said)
