@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 LAYERS = (
     "problem environment options design rules overrides report report.text report.held report.notebook record events",
     "stats metrics scaling",
-    "strategies wording movement keys suite honours fitting schema plan",
+    "strategies advice wording movement keys suite honours fitting schema plan",
     "judge looks samples reason findings symptoms pairs outcomes compared alike revived gate frozen",
     "store discover machine forecast",
     "engines engines.worker engines.local",
@@ -31,7 +31,7 @@ LAYERS = (
     "plugins plugins.batchnorm_drift plugins.calibration plugins.catastrophic_forgetting plugins.data_efficiency",
     "plugins.data_leakage plugins.domain_gap plugins.feature_distortion plugins.freeze_integrity plugins.head_shock",
     "plugins.input_mismatch plugins.layer_transfer plugins.learning_rate plugins.negative_transfer plugins.overfitting",
-    "plugins.preprocessing_mismatch plugins.shortcut_transfer plugins.train_serve_skew",
+    "plugins.preprocessing_mismatch plugins.shortcut_transfer plugins.strategy_regret plugins.train_serve_skew",
     "checks checks.batchnorm_drift checks.calibration checks.catastrophic_forgetting checks.class_order checks.head_size",
     "checks.collapse checks.linear_probe checks.feature_distortion checks.interpolation checks.negative_transfer",
     "checks.preprocessing_mismatch checks.reload checks.train_serve_skew",
@@ -83,7 +83,7 @@ READING = {
         "frozen",
     ),
     *("design", "record", "problem", "rules", "honours", "overrides", "schema", "strategies", "discover", "environment"),
-    *("samples", "fitting"),
+    *("samples", "fitting", "advice"),
 }
 TORCH = {"torch", "torchvision", "safetensors", "timm"}
 HEAVY = {"pandas", "scipy", "matplotlib", "seaborn", "sklearn", "PIL", "rich", "jinja2", "platformdirs"}

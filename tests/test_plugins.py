@@ -49,11 +49,12 @@ def test_cures_and_failures_change_how_one_trains_or_serves_and_nothing_else(plu
     induced = plugin.induce(cured, FACTS)
     assert bool(induced) == plugin.judges, "what only measures induces nothing"
     assert all(arm.believed == SUBJECT.believed for arm in (cured, *others))
-    for arm in (cured, *others, *induced.values()):
+    made = [one for arm in induced.values() for one in (arm.candidates if isinstance(arm, Choice) else (arm,))]
+    for arm in (cured, *others, *made):
         own = ("train_preprocessing", "serve_preprocessing", "mode", "judged", "planted", "believed", "edits")
         served = {name: getattr(SUBJECT, name) for name in own}
         assert replace(arm, recipe=SUBJECT.recipe, **served) == SUBJECT
-    assert all(arm != cured for arm in induced.values())
+    assert all(arm != cured for arm in made)
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)

@@ -235,12 +235,14 @@ class Choice:
     """An arm that is "the best on validation": settled once, on tuning seeds of its own, then frozen.
 
     ``by`` is the view (of :data:`xferbench.plan.VIEWS`) on which the best is chosen, never one of test images. With ``keeping``
-    only those are in question that are on that view no worse than the first candidate by more than the margin.
+    only those are in question that are on that view no worse than the first candidate by more than the margin. ``worst`` turns
+    it round, for what is induced.
     """
 
     candidates: tuple[Pipeline, ...]
     by: str = "validation"
     keeping: str = ""
+    worst: bool = False
 
 
 Arm: TypeAlias = Pipeline | Choice

@@ -367,7 +367,8 @@ def settle(arm: Arm, study: Study, answers: Mapping[str, Record]) -> Settled | N
         weighed = [replace(one, confidence=share) for one, share in zip(weighed, shares, strict=True)]
     least = -np.inf if weighed[0].keeping is None else weighed[0].keeping - study.suite.margin
     kept = [one for one in weighed if one.keeping is None or one.keeping >= least]  # none where the first one's is NaN
-    best = max(kept, key=lambda one: np.nan_to_num(one.score, nan=-np.inf), default=None)
+    sign = -1.0 if arm.worst else 1.0
+    best = max(kept, key=lambda one: np.nan_to_num(sign * one.score, nan=-np.inf), default=None)
     if best is None or not np.isfinite(best.score):
         return Settled(pipeline=None, weighed=tuple(weighed), error=f"no candidate has a {study.suite.metric} on validation")
     return Settled(pipeline=best.pipeline, weighed=tuple(weighed))

@@ -17,12 +17,14 @@ import csv
 import tempfile
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from xferbench import execute, findings, judge, suite
 from xferbench.environment import processor
 from xferbench.looks import by_question
 from xferbench.reason import interval
+from xferbench.store import cache
 
 TARGETS = {
     "near": {"data": "synthetic:near"},
@@ -36,16 +38,7 @@ BASES, SEEDS = 5, 5
 TABLE = {
     "schema": 1,
     "name": "embedded",
-    "plugins": [  # those that the committed table is of
-        "batchnorm-drift",
-        "catastrophic-forgetting",
-        "feature-distortion",
-        "head-shock",
-        "learning-rate",
-        "negative-transfer",
-        "preprocessing-mismatch",
-        "train-serve-skew",
-    ],
+    "plugins": ["all"],
     "margin": 0.02,
     "looks": [SEEDS],
     "tuning_seeds": 3,
@@ -64,20 +57,29 @@ ARMS = ("subject", "cured", "induced", "scratch")
 OPPOSITE = {"detected": "harmless", "harmless": "detected"}
 
 
-def measure(target, shared, store, bases):
+def measure(target, shared, store, bases, plugins):
     """One row for each contrast and variant on a target."""
-    table = TABLE | MORE.get(target, {}) | {"target": {"train_size": 200, "test_size": 2000} | TARGETS[target]}
+    given = {"train_size": 200, "test_size": 2000} | TARGETS[target]
+    table = TABLE | {"plugins": plugins, "target": given} | MORE.get(target, {})
     base = suite.parse(table, (shared or Path()).resolve() / "embedded.toml")
-    runs = [execute.execute(replace(base, seed=SEEDS * number), path=store) for number in range(bases)]
-    answers = {key: record for run in runs for key, record in run.answers.items()}
-    asked = [one for run in runs for one in run.step.asked]
-    found = [{one.id: one for one in findings.findings(run.study.suite, run.step, run.answers)} for run in runs]
+    answers = {}
+    steps = [answered(replace(base, seed=SEEDS * number), store, answers) for number in range(bases)]
+    asked = [one for step in steps for one in step.asked]
+    found = [{one.id: one for one in findings.findings(base, step, answers)} for step in steps]
     return [
         row(target, base, case, contrast, variant, found, by_question(asked, case.plugin.id, answers), bases)
-        for case in runs[0].step.cases
+        for case in steps[0].cases
         for _, contrast in case.contrasts("paired")
         for variant in case.variants
     ]
+
+
+def answered(base, store, answers):
+    """A suite carried out, but for what its plugins only measure beside: the table has verdicts and controls."""
+    with execute.laid_out(base, store, "cpu", None) as (study, db, engine):
+        plain = replace(study, plugins=tuple(replace(plugin, beside=None) for plugin in study.plugins))
+        ask = partial(execute.asked, engine, cache(store))
+        return execute.answered(plain, answers, db, ask, execute.Counted(), lambda _: None)
 
 
 def row(target, base, case, contrast, variant, found, told, bases):
@@ -126,6 +128,7 @@ def main():
     parser.add_argument("--shared", type=Path)
     parser.add_argument("--bases", type=int, default=BASES, help="base runs of five seeds")
     parser.add_argument("--name", default="embedded", help="of the table")
+    parser.add_argument("--plugins", nargs="+", default=["all"], help="ids, where it is not all of them")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"))
     arguments = parser.parse_args()
@@ -135,7 +138,8 @@ def main():
             if target == "fashion" and not arguments.shared:
                 print("fashion left out: no --shared")
                 continue
-            rows += measure(target, arguments.shared, arguments.store or Path(folder) / "store.sqlite", arguments.bases)
+            store = arguments.store or Path(folder) / "store.sqlite"
+            rows += measure(target, arguments.shared, store, arguments.bases, arguments.plugins)
             print(target, "done", flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / f"{arguments.name}.csv").open("w", newline="", encoding="utf-8") as file:

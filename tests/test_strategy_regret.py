@@ -1,0 +1,90 @@
+"""Another way of adapting: what is weighed, with which budgets, what the rules advise, and what a reader is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from xferbench import advice, fake, plan
+from xferbench.design import Choice, Phase, Recipe
+from xferbench.fake import FACTS, PIPELINE
+from xferbench.plugins import strategy_regret
+from xferbench.strategies import discriminative, full, linear_probe, lp_ft
+
+SUBJECT = replace(PIPELINE, recipe=full(Phase(steps=40, batch_size=8)))
+
+
+def test_every_strategy_has_the_same_budget_of_rates_steps_and_images():
+    found = [one.recipe for one in strategy_regret.plugin.cure(SUBJECT, FACTS).candidates]
+    assert len(found) == len(strategy_regret.WEIGHED) * len(strategy_regret.FACTORS)
+    assert {sum(phase.steps for phase in one.phases) for one in found} == {40}
+    assert {phase.batch_size for one in found for phase in one.phases} == {8}
+
+
+def test_the_default_recipe_shares_its_candidates():
+    subject = replace(PIPELINE, recipe=lp_ft(Phase(lr=1e-3)))
+    assert plan.fit(subject, 0) in [plan.fit(one, 0) for one in strategy_regret.plugin.cure(subject, FACTS).candidates]
+
+
+def test_what_is_induced_is_the_worst_and_never_what_was_chosen():
+    cured = strategy_regret.plugin.cure(SUBJECT, FACTS).candidates[3]
+    worst = strategy_regret.induce(cured, FACTS)["worst"]
+    assert isinstance(worst, Choice) and worst.worst and cured not in worst.candidates
+
+
+def test_a_choice_of_the_worst_takes_the_least_and_of_a_loss_the_greatest():
+    asked = fake.study(strategy_regret.plugin, pipeline=SUBJECT)
+    arm = strategy_regret.plugin.cure(SUBJECT, FACTS)
+    answer = fake.lab(lambda trial: 0.9 if trial.model.base.phases[-1].trainable == "head" else 0.2)
+    answers = {one.key: answer(one) for one in plan.tuning(arm, asked)}
+    assert plan.settle(arm, asked, answers).pipeline.recipe.phases[-1].trainable == "head"
+    assert plan.settle(replace(arm, worst=True), asked, answers).pipeline.recipe.phases[-1].trainable != "head"
+
+
+@pytest.mark.parametrize(
+    ("size", "similar", "different", "gradual"),
+    [
+        (50, "linear-probe", "partial", "linear-probe"),
+        (999, "linear-probe", "partial", "partial"),
+        (1000, "full", "full", "partial"),
+    ],
+)
+def test_the_rules_are_arms_of_their_own(size, similar, different, gradual):
+    assert (advice.textbook(size, similar=True), advice.textbook(size, similar=False)) == (similar, different)
+    assert advice.by_size(size) == gradual
+    found = strategy_regret.beside(replace(SUBJECT, train_size=size), FACTS)
+    assert list(found) == list(strategy_regret.RULES)
+    assert all(len(one.candidates) == 2 for one in found.values())
+    assert {one.candidates[0].recipe.phases[-1].trainable for one in found.values()} <= {"head", "top:2", "all"}
+
+
+@pytest.mark.parametrize(
+    ("own", "chosen", "cause"),
+    [
+        (linear_probe(), lp_ft(), "the frozen features have plateaued"),
+        (Recipe(phases=(Phase(trainable="top:1"),)), full(), "too little is trained"),
+        (full(), linear_probe(), "too much is unfrozen too soon"),
+        (full(), lp_ft(), "too much is unfrozen too soon"),
+        (full(), discriminative(), "it trains as many layers, at another rate or in another order"),
+    ],
+    ids=range(5),
+)
+def test_the_reader_is_told_a_cause(own, chosen, cause):
+    subject, cured = replace(PIPELINE, recipe=own), replace(PIPELINE, recipe=chosen)
+    assert strategy_regret.told("harm", {}, subject, cured) == f"validation chose {chosen.name}: {cause}"
+    assert strategy_regret.told("harm", {}, subject, subject) == strategy_regret.told("by-size", {}, subject, cured) == ""
+
+
+def test_a_poor_strategy_fails_and_what_the_rules_cost_is_measured():
+    def accuracy(trial):
+        return 0.9 if trial.model.base.phases[-1].trainable == "head" else 0.5
+
+    told = {"xferbench.lab.cost:measured@1": {"trainable": 10.0, "stored": 40.0}}
+    suite = replace(fake.SUITE, recipe=SUBJECT.recipe)
+    asked = fake.study(strategy_regret.plugin, pipeline=SUBJECT, suite=suite)
+    found = {one.contrast: one for one in fake.run(asked, fake.lab(accuracy, told)).findings}
+    assert (found["harm"].verdict, found["harm"].control) == ("FAIL", "detected")
+    assert "too much is unfrozen" in found["harm"].reason
+    assert found["textbook-similar"].harm == pytest.approx(0.0)
+    assert found["textbook-different"].harm > 0.3

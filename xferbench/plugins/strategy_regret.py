@@ -1,0 +1,123 @@
+"""Another way of adapting the backbone would have been better.
+
+Symptom
+    None that can be seen from one pipeline: it trains, and stops below what the same images and steps allow.
+
+Cause
+    The strategy was taken from a tutorial, or from another dataset. Too much is unfrozen too soon for few images; or the frozen
+    features have plateaued, being about another task; or too little is trained to leave them.
+
+Remedy
+    The strategy that validation chooses, on seeds of its own.
+
+How it is judged
+    Harm is metric(chosen strategy) − metric(the recipe's own). Linear probe, upper half, all layers, discriminative rates,
+    LP-FT, gradual unfreezing, normalisation layers and LoRA are weighed with equal tuning budgets: the recipe's steps and batch
+    size, and two rates each, its usual one and three times that.
+
+How it is induced
+    ``worst``: of the same candidates the one that is worst on validation.
+
+Measured beside it
+    What the textbooks' advice would cost: the chosen strategy − ``textbook-similar`` and ``textbook-different`` (the two by
+    two of data size × similarity; nobody knows the similarity here, so both are measured) and − ``by-size`` (the gradual rule),
+    each at the better of its two rates. Numbers trained and bytes stored per task. The picture has all candidates.
+
+References
+    Stanford CS231n, notes on transfer learning; Chu et al. 2016, Best practices for fine-tuning visual classifiers to new
+    domains; Plested & Gedeon 2022 (arXiv:2205.09904): the rules are hardly tested.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from xferbench import advice
+from xferbench.design import HARM, Choice, Contrast, Facts, Phase, Pipeline, Plugin
+from xferbench.strategies import DEFAULT, HEAD_LR, RATES, STRATEGIES, begins_with_probe, choice, moving, partial, reach
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from xferbench.record import Record, Run
+
+WEIGHED = ("linear-probe", "partial", "full", "discriminative", "lp-ft", "gradual-unfreezing", "norm-only", "lora")
+FACTORS = (1.0, 3.0)  # of a strategy's usual rate
+USUAL = {"linear-probe": HEAD_LR, **RATES}
+CHOSEN = {("cured", "test"): 1.0}
+RULES = ("textbook-similar", "textbook-different", "by-size")
+
+
+def applies(pipeline: Pipeline, _: Facts) -> str:
+    return "" if pipeline.recipe.init == "pretrained" else "nothing pretrained is adapted"
+
+
+def _weighed(pipeline: Pipeline, facts: Facts, names: tuple[str, ...] = WEIGHED) -> Choice:
+    """The best of some strategies, each at its two rates, in the pipeline's own steps."""
+    own = moving(pipeline.recipe)
+    recipes = []
+    for name in names:
+        for factor in FACTORS:
+            phase = Phase(lr=factor * USUAL.get(name, DEFAULT.lr), steps=own.steps, batch_size=own.batch_size)
+            recipes.append(partial(phase, max(1, len(facts.groups) // 2)) if name == "partial" else STRATEGIES[name](phase))
+    return choice(pipeline, recipes)
+
+
+def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Choice]:
+    found = _weighed(pipeline, facts)
+    return {"worst": replace(found, worst=True, candidates=tuple(one for one in found.candidates if one != pipeline))}
+
+
+def beside(pipeline: Pipeline, facts: Facts) -> Mapping[str, Choice]:
+    size = pipeline.train_size or facts.train
+    advised = (advice.textbook(size, similar=True), advice.textbook(size, similar=False), advice.by_size(size))
+    return {rule: _weighed(pipeline, facts, (name,)) for rule, name in zip(RULES, advised, strict=True)}
+
+
+def told(contrast: str, _: Mapping[tuple[str, str, int], Record], subject: Pipeline, cured: Pipeline) -> str:
+    """What the chosen strategy does otherwise, as a cause."""
+    own, best = (max(reach(phase.trainable, 99) for phase in one.recipe.phases) for one in (subject, cured))
+    if contrast != "harm" or subject == cured:
+        return ""
+    said = f"validation chose {cured.recipe.name}: "
+    if best > own:
+        return said + ("the frozen features have plateaued" if own == 0 else "too little is trained")
+    if best < own or (begins_with_probe(cured.recipe) and not begins_with_probe(subject.recipe)):
+        return said + "too much is unfrozen too soon"
+    return said + "it trains as many layers, at another rate or in another order"
+
+
+def picture(axes: Any, run: Run) -> None:
+    """Validation score of each strategy at the better of its rates; a ring is the recipe's own, a cross the chosen one."""
+    weighed = sorted(run.arms[plugin.id]["cured"]["weighed"], key=lambda one: one["validation"])
+    own = run.arms[plugin.id]["cured"]["weighed"][0]
+    axes.plot([one["validation"] for one in weighed], range(len(weighed)), "o", color="#0072B2")
+    for marker, marked in (("o", [own]), ("x", [one for one in weighed if one["chosen"]])):
+        places = [weighed.index(one) for one in marked]
+        style = {"markersize": 12, "markeredgewidth": 2, "color": "#D55E00", "fillstyle": "none", "linestyle": "none"}
+        axes.plot([one["validation"] for one in marked], places, marker=marker, **style)
+    axes.set(yticks=range(len(weighed)), yticklabels=[one["recipe"] for one in weighed], xlabel="on validation")
+
+
+plugin = Plugin(
+    id="strategy-regret",
+    version=1,
+    question="Would another way of adapting the backbone do better?",
+    page=__doc__,
+    applies=applies,
+    cure=_weighed,
+    induce=induce,
+    beside=beside,
+    contrasts=(
+        HARM,
+        *(
+            Contrast(name=rule, kind="info", weights=CHOSEN | {(f"beside:{rule}", "test"): -1.0}, meaning=f"cured − {rule}")
+            for rule in RULES
+        ),
+    ),
+    measures={"trainable": "xferbench.lab.cost:measured@1"},
+    told=told,
+    remedy="adapt with the strategy that validation chose",
+    picture=picture,
+)
