@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 LAYERS = (
     "problem environment options design rules overrides report report.text report.held report.notebook record events",
     "stats metrics scaling",
-    "strategies advice wording movement keys suite honours fitting schema plan",
-    "judge looks samples reason findings symptoms pairs outcomes compared alike revived gate frozen",
+    "strategies advice wording movement keys crossed suite honours fitting schema plan",
+    "table judge looks effects samples reason findings symptoms pairs outcomes compared alike revived gate frozen",
     "store discover machine forecast",
     "engines engines.worker engines.local",
     "lab lab.synthetic lab.raw lab.listed lab.fetched lab.foreign lab.inputs lab.arrays lab.sources",
@@ -38,7 +38,7 @@ LAYERS = (
     "report.frames report.samples report.drawn report.svg report.figures report.forest report.changes report.evidence",
     "report.page report.comparison report.html report.markdown report.junit report.tested report.github report.console",
     "report.predictions report.write report.accepted",
-    "given execute shard repair finish gating doctor init audit fake testing pytest_plugin cli __main__",
+    "given execute shard repair finish matrix gating doctor init audit fake testing pytest_plugin cli __main__",
 )
 LINE = [name for layer in LAYERS for name in layer.split()]
 

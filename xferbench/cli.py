@@ -118,6 +118,8 @@ def _suite(arguments: argparse.Namespace) -> Suite:
 
 def _run(arguments: argparse.Namespace) -> int:
     asked = _suite(arguments)
+    if asked.matrix is not None:
+        return _crossed(asked, arguments)
     if arguments.shard is not None:
         return _sharded(asked, arguments)
     if arguments.dry_run:
@@ -127,6 +129,32 @@ def _run(arguments: argparse.Namespace) -> int:
             given.checked(asked, Path(), arguments.plan)
         return _dry_run(asked, arguments)
     return _carried_out(asked, arguments)
+
+
+def _crossed(asked: Suite, arguments: argparse.Namespace) -> int:
+    from xferbench import discover, execute, matrix, store
+    from xferbench.report import console, crossed, write
+
+    for option, given in (("--shard", arguments.shard), ("--plan", arguments.plan)):
+        if given is not None:
+            raise Problem(f"{option} of a suite with [matrix]", expected="a suite of one task", do="give its tasks suites of their own")
+    place = execute.with_store(arguments.store)
+    if arguments.dry_run:
+        told = matrix.forecast(asked, path=place, device=arguments.device, workers=arguments.workers)
+        print(json.dumps(told, indent=1) if arguments.format == "json" else crossed.foretold(asked, told))
+        return gate.PASSED
+    output = arguments.output or Path("reports") / asked.name
+    write.writable(output)
+    with console.live() as show:
+        table, runs = matrix.carried_out(asked, path=place, device=arguments.device, workers=arguments.workers, show=show)
+        for task, run in runs.items():
+            plugins = {plugin.id: plugin for plugin in discover.known(run)}
+            write.write(run, output / "tasks" / task, plugins, store.cache(place) / "figures")
+    crossed.write(table, output)
+    with _while_read():
+        print((output / "results.json").read_text(encoding="utf-8") if arguments.format == "json" else crossed.summary(table))
+        print(f"report: {output / 'report.html'}", file=sys.stderr if arguments.format == "json" else sys.stdout)
+    return gate.of_table(table, fail_on=arguments.fail_on)
 
 
 def _sharded(asked: Suite, arguments: argparse.Namespace) -> int:

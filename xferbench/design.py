@@ -469,13 +469,62 @@ class Plugin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """A recipe that a matrix compares: it, at each rate that it is tuned over; () is the default recipe or tuned scratch."""
+
+    name: str
+    recipes: tuple[Recipe, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """A claim about one number of a matrix, and what it says that number is.
+
+    The number is a plugin's ``contrast`` (of a variant what it costs, else the measurement or the harm); or what ``recipe`` has
+    more than the recipe ``against`` in a view, in the metric; or of ``recipe`` alone a ``measure``, one of
+    :data:`xferbench.effects.MEASURES`. ``published`` is its size as it was published, None where only a direction was.
+
+    Attributes:
+        claim: in words. source: where it stands. task: on which it is measured here.
+        at_least, at_most: what the number is claimed to be; one of them is None.
+    """
+
+    name: str
+    claim: str
+    source: str
+    task: str
+    contrast: str = ""
+    recipe: str = ""
+    against: str = ""
+    view: str = "test"
+    measure: str = ""
+    published: float | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """Targets × sizes × backbones, each a suite of its own; the recipes that are compared on each; the claims about them.
+
+    ``against`` is the recipe that the others are held against.
+    """
+
+    tasks: tuple[Suite, ...]
+    compared: tuple[Compared, ...]
+    against: str
+    effects: tuple[Effect, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
     """A suite file, read and checked. Paths are absolute. ``recipe`` None means the healthy default.
 
     ``budget`` is in recorded seconds. ``scratch`` holds what a suite changes of the from-scratch grid. ``overrides`` are the
     words (``recipe.lr=1e-3``) that stood in the place of the file's keys. ``allow_code`` is said by whoever runs a suite, never
     by its file. ``after`` and ``before`` are the checkpoints of an audit, which trains nothing but a from-scratch baseline
-    of ``scratch_budget`` seconds; ``command`` are the words that stood in the place of a file.
+    of ``scratch_budget`` seconds; ``command`` are the words that stood in the place of a file. Of a ``matrix`` only its tasks
+    are carried out, which have the other fields in common.
     """
 
     name: str
@@ -512,6 +561,7 @@ class Suite:
     max_duplicates: float = 0.0
     scratch_budget: float | None = None
     command: tuple[str, ...] = ()
+    matrix: Matrix | None = None
 
 
 def content(value: Any) -> Any:

@@ -76,7 +76,7 @@ def execute(
     Raises:
         Problem: for input that cannot be worked with, a store that cannot be written, a full disk.
     """
-    begun, workers = monotonic(), workers or _side_by_side(device)
+    begun, workers = monotonic(), workers or side_by_side(device)
     answers: dict[str, Record] = {}
     with laid_out(suite, path, device, workers, show) as (study, db, engine):
         ran = Counted()
@@ -107,7 +107,7 @@ def laid_out(
     """The study of a suite with the store and the workers that it needs; data and backbone are probed where not known."""
     plugins = discover.of(suite)
     torch = torch_version()
-    with store.opened(path) as db, _engine(workers or _side_by_side(device)) as engine:
+    with store.opened(path) as db, _engine(workers or side_by_side(device)) as engine:
         show(Progress(stage="reading the data and the backbone", done=0, running=1, total=1, reused=0, left=None))
         place = Place(device=_device(device, engine), torch=torch, lab=VERSION)
         pipeline, facts = examined(suite, db, store.cache(path), engine)
@@ -168,7 +168,7 @@ def surely_cpu(word: str) -> bool:
     return word == "cpu" or (word == "auto" and not accelerated)
 
 
-def _side_by_side(word: str) -> int:
+def side_by_side(word: str) -> int:
     """Workers where nobody says how many: one a core, or one for an accelerator, whose groups of fits fill it."""
     return local.cores() if surely_cpu(word) else 1
 
@@ -326,10 +326,21 @@ def with_store(path: Path | None) -> Path:
     return Path(platformdirs.user_cache_dir("xferbench")) / "store.sqlite"
 
 
-def forecast(suite: Suite, *, path: Path, device: str = "auto", workers: int | None = None) -> Forecast:
-    """What a suite would ask, and what the store has of it; the data and the backbone are probed where they are not known."""
-    workers = workers or _side_by_side(device)
-    with laid_out(suite, path, device, workers) as (study, db, _):
+def forecast(
+    suite: Suite,
+    *,
+    path: Path,
+    device: str = "auto",
+    workers: int | None = None,
+    more: Callable[[plan.Study], plan.Study] = lambda study: study,
+) -> Forecast:
+    """What a suite would ask, and what the store has of it; the data and the backbone are probed where they are not known.
+
+    ``more`` adds to its study.
+    """
+    workers = workers or side_by_side(device)
+    with laid_out(suite, path, device, workers) as (plain, db, _):
+        study = more(plain)
         if study.facts.crash:
             raise Problem(f"{suite.path}: {study.facts.crash}", do="correct it; nothing can be foretold without it")
         answers: dict[str, Record] = {}

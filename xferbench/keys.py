@@ -137,6 +137,62 @@ SCRATCH: dict[str, Rule] = {
     "steps": COUNT,
     "batch_size": SEVERAL,
 }
+
+
+def _recipes(value: Any) -> Any:
+    """Names of strategies, or tables of a recipe's keys with a name."""
+    if not isinstance(value, list):
+        raise ValueError(RECIPES)  # noqa: TRY004 - what a rule raises
+    for number, one in enumerate(value):
+        if isinstance(one, Mapping):
+            rest = {key: own for key, own in one.items() if key != "name"}
+            rules.ruled(f"{number}.name", one.get("name", ""), rules.matching(NAME, NAMES))
+            rules.ruled(str(number), rest, rules.table(RECIPE))
+        elif not isinstance(one, str):
+            raise ValueError(RECIPES)  # noqa: TRY004 - likewise
+    return value
+
+
+NAMES = "lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"
+RECIPES = 'a list of strategies, "default" or "all", or of tables with a name and the keys of [recipe]'
+CALLED = rules.matching(NAME, NAMES)
+EFFECT = rules.table(
+    {
+        "name": CALLED,
+        "claim": rules.TEXT,
+        "source": rules.TEXT,
+        "task": rules.TEXT,
+        "contrast": rules.TEXT,
+        "recipe": rules.TEXT,
+        "against": rules.TEXT,
+        "view": rules.among("test", "shifted", "source", "training", "train-mode"),
+        "measure": rules.among("seconds", "trainable", "stored", "share"),
+        "published": rules.FINITE,
+        "at_least": rules.FINITE,
+        "at_most": rules.FINITE,
+    },
+    required=["name", "claim", "source"],
+)
+PLACE = {"name": CALLED, "data": rules.TEXT, "train_size": COUNT, "test_size": COUNT}
+NETWORK = {"name": CALLED, "arch": rules.TEXT, "weights": rules.TEXT, "preprocessing": rules.of(dict, bool, "a table")}
+ITEM = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}]}
+MATRIX = rules.table(
+    {
+        "targets": rules.several(
+            rules.table(PLACE | {"shifted": rules.TEXT, "source": rules.TEXT}, required=["name", "data"]),
+            "one [[matrix.targets]] or more",
+        ),
+        "train_sizes": rules.several(COUNT, "a list of whole numbers above 0"),
+        "backbones": rules.several(rules.table(NETWORK, required=["name", "arch"]), "one [[matrix.backbones]] or more"),
+        "recipes": rules.Told(_recipes, {"type": "array", "items": ITEM, "description": RECIPES}),
+        "rates": rules.several(POSITIVE, "a list of factors above 0, by which each recipe's usual rate is multiplied"),
+        "steps": COUNT,
+        "batch_size": SEVERAL,
+        "against": rules.TEXT,
+        "effects": rules.several(EFFECT, "one [[matrix.effects]] or more"),
+    },
+    required=["recipes"],
+)
 CLASSES = rules.of(
     dict,
     lambda v: v and all(map(_is_index, v.values())),
@@ -175,11 +231,10 @@ def top_rules(base: Path) -> Mapping[str, Rule]:
     spec = rules.of(str, bool, kinds, lambda value: _placed(value, base), minLength=1)
     file = rules.of(str, bool, "a path", lambda value: _path(value, base), minLength=1)
     lasting = rules.of(str, DURATION.fullmatch, 'a duration such as "90s", "20m" or "2h"', seconds, pattern=LASTING)
-    names = "lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"
     return {
         "schema": rules.of(int, lambda v: v == SCHEMA, f"{SCHEMA}, the only one so far", const=SCHEMA),
-        "name": rules.matching(NAME, names),
-        "plugins": rules.several(rules.TEXT, 'a list of plugins, or ["all"]'),
+        "name": CALLED,
+        "plugins": rules.several(rules.TEXT, 'a list of plugins, or ["all"]', lambda _: True),
         "metric": rules.among(*METRICS),
         "margin": POSITIVE,
         "alpha": rules.of(
@@ -214,6 +269,7 @@ def top_rules(base: Path) -> Mapping[str, Rule]:
             },
             required=["after"],
         ),
+        "matrix": MATRIX,
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xferbench import keys, overrides, rules
+from xferbench import crossed, keys, overrides, rules
 from xferbench.design import MADE_HERE, Phase, Recipe, Spectrogram, Suite
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem, nearest
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 SEEDS = 1_000_000  # judged seeds lie below; those that settle choices begin here
-LATER = ("matrix",)  # in the contract, for what is to come
 OF_SERVING = ("training", "train_preprocessing", "serve_preprocessing", "serve_mode")  # keys of [recipe] that are none of it
 OF_TRAINING = ("looks", "seed", "tuning_seeds", "budget", "scratch")  # what a finished network has no use for
 
@@ -86,9 +85,16 @@ def parse(table: Mapping[str, Any], path: Path, words: Sequence[str] = ()) -> Su
 
 
 def _parsed(table: Mapping[str, Any], path: Path) -> Suite:
-    for later in LATER:
-        if later in table:
-            raise Problem(f"{later}: not used by this version", do="leave it out")
+    if "matrix" in table:
+        return crossed.parsed(table, path, _single, recipe)
+    found = _single(table, path)
+    if not found.plugins:
+        raise Problem("plugins", found="[]", expected='a list of plugins, or ["all"]; none only beside [matrix]')
+    return found
+
+
+def _single(table: Mapping[str, Any], path: Path) -> Suite:
+    """A suite without a matrix."""
     top = rules.checked(table, keys.top_rules(path.parent), required=keys.REQUIRED)
     del top["schema"]
     backbone, target, recipe = top.pop("backbone"), top.pop("target"), dict(top.pop("recipe", {}))
