@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 LAYERS = (
     "problem environment options design rules overrides report report.text report.held report.notebook record events",
     "stats metrics scaling",
-    "strategies advice wording movement keys crossed suite honours fitting schema plan",
+    "aggregates regret advice strategies wording movement keys crossed suite honours fitting schema plan",
     "table judge looks effects samples reason findings symptoms pairs outcomes compared alike revived gate frozen",
     "store discover machine forecast",
     "engines engines.worker engines.local",
@@ -44,6 +44,8 @@ LINE = [name for layer in LAYERS for name in layer.split()]
 
 STATISTICS = {
     "stats",
+    "aggregates",
+    "regret",
     "scaling",
     "metrics",
     "judge",
@@ -61,6 +63,9 @@ READING = {
     *(
         "store",
         "stats",
+        "aggregates",
+        "regret",
+        "advice",
         "scaling",
         "metrics",
         "judge",
