@@ -350,11 +350,12 @@ def test_a_text_where_a_table_belongs(tmp_path, table):
     assert told.value.expected.startswith("a table of ")
 
 
-@pytest.mark.parametrize("later", suite.LATER)
-def test_keys_of_the_contract_for_later_are_refused_by_name(tmp_path, later):
-    told = problem(tmp_path, f"[{later}] after = 1")
-    assert told.what.endswith(f": {later}: not used by this version")
-    assert told.do == "leave it out"
+def test_a_suite_asks_something():
+    with pytest.raises(Problem, match="plugins"):
+        suite.parse(
+            {"schema": 1, "name": "a", "plugins": [], "backbone": {"arch": "tiny-resnet"}, "target": {"data": "digits"}},
+            Path("a"),
+        )
 
 
 @pytest.mark.parametrize(

@@ -133,11 +133,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _crossed(asked: Suite, arguments: argparse.Namespace) -> int:
     from xferbench import discover, execute, matrix, store
-    from xferbench.report import console, crossed, write
+    from xferbench.report import console, crossed, crossed_files, write
 
     for option, given in (("--shard", arguments.shard), ("--plan", arguments.plan)):
         if given is not None:
-            raise Problem(f"{option} of a suite with [matrix]", expected="a suite of one task", do="give its tasks suites of their own")
+            raise Problem(
+                f"{option} of a suite with [matrix]", expected="a suite of one task", do="give its tasks suites of their own"
+            )
     place = execute.with_store(arguments.store)
     if arguments.dry_run:
         told = matrix.forecast(asked, path=place, device=arguments.device, workers=arguments.workers)
@@ -150,7 +152,7 @@ def _crossed(asked: Suite, arguments: argparse.Namespace) -> int:
         for task, run in runs.items():
             plugins = {plugin.id: plugin for plugin in discover.known(run)}
             write.write(run, output / "tasks" / task, plugins, store.cache(place) / "figures")
-    crossed.write(table, output)
+    crossed_files.write_all(table, output)
     with _while_read():
         print((output / "results.json").read_text(encoding="utf-8") if arguments.format == "json" else crossed.summary(table))
         print(f"report: {output / 'report.html'}", file=sys.stderr if arguments.format == "json" else sys.stdout)

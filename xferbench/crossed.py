@@ -37,7 +37,8 @@ def parsed(table: Mapping[str, Any], path: Path, parse: Parse, recipe: Callable[
     given = rules.ruled("matrix", table["matrix"], keys.MATRIX)
     if "checkpoint" in table:
         raise Problem("checkpoint", found="a finished network, beside [matrix]", expected="one of them")
-    tasks = tuple(_task(name, told, path, parse) for name, told in tables(rest, given).items())
+    similar, made = tables(rest, given)
+    tasks = tuple(_task(name, told, path, parse) for name, told in made.items())
     compared = tuple(_compared(one, given, recipe) for one in _named(given["recipes"]))
     names = [one.name for one in compared]
     against = given.get("against", names[0] if names else "")
@@ -46,23 +47,28 @@ def parsed(table: Mapping[str, Any], path: Path, parse: Parse, recipe: Callable[
     if twice := {name for name in names if names.count(name) > 1}:
         raise Problem("matrix.recipes", found=f"{', '.join(sorted(twice))} twice", expected="a name for each")
     effects = tuple(_effect(one, [task.name for task in tasks], names) for one in given.get("effects", ()))
-    matrix = Matrix(tasks=tasks, compared=compared, against=against, effects=effects)
+    matrix = Matrix(tasks=tasks, compared=compared, against=against, effects=effects, similar=similar)
     return replace(tasks[0], name=str(table.get("name")), path=str(path), matrix=matrix)
 
 
-def tables(table: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The table of each task by its name: a target's, then its size's where there are several, then its backbone's likewise."""
+def tables(table: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, bool], dict[str, dict[str, Any]]]:
+    """The table of each task by its name, and which are said to be like the source.
+
+    A name is its target's, then its size's where there are several, then its backbone's likewise.
+    """
     own = dict(table.get("target") or {})
     targets = given.get("targets") or [{"name": str(table.get("name")), **own}]
     sizes = given.get("train_sizes") or [None]
     backbones = given.get("backbones") or [{"name": "", **dict(table.get("backbone") or {})}]
     found: dict[str, dict[str, Any]] = {}
+    similar: dict[str, bool] = {}
     for target, size, backbone in product(targets, sizes, backbones):
         parts = [target["name"], size if len(sizes) > 1 else "", backbone["name"] if len(backbones) > 1 else ""]
         name = "-".join(str(part) for part in parts if part)
         if name in found:
             raise Problem("matrix", found=f"two tasks named {name}", expected="names that tell targets and backbones apart")
-        one = {key: value for key, value in target.items() if key not in {"name", "shifted", "source"}}
+        one = {key: value for key, value in target.items() if key not in {"name", "shifted", "source", "similar"}}
+        similar |= {name: target["similar"]} if "similar" in target else {}
         beside = {role: {"data": target[role]} for role in ("shifted", "source") if role in target}
         found[name] = {
             **table,
@@ -71,7 +77,7 @@ def tables(table: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, dict
             "target": own | one | ({"train_size": size} if size else {}),
             "backbone": {key: value for key, value in backbone.items() if key != "name"},
         }
-    return found
+    return similar, found
 
 
 def _task(name: str, table: Mapping[str, Any], path: Path, parse: Parse) -> Suite:

@@ -507,13 +507,15 @@ class Effect:
 class Matrix:
     """Targets × sizes × backbones, each a suite of its own; the recipes that are compared on each; the claims about them.
 
-    ``against`` is the recipe that the others are held against.
+    ``against`` is the recipe that the others are held against; ``similar`` tells of tasks, by name,
+    whether they are like the source, as far as somebody has said so.
     """
 
     tasks: tuple[Suite, ...]
     compared: tuple[Compared, ...]
     against: str
     effects: tuple[Effect, ...] = ()
+    similar: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

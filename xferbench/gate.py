@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from xferbench.compared import Comparison
     from xferbench.record import Finding
+    from xferbench.table import Table
 
 PASSED, FAILED, USAGE, CRASHED, INCONCLUSIVE, NOTHING, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 VERDICT = {"worse": "FAIL", "not worse": "PASS", "cannot tell": "INCONCLUSIVE", "crashed": "ERROR", "skipped": "SKIPPED"}
@@ -32,3 +33,16 @@ def exit_code(findings: Sequence[Finding], *, fail_on: str = "fail", held: Compa
     if not verdicts & {"PASS", "INCONCLUSIVE"}:
         return NOTHING
     return INCONCLUSIVE if fail_on == "inconclusive" and "INCONCLUSIVE" in verdicts else PASSED
+
+
+def of_table(table: Table, *, fail_on: str = "fail") -> int:
+    """Of a matrix, likewise; what was measured without a crash is enough, and a claim that is not so fails nothing."""
+    verdicts = {finding.verdict for finding in table.findings}
+    if table.crashed or "ERROR" in verdicts:
+        return CRASHED
+    if "FAIL" in verdicts:
+        return FAILED
+    if not any(row["accuracy"] is not None for row in table.rows) and not verdicts - {"SKIPPED"}:
+        return NOTHING
+    open_ = "INCONCLUSIVE" in verdicts or any(one["outcome"] == "inconclusive" for one in table.claims)
+    return INCONCLUSIVE if fail_on == "inconclusive" and open_ else PASSED

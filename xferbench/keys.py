@@ -179,7 +179,9 @@ ITEM = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}]}
 MATRIX = rules.table(
     {
         "targets": rules.several(
-            rules.table(PLACE | {"shifted": rules.TEXT, "source": rules.TEXT}, required=["name", "data"]),
+            rules.table(
+                PLACE | {"shifted": rules.TEXT, "source": rules.TEXT, "similar": rules.FLAG}, required=["name", "data"]
+            ),
             "one [[matrix.targets]] or more",
         ),
         "train_sizes": rules.several(COUNT, "a list of whole numbers above 0"),

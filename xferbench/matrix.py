@@ -72,7 +72,8 @@ def joined(asked: Suite, matrix: Matrix, done: Sequence[Done]) -> Table:
     told = {one.name: [words(recipe) for recipe in one.recipes] for one in matrix.compared}
     names = [task.name for task in matrix.tasks]
     return Table(
-        suite=asdict(replace(asked, matrix=None)) | {"tasks": names, "recipes": told, "against": matrix.against},
+        suite=asdict(replace(asked, matrix=None))
+        | {"tasks": names, "recipes": told, "against": matrix.against, "similar": matrix.similar},
         environment=done[0].run.environment,
         rows=tuple(row for one in done for row in rows(one)),
         skipped={(one.task.name, name): why for one in done for name, why in one.skipped.items()},
@@ -245,8 +246,8 @@ def _value(record: Record | None, metric: str) -> float | None:
 def comparisons(done: Done, against: str) -> list[dict[str, Any]]:
     """Each recipe against one of them, paired by seed and test example.
 
-    ``better`` or ``worse`` is by more than the margin, ``equal`` within it, the rest ``open``. Bounds are one-sided, not adjusted:
-    among many some are wrong.
+    ``better`` or ``worse`` is by more than the margin, ``equal`` within it, the rest ``open``. Bounds are one-sided, and not
+    adjusted: among many some are wrong.
     """
     task, found = done.task, []
     for name in done.cases:

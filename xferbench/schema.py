@@ -82,6 +82,29 @@ ABOUT = {
     "scratch": "the grid of the from-scratch baseline, beside the subject's own steps and rate",
     "scratch.lr": "learning rates",
     "scratch.weight_decay": "weight decays",
+    "matrix": "tasks (targets × sizes × backbones) on which recipes are compared",
+    "targets": "each with a name, and keys of [target]",
+    "train_sizes": "training images; every target at each",
+    "backbones": "each with a name, and keys of [backbone]",
+    "recipes": "what is compared",
+    "rates": "each recipe is tuned over these, on validation",
+    "against": "the recipe that the others are held against; the first, if none is named",
+    "effects": "claims about one number each, held against what is measured",
+    "effects.name": "what the claim is called",
+    "effects.against": "the recipe that it is compared with",
+    "claim": "in words",
+    "effects.source": "where the claim stands",
+    "task": "on which it is measured; needed where there are several",
+    "contrast": "plugin/contrast, or plugin/contrast/variant for what a variant costs",
+    "effects.recipe": "one of those that are compared",
+    "view": "how both recipes are looked at",
+    "measure": "a cost of the recipe",
+    "published": "the size that was published, in the unit of the number",
+    "at_least": "what the number is claimed to be, or more",
+    "at_most": "what the number is claimed to be, or less",
+    "similar": "whether it is like the source, for the two by two",
+    "targets.shifted": "another dataset of the same classes",
+    "targets.source": "what the backbone was pretrained on",
 }
 
 
@@ -90,6 +113,9 @@ def schema() -> dict[str, Any]:
     made = rules.schema(rules.table(keys.top_rules(Path()), Suite, keys.REQUIRED))
     budget = made["properties"]["budget"]
     budget["default"] = f"{budget['default'] / 60:g}m"  # the noun has seconds
+    made["required"] = [key for key in made["required"] if key != "target"]  # a matrix may have targets of its own
+    single = {"required": ["target"], "properties": {"plugins": {"minItems": 1}}}
+    made["anyOf"] = [single, {"required": ["matrix"]}]
     return {"$schema": DRAFT, "title": "xferbench suite", **_described(made, "")}
 
 

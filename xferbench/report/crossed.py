@@ -1,0 +1,104 @@
+"""A finished matrix in words: its claims, its recipes over all tasks, its summary for a terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import isnan
+from typing import TYPE_CHECKING, Any
+
+from xferbench.report import across, text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from xferbench.design import Suite
+    from xferbench.table import Table
+
+DECISIVE = ("agrees", "disagrees", "inconclusive", "not measured")
+
+
+def means(table: Table) -> dict[tuple[str, str], dict[str, float | None]]:
+    """Means over seeds of every number, by recipe and task; None where no seed has one."""
+    found: dict[tuple[str, str], dict[str, float | None]] = {}
+    frame = table.to_frame()
+    for (recipe, task), rows in frame.groupby(["recipe", "task"], sort=False):
+        told = rows.mean(numeric_only=True)
+        found[str(recipe), str(task)] = {str(name): None if isnan(value) else float(value) for name, value in told.items()}
+    return found
+
+
+def sentence(table: Table) -> str:
+    """What came of it, in one line."""
+    recipes, tasks = len(table.suite["recipes"]), len(table.suite["tasks"])
+    said = [f"{recipes} recipe{'s' * (recipes != 1)} on {tasks} task{'s' * (tasks != 1)}."]
+    if table.claims:
+        counted = Counter(str(one["outcome"]) for one in table.claims)
+        told = ", ".join(f"{counted[word]} {word}" for word in DECISIVE if counted[word])
+        said.append(f"Of {len(table.claims)} claim{'s' * (len(table.claims) != 1)}: {told}.")
+    if table.crashed:
+        said.append(f"{len(table.crashed)} crashed.")
+    return " ".join(said)
+
+
+def claim(one: Mapping[str, Any]) -> tuple[str, str, str]:
+    """A claim's own size, what it says the size is, and the published one, in words."""
+    unit = str(one["unit"])
+    asked = (
+        f"at least {size(one['at_least'], unit)}" if one["at_least"] is not None else f"at most {size(one['at_most'], unit)}"
+    )
+    published = "direction only" if one["published"] is None else size(one["published"], unit)
+    if one["ours"] is None or isnan(one["ours"]):
+        return text.NOTHING, asked, published
+    return f"{size(one['ours'], unit)} [{size(one['low'], unit)}, {size(one['high'], unit)}]", asked, published
+
+
+def size(value: float | None, unit: str) -> str:
+    """A number in its unit: points of accuracy, a share in per cent, seconds."""
+    if value is None or isnan(value):
+        return text.NOTHING
+    if unit in text.POINTS or not unit:
+        return text.signed(value, "accuracy")
+    return f"{100 * value:.2g} %" if unit.startswith("of the") else f"{value:.3g} {text.line(unit)}"
+
+
+def summary(table: Table) -> str:
+    """``summary.md``, which the terminal shows too: the claims, the recipes over all tasks, the accuracies by task."""
+    parts = [f"## xferbench: {text.line(table.suite['name'])}", sentence(table)]
+    if table.claims:
+        rows = [[text.line(one["claim"]), *reversed(claim(one)), f"**{one['outcome']}**"] for one in table.claims]
+        parts.append(_markdown(["claim", "published", "claimed", "measured", ""], rows))
+        parts += [f"- {text.line(one['claim'])}: {text.line(one['why'])}" for one in table.claims if one["why"]]
+    told, notes = across.ranked(table)
+    if told:
+        parts.append(_markdown(across.head(table), [across.cells(one) for one in told]))
+    found, tasks = means(table), table.suite["tasks"]
+    if table.suite["recipes"]:
+        rows = [
+            [name, *(text.percent((found.get((name, task)) or {}).get("accuracy")) for task in tasks)]
+            for name in table.suite["recipes"]
+        ]
+        parts.append(_markdown([f"{table.suite['metric']}, mean over seeds", *tasks], rows))
+    judged = [one for one in table.findings if one.verdict in {"FAIL", "ERROR"}]
+    parts += [f"- {one.verdict} {text.line(one.id)}: {text.line(one.reason)}" for one in judged]
+    parts += [f"- crashed: {text.line(one)}" for one in table.crashed]
+    parts += [f"- {task}, {recipe}: left out, {text.line(why)}" for (task, recipe), why in table.skipped.items()]
+    parts += [f"- note: {text.line(note)}" for note in (*notes, *table.notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = [[one.replace("|", "\\|") for one in row] for row in ([*head], ["---"] * len(head), *rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def foretold(asked: Suite, told: Mapping[str, Mapping[str, float]]) -> str:
+    """What a dry run of a matrix prints: by task what is asked, and the minutes."""
+    assert asked.matrix is not None, "only a suite with a matrix is foretold so"
+    names = dict.fromkeys(name for one in told.values() for name in one if name != "seconds")
+    lines = [f"suite {asked.name}: {len(asked.matrix.compared)} recipes on {len(told)} tasks, {asked.looks[0]} seeds each"]
+    lines.append("".join([f"{'':<24}", *(f"{name:>18}" for name in names), f"{'minutes':>10}"]))
+    for task, one in told.items():
+        minutes = one["seconds"] / 60
+        lines.append("".join([f"{task:<24}", *(f"{one.get(name, 0):>18.0f}" for name in names), f"{minutes:>10.1f}"]))
+    total = sum(one["seconds"] for one in told.values()) / 60
+    return "\n".join([*lines, f"minutes in all: {total:.1f}, counted task by task as if they shared nothing"])

@@ -1,0 +1,172 @@
+"""``report.html`` of a matrix: claims, recipes over all tasks, the two by two, what each costs; one file without a network."""
+
+from __future__ import annotations
+
+import shlex
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xferbench.report import across, comparison, crossed, page, svg, text
+from xferbench.suite import folder
+
+if TYPE_CHECKING:
+    from xferbench.table import Table
+
+COSTS = ("trainable", "stored", "multiply_adds", "seconds", "accuracy", "source_before", "source", "shifted")
+LOOK = {"agrees": "PASS", "disagrees": "FAIL", "inconclusive": "INCONCLUSIVE", "not measured": "SKIPPED"}
+
+
+def render(table: Table) -> str:
+    """Render the page."""
+    from markupsafe import Markup
+
+    suite, rows = table.suite, across.ranked(table)
+    return page.render(
+        "crossed.html.j2",
+        title=text.line(suite["name"]),
+        outcome=crossed.sentence(table),
+        facts=[(name, text.line(value)) for name, value in _facts(table).items() if value],
+        claims=[_claim(one) for one in table.claims],
+        head=across.head(table),
+        ranked=[across.cells(one) for one in rows[0]],
+        quarters=_quarters(table),
+        drawing=Markup(_drawn(table)),  # noqa: S704 - drawn here, its texts escaped
+        tasks=[text.line(task) for task in suite["tasks"]],
+        metric=text.line(suite["metric"]),
+        grid=_grid(table),
+        costs=_costs(table),
+        findings=[(one, text.line(one.id), text.line(one.reason)) for one in table.findings if one.verdict != "INFO"],
+        pages=sorted({one.id.partition(":")[0] for one in table.findings}),
+        crashed=[text.line(one) for one in table.crashed],
+        skipped=[(text.line(task), text.line(recipe), text.line(why)) for (task, recipe), why in table.skipped.items()],
+        notes=[text.line(note) for note in (*rows[1], *table.notes)],
+        cost=table.cost,
+        environment=comparison.environment(table.environment),
+        command=_command(table),
+    )
+
+
+def _facts(table: Table) -> dict[str, Any]:
+    suite = table.suite
+    seeds = sorted({row["seed"] for row in table.rows})
+    return {
+        "recipes": len(suite["recipes"]),
+        "tasks": len(suite["tasks"]),
+        "seeds": len(seeds),
+        "chosen": f"each recipe's rate, on validation, with {suite['tuning_seeds']} tuning seed(s) of its own",
+        "metric": suite["metric"],
+        "margin": f"{suite['margin']:g}",
+        "held against": suite["against"],
+    }
+
+
+def _claim(one: Any) -> dict[str, str]:
+    measured, asked, published = crossed.claim(one)
+    words = {name: text.line(one[name]) for name in ("claim", "source", "why", "task", "outcome")}
+    number = one["contrast"] or (
+        f"{one['recipe']} − {one['against']}, {one['view']}" if one["against"] else f"{one['recipe']}, {one['measure']}"
+    )
+    return words | {
+        "look": LOOK[one["outcome"]],
+        "measured": measured,
+        "asked": asked,
+        "published": published,
+        "number": text.line(number),
+    }
+
+
+def _quarters(table: Table) -> list[dict[str, Any]]:
+    where = across.places(table) if across.quarters(table) else {}
+    return [
+        {
+            "name": f"{size} images, {likeness}",
+            "tasks": ", ".join(task for task, at in where.items() if at == (size, likeness)),
+            "advised": cell.advised,
+            "best": cell.best,
+            "tied": ", ".join(name for name in cell.tied if name != cell.best) or "none",
+            "regret": across.shown(cell.regret) if cell.regret is not None else cell.why,
+        }
+        for (size, likeness), cell in across.quarters(table).items()
+    ]
+
+
+def _drawn(table: Table) -> str:
+    """Each recipe's mean in each quarter; the advised one is marked, and the best."""
+    found, told = across.behind(table), across.quarters(table)
+    if not found:
+        return ""
+    names = list(next(iter(found.values())))
+
+    def draw(figure: svg.Figure) -> None:
+        sides = figure.subplots(2, 2, sharex=True, squeeze=False).ravel()
+        figure.subplots_adjust(left=0.27, right=0.99, bottom=0.06, top=0.96, wspace=0.08, hspace=0.14)
+        for number, (axes, (at, means)) in enumerate(zip(sides, found.items(), strict=False)):
+            cell = told[at]
+            for place, name in enumerate(reversed(names)):
+                colour = svg.VERMILION if name == cell.advised else svg.GREEN if name == cell.best else svg.MUTED
+                axes.plot([100 * means[name]], [place], "D" if name == cell.advised else "o", color=colour, markersize=5)
+            axes.set_title(f"{at[0]} images, {at[1]}", fontsize=9)
+            axes.set(yticks=range(len(names)), yticklabels=list(reversed(names)) if number % 2 == 0 else [])
+        for axes in sides[2:]:
+            axes.set_xlabel(f"{table.suite['metric']}, %")
+
+    label = "Mean by recipe in four quarters: " + "; ".join(
+        f"{at[0]} images, {at[1]}: best {cell.best}, the textbook advises {cell.advised}" for at, cell in told.items()
+    )
+    return svg.inline(draw, label, height=0.34 * len(names) + 0.8)
+
+
+def _grid(table: Table) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """Recipes by task, in per cent, those not shown to be worse than a task's best marked."""
+    from xferbench import regret
+
+    means, (found, _) = crossed.means(table), across.scores(table)
+    best = {}
+    if found is not None:
+        tied = regret.tied(found)
+        best = {
+            (name, task): bool(tied[at, on]) for at, name in enumerate(found.recipes) for on, task in enumerate(found.tasks)
+        }
+    rows = []
+    for name in table.suite["recipes"]:
+        told = [(task, (means.get((name, task)) or {}).get("accuracy")) for task in table.suite["tasks"]]
+        rows.append(
+            (
+                text.line(name),
+                [
+                    (text.NOTHING if value is None else f"{100 * value:.1f}", best.get((name, task), False))
+                    for task, value in told
+                ],
+            )
+        )
+    return rows
+
+
+def _costs(table: Table) -> list[tuple[str, list[str]]]:
+    """Means over all tasks that have a number."""
+    frame = table.to_frame()
+    rows = []
+    for name in table.suite["recipes"]:
+        told = frame[frame["recipe"] == name][list(COSTS)].mean()
+        if not told.isna().all():
+            rows.append((text.line(name), [_cost(column, float(told[column])) for column in COSTS]))
+    return rows
+
+
+def _cost(column: str, value: float) -> str:
+    if isnan(value):
+        return text.NOTHING
+    if column == "seconds":
+        return text.seconds(value)
+    if column in {"trainable", "multiply_adds"}:
+        return f"{value:,.0f}"
+    return f"{value / 1000:,.1f} kB" if column == "stored" else text.percent(value)
+
+
+def _command(table: Table) -> str:
+    suite = table.suite
+    changed = [word for one in suite.get("overrides") or () for word in ("--set", shlex.quote(text.line(one)))]
+    path = Path(str(suite["path"]))
+    file = shlex.quote(text.line(path.stem if path.parent == folder() else path))
+    return " ".join(["xferbench run", file, *changed, "--output DIR"])
