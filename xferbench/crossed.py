@@ -128,8 +128,9 @@ def _effect(given: Mapping[str, Any], tasks: Sequence[str], recipes: Sequence[st
             raise Problem(f"{what}: {key}", found=given[key], expected=nearest(given[key], recipes))
     numbers = [kind for kind in ("contrast", "recipe") if kind in given]
     beside = [kind for kind in ("against", "measure") if kind in given]
-    if len(numbers) != 1 or ("recipe" in given) != (len(beside) == 1):
-        expected = "contrast; or recipe and against, or recipe and measure"
+    two = given.get("measure") == "speed-up"  # which is a number of two recipes
+    if len(numbers) != 1 or ("recipe" in given) != (len(beside) == 1 + two) or (two and "against" not in given):
+        expected = "contrast; or recipe and against, or recipe and measure (speed-up: recipe, against and measure)"
         raise Problem(f"{what}: which number", found=", ".join([*numbers, *beside]) or "none", expected=expected)
     if ("at_least" in given) == ("at_most" in given):
         raise Problem(f"{what}: at_least, at_most", found="both or neither", expected="one of them")

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from xferbench.judge import Answers
     from xferbench.record import Finding
 
-MEASURES = {"seconds": "s", "trainable": "numbers", "stored": "bytes", "share": "of the parameters"}
+MEASURES = {
+    "accuracy": "accuracy",
+    "seconds": "s",
+    "trainable": "numbers",
+    "stored": "bytes",
+    "share": "of the parameters",
+    "speed-up": "times",
+}
 OUTCOMES = ("agrees", "disagrees", "inconclusive", "not measured")
 
 
@@ -84,10 +91,32 @@ def difference(recipe: str, against: str, view: str = "test") -> Contrast:
 
 
 def of_measure(effect: Effect, rows: Sequence[Mapping[str, object]], parameters: int, alpha: float) -> Number:
-    """The mean of a recipe's measure over seeds, with bounds by a t; one that is the same at all seeds is exact."""
+    """The mean of a recipe's measure over seeds; ``share`` is of all parameters, and ``accuracy`` the suite's metric."""
     name = "trainable" if effect.measure == "share" else effect.measure
     values = [float(str(row[name])) for row in rows if row["recipe"] == effect.recipe and row.get(name) is not None]
-    values = [value / parameters for value in values] if effect.measure == "share" else values
+    return _by_seed(effect, [value / parameters for value in values] if effect.measure == "share" else values, alpha)
+
+
+def speed_up(effect: Effect, answers: Answers, seeds: Sequence[int], alpha: float) -> Number:
+    """How many times fewer steps a recipe takes to where another one ends, on validation; 0 where it never gets there.
+
+    The other one's steps are counted up to where it first is as good as at its end. Steps are those at which curves have a
+    row, so that small ratios are coarse.
+    """
+    found = []
+    for seed in seeds:
+        one, other = (answers.get((name, "test", seed)) for name in (effect.recipe, effect.against))
+        if one is not None and other is not None and one.curve and other.curve:
+            end = other.curve[-1][2]
+            mine, theirs = (
+                next((step for step, _, score in curve if score >= end), None) for curve in (one.curve, other.curve)
+            )
+            found.append(0.0 if mine is None or theirs is None else theirs / mine)
+    return _by_seed(effect, found, alpha)
+
+
+def _by_seed(effect: Effect, values: Sequence[float], alpha: float) -> Number:
+    """A mean with bounds by a t over seeds; what is the same at all of them is exact."""
     if len(values) < 2:
         return Number(why=f"{effect.recipe} was measured at {len(values)} seeds, and an interval needs two")
     mean, apart = mean_and_half(values, alpha)

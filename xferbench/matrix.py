@@ -279,6 +279,8 @@ def claim(effect: Effect, done: Sequence[Done]) -> dict[str, Any]:
         number = effects.of_contrast(effect, one.run.findings)
     elif effect.recipe in one.skipped:
         number = effects.Number(why=f"{effect.recipe}: {one.skipped[effect.recipe]}")
+    elif effect.measure == "speed-up":
+        number = effects.speed_up(effect, one.answers, seeds, one.task.alpha)
     elif effect.measure:
         number = effects.of_measure(effect, rows(one), one.parameters, one.task.alpha)
     else:

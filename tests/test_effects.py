@@ -1,0 +1,92 @@
+"""Claims held against numbers: only a whole interval agrees or disagrees, and what was not measured does neither."""
+
+from __future__ import annotations
+
+import pytest
+from factory import make_record
+
+from xferbench import effects
+from xferbench.design import Effect, Suite
+from xferbench.record import Finding
+
+NAN = float("nan")
+SUITE = Suite(name="a", path="a", plugins=(), arch="tiny-resnet", target="digits", margin=0.02, looks=(3,))
+
+
+def effect(**more):
+    return Effect(name="one", claim="a claim", source="a paper", task="near", **more)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "least", "most"),
+    [
+        (0.03, 0.05, "agrees", "disagrees"),
+        (-0.01, 0.01, "disagrees", "agrees"),
+        (0.01, 0.03, "inconclusive", "inconclusive"),
+        (0.02, 0.03, "inconclusive", "inconclusive"),
+        (NAN, 0.03, "not measured", "not measured"),
+    ],
+)
+def test_the_whole_interval_must_lie_on_one_side(low, high, least, most):
+    number = effects.Number(ours=0.02, low=low, high=high)
+    assert effects.outcome(effect(contrast="a/b", at_least=0.02), number) == least
+    assert effects.outcome(effect(contrast="a/b", at_most=0.02), number) == most
+
+
+def finding(id_, verdict="PASS", **more):
+    plugin, contrast, *variant = id_.split("/")
+    return Finding(id=id_, plugin=plugin, contrast=contrast, variant="".join(variant), verdict=verdict, **more)
+
+
+def test_of_a_variant_the_size_is_what_it_costs_and_else_the_measurement():
+    told = [
+        finding("a/harm/bgr", harm=0.0, low=0.0, high=0.0, control_harm=0.2, control_low=0.1, control_high=0.3),
+        finding("a/gap", "INFO", harm=0.4, low=0.3, high=0.5),
+    ]
+    assert effects.of_contrast(effect(contrast="a/harm/bgr", at_least=0.0), told).ours == 0.2
+    assert effects.of_contrast(effect(contrast="a/gap", at_least=0.0), told).low == 0.3
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ([], "no such contrast"),
+        ([finding("a/harm", "SKIPPED", reason="no BatchNorm")], "no BatchNorm"),
+        ([finding("a/harm", "ERROR", reason="a crash")], "a crash"),
+        ([finding("a/harm/bgr", "ERROR", reason="a crash", control_harm=0.2, control_low=0.1, control_high=0.3)], "a crash"),
+        ([finding("a/harm/bgr", reason="not shown")], "not shown"),
+    ],
+)
+def test_what_was_skipped_or_crashed_agrees_with_nothing(told, why):
+    number = effects.of_contrast(effect(contrast="a/harm/bgr", at_least=-1.0), told)
+    assert number.why.startswith(why)
+    assert effects.outcome(effect(contrast="a/harm/bgr", at_least=-1.0), number) == "not measured"
+
+
+def test_two_recipes_are_paired_and_above_0_is_better():
+    answers = {("probe", "test", seed): make_record(accuracy=0.9, seed=seed) for seed in range(3)}
+    answers |= {("full", "test", seed): make_record(accuracy=0.6, seed=seed) for seed in range(3)}
+    asked = effect(recipe="probe", against="full", at_least=0.02)
+    number = effects.of_recipes(asked, answers, [0, 1, 2], SUITE)
+    assert number.ours == pytest.approx(0.3, abs=0.05) and number.low < number.ours < number.high
+    assert effects.of_recipes(asked, {}, [0, 1, 2], SUITE).why
+
+
+def test_a_measure_has_bounds_over_seeds_and_one_seed_has_none():
+    rows = [{"recipe": "probe", "trainable": 10.0, "seconds": second} for second in (0.4, 0.5, 0.6)]
+    share = effects.of_measure(effect(recipe="probe", measure="share", at_most=0.01), rows, 1000, 0.05)
+    assert (share.ours, share.low, share.high) == pytest.approx((0.01, 0.01, 0.01))
+    seconds = effects.of_measure(effect(recipe="probe", measure="seconds", at_most=1.0), rows, 1000, 0.05)
+    assert seconds.low < 0.5 < seconds.high < 1.0
+    assert effects.of_measure(effect(recipe="probe", measure="seconds", at_most=1.0), rows[:1], 1000, 0.05).why
+
+
+def test_speed_is_the_ratio_of_steps_to_where_the_other_one_ends():
+    def record(*scores):
+        return make_record(curve=tuple((10 * (at + 1), 0.0, score) for at, score in enumerate(scores)))
+
+    answers = {(name, "test", seed): one for seed in (0, 1) for name, one in {"full": record(0.8, 0.9), "scratch": record(0.1, 0.3, 0.7)}.items()}
+    asked = effect(recipe="full", against="scratch", measure="speed-up", at_least=1.0)
+    assert effects.speed_up(asked, answers, [0, 1], 0.05).ours == 3.0
+    never = answers | {("full", "test", seed): record(0.2, 0.6) for seed in (0, 1)}
+    assert effects.speed_up(asked, never, [0, 1], 0.05).ours == 0.0
