@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from xferbench.design import Phase  # noqa: E402
+from xferbench.design import Phase, Preprocessing  # noqa: E402
 from xferbench.lab import backbones, bottleneck, cost  # noqa: E402
 
 HEAD = 2 * 6 + 2
@@ -74,5 +74,41 @@ def test_of_a_network_that_does_not_begin_at_the_checkpoint_all_is_stored():
 def test_a_plugin_may_measure_it():
     anatomy, model = network()
     one = SimpleNamespace(phases=tuple(phases("bias")), init="pretrained")
-    seen = SimpleNamespace(fit=one, network=SimpleNamespace(anatomy=anatomy, module=model))
-    assert cost.measured(seen) == cost.cost(phases("bias"), anatomy, model)
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    of_network = SimpleNamespace(anatomy=anatomy, module=model)
+    seen = SimpleNamespace(fit=one, network=of_network, served=images, ready=Preprocessing())
+    assert cost.measured(seen) == cost.cost(phases("bias"), anatomy, model) | {"multiply_adds": WORK}
+
+
+# a first convolution of 6 × 6 places, a second of 4 × 4, and the head
+WORK = 36 * 4 * 27 + 16 * 6 * 36 + 6 * 2
+
+
+def test_the_work_at_an_image_is_that_of_convolutions_and_matrix_products():
+    _, model = network()
+    model.train()
+    assert cost.multiply_adds(model, (3, 8, 8)) == WORK
+    assert model.training and not model[1].num_batches_tracked, "nothing was changed by looking"
+
+
+def test_adapters_cost_work_and_low_ranks_none():
+    anatomy, model = network(adapters=2)
+    places = {4: 36, 6: 16}  # by width
+    own = 0
+    for name, tensor in model.named_parameters():
+        if name.endswith("adapter_up"):
+            width = tensor.shape[0]
+            own += 2 * 2 * width * places[width]
+    assert own
+    assert cost.cost(phases("adapter:2"), anatomy, model, shape=(3, 8, 8))["multiply_adds"] == WORK + own
+    plain = network()
+    assert cost.cost(phases("lora:2"), *plain, shape=(3, 8, 8))["multiply_adds"] == WORK
+
+
+@pytest.mark.parametrize(("name", "millions"), [("resnet18", 1814.1), ("vit_b_16", 17564.2)])
+def test_published_counts_are_met(name, millions):
+    import torchvision
+
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name)
+    assert cost.multiply_adds(model, (3, 224, 224)) / 1e6 == pytest.approx(millions, rel=0.01)

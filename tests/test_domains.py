@@ -27,6 +27,13 @@ def source(given, cache, *, words=None, arch="tiny-resnet", outputs=3):
     return domains.source(given, words or {}, READY, arch, head, cache)
 
 
+def test_what_has_no_training_images_cannot_be_adapted_to(tmp_path):
+    images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.arange(4) % 2
+    np.savez(tmp_path / "tested.npz", test_images=images, test_labels=labels)
+    with pytest.raises(Problem, match="no training images"):
+        domains.unlabelled(inputs.data(f"npz:{tmp_path / 'tested.npz'}"), READY, tmp_path / "cache")
+
+
 def test_without_a_source_nobody_knows_its_classes(tmp_path):
     assert source(None, tmp_path) == ((), "the suite has no [source]")
 

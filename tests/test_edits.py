@@ -22,6 +22,14 @@ def test_interpolation_gives_the_ends():
     assert torch.equal(half["fc.weight"], HEAD["fc.weight"]), "the head stays"
 
 
+def test_between_beginning_and_end_lie_all_weights_and_both_ends_are_exact():
+    begun = {"w": torch.tensor([0.1, -0.0]), "n": torch.tensor(1)} | HEAD
+    ended = {"w": torch.tensor([0.7, -0.0]), "n": torch.tensor(9), "fc.weight": torch.ones(3, 2), "fc.bias": torch.zeros(3)}
+    assert edits.between(begun, ended, 0) is begun and edits.between(begun, ended, 1.0) is ended
+    half = edits.between(begun, ended, 0.5)
+    assert half["fc.weight"].tolist() == [[0.5, 1.0], [1.5, 2.0], [2.5, 3.0]] and int(half["n"]) == 9
+
+
 def test_the_order_of_classes_is_the_one_with_the_most_right_answers():
     logits = np.eye(3)[[1, 1, 2, 0, 0]]
     assert edits.assigned(logits, np.array([0, 0, 1, 2, 2])).tolist() == [1, 2, 0]

@@ -45,6 +45,34 @@ def test_adapters_are_of_one_size_and_none_are_in_a_finished_network():
     assert "a finished network has no adapters" in fitting.unfit(recipe("adapter:4"), replace(FACTS, outputs=3))
 
 
+@pytest.mark.parametrize(
+    ("asked", "known", "reason"),
+    [
+        ({"regularizer": "dann:1"}, {}, "dann:1: the suite has no [shifted]"),
+        ({"regularizer": "dann:1"}, {"shifted": (0, 1)}, ""),
+        ({"regularizer": "dann:1"}, {"shifted": (0, 1), "honours": ("lr",)}, "dann:1: the training code is given no images"),
+        ({"regularizer": "dann:1"}, {"shifted": (0, 1), "lacks": ("unlabelled",)}, "dann:1: the [shifted] set has no training"),
+        ({"finish": "adabn"}, {"batchnorm": ("bn",)}, ""),
+        ({"finish": "adabn"}, {"batchnorm": ()}, "adabn: the backbone has no BatchNorm"),
+        ({"finish": "adabn"}, {"batchnorm": ("bn",), "lacks": ("unlabelled",)}, "adabn: the [shifted] set has no training"),
+        ({"finish": "adabn"}, {"batchnorm": ("bn",), "honours": ("lr",)}, ""),
+        ({"finish": "interpolate:0.5"}, {"batchnorm": ()}, ""),
+        ({"finish": "interpolate:0.5"}, {"honours": ()}, "interpolate:0.5: nobody knows where the training code's last"),
+    ],
+)
+def test_why_what_makes_domains_alike_or_ends_a_recipe_does_not_fit(asked, known, reason):
+    found = fitting.unfit(Recipe(**asked), replace(FACTS, **{"shifted": (), "honours": None} | known))
+    assert found.startswith(reason) and bool(found) == bool(reason)
+
+
+def test_a_suite_that_lacks_what_its_recipe_needs_is_refused_before_anything_is_trained(tmp_path):
+    asked = replace(suite.load(suite.find("quick")), recipe=Recipe(finish="adabn"))
+    facts = replace(FACTS, batchnorm=())
+    with store.opened(tmp_path / "s.sqlite") as db, pytest.raises(Problem) as caught:
+        execute.examined(asked, db, tmp_path, lambda: lambda *_: SimpleNamespace(result=lambda: facts))
+    assert "no BatchNorm" in caught.value.found and "[recipe]" in caught.value.what
+
+
 def test_candidates_that_do_not_fit_are_left_out_and_an_arm_of_nothing_else_is_none():
     both = Choice(candidates=(arm(full()), arm(bitfit()), arm(lora())))
     asked = {"cured": both, "one": Choice(candidates=(arm(full()), arm(norm_only()))), "induced:x": arm(adapter())}

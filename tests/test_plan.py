@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_looks import PIPELINE, SUITE, study
 
-from xferbench import plan
+from xferbench import fake, plan
 from xferbench.design import Choice, Code, Data, Domain, Phase, Recipe, content
 from xferbench.fake import predictions
 from xferbench.record import Record
@@ -159,3 +159,27 @@ def test_how_much_is_transferred_is_in_a_key_only_where_it_is_not_all():
     assert "transferred" not in key and "transferred" not in content(Recipe())
     part = replace(PIPELINE, recipe=replace(PIPELINE.recipe, transferred="low:1"))
     assert content(plan.fit(part, 0)) == key | {"transferred": "low:1"}
+
+
+def test_a_fit_is_given_unlabelled_images_where_domains_are_to_be_told_apart_and_nowhere_else():
+    alike = replace(fake.PIPELINE, recipe=Recipe(regularizer="dann:1"))
+    assert plan.fit(alike, 0).unlabelled == fake.PIPELINE.shifted.data
+    assert plan.fit(fake.PIPELINE, 0).unlabelled is None
+    assert plan.fit(replace(fake.PIPELINE, recipe=Recipe(regularizer="ewc:1")), 0).unlabelled is None
+    assert plan.cost(plan.fit(alike, 0)) == 3 * plan.cost(plan.fit(fake.PIPELINE, 0))
+
+
+def test_what_finishes_a_recipe_is_the_first_edit_of_what_is_predicted_and_no_part_of_the_fit():
+    plain = fake.PIPELINE
+    own = replace(plain, recipe=Recipe(finish="adabn"))
+    assert plan.fit(own, 0) == plan.fit(plain, 0)
+    edits = {view: plan.trial(own, view, 0, fake.PLACE).model.edits for view in ("test", "source", "tempered", "source-before")}
+    assert edits == {
+        "test": ("adabn",),
+        "source": ("adabn", "head:source"),
+        "tempered": ("adabn", plan.TEMPERED),
+        "source-before": ("head:source",),
+    }
+    assert plan.trial(own, "test", 0, fake.PLACE, "a:b@1").model.edits == (), "a measure is about training"
+    assert plan.trial(own, "test", 0, fake.PLACE).key != plan.trial(plain, "test", 0, fake.PLACE).key
+    assert plan.kind(own) != plan.kind(plain)

@@ -54,6 +54,14 @@ def test_what_a_backbone_has_nothing_of_is_told(tmp_path, monkeypatch):
     assert probed(make_npz(tmp_path / "d.npz"), tmp_path / "cache", weights=weights).lacks == ("norm", "bias")
 
 
+def test_a_shifted_set_without_training_images_is_told(tmp_path):
+    target, other = make_npz(tmp_path / "d.npz"), tmp_path / "other.npz"
+    np.savez(other, test_images=np.zeros((8, 16, 16, 3), np.uint8), test_labels=np.arange(8) % 4)
+    tested = inputs.data(f"npz:{other}")
+    assert probed(target, tmp_path / "cache", beside=(None, (), tested)).lacks == ("unlabelled",)
+    assert probed(target, tmp_path / "cache", beside=(None, (), target)).lacks == ()
+
+
 def test_what_was_left_out_of_a_folder_and_its_validation_split_are_told(tmp_path):
     folder = make_folder(tmp_path / "d", splits=("train", "val", "test"))
     (folder / "train" / "cat" / "torn.png").write_bytes(b"nothing")

@@ -101,6 +101,16 @@ def test_the_three_that_are_not_phases_alone_say_so():
     assert made["distillation"].phases == strategies.from_scratch().phases
 
 
+def test_three_are_lp_ft_with_one_thing_more():
+    usual = strategies.lp_ft()
+    told = {name: replace(STRATEGIES[name](), name="") for name in ("dann", "adabn", "interpolated")}
+    assert told == {
+        "dann": replace(usual, name="", regularizer="dann:0.3"),
+        "adabn": replace(usual, name="", finish="adabn"),
+        "interpolated": replace(usual, name="", finish="interpolate:0.5"),
+    }
+
+
 def test_what_is_chosen_keeps_the_pipelines_augmentation_and_mlp_head_and_never_takes_one_away():
     own = replace(PIPELINE, recipe=Recipe(head="mlp:8", augment="flip", stop="best"))
     tried = [strategies.linear_probe(), replace(strategies.augmented(), head="mlp:4:0")]

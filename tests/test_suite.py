@@ -109,6 +109,18 @@ def test_the_required_keys_are_enough_and_the_rest_has_the_contracts_defaults(tm
             replace(STRATEGIES["distillation"](), regularizer="distill:1"),
         ),
         (
+            '[recipe] regularizer = "dann:0.5"\n[shifted] data = "synthetic:sketch"',
+            "recipe",
+            Recipe(regularizer="dann:0.5"),
+        ),
+        ('[recipe] finish = "interpolate:0.25"', "recipe", Recipe(finish="interpolate:0.25")),
+        ('[recipe] strategy = "full"\n[recipe] finish = "adabn"', "recipe", replace(STRATEGIES["full"](), finish="adabn")),
+        (
+            '[recipe] strategy = "interpolated"\n[recipe] finish = "interpolate:1"',
+            "recipe",
+            replace(STRATEGIES["interpolated"](), finish="interpolate:1"),
+        ),
+        (
             '[recipe] strategy = "mlp-head"\n[recipe] head = "mlp:9:0"',
             "recipe",
             replace(STRATEGIES["mlp-head"](), head="mlp:9:0"),
@@ -253,6 +265,28 @@ WRONG = [
     ('[recipe] head = "mlp:8:1"', "[recipe] head", '"mlp:8:1"', "P below 1"),
     ('[recipe] augment = "rotate"', "[recipe] augment", '"rotate"', "crop, flip, flip+crop"),
     ('[recipe] regularizer = "distill:0"', "[recipe] regularizer", '"distill:0"', "W above 0"),
+    ('[recipe] regularizer = "dann:0"', "[recipe] regularizer", '"dann:0"', "above 0"),
+    ('[recipe] regularizer = "dann:1"', "[recipe] regularizer", "dann:1", "a [shifted]"),
+    ('[recipe] finish = "interpolate:1.5"', "[recipe] finish", '"interpolate:1.5"', "A from 0 to 1"),
+    ('[recipe] finish = "interpolated:0.5"', "[recipe] finish", '"interpolated:0.5"', "adabn, or interpolate:A"),
+    (
+        '[recipe] strategy = "adabn"\n[recipe] finish = "interpolate:0.5"',
+        "[recipe] finish",
+        '"interpolate:0.5"',
+        "as the strategy adabn sets it",
+    ),
+    (
+        '[recipe] finish = "interpolate:0.5"\n[recipe] training = "python:mine.loop:train"',
+        "[recipe] finish",
+        "interpolate:0.5, beside training",
+        "where its last phase began",
+    ),
+    (
+        '[recipe] regularizer = "dann:1"\n[shifted] data = "digits"\n[recipe] training = "python:mine.loop:train"',
+        "[recipe] regularizer",
+        "dann:1, beside training",
+        "no images of another domain",
+    ),
     ('[recipe] regularizer = "distill:1.5"', "[recipe] regularizer", '"distill:1.5"', "at most 1"),
     (
         '[recipe] regularizer = "lwf:1"\n[recipe] head = "mlp:8"',
@@ -363,7 +397,7 @@ def test_a_suite_asks_something():
 )
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_what_a_strategy_leaves_open_is_heard(tmp_path, strategy, changed):
-    plain = f'[recipe] strategy = "{strategy}"'
+    plain = f'[shifted] data = "digits"\n[recipe] strategy = "{strategy}"'
     assert loaded(tmp_path, f"{plain}\n[recipe] {changed}").recipe != loaded(tmp_path, plain).recipe
 
 
@@ -512,6 +546,7 @@ RECIPES = st.builds(
     phases=st.lists(PHASES, min_size=1, max_size=3).map(tuple),
     regularizer=st.sampled_from(["", "l2-sp:0.5", "lwf:1e-3", "distill:0.25"]) | NUMBERS.map("lwf:{:g}".format),
     stop=st.sampled_from(["last", "best"]),
+    finish=st.sampled_from(["", "adabn", "interpolate:0.5"]),
     name=st.text(max_size=5),
 ).filter(lambda one: not (one.head.startswith("mlp") and one.regularizer.startswith("lwf")))
 
@@ -596,7 +631,7 @@ def test_a_patch_keeps_every_digit_that_a_key_has(lr, decay):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_can_be_written_down(strategy):
     made = STRATEGIES[strategy](Phase())
-    table = tomllib.loads(written() + "\n".join(wording.patch(None, made)))
+    table = tomllib.loads(written('[shifted] data = "digits"') + "\n".join(wording.patch(None, made)))
     assert suite.parse(table, Path("ants.toml")).recipe == made
 
 
@@ -633,6 +668,8 @@ def test_every_field_of_the_nouns_can_be_asked_for_in_a_file(tmp_path):
             Recipe(head="zero", phases=(Phase(optimizer="sgd", weight_decay=0.1),)),
             [", optimizer sgd, weight decay 0.1", "; head zero"],
         ),
+        (Recipe(regularizer="dann:1", finish="adabn"), ["; dann:1; BatchNorm statistics of each domain's own images"]),
+        (Recipe(finish="interpolate:0.3"), ["; all weights at 0.3 of the way through the last phase"]),
         (Recipe(head="mlp:8", augment="flip", regularizer="distill:1"), ["; head mlp:8", "; augment flip", "; distill:1"]),
         (
             Recipe(phases=(Phase(warmup=9, schedule="constant", layer_decay=0.5),)),

@@ -15,7 +15,7 @@ from test_fit import BRIEF, PLACE, READY, WEIGHTS, make_fit, make_trial, make_wo
 
 from xferbench import plan  # noqa: E402
 from xferbench.design import Domain, Phase, Pipeline, Recipe  # noqa: E402
-from xferbench.lab import answer, backbones, data, domains, edits, preprocess, reading, viewed  # noqa: E402
+from xferbench.lab import answer, backbones, batchnorm, data, domains, edits, fit, preprocess, reading, viewed  # noqa: E402
 
 OUTPUTS = tuple(range(19, 9, -1))  # of the shipped head, for the source's ten classes
 DIVERGING = Phase(lr=1e6, optimizer="sgd", steps=12, batch_size=16)
@@ -213,3 +213,102 @@ def test_an_edit_or_examples_that_are_not_known_are_an_error(world):
         trial = replace(trial, model=replace(trial.model, edits=words))
         (record,), _ = answer.answer([trial], frozenset([trial.key]), world.cache)
         assert why in record.error
+
+
+LP_FT = (Phase(trainable="head", batchnorm="eval", lr=1e-2, **BRIEF), Phase(batchnorm="momentum:0.5", lr=1e-2, **BRIEF))
+
+
+def finished(world, finish, view, *phases, seed=0):
+    """The tensors that a named view of a recipe with a finish looks at."""
+    made = make_pipeline(world, *phases or LP_FT)
+    trial = plan.trial(replace(made, recipe=replace(made.recipe, finish=finish)), view, seed, PLACE)
+    (found,), _ = answer._fitted([trial.model.base], trial, world.cache)
+    (found,) = answer._begun([trial.model.base], [found], trial, world.cache)
+    return viewed.edited(answer.model(trial, found, world.cache), trial.model.edits, trial.view), trial
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_adabn_changes_statistics_alone_and_each_domain_has_its_own(world):
+    plain, _ = finished(world, "", "test")
+    found = {view: finished(world, "adabn", view)[0] for view in ("test", "validation", "shifted", "source")}
+    (layers,) = {frozenset(batchnorm.buffers(backbones.build("tiny-resnet", 4)))}
+    moved = {name for name in plain if not torch.equal(plain[name], found["test"][name])}
+    assert moved and moved <= layers
+    assert equal(found["test"], found["validation"])
+    body = {name for name in plain if not name.startswith("linear.")}
+    for view in ("shifted", "source"):
+        assert {name for name in body if not torch.equal(plain[name], found[view][name])} <= layers
+    mean = "bn1.running_mean"
+    assert len({tuple(tensors[mean].tolist()) for tensors in (plain, *found.values())}) == 4
+
+
+def test_adabn_takes_images_as_the_view_prepares_them_and_none_that_choices_are_made_on(world, monkeypatch):
+    given, real = [], viewed._recalibrated
+    monkeypatch.setattr(viewed, "_recalibrated", lambda images, *rest: given.append((images, rest[0])) or real(images, *rest))
+    own = replace(READY, channels="bgr")
+    pipeline = replace(make_pipeline(world, *LP_FT), serve_preprocessing=own)
+    pipeline = replace(pipeline, recipe=replace(pipeline.recipe, finish="adabn"))
+    seen(world, pipeline, "test")
+    seen(world, pipeline, "shifted")
+    seen(world, pipeline, "source-held-out")
+    assert [prepared for _, prepared in given] == [own, own, own]
+    assert [len(images) for images, _ in given] == [60, 60, 43]
+    held_out = domains.held_out(domains.load(world.source, READY, world.cache)).images
+    assert not {image.tobytes() for image in held_out} & {image.tobytes() for image in given[2][0]}
+
+
+def test_interpolation_has_both_ends_bit_for_bit(world):
+    plain, trial = finished(world, "", "test")
+    assert equal(finished(world, "interpolate:1", "test")[0], plain)
+    (shorter,), _ = answer._fitted([replace(trial.model.base, phases=LP_FT[:1])], trial, world.cache)
+    assert equal(finished(world, "interpolate:0", "test")[0], shorter.last)
+    half, _ = finished(world, "interpolate:0.5", "test")
+    for name, tensor in half.items():
+        between = torch.lerp(shorter.last[name], plain[name], 0.5) if tensor.is_floating_point() else plain[name]
+        assert torch.equal(tensor, between)
+    assert not torch.equal(half["linear.weight"], plain["linear.weight"]), "the head too"
+    assert not torch.equal(half["bn1.running_var"], plain["bn1.running_var"]), "and running statistics"
+
+
+def test_the_beginning_is_what_the_last_phase_was_given_in_lock_step_too(world, monkeypatch):
+    adapted = (LP_FT[0], replace(LP_FT[1], trainable="all"), Phase(trainable="adapter:2", batchnorm="eval", **BRIEF))
+    fits = [make_fit(world, *adapted, seed=seed) for seed in range(2)]
+    given, real = [], fit._phase
+
+    def noted(phase, number, fits, rest, network, stacked, *more, **marks):
+        if number == len(adapted) - 1:
+            given.append({name: tensor.clone() for name, tensor in stacked.items()})
+        yield from real(phase, number, fits, rest, network, stacked, *more, **marks)
+
+    monkeypatch.setattr(fit, "_phase", noted)
+    trial, cache = make_trial(fits[0]), world.cache / "begun"
+    found, _ = answer._fitted(fits, trial, cache)
+    for g, one in enumerate(answer._begun(fits, found, trial, cache)):
+        assert equal(one.begun, {name: tensor[g] for name, tensor in given[0].items()})
+
+
+def test_of_a_recipe_of_one_phase_the_beginning_is_the_network_as_it_starts(world):
+    phase = Phase(**BRIEF)
+    found, trial = finished(world, "interpolate:0", "test", phase)
+    (whole,), _ = answer._fitted([trial.model.base], trial, world.cache)
+    assert equal(found, whole.before)
+
+
+def test_what_finishes_a_recipe_retrains_nothing_and_an_old_file_of_weights_will_do(world, tmp_path):
+    plain = make_pipeline(world, *LP_FT)
+    trials = {
+        word: plan.trial(replace(plain, recipe=replace(plain.recipe, finish=word)), "test", 0, PLACE)
+        for word in ("", "adabn", "interpolate:0", "interpolate:0.5", "interpolate:1")
+    }
+    assert len({trial.model.base for trial in trials.values()}) == 1
+    (first,), trained = answer.answer([trials[""]], frozenset([trials[""].key]), tmp_path)
+    assert trained == 1
+    records, trained = answer.answer([*trials.values()], frozenset(one.key for one in trials.values()), tmp_path)
+    assert trained == 0
+    assert not any(record.error for record in records)
+    told = dict(zip(trials, (record.predictions.p_true for record in records), strict=True))
+    assert np.array_equal(told[""], told["interpolate:1"]) and np.array_equal(told[""], first.predictions.p_true)
+    assert len({tuple(told[word]) for word in ("", "adabn", "interpolate:0", "interpolate:0.5")}) == 4

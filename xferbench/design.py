@@ -115,10 +115,16 @@ class Recipe:
             information, Kirkpatrick et al. 2017), ``replay:N`` (N source images beside each batch) or ``lwf:W`` (W times the
             distance of the source head's answers from what they were, Li & Hoiem 2016); or ``distill:W``, which holds on to a
             teacher and needs nothing pretrained itself: 1 − W of the labels' loss and W of the distance from what the
-            pipeline's own pretrained backbone says after LP-FT (Hinton et al. 2015); "" for none.
+            pipeline's own pretrained backbone says after LP-FT (Hinton et al. 2015); or ``dann:W``, which makes features alike:
+            a classifier that tells the target's training images from the shifted set's, without their labels, is trained
+            beside, and its gradient comes back reversed, W times (Ganin et al. 2016, arXiv:1505.07818); "" for none.
         augment: what is done to training images anew at each step: ``flip`` (half of them, left to right), ``crop`` (shifted by
             up to an eighth of each side, edges reflected) or ``flip+crop``; "" for nothing.
         stop: ``last`` step, or the step that was ``best`` on validation; it chooses a view of a fit and retrains nothing.
+        finish: what is done to the trained network, which retrains nothing either: ``adabn`` (BatchNorm statistics computed
+            anew from images of the domain that is looked at, without their labels, Li et al. 2016, arXiv:1603.04779) or
+            ``interpolate:A`` (all weights at A of the way from where the last phase began, 0, to where it ended, 1, Wortsman
+            et al. 2022, WiSE-FT, arXiv:2109.01903); "" for nothing. Measures of plugins are about training and come before.
         name: what people call it; not content.
     """
 
@@ -130,6 +136,7 @@ class Recipe:
     name: str = _place()
     augment: str = field(default="", metadata={"added": True})
     transferred: str = field(default="all", metadata={"added": True})
+    finish: str = field(default="", metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +265,8 @@ class Fit:
     ``code`` builds an ``arch`` of the user's own, ``training`` trains it in place of the lab's loop; ``stop`` is told to that
     code alone, since it gives one network only. Without phases it is the network as it starts: with the head ``own``, a
     finished one, made from ``before``. ``teacher`` is there where the regularizer needs one, of the same seed and data.
-    ``cued`` puts a cue on every training image of the first class.
+    ``cued`` puts a cue on every training image of the first class. ``unlabelled`` is there where the regularizer needs images
+    of another domain, without their labels.
     """
 
     arch: str
@@ -282,6 +290,7 @@ class Fit:
     teacher: Fit | None = field(default=None, metadata={"added": True})
     cued: bool = field(default=False, metadata={"added": True})
     transferred: str = field(default="all", metadata={"added": True})
+    unlabelled: Data | None = field(default=None, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,6 +299,7 @@ class Model:
 
     ``head:source`` puts the pretrained head back, ``head:refit`` a linear one that is fitted anew on the training images of the
     view's domain, and ``head:probe`` one on those of the target; the others are described by :data:`xferbench.wording.EDITS`.
+    What finishes a recipe (:attr:`Recipe.finish`) is the first of them.
     """
 
     base: Fit
@@ -386,7 +396,7 @@ class Facts:
     written down somewhere. ``honours`` are the fields of a recipe that the user's training code heeds, None where the lab
     trains; ``crash`` is what the user's code raised while it was probed. ``outputs`` are those of a finished network's head,
     ``unmoved`` tells that all below it is as it was before. ``lacks`` are the kinds of :attr:`Phase.trainable` (norm,
-    bias, lora, adapter) of which the backbone has nothing.
+    bias, lora, adapter) of which the backbone has nothing, and ``unlabelled`` where the shifted set has no training images.
     """
 
     parameters: int

@@ -242,8 +242,11 @@ def _fits(suite: Suite, facts: Facts) -> None:
             f"{suite.path}: too few test images", found=f"{facts.test}", expected=f"{FEWEST} or more, far more to decide"
         )
     for key, recipe in {"[recipe] trainable": suite.recipe, "[checkpoint] believed": suite.believed}.items():
-        if recipe is not None and not facts.crash and (reason := fitting.unfit(recipe, facts)):
+        if recipe is not None and not facts.crash and (reason := fitting.untrainable(recipe, facts)):
             raise Problem(f"{suite.path}: {key}", found=reason, expected=fitting.expected(facts))
+    if suite.recipe is not None and not facts.crash and (reason := fitting.lacking(suite.recipe, facts)):
+        expected = "regularizer and finish of which all that they need is there"
+        raise Problem(f"{suite.path}: [recipe]", found=reason, expected=expected, do="leave it out, or give what is missing")
 
 
 def asked(engine: Callable[[], Call], cache: Path, group: tuple[Trial, ...], missing: frozenset[str]) -> Future[Any]:

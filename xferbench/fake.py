@@ -32,7 +32,17 @@ from xferbench.design import (
     digest,
 )
 from xferbench.record import Predictions, Record, Run
-from xferbench.strategies import deep, discriminative, distillation, from_scratch, full, gradual_unfreezing, linear_probe, lp_ft
+from xferbench.strategies import (
+    dann,
+    deep,
+    discriminative,
+    distillation,
+    from_scratch,
+    full,
+    gradual_unfreezing,
+    linear_probe,
+    lp_ft,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -141,8 +151,10 @@ def impossible(fit: Fit) -> str:
     """Why the real laboratory could not train a fit, or ""."""
     if fit.init != "random" and fit.start is None:
         return f"Problem: init {fit.init} without pretrained weights"
-    if fit.regularizer.startswith("distill"):
-        return "" if fit.teacher else f"ValueError: regularizer {fit.regularizer} without a teacher"
+    beside = {"distill": ("a teacher", fit.teacher), "dann": ("images of another domain", fit.unlabelled)}
+    if (kind := fit.regularizer.partition(":")[0]) in beside:
+        what, given = beside[kind]
+        return "" if given else f"ValueError: regularizer {fit.regularizer} without {what}"
     if fit.regularizer and fit.init != "pretrained":
         return f"ValueError: regularizer {fit.regularizer} without pretrained weights"
     if fit.regularizer.startswith(("lwf", "replay")) and deep(fit.head):
@@ -179,6 +191,7 @@ def worlds() -> Iterator[World]:
         "training from scratch": from_scratch(),
         "an MLP head on augmented images": Recipe(head="mlp:16", augment="flip+crop"),
         "distillation": distillation(),
+        "DANN, then each domain's own statistics": replace(dann(), finish="adabn"),
         "one step": full(Phase(steps=1, batch_size=2)),
         "a zero head, L2-SP and the best step": Recipe(head="zero", regularizer="l2-sp:1", stop="best"),
         "class order and ghost batches": full(Phase(order="class", batchnorm="ghost:2")),

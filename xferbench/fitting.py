@@ -23,6 +23,29 @@ LACKED = {
 
 def unfit(recipe: Recipe, facts: Facts) -> str:
     """Why a recipe cannot be carried out on a backbone, or ""."""
+    return untrainable(recipe, facts) or lacking(recipe, facts)
+
+
+def lacking(recipe: Recipe, facts: Facts) -> str:
+    """Why what ends a recipe, or makes domains alike, has not what it needs, or ""."""
+    own = facts.honours is not None
+    if recipe.regularizer.startswith("dann"):
+        if own or not facts.shifted:
+            why = "the training code is given no images of another domain" if own else "the suite has no [shifted]"
+            return f"{recipe.regularizer}: {why}"
+        if "unlabelled" in facts.lacks:
+            return f"{recipe.regularizer}: the [shifted] set has no training images"
+    if recipe.finish == "adabn" and not facts.has_batchnorm:
+        return "adabn: the backbone has no BatchNorm with running statistics"
+    if recipe.finish == "adabn" and "unlabelled" in facts.lacks:
+        return "adabn: the [shifted] set has no training images"
+    if recipe.finish.startswith("interpolate") and own:
+        return f"{recipe.finish}: nobody knows where the training code's last phase began"
+    return ""
+
+
+def untrainable(recipe: Recipe, facts: Facts) -> str:
+    """Why something that a recipe trains is not there, or ""."""
     words = tuple(phase.trainable for phase in recipe.phases)
     for word in words:
         kind, _, count = word.partition(":")

@@ -121,10 +121,11 @@ RECIPE: dict[str, Rule] = {
     ),
     "augment": rules.among("flip", "crop", "flip+crop"),
     "regularizer": rules.matching(
-        r"(l2-sp|ewc|lwf):(?=[^e]*[1-9])\d*\.?\d+(e[+-]?\d+)?|replay:[1-9]\d*|distill:(0?\.\d*[1-9]\d*|1(\.0+)?)",
-        "l2-sp:A, ewc:L or lwf:W with a strength above 0, replay:N with N source images a batch, "
+        r"(l2-sp|ewc|lwf|dann):(?=[^e]*[1-9])\d*\.?\d+(e[+-]?\d+)?|replay:[1-9]\d*|distill:(0?\.\d*[1-9]\d*|1(\.0+)?)",
+        "l2-sp:A, ewc:L, lwf:W or dann:W with a strength above 0, replay:N with N source images a batch, "
         "or distill:W with W above 0 and at most 1",
     ),
+    "finish": rules.matching(r"adabn|interpolate:(0|0?\.\d+|1|[01]\.0+)", "adabn, or interpolate:A with A from 0 to 1"),
     "stop": rules.among("last", "best"),
     "training": rules.matching(r"python:[\w.]+:[\w.]+", "python:module:callable"),
     "train_preprocessing": PREPROCESSING,

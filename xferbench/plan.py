@@ -154,9 +154,10 @@ def peak(pipeline: Pipeline) -> float:
 
 
 def kind(pipeline: Pipeline) -> tuple[str, ...]:
-    """What tells strategies apart: where a recipe starts, what it trains on, what each phase trains, and what it is held by."""
+    """What tells strategies apart: where they start, what they train on, what holds and what ends them, what phases train."""
     recipe = pipeline.recipe
-    return (recipe.init, recipe.augment, recipe.regularizer.partition(":")[0], *(phase.trainable for phase in recipe.phases))
+    held = recipe.regularizer.partition(":")[0]
+    return (recipe.init, recipe.augment, held, recipe.finish, *(phase.trainable for phase in recipe.phases))
 
 
 def subject(suite: Suite, pipeline: Pipeline) -> Arm:
@@ -171,6 +172,7 @@ def fit(pipeline: Pipeline, seed: int) -> Fit:
     recipe = pipeline.recipe
     made_here = recipe.init in {*MADE_HERE, "target"}
     needs_source = recipe.regularizer.startswith(("ewc", "replay"))
+    needs_shifted = recipe.regularizer.startswith("dann") and not pipeline.planted
     needs_teacher = recipe.regularizer.startswith("distill") and not (pipeline.planted or pipeline.training)
     if pipeline.finished:
         return _finished(pipeline, pipeline.finished)
@@ -193,6 +195,7 @@ def fit(pipeline: Pipeline, seed: int) -> Fit:
         augment="" if pipeline.planted else recipe.augment,
         teacher=fit(replace(pipeline, recipe=TEACHER), seed) if needs_teacher else None,
         transferred="all" if recipe.init == "random" else recipe.transferred,
+        unlabelled=pipeline.shifted.data if needs_shifted and pipeline.shifted else None,
     )
 
 
@@ -291,6 +294,8 @@ def trial(
     own = pipeline.train_preprocessing if look.trained else own
     examples = look.examples
     edits = (*pipeline.edits, *(edit for edit in look.edits if edit not in pipeline.edits))
+    if pipeline.recipe.finish and measure == "predictions" and not (look.before or pipeline.finished or pipeline.planted):
+        edits = (pipeline.recipe.finish, *edits)
     if look.examples == "whole" or (compares and pipeline.judged == "confirm"):
         examples = "test"
     elif bounded:
@@ -488,7 +493,8 @@ def _shape(one: Fit) -> Fit:
 
 def cost(one: Fit) -> float:
     """Examples that go through a fit's training, those of a frozen backbone counted at a tenth; for order and estimates."""
-    return sum(phase.steps * phase.batch_size if one.augment else examples(phase) for phase in one.phases)
+    times = 3 if one.unlabelled else 1  # what is told apart are the batch, once more, and as many images of another domain
+    return times * sum(phase.steps * phase.batch_size if one.augment else examples(phase) for phase in one.phases)
 
 
 def examples(phase: Phase) -> float:

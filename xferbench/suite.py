@@ -105,10 +105,11 @@ def _single(table: Mapping[str, Any], path: Path) -> Suite:
     finished = _finished(top.pop("checkpoint"), table, recipe) if "checkpoint" in top else {}
     given = _recipe(recipe) if "recipe" in table and not finished else None
     asked = Suite(path=str(path), **backbone, **target, **roles, **beside, **top, **served, **finished, recipe=given)
-    needing = {"init": MADE_HERE, "regularizer": ("ewc", "replay")}
-    for name, words in needing.items():
-        if given is not None and getattr(given, name).startswith(words) and asked.source is None:
-            raise Problem(f"recipe.{name}", found=getattr(given, name), expected="one that needs no [source], or a [source]")
+    needing = [("init", MADE_HERE, "source"), ("regularizer", ("ewc", "replay"), "source"), ("regularizer", "dann", "shifted")]
+    for name, words, role in needing:
+        if given is not None and getattr(given, name).startswith(words) and getattr(asked, role) is None:
+            expected = f"one that needs no [{role}], or a [{role}]"
+            raise Problem(f"recipe.{name}", found=getattr(given, name), expected=expected)
     if given is not None:
         _possible(given, asked)
     _one_kind(asked)
@@ -136,9 +137,13 @@ def _possible(recipe: Recipe, asked: Suite) -> None:
     if held.startswith(("lwf", "replay")) and deep(recipe.head):
         expected = "l2-sp, ewc or distill, or a plain head: the source's cannot stand below another"
         raise Problem("recipe.regularizer", found=f"{held}, beside head {recipe.head}", expected=expected)
-    if held.startswith("distill") and asked.training:
-        expected = "the lab's own loop: training code is given no teacher"
+    if held.startswith(("distill", "dann")) and asked.training:
+        lacking = "teacher" if held.startswith("distill") else "images of another domain"
+        expected = f"the lab's own loop: training code is given no {lacking}"
         raise Problem("recipe.regularizer", found=f"{held}, beside training", expected=expected)
+    if recipe.finish.startswith("interpolate") and asked.training:
+        expected = "the lab's own loop: of training code nobody knows where its last phase began"
+        raise Problem("recipe.finish", found=f"{recipe.finish}, beside training", expected=expected)
     if recipe.augment and isinstance(asked.train_preprocessing or asked.preprocessing, Spectrogram):
         raise Problem("recipe.augment", found=f"{recipe.augment} of spectrograms", expected="images", do="leave it out")
 

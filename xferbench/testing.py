@@ -255,7 +255,8 @@ def _statable(arm: Pipeline, world: World) -> None:
     lines = wording.patched(None, arm, recorded)
     told = "; ".join(line for line in lines if line)
     table = {"schema": 1, "name": "kit", "plugins": ["all"], "backbone": {"arch": arm.arch}, "target": {"data": "digits"}}
-    beside = {"source": {"data": "digits"}} if arm.source else {}
+    roles = {"source": arm.source, "shifted": arm.shifted}
+    beside = {role: {"data": "digits"} for role, given in roles.items() if given}
     what = f"cure of {world.name}: no suite file can ask for it"
     try:
         read = suite.parse(table | beside | tomllib.loads("\n".join(lines)), Path("kit.toml"))

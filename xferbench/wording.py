@@ -22,6 +22,8 @@ EDITS = {  # what is done to a network's tensors without training, by the edit's
     "classes:rotated": "each class in the next one's place",
     "temperature:fitted": "logits divided by a temperature fitted on images kept apart",
     "temperature": "logits divided by {}",
+    "adabn": "BatchNorm statistics of each domain's own images",
+    "interpolate": "all weights at {} of the way through the last phase",
     "interpolated:0": "the backbone of before",
     "interpolated": "weights at {} of the way from before to after",
     "weights:permuted": "weights shuffled within each tensor",
@@ -29,7 +31,7 @@ EDITS = {  # what is done to a network's tensors without training, by the edit's
     "head:refit": "the head fitted anew",
     "head:source": "the pretrained head",
 }
-WHOLE = ("init", "transferred", "head", "augment", "regularizer", "stop")  # keys of a recipe as a whole
+WHOLE = ("init", "transferred", "head", "augment", "regularizer", "finish", "stop")  # keys of a recipe as a whole
 
 
 def patch(before: Recipe | None, after: Recipe, training: Code | None = None) -> list[str]:
@@ -94,6 +96,7 @@ def _lines(phase: Phase, before: Phase | None) -> list[str]:
 
 
 TRAINED = {"bias": "biases", "lora": "LoRA of rank {}", "adapter": "adapters of {} channels"}  # others as in a suite
+OWN_WORDS = ("regularizer", "finish", "stop")
 TOLD = ("trainable", "lr", "head_lr", "batchnorm", "steps", "batch_size", "order")  # in words of their own, always
 
 
@@ -108,8 +111,9 @@ def words(recipe: Recipe) -> str:
         what = TRAINED.get(kind, phase.trainable).format(amount)
         told.append(f"{what}, {rate}, BatchNorm {phase.batchnorm}, {phase.steps} × {phase.batch_size}{extra}")
     start = "" if recipe.init == "pretrained" else f"{recipe.init} weights: "
-    whole = "".join(f"; {one}" for one in _unusual(recipe, Recipe(), ("init", "phases", "regularizer", "stop", "name")))
+    whole = "".join(f"; {one}" for one in _unusual(recipe, Recipe(), ("init", "phases", *OWN_WORDS, "name")))
     whole += f"; {recipe.regularizer}" if recipe.regularizer else ""
+    whole += f"; {edited(recipe.finish)}" if recipe.finish else ""
     return (
         (f"{recipe.name}: " if recipe.name else "")
         + start

@@ -62,6 +62,8 @@ def answer(trials: Sequence[Trial], missing: frozenset[str], cache: Path) -> tup
     wanted = [trial for trial in trials if trial.key in missing]
     try:
         found, trained = _fitted(fits, trials[0], cache)
+        if any(edit.startswith("interpolate:") for trial in trials for edit in trial.model.edits):
+            found = _begun(fits, found, trials[0], cache)
     except (Problem, OSError):
         raise
     except Exception as error:  # noqa: BLE001 - a crash is an answer, and leads to the verdict ERROR
@@ -172,12 +174,24 @@ def _fitted(fits: Sequence[Fit], trial: Trial, cache: Path) -> tuple[list[Fitted
     return trained, len(trained)
 
 
+def _begun(fits: Sequence[Fit], found: Sequence[Fitted], trial: Trial, cache: Path) -> list[Fitted]:
+    """A group's networks with where their last phase began: fits of their own, whose last phase has no steps.
+
+    These are trained to the same bits, so that nobody pays for what only interpolation needs, and files of weights stay as
+    they are. The phase is not left out, for its adapters are there from the first one on.
+    """
+    earlier = [replace(one, phases=(*one.phases[:-1], replace(one.phases[-1], steps=0, warmup=0))) for one in fits]
+    before, _ = _fitted(earlier, trial, cache)
+    return [replace(one, begun=other.last) for one, other in zip(found, before, strict=True)]
+
+
 def _source(one: Fit, network: Network, cache: Path) -> fit.Source | None:
     """What a fit's regularizer is given of the source."""
     if not one.regularizer:
         return None
     memory = domains.memory(domains.load(one.source, one.preprocessing, cache)) if one.source else None
-    return fit.Source(head=pretrained_head(one, network), memory=memory)
+    other = domains.unlabelled(one.unlabelled, one.preprocessing, cache) if one.unlabelled else None
+    return fit.Source(head=pretrained_head(one, network), memory=memory, unlabelled=other)
 
 
 def _taught(source: fit.Source | None, fits: Sequence[Fit], trial: Trial, cache: Path) -> fit.Source | None:

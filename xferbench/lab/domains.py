@@ -110,6 +110,19 @@ def memory(dataset: Dataset) -> Split:
     return data.taken(dataset.train, _halves(dataset)[1][:MEMORY])
 
 
+def unlabelled(given: Data, ready: Ready, cache: Path) -> Split:
+    """What may be seen of a domain whose labels nobody looks at: those of its training images that :func:`memory` has.
+
+    Raises:
+        Problem: where it has none.
+    """
+    dataset = data.load(given, ready, None, cache)
+    if not len(dataset.train.labels):
+        expected = "training images, to adapt to without their labels; a test part is only scored"
+        raise Problem(f"{given.spec}: no training images", found="a test set alone", expected=expected)
+    return memory(dataset)
+
+
 def _halves(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the two halves of a domain's training images, each in a random order; whole groups stay on one side."""
     rng, groups = np.random.default_rng(0), dataset.train.groups

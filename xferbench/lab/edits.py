@@ -37,6 +37,18 @@ def interpolated(before: Mapping[str, Tensor], after: Tensors, share: float, hea
     return found
 
 
+def between(begun: Tensors, ended: Tensors, share: float) -> Tensors:
+    """All weights, the head's too, at a ``share`` of the way (Wortsman et al. 2022); whole numbers are those of the end.
+
+    At 0 it is the beginning and at 1 the end, bit for bit.
+    """
+    if share in {0, 1}:
+        return ended if share else begun
+    return {
+        name: torch.lerp(begun[name], tensor, share) if tensor.is_floating_point() else tensor for name, tensor in ended.items()
+    }
+
+
 def initial(statistics: Mapping[str, Tensor]) -> Tensors:
     """BatchNorm's running statistics as a fresh network has them: mean 0, variance 1."""
     fresh = {True: torch.ones_like, False: torch.zeros_like}

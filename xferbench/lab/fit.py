@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from xferbench.lab import augment, backbones, batchnorm, features, lowrank, preprocess, regularize, seeds
+from xferbench.lab import adversary, augment, backbones, batchnorm, features, lowrank, preprocess, regularize, seeds
 from xferbench.lab.data import subset
 from xferbench.lab.schedule import factor, rates
 
@@ -49,7 +49,8 @@ class Fitted:
     """A trained network: its tensors before, after the last step and at the best one on validation.
 
     ``prior`` is [classes], the training subset's class frequencies, which a diverged fit predicts. ``curve`` has rows of
-    step, mean training loss since the row before, and validation accuracy.
+    step, mean training loss since the row before, and validation accuracy. ``begun`` are the tensors as its last phase began,
+    where somebody asks for them.
     """
 
     before: Tensors
@@ -59,6 +60,7 @@ class Fitted:
     diverged: bool
     prior: tuple[float, ...]
     seconds: float
+    begun: Tensors | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,12 +121,14 @@ class Source:
     """What is left of the source beside the weights: the checkpoint's head, and some images where a fit is given any.
 
     ``teachers`` are each member's, where they have one; ``plain`` is the structure with a plain head, where theirs is another.
+    ``unlabelled`` are images of another domain, where a fit is given any.
     """
 
     head: Tensors
     memory: Split | None = None
     teachers: tuple[Tensors, ...] = ()
     plain: Network | None = None
+    unlabelled: Split | None = None
 
 
 def train(
@@ -149,19 +153,23 @@ def train(
     best, top = list(starts), [-1.0] * len(fits)
     total = sum(phase.steps for phase in fits[0].phases)
     marks = [round(total * (check + 1) / CHECKS) for check in range(CHECKS)]
-    held = None
+    held = rival = None
     if source is not None:
         images = [torch.from_numpy(np.array(dataset.train.images[index])) for index, _ in chosen]
         asked = source.plain or network, source.teachers
         held = regularize.hold(fits, network, starts[0], source.head, source.memory, images, *asked)
+        rival = adversary.rival(fits, network, source.unlabelled, dataset.train.images.shape[1:])
     done = 0
     for number, phase in enumerate(fits[0].phases):
+        if not phase.steps:
+            continue
         lower, rest = body(network, 0 if fits[0].augment else cut(phase, network.anatomy), fits[0].preprocessing)
         members = [member(stacked, g) for g in range(len(fits))]
         material = [_material(lower, members[g], dataset, *chosen[g], fit, network) for g, fit in enumerate(fits)]
         term = regularize.term(held, lower, members, phase, number, fits, network) if held else None
+        bout = adversary.bout(rival, lower, members, phase, number, fits, network) if rival else None
         left = [mark - done for mark in marks]
-        for step, loss in _phase(phase, number, fits, rest, network, stacked, material, term, marks=left):
+        for step, loss in _phase(phase, number, fits, rest, network, stacked, material, term, bout, marks=left):
             scores = [_accuracy(rest, member(stacked, g), material[g], network.device) for g in range(len(fits))]
             curve.append((done + step, loss, scores))
             for g, score in enumerate(scores):
@@ -248,6 +256,7 @@ def _phase(
     stacked: Tensors,
     material: Sequence[Material],
     term: regularize.Term | None,
+    bout: adversary.Bout | None,
     *,
     marks: Sequence[int],
 ) -> Iterator[tuple[int, list[float]]]:
@@ -258,7 +267,8 @@ def _phase(
     low = backbones.kinds(network.anatomy, network.module)["lora"] if phase.trainable.startswith("lora:") else set()
     parameters = lowrank.parameters(phase, begun, low, [seeds.stream(fit.seed, seeds.LOW_RANK, number) for fit in fits])
     tensors = {name: stacked[name] for name in rest.names}
-    optimizer = _optimizer(phase, parameters, lowrank.of_weights(parameters, backbones.depth(network.anatomy, network.module)))
+    distance = lowrank.of_weights(parameters, backbones.depth(network.anatomy, network.module))
+    optimizer = _optimizer(phase, parameters, distance, bout.rival.tensors if bout else {})
     peaks = [group["lr"] for group in optimizer.param_groups]
     orders = [batches(phase, fit.seed, number, part.y.cpu().numpy()) for fit, part in zip(fits, material, strict=True)]
     index = torch.from_numpy(np.stack(orders, axis=1)).to(network.device)  # [steps, members, batch]
@@ -285,6 +295,8 @@ def _phase(
             if term is not None:
                 extra = regularize.loss(term, step, logits, moving, index[step], network.anatomy.classes, x)
                 loss = term.held.rest * loss + extra
+            if bout is not None:
+                loss = loss + adversary.loss(bout, step, rest, used, x, draws)
             optimizer.zero_grad(set_to_none=True)
             loss.sum().backward()
             optimizer.step()
@@ -308,8 +320,9 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return bool(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))
 
 
-def _optimizer(phase: Phase, parameters: Tensors, depth: dict[str, int]) -> torch.optim.Optimizer:
+def _optimizer(phase: Phase, parameters: Tensors, depth: dict[str, int], rival: Tensors) -> torch.optim.Optimizer:
     groups: list[dict[str, Any]] = rates(phase, parameters, depth)
+    groups += [{"params": [*rival.values()], "lr": max(adversary.RATE, phase.lr)}] if rival else []
     if phase.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, weight_decay=phase.weight_decay)
     if phase.optimizer == "adamw":

@@ -48,6 +48,11 @@ def plain(model: nn.Module, anatomy: Anatomy) -> nn.Module:
     return _replaced(deepcopy(model), anatomy.head, nn.Linear(anatomy.features, anatomy.classes))
 
 
+def first(model: nn.Module, head: str) -> str:
+    """The name of the layer that a head's inputs enter."""
+    return f"{head}.0" if isinstance(model.get_submodule(head), nn.Sequential) else head
+
+
 def last(model: nn.Module, head: str) -> str:
     """The name of the layer from which a head's outputs come."""
     layer = model.get_submodule(head)

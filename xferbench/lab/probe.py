@@ -160,8 +160,13 @@ def _probed(
         shifted=domains.shifted(shifted, dataset.classes, ready, cache),
         outputs=outputs_ if finished else 0,
         unmoved=unmoved if finished else False,
-        lacks=tuple(kind for kind, found in own.items() if not found),
+        lacks=tuple(kind for kind, found in own.items() if not found) + _unlabelled(shifted, ready, cache),
     )
+
+
+def _unlabelled(shifted: Data | None, ready: Ready, cache: Path) -> tuple[str, ...]:
+    there = shifted is None or len(data.load(shifted, ready, None, cache).train.labels)
+    return () if there else ("unlabelled",)
 
 
 def _subset(

@@ -186,17 +186,26 @@ def _edited(edit: str, tensors: Tensors, model: Model, view: View) -> Tensors:
     if edit in {"head:refit", "head:probe"}:
         return tensors  # they have no tensors of their own: see _refitted
     kind, _, word = edit.partition(":")
-    if kind == "batchnorm":
-        return tensors | _statistics(word, tensors, model)
-    before = {name: tensor.to(network.device) for name, tensor in model.fitted.before.items()}
-    if kind == "interpolated":
-        return edits.interpolated(before, tensors, float(word), network.anatomy.head)
+    if kind in {"batchnorm", "adabn"}:
+        return tensors | (_statistics(word, tensors, model) if word else _adapted(tensors, model, view))
+    if kind in {"interpolate", "interpolated"}:
+        return _between(kind, float(word), tensors, model)
     if kind == "weights" and word == "permuted@1":
         return edits.permuted(tensors, network)
     if kind in {"classes", "temperature"}:
         layer = heads.last(network.module, network.anatomy.head)
         return edits.of_head(kind, word, tensors, layer, partial(_screened, model, tensors, view))
     raise ValueError(f"no such edit of a model: {edit}")
+
+
+def _between(kind: str, share: float, tensors: Tensors, model: Model) -> Tensors:
+    """Weights between those of before and of after; with the head's own, between a last phase's beginning and its end."""
+    own, network = model.fitted.begun if kind == "interpolate" else model.fitted.before, model.network
+    assert own is not None, "where the last phase began is asked for beside"
+    before = {name: tensor.to(network.device) for name, tensor in own.items()}
+    if kind == "interpolate":
+        return edits.between(before, tensors, share)
+    return edits.interpolated(before, tensors, share, network.anatomy.head)
 
 
 def _statistics(word: str, tensors: Tensors, model: Model) -> Tensors:
@@ -214,9 +223,23 @@ def _statistics(word: str, tensors: Tensors, model: Model) -> Tensors:
     if word == "one-class@1":
         labels = model.dataset.train.labels[index]
         index = index[labels == np.bincount(labels).argmax()]
-    images = torch.from_numpy(np.array(model.dataset.train.images[index])).to(network.device)
-    batches = images.tensor_split(max(1, len(images) // features.BATCH))  # of one size, for each counts alike
-    ready = (preprocess.tensor(batch, model.fit.preprocessing) for batch in batches)
+    return _recalibrated(model.dataset.train.images[index], model.fit.preprocessing, tensors, network)
+
+
+def _adapted(tensors: Tensors, model: Model, view: View) -> Tensors:
+    """Running statistics of training images of the view's domain, prepared as it prepares them (AdaBN, Li et al. 2016)."""
+    if view.domain is None:
+        train = data.load(model.fit.data, view.preprocessing, view.limit, model.cache).train
+        images = train.images[_mixed(model)[:PROBED]]
+    else:
+        images = domains.unlabelled(view.domain.data, view.preprocessing, model.cache).images
+    return _recalibrated(images, view.preprocessing, tensors, model.network)
+
+
+def _recalibrated(images: np.ndarray, prepared: Ready, tensors: Tensors, network: Network) -> Tensors:
+    given = torch.from_numpy(np.array(images)).to(network.device)
+    batches = given.tensor_split(max(1, len(given) // features.BATCH))  # of one size, for each counts alike
+    ready = (preprocess.tensor(batch, prepared) for batch in batches)
     return batchnorm.recalibrated(network.module, tensors, ready)
 
 
@@ -285,7 +308,7 @@ def _logits(model: Model, tensors: Tensors, words: Sequence[str], view: View, sp
         order = serving_order(view.mode.removeprefix("training").removeprefix(":"), split.labels)
         served = in_batches(network, tensors, images, view.preprocessing, order, training=True)
         return served.double().numpy()  # type: ignore[no-any-return] # torch is Any here
-    touched = model.fit.training is not None or any(edit.startswith("batchnorm") for edit in words)
+    touched = model.fit.training is not None or any(edit.startswith(("batchnorm", "adabn")) for edit in words)
     cuts = (fit.cut(phase, network.anatomy) for phase in model.fit.phases)
     lower, rest = fit.body(network, 0 if touched else min(cuts, default=len(network.anatomy.groups)), view.preprocessing)
     x = images if lower is None else features.compute(lower, tensors, images, view.preprocessing, network.device, model.cache)

@@ -72,7 +72,7 @@ def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
     if still and (frozen or (begins_with_probe(recipe) and max(phase.lr for phase in recipe.phases[1:]) <= low)):
         return pipeline
     made = beside(lp_ft(replace(whole, lr=min(whole.lr, low), batchnorm="eval")), recipe)
-    return replace(pipeline, recipe=replace(made, stop=recipe.stop, regularizer=recipe.regularizer))
+    return replace(pipeline, recipe=replace(made, stop=recipe.stop, regularizer=recipe.regularizer, finish=recipe.finish))
 
 
 def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
