@@ -37,7 +37,7 @@ LAYERS = (
     "checks.preprocessing_mismatch checks.reload checks.train_serve_skew",
     "report.frames report.samples report.drawn report.svg report.figures report.forest report.changes report.evidence",
     "report.page report.comparison report.html report.markdown report.junit report.tested report.github report.console",
-    "report.predictions report.write report.accepted",
+    "report.predictions report.tex report.latex report.latex_matrix report.checklist report.write report.accepted",
     "given execute shard repair finish gating doctor init audit fake testing pytest_plugin cli __main__",
 )
 LINE = [name for layer in LAYERS for name in layer.split()]

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 REPLICATES = 2000
 LEVEL = 0.95
 TRIM = 0.25  # of the runs cut off at each end
-WHY = "it has no finite score"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +94,9 @@ def read(frame: pd.DataFrame, skipped: Mapping[tuple[str, str], str] | None = No
     for recipe in recipes:
         lacking = [(task, recipe, seed) for task in tasks for seed in seeds if (task, recipe, seed) not in told]
         if lacking:
-            task, _, seed = lacking[0]
-            why = (skipped or {}).get((task, recipe)) or f"seed {seed}: {errors.get(lacking[0]) or WHY}"
+            at = next((at for at in lacking if at[:2] in (skipped or {})), lacking[0])
+            nothing = "no finite score" if at in rows else "no record"
+            task, why = at[0], (skipped or {}).get(at[:2]) or f"seed {at[2]}: {errors.get(at) or nothing}"
             more = len({task for task, *_ in lacking}) - 1
             left_out[recipe] = f"{task}: {why}" + (f"; and {more} more" if more else "")
     kept = [recipe for recipe in recipes if recipe not in left_out]
