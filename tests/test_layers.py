@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 LAYERS = (
     "problem environment options design rules overrides report report.text report.held report.notebook record events",
     "stats metrics scaling",
-    "aggregates regret advice strategies wording movement keys suite honours fitting schema plan",
+    "scored aggregates regret advice strategies wording movement keys suite honours fitting schema plan",
     "judge looks samples reason findings symptoms pairs outcomes compared alike revived gate frozen",
     "store discover machine forecast",
     "engines engines.worker engines.local",
@@ -44,6 +44,7 @@ LINE = [name for layer in LAYERS for name in layer.split()]
 
 STATISTICS = {
     "stats",
+    "scored",
     "aggregates",
     "regret",
     "scaling",
@@ -63,6 +64,7 @@ READING = {
     *(
         "store",
         "stats",
+        "scored",
         "aggregates",
         "regret",
         "advice",

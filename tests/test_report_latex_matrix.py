@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 from test_report_tex import check, rows
 
-from xferbench import aggregates, regret
+from xferbench import aggregates, regret, scored
 from xferbench.problem import Problem
 from xferbench.report import latex_matrix
 
@@ -40,7 +40,7 @@ def test_a_cell_is_a_mean_with_the_half_width_of_its_interval_and_the_best_are_b
 def test_the_aggregates_are_those_of_the_scores():
     frame = make()
     (full, probe, _) = [[cell for row in found for cell in row[-3:]] for found in zip(rows(latex_matrix.scores(frame))[-1])][:3]
-    scores = aggregates.read(frame)
+    scores = scored.read(frame)
     assert full[0].startswith(f"{100 * aggregates.iqm(scores).value[0]:.1f} [")
     assert probe[1].startswith("3.0 [")
     assert probe[2].startswith(f"{100 * regret.mean(scores).value[1]:.1f} [")
@@ -98,4 +98,4 @@ def test_rows_given_twice_are_a_problem_and_nothing_scored_is_told():
         latex_matrix.scores(pd.concat([make(), make()]))
     source = latex_matrix.scores(make(accuracy=np.nan))
     check(source)
-    assert "no recipe has a score on every task" in source
+    assert "task x takes no part: no recipe has a score on it" in source

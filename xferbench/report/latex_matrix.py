@@ -1,6 +1,6 @@
 """Recipes over many tasks as LaTeX tables: scores by task with their aggregates, and what each recipe costs.
 
-A frame has a row for each task, recipe and seed, as :func:`xferbench.aggregates.read` takes it. Means of whatever is there
+A frame has a row for each task, recipe and seed, as :func:`xferbench.scored.read` takes it. Means of whatever is there
 stand in the tables; aggregates and bold print are of recipes that have it all, and who is missing is said below.
 """
 
@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xferbench import aggregates, metrics, regret
-from xferbench.problem import Problem
+from xferbench import aggregates, metrics, regret, scored
 from xferbench.report import tex, text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     import pandas as pd
 
-    from xferbench.aggregates import Interval, Scores
-
-    Skipped = Mapping[tuple[str, str], str]
+    from xferbench.aggregates import Interval
+    from xferbench.scored import Scores, Skipped
 
 MOST = 12  # sentences of what is missing
 NOTHING = "--"
@@ -38,8 +36,8 @@ def scores(frame: pd.DataFrame, skipped: Skipped | None = None, metric: str = "a
     tasks, recipes = (list(dict.fromkeys(map(str, frame[name]))) for name in ("task", "recipe"))
     recipes += [name for name in dict.fromkeys(recipe for _, recipe in skipped or {}) if name not in recipes]
     bold = {task: _tied(frame[frame.task.astype(str) == task], metric) for task in tasks}
-    whole = _whole(frame, skipped, metric)
-    every, missing = (_aggregated(whole, metric), _missing(whole)) if whole else ({}, ["no recipe has a score on every task"])
+    whole = scored.gathered(frame, skipped, metric)
+    every = {} if whole.empty else _aggregated(whole, metric)
     rows = [
         [
             tex.escaped(recipe),
@@ -51,7 +49,7 @@ def scores(frame: pd.DataFrame, skipped: Skipped | None = None, metric: str = "a
     head = ["Recipe", *map(tex.escaped, tasks), "IQM", "Mean rank", "Mean regret"]
     caption = _caption(frame, metric)
     how = {"columns": "l" + "r" * (len(head) - 1), "label": label, "broad": tex.BROAD}
-    return tex.NEEDS + tex.table(head, rows, caption=caption, notes=missing, **how)  # type: ignore[arg-type]
+    return tex.NEEDS + tex.table(head, rows, caption=caption, notes=_missing(whole), **how)  # type: ignore[arg-type]
 
 
 def costs(frame: pd.DataFrame, metric: str = "accuracy", label: str = "tab:costs") -> str:
@@ -113,18 +111,8 @@ def _cell(runs: np.ndarray, metric: str, *, bold: bool) -> str:
 
 def _tied(of_task: pd.DataFrame, metric: str) -> set[str]:
     """Recipes of one task that are not shown to be worse than its best; none where nothing can be compared."""
-    own = _whole(of_task, None, metric)
-    return {name for name, good in zip(own.recipes, regret.tied(own)[:, 0], strict=True) if good} if own else set()
-
-
-def _whole(frame: pd.DataFrame, skipped: Skipped | None, metric: str) -> Scores | None:
-    """Scores of the recipes that have all; None where none has, which the table then says."""
-    try:
-        return aggregates.read(frame, skipped, metric)
-    except Problem:
-        if frame.duplicated(["task", "recipe", "seed"]).any():
-            raise
-        return None
+    own = scored.gathered(of_task, None, metric)
+    return set() if own.empty else {name for name, good in zip(own.recipes, regret.tied(own)[:, 0], strict=True) if good}
 
 
 def _aggregated(whole: Scores, metric: str) -> dict[str, list[str]]:
