@@ -144,10 +144,9 @@ def _caption(frame: pd.DataFrame, metric: str) -> str:
         f"Mean {_named(metric)} on the target's test images{' in %' if unit in text.POINTS else ''}, ± the half-width of its",
         f"two-sided 95% interval (Student's t over seeds; tasks and test images are taken as given). {_seeds(frame)}",
         "Bold, of the recipes with every seed: the best of a task, and what is not shown to be worse by its regret's lower",
-        "bound, the best chosen on one half of the seeds and scored on the other. IQM: interquartile mean over the runs of all",
-        "tasks; mean rank: 1 is best;",
-        "mean regret: the best recipe of each task less this one; with two-sided 95% intervals, bootstrapped over seeds within",
-        f"tasks, of regret with a cross-fitted lower bound. {CHOSEN}",
+        "bound, the best chosen on one half of the seeds and scored on the other. Of the recipes with every task: IQM, the",
+        "interquartile mean over the runs of all tasks; mean rank, 1 the best; mean regret, the best of these on each task",
+        f"less this one; with two-sided 95% intervals, bootstrapped over seeds within tasks. {CHOSEN}",
     ]
     return tex.escaped(" ".join(said))
 
