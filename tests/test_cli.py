@@ -38,7 +38,7 @@ compare   first; second; -o --output
 ls        --format text|json
 explain   plugin
 validate  suites; --store; --set; --allow-code; --no-files; --freeze; --force
-report    directory; -o --output
+report    directory; -o --output; --format text|latex|checklist
 init      folder; --weights; --arch; -o --output; --force
 manifest  data; -o --output; --force
 merge     stores; -o --output
@@ -503,6 +503,21 @@ def test_report_takes_any_file_of_a_run(capsys, monkeypatch, tmp_path, name):
     write.write(make_run(seeds=2, examples=20), tmp_path / "done")
     assert told(capsys, "report", tmp_path / "done" / name)[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == {"done"}
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "start"),
+    [("latex", "findings.tex", "% needs"), ("checklist", "checklist.md", "# Reproducibility checklist: careless")],
+)
+def test_report_prints_another_format_or_writes_it_where_it_is_told_to(capsys, tmp_path, form, name, start):
+    write.write(make_run(seeds=2, examples=20), tmp_path / "done")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "done").iterdir()}
+    code, out, err = told(capsys, "report", tmp_path / "done", "--format", form)
+    assert (code, err, out.startswith(start)) == (0, "", True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "done").iterdir()} == before
+    code, said, _ = told(capsys, "report", tmp_path / "done", "--format", form, "-o", tmp_path / "paper")
+    assert (code, said) == (0, f"wrote {tmp_path / 'paper' / name}\n")
+    assert (tmp_path / "paper" / name).read_text() == out
 
 
 def test_report_of_a_file_of_no_run_is_told(capsys, tmp_path):

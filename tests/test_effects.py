@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from factory import make_record
 
@@ -64,8 +66,8 @@ def test_what_was_skipped_or_crashed_agrees_with_nothing(told, why):
 
 
 def test_two_recipes_are_paired_and_above_0_is_better():
-    answers = {("probe", "test", seed): make_record(accuracy=0.9, seed=seed) for seed in range(3)}
-    answers |= {("full", "test", seed): make_record(accuracy=0.6, seed=seed) for seed in range(3)}
+    answers = {("probe", "test", seed): make_record(f"probe-{seed}", 0.9, seed=seed) for seed in range(3)}
+    answers |= {("full", "test", seed): make_record(f"full-{seed}", 0.6, seed=seed) for seed in range(3)}
     asked = effect(recipe="probe", against="full", at_least=0.02)
     number = effects.of_recipes(asked, answers, [0, 1, 2], SUITE)
     assert number.ours == pytest.approx(0.3, abs=0.05) and number.low < number.ours < number.high
@@ -83,9 +85,14 @@ def test_a_measure_has_bounds_over_seeds_and_one_seed_has_none():
 
 def test_speed_is_the_ratio_of_steps_to_where_the_other_one_ends():
     def record(*scores):
-        return make_record(curve=tuple((10 * (at + 1), 0.0, score) for at, score in enumerate(scores)))
+        curve = tuple((10 * (at + 1), 0.0, score) for at, score in enumerate(scores))
+        return replace(make_record("key", 0.5), curve=curve)
 
-    answers = {(name, "test", seed): one for seed in (0, 1) for name, one in {"full": record(0.8, 0.9), "scratch": record(0.1, 0.3, 0.7)}.items()}
+    answers = {
+        (name, "test", seed): one
+        for seed in (0, 1)
+        for name, one in {"full": record(0.8, 0.9), "scratch": record(0.1, 0.3, 0.7)}.items()
+    }
     asked = effect(recipe="full", against="scratch", measure="speed-up", at_least=1.0)
     assert effects.speed_up(asked, answers, [0, 1], 0.05).ours == 3.0
     never = answers | {("full", "test", seed): record(0.2, 0.6) for seed in (0, 1)}

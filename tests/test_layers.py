@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 LAYERS = (
     "problem environment options design rules overrides report report.text report.held report.notebook record events",
     "stats metrics scaling",
-    "aggregates regret advice strategies wording movement keys crossed suite honours fitting schema plan",
+    "scored aggregates regret advice strategies wording movement keys crossed suite honours fitting schema plan",
     "table judge looks effects samples reason findings symptoms pairs outcomes compared alike revived gate frozen",
     "store discover machine forecast",
     "engines engines.worker engines.local",
@@ -37,14 +37,15 @@ LAYERS = (
     "checks.preprocessing_mismatch checks.reload checks.train_serve_skew",
     "report.frames report.samples report.drawn report.svg report.figures report.forest report.changes report.evidence",
     "report.page report.comparison report.html report.markdown report.junit report.tested report.github report.console",
-    "report.predictions report.write report.accepted report.across report.crossed report.crossed_page",
-    "report.crossed_files",
+    "report.predictions report.tex report.latex report.latex_matrix report.checklist report.write report.accepted",
+    "report.across report.crossed report.crossed_page report.crossed_files",
     "given execute shard repair finish matrix gating doctor init audit fake testing pytest_plugin cli __main__",
 )
 LINE = [name for layer in LAYERS for name in layer.split()]
 
 STATISTICS = {
     "stats",
+    "scored",
     "aggregates",
     "regret",
     "scaling",
@@ -64,6 +65,7 @@ READING = {
     *(
         "store",
         "stats",
+        "scored",
         "aggregates",
         "regret",
         "advice",

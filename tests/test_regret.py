@@ -5,7 +5,7 @@ import pytest
 from test_aggregates import make
 
 from xferbench import regret
-from xferbench.aggregates import Scores
+from xferbench.scored import Scores
 
 RUNS = 100
 
@@ -99,3 +99,9 @@ def test_advice_that_was_not_scored_has_no_regret_and_says_why():
     assert [found[at].regret for at in found] == [None] * 3
     assert [found[at].why for at in found] == ["x: it crashed", "not among the recipes", "the rule says nothing here"]
     assert found["a",].left_out == {"partial": "x: it crashed"}
+
+
+def test_a_cell_without_scores_says_so():
+    empty = Scores(table=np.empty((0, 1, 5)), recipes=(), tasks=("x",), seeds=tuple(range(5)), left_out={"full": "x: no room"})
+    found = regret.grid({("a",): empty}, {("a",): "full"})["a",]
+    assert (found.best, found.tied, found.regret, found.why) == ("", (), None, regret.NOTHING)

@@ -12,40 +12,19 @@ are NaN. Everything is deterministic.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from xferbench import metrics
-from xferbench.problem import Problem
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    import pandas as pd
+    from xferbench.scored import Scores
 
 REPLICATES = 2000
 LEVEL = 0.95
 TRIM = 0.25  # of the runs cut off at each end
-WHY = "it has no finite score"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scores:
-    """Scores that can be compared: every recipe has every task at every seed, and all are finite.
-
-    Attributes:
-        table: [recipes, tasks, seeds], higher is better; of a loss its negative.
-        left_out: recipes that take no part, with the reason. notes: tasks and seeds that take none, in words.
-    """
-
-    table: np.ndarray
-    recipes: tuple[str, ...]
-    tasks: tuple[str, ...]
-    seeds: tuple[int, ...]
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,54 +38,6 @@ class Interval:
     def __getitem__(self, at: Any) -> Self:
         """The same of a part."""
         return replace(self, **{one.name: getattr(self, one.name)[at] for one in fields(self)})
-
-
-def read(frame: pd.DataFrame, skipped: Mapping[tuple[str, str], str] | None = None, metric: str = "accuracy") -> Scores:
-    """Scores from a frame of records, a row for each task, recipe and seed.
-
-    Seeds are those that every task has at all; a task on which no recipe has a score tells nothing of recipes and is left out,
-    and a recipe without a finite score at any of what then remains takes no part: each of them is named.
-
-    Args:
-        frame: with columns ``task``, ``recipe``, ``seed``, ``accuracy`` (the metric's value) and, if it has one, ``error``.
-        skipped: why a recipe was not asked of a task, by (task, recipe).
-        metric: what the values are; of a loss less is better.
-
-    Raises:
-        Problem: where a row is there twice, or nothing remains.
-    """
-    rows: dict[tuple[str, str, int], Any] = {
-        (str(row.task), str(row.recipe), int(row.seed)): row for row in frame.itertuples(index=False)
-    }
-    if len(rows) != len(frame):
-        what = "a task, recipe and seed is there more than once"
-        raise Problem(what, found=f"{len(frame)} rows, {len(rows)} of them different", expected="one row for each")
-    sign = -1.0 if metrics.named(metric).loss else 1.0
-    told = {at: sign * float(row.accuracy) for at, row in rows.items() if np.isfinite(row.accuracy)}
-    named = dict.fromkeys([*(at[0] for at in rows), *(at[0] for at in skipped or {})])
-    tasks = [task for task in named if any(at[0] == task for at in told)]
-    notes = [f"task {task} takes no part: no recipe has a score on it" for task in named if task not in tasks]
-    every = sorted({seed for *_, seed in told})
-    seeds = [seed for seed in every if {task for task, _, own in told if own == seed} >= {*tasks}]
-    notes += [f"seed {seed} takes no part: not every task has it" for seed in every if seed not in seeds]
-    errors = {at: str(row.error) for at, row in rows.items() if getattr(row, "error", "") and at not in told}
-    left_out: dict[str, str] = {}
-    recipes = dict.fromkeys([*(at[1] for at in rows), *(at[1] for at in skipped or {})])
-    for recipe in recipes:
-        lacking = [(task, recipe, seed) for task in tasks for seed in seeds if (task, recipe, seed) not in told]
-        if lacking:
-            task, _, seed = lacking[0]
-            why = (skipped or {}).get((task, recipe)) or f"seed {seed}: {errors.get(lacking[0]) or WHY}"
-            more = len({task for task, *_ in lacking}) - 1
-            left_out[recipe] = f"{task}: {why}" + (f"; and {more} more" if more else "")
-    kept = [recipe for recipe in recipes if recipe not in left_out]
-    if not kept or not seeds:
-        found = "; ".join([f"{name}: {why}" for name, why in left_out.items()][:3] + notes[:3]) or "no rows"
-        raise Problem("no recipe has a score on every task", found=found, expected="one recipe at least, on all tasks")
-    table = np.array([[[told[task, recipe, seed] for seed in seeds] for task in tasks] for recipe in kept])
-    return Scores(
-        table=table, recipes=tuple(kept), tasks=tuple(tasks), seeds=tuple(seeds), left_out=left_out, notes=tuple(notes)
-    )
 
 
 def iqm(scores: Scores) -> Interval:

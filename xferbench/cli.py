@@ -448,11 +448,27 @@ def _report(arguments: argparse.Namespace) -> int:
 
     results = write.results(arguments.directory)
     run = write.read(results)
+    if arguments.format != "text":
+        return _rendered(run, arguments.format, arguments.output)
     plugins = {plugin.id: plugin for plugin in discover.known(run)}
     drawn = store.cache(execute.with_store(None)) / "figures"
     write.write(run, arguments.output or results.parent, plugins, drawn)
     console.tell(run)
     return 0
+
+
+def _rendered(run: Run, form: str, folder: Path | None) -> int:
+    from xferbench.report import checklist, latex, write
+
+    name, render = {"latex": ("findings.tex", latex.render), "checklist": ("checklist.md", checklist.render)}[form]
+    told = render(run)
+    if folder is None:
+        print(told, end="")
+        return gate.PASSED
+    write.writable(folder)
+    write.replaced(folder / name, told.encode())
+    print(f"wrote {folder / name}")
+    return gate.PASSED
 
 
 def _init(arguments: argparse.Namespace) -> int:

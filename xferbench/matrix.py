@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from xferbench.looks import Case
     from xferbench.record import Record, Run
 
-COST = "xferbench.lab.cost:measured@1"
+COST = "xferbench.lab.cost:measured@2"
 IT = "beside:it"
 PREFIX = "recipe:"  # what the plugins are called that stand for recipes
 

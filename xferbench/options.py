@@ -63,6 +63,8 @@ def parser(carried_out: Mapping[str, Callable[[argparse.Namespace], int]]) -> ar
     report = command("report", "write the report of a finished run again")
     report.add_argument("directory", type=Path, metavar="DIR", help="folder with results.json, or a file in it")
     report.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder to write to (default: the same)")
+    text = "latex: the findings as a table; checklist: answers for a reproducibility checklist; printed unless -o is given"
+    report.add_argument("--format", choices=("text", "latex", "checklist"), default="text", help=text)
     init = command("init", "write a first suite file for a folder of images and a checkpoint")
     init.add_argument(
         "folder", type=Path, nargs="?", default=Path(), help="of images, or an npz file (default: the current one)"

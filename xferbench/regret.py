@@ -23,10 +23,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xferbench.aggregates import LEVEL, Interval, Scores, degrees, means, widening
+from xferbench.aggregates import LEVEL, Interval, degrees, means, widening
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from xferbench.scored import Scores
+
+
+NOTHING = "no recipe has a score on every task here"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +46,8 @@ class Cell:
     """What is known of one cell of a grid.
 
     Attributes:
-        best: the recipe with the highest mean. tied: recipes not shown to be worse than the best, that one among them.
+        best: the recipe with the highest mean, "" where nothing can be compared.
+        tied: recipes not shown to be worse than the best, that one among them.
         advised: what the rule says. regret: of that, None where it was not scored here, and ``why`` says so.
         left_out: recipes that take no part, with the reason.
     """
@@ -95,12 +101,15 @@ def grid(cells: Mapping[tuple[str, ...], Scores], advice: Mapping[tuple[str, ...
     A cell's tasks are averaged by seed first: one recipe is chosen for the whole cell.
 
     Args:
-        cells: scores of a cell's tasks. advice: what the rule says in a cell, as :mod:`xferbench.advice` has it.
+        cells: scores of a cell's tasks, as :func:`xferbench.scored.by_cell` gives them.
+        advice: what the rule says in a cell, as :mod:`xferbench.advice` has it.
     """
     return {at: _cell(scores, advice.get(at, "")) for at, scores in cells.items()}
 
 
 def _cell(scores: Scores, advised: str) -> Cell:
+    if scores.empty:
+        return Cell(best="", tied=(), advised=advised, regret=None, why=NOTHING, left_out=scores.left_out)
     whole = replace(scores, table=scores.table.mean(1, keepdims=True), tasks=("all",))
     good = tied(whole)[:, 0]
     known = advised in scores.recipes

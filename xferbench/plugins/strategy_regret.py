@@ -116,7 +116,7 @@ plugin = Plugin(
             for rule in RULES
         ),
     ),
-    measures={"trainable": "xferbench.lab.cost:measured@1"},
+    measures={"trainable": "xferbench.lab.cost:measured@2"},
     told=told,
     remedy="adapt with the strategy that validation chose",
     picture=picture,

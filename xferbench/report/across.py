@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xferbench import advice, aggregates, regret
+from xferbench import advice, aggregates, regret, scored
 from xferbench.problem import Problem
 from xferbench.report import text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from xferbench.aggregates import Scores
     from xferbench.regret import Cell
+    from xferbench.scored import Scores
     from xferbench.table import Table
 
 TEXTBOOK, BY_SIZE = "the 2×2's advice", "the size rule's advice"
@@ -39,7 +39,7 @@ def scores(table: Table) -> tuple[Scores | None, list[str]]:
     if len(table.suite["tasks"]) < 2 or len(table.suite["recipes"]) < 2:
         return None, []
     try:
-        found = aggregates.read(table.to_frame(), table.skipped, str(table.suite["metric"]))
+        found = scored.read(table.to_frame(), table.skipped, str(table.suite["metric"]))
     except Problem as problem:
         return None, [str(problem)]
     left = [f"{name} takes no part over all tasks: {why}" for name, why in found.left_out.items()]

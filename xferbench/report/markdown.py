@@ -43,7 +43,7 @@ def _gate(run: Run, gate: Comparison) -> list[str]:
     """The gate's sentence, its outcomes, what to change, and what else differs between the two runs."""
     parts = [f"**{escaped(held.sentence(gate))}**", escaped(held.against(gate)) + "."]
     head = ["Compared", "Decision", "Accepted → now", "Change", "Unit", "Margin", "Reason and next action"]
-    parts += [_table(head, [_outcome(run, one) for one in held.ordered(gate)], numbers=(3, 5))] if gate.outcomes else []
+    parts += [table(head, [_outcome(run, one) for one in held.ordered(gate)], numbers=(3, 5))] if gate.outcomes else []
     return parts + (["\n".join(f"- {escaped(note)}" for note in gate.notes)] if gate.notes else [])
 
 
@@ -76,7 +76,7 @@ def _own(run: Run) -> list[str]:
             *map(str.capitalize, ARMS),
             "Reason and next action",
         ]
-        parts.append(_table(head, [_row(group) for group in groups], numbers=range(4, 9)))
+        parts.append(table(head, [_row(group) for group in groups], numbers=range(4, 9)))
     patches = [(frames.section(group[0]), frames.patch(group)) for group in groups]
     parts += [f"**{escaped(plugin)}**, in the suite file:\n\n{_fenced(lines)}" for plugin, lines in patches if lines]
     measured = [one for name in frames.plugins(run) for one in frames.measured(run, name)]
@@ -91,7 +91,7 @@ def _own(run: Run) -> list[str]:
             for one in measured
         ]
         parts.append(
-            "Measured beside it, no verdict:\n\n" + _table(["Measurement", "Difference", "Unit", "Meaning"], rows, numbers=())
+            "Measured beside it, no verdict:\n\n" + table(["Measurement", "Difference", "Unit", "Meaning"], rows, numbers=())
         )
     if run.notes:
         parts.append("\n".join(f"- {escaped(note)}" for note in run.notes))
@@ -114,7 +114,8 @@ def _row(group: frames.Group) -> list[str]:
     ]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int]) -> str:
+    """A table of cells that are escaped; ``numbers`` are the columns that are set to the right."""
     rule = ["---:" if column in numbers else "---" for column in range(len(head))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
 

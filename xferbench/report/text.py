@@ -25,6 +25,12 @@ def short(text: object, most: int) -> str:
     return whole if len(whole) <= most else whole[: most - 1] + "…"
 
 
+def place(spec: object) -> str:
+    """Name a dataset or a file without the folders of the machine that it lay on: ``folder:ants``."""
+    kind, colon, rest = line(spec).rpartition(":")
+    return f"{kind}{colon}{rest.rstrip('/').rpartition('/')[2]}"
+
+
 def scale(unit: str) -> tuple[float, int]:
     """Factor and decimals in which a unit is told."""
     return (100.0, 1) if unit in POINTS else (1.0, 3)
