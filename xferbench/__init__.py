@@ -4,6 +4,7 @@
     run = xferbench.run("quick")          # a shipped suite's name, or a path to a suite file
     run.findings                          # verdicts, one a contrast and variant
     run.to_frame()                        # every record as a row
+    xferbench.cross("strategies").to_frame()  # recipes over many tasks, a row for each task, recipe and seed
 
     with xferbench.watch(model, optimizer) as watch:  # around a training loop of your own
         ...
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
     from xferbench.events import Event, TransferWarning
     from xferbench.lab.watch import Watch
     from xferbench.record import Finding, Run
+    from xferbench.table import Table
 
 __version__ = "0.1.0"
-__all__ = ["Event", "Finding", "Run", "TransferWarning", "run", "watch"]
+__all__ = ["Event", "Finding", "Run", "Table", "TransferWarning", "cross", "run", "watch"]
 
 
 def run(
@@ -57,6 +59,30 @@ def run(
     from xferbench import finish
 
     return finish.run(suite, output=output, store=store, device=device, workers=workers, allow_code=allow_code, plan=plan)
+
+
+def cross(
+    suite: str | Path | Suite,
+    *,
+    output: str | Path | None = None,
+    store: str | Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    allow_code: bool = False,
+) -> Table:
+    """Carry out a suite with a [matrix]: recipes compared over targets, sizes and backbones.
+
+    Its ``to_frame()`` has a row for each task, recipe and seed.
+
+    Args:
+        suite, output, store, device, workers, allow_code: as in :func:`run`.
+
+    Raises:
+        xferbench.problem.Problem: for input that cannot be worked with, or a suite without a matrix.
+    """
+    from xferbench import matrix
+
+    return matrix.cross(suite, output=output, store=store, device=device, workers=workers, allow_code=allow_code)
 
 
 def watch(
@@ -126,6 +152,10 @@ def __getattr__(name: str) -> object:
         from xferbench import record
 
         return getattr(record, name)
+    if name == "Table":
+        from xferbench import table
+
+        return table.Table
     if name in {"Event", "TransferWarning"}:
         from xferbench import events
 

@@ -132,8 +132,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _crossed(asked: Suite, arguments: argparse.Namespace) -> int:
-    from xferbench import discover, execute, matrix, store
-    from xferbench.report import console, crossed, crossed_files, write
+    from xferbench import execute, matrix
+    from xferbench.report import console, crossed
 
     for option, given in (("--shard", arguments.shard), ("--plan", arguments.plan)):
         if given is not None:
@@ -146,13 +146,16 @@ def _crossed(asked: Suite, arguments: argparse.Namespace) -> int:
         print(json.dumps(told, indent=1) if arguments.format == "json" else crossed.foretold(asked, told))
         return gate.PASSED
     output = arguments.output or Path("reports") / asked.name
-    write.writable(output)
     with console.live() as show:
-        table, runs = matrix.carried_out(asked, path=place, device=arguments.device, workers=arguments.workers, show=show)
-        for task, run in runs.items():
-            plugins = {plugin.id: plugin for plugin in discover.known(run)}
-            write.write(run, output / "tasks" / task, plugins, store.cache(place) / "figures")
-    crossed_files.write_all(table, output)
+        table = matrix.run(
+            asked,
+            output=output,
+            path=place,
+            device=arguments.device,
+            workers=arguments.workers,
+            show=show,
+            command=arguments.words,
+        )
     with _while_read():
         print((output / "results.json").read_text(encoding="utf-8") if arguments.format == "json" else crossed.summary(table))
         print(f"report: {output / 'report.html'}", file=sys.stderr if arguments.format == "json" else sys.stdout)
@@ -238,6 +241,8 @@ def _gate(arguments: argparse.Namespace) -> int:
     if arguments.candidate is not None:
         _unheard(arguments, ("store", "device", "workers", "seed", "budget", "allow_code"))
     asked = _suite(arguments)
+    if asked.matrix is not None:
+        raise Problem(f"{asked.path}: [matrix]", found="a suite of many tasks", expected="one of a single task, for a gate")
     output = arguments.output or Path("reports") / f"{asked.name}-gate"
     with console.live() as show:
         run = gating.gate(
@@ -429,6 +434,9 @@ def _validated(word: str, arguments: argparse.Namespace) -> None:
 
     path = suite.find(word)
     asked = replace(suite.load(path, arguments.set), allow_code=arguments.allow_code)
+    if asked.matrix is not None:
+        _validated_matrix(asked, path, arguments)
+        return
     facts = None if arguments.no_files else execute.known(asked, execute.with_store(arguments.store))
     print(
         f"{path}: a valid suite" + (" with " if asked.overrides else "") + " ".join(f"--set {word}" for word in asked.overrides)
@@ -442,11 +450,32 @@ def _validated(word: str, arguments: argparse.Namespace) -> None:
         _freeze(asked, arguments)
 
 
+def _validated_matrix(asked: Suite, path: Path, arguments: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from xferbench import discover, execute
+
+    assert asked.matrix is not None, "only a suite with a matrix is checked so"
+    if arguments.freeze is not None:
+        raise Problem(
+            "--freeze of a suite with [matrix]", expected="a suite of one task", do="give its tasks suites of their own"
+        )
+    discover.of(asked)
+    for task in () if arguments.no_files else asked.matrix.tasks:
+        execute.known(replace(task, allow_code=asked.allow_code), execute.with_store(arguments.store))
+    many = len(asked.matrix.effects)
+    claims = f", {many} claim{'s' * (many != 1)}" if many else ""
+    tasks = ", ".join(task.name for task in asked.matrix.tasks)
+    print(f"{path}: a valid suite: {len(asked.matrix.compared)} recipes on {len(asked.matrix.tasks)} tasks ({tasks}){claims}")
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from xferbench import discover, execute, store
-    from xferbench.report import console, write
+    from xferbench.report import console, crossed_files, write
 
     results = write.results(arguments.directory)
+    if crossed_files.is_one(results):
+        return _report_crossed(results, arguments)
     run = write.read(results)
     if arguments.format != "text":
         return _rendered(run, arguments.format, arguments.output)
@@ -457,11 +486,32 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _report_crossed(results: Path, arguments: argparse.Namespace) -> int:
+    from xferbench.report import checklist_matrix, crossed, crossed_files, latex_matrix
+
+    table = crossed_files.read(results)
+    if arguments.format == "latex":
+        frame, metric = table.to_frame(), str(table.suite["metric"])
+        told = latex_matrix.scores(frame, table.skipped, metric) + "\n" + latex_matrix.costs(frame, metric)
+        return _printed(told, arguments.output, "matrix.tex")
+    if arguments.format == "checklist":
+        return _printed(checklist_matrix.render(table), arguments.output, "checklist.md")
+    crossed_files.write_all(table, arguments.output or results.parent)
+    print(crossed.summary(table))
+    return gate.PASSED
+
+
 def _rendered(run: Run, form: str, folder: Path | None) -> int:
-    from xferbench.report import checklist, latex, write
+    from xferbench.report import checklist, latex
 
     name, render = {"latex": ("findings.tex", latex.render), "checklist": ("checklist.md", checklist.render)}[form]
-    told = render(run)
+    return _printed(render(run), folder, name)
+
+
+def _printed(told: str, folder: Path | None, name: str) -> int:
+    """Print a rendering, or write it into a folder."""
+    from xferbench.report import write
+
     if folder is None:
         print(told, end="")
         return gate.PASSED

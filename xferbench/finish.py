@@ -11,6 +11,7 @@ from xferbench import findings, frozen, given, judge, looks, plan, repair, stats
 from xferbench.design import MADE_HERE, Scratch, Suite, digest
 from xferbench.environment import environment
 from xferbench.execute import Executed, Progress, execute, with_store
+from xferbench.problem import Problem
 from xferbench.reason import MOST
 from xferbench.record import Run
 from xferbench.store import cache
@@ -44,6 +45,8 @@ def run(
     """
     asked = word if isinstance(word, Suite) else suite.load(suite.find(str(word)))
     asked = replace(asked, allow_code=allow_code or asked.allow_code)
+    if asked.matrix is not None:
+        raise Problem(f"{asked.path}: [matrix]", found="a suite of many tasks", do="carry it out by xferbench.cross")
     place = with_store(Path(store) if store else None)
     if output is not None:
         from xferbench.report import write

@@ -7,11 +7,12 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from xferbench import effects, execute, finish, fitting, judge, metrics, plan, store
+from xferbench import discover, effects, execute, finish, fitting, frozen, given, judge, metrics, plan, store, suite
 from xferbench.crossed import DEFAULT, SCRATCH
 from xferbench.design import MADE_HERE, Choice, Contrast, Plugin
 from xferbench.execute import Executed, Progress
 from xferbench.looks import by_question
+from xferbench.problem import Problem
 from xferbench.strategies import choice, healthy, scratch
 from xferbench.table import Table
 from xferbench.wording import words
@@ -39,6 +40,60 @@ class Done:
     answers: Mapping[tuple[str, str, int], Record]
     skipped: Mapping[str, str]
     parameters: int
+    inputs: tuple[Mapping[str, Any], ...]
+
+
+def run(
+    asked: Suite,
+    *,
+    output: Path | None = None,
+    path: Path,
+    device: str = "auto",
+    workers: int | None = None,
+    show: Callable[[Progress], None] = lambda _: None,
+    command: str = "",
+) -> Table:
+    """Carry a matrix out, and write its report, and one for each task that has plugins, into a folder.
+
+    Args:
+        asked: a suite with a matrix. output: that folder; None writes nothing. path: of the store.
+        device, workers, show: as in :func:`xferbench.execute.execute`. command: as it was typed.
+
+    Raises:
+        Problem: for input that cannot be worked with, or a suite without a matrix.
+    """
+    from xferbench.report import crossed_files, write
+
+    if asked.matrix is None:
+        raise Problem(f"{asked.path}: no [matrix]", found="a suite of one task", do="carry it out by run")
+    if output is not None:
+        write.writable(output)  # before an hour is spent
+    found, runs = carried_out(asked, path=path, device=device, workers=workers, show=show)
+    table = replace(found, command=command)
+    if output is not None:
+        for task, one in runs.items():
+            plugins = {plugin.id: plugin for plugin in discover.known(one)}
+            write.write(one, output / "tasks" / task, plugins, store.cache(path) / "figures")
+        crossed_files.write_all(table, output)
+    return table
+
+
+def cross(
+    word: str | Path | Suite,
+    *,
+    output: str | Path | None,
+    store: str | Path | None,
+    device: str,
+    workers: int | None,
+    allow_code: bool,
+) -> Table:
+    """See :func:`xferbench.cross`."""
+    from pathlib import Path
+
+    asked = suite.load(suite.find(str(word))) if isinstance(word, str | Path) else word
+    asked = replace(asked, allow_code=allow_code or asked.allow_code)
+    path = execute.with_store(Path(store) if store else None)
+    return run(asked, output=Path(output) if output else None, path=path, device=device, workers=workers)
 
 
 def carried_out(
@@ -59,7 +114,7 @@ def carried_out(
     done = []
     for number, task in enumerate(matrix.tasks, start=1):
         where = f"{task.name} ({number} of {len(matrix.tasks)})"
-        done.append(_task(_of_whole(task, asked), matrix, path, device, workers, partial(_placed, show, where)))
+        done.append(_task(of_whole(task, asked), matrix, path, device, workers, partial(_placed, show, where)))
     return joined(asked, matrix, done), {one.task.name: one.run for one in done if one.task.plugins}
 
 
@@ -82,6 +137,7 @@ def joined(asked: Suite, matrix: Matrix, done: Sequence[Done]) -> Table:
         findings=tuple(replace(own, id=f"{one.task.name}:{own.id}") for one in done for own in one.run.findings),
         cost=_cost([one.run.cost for one in done]),
         notes=_notes(done),
+        inputs=tuple(told for one in done for told in one.inputs),
     )
 
 
@@ -125,8 +181,15 @@ def _task(task: Suite, matrix: Matrix, path: Path, device: str, workers: int | N
         for (of, view, seed), record in by_question(step.asked, case.plugin.id, answers).items()
         if of == IT
     }
-    run = finish.finished(executed)
-    return Done(task=task, run=run, cases=cases, answers=told, skipped=skipped, parameters=study.facts.parameters)
+    return Done(
+        task=task,
+        run=finish.finished(executed),
+        cases=cases,
+        answers=told,
+        skipped=skipped,
+        parameters=study.facts.parameters,
+        inputs=tuple({"task": task.name} | frozen.told(one, listed=False) for one in given.checked(task, path, None)[0]),
+    )
 
 
 def with_recipes(matrix: Matrix, study: plan.Study) -> tuple[plan.Study, dict[str, str]]:
@@ -145,13 +208,13 @@ def forecast(asked: Suite, *, path: Path, device: str = "auto", workers: int | N
     assert matrix is not None, "only a suite with a matrix is foretold so"
     found = {}
     for task in matrix.tasks:
-        own = _of_whole(task, asked)
+        own = of_whole(task, asked)
         told = execute.forecast(own, path=path, device=device, workers=workers, more=lambda one: with_recipes(matrix, one)[0])
         found[task.name] = {**told.first, "seconds": told.seconds[0]}
     return found
 
 
-def _of_whole(task: Suite, asked: Suite) -> Suite:
+def of_whole(task: Suite, asked: Suite) -> Suite:
     """A task with what was said of the whole on the command line."""
     return replace(task, allow_code=asked.allow_code, seed=asked.seed, budget=asked.budget)
 

@@ -31,6 +31,7 @@ class Table:
         skipped: why a recipe does not fit, by task and recipe.
         comparisons: of task and recipe, against one of them. claims: what became of each effect.
         findings: of the plugins that the suite lists, each id with its task before it.
+        inputs: data and weights of each task with their digests. command: as it was typed.
     """
 
     suite: Mapping[str, Any]
@@ -42,6 +43,8 @@ class Table:
     findings: tuple[Finding, ...]
     cost: Mapping[str, Any]
     notes: tuple[str, ...]
+    inputs: tuple[Mapping[str, Any], ...] = ()
+    command: str = ""
 
     @property
     def crashed(self) -> tuple[str, ...]:
@@ -69,6 +72,8 @@ def to_json(table: Table) -> dict[str, Any]:
             "findings": [asdict(one) for one in table.findings],
             "cost": table.cost,
             "notes": table.notes,
+            "inputs": table.inputs,
+            "command": table.command,
             "matrix": {
                 "rows": table.rows,
                 "skipped": [{"task": task, "recipe": recipe, "reason": why} for (task, recipe), why in table.skipped.items()],
@@ -97,4 +102,6 @@ def of_json(told: Mapping[str, Any]) -> Table:
         findings=tuple(Finding(**one) for one in told["findings"]),
         cost=dict(told["cost"]),
         notes=tuple(told["notes"]),
+        inputs=tuple(told.get("inputs") or ()),
+        command=str(told.get("command") or ""),
     )

@@ -1,0 +1,188 @@
+"""A matrix carried out on the smallest real input, and what becomes of its files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_data import make_npz
+
+import xferbench
+from xferbench import cli, crossed, matrix, suite, table
+from xferbench.problem import Problem
+from xferbench.report import crossed_files
+
+SUITE = """
+schema = 1
+name = "small"
+plugins = {plugins}
+margin = 0.3
+looks = [2]
+tuning_seeds = 1
+[backbone]
+arch = "tiny-resnet"
+[recipe]
+steps = 3
+batch_size = 8
+[scratch]
+lr = [1e-3, 3e-3]
+weight_decay = [0.01]
+steps = 2
+batch_size = 8
+[matrix]
+recipes = ["linear-probe", "full", "scratch", "dann"]
+rates = [1, 3]
+steps = 4
+batch_size = 8
+train_sizes = [30, 40]
+against = "full"
+[[matrix.targets]]
+name = "own"
+similar = true
+data = "npz:{data}"
+[[matrix.effects]]
+name = "probe"
+claim = "a | probe is better than <b>full</b>"
+source = "a tutorial"
+task = "own-30"
+recipe = "linear-probe"
+against = "full"
+at_least = -1.0
+[[matrix.effects]]
+name = "share"
+claim = "it trains a part"
+source = "a tutorial"
+task = "own-40"
+recipe = "linear-probe"
+measure = "share"
+at_most = 0.5
+[[matrix.effects]]
+name = "away"
+claim = "adversaries help"
+source = "a tutorial"
+task = "own-40"
+recipe = "dann"
+against = "full"
+at_least = 0.0
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("matrix")
+    data = folder / "own.npz"
+    make_npz(data)
+    file = folder / "small.toml"
+    file.write_text(SUITE.format(plugins="[]", data=data))
+    code = cli.main(["run", str(file), "-o", str(folder / "out"), "--store", str(folder / "s.sqlite"), "-j", "1"])
+    return folder, file, code
+
+
+def test_every_recipe_has_a_row_for_each_task_and_seed_and_what_does_not_fit_has_a_reason(ran):
+    folder, _, code = ran
+    found = crossed_files.read(folder / "out")
+    assert code == 0
+    assert {(row["task"], row["recipe"], row["seed"]) for row in found.rows} == {
+        (task, recipe, seed)
+        for task in ("own-30", "own-40")
+        for recipe in ("linear-probe", "full", "scratch")
+        for seed in (0, 1)
+    }
+    assert {(task, recipe) for task, recipe in found.skipped} == {("own-30", "dann"), ("own-40", "dann")}
+    assert all("[shifted]" in why for why in found.skipped.values())
+    frame = found.to_frame()
+    assert np.isfinite(frame["accuracy"]).all() and frame["shifted"].isna().all()
+    trained = frame.groupby("recipe")["trainable"].first()
+    assert 0 < trained["linear-probe"] < trained["full"] and (frame["multiply_adds"] > 0).all()
+    with (folder / "out" / "records.csv").open(newline="") as file:
+        assert [row["recipe"] for row in csv.DictReader(file)] == list(frame["recipe"])
+
+
+def test_claims_agree_or_are_not_measured_and_the_page_escapes_them(ran):
+    folder, *_ = ran
+    found = {one["name"]: one["outcome"] for one in crossed_files.read(folder / "out").claims}
+    assert found == {"probe": "agrees", "share": "agrees", "away": "not measured"}
+    page, summary = ((folder / "out" / name).read_text() for name in ("report.html", "summary.md"))
+    assert "<b>full</b>" not in page and "&lt;b&gt;full" in page
+    assert "a \\| probe" in summary and "P(better than full)" in summary
+    assert "Data size" in page, "every task says whether it is like the source"
+
+
+def test_what_is_written_is_read_back_as_it_was(ran):
+    folder, *_ = ran
+    found = crossed_files.read(folder / "out")
+    assert table.of_json(json.loads(json.dumps(table.to_json(found)))) == found
+    before = (folder / "out" / "results.json").read_bytes()
+    assert cli.main(["report", str(folder / "out")]) == 0
+    assert (folder / "out" / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("form", "holds"), [("latex", "\\toprule"), ("checklist", "own grid")])
+def test_it_is_told_for_a_paper_too(ran, capsys, form, holds):
+    folder, *_ = ran
+    assert cli.main(["report", str(folder / "out"), "--format", form]) == 0
+    assert holds in capsys.readouterr().out
+
+
+def test_a_second_run_trains_nothing(ran):
+    folder, file, _ = ran
+    found = xferbench.cross(file, store=folder / "s.sqlite", workers=1)
+    assert found.cost["fits"]["run"] == 0
+    assert [row["accuracy"] for row in found.rows] == [row["accuracy"] for row in crossed_files.read(folder / "out").rows]
+
+
+def test_plugins_are_asked_of_each_task_and_have_reports_of_their_own(ran):
+    folder, *_ = ran
+    file = folder / "plugged.toml"
+    file.write_text(SUITE.format(plugins='["train-serve-skew"]', data=folder / "own.npz"))
+    code = cli.main(["run", str(file), "-o", str(folder / "plugged"), "--store", str(folder / "s.sqlite"), "-j", "1"])
+    found = crossed_files.read(folder / "plugged")
+    assert code in {0, 1} and {one.id.partition(":")[0] for one in found.findings} == {"own-30", "own-40"}
+    assert all((folder / "plugged" / "tasks" / task / "results.json").is_file() for task in ("own-30", "own-40"))
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["gate", "SUITE", "--baseline", "a.json"], "[matrix]"),
+        (["run", "SUITE", "--shard", "1/2", "--store", "a.sqlite"], "--shard"),
+        (["validate", "SUITE", "--freeze", "plan.json"], "--freeze"),
+        (["compare", "OUT", "OUT"], "matrix"),
+        (["gate", "SUITE", "--baseline", "OUT"], "[matrix]"),
+    ],
+    ids=range(5),
+)
+def test_what_is_about_one_task_is_refused(ran, capsys, words, what):
+    folder, file, _ = ran
+    given = [{"SUITE": str(file), "OUT": str(folder / "out")}.get(word, word) for word in words]
+    assert cli.main(given) == 2
+    assert what in capsys.readouterr().err
+
+
+def test_a_dry_run_and_a_check_tell_the_tasks(ran, capsys):
+    folder, file, _ = ran
+    assert cli.main(["validate", str(file)]) == 0
+    assert "4 recipes on 2 tasks (own-30, own-40), 3 claims" in capsys.readouterr().out
+    assert cli.main(["run", str(file), "--dry-run", "--store", str(folder / "none.sqlite"), "-j", "1"]) == 0
+    assert "own-40" in capsys.readouterr().out
+
+
+def test_what_is_said_of_the_whole_goes_for_each_task(ran):
+    _, file, _ = ran
+    asked = suite.load(file)
+    assert {matrix.of_whole(task, replace(asked, seed=7)).seed for task in asked.matrix.tasks} == {7}
+    with pytest.raises(Problem, match="matrix"):
+        xferbench.run(file)
+
+
+def test_scratch_has_the_suites_own_grid_and_default_is_the_healthy_choice(ran):
+    asked = suite.load(ran[1])
+    from xferbench.fake import PIPELINE
+
+    pipeline = replace(PIPELINE, baseline=asked.scratch)
+    found = matrix.arm(next(one for one in asked.matrix.compared if one.name == crossed.SCRATCH), pipeline)
+    assert [one.recipe.phases[0].lr for one in found.candidates] == [1e-3, 3e-3]
+    assert {one.recipe.init for one in found.candidates} == {"random"}
