@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xferbench import advice, aggregates, regret, scored
+from xferbench import advice, aggregates, metrics, regret, scored
 from xferbench.problem import Problem
 from xferbench.report import text
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from xferbench.scored import Scores
     from xferbench.table import Table
 
+SIZES, LIKENESS = ("few", "many"), ("similar", "different")
 TEXTBOOK, BY_SIZE = "the 2×2's advice", "the size rule's advice"
 
 
@@ -71,6 +72,7 @@ def ranked(table: Table) -> tuple[list[Row], list[str]]:
     both = replace(both, recipes=(*found.recipes, *(name for name, _ in named)))
     middle, wins, rank = aggregates.iqm(both), aggregates.improvement(both), aggregates.mean_rank(found)
     mean, greatest = regret.mean(both), regret.greatest(both)
+    span = metrics.named(str(table.suite["metric"])).span
     against = both.recipes.index(table.suite["against"]) if table.suite["against"] in both.recipes else None
     order = sorted(range(len(both.recipes)), key=lambda at: -middle.value[at])
     told = [
@@ -78,8 +80,8 @@ def ranked(table: Table) -> tuple[list[Row], list[str]]:
             recipe=both.recipes[at],
             iqm=shown(middle[at]),
             rank=shown(rank[at], 1, 1) if at < len(found.recipes) else "",
-            regret=shown(mean[at]),
-            greatest=shown(greatest[at]),
+            regret=shown(mean[at], most=span),
+            greatest=shown(greatest[at], most=span),
             better="" if against in {None, at} else shown(wins[at, against]),
         )
         for at in order
@@ -124,9 +126,9 @@ def places(table: Table) -> dict[str, tuple[str, ...]]:
     sizes = {str(row["task"]): row["train_size"] for row in table.rows}
     similar = table.suite["similar"]
     found: dict[str, tuple[str, ...]] = {
-        task: ("few" if sizes[task] < advice.FEW else "many", "similar" if similar[task] else "different") for task in sizes
+        task: (SIZES[sizes[task] >= advice.FEW], LIKENESS[not similar[task]]) for task in sizes
     }
-    order: list[tuple[str, ...]] = [(size, likeness) for size in ("few", "many") for likeness in ("similar", "different")]
+    order: list[tuple[str, ...]] = [(size, likeness) for size in SIZES for likeness in LIKENESS]
     return dict(sorted(found.items(), key=lambda item: order.index(item[1])))
 
 
@@ -142,8 +144,8 @@ def behind(table: Table) -> dict[tuple[str, ...], dict[str, float]]:
     }
 
 
-def shown(one: Any, factor: float = 100.0, digits: int = 1) -> str:
-    """A number with its interval, where it has one."""
-    value, low, high = (float(part) * factor for part in (one.value, one.low, one.high))
+def shown(one: Any, factor: float = 100.0, digits: int = 1, most: float = float("inf")) -> str:
+    """A number with its interval, where it has one, and no further than can be."""
+    value, low, high = (min(float(part), most) * factor for part in (one.value, one.low, one.high))
     bounds = "" if isnan(low) or isnan(high) else f" [{low:.{digits}f}, {high:.{digits}f}]"
     return f"{value:.{digits}f}{bounds}"

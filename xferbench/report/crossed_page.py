@@ -7,10 +7,15 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from xferbench.report import across, comparison, crossed, page, svg, text
 from xferbench.suite import folder
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from xferbench.regret import Cell
     from xferbench.table import Table
 
 COSTS = ("trainable", "stored", "multiply_adds", "seconds", "accuracy", "source_before", "source", "shifted")
@@ -54,7 +59,7 @@ def _facts(table: Table) -> dict[str, Any]:
         "recipes": len(suite["recipes"]),
         "tasks": len(suite["tasks"]),
         "seeds": len(seeds),
-        "chosen": f"each recipe's rate, on validation, with {suite['tuning_seeds']} tuning seed(s) of its own",
+        "chosen": f"each recipe's rate, on validation, on tuning seeds of its own ({suite['tuning_seeds']})",
         "metric": suite["metric"],
         "margin": f"{suite['margin']:g}",
         "held against": suite["against"],
@@ -98,23 +103,32 @@ def _drawn(table: Table) -> str:
         return ""
     names = list(next(iter(found.values())))
 
+    rows = [size for size in across.SIZES if any(at[0] == size for at in found)]
+    height = 0.17 * len(rows) * (len(names) + 1) + 0.5 + 0.3 * len(rows)
+
     def draw(figure: svg.Figure) -> None:
-        sides = figure.subplots(2, 2, sharex=True, squeeze=False).ravel()
-        figure.subplots_adjust(left=0.27, right=0.99, bottom=0.06, top=0.96, wspace=0.08, hspace=0.14)
-        for number, (axes, (at, means)) in enumerate(zip(sides, found.items(), strict=False)):
-            cell = told[at]
-            for place, name in enumerate(reversed(names)):
-                colour = svg.VERMILION if name == cell.advised else svg.GREEN if name == cell.best else svg.MUTED
-                axes.plot([100 * means[name]], [place], "D" if name == cell.advised else "o", color=colour, markersize=5)
-            axes.set_title(f"{at[0]} images, {at[1]}", fontsize=9)
-            axes.set(yticks=range(len(names)), yticklabels=list(reversed(names)) if number % 2 == 0 else [])
-        for axes in sides[2:]:
-            axes.set_xlabel(f"{table.suite['metric']}, %")
+        sides = figure.subplots(len(rows), 2, sharex=True, squeeze=False)
+        figure.subplots_adjust(left=0.27, right=0.99, bottom=0.42 / height, top=1 - 0.28 / height, wspace=0.08, hspace=0.22)
+        for (row, column), axes in np.ndenumerate(sides):
+            at = (rows[row], across.LIKENESS[column])
+            axes.set_visible(at in found)
+            if at in found:
+                _quarter(axes, at, found[at], told[at], labelled=column == 0)
+            if row == len(rows) - 1:
+                axes.set_xlabel(f"{table.suite['metric']}, %")
 
     label = "Mean by recipe in four quarters: " + "; ".join(
         f"{at[0]} images, {at[1]}: best {cell.best}, the textbook advises {cell.advised}" for at, cell in told.items()
     )
-    return svg.inline(draw, label, height=0.34 * len(names) + 0.8)
+    return svg.inline(draw, label, height=height)
+
+
+def _quarter(axes: Any, at: tuple[str, ...], means: Mapping[str, float], cell: Cell, *, labelled: bool) -> None:
+    for place, (name, mean) in enumerate(reversed(list(means.items()))):
+        colour = svg.VERMILION if name == cell.advised else svg.GREEN if name == cell.best else svg.MUTED
+        axes.plot([100 * mean], [place], "D" if name == cell.advised else "o", color=colour, markersize=5)
+    axes.set_title(f"{at[0]} images, {at[1]}", fontsize=9)
+    axes.set(yticks=range(len(means)), yticklabels=[*reversed(list(means))] if labelled else [])
 
 
 def _grid(table: Table) -> list[tuple[str, list[tuple[str, bool]]]]:

@@ -164,6 +164,9 @@ def _told(path: Path) -> Mapping[str, Any]:
             f"{path} cannot be read", found=_shown(error), expected="JSON, as xferbench wrote it", do=AGAIN
         ) from error
     known(told, path)
+    if "matrix" in told:
+        do = "runs of its tasks lie in the folder tasks beside it, where the suite lists plugins"
+        raise Problem(f"{path} is that of a suite with [matrix]", expected="a run of one task", do=do)
     return told  # type: ignore[no-any-return]
 
 
