@@ -10,7 +10,7 @@ import pytest
 from factory import make_record
 from test_data import make_npz
 
-from xferbench import cli, fake, wording
+from xferbench import cli, fake, reliability, wording
 from xferbench.checks.calibration import check
 from xferbench.design import Preprocessing
 from xferbench.fake import FACTS, PIPELINE
@@ -49,11 +49,11 @@ def make_sure(count, right=None, seed=0):
 
 
 def test_the_calibration_error_is_the_gap_and_none_on_average_where_chance_alone_is_at_work():
-    assert calibration.square(make_sure(3000, 0.6).predictions) ** 0.5 == pytest.approx(0.3, abs=0.03)
+    assert reliability.square(make_sure(3000, 0.6).predictions) ** 0.5 == pytest.approx(0.3, abs=0.03)
     fair = [make_sure(3000, seed=seed).predictions for seed in range(40)]
-    plain = [np.average((said - true) ** 2, weights=size) for said, true, size in map(calibration.bins, fair)]
+    plain = [np.average((said - true) ** 2, weights=size) for said, true, size in map(reliability.bins, fair)]
     assert np.mean(plain) > 4e-4, "as it is usually computed there is some where there is none"
-    assert abs(np.mean([calibration.square(one) for one in fair])) < 5e-5
+    assert abs(np.mean([reliability.square(one) for one in fair])) < 5e-5
 
 
 def test_the_calibration_error_is_stated_from_2000_images_on():

@@ -93,9 +93,11 @@ def test_half_the_resolution_is_served_to_the_network_that_was_trained_on_all_of
 
 
 def test_without_a_record_or_a_pretrained_network_it_is_said():
-    assert input_mismatch.trust(PIPELINE, FACTS) == ""
-    assert "no preprocessing is recorded" in input_mismatch.trust(PIPELINE, replace(FACTS, recorded=False))
-    assert input_mismatch.applies(replace(PIPELINE, recipe=Recipe(init="random")), FACTS) == "nothing pretrained is adapted"
+    assert input_mismatch.plugin.trust(PIPELINE, FACTS) == ""
+    assert "no preprocessing is recorded" in input_mismatch.plugin.trust(PIPELINE, replace(FACTS, recorded=False))
+    assert (
+        input_mismatch.plugin.applies(replace(PIPELINE, recipe=Recipe(init="random")), FACTS) == "nothing pretrained is adapted"
+    )
 
 
 def test_the_whole_of_it_on_digits(tmp_path):

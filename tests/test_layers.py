@@ -13,9 +13,10 @@ ROOT = Path(__file__).parents[1] / "xferbench"
 # The straight line, from the ground up: a module may import what stands above it in this list, and nothing else of the
 # package. A new module is entered here at the lowest place where it can stand.
 LAYERS = (
-    "problem environment options design rules overrides report report.text report.held report.notebook record events",
-    "stats metrics scaling",
-    "scored aggregates regret advice strategies wording movement keys crossed suite honours fitting schema plan",
+    "problem environment options design rules overrides report report.text report.svg report.held",
+    "report.notebook record events",
+    "stats metrics scaling reliability pictures",
+    "scored aggregates regret advice strategies asking reading wording movement keys crossed suite honours fitting schema plan",
     "table judge looks effects samples reason findings symptoms pairs outcomes compared alike revived gate frozen",
     "store discover machine forecast",
     "engines engines.worker engines.local",
@@ -25,7 +26,7 @@ LAYERS = (
     "lab.heads lab.published lab.likeness lab.adapters lab.reading lab.installed lab.checkpoints lab.guess",
     "lab.data lab.cue lab.samples lab.domains lab.features lab.augment lab.regularize lab.adversary lab.fit",
     "lab.initial lab.callables lab.penultimate lab.scores lab.cost lab.edits lab.finished lab.leaks lab.moved lab.viewed",
-    "lab.gap lab.answer lab.repair lab.probe lab.pretrain",
+    "lab.served lab.shock lab.gap lab.answer lab.repair lab.probe lab.pretrain",
     "lab.traces lab.beliefs lab.causes lab.alarms lab.stock lab.course lab.watch lab.watched watched",
     "callbacks callbacks.lightning callbacks.transformers",
     "plugins plugins.batchnorm_drift plugins.calibration plugins.catastrophic_forgetting plugins.data_efficiency",
@@ -35,7 +36,7 @@ LAYERS = (
     "checks checks.batchnorm_drift checks.calibration checks.catastrophic_forgetting checks.class_order checks.head_size",
     "checks.collapse checks.linear_probe checks.feature_distortion checks.interpolation checks.negative_transfer",
     "checks.preprocessing_mismatch checks.reload checks.train_serve_skew",
-    "report.frames report.samples report.drawn report.svg report.figures report.forest report.changes report.evidence",
+    "report.frames report.samples report.drawn report.figures report.forest report.changes report.evidence",
     "report.page report.comparison report.html report.markdown report.junit report.tested report.github report.console",
     "report.predictions report.tex report.latex report.latex_matrix report.checklist report.write report.accepted",
     "report.across report.crossed report.crossed_page report.crossed_files report.checklist_matrix",
@@ -91,7 +92,8 @@ READING = {
         "frozen",
     ),
     *("design", "record", "problem", "rules", "honours", "overrides", "schema", "strategies", "discover", "environment"),
-    *("samples", "fitting", "advice"),
+    *("samples", "fitting", "advice", "asking", "reading", "pictures", "reliability", "table", "effects", "crossed"),
+    *("scored", "aggregates", "regret"),
 }
 TORCH = {"torch", "torchvision", "safetensors", "timm"}
 HEAVY = {"pandas", "scipy", "matplotlib", "seaborn", "sklearn", "PIL", "rich", "jinja2", "platformdirs"}

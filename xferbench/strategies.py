@@ -27,6 +27,13 @@ def moving(recipe: Recipe) -> Phase:
     return replace(last, steps=steps, warmup=min(last.warmup, steps - 1))
 
 
+def each(pipeline: Pipeline, change: Callable[[Phase], Phase], name: str = "") -> Pipeline:
+    """A pipeline with every phase of its recipe changed, and perhaps the recipe's name."""
+    recipe = pipeline.recipe
+    changed = replace(recipe, phases=tuple(change(phase) for phase in recipe.phases), name=name or recipe.name)
+    return replace(pipeline, recipe=changed)
+
+
 def reach(trainable: str, groups: int) -> int:
     """How many of the uppermost layer groups a phase moves: none with its head alone, N with ``top:N``, else all of them."""
     if trainable == "head":
@@ -34,11 +41,30 @@ def reach(trainable: str, groups: int) -> int:
     return int(trainable.removeprefix("top:")) if trainable.startswith("top:") else groups
 
 
+def whole(recipe: Recipe) -> Phase:
+    """All layers at the one rate at which a recipe moves its backbone, for all of its steps, without warm-up."""
+    return replace(moving(recipe), trainable="all", warmup=0, head_lr=None, layer_decay=1.0)
+
+
 def begins_with_probe(recipe: Recipe) -> bool:
     """Whether the head is trained before the backbone moves, at a rate and for a time in which it can find its place."""
     first, *rest = recipe.phases
     alone = first.trainable == "head" and first.lr >= HEAD_LR / 10
     return alone and (not rest or 4 * first.steps >= rest[0].steps)
+
+
+def probed_first(recipe: Recipe) -> Recipe:
+    """Half of the steps up to the end of the first phase that moves the backbone, for the head alone."""
+    at = next((at for at, phase in enumerate(recipe.phases) if phase.trainable != "head"), None)
+    if at is None or begins_with_probe(recipe):
+        return recipe
+    first, steps = recipe.phases[at], sum(phase.steps for phase in recipe.phases[: at + 1])
+    if steps < 2:
+        return recipe
+    probe = replace(first, trainable="head", batchnorm="eval", lr=HEAD_LR, head_lr=None, warmup=0, steps=steps // 2)
+    left = steps - probe.steps
+    after = replace(first, steps=left, warmup=min(first.warmup, left - 1))
+    return replace(recipe, phases=(probe, after, *recipe.phases[at + 1 :]))
 
 
 def overtrained(recipe: Recipe) -> Recipe:

@@ -28,8 +28,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from xferbench import asking
 from xferbench.design import Contrast, Facts, Pipeline, Plugin
-from xferbench.plugins.calibration import NATS, applies, cure, errors
+from xferbench.plugins.calibration import NATS, cure, errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +47,7 @@ check = Plugin(
     version=1,
     question="Do the probabilities mean what they say?",
     page=__doc__,
-    applies=applies,
+    applies=asking.always,
     cure=cure,
     induce=induce,
     contrasts=(

@@ -94,3 +94,15 @@ def recalibrated(module: nn.Module, tensors: Mapping[str, Tensor], batches: Iter
         for batch in batches:
             functional_call(module, {**tensors, **fresh}, (batch,))
     return fresh
+
+
+def drift(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    """How far each layer's running statistics went: mean of (μ − μ₀)² / σ₀² plus mean of |log σ² / σ₀²|, by layer."""
+    found = {}
+    for name in (name.removesuffix(".running_mean") for name in after if name.endswith(".running_mean")):
+        mean, variance = (after[f"{name}.{part}"].cpu() for part in ("running_mean", "running_var"))
+        mean_0, variance_0 = (before[f"{name}.{part}"] for part in ("running_mean", "running_var"))
+        least = 1e-5  # BatchNorm's own epsilon: a dead channel has no variance to compare
+        wider = ((variance + least) / (variance_0 + least)).log().abs().mean()
+        found[name] = float(((mean - mean_0) ** 2 / (variance_0 + least)).mean() + wider)
+    return found

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from xferbench.design import Ready
     from xferbench.lab.fit import Network
+    from xferbench.lab.viewed import Seen
 
 DECAY = 1e-3  # half the weight of the squared weights: features are standardised, so one value does for all networks
 ITERATIONS = 200
@@ -63,3 +64,11 @@ def fitted(x: Tensor, y: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
     optimizer.step(closure)
     whole = weight.detach() / scale
     return whole, bias.detach() - whole @ mean
+
+
+def distortion(seen: Seen) -> float:
+    """Mean over training images of ‖φ after − φ before‖² / ‖φ before‖², φ being the features that enter the head."""
+    device = seen.network.device
+    starts, ends = ({name: one.to(device) for name, one in tensors.items()} for tensors in (seen.before, seen.after))
+    before, after = (head_inputs(seen.network, tensors, seen.images, seen.prepared) for tensors in (starts, ends))
+    return float(((after - before).square().sum(1) / before.square().sum(1).clamp_min(1e-12)).mean())

@@ -11,9 +11,8 @@ Cause
 
 Remedy
     Keep BatchNorm of every pretrained phase in evaluation mode, and call ``.eval()`` on it again after each ``model.train()``.
-    Under a real shift new statistics can be the better ones; that is why this is tested and not preached. Restoring or
-    recalibrating the statistics of a finished model is measured too, as ``restored`` and ``recalibrated``: neither is advised
-    untested.
+    Under a real shift new statistics can be the better ones: hence the test. Restoring or recalibrating those of a finished
+    model is measured too, as ``restored`` and ``recalibrated``: neither is advised untested.
 
 How it is induced
     ``ghost-batch``: train mode, normalised in slices of two images of the same batch, so that the batch size is not the
@@ -34,62 +33,39 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench.design import HARM, Contrast, Facts, Pipeline, Plugin
+from xferbench import asking, pictures, reading
+from xferbench.design import HARM, Facts, Pipeline, Plugin
+from xferbench.strategies import each
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from xferbench.lab.viewed import Seen
     from xferbench.record import Run
 
-GHOST, LAG = 2, 0.001
-
-
-def applies(pipeline: Pipeline, facts: Facts) -> str:
-    if not facts.has_batchnorm:
-        return "the backbone has no BatchNorm layer"
-    return "" if pipeline.recipe.init == "pretrained" else "nothing pretrained is adapted"
-
-
-def _with(pipeline: Pipeline, **changes: Any) -> Pipeline:
-    phases = tuple(replace(phase, **changes) for phase in pipeline.recipe.phases)
-    return replace(pipeline, recipe=replace(pipeline.recipe, phases=phases))
-
 
 def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
-    return _with(pipeline, batchnorm="eval")
+    return each(pipeline, lambda phase: replace(phase, batchnorm="eval"))
 
 
-def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
+def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
     return {
-        "ghost-batch": _with(pipeline, batchnorm=f"ghost:{GHOST}"),
-        "class-order": _with(pipeline, batchnorm="train", order="class"),
-        "stale-statistics": _with(pipeline, batchnorm=f"momentum:{LAG:g}"),
+        "ghost-batch": each(pipeline, lambda phase: replace(phase, batchnorm="ghost:2")),
+        "class-order": each(pipeline, lambda phase: replace(phase, batchnorm="train", order="class")),
+        "stale-statistics": each(pipeline, lambda phase: replace(phase, batchnorm="momentum:0.001")),
     }
 
 
 def drift(seen: Seen) -> dict[str, float]:
     """How far each layer's running statistics went, and the mean over layers."""
-    names = [name.removesuffix(".running_mean") for name in seen.after if name.endswith(".running_mean")]
-    found = {}
-    for name in names:
-        mean, variance = (seen.after[f"{name}.{part}"].cpu() for part in ("running_mean", "running_var"))
-        mean_0, variance_0 = (seen.before[f"{name}.{part}"] for part in ("running_mean", "running_var"))
-        least = 1e-5  # BatchNorm's own epsilon: a dead channel has no variance to compare
-        moved = ((mean - mean_0) ** 2 / (variance_0 + least)).mean() + (
-            (variance + least) / (variance_0 + least)
-        ).log().abs().mean()
-        found[f"drift/{name}"] = float(moved)
-    return {"drift": sum(found.values()) / len(found)} | found
+    from xferbench.lab import batchnorm
+
+    found = batchnorm.drift(seen.before, seen.after)
+    return {"drift": reading.mean([*found.values()])} | {f"drift/{name}": value for name, value in found.items()}
 
 
 def picture(axes: Any, run: Run) -> None:
-    """Drift by layer, one line for each arm (mean over seeds)."""
-    frame = run.to_frame()
-    frame = frame[(frame["plugin"] == plugin.id) & (frame["view"] == "drift")]
-    for (arm, variant), rows in frame.groupby(["arm", "variant"], sort=False):
-        columns = [name for name in rows.columns if name.startswith("drift/") and rows[name].notna().any()]
-        axes.plot(range(len(columns)), rows[columns].mean().to_numpy(), marker="o", label=variant or arm)
+    """Drift by layer for each arm: the mean, and a thin line a seed."""
+    told = reading.by_arm(reading.of(run, plugin.id), lambda one: reading.numbered(one, "drift/"), "drift")
+    pictures.lines(axes, told)
     axes.set(xlabel="BatchNorm layer, from the input up", ylabel="drift of running statistics", ylim=(0, None))
     axes.legend()
 
@@ -99,14 +75,14 @@ plugin = Plugin(
     version=1,
     question="Do BatchNorm statistics drift during adaptation, and what does it cost?",
     page=__doc__,
-    applies=applies,
+    applies=asking.batchnorm,
     cure=cure,
     induce=induce,
     contrasts=(
         HARM,
-        Contrast(name="discrepancy", kind="info", weights={("subject", "train-mode"): 1.0, ("subject", "test"): -1.0}),
-        Contrast(name="restored", kind="info", weights={("subject", "restored"): 1.0, ("subject", "test"): -1.0}),
-        Contrast(name="recalibrated", kind="info", weights={("subject", "recalibrated"): 1.0, ("subject", "test"): -1.0}),
+        asking.measured("discrepancy", ("subject", "train-mode"), ("subject", "test")),
+        asking.measured("restored", ("subject", "restored"), ("subject", "test")),
+        asking.measured("recalibrated", ("subject", "recalibrated"), ("subject", "test")),
     ),
     measures={"drift": "xferbench.plugins.batchnorm_drift:drift@1"},
     remedy="keep the BatchNorm layers of the pretrained backbone in eval mode while it is adapted",

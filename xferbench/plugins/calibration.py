@@ -1,12 +1,11 @@
 """Probabilities that say more, or less, than the adapted model knows.
 
 Symptom
-    Answers given with 99 % are right far less often, or those given with 60 % far more often; a threshold on confidence lets
-    too much through, or too little.
+    Answers given with 99 % are right far less often, or those with 60 % far more; a threshold lets too much or too little by.
 
 Cause
-    Too sure: trained until every training image is told with certainty, for long and at a high rate; a few images are soon
-    known. Too unsure: all layers were moved, and training ended before they had settled.
+    Too sure: trained long and at a high rate, until every training image is told with certainty; a few are soon known. Too
+    unsure: all layers were moved, and training ended before they had settled.
 
 Remedy
     Divide the logits by a temperature that is fitted on validation images: no answer changes, only how sure it is.
@@ -34,69 +33,41 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from xferbench.design import Contrast, Facts, Pipeline, Plugin
+from xferbench import asking, pictures, reading
+from xferbench.design import Facts, Pipeline, Plugin
 from xferbench.plan import TEMPERED
+from xferbench.reliability import diagram, square
 from xferbench.strategies import overtrained
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from xferbench.record import Predictions, Record, Run
+    from xferbench.record import Run
 
 NATS, BRIER = 0.05, 0.02  # margins
-BINS, LEAST = 15, 2000  # of images with equal shares; test images from which on the error is stated
-WEIGHTS = {("subject", "tempered"): 1.0, ("subject", "test"): -1.0}
-
-
-def applies(_pipeline: Pipeline, _facts: Facts) -> str:
-    return ""
+LEAST = 2000  # test images from which on the error is stated
+TERMS = ("subject", "tempered"), ("subject", "test")
 
 
 def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
     return replace(pipeline, edits=tuple(dict.fromkeys((*pipeline.edits, TEMPERED))))
 
 
-def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
+def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
     own = tuple(edit for edit in pipeline.edits if edit != TEMPERED)
     return {"overtrained": replace(pipeline, recipe=overtrained(pipeline.recipe), edits=own)}
 
 
-def bins(told: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean confidence, share that is right and size of bins of equally many images, by rising confidence: [bins] each."""
-    order = np.argsort(told.p_max, kind="stable")
-    parts = [part for part in np.array_split(order, BINS) if len(part)]
-    right = told.predicted == told.label
-    said, true = (np.array([float(values[part].mean()) for part in parts]) for values in (told.p_max, right))
-    return said, true, np.array([len(part) for part in parts])
-
-
-def square(told: Predictions) -> float:
-    """The squared calibration error without bias, so that it may be below 0 (Kumar et al. 2019, definition 5.2)."""
-    said, true, size = bins(told)
-    return float(np.average((said - true) ** 2 - true * (1 - true) / (size - 1), weights=size))
-
-
-def errors(answers: Mapping[tuple[str, str, int], Record], seeds: Sequence[int]) -> dict[str, float]:
+def errors(answers: reading.Answers, seeds: reading.Seeds) -> dict[str, float]:
     """The root of the mean square over seeds for each arm but scratch, where there are images enough."""
-    found: dict[str, list[float]] = {}
-    for (arm, view, seed), one in answers.items():
-        told = one.predictions
-        if view == "test" and arm != "scratch" and seed in seeds and told is not None and len(told.label) >= LEAST:
-            found.setdefault(f"{arm}/ece", []).append(square(told))
-    return {name: max(0.0, sum(values) / len(values)) ** 0.5 for name, values in found.items()}
+    told = reading.by_arm(answers, lambda one: one.predictions, but={"scratch"}, seeds=seeds)
+    squares = {arm: [square(one) for one in own if len(one.label) >= LEAST] for arm, own in told.items()}
+    return {f"{arm}/ece": max(0.0, reading.mean(values)) ** 0.5 for arm, values in squares.items() if values}
 
 
 def picture(axes: Any, run: Run) -> None:
-    """The reliability diagram: the share that is right by confidence, a line for each arm (mean over seeds)."""
-    found: dict[str, list[Any]] = {}
-    for cell in run.cells:
-        if (cell.plugin, cell.view) == (plugin.id, "test") and cell.arm != "scratch" and cell.record.predictions is not None:
-            found.setdefault(cell.variant or cell.arm, []).append(bins(cell.record.predictions)[:2])
-    axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color="#7f7f7f", label="as sure as right")
-    for name, told in found.items():
-        axes.plot(*np.mean(told, axis=0), marker=".", label=name)
+    """The reliability diagram for each arm: the mean, and a thin line a seed."""
+    axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=pictures.MUTED, label="as sure as right")
+    told = reading.by_arm(reading.of(run, plugin.id), lambda one: one.predictions, but={"scratch"})
+    pictures.lines(axes, {arm: [diagram(one) for one in own] for arm, own in told.items()})
     axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend()
 
@@ -106,12 +77,12 @@ plugin = Plugin(
     version=1,
     question="Do the probabilities of the adapted model mean what they say?",
     page=__doc__,
-    applies=applies,
+    applies=asking.always,
     cure=cure,
     induce=induce,
     contrasts=(
-        Contrast(name="harm", weights=WEIGHTS, metric="nll", margin=NATS, meaning="what a temperature gains in NLL"),
-        Contrast(name="brier", weights=WEIGHTS, metric="brier", margin=BRIER, meaning="what it gains in the Brier score"),
+        asking.judged("harm", *TERMS, "what a temperature gains in NLL", metric="nll", margin=NATS),
+        asking.judged("brier", *TERMS, "what it gains in the Brier score", metric="brier", margin=BRIER),
     ),
     derived=errors,
     remedy="divide the logits by a temperature fitted on validation images",

@@ -34,26 +34,21 @@ References
 from __future__ import annotations
 
 from dataclasses import replace
-from math import isnan
 from typing import TYPE_CHECKING, Any
 
-from xferbench.design import Choice, Contrast, Facts, Pipeline, Plugin, Recipe
+from xferbench import asking, pictures, reading
+from xferbench.asking import judged, measured
+from xferbench.design import Choice, Facts, Pipeline, Plugin, Recipe
 from xferbench.strategies import HEAD_LR, beside, deep, discriminative, gradual_unfreezing, linear_probe, moving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from xferbench.record import Run
 
 HIGH = 1e-2
 REGULARIZERS = ("l2-sp:1", "ewc:1000")  # strengths at which each was seen to work
 BELOW = ("lwf:1",)  # likewise, where the source's head can stand below the new one
-
-
-def applies(pipeline: Pipeline, facts: Facts) -> str:
-    if pipeline.recipe.init != "pretrained":
-        return "nothing pretrained is adapted"
-    return "" if facts.source else facts.no_source or "the suite has no [source] whose classes are known"
 
 
 def _candidates(pipeline: Pipeline, groups: int) -> Iterator[Recipe]:
@@ -82,25 +77,25 @@ def cure(pipeline: Pipeline, facts: Facts) -> Choice:
     return Choice(candidates=tuple(dict.fromkeys(arms)), by="source-held-out", keeping="validation")
 
 
-def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
-    whole = replace(moving(pipeline.recipe), order="shuffled")
-    high = replace(whole, trainable="all", batchnorm="train", lr=max(HIGH, 3 * whole.lr), steps=2 * whole.steps)
-    recipe = Recipe(name="high rate, all layers, many steps", phases=(replace(high, head_lr=None, layer_decay=1.0),))
+def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
+    usual = replace(moving(pipeline.recipe), trainable="all", order="shuffled", head_lr=None, layer_decay=1.0)
+    high = replace(usual, batchnorm="train", lr=max(HIGH, 3 * usual.lr), steps=2 * usual.steps)
+    recipe = Recipe(name="high rate, all layers, many steps", phases=(high,))
     return {"high-rate": replace(pipeline, recipe=beside(recipe, pipeline.recipe))}
 
 
 def picture(axes: Any, run: Run) -> None:
-    """Target accuracy against source accuracy, one point an arm (mean over seeds)."""
-    frame = run.to_frame()
-    frame = frame[frame["plugin"] == plugin.id]
-    for (arm, variant), rows in frame.groupby(["arm", "variant"], sort=False):
-        target, source = (rows[rows["view"] == view]["accuracy"].mean() for view in ("test", "source"))
-        if not isnan(source):  # scratch has no source skill to keep
-            axes.plot([target], [source], marker="o", markersize=9, linestyle="none", label=variant or arm)
-    before = frame[frame["view"] == "source-before"]["accuracy"].mean()
-    axes.axhline(before, linestyle="--", linewidth=1, color="#7f7f7f", label="source before")
+    """Target accuracy against source accuracy, a point for each arm, and a faint one a seed."""
+    told = reading.of(run, plugin.id)
+    pictures.points(axes, reading.accuracies(told, "test", "source"))  # scratch has no source skill to keep
+    before = reading.mean([one for own in reading.by_arm(told, reading.accuracy, "source-before").values() for one in own])
+    axes.axhline(before, linestyle="--", linewidth=1, color=pictures.MUTED, label="source before")
     axes.set(xlabel="target accuracy", ylabel="source accuracy, old head", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend()
+
+
+def _of(more: str, less: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    return ("subject", more), ("subject", less)
 
 
 plugin = Plugin(
@@ -108,27 +103,15 @@ plugin = Plugin(
     version=1,
     question="How much of the source skill does adaptation destroy?",
     page=__doc__,
-    applies=applies,
+    applies=asking.source,
     cure=cure,
     induce=induce,
     contrasts=(
-        Contrast(
-            name="harm",
-            weights={("subject", "source-before"): 1.0, ("subject", "source"): -1.0},
-            meaning="source before − after, with the pretrained head",
+        judged("harm", *_of("source-before", "source"), "source before − after, with the pretrained head"),
+        measured(
+            "probe-forgetting", *_of("source-probe-before", "source-probe"), "source before − after, with a head fitted anew"
         ),
-        Contrast(
-            name="probe-forgetting",
-            kind="info",
-            weights={("subject", "source-probe-before"): 1.0, ("subject", "source-probe"): -1.0},
-            meaning="source before − after, with a head fitted anew",
-        ),
-        Contrast(
-            name="restored",
-            kind="info",
-            weights={("subject", "source-restored"): 1.0, ("subject", "source"): -1.0},
-            meaning="what putting the old BatchNorm statistics back returns",
-        ),
+        measured("restored", *_of("source-restored", "source"), "what putting the old BatchNorm statistics back returns"),
     ),
     remedy="adapt with the recipe that kept most of the source among those that keep the target's accuracy",
     picture=picture,

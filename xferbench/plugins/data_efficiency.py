@@ -29,14 +29,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xferbench import metrics, scaling
-from xferbench.design import Arm, Contrast, Facts, Pipeline, Plugin
+from xferbench import asking, pictures, reading, scaling
+from xferbench.design import Arm, Facts, Pipeline, Plugin
 from xferbench.strategies import scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from xferbench.record import Record, Run
+    from xferbench.record import Run
 
 SIZES, SPAN = 6, 32
 
@@ -49,8 +49,8 @@ def sizes(pipeline: Pipeline, facts: Facts) -> list[int]:
 
 
 def applies(pipeline: Pipeline, facts: Facts) -> str:
-    if pipeline.recipe.init != "pretrained":
-        return "nothing pretrained is adapted"
+    if reason := asking.adapted(pipeline, facts):
+        return reason
     if facts.test_groups is not None:
         return "images in groups cannot be parted into sets of any size"
     enough = (pipeline.train_size or facts.train) >= 8 * len(facts.classes)
@@ -65,19 +65,19 @@ def beside(pipeline: Pipeline, facts: Facts) -> Mapping[str, Arm]:
     return {f"transfer-{size}": one for size, one in found.items()} | tuned
 
 
-def curves(answers: Mapping[tuple[str, str, int], Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def curves(answers: reading.Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sizes [K], and errors [S, K] of subject and scratch at each seed."""
     found: dict[tuple[str, int], dict[int, float]] = {}
     for (arm, _, seed), one in answers.items():
         name, _, size = arm.removeprefix("beside:").rpartition("-")
         if arm.startswith("beside:") and one.predictions is not None:
-            found.setdefault((name, int(size)), {})[seed] = 1 - metrics.value(one.predictions, "accuracy")
+            found.setdefault((name, int(size)), {})[seed] = 1 - reading.accuracy(one)
     n = np.array(sorted({size for _, size in found}))
     errors = [np.array([list(found[name, size].values()) for size in n]).T for name in ("transfer", "scratch")]
     return n, errors[0], errors[1]
 
 
-def by_size(answers: Mapping[tuple[str, str, int], Record], _: Sequence[int]) -> dict[str, float]:
+def by_size(answers: reading.Answers, _: reading.Seeds) -> dict[str, float]:
     """Mean errors of both by size, and M with its bounds, as far as they were reached."""
     n, own, baseline = curves(answers)
     rows = zip(("M", "M, low,", "M, high,"), scaling.estimated(n, own, baseline), strict=True)
@@ -85,7 +85,7 @@ def by_size(answers: Mapping[tuple[str, str, int], Record], _: Sequence[int]) ->
     return {f"{name} at n = {size}": float(one) for name, row in (*rows, *errors) for size, one in zip(n, row, strict=True)}
 
 
-def told(_: str, answers: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline) -> str:
+def told(_: str, answers: reading.Answers, _subject: Pipeline, _cured: Pipeline) -> str:
     """M at each size, with its interval."""
     n, own, baseline = curves(answers)
     most = scaling.reach(n, baseline.mean(0))
@@ -100,16 +100,15 @@ def told(_: str, answers: Mapping[tuple[str, str, int], Record], _subject: Pipel
 
 def picture(axes: Any, run: Run) -> None:
     """Test error against n, a thin line a seed, with scratch's fitted curve, and M(n) below the subject's points."""
-    cells = (cell for cell in run.cells if (cell.plugin, cell.arm) == (plugin.id, "beside"))
-    n, own, baseline = curves({(f"beside:{cell.variant}", cell.view, cell.seed): cell.record for cell in cells})
+    n, own, baseline = curves(reading.of(run, plugin.id))
     most = scaling.reach(n, baseline.mean(0))
-    for name, colour, rows in (("subject", "#0072B2", own), ("scratch", "#D55E00", baseline)):
-        axes.plot(n, rows.T, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(n, rows.mean(0), color=colour, marker="o", linestyle="none", label=name)
+    errors = {"subject": own, "scratch": baseline}
+    points = {arm: [list(zip(n, row, strict=True)) for row in rows] for arm, rows in errors.items()}
+    pictures.lines(axes, points, linestyle="none", marker="o")
     if most > 1:
         a, b, c = scaling.fitted(n / n[-1], baseline.mean(0))
         far = np.geomspace(n[0], most * n[-1])
-        axes.plot(far, a * (far / n[-1]) ** -b + c, color="#D55E00", linestyle="--", label="scratch, fitted")
+        axes.plot(far, a * (far / n[-1]) ** -b + c, color=pictures.MUTED, linestyle="--", label="scratch, fitted")
     words = scaling.shown(n, scaling.multipliers(n, own.mean(0), baseline.mean(0), most), most)
     for size, error, word in zip(n, own.mean(0), words, strict=True):
         axes.annotate(f"× {word}", (size, error), (0, -12), textcoords="offset points", ha="center", fontsize=7)
@@ -125,14 +124,10 @@ plugin = Plugin(
     question="How many times the images would training from scratch need?",
     page=__doc__,
     applies=applies,
-    cure=lambda pipeline, _: pipeline,
+    cure=asking.unchanged,
     induce=lambda *_: {},
     beside=beside,
-    contrasts=(
-        Contrast(
-            name="gain", kind="info", weights={("subject", "test"): 1.0, ("scratch", "test"): -1.0}, meaning="subject − scratch"
-        ),
-    ),
+    contrasts=(asking.measured("gain", ("subject", "test"), ("scratch", "test"), "subject − scratch"),),
     derived=by_size,
     told=told,
     remedy="label more images where the curve still falls; where the multiplier is near 1, training from scratch does as well",

@@ -34,13 +34,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.design import Contrast, Facts, Pipeline, Plugin, Preprocessing
+from xferbench import asking, reading
+from xferbench.design import Facts, Pipeline, Plugin, Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from xferbench.lab.viewed import Seen
-    from xferbench.record import Record
 
 SHARE, SURE = 0.1, 0.9  # of the test images that are planted; of those found, below which a reader is told
 
@@ -55,7 +53,7 @@ def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
     return replace(pipeline, judged="unique")
 
 
-def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
+def induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
     if not facts.train:
         return {}
     told = replace(pipeline, judged="test")
@@ -85,7 +83,7 @@ def groups(seen: Seen) -> dict[str, float]:
     return {"groups": float(len(search.group_overlap(train, test))), "known": float(len(test) > 0)}
 
 
-def told(contrast: str, answers: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline) -> str:
+def told(contrast: str, answers: reading.Answers, _subject: Pipeline, _cured: Pipeline) -> str:
     """How many copies of which kind lie where, or how many groups are on both sides."""
     found = next((one.scalars for (arm, view, _), one in answers.items() if (arm, view) == ("subject", contrast)), {})
     if contrast == "groups":
@@ -109,26 +107,9 @@ plugin = Plugin(
     cure=cure,
     induce=induce,
     contrasts=(
-        Contrast(
-            name="copies",
-            kind="exact",
-            weights={("subject", "copies"): 1.0},
-            allowed="max_duplicates",
-            meaning="no test image has a copy in training or pretraining",
-        ),
-        Contrast(
-            name="groups",
-            kind="exact",
-            weights={("subject", "groups"): 1.0},
-            controlled=False,
-            meaning="no group is in training and test",
-        ),
-        Contrast(
-            name="inflation",
-            kind="info",
-            weights={("subject", "whole"): 1.0, ("cured", "test"): -1.0},
-            meaning="all test images − those without a copy",
-        ),
+        asking.exact("copies", "no test image has a copy in training or pretraining", allowed="max_duplicates"),
+        asking.exact("groups", "no group is in training and test", controlled=False),
+        asking.measured("inflation", ("subject", "whole"), ("cured", "test"), "all test images − those without a copy"),
     ),
     measures={
         "copies": "xferbench.plugins.data_leakage:copies@1",

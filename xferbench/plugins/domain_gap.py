@@ -39,27 +39,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from xferbench.design import Contrast, Facts, Pipeline, Plugin
+from xferbench import asking, pictures, reading
+from xferbench.design import Pipeline, Plugin
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from xferbench.lab.viewed import Seen
-    from xferbench.record import Record, Run
+    from xferbench.record import Run
 
 WITHIN = ", within the source"
-
-
-def applies(pipeline: Pipeline, _: Facts) -> str:
-    return "" if pipeline.recipe.init == "pretrained" else "nothing pretrained is adapted"
-
-
-def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
-    return pipeline
-
-
-def induce(_pipeline: Pipeline, _facts: Facts) -> Mapping[str, Pipeline]:
-    return {}
+DISTANCES = ("mmd2", "proxy a-distance", "frechet")
 
 
 def logme(seen: Seen) -> dict[str, float]:
@@ -69,28 +57,27 @@ def logme(seen: Seen) -> dict[str, float]:
     return gap.told(seen, WITHIN)
 
 
-def means(answers: Mapping[tuple[str, str, int], Record], _: Sequence[int]) -> dict[str, float]:
+def means(answers: reading.Answers, _: reading.Seeds) -> dict[str, float]:
     """Mean of each score over the seeds, whose training images differ."""
-    told = [one.scalars for (_, view, _), one in answers.items() if view == "logme"]
-    names = dict.fromkeys(name for one in told for name in one if name not in {"logme", "diverged"})
-    return {name: sum(one[name] for one in told if name in one) / sum(name in one for one in told) for name in names}
+    found = reading.scalars(one.scalars for (_, view, _), one in answers.items() if view == "logme")
+    return {name: value for name, value in found.items() if name not in {"logme", "diverged"}}
 
 
-def told(_contrast: str, answers: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline) -> str:
+def told(_contrast: str, answers: reading.Answers, _subject: Pipeline, _cured: Pipeline) -> str:
     """The scores in one line."""
-    found = {"logme": [one.scalars["logme"] for (_, view, _), one in answers.items() if view == "logme"]}
-    first = {name: sum(values) / len(values) for name, values in found.items() if values}
+    logmes = [one.scalars["logme"] for (_, view, _), one in answers.items() if view == "logme"]
+    first = {"logme": reading.mean(logmes)} if logmes else {}
     return ", ".join(f"{name} {value:.3g}" for name, value in (first | means(answers, ())).items() if WITHIN not in name)
 
 
 def picture(axes: Any, run: Run) -> None:
     """Distance of the target from the source (a ring a seed), and of the source from itself (a cross), each by the greatest."""
-    cells = [cell.record.scalars for cell in run.cells if (cell.plugin, cell.view) == (plugin.id, "logme")]
-    names = [name for name in ("mmd2", "proxy a-distance", "frechet") if any(name in one for one in cells)]
+    seeds = reading.by_arm(reading.of(run, plugin.id), lambda one: one.scalars, "logme").get("subject", [])
+    names = [name for name in DISTANCES if any(name in one for one in seeds)]
     for place, name in enumerate(names):
-        for marker, colour, own in (("o", "#d55e00", name), ("x", "#0072b2", name + WITHIN)):
-            values = [one[own] for one in cells if own in one]
-            most = max(abs(one[key]) for one in cells for key in (name, name + WITHIN) if key in one) or 1.0
+        found = {own: [one[own] for one in seeds if own in one] for own in (name, name + WITHIN)}
+        most = max(abs(value) for values in found.values() for value in values) or 1.0
+        for marker, colour, values in zip("ox", (pictures.VERMILION, pictures.BLUE), found.values(), strict=True):
             axes.plot([value / most for value in values], [place] * len(values), marker, color=colour, fillstyle="none")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="share of the greatest value" if names else "no [source] to measure a distance from")
@@ -101,18 +88,10 @@ plugin = Plugin(
     version=1,
     question="How far is the target from what the backbone was pretrained on, and what do scores foretell?",
     page=__doc__,
-    applies=applies,
-    cure=cure,
-    induce=induce,
-    contrasts=(
-        Contrast(
-            name="gain",
-            kind="info",
-            metric="accuracy",
-            weights={("subject", "test"): 1.0, ("scratch", "test"): -1.0},
-            meaning="subject − scratch in accuracy",
-        ),
-    ),
+    applies=asking.adapted,
+    cure=asking.unchanged,
+    induce=lambda *_: {},
+    contrasts=(asking.measured("gain", ("subject", "test"), ("scratch", "test"), "subject − scratch in accuracy", "accuracy"),),
     measures={"logme": "xferbench.plugins.domain_gap:logme@1"},
     derived=means,
     told=told,

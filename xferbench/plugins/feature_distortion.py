@@ -17,18 +17,15 @@ How it is judged
     classes are the target's it is SKIPPED.
 
 How it is induced
-    ``high-rate``: everything is fine-tuned from a random head at a rate of 0.003, or three times the recipe's own if that is
-    more.
+    ``high-rate``: all is fine-tuned from a random head at a rate of 0.003, or three times the recipe's if that is more.
 
 Measured beside it
     ``in-distribution``: the same difference on the target's own test set. ``distortion``: mean over training images of
-    ‖φ after − φ before‖² / ‖φ before‖², φ being the features that enter the head (to be compared between arms of one BatchNorm
-    mode only).
+    ‖φ after − φ before‖² / ‖φ before‖², φ being the features that enter the head (comparable within one BatchNorm mode).
 
 References
-    Kumar, Raghunathan, Jones, Ma, Liang. Fine-tuning can distort pretrained features and underperform out-of-distribution.
-    ICLR 2022 (arXiv:2202.10054): fine-tuning 85.1 in and 59.3 out of distribution, a linear probe 82.9 and 66.2, LP-FT 85.7
-    and 68.9.
+    Kumar et al. 2022, Fine-tuning can distort pretrained features and underperform out-of-distribution (arXiv:2202.10054):
+    fine-tuning 85.1 in and 59.3 out of distribution, a linear probe 82.9 and 66.2, LP-FT 85.7 and 68.9.
 """
 
 from __future__ import annotations
@@ -36,66 +33,44 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.design import Contrast, Facts, Phase, Pipeline, Plugin
-from xferbench.strategies import begins_with_probe, beside, lp_ft, moving
+from xferbench.asking import judged, measured, several
+from xferbench.design import Facts, Pipeline, Plugin
+from xferbench.strategies import begins_with_probe, beside, lp_ft, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from xferbench.lab.viewed import Seen
 
 HIGH = 3e-3
-LOW = {
-    "adamw": 3e-4,
-    "sgd": 3e-3,
-}  # rates at which LP-FT was seen to keep what holds beyond the target; SGD's are ten times Adam's
+LOW = {"adamw": 3e-4, "sgd": 3e-3}  # rates at which LP-FT was seen to keep what holds beyond the target; SGD's are ten times
 
 
 def applies(pipeline: Pipeline, facts: Facts) -> str:
-    if pipeline.recipe.init != "pretrained":
-        return "nothing pretrained is adapted"
-    if sum(phase.steps for phase in pipeline.recipe.phases) < 2:
-        return "a single step leaves none for the head alone"
-    return "" if facts.shifted else "the suite has no [shifted] set"
-
-
-def _whole(pipeline: Pipeline) -> Phase:
-    return replace(moving(pipeline.recipe), trainable="all", warmup=0, head_lr=None, layer_decay=1.0)
+    return several(pipeline, facts, "for the head alone") or ("" if facts.shifted else "the suite has no [shifted] set")
 
 
 def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
     """LP-FT at a low rate; frozen features are not distorted, and what is such LP-FT already stays as it is."""
-    recipe, whole = pipeline.recipe, _whole(pipeline)
+    recipe, usual = pipeline.recipe, whole(pipeline.recipe)
+    low = LOW[usual.optimizer]
     still = all(phase.batchnorm == "eval" for phase in recipe.phases)
     frozen = all(phase.trainable == "head" for phase in recipe.phases)
-    low = LOW[whole.optimizer]
     if still and (frozen or (begins_with_probe(recipe) and max(phase.lr for phase in recipe.phases[1:]) <= low)):
         return pipeline
-    made = beside(lp_ft(replace(whole, lr=min(whole.lr, low), batchnorm="eval")), recipe)
+    made = beside(lp_ft(replace(usual, lr=min(usual.lr, low), batchnorm="eval")), recipe)
     return replace(pipeline, recipe=replace(made, stop=recipe.stop, regularizer=recipe.regularizer, finish=recipe.finish))
 
 
-def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
-    whole = _whole(pipeline)
-    phase = replace(whole, lr=max(HIGH, 3 * whole.lr))
-    return {"high-rate": replace(pipeline, recipe=replace(pipeline.recipe, phases=(phase,), name="high rate, random head"))}
+def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
+    usual = whole(pipeline.recipe)
+    high = replace(usual, lr=max(HIGH, 3 * usual.lr))
+    return {"high-rate": replace(pipeline, recipe=replace(pipeline.recipe, phases=(high,), name="high rate, random head"))}
 
 
 def distortion(seen: Seen) -> dict[str, float]:
     """How far the features of training images went, relative to how long they were."""
     from xferbench.lab import penultimate
 
-    before, after = (
-        penultimate.head_inputs(
-            seen.network,
-            {name: tensor.to(seen.network.device) for name, tensor in tensors.items()},
-            seen.images,
-            seen.prepared,
-        )
-        for tensors in (seen.before, seen.after)
-    )
-    moved = (after - before).square().sum(1) / before.square().sum(1).clamp_min(1e-12)
-    return {"distortion": float(moved.mean())}
+    return {"distortion": penultimate.distortion(seen)}
 
 
 plugin = Plugin(
@@ -107,17 +82,8 @@ plugin = Plugin(
     cure=cure,
     induce=induce,
     contrasts=(
-        Contrast(
-            name="harm",
-            weights={("cured", "shifted"): 1.0, ("subject", "shifted"): -1.0},
-            meaning="cured − subject on the shifted set",
-        ),
-        Contrast(
-            name="in-distribution",
-            kind="info",
-            weights={("cured", "test"): 1.0, ("subject", "test"): -1.0},
-            meaning="cured − subject on the target's own test set",
-        ),
+        judged("harm", ("cured", "shifted"), ("subject", "shifted"), "cured − subject on the shifted set"),
+        measured("in-distribution", ("cured", "test"), ("subject", "test"), "cured − subject on the target's own test set"),
     ),
     measures={"distortion": "xferbench.plugins.feature_distortion:distortion@2"},
     remedy="train the head alone first, then everything at a low rate, BatchNorm in eval mode",

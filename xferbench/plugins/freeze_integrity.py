@@ -35,24 +35,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench import movement
-from xferbench.design import Contrast, Facts, Phase, Pipeline, Plugin
+from xferbench import asking, movement, pictures, reading
+from xferbench.design import Facts, Phase, Pipeline, Plugin
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from xferbench.lab.viewed import Seen
-    from xferbench.record import Record, Run
+    from xferbench.record import Run
 
 PULL = Phase(trainable="all", batchnorm="eval", lr=1e-7, weight_decay=1e3, schedule="constant", steps=10)
 HELD = "what is frozen stays, what trains moves"
 ENOUGH = 20  # steps of a phase: what moves, moves at once
 
 
-def applies(pipeline: Pipeline, _: Facts) -> str:
+def applies(pipeline: Pipeline, facts: Facts) -> str:
     if pipeline.finished:
         return "" if pipeline.finished.before else "the weights of before are not given (--before)"
-    return "" if pipeline.recipe.init == "pretrained" else "nothing pretrained is adapted"
+    return asking.adapted(pipeline, facts)
 
 
 def trust(pipeline: Pipeline, _: Facts) -> str:
@@ -60,11 +58,7 @@ def trust(pipeline: Pipeline, _: Facts) -> str:
     return unsaid if pipeline.finished and pipeline.believed is None else ""
 
 
-def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
-    return pipeline
-
-
-def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
+def induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
     if pipeline.finished:
         return {}
     brief = tuple(replace(phase, steps=ENOUGH, warmup=0) for phase in pipeline.recipe.phases)
@@ -97,7 +91,7 @@ def integrity(seen: Seen) -> dict[str, float]:
     return {"integrity": found.pop("violations")} | found
 
 
-def told(_contrast: str, answers: Mapping[tuple[str, str, int], Record], subject: Pipeline, _: Pipeline) -> str:
+def told(_contrast: str, answers: reading.Answers, subject: Pipeline, _: Pipeline) -> str:
     """Which tensors, the likeliest cause, and what else came to notice; of the worst seed."""
     records = [one.scalars for (arm, view, _), one in answers.items() if (arm, view) == ("subject", "integrity")]
     found = max(records, key=lambda scalars: scalars.get("integrity", 0.0), default={})
@@ -108,9 +102,8 @@ def told(_contrast: str, answers: Mapping[tuple[str, str, int], Record], subject
 
 def picture(axes: Any, run: Run) -> None:
     """The subject's relative change by layer, in the colour of what was believed of it; what did not move lies at the foot."""
-    frame = run.to_frame()
-    frame = frame[(frame["plugin"] == plugin.id) & (frame["view"] == "integrity") & (frame["arm"] == "subject")]
-    far = movement.by_layer({column: float(frame[column].mean()) for column in frame.columns if "/" in column})
+    told = reading.by_arm(reading.of(run, plugin.id), lambda one: one.scalars, "integrity")
+    far = movement.by_layer(reading.scalars(told.get("subject", [])))
     foot = min((value for one in far.values() for value in one.values() if value), default=1.0) / 10
     for side, word in movement.SIDES.items():
         places = {at: max(one[side], foot) for at, one in enumerate(far.values()) if side in one}
@@ -119,7 +112,7 @@ def picture(axes: Any, run: Run) -> None:
     axes.set(xlabel="layer, from the input up", ylabel="relative change", yscale="log")
     every = max(1, len(far) // 12)
     axes.set_xticks(range(0, len(far), every), list(far)[::every], rotation=40, ha="right", fontsize=7)
-    axes.axhline(foot, linewidth=0.5, color="grey", label="did not move")
+    axes.axhline(foot, linewidth=0.5, color=pictures.MUTED, label="did not move")
     axes.legend()
 
 
@@ -129,9 +122,9 @@ plugin = Plugin(
     question="Did what was frozen stay, and what was to train move?",
     page=__doc__,
     applies=applies,
-    cure=cure,
+    cure=asking.unchanged,
     induce=induce,
-    contrasts=(Contrast(name="harm", kind="exact", weights={("subject", "integrity"): 1.0}, meaning=HELD),),
+    contrasts=(asking.exact("harm", HELD, measure="integrity"),),
     measures={"integrity": "xferbench.plugins.freeze_integrity:integrity@1"},
     trust=trust,
     told=told,

@@ -34,49 +34,26 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.design import HARM, Facts, Pipeline, Plugin, Recipe
-from xferbench.strategies import HEAD_LR, begins_with_probe, deep, moving
+from xferbench import asking, reading
+from xferbench.design import HARM, Facts, Pipeline, Plugin
+from xferbench.strategies import begins_with_probe, deep, moving, probed_first
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from xferbench.lab.viewed import Seen
-    from xferbench.record import Record
-
-SHOCKED, CHUNK = 64, 16  # images on which gradients are taken, and at once
 
 
-def applies(pipeline: Pipeline, _: Facts) -> str:
-    if pipeline.recipe.init != "pretrained":
-        return "nothing pretrained is adapted"
-    short = probed_first(pipeline.recipe) == pipeline.recipe and not _untouched(pipeline.recipe)
-    return "a single step leaves none for the head alone" if short else ""
-
-
-def _untouched(recipe: Recipe) -> bool:
-    """Whether no gradient of a fresh head reaches the backbone: it never trains, or the head has had its time before."""
-    return begins_with_probe(recipe) or all(phase.trainable == "head" for phase in recipe.phases)
-
-
-def probed_first(recipe: Recipe) -> Recipe:
-    """Half of the steps up to the end of the first phase that moves the backbone, for the head alone."""
-    at = next((at for at, phase in enumerate(recipe.phases) if phase.trainable != "head"), None)
-    if at is None or begins_with_probe(recipe):
-        return recipe
-    first, steps = recipe.phases[at], sum(phase.steps for phase in recipe.phases[: at + 1])
-    if steps < 2:
-        return recipe
-    probe = replace(first, trainable="head", batchnorm="eval", lr=HEAD_LR, head_lr=None, warmup=0, steps=steps // 2)
-    left = steps - probe.steps
-    after = replace(first, steps=left, warmup=min(first.warmup, left - 1))
-    return replace(recipe, phases=(probe, after, *recipe.phases[at + 1 :]))
+def applies(pipeline: Pipeline, facts: Facts) -> str:
+    recipe = pipeline.recipe
+    untouched = begins_with_probe(recipe) or all(phase.trainable == "head" for phase in recipe.phases)
+    short = probed_first(recipe) == recipe and not untouched
+    return asking.adapted(pipeline, facts) or ("a single step leaves none for the head alone" if short else "")
 
 
 def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
     return replace(pipeline, recipe=probed_first(pipeline.recipe))
 
 
-def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
+def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
     phase = replace(moving(pipeline.recipe), trainable="all", head_lr=None)
     head = pipeline.recipe.head if deep(pipeline.recipe.head) else "random"
     recipe = replace(pipeline.recipe, head=head, phases=(phase,), name="random head")
@@ -85,42 +62,15 @@ def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
 
 def shock(seen: Seen) -> dict[str, float]:
     """Norm of the backbone's gradient at the start, over the same with a head fitted to the same images."""
-    import torch
-    from torch.func import functional_call
-    from torch.nn import functional as F
+    from xferbench.lab import shock
 
-    from xferbench.lab import backbones, features, heads, penultimate, preprocess
-
-    network, prefix = seen.network, [seen.network.anatomy.head]
-    start = {name: tensor.to(network.device) for name, tensor in seen.before.items()}
-    x = penultimate.head_inputs(network, start, seen.images, seen.prepared)
-    weight, bias = penultimate.fitted(x, seen.labels, network.anatomy.classes)
-    own = {name: tensor for name, tensor in start.items() if backbones.within(name, prefix)}
-    below = {name: tensor for name, tensor in start.items() if name not in own}
-    plain = heads.plain(network.module, network.anatomy)
-    shapes = {name: tensor.shape for name, tensor in plain.named_parameters() if backbones.within(name, prefix)}
-    probed = {name: (weight if name.endswith("weight") else bias).reshape(shape) for name, shape in shapes.items()}
-    probed = {name: tensor.to(network.device, torch.float32) for name, tensor in probed.items()}
-    images, labels = seen.images[:SHOCKED].to(network.device), seen.labels[:SHOCKED].to(network.device)
-
-    def norm(module: torch.nn.Module, head: Mapping[str, torch.Tensor]) -> float:
-        names = (name for name, _ in module.named_parameters() if name in below)
-        body = {name: below[name].clone().requires_grad_() for name in names}
-        with features.inference(module, network.device), torch.enable_grad():
-            for x, y in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
-                made = preprocess.tensor(x, seen.prepared)
-                logits = functional_call(module, {**below, **head, **body}, (made,)).float()
-                F.cross_entropy(logits, y, reduction="sum").backward()
-        total = sum(float(tensor.grad.square().sum()) for tensor in body.values() if tensor.grad is not None)
-        return float(total**0.5) / len(labels)
-
-    return {"shock": norm(network.module, own) / max(norm(plain, probed), 1e-12)}
+    return {"shock": shock.ratio(seen)}
 
 
-def dip(answers: Mapping[tuple[str, str, int], Record], seeds: Sequence[int]) -> dict[str, float]:
+def dip(answers: reading.Answers, seeds: reading.Seeds) -> dict[str, float]:
     """Mean over seeds of cured − subject in validation accuracy at the first checkpoint."""
     firsts = [tuple(answers[arm, "test", seed].curve[0][2] for arm in ("cured", "subject")) for seed in seeds]
-    return {"dip": sum(cured - subject for cured, subject in firsts) / len(firsts)}
+    return {"dip": reading.mean([cured - subject for cured, subject in firsts])}
 
 
 plugin = Plugin(

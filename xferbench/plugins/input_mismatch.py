@@ -34,23 +34,12 @@ References
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from xferbench import asking
 from xferbench.design import Choice, Facts, Pipeline, Plugin, Preprocessing, Ready, Spectrogram
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 CHANNELS, HALF = 3, 0.5
 SIZE = ("resize", "crop", "interpolation", "antialias")
-
-
-def applies(pipeline: Pipeline, _: Facts) -> str:
-    return "" if pipeline.recipe.init == "pretrained" else "nothing pretrained is adapted"
-
-
-def trust(_: Pipeline, facts: Facts) -> str:
-    return "" if facts.recorded else "no preprocessing is recorded with these weights; state it under [backbone]"
 
 
 def formed(ready: Ready, other: Ready, *, channels: bool) -> Ready:
@@ -65,13 +54,10 @@ def formed(ready: Ready, other: Ready, *, channels: bool) -> Ready:
 
 def cure(pipeline: Pipeline, facts: Facts) -> Pipeline | Choice:
     train, serve = pipeline.train_preprocessing, pipeline.serve_preprocessing
-    recorded = replace(
-        pipeline,
-        train_preprocessing=formed(train, facts.preprocessing, channels=True),
-        serve_preprocessing=formed(serve, facts.preprocessing, channels=True),
-    )
-    served = replace(pipeline, train_preprocessing=formed(train, serve, channels=False))
-    others = dict.fromkeys(one for one in (recorded, served) if one != pipeline)
+    own, to_serve = (formed(one, facts.preprocessing, channels=True) for one in (train, serve))
+    as_recorded = replace(pipeline, train_preprocessing=own, serve_preprocessing=to_serve)
+    as_served = replace(pipeline, train_preprocessing=formed(train, serve, channels=False))
+    others = dict.fromkeys(one for one in (as_recorded, as_served) if one != pipeline)
     return Choice(candidates=(pipeline, *others)) if others else pipeline
 
 
@@ -82,7 +68,7 @@ def third(ready: Ready) -> Ready:
     return replace(ready, std=CHANNELS * ready.std)
 
 
-def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
+def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
     train, serve = pipeline.train_preprocessing, pipeline.serve_preprocessing
     found = {"mean-not-sum": replace(pipeline, train_preprocessing=third(train), serve_preprocessing=third(serve))}
     if isinstance(serve, Preprocessing):
@@ -95,9 +81,9 @@ plugin = Plugin(
     version=1,
     question="Do images have the channels and the resolution that suit the network?",
     page=__doc__,
-    applies=applies,
+    applies=asking.adapted,
     cure=cure,
     induce=induce,
-    trust=trust,
+    trust=asking.recorded,
     remedy="give images the channels and the size that go with the weights, and train at the size that is served",
 )

@@ -34,23 +34,23 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench import judge
+from xferbench import asking, judge, pictures, reading
 from xferbench.design import HARM, Choice, Contrast, Facts, Pipeline, Plugin
 from xferbench.strategies import HEAD_LR, deep, moving, reach
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from xferbench.record import Record, Run
+    from xferbench.record import Run
 
 CUTS = range(1, 5)
+STARTS = ("anb", "bnb")
 LABELS = {"anb": "AnB", "anb-plus": "AnB+", "bnb": "BnB", "bnb-plus": "BnB+"}
 
 
 def applies(pipeline: Pipeline, facts: Facts) -> str:
-    if pipeline.recipe.init != "pretrained":
-        return "nothing pretrained is adapted"
-    return "" if len(facts.groups) > 1 else "the backbone is one layer group, and cannot be cut"
+    uncut = "" if len(facts.groups) > 1 else "the backbone is one layer group, and cannot be cut"
+    return asking.adapted(pipeline, facts) or uncut
 
 
 def _cut(pipeline: Pipeline, facts: Facts, low: int, kind: str) -> Pipeline:
@@ -92,7 +92,7 @@ def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
     return {name: found}
 
 
-def by_cut(answers: Mapping[tuple[str, str, int], Record], seeds: Sequence[int]) -> dict[str, float]:
+def by_cut(answers: reading.Answers, seeds: reading.Seeds) -> dict[str, float]:
     """Mean accuracy of each kind at each cut, over the seeds that have it."""
     arms = dict.fromkeys(arm for arm, _, _ in answers if arm.startswith("beside:"))
     found = {arm.partition(":")[2]: judge.accuracy(answers, arm, seeds) for arm in arms}
@@ -100,22 +100,20 @@ def by_cut(answers: Mapping[tuple[str, str, int], Record], seeds: Sequence[int])
 
 
 def picture(axes: Any, run: Run) -> None:
-    """Accuracy against the cut: the mean of each kind over seeds, with bars from the least to the greatest."""
-    frame = run.to_frame()
-    found = frame[(frame["plugin"] == plugin.id) & (frame["view"] == "test")]
-    for kind, colour in zip(LABELS, ("#0072B2", "#56B4E9", "#D55E00", "#E69F00"), strict=True):
-        rows = [found[found["variant"] == f"{kind}-{cut}"]["accuracy"] for cut in CUTS]
-        line = "--" if kind.endswith("plus") else "-"
-        axes.plot(CUTS, [row.mean() for row in rows], line, color=colour, marker="o", label=LABELS[kind])
-        axes.vlines(CUTS, [row.min() for row in rows], [row.max() for row in rows], color=colour, alpha=0.5)
-    axes.axhline(found[found["arm"] == "subject"]["accuracy"].mean(), color="#666666", linewidth=0.8, label="subject")
+    """Accuracy against the cut for each kind, dashed where all is trained: the mean, and a thin line a seed."""
+    told = reading.by_arm(reading.of(run, plugin.id), reading.accuracy)
+    for end, style in (("", "-"), ("-plus", "--")):
+        rows = {kind + end: zip(*(told.get(f"beside:{kind}{end}-{cut}", []) for cut in CUTS), strict=False) for kind in STARTS}
+        curves = {LABELS[kind]: [list(zip(CUTS, row, strict=True)) for row in own] for kind, own in rows.items()}
+        pictures.lines(axes, curves, linestyle=style, marker="o")
+    axes.axhline(reading.mean(told.get("subject", [])), color=pictures.BLUE, linewidth=0.8, label="subject")
     axes.set(xticks=CUTS, xticklabels=["a quarter", "half", "three quarters", "all"])
     axes.set(xlabel="layer groups transferred, from the input up", ylabel="test accuracy")
     axes.legend()
 
 
 def _minus(name: str, arm: str, other: str, words: str) -> Contrast:
-    return Contrast(name=name, kind="info", weights={(arm, "test"): 1.0, (other, "test"): -1.0}, meaning=words)
+    return asking.measured(name, (arm, "test"), (other, "test"), words)
 
 
 plugin = Plugin(

@@ -20,8 +20,7 @@ How it is induced
     ``x30`` and ``x1-30``: thirty times the chosen rate, and a thirtieth of it.
 
 Measured beside it
-    How often subject and induced arms diverged (``diverged``). The picture is the failure map: validation accuracy by rate
-    and training step, with the recipe's own place marked.
+    How often subject and induced arms diverged (``diverged``). The picture is the failure map: accuracy by rate and step.
 
 References
     Smith 2017, Cyclical learning rates (arXiv:1506.01186); Li et al. 2020, Rethinking the hyperparameters for fine-tuning
@@ -33,69 +32,47 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from xferbench import asking, pictures, reading
 from xferbench.design import Choice, Facts, Pipeline, Plugin
+from xferbench.strategies import each
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from xferbench.record import Record, Run
+    from xferbench.record import Run
 
 FACTORS = tuple(10.0 ** (half / 2) for half in (-3, -2, -1, 1, 2, 3))  # beside the recipe's own
 FAR = 30.0
 
 
-def applies(pipeline: Pipeline, _: Facts) -> str:
-    return "" if pipeline.recipe.init == "pretrained" else "nothing pretrained is adapted"
-
-
 def _scaled(pipeline: Pipeline, factor: float) -> Pipeline:
     """Every rate of a recipe times a factor."""
-    phases = tuple(
-        replace(phase, lr=phase.lr * factor, head_lr=None if phase.head_lr is None else phase.head_lr * factor)
-        for phase in pipeline.recipe.phases
-    )
-    return replace(pipeline, recipe=replace(pipeline.recipe, phases=phases, name=f"rate × {factor:.3g}"))
-
-
-def _warmed_up(pipeline: Pipeline) -> Pipeline:
-    phases = tuple(replace(phase, warmup=max(phase.warmup, phase.steps // 10)) for phase in pipeline.recipe.phases)
-    return replace(pipeline, recipe=replace(pipeline.recipe, phases=phases, name="warm-up"))
+    rates = each(pipeline, lambda phase: replace(phase, lr=phase.lr * factor), f"rate × {factor:.3g}")
+    return each(rates, lambda phase: replace(phase, head_lr=phase.head_lr and phase.head_lr * factor))
 
 
 def cure(pipeline: Pipeline, _: Facts) -> Choice:
-    tried = (*(_scaled(pipeline, factor) for factor in FACTORS), _warmed_up(pipeline))
-    return Choice(candidates=tuple(dict.fromkeys((pipeline, *tried))))
+    warm = each(pipeline, lambda phase: replace(phase, warmup=max(phase.warmup, phase.steps // 10)), "warm-up")
+    return Choice(candidates=tuple(dict.fromkeys((pipeline, *(_scaled(pipeline, factor) for factor in FACTORS), warm))))
 
 
-def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
+def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
     return {"x30": _scaled(pipeline, FAR), "x1-30": _scaled(pipeline, 1 / FAR)}
 
 
-def diverged(answers: Mapping[tuple[str, str, int], Record], seeds: Sequence[int]) -> dict[str, float]:
+def diverged(answers: reading.Answers, seeds: reading.Seeds) -> dict[str, float]:
     """Share of the seeds at which the subject's training, and each induced one, was not finite."""
-    arms = dict.fromkeys(arm for arm, view, _ in answers if view == "test" and arm not in {"cured", "scratch"})
-    rates = {
-        arm: [answers[arm, "test", seed].scalars.get("diverged", 0.0) > 0 for seed in seeds if (arm, "test", seed) in answers]
-        for arm in arms
-    }
-    return {f"{arm}/diverged": sum(found) / len(found) for arm, found in rates.items() if found}
+    told = reading.by_arm(answers, lambda one: one.scalars.get("diverged", 0.0) > 0, but={"cured", "scratch"}, seeds=seeds)
+    return {f"{arm}/diverged": reading.mean(own) for arm, own in told.items()}
 
 
 def picture(axes: Any, run: Run) -> None:
     """The failure map: validation accuracy by rate and step; a ring is the recipe's own rate, a cross the chosen one."""
     weighed = [one for one in run.arms[plugin.id]["cured"]["weighed"] if one["curve"] and "warm-up:" not in one["recipe"]]
     rows = sorted(weighed, key=lambda one: one["rate"])
-    steps = [step for step, _ in rows[0]["curve"]]
+    steps = [f"{step}" for step, _ in rows[0]["curve"]]
     scores = [[score for _, score in one["curve"]] for one in rows]
-    drawn = axes.pcolormesh(scores, cmap="cividis", rasterized=True)
-    axes.figure.colorbar(drawn, ax=axes, label="validation accuracy")
-    axes.set_xticks([at + 0.5 for at in range(len(steps))], [f"{step}" for step in steps])
-    axes.set_yticks([at + 0.5 for at in range(len(rows))], [f"{one['rate']:.2g}" for one in rows])
-    own = next(at for at, one in enumerate(rows) if one is weighed[0])
-    chosen = [at for at, one in enumerate(rows) if one["chosen"]]
-    for places, marker in (([own], "o"), (chosen, "x")):
-        marked = {"marker": marker, "markersize": 12, "markeredgewidth": 2, "color": "#d55e00", "fillstyle": "none"}
-        axes.plot([len(steps) - 0.5] * len(places), [at + 0.5 for at in places], linestyle="none", **marked)
+    pictures.mesh(axes, scores, [f"{one['rate']:.2g}" for one in rows], steps, "validation accuracy")
+    for one, marker in ((weighed[0], "o"), *((one, "x") for one in rows if one["chosen"])):
+        pictures.mark(axes, len(steps) - 0.5, rows.index(one) + 0.5, marker)
     axes.set(xlabel="training step", ylabel="rate of the last phase")
 
 
@@ -104,7 +81,7 @@ plugin = Plugin(
     version=1,
     question="Is the learning rate right for this backbone and this target?",
     page=__doc__,
-    applies=applies,
+    applies=asking.adapted,
     cure=cure,
     induce=induce,
     derived=diverged,

@@ -13,8 +13,8 @@ Remedy
 How it is judged
     Harm is metric(scratch) − metric(subject): Wang et al.'s negative transfer gap. Scratch is tuned: the subject's own steps
     and rate, and a grid of rate × weight decay with more steps, chosen on validation with seeds of its own. A short budget
-    measures speed rather than harm; ``steps to scratch's accuracy`` stands beside the verdict for that reason (the first
-    checkpoint at which the subject reaches what scratch has at its end; a seed that never does is left out and counted).
+    measures speed rather than harm: hence ``steps to scratch's accuracy``, the first checkpoint at which the subject reaches
+    what scratch has at its end (a seed that never does is left out and counted), stands beside the verdict.
 
 How it is induced
     ``permuted``: a linear probe on the pretrained tensors, each permuted within itself: the scale of pretraining without
@@ -32,59 +32,45 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench.design import Choice, Contrast, Facts, Pipeline, Plugin
+from xferbench import asking, pictures, reading
+from xferbench.design import Choice, Facts, Pipeline, Plugin
 from xferbench.strategies import DEFAULT, HEAD_LR, beside, choice, linear_probe, lp_ft, scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from xferbench.record import Record, Run
-
-
-def applies(pipeline: Pipeline, _: Facts) -> str:
-    return "" if pipeline.recipe.init == "pretrained" else "nothing pretrained is adapted"
+    from xferbench.record import Run
 
 
 def cure(pipeline: Pipeline, _: Facts) -> Choice:
     phases = pipeline.recipe.phases
     budget = replace(DEFAULT, steps=sum(phase.steps for phase in phases), batch_size=phases[-1].batch_size)
-    transfer = choice(
-        pipeline, [linear_probe(replace(budget, lr=HEAD_LR)), lp_ft(replace(budget, lr=1e-3)), lp_ft(replace(budget, lr=3e-3))]
-    )
-    return Choice(candidates=(*transfer.candidates, *scratch(pipeline, pipeline.baseline).candidates))
+    recipes = [linear_probe(replace(budget, lr=HEAD_LR)), lp_ft(replace(budget, lr=1e-3)), lp_ft(replace(budget, lr=3e-3))]
+    grid = scratch(pipeline, pipeline.baseline)
+    return Choice(candidates=(*choice(pipeline, recipes).candidates, *grid.candidates))
 
 
-def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
-    phases = pipeline.recipe.phases
-    steps = min(DEFAULT.steps, sum(phase.steps for phase in phases))
-    probe = linear_probe(replace(DEFAULT, lr=HEAD_LR, steps=steps, batch_size=phases[-1].batch_size))
-    probe = beside(probe, pipeline.recipe)
+def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
+    steps = min(DEFAULT.steps, sum(phase.steps for phase in pipeline.recipe.phases))
+    phase = replace(DEFAULT, lr=HEAD_LR, steps=steps, batch_size=pipeline.recipe.phases[-1].batch_size)
+    probe = beside(linear_probe(phase), pipeline.recipe)
     starts = ("permuted", "shuffled-source") if pipeline.source else ("permuted",)
-    return {
-        start: replace(pipeline, recipe=replace(probe, init=start, name=f"linear probe, {start} features")) for start in starts
-    }
+    made = {start: replace(probe, init=start, name=f"linear probe, {start} features") for start in starts}
+    return {start: replace(pipeline, recipe=recipe) for start, recipe in made.items()}
 
 
-def steps_to_scratch(answers: Mapping[tuple[str, str, int], Record], seeds: Sequence[int]) -> dict[str, float]:
+def steps_to_scratch(answers: reading.Answers, seeds: reading.Seeds) -> dict[str, float]:
     """Mean first checkpoint at which the subject reaches scratch's last validation accuracy, and how many seeds never do."""
-    reached = []
+    steps = []
     for seed in seeds:
         goal = answers["scratch", "test", seed].curve[-1][2]
-        reached.append(next((step for step, _, score in answers["subject", "test", seed].curve if score >= goal), None))
-    steps = [step for step in reached if step is not None]
-    never = {"seeds that never reach scratch's accuracy": float(len(reached) - len(steps))}
-    return never | ({"steps to scratch's accuracy": sum(steps) / len(steps)} if steps else {})
+        steps += [step for step, _, score in answers["subject", "test", seed].curve if score >= goal][:1]
+    never = {"seeds that never reach scratch's accuracy": float(len(seeds) - len(steps))}
+    return never | ({"steps to scratch's accuracy": reading.mean(steps)} if steps else {})
 
 
 def picture(axes: Any, run: Run) -> None:
-    """Validation accuracy by step, a line a seed, for subject and scratch."""
-    for colour, arm in zip(("#0072B2", "#D55E00"), ("subject", "scratch"), strict=True):
-        cells = [
-            cell for cell in run.cells if (cell.plugin, cell.arm, cell.view) == (plugin.id, arm, "test") and cell.record.curve
-        ]
-        for rank, cell in enumerate(cells):
-            steps, _, scores = zip(*cell.record.curve, strict=True)
-            axes.plot(steps, scores, color=colour, alpha=0.6, label=None if rank else arm)
+    """Validation accuracy by step for subject and scratch: the mean, and a thin line a seed."""
+    told = reading.by_arm(reading.of(run, plugin.id), reading.scores)
+    pictures.lines(axes, {arm: told.get(arm, []) for arm in ("subject", "scratch")})
     axes.set(xlabel="training step", ylabel="validation accuracy")
     axes.legend()
 
@@ -94,12 +80,10 @@ plugin = Plugin(
     version=1,
     question="Would the same network, trained from scratch on the same images, do better?",
     page=__doc__,
-    applies=applies,
+    applies=asking.adapted,
     cure=cure,
     induce=induce,
-    contrasts=(
-        Contrast(name="harm", weights={("scratch", "test"): 1.0, ("subject", "test"): -1.0}, meaning="scratch − subject"),
-    ),
+    contrasts=(asking.judged("harm", ("scratch", "test"), ("subject", "test"), "scratch − subject"),),
     derived=steps_to_scratch,
     remedy="use the recipe that was best on validation among linear probe, LP-FT and training from scratch",
     picture=picture,

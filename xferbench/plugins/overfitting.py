@@ -38,23 +38,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xferbench import pictures, reading
+from xferbench.asking import judged, measured, several
 from xferbench.design import Choice, Contrast, Facts, Pipeline, Plugin, Recipe
 from xferbench.strategies import HEAD_LR, linear_probe, moving, overtrained, partial, reach
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
 
     from xferbench.record import Record, Run
 
 DECAY = 0.1
-GAP = {("subject", "training"): 1.0, ("subject", "test"): -1.0}
-SCRATCH = {("scratch", view): weight for (_, view), weight in GAP.items()}
+GAPS = {("scratch", "training"): 1.0, ("scratch", "test"): -1.0, ("subject", "training"): -1.0, ("subject", "test"): 1.0}
 
 
-def applies(pipeline: Pipeline, _: Facts) -> str:
-    if pipeline.recipe.init != "pretrained":
-        return "nothing pretrained is adapted"
-    return "" if sum(phase.steps for phase in pipeline.recipe.phases) > 1 else "a single step leaves none to choose"
+def applies(pipeline: Pipeline, facts: Facts) -> str:
+    return several(pipeline, facts, "to choose")
 
 
 def _candidates(recipe: Recipe, groups: int) -> Iterator[Recipe]:
@@ -77,35 +76,34 @@ def cure(pipeline: Pipeline, facts: Facts) -> Choice:
     return Choice(candidates=tuple(dict.fromkeys(tried)))
 
 
-def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
+def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
     return {"overtrained": replace(pipeline, recipe=overtrained(pipeline.recipe))}
 
 
-def chosen(answers: Mapping[tuple[str, str, int], Record], seeds: Sequence[int]) -> dict[str, float]:
-    """The subject's best step, and its accuracy on validation − that on test images: means over seeds."""
-    found = []
-    for seed in seeds:
-        one = answers.get(("subject", "best-step", seed))
-        if one is not None and one.curve and one.predictions is not None:
-            step, _, score = max(one.curve, key=lambda row: row[2])
-            found.append((step, score - float((one.predictions.predicted == one.predictions.label).mean())))
+def best(one: Record) -> tuple[int, float] | None:
+    """The best step of a training, and its accuracy on validation − that on test images."""
+    if not one.curve or one.predictions is None:
+        return None
+    step, score = max(reading.scores(one), key=lambda row: row[1])
+    return step, score - reading.accuracy(one)
+
+
+def chosen(answers: reading.Answers, seeds: reading.Seeds) -> dict[str, float]:
+    """The subject's best step, and how much better it looks on validation than on test images: means over seeds."""
+    found = reading.by_arm(answers, best, "best-step", seeds=seeds).get("subject")
     steps, optimism = np.mean(found, axis=0) if found else (np.nan, np.nan)
     return {"chosen step": float(steps), "optimism": float(optimism)}
 
 
 def picture(axes: Any, run: Run) -> None:
-    """Validation accuracy by step (mean over seeds), a ring at its best, and dashed the training loss, for each arm."""
-    beside = axes.twinx()
-    curves: dict[str, list[Any]] = {}
-    for cell in run.cells:
-        if (cell.plugin, cell.view) == (plugin.id, "test") and cell.arm in {"subject", "induced"} and cell.record.curve:
-            curves.setdefault(cell.variant or cell.arm, []).append(cell.record.curve)
-    for colour, (name, told) in zip(("#0072B2", "#D55E00"), curves.items(), strict=False):
-        steps, losses, scores = np.mean(told, axis=0).T
-        axes.plot(steps, scores, color=colour, marker=".", label=name)
-        best = [scores.argmax()]
-        axes.plot(steps[best], scores[best], linestyle="none", marker="o", color=colour, markersize=12, fillstyle="none")
-        beside.plot(steps, losses, color=colour, linestyle="--", linewidth=1)
+    """Validation accuracy by step for subject and induced, a ring at the mean's best; dashed the training loss."""
+    told = reading.by_arm(reading.of(run, plugin.id), lambda one: one.curve or None, but={"cured", "scratch"})
+    pictures.lines(axes, {arm: [[(step, score) for step, _, score in one] for one in own] for arm, own in told.items()})
+    beside, colours = axes.twinx(), pictures.colours(told)
+    for arm, own in told.items():
+        steps, losses, scores = np.mean(own, axis=0).T
+        pictures.mark(axes, steps[scores.argmax()], scores.max(), color=colours[arm])
+        beside.plot(steps, losses, color=colours[arm], linestyle="--", linewidth=1)
     axes.set(xlabel="training step", ylabel="validation accuracy", ylim=(0, 1.02))
     beside.set(ylabel="training loss (dashed)", ylim=(0, None))
     axes.legend()
@@ -120,16 +118,12 @@ plugin = Plugin(
     cure=cure,
     induce=induce,
     contrasts=(
-        Contrast(
-            name="harm",
-            weights={("subject", "best-step"): 1.0, ("subject", "test"): -1.0},
-            meaning="best step on validation − last step, of one training",
-        ),
-        Contrast(name="gap", kind="info", weights=GAP, meaning="on training images − on test images"),
+        judged("harm", ("subject", "best-step"), ("subject", "test"), "best step on validation − last step, of one training"),
+        measured("gap", ("subject", "training"), ("subject", "test"), "on training images − on test images"),
         Contrast(
             name="regulariser",
             kind="info",
-            weights=SCRATCH | {term: -weight for term, weight in GAP.items()},
+            weights=GAPS,
             meaning="the gap of training from scratch − that of the subject",
         ),
     ),

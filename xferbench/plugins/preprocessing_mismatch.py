@@ -13,8 +13,7 @@ Remedy
 
 How it is judged
     Harm is metric(recorded preprocessing in training and serving) − metric(subject). Where nobody recorded any, the answer is
-    taken on trust and never PASS. Where only serving differs, both share the same trained weights. Effects below a point
-    need thousands of test images.
+    on trust, never PASS. Where only serving differs, both share the weights. Effects below a point need thousands of images.
 
 How it is induced
     Each its own variant, in serving alone: ``raw`` (0–255), ``unnormalised``, ``twice-normalised``, ``bgr``, ``zoom`` (shorter
@@ -29,22 +28,11 @@ References
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from xferbench import asking
 from xferbench.design import Facts, Pipeline, Plugin, Ready, Spectrogram
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 ZOOM = 1.5
-
-
-def applies(pipeline: Pipeline, _: Facts) -> str:
-    return "" if pipeline.recipe.init == "pretrained" else "nothing pretrained is adapted"
-
-
-def trust(_: Pipeline, facts: Facts) -> str:
-    return "" if facts.recorded else "no preprocessing is recorded with these weights; state it under [backbone]"
 
 
 def cure(pipeline: Pipeline, facts: Facts) -> Pipeline:
@@ -79,7 +67,7 @@ def mistakes(ready: Ready, facts: Facts) -> dict[str, Ready]:
     return {name: wrong for name, wrong in found.items() if wrong != ready}
 
 
-def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
+def induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
     ready = pipeline.serve_preprocessing
     arms = {name: replace(pipeline, serve_preprocessing=wrong) for name, wrong in mistakes(ready, facts).items()}
     if "twice-normalised" in arms:
@@ -94,9 +82,9 @@ plugin = Plugin(
     version=1,
     question="Does the network get its images in the form it was pretrained for?",
     page=__doc__,
-    applies=applies,
+    applies=asking.adapted,
     cure=cure,
     induce=induce,
-    trust=trust,
+    trust=asking.recorded,
     remedy="prepare images as the weights' record says, in training and in serving",
 )

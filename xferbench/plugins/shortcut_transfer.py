@@ -37,14 +37,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from xferbench import asking, pictures, reading
 from xferbench.design import Contrast, Facts, Pipeline, Plugin, Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from xferbench.record import Run
 
 OWN = ("pretrained", "clean-source", "cued-source")
+WEIGHTS = {("subject", "test"): 1.0, ("subject", "cued"): -1.0, ("cured", "test"): -1.0, ("cured", "cued"): 1.0}
+HARM = "what a cue costs the subject − what it costs a network from a clean source"
 
 
 def applies(pipeline: Pipeline, _: Facts) -> str:
@@ -61,35 +62,13 @@ def _from(pipeline: Pipeline, init: str) -> Pipeline:
     return replace(pipeline, recipe=replace(pipeline.recipe, init=init))
 
 
-def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
-    return _from(pipeline, "clean-source")
-
-
-def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
-    return {"tied": _from(pipeline, "cued-source")}
-
-
 def picture(axes: Any, run: Run) -> None:
-    """Accuracy without the cue (left) and with it on every test image (right), a line for each arm and seed."""
-    right: dict[tuple[str, int], dict[str, float]] = {}
-    for cell in run.cells:
-        told = cell.record.predictions
-        if cell.plugin == plugin.id and cell.view in {"test", "cued"} and told is not None:
-            scores = right.setdefault((cell.variant or cell.arm, cell.seed), {})
-            scores[cell.view] = float((told.predicted == told.label).mean())
-    colours = {"subject": "#0072b2", "cured": "#009e73", "tied": "#d55e00"}
-    for (arm, seed), scores in right.items():
-        if len(scores) == 2 and arm in colours:
-            first = seed == min(other for name, other in right if name == arm)
-            axes.plot((0, 1), (scores["test"], scores["cued"]), "-o", color=colours[arm], label=arm if first else None)
+    """Accuracy without the cue (left) and with it on every test image (right), by arm: the mean, and a thin line a seed."""
+    told = reading.accuracies(reading.of(run, plugin.id), "test", "cued")
+    pictures.lines(axes, {arm: [list(enumerate(row)) for row in rows] for arm, rows in told.items()}, marker="o")
     axes.set_xticks((0, 1), ("without the cue", "with it"))
     axes.set(ylabel="accuracy", xlim=(-0.3, 1.3))
-    axes.legend(*axes.get_legend_handles_labels())
-
-
-def _cost(arm: str, name: str) -> Contrast:
-    weights = {(arm, "test"): 1.0, (arm, "cued"): -1.0}
-    return Contrast(name=name, kind="info", weights=weights, meaning=f"{arm} without the cue − with it")
+    axes.legend()
 
 
 plugin = Plugin(
@@ -98,16 +77,12 @@ plugin = Plugin(
     question="Does a cue that the source taught survive on the target?",
     page=__doc__,
     applies=applies,
-    cure=cure,
-    induce=induce,
+    cure=lambda pipeline, _: _from(pipeline, "clean-source"),
+    induce=lambda pipeline, _: {"tied": _from(pipeline, "cued-source")},
     contrasts=(
-        Contrast(
-            name="harm",
-            weights={("subject", "test"): 1.0, ("subject", "cued"): -1.0, ("cured", "test"): -1.0, ("cured", "cued"): 1.0},
-            meaning="what a cue costs the subject − what it costs a network from a clean source",
-        ),
-        _cost("subject", "cue-cost"),
-        _cost("cured", "clean-cue-cost"),
+        Contrast(name="harm", weights=WEIGHTS, meaning=HARM),
+        asking.measured("cue-cost", ("subject", "test"), ("subject", "cued"), "subject without the cue − with it"),
+        asking.measured("clean-cue-cost", ("cured", "test"), ("cured", "cued"), "cured without the cue − with it"),
     ),
     remedy="pretrain on images without the cue, or with it on as many images of every class",
     picture=picture,

@@ -33,24 +33,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench import advice
-from xferbench.design import HARM, Choice, Contrast, Facts, Phase, Pipeline, Plugin
+from xferbench import advice, asking, pictures
+from xferbench.design import HARM, Choice, Facts, Phase, Pipeline, Plugin
 from xferbench.strategies import DEFAULT, HEAD_LR, RATES, STRATEGIES, begins_with_probe, choice, moving, partial, reach
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from xferbench.record import Record, Run
+    from xferbench.reading import Answers
+    from xferbench.record import Run
 
 WEIGHED = ("linear-probe", "partial", "full", "discriminative", "lp-ft", "gradual-unfreezing", "norm-only", "lora")
 FACTORS = (1.0, 3.0)  # of a strategy's usual rate
 USUAL = {"linear-probe": HEAD_LR, **RATES}
-CHOSEN = {("cured", "test"): 1.0}
 RULES = ("textbook-similar", "textbook-different", "by-size")
-
-
-def applies(pipeline: Pipeline, _: Facts) -> str:
-    return "" if pipeline.recipe.init == "pretrained" else "nothing pretrained is adapted"
 
 
 def _weighed(pipeline: Pipeline, facts: Facts, names: tuple[str, ...] = WEIGHED) -> Choice:
@@ -75,7 +71,7 @@ def beside(pipeline: Pipeline, facts: Facts) -> Mapping[str, Choice]:
     return {rule: _weighed(pipeline, facts, (name,)) for rule, name in zip(RULES, advised, strict=True)}
 
 
-def told(contrast: str, _: Mapping[tuple[str, str, int], Record], subject: Pipeline, cured: Pipeline) -> str:
+def told(contrast: str, _: Answers, subject: Pipeline, cured: Pipeline) -> str:
     """What the chosen strategy does otherwise, as a cause."""
     own, best = (max(reach(phase.trainable, 99) for phase in one.recipe.phases) for one in (subject, cured))
     if contrast != "harm" or subject == cured:
@@ -89,14 +85,12 @@ def told(contrast: str, _: Mapping[tuple[str, str, int], Record], subject: Pipel
 
 
 def picture(axes: Any, run: Run) -> None:
-    """Validation score of each strategy at the better of its rates; a ring is the recipe's own, a cross the chosen one."""
-    weighed = sorted(run.arms[plugin.id]["cured"]["weighed"], key=lambda one: one["validation"])
-    own = run.arms[plugin.id]["cured"]["weighed"][0]
-    axes.plot([one["validation"] for one in weighed], range(len(weighed)), "o", color="#0072B2")
-    for marker, marked in (("o", [own]), ("x", [one for one in weighed if one["chosen"]])):
-        places = [weighed.index(one) for one in marked]
-        style = {"markersize": 12, "markeredgewidth": 2, "color": "#D55E00", "fillstyle": "none", "linestyle": "none"}
-        axes.plot([one["validation"] for one in marked], places, marker=marker, **style)
+    """Validation score of each strategy at each rate; a ring is the recipe's own, a cross the chosen one."""
+    told = run.arms[plugin.id]["cured"]["weighed"]
+    weighed = sorted(told, key=lambda one: one["validation"])
+    axes.plot([one["validation"] for one in weighed], range(len(weighed)), "o", color=pictures.ARM["subject"])
+    for one, marker in ((told[0], "o"), *((one, "x") for one in weighed if one["chosen"])):
+        pictures.mark(axes, one["validation"], weighed.index(one), marker)
     axes.set(yticks=range(len(weighed)), yticklabels=[one["recipe"] for one in weighed], xlabel="on validation")
 
 
@@ -105,16 +99,13 @@ plugin = Plugin(
     version=1,
     question="Would another way of adapting the backbone do better?",
     page=__doc__,
-    applies=applies,
+    applies=asking.adapted,
     cure=_weighed,
     induce=induce,
     beside=beside,
     contrasts=(
         HARM,
-        *(
-            Contrast(name=rule, kind="info", weights=CHOSEN | {(f"beside:{rule}", "test"): -1.0}, meaning=f"cured − {rule}")
-            for rule in RULES
-        ),
+        *(asking.measured(rule, ("cured", "test"), (f"beside:{rule}", "test"), f"cured − {rule}") for rule in RULES),
     ),
     measures={"trainable": "xferbench.lab.cost:measured@2"},
     told=told,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from xferbench.pictures import ARM, INDUCED
 from xferbench.report import drawn, frames, svg, text
-from xferbench.report.svg import BLUE, CARD, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILION, WIDTH
+from xferbench.report.svg import CARD, GREEN, INK, MUTED, ORANGE, PURPLE, VERMILION, WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     Axes: TypeAlias = Any
 
 VERDICT = {"FAIL": VERMILION, "PASS": GREEN, "INCONCLUSIVE": ORANGE, "ERROR": PURPLE}
-ARM = {"subject": BLUE, "cured": GREEN, "scratch": MUTED}
-INDUCED = (VERMILION, ORANGE, PURPLE, SKY)
 MARGINS = 0.24  # inches, left and right together
 LARGEST = 120_000  # characters of SVG; a plugin's picture of more points than that becomes an image
 DASHES = ("-", "-.", ":")
