@@ -20,9 +20,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from xferbench import execute, findings, judge, suite
+from xferbench import execute, findings, judge, metrics, suite
 from xferbench.environment import processor
-from xferbench.looks import by_question
+from xferbench.looks import by_question, of
 from xferbench.reason import interval
 from xferbench.store import cache
 
@@ -83,31 +83,33 @@ def answered(base, store, answers):
 
 
 def row(target, base, case, contrast, variant, found, told, bases):
-    """What the base runs said, and what the reference of each says."""
+    """What the base runs said, and what the reference of each says, in the contrast's own metric."""
     name = f"{case.plugin.id}/{contrast.name}/{variant}"
     own = [one[name] for one in found]
+    suite_ = of(contrast, base)
+    unit = metrics.named(suite_.metric).unit
     everything = range(bases * SEEDS)
     seeds, runs = f"{bases * SEEDS} seeds", f"of {bases} runs"
     unconfirmed = contradicted = 0
     for number, finding in enumerate(own):
         others = [seed for seed in everything if seed // SEEDS != number]
-        harm = judge.judge(contrast, told, others, base)
-        control = judge.judge(judge.with_induced(contrast, variant), told, others, base)
-        unconfirmed += finding.verdict == "FAIL" and not harm.estimate.low > base.margin
-        contradicted += OPPOSITE.get(finding.control) == judge.control(control, base.margin)
-    harm = judge.judge(contrast, told, everything, base)
-    control = judge.judge(judge.with_induced(contrast, variant), told, everything, base)
+        harm = judge.judge(contrast, told, others, suite_)
+        control = judge.judge(judge.with_induced(contrast, variant), told, others, suite_)
+        unconfirmed += finding.verdict == "FAIL" and not harm.estimate.low > suite_.margin
+        contradicted += OPPOSITE.get(finding.control) == judge.control(control, suite_.margin)
+    harm = judge.judge(contrast, told, everything, suite_)
+    control = judge.judge(judge.with_induced(contrast, variant), told, everything, suite_)
     names = ["subject", "cured", f"induced:{variant}", "scratch"]
     return {
         "target": target,
         "contrast": name,
         "recipe": case.arms["subject"].pipeline.recipe.name,
-        f"harm, {seeds}": interval(harm.estimate, "accuracy") if harm.exposed else "not exposed",
+        f"harm, {seeds}": interval(harm.estimate, unit) if harm.exposed else "not exposed",
         f"verdicts {runs}": counted(one.verdict for one in own),
         "FAIL unconfirmed": unconfirmed,
-        f"induced costs, {seeds}": interval(control.estimate, "accuracy"),
+        f"induced costs, {seeds}": interval(control.estimate, unit),
         "which is": {"detected": "more than the margin", "harmless": "less than the margin"}.get(
-            judge.control(control, base.margin), "too near the margin to tell"
+            judge.control(control, suite_.margin), "too near the margin to tell"
         ),
         f"controls {runs}": counted(one.control for one in own),
         "controls contradicted": contradicted,
@@ -115,6 +117,16 @@ def row(target, base, case, contrast, variant, found, told, bases):
             "–" if (mean := judge.accuracy(told, arm, everything)) is None else f"{mean:.3f}" for arm in names
         ),
     }
+
+
+def kept(path, plugins):
+    """Rows of a committed table that are of other plugins than those asked, their counts as numbers again."""
+    if "all" in plugins or not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    numbers = ("FAIL unconfirmed", "controls contradicted")
+    return [one | {name: int(one[name]) for name in numbers} for one in rows if one["contrast"].split("/")[0] not in plugins]
 
 
 def counted(words):
@@ -142,6 +154,8 @@ def main():
             rows += measure(target, arguments.shared, store, arguments.bases, arguments.plugins)
             print(target, "done", flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    before = kept(arguments.out / f"{arguments.name}.csv", arguments.plugins)
+    rows = sorted([*before, *rows], key=lambda one: list(TARGETS).index(one["target"]))
     with (arguments.out / f"{arguments.name}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

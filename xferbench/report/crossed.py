@@ -42,23 +42,25 @@ def sentence(table: Table) -> str:
 
 def claim(one: Mapping[str, Any]) -> tuple[str, str, str]:
     """A claim's own size, what it says the size is, and the published one, in words."""
-    unit = str(one["unit"])
-    asked = (
-        f"at least {size(one['at_least'], unit)}" if one["at_least"] is not None else f"at most {size(one['at_most'], unit)}"
-    )
-    published = "direction only" if one["published"] is None else size(one["published"], unit)
+    unit, absolute = str(one["unit"]), bool(one["measure"])
+    bound = "least" if one["at_least"] is not None else "most"
+    asked = f"at {bound} {size(one[f'at_{bound}'], unit, absolute=absolute)}"
+    published = "direction only" if one["published"] is None else size(one["published"], unit, absolute=absolute)
     if one["ours"] is None or isnan(one["ours"]):
         return text.NOTHING, asked, published
-    return f"{size(one['ours'], unit)} [{size(one['low'], unit)}, {size(one['high'], unit)}]", asked, published
+    low, high = (size(one[name], unit, absolute=absolute, named=False) for name in ("low", "high"))
+    return f"{size(one['ours'], unit, absolute=absolute)} [{low}, {high}]", asked, published
 
 
-def size(value: float | None, unit: str) -> str:
-    """A number in its unit: points of accuracy, a share in per cent, seconds."""
+def size(value: float | None, unit: str, *, absolute: bool = False, named: bool = True) -> str:
+    """A number in its unit: a difference in points of accuracy, an accuracy or a share in per cent, seconds."""
     if value is None or isnan(value):
         return text.NOTHING
-    if unit in text.POINTS or not unit:
+    if (unit in text.POINTS or not unit) and not absolute:
         return text.signed(value, "accuracy")
-    return f"{100 * value:.2g} %" if unit.startswith("of the") else f"{value:.3g} {text.line(unit)}"
+    if unit in text.POINTS or unit.startswith("of the"):
+        return f"{100 * value:.3g}" + (" %" if named else "")
+    return f"{value:.3g}" + (f" {text.line(unit)}" if named else "")
 
 
 def summary(table: Table) -> str:
