@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -118,6 +119,15 @@ def test_what_is_written_is_read_back_as_it_was(ran):
     before = (folder / "out" / "results.json").read_bytes()
     assert cli.main(["report", str(folder / "out")]) == 0
     assert (folder / "out" / "results.json").read_bytes() == before
+
+
+def test_machines_are_told_of_every_recipe(ran, tmp_path, monkeypatch):
+    folder, *_ = ran
+    root = ET.parse(folder / "out" / "junit.xml").getroot()
+    assert (root.get("tests"), root.get("skipped"), root.get("failures")) == ("8", "2", "0")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    crossed_files.write_all(crossed_files.read(folder / "out"), tmp_path / "again")
+    assert "P(better than full)" in (tmp_path / "summary.md").read_text()
 
 
 @pytest.mark.parametrize(("form", "holds"), [("latex", "\\toprule"), ("checklist", "own grid")])

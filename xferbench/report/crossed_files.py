@@ -5,11 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import sys
+from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 from xferbench.problem import Problem
-from xferbench.record import plain
-from xferbench.report import crossed, crossed_page, write
+from xferbench.record import Finding, Run, plain
+from xferbench.report import crossed, crossed_page, github, junit, write
 from xferbench.table import COLUMNS, of_json, to_json
 
 if TYPE_CHECKING:
@@ -19,20 +23,55 @@ if TYPE_CHECKING:
 
 
 def write_all(table: Table, directory: Path) -> None:
-    """Write ``records.csv``, ``summary.md``, ``report.html``, and last ``results.json``.
+    """Write ``records.csv``, ``summary.md``, ``junit.xml``, ``report.html``, and last ``results.json``; tell GitHub Actions.
 
     Raises:
         Problem: where the folder cannot be written to, or the disk is full.
     """
+    told, summary = as_run(table), crossed.summary(table)
     content = {
         "records.csv": records(table),
-        "summary.md": crossed.summary(table),
+        "summary.md": summary,
+        "junit.xml": junit.render(told),
         "report.html": crossed_page.render(table),
         write.RESULTS: json.dumps(to_json(table), allow_nan=False, indent=1) + "\n",
     }
     write.writable(directory)
-    for name, told in content.items():
-        write.replaced(directory / name, told.encode("utf-8", "replace"))
+    for name, text in content.items():
+        write.replaced(directory / name, text.encode("utf-8", "replace"))
+    try:
+        github.publish(told, summary, environ=os.environ, stream=sys.stderr)
+    except OSError as error:
+        do = "unset GITHUB_STEP_SUMMARY"
+        raise Problem("the summary of the job could not be written", found=str(error), do=do) from error
+
+
+def as_run(table: Table) -> Run:
+    """What formats for machines are told: the plugins' findings by task, and each recipe of a task as measured."""
+    found = [replace(one, plugin=f"{one.id.partition(':')[0]}: {one.plugin}") for one in table.findings]
+    means = crossed.means(table)
+    crashed = {(row["task"], row["recipe"]): str(row["error"]) for row in table.rows if row["error"]}
+    for task, recipe in product(table.suite["tasks"], table.suite["recipes"]):
+        skipped, error = table.skipped.get((task, recipe), ""), crashed.get((task, recipe), "")
+        blank = Finding(
+            id=f"{task}:recipe/{recipe}",
+            plugin=f"{task}: recipes",
+            contrast=recipe,
+            verdict="ERROR" if error else "SKIPPED" if skipped else "INFO",
+            metric=str(table.suite["metric"]),
+        )
+        score = (means.get((recipe, task)) or {}).get("accuracy")
+        said = "" if score is None else f"{table.suite['metric']} {score:.4f}"
+        found.append(replace(blank, reason=error or skipped or said))
+    return Run(
+        suite=table.suite,
+        environment=table.environment,
+        findings=tuple(found),
+        cells=(),
+        cost=table.cost,
+        arms={},
+        notes=table.notes,
+    )
 
 
 def is_one(path: Path) -> bool:
