@@ -245,7 +245,7 @@ def _of_subject(executed: Executed) -> list[str]:
 def _of_scratch(executed: Executed) -> list[str]:
     """How the from-scratch baseline was searched where that is not the usual way, and whether it learnt anything."""
     study, step, found = executed.study, executed.step, []
-    scratched = study.suite.after is None or study.suite.scratch_budget is not None
+    scratched = any("scratch" in case.arms for case in step.cases)
     if scratched and (grid := plan.grid(study)) != Scratch():
         rates, decays = (" and ".join(f"{value:g}" for value in values) for values in (grid.lr, grid.weight_decay))
         steps = f"{grid.steps} steps of {grid.batch_size}, rates {rates}, weight decay {decays}"

@@ -199,7 +199,8 @@ def with_recipes(matrix: Matrix, study: plan.Study) -> tuple[plan.Study, dict[st
     skipped = {name: why for name, one in arms.items() if (why := lacking(one, study.facts))}
     views = {effect.view for effect in matrix.effects if effect.recipe and effect.task == study.suite.name}
     own = [recipe_plugin(name, one, study.facts, views) for name, one in arms.items() if name not in skipped]
-    return replace(study, plugins=(*study.plugins, *own)), skipped
+    subject = study.subject if study.plugins else pipeline  # which nobody asks about, and need not be chosen
+    return replace(study, plugins=(*study.plugins, *own), subject=subject), skipped
 
 
 def forecast(asked: Suite, *, path: Path, device: str = "auto", workers: int | None = None) -> dict[str, dict[str, float]]:

@@ -33,7 +33,10 @@ def sentence(table: Table) -> str:
     said = [f"{recipes} recipe{'s' * (recipes != 1)} on {tasks} task{'s' * (tasks != 1)}."]
     if table.claims:
         counted = Counter(str(one["outcome"]) for one in table.claims)
-        told = ", ".join(f"{counted[word]} {word}" for word in DECISIVE if counted[word])
+        several = {"agrees": "agree", "disagrees": "disagree"}
+        told = ", ".join(
+            f"{counted[word]} {word if counted[word] == 1 else several.get(word, word)}" for word in DECISIVE if counted[word]
+        )
         said.append(f"Of {len(table.claims)} claim{'s' * (len(table.claims) != 1)}: {told}.")
     if table.crashed:
         said.append(f"{len(table.crashed)} crashed.")
