@@ -101,7 +101,25 @@ def test_all_is_every_strategy_and_the_default():
         ((('against = "full"\n[[', 'against = "fall"\n[['),), "matrix.against"),
         ((('task = "near-50"', 'task = "near-51"'),), "matrix.effects: probe: task"),
         ((('recipe = "linear-probe"\nagainst = "full"', 'recipe = "linear-probe"'),), "matrix.effects: probe: which number"),
-        ((("at_least = 0.02", "at_least = 0.02\nat_most = 0.1"),), "matrix.effects: probe: at_least, at_most"),
+        ((("at_least = 0.02", "at_least = 0.02\nat_most = 0.01"),), "matrix.effects: probe: at_least, at_most"),
+        ((("at_least = 0.02", "published = 0.1"),), "matrix.effects: probe: at_least, at_most"),
+        ((("at_least = 0.02", 'at_least = 0.02\nview = "source"'),), "matrix.effects: probe: view"),
+        (
+            (('recipe = "linear-probe"\nagainst = "full"', 'recipe = "full"\nmeasure = "seconds"\nview = "shifted"'),),
+            "matrix.effects: probe: view",
+        ),
+        (
+            (('recipe = "linear-probe"\nagainst = "full"', 'contrast = "head-shock/harm"'),),
+            "matrix.effects: probe: contrast",
+        ),
+        ((('{name = "mine", ', '{name = "default", '),), "matrix.recipes"),
+        ((('recipe = "linear-probe"\nagainst', 'recipe = "full"\nagainst'),), "matrix.effects: probe: against"),
+        ((("at_least = 0.02", "at_least = 2"),), "matrix.effects: probe: at_least"),
+        ((("test_size = 500", "train_size = 30"),), "matrix.train_sizes"),
+        ((("[matrix]", "[recipe]\nlr = 0.1\n[matrix]"),), "recipe"),
+        ((("[matrix]", '[target]\ndata = "digits"\n[matrix]'),), "target.data"),
+        ((('trainable = "top:2"', 'regularizer = "lwf:1", head = "mlp:8"'),), "matrix.recipes: mine"),
+        ((('trainable = "top:2"', 'serve_mode = "train"'),), "matrix.recipes.2.serve_mode"),
         ((('name = "own"', 'name = "near"'),), "matrix"),
         ((('trainable = "top:2"', 'trainable = "tip:2"'),), "matrix.recipes.2.trainable"),
         ((('{name = "mine", ', '{name = "full", '),), "matrix.recipes"),
@@ -109,7 +127,7 @@ def test_all_is_every_strategy_and_the_default():
         ((("rates = [1, 3]", "rates = [0]"),), "matrix.rates"),
         ((("[matrix]", "[checkpoint]\nafter = 'a.pth'\n[matrix]"),), "checkpoint"),
     ],
-    ids=range(11),
+    ids=range(23),
 )
 def test_what_cannot_be_is_refused_by_name(changes, what):
     with pytest.raises(Problem) as told:

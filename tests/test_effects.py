@@ -8,7 +8,8 @@ import pytest
 from factory import make_record
 
 from xferbench import effects
-from xferbench.design import Effect, Suite
+from xferbench.design import Effect, Phase, Recipe, Suite
+from xferbench.fake import PIPELINE
 from xferbench.record import Finding
 
 NAN = float("nan")
@@ -75,25 +76,63 @@ def test_two_recipes_are_paired_and_above_0_is_better():
 
 
 def test_a_measure_has_bounds_over_seeds_and_one_seed_has_none():
-    rows = [{"recipe": "probe", "trainable": 10.0, "seconds": second} for second in (0.4, 0.5, 0.6)]
+    rows = [{"recipe": "probe", "seed": seed, "trainable": 10.0, "seconds": 0.4 + 0.1 * seed, "error": ""} for seed in range(3)]
     share = effects.of_measure(effect(recipe="probe", measure="share", at_most=0.01), rows, 1000, 0.05)
     assert (share.ours, share.low, share.high) == pytest.approx((0.01, 0.01, 0.01))
     seconds = effects.of_measure(effect(recipe="probe", measure="seconds", at_most=1.0), rows, 1000, 0.05)
     assert seconds.low < 0.5 < seconds.high < 1.0
     assert effects.of_measure(effect(recipe="probe", measure="seconds", at_most=1.0), rows[:1], 1000, 0.05).why
+    assert effects.of_measure(effect(recipe="other", measure="seconds", at_most=1.0), rows, 1000, 0.05).why
 
 
-def test_speed_is_the_ratio_of_steps_to_where_the_other_one_ends():
-    def record(*scores):
-        curve = tuple((10 * (at + 1), 0.0, score) for at, score in enumerate(scores))
-        return replace(make_record("key", 0.5), curve=curve)
+@pytest.mark.parametrize("changes", [{"error": "a crash"}, {"seconds": None}])
+def test_one_seed_that_is_missing_leaves_nothing_to_claim(changes):
+    rows = [{"recipe": "probe", "seed": seed, "seconds": 0.5, "error": ""} for seed in range(5)]
+    rows[2] |= changes
+    number = effects.of_measure(effect(recipe="probe", measure="seconds", at_most=1.0), rows, 1000, 0.05)
+    assert "seed 2" in number.why and effects.outcome(effect(recipe="probe", at_most=1.0), number) == "not measured"
 
-    answers = {
-        (name, "test", seed): one
-        for seed in (0, 1)
-        for name, one in {"full": record(0.8, 0.9), "scratch": record(0.1, 0.3, 0.7)}.items()
-    }
-    asked = effect(recipe="full", against="scratch", measure="speed-up", at_least=1.0)
-    assert effects.speed_up(asked, answers, [0, 1], 0.05).ours == 3.0
-    never = answers | {("full", "test", seed): record(0.2, 0.6) for seed in (0, 1)}
-    assert effects.speed_up(asked, never, [0, 1], 0.05).ours == 0.0
+
+def test_between_two_bounds_the_whole_interval_must_lie():
+    between = effect(recipe="a", against="b", at_least=-0.02, at_most=0.02)
+    numbers = [effects.Number(ours=0.0, low=low, high=high) for low, high in ((-0.01, 0.01), (-0.09, -0.03), (-0.03, 0.01))]
+    assert [effects.outcome(between, one) for one in numbers] == ["agrees", "disagrees", "inconclusive"]
+
+
+def curved(accuracy, *scores, every=10):
+    curve = tuple((every * (at + 1), 0.0, score) for at, score in enumerate(scores))
+    return replace(make_record(f"{accuracy}", accuracy), curve=curve)
+
+
+SPEED = effect(recipe="full", against="scratch", measure="speed-up", at_least=1.0)
+PIPELINES = {
+    "full": replace(PIPELINE, recipe=Recipe(phases=(Phase(steps=20, batch_size=10), Phase(steps=30, batch_size=20)))),
+    "scratch": replace(PIPELINE, recipe=Recipe(phases=(Phase(steps=100, batch_size=20),))),
+}
+
+
+def told(full, scratch):
+    return {(name, "test", seed): one for seed in (0, 1) for name, one in {"full": full, "scratch": scratch}.items()}
+
+
+def test_speed_is_in_images_and_its_bounds_know_that_curves_have_few_rows():
+    answers = told(curved(0.9, 0.5, 0.6, 0.9), curved(0.8, 0.1, 0.3, 0.8, every=20))
+    number = effects.speed_up(SPEED, answers, PIPELINES, [0, 1], SUITE)
+    assert number.ours == 1200 / 400, "30 steps of 10, then 20 images, against 60 of 20"
+    assert (number.low, number.high) == (800 / 400, 1200 / 200)
+
+
+def test_what_both_know_at_their_first_row_shows_no_speed():
+    answers = told(curved(0.9, 0.9, 0.9), curved(0.8, 0.8, 0.8, every=20))
+    number = effects.speed_up(SPEED, answers, PIPELINES, [0, 1], SUITE)
+    assert number.low < 1 < number.high and effects.outcome(SPEED, number) == "inconclusive"
+
+
+def test_who_never_gets_there_is_not_faster_and_who_learnt_nothing_is_nowhere():
+    never = effects.speed_up(SPEED, told(curved(0.5, 0.2, 0.6), curved(0.8, 0.3, 0.8)), PIPELINES, [0, 1], SUITE)
+    assert effects.outcome(SPEED, never) == "disagrees"
+    dead = effects.speed_up(SPEED, told(curved(0.9, 0.9), curved(0.05, 0.1)), PIPELINES, [0, 1], SUITE)
+    assert "learnt nothing" in dead.why
+    crashed = told(curved(0.9, 0.9), curved(0.8, 0.8))
+    crashed["full", "test", 1] = replace(crashed["full", "test", 1], error="a crash")
+    assert "a crash" in effects.speed_up(SPEED, crashed, PIPELINES, [0, 1], SUITE).why

@@ -12,7 +12,7 @@ import pytest
 from test_data import make_npz
 
 import xferbench
-from xferbench import cli, crossed, matrix, suite, table
+from xferbench import cli, crossed, gate, matrix, recipes, suite, table
 from xferbench.problem import Problem
 from xferbench.report import crossed_files
 
@@ -25,9 +25,7 @@ looks = [2]
 tuning_seeds = 1
 [backbone]
 arch = "tiny-resnet"
-[recipe]
-steps = 3
-batch_size = 8
+{more}
 [scratch]
 lr = [1e-3, 3e-3]
 weight_decay = [0.01]
@@ -77,7 +75,7 @@ def ran(tmp_path_factory):
     data = folder / "own.npz"
     make_npz(data)
     file = folder / "small.toml"
-    file.write_text(SUITE.format(plugins="[]", data=data))
+    file.write_text(SUITE.format(plugins="[]", more="", data=data))
     code = cli.main(["run", str(file), "-o", str(folder / "out"), "--store", str(folder / "s.sqlite"), "-j", "1"])
     return folder, file, code
 
@@ -108,7 +106,7 @@ def test_claims_agree_or_are_not_measured_and_the_page_escapes_them(ran):
     assert found == {"probe": "agrees", "share": "agrees", "away": "not measured"}
     page, summary = ((folder / "out" / name).read_text() for name in ("report.html", "summary.md"))
     assert "<b>full</b>" not in page and "&lt;b&gt;full" in page
-    assert "a \\| probe" in summary and "P(better than full)" in summary
+    assert "a \\| probe" in summary and "<b>" not in summary and "P(better than full)" in summary
     assert "Data size" in page, "every task says whether it is like the source"
 
 
@@ -147,7 +145,9 @@ def test_a_second_run_trains_nothing(ran):
 def test_plugins_are_asked_of_each_task_and_have_reports_of_their_own(ran):
     folder, *_ = ran
     file = folder / "plugged.toml"
-    file.write_text(SUITE.format(plugins='["train-serve-skew"]', data=folder / "own.npz"))
+    file.write_text(
+        SUITE.format(plugins='["train-serve-skew"]', more="[recipe]\nsteps = 3\nbatch_size = 8", data=folder / "own.npz")
+    )
     code = cli.main(["run", str(file), "-o", str(folder / "plugged"), "--store", str(folder / "s.sqlite"), "-j", "1"])
     found = crossed_files.read(folder / "plugged")
     assert code in {0, 1} and {one.id.partition(":")[0] for one in found.findings} == {"own-30", "own-40"}
@@ -193,6 +193,56 @@ def test_scratch_has_the_suites_own_grid_and_default_is_the_healthy_choice(ran):
     from xferbench.fake import PIPELINE
 
     pipeline = replace(PIPELINE, baseline=asked.scratch)
-    found = matrix.arm(next(one for one in asked.matrix.compared if one.name == crossed.SCRATCH), pipeline)
+    found = recipes.arm(next(one for one in asked.matrix.compared if one.name == crossed.SCRATCH), pipeline)
     assert [one.recipe.phases[0].lr for one in found.candidates] == [1e-3, 3e-3]
     assert {one.recipe.init for one in found.candidates} == {"random"}
+
+
+def test_a_file_that_the_last_task_lacks_stops_before_the_first_is_trained(ran, tmp_path, capsys):
+    folder, *_ = ran
+    text = SUITE.format(plugins="[]", more="", data=folder / "own.npz")
+    later = '[[matrix.targets]]\nname = "later"\ndata = "npz:nowhere.npz"\n[[matrix.effects]]\nname = "probe"'
+    file = tmp_path / "later.toml"
+    file.write_text(text.replace('[[matrix.effects]]\nname = "probe"', later, 1))
+    store = tmp_path / "s.sqlite"
+    assert cli.main(["run", str(file), "-o", str(tmp_path / "out"), "--store", str(store), "-j", "1"]) == 2
+    assert "nowhere.npz" in capsys.readouterr().err and not store.exists()
+
+
+def test_reports_of_tasks_that_are_no_more_go_and_nothing_else_does(tmp_path):
+    for name in ("old", "kept", "mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ("notes.txt" if name == "mine" else "results.json")).write_text("{}")
+    crossed_files.forget(tmp_path, ["kept"])
+    assert {one.name for one in tmp_path.iterdir()} == {"kept", "mine"}
+
+
+def test_a_claim_that_was_not_measured_is_open(ran):
+    folder, file, _ = ran
+    words = ["run", str(file), "-o", str(folder / "open"), "--store", str(folder / "s.sqlite"), "-j", "1"]
+    assert cli.main([*words, "--fail-on", "inconclusive"]) == 4
+
+
+def test_a_crash_in_any_view_is_one_and_rows_without_a_record_have_an_error(ran):
+    found = crossed_files.read(ran[0] / "out")
+    assert gate.of_table(found) == 0
+    broken = replace(found, rows=(found.rows[0] | {"error": "a crash"}, *found.rows[1:]))
+    assert gate.of_table(broken) == 3 and broken.crashed == ("own-30, linear-probe: a crash",)
+    blank = tuple(row | {"accuracy": None} for row in found.rows)
+    assert gate.of_table(replace(found, rows=blank)) == 5
+
+
+def test_a_loss_is_told_as_one(ran):
+    folder, file, _ = ran
+    words = ["run", str(file), "-o", str(folder / "nll"), "--store", str(folder / "s.sqlite"), "-j", "1", "--set", "metric=nll"]
+    assert cli.main([*words, "--set", "matrix.effects=[]"]) == 2, "an empty list of claims is none"
+    text = file.read_text()
+    plain = folder / "nll.toml"
+    plain.write_text('metric = "nll"\n' + text[: text.index("[[matrix.effects]]")])
+    assert cli.main(["run", str(plain), "-o", str(folder / "nll"), "--store", str(folder / "s.sqlite"), "-j", "1"]) == 0
+    summary = (folder / "nll" / "summary.md").read_text()
+    assert "%" not in summary.partition("mean over seeds")[2].partition("- ")[0]
+    frame = crossed_files.read(folder / "nll").to_frame()
+    worst = frame.groupby("recipe")["accuracy"].mean().idxmax()
+    rows = [line for line in summary.splitlines() if line.startswith(f"| {worst} |")]
+    assert rows[0].count("[") and not rows[0].split("|")[4].strip().startswith("0.000 ["), "the highest loss has regret"

@@ -91,7 +91,7 @@ def test_the_page_draws_the_quarters_and_escapes_names():
 def test_the_summary_says_who_crashed():
     rows = [row | {"error": "a | crash", "accuracy": None} if row["recipe"] == "partial" else row for row in table().rows]
     told = crossed.summary(table(rows))
-    assert "crashed: near-50, partial: a | crash" in told and "12 rows" not in told
+    assert "crashed: near-50, partial: a \\| crash" in told and "12 rows" not in told
     assert table(rows).crashed == tuple(f"{task}, partial: a | crash" for task in TASKS)
 
 

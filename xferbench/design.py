@@ -496,7 +496,7 @@ class Effect:
 
     Attributes:
         claim: in words. source: where it stands. task: on which it is measured here.
-        at_least, at_most: what the number is claimed to be; one of them is None.
+        at_least, at_most: what the number is claimed to be, between them or on one side of one of them.
     """
 
     name: str

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import isfinite
+from dataclasses import dataclass, replace
+from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ from xferbench.looks import of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from xferbench.design import Effect, Suite
+    from xferbench.design import Effect, Pipeline, Suite
     from xferbench.judge import Answers
     from xferbench.record import Finding
 
@@ -46,11 +46,10 @@ def outcome(effect: Effect, number: Number) -> str:
     """Whether a number is what was claimed: only where its whole interval is, or is not."""
     if number.why or not all(map(isfinite, (number.ours, number.low, number.high))):
         return "not measured"
-    least, most = effect.at_least, effect.at_most
-    if least is not None:
-        return "agrees" if number.low > least else "disagrees" if number.high < least else "inconclusive"
-    assert most is not None, "a suite's effect claims one of them"
-    return "agrees" if number.high < most else "disagrees" if number.low > most else "inconclusive"
+    least, most = (-inf if effect.at_least is None else effect.at_least), (inf if effect.at_most is None else effect.at_most)
+    if least < number.low and number.high < most:
+        return "agrees"
+    return "disagrees" if number.high < least or number.low > most else "inconclusive"
 
 
 def of_contrast(effect: Effect, findings: Sequence[Finding]) -> Number:
@@ -91,28 +90,61 @@ def difference(recipe: str, against: str, view: str = "test") -> Contrast:
 
 
 def of_measure(effect: Effect, rows: Sequence[Mapping[str, object]], parameters: int, alpha: float) -> Number:
-    """The mean of a recipe's measure over seeds; ``share`` is of all parameters, and ``accuracy`` the suite's metric."""
+    """The mean of a recipe's measure over all its seeds; ``share`` is of all parameters, ``accuracy`` the suite's metric."""
     name = "trainable" if effect.measure == "share" else effect.measure
-    values = [float(str(row[name])) for row in rows if row["recipe"] == effect.recipe and row.get(name) is not None]
-    return _by_seed(effect, [value / parameters for value in values] if effect.measure == "share" else values, alpha)
+    own = [row for row in rows if row["recipe"] == effect.recipe]
+    lacking = [row for row in own if row["error"] or row.get(name) is None]
+    broken = f"seed {lacking[0]['seed']}: {lacking[0]['error'] or 'not measured'}" if lacking else ""
+    if broken or not own:
+        return Number(why=f"{effect.recipe}, {broken or 'not measured'}")
+    values = [float(str(row[name])) / (parameters if effect.measure == "share" else 1) for row in own]
+    return _by_seed(effect, values, alpha)
 
 
-def speed_up(effect: Effect, answers: Answers, seeds: Sequence[int], alpha: float) -> Number:
-    """How many times fewer steps a recipe takes to where another one ends, on validation; 0 where it never gets there.
+def speed_up(
+    effect: Effect, answers: Answers, pipelines: Mapping[str, Pipeline | None], seeds: Sequence[int], suite: Suite
+) -> Number:
+    """How many times fewer images a recipe sees until it is, on validation, as good as another one at its end.
 
-    The other one's steps are counted up to where it first is as good as at its end. Steps are those at which curves have a
-    row, so that small ratios are coarse.
+    The other one's images are counted up to where it first was so good. A curve has few rows, and what happened between two
+    is not known: the lower bound takes the row before for the other one, and the upper bound the row before for the recipe. It
+    is 0 where the recipe never gets there. Where the other one has learnt nothing there is nowhere to get to.
     """
-    found = []
+    if judge.learnt_nothing(answers, effect.against, seeds, suite.margin) is not None:
+        return Number(why=f"{effect.against} learnt nothing, and has no end to be reached")
+    bounds: list[tuple[float, float, float]] = []
     for seed in seeds:
-        one, other = (answers.get((name, "test", seed)) for name in (effect.recipe, effect.against))
-        if one is not None and other is not None and one.curve and other.curve:
-            end = other.curve[-1][2]
-            mine, theirs = (
-                next((step for step, _, score in curve if score >= end), None) for curve in (one.curve, other.curve)
-            )
-            found.append(0.0 if mine is None or theirs is None else theirs / mine)
-    return _by_seed(effect, found, alpha)
+        records = [answers.get((name, "test", seed)) for name in (effect.recipe, effect.against)]
+        broken = next(
+            (one.error if one else "not measured" for one in records if one is None or one.error or not one.curve), None
+        )
+        if broken is not None:
+            return Number(why=f"seed {seed}: {broken or 'no learning curve'}")
+        mine, theirs = (one.curve for one in records if one is not None)
+        end = theirs[-1][2]
+        (before, at), (least, most) = (
+            _reached(curve, end, pipelines[name]) for curve, name in ((mine, effect.recipe), (theirs, effect.against))
+        )
+        bounds.append((least / at, most / at, most / before) if at else (0.0, 0.0, 0.0))
+    low, ours, high = ([float(one[side]) for one in bounds] for side in range(3))
+    found = _by_seed(effect, ours, suite.alpha)
+    lower, upper = (mean_and_half(values, suite.alpha) for values in (low, high))
+    return found if found.why else replace(found, low=lower[0] - lower[1], high=upper[0] + upper[1])
+
+
+def _reached(curve: Sequence[tuple[int, float, float]], end: float, pipeline: Pipeline | None) -> tuple[float, float]:
+    """Images seen at the row before a curve first is at a level, at least one, and at that row; 0 where it never is."""
+    steps = [0, *(step for step, _, _ in curve)]
+    place = next((number for number, (_, _, score) in enumerate(curve, start=1) if score >= end), 0)
+    return max(1.0, _images(steps[place - 1], pipeline) if place else 1.0), _images(steps[place], pipeline)
+
+
+def _images(step: int, pipeline: Pipeline | None) -> float:
+    """Images that a recipe has seen up to a step of its phases."""
+    seen, left = 0.0, step
+    for phase in pipeline.recipe.phases if pipeline else ():
+        seen, left = seen + min(left, phase.steps) * phase.batch_size, max(0, left - phase.steps)
+    return seen
 
 
 def _by_seed(effect: Effect, values: Sequence[float], alpha: float) -> Number:

@@ -201,9 +201,10 @@ def notes(executed: Executed) -> tuple[str, ...]:
     seen = {plan.VIEWS[one.view].domain for one in step.asked if one.view in plan.VIEWS}
     seen |= {case.plugin.domain for case in step.cases if case.arms}
     rehearsed = any(one.trial.model.base.source for one in step.asked)
+    adapted = any(one.trial.model.base.unlabelled for one in step.asked)
     unused = {
         "source": study.suite.source and not inits & {*MADE_HERE} and "source" not in seen and not rehearsed,
-        "shifted": study.suite.shifted and "shifted" not in seen,
+        "shifted": study.suite.shifted and "shifted" not in seen and not adapted,
     }
     found += [f"[{role}] is given, but no plugin of this run asks for it" for role, given in unused.items() if given]
     found += executed.remarks

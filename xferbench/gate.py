@@ -42,7 +42,7 @@ def of_table(table: Table, *, fail_on: str = "fail") -> int:
         return CRASHED
     if "FAIL" in verdicts:
         return FAILED
-    if not any(row["accuracy"] is not None for row in table.rows) and not verdicts - {"SKIPPED"}:
+    if not any(row["accuracy"] is not None for row in table.rows) and not verdicts - {"SKIPPED", "INFO"}:
         return NOTHING
-    open_ = "INCONCLUSIVE" in verdicts or any(one["outcome"] == "inconclusive" for one in table.claims)
+    open_ = "INCONCLUSIVE" in verdicts or any(one["outcome"] in {"inconclusive", "not measured"} for one in table.claims)
     return INCONCLUSIVE if fail_on == "inconclusive" and open_ else PASSED

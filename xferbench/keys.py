@@ -144,16 +144,19 @@ def _recipes(value: Any) -> Any:
     """Names of strategies, or tables of a recipe's keys with a name."""
     if not isinstance(value, list):
         raise ValueError(RECIPES)  # noqa: TRY004 - what a rule raises
+    if not value:
+        raise ValueError(RECIPES + ", not empty")
     for number, one in enumerate(value):
         if isinstance(one, Mapping):
             rest = {key: own for key, own in one.items() if key != "name"}
             rules.ruled(f"{number}.name", one.get("name", ""), rules.matching(NAME, NAMES))
-            rules.ruled(str(number), rest, rules.table(RECIPE))
+            rules.ruled(str(number), rest, rules.table({key: rule for key, rule in RECIPE.items() if key not in OF_SERVING}))
         elif not isinstance(one, str):
             raise ValueError(RECIPES)  # noqa: TRY004 - likewise
     return value
 
 
+OF_SERVING = ("training", "train_preprocessing", "serve_preprocessing", "serve_mode")  # keys of [recipe] that are none of it
 NAMES = "lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"
 RECIPES = 'a list of strategies, "default" or "all", or of tables with a name and the keys of [recipe]'
 CALLED = rules.matching(NAME, NAMES)

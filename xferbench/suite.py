@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 SEEDS = 1_000_000  # judged seeds lie below; those that settle choices begin here
-OF_SERVING = ("training", "train_preprocessing", "serve_preprocessing", "serve_mode")  # keys of [recipe] that are none of it
 OF_TRAINING = ("looks", "seed", "tuning_seeds", "budget", "scratch")  # what a finished network has no use for
 
 
@@ -86,7 +85,7 @@ def parse(table: Mapping[str, Any], path: Path, words: Sequence[str] = ()) -> Su
 
 def _parsed(table: Mapping[str, Any], path: Path) -> Suite:
     if "matrix" in table:
-        return crossed.parsed(table, path, _single, recipe)
+        return crossed.parsed(table, path, _single, recipe, _possible)
     found = _single(table, path)
     if not found.plugins:
         raise Problem("plugins", found="[]", expected='a list of plugins, or ["all"]; none only beside [matrix]')
@@ -101,7 +100,7 @@ def _single(table: Mapping[str, Any], path: Path) -> Suite:
     source = top.pop("source", {})
     beside = {"source_classes": tuple(source.pop("classes", {}).items()), "manifest": source.get("manifest")}
     roles = {"source": source.get("data"), "shifted": top.pop("shifted", {}).get("data"), "target": target.pop("data")}
-    served = {name: recipe.pop(name) for name in OF_SERVING if name in recipe}
+    served = {name: recipe.pop(name) for name in keys.OF_SERVING if name in recipe}
     finished = _finished(top.pop("checkpoint"), table, recipe) if "checkpoint" in top else {}
     given = _recipe(recipe) if "recipe" in table and not finished else None
     asked = Suite(path=str(path), **backbone, **target, **roles, **beside, **top, **served, **finished, recipe=given)

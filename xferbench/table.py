@@ -19,7 +19,7 @@ COLUMNS = (
 NUMBERS = COLUMNS[7:-1]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Table:
     """A finished matrix.
 
@@ -45,6 +45,16 @@ class Table:
     notes: tuple[str, ...]
     inputs: tuple[Mapping[str, Any], ...] = ()
     command: str = ""
+
+    def __repr__(self) -> str:
+        """Say what it is; its records are in ``to_frame()``."""
+        recipes, tasks = len(self.suite["recipes"]), len(self.suite["tasks"])
+        return f"<{self.suite['name']}: {recipes} recipes on {tasks} tasks, {len(self.rows)} rows>"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the mean of each recipe on each task."""
+        told: str = self.to_frame().pivot_table("accuracy", "recipe", "task", sort=False).to_html(float_format="{:.4g}".format)
+        return told
 
     @property
     def crashed(self) -> tuple[str, ...]:

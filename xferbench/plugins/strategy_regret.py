@@ -91,7 +91,14 @@ def picture(axes: Any, run: Run) -> None:
     axes.plot([one["validation"] for one in weighed], range(len(weighed)), "o", color=pictures.ARM["subject"])
     for one, marker in ((told[0], "o"), *((one, "x") for one in weighed if one["chosen"])):
         pictures.mark(axes, one["validation"], weighed.index(one), marker)
-    axes.set(yticks=range(len(weighed)), yticklabels=[one["recipe"] for one in weighed], xlabel="on validation")
+    # A name stands inside the axes, on the side where there is room.
+    scores = [one["validation"] for one in weighed]
+    middle = (min(scores) + max(scores)) / 2
+    for place, (one, score) in enumerate(zip(weighed, scores, strict=True)):
+        side, away = ("right", -9) if score > middle else ("left", 9)
+        name = f"{one['recipe'].partition(':')[0]}, {one['rate']:.2g}"
+        axes.annotate(name, (score, place), (away, 0), textcoords="offset points", ha=side, va="center", fontsize=7)
+    axes.set(yticks=[], xlabel="on validation")
 
 
 plugin = Plugin(

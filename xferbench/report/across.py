@@ -13,7 +13,7 @@ from xferbench.problem import Problem
 from xferbench.report import text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from xferbench.regret import Cell
     from xferbench.scored import Scores
@@ -28,7 +28,7 @@ class Row:
     """A recipe, or a rule that names one for each task: numbers with 95 % intervals, in words."""
 
     recipe: str
-    iqm: str
+    gain: str
     rank: str
     regret: str
     greatest: str
@@ -61,7 +61,7 @@ def rules(table: Table) -> dict[str, dict[str, str]]:
 
 
 def ranked(table: Table) -> tuple[list[Row], list[str]]:
-    """Every recipe over all tasks and each rule, the highest interquartile mean first, and what takes no part."""
+    """Every recipe over all tasks and each rule, the least mean regret first, and what takes no part."""
     found, notes = scores(table)
     if found is None:
         return [], notes
@@ -70,55 +70,75 @@ def ranked(table: Table) -> tuple[list[Row], list[str]]:
     # A rule's row is made of rows that are there, so that it moves no best; but it would move ranks, and has none.
     both = replace(found, table=np.concatenate([found.table, np.array(ruled).reshape(-1, *found.table.shape[1:])]))
     both = replace(both, recipes=(*found.recipes, *(name for name, _ in named)))
-    middle, wins, rank = aggregates.iqm(both), aggregates.improvement(both), aggregates.mean_rank(found)
-    mean, greatest = regret.mean(both), regret.greatest(both)
-    span = metrics.named(str(table.suite["metric"])).span
     against = both.recipes.index(table.suite["against"]) if table.suite["against"] in both.recipes else None
-    order = sorted(range(len(both.recipes)), key=lambda at: -middle.value[at])
+    # What is cut off must be runs that went unusually, and not whole tasks because they are easy or hard.
+    usual = found.table.mean((0, 2), keepdims=True) if against is None else both.table[against].mean(-1)[None, :, None]
+    gain, wins, rank = (
+        aggregates.iqm(replace(both, table=both.table - usual)),
+        aggregates.improvement(both),
+        aggregates.mean_rank(found),
+    )
+    mean, greatest = regret.mean(both), regret.greatest(both)
+    metric = metrics.named(str(table.suite["metric"]))
     told = [
         Row(
             recipe=both.recipes[at],
-            iqm=shown(middle[at]),
-            rank=shown(rank[at], 1, 1) if at < len(found.recipes) else "",
-            regret=shown(mean[at], most=span),
-            greatest=shown(greatest[at], most=span),
-            better="" if against in {None, at} else shown(wins[at, against]),
+            gain=shown(gain[at], metric.unit, signed=True),
+            rank=shown(rank[at], digits=1) if at < len(found.recipes) else "",
+            regret=shown(mean[at], metric.unit, most=metric.span),
+            greatest=shown(greatest[at], metric.unit, most=metric.span),
+            better="" if against in {None, at} else shown(wins[at, against], "accuracy"),
         )
-        for at in order
+        for at in sorted(range(len(both.recipes)), key=lambda at: float(np.nan_to_num(mean.value[at], nan=np.inf)))
     ]
     return told, notes
 
 
 def head(table: Table) -> list[str]:
     """The columns of :func:`cells`."""
+    against = text.line(table.suite["against"])
     return [
         "recipe",
-        "IQM",
+        f"gain over {against}, IQM",
         "mean rank",
         "mean regret",
         "greatest regret",
-        f"P(better than {text.line(table.suite['against'])})",
+        f"P(better than {against}), %",
     ]
 
 
 def cells(row: Row) -> list[str]:
     """A row's texts."""
-    return [text.line(row.recipe), row.iqm, row.rank, row.regret, row.greatest, row.better]
+    return [text.line(row.recipe), row.gain, row.rank, row.regret, row.greatest, row.better]
 
 
 def quarters(table: Table) -> dict[tuple[str, ...], Cell]:
     """The measured two by two: by (size, likeness) the best recipe, those not shown to be worse, the regret of the advice."""
-    found, _ = scores(table)
     told = rules(table).get(TEXTBOOK)
-    if found is None or told is None:
+    if told is None or len(table.suite["recipes"]) < 2:
         return {}
+    own = {at: one for at, one in _by_quarter(table).items() if not one.empty}
+    return regret.grid(own, {at: told[one.tasks[0]] for at, one in own.items()})
+
+
+def _by_quarter(table: Table) -> dict[tuple[str, ...], Scores]:
+    """Scores of each quarter by itself: a recipe that does not fit elsewhere is compared where it does."""
     where = places(table)
-    cells_ = {
-        at: replace(found, table=found.table[:, own], tasks=tuple(found.tasks[one] for one in own))
-        for at in dict.fromkeys(where.values())
-        if (own := [one for one, task in enumerate(found.tasks) if where[task] == at])
+    tasks = {at: [task for task, own in where.items() if own == at] for at in dict.fromkeys(where.values())}
+    return scored.by_cell(table.to_frame(), tasks, table.skipped, str(table.suite["metric"]))
+
+
+def tied(table: Table) -> set[tuple[str, str]]:
+    """Recipes, by (recipe, task), that are not shown to be worse than the best of that task; none where there is no other."""
+    frame, metric = table.to_frame(), str(table.suite["metric"])
+    each = scored.by_cell(frame, {(task,): [task] for task in table.suite["tasks"]}, table.skipped, metric)
+    return {
+        (name, task)
+        for (task,), one in each.items()
+        if not one.empty and len(one.recipes) > 1
+        for name, good in zip(one.recipes, regret.tied(one)[:, 0], strict=True)
+        if good
     }
-    return regret.grid(cells_, {at: told[own.tasks[0]] for at, own in cells_.items()})
 
 
 def places(table: Table) -> dict[str, tuple[str, ...]]:
@@ -133,19 +153,30 @@ def places(table: Table) -> dict[str, tuple[str, ...]]:
 
 
 def behind(table: Table) -> dict[tuple[str, ...], dict[str, float]]:
-    """By quarter and recipe the mean over tasks and seeds, for the picture."""
-    found, _ = scores(table)
-    if found is None or not quarters(table):
+    """By quarter and recipe the mean over tasks and seeds, for the picture; of a loss its negative."""
+    if not quarters(table):
         return {}
-    where, mean = places(table), found.table.mean(-1)
-    own: Callable[[tuple[str, ...]], Any] = lambda at: [one for one, task in enumerate(found.tasks) if where[task] == at]  # noqa: E731
     return {
-        at: dict(zip(found.recipes, map(float, mean[:, own(at)].mean(-1)), strict=True)) for at in dict.fromkeys(where.values())
+        at: dict(zip(one.recipes, map(float, one.table.mean((1, 2))), strict=True))
+        for at, one in _by_quarter(table).items()
+        if not one.empty
     }
 
 
-def shown(one: Any, factor: float = 100.0, digits: int = 1, most: float = float("inf")) -> str:
-    """A number with its interval, where it has one, and no further than can be."""
+def level(value: float | None, unit: str) -> str:
+    """A score as its unit has it."""
+    if value is None or isnan(value):
+        return text.NOTHING
+    factor, digits = text.scale(unit)
+    return f"{factor * value:.{digits}f}"
+
+
+def shown(one: Any, unit: str = "", *, digits: int | None = None, most: float = float("inf"), signed: bool = False) -> str:
+    """A number with its interval, where it has one, in its unit and no further than can be."""
+    factor, usual = text.scale(unit)
     value, low, high = (min(float(part), most) * factor for part in (one.value, one.low, one.high))
-    bounds = "" if isnan(low) or isnan(high) else f" [{low:.{digits}f}, {high:.{digits}f}]"
-    return f"{value:.{digits}f}{bounds}"
+    if isnan(value):
+        return text.NOTHING
+    form = f"{'+' if signed else ''}.{usual if digits is None else digits}f"
+    bounds = "" if isnan(low) or isnan(high) else f" [{low:{form}}, {high:{form}}]"
+    return f"{value:{form}}{bounds}"

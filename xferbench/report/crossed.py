@@ -6,10 +6,11 @@ from collections import Counter
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
-from xferbench.report import across, text
+from xferbench import metrics
+from xferbench.report import across, markdown, text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from xferbench.design import Suite
     from xferbench.table import Table
@@ -46,8 +47,8 @@ def sentence(table: Table) -> str:
 def claim(one: Mapping[str, Any]) -> tuple[str, str, str]:
     """A claim's own size, what it says the size is, and the published one, in words."""
     unit, absolute = str(one["unit"]), bool(one["measure"])
-    bound = "least" if one["at_least"] is not None else "most"
-    asked = f"at {bound} {size(one[f'at_{bound}'], unit, absolute=absolute)}"
+    bounds = {name: size(one[name], unit, absolute=absolute) for name in ("at_least", "at_most") if one[name] is not None}
+    asked = " and ".join(f"{name.replace('_', ' ')} {value}" for name, value in bounds.items())
     published = "direction only" if one["published"] is None else size(one["published"], unit, absolute=absolute)
     if one["ours"] is None or isnan(one["ours"]):
         return text.NOTHING, asked, published
@@ -67,33 +68,32 @@ def size(value: float | None, unit: str, *, absolute: bool = False, named: bool 
 
 
 def summary(table: Table) -> str:
-    """``summary.md``, which the terminal shows too: the claims, the recipes over all tasks, the accuracies by task."""
-    parts = [f"## xferbench: {text.line(table.suite['name'])}", sentence(table)]
+    """``summary.md``, which the terminal shows too: the claims, the recipes over all tasks, the scores by task."""
+    word, suite = markdown.escaped, table.suite
+    parts = [f"## xferbench: {word(suite['name'])}", sentence(table)]
     if table.claims:
-        rows = [[text.line(one["claim"]), *reversed(claim(one)), f"**{one['outcome']}**"] for one in table.claims]
-        parts.append(_markdown(["claim", "published", "claimed", "measured", ""], rows))
-        parts += [f"- {text.line(one['claim'])}: {text.line(one['why'])}" for one in table.claims if one["why"]]
+        rows = [[word(one["claim"]), *map(word, reversed(claim(one))), f"**{one['outcome']}**"] for one in table.claims]
+        parts.append(markdown.table(["claim", "published", "claimed", "measured", ""], rows, numbers=(1, 2, 3)))
+        if why := [f"- {word(one['claim'])}: {word(one['why'])}" for one in table.claims if one["why"]]:
+            parts.append("\n".join(why))
     told, notes = across.ranked(table)
     if told:
-        parts.append(_markdown(across.head(table), [across.cells(one) for one in told]))
-    found, tasks = means(table), table.suite["tasks"]
-    if table.suite["recipes"]:
+        rows = [list(map(word, across.cells(one))) for one in told]
+        parts.append(markdown.table(list(map(word, across.head(table))), rows, numbers=range(1, 6)))
+    found, tasks, unit = means(table), suite["tasks"], metrics.named(str(suite["metric"])).unit
+    if suite["recipes"]:
+        scale = ", %" if text.scale(unit)[0] > 1 else ""
         rows = [
-            [name, *(text.percent((found.get((name, task)) or {}).get("accuracy")) for task in tasks)]
-            for name in table.suite["recipes"]
+            [word(name), *(across.level((found.get((name, task)) or {}).get("accuracy"), unit) for task in tasks)]
+            for name in suite["recipes"]
         ]
-        parts.append(_markdown([f"{table.suite['metric']}, mean over seeds", *tasks], rows))
-    judged = [one for one in table.findings if one.verdict in {"FAIL", "ERROR"}]
-    parts += [f"- {one.verdict} {text.line(one.id)}: {text.line(one.reason)}" for one in judged]
-    parts += [f"- crashed: {text.line(one)}" for one in table.crashed]
-    parts += [f"- {task}, {recipe}: left out, {text.line(why)}" for (task, recipe), why in table.skipped.items()]
-    parts += [f"- note: {text.line(note)}" for note in (*notes, *table.notes)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = [[one.replace("|", "\\|") for one in row] for row in ([*head], ["---"] * len(head), *rows)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+        head = [word(f"{suite['metric']}{scale}, mean over seeds"), *map(word, tasks)]
+        parts.append(markdown.table(head, rows, numbers=range(1, len(head))))
+    lines = [f"{one.verdict} {word(one.id)}: {word(one.reason)}" for one in table.findings if one.verdict in {"FAIL", "ERROR"}]
+    lines += [f"crashed: {word(one)}" for one in table.crashed]
+    lines += [f"{word(task)}, {word(recipe)}: left out, {word(why)}" for (task, recipe), why in table.skipped.items()]
+    lines += [f"note: {word(note)}" for note in (*notes, *table.notes)]
+    return "\n\n".join([*parts, *(["\n".join(f"- {one}" for one in lines)] if lines else [])]) + "\n"
 
 
 def foretold(asked: Suite, told: Mapping[str, Mapping[str, float]]) -> str:
@@ -101,9 +101,10 @@ def foretold(asked: Suite, told: Mapping[str, Mapping[str, float]]) -> str:
     assert asked.matrix is not None, "only a suite with a matrix is foretold so"
     names = dict.fromkeys(name for one in told.values() for name in one if name != "seconds")
     lines = [f"suite {asked.name}: {len(asked.matrix.compared)} recipes on {len(told)} tasks, {asked.looks[0]} seeds each"]
-    lines.append("".join([f"{'':<24}", *(f"{name:>18}" for name in names), f"{'minutes':>10}"]))
+    width = max(map(len, names), default=0) + 2
+    lines.append("".join([f"{'':<24}", *(f"{name:>{width}}" for name in names), f"{'minutes':>10}"]))
     for task, one in told.items():
         minutes = one["seconds"] / 60
-        lines.append("".join([f"{task:<24}", *(f"{one.get(name, 0):>18.0f}" for name in names), f"{minutes:>10.1f}"]))
+        lines.append("".join([f"{task:<24}", *(f"{one.get(name, 0):>{width}.0f}" for name in names), f"{minutes:>10.1f}"]))
     total = sum(one["seconds"] for one in told.values()) / 60
     return "\n".join([*lines, f"minutes in all: {total:.1f}, counted task by task as if they shared nothing"])

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import sys
 from dataclasses import replace
 from itertools import product
@@ -17,6 +18,7 @@ from xferbench.report import crossed, crossed_page, github, junit, write
 from xferbench.table import COLUMNS, of_json, to_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from xferbench.table import Table
@@ -44,6 +46,13 @@ def write_all(table: Table, directory: Path) -> None:
     except OSError as error:
         do = "unset GITHUB_STEP_SUMMARY"
         raise Problem("the summary of the job could not be written", found=str(error), do=do) from error
+
+
+def forget(folder: Path, kept: Sequence[str]) -> None:
+    """Remove reports of tasks that an earlier run into the same folder had, and this one has not."""
+    for one in folder.iterdir() if folder.is_dir() else ():
+        if one.name not in kept and (one / write.RESULTS).is_file():
+            shutil.rmtree(one)
 
 
 def as_run(table: Table) -> Run:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xferbench import advice, metrics
 from xferbench.report import across, comparison, crossed, page, svg, text
 from xferbench.suite import folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from xferbench.regret import Cell
     from xferbench.table import Table
@@ -35,10 +36,14 @@ def render(table: Table) -> str:
         claims=[_claim(one) for one in table.claims],
         head=across.head(table),
         ranked=[across.cells(one) for one in rows[0]],
+        ruled=_ruled(table),
         quarters=_quarters(table),
         drawing=Markup(_drawn(table)),  # noqa: S704 - drawn here, its texts escaped
         tasks=[text.line(task) for task in suite["tasks"]],
         metric=text.line(suite["metric"]),
+        unit=text.in_words(metrics.named(str(suite["metric"])).unit),
+        level=f"{100 * (1 - float(suite['alpha'])):g} %",
+        against=text.line(suite["against"]),
         grid=_grid(table),
         costs=_costs(table),
         findings=[(one, text.line(one.id), text.line(one.reason)) for one in table.findings if one.verdict != "INFO"],
@@ -81,6 +86,16 @@ def _claim(one: Any) -> dict[str, str]:
     }
 
 
+def _ruled(table: Table) -> str:
+    """What the rules say, in words, where they have a row."""
+    probe, upper, whole = "a linear probe", "the upper layers", "all layers"
+    said = {
+        across.TEXTBOOK: f"below {advice.FEW} images {probe} if they are like the source, else {upper}; above it {whole}",
+        across.BY_SIZE: f"below {advice.LEAST} images {probe}, up to {advice.MOST} {upper}, above it {whole}",
+    }
+    return "; ".join(f"{rule}: {said[rule]}" for rule in across.rules(table))
+
+
 def _quarters(table: Table) -> list[dict[str, Any]]:
     where = across.places(table) if across.quarters(table) else {}
     return [
@@ -90,7 +105,9 @@ def _quarters(table: Table) -> list[dict[str, Any]]:
             "advised": cell.advised,
             "best": cell.best,
             "tied": ", ".join(name for name in cell.tied if name != cell.best) or "none",
-            "regret": across.shown(cell.regret) if cell.regret is not None else cell.why,
+            "regret": across.shown(cell.regret, metrics.named(str(table.suite["metric"])).unit)
+            if cell.regret is not None
+            else cell.why,
         }
         for (size, likeness), cell in across.quarters(table).items()
     ]
@@ -101,7 +118,11 @@ def _drawn(table: Table) -> str:
     found, told = across.behind(table), across.quarters(table)
     if not found:
         return ""
-    names = list(next(iter(found.values())))
+    names = list(dict.fromkeys(name for means in found.values() for name in means))
+    scale, _ = text.scale(metrics.named(str(table.suite["metric"])).unit)
+    unit = str(table.suite["metric"]) + (
+        ", %" if scale > 1 else ", negative" if metrics.named(str(table.suite["metric"])).loss else ""
+    )
 
     rows = [size for size in across.SIZES if any(at[0] == size for at in found)]
     height = 0.17 * len(rows) * (len(names) + 1) + 0.5 + 0.3 * len(rows)
@@ -113,9 +134,9 @@ def _drawn(table: Table) -> str:
             at = (rows[row], across.LIKENESS[column])
             axes.set_visible(at in found)
             if at in found:
-                _quarter(axes, at, found[at], told[at], labelled=column == 0)
+                _quarter(axes, at, names, found[at], told[at], scale=scale, labelled=column == 0)
             if row == len(rows) - 1:
-                axes.set_xlabel(f"{table.suite['metric']}, %")
+                axes.set_xlabel(unit)
 
     label = "Mean by recipe in four quarters: " + "; ".join(
         f"{at[0]} images, {at[1]}: best {cell.best}, the textbook advises {cell.advised}" for at, cell in told.items()
@@ -123,59 +144,60 @@ def _drawn(table: Table) -> str:
     return svg.inline(draw, label, height=height)
 
 
-def _quarter(axes: Any, at: tuple[str, ...], means: Mapping[str, float], cell: Cell, *, labelled: bool) -> None:
-    for place, (name, mean) in enumerate(reversed(list(means.items()))):
+def _quarter(
+    axes: Any,
+    at: tuple[str, ...],
+    names: Sequence[str],
+    means: Mapping[str, float],
+    cell: Cell,
+    *,
+    scale: float,
+    labelled: bool,
+) -> None:
+    for place, name in enumerate(reversed(names)):
+        if (mean := means.get(name)) is None:  # it does not fit here
+            continue
         colour = svg.VERMILION if name == cell.advised else svg.GREEN if name == cell.best else svg.MUTED
-        axes.plot([100 * mean], [place], "D" if name == cell.advised else "o", color=colour, markersize=5)
+        axes.plot([scale * mean], [place], "D" if name == cell.advised else "o", color=colour, markersize=5)
     axes.set_title(f"{at[0]} images, {at[1]}", fontsize=9)
-    axes.set(yticks=range(len(means)), yticklabels=[*reversed(list(means))] if labelled else [])
+    axes.set(yticks=range(len(names)), yticklabels=[*reversed(names)] if labelled else [])
 
 
-def _grid(table: Table) -> list[tuple[str, list[tuple[str, bool]]]]:
-    """Recipes by task, in per cent, those not shown to be worse than a task's best marked."""
-    from xferbench import regret
-
-    means, (found, _) = crossed.means(table), across.scores(table)
-    best = {}
-    if found is not None:
-        tied = regret.tied(found)
-        best = {
-            (name, task): bool(tied[at, on]) for at, name in enumerate(found.recipes) for on, task in enumerate(found.tasks)
-        }
+def _grid(table: Table) -> list[tuple[str, list[tuple[str, str, bool]]]]:
+    """Recipes by task: the mean, how it compares with the one that all are held against, and whether it may be the best."""
+    means, best, unit = crossed.means(table), across.tied(table), metrics.named(str(table.suite["metric"])).unit
+    against = {(one["recipe"], one["task"]): one for one in table.comparisons}
     rows = []
     for name in table.suite["recipes"]:
-        told = [(task, (means.get((name, task)) or {}).get("accuracy")) for task in table.suite["tasks"]]
-        rows.append(
-            (
-                text.line(name),
-                [
-                    (text.NOTHING if value is None else f"{100 * value:.1f}", best.get((name, task), False))
-                    for task, value in told
-                ],
-            )
-        )
+        cells = []
+        for task in table.suite["tasks"]:
+            one = against.get((name, task))
+            told = "" if one is None or one["error"] else text.bounded((one["difference"], one["low"], one["high"]), unit)
+            value = (means.get((name, task)) or {}).get("accuracy")
+            cells.append((across.level(value, unit), told, (name, task) in best))
+        rows.append((text.line(name), cells))
     return rows
 
 
 def _costs(table: Table) -> list[tuple[str, list[str]]]:
     """Means over all tasks that have a number."""
-    frame = table.to_frame()
+    frame, unit = table.to_frame(), metrics.named(str(table.suite["metric"])).unit
     rows = []
     for name in table.suite["recipes"]:
         told = frame[frame["recipe"] == name][list(COSTS)].mean()
         if not told.isna().all():
-            rows.append((text.line(name), [_cost(column, float(told[column])) for column in COSTS]))
+            rows.append((text.line(name), [_cost(column, float(told[column]), unit) for column in COSTS]))
     return rows
 
 
-def _cost(column: str, value: float) -> str:
+def _cost(column: str, value: float, unit: str) -> str:
     if isnan(value):
         return text.NOTHING
     if column == "seconds":
         return text.seconds(value)
     if column in {"trainable", "multiply_adds"}:
         return f"{value:,.0f}"
-    return f"{value / 1000:,.1f} kB" if column == "stored" else text.percent(value)
+    return f"{value / 1000:,.1f} kB" if column == "stored" else across.level(value, unit)
 
 
 def _command(table: Table) -> str:

@@ -1,0 +1,113 @@
+"""The recipes of a matrix as arms: equal budgets, and a reason for each that is none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from xferbench import fake, recipes, tabled
+from xferbench.design import Compared, Effect, Matrix, Recipe
+from xferbench.fake import FACTS, PIPELINE
+from xferbench.record import Record
+from xferbench.strategies import STRATEGIES, full, linear_probe, lp_ft
+
+RATES = (1e-3, 3e-3)
+
+
+def compared(name, *made):
+    return Compared(name=name, recipes=made or tuple(STRATEGIES[name]() for _ in range(1)))
+
+
+def test_a_recipe_stops_as_it_says_whatever_the_suites_own_does():
+    own = replace(PIPELINE, recipe=Recipe(stop="last", augment="flip"))
+    found = recipes.arm(compared("mine", replace(full(), stop="best")), own)
+    assert [(one.recipe.stop, one.recipe.augment) for one in found.candidates] == [("best", "")]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "facts", "pipeline", "why"),
+    [
+        (Recipe(regularizer="ewc:1"), FACTS, replace(PIPELINE, source=None), "no [source]"),
+        (Recipe(init="shuffled-source"), replace(FACTS, source=()), PIPELINE, "no [source]"),
+        (Recipe(regularizer="dann:1"), replace(FACTS, shifted=()), PIPELINE, "[shifted]"),
+        (STRATEGIES["lora"](), replace(FACTS, lacks=("lora",)), PIPELINE, "lora:8"),
+        (linear_probe(), replace(FACTS, honours=("lr",)), PIPELINE, "does not honour"),
+        (full(), FACTS, PIPELINE, ""),
+    ],
+    ids=range(6),
+)
+def test_what_cannot_be_carried_out_has_a_reason(recipe, facts, pipeline, why):
+    found = recipes.lacking(recipes.arm(compared("mine", recipe), pipeline), pipeline, facts)
+    assert (why in found) if why else not found
+
+
+def test_a_recipe_that_could_be_tuned_over_fewer_rates_than_others_is_left_out():
+    one = compared("mine", full(), lp_ft())
+    assert recipes.lacking(
+        recipes.arm(one, PIPELINE), PIPELINE, replace(FACTS, honours=("lr", "trainable", "batchnorm", "head_lr"))
+    )
+
+
+def carried_out(answer, *effects, facts=FACTS):
+    matrix = Matrix(tasks=(fake.SUITE,), compared=(compared("full"), compared("linear-probe")), against="full", effects=effects)
+    asked, skipped = recipes.study(matrix, replace(fake.study(), facts=facts))
+    step, answers = fake.replay(asked, answer)
+    from xferbench.looks import by_question
+
+    cases = {case.plugin.id.removeprefix(recipes.PREFIX): case for case in step.cases}
+    told = {
+        (name, view, seed): one
+        for name, case in cases.items()
+        for (_, view, seed), one in by_question(step.asked, case.plugin.id, answers).items()
+    }
+    plain = fake.run(fake.study(), fake.lab())
+    return tabled.Done(
+        task=fake.SUITE,
+        run=plain,
+        cases=cases,
+        answers=told,
+        seeds=(0, 1, 2),
+        skipped=skipped,
+        cost=plain.cost,
+        train=80,
+        parameters=10,
+        inputs=(),
+    )
+
+
+COST = {"xferbench.lab.cost:measured@2": {"trainable": 1.0, "stored": 4.0, "multiply_adds": 9.0}}
+CLAIM = Effect(
+    name="a", claim="a", source="b", task="fake", recipe="linear-probe", against="full", view="source-probe", at_least=0.0
+)
+
+
+def test_rows_tell_what_was_trained_on_and_every_view_has_its_number():
+    found = tabled.rows(carried_out(fake.lab(measures=COST)))
+    assert len(found) == 6 and {row["train_size"] for row in found} == {80}
+    assert all(row["error"] == "" and row["stored"] == 4.0 for row in found)
+    assert all(row[name] is not None for row in found for name in ("accuracy", "shifted", "source", "source_before"))
+
+
+def test_a_crash_in_a_view_that_only_a_claim_asks_for_is_an_error_and_no_claim():
+    plain = fake.lab(measures=COST)
+
+    def answer(trial):
+        refit = "head:refit" in trial.model.edits and trial.model.base.seed == 1
+        return Record(key=trial.key, error="a crash") if refit else plain(trial)
+
+    done = carried_out(answer, CLAIM)
+    assert {row["seed"] for row in tabled.rows(done) if row["error"]} == {1}
+    told = tabled.claim(CLAIM, [done])
+    assert told["outcome"] == "not measured" and "a crash" in told["why"]
+
+
+def test_every_recipe_is_held_against_one_of_them_with_a_paired_interval():
+    def accuracy(trial):
+        return 0.9 if {phase.trainable for phase in trial.model.base.phases} == {"head"} else 0.6
+
+    done = carried_out(fake.lab(accuracy, COST))
+    (found,) = tabled.comparisons(done, "full")
+    assert (found["recipe"], found["said"]) == ("linear-probe", "better") and found["low"] > 0.2
+    (missing,) = tabled.comparisons(replace(done, answers={}), "full")
+    assert missing["said"] == "open" and missing["error"]
