@@ -71,15 +71,53 @@ def measure(target, shared, store, bases, plugins):
         for case in steps[0].cases
         for _, contrast in case.contrasts("paired")
         for variant in case.variants
-    ]
+    ] + [plain(target, steps[0], one, found, bases) for one in found[0].values() if unjudged(steps[0], one)]
+
+
+def unjudged(step, finding):
+    """Whether a finding is an invariant, or all that there is of a plugin that only measures."""
+    case = next(case for case in step.cases if case.plugin.id == finding.plugin)
+    judged_apart = finding.plugin in {name.partition("/")[0] for name, _ in paired(step)}
+    return not judged_apart and case.plugin.judges != (finding.verdict == "INFO")
+
+
+def paired(step):
+    """The contrasts that are judged against the margin."""
+    return [one for case in step.cases for one in case.contrasts("paired")]
+
+
+def plain(target, step, finding, found, bases):
+    """What the runs say of an invariant, or of what is only measured: there is no harm to be held against other seeds."""
+    own, runs = [one[finding.id] for one in found], f"of {bases} runs"
+    case = next(case for case in step.cases if case.plugin.id == finding.plugin)
+    seeds = f"{bases * SEEDS} seeds"
+    return {
+        "target": target,
+        "contrast": finding.id,
+        "recipe": case.arms["subject"].pipeline.recipe.name if case.arms else "–",
+        f"harm, {seeds}": "an invariant" if case.plugin.judges else "measured only",
+        f"verdicts {runs}": counted(one.verdict for one in own),
+        "FAIL unconfirmed": 0,
+        f"induced costs, {seeds}": "–",
+        "which is": "–",
+        f"controls {runs}": counted(one.control for one in own),
+        "controls contradicted": 0,
+        "accuracy of subject / cured / induced / scratch": "–",
+    }
 
 
 def answered(base, store, answers):
     """A suite carried out, but for what its plugins only measure beside: the table has verdicts and controls."""
     with execute.laid_out(base, store, "cpu", None) as (study, db, engine):
-        plain = replace(study, plugins=tuple(replace(plugin, beside=None) for plugin in study.plugins))
+        plain = replace(study, plugins=tuple(map(judged, study.plugins)))
         ask = partial(execute.asked, engine, cache(store))
         return execute.answered(plain, answers, db, ask, execute.Counted(), lambda _: None)
+
+
+def judged(plugin):
+    """A plugin without what it only measures."""
+    needed = {view for one in plugin.contrasts if one.kind == "exact" for _, view in one.weights}
+    return replace(plugin, beside=None, measures={name: one for name, one in plugin.measures.items() if name in needed})
 
 
 def row(target, base, case, contrast, variant, found, told, bases):
@@ -184,8 +222,9 @@ in points of accuracy with one-sided 95 % bounds.
         " | ".join("---" for _ in columns),
         *(" | ".join(str(one[name]) for name in columns) for one in rows),
     ]
-    said = {truth: Counter() for truth in dict.fromkeys(one["which is"] for one in rows)}
-    for one in rows:
+    costly = [one for one in rows if one["which is"] != "–"]
+    said = {truth: Counter() for truth in dict.fromkeys(one["which is"] for one in costly)}
+    for one in costly:
         for part in one[f"controls of {bases} runs"].split(", "):
             count, _, word = part.partition(" ")
             said[one["which is"]][word] += int(count)
