@@ -72,13 +72,13 @@ def summary(table: Table) -> str:
     word, suite = markdown.escaped, table.suite
     parts = [f"## xferbench: {word(suite['name'])}", sentence(table)]
     if table.claims:
-        rows = [[word(one["claim"]), *map(word, reversed(claim(one))), f"**{one['outcome']}**"] for one in table.claims]
+        rows = [[word(one["claim"]), *reversed(claim(one)), f"**{one['outcome']}**"] for one in table.claims]
         parts.append(markdown.table(["claim", "published", "claimed", "measured", ""], rows, numbers=(1, 2, 3)))
         if why := [f"- {word(one['claim'])}: {word(one['why'])}" for one in table.claims if one["why"]]:
             parts.append("\n".join(why))
     told, notes = across.ranked(table)
     if told:
-        rows = [list(map(word, across.cells(one))) for one in told]
+        rows = [[word(one.recipe), *across.cells(one)[1:]] for one in told]
         parts.append(markdown.table(list(map(word, across.head(table))), rows, numbers=range(1, 6)))
     found, tasks, unit = means(table), suite["tasks"], metrics.named(str(suite["metric"])).unit
     if suite["recipes"]:
