@@ -111,6 +111,13 @@ def test_three_are_lp_ft_with_one_thing_more():
     }
 
 
+def test_other_phases_keep_a_finish_but_interpolate_only_from_where_a_head_was_trained():
+    own, (probe, tune) = strategies.interpolated(), strategies.lp_ft().phases
+    assert strategies.rephased(own, probe, replace(tune, trainable="top:1")).finish == "interpolate:0.5"
+    assert [strategies.rephased(own, *few).finish for few in ((tune,), (replace(probe, steps=0), tune))] == ["", ""]
+    assert strategies.rephased(strategies.adabn(), tune).finish == "adabn"
+
+
 def test_what_is_chosen_keeps_the_pipelines_augmentation_and_mlp_head_and_never_takes_one_away():
     own = replace(PIPELINE, recipe=Recipe(head="mlp:8", augment="flip", stop="best"))
     tried = [strategies.linear_probe(), replace(strategies.augmented(), head="mlp:4:0")]

@@ -34,6 +34,15 @@ def each(pipeline: Pipeline, change: Callable[[Phase], Phase], name: str = "") -
     return replace(pipeline, recipe=changed)
 
 
+def rephased(recipe: Recipe, *phases: Phase) -> Recipe:
+    """A recipe with other phases, which interpolates no more where none before the last has trained the head.
+
+    Else its head would be half a drawn one.
+    """
+    drawn = recipe.finish.startswith("interpolate") and not any(phase.steps for phase in phases[:-1])
+    return replace(recipe, phases=phases, finish="" if drawn else recipe.finish)
+
+
 def reach(trainable: str, groups: int) -> int:
     """How many of the uppermost layer groups a phase moves: none with its head alone, N with ``top:N``, else all of them."""
     if trainable == "head":
