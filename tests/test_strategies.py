@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xferbench import strategies
+from xferbench import plan, strategies
 from xferbench.design import Data, Phase, Pipeline, Preprocessing, Recipe, Scratch, Weights
 from xferbench.strategies import HEAD_LR, STRATEGIES, healthy, scratch
 
@@ -129,8 +129,17 @@ def test_what_is_chosen_keeps_the_pipelines_augmentation_and_mlp_head_and_never_
     assert {one.recipe.head for one in scratch(zero, Scratch()).candidates} == {"random"}
 
 
-def test_the_teacher_is_one_of_the_healthy_defaults_candidates():
-    assert strategies.TEACHER in [one.recipe for one in healthy(replace(PIPELINE, recipe=Recipe())).candidates]
+def test_the_usual_teacher_is_one_of_the_healthy_defaults_candidates():
+    usual = strategies.teacher(strategies.distillation())
+    assert usual in [one.recipe for one in healthy(replace(PIPELINE, recipe=Recipe())).candidates]
+
+
+def test_a_teacher_has_the_steps_and_the_batches_of_whom_it_teaches():
+    own = replace(PIPELINE.recipe, regularizer="distill:0.5")
+    probe, tune = strategies.teacher(own).phases
+    assert (probe.steps, tune.steps, probe.batch_size, tune.batch_size) == (75, 75, 16, 16)
+    taught = plan.fit(replace(PIPELINE, recipe=own), 3)
+    assert taught.teacher == plan.fit(replace(PIPELINE, recipe=strategies.lp_ft(Phase(batch_size=16))), 3)
 
 
 def test_the_healthy_default_changes_nothing_but_the_recipe():

@@ -194,7 +194,10 @@ def interpolated(phase: Phase = DEFAULT) -> Recipe:
     return replace(lp_ft(phase), name=f"interpolated {phase.lr:g}", finish="interpolate:0.5")
 
 
-TEACHER = lp_ft()  # of a distilled fit: one of the healthy default's candidates, so that its fits are shared with those
+def teacher(recipe: Recipe) -> Recipe:
+    """What teaches a distilled recipe: LP-FT in as many steps; of the usual ones a candidate of the healthy default."""
+    steps = sum(phase.steps for phase in recipe.phases)
+    return lp_ft(replace(DEFAULT, steps=steps, batch_size=recipe.phases[-1].batch_size))
 
 
 STRATEGIES: Mapping[str, Callable[[Phase], Recipe]] = {
