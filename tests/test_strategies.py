@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xferbench import plan, strategies
+from xferbench import plan, strategies, suite
 from xferbench.design import Data, Phase, Pipeline, Preprocessing, Recipe, Scratch, Weights
 from xferbench.strategies import HEAD_LR, STRATEGIES, healthy, scratch
 
@@ -83,6 +83,14 @@ def test_what_trains_few_numbers_leaves_the_rest_as_it_is_and_has_a_rate_of_its_
     assert [one.phases[0].batchnorm for one in made] == ["eval", "eval", "eval", "train"]
     assert {one.phases[0].lr for one in made} == {1e-2}
     assert set(strategies.RATES.values()) == {1e-2} and set(strategies.RATES) <= set(STRATEGIES)
+
+
+def test_what_trains_the_head_alone_is_tuned_around_the_heads_own_rate():
+    assert {name: strategies.USUAL[name] for name in ("linear-probe", "mlp-head")} == dict.fromkeys(
+        ("linear-probe", "mlp-head"), HEAD_LR
+    )
+    assert strategies.USUAL.items() >= strategies.RATES.items() and strategies.USUAL.keys() <= STRATEGIES.keys()
+    assert suite.recipe({"strategy": "linear-probe"}).phases[0].lr == Phase().lr, "a suite's own words keep their meaning"
 
 
 def test_warm_up_takes_a_tenth_of_the_steps():

@@ -222,6 +222,7 @@ STRATEGIES: Mapping[str, Callable[[Phase], Recipe]] = {
 }
 
 RATES: Mapping[str, float] = dict.fromkeys(("norm-only", "bitfit", "lora", "adapter"), FEW.lr)  # where a suite gives none
+USUAL: Mapping[str, float] = {"linear-probe": HEAD_LR, "mlp-head": HEAD_LR, **RATES}  # what its rates are multiples of
 
 
 def deep(head: str) -> bool:
