@@ -370,6 +370,15 @@ def test_a_teacher_is_trained_once_and_recalled_for_each_student(world, tmp_path
     assert all(same(*pair) for pair in zip(records, again, strict=True))
 
 
+def test_what_a_student_cost_has_its_teachers_training_too(world, tmp_path):
+    teacher = make_fit(world, PROBE)
+    student = make_fit(world, init="random", regularizer="distill:0.5", teacher=teacher)
+    (taught,), _ = ask(world, make_trial(student), cache=tmp_path)
+    (teaching,), _ = ask(world, make_trial(teacher), cache=tmp_path)
+    (own,), _ = answer._fitted([student], make_trial(student), tmp_path)
+    assert taught.fit_seconds == own.seconds + teaching.fit_seconds > teaching.fit_seconds > 0
+
+
 def test_a_teacher_that_diverged_is_an_error_of_its_students(world, tmp_path):
     teacher = make_fit(world, replace(PROBE, lr=1e38, optimizer="sgd"))
     student = make_fit(world, init="random", regularizer="distill:0.5", teacher=teacher)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
+from factory import make_record, make_run
 from test_looks import FACTS, PIPELINE
 
 torch = pytest.importorskip("torch")
@@ -36,9 +37,18 @@ def by_size(trial):
 
 
 def test_six_sizes_from_a_thirty_second_or_two_a_class():
-    assert data_efficiency.sizes(replace(PIPELINE, train_size=3200), TEN) == [100, 200, 400, 800, 1600, 3200]
+    many = replace(TEN, train=3200)
+    assert data_efficiency.sizes(replace(PIPELINE, train_size=3200), many) == [100, 200, 400, 800, 1600, 3200]
     assert data_efficiency.sizes(replace(PIPELINE, train_size=200), TEN) == [20, 32, 50, 80, 126, 200]
     assert data_efficiency.sizes(replace(PIPELINE, train_size=None), TEN)[-1] == 800
+
+
+def test_the_largest_size_is_of_the_images_that_are_trained_on(tmp_path):
+    dataset = data.load(make_world(tmp_path).data, READY, None, tmp_path)
+    trained = len(data.subset(dataset, 115, 0)[0])
+    assert (trained, len(dataset.train.labels)) == (96, 120)
+    assert data_efficiency.sizes(replace(PIPELINE, train_size=115), replace(TEN, train=trained))[-1] == 96
+    assert "fewer than eight" in data_efficiency.applies(replace(PIPELINE, train_size=90), replace(TEN, train=72))
 
 
 def test_the_largest_set_is_the_pipelines_own_and_scratch_is_tuned_at_each():
@@ -83,6 +93,36 @@ def test_a_crash_of_one_size_is_an_error_and_no_curve_without_it():
 
     (one,) = fake.run(asked(replace(PIPELINE, train_size=800)), lab).findings
     assert one.verdict == "ERROR" and "Boom" in one.reason
+
+
+def answers(sizes=(10, 20), seeds=range(3), **crashed):
+    """Records of both arms, each of an accuracy of its own; those named ``ARM_SIZE=SEED`` crashed."""
+    told = {}
+    for (rank, name), size, seed in product(enumerate(("transfer", "scratch")), sizes, seeds):
+        one = make_record(f"{name}{size}{seed}", 0.5 + 0.1 * seed + 0.01 * size - 0.1 * rank)
+        broken = crashed.get(f"{name}_{size}") == seed
+        told[f"beside:{name}-{size}", "test", seed] = replace(one, predictions=None, error="Boom") if broken else one
+    return told
+
+
+def test_curves_are_of_the_seeds_that_both_have_at_every_size():
+    whole, some = (data_efficiency.curves(answers(**crashed)) for crashed in ({}, {"transfer_10": 0, "scratch_20": 2}))
+    assert [one.shape for one in whole] == [(2,), (3, 2), (3, 2)]
+    assert [one.shape for one in some] == [(2,), (1, 2), (1, 2)]
+    assert all(np.array_equal(few, own[1:2]) for few, own in zip(some[1:], whole[1:], strict=True)), "of seed 1 alone"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("told", [{}, answers(seeds=[0], transfer_10=0)], ids=["nothing", "no whole seed"])
+def test_without_a_whole_curve_nothing_is_told(told):
+    assert data_efficiency.by_size(told, [0]) == {}
+    assert data_efficiency.told("gain", told, PIPELINE, PIPELINE) == ""
+    assert "could not be drawn" not in figures.picture(PLUGIN, make_run())
+
+
+def test_all_is_in_accuracy_whatever_the_suites_metric():
+    (one,) = fake.run(asked(metric="nll", margin=0.1), fake.lab(by_size)).findings
+    assert (one.metric, one.verdict) == ("accuracy", "INFO")
 
 
 def test_smaller_sets_of_a_seed_lie_within_larger_ones(tmp_path):

@@ -155,6 +155,21 @@ def test_a_subject_that_diverged_leaves_an_invariant_open_and_is_no_crash():
     assert (one.verdict, one.reason) == ("INCONCLUSIVE", "the subject diverged at 1 of 3 seeds")
 
 
+@pytest.mark.parametrize("plugin", [batchnorm_drift.plugin, EXACT], ids=["judged", "exact too"])
+def test_a_crash_of_what_is_only_measured_beside_is_told_and_changes_no_verdict(plugin):
+    plugin = replace(plugin, beside=lambda pipeline, _: {"shorter": replace(pipeline, train_size=7)})
+    usual = measured(ALL)
+
+    def answer(trial):
+        few = trial.model.base.train_size == 7
+        return replace(usual(trial), predictions=None, error="Boom: on purpose") if few else usual(trial)
+
+    whole, part = (found(study(plugin), one) for one in (usual, answer))
+    judged = [name for name, one in whole.items() if one.verdict != "INFO"]
+    assert {name: part[name].verdict for name in judged} == {name: whole[name].verdict for name in judged}
+    assert all("beside:shorter (seed 0): Boom: on purpose" in part[name].reason for name in judged)
+
+
 def forgotten(before, after):
     """What is said of forgetting where the source's accuracy was and is so; on the target everything is fine."""
 

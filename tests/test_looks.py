@@ -323,6 +323,15 @@ def test_teachers_are_trained_once_each_and_before_whoever_learns_from_them():
     assert {one.trial.key for one in step.asked} == set(answers)
 
 
+def test_a_teachers_seconds_are_in_its_students_and_count_once():
+    taught = plan.trial(replace(PIPELINE, recipe=distillation()), "test", 0, fake.PLACE)
+    asked = [plan.Question(plugin="", arm="subject", view="test", seed=0, trial=taught)]
+    asked += looks.teachers(asked)
+    records = {one.trial.key: Record(key=one.trial.key, fit_seconds=cost) for one, cost in zip(asked, (7.0, 3.0), strict=True)}
+    assert looks.trained(asked, records) == 7
+    assert looks.trained(asked[:1], records) == 7 and looks.trained(asked[1:], records) == 3
+
+
 def test_what_is_taught_by_teachers_of_several_seeds_is_one_group():
     distilled = replace(PIPELINE, recipe=distillation())
     trials = [plan.trial(distilled, "test", seed, fake.PLACE) for seed in range(3)]

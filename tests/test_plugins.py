@@ -28,7 +28,7 @@ from xferbench.plugins import (
     train_serve_skew,
 )
 from xferbench.report import figures
-from xferbench.strategies import STRATEGIES, gradual_unfreezing, linear_probe, lp_ft
+from xferbench.strategies import STRATEGIES, gradual_unfreezing, interpolated, linear_probe, lp_ft
 from xferbench.wording import words
 
 PLUGINS = discover.plugins(["all"])
@@ -66,6 +66,16 @@ def test_arms_keep_the_augmentation_and_the_head_of_two_layers_that_a_pipeline_h
     each = [one for arm in arms for one in (arm.candidates if isinstance(arm, Choice) else (arm,))]
     assert {(one.recipe.head, one.recipe.augment) for one in each} == {("mlp:16", "flip")}
     assert not any(fake.impossible(plan.fit(one, 0)) for one in each)
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
+def test_no_arm_ends_halfway_to_a_head_that_was_only_drawn(plugin):
+    own = replace(fake.PIPELINE, recipe=interpolated())
+    asked = fake.study(plugin, pipeline=own, facts=fake.FACTS)
+    arms = (plan.arms(plugin, asked, own) | plan.induced(plugin, asked, own)).values()
+    each = [one.recipe for arm in arms for one in (arm.candidates if isinstance(arm, Choice) else (arm,))]
+    assert own.recipe in each
+    assert all(len(one.phases) > 1 for one in each if one.finish.startswith("interpolate"))
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xferbench import strategies
+from xferbench import plan, strategies, suite
 from xferbench.design import Data, Phase, Pipeline, Preprocessing, Recipe, Scratch, Weights
 from xferbench.strategies import HEAD_LR, STRATEGIES, healthy, scratch
 
@@ -85,6 +85,14 @@ def test_what_trains_few_numbers_leaves_the_rest_as_it_is_and_has_a_rate_of_its_
     assert set(strategies.RATES.values()) == {1e-2} and set(strategies.RATES) <= set(STRATEGIES)
 
 
+def test_what_trains_the_head_alone_is_tuned_around_the_heads_own_rate():
+    assert {name: strategies.USUAL[name] for name in ("linear-probe", "mlp-head")} == dict.fromkeys(
+        ("linear-probe", "mlp-head"), HEAD_LR
+    )
+    assert strategies.USUAL.items() >= strategies.RATES.items() and strategies.USUAL.keys() <= STRATEGIES.keys()
+    assert suite.recipe({"strategy": "linear-probe"}).phases[0].lr == Phase().lr, "a suite's own words keep their meaning"
+
+
 def test_warm_up_takes_a_tenth_of_the_steps():
     assert [strategies.warm_up(Phase(steps=steps)).phases[0].warmup for steps in (150, 10, 5)] == [15, 1, 1]
 
@@ -111,6 +119,13 @@ def test_three_are_lp_ft_with_one_thing_more():
     }
 
 
+def test_other_phases_keep_a_finish_but_interpolate_only_from_where_a_head_was_trained():
+    own, (probe, tune) = strategies.interpolated(), strategies.lp_ft().phases
+    assert strategies.rephased(own, probe, replace(tune, trainable="top:1")).finish == "interpolate:0.5"
+    assert [strategies.rephased(own, *few).finish for few in ((tune,), (replace(probe, steps=0), tune))] == ["", ""]
+    assert strategies.rephased(strategies.adabn(), tune).finish == "adabn"
+
+
 def test_what_is_chosen_keeps_the_pipelines_augmentation_and_mlp_head_and_never_takes_one_away():
     own = replace(PIPELINE, recipe=Recipe(head="mlp:8", augment="flip", stop="best"))
     tried = [strategies.linear_probe(), replace(strategies.augmented(), head="mlp:4:0")]
@@ -122,8 +137,17 @@ def test_what_is_chosen_keeps_the_pipelines_augmentation_and_mlp_head_and_never_
     assert {one.recipe.head for one in scratch(zero, Scratch()).candidates} == {"random"}
 
 
-def test_the_teacher_is_one_of_the_healthy_defaults_candidates():
-    assert strategies.TEACHER in [one.recipe for one in healthy(replace(PIPELINE, recipe=Recipe())).candidates]
+def test_the_usual_teacher_is_one_of_the_healthy_defaults_candidates():
+    usual = strategies.teacher(strategies.distillation())
+    assert usual in [one.recipe for one in healthy(replace(PIPELINE, recipe=Recipe())).candidates]
+
+
+def test_a_teacher_has_the_steps_and_the_batches_of_whom_it_teaches():
+    own = replace(PIPELINE.recipe, regularizer="distill:0.5")
+    probe, tune = strategies.teacher(own).phases
+    assert (probe.steps, tune.steps, probe.batch_size, tune.batch_size) == (75, 75, 16, 16)
+    taught = plan.fit(replace(PIPELINE, recipe=own), 3)
+    assert taught.teacher == plan.fit(replace(PIPELINE, recipe=strategies.lp_ft(Phase(batch_size=16))), 3)
 
 
 def test_the_healthy_default_changes_nothing_but_the_recipe():

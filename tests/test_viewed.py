@@ -287,7 +287,7 @@ def test_the_beginning_is_what_the_last_phase_was_given_in_lock_step_too(world, 
     trial, cache = make_trial(fits[0]), world.cache / "begun"
     found, _ = answer._fitted(fits, trial, cache)
     for g, one in enumerate(answer._begun(fits, found, trial, cache)):
-        assert equal(one.begun, {name: tensor[g] for name, tensor in given[0].items()})
+        assert equal(one.begun.last, {name: tensor[g] for name, tensor in given[0].items()})
 
 
 def test_of_a_recipe_of_one_phase_the_beginning_is_the_network_as_it_starts(world):
@@ -312,3 +312,5 @@ def test_what_finishes_a_recipe_retrains_nothing_and_an_old_file_of_weights_will
     told = dict(zip(trials, (record.predictions.p_true for record in records), strict=True))
     assert np.array_equal(told[""], told["interpolate:1"]) and np.array_equal(told[""], first.predictions.p_true)
     assert len({tuple(told[word]) for word in ("", "adabn", "interpolate:0", "interpolate:0.5")}) == 4
+    cost = dict(zip(trials, (record.fit_seconds for record in records), strict=True))
+    assert cost[""] == cost["adabn"] == first.fit_seconds < cost["interpolate:0.5"], "whose earlier phases were trained again"

@@ -115,9 +115,10 @@ class Recipe:
             information, Kirkpatrick et al. 2017), ``replay:N`` (N source images beside each batch) or ``lwf:W`` (W times the
             distance of the source head's answers from what they were, Li & Hoiem 2016); or ``distill:W``, which holds on to a
             teacher and needs nothing pretrained itself: 1 − W of the labels' loss and W of the distance from what the
-            pipeline's own pretrained backbone says after LP-FT (Hinton et al. 2015); or ``dann:W``, which makes features alike:
-            a classifier that tells the target's training images from the shifted set's, without their labels, is trained
-            beside, and its gradient comes back reversed, W times (Ganin et al. 2016, arXiv:1505.07818); "" for none.
+            pipeline's own pretrained backbone says after LP-FT in as many steps (Hinton et al. 2015); or ``dann:W``, which
+            makes features alike: a classifier that tells the target's training images from the shifted set's, without their
+            labels, is trained beside, and its gradient comes back reversed, W times (Ganin et al. 2016, arXiv:1505.07818); ""
+            for none.
         augment: what is done to training images anew at each step: ``flip`` (half of them, left to right), ``crop`` (shifted by
             up to an eighth of each side, edges reflected) or ``flip+crop``; "" for nothing.
         stop: ``last`` step, or the step that was ``best`` on validation; it chooses a view of a fit and retrains nothing.

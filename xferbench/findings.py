@@ -83,9 +83,8 @@ def _finding(asked: Asked, variant: str) -> Finding:
     unsure |= own is not None and own.finished is not None and bool(asked.nothing_learnt)  # no repair helps a dead network
     if verdict == "PASS" and (case.trust or unsure):
         verdict = "INCONCLUSIVE"
-    blank = _blank(
-        suite, case, asked.contrast.name, verdict, error or "; ".join(filter(None, (said, reason(asked, variant, verdict))))
-    )
+    why = (said, reason(asked, variant, verdict), _crash(asked.told, case.beside))  # the last one's numbers are not there
+    blank = _blank(suite, case, asked.contrast.name, verdict, error or "; ".join(filter(None, why)))
     return replace(
         blank,
         id=f"{blank.id}/{variant}" if variant else blank.id,
@@ -143,8 +142,9 @@ def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) ->
     sizes = {arm: float(np.abs(found).mean()) for arm, found in values.items() if np.isfinite(found).all()}
     mended = not broken["cured"] and bool(np.isfinite(values["cured"]).all())
     seen = any(broken[f"induced:{variant}"] for variant in variants)
+    beside = _crash(told, case.beside)
     return replace(
-        _blank(suite, case, contrast.name, verdict, error or "; ".join(filter(None, (said, why)))),
+        _blank(suite, case, contrast.name, verdict, error or "; ".join(filter(None, (said, why, beside)))),
         control=("detected" if seen else "missed") if variants else "none",
         seeds=len(seeds),
         exposed=bool(broken["subject"]),

@@ -132,7 +132,7 @@ def cost(executed: Executed) -> dict[str, Any]:
     unique = {one.trial.key: one.trial for one in asked}
     fits = {trial.model.base for trial in unique.values() if trial.model.base.head != "own"}  # nobody trains a finished one
     records = [executed.answers[key] for key in unique if key in executed.answers]
-    fit_seconds = sum({record.fit: record.fit_seconds for record in records}.values())
+    fit_seconds = looks.trained(asked, executed.answers)
     view_seconds = sum(record.seconds for record in records)
     fits_asked = len({(one.plugin, one.arm, one.trial.model.base) for one in asked if one.trial.model.base.head != "own"})
     return {

@@ -350,5 +350,14 @@ def decided(judgements: Mapping[str, Judgement], looks: Sequence[int], alpha: fl
 def spent(asked: Sequence[Question], answers: Mapping[str, Record]) -> float:
     """Recorded seconds of all that was asked, each trial and each fit once, whether computed now or earlier."""
     records = [answers[key] for key in dict.fromkeys(one.trial.key for one in asked) if key in answers]
-    fits = {record.fit: record.fit_seconds for record in records}
-    return sum(record.seconds for record in records) + sum(fits.values())
+    return sum(record.seconds for record in records) + trained(asked, answers)
+
+
+def trained(asked: Sequence[Question], answers: Mapping[str, Record]) -> float:
+    """Recorded seconds of training, each fit once: a teacher's are in its students' too, and count once where it was asked."""
+    found: dict[Fit, float] = {}
+    for key, one in plan.trials(asked).items():
+        if key in answers:
+            found[one.model.base] = max(found.get(one.model.base, 0.0), answers[key].fit_seconds)
+    taught = {one: found.get(one.teacher, 0.0) if one.teacher else 0.0 for one in found}
+    return sum(max(0.0, seconds - taught[one]) for one, seconds in found.items())

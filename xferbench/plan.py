@@ -27,7 +27,7 @@ from xferbench.design import (
     View,
     Weights,
 )
-from xferbench.strategies import TEACHER, healthy, scratch
+from xferbench.strategies import healthy, scratch, teacher
 from xferbench.suite import SEEDS
 from xferbench.wording import of_pipeline, words
 
@@ -193,7 +193,7 @@ def fit(pipeline: Pipeline, seed: int) -> Fit:
         stop=recipe.stop if pipeline.training and not pipeline.planted else "last",
         planted=pipeline.planted,
         augment="" if pipeline.planted else recipe.augment,
-        teacher=fit(replace(pipeline, recipe=TEACHER), seed) if needs_teacher else None,
+        teacher=fit(replace(pipeline, recipe=teacher(recipe)), seed) if needs_teacher else None,
         transferred="all" if recipe.init == "random" else recipe.transferred,
         unlabelled=pipeline.shifted.data if needs_shifted and pipeline.shifted else None,
     )

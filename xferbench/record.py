@@ -54,6 +54,7 @@ class Record:
         scalars: measured numbers by name (``diverged`` is 1 where loss or weights were not finite).
         curves: rows of a fit's learning curve: step, training loss, validation accuracy.
         seconds: what it cost to compute, the fit included where this trial was the one that ran it.
+        fit_seconds: of the fit's training, its teacher's, and of what was trained anew to interpolate from.
         fit: digest of the fit that was looked at. place: host and processor, for the reader only.
         error: the crash's last line, or "".
     """

@@ -34,6 +34,15 @@ def each(pipeline: Pipeline, change: Callable[[Phase], Phase], name: str = "") -
     return replace(pipeline, recipe=changed)
 
 
+def rephased(recipe: Recipe, *phases: Phase) -> Recipe:
+    """A recipe with other phases, which interpolates no more where none before the last has trained the head.
+
+    Else its head would be half a drawn one.
+    """
+    drawn = recipe.finish.startswith("interpolate") and not any(phase.steps for phase in phases[:-1])
+    return replace(recipe, phases=phases, finish="" if drawn else recipe.finish)
+
+
 def reach(trainable: str, groups: int) -> int:
     """How many of the uppermost layer groups a phase moves: none with its head alone, N with ``top:N``, else all of them."""
     if trainable == "head":
@@ -185,7 +194,10 @@ def interpolated(phase: Phase = DEFAULT) -> Recipe:
     return replace(lp_ft(phase), name=f"interpolated {phase.lr:g}", finish="interpolate:0.5")
 
 
-TEACHER = lp_ft()  # of a distilled fit: one of the healthy default's candidates, so that its fits are shared with those
+def teacher(recipe: Recipe) -> Recipe:
+    """What teaches a distilled recipe: LP-FT in as many steps; of the usual ones a candidate of the healthy default."""
+    steps = sum(phase.steps for phase in recipe.phases)
+    return lp_ft(replace(DEFAULT, steps=steps, batch_size=recipe.phases[-1].batch_size))
 
 
 STRATEGIES: Mapping[str, Callable[[Phase], Recipe]] = {
@@ -210,6 +222,7 @@ STRATEGIES: Mapping[str, Callable[[Phase], Recipe]] = {
 }
 
 RATES: Mapping[str, float] = dict.fromkeys(("norm-only", "bitfit", "lora", "adapter"), FEW.lr)  # where a suite gives none
+USUAL: Mapping[str, float] = {"linear-probe": HEAD_LR, "mlp-head": HEAD_LR, **RATES}  # what its rates are multiples of
 
 
 def deep(head: str) -> bool:

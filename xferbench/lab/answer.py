@@ -62,7 +62,7 @@ def answer(trials: Sequence[Trial], missing: frozenset[str], cache: Path) -> tup
     wanted = [trial for trial in trials if trial.key in missing]
     try:
         found, trained = _fitted(fits, trials[0], cache)
-        if any(edit.startswith("interpolate:") for trial in trials for edit in trial.model.edits):
+        if any(map(_interpolates, trials)):
             found = _begun(fits, found, trials[0], cache)
     except (Problem, OSError):
         raise
@@ -70,6 +70,10 @@ def answer(trials: Sequence[Trial], missing: frozenset[str], cache: Path) -> tup
         return [Record(key=trial.key, error=_last_line(error), place=_place(trial)) for trial in wanted], 0
     fitted: dict[Fit, Fitted] = dict(zip(fits, found, strict=True))
     return [_look(trial, fitted[trial.model.base], cache) for trial in wanted], trained
+
+
+def _interpolates(trial: Trial) -> bool:
+    return any(edit.startswith("interpolate:") for edit in trial.model.edits)
 
 
 def _last_line(error: Exception) -> str:
@@ -182,7 +186,7 @@ def _begun(fits: Sequence[Fit], found: Sequence[Fitted], trial: Trial, cache: Pa
     """
     earlier = [replace(one, phases=(*one.phases[:-1], replace(one.phases[-1], steps=0, warmup=0))) for one in fits]
     before, _ = _fitted(earlier, trial, cache)
-    return [replace(one, begun=other.last) for one, other in zip(found, before, strict=True)]
+    return [replace(one, begun=other) for one, other in zip(found, before, strict=True)]
 
 
 def _source(one: Fit, network: Network, cache: Path) -> fit.Source | None:
@@ -203,7 +207,7 @@ def _taught(source: fit.Source | None, fits: Sequence[Fit], trial: Trial, cache:
     teachers, _ = _fitted(own, trial, cache) if own else ([], 0)
     if any(one.diverged for one in teachers):
         raise RuntimeError("the teacher of this fit diverged")
-    return replace(source, plain=plain, teachers=tuple(one.last for one in teachers))
+    return replace(source, plain=plain, teachers=tuple(teachers))
 
 
 def pretrained_head(one: Fit, network: Network) -> Tensors:
@@ -220,7 +224,7 @@ def kept(one: Fit, place: Place, cache: Path) -> Path:
 
 
 def _keep(file: Path, one: Fitted) -> None:
-    about = {"curve": one.curve, "diverged": one.diverged, "prior": one.prior, "seconds": one.seconds}
+    about = {"curve": one.curve, "diverged": one.diverged, "prior": one.prior, "seconds": one.seconds, "taught": one.taught}
     named = {f"last.{name}": tensor for name, tensor in one.last.items()}
     named |= {f"best.{name}": tensor for name, tensor in one.best.items()}
     checkpoints.save(named, file, half=False, metadata={"fit": json.dumps(about)})
@@ -242,6 +246,7 @@ def _recall(file: Path, before: Tensors) -> Fitted:
         diverged=about["diverged"],
         prior=tuple(about["prior"]),
         seconds=about["seconds"],
+        taught=about.get("taught", 0.0),  # files of earlier versions have none
     )
 
 
@@ -278,9 +283,15 @@ def _look(trial: Trial, fitted: Fitted, cache: Path) -> Record:
         scalars={"diverged": float(fitted.diverged)} | scalars,
         curve=fitted.curve,
         seconds=perf_counter() - begun,
-        fit_seconds=fitted.seconds,
+        fit_seconds=_cost(trial, fitted),
         place=_place(trial),
     )
+
+
+def _cost(trial: Trial, fitted: Fitted) -> float:
+    """Seconds of training behind a look: the fit's, its teacher's, and of what was trained anew to interpolate from."""
+    again = fitted.begun.seconds if fitted.begun and _interpolates(trial) else 0.0
+    return fitted.seconds + fitted.taught + again
 
 
 def _as_if_loaded(one: Fit, fitted: Fitted, network: Network) -> Fitted:

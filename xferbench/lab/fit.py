@@ -49,8 +49,8 @@ class Fitted:
     """A trained network: its tensors before, after the last step and at the best one on validation.
 
     ``prior`` is [classes], the training subset's class frequencies, which a diverged fit predicts. ``curve`` has rows of
-    step, mean training loss since the row before, and validation accuracy. ``begun`` are the tensors as its last phase began,
-    where somebody asks for them.
+    step, mean training loss since the row before, and validation accuracy. ``seconds`` are its own, ``taught`` those of its
+    teacher. ``begun`` is the network as its last phase began, where somebody asks for it.
     """
 
     before: Tensors
@@ -60,7 +60,8 @@ class Fitted:
     diverged: bool
     prior: tuple[float, ...]
     seconds: float
-    begun: Tensors | None = None
+    taught: float = 0.0
+    begun: Fitted | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +127,7 @@ class Source:
 
     head: Tensors
     memory: Split | None = None
-    teachers: tuple[Tensors, ...] = ()
+    teachers: tuple[Fitted, ...] = ()
     plain: Network | None = None
     unlabelled: Split | None = None
 
@@ -156,7 +157,7 @@ def train(
     held = rival = None
     if source is not None:
         images = [torch.from_numpy(np.array(dataset.train.images[index])) for index, _ in chosen]
-        asked = source.plain or network, source.teachers
+        asked = source.plain or network, tuple(one.last for one in source.teachers)
         held = regularize.hold(fits, network, starts[0], source.head, source.memory, images, *asked)
         rival = adversary.rival(fits, network, source.unlabelled, dataset.train.images.shape[1:])
     done = 0
@@ -190,6 +191,7 @@ def train(
                 diverged=not (_finite(last) and all(np.isfinite(loss) for _, loss, _ in own)),
                 prior=tuple((np.bincount(labels, minlength=len(dataset.classes)) / len(labels)).tolist()),
                 seconds=seconds,
+                taught=source.teachers[g].seconds if source and source.teachers else 0.0,
             )
         )
     return fitted

@@ -200,8 +200,10 @@ def _edited(edit: str, tensors: Tensors, model: Model, view: View) -> Tensors:
 
 def _between(kind: str, share: float, tensors: Tensors, model: Model) -> Tensors:
     """Weights between those of before and of after; with the head's own, between a last phase's beginning and its end."""
-    own, network = model.fitted.begun if kind == "interpolate" else model.fitted.before, model.network
-    assert own is not None, "where the last phase began is asked for beside"
+    network, own = model.network, model.fitted.before
+    if kind == "interpolate":
+        assert model.fitted.begun is not None, "where the last phase began is asked for beside"
+        own = model.fitted.begun.last
     before = {name: tensor.to(network.device) for name, tensor in own.items()}
     if kind == "interpolate":
         return edits.between(before, tensors, share)

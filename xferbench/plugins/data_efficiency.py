@@ -43,7 +43,7 @@ SIZES, SPAN = 6, 32
 
 def sizes(pipeline: Pipeline, facts: Facts) -> list[int]:
     """Six sizes up to the training set, from a thirty-second of it, but two images a class or more."""
-    whole = pipeline.train_size or facts.train
+    whole = min(pipeline.train_size or facts.train, facts.train)  # fewer than asked for where some are held out
     least = max(2 * len(facts.classes), whole / SPAN)
     return [round(least * (whole / least) ** (rank / (SIZES - 1))) for rank in range(SIZES)]
 
@@ -53,7 +53,7 @@ def applies(pipeline: Pipeline, facts: Facts) -> str:
         return reason
     if facts.test_groups is not None:
         return "images in groups cannot be parted into sets of any size"
-    enough = (pipeline.train_size or facts.train) >= 8 * len(facts.classes)
+    enough = sizes(pipeline, facts)[-1] >= 8 * len(facts.classes)
     return "" if enough else "fewer than eight training images a class make no curve"
 
 
@@ -66,20 +66,21 @@ def beside(pipeline: Pipeline, facts: Facts) -> Mapping[str, Arm]:
 
 
 def curves(answers: reading.Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sizes [K], and errors [S, K] of subject and scratch at each seed."""
-    found: dict[tuple[str, int], dict[int, float]] = {}
-    for (arm, _, seed), one in answers.items():
-        name, _, size = arm.removeprefix("beside:").rpartition("-")
-        if arm.startswith("beside:") and one.predictions is not None:
-            found.setdefault((name, int(size)), {})[seed] = 1 - reading.accuracy(one)
-    n = np.array(sorted({size for _, size in found}))
-    errors = [np.array([list(found[name, size].values()) for size in n]).T for name in ("transfer", "scratch")]
-    return n, errors[0], errors[1]
+    """Sizes [K], and errors [S, K] of subject and scratch at each seed that has both at every size."""
+    told = {(arm, seed): 1 - reading.accuracy(one) for (arm, _, seed), one in answers.items() if arm.startswith("beside:")}
+    n, seeds = sorted({int(arm.rpartition("-")[2]) for arm, _ in told}), sorted({seed for _, seed in told})
+    errors = np.full((2, len(seeds), len(n)), np.nan)  # by seed, for each arm may have crashed at another one
+    for (arm, seed), error in told.items():
+        errors[int(arm.startswith("beside:scratch")), seeds.index(seed), n.index(int(arm.rpartition("-")[2]))] = error
+    own, baseline = errors[:, np.isfinite(errors).all((0, 2))]
+    return np.array(n), own, baseline
 
 
 def by_size(answers: reading.Answers, _: reading.Seeds) -> dict[str, float]:
     """Mean errors of both by size, and M with its bounds, as far as they were reached."""
     n, own, baseline = curves(answers)
+    if not len(own):
+        return {}
     rows = zip(("M", "M, low,", "M, high,"), scaling.estimated(n, own, baseline), strict=True)
     errors = zip(("error", "scratch error"), (own.mean(0), baseline.mean(0)), strict=True)
     return {f"{name} at n = {size}": float(one) for name, row in (*rows, *errors) for size, one in zip(n, row, strict=True)}
@@ -88,6 +89,8 @@ def by_size(answers: reading.Answers, _: reading.Seeds) -> dict[str, float]:
 def told(_: str, answers: reading.Answers, _subject: Pipeline, _cured: Pipeline) -> str:
     """M at each size, with its interval."""
     n, own, baseline = curves(answers)
+    if not len(own):
+        return ""
     most = scaling.reach(n, baseline.mean(0))
     found = [scaling.shown(n, row, most) for row in scaling.estimated(n, own, baseline)]
     each = (
@@ -101,9 +104,11 @@ def told(_: str, answers: reading.Answers, _subject: Pipeline, _cured: Pipeline)
 def picture(axes: Any, run: Run) -> None:
     """Test error against n, a thin line a seed, with scratch's fitted curve, and M(n) below the subject's points."""
     n, own, baseline = curves(reading.of(run, plugin.id))
+    if not len(own):
+        axes.set(xlabel="no seed has both curves whole")
+        return
     most = scaling.reach(n, baseline.mean(0))
-    errors = {"subject": own, "scratch": baseline}
-    points = {arm: [list(zip(n, row, strict=True)) for row in rows] for arm, rows in errors.items()}
+    points = {arm: [list(zip(n, row, strict=True)) for row in rows] for arm, rows in (("subject", own), ("scratch", baseline))}
     pictures.lines(axes, points, linestyle="none", marker="o")
     if most > 1:
         a, b, c = scaling.fitted(n / n[-1], baseline.mean(0))
@@ -112,8 +117,7 @@ def picture(axes: Any, run: Run) -> None:
     words = scaling.shown(n, scaling.multipliers(n, own.mean(0), baseline.mean(0), most), most)
     for size, error, word in zip(n, own.mean(0), words, strict=True):
         axes.annotate(f"× {word}", (size, error), (0, -12), textcoords="offset points", ha="center", fontsize=7)
-    axes.set(xlabel="training images n", ylabel="test error", ylim=(0, None))
-    axes.set(xscale="log", xticks=n, xticklabels=[str(size) for size in n])
+    axes.set(xlabel="training images n", ylabel="test error", ylim=(0, None), xscale="log", xticks=n, xticklabels=n)
     axes.minorticks_off()
     axes.legend()
 
@@ -127,7 +131,7 @@ plugin = Plugin(
     cure=asking.unchanged,
     induce=lambda *_: {},
     beside=beside,
-    contrasts=(asking.measured("gain", ("subject", "test"), ("scratch", "test"), "subject − scratch"),),
+    contrasts=(asking.measured("gain", ("subject", "test"), ("scratch", "test"), "subject − scratch in accuracy", "accuracy"),),
     derived=by_size,
     told=told,
     remedy="label more images where the curve still falls; where the multiplier is near 1, training from scratch does as well",

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 
 from xferbench.asking import judged, measured, several
 from xferbench.design import Facts, Pipeline, Plugin
-from xferbench.strategies import begins_with_probe, beside, lp_ft, whole
+from xferbench.strategies import begins_with_probe, beside, lp_ft, rephased, whole
 
 if TYPE_CHECKING:
     from xferbench.lab.viewed import Seen
@@ -63,7 +63,7 @@ def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
 def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
     usual = whole(pipeline.recipe)
     high = replace(usual, lr=max(HIGH, 3 * usual.lr))
-    return {"high-rate": replace(pipeline, recipe=replace(pipeline.recipe, phases=(high,), name="high rate, random head"))}
+    return {"high-rate": replace(pipeline, recipe=replace(rephased(pipeline.recipe, high), name="high rate, random head"))}
 
 
 def distortion(seen: Seen) -> dict[str, float]:

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING
 
 from xferbench import asking, reading
 from xferbench.design import HARM, Facts, Pipeline, Plugin
-from xferbench.strategies import begins_with_probe, deep, moving, probed_first
+from xferbench.strategies import begins_with_probe, deep, moving, probed_first, rephased
 
 if TYPE_CHECKING:
     from xferbench.lab.viewed import Seen
@@ -56,7 +56,7 @@ def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
 def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
     phase = replace(moving(pipeline.recipe), trainable="all", head_lr=None)
     head = pipeline.recipe.head if deep(pipeline.recipe.head) else "random"
-    recipe = replace(pipeline.recipe, head=head, phases=(phase,), name="random head")
+    recipe = replace(rephased(pipeline.recipe, phase), head=head, name="random head")
     return {"random-head": replace(pipeline, recipe=recipe)}
 
 

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench import asking, judge, pictures, reading
 from xferbench.design import HARM, Choice, Contrast, Facts, Pipeline, Plugin
-from xferbench.strategies import HEAD_LR, deep, moving, reach
+from xferbench.strategies import HEAD_LR, deep, moving, reach, rephased
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +65,7 @@ def _cut(pipeline: Pipeline, facts: Facts, low: int, kind: str) -> Pipeline:
         phase = replace(phase, trainable="head", batchnorm="eval")
     init = "pretrained" if kind.startswith("anb") else "target"
     head = pipeline.recipe.head if deep(pipeline.recipe.head) else "random"
-    recipe = replace(pipeline.recipe, init=init, head=head, phases=(phase,), regularizer="")
+    recipe = replace(rephased(pipeline.recipe, phase), init=init, head=head, regularizer="")
     told = f"{kind}, {low} of {len(facts.groups)} groups"
     return replace(pipeline, recipe=replace(recipe, transferred=f"low:{low}" if above else "all", name=told))
 

@@ -41,7 +41,7 @@ import numpy as np
 from xferbench import pictures, reading
 from xferbench.asking import judged, measured, several
 from xferbench.design import Choice, Contrast, Facts, Pipeline, Plugin, Recipe
-from xferbench.strategies import HEAD_LR, linear_probe, moving, overtrained, partial, reach
+from xferbench.strategies import HEAD_LR, linear_probe, moving, overtrained, partial, reach, rephased
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,10 +65,10 @@ def _candidates(recipe: Recipe, groups: int) -> Iterator[Recipe]:
     whole = any(word == "all" or word.startswith("top:") for word in words)  # others train few numbers already
     if whole and trained > 1:
         half = partial(moving(recipe), trained // 2)
-        yield replace(recipe, name=half.name, phases=half.phases)
+        yield replace(rephased(recipe, *half.phases), name=half.name)
     if trained:
         probe = linear_probe(replace(moving(recipe), lr=HEAD_LR))
-        yield replace(recipe, name=probe.name, phases=probe.phases)
+        yield replace(rephased(recipe, *probe.phases), name=probe.name)
 
 
 def cure(pipeline: Pipeline, facts: Facts) -> Choice:

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench import advice, asking, pictures
 from xferbench.design import HARM, Choice, Facts, Phase, Pipeline, Plugin
-from xferbench.strategies import DEFAULT, HEAD_LR, RATES, STRATEGIES, begins_with_probe, choice, moving, partial, reach
+from xferbench.strategies import DEFAULT, STRATEGIES, USUAL, begins_with_probe, choice, moving, partial, reach
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 WEIGHED = ("linear-probe", "partial", "full", "discriminative", "lp-ft", "gradual-unfreezing", "norm-only", "lora")
 FACTORS = (1.0, 3.0)  # of a strategy's usual rate
-USUAL = {"linear-probe": HEAD_LR, **RATES}
 RULES = ("textbook-similar", "textbook-different", "by-size")
 
 
