@@ -11,7 +11,7 @@ from xferbench import keys, rules
 from xferbench.design import Compared, Effect, Matrix, Phase
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem, nearest
-from xferbench.strategies import HEAD_LR, RATES, STRATEGIES
+from xferbench.strategies import STRATEGIES, USUAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 DEFAULT = "default"  # the recipe of a suite that has none
 SCRATCH = "scratch"  # tuned over the suite's own grid, since an untuned baseline is no baseline
-USUAL = {"linear-probe": HEAD_LR, "mlp-head": HEAD_LR, **RATES}
 
 
 def parsed(
