@@ -64,7 +64,7 @@ def _chosen(table: Table) -> dict[str, str]:
         chosen = dict.fromkeys(str(row["chosen"]) for row in own if row["chosen"])
         rows.append([word(name), str(len(told) or "its own grid"), word("; ".join(told or chosen))])
     tuning = table.suite["tuning_seeds"]
-    answer = f"On validation, with {tuning} tuning seeds apart from the judged ones, by task; then frozen."
+    answer = f"On validation, on tuning seeds apart from the judged ones ({tuning}), by task; then frozen."
     bounds = markdown.table(["Recipe", "Candidates", "What was tried"], rows, numbers=(1,))
     return {"How was each recipe's rate chosen?": answer, "What was tried?": f"\n\n{bounds}"}
 

@@ -6,6 +6,7 @@ stand in the tables; aggregates and bold print are of recipes that have it all, 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,7 +47,7 @@ def scores(frame: pd.DataFrame, skipped: Skipped | None = None, metric: str = "a
         ]
         for recipe in recipes
     ]
-    head = ["Recipe", *map(tex.escaped, tasks), "IQM", "Mean rank", "Mean regret"]
+    head = ["Recipe", *map(tex.escaped, tasks), "Gain, IQM", "Mean rank", "Mean regret"]
     caption = _caption(frame, metric)
     how = {"columns": "l" + "r" * (len(head) - 1), "label": label, "broad": tex.BROAD}
     return tex.NEEDS + tex.table(head, rows, caption=caption, notes=_missing(whole), **how)  # type: ignore[arg-type]
@@ -116,12 +117,13 @@ def _tied(of_task: pd.DataFrame, metric: str) -> set[str]:
 
 
 def _aggregated(whole: Scores, metric: str) -> dict[str, list[str]]:
-    """Interquartile mean, mean rank and mean regret by recipe."""
+    """Interquartile mean of the gain, mean rank and mean regret by recipe; of a loss, too, a gain above 0 is better."""
     factor, digits = text.scale(metrics.named(metric).unit)
-    sign = -1.0 if metrics.named(metric).loss else 1.0
-    iqm, rank, cost = aggregates.iqm(whole), aggregates.mean_rank(whole), regret.mean(whole)
+    # Over the task's mean, lest whole tasks be cut off because they are easy or hard.
+    gains = replace(whole, table=whole.table - whole.table.mean((0, 2), keepdims=True))
+    gain, rank, cost = aggregates.iqm(gains), aggregates.mean_rank(whole), regret.mean(whole)
     return {
-        recipe: [_interval(iqm[at], sign * factor, digits), _interval(rank[at], 1.0, 1), _interval(cost[at], factor, digits)]
+        recipe: [_interval(gain[at], factor, digits), _interval(rank[at], 1.0, 1), _interval(cost[at], factor, digits)]
         for at, recipe in enumerate(whole.recipes)
     }
 
@@ -144,8 +146,9 @@ def _caption(frame: pd.DataFrame, metric: str) -> str:
         f"Mean {_named(metric)} on the target's test images{' in %' if unit in text.POINTS else ''}, ± the half-width of its",
         f"two-sided 95% interval (Student's t over seeds; tasks and test images are taken as given). {_seeds(frame)}",
         "Bold, of the recipes with every seed: the best of a task, and what is not shown to be worse by its regret's lower",
-        "bound, the best chosen on one half of the seeds and scored on the other. Of the recipes with every task: IQM, the",
-        "interquartile mean over the runs of all tasks; mean rank, 1 the best; mean regret, the best of these on each task",
+        "bound, the best chosen on one half of the seeds and scored on the other. Of the recipes with every task: gain, the",
+        "interquartile mean over all runs of what they are better than the mean of these on their task; mean rank, 1 the",
+        "best; mean regret, the best of these on each task",
         f"less this one; with two-sided 95% intervals, bootstrapped over seeds within tasks. {CHOSEN}",
     ]
     return tex.escaped(" ".join(said))
