@@ -68,7 +68,7 @@ def test_many_differences_are_counted():
     assert alike.differences(old, new)[0].endswith("and 4 more")
 
 
-@pytest.mark.parametrize("name", suite.shipped())
+@pytest.mark.parametrize("name", sorted({*suite.shipped()} - {"claims", "published", "strategies"}))  # a matrix has no gate
 def test_a_suite_is_the_same_after_it_was_told_and_read(name):
     asked = suite.load(suite.find(name))
     again = revived.suite(make_run(suite=asdict(asked)).suite, Path(asked.path).parent)

@@ -80,7 +80,7 @@ def test_a_poor_strategy_fails_and_what_the_rules_cost_is_measured():
     def accuracy(trial):
         return 0.9 if trial.model.base.phases[-1].trainable == "head" else 0.5
 
-    told = {"xferbench.lab.cost:measured@2": {"trainable": 10.0, "stored": 40.0}}
+    told = {"xferbench.plugins.strategy_regret:trainable@1": {"trainable": 10.0, "stored": 40.0}}
     suite = replace(fake.SUITE, recipe=SUBJECT.recipe)
     asked = fake.study(strategy_regret.plugin, pipeline=SUBJECT, suite=suite)
     found = {one.contrast: one for one in fake.run(asked, fake.lab(accuracy, told)).findings}

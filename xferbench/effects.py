@@ -133,10 +133,10 @@ def speed_up(
 
 
 def _reached(curve: Sequence[tuple[int, float, float]], end: float, pipeline: Pipeline | None) -> tuple[float, float]:
-    """Images seen at the row before a curve first is at a level, at least one, and at that row; 0 where it never is."""
+    """Images seen at the row before a curve first is at a level, a step's at least, and at that row; 0 where it never is."""
     steps = [0, *(step for step, _, _ in curve)]
     place = next((number for number, (_, _, score) in enumerate(curve, start=1) if score >= end), 0)
-    return max(1.0, _images(steps[place - 1], pipeline) if place else 1.0), _images(steps[place], pipeline)
+    return _images(max(1, steps[place - 1]) if place else 1, pipeline), _images(steps[place], pipeline)
 
 
 def _images(step: int, pipeline: Pipeline | None) -> float:

@@ -40,6 +40,7 @@ from xferbench.strategies import DEFAULT, STRATEGIES, USUAL, begins_with_probe, 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from xferbench.lab.viewed import Seen
     from xferbench.reading import Answers
     from xferbench.record import Run
 
@@ -83,6 +84,13 @@ def told(contrast: str, _: Answers, subject: Pipeline, cured: Pipeline) -> str:
     return said + "it trains as many layers, at another rate or in another order"
 
 
+def trainable(seen: Seen) -> dict[str, float]:
+    """Numbers trained, bytes stored per task, and multiply-adds of an image."""
+    from xferbench.lab import cost
+
+    return cost.measured(seen)
+
+
 def picture(axes: Any, run: Run) -> None:
     """Validation score of each strategy at each rate; a ring is the recipe's own, a cross the chosen one."""
     told = run.arms[plugin.id]["cured"]["weighed"]
@@ -113,7 +121,7 @@ plugin = Plugin(
         HARM,
         *(asking.measured(rule, ("cured", "test"), (f"beside:{rule}", "test"), f"cured − {rule}") for rule in RULES),
     ),
-    measures={"trainable": "xferbench.lab.cost:measured@2"},
+    measures={"trainable": "xferbench.plugins.strategy_regret:trainable@1"},
     told=told,
     remedy="adapt with the strategy that validation chose",
     picture=picture,

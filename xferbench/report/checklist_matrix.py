@@ -94,7 +94,7 @@ def _compute(table: Table) -> dict[str, str]:
 
 
 def _left(table: Table) -> dict[str, str]:
-    skipped = [f"{word(task)}, {word(recipe)}: {word(why)}" for (task, recipe), why in table.skipped.items()]
+    skipped = [word(one) for one in crossed.left_out(table)]
     claims = [f"{word(one['claim'])}: {word(one['why'])}" for one in table.claims if one["why"]]
     return {
         "What was left out, and why?": _bullets([*skipped, *claims]) or "Nothing.",

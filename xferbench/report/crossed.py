@@ -80,6 +80,20 @@ def summary(table: Table) -> str:
     if told:
         rows = [[word(one.recipe), *across.cells(one)[1:]] for one in told]
         parts.append(markdown.table(list(map(word, across.head(table))), rows, numbers=range(1, 6)))
+    if cells := across.quarters(table):
+        where, unit = across.places(table), metrics.named(str(suite["metric"])).unit
+        rows = [
+            [
+                f"{size} images, {likeness}: {word(', '.join(task for task, own in where.items() if own == (size, likeness)))}",
+                word(cell.advised),
+                word(cell.why) if cell.regret is None else across.shown(cell.regret, unit),
+                word(cell.best),
+                word(", ".join(name for name in cell.tied if name != cell.best) or "none"),
+            ]
+            for (size, likeness), cell in cells.items()
+        ]
+        head = ["where", "the textbook advises", "which costs", "best", "not shown to be worse"]
+        parts.append(markdown.table(head, rows, numbers=(2,)))
     found, tasks, unit = means(table), suite["tasks"], metrics.named(str(suite["metric"])).unit
     if suite["recipes"]:
         scale = ", %" if text.scale(unit)[0] > 1 else ""
@@ -91,9 +105,17 @@ def summary(table: Table) -> str:
         parts.append(markdown.table(head, rows, numbers=range(1, len(head))))
     lines = [f"{one.verdict} {word(one.id)}: {word(one.reason)}" for one in table.findings if one.verdict in {"FAIL", "ERROR"}]
     lines += [f"crashed: {word(one)}" for one in table.crashed]
-    lines += [f"{word(task)}, {word(recipe)}: left out, {word(why)}" for (task, recipe), why in table.skipped.items()]
+    lines += [word(one) for one in left_out(table)]
     lines += [f"note: {word(note)}" for note in (*notes, *table.notes)]
     return "\n\n".join([*parts, *(["\n".join(f"- {one}" for one in lines)] if lines else [])]) + "\n"
+
+
+def left_out(table: Table) -> list[str]:
+    """Which recipe was left out of which tasks, and why; what has one reason is told once."""
+    told: dict[tuple[str, str], list[str]] = {}
+    for (task, recipe), why in table.skipped.items():
+        told.setdefault((recipe, why), []).append(task)
+    return [f"{recipe} is left out of {', '.join(tasks)}: {why}" for (recipe, why), tasks in told.items()]
 
 
 def foretold(asked: Suite, told: Mapping[str, Mapping[str, float]]) -> str:

@@ -49,7 +49,7 @@ def render(table: Table) -> str:
         findings=[(one, text.line(one.id), text.line(one.reason)) for one in table.findings if one.verdict != "INFO"],
         pages=sorted({one.id.partition(":")[0] for one in table.findings}),
         crashed=[text.line(one) for one in table.crashed],
-        skipped=[(text.line(task), text.line(recipe), text.line(why)) for (task, recipe), why in table.skipped.items()],
+        skipped=[text.line(one) for one in crossed.left_out(table)],
         notes=[text.line(note) for note in (*rows[1], *table.notes)],
         cost=table.cost,
         environment=comparison.environment(table.environment),
@@ -129,7 +129,7 @@ def _drawn(table: Table) -> str:
 
     def draw(figure: svg.Figure) -> None:
         sides = figure.subplots(len(rows), 2, sharex=True, squeeze=False)
-        figure.subplots_adjust(left=0.27, right=0.99, bottom=0.42 / height, top=1 - 0.28 / height, wspace=0.08, hspace=0.22)
+        figure.subplots_adjust(left=0.31, right=0.985, bottom=0.42 / height, top=1 - 0.28 / height, wspace=0.08, hspace=0.22)
         for (row, column), axes in np.ndenumerate(sides):
             at = (rows[row], across.LIKENESS[column])
             axes.set_visible(at in found)
