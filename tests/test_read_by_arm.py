@@ -49,3 +49,12 @@ def test_numbers_and_scores_keep_their_order():
     one = make_record("k", 0.6, scalars={"drift": 9.0, "drift/low": 1.0, "drift/high": 2.0})
     assert reading.numbered(one, "drift/") == [(0, 1.0), (1, 2.0)]
     assert reading.scores(one)[-1] == (150, pytest.approx(0.6))
+
+
+def test_arms_are_drawn_each_at_its_place():
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    reading.drawn("one")(axes, make_run(cells=tuple(CELLS)))
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["subject", "x30"]
+    assert axes.get_ylabel() == "test accuracy"

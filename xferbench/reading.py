@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from xferbench import metrics
+from xferbench import metrics, pictures
 
 if TYPE_CHECKING:
     from xferbench.record import Record, Run
@@ -77,3 +77,16 @@ def scalars(records: Iterable[Mapping[str, float]]) -> dict[str, float]:
 def mean(values: Sequence[float]) -> float:
     """The mean of some numbers; NaN of none."""
     return sum(values) / len(values) if values else float("nan")
+
+
+def drawn(plugin: str) -> Callable[[Any, Run], None]:
+    """The picture of a plugin whose arms differ in accuracy alone."""
+
+    def picture(axes: Any, run: Run) -> None:
+        """Test accuracy of each arm: the mean, and a faint point a seed."""
+        told = accuracies(of(run, plugin), "test")
+        pictures.points(axes, {arm: [(place, *row) for row in rows] for place, (arm, rows) in enumerate(told.items())})
+        axes.set_xticks(range(len(told)), [pictures.named(arm) for arm in told], rotation=20, ha="right", fontsize=7)
+        axes.set(ylabel="test accuracy", xlim=(-0.5, len(told) - 0.5))
+
+    return picture

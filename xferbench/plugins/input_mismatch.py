@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from xferbench import asking
+from xferbench import asking, reading
 from xferbench.design import Choice, Facts, Pipeline, Plugin, Preprocessing, Ready, Spectrogram
 
 CHANNELS, HALF = 3, 0.5
@@ -86,4 +86,5 @@ plugin = Plugin(
     induce=induce,
     trust=asking.recorded,
     remedy="give images the channels and the size that go with the weights, and train at the size that is served",
+    picture=reading.drawn("input-mismatch"),
 )

@@ -103,7 +103,8 @@ def picture(axes: Any, run: Run) -> None:
     middle = (min(scores) + max(scores)) / 2
     for place, (one, score) in enumerate(zip(weighed, scores, strict=True)):
         side, away = ("right", -9) if score > middle else ("left", 9)
-        name = f"{one['recipe'].partition(':')[0]}, {one['rate']:.2g}"
+        name, rate = one["recipe"].partition(":")[0], f"{one['rate']:g}"
+        name = name if name.endswith(rate) else f"{name} {rate}"
         axes.annotate(name, (score, place), (away, 0), textcoords="offset points", ha=side, va="center", fontsize=7)
     axes.set(yticks=[], xlabel="on validation")
 
