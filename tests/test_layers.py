@@ -41,7 +41,7 @@ LAYERS = (
     "report.page report.comparison report.html report.markdown report.junit report.tested report.github report.console",
     "report.predictions report.tex report.latex report.latex_matrix report.checklist report.write report.accepted",
     "report.across report.crossed report.crossed_page report.crossed_files report.checklist_matrix",
-    "given execute shard repair finish matrix gating doctor init audit fake testing pytest_plugin cli __main__",
+    "given execute shard repair finish matrix gating doctor init audit fake testing pytest_plugin matrix_commands cli __main__",
 )
 LINE = [name for layer in LAYERS for name in layer.split()]
 

@@ -12,7 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xferbench import gate, options
+from xferbench import gate, matrix_commands, options
 from xferbench.problem import Problem, nearest
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _suite(arguments: argparse.Namespace) -> Suite:
 def _run(arguments: argparse.Namespace) -> int:
     asked = _suite(arguments)
     if asked.matrix is not None:
-        return _crossed(asked, arguments)
+        return matrix_commands.run(asked, arguments, _while_read)
     if arguments.shard is not None:
         return _sharded(asked, arguments)
     if arguments.dry_run:
@@ -129,37 +129,6 @@ def _run(arguments: argparse.Namespace) -> int:
             given.checked(asked, Path(), arguments.plan)
         return _dry_run(asked, arguments)
     return _carried_out(asked, arguments)
-
-
-def _crossed(asked: Suite, arguments: argparse.Namespace) -> int:
-    from xferbench import execute, matrix
-    from xferbench.report import console, crossed
-
-    for option, given in (("--shard", arguments.shard), ("--plan", arguments.plan)):
-        if given is not None:
-            raise Problem(
-                f"{option} of a suite with [matrix]", expected="a suite of one task", do="give its tasks suites of their own"
-            )
-    place = execute.with_store(arguments.store)
-    if arguments.dry_run:
-        told = matrix.forecast(asked, path=place, device=arguments.device, workers=arguments.workers)
-        print(json.dumps(told, indent=1) if arguments.format == "json" else crossed.foretold(asked, told))
-        return gate.PASSED
-    output = arguments.output or Path("reports") / asked.name
-    with console.live() as show:
-        table = matrix.run(
-            asked,
-            output=output,
-            path=place,
-            device=arguments.device,
-            workers=arguments.workers,
-            show=show,
-            command=arguments.words,
-        )
-    with _while_read():
-        print((output / "results.json").read_text(encoding="utf-8") if arguments.format == "json" else crossed.summary(table))
-        print(f"report: {output / 'report.html'}", file=sys.stderr if arguments.format == "json" else sys.stdout)
-    return gate.of_table(table, fail_on=arguments.fail_on)
 
 
 def _sharded(asked: Suite, arguments: argparse.Namespace) -> int:
@@ -435,7 +404,7 @@ def _validated(word: str, arguments: argparse.Namespace) -> None:
     path = suite.find(word)
     asked = replace(suite.load(path, arguments.set), allow_code=arguments.allow_code)
     if asked.matrix is not None:
-        _validated_matrix(asked, path, arguments)
+        matrix_commands.validate(asked, path, arguments)
         return
     facts = None if arguments.no_files else execute.known(asked, execute.with_store(arguments.store))
     print(
@@ -450,32 +419,13 @@ def _validated(word: str, arguments: argparse.Namespace) -> None:
         _freeze(asked, arguments)
 
 
-def _validated_matrix(asked: Suite, path: Path, arguments: argparse.Namespace) -> None:
-    from dataclasses import replace
-
-    from xferbench import discover, execute
-
-    assert asked.matrix is not None, "only a suite with a matrix is checked so"
-    if arguments.freeze is not None:
-        raise Problem(
-            "--freeze of a suite with [matrix]", expected="a suite of one task", do="give its tasks suites of their own"
-        )
-    discover.of(asked)
-    for task in () if arguments.no_files else asked.matrix.tasks:
-        execute.known(replace(task, allow_code=asked.allow_code), execute.with_store(arguments.store))
-    many = len(asked.matrix.effects)
-    claims = f", {many} claim{'s' * (many != 1)}" if many else ""
-    tasks = ", ".join(task.name for task in asked.matrix.tasks)
-    print(f"{path}: a valid suite: {len(asked.matrix.compared)} recipes on {len(asked.matrix.tasks)} tasks ({tasks}){claims}")
-
-
 def _report(arguments: argparse.Namespace) -> int:
     from xferbench import discover, execute, store
     from xferbench.report import console, crossed_files, write
 
     results = write.results(arguments.directory)
     if crossed_files.is_one(results):
-        return _report_crossed(results, arguments)
+        return matrix_commands.report(results, arguments)
     run = write.read(results)
     if arguments.format != "text":
         return _rendered(run, arguments.format, arguments.output)
@@ -486,39 +436,11 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _report_crossed(results: Path, arguments: argparse.Namespace) -> int:
-    from xferbench.report import checklist_matrix, crossed, crossed_files, latex_matrix
-
-    table = crossed_files.read(results)
-    if arguments.format == "latex":
-        frame, metric = table.to_frame(), str(table.suite["metric"])
-        told = latex_matrix.scores(frame, table.skipped, metric) + "\n" + latex_matrix.costs(frame, metric)
-        return _printed(told, arguments.output, "matrix.tex")
-    if arguments.format == "checklist":
-        return _printed(checklist_matrix.render(table), arguments.output, "checklist.md")
-    crossed_files.write_all(table, arguments.output or results.parent)
-    print(crossed.summary(table))
-    return gate.PASSED
-
-
 def _rendered(run: Run, form: str, folder: Path | None) -> int:
     from xferbench.report import checklist, latex
 
     name, render = {"latex": ("findings.tex", latex.render), "checklist": ("checklist.md", checklist.render)}[form]
-    return _printed(render(run), folder, name)
-
-
-def _printed(told: str, folder: Path | None, name: str) -> int:
-    """Print a rendering, or write it into a folder."""
-    from xferbench.report import write
-
-    if folder is None:
-        print(told, end="")
-        return gate.PASSED
-    write.writable(folder)
-    write.replaced(folder / name, told.encode())
-    print(f"wrote {folder / name}")
-    return gate.PASSED
+    return matrix_commands.printed(render(run), folder, name)
 
 
 def _init(arguments: argparse.Namespace) -> int:

@@ -66,7 +66,7 @@ def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Choice]:
 
 
 def beside(pipeline: Pipeline, facts: Facts) -> Mapping[str, Choice]:
-    size = pipeline.train_size or facts.train
+    size = min(pipeline.train_size or facts.train, facts.train)
     advised = (advice.textbook(size, similar=True), advice.textbook(size, similar=False), advice.by_size(size))
     return {rule: _weighed(pipeline, facts, (name,)) for rule, name in zip(RULES, advised, strict=True)}
 
