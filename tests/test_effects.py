@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from factory import make_record
 
-from xferbench import effects
+from xferbench import effects, metrics
 from xferbench.design import Effect, Phase, Recipe, Suite
 from xferbench.fake import PIPELINE
 from xferbench.record import Finding
@@ -77,19 +77,26 @@ def test_two_recipes_are_paired_and_above_0_is_better():
 
 def test_a_measure_has_bounds_over_seeds_and_one_seed_has_none():
     rows = [{"recipe": "probe", "seed": seed, "trainable": 10.0, "seconds": 0.4 + 0.1 * seed, "error": ""} for seed in range(3)]
-    share = effects.of_measure(effect(recipe="probe", measure="share", at_most=0.01), rows, 1000, 0.05)
+    share = effects.of_measure(effect(recipe="probe", measure="share", at_most=0.01), rows, 1000, SUITE)
     assert (share.ours, share.low, share.high) == pytest.approx((0.01, 0.01, 0.01))
-    seconds = effects.of_measure(effect(recipe="probe", measure="seconds", at_most=1.0), rows, 1000, 0.05)
+    seconds = effects.of_measure(effect(recipe="probe", measure="seconds", at_most=1.0), rows, 1000, SUITE)
     assert seconds.low < 0.5 < seconds.high < 1.0
-    assert effects.of_measure(effect(recipe="probe", measure="seconds", at_most=1.0), rows[:1], 1000, 0.05).why
-    assert effects.of_measure(effect(recipe="other", measure="seconds", at_most=1.0), rows, 1000, 0.05).why
+    assert effects.of_measure(effect(recipe="probe", measure="seconds", at_most=1.0), rows[:1], 1000, SUITE).why
+    assert effects.of_measure(effect(recipe="other", measure="seconds", at_most=1.0), rows, 1000, SUITE).why
+
+
+def test_what_is_called_accuracy_is_in_the_unit_of_the_suites_metric():
+    rows = [{"recipe": "probe", "seed": seed, "accuracy": 0.5, "error": ""} for seed in range(3)]
+    asked = effect(recipe="probe", measure="accuracy", at_most=1.0)
+    found = [effects.of_measure(asked, rows, 1000, replace(SUITE, metric=metric)).unit for metric in ("accuracy", "nll")]
+    assert found == ["accuracy", metrics.named("nll").unit] and found[0] != found[1]
 
 
 @pytest.mark.parametrize("changes", [{"error": "a crash"}, {"seconds": None}])
 def test_one_seed_that_is_missing_leaves_nothing_to_claim(changes):
     rows = [{"recipe": "probe", "seed": seed, "seconds": 0.5, "error": ""} for seed in range(5)]
     rows[2] |= changes
-    number = effects.of_measure(effect(recipe="probe", measure="seconds", at_most=1.0), rows, 1000, 0.05)
+    number = effects.of_measure(effect(recipe="probe", measure="seconds", at_most=1.0), rows, 1000, SUITE)
     assert "seed 2" in number.why and effects.outcome(effect(recipe="probe", at_most=1.0), number) == "not measured"
 
 

@@ -28,8 +28,8 @@ def test_a_recipe_stops_as_it_says_whatever_the_suites_own_does():
 @pytest.mark.parametrize(
     ("recipe", "facts", "pipeline", "why"),
     [
-        (Recipe(regularizer="ewc:1"), FACTS, replace(PIPELINE, source=None), "no [source]"),
-        (Recipe(init="shuffled-source"), replace(FACTS, source=()), PIPELINE, "no [source]"),
+        (Recipe(regularizer="ewc:1"), replace(FACTS, source=()), PIPELINE, "whose classes are known"),
+        (Recipe(init="shuffled-source"), FACTS, replace(PIPELINE, source=None), "no [source]"),
         (Recipe(regularizer="dann:1"), replace(FACTS, shifted=()), PIPELINE, "[shifted]"),
         (STRATEGIES["lora"](), replace(FACTS, lacks=("lora",)), PIPELINE, "lora:8"),
         (linear_probe(), replace(FACTS, honours=("lr",)), PIPELINE, "does not honour"),

@@ -171,13 +171,8 @@ def _effect(given: Mapping[str, Any], tasks: Sequence[Suite], recipes: Sequence[
     if given.get("at_least", -inf) > given.get("at_most", inf):
         raise Problem(f"{what}: at_least, at_most", found="the least above the most", expected="the least below the most")
     _there(what, given, tasks[names.index(task)])
-    span = (
-        1.0
-        if given.get("measure") in {"accuracy", "share"}
-        else METRICS[tasks[0].metric].span
-        if "against" in given and not two
-        else inf
-    )
+    whole = {"share": 1.0, "accuracy": METRICS[tasks[0].metric].span, "": METRICS[tasks[0].metric].span}
+    span = inf if "contrast" in given else whole.get(given.get("measure", ""), inf)
     for key in ("at_least", "at_most", "published"):
         if abs(given.get(key, 0.0)) > span:
             raise Problem(

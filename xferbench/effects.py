@@ -89,7 +89,7 @@ def difference(recipe: str, against: str, view: str = "test") -> Contrast:
     return Contrast(name=f"{recipe} − {against}", kind="info", weights=weights, meaning=f"{recipe} − {against}")
 
 
-def of_measure(effect: Effect, rows: Sequence[Mapping[str, object]], parameters: int, alpha: float) -> Number:
+def of_measure(effect: Effect, rows: Sequence[Mapping[str, object]], parameters: int, suite: Suite) -> Number:
     """The mean of a recipe's measure over all its seeds; ``share`` is of all parameters, ``accuracy`` the suite's metric."""
     name = "trainable" if effect.measure == "share" else effect.measure
     own = [row for row in rows if row["recipe"] == effect.recipe]
@@ -98,7 +98,8 @@ def of_measure(effect: Effect, rows: Sequence[Mapping[str, object]], parameters:
     if broken or not own:
         return Number(why=f"{effect.recipe}, {broken or 'not measured'}")
     values = [float(str(row[name])) / (parameters if effect.measure == "share" else 1) for row in own]
-    return _by_seed(effect, values, alpha)
+    found = _by_seed(effect, values, suite.alpha)
+    return replace(found, unit=metrics.named(suite.metric).unit) if effect.measure == "accuracy" else found
 
 
 def speed_up(

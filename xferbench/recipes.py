@@ -48,9 +48,10 @@ def lacking(one: Choice, pipeline: Pipeline, facts: Facts) -> str:
         recipe = candidate.recipe
         if why := fitting.unfit(recipe, facts):
             return why
-        needs = recipe.init in MADE_HERE or recipe.regularizer.startswith(("ewc", "replay"))
-        if needs and (pipeline.source is None or not facts.source):
-            return f"{recipe.regularizer or recipe.init}: the suite has no [source] whose classes are known"
+        if recipe.init in MADE_HERE and pipeline.source is None:
+            return f"{recipe.init}: the suite has no [source]"
+        if recipe.regularizer.startswith(("ewc", "replay")) and not facts.source:
+            return f"{recipe.regularizer}: the suite has no [source] whose classes are known"
     heard = honours.arms({"it": one}, pipeline, facts.honours).get("it")
     if heard is not None and len(honours.candidates(heard)) == len(one.candidates):
         return ""

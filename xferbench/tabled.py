@@ -176,7 +176,7 @@ def claim(effect: Effect, done: Sequence[Done]) -> dict[str, Any]:
         recipes = {name: case.arms[IT].pipeline for name, case in one.cases.items() if IT in case.arms}
         number = effects.speed_up(effect, one.answers, recipes, one.seeds, one.task)
     elif effect.measure:
-        number = effects.of_measure(effect, rows(one), one.parameters, one.task.alpha)
+        number = effects.of_measure(effect, rows(one), one.parameters, one.task)
     else:
         number = effects.of_recipes(effect, one.answers, one.seeds, one.task)
     return asdict(effect) | asdict(number) | {"outcome": effects.outcome(effect, number)}

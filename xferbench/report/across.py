@@ -35,6 +35,18 @@ class Row:
     better: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarter:
+    """A quarter of the two by two: its tasks, what the textbook advises and what that costs, the best, and its equals."""
+
+    name: str
+    tasks: str
+    advised: str
+    regret: str
+    best: str
+    tied: str
+
+
 def scores(table: Table) -> tuple[Scores | None, list[str]]:
     """Scores of the recipes that have one everywhere, or None; and who takes no part."""
     if len(table.suite["tasks"]) < 2 or len(table.suite["recipes"]) < 2:
@@ -119,6 +131,22 @@ def quarters(table: Table) -> dict[tuple[str, ...], Cell]:
         return {}
     own = {at: one for at, one in _by_quarter(table).items() if not one.empty}
     return regret.grid(own, {at: told[one.tasks[0]] for at, one in own.items()})
+
+
+def quartered(table: Table) -> list[Quarter]:
+    """The measured two by two in words; none where nothing is known of likeness."""
+    where, unit = places(table) if (found := quarters(table)) else {}, metrics.named(str(table.suite["metric"])).unit
+    return [
+        Quarter(
+            name=f"{size} images, {likeness}",
+            tasks=", ".join(task for task, at in where.items() if at == (size, likeness)),
+            advised=cell.advised,
+            regret=cell.why if cell.regret is None else shown(cell.regret, unit),
+            best=cell.best,
+            tied=", ".join(name for name in cell.tied if name != cell.best) or "none",
+        )
+        for (size, likeness), cell in found.items()
+    ]
 
 
 def _by_quarter(table: Table) -> dict[tuple[str, ...], Scores]:

@@ -45,7 +45,7 @@ def render(run: Run) -> str:
     }
     for title, answers in sections.items():
         parts += [f"## {title}", *(f"**{question}** {answer}".replace(" \n", "\n", 1) for question, answer in answers.items())]
-    parts += ["## What no record of a run can say", _bullets([word(one) for one in OUTSIDE])]
+    parts += ["## What no record of a run can say", bullets([word(one) for one in OUTSIDE])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -173,7 +173,7 @@ def _data(run: Run) -> dict[str, str]:
     ready = "As the suite says" if suite.get("preprocessing") else "As recorded for the weights"
     changed = [name for name in ("train_preprocessing", "serve_preprocessing") if suite.get(name)]
     return {
-        "Which data and weights?": _bullets(listed, "\n\n")
+        "Which data and weights?": bullets(listed, "\n\n")
         if listed
         else f"{word(text.place(suite['target']))}; digests: {MISSING}",
         "Which backbone?": word(suite["arch"]) + ".",
@@ -226,13 +226,13 @@ def _notes(run: Run) -> dict[str, str]:
     rest = [word(note) for note in run.notes if not note.startswith(("taken on trust", "left out of the data"))]
     return {
         "What was taken on trust?": _noted(run, "taken on trust", "Nothing that the run has noted."),
-        "What else was noted?": _bullets(rest, "\n\n") if rest else "Nothing.",
+        "What else was noted?": bullets(rest, "\n\n") if rest else "Nothing.",
     }
 
 
 def _noted(run: Run, start: str, nothing: str) -> str:
     found = [word(note) for note in run.notes if note.startswith(start)]
-    return _bullets(found, "\n\n") if found else nothing
+    return bullets(found, "\n\n") if found else nothing
 
 
 def _unmeasured(run: Run) -> dict[str, str]:
@@ -244,16 +244,17 @@ def _unmeasured(run: Run) -> dict[str, str]:
     asked = [name for name in run.suite.get("plugins") or () if name not in {*map(frames.section, run.findings), "all"}]
     questions = {"SKIPPED": "What was not asked?", "ERROR": "What crashed?", "INCONCLUSIVE": "What was left undecided?"}
     told = {
-        question: _bullets([f"{word(name)}: {word(why)}" for name, why in by[verdict].items()], "\n\n")
+        question: bullets([f"{word(name)}: {word(why)}" for name, why in by[verdict].items()], "\n\n")
         if by.get(verdict)
         else "Nothing."
         for verdict, question in questions.items()
     }
-    told["Which failures, put in on purpose, were not detected?"] = _bullets([word(one) for one in missed], "\n\n") or "None."
+    told["Which failures, put in on purpose, were not detected?"] = bullets([word(one) for one in missed], "\n\n") or "None."
     if asked:
         told["Which plugins have no finding?"] = word(", ".join(asked)) + "."
     return told
 
 
-def _bullets(lines: Sequence[str], before: str = "") -> str:
+def bullets(lines: Sequence[str], before: str = "") -> str:
+    """A list in Markdown, "" of no lines."""
     return before + "\n".join(f"- {one}" for one in lines) if lines else ""

@@ -11,6 +11,7 @@ from xferbench.report import checklist, crossed, markdown, text
 if TYPE_CHECKING:
     from xferbench.table import Table
 
+BREAK = "\n\n"  # before a list
 word = markdown.escaped
 
 
@@ -28,7 +29,7 @@ def render(table: Table) -> str:
     }
     for title, answers in sections.items():
         parts += [f"## {title}", *(f"**{question}** {answer}" for question, answer in answers.items())]
-    parts += ["## What no record of a run can say", _bullets(checklist.OUTSIDE).strip()]
+    parts += ["## What no record of a run can say", checklist.bullets(checklist.OUTSIDE)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -76,7 +77,7 @@ def _data(table: Table) -> str:
         told.setdefault(line, []).append(str(one["task"]))
     every = len(table.suite["tasks"])
     lines = [line + ("" if len(tasks) == every else f" ({word(', '.join(tasks))})") for line, tasks in told.items()]
-    return _bullets(lines) or checklist.MISSING
+    return checklist.bullets(lines, BREAK) or checklist.MISSING
 
 
 def _compute(table: Table) -> dict[str, str]:
@@ -97,10 +98,6 @@ def _left(table: Table) -> dict[str, str]:
     skipped = [word(one) for one in crossed.left_out(table)]
     claims = [f"{word(one['claim'])}: {word(one['why'])}" for one in table.claims if one["why"]]
     return {
-        "What was left out, and why?": _bullets([*skipped, *claims]) or "Nothing.",
-        "What else was noted?": _bullets([word(note) for note in table.notes]) or "Nothing.",
+        "What was left out, and why?": checklist.bullets([*skipped, *claims], BREAK) or "Nothing.",
+        "What else was noted?": checklist.bullets([word(note) for note in table.notes], BREAK) or "Nothing.",
     }
-
-
-def _bullets(lines: Any) -> str:
-    return "\n\n" + "\n".join(f"- {one}" for one in lines) if lines else ""

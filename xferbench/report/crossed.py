@@ -7,6 +7,7 @@ from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from xferbench import metrics
+from xferbench.effects import OUTCOMES
 from xferbench.report import across, markdown, text
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
     from xferbench.design import Suite
     from xferbench.table import Table
-
-DECISIVE = ("agrees", "disagrees", "inconclusive", "not measured")
 
 
 def means(table: Table) -> dict[tuple[str, str], dict[str, float | None]]:
@@ -36,7 +35,7 @@ def sentence(table: Table) -> str:
         counted = Counter(str(one["outcome"]) for one in table.claims)
         several = {"agrees": "agree", "disagrees": "disagree"}
         told = ", ".join(
-            f"{counted[word]} {word if counted[word] == 1 else several.get(word, word)}" for word in DECISIVE if counted[word]
+            f"{counted[word]} {word if counted[word] == 1 else several.get(word, word)}" for word in OUTCOMES if counted[word]
         )
         said.append(f"Of {len(table.claims)} claim{'s' * (len(table.claims) != 1)}: {told}.")
     if table.crashed:
@@ -80,17 +79,9 @@ def summary(table: Table) -> str:
     if told:
         rows = [[word(one.recipe), *across.cells(one)[1:]] for one in told]
         parts.append(markdown.table(list(map(word, across.head(table))), rows, numbers=range(1, 6)))
-    if cells := across.quarters(table):
-        where, unit = across.places(table), metrics.named(str(suite["metric"])).unit
+    if cells := across.quartered(table):
         rows = [
-            [
-                f"{size} images, {likeness}: {word(', '.join(task for task, own in where.items() if own == (size, likeness)))}",
-                word(cell.advised),
-                word(cell.why) if cell.regret is None else across.shown(cell.regret, unit),
-                word(cell.best),
-                word(", ".join(name for name in cell.tied if name != cell.best) or "none"),
-            ]
-            for (size, likeness), cell in cells.items()
+            [f"{one.name}: {word(one.tasks)}", word(one.advised), one.regret, word(one.best), word(one.tied)] for one in cells
         ]
         head = ["where", "the textbook advises", "which costs", "best", "not shown to be worse"]
         parts.append(markdown.table(head, rows, numbers=(2,)))

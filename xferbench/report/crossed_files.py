@@ -30,11 +30,12 @@ def write_all(table: Table, directory: Path) -> None:
     Raises:
         Problem: where the folder cannot be written to, or the disk is full.
     """
-    told, summary = as_run(table), crossed.summary(table)
+    recipes, summary = measured(table), crossed.summary(table)
+    by_task = [replace(one, plugin=f"{one.id.partition(':')[0]}: {one.plugin}") for one in table.findings]
     content = {
         "records.csv": records(table),
         "summary.md": summary,
-        "junit.xml": junit.render(told),
+        "junit.xml": junit.render(_as_run(table, [*by_task, *recipes])),
         "report.html": crossed_page.render(table),
         write.RESULTS: json.dumps(to_json(table), allow_nan=False, indent=1) + "\n",
     }
@@ -42,7 +43,8 @@ def write_all(table: Table, directory: Path) -> None:
     for name, text in content.items():
         write.replaced(directory / name, text.encode("utf-8", "replace"))
     try:
-        github.publish(told, summary, environ=os.environ, stream=sys.stderr)
+        # The tasks' own reports have told of the plugins.
+        github.publish(_as_run(table, recipes), summary, environ=os.environ, stream=sys.stderr)
     except OSError as error:
         do = "unset GITHUB_STEP_SUMMARY"
         raise Problem("the summary of the job could not be written", found=str(error), do=do) from error
@@ -55,9 +57,9 @@ def forget(folder: Path, kept: Sequence[str]) -> None:
             shutil.rmtree(one)
 
 
-def as_run(table: Table) -> Run:
-    """What formats for machines are told: the plugins' findings by task, and each recipe of a task as measured."""
-    found = [replace(one, plugin=f"{one.id.partition(':')[0]}: {one.plugin}") for one in table.findings]
+def measured(table: Table) -> list[Finding]:
+    """Each recipe of a task as a finding that is measured, left out, or a crash."""
+    found = []
     means = crossed.means(table)
     crashed = {(row["task"], row["recipe"]): str(row["error"]) for row in table.rows if row["error"]}
     for task, recipe in product(table.suite["tasks"], table.suite["recipes"]):
@@ -72,10 +74,15 @@ def as_run(table: Table) -> Run:
         score = (means.get((recipe, task)) or {}).get("accuracy")
         said = "" if score is None else f"{table.suite['metric']} {score:.4f}"
         found.append(replace(blank, reason=error or skipped or said))
+    return found
+
+
+def _as_run(table: Table, findings: Sequence[Finding]) -> Run:
+    """What the formats for machines are told."""
     return Run(
         suite=table.suite,
         environment=table.environment,
-        findings=tuple(found),
+        findings=tuple(findings),
         cells=(),
         cost=table.cost,
         arms={},

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from math import isnan
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xferbench import advice, metrics
-from xferbench.report import across, comparison, crossed, page, svg, text
-from xferbench.suite import folder
+from xferbench.report import across, comparison, crossed, html, page, svg, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,7 +34,7 @@ def render(table: Table) -> str:
         head=across.head(table),
         ranked=[across.cells(one) for one in rows[0]],
         ruled=_ruled(table),
-        quarters=_quarters(table),
+        quarters=across.quartered(table),
         drawing=Markup(_drawn(table)),  # noqa: S704 - drawn here, its texts escaped
         tasks=[text.line(task) for task in suite["tasks"]],
         metric=text.line(suite["metric"]),
@@ -53,7 +50,7 @@ def render(table: Table) -> str:
         notes=[text.line(note) for note in (*rows[1], *table.notes)],
         cost=table.cost,
         environment=comparison.environment(table.environment),
-        command=_command(table),
+        command=html.command(table.suite),
     )
 
 
@@ -94,23 +91,6 @@ def _ruled(table: Table) -> str:
         across.BY_SIZE: f"below {advice.LEAST} images {probe}, up to {advice.MOST} {upper}, above it {whole}",
     }
     return "; ".join(f"{rule}: {said[rule]}" for rule in across.rules(table))
-
-
-def _quarters(table: Table) -> list[dict[str, Any]]:
-    where = across.places(table) if across.quarters(table) else {}
-    return [
-        {
-            "name": f"{size} images, {likeness}",
-            "tasks": ", ".join(task for task, at in where.items() if at == (size, likeness)),
-            "advised": cell.advised,
-            "best": cell.best,
-            "tied": ", ".join(name for name in cell.tied if name != cell.best) or "none",
-            "regret": across.shown(cell.regret, metrics.named(str(table.suite["metric"])).unit)
-            if cell.regret is not None
-            else cell.why,
-        }
-        for (size, likeness), cell in across.quarters(table).items()
-    ]
 
 
 def _drawn(table: Table) -> str:
@@ -198,11 +178,3 @@ def _cost(column: str, value: float, unit: str) -> str:
     if column in {"trainable", "multiply_adds"}:
         return f"{value:,.0f}"
     return f"{value / 1000:,.1f} kB" if column == "stored" else across.level(value, unit)
-
-
-def _command(table: Table) -> str:
-    suite = table.suite
-    changed = [word for one in suite.get("overrides") or () for word in ("--set", shlex.quote(text.line(one)))]
-    path = Path(str(suite["path"]))
-    file = shlex.quote(text.line(path.stem if path.parent == folder() else path))
-    return " ".join(["xferbench run", file, *changed, "--output DIR"])

@@ -67,7 +67,7 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
         cost=_cost(run.cost),
         environment=comparison.environment(run.environment),
         plan=text.line(run.plan),
-        command=_command(run),
+        command=command(run.suite),
         evidence=_evidence(run),
     )
     if cache is not None:
@@ -262,8 +262,8 @@ def _evidence(run: Run) -> dict[str, Any]:
     }
 
 
-def _command(run: Run) -> str:
-    suite = run.suite
+def command(suite: Mapping[str, Any]) -> str:
+    """What is typed to carry a suite out again, as it is told in a run."""
     if words := suite.get("command"):
         return " ".join(["xferbench audit", *map(text.line, words), "--output DIR"])
     changed = [word for one in suite.get("overrides") or () for word in ("--set", shlex.quote(text.line(one)))]
