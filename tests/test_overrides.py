@@ -144,5 +144,5 @@ def test_the_command_of_the_page_is_quoted_for_a_shell():
     run = make_run(seeds=2, examples=20)
     words = ['plugins=["all"]', "name=x; rm -rf $HOME", "recipe.lr=1e-3"]
     run.suite["overrides"] = words
-    split = shlex.split(html._command(run))
+    split = shlex.split(html.command(run.suite))
     assert [split[place + 1] for place, one in enumerate(split) if one == "--set"] == words
