@@ -104,7 +104,7 @@ def test_a_crash_of_its_measure_is_an_error():
     measure = next(iter(domain_gap.plugin.measures.values()))
 
     def answer(trial):
-        return Record(key=trial.key, error="Boom") if trial.view.measure == measure else fake.lab()(trial)
+        return Record(key=trial.key, error="Boom") if trial.view.function == measure else fake.lab()(trial)
 
     (told,) = fake.run(fake.study(domain_gap.plugin), answer).findings
     assert told.verdict == "ERROR" and "Boom" in told.reason

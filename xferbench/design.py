@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 if TYPE_CHECKING:
     from xferbench.record import Record, Run
@@ -35,6 +35,7 @@ class Preprocessing:
     ``scale`` and normalised with ``mean`` and ``std``, which are in the unit that ``scale`` gives.
     """
 
+    tag: ClassVar[str] = "Preprocessing"
     resize: int | None = None
     crop: int | None = None
     interpolation: str = "bilinear"
@@ -54,6 +55,7 @@ class Spectrogram:
     the backbone can take.
     """
 
+    tag: ClassVar[str] = "Spectrogram"
     channels: int = 3
     mean: float = 0.0
     std: float = 1.0
@@ -82,6 +84,7 @@ class Phase:
         order: ``shuffled``, or ``class``: batches ordered by class, as an unshuffled class folder gives them.
     """
 
+    tag: ClassVar[str] = "Phase"
     trainable: str = "all"
     batchnorm: str = "train"
     lr: float = 1e-3
@@ -129,6 +132,7 @@ class Recipe:
         name: what people call it; not content.
     """
 
+    tag: ClassVar[str] = "Recipe"
     init: str = "pretrained"
     head: str = "random"
     phases: tuple[Phase, ...] = (Phase(),)
@@ -144,6 +148,7 @@ class Recipe:
 class Weights:
     """A checkpoint file, named by the SHA-256 of its bytes."""
 
+    tag: ClassVar[str] = "Weights"
     digest: str
     path: str = _place()
 
@@ -152,6 +157,7 @@ class Weights:
 class Data:
     """A dataset, named by a digest of its content; ``spec`` is the suite's word for it, with absolute paths."""
 
+    tag: ClassVar[str] = "Data"
     digest: str
     spec: str = _place()
 
@@ -164,6 +170,7 @@ class Domain:
     ``preprocessing`` is how its images are looked at, None as the pipeline serves its own; views have it in their keys.
     """
 
+    tag: ClassVar[str] = "Domain"
     data: Data
     classes: tuple[int, ...] = ()
     preprocessing: Ready | None = field(default=None, compare=False, metadata={"place": True})
@@ -173,6 +180,7 @@ class Domain:
 class Code:
     """A user's callable, ``python:module:callable``, named by a digest of its source; ``path`` is looked in before others."""
 
+    tag: ClassVar[str] = "Code"
     spec: str
     digest: str
     path: str = _place()
@@ -182,6 +190,7 @@ class Code:
 class Scratch:
     """The from-scratch grid S2: every rate × weight decay for ``steps`` steps, beside S1, the subject's own steps and rate."""
 
+    tag: ClassVar[str] = "Scratch"
     lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     weight_decay: tuple[float, ...] = (0.01, 0.1)
     steps: int = 500
@@ -195,6 +204,7 @@ class Finished:
     ``after`` brings its own head.
     """
 
+    tag: ClassVar[str] = "Finished"
     after: Weights
     before: Weights | None = None
 
@@ -211,6 +221,7 @@ class Pipeline:
     ``planted`` are test images put into training on purpose, a word of :func:`xferbench.lab.leaks.planted`.
     """
 
+    tag: ClassVar[str] = "Pipeline"
     arch: str
     weights: Weights | None
     target: Data
@@ -247,6 +258,7 @@ class Choice:
     it round, for what is induced.
     """
 
+    tag: ClassVar[str] = "Choice"
     candidates: tuple[Pipeline, ...]
     by: str = "validation"
     keeping: str = ""
@@ -270,6 +282,7 @@ class Fit:
     of another domain, without their labels.
     """
 
+    tag: ClassVar[str] = "Fit"
     arch: str
     init: str
     start: Weights | Fit | None
@@ -303,6 +316,7 @@ class Model:
     What finishes a recipe (:attr:`Recipe.finish`) is the first of them.
     """
 
+    tag: ClassVar[str] = "Model"
     base: Fit
     edits: tuple[str, ...] = ()
 
@@ -320,17 +334,20 @@ class View:
             are ordered by class.
         domain: a dataset in the target's place.
         step: ``last`` or ``best`` (on validation) of the fit.
-        measure: ``predictions``, or ``module:function@version`` of a function that returns scalars.
+        measure: ``predictions``, or the key of a measure (:func:`measure_key`). function: ``module:function@version``, where
+            the measure is computed.
         believed: what a measure holds the training against, where that is not what it was.
         cued: whether every image wears the cue that a source may have been given.
     """
 
+    tag: ClassVar[str] = "View"
     examples: str = "test"
     limit: int | None = None
     preprocessing: Ready
     mode: str = "eval"
     step: str = "last"
-    measure: str = "predictions"
+    measure: str = field(default="predictions", metadata={"alias": True})
+    function: str = _place()
     domain: Domain | None = field(default=None, metadata={"added": True})
     believed: Recipe | None = field(default=None, metadata={"added": True})
     beside: tuple[Data, ...] = field(default=(), metadata={"added": True})
@@ -341,6 +358,7 @@ class View:
 class Place:
     """Where a trial is computed, as far as it may change the numbers: device type, torch's major.minor, version of the lab."""
 
+    tag: ClassVar[str] = "Place"
     device: str
     torch: str
     lab: int
@@ -350,6 +368,7 @@ class Place:
 class Trial:
     """A model seen through a view, at a place: what one record answers."""
 
+    tag: ClassVar[str] = "Trial"
     model: Model
     view: View
     place: Place
@@ -371,6 +390,7 @@ class Contrast:
     sum may be; one that is not ``controlled`` is not what the induced variants are meant to break.
     """
 
+    tag: ClassVar[str] = "Contrast"
     name: str
     weights: Mapping[tuple[str, str], float]
     kind: str = "paired"
@@ -483,6 +503,7 @@ class Plugin:
 class Compared:
     """A recipe that a matrix compares: it, at each rate that it is tuned over; () is the default recipe or tuned scratch."""
 
+    tag: ClassVar[str] = "Compared"
     name: str
     recipes: tuple[Recipe, ...] = ()
 
@@ -500,6 +521,7 @@ class Effect:
         at_least, at_most: what the number is claimed to be, between them or on one side of one of them.
     """
 
+    tag: ClassVar[str] = "Effect"
     name: str
     claim: str
     source: str
@@ -522,6 +544,7 @@ class Matrix:
     whether they are like the source, as far as somebody has said so.
     """
 
+    tag: ClassVar[str] = "Matrix"
     tasks: tuple[Suite, ...]
     compared: tuple[Compared, ...]
     against: str
@@ -540,6 +563,7 @@ class Suite:
     are carried out, which have the other fields in common.
     """
 
+    tag: ClassVar[str] = "Suite"
     name: str
     path: str
     plugins: tuple[str, ...]
@@ -577,6 +601,37 @@ class Suite:
     matrix: Matrix | None = None
 
 
+MEASURES = {  # measures by their keys → the words that stand for them in keys of records
+    "lab/cost@2": "xferbench.lab.cost:measured@2",
+    "audit/collapse/collapse@1": "xferbench.checks.collapse:collapse@1",
+    "audit/head-size/head-size@1": "xferbench.checks.head_size:spare@1",
+    "audit/reload/reload@1": "xferbench.checks.reload:reload@1",
+    "train-serve-skew/batch-dependence@1": "xferbench.checks.train_serve_skew:batch_dependence@1",
+    "domain-gap/logme@1": "xferbench.plugins.domain_gap:logme@1",
+    "data-leakage/copies@1": "xferbench.plugins.data_leakage:copies@1",
+    "data-leakage/groups@1": "xferbench.plugins.data_leakage:groups@1",
+    "feature-distortion/distortion@2": "xferbench.plugins.feature_distortion:distortion@2",
+    "train-serve-skew/batch-dependence@2": "xferbench.plugins.train_serve_skew:batch_dependence@2",
+    "freeze-integrity/integrity@1": "xferbench.plugins.freeze_integrity:integrity@1",
+    "head-shock/shock@2": "xferbench.plugins.head_shock:shock@2",
+    "batchnorm-drift/drift@1": "xferbench.plugins.batchnorm_drift:drift@1",
+    "strategy-regret/trainable@1": "xferbench.plugins.strategy_regret:trainable@1",
+}
+
+
+def measure_key(plugin: str, name: str, reference: str) -> str:
+    """Key of a plugin's measure, ``plugin-id/name@version``, whatever module its function stands in.
+
+    A function of the lab belongs to no plugin; its owner is ``lab``, so that all who use it share its records.
+    """
+    owner = "lab" if reference.startswith("xferbench.lab.") else plugin
+    return f"{owner}/{name}@{reference.partition('@')[2]}"
+
+
+def _aliased(measure: str) -> str:
+    return MEASURES.get(measure, measure)
+
+
 def content(value: Any) -> Any:
     """The part of a value that makes its key, as JSON's types: fractions to 6 significant digits, places left out.
 
@@ -585,11 +640,13 @@ def content(value: Any) -> Any:
     """
     if is_dataclass(value) and not isinstance(value, type):
         named = {
-            f.name: getattr(value, f.name)
+            f.metadata.get("key", f.name): _aliased(getattr(value, f.name)) if "alias" in f.metadata else getattr(value, f.name)
             for f in fields(value)
             if not ("place" in f.metadata or ("added" in f.metadata and getattr(value, f.name) == f.default))
         }
-        return {"noun": type(value).__name__} | {name: content(item) for name, item in named.items()}
+        if (tag := getattr(value, "tag", None)) is None:
+            raise TypeError(f"no canonical form for {value!r}: its class has no tag")
+        return {"noun": tag} | {name: content(item) for name, item in named.items()}
     if value is None or isinstance(value, bool | str | int):
         return value
     if isinstance(value, float) and isfinite(value):

@@ -142,7 +142,7 @@ def lab(
         )
         if trial.view.measure == "predictions":
             return replace(told, predictions=predictions(value, fit.seed, examples))
-        return replace(told, scalars={"diverged": 0.0, **(measures or {})[trial.view.measure]})
+        return replace(told, scalars={"diverged": 0.0, **(measures or {})[trial.view.function or trial.view.measure]})
 
     return answer
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from xferbench import judge, plan, stats
-from xferbench.design import Fit, Model, Preprocessing, Ready, Trial, View
+from xferbench.design import Fit, Model, Preprocessing, Ready, Trial, View, measure_key
 from xferbench.plan import Question, Settled, Study
 
 if TYPE_CHECKING:
@@ -292,8 +292,11 @@ def _trial(case: Case, arm: str, view: str, seed: int, study: Study) -> Trial:
     assert pipeline is not None, "a case with an arm that could not be settled asks nothing"
     if view in case.plugin.measures:
         plugin = case.plugin
-        measure = plugin.measures[view]
-        return plan.trial(pipeline, "test", seed, study.place, measure, compares=plugin.compares, given=plugin.domain)
+        reference = plugin.measures[view]
+        measure = measure_key(plugin.id, view, reference)
+        return plan.trial(
+            pipeline, "test", seed, study.place, measure, function=reference, compares=plugin.compares, given=plugin.domain
+        )
     return plan.trial(pipeline, view, seed, study.place)
 
 

@@ -276,13 +276,14 @@ def trial(
     place: Place,
     measure: str = "predictions",
     *,
+    function: str = "",
     compares: bool = False,
     given: str = "",
 ) -> Trial:
     """One seed of a pipeline, looked at in a named way.
 
     Args:
-        measure: what sees it. compares: whether that compares test images with others.
+        measure: what sees it. function: where that is computed. compares: whether that compares test images with others.
         given: the domain that a measure is told of, ``source``, if there is one.
     """
     look = VIEWS[view]
@@ -311,6 +312,7 @@ def trial(
         mode="eval" if own else MODES[look.mode or pipeline.mode],
         step="last" if look.before else pipeline.recipe.stop,
         measure=measure,
+        function=function,
         domain=beside,
         believed=pipeline.believed if measure != "predictions" else None,
         beside=pipeline.pretraining if compares or examples == "unique" else (),

@@ -101,7 +101,7 @@ class Seen:
 def seen(model: Model, words: Sequence[str], view: View) -> tuple[Predictions | None, dict[str, float]]:
     """Predictions of a model edited as some words say, under a view; or the scalars of the view's measure."""
     if view.measure != "predictions":
-        module, _, function = view.measure.partition("@")[0].partition(":")
+        module, _, function = (view.function or view.measure).partition("@")[0].partition(":")
         found = getattr(importlib.import_module(module), function)(_given(model, edited(model, words, view), view))
         return None, {name: float(value) for name, value in found.items()}
     if view.examples == "unique" and not len(examples(model, view).labels):
