@@ -724,10 +724,3 @@ def test_no_file_can_allow_its_own_code(tmp_path):
 def test_a_patch_keeps_the_users_training_code():
     lines = wording.patch(None, Recipe(init="random"), Code(spec="python:a:b", digest="d"))
     assert lines == ["[recipe]", 'init = "random"', 'training = "python:a:b"']
-
-
-def test_the_suites_that_the_readme_shows_are_ones():
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    shown = [tomllib.loads(one) for one in re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)]
-    found = [suite.parse(one, Path("shown.toml").resolve()) for one in shown]
-    assert [one.matrix is not None for one in found].count(True) == 1 and len(found) >= 3
