@@ -23,6 +23,7 @@ extensions = [
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # an included table may begin at any level
+smartquotes = False  # quotes and dashes of commands stay what they are
 exclude_patterns = ["_build", "_ext", "generated/parts"]
 
 autodoc_mock_imports = ["torch", "torchvision", "timm", "safetensors", "lightning", "transformers", "sklearn", "PIL"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import inspect
 import json
 import re
 from pathlib import Path
@@ -18,7 +19,8 @@ import command_line
 import xferbench
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import ModuleType
 
     from sphinx.application import Sphinx
 
@@ -294,27 +296,45 @@ def form_of(value: Mapping[str, Any]) -> str:
 
 def python_reference() -> str:
     """Write the reference of the public names: the package's own, those for plugin authors, and the conformance kit."""
-    page = [
-        heading("Python", "="),
-        "",
-        "Everything on this page is written from docstrings.",
-        "",
-        heading("xferbench", "-"),
-        "",
-    ]
-    for name in sorted(xferbench.__all__, key=lambda name: (isinstance(getattr(xferbench, name), type), name)):
-        if isinstance(getattr(xferbench, name), type):
-            page += [f".. autoclass:: xferbench.{name}", "   :members:", "   :exclude-members: __init__, __new__", ""]
-        else:
-            page += [f".. autofunction:: xferbench.{name}", ""]
+    page = [heading("Python", "="), "", "This page is written from docstrings.", ""]
+    page += members(xferbench, "xferbench")
     if importlib.util.find_spec("xferbench.plugin"):
-        page += [heading("xferbench.plugin: for plugin authors", "-"), "", ".. automodule:: xferbench.plugin", ""]
-        door = importlib.import_module("xferbench.plugin")
-        for name in door.__all__:
-            kind = "class" if isinstance(getattr(door, name), type) else "function" if callable(getattr(door, name)) else "data"
-            page += [f".. auto{kind}:: xferbench.plugin.{name}", ""]
+        above = [getattr(xferbench, name) for name in xferbench.__all__]
+        page += members(importlib.import_module("xferbench.plugin"), "xferbench.plugin: for plugin authors", above)
     page += [heading("xferbench.testing: the conformance kit", "-"), "", ".. autofunction:: xferbench.testing.conforms", ""]
     return "\n".join(page)
+
+
+def members(module: ModuleType, title: str, above: Sequence[object] = ()) -> list[str]:
+    """Write a section with every public name of a module: functions, classes, then other values and modules.
+
+    A value of ``above`` is documented already; Sphinx refuses a second description.
+    """
+    names = sorted(module.__all__, key=lambda name: (kind_of(getattr(module, name)), name))
+    page = [heading(title, "-"), ""]
+    for name in names:
+        value = getattr(module, name)
+        _, directive = kind_of(value)
+        path = f"{module.__name__}.{name}"
+        if directive != "py:data" and any(value is other for other in above):
+            page += [f"``{name}`` is :py:obj:`xferbench.{name}`, see above.", ""]
+            continue
+        page.append(f".. {directive}:: {path}")
+        if directive == "autoclass":
+            page += ["   :members:", "   :exclude-members: __init__, __new__"]
+        if directive == "py:data":
+            page += ["   :no-index:", "", f"   {(value.__doc__ or '').strip().partition(chr(10))[0]}" * inspect.ismodule(value)]
+        page.append("")
+    return page
+
+
+def kind_of(value: object) -> tuple[int, str]:
+    """Return where a value stands on the page, and the directive that documents it."""
+    if inspect.isfunction(value):
+        return 0, "autofunction"
+    if inspect.isclass(value) and value is not Any:
+        return 1, "autoclass"
+    return 2, "py:data"
 
 
 def benchmark_page(name: str) -> str:
