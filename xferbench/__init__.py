@@ -95,51 +95,54 @@ def watch(
     every: int = 10,
     on_event: str = "warn",
 ) -> Watch:
-    """Watch a training loop, and name the step, the tensor and the cause when transfer goes wrong.
+    """Watch a training loop, and report the step, the tensor and the cause when transfer goes wrong.
 
     ::
 
-        with xferbench.watch(model, optimizer, recipe={"trainable": "head", "batchnorm": "eval"}) as watch:
+        with xferbench.watch(model, optimizer, recipe={"trainable": "head"}) as watch:
             for x, y in loader:
                 ...
-                optimizer.step()      # seen by itself
-                watch.step(loss)      # not needed; tells the loss
+                optimizer.step()      # the watch sees the step by itself
+                watch.step(loss)      # optional; reports the loss
         print(watch)
 
-    The steps are seen from the optimizer's own hooks. Each fault is an :class:`xferbench.Event` in ``watch.events`` and one
-    warning (:class:`xferbench.TransferWarning`), the tensors that it hit at once and for one cause together; ``print(watch)``
-    or ``watch.report()`` tells them all. The training is not changed: no random number is drawn, nothing is written, and the
-    hooks go at the exit.
+    The watch sees the steps through hooks of the optimizer, and removes them at the exit. It does not change the training: it
+    draws no random number and writes nothing. Each fault is an :class:`xferbench.Event` in ``watch.events`` and a warning
+    (:class:`xferbench.TransferWarning`); tensors with the same cause at the same step share an event. ``print(watch)`` and
+    ``watch.report()`` show all events.
 
-    ``frozen-moved``, ``buffer-moved``, ``not-held``, ``never-moved`` (after 20 steps) and ``non-finite`` are facts. At steps 1,
-    2, 3 and 10, every so many, and at the exit, up to 64 values of each tensor are compared with what they were. A frozen
-    tensor whose version counter rises is looked at in that very step; at the exit every bit of what is frozen is compared.
-    Two kinds are guesses, silent when in doubt, and only heard where losses are told:
+    The events ``frozen-moved``, ``buffer-moved``, ``not-held``, ``never-moved`` (after 20 steps) and ``non-finite`` are facts.
+    At steps 1, 2, 3 and 10, then at every ``every`` steps, and at the exit, the watch compares up to 64 values of each tensor
+    with their earlier values. If the version counter of a frozen tensor rises, the watch checks that tensor in the same step.
+    At the exit it compares every bit of the frozen tensors.
 
-    - ``loss-jump``: more tensors train than before, and some 5 consecutive losses of the 20 after it have a median above all
-      of the last 40 before (20 at least), above their median by six spreads (1.4826 × the median absolute deviation), and by
-      a fifth. Unfreezing that changes nothing sets it off in less than 1 of 1000 cases where losses are spread normally or
-      exponentially, in 2 where log-normally (σ = 1), by simulation with 40 before; with 20 before, in 0, 3 and 8.
+    Two kinds of event are heuristics. They need ``watch.step(loss)``, and they stay silent in doubtful cases:
+
+    - ``loss-jump``: more tensors train than before, and 5 consecutive losses among the next 20 have a median that is above
+      each of the last 40 losses (at least 20 are needed), above their median by six spreads (1.4826 × the median absolute
+      deviation), and above it by a fifth. By simulation with 40 earlier losses, an unfreezing that changes nothing causes this
+      event in fewer than 1 of 1000 cases if losses are normal or exponential, and in 2 if they are log-normal (σ = 1). With 20
+      earlier losses the numbers are 0, 3 and 8.
     - ``head-shock``: the backbone trains from the first step under a head whose first three losses are near those of guessing
-      (0.8 × ln classes or more), and goes a tenth of its length within 10 steps. This stands in for the gradient's ratio to
-      that under a fitted head, which the plugin ``head-shock`` measures (Kumar et al. 2022, arXiv:2202.10054) and a loop
-      cannot. Milder shocks are missed, and whether accuracy was lost is not known: that takes ``xferbench run``. Without a
-      recipe, nothing is said of a backbone whose normalisation layers are as they are made, since it is trained from scratch.
+      (0.8 × ln classes or more), and its weights move by a tenth of their length within 10 steps. This replaces the gradient
+      ratio that the plugin ``head-shock`` measures (Kumar et al. 2022, arXiv:2202.10054), which a loop cannot measure. The
+      watch misses milder cases, and does not know whether accuracy was lost; ``xferbench run`` measures that. Without a recipe
+      the watch is silent about a backbone whose normalization layers have their initial values, because it trains from scratch.
 
     Args:
-        model: a torch.nn.Module; what torch.compile or DistributedDataParallel wraps is looked into.
+        model: a torch.nn.Module. The watch looks inside the wrappers of torch.compile and DistributedDataParallel.
         optimizer: a torch.optim.Optimizer, or several.
-        recipe: what is meant to be trained: a recipe or phase, or a mapping with keys of a suite's ``[recipe]``, of which
-            ``trainable`` and ``batchnorm``, and the ``steps`` of several phases, count. Where a mapping does not say how
-            BatchNorm runs, and without a recipe, running statistics are to stay where their layer's scale and shift are
-            frozen. Without a recipe ``requires_grad`` says what is meant, also when it is changed later.
-        head: the dotted name of the module that is the head; else the last Linear or Conv2d to be registered.
-        shape: of one input, (3, 224, 224) say; needed where ``trainable`` is ``top:N``.
-        every: steps between two checks of everything.
-        on_event: ``warn``, ``raise`` (a TransferWarning, out of ``optimizer.step()``) or ``collect``.
+        recipe: what is meant to be trained: a recipe, a phase, or a mapping with keys of a suite's ``[recipe]``. The watch
+            uses ``trainable``, ``batchnorm``, and the ``steps`` of several phases. If neither a recipe nor ``batchnorm`` is
+            given, running statistics must stay where the scale and shift of their layer are frozen. Without a recipe,
+            ``requires_grad`` says what is trained, also if it changes later.
+        head: the dotted name of the module that is the head. By default, the last registered Linear or Conv2d.
+        shape: the shape of one input, for example (3, 224, 224). It is needed if ``trainable`` is ``top:N``.
+        every: the number of steps between two checks of all tensors.
+        on_event: ``warn``, ``raise`` (a TransferWarning, raised by ``optimizer.step()``) or ``collect``.
 
     Raises:
-        xferbench.problem.Problem: for input that cannot be worked with.
+        xferbench.problem.Problem: for input that xferbench cannot use.
     """
     from xferbench import watched
 

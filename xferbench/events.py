@@ -1,4 +1,4 @@
-"""What a watched training loop has shown: events, each with the step, the tensor, the cause and what to do."""
+"""Events of a watched training loop: the step, the tensor, the cause and what to do. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KINDS = ("frozen-moved", "buffer-moved", "not-held", "never-moved", "head-shock"
 
 
 class TransferWarning(UserWarning):
-    """What :func:`xferbench.watch` warns of; with ``on_event="raise"`` it is raised. ``event`` is the event."""
+    """The warning of :func:`xferbench.watch`; ``on_event="raise"`` raises it. ``event`` holds the event."""
 
     def __init__(self, event: Event) -> None:
         super().__init__(told(event))
@@ -21,13 +21,16 @@ class TransferWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that went wrong while a model was trained.
+    """A fault that happened while a model was trained.
 
     Attributes:
-        step: the optimizer's step, from 1, at which it was seen; it was well at step ``since``, from which it may date.
-        tensor: the name of the first tensor that it hit, or ``loss``; ``others`` are the rest.
+        step: the optimizer step at which the watch saw the fault, counted from 1.
+        tensor: the name of the first tensor with the fault, or ``loss``.
         kind: ``frozen-moved``, ``buffer-moved``, ``not-held``, ``never-moved``, ``head-shock``, ``loss-jump``, ``non-finite``.
-        cause: why, as far as it can be told; do: what mends it.
+        cause: the likely cause.
+        do: what to do.
+        since: the last step at which the watch saw no fault; the fault happened later.
+        others: the names of the other tensors with the same fault.
     """
 
     step: int
@@ -47,7 +50,7 @@ def told(event: Event) -> str:
 
 
 def report(events: Sequence[Event], steps: int) -> str:
-    """All events of a loop as text, or a line that says there were none."""
+    """All events of a loop as text, or a line that says that there are none."""
     head = f"{steps} step{'' if steps == 1 else 's'} watched: "
     if not events:
         return head + "nothing to report"
