@@ -355,6 +355,16 @@ def test_every_measured_table_has_a_page(generated):
     assert all(f"benchmarks/{name}.md" in generated for name in tables)
 
 
+def test_the_formats_page_has_every_key_of_the_results(tmp_path, monkeypatch):
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    write.write(make_run(), tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    page = (DOCS / "guide" / "formats.md").read_text(encoding="utf-8")
+    assert {key for key in [*results, *results["findings"][0]] if f"`{key}`" not in page} == set()
+    columns = (tmp_path / "records.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+    assert {name for name in columns[:10] if f"`{name}`" not in page} == set()
+
+
 # The README
 
 
