@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_checks import CHECKS, FACTS, study
+from test_audits import AUDITS, FACTS, study
 
 from xferbench import fake
 from xferbench.design import digest
@@ -27,10 +27,10 @@ def keys(audit):
     return {view: digest(sorted(found)) for view, found in sorted(by_view.items())}
 
 
-@pytest.mark.parametrize("audit", CHECKS, ids=lambda audit: audit.id)
+@pytest.mark.parametrize("audit", AUDITS, ids=lambda audit: audit.id)
 def test_the_keys_of_an_audits_trials_are_those_of_old(audit):
     assert keys(audit) == GOLDEN[audit.id]
 
 
 def test_every_audit_is_pinned():
-    assert {audit.id for audit in CHECKS} == set(GOLDEN)
+    assert {audit.id for audit in AUDITS} == set(GOLDEN)

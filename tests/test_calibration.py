@@ -11,7 +11,6 @@ from factory import make_record
 from test_data import make_npz
 
 from xferbench import cli, fake, reliability, wording
-from xferbench.checks.calibration import check
 from xferbench.design import Preprocessing
 from xferbench.fake import FACTS, PIPELINE
 from xferbench.plugins import calibration
@@ -69,7 +68,7 @@ def test_the_cure_is_one_temperature_and_is_advised_in_words():
     lines = wording.patched(PIPELINE, cured, Preprocessing())
     assert "# logits divided by a temperature fitted on images kept apart" in lines
     assert wording.of_pipeline(cured, PIPELINE.train_preprocessing).endswith("fitted on images kept apart")
-    assert check.cure is calibration.cure, "of a finished network the same is asked"
+    assert calibration.audit.cure is calibration.cure, "of a finished network the same is asked"
 
 
 def test_both_scores_are_judged_each_with_its_margin_on_views_of_one_fit():

@@ -349,7 +349,7 @@ def test_ls_lists_what_there_is(capsys):
 def test_explain_prints_the_plugins_page(capsys, plugin):
     code, out, _ = told(capsys, "explain", plugin)
     assert code == 0
-    assert out.startswith(f"{plugin} (version ")
+    assert out.removeprefix("audit/").startswith(f"{plugin} (version ")
     assert "References" in out
 
 

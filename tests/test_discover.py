@@ -26,13 +26,13 @@ def installed(monkeypatch, tmp_path):
     """Entry points of modules whose source is given, by name."""
     monkeypatch.syspath_prepend(tmp_path)
 
-    def install(**sources):
+    def install(attribute=":plugin", **sources):
         found = []
         for module, source in sources.items():
             name = module.replace("_", "-")
             (tmp_path / f"of_test_{module}.py").write_text(source)
             monkeypatch.delitem(sys.modules, f"of_test_{module}", raising=False)  # of the test before
-            found.append(EntryPoint(name=name, value=f"of_test_{module}:plugin", group=discover.GROUP))
+            found.append(EntryPoint(name=name, value=f"of_test_{module}{attribute}", group=discover.GROUP))
         monkeypatch.setattr(discover, "entry_points", lambda *, group: found if group == discover.GROUP else [])
 
     return install
@@ -41,7 +41,9 @@ def installed(monkeypatch, tmp_path):
 def test_every_plugin_of_this_package_is_installed_and_loads():
     asked = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["entry-points"][discover.GROUP]
     assert set(asked) <= set(discover.names())
-    for plugin in discover.plugins(sorted(asked)):
+    found = [plugin for name in asked for plugin in discover.by_kind(name).values()]
+    assert len(found) > len(asked)
+    for plugin in found:
         assert isinstance(plugin, Plugin)
         assert plugin.version > 0
         assert plugin.question.endswith("?")
@@ -94,4 +96,47 @@ def test_only_the_plugins_that_are_asked_are_imported(installed):
 
 
 def test_nothing_is_registered_by_an_import():
-    assert all(entry.value.endswith(":plugin") for entry in entry_points(group=discover.GROUP) if "xferbench" in entry.value)
+    own = [entry for entry in entry_points(group=discover.GROUP) if "xferbench" in entry.value]
+    assert all(entry.value == f"xferbench.plugins.{entry.name.replace('-', '_')}" for entry in own)
+
+
+def exported(source, **ids):
+    """A module's source that exports the plugin under each of these names, with its id."""
+    made = source.partition("plugin = ")[2]
+    own = "".join(f"{name} = {made.replace('too-hot', id_)}" for name, id_ in ids.items())
+    return source.partition("plugin = ")[0] + own
+
+
+BOTH = exported(GOOD, plugin="too-hot", audit="too-hot")
+
+
+def test_a_module_exports_an_experiment_an_audit_or_both(installed):
+    installed("", too_hot=BOTH, one_more=exported(GOOD, audit="audit/one-more"), too_cold=exported(GOOD, plugin="too-cold"))
+    assert [plugin.id for plugin in discover.plugins(["all"])] == ["too-cold", "too-hot"]
+    assert [plugin.id for plugin in discover.plugins(["all"], "audit")] == ["audit/one-more", "too-hot"]
+    assert [plugin.id for plugin in discover.plugins(["audit/one-more"], "audit")] == ["audit/one-more"]
+    assert list(discover.by_kind("too-hot")) == ["experiment", "audit"]
+
+
+def test_an_entry_point_that_names_a_plugin_is_an_experiment_alone(installed):
+    installed(too_hot=BOTH)
+    assert list(discover.by_kind("too-hot")) == ["experiment"]
+    assert not discover.plugins(["all"], "audit")
+
+
+@pytest.mark.parametrize(("kind", "other"), [("experiment", "audit"), ("audit", "experiment")])
+def test_a_name_that_has_only_the_other_kind_is_a_problem_that_says_so(installed, kind, other):
+    installed("", too_hot=exported(GOOD, **{"plugin" if other == "experiment" else "audit": "too-hot"}))
+    with pytest.raises(Problem) as raised:
+        discover.plugins(["too-hot"], kind)
+    assert (raised.value.found, raised.value.expected) == (f"an {other} only", f"an {kind}")
+    assert ("xferbench audit" in raised.value.do) == (other == "audit")
+    assert not discover.plugins(["all"], kind)
+
+
+@pytest.mark.parametrize("source", ["import nowhere_to_be_found", "other = 3", exported(GOOD, audit="another")])
+def test_a_module_that_is_broken_is_never_left_out_of_an_audit(installed, source):
+    installed("", broken=source)
+    (broken,) = discover.plugins(["broken"], "audit")
+    with pytest.raises(ImportError, match="cannot be imported"):
+        broken.applies(None, None)

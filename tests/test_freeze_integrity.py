@@ -19,9 +19,9 @@ from xferbench import fake, plan  # noqa: E402
 from xferbench.design import Finished, Phase, Pipeline, Recipe  # noqa: E402
 from xferbench.lab import answer, backbones, fit, foreign, inputs, moved, preprocess, reading  # noqa: E402
 from xferbench.lab.viewed import Seen  # noqa: E402
-from xferbench.movement import by_layer, named, told  # noqa: E402
 from xferbench.plugins import freeze_integrity  # noqa: E402
 from xferbench.plugins.freeze_integrity import plugin  # noqa: E402
+from xferbench.plugins.freeze_report import by_layer, named, told  # noqa: E402
 from xferbench.strategies import adapter, bitfit, full, linear_probe, lora, lp_ft, partial  # noqa: E402
 
 CLASSES = 4

@@ -15,7 +15,7 @@ from torch import nn  # noqa: E402
 
 from xferbench.design import Data, Fit, Phase, Preprocessing  # noqa: E402
 from xferbench.lab import answer, backbones, data, fit, preprocess, viewed  # noqa: E402
-from xferbench.plugins import feature_distortion, head_shock, preprocessing_mismatch, train_serve_skew  # noqa: E402
+from xferbench.plugins import feature_distortion, head_shock, preprocessing_variants, train_serve_skew  # noqa: E402
 
 RAW = Preprocessing()
 
@@ -202,4 +202,4 @@ def test_twice_is_normalising_twice(mean, std):
     pixels = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     once = preprocess.tensor(pixels, ready)
     again = (once - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
-    torch.testing.assert_close(preprocess.tensor(pixels, preprocessing_mismatch.twice(ready)), again, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(preprocess.tensor(pixels, preprocessing_variants.twice(ready)), again, rtol=1e-4, atol=1e-4)

@@ -232,7 +232,7 @@ def finding(verdict, plugin="batchnorm-drift", contrast="harm", **more):
         ([finding("FAIL", remedy={"verified": False})], "is FAIL: the cure was not confirmed to take the harm away"),
         ([finding("FAIL", remedy=None)], "is FAIL: the cure was not confirmed"),
         (
-            [finding("PASS"), finding("FAIL", "audit", "reload"), finding("FAIL", "head-size")],
+            [finding("PASS"), finding("FAIL", "audit/reload"), finding("FAIL", "head-size")],
             "needs; for audit/reload, head-size there are patches in words, in the report",
         ),
     ],

@@ -482,7 +482,7 @@ def test_the_next_action_of_an_outcome_is_that_of_its_own_verdict(gated):
     first, second = gated.findings[:2]
     mixed = replace(gated, findings=(replace(first, verdict="PASS", remedy=None), second))
     assert "keep the BatchNorm" in cases(mixed)["batchnorm-drift/harm"][1].text
-    part = replace(second, plugin="audit", contrast="reload-logits", check="audit/reload", id="audit/reload-logits")
+    part = replace(second, plugin="audit/reload", contrast="logits", kind="audit", id="audit/reload-logits")
     for id_ in ("audit/reload/logits", "audit/reload-logits"):
         one = make_outcome(id_, "worse", verdict="FAIL")
         assert "keep the BatchNorm" in cases(replace(gated, findings=(part,), gate=make_comparison(one)))[id_][1].text

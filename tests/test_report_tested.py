@@ -6,12 +6,12 @@ import pytest
 from factory import make_run
 from hypothesis import given
 from hypothesis import strategies as st
-from test_checks import run as audited
+from test_audits import run as audited
 
 from xferbench import discover, fake, gate
 from xferbench.compared import Comparison
 from xferbench.outcomes import DECISIONS, Outcome
-from xferbench.record import VERDICTS, Finding
+from xferbench.record import VERDICTS, Finding, contrast_id
 from xferbench.report import tested
 
 RUN = make_run()
@@ -29,19 +29,19 @@ def told(*findings, name="a/harm", plugin="a", fail_on="fail", outcomes=None):
 
 def asked(plugin):
     """A plugin's findings, from a laboratory that trains nothing."""
-    if plugin in discover.plugins(["all"], discover.CHECKS):
+    if plugin in discover.plugins(["all"], "audit"):
         return audited(plugin).findings
     plain = replace(plugin, told=None, derived=None, picture=None)  # what it reads out of scalars needs real ones
     measures = {reference: {name: 0.0} for name, reference in plugin.measures.items()}
     return fake.run(fake.study(plain), fake.lab(measures=measures)).findings
 
 
-@pytest.mark.parametrize("group", [discover.GROUP, discover.CHECKS])
-def test_the_tests_are_named_as_the_findings_are(group):
+@pytest.mark.parametrize("kind", ["experiment", "audit"])
+def test_the_tests_are_named_as_the_findings_are(kind):
     whole = 0
-    for plugin in discover.plugins(["all"], group):
+    for plugin in discover.plugins(["all"], kind):
         names, found = tested.names([plugin]), asked(plugin)
-        judged = {f"{one.plugin}/{one.contrast}" for one in found if one.verdict != "INFO"}
+        judged = {contrast_id(one.plugin, one.contrast) for one in found if one.verdict != "INFO"}
         if not plugin.judges:
             assert not names, "a measurement is no test"
             continue

@@ -3,21 +3,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from test_checks import FACTS, FINISHED, SUITE
+from test_audits import FACTS, FINISHED, SUITE
 
 from xferbench import fake, findings, plan, symptoms
-from xferbench.checks import batchnorm_drift, class_order, linear_probe
+from xferbench.plugins import batchnorm_drift, class_order, linear_probe
 
-CHECKS = (class_order.check, batchnorm_drift.check, linear_probe.check)
+AUDITS = (class_order.audit, batchnorm_drift.audit, linear_probe.audit)
 ORDER, STATISTICS, PROBE = "classes:assigned@1", "batchnorm:recalibrated@2", "head:probe"
 
 
 def carried_out(scores):
-    """Checks of a network whose accuracy is that of the first words that are all among its edits."""
-    study = plan.Study(suite=SUITE, facts=FACTS, plugins=CHECKS, subject=FINISHED, place=fake.PLACE)
+    """Audits of a network whose accuracy is that of the first words that are all among its edits."""
+    study = plan.Study(suite=SUITE, facts=FACTS, plugins=AUDITS, subject=FINISHED, place=fake.PLACE)
     lab = fake.lab(
         lambda trial: next((value for words, value in scores.items() if {*words} <= {*trial.model.edits}), 0.3),
-        {reference: {name: 0.0} for check in CHECKS for name, reference in check.measures.items()},
+        {reference: {name: 0.0} for audit in AUDITS for name, reference in audit.measures.items()},
     )
     step, answers = fake.replay(study, lab)
     found = findings.findings(study.suite, step, answers)
@@ -61,18 +61,18 @@ def test_verdicts_are_not_touched():
 
 
 def test_where_nothing_was_mended_findings_stay():
-    found = (fake.run(fake.study(replace(class_order.check, told=None)), fake.lab()).findings)[:1]
+    found = (fake.run(fake.study(replace(class_order.audit, told=None)), fake.lab()).findings)[:1]
     assert symptoms.told(found, None) == found
 
 
 def test_what_is_asked_of_the_mended_network_is_counted():
     from xferbench import execute, finish
 
-    study = plan.Study(suite=SUITE, facts=FACTS, plugins=CHECKS, subject=FINISHED, place=fake.PLACE)
+    study = plan.Study(suite=SUITE, facts=FACTS, plugins=AUDITS, subject=FINISHED, place=fake.PLACE)
     scores = {(ORDER, STATISTICS): 0.9, (ORDER,): 0.9, (STATISTICS,): 0.5, (PROBE,): 0.5}
     lab = fake.lab(
         lambda trial: next((value for words, value in scores.items() if {*words} <= {*trial.model.edits}), 0.3),
-        {reference: {name: 0.0} for check in CHECKS for name, reference in check.measures.items()},
+        {reference: {name: 0.0} for audit in AUDITS for name, reference in audit.measures.items()},
     )
     step, answers = fake.replay(study, lab)
     by, left = symptoms.mended(study, step)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
-    from xferbench.design import Suite
+    from xferbench.design import Plugin, Suite
     from xferbench.forecast import Forecast
     from xferbench.record import Run
 
@@ -334,7 +334,7 @@ def _ls(arguments: argparse.Namespace) -> int:
 
     told = {
         "plugins": {plugin.id: plugin.question for plugin in discover.plugins(["all"])},
-        "checks": {check.id: check.question for check in discover.plugins(["all"], discover.CHECKS)},
+        "checks": {audit.id: audit.question for audit in discover.plugins(["all"], "audit")},
         "suites": {name: str(suite.folder() / f"{name}.toml") for name in suite.shipped()},
         "backbones": {
             "torchvision:NAME": "any classifier",
@@ -365,18 +365,20 @@ def _ls(arguments: argparse.Namespace) -> int:
 def _explain(arguments: argparse.Namespace) -> int:
     from xferbench import discover
 
-    name = arguments.plugin.removeprefix(discover.OF_AUDIT)
-    known = {group: discover.names(group) for group in (discover.GROUP, discover.CHECKS)}
-    if not any(name in names for names in known.values()):
-        raise Problem(f"no plugin {name!r}", expected=nearest(name, sorted({*known[discover.GROUP], *known[discover.CHECKS]})))
-    pages = []
-    for group, names in known.items():
-        if name in names and (found := discover.plugins([name], group)[0]) not in pages:
-            pages.append(found)
-    for number, one in enumerate(pages):
-        head = ("\n\nOf a finished checkpoint (xferbench audit):\n\n" if number else "") + f"{one.id} (version {one.version})"
-        print(f"{head}\n{one.question}\n\n{one.page.strip()}")
+    name = arguments.plugin.removeprefix("audit/")
+    if name not in discover.names():
+        raise Problem(f"no plugin {name!r}", expected=nearest(name, discover.names()))
+    by_kind = discover.by_kind(name)
+    experiment, audit = by_kind.get("experiment"), by_kind.get("audit")
+    if experiment is not None:
+        print(_page(experiment))
+    if audit is not None and audit != experiment:
+        print(("\n\nOf a finished checkpoint (xferbench audit):\n\n" if experiment else "") + _page(audit))
     return 0
+
+
+def _page(plugin: Plugin) -> str:
+    return f"{plugin.id} (version {plugin.version})\n{plugin.question}\n\n{plugin.page.strip()}"
 
 
 def _validate(arguments: argparse.Namespace) -> int:

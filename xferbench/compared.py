@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from xferbench import outcomes, pairs
 from xferbench.design import Suite
 from xferbench.outcomes import SUBJECT, UNJUDGED, About, Outcome
-from xferbench.record import contrast, plain, section
+from xferbench.record import contrast_id, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -48,7 +48,7 @@ def compare(accepted: Run, candidate: Run) -> Comparison:
     for name, one in asked.items():
         how = _contrast(candidate, one)
         if name not in apart and how and one.verdict not in UNJUDGED:
-            before, now = (pairs.told(run, one.section) for run in (accepted, candidate))
+            before, now = (pairs.told(run, one.plugin) for run in (accepted, candidate))
             weights = {(arm, view): float(weight) for arm, view, weight in how["weights"]}
             held[name] = pairs.pair(weights, before, now, replace(suite, metric=how["metric"], margin=how["margin"]))
     judged, elsewhere = pairs.judged(held, suite), _elsewhere(accepted, candidate)
@@ -88,20 +88,20 @@ def _whom(run: Run) -> dict[str, Any]:
 
 
 def _abouts(run: Run) -> dict[str, About]:
-    """What a run was judged on, by ``plugin/contrast``."""
+    """What a run was judged on, by the id of the contrast."""
     together: dict[str, list[Finding]] = {}
     for finding in run.findings:
         if finding.verdict != "INFO":
-            together.setdefault(f"{finding.plugin}/{finding.contrast}", []).append(finding)
+            together.setdefault(contrast_id(finding.plugin, finding.contrast), []).append(finding)
     return {
-        name: About(id=name, section=section(found[0]), contrast=contrast(found[0]), findings=tuple(found))
+        name: About(id=name, plugin=found[0].plugin, contrast=found[0].contrast, findings=tuple(found))
         for name, found in together.items()
     }
 
 
 def _contrast(run: Run, one: About) -> Mapping[str, Any] | None:
     """Weights, metric and margin of a paired contrast; None of an invariant."""
-    told = (run.plugins.get(one.section) or {}).get("contrasts") or ()
+    told = (run.plugins.get(one.plugin) or {}).get("contrasts") or ()
     return next((how for how in told if how["name"] == one.contrast), None)
 
 
@@ -111,7 +111,7 @@ def _apart(accepted: Run, candidate: Run, one: About, known: About | None) -> st
         return "the accepted run did not ask this"
     if known.verdict in UNJUDGED:
         return f"the accepted run has no verdict of it ({known.verdict})"
-    old, new = ((run.plugins.get(one.section) or {}).get("version") for run in (accepted, candidate))
+    old, new = ((run.plugins.get(one.plugin) or {}).get("version") for run in (accepted, candidate))
     if old is None or old != new:
         return f"accepted with version {old or 'unknown'} of the plugin, this is version {new}: the two are not compared"
     if _otherwise(accepted, one) != _otherwise(candidate, one):

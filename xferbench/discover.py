@@ -1,12 +1,18 @@
-"""Plugins, found through the entry-point group ``xferbench.plugins``, and the checks of finished networks, likewise."""
+"""Finds plugins through the entry-point group ``xferbench.plugins``. Imports the modules that a suite names.
+
+An entry point names the module of a failure mode, which exports ``plugin`` (the experiment on a pipeline), ``audit`` (what is
+measured of a finished checkpoint) or both; an entry point ``module:plugin`` names an experiment alone.
+"""
 
 from __future__ import annotations
 
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from xferbench.design import Facts, Pipeline, Plugin, Suite
 from xferbench.problem import Problem, nearest
+from xferbench.record import AUDIT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,68 +20,103 @@ if TYPE_CHECKING:
 
     from xferbench.record import Run
 
-OF_AUDIT = "audit/"  # begins the id of a check that is no plugin's
-GROUP, CHECKS = "xferbench.plugins", "xferbench.checks"
+GROUP = "xferbench.plugins"
+EXPORTS = {"experiment": "plugin", "audit": "audit"}  # kind of plugin → name that a module exports it by
+DO = {
+    "experiment": "leave it out; `xferbench audit` measures it on a finished checkpoint",
+    "audit": "leave it out; `xferbench run` measures it on a pipeline that is trained",
+}
 
 
-def names(group: str = GROUP) -> tuple[str, ...]:
-    """Identifiers of all plugins that are installed."""
-    return tuple(sorted(entry.name for entry in entry_points(group=group)))
+def names() -> tuple[str, ...]:
+    """Names of all failure modes that are installed, without importing them."""
+    return tuple(sorted(_entries()))
+
+
+def by_kind(name: str) -> dict[str, Plugin]:
+    """The ``experiment`` and the ``audit`` of an installed failure mode, as far as its module exports them."""
+    return _load(_entries()[name])
 
 
 def of(suite: Suite) -> tuple[Plugin, ...]:
-    """What a suite asks: its plugins, or of a finished network its checks.
+    """The plugins of a suite: audits where it names a finished checkpoint, experiments otherwise.
 
     Raises:
-        Problem: for a name that is not installed.
+        Problem: for a name that is not installed, or that has no plugin of this kind.
     """
-    return plugins(suite.plugins, CHECKS if suite.after else GROUP)
+    return plugins(suite.plugins, "audit" if suite.after else "experiment")
 
 
 def known(run: Run) -> tuple[Plugin, ...]:
-    """The plugins, or checks, that a finished run tells of and that are installed here."""
-    group = CHECKS if run.suite.get("after") else GROUP
-    told = {name for one in run.findings for name in (one.plugin, one.contrast)}  # a check of no plugin is audit/NAME
-    return plugins(sorted(told & set(names(group))), group)
+    """The plugins of a finished run that are installed here."""
+    kind, entries = "audit" if run.suite.get("after") else "experiment", _entries()
+    names = sorted({finding.plugin.removeprefix(AUDIT) for finding in run.findings} & set(entries))
+    loaded = [_load(entries[name]) for name in names]
+    return tuple(own[kind] for own in loaded if kind in own)
 
 
-def plugins(wanted: Sequence[str], group: str = GROUP) -> tuple[Plugin, ...]:
-    """The plugins of a suite's list, in its order; ``all`` stands for every one that is installed.
+def plugins(wanted: Sequence[str], kind: str = "experiment") -> tuple[Plugin, ...]:
+    """The plugins of one kind of a suite's list, in its order; ``all`` stands for every plugin of that kind.
 
-    One that cannot be imported becomes a plugin whose every question is that crash, so that the others go on.
+    A module that cannot be imported becomes a plugin whose functions raise that error, so that the other plugins go on.
+
+    Args:
+        wanted: names of failure modes. kind: ``experiment`` or ``audit``.
 
     Raises:
-        Problem: for a name that is not installed.
+        Problem: for a name that is not installed, or that has no plugin of this kind.
     """
-    found = {entry.name: entry for entry in entry_points(group=group)}
-    told = (word.removeprefix(OF_AUDIT) if group == CHECKS else word for word in wanted)  # reports print their ids
-    chosen = dict.fromkeys(name for word in told for name in (sorted(found) if word == "all" else [word]))
+    entries = _entries()
+    listed = [word.removeprefix(AUDIT) if kind == "audit" else word for word in wanted]  # reports show audit/NAME
+    chosen = dict.fromkeys(name for word in listed for name in (sorted(entries) if word == "all" else [word]))
+    found = []
     for name in chosen:
-        if name not in found:
-            raise Problem(f"plugins: unknown plugin {name!r}", expected=nearest(name, found), do="`xferbench ls` lists them")
-    return tuple(_loaded(found[name]) for name in chosen)
+        if name not in entries:
+            raise Problem(f"plugins: unknown plugin {name!r}", expected=nearest(name, entries), do="`xferbench ls` lists them")
+        own = _load(entries[name])
+        if kind in own:
+            found.append(own[kind])
+        elif name in listed:
+            raise Problem(f"plugins: {name!r}", found=f"an {next(iter(own))} only", expected=f"an {kind}", do=DO[kind])
+    return tuple(found)
 
 
-def _loaded(entry: EntryPoint) -> Plugin:
+def _entries() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def _load(entry: EntryPoint) -> dict[str, Plugin]:
+    """The plugins of an entry point by kind."""
+    kinds = ["experiment"] if entry.attr else list(EXPORTS)
     try:
-        plugin = entry.load()
-        if not isinstance(plugin, Plugin) or plugin.id.removeprefix(OF_AUDIT) != entry.name:
-            return _broken(entry, TypeError(f"{entry.value} is no xferbench.design.Plugin with the id {entry.name!r}"))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - raised again where the plugin is asked, it becomes its finding
-        return _broken(entry, error)
-    return plugin
+        loaded = entry.load()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin's functions raise it again, it becomes a finding
+        return dict.fromkeys(kinds, _broken(entry, error))
+    if not isinstance(loaded, ModuleType):
+        return {"experiment": _checked(entry, "experiment", loaded)}
+    values = {kind: getattr(loaded, EXPORTS[kind], None) for kind in kinds}
+    if not any(values.values()):
+        return dict.fromkeys(kinds, _broken(entry, TypeError(f"{entry.value} exports neither `plugin` nor `audit`")))
+    return {kind: _checked(entry, kind, value) for kind, value in values.items() if value is not None}
+
+
+def _checked(entry: EntryPoint, kind: str, value: object) -> Plugin:
+    ids = {entry.name, f"{AUDIT}{entry.name}"} if kind == "audit" else {entry.name}
+    if isinstance(value, Plugin) and value.id in ids:
+        return value
+    return _broken(entry, TypeError(f"{entry.value} is no xferbench.design.Plugin with the id {entry.name!r}"))
 
 
 def _broken(entry: EntryPoint, error: BaseException) -> Plugin:
-    told = f"the plugin cannot be imported: {type(error).__name__}: {error}"
+    said = f"the plugin cannot be imported: {type(error).__name__}: {error}"
 
     def crash(_: Pipeline, __: Facts) -> str:
-        raise ImportError(told) from error
+        raise ImportError(said) from error
 
     return Plugin(
         id=entry.name,
         version=0,
-        question=told,
+        question=said,
         page="",
         applies=crash,
         cure=lambda pipeline, _: pipeline,

@@ -10,7 +10,7 @@ import numpy as np
 from xferbench import judge, metrics, stats
 from xferbench.looks import by_question, of
 from xferbench.reason import Asked, change, reason, remedy
-from xferbench.record import Cell, Finding
+from xferbench.record import Cell, Finding, contrast_id
 from xferbench.wording import of_pipeline
 
 if TYPE_CHECKING:
@@ -46,13 +46,11 @@ def findings(suite: Suite, step: Step, answers: Mapping[str, Record]) -> tuple[F
 
 
 def _blank(suite: Suite, case: Case, contrast: str, verdict: str, why: str) -> Finding:
-    plugin, _, check = case.plugin.id.partition("/")  # a check that no plugin has is called audit/…
-    name = check if contrast == "harm" else f"{check}-{contrast}"
     return Finding(
-        id=f"{plugin}/{name if check else contrast}",
-        plugin=plugin,
-        contrast=name if check else contrast,
-        check=case.plugin.id if check else "",
+        id=contrast_id(case.plugin.id, contrast),
+        plugin=case.plugin.id,
+        contrast=contrast,
+        kind="audit" if suite.after else "experiment",
         verdict=verdict,
         metric=suite.metric,
         unit=metrics.named(suite.metric).unit,

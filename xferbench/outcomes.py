@@ -74,10 +74,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """What a run says of one contrast of a plugin or check: its findings, one a variant, the worst verdict among them."""
+    """What a run says of one contrast of a plugin: its findings, one a variant, the worst verdict among them."""
 
     id: str
-    section: str
+    plugin: str
     contrast: str
     findings: tuple[Finding, ...]
 
@@ -154,7 +154,7 @@ def dropped(known: About) -> Outcome:
     figures = {name: getattr(worst, name) for name in ("metric", "unit", "margin")}
     return Outcome(
         id=known.id,
-        plugin=known.section,
+        plugin=known.plugin,
         decision=CANNOT_TELL,
         reason=why,
         accepted=known.verdict,
@@ -224,7 +224,7 @@ def _measured(one: About) -> float | None:
 def _told(one: About, known: About | None, decision: str, why: str, figures: Mapping[str, Any]) -> Outcome:
     accepted = known.verdict if known else ""
     return Outcome(
-        id=one.id, plugin=one.section, decision=decision, reason=why, verdict=one.verdict, accepted=accepted, **figures
+        id=one.id, plugin=one.plugin, decision=decision, reason=why, verdict=one.verdict, accepted=accepted, **figures
     )
 
 

@@ -46,9 +46,9 @@ class Pair:
     by_rank: bool
 
 
-def told(run: Run, section: str) -> dict[tuple[str, str, int], Record]:
-    """A plugin's or check's records by arm (``induced:VARIANT``), view and seed."""
-    own = (one for one in run.cells if one.plugin == section)
+def told(run: Run, plugin: str) -> dict[tuple[str, str, int], Record]:
+    """A plugin's records by arm (``induced:VARIANT``), view and seed."""
+    own = (one for one in run.cells if one.plugin == plugin)
     return {(f"{one.arm}:{one.variant}" if one.variant else one.arm, one.view, one.seed): one.record for one in own}
 
 

@@ -115,7 +115,7 @@ def _better(asked: Asked, verdict: str) -> str:
     if verdict == "FAIL" or any(arm == "cured" for arm, _ in asked.contrast.weights):
         return ""
     subject = asked.case.arms["subject"].pipeline
-    if subject is None or subject.finished:  # what its cures are is judged by their own checks
+    if subject is None or subject.finished:  # its cures are judged by audits of their own
         return ""
     cured, own = (judge.accuracy(asked.told, arm, asked.judgement.seeds) for arm in ("cured", "subject"))
     if cured is None or own is None or cured - own <= asked.suite.margin:

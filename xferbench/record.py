@@ -6,8 +6,8 @@ History of the schema of ``results.json``:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ SCHEMA = 1
 FEW_CLASSES = 20  # up to here all probabilities are kept
 VERDICTS = ("FAIL", "PASS", "INCONCLUSIVE", "ERROR", "SKIPPED", "INFO")
 CONTROLS = ("detected", "harmless", "missed", "none")
+AUDIT = "audit/"  # begins the id of an audit that shares its name with no experiment
 ARMS = ("subject", "cured", "induced", "scratch")
 
 
@@ -93,13 +94,14 @@ class Finding:
     """One verdict with all that a reader needs; the fields of an entry of ``findings`` in ``results.json``.
 
     Attributes:
-        id: ``plugin/contrast/variant``; the variant is left out where there is none.
+        id: the contrast's (:func:`contrast_id`), then ``/variant`` where there is one.
+        plugin, contrast: as :class:`~xferbench.design.Plugin` and its contrast call themselves.
         harm, low, high: of the contrast, with unadjusted one-sided bounds. p_fail, p_pass: adjusted for looks and plugins.
         control_harm, control_low, control_high: the same contrast with the induced arm in the subject's place.
         exposed: False where the subject is its own cure. accuracy: mean target accuracy by arm.
         measures: means over seeds of the plugin's own measures, by "arm/measure".
         remedy: None or ``text``, ``patch`` (lines of the suite file) and ``verified``.
-        check: of a check that no plugin has its id, ``audit/class-order`` say; its ``plugin`` is ``audit``.
+        kind: ``experiment``, or ``audit`` of a finished network.
     """
 
     id: str
@@ -127,18 +129,41 @@ class Finding:
     measures: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     remedy: Mapping[str, Any] | None = None
-    check: str = ""
+    kind: str = "experiment"
 
 
-def section(finding: Finding) -> str:
-    """Name whose arms and records a finding is about: the plugin, or of an audit's own checks the check."""
-    return finding.check or finding.plugin
+def contrast_id(plugin: str, contrast: str) -> str:
+    """Id of a contrast in result files, ``plugin/contrast``; the id of a finding adds its variant.
+
+    An audit that shares its name with no experiment has the id ``audit/NAME``, and its contrasts have the ids ``audit/NAME``
+    (harm) and ``audit/NAME-CONTRAST``.
+    """
+    if not plugin.startswith(AUDIT):
+        return f"{plugin}/{contrast}"
+    return plugin if contrast == "harm" else f"{plugin}-{contrast}"
 
 
-def contrast(finding: Finding) -> str:
-    """Name the contrast as the plugin or check has it."""
-    own = finding.check.partition("/")[2]
-    return finding.contrast.removeprefix(own).removeprefix("-") or "harm" if own else finding.contrast
+def finding_to_json(finding: Finding) -> dict[str, Any]:
+    """An entry of ``findings``; its ``plugin`` and ``contrast`` are the two parts of the contrast's id."""
+    plugin, _, contrast = contrast_id(finding.plugin, finding.contrast).partition("/")
+    return asdict(finding) | {"plugin": plugin, "contrast": contrast}
+
+
+def finding_from_json(entry: Mapping[str, Any], plugins: Iterable[str]) -> Finding:
+    """A finding of an entry of ``findings``.
+
+    Args:
+        entry: the entry. plugins: ids of the plugins of the run, which tell where the name of an audit ends.
+
+    Raises:
+        TypeError: for an entry with other fields.
+    """
+    finding = Finding(**entry)
+    if finding.plugin != AUDIT.removesuffix("/"):
+        return finding
+    written = f"{AUDIT}{finding.contrast}"
+    owner = max((plugin for plugin in plugins if f"{written}-".startswith(f"{plugin}-")), key=len, default=written)
+    return replace(finding, plugin=owner, contrast=written[len(owner) + 1 :] or "harm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +276,7 @@ def to_json(run: Run) -> dict[str, Any]:
             "xferbench": __version__,
             "suite": run.suite,
             "environment": run.environment,
-            "findings": [asdict(finding) for finding in run.findings],
+            "findings": [finding_to_json(finding) for finding in run.findings],
             "cost": run.cost,
             "arms": run.arms,
             "notes": run.notes,

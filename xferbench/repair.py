@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from xferbench import __version__
 from xferbench.engines import local
 from xferbench.problem import Problem
+from xferbench.record import contrast_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from xferbench.record import Finding
 
 CHECK = "batchnorm-drift"
-OF_FORM = ("preprocessing-mismatch", "train-serve-skew")  # checks of the form that images come in
+OF_FORM = ("preprocessing-mismatch", "train-serve-skew")  # audits of the form that images come in
 NOTHING = "no repair was written: "
 ENDING = ".safetensors"
 
@@ -54,7 +55,7 @@ def carried_out(executed: Executed, findings: Sequence[Finding], out: Path, cach
     """
     of_check = [one for one in findings if one.plugin == CHECK and one.contrast == "harm"]
     failing = {(one.plugin, one.contrast) for one in findings if one.verdict == "FAIL"} - {(CHECK, "harm")}
-    others = sorted(plugin if contrast == "harm" else f"{plugin}/{contrast}" for plugin, contrast in failing)
+    others = sorted(plugin if contrast == "harm" else contrast_id(plugin, contrast) for plugin, contrast in failing)
     words = f"; for {', '.join(others)} there are patches in words, in the report" if others else ""
     failed = next((one for one in of_check if one.verdict == "FAIL" and (one.remedy or {}).get("verified")), None)
     trial = _cured(executed)
@@ -92,7 +93,7 @@ def edits(trial: Trial) -> list[str]:
 
 
 def _why(of_check: Sequence[Finding]) -> str:
-    """Why there is nothing to write, from the findings of the check."""
+    """Why there is nothing to write, from the findings of the audit."""
     if not of_check:
         return f"{CHECK} was not asked"
     worst = next((one for one in of_check if one.verdict in {"FAIL", "ERROR"}), of_check[0])

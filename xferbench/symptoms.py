@@ -57,8 +57,7 @@ def told(findings: Sequence[Finding], found: Mended | None) -> tuple[Finding, ..
 
 
 def _told(finding: Finding, found: Mended) -> Finding:
-    name = f"{finding.check or finding.plugin}/{'harm' if finding.check else finding.contrast}"
-    left = found.step.judgements.get(name)
+    left = found.step.judgements.get(f"{finding.plugin}/{finding.contrast}")
     if finding.verdict != "FAIL" or left is None or left.harm.error:
         return finding
     word = {"FAIL": "stays", "PASS": "is gone"}.get(left.verdict, "is not shown any more")

@@ -18,7 +18,7 @@ import numpy as np
 from xferbench.design import Data, Domain, Facts, Fit, Model, Place, Trial, View, Weights
 from xferbench.environment import processor, torch_version
 from xferbench.lab import VERSION, answer, inputs, probe
-from xferbench.plugins.preprocessing_mismatch import mistakes, twice
+from xferbench.plugins.preprocessing_variants import mistakes, twice
 
 RIGHT = replace(probe.CIFAR, resize=None, crop=None)
 PUBLISHED = {

@@ -33,8 +33,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench import asking, pictures, reading
-from xferbench.design import HARM, Facts, Pipeline, Plugin
+from xferbench import asking, pictures
+from xferbench.design import HARM, Choice, Facts, Pipeline, Plugin
+from xferbench.plugins import records
 from xferbench.strategies import each
 
 if TYPE_CHECKING:
@@ -59,12 +60,12 @@ def drift(seen: Seen) -> dict[str, float]:
     from xferbench.lab import batchnorm
 
     found = batchnorm.drift(seen.before, seen.after)
-    return {"drift": reading.mean([*found.values()])} | {f"drift/{name}": value for name, value in found.items()}
+    return {"drift": records.mean([*found.values()])} | {f"drift/{name}": value for name, value in found.items()}
 
 
 def picture(axes: Any, run: Run) -> None:
     """Drift by layer for each arm: the mean, and a thin line a seed."""
-    told = reading.by_arm(reading.of(run, plugin.id), lambda one: reading.numbered(one, "drift/"), "drift")
+    told = records.by_arm(records.of(run, plugin.id), lambda one: records.numbered(one, "drift/"), "drift")
     pictures.lines(axes, told)
     axes.set(xlabel="BatchNorm layer, from the input up", ylabel="drift of running statistics", ylim=(0, None))
     axes.legend()
@@ -86,5 +87,81 @@ plugin = Plugin(
     ),
     measures={"drift": "xferbench.plugins.batchnorm_drift:drift@1"},
     remedy="keep the BatchNorm layers of the pretrained backbone in eval mode while it is adapted",
+    picture=picture,
+)
+
+
+AUDIT_PAGE = """BatchNorm statistics of a finished network that are not those it needs.
+
+Symptom
+    Near-perfect in training mode, far worse in evaluation mode, with the same weights.
+
+Cause
+    The running statistics drifted while a "frozen" backbone was adapted, lag behind the weights (a low momentum), or are those
+    of a few last batches of one class.
+
+Remedy
+    Put the statistics of before back, or recalibrate them on training images; ``--repair`` writes those that were shown to
+    help. Then keep BatchNorm in evaluation mode, or train with enough images a batch.
+
+How it is judged
+    Restored and recalibrated statistics are screened on one half of the test images; harm is metric(the better one, or the
+    network as it is) − metric(as it is) on the other half.
+
+How it is induced
+    ``initial``: the statistics of a fresh network. ``one-class``: recalibrated on training images of the most frequent class.
+
+Measured beside it
+    ``discrepancy``: accuracy with the statistics of test batches minus that with the running ones. ``drift`` by layer, where
+    the weights of before are given: the mean of (μ − μ₀)² / σ₀² plus the mean of |log σ² / σ₀²|.
+
+References
+    Wu & Johnson 2021, Rethinking "Batch" in BatchNorm (arXiv:2105.07576): precise statistics; Li et al. 2016, AdaBN
+    (arXiv:1603.04779); Lightning issue 15062 and keras issue 9965: statistics of frozen layers that move.
+"""
+RECALIBRATED = "batchnorm:recalibrated@2"
+
+
+def audit_applies(pipeline: Pipeline, facts: Facts) -> str:
+    if not facts.has_batchnorm:
+        return "the network has no BatchNorm layer"
+    before = pipeline.finished and pipeline.finished.before
+    return "" if before or facts.train else "neither the weights of before nor training images are given"
+
+
+def _edited(pipeline: Pipeline, edit: str) -> Pipeline:
+    return replace(pipeline, edits=(*pipeline.edits, edit))
+
+
+def audit_cure(pipeline: Pipeline, facts: Facts) -> Choice:
+    edits = [RECALIBRATED] * bool(facts.train)
+    edits += ["batchnorm:restored"] * bool(pipeline.finished and pipeline.finished.before)
+    return Choice(candidates=tuple(_edited(pipeline, edit) for edit in edits))
+
+
+def audit_induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
+    arms = {"initial": _edited(pipeline, "batchnorm:initial")}
+    return arms | ({"one-class": _edited(pipeline, "batchnorm:one-class@1")} if facts.train else {})
+
+
+audit = Plugin(
+    id="batchnorm-drift",
+    version=1,
+    question="Are the BatchNorm statistics those that the network needs?",
+    page=AUDIT_PAGE,
+    applies=audit_applies,
+    cure=audit_cure,
+    induce=audit_induce,
+    contrasts=(
+        HARM,
+        asking.measured(
+            "discrepancy",
+            ("subject", "train-mode"),
+            ("subject", "test"),
+            "what the statistics of test batches would gain over the running ones",
+        ),
+    ),
+    measures={"drift": "xferbench.plugins.batchnorm_drift:drift@1"},
+    remedy="use the BatchNorm statistics that were confirmed here, and keep BatchNorm of a frozen backbone in evaluation mode",
     picture=picture,
 )

@@ -33,9 +33,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench import asking, pictures, reading
-from xferbench.design import Facts, Pipeline, Plugin
+from xferbench import asking, pictures
+from xferbench.design import Contrast, Facts, Pipeline, Plugin
 from xferbench.plan import TEMPERED
+from xferbench.plugins import records
 from xferbench.reliability import diagram, square
 from xferbench.strategies import overtrained
 
@@ -56,17 +57,17 @@ def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
     return {"overtrained": replace(pipeline, recipe=overtrained(pipeline.recipe), edits=own)}
 
 
-def errors(answers: reading.Answers, seeds: reading.Seeds) -> dict[str, float]:
+def errors(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
     """The root of the mean square over seeds for each arm but scratch, where there are images enough."""
-    told = reading.by_arm(answers, lambda one: one.predictions, but={"scratch"}, seeds=seeds)
+    told = records.by_arm(answers, lambda one: one.predictions, but={"scratch"}, seeds=seeds)
     squares = {arm: [square(one) for one in own if len(one.label) >= LEAST] for arm, own in told.items()}
-    return {f"{arm}/ece": max(0.0, reading.mean(values)) ** 0.5 for arm, values in squares.items() if values}
+    return {f"{arm}/ece": max(0.0, records.mean(values)) ** 0.5 for arm, values in squares.items() if values}
 
 
 def picture(axes: Any, run: Run) -> None:
     """The reliability diagram for each arm: the mean, and a thin line a seed."""
     axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=pictures.MUTED, label="as sure as right")
-    told = reading.by_arm(reading.of(run, plugin.id), lambda one: one.predictions, but={"scratch"})
+    told = records.by_arm(records.of(run, plugin.id), lambda one: one.predictions, but={"scratch"})
     pictures.lines(axes, {arm: [diagram(one) for one in own] for arm, own in told.items()})
     axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend()
@@ -87,4 +88,59 @@ plugin = Plugin(
     derived=errors,
     remedy="divide the logits by a temperature fitted on validation images",
     picture=picture,
+)
+
+
+AUDIT_PAGE = """Probabilities that say more, or less, than the network knows.
+
+Symptom
+    Answers given with 99 % are right far less often.
+
+Cause
+    Trained to the last digit of the training loss, often after a long fine-tuning at a high rate.
+
+Remedy
+    Divide the logits by a temperature that was fitted on images apart from training.
+
+How it is judged
+    The temperature is fitted on one half of the test images. Harm is NLL(as it is) − NLL(with that temperature), in nats, on
+    the other half; the margin is 0.05 nats, unless the suite's own metric is the NLL.
+
+How it is induced
+    ``overconfident``: logits times four.
+
+Measured beside it
+    The same in the Brier score. ``ece``, as the plugin ``calibration`` measures it, where 2000 images or more are judged.
+
+References
+    Guo et al. 2017, On calibration of modern neural networks (arXiv:1706.04599).
+"""
+AUDIT_TERMS = ("cured", "test"), ("subject", "test")
+
+
+def audit_induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
+    return {"overconfident": replace(pipeline, edits=(*pipeline.edits, "temperature:0.25"))}
+
+
+audit = Plugin(
+    id="audit/calibration",  # older than the experiment, so that its findings have an id of their own
+    version=1,
+    question="Do the probabilities mean what they say?",
+    page=AUDIT_PAGE,
+    applies=asking.always,
+    cure=cure,
+    induce=audit_induce,
+    contrasts=(
+        asking.judged("harm", *AUDIT_TERMS, "what a temperature would gain", metric="nll", margin=NATS),
+        Contrast(
+            name="brier",
+            kind="info",
+            weights=dict(zip(AUDIT_TERMS, (1.0, -1.0), strict=True)),
+            metric="brier",
+            margin=NATS,
+            meaning="the same, Brier score",
+        ),
+    ),
+    derived=errors,
+    remedy="divide the logits by a temperature fitted on images apart from training",
 )

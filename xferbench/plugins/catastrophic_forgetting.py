@@ -36,9 +36,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench import asking, pictures, reading
+from xferbench import asking, pictures
 from xferbench.asking import judged, measured
 from xferbench.design import Choice, Facts, Pipeline, Plugin, Recipe
+from xferbench.plugins import records
+from xferbench.plugins.linear_probe import induce as permute_backbone
 from xferbench.strategies import HEAD_LR, beside, deep, discriminative, gradual_unfreezing, linear_probe, moving
 
 if TYPE_CHECKING:
@@ -86,9 +88,9 @@ def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
 
 def picture(axes: Any, run: Run) -> None:
     """Target accuracy against source accuracy, a point for each arm, and a faint one a seed."""
-    told = reading.of(run, plugin.id)
-    pictures.points(axes, reading.accuracies(told, "test", "source"))  # scratch has no source skill to keep
-    before = reading.mean([one for own in reading.by_arm(told, reading.accuracy, "source-before").values() for one in own])
+    told = records.of(run, plugin.id)
+    pictures.points(axes, records.accuracies(told, "test", "source"))  # scratch has no source skill to keep
+    before = records.mean([one for own in records.by_arm(told, records.accuracy, "source-before").values() for one in own])
     axes.axhline(before, linestyle="--", linewidth=1, color=pictures.MUTED, label="source before")
     axes.set(xlabel="target accuracy", ylabel="source accuracy, old head", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend()
@@ -115,4 +117,56 @@ plugin = Plugin(
     ),
     remedy="adapt with the recipe that kept most of the source among those that keep the target's accuracy",
     picture=picture,
+)
+
+
+AUDIT_PAGE = """The source skill that a finished network has lost.
+
+Symptom
+    The network is good at the new task, and nobody looked at the old one.
+
+Cause
+    A high rate, all layers, many steps, nothing that holds on to the source; or BatchNorm statistics of the target alone.
+
+Remedy
+    Freeze more, take a lower rate, or add what holds on to the source (L2-SP, EWC, replay, LwF): `xferbench run` tries them.
+
+How it is judged
+    Harm is accuracy on the source's test set, with the pretrained head, before − after. The cure is the better one of the old
+    BatchNorm statistics and the weights between before and after, and only feeds the remedy.
+
+How it is induced
+    ``permuted``: the values of each tensor below the head shuffled.
+
+Measured beside it
+    ``probe-forgetting``: the same with a head fitted anew on the source. ``restored``: what the old BatchNorm statistics give
+    back.
+
+References
+    Kirkpatrick et al. 2017 (arXiv:1612.00796); Davari et al. 2022 (arXiv:2203.13381): probe forgetting is far milder.
+"""
+
+
+def audit_applies(pipeline: Pipeline, facts: Facts) -> str:
+    if not (pipeline.finished and pipeline.finished.before):
+        return "the weights of before are not given"
+    return "" if facts.source else facts.no_source or "the suite has no [source] whose classes are known"
+
+
+def audit_cure(pipeline: Pipeline, facts: Facts) -> Choice:
+    edits = ["batchnorm:restored"] * facts.has_batchnorm + ["interpolated:0.75", "interpolated:0.5"]
+    arms = (replace(pipeline, edits=(*pipeline.edits, edit)) for edit in edits)
+    return Choice(candidates=tuple(arms), by="source-held-out", keeping="validation")
+
+
+audit = Plugin(
+    id="catastrophic-forgetting",
+    version=1,
+    question="How much of the source skill has the finished network lost?",
+    page=AUDIT_PAGE,
+    applies=audit_applies,
+    cure=audit_cure,
+    induce=permute_backbone,
+    contrasts=plugin.contrasts,
+    remedy="freeze more of the backbone or hold on to the source: `xferbench run` with this [source] says which way keeps most",
 )

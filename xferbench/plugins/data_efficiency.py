@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xferbench import asking, pictures, reading, scaling
+from xferbench import asking, pictures, scaling
 from xferbench.design import Arm, Facts, Pipeline, Plugin
+from xferbench.plugins import records
 from xferbench.strategies import scratch
 
 if TYPE_CHECKING:
@@ -65,9 +66,9 @@ def beside(pipeline: Pipeline, facts: Facts) -> Mapping[str, Arm]:
     return {f"transfer-{size}": one for size, one in found.items()} | tuned
 
 
-def curves(answers: reading.Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def curves(answers: records.Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sizes [K], and errors [S, K] of subject and scratch at each seed that has both at every size."""
-    told = {(arm, seed): 1 - reading.accuracy(one) for (arm, _, seed), one in answers.items() if arm.startswith("beside:")}
+    told = {(arm, seed): 1 - records.accuracy(one) for (arm, _, seed), one in answers.items() if arm.startswith("beside:")}
     n, seeds = sorted({int(arm.rpartition("-")[2]) for arm, _ in told}), sorted({seed for _, seed in told})
     errors = np.full((2, len(seeds), len(n)), np.nan)  # by seed, for each arm may have crashed at another one
     for (arm, seed), error in told.items():
@@ -76,7 +77,7 @@ def curves(answers: reading.Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return np.array(n), own, baseline
 
 
-def by_size(answers: reading.Answers, _: reading.Seeds) -> dict[str, float]:
+def by_size(answers: records.Answers, _: records.Seeds) -> dict[str, float]:
     """Mean errors of both by size, and M with its bounds, as far as they were reached."""
     n, own, baseline = curves(answers)
     if not len(own):
@@ -86,7 +87,7 @@ def by_size(answers: reading.Answers, _: reading.Seeds) -> dict[str, float]:
     return {f"{name} at n = {size}": float(one) for name, row in (*rows, *errors) for size, one in zip(n, row, strict=True)}
 
 
-def told(_: str, answers: reading.Answers, _subject: Pipeline, _cured: Pipeline) -> str:
+def told(_: str, answers: records.Answers, _subject: Pipeline, _cured: Pipeline) -> str:
     """M at each size, with its interval."""
     n, own, baseline = curves(answers)
     if not len(own):
@@ -103,7 +104,7 @@ def told(_: str, answers: reading.Answers, _subject: Pipeline, _cured: Pipeline)
 
 def picture(axes: Any, run: Run) -> None:
     """Test error against n, a thin line a seed, with scratch's fitted curve, and M(n) below the subject's points."""
-    n, own, baseline = curves(reading.of(run, plugin.id))
+    n, own, baseline = curves(records.of(run, plugin.id))
     if not len(own):
         axes.set(xlabel="no seed has both curves whole")
         return

@@ -34,11 +34,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench import asking, reading
+from xferbench import asking
 from xferbench.design import Facts, Pipeline, Plugin, Preprocessing
 
 if TYPE_CHECKING:
     from xferbench.lab.viewed import Seen
+    from xferbench.plugins import records
 
 SHARE, SURE = 0.1, 0.9  # of the test images that are planted; of those found, below which a reader is told
 
@@ -83,7 +84,7 @@ def groups(seen: Seen) -> dict[str, float]:
     return {"groups": float(len(search.group_overlap(train, test))), "known": float(len(test) > 0)}
 
 
-def told(contrast: str, answers: reading.Answers, _subject: Pipeline, _cured: Pipeline) -> str:
+def told(contrast: str, answers: records.Answers, _subject: Pipeline, _cured: Pipeline) -> str:
     """How many copies of which kind lie where, or how many groups are on both sides."""
     found = next((one.scalars for (arm, view, _), one in answers.items() if (arm, view) == ("subject", contrast)), {})
     if contrast == "groups":
@@ -119,3 +120,5 @@ plugin = Plugin(
     told=told,
     remedy="split by group, take the copies out of training, and report the score without them",
 )
+
+audit = plugin  # a finished network is asked the same

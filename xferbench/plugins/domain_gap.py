@@ -39,8 +39,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from xferbench import asking, pictures, reading
+from xferbench import asking, pictures
 from xferbench.design import Pipeline, Plugin
+from xferbench.plugins import records
 
 if TYPE_CHECKING:
     from xferbench.lab.viewed import Seen
@@ -57,22 +58,22 @@ def logme(seen: Seen) -> dict[str, float]:
     return gap.told(seen, WITHIN)
 
 
-def means(answers: reading.Answers, _: reading.Seeds) -> dict[str, float]:
+def means(answers: records.Answers, _: records.Seeds) -> dict[str, float]:
     """Mean of each score over the seeds, whose training images differ."""
-    found = reading.scalars(one.scalars for (_, view, _), one in answers.items() if view == "logme")
+    found = records.scalars(one.scalars for (_, view, _), one in answers.items() if view == "logme")
     return {name: value for name, value in found.items() if name not in {"logme", "diverged"}}
 
 
-def told(_contrast: str, answers: reading.Answers, _subject: Pipeline, _cured: Pipeline) -> str:
+def told(_contrast: str, answers: records.Answers, _subject: Pipeline, _cured: Pipeline) -> str:
     """The scores in one line."""
     logmes = [one.scalars["logme"] for (_, view, _), one in answers.items() if view == "logme"]
-    first = {"logme": reading.mean(logmes)} if logmes else {}
+    first = {"logme": records.mean(logmes)} if logmes else {}
     return ", ".join(f"{name} {value:.3g}" for name, value in (first | means(answers, ())).items() if WITHIN not in name)
 
 
 def picture(axes: Any, run: Run) -> None:
     """Distance of the target from the source (a ring a seed), and of the source from itself (a cross), each by the greatest."""
-    seeds = reading.by_arm(reading.of(run, plugin.id), lambda one: one.scalars, "logme").get("subject", [])
+    seeds = records.by_arm(records.of(run, plugin.id), lambda one: one.scalars, "logme").get("subject", [])
     names = [name for name in DISTANCES if any(name in one for one in seeds)]
     for place, name in enumerate(names):
         found = {own: [one[own] for one in seeds if own in one] for own in (name, name + WITHIN)}

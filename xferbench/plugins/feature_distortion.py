@@ -35,10 +35,12 @@ from typing import TYPE_CHECKING
 
 from xferbench.asking import judged, measured, several
 from xferbench.design import Facts, Pipeline, Plugin
+from xferbench.plugins import linear_probe
 from xferbench.strategies import begins_with_probe, beside, lp_ft, rephased, whole
 
 if TYPE_CHECKING:
     from xferbench.lab.viewed import Seen
+    from xferbench.plugins.records import Answers, Seeds
 
 HIGH = 3e-3
 LOW = {"adamw": 3e-4, "sgd": 3e-3}  # rates at which LP-FT was seen to keep what holds beyond the target; SGD's are ten times
@@ -87,4 +89,63 @@ plugin = Plugin(
     ),
     measures={"distortion": "xferbench.plugins.feature_distortion:distortion@2"},
     remedy="train the head alone first, then everything at a low rate, BatchNorm in eval mode",
+)
+
+
+AUDIT_PAGE = """What fine-tuning has cost under a shift.
+
+Symptom
+    Test accuracy is fine; in the field, under another light or another device, it is not.
+
+Cause
+    Fine-tuning moved features that were good beyond the training images to where they are good for those alone.
+
+Remedy
+    Probe first, then fine-tune at a low rate (LP-FT); or take weights between before and after.
+
+How it is judged
+    Harm is metric on the shifted set of (a linear probe of the network before − the finished network), both served as it was
+    trained.
+
+How it is induced
+    ``permuted``: the values of each tensor below the head shuffled.
+
+References
+    Kumar et al. 2022, Fine-tuning can distort pretrained features and underperform out of distribution (arXiv:2202.10054).
+"""
+
+
+def audit_applies(pipeline: Pipeline, facts: Facts) -> str:
+    return linear_probe.applies(pipeline, facts) or ("" if facts.shifted else "the suite has no [shifted] set")
+
+
+def accuracies(answers: Answers, seeds: Seeds) -> dict[str, float]:
+    """Accuracy on the test set and on the shifted one, of both networks."""
+    found = {}
+    for (arm, view, seed), record in answers.items():
+        predictions = record.predictions
+        if arm in {"subject", "cured"} and view in {"test", "shifted-as-trained"} and seed in seeds and predictions is not None:
+            accuracy = float((predictions.predicted == predictions.label).mean())
+            found[f"{arm}/accuracy {view.partition('-')[0]}"] = accuracy
+    return found
+
+
+audit = Plugin(
+    id="feature-distortion",
+    version=1,
+    question="Has fine-tuning cost accuracy under the shift?",
+    page=AUDIT_PAGE,
+    applies=audit_applies,
+    cure=linear_probe.cure,
+    induce=linear_probe.induce,
+    contrasts=(
+        judged(
+            "harm",
+            ("cured", "shifted-as-trained"),
+            ("subject", "shifted-as-trained"),
+            "shifted accuracy of a linear probe of before − of the finished network",
+        ),
+    ),
+    derived=accuracies,
+    remedy="train a head first and fine-tune at a low rate (LP-FT), or take weights between before and after",
 )

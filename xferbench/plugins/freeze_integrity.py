@@ -35,8 +35,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench import asking, movement, pictures, reading
+from xferbench import asking, pictures
 from xferbench.design import Facts, Phase, Pipeline, Plugin
+from xferbench.plugins import freeze_report, records
 
 if TYPE_CHECKING:
     from xferbench.lab.viewed import Seen
@@ -91,21 +92,21 @@ def integrity(seen: Seen) -> dict[str, float]:
     return {"integrity": found.pop("violations")} | found
 
 
-def told(_contrast: str, answers: reading.Answers, subject: Pipeline, _: Pipeline) -> str:
+def told(_contrast: str, answers: records.Answers, subject: Pipeline, _: Pipeline) -> str:
     """Which tensors, the likeliest cause, and what else came to notice; of the worst seed."""
-    records = [one.scalars for (arm, view, _), one in answers.items() if (arm, view) == ("subject", "integrity")]
-    found = max(records, key=lambda scalars: scalars.get("integrity", 0.0), default={})
+    measured = [one.scalars for (arm, view, _), one in answers.items() if (arm, view) == ("subject", "integrity")]
+    found = max(measured, key=lambda scalars: scalars.get("integrity", 0.0), default={})
     if not found.get("integrity") and not subject.finished and subject.training is None:
         return "the lab's own loop trains what the recipe says"
-    return movement.told(found)
+    return freeze_report.told(found)
 
 
 def picture(axes: Any, run: Run) -> None:
     """The subject's relative change by layer, in the colour of what was believed of it; what did not move lies at the foot."""
-    told = reading.by_arm(reading.of(run, plugin.id), lambda one: one.scalars, "integrity")
-    far = movement.by_layer(reading.scalars(told.get("subject", [])))
+    told = records.by_arm(records.of(run, plugin.id), lambda one: one.scalars, "integrity")
+    far = freeze_report.by_layer(records.scalars(told.get("subject", [])))
     foot = min((value for one in far.values() for value in one.values() if value), default=1.0) / 10
-    for side, word in movement.SIDES.items():
+    for side, word in freeze_report.SIDES.items():
         places = {at: max(one[side], foot) for at, one in enumerate(far.values()) if side in one}
         if places:
             axes.plot(list(places), list(places.values()), linestyle="", marker="o", label=word)
@@ -131,3 +132,5 @@ plugin = Plugin(
     remedy="freeze each parameter itself, then build the optimizer; keep frozen BatchNorm in eval mode; load with strict=True",
     picture=picture,
 )
+
+audit = plugin  # what a finished network's weights show needs no other arms

@@ -34,8 +34,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench import asking, reading
+from xferbench import asking
 from xferbench.design import HARM, Facts, Pipeline, Plugin
+from xferbench.plugins import records
 from xferbench.strategies import begins_with_probe, deep, moving, probed_first, rephased
 
 if TYPE_CHECKING:
@@ -67,10 +68,10 @@ def shock(seen: Seen) -> dict[str, float]:
     return {"shock": shock.ratio(seen)}
 
 
-def dip(answers: reading.Answers, seeds: reading.Seeds) -> dict[str, float]:
+def dip(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
     """Mean over seeds of cured − subject in validation accuracy at the first checkpoint."""
     firsts = [tuple(answers[arm, "test", seed].curve[0][2] for arm in ("cured", "subject")) for seed in seeds]
-    return {"dip": reading.mean([cured - subject for cured, subject in firsts])}
+    return {"dip": records.mean([cured - subject for cured, subject in firsts])}
 
 
 plugin = Plugin(

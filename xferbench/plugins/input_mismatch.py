@@ -35,8 +35,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from xferbench import asking, reading
+from xferbench import asking
 from xferbench.design import Choice, Facts, Pipeline, Plugin, Preprocessing, Ready, Spectrogram
+from xferbench.plugins import records
 
 CHANNELS, HALF = 3, 0.5
 SIZE = ("resize", "crop", "interpolation", "antialias")
@@ -86,5 +87,5 @@ plugin = Plugin(
     induce=induce,
     trust=asking.recorded,
     remedy="give images the channels and the size that go with the weights, and train at the size that is served",
-    picture=reading.drawn("input-mismatch"),
+    picture=records.drawn("input-mismatch"),
 )

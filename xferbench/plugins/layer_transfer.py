@@ -34,8 +34,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench import asking, judge, pictures, reading
+from xferbench import asking, judge, pictures
 from xferbench.design import HARM, Choice, Contrast, Facts, Pipeline, Plugin
+from xferbench.plugins import records
 from xferbench.strategies import HEAD_LR, deep, moving, reach, rephased
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
     return {name: found}
 
 
-def by_cut(answers: reading.Answers, seeds: reading.Seeds) -> dict[str, float]:
+def by_cut(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
     """Mean accuracy of each kind at each cut, over the seeds that have it."""
     arms = dict.fromkeys(arm for arm, _, _ in answers if arm.startswith("beside:"))
     found = {arm.partition(":")[2]: judge.accuracy(answers, arm, seeds) for arm in arms}
@@ -101,12 +102,12 @@ def by_cut(answers: reading.Answers, seeds: reading.Seeds) -> dict[str, float]:
 
 def picture(axes: Any, run: Run) -> None:
     """Accuracy against the cut for each kind, dashed where all is trained: the mean, and a thin line a seed."""
-    told = reading.by_arm(reading.of(run, plugin.id), reading.accuracy)
+    told = records.by_arm(records.of(run, plugin.id), records.accuracy)
     for end, style in (("", "-"), ("-plus", "--")):
         rows = {kind + end: zip(*(told.get(f"beside:{kind}{end}-{cut}", []) for cut in CUTS), strict=False) for kind in STARTS}
         curves = {LABELS[kind]: [list(zip(CUTS, row, strict=True)) for row in own] for kind, own in rows.items()}
         pictures.lines(axes, curves, linestyle=style, marker="o")
-    axes.axhline(reading.mean(told.get("subject", [])), color=pictures.BLUE, linewidth=0.8, label="subject")
+    axes.axhline(records.mean(told.get("subject", [])), color=pictures.BLUE, linewidth=0.8, label="subject")
     axes.set(xticks=CUTS, xticklabels=["a quarter", "half", "three quarters", "all"])
     axes.set(xlabel="layer groups transferred, from the input up", ylabel="test accuracy")
     axes.legend()

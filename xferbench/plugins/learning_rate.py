@@ -32,8 +32,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench import asking, pictures, reading
+from xferbench import asking, pictures
 from xferbench.design import Choice, Facts, Pipeline, Plugin
+from xferbench.plugins import records
 from xferbench.strategies import each
 
 if TYPE_CHECKING:
@@ -58,10 +59,10 @@ def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
     return {"x30": _scaled(pipeline, FAR), "x1-30": _scaled(pipeline, 1 / FAR)}
 
 
-def diverged(answers: reading.Answers, seeds: reading.Seeds) -> dict[str, float]:
+def diverged(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
     """Share of the seeds at which the subject's training, and each induced one, was not finite."""
-    told = reading.by_arm(answers, lambda one: one.scalars.get("diverged", 0.0) > 0, but={"cured", "scratch"}, seeds=seeds)
-    return {f"{arm}/diverged": reading.mean(own) for arm, own in told.items()}
+    told = records.by_arm(answers, lambda one: one.scalars.get("diverged", 0.0) > 0, but={"cured", "scratch"}, seeds=seeds)
+    return {f"{arm}/diverged": records.mean(own) for arm, own in told.items()}
 
 
 def picture(axes: Any, run: Run) -> None:

@@ -32,8 +32,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench import asking, pictures, reading
+from xferbench import asking, pictures
 from xferbench.design import Choice, Facts, Pipeline, Plugin
+from xferbench.plugins import records
+from xferbench.plugins.linear_probe import induce as permute_backbone
 from xferbench.strategies import DEFAULT, HEAD_LR, beside, choice, linear_probe, lp_ft, scratch
 
 if TYPE_CHECKING:
@@ -57,19 +59,19 @@ def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
     return {start: replace(pipeline, recipe=recipe) for start, recipe in made.items()}
 
 
-def steps_to_scratch(answers: reading.Answers, seeds: reading.Seeds) -> dict[str, float]:
+def steps_to_scratch(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
     """Mean first checkpoint at which the subject reaches scratch's last validation accuracy, and how many seeds never do."""
     steps = []
     for seed in seeds:
         goal = answers["scratch", "test", seed].curve[-1][2]
         steps += [step for step, _, score in answers["subject", "test", seed].curve if score >= goal][:1]
     never = {"seeds that never reach scratch's accuracy": float(len(seeds) - len(steps))}
-    return never | ({"steps to scratch's accuracy": reading.mean(steps)} if steps else {})
+    return never | ({"steps to scratch's accuracy": records.mean(steps)} if steps else {})
 
 
 def picture(axes: Any, run: Run) -> None:
     """Validation accuracy by step for subject and scratch: the mean, and a thin line a seed."""
-    told = reading.by_arm(reading.of(run, plugin.id), reading.scores)
+    told = records.by_arm(records.of(run, plugin.id), records.scores)
     pictures.lines(axes, {arm: told.get(arm, []) for arm in ("subject", "scratch")})
     axes.set(xlabel="training step", ylabel="validation accuracy")
     axes.legend()
@@ -87,4 +89,45 @@ plugin = Plugin(
     derived=steps_to_scratch,
     remedy="use the recipe that was best on validation among linear probe, LP-FT and training from scratch",
     picture=picture,
+)
+
+
+AUDIT_PAGE = """A finished network that one trained from scratch would beat.
+
+Symptom
+    None; nobody trains the small network from random weights.
+
+Cause
+    The source is too far from the target, or pretrained features were frozen that the target cannot use.
+
+Remedy
+    Train from scratch, or let more of the backbone learn: `xferbench run` says which reaches what.
+
+How it is judged
+    The same architecture is trained from random weights on the training images, its rate chosen on validation, for as long as
+    ``--scratch BUDGET`` pays for. Harm is metric(scratch) − metric(finished network). A short budget makes a weak baseline: a
+    PASS then says little, and the report says how many steps it was.
+
+How it is induced
+    ``permuted``: the finished network with the values of each tensor below its head shuffled.
+
+References
+    Wang et al. 2019 (arXiv:1811.09751): negative transfer gap; Brigato & Iocchi 2020 (arXiv:2003.12843): tuned baselines.
+"""
+
+
+def audit_applies(_: Pipeline, facts: Facts) -> str:
+    return "" if facts.train else "no training images are given"
+
+
+audit = Plugin(
+    id="negative-transfer",
+    version=1,
+    question="Would the same network, trained from scratch, do better than the finished one?",
+    page=AUDIT_PAGE,
+    applies=audit_applies,
+    cure=asking.unchanged,
+    induce=permute_backbone,
+    contrasts=(asking.judged("harm", ("scratch", "whole"), ("subject", "whole"), "from scratch − finished"),),
+    remedy="train from scratch, or let more of the backbone learn",
 )

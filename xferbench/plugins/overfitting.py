@@ -38,9 +38,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xferbench import pictures, reading
+from xferbench import pictures
 from xferbench.asking import judged, measured, several
 from xferbench.design import Choice, Contrast, Facts, Pipeline, Plugin, Recipe
+from xferbench.plugins import records
 from xferbench.strategies import HEAD_LR, linear_probe, moving, overtrained, partial, reach, rephased
 
 if TYPE_CHECKING:
@@ -84,20 +85,20 @@ def best(one: Record) -> tuple[int, float] | None:
     """The best step of a training, and its accuracy on validation − that on test images."""
     if not one.curve or one.predictions is None:
         return None
-    step, score = max(reading.scores(one), key=lambda row: row[1])
-    return step, score - reading.accuracy(one)
+    step, score = max(records.scores(one), key=lambda row: row[1])
+    return step, score - records.accuracy(one)
 
 
-def chosen(answers: reading.Answers, seeds: reading.Seeds) -> dict[str, float]:
+def chosen(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
     """The subject's best step, and how much better it looks on validation than on test images: means over seeds."""
-    found = reading.by_arm(answers, best, "best-step", seeds=seeds).get("subject")
+    found = records.by_arm(answers, best, "best-step", seeds=seeds).get("subject")
     steps, optimism = np.mean(found, axis=0) if found else (np.nan, np.nan)
     return {"chosen step": float(steps), "optimism": float(optimism)}
 
 
 def picture(axes: Any, run: Run) -> None:
     """Validation accuracy by step for subject and induced, a ring at the mean's best; dashed the training loss."""
-    told = reading.by_arm(reading.of(run, plugin.id), lambda one: one.curve or None, but={"cured", "scratch"})
+    told = records.by_arm(records.of(run, plugin.id), lambda one: one.curve or None, but={"cured", "scratch"})
     pictures.lines(axes, {arm: [[(step, score) for step, _, score in one] for one in own] for arm, own in told.items()})
     beside, colours = axes.twinx(), pictures.colours(told)
     for arm, own in told.items():

@@ -37,8 +37,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench import asking, pictures, reading
+from xferbench import asking, pictures
 from xferbench.design import Contrast, Facts, Pipeline, Plugin, Preprocessing
+from xferbench.plugins import records
 
 if TYPE_CHECKING:
     from xferbench.record import Run
@@ -64,7 +65,7 @@ def _from(pipeline: Pipeline, init: str) -> Pipeline:
 
 def picture(axes: Any, run: Run) -> None:
     """Accuracy without the cue (left) and with it on every test image (right), by arm: the mean, and a thin line a seed."""
-    told = reading.accuracies(reading.of(run, plugin.id), "test", "cued")
+    told = records.accuracies(records.of(run, plugin.id), "test", "cued")
     pictures.lines(axes, {arm: [list(enumerate(row)) for row in rows] for arm, rows in told.items()}, marker="o")
     axes.set_xticks((0, 1), ("without the cue", "with it"))
     axes.set(ylabel="accuracy", xlim=(-0.3, 1.3))

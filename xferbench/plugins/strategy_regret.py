@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from xferbench.lab.viewed import Seen
-    from xferbench.reading import Answers
+    from xferbench.plugins.records import Answers
     from xferbench.record import Run
 
 WEIGHED = ("linear-probe", "partial", "full", "discriminative", "lp-ft", "gradual-unfreezing", "norm-only", "lora")

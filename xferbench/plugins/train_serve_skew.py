@@ -33,15 +33,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench import asking, reading
+from xferbench import asking
 from xferbench.design import HARM, Facts, Pipeline, Plugin
-from xferbench.plugins.preprocessing_mismatch import mistakes
+from xferbench.plugins import records
+from xferbench.plugins.preprocessing_variants import FIELDS, mistakes
 from xferbench.wording import differences
 
 if TYPE_CHECKING:
     from xferbench.lab.viewed import Seen
-
-FIELDS = ("unnormalised", "raw", "bgr", "zoom", "nearest")
 
 
 def induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
@@ -50,13 +49,13 @@ def induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
     return modes | {name: replace(pipeline, serve_preprocessing=wrong[name]) for name in FIELDS if name in wrong}
 
 
-def flips(answers: reading.Answers, seeds: reading.Seeds) -> dict[str, float]:
+def flips(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
     """Share of the test images whose answer is not the one of the model served as it was trained."""
     told = {at: one.predictions.predicted for at, one in answers.items() if one.predictions is not None and at[1] == "test"}
     cured = {seed: told["cured", "test", seed] for seed in seeds if ("cured", "test", seed) in told}
     shares = [(arm, float((said != cured[seed]).mean())) for (arm, _, seed), said in told.items() if seed in cured]
     arms = dict.fromkeys(arm for arm, _ in shares if arm not in {"cured", "scratch"})
-    return {f"{arm}/flips": reading.mean([share for other, share in shares if other == arm]) for arm in arms}
+    return {f"{arm}/flips": records.mean([share for other, share in shares if other == arm]) for arm in arms}
 
 
 def batch_dependence(seen: Seen) -> dict[str, float]:
@@ -66,7 +65,7 @@ def batch_dependence(seen: Seen) -> dict[str, float]:
     return {"batch-dependence": served.dependent(seen, apart=0.01)}
 
 
-def told(_contrast: str, _answers: reading.Answers, subject: Pipeline, _cured: Pipeline) -> str:
+def told(_contrast: str, _answers: records.Answers, subject: Pipeline, _cured: Pipeline) -> str:
     """In which fields serving is not training."""
     served, trained = subject.serve_preprocessing, subject.train_preprocessing
     said = [f"served on {differences(served, trained)}, trained on {differences(trained, served)}"] * (served != trained)
@@ -86,4 +85,57 @@ plugin = Plugin(
     derived=flips,
     told=told,
     remedy="serve with the preprocessing of training, in evaluation mode",
+)
+
+
+AUDIT_PAGE = """A finished network that is served in another way than it was trained.
+
+Symptom
+    Fine in the notebook, worse in production; the same image gets another answer in another batch.
+
+Cause
+    Two code paths: the service decodes, resizes or orders channels by itself, or forgets ``model.eval()``.
+
+Remedy
+    Serve with the very preprocessing of training, in evaluation mode.
+
+How it is judged
+    Harm is metric(served as trained) − metric(served as is said), with the same weights, on all test images, since nothing is
+    chosen. ``batch-dependence`` is an exact
+    invariant beside it: in shuffled batches and in batches ordered by class an image has the same probabilities.
+
+How it is induced
+    ``train-mode`` and ``train-mode-by-class``: the network in training mode, on shuffled batches or on such as are ordered by
+    class. ``unnormalised``: serving leaves mean and standard deviation out.
+
+Measured beside it
+    ``flips``: share of the answers that change between the two ways of serving.
+
+References
+    LearningToCompare_FSL issue 48: train mode at test lifted 90 to 99.6 %; Ioffe & Szegedy 2015 (arXiv:1502.03167).
+"""
+AUDIT_VARIANTS = ("train-mode", "train-mode-by-class", "unnormalised")  # the audit of preprocessing-mismatch has the others
+AUDIT_IMAGES = 64  # that go through the network in two orders
+
+
+def audit_induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
+    return {name: arm for name, arm in induce(pipeline, facts).items() if name in AUDIT_VARIANTS}
+
+
+def batch_dependence_of_few(seen: Seen) -> dict[str, float]:
+    """The same as :func:`batch_dependence`, on fewer images."""
+    few = replace(seen, served=seen.served[:AUDIT_IMAGES], served_labels=seen.served_labels[:AUDIT_IMAGES])
+    return batch_dependence(few)
+
+
+audit = replace(
+    plugin,
+    question="Is the finished network served in the way it was trained?",
+    page=AUDIT_PAGE,
+    induce=audit_induce,
+    contrasts=(
+        replace(HARM, weights={("cured", "whole"): 1.0, ("subject", "whole"): -1.0}),
+        *(contrast for contrast in plugin.contrasts if contrast.kind == "exact"),
+    ),
+    measures={"batch-dependence": "xferbench.plugins.train_serve_skew:batch_dependence_of_few@1"},
 )

@@ -241,7 +241,7 @@ def _unmeasured(run: Run) -> dict[str, str]:
     for group in frames.groups(run):
         by.setdefault(group[0].verdict, {})[frames.check(group[0])] = frames.reason(group)
     missed = [f"{frames.check(one)}: {one.variant}" for one in run.findings if one.control == "missed"]
-    asked = [name for name in run.suite.get("plugins") or () if name not in {*map(frames.section, run.findings), "all"}]
+    asked = [name for name in run.suite.get("plugins") or () if name not in {*(one.plugin for one in run.findings), "all"}]
     questions = {"SKIPPED": "What was not asked?", "ERROR": "What crashed?", "INCONCLUSIVE": "What was left undecided?"}
     told = {
         question: bullets([f"{word(name)}: {word(why)}" for name, why in by[verdict].items()], "\n\n")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from xferbench import judge, metrics, record
+from xferbench import judge, metrics
+from xferbench.record import contrast_id
 from xferbench.report import text
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from xferbench.outcomes import Outcome
     from xferbench.record import Cell, Finding, Run
 
-section, contrast = record.section, record.contrast
 Group: TypeAlias = "tuple[Finding, ...]"
 Bounds: TypeAlias = tuple[float | None, float | None, float | None]  # mean, low, high
 Paired: TypeAlias = tuple[str, dict[int, float], Bounds]  # an arm, harm by seed
@@ -73,12 +73,12 @@ def groups(run: Run) -> tuple[Group, ...]:
             together.setdefault(shared, []).append(finding)
     ranks: dict[str, int] = {}
     for members in together.values():
-        ranks[section(members[0])] = min(_rank(members[0]), ranks.get(section(members[0]), len(WORST_FIRST)))
+        ranks[members[0].plugin] = min(_rank(members[0]), ranks.get(members[0].plugin, len(WORST_FIRST)))
     largest = _largest if run.suite.get("after") else lambda _: (False, 0.0)
     return tuple(
         sorted(
             map(tuple, together.values()),
-            key=lambda group: (ranks[section(group[0])], *largest(group[0]), _place(run, group[0])),
+            key=lambda group: (ranks[group[0].plugin], *largest(group[0]), _place(run, group[0])),
         )
     )
 
@@ -95,29 +95,29 @@ def _rank(finding: Finding) -> int:
 
 
 def _place(run: Run, finding: Finding) -> tuple[int, int]:
-    names = [section(one) for one in run.findings]
-    return names.index(section(finding)), run.findings.index(finding)
+    names = [one.plugin for one in run.findings]
+    return names.index(finding.plugin), run.findings.index(finding)
 
 
 def plugins(run: Run) -> tuple[str, ...]:
-    """Ids of the plugins and checks asked, in the order of the verdicts; those with measurements only come last."""
-    return tuple(dict.fromkeys([*(section(group[0]) for group in groups(run)), *map(section, run.findings)]))
+    """Ids of the plugins asked, in the order of the verdicts; those with measurements only come last."""
+    return tuple(dict.fromkeys([*(group[0].plugin for group in groups(run)), *(one.plugin for one in run.findings)]))
 
 
 def measured(run: Run, plugin: str) -> tuple[Finding, ...]:
     """List a plugin's measurements, which are never verdicts."""
-    return tuple(finding for finding in run.findings if section(finding) == plugin and finding.verdict == "INFO")
+    return tuple(finding for finding in run.findings if finding.plugin == plugin and finding.verdict == "INFO")
 
 
 def check(finding: Finding) -> str:
     """Name what was asked: the plugin, and its contrast where that is not the usual one."""
-    return finding.plugin if finding.contrast == "harm" else f"{finding.plugin}/{finding.contrast}"
+    return finding.plugin if finding.contrast == "harm" else contrast_id(finding.plugin, finding.contrast)
 
 
 def of(run: Run, outcome: Outcome) -> Group:
     """Find the findings of what was compared, its own verdict first; empty for the subject, and for what this run lacks."""
     names = {outcome.id, outcome.id.removesuffix("/harm")}
-    found = [one for one in run.findings if {f"{one.plugin}/{one.contrast}", f"{section(one)}/{contrast(one)}"} & names]
+    found = [one for one in run.findings if {contrast_id(one.plugin, one.contrast), f"{one.plugin}/{one.contrast}"} & names]
     own = [one for one in found if outcome.plugin and one.verdict != "INFO"]
     return tuple(sorted(own, key=lambda one: one.verdict != outcome.verdict))
 
@@ -198,7 +198,7 @@ def outcome(run: Run) -> str:
     """Say the whole run in a sentence or two; a plugin counts with its worst verdict."""
     worst: dict[str, Finding] = {}
     for first, *_ in groups(run):
-        worst[section(first)] = min(worst.get(section(first), first), first, key=_rank)
+        worst[first.plugin] = min(worst.get(first.plugin, first), first, key=_rank)
     by = {verdict: [one for one in worst.values() if one.verdict == verdict] for verdict in WORST_FIRST}
     if by["FAIL"]:
         more = f", and {len(by['FAIL']) - 2} more" if len(by["FAIL"]) > 2 else ""
@@ -215,7 +215,7 @@ def outcome(run: Run) -> str:
 
 
 def _costs(finding: Finding) -> str:
-    name = text.line(section(finding))
+    name = text.line(finding.plugin)
     return name if finding.harm is None else f"{name} costs {harm(finding)} {text.in_words(finding.unit)}"
 
 
@@ -269,14 +269,14 @@ def harms(run: Run, plugin: str, contrast: Contrast, metric: str) -> dict[int, f
 def paired(run: Run, group: Group, contrast: Contrast) -> Iterator[Paired]:
     """Give the judged arm and each control: name, harm by seed, and mean with its bounds."""
     first = group[0]
-    own = harms(run, section(first), contrast, first.metric)
+    own = harms(run, first.plugin, contrast, first.metric)
     judged = dict(list(own.items())[: first.seeds])  # a contrast that closed early was judged on its first seeds only
     yield "subject", judged, (first.harm, first.low, first.high)
     for finding in group:
         if finding.variant:
             control = judge.with_induced(contrast, finding.variant)
             bounds = (finding.control_harm, finding.control_low, finding.control_high)
-            yield f"induced: {text.line(finding.variant)}", harms(run, section(first), control, first.metric), bounds
+            yield f"induced: {text.line(finding.variant)}", harms(run, first.plugin, control, first.metric), bounds
 
 
 def curves(run: Run, plugin: str, most: int = 50) -> dict[str, Curve]:

@@ -64,7 +64,7 @@ def _verdicts(run: Run) -> list[Note]:
     return [
         Note(
             level=LEVEL[group[0].verdict],
-            title=f"{group[0].verdict}: {frames.section(group[0])}",
+            title=f"{group[0].verdict}: {group[0].plugin}",
             message=_message(group),
             wanted=_wanted(group[0].plugin, frames.patch(group)),
         )

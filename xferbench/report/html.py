@@ -37,8 +37,7 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
     anchors = {name: f"plugin-{number}" for number, name in enumerate(shown, start=1)}
     units = sorted({text.in_words(group[0].unit) for group in groups})
     verdicts = [
-        _verdict(group)
-        | {"anchor": anchors.get(frames.section(group[0]), ""), "cause": _cause(plugins.get(frames.section(group[0])))}
+        _verdict(group) | {"anchor": anchors.get(group[0].plugin, ""), "cause": _cause(plugins.get(group[0].plugin))}
         for group in groups
     ]
     content = "" if cache is None else drawn.named(run) or ""
@@ -123,8 +122,8 @@ def _verdict(group: frames.Group) -> dict[str, Any]:
     first = group[0]
     accuracy = {arm: text.percent(first.accuracy.get(arm)) for arm in ("subject", "cured", "scratch")}
     return {
-        "plugin": text.line(frames.section(first)),
-        "contrast": "" if frames.contrast(first) == "harm" else text.line(frames.contrast(first)),
+        "plugin": text.line(first.plugin),
+        "contrast": "" if first.contrast == "harm" else text.line(first.contrast),
         "verdict": first.verdict,
         "harm": text.signed(first.harm, first.unit),
         "bounds": "" if first.harm is None else frames.harm(first).partition(" ")[2],
@@ -166,13 +165,13 @@ def _section(run: Run, name: str, plugin: Plugin | None, cache: Path | None, con
         "name": text.line(name),
         "question": text.line(plugin.question) if plugin else "",
         "at_hand": plugin is not None,
-        "open": any(group[0].verdict not in QUIET for group in frames.groups(run) if frames.section(group[0]) == name),
-        "verdicts": list(dict.fromkeys(group[0].verdict for group in frames.groups(run) if frames.section(group[0]) == name)),
+        "open": any(group[0].verdict not in QUIET for group in frames.groups(run) if group[0].plugin == name),
+        "verdicts": list(dict.fromkeys(group[0].verdict for group in frames.groups(run) if group[0].plugin == name)),
         "arms": frames.arms(run, name),
         "figures": [*drawn, *([(_caption(plugin), own)] if own else [])],
         "measured": [
             (
-                text.line(frames.contrast(one)),
+                text.line(one.contrast),
                 frames.harm(one),
                 text.in_words(one.unit),
                 one.seeds,
@@ -199,8 +198,8 @@ def _paired(run: Run, name: str, plugin: Plugin | None, cache: Path | None) -> l
     contrasts = {contrast.name: contrast for contrast in plugin.contrasts} if plugin else {}
     groups: dict[str, frames.Group] = {}
     for group in frames.groups(run):
-        if frames.section(group[0]) == name and frames.contrast(group[0]) in contrasts:
-            own = frames.contrast(group[0])
+        if group[0].plugin == name and group[0].contrast in contrasts:
+            own = group[0].contrast
             groups[own] = groups.get(own, ()) + group
     return [
         (
@@ -215,7 +214,7 @@ def _measures(run: Run, name: str) -> list[tuple[str, str]]:
     """List the plugin's own measures, each once; those of one variant carry its name."""
     found: dict[tuple[str, str], str] = {}
     for finding in run.findings:
-        if frames.section(finding) == name:
+        if finding.plugin == name:
             for key, value in finding.measures.items():
                 told = f"{key} ({finding.variant})" if key.startswith("induced/") and finding.variant else key
                 found[text.line(told), f"{value:.4g}"] = ""

@@ -45,7 +45,7 @@ def render(run: Run) -> str:
 def _findings(root: ET.Element, run: Run) -> None:
     _counts(root, [finding.verdict for finding in run.findings], ELEMENT)
     for plugin in frames.plugins(run):
-        findings = [finding for finding in run.findings if frames.section(finding) == plugin]
+        findings = [finding for finding in run.findings if finding.plugin == plugin]
         suite = ET.SubElement(root, "testsuite", name=text.line(plugin))
         _counts(suite, [finding.verdict for finding in findings], ELEMENT)
         for finding in findings:
@@ -78,7 +78,7 @@ def _counts(element: ET.Element, kinds: Sequence[str], elements: Mapping[str, st
 
 
 def _case(suite: ET.Element, finding: Finding) -> None:
-    case = ET.SubElement(suite, "testcase", classname=text.line(frames.section(finding)), name=text.line(finding.id))
+    case = ET.SubElement(suite, "testcase", classname=text.line(finding.plugin), name=text.line(finding.id))
     _properties(case, of_finding(finding))
     if finding.verdict in ELEMENT:
         then = (frames.action((finding,)), frames.patch((finding,)))

@@ -77,13 +77,13 @@ def _own(run: Run) -> list[str]:
             "Reason and next action",
         ]
         parts.append(table(head, [_row(group) for group in groups], numbers=range(4, 9)))
-    patches = [(frames.section(group[0]), frames.patch(group)) for group in groups]
+    patches = [(group[0].plugin, frames.patch(group)) for group in groups]
     parts += [f"**{escaped(plugin)}**, in the suite file:\n\n{_fenced(lines)}" for plugin, lines in patches if lines]
     measured = [one for name in frames.plugins(run) for one in frames.measured(run, name)]
     if measured:
         rows = [
             [
-                escaped(f"{frames.section(one)}/{frames.contrast(one)}"),
+                escaped(f"{one.plugin}/{one.contrast}"),
                 frames.harm(one),
                 text.in_words(one.unit),
                 escaped(one.reason),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from xferbench.report import held, text
+from xferbench.report import frames, held, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ def _row(group: Sequence[Finding]) -> str:
     unit = "" if first.harm is None else f" {text.in_words(first.unit)}"
     controls = [f"{one.variant} {one.control}".strip() for one in group if one.control != "none"]
     cells = (
-        _said(first.plugin if first.contrast == "harm" else f"{first.plugin}/{first.contrast}"),
+        _said(frames.check(first)),
         f'<span style="{BADGE.format(BADGES[first.verdict])}">{first.verdict}</span>',
         _said(text.bounded((first.harm, first.low, first.high), first.unit) + unit),
         "<br>".join(map(_said, controls)) or text.NOTHING,

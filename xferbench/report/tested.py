@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from xferbench import outcomes
+from xferbench.record import contrast_id
 from xferbench.report import frames, held, junit, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from xferbench.design import Contrast, Plugin
+    from xferbench.design import Plugin
     from xferbench.outcomes import Outcome
     from xferbench.record import Finding, Run
 
@@ -52,15 +53,10 @@ def names(plugins: Iterable[Plugin], *, compared_too: bool = False) -> dict[str,
         plugins: what the suite asks.
         compared_too: whether there is an accepted run, so that the subject's own metric is a test too.
     """
-    judged = {_id(plugin, one): plugin.id for plugin in plugins for one in plugin.contrasts if one.kind != "info"}
+    judged = {
+        contrast_id(plugin.id, one.name): plugin.id for plugin in plugins for one in plugin.contrasts if one.kind != "info"
+    }
     return ({outcomes.SUBJECT: ""} if compared_too else {}) | judged
-
-
-def _id(plugin: Plugin, contrast: Contrast) -> str:
-    """The id of a finding without its variant."""
-    if "/" not in plugin.id:  # a check that no plugin has is called audit/…
-        return f"{plugin.id}/{contrast.name}"
-    return plugin.id if contrast.name == "harm" else f"{plugin.id}-{contrast.name}"
 
 
 def told(run: Run, name: str, plugin: str, *, fail_on: str = "fail") -> Tested:
@@ -74,7 +70,7 @@ def told(run: Run, name: str, plugin: str, *, fail_on: str = "fail") -> Tested:
         fail_on: ``fail``, or ``inconclusive``: what is left open fails too.
     """
     group = _group(run, name, plugin)
-    id_ = f"{group[0].plugin}/{group[0].contrast}" if group else name
+    id_ = contrast_id(group[0].plugin, group[0].contrast) if group else name
     outcome = next((one for one in run.gate.outcomes if one.id == id_), None) if run.gate else None
     if outcome is None and not group:
         return Tested(state=FAILED, said=ELSEWHERE)
@@ -88,8 +84,8 @@ def told(run: Run, name: str, plugin: str, *, fail_on: str = "fail") -> Tested:
 def _group(run: Run, name: str, plugin: str) -> frames.Group:
     """The findings of a contrast, the worst first; where a plugin was not asked at all, what stands for all its contrasts."""
     found = [one for one in run.findings if one.verdict != "INFO"]
-    own = [one for one in found if f"{one.plugin}/{one.contrast}" == name]
-    whole = [one for one in found if frames.section(one) == plugin and one.verdict in {"SKIPPED", "ERROR"}]
+    own = [one for one in found if contrast_id(one.plugin, one.contrast) == name]
+    whole = [one for one in found if one.plugin == plugin and one.verdict in {"SKIPPED", "ERROR"}]
     return tuple(sorted(own or whole, key=lambda one: frames.WORST_FIRST.index(one.verdict)))
 
 

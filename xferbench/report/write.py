@@ -17,7 +17,7 @@ from xferbench.compared import Comparison
 from xferbench.design import digest
 from xferbench.outcomes import Outcome
 from xferbench.problem import Problem
-from xferbench.record import SCHEMA, Cell, Finding, Record, Run, plain, row, to_json, unlisted
+from xferbench.record import SCHEMA, Cell, Record, Run, finding_from_json, plain, row, to_json, unlisted
 from xferbench.report import evidence, github, html, junit, markdown, predictions, samples
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def made(told: Mapping[str, Any], cells: tuple[Cell, ...], shown: tuple[Samples,
     return Run(
         suite=dict(told["suite"]),
         environment=dict(told["environment"]),
-        findings=tuple(Finding(**entry) for entry in told["findings"]),
+        findings=tuple(finding_from_json(entry, told.get("plugins") or ()) for entry in told["findings"]),
         cells=cells,
         cost=dict(told["cost"]),
         arms=dict(told["arms"]),

@@ -49,7 +49,7 @@ def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
     return {"before": replace(pipeline, edits=(BEFORE,))}
 
 
-check = Plugin(
+audit = Plugin(
     id="audit/interpolation",
     version=1,
     question="Are the weights between before and after better than those after?",

@@ -53,7 +53,7 @@ def told(_contrast: str, answers: Mapping[tuple[str, str, int], Record], _subjec
     return f"{found['outputs']:g} outputs, {found['classes']:g} classes"
 
 
-check = Plugin(
+audit = Plugin(
     id="audit/head-size",
     version=1,
     question="Has the head one output for each class?",
@@ -64,7 +64,7 @@ check = Plugin(
     contrasts=(
         Contrast(name="harm", kind="exact", weights={("subject", "head-size"): 1.0}, meaning="one output for each class"),
     ),
-    measures={"head-size": "xferbench.checks.head_size:spare@1"},
+    measures={"head-size": "xferbench.plugins.head_size:spare@1"},
     told=told,
     remedy="give the head one output for each class, and keep the classes' names with the checkpoint",
 )

@@ -24,8 +24,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xferbench.checks.head_size import applies, cure, induce
 from xferbench.design import Contrast, Plugin
+from xferbench.plugins.head_size import applies, cure, induce
 
 if TYPE_CHECKING:
     from xferbench.lab.viewed import Seen
@@ -59,7 +59,7 @@ def reload(seen: Seen) -> dict[str, float]:
     return {"reload": float((~same).double().mean())}
 
 
-check = Plugin(
+audit = Plugin(
     id="audit/reload",
     version=1,
     question="Is the network the same once it was saved and loaded?",
@@ -70,6 +70,6 @@ check = Plugin(
     contrasts=(
         Contrast(name="harm", kind="exact", weights={("subject", "reload"): 1.0}, meaning="saved and loaded, the same logits"),
     ),
-    measures={"reload": "xferbench.checks.reload:reload@1"},
+    measures={"reload": "xferbench.plugins.reload:reload@1"},
     remedy="register every tensor that the network computes with, and load its whole state dict with strict=True",
 )

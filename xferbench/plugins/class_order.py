@@ -58,7 +58,7 @@ def told(_contrast: str, answers: Mapping[tuple[str, str, int], Record], subject
     return "the screened half asks for: " * bool(shown) + shown + (f" … ({len(pairs)} in all)" if len(pairs) > 6 else "")
 
 
-check = Plugin(
+audit = Plugin(
     id="audit/class-order",
     version=1,
     question="Do the outputs mean the classes that the labels say?",

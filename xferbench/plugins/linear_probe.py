@@ -49,7 +49,7 @@ def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
     return {"permuted": replace(pipeline, edits=("weights:permuted@1",))}
 
 
-check = Plugin(
+audit = Plugin(
     id="audit/linear-probe",
     version=1,
     question="Is the finished network better than a linear probe of what it was made from?",

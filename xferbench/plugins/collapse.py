@@ -24,8 +24,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xferbench.checks.head_size import applies, cure, induce
 from xferbench.design import Contrast, Pipeline, Plugin
+from xferbench.plugins.head_size import applies, cure, induce
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +67,7 @@ def told(_contrast: str, answers: Mapping[tuple[str, str, int], Record], _subjec
     return "the same logits for all images" if found["one answer"] else "features that are not finite"
 
 
-check = Plugin(
+audit = Plugin(
     id="audit/collapse",
     version=1,
     question="Does the network tell images apart at all?",
@@ -80,7 +80,7 @@ check = Plugin(
             name="harm", kind="exact", weights={("subject", "collapse"): 1.0}, meaning="finite values that differ by image"
         ),
     ),
-    measures={"collapse": "xferbench.checks.collapse:collapse@1"},
+    measures={"collapse": "xferbench.plugins.collapse:collapse@1"},
     told=told,
     remedy="train again with a lower rate, and stop where a value is not finite",
 )
