@@ -1,0 +1,82 @@
+"""The example of CONTRIBUTING: one module with an experiment and an audit of one failure mode, as an author writes it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+
+import pytest
+from test_audits import run, study
+
+from xferbench import discover, fake
+from xferbench.testing import conforms
+
+EXAMPLE = '''"""Images that are served with their colour channels in another order than in training.
+
+Symptom
+    Colours look swapped; accuracy falls most where colour matters.
+Cause
+    OpenCV reads BGR, Pillow reads RGB.
+Remedy
+    Convert the images where they are read.
+References
+    OpenCV documentation of imread.
+"""
+from dataclasses import replace
+from xferbench.design import Choice, Plugin, Preprocessing
+
+def serve(pipeline, channels):
+    return replace(pipeline, serve_preprocessing=replace(pipeline.serve_preprocessing, channels=channels))
+
+def applies(pipeline, facts):
+    return "" if isinstance(pipeline.serve_preprocessing, Preprocessing) else "only images have colour channels"
+
+plugin = Plugin(  # xferbench run: a pipeline says how it is trained
+    id="channel-order", version=1, question="Are images served with the channels of training?", page=__doc__, applies=applies,
+    cure=lambda pipeline, facts: serve(pipeline, pipeline.train_preprocessing.channels),
+    induce=lambda pipeline, facts: {"bgr": serve(pipeline, "bgr")},
+    remedy="convert the images where they are read")
+
+audit = replace(plugin, question="Does the checkpoint need other channels?",  # xferbench audit: both orders are tried
+    cure=lambda pipeline, facts: Choice(candidates=(serve(pipeline, "bgr"), serve(pipeline, "rgb"))))
+'''
+
+
+@pytest.fixture
+def example(monkeypatch, tmp_path):
+    """The example, installed as an entry point that names its module."""
+    (tmp_path / "channel_order.py").write_text(EXAMPLE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "channel_order", raising=False)
+    found = [EntryPoint(name="channel-order", value="channel_order", group=discover.GROUP)]
+    monkeypatch.setattr(discover, "entry_points", lambda *, group: found if group == discover.GROUP else [])
+    return discover.by_kind("channel-order")
+
+
+def test_the_example_is_found_in_both_kinds_and_conforms(example):
+    assert list(example) == ["experiment", "audit"]
+    assert discover.plugins(["all"]) == (example["experiment"],)
+    assert discover.plugins(["all"], "audit") == (example["audit"],)
+    conforms(example["experiment"])
+
+
+def channels_matter(trial):
+    return 0.8 if trial.view.preprocessing.channels == "rgb" else 0.3
+
+
+def test_the_experiment_sees_what_the_failure_costs(example):
+    (finding,) = fake.run(fake.study(example["experiment"]), fake.lab(channels_matter)).findings
+    assert (finding.id, finding.kind, finding.verdict) == ("channel-order/harm/bgr", "experiment", "PASS")
+    assert finding.control == "detected"
+
+
+def test_the_audit_finds_the_order_that_a_checkpoint_needs(example):
+    audit = example["audit"]
+    subject = study(audit).subject
+    served = replace(subject, serve_preprocessing=replace(subject.serve_preprocessing, channels="bgr"))
+    wrong = fake.run(replace(study(audit), subject=served), fake.lab(channels_matter)).findings[0]
+    assert (wrong.id, wrong.kind, wrong.verdict) == ("channel-order/harm/bgr", "audit", "FAIL")
+    assert wrong.remedy["verified"]
+    right = run(audit, channels_matter).findings[0]
+    assert (right.verdict, right.control) == ("PASS", "detected")
