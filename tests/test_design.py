@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -45,6 +46,7 @@ TRIAL = Trial(
 
 @dataclass(frozen=True, kw_only=True)
 class Noun:
+    tag: ClassVar[str] = "Noun"
     number: float = 1.0
     later: str = field(default="as before", metadata={"added": True})
 
