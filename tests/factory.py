@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from xferbench import metrics
-from xferbench.compared import Comparison
+from xferbench.core.comparison import SUBJECT, Comparison, Outcome
 from xferbench.design import HARM, Contrast, Plugin
-from xferbench.outcomes import SUBJECT, Outcome
 from xferbench.record import Cell, Finding, Predictions, Record, Run
 
 SCRATCH = Contrast(name="harm", weights={("scratch", "test"): 1.0, ("subject", "test"): -1.0}, meaning="scratch − subject")

@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 from factory import SCRATCH, make_cells, make_findings, make_predictions, make_run
 
-from xferbench import stats
-from xferbench.compared import compare
+from xferbench import compared, stats
+from xferbench.core.comparison import CANNOT_TELL, CRASHED, NOT_WORSE, SKIPPED, WORSE
 from xferbench.design import HARM
-from xferbench.outcomes import CANNOT_TELL, CRASHED, NOT_WORSE, SKIPPED, WORSE
 from xferbench.problem import Problem
 from xferbench.record import Cell, Finding, Record
+from xferbench.report import messages
 
 DRIFT, TRANSFER = "batchnorm-drift/harm", "negative-transfer/harm"
+
+
+def compare(accepted, candidate):
+    return messages.write_comparison(compared.compare(accepted, candidate))
 
 
 def contrasts(*plugins, version=1):
@@ -244,19 +248,21 @@ def test_runs_that_share_no_seed_are_paired_as_they_come():
 
 
 def test_seeds_are_paired_where_one_run_has_all_of_the_others():
-    compared = compare(a_run(seeds=5), a_run(seeds=3))
-    assert compared.outcomes[0].seeds == 3
-    assert compared.notes == ("compared at 3 seeds, of 5 that were accepted and 3 of this run",)
-    assert compared.outcomes[0].reason == "unchanged: the same trials with the same answers"
+    comparison = compare(a_run(seeds=5), a_run(seeds=3))
+    assert comparison.outcomes[0].seeds == 3
+    assert comparison.notes == ("compared at 3 seeds, of 5 that were accepted and 3 of this run",)
+    assert comparison.outcomes[0].reason == "unchanged: the same trials with the same answers"
 
 
 def test_a_few_seeds_in_common_are_not_picked_out():
     """One pair in common with noisy seeds was wrong in 36 of 100 cases: then all are paired as they come."""
     run = a_run()
     later = replace(run, cells=tuple(replace(one, seed=one.seed + 4) for one in run.cells))
-    compared = compare(run, later)
-    assert compared.outcomes[0].seeds == 5
-    assert compared.notes == ("not the same seeds: the two runs are paired as independent trainings, which takes more of them",)
+    comparison = compare(run, later)
+    assert comparison.outcomes[0].seeds == 5
+    assert comparison.notes == (
+        "not the same seeds: the two runs are paired as independent trainings, which takes more of them",
+    )
 
 
 def test_one_seed_says_nothing_where_there_were_more():

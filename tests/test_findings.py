@@ -10,6 +10,7 @@ from test_looks import SUITE, USUAL, carried_out, found, kind, lab, study
 from xferbench import fake, findings
 from xferbench.design import Contrast
 from xferbench.plugins import batchnorm_drift, catastrophic_forgetting
+from xferbench.report import messages
 
 NAN = float("nan")
 INVARIANT = Contrast(name="drift", kind="exact", weights={("subject", "drift"): 1.0}, meaning="nothing drifts")
@@ -103,7 +104,7 @@ def test_invariants_are_asked_at_the_first_look_alone_of_all_arms():
     asked = {(one.arm, one.view, one.seed) for one in step.asked if one.view == "drift"}
     arms = {"subject", "cured", "induced:ghost-batch", "induced:class-order", "induced:stale-statistics"}
     assert asked == {(arm, "drift", seed) for arm in arms for seed in range(3)}
-    assert [one.verdict for one in findings.findings(SUITE, step, answers)] == ["PASS"]
+    assert [one.verdict for one in messages.write_findings(findings.findings(SUITE, step, answers))] == ["PASS"]
 
 
 def test_invariants_are_no_hypotheses_and_cost_no_correction():
@@ -180,7 +181,7 @@ def forgotten(before, after):
     world = next(one for one in fake.worlds() if one.facts.source and one.pipeline.recipe.init == "pretrained")
     asked = fake.study(catastrophic_forgetting.plugin, pipeline=world.pipeline, facts=world.facts)
     step, answers = fake.replay(asked, fake.lab(accuracy))
-    return findings.findings(asked.suite, step, answers)[0]
+    return messages.write_findings(findings.findings(asked.suite, step, answers))[0]
 
 
 def test_a_source_that_nobody_knew_before_cannot_have_been_kept():

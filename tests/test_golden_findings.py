@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import test_audits
 import test_recipes
-from test_compared import a_run, elsewhere, invariant, on_another, other_findings
+from test_compared import a_run, compare, elsewhere, invariant, on_another, other_findings
 from test_findings import ALL, EXACT, measured, trusting
 from test_looks import FACTS, SUITE, USUAL, kind, lab, study
 
 from xferbench import execute, fake, finish, plan, symptoms, tabled
-from xferbench.compared import compare
 from xferbench.design import Effect, Matrix
 from xferbench.plugins import batchnorm_drift, catastrophic_forgetting, learning_rate, negative_transfer, train_serve_skew
 from xferbench.record import Record, to_json

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from factory import changed, make_comparison, make_outcome, make_run
 
-from xferbench.outcomes import DECISIONS, SUBJECT
+from xferbench.core.comparison import DECISIONS, SUBJECT
 from xferbench.report import held
 
 WORSE = make_outcome(SUBJECT, "worse", **changed(0.812, 0.102, half=0.013, now=0.71))

@@ -8,6 +8,7 @@ from factory import make_record
 from test_looks import SUITE
 
 from xferbench import judge, metrics
+from xferbench.analysis import verdict
 from xferbench.design import HARM, Contrast
 
 SEEDS = range(4)
@@ -52,7 +53,7 @@ def test_whatever_is_not_there_decides_nothing(spoil):
         }[spoil]
     one = judged(told)
     assert one.error and (one.estimate.p_fail, one.estimate.p_pass) == (1.0, 1.0)
-    assert judge.control(one, 0.02) == "missed"
+    assert verdict.control(one, 0.02) == "missed"
 
 
 def test_nan_predictions_decide_nothing():
@@ -62,7 +63,7 @@ def test_nan_predictions_decide_nothing():
     told[at] = replace(told[at], predictions=broken)
     one = judged(told, suite=replace(SUITE, metric="nll", margin=0.5))
     assert (one.estimate.p_fail, one.estimate.p_pass) == (1.0, 1.0)
-    assert judge.control(one, 0.5) == "missed"
+    assert verdict.control(one, 0.5) == "missed"
 
 
 def test_the_control_of_a_contrast_has_the_induced_arm_in_the_subjects_place():

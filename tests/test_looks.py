@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from xferbench import fake, findings, looks, plan, shard
+from xferbench.core.reason import Code
 from xferbench.design import Contrast, Data, Domain, Model, Plugin, Recipe, content
 from xferbench.plugins import batchnorm_drift, negative_transfer
 from xferbench.record import Record
+from xferbench.report import messages
 from xferbench.strategies import distillation, linear_probe
 
 FACTS = replace(fake.FACTS, source=(), shifted=())
@@ -60,7 +62,7 @@ def carried_out(asked, answer, answers=None):
 
 def found(asked, answer):
     step, answers, _ = carried_out(asked, answer)
-    return {one.id: one for one in findings.findings(asked.suite, step, answers)}
+    return {one.id: one for one in messages.write_findings(findings.findings(asked.suite, step, answers))}
 
 
 def test_a_harm_that_is_put_in_is_found_and_its_cure_verified():
@@ -88,7 +90,7 @@ def test_an_induced_failure_that_costs_nothing_is_harmless_and_lets_a_pass_stand
 def test_a_subject_that_is_its_own_cure_is_not_exposed_and_asks_nothing_twice():
     suite = replace(SUITE, recipe=linear_probe())
     step, answers, _ = carried_out(study(batchnorm_drift.plugin, suite=suite), lab(USUAL))
-    one = findings.findings(suite, step, answers)[0]
+    one = messages.write_findings(findings.findings(suite, step, answers))[0]
     assert (one.verdict, one.harm, one.low, one.high, one.exposed) == ("PASS", 0.0, 0.0, 0.0, False)
     keys = {arm: {q.trial.key for q in step.asked if (q.arm, q.view) == (arm, "test")} for arm in ("subject", "cured")}
     assert keys["subject"] == keys["cured"]
@@ -118,7 +120,7 @@ def test_seeds_are_added_only_to_what_is_open():
         for plugin in ("batchnorm-drift", "negative-transfer")
     }
     assert seeds == {"batchnorm-drift": set(range(5)), "negative-transfer": set(range(3))}
-    told = {one.id: one for one in findings.findings(SUITE, step, answers)}
+    told = {one.id: one for one in messages.write_findings(findings.findings(SUITE, step, answers))}
     assert told["negative-transfer/harm/permuted"].seeds == 3
     assert told["batchnorm-drift/harm/ghost-batch"].seeds == 5
     assert "to decide it" in told["batchnorm-drift/harm/ghost-batch"].reason
@@ -143,11 +145,11 @@ def test_the_healthy_default_is_settled_before_anything_else_is_asked():
 def test_a_resumed_replay_asks_only_for_what_is_missing_and_finds_the_same():
     asked, answer = study(batchnorm_drift.plugin, negative_transfer.plugin), lab(USUAL | {"subject": 0.77})
     step, answers, computed = carried_out(asked, answer)
-    whole = findings.findings(SUITE, step, answers)
+    whole = messages.write_findings(findings.findings(SUITE, step, answers))
     for share in (0.2, 0.6, 1.0):
         kept = dict(random.Random(0).sample(sorted(answers.items()), round(share * len(answers))))
         again, full, rest = carried_out(asked, answer, kept)
-        assert findings.findings(SUITE, again, full) == whole
+        assert messages.write_findings(findings.findings(SUITE, again, full)) == whole
         assert len(rest) == len(computed) - len(kept)
 
 
@@ -156,8 +158,8 @@ def test_a_spent_budget_stops_after_the_look_that_spent_it_whatever_was_reused()
     step, answers, _ = carried_out(asked, lab(USUAL | {"subject": 0.77}))
     again, _, rest = carried_out(asked, lab(USUAL), answers)
     assert max(q.seed for q in step.asked if q.view == "test") == 2
-    assert "budget" in step.stopped and again.stopped == step.stopped and not rest
-    assert "budget" in findings.findings(asked.suite, step, answers)[0].reason
+    assert step.stopped.code is Code.BUDGET_SPENT and again.stopped == step.stopped and not rest
+    assert "budget" in messages.write_findings(findings.findings(asked.suite, step, answers))[0].reason
 
 
 def test_a_scratch_arm_that_cannot_be_tuned_is_an_error_of_the_whole_plugin():

@@ -13,8 +13,7 @@ from factory import make_run
 
 import xferbench
 from xferbench import discover, finish
-from xferbench.compared import Comparison
-from xferbench.outcomes import Outcome
+from xferbench.core.comparison import Comparison, Outcome
 from xferbench.problem import Problem
 from xferbench.record import Finding
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from factory import changed, make_comparison, make_outcome
 
-from xferbench.outcomes import SUBJECT
+from xferbench.core.comparison import SUBJECT
 from xferbench.report import changes
 
 

@@ -8,7 +8,7 @@ import pytest
 from factory import changed, make_comparison, make_outcome, make_run
 from test_report_html import HOSTILE, Page
 
-from xferbench.outcomes import SUBJECT
+from xferbench.core.comparison import SUBJECT
 from xferbench.report import comparison, held, html
 
 SMALL = make_run(seeds=2, examples=20)

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from test_audits import run as audited
 
 from xferbench import discover, fake, gate
-from xferbench.compared import Comparison
-from xferbench.outcomes import DECISIONS, Outcome
+from xferbench.core.comparison import DECISIONS, Comparison, Outcome
 from xferbench.record import VERDICTS, Finding, contrast_id
 from xferbench.report import tested
 

@@ -7,6 +7,8 @@ from test_audits import FACTS, FINISHED, SUITE
 
 from xferbench import fake, findings, plan, symptoms
 from xferbench.plugins import batchnorm_drift, class_order, linear_probe
+from xferbench.report import messages
+from xferbench.study.draft import Draft
 
 AUDITS = (class_order.audit, batchnorm_drift.audit, linear_probe.audit)
 ORDER, STATISTICS, PROBE = "classes:assigned@1", "batchnorm:recalibrated@2", "head:probe"
@@ -23,10 +25,10 @@ def carried_out(scores):
     found = findings.findings(study.suite, step, answers)
     asked = symptoms.mended(study, step)
     if asked is None:
-        return None, found
+        return None, messages.write_findings(found)
     again, _ = fake.replay(asked[1], lab, answers)
     left = symptoms.Mended(by=asked[0], study=asked[1], step=again)
-    return asked[0], {one.id: one for one in symptoms.told(found, left)}
+    return asked[0], {one.id: one for one in messages.write_findings(symptoms.add_followup(found, left))}
 
 
 SAID = {
@@ -61,8 +63,8 @@ def test_verdicts_are_not_touched():
 
 
 def test_where_nothing_was_mended_findings_stay():
-    found = (fake.run(fake.study(replace(class_order.audit, told=None)), fake.lab()).findings)[:1]
-    assert symptoms.told(found, None) == found
+    drafts = (Draft(finding=fake.run(fake.study(replace(class_order.audit, told=None)), fake.lab()).findings[0], reasons=()),)
+    assert symptoms.add_followup(drafts, None) == drafts
 
 
 def test_what_is_asked_of_the_mended_network_is_counted():

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from xferbench import outcomes, pairs
+from xferbench.core.comparison import SUBJECT
+from xferbench.core.reason import Code, Reason, because
 from xferbench.design import Suite
-from xferbench.outcomes import SUBJECT, UNJUDGED, About, Outcome
+from xferbench.outcomes import UNJUDGED, About
 from xferbench.record import contrast_id, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from xferbench.core.comparison import Outcome
     from xferbench.record import Finding, Run
 
 COMPUTER = ("processor", "instructions", "python", "packages")  # of an environment, by which the same trial may differ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """A candidate held against an accepted run.
+class ComparisonDraft:
+    """A comparison before its sentences are written: outcomes without reasons, with the reasons beside them."""
 
-    Attributes:
-        accepted: whom it was held against: ``name`` of the suite, ``file``, ``xferbench``, ``git``, ``ended``.
-        outcomes: the subject's first. notes: what differs between the two runs and is no reason not to compare them.
-    """
-
-    accepted: Mapping[str, Any] = field(default_factory=dict)
-    outcomes: tuple[Outcome, ...] = ()
-    notes: tuple[str, ...] = ()
+    accepted: Mapping[str, Any]
+    outcomes: tuple[tuple[Outcome, Reason], ...]
+    notes: tuple[Reason, ...]
 
 
-def compare(accepted: Run, candidate: Run) -> Comparison:
+def compare(accepted: Run, candidate: Run) -> ComparisonDraft:
     """Hold a candidate against an accepted run, with the candidate's margin, looks and alpha.
 
     The subject's metric is compared, and the harm of every paired contrast that both runs have of one version of a plugin;
@@ -52,17 +50,16 @@ def compare(accepted: Run, candidate: Run) -> Comparison:
             weights = {(arm, view): float(weight) for arm, view, weight in how["weights"]}
             held[name] = pairs.pair(weights, before, now, replace(suite, metric=how["metric"], margin=how["margin"]))
     judged, elsewhere = pairs.judged(held, suite), _elsewhere(accepted, candidate)
-    tested = max(1, sum(one.harm.exposed for one in judged.values()))
-    found = [outcomes.of_subject(held[SUBJECT], judged[SUBJECT], tested, elsewhere=elsewhere)] if asked else []
+    found = [outcomes.of_subject(held[SUBJECT], judged[SUBJECT], elsewhere=elsewhere)] if asked else []
     for name, one in asked.items():
         if name in held:
-            found.append(outcomes.of_contrast(one, known[name], held[name], judged[name], tested, elsewhere=elsewhere))
+            found.append(outcomes.of_contrast(one, known[name], held[name], judged[name], elsewhere=elsewhere))
         elif name in apart or one.verdict in UNJUDGED:
-            found.append(outcomes.by_itself(one, known.get(name), apart.get(name, "")))
+            found.append(outcomes.by_itself(one, known.get(name), apart.get(name)))
         else:
             found.append(outcomes.of_invariant(one, known[name]))
     found += [outcomes.dropped(one) for name, one in known.items() if name not in asked and one.verdict not in UNJUDGED]
-    return Comparison(accepted=_whom(accepted), outcomes=tuple(found), notes=tuple(_notes(held.values())))
+    return ComparisonDraft(accepted=_whom(accepted), outcomes=tuple(found), notes=tuple(_notes(held.values())))
 
 
 def _suite(run: Run) -> Suite:
@@ -105,18 +102,18 @@ def _contrast(run: Run, one: About) -> Mapping[str, Any] | None:
     return next((how for how in told if how["name"] == one.contrast), None)
 
 
-def _apart(accepted: Run, candidate: Run, one: About, known: About | None) -> str:
-    """Why a contrast cannot be held against the accepted run, or ""."""
+def _apart(accepted: Run, candidate: Run, one: About, known: About | None) -> Reason | None:
+    """Why a contrast cannot be compared with the accepted run, or None."""
     if known is None:
-        return "the accepted run did not ask this"
+        return because(Code.NOT_TESTED_BEFORE)
     if known.verdict in UNJUDGED:
-        return f"the accepted run has no verdict of it ({known.verdict})"
+        return because(Code.NO_VERDICT_BEFORE, verdict=known.verdict)
     old, new = ((run.plugins.get(one.plugin) or {}).get("version") for run in (accepted, candidate))
     if old is None or old != new:
-        return f"accepted with version {old or 'unknown'} of the plugin, this is version {new}: the two are not compared"
+        return because(Code.OTHER_VERSION, old=old, new=new)
     if _otherwise(accepted, one) != _otherwise(candidate, one):
-        return "the plugin asks another contrast than it was accepted with: the two are not compared"
-    return ""
+        return because(Code.OTHER_CONTRAST)
+    return None
 
 
 def _otherwise(run: Run, one: About) -> Any:
@@ -140,13 +137,13 @@ def _subject(accepted: Run, candidate: Run, suite: Suite) -> pairs.Pair:
     return pairs.pair({(SUBJECT, view): -1.0}, before, now, suite)
 
 
-def _notes(held: Iterable[pairs.Pair]) -> list[str]:
+def _notes(pairs_: Iterable[pairs.Pair]) -> list[Reason]:
     """How the runs were paired, where that is not seed by seed and all of them."""
-    said: dict[str, None] = {}
-    for one in held:
-        old, new = one.seeds
-        if one.by_rank:
-            said["not the same seeds: the two runs are paired as independent trainings, which takes more of them"] = None
-        elif one.count < max(old, new):
-            said[f"compared at {one.count} seeds, of {old} that were accepted and {new} of this run"] = None
-    return list(said)
+    notes: dict[tuple[object, ...], Reason] = {}
+    for pair in pairs_:
+        old, new = pair.seeds
+        if pair.by_rank:
+            notes[True,] = because(Code.PAIRED_BY_RANK)
+        elif pair.count < max(old, new):
+            notes[pair.count, old, new] = because(Code.FEWER_SEEDS, count=pair.count, old=old, new=new)
+    return list(notes.values())

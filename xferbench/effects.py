@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xferbench import judge, metrics
+from xferbench.analysis import verdict
 from xferbench.design import Contrast
 from xferbench.looks import of
 
@@ -44,12 +44,7 @@ class Number:
 
 def outcome(effect: Effect, number: Number) -> str:
     """Whether a number is what was claimed: only where its whole interval is, or is not."""
-    if number.why or not all(map(isfinite, (number.ours, number.low, number.high))):
-        return "not measured"
-    least, most = (-inf if effect.at_least is None else effect.at_least), (inf if effect.at_most is None else effect.at_most)
-    if least < number.low and number.high < most:
-        return "agrees"
-    return "disagrees" if number.high < least or number.low > most else "inconclusive"
+    return verdict.claim((number.ours, number.low, number.high), effect.at_least, effect.at_most, number.why)
 
 
 def of_contrast(effect: Effect, findings: Sequence[Finding]) -> Number:

@@ -8,44 +8,43 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xferbench import judge, metrics, stats
+from xferbench.analysis import power
+from xferbench.analysis import verdict as decision
+from xferbench.core.reason import Code, because
 from xferbench.looks import by_question, of
-from xferbench.reason import Asked, change, reason, remedy
 from xferbench.record import Cell, Finding, contrast_id
+from xferbench.study.contrast_result import ContrastResult, patch, remarks, remedy, why_equal
+from xferbench.study.draft import Draft
 from xferbench.wording import of_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from xferbench.analysis.verdict import Verdict
+    from xferbench.core.reason import Reason
     from xferbench.design import Contrast, Suite
     from xferbench.looks import Case, Step
     from xferbench.record import Record
 
 
-def findings(suite: Suite, step: Step, answers: Mapping[str, Record]) -> tuple[Finding, ...]:
+def findings(suite: Suite, step: Step, answers: Mapping[str, Record]) -> tuple[Draft, ...]:
     """All findings of a finished study: for each judged contrast one a variant, then the plugin's measurements."""
-    found: list[Finding] = []
-    tested = max(1, sum(one.harm.exposed for one in step.judgements.values()))
+    found: list[Draft] = []
     for case in step.cases:
         told = by_question(step.asked, case.plugin.id, answers)
         if case.skipped or case.error:
             found.append(_unasked(suite, case))
         for name, contrast in case.contrasts("paired"):
-            asked = Asked(
-                suite=of(contrast, suite),
-                case=case,
-                contrast=contrast,
-                judgement=step.judgements[name],
-                told=told,
-                tested=tested,
-                stopped=step.stopped,
+            result = ContrastResult(
+                suite=of(contrast, suite), case=case, contrast=contrast, judgement=step.judgements[name], records=told
             )
-            found += [_finding(asked, variant) for variant in case.variants or ("",)]
+            found += [_finding(result, variant, step.stopped) for variant in case.variants or ("",)]
         found += [_exact(suite, case, contrast, told) for _, contrast in case.contrasts("exact")]
         found += [_measured(of(contrast, suite), case, contrast, told) for contrast in case.measured()]
     return tuple(found)
 
 
-def _blank(suite: Suite, case: Case, contrast: str, verdict: str, why: str) -> Finding:
+def _blank(suite: Suite, case: Case, contrast: str, verdict: str) -> Finding:
     return Finding(
         id=contrast_id(case.plugin.id, contrast),
         plugin=case.plugin.id,
@@ -54,36 +53,42 @@ def _blank(suite: Suite, case: Case, contrast: str, verdict: str, why: str) -> F
         verdict=verdict,
         metric=suite.metric,
         unit=metrics.named(suite.metric).unit,
-        reason=why,
     )
 
 
-def _unasked(suite: Suite, case: Case) -> Finding:
+def _unasked(suite: Suite, case: Case) -> Draft:
     judged = next((one.name for one in case.plugin.contrasts if one.kind != "info"), case.plugin.contrasts[0].name)
-    return _blank(suite, case, judged, "SKIPPED" if case.skipped else "ERROR", case.skipped or case.error)
+    decided = decision.without_trials(case.skipped, case.error)
+    return Draft(finding=_blank(suite, case, judged, decided.code), reasons=(decided.reason,))
 
 
-def _finding(asked: Asked, variant: str) -> Finding:
-    suite, judgement, case = asked.suite, asked.judgement, asked.case
+def _finding(result: ContrastResult, variant: str, stopped: Reason | None) -> Draft:
+    suite, judgement, case = result.suite, result.judgement, result.case
     estimate, seen = judgement.harm.estimate, judgement.controls.get(variant)
-    control = "none" if seen is None else judge.control(seen, suite.margin)
-    measures, broken = _measures(case, asked.told, judgement.seeds, variant)
+    measures, broken = _measures(case, result.records, judgement.seeds, variant)
     if len(judgement.seeds) == 1 and judgement.harm.exposed and metrics.named(suite.metric).unit == "accuracy":
         measures["McNemar's p, which tests a harm of 0"] = stats.mcnemar(judgement.harm.difference.ravel())
-    error = judgement.harm.error or _crash(asked.told, [variant]) or broken
-    said, crashed = _told(case, asked.contrast, asked.told)
-    error = error or crashed
-    verdict = "ERROR" if error else judgement.verdict
-    blind = control in {"missed", "none"}
-    # A cure that changes nothing needs no control; but a choice may miss what is better.
-    unsure = bool(asked.nothing_learnt) or blind if judgement.harm.exposed else blind and bool(case.arms["cured"].weighed)
-    own = case.arms["subject"].pipeline
-    unsure |= own is not None and own.finished is not None and bool(asked.nothing_learnt)  # no repair helps a dead network
-    if verdict == "PASS" and (case.trust or unsure):
-        verdict = "INCONCLUSIVE"
-    why = (said, reason(asked, variant, verdict), _crash(asked.told, case.beside))  # the last one's numbers are not there
-    blank = _blank(suite, case, asked.contrast.name, verdict, error or "; ".join(filter(None, why)))
-    return replace(
+    said, crashed = _told(case, result.contrast, result.records)
+    error = judgement.harm.error or _crash(result.records, [variant]) or broken or crashed
+    control = decision.control(seen, suite.margin)
+    decided = decision.verdict(
+        estimate,
+        control,
+        judgement.harm.exposed,
+        case.trust,
+        result.dead_baseline,
+        decision=judgement.verdict,
+        margin=suite.margin,
+        error=error,
+        equal=why_equal(result),
+        selected=result.selected,
+        finished=result.finished,
+        variant=variant,
+        cost=None if seen is None or seen.error else seen.estimate,
+    )
+    change, remaining = remedy(result, decided.code)
+    blank = _blank(suite, case, result.contrast.name, decided.code)
+    finding = replace(
         blank,
         id=f"{blank.id}/{variant}" if variant else blank.id,
         variant=variant,
@@ -94,8 +99,8 @@ def _finding(asked: Asked, variant: str) -> Finding:
         p_fail=None if error else judgement.adjusted[0],
         p_pass=None if error else judgement.adjusted[1],
         margin=suite.margin,
-        benefit_retained=None if error else judge.benefit_retained(asked.told, judgement.seeds, suite),
-        accuracy=_accuracies(asked.told, variant, judgement.seeds),
+        benefit_retained=None if error else judge.benefit_retained(result.records, judgement.seeds, suite),
+        accuracy=_accuracies(result.records, variant, judgement.seeds),
         seeds=len(judgement.seeds),
         examples=estimate.examples,
         control_harm=None if seen is None else _number(seen.estimate.harm),
@@ -103,11 +108,25 @@ def _finding(asked: Asked, variant: str) -> Finding:
         control_high=None if seen is None else _number(seen.estimate.high),
         exposed=judgement.harm.exposed,
         measures=measures,
-        remedy=remedy(asked, verdict),
+        remedy=change,
     )
+    reasons = (decided.reason,) if error else _reasons(result, variant, decided, said, stopped)
+    return Draft(finding=finding, reasons=reasons, remaining=remaining)
 
 
-def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) -> Finding:
+def _reasons(result: ContrastResult, variant: str, decided: Verdict, said: str, stopped: Reason | None) -> tuple[Reason, ...]:
+    """What a finding says: the plugin's own words, why the verdict, what would decide it, and remarks."""
+    beside = because(Code.TEXT, text=_crash(result.records, result.case.beside))  # the last one's numbers are not there
+    reasons = [because(Code.TEXT, text=said), decided.reason]
+    if result.judgement.is_open:
+        reasons.append(power.to_decide(result.judgement, result.suite, halved=result.selected))
+        reasons += [stopped] if stopped else []
+    if decided.reason.code not in {Code.ON_TRUST, Code.NOT_EXPOSED, Code.NOT_EXPOSED_NO_CONTROL}:
+        reasons += remarks(result, variant, decided.code)
+    return (*reasons, beside)
+
+
+def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) -> Draft:
     """An invariant, broken as soon as its sum is beyond what is allowed at one seed: 0, if nothing is said.
 
     It needs no control; what is induced shows that it can be broken.
@@ -119,36 +138,33 @@ def _exact(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) ->
     seeds = sorted({seed for _, _, seed in told if all((*term, seed) in told for term in terms)})
     values = {arm: np.array([judge.exact(own, told, seed) for seed in seeds]) for arm, own in arms.items()}
     dead = {seed for (arm, view, seed) in told if arm == "subject" and told[arm, view, seed].scalars.get("diverged", 0.0) > 0}
-    unknown = [seed for seed, value in zip(seeds, values["subject"], strict=True) if not np.isfinite(value)]
     said, crashed = _told(case, contrast, told)
-    error = _crash(told, case.variants) or crashed or ("" if seeds and dead.issuperset(unknown) else "not measured")
+    error = _crash(told, case.variants) or crashed
     allowed = getattr(suite, contrast.allowed) if contrast.allowed else 0.0
+    decided = decision.invariant(
+        [float(value) for value in values["subject"]],
+        [seed in dead for seed in seeds],
+        allowed=allowed,
+        meaning=contrast.meaning,
+        error=error,
+        trust=case.trust,
+        comparable=not _untold(case),
+    )
     broken = {arm: int((np.isfinite(found) & (np.abs(found) > allowed)).sum()) for arm, found in values.items()}
-    if broken["subject"]:
-        at = f" at {broken['subject']} of {len(seeds)} seeds" if len(seeds) > 1 else ""
-        verdict, why = "FAIL", f"broken{at}: {contrast.meaning}"
-    elif unknown:
-        verdict, why = "INCONCLUSIVE", f"the subject diverged at {len(unknown)} of {len(seeds)} seeds"
-    elif case.trust and _untold(case):
-        verdict, why = "SKIPPED", case.trust
-    elif case.trust:
-        verdict, why = "INCONCLUSIVE", f"taken on trust: {case.trust}"
-    else:
-        at = f" at all {len(seeds)} seeds" if len(seeds) > 1 else ""
-        verdict, why = "PASS", f"holds{at}: {contrast.meaning}"
-    verdict = "ERROR" if error else verdict
     sizes = {arm: float(np.abs(found).mean()) for arm, found in values.items() if np.isfinite(found).all()}
     mended = not broken["cured"] and bool(np.isfinite(values["cured"]).all())
     seen = any(broken[f"induced:{variant}"] for variant in variants)
-    beside = _crash(told, case.beside)
-    return replace(
-        _blank(suite, case, contrast.name, verdict, error or "; ".join(filter(None, (said, why, beside)))),
+    finding = replace(
+        _blank(suite, case, contrast.name, decided.code),
         control=("detected" if seen else "missed") if variants else "none",
         seeds=len(seeds),
         exposed=bool(broken["subject"]),
         measures={f"{arm}/{contrast.name}": size for arm, size in sizes.items()},
-        remedy=change(case, verified=mended) if verdict == "FAIL" else None,
+        remedy=patch(case, verified=mended) if decided.code == "FAIL" else None,
     )
+    around = [because(Code.TEXT, text=text) for text in (said, _crash(told, case.beside))]
+    reasons = (decided.reason,) if decided.code == "ERROR" else (around[0], decided.reason, around[1])
+    return Draft(finding=finding, reasons=reasons)
 
 
 def _untold(case: Case) -> bool:
@@ -157,7 +173,7 @@ def _untold(case: Case) -> bool:
     return subject is not None and subject.finished is not None and subject.believed is None
 
 
-def _measured(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) -> Finding:
+def _measured(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers) -> Draft:
     """A measurement with its interval, over the seeds that have it; it is never a verdict by itself.
 
     A plugin that judges nothing has its own numbers and words here.
@@ -171,10 +187,11 @@ def _measured(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers)
         measures, broken = _measures(case, told, seeds, "")
         said, failed = _told(case, contrast, told)
         broken = _crash(told, case.beside) or broken or failed
-    verdict = "ERROR" if broken else "INFO" if not seen.error else "ERROR" if crashed or not seeds else "SKIPPED"
-    why = broken or seen.error or "; ".join(filter(None, (contrast.meaning, said)))
-    return replace(
-        _blank(suite, case, contrast.name, verdict, why),
+    decided = decision.measurement(
+        meaning=contrast.meaning, failure=broken, error=seen.error, crashed=crashed, seeds=len(seeds)
+    )
+    finding = replace(
+        _blank(suite, case, contrast.name, decided.code),
         harm=_number(seen.estimate.harm),
         low=_number(seen.estimate.low),
         high=_number(seen.estimate.high),
@@ -182,6 +199,8 @@ def _measured(suite: Suite, case: Case, contrast: Contrast, told: judge.Answers)
         examples=seen.estimate.examples,
         measures=measures,
     )
+    own = (because(Code.TEXT, text=said),) if decided.code == "INFO" else ()
+    return Draft(finding=finding, reasons=(decided.reason, *own))
 
 
 def _told(case: Case, contrast: Contrast, told: judge.Answers) -> tuple[str, str]:

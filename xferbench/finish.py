@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xferbench import findings, frozen, given, judge, looks, plan, repair, stats, suite, symptoms, wording
+from xferbench.core.reason import Code, Reason, because
 from xferbench.design import MADE_HERE, Scratch, Suite, digest
 from xferbench.environment import environment
 from xferbench.execute import Executed, Progress, execute, with_store
 from xferbench.problem import Problem
-from xferbench.reason import MOST
 from xferbench.record import Run
+from xferbench.report import messages
 from xferbench.store import cache
+from xferbench.study.contrast_result import MAX_BASELINE_MARGIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,10 +83,11 @@ def now() -> str:
 def finished(executed: Executed) -> Run:
     """Judge an executed study."""
     study, step = executed.study, executed.step
-    found = symptoms.told(findings.findings(study.suite, step, executed.answers), executed.mended)
+    drafts = findings.findings(study.suite, step, executed.answers)
+    found = messages.write_findings(symptoms.add_followup(drafts, executed.mended))
     tested = {
         finding.id.rpartition("/")[0] or finding.id for finding in found if finding.p_fail is not None and finding.exposed
-    }
+    }  # a crash is a hypothesis too, but no false FAIL
     return Run(
         suite=asdict(study.suite),
         environment=environment(study.place.device, executed.workers) | {"lab": study.place.lab},
@@ -182,21 +185,32 @@ def arms(executed: Executed) -> dict[str, dict[str, Any]]:
 
 def notes(executed: Executed) -> tuple[str, ...]:
     """What was taken on trust, left out, found at an edge or capped."""
+    return tuple(map(messages.sentence, _notes(executed)))
+
+
+def _notes(executed: Executed) -> tuple[Reason, ...]:
     study, step = executed.study, executed.step
-    changed = "".join(f" --set {word}" for word in study.suite.overrides)
-    found = [f"the suite file was overridden:{changed}"] if changed else []
-    found += [f"taken on trust: {one}" for one in study.facts.trust]
+    found = [because(Code.OVERRIDDEN, overrides=study.suite.overrides)] if study.suite.overrides else []
+    found += [because(Code.ON_TRUST, what=what) for what in study.facts.trust]
     if study.facts.honours is not None:
-        heeded = ", ".join(study.facts.honours) or "nothing of a recipe"
-        said = f"{study.suite.training} says that it honours {heeded}"
-        found.append(f"{said}: arms and scratch candidates that differ in anything else are left out")
+        found.append(because(Code.SUPPORTED_FIELDS, training=study.suite.training, fields=study.facts.honours))
     if study.facts.left_out:
-        more = f"; and {len(study.facts.left_out) - 5} more" if len(study.facts.left_out) > 5 else ""
-        found.append(f"left out of the data, or settled about it: {'; '.join(study.facts.left_out[:5])}{more}")
+        found.append(because(Code.DROPPED_EXAMPLES, entries=study.facts.left_out))
     found += _edges(step)
-    if step.stopped:
-        found.append(step.stopped)
-    found += _of_scratch(executed) + _of_subject(executed)
+    found += [step.stopped] if step.stopped else []
+    found += _of_scratch(executed) + _of_subject(executed) + _unused(executed)
+    found += [because(Code.TEXT, text=remark) for remark in executed.remarks]
+    if not study.suite.after:
+        return (*found, because(Code.ONE_CHECKPOINT))
+    found.append(because(Code.HALF_JUDGED, count=study.facts.test - study.facts.test // 2))
+    if executed.mended is None and sum(one.verdict == "FAIL" for one in step.judgements.values()) > 1:
+        found.append(because(Code.JUDGED_APART))
+    return (*found, because(Code.ONE_FINISHED_NETWORK))
+
+
+def _unused(executed: Executed) -> list[Reason]:
+    """Which data of the suite no plugin of this run uses."""
+    study, step = executed.study, executed.step
     inits = {one.pipeline.recipe.init for case in step.cases for one in case.arms.values() if one.pipeline}
     seen = {plan.VIEWS[one.view].domain for one in step.asked if one.view in plan.VIEWS}
     seen |= {case.plugin.domain for case in step.cases if case.arms}
@@ -206,58 +220,47 @@ def notes(executed: Executed) -> tuple[str, ...]:
         "source": study.suite.source and not inits & {*MADE_HERE} and "source" not in seen and not rehearsed,
         "shifted": study.suite.shifted and "shifted" not in seen and not adapted,
     }
-    found += [f"[{role}] is given, but no plugin of this run asks for it" for role, given in unused.items() if given]
-    found += executed.remarks
-    if study.suite.after:
-        half = study.facts.test - study.facts.test // 2
-        found.append(f"repairs were looked for on one half of the test images, and judged on the other ({half} or so)")
-        if executed.mended is None and sum(one.verdict == "FAIL" for one in step.judgements.values()) > 1:
-            said = "each failure was judged by itself: mend the one with the largest harm and audit again"
-            found.append(f"{said}, for the others may be its symptoms")
-        found.append("verdicts are about this one finished network: another training with the same recipe may do otherwise")
-    else:
-        found.append("verdicts are conditional on this one pretrained checkpoint")
-    return tuple(found)
+    return [because(Code.UNUSED_INPUT, role=role) for role, is_unused in unused.items() if is_unused]
 
 
-def _edges(step: looks.Step) -> list[str]:
-    """Which arms chose the lowest or the highest rate that was tried, those of all plugins said once."""
-    edges: dict[str, list[str]] = {}
+def _edges(step: looks.Step) -> list[Reason]:
+    """Which arms chose the lowest or the highest rate that was tried, those of all plugins as one note."""
+    edges: dict[tuple[str, str], list[str]] = {}
     for case in step.cases:
-        for name, one in case.arms.items():
-            if one.at_edge:
-                edges.setdefault(f"{name} chose the {one.at_edge}: a better one may lie beyond", []).append(case.plugin.id)
-    asked = [case.plugin.id for case in step.cases if case.arms]
-    return [what if whose == asked else f"{', '.join(whose)}: {what}" for what, whose in sorted(edges.items())]
+        for name, arm in case.arms.items():
+            if arm.at_edge:
+                edges.setdefault((name, arm.at_edge), []).append(case.plugin.id)
+    everyone = [case.plugin.id for case in step.cases if case.arms]
+    found = {}
+    for (name, edge), plugins in edges.items():
+        reason = because(Code.AT_EDGE, plugins=() if plugins == everyone else plugins, arm=name, edge=edge)
+        found[f"{name} chose the {edge}:"] = reason
+    return [found[key] for key in sorted(found)]
 
 
-def _of_subject(executed: Executed) -> list[str]:
-    """That the pipeline itself learnt nothing, where it did not: then nothing that is put into it can cost anything."""
+def _of_subject(executed: Executed) -> list[Reason]:
+    """That the pipeline itself learnt nothing, where it did not: then no failure can cost it anything."""
     step, suite = executed.step, executed.study.suite
     for case in step.cases:
-        told = looks.by_question(step.asked, case.plugin.id, executed.answers)
-        seeds = sorted({seed for arm, view, seed in told if (arm, view) == ("subject", "test")})
-        if (share := judge.learnt_nothing(told, "subject", seeds, min(suite.margin, MOST))) is not None:
-            frequent = f"no better than the most frequent class, {share:.0%} of the test images"
-            return [f"the subject itself learnt nothing: {frequent}, so that a PASS says little"]
+        records = looks.by_question(step.asked, case.plugin.id, executed.answers)
+        seeds = sorted({seed for arm, view, seed in records if (arm, view) == ("subject", "test")})
+        share = judge.learnt_nothing(records, "subject", seeds, min(suite.margin, MAX_BASELINE_MARGIN))
+        if share is not None:
+            return [because(Code.SUBJECT_LEARNT_NOTHING, share=share)]
     return []
 
 
-def _of_scratch(executed: Executed) -> list[str]:
+def _of_scratch(executed: Executed) -> list[Reason]:
     """How the from-scratch baseline was searched where that is not the usual way, and whether it learnt anything."""
-    study, step, found = executed.study, executed.step, []
+    study, step = executed.study, executed.step
+    found: list[Reason] = []
     scratched = any("scratch" in case.arms for case in step.cases)
     if scratched and (grid := plan.grid(study)) != Scratch():
-        rates, decays = (" and ".join(f"{value:g}" for value in values) for values in (grid.lr, grid.weight_decay))
-        steps = f"{grid.steps} steps of {grid.batch_size}, rates {rates}, weight decay {decays}"
-        why = "as the budget allows" if study.suite.after else "as the suite says"
-        own = "" if study.suite.after else ", beside the subject's own"
-        found.append(f"scratch was searched {why}, not by the default grid: {steps}{own}")
+        found.append(because(Code.SCRATCH_SEARCH, grid=grid, audit=bool(study.suite.after)))
     for case in step.cases:
-        told = looks.by_question(step.asked, case.plugin.id, executed.answers)
-        seeds = sorted({seed for arm, _, seed in told if arm == "scratch"})
-        share = judge.learnt_nothing(told, "scratch", seeds, study.suite.margin)
+        records = looks.by_question(step.asked, case.plugin.id, executed.answers)
+        seeds = sorted({seed for arm, _, seed in records if arm == "scratch"})
+        share = judge.learnt_nothing(records, "scratch", seeds, study.suite.margin)
         if share is not None:
-            found.append(f"scratch learnt nothing here: no better than the most frequent class, {share:.0%} of the test images")
-            break
+            return [*found, because(Code.SCRATCH_LEARNT_NOTHING, share=share)]
     return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xferbench.compared import Comparison
+    from xferbench.core.comparison import Comparison
     from xferbench.record import Finding
     from xferbench.table import Table
 

@@ -13,7 +13,7 @@ from xferbench.design import Suite
 from xferbench.execute import with_store
 from xferbench.gate import CRASHED, NOTHING, exit_code
 from xferbench.problem import Problem
-from xferbench.report import accepted, write
+from xferbench.report import accepted, messages, write
 from xferbench.store import cache
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def gate(
     if old is not None:
         _same_suite(old, run)
         old, why = _evaluated(old, run, asked, None if candidate else carried_out)
-        held = compared.compare(old, run)
+        held = messages.write_comparison(compared.compare(old, run))
         unchecked = stale(run, candidate, asked) if candidate else ()
         notes = (*why, *unchecked, *held.notes, *alike.differences(old, run))
         run = replace(run, gate=replace(held, accepted={**held.accepted, "file": str(baseline)}, notes=notes))
@@ -145,7 +145,7 @@ def compare(first: Path, second: Path) -> Run:
         Problem: for what is no run, or where the two were scored on other test examples.
     """
     old, new = accepted.read(first), accepted.read(second)
-    held = compared.compare(old, new)
+    held = messages.write_comparison(compared.compare(old, new))
     apart = tuple(f"not made alike: accepted with {one}" for one in (*alike.refusals(old, new), *alike.rules(old, new)))
     notes = (*apart, *held.notes, *alike.differences(old, new))
     return replace(new, gate=replace(held, accepted={**held.accepted, "file": str(first)}, notes=notes))

@@ -161,15 +161,6 @@ def replace_arm(contrast: Contrast, old: str, new: str) -> Contrast:
     return replace(contrast, weights=weights)
 
 
-def control(judged: Judged, margin: float) -> str:
-    """What a positive control showed: ``detected``, ``harmless`` or ``missed``."""
-    if judged.error or not judged.exposed:  # an induced arm that is its own cure shows nothing
-        return "missed"
-    if judged.estimate.low > margin:
-        return "detected"
-    return "harmless" if judged.estimate.high < margin else "missed"
-
-
 def accuracy(answers: Answers, arm: str, seeds: Sequence[int], view: str = "test") -> float | None:
     """Mean accuracy of an arm in a view (the target's, if not said) over the seeds that have it; None where none has."""
     found = [answers.get((arm, view, seed)) for seed in seeds]

@@ -7,15 +7,18 @@ is decided closes, and seeds are asked only for what is open.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from xferbench import judge, plan, stats
+from xferbench import judge, plan
+from xferbench.analysis import sequential
+from xferbench.core.reason import Code, Reason, because
 from xferbench.design import Fit, Model, Preprocessing, Ready, Trial, View, measure_key
 from xferbench.plan import Question, Settled, Study
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from xferbench.analysis.sequential import Judgement
     from xferbench.design import Arm, Contrast, Pipeline, Plugin, Suite
     from xferbench.record import Record
 
@@ -65,32 +68,6 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """A judged contrast: with which seeds, the P-values of each look it was judged at, the verdict, each variant's control."""
-
-    harm: judge.Judged
-    seeds: tuple[int, ...]
-    p_fail: tuple[float, ...]
-    p_pass: tuple[float, ...]
-    controls: Mapping[str, judge.Judged] = field(default_factory=dict)
-    verdict: str = "INCONCLUSIVE"
-    adjusted: tuple[float, float] = (1.0, 1.0)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether more seeds may yet decide it."""
-        return self.verdict == "INCONCLUSIVE" and not self.harm.error
-
-    def lacks(self, variant: str, margin: float) -> bool:
-        """Whether a PASS still waits for a control, or an open verdict may come to need it."""
-        seen = self.controls.get(variant)
-        if seen is None:
-            return True
-        matters = self.harm.exposed and self.verdict != "FAIL" and not (self.harm.error or seen.error)
-        return matters and judge.control(seen, margin) == "missed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """Where a study stands: ``wanted`` is all that the present stage asks, answered or not; at the end it is empty.
 
@@ -103,7 +80,7 @@ class Step:
     cases: tuple[Case, ...] = ()
     subject: Settled | None = None
     judgements: Mapping[str, Judgement] = field(default_factory=dict)
-    stopped: str = ""
+    stopped: Reason | None = None
 
 
 def step(study: Study, answers: Mapping[str, Record]) -> Step:
@@ -209,29 +186,62 @@ def sources(case: Case, seeds: Sequence[int], study: Study) -> list[Question]:
 
 def _looked(study: Study, so_far: Step, answers: Mapping[str, Record]) -> Step:
     """Go through the looks as far as the answers reach."""
-    suite, judgements, asked = study.suite, dict[str, Judgement](), list(so_far.asked)
-    stopped = ""
-    for number, look in enumerate(suite.looks, start=1):
-        seeds = tuple(range(suite.seed, suite.seed + look))
-        new = [one for case in so_far.cases for one in questions(case, seeds, study, judgements)]
-        if number == 1:  # an invariant that holds at a few seeds by construction holds at all
-            new += [one for case in so_far.cases for one in invariants(case, seeds, study)]
-        asked = list({(one.plugin, one.arm, one.view, one.seed, one.trial.key): one for one in (*asked, *new)}.values())
-        if any(one.trial.key not in answers for one in new):
-            stage = f"look {number} of {len(suite.looks)}: {look} seeds" if suite.after is None else "judging"
-            return replace(so_far, stage=stage, wanted=plan.trials(new), asked=tuple(asked))
-        for case in so_far.cases:
-            told = by_question(asked, case.plugin.id, answers)
-            for name, contrast in case.contrasts("paired"):
-                judgements[name] = _judged(case, contrast, judgements.get(name), told, seeds, study)
-        judgements = decided(judgements, suite.looks, suite.alpha)
-        waiting = [case for case in so_far.cases if any(questions(case, seeds, study, judgements))]
-        if not waiting:
-            break
-        if number < len(suite.looks) and spent(asked, answers) >= suite.budget:
-            stopped = f"the budget of {suite.budget:g} s was spent after {look} of {suite.looks[-1]} seeds"
-            break
-    return replace(so_far, asked=tuple(asked), judgements=judgements, stopped=stopped)
+    suite, reached = study.suite, so_far
+    stopped: Reason | None = None
+
+    def observe(look: int, judgements: Mapping[str, Judgement]) -> Mapping[str, Judgement] | None:
+        nonlocal reached, stopped
+        number = suite.looks.index(look) + 1
+        if number > 1:
+            before = suite.looks[number - 2]
+            if not any(questions(case, _seeds(suite, before), study, judgements) for case in so_far.cases):
+                return None
+            if spent(reached.asked, answers) >= suite.budget:
+                stopped = because(Code.BUDGET_SPENT, budget=suite.budget, seeds=before, planned=suite.looks[-1])
+                return None
+        seeds = _seeds(suite, look)
+        reached = replace(so_far, **_requests(study, reached, seeds, judgements, answers, number))
+        return None if reached.wanted else _observed(study, reached, seeds, judgements, answers)
+
+    judgements = sequential.run_looks(suite.looks, suite.alpha, observe)
+    return reached if reached.wanted else replace(reached, judgements=judgements, stopped=stopped)
+
+
+def _seeds(suite: Suite, look: int) -> tuple[int, ...]:
+    return tuple(range(suite.seed, suite.seed + look))
+
+
+def _requests(
+    study: Study,
+    reached: Step,
+    seeds: tuple[int, ...],
+    judgements: Mapping[str, Judgement],
+    answers: Mapping[str, Record],
+    number: int,
+) -> dict[str, Any]:
+    """The fields of a step at a look: all questions so far, and the trials of this look where one lacks its record."""
+    suite = study.suite
+    new = [question for case in reached.cases for question in questions(case, seeds, study, judgements)]
+    if number == 1:  # an invariant that holds at a few seeds by construction holds at all
+        new += [question for case in reached.cases for question in invariants(case, seeds, study)]
+    asked = {(one.plugin, one.arm, one.view, one.seed, one.trial.key): one for one in (*reached.asked, *new)}
+    fields: dict[str, Any] = {"asked": tuple(asked.values())}
+    if any(question.trial.key not in answers for question in new):
+        stage = f"look {number} of {len(suite.looks)}: {len(seeds)} seeds" if suite.after is None else "judging"
+        fields |= {"stage": stage, "wanted": plan.trials(new)}
+    return fields
+
+
+def _observed(
+    study: Study, reached: Step, seeds: tuple[int, ...], judgements: Mapping[str, Judgement], answers: Mapping[str, Record]
+) -> dict[str, Judgement]:
+    """The judgements with one look's estimates."""
+    observed = dict(judgements)
+    for case in reached.cases:
+        records = by_question(reached.asked, case.plugin.id, answers)
+        for name, contrast in case.contrasts("paired"):
+            observed[name] = _judged(case, contrast, judgements.get(name), records, seeds, study)
+    return observed
 
 
 def by_question(asked: Sequence[Question], plugin: str, answers: Mapping[str, Record]) -> dict[tuple[str, str, int], Record]:
@@ -311,13 +321,9 @@ def _judged(
     case: Case, contrast: Contrast, known: Judgement | None, told: judge.Answers, seeds: tuple[int, ...], study: Study
 ) -> Judgement:
     """A contrast after one more look; a closed one keeps its numbers, its missing controls are looked at again."""
-    if known is None or known.is_open:
-        harm = judge.judge(contrast, told, seeds, of(contrast, study.suite))
-        before = known or Judgement(harm=harm, seeds=seeds, p_fail=(), p_pass=())
-        p_fail, p_pass = (*before.p_fail, harm.estimate.p_fail), (*before.p_pass, harm.estimate.p_pass)
-        after = replace(before, harm=harm, seeds=seeds, p_fail=p_fail, p_pass=p_pass)
-    else:
-        after = known
+    after = known
+    if after is None or after.is_open:
+        after = sequential.add_look(known, judge.judge(contrast, told, seeds, of(contrast, study.suite)), seeds)
     controls = {
         variant: judge.judge(judge.with_induced(contrast, variant), told, seeds, of(contrast, study.suite))
         if known is None or known.lacks(variant, of(contrast, study.suite).margin)
@@ -325,29 +331,6 @@ def _judged(
         for variant in case.variants
     }
     return replace(after, controls=controls)
-
-
-def decided(judgements: Mapping[str, Judgement], looks: Sequence[int], alpha: float) -> dict[str, Judgement]:
-    """Verdicts of all planned contrasts: sequential P-values, then Holm over all of them, FAIL and PASS apart.
-
-    A harm that is exactly 0 because subject and cured are one is no hypothesis and needs no correction; a crash is one that
-    nothing can decide.
-    """
-    tested = [name for name, one in judgements.items() if one.harm.exposed]
-    ways = [
-        stats.holm([stats.sequential(getattr(judgements[name], way), looks, alpha) for name in tested])
-        for way in ("p_fail", "p_pass")
-    ]
-    adjusted = {name: (float(ways[0][rank]), float(ways[1][rank])) for rank, name in enumerate(tested)}
-    found = {}
-    for name, one in judgements.items():
-        if one.harm.error:
-            found[name] = replace(one, verdict="ERROR")
-        elif not one.harm.exposed:
-            found[name] = replace(one, verdict="PASS", adjusted=(1.0, 0.0))
-        else:
-            found[name] = replace(one, verdict=stats.decide(*adjusted[name], alpha), adjusted=adjusted[name])
-    return found
 
 
 def spent(asked: Sequence[Question], answers: Mapping[str, Record]) -> float:

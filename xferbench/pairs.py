@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from xferbench import judge, looks, metrics
+from xferbench import judge, metrics
+from xferbench.analysis import sequential
 from xferbench.design import Contrast
-from xferbench.looks import Judgement
 from xferbench.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from xferbench.analysis.sequential import Judgement
     from xferbench.design import Suite
     from xferbench.record import Record, Run
 
@@ -133,24 +134,18 @@ def _alike(first: Record, second: Record, metric: str) -> bool:
 
 def judged(pairs: Mapping[str, Pair], suite: Suite) -> dict[str, Judgement]:
     """Judge all pairs as verdicts are judged: look by look, each with only its own seeds, what is decided closing."""
-    found: dict[str, Judgement] = {}
-    for look in suite.looks:
-        for name, one in pairs.items():
-            known, size = found.get(name), min(look, one.count)
-            if known is not None and (not known.is_open or size <= len(known.seeds)):
-                continue
-            ranks = tuple(range(size))
-            harm = judge.judge(one.contrast, one.answers, ranks, one.suite)
-            before = known or Judgement(harm=harm, seeds=ranks, p_fail=(), p_pass=())
-            found[name] = replace(
-                before,
-                harm=harm,
-                seeds=ranks,
-                p_fail=(*before.p_fail, harm.estimate.p_fail),
-                p_pass=(*before.p_pass, harm.estimate.p_pass),
-            )
-        found = looks.decided(found, suite.looks, suite.alpha)
-    return found
+
+    def observe(look: int, judgements: Mapping[str, Judgement]) -> Mapping[str, Judgement]:
+        observed = dict(judgements)
+        for name, pair in pairs.items():
+            known, size = judgements.get(name), min(look, pair.count)
+            if known is None or (known.is_open and size > len(known.seeds)):
+                ranks = tuple(range(size))
+                harm = judge.judge(pair.contrast, pair.answers, ranks, pair.suite)
+                observed[name] = sequential.add_look(known, harm, ranks)
+        return observed
+
+    return sequential.run_looks(suite.looks, suite.alpha, observe)
 
 
 def level(one: Pair, side: str, seeds: int, weights: Weights) -> float | None:

@@ -16,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
-    from xferbench.compared import Comparison
+    from xferbench.core.comparison import Comparison
 
 SCHEMA = 1
 FEW_CLASSES = 20  # up to here all probabilities are kept

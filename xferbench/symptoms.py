@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from xferbench.reason import interval
+from xferbench.core.reason import Code, Reason, because
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from xferbench.looks import Case, Step
     from xferbench.plan import Study
     from xferbench.record import Finding
+    from xferbench.study.draft import Draft
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,15 +52,13 @@ def repairs(case: Case, metric: str) -> bool:
     return bool(plain) and all(edit.startswith(("batchnorm:", "classes:")) for edit in edits)
 
 
-def told(findings: Sequence[Finding], found: Mended | None) -> tuple[Finding, ...]:
-    """The findings, each failure with what is left of it once the largest is mended."""
-    return tuple(findings) if found is None else tuple(_told(one, found) for one in findings)
+def add_followup(drafts: Sequence[Draft], repaired: Mended | None) -> tuple[Draft, ...]:
+    """The findings, each failure with what is left of it once the largest is repaired."""
+    return tuple(drafts) if repaired is None else tuple(replace(one, followup=_left(one.finding, repaired)) for one in drafts)
 
 
-def _told(finding: Finding, found: Mended) -> Finding:
-    left = found.step.judgements.get(f"{finding.plugin}/{finding.contrast}")
+def _left(finding: Finding, repaired: Mended) -> Reason | None:
+    left = repaired.step.judgements.get(f"{finding.plugin}/{finding.contrast}")
     if finding.verdict != "FAIL" or left is None or left.harm.error:
-        return finding
-    word = {"FAIL": "stays", "PASS": "is gone"}.get(left.verdict, "is not shown any more")
-    said = f"it {word} once {found.by} is mended: {interval(left.harm.estimate, finding.unit)}"
-    return replace(finding, reason=f"{finding.reason}; {said}")
+        return None
+    return because(Code.LEFT_AFTER_REPAIR, by=repaired.by, verdict=left.verdict, estimate=left.harm.estimate)

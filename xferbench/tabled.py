@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from xferbench import effects, judge, metrics, plan
+from xferbench.analysis import verdict
 from xferbench.recipes import IT
 from xferbench.table import Table
 from xferbench.wording import words
@@ -148,9 +149,8 @@ def comparisons(done: Done, against: str) -> list[dict[str, Any]]:
         if name == against:
             continue
         told = judge.judge(effects.difference(name, against), done.answers, done.seeds, done.task)
-        low, high, margin = told.estimate.low, told.estimate.high, done.task.margin
-        within = "equal" if -margin < low and high < margin else "open"
-        said = "open" if told.error else "better" if low > margin else "worse" if high < -margin else within
+        low, high = told.estimate.low, told.estimate.high
+        said = verdict.difference(low, high, done.task.margin, told.error)
         one = {"task": done.task.name, "recipe": name, "against": against, "difference": told.estimate.harm}
         found.append(one | {"low": low, "high": high, "said": said, "error": told.error})
     return found

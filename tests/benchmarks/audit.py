@@ -37,7 +37,7 @@ from xferbench import execute, finish, judge, looks, metrics, plan, suite, wordi
 from xferbench.design import Domain
 from xferbench.environment import processor
 from xferbench.lab import answer, inputs
-from xferbench.reason import interval
+from xferbench.report.text import interval
 from xferbench.store import cache
 
 TWICE = {"mean": [m + s * m for m, s in zip(MEAN, STD, strict=True)], "std": [s * s for s in STD]}

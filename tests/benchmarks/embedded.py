@@ -21,9 +21,11 @@ from functools import partial
 from pathlib import Path
 
 from xferbench import execute, findings, judge, metrics, suite
+from xferbench.analysis import verdict
 from xferbench.environment import processor
 from xferbench.looks import by_question, of
-from xferbench.reason import interval
+from xferbench.report import messages
+from xferbench.report.text import interval
 from xferbench.store import cache
 
 TARGETS = {
@@ -65,7 +67,7 @@ def measure(target, shared, store, bases, plugins):
     answers = {}
     steps = [answered(replace(base, seed=SEEDS * number), store, answers) for number in range(bases)]
     asked = [one for step in steps for one in step.asked]
-    found = [{one.id: one for one in findings.findings(base, step, answers)} for step in steps]
+    found = [{one.id: one for one in messages.write_findings(findings.findings(base, step, answers))} for step in steps]
     return [
         row(target, base, case, contrast, variant, found, by_question(asked, case.plugin.id, answers), bases)
         for case in steps[0].cases
@@ -134,7 +136,7 @@ def row(target, base, case, contrast, variant, found, told, bases):
         harm = judge.judge(contrast, told, others, suite_)
         control = judge.judge(judge.with_induced(contrast, variant), told, others, suite_)
         unconfirmed += finding.verdict == "FAIL" and not harm.estimate.low > suite_.margin
-        contradicted += OPPOSITE.get(finding.control) == judge.control(control, suite_.margin)
+        contradicted += OPPOSITE.get(finding.control) == verdict.control(control, suite_.margin)
     harm = judge.judge(contrast, told, everything, suite_)
     control = judge.judge(judge.with_induced(contrast, variant), told, everything, suite_)
     names = ["subject", "cured", f"induced:{variant}", "scratch"]
@@ -147,7 +149,7 @@ def row(target, base, case, contrast, variant, found, told, bases):
         "FAIL unconfirmed": unconfirmed,
         f"induced costs, {seeds}": interval(control.estimate, unit),
         "which is": {"detected": "more than the margin", "harmless": "less than the margin"}.get(
-            judge.control(control, suite_.margin), "too near the margin to tell"
+            verdict.control(control, suite_.margin), "too near the margin to tell"
         ),
         f"controls {runs}": counted(one.control for one in own),
         "controls contradicted": contradicted,

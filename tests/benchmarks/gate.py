@@ -21,8 +21,10 @@ import numpy as np
 import trained
 from scipy.stats import binomtest
 
-from xferbench import compared, outcomes
+from xferbench import compared
+from xferbench.core import comparison
 from xferbench.environment import processor
+from xferbench.report import messages
 
 ALPHA, MARGIN = 0.05, 0.02
 TUNED = {"strategy": "full", "lr": 3e-3, "steps": 30, "batch_size": 16}  # exposed to both plugins, and quick
@@ -33,13 +35,13 @@ WEAKER = {  # what a regression is made of: these in the place of 200 images, an
 }
 USUAL = {"images": 200, "steps": 150}
 MEANT = (0.02, 0.05, 0.1)
-WORDS = (outcomes.WORSE, outcomes.CANNOT_TELL, outcomes.NOT_WORSE)
+WORDS = (comparison.WORSE, comparison.CANNOT_TELL, comparison.NOT_WORSE)
 ANY = "any of them"
 
 
 def decided(accepted, candidate):
     """The outcomes of a gate by id."""
-    return {one.id: one for one in compared.compare(accepted, candidate).outcomes}
+    return {one.id: one for one in messages.write_comparison(compared.compare(accepted, candidate)).outcomes}
 
 
 def percent(count, total):
@@ -51,9 +53,9 @@ def shares(words):
     """How often each decision was taken, the first with its exact 95 % interval."""
     counts = Counter(words)
     total = counts.total()
-    interval = binomtest(counts[outcomes.WORSE], total).proportion_ci()
+    interval = binomtest(counts[comparison.WORSE], total).proportion_ci()
     told = {word: percent(counts[word], total) for word in WORDS}
-    told[outcomes.WORSE] += f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    told[comparison.WORSE] += f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
     others = {word: percent(count, total) for word, count in counts.items() if word not in WORDS}
     return told | others
 
@@ -171,7 +173,7 @@ def verdicts(store, given):
                 "harm of both, in points": f"{100 * harm:g}",
                 "gates": len(found),
                 "own verdict FAIL": percent(sum(each.verdict == "FAIL" for each in found), len(found)),
-                "worse": percent(sum(each.decision == outcomes.WORSE for each in found), len(found)),
+                "worse": percent(sum(each.decision == comparison.WORSE for each in found), len(found)),
                 "worse by the interval": percent(sum(map(by_interval, found)), len(found)),
             }
         )

@@ -20,6 +20,7 @@ from factory import make_told
 from xferbench import discover, execute, findings, finish, looks, plan, store, suite
 from xferbench.design import HARM
 from xferbench.record import Record, Run
+from xferbench.report import messages
 
 CHUNK = 100  # seeds that are asked for together
 KEPT = 2**28  # bytes of weights and activations that are kept
@@ -112,7 +113,7 @@ def judged(one, answers):
     return Run(
         suite=asdict(own),
         environment={},
-        findings=findings.findings(own, step, answers),
+        findings=messages.write_findings(findings.findings(own, step, answers)),
         cells=findings.cells(step, answers),
         cost={},
         arms={},

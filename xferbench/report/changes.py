@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from xferbench.compared import Comparison
-    from xferbench.outcomes import Outcome
+    from xferbench.core.comparison import Comparison, Outcome
 
 
 def changes(comparison: Comparison, cache: Path | None = None) -> str:

@@ -10,7 +10,7 @@ from xferbench.report import changes, drawn, frames, held, page, text
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from xferbench.outcomes import Outcome
+    from xferbench.core.comparison import Outcome
     from xferbench.record import Run
 
 

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.text import Text
 
-    from xferbench.compared import Comparison
+    from xferbench.core.comparison import Comparison, Outcome
     from xferbench.execute import Progress
-    from xferbench.outcomes import Outcome
     from xferbench.record import Run
 
 COLOUR = {

@@ -14,8 +14,8 @@ from xferbench.report import text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from xferbench.core.comparison import Outcome
     from xferbench.design import Contrast
-    from xferbench.outcomes import Outcome
     from xferbench.record import Cell, Finding, Run
 
 Group: TypeAlias = "tuple[Finding, ...]"

@@ -12,8 +12,7 @@ from xferbench.report import text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xferbench.compared import Comparison
-    from xferbench.outcomes import Outcome
+    from xferbench.core.comparison import Comparison, Outcome
     from xferbench.record import Run
 
 KNOWN = "known: the accepted run fails it too"

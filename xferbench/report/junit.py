@@ -10,7 +10,7 @@ from xferbench.report import frames, held, text
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from xferbench.outcomes import Outcome
+    from xferbench.core.comparison import Outcome
     from xferbench.record import Finding, Run
 
 ELEMENT = {"FAIL": "failure", "ERROR": "error", "SKIPPED": "skipped", "INCONCLUSIVE": "skipped"}

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from xferbench.report import frames, held, tex, text
 
 if TYPE_CHECKING:
-    from xferbench.compared import Comparison
-    from xferbench.outcomes import Outcome
+    from xferbench.core.comparison import Comparison, Outcome
     from xferbench.record import Run
 
 ARMS = ("subject", "cured", "scratch")

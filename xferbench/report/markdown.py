@@ -10,8 +10,7 @@ from xferbench.report import frames, held, text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xferbench.compared import Comparison
-    from xferbench.outcomes import Outcome
+    from xferbench.core.comparison import Comparison, Outcome
     from xferbench.record import Run
 
 SPECIAL = str.maketrans(

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from xferbench import outcomes
+from xferbench.core import comparison
 from xferbench.record import contrast_id
 from xferbench.report import frames, held, junit, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from xferbench.core.comparison import Outcome
     from xferbench.design import Plugin
-    from xferbench.outcomes import Outcome
     from xferbench.record import Finding, Run
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
@@ -21,11 +21,11 @@ STATE = {  # of verdicts, and of what is decided where there is an accepted run
     "FAIL": FAILED,
     "ERROR": FAILED,
     "PASS": PASSED,
-    outcomes.WORSE: FAILED,
-    outcomes.CRASHED: FAILED,
-    outcomes.NOT_WORSE: PASSED,
+    comparison.WORSE: FAILED,
+    comparison.CRASHED: FAILED,
+    comparison.NOT_WORSE: PASSED,
 }
-OPEN = {"INCONCLUSIVE", outcomes.CANNOT_TELL}  # fail only where that is asked for
+OPEN = {"INCONCLUSIVE", comparison.CANNOT_TELL}  # fail only where that is asked for
 AMISS = {"FAIL", "ERROR"}  # verdicts that are told beside a comparison too
 ELSEWHERE = "not in the results, though the suite asks it: they are of another suite, or of other versions"
 
@@ -56,7 +56,7 @@ def names(plugins: Iterable[Plugin], *, compared_too: bool = False) -> dict[str,
     judged = {
         contrast_id(plugin.id, one.name): plugin.id for plugin in plugins for one in plugin.contrasts if one.kind != "info"
     }
-    return ({outcomes.SUBJECT: ""} if compared_too else {}) | judged
+    return ({comparison.SUBJECT: ""} if compared_too else {}) | judged
 
 
 def told(run: Run, name: str, plugin: str, *, fail_on: str = "fail") -> Tested:

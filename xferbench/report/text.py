@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xferbench.record import Estimate
 
 NOTHING = "–"
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]+")
@@ -70,3 +74,15 @@ def seconds(value: float) -> str:
     if value < 120:
         return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
     return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def points(value: float, unit: str, *, signed: bool = True) -> str:
+    """A number with its unit, as a sentence has it: accuracies in ``points`` of a hundred."""
+    sign = "+" if signed else ""
+    return f"{100 * value:{sign}.1f} points" if unit == "accuracy" else f"{value:{sign}.3f} {unit}"
+
+
+def interval(estimate: Estimate, unit: str) -> str:
+    """A harm with its one-sided bounds, as a sentence has it: ``+5.5 points [+3.4, +7.6]``."""
+    factor, digits = (100, 1) if unit == "accuracy" else (1, 3)
+    return f"{points(estimate.harm, unit)} [{factor * estimate.low:+.{digits}f}, {factor * estimate.high:+.{digits}f}]"

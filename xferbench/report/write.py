@@ -13,9 +13,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from xferbench.compared import Comparison
+from xferbench.core.comparison import Comparison, Outcome
 from xferbench.design import digest
-from xferbench.outcomes import Outcome
 from xferbench.problem import Problem
 from xferbench.record import SCHEMA, Cell, Record, Run, finding_from_json, plain, row, to_json, unlisted
 from xferbench.report import evidence, github, html, junit, markdown, predictions, samples

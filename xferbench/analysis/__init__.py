@@ -1,0 +1,1 @@
+"""Estimates, decisions and comparisons: from records to verdicts. Pure; holds numbers and codes, no sentences."""

@@ -1,0 +1,97 @@
+"""Why a verdict, a decision or a note is what it is: a code with the values that its sentence needs. Pure.
+
+The sentences are in :mod:`xferbench.report.messages`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Code(Enum):
+    """One code for each sentence; the comment names the values that the sentence needs."""
+
+    # Of any finding
+    TEXT = auto()  # text: written elsewhere, by a plugin or as an error
+    NOT_MEASURED = auto()
+    ON_TRUST = auto()  # what
+    # Of a harm
+    ABOVE_MARGIN = auto()  # margin
+    BELOW_MARGIN = auto()  # margin
+    NOT_EXPOSED = auto()  # why: a reason
+    NOT_EXPOSED_NO_CONTROL = auto()  # why: a reason
+    CURE_CHANGES_NOTHING = auto()
+    SIDES_ARE_EQUAL = auto()
+    NO_BETTER_REPAIR = auto()  # count
+    NO_BETTER_RECIPE = auto()  # count
+    NO_BASELINE = auto()  # arm, view
+    NO_POWER = auto()  # margin, variant, cost: an estimate or None
+    NOT_ESTIMATED = auto()
+    MARGIN_WITHIN_INTERVAL = auto()  # margin
+    ABOVE_BEFORE_CORRECTION = auto()  # margin
+    BELOW_BEFORE_CORRECTION = auto()  # margin
+    TO_DECIDE = auto()  # seeds, examples (None: no number would do), grouped, at_these_seeds
+    BUDGET_SPENT = auto()  # budget in seconds, seeds, planned
+    CHOSEN = auto()  # count, confidence
+    BETTER_RECIPE = auto()  # cured, subject: accuracies
+    DIVERGED = auto()  # arm, count, seeds
+    LEFT_AFTER_REPAIR = auto()  # by, verdict, estimate
+    # Of an invariant
+    BROKEN = auto()  # meaning, count, seeds
+    HOLDS = auto()  # meaning, seeds
+    SUBJECT_DIVERGED = auto()  # count, seeds
+    # Of a change between two runs
+    SAME_ANSWERS = auto()
+    SAME_ZERO_HARM = auto()
+    ONE_PAIR = auto()  # seeds
+    WORSE_THAN_MARGIN = auto()  # margin
+    SAME_TRIALS_ELSEWHERE = auto()
+    WORSE_BY_LESS = auto()  # margin
+    CHANGE_OPEN = auto()  # margin, same: whether the trials are the same, to_decide: a reason
+    FAIL_ELSEWHERE = auto()  # accepted
+    NEW_FAIL = auto()  # accepted, text
+    FAIL_LEFT_OPEN = auto()  # why: a reason
+    FAIL_GREW = auto()  # why: a reason
+    PASSES_NOW = auto()  # text
+    SIZE_UNKNOWN = auto()  # text
+    SIZE_GREW = auto()  # before, now, text
+    OWN_VERDICT = auto()  # why: a reason, verdict, text
+    NO_LONGER_JUDGED = auto()  # accepted, text
+    NO_LONGER_TESTED = auto()  # accepted
+    NOT_TESTED_BEFORE = auto()
+    NO_VERDICT_BEFORE = auto()  # verdict
+    OTHER_VERSION = auto()  # old, new
+    OTHER_CONTRAST = auto()
+    PAIRED_BY_RANK = auto()
+    FEWER_SEEDS = auto()  # count, old, new
+    # Notes of a run
+    OVERRIDDEN = auto()  # overrides
+    SUPPORTED_FIELDS = auto()  # training, fields
+    DROPPED_EXAMPLES = auto()  # entries
+    AT_EDGE = auto()  # plugins, arm, edge
+    SUBJECT_LEARNT_NOTHING = auto()  # share
+    SCRATCH_LEARNT_NOTHING = auto()  # share
+    SCRATCH_SEARCH = auto()  # grid, audit
+    UNUSED_INPUT = auto()  # role
+    HALF_JUDGED = auto()  # count
+    JUDGED_APART = auto()
+    ONE_FINISHED_NETWORK = auto()
+    ONE_CHECKPOINT = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """A code and its values; a value may be another reason."""
+
+    code: Code
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+def because(code: Code, **values: Any) -> Reason:
+    """A reason with its values."""
+    return Reason(code=code, values=values)
