@@ -18,9 +18,10 @@ from test_probe import make_weights  # noqa: E402
 
 import xferbench  # noqa: E402
 from xferbench import cli, gate  # noqa: E402
+from xferbench.core import files  # noqa: E402
 from xferbench.design import Phase  # noqa: E402
 from xferbench.engines import local  # noqa: E402
-from xferbench.lab import answer, backbones, callables, foreign, inputs, probe  # noqa: E402
+from xferbench.lab import answer, backbones, callables, foreign, probe  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
 
 NETWORK = """
@@ -139,7 +140,7 @@ def written(tmp_path, monkeypatch):
 
     def write(text, name):
         (tmp_path / f"{module}.py").write_text(dedent(text))
-        return foreign.find(f"python:{module}:{name}", tmp_path, inputs.file_digest)
+        return foreign.find(f"python:{module}:{name}", tmp_path, files.sha256)
 
     yield write
     foreign.load.cache_clear()
@@ -167,7 +168,7 @@ def test_a_callable_is_named_by_the_source_of_its_whole_package(tmp_path):
         (package / name).write_text("raise RuntimeError('this must not run')")
 
     def digest(folder=tmp_path):
-        return foreign.find("python:mine.deep.nets:build", folder, inputs.file_digest).digest
+        return foreign.find("python:mine.deep.nets:build", folder, files.sha256).digest
 
     before = digest()
     (package / "notes.txt").write_text("no source")
@@ -190,7 +191,7 @@ def test_files_beside_a_single_module_count_as_far_as_it_imports_them(tmp_path):
         if changed:
             with (tmp_path / changed).open("a") as file:
                 file.write("\n# changed")
-        digests.add(foreign.find("python:one:build", tmp_path, inputs.file_digest).digest)
+        digests.add(foreign.find("python:one:build", tmp_path, files.sha256).digest)
     assert len(digests) == 4
 
 
@@ -200,9 +201,9 @@ def test_a_module_is_looked_for_beside_the_suite_first_and_then_on_the_path(tmp_
         (tmp_path / folder / "both_places.py").write_text(f"# {text}")
     (tmp_path / "path" / "path_only.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path / "path")
-    first = foreign.find("python:both_places:f", tmp_path / "suite", inputs.file_digest)
-    assert first.digest != foreign.find("python:both_places:f", tmp_path / "path", inputs.file_digest).digest
-    assert foreign.find("python:path_only:f", tmp_path / "suite", inputs.file_digest)
+    first = foreign.find("python:both_places:f", tmp_path / "suite", files.sha256)
+    assert first.digest != foreign.find("python:both_places:f", tmp_path / "path", files.sha256).digest
+    assert foreign.find("python:path_only:f", tmp_path / "suite", files.sha256)
 
 
 @pytest.mark.parametrize(
@@ -210,13 +211,13 @@ def test_a_module_is_looked_for_beside_the_suite_first_and_then_on_the_path(tmp_
 )
 def test_a_word_of_another_form_is_a_problem(word, tmp_path):
     with pytest.raises(Problem, match="python:module:callable"):
-        foreign.find(word, tmp_path, inputs.file_digest)
+        foreign.find(word, tmp_path, files.sha256)
 
 
 @pytest.mark.parametrize("module", ["nowhere_at_all", "sys", "__main__x"])
 def test_a_module_that_is_not_there_is_a_problem(module, tmp_path):
     with pytest.raises(Problem, match="no module"):
-        foreign.find(f"python:{module}:build", tmp_path, inputs.file_digest)
+        foreign.find(f"python:{module}:build", tmp_path, files.sha256)
 
 
 # Loaded
@@ -233,7 +234,7 @@ def test_a_submodule_that_is_missing_is_a_problem_and_a_missing_library_a_crash(
     (tmp_path / "own_pkg").mkdir()
     (tmp_path / "own_pkg" / "__init__.py").touch()
     with pytest.raises(Problem, match="no such module"):
-        foreign.load(foreign.find("python:own_pkg.sub:f", tmp_path, inputs.file_digest))
+        foreign.load(foreign.find("python:own_pkg.sub:f", tmp_path, files.sha256))
     with pytest.raises(foreign.Crashed, match=r"python:own_\d+:f crashed: ModuleNotFoundError.*no_such_library"):
         foreign.load(written("import no_such_library", "f"))
 
@@ -251,7 +252,7 @@ def test_a_name_that_is_taken_by_a_loaded_module_is_a_problem(tmp_path, monkeypa
     import statistics  # noqa: F401 - so that it is loaded
 
     with pytest.raises(Problem, match=r"loaded already[\s\S]*rename yours"):
-        foreign.load(foreign.find("python:statistics:f", tmp_path, inputs.file_digest))
+        foreign.load(foreign.find("python:statistics:f", tmp_path, files.sha256))
 
 
 # Backbones
@@ -431,7 +432,7 @@ def test_a_crash_of_the_users_code_is_an_error_finding(own, at_home, tmp_path, c
 
 def test_a_worker_that_is_asked_for_a_users_problem_tells_it(tmp_path, world):
     (tmp_path / "mine_too.py").write_text(NETWORK)
-    code = foreign.find("python:mine_too:nothing", tmp_path, inputs.file_digest)
+    code = foreign.find("python:mine_too:nothing", tmp_path, files.sha256)
     asked = (code.spec, WEIGHTS, world.data, None, (60, None), (None, (), None), world.cache, code)
     with local.workers(1) as call, pytest.raises(Problem, match="gave no network"):
         call("xferbench.lab.probe:probe", *asked).result()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from xferbench.core import files
 from xferbench.design import Data, Finished, Fit, Model, Place, Preprocessing, Trial, View, Weights
 from xferbench.lab import answer, backbones, checkpoints, data, edits, finished, inputs, reading, small
 from xferbench.problem import Problem
@@ -16,7 +17,7 @@ PLACE = Place(device="cpu", torch="0", lab=1)
 
 
 def weights(path):
-    return Weights(digest=inputs.file_digest(path), path=str(path))
+    return Weights(digest=files.sha256(path), path=str(path))
 
 
 @pytest.fixture(scope="module")

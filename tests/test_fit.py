@@ -15,13 +15,14 @@ torch = pytest.importorskip("torch")
 from test_data import make_npz  # noqa: E402
 from torch import nn  # noqa: E402
 
+from xferbench.core import files  # noqa: E402
 from xferbench.design import Fit, Model, Phase, Place, Preprocessing, Trial, View, Weights  # noqa: E402
 from xferbench.lab import VERSION, answer, backbones, checkpoints, data, features, fit, inputs, preprocess  # noqa: E402
 
 READY = Preprocessing(mean=(0.5,), std=(0.25,))
 PLACE = Place(device="cpu", torch="0.0", lab=VERSION)
 SHIPPED = inputs.SHIPPED / "tiny-resnet-0.safetensors"
-WEIGHTS = Weights(digest=inputs.file_digest(SHIPPED), path=str(SHIPPED))
+WEIGHTS = Weights(digest=files.sha256(SHIPPED), path=str(SHIPPED))
 HEAD = {"linear.weight", "linear.bias"}
 BRIEF = {"steps": 3, "batch_size": 16}
 
@@ -434,7 +435,7 @@ def test_a_network_of_timm_trains_in_lock_step_as_alone(world, tmp_path):
     pytest.importorskip("timm")
     file = tmp_path / "w.safetensors"
     checkpoints.save(backbones.build("timm:mobilenetv3_small_050", 9).state_dict(), file)
-    weights = Weights(digest=inputs.file_digest(file), path=str(file))
+    weights = Weights(digest=files.sha256(file), path=str(file))
     fits = [replace(make_fit(world, seed=seed), arch="timm:mobilenetv3_small_050", start=weights) for seed in (0, 1)]
     network, starts, dataset = prepared(world, *fits)
     together = fit.train(fits, network, starts, dataset)

@@ -16,8 +16,9 @@ from test_fit import PLACE, READY, WEIGHTS  # noqa: E402
 from torch import nn  # noqa: E402
 
 from xferbench import fake, plan  # noqa: E402
+from xferbench.core import files  # noqa: E402
 from xferbench.design import Finished, Phase, Pipeline, Recipe  # noqa: E402
-from xferbench.lab import answer, backbones, fit, foreign, inputs, moved, preprocess, reading  # noqa: E402
+from xferbench.lab import answer, backbones, fit, foreign, moved, preprocess, reading  # noqa: E402
 from xferbench.lab.viewed import Seen  # noqa: E402
 from xferbench.plugins import freeze_integrity  # noqa: E402
 from xferbench.plugins.freeze_integrity import plugin  # noqa: E402
@@ -448,7 +449,7 @@ train.honours = {"lr"}
 def test_training_code_that_forgets_to_freeze_fails(world, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "careless_freezing.py").write_text(dedent(CARELESS))
-    code = foreign.find("python:careless_freezing:train", tmp_path, inputs.file_digest)
+    code = foreign.find("python:careless_freezing:train", tmp_path, files.sha256)
     (one,) = carried_out(world, pipeline(world, RECIPES["probe"], training=code))
     foreign.load.cache_clear()
     assert one.verdict == "FAIL"

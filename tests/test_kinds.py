@@ -14,6 +14,7 @@ from test_listed import make  # noqa: E402
 from test_resume import _in_this_process  # noqa: E402
 
 from xferbench import finish, suite  # noqa: E402
+from xferbench.core import files  # noqa: E402
 from xferbench.design import Fit, Model, Phase, Place, Spectrogram, Trial, View, Weights  # noqa: E402
 from xferbench.engines import local  # noqa: E402
 from xferbench.lab import VERSION, answer, inputs  # noqa: E402
@@ -95,7 +96,7 @@ def test_a_probe_learns_the_pitch_of_a_spectrogram(tmp_path):
     one = Fit(
         arch="tiny-resnet",
         init="pretrained",
-        start=Weights(digest=inputs.file_digest(shipped), path=str(shipped)),
+        start=Weights(digest=files.sha256(shipped), path=str(shipped)),
         head="random",
         phases=(Phase(trainable="head", batchnorm="eval", lr=1e-2, steps=60),),
         data=inputs.data(f"npz:{tmp_path / 'd.npz'}"),

@@ -12,8 +12,9 @@ torch = pytest.importorskip("torch")
 from test_data import make_npz  # noqa: E402
 from test_fit import PLACE  # noqa: E402
 
+from xferbench.core import files  # noqa: E402
 from xferbench.design import Fit, Model, Phase, Trial, View  # noqa: E402
-from xferbench.lab import answer, foreign, inputs, preprocess  # noqa: E402
+from xferbench.lab import answer, foreign, preprocess  # noqa: E402
 
 LENGTH = 12
 NETWORK = """
@@ -63,7 +64,7 @@ def test_token_ids_and_their_mask_go_from_a_file_to_predictions(tmp_path):
     halves = {"train_images": ids[:80], "train_labels": labels[:80], "test_images": ids[80:], "test_labels": labels[80:]}
     target = make_npz(tmp_path / "words.npz", **halves)
     (tmp_path / "words_net.py").write_text(NETWORK)
-    code = foreign.find("python:words_net:build", tmp_path, inputs.file_digest)
+    code = foreign.find("python:words_net:build", tmp_path, files.sha256)
     for phase in (Phase(trainable="all", lr=0.05, steps=60, batch_size=16), Phase(trainable="head", steps=4, batch_size=16)):
         one = Fit(
             arch=code.spec,

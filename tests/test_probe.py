@@ -11,6 +11,7 @@ from test_data import make_folder, make_npz  # noqa: E402
 from test_fit import WEIGHTS  # noqa: E402
 from torch import nn  # noqa: E402
 
+from xferbench.core import files  # noqa: E402
 from xferbench.design import Preprocessing, Weights  # noqa: E402
 from xferbench.lab import backbones, checkpoints, inputs, probe  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
@@ -19,7 +20,7 @@ from xferbench.problem import Problem  # noqa: E402
 def make_weights(path, arch="tiny-resnet", *, classes=20, **metadata):
     """A checkpoint of random weights."""
     checkpoints.save(backbones.build(arch, classes).state_dict(), path, metadata=metadata)
-    return Weights(digest=inputs.file_digest(path), path=str(path))
+    return Weights(digest=files.sha256(path), path=str(path))
 
 
 NOTHING = (None, (), None)
@@ -50,7 +51,7 @@ def test_what_a_backbone_has_nothing_of_is_told(tmp_path, monkeypatch):
 
     torch.save(plain(4).state_dict(), tmp_path / "w.pt")
     monkeypatch.setattr(backbones, "build", lambda _arch, classes, _code: plain(classes))
-    weights = Weights(digest=inputs.file_digest(tmp_path / "w.pt"), path=str(tmp_path / "w.pt"))
+    weights = Weights(digest=files.sha256(tmp_path / "w.pt"), path=str(tmp_path / "w.pt"))
     assert probed(make_npz(tmp_path / "d.npz"), tmp_path / "cache", weights=weights).lacks == ("norm", "bias")
 
 
@@ -109,7 +110,7 @@ def test_which_of_two_weights_was_read_and_what_lay_beside_them_is_told(tmp_path
     state = backbones.build("tiny-resnet", 20).state_dict()
     named = {f"net.{name}": tensor for name, tensor in state.items()} | {"loss.weight": torch.ones(2)}
     torch.save({"state_dict": named, "state_dict_ema": named}, tmp_path / "last.ckpt")
-    weights = Weights(digest=inputs.file_digest(tmp_path / "last.ckpt"), path=str(tmp_path / "last.ckpt"))
+    weights = Weights(digest=files.sha256(tmp_path / "last.ckpt"), path=str(tmp_path / "last.ckpt"))
     _, average, beside = probed(make_npz(tmp_path / "d.npz"), tmp_path / "cache", weights=weights).trust
     assert "not the moving average 'state_dict_ema'" in average
     assert beside == "weights: those named net.…, beside which lie loss.weight"

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from xferbench import cli, discover, gate, repair
+from xferbench.core import files
 from xferbench.design import Suite
 from xferbench.engines import local
 from xferbench.lab import backbones, batchnorm, checkpoints, inputs, preprocess, reading
@@ -142,12 +143,12 @@ def test_a_confirmed_repair_is_written_and_mends_and_changes_nothing_else(given,
         assert torch.equal(tensor, wanted[name]), name
     told = json.loads(about("mended.safetensors")["xferbench.repair"])
     assert told["edits"] == ["batchnorm:restored"]
-    assert told["sha256"] == {name: inputs.file_digest(Path(f"{name}.safetensors")) for name in ("after", "before")}
+    assert told["sha256"] == {name: files.sha256(Path(f"{name}.safetensors")) for name in ("after", "before")}
     assert told["finding"].startswith("batchnorm-drift/harm")
     assert told["low"] > told["margin"] == 0.15
     assert about("mended.safetensors")["mine"] == "kept"
     evidence = json.loads(Path("out/evidence.json").read_text())
-    assert evidence["repair"]["sha256"] == inputs.file_digest(Path("mended.safetensors"))
+    assert evidence["repair"]["sha256"] == files.sha256(Path("mended.safetensors"))
     code, out, _ = audit(capsys, "--repair", "again.safetensors", after="mended.safetensors", before=None)
     assert code == 0, out
     assert "no repair was written: batchnorm-drift is PASS: the statistics are those that the network needs" in out

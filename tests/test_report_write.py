@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from factory import make_plugin, make_record, make_run
 
+from xferbench.core import files
 from xferbench.problem import Problem
 from xferbench.record import Cell, Predictions, Samples, to_json
 from xferbench.report import html, predictions, write
@@ -91,8 +92,8 @@ def test_a_crash_while_rendering_leaves_what_was_there(run, written, monkeypatch
 def test_a_folder_that_cannot_be_made_is_a_problem_before_anything_is_run(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Problem, match="cannot be written"):
-        write.writable(tmp_path / "file" / "out")
-    write.writable(tmp_path / "out")
+        files.require_writable(tmp_path / "file" / "out")
+    files.require_writable(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xferbench import suite as suites
+from xferbench.core import files
 from xferbench.init import arch as guessed
 from xferbench.init import slug
 from xferbench.problem import Problem
@@ -114,11 +115,10 @@ def _recorded(arch: str, weights: Path) -> dict[str, Any]:
     """What is recorded for a checkpoint or its architecture, as a suite's table; that is what options are changes of."""
     from xferbench.design import Weights
     from xferbench.engines import local
-    from xferbench.lab import inputs
 
     if not weights.is_file():
         raise Problem(f"{weights}: cannot be read as weights", found="no such file", expected="a file", do="check the path")
-    named = Weights(digest=inputs.file_digest(weights), path=str(weights))
+    named = Weights(digest=files.sha256(weights), path=str(weights))
     with local.workers(1) as call:
         found, _ = call("xferbench.lab.probe:recorded", arch, named).result()
     table = asdict(found) if found else {}

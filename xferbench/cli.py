@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xferbench import gate, matrix_commands, options
+from xferbench.core import files
 from xferbench.problem import Problem, nearest
 
 if TYPE_CHECKING:
@@ -249,12 +250,12 @@ def _unheard(arguments: argparse.Namespace, names: Sequence[str]) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from xferbench import gating
-    from xferbench.report import comparison, console, write
+    from xferbench.report import comparison, console
 
     run = gating.compare(arguments.first, arguments.second)
-    write.writable(arguments.output)
+    files.require_writable(arguments.output)
     page = arguments.output / "comparison.html"
-    write.replaced(page, comparison.render(run, file=str(arguments.second)).encode())
+    files.write_file(page, comparison.render(run, file=str(arguments.second)).encode())
     with _while_read():
         if run.gate is not None:
             console.tell_comparison(run.gate)
@@ -266,7 +267,7 @@ def _freeze(asked: Suite, arguments: argparse.Namespace) -> None:
     from xferbench import discover, finish, frozen, given
 
     plugins = discover.of(asked)
-    frozen.absent(arguments.freeze, force=arguments.force)  # before gigabytes are read
+    frozen.refuse_existing(arguments.freeze, force=arguments.force)  # before gigabytes are read
     inputs = given.given(asked)
     text = frozen.text(asked, inputs, plugins, finish.now())
     frozen.write(arguments.freeze, text, force=arguments.force)

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from xferbench import __version__
+from xferbench.core import files
 from xferbench.problem import Problem
 
 HELD = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # of torch, oneDNN and MKL
@@ -34,7 +35,7 @@ def code() -> str:
     root = Path(__file__).parent
     found = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
-        found.update(f"{file.relative_to(root).as_posix()}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\0".encode())
+        found.update(f"{file.relative_to(root).as_posix()}\0{files.sha256(file)}\0".encode())
     return found.hexdigest()
 
 

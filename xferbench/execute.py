@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from xferbench import discover, fitting, looks, plan, samples, store, symptoms
+from xferbench.core import files
 from xferbench.design import Domain, Facts, Pipeline, Place, Ready, Recipe, Suite, Trial, digest
 from xferbench.engines import local
 from xferbench.environment import torch_version
@@ -186,7 +187,7 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
         Problem: where something is wrong with either; LookupError where nothing is known and there is no engine to probe with.
     """
     inputs.check(suite)
-    digester = store.remembered(db, inputs.file_digest)
+    digester = store.remembered(db, files.sha256)
     finished = inputs.finished(suite, digester)
     weights = (finished.before or finished.after) if finished else inputs.weights(suite, digester)
     target = inputs.data(suite.target, digester)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xferbench import findings, frozen, given, judge, looks, plan, repair, stats, suite, symptoms, wording
+from xferbench.core import files
 from xferbench.core.reason import Code, Reason, because
 from xferbench.design import MADE_HERE, Scratch, Suite, digest
 from xferbench.environment import environment
@@ -53,7 +54,7 @@ def run(
     if output is not None:
         from xferbench.report import write
 
-        write.writable(Path(output))  # before an hour is spent
+        files.require_writable(Path(output))  # before an hour is spent
     if repaired is not None:
         repair.writable(asked, repaired, force=force)
     evidence: dict[str, Any] = {"command": command, "begun": now()}

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from xferbench import __version__
+from xferbench.core import files
 from xferbench.design import content, digest
 from xferbench.environment import code
 from xferbench.problem import Problem
@@ -89,24 +89,19 @@ def write(path: Path, told_: str, *, force: bool = False) -> None:
     Raises:
         Problem: where a file is in the way.
     """
-    absent(path, force=force)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    refuse_existing(path, force=force)
+    with files.replace_atomically(path) as part:
         part.write_text(told_, encoding="utf-8", newline="\n")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
-def absent(path: Path, *, force: bool = False) -> None:
-    """Refuse a place where a file is already.
+def refuse_existing(path: Path, *, force: bool = False) -> None:
+    """Refuse a path where a file is already.
 
     Raises:
         Problem: where one is, and it may not be overwritten.
     """
-    if os.path.lexists(path) and not force:
-        do = "give another name, or --force to overwrite it: what was frozen before is then lost"
-        raise Problem(f"{path} is there already", do=do)
+    do = "give another name, or --force to overwrite it: what was frozen before is then lost"
+    files.refuse_existing(path, force=force, do=do)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -150,8 +145,8 @@ def check(frozen: Mapping[str, Any], path: Path, suite: Suite, inputs: Sequence[
     if digest(asked) == frozen["hash"]:
         return
     named = _differing(frozen["plan"], asked)
-    files = {one["key"]: one.get("listed") for one in frozen["inputs"]}
-    named += [line for one in inputs for line in _files(one, files.get(one.key)) if one.counts]
+    listed = {one["key"]: one.get("listed") for one in frozen["inputs"]}
+    named += [line for one in inputs for line in _files(one, listed.get(one.key)) if one.counts]
     more = f"; and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
     raise Problem(
         f"{path}: what is to be carried out is not what was frozen",

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from xferbench import alike, compared, discover, finish, given, revived, suite
+from xferbench.core import files
 from xferbench.design import Suite
 from xferbench.execute import with_store
 from xferbench.gate import CRASHED, NOTHING, exit_code
@@ -58,9 +59,9 @@ def gate(
     asked = replace(asked, allow_code=allow_code or asked.allow_code)
     _apart(output, baseline, candidate, accept)
     if accept is not None:
-        write.writable(accept.parent, ELSEWHERE)
+        files.require_writable(accept.parent, ELSEWHERE)
     if output is not None:
-        write.writable(output)  # before an hour is spent
+        files.require_writable(output)  # before an hour is spent
     old = accepted.read(baseline) if baseline else None
     carried_out = partial(_carried_out, store=store, device=device, workers=workers, show=show, command=command)
     run = read(candidate, asked) if candidate else carried_out(asked)
@@ -75,7 +76,7 @@ def gate(
         plugins = {plugin.id: plugin for plugin in discover.known(run)}
         write.write(run, output, plugins, cache(with_store(store)) / "figures")
     if accept is not None and acceptable(run):
-        write.replaced(accept, accepted.pack(run), ELSEWHERE)
+        files.write_file(accept, accepted.pack(run), ELSEWHERE)
     return run
 
 

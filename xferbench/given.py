@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from xferbench import discover, frozen, store
+from xferbench.core import files
 from xferbench.frozen import File, Input
 from xferbench.lab import inputs
 from xferbench.problem import Problem
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     Row: TypeAlias = tuple[str, str, Path | None, Callable[[Digester], str]]  # key, word, folder of its files, digest
 
 
-def given(suite: Suite, digester: Digester = inputs.file_digest) -> tuple[Input, ...]:
+def given(suite: Suite, digester: Digester = files.sha256) -> tuple[Input, ...]:
     """Every input that a suite names, by its key; then the suite's own file, of which only what it says counts.
 
     Raises:
@@ -46,7 +47,7 @@ def checked(asked: Suite, place: Path, plan: Path | None) -> tuple[tuple[Input, 
     """
     if plan is None:
         with store.opened(place) as db:
-            return given(asked, store.remembered(db, inputs.file_digest)), {}
+            return given(asked, store.remembered(db, files.sha256)), {}
     then = frozen.read(plan)
     found = given(asked)
     frozen.check(then, plan, asked, found, discover.of(asked))

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from xferbench import discover, execute, finish, frozen, given, looks, plan, recipes, store, suite, tabled
+from xferbench.core import files
 from xferbench.execute import Executed, Progress
 from xferbench.lab import inputs
 from xferbench.looks import by_question
@@ -51,7 +52,7 @@ def run(
     if matrix is None:
         raise Problem(f"{asked.path}: no [matrix]", found="a suite of one task", do="carry it out by run")
     if output is not None:
-        write.writable(output)  # before an hour is spent
+        files.require_writable(output)  # before an hour is spent
     tasks = [of_whole(task, asked) for task in matrix.tasks]
     for task in tasks:
         inputs.check(task)  # of the last task, too, before the first is trained

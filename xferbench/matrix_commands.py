@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xferbench import gate
+from xferbench.core import files
 from xferbench.problem import Problem
 
 if TYPE_CHECKING:
@@ -91,12 +92,10 @@ def report(results: Path, arguments: argparse.Namespace) -> int:
 
 def printed(told: str, folder: Path | None, name: str) -> int:
     """Print a rendering, or write it into a folder."""
-    from xferbench.report import write
-
     if folder is None:
         print(told, end="")
         return gate.PASSED
-    write.writable(folder)
-    write.replaced(folder / name, told.encode())
+    files.require_writable(folder)
+    files.write_file(folder / name, told.encode())
     print(f"wrote {folder / name}")
     return gate.PASSED

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xferbench import __version__
+from xferbench.core import files
 from xferbench.engines import local
 from xferbench.problem import Problem
 from xferbench.record import contrast_id
@@ -36,13 +36,10 @@ def writable(suite: Suite, out: Path, *, force: bool = False) -> None:
         raise Problem(f"{what}: a file of another kind", found=out.suffix or "no ending", expected=f"a name ending in {ENDING}")
     if any(given and Path(given).exists() and out.exists() and out.samefile(given) for given in (suite.after, suite.before)):
         raise Problem(f"{what}: one of the inputs", expected="a file of its own", do="name another file")
-    if os.path.lexists(out) and not (force and out.is_file()):
-        do = "give another name" + ("" if out.is_dir() else ", or --force to overwrite it")
-        raise Problem(f"{what}: is there already", do=do)
-    trial = out.with_name(f".{out.name}.{os.getpid()}")
+    do = "give another name" + ("" if out.is_dir() else ", or --force to overwrite it")
+    files.refuse_existing(out, f"{what}:", force=force and out.is_file(), do=do)
     try:
-        trial.write_bytes(b"")
-        trial.unlink()
+        files.try_to_write(out)
     except OSError as error:
         expected = "a folder that is there and can be written to"
         raise Problem(f"{what}: cannot be written", found=error.strerror or str(error), expected=expected) from error

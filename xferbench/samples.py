@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 import zlib
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xferbench.core import files
 from xferbench.design import MADE_HERE, Data, digest
 from xferbench.plan import VIEWS
 from xferbench.record import Samples
@@ -143,7 +143,6 @@ def _kept(
     images, labels = engine()("xferbench.lab.samples:samples", one.data, one.preprocessing, EXAMPLES, recorded, cache).result()
     with suppress(OSError):  # a full disk costs the next run a moment
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{key}.{os.getpid()}.npz")
-        np.savez_compressed(part, images=images, labels=np.frombuffer(json.dumps(labels).encode(), np.uint8))
-        part.replace(file)
+        with files.replace_atomically(file) as part, part.open("wb") as written:
+            np.savez_compressed(written, images=images, labels=np.frombuffer(json.dumps(labels).encode(), np.uint8))
     return images, labels

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from xferbench.core import files
 from xferbench.design import Data, Domain, Facts, Fit, Model, Place, Trial, View, Weights
 from xferbench.environment import processor, torch_version
 from xferbench.lab import VERSION, answer, inputs, probe
@@ -63,7 +64,7 @@ def main():
         np.savez(lossy, **dict(np.load(lossless)) | dict(np.load(arguments.shared / "data" / "cifar10_jpeg.npz")))
         for path in sorted(arguments.shared.glob("weights/resnet*.th")):
             depth = path.name.partition("-")[0].removeprefix("resnet")
-            weights = Weights(digest=inputs.file_digest(path), path=str(path))
+            weights = Weights(digest=files.sha256(path), path=str(path))
             for kind, file in (("lossless", lossless), ("JPEG", lossy)):
                 dataset: Data = inputs.data(f"npz:{file}")
                 found = {

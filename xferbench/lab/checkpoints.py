@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from xferbench.core import files
 from xferbench.design import Preprocessing
 from xferbench.lab import backbones
 from xferbench.lab.likeness import family, likely, listed, moved, prefixes, renamed
@@ -129,13 +129,8 @@ def save(state: Mapping[str, Tensor], path: Path, *, half: bool = True, metadata
     own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in shrunk.items()}
     content = serialised(own, dict(metadata or {}))
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with files.replace_atomically(path) as part:
+        part.write_bytes(content)
 
 
 def record(preprocessing: Preprocessing) -> dict[str, str]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from xferbench.core import files
 from xferbench.design import digest
 from xferbench.lab import VERSION, batchnorm, preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from torch import nn
 
@@ -72,10 +72,5 @@ def _key(part: nn.Module, tensors: dict[str, Tensor], images: Tensor, ready: Rea
 
 def _save(array: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            np.save(file, array)
-        except OSError:
-            Path(file.name).unlink()
-            raise
-    Path(file.name).replace(path)
+    with files.replace_atomically(path) as part, part.open("wb") as file:
+        np.save(file, array)

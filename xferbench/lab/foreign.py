@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xferbench.core.files import sha256
 from xferbench.design import Code
 from xferbench.problem import Problem
 
@@ -51,10 +52,6 @@ def find(word: str, folder: Path, digester: Callable[[Path], str]) -> Code:
     for name, path in sorted(files.items()):
         content.update(f"{name}\0{digester(path)}\0".encode())
     return Code(spec=word, digest=content.hexdigest(), path=str(folder))
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _files(top: str, folder: Path) -> dict[str, Path]:
@@ -111,7 +108,7 @@ def load(code: Code) -> Any:
     """
     module, name = code.spec.removeprefix(PREFIX).split(":")
     top, folder = module.partition(".")[0], Path(code.path)
-    if find(code.spec, folder, _digest).digest != code.digest:
+    if find(code.spec, folder, sha256).digest != code.digest:
         raise Problem(f"{code.spec}: its files have changed since the run began", do="run it again")
     if code.path not in sys.path:
         sys.path.insert(0, code.path)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xferbench.core.files import sha256
 from xferbench.design import Data, Finished, Weights
 from xferbench.lab import fetched, foreign, listed, synthetic
 from xferbench.problem import Problem, nearest
@@ -22,12 +23,6 @@ FOLDER = "a folder with train/ and val/ or test/, or with metadata.csv"
 NAMED = ("tiny-resnet", "cifar-resnet20", "cifar-resnet32", "cifar-resnet44", "cifar-resnet56")
 PREFIXES = ("torchvision:NAME", "timm:NAME", "python:MODULE:CALLABLE")
 SHIPPED = Path(__file__).parent / "weights"
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check(suite: Suite) -> None:
@@ -81,7 +76,7 @@ def split_spec(spec: str) -> tuple[str, str]:
     return kind, rest
 
 
-def data(spec: str, digester: Callable[[Path], str] = file_digest) -> Data:
+def data(spec: str, digester: Callable[[Path], str] = sha256) -> Data:
     """A dataset by its content; renaming its folder changes nothing, renaming a class or touching an image does.
 
     That of a folder with a table is the table and the files that it names; of a dataset of torchvision's, all its files.
@@ -129,7 +124,7 @@ def walk(folder: Path) -> Iterator[Path]:
     return iter(sorted(found, key=lambda path: path.relative_to(folder).as_posix()))
 
 
-def weights(suite: Suite, digester: Callable[[Path], str] = file_digest) -> Weights:
+def weights(suite: Suite, digester: Callable[[Path], str] = sha256) -> Weights:
     """The checkpoint of a suite's backbone; ``tiny-resnet`` has a shipped one.
 
     Raises:
@@ -139,7 +134,7 @@ def weights(suite: Suite, digester: Callable[[Path], str] = file_digest) -> Weig
     return Weights(digest=digester(path), path=str(path))
 
 
-def finished(suite: Suite, digester: Callable[[Path], str] = file_digest) -> Finished | None:
+def finished(suite: Suite, digester: Callable[[Path], str] = sha256) -> Finished | None:
     """The checkpoints of an audit; None for any other suite.
 
     Raises:
@@ -156,14 +151,14 @@ def finished(suite: Suite, digester: Callable[[Path], str] = file_digest) -> Fin
     return Finished(after=after, before=before)
 
 
-def manifest(suite: Suite, digester: Callable[[Path], str] = file_digest) -> Data | None:
+def manifest(suite: Suite, digester: Callable[[Path], str] = sha256) -> Data | None:
     """The manifest of a pretraining set, where a suite names one."""
     if suite.manifest is None:
         return None
     return Data(digest=digester(Path(suite.manifest)), spec=f"manifest:{suite.manifest}")
 
 
-def code(suite: Suite, digester: Callable[[Path], str] = file_digest) -> tuple[Code | None, Code | None]:
+def code(suite: Suite, digester: Callable[[Path], str] = sha256) -> tuple[Code | None, Code | None]:
     """What builds the backbone and what trains it, where a suite names code of the user's own.
 
     Raises:

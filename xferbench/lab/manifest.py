@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xferbench.core.files import refuse_existing
 from xferbench.lab import arrays, inputs, listed, prints, sources
 from xferbench.lab.prints import Prints
 from xferbench.lab.raw import Raw
@@ -103,8 +104,7 @@ def check(file: Path, *, force: bool = False) -> None:
     """
     if file.is_dir() or not file.parent.is_dir():
         raise Problem(f"{file}: no file can be written there", found="no such folder" if not file.is_dir() else "a folder")
-    if file.exists() and not force:
-        raise Problem(f"{file} is there already", do="give --force to overwrite it, or another -o FILE")
+    refuse_existing(file, force=force, do="give --force to overwrite it, or another -o FILE")
 
 
 def read(file: Path) -> Manifest:

@@ -9,7 +9,6 @@ fingerprint serves both ways round.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import groupby
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xferbench.core import files
 from xferbench.design import digest
 from xferbench.lab import pixels, sources
 from xferbench.problem import Problem
@@ -175,13 +175,8 @@ def prints_of(data: Data, split: str, cache: Path, test_size: int | None = None)
 
 def save(file: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write an npz file whole or not at all."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as opened:
-            np.savez(opened, **arrays)  # type: ignore[arg-type] # NumPy types further names as its own option
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    with files.replace_atomically(file) as part, part.open("wb") as opened:
+        np.savez(opened, **arrays)  # type: ignore[arg-type] # NumPy types further names as its own option
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

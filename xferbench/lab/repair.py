@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xferbench.core import files
 from xferbench.design import Weights
-from xferbench.lab import answer, batchnorm, checkpoints, finished, inputs, reading, viewed
+from xferbench.lab import answer, batchnorm, checkpoints, finished, reading, viewed
 from xferbench.problem import Problem
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def write(trial: Trial, expected: Predictions, out: Path, metadata: Mapping[str,
         differing = different(found, expected)
         if differing:
             return f"read back, the file predicts otherwise for {differing} of {len(expected.predicted)} examples", "", 0
-        told = "", inputs.file_digest(unverified), unverified.stat().st_size
+        told = "", files.sha256(unverified), unverified.stat().st_size
         unverified.replace(out)
     finally:
         unverified.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
+from xferbench.core import files
 from xferbench.problem import Problem
 from xferbench.record import Finding, Run, plain
 from xferbench.report import crossed, crossed_page, github, junit, write
@@ -39,9 +40,9 @@ def write_all(table: Table, directory: Path) -> None:
         "report.html": crossed_page.render(table),
         write.RESULTS: json.dumps(to_json(table), allow_nan=False, indent=1) + "\n",
     }
-    write.writable(directory)
+    files.require_writable(directory)
     for name, text in content.items():
-        write.replaced(directory / name, text.encode("utf-8", "replace"))
+        files.write_file(directory / name, text.encode("utf-8", "replace"))
     try:
         # The tasks' own reports have told of the plugins.
         github.publish(_as_run(table, recipes), summary, environ=os.environ, stream=sys.stderr)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xferbench import __version__
+from xferbench.core import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,9 +117,8 @@ def _write(file: Path, drawing: str) -> None:
     body = drawing.encode("utf-8", "replace")
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{file.name}.{os.getpid()}")
-        part.write_bytes(blake2b(body).hexdigest().encode() + b"\n" + body)
-        part.replace(file)
+        with files.replace_atomically(file) as part:
+            part.write_bytes(blake2b(body).hexdigest().encode() + b"\n" + body)
 
 
 def trim(folder: Path, limit: int = LIMIT) -> None:

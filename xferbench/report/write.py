@@ -13,6 +13,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+from xferbench.core import files
 from xferbench.core.comparison import Comparison, Outcome
 from xferbench.design import digest
 from xferbench.problem import Problem
@@ -32,21 +33,6 @@ NONE: Mapping[str, Plugin | None] = MappingProxyType({})
 BLANK = Cell(plugin="", arm="", variant="", view="", seed=0, record=Record(key=""), recipe="")  # for the columns that all have
 NEEDED = frozenset({"name", "arch", "target", "metric", "margin", "alpha", "looks"})  # of a suite, whatever wrote it
 AGAIN = "run the suite again: what the store holds is not computed twice"
-
-
-def writable(directory: Path, do: str = "") -> None:
-    """Make the folder, and a file in it for a moment, before an hour is spent on what could not be kept; ``do`` is advice.
-
-    Raises:
-        Problem: where that cannot be done.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        trial = directory / f".writable.{os.getpid()}"
-        trial.write_bytes(b"")
-        trial.unlink()
-    except OSError as error:
-        raise _unwritable(directory, error, do) from error
 
 
 def write(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = NONE, cache: Path | None = None) -> None:
@@ -70,9 +56,9 @@ def write(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = NONE
     }
     last = {RESULTS: _encoded(json.dumps(told, allow_nan=False, indent=1) + "\n")}
     witness = evidence.render(run, digest(told), content | last)
-    writable(directory)
+    files.require_writable(directory)
     for name, data in (content | witness | last).items():
-        replaced(directory / name, data)
+        files.write_file(directory / name, data)
     for name in {evidence.EVIDENCE, evidence.SUMS} - witness.keys():  # of what lay here before
         (directory / name).unlink(missing_ok=True)
     try:
@@ -219,34 +205,6 @@ def _gate(told: Mapping[str, Any] | None) -> Comparison | None:
         return None
     outcomes = tuple(Outcome(**one) for one in told["outcomes"])
     return Comparison(accepted=dict(told["accepted"]), outcomes=outcomes, notes=tuple(told["notes"]))
-
-
-def replaced(path: Path, data: bytes, do: str = "") -> None:
-    """Write beside the file and rename, so that a reader finds the old content or the new one, never a part.
-
-    Raises:
-        Problem: where it cannot be written.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # a full disk may tell only now
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise _unwritable(path, error, do) from error
-
-
-def _unwritable(path: Path, error: OSError, do: str) -> Problem:
-    do = do or "free some space, or choose another folder with --output"
-    return Problem(
-        f"{path} cannot be written",
-        found=error.strerror or str(error),
-        expected="a folder with room that can be written to",
-        do=do,
-    )
 
 
 def _encoded(text: str) -> bytes:
