@@ -100,8 +100,8 @@ def _statistics(run: Run) -> dict[str, str]:
         "What is the metric?": word(f"{suite['metric']}" + (f"; of others: {'; '.join(others)}" if others else "")) + ".",
         "Which difference matters?": f"{factor * float(suite['margin']):.{digits}f} {word(text.in_words(metric.unit))},"
         " fixed in the suite before the run.",
-        "What do error bars mean?": f"One-sided bounds, each at {100 * (1 - alpha):g} %, so that both together are an interval"
-        f" at {100 * (1 - 2 * alpha):g} %; each by itself, not corrected for how many there are.",
+        "What do error bars mean?": f"One-sided bounds, each at {text.level(alpha)}, so that both together are an interval"
+        f" at {text.level(2 * alpha)}; each by itself, not corrected for how many there are.",
         "What varies in them?": f"{how}{wider}"
         + ("; averaged within groups of images first, which are the examples then." if grouped else "."),
         "On how many test images?": f"{' or '.join(map(str, images))}{' groups or images' if grouped else ''}."
@@ -148,17 +148,13 @@ def _candidates(weighed: Sequence[Mapping[str, Any]], edge: str) -> str:
     rates = sorted(rate for one in weighed if isinstance(rate := one.get("rate"), int | float))
     bounds = f", rates {rates[0]:.3g} to {rates[-1]:.3g}" if rates else ""
     rows = [
-        [word(one.get("recipe", "")), _score(one.get("validation")), "yes" if one.get("chosen") else ""]
+        [word(one.get("recipe", "")), text.number(one.get("validation")), "yes" if one.get("chosen") else ""]
         for one in weighed[:MOST]
     ]
     more = f"\n\nand {len(weighed) - MOST} more." if len(weighed) > MOST else ""
     at_edge = f"; {word(edge)} was chosen, so a better one may lie beyond" if edge else ""
     many = f"{len(weighed)} {'recipe' if len(weighed) == 1 else 'recipes'}"
     return f"{many}{bounds}{at_edge}.\n\n" + markdown.table(["Recipe", "Score", "Chosen"], rows, numbers=(1,)) + more
-
-
-def _score(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else text.NOTHING
 
 
 def _data(run: Run) -> dict[str, str]:

@@ -50,7 +50,7 @@ def section(run: Run, cache: Path | None, *, alone: bool = False) -> dict[str, A
         "names": names,
         "outcomes": [_outcome(run, one, names) for one in held.ordered(run.gate)],
         "unit": units[0] if len(units) == 1 else "",
-        "level": f"{100 * (1 - float(run.suite.get('alpha') or 0.05)):g} %",
+        "level": text.level(float(run.suite.get("alpha") or 0.05)),
         "notes": [text.line(note) for note in run.gate.notes],
         "picture": Markup(changes.changes(run.gate, cache)),  # noqa: S704 - drawn here, its texts escaped
         "margin": any(one.margin is not None for one in shown),

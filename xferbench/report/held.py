@@ -79,7 +79,7 @@ def level(one: Outcome, value: float | None) -> str:
     """The subject's metric, or a harm, as it was or is."""
     if not is_subject(one) or value is None:
         return text.signed(value, one.unit)
-    return text.percent(value) if one.unit in text.POINTS else f"{value:.3f}"
+    return text.score(value, one.unit)
 
 
 def turn(one: Outcome) -> str:

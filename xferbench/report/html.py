@@ -52,7 +52,7 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
         alone=frames.outcome(run) if run.gate else "",
         facts=_facts(run),
         unit=" / ".join(units),
-        level=f"{100 * (1 - float(run.suite.get('alpha') or 0.05)):g} %",
+        level=text.level(float(run.suite.get("alpha") or 0.05)),
         failed=[one for one in verdicts if one["verdict"] == "FAIL"],
         verdicts=[one for one in verdicts if one["verdict"] != "FAIL"],
         forest=Markup(forest.forest(groups, cache)),  # noqa: S704 - drawn here, its texts escaped
@@ -217,7 +217,7 @@ def _measures(run: Run, name: str) -> list[tuple[str, str]]:
         if finding.plugin == name:
             for key, value in finding.measures.items():
                 told = f"{key} ({finding.variant})" if key.startswith("induced/") and finding.variant else key
-                found[text.line(told), f"{value:.4g}"] = ""
+                found[text.line(told), text.number(value)] = ""
     return list(found)
 
 

@@ -100,7 +100,7 @@ def of_outcome(one: Outcome) -> dict[str, str]:
 
 
 def _numbers(told: Mapping[str, float | None]) -> dict[str, str]:
-    return {name: f"{value:.6g}" for name, value in told.items() if value is not None}
+    return {name: text.number(value, 6) for name, value in told.items() if value is not None}
 
 
 def _properties(case: ET.Element, told: Mapping[str, str]) -> None:

@@ -59,14 +59,14 @@ def _caption(run: Run, groups: tuple[frames.Group, ...]) -> list[str]:
     harm = " or ".join(map(text.in_words, units)) or "the unit of each check"
     examples = sorted({group[0].examples for group in groups if group[0].examples})
     size = f", {suite['train_size']} training images" if suite.get("train_size") else ""
-    level = 100 * (1 - float(suite["alpha"]))
+    level = text.level(float(suite["alpha"]), "")
     images = " ".join([" or ".join(map(str, examples)), "test images"]).strip()
     whole = f"the {images} of one finished network"
     over = whole if suite.get("after") else f"seeds crossed with {images}, both drawn at random"
     said = [
         f"Findings of the suite {suite.get('name', '')}: {suite['arch']} on {text.place(suite['target'])}{size}.",
         f"Harm (in {harm}; above 0 the pipeline is worse than its cure, or than what it is compared with) with one-sided",
-        f"{level:g}% bounds in brackets, over {over}.",
+        f"{level} bounds in brackets, over {over}.",
         "The bounds are of each by itself, the verdicts corrected for looks and for all that was judged.",
         "Detected: of the failures put in on purpose, as controls, those that were.",
         "Subject, cured and scratch: mean accuracy in % on the test images.",
@@ -80,7 +80,7 @@ def _caption(run: Run, groups: tuple[frames.Group, ...]) -> list[str]:
 
 def _gate(run: Run, gate: Comparison) -> str:
     caption = [held.sentence(gate), f"{held.against(gate)}.", "Changes are differences on the same seeds and test images,"]
-    caption += [f"with one-sided {100 * (1 - float(run.suite['alpha'])):g}% bounds in brackets; above 0 is worse."]
+    caption += [f"with one-sided {text.level(float(run.suite['alpha']), '')} bounds in brackets; above 0 is worse."]
     return tex.table(
         ["Compared", "Decision", "Accepted $\\to$ now", "Change", "Margin", "Seeds"],
         [_outcome(one) for one in held.ordered(gate)],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xferbench.record import Estimate
@@ -62,6 +62,23 @@ def bounded(harm: tuple[float | None, float | None, float | None], unit: str) ->
 def percent(value: float | None, digits: int = 1) -> str:
     """Tell a share or an accuracy: ``81.2 %``."""
     return NOTHING if value is None else f"{round(100 * value, digits) + 0.0:.{digits}f} %"
+
+
+def score(value: float | None, unit: str) -> str:
+    """A metric's value: ``81.2 %`` for an accuracy, ``0.512`` for a loss."""
+    if value is None or unit in POINTS:
+        return percent(value)
+    return f"{value:.3f}"
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A number to so many significant digits; what is no number is a dash."""
+    return f"{value:.{digits}g}" if isinstance(value, int | float) else NOTHING
+
+
+def level(alpha: float, space: str = " ") -> str:
+    """The confidence level of a one-sided bound: ``95 %``."""
+    return f"{100 * (1 - alpha):g}{space}%"
 
 
 def p_value(value: float) -> str:
