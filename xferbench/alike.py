@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xferbench.core.reason import Code, Reason, because
 from xferbench.record import plain
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 UNTOLD = frozenset({"path", "overrides", "allow_code", "command"})  # of a suite's values: places, and words
 RULES = ("metric", "margin", "alpha", "looks", "max_duplicates")  # by which trials become verdicts
 PLACES = frozenset({"target", "source", "shifted", "weights", "after", "before", "manifest"})
-MOST = 8  # differences of a suite that are told one by one
 
 
 def refusals(accepted: Run, candidate: Run) -> list[str]:
@@ -38,25 +38,20 @@ def _minor(run: Run) -> str:
     return ".".join(str((run.environment.get("packages") or {}).get("torch", "")).split("+")[0].split(".")[:2])
 
 
-def differences(accepted: Run, candidate: Run) -> tuple[str, ...]:
+def differences(accepted: Run, candidate: Run) -> tuple[Reason, ...]:
     """What differs and is no reason not to compare: the suite, the content of its inputs, versions, the processor."""
-    changed = [f"{key} {old} → {new}" for key, old, new in of_suites(accepted.suite, candidate.suite)]
-    more = [f"and {len(changed) - MOST} more"] if len(changed) > MOST else []
-    found = [f"the suite differs: {', '.join(changed[:MOST] + more)}"] if changed else []
+    changes = of_suites(accepted.suite, candidate.suite)
+    found = [because(Code.SUITE_DIFFERS, changes=changes)] if changes else []
     inputs = [_inputs(run) for run in (accepted, candidate)]
     other = sorted(key for key in inputs[0].keys() & inputs[1].keys() if inputs[0][key] != inputs[1][key])
-    found += [f"other content than accepted: {', '.join(other)}"] if other else []
+    found += [because(Code.INPUTS_DIFFER, keys=other)] if other else []
     for name in ("xferbench", "python", "processor", "instructions"):
         old, new = (run.environment.get(name) for run in (accepted, candidate))
         if old != new:
-            found.append(f"{name}: accepted with {old or 'unknown'}, this is {new or 'unknown'}")
-    packages = [run.environment.get("packages") or {} for run in (accepted, candidate)]
-    moved = [
-        f"{name} {packages[0].get(name, 'none')} → {packages[1].get(name, 'none')}"
-        for name in sorted(packages[0].keys() | packages[1].keys())
-        if packages[0].get(name) != packages[1].get(name)
-    ]
-    return (*found, *([f"packages: {', '.join(moved)}"] if moved else []))
+            found.append(because(Code.VERSION_DIFFERS, name=name, old=old, new=new))
+    old, new = (run.environment.get("packages") or {} for run in (accepted, candidate))
+    moved = [(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return (*found, *([because(Code.PACKAGES_DIFFER, changes=moved)] if moved else []))
 
 
 def _inputs(run: Run) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench import alike, compared, discover, finish, given, revived, suite
 from xferbench.core import files
+from xferbench.core.reason import Code, Reason, because
 from xferbench.design import Suite
 from xferbench.execute import with_store
 from xferbench.gate import CRASHED, NOTHING, exit_code
@@ -70,7 +71,8 @@ def gate(
         old, why = _evaluated(old, run, asked, None if candidate else carried_out)
         held = messages.write_comparison(compared.compare(old, run))
         unchecked = stale(run, candidate, asked) if candidate else ()
-        notes = (*why, *unchecked, *held.notes, *alike.differences(old, run))
+        before, after = (tuple(map(messages.sentence, notes)) for notes in ((*why, *unchecked), alike.differences(old, run)))
+        notes = (*before, *held.notes, *after)
         run = replace(run, gate=replace(held, accepted={**held.accepted, "file": str(baseline)}, notes=notes))
     if output is not None:
         plugins = {plugin.id: plugin for plugin in discover.known(run)}
@@ -112,7 +114,7 @@ def _same_suite(old: Run, new: Run) -> None:
         raise Problem(what, found=found, do=f"if that is meant, {ACCEPT}")
 
 
-def stale(run: Run, candidate: Path, asked: Suite) -> tuple[str, ...]:
+def stale(run: Run, candidate: Path, asked: Suite) -> tuple[Reason, ...]:
     """Refuse a candidate that was made of other files than the suite names now; what to say where they are not here.
 
     Raises:
@@ -121,7 +123,7 @@ def stale(run: Run, candidate: Path, asked: Suite) -> tuple[str, ...]:
     try:
         now = {one.key: one.digest for one in given.given(asked) if one.counts}
     except Problem:
-        return ("that the candidate was made of the files that the suite names now was not checked: they are not here",)
+        return (because(Code.FILES_NOT_CHECKED),)
     then = {one["key"]: one["digest"] for one in run.evidence.get("inputs") or ()}
     changed = sorted(key for key, digest in now.items() if then.get(key) != digest)
     if changed:
@@ -147,8 +149,8 @@ def compare(first: Path, second: Path) -> Run:
     """
     old, new = accepted.read(first), accepted.read(second)
     held = messages.write_comparison(compared.compare(old, new))
-    apart = tuple(f"not made alike: accepted with {one}" for one in (*alike.refusals(old, new), *alike.rules(old, new)))
-    notes = (*apart, *held.notes, *alike.differences(old, new))
+    apart = [because(Code.NOT_MADE_ALIKE, difference=one) for one in (*alike.refusals(old, new), *alike.rules(old, new))]
+    notes = (*map(messages.sentence, apart), *held.notes, *map(messages.sentence, alike.differences(old, new)))
     return replace(new, gate=replace(held, accepted={**held.accepted, "file": str(first)}, notes=notes))
 
 
@@ -180,7 +182,7 @@ def read(candidate: Path, asked: Suite) -> Run:
     return run
 
 
-def _evaluated(old: Run, new: Run, asked: Suite, carried_out: Callable[[Suite], Run] | None) -> tuple[Run, tuple[str, ...]]:
+def _evaluated(old: Run, new: Run, asked: Suite, carried_out: Callable[[Suite], Run] | None) -> tuple[Run, tuple[Reason, ...]]:
     """The accepted run, evaluated again in this job where that can be done and matters, and what is to be said of it.
 
     A finished network always is, if its files are still there; a training only where the two jobs are not alike.
@@ -201,10 +203,10 @@ def _evaluated(old: Run, new: Run, asked: Suite, carried_out: Callable[[Suite], 
         reason = "; ".join(refused) or "a finished network costs little"
         made = carried_out(replace(again, allow_code=asked.allow_code, budget=min(asked.budget, again.budget)))
         if acceptable(made):
-            return made, (f"the accepted run was evaluated again in this job ({reason})",)
+            return made, (because(Code.BASELINE_RERUN, why=reason),)
         why = next((one.reason for one in made.findings if one.verdict == "ERROR"), "nothing was judged")
         if not refused:
-            return old, (f"the accepted run could not be evaluated again in this job, so its own results count: {why}",)
+            return old, (because(Code.BASELINE_NOT_RERUN, why=why),)
     if refused:
         raise Problem(
             "the two runs were not made alike",

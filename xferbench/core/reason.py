@@ -69,6 +69,14 @@ class Code(Enum):
     OTHER_CONTRAST = auto()
     PAIRED_BY_RANK = auto()
     FEWER_SEEDS = auto()  # count, old, new
+    BASELINE_RERUN = auto()  # why: text
+    BASELINE_NOT_RERUN = auto()  # why: text
+    FILES_NOT_CHECKED = auto()
+    NOT_MADE_ALIKE = auto()  # difference
+    SUITE_DIFFERS = auto()  # changes: key, old and new of each
+    INPUTS_DIFFER = auto()  # keys
+    VERSION_DIFFERS = auto()  # name, old, new
+    PACKAGES_DIFFER = auto()  # changes: name, old and new of each
     # Notes of a run
     OVERRIDDEN = auto()  # overrides
     SUPPORTED_FIELDS = auto()  # training, fields

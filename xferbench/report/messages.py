@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     Values = Mapping[str, Any]
 
+MAX_LISTED_CHANGES = 8  # changed keys of a suite that a note names
 MAX_LISTED_DROPPED = 5  # entries of left-out data that a note names
 LEFT = {"FAIL": "stays", "PASS": "is gone"}
 CHANGES_NOTHING = "the cure changes nothing"
@@ -53,6 +54,12 @@ PLAIN: dict[Code, str] = {  # sentences whose values need no formatting but thei
     Code.OTHER_CONTRAST: "the plugin asks another contrast than it was accepted with: the two are not compared",
     Code.PAIRED_BY_RANK: "not the same seeds: the two runs are paired as independent trainings, which takes more of them",
     Code.FEWER_SEEDS: "compared at {count} seeds, of {old} that were accepted and {new} of this run",
+    Code.BASELINE_RERUN: "the accepted run was evaluated again in this job ({why})",
+    Code.BASELINE_NOT_RERUN: ("the accepted run could not be evaluated again in this job, so its own results count: {why}"),
+    Code.FILES_NOT_CHECKED: (
+        "that the candidate was made of the files that the suite names now was not checked: they are not here"
+    ),
+    Code.NOT_MADE_ALIKE: "not made alike: accepted with {difference}",
     Code.SUBJECT_LEARNT_NOTHING: (
         "the subject itself learnt nothing: no better than the most frequent class, {share:.0%} of the test images, so that a "
         "PASS says little"
@@ -177,6 +184,30 @@ def _other_version(values: Values, _unit: str) -> str:
     return f"accepted with version {old} of the plugin, this is version {values['new']}: the two are not compared"
 
 
+def _suite_differs(values: Values, _unit: str) -> str:
+    changes = values["changes"]
+    listed = [f"{key} {old} → {new}" for key, old, new in changes[:MAX_LISTED_CHANGES]]
+    more = [f"and {len(changes) - MAX_LISTED_CHANGES} more"] if len(changes) > MAX_LISTED_CHANGES else []
+    return f"the suite differs: {', '.join(listed + more)}"
+
+
+def _inputs_differ(values: Values, _unit: str) -> str:
+    return f"other content than accepted: {', '.join(values['keys'])}"
+
+
+def _version_differs(values: Values, _unit: str) -> str:
+    return f"{values['name']}: accepted with {values['old'] or 'unknown'}, this is {values['new'] or 'unknown'}"
+
+
+def _packages_differ(values: Values, _unit: str) -> str:
+    changes = (f"{name} {_or_none(old)} → {_or_none(new)}" for name, old, new in values["changes"])
+    return f"packages: {', '.join(changes)}"
+
+
+def _or_none(version: str | None) -> str:
+    return "none" if version is None else version
+
+
 def _overridden(values: Values, _unit: str) -> str:
     return "the suite file was overridden:" + "".join(f" --set {word}" for word in values["overrides"])
 
@@ -218,6 +249,10 @@ SPECIAL: dict[Code, Callable[[Values, str], str]] = {
     Code.HOLDS: _holds,
     Code.CHANGE_OPEN: _change_open,
     Code.OTHER_VERSION: _other_version,
+    Code.SUITE_DIFFERS: _suite_differs,
+    Code.INPUTS_DIFFER: _inputs_differ,
+    Code.VERSION_DIFFERS: _version_differs,
+    Code.PACKAGES_DIFFER: _packages_differ,
     Code.OVERRIDDEN: _overridden,
     Code.SUPPORTED_FIELDS: _supported_fields,
     Code.DROPPED_EXAMPLES: _dropped_examples,
