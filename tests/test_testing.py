@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import subprocess
@@ -196,6 +198,22 @@ BROKEN = {
         {"cure": many(lambda p: (replace(p, recipe=Recipe(phases=(Phase(steps=5, warmup=9),))),))},
         r"no suite file can ask for it\n(.|\n)*expected: fewer than the 5 steps of a phase\n  do: mend \[recipe\] warmup",
     ),
+    "an induced recipe that no suite can ask for": (
+        {"induce": lambda p, _: {"x30": replace(p, recipe=replace(p.recipe, augment="flip+cropp"))}},
+        r"induced x30 of full fine-tuning: no suite file can ask for it\n(.|\n)*did you mean 'flip\+crop'",
+    ),
+    "an induced choice with one that no suite can ask for": (
+        {"induce": lambda p, _: {"x30": Choice(candidates=(lowered(p, 30.0), lowered(p, -1.0)), worst=True)}},
+        r"induced x30 of full fine-tuning: no suite file can ask for it\n(.|\n)*recipe\] lr",
+    ),
+    "an induced mode that nobody serves in": (
+        {"induce": lambda p, _: {"x30": replace(p, mode="training")}},
+        "induced x30 of full fine-tuning\n  found: mode training\n  expected: one of eval, train, train:class",
+    ),
+    "an extra arm that no suite can ask for": (
+        {"beside": lambda p, _: {"wrong": replace(p, recipe=replace(p.recipe, head="mlpp:3"))}},
+        "wrong beside full fine-tuning: no suite file can ask for it",
+    ),
     "a source where there is none": (
         {"contrasts": (replace(HARM, weights={("subject", "source-before"): 1.0, ("subject", "source"): -1.0}),)},
         r"too-hot/harm of no \[source\]\n(.|\n)*do: say in applies why it cannot be asked here",
@@ -231,6 +249,14 @@ def test_what_is_induced_may_be_against_what_is_believed(importable):
         return {"x30": replace(lowered(pipeline, 30.0), believed=pipeline.recipe)}
 
     testing.check_arms(replace(GOOD, induce=against))
+
+
+def test_an_induced_arm_may_be_served_in_training_mode_by_class():
+    testing.check_arms(replace(GOOD, induce=lambda p, _: {"by-class": replace(p, mode="train:class")}))
+
+
+def test_an_extra_arm_may_have_its_own_size_and_be_a_choice():
+    testing.check_arms(replace(GOOD, beside=lambda p, facts: {"few": replace(p, train_size=10), "cool": cooler(p, facts)}))
 
 
 def test_a_module_that_imports_torch_at_its_top_is_refused(tmp_path, monkeypatch):
@@ -357,6 +383,32 @@ def test_it_is_listed_and_explained_beside_the_others(package):
     assert code == 0 and "too-hot" in told and "Is the learning rate too high?" in told and "batchnorm-drift" in told, told
     code, told = carried_out(package, "xferbench", "explain", "too-hot")
     assert code == 0 and "Symptom" in told, told
+
+
+def test_a_verbose_list_names_version_distribution_file_and_source_of_a_plugin(package):
+    code, told = carried_out(package, "xferbench", "ls", "-v")
+    assert code == 0, told
+    lines = told.splitlines()
+    origin = lines[next(number for number, text in enumerate(lines) if text.startswith("  too-hot ")) + 1]
+    site = package[1]["PYTHONPATH"].partition(os.pathsep)[0]
+    source = digest_source_of(Path(site) / "kit_too_hot.py")
+    assert origin.strip() == f"version 1, too-hot 0.1, {Path(site) / 'kit_too_hot.py'}, source {source[:16]}"
+    built_in = lines[next(number for number, text in enumerate(lines) if text.startswith("  batchnorm-drift ")) + 1]
+    assert built_in.strip().startswith("version 1, xferbench ") and built_in.endswith("batchnorm_drift.py")
+    code, told = carried_out(package, "xferbench", "ls", "-v", "--format", "json")
+    found = json.loads(told)["origins"]["plugins"]
+    assert found["too-hot"] == {
+        "version": "1",
+        "distribution": "too-hot 0.1",
+        "file": str(Path(site) / "kit_too_hot.py"),
+        "source": source,
+    }
+    assert found["batchnorm-drift"]["source"] == ""
+
+
+def digest_source_of(file):
+    content = hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashlib.sha256(f"{file.stem}\0{content}\0".encode()).hexdigest()
 
 
 def test_a_package_that_does_not_conform_fails_its_own_test(package):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xferbench.core.reason import Code, Reason, because
+from xferbench.design import SOURCE_KEY_LENGTH
 from xferbench.record import plain
 
 if TYPE_CHECKING:
@@ -39,12 +40,13 @@ def _minor(run: Run) -> str:
 
 
 def differences(accepted: Run, candidate: Run) -> tuple[Reason, ...]:
-    """What differs and is no reason not to compare: the suite, the content of its inputs, versions, the processor."""
+    """What differs and is no reason not to compare: the suite, its inputs, plugins' source, versions, the processor."""
     changes = of_suites(accepted.suite, candidate.suite)
     found = [because(Code.SUITE_DIFFERS, changes=changes)] if changes else []
     inputs = [_inputs(run) for run in (accepted, candidate)]
     other = sorted(key for key in inputs[0].keys() & inputs[1].keys() if inputs[0][key] != inputs[1][key])
     found += [because(Code.INPUTS_DIFFER, keys=other)] if other else []
+    found += changed_sources(accepted, candidate)
     for name in ("xferbench", "python", "processor", "instructions"):
         old, new = (run.environment.get(name) for run in (accepted, candidate))
         if old != new:
@@ -52,6 +54,19 @@ def differences(accepted: Run, candidate: Run) -> tuple[Reason, ...]:
     old, new = (run.environment.get("packages") or {} for run in (accepted, candidate))
     moved = [(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     return (*found, *([because(Code.PACKAGES_DIFFER, changes=moved)] if moved else []))
+
+
+def source_of(run: Run, plugin: str) -> str:
+    """The start of the digest of a plugin's source in a run, ``built-in`` if no third party wrote it."""
+    source = str((run.plugins.get(plugin) or {}).get("source") or "")
+    return source[:SOURCE_KEY_LENGTH] or "built-in"
+
+
+def changed_sources(accepted: Run, candidate: Run) -> list[Reason]:
+    """Name the plugins of both runs whose source code differs, with both digests."""
+    both = sorted(accepted.plugins.keys() & candidate.plugins.keys())
+    sources = [(plugin, source_of(accepted, plugin), source_of(candidate, plugin)) for plugin in both]
+    return [because(Code.SOURCE_DIFFERS, plugin=plugin, old=old, new=new) for plugin, old, new in sources if old != new]
 
 
 def _inputs(run: Run) -> dict[str, str]:

@@ -18,7 +18,7 @@ from xferbench.problem import Problem, nearest
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from xferbench.design import Plugin, Suite
     from xferbench.forecast import Forecast
@@ -333,9 +333,9 @@ def _ls(arguments: argparse.Namespace) -> int:
     from xferbench import discover, suite
     from xferbench.strategies import STRATEGIES
 
+    installed = {"plugins": discover.plugins(["all"]), "checks": discover.plugins(["all"], "audit")}
     told = {
-        "plugins": {plugin.id: plugin.question for plugin in discover.plugins(["all"])},
-        "checks": {audit.id: audit.question for audit in discover.plugins(["all"], "audit")},
+        **{kind: {plugin.id: plugin.question for plugin in plugins} for kind, plugins in installed.items()},
         "suites": {name: str(suite.folder() / f"{name}.toml") for name in suite.shipped()},
         "backbones": {
             "torchvision:NAME": "any classifier",
@@ -353,14 +353,32 @@ def _ls(arguments: argparse.Namespace) -> int:
         },
         "strategies": {name: (function.__doc__ or "").partition("\n")[0] for name, function in STRATEGIES.items()},
     }
+    origins = _origins(installed) if arguments.verbose else {}
     if arguments.format == "json":
-        print(json.dumps(told, indent=1))
+        print(json.dumps(told | ({"origins": origins} if origins else {}), indent=1))
         return 0
     for kind, entries in told.items():
         print(kind)
         for name, text in entries.items():
             print(f"  {name:<26} {text}")
+            if name in origins.get(kind, {}):
+                print(f"  {'':<26} {_origin(origins[kind][name])}")
     return 0
+
+
+def _origins(installed: Mapping[str, Sequence[Plugin]]) -> dict[str, dict[str, dict[str, str]]]:
+    """For each plugin of each kind: its version, its distribution, its file, and the digest of a third party's source."""
+    from xferbench import discover
+
+    return {kind: {plugin.id: discover.describe_origin(plugin) for plugin in plugins} for kind, plugins in installed.items()}
+
+
+def _origin(origin: Mapping[str, str]) -> str:
+    from xferbench.report.text import line
+
+    version = f"version {origin['version']}" if origin["version"] else ""
+    source = f"source {origin['source'][:16]}" if origin["source"] else ""
+    return line(", ".join(filter(None, (version, origin["distribution"], origin["file"], source))))
 
 
 def _explain(arguments: argparse.Namespace) -> int:

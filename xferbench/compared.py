@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from xferbench import outcomes, pairs
+from xferbench.alike import source_of
 from xferbench.core.comparison import SUBJECT
 from xferbench.core.reason import Code, Reason, because
 from xferbench.design import Suite
@@ -111,6 +112,9 @@ def _apart(accepted: Run, candidate: Run, one: About, known: About | None) -> Re
     old, new = ((run.plugins.get(one.plugin) or {}).get("version") for run in (accepted, candidate))
     if old is None or old != new:
         return because(Code.OTHER_VERSION, old=old, new=new)
+    old, new = (source_of(run, one.plugin) for run in (accepted, candidate))
+    if old != new:
+        return because(Code.OTHER_SOURCE, old=old, new=new)
     if _otherwise(accepted, one) != _otherwise(candidate, one):
         return because(Code.OTHER_CONTRAST)
     return None

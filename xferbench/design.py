@@ -473,6 +473,7 @@ class Plugin:
         compares: its measures are given the pretraining set too, and the test images of all views.
         domain: ``source`` where its measures are given that as their view's, if the pipeline has one.
         picture: draws the plugin's own picture of a finished run into matplotlib axes.
+        source: digest of the source of a third-party plugin, "" of a built-in one. Discovery sets it; an author does not.
     """
 
     id: str
@@ -492,6 +493,7 @@ class Plugin:
     domain: str = ""
     beside: Callable[[Pipeline, Facts], Mapping[str, Arm]] | None = None
     picture: Callable[[Any, Run], None] | None = None
+    source: str = ""
 
     @property
     def judges(self) -> bool:
@@ -601,6 +603,7 @@ class Suite:
     matrix: Matrix | None = None
 
 
+SOURCE_KEY_LENGTH = 16  # hexadecimal digits of a source's digest in the key of a measure
 MEASURES = {  # measures by their keys → the words that stand for them in keys of records
     "lab/cost@2": "xferbench.lab.cost:measured@2",
     "audit/collapse/collapse@1": "xferbench.checks.collapse:collapse@1",
@@ -619,13 +622,17 @@ MEASURES = {  # measures by their keys → the words that stand for them in keys
 }
 
 
-def measure_key(plugin: str, name: str, reference: str) -> str:
+def measure_key(plugin: str, name: str, reference: str, source: str = "") -> str:
     """Key of a plugin's measure, ``plugin-id/name@version``, whatever module its function stands in.
 
-    A function of the lab belongs to no plugin; its owner is ``lab``, so that all who use it share its records.
+    A function of the lab belongs to no plugin; its owner is ``lab``, so that all who use it share its records. The key of a
+    third-party plugin's measure ends with ``#`` and the start of the digest of its ``source``, so that code which changes
+    while its version stays does not read the records of the code before.
     """
-    owner = "lab" if reference.startswith("xferbench.lab.") else plugin
-    return f"{owner}/{name}@{reference.partition('@')[2]}"
+    version = reference.partition("@")[2]
+    if reference.startswith("xferbench.lab."):
+        return f"lab/{name}@{version}"
+    return f"{plugin}/{name}@{version}" + (f"#{source[:SOURCE_KEY_LENGTH]}" if source else "")
 
 
 def _aliased(measure: str) -> str:

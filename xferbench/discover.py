@@ -6,10 +6,13 @@ measured of a finished checkpoint) or both; an entry point ``module:plugin`` nam
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from xferbench.data.module_source import digest_source, is_third_party
 from xferbench.design import Facts, Pipeline, Plugin, Suite
 from xferbench.problem import Problem, nearest
 from xferbench.record import AUDIT
@@ -81,6 +84,24 @@ def plugins(wanted: Sequence[str], kind: str = "experiment") -> tuple[Plugin, ..
     return tuple(found)
 
 
+def describe_origin(plugin: Plugin) -> dict[str, str]:
+    """Describe where an installed plugin comes from: version, distribution, file, and the source of a third party.
+
+    A value that cannot be found out is "".
+    """
+    entry = _entries()[plugin.id.removeprefix(AUDIT)]
+    try:
+        spec = find_spec(entry.module)
+    except Exception:  # noqa: BLE001 - a package above that cannot be imported; the plugin's question names the crash
+        spec = None
+    return {
+        "version": str(plugin.version or ""),
+        "distribution": f"{entry.dist.name} {entry.dist.version}" if entry.dist else "",
+        "file": (spec.origin or "") if spec else "",
+        "source": plugin.source,
+    }
+
+
 def _entries() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
@@ -102,9 +123,23 @@ def _load(entry: EntryPoint) -> dict[str, Plugin]:
 
 def _checked(entry: EntryPoint, kind: str, value: object) -> Plugin:
     ids = {entry.name, f"{AUDIT}{entry.name}"} if kind == "audit" else {entry.name}
-    if isinstance(value, Plugin) and value.id in ids:
-        return value
-    return _broken(entry, TypeError(f"{entry.value} is no xferbench.design.Plugin with the id {entry.name!r}"))
+    if not isinstance(value, Plugin) or value.id not in ids:
+        return _broken(entry, TypeError(f"{entry.value} is no xferbench.design.Plugin with the id {entry.name!r}"))
+    try:
+        source = _source(entry, value)
+    except Exception as error:  # noqa: BLE001 - the plugin's functions raise it again, it becomes a finding
+        return _broken(entry, error)
+    return value if value.source == source else replace(value, source=source)
+
+
+def _source(entry: EntryPoint, plugin: Plugin) -> str:
+    """Digest of the modules of a third party that hold a plugin, its functions and its measures; "" of a built-in plugin."""
+    if not is_third_party(entry.module):
+        return ""
+    values = [getattr(plugin, field.name) for field in fields(plugin)]
+    modules = {str(getattr(value, "__module__", "")) for value in values if callable(value)}
+    modules |= {reference.partition(":")[0] for reference in plugin.measures.values()}
+    return digest_source({entry.module, *(module for module in modules if module and is_third_party(module))})
 
 
 def _broken(entry: EntryPoint, error: BaseException) -> Plugin:

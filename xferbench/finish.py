@@ -64,7 +64,9 @@ def run(
     if then:
         given.unchanged(asked, place, inputs)
     run = finished(executed)
-    evidence |= {"ended": now(), "hash": digest(frozen.plan(asked, inputs, executed.study.plugins))}
+    plugins = executed.study.plugins
+    evidence |= {"ended": now(), "hash": digest(frozen.plan(asked, inputs, plugins))}
+    evidence["plugin_sources"] = frozen.sources(plugins)
     evidence["inputs"] = [frozen.told(one, listed=True) for one in inputs]
     if repaired is not None:
         show(Progress(stage="repairing", done=0, running=1, total=1, reused=0, left=None))
@@ -89,6 +91,7 @@ def finished(executed: Executed) -> Run:
     tested = {
         finding.id.rpartition("/")[0] or finding.id for finding in found if finding.p_fail is not None and finding.exposed
     }  # a crash is a hypothesis too, but no false FAIL
+    keys = sorted({one.trial.key for one in step.asked})
     return Run(
         suite=asdict(study.suite),
         environment=environment(study.place.device, executed.workers) | {"lab": study.place.lab},
@@ -98,18 +101,19 @@ def finished(executed: Executed) -> Run:
         arms=arms(executed),
         notes=notes(executed),
         expected_false_alarms=stats.expected_false_alarms(len(tested), study.suite.alpha),
-        plan=digest([*sorted({one.trial.key for one in step.asked}), digest_of(study.suite)]),
+        plan=digest([*keys, digest_of(study.suite), *frozen.sources(study.plugins).values()]),
         samples=executed.samples,
         plugins=asked(executed),
     )
 
 
 def asked(executed: Executed) -> dict[str, Any]:
-    """Version and paired contrasts of each plugin: what two runs must share to be held against each other."""
+    """Version, source and paired contrasts of each plugin: what two runs must share to be held against each other."""
     study = executed.study
     return {
         plugin.id: {
             "version": plugin.version,
+            "source": plugin.source,
             "contrasts": [
                 {
                     "name": one.name,

@@ -69,11 +69,17 @@ def plan(suite: Suite, inputs: Sequence[Input], plugins: Sequence[Plugin]) -> di
     values = {one.name: getattr(suite, one.name) for one in fields(suite) if one.name not in APART | INPUTS}
     found = values | {
         "plugins": {one.id: one.version for one in plugins},
+        "plugin_sources": sources(plugins),
         "inputs": {one.key: one.digest for one in inputs if one.counts},
         "xferbench": f"{__version__}, code {code()}",
     }
     plain: dict[str, Any] = content(found)
     return plain
+
+
+def sources(plugins: Sequence[Plugin]) -> dict[str, str]:
+    """Digests of the source of third-party plugins, by id; the digest of xferbench's own code covers the others."""
+    return {plugin.id: plugin.source for plugin in plugins if plugin.source}
 
 
 def text(suite: Suite, inputs: Sequence[Input], plugins: Sequence[Plugin], written: str) -> str:

@@ -203,7 +203,7 @@ def _evaluated(old: Run, new: Run, asked: Suite, carried_out: Callable[[Suite], 
         reason = "; ".join(refused) or "a finished network costs little"
         made = carried_out(replace(again, allow_code=asked.allow_code, budget=min(asked.budget, again.budget)))
         if acceptable(made):
-            return made, (because(Code.BASELINE_RERUN, why=reason),)
+            return made, (because(Code.BASELINE_RERUN, why=reason), *alike.changed_sources(old, made))
         why = next((one.reason for one in made.findings if one.verdict == "ERROR"), "nothing was judged")
         if not refused:
             return old, (because(Code.BASELINE_NOT_RERUN, why=why),)

@@ -303,7 +303,7 @@ def _trial(case: Case, arm: str, view: str, seed: int, study: Study) -> Trial:
     if view in case.plugin.measures:
         plugin = case.plugin
         reference = plugin.measures[view]
-        measure = measure_key(plugin.id, view, reference)
+        measure = measure_key(plugin.id, view, reference, plugin.source)
         return plan.trial(
             pipeline, "test", seed, study.place, measure, function=reference, compares=plugin.compares, given=plugin.domain
         )

@@ -49,6 +49,7 @@ def parser(carried_out: Mapping[str, Callable[[argparse.Namespace], int]]) -> ar
     compare.add_argument("-o", "--output", type=Path, metavar="DIR", default=Path("reports/compared"), help=where)
     ls = command("ls", "list plugins, suites, backbones, datasets and strategies")
     ls.add_argument("--format", choices=("text", "json"), default="text")
+    ls.add_argument("-v", "--verbose", action="store_true", help="name the version, file and distribution of each plugin")
     explain = command("explain", "the manual page of a plugin")
     explain.add_argument("plugin")
     validate = command("validate", "check a suite file, without running it")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench import asking, fitting, honours
+from xferbench import fitting, honours
+from xferbench.core.requirements import always_applies, leave_unchanged
 from xferbench.crossed import DEFAULT, SCRATCH
 from xferbench.design import MADE_HERE, Choice, Contrast, Plugin
 from xferbench.plan import VIEWS
@@ -72,8 +73,8 @@ def plugin(name: str, one: Choice, facts: Facts, views: set[str]) -> Plugin:
         version=1,
         question="What does this recipe reach, and what does it cost?",
         page=__doc__,
-        applies=asking.always,
-        cure=asking.unchanged,
+        applies=always_applies,
+        cure=leave_unchanged,
         induce=lambda *_: {},
         remedy="",
         beside=lambda *_: {"it": one},

@@ -206,9 +206,11 @@ class Run:
             weighed. notes: what was taken on trust, left out or found at an edge. expected_false_alarms: a bound.
         frozen: of the plan that was frozen before: ``hash``, when it was ``written``, the SHA-256 of its ``file``; {} without.
         evidence: ``hash`` of what was asked, whether frozen or not; the ``command``; when it ``begun`` and ``ended``, in UTC;
-            ``inputs`` with digests and files; ``repair``, where one was asked for; {} of runs that tell none of it.
-        plugins: what was asked, by plugin: its ``version`` and its paired ``contrasts`` (``name``, ``weights``, ``metric``,
-            ``margin``), so that two runs can be held against each other without the plugin; {} of older runs.
+            ``inputs`` with digests and files; ``plugin_sources``, the digests of third-party plugins' source by id;
+            ``repair``, where one was asked for; {} of runs that tell none of it.
+        plugins: what was asked, by plugin: its ``version``, the digest of its ``source`` ("" of a built-in one) and its paired
+            ``contrasts`` (``name``, ``weights``, ``metric``, ``margin``), so that two runs can be held against each other
+            without the plugin; {} of older runs.
         gate: what was found when it was held against an accepted run; None where it was not.
     """
 

@@ -195,7 +195,7 @@ def _said(plugin: Plugin, name: str, world: World) -> Any:
 
 
 def check_arms(plugin: Plugin) -> None:
-    """Cure and failures change how one trains or serves, and nothing else; each is something that a suite could ask for."""
+    """All arms change how one trains or serves, and nothing else; each is something that a suite could ask for."""
     for world in worlds():
         if _said(plugin, "applies", world):
             continue
@@ -209,12 +209,13 @@ def check_arms(plugin: Plugin) -> None:
         candidates = cured.candidates if isinstance(cured, Choice) else (cured,)
         for number, one in enumerate(candidates, start=1):
             _changed(one, world, f"cure of {world.name}" + (f", candidate {number}" if isinstance(cured, Choice) else ""))
-            _statable(one, world)
+            _statable(one, world, f"cure of {world.name}")
         for settled in dict.fromkeys((world.pipeline, *candidates) if isinstance(cured, Choice) else candidates):
             _induced(plugin, replace(world, pipeline=settled))
         for name, arm in (_said(plugin, "beside", world) if plugin.beside else {}).items():
             for one in arm.candidates if isinstance(arm, Choice) else (arm,):
                 _changed(one, world, f"{name} beside {world.name}", "train_size")
+                _statable(one, world, f"{name} beside {world.name}")
 
 
 def _induced(plugin: Plugin, world: World) -> None:
@@ -225,6 +226,10 @@ def _induced(plugin: Plugin, world: World) -> None:
         for one in arm.candidates if isinstance(arm, Choice) else (arm,):
             _changed(one, world, what, "believed", "planted")
             _need(one != world.pipeline, what, found="the cured pipeline itself", expected="one with the failure put in")
+            modes = f"one of {', '.join(plan.MODES)}"
+            _need(one.mode in plan.MODES, what, found=f"mode {one.mode}", expected=modes)
+            # Only an induced arm is served in training mode on batches of one class each; a suite has no word for that.
+            _statable(replace(one, mode=one.mode.removesuffix(":class")), world, what)
 
 
 def _choice(cured: Choice, world: World) -> None:
@@ -246,8 +251,8 @@ def _changed(arm: object, world: World, what: str, *more: str) -> None:
     _need(isinstance(arm, Pipeline) and replace(arm, **free) == own, what, found=found, expected=expected)
 
 
-def _statable(arm: Pipeline, world: World) -> None:
-    """A cure is advised as lines of a suite file, which have to be read as what they stand for."""
+def _statable(arm: Pipeline, world: World, whose: str) -> None:
+    """A suite file must be able to ask for an arm: its lines obey the rules of suites and are read as what they stand for."""
     import tomllib
     from pathlib import Path
 
@@ -257,7 +262,7 @@ def _statable(arm: Pipeline, world: World) -> None:
     table = {"schema": 1, "name": "kit", "plugins": ["all"], "backbone": {"arch": arm.arch}, "target": {"data": "digits"}}
     roles = {"source": arm.source, "shifted": arm.shifted}
     beside = {role: {"data": "digits"} for role, given in roles.items() if given}
-    what = f"cure of {world.name}: no suite file can ask for it"
+    what = f"{whose}: no suite file can ask for it"
     try:
         read = suite.parse(table | beside | tomllib.loads("\n".join(lines)), Path("kit.toml"))
     except Problem as problem:

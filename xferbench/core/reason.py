@@ -66,6 +66,7 @@ class Code(Enum):
     NOT_TESTED_BEFORE = auto()
     NO_VERDICT_BEFORE = auto()  # verdict
     OTHER_VERSION = auto()  # old, new
+    OTHER_SOURCE = auto()  # old, new: starts of digests
     OTHER_CONTRAST = auto()
     PAIRED_BY_RANK = auto()
     FEWER_SEEDS = auto()  # count, old, new
@@ -75,6 +76,7 @@ class Code(Enum):
     NOT_MADE_ALIKE = auto()  # difference
     SUITE_DIFFERS = auto()  # changes: key, old and new of each
     INPUTS_DIFFER = auto()  # keys
+    SOURCE_DIFFERS = auto()  # plugin, old and new: starts of digests
     VERSION_DIFFERS = auto()  # name, old, new
     PACKAGES_DIFFER = auto()  # changes: name, old and new of each
     # Notes of a run

@@ -31,31 +31,37 @@ References
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from xferbench import asking, pictures
-from xferbench.design import HARM, Choice, Facts, Pipeline, Plugin
-from xferbench.plugins import records
-from xferbench.strategies import each
-
-if TYPE_CHECKING:
-    from xferbench.lab.viewed import Seen
-    from xferbench.record import Run
+from xferbench.plugin import (
+    HARM,
+    Choice,
+    Facts,
+    MeasureContext,
+    Pipeline,
+    Plugin,
+    Run,
+    info,
+    map_phases,
+    plotting,
+    records,
+    requires_batchnorm,
+)
 
 
 def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
-    return each(pipeline, lambda phase: replace(phase, batchnorm="eval"))
+    return map_phases(pipeline, lambda phase: replace(phase, batchnorm="eval"))
 
 
 def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
     return {
-        "ghost-batch": each(pipeline, lambda phase: replace(phase, batchnorm="ghost:2")),
-        "class-order": each(pipeline, lambda phase: replace(phase, batchnorm="train", order="class")),
-        "stale-statistics": each(pipeline, lambda phase: replace(phase, batchnorm="momentum:0.001")),
+        "ghost-batch": map_phases(pipeline, lambda phase: replace(phase, batchnorm="ghost:2")),
+        "class-order": map_phases(pipeline, lambda phase: replace(phase, batchnorm="train", order="class")),
+        "stale-statistics": map_phases(pipeline, lambda phase: replace(phase, batchnorm="momentum:0.001")),
     }
 
 
-def drift(seen: Seen) -> dict[str, float]:
+def drift(seen: MeasureContext) -> dict[str, float]:
     """How far each layer's running statistics went, and the mean over layers."""
     from xferbench.lab import batchnorm
 
@@ -66,7 +72,7 @@ def drift(seen: Seen) -> dict[str, float]:
 def picture(axes: Any, run: Run) -> None:
     """Drift by layer for each arm: the mean, and a thin line a seed."""
     told = records.by_arm(records.of(run, plugin.id), lambda one: records.numbered(one, "drift/"), "drift")
-    pictures.lines(axes, told)
+    plotting.lines(axes, told)
     axes.set(xlabel="BatchNorm layer, from the input up", ylabel="drift of running statistics", ylim=(0, None))
     axes.legend()
 
@@ -76,14 +82,14 @@ plugin = Plugin(
     version=1,
     question="Do BatchNorm statistics drift during adaptation, and what does it cost?",
     page=__doc__,
-    applies=asking.batchnorm,
+    applies=requires_batchnorm,
     cure=cure,
     induce=induce,
     contrasts=(
         HARM,
-        asking.measured("discrepancy", ("subject", "train-mode"), ("subject", "test")),
-        asking.measured("restored", ("subject", "restored"), ("subject", "test")),
-        asking.measured("recalibrated", ("subject", "recalibrated"), ("subject", "test")),
+        info("discrepancy", ("subject", "train-mode"), ("subject", "test")),
+        info("restored", ("subject", "restored"), ("subject", "test")),
+        info("recalibrated", ("subject", "recalibrated"), ("subject", "test")),
     ),
     measures={"drift": "xferbench.plugins.batchnorm_drift:drift@1"},
     remedy="keep the BatchNorm layers of the pretrained backbone in eval mode while it is adapted",
@@ -154,7 +160,7 @@ audit = Plugin(
     induce=audit_induce,
     contrasts=(
         HARM,
-        asking.measured(
+        info(
             "discrepancy",
             ("subject", "train-mode"),
             ("subject", "test"),

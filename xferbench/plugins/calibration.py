@@ -31,17 +31,11 @@ References
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from xferbench import asking, pictures
-from xferbench.design import Contrast, Facts, Pipeline, Plugin
 from xferbench.plan import TEMPERED
-from xferbench.plugins import records
+from xferbench.plugin import Contrast, Facts, Pipeline, Plugin, Run, always_applies, harm, plotting, records, strategies
 from xferbench.reliability import diagram, square
-from xferbench.strategies import overtrained
-
-if TYPE_CHECKING:
-    from xferbench.record import Run
 
 NATS, BRIER = 0.05, 0.02  # margins
 LEAST = 2000  # test images from which on the error is stated
@@ -54,7 +48,7 @@ def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
 
 def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
     own = tuple(edit for edit in pipeline.edits if edit != TEMPERED)
-    return {"overtrained": replace(pipeline, recipe=overtrained(pipeline.recipe), edits=own)}
+    return {"overtrained": replace(pipeline, recipe=strategies.overtrained(pipeline.recipe), edits=own)}
 
 
 def errors(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
@@ -66,9 +60,9 @@ def errors(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
 
 def picture(axes: Any, run: Run) -> None:
     """The reliability diagram for each arm: the mean, and a thin line a seed."""
-    axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=pictures.MUTED, label="as sure as right")
+    axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=plotting.MUTED, label="as sure as right")
     told = records.by_arm(records.of(run, plugin.id), lambda one: one.predictions, but={"scratch"})
-    pictures.lines(axes, {arm: [diagram(one) for one in own] for arm, own in told.items()})
+    plotting.lines(axes, {arm: [diagram(one) for one in own] for arm, own in told.items()})
     axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend()
 
@@ -78,12 +72,12 @@ plugin = Plugin(
     version=1,
     question="Do the probabilities of the adapted model mean what they say?",
     page=__doc__,
-    applies=asking.always,
+    applies=always_applies,
     cure=cure,
     induce=induce,
     contrasts=(
-        asking.judged("harm", *TERMS, "what a temperature gains in NLL", metric="nll", margin=NATS),
-        asking.judged("brier", *TERMS, "what it gains in the Brier score", metric="brier", margin=BRIER),
+        harm("harm", *TERMS, "what a temperature gains in NLL", metric="nll", margin=NATS),
+        harm("brier", *TERMS, "what it gains in the Brier score", metric="brier", margin=BRIER),
     ),
     derived=errors,
     remedy="divide the logits by a temperature fitted on validation images",
@@ -127,11 +121,11 @@ audit = Plugin(
     version=1,
     question="Do the probabilities mean what they say?",
     page=AUDIT_PAGE,
-    applies=asking.always,
+    applies=always_applies,
     cure=cure,
     induce=audit_induce,
     contrasts=(
-        asking.judged("harm", *AUDIT_TERMS, "what a temperature would gain", metric="nll", margin=NATS),
+        harm("harm", *AUDIT_TERMS, "what a temperature would gain", metric="nll", margin=NATS),
         Contrast(
             name="brier",
             kind="info",

@@ -36,17 +36,24 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench import asking, pictures
-from xferbench.asking import judged, measured
-from xferbench.design import Choice, Facts, Pipeline, Plugin, Recipe
-from xferbench.plugins import records
+from xferbench.plugin import (
+    Choice,
+    Facts,
+    Pipeline,
+    Plugin,
+    Recipe,
+    Run,
+    harm,
+    info,
+    plotting,
+    records,
+    requires_source,
+    strategies,
+)
 from xferbench.plugins.linear_probe import induce as permute_backbone
-from xferbench.strategies import HEAD_LR, beside, deep, discriminative, gradual_unfreezing, linear_probe, moving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from xferbench.record import Run
 
 HIGH = 1e-2
 REGULARIZERS = ("l2-sp:1", "ewc:1000")  # strengths at which each was seen to work
@@ -55,7 +62,7 @@ BELOW = ("lwf:1",)  # likewise, where the source's head can stand below the new 
 
 def _candidates(pipeline: Pipeline, groups: int) -> Iterator[Recipe]:
     recipe = pipeline.recipe
-    whole = replace(moving(recipe), order="shuffled")
+    whole = replace(strategies.moving(recipe), order="shuffled")
 
     def changed(name: str, **values: Any) -> Recipe:
         return Recipe(name=name, phases=(replace(whole, **values),))
@@ -65,33 +72,40 @@ def _candidates(pipeline: Pipeline, groups: int) -> Iterator[Recipe]:
     yield changed("a third of the steps", steps=max(1, whole.steps // 3), warmup=0)
     yield changed("weight decay 0.1", weight_decay=0.1)
     yield replace(recipe, name="the best step", stop="best")
-    yield linear_probe(replace(whole, lr=HEAD_LR))
-    yield discriminative(whole)
-    yield gradual_unfreezing(replace(whole, warmup=0), groups=min(4, groups))  # its stages are shorter than a warm-up may be
-    held = discriminative(replace(whole, lr=min(whole.lr, 1e-3)))
-    held_by = REGULARIZERS if deep(recipe.head) else (*REGULARIZERS, *BELOW, f"replay:{max(1, whole.batch_size // 8)}")
+    yield strategies.linear_probe(replace(whole, lr=strategies.HEAD_LR))
+    yield strategies.discriminative(whole)
+    yield strategies.gradual_unfreezing(
+        replace(whole, warmup=0), groups=min(4, groups)
+    )  # its stages are shorter than a warm-up may be
+    held = strategies.discriminative(replace(whole, lr=min(whole.lr, 1e-3)))
+    held_by = (
+        REGULARIZERS if strategies.deep(recipe.head) else (*REGULARIZERS, *BELOW, f"replay:{max(1, whole.batch_size // 8)}")
+    )
     for word in held_by:
         yield replace(held, name=f"{held.name}, {word}", regularizer=word)
 
 
 def cure(pipeline: Pipeline, facts: Facts) -> Choice:
-    arms = (replace(pipeline, recipe=beside(recipe, pipeline.recipe)) for recipe in _candidates(pipeline, len(facts.groups)))
+    arms = (
+        replace(pipeline, recipe=strategies.beside(recipe, pipeline.recipe))
+        for recipe in _candidates(pipeline, len(facts.groups))
+    )
     return Choice(candidates=tuple(dict.fromkeys(arms)), by="source-held-out", keeping="validation")
 
 
 def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
-    usual = replace(moving(pipeline.recipe), trainable="all", order="shuffled", head_lr=None, layer_decay=1.0)
+    usual = replace(strategies.moving(pipeline.recipe), trainable="all", order="shuffled", head_lr=None, layer_decay=1.0)
     high = replace(usual, batchnorm="train", lr=max(HIGH, 3 * usual.lr), steps=2 * usual.steps)
     recipe = Recipe(name="high rate, all layers, many steps", phases=(high,))
-    return {"high-rate": replace(pipeline, recipe=beside(recipe, pipeline.recipe))}
+    return {"high-rate": replace(pipeline, recipe=strategies.beside(recipe, pipeline.recipe))}
 
 
 def picture(axes: Any, run: Run) -> None:
     """Target accuracy against source accuracy, a point for each arm, and a faint one a seed."""
     told = records.of(run, plugin.id)
-    pictures.points(axes, records.accuracies(told, "test", "source"))  # scratch has no source skill to keep
+    plotting.points(axes, records.accuracies(told, "test", "source"))  # scratch has no source skill to keep
     before = records.mean([one for own in records.by_arm(told, records.accuracy, "source-before").values() for one in own])
-    axes.axhline(before, linestyle="--", linewidth=1, color=pictures.MUTED, label="source before")
+    axes.axhline(before, linestyle="--", linewidth=1, color=plotting.MUTED, label="source before")
     axes.set(xlabel="target accuracy", ylabel="source accuracy, old head", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend()
 
@@ -105,15 +119,13 @@ plugin = Plugin(
     version=1,
     question="How much of the source skill does adaptation destroy?",
     page=__doc__,
-    applies=asking.source,
+    applies=requires_source,
     cure=cure,
     induce=induce,
     contrasts=(
-        judged("harm", *_of("source-before", "source"), "source before − after, with the pretrained head"),
-        measured(
-            "probe-forgetting", *_of("source-probe-before", "source-probe"), "source before − after, with a head fitted anew"
-        ),
-        measured("restored", *_of("source-restored", "source"), "what putting the old BatchNorm statistics back returns"),
+        harm("harm", *_of("source-before", "source"), "source before − after, with the pretrained head"),
+        info("probe-forgetting", *_of("source-probe-before", "source-probe"), "source before − after, with a head fitted anew"),
+        info("restored", *_of("source-restored", "source"), "what putting the old BatchNorm statistics back returns"),
     ),
     remedy="adapt with the recipe that kept most of the source among those that keep the target's accuracy",
     picture=picture,

@@ -26,16 +26,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.design import HARM, Choice, Facts, Pipeline, Plugin
+from xferbench.plugin import HARM, Choice, Facts, Pipeline, Plugin, Record, always_applies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from xferbench.record import Record
-
-
-def applies(_pipeline: Pipeline, _facts: Facts) -> str:
-    return ""
 
 
 def cure(pipeline: Pipeline, _: Facts) -> Choice:
@@ -63,7 +57,7 @@ audit = Plugin(
     version=1,
     question="Do the outputs mean the classes that the labels say?",
     page=__doc__,
-    applies=applies,
+    applies=always_applies,
     cure=cure,
     induce=induce,
     contrasts=(HARM,),

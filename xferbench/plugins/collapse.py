@@ -24,19 +24,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xferbench.design import Contrast, Pipeline, Plugin
-from xferbench.plugins.head_size import applies, cure, induce
+from xferbench.plugin import Contrast, MeasureContext, Pipeline, Plugin, Record, always_applies, leave_unchanged
+from xferbench.plugins.head_size import induce
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from xferbench.lab.viewed import Seen
-    from xferbench.record import Record
-
 LEAST = 1e-3  # of the features' size that their spread over images must be
 
 
-def collapse(seen: Seen) -> dict[str, float]:
+def collapse(seen: MeasureContext) -> dict[str, float]:
     """1 where it is so; beside it the spread of the features over images, and values that are not finite, by tensor."""
     from torch.nn import functional as F
 
@@ -72,8 +69,8 @@ audit = Plugin(
     version=1,
     question="Does the network tell images apart at all?",
     page=__doc__,
-    applies=applies,
-    cure=cure,
+    applies=always_applies,
+    cure=leave_unchanged,
     induce=induce,
     contrasts=(
         Contrast(

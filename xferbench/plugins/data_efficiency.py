@@ -29,15 +29,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xferbench import asking, pictures, scaling
-from xferbench.design import Arm, Facts, Pipeline, Plugin
-from xferbench.plugins import records
-from xferbench.strategies import scratch
+from xferbench import scaling
+from xferbench.plugin import (
+    Arm,
+    Facts,
+    Pipeline,
+    Plugin,
+    Run,
+    info,
+    leave_unchanged,
+    plotting,
+    records,
+    requires_pretrained,
+    strategies,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from xferbench.record import Run
 
 SIZES, SPAN = 6, 32
 
@@ -50,7 +58,7 @@ def sizes(pipeline: Pipeline, facts: Facts) -> list[int]:
 
 
 def applies(pipeline: Pipeline, facts: Facts) -> str:
-    if reason := asking.adapted(pipeline, facts):
+    if reason := requires_pretrained(pipeline, facts):
         return reason
     if facts.test_groups is not None:
         return "images in groups cannot be parted into sets of any size"
@@ -62,7 +70,7 @@ def beside(pipeline: Pipeline, facts: Facts) -> Mapping[str, Arm]:
     *fewer, whole = sizes(pipeline, facts)
     found = {size: replace(pipeline, train_size=size) for size in fewer} | {whole: pipeline}
     grid = replace(pipeline.baseline, weight_decay=pipeline.baseline.weight_decay[:1])
-    tuned = {f"scratch-{size}": scratch(one, grid) for size, one in found.items()}
+    tuned = {f"scratch-{size}": strategies.scratch(one, grid) for size, one in found.items()}
     return {f"transfer-{size}": one for size, one in found.items()} | tuned
 
 
@@ -110,11 +118,11 @@ def picture(axes: Any, run: Run) -> None:
         return
     most = scaling.reach(n, baseline.mean(0))
     points = {arm: [list(zip(n, row, strict=True)) for row in rows] for arm, rows in (("subject", own), ("scratch", baseline))}
-    pictures.lines(axes, points, linestyle="none", marker="o")
+    plotting.lines(axes, points, linestyle="none", marker="o")
     if most > 1:
         a, b, c = scaling.fitted(n / n[-1], baseline.mean(0))
         far = np.geomspace(n[0], most * n[-1])
-        axes.plot(far, a * (far / n[-1]) ** -b + c, color=pictures.MUTED, linestyle="--", label="scratch, fitted")
+        axes.plot(far, a * (far / n[-1]) ** -b + c, color=plotting.MUTED, linestyle="--", label="scratch, fitted")
     words = scaling.shown(n, scaling.multipliers(n, own.mean(0), baseline.mean(0), most), most)
     for size, error, word in zip(n, own.mean(0), words, strict=True):
         axes.annotate(f"× {word}", (size, error), (0, -12), textcoords="offset points", ha="center", fontsize=7)
@@ -129,10 +137,10 @@ plugin = Plugin(
     question="How many times the images would training from scratch need?",
     page=__doc__,
     applies=applies,
-    cure=asking.unchanged,
+    cure=leave_unchanged,
     induce=lambda *_: {},
     beside=beside,
-    contrasts=(asking.measured("gain", ("subject", "test"), ("scratch", "test"), "subject − scratch in accuracy", "accuracy"),),
+    contrasts=(info("gain", ("subject", "test"), ("scratch", "test"), "subject − scratch in accuracy", "accuracy"),),
     derived=by_size,
     told=told,
     remedy="label more images where the curve still falls; where the multiplier is near 1, training from scratch does as well",

@@ -32,14 +32,8 @@ References
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from xferbench import asking
-from xferbench.design import Facts, Pipeline, Plugin, Preprocessing
-
-if TYPE_CHECKING:
-    from xferbench.lab.viewed import Seen
-    from xferbench.plugins import records
+from xferbench.plugin import Facts, MeasureContext, Pipeline, Plugin, Preprocessing, info, invariant, records
 
 SHARE, SURE = 0.1, 0.9  # of the test images that are planted; of those found, below which a reader is told
 
@@ -61,7 +55,7 @@ def induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
     return {way: replace(told, planted=f"{way}:{SHARE:g}") for way in ("copied", "altered")}
 
 
-def copies(seen: Seen) -> dict[str, float]:
+def copies(seen: MeasureContext) -> dict[str, float]:
     """Share of the test images that have a copy; beside it how many of which kind and where, and of those planted, found."""
     from xferbench.lab import leaks
 
@@ -76,7 +70,7 @@ def copies(seen: Seen) -> dict[str, float]:
     return {"copies": float(leaked.mean()), "test images": float(len(leaked))} | told
 
 
-def groups(seen: Seen) -> dict[str, float]:
+def groups(seen: MeasureContext) -> dict[str, float]:
     """How many groups are on both sides of the split."""
     from xferbench.lab import copies as search
 
@@ -108,9 +102,9 @@ plugin = Plugin(
     cure=cure,
     induce=induce,
     contrasts=(
-        asking.exact("copies", "no test image has a copy in training or pretraining", allowed="max_duplicates"),
-        asking.exact("groups", "no group is in training and test", controlled=False),
-        asking.measured("inflation", ("subject", "whole"), ("cured", "test"), "all test images − those without a copy"),
+        invariant("copies", "no test image has a copy in training or pretraining", allowed="max_duplicates"),
+        invariant("groups", "no group is in training and test", controlled=False),
+        info("inflation", ("subject", "whole"), ("cured", "test"), "all test images − those without a copy"),
     ),
     measures={
         "copies": "xferbench.plugins.data_leakage:copies@1",

@@ -37,21 +37,25 @@ References
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from xferbench import asking, pictures
-from xferbench.design import Pipeline, Plugin
-from xferbench.plugins import records
-
-if TYPE_CHECKING:
-    from xferbench.lab.viewed import Seen
-    from xferbench.record import Run
+from xferbench.plugin import (
+    MeasureContext,
+    Pipeline,
+    Plugin,
+    Run,
+    info,
+    leave_unchanged,
+    plotting,
+    records,
+    requires_pretrained,
+)
 
 WITHIN = ", within the source"
 DISTANCES = ("mmd2", "proxy a-distance", "frechet")
 
 
-def logme(seen: Seen) -> dict[str, float]:
+def logme(seen: MeasureContext) -> dict[str, float]:
     """Every score of a fit's start, as far as there is a source and a pretrained head; ``cka`` of its end too."""
     from xferbench.lab import gap
 
@@ -78,7 +82,7 @@ def picture(axes: Any, run: Run) -> None:
     for place, name in enumerate(names):
         found = {own: [one[own] for one in seeds if own in one] for own in (name, name + WITHIN)}
         most = max(abs(value) for values in found.values() for value in values) or 1.0
-        for marker, colour, values in zip("ox", (pictures.VERMILION, pictures.BLUE), found.values(), strict=True):
+        for marker, colour, values in zip("ox", (plotting.VERMILION, plotting.BLUE), found.values(), strict=True):
             axes.plot([value / most for value in values], [place] * len(values), marker, color=colour, fillstyle="none")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="share of the greatest value" if names else "no [source] to measure a distance from")
@@ -89,10 +93,10 @@ plugin = Plugin(
     version=1,
     question="How far is the target from what the backbone was pretrained on, and what do scores foretell?",
     page=__doc__,
-    applies=asking.adapted,
-    cure=asking.unchanged,
+    applies=requires_pretrained,
+    cure=leave_unchanged,
     induce=lambda *_: {},
-    contrasts=(asking.measured("gain", ("subject", "test"), ("scratch", "test"), "subject − scratch in accuracy", "accuracy"),),
+    contrasts=(info("gain", ("subject", "test"), ("scratch", "test"), "subject − scratch in accuracy", "accuracy"),),
     measures={"logme": "xferbench.plugins.domain_gap:logme@1"},
     derived=means,
     told=told,

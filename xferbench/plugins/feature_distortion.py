@@ -31,44 +31,51 @@ References
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from xferbench.asking import judged, measured, several
-from xferbench.design import Facts, Pipeline, Plugin
+from xferbench.plugin import (
+    Facts,
+    MeasureContext,
+    Pipeline,
+    Plugin,
+    full_finetune_phase,
+    harm,
+    info,
+    records,
+    requires_several_steps,
+    strategies,
+    with_phases,
+)
 from xferbench.plugins import linear_probe
-from xferbench.strategies import begins_with_probe, beside, lp_ft, rephased, whole
-
-if TYPE_CHECKING:
-    from xferbench.lab.viewed import Seen
-    from xferbench.plugins.records import Answers, Seeds
 
 HIGH = 3e-3
 LOW = {"adamw": 3e-4, "sgd": 3e-3}  # rates at which LP-FT was seen to keep what holds beyond the target; SGD's are ten times
 
 
 def applies(pipeline: Pipeline, facts: Facts) -> str:
-    return several(pipeline, facts, "for the head alone") or ("" if facts.shifted else "the suite has no [shifted] set")
+    return requires_several_steps(pipeline, facts, "for the head alone") or (
+        "" if facts.shifted else "the suite has no [shifted] set"
+    )
 
 
 def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
     """LP-FT at a low rate; frozen features are not distorted, and what is such LP-FT already stays as it is."""
-    recipe, usual = pipeline.recipe, whole(pipeline.recipe)
+    recipe, usual = pipeline.recipe, full_finetune_phase(pipeline.recipe)
     low = LOW[usual.optimizer]
     still = all(phase.batchnorm == "eval" for phase in recipe.phases)
     frozen = all(phase.trainable == "head" for phase in recipe.phases)
-    if still and (frozen or (begins_with_probe(recipe) and max(phase.lr for phase in recipe.phases[1:]) <= low)):
+    if still and (frozen or (strategies.begins_with_probe(recipe) and max(phase.lr for phase in recipe.phases[1:]) <= low)):
         return pipeline
-    made = beside(lp_ft(replace(usual, lr=min(usual.lr, low), batchnorm="eval")), recipe)
+    made = strategies.beside(strategies.lp_ft(replace(usual, lr=min(usual.lr, low), batchnorm="eval")), recipe)
     return replace(pipeline, recipe=replace(made, stop=recipe.stop, regularizer=recipe.regularizer, finish=recipe.finish))
 
 
 def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
-    usual = whole(pipeline.recipe)
+    usual = full_finetune_phase(pipeline.recipe)
     high = replace(usual, lr=max(HIGH, 3 * usual.lr))
-    return {"high-rate": replace(pipeline, recipe=replace(rephased(pipeline.recipe, high), name="high rate, random head"))}
+    return {"high-rate": replace(pipeline, recipe=replace(with_phases(pipeline.recipe, high), name="high rate, random head"))}
 
 
-def distortion(seen: Seen) -> dict[str, float]:
+def distortion(seen: MeasureContext) -> dict[str, float]:
     """How far the features of training images went, relative to how long they were."""
     from xferbench.lab import penultimate
 
@@ -84,8 +91,8 @@ plugin = Plugin(
     cure=cure,
     induce=induce,
     contrasts=(
-        judged("harm", ("cured", "shifted"), ("subject", "shifted"), "cured − subject on the shifted set"),
-        measured("in-distribution", ("cured", "test"), ("subject", "test"), "cured − subject on the target's own test set"),
+        harm("harm", ("cured", "shifted"), ("subject", "shifted"), "cured − subject on the shifted set"),
+        info("in-distribution", ("cured", "test"), ("subject", "test"), "cured − subject on the target's own test set"),
     ),
     measures={"distortion": "xferbench.plugins.feature_distortion:distortion@2"},
     remedy="train the head alone first, then everything at a low rate, BatchNorm in eval mode",
@@ -119,7 +126,7 @@ def audit_applies(pipeline: Pipeline, facts: Facts) -> str:
     return linear_probe.applies(pipeline, facts) or ("" if facts.shifted else "the suite has no [shifted] set")
 
 
-def accuracies(answers: Answers, seeds: Seeds) -> dict[str, float]:
+def accuracies(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
     """Accuracy on the test set and on the shifted one, of both networks."""
     found = {}
     for (arm, view, seed), record in answers.items():
@@ -139,7 +146,7 @@ audit = Plugin(
     cure=linear_probe.cure,
     induce=linear_probe.induce,
     contrasts=(
-        judged(
+        harm(
             "harm",
             ("cured", "shifted-as-trained"),
             ("subject", "shifted-as-trained"),

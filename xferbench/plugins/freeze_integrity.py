@@ -33,15 +33,22 @@ References
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from xferbench import asking, pictures
-from xferbench.design import Facts, Phase, Pipeline, Plugin
-from xferbench.plugins import freeze_report, records
-
-if TYPE_CHECKING:
-    from xferbench.lab.viewed import Seen
-    from xferbench.record import Run
+from xferbench.plugin import (
+    Facts,
+    MeasureContext,
+    Phase,
+    Pipeline,
+    Plugin,
+    Run,
+    invariant,
+    leave_unchanged,
+    plotting,
+    records,
+    requires_pretrained,
+)
+from xferbench.plugins import freeze_report
 
 PULL = Phase(trainable="all", batchnorm="eval", lr=1e-7, weight_decay=1e3, schedule="constant", steps=10)
 HELD = "what is frozen stays, what trains moves"
@@ -51,7 +58,7 @@ ENOUGH = 20  # steps of a phase: what moves, moves at once
 def applies(pipeline: Pipeline, facts: Facts) -> str:
     if pipeline.finished:
         return "" if pipeline.finished.before else "the weights of before are not given (--before)"
-    return asking.adapted(pipeline, facts)
+    return requires_pretrained(pipeline, facts)
 
 
 def trust(pipeline: Pipeline, _: Facts) -> str:
@@ -84,7 +91,7 @@ def induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
     return {name: replace(pipeline, recipe=replace(recipe, **made), believed=recipe) for name, made in found.items()}
 
 
-def integrity(seen: Seen) -> dict[str, float]:
+def integrity(seen: MeasureContext) -> dict[str, float]:
     """How many tensors did otherwise than was believed, with their names, the likeliest cause, and how far each went."""
     from xferbench.lab import moved
 
@@ -113,7 +120,7 @@ def picture(axes: Any, run: Run) -> None:
     axes.set(xlabel="layer, from the input up", ylabel="relative change", yscale="log")
     every = max(1, len(far) // 12)
     axes.set_xticks(range(0, len(far), every), list(far)[::every], rotation=40, ha="right", fontsize=7)
-    axes.axhline(foot, linewidth=0.5, color=pictures.MUTED, label="did not move")
+    axes.axhline(foot, linewidth=0.5, color=plotting.MUTED, label="did not move")
     axes.legend()
 
 
@@ -123,9 +130,9 @@ plugin = Plugin(
     question="Did what was frozen stay, and what was to train move?",
     page=__doc__,
     applies=applies,
-    cure=asking.unchanged,
+    cure=leave_unchanged,
     induce=induce,
-    contrasts=(asking.exact("harm", HELD, measure="integrity"),),
+    contrasts=(invariant("harm", HELD, measure="integrity"),),
     measures={"integrity": "xferbench.plugins.freeze_integrity:integrity@1"},
     trust=trust,
     told=told,

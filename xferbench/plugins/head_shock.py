@@ -32,36 +32,39 @@ References
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from xferbench import asking
-from xferbench.design import HARM, Facts, Pipeline, Plugin
-from xferbench.plugins import records
-from xferbench.strategies import begins_with_probe, deep, moving, probed_first, rephased
-
-if TYPE_CHECKING:
-    from xferbench.lab.viewed import Seen
+from xferbench.plugin import (
+    HARM,
+    Facts,
+    MeasureContext,
+    Pipeline,
+    Plugin,
+    records,
+    requires_pretrained,
+    strategies,
+    with_phases,
+)
 
 
 def applies(pipeline: Pipeline, facts: Facts) -> str:
     recipe = pipeline.recipe
-    untouched = begins_with_probe(recipe) or all(phase.trainable == "head" for phase in recipe.phases)
-    short = probed_first(recipe) == recipe and not untouched
-    return asking.adapted(pipeline, facts) or ("a single step leaves none for the head alone" if short else "")
+    untouched = strategies.begins_with_probe(recipe) or all(phase.trainable == "head" for phase in recipe.phases)
+    short = strategies.probed_first(recipe) == recipe and not untouched
+    return requires_pretrained(pipeline, facts) or ("a single step leaves none for the head alone" if short else "")
 
 
 def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
-    return replace(pipeline, recipe=probed_first(pipeline.recipe))
+    return replace(pipeline, recipe=strategies.probed_first(pipeline.recipe))
 
 
 def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
-    phase = replace(moving(pipeline.recipe), trainable="all", head_lr=None)
-    head = pipeline.recipe.head if deep(pipeline.recipe.head) else "random"
-    recipe = replace(rephased(pipeline.recipe, phase), head=head, name="random head")
+    phase = replace(strategies.moving(pipeline.recipe), trainable="all", head_lr=None)
+    head = pipeline.recipe.head if strategies.deep(pipeline.recipe.head) else "random"
+    recipe = replace(with_phases(pipeline.recipe, phase), head=head, name="random head")
     return {"random-head": replace(pipeline, recipe=recipe)}
 
 
-def shock(seen: Seen) -> dict[str, float]:
+def shock(seen: MeasureContext) -> dict[str, float]:
     """Norm of the backbone's gradient at the start, over the same with a head fitted to the same images."""
     from xferbench.lab import shock
 

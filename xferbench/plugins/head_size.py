@@ -20,28 +20,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xferbench.design import Contrast, Facts, Pipeline, Plugin
+from xferbench.plugin import Contrast, Facts, MeasureContext, Pipeline, Plugin, Record, always_applies, leave_unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from xferbench.lab.viewed import Seen
-    from xferbench.record import Record
-
-
-def applies(_pipeline: Pipeline, _facts: Facts) -> str:
-    return ""
-
-
-def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
-    return pipeline
 
 
 def induce(_pipeline: Pipeline, _facts: Facts) -> Mapping[str, Pipeline]:
     return {}
 
 
-def spare(seen: Seen) -> dict[str, float]:
+def spare(seen: MeasureContext) -> dict[str, float]:
     """Outputs beyond the number of classes; below 0 where they are too few."""
     outputs = seen.network.anatomy.classes
     classes = len(seen.dataset.classes)
@@ -58,8 +47,8 @@ audit = Plugin(
     version=1,
     question="Has the head one output for each class?",
     page=__doc__,
-    applies=applies,
-    cure=cure,
+    applies=always_applies,
+    cure=leave_unchanged,
     induce=induce,
     contrasts=(
         Contrast(name="harm", kind="exact", weights={("subject", "head-size"): 1.0}, meaning="one output for each class"),

@@ -35,9 +35,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from xferbench import asking
-from xferbench.design import Choice, Facts, Pipeline, Plugin, Preprocessing, Ready, Spectrogram
-from xferbench.plugins import records
+from xferbench.plugin import (
+    Choice,
+    Facts,
+    Pipeline,
+    Plugin,
+    Preprocessing,
+    Ready,
+    Spectrogram,
+    records,
+    requires_pretrained,
+    unrecorded_preprocessing,
+)
 
 CHANNELS, HALF = 3, 0.5
 SIZE = ("resize", "crop", "interpolation", "antialias")
@@ -82,10 +91,10 @@ plugin = Plugin(
     version=1,
     question="Do images have the channels and the resolution that suit the network?",
     page=__doc__,
-    applies=asking.adapted,
+    applies=requires_pretrained,
     cure=cure,
     induce=induce,
-    trust=asking.recorded,
+    trust=unrecorded_preprocessing,
     remedy="give images the channels and the size that go with the weights, and train at the size that is served",
     picture=records.drawn("input-mismatch"),
 )

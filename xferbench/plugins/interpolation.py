@@ -25,8 +25,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.design import Choice, Facts, Pipeline, Plugin
 from xferbench.plan import BEFORE
+from xferbench.plugin import Choice, Facts, Pipeline, Plugin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

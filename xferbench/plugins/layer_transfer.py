@@ -34,15 +34,25 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench import asking, judge, pictures
-from xferbench.design import HARM, Choice, Contrast, Facts, Pipeline, Plugin
-from xferbench.plugins import records
-from xferbench.strategies import HEAD_LR, deep, moving, reach, rephased
+from xferbench import judge
+from xferbench.plugin import (
+    HARM,
+    Choice,
+    Contrast,
+    Facts,
+    Pipeline,
+    Plugin,
+    Run,
+    info,
+    plotting,
+    records,
+    requires_pretrained,
+    strategies,
+    with_phases,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from xferbench.record import Run
 
 CUTS = range(1, 5)
 STARTS = ("anb", "bnb")
@@ -51,13 +61,13 @@ LABELS = {"anb": "AnB", "anb-plus": "AnB+", "bnb": "BnB", "bnb-plus": "BnB+"}
 
 def applies(pipeline: Pipeline, facts: Facts) -> str:
     uncut = "" if len(facts.groups) > 1 else "the backbone is one layer group, and cannot be cut"
-    return asking.adapted(pipeline, facts) or uncut
+    return requires_pretrained(pipeline, facts) or uncut
 
 
 def _cut(pipeline: Pipeline, facts: Facts, low: int, kind: str) -> Pipeline:
     """The lowest groups transferred, and frozen or not, at a rate at which what is drawn anew can learn."""
-    above, phase = len(facts.groups) - low, moving(pipeline.recipe)
-    phase = replace(phase, lr=max(phase.lr, HEAD_LR), head_lr=None, layer_decay=1.0)
+    above, phase = len(facts.groups) - low, strategies.moving(pipeline.recipe)
+    phase = replace(phase, lr=max(phase.lr, strategies.HEAD_LR), head_lr=None, layer_decay=1.0)
     if kind.endswith("plus"):
         phase = replace(phase, trainable="all", batchnorm="train")
     elif above:
@@ -65,8 +75,8 @@ def _cut(pipeline: Pipeline, facts: Facts, low: int, kind: str) -> Pipeline:
     else:
         phase = replace(phase, trainable="head", batchnorm="eval")
     init = "pretrained" if kind.startswith("anb") else "target"
-    head = pipeline.recipe.head if deep(pipeline.recipe.head) else "random"
-    recipe = replace(rephased(pipeline.recipe, phase), init=init, head=head, regularizer="")
+    head = pipeline.recipe.head if strategies.deep(pipeline.recipe.head) else "random"
+    recipe = replace(with_phases(pipeline.recipe, phase), init=init, head=head, regularizer="")
     told = f"{kind}, {low} of {len(facts.groups)} groups"
     return replace(pipeline, recipe=replace(recipe, transferred=f"low:{low}" if above else "all", name=told))
 
@@ -83,7 +93,7 @@ def cure(pipeline: Pipeline, facts: Facts) -> Choice:
 
 def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
     words = [phase.trainable for phase in pipeline.recipe.phases]
-    top = max(reach(word, len(facts.groups)) for word in words)
+    top = max(strategies.reach(word, len(facts.groups)) for word in words)
     name, low = ("one-too-high", len(facts.groups) - top + 1) if top else ("one-too-low", len(facts.groups) - 1)
     if top == len(facts.groups):
         name, low = "frozen-top", len(facts.groups)
@@ -106,15 +116,15 @@ def picture(axes: Any, run: Run) -> None:
     for end, style in (("", "-"), ("-plus", "--")):
         rows = {kind + end: zip(*(told.get(f"beside:{kind}{end}-{cut}", []) for cut in CUTS), strict=False) for kind in STARTS}
         curves = {LABELS[kind]: [list(zip(CUTS, row, strict=True)) for row in own] for kind, own in rows.items()}
-        pictures.lines(axes, curves, linestyle=style, marker="o")
-    axes.axhline(records.mean(told.get("subject", [])), color=pictures.BLUE, linewidth=0.8, label="subject")
+        plotting.lines(axes, curves, linestyle=style, marker="o")
+    axes.axhline(records.mean(told.get("subject", [])), color=plotting.BLUE, linewidth=0.8, label="subject")
     axes.set(xticks=CUTS, xticklabels=["a quarter", "half", "three quarters", "all"])
     axes.set(xlabel="layer groups transferred, from the input up", ylabel="test accuracy")
     axes.legend()
 
 
 def _minus(name: str, arm: str, other: str, words: str) -> Contrast:
-    return asking.measured(name, (arm, "test"), (other, "test"), words)
+    return info(name, (arm, "test"), (other, "test"), words)
 
 
 plugin = Plugin(

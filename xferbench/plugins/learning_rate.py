@@ -30,15 +30,9 @@ References
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from xferbench import asking, pictures
-from xferbench.design import Choice, Facts, Pipeline, Plugin
-from xferbench.plugins import records
-from xferbench.strategies import each
-
-if TYPE_CHECKING:
-    from xferbench.record import Run
+from xferbench.plugin import Choice, Facts, Pipeline, Plugin, Run, map_phases, plotting, records, requires_pretrained
 
 FACTORS = tuple(10.0 ** (half / 2) for half in (-3, -2, -1, 1, 2, 3))  # beside the recipe's own
 FAR = 30.0
@@ -46,12 +40,12 @@ FAR = 30.0
 
 def _scaled(pipeline: Pipeline, factor: float) -> Pipeline:
     """Every rate of a recipe times a factor."""
-    rates = each(pipeline, lambda phase: replace(phase, lr=phase.lr * factor), f"rate × {factor:.3g}")
-    return each(rates, lambda phase: replace(phase, head_lr=phase.head_lr and phase.head_lr * factor))
+    rates = map_phases(pipeline, lambda phase: replace(phase, lr=phase.lr * factor), f"rate × {factor:.3g}")
+    return map_phases(rates, lambda phase: replace(phase, head_lr=phase.head_lr and phase.head_lr * factor))
 
 
 def cure(pipeline: Pipeline, _: Facts) -> Choice:
-    warm = each(pipeline, lambda phase: replace(phase, warmup=max(phase.warmup, phase.steps // 10)), "warm-up")
+    warm = map_phases(pipeline, lambda phase: replace(phase, warmup=max(phase.warmup, phase.steps // 10)), "warm-up")
     return Choice(candidates=tuple(dict.fromkeys((pipeline, *(_scaled(pipeline, factor) for factor in FACTORS), warm))))
 
 
@@ -71,9 +65,9 @@ def picture(axes: Any, run: Run) -> None:
     rows = sorted(weighed, key=lambda one: one["rate"])
     steps = [f"{step}" for step, _ in rows[0]["curve"]]
     scores = [[score for _, score in one["curve"]] for one in rows]
-    pictures.mesh(axes, scores, [f"{one['rate']:.2g}" for one in rows], steps, "validation accuracy")
+    plotting.mesh(axes, scores, [f"{one['rate']:.2g}" for one in rows], steps, "validation accuracy")
     for one, marker in ((weighed[0], "o"), *((one, "x") for one in rows if one["chosen"])):
-        pictures.mark(axes, len(steps) - 0.5, rows.index(one) + 0.5, marker)
+        plotting.mark(axes, len(steps) - 0.5, rows.index(one) + 0.5, marker)
     axes.set(xlabel="training step", ylabel="rate of the last phase")
 
 
@@ -82,7 +76,7 @@ plugin = Plugin(
     version=1,
     question="Is the learning rate right for this backbone and this target?",
     page=__doc__,
-    applies=asking.adapted,
+    applies=requires_pretrained,
     cure=cure,
     induce=induce,
     derived=diverged,

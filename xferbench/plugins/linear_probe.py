@@ -28,8 +28,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.design import Contrast, Facts, Pipeline, Plugin
 from xferbench.plan import BEFORE
+from xferbench.plugin import Contrast, Facts, Pipeline, Plugin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

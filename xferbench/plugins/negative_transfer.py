@@ -30,30 +30,40 @@ References
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from xferbench import asking, pictures
-from xferbench.design import Choice, Facts, Pipeline, Plugin
-from xferbench.plugins import records
+from xferbench.plugin import (
+    Choice,
+    Facts,
+    Pipeline,
+    Plugin,
+    Run,
+    harm,
+    leave_unchanged,
+    plotting,
+    records,
+    requires_pretrained,
+    strategies,
+)
 from xferbench.plugins.linear_probe import induce as permute_backbone
-from xferbench.strategies import DEFAULT, HEAD_LR, beside, choice, linear_probe, lp_ft, scratch
-
-if TYPE_CHECKING:
-    from xferbench.record import Run
 
 
 def cure(pipeline: Pipeline, _: Facts) -> Choice:
     phases = pipeline.recipe.phases
-    budget = replace(DEFAULT, steps=sum(phase.steps for phase in phases), batch_size=phases[-1].batch_size)
-    recipes = [linear_probe(replace(budget, lr=HEAD_LR)), lp_ft(replace(budget, lr=1e-3)), lp_ft(replace(budget, lr=3e-3))]
-    grid = scratch(pipeline, pipeline.baseline)
-    return Choice(candidates=(*choice(pipeline, recipes).candidates, *grid.candidates))
+    budget = replace(strategies.DEFAULT, steps=sum(phase.steps for phase in phases), batch_size=phases[-1].batch_size)
+    recipes = [
+        strategies.linear_probe(replace(budget, lr=strategies.HEAD_LR)),
+        strategies.lp_ft(replace(budget, lr=1e-3)),
+        strategies.lp_ft(replace(budget, lr=3e-3)),
+    ]
+    grid = strategies.scratch(pipeline, pipeline.baseline)
+    return Choice(candidates=(*strategies.choice(pipeline, recipes).candidates, *grid.candidates))
 
 
 def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
-    steps = min(DEFAULT.steps, sum(phase.steps for phase in pipeline.recipe.phases))
-    phase = replace(DEFAULT, lr=HEAD_LR, steps=steps, batch_size=pipeline.recipe.phases[-1].batch_size)
-    probe = beside(linear_probe(phase), pipeline.recipe)
+    steps = min(strategies.DEFAULT.steps, sum(phase.steps for phase in pipeline.recipe.phases))
+    phase = replace(strategies.DEFAULT, lr=strategies.HEAD_LR, steps=steps, batch_size=pipeline.recipe.phases[-1].batch_size)
+    probe = strategies.beside(strategies.linear_probe(phase), pipeline.recipe)
     starts = ("permuted", "shuffled-source") if pipeline.source else ("permuted",)
     made = {start: replace(probe, init=start, name=f"linear probe, {start} features") for start in starts}
     return {start: replace(pipeline, recipe=recipe) for start, recipe in made.items()}
@@ -72,7 +82,7 @@ def steps_to_scratch(answers: records.Answers, seeds: records.Seeds) -> dict[str
 def picture(axes: Any, run: Run) -> None:
     """Validation accuracy by step for subject and scratch: the mean, and a thin line a seed."""
     told = records.by_arm(records.of(run, plugin.id), records.scores)
-    pictures.lines(axes, {arm: told.get(arm, []) for arm in ("subject", "scratch")})
+    plotting.lines(axes, {arm: told.get(arm, []) for arm in ("subject", "scratch")})
     axes.set(xlabel="training step", ylabel="validation accuracy")
     axes.legend()
 
@@ -82,10 +92,10 @@ plugin = Plugin(
     version=1,
     question="Would the same network, trained from scratch on the same images, do better?",
     page=__doc__,
-    applies=asking.adapted,
+    applies=requires_pretrained,
     cure=cure,
     induce=induce,
-    contrasts=(asking.judged("harm", ("scratch", "test"), ("subject", "test"), "scratch − subject"),),
+    contrasts=(harm("harm", ("scratch", "test"), ("subject", "test"), "scratch − subject"),),
     derived=steps_to_scratch,
     remedy="use the recipe that was best on validation among linear probe, LP-FT and training from scratch",
     picture=picture,
@@ -126,8 +136,8 @@ audit = Plugin(
     question="Would the same network, trained from scratch, do better than the finished one?",
     page=AUDIT_PAGE,
     applies=audit_applies,
-    cure=asking.unchanged,
+    cure=leave_unchanged,
     induce=permute_backbone,
-    contrasts=(asking.judged("harm", ("scratch", "whole"), ("subject", "whole"), "from scratch − finished"),),
+    contrasts=(harm("harm", ("scratch", "whole"), ("subject", "whole"), "from scratch − finished"),),
     remedy="train from scratch, or let more of the backbone learn",
 )

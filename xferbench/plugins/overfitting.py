@@ -38,23 +38,33 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xferbench import pictures
-from xferbench.asking import judged, measured, several
-from xferbench.design import Choice, Contrast, Facts, Pipeline, Plugin, Recipe
-from xferbench.plugins import records
-from xferbench.strategies import HEAD_LR, linear_probe, moving, overtrained, partial, reach, rephased
+from xferbench.plugin import (
+    Choice,
+    Contrast,
+    Facts,
+    Pipeline,
+    Plugin,
+    Recipe,
+    Record,
+    Run,
+    harm,
+    info,
+    plotting,
+    records,
+    requires_several_steps,
+    strategies,
+    with_phases,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from xferbench.record import Record, Run
 
 DECAY = 0.1
 GAPS = {("scratch", "training"): 1.0, ("scratch", "test"): -1.0, ("subject", "training"): -1.0, ("subject", "test"): 1.0}
 
 
 def applies(pipeline: Pipeline, facts: Facts) -> str:
-    return several(pipeline, facts, "to choose")
+    return requires_several_steps(pipeline, facts, "to choose")
 
 
 def _candidates(recipe: Recipe, groups: int) -> Iterator[Recipe]:
@@ -62,14 +72,14 @@ def _candidates(recipe: Recipe, groups: int) -> Iterator[Recipe]:
     decayed = tuple(replace(phase, weight_decay=max(DECAY, phase.weight_decay)) for phase in recipe.phases)
     yield replace(recipe, name=f"weight decay {DECAY:g}", phases=decayed)
     words = {phase.trainable for phase in recipe.phases}
-    trained = max(reach(word, groups) for word in words)
+    trained = max(strategies.reach(word, groups) for word in words)
     whole = any(word == "all" or word.startswith("top:") for word in words)  # others train few numbers already
     if whole and trained > 1:
-        half = partial(moving(recipe), trained // 2)
-        yield replace(rephased(recipe, *half.phases), name=half.name)
+        half = strategies.partial(strategies.moving(recipe), trained // 2)
+        yield replace(with_phases(recipe, *half.phases), name=half.name)
     if trained:
-        probe = linear_probe(replace(moving(recipe), lr=HEAD_LR))
-        yield replace(rephased(recipe, *probe.phases), name=probe.name)
+        probe = strategies.linear_probe(replace(strategies.moving(recipe), lr=strategies.HEAD_LR))
+        yield replace(with_phases(recipe, *probe.phases), name=probe.name)
 
 
 def cure(pipeline: Pipeline, facts: Facts) -> Choice:
@@ -78,7 +88,7 @@ def cure(pipeline: Pipeline, facts: Facts) -> Choice:
 
 
 def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
-    return {"overtrained": replace(pipeline, recipe=overtrained(pipeline.recipe))}
+    return {"overtrained": replace(pipeline, recipe=strategies.overtrained(pipeline.recipe))}
 
 
 def best(one: Record) -> tuple[int, float] | None:
@@ -99,11 +109,11 @@ def chosen(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
 def picture(axes: Any, run: Run) -> None:
     """Validation accuracy by step for subject and induced, a ring at the mean's best; dashed the training loss."""
     told = records.by_arm(records.of(run, plugin.id), lambda one: one.curve or None, but={"cured", "scratch"})
-    pictures.lines(axes, {arm: [[(step, score) for step, _, score in one] for one in own] for arm, own in told.items()})
-    beside, colours = axes.twinx(), pictures.colours(told)
+    plotting.lines(axes, {arm: [[(step, score) for step, _, score in one] for one in own] for arm, own in told.items()})
+    beside, colours = axes.twinx(), plotting.colours(told)
     for arm, own in told.items():
         steps, losses, scores = np.mean(own, axis=0).T
-        pictures.mark(axes, steps[scores.argmax()], scores.max(), color=colours[arm])
+        plotting.mark(axes, steps[scores.argmax()], scores.max(), color=colours[arm])
         beside.plot(steps, losses, color=colours[arm], linestyle="--", linewidth=1)
     axes.set(xlabel="training step", ylabel="validation accuracy", ylim=(0, 1.02))
     beside.set(ylabel="training loss (dashed)", ylim=(0, None))
@@ -119,8 +129,8 @@ plugin = Plugin(
     cure=cure,
     induce=induce,
     contrasts=(
-        judged("harm", ("subject", "best-step"), ("subject", "test"), "best step on validation − last step, of one training"),
-        measured("gap", ("subject", "training"), ("subject", "test"), "on training images − on test images"),
+        harm("harm", ("subject", "best-step"), ("subject", "test"), "best step on validation − last step, of one training"),
+        info("gap", ("subject", "training"), ("subject", "test"), "on training images − on test images"),
         Contrast(
             name="regulariser",
             kind="info",

@@ -30,15 +30,23 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench import asking
-from xferbench.design import HARM, Choice, Facts, Pipeline, Plugin, Preprocessing, Ready
+from xferbench.plugin import (
+    HARM,
+    Choice,
+    Facts,
+    Pipeline,
+    Plugin,
+    Preprocessing,
+    Ready,
+    Record,
+    requires_pretrained,
+    unrecorded_preprocessing,
+)
 from xferbench.plugins.preprocessing_variants import FIELDS, mistakes, twice
 from xferbench.wording import differences
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    from xferbench.record import Record
 
 
 def cure(pipeline: Pipeline, facts: Facts) -> Pipeline:
@@ -60,10 +68,10 @@ plugin = Plugin(
     version=1,
     question="Does the network get its images in the form it was pretrained for?",
     page=__doc__,
-    applies=asking.adapted,
+    applies=requires_pretrained,
     cure=cure,
     induce=induce,
-    trust=asking.recorded,
+    trust=unrecorded_preprocessing,
     remedy="prepare images as the weights' record says, in training and in serving",
 )
 

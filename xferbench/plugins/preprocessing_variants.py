@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from xferbench.design import Facts, Ready, Spectrogram
+from xferbench.plugin import Facts, Ready, Spectrogram
 
 FIELDS = ("unnormalised", "raw", "bgr", "zoom", "nearest")  # mistakes of serving alone
 ZOOM = 1.5  # shorter side, over what it should be

@@ -22,18 +22,13 @@ References
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from xferbench.design import Contrast, Plugin
-from xferbench.plugins.head_size import applies, cure, induce
-
-if TYPE_CHECKING:
-    from xferbench.lab.viewed import Seen
+from xferbench.plugin import Contrast, MeasureContext, Plugin, always_applies, leave_unchanged
+from xferbench.plugins.head_size import induce
 
 ASKED = 16  # images
 
 
-def reload(seen: Seen) -> dict[str, float]:
+def reload(seen: MeasureContext) -> dict[str, float]:
     """The share of images whose logits differ once the network was saved, built anew and loaded."""
     import io
 
@@ -64,8 +59,8 @@ audit = Plugin(
     version=1,
     question="Is the network the same once it was saved and loaded?",
     page=__doc__,
-    applies=applies,
-    cure=cure,
+    applies=always_applies,
+    cure=leave_unchanged,
     induce=induce,
     contrasts=(
         Contrast(name="harm", kind="exact", weights={("subject", "reload"): 1.0}, meaning="saved and loaded, the same logits"),

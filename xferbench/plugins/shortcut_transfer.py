@@ -35,14 +35,9 @@ References
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from xferbench import asking, pictures
-from xferbench.design import Contrast, Facts, Pipeline, Plugin, Preprocessing
-from xferbench.plugins import records
-
-if TYPE_CHECKING:
-    from xferbench.record import Run
+from xferbench.plugin import Contrast, Facts, Pipeline, Plugin, Preprocessing, Run, info, plotting, records
 
 OWN = ("pretrained", "clean-source", "cued-source")
 WEIGHTS = {("subject", "test"): 1.0, ("subject", "cued"): -1.0, ("cured", "test"): -1.0, ("cured", "cued"): 1.0}
@@ -66,7 +61,7 @@ def _from(pipeline: Pipeline, init: str) -> Pipeline:
 def picture(axes: Any, run: Run) -> None:
     """Accuracy without the cue (left) and with it on every test image (right), by arm: the mean, and a thin line a seed."""
     told = records.accuracies(records.of(run, plugin.id), "test", "cued")
-    pictures.lines(axes, {arm: [list(enumerate(row)) for row in rows] for arm, rows in told.items()}, marker="o")
+    plotting.lines(axes, {arm: [list(enumerate(row)) for row in rows] for arm, rows in told.items()}, marker="o")
     axes.set_xticks((0, 1), ("without the cue", "with it"))
     axes.set(ylabel="accuracy", xlim=(-0.3, 1.3))
     axes.legend()
@@ -82,8 +77,8 @@ plugin = Plugin(
     induce=lambda pipeline, _: {"tied": _from(pipeline, "cued-source")},
     contrasts=(
         Contrast(name="harm", weights=WEIGHTS, meaning=HARM),
-        asking.measured("cue-cost", ("subject", "test"), ("subject", "cued"), "subject without the cue − with it"),
-        asking.measured("clean-cue-cost", ("cured", "test"), ("cured", "cued"), "cured without the cue − with it"),
+        info("cue-cost", ("subject", "test"), ("subject", "cued"), "subject without the cue − with it"),
+        info("clean-cue-cost", ("cured", "test"), ("cured", "cued"), "cured without the cue − with it"),
     ),
     remedy="pretrain on images without the cue, or with it on as many images of every class",
     picture=picture,

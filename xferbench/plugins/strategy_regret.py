@@ -33,16 +33,25 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench import advice, asking, pictures
-from xferbench.design import HARM, Choice, Facts, Phase, Pipeline, Plugin
-from xferbench.strategies import DEFAULT, STRATEGIES, USUAL, begins_with_probe, choice, moving, partial, reach
+from xferbench import advice
+from xferbench.plugin import (
+    HARM,
+    Choice,
+    Facts,
+    MeasureContext,
+    Phase,
+    Pipeline,
+    Plugin,
+    Run,
+    info,
+    plotting,
+    records,
+    requires_pretrained,
+    strategies,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from xferbench.lab.viewed import Seen
-    from xferbench.plugins.records import Answers
-    from xferbench.record import Run
 
 WEIGHED = ("linear-probe", "partial", "full", "discriminative", "lp-ft", "gradual-unfreezing", "norm-only", "lora")
 FACTORS = (1.0, 3.0)  # of a strategy's usual rate
@@ -51,13 +60,19 @@ RULES = ("textbook-similar", "textbook-different", "by-size")
 
 def _weighed(pipeline: Pipeline, facts: Facts, names: tuple[str, ...] = WEIGHED) -> Choice:
     """The best of some strategies, each at its two rates, in the pipeline's own steps."""
-    own = moving(pipeline.recipe)
+    own = strategies.moving(pipeline.recipe)
     recipes = []
     for name in names:
         for factor in FACTORS:
-            phase = Phase(lr=factor * USUAL.get(name, DEFAULT.lr), steps=own.steps, batch_size=own.batch_size)
-            recipes.append(partial(phase, max(1, len(facts.groups) // 2)) if name == "partial" else STRATEGIES[name](phase))
-    return choice(pipeline, recipes)
+            phase = Phase(
+                lr=factor * strategies.USUAL.get(name, strategies.DEFAULT.lr), steps=own.steps, batch_size=own.batch_size
+            )
+            recipes.append(
+                strategies.partial(phase, max(1, len(facts.groups) // 2))
+                if name == "partial"
+                else strategies.STRATEGIES[name](phase)
+            )
+    return strategies.choice(pipeline, recipes)
 
 
 def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Choice]:
@@ -71,20 +86,20 @@ def beside(pipeline: Pipeline, facts: Facts) -> Mapping[str, Choice]:
     return {rule: _weighed(pipeline, facts, (name,)) for rule, name in zip(RULES, advised, strict=True)}
 
 
-def told(contrast: str, _: Answers, subject: Pipeline, cured: Pipeline) -> str:
+def told(contrast: str, _: records.Answers, subject: Pipeline, cured: Pipeline) -> str:
     """What the chosen strategy does otherwise, as a cause."""
-    own, best = (max(reach(phase.trainable, 99) for phase in one.recipe.phases) for one in (subject, cured))
+    own, best = (max(strategies.reach(phase.trainable, 99) for phase in one.recipe.phases) for one in (subject, cured))
     if contrast != "harm" or subject == cured:
         return ""
     said = f"validation chose {cured.recipe.name}: "
     if best > own:
         return said + ("the frozen features have plateaued" if own == 0 else "too little is trained")
-    if best < own or (begins_with_probe(cured.recipe) and not begins_with_probe(subject.recipe)):
+    if best < own or (strategies.begins_with_probe(cured.recipe) and not strategies.begins_with_probe(subject.recipe)):
         return said + "too much is unfrozen too soon"
     return said + "it trains as many layers, at another rate or in another order"
 
 
-def trainable(seen: Seen) -> dict[str, float]:
+def trainable(seen: MeasureContext) -> dict[str, float]:
     """Numbers trained, bytes stored per task, and multiply-adds of an image."""
     from xferbench.lab import cost
 
@@ -95,9 +110,9 @@ def picture(axes: Any, run: Run) -> None:
     """Validation score of each strategy at each rate; a ring is the recipe's own, a cross the chosen one."""
     told = run.arms[plugin.id]["cured"]["weighed"]
     weighed = sorted(told, key=lambda one: one["validation"])
-    axes.plot([one["validation"] for one in weighed], range(len(weighed)), "o", color=pictures.ARM["subject"])
+    axes.plot([one["validation"] for one in weighed], range(len(weighed)), "o", color=plotting.ARM["subject"])
     for one, marker in ((told[0], "o"), *((one, "x") for one in weighed if one["chosen"])):
-        pictures.mark(axes, one["validation"], weighed.index(one), marker)
+        plotting.mark(axes, one["validation"], weighed.index(one), marker)
     # A name stands inside the axes, on the side where there is room.
     scores = [one["validation"] for one in weighed]
     middle = (min(scores) + max(scores)) / 2
@@ -114,13 +129,13 @@ plugin = Plugin(
     version=1,
     question="Would another way of adapting the backbone do better?",
     page=__doc__,
-    applies=asking.adapted,
+    applies=requires_pretrained,
     cure=_weighed,
     induce=induce,
     beside=beside,
     contrasts=(
         HARM,
-        *(asking.measured(rule, ("cured", "test"), (f"beside:{rule}", "test"), f"cured − {rule}") for rule in RULES),
+        *(info(rule, ("cured", "test"), (f"beside:{rule}", "test"), f"cured − {rule}") for rule in RULES),
     ),
     measures={"trainable": "xferbench.plugins.strategy_regret:trainable@1"},
     told=told,

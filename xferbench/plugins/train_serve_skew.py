@@ -31,16 +31,10 @@ References
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from xferbench import asking
-from xferbench.design import HARM, Facts, Pipeline, Plugin
-from xferbench.plugins import records
+from xferbench.plugin import HARM, Facts, MeasureContext, Pipeline, Plugin, always_applies, invariant, records
 from xferbench.plugins.preprocessing_variants import FIELDS, mistakes
 from xferbench.wording import differences
-
-if TYPE_CHECKING:
-    from xferbench.lab.viewed import Seen
 
 
 def induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
@@ -58,7 +52,7 @@ def flips(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
     return {f"{arm}/flips": records.mean([share for other, share in shares if other == arm]) for arm in arms}
 
 
-def batch_dependence(seen: Seen) -> dict[str, float]:
+def batch_dependence(seen: MeasureContext) -> dict[str, float]:
     """Share of test images whose probabilities depend on the batch they come in, by more than a hundredth."""
     from xferbench.lab import served
 
@@ -77,10 +71,10 @@ plugin = Plugin(
     version=1,
     question="Is the model served in the way it was trained?",
     page=__doc__,
-    applies=asking.always,
+    applies=always_applies,
     cure=lambda pipeline, _: replace(pipeline, serve_preprocessing=pipeline.train_preprocessing, mode="eval"),
     induce=induce,
-    contrasts=(HARM, asking.exact("batch-dependence", "an answer must not depend on the batch it comes in")),
+    contrasts=(HARM, invariant("batch-dependence", "an answer must not depend on the batch it comes in")),
     measures={"batch-dependence": "xferbench.plugins.train_serve_skew:batch_dependence@2"},
     derived=flips,
     told=told,
@@ -122,7 +116,7 @@ def audit_induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
     return {name: arm for name, arm in induce(pipeline, facts).items() if name in AUDIT_VARIANTS}
 
 
-def batch_dependence_of_few(seen: Seen) -> dict[str, float]:
+def batch_dependence_of_few(seen: MeasureContext) -> dict[str, float]:
     """The same as :func:`batch_dependence`, on fewer images."""
     few = replace(seen, served=seen.served[:AUDIT_IMAGES], served_labels=seen.served_labels[:AUDIT_IMAGES])
     return batch_dependence(few)

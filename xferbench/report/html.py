@@ -240,6 +240,7 @@ def _evidence(run: Run) -> dict[str, Any]:
     on = [f"{name} {value}" for name, value in (("xferbench", at.get("xferbench")), ("Python", at.get("python"))) if value]
     on += [f"{name} {packages[name]}" for name in ("torch",) if name in packages]
     on += [str(at[name]) for name in ("platform", "processor", "device") if at.get(name)]
+    sources = run.evidence.get("plugin_sources") or {}
     return {
         "claim": evidence.CLAIM,
         "hash": text.line(run.evidence.get("hash", "")),
@@ -258,6 +259,7 @@ def _evidence(run: Run) -> dict[str, Any]:
         "repair": text.line((run.evidence.get("repair") or {}).get("said", "")),
         "repaired": text.line((run.evidence.get("repair") or {}).get("sha256", "")),
         "on": text.line(", ".join(on)),
+        "plugins": text.line("; ".join(f"{name}, source {source[:16]}…" for name, source in sources.items())),
     }
 
 

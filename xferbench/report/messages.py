@@ -51,6 +51,7 @@ PLAIN: dict[Code, str] = {  # sentences whose values need no formatting but thei
     Code.NO_LONGER_TESTED: "no longer asked (accepted: {accepted}); accept a run without it, if that is meant",
     Code.NOT_TESTED_BEFORE: "the accepted run did not ask this",
     Code.NO_VERDICT_BEFORE: "the accepted run has no verdict of it ({verdict})",
+    Code.OTHER_SOURCE: "accepted with other source code of the plugin ({old}, this is {new}): the two are not compared",
     Code.OTHER_CONTRAST: "the plugin asks another contrast than it was accepted with: the two are not compared",
     Code.PAIRED_BY_RANK: "not the same seeds: the two runs are paired as independent trainings, which takes more of them",
     Code.FEWER_SEEDS: "compared at {count} seeds, of {old} that were accepted and {new} of this run",
@@ -60,6 +61,7 @@ PLAIN: dict[Code, str] = {  # sentences whose values need no formatting but thei
         "that the candidate was made of the files that the suite names now was not checked: they are not here"
     ),
     Code.NOT_MADE_ALIKE: "not made alike: accepted with {difference}",
+    Code.SOURCE_DIFFERS: "plugin {plugin}: other source code than accepted ({old} → {new})",
     Code.SUBJECT_LEARNT_NOTHING: (
         "the subject itself learnt nothing: no better than the most frequent class, {share:.0%} of the test images, so that a "
         "PASS says little"

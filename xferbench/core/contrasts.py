@@ -1,0 +1,31 @@
+"""Constructors of contrasts: which arm is compared with which, in one line. Pure."""
+
+from __future__ import annotations
+
+from xferbench.design import Contrast
+
+Term = tuple[str, str]  # an arm and a view of it
+
+
+def harm(name: str, more: Term, less: Term, meaning: str = "", metric: str = "", margin: float | None = None) -> Contrast:
+    """Create a difference that is judged against the margin: a positive value, ``more`` above ``less``, is harm."""
+    weights = {more: 1.0, less: -1.0}
+    return Contrast(name=name, weights=weights, meaning=meaning, metric=metric, margin=margin)
+
+
+def info(name: str, more: Term, less: Term, meaning: str = "", metric: str = "") -> Contrast:
+    """Create a difference that is only measured and never leads to a verdict."""
+    return Contrast(name=name, kind="info", weights={more: 1.0, less: -1.0}, meaning=meaning, metric=metric)
+
+
+def invariant(name: str, meaning: str, *, measure: str = "", allowed: str = "", controlled: bool = True) -> Contrast:
+    """Create an invariant: a measure of the subject must be 0, or at most the value of a field of the suite.
+
+    Args:
+        name: of the contrast. meaning: the invariant in words.
+        measure: the plugin's measure, by default the one with the contrast's name.
+        allowed: the suite's field with the greatest value that is allowed.
+        controlled: whether the induced variants are meant to break it.
+    """
+    weights = {("subject", measure or name): 1.0}
+    return Contrast(name=name, kind="exact", weights=weights, meaning=meaning, allowed=allowed, controlled=controlled)

@@ -1,0 +1,1 @@
+"""What a suite names, read and digested without torch."""
