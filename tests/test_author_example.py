@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 from test_audits import run, study
@@ -12,41 +14,15 @@ from test_audits import run, study
 from xferbench import discover, fake
 from xferbench.testing import conforms
 
-EXAMPLE = '''"""Images that are served with their colour channels in another order than in training.
-
-Symptom
-    Colours look swapped; accuracy falls most where colour matters.
-Cause
-    OpenCV reads BGR, Pillow reads RGB.
-Remedy
-    Convert the images where they are read.
-References
-    OpenCV documentation of imread.
-"""
-from dataclasses import replace
-from xferbench.design import Choice, Plugin, Preprocessing
-
-def serve(pipeline, channels):
-    return replace(pipeline, serve_preprocessing=replace(pipeline.serve_preprocessing, channels=channels))
-
-def applies(pipeline, facts):
-    return "" if isinstance(pipeline.serve_preprocessing, Preprocessing) else "only images have colour channels"
-
-plugin = Plugin(  # xferbench run: a pipeline says how it is trained
-    id="channel-order", version=1, question="Are images served with the channels of training?", page=__doc__, applies=applies,
-    cure=lambda pipeline, facts: serve(pipeline, pipeline.train_preprocessing.channels),
-    induce=lambda pipeline, facts: {"bgr": serve(pipeline, "bgr")},
-    remedy="convert the images where they are read")
-
-audit = replace(plugin, question="Does the checkpoint need other channels?",  # xferbench audit: both orders are tried
-    cure=lambda pipeline, facts: Choice(candidates=(serve(pipeline, "bgr"), serve(pipeline, "rgb"))))
-'''
+ROOT = Path(__file__).resolve().parents[1]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
+EXAMPLE = next(block for block in BLOCKS if "\naudit = " in block)
 
 
 @pytest.fixture
 def example(monkeypatch, tmp_path):
     """The example, installed as an entry point that names its module."""
-    (tmp_path / "channel_order.py").write_text(EXAMPLE)
+    (tmp_path / "channel_order.py").write_text(EXAMPLE, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "channel_order", raising=False)
     found = [EntryPoint(name="channel-order", value="channel_order", group=discover.GROUP)]

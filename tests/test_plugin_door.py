@@ -1,0 +1,43 @@
+"""Everything that an author of a plugin imports comes from xferbench.plugin."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from xferbench import discover
+from xferbench import plugin as door
+from xferbench.design import Phase, Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = (ROOT / "xferbench" / "plugins" / f"{name.replace('-', '_')}.py" for name in discover.names())
+BUILT_IN = [path for path in FILES if path.is_file()]  # a third party may have installed a plugin too
+ELSEWHERE = {f"xferbench.{name}" for name in ("design", "strategies", "record", "core.contrasts", "core.requirements")}
+
+
+def test_every_name_is_there_and_torch_is_not():
+    assert all(hasattr(door, name) for name in door.__all__)
+    code = "import sys, xferbench.plugin; print(*{'torch', 'pandas', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("path", BUILT_IN, ids=lambda path: path.stem)
+def test_built_in_plugins_use_the_same_import(path):
+    modules = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+    assert "xferbench.plugin" in modules
+    assert not modules & ELSEWHERE
+
+
+def test_contributing_lists_every_name_and_every_field_of_a_phase_and_a_recipe():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"[\w.]+", text))
+    assert set(door.__all__) - words <= {"Arm", "Ready"}, "the two are unions of types"
+    rows = set(re.findall(r"`((?:Phase|Recipe)\.\w+)`", text))
+    assert rows == {f"{kind.__name__}.{field.name}" for kind in (Phase, Recipe) for field in fields(kind)} - {"Recipe.name"}
