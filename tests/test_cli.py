@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from factory import make_record, make_run
 
-from xferbench import cli, discover, execute, finish, gate, store
+from xferbench import cli, discover, execute, gate, store
 from xferbench.problem import Problem
 from xferbench.record import Finding, to_json
 from xferbench.report import html, write
+from xferbench.runner import run as runner
 
 SURFACE = """
 run       suite; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --seed; --budget; --set;
@@ -224,7 +225,7 @@ def ending(monkeypatch, capsys, tmp_path):
         def run(*_, **__):
             raise error
 
-        monkeypatch.setattr(finish, "run", run)
+        monkeypatch.setattr(runner, "run", run)
         return told(capsys, "run", "quick", "-o", tmp_path / "out", *more)
 
     return end
@@ -280,7 +281,7 @@ def test_debug_shows_the_traceback_and_keeps_the_code(ending, error, code, messa
 )
 def test_verdicts_become_the_exit_code(monkeypatch, capsys, tmp_path, verdicts, fail_on, code):
     findings = tuple(Finding(id=f"p/{at}", plugin="p", contrast="harm", verdict=one) for at, one in enumerate(verdicts))
-    monkeypatch.setattr(finish, "run", lambda *_, **__: make_run(seeds=2, examples=20, findings=findings))
+    monkeypatch.setattr(runner, "run", lambda *_, **__: make_run(seeds=2, examples=20, findings=findings))
     assert told(capsys, "run", "quick", "-o", tmp_path, "--fail-on", fail_on)[0] == code
 
 
@@ -288,11 +289,11 @@ def test_json_is_all_that_goes_to_standard_output(monkeypatch, capsys, tmp_path)
     run = make_run(seeds=2, examples=20)
 
     def written(*_, output, show, **__):
-        show(finish.Progress(stage="reading", done=0, running=1, total=1, reused=0, left=None))
+        show(execute.Progress(stage="reading", done=0, running=1, total=1, reused=0, left=None))
         write.write(run, output)
         return run
 
-    monkeypatch.setattr(finish, "run", written)
+    monkeypatch.setattr(runner, "run", written)
     monkeypatch.setattr(html, "render", lambda *_: "<!doctype html>")
     code, out, err = told(capsys, "run", "quick", "-o", tmp_path / "out", "--format", "json")
     assert code == gate.FAILED

@@ -13,11 +13,12 @@ from test_fetched import mnist  # noqa: E402
 from test_listed import make  # noqa: E402
 from test_resume import _in_this_process  # noqa: E402
 
-from xferbench import finish, suite  # noqa: E402
+from xferbench import suite  # noqa: E402
 from xferbench.core import files  # noqa: E402
 from xferbench.design import Fit, Model, Phase, Place, Spectrogram, Trial, View, Weights  # noqa: E402
 from xferbench.engines import local  # noqa: E402
 from xferbench.lab import VERSION, answer, inputs  # noqa: E402
+from xferbench.runner import run as runner  # noqa: E402
 
 SUITE = """
 schema = 1
@@ -68,7 +69,7 @@ def spectrograms(folder, dtype=np.float32):
 
 def run(folder, data, preprocessing="", trainable="head"):
     (folder / "suite.toml").write_text(SUITE.format(data=data, preprocessing=preprocessing, trainable=trainable))
-    return finish.run(suite.load(folder / "suite.toml"), store=folder / "s.db", device="cpu", workers=1)
+    return runner.run(suite.load(folder / "suite.toml"), store=folder / "s.db", device="cpu", workers=1)
 
 
 def verdict(finished):

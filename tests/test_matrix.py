@@ -12,9 +12,12 @@ import pytest
 from test_data import make_npz
 
 import xferbench
-from xferbench import cli, crossed, gate, matrix, recipes, suite, table
+from xferbench import cli, gate, record, suite
+from xferbench.config.matrix import SCRATCH
 from xferbench.problem import Problem
-from xferbench.report import crossed_files
+from xferbench.report import write
+from xferbench.runner import matrix
+from xferbench.study.matrix_arms import recipe_arm
 
 SUITE = """
 schema = 1
@@ -82,16 +85,16 @@ def ran(tmp_path_factory):
 
 def test_every_recipe_has_a_row_for_each_task_and_seed_and_what_does_not_fit_has_a_reason(ran):
     folder, _, code = ran
-    found = crossed_files.read(folder / "out")
+    found = write.read(folder / "out")
     assert code == 0
-    assert {(row["task"], row["recipe"], row["seed"]) for row in found.rows} == {
+    assert {(row["task"], row["recipe"], row["seed"]) for row in found.matrix.rows} == {
         (task, recipe, seed)
         for task in ("own-30", "own-40")
         for recipe in ("linear-probe", "full", "scratch")
         for seed in (0, 1)
     }
-    assert {(task, recipe) for task, recipe in found.skipped} == {("own-30", "dann"), ("own-40", "dann")}
-    assert all("[shifted]" in why for why in found.skipped.values())
+    assert {(task, recipe) for task, recipe in found.matrix.skipped} == {("own-30", "dann"), ("own-40", "dann")}
+    assert all("[shifted]" in why for why in found.matrix.skipped.values())
     frame = found.to_frame()
     assert np.isfinite(frame["accuracy"]).all() and frame["shifted"].isna().all()
     trained = frame.groupby("recipe")["trainable"].first()
@@ -102,7 +105,7 @@ def test_every_recipe_has_a_row_for_each_task_and_seed_and_what_does_not_fit_has
 
 def test_claims_agree_or_are_not_measured_and_the_page_escapes_them(ran):
     folder, *_ = ran
-    found = {one["name"]: one["outcome"] for one in crossed_files.read(folder / "out").claims}
+    found = {one["name"]: one["outcome"] for one in write.read(folder / "out").matrix.claims}
     assert found == {"probe": "agrees", "share": "agrees", "away": "not measured"}
     page, summary = ((folder / "out" / name).read_text() for name in ("report.html", "summary.md"))
     assert "<b>full</b>" not in page and "&lt;b&gt;full" in page
@@ -112,8 +115,9 @@ def test_claims_agree_or_are_not_measured_and_the_page_escapes_them(ran):
 
 def test_what_is_written_is_read_back_as_it_was(ran):
     folder, *_ = ran
-    found = crossed_files.read(folder / "out")
-    assert table.of_json(json.loads(json.dumps(table.to_json(found)))) == found
+    found = write.read(folder / "out")
+    assert write.made(json.loads(json.dumps(record.to_json(found))), ()) == found
+    assert repr(found) == "<Run 'small': 4 recipes on 2 tasks, 12 rows>" and "linear-probe" in found._repr_html_()
     before = (folder / "out" / "results.json").read_bytes()
     assert cli.main(["report", str(folder / "out")]) == 0
     assert (folder / "out" / "results.json").read_bytes() == before
@@ -124,7 +128,7 @@ def test_machines_are_told_of_every_recipe(ran, tmp_path, monkeypatch):
     root = ET.parse(folder / "out" / "junit.xml").getroot()
     assert (root.get("tests"), root.get("skipped"), root.get("failures")) == ("8", "2", "0")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
-    crossed_files.write_all(crossed_files.read(folder / "out"), tmp_path / "again")
+    write.write(write.read(folder / "out"), tmp_path / "again")
     assert "P(better than full)" in (tmp_path / "summary.md").read_text()
 
 
@@ -139,7 +143,7 @@ def test_a_second_run_trains_nothing(ran):
     folder, file, _ = ran
     found = xferbench.cross(file, store=folder / "s.sqlite", workers=1)
     assert found.cost["fits"]["run"] == 0
-    assert [row["accuracy"] for row in found.rows] == [row["accuracy"] for row in crossed_files.read(folder / "out").rows]
+    assert [row["accuracy"] for row in found.matrix.rows] == [row["accuracy"] for row in write.read(folder / "out").matrix.rows]
 
 
 def test_plugins_are_asked_of_each_task_and_have_reports_of_their_own(ran):
@@ -149,7 +153,7 @@ def test_plugins_are_asked_of_each_task_and_have_reports_of_their_own(ran):
         SUITE.format(plugins='["train-serve-skew"]', more="[recipe]\nsteps = 3\nbatch_size = 8", data=folder / "own.npz")
     )
     code = cli.main(["run", str(file), "-o", str(folder / "plugged"), "--store", str(folder / "s.sqlite"), "-j", "1"])
-    found = crossed_files.read(folder / "plugged")
+    found = write.read(folder / "plugged")
     assert code in {0, 1} and {one.id.partition(":")[0] for one in found.findings} == {"own-30", "own-40"}
     assert all((folder / "plugged" / "tasks" / task / "results.json").is_file() for task in ("own-30", "own-40"))
 
@@ -183,9 +187,17 @@ def test_a_dry_run_and_a_check_tell_the_tasks(ran, capsys):
 def test_what_is_said_of_the_whole_goes_for_each_task(ran):
     _, file, _ = ran
     asked = suite.load(file)
-    assert {matrix.of_whole(task, replace(asked, seed=7)).seed for task in asked.matrix.tasks} == {7}
+    assert {matrix.task_suite(task, replace(asked, seed=7)).seed for task in asked.matrix.tasks} == {7}
+
+
+def test_both_doors_carry_out_a_matrix_and_cross_refuses_everything_else(ran):
+    folder, file, _ = ran
+    results = [door(file, store=folder / "s.sqlite", workers=1) for door in (xferbench.run, xferbench.cross)]
+    assert results[0].matrix == results[1].matrix and len(results[0].to_frame()) == 12
     with pytest.raises(Problem, match="matrix"):
-        xferbench.run(file)
+        xferbench.cross("quick")
+    with pytest.raises(Problem, match="--plan"):
+        xferbench.run(file, plan=folder / "plan.json")
 
 
 def test_scratch_has_the_suites_own_grid_and_default_is_the_healthy_choice(ran):
@@ -193,7 +205,7 @@ def test_scratch_has_the_suites_own_grid_and_default_is_the_healthy_choice(ran):
     from xferbench.fake import PIPELINE
 
     pipeline = replace(PIPELINE, baseline=asked.scratch)
-    found = recipes.arm(next(one for one in asked.matrix.compared if one.name == crossed.SCRATCH), pipeline)
+    found = recipe_arm(next(one for one in asked.matrix.compared if one.name == SCRATCH), pipeline)
     assert [one.recipe.phases[0].lr for one in found.candidates] == [1e-3, 3e-3]
     assert {one.recipe.init for one in found.candidates} == {"random"}
 
@@ -213,7 +225,7 @@ def test_reports_of_tasks_that_are_no_more_go_and_nothing_else_does(tmp_path):
     for name in ("old", "kept", "mine"):
         (tmp_path / name).mkdir()
         (tmp_path / name / ("notes.txt" if name == "mine" else "results.json")).write_text("{}")
-    crossed_files.forget(tmp_path, ["kept"])
+    write.remove_task_reports(tmp_path, ["kept"])
     assert {one.name for one in tmp_path.iterdir()} == {"kept", "mine"}
 
 
@@ -224,12 +236,13 @@ def test_a_claim_that_was_not_measured_is_open(ran):
 
 
 def test_a_crash_in_any_view_is_one_and_rows_without_a_record_have_an_error(ran):
-    found = crossed_files.read(ran[0] / "out")
-    assert gate.of_table(found) == 0
+    found = write.read(ran[0] / "out").matrix
+    assert gate.exit_code((), matrix=found) == 0
     broken = replace(found, rows=(found.rows[0] | {"error": "a crash"}, *found.rows[1:]))
-    assert gate.of_table(broken) == 3 and broken.crashed == ("own-30, linear-probe: a crash",)
+    assert gate.exit_code((), matrix=broken) == 3 and broken.crashes == ("own-30, linear-probe: a crash",)
     blank = tuple(row | {"accuracy": None} for row in found.rows)
-    assert gate.of_table(replace(found, rows=blank)) == 5
+    assert gate.exit_code((), matrix=replace(found, rows=blank)) == 5
+    assert gate.exit_code((), matrix=replace(found, rows=blank), fail_on="inconclusive") == 5
 
 
 def test_a_loss_is_told_as_one(ran):
@@ -242,7 +255,7 @@ def test_a_loss_is_told_as_one(ran):
     assert cli.main(["run", str(plain), "-o", str(folder / "nll"), "--store", str(folder / "s.sqlite"), "-j", "1"]) == 0
     summary = (folder / "nll" / "summary.md").read_text()
     assert "%" not in summary.partition("mean over seeds")[2].partition("- ")[0]
-    frame = crossed_files.read(folder / "nll").to_frame()
+    frame = write.read(folder / "nll").to_frame()
     worst = frame.groupby("recipe")["accuracy"].mean().idxmax()
     rows = [line for line in summary.splitlines() if line.startswith(f"| {worst} |")]
     assert rows[0].count("[") and not rows[0].split("|")[4].strip().startswith("0.000 ["), "the highest loss has regret"

@@ -11,11 +11,12 @@ from xml.etree import ElementTree as ET
 import pytest
 from factory import make_run
 
-import xferbench
-from xferbench import discover, finish
+from xferbench import discover
 from xferbench.core.comparison import Comparison, Outcome
 from xferbench.problem import Problem
 from xferbench.record import Finding
+from xferbench.runner import gate
+from xferbench.runner import run as runner
 
 discover.plugins(["all"])  # before a session in this process imports them, and forgets them again
 NAMED = any(entry.name == "xferbench" for entry in entry_points(group="pytest11"))
@@ -54,8 +55,8 @@ def ran(monkeypatch):
                 raise ended
             return replace(RUN, findings=findings, **more)
 
-        monkeypatch.setattr(finish, "run", carried_out)
-        monkeypatch.setattr(xferbench, "gating", type("gating", (), {"gate": staticmethod(carried_out)}), raising=False)
+        monkeypatch.setattr(runner, "run", carried_out)
+        monkeypatch.setattr(gate, "gate", carried_out)
         return calls
 
     return told
@@ -277,7 +278,7 @@ def test_the_numbers_go_into_pytests_own_junit_file(session, ran, pytester):
 
 
 WORKER = """
-import os, time, xferbench.finish
+import os, time, xferbench.runner.run
 from factory import make_run
 from pathlib import Path
 
@@ -288,7 +289,7 @@ def run(suite, **_):
         file.write(f"{{begun}} {{time.monotonic()}}\\n")
     return make_run()
 
-xferbench.finish.run = run
+xferbench.runner.run.run = run
 """
 
 

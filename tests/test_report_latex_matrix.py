@@ -10,7 +10,7 @@ from test_report_tex import check, rows
 
 from xferbench import aggregates, regret, scored
 from xferbench.problem import Problem
-from xferbench.report import latex_matrix
+from xferbench.report import latex
 
 LEVEL = {"full": 0.9, "linear-probe": 0.7, "lora_8 & c%": 0.9}
 
@@ -29,7 +29,7 @@ def make(tasks=("x", "a_b & c%"), seeds=5, **changed):
 
 def test_a_cell_is_a_mean_with_the_half_width_of_its_interval_and_the_best_are_bold():
     frame = make()
-    source = latex_matrix.scores(frame)
+    source = latex.score_table(frame)
     check(source)
     full, probe, lora = rows(source)[0]
     runs = frame[(frame.task == "x") & (frame.recipe == "full")].accuracy
@@ -41,7 +41,7 @@ def test_a_cell_is_a_mean_with_the_half_width_of_its_interval_and_the_best_are_b
 
 def test_the_aggregates_are_those_of_the_scores():
     frame = make()
-    (full, probe, _) = [[cell for row in found for cell in row[-3:]] for found in zip(rows(latex_matrix.scores(frame))[-1])][:3]
+    (full, probe, _) = [[cell for row in found for cell in row[-3:]] for found in zip(rows(latex.score_table(frame))[-1])][:3]
     scores = scored.read(frame)
     gains = replace(scores, table=scores.table - scores.table.mean((0, 2), keepdims=True))
     assert full[0].replace("$-$", "-").startswith(f"{100 * aggregates.iqm(gains).value[0]:.1f} [")
@@ -53,7 +53,7 @@ def test_who_is_missing_has_no_aggregates_and_is_named():
     frame = make()
     frame.loc[(frame.recipe == "linear-probe") & (frame.seed == 3), "accuracy"] = np.nan
     frame = frame[(frame.recipe != "full") | (frame.task != "x")]
-    source = latex_matrix.scores(frame, {("x", "full"): "no room", ("x", "bitfit"): "no bias_"})
+    source = latex.score_table(frame, {("x", "full"): "no room", ("x", "bitfit"): "no bias_"})
     check(source)
     by = {row[0]: row for row in rows(source)[0]}
     assert by["full"][1] == "--"
@@ -65,14 +65,14 @@ def test_who_is_missing_has_no_aggregates_and_is_named():
 
 
 def test_many_tasks_go_on_below():
-    source = latex_matrix.scores(make(tasks=[f"task-{at}" for at in range(12)]))
+    source = latex.score_table(make(tasks=[f"task-{at}" for at in range(12)]))
     check(source)
     assert len(rows(source)) > 1
     assert {part[0][0] for part in rows(source)} == {"full"}
 
 
 def test_of_a_loss_the_least_is_best_and_told_as_it_is():
-    source = latex_matrix.scores(make(), metric="nll")
+    source = latex.score_table(make(), metric="nll")
     (full, probe, _) = rows(source)[0]
     assert ("textbf" in full[1], "textbf" in probe[1]) == (False, True)
     assert probe[1].startswith("\\textbf{0.7")
@@ -80,7 +80,7 @@ def test_of_a_loss_the_least_is_best_and_told_as_it_is():
 
 
 def test_one_seed_has_no_interval():
-    source = latex_matrix.scores(make(seeds=1))
+    source = latex.score_table(make(seeds=1))
     check(source)
     assert all("pm" not in cell and "[" not in cell for row in rows(source)[0] for cell in row[1:])
 
@@ -88,7 +88,7 @@ def test_one_seed_has_no_interval():
 def test_costs_are_averaged_over_tasks_and_told_in_units():
     frame = make()
     frame.loc[(frame.recipe == "full") & (frame.seed == 0), "diverged"] = 1
-    source = latex_matrix.costs(frame)
+    source = latex.cost_table(frame)
     check(source)
     full = rows(source)[0][0]
     assert full[:6] == ["full", "2", "11.2 M", "2.0 MiB", "--", "30 s"]
@@ -98,7 +98,7 @@ def test_costs_are_averaged_over_tasks_and_told_in_units():
 
 def test_rows_given_twice_are_a_problem_and_nothing_scored_is_told():
     with pytest.raises(Problem, match="more than once"):
-        latex_matrix.scores(pd.concat([make(), make()]))
-    source = latex_matrix.scores(make(accuracy=np.nan))
+        latex.score_table(pd.concat([make(), make()]))
+    source = latex.score_table(make(accuracy=np.nan))
     check(source)
     assert "task x takes no part: no recipe has a score on it" in source

@@ -201,12 +201,22 @@ def test_a_newer_schema_is_a_problem_that_says_so(written):
     assert "schema 99, by 9.0" in caught.value.found
 
 
-NESTED = '{"schema": 1, "a": ' + "[" * 600 + "]" * 600 + "}"
+@pytest.mark.parametrize("more", [{}, {"matrix": {}}], ids=["of one task", "of many"])
+def test_an_older_schema_is_refused_with_what_was_found_what_was_expected_and_what_to_do(written, more):
+    told = json.loads((written / "results.json").read_text())
+    (written / "results.json").write_text(json.dumps(told | {"schema": 1, "xferbench": "0.1.0"} | more))
+    with pytest.raises(Problem, match="older than this xferbench") as caught:
+        write.read(written)
+    assert (caught.value.found, caught.value.expected) == ("schema 1, by 0.1.0", "schema 2")
+    assert "run the suite again" in caught.value.do
+
+
+NESTED = '{"schema": 2, "a": ' + "[" * 600 + "]" * 600 + "}"
 
 
 @pytest.mark.parametrize(
     "content",
-    [NESTED, '{"schema": 1, "a": NaN}', "[]", "{}", '{"schema": "1"}', "null", "nonsense", '{"schema": 1}', "[" * 100_000],
+    [NESTED, '{"schema": 2, "a": NaN}', "[]", "{}", '{"schema": "1"}', "null", "nonsense", '{"schema": 2}', "[" * 100_000],
 )
 def test_json_that_is_no_finished_run_is_a_problem(written, content):
     (written / "results.json").write_text(content)

@@ -19,12 +19,13 @@ torch = pytest.importorskip("torch")
 
 from test_data import make_npz  # noqa: E402
 
-from xferbench import discover, finish, record  # noqa: E402
+from xferbench import discover, record  # noqa: E402
 from xferbench import suite as suites  # noqa: E402
 from xferbench.design import Phase, Plugin  # noqa: E402
 from xferbench.engines import local, worker  # noqa: E402
 from xferbench.plugins import batchnorm_drift  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
+from xferbench.runner import run as runner  # noqa: E402
 
 SUITE = """
 schema = 1
@@ -94,7 +95,7 @@ def with_plugins(monkeypatch):
 
 
 def run(suite, path):
-    return finish.run(suite, store=path, device="cpu", workers=1)
+    return runner.run(suite, store=path, device="cpu", workers=1)
 
 
 def told(finished):

@@ -11,12 +11,13 @@ from functools import cache
 
 import pytest
 
-from xferbench import cli, discover, execute, fake, finish, gate, looks, record, shard, store
+from xferbench import cli, discover, execute, fake, gate, looks, record, shard, store
 from xferbench import suite as suites
 from xferbench.design import Fit
 from xferbench.plugins import batchnorm_drift, catastrophic_forgetting, learning_rate, negative_transfer
 from xferbench.problem import Problem
 from xferbench.record import Record
+from xferbench.runner import run as runner
 from xferbench.shard import Shard
 
 PLUGINS = (batchnorm_drift.plugin, catastrophic_forgetting.plugin, learning_rate.plugin, negative_transfer.plugin)
@@ -81,7 +82,7 @@ def one_share(suite, number, of, path):
 
 
 def whole(suite, path):
-    return finish.run(suite, store=path, device="cpu", workers=1)
+    return runner.run(suite, store=path, device="cpu", workers=1)
 
 
 def told(run):

@@ -26,10 +26,9 @@ if TYPE_CHECKING:
     from xferbench.events import Event, TransferWarning
     from xferbench.lab.watch import Watch
     from xferbench.record import Finding, Run
-    from xferbench.table import Table
 
 __version__ = "0.1.0"
-__all__ = ["Event", "Finding", "Run", "Table", "TransferWarning", "cross", "run", "watch"]
+__all__ = ["Event", "Finding", "Run", "TransferWarning", "cross", "run", "watch"]
 
 
 def run(
@@ -45,7 +44,7 @@ def run(
     """Carry out a suite, reusing whatever the store holds, and judge it.
 
     Args:
-        suite: a shipped suite's name, a path to a suite file, or a suite.
+        suite: a shipped suite's name, a path to a suite file, or a suite; of one task or with a [matrix].
         output: a folder for the report's files; None writes none.
         store: the file of records; None is the one in the user's cache directory.
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
@@ -56,9 +55,9 @@ def run(
     Raises:
         xferbench.problem.Problem: for input that cannot be worked with.
     """
-    from xferbench import finish
+    from xferbench.runner import run as runner
 
-    return finish.run(suite, output=output, store=store, device=device, workers=workers, allow_code=allow_code, plan=plan)
+    return runner.run(suite, output=output, store=store, device=device, workers=workers, allow_code=allow_code, plan=plan)
 
 
 def cross(
@@ -69,10 +68,11 @@ def cross(
     device: str = "auto",
     workers: int | None = None,
     allow_code: bool = False,
-) -> Table:
+) -> Run:
     """Carry out a suite with a [matrix]: recipes compared over targets, sizes and backbones.
 
-    Its ``to_frame()`` has a row for each task, recipe and seed.
+    The ``to_frame()`` of the run has a row for each task, recipe and seed; ``run.matrix`` has the comparisons and claims.
+    :func:`run` accepts such a suite too; this function refuses any other.
 
     Args:
         suite, output, store, device, workers, allow_code: as in :func:`run`.
@@ -80,9 +80,12 @@ def cross(
     Raises:
         xferbench.problem.Problem: for input that cannot be worked with, or a suite without a matrix.
     """
-    from xferbench import matrix
+    from xferbench.runner import run as runner
+    from xferbench.runner.matrix import matrix_of
 
-    return matrix.cross(suite, output=output, store=store, device=device, workers=workers, allow_code=allow_code)
+    loaded = runner.load(suite, allow_code=allow_code)
+    matrix_of(loaded)
+    return runner.run(loaded, output=output, store=store, device=device, workers=workers)
 
 
 def watch(
@@ -155,10 +158,6 @@ def __getattr__(name: str) -> object:
         from xferbench import record
 
         return getattr(record, name)
-    if name == "Table":
-        from xferbench import table
-
-        return table.Table
     if name in {"Event", "TransferWarning"}:
         from xferbench import events
 

@@ -12,7 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xferbench import gate, matrix_commands, options
+from xferbench import gate, options
 from xferbench.core import files
 from xferbench.problem import Problem, nearest
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Mapping, Sequence
 
-    from xferbench.design import Plugin, Suite
+    from xferbench.design import Matrix, Plugin, Suite
     from xferbench.forecast import Forecast
     from xferbench.record import Run
 
@@ -119,8 +119,7 @@ def _suite(arguments: argparse.Namespace) -> Suite:
 
 def _run(arguments: argparse.Namespace) -> int:
     asked = _suite(arguments)
-    if asked.matrix is not None:
-        return matrix_commands.run(asked, arguments, _while_read)
+    _refuse_matrix(asked, arguments, ("shard", "plan"))
     if arguments.shard is not None:
         return _sharded(asked, arguments)
     if arguments.dry_run:
@@ -130,6 +129,15 @@ def _run(arguments: argparse.Namespace) -> int:
             given.checked(asked, Path(), arguments.plan)
         return _dry_run(asked, arguments)
     return _carried_out(asked, arguments)
+
+
+def _refuse_matrix(asked: Suite, arguments: argparse.Namespace, names: Sequence[str]) -> None:
+    """Refuse options that work on a suite of one task only."""
+    for name in names if asked.matrix is not None else ():
+        if getattr(arguments, name) is not None:
+            from xferbench.runner.matrix import refuse_matrix
+
+            refuse_matrix(asked, f"--{name}")
 
 
 def _sharded(asked: Suite, arguments: argparse.Namespace) -> int:
@@ -164,12 +172,12 @@ def _sharded(asked: Suite, arguments: argparse.Namespace) -> int:
 
 
 def _carried_out(asked: Suite, arguments: argparse.Namespace) -> int:
-    from xferbench import finish
     from xferbench.report import console
+    from xferbench.runner import run as runner
 
     output = arguments.output or Path("reports") / asked.name
     with console.live() as show:
-        run = finish.run(
+        run = runner.run(
             asked,
             output=output,
             store=arguments.store,
@@ -183,7 +191,7 @@ def _carried_out(asked: Suite, arguments: argparse.Namespace) -> int:
         )
     with _while_read():
         _told(run, output, arguments.format)
-    return gate.exit_code(run.findings, fail_on=arguments.fail_on)
+    return gate.exit_code(run.findings, fail_on=arguments.fail_on, matrix=run.matrix)
 
 
 def _audit(arguments: argparse.Namespace) -> int:
@@ -199,8 +207,8 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 
 def _gate(arguments: argparse.Namespace) -> int:
-    from xferbench import gating
     from xferbench.report import console
+    from xferbench.runner import gate as runner
 
     if arguments.baseline is None and arguments.accept is None:
         raise Problem(
@@ -211,11 +219,9 @@ def _gate(arguments: argparse.Namespace) -> int:
     if arguments.candidate is not None:
         _unheard(arguments, ("store", "device", "workers", "seed", "budget", "allow_code"))
     asked = _suite(arguments)
-    if asked.matrix is not None:
-        raise Problem(f"{asked.path}: [matrix]", found="a suite of many tasks", expected="one of a single task, for a gate")
     output = arguments.output or Path("reports") / f"{asked.name}-gate"
     with console.live() as show:
-        run = gating.gate(
+        run = runner.gate(
             asked,
             baseline=arguments.baseline,
             candidate=arguments.candidate,
@@ -231,7 +237,7 @@ def _gate(arguments: argparse.Namespace) -> int:
         _told(run, output, arguments.format)
     if arguments.accept is None:
         return gate.exit_code(run.findings, fail_on=arguments.fail_on, held=run.gate)
-    if gating.acceptable(run):
+    if runner.is_acceptable(run):
         print(f"accepted: {arguments.accept}", file=sys.stderr if arguments.format == "json" else sys.stdout)
         return gate.PASSED
     code = gate.exit_code(run.findings)
@@ -249,10 +255,10 @@ def _unheard(arguments: argparse.Namespace, names: Sequence[str]) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from xferbench import gating
     from xferbench.report import comparison, console
+    from xferbench.runner import gate as runner
 
-    run = gating.compare(arguments.first, arguments.second)
+    run = runner.compare(arguments.first, arguments.second)
     files.require_writable(arguments.output)
     page = arguments.output / "comparison.html"
     files.write_file(page, comparison.render(run, file=str(arguments.second)).encode())
@@ -264,12 +270,13 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _freeze(asked: Suite, arguments: argparse.Namespace) -> None:
-    from xferbench import discover, finish, frozen, given
+    from xferbench import discover, frozen, given
+    from xferbench.runner.run import now
 
     plugins = discover.of(asked)
     frozen.refuse_existing(arguments.freeze, force=arguments.force)  # before gigabytes are read
     inputs = given.given(asked)
-    text = frozen.text(asked, inputs, plugins, finish.now())
+    text = frozen.text(asked, inputs, plugins, now())
     frozen.write(arguments.freeze, text, force=arguments.force)
     verb = "audit" if asked.after else "run"
     print(f"frozen: {arguments.freeze}, plan {json.loads(text)['hash']}\nnext: xferbench {verb} … --plan {arguments.freeze}")
@@ -288,20 +295,41 @@ def _told(run: Run, output: Path, form: str) -> None:
 
 
 def _dry_run(asked: Suite, arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
     from xferbench import execute
+    from xferbench.record import plain
+    from xferbench.runner.matrix import forecast_matrix
 
-    found = execute.forecast(
-        asked, path=execute.with_store(arguments.store), device=arguments.device, workers=arguments.workers
-    )
+    options = {"path": execute.with_store(arguments.store), "device": arguments.device, "workers": arguments.workers}
+    if asked.matrix is not None:
+        of_tasks = forecast_matrix(asked, **options)
+        counts = {task: {**found.last, "seconds": found.seconds[1]} for task, found in of_tasks.items()}
+        if arguments.format == "json":
+            print(json.dumps(counts, indent=1))
+        else:
+            _show_matrix_forecast(asked, counts)
+        return gate.PASSED
+    found = execute.forecast(asked, **options)
     if arguments.format == "json":
-        from dataclasses import asdict
-
-        from xferbench.record import plain
-
         print(json.dumps(plain(asdict(found)), indent=1))
     else:
         _show_forecast(asked, found)
-    return 0
+    return gate.PASSED
+
+
+def _show_matrix_forecast(asked: Suite, counts: Mapping[str, Mapping[str, float]]) -> None:
+    """Print the work of each task at its last look, and the minutes."""
+    recipes = len(asked.matrix.compared) if asked.matrix else 0
+    names = dict.fromkeys(name for of_task in counts.values() for name in of_task if name != "seconds")
+    print(f"suite {asked.name}: {recipes} recipes on {len(counts)} tasks, {asked.looks[0]} seeds each")
+    width = max(map(len, names), default=0) + 2
+    print("".join([f"{'':<24}", *(f"{name:>{width}}" for name in names), f"{'minutes':>10}"]))
+    for task, of_task in counts.items():
+        minutes = f"{of_task['seconds'] / 60:>10.1f}"
+        print("".join([f"{task:<24}", *(f"{of_task.get(name, 0):>{width}.0f}" for name in names), minutes]))
+    total = sum(of_task["seconds"] for of_task in counts.values()) / 60
+    print(f"minutes in all: {total:.1f}, counted task by task as if they shared nothing")
 
 
 def _show_forecast(asked: Suite, found: Forecast) -> None:
@@ -424,10 +452,14 @@ def _validated(word: str, arguments: argparse.Namespace) -> None:
 
     path = suite.find(word)
     asked = replace(suite.load(path, arguments.set), allow_code=arguments.allow_code)
+    _refuse_matrix(asked, arguments, ("freeze",))
+    tasks = [replace(task, allow_code=asked.allow_code) for task in asked.matrix.tasks] if asked.matrix else [asked]
+    discover.of(asked)
+    known = [None if arguments.no_files else execute.known(task, execute.with_store(arguments.store)) for task in tasks]
     if asked.matrix is not None:
-        matrix_commands.validate(asked, path, arguments)
+        print(f"{path}: a valid suite: {_matrix_size(asked.matrix)}")
         return
-    facts = None if arguments.no_files else execute.known(asked, execute.with_store(arguments.store))
+    facts = known[0]
     print(
         f"{path}: a valid suite" + (" with " if asked.overrides else "") + " ".join(f"--set {word}" for word in asked.overrides)
     )
@@ -440,28 +472,41 @@ def _validated(word: str, arguments: argparse.Namespace) -> None:
         _freeze(asked, arguments)
 
 
+def _matrix_size(matrix: Matrix) -> str:
+    """The size of a matrix: ``6 recipes on 2 tasks (near, far), 1 claim``."""
+    names, claims = [task.name for task in matrix.tasks], len(matrix.effects)
+    counts = {"recipe": len(matrix.compared), "task": len(names)}
+    recipes, tasks = (f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items())
+    more = f", {claims} claim{'s' * (claims != 1)}" if claims else ""
+    return f"{recipes} on {tasks} ({', '.join(names)}){more}"
+
+
 def _report(arguments: argparse.Namespace) -> int:
-    from xferbench import discover, execute, store
-    from xferbench.report import console, crossed_files, write
+    from xferbench import execute
+    from xferbench.report import console, write
+    from xferbench.runner.run import save
 
     results = write.results(arguments.directory)
-    if crossed_files.is_one(results):
-        return matrix_commands.report(results, arguments)
     run = write.read(results)
     if arguments.format != "text":
         return _rendered(run, arguments.format, arguments.output)
-    plugins = {plugin.id: plugin for plugin in discover.known(run)}
-    drawn = store.cache(execute.with_store(None)) / "figures"
-    write.write(run, arguments.output or results.parent, plugins, drawn)
+    save(run, arguments.output or results.parent, execute.with_store(None))
     console.tell(run)
-    return 0
+    return gate.PASSED
 
 
 def _rendered(run: Run, form: str, folder: Path | None) -> int:
     from xferbench.report import checklist, latex
 
-    name, render = {"latex": ("findings.tex", latex.render), "checklist": ("checklist.md", checklist.render)}[form]
-    return matrix_commands.printed(render(run), folder, name)
+    tables = "matrix.tex" if run.matrix else "findings.tex"
+    name, render = {"latex": (tables, latex.render), "checklist": ("checklist.md", checklist.render)}[form]
+    if folder is None:
+        print(render(run), end="")
+        return gate.PASSED
+    files.require_writable(folder)
+    files.write_file(folder / name, render(run).encode())
+    print(f"wrote {folder / name}")
+    return gate.PASSED
 
 
 def _init(arguments: argparse.Namespace) -> int:

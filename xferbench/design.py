@@ -516,7 +516,7 @@ class Effect:
 
     The number is a plugin's ``contrast`` (of a variant what it costs, else the measurement or the harm); or what ``recipe`` has
     more than the recipe ``against`` in a view, in the metric; or of ``recipe`` alone a ``measure``, one of
-    :data:`xferbench.effects.MEASURES`. ``published`` is its size as it was published, None where only a direction was.
+    :data:`xferbench.study.claims.MEASURES`. ``published`` is its size as it was published, None where only a direction was.
 
     Attributes:
         claim: in words. source: where it stands. task: on which it is measured here.

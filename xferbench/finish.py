@@ -1,86 +1,21 @@
-"""The tail of the line: an executed study becomes a run, and a run becomes files."""
+"""An executed study becomes a run: findings, arms, cost and notes. Reads the versions of this machine, nothing else."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from xferbench import findings, frozen, given, judge, looks, plan, repair, stats, suite, symptoms, wording
-from xferbench.core import files
+from xferbench import findings, judge, looks, plan, stats, symptoms, wording
 from xferbench.core.reason import Code, Reason, because
-from xferbench.design import MADE_HERE, Scratch, Suite, digest
+from xferbench.design import MADE_HERE, Scratch, digest
 from xferbench.environment import environment
-from xferbench.execute import Executed, Progress, execute, with_store
-from xferbench.problem import Problem
 from xferbench.record import Run
 from xferbench.report import messages
-from xferbench.store import cache
 from xferbench.study.contrast_result import MAX_BASELINE_MARGIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-def run(
-    word: str | Path | Suite,
-    *,
-    output: str | Path | None = None,
-    store: str | Path | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-    allow_code: bool = False,
-    show: Callable[[Progress], None] = lambda _: None,
-    plan: str | Path | None = None,
-    repaired: Path | None = None,
-    force: bool = False,
-    command: str = "",
-) -> Run:
-    """See :func:`xferbench.run`.
-
-    Args:
-        word, output, store, device, workers, allow_code, plan: as there.
-        show: is told of the progress.
-        repaired: where a finished network with repaired BatchNorm statistics goes, if that is shown to mend it.
-        force: whether that may overwrite a file.
-        command: as it was typed, for the evidence.
-    """
-    asked = word if isinstance(word, Suite) else suite.load(suite.find(str(word)))
-    asked = replace(asked, allow_code=allow_code or asked.allow_code)
-    if asked.matrix is not None:
-        raise Problem(f"{asked.path}: [matrix]", found="a suite of many tasks", do="carry it out by xferbench.cross")
-    place = with_store(Path(store) if store else None)
-    if output is not None:
-        from xferbench.report import write
-
-        files.require_writable(Path(output))  # before an hour is spent
-    if repaired is not None:
-        repair.writable(asked, repaired, force=force)
-    evidence: dict[str, Any] = {"command": command, "begun": now()}
-    show(Progress(stage="reading the data and the backbone", done=0, running=1, total=1, reused=0, left=None))
-    inputs, then = given.checked(asked, place, Path(plan) if plan else None)
-    executed = execute(asked, path=place, device=device, workers=workers, show=show)
-    if then:
-        given.unchanged(asked, place, inputs)
-    run = finished(executed)
-    plugins = executed.study.plugins
-    evidence |= {"ended": now(), "hash": digest(frozen.plan(asked, inputs, plugins))}
-    evidence["plugin_sources"] = frozen.sources(plugins)
-    evidence["inputs"] = [frozen.told(one, listed=True) for one in inputs]
-    if repaired is not None:
-        show(Progress(stage="repairing", done=0, running=1, total=1, reused=0, left=None))
-        evidence["repair"] = repair.carried_out(executed, run.findings, repaired, cache(place))
-    run = replace(run, frozen=then, evidence=evidence)
-    if output is not None:
-        show(Progress(stage="writing the report", done=0, running=1, total=1, reused=0, left=None))
-        write.write(run, Path(output), {plugin.id: plugin for plugin in executed.study.plugins}, cache(place) / "figures")
-    return run
-
-
-def now() -> str:
-    """The time, in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    from xferbench.design import Suite
+    from xferbench.execute import Executed
 
 
 def finished(executed: Executed) -> Run:

@@ -241,13 +241,18 @@ def _carried_out(config: pytest.Config) -> Run | str:
 
 
 def _run(config: pytest.Config, asked: Asked) -> Run:
-    from xferbench import finish, gating
+    from xferbench.problem import Problem
+    from xferbench.runner import gate
+    from xferbench.runner import run as runner
 
+    if asked.suite.matrix is not None:
+        do = "carry it out by xferbench.run"
+        raise Problem(f"{asked.suite.path}: [matrix]", found="a suite of many tasks", expected="a suite of one task", do=do)
     how: dict[str, Any] = {"output": asked.output, "store": asked.store}
     with _alone(config, asked):
         if asked.baseline is None and asked.candidate is None:
-            return finish.run(asked.suite, **how)
-        return gating.gate(asked.suite, baseline=asked.baseline, candidate=asked.candidate, **how)
+            return runner.run(asked.suite, **how)
+        return gate.gate(asked.suite, baseline=asked.baseline, candidate=asked.candidate, **how)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 History of the schema of ``results.json``:
     1  first form.
+    2  one form for runs of one task and of many: ``matrix`` is null or what only the latter have.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xferbench.core.matrix_result import matrix_to_json
+
 if TYPE_CHECKING:
     import pandas as pd
 
     from xferbench.core.comparison import Comparison
+    from xferbench.core.matrix_result import MatrixResult
 
-SCHEMA = 1
+SCHEMA = 2
 FEW_CLASSES = 20  # up to here all probabilities are kept
 VERDICTS = ("FAIL", "PASS", "INCONCLUSIVE", "ERROR", "SKIPPED", "INFO")
 CONTROLS = ("detected", "harmless", "missed", "none")
@@ -212,6 +216,8 @@ class Run:
             ``contrasts`` (``name``, ``weights``, ``metric``, ``margin``), so that two runs can be held against each other
             without the plugin; {} of older runs.
         gate: what was found when it was held against an accepted run; None where it was not.
+        matrix: the rows, comparisons and claims of a suite with [matrix], whose ``cells`` and ``arms`` are empty; None of a
+            suite of one task.
     """
 
     suite: Mapping[str, Any]
@@ -228,17 +234,23 @@ class Run:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     plugins: Mapping[str, Any] = field(default_factory=dict)
     gate: Comparison | None = None
+    matrix: MatrixResult | None = None
 
     def to_frame(self) -> pd.DataFrame:
-        """The cells as a table: plugin, arm, variant, view, seed, accuracy, seconds and the record's scalars."""
+        """The cells as a table: plugin, arm, variant, view, seed, accuracy, seconds and the record's scalars.
+
+        The frame of a matrix has a row for each task, recipe and seed, with :data:`xferbench.core.matrix_result.COLUMNS`.
+        """
         import pandas as pd
 
+        if self.matrix is not None:
+            return self.matrix.to_frame()
         return pd.DataFrame([row(cell) for cell in self.cells])
 
     def __repr__(self) -> str:
         from xferbench.report import notebook
 
-        return f"<Run {self.suite.get('name', '')!r}: {notebook.counted(self)}; {len(self.cells)} records>"
+        return f"<Run {self.suite.get('name', '')!r}: {notebook.contents(self)}>"
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -288,6 +300,7 @@ def to_json(run: Run) -> dict[str, Any]:
             "evidence": unlisted(run.evidence),
             "plugins": run.plugins,
             "gate": asdict(run.gate) if run.gate else None,
+            "matrix": matrix_to_json(run.matrix) if run.matrix else None,
         }
     )
     return told

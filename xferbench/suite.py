@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xferbench import crossed, keys, overrides, rules
+from xferbench import keys, overrides, rules
+from xferbench.config.matrix import parse_matrix
 from xferbench.design import MADE_HERE, Phase, Recipe, Spectrogram, Suite
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem, nearest
@@ -85,7 +86,7 @@ def parse(table: Mapping[str, Any], path: Path, words: Sequence[str] = ()) -> Su
 
 def _parsed(table: Mapping[str, Any], path: Path) -> Suite:
     if "matrix" in table:
-        return crossed.parsed(table, path, _single, recipe, _possible)
+        return parse_matrix(table, path, _single, recipe, _possible)
     found = _single(table, path)
     if not found.plugins:
         raise Problem("plugins", found="[]", expected='a list of plugins, or ["all"]; none only beside [matrix]')

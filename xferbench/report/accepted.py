@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from xferbench.record import Cell
 
-SCHEMA = 1
+SCHEMA = 1  # of this file and of the results in it; results.json has a number of its own
 KEPT = {"nll": ("p_true",), "brier": ("p_true", "sum_p2"), "auroc": ("probabilities",)}  # beside label and answer
 ALONE = ("whole", "test")  # views of the subject that are compared by themselves
 MAKE = "make one: xferbench gate SUITE --accept FILE"
@@ -50,6 +50,7 @@ def pack(run: Run) -> bytes:
     environment = {name: value for name, value in run.environment.items() if name not in {"platform", "workers"}}
     bare = replace(run, environment=environment, arms={}, notes=(), cost={}, frozen={}, gate=None, evidence=_evidence(run))
     results = to_json(replace(bare, suite=_relative(run.suite)))
+    results = {name: value for name, value in results.items() if name != "matrix"} | {"schema": SCHEMA}
     packed = base64.b64encode(predictions.pack(cells, "")).decode()
     told = {"accepted": SCHEMA, "xferbench": __version__, "verdicts": _verdicts(run), "sha256": _sha256(results, packed)}
     return (json.dumps(told | {"results": results, "predictions": packed}, allow_nan=False, indent=1) + "\n").encode()
@@ -112,22 +113,27 @@ def read(path: Path) -> Run:
         raise _broken(path, f"{type(error).__name__}: {error}"[:200]) from error
     if not isinstance(told, dict) or "accepted" not in told:
         return _beside(path)
-    if not isinstance(told["accepted"], int) or not 1 <= told["accepted"] <= SCHEMA:
-        raise Problem(
-            f"{path} is newer than this xferbench",
-            found=f"schema {told['accepted']}, by {told.get('xferbench', 'a newer version')}",
-            expected=f"schema {SCHEMA}",
-            do="upgrade xferbench, or accept a run with this version",
-        )
+    _check_schema(told, told["accepted"], path)
     try:
         results, packed = told["results"], told["predictions"]
         if told["sha256"] != _sha256(results, packed):
             raise _broken(path, "another content than was written")
         _, cells = predictions.unpack(io.BytesIO(base64.b64decode(packed, validate=True)))
-        write.known(results, path)
+        _check_schema(told, results["schema"], path)
+        write.check_suite(results, path)
         return write.made(results, cells)
     except (KeyError, TypeError, ValueError, AttributeError, EOFError, binascii.Error, zipfile.BadZipFile, zlib.error) as error:
         raise _broken(path, f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def _check_schema(told: Mapping[str, Any], schema: object, path: Path) -> None:
+    if schema != SCHEMA:
+        raise Problem(
+            f"{path} is newer than this xferbench",
+            found=f"schema {schema}, by {told.get('xferbench', 'a newer version')}",
+            expected=f"schema {SCHEMA}",
+            do="upgrade xferbench, or accept a run with this version",
+        )
 
 
 def is_one(path: Path) -> bool:
@@ -141,7 +147,7 @@ def _beside(path: Path) -> Run:
     if not found.is_file():
         what = f"no accepted run: {path} is missing"
         raise Problem(what, expected="a file of `gate --accept`, or the results.json of a finished run", do=MAKE)
-    return write.read(found)
+    return write.read_single_task(found)
 
 
 def _broken(path: Path, found: str) -> Problem:

@@ -10,7 +10,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from xferbench import metrics
-from xferbench.report import frames, markdown, text
+from xferbench.aggregates import REPLICATES
+from xferbench.report import frames, markdown, matrix_tables, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,8 +33,16 @@ word = markdown.escaped
 def render(run: Run) -> str:
     """Render the checklist as Markdown; it ends with a line break."""
     parts = [f"# Reproducibility checklist: {word(run.suite.get('name', ''))}"]
-    parts.append(f"Read out of the record of the run alone. {word(frames.outcome(run))}")
-    sections = {
+    outcome = matrix_tables.format_outcome(run) if run.matrix else frames.outcome(run)
+    parts.append(f"Read out of the record of the run alone. {word(outcome)}")
+    for title, answers in (_matrix_sections(run) if run.matrix else _sections(run)).items():
+        parts += [f"## {title}", *(f"**{question}** {answer}".replace(" \n", "\n", 1) for question, answer in answers.items())]
+    parts += ["## What no record of a run can say", bullets([word(one) for one in OUTSIDE])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sections(run: Run) -> dict[str, dict[str, str]]:
+    return {
         "Runs and seeds": _runs(run),
         "Metric, margin and error bars": _statistics(run),
         "Hyper-parameters and how they were chosen": _chosen(run),
@@ -43,10 +52,6 @@ def render(run: Run) -> str:
         "Assumptions and notes": _notes(run),
         "What was not measured": _unmeasured(run),
     }
-    for title, answers in sections.items():
-        parts += [f"## {title}", *(f"**{question}** {answer}".replace(" \n", "\n", 1) for question, answer in answers.items())]
-    parts += ["## What no record of a run can say", bullets([word(one) for one in OUTSIDE])]
-    return "\n\n".join(parts) + "\n"
 
 
 def _runs(run: Run) -> dict[str, str]:
@@ -254,3 +259,88 @@ def _unmeasured(run: Run) -> dict[str, str]:
 def bullets(lines: Sequence[str], before: str = "") -> str:
     """A list in Markdown, "" of no lines."""
     return before + "\n".join(f"- {one}" for one in lines) if lines else ""
+
+
+def _matrix_sections(run: Run) -> dict[str, dict[str, str]]:
+    return {
+        "Runs and seeds": _matrix_runs(run),
+        "Metric and error bars": _matrix_statistics(run),
+        "Hyper-parameters and how they were chosen": _matrix_chosen(run),
+        "Data and weights": {"Which data and weights?": _matrix_data(run)},
+        "Compute and versions": _matrix_compute(run),
+        "Notes, and what was not measured": _matrix_left(run),
+    }
+
+
+def _matrix_runs(run: Run) -> dict[str, str]:
+    matrix = matrix_tables.matrix_of(run)
+    seeds = sorted({row["seed"] for row in matrix.rows})
+    crashed, diverged = (sum(bool(row[name]) for row in matrix.rows) for name in ("error", "diverged"))
+    return {
+        "How many runs is a result based on?": f"{len(seeds)} seeds ({', '.join(map(str, seeds))}), shared by the recipes"
+        f" of a task; {len(run.suite['recipes'])} recipes, {len(run.suite['tasks'])} tasks.",
+        "How many runs failed?": f"{crashed} of {len(matrix.rows)} crashed, {diverged} diverged and count as they are.",
+    }
+
+
+def _matrix_statistics(run: Run) -> dict[str, str]:
+    suite = run.suite
+    unit = text.in_words(metrics.named(str(suite["metric"])).unit)
+    level = f"{100 * (1 - float(suite['alpha'])):g} %"
+    return {
+        "What is the metric?": f"{word(suite['metric'])} on the target's test images; differences in {word(unit)}.",
+        "What do error bars mean?": "Over all tasks: two-sided 95 % intervals by a bootstrap of seeds within each task"
+        f" ({REPLICATES} replicates), widened for few seeds; tasks and test images are taken as given."
+        f" Of a claim or of two recipes: one-sided {level} bounds, seeds crossed with test images; of a cost: Student's t over"
+        " seeds.",
+        "How are many comparisons corrected for?": "They are not: each interval is by itself.",
+        "How is the best recipe of a task told?": "Not by its own luck on the test set: regret is cross-fitted over seeds.",
+    }
+
+
+def _matrix_chosen(run: Run) -> dict[str, str]:
+    rows = []
+    for name, candidates in run.suite["recipes"].items():
+        of_recipe = [row for row in matrix_tables.matrix_of(run).rows if row["recipe"] == name]
+        chosen = dict.fromkeys(str(row["chosen"]) for row in of_recipe if row["chosen"])
+        rows.append([word(name), str(len(candidates) or "its own grid"), word("; ".join(candidates or chosen))])
+    tuning = run.suite["tuning_seeds"]
+    answer = f"On validation, on tuning seeds apart from the judged ones ({tuning}), by task; then frozen."
+    bounds = markdown.table(["Recipe", "Candidates", "What was tried"], rows, numbers=(1,))
+    return {"How was each recipe's rate chosen?": answer, "What was tried?": f"\n\n{bounds}"}
+
+
+def _matrix_data(run: Run) -> str:
+    matrix = matrix_tables.matrix_of(run)
+    tasks_by_line: dict[str, list[str]] = {}
+    for entry in matrix.inputs:
+        line = f"{word(entry['key'])}: {word(text.place(str(entry['given'])))}, SHA-256 digest `{word(entry['digest'])}`"
+        tasks_by_line.setdefault(line, []).append(str(entry["task"]))
+    count = len(run.suite["tasks"])
+    lines = [line + ("" if len(tasks) == count else f" ({word(', '.join(tasks))})") for line, tasks in tasks_by_line.items()]
+    return bullets(lines, "\n\n") or MISSING
+
+
+def _matrix_compute(run: Run) -> dict[str, str]:
+    matrix = matrix_tables.matrix_of(run)
+    cost, at = run.cost, run.environment
+    packages = ", ".join(f"{name} {version}" for name, version in (at.get("packages") or {}).items())
+    machine = [f"{name} {word(at[name])}" for name in ("device", "workers", "processor", "platform") if at.get(name)]
+    seconds: dict[str, Any] = dict(cost["seconds"])
+    return {
+        "How much was trained?": f"{cost['fits']['unique']} unique fits, {cost['fits']['run']} of them in this run.",
+        "How long did it take?": f"{text.seconds(seconds['total'])} recorded, {text.seconds(seconds['wall'])} of this run.",
+        "On which machine?": f"{'; '.join(machine)}." if machine else MISSING,
+        "Which software?": word(f"xferbench {at.get('xferbench', '')}, Python {at.get('python', '')}, {packages}") + ".",
+        "With which command?": f"`{text.line(matrix.command).replace('`', ' ')}`" if matrix.command else MISSING,
+    }
+
+
+def _matrix_left(run: Run) -> dict[str, str]:
+    matrix = matrix_tables.matrix_of(run)
+    skipped = [word(line) for line in matrix_tables.describe_skipped(run)]
+    claims = [f"{word(claim['claim'])}: {word(claim['why'])}" for claim in matrix.claims if claim["why"]]
+    return {
+        "What was left out, and why?": bullets([*skipped, *claims], "\n\n") or "Nothing.",
+        "What else was noted?": bullets([word(note) for note in run.notes], "\n\n") or "Nothing.",
+    }

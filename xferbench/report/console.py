@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from xferbench.report import frames, held, text
+from xferbench.report import frames, held, markdown, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,9 +84,15 @@ def tell_comparison(gate: Comparison) -> None:
 
 
 def tell(run: Run) -> None:
-    """Print the table to standard output, and what to keep in mind below it; of a gate first what it found."""
+    """Print the table to standard output, and what to keep in mind below it; of a gate first what it found.
+
+    The tables of a matrix are those of ``summary.md``.
+    """
     from rich.console import Console
 
+    if run.matrix:
+        sys.stdout.write(markdown.render(run) + "\n")
+        return
     console = Console(highlight=False)
     if run.gate:
         console.print(compared(run.gate))

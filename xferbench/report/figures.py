@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from xferbench import metrics
 from xferbench.pictures import ARM, INDUCED
-from xferbench.report import drawn, frames, svg, text
+from xferbench.report import drawn, frames, matrix_tables, svg, text
 from xferbench.report.svg import CARD, GREEN, INK, MUTED, ORANGE, PURPLE, VERMILION, WIDTH
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from xferbench.design import Plugin
     from xferbench.record import Run
+    from xferbench.regret import Cell
 
     Axes: TypeAlias = Any
 
@@ -220,3 +222,43 @@ def _colour(name: str, number: int) -> str:
 def _last(values: np.ndarray) -> float | None:
     finite = values[np.isfinite(values)]
     return float(finite[-1]) if len(finite) else None
+
+
+def draw_quadrants(run: Run) -> str:
+    """The mean of each recipe in each quadrant of a matrix, with the advised and the best one marked; empty without the 2×2."""
+    means, cells = matrix_tables.quadrant_means(run), matrix_tables.measure_quadrants(run)
+    if not means:
+        return ""
+    names = list(dict.fromkeys(name for by_recipe in means.values() for name in by_recipe))
+    metric = metrics.named(str(run.suite["metric"]))
+    scale, _ = text.scale(metric.unit)
+    unit = str(run.suite["metric"]) + (", %" if scale > 1 else ", negative" if metric.loss else "")
+    sizes = [size for size in matrix_tables.SIZES if any(quadrant[0] == size for quadrant in means)]
+    height = 0.17 * len(sizes) * (len(names) + 1) + 0.5 + 0.3 * len(sizes)
+
+    def draw(figure: svg.Figure) -> None:
+        grid = figure.subplots(len(sizes), 2, sharex=True, squeeze=False)
+        figure.subplots_adjust(left=0.31, right=0.985, bottom=0.42 / height, top=1 - 0.28 / height, wspace=0.08, hspace=0.22)
+        for (row, column), axes in np.ndenumerate(grid):
+            quadrant = (sizes[row], matrix_tables.SIMILARITIES[column])
+            axes.set_visible(quadrant in means)
+            if quadrant in means:
+                _quadrant(axes, names, means[quadrant], cells[quadrant], scale)
+                axes.set_title(f"{quadrant[0]} images, {quadrant[1]}", fontsize=9)
+                axes.set(yticks=range(len(names)), yticklabels=[*reversed(names)] if column == 0 else [])
+            if row == len(sizes) - 1:
+                axes.set_xlabel(unit)
+
+    label = "Mean by recipe in four quarters: " + "; ".join(
+        f"{size} images, {similarity}: best {cell.best}, the textbook advises {cell.advised}"
+        for (size, similarity), cell in cells.items()
+    )
+    return svg.inline(draw, label, height=height)
+
+
+def _quadrant(axes: Axes, names: Sequence[str], means: Mapping[str, float], cell: Cell, scale: float) -> None:
+    for place, name in enumerate(reversed(names)):
+        if (mean := means.get(name)) is None:  # the recipe does not fit here
+            continue
+        colour = VERMILION if name == cell.advised else GREEN if name == cell.best else MUTED
+        axes.plot([scale * mean], [place], "D" if name == cell.advised else "o", color=colour, markersize=5)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xferbench.report import comparison, drawn, evidence, figures, forest, frames, held, page, samples, text
+from xferbench import advice, metrics
+from xferbench.report import comparison, drawn, evidence, figures, forest, frames, held, matrix_tables, page, samples, text
 from xferbench.suite import folder
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 QUIET = ("PASS", "SKIPPED", "INFO")  # verdicts that ask for nobody
 MANY = 3  # plugins, beyond which the page has a list of its contents and folds up what passed
 TRUST = "taken on trust: "
+COSTS = ("trainable", "stored", "multiply_adds", "seconds", "accuracy", "source_before", "source", "shifted")
+CLAIM_LOOK = {"agrees": "PASS", "disagrees": "FAIL", "inconclusive": "INCONCLUSIVE", "not measured": "SKIPPED"}
 
 
 def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = None) -> str:
@@ -30,6 +34,8 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
         plugins: by id.
         cache: folder of figures that were drawn before; None draws all.
     """
+    if run.matrix:
+        return _matrix_page(run)
     from markupsafe import Markup
 
     groups = frames.groups(run)
@@ -271,3 +277,115 @@ def command(suite: Mapping[str, Any]) -> str:
     path = Path(str(suite.get("path") or suite.get("name") or "SUITE"))
     file = shlex.quote(text.line(path.stem if path.parent == folder() else path))  # a shipped suite goes by its name
     return " ".join(["xferbench audit" if suite.get("after") else "xferbench run", file, *changed, "--output DIR"])
+
+
+def _matrix_page(run: Run) -> str:
+    """The page of a matrix: claims, recipes over all tasks, the 2×2 of size and similarity, scores and costs."""
+    from markupsafe import Markup
+
+    suite, matrix, (summaries, notes) = run.suite, matrix_tables.matrix_of(run), matrix_tables.rank_recipes(run)
+    return page.render(
+        "matrix.html.j2",
+        title=text.line(suite["name"]),
+        outcome=matrix_tables.format_outcome(run),
+        facts=[(name, text.line(value)) for name, value in _matrix_facts(run).items() if value],
+        claims=[_claim(claim) for claim in matrix.claims],
+        head=matrix_tables.summary_columns(run),
+        ranked=[matrix_tables.summary_cells(summary) for summary in summaries],
+        ruled=_rules(run),
+        quarters=matrix_tables.describe_quadrants(run),
+        drawing=Markup(figures.draw_quadrants(run)),  # noqa: S704 - drawn here, its texts escaped
+        tasks=[text.line(task) for task in suite["tasks"]],
+        metric=text.line(suite["metric"]),
+        unit=text.in_words(metrics.named(str(suite["metric"])).unit),
+        level=f"{100 * (1 - float(suite['alpha'])):g} %",
+        against=text.line(suite["against"]),
+        grid=_score_grid(run),
+        costs=_cost_grid(run),
+        findings=[
+            (finding, text.line(finding.id), text.line(finding.reason)) for finding in run.findings if finding.verdict != "INFO"
+        ],
+        pages=sorted({finding.id.partition(":")[0] for finding in run.findings}),
+        crashed=[text.line(crash) for crash in matrix.crashes],
+        skipped=[text.line(line) for line in matrix_tables.describe_skipped(run)],
+        notes=[text.line(note) for note in (*notes, *run.notes)],
+        cost=run.cost,
+        environment=comparison.environment(run.environment),
+        command=command(suite),
+    )
+
+
+def _matrix_facts(run: Run) -> dict[str, Any]:
+    suite = run.suite
+    return {
+        "recipes": len(suite["recipes"]),
+        "tasks": len(suite["tasks"]),
+        "seeds": len({row["seed"] for row in matrix_tables.matrix_of(run).rows}),
+        "chosen": f"each recipe's rate, on validation, on tuning seeds of its own ({suite['tuning_seeds']})",
+        "metric": suite["metric"],
+        "margin": f"{suite['margin']:g}",
+        "held against": suite["against"],
+    }
+
+
+def _claim(claim: Mapping[str, Any]) -> dict[str, str]:
+    measured, asked, published = matrix_tables.format_claim(claim)
+    words = {name: text.line(claim[name]) for name in ("claim", "source", "why", "task", "outcome")}
+    recipes = f"{claim['recipe']} − {claim['against']}, {claim['view']}"
+    number = claim["contrast"] or (recipes if claim["against"] else f"{claim['recipe']}, {claim['measure']}")
+    return words | {
+        "look": CLAIM_LOOK[claim["outcome"]],
+        "measured": measured,
+        "asked": asked,
+        "published": published,
+        "number": text.line(number),
+    }
+
+
+def _rules(run: Run) -> str:
+    """What each rule of thumb that has a row advises."""
+    probe, upper, whole = "a linear probe", "the upper layers", "all layers"
+    advice_of = {
+        matrix_tables.TEXTBOOK: f"below {advice.FEW} images {probe} if they are like the source, else {upper};"
+        f" above it {whole}",
+        matrix_tables.BY_SIZE: f"below {advice.LEAST} images {probe}, up to {advice.MOST} {upper}, above it {whole}",
+    }
+    return "; ".join(f"{rule}: {advice_of[rule]}" for rule in matrix_tables.advised_recipes(run))
+
+
+def _score_grid(run: Run) -> list[tuple[str, list[tuple[str, str, bool]]]]:
+    """Recipes by task: the mean, the difference from the reference recipe, and whether the recipe may be the best."""
+    means, best = matrix_tables.mean_scores(run), matrix_tables.tied_recipes(run)
+    unit = metrics.named(str(run.suite["metric"])).unit
+    comparisons = {(entry["recipe"], entry["task"]): entry for entry in matrix_tables.matrix_of(run).comparisons}
+    rows = []
+    for name in run.suite["recipes"]:
+        cells = []
+        for task in run.suite["tasks"]:
+            entry = comparisons.get((name, task))
+            bounds = None if entry is None or entry["error"] else (entry["difference"], entry["low"], entry["high"])
+            score = matrix_tables.format_score((means.get((name, task)) or {}).get("accuracy"), unit)
+            cells.append((score, "" if bounds is None else text.bounded(bounds, unit), (name, task) in best))
+        rows.append((text.line(name), cells))
+    return rows
+
+
+def _cost_grid(run: Run) -> list[tuple[str, list[str]]]:
+    """The costs of each recipe: means over all tasks that have a number."""
+    frame, unit = run.to_frame(), metrics.named(str(run.suite["metric"])).unit
+    rows = []
+    for name in run.suite["recipes"]:
+        means = frame[frame["recipe"] == name][list(COSTS)].mean()
+        if not means.isna().all():
+            rows.append((text.line(name), [_format_cost(column, float(means[column]), unit) for column in COSTS]))
+    return rows
+
+
+def _format_cost(column: str, value: float, unit: str) -> str:
+    if isnan(value):
+        return text.NOTHING
+    if column == "seconds":
+        return text.seconds(value)
+    if column in {"trainable", "multiply_adds"}:
+        return f"{value:,.0f}"
+    return f"{value / 1000:,.1f} kB" if column == "stored" else matrix_tables.format_score(value, unit)

@@ -1,11 +1,12 @@
-"""``summary.md``: the verdicts as a GitHub table; of a gate what has changed stands before them."""
+"""``summary.md``: the verdicts as a GitHub table; of a gate what has changed stands before them; of a matrix its tables."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
 
-from xferbench.report import frames, held, text
+from xferbench import metrics
+from xferbench.report import frames, held, matrix_tables, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,8 @@ def escaped(value: object) -> str:
 
 def render(run: Run) -> str:
     """Render the summary; it ends with a line break."""
-    head, own = f"## xferbench: {escaped(run.suite.get('name', ''))}", _own(run)
+    head = f"## xferbench: {escaped(run.suite.get('name', ''))}"
+    own = _matrix(run) if run.matrix else _own(run)
     if run.gate:
         own = [*_gate(run, run.gate), "<details><summary>The run itself</summary>", *own, "</details>"]
     return "\n\n".join([head, *own]) + "\n"
@@ -111,6 +113,69 @@ def _row(group: frames.Group) -> list[str]:
         *(({**others, "induced": induced})[arm] for arm in ARMS),
         "<br>".join(map(escaped, filter(None, (frames.reason(group), frames.action(group))))),
     ]
+
+
+def _matrix(run: Run) -> list[str]:
+    """The tables of a matrix: its claims, the recipes over all tasks, the 2×2, the scores by task; then errors and notes."""
+    matrix, summaries = matrix_tables.matrix_of(run), matrix_tables.rank_recipes(run)
+    parts = [matrix_tables.format_outcome(run), *_claims(run)]
+    if summaries[0]:
+        rows = [[escaped(summary.recipe), *matrix_tables.summary_cells(summary)[1:]] for summary in summaries[0]]
+        parts.append(table(list(map(escaped, matrix_tables.summary_columns(run))), rows, numbers=range(1, 6)))
+    if quadrants := matrix_tables.describe_quadrants(run):
+        rows = [
+            [
+                f"{quadrant.name}: {escaped(quadrant.tasks)}",
+                escaped(quadrant.advised),
+                quadrant.regret,
+                escaped(quadrant.best),
+                escaped(quadrant.tied),
+            ]
+            for quadrant in quadrants
+        ]
+        head = ["where", "the textbook advises", "which costs", "best", "not shown to be worse"]
+        parts.append(table(head, rows, numbers=(2,)))
+    parts += _scores(run)
+    lines = [
+        f"{finding.verdict} {escaped(finding.id)}: {escaped(finding.reason)}"
+        for finding in run.findings
+        if finding.verdict in {"FAIL", "ERROR"}
+    ]
+    lines += [f"crashed: {escaped(crash)}" for crash in matrix.crashes]
+    lines += [escaped(line) for line in matrix_tables.describe_skipped(run)]
+    lines += [f"note: {escaped(note)}" for note in (*summaries[1], *run.notes)]
+    return [*parts, *(["\n".join(f"- {line}" for line in lines)] if lines else [])]
+
+
+def _claims(run: Run) -> list[str]:
+    claims = matrix_tables.matrix_of(run).claims
+    if not claims:
+        return []
+    rows = [
+        [escaped(claim["claim"]), *reversed(matrix_tables.format_claim(claim)), f"**{claim['outcome']}**"] for claim in claims
+    ]
+    reasons = [f"- {escaped(claim['claim'])}: {escaped(claim['why'])}" for claim in claims if claim["why"]]
+    return [
+        table(["claim", "published", "claimed", "measured", ""], rows, numbers=(1, 2, 3)),
+        *(["\n".join(reasons)] if reasons else []),
+    ]
+
+
+def _scores(run: Run) -> list[str]:
+    """The mean score of each recipe on each task."""
+    tasks, unit = run.suite["tasks"], metrics.named(str(run.suite["metric"])).unit
+    if not run.suite["recipes"]:
+        return []
+    means, scale = matrix_tables.mean_scores(run), ", %" if text.scale(unit)[0] > 1 else ""
+    rows = [
+        [
+            escaped(name),
+            *(matrix_tables.format_score((means.get((name, task)) or {}).get("accuracy"), unit) for task in tasks),
+        ]
+        for name in run.suite["recipes"]
+    ]
+    head = [escaped(f"{run.suite['metric']}{scale}, mean over seeds"), *map(escaped, tasks)]
+    return [table(head, rows, numbers=range(1, len(head)))]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int]) -> str:

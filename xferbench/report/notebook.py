@@ -29,7 +29,10 @@ BADGE = "color:#fff;background:{};padding:.1em .5em;border-radius:.3em;font-weig
 
 
 def render(run: Run) -> str:
-    """The verdicts as a table, each contrast once, and the notes folded below it."""
+    """The verdicts as a table, each contrast once, and the notes folded below it; the mean scores of a matrix."""
+    if run.matrix is not None:
+        means = run.to_frame().pivot_table("accuracy", "recipe", "task", sort=False)
+        return str(means.to_html(float_format="{:.4g}".format))
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in run.findings:
         groups.setdefault((finding.plugin, finding.contrast), []).append(finding)
@@ -45,6 +48,14 @@ def render(run: Run) -> str:
         + (f"<details><summary>{len(run.notes)} note(s)</summary><ul>{notes}</ul></details>" if notes else "")
         + "</div>"
     )
+
+
+def contents(run: Run) -> str:
+    """What a run holds: ``1 FAIL, 2 PASS; 90 records``, or ``6 recipes on 4 tasks, 48 rows``."""
+    if run.matrix is not None:
+        recipes, tasks = len(run.suite["recipes"]), len(run.suite["tasks"])
+        return f"{recipes} recipes on {tasks} tasks, {len(run.matrix.rows)} rows"
+    return f"{counted(run)}; {len(run.cells)} records"
 
 
 def counted(run: Run) -> str:

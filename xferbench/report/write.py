@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import sys
 import zipfile
 import zlib
@@ -15,20 +16,23 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from xferbench.core import files
 from xferbench.core.comparison import Comparison, Outcome
+from xferbench.core.matrix_result import COLUMNS, matrix_from_json
 from xferbench.design import digest
 from xferbench.problem import Problem
 from xferbench.record import SCHEMA, Cell, Record, Run, finding_from_json, plain, row, to_json, unlisted
-from xferbench.report import evidence, github, html, junit, markdown, predictions, samples
+from xferbench.report import evidence, github, html, junit, markdown, matrix_tables, predictions, samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from xferbench.core.matrix_result import MatrixResult
     from xferbench.design import Plugin
     from xferbench.record import Samples
 
 T = TypeVar("T")
 RESULTS, PREDICTIONS, SAMPLES = "results.json", "predictions.npz", "samples.npz"
+TASKS = "tasks"  # the folder of the reports of a matrix's tasks
 NONE: Mapping[str, Plugin | None] = MappingProxyType({})
 BLANK = Cell(plugin="", arm="", variant="", view="", seed=0, record=Record(key=""), recipe="")  # for the columns that all have
 NEEDED = frozenset({"name", "arch", "target", "metric", "margin", "alpha", "looks"})  # of a suite, whatever wrote it
@@ -46,12 +50,12 @@ def write(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = NONE
     """
     told = to_json(run)
     summary = markdown.render(run)
+    binary = {PREDICTIONS: predictions.pack(run.cells, digest(told)), SAMPLES: samples.pack(run.samples, digest(told))}
     content = {
-        "records.csv": _encoded(records(run.cells)),
-        PREDICTIONS: predictions.pack(run.cells, digest(told)),
-        SAMPLES: samples.pack(run.samples, digest(told)),
+        "records.csv": _encoded(matrix_records(run.matrix) if run.matrix else records(run.cells)),
+        **({} if run.matrix else binary),
         "report.html": _encoded(html.render(run, plugins, cache)),
-        "junit.xml": _encoded(junit.render(run)),
+        "junit.xml": _encoded(junit.render(matrix_tables.with_recipe_findings(run, plugins=True))),
         "summary.md": _encoded(summary),
     }
     last = {RESULTS: _encoded(json.dumps(told, allow_nan=False, indent=1) + "\n")}
@@ -59,14 +63,24 @@ def write(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = NONE
     files.require_writable(directory)
     for name, data in (content | witness | last).items():
         files.write_file(directory / name, data)
-    for name in {evidence.EVIDENCE, evidence.SUMS} - witness.keys():  # of what lay here before
+    for name in {evidence.EVIDENCE, evidence.SUMS, *binary} - {*witness, *content}:  # of what lay here before
         (directory / name).unlink(missing_ok=True)
+    if run.matrix:
+        remove_task_reports(directory / TASKS, run.suite["tasks"] if run.suite["plugins"] else ())
     try:
-        github.publish(run, summary, environ=os.environ, stream=sys.stderr)
+        announced = matrix_tables.with_recipe_findings(run, plugins=False)  # the reports of the tasks announced their plugins
+        github.publish(announced, summary, environ=os.environ, stream=sys.stderr)
     except OSError as error:
         raise Problem(
             "the summary of the job could not be written", found=str(error), do="unset GITHUB_STEP_SUMMARY"
         ) from error
+
+
+def remove_task_reports(folder: Path, kept: Sequence[str]) -> None:
+    """Remove the reports of tasks that an earlier matrix in the same folder had and this one lacks."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name not in kept and (path / RESULTS).is_file():
+            shutil.rmtree(path)
 
 
 def results(path: Path) -> Path:
@@ -88,20 +102,23 @@ def read(path: Path) -> Run:
     """Read a finished run back from its folder, or from a file in it.
 
     Raises:
-        Problem: where a file is missing, broken, of a newer schema, or of another run than its neighbour.
+        Problem: where a file is missing, broken, of another schema, or of another run than its neighbour.
     """
     found = results(path)
     told = _told(found)
+    if told.get("matrix") is not None:
+        return _made(told, found)
     of_cells, cells = _beside(found.with_name(PREDICTIONS), predictions.unpack)
     pictured = found.with_name(SAMPLES)
     of_shown, shown = _beside(pictured, samples.unpack) if pictured.exists() else (of_cells, ())  # older versions wrote none
     witness = found.with_name(evidence.EVIDENCE)
     of_seen, seen = _beside(witness, evidence.read) if witness.exists() else (of_cells, ())
     try:
-        of_told, run = digest(told), replace(made(told, cells, shown), evidence=dict(*seen or [told.get("evidence") or {}]))
+        of_told, run = digest(told), _made(told, found, cells, shown)
+        run = replace(run, evidence=dict(*seen or [run.evidence]))
         of_seen = of_seen if plain(unlisted(run.evidence)) == (told.get("evidence") or {}) else ""
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise Problem(f"{found} is not a finished run", found=_shown(error), expected=f"schema {SCHEMA}", do=AGAIN) from error
+        raise _unfinished(found, error) from error
     for name, of_run in ((PREDICTIONS, of_cells), (SAMPLES, of_shown), (evidence.EVIDENCE, of_seen)):
         if of_run != of_told:
             what = f"{found} and {name} beside it are not of the same run"
@@ -122,11 +139,43 @@ def _beside(path: Path, unpack: Callable[[BinaryIO], tuple[str, tuple[T, ...]]])
         ) from error
 
 
+def read_single_task(path: Path) -> Run:
+    """Read a finished run of one task.
+
+    Raises:
+        Problem: as :func:`read`; and for the run of a suite with [matrix].
+    """
+    run = read(path)
+    if run.matrix is not None:
+        do = "runs of its tasks lie in the folder tasks beside it, where the suite lists plugins"
+        raise Problem(f"{results(path)} is that of a suite with [matrix]", expected="a run of one task", do=do)
+    return run
+
+
+def _made(told: Mapping[str, Any], path: Path, cells: tuple[Cell, ...] = (), shown: tuple[Samples, ...] = ()) -> Run:
+    try:
+        return made(told, cells, shown)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise _unfinished(path, error) from error
+
+
+def _unfinished(path: Path, error: Exception) -> Problem:
+    return Problem(f"{path} is not a finished run", found=_shown(error), expected=f"schema {SCHEMA}", do=AGAIN)
+
+
 def records(cells: Sequence[Cell]) -> str:
     """``records.csv``: one row a cell; an empty field is a number that is not there, or not finite."""
     rows = [plain(row(cell)) for cell in cells]
-    columns = dict.fromkeys([*row(BLANK), *(name for one in rows for name in one)])
-    return "".join(map(_line, ([*columns], *([one.get(name) for name in columns] for one in rows))))
+    return _csv(rows, [*dict.fromkeys([*row(BLANK), *(name for one in rows for name in one)])])
+
+
+def matrix_records(matrix: MatrixResult) -> str:
+    """``records.csv`` of a matrix: a row for each task, recipe and seed; an empty field is a missing number."""
+    return _csv([plain(dict(entry)) for entry in matrix.rows], COLUMNS)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    return "".join(map(_line, (columns, *([entry.get(name) for name in columns] for entry in rows))))
 
 
 def _line(values: Sequence[Any]) -> str:
@@ -149,9 +198,6 @@ def _told(path: Path) -> Mapping[str, Any]:
             f"{path} cannot be read", found=_shown(error), expected="JSON, as xferbench wrote it", do=AGAIN
         ) from error
     known(told, path)
-    if "matrix" in told:
-        do = "runs of its tasks lie in the folder tasks beside it, where the suite lists plugins"
-        raise Problem(f"{path} is that of a suite with [matrix]", expected="a run of one task", do=do)
     return told  # type: ignore[no-any-return]
 
 
@@ -163,14 +209,25 @@ def known(told: Any, path: Path) -> None:
     """
     if not isinstance(told, dict) or not isinstance(schema := told.get("schema"), int):
         raise Problem(f"{path} is not a finished run", found="no schema", expected=f"schema {SCHEMA}", do=AGAIN)
-    if schema > SCHEMA:
-        by = told.get("xferbench", "a newer version")
+    if schema != SCHEMA:
+        newer = schema > SCHEMA
         raise Problem(
-            f"{path} is newer than this xferbench",
-            found=f"schema {schema}, by {by}",
+            f"{path} is {'newer' if newer else 'older'} than this xferbench",
+            found=f"schema {schema}, by {told.get('xferbench', 'an unknown version')}",
             expected=f"schema {SCHEMA}",
-            do="upgrade xferbench",
+            do="upgrade xferbench"
+            if newer
+            else "run the suite again: the store still has its records, nothing is trained twice",
         )
+    check_suite(told, path)
+
+
+def check_suite(told: Mapping[str, Any], path: Path) -> None:
+    """Refuse results whose suite lacks what every reader needs.
+
+    Raises:
+        Problem: naming the missing fields.
+    """
     if not isinstance(told.get("suite"), dict) or not told["suite"].keys() >= NEEDED:
         lacking = sorted(NEEDED - set(told.get("suite") or ()))
         raise Problem(f"{path} is not a finished run", found=f"a suite without {', '.join(lacking)}", do=AGAIN)
@@ -182,6 +239,7 @@ def made(told: Mapping[str, Any], cells: tuple[Cell, ...], shown: tuple[Samples,
     Raises:
         KeyError, TypeError, ValueError: for what is no such content.
     """
+    matrix = told.get("matrix")  # an accepted run has none
     return Run(
         suite=dict(told["suite"]),
         environment=dict(told["environment"]),
@@ -197,6 +255,7 @@ def made(told: Mapping[str, Any], cells: tuple[Cell, ...], shown: tuple[Samples,
         evidence=dict(told.get("evidence") or {}),
         plugins=dict(told.get("plugins") or {}),
         gate=_gate(told.get("gate")),
+        matrix=None if matrix is None else matrix_from_json(matrix),
     )
 
 

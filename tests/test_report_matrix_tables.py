@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from xferbench.report import across, crossed, crossed_page
-from xferbench.table import COLUMNS, Table
+from xferbench.core.matrix_result import COLUMNS, MatrixResult
+from xferbench.record import Run
+from xferbench.report import html, markdown, matrix_tables
 
 RECIPES = ("linear-probe", "partial", "full")
 TASKS = {"near-50": (50, True), "far-50": (50, False), "near-1000": (1000, True), "far-1000": (1000, False)}
@@ -46,13 +49,13 @@ def table(rows=None, **more):
         "against": "full",
         "similar": {task: similar for task, (_, similar) in TASKS.items()},
     }
-    empty = {"environment": {}, "skipped": {}, "comparisons": (), "claims": (), "findings": (), "notes": ()}
     cost = {"fits": {"unique": 1, "run": 1}, "seconds": {"total": 1.0, "wall": 1.0}}
-    return Table(suite=suite, rows=tuple(rows), cost=cost, **(empty | more))
+    matrix = MatrixResult(rows=tuple(rows), **{"skipped": {}, "comparisons": (), "claims": ()} | more)
+    return Run(suite=suite, environment={}, findings=(), cells=(), cost=cost, arms={}, matrix=matrix)
 
 
 def test_each_quarter_has_its_best_and_what_the_advice_costs_there():
-    found = across.quarters(table())
+    found = matrix_tables.measure_quadrants(table())
     assert list(found) == [("few", "similar"), ("few", "different"), ("many", "similar"), ("many", "different")]
     assert [cell.best for cell in found.values()] == [BEST[task] for task in TASKS]
     assert [cell.advised for cell in found.values()] == ["linear-probe", "partial", "full", "full"]
@@ -61,16 +64,16 @@ def test_each_quarter_has_its_best_and_what_the_advice_costs_there():
 
 
 def test_a_rule_is_a_row_beside_the_recipes_that_it_names():
-    rows = {row.recipe: row for row in across.ranked(table())[0]}
-    assert set(rows) == {*RECIPES, across.TEXTBOOK, across.BY_SIZE}
-    assert rows[across.TEXTBOOK].regret.startswith("5.0") and rows[across.TEXTBOOK].rank == ""
+    rows = {row.recipe: row for row in matrix_tables.rank_recipes(table())[0]}
+    assert set(rows) == {*RECIPES, matrix_tables.TEXTBOOK, matrix_tables.BY_SIZE}
+    assert rows[matrix_tables.TEXTBOOK].regret.startswith("5.0") and rows[matrix_tables.TEXTBOOK].rank == ""
     assert rows["full"].regret.startswith("5.0") and rows["full"].greatest.startswith("20.0")
     assert rows["full"].better == ""
 
 
 def test_a_rule_that_names_what_was_not_compared_has_no_row_and_who_lacks_a_task_takes_no_part():
-    rows = [row for row in table().rows if (row["task"], row["recipe"]) != ("far-50", "partial")]
-    found, notes = across.ranked(table(rows, skipped={("far-50", "partial"): "it does not fit"}))
+    rows = [row for row in table().matrix.rows if (row["task"], row["recipe"]) != ("far-50", "partial")]
+    found, notes = matrix_tables.rank_recipes(table(rows, skipped={("far-50", "partial"): "it does not fit"}))
     assert {row.recipe for row in found} == {"linear-probe", "full"}
     assert any("partial" in note and "it does not fit" in note for note in notes)
 
@@ -78,21 +81,23 @@ def test_a_rule_that_names_what_was_not_compared_has_no_row_and_who_lacks_a_task
 def test_without_a_word_about_likeness_there_is_no_two_by_two():
     plain = table()
     suite = {**plain.suite, "similar": {"near-50": True}}
-    one = Table(suite=suite, **{name: getattr(plain, name) for name in Table.__slots__ if name != "suite"})
-    assert across.quarters(one) == {} and across.behind(one) == {}
-    assert "Data size" not in crossed_page.render(one)
+    one = replace(plain, suite=suite)
+    assert matrix_tables.measure_quadrants(one) == {} and matrix_tables.quadrant_means(one) == {}
+    assert "Data size" not in html.render(one, {})
 
 
 def test_the_page_draws_the_quarters_and_escapes_names():
-    page = crossed_page.render(table())
+    page = html.render(table(), {})
     assert "<m>" not in page and "few images, different" in page and "<svg" in page
 
 
 def test_the_summary_says_who_crashed():
-    rows = [row | {"error": "a | crash", "accuracy": None} if row["recipe"] == "partial" else row for row in table().rows]
-    told = crossed.summary(table(rows))
+    rows = [
+        row | {"error": "a | crash", "accuracy": None} if row["recipe"] == "partial" else row for row in table().matrix.rows
+    ]
+    told = markdown.render(table(rows))
     assert "crashed: near-50, partial: a \\| crash" in told and "12 rows" not in told
-    assert table(rows).crashed == tuple(f"{task}, partial: a | crash" for task in TASKS)
+    assert table(rows).matrix.crashes == tuple(f"{task}, partial: a | crash" for task in TASKS)
 
 
 @pytest.mark.parametrize(
@@ -105,4 +110,4 @@ def test_the_summary_says_who_crashed():
     ],
 )
 def test_a_claim_is_told_in_its_unit(one, told):
-    assert crossed.claim({"at_least": 0.02, "at_most": None, "published": None, **one})[:2] == told
+    assert matrix_tables.format_claim({"at_least": 0.02, "at_most": None, "published": None, **one})[:2] == told

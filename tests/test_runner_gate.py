@@ -14,10 +14,11 @@ torch = pytest.importorskip("torch")
 from test_data import make_npz  # noqa: E402
 from test_resume import SUITE  # noqa: E402
 
-from xferbench import cli, gate, gating  # noqa: E402
+from xferbench import cli, gate  # noqa: E402
 from xferbench import suite as suites  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
 from xferbench.report import accepted, write  # noqa: E402
+from xferbench.runner import gate as gating  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_the_same_again_is_not_worse(place):
 
 
 def test_a_candidate_made_elsewhere_is_held_without_being_carried_out(place, monkeypatch):
-    monkeypatch.setattr("xferbench.finish.run", None)
+    monkeypatch.setattr("xferbench.runner.run.carry_out", None)
     code = cli.main(
         [
             "gate",
@@ -87,7 +88,7 @@ def test_without_a_baseline_it_says_how_one_is_made(place, capsys):
 
 
 def test_a_gate_is_not_written_over_what_it_is_held_against(place, capsys, monkeypatch):
-    monkeypatch.setattr("xferbench.finish.run", None)
+    monkeypatch.setattr("xferbench.runner.run.carry_out", None)
     before = (place / "out" / "results.json").read_bytes()
     assert run_gate(place, "--baseline", str(place / "out" / "results.json"), out="out") == gate.USAGE
     assert "holds what is compared" in capsys.readouterr().err
@@ -102,7 +103,7 @@ def test_a_change_of_the_rules_is_refused(place, word, capsys):
 
 
 def test_a_folder_to_accept_into_is_refused_before_anything_is_run(place, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("xferbench.finish.run", None)
+    monkeypatch.setattr("xferbench.runner.run.carry_out", None)
     assert run_gate(place, "--accept", str(tmp_path)) == gate.USAGE
     assert "is a folder" in capsys.readouterr().err
 
@@ -125,21 +126,21 @@ def test_an_accepted_run_that_crashes_when_it_is_evaluated_again_is_refused(plac
     (tmp_path / "older.json").write_bytes(
         accepted.pack(replace(old, environment=old.environment | {"packages": {"torch": "1.9.1"}}))
     )
-    calls, real = [], gating.finish.run
+    calls, real = [], gating.runner.carry_out
 
     def once(*given, **how):
         calls.append(given)
         run = real(*given, **how)
         return run if len(calls) == 1 else replace(run, findings=tuple(replace(f, verdict="ERROR") for f in run.findings))
 
-    monkeypatch.setattr("xferbench.finish.run", once)
+    monkeypatch.setattr("xferbench.runner.run.carry_out", once)
     assert run_gate(place, "--baseline", str(tmp_path / "older.json")) == gate.USAGE
     assert len(calls) == 2 and "cannot be evaluated again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["none.json", "."])
 def test_a_baseline_that_is_not_there_is_refused_before_anything_is_run(place, name, capsys, monkeypatch):
-    monkeypatch.setattr("xferbench.finish.run", None)
+    monkeypatch.setattr("xferbench.runner.run.carry_out", None)
     assert run_gate(place, "--baseline", str(place / name)) == gate.USAGE
     assert "--accept FILE" in capsys.readouterr().err
 
@@ -165,7 +166,7 @@ def test_a_new_accepted_file_is_written_beside_the_comparison(place):
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_run(place, tmp_path, monkeypatch):
-    monkeypatch.setattr("xferbench.finish.run", None)
+    monkeypatch.setattr("xferbench.runner.run.carry_out", None)
     tmp_path.chmod(0o500)
     words = ["--baseline", str(place / "accepted.json"), "--accept", str(tmp_path / "deep" / "a.json")]
     assert run_gate(place, *words) == gate.USAGE
@@ -240,6 +241,6 @@ def test_an_interrupted_run_is_no_baseline(place, tmp_path, capsys):
 
 
 def test_it_reads_a_run_of_the_suite_that_it_is_given(place):
-    assert gating.read(place / "out", suites.load(place / "suite.toml")).suite["name"] == "resumed"
+    assert gating.read_candidate(place / "out", suites.load(place / "suite.toml")).suite["name"] == "resumed"
     with pytest.raises(Problem, match="is missing"):
-        gating.read(place / "nowhere", suites.load(place / "suite.toml"))
+        gating.read_candidate(place / "nowhere", suites.load(place / "suite.toml"))

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from xferbench import fake, recipes, tabled
+from xferbench import fake
 from xferbench.design import Compared, Effect, Matrix, Recipe
 from xferbench.fake import FACTS, PIPELINE
 from xferbench.record import Record
 from xferbench.strategies import STRATEGIES, full, linear_probe, lp_ft
+from xferbench.study import matrix_arms, matrix_result
 
 RATES = (1e-3, 3e-3)
 
@@ -21,7 +22,7 @@ def compared(name, *made):
 
 def test_a_recipe_stops_as_it_says_whatever_the_suites_own_does():
     own = replace(PIPELINE, recipe=Recipe(stop="last", augment="flip"))
-    found = recipes.arm(compared("mine", replace(full(), stop="best")), own)
+    found = matrix_arms.recipe_arm(compared("mine", replace(full(), stop="best")), own)
     assert [(one.recipe.stop, one.recipe.augment) for one in found.candidates] == [("best", "")]
 
 
@@ -38,39 +39,39 @@ def test_a_recipe_stops_as_it_says_whatever_the_suites_own_does():
     ids=range(6),
 )
 def test_what_cannot_be_carried_out_has_a_reason(recipe, facts, pipeline, why):
-    found = recipes.lacking(recipes.arm(compared("mine", recipe), pipeline), pipeline, facts)
+    found = matrix_arms.why_not(matrix_arms.recipe_arm(compared("mine", recipe), pipeline), pipeline, facts)
     assert (why in found) if why else not found
 
 
 def test_a_recipe_that_could_be_tuned_over_fewer_rates_than_others_is_left_out():
     one = compared("mine", full(), lp_ft())
-    assert recipes.lacking(
-        recipes.arm(one, PIPELINE), PIPELINE, replace(FACTS, honours=("lr", "trainable", "batchnorm", "head_lr"))
+    assert matrix_arms.why_not(
+        matrix_arms.recipe_arm(one, PIPELINE), PIPELINE, replace(FACTS, honours=("lr", "trainable", "batchnorm", "head_lr"))
     )
 
 
 def carried_out(answer, *effects, facts=FACTS):
     matrix = Matrix(tasks=(fake.SUITE,), compared=(compared("full"), compared("linear-probe")), against="full", effects=effects)
-    asked, skipped = recipes.study(matrix, replace(fake.study(), facts=facts))
+    asked, skipped = matrix_arms.recipe_study(matrix, replace(fake.study(), facts=facts))
     step, answers = fake.replay(asked, answer)
     from xferbench.looks import by_question
 
-    cases = {case.plugin.id.removeprefix(recipes.PREFIX): case for case in step.cases}
+    cases = {case.plugin.id.removeprefix(matrix_arms.PLUGIN_PREFIX): case for case in step.cases}
     told = {
         (name, view, seed): one
         for name, case in cases.items()
         for (_, view, seed), one in by_question(step.asked, case.plugin.id, answers).items()
     }
     plain = fake.run(fake.study(), fake.lab())
-    return tabled.Done(
+    return matrix_result.TaskResult(
         task=fake.SUITE,
         run=plain,
         cases=cases,
-        answers=told,
+        records=told,
         seeds=(0, 1, 2),
         skipped=skipped,
         cost=plain.cost,
-        train=80,
+        train_images=80,
         parameters=10,
         inputs=(),
     )
@@ -83,7 +84,7 @@ CLAIM = Effect(
 
 
 def test_rows_tell_what_was_trained_on_and_every_view_has_its_number():
-    found = tabled.rows(carried_out(fake.lab(measures=COST)))
+    found = matrix_result.build_rows(carried_out(fake.lab(measures=COST)))
     assert len(found) == 6 and {row["train_size"] for row in found} == {80}
     assert all(row["error"] == "" and row["stored"] == 4.0 for row in found)
     assert all(row[name] is not None for row in found for name in ("accuracy", "shifted", "source", "source_before"))
@@ -97,8 +98,8 @@ def test_a_crash_in_a_view_that_only_a_claim_asks_for_is_an_error_and_no_claim()
         return Record(key=trial.key, error="a crash") if refit else plain(trial)
 
     done = carried_out(answer, CLAIM)
-    assert {row["seed"] for row in tabled.rows(done) if row["error"]} == {1}
-    told = tabled.claim(CLAIM, [done])
+    assert {row["seed"] for row in matrix_result.build_rows(done) if row["error"]} == {1}
+    told = matrix_result.check_claim(CLAIM, [done])
     assert told["outcome"] == "not measured" and "a crash" in told["why"]
 
 
@@ -107,7 +108,7 @@ def test_every_recipe_is_held_against_one_of_them_with_a_paired_interval():
         return 0.9 if {phase.trainable for phase in trial.model.base.phases} == {"head"} else 0.6
 
     done = carried_out(fake.lab(accuracy, COST))
-    (found,) = tabled.comparisons(done, "full")
+    (found,) = matrix_result.compare_recipes(done, "full")
     assert (found["recipe"], found["said"]) == ("linear-probe", "better") and found["low"] > 0.2
-    (missing,) = tabled.comparisons(replace(done, answers={}), "full")
+    (missing,) = matrix_result.compare_recipes(replace(done, records={}), "full")
     assert missing["said"] == "open" and missing["error"]

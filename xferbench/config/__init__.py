@@ -1,0 +1,1 @@
+"""Suite files: fields, validation and the expansion of a matrix."""

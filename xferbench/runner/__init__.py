@@ -1,0 +1,1 @@
+"""Runs, gates and matrices: everything with side effects."""
