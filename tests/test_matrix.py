@@ -13,10 +13,11 @@ from test_data import make_npz
 
 import xferbench
 from xferbench import cli, gate, record, suite
-from xferbench.config.matrix import SCRATCH
 from xferbench.problem import Problem
 from xferbench.report import write
+from xferbench.runner import gate as gating
 from xferbench.runner import matrix
+from xferbench.strategies import SCRATCH_NAME
 from xferbench.study.matrix_arms import recipe_arm
 
 SUITE = """
@@ -205,7 +206,7 @@ def test_scratch_has_the_suites_own_grid_and_default_is_the_healthy_choice(ran):
     from xferbench.fake import PIPELINE
 
     pipeline = replace(PIPELINE, baseline=asked.scratch)
-    found = recipe_arm(next(one for one in asked.matrix.compared if one.name == SCRATCH), pipeline)
+    found = recipe_arm(next(one for one in asked.matrix.compared if one.name == SCRATCH_NAME), pipeline)
     assert [one.recipe.phases[0].lr for one in found.candidates] == [1e-3, 3e-3]
     assert {one.recipe.init for one in found.candidates} == {"random"}
 
@@ -243,6 +244,31 @@ def test_a_crash_in_any_view_is_one_and_rows_without_a_record_have_an_error(ran)
     blank = tuple(row | {"accuracy": None} for row in found.rows)
     assert gate.exit_code((), matrix=replace(found, rows=blank)) == 5
     assert gate.exit_code((), matrix=replace(found, rows=blank), fail_on="inconclusive") == 5
+
+
+def test_a_gate_refuses_a_matrix_before_anything_is_run(ran, tmp_path):
+    with pytest.raises(Problem, match=r"\[matrix\]"):
+        gating.gate(ran[1], output=tmp_path / "out")
+    with pytest.raises(Problem, match="that of a suite with"):
+        gating.compare(ran[0] / "out", ran[0] / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("broken", [{}, [], 3, {"rows": [{}]}], ids=range(4))
+def test_a_broken_matrix_is_no_finished_run(ran, tmp_path, broken):
+    payload = json.loads((ran[0] / "out" / "results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps(payload | {"matrix": broken}))
+    with pytest.raises(Problem, match="is not a finished run"):
+        write.read(tmp_path)
+
+
+def test_a_matrix_leaves_no_file_of_an_earlier_run_of_one_task(ran, tmp_path):
+    for name in (write.PREDICTIONS, "evidence.json", "mine.txt"):
+        (tmp_path / name).write_text("old")
+    write.write(write.read(ran[0] / "out"), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("records.csv", "report.html", "junit.xml", "summary.md", "results.json", "mine.txt")
+    }
 
 
 def test_a_loss_is_told_as_one(ran):

@@ -221,6 +221,8 @@ STRATEGIES: Mapping[str, Callable[[Phase], Recipe]] = {
     "interpolated": interpolated,
 }
 
+DEFAULT_NAME = "default"  # of a matrix: the recipe of a suite without [recipe]
+SCRATCH_NAME = "scratch"  # of a matrix: tuned over the suite's own grid, because an untuned baseline is no baseline
 RATES: Mapping[str, float] = dict.fromkeys(("norm-only", "bitfit", "lora", "adapter"), FEW.lr)  # where a suite gives none
 USUAL: Mapping[str, float] = {"linear-probe": HEAD_LR, "mlp-head": HEAD_LR, **RATES}  # what its rates are multiples of
 

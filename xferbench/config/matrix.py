@@ -11,7 +11,7 @@ from xferbench import keys, rules
 from xferbench.design import Compared, Effect, Matrix, Phase
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem, nearest
-from xferbench.strategies import STRATEGIES, USUAL
+from xferbench.strategies import DEFAULT_NAME, SCRATCH_NAME, STRATEGIES, USUAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from xferbench.design import Recipe, Suite
 
     Parse = Callable[[Mapping[str, Any], Path], Suite]
-
-DEFAULT = "default"  # the recipe of a suite without [recipe]
-SCRATCH = "scratch"  # tuned over the suite's own grid, because an untuned baseline is no baseline
 
 
 def parse_matrix(
@@ -119,7 +116,7 @@ def _parse_task(name: str, table: Mapping[str, Any], path: Path, parse: Parse) -
 
 def _expand_all(recipes: Sequence[str | Mapping[str, Any]]) -> list[str | Mapping[str, Any]]:
     """The recipes, with the default and every strategy in the place of ``all``."""
-    return [name for entry in recipes for name in ((DEFAULT, *STRATEGIES) if entry == "all" else (entry,))]
+    return [name for entry in recipes for name in ((DEFAULT_NAME, *STRATEGIES) if entry == "all" else (entry,))]
 
 
 def _parse_recipe(
@@ -129,14 +126,14 @@ def _parse_recipe(
     budget = Phase(steps=values.get("steps", Phase().steps), batch_size=values.get("batch_size", Phase().batch_size))
     factors = values.get("rates", (1.0,))
     if isinstance(entry, str):
-        if entry in {DEFAULT, SCRATCH}:
+        if entry in {DEFAULT_NAME, SCRATCH_NAME}:
             return Compared(name=entry)
         if entry not in STRATEGIES:
-            raise Problem("matrix.recipes", found=entry, expected=nearest(entry, [DEFAULT, "all", *STRATEGIES]))
+            raise Problem("matrix.recipes", found=entry, expected=nearest(entry, [DEFAULT_NAME, "all", *STRATEGIES]))
         usual = USUAL.get(entry, Phase().lr)
         return Compared(name=entry, recipes=tuple(STRATEGIES[entry](replace(budget, lr=usual * factor)) for factor in factors))
     fields = {key: value for key, value in entry.items() if key != "name"}
-    if entry["name"] in {DEFAULT, SCRATCH, "all"}:
+    if entry["name"] in {DEFAULT_NAME, SCRATCH_NAME, "all"}:
         raise Problem("matrix.recipes", found=f"a recipe of one's own named {entry['name']}", expected="another name")
     try:
         parsed = recipe({"steps": budget.steps, "batch_size": budget.batch_size, **fields})

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from xferbench import fitting, honours
 from xferbench.core.requirements import always_applies, leave_unchanged
-from xferbench.config.matrix import DEFAULT, SCRATCH
 from xferbench.design import MADE_HERE, Choice, Contrast, Plugin
 from xferbench.plan import VIEWS
-from xferbench.strategies import healthy, scratch
+from xferbench.strategies import DEFAULT_NAME, SCRATCH_NAME, healthy, scratch
 
 if TYPE_CHECKING:
     from xferbench.design import Compared, Facts, Matrix, Pipeline
@@ -36,9 +35,9 @@ def recipe_arm(compared: Compared, pipeline: Pipeline) -> Choice:
     if compared.recipes:
         return Choice(candidates=tuple(dict.fromkeys(replace(pipeline, recipe=recipe) for recipe in compared.recipes)))
     plain = replace(pipeline, recipe=replace(pipeline.recipe, head="random", augment="", stop="last"))
-    if compared.name == DEFAULT:
+    if compared.name == DEFAULT_NAME:
         return healthy(plain)
-    assert compared.name == SCRATCH, "every other recipe has candidates of its own"
+    assert compared.name == SCRATCH_NAME, "every other recipe has candidates of its own"
     search = scratch(plain, plain.baseline)
     return replace(search, candidates=search.candidates[1:])  # the grid alone; the first candidate is the subject's
 
