@@ -94,9 +94,15 @@ def test_one_that_was_changed_by_hand_is_refused(file):
 
 
 def test_one_of_a_newer_schema_is_refused(file):
-    told = json.loads(file.read_text()) | {"accepted": 2, "xferbench": "9.9"}
+    told = json.loads(file.read_text()) | {"accepted": 3, "xferbench": "9.9"}
     file.write_text(json.dumps(told))
-    with pytest.raises(Problem, match=r"schema 2, by 9\.9"):
+    with pytest.raises(Problem, match=r"newer[^\0]*schema 3, by 9\.9"):
+        accepted.read(file)
+
+
+def test_one_of_an_older_schema_is_refused_with_what_to_do(file):
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"accepted": 1}))
+    with pytest.raises(Problem, match=r"older[^\0]*schema 1[^\0]*--accept FILE"):
         accepted.read(file)
 
 

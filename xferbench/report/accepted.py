@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from xferbench.record import Cell
 
-SCHEMA = 1  # of this file and of the results in it; results.json has a number of its own
+SCHEMA = 2  # of this file and of the results in it; results.json has a number of its own
 KEPT = {"nll": ("p_true",), "brier": ("p_true", "sum_p2"), "auroc": ("probabilities",)}  # beside label and answer
 ALONE = ("whole", "test")  # views of the subject that are compared by themselves
 MAKE = "make one: xferbench gate SUITE --accept FILE"
@@ -128,11 +128,13 @@ def read(path: Path) -> Run:
 
 def _check_schema(told: Mapping[str, Any], schema: object, path: Path) -> None:
     if schema != SCHEMA:
+        older = isinstance(schema, int) and schema < SCHEMA
         raise Problem(
-            f"{path} is newer than this xferbench",
-            found=f"schema {schema}, by {told.get('xferbench', 'a newer version')}",
+            f"{path} is {'older' if older else 'newer'} than this xferbench",
+            found=f"schema {schema}, by {told.get('xferbench', 'an unknown version')}",
             expected=f"schema {SCHEMA}",
-            do="upgrade xferbench, or accept a run with this version",
+            do=("" if older else "upgrade xferbench, or ")
+            + "accept a run with this version: xferbench gate SUITE --accept FILE",
         )
 
 
