@@ -133,8 +133,7 @@ def _check_schema(told: Mapping[str, Any], schema: object, path: Path) -> None:
             f"{path} is {'older' if older else 'newer'} than this xferbench",
             found=f"schema {schema}, by {told.get('xferbench', 'an unknown version')}",
             expected=f"schema {SCHEMA}",
-            do=("" if older else "upgrade xferbench, or ")
-            + "accept a run with this version: xferbench gate SUITE --accept FILE",
+            do=MAKE if older else f"upgrade xferbench, or {MAKE}",
         )
 
 
