@@ -20,6 +20,7 @@ from xferbench.runner import run as runner
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from xferbench.core.comparison import Comparison
     from xferbench.design import Suite
     from xferbench.execute import Progress
     from xferbench.record import Run
@@ -70,8 +71,9 @@ def gate(
     if old is not None:
         _check_same_suite(old, run)
         old, why = _evaluate_again(old, run, suite, None if candidate else carry_out)
+        comparison = messages.write_comparison(compared.compare(old, run))
         unchecked = check_inputs(run, candidate, suite) if candidate else ()
-        run = _with_comparison(run, old, str(baseline), (*why, *unchecked))
+        run = _with_comparison(run, comparison, old, str(baseline), (*why, *unchecked))
     if output is not None:
         runner.save(run, output, path)
     if accept is not None and is_acceptable(run):
@@ -86,15 +88,14 @@ def compare(first: Path, second: Path) -> Run:
         Problem: for a file that is no run, or if the two were scored on other test examples.
     """
     old, new = accepted.read(first), accepted.read(second)
+    comparison = messages.write_comparison(compared.compare(old, new))
     differences = (*alike.refusals(old, new), *alike.rules(old, new))
-    return _with_comparison(
-        new, old, str(first), [because(Code.NOT_MADE_ALIKE, difference=difference) for difference in differences]
-    )
+    notes = [because(Code.NOT_MADE_ALIKE, difference=difference) for difference in differences]
+    return _with_comparison(new, comparison, old, str(first), notes)
 
 
-def _with_comparison(run: Run, old: Run, file: str, notes: Sequence[Reason]) -> Run:
-    """A run compared with an accepted one, which lies in ``file``, with notes about everything that differs."""
-    comparison = messages.write_comparison(compared.compare(old, run))
+def _with_comparison(run: Run, comparison: Comparison, old: Run, file: str, notes: Sequence[Reason]) -> Run:
+    """A run with its comparison, which names the accepted file, and with notes about everything that differs."""
     before, after = (tuple(map(messages.sentence, reasons)) for reasons in (notes, alike.differences(old, run)))
     accepted_run = {**comparison.accepted, "file": file}
     return replace(run, gate=replace(comparison, accepted=accepted_run, notes=(*before, *comparison.notes, *after)))
@@ -187,7 +188,9 @@ def _carry_out(suite: Suite, *, path: Path, **options: Any) -> Run:
         return runner.carry_out(suite, path=Path(folder) / "store.sqlite", **options)
 
 
-def _evaluate_again(old: Run, new: Run, suite: Suite, carry_out: Callable[[Suite], Run] | None) -> tuple[Run, tuple[Reason, ...]]:
+def _evaluate_again(
+    old: Run, new: Run, suite: Suite, carry_out: Callable[[Suite], Run] | None
+) -> tuple[Run, tuple[Reason, ...]]:
     """The accepted run, evaluated again in this job if that is possible and matters, and notes about it.
 
     A finished network is always evaluated again if its files still exist; a training only if the two jobs are not alike.
