@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from xferbench import findings, judge, looks, plan, stats, symptoms, wording
+from xferbench import findings, frozen, judge, looks, plan, stats, symptoms, wording
 from xferbench.core.reason import Code, Reason, because
 from xferbench.design import MADE_HERE, Scratch, digest
 from xferbench.environment import environment
