@@ -359,6 +359,8 @@ def _show_margin(asked: Suite, smallest: float | None) -> None:
 
 def _ls(arguments: argparse.Namespace) -> int:
     from xferbench import discover, suite
+    from xferbench.config.interventions import kinds
+    from xferbench.core.interventions import DataIntervention, form
     from xferbench.strategies import STRATEGIES
 
     installed = {"plugins": discover.plugins(["all"]), "checks": discover.plugins(["all"], "audit")}
@@ -379,6 +381,7 @@ def _ls(arguments: argparse.Namespace) -> int:
             "synthetic:NAME": "source, near, tinted, sketch, spectra",
             "digits": "scikit-learn's handwriting",
         },
+        "interventions": {form(kind): (kind.__doc__ or "").partition("\n")[0] for kind in kinds(DataIntervention)},
         "strategies": {name: (function.__doc__ or "").partition("\n")[0] for name, function in STRATEGIES.items()},
     }
     origins = _origins(installed) if arguments.verbose else {}

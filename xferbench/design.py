@@ -14,7 +14,10 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from xferbench.core import interventions
+
 if TYPE_CHECKING:
+    from xferbench.core.interventions import DataIntervention
     from xferbench.record import Record, Run
 
 
@@ -219,6 +222,7 @@ class Pipeline:
     takes the training to have been, None for what the recipe says.
     ``judged`` are the examples that verdicts are taken on, as in :class:`View`; ``manifest`` tells of a pretraining set;
     ``planted`` are test images put into training on purpose, a word of :func:`xferbench.lab.leaks.planted`.
+    ``interventions`` change the training examples, in order.
     """
 
     tag: ClassVar[str] = "Pipeline"
@@ -242,6 +246,7 @@ class Pipeline:
     judged: str = field(default="test", metadata={"added": True})
     manifest: Data | None = field(default=None, metadata={"added": True})
     planted: str = field(default="", metadata={"added": True})
+    interventions: tuple[DataIntervention, ...] = field(default=(), metadata={"added": True})
 
     @property
     def pretraining(self) -> tuple[Data, ...]:
@@ -279,7 +284,7 @@ class Fit:
     code alone, since it gives one network only. Without phases it is the network as it starts: with the head ``own``, a
     finished one, made from ``before``. ``teacher`` is there where the regularizer needs one, of the same seed and data.
     ``cued`` puts a cue on every training image of the first class. ``unlabelled`` is there where the regularizer needs images
-    of another domain, without their labels.
+    of another domain, without their labels. ``interventions`` change the training examples, in order.
     """
 
     tag: ClassVar[str] = "Fit"
@@ -305,6 +310,7 @@ class Fit:
     cued: bool = field(default=False, metadata={"added": True})
     transferred: str = field(default="all", metadata={"added": True})
     unlabelled: Data | None = field(default=None, metadata={"added": True})
+    interventions: tuple[DataIntervention, ...] = field(default=(), metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -562,7 +568,7 @@ class Suite:
     words (``recipe.lr=1e-3``) that stood in the place of the file's keys. ``allow_code`` is said by whoever runs a suite, never
     by its file. ``after`` and ``before`` are the checkpoints of an audit, which trains nothing but a from-scratch baseline
     of ``scratch_budget`` seconds; ``command`` are the words that stood in the place of a file. Of a ``matrix`` only its tasks
-    are carried out, which have the other fields in common.
+    are carried out, which have the other fields in common. ``interventions`` change the target's training examples.
     """
 
     tag: ClassVar[str] = "Suite"
@@ -601,6 +607,7 @@ class Suite:
     scratch_budget: float | None = None
     command: tuple[str, ...] = ()
     matrix: Matrix | None = None
+    interventions: tuple[DataIntervention, ...] = field(default=(), metadata={"added": True})
 
 
 SOURCE_KEY_LENGTH = 16  # hexadecimal digits of a source's digest in the key of a measure
@@ -645,6 +652,8 @@ def content(value: Any) -> Any:
     Raises:
         TypeError: for a value that has no canonical form, a NaN among them.
     """
+    if isinstance(value, interventions.Intervention):
+        return interventions.key(value)
     if is_dataclass(value) and not isinstance(value, type):
         named = {
             f.metadata.get("key", f.name): _aliased(getattr(value, f.name)) if "alias" in f.metadata else getattr(value, f.name)

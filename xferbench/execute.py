@@ -232,6 +232,7 @@ def examined(suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable
         believed=suite.believed,
         judged="confirm" if finished else "test",
         manifest=inputs.manifest(suite, digester),
+        interventions=suite.interventions,
     )
     return pipeline, facts
 

@@ -111,7 +111,8 @@ def predictions(accuracy: float, seed: int, examples: int = EXAMPLES) -> Predict
 def by_content(trial: Trial) -> float:
     """An accuracy from 0.5 to 0.9 that is another one for each fit and view, and about the same at every seed."""
     fit = trial.model.base
-    told = digest((fit.init, fit.phases, fit.regularizer + fit.augment, fit.preprocessing, trial.model.edits, trial.view))
+    changes = fit.regularizer + fit.augment + "".join(map(str, fit.interventions))
+    told = digest((fit.init, fit.phases, changes, fit.preprocessing, trial.model.edits, trial.view))
     return 0.5 + 0.4 * int(told[:8], 16) / 2**32
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from xferbench import findings, frozen, judge, looks, plan, stats, symptoms, wording
@@ -28,7 +27,7 @@ def finished(executed: Executed) -> Run:
     }  # a crash is a hypothesis too, but no false FAIL
     keys = sorted({one.trial.key for one in step.asked})
     return Run(
-        suite=asdict(study.suite),
+        suite=as_dict(study.suite),
         environment=environment(study.place.device, executed.workers) | {"lab": study.place.lab},
         findings=found,
         cells=findings.cells(step, executed.answers),

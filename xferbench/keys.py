@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from xferbench import rules
+from xferbench.config import interventions
+from xferbench.core.interventions import DataIntervention
 from xferbench.design import MADE_HERE, Phase, Preprocessing, Ready, Recipe, Scratch, Spectrogram
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem
@@ -140,6 +142,21 @@ SCRATCH: dict[str, Rule] = {
 }
 
 
+def _interventions(value: Any) -> tuple[DataIntervention, ...]:
+    """Data interventions, at most one of each kind, because a kind draws from one random stream."""
+    if not isinstance(value, list):
+        raise ValueError(INTERVENTIONS_FORM)  # noqa: TRY004 - what a rule raises
+    found = tuple(interventions.parse(text, DataIntervention) for text in value)
+    if len({type(intervention) for intervention in found}) < len(found):
+        raise ValueError("each kind of intervention once")
+    return found
+
+
+INTERVENTIONS_FORM = "a list of changes of the training images, KIND or KIND:NUMBER each; `xferbench ls` lists the kinds"
+SPELLING = {"type": "string", "pattern": r"^[a-z0-9][a-z0-9-]*(:[^:]+)*$"}  # open, because installed packages add kinds
+INTERVENTIONS = rules.Told(_interventions, {"type": "array", "items": SPELLING, "description": INTERVENTIONS_FORM})
+
+
 def _recipes(value: Any) -> Any:
     """Names of strategies, or tables of a recipe's keys with a name."""
     if not isinstance(value, list):
@@ -177,7 +194,13 @@ EFFECT = rules.table(
     },
     required=["name", "claim", "source"],
 )
-PLACE = {"name": CALLED, "data": rules.TEXT, "train_size": COUNT, "test_size": COUNT}
+PLACE = {
+    "name": CALLED,
+    "data": rules.TEXT,
+    "train_size": COUNT,
+    "test_size": COUNT,
+    "interventions": rules.unchanged(INTERVENTIONS),  # each task's own [target] reads them
+}
 NETWORK = {"name": CALLED, "arch": rules.TEXT, "weights": rules.TEXT, "preprocessing": rules.of(dict, bool, "a table")}
 ITEM = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}]}
 MATRIX = rules.table(
@@ -261,7 +284,9 @@ def top_rules(base: Path) -> Mapping[str, Rule]:
         "seed": WHOLE,
         "tuning_seeds": COUNT,
         "backbone": rules.table({"arch": rules.TEXT, "weights": file, "preprocessing": PREPROCESSING}, required=["arch"]),
-        "target": rules.table({"data": spec, "train_size": COUNT, "test_size": COUNT}, required=["data"]),
+        "target": rules.table(
+            {"data": spec, "train_size": COUNT, "test_size": COUNT, "interventions": INTERVENTIONS}, required=["data"]
+        ),
         "source": _one_of(rules.table({"data": spec, "classes": CLASSES, "manifest": file}), "data", "manifest"),
         "shifted": rules.table({"data": spec}, required=["data"]),
         "recipe": rules.table(RECIPE),

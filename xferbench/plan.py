@@ -196,6 +196,7 @@ def fit(pipeline: Pipeline, seed: int) -> Fit:
         teacher=fit(replace(pipeline, recipe=teacher(recipe)), seed) if needs_teacher else None,
         transferred="all" if recipe.init == "random" else recipe.transferred,
         unlabelled=pipeline.shifted.data if needs_shifted and pipeline.shifted else None,
+        interventions=() if pipeline.planted else pipeline.interventions,
     )
 
 
@@ -266,6 +267,7 @@ def target_fit(pipeline: Pipeline, seed: int) -> Fit:
         preprocessing=pipeline.train_preprocessing,
         seed=seed,
         code=pipeline.code,
+        interventions=pipeline.interventions,
     )
 
 
@@ -325,7 +327,7 @@ def trial(
 def untrained(pipeline: Pipeline) -> Fit:
     """The zero-step fit: the network that a pipeline starts from, the same at every seed as far as the source's task goes."""
     start = replace(pipeline.recipe, phases=(), regularizer="", augment="", head="zero", transferred="all")
-    return replace(fit(replace(pipeline, recipe=start), 0), train_size=None, training=None, stop="last")
+    return replace(fit(replace(pipeline, recipe=start), 0), train_size=None, training=None, stop="last", interventions=())
 
 
 def domain(pipeline: Pipeline, role: str) -> Domain:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xferbench.alike import PLACES
+from xferbench.config.interventions import parse
+from xferbench.core.interventions import DataIntervention
 from xferbench.design import Phase, Preprocessing, Recipe, Scratch, Spectrogram, Suite
 from xferbench.problem import Problem
 
@@ -29,10 +31,11 @@ def suite(told: Mapping[str, Any], folder: Path) -> Suite:
     try:
         values |= {name: _ready(told[name]) for name in READY if told.get(name)}
         values |= {name: _recipe(told[name]) for name in RECIPES if told.get(name)}
+        values["interventions"] = tuple(parse(text, DataIntervention) for text in told.get("interventions", ()))
         values["scratch"] = Scratch(**_within(told["scratch"]))
         values |= {name: _placed(values[name], folder) for name in PLACES if values.get(name)}
         return Suite(**values | {"path": str(folder / Path(told["path"]).name) if told["path"] else ""})
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Problem("the accepted run's suite cannot be read", found=str(error), do="accept a run of this version") from error
 
 

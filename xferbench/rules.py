@@ -141,6 +141,16 @@ def several(rule: Rule, expected: str, test: Callable[[Any], object] = bool, **w
     return of(list, test, expected, made, **{"items": schema(rule), **({"minItems": 1} if test is bool else {}), **words})
 
 
+def unchanged(rule: Rule) -> Rule:
+    """Values that keep to a rule, as TOML gave them."""
+
+    def checked_value(value: Any) -> Any:
+        rule(value)
+        return value
+
+    return Told(checked_value, schema(rule))
+
+
 NUMBER = (int, float)
 POSITIVE = of(NUMBER, lambda v: 0 < v < float("inf"), "a number above 0", float, exclusiveMinimum=0)
 NATURAL = of(NUMBER, lambda v: 0 <= v < float("inf"), "a number, 0 or above", float, minimum=0)

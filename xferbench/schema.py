@@ -46,6 +46,7 @@ ABOUT = {
     "target": "the images on which the backbone is to work",
     "data": "a dataset; paths are relative to the suite file",
     "train_size": "training images, all where it is left out",
+    "interventions": "changes of the training images and their labels, never of validation or test images",
     "test_size": "test images, all where it is left out",
     "source": "what the backbone was pretrained on, for plugins that ask",
     "source.classes": "places of the source's classes in the pretrained head",

@@ -123,6 +123,7 @@ def _finished(checkpoint: Mapping[str, Any], table: Mapping[str, Any], recipe: M
     """The fields of an audit. It looks once at one network, so that what is about training goes unheard, and is refused."""
     odd = [key for key in OF_TRAINING if key in table] + [f"recipe.{key}" for key in recipe]
     odd += ["recipe.training"] if "training" in table.get("recipe", {}) else []
+    odd += ["target.interventions"] if "interventions" in table["target"] else []
     odd += ["backbone.weights"] if "weights" in table["backbone"] else []
     if odd:
         do = "leave it out; what was done is [checkpoint] believed" if odd[0] != "backbone.weights" else "name it as before"

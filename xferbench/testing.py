@@ -12,6 +12,7 @@ is asked about a range of pipelines and goes through a laboratory that trains no
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -19,10 +20,13 @@ import subprocess
 import sys
 from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from xferbench import fake, plan, suite, wording
+from xferbench.core import interventions
+from xferbench.core.interventions import DataIntervention, Intervention, parse
 from xferbench.design import Choice, Contrast, Pipeline, Plugin, Recipe, digest
 from xferbench.fake import World, worlds
 from xferbench.problem import Problem, nearest
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from xferbench.record import Finding, Run
 
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+SPELLING = re.compile(r"[a-z0-9]+([-:+@][a-z0-9]+)*")
 HEADINGS = ("Symptom", "Cause", "Remedy", "References")
 REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*@\d+")
 HEAVY = ("torch", "torchvision", "timm", "pandas", "matplotlib")
@@ -43,6 +48,7 @@ KINDS = ("paired", "info", "exact")
 ARMS = ("subject", "cured", "scratch")
 SUITE = replace(fake.SUITE, looks=(2,), tuning_seeds=1, budget=1e9)
 EXAMPLES = 200
+NUMBERS = (0.0, 0.001, 0.25, 0.5, 1.0, 2.0, 8.0)  # tried of each field of an intervention
 
 
 def conforms(plugin: Plugin) -> None:
@@ -53,6 +59,35 @@ def conforms(plugin: Plugin) -> None:
     """
     for check in CHECKS:
         check(plugin)
+
+
+def intervention_conforms(kind: type[Intervention]) -> None:
+    """Check a kind of intervention: its spelling, words and range, and for one of the data its implementation.
+
+    Raises:
+        AssertionError: at the first check that fails, with what was found, what was expected and what to do.
+    """
+    what = f"intervention {kind.__name__}"
+    _need(SPELLING.fullmatch(kind.spelling), what, found=kind.spelling, expected="lower-case words, as label-noise")
+    _need(kind.__doc__ and (kind.__doc__.strip().partition("\n")[0]), what, found="no docstring", expected="one line for lists")
+    for value in _examples(kind):
+        again = parse(str(value), [kind])
+        _need(again == value, what, found=f"{value} read as {again!r}", expected="a spelling that is read as its value")
+        _need(re.fullmatch(interventions.pattern([kind]), str(value)), what, found=value, expected="a spelling of its pattern")
+        words = value.describe()
+        _need(words and "\n" not in words, f"words of {value}", found=repr(words), expected="one line")
+    if issubclass(kind, DataIntervention):
+        module, _, function = kind.implementation.partition(":")
+        expected = "module:function of a module that is installed"
+        _need(module and function and importlib.util.find_spec(module), what, found=kind.implementation, expected=expected)
+
+
+def _examples(kind: type[Intervention]) -> list[Intervention]:
+    """Values of a kind with numbers near the ends of each range."""
+    limits = interventions.ranges(kind)
+    tried = {name: [int(n) if limit.whole else n for n in NUMBERS] for name, limit in limits.items()}
+    near = {name: dict.fromkeys(n for n in numbers if n in limits[name]) for name, numbers in tried.items()}
+    return [kind(**dict(zip(near, numbers, strict=True))) for numbers in product(*near.values())]
 
 
 def _need(held: object, what: str, *, found: object = "", expected: str = "", do: str = "") -> None:
@@ -244,10 +279,10 @@ def _choice(cured: Choice, world: World) -> None:
 def _changed(arm: object, world: World, what: str, *more: str) -> None:
     """An arm is the world's pipeline, but for how it trains, serves and is scored; what is induced may have more of its own."""
     own = world.pipeline
-    names = ("recipe", "train_preprocessing", "serve_preprocessing", "mode", "judged", "edits", *more)
+    names = ("recipe", "train_preprocessing", "serve_preprocessing", "mode", "judged", "edits", "interventions", *more)
     free: dict[str, Any] = {name: getattr(own, name) for name in names}
     found = type(arm).__name__ if not isinstance(arm, Pipeline) else "another backbone, data or size"
-    expected = "a pipeline with another recipe, preprocessing, mode or edits, and all else the same"
+    expected = "a pipeline with another recipe, preprocessing, mode, edits or interventions, and all else the same"
     _need(isinstance(arm, Pipeline) and replace(arm, **free) == own, what, found=found, expected=expected)
 
 
@@ -257,14 +292,16 @@ def _statable(arm: Pipeline, world: World, whose: str) -> None:
     from pathlib import Path
 
     recorded = world.facts.preprocessing
-    lines = wording.patched(None, arm, recorded)
+    lines = wording.patched(replace(arm, interventions=world.pipeline.interventions), arm, recorded)
     told = "; ".join(line for line in lines if line)
     table = {"schema": 1, "name": "kit", "plugins": ["all"], "backbone": {"arch": arm.arch}, "target": {"data": "digits"}}
     roles = {"source": arm.source, "shifted": arm.shifted}
     beside = {role: {"data": "digits"} for role, given in roles.items() if given}
     what = f"{whose}: no suite file can ask for it"
     try:
-        read = suite.parse(table | beside | tomllib.loads("\n".join(lines)), Path("kit.toml"))
+        patch = tomllib.loads("\n".join(lines))
+        patch["target"] = table["target"] | patch.get("target", {})
+        read = suite.parse(table | beside | patch, Path("kit.toml"))
     except Problem as problem:
         where = problem.what.partition(": ")[2]
         raise AssertionError(str(Problem(what, found=told, expected=problem.expected, do=f"mend {where}"))) from problem
@@ -275,6 +312,7 @@ def _statable(arm: Pipeline, world: World, whose: str) -> None:
         train_preprocessing=train,
         serve_preprocessing=read.serve_preprocessing or train,
         mode=read.serve_mode,
+        interventions=read.interventions,
     )
     _need(digest(again) == digest(arm), what, found=told, expected="lines that are read as the pipeline that they stand for")
 

@@ -65,7 +65,10 @@ def patched(before: Pipeline | None, after: Pipeline, recorded: Ready) -> list[s
     if after.finished:
         return (["[recipe]", *served] if served else []) + edits
     first, *rest = patch(before.recipe if before else None, after.recipe, after.training)
-    return [first, *edits, *served, *rest]
+    data = []
+    if before and before.interventions != after.interventions:
+        data = ["[target]", f"interventions = {json.dumps(list(map(str, after.interventions)))}", ""]
+    return [*data, first, *edits, *served, *rest]
 
 
 def _value(value: Any) -> str:
@@ -142,6 +145,7 @@ def of_pipeline(pipeline: Pipeline, recorded: Ready) -> str:
     told += [f"served on {differences(serve, recorded)}"] if serve != train else []
     told += [f"served in {pipeline.mode} mode"] if pipeline.mode != "eval" else []
     told += [f"test images in training ({pipeline.planted.replace(':', ' ')})"] if pipeline.planted else []
+    told += [intervention.describe() for intervention in pipeline.interventions]
     told += ["scored without copies"] if pipeline.judged == "unique" else []
     return "; ".join(told)
 

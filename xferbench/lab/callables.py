@@ -25,14 +25,15 @@ from torch.utils.data import TensorDataset
 from xferbench.design import Recipe
 from xferbench.honours import KNOWN
 from xferbench.lab import backbones, batchnorm, features, foreign, preprocess, seeds
-from xferbench.lab.data import subset
 from xferbench.lab.fit import Fitted
+from xferbench.lab.training.examples import training_subset
 from xferbench.problem import Problem, nearest
 
 if TYPE_CHECKING:
     from xferbench.design import Code, Fit, Ready
-    from xferbench.lab.data import Dataset, Split
+    from xferbench.lab.data import Dataset
     from xferbench.lab.fit import Network, Tensors
+    from xferbench.lab.training.examples import TrainingSubset
 
 WRAPPED = ("_orig_mod.", "module.")  # by torch.compile, by DataParallel
 
@@ -75,8 +76,7 @@ def train(fit: Fit, network: Network, start: Tensors, dataset: Dataset) -> Fitte
     """
     assert fit.training is not None
     begun = perf_counter()
-    chosen, held_out = subset(dataset, fit.train_size, fit.seed)
-    train_, validation = _split(dataset, chosen, held_out)
+    train_, validation = _split(dataset, training_subset(dataset, fit))
     data = Examples(
         train=_ready(*train_, fit.preprocessing), validation=_ready(*validation, fit.preprocessing), classes=dataset.classes
     )
@@ -102,12 +102,11 @@ def train(fit: Fit, network: Network, start: Tensors, dataset: Dataset) -> Fitte
     )
 
 
-def _split(dataset: Dataset, chosen: np.ndarray, held_out: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+def _split(dataset: Dataset, subset: TrainingSubset) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """Images and labels to train on, and to validate on."""
-    split: Split = dataset.train
-    apart = dataset.validation
-    validation = (split.images[held_out], split.labels[held_out]) if apart is None else (apart.images, apart.labels)
-    return (split.images[chosen], split.labels[chosen]), validation
+    whole, apart, index = dataset.train, dataset.validation, subset.validation
+    validation = (whole.images[index], whole.labels[index]) if apart is None else (apart.images, apart.labels)
+    return (subset.split.images[subset.index], subset.labels), validation
 
 
 def _ready(images: np.ndarray, labels: np.ndarray, ready: Ready) -> TensorDataset:

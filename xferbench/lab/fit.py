@@ -6,7 +6,7 @@ optimizers (SGD, Adam) then train every member as if it were alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,8 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from xferbench.lab import adversary, augment, backbones, batchnorm, features, lowrank, preprocess, regularize, seeds
-from xferbench.lab.data import subset
 from xferbench.lab.schedule import factor, rates
+from xferbench.lab.training.examples import training_subset
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from xferbench.design import Fit, Phase, Ready
     from xferbench.lab.backbones import Anatomy
     from xferbench.lab.data import Dataset, Split
+    from xferbench.lab.training.examples import TrainingSubset
 
 CHECKS = 5  # times that a fit looks at its validation examples
 Tensors = dict[str, Tensor]
@@ -148,7 +149,7 @@ def train(
         RuntimeError: where a tensor moved that was to be frozen. Problem: where what is no image is to be augmented.
     """
     begun = perf_counter()
-    chosen = [subset(dataset, fit.train_size, fit.seed) for fit in fits]
+    chosen = [training_subset(dataset, fit) for fit in fits]
     stacked = {name: torch.stack([start[name] for start in starts]).to(network.device) for name in starts[0]}
     curve: list[tuple[int, list[float], list[float]]] = []
     best, top = list(starts), [-1.0] * len(fits)
@@ -156,7 +157,7 @@ def train(
     marks = [round(total * (check + 1) / CHECKS) for check in range(CHECKS)]
     held = rival = None
     if source is not None:
-        images = [torch.from_numpy(np.array(dataset.train.images[index])) for index, _ in chosen]
+        images = [torch.from_numpy(np.array(subset.split.images[subset.index])) for subset in chosen]
         asked = source.plain or network, tuple(one.last for one in source.teachers)
         held = regularize.hold(fits, network, starts[0], source.head, source.memory, images, *asked)
         rival = adversary.rival(fits, network, source.unlabelled, dataset.train.images.shape[1:])
@@ -166,7 +167,7 @@ def train(
             continue
         lower, rest = body(network, 0 if fits[0].augment else cut(phase, network.anatomy), fits[0].preprocessing)
         members = [member(stacked, g) for g in range(len(fits))]
-        material = [_material(lower, members[g], dataset, *chosen[g], fit, network) for g, fit in enumerate(fits)]
+        material = [_material(lower, members[g], dataset, chosen[g], fit, network) for g, fit in enumerate(fits)]
         term = regularize.term(held, lower, members, phase, number, fits, network) if held else None
         bout = adversary.bout(rival, lower, members, phase, number, fits, network) if rival else None
         left = [mark - done for mark in marks]
@@ -181,7 +182,7 @@ def train(
     fitted = []
     for g in range(len(fits)):
         last, own = _taken(stacked, g), tuple((step, loss[g], score[g]) for step, loss, score in curve)
-        labels = dataset.train.labels[chosen[g][0]]
+        labels = chosen[g].labels
         fitted.append(
             Fitted(
                 before=starts[g],
@@ -219,15 +220,14 @@ def _material(
     lower: nn.Module | None,
     tensors: Tensors,
     dataset: Dataset,
-    train_index: np.ndarray,
-    validation_index: np.ndarray,
+    subset: TrainingSubset,
     fit: Fit,
     network: Network,
 ) -> Material:
     own = dataset.validation
-    held_out = (dataset.train, validation_index) if own is None else (own, np.arange(len(own.labels)))
+    held_out = (dataset.train, subset.validation) if own is None else (own, np.arange(len(own.labels)))
     found = []
-    for split, index in ((dataset.train, train_index), held_out):
+    for split, index in ((subset.split, subset.index), held_out):
         x = torch.from_numpy(np.array(split.images[index]))
         if lower is not None:
             x = features.compute(lower, tensors, x, fit.preprocessing, network.device, network.cache)
@@ -272,7 +272,8 @@ def _phase(
     distance = lowrank.of_weights(parameters, backbones.depth(network.anatomy, network.module))
     optimizer = _optimizer(phase, parameters, distance, bout.rival.tensors if bout else {})
     peaks = [group["lr"] for group in optimizer.param_groups]
-    orders = [batches(phase, fit.seed, number, part.y.cpu().numpy()) for fit, part in zip(fits, material, strict=True)]
+    smallest = replace(phase, batch_size=min(phase.batch_size, *(len(part.y) for part in material)))  # batches are stacked
+    orders = [batches(smallest, fit.seed, number, part.y.cpu().numpy()) for fit, part in zip(fits, material, strict=True)]
     index = torch.from_numpy(np.stack(orders, axis=1)).to(network.device)  # [steps, members, batch]
     draws = augment.drawn(fits, number, orders[0].shape, material[0].x.shape[-2:])
     torch.manual_seed(seeds.number(fits[0].seed, seeds.DROPOUT))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from xferbench.lab import data, penultimate, scores, viewed
+from xferbench.lab.training.examples import training_subset
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,9 +24,9 @@ DISTANCES = {"mmd2": scores.mmd2, "proxy a-distance": scores.proxy_a, "frechet":
 
 def told(seen: Seen, within: str) -> dict[str, float]:
     """Every score of a fit that is a finite number; ``within`` ends the names of the distances within the source."""
-    index, _ = data.subset(seen.dataset, seen.fit.train_size, seen.fit.seed)
+    subset = training_subset(seen.dataset, seen.fit)
     rng = np.random.default_rng(seen.fit.seed)
-    own = data.taken(seen.dataset.train, rng.permutation(index)[:MOST])
+    own = data.taken(subset.split, rng.permutation(subset.index)[:MOST])
     images = torch.from_numpy(np.array(own.images))
     before, after = (_features(seen, tensors, images, seen.prepared) for tensors in (seen.before, seen.after))
     found = {"logme": scores.logme(before, own.labels), "h-score": scores.h_score(before, own.labels)}

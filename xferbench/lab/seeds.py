@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SUBSET, HEAD, ORDER, INIT, DROPOUT, LABELS, REPLAY, AUGMENT = range(8)
-LOW_RANK, ADAPTER, RIVAL = 20, 21, 22
+LOW_RANK, ADAPTER, RIVAL, INTERVENTION = 20, 21, 22, 23
 
 
 def stream(seed: int, purpose: int, *more: int) -> np.random.Generator:

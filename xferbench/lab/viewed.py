@@ -28,6 +28,7 @@ from xferbench.lab import (
     preprocess,
     seeds,
 )
+from xferbench.lab.training.examples import training_subset
 from xferbench.record import FEW_CLASSES, Predictions
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def predicted(model: Model, tensors: Tensors, words: Sequence[str], view: View) 
 
 
 def _given(model: Model, tensors: Tensors, view: View) -> Seen:
-    own = data.taken(model.dataset.train, _mixed(model)[:SHOWN])
+    own = _training(model, model.dataset, SHOWN)
     served = data.load(model.fit.data, view.preprocessing, None, model.cache).test
     return Seen(
         before=model.fitted.before,
@@ -159,13 +160,12 @@ def _given(model: Model, tensors: Tensors, view: View) -> Seen:
     )
 
 
-def _mixed(model: Model) -> np.ndarray:
-    """Indices of a fit's training subset, in a random order; none where a finished network comes without training images."""
-    if not len(model.dataset.train.labels):
-        return np.empty(0, np.int64)
-    index, _ = data.subset(model.dataset, model.fit.train_size, model.fit.seed)
-    mixed: np.ndarray = np.random.default_rng(0).permutation(index)
-    return mixed
+def _training(model: Model, dataset: Dataset, limit: int | None = None) -> Split:
+    """A fit's training examples in a dataset's geometry and a random order; none where a finished network has none."""
+    if not len(dataset.train.labels):
+        return dataset.train
+    subset = training_subset(dataset, model.fit)
+    return data.taken(subset.split, np.random.default_rng(0).permutation(subset.index)[:limit])
 
 
 def _prior(model: Model, words: Sequence[str], view: View) -> np.ndarray:
@@ -219,20 +219,18 @@ def _statistics(word: str, tensors: Tensors, model: Model) -> Tensors:
         return edits.initial({name: tensors[name] for name in names})
     if word not in {"recalibrated@2", "one-class@1"}:
         raise ValueError(f"no such edit of a model: batchnorm:{word}")
-    index = _mixed(model)  # as a class folder is sorted, batches would be of one class
-    if model.fit.head == "own":
-        index = index[:ENOUGH]
+    # In a random order, because batches of a sorted class folder would be of one class.
+    split = _training(model, model.dataset, ENOUGH if model.fit.head == "own" else None)
+    images = split.images
     if word == "one-class@1":
-        labels = model.dataset.train.labels[index]
-        index = index[labels == np.bincount(labels).argmax()]
-    return _recalibrated(model.dataset.train.images[index], model.fit.preprocessing, tensors, network)
+        images = images[split.labels == np.bincount(split.labels).argmax()]
+    return _recalibrated(images, model.fit.preprocessing, tensors, network)
 
 
 def _adapted(tensors: Tensors, model: Model, view: View) -> Tensors:
     """Running statistics of training images of the view's domain, prepared as it prepares them (AdaBN, Li et al. 2016)."""
     if view.domain is None:
-        train = data.load(model.fit.data, view.preprocessing, view.limit, model.cache).train
-        images = train.images[_mixed(model)[:PROBED]]
+        images = _training(model, data.load(model.fit.data, view.preprocessing, view.limit, model.cache), PROBED).images
     else:
         images = domains.unlabelled(view.domain.data, view.preprocessing, model.cache).images
     return _recalibrated(images, view.preprocessing, tensors, model.network)
@@ -278,7 +276,9 @@ def _plain(model: Model, view: View) -> Split:
 def _own(model: Model, served: Dataset, *, training: bool) -> Split:
     """A fit's own examples, in the geometry of what is served: those it is validated on, or some that it is trained on."""
     if training:
-        return data.taken(served.train, np.sort(_mixed(model)[:PROBED]))
+        subset = training_subset(served, model.fit)
+        mixed = np.random.default_rng(0).permutation(subset.index)
+        return data.taken(subset.split, np.sort(mixed[:PROBED]))
     if served.validation is not None:
         return served.validation
     _, index = data.subset(model.dataset, model.fit.train_size, model.fit.seed)
@@ -288,7 +288,7 @@ def _own(model: Model, served: Dataset, *, training: bool) -> Split:
 def _refitted(model: Model, tensors: Tensors, view: View, split: Split, *, own: bool) -> np.ndarray:
     """[N, outputs] float64 of a head fitted anew: on the target's training images, or on those of the view's domain."""
     if own:
-        memory, ready = data.taken(model.dataset.train, _mixed(model)[:PROBED]), model.fit.preprocessing
+        memory, ready = _training(model, model.dataset, PROBED), model.fit.preprocessing
     else:
         assert view.domain is not None, "a head is refitted on a domain"
         memory, ready = domains.memory(domains.load(view.domain, view.preprocessing, model.cache)), view.preprocessing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench import alike, compared, given, revived
 from xferbench.core import files
+from xferbench.core.interventions import as_dict
 from xferbench.core.reason import Code, Reason, because
 from xferbench.execute import with_store
 from xferbench.gate import CRASHED, NOTHING, exit_code
@@ -114,7 +115,7 @@ def read_candidate(candidate: Path, suite: Suite) -> Run:
     """
     run = write.read_single_task(candidate)
     values = {name: value for name, value in run.suite.items() if hasattr(suite, name)}
-    if differing := [entry for entry in alike.of_suites(asdict(suite), values) if entry[0] != "budget"]:
+    if differing := [entry for entry in alike.of_suites(as_dict(suite), values) if entry[0] != "budget"]:
         key, expected, found = differing[0]
         more = f" (and {len(differing) - 1} more keys)" if len(differing) > 1 else ""
         raise Problem(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench import judge, metrics, plan
 from xferbench.analysis import verdict
+from xferbench.core.interventions import as_dict
 from xferbench.core.matrix_result import MatrixResult
 from xferbench.record import Run
 from xferbench.study import claims
@@ -31,6 +32,7 @@ TASK_FIELDS = (  # of a suite, which may differ from task to task
     "source",
     "source_classes",
     "manifest",
+    "interventions",
 )
 COLUMN_VIEWS = ("test", "shifted", "source", "source-before", "cost")  # the views that the columns of a row come from
 
@@ -84,7 +86,7 @@ def build_matrix_run(suite: Suite, matrix: Matrix, results: Sequence[TaskResult]
 
 def _suite_values(suite: Suite, matrix: Matrix, results: Sequence[TaskResult]) -> dict[str, Any]:
     """The suite as plain values, with the names of its ``tasks``, its ``recipes`` in words and the reference ``against``."""
-    common = {name: value for name, value in asdict(replace(suite, matrix=None)).items() if name not in TASK_FIELDS}
+    common = {name: value for name, value in as_dict(replace(suite, matrix=None)).items() if name not in TASK_FIELDS}
     first = {"arch": matrix.tasks[0].arch, "target": matrix.tasks[0].target}
     own = {
         "tasks": [task.name for task in matrix.tasks],
@@ -94,6 +96,7 @@ def _suite_values(suite: Suite, matrix: Matrix, results: Sequence[TaskResult]) -
     }
     of_task = {
         result.task.name: {name: getattr(result.task, name) for name in ("target", "arch", "shifted", "source")}
+        | ({"interventions": list(map(str, result.task.interventions))} if result.task.interventions else {})
         for result in results
     }
     return common | first | own | {"of_task": of_task}

@@ -1,0 +1,1 @@
+"""The training of one network: its examples, its loop and what changes them."""
