@@ -105,13 +105,23 @@ class DataIntervention(Intervention):
     implementation: ClassVar[str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelNoise(DataIntervention):
+    """A share of the training labels is wrong: each is replaced by another class, drawn with equal chance."""
+
+    spelling: ClassVar[str] = "label-noise"
+    words: ClassVar[str] = "{rate:.0%} of the training labels wrong"
+    implementation: ClassVar[str] = "xferbench.lab.training.label_noise:corrupt_labels"
+    rate: float = number(low=0, low_open=True, high=1)
+
+
 K = TypeVar("K", bound=Intervention)
 REQUIREMENTS: Mapping[str, str] = {
     "source": "a [source]",
     "shifted": "a [shifted]",
 }
 BUILT_IN: Mapping[type[Intervention], tuple[type[Intervention], ...]] = {
-    DataIntervention: (),
+    DataIntervention: (LabelNoise,),
 }
 
 
