@@ -115,13 +115,23 @@ class LabelNoise(DataIntervention):
     rate: float = number(low=0, low_open=True, high=1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassImbalance(DataIntervention):
+    """The training images have a long tail: the first class has ``ratio`` times as many as the last, which has at least one."""
+
+    spelling: ClassVar[str] = "class-imbalance"
+    words: ClassVar[str] = "training classes from most to fewest images {ratio:g} to 1"
+    implementation: ClassVar[str] = "xferbench.lab.training.class_imbalance:thin_classes"
+    ratio: float = number(low=1, low_open=True)
+
+
 K = TypeVar("K", bound=Intervention)
 REQUIREMENTS: Mapping[str, str] = {
     "source": "a [source]",
     "shifted": "a [shifted]",
 }
 BUILT_IN: Mapping[type[Intervention], tuple[type[Intervention], ...]] = {
-    DataIntervention: (LabelNoise,),
+    DataIntervention: (LabelNoise, ClassImbalance),
 }
 
 
