@@ -11,13 +11,15 @@ torch = pytest.importorskip("torch")
 
 from test_data import make_npz  # noqa: E402
 from test_fit import BRIEF, READY, make_fit, make_trial, make_world, same  # noqa: E402
+from test_fit import regularizer as regularizer_of  # noqa: E402
 
+from xferbench.core.interventions import HEAD_ONLY, Augmentation, Head, Trainable  # noqa: E402
 from xferbench.design import Phase  # noqa: E402
 from xferbench.lab import adversary, answer, data, domains, fit  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
 
-PROBE = Phase(trainable="head", batchnorm="eval", lr=1e-2, **BRIEF)
-TOP = Phase(trainable="top:1", batchnorm="train-above", **BRIEF)
+PROBE = Phase(trainable=HEAD_ONLY, batchnorm="eval", lr=1e-2, **BRIEF)
+TOP = Phase(trainable=Trainable.parse("top:1"), batchnorm="train-above", **BRIEF)
 SGD = {"optimizer": "sgd", "weight_decay": 0.0, "schedule": "constant", "batchnorm": "eval"}
 
 
@@ -38,7 +40,7 @@ def one_thread():
 
 
 def rivalled(world, word, *phases, **more):
-    return make_fit(world, *phases, regularizer=word, unlabelled=world.other, **more)
+    return make_fit(world, *phases, regularizer=regularizer_of(word), unlabelled=world.other, **more)
 
 
 def prepared(world, *fits):
@@ -53,7 +55,7 @@ def trained(world, *fits):
 
 
 @pytest.mark.parametrize("phases", [(Phase(**BRIEF),), (PROBE, Phase(batchnorm="ghost:4", **BRIEF)), (TOP,), (PROBE,)])
-@pytest.mark.parametrize("more", [{}, {"augment": "flip+crop", "head": "mlp:6"}])
+@pytest.mark.parametrize("more", [{}, {"augment": Augmentation.parse("flip+crop"), "head": Head.parse("mlp:6")}])
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_with_no_strength_it_is_plain_training_bit_for_bit(world, phases, more, seeds):
     plain = trained(world, *(make_fit(world, *phases, seed=seed, **more) for seed in range(seeds)))
@@ -70,7 +72,7 @@ def test_the_network_stays_plain_and_some_strength_moves_it_elsewhere(world):
     assert found.curve[0][1] == plain.curve[0][1], "at the first step the strength is none, and a curve is of the labels alone"
 
 
-@pytest.mark.parametrize("more", [{}, {"augment": "flip"}, {"head": "mlp:6:0"}])
+@pytest.mark.parametrize("more", [{}, {"augment": Augmentation.parse("flip")}, {"head": Head.parse("mlp:6:0")}])
 def test_members_in_lock_step_are_as_if_each_were_alone(world, more):
     fits = [rivalled(world, "dann:1", Phase(lr=1e-3, **SGD | BRIEF), seed=seed, **more) for seed in range(2)]
     for together, one in zip(trained(world, *fits), fits, strict=True):

@@ -11,12 +11,13 @@ torch = pytest.importorskip("torch")
 
 from test_fit import BRIEF, PLACE, READY, make_fit, make_trial, make_world  # noqa: E402
 
+from xferbench.core.interventions import HEAD_ONLY, Regularizer  # noqa: E402
 from xferbench.design import Model, Phase, Trial  # noqa: E402
 from xferbench.engines import local  # noqa: E402
 from xferbench.lab import answer, backbones, data, fit, preprocess, reading, viewed  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
 
-PROBE = Phase(trainable="head", batchnorm="eval", lr=1e-2, **BRIEF)
+PROBE = Phase(trainable=HEAD_ONLY, batchnorm="eval", lr=1e-2, **BRIEF)
 
 
 @pytest.fixture(scope="module")
@@ -361,7 +362,10 @@ def test_a_teacher_is_trained_once_and_recalled_for_each_student(world, tmp_path
     ask(world, *map(make_trial, teachers), cache=tmp_path)
     seen, real = [], fit.train
     monkeypatch.setattr(fit, "train", lambda fits, *rest: seen.append(tuple(fits)) or real(fits, *rest))
-    students = tuple(make_fit(world, init="random", regularizer="distill:0.5", seed=one.seed, teacher=one) for one in teachers)
+    students = tuple(
+        make_fit(world, init="random", regularizer=Regularizer.parse("distill:0.5"), seed=one.seed, teacher=one)
+        for one in teachers
+    )
     records, trained = ask(world, *map(make_trial, students), cache=tmp_path)
     assert (seen, trained) == ([students], 2)
     assert not any(record.error for record in records)
@@ -372,7 +376,7 @@ def test_a_teacher_is_trained_once_and_recalled_for_each_student(world, tmp_path
 
 def test_what_a_student_cost_has_its_teachers_training_too(world, tmp_path):
     teacher = make_fit(world, PROBE)
-    student = make_fit(world, init="random", regularizer="distill:0.5", teacher=teacher)
+    student = make_fit(world, init="random", regularizer=Regularizer.parse("distill:0.5"), teacher=teacher)
     (taught,), _ = ask(world, make_trial(student), cache=tmp_path)
     (teaching,), _ = ask(world, make_trial(teacher), cache=tmp_path)
     (own,), _ = answer._fitted([student], make_trial(student), tmp_path)
@@ -381,6 +385,6 @@ def test_what_a_student_cost_has_its_teachers_training_too(world, tmp_path):
 
 def test_a_teacher_that_diverged_is_an_error_of_its_students(world, tmp_path):
     teacher = make_fit(world, replace(PROBE, lr=1e38, optimizer="sgd"))
-    student = make_fit(world, init="random", regularizer="distill:0.5", teacher=teacher)
+    student = make_fit(world, init="random", regularizer=Regularizer.parse("distill:0.5"), teacher=teacher)
     (record,), _ = ask(world, make_trial(student), cache=tmp_path)
     assert "the teacher of this fit diverged" in record.error

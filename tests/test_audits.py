@@ -62,7 +62,7 @@ def test_no_arm_of_an_audit_trains_anything_and_each_can_be_told(audit):
     for arm in arms(audit, replace(FINISHED, believed=Recipe())):
         assert isinstance(arm, Pipeline)
         fit = plan.trial(arm, "test", 3, fake.PLACE).model.base
-        assert (fit.head, fit.phases, fit.seed) == ("own", (), 0)
+        assert (str(fit.head), fit.phases, fit.seed) == ("own", (), 0)
         assert of_pipeline(arm, FACTS.preprocessing)
 
 

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from xferbench import watched  # noqa: E402
+from xferbench.core.interventions import HEAD_ONLY, Trainable  # noqa: E402
 from xferbench.design import Phase, Recipe  # noqa: E402
 from xferbench.lab import backbones, beliefs  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
@@ -35,24 +36,28 @@ HEAD = {"fc.weight", "fc.bias"}
 )
 def test_a_word_means_what_it_means_in_a_suite(word, expected):
     net = make_net()
-    (found,) = beliefs.beliefs(net, [Phase(trainable=word)], "fc")
-    assert found.trainable == expected == backbones.trainable(backbones.anatomy(net, 8), net, word)
+    (found,) = beliefs.beliefs(net, [Phase(trainable=Trainable.parse(word))], "fc")
+    assert found.trainable == expected == backbones.trainable(backbones.anatomy(net, 8), net, Trainable.parse(word))
 
 
 @pytest.mark.parametrize("word", ["lora:4", "adapter:8"])
 def test_adapters_of_a_model_that_is_watched_are_its_own(word):
     with pytest.raises(Problem, match=r"are its own[\s\S]*what requires_grad says"):
-        beliefs.beliefs(make_net(), [Phase(trainable=word)], "fc", 8)
+        beliefs.beliefs(make_net(), [Phase(trainable=Trainable.parse(word))], "fc", 8)
 
 
 def test_layer_groups_are_those_of_the_anatomy():
     net = backbones.build("tiny-resnet", 3)
-    (found,) = beliefs.beliefs(net, [Phase(trainable="top:2")], beliefs.head(net), 32)
-    assert found.trainable == backbones.trainable(backbones.anatomy(net, 32), net, "top:2")
+    (found,) = beliefs.beliefs(net, [Phase(trainable=Trainable.parse("top:2"))], beliefs.head(net), 32)
+    assert found.trainable == backbones.trainable(backbones.anatomy(net, 32), net, Trainable.parse("top:2"))
 
 
 def test_phases_end_with_their_steps_and_the_last_lasts():
-    phases = [Phase(trainable="head", batchnorm="eval", steps=30), Phase(steps=10), Phase(trainable="norm", steps=5)]
+    phases = [
+        Phase(trainable=HEAD_ONLY, batchnorm="eval", steps=30),
+        Phase(steps=10),
+        Phase(trainable=Trainable.parse("norm"), steps=5),
+    ]
     found = beliefs.beliefs(make_net(), phases, "fc")
     assert [(one.last, one.moving) for one in found] == [(30, False), (40, True), (float("inf"), True)]
     assert [one.moving for one in beliefs.beliefs(make_net(), phases, "fc", batchnorm=False)] == [None] * 3
@@ -99,11 +104,11 @@ def test_a_network_shows_that_it_was_trained():
         ({"trainable": "head", "batchnorm": "eval"}, ["head"], True),
         ({"strategy": "lp-ft", "steps": 10}, ["head", "all"], True),
         ({"phases": [{"trainable": "head"}, {"batchnorm": "eval"}]}, ["head", "all"], True),
-        (Phase(trainable="norm"), ["norm"], True),
-        (Recipe(phases=(Phase(trainable="norm"), Phase())), ["norm", "all"], True),
+        (Phase(trainable=Trainable.parse("norm")), ["norm"], True),
+        (Recipe(phases=(Phase(trainable=Trainable.parse("norm")), Phase())), ["norm", "all"], True),
     ],
 )
 def test_a_recipe_is_told_in_any_of_its_forms(recipe, words, batchnorm):
     made, said = watched.believed(recipe)
-    assert ([phase.trainable for phase in made.phases], said) == (words, batchnorm)
+    assert ([str(phase.trainable) for phase in made.phases], said) == (words, batchnorm)
     assert watched.believed(None) == (None, True)

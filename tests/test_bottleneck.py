@@ -14,12 +14,13 @@ from test_fit import BRIEF, HEAD, double, make_fit, make_trial, moved, one_threa
 from torch import nn  # noqa: E402
 from torch.func import functional_call  # noqa: E402
 
+from xferbench.core.interventions import HEAD_ONLY, Trainable  # noqa: E402
 from xferbench.design import Model, Phase  # noqa: E402
 from xferbench.lab import answer, backbones, bottleneck, checkpoints, preprocess  # noqa: E402
 from xferbench.lab import fit as lab_fit  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
 
-ADAPTER = Phase(trainable="adapter:4", batchnorm="eval", optimizer="sgd", lr=3e-2, **BRIEF)
+ADAPTER = Phase(trainable=Trainable.parse("adapter:4"), batchnorm="eval", optimizer="sgd", lr=3e-2, **BRIEF)
 
 
 def adapted(model, side, rank=3):
@@ -101,7 +102,7 @@ def test_the_adapters_and_the_head_move_and_nothing_else(world):  # noqa: F811
     network, (start,), dataset = prepared(world, one)
     (found,) = lab_fit.train([one], network, [start], dataset)
     assert moved(found) == HEAD | backbones.kinds(network.anatomy, network.module)["adapter"]
-    (plain,) = trained(world, make_fit(world, Phase(trainable="head", batchnorm="eval", **BRIEF)))
+    (plain,) = trained(world, make_fit(world, Phase(trainable=HEAD_ONLY, batchnorm="eval", **BRIEF)))
     assert {name: found.before[name] for name in plain.before}.keys() == plain.before.keys() < found.before.keys()
 
 
@@ -118,7 +119,7 @@ def test_fits_trained_in_lock_step_are_as_if_each_were_alone(step, world, double
 
 
 def test_a_probe_before_them_is_computed_once_and_what_follows_trains_them_too(world, monkeypatch):  # noqa: F811
-    probe, rest = replace(ADAPTER, trainable="head"), replace(ADAPTER, trainable="top:1")
+    probe, rest = replace(ADAPTER, trainable=HEAD_ONLY), replace(ADAPTER, trainable=Trainable.parse("top:1"))
     one = make_fit(world, probe, ADAPTER, rest)
     (cut,) = trained(world, one)
     monkeypatch.setattr(backbones, "split", lambda *_: None)
@@ -164,9 +165,9 @@ def test_a_copy_of_the_network_adapts_by_tensors_of_its_own():
 
 def test_adapters_of_two_sizes_in_one_fit_are_refused():
     with pytest.raises(Problem, match="several sizes"):
-        bottleneck.rank([ADAPTER, replace(ADAPTER, trainable="adapter:8")])
-    assert bottleneck.rank([ADAPTER, replace(ADAPTER, trainable="head")]) == 4
-    assert bottleneck.rank([replace(ADAPTER, trainable="lora:4")]) == 0
+        bottleneck.rank([ADAPTER, replace(ADAPTER, trainable=Trainable.parse("adapter:8"))])
+    assert bottleneck.rank([ADAPTER, replace(ADAPTER, trainable=HEAD_ONLY)]) == 4
+    assert bottleneck.rank([replace(ADAPTER, trainable=Trainable.parse("lora:4"))]) == 0
 
 
 def test_a_network_without_a_place_is_refused():

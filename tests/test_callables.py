@@ -19,6 +19,7 @@ from test_probe import make_weights  # noqa: E402
 import xferbench  # noqa: E402
 from xferbench import cli, gate  # noqa: E402
 from xferbench.core import files  # noqa: E402
+from xferbench.core.interventions import HEAD_ONLY  # noqa: E402
 from xferbench.design import Phase  # noqa: E402
 from xferbench.engines import local  # noqa: E402
 from xferbench.lab import answer, backbones, callables, foreign, probe  # noqa: E402
@@ -346,7 +347,7 @@ def test_divergence_is_seen(written, world):
     assert fitted(world, written(TRAIN, "exploding")).diverged
 
 
-@pytest.mark.parametrize("phase", [Phase(trainable="head", **BRIEF), Phase(batchnorm="eval", **BRIEF)])
+@pytest.mark.parametrize("phase", [Phase(trainable=HEAD_ONLY, **BRIEF), Phase(batchnorm="eval", **BRIEF)])
 def test_code_that_moves_what_it_says_it_leaves_alone_is_a_crash(phase, written, world):
     with pytest.raises(foreign.Crashed, match="says that it honours trainable, batchnorm, but moved frozen"):
         fitted(world, written(TRAIN, "lying"), phase)

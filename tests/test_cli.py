@@ -342,7 +342,7 @@ def test_ls_lists_what_there_is(capsys):
     for word in ("batchnorm-drift", "quick", "torchvision:NAME", "tiny-resnet", "folder:DIR", "npz:FILE", "digits", "lp-ft"):
         assert word in out
     code, out, err = told(capsys, "ls", "--format", "json")
-    assert set(json.loads(out)) == {"plugins", "checks", "suites", "backbones", "datasets", "strategies"}
+    assert set(json.loads(out)) == {"plugins", "checks", "suites", "backbones", "datasets", "interventions", "strategies"}
     assert err == ""
 
 

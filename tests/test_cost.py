@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
+from xferbench.core.interventions import Trainable  # noqa: E402
 from xferbench.design import Phase, Preprocessing  # noqa: E402
 from xferbench.lab import backbones, bottleneck, cost  # noqa: E402
 
@@ -28,7 +29,7 @@ def network(adapters=0):
 
 
 def phases(*words, batchnorm="eval"):
-    return [Phase(trainable=word, batchnorm=batchnorm) for word in words]
+    return [Phase(trainable=Trainable.parse(word), batchnorm=batchnorm) for word in words]
 
 
 WHOLE = 108 + 4 + 216 + 6 + 8 + HEAD

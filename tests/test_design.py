@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xferbench.core.interventions import HEAD_ONLY, RANDOM_HEAD, Head
 from xferbench.design import (
     Data,
     Fit,
@@ -30,8 +31,8 @@ FIT = Fit(
     arch="tiny-resnet",
     init="pretrained",
     start=Weights(digest="ab" * 32, path="/one/place.safetensors"),
-    head="random",
-    phases=(Phase(trainable="head", batchnorm="eval", lr=1e-2), Phase(lr=1e-3, head_lr=3e-3, steps=75)),
+    head=RANDOM_HEAD,
+    phases=(Phase(trainable=HEAD_ONLY, batchnorm="eval", lr=1e-2), Phase(lr=1e-3, head_lr=3e-3, steps=75)),
     data=Data(digest="cd" * 32, spec="folder:/one/place"),
     train_size=200,
     preprocessing=Preprocessing(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
@@ -113,7 +114,7 @@ def test_where_a_content_lies_and_what_it_is_called_are_no_content(one, other):
     "changed",
     [
         {"seed": 4},
-        {"head": "zero"},
+        {"head": Head.parse("zero")},
         {"train_size": None},
         {"labels": "shuffled"},
         {"start": None},

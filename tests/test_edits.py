@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xferbench.core.interventions import Edit
 from xferbench.lab import edits
 
 HEAD = {"fc.weight": torch.arange(6.0).view(3, 2), "fc.bias": torch.tensor([1.0, 2.0, 3.0])}
@@ -50,13 +51,13 @@ def test_any_exchange_of_classes_is_found(order):
 
 
 def test_the_order_is_that_of_the_heads_rows():
-    told = edits.of_head("classes", "assigned@1", dict(HEAD), "fc", lambda: (np.eye(3)[[2, 0, 1]], np.arange(3)))
+    told = edits.of_head(Edit.parse("classes:assigned@1"), dict(HEAD), "fc", lambda: (np.eye(3)[[2, 0, 1]], np.arange(3)))
     assert told["fc.bias"].tolist() == [3.0, 1.0, 2.0]
     assert torch.equal(told["fc.weight"], HEAD["fc.weight"][[2, 0, 1]])
 
 
 def test_rotated_classes_are_wrong_everywhere():
-    told = edits.of_head("classes", "rotated", dict(HEAD), "fc", lambda: (np.empty(0), np.empty(0)))
+    told = edits.of_head(Edit.parse("classes:rotated"), dict(HEAD), "fc", lambda: (np.empty(0), np.empty(0)))
     assert told["fc.bias"].tolist() == [3.0, 1.0, 2.0]
 
 
@@ -70,14 +71,14 @@ def test_the_temperature_undoes_a_scale(scale):
 
 
 def test_a_temperature_divides_logits_and_changes_no_answer():
-    told = edits.of_head("temperature", "2", dict(HEAD), "fc", lambda: (np.empty(0), np.empty(0)))
+    told = edits.of_head(Edit.parse("temperature:2"), dict(HEAD), "fc", lambda: (np.empty(0), np.empty(0)))
     assert torch.equal(told["fc.weight"], HEAD["fc.weight"] / 2)
     assert torch.equal(told["fc.bias"], HEAD["fc.bias"] / 2)
 
 
 def test_an_order_that_is_not_known_is_refused():
-    with pytest.raises(ValueError, match="sorted"):
-        edits.of_head("classes", "sorted", dict(HEAD), "fc", lambda: (np.empty(0), np.empty(0)))
+    with pytest.raises(TypeError, match="head:probe"):
+        edits.of_head(Edit.parse("head:probe"), dict(HEAD), "fc", lambda: (np.empty(0), np.empty(0)))
 
 
 def test_fresh_statistics_are_those_of_a_fresh_layer():

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from xferbench import fake, looks, metrics, plan
+from xferbench.core.interventions import Regularizer
 from xferbench.design import Domain, Recipe
 from xferbench.plugins import batchnorm_drift, catastrophic_forgetting
 from xferbench.strategies import from_scratch
@@ -36,7 +37,11 @@ def test_answers_are_of_their_trial_and_the_same_each_time():
 
 
 def test_accuracies_go_with_content_and_not_with_the_seed():
-    values = {fake.by_content(trial(view, **more)) for view in ("test", "shifted") for more in ({}, {"regularizer": "l2-sp:1"})}
+    values = {
+        fake.by_content(trial(view, **more))
+        for view in ("test", "shifted")
+        for more in ({}, {"regularizer": Regularizer.parse("l2-sp:1")})
+    }
     assert len(values) == 4 and all(0.5 <= value <= 0.9 for value in values)
     assert fake.by_content(trial(seed=1)) == fake.by_content(trial(seed=2))
 
@@ -44,9 +49,13 @@ def test_accuracies_go_with_content_and_not_with_the_seed():
 @pytest.mark.parametrize(
     ("recipe", "change", "why"),
     [
-        ({"regularizer": "l2-sp:1", "init": "permuted"}, {}, "regularizer l2-sp:1 without pretrained weights"),
-        ({"regularizer": "replay:4"}, {"source": None}, "without a source"),
-        ({"regularizer": "ewc:4"}, {"source": Domain(data=fake.PIPELINE.target)}, "without a source"),
+        (
+            {"regularizer": Regularizer.parse("l2-sp:1"), "init": "permuted"},
+            {},
+            "regularizer l2-sp:1 without pretrained weights",
+        ),
+        ({"regularizer": Regularizer.parse("replay:4")}, {"source": None}, "without a source"),
+        ({"regularizer": Regularizer.parse("ewc:4")}, {"source": Domain(data=fake.PIPELINE.target)}, "without a source"),
         ({}, {"weights": None}, "init pretrained without pretrained weights"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from xferbench.core import files
+from xferbench.core.interventions import OWN_HEAD, RANDOM_HEAD
 from xferbench.design import Data, Finished, Fit, Model, Place, Preprocessing, Trial, View, Weights
 from xferbench.lab import answer, backbones, checkpoints, data, edits, finished, inputs, reading, small
 from xferbench.problem import Problem
@@ -40,7 +41,7 @@ def fit(after, before=BEFORE):
         arch="tiny-resnet",
         init="pretrained",
         start=weights(after),
-        head="own",
+        head=OWN_HEAD,
         phases=(),
         data=Data(digest="digits", spec="digits"),
         train_size=64,
@@ -178,4 +179,4 @@ def test_initial_statistics_touch_nothing_else():
 
 def test_a_fit_that_is_finished_has_a_key_of_its_own(after):
     one = fit(after)
-    assert len({asked(one).key, asked(replace(one, before=None)).key, asked(replace(one, head="random")).key}) == 3
+    assert len({asked(one).key, asked(replace(one, before=None)).key, asked(replace(one, head=RANDOM_HEAD)).key}) == 3

@@ -16,6 +16,7 @@ from test_data import make_npz  # noqa: E402
 from torch import nn  # noqa: E402
 
 from xferbench.core import files  # noqa: E402
+from xferbench.core.interventions import HEAD_ONLY, RANDOM_HEAD, ZERO_HEAD, Augmentation, Head, Regularizer, Trainable  # noqa: E402
 from xferbench.design import Fit, Model, Phase, Place, Preprocessing, Trial, View, Weights  # noqa: E402
 from xferbench.lab import VERSION, answer, backbones, checkpoints, data, features, fit, inputs, preprocess  # noqa: E402
 
@@ -32,7 +33,7 @@ def make_world(folder, **more):
     return SimpleNamespace(data=make_npz(folder / "d.npz", **more), cache=folder / "cache")
 
 
-def make_fit(world, *phases, seed=0, init="pretrained", head="random", **more):
+def make_fit(world, *phases, seed=0, init="pretrained", head=RANDOM_HEAD, **more):
     return Fit(
         arch="tiny-resnet",
         init=init,
@@ -45,6 +46,15 @@ def make_fit(world, *phases, seed=0, init="pretrained", head="random", **more):
         seed=seed,
         **more,
     )
+
+
+def regularizer(word):
+    """The value that a word spells, or None; a strength of 0, which no suite may ask for, is put in past its check."""
+    if not word.endswith(":0"):
+        return Regularizer.parse(word) if word else None
+    value = Regularizer.parse(word.removesuffix("0") + "1")
+    object.__setattr__(value, "weight" if hasattr(value, "weight") else "strength", 0.0)
+    return value
 
 
 def make_trial(one, **view):
@@ -100,7 +110,9 @@ OPTIMIZERS = ({"optimizer": "adamw"}, {"optimizer": "sgd", "lr": 1e-2})
 @pytest.mark.parametrize("trainable", ["all", "head", "top:1", "norm"])
 def test_fits_trained_in_lock_step_are_as_if_each_were_alone(trainable, batchnorm, world, double):
     # In float64 and to 1e-8. In float32 they are as near as rounding lets them: small ghost batches amplify it a millionfold.
-    phase = Phase(trainable=trainable, batchnorm=batchnorm, **OPTIMIZERS[len(trainable + batchnorm) % 2], **BRIEF)
+    phase = Phase(
+        trainable=Trainable.parse(trainable), batchnorm=batchnorm, **OPTIMIZERS[len(trainable + batchnorm) % 2], **BRIEF
+    )
     fits = [make_fit(world, phase, seed=seed, init="permuted") for seed in range(3)]
     network, starts, dataset = prepared(world, *fits)
     starts = [double(start) for start in starts]
@@ -113,7 +125,14 @@ def test_fits_trained_in_lock_step_are_as_if_each_were_alone(trainable, batchnor
     assert not same(together[0].last, together[1].last)
 
 
-@pytest.mark.parametrize("changes", [{"augment": "flip+crop"}, {"head": "mlp:6:0"}, {"head": "mlp:6:0", "augment": "crop"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"augment": Augmentation.parse("flip+crop")},
+        {"head": Head.parse("mlp:6:0")},
+        {"head": Head.parse("mlp:6:0"), "augment": Augmentation.parse("crop")},
+    ],
+)
 def test_so_are_those_with_a_head_of_two_layers_or_augmented_images(changes, world, double):
     fits = [make_fit(world, Phase(optimizer="sgd", lr=1e-2, **BRIEF), seed=seed, **changes) for seed in range(3)]
     network, starts, dataset = prepared(world, *fits)
@@ -134,7 +153,7 @@ def test_in_float32_a_group_is_its_members_within_rounding(world):
 @pytest.mark.parametrize("trainable", ["all", "lora:4", "adapter:4"])
 def test_in_bfloat16_as_on_an_accelerator_a_group_is_its_members_within_its_precision(trainable, world, monkeypatch):
     monkeypatch.setattr(features, "precision", lambda device: torch.autocast(device.type, torch.bfloat16))
-    phase = Phase(trainable=trainable, steps=2, batch_size=8)
+    phase = Phase(trainable=Trainable.parse(trainable), steps=2, batch_size=8)
     fits = [make_fit(world, phase, seed=seed) for seed in range(2)]
     coarse = trained(world, *fits)
     for found, one in zip(coarse, fits, strict=True):
@@ -191,7 +210,7 @@ def test_dropout_is_the_same_each_time_and_another_for_each_member(world):
 @pytest.mark.parametrize("trainable", ["head", "top:1", "top:3"])
 def test_training_on_cached_activations_is_training_the_whole_network(trainable, world, monkeypatch):
     # With SGD, since Adam makes a step of full size out of the rounding of a gradient that is nearly zero.
-    one = make_fit(world, Phase(trainable=trainable, batchnorm="eval", optimizer="sgd", lr=1e-2, **BRIEF))
+    one = make_fit(world, Phase(trainable=Trainable.parse(trainable), batchnorm="eval", optimizer="sgd", lr=1e-2, **BRIEF))
     (cut,) = trained(world, one)
     monkeypatch.setattr(backbones, "split", lambda *_: None)
     (whole,) = trained(world, one)
@@ -201,9 +220,9 @@ def test_training_on_cached_activations_is_training_the_whole_network(trainable,
 
 
 def test_dropout_below_the_cut_is_off_whether_or_not_the_network_can_be_parted(world, monkeypatch):
-    (cut,) = noisy(world, [0], trainable="head", batchnorm="eval", optimizer="sgd")
+    (cut,) = noisy(world, [0], trainable=HEAD_ONLY, batchnorm="eval", optimizer="sgd")
     monkeypatch.setattr(backbones, "split", lambda *_: None)
-    (whole,) = noisy(world, [0], trainable="head", batchnorm="eval", optimizer="sgd")
+    (whole,) = noisy(world, [0], trainable=HEAD_ONLY, batchnorm="eval", optimizer="sgd")
     torch.testing.assert_close(cut.last, whole.last)
 
 
@@ -219,7 +238,7 @@ def test_dropout_below_the_cut_is_off_whether_or_not_the_network_can_be_parted(w
 )
 def test_what_is_to_train_moves_and_nothing_else_does(trainable, batchnorm, which, world):
     # BatchNorm's buffers move in train mode although everything but the head is frozen: the drift itself.
-    (found,) = trained(world, make_fit(world, Phase(trainable=trainable, batchnorm=batchnorm, **BRIEF)))
+    (found,) = trained(world, make_fit(world, Phase(trainable=Trainable.parse(trainable), batchnorm=batchnorm, **BRIEF)))
     assert moved(found) == {name for name in found.last if which(name)}
 
 
@@ -234,7 +253,7 @@ def test_a_frozen_tensor_that_moves_all_the_same_is_an_error_that_names_it(world
     monkeypatch.setattr(fit.Body, "__call__", meddling)
     monkeypatch.setattr(backbones, "split", lambda *_: None)
     with pytest.raises(RuntimeError, match=r"phase 2: layer3\.0\.conv1\.weight$"):
-        trained(world, make_fit(world, Phase(**BRIEF), Phase(trainable="head", batchnorm="eval", **BRIEF)))
+        trained(world, make_fit(world, Phase(**BRIEF), Phase(trainable=HEAD_ONLY, batchnorm="eval", **BRIEF)))
 
 
 def test_a_buffer_that_moves_in_eval_mode_is_an_error(world, monkeypatch):
@@ -275,7 +294,10 @@ def test_a_warm_up_makes_the_first_step_small(world):
 
 def test_weight_decay_shrinks_what_trains_and_not_what_is_frozen(world):
     (light,), (heavy,) = (
-        trained(world, make_fit(world, Phase(trainable="top:1", batchnorm="eval", weight_decay=decay, lr=1e-2, **BRIEF)))
+        trained(
+            world,
+            make_fit(world, Phase(trainable=Trainable.parse("top:1"), batchnorm="eval", weight_decay=decay, lr=1e-2, **BRIEF)),
+        )
         for decay in (0.0, 50.0)
     )
     assert heavy.last["layer4.0.conv1.weight"].norm() < 0.9 * light.last["layer4.0.conv1.weight"].norm()
@@ -321,7 +343,7 @@ def test_arms_that_differ_in_one_factor_share_subset_order_and_head(world):
     recipes = [
         make_fit(world),
         make_fit(world, Phase(lr=3e-2, batchnorm="eval", optimizer="sgd", **BRIEF)),
-        make_fit(world, Phase(trainable="head", **BRIEF), Phase(**BRIEF)),
+        make_fit(world, Phase(trainable=HEAD_ONLY, **BRIEF), Phase(**BRIEF)),
         *(make_fit(world, init=init) for init in ("random", "matched", "permuted")),
     ]
     first, *others = [prepared(world, one)[1][0] for one in recipes]
@@ -339,7 +361,7 @@ def test_arms_that_differ_in_one_factor_share_subset_order_and_head(world):
 
 def test_a_zero_head_sends_no_gradient_into_the_backbone_at_the_first_step(world):
     step = Phase(steps=1, batch_size=16, optimizer="sgd", weight_decay=0.0, batchnorm="eval")
-    (zero,) = trained(world, make_fit(world, step, head="zero"))
+    (zero,) = trained(world, make_fit(world, step, head=ZERO_HEAD))
     assert moved(zero) == HEAD
     assert zero.curve[0][1] == pytest.approx(np.log(4)), "every class is equally likely"
     (random,) = trained(world, make_fit(world, step))
@@ -361,7 +383,10 @@ def test_the_task_is_learnt(world):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_rate_far_too_high_is_a_diverged_fit_and_no_crash(optimizer, world):
-    phases = (Phase(lr=1e6, optimizer=optimizer, steps=12, batch_size=16), Phase(trainable="head", batchnorm="eval", **BRIEF))
+    phases = (
+        Phase(lr=1e6, optimizer=optimizer, steps=12, batch_size=16),
+        Phase(trainable=HEAD_ONLY, batchnorm="eval", **BRIEF),
+    )
     (found,) = trained(world, make_fit(world, *phases))
     assert found.diverged
     assert not all(torch.isfinite(tensor).all() for tensor in found.last.values())
@@ -446,7 +471,7 @@ def test_a_network_of_timm_trains_in_lock_step_as_alone(world, tmp_path):
 
 
 def test_in_train_mode_above_the_cut_the_frozen_groups_keep_their_statistics_and_the_others_move(world, monkeypatch):
-    phase = Phase(trainable="top:2", batchnorm="train-above", **BRIEF)
+    phase = Phase(trainable=Trainable.parse("top:2"), batchnorm="train-above", **BRIEF)
     (found,) = trained(world, make_fit(world, phase))
     names = {name.partition(".")[0] for name in moved(found)}
     assert names == {"layer3", "layer4", "linear"}

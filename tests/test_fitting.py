@@ -9,6 +9,7 @@ import pytest
 from test_looks import FACTS, PIPELINE, study
 
 from xferbench import execute, fitting, plan, store, suite
+from xferbench.core.interventions import Finish, Regularizer, Trainable
 from xferbench.design import Choice, Phase, Recipe
 from xferbench.plugins import learning_rate
 from xferbench.problem import Problem
@@ -22,7 +23,7 @@ def arm(recipe):
 
 
 def recipe(*words):
-    return Recipe(phases=tuple(Phase(trainable=word) for word in words))
+    return Recipe(phases=tuple(Phase(trainable=Trainable.parse(word)) for word in words))
 
 
 @pytest.mark.parametrize(
@@ -48,16 +49,32 @@ def test_adapters_are_of_one_size_and_none_are_in_a_finished_network():
 @pytest.mark.parametrize(
     ("asked", "known", "reason"),
     [
-        ({"regularizer": "dann:1"}, {}, "dann:1: the suite has no [shifted]"),
-        ({"regularizer": "dann:1"}, {"shifted": (0, 1)}, ""),
-        ({"regularizer": "dann:1"}, {"shifted": (0, 1), "honours": ("lr",)}, "dann:1: the training code is given no images"),
-        ({"regularizer": "dann:1"}, {"shifted": (0, 1), "lacks": ("unlabelled",)}, "dann:1: the [shifted] set has no training"),
-        ({"finish": "adabn"}, {"batchnorm": ("bn",)}, ""),
-        ({"finish": "adabn"}, {"batchnorm": ()}, "adabn: the backbone has no BatchNorm"),
-        ({"finish": "adabn"}, {"batchnorm": ("bn",), "lacks": ("unlabelled",)}, "adabn: the [shifted] set has no training"),
-        ({"finish": "adabn"}, {"batchnorm": ("bn",), "honours": ("lr",)}, ""),
-        ({"finish": "interpolate:0.5"}, {"batchnorm": ()}, ""),
-        ({"finish": "interpolate:0.5"}, {"honours": ()}, "interpolate:0.5: nobody knows where the training code's last"),
+        ({"regularizer": Regularizer.parse("dann:1")}, {}, "dann:1: the suite has no [shifted]"),
+        ({"regularizer": Regularizer.parse("dann:1")}, {"shifted": (0, 1)}, ""),
+        (
+            {"regularizer": Regularizer.parse("dann:1")},
+            {"shifted": (0, 1), "honours": ("lr",)},
+            "dann:1: the training code is given no images",
+        ),
+        (
+            {"regularizer": Regularizer.parse("dann:1")},
+            {"shifted": (0, 1), "lacks": ("unlabelled",)},
+            "dann:1: the [shifted] set has no training",
+        ),
+        ({"finish": Finish.parse("adabn")}, {"batchnorm": ("bn",)}, ""),
+        ({"finish": Finish.parse("adabn")}, {"batchnorm": ()}, "adabn: the backbone has no BatchNorm"),
+        (
+            {"finish": Finish.parse("adabn")},
+            {"batchnorm": ("bn",), "lacks": ("unlabelled",)},
+            "adabn: the [shifted] set has no training",
+        ),
+        ({"finish": Finish.parse("adabn")}, {"batchnorm": ("bn",), "honours": ("lr",)}, ""),
+        ({"finish": Finish.parse("interpolate:0.5")}, {"batchnorm": ()}, ""),
+        (
+            {"finish": Finish.parse("interpolate:0.5")},
+            {"honours": ()},
+            "interpolate:0.5: nobody knows where the training code's last",
+        ),
     ],
 )
 def test_why_what_makes_domains_alike_or_ends_a_recipe_does_not_fit(asked, known, reason):
@@ -66,7 +83,7 @@ def test_why_what_makes_domains_alike_or_ends_a_recipe_does_not_fit(asked, known
 
 
 def test_a_suite_that_lacks_what_its_recipe_needs_is_refused_before_anything_is_trained(tmp_path):
-    asked = replace(suite.load(suite.find("quick")), recipe=Recipe(finish="adabn"))
+    asked = replace(suite.load(suite.find("quick")), recipe=Recipe(finish=Finish.parse("adabn")))
     facts = replace(FACTS, batchnorm=())
     with store.opened(tmp_path / "s.sqlite") as db, pytest.raises(Problem) as caught:
         execute.examined(asked, db, tmp_path, lambda: lambda *_: SimpleNamespace(result=lambda: facts))

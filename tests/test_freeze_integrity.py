@@ -17,6 +17,7 @@ from torch import nn  # noqa: E402
 
 from xferbench import fake, plan  # noqa: E402
 from xferbench.core import files  # noqa: E402
+from xferbench.core.interventions import HEAD_ONLY  # noqa: E402
 from xferbench.design import Finished, Phase, Pipeline, Recipe  # noqa: E402
 from xferbench.lab import answer, backbones, fit, foreign, moved, preprocess, reading  # noqa: E402
 from xferbench.lab.viewed import Seen  # noqa: E402
@@ -175,7 +176,7 @@ def test_statistics_that_moved_alone_are_told_by_layer_with_their_cause():
 def test_statistics_that_a_belief_lets_move_are_a_note_only():
     module = pretrained()
     before = tensors(module)
-    told_ = found(before, trained(module, names=HEAD, mode="train"), Recipe(phases=(Phase(trainable="head"),)))
+    told_ = found(before, trained(module, names=HEAD, mode="train"), Recipe(phases=(Phase(trainable=HEAD_ONLY),)))
     assert told_["integrity"] == 0
     assert "BatchNorm statistics of frozen layers moved, as batchnorm = train lets them: bn1" in told(told_)
 

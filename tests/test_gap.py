@@ -13,6 +13,7 @@ from test_fit import READY, make_fit, make_world  # noqa: E402
 from test_measures import given  # noqa: E402
 
 from xferbench import execute, fake, finish, plan, suite  # noqa: E402
+from xferbench.core.interventions import HEAD_ONLY  # noqa: E402
 from xferbench.design import Domain, Phase, Preprocessing, View  # noqa: E402
 from xferbench.plugins import domain_gap  # noqa: E402
 from xferbench.record import Record  # noqa: E402
@@ -41,7 +42,7 @@ def world(tmp_path_factory):
 
 
 def seen(world, *, source=True, **more):
-    one = make_fit(world, Phase(trainable="head", batchnorm="eval", steps=2, batch_size=8))
+    one = make_fit(world, Phase(trainable=HEAD_ONLY, batchnorm="eval", steps=2, batch_size=8))
     domain = Domain(data=world.source) if source else None
     return given(world, one, view=View(preprocessing=READY, domain=domain), cache=world.cache, **more)
 

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 from test_fit import make_fit, make_trial, make_world  # noqa: E402
 
+from xferbench.core.interventions import HEAD_ONLY, ZERO_HEAD, Trainable  # noqa: E402
 from xferbench.design import Model, Phase, Trial  # noqa: E402
 from xferbench.lab import VERSION, answer  # noqa: E402
 
@@ -24,17 +25,19 @@ FITS = {
     "full fine-tuning": {"phases": (Phase(warmup=1, **STEP),)},
     "LP-FT, discriminative": {
         "phases": (
-            Phase(trainable="head", batchnorm="eval", lr=1e-2, **STEP),
+            Phase(trainable=HEAD_ONLY, batchnorm="eval", lr=1e-2, **STEP),
             Phase(batchnorm="eval", head_lr=1e-2, layer_decay=0.5, **STEP),
         )
     },
     "top groups, ghost batches, SGD": {
-        "phases": (Phase(trainable="top:2", batchnorm="ghost:8", optimizer="sgd", lr=1e-2, order="class", **STEP),)
+        "phases": (
+            Phase(trainable=Trainable.parse("top:2"), batchnorm="ghost:8", optimizer="sgd", lr=1e-2, order="class", **STEP),
+        )
     },
     "permuted, norm, stale": {
         "init": "permuted",
-        "head": "zero",
-        "phases": (Phase(trainable="norm", batchnorm="momentum:0.01", schedule="constant", **STEP),),
+        "head": ZERO_HEAD,
+        "phases": (Phase(trainable=Trainable.parse("norm"), batchnorm="momentum:0.01", schedule="constant", **STEP),),
     },
     "scratch": {"init": "random", "phases": (Phase(schedule="one-cycle", lr=1e-2, weight_decay=0.1, **STEP),)},
 }

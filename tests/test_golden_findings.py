@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_audits
-import test_recipes
+import test_matrix_arms
 from test_compared import a_run, compare, elsewhere, invariant, on_another, other_findings
 from test_findings import ALL, EXACT, measured, trusting
 from test_looks import FACTS, SUITE, USUAL, kind, lab, study
 
-from xferbench import execute, fake, finish, plan, symptoms, tabled
+from xferbench import execute, fake, finish, plan, symptoms
 from xferbench.design import Effect, Matrix
 from xferbench.plugins import batchnorm_drift, catastrophic_forgetting, learning_rate, negative_transfer, train_serve_skew
 from xferbench.record import Record, to_json
 from xferbench.strategies import from_scratch, linear_probe
+from xferbench.study import matrix_result
 
 FILE = Path(__file__).with_name("golden_findings.json")
 DIGITS = 8  # significant ones: another machine's sums differ beyond them
@@ -259,14 +260,16 @@ def matrix():
         for_probe = {"head": probe}
 
         def accuracy(trial, known=for_probe):
-            words = {phase.trainable for phase in trial.model.base.phases}
+            words = {str(phase.trainable) for phase in trial.model.base.phases}
             return known.get(next(iter(words)), 0.6) if len(words) == 1 else 0.6
 
-        done = test_recipes.carried_out(fake.lab(accuracy, test_recipes.COST), *effects[:3])
+        done = test_matrix_arms.carried_out(fake.lab(accuracy, test_matrix_arms.COST), *effects[:3])
         done = replace(done, skipped={"none": "no such backbone"})
-        made = Matrix(tasks=(fake.SUITE,), compared=(test_recipes.compared("full"),), against="full", effects=tuple(effects))
-        yield name, tabled.joined(replace(fake.SUITE, matrix=None), made, [done])
-    yield "nothing", tabled.joined(fake.SUITE, made, [replace(done, answers={})])
+        made = Matrix(
+            tasks=(fake.SUITE,), compared=(test_matrix_arms.compared("full"),), against="full", effects=tuple(effects)
+        )
+        yield name, matrix_result.build_matrix_run(replace(fake.SUITE, matrix=None), made, [done])
+    yield "nothing", matrix_result.build_matrix_run(fake.SUITE, made, [replace(done, records={})])
 
 
 def rounded(value):
@@ -300,7 +303,8 @@ def compute():
     found["audits"] = {name: of_run(run) for name, run in audits()}
     found["gate"] = {name: of_comparison(compare(old, new)) for name, old, new in pairs()}
     found["matrix"] = {
-        name: rounded({part: getattr(table, part) for part in ("comparisons", "claims", "notes")}) for name, table in matrix()
+        name: rounded({"comparisons": run.matrix.comparisons, "claims": run.matrix.claims, "notes": run.notes})
+        for name, run in matrix()
     }
     return found
 

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 from test_fit import make_fit, make_trial, make_world  # noqa: E402
 
+from xferbench.core.interventions import HEAD_ONLY, Trainable  # noqa: E402
 from xferbench.design import Model, Phase, Trial  # noqa: E402
 from xferbench.engines import local  # noqa: E402
 from xferbench.lab import answer, probe  # noqa: E402
@@ -23,10 +24,13 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 STEP = {"steps": 5, "batch_size": 16}
 RECIPES = {
     "full": (Phase(**STEP),),
-    "LP-FT": (Phase(trainable="head", batchnorm="eval", lr=1e-2, **STEP), Phase(batchnorm="eval", layer_decay=0.5, **STEP)),
-    "LoRA": (Phase(trainable="lora:4", batchnorm="eval", lr=1e-2, **STEP),),
-    "adapters": (Phase(trainable="adapter:4", batchnorm="eval", lr=1e-2, **STEP),),
-    "ghost": (Phase(batchnorm="ghost:8", trainable="top:2", optimizer="sgd", lr=1e-2, **STEP),),
+    "LP-FT": (
+        Phase(trainable=HEAD_ONLY, batchnorm="eval", lr=1e-2, **STEP),
+        Phase(batchnorm="eval", layer_decay=0.5, **STEP),
+    ),
+    "LoRA": (Phase(trainable=Trainable.parse("lora:4"), batchnorm="eval", lr=1e-2, **STEP),),
+    "adapters": (Phase(trainable=Trainable.parse("adapter:4"), batchnorm="eval", lr=1e-2, **STEP),),
+    "ghost": (Phase(batchnorm="ghost:8", trainable=Trainable.parse("top:2"), optimizer="sgd", lr=1e-2, **STEP),),
 }
 
 

@@ -11,16 +11,18 @@ torch = pytest.importorskip("torch")
 
 from test_data import make_npz  # noqa: E402
 from test_fit import BRIEF, HEAD, PLACE, READY, make_fit, make_trial, make_world, moved, same  # noqa: E402
+from test_fit import regularizer as regularizer_of  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from xferbench.core.interventions import HEAD_ONLY, Head, Trainable  # noqa: E402
 from xferbench.design import Domain, Model, Phase, Trial, View  # noqa: E402
 from xferbench.lab import answer, backbones, fit, heads, viewed  # noqa: E402
 from xferbench.plugins import head_shock  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
 
 MLP = {f"linear.{layer}.{part}" for layer in (0, 3) for part in ("weight", "bias")}
-PROBE = Phase(trainable="head", batchnorm="eval", optimizer="sgd", lr=1e-2, **BRIEF)
+PROBE = Phase(trainable=HEAD_ONLY, batchnorm="eval", optimizer="sgd", lr=1e-2, **BRIEF)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,9 @@ def started(world, one):
 
 
 def test_it_stands_in_the_place_of_the_plain_one_and_all_below_is_what_it_was(world):
-    (plain, before), (deep, start) = (started(world, make_fit(world, head=head)) for head in ("random", "mlp:6:0.3"))
+    (plain, before), (deep, start) = (
+        started(world, make_fit(world, head=Head.parse(head))) for head in ("random", "mlp:6:0.3")
+    )
     assert start.keys() - before.keys() == MLP
     assert all(torch.equal(start[name], tensor) for name, tensor in before.items() if name not in HEAD)
     assert [type(layer) for layer in deep.module.linear] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
@@ -63,11 +67,11 @@ def test_it_stands_in_the_place_of_the_plain_one_and_all_below_is_what_it_was(wo
 
 def test_half_is_dropped_where_nothing_is_said():
     anatomy = backbones.anatomy(backbones.build("tiny-resnet", 4), 16)
-    assert heads.built("tiny-resnet", anatomy, "mlp:6").linear[2].p == 0.5
+    assert heads.built("tiny-resnet", anatomy, Head.parse("mlp:6")).linear[2].p == 0.5
 
 
 def test_it_is_drawn_by_the_seed_of_the_head_alone(world):
-    first, again, other = (started(world, make_fit(world, head="mlp:6", seed=seed))[1] for seed in (0, 0, 1))
+    first, again, other = (started(world, make_fit(world, head=Head.parse("mlp:6"), seed=seed))[1] for seed in (0, 0, 1))
     assert same(first, again)
     assert not any(torch.equal(first[name], other[name]) for name in MLP)
     assert all(torch.equal(first[name], other[name]) for name in first.keys() - MLP)
@@ -77,13 +81,13 @@ def test_it_is_drawn_by_the_seed_of_the_head_alone(world):
 
 @pytest.mark.parametrize("init", ["random", "matched", "permuted"])
 def test_any_start_below_it_will_do(init, world):
-    (found,) = trained(world, make_fit(world, init=init, head="mlp:6"))
+    (found,) = trained(world, make_fit(world, init=init, head=Head.parse("mlp:6")))
     assert moved(found) >= MLP
 
 
 @pytest.mark.parametrize("trainable", ["head", "top:1"])
 def test_training_on_cached_activations_is_training_the_whole_network(trainable, world, monkeypatch):
-    one = make_fit(world, replace(PROBE, trainable=trainable), head="mlp:6:0")
+    one = make_fit(world, replace(PROBE, trainable=Trainable.parse(trainable)), head=Head.parse("mlp:6:0"))
     network, start = started(world, one)
     dataset = answer.material(one, make_trial(one), world.cache)[0]
     assert fit.body(network, fit.cut(one.phases[0], network.anatomy), READY)[0] is not None
@@ -96,7 +100,7 @@ def test_training_on_cached_activations_is_training_the_whole_network(trainable,
 
 
 def test_its_dropout_is_drawn_by_the_seed_and_is_off_at_test_time(world):
-    one = make_fit(world, PROBE, head="mlp:6:0.9")
+    one = make_fit(world, PROBE, head=Head.parse("mlp:6:0.9"))
     network, start = started(world, one)
     dataset = answer.material(one, make_trial(one), world.cache)[0]
     torch.manual_seed(1)
@@ -104,7 +108,7 @@ def test_its_dropout_is_drawn_by_the_seed_and_is_off_at_test_time(world):
     assert same(first.last, again.last)
     (none,) = fit.train(
         [one],
-        replace(network, module=heads.put(backbones.build("tiny-resnet", 4), network.anatomy, "mlp:6:0")),
+        replace(network, module=heads.put(backbones.build("tiny-resnet", 4), network.anatomy, Head.parse("mlp:6:0"))),
         [start],
         dataset,
     )
@@ -123,7 +127,7 @@ def look(world, one, *edits, **view):
 
 def test_the_pretrained_head_goes_back_onto_the_backbone_below_it(world):
     # With a frozen backbone both are the checkpoint itself.
-    deep, plain = (make_fit(world, PROBE, head=head) for head in ("mlp:6", "random"))
+    deep, plain = (make_fit(world, PROBE, head=Head.parse(head)) for head in ("mlp:6", "random"))
     for edits in (("head:source",), ("batchnorm:restored", "head:source"), ("head:refit",)):
         one, other = (look(world, each, *edits, domain=world.source) for each in (deep, plain))
         np.testing.assert_allclose(one.p_true, other.p_true, atol=1e-5)
@@ -132,7 +136,7 @@ def test_the_pretrained_head_goes_back_onto_the_backbone_below_it(world):
 
 
 def test_a_temperature_divides_the_logits_and_an_order_of_classes_moves_the_outputs(world):
-    one = make_fit(world, PROBE, head="mlp:6")
+    one = make_fit(world, PROBE, head=Head.parse("mlp:6"))
     plain, cooler, rotated = (look(world, one, *edits) for edits in ((), ("temperature:4",), ("classes:rotated",)))
     logits = np.log(plain.probabilities.astype(float))
     expected = F.softmax(torch.from_numpy(logits / 4), 1).numpy()
@@ -143,13 +147,13 @@ def test_a_temperature_divides_the_logits_and_an_order_of_classes_moves_the_outp
 @pytest.mark.parametrize("word", ["l2-sp:1", "ewc:100"])
 def test_the_backbone_below_it_can_be_held(word, world):
     source = world.source if word.startswith("ewc") else None
-    (found,) = trained(world, make_fit(world, head="mlp:6", regularizer=word, source=source))
+    (found,) = trained(world, make_fit(world, head=Head.parse("mlp:6"), regularizer=regularizer_of(word), source=source))
     assert moved(found) > MLP
 
 
 @pytest.mark.parametrize("word", ["lwf:1", "replay:4"])
 def test_the_pretrained_head_cannot_stand_below_it(word, world):
-    one = make_fit(world, head="mlp:6", regularizer=word, source=world.source)
+    one = make_fit(world, head=Head.parse("mlp:6"), regularizer=regularizer_of(word), source=world.source)
     with pytest.raises(ValueError, match="cannot stand below head mlp:6"):
         trained(world, one)
 
@@ -158,7 +162,7 @@ def test_a_head_that_is_no_linear_layer_is_not_replaced():
     model = backbones.build("torchvision:squeezenet1_1", 4)
     anatomy = backbones.anatomy(model, 64)
     with pytest.raises(Problem, match="head mlp:6 needs a linear head") as told:
-        heads.put(model, anatomy, "mlp:6")
+        heads.put(model, anatomy, Head.parse("mlp:6"))
     assert told.value.found == "classifier.1, a Conv2d"
 
 
@@ -166,7 +170,7 @@ def test_a_head_inside_others_is_found_by_its_name():
     model = backbones.build("torchvision:mobilenet_v3_small", 4)
     anatomy = backbones.anatomy(model, 64)
     assert anatomy.head == "classifier.3"
-    heads.put(model, anatomy, "mlp:6")
+    heads.put(model, anatomy, Head.parse("mlp:6"))
     assert heads.last(model, anatomy.head) == "classifier.3.3"
     assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 4)
     assert isinstance(heads.plain(model, anatomy).classifier[3], nn.Linear)
@@ -174,7 +178,7 @@ def test_a_head_inside_others_is_found_by_its_name():
 
 
 def test_the_shock_of_one_is_measured_against_a_fitted_linear_one(world):
-    one = make_fit(world, head="mlp:6")
+    one = make_fit(world, head=Head.parse("mlp:6"))
     network, start = started(world, one)
     dataset = answer.material(one, make_trial(one), world.cache)[0]
     images, labels = (torch.from_numpy(np.array(part[:32])) for part in (dataset.train.images, dataset.train.labels))

@@ -8,6 +8,7 @@ import pytest
 from test_looks import FACTS, PIPELINE, SUITE, USUAL, found, lab, study
 
 from xferbench import forecast, honours, plan
+from xferbench.core.interventions import ZERO_HEAD
 from xferbench.design import Choice, Code, Phase, Preprocessing, Recipe
 from xferbench.plugins import batchnorm_drift, negative_transfer
 from xferbench.strategies import from_scratch, full, linear_probe, lp_ft, scratch
@@ -27,7 +28,7 @@ def with_phase(**changes):
     ("other", "expected"),
     [
         (OWN, set()),
-        (with_recipe(init="random", head="zero", name="another"), set()),
+        (with_recipe(init="random", head=ZERO_HEAD, name="another"), set()),
         (with_recipe(stop="best"), {"stop"}),
         (with_phase(lr=0.5, batchnorm="eval"), {"lr", "batchnorm"}),
         (replace(OWN, recipe=lp_ft()), {"phases", "trainable", "batchnorm", "lr", "steps"}),

@@ -4,6 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from xferbench.core.interventions import RANDOM_HEAD, ZERO_HEAD  # noqa: E402
 from xferbench.lab import backbones, initial, reading  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
 
@@ -26,7 +27,7 @@ def state():
     }
 
 
-def start(anatomy, state, init="pretrained", head="random", seeds=(1, 2), **more):
+def start(anatomy, state, init="pretrained", head=RANDOM_HEAD, seeds=(1, 2), **more):
     return initial.tensors(ARCH, anatomy, state, init=init, head=head, seeds=seeds, **more)
 
 
@@ -107,14 +108,14 @@ def test_permuted_features_are_of_the_size_of_the_pretrained_ones(shared):
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     sizes = {}
     for init in ("pretrained", "permuted"):
-        tensors = initial.tensors(arch, anatomy, weights, init=init, head="zero", seeds=(1, 2))
+        tensors = initial.tensors(arch, anatomy, weights, init=init, head=ZERO_HEAD, seeds=(1, 2))
         held = {name: tensors[name] for name, _ in (*lower.named_parameters(), *lower.named_buffers())}
         sizes[init] = torch.func.functional_call(lower, held, (x,)).abs().mean().item()
     assert 0.1 < sizes["permuted"] / sizes["pretrained"] < 10
 
 
 def test_a_zero_head_gives_no_gradient_to_what_lies_below(anatomy, state):
-    found = start(anatomy, state, head="zero")
+    found = start(anatomy, state, head=ZERO_HEAD)
     assert all((found[name] == 0).all() for name in HEAD)
     model = backbones.build(ARCH, 5)
     learnt = dict(model.named_parameters())

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from xferbench import fake, plan
+from xferbench.core.interventions import RANDOM_HEAD, Augmentation, Finish, Head, Regularizer, Trainable
 from xferbench.design import (
     Code,
     Data,
@@ -49,7 +50,7 @@ FIT = Fit(
     arch="tiny-resnet",
     init="pretrained",
     start=WEIGHTS,
-    head="random",
+    head=RANDOM_HEAD,
     phases=(Phase(),),
     data=DATA,
     train_size=200,
@@ -60,14 +61,14 @@ EVERY = replace(
     FIT,
     start=FIT,
     labels="shuffled",
-    regularizer="ewc:1",
+    regularizer=Regularizer.parse("ewc:1"),
     source=DOMAIN,
     code=CODE,
     training=CODE,
     stop="best",
     before=WEIGHTS,
     planted="copies:0.1",
-    augment="flip",
+    augment=Augmentation.parse("flip"),
     teacher=FIT,
     cued=True,
     transferred="low:2",
@@ -102,9 +103,22 @@ def values():
     yield "spectrogram", SPECTROGRAM
     yield "domain", DOMAIN
     yield "phase", Phase()
-    yield "phase, all", Phase(trainable="lora:4", batchnorm="ghost:8", head_lr=1e-2, layer_decay=0.5, order="class")
+    yield (
+        "phase, all",
+        Phase(trainable=Trainable.parse("lora:4"), batchnorm="ghost:8", head_lr=1e-2, layer_decay=0.5, order="class"),
+    )
     yield "recipe", Recipe()
-    yield "recipe, all", Recipe(init="random", head="mlp:8", augment="flip", transferred="low:1", finish="adabn", stop="best")
+    yield (
+        "recipe, all",
+        Recipe(
+            init="random",
+            head=Head.parse("mlp:8"),
+            augment=Augmentation.parse("flip"),
+            transferred="low:1",
+            finish=Finish.parse("adabn"),
+            stop="best",
+        ),
+    )
     yield "scratch", Scratch()
     yield "finished", Finished(after=WEIGHTS, before=WEIGHTS)
     yield "fit", FIT

@@ -15,6 +15,7 @@ from test_resume import _in_this_process  # noqa: E402
 
 from xferbench import suite  # noqa: E402
 from xferbench.core import files  # noqa: E402
+from xferbench.core.interventions import HEAD_ONLY, RANDOM_HEAD  # noqa: E402
 from xferbench.design import Fit, Model, Phase, Place, Spectrogram, Trial, View, Weights  # noqa: E402
 from xferbench.engines import local  # noqa: E402
 from xferbench.lab import VERSION, answer, inputs  # noqa: E402
@@ -98,8 +99,8 @@ def test_a_probe_learns_the_pitch_of_a_spectrogram(tmp_path):
         arch="tiny-resnet",
         init="pretrained",
         start=Weights(digest=files.sha256(shipped), path=str(shipped)),
-        head="random",
-        phases=(Phase(trainable="head", batchnorm="eval", lr=1e-2, steps=60),),
+        head=RANDOM_HEAD,
+        phases=(Phase(trainable=HEAD_ONLY, batchnorm="eval", lr=1e-2, steps=60),),
         data=inputs.data(f"npz:{tmp_path / 'd.npz'}"),
         train_size=32,
         preprocessing=ready,

@@ -25,7 +25,7 @@ FIVE = replace(FACTS, groups=GROUPS)
 
 def told(pipeline):
     recipe = pipeline.recipe
-    return recipe.init, recipe.transferred, recipe.phases[0].trainable, recipe.phases[0].batchnorm
+    return recipe.init, recipe.transferred, str(recipe.phases[0].trainable), recipe.phases[0].batchnorm
 
 
 def test_four_cuts_of_four_kinds():

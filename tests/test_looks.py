@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from xferbench import fake, findings, looks, plan, shard
+from xferbench.core.interventions import Augmentation
 from xferbench.core.reason import Code
 from xferbench.design import Contrast, Data, Domain, Model, Plugin, Recipe, content
 from xferbench.plugins import batchnorm_drift, negative_transfer
@@ -314,7 +315,7 @@ def test_teachers_are_trained_once_each_and_before_whoever_learns_from_them():
         for one in new.values():
             teacher = one.model.base.teacher
             assert teacher is None or (teacher.seed == one.model.base.seed and teacher in last), "its teacher came before"
-            assert teacher is None or (teacher.init, teacher.regularizer, teacher.augment) == ("pretrained", "", "")
+            assert teacher is None or (teacher.init, teacher.regularizer, teacher.augment) == ("pretrained", None, None)
         last |= {one.model.base: None for one in new.values()}
         answers |= {key: fake.lab()(one) for key, one in new.items()}
     assert stages[1:3] == ["training teachers", "look 1 of 2: 3 seeds"]
@@ -347,7 +348,7 @@ def test_whoever_has_no_teacher_has_the_key_that_it_always_had():
     assert not {"teacher", "augment"} & content(one).keys()
     assert "augment" not in content(Recipe())
     assert {"teacher", "augment"} <= content(
-        plan.fit(replace(PIPELINE, recipe=replace(distillation(), augment="flip")), 0)
+        plan.fit(replace(PIPELINE, recipe=replace(distillation(), augment=Augmentation.parse("flip"))), 0)
     ).keys()
 
 

@@ -10,12 +10,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from test_fit import BRIEF, HEAD, double, make_fit, moved, one_thread, prepared, same, trained, world  # noqa: E402, F401
+from test_fit import regularizer as regularizer_of  # noqa: E402
 
+from xferbench.core.interventions import HEAD_ONLY, Trainable  # noqa: E402
 from xferbench.design import Phase  # noqa: E402
 from xferbench.lab import backbones, fit, lowrank, preprocess, reading, seeds  # noqa: E402
 
 SGD = {"optimizer": "sgd", "lr": 3e-2, "batchnorm": "eval"}
-LORA = Phase(trainable="lora:2", **SGD, **BRIEF)
+LORA = Phase(trainable=Trainable.parse("lora:2"), **SGD, **BRIEF)
 
 
 def streams(*members):
@@ -66,7 +68,7 @@ def test_weights_move_by_a_matrix_of_that_rank_and_everything_else_stays(batchno
 
 @pytest.mark.parametrize("step", [{"optimizer": "adamw"}, SGD])
 def test_fits_trained_in_lock_step_are_as_if_each_were_alone(step, world, double):  # noqa: F811
-    fits = [make_fit(world, Phase(trainable="lora:3", **step, **BRIEF), seed=seed) for seed in range(2)]
+    fits = [make_fit(world, Phase(trainable=Trainable.parse("lora:3"), **step, **BRIEF), seed=seed) for seed in range(2)]
     network, starts, dataset = prepared(world, *fits)
     starts = [double(start) for start in starts]
     together = fit.train(fits, network, starts, dataset)
@@ -79,16 +81,16 @@ def test_fits_trained_in_lock_step_are_as_if_each_were_alone(step, world, double
 @pytest.mark.parametrize("word", ["bias", "lora:2", "adapter:2", "norm"])
 def test_nothing_is_computed_once_where_something_trains_in_every_group(word, world):  # noqa: F811
     network, _, _ = prepared(world, make_fit(world))
-    assert fit.cut(Phase(trainable=word, batchnorm="eval"), network.anatomy) == 0
+    assert fit.cut(Phase(trainable=Trainable.parse(word), batchnorm="eval"), network.anatomy) == 0
 
 
 def test_biases_move_and_all_else_stays(world):  # noqa: F811
-    (found,) = trained(world, make_fit(world, replace(LORA, trainable="bias")))
+    (found,) = trained(world, make_fit(world, replace(LORA, trainable=Trainable.parse("bias"))))
     assert moved(found) == HEAD | {name for name in found.last if name.endswith("bias")}
 
 
 def test_a_phase_that_follows_begins_with_the_sum(world):  # noqa: F811
-    (both,) = trained(world, make_fit(world, LORA, Phase(trainable="head", **SGD, **BRIEF)))
+    (both,) = trained(world, make_fit(world, LORA, Phase(trainable=HEAD_ONLY, **SGD, **BRIEF)))
     (first,) = trained(world, make_fit(world, LORA))
     body = [name for name in first.last if name not in HEAD]
     assert all(torch.equal(both.last[name], first.last[name]) for name in body)
@@ -99,10 +101,16 @@ def test_a_phase_that_follows_begins_with_the_sum(world):  # noqa: F811
 
 
 def test_what_holds_a_fit_to_its_start_holds_the_weights(world):  # noqa: F811
-    phase = replace(LORA, trainable="lora:16", weight_decay=0.0, steps=10)
+    phase = replace(LORA, trainable=Trainable.parse("lora:16"), weight_decay=0.0, steps=10)
     network, starts, dataset = prepared(world, make_fit(world, phase))
     free, held = (
-        fit.train([make_fit(world, phase, regularizer=word)], network, starts, dataset, fit.Source(head={}))[0]
+        fit.train(
+            [make_fit(world, phase, regularizer=regularizer_of(word))],
+            network,
+            starts,
+            dataset,
+            fit.Source(head={}),
+        )[0]
         for word in ("", "l2-sp:10")
     )
     kernel = "layer3.0.conv1.weight"

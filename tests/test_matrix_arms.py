@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from xferbench import fake
+from xferbench.core.interventions import Augmentation, Regularizer
 from xferbench.design import Compared, Effect, Matrix, Recipe
 from xferbench.fake import FACTS, PIPELINE
 from xferbench.record import Record
@@ -21,17 +22,17 @@ def compared(name, *made):
 
 
 def test_a_recipe_stops_as_it_says_whatever_the_suites_own_does():
-    own = replace(PIPELINE, recipe=Recipe(stop="last", augment="flip"))
+    own = replace(PIPELINE, recipe=Recipe(stop="last", augment=Augmentation.parse("flip")))
     found = matrix_arms.recipe_arm(compared("mine", replace(full(), stop="best")), own)
-    assert [(one.recipe.stop, one.recipe.augment) for one in found.candidates] == [("best", "")]
+    assert [(one.recipe.stop, one.recipe.augment) for one in found.candidates] == [("best", None)]
 
 
 @pytest.mark.parametrize(
     ("recipe", "facts", "pipeline", "why"),
     [
-        (Recipe(regularizer="ewc:1"), replace(FACTS, source=()), PIPELINE, "whose classes are known"),
+        (Recipe(regularizer=Regularizer.parse("ewc:1")), replace(FACTS, source=()), PIPELINE, "whose classes are known"),
         (Recipe(init="shuffled-source"), FACTS, replace(PIPELINE, source=None), "no [source]"),
-        (Recipe(regularizer="dann:1"), replace(FACTS, shifted=()), PIPELINE, "[shifted]"),
+        (Recipe(regularizer=Regularizer.parse("dann:1")), replace(FACTS, shifted=()), PIPELINE, "[shifted]"),
         (STRATEGIES["lora"](), replace(FACTS, lacks=("lora",)), PIPELINE, "lora:8"),
         (linear_probe(), replace(FACTS, honours=("lr",)), PIPELINE, "does not honour"),
         (full(), FACTS, PIPELINE, ""),
@@ -105,7 +106,7 @@ def test_a_crash_in_a_view_that_only_a_claim_asks_for_is_an_error_and_no_claim()
 
 def test_every_recipe_is_held_against_one_of_them_with_a_paired_interval():
     def accuracy(trial):
-        return 0.9 if {phase.trainable for phase in trial.model.base.phases} == {"head"} else 0.6
+        return 0.9 if {str(phase.trainable) for phase in trial.model.base.phases} == {"head"} else 0.6
 
     done = carried_out(fake.lab(accuracy, COST))
     (found,) = matrix_result.compare_recipes(done, "full")

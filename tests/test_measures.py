@@ -13,6 +13,7 @@ from test_data import make_npz  # noqa: E402
 from test_fit import READY, make_fit, make_trial, make_world  # noqa: E402
 from torch import nn  # noqa: E402
 
+from xferbench.core.interventions import HEAD_ONLY, RANDOM_HEAD, ZERO_HEAD  # noqa: E402
 from xferbench.design import Data, Fit, Phase, Preprocessing  # noqa: E402
 from xferbench.lab import answer, backbones, data, fit, preprocess, viewed  # noqa: E402
 from xferbench.plugins import feature_distortion, head_shock, preprocessing_variants, train_serve_skew  # noqa: E402
@@ -92,7 +93,7 @@ def adapted(cache, **phase):
         arch="linear",
         init="pretrained",
         start=None,
-        head="random",
+        head=RANDOM_HEAD,
         phases=(Phase(steps=20, batch_size=8, lr=0.05, optimizer="sgd", weight_decay=0.0, **phase),),
         data=Data(digest="d"),
         train_size=None,
@@ -118,7 +119,7 @@ def test_features_of_what_is_orthogonal_to_the_training_images_do_not_move_and_t
 
 
 def test_a_linear_probe_moves_no_features_at_all(tmp_path):
-    moved, upper, lower = adapted(tmp_path, trainable="head")
+    moved, upper, lower = adapted(tmp_path, trainable=HEAD_ONLY)
     assert moved(upper) == moved(lower) == 0.0
 
 
@@ -132,7 +133,7 @@ def test_distortion_is_the_squared_way_by_the_squared_length(tmp_path):
 
 
 def test_a_head_of_zeros_sends_exactly_nothing_back(world):
-    assert head_shock.shock(given(world, make_fit(world, head="zero"))) == {"shock": 0.0}
+    assert head_shock.shock(given(world, make_fit(world, head=ZERO_HEAD))) == {"shock": 0.0}
 
 
 def test_a_random_head_shocks_more_than_one_that_was_fitted_to_the_same_images(world):

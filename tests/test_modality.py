@@ -13,6 +13,7 @@ from test_data import make_npz  # noqa: E402
 from test_fit import PLACE  # noqa: E402
 
 from xferbench.core import files  # noqa: E402
+from xferbench.core.interventions import ALL_LAYERS, HEAD_ONLY, RANDOM_HEAD  # noqa: E402
 from xferbench.design import Fit, Model, Phase, Trial, View  # noqa: E402
 from xferbench.lab import answer, foreign, preprocess  # noqa: E402
 
@@ -65,13 +66,16 @@ def test_token_ids_and_their_mask_go_from_a_file_to_predictions(tmp_path):
     target = make_npz(tmp_path / "words.npz", **halves)
     (tmp_path / "words_net.py").write_text(NETWORK)
     code = foreign.find("python:words_net:build", tmp_path, files.sha256)
-    for phase in (Phase(trainable="all", lr=0.05, steps=60, batch_size=16), Phase(trainable="head", steps=4, batch_size=16)):
+    for phase in (
+        Phase(trainable=ALL_LAYERS, lr=0.05, steps=60, batch_size=16),
+        Phase(trainable=HEAD_ONLY, steps=4, batch_size=16),
+    ):
         one = Fit(
             arch=code.spec,
             code=code,
             init="random",
             start=None,
-            head="random",
+            head=RANDOM_HEAD,
             phases=(phase,),
             data=target,
             train_size=40,
@@ -83,5 +87,5 @@ def test_token_ids_and_their_mask_go_from_a_file_to_predictions(tmp_path):
         assert (record.error, trained) == ("", 1)
         told = record.predictions
         assert len(told.label) == 40
-        if phase.trainable == "all":
+        if phase.trainable == ALL_LAYERS:
             assert (told.predicted == told.label).mean() > 0.75

@@ -11,13 +11,20 @@ from factory import make_record
 from test_data import make_npz
 
 from xferbench import cli, fake
+from xferbench.core.interventions import Regularizer, Trainable
 from xferbench.design import Phase, Recipe
 from xferbench.fake import FACTS, PIPELINE
 from xferbench.plugins import calibration, overfitting
 from xferbench.strategies import gradual_unfreezing, linear_probe, lp_ft
 from xferbench.wording import words
 
-RECIPES = [Recipe(), linear_probe(), lp_ft(), gradual_unfreezing(), Recipe(regularizer="l2-sp:1", stop="best")]
+RECIPES = [
+    Recipe(),
+    linear_probe(),
+    lp_ft(),
+    gradual_unfreezing(),
+    Recipe(regularizer=Regularizer.parse("l2-sp:1"), stop="best"),
+]
 RECIPES += [
     Recipe(init="random"),
     Recipe(phases=(Phase(steps=150, warmup=100),)),
@@ -67,8 +74,8 @@ def test_what_keeps_from_overfitting_stops_at_its_best_step_and_trains_no_more_t
     ],
 )
 def test_fewer_layers_are_half_of_those_that_are_trained_and_none(words_, trained):
-    subject = replace(PIPELINE, recipe=Recipe(phases=tuple(Phase(trainable=word) for word in words_)))
-    found = [one.recipe.phases[-1].trainable for one in overfitting.cure(subject, FACTS).candidates]
+    subject = replace(PIPELINE, recipe=Recipe(phases=tuple(Phase(trainable=Trainable.parse(word)) for word in words_)))
+    found = [str(one.recipe.phases[-1].trainable) for one in overfitting.cure(subject, FACTS).candidates]
     assert list(dict.fromkeys(found)) == trained
 
 
@@ -82,7 +89,7 @@ def test_what_is_overtrained_knows_its_best_step_first_and_is_one_training_for_b
     arms += calibration.induce(calibration.cure(replace(PIPELINE, recipe=lp_ft()), FACTS), FACTS).values()
     assert set(arms) == {arms[0]}, "whatever was chosen, and with no temperature"
     probe, hot = arms[0].recipe.phases
-    assert (probe.trainable, probe.steps, hot.steps, hot.lr, hot.schedule) == ("head", 60, 240, 1e-2, "constant")
+    assert (str(probe.trainable), probe.steps, hot.steps, hot.lr, hot.schedule) == ("head", 60, 240, 1e-2, "constant")
     assert arms[0].recipe.stop == "last"
 
 

@@ -9,6 +9,7 @@ import pytest
 from test_looks import PIPELINE, SUITE, study
 
 from xferbench import fake, plan
+from xferbench.core.interventions import Finish, Regularizer
 from xferbench.design import Choice, Code, Data, Domain, Phase, Recipe, content
 from xferbench.fake import predictions
 from xferbench.record import Record
@@ -91,7 +92,9 @@ def test_a_candidate_that_crashed_on_either_view_leaves_nothing_to_choose():
 def test_a_view_of_the_network_as_it_starts_is_the_same_trial_at_every_seed():
     first, other = (plan.trial(ARMS[0], "source-before", seed, ASKED.place) for seed in (0, 7))
     assert first == other and first.model.base.phases == ()
-    best = replace(ARMS[0], recipe=replace(ARMS[0].recipe, stop="best", regularizer="replay:4", phases=(Phase(lr=3.0),)))
+    best = replace(
+        ARMS[0], recipe=replace(ARMS[0].recipe, stop="best", regularizer=Regularizer.parse("replay:4"), phases=(Phase(lr=3.0),))
+    )
     assert plan.trial(best, "source-before", 0, ASKED.place) == first, "whatever the recipe is"
 
 
@@ -115,7 +118,7 @@ def test_what_has_its_temperature_already_is_not_given_another():
 
 def test_only_a_regularizer_that_needs_the_source_makes_it_part_of_a_fit():
     for word, source in (("", None), ("l2-sp:1", None), ("lwf:1", None), ("ewc:1", SOURCE), ("replay:4", SOURCE)):
-        one = replace(ARMS[0], recipe=replace(ARMS[0].recipe, regularizer=word))
+        one = replace(ARMS[0], recipe=replace(ARMS[0].recipe, regularizer=Regularizer.parse(word) if word else None))
         assert plan.fit(one, 0).source == source
 
 
@@ -162,16 +165,16 @@ def test_how_much_is_transferred_is_in_a_key_only_where_it_is_not_all():
 
 
 def test_a_fit_is_given_unlabelled_images_where_domains_are_to_be_told_apart_and_nowhere_else():
-    alike = replace(fake.PIPELINE, recipe=Recipe(regularizer="dann:1"))
+    alike = replace(fake.PIPELINE, recipe=Recipe(regularizer=Regularizer.parse("dann:1")))
     assert plan.fit(alike, 0).unlabelled == fake.PIPELINE.shifted.data
     assert plan.fit(fake.PIPELINE, 0).unlabelled is None
-    assert plan.fit(replace(fake.PIPELINE, recipe=Recipe(regularizer="ewc:1")), 0).unlabelled is None
+    assert plan.fit(replace(fake.PIPELINE, recipe=Recipe(regularizer=Regularizer.parse("ewc:1"))), 0).unlabelled is None
     assert plan.cost(plan.fit(alike, 0)) == 3 * plan.cost(plan.fit(fake.PIPELINE, 0))
 
 
 def test_what_finishes_a_recipe_is_the_first_edit_of_what_is_predicted_and_no_part_of_the_fit():
     plain = fake.PIPELINE
-    own = replace(plain, recipe=Recipe(finish="adabn"))
+    own = replace(plain, recipe=Recipe(finish=Finish.parse("adabn")))
     assert plan.fit(own, 0) == plan.fit(plain, 0)
     edits = {view: plan.trial(own, view, 0, fake.PLACE).model.edits for view in ("test", "source", "tempered", "source-before")}
     assert edits == {

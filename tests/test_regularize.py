@@ -11,9 +11,11 @@ torch = pytest.importorskip("torch")
 
 from test_data import make_npz  # noqa: E402
 from test_fit import BRIEF, HEAD, READY, WEIGHTS, make_fit, make_trial, make_world, moved, same  # noqa: E402
+from test_fit import regularizer as regularizer_of  # noqa: E402
 from torch.func import functional_call  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from xferbench.core.interventions import HEAD_ONLY, Augmentation, Head, Regularizer, Trainable  # noqa: E402
 from xferbench.design import Domain, Phase  # noqa: E402
 from xferbench.lab import answer, backbones, checkpoints, data, domains, features, fit, preprocess, reading, regularize  # noqa: E402
 
@@ -41,7 +43,13 @@ def one_thread():
 def held(world, regularizer, *phases, **more):
     """A fit of a regularizer, on the world's source where it needs one."""
     needs = regularizer.startswith(("ewc", "replay"))
-    return make_fit(world, *phases, regularizer=regularizer, source=world.source if needs else None, **more)
+    return make_fit(
+        world,
+        *phases,
+        regularizer=regularizer_of(regularizer),
+        source=world.source if needs else None,
+        **more,
+    )
 
 
 def prepared(world, *fits):
@@ -178,7 +186,7 @@ def test_a_group_in_lock_step_gives_what_each_gives_alone(world, word, batchnorm
 
 @pytest.mark.parametrize("word", ["l2-sp:1", "ewc:100", "lwf:1", "replay:4"])
 def test_also_where_an_earlier_phase_moved_what_a_later_one_keeps_frozen(world, word):
-    phases = (Phase(lr=3e-2, **SGD | BRIEF), Phase(trainable="top:1", lr=3e-2, **SGD | BRIEF))
+    phases = (Phase(lr=3e-2, **SGD | BRIEF), Phase(trainable=Trainable.parse("top:1"), lr=3e-2, **SGD | BRIEF))
     fits = [held(world, word, *phases, seed=seed) for seed in range(2)]
     for together, one in zip(trained(world, *fits), fits, strict=True):
         (alone,) = trained(world, one)
@@ -189,7 +197,7 @@ def test_also_where_an_earlier_phase_moved_what_a_later_one_keeps_frozen(world, 
 @pytest.mark.parametrize("word", ["l2-sp:1", "ewc:100", "lwf:1", "replay:4"])
 @pytest.mark.parametrize("trainable", ["top:1", "top:3", "head"])
 def test_activations_that_are_computed_once_give_the_same_as_the_whole_network(world, word, trainable, monkeypatch):
-    one = held(world, word, Phase(trainable=trainable, lr=1e-2, **SGD | BRIEF))
+    one = held(world, word, Phase(trainable=Trainable.parse(trainable), lr=1e-2, **SGD | BRIEF))
     network, *_ = prepared(world, one)
     assert fit.body(network, fit.cut(one.phases[0], network.anatomy), READY)[0] is not None
     (parted,) = trained(world, one)
@@ -243,13 +251,12 @@ def test_rehearsal_keeps_more_of_the_source_than_nothing_does(world):
 @pytest.mark.parametrize(
     ("word", "change"),
     [
-        ("l3:1", {}),
         ("ewc:1", {"memory": None}),
         ("replay:4", {"memory": None}),
         ("lwf:1", {"head": {}}),
     ],
 )
-def test_a_word_that_is_not_known_or_lacks_what_it_needs_is_an_error(world, word, change):
+def test_a_regularizer_that_lacks_what_it_needs_is_an_error(world, word, change):
     one = held(world, word)
     network, starts, dataset, source = prepared(world, one)
     with pytest.raises(ValueError, match=word):
@@ -264,8 +271,10 @@ def test_nothing_pretrained_holds_nothing(world):
 
 def distilled(world, word, *phases, **more):
     """A fit that learns from another of the same seed, which has had a brief linear probe."""
-    probe = Phase(trainable="head", lr=1e-2, **SGD | BRIEF)
-    return make_fit(world, *phases, regularizer=word, teacher=make_fit(world, probe, seed=more.get("seed", 0)), **more)
+    probe = Phase(trainable=HEAD_ONLY, lr=1e-2, **SGD | BRIEF)
+    return make_fit(
+        world, *phases, regularizer=regularizer_of(word), teacher=make_fit(world, probe, seed=more.get("seed", 0)), **more
+    )
 
 
 def learnt(world, *fits):
@@ -274,13 +283,13 @@ def learnt(world, *fits):
     return fit.train(fits, network, starts, dataset, answer._taught(source, fits, make_trial(fits[0]), world.cache))
 
 
-@pytest.mark.parametrize("phase", [Phase(**BRIEF), Phase(trainable="head", batchnorm="eval", **BRIEF)])
+@pytest.mark.parametrize("phase", [Phase(**BRIEF), Phase(trainable=HEAD_ONLY, batchnorm="eval", **BRIEF)])
 @pytest.mark.parametrize("word", ["distill:0", "ewc:0", "l2-sp:0"])
 @pytest.mark.parametrize("augment", ["", "flip+crop"])
 def test_what_holds_with_no_strength_is_plain_training_bit_for_bit(world, word, phase, augment):
-    (plain,) = learnt(world, make_fit(world, phase, augment=augment))
+    (plain,) = learnt(world, make_fit(world, phase, augment=Augmentation.parse(augment) if augment else None))
     make = distilled if word == "distill:0" else held
-    (one,) = learnt(world, make(world, word, phase, augment=augment))
+    (one,) = learnt(world, make(world, word, phase, augment=Augmentation.parse(augment) if augment else None))
     assert same(one.last, plain.last)
     assert same(one.best, plain.best)
     assert one.curve == plain.curve
@@ -300,7 +309,7 @@ def test_the_loss_of_a_distilled_step_is_a_share_of_the_labels_and_of_the_soften
 
 def test_with_augmented_images_the_teacher_is_asked_about_what_the_student_sees(world, monkeypatch):
     monkeypatch.setattr(fit.augment, "drawn", lambda fits, *_: torch.tensor([0, 0, 1]).expand(1, len(fits), 16, 3))
-    one = distilled(world, "distill:0.3", Phase(**STEP), init="random", augment="flip")
+    one = distilled(world, "distill:0.3", Phase(**STEP), init="random", augment=Augmentation.parse("flip"))
     network, (start,), dataset, _ = prepared(world, one)
     (found,) = learnt(world, one)
     x, y = batch(one, dataset)
@@ -315,11 +324,11 @@ def test_draws_of_nothing_make_answers_on_the_fly_those_that_are_had_once(world,
     make, phase = (distilled if word.startswith("distill") else held), Phase(lr=1e-2, **SGD | BRIEF)
     (once,) = learnt(world, make(world, word, phase))
     monkeypatch.setattr(fit.augment, "applied", lambda images, _: images)
-    (each,) = learnt(world, make(world, word, phase, augment="flip"))
+    (each,) = learnt(world, make(world, word, phase, augment=Augmentation.parse("flip")))
     torch.testing.assert_close(each.last, once.last, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("more", [{}, {"augment": "flip"}, {"head": "mlp:6:0"}])
+@pytest.mark.parametrize("more", [{}, {"augment": Augmentation.parse("flip")}, {"head": Head.parse("mlp:6:0")}])
 def test_students_in_lock_step_learn_each_from_its_own_teacher(world, more):
     phase = Phase(lr=1e-3, **SGD | BRIEF)
     fits = [distilled(world, "distill:0.5", phase, seed=seed, init="random", **more) for seed in range(2)]
@@ -345,6 +354,6 @@ def test_a_student_comes_nearer_to_its_teacher_than_one_that_has_none(world):
 
 
 def test_no_teacher_is_an_error_that_says_so(world):
-    one = make_fit(world, regularizer="distill:0.5")
-    with pytest.raises(ValueError, match="source or teacher"):
+    one = make_fit(world, regularizer=Regularizer.parse("distill:0.5"))
+    with pytest.raises(ValueError, match="without a teacher"):
         learnt(world, one)

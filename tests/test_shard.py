@@ -13,6 +13,7 @@ import pytest
 
 from xferbench import cli, discover, execute, fake, gate, looks, record, shard, store
 from xferbench import suite as suites
+from xferbench.core.interventions import OWN_HEAD
 from xferbench.design import Fit
 from xferbench.plugins import batchnorm_drift, catastrophic_forgetting, learning_rate, negative_transfer
 from xferbench.problem import Problem
@@ -142,7 +143,7 @@ def test_all_views_of_a_fit_stay_on_one_shard_look_after_look(size):
 def test_a_finished_network_is_split_by_what_is_asked_of_it():
     groups = [group for stage in stages(1) for group in stage]
     own = [
-        (replace(one, model=replace(one.model, base=replace(one.model.base, head="own", phases=(), seed=0))),)
+        (replace(one, model=replace(one.model, base=replace(one.model.base, head=OWN_HEAD, phases=(), seed=0))),)
         for group in groups
         for one in group
     ]

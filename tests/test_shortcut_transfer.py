@@ -13,6 +13,7 @@ from test_data import make_npz  # noqa: E402
 from test_fit import READY, make_fit, make_trial, make_world  # noqa: E402
 
 from xferbench import execute, fake, finish, plan, suite  # noqa: E402
+from xferbench.core.interventions import Regularizer  # noqa: E402
 from xferbench.design import Phase, Recipe, Spectrogram, View, content  # noqa: E402
 from xferbench.lab import answer, cue, data  # noqa: E402
 from xferbench.plugins import shortcut_transfer  # noqa: E402
@@ -74,7 +75,7 @@ def test_the_sources_are_one_with_the_cue_and_one_without_and_else_the_same():
     [
         ({"source": None}, "no [source]"),
         ({"recipe": Recipe(init="random")}, "nothing pretrained"),
-        ({"recipe": Recipe(regularizer="l2-sp:1")}, "regularizer"),
+        ({"recipe": Recipe(regularizer=Regularizer.parse("l2-sp:1"))}, "regularizer"),
         ({"train_preprocessing": Spectrogram()}, "images alone"),
         ({"recipe": Recipe(init="cued-source")}, ""),
     ],

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xferbench import plan, strategies, suite
+from xferbench.core.interventions import HEAD_ONLY, ZERO_HEAD, Augmentation, Finish, Head, Regularizer, Trainable
 from xferbench.design import Data, Phase, Pipeline, Preprocessing, Recipe, Scratch, Weights
 from xferbench.strategies import HEAD_LR, STRATEGIES, healthy, scratch
 
@@ -16,7 +17,7 @@ PIPELINE = Pipeline(
     target=Data(digest="d"),
     train_size=200,
     test_size=None,
-    recipe=Recipe(phases=(Phase(trainable="head", steps=50), Phase(lr=3e-3, steps=100, order="class", batch_size=16))),
+    recipe=Recipe(phases=(Phase(trainable=HEAD_ONLY, steps=50), Phase(lr=3e-3, steps=100, order="class", batch_size=16))),
     train_preprocessing=Preprocessing(),
     serve_preprocessing=Preprocessing(channels="bgr"),
     mode="train",
@@ -53,18 +54,18 @@ def test_its_first_line_says_what_it_is(strategy):
 
 def test_a_linear_probe_trains_the_head_on_features_that_do_not_move():
     (phase,) = strategies.linear_probe(Phase(batchnorm="train", head_lr=0.3)).phases
-    assert (phase.trainable, phase.batchnorm, phase.head_lr) == ("head", "eval", None)
+    assert (str(phase.trainable), phase.batchnorm, phase.head_lr) == ("head", "eval", None)
 
 
 def test_lp_ft_probes_for_half_of_the_steps_at_the_heads_own_rate():
     probe, tune = strategies.lp_ft(Phase(lr=1e-3, steps=151)).phases
-    assert (probe.trainable, probe.batchnorm, probe.lr, probe.steps) == ("head", "eval", HEAD_LR, 75)
-    assert (tune.trainable, tune.lr, tune.steps) == ("all", 1e-3, 76)
+    assert (str(probe.trainable), probe.batchnorm, probe.lr, probe.steps) == ("head", "eval", HEAD_LR, 75)
+    assert (str(tune.trainable), tune.lr, tune.steps) == ("all", 1e-3, 76)
 
 
 def test_gradual_unfreezing_adds_one_group_at_a_time():
     made = strategies.gradual_unfreezing(Phase(steps=103), groups=3)
-    assert [(phase.trainable, phase.steps) for phase in made.phases] == [
+    assert [(str(phase.trainable), phase.steps) for phase in made.phases] == [
         ("head", 25),
         ("top:1", 25),
         ("top:2", 25),
@@ -79,7 +80,7 @@ def test_discriminative_rates_fall_from_the_head_down():
 
 def test_what_trains_few_numbers_leaves_the_rest_as_it_is_and_has_a_rate_of_its_own():
     made = [strategies.bitfit(), strategies.lora(rank=4), strategies.adapter(rank=2), strategies.norm_only()]
-    assert [one.phases[0].trainable for one in made] == ["bias", "lora:4", "adapter:2", "norm"]
+    assert [str(one.phases[0].trainable) for one in made] == ["bias", "lora:4", "adapter:2", "norm"]
     assert [one.phases[0].batchnorm for one in made] == ["eval", "eval", "eval", "train"]
     assert {one.phases[0].lr for one in made} == {1e-2}
     assert set(strategies.RATES.values()) == {1e-2} and set(strategies.RATES) <= set(STRATEGIES)
@@ -99,7 +100,7 @@ def test_warm_up_takes_a_tenth_of_the_steps():
 
 def test_the_three_that_are_not_phases_alone_say_so():
     made = {name: STRATEGIES[name]() for name in ("augmented", "mlp-head", "distillation")}
-    assert {name: (one.augment, one.head, one.regularizer) for name, one in made.items()} == {
+    assert {name: (str(one.augment or ""), str(one.head), str(one.regularizer or "")) for name, one in made.items()} == {
         "augmented": ("flip+crop", "random", ""),
         "mlp-head": ("", "mlp:256", ""),
         "distillation": ("", "random", "distill:0.5"),
@@ -113,28 +114,32 @@ def test_three_are_lp_ft_with_one_thing_more():
     usual = strategies.lp_ft()
     told = {name: replace(STRATEGIES[name](), name="") for name in ("dann", "adabn", "interpolated")}
     assert told == {
-        "dann": replace(usual, name="", regularizer="dann:0.3"),
-        "adabn": replace(usual, name="", finish="adabn"),
-        "interpolated": replace(usual, name="", finish="interpolate:0.5"),
+        "dann": replace(usual, name="", regularizer=Regularizer.parse("dann:0.3")),
+        "adabn": replace(usual, name="", finish=Finish.parse("adabn")),
+        "interpolated": replace(usual, name="", finish=Finish.parse("interpolate:0.5")),
     }
 
 
 def test_other_phases_keep_a_finish_but_interpolate_only_from_where_a_head_was_trained():
     own, (probe, tune) = strategies.interpolated(), strategies.lp_ft().phases
-    assert strategies.rephased(own, probe, replace(tune, trainable="top:1")).finish == "interpolate:0.5"
-    assert [strategies.rephased(own, *few).finish for few in ((tune,), (replace(probe, steps=0), tune))] == ["", ""]
-    assert strategies.rephased(strategies.adabn(), tune).finish == "adabn"
+    assert strategies.rephased(own, probe, replace(tune, trainable=Trainable.parse("top:1"))).finish == Finish.parse(
+        "interpolate:0.5"
+    )
+    assert [strategies.rephased(own, *few).finish for few in ((tune,), (replace(probe, steps=0), tune))] == [None, None]
+    assert strategies.rephased(strategies.adabn(), tune).finish == Finish.parse("adabn")
 
 
 def test_what_is_chosen_keeps_the_pipelines_augmentation_and_mlp_head_and_never_takes_one_away():
-    own = replace(PIPELINE, recipe=Recipe(head="mlp:8", augment="flip", stop="best"))
-    tried = [strategies.linear_probe(), replace(strategies.augmented(), head="mlp:4:0")]
+    own = replace(PIPELINE, recipe=Recipe(head=Head.parse("mlp:8"), augment=Augmentation.parse("flip"), stop="best"))
+    tried = [strategies.linear_probe(), replace(strategies.augmented(), head=Head.parse("mlp:4:0"))]
     first, second = (one.recipe for one in strategies.choice(own, tried).candidates)
-    assert (first.head, first.augment, first.stop) == ("mlp:8", "flip", "best")
-    assert (second.head, second.augment) == ("mlp:4:0", "flip+crop")
-    assert {(one.recipe.head, one.recipe.augment) for one in scratch(own, Scratch()).candidates} == {("mlp:8", "flip")}
-    zero = replace(PIPELINE, recipe=Recipe(head="zero"))
-    assert {one.recipe.head for one in scratch(zero, Scratch()).candidates} == {"random"}
+    assert (str(first.head), str(first.augment), first.stop) == ("mlp:8", "flip", "best")
+    assert (str(second.head), str(second.augment)) == ("mlp:4:0", "flip+crop")
+    assert {(str(one.recipe.head), str(one.recipe.augment)) for one in scratch(own, Scratch()).candidates} == {
+        ("mlp:8", "flip")
+    }
+    zero = replace(PIPELINE, recipe=Recipe(head=ZERO_HEAD))
+    assert {str(one.recipe.head) for one in scratch(zero, Scratch()).candidates} == {"random"}
 
 
 def test_the_usual_teacher_is_one_of_the_healthy_defaults_candidates():
@@ -143,7 +148,7 @@ def test_the_usual_teacher_is_one_of_the_healthy_defaults_candidates():
 
 
 def test_a_teacher_has_the_steps_and_the_batches_of_whom_it_teaches():
-    own = replace(PIPELINE.recipe, regularizer="distill:0.5")
+    own = replace(PIPELINE.recipe, regularizer=Regularizer.parse("distill:0.5"))
     probe, tune = strategies.teacher(own).phases
     assert (probe.steps, tune.steps, probe.batch_size, tune.batch_size) == (75, 75, 16, 16)
     taught = plan.fit(replace(PIPELINE, recipe=own), 3)
@@ -175,7 +180,7 @@ def test_scratch_is_trained_whole_from_random_weights_and_served_plainly():
         (phase,) = one.recipe.phases
         assert one.recipe.init == "random"
         assert one.mode == "eval"
-        assert (phase.trainable, phase.batchnorm, phase.order, phase.layer_decay) == ("all", "train", "shuffled", 1.0)
+        assert (str(phase.trainable), phase.batchnorm, phase.order, phase.layer_decay) == ("all", "train", "shuffled", 1.0)
         assert (one.target, one.train_size, one.train_preprocessing) == (
             PIPELINE.target,
             PIPELINE.train_size,

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from xferbench import advice, fake, plan
+from xferbench.core.interventions import Trainable
 from xferbench.design import Choice, Phase, Recipe
 from xferbench.fake import FACTS, PIPELINE
 from xferbench.plugins import strategy_regret
@@ -36,10 +37,10 @@ def test_what_is_induced_is_the_worst_and_never_what_was_chosen():
 def test_a_choice_of_the_worst_takes_the_least_and_of_a_loss_the_greatest():
     asked = fake.study(strategy_regret.plugin, pipeline=SUBJECT)
     arm = strategy_regret.plugin.cure(SUBJECT, FACTS)
-    answer = fake.lab(lambda trial: 0.9 if trial.model.base.phases[-1].trainable == "head" else 0.2)
+    answer = fake.lab(lambda trial: 0.9 if str(trial.model.base.phases[-1].trainable) == "head" else 0.2)
     answers = {one.key: answer(one) for one in plan.tuning(arm, asked)}
-    assert plan.settle(arm, asked, answers).pipeline.recipe.phases[-1].trainable == "head"
-    assert plan.settle(replace(arm, worst=True), asked, answers).pipeline.recipe.phases[-1].trainable != "head"
+    assert str(plan.settle(arm, asked, answers).pipeline.recipe.phases[-1].trainable) == "head"
+    assert str(plan.settle(replace(arm, worst=True), asked, answers).pipeline.recipe.phases[-1].trainable) != "head"
 
 
 @pytest.mark.parametrize(
@@ -56,14 +57,14 @@ def test_the_rules_are_arms_of_their_own(size, similar, different, gradual):
     found = strategy_regret.beside(replace(SUBJECT, train_size=size), FACTS)
     assert list(found) == list(strategy_regret.RULES)
     assert all(len(one.candidates) == 2 for one in found.values())
-    assert {one.candidates[0].recipe.phases[-1].trainable for one in found.values()} <= {"head", "top:2", "all"}
+    assert {str(one.candidates[0].recipe.phases[-1].trainable) for one in found.values()} <= {"head", "top:2", "all"}
 
 
 @pytest.mark.parametrize(
     ("own", "chosen", "cause"),
     [
         (linear_probe(), lp_ft(), "the frozen features have plateaued"),
-        (Recipe(phases=(Phase(trainable="top:1"),)), full(), "too little is trained"),
+        (Recipe(phases=(Phase(trainable=Trainable.parse("top:1")),)), full(), "too little is trained"),
         (full(), linear_probe(), "too much is unfrozen too soon"),
         (full(), lp_ft(), "too much is unfrozen too soon"),
         (full(), discriminative(), "it trains as many layers, at another rate or in another order"),
@@ -78,7 +79,7 @@ def test_the_reader_is_told_a_cause(own, chosen, cause):
 
 def test_a_poor_strategy_fails_and_what_the_rules_cost_is_measured():
     def accuracy(trial):
-        return 0.9 if trial.model.base.phases[-1].trainable == "head" else 0.5
+        return 0.9 if str(trial.model.base.phases[-1].trainable) == "head" else 0.5
 
     told = {"xferbench.plugins.strategy_regret:trainable@1": {"trainable": 10.0, "stored": 40.0}}
     suite = replace(fake.SUITE, recipe=SUBJECT.recipe)

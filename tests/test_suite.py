@@ -11,6 +11,18 @@ from hypothesis import strategies as st
 from test_looks import PIPELINE
 
 from xferbench import keys, plan, suite, wording
+from xferbench.core.interventions import (
+    HEAD_ONLY,
+    L2SP,
+    ZERO_HEAD,
+    Augmentation,
+    Distillation,
+    Finish,
+    Head,
+    LwF,
+    Regularizer,
+    Trainable,
+)
 from xferbench.design import Code, Phase, Preprocessing, Recipe, Scratch, Spectrogram, Suite, digest
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem
@@ -93,42 +105,50 @@ def test_the_required_keys_are_enough_and_the_rest_has_the_contracts_defaults(tm
         ("[recipe]", "recipe", Recipe()),
         ("[recipe] lr = 1e-2", "recipe", Recipe(phases=(Phase(lr=1e-2),))),
         ("[recipe] lr = 1", "recipe", Recipe(phases=(Phase(lr=1.0),))),
-        ('[recipe] trainable = "top:2"', "recipe", Recipe(phases=(Phase(trainable="top:2"),))),
+        ('[recipe] trainable = "top:2"', "recipe", Recipe(phases=(Phase(trainable=Trainable.parse("top:2")),))),
         ('[recipe] batchnorm = "ghost:4"', "recipe", Recipe(phases=(Phase(batchnorm="ghost:4"),))),
         ('[recipe] batchnorm = "momentum:1e-05"', "recipe", Recipe(phases=(Phase(batchnorm="momentum:1e-05"),))),
         ('[recipe] batchnorm = "momentum:1"', "recipe", Recipe(phases=(Phase(batchnorm="momentum:1"),))),
         ('[recipe] init = "random"\n[recipe] stop = "best"', "recipe", Recipe(init="random", stop="best")),
         ('[recipe] init = "target"\n[recipe] transferred = "low:2"', "recipe", Recipe(init="target", transferred="low:2")),
-        ('[recipe] head = "zero"', "recipe", Recipe(head="zero")),
-        ('[recipe] head = "mlp:64"', "recipe", Recipe(head="mlp:64")),
-        ('[recipe] head = "mlp:64:0.25"\n[recipe] augment = "flip"', "recipe", Recipe(head="mlp:64:0.25", augment="flip")),
-        ('[recipe] regularizer = "distill:0.7"', "recipe", Recipe(regularizer="distill:0.7")),
+        ('[recipe] head = "zero"', "recipe", Recipe(head=ZERO_HEAD)),
+        ('[recipe] head = "mlp:64"', "recipe", Recipe(head=Head.parse("mlp:64"))),
+        (
+            '[recipe] head = "mlp:64:0.25"\n[recipe] augment = "flip"',
+            "recipe",
+            Recipe(head=Head.parse("mlp:64:0.25"), augment=Augmentation.parse("flip")),
+        ),
+        ('[recipe] regularizer = "distill:0.7"', "recipe", Recipe(regularizer=Regularizer.parse("distill:0.7"))),
         (
             '[recipe] strategy = "distillation"\n[recipe] regularizer = "distill:1"',
             "recipe",
-            replace(STRATEGIES["distillation"](), regularizer="distill:1"),
+            replace(STRATEGIES["distillation"](), regularizer=Regularizer.parse("distill:1")),
         ),
         (
             '[recipe] regularizer = "dann:0.5"\n[shifted] data = "synthetic:sketch"',
             "recipe",
-            Recipe(regularizer="dann:0.5"),
+            Recipe(regularizer=Regularizer.parse("dann:0.5")),
         ),
-        ('[recipe] finish = "interpolate:0.25"', "recipe", Recipe(finish="interpolate:0.25")),
-        ('[recipe] strategy = "full"\n[recipe] finish = "adabn"', "recipe", replace(STRATEGIES["full"](), finish="adabn")),
+        ('[recipe] finish = "interpolate:0.25"', "recipe", Recipe(finish=Finish.parse("interpolate:0.25"))),
+        (
+            '[recipe] strategy = "full"\n[recipe] finish = "adabn"',
+            "recipe",
+            replace(STRATEGIES["full"](), finish=Finish.parse("adabn")),
+        ),
         (
             '[recipe] strategy = "interpolated"\n[recipe] finish = "interpolate:1"',
             "recipe",
-            replace(STRATEGIES["interpolated"](), finish="interpolate:1"),
+            replace(STRATEGIES["interpolated"](), finish=Finish.parse("interpolate:1")),
         ),
         (
             '[recipe] strategy = "mlp-head"\n[recipe] head = "mlp:9:0"',
             "recipe",
-            replace(STRATEGIES["mlp-head"](), head="mlp:9:0"),
+            replace(STRATEGIES["mlp-head"](), head=Head.parse("mlp:9:0")),
         ),
         (
             '[recipe] strategy = "linear-probe"\n[recipe] augment = "crop"',
             "recipe",
-            replace(STRATEGIES["linear-probe"](), augment="crop"),
+            replace(STRATEGIES["linear-probe"](), augment=Augmentation.parse("crop")),
         ),
         ('[recipe] strategy = "lp-ft"\n[recipe] steps = 50', "recipe", STRATEGIES["lp-ft"](Phase(steps=50))),
         (
@@ -237,8 +257,8 @@ WRONG = [
     ("[recipe] lr = 0", "[recipe] lr", "0", "a number above 0"),
     ('[recipe] lr = "1e-3"', "[recipe] lr", '"1e-3"', "a number above 0"),
     ("[recipe] learning_rate = 0.1", "[recipe] learning_rate: unknown key", "", "did you mean 'lr'?"),
-    ('[recipe] trainable = "lora"', "[recipe] trainable", '"lora"', "head, top:N, norm, bias, lora:R, adapter:R or all"),
-    ('[recipe] trainable = "top:0"', "[recipe] trainable", '"top:0"', "N and R of 1 or more"),
+    ('[recipe] trainable = "lora"', "[recipe] trainable", '"lora"', "lora:RANK with RANK a whole number at least 1"),
+    ('[recipe] trainable = "top:0"', "[recipe] trainable", '"top:0"', "a whole number at least 1"),
     ('[recipe] batchnorm = "ghost:1"', "[recipe] batchnorm", '"ghost:1"', "ghost:N with N of 2 or more"),
     ('[recipe] batchnorm = "momentum:2"', "[recipe] batchnorm", '"momentum:2"', "above 0 and at most 1"),
     ('[recipe] batchnorm = "momentum:0"', "[recipe] batchnorm", '"momentum:0"', "above 0 and at most 1"),
@@ -259,16 +279,16 @@ WRONG = [
     ('[recipe] init = "shuffled-source"', "[recipe] init", "shuffled-source", "a [source]"),
     ('[recipe] transferred = "low:0"', "[recipe] transferred", '"low:0"', "low:N with N of 1 or more"),
     ('[recipe] transferred = "low:1"\n[recipe] init = "random"', "[recipe] transferred", "low:1", "nothing is transferred"),
-    ('[recipe] head = "ones"', "[recipe] head", '"ones"', "random, zero"),
-    ('[recipe] head = "mlp"', "[recipe] head", '"mlp"', "or mlp:H"),
-    ('[recipe] head = "mlp:0"', "[recipe] head", '"mlp:0"', "H hidden units"),
-    ('[recipe] head = "mlp:8:1"', "[recipe] head", '"mlp:8:1"', "P below 1"),
-    ('[recipe] augment = "rotate"', "[recipe] augment", '"rotate"', "crop, flip, flip+crop"),
-    ('[recipe] regularizer = "distill:0"', "[recipe] regularizer", '"distill:0"', "W above 0"),
+    ('[recipe] head = "ones"', "[recipe] head", '"ones"', "random or zero"),
+    ('[recipe] head = "mlp"', "[recipe] head", '"mlp"', "mlp:UNITS"),
+    ('[recipe] head = "mlp:0"', "[recipe] head", '"mlp:0"', "UNITS a whole number"),
+    ('[recipe] head = "mlp:8:1"', "[recipe] head", '"mlp:8:1"', "below 1"),
+    ('[recipe] augment = "rotate"', "[recipe] augment", '"rotate"', "flip or crop or flip+crop"),
+    ('[recipe] regularizer = "distill:0"', "[recipe] regularizer", '"distill:0"', "above 0"),
     ('[recipe] regularizer = "dann:0"', "[recipe] regularizer", '"dann:0"', "above 0"),
     ('[recipe] regularizer = "dann:1"', "[recipe] regularizer", "dann:1", "a [shifted]"),
-    ('[recipe] finish = "interpolate:1.5"', "[recipe] finish", '"interpolate:1.5"', "A from 0 to 1"),
-    ('[recipe] finish = "interpolated:0.5"', "[recipe] finish", '"interpolated:0.5"', "adabn, or interpolate:A"),
+    ('[recipe] finish = "interpolate:1.5"', "[recipe] finish", '"interpolate:1.5"', "at least 0 and at most 1"),
+    ('[recipe] finish = "interpolated:0.5"', "[recipe] finish", '"interpolated:0.5"', "adabn or interpolate:SHARE"),
     (
         '[recipe] strategy = "adabn"\n[recipe] finish = "interpolate:0.5"',
         "[recipe] finish",
@@ -522,8 +542,10 @@ def test_tuning_seeds_begin_where_judged_ones_may_not_be():
 NUMBERS = st.floats(1e-6, 10, exclude_min=True).map(lambda value: float(f"{value:.6g}"))
 PHASES = st.builds(
     Phase,
-    trainable=st.sampled_from(["head", "norm", "bias", "all"])
-    | st.builds("{}:{}".format, st.sampled_from(["top", "lora", "adapter"]), st.integers(1, 99)),
+    trainable=(
+        st.sampled_from(["head", "norm", "bias", "all"])
+        | st.builds("{}:{}".format, st.sampled_from(["top", "lora", "adapter"]), st.integers(1, 99))
+    ).map(Trainable.parse),
     batchnorm=st.sampled_from(["eval", "train"])
     | st.integers(2, 64).map("ghost:{}".format)
     | st.floats(1e-7, 1, exclude_min=True).map("momentum:{:g}".format),
@@ -541,14 +563,15 @@ PHASES = st.builds(
 RECIPES = st.builds(
     Recipe,
     init=st.sampled_from(["pretrained", "random", "matched", "permuted"]),
-    head=st.sampled_from(["random", "zero", "mlp:8", "mlp:8:0.1"]),
-    augment=st.sampled_from(["", "flip", "crop", "flip+crop"]),
+    head=st.sampled_from(["random", "zero", "mlp:8", "mlp:8:0.1"]).map(Head.parse),
+    augment=st.sampled_from([None, *map(Augmentation.parse, ("flip", "crop", "flip+crop"))]),
     phases=st.lists(PHASES, min_size=1, max_size=3).map(tuple),
-    regularizer=st.sampled_from(["", "l2-sp:0.5", "lwf:1e-3", "distill:0.25"]) | NUMBERS.map("lwf:{:g}".format),
+    regularizer=st.sampled_from([None, L2SP(strength=0.5), LwF(strength=1e-3), Distillation(weight=0.25)])
+    | NUMBERS.map(lambda strength: LwF(strength=strength)),
     stop=st.sampled_from(["last", "best"]),
-    finish=st.sampled_from(["", "adabn", "interpolate:0.5"]),
+    finish=st.sampled_from([None, *map(Finish.parse, ("adabn", "interpolate:0.5"))]),
     name=st.text(max_size=5),
-).filter(lambda one: not (one.head.startswith("mlp") and one.regularizer.startswith("lwf")))
+).filter(lambda one: not (str(one.head).startswith("mlp") and isinstance(one.regularizer, LwF)))
 
 
 @settings(deadline=None, max_examples=50)
@@ -654,23 +677,29 @@ def test_every_field_of_the_nouns_can_be_asked_for_in_a_file(tmp_path):
     [
         (Recipe(), ["all, lr 0.001", "BatchNorm train", "150 × 32"]),
         (
-            Recipe(name="LP-FT", phases=(Phase(trainable="head", head_lr=0.1), Phase())),
+            Recipe(name="LP-FT", phases=(Phase(trainable=HEAD_ONLY, head_lr=0.1), Phase())),
             ["LP-FT: head", "head 0.1", "; then all"],
         ),
         (Recipe(init="permuted", stop="best"), ["permuted weights: ", "; best step"]),
         (Recipe(phases=(Phase(order="class"),)), ["class-ordered"]),
         (lora(), ["LoRA 8 0.01: LoRA of rank 8, lr 0.01, BatchNorm eval"]),
         (
-            Recipe(phases=(Phase(trainable="bias"), Phase(trainable="adapter:4"))),
+            Recipe(phases=(Phase(trainable=Trainable.parse("bias")), Phase(trainable=Trainable.parse("adapter:4")))),
             ["biases, lr", "then adapters of 4 channels, lr"],
         ),
         (
-            Recipe(head="zero", phases=(Phase(optimizer="sgd", weight_decay=0.1),)),
+            Recipe(head=ZERO_HEAD, phases=(Phase(optimizer="sgd", weight_decay=0.1),)),
             [", optimizer sgd, weight decay 0.1", "; head zero"],
         ),
-        (Recipe(regularizer="dann:1", finish="adabn"), ["; dann:1; BatchNorm statistics of each domain's own images"]),
-        (Recipe(finish="interpolate:0.3"), ["; all weights at 0.3 of the way through the last phase"]),
-        (Recipe(head="mlp:8", augment="flip", regularizer="distill:1"), ["; head mlp:8", "; augment flip", "; distill:1"]),
+        (
+            Recipe(regularizer=Regularizer.parse("dann:1"), finish=Finish.parse("adabn")),
+            ["; dann:1; BatchNorm statistics of each domain's own images"],
+        ),
+        (Recipe(finish=Finish.parse("interpolate:0.3")), ["; all weights at 0.3 of the way through the last phase"]),
+        (
+            Recipe(head=Head.parse("mlp:8"), augment=Augmentation.parse("flip"), regularizer=Regularizer.parse("distill:1")),
+            ["; head mlp:8", "; augment flip", "; distill:1"],
+        ),
         (
             Recipe(phases=(Phase(warmup=9, schedule="constant", layer_decay=0.5),)),
             ["layer decay 0.5, warmup 9, schedule constant"],

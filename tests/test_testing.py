@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 
 from xferbench import discover, testing
+from xferbench.core.interventions import Regularizer
 from xferbench.design import HARM, Choice, Contrast, Data, Phase, Plugin, Recipe
 from xferbench.testing import conforms
 
@@ -220,7 +221,7 @@ BROKEN = {
     ),
     "numbers that crash": ({"derived": crash}, "too-hot/harm/x30 of full fine-tuning\n.*the plugin's own numbers: KeyError"),
     "rehearsal without a source": (
-        {"cure": many(lambda p: (replace(p, recipe=replace(p.recipe, regularizer="replay:4")),))},
+        {"cure": many(lambda p: (replace(p, recipe=replace(p.recipe, regularizer=Regularizer.parse("replay:4"))),))},
         "found: .*recipe|source|regularizer",
     ),
     "a picture that crashes": ({"picture": crash}, "picture\n  found: .*could not be drawn: KeyError"),

@@ -14,6 +14,7 @@ from test_data import make_npz  # noqa: E402
 from test_fit import BRIEF, PLACE, READY, WEIGHTS, make_fit, make_trial, make_world  # noqa: E402
 
 from xferbench import plan  # noqa: E402
+from xferbench.core.interventions import ALL_LAYERS, HEAD_ONLY, Finish, Trainable  # noqa: E402
 from xferbench.design import Domain, Phase, Pipeline, Recipe  # noqa: E402
 from xferbench.lab import answer, backbones, batchnorm, data, domains, edits, fit, preprocess, reading, viewed  # noqa: E402
 
@@ -91,14 +92,14 @@ def test_held_out_source_images_are_training_images_that_no_fit_is_given(world):
 
 @pytest.mark.parametrize("views", [("source-before", "source"), ("source-probe-before", "source-probe")])
 def test_what_is_frozen_forgets_exactly_nothing(world, views):
-    probe = make_pipeline(world, Phase(trainable="head", batchnorm="eval", lr=1e-2, **BRIEF))
+    probe = make_pipeline(world, Phase(trainable=HEAD_ONLY, batchnorm="eval", lr=1e-2, **BRIEF))
     before, after = (seen(world, probe, view, seed=2) for view in views)
     for name in ("example", "predicted", "p_true", "p_max", "sum_p2", "probabilities"):
         assert np.array_equal(getattr(before, name), getattr(after, name)), name
 
 
 def test_batchnorm_alone_can_forget_and_putting_it_back_returns_all_of_it(world):
-    probe = make_fit(world, Phase(trainable="head", batchnorm="train", lr=1e-2, **BRIEF))
+    probe = make_fit(world, Phase(trainable=HEAD_ONLY, batchnorm="train", lr=1e-2, **BRIEF))
     view = {"domain": world.source}
     before = look(world, replace(probe, phases=()), edits=("head:source",), **view).predictions.p_true
     after = look(world, probe, edits=("head:source",), **view).predictions.p_true
@@ -215,13 +216,18 @@ def test_an_edit_or_examples_that_are_not_known_are_an_error(world):
         assert why in record.error
 
 
-LP_FT = (Phase(trainable="head", batchnorm="eval", lr=1e-2, **BRIEF), Phase(batchnorm="momentum:0.5", lr=1e-2, **BRIEF))
+LP_FT = (
+    Phase(trainable=HEAD_ONLY, batchnorm="eval", lr=1e-2, **BRIEF),
+    Phase(batchnorm="momentum:0.5", lr=1e-2, **BRIEF),
+)
 
 
 def finished(world, finish, view, *phases, seed=0):
     """The tensors that a named view of a recipe with a finish looks at."""
     made = make_pipeline(world, *phases or LP_FT)
-    trial = plan.trial(replace(made, recipe=replace(made.recipe, finish=finish)), view, seed, PLACE)
+    trial = plan.trial(
+        replace(made, recipe=replace(made.recipe, finish=Finish.parse(finish) if finish else None)), view, seed, PLACE
+    )
     (found,), _ = answer._fitted([trial.model.base], trial, world.cache)
     (found,) = answer._begun([trial.model.base], [found], trial, world.cache)
     return viewed.edited(answer.model(trial, found, world.cache), trial.model.edits, trial.view), trial
@@ -250,7 +256,7 @@ def test_adabn_takes_images_as_the_view_prepares_them_and_none_that_choices_are_
     monkeypatch.setattr(viewed, "_recalibrated", lambda images, *rest: given.append((images, rest[0])) or real(images, *rest))
     own = replace(READY, channels="bgr")
     pipeline = replace(make_pipeline(world, *LP_FT), serve_preprocessing=own)
-    pipeline = replace(pipeline, recipe=replace(pipeline.recipe, finish="adabn"))
+    pipeline = replace(pipeline, recipe=replace(pipeline.recipe, finish=Finish.parse("adabn")))
     seen(world, pipeline, "test")
     seen(world, pipeline, "shifted")
     seen(world, pipeline, "source-held-out")
@@ -274,7 +280,11 @@ def test_interpolation_has_both_ends_bit_for_bit(world):
 
 
 def test_the_beginning_is_what_the_last_phase_was_given_in_lock_step_too(world, monkeypatch):
-    adapted = (LP_FT[0], replace(LP_FT[1], trainable="all"), Phase(trainable="adapter:2", batchnorm="eval", **BRIEF))
+    adapted = (
+        LP_FT[0],
+        replace(LP_FT[1], trainable=ALL_LAYERS),
+        Phase(trainable=Trainable.parse("adapter:2"), batchnorm="eval", **BRIEF),
+    )
     fits = [make_fit(world, *adapted, seed=seed) for seed in range(2)]
     given, real = [], fit._phase
 
@@ -300,7 +310,9 @@ def test_of_a_recipe_of_one_phase_the_beginning_is_the_network_as_it_starts(worl
 def test_what_finishes_a_recipe_retrains_nothing_and_an_old_file_of_weights_will_do(world, tmp_path):
     plain = make_pipeline(world, *LP_FT)
     trials = {
-        word: plan.trial(replace(plain, recipe=replace(plain.recipe, finish=word)), "test", 0, PLACE)
+        word: plan.trial(
+            replace(plain, recipe=replace(plain.recipe, finish=Finish.parse(word) if word else None)), "test", 0, PLACE
+        )
         for word in ("", "adabn", "interpolate:0", "interpolate:0.5", "interpolate:1")
     }
     assert len({trial.model.base for trial in trials.values()}) == 1

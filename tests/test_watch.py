@@ -16,6 +16,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 import xferbench  # noqa: E402
+from xferbench.core.interventions import HeadOnly, Trainable  # noqa: E402
 from xferbench.design import Phase, Recipe  # noqa: E402
 from xferbench.problem import Problem  # noqa: E402
 
@@ -396,7 +397,9 @@ def test_full_fine_tuning_is_sound(kind, seed):
     assert watched(net, FULL[kind](net), 60, seed=seed).events == []
 
 
-@pytest.mark.parametrize("recipe", [None, HEAD_ONLY, {"strategy": "linear-probe"}, Phase(trainable="head", batchnorm="eval")])
+@pytest.mark.parametrize(
+    "recipe", [None, HEAD_ONLY, {"strategy": "linear-probe"}, Phase(trainable=HeadOnly(), batchnorm="eval")]
+)
 def test_a_linear_probe_is_sound(recipe):
     net, optimizer = frozen(make_net())
     assert watched(net, optimizer, 60, recipe=recipe).events == []
@@ -418,7 +421,7 @@ def test_gradual_unfreezing_done_right_is_sound(seed):
 
 def test_gradual_unfreezing_by_a_recipe_of_phases_is_sound_and_a_step_too_early_is_told():
     words = ["head", "top:1", "all"]
-    phases = tuple(Phase(trainable=word, batchnorm="eval", steps=20) for word in words)
+    phases = tuple(Phase(trainable=Trainable.parse(word), batchnorm="eval", steps=20) for word in words)
     for early in (0, 5):
         net = make_net()
         order = [list(net[8].parameters()), list(net[3:5].parameters()), list(net[:3].parameters())]

@@ -15,9 +15,10 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from xferbench.core import interventions
+from xferbench.core.interventions import Augmentation, Head, Regularizer, Trainable
 
 if TYPE_CHECKING:
-    from xferbench.core.interventions import DataIntervention
+    from xferbench.core.interventions import Augmentation, DataIntervention, Finish, Head, Regularizer, Trainable
     from xferbench.record import Record, Run
 
 
@@ -73,10 +74,7 @@ class Phase:
     """A stretch of training with one set of trainable tensors, one optimizer and one schedule.
 
     Attributes:
-        trainable: ``all``, ``head``, or the head and: ``top:N`` the N uppermost layer groups; ``norm`` the normalisation
-            layers' scale and shift; ``bias`` every bias, theirs too; ``lora:R`` an update of rank R of every linear and
-            convolutional weight, which is added to it when the phase ends; ``adapter:R`` a residual bottleneck of R channels
-            after each layer group, which is there from the first phase on.
+        trainable: a value of :class:`~xferbench.core.interventions.Trainable`; ``str`` of it is the word in a suite.
         batchnorm: how BatchNorm layers run: ``eval`` (stored statistics, unchanged), ``train``, ``train-above`` (train mode
             above the frozen layer groups, which stay in eval mode), ``ghost:N`` (train mode on slices of N examples of each
             batch) or ``momentum:M`` (train mode, running statistics with momentum M).
@@ -88,7 +86,7 @@ class Phase:
     """
 
     tag: ClassVar[str] = "Phase"
-    trainable: str = "all"
+    trainable: Trainable = interventions.ALL_LAYERS
     batchnorm: str = "train"
     lr: float = 1e-3
     head_lr: float | None = None
@@ -100,6 +98,18 @@ class Phase:
     steps: int = 150
     batch_size: int = 32
     order: str = "shuffled"
+
+    def __post_init__(self) -> None:
+        interventions.expect(self.trainable, interventions.Trainable, "trainable")
+
+
+def _expect_values(value: Recipe | Fit) -> None:
+    """Refuse a word in the place of an intervention."""
+    interventions.expect(value.head, interventions.Head, "head")
+    if value.regularizer is not None:
+        interventions.expect(value.regularizer, interventions.Regularizer, "regularizer")
+    if value.augment is not None:
+        interventions.expect(value.augment, interventions.Augmentation, "augment")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,37 +124,31 @@ class Recipe:
             weights, on the very training images of the fit).
         transferred: how much of that start is taken: ``all``, or ``low:N``, the N lowest layer groups; what lies above is
             drawn anew, as where ``init`` is ``random``.
-        head: ``random`` or ``zero``, one linear layer that begins so; or ``mlp:H`` or ``mlp:H:P``, a drawn head of two with H
-            units between them, a ReLU and dropout of a share P (0.5).
-        regularizer: a term of the loss that holds on to what the source taught, with its strength: ``l2-sp:A`` (A/2 of the
-            squared distance from the start, Li et al. 2018), ``ewc:L`` (the same weighted by the source's Fisher
-            information, Kirkpatrick et al. 2017), ``replay:N`` (N source images beside each batch) or ``lwf:W`` (W times the
-            distance of the source head's answers from what they were, Li & Hoiem 2016); or ``distill:W``, which holds on to a
-            teacher and needs nothing pretrained itself: 1 − W of the labels' loss and W of the distance from what the
-            pipeline's own pretrained backbone says after LP-FT in as many steps (Hinton et al. 2015); or ``dann:W``, which
-            makes features alike: a classifier that tells the target's training images from the shifted set's, without their
-            labels, is trained beside, and its gradient comes back reversed, W times (Ganin et al. 2016, arXiv:1505.07818); ""
-            for none.
-        augment: what is done to training images anew at each step: ``flip`` (half of them, left to right), ``crop`` (shifted by
-            up to an eighth of each side, edges reflected) or ``flip+crop``; "" for nothing.
+        head: a value of :class:`~xferbench.core.interventions.Head`.
+        regularizer: a term of the loss, one of :class:`~xferbench.core.interventions.Regularizer`: it holds on to what the
+            source or a teacher taught, or makes features of two domains alike; None for none.
+        augment: a value of :class:`~xferbench.core.interventions.Augmentation`; None for nothing.
         stop: ``last`` step, or the step that was ``best`` on validation; it chooses a view of a fit and retrains nothing.
-        finish: what is done to the trained network, which retrains nothing either: ``adabn`` (BatchNorm statistics computed
-            anew from images of the domain that is looked at, without their labels, Li et al. 2016, arXiv:1603.04779) or
-            ``interpolate:A`` (all weights at A of the way from where the last phase began, 0, to where it ended, 1, Wortsman
-            et al. 2022, WiSE-FT, arXiv:2109.01903); "" for nothing. Measures of plugins are about training and come before.
+        finish: what is done to the trained network, a value of :class:`~xferbench.core.interventions.Finish`; None for nothing.
+            It retrains nothing either. Measures of plugins are about training and come before.
         name: what people call it; not content.
     """
 
     tag: ClassVar[str] = "Recipe"
     init: str = "pretrained"
-    head: str = "random"
+    head: Head = interventions.RANDOM_HEAD
     phases: tuple[Phase, ...] = (Phase(),)
-    regularizer: str = ""
+    regularizer: Regularizer | None = field(default=None, metadata={"absent": ""})
     stop: str = "last"
     name: str = _place()
-    augment: str = field(default="", metadata={"added": True})
+    augment: Augmentation | None = field(default=None, metadata={"absent": "", "added": True})
     transferred: str = field(default="all", metadata={"added": True})
-    finish: str = field(default="", metadata={"added": True})
+    finish: Finish | None = field(default=None, metadata={"absent": "", "added": True})
+
+    def __post_init__(self) -> None:
+        _expect_values(self)
+        if self.finish is not None:
+            interventions.expect(self.finish, interventions.Finish, "finish")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,7 +285,7 @@ class Fit:
     ``transferred`` says how much of ``start`` is taken, as in :class:`Recipe`.
     ``labels`` are ``true``, or ``shuffled`` among the training images. ``source`` is there where the regularizer needs it.
     ``code`` builds an ``arch`` of the user's own, ``training`` trains it in place of the lab's loop; ``stop`` is told to that
-    code alone, since it gives one network only. Without phases it is the network as it starts: with the head ``own``, a
+    code alone, since it gives one network only. Without phases it is the network as it starts: with its own head, a
     finished one, made from ``before``. ``teacher`` is there where the regularizer needs one, of the same seed and data.
     ``cued`` puts a cue on every training image of the first class. ``unlabelled`` is there where the regularizer needs images
     of another domain, without their labels. ``interventions`` change the training examples, in order.
@@ -291,34 +295,35 @@ class Fit:
     arch: str
     init: str
     start: Weights | Fit | None
-    head: str
+    head: Head
     phases: tuple[Phase, ...]
     data: Data
     train_size: int | None
     preprocessing: Ready
     seed: int
     labels: str = field(default="true", metadata={"added": True})
-    regularizer: str = field(default="", metadata={"added": True})
+    regularizer: Regularizer | None = field(default=None, metadata={"absent": "", "added": True})
     source: Domain | None = field(default=None, metadata={"added": True})
     code: Code | None = field(default=None, metadata={"added": True})
     training: Code | None = field(default=None, metadata={"added": True})
     stop: str = field(default="last", metadata={"added": True})
     before: Weights | None = field(default=None, metadata={"added": True})
     planted: str = field(default="", metadata={"added": True})
-    augment: str = field(default="", metadata={"added": True})
+    augment: Augmentation | None = field(default=None, metadata={"absent": "", "added": True})
     teacher: Fit | None = field(default=None, metadata={"added": True})
     cued: bool = field(default=False, metadata={"added": True})
     transferred: str = field(default="all", metadata={"added": True})
     unlabelled: Data | None = field(default=None, metadata={"added": True})
     interventions: tuple[DataIntervention, ...] = field(default=(), metadata={"added": True})
 
+    def __post_init__(self) -> None:
+        _expect_values(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A fit, then ordered edits, each a word.
+    """A fit, then ordered edits, each the spelling of an :class:`~xferbench.core.interventions.Edit`.
 
-    ``head:source`` puts the pretrained head back, ``head:refit`` a linear one that is fitted anew on the training images of the
-    view's domain, and ``head:probe`` one on those of the target; the others are described by :data:`xferbench.wording.EDITS`.
     What finishes a recipe (:attr:`Recipe.finish`) is the first of them.
     """
 
@@ -656,7 +661,9 @@ def content(value: Any) -> Any:
         return interventions.key(value)
     if is_dataclass(value) and not isinstance(value, type):
         named = {
-            f.metadata.get("key", f.name): _aliased(getattr(value, f.name)) if "alias" in f.metadata else getattr(value, f.name)
+            f.metadata.get("key", f.name): _aliased(getattr(value, f.name))
+            if "alias" in f.metadata
+            else interventions.absent(f, getattr(value, f.name))
             for f in fields(value)
             if not ("place" in f.metadata or ("added" in f.metadata and getattr(value, f.name) == f.default))
         }

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xferbench import looks, plan
+from xferbench.core.interventions import L2SP, REQUIREMENTS, ZERO_HEAD, AdaptBatchNorm, FlipAndCrop, MLPHead
 from xferbench.design import (
     Data,
     Domain,
@@ -111,7 +112,7 @@ def predictions(accuracy: float, seed: int, examples: int = EXAMPLES) -> Predict
 def by_content(trial: Trial) -> float:
     """An accuracy from 0.5 to 0.9 that is another one for each fit and view, and about the same at every seed."""
     fit = trial.model.base
-    changes = fit.regularizer + fit.augment + "".join(map(str, fit.interventions))
+    changes = str(fit.regularizer or "") + str(fit.augment or "") + "".join(map(str, fit.interventions))
     told = digest((fit.init, fit.phases, changes, fit.preprocessing, trial.model.edits, trial.view))
     return 0.5 + 0.4 * int(told[:8], 16) / 2**32
 
@@ -152,17 +153,17 @@ def impossible(fit: Fit) -> str:
     """Why the real laboratory could not train a fit, or ""."""
     if fit.init != "random" and fit.start is None:
         return f"Problem: init {fit.init} without pretrained weights"
-    beside = {"distill": ("a teacher", fit.teacher), "dann": ("images of another domain", fit.unlabelled)}
-    if (kind := fit.regularizer.partition(":")[0]) in beside:
-        what, given = beside[kind]
-        return "" if given else f"ValueError: regularizer {fit.regularizer} without {what}"
-    if fit.regularizer and fit.init != "pretrained":
-        return f"ValueError: regularizer {fit.regularizer} without pretrained weights"
-    if fit.regularizer.startswith(("lwf", "replay")) and deep(fit.head):
-        return f"ValueError: regularizer {fit.regularizer} with head {fit.head}"
-    if fit.regularizer.startswith(("ewc", "replay")) and (fit.source is None or not fit.source.classes):
-        return f"ValueError: regularizer {fit.regularizer} without a source whose classes are known"
-    return ""
+    if fit.regularizer is None:
+        return ""
+    there = {
+        "teacher": fit.teacher is not None,
+        "shifted": fit.unlabelled is not None,
+        "pretrained": fit.init == "pretrained",
+        "plain-head": not deep(fit.head),
+        "source": fit.source is not None and bool(fit.source.classes),
+    }
+    missing = [REQUIREMENTS[need] for need in fit.regularizer.requires if not there.get(need, True)]
+    return f"ValueError: regularizer {fit.regularizer} without {missing[0]}" if missing else ""
 
 
 def curve(fit: Fit, accuracy: float) -> tuple[tuple[int, float, float], ...]:
@@ -190,11 +191,11 @@ def worlds() -> Iterator[World]:
         "gradual unfreezing with warm-up": gradual_unfreezing(Phase(warmup=20)),
         "discriminative rates": discriminative(Phase(lr=1e-2, optimizer="sgd")),
         "training from scratch": from_scratch(),
-        "an MLP head on augmented images": Recipe(head="mlp:16", augment="flip+crop"),
+        "an MLP head on augmented images": Recipe(head=MLPHead(units=16), augment=FlipAndCrop()),
         "distillation": distillation(),
-        "DANN, then each domain's own statistics": replace(dann(), finish="adabn"),
+        "DANN, then each domain's own statistics": replace(dann(), finish=AdaptBatchNorm()),
         "one step": full(Phase(steps=1, batch_size=2)),
-        "a zero head, L2-SP and the best step": Recipe(head="zero", regularizer="l2-sp:1", stop="best"),
+        "a zero head, L2-SP and the best step": Recipe(head=ZERO_HEAD, regularizer=L2SP(strength=1), stop="best"),
         "class order and ghost batches": full(Phase(order="class", batchnorm="ghost:2")),
     }
     for name, recipe in recipes.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from xferbench import findings, frozen, judge, looks, plan, stats, symptoms, wording
+from xferbench.core.interventions import OWN_HEAD, as_dict
 from xferbench.core.reason import Code, Reason, because
 from xferbench.design import MADE_HERE, Scratch, digest
 from xferbench.environment import environment
@@ -72,11 +73,11 @@ def cost(executed: Executed) -> dict[str, Any]:
     """Fits and trials asked, unique, run now and reused; recorded seconds, and those of this run."""
     asked = _asked(executed)
     unique = {one.trial.key: one.trial for one in asked}
-    fits = {trial.model.base for trial in unique.values() if trial.model.base.head != "own"}  # nobody trains a finished one
+    fits = {trial.model.base for trial in unique.values() if trial.model.base.head != OWN_HEAD}  # nobody trains a finished one
     records = [executed.answers[key] for key in unique if key in executed.answers]
     fit_seconds = looks.trained(asked, executed.answers)
     view_seconds = sum(record.seconds for record in records)
-    fits_asked = len({(one.plugin, one.arm, one.trial.model.base) for one in asked if one.trial.model.base.head != "own"})
+    fits_asked = len({(one.plugin, one.arm, one.trial.model.base) for one in asked if one.trial.model.base.head != OWN_HEAD})
     return {
         "fits": {"asked": fits_asked, "unique": len(fits), "run": executed.fits_run, "reused": len(fits) - executed.fits_run},
         "trials": {

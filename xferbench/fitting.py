@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from xferbench.core.interventions import REQUIREMENTS, AdaptBatchNorm, Adapters, InterpolatePhase, TopGroups
 from xferbench.design import Choice
 from xferbench.honours import candidates
 
@@ -13,12 +14,7 @@ if TYPE_CHECKING:
 
     from xferbench.design import Arm, Facts, Pipeline, Recipe
 
-LACKED = {
-    "norm": "normalisation layers that learn",
-    "bias": "biases below its head",
-    "lora": "linear or convolutional weights below its head",
-    "adapter": "place for an adapter",
-}
+LACKED = ("norm", "bias", "lora", "adapter")  # what a backbone may lack, requirements of :class:`Trainable`
 
 
 def unfit(recipe: Recipe, facts: Facts) -> str:
@@ -29,33 +25,31 @@ def unfit(recipe: Recipe, facts: Facts) -> str:
 def lacking(recipe: Recipe, facts: Facts) -> str:
     """Why what ends a recipe, or makes domains alike, has not what it needs, or ""."""
     own = facts.honours is not None
-    if recipe.regularizer.startswith("dann"):
+    if recipe.regularizer and "shifted" in recipe.regularizer.requires:
         if own or not facts.shifted:
             why = "the training code is given no images of another domain" if own else "the suite has no [shifted]"
             return f"{recipe.regularizer}: {why}"
         if "unlabelled" in facts.lacks:
             return f"{recipe.regularizer}: the [shifted] set has no training images"
-    if recipe.finish == "adabn" and not facts.has_batchnorm:
-        return "adabn: the backbone has no BatchNorm with running statistics"
-    if recipe.finish == "adabn" and "unlabelled" in facts.lacks:
+    if recipe.finish and "batchnorm" in recipe.finish.requires and not facts.has_batchnorm:
+        return f"{recipe.finish}: the backbone has no {REQUIREMENTS['batchnorm']}"
+    if isinstance(recipe.finish, AdaptBatchNorm) and "unlabelled" in facts.lacks:
         return "adabn: the [shifted] set has no training images"
-    if recipe.finish.startswith("interpolate") and own:
+    if isinstance(recipe.finish, InterpolatePhase) and own:
         return f"{recipe.finish}: nobody knows where the training code's last phase began"
     return ""
 
 
 def untrainable(recipe: Recipe, facts: Facts) -> str:
     """Why something that a recipe trains is not there, or ""."""
-    words = tuple(phase.trainable for phase in recipe.phases)
-    for word in words:
-        kind, _, count = word.partition(":")
-        if kind in facts.lacks:
-            return f"{word}: the backbone has no {LACKED[kind]}"
-        if kind == "top" and int(count) > len(facts.groups):
-            return f"{word}: the backbone has {len(facts.groups)} layer groups"
-        if kind == "adapter" and facts.outputs:
-            return f"{word}: a finished network has no adapters beside its own tensors"
-    sizes = {word for word in words if word.startswith("adapter:")}
+    for trainable in (phase.trainable for phase in recipe.phases):
+        if lacked := [need for need in trainable.requires if need in facts.lacks]:
+            return f"{trainable}: the backbone has no {REQUIREMENTS[lacked[0]]}"
+        if isinstance(trainable, TopGroups) and trainable.groups > len(facts.groups):
+            return f"{trainable}: the backbone has {len(facts.groups)} layer groups"
+        if isinstance(trainable, Adapters) and facts.outputs:
+            return f"{trainable}: a finished network has no adapters beside its own tensors"
+    sizes = {str(phase.trainable) for phase in recipe.phases if isinstance(phase.trainable, Adapters)}
     return f"{', '.join(sorted(sizes))}: a network has adapters of one size" if len(sizes) > 1 else ""
 
 

@@ -11,7 +11,18 @@ from typing import Any
 
 from xferbench import rules
 from xferbench.config import interventions
-from xferbench.core.interventions import DataIntervention
+from xferbench.core.interventions import (
+    BUILT_IN,
+    Augmentation,
+    DataIntervention,
+    Finish,
+    Head,
+    Intervention,
+    Regularizer,
+    Trainable,
+    form,
+    pattern,
+)
 from xferbench.design import MADE_HERE, Phase, Preprocessing, Ready, Recipe, Scratch, Spectrogram
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem
@@ -60,6 +71,14 @@ def _phases(value: Any) -> list[dict[str, Any]]:
 
 
 SEVERAL = rules.of(int, lambda v: v > 1, "a whole number above 1", minimum=2)  # BatchNorm knows nothing of one image
+
+
+def spelled(group: type[Intervention]) -> Rule:
+    """A text that spells a built-in value of a group."""
+    forms = " or ".join(map(form, BUILT_IN[group]))
+    return rules.of(str, bool, forms, group.parse, pattern=f"^({pattern(BUILT_IN[group])})$")
+
+
 ONE_OR_THREE = {"oneOf": [{"minItems": 1, "maxItems": 1}, {"minItems": 3, "maxItems": 3}]}
 KINDS = {"kind": rules.among("image", "spectrogram")}
 IMAGE = rules.table(
@@ -93,10 +112,7 @@ def _preprocessing(value: Any) -> Ready:
 
 PREPROCESSING = rules.Told(_preprocessing, rules.either(rules.schema(IMAGE), rules.schema(SPECTROGRAM)))
 PHASE: dict[str, Rule] = {
-    "trainable": rules.matching(
-        r"head|norm|bias|all|(top|lora|adapter):[1-9]\d*",
-        "head, top:N, norm, bias, lora:R, adapter:R or all, N and R of 1 or more",
-    ),
+    "trainable": spelled(Trainable),
     "batchnorm": rules.Told(_batchnorm, {"pattern": GHOST, "type": "string", "description": BATCHNORM}),
     "lr": POSITIVE,
     "head_lr": POSITIVE,
@@ -117,17 +133,10 @@ RECIPE: dict[str, Rule] = {
     "phases": rules.Told(_phases, {"type": "array", "minItems": 1, "items": rules.schema(rules.table(PHASE))}),
     "init": rules.among("pretrained", "random", "matched", "permuted", *MADE_HERE, "target"),
     "transferred": rules.matching(r"all|low:[1-9]\d*", "all, or low:N with N of 1 or more"),
-    "head": rules.matching(
-        r"random|zero|mlp:[1-9]\d*(:0?\.\d+|:0)?",
-        "random, zero, or mlp:H or mlp:H:P with H hidden units and dropout P below 1 (0.5)",
-    ),
-    "augment": rules.among("flip", "crop", "flip+crop"),
-    "regularizer": rules.matching(
-        r"(l2-sp|ewc|lwf|dann):(?=[^e]*[1-9])\d*\.?\d+(e[+-]?\d+)?|replay:[1-9]\d*|distill:(0?\.\d*[1-9]\d*|1(\.0+)?)",
-        "l2-sp:A, ewc:L, lwf:W or dann:W with a strength above 0, replay:N with N source images a batch, "
-        "or distill:W with W above 0 and at most 1",
-    ),
-    "finish": rules.matching(r"adabn|interpolate:(0|0?\.\d+|1|[01]\.0+)", "adabn, or interpolate:A with A from 0 to 1"),
+    "head": spelled(Head),
+    "augment": spelled(Augmentation),
+    "regularizer": spelled(Regularizer),
+    "finish": spelled(Finish),
     "stop": rules.among("last", "best"),
     "training": rules.matching(r"python:[\w.]+:[\w.]+", "python:module:callable"),
     "train_preprocessing": PREPROCESSING,

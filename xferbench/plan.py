@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xferbench import fitting, honours, metrics
+from xferbench.core.interventions import HEAD_ONLY, OWN_HEAD, RANDOM_HEAD, ZERO_HEAD, Edit
 from xferbench.design import (
     MADE_HERE,
     Arm,
@@ -61,7 +62,6 @@ class Look:
     cued: bool = False
 
 
-FITTED = "@1"  # ends an edit that is fitted on the screened half, and says nothing of how sure that is
 TEMPERED = "temperature:fitted@1"  # the edit that calibrates
 BEFORE = "interpolated:0"  # the edit that gives what a finished network was made from
 
@@ -156,8 +156,14 @@ def peak(pipeline: Pipeline) -> float:
 def kind(pipeline: Pipeline) -> tuple[str, ...]:
     """What tells strategies apart: where they start, what they train on, what holds and what ends them, what phases train."""
     recipe = pipeline.recipe
-    held = recipe.regularizer.partition(":")[0]
-    return (recipe.init, recipe.augment, held, recipe.finish, *(phase.trainable for phase in recipe.phases))
+    held = recipe.regularizer.spelling if recipe.regularizer else ""
+    return (
+        recipe.init,
+        str(recipe.augment or ""),
+        held,
+        str(recipe.finish or ""),
+        *(str(phase.trainable) for phase in recipe.phases),
+    )
 
 
 def subject(suite: Suite, pipeline: Pipeline) -> Arm:
@@ -171,9 +177,10 @@ def fit(pipeline: Pipeline, seed: int) -> Fit:
     """The network that a pipeline trains at one seed; how it is served or stopped is no part of it."""
     recipe = pipeline.recipe
     made_here = recipe.init in {*MADE_HERE, "target"}
-    needs_source = recipe.regularizer.startswith(("ewc", "replay"))
-    needs_shifted = recipe.regularizer.startswith("dann") and not pipeline.planted
-    needs_teacher = recipe.regularizer.startswith("distill") and not (pipeline.planted or pipeline.training)
+    needs = recipe.regularizer.requires if recipe.regularizer else ()
+    needs_source = "source" in needs
+    needs_shifted = "shifted" in needs and not pipeline.planted
+    needs_teacher = "teacher" in needs and not (pipeline.planted or pipeline.training)
     if pipeline.finished:
         return _finished(pipeline, pipeline.finished)
     return Fit(
@@ -186,13 +193,13 @@ def fit(pipeline: Pipeline, seed: int) -> Fit:
         train_size=pipeline.train_size,
         preprocessing=pipeline.train_preprocessing,
         seed=seed,
-        regularizer="" if pipeline.planted else recipe.regularizer,
+        regularizer=None if pipeline.planted else recipe.regularizer,
         source=pipeline.source if needs_source else None,
         code=pipeline.code,
         training=None if pipeline.planted else pipeline.training,
         stop=recipe.stop if pipeline.training and not pipeline.planted else "last",
         planted=pipeline.planted,
-        augment="" if pipeline.planted else recipe.augment,
+        augment=None if pipeline.planted else recipe.augment,
         teacher=fit(replace(pipeline, recipe=teacher(recipe)), seed) if needs_teacher else None,
         transferred="all" if recipe.init == "random" else recipe.transferred,
         unlabelled=pipeline.shifted.data if needs_shifted and pipeline.shifted else None,
@@ -206,7 +213,7 @@ def _finished(pipeline: Pipeline, network: Finished) -> Fit:
         arch=pipeline.arch,
         init="pretrained",
         start=network.after,
-        head="own",
+        head=OWN_HEAD,
         phases=(),
         data=pipeline.target,
         train_size=pipeline.train_size,
@@ -239,7 +246,7 @@ def source_fit(pipeline: Pipeline) -> Fit:
         arch=pipeline.arch,
         init="random",
         start=None,
-        head="random",
+        head=RANDOM_HEAD,
         phases=(phase,),
         data=pipeline.source.data,
         train_size=None,
@@ -260,7 +267,7 @@ def target_fit(pipeline: Pipeline, seed: int) -> Fit:
         arch=pipeline.arch,
         init="random",
         start=None,
-        head="random",
+        head=RANDOM_HEAD,
         phases=(phase,),
         data=pipeline.target,
         train_size=pipeline.train_size,
@@ -298,7 +305,7 @@ def trial(
     examples = look.examples
     edits = (*pipeline.edits, *(edit for edit in look.edits if edit not in pipeline.edits))
     if pipeline.recipe.finish and measure == "predictions" and not (look.before or pipeline.finished or pipeline.planted):
-        edits = (pipeline.recipe.finish, *edits)
+        edits = (str(pipeline.recipe.finish), *edits)
     if look.examples == "whole" or (compares and pipeline.judged == "confirm"):
         examples = "test"
     elif bounded:
@@ -326,7 +333,7 @@ def trial(
 
 def untrained(pipeline: Pipeline) -> Fit:
     """The zero-step fit: the network that a pipeline starts from, the same at every seed as far as the source's task goes."""
-    start = replace(pipeline.recipe, phases=(), regularizer="", augment="", head="zero", transferred="all")
+    start = replace(pipeline.recipe, phases=(), regularizer=None, augment=None, head=ZERO_HEAD, transferred="all")
     return replace(fit(replace(pipeline, recipe=start), 0), train_size=None, training=None, stop="last", interventions=())
 
 
@@ -370,7 +377,7 @@ def settle(arm: Arm, study: Study, answers: Mapping[str, Record]) -> Settled | N
             return Settled(pipeline=None, error=f"{'screening' if candidate.finished else 'tuning'} of {said or 'it'}: {error}")
         weighed.append(_weighed(candidate, arm, records, study.suite.metric))
         told.append(records[0].predictions)
-    fitted = any(edit.endswith(FITTED) for one in arm.candidates for edit in one.edits)
+    fitted = any(Edit.parse(edit).screened for one in arm.candidates for edit in one.edits)
     if arm.candidates[0].finished and arm.by == "validation" and not fitted:
         shares = metrics.best_of([one for one in told if one is not None], study.suite.metric)
         weighed = [replace(one, confidence=share) for one, share in zip(weighed, shares, strict=True)]
@@ -478,7 +485,7 @@ def groups(asked: Mapping[str, Trial], size: int, suite: Suite) -> Iterator[tupl
     alone = []
     for one in asked.values():
         fitted = one.model.base
-        if fitted.head == "own":  # nothing is trained together: each view may have a worker of its own
+        if fitted.head == OWN_HEAD:  # nothing is trained together: each view may have a worker of its own
             alone.append((one,))
             continue
         look = sum(fitted.seed - suite.seed >= seeds for seeds in suite.looks)
@@ -503,7 +510,7 @@ def cost(one: Fit) -> float:
 
 def examples(phase: Phase) -> float:
     """A phase's share of :func:`cost`."""
-    cheap = phase.trainable == "head" and phase.batchnorm == "eval"
+    cheap = phase.trainable == HEAD_ONLY and phase.batchnorm == "eval"
     return phase.steps * phase.batch_size * (0.1 if cheap else 1.0)
 
 

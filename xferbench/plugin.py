@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench import pictures as plotting
 from xferbench import strategies
+from xferbench.core import interventions
 from xferbench.core.contrasts import harm, info, invariant
 from xferbench.core.requirements import (
     always_applies,
@@ -64,6 +65,7 @@ __all__ = [
     "full_finetune_phase",
     "harm",
     "info",
+    "interventions",
     "invariant",
     "leave_unchanged",
     "map_phases",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench import __version__
 from xferbench.core import files
+from xferbench.core.interventions import OWN_HEAD, BatchNormEdit, Edit
 from xferbench.engines import local
 from xferbench.problem import Problem
 from xferbench.record import contrast_id
@@ -79,9 +80,9 @@ def _cured(executed: Executed) -> Trial | None:
     """The cured network as it was confirmed; None where its cure is anything but BatchNorm statistics."""
     asked = (one.trial for one in executed.step.asked if (one.plugin, one.arm, one.view) == (CHECK, "cured", "test"))
     found = next(asked, None)
-    if found is None or found.model.base.head != "own" or not found.model.edits:
+    if found is None or found.model.base.head != OWN_HEAD or not found.model.edits:
         return None
-    return found if all(edit.startswith("batchnorm:") for edit in found.model.edits) else None
+    return found if all(isinstance(Edit.parse(edit), BatchNormEdit) for edit in found.model.edits) else None
 
 
 def edits(trial: Trial) -> list[str]:

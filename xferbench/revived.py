@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench.alike import PLACES
 from xferbench.config.interventions import parse
-from xferbench.core.interventions import DataIntervention
+from xferbench.core.interventions import Augmentation, DataIntervention, Finish, Head, Regularizer, Trainable
 from xferbench.design import Phase, Preprocessing, Recipe, Scratch, Spectrogram, Suite
 from xferbench.problem import Problem
 
@@ -48,7 +48,16 @@ def _placed(word: str, folder: Path) -> str:
 
 
 def _recipe(told: Mapping[str, Any]) -> Recipe:
-    return Recipe(**_within(told) | {"phases": tuple(Phase(**phase) for phase in told["phases"])})
+    values: dict[str, Any] = {"phases": tuple(_phase(phase) for phase in told["phases"])}
+    values["head"] = Head.parse(told["head"])
+    values["augment"] = Augmentation.parse(told["augment"]) if told["augment"] else None
+    values["finish"] = Finish.parse(told["finish"]) if told["finish"] else None
+    values["regularizer"] = Regularizer.parse(told["regularizer"]) if told["regularizer"] else None
+    return Recipe(**_within(told) | values)
+
+
+def _phase(told: Mapping[str, Any]) -> Phase:
+    return Phase(**_within(told) | {"trainable": Trainable.parse(told["trainable"])})
 
 
 def _ready(told: Mapping[str, Any]) -> Ready:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xferbench import keys, rules
+from xferbench.core.interventions import Intervention
 from xferbench.design import Phase, Recipe, Suite
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -131,7 +132,9 @@ def _described(table: dict[str, Any], name: str) -> dict[str, Any]:
     keys = {key: _key(one, key, name) for key, one in table["properties"].items()}
     known = {f.name: f.default for noun in NOUNS.get(name, ()) for f in fields(noun)}
     for key, one in keys.items():
-        if (default := known.get(key)) != "" and isinstance(default, bool | int | float | str):
+        default = known.get(key)
+        default = str(default) if isinstance(default, Intervention) else default
+        if default != "" and isinstance(default, bool | int | float | str):
             one.setdefault("default", default)
     return table | {"properties": keys}
 

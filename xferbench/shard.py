@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from xferbench import given, store, symptoms
+from xferbench.core.interventions import OWN_HEAD
 from xferbench.design import digest
 from xferbench.execute import Counted, answered, asked, groups, laid_out
 from xferbench.problem import Problem
@@ -65,7 +66,7 @@ def owner(group: tuple[Trial, ...], of: int) -> int:
     """
     first = group[0]
     one = first.model.base
-    key = first.key if one.head == "own" else digest(one.teacher or one)
+    key = first.key if one.head == OWN_HEAD else digest(one.teacher or one)
     return int(key, 16) % of + 1
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench import keys, overrides, rules
 from xferbench.config.matrix import parse_matrix
+from xferbench.core.interventions import InterpolatePhase
 from xferbench.design import MADE_HERE, Phase, Recipe, Spectrogram, Suite
 from xferbench.metrics import METRICS
 from xferbench.problem import Problem, nearest
@@ -105,11 +106,13 @@ def _single(table: Mapping[str, Any], path: Path) -> Suite:
     finished = _finished(top.pop("checkpoint"), table, recipe) if "checkpoint" in top else {}
     given = _recipe(recipe) if "recipe" in table and not finished else None
     asked = Suite(path=str(path), **backbone, **target, **roles, **beside, **top, **served, **finished, recipe=given)
-    needing = [("init", MADE_HERE, "source"), ("regularizer", ("ewc", "replay"), "source"), ("regularizer", "dann", "shifted")]
-    for name, words, role in needing:
-        if given is not None and getattr(given, name).startswith(words) and getattr(asked, role) is None:
+    needing = [("init", "source")] if given is not None and given.init in MADE_HERE else []
+    if given is not None and given.regularizer:
+        needing += [("regularizer", role) for role in ("source", "shifted") if role in given.regularizer.requires]
+    for name, role in needing:
+        if getattr(asked, role) is None:
             expected = f"one that needs no [{role}], or a [{role}]"
-            raise Problem(f"recipe.{name}", found=getattr(given, name), expected=expected)
+            raise Problem(f"recipe.{name}", found=str(getattr(given, name)), expected=expected)
     if given is not None:
         _possible(given, asked)
     _one_kind(asked)
@@ -135,14 +138,15 @@ def _finished(checkpoint: Mapping[str, Any], table: Mapping[str, Any], recipe: M
 def _possible(recipe: Recipe, asked: Suite) -> None:
     """Refuse words of a recipe that do not go together, or not with the rest."""
     held = recipe.regularizer
-    if held.startswith(("lwf", "replay")) and deep(recipe.head):
+    needs = held.requires if held else ()
+    if "plain-head" in needs and deep(recipe.head):
         expected = "l2-sp, ewc or distill, or a plain head: the source's cannot stand below another"
         raise Problem("recipe.regularizer", found=f"{held}, beside head {recipe.head}", expected=expected)
-    if held.startswith(("distill", "dann")) and asked.training:
-        lacking = "teacher" if held.startswith("distill") else "images of another domain"
+    if {"teacher", "shifted"} & {*needs} and asked.training:
+        lacking = "teacher" if "teacher" in needs else "images of another domain"
         expected = f"the lab's own loop: training code is given no {lacking}"
         raise Problem("recipe.regularizer", found=f"{held}, beside training", expected=expected)
-    if recipe.finish.startswith("interpolate") and asked.training:
+    if isinstance(recipe.finish, InterpolatePhase) and asked.training:
         expected = "the lab's own loop: of training code nobody knows where its last phase began"
         raise Problem("recipe.finish", found=f"{recipe.finish}, beside training", expected=expected)
     if recipe.augment and isinstance(asked.train_preprocessing or asked.preprocessing, Spectrogram):
@@ -224,7 +228,7 @@ def _heard(strategy: str, made: Recipe, given: Mapping[str, Any]) -> None:
         whole = name in WHOLE
         own = {getattr(made, name)} if whole else {getattr(phase, name) for phase in made.phases}
         kind = str(given[name]).partition(":")[0]  # mlp:64 is another head of the kind that the strategy has
-        free = whole and (own == {getattr(Recipe(), name)} or kind in {word.partition(":")[0] for word in own})
+        free = whole and (own == {getattr(Recipe(), name)} or kind in {str(word or "").partition(":")[0] for word in own})
         if given[name] not in own and not free:
             expected = f"{' or '.join(sorted(map(rules.shown, own)))}, as the strategy {strategy} sets it"
             found = rules.shown(given[name])

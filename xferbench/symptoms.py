@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from xferbench.core.interventions import AssignClasses, BatchNormEdit, Edit, RotateClasses
 from xferbench.core.reason import Code, Reason, because
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def repairs(case: Case, metric: str) -> bool:
         return False
     edits = after.edits[len(before.edits) :]
     plain = [one for one in case.plugin.contrasts if one.kind == "paired" and one.metric in {"", metric}]
-    return bool(plain) and all(edit.startswith(("batchnorm:", "classes:")) for edit in edits)
+    return bool(plain) and all(isinstance(Edit.parse(edit), BatchNormEdit | AssignClasses | RotateClasses) for edit in edits)
 
 
 def add_followup(drafts: Sequence[Draft], repaired: Mended | None) -> tuple[Draft, ...]:

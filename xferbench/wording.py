@@ -6,6 +6,7 @@ import json
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from xferbench.core.interventions import BUILT_IN, Edit, Intervention, find_kind
 from xferbench.design import Phase, Recipe, Spectrogram
 
 if TYPE_CHECKING:
@@ -13,24 +14,6 @@ if TYPE_CHECKING:
 
     from xferbench.design import Code, Pipeline, Ready
 
-EDITS = {  # what is done to a network's tensors without training, by the edit's word
-    "batchnorm:restored": "BatchNorm statistics of before put back",
-    "batchnorm:recalibrated": "BatchNorm statistics recalibrated on training images",
-    "batchnorm:initial": "BatchNorm statistics of a fresh network",
-    "batchnorm:one-class": "BatchNorm statistics of one class",
-    "classes:assigned": "classes in the order that the screened images ask for",
-    "classes:rotated": "each class in the next one's place",
-    "temperature:fitted": "logits divided by a temperature fitted on images kept apart",
-    "temperature": "logits divided by {}",
-    "adabn": "BatchNorm statistics of each domain's own images",
-    "interpolate": "all weights at {} of the way through the last phase",
-    "interpolated:0": "the backbone of before",
-    "interpolated": "weights at {} of the way from before to after",
-    "weights:permuted": "weights shuffled within each tensor",
-    "head:probe": "a head fitted anew on training images",
-    "head:refit": "the head fitted anew",
-    "head:source": "the pretrained head",
-}
 WHOLE = ("init", "transferred", "head", "augment", "regularizer", "finish", "stop")  # keys of a recipe as a whole
 
 
@@ -73,6 +56,8 @@ def patched(before: Pipeline | None, after: Pipeline, recorded: Ready) -> list[s
 
 def _value(value: Any) -> str:
     """A value as TOML; of a table what differs from its defaults."""
+    if isinstance(value, Intervention):
+        return json.dumps(str(value))
     if is_dataclass(value) and not isinstance(value, type):
         named = {f.name: getattr(value, f.name) for f in fields(value)}
         told = {name: one for name, one in named.items() if one != getattr(type(value)(), name)}
@@ -98,7 +83,6 @@ def _lines(phase: Phase, before: Phase | None) -> list[str]:
     return lines
 
 
-TRAINED = {"bias": "biases", "lora": "LoRA of rank {}", "adapter": "adapters of {} channels"}  # others as in a suite
 OWN_WORDS = ("regularizer", "finish", "stop")
 TOLD = ("trainable", "lr", "head_lr", "batchnorm", "steps", "batch_size", "order")  # in words of their own, always
 
@@ -110,13 +94,13 @@ def words(recipe: Recipe) -> str:
         rate = f"lr {phase.lr:g}" + (f", head {phase.head_lr:g}" if phase.head_lr else "")
         extra = "".join(f", {one}" for one in _unusual(phase, Phase(), TOLD))
         extra += "" if phase.order == "shuffled" else ", class-ordered"
-        kind, _, amount = phase.trainable.partition(":")
-        what = TRAINED.get(kind, phase.trainable).format(amount)
-        told.append(f"{what}, {rate}, BatchNorm {phase.batchnorm}, {phase.steps} × {phase.batch_size}{extra}")
+        told.append(
+            f"{phase.trainable.describe()}, {rate}, BatchNorm {phase.batchnorm}, {phase.steps} × {phase.batch_size}{extra}"
+        )
     start = "" if recipe.init == "pretrained" else f"{recipe.init} weights: "
     whole = "".join(f"; {one}" for one in _unusual(recipe, Recipe(), ("init", "phases", *OWN_WORDS, "name")))
     whole += f"; {recipe.regularizer}" if recipe.regularizer else ""
-    whole += f"; {edited(recipe.finish)}" if recipe.finish else ""
+    whole += f"; {recipe.finish.describe()}" if recipe.finish else ""
     return (
         (f"{recipe.name}: " if recipe.name else "")
         + start
@@ -151,10 +135,8 @@ def of_pipeline(pipeline: Pipeline, recorded: Ready) -> str:
 
 
 def edited(edit: str) -> str:
-    """An edit of a network in words."""
-    word = edit.partition("@")[0]
-    kind, _, amount = word.partition(":")
-    return EDITS.get(word, EDITS.get(kind, word)).format(amount)
+    """An edit of a network in words; one that is not known as it is spelt, because the lab will refuse it."""
+    return Edit.parse(edit).describe() if find_kind(edit, BUILT_IN[Edit]) else edit
 
 
 def differences(preprocessing: Ready, recorded: Ready) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from xferbench.core import files
+from xferbench.core.interventions import ZERO_HEAD
 from xferbench.design import Data, Domain, Facts, Fit, Model, Place, Trial, View, Weights
 from xferbench.environment import processor, torch_version
 from xferbench.lab import VERSION, answer, inputs, probe
@@ -41,7 +42,7 @@ def variants():
 def accuracy(arch, weights, dataset, ready, cache):
     """Of a checkpoint as it is, with its own head."""
     one = Fit(
-        arch=arch, init="pretrained", start=weights, head="zero", phases=(), data=dataset, train_size=None,
+        arch=arch, init="pretrained", start=weights, head=ZERO_HEAD, phases=(), data=dataset, train_size=None,
         preprocessing=RIGHT, seed=0,
     )  # fmt: skip
     view = View(preprocessing=ready, domain=Domain(data=dataset, classes=tuple(range(10))))

@@ -22,6 +22,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 from xferbench import execute, fake, looks, store, suite
+from xferbench.core.interventions import ALL_LAYERS, Adapters, LoRA
 from xferbench.environment import processor
 from xferbench.lab import backbones, data
 
@@ -123,8 +124,8 @@ def timed(fit, asked_suite, cache, folder, rounds):
     dataset = data.load(fit.data, fit.preprocessing, test_size, cache)
     network = backbones.build(fit.arch, len(dataset.classes), fit.code)
     anatomy = backbones.anatomy(network, data.shape(dataset, fit.preprocessing))
-    words = ["all" if one.trainable.startswith(("lora", "adapter")) else one.trainable for one in fit.phases]
-    trained = [backbones.trainable(anatomy, network, word) for word in words]
+    values = [ALL_LAYERS if isinstance(one.trainable, LoRA | Adapters) else one.trainable for one in fit.phases]
+    trained = [backbones.trainable(anatomy, network, value) for value in values]
     file, found = folder / "asked.pickle", []
     file.write_bytes(pickle.dumps((fit, trained, anatomy.head, test_size, cache)))
     for _ in range(rounds):

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional as F
 
+from xferbench.core.interventions import DANN
 from xferbench.lab import augment, batchnorm, features, heads, seeds
 from xferbench.problem import Problem
 
@@ -75,11 +76,11 @@ def rival(fits: Sequence[Fit], network: Network, unlabelled: Split | None, shape
     Raises:
         Problem: where the images have another shape. ValueError: where there are none.
     """
-    kind, _, amount = fits[0].regularizer.partition(":")
-    if kind != "dann":
+    dann = fits[0].regularizer
+    if not isinstance(dann, DANN):
         return None
     if unlabelled is None:
-        raise ValueError(f"regularizer {fits[0].regularizer}: without images of another domain")
+        raise ValueError(f"regularizer {dann}: without images of another domain")
     if unlabelled.images.shape[1:] != shape:
         found = f"{unlabelled.images.shape[1:]} beside {shape}"
         raise Problem("[shifted] data: images of another shape than the target's", found=found, expected="the same shape")
@@ -90,7 +91,7 @@ def rival(fits: Sequence[Fit], network: Network, unlabelled: Split | None, shape
     inner = {"1": wide**-0.5, "2": UNITS**-0.5}
     tensors = {name: torch.from_numpy(one * inner[name[0]]).float().to(network.device) for name, one in drawn.items()}
     return Rival(
-        strength=float(amount),
+        strength=dann.strength,
         tensors={name: tensor.requires_grad_() for name, tensor in tensors.items()},
         images=torch.from_numpy(np.array(unlabelled.images)),
         layer=heads.first(network.module, network.anatomy.head),

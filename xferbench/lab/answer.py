@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from xferbench.core.interventions import BUILT_IN, OWN_HEAD, RANDOM_HEAD, Edit, Head, InterpolatePhase, SourceHead, find_kind
 from xferbench.design import Fit, Weights, digest
 from xferbench.lab import (
     backbones,
@@ -73,7 +74,7 @@ def answer(trials: Sequence[Trial], missing: frozenset[str], cache: Path) -> tup
 
 
 def _interpolates(trial: Trial) -> bool:
-    return any(edit.startswith("interpolate:") for edit in trial.model.edits)
+    return any(find_kind(edit, BUILT_IN[Edit]) is InterpolatePhase for edit in trial.model.edits)
 
 
 def _last_line(error: Exception) -> str:
@@ -89,11 +90,18 @@ def _place(trial: Trial) -> str:
 
 @lru_cache(maxsize=4)
 def _network(
-    arch: str, code: Code | None, classes: int, shape: Shape, device: str, cache: Path, head: str = "", adapters: int = 0
+    arch: str,
+    code: Code | None,
+    classes: int,
+    shape: Shape,
+    device: str,
+    cache: Path,
+    head: Head = RANDOM_HEAD,
+    adapters: int = 0,
 ) -> Network:
     module = backbones.build(arch, classes, code).eval()
     anatomy = backbones.anatomy(module, shape)
-    if head:
+    if deep(head):
         heads.put(module, anatomy, head)
         anatomy = replace(anatomy, parameters=sum(one.numel() for one in module.parameters()))
     if adapters:
@@ -117,9 +125,9 @@ def material(one: Fit, trial: Trial, cache: Path) -> tuple[Dataset, Network]:
     if one.planted:
         dataset, _, _ = leaks.planted(dataset, one.planted, one.seed)
     shape = data.shape(dataset, one.preprocessing)
-    outputs, parts = len(dataset.classes), (one.head if deep(one.head) else "", bottleneck.rank(one.phases))
+    outputs, parts = len(dataset.classes), (one.head if deep(one.head) else RANDOM_HEAD, bottleneck.rank(one.phases))
     network = _network(one.arch, one.code, outputs, shape, trial.place.device, cache, *parts)
-    if one.head == "own" and (found := finished.outputs(network.module, network.anatomy.head, own(one))) != outputs:
+    if one.head == OWN_HEAD and (found := finished.outputs(network.module, network.anatomy.head, own(one))) != outputs:
         network = _network(one.arch, one.code, found, shape, trial.place.device, cache, *parts)
     return dataset, network
 
@@ -162,7 +170,7 @@ def start(one: Fit, network: Network, trial: Trial, cache: Path) -> Tensors:
 def _fitted(fits: Sequence[Fit], trial: Trial, cache: Path) -> tuple[list[Fitted], int]:
     """All fits of a group, from the cache of weights if it holds every one; else trained together, for groups stay whole."""
     dataset, network = material(fits[0], trial, cache)
-    if fits[0].head == "own":
+    if fits[0].head == OWN_HEAD:
         before = [_checkpoint(one.before.path, one.before.digest) if one.before else None for one in fits]
         return [finished.fitted(network, own(one), its, dataset) for one, its in zip(fits, before, strict=True)], 0
     starts = [start(one, network, trial, cache) for one in fits]
@@ -202,7 +210,7 @@ def _taught(source: fit.Source | None, fits: Sequence[Fit], trial: Trial, cache:
     """What a group's regularizer is given, its teachers and the network with a plain head among it."""
     if source is None:
         return None
-    plain = material(replace(fits[0], head="random"), trial, cache)[1]
+    plain = material(replace(fits[0], head=RANDOM_HEAD), trial, cache)[1]
     own = tuple(one.teacher for one in fits if one.teacher)
     teachers, _ = _fitted(own, trial, cache) if own else ([], 0)
     if any(one.diverged for one in teachers):
@@ -212,7 +220,7 @@ def _taught(source: fit.Source | None, fits: Sequence[Fit], trial: Trial, cache:
 
 def pretrained_head(one: Fit, network: Network) -> Tensors:
     """The pretrained head of the checkpoint that a fit starts from, or a finished network was made from; none without one."""
-    found = one.before if one.head == "own" else one.start
+    found = one.before if one.head == OWN_HEAD else one.start
     if found is None or isinstance(found, Fit):
         return {}
     return checkpoints.head(network.module, _checkpoint(found.path, found.digest), network.anatomy.head)
@@ -253,7 +261,7 @@ def _recall(file: Path, before: Tensors) -> Fitted:
 def model(trial: Trial, fitted: Fitted, cache: Path) -> viewed.Model:
     """A trial's trained network with all that is needed to look at it."""
     one = trial.model.base
-    asked = replace(one, head="random") if "head:source" in trial.model.edits and deep(one.head) else one
+    asked = replace(one, head=RANDOM_HEAD) if str(SourceHead()) in trial.model.edits and deep(one.head) else one
     dataset, network = material(asked, trial, cache)
     if trial.view.believed and trial.view.believed.init == "pretrained" != one.init:
         fitted = _as_if_loaded(one, fitted, network)

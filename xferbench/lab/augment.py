@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xferbench.core.interventions import Crop, Flip, FlipAndCrop
 from xferbench.design import Preprocessing
 from xferbench.lab import seeds
 from xferbench.problem import Problem
@@ -32,23 +33,21 @@ def drawn(fits: Sequence[Fit], number: int, size: tuple[int, ...], sides: Sequen
         fits: equal but for their seeds. number: of the phase. size: steps and images a batch. sides: height and width.
 
     Raises:
-        Problem: where the examples are no images. ValueError: for a word that is not known.
+        Problem: where the examples are no images.
     """
-    word, ready = fits[0].augment, fits[0].preprocessing
-    if not word:
+    augmentation, ready = fits[0].augment, fits[0].preprocessing
+    if augmentation is None:
         return None
-    if word not in {"flip", "crop", "flip+crop"}:
-        raise ValueError(f"no such augmentation: {word}")
     if not isinstance(ready, Preprocessing):
         kind = f"examples prepared as a {type(ready).__name__.lower()}"
-        raise Problem(f"augment {word} is for images", found=kind, expected="images", do="leave augment out")
+        raise Problem(f"augment {augmentation} is for images", found=kind, expected="images", do="leave augment out")
     found = np.zeros((size[0], len(fits), size[1], 3), np.int64)
     for g, fit in enumerate(fits):
         flips, crops = (seeds.stream(fit.seed, seeds.AUGMENT, number, kind) for kind in range(2))
-        if "crop" in word:
+        if isinstance(augmentation, Crop | FlipAndCrop):
             reach = np.array([side // PART for side in sides])
             found[:, g, :, :2] = crops.integers(-reach, reach + 1, size=(*size, 2))
-        if "flip" in word:
+        if isinstance(augmentation, Flip | FlipAndCrop):
             found[:, g, :, 2] = flips.integers(2, size=size)
     return torch.from_numpy(found)
 

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase as BatchOrInstanceNorm
 from torch.nn.modules.dropout import _DropoutNd as Dropout
 
+from xferbench.core.interventions import AllLayers, TopGroups, Trainable
 from xferbench.lab import batch, batchnorm, foreign, seeds
 from xferbench.problem import Problem, nearest
 
@@ -158,29 +159,29 @@ def anatomy(model: nn.Module, shape: batch.Shape | int) -> Anatomy:
     )
 
 
-def trainable(anatomy: Anatomy, model: nn.Module, word: str) -> set[str]:
+def trainable(anatomy: Anatomy, model: nn.Module, value: Trainable) -> set[str]:
     """Names of the parameters that :attr:`xferbench.design.Phase.trainable` means.
 
     Raises:
-        Problem: for a word that is not known, more groups than there are, or where it would be the head alone all the same.
+        Problem: for more groups than there are, or where it would be the head alone all the same.
     """
     distance = depth(anatomy, model)
     names = [name for name, _ in model.named_parameters()]
-    kind, _, count = word.partition(":")
-    if word == "all":
+    if isinstance(value, AllLayers):
         return set(names)
     own = kinds(anatomy, model)
-    if word in {"norm", "bias"} or (kind in {"lora", "adapter"} and count.isdecimal() and int(count)):
+    if (kind := value.spelling) in own:
         if not own[kind]:
             expected = f"one of {', '.join(one for one in own if own[one])}; or head, all"
-            raise Problem("trainable: the network has nothing of the kind below its head", found=word, expected=expected)
+            raise Problem("trainable: the network has nothing of the kind below its head", found=str(value), expected=expected)
         return {name for name in names if distance[name] == 0} | own[kind]
-    if word == "head" or (kind == "top" and count.isdecimal() and 1 <= int(count) <= len(anatomy.groups)):
-        return {name for name in names if distance[name] <= int(count or 0)}
+    groups_moved = value.groups if isinstance(value, TopGroups) else 0
+    if groups_moved <= len(anatomy.groups):
+        return {name for name in names if distance[name] <= groups_moved}
     groups = ", ".join(group.name for group in anatomy.groups)
     several = f"top:N with N from 1 to {len(anatomy.groups)} (groups from the input up: {groups})"
     expected = f"head, norm, bias, lora:R, adapter:R, all, or {several}"
-    raise Problem("trainable: cannot be applied to this network", found=word, expected=expected)
+    raise Problem("trainable: cannot be applied to this network", found=str(value), expected=expected)
 
 
 def kinds(anatomy: Anatomy, model: nn.Module) -> dict[str, set[str]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from xferbench.core.interventions import Adapters, AllLayers, Biases, HeadOnly, LoRA, NormLayers, Trainable
 from xferbench.lab import backbones
 from xferbench.problem import Problem, nearest
 
@@ -115,21 +116,22 @@ def beliefs(
     ) or (Belief(),)
 
 
-def _trainable(model: nn.Module, word: str, top: str, shape: Shape | int | None) -> set[str]:
+def _trainable(model: nn.Module, trainable: Trainable, top: str, shape: Shape | int | None) -> set[str]:
     names = set(parameters(model))
-    if word == "all":
+    if isinstance(trainable, AllLayers):
         return names
-    if word.startswith(("lora:", "adapter:")):
+    if isinstance(trainable, LoRA | Adapters):
         expected = "head, top:N, norm, bias or all; or no recipe, for what requires_grad says"
-        raise Problem("trainable: adapters of a model that is watched are its own", found=word, expected=expected)
-    if word in {"head", "norm", "bias"}:
+        raise Problem("trainable: adapters of a model that is watched are its own", found=str(trainable), expected=expected)
+    if isinstance(trainable, HeadOnly | NormLayers | Biases):
         if not top:
             expected = "a linear or convolutional layer, or head= with a module's name"
             raise Problem("the model's head cannot be found", found="no such layer", expected=expected, do="name it: head=...")
-        norms = [name for name, layer in modules(model).items() if isinstance(layer, backbones.NORMS)] if word == "norm" else []
-        biases = {name for name in names if word == "bias" and name.endswith("bias")}
+        own = modules(model).items() if isinstance(trainable, NormLayers) else ()
+        norms = [name for name, layer in own if isinstance(layer, backbones.NORMS)]
+        biases = {name for name in names if isinstance(trainable, Biases) and name.endswith("bias")}
         return biases | {name for name in names if backbones.within(name, [top, *norms])}
     if shape is None:
         do = "give the shape of one input: shape=(3, 224, 224), say"
-        raise Problem("trainable: layer groups are found by running the model", found=word, expected="a shape", do=do)
-    return set(backbones.trainable(backbones.anatomy(model, shape), model, word))
+        raise Problem("trainable: layer groups are found by running the model", found=str(trainable), expected="a shape", do=do)
+    return set(backbones.trainable(backbones.anatomy(model, shape), model, trainable))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xferbench.core.interventions import Adapters
 from xferbench.lab import backbones, seeds
 from xferbench.lab.backbones import ADAPTER
 from xferbench.problem import Problem
@@ -39,10 +40,12 @@ def rank(phases: Iterable[Phase]) -> int:
     Raises:
         Problem: where they ask for different ones: a network has one adapter after each group.
     """
-    words = [phase.trainable for phase in phases if phase.trainable.startswith("adapter:")]
-    ranks = {int(word.partition(":")[2]) for word in words}
+    adapters = [phase.trainable for phase in phases if isinstance(phase.trainable, Adapters)]
+    ranks = {adapter.channels for adapter in adapters}
     if len(ranks) > 1:
-        raise Problem("adapters of several sizes in one fit", found=", ".join(words), expected="the same R in each adapter:R")
+        raise Problem(
+            "adapters of several sizes in one fit", found=", ".join(map(str, adapters)), expected="the same R in each adapter:R"
+        )
     return next(iter(ranks), 0)
 
 

@@ -6,7 +6,7 @@ heeds of a recipe it says by an attribute::
     def train(model, data, recipe, seed): ...
     train.honours = {"lr", "steps"}     # fields of design.Phase, "phases" (more than one) or "stop"
 
-A regularizer is never honoured, since the code is given nothing of the source.
+A regularizer is never honoured, since the code is given nothing of the source. ``str(phase.trainable)`` is the suite's word.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -80,7 +80,13 @@ def train(fit: Fit, network: Network, start: Tensors, dataset: Dataset) -> Fitte
     data = Examples(
         train=_ready(*train_, fit.preprocessing), validation=_ready(*validation, fit.preprocessing), classes=dataset.classes
     )
-    whole = {"init": fit.init, "head": fit.head, "regularizer": fit.regularizer, "augment": fit.augment, "stop": fit.stop}
+    whole: dict[str, Any] = {
+        "init": fit.init,
+        "head": fit.head,
+        "regularizer": fit.regularizer,
+        "augment": fit.augment,
+        "stop": fit.stop,
+    }
     recipe = Recipe(phases=fit.phases, **whole)
     model = _filled(network, start)
     with seeds.everywhere(seeds.number(fit.seed, seeds.ORDER)), torch.enable_grad():

@@ -8,6 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from xferbench.core.interventions import LoRA
 from xferbench.lab import backbones, batch, batchnorm, fit, preprocess
 
 if TYPE_CHECKING:
@@ -51,11 +52,11 @@ def cost(
     low: dict[str, int] = {}
     for phase in phases:
         names = backbones.trainable(anatomy, module, phase.trainable)
-        kind, _, rank = phase.trainable.partition(":")
-        factored = backbones.kinds(anatomy, module)["lora"] if kind == "lora" else set()
+        rank = phase.trainable.rank if isinstance(phase.trainable, LoRA) else 0
+        factored = backbones.kinds(anatomy, module)["lora"] if rank else set()
         for name in names & factored:
             sides = module.get_parameter(name).flatten(1).shape
-            low[name] = low.get(name, 0) + int(rank) * sum(sides)
+            low[name] = low.get(name, 0) + rank * sum(sides)
         whole |= names - factored
         trained |= {name: sizes[name] for name in names - factored}
         if phase.batchnorm != "eval":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from xferbench.core.interventions import AssignClasses, DivideLogits, FitTemperature, RotateClasses
 from xferbench.lab import backbones
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from xferbench.core.interventions import Edit
     from xferbench.lab.fit import Network, Tensors
 
     Screened = Callable[[], tuple[np.ndarray, np.ndarray]]  # logits [n, outputs] and labels [n] that a repair is found on
@@ -67,29 +69,28 @@ def permuted(tensors: Tensors, network: Network) -> Tensors:
     return tensors | mixed
 
 
-def of_head(kind: str, word: str, tensors: Tensors, head: str, screened: Screened) -> Tensors:
-    """The head with its outputs in another order (``classes``), or with all its weights divided (``temperature``).
+def of_head(edit: Edit, tensors: Tensors, head: str, screened: Screened) -> Tensors:
+    """The head with its outputs in another order, or with all its weights divided by a temperature.
 
     Args:
-        kind, word: ``classes:assigned@1`` is the order that the screened examples ask for, ``classes:rotated`` each output in
-            the next one's place; ``temperature:fitted@1`` the one that is best for those examples, or a number.
+        edit: one of the order of classes, or of the temperature.
         head: the layer from which the outputs come.
         screened: what a repair is found on, computed when it is needed.
 
     Raises:
-        ValueError: for a word that is not known.
+        TypeError: for an edit of something else.
     """
     own = {name: tensor for name, tensor in tensors.items() if backbones.within(name, [head])}
     outputs = len(next(iter(own.values())))
-    if kind == "temperature":
-        value = temperature(*screened()) if word == "fitted@1" else float(word)
+    if isinstance(edit, FitTemperature | DivideLogits):
+        value = edit.temperature if isinstance(edit, DivideLogits) else temperature(*screened())
         return tensors | {name: tensor / value for name, tensor in own.items()}
-    if word == "rotated":
+    if isinstance(edit, RotateClasses):
         order = np.roll(np.arange(outputs), 1)
-    elif word == "assigned@1":
+    elif isinstance(edit, AssignClasses):
         order = assigned(*screened())
     else:
-        raise ValueError(f"no such order of classes: {word}")
+        raise TypeError(f"not an edit of the head: {edit}")
     index = torch.from_numpy(order)
     return tensors | {name: tensor[index.to(tensor.device)] for name, tensor in own.items()}
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
+from xferbench.core.interventions import HEAD_ONLY, LoRA, TopGroups
 from xferbench.lab import adversary, augment, backbones, batchnorm, features, lowrank, preprocess, regularize, seeds
 from xferbench.lab.schedule import factor, rates
 from xferbench.lab.training.examples import training_subset
@@ -97,10 +98,10 @@ class Material:
 def cut(phase: Phase, anatomy: Anatomy) -> int:
     """How many of the lowest layer groups compute the same at every step of a phase, and so may be computed once."""
     frozen = 0
-    if phase.trainable == "head":
+    if phase.trainable == HEAD_ONLY:
         frozen = len(anatomy.groups)
-    elif phase.trainable.startswith("top:"):
-        frozen = len(anatomy.groups) - int(phase.trainable.removeprefix("top:"))
+    elif isinstance(phase.trainable, TopGroups):
+        frozen = len(anatomy.groups) - phase.trainable.groups
     moving = phase.batchnorm not in {"eval", "train-above"} and any(
         backbones.within(name, below(anatomy, frozen)) for name in anatomy.batchnorm
     )
@@ -266,7 +267,7 @@ def _phase(
     trained = backbones.trainable(network.anatomy, network.module, phase.trainable) & set(rest.names)
     before = {name: tensor.clone() for name, tensor in stacked.items() if name not in trained}
     begun = {name: stacked[name].detach().clone() for name in sorted(trained)}
-    low = backbones.kinds(network.anatomy, network.module)["lora"] if phase.trainable.startswith("lora:") else set()
+    low = backbones.kinds(network.anatomy, network.module)["lora"] if isinstance(phase.trainable, LoRA) else set()
     parameters = lowrank.parameters(phase, begun, low, [seeds.stream(fit.seed, seeds.LOW_RANK, number) for fit in fits])
     tensors = {name: stacked[name] for name in rest.names}
     distance = lowrank.of_weights(parameters, backbones.depth(network.anatomy, network.module))

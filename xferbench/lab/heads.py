@@ -7,37 +7,34 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from xferbench.core.interventions import Head, MLPHead
 from xferbench.lab import backbones
 from xferbench.problem import Problem
-from xferbench.strategies import deep
 
 if TYPE_CHECKING:
     from xferbench.design import Code
     from xferbench.lab.backbones import Anatomy
 
-DROPPED = 0.5
 
-
-def built(arch: str, anatomy: Anatomy, head: str, code: Code | None = None) -> nn.Module:
-    """A network with random weights, as :func:`xferbench.lab.backbones.build`, with the head that a recipe's word says."""
+def built(arch: str, anatomy: Anatomy, head: Head, code: Code | None = None) -> nn.Module:
+    """A network with random weights, as :func:`xferbench.lab.backbones.build`, with a recipe's head."""
     return put(backbones.build(arch, anatomy.classes, code), anatomy, head)
 
 
-def put(model: nn.Module, anatomy: Anatomy, head: str) -> nn.Module:
-    """Put the head that a recipe's word says in the place of a network's plain one, drawn as torch draws layers.
+def put(model: nn.Module, anatomy: Anatomy, head: Head) -> nn.Module:
+    """Put a recipe's head in the place of a network's plain one, drawn as torch draws layers.
 
     Raises:
         Problem: where the network's own head is no linear layer.
     """
-    if not deep(head):
+    if not isinstance(head, MLPHead):
         return model
-    units, _, share = head.removeprefix("mlp:").partition(":")
     plain = model.get_submodule(anatomy.head)
     if not isinstance(plain, nn.Linear) or not anatomy.head:
         found = f"{anatomy.head or 'the network itself'}, a {type(plain).__name__}"
         raise Problem(f"head {head} needs a linear head to replace", found=found, expected="Linear", do="leave head out")
-    dropout = nn.Dropout(float(share or DROPPED))
-    layers = nn.Linear(plain.in_features, int(units)), nn.ReLU(), dropout, nn.Linear(int(units), anatomy.classes)
+    dropout = nn.Dropout(head.dropout)
+    layers = nn.Linear(plain.in_features, head.units), nn.ReLU(), dropout, nn.Linear(head.units, anatomy.classes)
     return _replaced(model, anatomy.head, nn.Sequential(*layers).train(plain.training))
 
 

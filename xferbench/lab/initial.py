@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from xferbench.core.interventions import ZERO_HEAD, Head
 from xferbench.lab import backbones, checkpoints, heads
 from xferbench.problem import Problem
-from xferbench.strategies import deep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from xferbench.lab.backbones import Anatomy
 
 INITS = ("pretrained", "random", "matched", "permuted")
-HEADS = ("random", "zero")
 
 
 def tensors(
@@ -27,7 +26,7 @@ def tensors(
     state: Mapping[str, Tensor] | None,
     *,
     init: str,
-    head: str,
+    head: Head,
     seeds: tuple[int, int],
     code: Code | None = None,
     transferred: str = "all",
@@ -51,13 +50,12 @@ def tensors(
     Raises:
         Problem: for a word that is not known, or weights that are missing or do not fit.
     """
-    if init not in INITS or not (head in HEADS or deep(head)):
-        expected = f"init {', '.join(INITS)}; head {', '.join(HEADS)}, mlp:H"
-        raise Problem("unknown initialisation", found=f"init {init}, head {head}", expected=expected)
+    if init not in INITS:
+        raise Problem("unknown initialisation", found=f"init {init}", expected=f"init {', '.join(INITS)}")
     model = _fresh(arch, anatomy, head, seeds[1], code)
     fresh = {name: tensor.clone() for name, tensor in _named(model).items()}
     own_head = {name: tensor for name, tensor in fresh.items() if backbones.within(name, [anatomy.head])}
-    if head == "zero":
+    if head == ZERO_HEAD:
         own_head = {name: torch.zeros_like(tensor) for name, tensor in own_head.items()}
     if init == "random":
         return _named(_fresh(arch, anatomy, head, seeds[0], code)) | own_head
@@ -89,7 +87,7 @@ def _lowest(word: str, anatomy: Anatomy) -> list[str]:
     raise Problem("[recipe] transferred", found=word, expected=expected)
 
 
-def _fresh(arch: str, anatomy: Anatomy, head: str, seed: int, code: Code | None) -> nn.Module:
+def _fresh(arch: str, anatomy: Anatomy, head: Head, seed: int, code: Code | None) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the accelerators' streams too
         return heads.built(arch, anatomy, head, code)

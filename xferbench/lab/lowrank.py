@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xferbench.core.interventions import LoRA
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -41,7 +43,8 @@ def parameters(
         if name not in low:
             found[name] = tensor.requires_grad_()
             continue
-        rank, (out, into) = int(phase.trainable.partition(":")[2]), tensor[0].flatten(1).shape
+        assert isinstance(phase.trainable, LoRA), "only LoRA factors a weight"
+        rank, (out, into) = phase.trainable.rank, tensor[0].flatten(1).shape
         drawn = np.stack([rng.uniform(-1, 1, (rank, into)) for rng in streams]) / sqrt(into)
         found[f"{name}{A}"] = torch.from_numpy(drawn).to(tensor).requires_grad_()
         found[f"{name}{B}"] = tensor.new_zeros(len(tensor), out, rank).requires_grad_()

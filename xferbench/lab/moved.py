@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from xferbench.core.interventions import HEAD_ONLY
 from xferbench.lab import backbones, batchnorm, checkpoints, features, preprocess
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def belief(network: Network, recipe: Recipe) -> Belief:
     learnt = [backbones.trainable(anatomy, module, phase.trainable) for phase in recipe.phases]
     if not learnt:
         everything = frozenset(buffers.union(name for name, _ in module.named_parameters()))
-        return Belief(may=everything, must=frozenset(backbones.trainable(anatomy, module, "head")), said=False)
+        return Belief(may=everything, must=frozenset(backbones.trainable(anatomy, module, HEAD_ONLY)), said=False)
     distance, may = backbones.depth(anatomy, module), set().union(*learnt)
     thawed = {distance[name] for name in may}
     for phase, names in zip(recipe.phases, learnt, strict=True):

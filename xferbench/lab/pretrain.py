@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from xferbench.core.interventions import RANDOM_HEAD
 from xferbench.design import Fit, Model, Phase, Place, Preprocessing, Trial, View
 from xferbench.lab import VERSION, answer, checkpoints, inputs, reading
 
@@ -25,7 +26,7 @@ def pretrain(seed: int, recipe: Phase = RECIPE, images: int = IMAGES) -> tuple[d
         arch="tiny-resnet",
         init="random",
         start=None,
-        head="random",
+        head=RANDOM_HEAD,
         phases=(recipe,),
         data=inputs.data("synthetic:source"),
         train_size=images,

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
+from xferbench.core.interventions import DANN, EWC, L2SP, REQUIREMENTS, Distillation, LwF, Regularizer, Replay
 from xferbench.lab import backbones, features, preprocess, seeds
 from xferbench.strategies import deep
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from xferbench.core.interventions import Regularizer
     from xferbench.design import Fit, Phase, Ready
     from xferbench.lab.data import Split
     from xferbench.lab.fit import Network
@@ -45,15 +47,14 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """A fit's regularizer: its kind and strength, and what it holds on to.
+    """A fit's regularizer, and what it holds on to.
 
     ``anchor`` are the backbone's parameters at the start, ``importance`` their Fisher information (EWC); ``head`` the
     pretrained head; ``answers`` [members][n, outputs] what it (LwF) or a teacher said of the training images, or where these
     are augmented, and no two alike, ``tell`` [members] what gives it; ``memory`` source images.
     """
 
-    kind: str
-    strength: float
+    regularizer: Regularizer
     anchor: Tensors
     importance: Tensors
     head: Tensors
@@ -64,12 +65,12 @@ class Held:
     @property
     def rest(self) -> float:
         """The share that is left of the labels' own loss."""
-        return 1.0 - self.strength if self.kind == "distill" else 1.0
+        return 1.0 - self.regularizer.weight if isinstance(self.regularizer, Distillation) else 1.0
 
     @property
     def outputs(self) -> bool:
         """Whether the pretrained head's answers are in the loss."""
-        return self.kind in {"replay", "lwf"}
+        return isinstance(self.regularizer, Replay | LwF)
 
 
 def hold(
@@ -94,32 +95,34 @@ def hold(
     Raises:
         ValueError: for a word that is not known, or where what it needs is missing.
     """
-    kind, _, amount = fits[0].regularizer.partition(":")
-    if kind in {"", "dann"}:  # which holds on to nothing: see xferbench.lab.adversary
+    regularizer = fits[0].regularizer
+    if regularizer is None or isinstance(regularizer, DANN):  # which holds on to nothing: see xferbench.lab.adversary
         return None
-    missing = (memory is None) if kind in {"ewc", "replay"} else (not head and kind == "lwf")
-    missing = missing or (len(teachers) != len(fits) if kind == "distill" else fits[0].init != "pretrained")
-    if kind not in {"l2-sp", "ewc", "replay", "lwf", "distill"} or missing:
-        needed = "pretrained weights, head, source or teacher"
-        raise ValueError(f"regularizer {fits[0].regularizer}: not known, or without {needed}")
-    if kind in {"replay", "lwf"} and deep(fits[0].head):
-        raise ValueError(f"regularizer {fits[0].regularizer}: the pretrained head cannot stand below head {fits[0].head}")
+    there = {
+        "pretrained": fits[0].init == "pretrained",
+        "head": bool(head),
+        "source": memory is not None,
+        "teacher": len(teachers) == len(fits),
+    }
+    if missing := [REQUIREMENTS[need] for need in regularizer.requires if not there.get(need, True)]:
+        raise ValueError(f"regularizer {regularizer}: without {', '.join(missing)}")
+    if "plain-head" in regularizer.requires and deep(fits[0].head):
+        raise ValueError(f"regularizer {regularizer}: the pretrained head cannot stand below head {fits[0].head}")
     own = {name: tensor.to(network.device) for name, tensor in start.items()}
     body = {name for name, _ in network.module.named_parameters() if not backbones.within(name, [network.anatomy.head])}
     old = {name: tensor.to(network.device) for name, tensor in head.items()}
     ready, asked = fits[0].preprocessing, plain or network
     whole = {name: tensor for name, tensor in own.items() if not backbones.within(name, [network.anatomy.head])} | old
-    told = {"lwf": [whole] * len(fits), "distill": teachers}.get(kind, [])
+    told = [whole] * len(fits) if isinstance(regularizer, LwF) else teachers if isinstance(regularizer, Distillation) else []
     here = [{name: tensor.to(network.device) for name, tensor in one.items()} for one in told]
     tell = tuple(partial(_answers, asked, one, ready) for one in here)
     return Held(
-        kind=kind,
-        strength=float(amount),
-        anchor={name: own[name] for name in sorted(body)} if kind in {"l2-sp", "ewc"} else {},
-        importance=_fisher(asked, whole, sorted(body), memory, ready) if kind == "ewc" and memory else {},
+        regularizer=regularizer,
+        anchor={name: own[name] for name in sorted(body)} if isinstance(regularizer, L2SP | EWC) else {},
+        importance=_fisher(asked, whole, sorted(body), memory, ready) if isinstance(regularizer, EWC) and memory else {},
         head=old,
         answers=() if fits[0].augment else tuple(one(own) for one, own in zip(tell, images, strict=False)),
-        memory=memory if kind == "replay" else None,
+        memory=memory if isinstance(regularizer, Replay) else None,
         tell=tell,
     )
 
@@ -188,7 +191,7 @@ def term(
     network: Network,
 ) -> Term:
     """A phase's term: rehearsed images are drawn for each seed, and taken through what is frozen once."""
-    if held.memory is None:
+    if held.memory is None or not isinstance(held.regularizer, Replay):
         none = torch.empty(0)
         return Term(held=held, x=(), y=none, index=none)
     images = torch.from_numpy(np.array(held.memory.images))
@@ -197,7 +200,7 @@ def term(
     else:
         ready, device, cache = fits[0].preprocessing, network.device, network.cache
         x = tuple(features.compute(lower, own, images, ready, device, cache).to(device) for own in members)
-    size, count = (phase.steps, int(held.strength)), len(held.memory.labels)
+    size, count = (phase.steps, held.regularizer.images), len(held.memory.labels)
     drawn = [seeds.stream(fit.seed, seeds.REPLAY, number).integers(count, size=size) for fit in fits]
     return Term(
         held=held,
@@ -236,21 +239,23 @@ def loss(
         classes: outputs of the new head.
         images: [members][batch, …], as they were given, which matters where they are augmented.
     """
-    held = term.held
-    if held.kind == "replay":
+    held, regularizer = term.held, term.held.regularizer
+    if isinstance(regularizer, Replay):
         old = logits[:, seen.shape[1] :, classes:]
         y = torch.stack([term.y[index] for index in term.index[step]])
         each = F.cross_entropy(old.flatten(0, 1), y.flatten(), reduction="none").view(len(old), -1)
         return each.sum(1) / seen.shape[1]  # so that an image of the source weighs as one of the target
-    if held.kind in {"lwf", "distill"}:
+    if isinstance(regularizer, LwF | Distillation):
         known = zip(held.answers, seen, strict=True) if held.answers else ()
         was = [answers[index] for answers, index in known] or [tell(own) for tell, own in zip(held.tell, images, strict=True)]
-        own, heat = (logits[:, :, classes:], TEMPERATURE) if held.kind == "lwf" else (logits[:, :, :classes], TAUGHT)
+        lwf = isinstance(regularizer, LwF)
+        own, heat = (logits[:, :, classes:], TEMPERATURE) if lwf else (logits[:, :, :classes], TAUGHT)
         now, then = ((one / heat).log_softmax(-1) for one in (own, torch.stack(was)))
         apart = F.kl_div(now, then, reduction="none", log_target=True).sum(-1).mean(1)
-        return held.strength * heat**2 * apart
+        return (regularizer.strength if isinstance(regularizer, LwF) else regularizer.weight) * heat**2 * apart
+    assert isinstance(regularizer, L2SP | EWC), "what is left holds on to the start"
     total = torch.zeros(len(logits), device=logits.device)
     for name in sorted(held.anchor.keys() & parameters.keys()):
         apart = (parameters[name] - held.anchor[name]).square()
         total = total + (apart * held.importance[name] if held.importance else apart).flatten(1).sum(1)
-    return held.strength / 2 * total
+    return regularizer.strength / 2 * total

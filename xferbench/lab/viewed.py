@@ -12,6 +12,24 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from xferbench.core.interventions import (
+    BUILT_IN,
+    OWN_HEAD,
+    AdaptBatchNorm,
+    BatchNormEdit,
+    Edit,
+    InterpolateCheckpoints,
+    InterpolatePhase,
+    OneClassBatchNorm,
+    PermuteWeights,
+    ProbeHead,
+    RecalibrateBatchNorm,
+    RefitHead,
+    ResetBatchNorm,
+    RestoreBatchNorm,
+    SourceHead,
+    find_kind,
+)
 from xferbench.design import Recipe
 from xferbench.lab import (
     backbones,
@@ -107,7 +125,7 @@ def seen(model: Model, words: Sequence[str], view: View) -> tuple[Predictions | 
         return None, {name: float(value) for name, value in found.items()}
     if view.examples == "unique" and not len(examples(model, view).labels):
         return None, {}
-    if model.fitted.diverged and model.fit.head != "own":  # an edit may mend what is not finite in a finished network
+    if model.fitted.diverged and model.fit.head != OWN_HEAD:  # an edit may mend what is not finite in a finished network
         split = examples(model, view)
         return predictions(np.tile(_prior(model, words, view), (len(split.labels), 1)), split), {}
     return predicted(model, edited(model, words, view), words, view)
@@ -118,15 +136,16 @@ def edited(model: Model, words: Sequence[str], view: View) -> Tensors:
     found = {"last": model.fitted.last, "best": model.fitted.best}[view.step]
     found = {name: tensor.to(model.network.device) for name, tensor in found.items()}
     for edit in words:
-        found = _edited(edit, found, model, view)
+        found = _edited(_parsed(edit), found, model, view)
     return found
 
 
 def predicted(model: Model, tensors: Tensors, words: Sequence[str], view: View) -> tuple[Predictions, dict[str, float]]:
     """What tensors say under a view; ``words`` are the edits that are in them already."""
     split = examples(model, view)
-    if anew := {"head:refit", "head:probe"} & set(words):
-        logits = _refitted(model, tensors, view, split, own="head:probe" in anew)
+    kinds = {type(_parsed(word)) for word in words}
+    if {RefitHead, ProbeHead} & kinds:
+        logits = _refitted(model, tensors, view, split, own=ProbeHead in kinds)
     else:
         logits = _logits(model, tensors, words, view, split)
     if not np.isfinite(logits).all():
@@ -170,7 +189,7 @@ def _training(model: Model, dataset: Dataset, limit: int | None = None) -> Split
 
 def _prior(model: Model, words: Sequence[str], view: View) -> np.ndarray:
     """Class frequencies [outputs], which a diverged fit predicts: those of its training subset, or of the source."""
-    if view.domain is None or not any(edit.startswith("head:") for edit in words):
+    if view.domain is None or not any(isinstance(_parsed(word), SourceHead | RefitHead | ProbeHead) for word in words):
         return np.array(model.fitted.prior)
     dataset = domains.load(view.domain, view.preprocessing, model.cache)
     outputs = max(len(next(iter(model.source_head.values()))), int(dataset.test.labels.max()) + 1)
@@ -178,51 +197,54 @@ def _prior(model: Model, words: Sequence[str], view: View) -> np.ndarray:
     return np.bincount(labels, minlength=outputs) / len(labels)
 
 
-def _edited(edit: str, tensors: Tensors, model: Model, view: View) -> Tensors:
+def _parsed(word: str) -> Edit:
+    """The edit that a model's word spells: the lab's door, behind which edits are values."""
+    if find_kind(word, BUILT_IN[Edit]) is None:
+        raise ValueError(f"no such edit of a model: {word}")
+    return Edit.parse(word)
+
+
+def _edited(edit: Edit, tensors: Tensors, model: Model, view: View) -> Tensors:
     network = model.network
-    if edit == "head:source":
+    if isinstance(edit, SourceHead):
         below = {name: one for name, one in tensors.items() if not backbones.within(name, [network.anatomy.head])}
         return below | {name: tensor.to(network.device) for name, tensor in model.source_head.items()}
-    if edit in {"head:refit", "head:probe"}:
+    if isinstance(edit, RefitHead | ProbeHead):
         return tensors  # they have no tensors of their own: see _refitted
-    kind, _, word = edit.partition(":")
-    if kind in {"batchnorm", "adabn"}:
-        return tensors | (_statistics(word, tensors, model) if word else _adapted(tensors, model, view))
-    if kind in {"interpolate", "interpolated"}:
-        return _between(kind, float(word), tensors, model)
-    if kind == "weights" and word == "permuted@1":
+    if isinstance(edit, AdaptBatchNorm | BatchNormEdit):
+        adapted = isinstance(edit, AdaptBatchNorm)
+        return tensors | (_adapted(tensors, model, view) if adapted else _statistics(edit, tensors, model))
+    if isinstance(edit, InterpolatePhase | InterpolateCheckpoints):
+        return _between(edit, tensors, model)
+    if isinstance(edit, PermuteWeights):
         return edits.permuted(tensors, network)
-    if kind in {"classes", "temperature"}:
-        layer = heads.last(network.module, network.anatomy.head)
-        return edits.of_head(kind, word, tensors, layer, partial(_screened, model, tensors, view))
-    raise ValueError(f"no such edit of a model: {edit}")
+    layer = heads.last(network.module, network.anatomy.head)
+    return edits.of_head(edit, tensors, layer, partial(_screened, model, tensors, view))
 
 
-def _between(kind: str, share: float, tensors: Tensors, model: Model) -> Tensors:
+def _between(edit: InterpolatePhase | InterpolateCheckpoints, tensors: Tensors, model: Model) -> Tensors:
     """Weights between those of before and of after; with the head's own, between a last phase's beginning and its end."""
     network, own = model.network, model.fitted.before
-    if kind == "interpolate":
+    if isinstance(edit, InterpolatePhase):
         assert model.fitted.begun is not None, "where the last phase began is asked for beside"
         own = model.fitted.begun.last
     before = {name: tensor.to(network.device) for name, tensor in own.items()}
-    if kind == "interpolate":
-        return edits.between(before, tensors, share)
-    return edits.interpolated(before, tensors, share, network.anatomy.head)
+    if isinstance(edit, InterpolatePhase):
+        return edits.between(before, tensors, edit.share)
+    return edits.interpolated(before, tensors, edit.share, network.anatomy.head)
 
 
-def _statistics(word: str, tensors: Tensors, model: Model) -> Tensors:
-    """Running statistics by name, as an edit's word has them."""
+def _statistics(edit: Edit, tensors: Tensors, model: Model) -> Tensors:
+    """Running statistics by name, as an edit has them."""
     network, names = model.network, batchnorm.buffers(model.network.module)
-    if word == "restored":
+    if isinstance(edit, RestoreBatchNorm):
         return {name: model.fitted.before[name].to(network.device) for name in names}
-    if word == "initial":
+    if isinstance(edit, ResetBatchNorm):
         return edits.initial({name: tensors[name] for name in names})
-    if word not in {"recalibrated@2", "one-class@1"}:
-        raise ValueError(f"no such edit of a model: batchnorm:{word}")
     # In a random order, because batches of a sorted class folder would be of one class.
-    split = _training(model, model.dataset, ENOUGH if model.fit.head == "own" else None)
+    split = _training(model, model.dataset, ENOUGH if model.fit.head == OWN_HEAD else None)
     images = split.images
-    if word == "one-class@1":
+    if isinstance(edit, OneClassBatchNorm):
         images = images[split.labels == np.bincount(split.labels).argmax()]
     return _recalibrated(images, model.fit.preprocessing, tensors, network)
 
@@ -245,9 +267,9 @@ def _recalibrated(images: np.ndarray, prepared: Ready, tensors: Tensors, network
 
 def _screened(model: Model, tensors: Tensors, view: View) -> tuple[np.ndarray, np.ndarray]:
     """Logits [n, outputs] and labels [n] of what a repair is fitted on: of a trained fit its own validation examples."""
-    apart = "screen" if model.fit.head == "own" else "validation"
+    apart = "screen" if model.fit.head == OWN_HEAD else "validation"
     split = examples(model, replace(view, examples=apart, domain=None))
-    return _logits(model, tensors, ("batchnorm",), view, split), split.labels
+    return _logits(model, tensors, (str(RecalibrateBatchNorm()),), view, split), split.labels
 
 
 def examples(model: Model, view: View) -> Split:
@@ -310,7 +332,7 @@ def _logits(model: Model, tensors: Tensors, words: Sequence[str], view: View, sp
         order = serving_order(view.mode.removeprefix("training").removeprefix(":"), split.labels)
         served = in_batches(network, tensors, images, view.preprocessing, order, training=True)
         return served.double().numpy()  # type: ignore[no-any-return] # torch is Any here
-    touched = model.fit.training is not None or any(edit.startswith(("batchnorm", "adabn")) for edit in words)
+    touched = model.fit.training is not None or any(isinstance(_parsed(word), BatchNormEdit | AdaptBatchNorm) for word in words)
     cuts = (fit.cut(phase, network.anatomy) for phase in model.fit.phases)
     lower, rest = fit.body(network, 0 if touched else min(cuts, default=len(network.anatomy.groups)), view.preprocessing)
     x = images if lower is None else features.compute(lower, tensors, images, view.preprocessing, network.device, model.cache)

@@ -10,7 +10,7 @@ Cause
 Remedy
     What keeps most of the source among the recipes that keep the target's accuracy (within the margin, on validation): a
     lower rate, fewer steps, the best step, gradual unfreezing, discriminative rates, more weight decay, a frozen backbone,
-    L2-SP, EWC, rehearsal of source images (one beside every eight) or learning without forgetting.
+    L2-SP, interventions.EWC, rehearsal of source images (one beside every eight) or learning without forgetting.
 
 How it is judged
     Harm is metric(before) − metric(after) on the source's test images, both with the pretrained head as it was and with the
@@ -45,6 +45,7 @@ from xferbench.plugin import (
     Run,
     harm,
     info,
+    interventions,
     plotting,
     records,
     requires_source,
@@ -56,8 +57,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HIGH = 1e-2
-REGULARIZERS = ("l2-sp:1", "ewc:1000")  # strengths at which each was seen to work
-BELOW = ("lwf:1",)  # likewise, where the source's head can stand below the new one
+REGULARIZERS = (interventions.L2SP(strength=1), interventions.EWC(strength=1000))  # strengths at which each was seen to work
+BELOW = (interventions.LwF(strength=1),)  # likewise, where the source's head can stand below the new one
 
 
 def _candidates(pipeline: Pipeline, groups: int) -> Iterator[Recipe]:
@@ -79,10 +80,12 @@ def _candidates(pipeline: Pipeline, groups: int) -> Iterator[Recipe]:
     )  # its stages are shorter than a warm-up may be
     held = strategies.discriminative(replace(whole, lr=min(whole.lr, 1e-3)))
     held_by = (
-        REGULARIZERS if strategies.deep(recipe.head) else (*REGULARIZERS, *BELOW, f"replay:{max(1, whole.batch_size // 8)}")
+        REGULARIZERS
+        if strategies.deep(recipe.head)
+        else (*REGULARIZERS, *BELOW, interventions.Replay(images=max(1, whole.batch_size // 8)))
     )
-    for word in held_by:
-        yield replace(held, name=f"{held.name}, {word}", regularizer=word)
+    for regularizer in held_by:
+        yield replace(held, name=f"{held.name}, {regularizer}", regularizer=regularizer)
 
 
 def cure(pipeline: Pipeline, facts: Facts) -> Choice:
@@ -94,7 +97,9 @@ def cure(pipeline: Pipeline, facts: Facts) -> Choice:
 
 
 def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
-    usual = replace(strategies.moving(pipeline.recipe), trainable="all", order="shuffled", head_lr=None, layer_decay=1.0)
+    usual = replace(
+        strategies.moving(pipeline.recipe), trainable=interventions.ALL_LAYERS, order="shuffled", head_lr=None, layer_decay=1.0
+    )
     high = replace(usual, batchnorm="train", lr=max(HIGH, 3 * usual.lr), steps=2 * usual.steps)
     recipe = Recipe(name="high rate, all layers, many steps", phases=(high,))
     return {"high-rate": replace(pipeline, recipe=strategies.beside(recipe, pipeline.recipe))}

@@ -40,6 +40,7 @@ from xferbench.plugin import (
     full_finetune_phase,
     harm,
     info,
+    interventions,
     records,
     requires_several_steps,
     strategies,
@@ -62,7 +63,7 @@ def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
     recipe, usual = pipeline.recipe, full_finetune_phase(pipeline.recipe)
     low = LOW[usual.optimizer]
     still = all(phase.batchnorm == "eval" for phase in recipe.phases)
-    frozen = all(phase.trainable == "head" for phase in recipe.phases)
+    frozen = all(phase.trainable == interventions.HEAD_ONLY for phase in recipe.phases)
     if still and (frozen or (strategies.begins_with_probe(recipe) and max(phase.lr for phase in recipe.phases[1:]) <= low)):
         return pipeline
     made = strategies.beside(strategies.lp_ft(replace(usual, lr=min(usual.lr, low), batchnorm="eval")), recipe)

@@ -42,6 +42,7 @@ from xferbench.plugin import (
     Pipeline,
     Plugin,
     Run,
+    interventions,
     invariant,
     leave_unchanged,
     plotting,
@@ -50,7 +51,7 @@ from xferbench.plugin import (
 )
 from xferbench.plugins import freeze_report
 
-PULL = Phase(trainable="all", batchnorm="eval", lr=1e-7, weight_decay=1e3, schedule="constant", steps=10)
+PULL = Phase(trainable=interventions.ALL_LAYERS, batchnorm="eval", lr=1e-7, weight_decay=1e3, schedule="constant", steps=10)
 HELD = "what is frozen stays, what trains moves"
 ENOUGH = 20  # steps of a phase: what moves, moves at once
 
@@ -71,19 +72,24 @@ def induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
         return {}
     brief = tuple(replace(phase, steps=ENOUGH, warmup=0) for phase in pipeline.recipe.phases)
     recipe = pipeline.recipe if pipeline.training else replace(pipeline.recipe, phases=brief, stop="last")
-    kinds = {phase.trainable.partition(":")[0] for phase in recipe.phases}
-    most = max((int(phase.trainable[4:]) for phase in recipe.phases if phase.trainable.startswith("top:")), default=0)
-    frozen = "all" not in kinds and most < len(facts.groups)
+    trained = {phase.trainable for phase in recipe.phases}
+    kinds = {type(trainable) for trainable in trained}
+    most = max((trainable.groups for trainable in trained if isinstance(trainable, interventions.TopGroups)), default=0)
+    frozen = interventions.AllLayers not in kinds and most < len(facts.groups)
 
     def each(**changes: Any) -> dict[str, Any]:
         return {"phases": tuple(replace(phase, **changes) for phase in recipe.phases)}
 
-    found: dict[str, dict[str, Any]] = {"not-loaded": {"init": "matched", "regularizer": ""}}
-    if "adapter" not in kinds:  # of a network that has none, nothing can be said of adapters
-        found |= {"optimizer-before-unfreezing": each(trainable="head")} if kinds != {"head"} else {}
-        found |= {"requires-grad-on-module": each(trainable="all")} if frozen else {}
-    if frozen and kinds <= {"head", "top"}:
-        found["frozen-group"] = each(trainable=f"top:{most + 1}")
+    found: dict[str, dict[str, Any]] = {"not-loaded": {"init": "matched", "regularizer": None}}
+    if interventions.Adapters not in kinds:  # of a network that has none, nothing can be said of adapters
+        found |= (
+            {"optimizer-before-unfreezing": each(trainable=interventions.HEAD_ONLY)}
+            if kinds != {interventions.HeadOnly}
+            else {}
+        )
+        found |= {"requires-grad-on-module": each(trainable=interventions.ALL_LAYERS)} if frozen else {}
+    if frozen and kinds <= {interventions.HeadOnly, interventions.TopGroups}:
+        found["frozen-group"] = each(trainable=interventions.TopGroups(groups=most + 1))
     if frozen:
         found["decay"] = {"phases": (*recipe.phases, replace(PULL, batch_size=recipe.phases[-1].batch_size))}
     if facts.has_batchnorm and all(phase.batchnorm == "eval" for phase in recipe.phases):

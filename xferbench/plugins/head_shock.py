@@ -39,6 +39,7 @@ from xferbench.plugin import (
     MeasureContext,
     Pipeline,
     Plugin,
+    interventions,
     records,
     requires_pretrained,
     strategies,
@@ -48,7 +49,9 @@ from xferbench.plugin import (
 
 def applies(pipeline: Pipeline, facts: Facts) -> str:
     recipe = pipeline.recipe
-    untouched = strategies.begins_with_probe(recipe) or all(phase.trainable == "head" for phase in recipe.phases)
+    untouched = strategies.begins_with_probe(recipe) or all(
+        phase.trainable == interventions.HEAD_ONLY for phase in recipe.phases
+    )
     short = strategies.probed_first(recipe) == recipe and not untouched
     return requires_pretrained(pipeline, facts) or ("a single step leaves none for the head alone" if short else "")
 
@@ -58,8 +61,8 @@ def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
 
 
 def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
-    phase = replace(strategies.moving(pipeline.recipe), trainable="all", head_lr=None)
-    head = pipeline.recipe.head if strategies.deep(pipeline.recipe.head) else "random"
+    phase = replace(strategies.moving(pipeline.recipe), trainable=interventions.ALL_LAYERS, head_lr=None)
+    head = pipeline.recipe.head if strategies.deep(pipeline.recipe.head) else interventions.RANDOM_HEAD
     recipe = replace(with_phases(pipeline.recipe, phase), head=head, name="random head")
     return {"random-head": replace(pipeline, recipe=recipe)}
 

@@ -44,6 +44,7 @@ from xferbench.plugin import (
     Plugin,
     Run,
     info,
+    interventions,
     plotting,
     records,
     requires_pretrained,
@@ -69,14 +70,14 @@ def _cut(pipeline: Pipeline, facts: Facts, low: int, kind: str) -> Pipeline:
     above, phase = len(facts.groups) - low, strategies.moving(pipeline.recipe)
     phase = replace(phase, lr=max(phase.lr, strategies.HEAD_LR), head_lr=None, layer_decay=1.0)
     if kind.endswith("plus"):
-        phase = replace(phase, trainable="all", batchnorm="train")
+        phase = replace(phase, trainable=interventions.ALL_LAYERS, batchnorm="train")
     elif above:
-        phase = replace(phase, trainable=f"top:{above}", batchnorm="train-above")
+        phase = replace(phase, trainable=interventions.TopGroups(groups=above), batchnorm="train-above")
     else:
-        phase = replace(phase, trainable="head", batchnorm="eval")
+        phase = replace(phase, trainable=interventions.HEAD_ONLY, batchnorm="eval")
     init = "pretrained" if kind.startswith("anb") else "target"
-    head = pipeline.recipe.head if strategies.deep(pipeline.recipe.head) else "random"
-    recipe = replace(with_phases(pipeline.recipe, phase), init=init, head=head, regularizer="")
+    head = pipeline.recipe.head if strategies.deep(pipeline.recipe.head) else interventions.RANDOM_HEAD
+    recipe = replace(with_phases(pipeline.recipe, phase), init=init, head=head, regularizer=None)
     told = f"{kind}, {low} of {len(facts.groups)} groups"
     return replace(pipeline, recipe=replace(recipe, transferred=f"low:{low}" if above else "all", name=told))
 

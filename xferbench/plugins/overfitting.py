@@ -49,6 +49,7 @@ from xferbench.plugin import (
     Run,
     harm,
     info,
+    interventions,
     plotting,
     records,
     requires_several_steps,
@@ -73,7 +74,9 @@ def _candidates(recipe: Recipe, groups: int) -> Iterator[Recipe]:
     yield replace(recipe, name=f"weight decay {DECAY:g}", phases=decayed)
     words = {phase.trainable for phase in recipe.phases}
     trained = max(strategies.reach(word, groups) for word in words)
-    whole = any(word == "all" or word.startswith("top:") for word in words)  # others train few numbers already
+    whole = any(
+        isinstance(word, interventions.AllLayers | interventions.TopGroups) for word in words
+    )  # others train few numbers already
     if whole and trained > 1:
         half = strategies.partial(strategies.moving(recipe), trained // 2)
         yield replace(with_phases(recipe, *half.phases), name=half.name)

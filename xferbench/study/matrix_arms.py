@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xferbench import fitting, honours
+from xferbench.core.interventions import RANDOM_HEAD
 from xferbench.core.requirements import always_applies, leave_unchanged
 from xferbench.design import MADE_HERE, Choice, Contrast, Plugin
 from xferbench.plan import VIEWS
@@ -34,7 +35,7 @@ def recipe_arm(compared: Compared, pipeline: Pipeline) -> Choice:
     """The arm of a recipe: the best of its rates on validation, served as the pipeline is."""
     if compared.recipes:
         return Choice(candidates=tuple(dict.fromkeys(replace(pipeline, recipe=recipe) for recipe in compared.recipes)))
-    plain = replace(pipeline, recipe=replace(pipeline.recipe, head="random", augment="", stop="last"))
+    plain = replace(pipeline, recipe=replace(pipeline.recipe, head=RANDOM_HEAD, augment=None, stop="last"))
     if compared.name == DEFAULT_NAME:
         return healthy(plain)
     assert compared.name == SCRATCH_NAME, "every other recipe has candidates of its own"
@@ -50,7 +51,7 @@ def why_not(arm: Choice, pipeline: Pipeline, facts: Facts) -> str:
             return reason
         if recipe.init in MADE_HERE and pipeline.source is None:
             return f"{recipe.init}: the suite has no [source]"
-        if recipe.regularizer.startswith(("ewc", "replay")) and not facts.source:
+        if recipe.regularizer and "source" in recipe.regularizer.requires and not facts.source:
             return f"{recipe.regularizer}: the suite has no [source] whose classes are known"
     supported = honours.arms({"it": arm}, pipeline, facts.honours).get("it")
     if supported is not None and len(honours.candidates(supported)) == len(arm.candidates):
