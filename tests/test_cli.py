@@ -540,7 +540,7 @@ def test_report_of_nothing_is_told(capsys, tmp_path):
     ("option", "fragments"),
     [
         ("-o", ["cannot be written", "Not a directory", "--output"]),
-        ("--store", ["no store can be opened there", "--store"]),
+        ("--store", ["the store cannot be opened", "--store"]),
     ],
 )
 def test_a_place_below_a_file_cannot_be_written(capsys, tmp_path, option, fragments):

@@ -101,4 +101,4 @@ def test_rows_given_twice_are_a_problem_and_nothing_scored_is_told():
         latex.score_table(pd.concat([make(), make()]))
     source = latex.score_table(make(accuracy=np.nan))
     check(source)
-    assert "task x takes no part: no recipe has a score on it" in source
+    assert "task x is excluded: no recipe has a score on it" in source

@@ -42,7 +42,7 @@ def test_a_task_that_nobody_has_and_a_seed_that_not_all_tasks_have_are_named():
     frame = make_frame({"x": {"full": [0.1, 0.2, 0.3]}, "y": {"full": [0.1, 0.2]}, "z": {"full": [np.nan]}})
     read = scored.read(frame)
     assert (read.tasks, read.seeds, read.left_out) == (("x", "y"), (0, 1), {})
-    assert read.notes == ("task z takes no part: no recipe has a score on it", "seed 2 takes no part: not every task has it")
+    assert read.notes == ("task z is excluded: no recipe has a score on it", "seed 2 is excluded: not every task has it")
 
 
 def test_of_a_loss_less_is_better():
@@ -53,7 +53,7 @@ def test_of_a_loss_less_is_better():
 def test_nothing_to_compare_and_rows_given_twice_are_problems():
     with pytest.raises(Problem, match="no recipe has a score on every task") as told:
         scored.read(make_frame({"x": {"full": [np.nan]}}))
-    assert "task x takes no part" in str(told.value)
+    assert "task x is excluded" in str(told.value)
     frame = make_frame({"x": {"full": [0.5]}})
     with pytest.raises(Problem, match="more than once"):
         scored.read(pd.concat([frame, frame]))

@@ -244,7 +244,7 @@ def test_a_crash_is_told_not_kept_and_asked_for_again(suite, lab, tmp_path):
 
 def test_a_baseline_that_is_as_long_as_a_machine_is_fast_is_not_split(suite, tmp_path):
     timed = replace(suite, scratch_budget=60.0)
-    with pytest.raises(Problem, match="--shard with a baseline that is trained for a time"):
+    with pytest.raises(Problem, match="--shard cannot be combined with a baseline that is trained for a time"):
         one_share(timed, 1, 2, tmp_path / "1.sqlite")
     assert not (tmp_path / "1.sqlite").exists()
 
@@ -285,7 +285,7 @@ def test_a_share_says_what_it_did_and_what_is_next_and_writes_no_report(suite, l
     first, *then = out.splitlines()
     assert code == gate.PASSED
     assert first.startswith("shard 1/2: tuning cures and scratch: ")
-    assert "trials of this share computed now, 0 there already" in first
+    assert "trials of this share were computed, 0 were in the store already" in first
     assert "belong to other shards" in first
     assert [line.partition("xferbench ")[2].split()[0] for line in then] == ["merge", "merge", "run"]
     assert not (tmp_path / "reports").exists()
@@ -293,7 +293,7 @@ def test_a_share_says_what_it_did_and_what_is_next_and_writes_no_report(suite, l
     assert command(capsys, "merge", "-o", "all.sqlite", "1.sqlite", "2.sqlite")[0] == gate.PASSED
     code, out, _ = command(capsys, *sharded("1/1", "--store", "all.sqlite"))
     assert code == gate.PASSED
-    assert "no other shard has to be waited for\nnext: xferbench run SUITE on this store without --shard" in out
+    assert "no other shard is needed\nnext: xferbench run SUITE on this store without --shard" in out
 
 
 def test_a_share_that_crashed_ends_with_3(suite, lab, capsys):

@@ -205,7 +205,7 @@ def test_one_group_alone_never_decides():
 
 
 def test_groups_that_do_not_fit_are_a_problem():
-    with pytest.raises(Problem, match="groups do not fit"):
+    with pytest.raises(Problem, match="groups do not match"):
         crossed(np.ones((2, 5)), groups=np.zeros(4))
 
 

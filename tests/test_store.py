@@ -179,7 +179,7 @@ def test_two_processes_may_write_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("make", "fragment"),
     [
-        (lambda path: path.mkdir(), "no store can be opened there"),
+        (lambda path: path.mkdir(), "the store cannot be opened"),
         (lambda path: path.write_text("results"), "the store cannot be used"),
         (lambda path: path.write_bytes(b"SQLite format 3\0" + bytes(100)), "the store cannot be used"),
         pytest.param(
@@ -202,7 +202,7 @@ def test_what_is_no_store_is_said_to_be_none(tmp_path, make, fragment):
 
 def test_a_store_below_a_file_cannot_be_opened(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Problem, match="no store can be opened there"), store.opened(tmp_path / "file" / "store.sqlite"):
+    with pytest.raises(Problem, match="the store cannot be opened"), store.opened(tmp_path / "file" / "store.sqlite"):
         pass
 
 
@@ -522,14 +522,14 @@ def test_the_output_is_none_of_the_sources_however_it_is_named(tmp_path):
     (tmp_path / "link.sqlite").symlink_to(one)
     (tmp_path / "hard.sqlite").hardlink_to(one)
     for output in (one, tmp_path / "link.sqlite", tmp_path / "hard.sqlite", tmp_path / "." / "one.sqlite"):
-        with pytest.raises(Problem, match="the output is one of the stores to be merged"):
+        with pytest.raises(Problem, match="the output is one of the stores to merge"):
             joined(output, one)
 
 
 @pytest.mark.parametrize(
     ("make", "fragment"),
     [
-        (Path.mkdir, "no store can be opened there"),
+        (Path.mkdir, "the store cannot be opened"),
         (lambda path: path.write_text("results" * 999), "the store cannot be used"),
         (others, "a database of something else"),
         (newer, "a store of a newer xferbench"),

@@ -1,4 +1,4 @@
-"""What the textbooks advise before anything is trained: a strategy by how many images there are and how alike the source is.
+"""Textbook advice for a strategy, by the number of images and the similarity of the source. Pure.
 
 References:
     CS231n, Convolutional neural networks for visual recognition, notes on transfer learning (Stanford): four scenarios.
@@ -11,25 +11,26 @@ from __future__ import annotations
 
 from xferbench.problem import Problem
 
-FROZEN, UPPER, WHOLE = "linear-probe", "partial", "full"  # names of strategies, from little to much that is trained
-FEW = 1000  # images below which a set is taken to be small; CS231n draws no line
-LEAST, MOST = 100, 10_000  # images from which the size rule advises upper layers, and up to which
+FROZEN, UPPER, WHOLE = "linear-probe", "partial", "full"  # strategy names, in increasing order of what they train
+FEW = 1000  # number of images below which a set counts as small; CS231n gives no number
+LEAST, MOST = 100, 10_000  # range of sizes for which the size rule advises to train the upper layers
 
 
 def textbook(size: int, similar: bool, few: int = FEW) -> str:
-    """The strategy that CS231n's four scenarios advise.
+    """Return the strategy that CS231n's four scenarios advise.
 
-    Small and similar: a linear classifier on the frozen network. Small and different: one on earlier layers, for which
-    ``partial`` stands here, the recipe that lets go of the layers most particular to the source. Large: the whole network, from
-    the pretrained weights also where the source is different, which the notes prefer to training from scratch.
+    For a small and similar target, this is a linear classifier on the frozen network. For a small and different target,
+    CS231n advises a classifier on earlier layers; ``partial`` takes its place, because it retrains the layers that are most
+    specific to the source. For a large target, it is the whole network from the pretrained weights, even if the source is
+    different: the notes prefer this to training from scratch.
 
     Args:
-        size: training images.
-        similar: whether the target is like the source.
-        few: images below which a set is small.
+        size: number of training images.
+        similar: whether the target is similar to the source.
+        few: number of images below which a set is small.
 
     Raises:
-        Problem: for a size that no training set has.
+        Problem: if the size is below 1.
     """
     if _checked(size) >= few:
         return WHOLE
@@ -37,13 +38,16 @@ def textbook(size: int, similar: bool, few: int = FEW) -> str:
 
 
 def by_size(size: int) -> str:
-    """The strategy by size alone: below 100 images the network frozen, up to 10 000 its upper layers trained, above all of it.
+    """Return the strategy by size alone.
+
+    Below 100 images the network is frozen, up to 10 000 its upper layers are trained, and above that the whole network is
+    trained.
 
     Args:
-        size: training images.
+        size: number of training images.
 
     Raises:
-        Problem: for a size that no training set has.
+        Problem: if the size is below 1.
     """
     if _checked(size) < LEAST:
         return FROZEN

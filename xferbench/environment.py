@@ -1,4 +1,4 @@
-"""What a run ran on: versions, platform and revision; read without importing what is named."""
+"""The environment of a run: versions, platform and git revision. Reads files; packages are not imported."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from xferbench import __version__
 from xferbench.core import files
 from xferbench.problem import Problem
 
-HELD = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # of torch, oneDNN and MKL
+HELD = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # variables of torch, oneDNN and MKL
 WIDEST = {"AVX-512": "avx512f", "AVX2": "avx2", "SVE": "sve", "NEON": "asimd"}
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "scikit-learn", "pillow", "safetensors")
 
 
 def torch_version() -> str:
-    """Major and minor of the installed torch.
+    """Return the major and minor version of the installed torch.
 
     Raises:
-        Problem: where it is not installed.
+        Problem: if torch is not installed.
     """
     if find_spec("torch") is None:
         raise Problem("running experiments needs PyTorch", found="no torch", do="pip install 'xferbench[torch]'")
@@ -31,16 +31,16 @@ def torch_version() -> str:
 
 
 def code() -> str:
-    """SHA-256 of this package's own code, which is another one wherever it would act otherwise."""
+    """Return the SHA-256 of this package's source code."""
     root = Path(__file__).parent
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
-        found.update(f"{file.relative_to(root).as_posix()}\0{files.sha256(file)}\0".encode())
-    return found.hexdigest()
+        digest.update(f"{file.relative_to(root).as_posix()}\0{files.sha256(file)}\0".encode())
+    return digest.hexdigest()
 
 
 def environment(device: str, workers: int) -> dict[str, object]:
-    """Versions, platform, processor, device and the git revision of the current folder."""
+    """Return versions, platform, processor, device and the git revision of the current folder."""
     return {
         "xferbench": __version__,
         "python": platform.python_version(),
@@ -49,7 +49,7 @@ def environment(device: str, workers: int) -> dict[str, object]:
         "instructions": instructions(),
         "device": device,
         "workers": workers,
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: installed for name in PACKAGES if (installed := _version(name))},
         "git": revision(),
     }
 
@@ -62,34 +62,34 @@ def _version(name: str) -> str:
 
 
 def processor() -> str:
-    """The processor's name as the system tells it."""
-    told = Path("/proc/cpuinfo")
-    if told.is_file():
-        names = [line.partition(":")[2].strip() for line in told.read_text().splitlines() if line.startswith("model name")]
+    """Return the name of the processor as the system reports it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         if names:
             return names[0]
     return platform.processor() or platform.machine()
 
 
 def instructions() -> str:
-    """The widest vector instructions that torch may choose here, and what its libraries are held to."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.is_file() else []
+    """Return the widest vector instructions that torch may use here, and the variables that restrict its libraries."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.partition(":")[2].split()}
     widest = next((name for name, flag in WIDEST.items() if flag in flags), platform.machine())
-    asked = [f"{name}={os.environ[name]}" for name in HELD if os.environ.get(name)]
-    return ", ".join([widest, *asked])
+    restrictions = [f"{name}={os.environ[name]}" for name in HELD if os.environ.get(name)]
+    return ", ".join([widest, *restrictions])
 
 
 def revision() -> str | None:
-    """The commit of the current folder, with ``+changes`` where files differ from it; None outside a repository."""
+    """Return the commit of the current folder, followed by ``+changes`` if files differ; None outside a repository."""
     try:
-        commit, changed = (_git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no"))
+        commit, changes = (_git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit + ("+changes" if changed else "")
+    return commit + ("+changes" if changes else "")
 
 
-def _git(*words: str) -> str:
-    command = ["git", "--no-optional-locks", *words]  # to look must not write into the user's repository
+def _git(*arguments: str) -> str:
+    command = ["git", "--no-optional-locks", *arguments]  # reading the status must not write into the user's repository
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603 - fixed words

@@ -1,4 +1,4 @@
-"""What a suite would ask, before anything is run. Pure."""
+"""The forecast of a dry run: arms, numbers of trials and computing time. Pure. Nothing is run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """Arms by plugin in words; fits and trials asked and unique up to the first look and up to the last; what is there already.
+    """What a study would run.
 
-    ``seconds`` are those of computing what is missing, over all workers. A choice that is not settled yet is counted with
-    its costliest candidate.
+    A selection that is still open is counted with its most expensive candidate.
+
+    Attributes:
+        arms: a description of each arm, by plugin.
+        skipped: why plugins are skipped.
+        first: numbers of fits and trials up to the first look: requested, unique, and in the store.
+        last: the same numbers up to the last look.
+        seconds: time of the missing trials up to the first and up to the last look, divided by the number of workers.
+        smallest_margin: the smallest margin that the test set can decide, or None.
     """
 
     arms: Mapping[str, Mapping[str, str]]
@@ -33,20 +40,20 @@ class Forecast:
 
 
 def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forecast:
-    """Count what a study asks, given what is answered."""
-    suite, subject = study.suite, _assumed(study.subject, study, answers)
-    asked = looks.tuned("", "subject", study.subject, study)
-    cases, told = [], {}
+    """Count what a study requests, and how much of it is in ``answers``."""
+    suite, subject = study.suite, _assumed_pipeline(study.subject, study, answers)
+    requests = looks.tuned("", "subject", study.subject, study)
+    cases, descriptions = [], {}
     for plugin in study.plugins:
         skipped, arms = _arms(plugin, study, subject, answers)
         for name, arm in arms.items():
-            asked += looks.tuned(plugin.id, name, arm, study)
-        settled = {name: Settled(pipeline=_assumed(arm, study, answers)) for name, arm in arms.items()}
+            requests += looks.tuned(plugin.id, name, arm, study)
+        settled = {name: Settled(pipeline=_assumed_pipeline(arm, study, answers)) for name, arm in arms.items()}
         cases.append(looks.Case(plugin=plugin, skipped=skipped, arms=settled))
-        asked += looks.sources(cases[-1], range(suite.seed, suite.seed + suite.looks[0]), study)
-        told[plugin.id] = {name: _words(arm, study, answers) for name, arm in arms.items()}
+        requests += looks.sources(cases[-1], range(suite.seed, suite.seed + suite.looks[0]), study)
+        descriptions[plugin.id] = {name: _describe_arm(arm, study, answers) for name, arm in arms.items()}
         if arms and isinstance(study.subject, Choice):
-            told[plugin.id]["subject"] = _words(study.subject, study, answers)
+            descriptions[plugin.id]["subject"] = _describe_arm(study.subject, study, answers)
     counts, seconds = [], []
     for look in (suite.looks[0], suite.looks[-1]):
         seeds = range(suite.seed, suite.seed + look)
@@ -55,13 +62,13 @@ def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forec
             *(looks.questions(case, seeds, study, {}) for case in cases),
             *(looks.invariants(case, first, study) for case in cases),
         ]
-        questions = [*asked, *(one for some in new for one in some)]
-        missing = {one.trial.key: one.trial for one in questions if one.trial.key not in answers}
-        counts.append(_counted(questions, answers))
+        questions = [*requests, *(request for part in new for request in part)]
+        missing = {request.trial.key: request.trial for request in questions if request.trial.key not in answers}
+        counts.append(_count(questions, answers))
         seconds.append(_seconds(missing, study) / workers)
     examples = study.facts.test_groups or study.facts.test
     return Forecast(
-        arms={case.plugin.id: told[case.plugin.id] for case in cases if not case.skipped},
+        arms={case.plugin.id: descriptions[case.plugin.id] for case in cases if not case.skipped},
         skipped={case.plugin.id: case.skipped for case in cases if case.skipped},
         first=counts[0],
         last=counts[1],
@@ -71,76 +78,80 @@ def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forec
 
 
 def _arms(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str, Record]) -> tuple[str, Mapping[str, Arm]]:
-    """Why a plugin is not asked, or its arms."""
+    """Return why a plugin is skipped, or "", and its arms."""
     try:
         skipped = plan.inapplicable(plugin, study, subject)
         if skipped:
             return skipped, {}
         arms = plan.arms(plugin, study, subject)
-        cured = _assumed(arms["cured"], study, answers)
+        cured = _assumed_pipeline(arms["cured"], study, answers)
         skipped = plan.unheard(plugin, study, subject, cured)
         return (skipped, {}) if skipped else ("", arms | plan.induced(plugin, study, cured))
-    except Exception as error:  # noqa: BLE001 - a plugin's crash will be its finding, and the others go on
+    except Exception as error:  # noqa: BLE001 - the crash becomes the plugin's finding, and other plugins continue
         return f"it crashes: {type(error).__name__}: {error}", {}
 
 
 def smallest_margin(suite: Suite, examples: int, plugins: Sequence[Plugin]) -> float | None:
-    """What a test set of so many examples (or groups) can decide at the last look, after correction for looks and plugins.
+    """Return the smallest margin that a test set of so many examples (or groups) can decide at the last look.
 
-    None for metrics other than accuracy, whose variance nobody knows beforehand.
+    The margin is corrected for the number of looks and of judged contrasts. It is None for metrics other than accuracy,
+    because their variance is not known in advance.
     """
-    judged = sum(one.kind == "paired" for plugin in plugins for one in plugin.contrasts)
+    judged = sum(contrast.kind == "paired" for plugin in plugins for contrast in plugin.contrasts)
     if suite.metric != "accuracy" or not judged:
         return None
     alpha = stats.spending(suite.looks, suite.alpha)[-1] / judged
-    judged_on = examples // 2 if suite.after else examples  # an audit looks for repairs on the other half
-    return stats.smallest_margin(judged_on, suite.looks[-1], alpha=alpha)
+    judged_examples = examples // 2 if suite.after else examples  # an audit screens repairs on the other half
+    return stats.smallest_margin(judged_examples, suite.looks[-1], alpha=alpha)
 
 
-def _assumed(arm: Arm, study: Study, answers: Mapping[str, Record]) -> Pipeline:
+def _assumed_pipeline(arm: Arm, study: Study, answers: Mapping[str, Record]) -> Pipeline:
     settled = plan.settle(arm, study, answers)
     if settled is not None and settled.pipeline is not None:
         return settled.pipeline
     assert isinstance(arm, Choice)
-    return max(arm.candidates, key=lambda one: plan.cost(plan.fit(one, 0)))
+    return max(arm.candidates, key=lambda candidate: plan.cost(plan.fit(candidate, 0)))
 
 
-def _words(arm: Arm, study: Study, answers: Mapping[str, Record]) -> str:
+def _describe_arm(arm: Arm, study: Study, answers: Mapping[str, Record]) -> str:
     settled = plan.settle(arm, study, answers)
     if settled is not None and settled.pipeline is not None:
-        return _told(settled.pipeline, study)
+        return _describe_pipeline(settled.pipeline, study)
     assert isinstance(arm, Choice)
     where = "the screened half" if arm.candidates[0].finished else "validation"
-    return f"best on {where} of " + " | ".join(one.recipe.name or _told(one, study) for one in arm.candidates)
+    return f"best on {where} of " + " | ".join(
+        candidate.recipe.name or _describe_pipeline(candidate, study) for candidate in arm.candidates
+    )
 
 
-def _told(one: Pipeline, study: Study) -> str:
-    if one.finished:
-        return of_pipeline(one, study.facts.preprocessing)
-    return words(one.recipe)
+def _describe_pipeline(pipeline: Pipeline, study: Study) -> str:
+    if pipeline.finished:
+        return of_pipeline(pipeline, study.facts.preprocessing)
+    return words(pipeline.recipe)
 
 
-def _counted(questions: list[Question], answers: Mapping[str, Record]) -> dict[str, int]:
-    trials = {one.trial.key: one.trial for one in questions}
-    fits = {one.model.base for one in trials.values()}
-    known = {one.model.base for key, one in trials.items() if key in answers}
+def _count(requests: list[Question], answers: Mapping[str, Record]) -> dict[str, int]:
+    trials = {request.trial.key: request.trial for request in requests}
+    fits = {trial.model.base for trial in trials.values()}
+    stored_fits = {trial.model.base for key, trial in trials.items() if key in answers}
     return {
-        "fits asked": len({(one.plugin, one.arm, one.trial.model.base) for one in questions}),
+        "fits asked": len({(request.plugin, request.arm, request.trial.model.base) for request in requests}),
         "fits unique": len(fits),
-        "fits in the store": len(known),
-        "trials asked": len(questions),
+        "fits in the store": len(stored_fits),
+        "trials asked": len(requests),
         "trials unique": len(trials),
         "trials in the store": sum(key in answers for key in trials),
     }
 
 
 def _seconds(missing: Mapping[str, Trial], study: Study) -> float:
-    """One worker's time: training by examples seen, looking by examples scored."""
+    """Return the time of one worker: training by examples seen, evaluation by examples scored."""
     facts = study.facts
-    fits: dict[Fit, None] = {one.model.base: None for one in missing.values()}
-    trained = sum(plan.cost(one) for one in fits) * facts.seconds_step
+    fits: dict[Fit, None] = {trial.model.base: None for trial in missing.values()}
+    training_seconds = sum(plan.cost(fit) for fit in fits) * facts.seconds_step
     half = facts.test // 2
-    seen = {"validation": facts.validation, "held-out": HELD_OUT, "screen": half, "confirm": half}
-    # The others look at all test images; nobody knows beforehand how many of them have no copy.
-    scored = sum(seen.get(one.view.examples, facts.test) for one in missing.values() if one.view.measure == "predictions")
-    return trained + scored * facts.seconds_forward
+    sizes = {"validation": facts.validation, "held-out": HELD_OUT, "screen": half, "confirm": half}
+    # Other evaluations are counted with all test images: how many have no copy is not known in advance.
+    views = [trial.view for trial in missing.values() if trial.view.measure == "predictions"]
+    scored_examples = sum(sizes.get(view.examples, facts.test) for view in views)
+    return training_seconds + scored_examples * facts.seconds_forward

@@ -1,4 +1,4 @@
-"""What a machine lets a process have: memory, processors, and the kind of file system that a path lies on."""
+"""The resources that a machine grants a process: memory, processors and the kind of file system of a path. Reads files."""
 
 from __future__ import annotations
 
@@ -14,75 +14,83 @@ NETWORK = re.compile(
 
 
 def memory() -> int | None:
-    """Bytes of memory that are built in; None where the system does not say."""
+    """Return the bytes of installed memory; None if the system does not report them."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
 
 
-def memory_limit(told: str | None = None, root: Path = CGROUPS) -> int | None:
-    """Bytes that this process's control groups allow it, the least of them; None where they set no limit.
+def memory_limit(membership: str | None = None, root: Path = CGROUPS) -> int | None:
+    """Return the bytes that the control groups of this process allow, the minimum of all; None if there is no limit.
 
     Args:
-        told: the content of ``/proc/self/cgroup``. root: where control groups are mounted.
+        membership: content of ``/proc/self/cgroup``; it is read by default.
+        root: folder where control groups are mounted.
     """
-    limits = [text for folder in _groups("memory", told, root) for text in _read(folder, "memory.max", "memory.limit_in_bytes")]
+    limits = [
+        text for folder in _groups("memory", membership, root) for text in _read(folder, "memory.max", "memory.limit_in_bytes")
+    ]
     least = min((int(text) for text in limits if text.isdecimal()), default=1 << 62)
-    return least if least < 1 << 60 else None  # version 1 writes no limit as a number near 2^63
+    return least if least < 1 << 60 else None  # version 1 spells no limit as a number near 2^63
 
 
-def processor_limit(told: str | None = None, root: Path = CGROUPS) -> float | None:
-    """Processors that this process's control groups allow it, a fraction perhaps; None where they set no limit."""
-    found = []
-    for folder in _groups("cpu", told, root):
+def processor_limit(membership: str | None = None, root: Path = CGROUPS) -> float | None:
+    """Return the number of processors that the control groups allow, possibly a fraction; None if there is no limit.
+
+    Args:
+        membership: content of ``/proc/self/cgroup``; it is read by default.
+        root: folder where control groups are mounted.
+    """
+    limits = []
+    for folder in _groups("cpu", membership, root):
         quota = [*" ".join(_read(folder, "cpu.max")).split(), *_read(folder, "cpu.cfs_quota_us", "cpu.cfs_period_us")]
         if len(quota) == 2 and quota[0].isdecimal() and quota[1].isdecimal():
-            found.append(int(quota[0]) / int(quota[1]))
-    return min(found, default=None)
+            limits.append(int(quota[0]) / int(quota[1]))
+    return min(limits, default=None)
 
 
 def file_system(path: Path, mounts: str | None = None) -> str:
-    """The kind of file system that a path lies on, as ``/proc/mounts`` names it; "" where nothing does."""
+    """Return the kind of file system of a path as ``/proc/mounts`` names it; "" if it is not listed."""
     text = "".join(_read(MOUNTS.parent, MOUNTS.name)) if mounts is None else mounts
-    kinds = {_unescaped(words[1]): words[2] for line in text.splitlines() if len(words := line.split()) > 2}
-    here = Path(os.path.realpath(path))
-    return next((kinds[str(place)] for place in (here, *here.parents) if str(place) in kinds), "")
+    kinds = {_unescaped(parts[1]): parts[2] for line in text.splitlines() if len(parts := line.split()) > 2}
+    real_path = Path(os.path.realpath(path))
+    return next((kinds[str(folder)] for folder in (real_path, *real_path.parents) if str(folder) in kinds), "")
 
 
 def is_network(kind: str) -> bool:
-    """Whether a file system is shared over a network, where SQLite's locks and its write-ahead log cannot be relied on."""
+    """Return whether a file system is a network share, where SQLite's locks and write-ahead log are not reliable."""
     return NETWORK.fullmatch(kind) is not None
 
 
 def existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    places = (path, *path.absolute().parents)
-    return next(place for place in places if os.path.exists(place))  # noqa: PTH110 - Path.exists raises where one may not look
+    """Return the path, or the nearest existing folder above it."""
+    folders = (path, *path.absolute().parents)
+    return next(folder for folder in folders if os.path.exists(folder))  # noqa: PTH110 - Path.exists raises without permission
 
 
-def _groups(controller: str, told: str | None, root: Path) -> list[Path]:
-    """The folders of this process's control groups, version 1 or 2, up to the root."""
-    text = "".join(_read(Path("/proc/self"), "cgroup")) if told is None else told
-    found = []
+def _groups(controller: str, membership: str | None, root: Path) -> list[Path]:
+    """Return the folders of the control groups of this process, version 1 or 2, up to the root."""
+    text = "".join(_read(Path("/proc/self"), "cgroup")) if membership is None else membership
+    folders = []
     for line in text.splitlines():
         _, names, path = line.split(":", 2)
         if not names or controller in names.split(","):
             top = root / controller if names else root
-            own = top / path.strip("/")
-            found += [own, *(place for place in own.parents if place.is_relative_to(top))]
-    return found
+            folder = top / path.strip("/")
+            folders += [folder, *(parent for parent in folder.parents if parent.is_relative_to(top))]
+    return folders
 
 
 def _read(folder: Path, *names: str) -> list[str]:
-    """The files' contents, as far as they can be read."""
-    found = []
+    """Return the contents of those files that can be read."""
+    contents = []
     for name in names:
         try:
-            found.append((folder / name).read_text(encoding="utf-8", errors="replace").strip())
+            contents.append((folder / name).read_text(encoding="utf-8", errors="replace").strip())
         except OSError:
             continue
-    return found
+    return contents
 
 
 def _unescaped(mount: str) -> str:

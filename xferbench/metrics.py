@@ -1,10 +1,10 @@
-"""Metrics of predictions as scores by example, so that one interval serves them all.
+"""Metrics of predictions, written as scores of single examples so that one interval serves all metrics. Pure.
 
-Accuracy, NLL, Brier score, sensitivity and specificity are means of a score by example. Balanced accuracy and AUROC are not;
-they are written as means of jackknife pseudo-values (Dorfman, Berbaum & Metz 1992), which go through the same interval, and
-a bootstrap may widen it.
+Class 1 is the positive class of sensitivity, specificity and AUROC; all other classes together are the negative class.
 
-Class 1 is the positive class of sensitivity, specificity and AUROC, the others together are the negative one.
+Accuracy, NLL, Brier score, sensitivity and specificity are means of a score by example. Balanced accuracy and AUROC are not.
+They are written as means of jackknife pseudo-values (Dorfman, Berbaum & Metz 1992), which use the same interval; a bootstrap
+may widen it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from xferbench.record import Estimate, Predictions
 
-SMALLEST = float(np.finfo(np.float32).eps)  # NLL clips p(true) here: 1.2e-7, as scikit-learn does for float32
+SMALLEST = float(np.finfo(np.float32).eps)  # NLL clips p(true) to at least 1.2e-7, as scikit-learn does for float32
 POSITIVE = 1
 
 Term = TypeVar("Term")
@@ -30,12 +30,14 @@ Term = TypeVar("Term")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A metric's unit and kind.
+    """The unit and kind of a metric.
 
     Attributes:
-        span: how far apart two scores of one example can be; of pseudo-values where every class has as many examples.
-        loss: whether less is better. mean: whether it is a mean of scores that each need only their own example.
-        everywhere: whether it makes sense on other classes than the target's, too.
+        unit: name of the unit.
+        span: largest difference between two scores of one example; for pseudo-values, the span in a balanced data set.
+        loss: whether lower is better.
+        mean: whether the metric is a mean of scores that each depend on one example only.
+        everywhere: whether the metric also makes sense on classes other than those of the target.
     """
 
     unit: str
@@ -57,10 +59,10 @@ METRICS: Mapping[str, Metric] = {
 
 
 def named(metric: str) -> Metric:
-    """Look a metric up.
+    """Return the metric with this name.
 
     Raises:
-        Problem: where there is none of that name.
+        Problem: if there is no such metric.
     """
     if metric not in METRICS:
         raise Problem("unknown metric", found=metric, expected=nearest(metric, METRICS))
@@ -68,13 +70,14 @@ def named(metric: str) -> Metric:
 
 
 def scores(predictions: Predictions, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Score examples: a mask [N] of those that the metric is about, and their scores [n], whose mean is the metric.
+    """Return a mask [N] of the examples that the metric covers, and their scores [n]. The mean of the scores is the metric.
 
-    A NaN among the predictions stays one. The pseudo-values of balanced accuracy and AUROC are NaN where a class that
-    they need has fewer than two examples.
+    NaN among the predictions stays NaN. The pseudo-values of balanced accuracy and AUROC are NaN if a class that they need
+    has fewer than two examples.
+
 
     Raises:
-        Problem: for an unknown metric, or AUROC where no probabilities by class were kept.
+        Problem: for an unknown metric, or for AUROC without stored class probabilities.
     """
     named(metric)
     label = predictions.label
@@ -101,7 +104,7 @@ def scores(predictions: Predictions, metric: str) -> tuple[np.ndarray, np.ndarra
 
 
 def value(predictions: Predictions, metric: str) -> float:
-    """Compute a metric over all examples; NaN where it is not defined."""
+    """Compute a metric over all examples; NaN if it is not defined."""
     if named(metric).mean:
         _, score = scores(predictions, metric)
         return float(score.mean()) if len(score) else float("nan")
@@ -113,27 +116,35 @@ def value(predictions: Predictions, metric: str) -> float:
 def contrast(
     sides: Mapping[Term, Sequence[Predictions]], weights: Mapping[Term, float], *, metric: str, margin: float, alpha: float
 ) -> tuple[Estimate, np.ndarray]:
-    """Estimate a weighted sum of sides, above 0 being harm, for losses too; and [S, n], the harms by seed and example.
+    """Estimate a weighted sum of metrics, and return the estimate and the harms [S, n] by seed and example.
+
+    Positive values are harm, for losses too.
+
 
     Args:
-        sides: predictions of each side, one for each seed, all on the same examples in the same order.
-        weights: by side, for a metric of which more is better.
+        sides: predictions of each side, one for each seed; all sides have the same examples in the same order.
+        weights: weight of each side, for a metric of which more is better.
+        metric: name of the metric.
+        margin: the margin, in the metric's unit.
+        alpha: level of each bound.
     """
-    first = next(iter(sides.values()))[0]
+    example_predictions = next(iter(sides.values()))[0]
     sign = -1.0 if named(metric).loss else 1.0
-    mask, _ = scores(first, metric)
+    mask, _ = scores(example_predictions, metric)
     difference = np.zeros((len(next(iter(sides.values()))), int(mask.sum())))
     for side, weight in weights.items():
-        difference += sign * weight * np.stack([scores(one, metric)[1] for one in sides[side]])
-    groups = first.group[mask] if len(first.group) else None
-    span = _span(first, metric) * max(sum(max(way * weight, 0.0) for weight in weights.values()) for way in (1.0, -1.0))
+        difference += sign * weight * np.stack([scores(predictions, metric)[1] for predictions in sides[side]])
+    groups = example_predictions.group[mask] if len(example_predictions.group) else None
+    span = _span(example_predictions, metric) * max(
+        sum(max(direction * weight, 0.0) for weight in weights.values()) for direction in (1.0, -1.0)
+    )
     if named(metric).mean:
         return stats.crossed(difference, margin=margin, alpha=alpha, groups=groups, span=span), difference
 
     def reweighted(counts: np.ndarray) -> np.ndarray:
         total = np.zeros((len(counts), len(difference)))
         for side, weight in weights.items():
-            total += weight * np.stack([_reweighted(one, metric)(counts) for one in sides[side]], axis=1)
+            total += weight * np.stack([_reweighted(predictions, metric)(counts) for predictions in sides[side]], axis=1)
         return total
 
     return crossed_bootstrap(difference, reweighted, margin=margin, alpha=alpha, groups=groups, span=span), difference
@@ -149,17 +160,18 @@ def crossed_bootstrap(
     span: float = 1.0,
     draws: int = 1000,
 ) -> Estimate:
-    """Estimate a harm that is no mean over examples: the crossed interval of its pseudo-values, widened by a bootstrap.
+    """Estimate a harm that is not a mean over examples: the crossed interval of its pseudo-values, widened by a bootstrap.
 
-    Examples (or groups) are resampled, the same for all seeds, and the seeds' own variance component is added: to resample
-    both would count their interaction three times (Owen 2007). The standard error of each side is at least that of the
-    bootstrap's standard deviation and of its quantile on that side. The same input gives the same answer.
+    Examples (or groups) are resampled, the same ones for all seeds, and the variance component of the seeds is added.
+    Resampling both would count their interaction three times (Owen 2007). The standard error of each side is at least the
+    bootstrap's standard deviation, and at least what its quantile on that side implies. The result is deterministic.
+
 
     Args:
-        pseudo: [S, N], pseudo-values, each row's mean being that seed's harm.
-        reweighted: harm by seed, [draws, S], under example counts [draws, N].
+        pseudo: [S, N], pseudo-values; the mean of each row is the harm at that seed.
+        reweighted: function that returns the harm by seed, [draws, S], for example counts [draws, N].
         margin, alpha, groups, span: as in :func:`xferbench.stats.crossed`.
-        draws: bootstrap samples.
+        draws: number of bootstrap samples.
     """
     from scipy.special import ndtri
 
@@ -167,50 +179,51 @@ def crossed_bootstrap(
     _, member = np.unique(groups if groups is not None else np.arange(N), return_inverse=True)
     G = int(member.max(initial=-1)) + 1
     harm = pseudo.mean(1, keepdims=True)
-    units = harm + stats.by_group(pseudo - harm, member) * np.bincount(member) * G / N  # a group weighs as its examples do
+    units = harm + stats.by_group(pseudo - harm, member) * np.bincount(member) * G / N  # weighted by examples
     if G < 2 or not np.isfinite(units).all():
         return stats.crossed(units, margin=margin, alpha=alpha)
-    drawn = np.random.default_rng(0).integers(G, size=(draws, G)) + np.arange(draws)[:, None] * G
-    counts = np.bincount(drawn.ravel(), minlength=draws * G).reshape(draws, G)[:, member].astype(np.float64)
-    off = reweighted(counts).mean(1) - harm.mean()
-    low, high = np.nanquantile(off, [alpha, 1 - alpha]) / ndtri([alpha, 1 - alpha])  # a draw may lack a class
-    _, seeds, _, rest = stats.mean_squares(units)
-    least = np.sqrt(np.maximum(np.nanstd(off), (low, high)) ** 2 + np.maximum(seeds - rest, 0.0) / (S * G))
-    return stats.crossed(units, margin=margin, alpha=alpha, span=span, least_se=(float(least[0]), float(least[1])))
+    resampled = np.random.default_rng(0).integers(G, size=(draws, G)) + np.arange(draws)[:, None] * G
+    counts = np.bincount(resampled.ravel(), minlength=draws * G).reshape(draws, G)[:, member].astype(np.float64)
+    deviation = reweighted(counts).mean(1) - harm.mean()
+    low, high = np.nanquantile(deviation, [alpha, 1 - alpha]) / ndtri([alpha, 1 - alpha])  # NaN where a draw lacks a class
+    _, seeds, _, residual = stats.mean_squares(units)
+    least_se = np.sqrt(np.maximum(np.nanstd(deviation), (low, high)) ** 2 + np.maximum(seeds - residual, 0.0) / (S * G))
+    return stats.crossed(units, margin=margin, alpha=alpha, span=span, least_se=(float(least_se[0]), float(least_se[1])))
 
 
 def best_of(candidates: Sequence[Predictions], metric: str, draws: int = 1000) -> list[float | None]:
-    """How often each candidate is the best where examples, or whole groups, are drawn again; of equals the first is.
+    """Return the share of resamples in which each candidate is the best; examples, or whole groups, are resampled.
 
-    None for a metric that is no mean over examples. The same input gives the same answer.
+    The first of several equal candidates counts as the best. The shares are None for a metric that is not a mean over
+    examples. The result is deterministic.
     """
     if not named(metric).mean:
         return [None] * len(candidates)
     sign = -1.0 if named(metric).loss else 1.0
     mask, _ = scores(candidates[0], metric)
-    told = sign * np.stack([scores(one, metric)[1] for one in candidates])
-    groups = candidates[0].group[mask] if len(candidates[0].group) else np.arange(told.shape[1])
+    values = sign * np.stack([scores(candidate, metric)[1] for candidate in candidates])
+    groups = candidates[0].group[mask] if len(candidates[0].group) else np.arange(values.shape[1])
     _, member = np.unique(groups, return_inverse=True)
     count = int(member.max()) + 1
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), draws)
-    totals = drawn[:, member].astype(np.float64) @ told.T
+    resample_counts = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), draws)
+    totals = resample_counts[:, member].astype(np.float64) @ values.T
     best = totals.round(9).argmax(1)
     return [float((best == rank).mean()) for rank in range(len(candidates))]
 
 
 def _span(predictions: Predictions, metric: str) -> float:
-    """Tell how far apart two scores of one example can be."""
+    """Return the largest difference between two scores of one example."""
     if named(metric).mean:
         return named(metric).span
-    _, size = np.unique(predictions.label == POSITIVE if metric == "auroc" else predictions.label, return_counts=True)
-    return float((size.sum() - 1) / max(size.min() - 1, 1) / (len(size) if metric == "balanced_accuracy" else 1))
+    _, sizes = np.unique(predictions.label == POSITIVE if metric == "auroc" else predictions.label, return_counts=True)
+    return float((sizes.sum() - 1) / max(sizes.min() - 1, 1) / (len(sizes) if metric == "balanced_accuracy" else 1))
 
 
 def _pseudo_values(score: np.ndarray, stratum: np.ndarray, share: int) -> np.ndarray:
-    """Jackknife pseudo-values [N] of the mean over strata of their mean scores.
+    """Return jackknife pseudo-values [N] of the mean over strata of their mean scores.
 
-    Leaving an example out moves its stratum's mean, and that moves the metric by one part in ``share``: by a K-th for
-    balanced accuracy; in full for AUROC, which is the mean placement of either class.
+    Leaving out an example changes the mean of its stratum, and this changes the metric by one part in ``share``: the number
+    of classes for balanced accuracy; 1 for AUROC, which is the mean placement of either class.
     """
     _, member, size = np.unique(stratum, return_inverse=True, return_counts=True)
     mean = np.bincount(member, score) / size
@@ -221,10 +234,15 @@ def _pseudo_values(score: np.ndarray, stratum: np.ndarray, share: int) -> np.nda
 
 
 def _odds(predictions: Predictions) -> np.ndarray:
-    """Odds [N] of the positive class; unlike those of p(true), their rounding knows nothing of the label."""
+    """Return the odds [N] of the positive class.
+
+    Unlike odds computed from p(true), their rounding does not depend on the label.
+    """
     probabilities = predictions.probabilities.astype(np.float64)
     if probabilities.shape[1] <= POSITIVE:
-        raise Problem("AUROC needs the probabilities of all classes", found="none kept", expected="2 to 20 classes")
+        raise Problem(
+            "AUROC needs the probabilities of all classes", found="no stored probabilities", expected="2 to 20 classes"
+        )
     positive = probabilities[:, POSITIVE]
     with np.errstate(divide="ignore", invalid="ignore"):
         odds: np.ndarray = positive / (probabilities.sum(1) - positive)
@@ -232,18 +250,21 @@ def _odds(predictions: Predictions) -> np.ndarray:
 
 
 def _placements(odds: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Share [N] of the other class that each example is on the right side of, ties counting half (DeLong et al. 1988)."""
-    placed = np.full(len(odds), np.nan)
+    """Return the share [N] of the other class that each example is on the right side of, ties counting half.
+
+    Reference: DeLong et al. 1988.
+    """
+    placements = np.full(len(odds), np.nan)
     if np.isnan(odds).any() or positive.all() or not positive.any():
-        return placed
-    for one, sign in ((positive, 1.0), (~positive, -1.0)):
-        others, own = np.sort(sign * odds[~one]), sign * odds[one]
-        placed[one] = (np.searchsorted(others, own) + np.searchsorted(others, own, side="right")) / (2 * len(others))
-    return placed
+        return placements
+    for mask, sign in ((positive, 1.0), (~positive, -1.0)):
+        others, values = np.sort(sign * odds[~mask]), sign * odds[mask]
+        placements[mask] = (np.searchsorted(others, values) + np.searchsorted(others, values, side="right")) / (2 * len(others))
+    return placements
 
 
 def _reweighted(predictions: Predictions, metric: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Balanced accuracy or AUROC as a function of example counts, [draws, N] → [draws]; NaN where a draw lacks a class."""
+    """Return balanced accuracy or AUROC as a function of example counts, [draws, N] → [draws]; NaN if a draw lacks a class."""
     label = predictions.label
     if metric == "balanced_accuracy":
         member = (label[:, None] == np.unique(label)).astype(np.float64)
@@ -254,18 +275,18 @@ def _reweighted(predictions: Predictions, metric: str) -> Callable[[np.ndarray],
         return lambda counts: np.full(len(counts), np.nan)
     low, high = np.flatnonzero(~positive), np.flatnonzero(positive)
     low = low[np.argsort(odds[low], kind="stable")]
-    under, upto = (np.searchsorted(odds[low], odds[high], side=side) for side in ("left", "right"))
+    under, up_to = (np.searchsorted(odds[low], odds[high], side=side) for side in ("left", "right"))
 
     def auroc(counts: np.ndarray) -> np.ndarray:
         below = np.cumsum(np.pad(counts[:, low], ((0, 0), (1, 0))), axis=1)
-        won = np.einsum("di,di->d", counts[:, high], below[:, under] + below[:, upto]) / 2
-        return _ratio(won[:, None], (counts[:, high].sum(1) * below[:, -1])[:, None])
+        wins = np.einsum("di,di->d", counts[:, high], below[:, under] + below[:, up_to]) / 2
+        return _ratio(wins[:, None], (counts[:, high].sum(1) * below[:, -1])[:, None])
 
     return auroc
 
 
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Mean [draws] over classes of [draws, classes] ratios."""
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Return the mean [draws] over classes of the ratios [draws, classes]."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean: np.ndarray = (above / below).mean(1)
+        mean: np.ndarray = (numerator / denominator).mean(1)
     return mean

@@ -1,4 +1,4 @@
-"""How far stated probabilities are from what comes true. Pure."""
+"""The difference between predicted confidence and accuracy. Pure."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ import numpy as np
 if TYPE_CHECKING:
     from xferbench.record import Predictions
 
-BINS = 15  # of images with equal shares
+BINS = 15  # bins with equal numbers of images
 
 
-def bins(told: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean confidence, share that is right and size of bins of equally many images, by rising confidence: [bins] each."""
-    order = np.argsort(told.p_max, kind="stable")
+def bins(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean confidence, accuracy and size of bins of equal size by increasing confidence, each [bins]."""
+    order = np.argsort(predictions.p_max, kind="stable")
     parts = [part for part in np.array_split(order, BINS) if len(part)]
-    right = told.predicted == told.label
-    said, true = (np.array([float(values[part].mean()) for part in parts]) for values in (told.p_max, right))
-    return said, true, np.array([len(part) for part in parts])
+    is_correct = predictions.predicted == predictions.label
+    confidence, accuracy = (
+        np.array([float(values[part].mean()) for part in parts]) for values in (predictions.p_max, is_correct)
+    )
+    return confidence, accuracy, np.array([len(part) for part in parts])
 
 
-def square(told: Predictions) -> float:
-    """The squared calibration error without bias, so that it may be below 0 (Kumar et al. 2019, definition 5.2)."""
-    said, true, size = bins(told)
-    return float(np.average((said - true) ** 2 - true * (1 - true) / (size - 1), weights=size))
+def square(predictions: Predictions) -> float:
+    """Return the unbiased squared calibration error, which may be negative (Kumar et al. 2019, definition 5.2)."""
+    confidence, accuracy, sizes = bins(predictions)
+    return float(np.average((confidence - accuracy) ** 2 - accuracy * (1 - accuracy) / (sizes - 1), weights=sizes))
 
 
-def diagram(told: Predictions) -> np.ndarray:
-    """Mean confidence and share that is right: [bins, 2]."""
-    return np.transpose(bins(told)[:2])
+def diagram(predictions: Predictions) -> np.ndarray:
+    """Return mean confidence and accuracy of each bin, [bins, 2]."""
+    return np.transpose(bins(predictions)[:2])

@@ -1,83 +1,94 @@
-"""Error by the number of training images: a power law, and how many times the images one learner needs for what another has.
+"""A power law of the error by the number of training images, and the data multiplier between two learners. Pure.
 
-References: Hestness et al. 2017 (arXiv:1712.00409), for the form a · n^−b + c; Howard & Ruder 2018 (arXiv:1801.06146), for the
-ratio.
+The data multiplier is the factor of images that the baseline needs to reach the error of another learner.
+
+References: Hestness et al. 2017 (arXiv:1712.00409), for the form a · n^−b + c; Howard & Ruder 2018 (arXiv:1801.06146), for
+the ratio.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-BEYOND = 2.0  # times the largest n, up to which a curve is read off
-MISFIT = 0.03  # of the error: by which a law may miss a point, and a curve must fall for one to be seen
+BEYOND = 2.0  # multiple of the largest n up to which a curve is read
+MISFIT = 0.03  # error by which a law may miss a point, and by which a curve must fall to be fitted
 DRAWS, TAIL = 200, 0.05
 
 
 def fitted(x: np.ndarray, errors: np.ndarray) -> tuple[float, float, float]:
-    """a, b, c of a · x^−b + c, by least squares.
+    """Return a, b, c of a · x^−b + c, fitted by least squares.
 
     Args:
-        x: [K] sizes over the largest. errors: [K] shares of answers that are wrong.
+        x: [K] sizes divided by the largest size.
+        errors: [K] error rates.
     """
     from scipy.optimize import least_squares
 
-    last = float(np.clip(errors[-1], 0.02, 1.0))
+    last_error = float(np.clip(errors[-1], 0.02, 1.0))
     bounds = ([0, 0.01, 0], [1, 4, 1])
-    found = least_squares(lambda law: law[0] * x ** -law[1] + law[2] - errors, (last / 2, 0.5, last / 2), bounds=bounds)
-    a, b, c = map(float, found.x)
+    solution = least_squares(
+        lambda law: law[0] * x ** -law[1] + law[2] - errors, (last_error / 2, 0.5, last_error / 2), bounds=bounds
+    )
+    a, b, c = map(float, solution.x)
     return a, b, c
 
 
 def reach(n: np.ndarray, baseline: np.ndarray) -> float:
-    """Times the largest n up to which a curve may be read off: as far as it was measured where it is flat or no power law.
+    """Return up to which multiple of the largest n a curve may be read.
 
-    Near chance an error falls slowly, then fast; a law fitted there would promise a learner many times the images.
+    The value is 1, the measured range, if the curve is flat or does not follow a power law. Near chance level, an error
+    decreases slowly at first and then fast; a law fitted there would predict a multiplier that is far too large.
     """
     a, b, c = fitted(n / n[-1], baseline)
     follows = np.abs(a * (n / n[-1]) ** -b + c - baseline).max() <= MISFIT
     return BEYOND if follows and baseline[0] - baseline[-1] > MISFIT else 1.0
 
 
-def multipliers(n: np.ndarray, own: np.ndarray, baseline: np.ndarray, most: float = BEYOND) -> np.ndarray:
-    """[K] numbers of images, over n, with which the baseline would have a learner's errors.
+def multipliers(n: np.ndarray, errors: np.ndarray, baseline: np.ndarray, limit: float = BEYOND) -> np.ndarray:
+    """Return [K] numbers of images, divided by n, at which the baseline has the errors of the learner.
 
-    What is not reached with ``most`` times the largest n is infinite, what the least n has already is given as the least.
+    The multiplier is infinite if ``limit`` times the largest n does not suffice. If the smallest n already suffices, the
+    smallest n is used.
 
     Args:
-        n: [K] sizes, from the least up. own, baseline: [K] mean errors.
-        most: of :func:`reach`; where it is 1, the baseline's points are joined in log n, and no law is fitted.
+        n: [K] sizes in increasing order.
+        errors: [K] mean errors of the learner.
+        baseline: [K] mean errors of the baseline.
+        limit: the value of :func:`reach`. If it is 1, the baseline is interpolated in log n and no law is fitted.
     """
     x = n / n[-1]
-    if most > 1:
+    if limit > 1:
         a, b, c = fitted(x, baseline)
-        lowest, highest = (a * end**-b + c for end in (most, x[0]))
-        within = np.exp(np.clip((np.log(max(a, 1e-9)) - np.log(np.maximum(own - c, 1e-9))) / b, -50, 50))
+        lowest, highest = (a * end**-b + c for end in (limit, x[0]))
+        within = np.exp(np.clip((np.log(max(a, 1e-9)) - np.log(np.maximum(errors - c, 1e-9))) / b, -50, 50))
     else:
         falling = np.minimum.accumulate(baseline)
         lowest, highest = np.nextafter(falling[-1], 0), falling[0]
-        within = np.exp(np.interp(-own, -falling, np.log(x)))
-    return np.asarray(np.where(own <= lowest, np.inf, np.where(own < highest, within, x[0])) / x)
+        within = np.exp(np.interp(-errors, -falling, np.log(x)))
+    return np.asarray(np.where(errors <= lowest, np.inf, np.where(errors < highest, within, x[0])) / x)
 
 
-def estimated(n: np.ndarray, own: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """[3, K] multipliers and their bounds (5 and 95 %), by a bootstrap of whole curves; bounds are NaN where there is one seed.
+def estimated(n: np.ndarray, errors: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+    """Return [3, K] multipliers and their bounds (5 and 95 %), by a bootstrap of whole curves; the bounds are NaN for one seed.
 
     Args:
-        n: [K] sizes, from the least up. own, baseline: [S, K] errors of the same seeds.
+        n: [K] sizes in increasing order.
+        errors: [S, K] errors of the learner.
+        baseline: [S, K] errors of the baseline at the same seeds.
     """
-    most = reach(n, baseline.mean(0))
-    seeds, mean = len(own), multipliers(n, own.mean(0), baseline.mean(0), most)
+    limit = reach(n, baseline.mean(0))
+    seeds, mean = len(errors), multipliers(n, errors.mean(0), baseline.mean(0), limit)
     if seeds == 1:
         return np.stack([mean, np.full(len(n), np.nan), np.full(len(n), np.nan)])
-    drawn = np.random.default_rng(0).integers(seeds, size=(DRAWS, seeds))
-    spread = np.stack([multipliers(n, own[rows].mean(0), baseline[rows].mean(0), most) for rows in drawn])
-    return np.stack([mean, *np.quantile(spread, (TAIL, 1 - TAIL), axis=0, method="inverted_cdf")])
+    resamples = np.random.default_rng(0).integers(seeds, size=(DRAWS, seeds))
+    replicates = np.stack([multipliers(n, errors[rows].mean(0), baseline[rows].mean(0), limit) for rows in resamples])
+    return np.stack([mean, *np.quantile(replicates, (TAIL, 1 - TAIL), axis=0, method="inverted_cdf")])
 
 
-def shown(n: np.ndarray, values: np.ndarray, most: float = BEYOND) -> list[str]:
-    """[K] multipliers in words, those beyond either end of the curve as bounds."""
-    least = values * n <= n[0] * (1 + 1e-6)
+def shown(n: np.ndarray, values: np.ndarray, limit: float = BEYOND) -> list[str]:
+    """Return [K] multipliers as text; those beyond either end of the curve are given as bounds."""
+    is_lowest = values * n <= n[0] * (1 + 1e-6)
     return [
-        f"{'at most ' if low else ''}{value:.3g}" if np.isfinite(value) else f"more than {most * n[-1] / size:.3g}"
-        for size, value, low in zip(n, values, least, strict=True)
+        f"{'at most ' if lowest else ''}{value:.3g}" if np.isfinite(value) else f"more than {limit * n[-1] / size:.3g}"
+        for size, value, lowest in zip(n, values, is_lowest, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""From records to scores that can be compared: every recipe on every task at every seed, and whom that leaves out, by name."""
+"""Scores of every recipe on every task at every seed, and the reasons for excluded recipes. Pure."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    At: TypeAlias = tuple[str, str, int]  # task, recipe, seed
-    Skipped: TypeAlias = Mapping[tuple[str, str], str]  # why a recipe was not asked of a task, by (task, recipe)
+    Term: TypeAlias = tuple[str, str, int]  # (task, recipe, seed)
+    Skipped: TypeAlias = Mapping[tuple[str, str], str]  # why a recipe was not run on a task, by (task, recipe)
 
-ALONE = "there is no task and seed to compare it on"
-MOST = 3  # of those left out whom a problem names
+ALONE = "no task and seed is left to compare it on"
+MOST = 3  # excluded recipes or tasks that an error lists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Scores that can be compared: every recipe has every task at every seed, and all are finite.
+    """Comparable scores: every recipe has every task at every seed, and all scores are finite.
 
     Attributes:
-        table: [recipes, tasks, seeds], higher is better; of a loss its negative.
-        left_out: recipes that take no part, with the reason. notes: tasks and seeds that take none, in words.
+        table: [recipes, tasks, seeds], higher is better; the negative of a loss.
+        recipes: names of the recipes.
+        tasks: names of the tasks.
+        seeds: the seeds that all tasks have.
+        left_out: excluded recipes, with the reason.
+        notes: excluded tasks and seeds, as sentences.
     """
 
     table: np.ndarray
@@ -40,58 +44,58 @@ class Scores:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing can be compared: no recipe has a score on every task."""
+        """Whether nothing can be compared because no recipe has a score on every task."""
         return self.table.size == 0
 
 
 def read(frame: pd.DataFrame, skipped: Skipped | None = None, metric: str = "accuracy") -> Scores:
-    """Scores from a frame of records, a row for each task, recipe and seed.
+    """Return the scores in a frame with one row for each task, recipe and seed.
 
-    Seeds are those that every task has at all; a task on which no recipe has a score tells nothing of recipes and is left out,
-    and a recipe without a finite score at any of what then remains takes no part: each of them is named.
+    Only seeds that every task has are used. A task on which no recipe has a score is excluded, and so is a recipe without a
+    finite score on every remaining task and seed. All exclusions are reported by name.
 
     Args:
-        frame: with columns ``task``, ``recipe``, ``seed``, ``accuracy`` (the metric's value) and, if it has one, ``error``.
-        skipped: why a recipe was not asked of a task, by (task, recipe).
-        metric: what the values are; of a loss less is better.
+        frame: columns ``task``, ``recipe``, ``seed``, ``accuracy`` (the value of the metric) and optionally ``error``.
+        skipped: why a recipe was not run on a task, by (task, recipe).
+        metric: the metric of the values; lower is better for a loss.
 
     Raises:
-        Problem: where a row is there twice, or nothing remains.
+        Problem: if a row is duplicated, or if nothing remains.
     """
-    found = gathered(frame, skipped, metric)
-    if found.empty:
-        told = [*(f"{name}: {why}" for name, why in found.left_out.items())][:MOST] + [*found.notes][:MOST]
-        expected = "one recipe at least, on all tasks"
-        raise Problem("no recipe has a score on every task", found="; ".join(told) or "no rows", expected=expected)
-    return found
+    scores = gathered(frame, skipped, metric)
+    if scores.empty:
+        reasons = [*(f"{name}: {why}" for name, why in scores.left_out.items())][:MOST] + [*scores.notes][:MOST]
+        expected = "at least one recipe with scores on all tasks"
+        raise Problem("no recipe has a score on every task", found="; ".join(reasons) or "no rows", expected=expected)
+    return scores
 
 
 def gathered(frame: pd.DataFrame, skipped: Skipped | None = None, metric: str = "accuracy") -> Scores:
-    """The same, empty where nothing remains.
+    """Return the scores as :func:`read` does, but empty instead of an error if nothing remains.
 
     Raises:
-        Problem: where a row is there twice.
+        Problem: if a row is duplicated.
     """
-    rows: dict[At, Any] = {(str(row.task), str(row.recipe), int(row.seed)): row for row in frame.itertuples(index=False)}
+    rows: dict[Term, Any] = {(str(row.task), str(row.recipe), int(row.seed)): row for row in frame.itertuples(index=False)}
     if len(rows) != len(frame):
-        what = "a task, recipe and seed is there more than once"
+        what = "a task, recipe and seed occurs more than once"
         raise Problem(what, found=f"{len(frame)} rows, {len(rows)} of them different", expected="one row for each")
     sign, why = -1.0 if metrics.named(metric).loss else 1.0, skipped or {}
-    told = {at: sign * float(row.accuracy) for at, row in rows.items() if np.isfinite(row.accuracy)}
-    tasks, seeds, notes = _common(told, [*(at[0] for at in rows), *(task for task, _ in why)])
-    left_out, kept = {}, []
-    for recipe in dict.fromkeys([*(at[1] for at in rows), *(recipe for _, recipe in why)]):
-        lacking = [at for task in tasks for seed in seeds if (at := (task, recipe, seed)) not in told]
-        if lacking:
-            left_out[recipe] = _reason(lacking, rows, why)
+    values = {term: sign * float(row.accuracy) for term, row in rows.items() if np.isfinite(row.accuracy)}
+    tasks, seeds, notes = _common(values, [*(term[0] for term in rows), *(task for task, _ in why)])
+    left_out, complete = {}, []
+    for recipe in dict.fromkeys([*(term[1] for term in rows), *(recipe for _, recipe in why)]):
+        missing = [term for task in tasks for seed in seeds if (term := (task, recipe, seed)) not in values]
+        if missing:
+            left_out[recipe] = _reason(missing, rows, why)
         elif tasks and seeds:
-            kept.append(recipe)
+            complete.append(recipe)
         else:
             left_out[recipe] = ALONE
-    table = np.array([told[task, recipe, seed] for recipe in kept for task in tasks for seed in seeds])
+    table = np.array([values[task, recipe, seed] for recipe in complete for task in tasks for seed in seeds])
     return Scores(
-        table=table.reshape(len(kept), len(tasks), len(seeds)),
-        recipes=tuple(kept),
+        table=table.reshape(len(complete), len(tasks), len(seeds)),
+        recipes=tuple(complete),
         tasks=tuple(tasks),
         seeds=tuple(seeds),
         left_out=left_out,
@@ -105,36 +109,42 @@ def by_cell(
     skipped: Skipped | None = None,
     metric: str = "accuracy",
 ) -> dict[tuple[str, ...], Scores]:
-    """Scores of each cell of a grid by itself, so that a recipe is missing only where it is; empty where nothing is comparable.
+    """Return the scores of each cell of a grid separately, empty if nothing is comparable.
+
+    A recipe is excluded only from the cells in which it lacks a score.
 
     Args:
         frame, skipped, metric: as in :func:`read`.
-        cells: the tasks of each cell, (small, similar) say.
+        cells: the tasks of each cell, for example (small, similar).
 
     Raises:
-        Problem: where a row is there twice.
+        Problem: if a row is duplicated.
     """
-    found = {}
+    scores = {}
     for cell, tasks in cells.items():
-        own = {at: why for at, why in (skipped or {}).items() if at[0] in tasks}
-        found[cell] = gathered(frame[frame.task.astype(str).isin(list(tasks))], own, metric)
-    return found
+        cell_skipped = {key: why for key, why in (skipped or {}).items() if key[0] in tasks}
+        scores[cell] = gathered(frame[frame.task.astype(str).isin(list(tasks))], cell_skipped, metric)
+    return scores
 
 
-def _common(told: Mapping[At, float], tasks: Sequence[str]) -> tuple[list[str], list[int], list[str]]:
-    """The tasks that anybody has, the seeds that all of these have, and what was left out."""
-    scored, every = {at[0] for at in told}, sorted({at[2] for at in told})
-    known = [task for task in dict.fromkeys(tasks) if task in scored]
-    seeds = [seed for seed in every if {at[0] for at in told if at[2] == seed} == scored]
-    notes = [f"task {task} takes no part: no recipe has a score on it" for task in dict.fromkeys(tasks) if task not in scored]
-    return known, seeds, notes + [f"seed {seed} takes no part: not every task has it" for seed in every if seed not in seeds]
+def _common(scores: Mapping[Term, float], tasks: Sequence[str]) -> tuple[list[str], list[int], list[str]]:
+    """Return the tasks with any score, the seeds that all of these have, and notes about what was excluded."""
+    scored, all_seeds = {term[0] for term in scores}, sorted({term[2] for term in scores})
+    scored_tasks = [task for task in dict.fromkeys(tasks) if task in scored]
+    seeds = [seed for seed in all_seeds if {term[0] for term in scores if term[2] == seed} == scored]
+    notes = [f"task {task} is excluded: no recipe has a score on it" for task in dict.fromkeys(tasks) if task not in scored]
+    return (
+        scored_tasks,
+        seeds,
+        notes + [f"seed {seed} is excluded: not every task has it" for seed in all_seeds if seed not in seeds],
+    )
 
 
-def _reason(lacking: Sequence[At], rows: Mapping[At, Any], skipped: Skipped) -> str:
-    """Why a recipe is left out: the first task that it lacks, or the first of which somebody says why."""
-    at = next((at for at in lacking if at[:2] in skipped), lacking[0])
-    said = getattr(rows.get(at), "error", "")
-    nothing = "no finite score" if at in rows else "no record"
-    why = skipped.get(at[:2]) or f"seed {at[2]}: {said if isinstance(said, str) and said else nothing}"
-    more = len({task for task, *_ in lacking}) - 1
-    return f"{at[0]}: {why}" + (f"; and {more} more" if more else "")
+def _reason(missing: Sequence[Term], rows: Mapping[Term, Any], skipped: Skipped) -> str:
+    """Return why a recipe is excluded: its first skipped task with the reason, or else its first missing score."""
+    term = next((term for term in missing if term[:2] in skipped), missing[0])
+    error = getattr(rows.get(term), "error", "")
+    default = "no finite score" if term in rows else "no record"
+    why = skipped.get(term[:2]) or f"seed {term[2]}: {error if isinstance(error, str) and error else default}"
+    more = len({task for task, *_ in missing}) - 1
+    return f"{term[0]}: {why}" + (f"; and {more} more" if more else "")

@@ -1,7 +1,7 @@
-"""A share of a plan, for one of several machines: computed as far as its store reaches, and judged by nobody yet.
+"""One machine's share of a plan: computed as far as its store allows, and not yet judged. Writes to the store.
 
-A stage of the plan (choices, then look after look) is asked for by the answers to the one before, so that the machines meet
-between stages: their stores are merged, and each goes on from there.
+Each stage of the plan (selection, then one look after another) depends on the records of the previous stage. The machines
+therefore synchronize between stages: their stores are merged, and each machine continues from the merged store.
 """
 
 from __future__ import annotations
@@ -29,23 +29,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """One of so many shares, counted from 1."""
+    """One share of ``of`` shares, numbered from 1."""
 
     number: int
     of: int
 
     def __str__(self) -> str:
-        """As the command line takes it."""
+        """Return the spelling of the command line."""
         return f"{self.number}/{self.of}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """Where a share ended: in which stage, "" at the end of the plan, and whose the stage's trials are.
+    """The state in which a share stopped.
 
-    ``computed`` and ``known`` are those of the share that were computed now or there before, ``others`` belong to other
-    shards, and of these ``lacking`` are not in the store. ``earlier`` were computed now, in stages before. ``crashed`` has an
-    error for each trial that crashed, or that of the probe.
+    Attributes:
+        shard: the share.
+        stage: the stage that it stopped in, or "" at the end of the plan.
+        computed: trials of the stage and this share that were computed now.
+        known: trials of the stage and this share that were in the store.
+        others: trials of the stage that belong to other shards.
+        lacking: those of ``others`` that are not in the store.
+        earlier: trials that were computed now in earlier stages.
+        crashed: one error for each crashed trial, or the error of the profile.
     """
 
     shard: Shard
@@ -58,22 +64,23 @@ class Shared:
     crashed: tuple[str, ...] = ()
 
 
-def owner(group: tuple[Trial, ...], of: int) -> int:
-    """The number of the only shard that a group belongs to, from 1.
+def owner(group: tuple[Trial, ...], count: int) -> int:
+    """Return the number of the shard that owns a group, from 1.
 
-    It goes by the group's first fit, so that all views of a fit stay where its weights are, look after look, and so does what
-    learns from it. A finished network is one fit for all trials, and nothing is trained: there it goes by the trial.
+    The number depends on the group's first model. All evaluations of a model, and models that learn from it, therefore stay
+    on the machine that has its weights, over all looks. A given checkpoint is one model for all trials and nothing is
+    trained, so its number depends on the trial.
     """
     first = group[0]
-    one = first.model.base
-    key = first.key if one.head == OWN_HEAD else digest(one.teacher or one)
-    return int(key, 16) % of + 1
+    fit = first.model.base
+    key = first.key if fit.head == OWN_HEAD else digest(fit.teacher or fit)
+    return int(key, 16) % count + 1
 
 
 def owns(shard: Shard, group: tuple[Trial, ...]) -> bool:
-    """Whether a shard computes a group: one that belongs to it, or a network that others start from.
+    """Return whether a shard computes a group: one that it owns, or a network that others start from.
 
-    Weights are not merged, so that each shard has to pretrain that network anyway; to wait for one would be a round more.
+    Weights are not merged, so every shard must pretrain that network itself; waiting for it would take another round.
     """
     return group[0].model.base.labels == "shuffled" or owner(group, shard.of) == shard.number
 
@@ -88,65 +95,70 @@ def run(
     show: Callable[[Progress], None] = lambda _: None,
     plan: Path | None = None,
 ) -> Shared:
-    """Compute a share of a suite, as far as the store at ``path`` holds what it depends on.
+    """Compute a share of a suite, as far as the store at ``path`` contains the records that it depends on.
 
     Raises:
-        Problem: as :func:`xferbench.execute.execute`, or where ``plan`` is the file of another frozen plan; for an audit whose
-            baseline is trained for so many seconds, which are not the same steps on every machine.
+        Problem: as for :func:`xferbench.execute.execute`; if ``plan`` is the file of another frozen plan; or for an audit
+            with a baseline that is trained for a time, because this means different steps on each machine.
     """
     if shard.of > 1 and suite.scratch_budget is not None:
-        do = "leave the baseline out (scratch), or run the audit whole; without one it takes a minute or two"
-        raise Problem("--shard with a baseline that is trained for a time", found="other steps on every machine", do=do)
-    inputs, then = given.checked(suite, path, plan)
+        do = "leave out the baseline (scratch), or run the whole audit on one machine"
+        raise Problem(
+            "--shard cannot be combined with a baseline that is trained for a time",
+            found="a number of steps that depends on the machine",
+            do=do,
+        )
+    inputs, verify = given.checked(suite, path, plan)
     answers: dict[str, Record] = {}
-    ran, mine = Counted(), partial(owns, shard)
+    counter, is_mine = Counted(), partial(owns, shard)
     with laid_out(suite, path, device, workers, show) as (study, db, engine):
-        ask = partial(asked, engine, store.cache(path))
-        step = answered(study, answers, db, ask, ran, show, mine)
-        if not step.wanted and (left := symptoms.mended(study, step)):
-            step = answered(left[1], answers, db, ask, ran, show, mine)
+        submit = partial(asked, engine, store.cache(path))
+        step = answered(study, answers, db, submit, counter, show, is_mine)
+        if not step.wanted and (rest := symptoms.mended(study, step)):
+            step = answered(rest[1], answers, db, submit, counter, show, is_mine)
         store.trim(store.cache(path))
-    if then:
+    if verify:
         given.unchanged(suite, path, inputs)
-    return _shared(shard, study, step, answers, ran.trials)
+    return _shared(shard, study, step, answers, counter.trials)
 
 
 def _shared(shard: Shard, study: Study, step: Step, answers: Mapping[str, Record], computed: set[str]) -> Shared:
-    """Count whose the trials of the step are at which a share ended."""
-    own = {one.key for group in groups(step, study) if owns(shard, group) for one in group}
-    others = step.wanted.keys() - own
+    """Count the trials of the stage in which a share stopped, by owner."""
+    own_keys = {trial.key for group in groups(step, study) if owns(shard, group) for trial in group}
+    other_keys = step.wanted.keys() - own_keys
     crashed = [record.error for record in answers.values() if record.error]
     return Shared(
         shard=shard,
         stage=step.stage,
-        computed=len(own & computed),
-        known=len(own - computed),
-        others=len(others),
-        lacking=len(others - answers.keys()),
-        earlier=len(computed - own),
+        computed=len(own_keys & computed),
+        known=len(own_keys - computed),
+        others=len(other_keys),
+        lacking=len(other_keys - answers.keys()),
+        earlier=len(computed - own_keys),
         crashed=tuple([study.facts.crash] if study.facts.crash else crashed),
     )
 
 
-def told(one: Shared) -> str:
-    """What a share did, and what to do next."""
-    before = f", {one.earlier} in stages before" if one.earlier and one.stage else ""
-    if one.stage:
-        done = f"{one.stage}: {one.computed} trials of this share computed now{before}, {one.known} there already"
-        lines = [f"shard {one.shard}: {done}; {one.others} belong to other shards, {one.lacking} of them not in this store"]
+def told(result: Shared) -> str:
+    """Return a summary of a share and the next command."""
+    earlier = f", {result.earlier} in earlier stages" if result.earlier and result.stage else ""
+    if result.stage:
+        counts = f"{result.computed} trials of this share were computed{earlier}, {result.known} were in the store already"
+        missing = f"{result.others} belong to other shards, {result.lacking} of them not in this store"
+        lines = [f"shard {result.shard}: {result.stage}: {counts}; {missing}"]
     else:
-        lines = [f"shard {one.shard}: {one.earlier} trials computed now, and no other shard has to be waited for"]
-    if one.crashed:
-        again = "not kept, and asked for again by the next run; one without --shard reports it as ERROR"
-        lines.append(f"crashed: {len(one.crashed)}, {again}: {one.crashed[0]}")
-    return "\n".join([*lines, f"next: {_next(one)}"])
+        lines = [f"shard {result.shard}: {result.earlier} trials were computed, and no other shard is needed"]
+    if result.crashed:
+        note = "not stored; the next run repeats it, and a run without --shard reports it as ERROR"
+        lines.append(f"crashed: {len(result.crashed)}, {note}: {result.crashed[0]}")
+    return "\n".join([*lines, f"next: {_next(result)}"])
 
 
-def _next(one: Shared) -> str:
-    if not one.stage:
+def _next(result: Shared) -> str:
+    if not result.stage:
         return "xferbench run SUITE on this store without --shard, which writes the report"
     return (
-        f"once all {one.shard.of} shards have ended, xferbench merge -o ALL.sqlite and the store of each; then either\n"
+        f"once all {result.shard.of} shards have ended, xferbench merge -o ALL.sqlite and the store of each; then either\n"
         "      the next round: for each shard xferbench merge -o STORE ALL.sqlite, and the same command again; or\n"
-        "      the end: xferbench run SUITE --store ALL.sqlite, which computes whatever is left and writes the report"
+        "      the end: xferbench run SUITE --store ALL.sqlite, which computes the remaining trials and writes the report"
     )

@@ -1,14 +1,19 @@
-"""How a verdict is taken: intervals, decisions, multiplicity, planning. Arrays in, numbers out.
+"""Confidence intervals, decisions, multiplicity corrections and sample-size planning for contrasts. Pure.
 
-A contrast is D[s, i], the harm on seed s and test example i; its mean is the harm. Seeds and examples are both drawn at
-random and crossed, so the interval is that of a two-way random-effects layout (the one of radiology's readers × cases:
-Dorfman, Berbaum & Metz 1992) with Satterthwaite's (1946) degrees of freedom. Where D is all zero or nearly so such an
-interval has no width, so one adverse pseudo-example is added on each side, as Agresti & Coull (1998) do for a proportion.
-That is enough at a level of 5 % but not at the lower ones of looks and many contrasts, where a rare harm that no test example
-happened to show would pass several times too often. So a score test with continuity correction (Wilson 1927, Newcombe 1998)
-must agree: where harm is the margin m, examples may be harmed at all seeds or at none, with variance m (1 − m).
+A score test must agree with the interval, because the interval alone passes rare harms too often at small levels.
 
-Everything fails closed: what is not finite, or too little to have a variance, has P-values of 1 and decides nothing.
+A contrast is D[s, i], the harm on seed s and test example i; its mean is the harm. Seeds and examples are both random and
+crossed, so the interval is that of a two-way random-effects layout, as in radiology's readers × cases (Dorfman, Berbaum &
+Metz 1992), with Satterthwaite's (1946) degrees of freedom.
+
+Where D is all zero, or nearly so, such an interval has no width. One adverse pseudo-example is therefore added on each side,
+as Agresti & Coull (1998) do for a proportion. This suffices at a level of 5 % but not at the smaller levels of several looks
+and many contrasts: a rare harm that no test example shows would pass several times too often. A score test with continuity
+correction (Wilson 1927, Newcombe 1998) must therefore agree. If the harm equals the margin m, examples may be harmed at all
+seeds or at none, with variance m (1 − m).
+
+All functions fail closed: values that are not finite, or too few values to estimate a variance, give p-values of 1 and decide
+nothing.
 """
 
 from __future__ import annotations
@@ -23,54 +28,61 @@ from xferbench.record import Estimate
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MOST_SEEDS = 1000  # what nobody would train, or label, is as good as unreachable
+MOST_SEEDS = 1000  # larger numbers are reported as out of reach
 MOST_EXAMPLES = 10_000_000
-HUGE = 1e70  # degrees of freedom take fourth powers, which are infinite beyond
+HUGE = 1e70  # degrees of freedom use fourth powers, which overflow above this value
 
 
 def mean_squares(difference: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, and mean squares of seeds, examples and their interaction, of [..., S, N]; each [...].
+    """Return the mean and the mean squares of seeds, examples and their interaction, four arrays of shape [...].
 
-    One seed has neither a seed's nor an interaction's mean square: both are 0.
+    With one seed, the mean squares of seeds and of the interaction are 0.
+
+    Args:
+        difference: [..., S, N], harm by seed and example.
     """
     S, N = difference.shape[-2:]
     mean = difference.mean((-2, -1))
-    centred = difference - mean[..., None, None]
-    total = np.einsum("...si,...si->...", centred, centred)
-    seeds = N * np.square(centred.mean(-1)).sum(-1)
-    examples = S * np.square(centred.mean(-2)).sum(-1)
-    rest = np.maximum(total - seeds - examples, 0.0)
-    return mean, seeds / max(S - 1, 1), examples / (N - 1), rest / max((S - 1) * (N - 1), 1)
+    centered = difference - mean[..., None, None]
+    total = np.einsum("...si,...si->...", centered, centered)
+    seeds = N * np.square(centered.mean(-1)).sum(-1)
+    examples = S * np.square(centered.mean(-2)).sum(-1)
+    residual = np.maximum(total - seeds - examples, 0.0)
+    return mean, seeds / max(S - 1, 1), examples / (N - 1), residual / max((S - 1) * (N - 1), 1)
 
 
 def spread(squares: Sequence[np.ndarray], S: int | np.ndarray, N: int | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give the mean's standard error and Satterthwaite's degrees of freedom from the three mean squares; shapes may broadcast.
+    """Return the standard error of the mean and Satterthwaite's degrees of freedom from the three mean squares.
 
-    One seed needs no formula of its own: its standard error comes out as √(variance / N) with N − 1 degrees of freedom.
-    Where the variance is estimated as zero or below, the larger of the seeds' and the interaction's mean square stands in
-    for it, so that the standard error is 0 only where all of D is one number.
+    The shapes may broadcast. One seed needs no special case: its standard error is √(variance / N) with N − 1 degrees of
+    freedom. If the estimated variance is zero or negative, the larger of the mean squares of seeds and of the interaction
+    replaces it. The standard error is therefore 0 only if all values of D are equal.
     """
-    seeds, examples, rest = squares
-    between = np.maximum(S - 1, 1)
-    variance = seeds + examples - rest
+    seeds, examples, residual = squares
+    seed_df = np.maximum(S - 1, 1)
+    variance = seeds + examples - residual
     with np.errstate(divide="ignore", invalid="ignore"):
-        squared = seeds**2 / between + examples**2 / (N - 1) + rest**2 / (between * (N - 1))
-        df = np.maximum(variance**2 / squared, 1.0)
-    empty = variance <= 1e-9 * rest
-    return np.sqrt(np.where(empty, np.maximum(seeds, rest), variance) / (S * N)), np.where(empty, between, df)
+        weighted_squares = seeds**2 / seed_df + examples**2 / (N - 1) + residual**2 / (seed_df * (N - 1))
+        df = np.maximum(variance**2 / weighted_squares, 1.0)
+    is_degenerate = variance <= 1e-9 * residual
+    usable = np.where(is_degenerate, np.maximum(seeds, residual), variance)
+    return np.sqrt(usable / (S * N)), np.where(is_degenerate, seed_df, df)
 
 
 def one_sided(difference: np.ndarray, adverse: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, standard error and degrees of freedom of [..., S, N] with one more example on which every seed has ``adverse``."""
+    """Return mean, standard error and degrees of freedom of [..., S, N] with one adverse example added.
+
+    The added example has the value ``adverse`` at every seed.
+    """
     S, N = difference.shape[-2:]
-    more = np.concatenate([difference, np.full((*difference.shape[:-1], 1), adverse)], axis=-1)
-    mean, *squares = mean_squares(more)
+    extended = np.concatenate([difference, np.full((*difference.shape[:-1], 1), adverse)], axis=-1)
+    mean, *squares = mean_squares(extended)
     return mean, *spread(squares, S, N + 1)
 
 
 def tail(mean: np.ndarray, se: np.ndarray, df: np.ndarray, margin: float) -> np.ndarray:
-    """P-value of ``harm ≤ margin``; 1 where it cannot be had."""
-    from scipy.special import stdtr  # a third of the time of scipy.stats
+    """Return the p-value of ``harm ≤ margin``, or 1 if it cannot be computed."""
+    from scipy.special import stdtr  # takes a third of the time of scipy.stats
 
     with np.errstate(divide="ignore", invalid="ignore"):
         below: np.ndarray = np.nan_to_num(stdtr(df, (margin - mean) / se), nan=1.0)
@@ -78,7 +90,10 @@ def tail(mean: np.ndarray, se: np.ndarray, df: np.ndarray, margin: float) -> np.
 
 
 def rare(mean: np.ndarray, N: int, margin: float, span: float) -> np.ndarray:
-    """P-value of ``harm ≤ margin``, a margin below 0, if examples are −span or 0 alike at all seeds; 0 for any other margin."""
+    """Return the p-value of ``harm ≤ margin`` if each example has the value −span or 0 at all seeds.
+
+    The margin must be between −span and 0; the p-value is 0 for any other margin.
+    """
     from scipy.special import ndtr
 
     if not -span < margin < 0:
@@ -88,20 +103,29 @@ def rare(mean: np.ndarray, N: int, margin: float, span: float) -> np.ndarray:
 
 
 def wilson(mean: np.ndarray, N: int | np.ndarray, alpha: float, span: float) -> np.ndarray:
-    """Upper bound of the harm if examples are +span or 0 alike at all seeds, inverting :func:`rare`; −∞ for a mean too low."""
+    """Return the upper bound of the harm if each example has the value +span or 0 at all seeds.
+
+    The function inverts :func:`rare`. The bound is −∞ if the mean is too low.
+    """
     from scipy.special import ndtri
 
     c = ndtri(alpha) ** 2 / N
     corrected = mean + span / (2 * N)
     middle = 2 * corrected + c * span
-    squared = middle**2 - 4 * corrected**2 * (1 + c)
-    root = (middle + np.sqrt(np.maximum(squared, 0.0))) / (2 * (1 + c))
-    bound: np.ndarray = np.where(squared >= 0, root, -np.inf)
+    discriminant = middle**2 - 4 * corrected**2 * (1 + c)
+    root = (middle + np.sqrt(np.maximum(discriminant, 0.0))) / (2 * (1 + c))
+    bound: np.ndarray = np.where(discriminant >= 0, root, -np.inf)
     return bound
 
 
 def p_values(difference: np.ndarray, margin: float, span: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """P-values of ``harm ≤ margin`` and of ``harm ≥ margin`` for finite [..., S, N], N ≥ 2; each [...]."""
+    """Return the p-values of ``harm ≤ margin`` and of ``harm ≥ margin``, two arrays of shape [...].
+
+    Args:
+        difference: [..., S, N], finite, with N ≥ 2.
+        margin: the margin, in the unit of ``difference``.
+        span: the largest harm that one example can show.
+    """
     mean, N = difference.mean((-2, -1)), difference.shape[-1]
     low, high = one_sided(difference, -span), one_sided(-difference, -span)
     return (
@@ -111,35 +135,38 @@ def p_values(difference: np.ndarray, margin: float, span: float = 1.0) -> tuple[
 
 
 def _lower(D: np.ndarray, least_se: float, *, margin: float, alpha: float, span: float) -> tuple[float, float, float, float]:
-    """Lower bound, P-value of ``harm ≤ margin``, standard error and degrees of freedom.
+    """Return the lower bound, the p-value of ``harm ≤ margin``, the standard error and the degrees of freedom.
 
-    The bound is above the margin exactly where the P-value is below alpha.
+    The bound is above the margin if and only if the p-value is below alpha.
     """
     from scipy.special import stdtrit
 
     N, harm = D.shape[1], D.mean()
     mean, se, df = one_sided(D, -span)
     se = np.maximum(se, least_se)
-    low = float(np.minimum(mean + stdtrit(df, alpha) * se, -wilson(-harm, N, alpha, span)))
+    bound = float(np.minimum(mean + stdtrit(df, alpha) * se, -wilson(-harm, N, alpha, span)))
     p = float(np.maximum(tail(mean, se, df, margin), rare(harm, N, margin, span)))
-    if low > margin and p < alpha:
-        return low, p, float(se), float(df)
-    return min(low, margin), max(p, alpha), float(se), float(df)  # the two can differ by rounding: then neither decides
+    if bound > margin and p < alpha:
+        return bound, p, float(se), float(df)
+    return min(bound, margin), max(p, alpha), float(se), float(df)  # rounding can make the two disagree: then neither decides
 
 
 def by_group(difference: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-    """[S, N] averaged within each group: [S, groups]. None, or an empty array, is no groups.
+    """Average [S, N] within each group and return [S, groups].
+
+    None or an empty array means that there are no groups, and ``difference`` is returned.
+
 
     Raises:
-        Problem: where there is not one group to an example.
+        Problem: if the number of groups differs from the number of examples.
     """
     if groups is None or len(groups) == 0:
         return difference
     if len(groups) != difference.shape[1]:
-        raise Problem("groups do not fit the examples", found=f"{len(groups)} groups", expected=f"{difference.shape[1]}")
+        raise Problem("groups do not match the examples", found=f"{len(groups)} groups", expected=f"{difference.shape[1]}")
     order = np.argsort(groups, kind="stable")
-    _, start, size = np.unique(np.asarray(groups)[order], return_index=True, return_counts=True)
-    return np.add.reduceat(difference[:, order], start, axis=1) / size
+    _, starts, sizes = np.unique(np.asarray(groups)[order], return_index=True, return_counts=True)
+    return np.add.reduceat(difference[:, order], starts, axis=1) / sizes
 
 
 def crossed(
@@ -151,17 +178,19 @@ def crossed(
     span: float = 1.0,
     least_se: tuple[float, float] = (0.0, 0.0),
 ) -> Estimate:
-    """Harm of a contrast with one-sided bounds, each at level ``alpha``, over random seeds crossed with random examples.
+    """Estimate the harm of a contrast over random seeds crossed with random examples.
+
+    The estimate has two one-sided bounds, each at level ``alpha``. The standard error and the degrees of freedom of the
+    result belong to the side with the larger error. With one seed, the interval is conditional on that seed. NaN, infinity,
+    no seed, or fewer than two examples give bounds of NaN.
 
     Args:
         difference: [S, N], harm by seed and example.
-        margin: in the unit of ``difference``.
-        groups: [N] integers; D is averaged within a group first, and the groups, each counting alike, are the examples.
+        margin: the margin, in the unit of ``difference``.
+        alpha: level of each bound.
+        groups: [N] integers. D is averaged within each group first; the groups then replace the examples, with equal weights.
         span: the largest harm that one example can show.
-        least_se: floors of the standard error on the lower and the upper side, from a bootstrap for instance.
-
-    The standard error and degrees of freedom in the answer are those of the side where the error is larger. One seed gives an
-    interval conditional on that seed. NaN, infinity, no seed, or fewer than two examples give bounds of NaN.
+        least_se: lower limits of the standard error on the lower and the upper side, for example from a bootstrap.
     """
     D = by_group(np.asarray(difference, dtype=np.float64), groups)
     S, N = D.shape
@@ -176,25 +205,34 @@ def crossed(
 
 
 def spending(looks: Sequence[int], alpha: float) -> tuple[float, ...]:
-    """Share alpha among the looks, α (S_k − S_{k−1}) / S_K: a union bound, valid whatever the dependence between looks.
+    """Divide alpha among the looks: α (S_k − S_{k−1}) / S_K.
+
+    This is a union bound, which is valid for any dependence between looks.
+
 
     Raises:
-        Problem: where the looks are not numbers of seeds that grow.
+        Problem: if the looks are not increasing positive numbers of seeds.
     """
-    before = (0, *looks[:-1])
-    if not looks or any(now <= then for then, now in zip(before, looks, strict=True)):
-        raise Problem("looks are not usable", found=str(list(looks)), expected="numbers of seeds, each above the one before")
-    return tuple(alpha * (now - then) / looks[-1] for then, now in zip(before, looks, strict=True))
+    previous = (0, *looks[:-1])
+    if not looks or any(seeds <= seeds_before for seeds_before, seeds in zip(previous, looks, strict=True)):
+        raise Problem("looks must increase", found=str(list(looks)), expected="increasing numbers of seeds")
+    return tuple(alpha * (seeds - seeds_before) / looks[-1] for seeds_before, seeds in zip(previous, looks, strict=True))
 
 
 def sequential(p: Sequence[float], looks: Sequence[int], alpha: float) -> float:
-    """P-value over the looks taken so far, min(1, min_k p_k α / α_k), p[k] that of the k-th planned look; NaN counts as 1."""
+    """Return the p-value over all looks so far: min(1, min_k p_k α / α_k).
+
+    ``p[k]`` is the p-value of the k-th planned look. NaN counts as 1.
+    """
     levels = spending(looks, alpha)[: len(p)]
     return min((1.0, *(value * alpha / level for value, level in zip(p, levels, strict=True) if np.isfinite(value))))
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """P-values adjusted for all of them (Holm 1979), in the order given, whatever their dependence; NaN counts as 1."""
+    """Return p-values adjusted by Holm's procedure (Holm 1979), in the order of the input.
+
+    The adjustment is valid for any dependence. NaN counts as 1.
+    """
     values = np.nan_to_num(np.asarray(p, dtype=np.float64), nan=1.0)
     order = np.argsort(values, kind="stable")
     adjusted = np.empty_like(values)
@@ -203,7 +241,10 @@ def holm(p: Sequence[float]) -> np.ndarray:
 
 
 def decide(p_fail: float, p_pass: float, alpha: float) -> str:
-    """``FAIL``, ``PASS`` or ``INCONCLUSIVE``, the last also where both would hold: what contradicts itself decides nothing."""
+    """Return ``FAIL``, ``PASS`` or ``INCONCLUSIVE``.
+
+    The decision is INCONCLUSIVE if both p-values are below alpha, because they contradict each other.
+    """
     failed, passed = p_fail < alpha, p_pass < alpha
     if failed == passed:
         return "INCONCLUSIVE"
@@ -211,13 +252,14 @@ def decide(p_fail: float, p_pass: float, alpha: float) -> str:
 
 
 def expected_false_alarms(contrasts: int, alpha: float) -> float:
-    """Upper bound on the expected number of false FAILs among ``contrasts`` judged by Holm's procedure at ``alpha``.
+    """Return an upper bound on the expected number of false FAILs among ``contrasts`` judged by Holm's procedure at ``alpha``.
 
-    The chance of one or more is at most alpha, and under independence the expected number is about alpha as well. Verdicts
-    share arms, though, and false alarms may come together. Let V be their number among n true hypotheses. k of them fall
-    only if at least j P-values are at most α / (n − j + 1), for each j ≤ k, so Markov's inequality gives
-    E min(V, j) ≤ n α / (n − j + 1) for every j; as P(V ≥ k) falls with k, E V ≤ (n / j) E min(V, j). The best j is half of
-    n + 1: the bound is α for one contrast, reached for two (2 α), and below 4 α for any number. The same holds for PASS.
+    The probability of at least one false FAIL is at most alpha. Under independence, the expected number is about alpha as
+    well. Verdicts share arms, however, and false alarms may occur together. Let V be their number among n true hypotheses. If
+    k of them are rejected, then for each j ≤ k at least j p-values are at most α / (n − j + 1). Markov's inequality therefore
+    gives E min(V, j) ≤ n α / (n − j + 1) for every j. Because P(V ≥ k) decreases with k, E V ≤ (n / j) E min(V, j). The best
+    j is half of n + 1: the bound is α for one contrast, is attained for two (2 α), and stays below 4 α for any number. The
+    same holds for PASS.
     """
     if contrasts == 0:
         return 0.0
@@ -228,19 +270,23 @@ def expected_false_alarms(contrasts: int, alpha: float) -> float:
 def _reach(
     variances: tuple[float, float, float], S: np.ndarray, N: np.ndarray, *, alpha: float, power: float, harm: float, span: float
 ) -> np.ndarray:
-    """Distance from harm to a margin above it that :func:`crossed` decides with this power.
+    """Return the distance from the harm to the closest margin above it that :func:`crossed` decides with this power.
 
-    ``variances`` are those of seeds, examples and the rest.
+    ``variances`` are the variances of seeds, examples and the residual.
     """
     from scipy.special import stdtrit
 
-    seed, example, rest = variances
-    one, pull = S == 1, span - harm  # how far the pseudo-example lies
-    squares = (np.where(one, 0.0, N * seed + rest), S * example + rest + S * pull**2 / (N + 1), np.where(one, 0.0, rest))
+    seed, example, residual = variances
+    single, distance = S == 1, span - harm  # distance of the pseudo-example from the harm
+    squares = (
+        np.where(single, 0.0, N * seed + residual),
+        S * example + residual + S * distance**2 / (N + 1),
+        np.where(single, 0.0, residual),
+    )
     se, df = spread(squares, S, N + 1)
-    noise = stdtrit(df, power) * np.sqrt(seed / S + example / N + rest / (S * N))
+    noise = stdtrit(df, power) * np.sqrt(seed / S + example / N + residual / (S * N))
     bound: np.ndarray = np.maximum(
-        pull / (N + 1) - stdtrit(df, alpha) * se + noise, wilson(harm + noise, N, alpha, span) - harm
+        distance / (N + 1) - stdtrit(df, alpha) * se + noise, wilson(harm + noise, N, alpha, span) - harm
     )
     return bound
 
@@ -256,13 +302,17 @@ def smallest_margin(
     seed_sd: float = 0.015,
     span: float = 1.0,
 ) -> float:
-    """Find the smallest margin that a true harm of 0 is shown to be below with this power; infinite where nothing can be.
+    """Return the smallest margin that a true harm of 0 is shown to be below with this power; infinity if there is none.
 
     Args:
-        examples: test examples, or groups where there are any.
+        examples: number of test examples, or of groups if there are any.
+        seeds: number of seeds.
+        alpha: level of the test.
+        power: probability of the decision.
         disagree: variance of D within a seed; for accuracy, the share of examples on which the two arms disagree.
-        persistent: share of that which is the same for every seed, so that more seeds do not average it away.
-        seed_sd: standard deviation over seeds of the harm itself.
+        persistent: share of that variance which is the same for every seed, so that more seeds do not average it away.
+        seed_sd: standard deviation of the harm over seeds.
+        span: the largest harm that one example can show.
     """
     if examples < 2 or seeds < 1:
         return np.inf
@@ -279,34 +329,37 @@ def needed(
     groups: np.ndarray | None = None,
     span: float = 1.0,
 ) -> tuple[int | None, int | None]:
-    """Find the seeds at these examples, and the examples (or groups) at these seeds, that decide a harm such as was observed.
+    """Return the number of seeds, and the number of examples or groups, that would decide the observed harm.
 
-    The variances are taken as observed too. None where no number that anyone would pay for is enough, or where one seed
-    leaves the variance over seeds unknown.
+    The number of seeds assumes the present examples; the number of examples assumes the present seeds. The variances are the
+    observed ones. A number is None if no affordable number suffices. With one seed, the variance over seeds is unknown and
+    the number of seeds is None.
     """
     D = by_group(np.asarray(difference, dtype=np.float64), groups)
     S, N = D.shape
     if S < 1 or N < 2 or not np.isfinite(D).all():
         return None, None
-    mean, seeds, examples, rest = (float(value) for value in mean_squares(D))
-    variances = (max(seeds - rest, 0.0) / N, max(examples - rest, 0.0) / S, rest)
-    harm = mean if mean < margin else -mean  # a FAIL is a PASS seen in a mirror
+    mean, seeds, examples, residual = (float(value) for value in mean_squares(D))
+    variances = (max(seeds - residual, 0.0) / N, max(examples - residual, 0.0) / S, residual)
+    harm = mean if mean < margin else -mean  # a FAIL is a PASS with the sign reversed
 
-    def first(s: np.ndarray, n: np.ndarray, many: np.ndarray) -> int | None:
+    def first_sufficient(s: np.ndarray, n: np.ndarray, numbers: np.ndarray) -> int | None:
         enough = _reach(variances, s, n, alpha=alpha, power=power, harm=harm, span=span) <= abs(mean - margin)
-        return int(many[enough.argmax()]) if enough.any() else None
+        return int(numbers[enough.argmax()]) if enough.any() else None
 
     more_seeds = np.arange(S, MOST_SEEDS + 1)
     more_examples = np.unique(np.ceil(np.geomspace(N, MOST_EXAMPLES, 400)).astype(np.int64))
-    return first(more_seeds, np.asarray(N), more_seeds) if S > 1 else None, first(np.asarray(S), more_examples, more_examples)
+    by_seeds = first_sufficient(more_seeds, np.asarray(N), more_seeds) if S > 1 else None
+    return by_seeds, first_sufficient(np.asarray(S), more_examples, more_examples)
 
 
 def mcnemar(difference: np.ndarray) -> float:
-    """McNemar's exact two-sided P-value of one seed's [N] differences: a fair coin over the discordant examples.
+    """Return McNemar's exact two-sided p-value for the [N] differences of one seed.
 
-    It tests a harm of 0, not of the margin, so it stands beside a verdict from one checkpoint and is never the verdict.
+    The test is that of a fair coin over the discordant examples. It tests a harm of 0 instead of a harm at the margin, so it
+    accompanies the verdict on a single checkpoint but never decides it.
     """
-    from scipy.special import bdtr  # what scipy.stats.binomtest comes to at one half
+    from scipy.special import bdtr  # equals scipy.stats.binomtest at a probability of one half
 
     if not np.isfinite(difference).all():
         return 1.0
@@ -315,6 +368,9 @@ def mcnemar(difference: np.ndarray) -> float:
 
 
 def improvement(difference: np.ndarray) -> float:
-    """P(A > B) over seeds, ties counting half (Bouthillier et al. 2021): the share of [S, N]'s rows with a mean above 0."""
+    """Return P(A > B) over seeds, with ties counted as half (Bouthillier et al. 2021).
+
+    This is the share of rows of [S, N] whose mean is above 0.
+    """
     rows = difference.mean(-1)
     return float(((rows > 0) + 0.5 * (rows == 0)).mean()) if np.isfinite(rows).all() else np.nan

@@ -1,4 +1,7 @@
-"""Records on disk: SQLite, one writer, one transaction a record; a run that is killed loses what it was computing, no more."""
+"""The store of trial records: an SQLite file with one writer and one transaction for each record. Reads and writes files.
+
+A killed run loses only the trial that it was computing.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 ELSEWHERE = "name another file with --store"
-PAGE = 100  # records that are read at once, so that no store need fit into memory, nor a run that writes to it wait
-LIMIT = 4 * 2**30  # bytes of fitted weights and activations kept beside the store
+PAGE = 100  # records read at once: a store need not fit into memory, and a concurrent writer does not wait long
+LIMIT = 4 * 2**30  # bytes of trained weights and activations in the cache folder
 TABLES = """
 create table if not exists records (key text primary key, fit text, seconds real, about text, arrays blob) without rowid;
 create table if not exists facts (key text primary key, about text) without rowid;
@@ -34,17 +37,20 @@ create table if not exists digests (path text primary key, size integer, time in
 
 @contextmanager
 def opened(path: Path, elsewhere: str = ELSEWHERE) -> Iterator[sqlite3.Connection]:
-    """A store, made where there is none; ``elsewhere`` says how another would be named.
+    """Open a store, and create it if it does not exist; ``elsewhere`` is the advice on how to name another file.
 
     Raises:
-        Problem: where it cannot be written, is no store, is of a newer version, or the disk is full.
+        Problem: if the file cannot be written, is not a store, is of a newer version, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(path, timeout=60, isolation_level=None)
     except (OSError, sqlite3.OperationalError) as error:
         raise Problem(
-            f"{path}: no store can be opened there", found=str(error), expected="a file, or room for one", do=elsewhere
+            f"{path}: the store cannot be opened",
+            found=str(error),
+            expected="a file, or a folder that may be written",
+            do=elsewhere,
         ) from error
     try:
         _check(connection, path, elsewhere)
@@ -54,68 +60,72 @@ def opened(path: Path, elsewhere: str = ELSEWHERE) -> Iterator[sqlite3.Connectio
         raise Problem(
             f"{path}: the store cannot be used",
             found=str(error),
-            expected="a store written by xferbench, on a disk with room that may be written",
-            do=f"free some space, let another run end, or {elsewhere}; what was recorded before is still there",
+            expected="a store written by xferbench, on a writable disk with free space",
+            do=f"free some space, let another run end, or {elsewhere}; existing records are kept",
         ) from error
     finally:
         connection.close()
 
 
 def _check(connection: sqlite3.Connection, path: Path, elsewhere: str) -> bool:
-    """Refuse what is another program's or a newer xferbench's; whether there is anything in it."""
-    found = connection.execute("pragma user_version").fetchone()[0]
+    """Return whether a database has any tables; refuse one of another program or of a newer xferbench."""
+    version = connection.execute("pragma user_version").fetchone()[0]
     tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
     if tables and "records" not in tables:
         expected = "a store written by xferbench, or no file yet"
         raise Problem(
-            f"{path}: a database of something else", found=", ".join(sorted(tables)[:6]), expected=expected, do=elsewhere
+            f"{path}: a database of another program", found=", ".join(sorted(tables)[:6]), expected=expected, do=elsewhere
         )
-    if found > VERSION:
+    if version > VERSION:
         expected = f"at most version {VERSION}"
         do = f"upgrade xferbench, or {elsewhere}"
-        raise Problem(f"{path}: a store of a newer xferbench", found=f"version {found}", expected=expected, do=do)
+        raise Problem(f"{path}: a store of a newer xferbench", found=f"version {version}", expected=expected, do=do)
     return bool(tables)
 
 
 def cache(path: Path) -> Path:
-    """The folder beside a store for what can be computed again: decoded images, activations, fitted weights."""
+    """Return the folder next to a store for data that can be recomputed: decoded images, activations, trained weights."""
     return path.with_name(path.name + ".cache")
 
 
 def put(store: sqlite3.Connection, record: Record) -> None:
-    """Write one record in a transaction of its own; one that is there already stays.
+    """Write one record in its own transaction; an existing record is kept.
 
     Raises:
-        ValueError: for a crash, which is no answer and must be asked again.
+        ValueError: for a crashed trial, which is never stored and must be run again.
     """
     if record.error:
-        raise ValueError("a crash is not kept")
-    about = {f.name: getattr(record, f.name) for f in fields(Record) if f.name not in {"predictions", "key", "fit", "seconds"}}
-    packed = b""
+        raise ValueError("a crashed trial is never stored")
+    fields_json = {
+        field.name: getattr(record, field.name)
+        for field in fields(Record)
+        if field.name not in {"predictions", "key", "fit", "seconds"}
+    }
+    arrays = b""
     if record.predictions is not None:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **asdict(record.predictions))
-        packed = buffer.getvalue()
-    row = (record.key, record.fit, record.seconds, json.dumps(plain(about)), packed)
+        arrays = buffer.getvalue()
+    row = (record.key, record.fit, record.seconds, json.dumps(plain(fields_json)), arrays)
     store.execute("insert or ignore into records values (?, ?, ?, ?, ?)", row)
 
 
 def get(store: sqlite3.Connection, keys: Iterable[str]) -> dict[str, Record]:
-    """The records of the keys that are there."""
-    found = {}
+    """Return the stored records among the given keys."""
+    records = {}
     for key in keys:
         row = store.execute("select fit, seconds, about, arrays from records where key = ?", (key,)).fetchone()
         if row is not None:
-            found[key] = _record(key, *row)
-    return found
+            records[key] = _record(key, *row)
+    return records
 
 
-def _record(key: str, fit: str, seconds: float, about: str, packed: bytes) -> Record:
-    told = json.loads(about)
-    told["curve"] = tuple((int(step), _number(loss), _number(score)) for step, loss, score in told["curve"])
-    told["scalars"] = {name: _number(value) for name, value in told["scalars"].items()}
-    predictions = Predictions(**np.load(io.BytesIO(packed))) if packed else None
-    return Record(key=key, fit=fit, seconds=seconds, predictions=predictions, **told)
+def _record(key: str, fit: str, seconds: float, fields_json: str, arrays: bytes) -> Record:
+    values = json.loads(fields_json)
+    values["curve"] = tuple((int(step), _number(loss), _number(score)) for step, loss, score in values["curve"])
+    values["scalars"] = {name: _number(value) for name, value in values["scalars"].items()}
+    predictions = Predictions(**np.load(io.BytesIO(arrays))) if arrays else None
+    return Record(key=key, fit=fit, seconds=seconds, predictions=predictions, **values)
 
 
 def _number(value: float | None) -> float:
@@ -123,55 +133,59 @@ def _number(value: float | None) -> float:
 
 
 def facts(store: sqlite3.Connection, key: str) -> Facts | None:
-    """What is known under a key, or None."""
+    """Return the stored profile of a key, or None."""
     row = store.execute("select about from facts where key = ?", (key,)).fetchone()
     if row is None:
         return None
-    told: dict[str, Any] = _tuples(json.loads(row[0]))
-    return Facts(**told | {"preprocessing": _ready(_tuples(told["preprocessing"]))})
+    values: dict[str, Any] = _tuples(json.loads(row[0]))
+    return Facts(**values | {"preprocessing": _ready(_tuples(values["preprocessing"]))})
 
 
-def _ready(told: dict[str, Any]) -> Ready:
-    """A preprocessing of the kind whose fields these are."""
-    spectrogram = told.keys() <= {one.name for one in fields(Spectrogram)}
-    return Spectrogram(**told) if spectrogram else Preprocessing(**told)
+def _ready(values: dict[str, Any]) -> Ready:
+    """Return the preprocessing of the kind that has these fields."""
+    is_spectrogram = values.keys() <= {field.name for field in fields(Spectrogram)}
+    return Spectrogram(**values) if is_spectrogram else Preprocessing(**values)
 
 
-def _tuples(told: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def put_facts(store: sqlite3.Connection, key: str, found: Facts) -> None:
-    """Keep facts under a key."""
-    store.execute("insert or replace into facts values (?, ?)", (key, json.dumps(asdict(found))))
+def put_facts(store: sqlite3.Connection, key: str, profile: Facts) -> None:
+    """Store a profile under a key."""
+    store.execute("insert or replace into facts values (?, ?)", (key, json.dumps(asdict(profile))))
 
 
 def remembered(store: sqlite3.Connection, compute: Callable[[Path], str]) -> Callable[[Path], str]:
-    """A function that digests files, asked again only where path, size or time of change differ."""
+    """Return a function that digests a file, and recomputes the digest only if path, size or modification time differ."""
 
     def digest(path: Path) -> str:
         status = path.stat()
-        name = str(path.resolve()).encode("utf-8", "backslashreplace").decode()  # a file's name need not be text, SQLite's must
+        name = (
+            str(path.resolve()).encode("utf-8", "backslashreplace").decode()
+        )  # a file name may be invalid UTF-8, but SQLite needs text
         row = store.execute("select size, time, digest from digests where path = ?", (name,)).fetchone()
         if row is not None and row[:2] == (status.st_size, status.st_mtime_ns):
             return str(row[2])
-        found = compute(path)
-        store.execute("insert or replace into digests values (?, ?, ?, ?)", (name, status.st_size, status.st_mtime_ns, found))
-        return found
+        computed = compute(path)
+        store.execute(
+            "insert or replace into digests values (?, ?, ?, ?)", (name, status.st_size, status.st_mtime_ns, computed)
+        )
+        return computed
 
     return digest
 
 
 def trim(folder: Path, limit: int = LIMIT) -> None:
     """Delete the least recently used weights and activations until the cache is within its limit, in bytes."""
-    used = []
+    files = []
     for file in (*(folder / "weights").glob("*"), *(folder / "features").glob("*")):
         with suppress(FileNotFoundError):  # another run may be trimming too
-            used.append((file.stat().st_mtime, file.stat().st_size, file))
-    held = 0
-    for _, size, file in sorted(used, reverse=True):
-        held += size
-        if held > limit:
+            files.append((file.stat().st_mtime, file.stat().st_size, file))
+    total = 0
+    for _, size, file in sorted(files, reverse=True):
+        total += size
+        if total > limit:
             file.unlink(missing_ok=True)
 
 
@@ -181,7 +195,7 @@ KNOWN = "select key, about from facts where key > ? order by key limit ?"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merged:
-    """Records that a store added to another and that were there already; of those, how many are ``differing`` answers."""
+    """The numbers of records that a merge added and that existed already; ``differing`` existed with different results."""
 
     added: int
     known: int
@@ -189,65 +203,69 @@ class Merged:
 
 
 def joined(output: Path, sources: Sequence[Path]) -> Iterator[tuple[Path, Merged]]:
-    """Merge stores into one, which is made where there is none; each is told of once it is in.
+    """Merge stores into one, which is created if it does not exist; yield each source after it is merged.
+
+    All sources are checked before the first one is merged.
 
     Raises:
-        Problem: for the output among the sources, and as :func:`opened` and :func:`merge`; all are looked at before any is
-            merged.
+        Problem: if the output is one of the sources, and as for :func:`opened` and :func:`merge`.
     """
     for path in sources:
         with _read(path):
             if output.exists() and output.samefile(path):
-                expected = "another file: the sources are only read"
-                raise Problem(f"{output}: the output is one of the stores to be merged", expected=expected, do="leave it out")
-    with opened(output, "name another file with -o") as into:
+                expected = "another file, because the sources are only read"
+                raise Problem(f"{output}: the output is one of the stores to merge", expected=expected, do="leave it out")
+    with opened(output, "name another file with -o") as target:
         for path in sources:
-            yield path, merge(into, path)
+            yield path, merge(target, path)
 
 
-def merge(into: sqlite3.Connection, path: Path) -> Merged:
-    """Add the records and facts of the store at ``path`` that are not there yet, in one transaction; what is there stays.
+def merge(target: sqlite3.Connection, path: Path) -> Merged:
+    """Add the missing records and profiles of the store at ``path`` in one transaction; existing ones are kept.
 
-    Digests of files are of one machine alone, and stay behind.
+    File digests are not merged, because they are valid on one machine only.
 
     Raises:
-        Problem: where there is no file, it is no store, or it is one of a newer version.
+        Problem: if there is no file, if it is not a store, or if it is of a newer version.
     """
     added = known = differing = 0
-    into.execute("begin immediate")
+    target.execute("begin immediate")
     try:
         with _read(path) as source:
             for row in _rows(source, path, RECORDS):
-                if into.execute("insert or ignore into records values (?, ?, ?, ?, ?)", row).rowcount:
+                if target.execute("insert or ignore into records values (?, ?, ?, ?, ?)", row).rowcount:
                     added += 1
                 else:
                     known += 1
-                    there = into.execute("select about, arrays from records where key = ?", row[:1]).fetchone()
-                    differing += there != row[3:] and not _same(there, row[3:])
+                    stored = target.execute("select about, arrays from records where key = ?", row[:1]).fetchone()
+                    differing += stored != row[3:] and not _same(stored, row[3:])
             for row in _rows(source, path, KNOWN):
-                into.execute("insert or ignore into facts values (?, ?)", row)
-        into.execute("commit")
+                target.execute("insert or ignore into facts values (?, ?)", row)
+        target.execute("commit")
     finally:
-        if into.in_transaction:
-            into.execute("rollback")
+        if target.in_transaction:
+            target.execute("rollback")
     return Merged(added=added, known=known, differing=differing)
 
 
-def _same(one: tuple[str, bytes], other: tuple[str, bytes]) -> bool:
-    """Whether two records say the same: predictions and scalars, to the last bit; when and where is another matter."""
+def _same(first: tuple[str, bytes], second: tuple[str, bytes]) -> bool:
+    """Return whether two records have bit-identical predictions and scalars; times and machines may differ."""
     try:
-        scalars, theirs = (json.loads(about)["scalars"] for about, _ in (one, other))
-        arrays, others = (dict(np.load(io.BytesIO(packed))) if packed else {} for _, packed in (one, other))
+        scalars, other_scalars = (json.loads(fields_json)["scalars"] for fields_json, _ in (first, second))
+        arrays, other_arrays = (
+            dict(np.load(io.BytesIO(array_bytes))) if array_bytes else {} for _, array_bytes in (first, second)
+        )
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
-        return False  # one of the two is damaged, and says nothing that could be the same
-    alike = arrays.keys() == others.keys() and all(
-        array.dtype == others[name].dtype and array.tobytes() == others[name].tobytes() for name, array in arrays.items()
+        return False  # a damaged record equals no other
+    same_arrays = arrays.keys() == other_arrays.keys() and all(
+        array.dtype == other_arrays[name].dtype and array.tobytes() == other_arrays[name].tobytes()
+        for name, array in arrays.items()
     )
-    return alike and bool(scalars == theirs)
+    return same_arrays and bool(scalars == other_scalars)
 
 
 def _rows(source: sqlite3.Connection, path: Path, query: str) -> Iterator[tuple[Any, ...]]:
-    """The rows of a table by key, a page at a time, so that whoever writes to it is not kept waiting."""
+    """Yield the rows of a table by key, one page at a time, so that a concurrent writer does not wait long."""
     last = ""
     try:
         while page := source.execute(query, (last, PAGE)).fetchall():
@@ -259,12 +277,12 @@ def _rows(source: sqlite3.Connection, path: Path, query: str) -> Iterator[tuple[
 
 @contextmanager
 def _read(path: Path) -> Iterator[sqlite3.Connection]:
-    """A store that is only read: neither made, nor changed, nor mended."""
+    """Open a store for reading only; it is neither created, changed nor repaired."""
     expected, do = "a store written by `xferbench run SUITE --shard I/N --store FILE`", "check the path"
     if not path.is_file():
         raise Problem(f"{path}: no such store", expected=expected, do=do)
     with path.open("rb") as file:
-        logged = file.read(19)[18:] == b"\2"  # a write-ahead log, for which SQLite would make files beside it
+        logged = file.read(19)[18:] == b"\2"  # SQLite would create files next to a store with a write-ahead log
     mode = "mode=ro&immutable=1" if logged and not path.with_name(path.name + "-wal").exists() else "mode=ro"
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=60, isolation_level=None)
     try:
@@ -281,5 +299,5 @@ def _read(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _unreadable(path: Path, error: sqlite3.DatabaseError) -> Problem:
-    do = "leave it out; where its run was broken off, start that again, which puts it in order"
+    do = "leave it out; if its run was interrupted, run it again, which repairs the store"
     return Problem(f"{path}: the store cannot be read", found=str(error), expected="a store written by xferbench", do=do)
