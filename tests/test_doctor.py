@@ -68,7 +68,7 @@ def test_the_text_has_a_line_a_check(capsys, monkeypatch, tmp_path):
     pretend(monkeypatch, tmp_path, torch="raise ImportError('no such\\nsymbol')")
     code, out, _ = told(capsys, "doctor")
     assert code == gate.USAGE
-    assert "FAIL  torch        ImportError: no such symbol\n                   do: install torch anew" in out
+    assert "FAIL  torch        ImportError: no such symbol\n                   do: reinstall torch" in out
     assert all(line.split()[0] in {OK, WARN, FAIL, "do:"} for line in out.splitlines())
 
 
@@ -108,7 +108,7 @@ def test_one_that_ends_its_process_is_a_line_with_the_signal(monkeypatch, tmp_pa
     line = looked()[check]
     assert line.state == FAIL
     assert "ended by SIGSEGV" in line.found
-    assert line.do.startswith("install ")
+    assert line.do.startswith("reinstall ")
 
 
 def test_one_that_ends_python_or_says_something_is_told(monkeypatch, tmp_path):

@@ -109,8 +109,8 @@ def test_a_worker_that_dies_in_a_call_is_told_and_the_next_call_works(function, 
 @pytest.fixture
 def started(monkeypatch):
     """The processes that workers() starts, in their order."""
-    found, real = [], local._started
-    monkeypatch.setattr(local, "_started", lambda: found.append(real()) or found[-1])
+    found, real = [], local._start_process
+    monkeypatch.setattr(local, "_start_process", lambda: found.append(real()) or found[-1])
     return found
 
 

@@ -168,7 +168,7 @@ def test_a_file_that_is_there_stays(capsys, tmp_path):
     (tmp_path / "ants.toml").write_text("mine")
     code, out, err = told(capsys, "init", "ants")
     assert (code, out) == (gate.USAGE, "")
-    assert "ants.toml is there already\n  do: give --force" in err
+    assert "ants.toml already exists\n  do: use --force" in err
     assert (tmp_path / "ants.toml").read_text() == "mine"
     assert told(capsys, "init", "ants", "-o", "other.toml")[0] == 0
     assert told(capsys, "init", "ants", "--force")[0] == 0

@@ -194,7 +194,7 @@ def test_a_run_that_does_not_end_is_an_error_of_every_test_and_told_once(session
     result.assert_outcomes(passed=1, errors=4)
     told = result.stdout.str().partition("short test summary")[0]
     assert all(word in told for word in words)
-    assert told.count("the run did not end: ") == 3
+    assert told.count("the run did not finish: ") == 3
     assert told.count(words[-1]) == (1 if len(words) > 1 else 4)
     assert len(calls) == 1
     assert "Traceback" not in told

@@ -76,7 +76,7 @@ def _in_this_process(count):
 
     def call(function, *arguments):
         future = Future()
-        good, value = worker._answer(function, arguments)
+        good, value = worker._run_call(function, arguments)
         (future.set_result if good else future.set_exception)(value)
         return future
 
@@ -332,7 +332,7 @@ def test_a_worker_that_dies_is_an_error_of_its_group_and_the_next_run_completes(
 
 def test_a_full_disk_ends_the_run_and_what_was_recorded_is_kept(suite, tmp_path, here, with_plugins, monkeypatch):
     with_plugins(make_plugin("even"))
-    path, real, left = tmp_path / "store.sqlite", worker._answer, [3]
+    path, real, left = tmp_path / "store.sqlite", worker._run_call, [3]
 
     def full(function, arguments):
         if function.endswith(":answer"):
@@ -341,10 +341,10 @@ def test_a_full_disk_ends_the_run_and_what_was_recorded_is_kept(suite, tmp_path,
                 return False, OSError(28, "No space left on device")
         return real(function, arguments)
 
-    monkeypatch.setattr(worker, "_answer", full)
+    monkeypatch.setattr(worker, "_run_call", full)
     with pytest.raises(Problem, match="No space left"):
         run(suite, path)
-    monkeypatch.setattr(worker, "_answer", real)
+    monkeypatch.setattr(worker, "_run_call", real)
     kept, finished = recorded(path), run(suite, path)
     assert kept == finished.cost["trials"]["reused"] >= 2
     assert "ERROR" not in verdicts(finished).values()

@@ -223,7 +223,7 @@ def test_the_database_of_another_program_is_left_alone(tmp_path):
     other.execute("create table cookies (name text)")
     other.close()
     before = path.read_bytes()
-    with pytest.raises(Problem, match="a database of something else") as told, store.opened(path):
+    with pytest.raises(Problem, match="a database of another program") as told, store.opened(path):
         pass
     assert told.value.found == "cookies"
     assert path.read_bytes() == before
@@ -487,7 +487,7 @@ def half_written(path):
         (Path.touch, "an empty file"),
         (lambda path: path.write_text("results" * 999), "the store cannot be read"),
         (lambda path: path.write_bytes(b"SQLite format 3\0" + bytes(100)), "the store cannot be read"),
-        (others, "a database of something else"),
+        (others, "a database of another program"),
         (alike, "the store cannot be read"),
         (newer, "a store of a newer xferbench"),
         (half_written, "the store cannot be read"),
@@ -531,7 +531,7 @@ def test_the_output_is_none_of_the_sources_however_it_is_named(tmp_path):
     [
         (Path.mkdir, "the store cannot be opened"),
         (lambda path: path.write_text("results" * 999), "the store cannot be used"),
-        (others, "a database of something else"),
+        (others, "a database of another program"),
         (newer, "a store of a newer xferbench"),
     ],
 )

@@ -370,7 +370,7 @@ WRONG = [
     (
         '[backbone] preprocessing = { kind = "spectrogram" }\n[recipe.serve_preprocessing] mean = [0.5]',
         "[recipe.serve_preprocessing] kind",
-        "another kind than that of backbone.preprocessing",
+        "another kind than backbone.preprocessing",
         'kind = "spectrogram"',
     ),
     ('[recipe] training = "mine:train"', "[recipe] training", '"mine:train"', "python:module:callable"),

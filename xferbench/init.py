@@ -118,7 +118,7 @@ def write(summary: Seen, arch: str, weights: Path | None, output: Path | None, *
         with file.open("w" if force else "x", encoding="utf-8", newline="\n") as stream:
             stream.write(content)
     except FileExistsError as error:
-        raise Problem(f"{text.line(file)} is there already", do="use --force to overwrite it, or -o FILE") from error
+        raise Problem(f"{text.line(file)} already exists", do="use --force to overwrite it, or -o FILE") from error
     return file
 
 

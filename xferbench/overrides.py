@@ -1,4 +1,4 @@
-"""Keys given on the command line in a suite file's place: ``recipe.lr=1e-3``."""
+"""Override keys of a suite from the command line, such as ``recipe.lr=1e-3``. Pure."""
 
 from __future__ import annotations
 
@@ -15,47 +15,48 @@ if TYPE_CHECKING:
 EXAMPLE = "KEY=VALUE, such as recipe.lr=1e-3"
 
 
-def applied(table: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
-    """A suite's table with some keys set anew, in order; the table given stays as it is.
+def applied(table: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a suite's table with some keys overridden, in order; the input table is not changed.
 
-    A key is dotted as in TOML, with a number from 0 for a place in an array of tables; what is missing on the way is made.
+    Keys are dotted as in TOML. A number, from 0, selects an element of an array of tables. Missing tables on the way are
+    created.
 
     Raises:
-        Problem: for a word that is no ``KEY=VALUE``, or a key that leads through something other than a table.
+        Problem: for an argument that is not ``KEY=VALUE``, or a key whose path leads through a value that is not a table.
     """
     changed = copy.deepcopy(dict(table))
-    for word in words:
-        *way, last = key(word)
-        here: Any = changed
-        for name in way:
-            here = here.setdefault(name, {}) if isinstance(here, dict) else here[_place(here, name, word)]
-        here[last if isinstance(here, dict) else _place(here, last, word)] = value(word)
+    for override in overrides:
+        *path, last = key(override)
+        node: Any = changed
+        for name in path:
+            node = node.setdefault(name, {}) if isinstance(node, dict) else node[_index(node, name, override)]
+        node[last if isinstance(node, dict) else _index(node, last, override)] = value(override)
     return changed
 
 
-def key(word: str) -> tuple[str, ...]:
-    """The parts of a word's key.
+def key(override: str) -> tuple[str, ...]:
+    """Return the parts of the key of an override.
 
     Raises:
-        Problem: where it has none.
+        Problem: if there is no key.
     """
-    dotted, equals, _ = word.partition("=")
+    dotted, equals, _ = override.partition("=")
     parts = []
     try:
-        here: Any = tomllib.loads(f"{dotted} = 0") if equals else {}
+        node: Any = tomllib.loads(f"{dotted} = 0") if equals else {}
     except tomllib.TOMLDecodeError as error:
-        raise Problem(f"--set {word}", found=f"the key {dotted!r}: {error}", expected=EXAMPLE) from error
-    while isinstance(here, dict) and len(here) == 1:
-        ((part, here),) = here.items()
+        raise Problem(f"--set {override}", found=f"the key {dotted!r}: {error}", expected=EXAMPLE) from error
+    while isinstance(node, dict) and len(node) == 1:
+        ((part, node),) = node.items()
         parts.append(part)
-    if not parts or here != 0:
-        raise Problem(f"--set {word}", found="no key and value", expected=EXAMPLE)
+    if not parts or node != 0:
+        raise Problem(f"--set {override}", found="no key and value", expected=EXAMPLE)
     return tuple(parts)
 
 
-def value(word: str) -> Any:
-    """A word's value as TOML has it; what is none is the text itself."""
-    text = word.partition("=")[2]
+def value(override: str) -> Any:
+    """Return the value of an override as TOML reads it; text that is not TOML is returned as it is."""
+    text = override.partition("=")[2]
     try:
         read = tomllib.loads(f"value = {text}")
     except (tomllib.TOMLDecodeError, RecursionError):
@@ -63,19 +64,21 @@ def value(word: str) -> Any:
     return read["value"] if len(read) == 1 else text
 
 
-def place(dotted: str, path: object, words: Sequence[str]) -> str:
-    """Where a problem with a key lies: in the file, or in the words that bear on that key, or on none that can be told."""
-    if not words:
+def place(dotted: str, path: object, overrides: Sequence[str]) -> str:
+    """Return where a key with an error comes from: the file, or the overrides that affect this key, or else all overrides."""
+    if not overrides:
         return f"{path}: {rules.place(dotted)}"
-    wrong = dotted.partition(":")[0].split(".")
-    near = [word for word in words if all(a == b for a, b in zip(key(word), wrong, strict=False))] or words
-    return f"{path} with {' '.join(f'--set {word}' for word in near)}: {rules.place(dotted)}"
+    key_path = dotted.partition(":")[0].split(".")
+    matching = [
+        override for override in overrides if all(a == b for a, b in zip(key(override), key_path, strict=False))
+    ] or overrides
+    return f"{path} with {' '.join(f'--set {override}' for override in matching)}: {rules.place(dotted)}"
 
 
-def _place(here: Any, name: str, word: str) -> int:
-    """A number within a list."""
-    if not isinstance(here, list):
-        raise Problem(f"--set {word}", found=f"{rules.shown(here)} on the way to {name!r}", expected="a table there")
-    if not (name.isascii() and name.isdecimal() and int(name) < len(here)):
-        raise Problem(f"--set {word}", found=f"{name!r} in a list of {len(here)}", expected="a place in it, counted from 0")
+def _index(node: Any, name: str, override: str) -> int:
+    """Return an index into a list."""
+    if not isinstance(node, list):
+        raise Problem(f"--set {override}", found=f"{rules.shown(node)} on the way to {name!r}", expected="a table there")
+    if not (name.isascii() and name.isdecimal() and int(name) < len(node)):
+        raise Problem(f"--set {override}", found=f"{name!r} in a list of {len(node)}", expected="an index, counted from 0")
     return int(name)

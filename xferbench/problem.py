@@ -1,4 +1,4 @@
-"""Input that cannot be worked with, told in one message: what was found, what was expected, what to do."""
+"""Errors in the user's input, reported in one message: what was found, what was expected, what to do. Pure."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-CLOSE = 0.5  # likeness above which a known name may have been meant
+CLOSE = 0.5  # similarity from which a known name is suggested
 
 
-class Problem(Exception):  # noqa: N818 - told to a user, who did nothing erroneous to the program
-    """A mistake in what the user gave; the command line prints it without a traceback and exits with 2.
+class Problem(Exception):  # noqa: N818 - a mistake of the user, not of the program
+    """A mistake in the user's input; the command line prints it without a traceback and exits with code 2.
 
     Args:
         what: the thing that is wrong, with its place (file and key).
-        found: what was there.
-        expected: what would have been right.
+        found: what was found.
+        expected: what would have been correct.
         do: the next action.
     """
 
@@ -29,24 +29,28 @@ class Problem(Exception):  # noqa: N818 - told to a user, who did nothing errone
         super().__init__("\n".join([what, *(f"  {name}: {text}" for name, text in parts if text)]))
 
     def at(self, what: str) -> Problem:
-        """The same, with its place told more fully."""
+        """Return the same error with a more complete place."""
         return Problem(what, found=self.found, expected=self.expected, do=self.do)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """'did you mean X? known: A, B, C', for a name that is not among the known ones."""
+    """Return 'did you mean X? known: A, B, C' for a name that is not among the known names."""
     known = sorted(known)
-    close = max(((_likeness(name, one), one) for one in known), default=((0.0, 0), ""))
-    meant = f"did you mean {close[1]!r}? " if close[0][0] >= CLOSE else ""
-    return meant + "known: " + ", ".join(known)
+    (score, _), best = max(((_similarity(name, candidate), candidate) for candidate in known), default=((0.0, 0), ""))
+    suggestion = f"did you mean {best!r}? " if score >= CLOSE else ""
+    return suggestion + "known: " + ", ".join(known)
 
 
-def _likeness(name: str, one: str) -> tuple[float, int]:
-    """Share of letters in common, 1 for the initials (``lr`` and ``learning_rate``); of equals a common beginning wins."""
-    name, one = name.casefold(), one.casefold()
-    initials = name == _initials(one) or one == _initials(name)
-    beginning = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(name, one, strict=False))))
-    return 1.0 if initials else SequenceMatcher(None, name, one).ratio(), beginning
+def _similarity(name: str, other: str) -> tuple[float, int]:
+    """Return the similarity of two names, and the length of their common prefix, which decides between equals.
+
+    The similarity is the share of common letters, or 1 if one name is the initials of the other (``lr`` and
+    ``learning_rate``).
+    """
+    name, other = name.casefold(), other.casefold()
+    is_initials = name == _initials(other) or other == _initials(name)
+    prefix = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False))))
+    return 1.0 if is_initials else SequenceMatcher(None, name, other).ratio(), prefix
 
 
 def _initials(text: str) -> str:

@@ -1,14 +1,15 @@
-"""pytest: one test for each question of a suite, and the finished run as a fixture.
+"""pytest plugin: one test for each question of a suite, and the finished run as a fixture.
 
 ::
 
     pytest --xferbench suites/gate.toml --xferbench-baseline suites/gate.accepted.json
 
     def test_pretraining_is_kept(xferbench_run):
-        assert all(one.benefit_retained > 0.8 for one in xferbench_run.findings if one.benefit_retained is not None)
+        retained = [finding.benefit_retained for finding in xferbench_run.findings]
+        assert all(share > 0.8 for share in retained if share is not None)
 
-The suite is read at the start, and carried out once, when the first test asks for it. pytest loads this in every session of an
-environment that has xferbench, so that all but pytest itself is imported only where a suite is named.
+The suite is read at the start and runs once, when the first test needs it. pytest loads this module in every session of an
+environment with xferbench. Everything except pytest itself is therefore imported only if a suite is named.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ if TYPE_CHECKING:
     from xferbench.design import Suite
     from xferbench.record import Run
 
-NAME = "xferbench"  # of the option, the marker, and the group that pytest-xdist keeps on one worker
+NAME = "xferbench"  # of the option, the marker, and the group that pytest-xdist runs on one worker
 FILES = ("baseline", "candidate", "store", "output")
-A_DAY = 86_400.0  # seconds that a worker waits for another one's run
+TURN_TIMEOUT_SECONDS = 86_400.0  # a worker waits this long for another worker's run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What a session was told: the suite, its file as pytest names it, its tests with the id of each one's plugin."""
+class Settings:
+    """The settings of a session: the suite, its file as pytest names it, and the plugin of each test."""
 
-    word: str
+    option: str
     suite: Suite
     file: Path
     tests: Mapping[str, str]
@@ -48,116 +49,120 @@ class Asked:
     fail_on: str
 
 
-ASKED = pytest.StashKey[Asked]()
-RUN = pytest.StashKey["Run | str"]()  # the finished run, or what ended it
+SETTINGS = pytest.StashKey[Settings]()
+RUN = pytest.StashKey["Run | str"]()  # the finished run, or the message of its failure
 
 
-class Failed(Exception):  # noqa: N818 - the verdict of a test, and no error of this program
-    """A test's failure, told in its own words and without a traceback."""
+class Failed(Exception):  # noqa: N818 - the verdict of a test, not an error of the program
+    """A failed test, shown with its own message and without a traceback."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options of a group of their own."""
+    """Add the options in a group of their own."""
     group = parser.getgroup(NAME, "failures of transfer learning, by experiment (xferbench)")
     group.addoption(
-        "--xferbench", metavar="SUITE", help="a suite file or a shipped suite's name: one test for each question of it"
+        "--xferbench",
+        metavar="SUITE",
+        help="a suite file or the name of a shipped suite; there is one test for each of its questions",
     )
     words = {
-        "baseline": "an accepted run (xferbench gate --accept FILE, or results.json): only what is worse than that fails",
-        "candidate": "results.json of a run made elsewhere, which is judged in the place of a run of its own (no torch)",
-        "store": "file of records (default: in the user's cache directory)",
-        "output": "folder of the report (default: none is written)",
+        "baseline": "an accepted run (xferbench gate --accept FILE, or results.json); only worse results fail",
+        "candidate": "results.json of a run from another machine, judged instead of a new run (needs no torch)",
+        "store": "store of trial records (default: in the user's cache folder)",
+        "output": "folder for the report (default: no report)",
     }
     for name, text in words.items():
         group.addoption(f"--xferbench-{name}", metavar="DIR" if name == "output" else "FILE", help=text)
     choices = ("fail", "inconclusive")
-    group.addoption("--xferbench-fail-on", choices=choices, default="fail", help="inconclusive: what is left open fails too")
+    group.addoption("--xferbench-fail-on", choices=choices, default="fail", help="inconclusive: undecided results fail too")
     group.addoption(
-        "--xferbench-allow-code", action="store_true", help="let the suite run code of its own (python:module:callable)"
+        "--xferbench-allow-code", action="store_true", help="allow the suite to run user code (python:module:callable)"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Read the suite, so that a bad one ends the session before anything is collected."""
-    config.addinivalue_line("markers", f"{NAME}: a question of the suite that --xferbench names")
+    """Read the suite, so that an invalid one ends the session before collection."""
+    config.addinivalue_line("markers", f"{NAME}: a question of the suite named by --xferbench")
     word = config.getoption("--xferbench")
     if word is None:
-        alone = [f"--xferbench-{name}" for name in FILES if config.getoption(f"--xferbench-{name}")]
-        if alone:
-            raise pytest.UsageError(f"{alone[0]}: no suite is named; add --xferbench SUITE")
+        options = [f"--xferbench-{name}" for name in FILES if config.getoption(f"--xferbench-{name}")]
+        if options:
+            raise pytest.UsageError(f"{options[0]}: no suite is named; add --xferbench SUITE")
         return
     from xferbench.problem import Problem
 
     try:
-        asked = config.stash[ASKED] = _asked(config, word)
+        settings = config.stash[SETTINGS] = _read_settings(config, word)
     except Problem as problem:
         raise pytest.UsageError(f"--xferbench {word}: {problem}") from None
     heads = [argument.partition("::") for argument in config.args]
-    config.args = [str(asked.file) + "".join(rest) if head == asked.word else "".join((head, *rest)) for head, *rest in heads]
-    if not any(_path(config, argument.partition("::")[0]) == asked.file for argument in config.args):
-        config.args.append(str(asked.file))
+    config.args = [
+        str(settings.file) + "".join(rest) if head == settings.option else "".join((head, *rest)) for head, *rest in heads
+    ]
+    if not any(_path(config, argument.partition("::")[0]) == settings.file for argument in config.args):
+        config.args.append(str(settings.file))
 
 
 def _path(config: pytest.Config, word: str) -> Path:
-    """A path of the command line, whole but with its links, as pytest has them."""
+    """Return an absolute path of the command line with its symbolic links, as pytest has them."""
     return Path(os.path.abspath(config.invocation_params.dir / Path(word).expanduser()))  # noqa: PTH100 - resolve follows links
 
 
-def _asked(config: pytest.Config, word: str) -> Asked:
-    """The suite with its tests; nothing is run, and torch is not needed."""
+def _read_settings(config: pytest.Config, option: str) -> Settings:
+    """Return the settings with the suite's tests; nothing is run, and torch is not needed."""
     from dataclasses import replace
 
     from xferbench import discover, suite
     from xferbench.problem import Problem
     from xferbench.report import tested
 
-    file = _path(config, str(suite.find(word)))
-    asked = replace(suite.load(file), allow_code=config.getoption("--xferbench-allow-code"))
-    given = {name: config.getoption(f"--xferbench-{name}") for name in FILES}
-    paths = {name: _path(config, one) if one else None for name, one in given.items()}
+    file = _path(config, str(suite.find(option)))
+    loaded = replace(suite.load(file), allow_code=config.getoption("--xferbench-allow-code"))
+    options = {name: config.getoption(f"--xferbench-{name}") for name in FILES}
+    paths = {name: _path(config, option) if option else None for name, option in options.items()}
     for name in ("baseline", "candidate"):
-        if (one := paths[name]) is not None and not one.exists():
+        if (path := paths[name]) is not None and not path.exists():
             raise Problem(
-                f"--xferbench-{name} {given[name]}", found="no such file", expected="the results.json of a finished run"
+                f"--xferbench-{name} {options[name]}", found="no such file", expected="the results.json of a finished run"
             )
-    return Asked(
-        word=word.replace(os.sep, "/"),
-        suite=asked,
+    return Settings(
+        option=option.replace(os.sep, "/"),
+        suite=loaded,
         file=file,
-        tests=tested.names(discover.of(asked), compared_too=paths["baseline"] is not None),
+        tests=tested.names(discover.of(loaded), compared_too=paths["baseline"] is not None),
         fail_on=config.getoption("--xferbench-fail-on"),
         **paths,
     )
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """What is asked, in a line."""
-    if ASKED not in config.stash:
+    """Return one line about the suite."""
+    if SETTINGS not in config.stash:
         return None
-    asked = config.stash[ASKED]
-    against = f", held against {asked.baseline.name}" if asked.baseline else ""
-    return f"xferbench: suite {asked.suite.name}, {asked.suite.metric}, margin {asked.suite.margin:g}{against}"
+    settings = config.stash[SETTINGS]
+    against = f", compared with {settings.baseline.name}" if settings.baseline else ""
+    return f"xferbench: suite {settings.suite.name}, {settings.suite.metric}, margin {settings.suite.margin:g}{against}"
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> Questions | None:
-    """The suite's file, and no other."""
-    asked = parent.config.stash.get(ASKED, None)
-    if asked is None or file_path != asked.file:
+    """Collect the suite's file and no other."""
+    settings = parent.config.stash.get(SETTINGS, None)
+    if settings is None or file_path != settings.file:
         return None
-    inside = file_path.is_relative_to(parent.config.rootpath)  # what lies elsewhere would be called ..::
-    return Questions.from_parent(parent, path=file_path, nodeid=None if inside else asked.word)
+    inside = file_path.is_relative_to(parent.config.rootpath)  # a file elsewhere would be called ..::
+    return Questions.from_parent(parent, path=file_path, nodeid=None if inside else settings.option)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Let one worker have all that needs the run, under ``--dist loadgroup`` of pytest-xdist."""
-    needed = isinstance(item, Question) or "xferbench_run" in getattr(item, "fixturenames", ())
-    if needed and item.config.pluginmanager.hasplugin("xdist"):
+    """Put all tests that need the run on one worker, under ``--dist loadgroup`` of pytest-xdist."""
+    needs_run = isinstance(item, Question) or "xferbench_run" in getattr(item, "fixturenames", ())
+    if needs_run and item.config.pluginmanager.hasplugin("xdist"):
         item.add_marker(pytest.mark.xdist_group(NAME))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A skip is told with the suite's file, not with the place in this module that said it."""
+    """Report a skip at the suite's file instead of a line of this module."""
     report = yield
     if isinstance(item, Question) and report.skipped and isinstance(report.longrepr, tuple):
         report.longrepr = (str(item.path), 1, report.longrepr[2])
@@ -168,8 +173,8 @@ class Questions(pytest.File):
     """A suite's file; its tests are known without running anything."""
 
     def collect(self) -> Iterator[Question]:
-        """One test for each contrast that is judged, and one for the subject where there is an accepted run."""
-        for name, plugin in self.config.stash[ASKED].tests.items():
+        """Yield one test for each judged contrast, and one for the subject if there is an accepted run."""
+        for name, plugin in self.config.stash[SETTINGS].tests.items():
             yield Question.from_parent(self, name=name, plugin=plugin)
 
 
@@ -182,84 +187,84 @@ class Question(pytest.Item):
         self.add_marker(NAME)
 
     def setup(self) -> None:
-        """Carry the suite out, if no test has yet: what ends it is an error here and no failure."""
-        carried_out(self.config)
+        """Run the suite if no test has done so; an exception here is an error, not a failure."""
+        session_run(self.config)
 
     def runtest(self) -> None:
-        """Turn the verdict into the test's."""
+        """Turn the verdict into the result of the test."""
         from xferbench.report import tested
 
-        asked = self.config.stash[ASKED]
-        found = tested.told(carried_out(self.config), self.name, self.plugin, fail_on=asked.fail_on)
-        self.user_properties += found.figures.items()
-        if found.state == tested.FAILED:
-            raise Failed(f"{found.said}\n{found.more}".rstrip())
-        if found.state == tested.SKIPPED:
-            pytest.skip(f"{self.name}: {found.said}")
+        settings = self.config.stash[SETTINGS]
+        outcome = tested.told(session_run(self.config), self.name, self.plugin, fail_on=settings.fail_on)
+        self.user_properties += outcome.figures.items()
+        if outcome.state == tested.FAILED:
+            raise Failed(f"{outcome.said}\n{outcome.more}".rstrip())
+        if outcome.state == tested.SKIPPED:
+            pytest.skip(f"{self.name}: {outcome.said}")
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """A verdict in its own words; anything else as pytest shows it."""
+        """Return the message of a verdict, or pytest's text for any other exception."""
         return str(excinfo.value) if isinstance(excinfo.value, Failed) else super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Path, None, str]:
-        """File and name."""
+        """Return file, line and name."""
         return self.path, None, self.name
 
 
 @pytest.fixture(scope="session")
 def xferbench_run(request: pytest.FixtureRequest) -> Run:
-    """The finished run (:class:`xferbench.Run`) of the suite that ``--xferbench`` names; skips where it names none."""
-    if ASKED not in request.config.stash:
+    """The finished run (:class:`xferbench.Run`) of the suite that ``--xferbench`` names; the test is skipped without one."""
+    if SETTINGS not in request.config.stash:
         pytest.skip("xferbench_run: no suite is named; run pytest with --xferbench SUITE")
-    return carried_out(request.config)
+    return session_run(request.config)
 
 
-def carried_out(config: pytest.Config) -> Run:
-    """The run of a session, carried out when it is first asked for; what ended it is told in full that one time."""
+def session_run(config: pytest.Config) -> Run:
+    """Return the run of a session, which starts at the first call; a failure is shown in full at the first call only."""
     if RUN in config.stash:
-        found, start = config.stash[RUN], "the run did not end: "
+        result, prefix = config.stash[RUN], "the run did not finish: "
     else:
-        found, start = _carried_out(config), ""
-        config.stash[RUN] = found
-    if isinstance(found, str):
-        pytest.fail(start + (found.partition("\n")[0] if start else found), pytrace=False)
-    return found
+        result, prefix = _run_or_message(config), ""
+        config.stash[RUN] = result
+    if isinstance(result, str):
+        pytest.fail(prefix + (result.partition("\n")[0] if prefix else result), pytrace=False)
+    return result
 
 
-def _carried_out(config: pytest.Config) -> Run | str:
+def _run_or_message(config: pytest.Config) -> Run | str:
     from xferbench.problem import Problem
 
-    asked = config.stash[ASKED]
+    settings = config.stash[SETTINGS]
     try:
-        return _run(config, asked)
+        return _run(config, settings)
     except Problem as problem:
         return str(problem)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - told as an error of each test, never as a pass
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - reported as an error of each test, never as a pass
         last = (str(error).strip().splitlines() or [""])[-1]
-        do = f"`xferbench run {asked.file} --debug` shows the whole traceback; what was finished is kept"
+        do = f"`xferbench run {settings.file} --debug` shows the full traceback; finished trials are kept"
         return str(Problem(f"crashed: {type(error).__name__}: {last}", do=do))
 
 
-def _run(config: pytest.Config, asked: Asked) -> Run:
+def _run(config: pytest.Config, settings: Settings) -> Run:
     from xferbench.problem import Problem
     from xferbench.runner import gate
     from xferbench.runner import run as runner
 
-    if asked.suite.matrix is not None:
-        do = "carry it out by xferbench.run"
-        raise Problem(f"{asked.suite.path}: [matrix]", found="a suite of many tasks", expected="a suite of one task", do=do)
-    how: dict[str, Any] = {"output": asked.output, "store": asked.store}
-    with _alone(config, asked):
-        if asked.baseline is None and asked.candidate is None:
-            return runner.run(asked.suite, **how)
-        return gate.gate(asked.suite, baseline=asked.baseline, candidate=asked.candidate, **how)
+    if settings.suite.matrix is not None:
+        do = "run it with xferbench.run"
+        raise Problem(f"{settings.suite.path}: [matrix]", found="a suite of many tasks", expected="a suite of one task", do=do)
+    paths: dict[str, Any] = {"output": settings.output, "store": settings.store}
+    with _exclusive(config, settings):
+        if settings.baseline is None and settings.candidate is None:
+            return runner.run(settings.suite, **paths)
+        return gate.gate(settings.suite, baseline=settings.baseline, candidate=settings.candidate, **paths)
 
 
 @contextmanager
-def _alone(config: pytest.Config, asked: Asked) -> Iterator[None]:
-    """Let the workers of pytest-xdist take turns: what the first has computed, the others find in the store.
+def _exclusive(config: pytest.Config, settings: Settings) -> Iterator[None]:
+    """Let the workers of pytest-xdist take turns; the later ones find the first one's results in the store.
 
-    The lock is SQLite's, which the system lets go of when a worker dies.
+    SQLite holds the lock; the operating system releases it when a worker dies.
     """
     if not hasattr(config, "workerinput"):
         yield
@@ -268,8 +273,8 @@ def _alone(config: pytest.Config, asked: Asked) -> Iterator[None]:
 
     from xferbench import execute
 
-    store = execute.with_store(asked.store)
+    store = execute.with_store(settings.store)
     store.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(store.with_name(f"{store.name}.lock"), timeout=A_DAY)) as turn:
-        turn.execute("BEGIN EXCLUSIVE")
+    with closing(sqlite3.connect(store.with_name(f"{store.name}.lock"), timeout=TURN_TIMEOUT_SECONDS)) as lock:
+        lock.execute("BEGIN EXCLUSIVE")
         yield

@@ -1,4 +1,4 @@
-"""A suite out of the plain values that a finished run tells of it, so that what it asked can be asked again."""
+"""Rebuild a suite from the values in ``results.json``, so that its trials can be requested again. Pure."""
 
 from __future__ import annotations
 
@@ -21,52 +21,52 @@ READY = ("preprocessing", "train_preprocessing", "serve_preprocessing")
 RECIPES = ("recipe", "believed")
 
 
-def suite(told: Mapping[str, Any], folder: Path) -> Suite:
-    """A run's suite; places that it tells relative to the suite file lie in ``folder``.
+def suite(values: Mapping[str, Any], folder: Path) -> Suite:
+    """Return the suite of a run; paths relative to the suite file are resolved in ``folder``.
 
     Raises:
-        Problem: for what this version cannot read.
+        Problem: if this version cannot read the values.
     """
-    values = {name: _tuples(value) for name, value in told.items()}
+    arguments = {name: _tuples(value) for name, value in values.items()}
     try:
-        values |= {name: _ready(told[name]) for name in READY if told.get(name)}
-        values |= {name: _recipe(told[name]) for name in RECIPES if told.get(name)}
-        values["interventions"] = tuple(parse(text, DataIntervention) for text in told.get("interventions", ()))
-        values["scratch"] = Scratch(**_within(told["scratch"]))
-        values |= {name: _placed(values[name], folder) for name in PLACES if values.get(name)}
-        return Suite(**values | {"path": str(folder / Path(told["path"]).name) if told["path"] else ""})
+        arguments |= {name: _ready(values[name]) for name in READY if values.get(name)}
+        arguments |= {name: _recipe(values[name]) for name in RECIPES if values.get(name)}
+        arguments["interventions"] = tuple(parse(text, DataIntervention) for text in values.get("interventions", ()))
+        arguments["scratch"] = Scratch(**_within(values["scratch"]))
+        arguments |= {name: _resolve(arguments[name], folder) for name in PLACES if arguments.get(name)}
+        return Suite(**arguments | {"path": str(folder / Path(values["path"]).name) if values["path"] else ""})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Problem("the accepted run's suite cannot be read", found=str(error), do="accept a run of this version") from error
 
 
-def _placed(word: str, folder: Path) -> str:
-    """A place relative to a folder, with what kind of dataset it is in front where it is one."""
-    kind, colon, rest = word.rpartition(":")
-    if kind in {"synthetic", "python"} or word == "digits":
-        return word
-    return f"{kind}{colon}{folder / rest}"  # what is absolute stays where it is
+def _resolve(location: str, folder: Path) -> str:
+    """Return a location resolved in a folder, with the kind of dataset in front if there is one."""
+    kind, colon, rest = location.rpartition(":")
+    if kind in {"synthetic", "python"} or location == "digits":
+        return location
+    return f"{kind}{colon}{folder / rest}"  # joining keeps an absolute path
 
 
-def _recipe(told: Mapping[str, Any]) -> Recipe:
-    values: dict[str, Any] = {"phases": tuple(_phase(phase) for phase in told["phases"])}
-    values["head"] = Head.parse(told["head"])
-    values["augment"] = Augmentation.parse(told["augment"]) if told["augment"] else None
-    values["finish"] = Finish.parse(told["finish"]) if told["finish"] else None
-    values["regularizer"] = Regularizer.parse(told["regularizer"]) if told["regularizer"] else None
-    return Recipe(**_within(told) | values)
+def _recipe(values: Mapping[str, Any]) -> Recipe:
+    arguments: dict[str, Any] = {"phases": tuple(_phase(phase) for phase in values["phases"])}
+    arguments["head"] = Head.parse(values["head"])
+    arguments["augment"] = Augmentation.parse(values["augment"]) if values["augment"] else None
+    arguments["finish"] = Finish.parse(values["finish"]) if values["finish"] else None
+    arguments["regularizer"] = Regularizer.parse(values["regularizer"]) if values["regularizer"] else None
+    return Recipe(**_within(values) | arguments)
 
 
-def _phase(told: Mapping[str, Any]) -> Phase:
-    return Phase(**_within(told) | {"trainable": Trainable.parse(told["trainable"])})
+def _phase(values: Mapping[str, Any]) -> Phase:
+    return Phase(**_within(values) | {"trainable": Trainable.parse(values["trainable"])})
 
 
-def _ready(told: Mapping[str, Any]) -> Ready:
-    spectrogram = told.keys() <= {one.name for one in fields(Spectrogram)}
-    return Spectrogram(**_within(told)) if spectrogram else Preprocessing(**_within(told))
+def _ready(values: Mapping[str, Any]) -> Ready:
+    is_spectrogram = values.keys() <= {field.name for field in fields(Spectrogram)}
+    return Spectrogram(**_within(values)) if is_spectrogram else Preprocessing(**_within(values))
 
 
-def _within(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _tuples(value) for name, value in told.items()}
+def _within(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _tuples(value) for name, value in values.items()}
 
 
 def _tuples(value: Any) -> Any:

@@ -1,4 +1,7 @@
-"""From a suite file to a :class:`~xferbench.design.Suite`: every key known, every value possible, or one clear message."""
+"""Load a suite file into a :class:`~xferbench.design.Suite`. Reads the file.
+
+Every key must be known and every value possible; otherwise there is one clear message.
+"""
 
 from __future__ import annotations
 
@@ -19,169 +22,190 @@ from xferbench.wording import WHOLE
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-SEEDS = 1_000_000  # judged seeds lie below; those that settle choices begin here
-OF_TRAINING = ("looks", "seed", "tuning_seeds", "budget", "scratch")  # what a finished network has no use for
+SEEDS = 1_000_000  # judged seeds are below; seeds for selection start here
+OF_TRAINING = ("looks", "seed", "tuning_seeds", "budget", "scratch")  # keys without a meaning for a finished network
 
 
 def folder() -> Path:
-    """Where the shipped suites lie: in the wheel, or at the top of a checkout."""
+    """Return the folder of the shipped suites: in the wheel, or at the top of a checkout."""
     inside = Path(__file__).parent / "suites"
     return inside if inside.is_dir() else Path(__file__).parents[1] / "suites"
 
 
 def shipped() -> tuple[str, ...]:
-    """Names of the shipped suites."""
+    """Return the names of the shipped suites."""
     return tuple(sorted(path.stem for path in folder().glob("*.toml")))
 
 
-def find(word: str) -> Path:
-    """The file that a word on the command line means: a path, or a shipped suite's name.
+def find(name: str) -> Path:
+    """Return the suite file for a command-line argument: a path, or the name of a shipped suite.
 
     Raises:
-        Problem: where there is neither.
+        Problem: if it is neither.
     """
-    if word in shipped():
-        return folder() / f"{word}.toml"
-    path, found = Path(word), "neither a file nor a shipped suite"
+    if name in shipped():
+        return folder() / f"{name}.toml"
+    path, found = Path(name), "neither a file nor a shipped suite"
     try:
         if path.is_file():
             return path
         found = "a folder" if path.is_dir() else found
     except OSError as error:
         found = error.strerror or found
-    expected = f"a path to a .toml file, or a shipped suite ({nearest(word[:80], shipped())})"
-    raise Problem(f"no suite {rules.shown(word)}", found=found, expected=expected)
+    expected = f"a path to a .toml file, or a shipped suite ({nearest(name[:80], shipped())})"
+    raise Problem(f"no suite {rules.shown(name)}", found=found, expected=expected)
 
 
 def load(path: Path, words: Sequence[str] = ()) -> Suite:
-    """Read and check a suite file; ``words`` (``recipe.lr=1e-3``) stand in the place of its keys.
+    """Read and check a suite file; ``words`` such as ``recipe.lr=1e-3`` override its keys.
 
     Raises:
-        Problem: with file, key, what was found and what was expected.
+        Problem: with the file, the key, what was found and what was expected.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise Problem(f"{path}: cannot be read", found=error.strerror or str(error), expected="a suite file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem(f"{path}: not a TOML file", found=str(error), expected="a suite file in UTF-8", do=_compare()) from error
+        raise Problem(
+            f"{path}: not a TOML file", found=str(error), expected="a suite file in UTF-8", do=_compare_advice()
+        ) from error
     return parse(table, path.resolve(), words)
 
 
-def _compare() -> str:
+def _compare_advice() -> str:
     return f"compare {folder() / 'quick.toml'}"
 
 
 def parse(table: Mapping[str, Any], path: Path, words: Sequence[str] = ()) -> Suite:
-    """Check a suite's table; paths in it are relative to the file, those of the words too.
+    """Check a suite's table. Paths in the table and in the overrides are relative to the file.
 
     Raises:
-        Problem: with file, key, what was found and what was expected.
+        Problem: with the file, the key, what was found and what was expected.
     """
     changed = overrides.applied(table, words)
     try:
-        return replace(_parsed(changed, path), overrides=tuple(words))
+        return replace(_parse(changed, path), overrides=tuple(words))
     except Problem as problem:
         raise problem.at(overrides.place(problem.what, path, words)) from problem
 
 
-def _parsed(table: Mapping[str, Any], path: Path) -> Suite:
+def _parse(table: Mapping[str, Any], path: Path) -> Suite:
     if "matrix" in table:
-        return parse_matrix(table, path, _single, recipe, _possible)
-    found = _single(table, path)
-    if not found.plugins:
-        raise Problem("plugins", found="[]", expected='a list of plugins, or ["all"]; none only beside [matrix]')
-    return found
+        return parse_matrix(table, path, _single, recipe, _check_recipe)
+    suite = _single(table, path)
+    if not suite.plugins:
+        raise Problem("plugins", found="[]", expected='a list of plugins, or ["all"]; an empty list needs [matrix]')
+    return suite
 
 
 def _single(table: Mapping[str, Any], path: Path) -> Suite:
-    """A suite without a matrix."""
+    """Return a suite without a matrix."""
     top = rules.checked(table, keys.top_rules(path.parent), required=keys.REQUIRED)
     del top["schema"]
     backbone, target, recipe = top.pop("backbone"), top.pop("target"), dict(top.pop("recipe", {}))
     source = top.pop("source", {})
-    beside = {"source_classes": tuple(source.pop("classes", {}).items()), "manifest": source.get("manifest")}
+    source_fields = {"source_classes": tuple(source.pop("classes", {}).items()), "manifest": source.get("manifest")}
     roles = {"source": source.get("data"), "shifted": top.pop("shifted", {}).get("data"), "target": target.pop("data")}
-    served = {name: recipe.pop(name) for name in keys.OF_SERVING if name in recipe}
-    finished = _finished(top.pop("checkpoint"), table, recipe) if "checkpoint" in top else {}
-    given = _recipe(recipe) if "recipe" in table and not finished else None
-    asked = Suite(path=str(path), **backbone, **target, **roles, **beside, **top, **served, **finished, recipe=given)
-    needing = [("init", "source")] if given is not None and given.init in MADE_HERE else []
-    if given is not None and given.regularizer:
-        needing += [("regularizer", role) for role in ("source", "shifted") if role in given.regularizer.requires]
-    for name, role in needing:
-        if getattr(asked, role) is None:
+    serving_fields = {name: recipe.pop(name) for name in keys.OF_SERVING if name in recipe}
+    audit_fields = _audit_fields(top.pop("checkpoint"), table, recipe) if "checkpoint" in top else {}
+    own_recipe = _recipe(recipe) if "recipe" in table and not audit_fields else None
+    suite = Suite(
+        path=str(path),
+        **backbone,
+        **target,
+        **roles,
+        **source_fields,
+        **top,
+        **serving_fields,
+        **audit_fields,
+        recipe=own_recipe,
+    )
+    requirements = [("init", "source")] if own_recipe is not None and own_recipe.init in MADE_HERE else []
+    if own_recipe is not None and own_recipe.regularizer:
+        requirements += [("regularizer", role) for role in ("source", "shifted") if role in own_recipe.regularizer.requires]
+    for name, role in requirements:
+        if getattr(suite, role) is None:
             expected = f"one that needs no [{role}], or a [{role}]"
-            raise Problem(f"recipe.{name}", found=str(getattr(given, name)), expected=expected)
-    if given is not None:
-        _possible(given, asked)
-    _one_kind(asked)
-    span = METRICS[asked.metric].span
-    if asked.margin >= span:
-        raise Problem("margin", found=f"{asked.margin:g}", expected=f"less than {span:g}: 0.02 of {asked.metric}, say")
-    return apart(asked)
+            raise Problem(f"recipe.{name}", found=str(getattr(own_recipe, name)), expected=expected)
+    if own_recipe is not None:
+        _check_recipe(own_recipe, suite)
+    _check_input_kinds(suite)
+    span = METRICS[suite.metric].span
+    if suite.margin >= span:
+        raise Problem("margin", found=f"{suite.margin:g}", expected=f"less than {span:g}: 0.02 of {suite.metric}, say")
+    return apart(suite)
 
 
-def _finished(checkpoint: Mapping[str, Any], table: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an audit. It looks once at one network, so that what is about training goes unheard, and is refused."""
-    odd = [key for key in OF_TRAINING if key in table] + [f"recipe.{key}" for key in recipe]
-    odd += ["recipe.training"] if "training" in table.get("recipe", {}) else []
-    odd += ["target.interventions"] if "interventions" in table["target"] else []
-    odd += ["backbone.weights"] if "weights" in table["backbone"] else []
-    if odd:
-        do = "leave it out; what was done is [checkpoint] believed" if odd[0] != "backbone.weights" else "name it as before"
-        raise Problem(odd[0], found="a key of training, beside [checkpoint]", expected="a finished network alone", do=do)
-    given = dict(checkpoint)
-    return {"looks": (1,), "tuning_seeds": 1, "scratch_budget": given.pop("scratch", None), **given}
+def _audit_fields(checkpoint: Mapping[str, Any], table: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an audit.
+
+    An audit evaluates one network once, so keys of training would have no effect and are refused.
+    """
+    refused = [key for key in OF_TRAINING if key in table] + [f"recipe.{key}" for key in recipe]
+    refused += ["recipe.training"] if "training" in table.get("recipe", {}) else []
+    refused += ["target.interventions"] if "interventions" in table["target"] else []
+    refused += ["backbone.weights"] if "weights" in table["backbone"] else []
+    if refused:
+        do = (
+            "leave it out; what training should have done goes into [checkpoint] believed"
+            if refused[0] != "backbone.weights"
+            else "name it as before"
+        )
+        raise Problem(
+            refused[0], found="a key of training in a suite with [checkpoint]", expected="only a finished network", do=do
+        )
+    fields = dict(checkpoint)
+    return {"looks": (1,), "tuning_seeds": 1, "scratch_budget": fields.pop("scratch", None), **fields}
 
 
-def _possible(recipe: Recipe, asked: Suite) -> None:
-    """Refuse words of a recipe that do not go together, or not with the rest."""
-    held = recipe.regularizer
-    needs = held.requires if held else ()
-    if "plain-head" in needs and deep(recipe.head):
-        expected = "l2-sp, ewc or distill, or a plain head: the source's cannot stand below another"
-        raise Problem("recipe.regularizer", found=f"{held}, beside head {recipe.head}", expected=expected)
-    if {"teacher", "shifted"} & {*needs} and asked.training:
-        lacking = "teacher" if "teacher" in needs else "images of another domain"
-        expected = f"the lab's own loop: training code is given no {lacking}"
-        raise Problem("recipe.regularizer", found=f"{held}, beside training", expected=expected)
-    if isinstance(recipe.finish, InterpolatePhase) and asked.training:
-        expected = "the lab's own loop: of training code nobody knows where its last phase began"
-        raise Problem("recipe.finish", found=f"{recipe.finish}, beside training", expected=expected)
-    if recipe.augment and isinstance(asked.train_preprocessing or asked.preprocessing, Spectrogram):
+def _check_recipe(recipe: Recipe, suite: Suite) -> None:
+    """Refuse combinations of values in a recipe, or with the rest of the suite, that cannot work."""
+    regularizer = recipe.regularizer
+    requires = regularizer.requires if regularizer else ()
+    if "plain-head" in requires and deep(recipe.head):
+        expected = "l2-sp, ewc or distill, or a linear head: the source's head cannot follow another layer"
+        raise Problem("recipe.regularizer", found=f"{regularizer} with head {recipe.head}", expected=expected)
+    if {"teacher", "shifted"} & {*requires} and suite.training:
+        missing = "teacher" if "teacher" in requires else "images of another domain"
+        expected = f"xferbench's own training loop: user training code gets no {missing}"
+        raise Problem("recipe.regularizer", found=f"{regularizer} with user training code", expected=expected)
+    if isinstance(recipe.finish, InterpolatePhase) and suite.training:
+        expected = "xferbench's own training loop: the start of the last phase of user code is unknown"
+        raise Problem("recipe.finish", found=f"{recipe.finish} with user training code", expected=expected)
+    if recipe.augment and isinstance(suite.train_preprocessing or suite.preprocessing, Spectrogram):
         raise Problem("recipe.augment", found=f"{recipe.augment} of spectrograms", expected="images", do="leave it out")
 
 
-def _one_kind(asked: Suite) -> None:
-    """Refuse a pipeline that is trained on one kind of input and served another."""
-    named = {
-        "backbone.preprocessing": asked.preprocessing,
-        "recipe.train_preprocessing": asked.train_preprocessing,
-        "recipe.serve_preprocessing": asked.serve_preprocessing,
+def _check_input_kinds(suite: Suite) -> None:
+    """Refuse a pipeline that is trained on one kind of input and serves another."""
+    preprocessings = {
+        "backbone.preprocessing": suite.preprocessing,
+        "recipe.train_preprocessing": suite.train_preprocessing,
+        "recipe.serve_preprocessing": suite.serve_preprocessing,
     }
-    kinds = {key: type(value).__name__.lower() for key, value in named.items() if value is not None}
-    odd = next((key for key in kinds if kinds[key] != next(iter(kinds.values()))), None)
-    if odd:
+    kinds = {key: type(value).__name__.lower() for key, value in preprocessings.items() if value is not None}
+    different = next((key for key in kinds if kinds[key] != next(iter(kinds.values()))), None)
+    if different:
         first, kind = next(iter(kinds.items()))
         kind = "spectrogram" if kind == "spectrogram" else "image"
-        raise Problem(f"{odd}.kind", found="another kind than that of " + first, expected=f'kind = "{kind}"')
+        raise Problem(f"{different}.kind", found="another kind than " + first, expected=f'kind = "{kind}"')
 
 
-def apart(asked: Suite) -> Suite:
-    """The same suite, if its judged seeds lie below those that settle choices.
+def apart(suite: Suite) -> Suite:
+    """Return the suite if its judged seeds are below those used for selection.
 
     Raises:
-        Problem: where they do not.
+        Problem: if they are not.
     """
-    if asked.seed + asked.looks[-1] > SEEDS:
-        found = f"{asked.seed}, with {asked.looks[-1]} seeds at the last look"
-        raise Problem("seed", found=found, expected=f"seeds below {SEEDS}, where those that settle choices begin")
-    return asked
+    if suite.seed + suite.looks[-1] > SEEDS:
+        found = f"{suite.seed}, with {suite.looks[-1]} seeds at the last look"
+        raise Problem("seed", found=found, expected=f"seeds below {SEEDS}, from which selection takes its seeds")
+    return suite
 
 
 def duration(text: str) -> float:
-    """Seconds of a text such as 90s, 20m or 2h.
+    """Return the seconds of a text such as 90s, 20m or 2h.
 
     Raises:
         Problem: for any other text.
@@ -192,7 +216,7 @@ def duration(text: str) -> float:
 
 
 def recipe(table: Mapping[str, Any]) -> Recipe:
-    """A recipe of the keys that [recipe] takes, where they are given alone.
+    """Return a recipe from the keys of [recipe] alone.
 
     Raises:
         Problem: for an unknown key, or a value that is not possible.
@@ -201,20 +225,20 @@ def recipe(table: Mapping[str, Any]) -> Recipe:
 
 
 def _recipe(table: Mapping[str, Any]) -> Recipe:
-    """A recipe: one phase, several, or a named strategy built from one phase."""
-    rest = dict(table)
-    whole = {name: rest.pop(name) for name in WHOLE if name in rest}
-    phases, strategy = rest.pop("phases", [{}]), rest.pop("strategy", None)
-    usual = RATES.get(strategy, Phase().lr) if strategy else Phase().lr
-    common = replace(Phase(lr=usual), **rest)
-    recipe = Recipe(phases=tuple(replace(common, **phase) for phase in phases), **whole)
+    """Return a recipe: one phase, several phases, or a named strategy with the settings of one phase."""
+    phase_fields = dict(table)
+    recipe_fields = {name: phase_fields.pop(name) for name in WHOLE if name in phase_fields}
+    phases, strategy = phase_fields.pop("phases", [{}]), phase_fields.pop("strategy", None)
+    default_lr = RATES.get(strategy, Phase().lr) if strategy else Phase().lr
+    common = replace(Phase(lr=default_lr), **phase_fields)
+    recipe = Recipe(phases=tuple(replace(common, **phase) for phase in phases), **recipe_fields)
     if strategy and "phases" in table:
         raise Problem("recipe.strategy", found="both strategy and phases", expected="one of them")
     if strategy:
-        recipe = replace(STRATEGIES[strategy](common), **whole)
-        _heard(strategy, STRATEGIES[strategy](common), table)
+        recipe = replace(STRATEGIES[strategy](common), **recipe_fields)
+        _check_effective(strategy, STRATEGIES[strategy](common), table)
     if recipe.init == "random" and recipe.transferred != "all":
-        expected = "all, where nothing is transferred"
+        expected = "all, because nothing is transferred"
         raise Problem("recipe.transferred", found=recipe.transferred, expected=expected, do="leave it out, or init")
     for phase in recipe.phases:
         if phase.warmup >= phase.steps:
@@ -222,14 +246,16 @@ def _recipe(table: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def _heard(strategy: str, made: Recipe, given: Mapping[str, Any]) -> None:
-    """Refuse a key that would go unheard, since the strategy sets it; it parts the steps among its phases."""
-    for name in given.keys() - {"strategy", "steps", "augment", "stop"}:
-        whole = name in WHOLE
-        own = {getattr(made, name)} if whole else {getattr(phase, name) for phase in made.phases}
-        kind = str(given[name]).partition(":")[0]  # mlp:64 is another head of the kind that the strategy has
-        free = whole and (own == {getattr(Recipe(), name)} or kind in {str(word or "").partition(":")[0] for word in own})
-        if given[name] not in own and not free:
-            expected = f"{' or '.join(sorted(map(rules.shown, own)))}, as the strategy {strategy} sets it"
-            found = rules.shown(given[name])
+def _check_effective(strategy: str, built: Recipe, table: Mapping[str, Any]) -> None:
+    """Refuse a key that has no effect because the strategy sets it; ``steps`` is divided among the strategy's phases."""
+    for name in table.keys() - {"strategy", "steps", "augment", "stop"}:
+        is_recipe_field = name in WHOLE
+        values = {getattr(built, name)} if is_recipe_field else {getattr(phase, name) for phase in built.phases}
+        kind = str(table[name]).partition(":")[0]  # mlp:64 is of the same kind as the strategy's head
+        is_free = is_recipe_field and (
+            values == {getattr(Recipe(), name)} or kind in {spelling.partition(":")[0] for spelling in values}
+        )
+        if table[name] not in values and not is_free:
+            expected = f"{' or '.join(sorted(map(rules.shown, values)))}, as the strategy {strategy} sets it"
+            found = rules.shown(table[name])
             raise Problem(f"recipe.{name}", found=found, expected=expected, do=f"leave {name} or strategy out")

@@ -20,7 +20,7 @@ from xferbench.engines import local
 def started():
     command, pipe = [sys.executable, "-m", "xferbench.engines.worker"], subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=local.MEMORY | os.environ, start_new_session=True)
-local._started = started
+local._start_process = started
 sys.exit(cli.main(sys.argv[1:]))
 """
 ONE = {"OMP_NUM_THREADS": "1"}

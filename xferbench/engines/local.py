@@ -1,4 +1,4 @@
-"""Worker processes on this machine, of one thread each on a CPU; one where there is an accelerator."""
+"""Worker processes on this machine: one thread each on a CPU, or a single worker with an accelerator. Starts processes."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     Call = Callable[..., Future[Any]]
 
 
-# glibc gives large blocks back to the system at once, and every layer of a network asks for them anew: a third of the time
-# of a ResNet-18 on images of 224 px went into that. Elsewhere these words mean nothing.
+# glibc returns large blocks to the system immediately, and every layer of a network allocates them again. This took a third
+# of the time of a ResNet-18 on images of 224 px. Other C libraries ignore these variables.
 MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
-PATIENCE = 5.0  # seconds that a worker without a caller has to end by itself
+PATIENCE = 5.0  # time for a worker without a caller to exit by itself
 
 
-class WorkerDied(RuntimeError):  # noqa: N818 - what happened, not whose error it was
-    """A worker process ended in the middle of a call: killed, out of memory, or crashed in native code."""
+class WorkerDied(RuntimeError):  # noqa: N818 - the name says what happened
+    """A worker process ended during a call: it was killed, ran out of memory, or crashed in native code."""
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _started() -> subprocess.Popen[bytes]:
+def _start_process() -> subprocess.Popen[bytes]:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     command = [sys.executable, "-m", "xferbench.engines.worker"]
     return subprocess.Popen(
@@ -41,8 +41,8 @@ def _started() -> subprocess.Popen[bytes]:
     )
 
 
-def _asked(process: subprocess.Popen[bytes], function: str, arguments: tuple[Any, ...]) -> Any:
-    """The worker's answer; None where it is gone."""
+def _call(process: subprocess.Popen[bytes], function: str, arguments: tuple[Any, ...]) -> Any:
+    """Return the worker's result, or None if the worker is dead."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -52,8 +52,8 @@ def _asked(process: subprocess.Popen[bytes], function: str, arguments: tuple[Any
     return receive(process.stdout)
 
 
-def _ended(process: subprocess.Popen[bytes]) -> None:
-    """Close a worker's pipes, which ends it, and wait for it."""
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Close a worker's pipes, which ends it, and wait for its exit."""
     assert process.stdin is not None
     assert process.stdout is not None
     with suppress(BrokenPipeError):
@@ -68,40 +68,43 @@ def _ended(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def workers(count: int) -> Iterator[Call]:
-    """Start processes; yields ``call("module:function", *arguments) -> Future``. A call whose worker dies raises WorkerDied.
+    """Start worker processes and yield ``call("module:function", *arguments) -> Future``.
 
-    They are started at once, so that importing torch runs beside whatever comes first, and killed at the end.
+    The workers start immediately, so that they import torch while the caller prepares its work, and are killed at the end.
+
+    Raises:
+        WorkerDied: in the future, if the worker dies during the call.
     """
-    idle: SimpleQueue[subprocess.Popen[bytes] | None] = SimpleQueue()  # None: one that is to be started in a dead one's place
+    idle: SimpleQueue[subprocess.Popen[bytes] | None] = SimpleQueue()  # None: start a replacement for a dead worker
     alive: dict[int, subprocess.Popen[bytes]] = {}
 
-    def begun() -> subprocess.Popen[bytes]:
-        process = _started()
+    def start() -> subprocess.Popen[bytes]:
+        process = _start_process()
         alive[process.pid] = process
         return process
 
-    def carried_out(function: str, *arguments: Any) -> Any:
-        process, answer = idle.get() or begun(), None
+    def run(function: str, *arguments: Any) -> Any:
+        process, answer = idle.get() or start(), None
         try:
-            answer = _asked(process, function, arguments)
+            answer = _call(process, function, arguments)
         finally:
             if answer is None:
-                _ended(alive.pop(process.pid))
+                _stop(alive.pop(process.pid))
                 idle.put(None)
         if answer is None:
             code = process.returncode
             raise WorkerDied(f"a worker process ended with exit status {code} (out of memory, killed, or a native crash)")
         idle.put(process)
-        good, value = answer
-        if not good:
+        succeeded, value = answer
+        if not succeeded:
             raise value
         return value
 
     pool = ThreadPoolExecutor(count)
     try:
         for _ in range(count):
-            idle.put(begun())
-        yield lambda function, *arguments: pool.submit(carried_out, function, *arguments)
+            idle.put(start())
+        yield lambda function, *arguments: pool.submit(run, function, *arguments)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(alive.values()):
@@ -109,4 +112,4 @@ def workers(count: int) -> Iterator[Call]:
         pool.shutdown(wait=True)
         for process in alive.values():
             process.kill()
-            _ended(process)
+            _stop(process)

@@ -1,7 +1,7 @@
-"""A process that computes: it reads calls from its standard input and writes answers to its standard output, until that ends.
+"""A worker process: it reads calls from standard input and writes results to standard output. Imports torch.
 
-A process of its own, and not a fork or a pool, so that neither the caller's main module is imported again nor a killed
-caller leaves orphans: the pipe's end ends the worker.
+It is a separate process instead of a fork or a pool. The caller's main module is therefore not imported again, and a killed
+caller leaves no orphans: the end of the pipe ends the worker.
 """
 
 from __future__ import annotations
@@ -21,59 +21,59 @@ from xferbench.problem import Problem
 
 
 def main() -> None:
-    """Serve until the pipe is closed."""
+    """Serve calls until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What a library prints must not fall among the answers, nor what it reads be a call.
-    questions, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    # A library must neither print into the results nor read a call.
+    requests, results = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
     calls: SimpleQueue[bytes] = SimpleQueue()
-    Thread(target=_listen, args=(questions, calls), daemon=True).start()
+    Thread(target=_listen, args=(requests, calls), daemon=True).start()
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.backends.cudnn.deterministic = True  # bit-identity is promised per device
     while True:
-        answer = _answer(*pickle.loads(calls.get()))
+        result = _run_call(*pickle.loads(calls.get()))
         with suppress(BrokenPipeError):
-            send(answers, answer)
+            send(results, result)
 
 
-def _listen(questions: IO[bytes], calls: SimpleQueue[bytes]) -> None:
-    """Take calls in; end the process in the middle of one when the caller is gone, since nobody waits for the answer."""
-    while (call := _packed(questions)) is not None:
+def _listen(requests: IO[bytes], calls: SimpleQueue[bytes]) -> None:
+    """Read calls; end the process, even during a call, if the caller is gone, because the result is not needed."""
+    while (call := _read_bytes(requests)) is not None:
         calls.put(call)
     os._exit(0)
 
 
-def _answer(function: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
-    """Whether a call went well, and its result or what is to be raised where it came from."""
+def _run_call(function: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+    """Return whether a call succeeded, and its result or the exception to raise in the caller."""
     module, _, name = function.partition(":")
     try:
         return True, getattr(importlib.import_module(module), name)(*arguments)
     except Problem as problem:
         return False, problem
     except OSError as error:
-        return False, OSError(str(error))  # plain, for its own class may not be known on the other side
-    except Exception as error:  # noqa: BLE001 - likewise
+        return False, OSError(str(error))  # a subclass may be unknown to the caller
+    except Exception as error:  # noqa: BLE001 - its class may be unknown to the caller
         return False, RuntimeError("".join(traceback.format_exception(error)))
 
 
 def send(pipe: IO[bytes], value: Any) -> None:
-    """Write one value, its length first."""
+    """Write one value, preceded by its length."""
     packed = pickle.dumps(value, protocol=5)
     pipe.write(len(packed).to_bytes(8, "little") + packed)
     pipe.flush()
 
 
 def receive(pipe: IO[bytes]) -> Any:
-    """Read one value; None where the other end is gone."""
-    packed = _packed(pipe)
+    """Read one value; None if the other end is closed."""
+    packed = _read_bytes(pipe)
     return None if packed is None else pickle.loads(packed)
 
 
-def _packed(pipe: IO[bytes]) -> bytes | None:
+def _read_bytes(pipe: IO[bytes]) -> bytes | None:
     header = pipe.read(8)
     size = int.from_bytes(header, "little")
     packed = pipe.read(size) if len(header) == 8 else b""

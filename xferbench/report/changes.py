@@ -32,9 +32,7 @@ def changes(comparison: Comparison, cache: Path | None = None) -> str:
         limits(axes, [one.margin for one in shown], factor)
         for number, one in enumerate(shown):
             top, look = number * (HEAD + ROW), held.LOOK[one.decision]
-            beside(
-                axes, top + HEAD / 2, text.short(held.what(one), 40), one.decision, weight="bold", colour=WORD.get(look, INK)
-            )
+            beside(axes, top + HEAD / 2, text.short(held.what(one), 40), one.decision, weight="bold", color=WORD.get(look, INK))
             beside(axes, top + HEAD + ROW / 2, held.levels(one), held.change(one))
             bounds = (one.change, one.low, one.high)
             colour = VERDICT.get(look, MUTED)

@@ -1,6 +1,6 @@
-"""Figures that were drawn before, kept as files under the content of what is drawn and of the code that draws it.
+"""Cache of figures: files named by the content of a figure and by the code that draws it. Reads and writes the cache folder.
 
-What cannot be named by its content is drawn each time. A file that is not whole is drawn again.
+A figure without a content key is drawn each time, and a damaged file is replaced.
 """
 
 from __future__ import annotations
@@ -24,48 +24,51 @@ from xferbench.core import files
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LIMIT = 64 * 2**20  # bytes of kept figures
+LIMIT = 64 * 2**20  # bytes of cached figures
 LIBRARIES = ("matplotlib", "numpy", "pandas")
 
 
-def kept(folder: Path | None, of: Any, draw: Callable[[], str]) -> str:
-    """The drawing of something, from the folder if it holds it. Without a folder, or a name for the content, it is drawn."""
-    name = None if folder is None else named(of)
-    file = None if folder is None or name is None else folder / f"{name}.svg"
-    found = None if file is None else _read(file)
-    if found is None:
-        found = draw()
+def kept(folder: Path | None, content: Any, draw: Callable[[], str]) -> str:
+    """Return a figure, from the cache folder if it is there.
+
+    Without a folder or a content key, the figure is drawn.
+    """
+    key = None if folder is None else named(content)
+    file = None if folder is None or key is None else folder / f"{key}.svg"
+    drawing = None if file is None else _read(file)
+    if drawing is None:
+        drawing = draw()
         if file is not None:
-            _write(file, found)
-    return found
+            _write(file, drawing)
+    return drawing
 
 
-def named(of: Any) -> str | None:
-    """A name for what is drawn and the code that draws it; None where either has none."""
+def named(content: Any) -> str | None:
+    """Return the key of a figure's content and of the code that draws it; None if either has no key."""
     try:
-        return digest((_code(), of))
+        return digest((_code(), content))
     except (TypeError, OSError, PackageNotFoundError):
         return None
 
 
 def own(function: Callable[..., object]) -> bool:
-    """Whether a function is one of this package's modules, whose code is part of the content's name."""
+    """Return whether a function belongs to this package, whose code is part of the content key."""
     module = str(getattr(function, "__module__", ""))
-    plain = getattr(sys.modules.get(module), getattr(function, "__qualname__", ""), None) is function
-    return plain and module.partition(".")[0] == __name__.partition(".")[0]
+    is_plain = getattr(sys.modules.get(module), getattr(function, "__qualname__", ""), None) is function
+    return is_plain and module.partition(".")[0] == __name__.partition(".")[0]
 
 
 def digest(value: Any) -> str:
-    """A name for a value made of plain values, arrays and dataclasses, exact to the last bit.
+    """Return a key for a value made of plain values, arrays and dataclasses, exact to the last bit.
 
     Raises:
-        TypeError: for anything else.
+        TypeError: for any other value.
     """
-    found = blake2b(digest_size=20)
+    hasher = blake2b(digest_size=20)
     for part in _parts(value):
-        found.update(len(part).to_bytes(8, "little"))
-        found.update(part)
-    return found.hexdigest()
+        hasher.update(len(part).to_bytes(8, "little"))
+        hasher.update(part)
+    return hasher.hexdigest()
 
 
 def _parts(value: Any) -> Iterator[bytes | memoryview]:
@@ -76,23 +79,23 @@ def _parts(value: Any) -> Iterator[bytes | memoryview]:
         yield np.ascontiguousarray(value).reshape(-1).view(np.uint8).data if value.size else b""
     elif is_dataclass(value) and not isinstance(value, type):
         yield f"{type(value).__qualname__} {len(fields(value))}".encode()
-        for one in fields(value):
-            yield from _parts(getattr(value, one.name))
+        for field in fields(value):
+            yield from _parts(getattr(value, field.name))
     elif isinstance(value, Mapping):
         yield f"mapping {len(value)}".encode()
         for item in value.items():
             yield from _parts(item)
     elif isinstance(value, tuple | list):
         yield f"sequence {len(value)}".encode()
-        for one in value:
-            yield from _parts(one)
+        for item in value:
+            yield from _parts(item)
     else:
-        raise TypeError(f"no name for the content of {type(value)}")
+        raise TypeError(f"no content key for {type(value)}")
 
 
 @cache
 def _code() -> str:
-    """A name for all code of this package and for the libraries that draw."""
+    """Return a key for the code of this package and for the libraries that draw."""
     root = Path(__file__).parents[1]
     files = sorted(root.rglob("*.py"))
     if not files:
@@ -103,8 +106,8 @@ def _code() -> str:
 
 def _read(file: Path) -> str | None:
     try:
-        sum_, _, body = file.read_bytes().partition(b"\n")
-        if blake2b(body).hexdigest().encode() != sum_:
+        checksum, _, body = file.read_bytes().partition(b"\n")
+        if blake2b(body).hexdigest().encode() != checksum:
             return None
         os.utime(file)
         return body.decode()
@@ -113,24 +116,24 @@ def _read(file: Path) -> str | None:
 
 
 def _write(file: Path, drawing: str) -> None:
-    """Keep a drawing; a disk that is full costs the next report a moment, nothing else."""
+    """Write a figure to the cache; if the disk is full, the next report draws it again."""
     body = drawing.encode("utf-8", "replace")
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with files.replace_atomically(file) as part:
-            part.write_bytes(blake2b(body).hexdigest().encode() + b"\n" + body)
+        with files.replace_atomically(file) as temporary:
+            temporary.write_bytes(blake2b(body).hexdigest().encode() + b"\n" + body)
 
 
 def trim(folder: Path, limit: int = LIMIT) -> None:
     """Delete the least recently used figures until the folder is within its limit, in bytes."""
-    used = []
+    files = []
     with suppress(OSError):
         for file in folder.iterdir():
             with suppress(FileNotFoundError):  # another report may be trimming too
-                used.append((file.stat().st_mtime, file.stat().st_size, file))
-    held = 0
-    for _, size, file in sorted(used, reverse=True):
-        held += size
-        if held > limit:
+                files.append((file.stat().st_mtime, file.stat().st_size, file))
+    total = 0
+    for _, size, file in sorted(files, reverse=True):
+        total += size
+        if total > limit:
             with suppress(OSError):
                 file.unlink()

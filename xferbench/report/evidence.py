@@ -1,4 +1,4 @@
-"""What goes with a report for those who must sign it: a SHA-256 manifest of all inputs and outputs. It claims no compliance."""
+"""The provenance of a run: a SHA-256 manifest of all inputs and outputs. Pure. It claims no compliance with any standard."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from xferbench.record import Run
 
 SCHEMA = 1
-OWN = ("schema", "claim", "run", "frozen", "environment", "outputs")  # keys of the file that are not the run's evidence
+OWN = ("schema", "claim", "run", "frozen", "environment", "outputs")  # keys of the file that are not the run's provenance
 EVIDENCE, SUMS = "evidence.json", "SHA256SUMS"
 CLAIM = "This report claims no compliance with any standard."
 
 
 def render(run: Run, of_run: str, outputs: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The two files of a run's evidence; none for a run that has none, as of an older version.
+    """Return the two provenance files of a run; empty for a run of an older version without provenance.
 
     Args:
-        run: what was run, on what, with which plan.
-        of_run: digest of its results, as the files beside them have it.
-        outputs: every other file of the run, as it is about to be written.
+        run: the run.
+        of_run: digest of its results, as in the files next to it.
+        outputs: every other file of the run, with the content to be written.
     """
     if not run.evidence:
         return {}
-    own = {
+    header = {
         "schema": SCHEMA,
         "claim": CLAIM,
         "run": of_run,
@@ -38,17 +38,17 @@ def render(run: Run, of_run: str, outputs: Mapping[str, bytes]) -> dict[str, byt
         "environment": run.environment,
         "outputs": [{"name": name, "bytes": len(data), "sha256": _sha256(data)} for name, data in outputs.items()],
     }
-    told = (json.dumps(plain({**own, **run.evidence}), allow_nan=False, indent=1) + "\n").encode()
-    return {EVIDENCE: told, SUMS: sums({**outputs, EVIDENCE: told}).encode("utf-8", "surrogateescape")}
+    content = (json.dumps(plain({**header, **run.evidence}), allow_nan=False, indent=1) + "\n").encode()
+    return {EVIDENCE: content, SUMS: sums({**outputs, EVIDENCE: content}).encode("utf-8", "surrogateescape")}
 
 
 def sums(files: Mapping[str, bytes]) -> str:
-    """Lines for ``sha256sum --check``; a name with a backslash or an end of line is escaped as coreutils escape it."""
+    """Return lines for ``sha256sum --check``; backslashes and line ends in names are escaped as in coreutils."""
     return "".join(line(name, _sha256(data)) for name, data in files.items())
 
 
 def line(name: str, sha256: str) -> str:
-    """One such line."""
+    """Return one line for ``sha256sum --check``."""
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     return f"{chr(92) if escaped != name else ''}{sha256}  {escaped}\n"
 
@@ -58,10 +58,10 @@ def _sha256(data: bytes) -> str:
 
 
 def read(file: BinaryIO) -> tuple[str, tuple[dict[str, Any]]]:
-    """Of which results a file of evidence is, and what it says of the run beside them.
+    """Return the digest of the results that a provenance file belongs to, and its statements about the run.
 
     Raises:
-        ValueError, KeyError, TypeError: where it is broken.
+        ValueError, KeyError, TypeError: if the file is damaged.
     """
-    told = json.load(file)
-    return told["run"], ({name: value for name, value in told.items() if name not in OWN},)
+    values = json.load(file)
+    return values["run"], ({name: value for name, value in values.items() if name not in OWN},)

@@ -1,4 +1,7 @@
-"""Figures of a run: tables of :mod:`~xferbench.report.frames` are drawn, labels standing above what they name."""
+"""Draw the figures of a run from the tables of :mod:`~xferbench.report.frames`.
+
+Writes to the figure cache. Labels are above what they name.
+"""
 
 from __future__ import annotations
 
@@ -23,40 +26,40 @@ if TYPE_CHECKING:
     Axes: TypeAlias = Any
 
 VERDICT = {"FAIL": VERMILION, "PASS": GREEN, "INCONCLUSIVE": ORANGE, "ERROR": PURPLE}
-MARGINS = 0.24  # inches, left and right together
-LARGEST = 120_000  # characters of SVG; a plugin's picture of more points than that becomes an image
+MARGINS = 0.24  # inches, sum of left and right
+LARGEST = 120_000  # characters of SVG; a larger plot of a plugin becomes an image
 DASHES = ("-", "-.", ":")
 
 
 def retained(groups: Sequence[frames.Group], cache: Path | None = None) -> str:
-    """Share of pretraining's benefit that each failure has left; empty where none could be had."""
+    """Draw the share of the benefit of pretraining that each failure retains; empty if there are no values."""
     shown = [group for group in groups if group[0].benefit_retained is not None]
     if not shown:
         return ""
-    least, most = -0.5, 1.25  # beyond it a value is drawn at the edge, and said in words
+    least, most = -0.5, 1.25  # a value outside is drawn at the edge and given in the label
 
     def draw(figure: svg.Figure) -> None:
         axes = _rows(figure, len(shown), 0.42)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.axvline(1, color=GREEN, linewidth=1.2, linestyle="--")
-        for place, group in enumerate(shown):
-            value, colour = group[0].benefit_retained or 0.0, VERDICT.get(group[0].verdict, MUTED)
+        for row, group in enumerate(shown):
+            value, color = group[0].benefit_retained or 0.0, VERDICT.get(group[0].verdict, MUTED)
             end = min(max(value, least), most)
-            _label(axes, place, f"{text.short(frames.check(group[0]), 36)}  {group[0].verdict}", text.percent(value, 0))
-            axes.plot([0, end], [place + 0.55] * 2, color=colour, linewidth=7, alpha=0.35, solid_capstyle="butt")
+            _label(axes, row, f"{text.short(frames.check(group[0]), 36)}  {group[0].verdict}", text.percent(value, 0))
+            axes.plot([0, end], [row + 0.55] * 2, color=color, linewidth=7, alpha=0.35, solid_capstyle="butt")
             axes.plot(
-                [end], [place + 0.55], color=colour, marker="o" if end == value else "<" if value < least else ">", markersize=6
+                [end], [row + 0.55], color=color, marker="o" if end == value else "<" if value < least else ">", markersize=6
             )
         axes.set(xlim=(least - 0.05, most + 0.05), xticks=[-0.5, 0, 0.5, 1], xticklabels=["−50 %", "0", "50 %", "100 %"])
         axes.set_xlabel("benefit of pretraining that is retained")
 
-    told = "; ".join(f"{text.line(frames.check(one))} {text.percent(one.benefit_retained, 0)}" for one, *_ in shown)
-    label = f"Benefit retained by check: {told}"
+    values = "; ".join(f"{text.line(frames.check(first))} {text.percent(first.benefit_retained, 0)}" for first, *_ in shown)
+    label = f"Benefit retained by check: {values}"
     return drawn.kept(cache, ("retained", shown), lambda: svg.inline(draw, label, height=0.42 * len(shown) + 0.62))
 
 
 def paired(rows: Sequence[frames.Paired], margin: float | None, unit: str, cache: Path | None = None) -> str:
-    """Harm of each seed, the mean and its bounds, for the judged arm and below it for each induced one; empty without any."""
+    """Draw the harm of each seed with the mean and its bounds, for the judged arm and each induced arm; empty without any."""
     shown = [row for row in rows if row[1]]
     if not shown:
         return ""
@@ -65,32 +68,32 @@ def paired(rows: Sequence[frames.Paired], margin: float | None, unit: str, cache
     def draw(figure: svg.Figure) -> None:
         axes = _rows(figure, len(shown), 0.62)
         limits(axes, [margin], factor)
-        for place, (name, by_seed, bounds) in enumerate(shown):
-            colour = _colour(name.replace(": ", ":"), place - 1)
-            _label(axes, place, text.short(name, 38), text.bounded(bounds, unit))
+        for row, (name, by_seed, bounds) in enumerate(shown):
+            color = _color(name.replace(": ", ":"), row - 1)
+            _label(axes, row, text.short(name, 38), text.bounded(bounds, unit))
             harms = factor * np.array(list(by_seed.values()))
-            spread = np.linspace(-0.12, 0.12, len(harms)) if len(harms) > 1 else np.zeros(1)
+            offsets = np.linspace(-0.12, 0.12, len(harms)) if len(harms) > 1 else np.zeros(1)
             axes.plot(
                 harms,
-                place + 0.5 + spread,
-                color=colour,
+                row + 0.5 + offsets,
+                color=color,
                 linestyle="none",
                 marker="o",
                 markersize=4,
                 alpha=0.55,
                 markeredgewidth=0,
             )
-            interval(axes, place + 0.78, bounds, factor, color=colour, marker="D", linewidth=2.2)
+            interval(axes, row + 0.78, bounds, factor, color=color, marker="D", linewidth=2.2)
         axes.set_xlabel(f"harm in {text.in_words(unit)}, one dot a seed")
 
-    told = "; ".join(f"{name} {text.bounded(bounds, unit)} over {len(by_seed)} seeds" for name, by_seed, bounds in shown)
-    label = f"Harm by seed, in {text.in_words(unit)}: {told}"
-    of = ("paired", shown, margin, unit)
-    return drawn.kept(cache, of, lambda: svg.inline(draw, label, height=0.62 * len(shown) + 0.62))
+    values = "; ".join(f"{name} {text.bounded(bounds, unit)} over {len(by_seed)} seeds" for name, by_seed, bounds in shown)
+    label = f"Harm by seed, in {text.in_words(unit)}: {values}"
+    content = ("paired", shown, margin, unit)
+    return drawn.kept(cache, content, lambda: svg.inline(draw, label, height=0.62 * len(shown) + 0.62))
 
 
 def learning(curves: Mapping[str, frames.Curve], cache: Path | None = None) -> str:
-    """Training loss and validation accuracy by step: the mean over seeds, in a band from the least to the greatest."""
+    """Draw training loss and validation accuracy by step: the mean over seeds in a band from minimum to maximum."""
     if not curves:
         return ""
     names = list(curves)
@@ -106,24 +109,22 @@ def learning(curves: Mapping[str, frames.Curve], cache: Path | None = None) -> s
         for axes, column, title in zip(sides, ("loss", "accuracy"), ("training loss", "validation accuracy"), strict=True):
             for name, curve in curves.items():
                 mean, least, greatest = getattr(curve, column).T
-                colour = _colour(name, induced.index(name) if name in induced else 0)
-                axes.fill_between(curve.steps, least, greatest, color=colour, alpha=0.15, linewidth=0)
+                color = _color(name, induced.index(name) if name in induced else 0)
+                axes.fill_between(curve.steps, least, greatest, color=color, alpha=0.15, linewidth=0)
                 dashes = (
                     "--" if name == "scratch" else DASHES[induced.index(name) // len(INDUCED) % 3] if name in induced else "-"
                 )
                 axes.plot(
                     curve.steps,
                     mean,
-                    color=colour,
+                    color=color,
                     linestyle=dashes,
                     marker="o" if len(mean) == 1 else "",
                     label=text.short(name.replace(":", ": "), 28),
                 )
             axes.set(xlabel="step")
             axes.set_title(title, fontsize=9)
-        if (
-            max(np.nanmax(curve.loss, initial=0.0) for curve in curves.values()) > 20
-        ):  # one that diverged would flatten the others
+        if max(np.nanmax(curve.loss, initial=0.0) for curve in curves.values()) > 20:  # a diverged arm would flatten the others
             sides[0].set_yscale("log")
         handles, labels = sides[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="upper left", ncols=2, borderaxespad=0.2)
@@ -135,35 +136,35 @@ def learning(curves: Mapping[str, frames.Curve], cache: Path | None = None) -> s
 
 
 def picture(plugin: Plugin, run: Run, cache: Path | None = None, content: str = "") -> str:
-    """Draw the plugin's own picture; one that crashes says so in its place, since the verdicts do not depend on it.
+    """Draw the plugin's own plot. A crash is reported in its place, because the verdicts do not depend on the plot.
 
     Args:
-        plugin: the picture of a package other than this one is drawn each time, since its code may have changed.
-        run: what is drawn of.
-        cache: folder of figures that were drawn before; None draws.
-        content: the run's name, by :func:`xferbench.report.drawn.named`; without one the picture is drawn each time.
+        plugin: the plugin. The plot of a third-party plugin is drawn each time, because its code may have changed.
+        run: the run to draw.
+        cache: folder of cached figures; None disables the cache.
+        content: content key of the run, by :func:`xferbench.report.drawn.named`; without it, the plot is drawn each time.
     """
-    drawing = plugin.picture
-    if drawing is None:
+    plot = plugin.picture
+    if plot is None:
         return ""
 
     def draw(figure: svg.Figure) -> None:
         figure.set_layout_engine("constrained")
-        drawing(figure.add_subplot(), run)
+        plot(figure.add_subplot(), run)
 
-    def whole() -> str:
-        found = svg.inline(draw, label, height=3.2)
-        return found if len(found) <= LARGEST else svg.image(draw, label, height=3.2)
+    def render() -> str:
+        drawing = svg.inline(draw, label, height=3.2)
+        return drawing if len(drawing) <= LARGEST else svg.image(draw, label, height=3.2)
 
     label = f"The picture of {text.line(plugin.id)}: {text.line(plugin.question)}"
     try:
-        return drawn.kept(cache if content and drawn.own(drawing) else None, ("picture", plugin.id, label, content), whole)
-    except Exception as error:  # noqa: BLE001 - a third party's drawing must not cost the report
+        return drawn.kept(cache if content and drawn.own(plot) else None, ("picture", plugin.id, label, content), render)
+    except Exception as error:  # noqa: BLE001 - a third party's plot must not cost the report
         return f"<p>This plugin's picture could not be drawn: {escape(text.line(f'{type(error).__name__}: {error}'))}</p>"
 
 
 def _rows(figure: svg.Figure, rows: int, row: float) -> Axes:
-    """Axes for rows of a fixed height in inches, counted from the top, each with its label above it."""
+    """Return axes for rows of a fixed height in inches, counted from the top; each row has its label above it."""
     height = figure.get_figheight()
     bottom = 0.48 / height
     axes = figure.add_axes((MARGINS / 2 / WIDTH, bottom, 1 - MARGINS / WIDTH, row * rows / height))
@@ -172,15 +173,15 @@ def _rows(figure: svg.Figure, rows: int, row: float) -> Axes:
     return axes
 
 
-def _label(axes: Axes, place: float, left: str, right: str) -> None:
-    ground = {"facecolor": CARD, "edgecolor": "none", "pad": 1.5}  # lines of the axes do not run through words
-    for side, words, align in ((0, left, "left"), (1, right, "right")):
-        axes.text(side, place + 0.07, words, transform=axes.get_yaxis_transform(), va="top", ha=align, bbox=ground)
+def _label(axes: Axes, row: float, left: str, right: str) -> None:
+    background = {"facecolor": CARD, "edgecolor": "none", "pad": 1.5}  # lines of the axes do not cross the text
+    for side, content, align in ((0, left, "left"), (1, right, "right")):
+        axes.text(side, row + 0.07, content, transform=axes.get_yaxis_transform(), va="top", ha=align, bbox=background)
 
 
 def interval(
     axes: Axes,
-    place: float,
+    y: float,
     mean: frames.Bounds,
     factor: float,
     *,
@@ -190,15 +191,15 @@ def interval(
     hollow: bool = False,
     span: tuple[float, float] = (-float("inf"), float("inf")),
 ) -> None:
-    """A value between its bounds; one beyond the span of the axis is an arrow at its edge."""
+    """Draw a value between its bounds; a value beyond the span of the axis is an arrow at its edge."""
     value, low, high = (None if number is None else factor * number for number in mean)
     if low is not None and high is not None and low <= span[1] and high >= span[0]:
         ends = [max(low, span[0]), min(high, span[1])]
-        axes.plot(ends, [place, place], color=color, linewidth=linewidth, solid_capstyle="butt")
+        axes.plot(ends, [y, y], color=color, linewidth=linewidth, solid_capstyle="butt")
     if value is not None:
         axes.plot(
             [min(max(value, span[0]), span[1])],
-            [place],
+            [y],
             color=color,
             marker=marker if span[0] <= value <= span[1] else "<" if value < span[0] else ">",
             markersize=4.5 if hollow else 6,
@@ -208,14 +209,14 @@ def interval(
 
 
 def limits(axes: Axes, margins: Sequence[float | None], factor: float) -> None:
-    """A line at no harm, and one at each margin."""
+    """Draw a line at no harm, and one at each margin."""
     axes.axvline(0, color=INK, linewidth=0.8)
     for margin in dict.fromkeys(margins):
         if margin is not None:
             axes.axvline(factor * margin, color=VERMILION, linewidth=1.2, linestyle="--")
 
 
-def _colour(name: str, number: int) -> str:
+def _color(name: str, number: int) -> str:
     return ARM.get(name) or INDUCED[number % len(INDUCED)]
 
 

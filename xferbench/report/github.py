@@ -1,4 +1,7 @@
-"""GitHub Actions: the job's summary, and one annotation for each verdict that asks for somebody."""
+"""GitHub Actions output: the job summary, and an annotation for each verdict that needs attention.
+
+Appends to the summary file.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ LEVEL = {"FAIL": "error", "ERROR": "error", "INCONCLUSIVE": "warning"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """One annotation; ``wanted`` are patterns of the line at which it stands, the likeliest first."""
+    """One annotation; ``wanted`` are patterns of the line to annotate, most likely first."""
 
     level: str
     title: str
@@ -30,32 +33,32 @@ class Note:
 
 
 def publish(run: Run, summary: str, *, environ: Mapping[str, str], stream: TextIO) -> None:
-    """Append the summary to the job's, and write the annotations to a stream; does nothing outside GitHub Actions.
+    """Append to the job summary and write the annotations to a stream; do nothing outside GitHub Actions.
 
     Raises:
-        OSError: where the job's summary cannot be written.
+        OSError: if the job summary cannot be written.
     """
     if environ.get("GITHUB_STEP_SUMMARY"):
         with Path(environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8", errors="replace") as file:
             file.write(summary + "\n")
     if environ.get("GITHUB_ACTIONS") == "true":
-        stream.write("".join(f"{one}\n" for one in commands(run, environ.get("GITHUB_WORKSPACE", ""))))
+        stream.write("".join(f"{command}\n" for command in commands(run, environ.get("GITHUB_WORKSPACE", ""))))
 
 
 def commands(run: Run, workspace: str = "") -> list[str]:
-    """One workflow command for each FAIL, ERROR and INCONCLUSIVE, at the line of the suite file that its patch is about.
+    """Return a workflow command for each FAIL, ERROR and INCONCLUSIVE, at the line of the suite file that its patch changes.
 
-    Of a gate one for each outcome that is worse, crashed, open, or a known FAIL.
+    For a gate, there is a command for each outcome that is worse, crashed or undecided, and for each known FAIL.
     """
     path = Path(str(run.suite.get("path") or run.suite.get("name") or "suite"))
     file = path.relative_to(workspace) if workspace and path.is_relative_to(workspace) else path
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    at = "" if run.suite.get("command") else f"file={_property(file)},"  # what was told by options stands in no file
+    location = "" if run.suite.get("command") else f"file={_property(file)},"  # options are in no file
     return [
-        f"::{one.level} {at}"
-        + (f"line={_line(lines, one.wanted)}," if at else "")
-        + f"title={_property(one.title)}::{_data(one.message)}"
-        for one in (_verdicts(run) if run.gate is None else _outcomes(run, run.gate))
+        f"::{note.level} {location}"
+        + (f"line={_line(lines, note.wanted)}," if location else "")
+        + f"title={_property(note.title)}::{_data(note.message)}"
+        for note in (_verdicts(run) if run.gate is None else _outcomes(run, run.gate))
     ]
 
 
@@ -73,21 +76,30 @@ def _verdicts(run: Run) -> list[Note]:
 
 
 def _outcomes(run: Run, gate: Comparison) -> list[Note]:
-    return [_outcome(one, frames.of(run, one)) for one in held.ordered(gate) if held.asks(one) or held.known(one)]
+    outcomes = held.ordered(gate)
+    return [_outcome(outcome, frames.of(run, outcome)) for outcome in outcomes if held.asks(outcome) or held.known(outcome)]
 
 
-def _outcome(one: Outcome, group: frames.Group) -> Note:
-    size = f"change {held.change(one)} {text.in_words(one.unit)}" if one.change is not None else ""
-    needed = group and one.decision in {"worse", "crashed"}
+def _outcome(outcome: Outcome, group: frames.Group) -> Note:
+    size = f"change {held.change(outcome)} {text.in_words(outcome.unit)}" if outcome.change is not None else ""
+    needed = group and outcome.decision in {"worse", "crashed"}
     return Note(
-        level=GATE.get(one.decision, "notice"),
-        title=f"{one.decision}: {held.what(one)}" if held.asks(one) else f"known: {held.what(one)}",
+        level=GATE.get(outcome.decision, "notice"),
+        title=f"{outcome.decision}: {held.what(outcome)}" if held.asks(outcome) else f"known: {held.what(outcome)}",
         message="; ".join(
             part
-            for part in (held.of(one), held.turn(one), size, held.reason(one), frames.action(group) if needed else "")
+            for part in (
+                held.of(outcome),
+                held.turn(outcome),
+                size,
+                held.reason(outcome),
+                frames.action(group) if needed else "",
+            )
             if part
         ),
-        wanted=(r"\s*\[recipe\]",) if held.is_subject(one) else _wanted(one.plugin, frames.patch(group) if group else ""),
+        wanted=(r"\s*\[recipe\]",)
+        if held.is_subject(outcome)
+        else _wanted(outcome.plugin, frames.patch(group) if group else ""),
     )
 
 
@@ -98,14 +110,14 @@ def _message(group: frames.Group) -> str:
 
 
 def _wanted(plugin: str, patch: str) -> tuple[str, ...]:
-    """Where the suite sets what the patch sets, or else names the plugin, or plugins at all."""
-    keys = [key[1] for one in patch.splitlines() if "# was" in one and (key := re.match(r"\s*([a-z_]+)\s*=", one))]
+    """Return patterns of the line that sets what the patch sets, or else names the plugin, or else lists plugins."""
+    keys = [key[1] for line in patch.splitlines() if "# was" in line and (key := re.match(r"\s*([a-z_]+)\s*=", line))]
     return (*(rf"\s*{key}\s*=" for key in keys), rf".*[\"']{re.escape(plugin)}[\"']", r"\s*plugins\s*=")
 
 
 def _line(lines: list[str], wanted: tuple[str, ...]) -> int:
-    """The first line that one of the patterns is found at; 1 where there is none."""
-    return next((number for one in wanted for number, found in enumerate(lines, start=1) if re.match(one, found)), 1)
+    """Return the number of the first line that matches a pattern, in the order of the patterns; 1 if none matches."""
+    return next((number for pattern in wanted for number, line in enumerate(lines, start=1) if re.match(pattern, line)), 1)
 
 
 def _data(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Pages are one file each: templates that share their head, every value escaped."""
+"""Fill in the HTML templates; every page is a single file and every value is escaped. Reads the templates."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 from xferbench.report import text
 
 
-def render(template: str, **told: Any) -> str:
-    """Fill in one of this package's templates; a value that it names and is not given is an error."""
+def render(template: str, **values: Any) -> str:
+    """Fill in one of this package's templates; a missing value is an error."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
         loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"line": text.line, "seconds": text.seconds, "percent": text.percent}
-    return environment.get_template(template).render(told)
+    return environment.get_template(template).render(values)
 
 
 def _template(name: str) -> str:

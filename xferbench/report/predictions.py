@@ -1,8 +1,8 @@
-"""``predictions.npz``: every cell of a run with its record, packed; no pickle.
+"""``predictions.npz``: every trial row of a run with its record, without pickle. Pure.
 
-``index`` is JSON in UTF-8: ``run`` (the digest of the ``results.json`` beside it), ``cells`` and ``records``. Records on the
-same examples make a set k: ``k/key`` names them, ``k/example``, ``k/label`` and ``k/group`` are there once, and
-``k/predicted``, ``k/p_true``, ``k/p_max``, ``k/sum_p2`` and ``k/probabilities`` have a row for each record.
+``index`` is JSON in UTF-8 with ``run`` (the digest of the ``results.json`` next to it), ``cells`` and ``records``. Records
+with the same examples form a set k. ``k/key`` contains their keys. ``k/example``, ``k/label`` and ``k/group`` are stored
+once. ``k/predicted``, ``k/p_true``, ``k/p_max``, ``k/sum_p2`` and ``k/probabilities`` have one row for each record.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OF_RECORD = ("fit", "scalars", "curve", "seconds", "fit_seconds", "place", "erro
 
 
 def pack(cells: Iterable[Cell], run: str) -> bytes:
-    """Give the file's content; each record is in it once, however many cells share it."""
+    """Return the content of the file; each record is stored once, even if several cells share it."""
     cells = tuple(cells)
     records = {cell.record.key: cell.record for cell in cells}
     index = {
@@ -43,45 +43,47 @@ def pack(cells: Iterable[Cell], run: str) -> bytes:
 def _sets(records: Mapping[str, Record]) -> dict[str, np.ndarray]:
     sets: dict[tuple[object, ...], dict[str, Predictions]] = {}
     for key, record in records.items():
-        told = record.predictions
-        if told is not None:
-            same = (*(getattr(told, name).tobytes() for name in COMMON), told.probabilities.shape[1])
-            sets.setdefault(same, {})[key] = told
+        predictions = record.predictions
+        if predictions is not None:
+            common = (*(getattr(predictions, name).tobytes() for name in COMMON), predictions.probabilities.shape[1])
+            sets.setdefault(common, {})[key] = predictions
     arrays: dict[str, np.ndarray] = {}
     for number, members in enumerate(sets.values()):
         first = next(iter(members.values()))
         arrays[f"{number}/key"] = np.array(list(members), dtype=np.str_)
         arrays |= {f"{number}/{name}": _narrow(getattr(first, name)) for name in COMMON}
-        arrays |= {f"{number}/{name}": _narrow(np.stack([getattr(one, name) for one in members.values()])) for name in STACKED}
+        arrays |= {
+            f"{number}/{name}": _narrow(np.stack([getattr(member, name) for member in members.values()])) for name in STACKED
+        }
     return arrays
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
-    """Signed integers in the fewest bytes that hold them; anything else unchanged."""
+    """Return signed integers in the smallest type that holds them; other values are unchanged."""
     if values.dtype.kind != "i" or not values.size:
         return values
-    least, most = int(values.min()), int(values.max())
-    kinds = (np.int8, np.int16, np.int32, np.int64)
-    return values.astype(next(kind for kind in kinds if np.iinfo(kind).min <= least and most <= np.iinfo(kind).max))
+    minimum, maximum = int(values.min()), int(values.max())
+    types = (np.int8, np.int16, np.int32, np.int64)
+    return values.astype(next(dtype for dtype in types if np.iinfo(dtype).min <= minimum and maximum <= np.iinfo(dtype).max))
 
 
 def unpack(file: BinaryIO) -> tuple[str, tuple[Cell, ...]]:
-    """Give the digest of the results that the file belongs to, and the cells.
+    """Return the digest of the results that the file belongs to, and the cells.
 
     Raises:
-        OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error: for a file that is not such a one.
+        OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error: if the file is not valid.
     """
     with np.load(file, allow_pickle=False) as arrays:
         index = json.loads(arrays["index"].tobytes())
-        told: dict[str, Predictions] = {}
+        predictions: dict[str, Predictions] = {}
         for number in range(sum(name.endswith("/key") for name in arrays.files)):
-            told |= _unpacked({name: arrays[f"{number}/{name}"] for name in ("key", *COMMON, *STACKED)})
-    records = {key: _record(key, entry, told.get(key)) for key, entry in index["records"].items()}
+            predictions |= _unpack_set({name: arrays[f"{number}/{name}"] for name in ("key", *COMMON, *STACKED)})
+    records = {key: _record(key, entry, predictions.get(key)) for key, entry in index["records"].items()}
     cells = tuple(Cell(**{name: entry[name] for name in OF_CELL}, record=records[entry["key"]]) for entry in index["cells"])
     return index["run"], cells
 
 
-def _unpacked(arrays: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
+def _unpack_set(arrays: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
     common = {name: _wide(arrays[name]) for name in COMMON}
     return {
         str(key): Predictions(**common, **{name: _wide(arrays[name][rank]) for name in STACKED})

@@ -1,7 +1,7 @@
-"""A drawing becomes inline SVG or an inline image, in colours that the page owns and colour-blind readers can tell apart.
+"""Render a drawing as inline SVG or as an inline image, in colors that color-blind readers can distinguish. Pure.
 
-Every colour is one of the page's, so that the page can give it another value on a dark ground; text is text, in the page's
-font. Figures are 440 CSS pixels wide, so that they can still be read on a phone.
+The page defines all colors, so that it can replace them on a dark background. Text stays text, in the page's font. Figures
+are 440 CSS pixels wide, so that they are readable on a phone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Figure: TypeAlias = Any
 
-CELLS = 400  # shapes of a collection, beyond which it becomes an image within the figure
+CELLS = 400  # number of shapes above which a collection becomes an image in the figure
 WIDTH = 4.6  # inches; 1 inch is 96 CSS pixels
 INK, MUTED, GRID, CARD = "#010101", "#767676", "#dedede", "#fefefe"
 CYCLE = BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
@@ -31,8 +31,8 @@ CYCLE = BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
     "#cc79a7",
     "#56b4e9",
 )  # Okabe-Ito
-FAIL, PASS, OPEN, ERROR = "#a84300", "#00694d", "#7d5500", "#8c3f6b"  # for words, which need more contrast than marks
-# the page's names of these colours; on a dark ground it gives them lighter values
+FAIL, PASS, OPEN, ERROR = "#a84300", "#00694d", "#7d5500", "#8c3f6b"  # for text, which needs more contrast than marks
+# the page's names of these colors; they are lighter on a dark background
 VARIABLES = {
     INK: "currentColor",
     MUTED: "var(--muted)",
@@ -78,24 +78,24 @@ STYLE: Mapping[str, Any] = {
 
 
 def inline(draw: Callable[[Figure], None], label: str, *, height: float) -> str:
-    """Draw into a figure and give it as inline SVG with a text alternative; the same input gives the same characters."""
+    """Draw a figure and return it as inline SVG with a text alternative; the output is deterministic."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    found = io.StringIO()
+    stream = io.StringIO()
     _save(
         draw,
         FigureCanvasSVG,
-        found,
+        stream,
         label,
         height,
         format="svg",
         metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
     )
-    body = found.getvalue()
+    body = stream.getvalue()
     inner = body[body.index(">", body.index("<svg")) + 1 :]
     inner = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inner, flags=re.DOTALL)
-    inner = re.sub(r' id="[\w.]+_\d+"', "", inner)  # unique in one figure only, and never referred to
-    inner = re.sub(r"(fill|stroke): (#[0-9a-f]{6})", lambda one: f"{one[1]}: {VARIABLES.get(one[2], one[2])}", inner)
+    inner = re.sub(r' id="[\w.]+_\d+"', "", inner)  # unique in one figure only, and never referenced
+    inner = re.sub(r"(fill|stroke): (#[0-9a-f]{6})", lambda match: f"{match[1]}: {VARIABLES.get(match[2], match[2])}", inner)
     inner = re.sub(r"(font-size: [\d.]+px; )font-family: [^;\"]*(?:; )?", r"\1", inner)
     inner = re.sub(r"font: (?:bold |700 )([\d.]+)px [^;\"]*", r"font-size: \1px; font-weight: bold", inner)
     inner = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", inner)
@@ -105,12 +105,12 @@ def inline(draw: Callable[[Figure], None], label: str, *, height: float) -> str:
 
 
 def image(draw: Callable[[Figure], None], label: str, *, height: float) -> str:
-    """Draw into a figure and give it as an inline PNG on a white ground."""
+    """Draw a figure and return it as an inline PNG on a white background."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    found = io.BytesIO()
-    _save(draw, FigureCanvasAgg, found, label, height, format="png", dpi=144, facecolor="white", metadata={"Software": None})
-    return f'<img alt="{escape(label)}" src="data:image/png;base64,{base64.b64encode(found.getvalue()).decode()}">'
+    stream = io.BytesIO()
+    _save(draw, FigureCanvasAgg, stream, label, height, format="png", dpi=144, facecolor="white", metadata={"Software": None})
+    return f'<img alt="{escape(label)}" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
 
 
 def _save(
@@ -118,26 +118,28 @@ def _save(
 ) -> None:
     from cycler import cycler
     from matplotlib import style as styles
-    from matplotlib.figure import Figure as Blank
+    from matplotlib.figure import Figure as NewFigure
     from matplotlib.ticker import LogFormatter, NullFormatter
 
-    # the salt makes the ids that are referred to differ between figures
+    # the salt makes referenced ids differ between figures
     style = {**STYLE, "axes.prop_cycle": cycler(color=CYCLE), "svg.hashsalt": label}
-    with styles.context(["default", style]), warnings.catch_warnings():  # whatever the reader's own settings are
-        warnings.filterwarnings("ignore", category=UserWarning)  # a glyph that the measuring font lacks, a layout too tight
-        figure = Blank(figsize=(WIDTH, height))
+    with styles.context(["default", style]), warnings.catch_warnings():  # independent of the user's settings
+        warnings.filterwarnings("ignore", category=UserWarning)  # a missing glyph in the measuring font, or a tight layout
+        figure = NewFigure(figsize=(WIDTH, height))
         canvas(figure)
         draw(figure)
         for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-            if isinstance(axis.get_major_formatter(), LogFormatter):  # it writes formulas, and names with a $ must be none
+            if isinstance(
+                axis.get_major_formatter(), LogFormatter
+            ):  # its labels are formulas, which are disabled for names with a $
                 axis.set_major_formatter(lambda value, _: f"{value:g}")
                 axis.set_minor_formatter(NullFormatter())
-        for collection in (one for axes in figure.axes for one in axes.collections):
-            collection.set_rasterized(_cells(collection) > CELLS)
+        for collection in (collection for axes in figure.axes for collection in axes.collections):
+            collection.set_rasterized(_shape_count(collection) > CELLS)
         figure.savefig(file, **{"dpi": 144} | options)
 
 
-def _cells(collection: Any) -> int:
-    """How many shapes a collection is drawn as: a heat map's cells, a scatter's points."""
+def _shape_count(collection: Any) -> int:
+    """Return the number of shapes in a collection: the cells of a heat map, or the points of a scatter plot."""
     values, offsets = collection.get_array(), collection.get_offsets()
     return max(0 if values is None else int(values.size), len(offsets))
