@@ -156,7 +156,7 @@ def test_pseudo_values_are_those_of_leaving_each_example_out(metric):
 def test_no_score_of_one_example_leaves_the_span(metric):
     some = [drawn(seed, shift=shift) for seed, shift in ((0, -4.0), (1, 0.0), (2, 4.0))]
     apart = [np.ptp([metrics.scores(one, metric)[1] for one in some], axis=0)]
-    assert np.max(apart) <= metrics._span(some[0], metric) + 1e-9
+    assert np.max(apart) <= metrics._score_span(some[0], metric) + 1e-9
 
 
 # contrasts
@@ -204,7 +204,7 @@ def test_groups_of_the_predictions_are_what_is_counted(metric):
 def test_the_bootstrap_widens_and_never_narrows(metric, group):
     cured, subject = [drawn(seed, group=group) for seed in range(3)], [drawn(seed + 9, group=group) for seed in range(3)]
     estimate, pseudo = metrics.contrast(sides(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05)
-    groups, span = (None if len(group) == 0 else group), metrics._span(cured[0], metric)
+    groups, span = (None if len(group) == 0 else group), metrics._score_span(cured[0], metric)
     alone = stats.crossed(pseudo, margin=0.02, alpha=0.05, groups=groups, span=span)  # groups here are all of one size
     assert estimate.harm == pytest.approx(alone.harm)
     assert estimate.low <= alone.low + 1e-12

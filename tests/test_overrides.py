@@ -77,7 +77,7 @@ def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
         ("=1", "--set =1", "the key ''", "KEY=VALUE"),
         ("a b=1", "--set a b=1", "the key 'a b'", "KEY=VALUE"),
         ("#=1", "--set #=1", "no key and value", "KEY=VALUE"),
-        ("name.of=1", "--set name.of=1", "\"ants-bees\" on the way to 'of'", "a table there"),
+        ("name.of=1", "--set name.of=1", "\"ants-bees\" above 'of'", "a table"),
         ("plugins.1=x", "--set plugins.1=x", "'1' in a list of 1", "counted from 0"),
         ("plugins.x.y=x", "--set plugins.x.y=x", "'x' in a list of 1", "counted from 0"),
     ],

@@ -247,7 +247,7 @@ def test_every_variant_has_a_row_with_its_name_below_its_plugin(run):
 
 def test_a_harm_far_beyond_the_margin_leaves_the_margin_visible(run):
     far = replace(run.findings[0], harm=-0.9, low=-0.95, high=-0.85)
-    least, most = forest._span([(far,)], 100.0)
+    least, most = forest._axis_range([(far,)], 100.0)
     assert least > -60
     assert most < 100 * 15 * 0.02 + 10
 

@@ -145,7 +145,7 @@ def test_examples_are_stored_once_and_a_shared_record_too(run):
 @pytest.mark.parametrize("values", [[0, 127], [0, 128], [-1, 127], [-129, 3], [0, 0], [2**40, -(2**40)], [2**63 - 1, -(2**63)]])
 def test_packed_integers_lose_nothing(values):
     values = np.array(values, dtype=np.int64)
-    assert predictions._wide(predictions._narrow(values)).tolist() == values.tolist()
+    assert predictions._widen(predictions._narrow(values)).tolist() == values.tolist()
 
 
 def test_results_are_plain_json_with_the_keys_of_the_contract(run, tmp_path, plainly):

@@ -348,7 +348,12 @@ WRONG = [
         '"random", as the strategy',
     ),
     ('[recipe] strategy = "discriminative"\n[recipe] layer_decay = 0.7', "[recipe] layer_decay", "0.7", "0.5, as the strategy"),
-    ('[recipe] strategy = "full"\n[[recipe.phases]]; lr = 1', "[recipe] strategy", "both strategy and phases", "one of them"),
+    (
+        '[recipe] strategy = "full"\n[[recipe.phases]]; lr = 1',
+        "[recipe] strategy",
+        "both strategy and phases",
+        "one of the two",
+    ),
     ("[recipe] phases = 3", "[recipe] phases", "3", "one [[recipe.phases]] or more"),
     ("[recipe] phases = []", "[recipe] phases", "[]", "one [[recipe.phases]] or more"),
     ("[recipe] phases = [3]", "[recipe] phases", "[3]", "one [[recipe.phases]] or more"),

@@ -32,7 +32,7 @@ def textbook(size: int, similar: bool, few: int = FEW) -> str:
     Raises:
         Problem: if the size is below 1.
     """
-    if _checked(size) >= few:
+    if _check_size(size) >= few:
         return WHOLE
     return FROZEN if similar else UPPER
 
@@ -49,12 +49,12 @@ def by_size(size: int) -> str:
     Raises:
         Problem: if the size is below 1.
     """
-    if _checked(size) < LEAST:
+    if _check_size(size) < LEAST:
         return FROZEN
     return UPPER if size <= MOST else WHOLE
 
 
-def _checked(size: int) -> int:
+def _check_size(size: int) -> int:
     if size < 1:
         raise Problem("no advice for an empty training set", found=f"{size} images", expected="1 or more")
     return size

@@ -31,7 +31,7 @@ TRIM = 0.25  # share of the runs removed at each end
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """Values with their bounds, three arrays of the same shape; NaN where there is no bound."""
+    """Values with their bounds, three arrays of the same shape; a missing bound is NaN."""
 
     value: np.ndarray
     low: np.ndarray
@@ -69,8 +69,8 @@ def mean_rank(scores: Scores) -> Interval:
 
 def ranks(mean: np.ndarray) -> np.ndarray:
     """Return ranks [..., R, T] among the R recipes; 1 is the highest mean, and ties share a rank."""
-    means, others = mean[..., :, None, :], mean[..., None, :, :]
-    rank: np.ndarray = (others > means).sum(-2) + (others == means).sum(-2) / 2 + 0.5
+    own_mean, other_mean = mean[..., :, None, :], mean[..., None, :, :]
+    rank: np.ndarray = (other_mean > own_mean).sum(-2) + (other_mean == own_mean).sum(-2) / 2 + 0.5
     return rank
 
 
@@ -82,7 +82,7 @@ def profiles(scores: Scores, taus: Sequence[float]) -> Interval:
     _, T, S = scores.table.shape
     above = (scores.table[..., None] > np.asarray(taus)).astype(np.float64)  # [R, T, S, taus]
     replicates = np.einsum("bts,rtsk->brk", counts(scores) / (T * S), above, optimize=True)
-    return _share(above.mean((1, 2)), replicates, degrees(scores.table)[:, None], scores)
+    return _share_interval(above.mean((1, 2)), replicates, degrees(scores.table)[:, None], scores)
 
 
 def improvement(scores: Scores) -> Interval:
@@ -97,7 +97,7 @@ def improvement(scores: Scores) -> Interval:
     pair_weights = (weight[..., :, None] * weight[..., None, :]).reshape(len(weight), -1) / (T * S * S)
     df = degrees(scores.table)
     smaller_df = np.minimum(df[:, None], df[None, :])
-    return _share(wins.mean(-1).reshape(R, R), (pair_weights @ wins.T).reshape(-1, R, R), smaller_df, scores)
+    return _share_interval(wins.mean(-1).reshape(R, R), (pair_weights @ wins.T).reshape(-1, R, R), smaller_df, scores)
 
 
 def drawn(scores: Scores) -> np.ndarray:
@@ -157,7 +157,7 @@ def clipped(interval: Interval, minimum: float, maximum: float) -> Interval:
     )
 
 
-def _share(value: np.ndarray, replicates: np.ndarray, df: np.ndarray, scores: Scores) -> Interval:
+def _share_interval(value: np.ndarray, replicates: np.ndarray, df: np.ndarray, scores: Scores) -> Interval:
     """Return the interval of a share.
 
     If all replicates are equal, Wilson's (1927) interval is used, with as many pairs as a recipe has runs.

@@ -22,7 +22,7 @@ PLACES = frozenset({"target", "source", "shifted", "weights", "after", "before",
 def refusals(accepted: Run, candidate: Run) -> list[str]:
     """Return what prevents a comparison of two runs: different torch minor versions, device types or lab versions."""
     values: dict[str, list[Any]] = {
-        "torch": [_minor(run) for run in (accepted, candidate)],
+        "torch": [_torch_minor(run) for run in (accepted, candidate)],
         "device": [run.environment.get("device") for run in (accepted, candidate)],
         "version of the lab": [run.environment.get("lab") for run in (accepted, candidate)],
     }
@@ -40,7 +40,7 @@ def rules(accepted: Run, candidate: Run) -> list[str]:
     return [f"{name} {_format(old)}, here {_format(new)}" for name, old, new in values if old != new]
 
 
-def _minor(run: Run) -> str:
+def _torch_minor(run: Run) -> str:
     return ".".join(str((run.environment.get("packages") or {}).get("torch", "")).split("+")[0].split(".")[:2])
 
 
@@ -51,7 +51,7 @@ def differences(accepted: Run, candidate: Run) -> tuple[Reason, ...]:
     """
     changes = of_suites(accepted.suite, candidate.suite)
     reasons = [because(Code.SUITE_DIFFERS, changes=changes)] if changes else []
-    inputs = [_inputs(run) for run in (accepted, candidate)]
+    inputs = [_input_digests(run) for run in (accepted, candidate)]
     changed_inputs = sorted(key for key in inputs[0].keys() & inputs[1].keys() if inputs[0][key] != inputs[1][key])
     reasons += [because(Code.INPUTS_DIFFER, keys=changed_inputs)] if changed_inputs else []
     reasons += changed_sources(accepted, candidate)
@@ -79,13 +79,13 @@ def changed_sources(accepted: Run, candidate: Run) -> list[Reason]:
     return [because(Code.SOURCE_DIFFERS, plugin=plugin, old=old, new=new) for plugin, old, new in sources if old != new]
 
 
-def _inputs(run: Run) -> dict[str, str]:
+def _input_digests(run: Run) -> dict[str, str]:
     return {entry["key"]: entry["digest"] for entry in run.evidence.get("inputs") or () if entry["key"] != "suite"}
 
 
 def of_suites(accepted: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return the dotted keys in which two suites differ, with both values; only the last part of a path counts."""
-    old, new = (dict(_flat("", plain(suite))) for suite in (accepted, candidate))
+    old, new = (dict(_leaves("", plain(suite))) for suite in (accepted, candidate))
     keys = dict.fromkeys(key for key in (*old, *new) if not key.endswith("recipe.name"))  # only a label
     relevant_keys = [key for key in keys if key.partition(".")[0] not in UNTOLD]
     changed = [(key, _format(old.get(key)), _format(new.get(key))) for key in relevant_keys if old.get(key) != new.get(key)]
@@ -96,14 +96,14 @@ def of_suites(accepted: Mapping[str, Any], candidate: Mapping[str, Any]) -> list
     ]  # the suite file's spelling
 
 
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the leaves of a suite's values with their dotted keys; None and empty values are skipped."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _flat(f"{prefix}.{key}" if prefix else key, item)
+            yield from _leaves(f"{prefix}.{key}" if prefix else key, item)
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
         for number, item in enumerate(value, start=1):
-            yield from _flat(f"{prefix}.{number}", item)
+            yield from _leaves(f"{prefix}.{number}", item)
     elif value not in (None, [], ""):
         yield prefix, _last_part(value) if prefix in PLACES else value
 

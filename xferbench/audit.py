@@ -69,7 +69,7 @@ def described(arguments: argparse.Namespace) -> Suite:
             found = ", ".join(f"--{option}" for option in options) or "no options"
             raise Problem(f"--{name} is missing", found=found, expected="--after FILE --data DATA, or a suite file")
     arch = options.get("arch") or guessed(options["after"], "--after")
-    table = _table(options, arch)
+    table = _suite_table(options, arch)
     path = Path.cwd() / WORDS
     try:
         return replace(suites.parse(table, path), path=WORDS, command=_typed_options(options))
@@ -77,12 +77,12 @@ def described(arguments: argparse.Namespace) -> Suite:
         raise problem.at(problem.what.replace(str(path), WORDS, 1)) from problem  # there is no such file to look for
 
 
-def _table(options: Mapping[str, Any], arch: str) -> dict[str, Any]:
+def _suite_table(options: Mapping[str, Any], arch: str) -> dict[str, Any]:
     checkpoint = {name: str(options[name]) for name in ("after", "before") if name in options}
     checkpoint |= {name: options[name] for name in ("believed", "scratch") if name in options}
     train = {name: options[name] for name in OPTIONS if name in options}
     serve = {name: options[f"serve_{name}"] for name in OPTIONS if f"serve_{name}" in options}
-    base = _recorded(arch, Path(options.get("before") or options["after"])) if train or serve else {}
+    base = _recorded_preprocessing(arch, Path(options.get("before") or options["after"])) if train or serve else {}
     preprocessing = adjusted(base, train)
     recipe = {"serve_preprocessing": adjusted(preprocessing, serve)} if serve else {}
     recipe |= {"serve_mode": options["serve_mode"]} if "serve_mode" in options else {}
@@ -117,13 +117,18 @@ def adjusted(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, A
     return table
 
 
-def _recorded(arch: str, weights: Path) -> dict[str, Any]:
+def _recorded_preprocessing(arch: str, weights: Path) -> dict[str, Any]:
     """Return the preprocessing recorded for a checkpoint or its architecture, as a suite's table; options modify it."""
     from xferbench.design import Weights
     from xferbench.engines import local
 
     if not weights.is_file():
-        raise Problem(f"{weights}: cannot be read as weights", found="no such file", expected="a file", do="check the path")
+        raise Problem(
+            f"{weights}: cannot be read as weights",
+            found="no such file",
+            expected="a state dict saved by torch.save, or safetensors",
+            do="check the path",
+        )
     weights_file = Weights(digest=files.sha256(weights), path=str(weights))
     with local.workers(1) as call:
         recorded, _ = call("xferbench.lab.probe:recorded", arch, weights_file).result()
@@ -133,11 +138,11 @@ def _recorded(arch: str, weights: Path) -> dict[str, Any]:
 
 def _typed_options(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the options as a user would type them."""
-    words = []
+    typed = []
     for name, value in options.items():
         values = value if isinstance(value, list) else [value]
-        words += [
+        typed += [
             f"--{name.replace('_', '-')}",
             *(shlex.quote(f"{item:g}" if isinstance(item, float) else str(item)) for item in values),
         ]
-    return tuple(words)
+    return tuple(typed)

@@ -1,6 +1,4 @@
-"""Check the installation, one line for each check with the remedy where it fails.
-
-Reads files; torch runs in another process.
+"""Check the installation, and print one line for each check with its remedy. Reads files; torch runs in another process.
 
 The output is what a user pastes into a bug report.
 """
@@ -57,7 +55,10 @@ def lines(path: Path) -> Iterator[Line]:
     yield from resources(local.cores(), machine.memory(), machine.processor_limit(), machine.memory_limit())
     report, failure = asked()
     yield from torch_lines(report, failure)
-    yield Line(check="packages", found=", ".join(f"{name} {number}" for name in EXTRAS if (number := _version(name))) or "none")
+    yield Line(
+        check="packages",
+        found=", ".join(f"{name} {number}" for name in EXTRAS if (number := _installed_version(name))) or "none",
+    )
     yield from plugins()
     yield from kept(path)
 
@@ -65,7 +66,7 @@ def lines(path: Path) -> Iterator[Line]:
 def resources(cores: int, memory: int | None, quota: float | None, limit: int | None) -> Iterator[Line]:
     """Check processors and memory, and the limits of control groups."""
     is_limited = quota is not None and quota < cores
-    found = f"{cores}" + (f", of which a control group allows {quota:g}" if quota is not None and is_limited else "")
+    found = f"{cores}" + (f", limited to {quota:g} by a control group" if quota is not None and is_limited else "")
     do = f"use -j {max(1, int(quota or 1))}, because one worker starts for each core"
     yield Line(check="cores", found=found, state=WARN if is_limited else OK, do=do if is_limited else "")
     usable = min(count for count in (memory, limit, 1 << 62) if count is not None)
@@ -73,7 +74,7 @@ def resources(cores: int, memory: int | None, quota: float | None, limit: int | 
         yield Line(check="memory", found="not known")
         return
     is_small = usable < cores * WORKER
-    limited = f", of which a control group allows {size(limit)}" if limit is not None and limit == usable else ""
+    limited = f", limited to {size(limit)} by a control group" if limit is not None and limit == usable else ""
     do = f"use -j {max(1, usable // WORKER)}, if workers are killed"
     found = f"{size(memory or usable)}{limited}"
     yield Line(check="memory", found=found, state=WARN if is_small else OK, do=do if is_small else "")
@@ -88,11 +89,11 @@ def asked() -> tuple[list[dict[str, Any]], str]:
         return _json_lines(expired.stdout or b""), f"took more than {PATIENCE:g} s"
     last = (process.stderr.decode(errors="replace").strip().splitlines() or [""])[-1]
     return _json_lines(process.stdout), "" if not process.returncode else ": ".join(
-        filter(None, (_end(process.returncode), last))
+        filter(None, (_describe_exit(process.returncode), last))
     )
 
 
-def _end(code: int) -> str:
+def _describe_exit(code: int) -> str:
     """Return how a process ended."""
     known = {member.value for member in signal.Signals}
     return f"ended by {signal.Signals(-code).name}" if -code in known else f"ended with exit status {code}"
@@ -129,8 +130,8 @@ def torch_lines(report: Sequence[Mapping[str, Any]], failure: str) -> Iterator[L
         yield Line(check=name, state=FAIL, found=text.line(f"the process that imports it {failure}"), do=_reinstall(name))
     if all("version" in packages.get(name, {}) for name in ("torch", "torchvision")):
         torch, vision = (str(packages[name]["version"]) for name in ("torch", "torchvision"))
-        yield paired(torch, vision, next((entry for entry in _requires("torchvision") if re.match(r"torch\b", entry)), ""))
-    yield from _devices([device for entry in report for device in entry.get("devices", ())])
+        yield paired(torch, vision, next((entry for entry in _requirements("torchvision") if re.match(r"torch\b", entry)), ""))
+    yield from _check_devices([device for entry in report for device in entry.get("devices", ())])
 
 
 def _reinstall(name: str) -> str:
@@ -173,7 +174,7 @@ def numbers(version_text: str) -> tuple[int, ...]:
     return (*parts, 0, 0)[: max(2, len(parts))]
 
 
-def _devices(devices: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
+def _check_devices(devices: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
     for device in devices:
         if device["kind"] == "unusable":
             yield Line(
@@ -206,7 +207,7 @@ def plugins() -> Iterator[Line]:
 
 def kept(path: Path) -> Iterator[Line]:
     """Check the store: its content, whether it can be written, the free disk space and the file system."""
-    yield _store(path)
+    yield _check_store_content(path)
     folder = machine.existing(path.parent)
     do = f"{store.ELSEWHERE}, or set XDG_CACHE_HOME"
     try:
@@ -228,7 +229,7 @@ def kept(path: Path) -> Iterator[Line]:
     )
 
 
-def _store(path: Path) -> Line:
+def _check_store_content(path: Path) -> Line:
     """Check the content of a store; it is opened for reading only and never created."""
     if machine.existing(path) != path:
         return Line(check="store", found=f"{home(path)}: none yet")
@@ -253,7 +254,7 @@ def size(count: int) -> str:
 
 def home(path: Path) -> str:
     """Replace the user's home folder by ``~``, because a bug report should not contain the user's name."""
-    home_path = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises where there is none
+    home_path = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises without a home folder
     full_path = text.line(path)
     return (
         f"~{full_path.removeprefix(home_path)}"
@@ -262,14 +263,14 @@ def home(path: Path) -> str:
     )
 
 
-def _version(name: str) -> str:
+def _installed_version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
         return ""
 
 
-def _requires(name: str) -> Sequence[str]:
+def _requirements(name: str) -> Sequence[str]:
     try:
         return requires(name) or ()
     except PackageNotFoundError:

@@ -49,12 +49,12 @@ def environment(device: str, workers: int) -> dict[str, object]:
         "instructions": instructions(),
         "device": device,
         "workers": workers,
-        "packages": {name: installed for name in PACKAGES if (installed := _version(name))},
+        "packages": {name: installed for name in PACKAGES if (installed := _installed_version(name))},
         "git": revision(),
     }
 
 
-def _version(name: str) -> str:
+def _installed_version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
@@ -84,12 +84,12 @@ def instructions() -> str:
 def revision() -> str | None:
     """Return the commit of the current folder, followed by ``+changes`` if files differ; None outside a repository."""
     try:
-        commit, changes = (_git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no"))
+        commit, changes = (_run_git("rev-parse", "HEAD"), _run_git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + ("+changes" if changes else "")
 
 
-def _git(*arguments: str) -> str:
+def _run_git(*arguments: str) -> str:
     command = ["git", "--no-optional-locks", *arguments]  # reading the status must not write into the user's repository
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603 - fixed words

@@ -45,7 +45,7 @@ def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forec
     requests = looks.tuned("", "subject", study.subject, study)
     cases, descriptions = [], {}
     for plugin in study.plugins:
-        skipped, arms = _arms(plugin, study, subject, answers)
+        skipped, arms = _feasible_arms(plugin, study, subject, answers)
         for name, arm in arms.items():
             requests += looks.tuned(plugin.id, name, arm, study)
         settled = {name: Settled(pipeline=_assumed_pipeline(arm, study, answers)) for name, arm in arms.items()}
@@ -56,16 +56,10 @@ def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forec
             descriptions[plugin.id]["subject"] = _describe_arm(study.subject, study, answers)
     counts, seconds = [], []
     for look in (suite.looks[0], suite.looks[-1]):
-        seeds = range(suite.seed, suite.seed + look)
-        first = range(suite.seed, suite.seed + suite.looks[0])
-        new = [
-            *(looks.questions(case, seeds, study, {}) for case in cases),
-            *(looks.invariants(case, first, study) for case in cases),
-        ]
-        questions = [*requests, *(request for part in new for request in part)]
-        missing = {request.trial.key: request.trial for request in questions if request.trial.key not in answers}
-        counts.append(_count(questions, answers))
-        seconds.append(_seconds(missing, study) / workers)
+        all_requests = [*requests, *_look_requests(look, cases, study)]
+        missing = {request.trial.key: request.trial for request in all_requests if request.trial.key not in answers}
+        counts.append(_count(all_requests, answers))
+        seconds.append(_worker_seconds(missing, study) / workers)
     examples = study.facts.test_groups or study.facts.test
     return Forecast(
         arms={case.plugin.id: descriptions[case.plugin.id] for case in cases if not case.skipped},
@@ -77,7 +71,18 @@ def forecast(study: Study, answers: Mapping[str, Record], workers: int) -> Forec
     )
 
 
-def _arms(plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str, Record]) -> tuple[str, Mapping[str, Arm]]:
+def _look_requests(look: int, cases: Sequence[looks.Case], study: Study) -> list[Question]:
+    """Return the requests of contrasts up to a look, and those of invariants, which need only the seeds of the first look."""
+    suite = study.suite
+    seeds = range(suite.seed, suite.seed + look)
+    first_seeds = range(suite.seed, suite.seed + suite.looks[0])
+    contrasts = [request for case in cases for request in looks.questions(case, seeds, study, {})]
+    return contrasts + [request for case in cases for request in looks.invariants(case, first_seeds, study)]
+
+
+def _feasible_arms(
+    plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str, Record]
+) -> tuple[str, Mapping[str, Arm]]:
     """Return why a plugin is skipped, or "", and its arms."""
     try:
         skipped = plan.inapplicable(plugin, study, subject)
@@ -144,7 +149,7 @@ def _count(requests: list[Question], answers: Mapping[str, Record]) -> dict[str,
     }
 
 
-def _seconds(missing: Mapping[str, Trial], study: Study) -> float:
+def _worker_seconds(missing: Mapping[str, Trial], study: Study) -> float:
     """Return the time of one worker: training by examples seen, evaluation by examples scored."""
     facts = study.facts
     fits: dict[Fit, None] = {trial.model.base: None for trial in missing.values()}

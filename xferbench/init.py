@@ -110,10 +110,10 @@ def write(summary: Seen, arch: str, weights: Path | None, output: Path | None, *
     path = Path(summary.spec.partition(":")[2])
     name = slug(path.name if path.is_dir() else path.stem)
     file = Path(f"{name}.toml") if output is None else output
-    draft = _checked(file_text(summary, name, arch, weights, file, MARGIN), file)
-    margin = _margin(draft, summary.examples)
+    draft = _parse_content(file_text(summary, name, arch, weights, file, MARGIN), file)
+    margin = _proposed_margin(draft, summary.examples)
     content = file_text(summary, name, arch, weights, file, margin)
-    inputs.check(_checked(content, file))
+    inputs.check(_parse_content(content, file))
     try:
         with file.open("w" if force else "x", encoding="utf-8", newline="\n") as stream:
             stream.write(content)
@@ -122,11 +122,11 @@ def write(summary: Seen, arch: str, weights: Path | None, output: Path | None, *
     return file
 
 
-def _checked(content: str, file: Path) -> Suite:
+def _parse_content(content: str, file: Path) -> Suite:
     return suite.parse(tomllib.loads(content), file.resolve())
 
 
-def _margin(draft: Suite, examples: int) -> float:
+def _proposed_margin(draft: Suite, examples: int) -> float:
     """Return the margin that the test set can decide, rounded up to whole points."""
     smallest = forecast.smallest_margin(replace(draft, margin=MARGIN), examples, discover.plugins(draft.plugins))
     return min(max(MARGIN, ceil(100 * (smallest or 0)) / 100), WIDEST)
@@ -134,9 +134,9 @@ def _margin(draft: Suite, examples: int) -> float:
 
 def file_text(summary: Seen, name: str, arch: str, weights: Path | None, file: Path, margin: float) -> str:
     """Return the content of the suite file."""
-    kind, _, place = summary.spec.partition(":")
-    data = f"{kind}:{_relative(Path(place), file)}"
-    weights_line = f"weights = {quoted(_relative(weights, file))}" if weights else '# weights = "weights.safetensors"'
+    kind, _, location = summary.spec.partition(":")
+    data = f"{kind}:{_relative_path(Path(location), file)}"
+    weights_line = f"weights = {quoted(_relative_path(weights, file))}" if weights else '# weights = "weights.safetensors"'
     shipped = "" if weights else "  # the shipped weights were trained on drawn glyphs only; use --weights for your own"
     template = (
         "About what {} independent test image(s) can decide"
@@ -202,7 +202,7 @@ def _class_comments(summary: Seen) -> str:
     return "\n".join(lines)
 
 
-def _relative(path: Path, file: Path) -> str:
+def _relative_path(path: Path, file: Path) -> str:
     """Return a path relative to a suite file, or an absolute one if it would begin with ~ or lead to another drive."""
     try:
         relative = Path(os.path.relpath(path.resolve(), file.resolve().parent)).as_posix()

@@ -61,11 +61,11 @@ def judge(contrast: Contrast, answers: Answers, seeds: Sequence[int], suite: Sui
     first = next(iter(predictions.values()))
     differ = any(not np.array_equal(part.example, first.example) for part in predictions.values())
     if differ and contrast.kind == "info":
-        return _of_parts(contrast, predictions, seeds, suite)
+        return _estimate_from_parts(contrast, predictions, seeds, suite)
     if differ:
         return _undecided("the arms were not scored on the same examples")
     keys = {term: record.key for term, record in records.items() if record is not None}
-    if all(_cancels(contrast, keys, seed) for seed in seeds):
+    if all(_is_identity(contrast, keys, seed) for seed in seeds):
         exact = Estimate(
             harm=0.0, low=0.0, high=0.0, p_fail=1.0, p_pass=0.0, se=0.0, df=1.0, seeds=len(seeds), examples=len(first.label)
         )
@@ -96,7 +96,7 @@ def _predictions(
     return predictions, next(iter([*crashed, *missing, *([] if predictions else ["not measured at any seed"])]), "")
 
 
-def _of_parts(
+def _estimate_from_parts(
     contrast: Contrast, predictions: Mapping[tuple[tuple[str, str], int], Predictions], seeds: Sequence[int], suite: Suite
 ) -> Judged:
     """Estimate a difference between means over different examples.
@@ -142,7 +142,7 @@ def _undecided(error: str) -> Judged:
     return Judged(estimate=NOTHING, exposed=True, difference=np.empty((0, 0)), groups=np.empty(0), error=error)
 
 
-def _cancels(contrast: Contrast, keys: Mapping[tuple[tuple[str, str], int], str], seed: int) -> bool:
+def _is_identity(contrast: Contrast, keys: Mapping[tuple[tuple[str, str], int], str], seed: int) -> bool:
     """Return whether the contrast is identically zero at a seed because its terms share the same trials."""
     total: dict[str, float] = {}
     for term, weight in contrast.weights.items():
@@ -177,18 +177,18 @@ def replace_arm(contrast: Contrast, old: str, new: str) -> Contrast:
 def accuracy(answers: Answers, arm: str, seeds: Sequence[int], view: str = "test") -> float | None:
     """Return the mean accuracy of an arm in a view over the seeds that have predictions; None if there are none."""
     records = [answers.get((arm, view, seed)) for seed in seeds]
-    parts = _predictions_of(records)
+    parts = _stored_predictions(records)
     return float(np.mean([(part.predicted == part.label).mean() for part in parts])) if parts else None
 
 
-def _predictions_of(records: Sequence[Record | None]) -> list[Predictions]:
+def _stored_predictions(records: Sequence[Record | None]) -> list[Predictions]:
     return [record.predictions for record in records if record is not None and record.predictions is not None]
 
 
 def learnt_nothing(answers: Answers, arm: str, seeds: Sequence[int], margin: float, view: str = "test") -> float | None:
     """Return the share of the most frequent class if the accuracy of an arm does not exceed it by the margin; else None."""
     records = [answers.get((arm, view, seed)) for seed in seeds]
-    parts = _predictions_of(records)
+    parts = _stored_predictions(records)
     reached_accuracy = accuracy(answers, arm, seeds, view)
     if not parts or reached_accuracy is None:
         return None

@@ -29,7 +29,9 @@ def memory_limit(membership: str | None = None, root: Path = CGROUPS) -> int | N
         root: folder where control groups are mounted.
     """
     limits = [
-        text for folder in _groups("memory", membership, root) for text in _read(folder, "memory.max", "memory.limit_in_bytes")
+        text
+        for folder in _cgroup_folders("memory", membership, root)
+        for text in _read_files(folder, "memory.max", "memory.limit_in_bytes")
     ]
     least = min((int(text) for text in limits if text.isdecimal()), default=1 << 62)
     return least if least < 1 << 60 else None  # version 1 spells no limit as a number near 2^63
@@ -43,8 +45,11 @@ def processor_limit(membership: str | None = None, root: Path = CGROUPS) -> floa
         root: folder where control groups are mounted.
     """
     limits = []
-    for folder in _groups("cpu", membership, root):
-        quota = [*" ".join(_read(folder, "cpu.max")).split(), *_read(folder, "cpu.cfs_quota_us", "cpu.cfs_period_us")]
+    for folder in _cgroup_folders("cpu", membership, root):
+        quota = [
+            *" ".join(_read_files(folder, "cpu.max")).split(),
+            *_read_files(folder, "cpu.cfs_quota_us", "cpu.cfs_period_us"),
+        ]
         if len(quota) == 2 and quota[0].isdecimal() and quota[1].isdecimal():
             limits.append(int(quota[0]) / int(quota[1]))
     return min(limits, default=None)
@@ -52,8 +57,8 @@ def processor_limit(membership: str | None = None, root: Path = CGROUPS) -> floa
 
 def file_system(path: Path, mounts: str | None = None) -> str:
     """Return the kind of file system of a path as ``/proc/mounts`` names it; "" if it is not listed."""
-    text = "".join(_read(MOUNTS.parent, MOUNTS.name)) if mounts is None else mounts
-    kinds = {_unescaped(parts[1]): parts[2] for line in text.splitlines() if len(parts := line.split()) > 2}
+    text = "".join(_read_files(MOUNTS.parent, MOUNTS.name)) if mounts is None else mounts
+    kinds = {_unescape(parts[1]): parts[2] for line in text.splitlines() if len(parts := line.split()) > 2}
     real_path = Path(os.path.realpath(path))
     return next((kinds[str(folder)] for folder in (real_path, *real_path.parents) if str(folder) in kinds), "")
 
@@ -69,9 +74,9 @@ def existing(path: Path) -> Path:
     return next(folder for folder in folders if os.path.exists(folder))  # noqa: PTH110 - Path.exists raises without permission
 
 
-def _groups(controller: str, membership: str | None, root: Path) -> list[Path]:
+def _cgroup_folders(controller: str, membership: str | None, root: Path) -> list[Path]:
     """Return the folders of the control groups of this process, version 1 or 2, up to the root."""
-    text = "".join(_read(Path("/proc/self"), "cgroup")) if membership is None else membership
+    text = "".join(_read_files(Path("/proc/self"), "cgroup")) if membership is None else membership
     folders = []
     for line in text.splitlines():
         _, names, path = line.split(":", 2)
@@ -82,7 +87,7 @@ def _groups(controller: str, membership: str | None, root: Path) -> list[Path]:
     return folders
 
 
-def _read(folder: Path, *names: str) -> list[str]:
+def _read_files(folder: Path, *names: str) -> list[str]:
     """Return the contents of those files that can be read."""
     contents = []
     for name in names:
@@ -93,5 +98,5 @@ def _read(folder: Path, *names: str) -> list[str]:
     return contents
 
 
-def _unescaped(mount: str) -> str:
+def _unescape(mount: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), mount)

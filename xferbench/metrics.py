@@ -99,7 +99,7 @@ def scores(predictions: Predictions, metric: str) -> tuple[np.ndarray, np.ndarra
         case "balanced_accuracy":
             score = _pseudo_values(correct, label, len(np.unique(label)))
         case _:
-            score = _pseudo_values(_placements(_odds(predictions), label == POSITIVE), label == POSITIVE, 1)
+            score = _pseudo_values(_placements(_positive_odds(predictions), label == POSITIVE), label == POSITIVE, 1)
     return mask, score
 
 
@@ -120,10 +120,9 @@ def contrast(
 
     Positive values are harm, for losses too.
 
-
     Args:
         sides: predictions of each side, one for each seed; all sides have the same examples in the same order.
-        weights: weight of each side, for a metric of which more is better.
+        weights: weight of each side, for a metric where higher is better.
         metric: name of the metric.
         margin: the margin, in the metric's unit.
         alpha: level of each bound.
@@ -135,7 +134,7 @@ def contrast(
     for side, weight in weights.items():
         difference += sign * weight * np.stack([scores(predictions, metric)[1] for predictions in sides[side]])
     groups = example_predictions.group[mask] if len(example_predictions.group) else None
-    span = _span(example_predictions, metric) * max(
+    span = _score_span(example_predictions, metric) * max(
         sum(max(direction * weight, 0.0) for weight in weights.values()) for direction in (1.0, -1.0)
     )
     if named(metric).mean:
@@ -211,7 +210,7 @@ def best_of(candidates: Sequence[Predictions], metric: str, draws: int = 1000) -
     return [float((best == rank).mean()) for rank in range(len(candidates))]
 
 
-def _span(predictions: Predictions, metric: str) -> float:
+def _score_span(predictions: Predictions, metric: str) -> float:
     """Return the largest difference between two scores of one example."""
     if named(metric).mean:
         return named(metric).span
@@ -233,7 +232,7 @@ def _pseudo_values(score: np.ndarray, stratum: np.ndarray, share: int) -> np.nda
     return pseudo
 
 
-def _odds(predictions: Predictions) -> np.ndarray:
+def _positive_odds(predictions: Predictions) -> np.ndarray:
     """Return the odds [N] of the positive class.
 
     Unlike odds computed from p(true), their rounding does not depend on the label.
@@ -269,8 +268,8 @@ def _reweighted(predictions: Predictions, metric: str) -> Callable[[np.ndarray],
     if metric == "balanced_accuracy":
         member = (label[:, None] == np.unique(label)).astype(np.float64)
         hit = member * (predictions.predicted == label)[:, None]
-        return lambda counts: _ratio(counts @ hit, counts @ member)
-    odds, positive = _odds(predictions), label == POSITIVE
+        return lambda counts: _mean_ratio(counts @ hit, counts @ member)
+    odds, positive = _positive_odds(predictions), label == POSITIVE
     if np.isnan(odds).any():
         return lambda counts: np.full(len(counts), np.nan)
     low, high = np.flatnonzero(~positive), np.flatnonzero(positive)
@@ -280,12 +279,12 @@ def _reweighted(predictions: Predictions, metric: str) -> Callable[[np.ndarray],
     def auroc(counts: np.ndarray) -> np.ndarray:
         below = np.cumsum(np.pad(counts[:, low], ((0, 0), (1, 0))), axis=1)
         wins = np.einsum("di,di->d", counts[:, high], below[:, under] + below[:, up_to]) / 2
-        return _ratio(wins[:, None], (counts[:, high].sum(1) * below[:, -1])[:, None])
+        return _mean_ratio(wins[:, None], (counts[:, high].sum(1) * below[:, -1])[:, None])
 
     return auroc
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def _mean_ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Return the mean [draws] over classes of the ratios [draws, classes]."""
     with np.errstate(divide="ignore", invalid="ignore"):
         mean: np.ndarray = (numerator / denominator).mean(1)

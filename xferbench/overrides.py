@@ -78,7 +78,7 @@ def place(dotted: str, path: object, overrides: Sequence[str]) -> str:
 def _index(node: Any, name: str, override: str) -> int:
     """Return an index into a list."""
     if not isinstance(node, list):
-        raise Problem(f"--set {override}", found=f"{rules.shown(node)} on the way to {name!r}", expected="a table there")
+        raise Problem(f"--set {override}", found=f"{rules.shown(node)} above {name!r}", expected="a table")
     if not (name.isascii() and name.isdecimal() and int(name) < len(node)):
         raise Problem(f"--set {override}", found=f"{name!r} in a list of {len(node)}", expected="an index, counted from 0")
     return int(name)

@@ -65,13 +65,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SUITE",
         help="a suite file or the name of a shipped suite; there is one test for each of its questions",
     )
-    words = {
+    help_texts = {
         "baseline": "an accepted run (xferbench gate --accept FILE, or results.json); only worse results fail",
         "candidate": "results.json of a run from another machine, judged instead of a new run (needs no torch)",
         "store": "store of trial records (default: in the user's cache folder)",
         "output": "folder for the report (default: no report)",
     }
-    for name, text in words.items():
+    for name, text in help_texts.items():
         group.addoption(f"--xferbench-{name}", metavar="DIR" if name == "output" else "FILE", help=text)
     choices = ("fail", "inconclusive")
     group.addoption("--xferbench-fail-on", choices=choices, default="fail", help="inconclusive: undecided results fail too")
@@ -83,8 +83,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Read the suite, so that an invalid one ends the session before collection."""
     config.addinivalue_line("markers", f"{NAME}: a question of the suite named by --xferbench")
-    word = config.getoption("--xferbench")
-    if word is None:
+    option = config.getoption("--xferbench")
+    if option is None:
         options = [f"--xferbench-{name}" for name in FILES if config.getoption(f"--xferbench-{name}")]
         if options:
             raise pytest.UsageError(f"{options[0]}: no suite is named; add --xferbench SUITE")
@@ -92,20 +92,20 @@ def pytest_configure(config: pytest.Config) -> None:
     from xferbench.problem import Problem
 
     try:
-        settings = config.stash[SETTINGS] = _read_settings(config, word)
+        settings = config.stash[SETTINGS] = _read_settings(config, option)
     except Problem as problem:
-        raise pytest.UsageError(f"--xferbench {word}: {problem}") from None
+        raise pytest.UsageError(f"--xferbench {option}: {problem}") from None
     heads = [argument.partition("::") for argument in config.args]
     config.args = [
         str(settings.file) + "".join(rest) if head == settings.option else "".join((head, *rest)) for head, *rest in heads
     ]
-    if not any(_path(config, argument.partition("::")[0]) == settings.file for argument in config.args):
+    if not any(_absolute_path(config, argument.partition("::")[0]) == settings.file for argument in config.args):
         config.args.append(str(settings.file))
 
 
-def _path(config: pytest.Config, word: str) -> Path:
+def _absolute_path(config: pytest.Config, path: str) -> Path:
     """Return an absolute path of the command line with its symbolic links, as pytest has them."""
-    return Path(os.path.abspath(config.invocation_params.dir / Path(word).expanduser()))  # noqa: PTH100 - resolve follows links
+    return Path(os.path.abspath(config.invocation_params.dir / Path(path).expanduser()))  # noqa: PTH100 - resolve follows links
 
 
 def _read_settings(config: pytest.Config, option: str) -> Settings:
@@ -116,10 +116,10 @@ def _read_settings(config: pytest.Config, option: str) -> Settings:
     from xferbench.problem import Problem
     from xferbench.report import tested
 
-    file = _path(config, str(suite.find(option)))
+    file = _absolute_path(config, str(suite.find(option)))
     loaded = replace(suite.load(file), allow_code=config.getoption("--xferbench-allow-code"))
     options = {name: config.getoption(f"--xferbench-{name}") for name in FILES}
-    paths = {name: _path(config, option) if option else None for name, option in options.items()}
+    paths = {name: _absolute_path(config, option) if option else None for name, option in options.items()}
     for name in ("baseline", "candidate"):
         if (path := paths[name]) is not None and not path.exists():
             raise Problem(

@@ -72,28 +72,30 @@ class Cell:
 
 def by_task(scores: Scores) -> Regret:
     """Return the regret of each recipe on each task, [recipes, tasks]."""
-    value, low = _cross_fitted(_halved(scores.table)[..., None, :])
-    return _regret(value, low, _behind(scores.table.mean(-1)), _behind(_replicates(scores)))
+    value, low = _cross_fitted(_leads_on_other_half(scores.table)[..., None, :])
+    return _build_regret(value, low, _gap_to_best(scores.table.mean(-1)), _gap_to_best(_replicates(scores)))
 
 
 def mean(scores: Scores) -> Regret:
     """Return the regret averaged over tasks, [recipes]."""
-    value, low = _cross_fitted(_halved(scores.table))
+    value, low = _cross_fitted(_leads_on_other_half(scores.table))
     df = np.asarray(degrees(scores.table).min())  # any recipe may be the best
-    return _regret(value, low, _behind(scores.table.mean(-1)).mean(-1), _behind(_replicates(scores, df)).mean(-1))
+    return _build_regret(
+        value, low, _gap_to_best(scores.table.mean(-1)).mean(-1), _gap_to_best(_replicates(scores, df)).mean(-1)
+    )
 
 
 def greatest(scores: Scores) -> Regret:
-    """Return the regret on the task where it is largest, [recipes].
+    """Return the largest regret over the tasks, [recipes].
 
     In the cross-fitted estimate, this task is selected on the same half of the seeds as the best recipe.
     """
-    leads, T = _halved(scores.table), len(scores.tasks)
-    selected = [_behind(scores.table[..., selecting].mean(-1)) for selecting, _ in halvings(scores.table.shape[-1])]
+    leads, T = _leads_on_other_half(scores.table), len(scores.tasks)
+    selected = [_gap_to_best(scores.table[..., selecting].mean(-1)) for selecting, _ in halvings(scores.table.shape[-1])]
     worst = np.array(selected).argmax(-1) if selected else np.zeros(leads.shape[:2], dtype=np.int64)  # [halvings, recipes]
     worst_leads = np.where((worst[..., None] == np.arange(T))[..., None], leads, 0.0)
     value, low = _cross_fitted(worst_leads.sum(-2, keepdims=True))
-    return _regret(value, low, _behind(scores.table.mean(-1)).max(-1), _behind(_replicates(scores)).max(-1))
+    return _build_regret(value, low, _gap_to_best(scores.table.mean(-1)).max(-1), _gap_to_best(_replicates(scores)).max(-1))
 
 
 def tied(scores: Scores) -> np.ndarray:
@@ -116,10 +118,10 @@ def grid(cells: Mapping[tuple[str, ...], Scores], advice: Mapping[tuple[str, ...
         cells: scores of the tasks of each cell, as returned by :func:`xferbench.scored.by_cell`.
         advice: the rule's recipe for each cell, as returned by :mod:`xferbench.advice`.
     """
-    return {cell: _cell(scores, advice.get(cell, "")) for cell, scores in cells.items()}
+    return {cell: _task_regret(scores, advice.get(cell, "")) for cell, scores in cells.items()}
 
 
-def _cell(scores: Scores, advised: str) -> Cell:
+def _task_regret(scores: Scores, advised: str) -> Cell:
     if scores.empty:
         return Cell(best="", tied=(), advised=advised, regret=None, why=NOTHING, left_out=scores.left_out)
     averaged = replace(scores, table=scores.table.mean(1, keepdims=True), tasks=("all",))
@@ -143,13 +145,13 @@ def halvings(S: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(np.roll(np.arange(S), -k)[: S // 2], np.roll(np.arange(S), -k)[S // 2 :]) for k in range(S if S > 1 else 0)]
 
 
-def _behind(means: np.ndarray) -> np.ndarray:
+def _gap_to_best(means: np.ndarray) -> np.ndarray:
     """Return the highest mean of each task minus the mean of each recipe, [..., recipes, tasks]."""
     gap: np.ndarray = means.max(-2, keepdims=True) - means
     return gap
 
 
-def _halved(values: np.ndarray) -> np.ndarray:
+def _leads_on_other_half(values: np.ndarray) -> np.ndarray:
     """Return the lead of the recipe selected on one half of the seeds, on each other seed, [halvings, recipes, tasks, others].
 
     One seed gives a single halving of NaN.
@@ -184,7 +186,7 @@ def _replicates(scores: Scores, df: np.ndarray | None = None) -> np.ndarray:
     return replicates
 
 
-def _regret(value: np.ndarray, low: np.ndarray, plain: np.ndarray, replicates: np.ndarray) -> Regret:
+def _build_regret(value: np.ndarray, low: np.ndarray, plain: np.ndarray, replicates: np.ndarray) -> Regret:
     """Return a Regret with its value and bounds limited to the possible range."""
     high = np.maximum(np.quantile(replicates, (1 + LEVEL) / 2, axis=0), plain)
     value = np.clip(value, 0.0, plain)

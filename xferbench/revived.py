@@ -27,12 +27,12 @@ def suite(values: Mapping[str, Any], folder: Path) -> Suite:
     Raises:
         Problem: if this version cannot read the values.
     """
-    arguments = {name: _tuples(value) for name, value in values.items()}
+    arguments = {name: _to_tuples(value) for name, value in values.items()}
     try:
-        arguments |= {name: _ready(values[name]) for name in READY if values.get(name)}
+        arguments |= {name: _preprocessing_from(values[name]) for name in READY if values.get(name)}
         arguments |= {name: _recipe(values[name]) for name in RECIPES if values.get(name)}
         arguments["interventions"] = tuple(parse(text, DataIntervention) for text in values.get("interventions", ()))
-        arguments["scratch"] = Scratch(**_within(values["scratch"]))
+        arguments["scratch"] = Scratch(**_with_tuples(values["scratch"]))
         arguments |= {name: _resolve(arguments[name], folder) for name in PLACES if arguments.get(name)}
         return Suite(**arguments | {"path": str(folder / Path(values["path"]).name) if values["path"] else ""})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -53,21 +53,21 @@ def _recipe(values: Mapping[str, Any]) -> Recipe:
     arguments["augment"] = Augmentation.parse(values["augment"]) if values["augment"] else None
     arguments["finish"] = Finish.parse(values["finish"]) if values["finish"] else None
     arguments["regularizer"] = Regularizer.parse(values["regularizer"]) if values["regularizer"] else None
-    return Recipe(**_within(values) | arguments)
+    return Recipe(**_with_tuples(values) | arguments)
 
 
 def _phase(values: Mapping[str, Any]) -> Phase:
-    return Phase(**_within(values) | {"trainable": Trainable.parse(values["trainable"])})
+    return Phase(**_with_tuples(values) | {"trainable": Trainable.parse(values["trainable"])})
 
 
-def _ready(values: Mapping[str, Any]) -> Ready:
+def _preprocessing_from(values: Mapping[str, Any]) -> Ready:
     is_spectrogram = values.keys() <= {field.name for field in fields(Spectrogram)}
-    return Spectrogram(**_within(values)) if is_spectrogram else Preprocessing(**_within(values))
+    return Spectrogram(**_with_tuples(values)) if is_spectrogram else Preprocessing(**_with_tuples(values))
 
 
-def _within(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _tuples(value) for name, value in values.items()}
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _to_tuples(value) for name, value in values.items()}
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _to_tuples(value: Any) -> Any:
+    return tuple(map(_to_tuples, value)) if isinstance(value, list) else value

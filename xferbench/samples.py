@@ -41,7 +41,7 @@ class Wanted:
     role: str
     data: Data
     preprocessing: Ready
-    seen: tuple[Seen, ...]
+    arms: tuple[Seen, ...]
 
 
 def gathered(
@@ -51,11 +51,11 @@ def gathered(
     recorded = study.facts.preprocessing
     requests = wanted(step)
     most_used = {
-        role: max((request for request in requests if request.role == role), key=lambda request: len(request.seen))
+        role: max((request for request in requests if request.role == role), key=lambda request: len(request.arms))
         for role in dict.fromkeys(request.role for request in requests)
     }
     counts = Counter(request.role for request in requests)
-    everyone = {seen for request in requests if request.role == "target" for seen in request.seen}
+    target_arms = {arm for request in requests if request.role == "target" for arm in request.arms}
     samples, notes = [], []
     for request in requests[:MOST]:
         try:
@@ -68,7 +68,7 @@ def gathered(
         if counts[request.role] == 1:
             arms: tuple[str, ...] = ("all arms",)
         else:
-            arms = ("all others",) if request is most_used[request.role] else spoken(request.seen, everyone)
+            arms = ("all others",) if request is most_used[request.role] else spoken(request.arms, target_arms)
         samples.append(Samples(role=request.role, title=title, arms=arms, images=images, labels=labels))
     if len(requests) > MOST:
         notes.append(f"sample images are shown of {MOST} of {len(requests)} datasets and preprocessings")
@@ -81,12 +81,12 @@ def wanted(step: Step) -> tuple[Wanted, ...]:
     The target is listed by arm; the others are listed if any trial used them.
     """
     arms_by_input: dict[tuple[str, Data, Ready], dict[Seen, None]] = {}
-    for role, data, preprocessing, seen in (*_target_inputs(step), *_other_inputs(step)):
-        arms_by_input.setdefault((role, data, preprocessing), {})[seen] = None
+    for role, data, preprocessing, arm in (*_target_inputs(step), *_other_inputs(step)):
+        arms_by_input.setdefault((role, data, preprocessing), {})[arm] = None
     roles = ("target", "source", "shifted")
     return tuple(
-        Wanted(role=role, data=data, preprocessing=preprocessing, seen=tuple(seen))
-        for (role, data, preprocessing), seen in sorted(arms_by_input.items(), key=lambda item: roles.index(item[0][0]))
+        Wanted(role=role, data=data, preprocessing=preprocessing, arms=tuple(arms))
+        for (role, data, preprocessing), arms in sorted(arms_by_input.items(), key=lambda item: roles.index(item[0][0]))
     )
 
 
@@ -108,12 +108,12 @@ def _other_inputs(step: Step) -> Iterator[tuple[str, Data, Ready, Seen]]:
             yield role, view.domain.data, view.preprocessing, (request.plugin, request.arm, "serve")
 
 
-def spoken(seen: Sequence[Seen], all_seen: set[Seen]) -> tuple[str, ...]:
+def spoken(arm_views: Sequence[Seen], all_arm_views: set[Seen]) -> tuple[str, ...]:
     """Return short names of the arms: a shared arm by its own name, the others as ``plugin: arm, arm``."""
     stages_by_arm: dict[tuple[str, str], set[str]] = {}
-    for plugin, arm, stage in seen:
+    for plugin, arm, stage in arm_views:
         stages_by_arm.setdefault((plugin, arm), set()).add(stage)
-    plugins = sorted({plugin for plugin, _, _ in all_seen})
+    plugins = sorted({plugin for plugin, _, _ in all_arm_views})
     shared = [
         arm
         for arm in ("subject", "scratch")
@@ -156,6 +156,6 @@ def _cached(
     ).result()
     with suppress(OSError):  # with a full disk, the next run computes the images again
         file.parent.mkdir(parents=True, exist_ok=True)
-        with files.replace_atomically(file) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(stream, images=images, labels=np.frombuffer(json.dumps(labels).encode(), np.uint8))
+        with files.replace_atomically(file) as temporary, temporary.open("wb") as output:
+            np.savez_compressed(output, images=images, labels=np.frombuffer(json.dumps(labels).encode(), np.uint8))
     return images, labels

@@ -120,7 +120,7 @@ def schema() -> dict[str, Any]:
     result["required"] = [key for key in result["required"] if key != "target"]  # a matrix may define its own targets
     single = {"required": ["target"], "properties": {"plugins": {"minItems": 1}}}
     result["anyOf"] = [single, {"required": ["matrix"]}]
-    return {"$schema": DRAFT, "title": "xferbench suite", **_described(result, "")}
+    return {"$schema": DRAFT, "title": "xferbench suite", **_add_descriptions(result, "")}
 
 
 def text() -> str:
@@ -128,9 +128,9 @@ def text() -> str:
     return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
 
 
-def _described(table: dict[str, Any], name: str) -> dict[str, Any]:
+def _add_descriptions(table: dict[str, Any], name: str) -> dict[str, Any]:
     """Return a table's schema with the purpose of each key in front of its description."""
-    properties = {key: _key(value, key, name) for key, value in table["properties"].items()}
+    properties = {key: _describe_key(value, key, name) for key, value in table["properties"].items()}
     defaults = {field.name: field.default for owner in NOUNS.get(name, ()) for field in fields(owner)}
     for key, value in properties.items():
         default = defaults.get(key)
@@ -140,12 +140,12 @@ def _described(table: dict[str, Any], name: str) -> dict[str, Any]:
     return table | {"properties": properties}
 
 
-def _key(value: dict[str, Any], key: str, table: str) -> dict[str, Any]:
+def _describe_key(value: dict[str, Any], key: str, table: str) -> dict[str, Any]:
     sentences = (ABOUT.get(f"{table}.{key}", ABOUT.get(key, "")), value.get("description", ""))
     result = value | ({"description": "; ".join(filter(None, sentences))} if any(sentences) else {})
     if "items" in value and "properties" in value["items"]:
-        result["items"] = _described(value["items"], key)
-    return _described(result, key) if "properties" in value else result
+        result["items"] = _add_descriptions(value["items"], key)
+    return _add_descriptions(result, key) if "properties" in value else result
 
 
 if __name__ == "__main__":

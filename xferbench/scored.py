@@ -82,12 +82,12 @@ def gathered(frame: pd.DataFrame, skipped: Skipped | None = None, metric: str = 
         raise Problem(what, found=f"{len(frame)} rows, {len(rows)} of them different", expected="one row for each")
     sign, why = -1.0 if metrics.named(metric).loss else 1.0, skipped or {}
     values = {term: sign * float(row.accuracy) for term, row in rows.items() if np.isfinite(row.accuracy)}
-    tasks, seeds, notes = _common(values, [*(term[0] for term in rows), *(task for task, _ in why)])
+    tasks, seeds, notes = _common_tasks_and_seeds(values, [*(term[0] for term in rows), *(task for task, _ in why)])
     left_out, complete = {}, []
     for recipe in dict.fromkeys([*(term[1] for term in rows), *(recipe for _, recipe in why)]):
         missing = [term for task in tasks for seed in seeds if (term := (task, recipe, seed)) not in values]
         if missing:
-            left_out[recipe] = _reason(missing, rows, why)
+            left_out[recipe] = _exclusion_reason(missing, rows, why)
         elif tasks and seeds:
             complete.append(recipe)
         else:
@@ -127,7 +127,7 @@ def by_cell(
     return scores
 
 
-def _common(scores: Mapping[Term, float], tasks: Sequence[str]) -> tuple[list[str], list[int], list[str]]:
+def _common_tasks_and_seeds(scores: Mapping[Term, float], tasks: Sequence[str]) -> tuple[list[str], list[int], list[str]]:
     """Return the tasks with any score, the seeds that all of these have, and notes about what was excluded."""
     scored, all_seeds = {term[0] for term in scores}, sorted({term[2] for term in scores})
     scored_tasks = [task for task in dict.fromkeys(tasks) if task in scored]
@@ -140,7 +140,7 @@ def _common(scores: Mapping[Term, float], tasks: Sequence[str]) -> tuple[list[st
     )
 
 
-def _reason(missing: Sequence[Term], rows: Mapping[Term, Any], skipped: Skipped) -> str:
+def _exclusion_reason(missing: Sequence[Term], rows: Mapping[Term, Any], skipped: Skipped) -> str:
     """Return why a recipe is excluded: its first skipped task with the reason, or else its first missing score."""
     term = next((term for term in missing if term[:2] in skipped), missing[0])
     error = getattr(rows.get(term), "error", "")

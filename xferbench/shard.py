@@ -119,10 +119,10 @@ def run(
         store.trim(store.cache(path))
     if verify:
         given.unchanged(suite, path, inputs)
-    return _shared(shard, study, step, answers, counter.trials)
+    return _shard_result(shard, study, step, answers, counter.trials)
 
 
-def _shared(shard: Shard, study: Study, step: Step, answers: Mapping[str, Record], computed: set[str]) -> Shared:
+def _shard_result(shard: Shard, study: Study, step: Step, answers: Mapping[str, Record], computed: set[str]) -> Shared:
     """Count the trials of the stage in which a share stopped, by owner."""
     own_keys = {trial.key for group in groups(step, study) if owns(shard, group) for trial in group}
     other_keys = step.wanted.keys() - own_keys
@@ -151,10 +151,10 @@ def told(result: Shared) -> str:
     if result.crashed:
         note = "not stored; the next run repeats it, and a run without --shard reports it as ERROR"
         lines.append(f"crashed: {len(result.crashed)}, {note}: {result.crashed[0]}")
-    return "\n".join([*lines, f"next: {_next(result)}"])
+    return "\n".join([*lines, f"next: {_next_command(result)}"])
 
 
-def _next(result: Shared) -> str:
+def _next_command(result: Shared) -> str:
     if not result.stage:
         return "xferbench run SUITE on this store without --shard, which writes the report"
     return (

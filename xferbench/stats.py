@@ -134,7 +134,9 @@ def p_values(difference: np.ndarray, margin: float, span: float = 1.0) -> tuple[
     )
 
 
-def _lower(D: np.ndarray, least_se: float, *, margin: float, alpha: float, span: float) -> tuple[float, float, float, float]:
+def _lower_bound(
+    D: np.ndarray, least_se: float, *, margin: float, alpha: float, span: float
+) -> tuple[float, float, float, float]:
     """Return the lower bound, the p-value of ``harm ≤ margin``, the standard error and the degrees of freedom.
 
     The bound is above the margin if and only if the p-value is below alpha.
@@ -198,8 +200,8 @@ def crossed(
     harm = float(D.mean()) if finite else np.nan
     if not finite or N < 2:
         return Estimate(harm=harm, low=np.nan, high=np.nan, p_fail=1.0, p_pass=1.0, se=np.nan, df=np.nan, seeds=S, examples=N)
-    low, p_fail, *of_low = _lower(D, least_se[0], margin=margin, alpha=alpha, span=span)
-    high, p_pass, *of_high = _lower(-D, least_se[1], margin=-margin, alpha=alpha, span=span)
+    low, p_fail, *of_low = _lower_bound(D, least_se[0], margin=margin, alpha=alpha, span=span)
+    high, p_pass, *of_high = _lower_bound(-D, least_se[1], margin=-margin, alpha=alpha, span=span)
     se, df = max(of_low, of_high)
     return Estimate(harm=harm, low=low, high=-high, p_fail=p_fail, p_pass=p_pass, se=se, df=df, seeds=S, examples=N)
 
@@ -267,7 +269,7 @@ def expected_false_alarms(contrasts: int, alpha: float) -> float:
     return alpha * contrasts**2 / (half * (contrasts + 1 - half))
 
 
-def _reach(
+def _decision_distance(
     variances: tuple[float, float, float], S: np.ndarray, N: np.ndarray, *, alpha: float, power: float, harm: float, span: float
 ) -> np.ndarray:
     """Return the distance from the harm to the closest margin above it that :func:`crossed` decides with this power.
@@ -317,7 +319,9 @@ def smallest_margin(
     if examples < 2 or seeds < 1:
         return np.inf
     variances = (seed_sd**2, persistent * disagree, (1 - persistent) * disagree)
-    return float(_reach(variances, np.asarray(seeds), np.asarray(examples), alpha=alpha, power=power, harm=0.0, span=span))
+    return float(
+        _decision_distance(variances, np.asarray(seeds), np.asarray(examples), alpha=alpha, power=power, harm=0.0, span=span)
+    )
 
 
 def needed(
@@ -344,7 +348,7 @@ def needed(
     harm = mean if mean < margin else -mean  # a FAIL is a PASS with the sign reversed
 
     def first_sufficient(s: np.ndarray, n: np.ndarray, numbers: np.ndarray) -> int | None:
-        enough = _reach(variances, s, n, alpha=alpha, power=power, harm=harm, span=span) <= abs(mean - margin)
+        enough = _decision_distance(variances, s, n, alpha=alpha, power=power, harm=harm, span=span) <= abs(mean - margin)
         return int(numbers[enough.argmax()]) if enough.any() else None
 
     more_seeds = np.arange(S, MOST_SEEDS + 1)

@@ -53,7 +53,7 @@ def opened(path: Path, elsewhere: str = ELSEWHERE) -> Iterator[sqlite3.Connectio
             do=elsewhere,
         ) from error
     try:
-        _check(connection, path, elsewhere)
+        _check_schema(connection, path, elsewhere)
         connection.executescript(f"begin immediate; {TABLES} pragma user_version = {VERSION}; commit;")
         yield connection
     except sqlite3.DatabaseError as error:
@@ -67,7 +67,7 @@ def opened(path: Path, elsewhere: str = ELSEWHERE) -> Iterator[sqlite3.Connectio
         connection.close()
 
 
-def _check(connection: sqlite3.Connection, path: Path, elsewhere: str) -> bool:
+def _check_schema(connection: sqlite3.Connection, path: Path, elsewhere: str) -> bool:
     """Return whether a database has any tables; refuse one of another program or of a newer xferbench."""
     version = connection.execute("pragma user_version").fetchone()[0]
     tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
@@ -116,19 +116,19 @@ def get(store: sqlite3.Connection, keys: Iterable[str]) -> dict[str, Record]:
     for key in keys:
         row = store.execute("select fit, seconds, about, arrays from records where key = ?", (key,)).fetchone()
         if row is not None:
-            records[key] = _record(key, *row)
+            records[key] = _record_from_row(key, *row)
     return records
 
 
-def _record(key: str, fit: str, seconds: float, fields_json: str, arrays: bytes) -> Record:
+def _record_from_row(key: str, fit: str, seconds: float, fields_json: str, arrays: bytes) -> Record:
     values = json.loads(fields_json)
-    values["curve"] = tuple((int(step), _number(loss), _number(score)) for step, loss, score in values["curve"])
-    values["scalars"] = {name: _number(value) for name, value in values["scalars"].items()}
+    values["curve"] = tuple((int(step), _float_or_nan(loss), _float_or_nan(score)) for step, loss, score in values["curve"])
+    values["scalars"] = {name: _float_or_nan(value) for name, value in values["scalars"].items()}
     predictions = Predictions(**np.load(io.BytesIO(arrays))) if arrays else None
     return Record(key=key, fit=fit, seconds=seconds, predictions=predictions, **values)
 
 
-def _number(value: float | None) -> float:
+def _float_or_nan(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
@@ -138,10 +138,10 @@ def facts(store: sqlite3.Connection, key: str) -> Facts | None:
     if row is None:
         return None
     values: dict[str, Any] = _tuples(json.loads(row[0]))
-    return Facts(**values | {"preprocessing": _ready(_tuples(values["preprocessing"]))})
+    return Facts(**values | {"preprocessing": _preprocessing_from(_tuples(values["preprocessing"]))})
 
 
-def _ready(values: dict[str, Any]) -> Ready:
+def _preprocessing_from(values: dict[str, Any]) -> Ready:
     """Return the preprocessing of the kind that has these fields."""
     is_spectrogram = values.keys() <= {field.name for field in fields(Spectrogram)}
     return Spectrogram(**values) if is_spectrogram else Preprocessing(**values)
@@ -211,7 +211,7 @@ def joined(output: Path, sources: Sequence[Path]) -> Iterator[tuple[Path, Merged
         Problem: if the output is one of the sources, and as for :func:`opened` and :func:`merge`.
     """
     for path in sources:
-        with _read(path):
+        with _open_read_only(path):
             if output.exists() and output.samefile(path):
                 expected = "another file, because the sources are only read"
                 raise Problem(f"{output}: the output is one of the stores to merge", expected=expected, do="leave it out")
@@ -231,15 +231,15 @@ def merge(target: sqlite3.Connection, path: Path) -> Merged:
     added = known = differing = 0
     target.execute("begin immediate")
     try:
-        with _read(path) as source:
-            for row in _rows(source, path, RECORDS):
+        with _open_read_only(path) as source:
+            for row in _read_rows(source, path, RECORDS):
                 if target.execute("insert or ignore into records values (?, ?, ?, ?, ?)", row).rowcount:
                     added += 1
                 else:
                     known += 1
                     stored = target.execute("select about, arrays from records where key = ?", row[:1]).fetchone()
-                    differing += stored != row[3:] and not _same(stored, row[3:])
-            for row in _rows(source, path, KNOWN):
+                    differing += stored != row[3:] and not _same_results(stored, row[3:])
+            for row in _read_rows(source, path, KNOWN):
                 target.execute("insert or ignore into facts values (?, ?)", row)
         target.execute("commit")
     finally:
@@ -248,7 +248,7 @@ def merge(target: sqlite3.Connection, path: Path) -> Merged:
     return Merged(added=added, known=known, differing=differing)
 
 
-def _same(first: tuple[str, bytes], second: tuple[str, bytes]) -> bool:
+def _same_results(first: tuple[str, bytes], second: tuple[str, bytes]) -> bool:
     """Return whether two records have bit-identical predictions and scalars; times and machines may differ."""
     try:
         scalars, other_scalars = (json.loads(fields_json)["scalars"] for fields_json, _ in (first, second))
@@ -264,7 +264,7 @@ def _same(first: tuple[str, bytes], second: tuple[str, bytes]) -> bool:
     return same_arrays and bool(scalars == other_scalars)
 
 
-def _rows(source: sqlite3.Connection, path: Path, query: str) -> Iterator[tuple[Any, ...]]:
+def _read_rows(source: sqlite3.Connection, path: Path, query: str) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of a table by key, one page at a time, so that a concurrent writer does not wait long."""
     last = ""
     try:
@@ -272,11 +272,11 @@ def _rows(source: sqlite3.Connection, path: Path, query: str) -> Iterator[tuple[
             yield from page
             last = page[-1][0]
     except sqlite3.DatabaseError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable_error(path, error) from error
 
 
 @contextmanager
-def _read(path: Path) -> Iterator[sqlite3.Connection]:
+def _open_read_only(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a store for reading only; it is neither created, changed nor repaired."""
     expected, do = "a store written by `xferbench run SUITE --shard I/N --store FILE`", "check the path"
     if not path.is_file():
@@ -287,17 +287,17 @@ def _read(path: Path) -> Iterator[sqlite3.Connection]:
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=60, isolation_level=None)
     try:
         try:
-            if not _check(connection, path, "leave it out"):
+            if not _check_schema(connection, path, "leave it out"):
                 raise Problem(f"{path}: an empty file", expected=expected, do=do)
             for query in (RECORDS, KNOWN):
                 connection.execute(query, ("", 0))
         except sqlite3.DatabaseError as error:
-            raise _unreadable(path, error) from error
+            raise _unreadable_error(path, error) from error
         yield connection
     finally:
         connection.close()
 
 
-def _unreadable(path: Path, error: sqlite3.DatabaseError) -> Problem:
+def _unreadable_error(path: Path, error: sqlite3.DatabaseError) -> Problem:
     do = "leave it out; if its run was interrupted, run it again, which repairs the store"
     return Problem(f"{path}: the store cannot be read", found=str(error), expected="a store written by xferbench", do=do)

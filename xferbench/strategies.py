@@ -267,7 +267,7 @@ RATES: Mapping[str, float] = dict.fromkeys(("norm-only", "bitfit", "lora", "adap
 USUAL: Mapping[str, float] = {"linear-probe": HEAD_LR, "mlp-head": HEAD_LR, **RATES}  # base of a suite's rates
 
 
-def deep(head: str) -> bool:
+def deep(head: Head) -> bool:
     """Return whether the spelling of a head means one with more than one layer."""
     return head.startswith("mlp:")
 

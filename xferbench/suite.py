@@ -92,14 +92,14 @@ def parse(table: Mapping[str, Any], path: Path, words: Sequence[str] = ()) -> Su
 
 def _parse(table: Mapping[str, Any], path: Path) -> Suite:
     if "matrix" in table:
-        return parse_matrix(table, path, _single, recipe, _check_recipe)
-    suite = _single(table, path)
+        return parse_matrix(table, path, _parse_single, recipe, _check_recipe)
+    suite = _parse_single(table, path)
     if not suite.plugins:
         raise Problem("plugins", found="[]", expected='a list of plugins, or ["all"]; an empty list needs [matrix]')
     return suite
 
 
-def _single(table: Mapping[str, Any], path: Path) -> Suite:
+def _parse_single(table: Mapping[str, Any], path: Path) -> Suite:
     """Return a suite without a matrix."""
     top = rules.checked(table, keys.top_rules(path.parent), required=keys.REQUIRED)
     del top["schema"]
@@ -109,7 +109,7 @@ def _single(table: Mapping[str, Any], path: Path) -> Suite:
     roles = {"source": source.get("data"), "shifted": top.pop("shifted", {}).get("data"), "target": target.pop("data")}
     serving_fields = {name: recipe.pop(name) for name in keys.OF_SERVING if name in recipe}
     audit_fields = _audit_fields(top.pop("checkpoint"), table, recipe) if "checkpoint" in top else {}
-    own_recipe = _recipe(recipe) if "recipe" in table and not audit_fields else None
+    own_recipe = _build_recipe(recipe) if "recipe" in table and not audit_fields else None
     suite = Suite(
         path=str(path),
         **backbone,
@@ -126,14 +126,14 @@ def _single(table: Mapping[str, Any], path: Path) -> Suite:
         requirements += [("regularizer", role) for role in ("source", "shifted") if role in own_recipe.regularizer.requires]
     for name, role in requirements:
         if getattr(suite, role) is None:
-            expected = f"one that needs no [{role}], or a [{role}]"
+            expected = f"a value that needs no [{role}], or a table [{role}]"
             raise Problem(f"recipe.{name}", found=str(getattr(own_recipe, name)), expected=expected)
     if own_recipe is not None:
         _check_recipe(own_recipe, suite)
     _check_input_kinds(suite)
     span = METRICS[suite.metric].span
     if suite.margin >= span:
-        raise Problem("margin", found=f"{suite.margin:g}", expected=f"less than {span:g}: 0.02 of {suite.metric}, say")
+        raise Problem("margin", found=f"{suite.margin:g}", expected=f"less than {span:g}: 0.02 of {suite.metric}, for example")
     return apart(suite)
 
 
@@ -221,10 +221,10 @@ def recipe(table: Mapping[str, Any]) -> Recipe:
     Raises:
         Problem: for an unknown key, or a value that is not possible.
     """
-    return _recipe(rules.ruled("recipe", table, rules.table(keys.RECIPE)))
+    return _build_recipe(rules.ruled("recipe", table, rules.table(keys.RECIPE)))
 
 
-def _recipe(table: Mapping[str, Any]) -> Recipe:
+def _build_recipe(table: Mapping[str, Any]) -> Recipe:
     """Return a recipe: one phase, several phases, or a named strategy with the settings of one phase."""
     phase_fields = dict(table)
     recipe_fields = {name: phase_fields.pop(name) for name in WHOLE if name in phase_fields}
@@ -233,7 +233,7 @@ def _recipe(table: Mapping[str, Any]) -> Recipe:
     common = replace(Phase(lr=default_lr), **phase_fields)
     recipe = Recipe(phases=tuple(replace(common, **phase) for phase in phases), **recipe_fields)
     if strategy and "phases" in table:
-        raise Problem("recipe.strategy", found="both strategy and phases", expected="one of them")
+        raise Problem("recipe.strategy", found="both strategy and phases", expected="one of the two")
     if strategy:
         recipe = replace(STRATEGIES[strategy](common), **recipe_fields)
         _check_effective(strategy, STRATEGIES[strategy](common), table)

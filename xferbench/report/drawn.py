@@ -35,18 +35,18 @@ def kept(folder: Path | None, content: Any, draw: Callable[[], str]) -> str:
     """
     key = None if folder is None else named(content)
     file = None if folder is None or key is None else folder / f"{key}.svg"
-    drawing = None if file is None else _read(file)
+    drawing = None if file is None else _read_cached(file)
     if drawing is None:
         drawing = draw()
         if file is not None:
-            _write(file, drawing)
+            _write_cached(file, drawing)
     return drawing
 
 
 def named(content: Any) -> str | None:
     """Return the key of a figure's content and of the code that draws it; None if either has no key."""
     try:
-        return digest((_code(), content))
+        return digest((_code_key(), content))
     except (TypeError, OSError, PackageNotFoundError):
         return None
 
@@ -65,13 +65,13 @@ def digest(value: Any) -> str:
         TypeError: for any other value.
     """
     hasher = blake2b(digest_size=20)
-    for part in _parts(value):
+    for part in _digest_parts(value):
         hasher.update(len(part).to_bytes(8, "little"))
         hasher.update(part)
     return hasher.hexdigest()
 
 
-def _parts(value: Any) -> Iterator[bytes | memoryview]:
+def _digest_parts(value: Any) -> Iterator[bytes | memoryview]:
     if value is None or isinstance(value, str | int | float):
         yield f"{type(value).__name__} {value!r}".encode("utf-8", "surrogatepass")
     elif isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufSU":
@@ -80,21 +80,21 @@ def _parts(value: Any) -> Iterator[bytes | memoryview]:
     elif is_dataclass(value) and not isinstance(value, type):
         yield f"{type(value).__qualname__} {len(fields(value))}".encode()
         for field in fields(value):
-            yield from _parts(getattr(value, field.name))
+            yield from _digest_parts(getattr(value, field.name))
     elif isinstance(value, Mapping):
         yield f"mapping {len(value)}".encode()
         for item in value.items():
-            yield from _parts(item)
+            yield from _digest_parts(item)
     elif isinstance(value, tuple | list):
         yield f"sequence {len(value)}".encode()
         for item in value:
-            yield from _parts(item)
+            yield from _digest_parts(item)
     else:
         raise TypeError(f"no content key for {type(value)}")
 
 
 @cache
-def _code() -> str:
+def _code_key() -> str:
     """Return a key for the code of this package and for the libraries that draw."""
     root = Path(__file__).parents[1]
     files = sorted(root.rglob("*.py"))
@@ -104,7 +104,7 @@ def _code() -> str:
     return digest((__version__, sys.version, [version(name) for name in LIBRARIES], sources))
 
 
-def _read(file: Path) -> str | None:
+def _read_cached(file: Path) -> str | None:
     try:
         checksum, _, body = file.read_bytes().partition(b"\n")
         if blake2b(body).hexdigest().encode() != checksum:
@@ -115,7 +115,7 @@ def _read(file: Path) -> str | None:
         return None
 
 
-def _write(file: Path, drawing: str) -> None:
+def _write_cached(file: Path, drawing: str) -> None:
     """Write a figure to the cache; if the disk is full, the next report draws it again."""
     body = drawing.encode("utf-8", "replace")
     with suppress(OSError):

@@ -33,19 +33,19 @@ DASHES = ("-", "-.", ":")
 
 def retained(groups: Sequence[frames.Group], cache: Path | None = None) -> str:
     """Draw the share of the benefit of pretraining that each failure retains; empty if there are no values."""
-    shown = [group for group in groups if group[0].benefit_retained is not None]
-    if not shown:
+    drawn_groups = [group for group in groups if group[0].benefit_retained is not None]
+    if not drawn_groups:
         return ""
     least, most = -0.5, 1.25  # a value outside is drawn at the edge and given in the label
 
     def draw(figure: svg.Figure) -> None:
-        axes = _rows(figure, len(shown), 0.42)
+        axes = _row_axes(figure, len(drawn_groups), 0.42)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.axvline(1, color=GREEN, linewidth=1.2, linestyle="--")
-        for row, group in enumerate(shown):
+        for row, group in enumerate(drawn_groups):
             value, color = group[0].benefit_retained or 0.0, VERDICT.get(group[0].verdict, MUTED)
             end = min(max(value, least), most)
-            _label(axes, row, f"{text.short(frames.check(group[0]), 36)}  {group[0].verdict}", text.percent(value, 0))
+            _write_label(axes, row, f"{text.short(frames.check(group[0]), 36)}  {group[0].verdict}", text.percent(value, 0))
             axes.plot([0, end], [row + 0.55] * 2, color=color, linewidth=7, alpha=0.35, solid_capstyle="butt")
             axes.plot(
                 [end], [row + 0.55], color=color, marker="o" if end == value else "<" if value < least else ">", markersize=6
@@ -53,24 +53,28 @@ def retained(groups: Sequence[frames.Group], cache: Path | None = None) -> str:
         axes.set(xlim=(least - 0.05, most + 0.05), xticks=[-0.5, 0, 0.5, 1], xticklabels=["−50 %", "0", "50 %", "100 %"])
         axes.set_xlabel("benefit of pretraining that is retained")
 
-    values = "; ".join(f"{text.line(frames.check(first))} {text.percent(first.benefit_retained, 0)}" for first, *_ in shown)
+    values = "; ".join(
+        f"{text.line(frames.check(first))} {text.percent(first.benefit_retained, 0)}" for first, *_ in drawn_groups
+    )
     label = f"Benefit retained by check: {values}"
-    return drawn.kept(cache, ("retained", shown), lambda: svg.inline(draw, label, height=0.42 * len(shown) + 0.62))
+    return drawn.kept(
+        cache, ("retained", drawn_groups), lambda: svg.inline(draw, label, height=0.42 * len(drawn_groups) + 0.62)
+    )
 
 
 def paired(rows: Sequence[frames.Paired], margin: float | None, unit: str, cache: Path | None = None) -> str:
     """Draw the harm of each seed with the mean and its bounds, for the judged arm and each induced arm; empty without any."""
-    shown = [row for row in rows if row[1]]
-    if not shown:
+    drawn_rows = [row for row in rows if row[1]]
+    if not drawn_rows:
         return ""
     factor, _ = text.scale(unit)
 
     def draw(figure: svg.Figure) -> None:
-        axes = _rows(figure, len(shown), 0.62)
+        axes = _row_axes(figure, len(drawn_rows), 0.62)
         limits(axes, [margin], factor)
-        for row, (name, by_seed, bounds) in enumerate(shown):
+        for row, (name, by_seed, bounds) in enumerate(drawn_rows):
             color = _color(name.replace(": ", ":"), row - 1)
-            _label(axes, row, text.short(name, 38), text.bounded(bounds, unit))
+            _write_label(axes, row, text.short(name, 38), text.bounded(bounds, unit))
             harms = factor * np.array(list(by_seed.values()))
             offsets = np.linspace(-0.12, 0.12, len(harms)) if len(harms) > 1 else np.zeros(1)
             axes.plot(
@@ -86,10 +90,10 @@ def paired(rows: Sequence[frames.Paired], margin: float | None, unit: str, cache
             interval(axes, row + 0.78, bounds, factor, color=color, marker="D", linewidth=2.2)
         axes.set_xlabel(f"harm in {text.in_words(unit)}, one dot a seed")
 
-    values = "; ".join(f"{name} {text.bounded(bounds, unit)} over {len(by_seed)} seeds" for name, by_seed, bounds in shown)
+    values = "; ".join(f"{name} {text.bounded(bounds, unit)} over {len(by_seed)} seeds" for name, by_seed, bounds in drawn_rows)
     label = f"Harm by seed, in {text.in_words(unit)}: {values}"
-    content = ("paired", shown, margin, unit)
-    return drawn.kept(cache, content, lambda: svg.inline(draw, label, height=0.62 * len(shown) + 0.62))
+    content = ("paired", drawn_rows, margin, unit)
+    return drawn.kept(cache, content, lambda: svg.inline(draw, label, height=0.62 * len(drawn_rows) + 0.62))
 
 
 def learning(curves: Mapping[str, frames.Curve], cache: Path | None = None) -> str:
@@ -129,7 +133,9 @@ def learning(curves: Mapping[str, frames.Curve], cache: Path | None = None) -> s
         handles, labels = sides[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="upper left", ncols=2, borderaxespad=0.2)
 
-    ends = "; ".join(f"{text.line(name)} ends at {text.percent(_last(curve.accuracy[:, 0]))}" for name, curve in curves.items())
+    ends = "; ".join(
+        f"{text.line(name)} ends at {text.percent(_last_finite(curve.accuracy[:, 0]))}" for name, curve in curves.items()
+    )
     label = f"Learning curves, mean over seeds: {ends}"
     height = 2.6 + 0.16 * -(-len(names) // 2)
     return drawn.kept(cache, ("learning", curves), lambda: svg.inline(draw, label, height=height))
@@ -163,7 +169,7 @@ def picture(plugin: Plugin, run: Run, cache: Path | None = None, content: str = 
         return f"<p>This plugin's picture could not be drawn: {escape(text.line(f'{type(error).__name__}: {error}'))}</p>"
 
 
-def _rows(figure: svg.Figure, rows: int, row: float) -> Axes:
+def _row_axes(figure: svg.Figure, rows: int, row: float) -> Axes:
     """Return axes for rows of a fixed height in inches, counted from the top; each row has its label above it."""
     height = figure.get_figheight()
     bottom = 0.48 / height
@@ -173,7 +179,7 @@ def _rows(figure: svg.Figure, rows: int, row: float) -> Axes:
     return axes
 
 
-def _label(axes: Axes, row: float, left: str, right: str) -> None:
+def _write_label(axes: Axes, row: float, left: str, right: str) -> None:
     background = {"facecolor": CARD, "edgecolor": "none", "pad": 1.5}  # lines of the axes do not cross the text
     for side, content, align in ((0, left, "left"), (1, right, "right")):
         axes.text(side, row + 0.07, content, transform=axes.get_yaxis_transform(), va="top", ha=align, bbox=background)
@@ -220,7 +226,7 @@ def _color(name: str, number: int) -> str:
     return ARM.get(name) or INDUCED[number % len(INDUCED)]
 
 
-def _last(values: np.ndarray) -> float | None:
+def _last_finite(values: np.ndarray) -> float | None:
     finite = values[np.isfinite(values)]
     return float(finite[-1]) if len(finite) else None
 

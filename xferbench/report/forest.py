@@ -35,18 +35,18 @@ def forest(groups: Sequence[frames.Group], cache: Path | None = None) -> str:
     if not units:
         return ""
     ((unit, _),) = units.most_common(1)  # one axis has one unit
-    shown = [group for group in groups if group[0].harm is not None and group[0].unit == unit]
+    drawn_groups = [group for group in groups if group[0].harm is not None and group[0].unit == unit]
     factor, _ = text.scale(unit)
-    controls = [[finding for finding in group if finding.control_harm is not None] for group in shown]
-    height = sum(HEAD + ROW * (1 + len(below)) for below in controls)
+    controls = [[finding for finding in group if finding.control_harm is not None] for group in drawn_groups]
+    height = sum(HEAD + ROW * (1 + len(rows_below)) for rows_below in controls)
 
     def draw(figure: svg.Figure) -> None:
         axes = columns(figure, height)
-        span = _span(shown, factor)
+        span = _axis_range(drawn_groups, factor)
         axes.set_xlim(span)
-        limits(axes, [group[0].margin for group in shown], factor)
+        limits(axes, [group[0].margin for group in drawn_groups], factor)
         top = 0.0
-        for group, below in zip(shown, controls, strict=True):
+        for group, rows_below in zip(drawn_groups, controls, strict=True):
             first, color = group[0], VERDICT.get(group[0].verdict, MUTED)
             beside(
                 axes,
@@ -57,7 +57,7 @@ def forest(groups: Sequence[frames.Group], cache: Path | None = None) -> str:
                 color=WORD.get(first.verdict, INK),
             )
             rows: list[tuple[str, frames.Bounds]] = [("your pipeline", (first.harm, first.low, first.high))]
-            rows += [(_variant(item), (item.control_harm, item.control_low, item.control_high)) for item in below]
+            rows += [(_variant_name(item), (item.control_harm, item.control_low, item.control_high)) for item in rows_below]
             for number, (name, bounds) in enumerate(rows):
                 y = top + HEAD + ROW * (number + 0.5)
                 beside(axes, y, name, text.bounded(bounds, unit))
@@ -68,32 +68,32 @@ def forest(groups: Sequence[frames.Group], cache: Path | None = None) -> str:
                 axes.axhline(top + 0.02, xmin=-LEFT / COLUMN, xmax=1 + RIGHT / COLUMN, color=GRID, linewidth=0.6, clip_on=False)
         axes.set_xlabel(f"harm in {text.in_words(unit)}")
 
-    values = "; ".join(f"{text.line(frames.check(first))} {first.verdict} {frames.harm(first)}" for first, *_ in shown)
+    values = "; ".join(f"{text.line(frames.check(first))} {first.verdict} {frames.harm(first)}" for first, *_ in drawn_groups)
     label = f"Harm by check with its bounds, in {text.in_words(unit)}: {values}"
-    return drawn.kept(cache, ("forest", shown), lambda: svg.inline(draw, label, height=height + 0.62))
+    return drawn.kept(cache, ("forest", drawn_groups), lambda: svg.inline(draw, label, height=height + 0.62))
 
 
-def _variant(finding: Finding) -> str:
+def _variant_name(finding: Finding) -> str:
     return text.short(finding.variant, 20) or "induced"
 
 
-def _span(shown: Sequence[frames.Group], factor: float) -> tuple[float, float]:
+def _axis_range(groups: Sequence[frames.Group], factor: float) -> tuple[float, float]:
     """Return the range of the axis in displayed units.
 
     The range covers all intervals, except values so large that the margin would not be visible.
     """
-    own = [value for group in shown for value in (group[0].harm, group[0].low, group[0].high) if value is not None]
-    induced = [
+    values = [value for group in groups for value in (group[0].harm, group[0].low, group[0].high) if value is not None]
+    control_values = [
         value
-        for group in shown
+        for group in groups
         for finding in group
         for value in (finding.control_harm, finding.control_low, finding.control_high)
         if value is not None
     ]
-    margin = max((group[0].margin or 0.0 for group in shown), default=0.0)
-    low, high = min([0.0, *own, *induced]), max([margin, *own, *induced])
+    margin = max((group[0].margin or 0.0 for group in groups), default=0.0)
+    low, high = min([0.0, *values, *control_values]), max([margin, *values, *control_values])
     if margin:
-        high = min(high, max([15 * margin, *own]))
+        high = min(high, max([15 * margin, *values]))
         low = max(low, -max(5 * margin, high))
     padding = 0.04 * (high - low) or 0.01
     return factor * (low - padding), factor * (high + padding)

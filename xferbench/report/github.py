@@ -24,12 +24,12 @@ LEVEL = {"FAIL": "error", "ERROR": "error", "INCONCLUSIVE": "warning"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """One annotation; ``wanted`` are patterns of the line to annotate, most likely first."""
+    """One annotation; ``patterns`` match the line to annotate, most likely first."""
 
     level: str
     title: str
     message: str
-    wanted: tuple[str, ...]
+    patterns: tuple[str, ...]
 
 
 def publish(run: Run, summary: str, *, environ: Mapping[str, str], stream: TextIO) -> None:
@@ -53,34 +53,36 @@ def commands(run: Run, workspace: str = "") -> list[str]:
     path = Path(str(run.suite.get("path") or run.suite.get("name") or "suite"))
     file = path.relative_to(workspace) if workspace and path.is_relative_to(workspace) else path
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    location = "" if run.suite.get("command") else f"file={_property(file)},"  # options are in no file
+    location = "" if run.suite.get("command") else f"file={_escape_property(file)},"  # options are in no file
     return [
         f"::{note.level} {location}"
-        + (f"line={_line(lines, note.wanted)}," if location else "")
-        + f"title={_property(note.title)}::{_data(note.message)}"
-        for note in (_verdicts(run) if run.gate is None else _outcomes(run, run.gate))
+        + (f"line={_line_number(lines, note.patterns)}," if location else "")
+        + f"title={_escape_property(note.title)}::{_escape_data(note.message)}"
+        for note in (_verdict_notes(run) if run.gate is None else _outcome_notes(run, run.gate))
     ]
 
 
-def _verdicts(run: Run) -> list[Note]:
+def _verdict_notes(run: Run) -> list[Note]:
     return [
         Note(
             level=LEVEL[group[0].verdict],
             title=f"{group[0].verdict}: {group[0].plugin}",
             message=_message(group),
-            wanted=_wanted(group[0].plugin, frames.patch(group)),
+            patterns=_line_patterns(group[0].plugin, frames.patch(group)),
         )
         for group in frames.groups(run)
         if group[0].verdict in LEVEL
     ]
 
 
-def _outcomes(run: Run, gate: Comparison) -> list[Note]:
+def _outcome_notes(run: Run, gate: Comparison) -> list[Note]:
     outcomes = held.ordered(gate)
-    return [_outcome(outcome, frames.of(run, outcome)) for outcome in outcomes if held.asks(outcome) or held.known(outcome)]
+    return [
+        _outcome_note(outcome, frames.of(run, outcome)) for outcome in outcomes if held.asks(outcome) or held.known(outcome)
+    ]
 
 
-def _outcome(outcome: Outcome, group: frames.Group) -> Note:
+def _outcome_note(outcome: Outcome, group: frames.Group) -> Note:
     size = f"change {held.change(outcome)} {text.in_words(outcome.unit)}" if outcome.change is not None else ""
     needed = group and outcome.decision in {"worse", "crashed"}
     return Note(
@@ -97,9 +99,9 @@ def _outcome(outcome: Outcome, group: frames.Group) -> Note:
             )
             if part
         ),
-        wanted=(r"\s*\[recipe\]",)
+        patterns=(r"\s*\[recipe\]",)
         if held.is_subject(outcome)
-        else _wanted(outcome.plugin, frames.patch(group) if group else ""),
+        else _line_patterns(outcome.plugin, frames.patch(group) if group else ""),
     )
 
 
@@ -109,20 +111,20 @@ def _message(group: frames.Group) -> str:
     return "; ".join(part for part in (size, frames.reason(group), frames.action(group)) if part)
 
 
-def _wanted(plugin: str, patch: str) -> tuple[str, ...]:
+def _line_patterns(plugin: str, patch: str) -> tuple[str, ...]:
     """Return patterns of the line that sets what the patch sets, or else names the plugin, or else lists plugins."""
     keys = [key[1] for line in patch.splitlines() if "# was" in line and (key := re.match(r"\s*([a-z_]+)\s*=", line))]
     return (*(rf"\s*{key}\s*=" for key in keys), rf".*[\"']{re.escape(plugin)}[\"']", r"\s*plugins\s*=")
 
 
-def _line(lines: list[str], wanted: tuple[str, ...]) -> int:
+def _line_number(lines: list[str], patterns: tuple[str, ...]) -> int:
     """Return the number of the first line that matches a pattern, in the order of the patterns; 1 if none matches."""
-    return next((number for pattern in wanted for number, line in enumerate(lines, start=1) if re.match(pattern, line)), 1)
+    return next((number for pattern in patterns for number, line in enumerate(lines, start=1) if re.match(pattern, line)), 1)
 
 
-def _data(value: object) -> str:
+def _escape_data(value: object) -> str:
     return str(value).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def _property(value: object) -> str:
-    return _data(value).replace(":", "%3A").replace(",", "%2C")
+def _escape_property(value: object) -> str:
+    return _escape_data(value).replace(":", "%3A").replace(",", "%2C")

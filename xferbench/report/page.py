@@ -13,11 +13,15 @@ def render(template: str, **values: Any) -> str:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
-        loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_template_source),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"line": text.line, "seconds": text.seconds, "percent": text.percent}
     return environment.get_template(template).render(values)
 
 
-def _template(name: str) -> str:
+def _template_source(name: str) -> str:
     return files("xferbench.report").joinpath(name).read_text(encoding="utf-8")

@@ -34,13 +34,13 @@ def pack(cells: Iterable[Cell], run: str) -> bytes:
         "records": {key: {name: getattr(record, name) for name in OF_RECORD} for key, record in records.items()},
     }
     text = json.dumps(plain(index), allow_nan=False, separators=(",", ":"))
-    arrays = {"index": np.frombuffer(text.encode(), dtype=np.uint8), **_sets(records)}
+    arrays = {"index": np.frombuffer(text.encode(), dtype=np.uint8), **_pack_sets(records)}
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **arrays)
     return file.getvalue()
 
 
-def _sets(records: Mapping[str, Record]) -> dict[str, np.ndarray]:
+def _pack_sets(records: Mapping[str, Record]) -> dict[str, np.ndarray]:
     sets: dict[tuple[object, ...], dict[str, Predictions]] = {}
     for key, record in records.items():
         predictions = record.predictions
@@ -78,32 +78,32 @@ def unpack(file: BinaryIO) -> tuple[str, tuple[Cell, ...]]:
         predictions: dict[str, Predictions] = {}
         for number in range(sum(name.endswith("/key") for name in arrays.files)):
             predictions |= _unpack_set({name: arrays[f"{number}/{name}"] for name in ("key", *COMMON, *STACKED)})
-    records = {key: _record(key, entry, predictions.get(key)) for key, entry in index["records"].items()}
+    records = {key: _record_from_entry(key, entry, predictions.get(key)) for key, entry in index["records"].items()}
     cells = tuple(Cell(**{name: entry[name] for name in OF_CELL}, record=records[entry["key"]]) for entry in index["cells"])
     return index["run"], cells
 
 
 def _unpack_set(arrays: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
-    common = {name: _wide(arrays[name]) for name in COMMON}
+    common = {name: _widen(arrays[name]) for name in COMMON}
     return {
-        str(key): Predictions(**common, **{name: _wide(arrays[name][rank]) for name in STACKED})
+        str(key): Predictions(**common, **{name: _widen(arrays[name][rank]) for name in STACKED})
         for rank, key in enumerate(arrays["key"])
     }
 
 
-def _wide(values: np.ndarray) -> np.ndarray:
+def _widen(values: np.ndarray) -> np.ndarray:
     return values.astype(np.int64) if values.dtype.kind == "i" else values
 
 
-def _record(key: str, entry: Mapping[str, Any], predictions: Predictions | None) -> Record:
+def _record_from_entry(key: str, entry: Mapping[str, Any], predictions: Predictions | None) -> Record:
     return Record(
         key=key,
         predictions=predictions,
-        scalars={name: _number(value) for name, value in entry["scalars"].items()},
-        curve=tuple((int(step), _number(loss), _number(accuracy)) for step, loss, accuracy in entry["curve"]),
+        scalars={name: _float_or_nan(value) for name, value in entry["scalars"].items()},
+        curve=tuple((int(step), _float_or_nan(loss), _float_or_nan(accuracy)) for step, loss, accuracy in entry["curve"]),
         **{name: entry[name] for name in ("fit", "seconds", "fit_seconds", "place", "error")},
     )
 
 
-def _number(value: float | None) -> float:
+def _float_or_nan(value: float | None) -> float:
     return float("nan") if value is None else float(value)

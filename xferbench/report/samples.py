@@ -49,10 +49,10 @@ def unpack(file: BinaryIO) -> tuple[str, tuple[Samples, ...]]:
     """
     with np.load(file, allow_pickle=False) as arrays:
         index = json.loads(arrays["index"].tobytes())
-        return index["run"], tuple(_samples(entry, arrays[str(k)]) for k, entry in enumerate(index["samples"]))
+        return index["run"], tuple(_samples_from_entry(entry, arrays[str(k)]) for k, entry in enumerate(index["samples"]))
 
 
-def _samples(entry: dict[str, object], images: np.ndarray) -> Samples:
+def _samples_from_entry(entry: dict[str, object], images: np.ndarray) -> Samples:
     role, title, arms, labels = (entry[name] for name in OF_SAMPLES)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not all(images.shape):
         raise ValueError(f"images of {images.dtype} {images.shape}")
@@ -68,19 +68,19 @@ def shown(samples: Sequence[Samples], budget: int = BUDGET) -> tuple[Shown, ...]
     """
     encoded: list[Shown] = []
     for side in SIDES:
-        encoded = [Shown(samples=sample, images=tuple(_uri(image, side) for image in sample.images)) for sample in samples]
-        if _length(encoded) <= budget:
+        encoded = [Shown(samples=sample, images=tuple(_png_uri(image, side) for image in sample.images)) for sample in samples]
+        if _total_length(encoded) <= budget:
             return tuple(encoded)
-    while _length(encoded) > budget:
+    while _total_length(encoded) > budget:
         encoded.pop()
     return tuple(encoded)
 
 
-def _length(encoded: Sequence[Shown]) -> int:
+def _total_length(encoded: Sequence[Shown]) -> int:
     return sum(len(image) for entry in encoded for image in entry.images)
 
 
-def _uri(pixels: np.ndarray, side: int) -> str:
+def _png_uri(pixels: np.ndarray, side: int) -> str:
     """Return an image as a PNG data URI with at most ``side`` pixels a side."""
     from PIL import Image
 
