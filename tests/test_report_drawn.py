@@ -84,7 +84,7 @@ def test_a_run_that_has_no_name_is_still_a_page(tmp_path, drawings):
 
 def test_other_code_has_other_names(tmp_path, monkeypatch):
     assert drawn.kept(tmp_path, 1, lambda: "old") == "old"
-    monkeypatch.setattr(drawn, "_code", lambda: "edited")
+    monkeypatch.setattr(drawn, "_code_key", lambda: "edited")
     assert drawn.kept(tmp_path, 1, lambda: "new") == "new"
 
 

@@ -181,9 +181,9 @@ def test_a_source_is_shown_where_a_trial_used_it_and_only_there(tmp_path):
     assert {one.role for one in gathering.wanted(step(p=arms))} == {"target"}
     trial = SimpleNamespace(view=View(preprocessing=RECORDED, domain=source))
     *_, beside = gathering.wanted(step(p=arms, asked=[("source", trial)]))
-    assert (beside.role, beside.preprocessing, beside.seen) == ("source", RECORDED, (("p", "subject", "serve"),))
+    assert (beside.role, beside.preprocessing, beside.arms) == ("source", RECORDED, (("p", "subject", "serve"),))
     *_, beside = gathering.wanted(step(p=arms | {"induced:s": pipeline(source=source, init="shuffled-source")}))
-    assert (beside.role, beside.seen) == ("source", (("p", "induced:s", "train"),))
+    assert (beside.role, beside.arms) == ("source", (("p", "induced:s", "train"),))
 
 
 def test_what_cannot_be_shown_is_a_note_and_loses_nothing(tmp_path):
