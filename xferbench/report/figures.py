@@ -232,7 +232,10 @@ def _last_finite(values: np.ndarray) -> float | None:
 
 
 def draw_quadrants(run: Run) -> str:
-    """The mean of each recipe in each quadrant of a matrix, with the advised and the best one marked; empty without the 2×2."""
+    """Draw the mean of each recipe in each quadrant of a matrix, with the advised and the best recipe marked.
+
+    The result is empty for a matrix without the table of size × similarity.
+    """
     means, cells = matrix_tables.quadrant_means(run), matrix_tables.measure_quadrants(run)
     if not means:
         return ""
@@ -250,7 +253,7 @@ def draw_quadrants(run: Run) -> str:
             quadrant = (sizes[row], matrix_tables.SIMILARITIES[column])
             axes.set_visible(quadrant in means)
             if quadrant in means:
-                _quadrant(axes, names, means[quadrant], cells[quadrant], scale)
+                _draw_quadrant(axes, names, means[quadrant], cells[quadrant], scale)
                 axes.set_title(f"{quadrant[0]} images, {quadrant[1]}", fontsize=9)
                 axes.set(yticks=range(len(names)), yticklabels=[*reversed(names)] if column == 0 else [])
             if row == len(sizes) - 1:
@@ -263,9 +266,9 @@ def draw_quadrants(run: Run) -> str:
     return svg.inline(draw, label, height=height)
 
 
-def _quadrant(axes: Axes, names: Sequence[str], means: Mapping[str, float], cell: Cell, scale: float) -> None:
-    for place, name in enumerate(reversed(names)):
-        if (mean := means.get(name)) is None:  # the recipe does not fit here
+def _draw_quadrant(axes: Axes, names: Sequence[str], means: Mapping[str, float], cell: Cell, scale: float) -> None:
+    for row, name in enumerate(reversed(names)):
+        if (mean := means.get(name)) is None:  # the recipe was not run here
             continue
-        colour = VERMILION if name == cell.advised else GREEN if name == cell.best else MUTED
-        axes.plot([scale * mean], [place], "D" if name == cell.advised else "o", color=colour, markersize=5)
+        color = VERMILION if name == cell.advised else GREEN if name == cell.best else MUTED
+        axes.plot([scale * mean], [row], "D" if name == cell.advised else "o", color=color, markersize=5)
