@@ -259,7 +259,7 @@ def draw_quadrants(run: Run) -> str:
             if row == len(sizes) - 1:
                 axes.set_xlabel(unit)
 
-    label = "Mean by recipe in four quarters: " + "; ".join(
+    label = "Mean by recipe in each quadrant: " + "; ".join(
         f"{size} images, {similarity}: best {cell.best}, the textbook advises {cell.advised}"
         for (size, similarity), cell in cells.items()
     )
