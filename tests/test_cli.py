@@ -36,7 +36,7 @@ audit     suite; --arch; --after; --before; --data; --source; --shifted; --manif
 gate      suite; --baseline; --candidate; --accept; -o --output; --store; --device auto|cuda|mps|cpu; -j --workers; --seed;
           --budget; --set; --allow-code; --fail-on fail|inconclusive; --format text|json
 compare   first; second; -o --output
-ls        --format text|json
+ls        --format text|json; -v --verbose
 explain   plugin
 validate  suites; --store; --set; --allow-code; --no-files; --freeze; --force
 report    directory; -o --output; --format text|latex|checklist

@@ -262,7 +262,7 @@ def test_the_header_says_what_is_asked(session, ran, pytester):
     ran(*FINE)
     pytester.path.joinpath("accepted.json").touch()
     session("--xferbench-baseline", "accepted.json").stdout.fnmatch_lines(
-        ["xferbench: suite mine, accuracy, margin 0.02, held against accepted.json"]
+        ["xferbench: suite mine, accuracy, margin 0.02, compared with accepted.json"]
     )
     session(suite="").stdout.no_fnmatch_line("xferbench: *")
 

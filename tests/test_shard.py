@@ -237,7 +237,7 @@ def test_a_crash_is_told_not_kept_and_asked_for_again(suite, lab, tmp_path):
     found = one_share(suite, 1, 2, path)
     assert set(found.crashed) == {"Boom: on purpose"}
     assert kept(path) == {}
-    assert f"crashed: {len(found.crashed)}, not kept" in shard.told(found)
+    assert f"crashed: {len(found.crashed)}, not stored" in shard.told(found)
     lab.answer = drift
     assert one_share(suite, 1, 2, path).computed == found.computed
 
