@@ -15,6 +15,7 @@ from xferbench.core.interventions import (
     Biases,
     Distillation,
     FlipAndCrop,
+    Head,
     InterpolatePhase,
     LoRA,
     MLPHead,
@@ -154,7 +155,7 @@ def lp_ft(phase: Phase = DEFAULT) -> Recipe:
 def gradual_unfreezing(phase: Phase = DEFAULT, groups: int = 4) -> Recipe:
     """Train the head first, then one more layer group in each stage, with equal steps (Howard & Ruder 2018)."""
     share = phase.steps // (groups + 1)
-    stages = ["head", *(f"top:{n}" for n in range(1, groups)), "all"]
+    stages = [HEAD_ONLY, *(TopGroups(groups=n) for n in range(1, groups)), ALL_LAYERS]
     lengths = [share] * groups + [phase.steps - share * groups]
     phases = (replace(phase, trainable=stage, steps=length) for stage, length in zip(stages, lengths, strict=True))
     return Recipe(name=f"gradual unfreezing {phase.lr:g}", phases=_with_steps(*phases))
@@ -268,8 +269,8 @@ USUAL: Mapping[str, float] = {"linear-probe": HEAD_LR, "mlp-head": HEAD_LR, **RA
 
 
 def deep(head: Head) -> bool:
-    """Return whether the spelling of a head means one with more than one layer."""
-    return head.startswith("mlp:")
+    """Return whether a head has more than one layer."""
+    return isinstance(head, MLPHead)
 
 
 def beside(recipe: Recipe, own: Recipe) -> Recipe:
