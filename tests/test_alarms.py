@@ -56,11 +56,17 @@ def test_a_course_judges_each_unfreezing_by_itself_and_once():
     found = []
     for step in range(1, 101):
         if step in {30, 60}:
-            course.unfreeze(step, (f"layer{step}",))
-        jump = course.heard(step, 5.0 if 60 <= step < 80 else 1.0)
+            course.record_unfreeze(step, (f"layer{step}",))
+        jump = course.record_loss(step, 5.0 if 60 <= step < 80 else 1.0)
         found += [jump] if jump else []
     (jump,) = found
-    assert (jump.at, jump.seen, jump.names, jump.before, jump.after) == (60, 64, ("layer60",), 1.0, 5.0)
+    assert (jump.unfrozen_at, jump.detected_at, jump.names, jump.loss_before, jump.loss_after) == (
+        60,
+        64,
+        ("layer60",),
+        1.0,
+        5.0,
+    )
 
 
 GUESSING = [math.log(10)] * 3

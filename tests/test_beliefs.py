@@ -42,7 +42,7 @@ def test_a_word_means_what_it_means_in_a_suite(word, expected):
 
 @pytest.mark.parametrize("word", ["lora:4", "adapter:8"])
 def test_adapters_of_a_model_that_is_watched_are_its_own(word):
-    with pytest.raises(Problem, match=r"are its own[\s\S]*what requires_grad says"):
+    with pytest.raises(Problem, match=r"its own adapters[\s\S]*to use requires_grad"):
         beliefs.beliefs(make_net(), [Phase(trainable=Trainable.parse(word))], "fc", 8)
 
 
@@ -59,8 +59,8 @@ def test_phases_end_with_their_steps_and_the_last_lasts():
         Phase(trainable=Trainable.parse("norm"), steps=5),
     ]
     found = beliefs.beliefs(make_net(), phases, "fc")
-    assert [(one.last, one.moving) for one in found] == [(30, False), (40, True), (float("inf"), True)]
-    assert [one.moving for one in beliefs.beliefs(make_net(), phases, "fc", batchnorm=False)] == [None] * 3
+    assert [(one.last_step, one.statistics_move) for one in found] == [(30, False), (40, True), (float("inf"), True)]
+    assert [one.statistics_move for one in beliefs.beliefs(make_net(), phases, "fc", batchnorm=False)] == [None] * 3
     assert beliefs.beliefs(make_net(), [], "") == (beliefs.Belief(),)
 
 

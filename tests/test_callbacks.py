@@ -80,7 +80,7 @@ def test_lightning_s_training_is_watched():
         ("frozen-moved", "net.0.weight", 1),
         ("buffer-moved", "net.1.running_mean", 1),
     ]
-    assert watch.steps == len(watch._course._losses) == 24
+    assert watch.steps == len(watch._loss_history._losses) == 24
     assert hooks(run.trainer.optimizers[0]) == 0
 
 
@@ -141,7 +141,7 @@ def test_transformers_training_is_watched(tmp_path):
     assert set(kinds) == {"frozen-moved", "buffer-moved"}
     assert kinds["buffer-moved"].tensor == "resnet.embedder.embedder.normalization.running_mean"
     assert {event.step for event in callback.watch.events} == {1}
-    assert callback.watch.steps == len(callback.watch._course._losses) == 24
+    assert callback.watch.steps == len(callback.watch._loss_history._losses) == 24
     assert not run.model._forward_hooks
     assert hooks(run.optimizer.optimizer) == 0
 
@@ -170,4 +170,4 @@ def test_where_the_model_gives_no_loss_the_logged_one_is_heard(tmp_path):
     run.compute_loss_func = lambda outputs, labels, **rest: F.cross_entropy(outputs["logits"], labels)
     run.label_names = ["labels"]
     run.train()
-    assert [step for step, _ in callback.watch._course._losses] == [3, 6, 9, 12, 15, 18, 21, 24]
+    assert [step for step, _ in callback.watch._loss_history._losses] == [3, 6, 9, 12, 15, 18, 21, 24]

@@ -14,14 +14,20 @@ from xferbench.lab.causes import Case
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        (Case(learnt=False), "moved by other code"),
-        (Case(learnt=True), "moved by other code"),
-        (Case(learnt=False, held=True, outside=True), "moved by other code"),
-        (Case(learnt=True, held=True, marked="body", gradient=1.0), "body.requires_grad = False sets an attribute"),
-        (Case(learnt=True, held=True, gradient=1.0), "requires_grad is still True"),
-        (Case(learnt=False, held=True, decay=0.1, shrunk=0.99), "weight decay of 0.1"),
-        (Case(learnt=False, held=True, gradient=0.0), "gradient from before it was frozen"),
-        (Case(learnt=False, held=True, inside=True, decay=0.1), "the optimizer holds it, with weight decay of 0.1"),
+        (Case(requires_grad=False), "moved by other code"),
+        (Case(requires_grad=True), "moved by other code"),
+        (Case(requires_grad=False, in_optimizer=True, written_between_steps=True), "moved by other code"),
+        (
+            Case(requires_grad=True, in_optimizer=True, flagged_module="body", gradient_norm=1.0),
+            "body.requires_grad = False sets an attribute",
+        ),
+        (Case(requires_grad=True, in_optimizer=True, gradient_norm=1.0), "requires_grad is still True"),
+        (Case(requires_grad=False, in_optimizer=True, weight_decay=0.1, decay_factor=0.99), "weight decay of 0.1"),
+        (Case(requires_grad=False, in_optimizer=True, gradient_norm=0.0), "gradient from before it was frozen"),
+        (
+            Case(requires_grad=False, in_optimizer=True, written_in_step=True, weight_decay=0.1),
+            "the optimizer holds it, with weight decay of 0.1",
+        ),
     ],
 )
 def test_why_a_frozen_tensor_moved(case, words):
@@ -33,11 +39,14 @@ def test_why_a_frozen_tensor_moved(case, words):
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        (Case(learnt=False), "requires_grad is False"),
-        (Case(learnt=True), "no gradient reaches it"),
-        (Case(learnt=True, held=True, gradient=1.0, lr=0.0), "learning rate is 0"),
-        (Case(learnt=True, held=True, gradient=0.0, lr=0.1), "gradient is zero"),
-        (Case(learnt=True, held=True, gradient=1.0, lr=0.1, narrow="float16"), "lost in rounding to float16"),
+        (Case(requires_grad=False), "requires_grad is False"),
+        (Case(requires_grad=True), "no gradient reaches it"),
+        (Case(requires_grad=True, in_optimizer=True, gradient_norm=1.0, lr=0.0), "learning rate is 0"),
+        (Case(requires_grad=True, in_optimizer=True, gradient_norm=0.0, lr=0.1), "gradient is zero"),
+        (
+            Case(requires_grad=True, in_optimizer=True, gradient_norm=1.0, lr=0.1, narrow_dtype="float16"),
+            "lost in rounding to float16",
+        ),
     ],
 )
 def test_why_a_tensor_never_moved(case, words):
@@ -47,7 +56,7 @@ def test_why_a_tensor_never_moved(case, words):
 
 
 def test_a_gradient_of_rounding_noise_is_no_fault():
-    assert causes.still(Case(learnt=True, held=True, gradient=1e-12, lr=0.1)) is None
+    assert causes.still(Case(requires_grad=True, in_optimizer=True, gradient_norm=1e-12, lr=0.1)) is None
 
 
 def make_event(**change):

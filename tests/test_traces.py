@@ -20,7 +20,7 @@ def make_tensors():
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_a_change_of_one_kind_of_tensor_is_seen_in_that_alone(kind):
     tensors = make_tensors()
-    before, sums = traces.sample(tensors).parts, traces.sums(tensors)
+    before, sums = traces.sample(tensors).values, traces.sums(tensors)
     assert traces.moved(traces.sample(tensors), before) == set()
     tensors[f"{kind}"].zero_()
     assert traces.moved(traces.sample(tensors), before) == {f"{kind}"}
@@ -29,16 +29,16 @@ def test_a_change_of_one_kind_of_tensor_is_seen_in_that_alone(kind):
 
 def test_a_sample_is_a_copy_of_at_most_64_values_from_all_over_a_tensor():
     whole = torch.arange(640.0)
-    (part,) = traces.sample({"a": whole}).parts.values()
+    (part,) = traces.sample({"a": whole}).values.values()
     assert (len(part), part[0], part[-1]) == (64, 0, 63 * 9)
     whole.zero_()
     assert part[-1] == 63 * 9
-    assert len(traces.sample({"a": torch.ones(3, 4)}).parts["a"]) == 12
+    assert len(traces.sample({"a": torch.ones(3, 4)}).values["a"]) == 12
 
 
 def test_every_column_of_a_matrix_is_met():
     columns = torch.arange(64.0).repeat(64, 1)
-    assert len(traces.sample({"a": columns}).parts["a"].unique()) == 64
+    assert len(traces.sample({"a": columns}).values["a"].unique()) == 64
 
 
 @pytest.mark.parametrize(
@@ -48,18 +48,18 @@ def test_every_column_of_a_matrix_is_met():
 )
 def test_memory_in_another_order_is_sampled_too(tensor):
     before = traces.sample({"a": tensor})
-    assert len(before.parts["a"].unique()) == 64
+    assert len(before.values["a"].unique()) == 64
     tensor.add_(1)
-    assert traces.moved(traces.sample({"a": tensor}), before.parts) == {"a"}
+    assert traces.moved(traces.sample({"a": tensor}), before.values) == {"a"}
 
 
 def test_a_part_of_a_larger_tensor_is_sampled_from_where_it_begins():
-    assert traces.sample({"a": torch.arange(10.0)[4:6]}).parts["a"].tolist() == [4, 5]
+    assert traces.sample({"a": torch.arange(10.0)[4:6]}).values["a"].tolist() == [4, 5]
 
 
 def test_nan_equals_itself_and_a_zero_may_change_its_sign():
     tensors = {"nan": torch.tensor([math.nan]), "zero": torch.tensor([0.0])}
-    before = traces.sample(tensors).parts
+    before = traces.sample(tensors).values
     tensors = {"nan": torch.tensor([math.nan]), "zero": torch.tensor([-0.0])}
     assert traces.moved(traces.sample(tensors), before) == {"zero"}
 

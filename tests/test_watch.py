@@ -246,7 +246,7 @@ def test_an_optimizer_over_another_copy():
     net.eval()
     event = only(watched(net, optimizer, 5))
     assert (event.kind, event.tensor, event.step) == ("not-held", "0.weight", 1)
-    assert "9 of its 9 tensors are not this model's" in event.cause
+    assert "9 of its 9 tensors do not belong to this model" in event.cause
 
 
 def test_a_head_that_was_replaced_after_the_optimizer_was_built():
@@ -255,14 +255,14 @@ def test_a_head_that_was_replaced_after_the_optimizer_was_built():
     net[8] = nn.Linear(8, 4)
     event = only(watched(net, optimizer, 5))
     assert (event.kind, event.tensor, event.others) == ("not-held", "8.weight", ("8.bias",))
-    assert "2 of its 9 tensors are not this model's" in event.cause
+    assert "2 of its 9 tensors do not belong to this model" in event.cause
 
 
 def test_what_the_recipe_trains_is_still_frozen():
     net, optimizer = frozen(make_net())
     event = only(watched(net, optimizer, recipe={"trainable": "all", "batchnorm": "eval"}))
     assert (event.kind, event.tensor, event.step) == ("never-moved", "0.weight", 20)
-    assert event.cause == "it is to train, but its requires_grad is False"
+    assert event.cause == "it should train, but its requires_grad is False"
 
 
 def test_no_gradient_reaches_it():
@@ -371,7 +371,7 @@ def test_a_fresh_head_shocks_the_backbone():
     net = make_net().train()
     event = only(watched(net, torch.optim.AdamW(net.parameters(), lr=0.03), 12))
     assert (event.kind, event.tensor, event.step) == ("head-shock", "0.weight", 10)
-    assert "under a head that knew nothing yet" in event.cause
+    assert "while its head was untrained" in event.cause
 
 
 def test_a_head_that_knows_its_task_does_not_shock():
@@ -583,7 +583,7 @@ def test_the_report_says_step_tensor_cause_and_what_to_do():
     head, what, do = str(watch).splitlines()
     assert head == "25 steps watched: 1 event"
     assert what.startswith("frozen-moved at steps 11 to 20: 3.weight: moved by other code than this optimizer")
-    assert do == "  do: look for what writes to it between two steps"
+    assert do == "  do: find the code that writes to it between two steps"
 
 
 def test_the_loss_need_not_be_told_and_may_be_a_number():
@@ -622,7 +622,7 @@ def test_nothing_at_all_happened():
         ({"recipe": 3}, "watch: recipe"),
         ({"recipe": {"trainabel": "head"}}, "did you mean 'trainable'"),
         ({"recipe": {"trainable": "hat"}}, "recipe.trainable"),
-        ({"recipe": {"trainable": "top:1"}}, "give the shape of one input"),
+        ({"recipe": {"trainable": "top:1"}}, "pass the shape of one input"),
         ({"recipe": {"trainable": "top:9"}, "shape": (3, 8, 8)}, "top:N with N from 1 to"),
         ({"head": "9"}, "head: no such module"),
         ({"every": 0}, "watch: every"),

@@ -1,4 +1,4 @@
-"""What :func:`xferbench.watch` is given, checked and made into a watch; torch is known to the lab alone."""
+"""Validates the arguments of :func:`xferbench.watch` and builds the monitor. Imports torch inside functions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ON_EVENT = ("warn", "raise", "collect")
 
 
 def watch(model: Any, optimizer: Any, *, recipe: object, head: str, shape: Any, every: int, on_event: str) -> Watch:
-    """As :func:`xferbench.watch`.
+    """Build the monitor of :func:`xferbench.watch`.
 
     Raises:
-        Problem: for input that cannot be worked with.
+        Problem: if an argument is not valid.
     """
     from xferbench.lab import watched as lab
 
@@ -27,14 +27,14 @@ def watch(model: Any, optimizer: Any, *, recipe: object, head: str, shape: Any, 
         raise Problem("watch: on_event", found=repr(on_event), expected=nearest(str(on_event), ON_EVENT))
     if type(every) is not int or every < 1:
         raise Problem("watch: every", found=repr(every), expected="a whole number of steps, 1 or more")
-    made, batchnorm = believed(recipe)
+    expected, states_batchnorm = believed(recipe)
     optimizers = tuple(optimizer) if isinstance(optimizer, Iterable) else (optimizer,)
     return lab.made(
         model,
         optimizers,
-        phases=made.phases if made else (),
-        batchnorm=batchnorm,
-        pretrained=None if made is None else made.init == "pretrained",
+        phases=expected.phases if expected else (),
+        batchnorm=states_batchnorm,
+        pretrained=None if expected is None else expected.init == "pretrained",
         head=head,
         shape=shape,
         every=every,
@@ -43,18 +43,21 @@ def watch(model: Any, optimizer: Any, *, recipe: object, head: str, shape: Any, 
 
 
 def believed(recipe: object) -> tuple[Recipe | None, bool]:
-    """A recipe, and whether it says how BatchNorm runs.
+    """Return a recipe, and whether it says how BatchNorm runs.
+
+    Args:
+        recipe: None, a ``Recipe``, a ``Phase``, or a mapping with the keys of ``[recipe]`` in a suite file.
 
     Raises:
-        Problem: for what is none.
+        Problem: if the argument is none of these.
     """
     if recipe is None or isinstance(recipe, Recipe):
         return recipe, True
     if isinstance(recipe, Phase):
         return Recipe(phases=(recipe,)), True
     if isinstance(recipe, Mapping):
-        made = suite.recipe(recipe)
+        parsed = suite.recipe(recipe)
         tables = [recipe, *recipe.get("phases", [])]
-        return made, "strategy" in recipe or any("batchnorm" in table for table in tables)
+        return parsed, "strategy" in recipe or any("batchnorm" in table for table in tables)
     expected = 'a Recipe, a Phase, or a mapping such as {"trainable": "head", "batchnorm": "eval"}'
     raise Problem("watch: recipe", found=f"a {type(recipe).__name__}", expected=expected)

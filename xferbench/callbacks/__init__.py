@@ -1,1 +1,1 @@
-""":func:`xferbench.watch` for loops that are not the user's own: one module for each trainer, imported by its users alone."""
+"""Callbacks that run :func:`xferbench.watch` inside a trainer, one module for each library. Each module imports its library."""

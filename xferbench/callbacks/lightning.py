@@ -1,4 +1,7 @@
-""":func:`xferbench.watch` as a callback of Lightning: ``Trainer(callbacks=[Watch(recipe={"trainable": "head"})])``."""
+"""A Lightning callback that runs :func:`xferbench.watch`: ``Trainer(callbacks=[Watch(recipe={"trainable": "head"})])``.
+
+Imports Lightning.
+"""
 
 from __future__ import annotations
 
@@ -9,37 +12,41 @@ from lightning.pytorch.callbacks import Callback
 import xferbench
 
 if TYPE_CHECKING:
-    from xferbench.lab.watch import Watch as Watching
+    from xferbench.lab.watch import Watch as Monitor
 
 
 class Watch(Callback):
-    """Watches each fit; ``watch`` is that of the last one, with its ``events`` and ``report()``.
+    """Monitors each fit.
 
     Args:
-        options: those of :func:`xferbench.watch`. Names begin with the attribute that holds the network in the LightningModule.
+        options: the keyword arguments of :func:`xferbench.watch`. The names of modules and tensors begin with the attribute of
+            the LightningModule that holds the network.
+
+    Attributes:
+        watch: the monitor of the last fit, with its ``events`` and ``report()``.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.options = options
-        self.watch: Watching | None = None
+        self.watch: Monitor | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin to watch: optimizers are there, and a checkpoint has been loaded."""
+        """Start the monitor. The optimizers exist by now, and a checkpoint has been loaded."""
         self.watch = xferbench.watch(pl_module, trainer.optimizers, **self.options).__enter__()
 
     def on_train_batch_end(self, _trainer: Any, _module: Any, outputs: Any, _batch: Any, _index: int) -> None:
-        """Hand over the loss, where the training step gave one."""
+        """Record the loss, if the training step returned one."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if self.watch is not None and loss is not None:
             self.watch.step(loss)
 
     def on_train_end(self, _trainer: Any, _module: Any) -> None:
-        """Look a last time, and let go of the optimizers."""
+        """Run the last check and remove the hooks of the optimizers."""
         if self.watch is not None:
             self.watch.__exit__(None, None, None)
 
     def on_exception(self, _trainer: Any, _module: Any, exception: BaseException) -> None:
-        """Let go of the optimizers."""
+        """Remove the hooks of the optimizers."""
         if self.watch is not None:
             self.watch.__exit__(type(exception), exception, exception.__traceback__)

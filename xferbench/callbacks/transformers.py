@@ -1,4 +1,7 @@
-""":func:`xferbench.watch` as a callback of transformers: ``Trainer(callbacks=[Watch(recipe={"trainable": "head"})])``."""
+"""A transformers callback that runs :func:`xferbench.watch`: ``Trainer(callbacks=[Watch(recipe={"trainable": "head"})])``.
+
+Imports transformers.
+"""
 
 from __future__ import annotations
 
@@ -10,52 +13,55 @@ from transformers import TrainerCallback
 import xferbench
 
 if TYPE_CHECKING:
-    from xferbench.lab.watch import Watch as Watching
+    from xferbench.lab.watch import Watch as Monitor
 
 
 class Watch(TrainerCallback):
-    """Watches each training; ``watch`` is that of the last one, with its ``events`` and ``report()``.
+    """Monitors each training.
 
-    A step's loss is the mean of what the model gives as ``loss`` for its batches; of a model that gives none, the loss that is
-    logged. A training that raises leaves its hooks on its optimizer, since the Trainer tells nobody; the next one takes them
-    off.
+    The loss of a step is the mean of the ``loss`` that the model returns for its batches. If the model returns none, it is the
+    loss that the Trainer logs. The Trainer does not inform callbacks of an exception, so the hooks then stay on the optimizer
+    until the next training removes them.
 
     Args:
-        options: those of :func:`xferbench.watch`.
+        options: the keyword arguments of :func:`xferbench.watch`.
+
+    Attributes:
+        watch: the monitor of the last training, with its ``events`` and ``report()``.
     """
 
     def __init__(self, **options: Any) -> None:
         self.options = options
-        self.watch: Watching | None = None
-        self._open = ExitStack()
+        self.watch: Monitor | None = None
+        self._hooks = ExitStack()
         self._losses: list[Any] = []
-        self._given = False
+        self._model_returns_loss = False
 
     def on_train_begin(self, _args: Any, _state: Any, _control: Any, *, model: Any, optimizer: Any, **_: Any) -> None:
-        """Begin to watch: the optimizer is there, and a checkpoint has been loaded."""
-        self._open.close()
-        self._losses, self._given = [], False
+        """Start the monitor. The optimizer exists by now, and a checkpoint has been loaded."""
+        self._hooks.close()
+        self._losses, self._model_returns_loss = [], False
         self.watch = xferbench.watch(model, optimizer, **self.options)
-        self._open.enter_context(self.watch)
-        self._open.callback(model.register_forward_hook(self._heard).remove)
+        self._hooks.enter_context(self.watch)
+        self._hooks.callback(model.register_forward_hook(self._store_loss).remove)
 
-    def _heard(self, model: Any, _inputs: Any, outputs: Any) -> None:
+    def _store_loss(self, model: Any, _inputs: Any, outputs: Any) -> None:
         loss = outputs.get("loss") if isinstance(outputs, dict) else None
         if model.training and loss is not None and loss.numel() == 1:
             self._losses.append(loss.detach().clone())
 
     def on_step_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
-        """Hand over the loss of a step."""
+        """Record the loss of a step."""
         losses, self._losses = self._losses, []
         if self.watch is not None and losses:
-            self._given = True
+            self._model_returns_loss = True
             self.watch.step(sum(losses) / len(losses))
 
     def on_log(self, _args: Any, _state: Any, _control: Any, *, logs: Any = None, **_: Any) -> None:
-        """Hand over the logged loss, where the model gives none."""
-        if self.watch is not None and not self._given and logs and "loss" in logs:
+        """Record the logged loss, if the model returns none."""
+        if self.watch is not None and not self._model_returns_loss and logs and "loss" in logs:
             self.watch.step(float(logs["loss"]))
 
     def on_train_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
-        """Look a last time, and let go of the optimizer and the model."""
-        self._open.close()
+        """Run the last check, and remove the hooks of the optimizer and of the model."""
+        self._hooks.close()

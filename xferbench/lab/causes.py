@@ -1,4 +1,4 @@
-"""Why a tensor moved that should not have, or did not that should: from what can be seen of it, in words."""
+"""Explains why a frozen tensor moved, or why a trainable one did not. Pure."""
 
 from __future__ import annotations
 
@@ -10,86 +10,104 @@ Told: TypeAlias = tuple[str, str]  # the cause, and what to do
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What is seen of a parameter.
+    """The observable state of a parameter.
 
     Attributes:
-        learnt: its ``requires_grad``; marked: the module on which ``requires_grad = False`` was set as a plain attribute.
-        held: whether the optimizer holds it, with rate ``lr`` and weight ``decay``.
-        gradient: the norm of its gradient, None where it has none.
-        shrunk: the one factor by which its values were multiplied, if there is one.
-        outside: whether it was seen to be written between two steps of the optimizer; inside: within one.
-        narrow: its type, where that has 16 bits or fewer.
+        requires_grad: the flag of the tensor.
+        flagged_module: the module on which ``requires_grad = False`` was set as a plain attribute, or "".
+        in_optimizer: whether the optimizer holds the tensor.
+        lr: the learning rate of its group.
+        weight_decay: the weight decay of its group.
+        gradient_norm: the norm of its gradient, or None if it has none.
+        decay_factor: the one factor by which all its values were multiplied, or None.
+        written_between_steps: whether a write was seen between two steps of the optimizer.
+        written_in_step: whether a write was seen inside a step.
+        narrow_dtype: its dtype if that has at most 16 bits, or "".
     """
 
-    learnt: bool
-    marked: str = ""
-    held: bool = False
+    requires_grad: bool
+    flagged_module: str = ""
+    in_optimizer: bool = False
     lr: float = 0.0
-    decay: float = 0.0
-    gradient: float | None = None
-    shrunk: float | None = None
-    outside: bool = False
-    inside: bool = False
-    narrow: str = ""
+    weight_decay: float = 0.0
+    gradient_norm: float | None = None
+    decay_factor: float | None = None
+    written_between_steps: bool = False
+    written_in_step: bool = False
+    narrow_dtype: str = ""
 
 
-OUT = "give the optimizer only what is to train"
+OUT = "pass only the trainable tensors to the optimizer"
 OTHER = (
     "moved by other code than this optimizer (load_state_dict, copy_, an average of weights, a second optimizer)",
-    "look for what writes to it between two steps",
+    "find the code that writes to it between two steps",
 )
 
 
 def frozen(case: Case) -> Told:
-    """Why a frozen parameter moved."""
-    if not case.held or (case.outside and not case.inside and case.gradient is None):
+    """Explain why a frozen parameter moved."""
+    written_outside = case.written_between_steps and not case.written_in_step
+    if not case.in_optimizer or (written_outside and case.gradient_norm is None):
         return OTHER
-    if case.learnt and case.marked:
-        told = f"{case.marked}.requires_grad = False sets an attribute of the module; the tensor's own is still True"
-        return f"{told}, and the optimizer holds it", f"call {case.marked}.requires_grad_(False)"
-    if case.learnt:
+    if case.requires_grad and case.flagged_module:
+        module = case.flagged_module
+        cause = f"{module}.requires_grad = False sets an attribute of the module; the flag of the tensor itself is still True"
+        return f"{cause}, and the optimizer holds it", f"call {module}.requires_grad_(False)"
+    if case.requires_grad:
         return "its requires_grad is still True and the optimizer holds it", f"call requires_grad_(False) on it, and {OUT}"
-    if case.decay and case.shrunk is not None:
-        told = f"weight decay of {case.decay:g}: the optimizer holds it, and shrinks it though it learns nothing"
-        return told, f"{OUT}; zero_grad(set_to_none=True) lets torch's own optimizers pass it over"
-    if case.gradient is not None:
-        told = "the optimizer holds it with a gradient from before it was frozen, so that momentum or decay go on moving it"
-        return told, f"set its grad to None when it is frozen, and {OUT}"
-    decay = f", with weight decay of {case.decay:g}" if case.decay else ""
+    if case.weight_decay and case.decay_factor is not None:
+        cause = f"weight decay of {case.weight_decay:g}: the optimizer holds it, and shrinks it although it does not train"
+        return cause, f"{OUT}; zero_grad(set_to_none=True) makes torch's own optimizers skip it"
+    if case.gradient_norm is not None:
+        cause = "the optimizer holds it with a gradient from before it was frozen, so momentum or weight decay still moves it"
+        return cause, f"set its grad to None when you freeze it, and {OUT}"
+    decay = f", with weight decay of {case.weight_decay:g}" if case.weight_decay else ""
     return f"the optimizer holds it{decay}, and moves it without a gradient", OUT
 
 
-def buffer(*, training: bool, counted: bool) -> Told:
-    """Why frozen running statistics moved: of a layer in training mode now, or that has counted batches since, or neither."""
-    if training or counted:
-        told = (
-            f"its layer {'is' if training else 'ran'} in training mode: requires_grad_(False) does not stop running statistics"
-        )
-        return f"{told}, and model.train() undoes .eval()", "call .eval() on the frozen layers after every model.train()"
-    return "written by other code while in evaluation mode (load_state_dict, copy_)", "look for what writes to it"
+def buffer(*, is_training: bool, has_counted: bool) -> Told:
+    """Explain why frozen running statistics moved.
+
+    Args:
+        is_training: whether the layer is in training mode now.
+        has_counted: whether the layer has counted batches since it was frozen.
+    """
+    if is_training or has_counted:
+        verb = "is" if is_training else "ran"
+        cause = f"its layer {verb} in training mode: requires_grad_(False) does not stop running statistics"
+        return f"{cause}, and model.train() undoes .eval()", "call .eval() on the frozen layers after every model.train()"
+    return "written by other code while in evaluation mode (load_state_dict, copy_)", "find the code that writes to it"
 
 
-def missing(strangers: int, held: int) -> Told:
-    """Why the optimizer does not hold what is trainable, given how many tensors it holds that are not the model's."""
-    if strangers:
-        told = f"the optimizer does not hold it: {strangers} of its {held} tensors are not this model's"
-        return told, "build the optimizer from this very model, after it was copied and after modules were replaced"
-    told = f"the optimizer does not hold it, though it is to train: it was built from {held} others, before this was unfrozen"
-    return told, "optimizer.add_param_group({'params': [...]}) at the unfreezing, or build the optimizer after it"
+def missing(foreign: int, total: int) -> Told:
+    """Explain why the optimizer does not hold a trainable tensor.
+
+    Args:
+        foreign: how many tensors in the optimizer do not belong to the model.
+        total: how many tensors the optimizer holds.
+    """
+    if foreign:
+        cause = f"the optimizer does not hold it: {foreign} of its {total} tensors do not belong to this model"
+        return cause, "build the optimizer from this model, after copying it and after replacing modules"
+    cause = (
+        f"the optimizer does not hold it, although it should train: it was built from {total} others, before this was unfrozen"
+    )
+    return cause, "call optimizer.add_param_group({'params': [...]}) when you unfreeze it, or build the optimizer afterwards"
 
 
 def still(case: Case) -> Told | None:
-    """Why a parameter did not move that is to train; None where that means nothing."""
-    if not case.learnt:
-        return "it is to train, but its requires_grad is False", "call requires_grad_(True) on it before the first step"
-    if case.gradient is None:
-        told = "no gradient reaches it: it plays no part in the loss, or lies behind detach() or no_grad()"
-        return told, "let the loss depend on it, or freeze it"
+    """Explain why a trainable parameter did not move. Return None if that is no fault."""
+    if not case.requires_grad:
+        return "it should train, but its requires_grad is False", "call requires_grad_(True) on it before the first step"
+    if case.gradient_norm is None:
+        cause = "no gradient reaches it: the loss does not depend on it, or it lies behind detach() or no_grad()"
+        return cause, "let the loss depend on it, or freeze it"
     if not case.lr:
-        return "its learning rate is 0", "give its group a rate, or freeze it"
-    if not case.gradient:
+        return "its learning rate is 0", "set a learning rate for its group, or freeze it"
+    if not case.gradient_norm:
         return "its gradient is zero", "look for zero weights above it, or units that are never active"
-    if case.narrow:
-        told = f"its updates are lost in rounding to {case.narrow}"
-        return told, "keep the weights in float32 (autocast the computation alone)"
-    return None  # in float32 a gradient of rounding noise, as of a bias below BatchNorm, moves nothing: no fault
+    if case.narrow_dtype:
+        cause = f"its updates are lost in rounding to {case.narrow_dtype}"
+        return cause, "keep the weights in float32 (use autocast for the computation only)"
+    # In float32, a gradient of rounding noise moves nothing, as for a bias below BatchNorm. That is no fault.
+    return None

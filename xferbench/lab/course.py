@@ -1,4 +1,4 @@
-"""The course of a watched training: its losses, and when more tensors began to learn."""
+"""The losses of a monitored training, and the steps at which more tensors began to train. Pure."""
 
 from __future__ import annotations
 
@@ -10,43 +10,54 @@ from xferbench.lab import alarms
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jump:
-    """The loss jumped from one median to another when tensors were unfrozen at a step; ``seen`` at a later one."""
+    """A jump of the loss after tensors were unfrozen.
 
-    at: int
-    seen: int
+    Attributes:
+        unfrozen_at: the step at which the tensors were unfrozen.
+        detected_at: the step at which the jump was detected.
+        names: the names of the unfrozen tensors.
+        loss_before, loss_after: median losses before and after the unfreezing.
+    """
+
+    unfrozen_at: int
+    detected_at: int
     names: tuple[str, ...]
-    before: float
-    after: float
+    loss_before: float
+    loss_after: float
 
 
 class Course:
-    """Kept for the heuristics of :mod:`xferbench.lab.alarms`."""
+    """Stores what the heuristics of :mod:`xferbench.lab.alarms` need.
+
+    Args:
+        classes: the number of outputs of the head.
+    """
 
     def __init__(self, classes: int) -> None:
         self._classes = classes
         self._losses: deque[tuple[int, float]] = deque(maxlen=200)
-        self._opening: list[float] = []
-        self._unfrozen: list[tuple[int, tuple[str, ...]]] = []
+        self._first_losses: list[float] = []
+        self._unfreezings: list[tuple[int, tuple[str, ...]]] = []
 
-    def unfreeze(self, step: int, names: tuple[str, ...]) -> None:
-        """Note that more tensors learn from a step on."""
-        self._unfrozen.append((step, names))
+    def record_unfreeze(self, step: int, names: tuple[str, ...]) -> None:
+        """Record that some tensors train from a step on."""
+        self._unfreezings.append((step, names))
 
-    def heard(self, step: int, loss: float) -> Jump | None:
-        """Note a loss; tells a jump once there is one."""
+    def record_loss(self, step: int, loss: float) -> Jump | None:
+        """Record a loss, and return a jump as soon as there is one."""
         self._losses.append((step, loss))
         if step <= alarms.FIRST:
-            self._opening.append(loss)
-        for at, names in tuple(self._unfrozen):
-            before = [value for one, value in self._losses if one < at]
-            after = [value for one, value in self._losses if one >= at]
-            jump = alarms.jumped(before, after)
-            if jump or len(after) > alarms.AFTER:
-                self._unfrozen.remove((at, names))
-            if jump:
-                return Jump(at=at, seen=step, names=names, before=jump[0], after=jump[1])
+            self._first_losses.append(loss)
+        for start, names in tuple(self._unfreezings):
+            before = [value for loss_step, value in self._losses if loss_step < start]
+            after = [value for loss_step, value in self._losses if loss_step >= start]
+            medians = alarms.jumped(before, after)
+            if medians or len(after) > alarms.AFTER:
+                self._unfreezings.remove((start, names))
+            if medians:
+                return Jump(unfrozen_at=start, detected_at=step, names=names, loss_before=medians[0], loss_after=medians[1])
         return None
 
-    def shocked(self, way: float) -> bool:
-        """As :func:`xferbench.lab.alarms.shocked`, for the losses heard so far."""
-        return alarms.shocked(self._opening, self._classes, way)
+    def has_shocked(self, distance: float) -> bool:
+        """Return :func:`xferbench.lab.alarms.shocked` for the recorded losses."""
+        return alarms.shocked(self._first_losses, self._classes, distance)

@@ -1,4 +1,4 @@
-"""The tensors of a watched model: which are to train and which to stay, how they looked, and which have moved since."""
+"""The tensors of a monitored model: which train, which are frozen, and which have moved. Imports torch."""
 
 from __future__ import annotations
 
@@ -14,160 +14,180 @@ if TYPE_CHECKING:
 
     from xferbench.lab.beliefs import Belief
 
-BLINKS = 3  # times that a version may rise for nothing before only the regular checks look
+BLINKS = 3  # rises of a version counter without a change, after which only the regular checks compare the tensor
 
 
 class Stock:
-    """Taken at the start and kept up with what the loop does to the model, since modules and flags may change.
+    """Tracks tensors from the start of the training. It follows the loop, which may replace modules or change flags.
 
     Attributes:
-        parameters: by name; layers: those with running statistics; now: all tensors that can be read.
-        trains, frozen: names of those that are to train, and to stay; learning: that do train and are held.
-        since: the step from which a tensor is compared with how it looked then.
-        gone: names of those that are to train and have moved; known: frozen ones whose movement has been told.
+        by_flag: whether ``requires_grad`` decides what trains, because there is no recipe.
+        parameters: the parameters by name.
+        layers: the layers with running statistics, by name.
+        tensors: all tensors whose values can be read, by name.
+        trainable: the names of the tensors that should train.
+        frozen: the names of the tensors that should not change.
+        training: the names of the trainable tensors that require a gradient and that an optimizer holds.
+        since: for each tensor, the step whose values it is compared with.
+        moved: the names of the trainable tensors that have moved.
+        reported: the names of the frozen tensors whose movement has been reported.
     """
 
     def __init__(
-        self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], believed: Sequence[Belief], *, by_flag: bool
+        self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], expected: Sequence[Belief], *, by_flag: bool
     ) -> None:
         self.by_flag = by_flag
-        self.trains: set[str] = set()
+        self.trainable: set[str] = set()
         self.frozen: set[str] = set()
-        self.learning: set[str] = set()
+        self.training: set[str] = set()
         self.since: dict[str, int] = {}
-        self.gone: set[str] = set()
-        self.known: set[str] = set()
-        self._model, self._optimizers, self._believed = model, optimizers, believed
-        self._marks: dict[str, tuple[Any, ...]] = {}
+        self.moved: set[str] = set()
+        self.reported: set[str] = set()
+        self._model, self._optimizers, self._expected = model, optimizers, expected
+        self._identities: dict[str, tuple[Any, ...]] = {}
         self._state: tuple[object, ...] = ()
-        self._base: dict[str, Tensor] = {}
-        self._sums: dict[str, int] = {}
+        self._start_samples: dict[str, Tensor] = {}
+        self._start_sums: dict[str, int] = {}
         self._versions: dict[str, int] = {}
-        self._blinks: dict[str, int] = {}
+        self._false_alarms: dict[str, int] = {}
         self.refresh(0)
 
     def refresh(self, step: int) -> tuple[str, ...]:
-        """Find the tensors again, since modules may have been replaced or brought elsewhere; new ones start here."""
-        self.parameters, self.layers = beliefs.parameters(self._model), beliefs.layers(self._model)
-        every: dict[str, Tensor] = dict(self.parameters)
-        for name, layer in self.layers.items():
-            every |= beliefs.statistics(name, layer)
-        self.now = {name: tensor for name, tensor in every.items() if traces.readable(tensor)}
-        marks = {name: (id(one), one.dtype, one.device, one.stride()) for name, one in self.now.items()}
-        if marks != self._marks:
-            new = {name for name in marks if self._marks.get(name) != marks[name]}
-            self._marks, self._state = marks, ()
-            self._start(new, step)
-        return self.settle(step)
+        """Collect the tensors again, and return the names of those that begin to train.
 
-    def _start(self, names: Iterable[str], step: int) -> None:
-        """Take some tensors as they are for what they are to stay, or to leave."""
-        chosen = {name: self.now[name] for name in names if name in self.now}
+        The loop may have replaced modules or moved them to another device. The comparison of a new tensor starts here.
+        """
+        self.parameters, self.layers = beliefs.parameters(self._model), beliefs.layers(self._model)
+        tensors: dict[str, Tensor] = dict(self.parameters)
+        for name, layer in self.layers.items():
+            tensors |= beliefs.statistics(name, layer)
+        self.tensors = {name: tensor for name, tensor in tensors.items() if traces.readable(tensor)}
+        identities = {name: (id(tensor), tensor.dtype, tensor.device, tensor.stride()) for name, tensor in self.tensors.items()}
+        if identities != self._identities:
+            new = {name for name in identities if self._identities.get(name) != identities[name]}
+            self._identities, self._state = identities, ()
+            self._start_comparison(new, step)
+        return self.update_expectations(step)
+
+    def _start_comparison(self, names: Iterable[str], step: int) -> None:
+        """Record the current values of some tensors; later values are compared with them."""
+        chosen = {name: self.tensors[name] for name in names if name in self.tensors}
         if chosen:
-            self._base.update(traces.sample(chosen).parts)
-            self._sums.update(traces.sums(chosen))
+            self._start_samples.update(traces.sample(chosen).values)
+            self._start_sums.update(traces.sums(chosen))
         for name, tensor in chosen.items():
             self.since[name] = step
             self._versions[name] = tensor._version  # noqa: SLF001 - documented by torch's notes on autograd
-            self.gone.discard(name)
+            self.moved.discard(name)
 
-    def settle(self, step: int) -> tuple[str, ...]:
-        """Part the tensors anew, where flags, groups or belief have changed; names of those that begin to learn."""
+    def update_expectations(self, step: int) -> tuple[str, ...]:
+        """Split the tensors into trainable and frozen ones, if flags, parameter groups or the phase have changed.
+
+        Returns:
+            The names of the tensors that begin to train.
+        """
         flags = tuple(tensor.requires_grad for tensor in self.parameters.values())
-        belief = next(one for one in self._believed if max(step, 1) <= one.last)
+        phase = next(phase for phase in self._expected if max(step, 1) <= phase.last_step)
         counts = tuple(len(group["params"]) for optimizer in self._optimizers for group in optimizer.param_groups)
-        state = (flags, counts, belief)
+        state = (flags, counts, phase)
         if state == self._state:
             return ()
         self._state = state
-        before = self.trains | self.frozen
-        trains = {name for name in self.parameters if self._to_train(name, belief)} & self.now.keys()
-        frozen = {name for name in self.parameters if name not in trains} & self.now.keys()
-        frozen |= self._statistics(belief, trains)
-        # What comes to rest starts from here; what begins to train has its patience from here.
-        self._start(((frozen - self.frozen) | (trains - self.trains)) & before, step)
-        self.trains, self.frozen = trains, frozen
-        held = self.held()
-        learning = {name for name in trains if self.parameters[name].requires_grad and id(self.parameters[name]) in held}
-        grown = tuple(name for name in self.parameters if name in learning - self.learning)
-        self.learning = learning
-        return grown
+        tracked = self.trainable | self.frozen
+        trainable = {name for name in self.parameters if self._is_trainable(name, phase)} & self.tensors.keys()
+        frozen = {name for name in self.parameters if name not in trainable} & self.tensors.keys()
+        frozen |= self._frozen_statistics(phase, trainable)
+        # A tensor that changes sides is compared with its values of this step, and waits from this step on.
+        self._start_comparison(((frozen - self.frozen) | (trainable - self.trainable)) & tracked, step)
+        self.trainable, self.frozen = trainable, frozen
+        groups = self.optimizer_groups()
+        training = {name for name in trainable if self.parameters[name].requires_grad and id(self.parameters[name]) in groups}
+        unfrozen = tuple(name for name in self.parameters if name in training - self.training)
+        self.training = training
+        return unfrozen
 
-    def _to_train(self, name: str, belief: Belief) -> bool:
-        if belief.trainable is not None:
-            return name in belief.trainable
-        return self.parameters[name].requires_grad and not self.marked(name)
+    def _is_trainable(self, name: str, phase: Belief) -> bool:
+        if phase.trainable is not None:
+            return name in phase.trainable
+        return self.parameters[name].requires_grad and not self.flagged_module(name)
 
-    def _statistics(self, belief: Belief, trains: set[str]) -> set[str]:
-        """Names of the running statistics that are to stay."""
-        found: set[str] = set()
+    def _frozen_statistics(self, phase: Belief, trainable: set[str]) -> set[str]:
+        """Return the names of the running statistics that should not change."""
+        frozen: set[str] = set()
         for name, layer in self.layers.items():
-            own = {f"{name}.{key}".removeprefix(".") for key, _ in layer.named_parameters(recurse=False)}
-            moving = bool(own & trains) or not own if belief.moving is None else belief.moving
-            found |= set() if moving else beliefs.statistics(name, layer).keys() & self.now.keys()
-        return found
+            weights = {f"{name}.{key}".removeprefix(".") for key, _ in layer.named_parameters(recurse=False)}
+            moves = bool(weights & trainable) or not weights if phase.statistics_move is None else phase.statistics_move
+            frozen |= set() if moves else beliefs.statistics(name, layer).keys() & self.tensors.keys()
+        return frozen
 
-    def marked(self, name: str) -> str:
-        """The module above a tensor on which ``requires_grad = False`` was set as a plain attribute, or ""."""
+    def flagged_module(self, name: str) -> str:
+        """Return the module above a tensor on which ``requires_grad = False`` was set as a plain attribute, or ""."""
         module: Any = self._model
         path = name.split(".")
-        for at in range(len(path)):
-            module = beliefs.bare(getattr(module, path[at - 1]) if at else module)
+        for depth in range(len(path)):
+            module = beliefs.bare(getattr(module, path[depth - 1]) if depth else module)
             if vars(module).get("requires_grad") is False:
-                return ".".join(path[:at]) or "model"
+                return ".".join(path[:depth]) or "model"
         return ""
 
-    def held(self) -> dict[int, Mapping[str, Any]]:
-        """The group of every tensor that an optimizer holds, by the tensor's identity."""
+    def optimizer_groups(self) -> dict[int, Mapping[str, Any]]:
+        """Return the parameter group of every tensor that an optimizer holds, by the ``id`` of the tensor."""
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         return {id(tensor): group for group in groups for tensor in group["params"]}
 
-    def written(self) -> set[str]:
-        """Frozen tensors whose version has risen since the last look, with the statistics beside them.
+    def find_written(self) -> set[str]:
+        """Return the frozen tensors whose version counter has risen since the last call.
 
-        Of a BatchNorm layer only the counter's version rises in training mode.
+        The result includes all statistics of a layer if one of them was written, because in training mode only the version of
+        BatchNorm's batch counter rises.
         """
-        found = {name for name in self.frozen if self.now[name]._version != self._versions[name]}  # noqa: SLF001
-        for name in found:
-            self._versions[name] = self.now[name]._version  # noqa: SLF001
-        layers = {name.rpartition(".")[0] for name in found} & self.layers.keys()
-        beside = {name for layer in layers for name in beliefs.statistics(layer, self.layers[layer])}
-        return found | beside & self.frozen
+        written = {name for name in self.frozen if self.tensors[name]._version != self._versions[name]}  # noqa: SLF001
+        for name in written:
+            self._versions[name] = self.tensors[name]._version  # noqa: SLF001
+        layers = {name.rpartition(".")[0] for name in written} & self.layers.keys()
+        siblings = {name for layer in layers for name in beliefs.statistics(layer, self.layers[layer])}
+        return written | siblings & self.frozen
 
     def suspects(self, written: set[str]) -> set[str]:
-        """Of frozen tensors that were written those that are worth a look now."""
-        return {name for name in written & self.frozen - self.known if self._blinks.get(name, 0) < BLINKS}
+        """Return the written tensors that are frozen and worth a comparison now."""
+        return {name for name in written & self.frozen - self.reported if self._false_alarms.get(name, 0) < BLINKS}
 
-    def moved(self, now: traces.Sample, exactly: set[str]) -> set[str]:
-        """Names of the sampled tensors that are not as they were; of some, every bit is compared."""
-        found = traces.moved(now, self._base)
-        self.gone |= found & self.trains
-        still = {name: self.now[name] for name in (exactly & self.frozen) - found}
-        changed = self._changed(still)
-        for name in still.keys() - changed:
-            self._blinks[name] = self._blinks.get(name, 0) + 1
-        return found | changed
+    def find_moved(self, sample: traces.Sample, exact_names: set[str]) -> set[str]:
+        """Return the names of the sampled tensors that have moved.
 
-    def never(self, step: int, patience: int) -> list[str]:
-        """Names of those that have been to train for some steps without one bit of them moving."""
-        held = self.held()
-        late = {
-            name: self.now[name]
+        Args:
+            sample: current values.
+            exact_names: tensors of which every bit is compared, if they are frozen.
+        """
+        moved = traces.moved(sample, self._start_samples)
+        self.moved |= moved & self.trainable
+        unmoved = {name: self.tensors[name] for name in (exact_names & self.frozen) - moved}
+        changed = self._find_changed(unmoved)
+        for name in unmoved.keys() - changed:
+            self._false_alarms[name] = self._false_alarms.get(name, 0) + 1
+        return moved | changed
+
+    def find_never_moved(self, step: int, patience: int) -> list[str]:
+        """Return the names of the tensors that have been trainable for ``patience`` steps without a change of one bit."""
+        groups = self.optimizer_groups()
+        overdue = {
+            name: self.tensors[name]
             for name in self.parameters
-            if name in self.trains - self.gone and step - self.since[name] >= patience
-            if id(self.now[name]) in held or not self.now[name].requires_grad
+            if name in self.trainable - self.moved and step - self.since[name] >= patience
+            if id(self.tensors[name]) in groups or not self.tensors[name].requires_grad
         }
-        self.gone |= self._changed(late)
-        return [name for name in late if name not in self.gone]
+        self.moved |= self._find_changed(overdue)
+        return [name for name in overdue if name not in self.moved]
 
-    def _changed(self, tensors: Mapping[str, Tensor]) -> set[str]:
+    def _find_changed(self, tensors: Mapping[str, Tensor]) -> set[str]:
         sums = traces.sums(tensors)
-        return {name for name in sums if sums[name] != self._sums[name]}
+        return {name for name in sums if sums[name] != self._start_sums[name]}
 
-    def shrunk(self, name: str, now: traces.Sample) -> float | None:
-        """As :func:`xferbench.lab.traces.shrunk`, since it was last still."""
-        return traces.shrunk(now.parts[name], self._base[name])
+    def decay_factor(self, name: str, sample: traces.Sample) -> float | None:
+        """Return :func:`xferbench.lab.traces.shrunk` of a tensor, since its comparison started."""
+        return traces.shrunk(sample.values[name], self._start_samples[name])
 
-    def way(self, now: traces.Sample, names: Sequence[str]) -> float:
-        """As :func:`xferbench.lab.traces.distance`, since they began to train."""
-        return traces.distance(now.parts, self._base, {name: self.now[name].numel() for name in names})
+    def distance(self, sample: traces.Sample, names: Sequence[str]) -> float:
+        """Return :func:`xferbench.lab.traces.distance` of some tensors, since their comparison started."""
+        sizes = {name: self.tensors[name].numel() for name in names}
+        return traces.distance(sample.values, self._start_samples, sizes)

@@ -1,6 +1,6 @@
-"""A training loop, watched from the optimizer's hooks: what should be still is, what should move does, values are finite.
+"""The monitor of a user's training loop, called from the hooks of the optimizers. Imports torch.
 
-Nothing here changes the training: no random number is drawn, no gradient or weight is written, and the hooks go at the exit.
+It draws no random number, writes no gradient and no weight, and removes its hooks on exit, so the training stays as it was.
 """
 
 from __future__ import annotations
@@ -28,19 +28,24 @@ if TYPE_CHECKING:
 
     from xferbench.lab.beliefs import Belief
 
-EARLY = 3  # the first steps are all checked
-PATIENCE = 20  # steps after which what is to train must have moved
-TAME = "clip gradients, lower the rate or warm it up; look at this batch's inputs"
+EARLY = 3  # every one of the first steps is checked
+PATIENCE = 20  # steps after which a trainable tensor must have moved
+TAME = "clip the gradients, lower the learning rate or warm it up; inspect the inputs of this batch"
 
 
 class Watch:
-    """What :func:`xferbench.watch` gives: ``events`` so far, ``steps`` begun, ``report()`` as text."""
+    """The monitor that :func:`xferbench.watch` returns.
+
+    Attributes:
+        events: the faults seen so far.
+        steps: the number of optimizer steps that have begun.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
-        believed: Sequence[Belief],
+        expected: Sequence[Belief],
         *,
         head: str,
         classes: int,
@@ -50,32 +55,32 @@ class Watch:
     ) -> None:
         self.events: list[Event] = []
         self.steps = 0
-        self._model, self._optimizers, self._believed = model, optimizers, believed
+        self._model, self._optimizers, self._expected = model, optimizers, expected
         self._head, self._classes, self._pretrained = head, classes, pretrained
         self._every, self._on_event = every, on_event
         self._hooks = ExitStack()
 
     def __enter__(self) -> Self:
-        self.events, self.steps, self._checked = [], 0, 0
-        self._counts = dict.fromkeys(map(id, self._optimizers), 0)
-        self._said: set[tuple[str, str]] = set()
-        self._inside: set[str] = set()
-        self._outside: set[str] = set()
-        self._norms: dict[str, float] = {}  # of gradients, as last seen
-        self._pending: list[tuple[int, Tensor]] = []
-        self._course = Course(self._classes)
-        self._body: tuple[str, ...] = ()  # of the backbone, learning from the first step
+        self.events, self.steps, self._checked_step = [], 0, 0
+        self._step_counts = dict.fromkeys(map(id, self._optimizers), 0)
+        self._reported: set[tuple[str, str]] = set()
+        self._written_in_step: set[str] = set()
+        self._written_between_steps: set[str] = set()
+        self._gradient_norms: dict[str, float] = {}  # the last value seen for each tensor
+        self._pending_losses: list[tuple[int, Tensor]] = []
+        self._loss_history = Course(self._classes)
+        self._body: tuple[str, ...] = ()  # backbone tensors that train from the first step on
         with torch.no_grad():
-            by_flag = self._believed[0].trainable is None
-            self._stock = Stock(self._model, self._optimizers, self._believed, by_flag=by_flag)
+            by_flag = self._expected[0].trainable is None
+            self._tracker = Stock(self._model, self._optimizers, self._expected, by_flag=by_flag)
         for optimizer in self._optimizers:
-            self._hooks.callback(optimizer.register_step_pre_hook(self._before).remove)
-            self._hooks.callback(optimizer.register_step_post_hook(self._after).remove)
+            self._hooks.callback(optimizer.register_step_pre_hook(self._before_step).remove)
+            self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._hooks.close()
-        if kind is None:  # a loop that has failed has its own say, and perhaps no device left to ask
+        if kind is None:  # after an exception, the exception matters more, and the device may not answer
             with torch.no_grad():
                 self._check(thorough=True)
 
@@ -83,200 +88,216 @@ class Watch:
         return self.report()
 
     def report(self) -> str:
-        """All events as text: step, tensor, cause, what to do."""
+        """Return all events as text: step, tensor, cause and what to do."""
         return events.report(self.events, self.steps)
 
     def step(self, loss: float | Tensor) -> None:
-        """Hand over the loss of the step last taken; not needed, but else nothing is known of jumps and head shock.
+        """Record the loss of the last step. This is optional; without it, loss jumps and head shock are not detected.
 
         Raises:
-            Problem: for anything but one number.
+            Problem: if the loss is not a single number.
         """
         if isinstance(loss, Tensor):
             if loss.numel() != 1:
                 raise Problem("watch.step: not a loss", found=f"a tensor of shape {tuple(loss.shape)}", expected="one number")
             if loss.device.type != "cpu":
-                self._pending.append((max(self.steps, 1), loss.detach().clone()))  # read at the next check, so as not to wait
+                # Reading the value now would wait for the device; the next check reads it.
+                self._pending_losses.append((max(self.steps, 1), loss.detach().clone()))
                 return
             loss = loss.item()
-        self._heard(max(self.steps, 1), float(loss))
+        self._record_loss(max(self.steps, 1), float(loss))
 
-    def _before(self, optimizer: torch.optim.Optimizer, _args: object, _kwargs: object) -> None:
-        self._counts[id(optimizer)] += 1
-        self.steps = max(self.steps, self._counts[id(optimizer)])
+    def _before_step(self, optimizer: torch.optim.Optimizer, _args: object, _kwargs: object) -> None:
+        self._step_counts[id(optimizer)] += 1
+        self.steps = max(self.steps, self._step_counts[id(optimizer)])
         with torch.no_grad():
-            self._outside |= self._stock.written()
-            self._grown(self._stock.settle(self.steps))
+            self._written_between_steps |= self._tracker.find_written()
+            self._note_unfrozen(self._tracker.update_expectations(self.steps))
 
-    def _after(self, optimizer: torch.optim.Optimizer, _args: object, _kwargs: object) -> None:
-        overflow = getattr(optimizer, "found_inf", None)  # a GradScaler leaves it to a fused optimizer to skip the step
+    def _after_step(self, optimizer: torch.optim.Optimizer, _args: object, _kwargs: object) -> None:
+        overflow = getattr(optimizer, "found_inf", None)  # a GradScaler lets a fused optimizer skip the step itself
         if overflow is not None and bool(overflow):
             return
         with torch.no_grad():
-            self._inside |= self._stock.written()
-            if self._counts[id(optimizer)] < self.steps or self._checked == self.steps:
+            self._written_in_step |= self._tracker.find_written()
+            if self._step_counts[id(optimizer)] < self.steps or self._checked_step == self.steps:
                 return
-            suspects = self._stock.suspects(self._inside | self._outside)
+            suspects = self._tracker.suspects(self._written())
             if self.steps <= EARLY or self.steps == alarms.GONE_BY or self.steps % self._every == 0:
                 self._check()
             elif suspects:
-                self._moved(traces.sample({name: self._stock.now[name] for name in suspects}), suspects)
+                self._check_frozen(traces.sample({name: self._tracker.tensors[name] for name in suspects}), suspects)
 
-    def _grown(self, names: tuple[str, ...]) -> None:
-        """Heed that more tensors learn than before."""
+    def _written(self) -> set[str]:
+        return self._written_in_step | self._written_between_steps
+
+    def _note_unfrozen(self, names: tuple[str, ...]) -> None:
+        """Record tensors that have begun to train."""
         if names and self.steps > 1:
-            self._course.unfreeze(self.steps, names)
+            self._loss_history.record_unfreeze(self.steps, names)
         elif self.steps == 1 and self._head and self._pretrained:
-            learning = (name for name in self._stock.parameters if name in self._stock.learning)
-            self._body = tuple(name for name in learning if not backbones.within(name, [self._head]))
+            training = (name for name in self._tracker.parameters if name in self._tracker.training)
+            self._body = tuple(name for name in training if not backbones.within(name, [self._head]))
 
     def _check(self, *, thorough: bool = False) -> None:
-        """All checks; thorough ones compare every bit of what is frozen."""
-        pending, self._pending = self._pending, []
+        """Run all checks. A thorough check compares every bit of the frozen tensors."""
+        pending, self._pending_losses = self._pending_losses, []
         for step, loss in pending:
-            self._heard(step, loss.item())
-        self._grown(self._stock.refresh(self.steps))
-        now = traces.sample(self._stock.now)
-        self._moved(now, self._stock.frozen if thorough else self._stock.suspects(self._inside | self._outside))
-        if not thorough:  # between two steps gradients may have been cleared
-            self._gradients()
-        self._finite(now)
-        self._missing()
-        self._never_moved()
+            self._record_loss(step, loss.item())
+        self._note_unfrozen(self._tracker.refresh(self.steps))
+        sample = traces.sample(self._tracker.tensors)
+        self._check_frozen(sample, self._tracker.frozen if thorough else self._tracker.suspects(self._written()))
+        if not thorough:  # outside a step, the gradients may have been cleared
+            self._check_gradients()
+        self._check_values(sample)
+        self._check_optimizer()
+        self._check_never_moved()
         if self.steps == alarms.GONE_BY:
-            self._shock(now)
-        self._checked = self.steps
+            self._check_head_shock(sample)
+        self._checked_step = self.steps
 
-    def _moved(self, now: traces.Sample, exactly: set[str]) -> None:
-        """Tell of frozen tensors that moved; the step is known where a version has told it."""
-        moved = self._stock.moved(now, exactly) & self._stock.frozen - self._stock.known
-        written = self._inside | self._outside
-        found = {name: self.steps - 1 if name in written else self._checked for name in self._stock.now if name in moved}
-        parameters = {name: partial(self._why, name, now) for name in found if name in self._stock.parameters}
-        self._tell_each("frozen-moved", parameters, found)
-        self._tell_each("buffer-moved", self._layers([name for name in found if name not in parameters]), found)
-        self._stock.known |= moved
-        self._inside, self._outside = set(), set()
+    def _check_frozen(self, sample: traces.Sample, exact_names: set[str]) -> None:
+        """Report the frozen tensors that moved. The step is exact where a version counter showed the write."""
+        moved = self._tracker.find_moved(sample, exact_names) & self._tracker.frozen - self._tracker.reported
+        written = self._written()
+        since = {
+            name: self.steps - 1 if name in written else self._checked_step for name in self._tracker.tensors if name in moved
+        }
+        parameters = {name: partial(self._explain_frozen, name, sample) for name in since if name in self._tracker.parameters}
+        self._report_each("frozen-moved", parameters, since)
+        self._report_each("buffer-moved", self._explain_layers([name for name in since if name not in parameters]), since)
+        self._tracker.reported |= moved
+        self._written_in_step, self._written_between_steps = set(), set()
 
-    def _why(self, name: str, now: traces.Sample) -> causes.Told:
-        gradient = 1.0 if self._stock.parameters[name].grad is not None else None
-        return causes.frozen(self._case(name, gradient, self._stock.shrunk(name, now)))
+    def _explain_frozen(self, name: str, sample: traces.Sample) -> causes.Told:
+        gradient_norm = 1.0 if self._tracker.parameters[name].grad is not None else None
+        return causes.frozen(self._parameter_state(name, gradient_norm, self._tracker.decay_factor(name, sample)))
 
-    def _case(self, name: str, gradient: float | None, shrunk: float | None = None) -> causes.Case:
-        tensor = self._stock.parameters[name]
-        group = self._stock.held().get(id(tensor), {})
+    def _parameter_state(self, name: str, gradient_norm: float | None, decay_factor: float | None = None) -> causes.Case:
+        tensor = self._tracker.parameters[name]
+        group = self._tracker.optimizer_groups().get(id(tensor), {})
         return causes.Case(
-            learnt=tensor.requires_grad,
-            marked=self._stock.marked(name),
-            held=bool(group),
+            requires_grad=tensor.requires_grad,
+            flagged_module=self._tracker.flagged_module(name),
+            in_optimizer=bool(group),
             lr=float(group.get("lr", 1.0)),
-            decay=float(group.get("weight_decay", 0.0)),
-            gradient=gradient,
-            shrunk=shrunk,
-            outside=name in self._outside,
-            inside=name in self._inside,
-            narrow=str(tensor.dtype).removeprefix("torch.") if tensor.element_size() < 4 else "",
+            weight_decay=float(group.get("weight_decay", 0.0)),
+            gradient_norm=gradient_norm,
+            decay_factor=decay_factor,
+            written_between_steps=name in self._written_between_steps,
+            written_in_step=name in self._written_in_step,
+            narrow_dtype=str(tensor.dtype).removeprefix("torch.") if tensor.element_size() < 4 else "",
         )
 
-    def _layers(self, names: Sequence[str]) -> Mapping[str, Callable[[], causes.Told]]:
-        """One entry for each layer, under the first of its statistics that is not the counter."""
-        found = {}
+    def _explain_layers(self, names: Sequence[str]) -> Mapping[str, Callable[[], causes.Told]]:
+        """Return one explanation for each layer, under the name of its first statistic that is not the counter."""
+        explanations = {}
         for layer in dict.fromkeys(name.rpartition(".")[0] for name in names):
-            own = [name for name in names if name.rpartition(".")[0] == layer]
-            values = [name for name in own if not name.endswith("num_batches_tracked")]
-            training, counted = self._stock.layers[layer].training, len(values) < len(own)
-            found[(values or own)[0]] = partial(causes.buffer, training=training, counted=counted)
-        return found
+            buffers = [name for name in names if name.rpartition(".")[0] == layer]
+            values = [name for name in buffers if not name.endswith("num_batches_tracked")]
+            is_training, has_counted = self._tracker.layers[layer].training, len(values) < len(buffers)
+            explanations[(values or buffers)[0]] = partial(causes.buffer, is_training=is_training, has_counted=has_counted)
+        return explanations
 
-    def _finite(self, now: traces.Sample) -> None:
-        """Tell of values that are not finite."""
-        broken = traces.broken(now)
-        told = ("its values are not finite", "go back to a checkpoint from before; clip gradients or lower the rate")
-        self._unfit([name for name in self._stock.now if name in broken], told, max(self.steps, 1))
+    def _check_values(self, sample: traces.Sample) -> None:
+        """Report tensors with values that are not finite."""
+        broken = traces.broken(sample)
+        message = (
+            "its values are not finite",
+            "restore a checkpoint from before this step; clip the gradients or lower the learning rate",
+        )
+        self._report_non_finite([name for name in self._tracker.tensors if name in broken], message, max(self.steps, 1))
 
-    def _gradients(self) -> None:
-        """Keep the norm of every gradient that there is; tell of those that are not finite."""
-        grads = {name: tensor.grad for name, tensor in self._stock.parameters.items() if tensor.grad is not None}
-        norms = traces.norms({name: grad for name, grad in grads.items() if traces.readable(grad)})
-        odd = [name for name, norm in norms.items() if not norm < float("inf") and not bool(grads[name].isfinite().all())]
-        self._norms |= norms
-        self._unfit(odd, ("its gradient is not finite", TAME), self.steps)
+    def _check_gradients(self) -> None:
+        """Record the norm of every gradient, and report gradients that are not finite."""
+        gradients = {name: tensor.grad for name, tensor in self._tracker.parameters.items() if tensor.grad is not None}
+        norms = traces.norms({name: gradient for name, gradient in gradients.items() if traces.readable(gradient)})
+        # A norm may overflow although every value is finite.
+        infinite = [name for name, norm in norms.items() if not norm < float("inf")]
+        broken = [name for name in infinite if not bool(gradients[name].isfinite().all())]
+        self._gradient_norms |= norms
+        self._report_non_finite(broken, ("its gradient is not finite", TAME), self.steps)
 
-    def _unfit(self, names: Sequence[str], told: causes.Told, step: int) -> None:
-        """Tell of what is not finite first; the rest follows from it."""
+    def _report_non_finite(self, names: Sequence[str], message: causes.Told, step: int) -> None:
+        """Report only the first fault of this kind, because the others follow from it."""
         if names and not any(event.kind == "non-finite" for event in self.events):
-            self._tell("non-finite", names, told, step=step)
+            self._report("non-finite", names, message, step=step)
 
-    def _missing(self) -> None:
-        """Tell of tensors that are to train and that no optimizer holds."""
-        held = self._stock.held()
-        found = [
+    def _check_optimizer(self) -> None:
+        """Report trainable tensors that no optimizer holds."""
+        groups = self._tracker.optimizer_groups()
+        missing = [
             name
-            for name, tensor in self._stock.parameters.items()
-            if name in self._stock.trains and tensor.requires_grad and id(tensor) not in held
-            # Where nobody said that it is to train, a teacher into which nothing flows is no fault.
-            if not self._stock.by_flag or tensor.grad is not None
+            for name, tensor in self._tracker.parameters.items()
+            if name in self._tracker.trainable and tensor.requires_grad and id(tensor) not in groups
+            # Without a recipe, a teacher network that receives no gradient is no fault.
+            if not self._tracker.by_flag or tensor.grad is not None
         ]
-        if found and self.steps:
-            strangers = len(held.keys() - set(map(id, self._stock.parameters.values())))
-            self._tell_each("not-held", dict.fromkeys(found, partial(causes.missing, strangers, len(held))))
+        if missing and self.steps:
+            foreign = len(groups.keys() - set(map(id, self._tracker.parameters.values())))
+            self._report_each("not-held", dict.fromkeys(missing, partial(causes.missing, foreign, len(groups))))
 
-    def _never_moved(self) -> None:
-        """Tell of tensors that are to train and have not moved in some twenty steps."""
-        found: dict[str, causes.Told] = {}
-        cases = {name: self._case(name, self._norms.get(name)) for name in self._stock.never(self.steps, PATIENCE)}
-        # A rate of 0 is a way to freeze, where nobody said otherwise; and where all have it, a schedule has not begun.
-        waiting = self._stock.by_flag or (len(cases) == len(self._stock.trains) and not any(one.lr for one in cases.values()))
-        for name, case in cases.items():
-            told = causes.still(case)
-            if told and not (waiting and case.learnt and not case.lr):
-                found[name] = told
-        self._tell_each("never-moved", {name: partial(_same, told) for name, told in found.items()})
+    def _check_never_moved(self) -> None:
+        """Report trainable tensors that have not moved for ``PATIENCE`` steps."""
+        names = self._tracker.find_never_moved(self.steps, PATIENCE)
+        states = {name: self._parameter_state(name, self._gradient_norms.get(name)) for name in names}
+        # Without a recipe, a rate of 0 is a way to freeze. Where every tensor has it, a schedule has not begun.
+        all_wait = len(states) == len(self._tracker.trainable) and not any(state.lr for state in states.values())
+        may_wait = self._tracker.by_flag or all_wait
+        messages = {name: causes.still(state) for name, state in states.items()}
+        explanations = {
+            name: partial(_return_message, message)
+            for name, message in messages.items()
+            if message and not (may_wait and states[name].requires_grad and not states[name].lr)
+        }
+        self._report_each("never-moved", explanations)
 
-    def _shock(self, now: traces.Sample) -> None:
-        """Tell of a backbone that a fresh head has shocked."""
-        body, at = self._body, alarms.GONE_BY
-        way = self._stock.way(now, body) if body else 0.0
-        if self._course.shocked(way):
-            cause = f"the backbone went {100 * way:.0f} % of its length in {at} steps, under a head that knew nothing yet"
-            self._tell("head-shock", body, (cause, "train the head alone first, then the rest at a lower rate"), since=0)
-
-    def _heard(self, step: int, loss: float) -> None:
-        """Judge a loss, by itself and against those before an unfreezing."""
-        if not abs(loss) < float("inf"):
-            self._unfit(["loss"], (f"the loss is {loss:g}", TAME), step)
-        jump = self._course.heard(step, loss)
-        if jump:
-            count = len(jump.names)
-            cause = (
-                f"{count} tensors began to train at step {jump.at}; the loss went from {jump.before:.3g} to {jump.after:.3g}"
+    def _check_head_shock(self, sample: traces.Sample) -> None:
+        """Report a backbone that moved far under an untrained head."""
+        distance = self._tracker.distance(sample, self._body) if self._body else 0.0
+        if self._loss_history.has_shocked(distance):
+            percent, steps = f"{100 * distance:.0f} %", alarms.GONE_BY
+            cause = f"the backbone moved by {percent} of its norm in {steps} steps, while its head was untrained"
+            self._report(
+                "head-shock", self._body, (cause, "train the head alone first, then the rest at a lower rate"), since=0
             )
-            do = "a lower rate for what is unfrozen, with a warm-up; leave BatchNorm in evaluation mode"
-            self._tell("loss-jump", jump.names, (cause, do), step=jump.seen, since=jump.at - 1)
 
-    def _tell_each(
-        self, kind: str, found: Mapping[str, Callable[[], causes.Told]], since: Mapping[str, int] | None = None
+    def _record_loss(self, step: int, loss: float) -> None:
+        """Record a loss, and report one that is not finite or that jumped after tensors were unfrozen."""
+        if not abs(loss) < float("inf"):
+            self._report_non_finite(["loss"], (f"the loss is {loss:g}", TAME), step)
+        jump = self._loss_history.record_loss(step, loss)
+        if jump:
+            cause = (
+                f"{len(jump.names)} tensors began to train at step {jump.unfrozen_at}; "
+                f"the loss rose from {jump.loss_before:.3g} to {jump.loss_after:.3g}"
+            )
+            do = "use a lower learning rate with a warm-up for the unfrozen tensors; keep BatchNorm in evaluation mode"
+            self._report("loss-jump", jump.names, (cause, do), step=jump.detected_at, since=jump.unfrozen_at - 1)
+
+    def _report_each(
+        self, kind: str, explanations: Mapping[str, Callable[[], causes.Told]], since: Mapping[str, int] | None = None
     ) -> None:
-        """Tell of tensors, those of one cause and time together."""
+        """Report tensors, with one event for all tensors of the same cause and time."""
         groups: dict[tuple[causes.Told, int], list[str]] = {}
-        for name, why in found.items():
-            if (kind, name) not in self._said:
-                groups.setdefault((why(), since[name] if since else self._checked), []).append(name)
-        for (told, last), names in groups.items():
-            self._tell(kind, names, told, since=last)
+        for name, explain in explanations.items():
+            if (kind, name) not in self._reported:
+                groups.setdefault((explain(), since[name] if since else self._checked_step), []).append(name)
+        for (message, last_good_step), names in groups.items():
+            self._report(kind, names, message, since=last_good_step)
 
-    def _tell(
-        self, kind: str, names: Sequence[str], told: causes.Told, *, step: int | None = None, since: int | None = None
+    def _report(
+        self, kind: str, names: Sequence[str], message: causes.Told, *, step: int | None = None, since: int | None = None
     ) -> None:
-        """Keep an event, once, and say so as was asked."""
-        if (kind, names[0]) in self._said:
+        """Store an event once, and warn or raise as ``on_event`` says."""
+        if (kind, names[0]) in self._reported:
             return
-        self._said |= {(kind, name) for name in names}
+        self._reported |= {(kind, name) for name in names}
         step = max(self.steps, 1) if step is None else step
-        cause, do = told
+        cause, do = message
         event = Event(
             step=step,
-            since=min(self._checked if since is None else since, step - 1),
+            since=min(self._checked_step if since is None else since, step - 1),
             tensor=names[0],
             others=tuple(names[1:]),
             kind=kind,
@@ -290,5 +311,5 @@ class Watch:
             warnings.warn(TransferWarning(event), stacklevel=2)
 
 
-def _same(told: causes.Told) -> causes.Told:
-    return told
+def _return_message(message: causes.Told) -> causes.Told:
+    return message

@@ -1,4 +1,4 @@
-"""A watch over what the user has: a model and optimizers as they come, wrapped or bare."""
+"""Builds the monitor of a user's model and optimizers, wrapped or not. Imports torch."""
 
 from __future__ import annotations
 
@@ -30,31 +30,32 @@ def made(
     every: int,
     on_event: str,
 ) -> Watch:
-    """A watch over a model and its optimizers; of no phases, ``requires_grad`` says what is to train.
+    """Build the monitor of a model and its optimizers. Without phases, ``requires_grad`` decides what trains.
 
     Raises:
-        Problem: for what is no model or optimizer, a head that is not there, or a word that means nothing for this model.
+        Problem: if the model is not a module, an optimizer is not one, the head does not exist, or a ``trainable`` setting
+            does not apply to this model.
     """
     if not isinstance(model, nn.Module):
         raise Problem("watch: model", found=f"a {type(model).__name__}", expected="a torch.nn.Module")
-    inner = tuple(_bare(optimizer) for optimizer in optimizers)
-    bare = beliefs.bare(model)
-    top = beliefs.head(bare, head)
-    layer = beliefs.modules(bare).get(top)
+    inner_optimizers = tuple(_unwrap_optimizer(optimizer) for optimizer in optimizers)
+    network = beliefs.bare(model)
+    head_name = beliefs.head(network, head)
+    layer = beliefs.modules(network).get(head_name)
     return Watch(
-        bare,
-        inner,
-        beliefs.beliefs(bare, phases, top, shape, batchnorm=batchnorm),
-        head=top,
+        network,
+        inner_optimizers,
+        beliefs.beliefs(network, phases, head_name, shape, batchnorm=batchnorm),
+        head=head_name,
         classes=int(getattr(layer, "out_features", getattr(layer, "out_channels", 0))),
-        pretrained=beliefs.trained(bare, top) if pretrained is None else pretrained,
+        pretrained=beliefs.trained(network, head_name) if pretrained is None else pretrained,
         every=every,
         on_event=on_event,
     )
 
 
-def _bare(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer within what accelerate or Lightning wraps around it."""
+def _unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """Return the optimizer inside the wrappers of accelerate or Lightning."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = inner
     if not isinstance(optimizer, torch.optim.Optimizer):
