@@ -326,7 +326,7 @@ def test_a_belief_is_the_union_of_its_phases_but_for_a_best_step_only_the_first_
     assert last.may == last.must == best.may == names(module, "") and best.must == HEAD
     assert {"bn1.running_mean"} <= moved.belief(network, lp_ft()).may
     assert moved.belief(network, Recipe(phases=(Phase(steps=2),))).must == set(), "too few steps to tell"
-    assert not moved.belief(network, Recipe(phases=())).said
+    assert not moved.belief(network, Recipe(phases=())).has_recipe
 
 
 def test_layers_are_taken_together_by_side():

@@ -1,6 +1,6 @@
-"""What moved in a network against what was to move: tensor by tensor, with the likeliest cause. It passes no verdict.
+"""The freeze check: compares which tensors moved with what the recipe says, and names the likeliest cause. Imports torch.
 
-Every number has a name of two parts, and what it means is said by the first: see :func:`compared`.
+It returns numbers and no verdict. The part of a number's name before the slash says what it means; see :func:`compared`.
 """
 
 from __future__ import annotations
@@ -23,217 +23,250 @@ if TYPE_CHECKING:
     from xferbench.lab.fit import Network, Tensors
     from xferbench.lab.viewed import Seen
 
-HALVES = (torch.bfloat16, torch.float16)  # usual values of the first are values of the second too
-FEW = 3  # steps: in fewer a head or a scale of zeros may let no gradient through
-CHANCE, ALIKE = 4.0, 0.2  # standard deviations within which independent tensors correlate; above this none are
-MANY = 1000  # numbers of a group that is told alone
-GROWN = 2.0  # times as large as before, or as drawn: so far has training gone with what lost its likeness by it
-FAINT = 1e-4  # of the largest gradient
-LARGE, PROBED = 100.0, 32
+HALVES = (torch.bfloat16, torch.float16)  # float16 represents usual values of bfloat16 exactly, so bfloat16 comes first
+FEW = 3  # steps: in fewer, a head or a scale of zeros may let no gradient through
+CHANCE, ALIKE = 4.0, 0.2  # standard deviations of the correlation of independent tensors; its upper bound
+MANY = 1000  # values of a layer group above which it is reported alone
+GROWN = 2.0  # growth of a weight norm above which training explains that the weights are uncorrelated
+FAINT = 1e-4  # gradient, as a share of the largest one
+LARGE, PROBED = 100.0, 32  # change of a norm that is reported; images used for gradients
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Belief:
-    """Names of the tensors that may move, and of those that must; ``said`` where anybody told."""
+    """What a recipe trains.
+
+    Attributes:
+        may: names of the tensors that may move.
+        must: names of the tensors that must move.
+        has_recipe: whether a recipe says so. Without one, every tensor may move.
+    """
 
     may: frozenset[str]
     must: frozenset[str]
-    said: bool
+    has_recipe: bool
 
 
 def belief(network: Network, recipe: Recipe) -> Belief:
-    """What a recipe moves. One without phases says nothing, but that there was a head to train.
+    """Return the tensors that a recipe may move and those that it must move.
 
-    BatchNorm's statistics may move in any phase that does not run it in evaluation mode, other buffers with their layer group.
-    Where the best step is kept, only what the first phase trains is sure to have moved.
+    A recipe without phases says only that a head was trained. BatchNorm's statistics may move in any phase that does not run
+    BatchNorm in evaluation mode. Other buffers may move if their layer group trains. If the best step is kept, only what the
+    first phase trains must have moved.
 
     Raises:
-        Problem: where the network has fewer layer groups than the recipe says.
+        Problem: if the network has fewer layer groups than the recipe requires.
     """
     module, anatomy = network.module, network.anatomy
     statistics, buffers = batchnorm.buffers(module), {name for name, _ in module.named_buffers()}
-    learnt = [backbones.trainable(anatomy, module, phase.trainable) for phase in recipe.phases]
-    if not learnt:
+    trainable = [backbones.trainable(anatomy, module, phase.trainable) for phase in recipe.phases]
+    if not trainable:
         everything = frozenset(buffers.union(name for name, _ in module.named_parameters()))
-        return Belief(may=everything, must=frozenset(backbones.trainable(anatomy, module, HEAD_ONLY)), said=False)
-    distance, may = backbones.depth(anatomy, module), set().union(*learnt)
-    thawed = {distance[name] for name in may}
-    for phase, names in zip(recipe.phases, learnt, strict=True):
+        return Belief(may=everything, must=frozenset(backbones.trainable(anatomy, module, HEAD_ONLY)), has_recipe=False)
+    depth, may = backbones.depth(anatomy, module), set().union(*trainable)
+    unfrozen_depths = {depth[name] for name in may}
+    for phase, names in zip(recipe.phases, trainable, strict=True):
         if phase.batchnorm == "train-above":
-            may |= {name for name in statistics if distance[name] in {distance[one] for one in names}}
+            phase_depths = {depth[name] for name in names}
+            may |= {name for name in statistics if depth[name] in phase_depths}
         elif phase.batchnorm != "eval":
             may |= statistics
-    may |= {name for name in buffers - statistics if distance[name] in thawed}
-    sure = list(zip(recipe.phases, learnt, strict=True))[: 1 if recipe.stop == "best" else None]
-    must = set().union(*(names for phase, names in sure if phase.steps >= FEW))
-    return Belief(may=frozenset(may), must=frozenset(must), said=True)
+    may |= {name for name in buffers - statistics if depth[name] in unfrozen_depths}
+    completed = list(zip(recipe.phases, trainable, strict=True))[: 1 if recipe.stop == "best" else None]
+    must = set().union(*(names for phase, names in completed if phase.steps >= FEW))
+    return Belief(may=frozenset(may), must=frozenset(must), has_recipe=True)
 
 
 def compared(seen: Seen) -> dict[str, float]:
-    """Numbers by name.
+    """Compare the tensors before and after training with the recipe.
 
-    ``violations``: how many there are, those below together. ``frozen/T`` and ``trained/T``: how far each tensor went,
-    ‖after − before‖ / ‖before‖, by what was believed of it (``moved/T`` where nothing was). ``frozen-moved/T`` and
-    ``buffer-moved/T``: what was to stay and did not; ``never-moved/T``: what was to train, did not, and has a gradient;
-    ``not-loaded/G``: a layer group that has nothing in common with before (all of them are one violation). ``cause/…``: the
-    likeliest. ``odd/…``: what came to notice and is no violation.
+    Returns:
+        Numbers by name, where ``T`` is a tensor and ``G`` a layer group:
+
+        - ``violations``: the number of violations, which are the ``frozen-moved``, ``buffer-moved``, ``never-moved`` and
+          ``not-loaded`` entries. If no group was loaded, all groups count as one violation.
+        - ``frozen/T`` and ``trained/T``: the relative change ‖after − before‖ / ‖before‖ of each tensor that the recipe
+          freezes or trains. Without a recipe, the name is ``moved/T``.
+        - ``frozen-moved/T`` and ``buffer-moved/T``: a frozen tensor that moved.
+        - ``never-moved/T``: a trainable tensor that did not move although it has a gradient.
+        - ``not-loaded/G``: a layer group whose weights are uncorrelated with those before.
+        - ``cause/…``: the likeliest cause.
+        - ``odd/…``: an anomaly that is no violation.
     """
-    network, believed = seen.network, belief(seen.network, seen.believed)
+    network, expected = seen.network, belief(seen.network, seen.believed)
     after = {name: tensor.cpu() for name, tensor in seen.after.items()}
     before = {name: tensor.cpu() for name, tensor in seen.before.items() if name in after}
     parameters = {name for name, _ in network.module.named_parameters()}
-    lost = unlike(seen, before, after)
-    prefixes = [prefix for group in network.anatomy.groups if group.name in lost for prefix in group.prefixes]
+    not_loaded = unlike(seen, before, after)
+    prefixes = [prefix for group in network.anatomy.groups if group.name in not_loaded for prefix in group.prefixes]
     loaded = {name for name in after if not backbones.within(name, prefixes)}
-    values = [name for name in after if name in before and not name.endswith(checkpoints.COUNTER)]
-    moved = {name for name in values if not same(before[name], after[name])}
-    strayed = (moved - believed.may) & loaded
-    still = {name for name in believed.must & before.keys() if same(before[name], after[name])}
-    still |= untouched_head(seen) if believed.must - before.keys() else set()
-    still, must = sure(seen, believed.must, still)
-    whole = bool(lost) and len(lost) == len(layered(network, before))
-    why = ["not-loaded" if whole else "partly-loaded"] * bool(lost)
-    why += of_statistics(network, strayed) + of_strayed(seen, believed, before, after, strayed & parameters)
-    why += of_still(network, must, still)
+    names = [name for name in after if name in before and not name.endswith(checkpoints.COUNTER)]
+    moved = {name for name in names if not same(before[name], after[name])}
+    unexpected = (moved - expected.may) & loaded
+    still = {name for name in expected.must & before.keys() if same(before[name], after[name])}
+    still |= untouched_head(seen) if expected.must - before.keys() else set()
+    still, reachable = sure(seen, expected.must, still)
+    none_loaded = bool(not_loaded) and len(not_loaded) == len(layered(network, before))
+    causes = ["not-loaded" if none_loaded else "partly-loaded"] * bool(not_loaded)
+    causes += of_statistics(network, unexpected) + of_strayed(seen, expected, before, after, unexpected & parameters)
+    causes += of_still(network, reachable, still)
+    changes = {name: change(before[name], after[name]) if name in moved else 0.0 for name in names}
     return {
-        "violations": float(len(strayed) + len(still) + (1 if whole else len(lost))),
-        **{f"{_side(name, believed)}/{name}": change(before[name], after[name]) if name in moved else 0.0 for name in values},
-        **{f"frozen-moved/{name}": 1.0 for name in after if name in strayed & parameters},
-        **{f"buffer-moved/{name}": 1.0 for name in after if name in strayed - parameters},
+        "violations": float(len(unexpected) + len(still) + (1 if none_loaded else len(not_loaded))),
+        **{f"{_expectation(name, expected)}/{name}": value for name, value in changes.items()},
+        **{f"frozen-moved/{name}": 1.0 for name in after if name in unexpected & parameters},
+        **{f"buffer-moved/{name}": 1.0 for name in after if name in unexpected - parameters},
         **{f"never-moved/{name}": 1.0 for name in after if name in still},
-        **{f"not-loaded/{name}": 1.0 for name in lost},
-        **{f"cause/{word}": 1.0 for word in why},
+        **{f"not-loaded/{name}": 1.0 for name in not_loaded},
+        **{f"cause/{cause}": 1.0 for cause in causes},
         **odd(before, after, moved & loaded),
     }
 
 
-def _side(name: str, believed: Belief) -> str:
-    if not believed.said:
+def _expectation(name: str, expected: Belief) -> str:
+    if not expected.has_recipe:
         return "moved"
-    return "trained" if name in believed.may else "frozen"
+    return "trained" if name in expected.may else "frozen"
 
 
 def same(before: Tensor, after: Tensor) -> bool:
-    """Whether a tensor is what it was, perhaps by way of half precision."""
+    """Check whether a tensor is unchanged, up to a conversion to half precision and back."""
     if torch.equal(before, after):
         return True
     return before.is_floating_point() and any(torch.equal(before.to(half).to(after.dtype), after) for half in HALVES)
 
 
 def change(before: Tensor, after: Tensor) -> float:
-    """‖after − before‖ / ‖before‖; of what was all zeros, the root mean square of what it became. Infinity where undefined."""
+    """Compute the relative change ‖after − before‖ / ‖before‖.
+
+    Returns:
+        The relative change; the root mean square of ``after`` if ``before`` is all zeros; infinity if it is not a number.
+    """
     old, new = before.double(), after.double()
-    size = float(old.norm()) or old.numel() ** 0.5
-    value = float((new - old).norm()) / size
+    norm = float(old.norm()) or old.numel() ** 0.5
+    value = float((new - old).norm()) / norm
     return value if value == value else float("inf")  # noqa: PLR0124 - a NaN
 
 
 def layered(network: Network, tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """The weight matrices and kernels of each layer group that has any."""
-    names = [name for name, _ in network.module.named_parameters() if not backbones.adapts(name)]
-    own = [name for name in names if name in tensors and tensors[name].ndim > 1]
-    found = {one.name: [name for name in own if backbones.within(name, one.prefixes)] for one in network.anatomy.groups}
-    return {group: names for group, names in found.items() if names}
+    """Return the names of the weight matrices and kernels of each layer group that has any."""
+    parameters = [name for name, _ in network.module.named_parameters() if not backbones.adapts(name)]
+    weights = [name for name in parameters if name in tensors and tensors[name].ndim > 1]
+    by_group = {
+        group.name: [name for name in weights if backbones.within(name, group.prefixes)] for group in network.anatomy.groups
+    }
+    return {group: names for group, names in by_group.items() if names}
 
 
 def unlike(seen: Seen, before: Tensors, after: Tensors) -> list[str]:
-    """Layer groups most of whose weights are uncorrelated with those of before (0 ± 1/√n), as if they were drawn anew.
+    """Return the layer groups most of whose weights are uncorrelated with those before, as if randomly initialized again.
 
-    What too hot a rate made unlike has grown by it, and is none of them; nor is a single group of few numbers.
+    The correlation of independent tensors is 0 ± 1/√n. A group is not returned if its weights have grown, because training at
+    too high a rate explains that. A single group of few values is not returned either.
     """
     groups = layered(seen.network, before)
-    found = [
+    uncorrelated = [
         group
         for group, names in groups.items()
-        if 2 * sum(_apart(before[name], after[name]) for name in names) > len(names)
+        if 2 * sum(_is_uncorrelated(before[name], after[name]) for name in names) > len(names)
         and not any(same(before[name], after[name]) for name in names)
     ]
-    if found and seen.fresh is not None:
-        drawn = {name: float(one.detach().norm()) for name, one in seen.fresh().named_parameters()}
-        names = {name for group in found for name in groups[group]}
-        grown = {name for name in names if after[name].norm() > GROWN * max(float(before[name].norm()), drawn[name])}
-        found = [group for group in found if 2 * len(grown.intersection(groups[group])) < len(groups[group])]
-    large = [group for group in found if sum(before[name].numel() for name in groups[group]) > MANY]
-    return found if len(found) == len(groups) else large
+    if uncorrelated and seen.fresh is not None:
+        initial_norms = {name: float(tensor.detach().norm()) for name, tensor in seen.fresh().named_parameters()}
+        names = {name for group in uncorrelated for name in groups[group]}
+        grown = {name for name in names if after[name].norm() > GROWN * max(float(before[name].norm()), initial_norms[name])}
+        uncorrelated = [group for group in uncorrelated if 2 * len(grown.intersection(groups[group])) < len(groups[group])]
+    large = [group for group in uncorrelated if sum(before[name].numel() for name in groups[group]) > MANY]
+    return uncorrelated if len(uncorrelated) == len(groups) else large
 
 
-def _apart(one: Tensor, other: Tensor) -> bool:
-    """Whether the correlation of two tensors is that of independent ones; one that is constant or not finite says nothing."""
-    pair = torch.stack([one.flatten().double(), other.flatten().double()])
+def _is_uncorrelated(before: Tensor, after: Tensor) -> bool:
+    """Check whether the correlation is that of independent tensors; False for a tensor that is constant or not finite."""
+    pair = torch.stack([before.flatten().double(), after.flatten().double()])
     correlation = abs(float(torch.corrcoef(pair)[0, 1]))
-    return correlation < min(ALIKE, CHANCE / sqrt(one.numel()))
+    return correlation < min(ALIKE, CHANCE / sqrt(before.numel()))
 
 
 def untouched_head(seen: Seen) -> set[str]:
-    """The head's weights where they look as they are drawn, in size and reach, and answer no better than always one class."""
-    assert seen.fresh is not None, "whoever compares heads can build one"
+    """Return the names of the head's tensors if the head looks untrained, else an empty set.
+
+    A head looks untrained if its weights have the standard deviation and the range of initial weights, and it predicts no
+    better than the majority class.
+    """
+    assert seen.fresh is not None, "the caller compares heads only if it can build a fresh one"
     head = seen.network.anatomy.head
     name = f"{head}.weight"
-    drawn, own = dict(seen.fresh().named_parameters())[name].detach(), seen.after[name].cpu()
-    like = 0.95 < float(own.std() / drawn.std().clamp_min(1e-12)) < 1.05 and float(own.abs().max() / drawn.abs().max()) < 1.05
-    zero = not bool(drawn.any()) and not bool(own.any())
-    if not (like or zero):
+    initial, weight = dict(seen.fresh().named_parameters())[name].detach(), seen.after[name].cpu()
+    spread = float(weight.std() / initial.std().clamp_min(1e-12))
+    is_like_initial = 0.95 < spread < 1.05 and float(weight.abs().max() / initial.abs().max()) < 1.05
+    is_zero = not bool(initial.any()) and not bool(weight.any())
+    if not (is_like_initial or is_zero):
         return set()
     with features.inference(seen.network.module, seen.network.device):
         images = preprocess.tensor(seen.served.to(seen.network.device), seen.ready)
-        answers = functional_call(seen.network.module, seen.after, (images,)).argmax(1).cpu()
+        predictions = functional_call(seen.network.module, seen.after, (images,)).argmax(1).cpu()
     labels = seen.served_labels
-    share = float(labels.bincount().max()) / len(labels)
-    bound = share + 2 * (share * (1 - share) / len(labels)) ** 0.5
-    untaught = float((answers == labels).double().mean()) <= bound
-    return {one for one in seen.after if untaught and backbones.within(one, [head])}
+    majority = float(labels.bincount().max()) / len(labels)
+    bound = majority + 2 * (majority * (1 - majority) / len(labels)) ** 0.5
+    is_untrained = float((predictions == labels).double().mean()) <= bound
+    return {tensor for tensor in seen.after if is_untrained and backbones.within(tensor, [head])}
 
 
 def sure(seen: Seen, must: frozenset[str], still: set[str]) -> tuple[set[str], set[str]]:
-    """What stood still and what was to move, both as far as a gradient reaches; nothing stood still where all are faint.
+    """Restrict the tensors that did not move, and those that must move, to the ones that a gradient reaches.
 
-    What nothing depends on can move under no optimizer, and what next to nothing does is lost in rounding.
+    No optimizer moves a tensor that the output does not depend on. A faint gradient may be lost in rounding, so nothing counts
+    as unmoved if all gradients of the unmoved tensors are faint.
+
+    Returns:
+        The unmoved tensors, and the tensors that must move.
     """
-    sizes = gradients(seen, must) if still else {}
-    movable = {name for name, size in sizes.items() if size}
-    return (still & movable if any(sizes[name] > FAINT for name in still) else set()), movable
+    shares = gradients(seen, must) if still else {}
+    reachable = {name for name, share in shares.items() if share}
+    return (still & reachable if any(shares[name] > FAINT for name in still) else set()), reachable
 
 
 def gradients(seen: Seen, names: Iterable[str]) -> dict[str, float]:
-    """The largest entry of each tensor's gradient, as a share of the largest of all; 0 where nothing depends on the tensor."""
+    """Compute the largest entry of each tensor's gradient as a share of the largest of all; 0 for an unused tensor."""
     module, device = seen.network.module, seen.network.device
-    own = {name: seen.after[name].detach().clone().requires_grad_() for name in sorted(names)}
-    if not own:
+    leaves = {name: seen.after[name].detach().clone().requires_grad_() for name in sorted(names)}
+    if not leaves:
         return {}
     with features.inference(module, device), torch.enable_grad():
         images = preprocess.tensor(seen.served[:PROBED].to(device), seen.ready)
-        logits = functional_call(module, {**seen.after, **own}, (images,)).float()
+        logits = functional_call(module, {**seen.after, **leaves}, (images,)).float()
         total = (logits * torch.linspace(-1.0, 1.0, logits.numel(), device=device).view_as(logits).cos()).sum()
-        found = torch.autograd.grad(total, list(own.values()), allow_unused=True)
-    sizes = {name: 0.0 if one is None else float(one.abs().max()) for name, one in zip(own, found, strict=True)}
+        computed = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    pairs = zip(leaves, computed, strict=True)
+    sizes = {name: 0.0 if gradient is None else float(gradient.abs().max()) for name, gradient in pairs}
     return {name: size / (max(sizes.values()) or 1.0) for name, size in sizes.items()}
 
 
-def of_statistics(network: Network, strayed: set[str]) -> list[str]:
-    """Words for buffers that strayed: BatchNorm's, or others."""
+def of_statistics(network: Network, moved: set[str]) -> list[str]:
+    """Return the causes for buffers that should not have moved: BatchNorm's statistics, or other buffers."""
     statistics, buffers = batchnorm.buffers(network.module), {name for name, _ in network.module.named_buffers()}
-    return ["statistics"] * bool(strayed & statistics) + ["buffers"] * bool(strayed & buffers - statistics)
+    return ["statistics"] * bool(moved & statistics) + ["buffers"] * bool(moved & buffers - statistics)
 
 
-def of_strayed(seen: Seen, believed: Belief, before: Tensors, after: Tensors, strayed: set[str]) -> list[str]:
-    """Words for the pattern of parameters that were to be frozen and moved."""
-    if not strayed:
+def of_strayed(seen: Seen, expected: Belief, before: Tensors, after: Tensors, moved: set[str]) -> list[str]:
+    """Return the causes that match the pattern of frozen parameters that moved."""
+    if not moved:
         return []
     network = seen.network
-    if shrunk(before, after, strayed):
+    if shrunk(before, after, moved):
         return ["decay"]
-    frozen = {name for name, _ in network.module.named_parameters() if name in before} - believed.may
-    if strayed >= {name for name, size in gradients(seen, frozen).items() if size > FAINT}:
+    frozen = {name for name, _ in network.module.named_parameters() if name in before} - expected.may
+    if moved >= {name for name, share in gradients(seen, frozen).items() if share > FAINT}:
         return ["nothing-frozen"]
     norms = [name for name, layer in network.module.named_modules() if isinstance(layer, backbones.NORMS)]
-    if all(backbones.within(name, norms) for name in strayed):
+    if all(backbones.within(name, norms) for name in moved):
         return ["norm"]
-    held = [one.name for one in network.anatomy.groups if any(backbones.within(name, one.prefixes) for name in strayed)]
-    return [f"group/{name}" for name in held]
+    groups = [group for group in network.anatomy.groups if any(backbones.within(name, group.prefixes) for name in moved)]
+    return [f"group/{group.name}" for group in groups]
 
 
 def of_still(network: Network, must: set[str], still: set[str]) -> list[str]:
-    """Words for the pattern of parameters that were to train and did not."""
+    """Return the causes that match the pattern of trainable parameters that did not move."""
     if not still:
         return []
     head = {name for name in must if backbones.within(name, [network.anatomy.head])}
@@ -245,32 +278,39 @@ def of_still(network: Network, must: set[str], still: set[str]) -> list[str]:
 
 
 def shrunk(before: Tensors, after: Tensors, names: Iterable[str]) -> bool:
-    """Whether tensors are what they were times a number below 1 each, to a tenth of what they moved: weight decay alone."""
-    left = total = 0.0
+    """Check whether weight decay alone explains how some tensors moved.
+
+    It does if each tensor was multiplied by a factor below 1, up to a tenth of the total movement.
+    """
+    residual = total = 0.0
     for name in names:
         old, new = before[name].double().flatten(), after[name].double().flatten()
-        scale = min(1.0, float(old @ new / (old @ old).clamp_min(1e-30)))
-        left += float((new - scale * old).square().sum())
+        factor = min(1.0, float(old @ new / (old @ old).clamp_min(1e-30)))
+        residual += float((new - factor * old).square().sum())
         total += float((new - old).square().sum())
-    return total > 0 and left < 0.01 * total
+    return total > 0 and residual < 0.01 * total
 
 
 def odd(before: Tensors, after: Tensors, moved: set[str]) -> dict[str, float]:
-    """What came to notice: tensors a hundred times as large or as small, all zeros now, half precision; steps in train mode."""
-    found = {}
+    """Return anomalies that are no violations.
+
+    These are tensors whose norm changed by a factor of 100, or that became all zeros; weights that became half precision; and
+    the number of steps that BatchNorm ran in training mode.
+    """
+    anomalies = {}
     for name in sorted(moved):
         old, new = float(before[name].double().norm()), float(after[name].double().norm())
         if old and new == 0:
-            found[f"odd/zeros/{name}"] = 1.0
+            anomalies[f"odd/zeros/{name}"] = 1.0
         elif old and not 1 / LARGE < new / old < LARGE:
-            found[f"odd/scale/{name}"] = new / old if new == new else float("inf")  # noqa: PLR0124 - a NaN
+            anomalies[f"odd/scale/{name}"] = new / old if new == new else float("inf")  # noqa: PLR0124 - a NaN
     floats = [name for name in before if before[name].is_floating_point() and after[name].is_floating_point()]
-    halved = [half for half in HALVES if floats and _only(after, floats, half) and not _only(before, floats, half)]
-    found |= {f"odd/{str(halved[0]).removeprefix('torch.')}": 1.0} if halved else {}
+    became = [half for half in HALVES if floats and _fits_half(after, floats, half) and not _fits_half(before, floats, half)]
+    anomalies |= {f"odd/{str(became[0]).removeprefix('torch.')}": 1.0} if became else {}
     counters = [name for name in before if name.endswith(checkpoints.COUNTER)]
     steps = max((float(after[name] - before[name]) for name in counters), default=0.0)
-    return found | ({"odd/steps in train mode": steps} if steps > 0 else {})
+    return anomalies | ({"odd/steps in train mode": steps} if steps > 0 else {})
 
 
-def _only(tensors: Tensors, names: Iterable[str], half: torch.dtype) -> bool:
+def _fits_half(tensors: Tensors, names: Iterable[str], half: torch.dtype) -> bool:
     return all(torch.equal(tensors[name].to(half).to(tensors[name].dtype), tensors[name]) for name in names)
