@@ -337,7 +337,7 @@ def test_a_wrapper_round_the_network_is_taken_off(written, world):
     assert same(fitted(world, written(TRAIN, "wrapped")).last, fitted(world, written(TRAIN, "train")).last)
 
 
-@pytest.mark.parametrize(("name", "said"), [("nothing", "gave no network back"), ("other", "gave another network back")])
+@pytest.mark.parametrize(("name", "said"), [("nothing", "returned no network"), ("other", "returned another network")])
 def test_what_comes_back_must_be_the_network(name, said, written, world):
     with pytest.raises(Problem, match=said):
         fitted(world, written(TRAIN, name))

@@ -1,4 +1,4 @@
-"""How BatchNorm layers run, and what may be done to their statistics afterwards."""
+"""BatchNorm layers: how they run during training, and how their statistics are recomputed afterwards. Imports torch."""
 
 from __future__ import annotations
 
@@ -14,51 +14,56 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-CHANGED = ("training", "momentum", "forward")  # what is changed of a layer while it trains
+CHANGED = ("training", "momentum", "forward")  # attributes of a layer that change while it trains
 
 
 def layers(module: nn.Module) -> dict[str, BatchNorm]:
-    """The BatchNorm layers that keep running statistics, by name."""
+    """Return the BatchNorm layers that keep running statistics, by name."""
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, BatchNorm) and layer.track_running_stats}
 
 
 def buffers(module: nn.Module) -> set[str]:
-    """Names of the running statistics and their counters."""
+    """Return the names of the running statistics and of their batch counters."""
     return {f"{name}.{buffer}" for name, layer in layers(module).items() for buffer, _ in layer.named_buffers()}
 
 
 @contextmanager
 def kept(module: nn.Module) -> Iterator[None]:
-    """Put every layer's mode, momentum and way to run back as they were, whatever happens; may be nested."""
+    """Restore every layer's mode, momentum and ``forward`` on exit, also after an exception. Contexts may be nested."""
     before = [(part, {name: vars(part)[name] for name in CHANGED if name in vars(part)}) for part in module.modules()]
     try:
         yield
     finally:
-        for part, own in before:
+        for part, attributes in before:
             vars(part).pop("forward", None)
-            vars(part).update(own)
+            vars(part).update(attributes)
 
 
 @contextmanager
-def training(module: nn.Module, word: str, frozen: Sequence[str] = ()) -> Iterator[None]:
-    """Put a module into training mode, its BatchNorm layers as :attr:`xferbench.design.Phase.batchnorm` says.
+def training(module: nn.Module, mode: str, frozen: Sequence[str] = ()) -> Iterator[None]:
+    """Set a module to training mode, with its BatchNorm layers in the given mode. Restore all modes on exit.
 
-    What lies below a frozen cut (name prefixes) stays in evaluation mode, dropout too, so that a part that cannot be cut off
-    and computed once trains as one that can.
+    The frozen part stays in evaluation mode, including its dropout. A part that cannot be cut off and computed once therefore
+    trains like one that can.
 
-    Ghost batches (Hoffer et al. 2017) are slices of one batch: each is normalised by its own statistics and moves the
-    running ones, so that the size of the batch, and the number of examples seen, stay what they are.
+    A ghost batch is a slice of one batch (Hoffer et al. 2017). Each slice is normalized by its own statistics and updates the
+    running ones, so the batch size and the number of examples do not change.
+
+    Args:
+        module: the network, or the part of it that trains.
+        mode: a value of :attr:`xferbench.design.Phase.batchnorm`.
+        frozen: name prefixes of the frozen part.
 
     Raises:
-        ValueError: for a word that is not known.
+        ValueError: if the mode is unknown.
     """
-    kind, _, value = word.partition(":")
+    kind, _, value = mode.partition(":")
     if kind not in {"eval", "train", "train-above", "ghost", "momentum"}:
-        raise ValueError(f"no such way to run BatchNorm: {word}")
+        raise ValueError(f"unknown BatchNorm mode: {mode}")
     with kept(module):
         module.train()
         for prefix in frozen:
-            with suppress(AttributeError):  # what was cut off is not there, and a prefix may name a tensor
+            with suppress(AttributeError):  # the part may have been cut off, and a prefix may name a tensor
                 module.get_submodule(prefix).eval()
         for layer in layers(module).values():
             if kind == "eval":
@@ -66,43 +71,50 @@ def training(module: nn.Module, word: str, frozen: Sequence[str] = ()) -> Iterat
             elif kind == "momentum":
                 layer.momentum = float(value)
             elif kind == "ghost":
-                layer.forward = partial(_ghost, layer, int(value))
+                layer.forward = partial(_forward_ghost_batches, layer, int(value))
         yield
 
 
-def _ghost(layer: BatchNorm, size: int, x: Tensor) -> Tensor:
-    whole = type(layer).forward
+def _forward_ghost_batches(layer: BatchNorm, size: int, x: Tensor) -> Tensor:
+    forward = type(layer).forward
     if not layer.training:
-        return whole(layer, x)
-    return torch.cat([whole(layer, part) for part in x.tensor_split(max(1, len(x) // size))])
+        return forward(layer, x)
+    return torch.cat([forward(layer, part) for part in x.tensor_split(max(1, len(x) // size))])
 
 
 def recalibrated(module: nn.Module, tensors: Mapping[str, Tensor], batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Running statistics that are the mean over batches, by name (precise BatchNorm, Wu & Johnson 2021).
+    """Compute running statistics as the mean over batches (precise BatchNorm, Wu & Johnson 2021).
 
     Args:
-        module: for its structure.
-        tensors: its parameters and buffers, which stay as they are.
+        module: the structure of the network.
+        tensors: its parameters and buffers, which do not change.
         batches: inputs of equal size.
+
+    Returns:
+        The new statistics by name.
     """
-    fresh = {name: torch.zeros_like(tensors[name]) for name in buffers(module)}
+    statistics = {name: torch.zeros_like(tensors[name]) for name in buffers(module)}
     with kept(module), torch.no_grad():
         module.eval()
         for layer in layers(module).values():
             layer.train()
-            layer.momentum = None  # a plain mean: the first batch replaces what was there
+            layer.momentum = None  # a cumulative mean: the first batch replaces the zeros
         for batch in batches:
-            functional_call(module, {**tensors, **fresh}, (batch,))
-    return fresh
+            functional_call(module, {**tensors, **statistics}, (batch,))
+    return statistics
 
 
 def drift(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
-    """How far each layer's running statistics went: mean of (μ − μ₀)² / σ₀² plus mean of |log σ² / σ₀²|, by layer."""
-    found = {}
+    """Compute how far the running statistics of each layer moved.
+
+    Returns:
+        The mean of (μ − μ₀)² / σ₀² plus the mean of |log σ² / σ₀²|, by layer.
+    """
+    distances = {}
     for name in (name.removesuffix(".running_mean") for name in after if name.endswith(".running_mean")):
         mean, variance = (after[f"{name}.{part}"].cpu() for part in ("running_mean", "running_var"))
         mean_0, variance_0 = (before[f"{name}.{part}"] for part in ("running_mean", "running_var"))
-        least = 1e-5  # BatchNorm's own epsilon: a dead channel has no variance to compare
-        wider = ((variance + least) / (variance_0 + least)).log().abs().mean()
-        found[name] = float(((mean - mean_0) ** 2 / (variance_0 + least)).mean() + wider)
-    return found
+        epsilon = 1e-5  # that of BatchNorm itself: a dead channel has no variance to compare
+        log_ratio = ((variance + epsilon) / (variance_0 + epsilon)).log().abs().mean()
+        distances[name] = float(((mean - mean_0) ** 2 / (variance_0 + epsilon)).mean() + log_ratio)
+    return distances

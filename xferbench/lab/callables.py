@@ -1,12 +1,12 @@
-"""Training by the user's own code: ``train(model, data, recipe, seed) -> model`` in place of the lab's loop.
+"""Training by the user's own code: ``train(model, data, recipe, seed) -> model`` in place of the lab's loop. Imports torch.
 
-The model comes initialised, with pretrained weights and a fresh head, on the device where it is to be trained. What the code
-heeds of a recipe it says by an attribute::
+The model has pretrained weights and a fresh head, and is on the training device. An attribute of the function names the fields
+of a recipe that the code supports; a regularizer is never among them, because the code does not get the source data::
 
     def train(model, data, recipe, seed): ...
     train.honours = {"lr", "steps"}     # fields of design.Phase, "phases" (more than one) or "stop"
 
-A regularizer is never honoured, since the code is given nothing of the source. ``str(phase.trainable)`` is the suite's word.
+User code never supports a regularizer, because it gets no source data. ``str(phase.trainable)`` is the spelling in a suite.
 """
 
 from __future__ import annotations
@@ -35,12 +35,18 @@ if TYPE_CHECKING:
     from xferbench.lab.fit import Network, Tensors
     from xferbench.lab.training.examples import TrainingSubset
 
-WRAPPED = ("_orig_mod.", "module.")  # by torch.compile, by DataParallel
+WRAPPED = ("_orig_mod.", "module.")  # of torch.compile and DataParallel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
-    """What the code is given: images [n, 3, H, W] float32, as the pipeline preprocesses them, with labels [n]; on the CPU."""
+    """The data that the code gets: preprocessed images [n, 3, H, W] float32 with labels [n], on the CPU.
+
+    Attributes:
+        train: the training examples.
+        validation: the validation examples.
+        classes: the class names, in the order of the labels.
+    """
 
     train: TensorDataset
     validation: TensorDataset
@@ -48,124 +54,142 @@ class Examples:
 
 
 def honours(code: Code) -> tuple[str, ...]:
-    """What training code says it heeds, in the order of :data:`xferbench.honours.KNOWN`.
+    """Return the recipe fields that training code supports, in the order of :data:`xferbench.honours.KNOWN`.
 
     Raises:
-        Problem: where it says nothing, or names no field. Crashed: where its module raises.
+        Problem: if the code has no such attribute, or names an unknown field.
+        Crashed: if its module raises.
     """
-    told = getattr(foreign.load(code), "honours", None)
+    declared = getattr(foreign.load(code), "honours", None)
     name = code.spec.rpartition(":")[2]
-    what, do = f"{code.spec}: what it honours", f'say it below the function: {name}.honours = {{"lr", "steps"}}'
-    expected = "a set of fields of a recipe, which may be empty: " + ", ".join(KNOWN)
-    if not isinstance(told, set | frozenset | list | tuple):
-        raise Problem(what, found="nothing" if told is None else repr(told)[:80], expected=expected, do=do)
-    for word in told:
-        if word not in KNOWN:
-            raise Problem(what, found=repr(word), expected=nearest(str(word), KNOWN))
-    return tuple(word for word in KNOWN if word in told)
+    what, do = f"{code.spec}: the attribute honours", f'add below the function: {name}.honours = {{"lr", "steps"}}'
+    expected = "a set of recipe fields, which may be empty: " + ", ".join(KNOWN)
+    if not isinstance(declared, set | frozenset | list | tuple):
+        raise Problem(what, found="nothing" if declared is None else repr(declared)[:80], expected=expected, do=do)
+    for field in declared:
+        if field not in KNOWN:
+            raise Problem(what, found=repr(field), expected=nearest(str(field), KNOWN))
+    return tuple(field for field in KNOWN if field in declared)
 
 
 def train(fit: Fit, network: Network, start: Tensors, dataset: Dataset) -> Fitted:
-    """Train one fit by its own code; all global random streams are seeded before, and put back afterwards.
+    """Train a network with user code. Seed all global random streams before, and restore them afterwards.
 
-    ``last`` and ``best`` are both the network that comes back. The curve is its one row: all steps of the recipe, the mean
-    cross-entropy on the training images in evaluation mode, accuracy on validation.
+    ``last`` and ``best`` are both the returned network. The curve has one row: the steps of the recipe, the mean cross-entropy
+    on the training images in evaluation mode, and the accuracy on validation.
 
     Raises:
-        Crashed: where the code raises, or trains what it says it leaves alone. Problem: where no such network comes back.
+        Crashed: if the code raises, or moves tensors that it must leave frozen.
+        Problem: if the code returns no network, or another one.
     """
     assert fit.training is not None
-    begun = perf_counter()
-    train_, validation = _split(dataset, training_subset(dataset, fit))
+    start_time = perf_counter()
+    (train_images, train_labels), validation = _split(dataset, training_subset(dataset, fit))
     data = Examples(
-        train=_ready(*train_, fit.preprocessing), validation=_ready(*validation, fit.preprocessing), classes=dataset.classes
+        train=_preprocess(train_images, train_labels, fit.preprocessing),
+        validation=_preprocess(*validation, fit.preprocessing),
+        classes=dataset.classes,
     )
-    whole: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "init": fit.init,
         "head": fit.head,
         "regularizer": fit.regularizer,
         "augment": fit.augment,
         "stop": fit.stop,
     }
-    recipe = Recipe(phases=fit.phases, **whole)
-    model = _filled(network, start)
+    recipe = Recipe(phases=fit.phases, **settings)
+    model = _copy_network(network, start)
     with seeds.everywhere(seeds.number(fit.seed, seeds.ORDER)), torch.enable_grad():
-        found = foreign.called(fit.training, model.train(), data, recipe, fit.seed)
-    last = _tensors(found, start, fit.training)
+        returned = foreign.called(fit.training, model.train(), data, recipe, fit.seed)
+    last = _read_tensors(returned, start, fit.training)
     _check_frozen(fit, fit.training, network, start, last)
-    model = _filled(network, last).eval()
-    loss, _ = _scored(model, data.train, network.device)
-    _, score = _scored(model, data.validation, network.device)
-    labels = train_[1]
+    model = _copy_network(network, last).eval()
+    loss, _ = _evaluate(model, data.train, network.device)
+    _, accuracy = _evaluate(model, data.validation, network.device)
+    is_finite = all(bool(tensor.isfinite().all()) for tensor in last.values() if tensor.is_floating_point())
     return Fitted(
         before=start,
         last=last,
         best=last,
-        curve=((sum(phase.steps for phase in fit.phases), loss, score),),
-        diverged=not (np.isfinite(loss) and all(bool(t.isfinite().all()) for t in last.values() if t.is_floating_point())),
-        prior=tuple((np.bincount(labels, minlength=len(dataset.classes)) / len(labels)).tolist()),
-        seconds=perf_counter() - begun,
+        curve=((sum(phase.steps for phase in fit.phases), loss, accuracy),),
+        diverged=not (np.isfinite(loss) and is_finite),
+        prior=tuple((np.bincount(train_labels, minlength=len(dataset.classes)) / len(train_labels)).tolist()),
+        seconds=perf_counter() - start_time,
     )
 
 
-def _split(dataset: Dataset, subset: TrainingSubset) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """Images and labels to train on, and to validate on."""
-    whole, apart, index = dataset.train, dataset.validation, subset.validation
-    validation = (whole.images[index], whole.labels[index]) if apart is None else (apart.images, apart.labels)
+def _split(
+    dataset: Dataset, subset: TrainingSubset
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Return images and labels for training, and for validation: the dataset's own validation set if it has one."""
+    validation = (dataset.train.images[subset.validation], dataset.train.labels[subset.validation])
+    if dataset.validation is not None:
+        validation = (dataset.validation.images, dataset.validation.labels)
     return (subset.split.images[subset.index], subset.labels), validation
 
 
-def _ready(images: np.ndarray, labels: np.ndarray, ready: Ready) -> TensorDataset:
+def _preprocess(images: np.ndarray, labels: np.ndarray, ready: Ready) -> TensorDataset:
     pixels = torch.from_numpy(np.array(images))
     return TensorDataset(preprocess.tensor(pixels, ready), torch.from_numpy(np.array(labels)).long())
 
 
-def _filled(network: Network, tensors: Tensors) -> nn.Module:
-    """A network of its own with some tensors."""
+def _copy_network(network: Network, tensors: Tensors) -> nn.Module:
+    """Copy a network and set its tensors."""
     model: nn.Module = deepcopy(network.module).to(network.device)
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    model_tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in model_tensors.items():
             tensor.copy_(tensors[name])
     return model
 
 
-def _tensors(found: object, start: Tensors, code: Code) -> Tensors:
-    """The tensors of what came back, under the names that went out."""
-    expected = "the network that it was given, trained"
-    if not isinstance(found, nn.Module):
-        raise Problem(f"{code.spec}: gave no network back", found=f"a {type(found).__name__}", expected=expected)
-    named = {name: tensor.detach().cpu().clone() for name, tensor in (*found.named_parameters(), *found.named_buffers())}
+def _read_tensors(returned: object, start: Tensors, code: Code) -> Tensors:
+    """Return the tensors of a trained network by their original names.
+
+    Raises:
+        Problem: if this is no network, or its tensors have other names or shapes.
+    """
+    expected = "the same network, trained"
+    if not isinstance(returned, nn.Module):
+        raise Problem(f"{code.spec}: returned no network", found=f"a {type(returned).__name__}", expected=expected)
+    named_tensors = (*returned.named_parameters(), *returned.named_buffers())
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in named_tensors}
     for prefix in WRAPPED:
-        if named and all(name.startswith(prefix) for name in named):
-            named = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
-    odd = [name for name in {**start, **named} if name not in start or name not in named]
-    odd += [name for name in start if name in named and named[name].shape != start[name].shape]
-    if odd:
-        told = f"tensors missing, new or of another shape: {', '.join(sorted(odd)[:5])} ({len(odd)} in all)"
-        raise Problem(f"{code.spec}: gave another network back", found=told, expected=expected)
-    return {name: named[name].to(start[name].dtype) for name in start}
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    differing = [name for name in {**start, **tensors} if name not in start or name not in tensors]
+    differing += [name for name in start if name in tensors and tensors[name].shape != start[name].shape]
+    if differing:
+        names = ", ".join(sorted(differing)[:5])
+        problem = f"tensors missing, new or of another shape: {names} ({len(differing)} in total)"
+        raise Problem(f"{code.spec}: returned another network", found=problem, expected=expected)
+    return {name: tensors[name].to(start[name].dtype) for name in start}
 
 
 def _check_frozen(fit: Fit, code: Code, network: Network, before: Tensors, after: Tensors) -> None:
-    """Hold the code to its word: tensors that no phase trains have not moved, where it says that it honours that."""
-    said, buffers = honours(code), batchnorm.buffers(network.module)
+    """Check that tensors which no phase trains did not move, as far as the code claims to support this.
+
+    Raises:
+        Crashed: if a frozen tensor moved.
+    """
+    supported, buffers = honours(code), batchnorm.buffers(network.module)
     frozen: set[str] = set()
-    if "trainable" in said:
-        words = {phase.trainable for phase in fit.phases}
-        learnt = set().union(*(backbones.trainable(network.anatomy, network.module, word) for word in words))
-        frozen |= {name for name, _ in network.module.named_parameters()} - learnt
-    if "batchnorm" in said and all(phase.batchnorm == "eval" for phase in fit.phases):
+    if "trainable" in supported:
+        specs = {phase.trainable for phase in fit.phases}
+        trainable = set().union(*(backbones.trainable(network.anatomy, network.module, spec) for spec in specs))
+        frozen |= {name for name, _ in network.module.named_parameters()} - trainable
+    if "batchnorm" in supported and all(phase.batchnorm == "eval" for phase in fit.phases):
         frozen |= buffers
     moved = [name for name in before if name in frozen and not torch.equal(before[name], after[name])]
     if moved:
-        raise foreign.Crashed(f"{code.spec} says that it honours {', '.join(said)}, but moved frozen {', '.join(moved[:5])}")
+        fields, tensors = ", ".join(supported), ", ".join(moved[:5])
+        raise foreign.Crashed(f"{code.spec} says that it honours {fields}, but moved frozen {tensors}")
 
 
-def _scored(model: nn.Module, examples: TensorDataset, device: torch.device) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy, in evaluation mode."""
+def _evaluate(model: nn.Module, examples: TensorDataset, device: torch.device) -> tuple[float, float]:
+    """Compute the mean cross-entropy and the accuracy in evaluation mode."""
     x, y = examples.tensors
     with features.inference(model, device):
-        parts = [model(batch.to(device)).float().cpu() for batch in x.split(features.BATCH)]
-    logits: Tensor = torch.cat(parts)
+        batches = [model(batch.to(device)).float().cpu() for batch in x.split(features.BATCH)]
+    logits: Tensor = torch.cat(batches)
     return float(F.cross_entropy(logits, y)), float((logits.argmax(1) == y).float().mean())

@@ -1,4 +1,4 @@
-"""What a strategy costs: numbers that it trains, bytes of a task's own beside the checkpoint, and work at each image."""
+"""The cost of a strategy: trained parameters, bytes stored per task, and multiply-adds per image. Imports torch."""
 
 from __future__ import annotations
 
@@ -31,66 +31,73 @@ def cost(
     init: str = "pretrained",
     shape: batch.Shape | None = None,
 ) -> dict[str, float]:
-    """``trainable`` numbers of all phases together, the bytes ``stored`` per task, in float32, and ``multiply_adds`` an image.
+    """Compute the cost of a training.
 
-    Stored is what may differ from the checkpoint: what was trained, of a low-rank update A and B (or the weight, where that is
-    less), and BatchNorm's statistics where they move; all of it where nothing of the checkpoint is left.
+    A task stores everything that may differ from the checkpoint: the trained tensors, the factors A and B of a low-rank update
+    (or the whole weight if that is smaller), and BatchNorm's statistics if they move. It stores the whole network if the
+    training does not start from the checkpoint.
 
     Args:
-        phases: of a fit.
-        anatomy, module: of the network with its adapters, where it has any.
+        phases: the phases of the training.
+        anatomy: the layer layout of the network.
+        module: the network, with its adapters if it has any.
         init: as in :class:`xferbench.design.Recipe`.
-        shape: of one example as the network is given it; without it, nothing is told of multiply-adds.
+        shape: the shape of one preprocessed example. Without it, the result has no ``multiply_adds``.
+
+    Returns:
+        The number of ``trainable`` parameters in all phases, the ``stored`` bytes in float32, and the ``multiply_adds`` for one
+        example.
 
     Raises:
-        Problem: where a phase cannot be applied to the network.
+        Problem: if a phase cannot be applied to the network.
     """
     sizes = {name: tensor.numel() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    whole: set[str] = set(sizes) if init != "pretrained" else {name for name in sizes if backbones.adapts(name)}
-    whole |= {name for name in sizes if backbones.within(name, [anatomy.head])}
+    stored_whole: set[str] = set(sizes) if init != "pretrained" else {name for name in sizes if backbones.adapts(name)}
+    stored_whole |= {name for name in sizes if backbones.within(name, [anatomy.head])}
     trained: dict[str, int] = {}
-    low: dict[str, int] = {}
+    low_rank: dict[str, int] = {}  # values in the factors of a low-rank update
     for phase in phases:
         names = backbones.trainable(anatomy, module, phase.trainable)
         rank = phase.trainable.rank if isinstance(phase.trainable, LoRA) else 0
         factored = backbones.kinds(anatomy, module)["lora"] if rank else set()
         for name in names & factored:
             sides = module.get_parameter(name).flatten(1).shape
-            low[name] = low.get(name, 0) + rank * sum(sides)
-        whole |= names - factored
+            low_rank[name] = low_rank.get(name, 0) + rank * sum(sides)
+        stored_whole |= names - factored
         trained |= {name: sizes[name] for name in names - factored}
         if phase.batchnorm != "eval":
             frozen = fit.below(anatomy, fit.cut(phase, anatomy))
-            whole |= {name for name in batchnorm.buffers(module) if not backbones.within(name, frozen)}
-    work = {"multiply_adds": multiply_adds(module, shape)} if shape is not None else {}
-    updates = {name: min(size, sizes[name]) for name, size in low.items() if name not in whole}
+            stored_whole |= {name for name in batchnorm.buffers(module) if not backbones.within(name, frozen)}
+    compute = {"multiply_adds": multiply_adds(module, shape)} if shape is not None else {}
+    updates = {name: min(size, sizes[name]) for name, size in low_rank.items() if name not in stored_whole}
     return {
-        "trainable": float(sum(trained.values()) + sum(size for name, size in low.items() if name not in trained)),
-        "stored": float(FLOAT32 * (sum(sizes[name] for name in whole) + sum(updates.values()))),
-        **work,
+        "trainable": float(sum(trained.values()) + sum(size for name, size in low_rank.items() if name not in trained)),
+        "stored": float(FLOAT32 * (sum(sizes[name] for name in stored_whole) + sum(updates.values()))),
+        **compute,
     }
 
 
 def multiply_adds(module: nn.Module, shape: batch.Shape) -> float:
-    """Multiplications, each with its addition, of all convolutions and matrix products of one example's forward pass.
+    """Count the multiply-adds of all convolutions and matrix products in the forward pass of one example.
 
-    Adapters are among them; an update of low rank is added to its weight, and costs none.
+    Adapters are included. A low-rank update is merged into its weight and costs nothing.
 
     Args:
-        module: the network. shape: of one example as it is given it.
+        module: the network.
+        shape: the shape of one preprocessed example.
     """
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # neither it nor a fused attention tells what it multiplies
+    is_fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see into the fast path, nor into fused attention
     try:
         with batchnorm.kept(module), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             module.eval()(batch.blank(shape, 1, device))
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+        torch.backends.mha.set_fastpath_enabled(is_fused)
     return float(counter.get_total_flops() / 2)
 
 
 def measured(seen: Seen) -> dict[str, float]:
-    """The cost of the fit that a view looks at, for a plugin's ``measures``: ``xferbench.lab.cost:measured@2``."""
+    """Compute the cost of a trained network, as a measure of a plugin: ``xferbench.lab.cost:measured@2``."""
     shape = batch.shape(preprocess.tensor(seen.served[:1], seen.ready))
     return cost(seen.fit.phases, seen.network.anatomy, seen.network.module, init=seen.fit.init, shape=shape)

@@ -1,4 +1,7 @@
-"""Activations of a frozen part, computed once and kept by content: the part's tensors, the images and their preprocessing."""
+"""Activations of the frozen part of a network, computed once and cached on disk. Imports torch; writes to the cache.
+
+The cache key is a digest of the part's tensors, the images and their preprocessing.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +28,17 @@ if TYPE_CHECKING:
     from xferbench.design import Ready
 
 BATCH = 64
-LIMIT = 512 * 2**20  # bytes of activations of one set of images above which they are not written to disk
+LIMIT = 512 * 2**20  # bytes: larger activations of one set of images are not written to disk
 
 
 def precision(device: torch.device) -> torch.autocast:
-    """The context that networks compute in: bfloat16 where that is fast, float32 elsewhere."""
+    """Return the autocast context of a device: bfloat16 on CUDA, where it is fast, and float32 elsewhere."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 @contextmanager
 def inference(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode without gradients, in the precision of the device; each layer's own mode is put back afterwards."""
+    """Run a module in evaluation mode, without gradients, in the precision of the device. Restore each layer's mode on exit."""
     with batchnorm.kept(module), torch.no_grad(), precision(device):
         module.eval()
         yield
@@ -44,25 +47,37 @@ def inference(module: nn.Module, device: torch.device) -> Iterator[None]:
 def compute(
     part: nn.Module, tensors: dict[str, Tensor], images: Tensor, ready: Ready, device: torch.device, cache: Path
 ) -> Tensor:
-    """Activations [n, …] float32 of images [n, 3, H, W] uint8, on the CPU; from the cache where they are there."""
-    own = {name: tensors[name] for name, _ in (*part.named_parameters(), *part.named_buffers())}
-    path = cache / "features" / f"{_key(part, own, images, ready, device)}.npy"
+    """Compute the activations of a part of a network, or read them from the cache.
+
+    Args:
+        part: the structure of the part.
+        tensors: parameters and buffers by name, at least those of the part.
+        images: [n, 3, H, W] uint8.
+        ready: the preprocessing.
+        device: where to compute.
+        cache: the cache folder.
+
+    Returns:
+        [n, …] float32, on the CPU.
+    """
+    part_tensors = {name: tensors[name] for name, _ in (*part.named_parameters(), *part.named_buffers())}
+    path = cache / "features" / f"{_cache_key(part, part_tensors, images, ready, device)}.npy"
     if path.is_file():
-        os.utime(path)
+        os.utime(path)  # the cache removes the files that were used least recently
         return torch.from_numpy(np.load(path))
     with inference(part, device):
-        parts = [
-            functional_call(part, own, (preprocess.tensor(batch.to(device), ready),)).float().cpu()
+        batches = [
+            functional_call(part, part_tensors, (preprocess.tensor(batch.to(device), ready),)).float().cpu()
             for batch in images.split(BATCH)
         ]
-    found = torch.cat(parts)
-    if found.nbytes <= LIMIT:
-        _save(found.numpy(), path)
-    return found
+    activations = torch.cat(batches)
+    if activations.nbytes <= LIMIT:
+        _save(activations.numpy(), path)
+    return activations
 
 
-def _key(part: nn.Module, tensors: dict[str, Tensor], images: Tensor, ready: Ready, device: torch.device) -> str:
-    """A digest of all that activations depend on: the part's outline and tensors, the images, and what computes them."""
+def _cache_key(part: nn.Module, tensors: dict[str, Tensor], images: Tensor, ready: Ready, device: torch.device) -> str:
+    """Compute a digest of everything that determines the activations: structure, tensors, images and software."""
     content = hashlib.sha256(f"{VERSION} {torch.__version__} {device.type} {digest(ready)} {part}".encode())
     for name, tensor in (*sorted(tensors.items()), ("", images)):
         content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,4 +1,4 @@
-"""What a pretrained network makes of the target's images and of the source's: scores of its features. See ``domain-gap``."""
+"""Domain distances and transferability scores of a pretrained network's features. Imports torch; reads the source dataset."""
 
 from __future__ import annotations
 
@@ -18,45 +18,53 @@ if TYPE_CHECKING:
     from xferbench.design import Ready
     from xferbench.lab.viewed import Seen
 
-MOST = 500  # images of a side at most
+MOST = 500  # images of each dataset at most
 DISTANCES = {"mmd2": scores.mmd2, "proxy a-distance": scores.proxy_a, "frechet": scores.frechet}
 
 
 def told(seen: Seen, within: str) -> dict[str, float]:
-    """Every score of a fit that is a finite number; ``within`` ends the names of the distances within the source."""
+    """Compute all scores of a trained network that are finite.
+
+    Args:
+        seen: the network and its data.
+        within: the suffix of the names of the distances within the source.
+
+    Returns:
+        The scores by name. Without a source dataset, there are no distances. Without a source head, there is no LEEP.
+    """
     subset = training_subset(seen.dataset, seen.fit)
     rng = np.random.default_rng(seen.fit.seed)
-    own = data.taken(subset.split, rng.permutation(subset.index)[:MOST])
-    images = torch.from_numpy(np.array(own.images))
+    target = data.taken(subset.split, rng.permutation(subset.index)[:MOST])
+    images = torch.from_numpy(np.array(target.images))
     before, after = (_features(seen, tensors, images, seen.prepared) for tensors in (seen.before, seen.after))
-    found = {"logme": scores.logme(before, own.labels), "h-score": scores.h_score(before, own.labels)}
-    found["cka"] = scores.linear_cka(before, after)
+    values = {"logme": scores.logme(before, target.labels), "h-score": scores.h_score(before, target.labels)}
+    values["cka"] = scores.linear_cka(before, after)
     if seen.source_head:
-        tensors = _placed(seen, {**seen.before, **seen.source_head})
+        tensors = _to_device(seen, {**seen.before, **seen.source_head})
         order = np.arange(len(images))
         logits = viewed.in_batches(seen.network, tensors, images, seen.prepared, order, training=False)
-        found["leep"] = scores.leep(logits.double().softmax(1).numpy(), own.labels)
+        values["leep"] = scores.leep(logits.double().softmax(1).numpy(), target.labels)
     if seen.view.domain is not None:
-        found |= _distances(seen, before, rng, within)
-    return {name: value for name, value in found.items() if np.isfinite(value)}
+        values |= _distances(seen, before, rng, within)
+    return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
 def _distances(seen: Seen, target: np.ndarray, rng: np.random.Generator, within: str) -> dict[str, float]:
-    """From source to target, and within the source, by as many images each."""
+    """Compute the distances from source to target, and between two halves of the source, with the same number of images."""
     ready = seen.view.preprocessing
     source = data.load(seen.view.domain.data, ready, None, seen.cache).train
     count = min(len(target), len(source.labels) // 2)
-    drawn = data.taken(source, rng.permutation(len(source.labels))[: 2 * count])
-    x = _features(seen, seen.before, torch.from_numpy(np.array(drawn.images)), ready)
+    sample = data.taken(source, rng.permutation(len(source.labels))[: 2 * count])
+    x = _features(seen, seen.before, torch.from_numpy(np.array(sample.images)), ready)
     pairs = {"": (x[:count], target[:count]), within: (x[:count], x[count:])}
-    return {f"{name}{end}": distance(*pair) for end, pair in pairs.items() for name, distance in DISTANCES.items()}
+    return {f"{name}{suffix}": distance(*pair) for suffix, pair in pairs.items() for name, distance in DISTANCES.items()}
 
 
 def _features(seen: Seen, tensors: Mapping[str, Tensor], images: Tensor, ready: Ready) -> np.ndarray:
-    """[n, d] float64."""
-    found: np.ndarray = penultimate.head_inputs(seen.network, _placed(seen, tensors), images, ready).double().numpy()
-    return found
+    """Compute the penultimate features [n, d] float64."""
+    x: np.ndarray = penultimate.head_inputs(seen.network, _to_device(seen, tensors), images, ready).double().numpy()
+    return x
 
 
-def _placed(seen: Seen, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _to_device(seen: Seen, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.to(seen.network.device) for name, tensor in tensors.items()}

@@ -1,7 +1,7 @@
-"""What of torch works here, told in lines of JSON: ``python -m xferbench.lab.installed``.
+"""Reports in lines of JSON what of torch works on this machine: ``python -m xferbench.lab.installed``. Imports torch.
 
-A process of its own, since an installation may be so broken that importing it ends the process; each line is out before the
-next thing is tried, so that the last one says how far it came.
+It runs in its own process, because the import of a broken installation may end the process. Each line is flushed before the
+next attempt, so the last line shows how far it came.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ PACKAGES = ("torch", "torchvision")
 def main() -> None:
     """Import each package, then look for accelerators."""
     for name in PACKAGES:
-        _say({"trying": name})
+        _print_line({"trying": name})
         try:
-            _say({"package": name, "version": str(import_module(name).__version__)})
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a broken package raises is the answer
-            _say({"package": name, "error": f"{type(error).__name__}: {error}"})
+            _print_line({"package": name, "version": str(import_module(name).__version__)})
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a broken package may raise anything, and that is the result
+            _print_line({"package": name, "error": f"{type(error).__name__}: {error}"})
     if "torch" in sys.modules:
-        _say({"trying": "devices"})
-        _say({"devices": _devices(sys.modules["torch"])})
+        _print_line({"trying": "devices"})
+        _print_line({"devices": _list_devices(sys.modules["torch"])})
 
 
-def _devices(torch: Any) -> list[dict[str, Any]]:
-    """Accelerators by name, with memory in bytes, and what torch says of one that it cannot use."""
-    with warnings.catch_warnings(record=True) as caught:
+def _list_devices(torch: Any) -> list[dict[str, Any]]:
+    """Return the accelerators with name and memory in bytes, and torch's warnings about those that it cannot use."""
+    with warnings.catch_warnings(record=True) as caught_warnings:
         warnings.simplefilter("always")
-        found = []
+        devices = []
         if torch.cuda.is_available():
-            for number in range(torch.cuda.device_count()):
-                about = torch.cuda.get_device_properties(number)
-                torch.zeros(1, device=f"cuda:{number}").add_(1).item()  # a device that torch has no code for fails here
-                found.append({"kind": "cuda", "name": about.name, "memory": about.total_memory})
+            for index in range(torch.cuda.device_count()):
+                properties = torch.cuda.get_device_properties(index)
+                torch.zeros(1, device=f"cuda:{index}").add_(1).item()  # fails if torch has no code for the device
+                devices.append({"kind": "cuda", "name": properties.name, "memory": properties.total_memory})
         if torch.backends.mps.is_available():
-            found.append({"kind": "mps", "name": "Apple GPU", "memory": torch.mps.recommended_max_memory()})
-    said = sorted({str(one.message).partition("\n")[0] for one in caught})
-    return found + [{"kind": "unusable", "name": one, "memory": 0} for one in said]
+            devices.append({"kind": "mps", "name": "Apple GPU", "memory": torch.mps.recommended_max_memory()})
+    messages = sorted({str(warning.message).partition("\n")[0] for warning in caught_warnings})
+    return devices + [{"kind": "unusable", "name": message, "memory": 0} for message in messages]
 
 
-def _say(told: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(told) + "\n")
+def _print_line(content: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(content) + "\n")
     sys.stdout.flush()
 
 

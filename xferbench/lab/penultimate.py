@@ -1,4 +1,4 @@
-"""What a network knows, apart from its head: the features that enter it, and a linear head fitted anew on them."""
+"""The penultimate features of a network, which enter its head, and a linear head fitted to them. Imports torch."""
 
 from __future__ import annotations
 
@@ -18,57 +18,71 @@ if TYPE_CHECKING:
     from xferbench.lab.fit import Network
     from xferbench.lab.viewed import Seen
 
-DECAY = 1e-3  # half the weight of the squared weights: features are standardised, so one value does for all networks
+DECAY = 1e-3  # factor of the squared weights; the features are standardized, so one value does for all networks
 ITERATIONS = 200
 
 
 def head_inputs(network: Network, tensors: Mapping[str, Tensor], images: Tensor, ready: Ready) -> Tensor:
-    """Features [n, channels] float32 that enter the head in evaluation mode, on the CPU; maps are averaged over their places.
+    """Compute the features that enter the head in evaluation mode. Feature maps are averaged over their positions.
 
     Args:
-        network: its structure and device. tensors: on that device. images: [n, …] 8-bit. ready: how they are prepared.
+        network: the structure and device of the network.
+        tensors: its parameters and buffers, on that device.
+        images: [n, …] uint8.
+        ready: the preprocessing.
+
+    Returns:
+        [n, channels] float32, on the CPU.
     """
-    seen: list[Tensor] = []
+    batches: list[Tensor] = []
 
-    def caught(_module: object, inputs: tuple[Tensor, ...]) -> None:
+    def store_inputs(_module: object, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach().float()
-        seen.append((x.flatten(2).mean(2) if x.ndim > 2 else x).cpu())
+        batches.append((x.flatten(2).mean(2) if x.ndim > 2 else x).cpu())
 
-    hook = network.module.get_submodule(network.anatomy.head).register_forward_pre_hook(caught)
+    hook = network.module.get_submodule(network.anatomy.head).register_forward_pre_hook(store_inputs)
     try:
         with features.inference(network.module, network.device):
             for batch in images.split(features.BATCH):
                 functional_call(network.module, dict(tensors), (preprocess.tensor(batch.to(network.device), ready),))
     finally:
         hook.remove()
-    return torch.cat(seen)
+    return torch.cat(batches)
 
 
 def fitted(x: Tensor, y: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
-    """Weight [outputs, d] and bias [outputs] of multinomial logistic regression on features [n, d] with labels [n].
+    """Fit multinomial logistic regression with an L2 penalty, in float64.
 
-    Begun at zero and convex, so that it has one answer; float64.
+    The problem is convex and the fit starts at zero, so the result is unique.
+
+    Args:
+        x: features [n, d].
+        y: labels [n].
+        outputs: the number of classes.
+
+    Returns:
+        The weight [outputs, d] and the bias [outputs], for features that are not standardized.
     """
     mean, scale = x.mean(0).double(), x.std(0).clamp_min(1e-6).double()
-    standard = (x.double() - mean) / scale
+    standardized = (x.double() - mean) / scale
     weight = torch.zeros(outputs, x.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(outputs, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(standard, weight, bias), y) + DECAY * weight.square().sum()
+        loss = F.cross_entropy(F.linear(standardized, weight, bias), y) + DECAY * weight.square().sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    whole = weight.detach() / scale
-    return whole, bias.detach() - whole @ mean
+    unscaled = weight.detach() / scale
+    return unscaled, bias.detach() - unscaled @ mean
 
 
 def distortion(seen: Seen) -> float:
-    """Mean over training images of ‖φ after − φ before‖² / ‖φ before‖², φ being the features that enter the head."""
+    """Compute the mean over training images of ‖φ after − φ before‖² / ‖φ before‖², where φ are the penultimate features."""
     device = seen.network.device
-    starts, ends = ({name: one.to(device) for name, one in tensors.items()} for tensors in (seen.before, seen.after))
+    starts, ends = ({name: tensor.to(device) for name, tensor in tensors.items()} for tensors in (seen.before, seen.after))
     before, after = (head_inputs(seen.network, tensors, seen.images, seen.prepared) for tensors in (starts, ends))
     return float(((after - before).square().sum(1) / before.square().sum(1).clamp_min(1e-12)).mean())

@@ -1,6 +1,6 @@
-"""The shipped weights of ``tiny-resnet``: made by the one training loop, as any fit is, on ``synthetic:source``.
+"""Trains the shipped weights of ``tiny-resnet`` on ``synthetic:source``, with the usual training loop. Writes files.
 
-python -m xferbench.lab.pretrain --output xferbench/lab/weights --seeds 0 1 2
+Usage: python -m xferbench.lab.pretrain --output xferbench/lab/weights --seeds 0 1 2
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from xferbench.lab import VERSION, answer, checkpoints, inputs, reading
 
 READY = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 RECIPE = Phase(lr=1e-2, schedule="one-cycle", steps=640, batch_size=128)
-IMAGES = 8_800  # of 10 000, so that some are left to validate on
+IMAGES = 8_800  # of 10 000; the others are for validation
 
 
 def pretrain(seed: int, recipe: Phase = RECIPE, images: int = IMAGES) -> tuple[dict[str, torch.Tensor], float]:
-    """The tensors of a network trained on the source from random weights, and its test accuracy."""
-    one = Fit(
+    """Train a network on the source from random weights, and return its tensors and its test accuracy."""
+    spec = Fit(
         arch="tiny-resnet",
         init="random",
         start=None,
@@ -33,21 +33,21 @@ def pretrain(seed: int, recipe: Phase = RECIPE, images: int = IMAGES) -> tuple[d
         preprocessing=READY,
         seed=seed,
     )
-    asked = Trial(
-        model=Model(base=one), view=View(preprocessing=READY), place=Place(device="cpu", torch=torch.__version__, lab=VERSION)
+    trial = Trial(
+        model=Model(base=spec), view=View(preprocessing=READY), place=Place(device="cpu", torch=torch.__version__, lab=VERSION)
     )
     with tempfile.TemporaryDirectory() as folder:
-        records, _ = answer.answer((asked,), frozenset({asked.key}), Path(folder))
+        records, _ = answer.answer((trial,), frozenset({trial.key}), Path(folder))
         if records[0].error or records[0].predictions is None:
             raise RuntimeError(records[0].error)
-        state, _ = reading.recall(answer.kept(one, asked.place, Path(folder)))
-    told = records[0].predictions
+        state, _ = reading.recall(answer.kept(spec, trial.place, Path(folder)))
+    predictions = records[0].predictions
     tensors = {name.removeprefix("last."): tensor for name, tensor in state.items() if name.startswith("last.")}
-    return tensors, float((told.predicted == told.label).mean())
+    return tensors, float((predictions.predicted == predictions.label).mean())
 
 
 def main() -> None:
-    """Write one file a seed, and tell its test accuracy."""
+    """Write one file for each seed, and print its test accuracy."""
     parser = argparse.ArgumentParser(description="Pretrain tiny-resnet on synthetic:source.")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -56,7 +56,7 @@ def main() -> None:
     for seed in arguments.seeds:
         state, accuracy = pretrain(seed)
         checkpoints.save(state, arguments.output / f"tiny-resnet-{seed}.safetensors", metadata=checkpoints.record(READY))
-        print(f"seed {seed}: source test accuracy {accuracy:.4f}")  # noqa: T201 - what the command is for
+        print(f"seed {seed}: source test accuracy {accuracy:.4f}")  # noqa: T201 - the output of the command
 
 
 if __name__ == "__main__":

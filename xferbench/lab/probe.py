@@ -1,4 +1,4 @@
-"""Facts about a backbone and a dataset, found by running them once, before anything is trained."""
+"""Profiles a backbone and its datasets by running them once, before any training. Imports torch; reads files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from xferbench.design import Facts, Preprocessing, Ready
 from xferbench.lab import backbones, bottleneck, callables, checkpoints, data, domains, foreign, preprocess, published, reading
-from xferbench.lab import finished as examined
+from xferbench.lab import finished as checkpoint_models
 from xferbench.problem import Problem
 
 if TYPE_CHECKING:
@@ -25,33 +25,36 @@ if TYPE_CHECKING:
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR = Preprocessing(
     resize=32, crop=32, mean=IMAGENET[0], std=IMAGENET[1]
-)  # He et al.'s CIFAR networks, as their published weights were trained
-TIMED = 32  # images of a batch
-SLOW = 0.5  # seconds a batch above which a small one must do
+)  # used to train the published weights of He et al.'s CIFAR networks
+TIMED = 32  # images in a batch
+SLOW = 0.5  # seconds for a batch, above which only a smaller batch is timed
 
 
-def device(word: str) -> str:
-    """``auto`` made definite: cuda, then mps, then cpu.
+def device(name: str) -> str:
+    """Resolve a device name. ``auto`` is the first available one of cuda, mps and cpu.
 
     Raises:
-        Problem: for a device that torch does not find here.
+        Problem: if torch does not find the device.
     """
     accelerators = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    there = [name for name, available in accelerators.items() if available]
-    if word not in {"auto", *there}:
-        raise Problem(f"--device {word}: not found here", expected=f"auto, or {' or '.join(there)}")
-    return there[0] if word == "auto" else word
+    available = [kind for kind, is_available in accelerators.items() if is_available]
+    if name not in {"auto", *available}:
+        raise Problem(f"--device {name}: not found here", expected=f"auto, or {' or '.join(available)}")
+    return available[0] if name == "auto" else name
 
 
 def recorded(arch: str, weights: Weights) -> tuple[Preprocessing | None, str]:
-    """The preprocessing that goes with a checkpoint, and what of that is taken on trust.
+    """Return the preprocessing of a checkpoint, and a note if it is only an assumption.
 
-    It is written in the file, or the file is one that torchvision or timm publishes; otherwise that of the architecture's
-    published weights is the best guess, and is said to be one.
+    The preprocessing is known if the file records it, or if torchvision or timm publishes the file. Otherwise the preprocessing
+    of the architecture's published weights is the best guess.
+
+    Returns:
+        The preprocessing, or None if nothing is known about it; and the note, which is "" if the preprocessing is certain.
     """
-    found = checkpoints.recorded_preprocessing(Path(weights.path)) or published.preprocessing(arch, weights.digest)
-    if found is not None:
-        return found, ""
+    known = checkpoints.recorded_preprocessing(Path(weights.path)) or published.preprocessing(arch, weights.digest)
+    if known is not None:
+        return known, ""
     guess = CIFAR if arch.startswith("cifar-resnet") else published.preprocessing(arch)
     if guess is None:
         return None, "preprocessing: recorded nowhere, so images are only scaled to [0, 1]"
@@ -64,26 +67,32 @@ def probe(
     target: Data,
     preprocessing: Ready | None,
     sizes: tuple[int | None, int | None],
-    beside: tuple[Data | None, tuple[tuple[str, int], ...], Data | None],
+    auxiliary: tuple[Data | None, tuple[tuple[str, int], ...], Data | None],
     cache: Path,
     code: Code | None = None,
     training: Code | None = None,
     finished: Finished | None = None,
 ) -> Facts:
-    """Load both, run the network forward and back on a few images, and tell what is there.
+    """Load the checkpoint and the datasets, and run the network forward and backward on a few images.
 
     Args:
-        arch, weights, target, preprocessing, sizes: as a suite has them, the sizes of the training subset and the test set.
-        beside: the source, its classes' outputs of the pretrained head as far as the suite says, and the shifted set.
-        cache: the folder beside the store.
-        code, training: the user's own, which build the network and train it. Where one crashes, that is all that is told.
-        finished: a network that is not to be trained; ``weights`` is then what it was made from, or itself.
+        arch, weights, target, preprocessing: the suite's settings.
+        sizes: the sizes of the training subset and of the test set.
+        auxiliary: the source dataset, the outputs of the pretrained head for its classes as the suite states them, and the
+            shifted dataset.
+        cache: the cache folder of the store.
+        code: user code that builds the network.
+        training: user code that trains it.
+        finished: a checkpoint that is audited, not trained. ``weights`` is then the checkpoint before training, or itself.
+
+    Returns:
+        The profile. If user code crashes, the profile holds only the message.
 
     Raises:
-        Problem: where the checkpoint does not fit, no head is found, or a dataset cannot be used.
+        Problem: if the checkpoint does not fit, the head is not found, or a dataset cannot be used.
     """
     try:
-        facts = _probed(arch, weights, target, preprocessing, sizes, beside, cache, code, finished)
+        facts = _load_and_profile(arch, weights, target, preprocessing, sizes, auxiliary, cache, code, finished)
         return facts if training is None else replace(facts, honours=callables.honours(training))
     except foreign.Crashed as crash:
         return Facts(
@@ -101,43 +110,45 @@ def probe(
         )
 
 
-def _probed(
+def _load_and_profile(
     arch: str,
     weights: Weights,
     target: Data,
     preprocessing: Ready | None,
     sizes: tuple[int | None, int | None],
-    beside: tuple[Data | None, tuple[tuple[str, int], ...], Data | None],
+    auxiliary: tuple[Data | None, tuple[tuple[str, int], ...], Data | None],
     cache: Path,
     code: Code | None,
     finished: Finished | None,
 ) -> Facts:
     train_size, test_size = sizes
-    _stated(arch, weights, preprocessing)
-    told, trust = (preprocessing, "") if preprocessing else recorded(arch, weights)
-    ready = told or Preprocessing()
+    _require_normalization(arch, weights, preprocessing)
+    known, trust = (preprocessing, "") if preprocessing else recorded(arch, weights)
+    ready = known or Preprocessing()
     dataset = data.load(target, ready, None if finished else test_size, cache)
     train, held_out = _subset(dataset, train_size, target, finished)
     module = backbones.build(arch, len(dataset.classes), code)
-    with _guarded(code):
+    with _name_user_code(code):
         anatomy = backbones.anatomy(module, data.shape(dataset, ready))
     if anatomy.classes != len(dataset.classes):
-        expected = f"{len(dataset.classes)}, as it was asked for"
+        expected = f"{len(dataset.classes)}, one for each class"
         raise Problem(f"{arch}: a head of the wrong size", found=f"{anatomy.classes} outputs", expected=expected)
-    state, taken = reading.told(Path(weights.path))
-    notes = (trust, taken, checkpoints.fitting(module, state, anatomy.head)[1])
+    state, reading_note = reading.told(Path(weights.path))
+    notes = (trust, reading_note, checkpoints.fitting(module, state, anatomy.head)[1])
     if finished:
-        outputs_, unmoved = examined.sizes(module, anatomy.head, finished, state, len(dataset.classes))
+        head_outputs, is_unmoved = checkpoint_models.sizes(module, anatomy.head, finished, state, len(dataset.classes))
     else:
+        head_outputs, is_unmoved = 0, False
         checkpoints.load(module, state, anatomy.head)
-    with _guarded(code):
-        own = backbones.kinds(anatomy, module) | {"adapter": bottleneck.places(module, anatomy, data.shape(dataset, ready))}
-        forward, step = _timed(module, dataset, ready)
-    source, given, shifted = beside
+    with _name_user_code(code):
+        adapter_places = bottleneck.places(module, anatomy, data.shape(dataset, ready))
+        trainable_kinds = backbones.kinds(anatomy, module) | {"adapter": adapter_places}
+        forward, step = _measure_seconds(module, dataset, ready)
+    source, stated_outputs, shifted = auxiliary
     head = checkpoints.head(module, state, anatomy.head)
-    outputs, no_source = domains.source(source, dict(given), ready, arch, head, cache)
-    in_order = outputs and not given and outputs == tuple(range(len(outputs)))
-    ordered = "source classes: those of the source, in order, are the outputs of the pretrained head" if in_order else ""
+    outputs, no_source = domains.source(source, dict(stated_outputs), ready, arch, head, cache)
+    is_in_order = outputs and not stated_outputs and outputs == tuple(range(len(outputs)))
+    order_note = "source classes: those of the source, in order, are the outputs of the pretrained head" if is_in_order else ""
     return Facts(
         parameters=anatomy.parameters,
         groups=tuple(group.name for group in anatomy.groups),
@@ -149,7 +160,7 @@ def _probed(
         test=min(len(dataset.test.labels), test_size or len(dataset.test.labels)),
         test_groups=len(np.unique(dataset.test.groups)) if len(dataset.test.groups) else None,
         preprocessing=ready,
-        trust=tuple(note for note in (*notes, ordered) if note),
+        trust=tuple(note for note in (*notes, order_note) if note),
         left_out=dataset.left_out,
         seconds_forward=forward,
         seconds_step=step,
@@ -158,63 +169,70 @@ def _probed(
         source=outputs,
         no_source=no_source,
         shifted=domains.shifted(shifted, dataset.classes, ready, cache),
-        outputs=outputs_ if finished else 0,
-        unmoved=unmoved if finished else False,
-        lacks=tuple(kind for kind, found in own.items() if not found) + _unlabelled(shifted, ready, cache),
+        outputs=head_outputs,
+        unmoved=is_unmoved,
+        lacks=tuple(kind for kind, names in trainable_kinds.items() if not names) + _missing_unlabelled(shifted, ready, cache),
     )
 
 
-def _unlabelled(shifted: Data | None, ready: Ready, cache: Path) -> tuple[str, ...]:
-    there = shifted is None or len(data.load(shifted, ready, None, cache).train.labels)
-    return () if there else ("unlabelled",)
+def _missing_unlabelled(shifted: Data | None, ready: Ready, cache: Path) -> tuple[str, ...]:
+    """Return what a shifted dataset without training images lacks."""
+    has_images = shifted is None or len(data.load(shifted, ready, None, cache).train.labels)
+    return () if has_images else ("unlabelled",)
 
 
 def _subset(
     dataset: data.Dataset, train_size: int | None, target: Data, finished: Finished | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training subset and of the validation examples; none where a finished network comes without either."""
+    """Return the indices of the training and validation examples, empty ones for an audit without training images."""
     if len(dataset.train.labels):
         return data.subset(dataset, train_size, 0)
     if not finished:
-        expected = "train/ and val/ or test/, each with one folder of images a class; or metadata.csv; or arrays of both"
-        raise Problem(f"{target.spec}: no training images", found="a test set alone", expected=expected)
+        expected = "train/ and val/ or test/, each with one folder of images for each class; or metadata.csv; or arrays of both"
+        raise Problem(f"{target.spec}: no training images", found="only a test set", expected=expected)
     return np.empty(0, np.int64), np.empty(0, np.int64)
 
 
-def _stated(arch: str, weights: Weights, given: Ready | None) -> None:
-    """Refuse a preprocessing that leaves out the mean and standard deviation which are known: images would go unnormalised."""
-    nothing = Preprocessing()
-    if not isinstance(given, Preprocessing) or (given.mean, given.std) != (nothing.mean, nothing.std):
+def _require_normalization(arch: str, weights: Weights, stated: Ready | None) -> None:
+    """Refuse a preprocessing without mean and standard deviation if the checkpoint was trained with known ones.
+
+    Without this check, images would silently not be normalized.
+    """
+    default = Preprocessing()
+    if not isinstance(stated, Preprocessing) or (stated.mean, stated.std) != (default.mean, default.std):
         return
     known, _ = recorded(arch, weights)
-    if isinstance(known, Preprocessing) and (known.mean, known.std) != (nothing.mean, nothing.std):
+    if isinstance(known, Preprocessing) and (known.mean, known.std) != (default.mean, default.std):
         raise Problem(
             "[backbone] preprocessing: mean and std are left out",
             found="a table without them",
             expected=f"those of these weights, mean = {list(known.mean)}, std = {list(known.std)}",
-            do="state them, or mean = [0] and std = [1] for no normalisation at all",
+            do="state them, or mean = [0] and std = [1] for no normalization",
         )
 
 
-def _guarded(code: Code | None) -> AbstractContextManager[None]:
+def _name_user_code(code: Code | None) -> AbstractContextManager[None]:
     return nullcontext() if code is None else foreign.naming(code)
 
 
-def _timed(module: torch.nn.Module, dataset: data.Dataset, ready: Ready) -> tuple[float, float]:
-    """Seconds an image, forward alone and for a training step: of a small batch, or of a usual one where that is quick."""
+def _measure_seconds(module: torch.nn.Module, dataset: data.Dataset, ready: Ready) -> tuple[float, float]:
+    """Measure the seconds per image of a forward pass and of a training step.
+
+    A batch of the usual size is timed only if a small batch was quick.
+    """
     module.eval()
     forward = step = 0.0
-    for count in (TIMED // 8, TIMED):
-        count = min(count, len(dataset.test.labels))  # noqa: PLW2901 - a small dataset has fewer
+    for batch_size in (TIMED // 8, TIMED):
+        count = min(batch_size, len(dataset.test.labels))
         images = preprocess.tensor(torch.from_numpy(np.array(dataset.test.images[:count])), ready)
         labels = torch.from_numpy(dataset.test.labels[:count])
-        F.cross_entropy(module(images), labels).backward()  # once to warm up
-        begun = perf_counter()
+        F.cross_entropy(module(images), labels).backward()  # a warm-up
+        start = perf_counter()
         with torch.no_grad():
             module(images)
-        between = perf_counter()
+        middle = perf_counter()
         F.cross_entropy(module(images), labels).backward()
-        forward, step = (between - begun) / count, (perf_counter() - between) / count
+        forward, step = (middle - start) / count, (perf_counter() - middle) / count
         if step * TIMED > SLOW:
             break
     return forward, step

@@ -1,4 +1,4 @@
-"""A finished network's own file with BatchNorm statistics that were shown to mend it, and everything else as it was."""
+"""Writes a copy of a checkpoint with repaired BatchNorm statistics, and changes nothing else. Imports torch; writes a file."""
 
 from __future__ import annotations
 
@@ -25,82 +25,90 @@ if TYPE_CHECKING:
 
 
 def write(trial: Trial, expected: Predictions, out: Path, metadata: Mapping[str, str], cache: Path) -> tuple[str, str, int]:
-    """Write the file, read it back, and keep it only where it predicts what the cured network did.
+    """Write the file, read it back, and keep it only if it makes the predictions of the cured network.
 
     Args:
-        trial: the cured network as it was confirmed: a finished network, edits of BatchNorm's statistics alone, its view.
-        expected: what was predicted then.
-        out: where to; whatever is there is replaced.
-        metadata: goes into the file, beside what the user's file has of it.
-        cache: the folder beside the store.
+        trial: the cured network as it was confirmed: a checkpoint, edits of BatchNorm's statistics only, and its evaluation.
+        expected: the predictions of the cured network.
+        out: the path of the new file. An existing file is replaced.
+        metadata: entries for the file's metadata, added to those of the user's file.
+        cache: the cache folder of the store.
 
     Returns:
-        "" and the file's SHA-256 and size in bytes; or why nothing was written, "" and 0.
+        "", the file's SHA-256 and its size in bytes; or why no file was written, "" and 0.
 
     Raises:
-        Problem: for a file that cannot be read. OSError: where there is no room.
+        Problem: if a file cannot be read.
+        OSError: if the disk is full.
     """
-    one, words = trial.model.base, trial.model.edits
-    assert isinstance(one.start, Weights), "of a network that was trained here there is no file"
-    file = Path(one.start.path)
-    before = reading.read(Path(one.before.path)) if one.before else None
-    dataset, network = answer.material(one, trial, cache)
-    model = answer.model(trial, finished.fitted(network, answer.own(one), before, dataset), cache)
-    own, _ = reading.raw(file)
-    mended, why = repaired(network, own, viewed.edited(model, words, trial.view))
-    if why:
-        return why, "", 0
+    spec, edits = trial.model.base, trial.model.edits
+    assert isinstance(spec.start, Weights), "only a checkpoint has a file; a network trained here has none"
+    checkpoint = Path(spec.start.path)
+    before = reading.read(Path(spec.before.path)) if spec.before else None
+    dataset, network = answer.material(spec, trial, cache)
+    model = answer.model(trial, finished.fitted(network, answer.own(spec), before, dataset), cache)
+    file_tensors, _ = reading.raw(checkpoint)
+    repaired_tensors, why_not = repaired(network, file_tensors, viewed.edited(model, edits, trial.view))
+    if why_not:
+        return why_not, "", 0
     unverified = out.with_name(f".{out.name}.{os.getpid()}.safetensors")
     try:
-        checkpoints.save(mended, unverified, half=False, metadata={"format": "pt"} | said(file) | dict(metadata))
+        all_metadata = {"format": "pt"} | said(checkpoint) | dict(metadata)
+        checkpoints.save(repaired_tensors, unverified, half=False, metadata=all_metadata)
         try:
             state = reading.read(unverified)
-        except Problem as problem:  # such as adapters, whose scale lies beside the user's file
+        except Problem as problem:  # for example adapters, whose scale lies in another file of the user
             return f"read back, the file is refused: {problem.what} ({problem.found})", "", 0
-        again = replace(model, fitted=finished.fitted(network, state, before, dataset))
-        found, _ = viewed.predicted(again, viewed.edited(again, (), trial.view), words, trial.view)
-        differing = different(found, expected)
-        if differing:
-            return f"read back, the file predicts otherwise for {differing} of {len(expected.predicted)} examples", "", 0
-        told = "", files.sha256(unverified), unverified.stat().st_size
+        reloaded = replace(model, fitted=finished.fitted(network, state, before, dataset))
+        predictions, _ = viewed.predicted(reloaded, viewed.edited(reloaded, (), trial.view), edits, trial.view)
+        count = different(predictions, expected)
+        if count:
+            return f"read back, the file predicts otherwise for {count} of {len(expected.predicted)} examples", "", 0
+        result = "", files.sha256(unverified), unverified.stat().st_size
         unverified.replace(out)
     finally:
         unverified.unlink(missing_ok=True)
-    return told
+    return result
 
 
-def repaired(network: Network, own: Mapping[str, Tensor], tensors: Tensors) -> tuple[dict[str, Tensor], str]:
-    """A file's tensors, with BatchNorm's statistics among them replaced, each of the type that it had; or why not.
+def repaired(network: Network, file_tensors: Mapping[str, Tensor], tensors: Tensors) -> tuple[dict[str, Tensor], str]:
+    """Replace BatchNorm's statistics among the tensors of a file. Each keeps its dtype.
 
     Args:
-        network: whose statistics they are.
-        own: the tensors by the file's names.
-        tensors: the mended ones by the network's names.
+        network: the network that the statistics belong to.
+        file_tensors: the tensors by the names in the file.
+        tensors: the repaired tensors by the names in the network.
+
+    Returns:
+        The tensors of the new file and "", or no tensors and why this is impossible.
     """
-    names = placed(network, own)
+    names = placed(network, file_tensors)
     statistics = batchnorm.buffers(network.module)
-    lacking = sorted(name for name in statistics - names.keys() if not name.endswith(checkpoints.COUNTER))
-    if lacking:
-        return {}, f"the file holds its BatchNorm statistics in another form ({lacking[0]} is not in it)"
-    mended = {names[name]: tensors[name].cpu().to(own[names[name]].dtype) for name in statistics & names.keys()}
-    return {name: mended.get(name, tensor) for name, tensor in own.items()}, ""
+    missing = sorted(name for name in statistics - names.keys() if not name.endswith(checkpoints.COUNTER))
+    if missing:
+        return {}, f"the file stores its BatchNorm statistics in another form ({missing[0]} is not in it)"
+    new = {names[name]: tensors[name].cpu().to(file_tensors[names[name]].dtype) for name in statistics & names.keys()}
+    return {name: new.get(name, tensor) for name, tensor in file_tensors.items()}, ""
 
 
-def placed(network: Network, own: Mapping[str, Tensor]) -> dict[str, str]:
-    """For each tensor of a network the file's name for it, found by taking the same way as loading does."""
-    marked = {name: tensor.view_as(tensor) for name, tensor in own.items()}  # an object each, tied or not
-    names = {id(tensor): name for name, tensor in marked.items()}
-    fitted, _ = checkpoints.fitting(network.module, reading.without_prefixes(marked), network.anatomy.head)
-    return {name: names[id(tensor)] for name, tensor in fitted.items()}
+def placed(network: Network, file_tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the name in the file for each tensor of a network.
+
+    The names are found by passing marked tensors through the functions that load a checkpoint.
+    """
+    views = {name: tensor.view_as(tensor) for name, tensor in file_tensors.items()}  # distinct objects even for tied tensors
+    names = {id(tensor): name for name, tensor in views.items()}
+    network_tensors, _ = checkpoints.fitting(network.module, reading.without_prefixes(views), network.anatomy.head)
+    return {name: names[id(tensor)] for name, tensor in network_tensors.items()}
 
 
-def said(file: Path) -> dict[str, str]:
-    """What a file of safetensors says beside its tensors."""
-    return reading.recall(file)[1] if reading.is_safetensors(file) else {}
+def said(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file; empty for other files."""
+    return reading.recall(path)[1] if reading.is_safetensors(path) else {}
 
 
-def different(found: Predictions, expected: Predictions) -> int:
-    """How many examples are predicted otherwise; all, where they are not the same examples."""
-    if not np.array_equal(found.example, expected.example):
+def different(predictions: Predictions, expected: Predictions) -> int:
+    """Count the examples with different predictions. The count is all of them if the examples are not the same."""
+    if not np.array_equal(predictions.example, expected.example):
         return len(expected.example)
-    return int((found.predicted != expected.predicted).sum())
+    return int((predictions.predicted != expected.predicted).sum())

@@ -1,4 +1,4 @@
-"""Whether an answer depends on the batch in which it is asked for."""
+"""Measures whether a prediction depends on the other examples of its batch. Imports torch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ if TYPE_CHECKING:
     from xferbench.lab.viewed import Seen
 
 
-def dependent(seen: Seen, apart: float) -> float:
-    """Share of the test images whose probabilities differ by more than ``apart`` between shuffled batches and those by class.
+def dependent(seen: Seen, tolerance: float) -> float:
+    """Compute the share of test images whose probabilities differ between shuffled batches and batches sorted by class.
 
-    NaN where an answer is none. Few images come in smaller batches, for in a single one nothing could depend on it.
+    A small test set is split into at least four batches where it can be, because a single batch would show no dependence.
+
+    Args:
+        seen: the network and its data.
+        tolerance: the largest difference of a probability that counts as equal.
+
+    Returns:
+        A number from 0 to 1, or NaN if any probability is not finite.
     """
     labels, training = seen.served_labels.numpy(), seen.mode != "eval"
     size = min(viewed.SERVED, max(2, len(labels) // 4))
-    given = (seen.network, seen.after, seen.served, seen.ready)
-    orders = (viewed.serving_order(way, labels) for way in ("", "class"))
-    shuffled, by_class = (viewed.in_batches(*given, order, training=training, size=size).softmax(1) for order in orders)
-    found = (shuffled - by_class).abs().amax(1)
-    return float((found > apart).double().mean()) if found.isfinite().all() else float("nan")
+    inputs = (seen.network, seen.after, seen.served, seen.ready)
+    orders = (viewed.serving_order(order, labels) for order in ("", "class"))
+    shuffled, by_class = (viewed.in_batches(*inputs, order, training=training, size=size).softmax(1) for order in orders)
+    difference = (shuffled - by_class).abs().amax(1)
+    return float((difference > tolerance).double().mean()) if difference.isfinite().all() else float("nan")

@@ -1,4 +1,4 @@
-"""The gradient that a fresh head sends into the backbone."""
+"""The gradient ratio: how much larger the backbone's gradient is under a fresh head than under a fitted one. Imports torch."""
 
 from __future__ import annotations
 
@@ -13,34 +13,37 @@ from xferbench.lab import backbones, features, heads, penultimate, preprocess
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torch import Tensor
+
     from xferbench.lab.viewed import Seen
 
-SHOCKED, CHUNK = 64, 16  # images on which gradients are taken, and at once
+SHOCKED, CHUNK = 64, 16  # images used for the gradient, in total and in one batch
 
 
 def ratio(seen: Seen) -> float:
-    """Norm of the backbone's gradient at the start, over the same with a head fitted to the same images."""
+    """Divide the gradient norm of the backbone at the start by the norm under a head that was fitted to the same images."""
     network, prefix = seen.network, [seen.network.anatomy.head]
     start = {name: tensor.to(network.device) for name, tensor in seen.before.items()}
     x = penultimate.head_inputs(network, start, seen.images, seen.prepared)
     weight, bias = penultimate.fitted(x, seen.labels, network.anatomy.classes)
-    own = {name: tensor for name, tensor in start.items() if backbones.within(name, prefix)}
-    below = {name: tensor for name, tensor in start.items() if name not in own}
-    plain = heads.plain(network.module, network.anatomy)
-    shapes = {name: tensor.shape for name, tensor in plain.named_parameters() if backbones.within(name, prefix)}
-    probed = {name: (weight if name.endswith("weight") else bias).reshape(shape) for name, shape in shapes.items()}
-    probed = {name: tensor.to(network.device, torch.float32) for name, tensor in probed.items()}
+    head = {name: tensor for name, tensor in start.items() if backbones.within(name, prefix)}
+    body = {name: tensor for name, tensor in start.items() if name not in head}
+    # The fitted head is linear, so a network with an MLP head needs a linear one in its place.
+    linear = heads.plain(network.module, network.anatomy)
+    shapes = {name: tensor.shape for name, tensor in linear.named_parameters() if backbones.within(name, prefix)}
+    fitted = {name: (weight if name.endswith("weight") else bias).reshape(shape) for name, shape in shapes.items()}
+    fitted = {name: tensor.to(network.device, torch.float32) for name, tensor in fitted.items()}
     images, labels = seen.images[:SHOCKED].to(network.device), seen.labels[:SHOCKED].to(network.device)
 
-    def norm(module: torch.nn.Module, head: Mapping[str, torch.Tensor]) -> float:
-        names = (name for name, _ in module.named_parameters() if name in below)
-        body = {name: below[name].clone().requires_grad_() for name in names}
+    def gradient_norm(module: torch.nn.Module, head_tensors: Mapping[str, Tensor]) -> float:
+        names = (name for name, _ in module.named_parameters() if name in body)
+        leaves = {name: body[name].clone().requires_grad_() for name in names}
         with features.inference(module, network.device), torch.enable_grad():
             for x, y in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
-                made = preprocess.tensor(x, seen.prepared)
-                logits = functional_call(module, {**below, **head, **body}, (made,)).float()
+                inputs = preprocess.tensor(x, seen.prepared)
+                logits = functional_call(module, {**body, **head_tensors, **leaves}, (inputs,)).float()
                 F.cross_entropy(logits, y, reduction="sum").backward()
-        total = sum(float(tensor.grad.square().sum()) for tensor in body.values() if tensor.grad is not None)
-        return float(total**0.5) / len(labels)
+        squares = sum(float(leaf.grad.square().sum()) for leaf in leaves.values() if leaf.grad is not None)
+        return float(squares**0.5) / len(labels)
 
-    return norm(network.module, own) / max(norm(plain, probed), 1e-12)
+    return gradient_norm(network.module, head) / max(gradient_norm(linear, fitted), 1e-12)

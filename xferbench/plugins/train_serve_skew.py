@@ -56,7 +56,7 @@ def batch_dependence(seen: MeasureContext) -> dict[str, float]:
     """Share of test images whose probabilities depend on the batch they come in, by more than a hundredth."""
     from xferbench.lab import served
 
-    return {"batch-dependence": served.dependent(seen, apart=0.01)}
+    return {"batch-dependence": served.dependent(seen, tolerance=0.01)}
 
 
 def told(_contrast: str, _answers: records.Answers, subject: Pipeline, _cured: Pipeline) -> str:
