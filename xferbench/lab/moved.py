@@ -162,7 +162,7 @@ def unlike(seen: Seen, before: Tensors, after: Tensors) -> list[str]:
     """Return the layer groups most of whose weights are uncorrelated with those before, as if randomly initialized again.
 
     The correlation of independent tensors is 0 ± 1/√n. A group is not returned if its weights have grown, because training at
-    too high a rate explains that. A single group of few values is not returned either.
+    too high a rate explains that. Groups of few values are returned only if all groups are uncorrelated.
     """
     groups = layered(seen.network, before)
     uncorrelated = [

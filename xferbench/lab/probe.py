@@ -52,9 +52,9 @@ def recorded(arch: str, weights: Weights) -> tuple[Preprocessing | None, str]:
     Returns:
         The preprocessing, or None if nothing is known about it; and the note, which is "" if the preprocessing is certain.
     """
-    known = checkpoints.recorded_preprocessing(Path(weights.path)) or published.preprocessing(arch, weights.digest)
-    if known is not None:
-        return known, ""
+    exact = checkpoints.recorded_preprocessing(Path(weights.path)) or published.preprocessing(arch, weights.digest)
+    if exact is not None:
+        return exact, ""
     guess = CIFAR if arch.startswith("cifar-resnet") else published.preprocessing(arch)
     if guess is None:
         return None, "preprocessing: recorded nowhere, so images are only scaled to [0, 1]"
@@ -123,8 +123,8 @@ def _load_and_profile(
 ) -> Facts:
     train_size, test_size = sizes
     _require_normalization(arch, weights, preprocessing)
-    known, trust = (preprocessing, "") if preprocessing else recorded(arch, weights)
-    ready = known or Preprocessing()
+    chosen, trust = (preprocessing, "") if preprocessing else recorded(arch, weights)
+    ready = chosen or Preprocessing()
     dataset = data.load(target, ready, None if finished else test_size, cache)
     train, held_out = _subset(dataset, train_size, target, finished)
     module = backbones.build(arch, len(dataset.classes), code)
@@ -201,12 +201,12 @@ def _require_normalization(arch: str, weights: Weights, stated: Ready | None) ->
     default = Preprocessing()
     if not isinstance(stated, Preprocessing) or (stated.mean, stated.std) != (default.mean, default.std):
         return
-    known, _ = recorded(arch, weights)
-    if isinstance(known, Preprocessing) and (known.mean, known.std) != (default.mean, default.std):
+    original, _ = recorded(arch, weights)
+    if isinstance(original, Preprocessing) and (original.mean, original.std) != (default.mean, default.std):
         raise Problem(
             "[backbone] preprocessing: mean and std are left out",
             found="a table without them",
-            expected=f"those of these weights, mean = {list(known.mean)}, std = {list(known.std)}",
+            expected=f"those of these weights, mean = {list(original.mean)}, std = {list(original.std)}",
             do="state them, or mean = [0] and std = [1] for no normalization",
         )
 
