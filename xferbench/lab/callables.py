@@ -118,9 +118,7 @@ def train(fit: Fit, network: Network, start: Tensors, dataset: Dataset) -> Fitte
     )
 
 
-def _split(
-    dataset: Dataset, subset: TrainingSubset
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _split(dataset: Dataset, subset: TrainingSubset) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Return images and labels for training, and for validation: the dataset's own validation set if it has one."""
     validation = (dataset.train.images[subset.validation], dataset.train.labels[subset.validation])
     if dataset.validation is not None:
