@@ -59,7 +59,7 @@ def test_a_saved_module_takes_the_place_of_the_original(tmp_path):
 
 def test_an_adapter_whose_scale_is_not_known_is_refused(tmp_path):
     _, file = adapted(tmp_path, config=False)
-    with pytest.raises(Problem, match=r"adapter_config\.json beside it[\s\S]*model\.merge_and_unload\(\)"):
+    with pytest.raises(Problem, match=r"adapter_config\.json in the same folder[\s\S]*model\.merge_and_unload\(\)"):
         reading.read(file)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": None}))
     with pytest.raises(Problem, match="merge_and_unload"):

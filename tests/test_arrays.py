@@ -44,11 +44,11 @@ def test_spectrograms_of_any_number_and_shape_are_kept_in_one_channel(kind, tmp_
 def test_spectrograms_are_no_images_and_images_no_spectrograms(tmp_path):
     data = pytest.importorskip("xferbench.lab.data")
     floats, colours = inputs.data(saved(tmp_path, values(np.float32, 6, 5))), tmp_path / "colours"
-    with pytest.raises(Problem, match="no image") as told:
+    with pytest.raises(Problem, match="not an image") as told:
         data.load(floats, Preprocessing(), None, tmp_path / "cache")
     assert 'kind = "spectrogram"' in told.value.do
     colours.mkdir()
-    with pytest.raises(Problem, match="no spectrogram"):
+    with pytest.raises(Problem, match="not a spectrogram"):
         data.load(inputs.data(saved(colours, values(np.uint8, 6, 5, 3))), Spectrogram(), None, tmp_path / "cache")
 
 
@@ -57,7 +57,7 @@ def test_what_is_no_number_is_told_by_its_place(tmp_path):
     images[15, 2, 2] = np.nan
     with pytest.raises(Problem, match="test_images") as told:
         sources.read(saved(tmp_path, images), None)
-    assert told.value.found == "NaN or infinity in number 3"
+    assert told.value.found == "NaN or infinity in image 3"
 
 
 @pytest.mark.parametrize("kind", ["int64", "bool", "complex64"])

@@ -252,7 +252,7 @@ def test_a_name_that_is_taken_by_a_loaded_module_is_a_problem(tmp_path, monkeypa
     (tmp_path / "statistics.py").write_text("def f(): pass")
     import statistics  # noqa: F401 - so that it is loaded
 
-    with pytest.raises(Problem, match=r"loaded already[\s\S]*rename yours"):
+    with pytest.raises(Problem, match=r"is loaded[\s\S]*rename your module"):
         foreign.load(foreign.find("python:statistics:f", tmp_path, files.sha256))
 
 

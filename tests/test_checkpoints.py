@@ -182,7 +182,7 @@ def test_a_network_that_lies_beside_losses_and_meters_is_found(prefix):
     beside = {"criterion.weight": torch.ones(4), "train_acc.total": torch.ones(())}
     placed, note = checkpoints.fitting(model, under(prefix, source) | beside, "linear")
     assert same(placed, source)
-    assert note == f"weights: those named {prefix}…, beside which lie criterion.weight, train_acc.total"
+    assert note == f"weights: those named {prefix}…; not used: criterion.weight, train_acc.total"
     checkpoints.load(model, under(prefix, source) | beside, "linear")
     assert torch.equal(model.state_dict()["conv1.weight"], source["conv1.weight"])
 
@@ -210,7 +210,7 @@ def test_a_file_with_the_network_twice_is_a_problem_that_names_both():
 def test_where_a_prefix_would_help_but_not_fit_whole_it_is_named():
     model, source = of("tiny-resnet")
     del source["layer4.0.conv1.weight"]
-    with pytest.raises(Problem, match=r"with 'trunk\.' taken off the names, 44 of 45 tensors would fit"):
+    with pytest.raises(Problem, match=r"with 'trunk\.' removed from the names, 44 of 45 tensors would fit"):
         checkpoints.load(model, under("trunk.", source), "linear")
     wrapped = torch.nn.Sequential()
     wrapped.add_module("trunk", model)

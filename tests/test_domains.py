@@ -71,7 +71,7 @@ def test_a_head_with_as_many_outputs_as_the_source_has_classes_has_them_in_order
 def test_otherwise_nobody_knows_and_it_is_said_what_to_do(animals, tmp_path):
     found, why = source(animals, tmp_path, outputs=10)
     assert found == () and "10 outputs" in why and "3 classes" in why and "[source] classes" in why
-    assert source(animals, tmp_path, outputs=0) == ((), "the checkpoint has no head, so nothing can be forgotten with it")
+    assert source(animals, tmp_path, outputs=0) == ((), "the checkpoint has no head, so forgetting cannot be measured")
 
 
 def test_a_shifted_class_is_the_targets_of_that_name(tmp_path):

@@ -78,7 +78,7 @@ def test_the_digest_is_of_its_own_files_wherever_they_lie(tmp_path):
 
 
 def test_a_dataset_that_is_not_there_is_told_with_the_command_that_fetches_it(tmp_path):
-    with pytest.raises(Problem, match="DTD is not there") as told:
+    with pytest.raises(Problem, match="DTD: files are missing") as told:
         inputs.split_spec(f"torchvision:DTD:{tmp_path}")
     assert f"{tmp_path} without dtd" in told.value.found
     command = told.value.do.partition(": ")[2]

@@ -64,7 +64,7 @@ def test_code_is_told_by_its_files(tmp_path, suite):
     code = {one.key: one for one in given.given(own)}["backbone.arch"]
     assert sorted(one.name for one in code.files) == ["beside.py", "mine.py"]
     assert code.digest == inputs.code(own)[0].digest
-    with pytest.raises(Problem, match="names code to be run"):
+    with pytest.raises(Problem, match="names code that would run"):
         given.given(replace(own, allow_code=False))
 
 

@@ -59,7 +59,7 @@ def test_another_shape_is_another_architecture(tmp_path):
 
 def test_what_is_no_checkpoint_is_told(tmp_path):
     (tmp_path / "w.pth").write_text("no")
-    with pytest.raises(Problem, match="no checkpoint, or a damaged one"):
+    with pytest.raises(Problem, match="not a checkpoint, or a damaged one"):
         guess.arch(tmp_path / "w.pth")
 
 

@@ -63,10 +63,10 @@ def npz(tmp_path):
         ({"target": "path/to/ants"}, "[target] data: unknown kind of dataset", "path/to/ants", "known: digits, folder, npz"),
         ({"target": "torchvision:CIFAR"}, "[target] data: unknown dataset of torchvision", "CIFAR", "did you mean 'CIFAR10'?"),
         ({"target": "torchvision:CIFAR10"}, "[target] data: torchvision: no folder", "CIFAR10", "torchvision:CIFAR10:FOLDER"),
-        ({"shifted": "torchvision:MNIST:/nowhere"}, "[shifted] data: MNIST is not there", "/nowhere without MNIST", "fetched"),
+        ({"shifted": "torchvision:MNIST:/nowhere"}, "[shifted] data: MNIST: files are missing", "/nowhere without MNIST", "downloaded"),
         ({"target": "synthetic:nera"}, "[target] data: unknown synthetic dataset", "synthetic:nera", "did you mean 'near'?"),
         ({"target": "synthetic"}, "[target] data: unknown synthetic dataset", "synthetic", "known: near, sketch"),
-        ({"target": "digits:8"}, "[target] data: digits are one dataset", "digits:8", "digits"),
+        ({"target": "digits:8"}, "[target] data: digits is a single dataset", "digits:8", "digits"),
         ({"target": "folder:"}, "[target] data: no such folder", "folder:", "a folder with train/ and val/ or test/"),
         ({"target": "folder:/nowhere"}, "[target] data: no such folder", "folder:/nowhere", "a folder with train/"),
         ({"target": f"folder:{__file__}"}, "[target] data: no such folder", "test_inputs.py", "a folder with train/"),
@@ -209,7 +209,7 @@ def emptied(folder):
         (lambda folder: shutil.rmtree(folder / "train" / "bees"), "train: too few classes", "1 class folder(s): ants", "two"),
         (lambda folder: emptied(folder / "train" / "bees"), "train/bees: no images", "0 other files", ".jpeg, .jpg"),
         (lambda folder: shutil.rmtree(folder / "val" / "bees"), "val/bees: no images", "no such folder", ".png"),
-        (lambda folder: images(folder / "val" / "wasps"), "val: class folders that train/ has not", "wasps", "ants, bees"),
+        (lambda folder: images(folder / "val" / "wasps"), "val: class folders that are missing from train/", "wasps", "ants, bees"),
     ],
 )
 def test_a_folder_that_is_no_dataset(folder, change, what, found, expected):
@@ -247,7 +247,7 @@ def test_what_is_left_out_is_named(folder):
     assert classes == ("ants", "bees")
     assert len(splits["train"].labels) == 8
     assert set(left_out) == {
-        "train/ants/imgs.txt: not an image's ending",
+        "train/ants/imgs.txt: not an image file",
         "train/ants/more/0.png: not directly in a class folder",
         "train/stray.png: not directly in a class folder",
     }
@@ -261,17 +261,17 @@ def test_what_is_left_out_is_named(folder):
     [
         ({"test_labels": None}, "arrays are missing", "test_images, train_images, train_labels", "test_labels"),
         ({"train_labels": np.array([None] * 12)}, "not an npz file of plain arrays", "Object arrays", "train_images"),
-        ({"train_labels": ARRAYS["train_labels"] * 1.0}, "train_labels", "float64 (12,)", "a whole number or a text"),
+        ({"train_labels": ARRAYS["train_labels"] * 1.0}, "train_labels", "float64 (12,)", "an integer or a string"),
         ({"train_labels": np.arange(5) % 2}, "train_labels", "int64 (5,) for 12 images", "for each image"),
         ({"train_labels": np.eye(2, dtype=int)[np.arange(12) % 2]}, "train_labels", "(12, 2) for 12 images", "for each image"),
         ({"train_labels": np.zeros(12, int)}, "labels", "train [0], test [0, 1]", "at least two classes"),
-        ({"test_labels": np.arange(10) % 3}, "labels", "test [0, 1, 2]", "no test class that train has not"),
+        ({"test_labels": np.arange(10) % 3}, "labels", "test [0, 1, 2]", "no test class that is missing from train"),
         ({"train_images": ARRAYS["train_images"] / 255}, "train_images", "float64 (12, 8, 8, 3)", "uint8 or uint16, N×H×W"),
         ({"test_images": ARRAYS["test_images"].transpose(0, 3, 1, 2)}, "test_images", "uint8 (10, 3, 8, 8)", "N×H×W×3"),
-        ({"test_images": np.zeros((10, 0, 8, 3), np.uint8)}, "test_images", "(10, 0, 8, 3)", "none of them 0"),
-        ({"classes": np.array(["a", "b", "c"])}, "classes", "3 names for 2 classes", "a name for each label"),
+        ({"test_images": np.zeros((10, 0, 8, 3), np.uint8)}, "test_images", "(10, 0, 8, 3)", "no axis 0"),
+        ({"classes": np.array(["a", "b", "c"])}, "classes", "3 names for 2 classes", "one name for each label"),
         ({"train_groups": np.arange(5)}, "train_groups", "int64 (5,) for 12 images", "for each image"),
-        ({"test_groups": np.ones(10)}, "test_groups", "float64 (10,)", "a whole number or a text"),
+        ({"test_groups": np.ones(10)}, "test_groups", "float64 (10,)", "an integer or a string"),
     ],
 )
 def test_arrays_that_are_no_dataset(npz, changed, what, found, expected):

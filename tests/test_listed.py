@@ -205,15 +205,15 @@ GOOD = "file_name,label,split\na.png,cat,train\nb.png,dog,train\nc.png,cat,test\
         (GOOD.encode("utf-16"), "not a text file in UTF-8", "a NUL byte", "save it as CSV in UTF-8"),
         (GOOD.replace("cat", "c\0t").encode(), "not a text file in UTF-8", "a NUL byte", "UTF-8"),
         (GOOD.replace("cat", "Käfer").encode("latin-1"), "not UTF-8", "byte 0xe4 at 29", "save it as CSV in UTF-8"),
-        (GOOD.encode() + b"a.png,dog,test\n", "line 6: a file twice", "a.png, on line 2 already", "one row for each file"),
-        (GOOD.encode() + b"./a.png,dog,test\n", "line 6: a file twice", "./a.png, on line 2", "one row"),
+        (GOOD.encode() + b"a.png,dog,test\n", "line 6: a file twice", "a.png, first on line 2", "one row for each file"),
+        (GOOD.encode() + b"./a.png,dog,test\n", "line 6: a file twice", "./a.png, first on line 2", "one row"),
         (GOOD.encode() + b"e.png,dog\n", "line 6", "2 fields: e.png,dog", "quote a field that holds a comma"),
-        (GOOD.encode() + b"e,1.png,dog,test\n", "line 6", "4 fields", "3, as the header has"),
+        (GOOD.encode() + b"e,1.png,dog,test\n", "line 6", "4 fields", "3 fields, as in the header"),
         (GOOD.encode() + b'e.png,"dog,test\n', "not a CSV file", "unexpected end of data", "UTF-8"),
         (GOOD.encode() + b"e.png, ,test\n", "line 6: label", "nothing", "the class of the image"),
         (GOOD.encode() + b",dog,test\n", "line 6: file_name", "nothing", "relative to"),
         (GOOD.encode() + b"/e.png,dog,test\n", "line 6: file_name", "/e.png", "relative to"),
-        (GOOD.encode() + b"../e.png,dog,test\n", "line 6: file_name", "../e.png", "within it"),
+        (GOOD.encode() + b"../e.png,dog,test\n", "line 6: file_name", "../e.png", "inside it"),
         (GOOD.encode() + b"a\\e.png,dog,test\n", "line 6: file_name", "a\\e.png", "a path with /"),
         (GOOD.encode() + b"e.png,dog,tset\n", "line 6: split", "tset", "train, val, valid, validation, test"),
         (GOOD.encode() + b"e.png,dog,\n", "line 6: split", "nothing", "train, val"),
@@ -222,8 +222,8 @@ GOOD = "file_name,label,split\na.png,cat,train\nb.png,dog,train\nc.png,cat,test\
         (b"file_name,label,split\n", "a split is missing", "no rows", "train and val or test"),
         (b"file_name,label,label\na.png,cat,cat\n", "a column twice", "label", "a header"),
         (GOOD.replace("dog", "cat").encode(), "too few labels", "1 among 4 of 4 rows", "at least two"),
-        (GOOD.replace("dog,test", "owl,test").encode(), "labels that train has not", "owl", "cat, dog"),
-        (b"file_name,label,group\na.png,cat,p\nb.png,dog,\n", "line 3: group", "nothing", "a group for every row, or for none"),
+        (GOOD.replace("dog,test", "owl,test").encode(), "labels that are missing from train", "owl", "cat, dog"),
+        (b"file_name,label,group\na.png,cat,p\nb.png,dog,\n", "line 3: group", "nothing", "a group in every row, or in none"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_a_problem_that_says_where(table, what, found, told, tmp_path):
@@ -239,7 +239,7 @@ def test_a_table_that_cannot_be_read_is_a_problem_that_says_where(table, what, f
 
 def test_where_no_file_is_there_the_columns_are_to_be_checked(tmp_path):
     folder = make(tmp_path / "d", GOOD, only=())
-    with pytest.raises(Problem, match="0 among 0 of 4 rows whose file is there"):
+    with pytest.raises(Problem, match="0 among 0 of 4 rows whose file exists"):
         read(folder)
 
 

@@ -235,6 +235,6 @@ def test_prints_are_in_the_order_of_the_loaded_dataset(tmp_path):
 
 
 def test_floats_are_no_image():
-    with pytest.raises(Problem, match="no image"):
+    with pytest.raises(Problem, match="not an image"):
         prints.of_raw(Raw(np.zeros((2, 8, 8)), np.zeros(2, int), NONE))
     assert pixels.rgb(np.zeros((8, 8), np.uint8)).shape == (8, 8, 3)

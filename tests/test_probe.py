@@ -113,7 +113,7 @@ def test_which_of_two_weights_was_read_and_what_lay_beside_them_is_told(tmp_path
     weights = Weights(digest=files.sha256(tmp_path / "last.ckpt"), path=str(tmp_path / "last.ckpt"))
     _, average, beside = probed(make_npz(tmp_path / "d.npz"), tmp_path / "cache", weights=weights).trust
     assert "not the moving average 'state_dict_ema'" in average
-    assert beside == "weights: those named net.…, beside which lie loss.weight"
+    assert beside == "weights: those named net.…; not used: loss.weight"
 
 
 def test_weights_that_do_not_fit_and_datasets_that_are_too_small_are_problems(tmp_path):

@@ -1,4 +1,4 @@
-"""Low-rank adapters, as peft saves them, merged into the layers that they sit on.
+"""Merge low-rank adapters, as peft saves them, into their layers. Reads files, imports torch.
 
 References:
     Hu et al. 2022, LoRA (arXiv:2106.09685): W + alpha / r · B A; Kalajdzievski 2023, rsLoRA (arXiv:2312.03732): alpha / √r.
@@ -24,31 +24,36 @@ CONFIG = "adapter_config.json"
 SIGNS = re.compile(r"\.(lora_\w+|base_layer|modules_to_save|original_module|ia3_\w+|hada_\w+|lokr_\w+|vera_\w+)(\.|$)")
 LOW = re.compile(r"(.+)\.lora_([AB])(?:\.([^.]+))?\.weight")
 SAVED = re.compile(r"(.+)\.modules_to_save\.([^.]+)\.(.+)")
-UNKNOWN = ("alpha_pattern", "use_dora", "lora_bias", "use_qalora", "use_bdlora", "fan_in_fan_out", "use_velora")  # if set
+# Options of peft that change the result of merging; an adapter with one of them is refused.
+UNKNOWN = ("alpha_pattern", "use_dora", "lora_bias", "use_qalora", "use_bdlora", "fan_in_fan_out", "use_velora")
 
 
 def merged(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """A network's tensors under their own names, each adapter added to its layer; what has no adapters comes back as it is.
+    """Return the tensors of a network under its own names, with each adapter added to its layer.
 
-    The scale is that of an ``adapter_config.json`` beside the file, for no file of weights holds it.
+    Tensors without adapters are returned unchanged. The scale is read from ``adapter_config.json`` in the folder of the file,
+    because a file of weights does not contain it.
 
     Raises:
-        Problem: where there is only an adapter, or its scale or kind is not known.
+        Problem: If the file holds only an adapter, or the scale or kind of an adapter is unknown.
     """
-    signs = [name for name in state if SIGNS.search(name)]
-    if not signs:
+    adapter_names = [name for name in state if SIGNS.search(name)]
+    if not adapter_names:
         return state
-    low = {name: match for name in signs if (match := LOW.fullmatch(name))}
-    saved = {name: match for name in signs if (match := SAVED.fullmatch(name))}
-    if len({match[3] for match in low.values()} | {match[2] for match in saved.values()}) > 1:
-        raise _refused(path, f"several adapters: {listed(sorted(low))}")
-    plain = {_bare(name): tensor for name, tensor in state.items() if name not in low and name not in saved}
-    plain |= {f"{match[1]}.{match[3]}": state[name] for name, match in saved.items()}
-    odd = [name for name in plain if SIGNS.search(name)]
-    if odd:
-        raise _refused(path, f"adapters of another kind: {listed(odd)}")
-    for layer in dict.fromkeys(match[1] for match in low.values()):
-        a, b = (next((state[n] for n, match in low.items() if match.groups()[:2] == (layer, side)), None) for side in "AB")
+    low_rank = {name: match for name in adapter_names if (match := LOW.fullmatch(name))}
+    saved_modules = {name: match for name in adapter_names if (match := SAVED.fullmatch(name))}
+    if len({match[3] for match in low_rank.values()} | {match[2] for match in saved_modules.values()}) > 1:
+        raise _refused(path, f"several adapters: {listed(sorted(low_rank))}")
+    plain = {_layer_name(name): tensor for name, tensor in state.items() if name not in low_rank and name not in saved_modules}
+    plain |= {f"{match[1]}.{match[3]}": state[name] for name, match in saved_modules.items()}
+    unsupported = [name for name in plain if SIGNS.search(name)]
+    if unsupported:
+        raise _refused(path, f"adapters of another kind: {listed(unsupported)}")
+    for layer in dict.fromkeys(match[1] for match in low_rank.values()):
+        a, b = (
+            next((state[name] for name, match in low_rank.items() if match.groups()[:2] == (layer, side)), None)
+            for side in "AB"
+        )
         if f"{layer}.weight" not in plain or a is None or b is None:
             raise _refused(path, f"an adapter without its layer: {layer}")
         weight = plain[f"{layer}.weight"]
@@ -56,12 +61,12 @@ def merged(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return plain
 
 
-def _bare(name: str) -> str:
+def _layer_name(name: str) -> str:
     return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def _product(a: Tensor, b: Tensor, weight: Tensor, path: Path) -> Tensor:
-    """B A in the shape of a layer's weight: linear [out, in], or convolutional, where B is 1 × 1."""
+    """Return B A in the shape of a layer's weight: linear [out, in], or convolutional if B is 1 × 1."""
     if b.ndim > 2 and (set(b.shape[2:]) != {1} or a.ndim != b.ndim):
         raise _refused(path, f"an adapter of shape {tuple(b.shape)}")
     if b.shape[1] != a.shape[0] or (b.shape[0], *a.shape[1:]) != tuple(weight.shape):
@@ -75,13 +80,14 @@ def _scale(path: Path, rank: int) -> float:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         alpha = float(config["lora_alpha"])
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise _refused(path, f"no scale, since {CONFIG} beside it cannot be read ({type(error).__name__})") from error
-    odd = [word for word in UNKNOWN if config.get(word)]
-    if odd or config.get("peft_type") != "LORA":
-        raise _refused(path, f"{', '.join(odd) or config.get('peft_type')} in {CONFIG}")
+        reason = f"no scale, because {CONFIG} in the same folder cannot be read ({type(error).__name__})"
+        raise _refused(path, reason) from error
+    unsupported = [option for option in UNKNOWN if config.get(option)]
+    if unsupported or config.get("peft_type") != "LORA":
+        raise _refused(path, f"{', '.join(unsupported) or config.get('peft_type')} in {CONFIG}")
     return alpha / (sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _refused(path: Path, found: str) -> Problem:
-    do = "merge it where it was made and save that: torch.save(model.merge_and_unload().state_dict(), ...)"
-    return Problem(f"{path}: an adapter that is not merged", found=found, expected="the tensors of a whole network", do=do)
+def _refused(path: Path, reason: str) -> Problem:
+    do = "merge the adapter in the code that trained it, and save: torch.save(model.merge_and_unload().state_dict(), ...)"
+    return Problem(f"{path}: an adapter that is not merged", found=reason, expected="the tensors of a whole network", do=do)

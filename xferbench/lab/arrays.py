@@ -1,4 +1,7 @@
-"""Datasets in an npz file: arrays of images, or of spectrograms, with their labels and groups."""
+"""Read datasets from npz files: arrays of images or of spectrograms, with their labels and groups.
+
+Reads files.
+"""
 
 from __future__ import annotations
 
@@ -17,118 +20,121 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-DAMAGED = (ValueError, OSError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)  # what reading one raises
-IMAGES = "uint8 or uint16, N×H×W, N×H×W×1 or N×H×W×3, none of them 0; or spectrograms: any of these or floats, N×H×W"
+# The errors that reading a damaged file raises.
+DAMAGED = (ValueError, OSError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)
+IMAGES = "uint8 or uint16, N×H×W, N×H×W×1 or N×H×W×3, no axis 0; or spectrograms: any of these or floats, N×H×W"
 
 
 def read(path: Path) -> Found:
-    """The dataset in an npz file.
+    """Read the dataset of an npz file.
 
     Raises:
-        Problem: for a file or arrays that cannot be used.
+        Problem: If the file or its arrays cannot be used.
     """
-    wanted = ("train_images", "train_labels", "test_images", "test_labels")
-    arrays = _arrays(path, wanted)
-    present = tuple(split for split in ("train", "test") if f"{split}_images" in arrays)  # a test set alone has no train
-    for split in present:
+    required = ("train_images", "train_labels", "test_images", "test_labels")
+    arrays = _read_arrays(path, required)
+    splits_present = tuple(split for split in ("train", "test") if f"{split}_images" in arrays)  # a test set may be alone
+    for split in splits_present:
         _check_split(path, split, arrays)
-    values = np.unique(arrays[f"{present[0]}_labels"])
-    if len(values) < 2 or not set(np.unique(arrays["test_labels"])) <= set(values):
-        found = f"{present[0]} {values[:8].tolist()}, test {np.unique(arrays['test_labels'])[:8].tolist()}"
-        raise Problem(f"{path}: labels", found=found, expected="at least two classes, and no test class that train has not")
-    names = [str(name) for name in arrays.get("classes", values)]
-    if len(names) != len(values):
-        found = f"{len(names)} names for {len(values)} classes"
-        raise Problem(f"{path}: classes", found=found, expected="a name for each label, in the labels' order")
-    groups = _groups(arrays.get("train_groups"), arrays.get("test_groups"))
+    label_values = np.unique(arrays[f"{splits_present[0]}_labels"])
+    if len(label_values) < 2 or not set(np.unique(arrays["test_labels"])) <= set(label_values):
+        found = f"{splits_present[0]} {label_values[:8].tolist()}, test {np.unique(arrays['test_labels'])[:8].tolist()}"
+        raise Problem(
+            f"{path}: labels", found=found, expected="at least two classes, and no test class that is missing from train"
+        )
+    names = [str(name) for name in arrays.get("classes", label_values)]
+    if len(names) != len(label_values):
+        found = f"{len(names)} names for {len(label_values)} classes"
+        raise Problem(f"{path}: classes", found=found, expected="one name for each label, in the order of the labels")
+    groups = _number_groups(arrays.get("train_groups"), arrays.get("test_groups"))
     splits = {
         split: Raw(
             arrays[f"{split}_images"],
-            np.asarray(np.searchsorted(values, arrays[f"{split}_labels"].ravel()), np.int64),
+            np.asarray(np.searchsorted(label_values, arrays[f"{split}_labels"].ravel()), np.int64),
             groups[split],
         )
-        for split in present
+        for split in splits_present
     }
-    known = {*wanted, "classes", "train_groups", "test_groups"}
-    unused = tuple(f"{path.name}: array {name} is not used" for name in sorted(set(arrays) - known))
+    used_names = {*required, "classes", "train_groups", "test_groups"}
+    unused = tuple(f"{path.name}: array {name} is not used" for name in sorted(set(arrays) - used_names))
     return tuple(names), splits | {"test": shuffled(splits["test"])}, unused
 
 
 def streamed(path: Path) -> tuple[Iterator[np.ndarray], np.ndarray]:
-    """The training images of an npz file one by one, never all of them in memory, and their labels [N] or [0].
+    """Return an iterator over the training images of an npz file, and their labels [N] or [0].
 
-    They are ``train_images``, or ``images`` where nothing is split.
+    The images are never all in memory. They are ``train_images``, or ``images`` if the file has no splits.
 
     Raises:
-        Problem: for a file or arrays that cannot be used; for a damaged member when it is reached.
+        Problem: If the file or its arrays cannot be used. A damaged member raises when the iterator reaches it.
     """
     try:
-        with zipfile.ZipFile(path) as held:
-            names = {name.removesuffix(".npy") for name in held.namelist()}
-            prefix = next((one for one in ("train_", "") if f"{one}images" in names), None)
+        with zipfile.ZipFile(path) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+            prefix = next((start for start in ("train_", "") if f"{start}images" in names), None)
             if prefix is None:
                 found, expected = ", ".join(sorted(names)[:6]) or "none", "train_images, or images"
                 raise Problem(f"{path}: arrays are missing", found=found, expected=expected)
-            with held.open(f"{prefix}images.npy") as member:
-                shape, _, kind = _header(member)
+            with archive.open(f"{prefix}images.npy") as member:
+                shape, _, dtype = _read_header(member)
             labels = np.empty(0, np.int64)
             if f"{prefix}labels" in names:
-                with held.open(f"{prefix}labels.npy") as member:
+                with archive.open(f"{prefix}labels.npy") as member:
                     labels = np.lib.format.read_array(member, allow_pickle=False).ravel()
     except DAMAGED as error:
-        raise _damaged(path, error, "images") from error
-    if kind not in {np.dtype(np.uint8), np.dtype(np.uint16)} or 0 in shape or not _is_image(shape):
-        raise Problem(f"{path}: {prefix}images", found=f"{kind} {shape}", expected=IMAGES.partition(";")[0])
+        raise _damaged_file(path, error, "images") from error
+    if dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)} or 0 in shape or not _is_image(shape):
+        raise Problem(f"{path}: {prefix}images", found=f"{dtype} {shape}", expected=IMAGES.partition(";")[0])
     if len(labels) not in {0, shape[0]}:
         found = f"{len(labels)} for {shape[0]} images"
-        raise Problem(f"{path}: {prefix}labels", found=found, expected="one for each image")
-    return _members(path, f"{prefix}images.npy"), labels
+        raise Problem(f"{path}: {prefix}labels", found=found, expected="one label for each image")
+    return _stream_rows(path, f"{prefix}images.npy"), labels
 
 
 def _is_image(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 or (len(shape) == 4 and shape[3] in {1, 3})
 
 
-def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(member)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(member)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read_header(member)
 
 
-def _members(path: Path, name: str) -> Iterator[np.ndarray]:
-    """The rows of an array in an npz file."""
+def _stream_rows(path: Path, name: str) -> Iterator[np.ndarray]:
+    """Yield the rows of an array in an npz file."""
     try:
-        with zipfile.ZipFile(path) as held, held.open(name) as member:
-            shape, by_column, kind = _header(member)
-            if by_column:  # a row of such lies scattered over the whole file
-                what, found = f"{path}: {name} cannot be streamed", "stored column by column"
-                raise Problem(what, found=found, expected="row by row", do="save np.ascontiguousarray of it")
-            size = int(np.prod(shape[1:])) * kind.itemsize
+        with zipfile.ZipFile(path) as archive, archive.open(name) as member:
+            shape, is_column_major, dtype = _read_header(member)
+            if is_column_major:  # a row of such an array is scattered over the whole file
+                message, found = f"{path}: {name} cannot be streamed", "stored column by column"
+                raise Problem(message, found=found, expected="row by row", do="save np.ascontiguousarray(array)")
+            size = int(np.prod(shape[1:])) * dtype.itemsize
             for _ in range(shape[0]):
                 row = member.read(size)
                 if len(row) < size:
-                    raise EOFError("an array that ends too early")
-                yield np.frombuffer(row, kind).reshape(shape[1:])
+                    raise EOFError("the array ends too early")
+                yield np.frombuffer(row, dtype).reshape(shape[1:])
     except DAMAGED as error:
-        raise _damaged(path, error, name) from error
+        raise _damaged_file(path, error, name) from error
 
 
-def _damaged(path: Path, error: Exception, expected: str) -> Problem:
-    said = f"{type(error).__name__}: {error}"[:160]
-    return Problem(f"{path}: not an npz file of plain arrays", found=said, expected=expected)
+def _damaged_file(path: Path, error: Exception, expected: str) -> Problem:
+    reason = f"{type(error).__name__}: {error}"[:160]
+    return Problem(f"{path}: not an npz file of plain arrays", found=reason, expected=expected)
 
 
-def _arrays(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-    """All arrays of an npz file, none of which may be pickled."""
+def _read_arrays(path: Path, required: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return all arrays of an npz file. Pickled arrays are refused."""
     try:
-        with path.open("rb") as file, NpzFile(file, allow_pickle=False) as found:
-            held: dict[str, Any] = dict(found)  # a member that is no array comes as bytes
+        with path.open("rb") as file, NpzFile(file, allow_pickle=False) as archive:
+            members: dict[str, Any] = dict(archive)  # a member that is not an array is read as bytes
     except DAMAGED as error:
-        raise _damaged(path, error, ", ".join(wanted)) from error
-    arrays = {name: array for name, array in held.items() if isinstance(array, np.ndarray)}
-    alone = not any(name.startswith("train_") for name in arrays)
-    if {name for name in wanted if not (alone and name.startswith("train_"))} - set(arrays):
-        raise Problem(f"{path}: arrays are missing", found=", ".join(sorted(arrays)) or "none", expected=", ".join(wanted))
+        raise _damaged_file(path, error, ", ".join(required)) from error
+    arrays = {name: array for name, array in members.items() if isinstance(array, np.ndarray)}
+    is_test_only = not any(name.startswith("train_") for name in arrays)
+    if {name for name in required if not (is_test_only and name.startswith("train_"))} - set(arrays):
+        raise Problem(f"{path}: arrays are missing", found=", ".join(sorted(arrays)) or "none", expected=", ".join(required))
     return arrays
 
 
@@ -136,32 +142,39 @@ def _check_split(path: Path, split: str, arrays: Mapping[str, np.ndarray]) -> No
     images, labels, groups = (arrays.get(f"{split}_{part}") for part in ("images", "labels", "groups"))
     assert images is not None
     assert labels is not None
-    shape, whole = images.shape, images.dtype in {np.dtype(np.uint8), np.dtype(np.uint16)}
-    channels = {1, 3} if whole else {1}
-    usable = (whole or images.dtype.kind == "f") and (len(shape) == 3 or (len(shape) == 4 and shape[3] in channels))
-    if not usable or not images.size:
+    shape, is_integer = images.shape, images.dtype in {np.dtype(np.uint8), np.dtype(np.uint16)}
+    channels = {1, 3} if is_integer else {1}
+    is_usable = (is_integer or images.dtype.kind == "f") and (len(shape) == 3 or (len(shape) == 4 and shape[3] in channels))
+    if not is_usable or not images.size:
         raise Problem(f"{path}: {split}_images", found=f"{images.dtype} {shape}", expected=IMAGES)
-    if not whole and not np.isfinite(images).all():
-        first = int(np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(1))[0])
-        raise Problem(f"{path}: {split}_images", found=f"NaN or infinity in number {first}", expected="numbers only")
+    if not is_integer and not np.isfinite(images).all():
+        position = int(np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(1))[0])
+        raise Problem(f"{path}: {split}_images", found=f"NaN or infinity in image {position}", expected="finite numbers")
     if labels.dtype.kind not in "iuU" or labels.shape not in {(len(images),), (len(images), 1)}:
         found = f"{labels.dtype} {labels.shape} for {len(images)} images"
-        raise Problem(f"{path}: {split}_labels", found=found, expected="a whole number or a text for each image")
+        raise Problem(f"{path}: {split}_labels", found=found, expected="an integer or a string for each image")
     if groups is not None and (groups.dtype.kind not in "iuU" or groups.shape != (len(images),)):
         found = f"{groups.dtype} {groups.shape} for {len(images)} images"
-        raise Problem(f"{path}: {split}_groups", found=found, expected="a whole number or a text for each image")
+        raise Problem(f"{path}: {split}_groups", found=found, expected="an integer or a string for each image")
 
 
-def _groups(train: np.ndarray | None, test: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Groups as numbers, the same in both splits where they are of one kind; none where there are none."""
-    named = {"train": train, "test": test}
-    numbers = {split: np.empty(0, np.int64) for split in named}
-    kinds = {split: "text" if held.dtype.kind == "U" else "number" for split, held in named.items() if held is not None}
+def _number_groups(train: np.ndarray | None, test: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Return the groups of each split as integers, [0] for a split without groups.
+
+    Groups of the same kind (text or number) get the same numbers in both splits.
+    """
+    groups_by_split = {"train": train, "test": test}
+    numbers = {split: np.empty(0, np.int64) for split in groups_by_split}
+    kinds = {
+        split: "text" if groups.dtype.kind == "U" else "number"
+        for split, groups in groups_by_split.items()
+        if groups is not None
+    }
     offset = 0
     for kind in dict.fromkeys(kinds.values()):
-        held = {split: one for split, one in named.items() if one is not None and kinds[split] == kind}
-        names, member = np.unique(np.concatenate(list(held.values())), return_inverse=True)
-        parts = np.split(member.astype(np.int64) + offset, np.cumsum([len(one) for one in held.values()])[:-1])
-        numbers |= dict(zip(held, parts, strict=True))
+        same_kind = {split: groups for split, groups in groups_by_split.items() if groups is not None and kinds[split] == kind}
+        names, member = np.unique(np.concatenate(list(same_kind.values())), return_inverse=True)
+        parts = np.split(member.astype(np.int64) + offset, np.cumsum([len(groups) for groups in same_kind.values()])[:-1])
+        numbers |= dict(zip(same_kind, parts, strict=True))
         offset += len(names)
     return numbers

@@ -1,4 +1,7 @@
-"""A batch: a tensor whose first axis is the examples, or a mapping of such (token ids and their mask, say)."""
+"""A batch: a tensor whose first axis is the examples, or a mapping of such tensors, such as token ids and their mask.
+
+Imports torch.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ import torch
 from torch import Tensor
 
 Batch: TypeAlias = Tensor | Mapping[str, Tensor]
-# Of one example: its axes; or those of each tensor, by name. Hashable, so that what is known of a network can be kept by it.
+# The axes of one example, or those of each of its tensors by name. Hashable, because results of networks are cached by shape.
 Shape: TypeAlias = tuple[int, ...] | tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 
 
 def mapped(function: Callable[..., Tensor], *batches: Batch) -> Batch:
-    """A function of tensors on batches of one kind, tensor by tensor."""
+    """Apply a function of tensors to batches of the same kind, tensor by tensor."""
     first = batches[0]
     if not isinstance(first, Mapping):
         return function(*batches)
@@ -22,20 +25,20 @@ def mapped(function: Callable[..., Tensor], *batches: Batch) -> Batch:
 
 
 def copied(batch: Batch) -> Batch:
-    """The same in memory of its own."""
+    """Return a copy of a batch."""
     return mapped(torch.clone, batch)
 
 
 def shape(batch: Batch) -> Shape:
-    """What one example of a batch looks like."""
+    """Return the shape of one example of a batch."""
     if isinstance(batch, Mapping):
         return tuple((name, tuple(tensor.shape[1:]), tensor.dtype) for name, tensor in sorted(batch.items()))
     return tuple(batch.shape[1:])
 
 
 def blank(shape: Shape, examples: int, device: torch.device | str) -> Batch:
-    """A batch of zeros of a shape."""
+    """Return a batch of zeros whose examples have the given shape."""
     if shape and isinstance(shape[0], tuple):
-        named: Any = shape
-        return {name: torch.zeros(examples, *axes, dtype=kind, device=device) for name, axes, kind in named}
+        tensor_shapes: Any = shape
+        return {name: torch.zeros(examples, *axes, dtype=dtype, device=device) for name, axes, dtype in tensor_shapes}
     return torch.zeros(examples, *shape, device=device)

@@ -1,4 +1,4 @@
-"""Weights into networks, and into files of our own."""
+"""Load tensors into networks, and write them to files. Reads and writes files, imports torch."""
 
 from __future__ import annotations
 
@@ -20,129 +20,141 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-AUXILIARY = ("aux1", "aux2", "AuxLogits")  # classifiers that GoogLeNet and Inception have while they are pretrained
+AUXILIARY = ("aux1", "aux2", "AuxLogits")  # classifiers that GoogLeNet and Inception have during pretraining only
 COUNTER = "num_batches_tracked"
 RECORD = "xferbench.preprocessing"
 HALF_LIMIT = 65504.0
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor], head: str) -> tuple[str, ...]:
-    """Copy everything but the head's tensors into a network; the names of the checkpoint's head tensors, which are left out.
+    """Copy all tensors except those of the head into a network. Return the names of the head tensors in the checkpoint.
 
-    The classifiers that only serve pretraining (GoogLeNet, Inception) count as heads; BatchNorm's counters may be missing.
+    The classifiers that only serve pretraining (GoogLeNet, Inception) count as heads. The counters of BatchNorm may be missing.
 
     Raises:
-        Problem: where the names or shapes differ, all of them in one message, or where values are not finite.
+        Problem: If names or shapes differ (one message lists all of them), or values are not finite.
     """
-    given, left_out = matched(model, state, head)
-    broken = [name for name, tensor in given.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
-    if broken:
-        raise Problem("the weights are not finite", found=f"NaN or infinity in {listed(broken)}", expected="finite numbers")
-    wanted = _wanted(model, head)
-    with torch.no_grad():  # by hand: load_state_dict would rebuild MNASNet for want of a version
-        for name, tensor in given.items():
-            wanted[name].copy_(tensor)
+    tensors, left_out = matched(model, state, head)
+    non_finite = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    if non_finite:
+        raise Problem("the weights are not finite", found=f"NaN or infinity in {listed(non_finite)}", expected="finite numbers")
+    network_tensors = _network_tensors(model, head)
+    with torch.no_grad():  # not load_state_dict, which rebuilds an MNASNet whose version is missing
+        for name, tensor in tensors.items():
+            network_tensors[name].copy_(tensor)
     return left_out
 
 
 def matched(model: nn.Module, state: Mapping[str, Tensor], head: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """A checkpoint's tensors by the names of a network below its head, and the names of those that are left out for a head.
+    """Return the tensors of a checkpoint under the names of the network, and the names of its head tensors.
 
     Raises:
-        Problem: where the names or shapes differ, all of them in one message.
+        Problem: If names or shapes differ below the head; one message lists all of them.
     """
-    placed, _ = fitting(model, state, head)
-    left_out = tuple(name for name in placed if backbones.within(name, (head, *AUXILIARY)))
-    given = {name: tensor for name, tensor in placed.items() if name not in left_out}
-    wanted = _wanted(model, head)
-    shapes = {name: (tuple(given[name].shape), tuple(tensor.shape)) for name, tensor in wanted.items() if name in given}
+    renamed_tensors, _ = fitting(model, state, head)
+    left_out = tuple(name for name in renamed_tensors if backbones.within(name, (head, *AUXILIARY)))
+    tensors = {name: tensor for name, tensor in renamed_tensors.items() if name not in left_out}
+    network_tensors = _network_tensors(model, head)
+    shapes = {
+        name: (tuple(tensors[name].shape), tuple(tensor.shape)) for name, tensor in network_tensors.items() if name in tensors
+    }
     complaints = {
-        "missing in the file": [name for name in wanted if name not in given and not name.endswith(COUNTER)],
-        "not in the network": [name for name in given if name not in wanted],
-        "of another shape": [f"{name} {found} for {here}" for name, (found, here) in shapes.items() if found != here],
+        "missing in the file": [name for name in network_tensors if name not in tensors and not name.endswith(COUNTER)],
+        "not in the network": [name for name in tensors if name not in network_tensors],
+        "of another shape": [
+            f"{name} {file_shape} for {network_shape}"
+            for name, (file_shape, network_shape) in shapes.items()
+            if file_shape != network_shape
+        ],
     }
     if any(complaints.values()):
-        raise _misfit(complaints, given, wanted, head)
-    return given, left_out
+        raise _describe_misfit(complaints, tensors, network_tensors, head)
+    return tensors, left_out
 
 
 def head(model: nn.Module, state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's own head, by the names they have in the network; none where it has no head."""
-    placed, _ = fitting(model, state, name)
-    return {one: tensor for one, tensor in placed.items() if backbones.within(one, [name])}
+    """Return the head tensors of a checkpoint under the names of the network; empty if the checkpoint has no head."""
+    renamed_tensors, _ = fitting(model, state, name)
+    return {tensor_name: tensor for tensor_name, tensor in renamed_tensors.items() if backbones.within(tensor_name, [name])}
 
 
 def fitting(model: nn.Module, state: Mapping[str, Tensor], head: str) -> tuple[dict[str, Tensor], str]:
-    """Tensors under the names that a network has for them, and a note on what was left aside for that.
+    """Return the tensors under the names of the network, and a note on those that are not used.
 
-    Training code keeps the network beside losses and meters, as ``model.`` or ``encoder.``. Where one prefix, taken off or
-    put on, gives every tensor of the network below its head, it is done; else names stay as they are.
+    Training code stores the network next to losses and metrics, as ``model.`` or ``encoder.``. If removing or adding one prefix
+    gives every tensor of the network below its head, the prefix is changed. Otherwise the names stay.
     """
-    given = {renamed(name): tensor for name, tensor in state.items()}
-    needed = {name for name in _wanted(model, head) if not name.endswith(COUNTER)}
-    if needed <= given.keys():
-        return given, ""
-    whole = [move for move, count in _moves(model, given, head).items() if count == len(needed)]
-    if len(whole) != 1:
-        return given, ""
-    (off, on), (only,) = whole[0], whole
-    aside = [name for name in given if moved(name, *only) is None]
-    note = f"weights: those named {off}…, beside which lie {listed(aside)}" if aside else ""
-    return {new: tensor for name, tensor in given.items() if (new := moved(name, off, on)) is not None}, note
+    tensors = {renamed(name): tensor for name, tensor in state.items()}
+    needed = {name for name in _network_tensors(model, head) if not name.endswith(COUNTER)}
+    if needed <= tensors.keys():
+        return tensors, ""
+    complete = [prefix_change for prefix_change, count in _prefix_changes(model, tensors, head).items() if count == len(needed)]
+    if len(complete) != 1:
+        return tensors, ""
+    old_prefix, new_prefix = complete[0]
+    new_names = {name: moved(name, old_prefix, new_prefix) for name in tensors}
+    unused = [name for name, new_name in new_names.items() if new_name is None]
+    note = f"weights: those named {old_prefix}…; not used: {listed(unused)}" if unused else ""
+    return {new_name: tensors[name] for name, new_name in new_names.items() if new_name is not None}, note
 
 
-def _wanted(model: nn.Module, head: str) -> dict[str, Tensor]:
-    own = model.state_dict().items()
-    return {name: tensor for name, tensor in own if not (backbones.within(name, [head]) or backbones.adapts(name))}
+def _network_tensors(model: nn.Module, head: str) -> dict[str, Tensor]:
+    """Return the tensors of a network without those of its head and its adapters."""
+    tensors = model.state_dict().items()
+    return {name: tensor for name, tensor in tensors if not (backbones.within(name, [head]) or backbones.adapts(name))}
 
 
-def _moves(model: nn.Module, given: Mapping[str, Tensor], head: str) -> dict[tuple[str, str], int]:
-    wanted = {name: tuple(one.shape) for name, one in _wanted(model, head).items() if not name.endswith(COUNTER)}
-    return prefixes({name: tuple(one.shape) for name, one in given.items()}, wanted)
+def _prefix_changes(model: nn.Module, tensors: Mapping[str, Tensor], head: str) -> dict[tuple[str, str], int]:
+    shapes = {name: tuple(tensor.shape) for name, tensor in _network_tensors(model, head).items() if not name.endswith(COUNTER)}
+    return prefixes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, shapes)
 
 
-def _misfit(
-    complaints: Mapping[str, list[str]], given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head: str
+def _describe_misfit(
+    complaints: Mapping[str, list[str]], tensors: Mapping[str, Tensor], network_tensors: Mapping[str, Tensor], head: str
 ) -> Problem:
     found = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in complaints.items() if names)
-    needed = {name: tuple(one.shape) for name, one in wanted.items() if not name.endswith(COUNTER)}
-    moves = prefixes({name: tuple(one.shape) for name, one in given.items()}, needed)
-    likeness, several = family(given), [off or on for (off, on), count in moves.items() if count == len(needed)]
-    hints = [f"the names look like {likeness}"] if likeness else []
-    if len(several) > 1:
-        hints = [f"it holds the network more than once, under {', '.join(several)}: save the one that is meant alone"]
-    elif hint := likely(moves, len(needed)):
+    shapes = {name: tuple(tensor.shape) for name, tensor in network_tensors.items() if not name.endswith(COUNTER)}
+    prefix_changes = prefixes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, shapes)
+    family_name = family(tensors)
+    complete_prefixes = [old or new for (old, new), count in prefix_changes.items() if count == len(shapes)]
+    hints = [f"the names look like {family_name}"] if family_name else []
+    if len(complete_prefixes) > 1:
+        hints = [f"the file holds the network more than once, under {', '.join(complete_prefixes)}: save only the one to use"]
+    elif hint := likely(prefix_changes, len(shapes)):
         hints = [hint]
     return Problem(
         "the weights do not fit the backbone",
         found=found,
-        expected=f"the {len(wanted)} tensors of the network below its head {head!r}, by name and shape",
-        do="; ".join([*hints, "set arch under [backbone] to what the weights were made with, or rename the tensors"]),
+        expected=f"the {len(network_tensors)} tensors of the network below its head {head!r}, by name and shape",
+        do="; ".join([*hints, "set arch under [backbone] to the architecture of the weights, or rename the tensors"]),
     )
 
 
 def save(state: Mapping[str, Tensor], path: Path, *, half: bool = True, metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, whole or not at all; floating point as float16 where ``half`` and nothing overflows."""
-    from safetensors.torch import save as serialised
+    """Write tensors to a safetensors file. An interrupted write leaves no file.
 
-    shrunk = {name: _halved(tensor) if half else tensor for name, tensor in state.items()}
-    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in shrunk.items()}
-    content = serialised(own, dict(metadata or {}))
+    With ``half``, floating-point tensors are stored as float16 unless a value would overflow.
+    """
+    from safetensors.torch import save as serialize
+
+    converted = {name: _to_half(tensor) if half else tensor for name, tensor in state.items()}
+    copies = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in converted.items()}
+    content = serialize(copies, dict(metadata or {}))
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replace_atomically(path) as part:
         part.write_bytes(content)
 
 
 def record(preprocessing: Preprocessing) -> dict[str, str]:
-    """The metadata that tell :func:`recorded_preprocessing` what a network was trained with."""
+    """Return the metadata from which :func:`recorded_preprocessing` reads how the inputs of a network were preprocessed."""
     return {RECORD: json.dumps(asdict(preprocessing))}
 
 
 def recorded_preprocessing(path: Path) -> Preprocessing | None:
-    """What a safetensors file says of its network's preprocessing; None where it says nothing or is of another kind.
+    """Return the preprocessing that a safetensors file records, or None if the file records none or is of another kind.
 
     Raises:
-        Problem: for a record that cannot be read.
+        Problem: If the record cannot be read.
     """
     if not is_safetensors(path):
         return None
@@ -158,6 +170,6 @@ def recorded_preprocessing(path: Path) -> Preprocessing | None:
         raise Problem(f"{path}: recorded preprocessing", found=text[:200], expected=expected) from error
 
 
-def _halved(tensor: Tensor) -> Tensor:
-    small = tensor.is_floating_point() and bool((tensor.abs() <= HALF_LIMIT).all())
-    return tensor.half() if small else tensor
+def _to_half(tensor: Tensor) -> Tensor:
+    fits = tensor.is_floating_point() and bool((tensor.abs() <= HALF_LIMIT).all())
+    return tensor.half() if fits else tensor

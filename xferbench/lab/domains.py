@@ -1,4 +1,7 @@
-"""Datasets beside the target: which output of a head each of their classes means, and which images serve for what."""
+"""Auxiliary datasets: the head output for each of their classes, and the purpose of their images.
+
+Reads files, imports torch.
+"""
 
 from __future__ import annotations
 
@@ -20,67 +23,74 @@ if TYPE_CHECKING:
     from xferbench.design import Data, Domain, Ready
     from xferbench.lab.data import Dataset, Split
 
-MEMORY = 1000  # images at most that a regularizer or a refitted head is given
+MEMORY = 1000  # maximum number of images for a regularizer or a refitted head
 
 
 def source(
-    given: Data | None, words: Mapping[str, int], ready: Ready, arch: str, head: Mapping[str, Tensor], cache: Path
+    source_data: Data | None,
+    outputs_by_class: Mapping[str, int],
+    ready: Ready,
+    arch: str,
+    head: Mapping[str, Tensor],
+    cache: Path,
 ) -> tuple[tuple[int, ...], str]:
-    """The outputs of the pretrained head that mean the source's classes, or () and why nobody knows them.
+    """Return the outputs of the pretrained head that mean the classes of the source, or () and the reason why they are unknown.
 
-    They are those that the suite gives; or the classes that torchvision records for the architecture's weights, by name; or,
-    where the head has as many outputs as the source has classes, all of them in order.
+    They are the outputs that the suite gives. Otherwise they are the classes that torchvision records for the weights, by name.
+    Otherwise, if the head has as many outputs as the source has classes, they are all outputs in order.
 
     Raises:
-        Problem: for classes of the suite that are not the source's, or outputs that the head has not.
+        Problem: If the suite names classes that are not those of the source, or outputs that the head does not have.
     """
-    if given is None:
+    if source_data is None:
         return (), "the suite has no [source]"
-    dataset = data.load(given, ready, None, cache)
+    dataset = data.load(source_data, ready, None, cache)
     classes = dataset.classes
     if not len(dataset.train.labels):
-        raise Problem(
-            "[source] data: no training images", found=given.spec, expected="a training set, and a test set beside it"
-        )
+        raise Problem("[source] data: no training images", found=source_data.spec, expected="a training set and a test set")
     outputs = next((len(tensor) for tensor in head.values()), 0)
-    if words:
-        if set(words) != set(classes) or max(words.values()) >= outputs:
-            found = f"{_few(list(words))}; the head has {outputs} outputs"
-            expected = f"one index below {outputs} for each of {_few(classes)}"
+    if outputs_by_class:
+        if set(outputs_by_class) != set(classes) or max(outputs_by_class.values()) >= outputs:
+            found = f"{_format_names(list(outputs_by_class))}; the head has {outputs} outputs"
+            expected = f"one index below {outputs} for each of {_format_names(classes)}"
             raise Problem("[source] classes", found=found, expected=expected)
-        return tuple(words[name] for name in classes), ""
+        return tuple(outputs_by_class[name] for name in classes), ""
     if not outputs:
-        return (), "the checkpoint has no head, so nothing can be forgotten with it"
-    known = _categories(arch)
-    if len(known) == outputs and set(classes) <= set(known):
-        return tuple(known.index(name) for name in classes), ""
-    if len(classes) == outputs:  # said to be taken on trust: a head that then knows nothing is no yardstick
+        return (), "the checkpoint has no head, so forgetting cannot be measured"
+    categories = _categories(arch)
+    if len(categories) == outputs and set(classes) <= set(categories):
+        return tuple(categories.index(name) for name in classes), ""
+    if len(classes) == outputs:  # the order is assumed; a head that then recognizes nothing is no reference
         return tuple(range(outputs)), ""
-    why = f"the pretrained head has {outputs} outputs and the source {len(classes)} classes"
-    return (), f"{why}: say which is which by [source] classes"
+    reason = f"the pretrained head has {outputs} outputs and the source {len(classes)} classes"
+    return (), f"{reason}: set [source] classes to map them"
 
 
-def shifted(given: Data | None, classes: Sequence[str], ready: Ready, cache: Path) -> tuple[int, ...]:
-    """Each shifted class's place among the target's, by name.
+def shifted(shifted_data: Data | None, classes: Sequence[str], ready: Ready, cache: Path) -> tuple[int, ...]:
+    """Return the index of each shifted class among the classes of the target, by name.
 
     Raises:
-        Problem: for a class that the target has not.
+        Problem: If the target does not have a class.
     """
-    if given is None:
+    if shifted_data is None:
         return ()
-    own = data.load(given, ready, None, cache).classes
-    strange = [name for name in own if name not in classes]
-    if strange:
-        raise Problem("[shifted] data: classes that the target has not", found=_few(strange), expected=_few(classes))
-    return tuple(list(classes).index(name) for name in own)
+    shifted_names = data.load(shifted_data, ready, None, cache).classes
+    unknown = [name for name in shifted_names if name not in classes]
+    if unknown:
+        raise Problem(
+            "[shifted] data: classes that are missing from the target",
+            found=_format_names(unknown),
+            expected=_format_names(classes),
+        )
+    return tuple(list(classes).index(name) for name in shifted_names)
 
 
-def _few(names: Sequence[str]) -> str:
+def _format_names(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f" … ({len(names)} in all)" if len(names) > 6 else "")
 
 
 def _categories(arch: str) -> list[str]:
-    """The classes of an architecture's published weights, or none."""
+    """Return the classes of an architecture's published weights; empty if it is not from torchvision."""
     import torchvision
 
     name = arch.removeprefix("torchvision:")
@@ -90,41 +100,49 @@ def _categories(arch: str) -> list[str]:
 
 
 def load(domain: Domain, ready: Ready, cache: Path) -> Dataset:
-    """A domain's dataset, its labels being outputs of the head."""
+    """Load the dataset of a domain with outputs of the head as labels."""
     dataset, outputs = data.load(domain.data, ready, None, cache), np.array(domain.classes)
 
-    def told(split: Split) -> Split:
+    def relabel(split: Split) -> Split:
         return replace(split, labels=outputs[split.labels])
 
-    own = dataset.validation
-    return replace(dataset, train=told(dataset.train), test=told(dataset.test), validation=None if own is None else told(own))
+    validation = dataset.validation
+    return replace(
+        dataset,
+        train=relabel(dataset.train),
+        test=relabel(dataset.test),
+        validation=None if validation is None else relabel(validation),
+    )
 
 
 def held_out(dataset: Dataset) -> Split:
-    """The part of a domain's training images that choices are made on, and no fit is given."""
+    """Return the training images of a domain that are used for selection and not for training."""
     return data.taken(dataset.train, _halves(dataset)[0][:HELD_OUT])
 
 
 def memory(dataset: Dataset) -> Split:
-    """The part of a domain's training images that is rehearsed, or that a head is fitted on."""
+    """Return the training images of a domain that are rehearsed, or on which a head is fitted."""
     return data.taken(dataset.train, _halves(dataset)[1][:MEMORY])
 
 
-def unlabelled(given: Data, ready: Ready, cache: Path) -> Split:
-    """What may be seen of a domain whose labels nobody looks at: those of its training images that :func:`memory` has.
+def unlabelled(domain_data: Data, ready: Ready, cache: Path) -> Split:
+    """Return the images of a domain that training may use without their labels; they are those of :func:`memory`.
 
     Raises:
-        Problem: where it has none.
+        Problem: If the domain has no training images.
     """
-    dataset = data.load(given, ready, None, cache)
+    dataset = data.load(domain_data, ready, None, cache)
     if not len(dataset.train.labels):
-        expected = "training images, to adapt to without their labels; a test part is only scored"
-        raise Problem(f"{given.spec}: no training images", found="a test set alone", expected=expected)
+        expected = "training images, to adapt to without their labels; the test images are only for scoring"
+        raise Problem(f"{domain_data.spec}: no training images", found="only a test set", expected=expected)
     return memory(dataset)
 
 
 def _halves(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the two halves of a domain's training images, each in a random order; whole groups stay on one side."""
+    """Return the indices of the two halves of a domain's training images, each in a random order.
+
+    A group stays in one half.
+    """
     rng, groups = np.random.default_rng(0), dataset.train.groups
     order = rng.permutation(len(dataset.train.labels))
     if not len(groups):

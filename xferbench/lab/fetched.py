@@ -1,4 +1,7 @@
-"""Datasets of ``torchvision.datasets`` that somebody has fetched already; nothing is downloaded here."""
+"""Read datasets of ``torchvision.datasets`` that are on disk.
+
+Reads files, and imports torchvision when a dataset is read. Nothing is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Where a dataset lies below its root, and the constructor's arguments for each role."""
+    """Where the files of a dataset are below its root, and the arguments of its constructor for each split."""
 
     places: tuple[str, ...]
     roles: Mapping[str, Mapping[str, Any]]
@@ -46,16 +49,16 @@ KNOWN = {
     "StanfordCars": Published(("stanford_cars",), TWO),
     "USPS": Published(("usps.bz2", "usps.t.bz2"), FLAG),
 }
-FILES = ("_image_files", "_images")  # torchvision's own names for a list of paths,
-SAMPLES = ("_samples", "samples")  # for one of (path or pixels, label),
-LABELS = ("targets", "labels", "_labels")  # and for the labels
+FILES = ("_image_files", "_images")  # torchvision's names for a list of paths
+SAMPLES = ("_samples", "samples")  # torchvision's names for a list of (path or pixels, label)
+LABELS = ("targets", "labels", "_labels")  # torchvision's names for the labels
 
 
 def parted(rest: str) -> tuple[str, Path]:
-    """Name and root of ``NAME:ROOT``.
+    """Return the name and the root of ``NAME:ROOT``.
 
     Raises:
-        Problem: for a name that is not known, or a root where the dataset does not lie.
+        Problem: If the name is unknown, or the root does not hold the dataset.
     """
     name, _, root = rest.partition(":")
     if name not in KNOWN:
@@ -64,24 +67,29 @@ def parted(rest: str) -> tuple[str, Path]:
         raise Problem("torchvision: no folder", found=f"torchvision:{name}", expected=f"torchvision:{name}:FOLDER")
     missing = [place for place in KNOWN[name].places if not (Path(root) / place).exists()]
     if missing:
-        expected = "a folder that it has been fetched to"
-        raise Problem(f"{name} is not there", found=f"{root} without {missing[0]}", expected=expected, do=_fetch(name, root))
+        expected = "the folder to which it was downloaded"
+        raise Problem(
+            f"{name}: files are missing",
+            found=f"{root} without {missing[0]}",
+            expected=expected,
+            do=_download_advice(name, root),
+        )
     return name, Path(root)
 
 
-def _fetch(name: str, root: str) -> str:
-    made = "; ".join(
-        f"d.{name}({root!r}, {', '.join(f'{key}={value!r}' for key, value in given.items())}, download=True)"
-        for given in KNOWN[name].roles.values()
+def _download_advice(name: str, root: str) -> str:
+    calls = "; ".join(
+        f"d.{name}({root!r}, {', '.join(f'{key}={value!r}' for key, value in arguments.items())}, download=True)"
+        for arguments in KNOWN[name].roles.values()
     )
-    return f'fetch it once: python -c "import torchvision.datasets as d; {made}"'
+    return f'download it once: python -c "import torchvision.datasets as d; {calls}"'
 
 
 def read(rest: str) -> Found:
-    """Classes and splits of a dataset as torchvision reads it.
+    """Read the classes and splits of a dataset with torchvision.
 
     Raises:
-        Problem: where it cannot be read.
+        Problem: If the dataset cannot be read.
     """
     import torchvision.datasets
 
@@ -90,39 +98,42 @@ def read(rest: str) -> Found:
     classes: tuple[str, ...] = ()
     for role in sorted(KNOWN[name].roles, key=("train", "validation", "test").index):
         try:
-            held = getattr(torchvision.datasets, name)(str(root), **KNOWN[name].roles[role], download=False)
-            raw = _raw(held, root)
+            dataset = getattr(torchvision.datasets, name)(str(root), **KNOWN[name].roles[role], download=False)
+            raw = _to_split(dataset, root)
         except (RuntimeError, OSError, ValueError, AssertionError, EOFError, LookupError) as error:
             found = (str(error).splitlines() or [type(error).__name__])[0][:160]
-            what = f"{name} cannot be read from {root}"
+            message = f"{name} cannot be read from {root}"
             raise Problem(
-                what, found=found, expected="the files as torchvision fetches them", do=_fetch(name, str(root))
+                message, found=found, expected="the files that torchvision downloads", do=_download_advice(name, str(root))
             ) from error
         if role == "train":
-            classes = _classes(held, raw.labels)
+            classes = _class_names(dataset, raw.labels)
         splits[role] = raw if role == "train" else shuffled(raw)
     return classes, splits, ()
 
 
-def _raw(held: Any, root: Path) -> Raw:
-    """A dataset's images as files where it has files, else as arrays; a broken file is then found when it is decoded."""
-    samples: Sequence[Any] = _first(held, SAMPLES) or ()
-    files = _first(held, FILES) or [sample for sample, _ in samples]
-    labels = _first(held, LABELS)
+def _to_split(dataset: Any, root: Path) -> Raw:
+    """Return a dataset as a split: image files if it has files, else arrays.
+
+    A broken file is not detected here, but when it is decoded.
+    """
+    samples: Sequence[Any] = _first_attribute(dataset, SAMPLES) or ()
+    files = _first_attribute(dataset, FILES) or [sample for sample, _ in samples]
+    labels = _first_attribute(dataset, LABELS)
     if labels is None:
-        labels = [label for _, label in samples] or [held[at][1] for at in range(len(held))]
-    numbers, none = np.asarray(labels).astype(np.int64).ravel(), np.empty(0, np.int64)
+        labels = [label for _, label in samples] or [dataset[index][1] for index in range(len(dataset))]
+    label_numbers, no_groups = np.asarray(labels).astype(np.int64).ravel(), np.empty(0, np.int64)
     if len(files) and isinstance(files[0], str | Path):
         paths = [Path(file) for file in files]
-        return Raw(paths, numbers, none, [path.relative_to(root).as_posix() for path in paths])
-    return Raw([np.asarray(held[at][0]) for at in range(len(held))], numbers, none)
+        return Raw(paths, label_numbers, no_groups, [path.relative_to(root).as_posix() for path in paths])
+    return Raw([np.asarray(dataset[index][0]) for index in range(len(dataset))], label_numbers, no_groups)
 
 
-def _first(held: Any, names: Sequence[str]) -> Any:
-    return next((getattr(held, name) for name in names if hasattr(held, name)), None)
+def _first_attribute(dataset: Any, names: Sequence[str]) -> Any:
+    return next((getattr(dataset, name) for name in names if hasattr(dataset, name)), None)
 
 
-def _classes(held: Any, labels: np.ndarray) -> tuple[str, ...]:
-    """The names that the dataset gives, the first of several; else the labels."""
-    names = getattr(held, "classes", None) or [str(label) for label in range(int(labels.max()) + 1)]
+def _class_names(dataset: Any, labels: np.ndarray) -> tuple[str, ...]:
+    """Return the class names of a dataset, the first of several synonyms; without names, the labels."""
+    names = getattr(dataset, "classes", None) or [str(label) for label in range(int(labels.max()) + 1)]
     return tuple(str(name[0] if isinstance(name, tuple) else name) for name in names)

@@ -1,4 +1,7 @@
-"""Code that a user brings, ``python:module:callable``: found and digested without being run, and run in workers only."""
+"""Code of the user, ``python:module:callable``: found and digested without running it, and run in workers only.
+
+Reads files.
+"""
 
 from __future__ import annotations
 
@@ -27,69 +30,74 @@ PREFIX = "python:"
 FORM = re.compile(r"python:([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*(?:\.[^\W\d]\w*)*)")
 
 
-class Crashed(RuntimeError):  # noqa: N818 - what happened, not whose error it was
-    """A user's code raised something; the message names the callable, the error and its line."""
+class Crashed(RuntimeError):  # noqa: N818
+    """An error in code of the user. The message names the callable, the error and its line."""
 
 
-def find(word: str, folder: Path, digester: Callable[[Path], str]) -> Code:
-    """The content behind ``python:module:callable``: all source files of the module's outermost package.
+def find(spec: str, folder: Path, digester: Callable[[Path], str]) -> Code:
+    """Find the module behind ``python:module:callable`` and digest the source files of its top-level package.
 
-    Of a module that is one file, the files beside it that it imports count too. The module is looked for in ``folder``
-    first, then on Python's path; nothing of it is imported.
+    If the module is a single file, the files that it imports from its folder count as well. The module is searched first in
+    ``folder``, then on Python's path. Nothing is imported.
 
     Raises:
-        Problem: for a word of another form, or a module that is not there.
+        Problem: If the spec has another form, or the module does not exist.
     """
-    parts = FORM.fullmatch(word)
-    if parts is None:
-        raise Problem("not a callable", found=word, expected="python:module:callable, such as python:mine.models:build")
-    top, content = parts[1].partition(".")[0], hashlib.sha256()
-    files = _files(top, folder)
+    match = FORM.fullmatch(spec)
+    if match is None:
+        raise Problem("not a callable", found=spec, expected="python:module:callable, such as python:mine.models:build")
+    package, hasher = match[1].partition(".")[0], hashlib.sha256()
+    files = _source_files(package, folder)
     if not files:
-        expected = f"{top}.py or a package {top} in {folder}, or on Python's path"
-        do = "put it beside the suite file, or install it where xferbench is installed"
-        raise Problem(f"no module {top!r} with source files", found=word, expected=expected, do=do)
+        expected = f"{package}.py or a package {package} in {folder}, or on Python's path"
+        do = "put it in the folder of the suite file, or install it in the environment of xferbench"
+        raise Problem(f"no module {package!r} with source files", found=spec, expected=expected, do=do)
     for name, path in sorted(files.items()):
-        content.update(f"{name}\0{digester(path)}\0".encode())
-    return Code(spec=word, digest=content.hexdigest(), path=str(folder))
+        hasher.update(f"{name}\0{digester(path)}\0".encode())
+    return Code(spec=spec, digest=hasher.hexdigest(), path=str(folder))
 
 
-def _files(top: str, folder: Path) -> dict[str, Path]:
-    """Source files by their name in the module's own folder, and of what they import from there or from the suite's folder."""
-    found: dict[str, Path] = {}
-    seen, left, homes = set(), [top], {folder: None}
-    while left:
-        name = left.pop()
-        spec = _spec(name, folder) if name == top else PathFinder.find_spec(name, [*map(str, homes)])
+def _source_files(package: str, folder: Path) -> dict[str, Path]:
+    """Return the source files of a package by name, with those it imports from its own folder or the suite's folder."""
+    files: dict[str, Path] = {}
+    seen, pending, search_folders = set(), [package], {folder: None}
+    while pending:
+        name = pending.pop()
+        spec = _find_spec(name, folder) if name == package else PathFinder.find_spec(name, [*map(str, search_folders)])
         if name in seen or spec is None:
             continue
         seen.add(name)
         if spec.submodule_search_locations is not None:
-            new = {
-                f"{name}/{path.relative_to(place).as_posix()}": path
-                for place in spec.submodule_search_locations
-                for path in Path(place).rglob("*.py")
+            module_files = {
+                f"{name}/{path.relative_to(location).as_posix()}": path
+                for location in spec.submodule_search_locations
+                for path in Path(location).rglob("*.py")
             }
         elif spec.origin is not None and Path(spec.origin).is_file():
-            new = {Path(spec.origin).name: Path(spec.origin)}
-            if name == top and "site-packages" not in spec.origin:  # where it lies, its neighbours are its own
-                homes[Path(spec.origin).parent] = None
+            module_files = {Path(spec.origin).name: Path(spec.origin)}
+            if name == package and "site-packages" not in spec.origin:  # files in the same folder belong to the module
+                search_folders[Path(spec.origin).parent] = None
         else:
-            new = {}
-        found |= new
-        left += {one for path in new.values() if not homes.keys().isdisjoint(path.parents) for one in _imported(path)}
-    return found
+            module_files = {}
+        files |= module_files
+        pending += {
+            imported
+            for path in module_files.values()
+            if not search_folders.keys().isdisjoint(path.parents)
+            for imported in _imported_packages(path)
+        }
+    return files
 
 
-def _spec(top: str, folder: Path) -> ModuleSpec | None:
+def _find_spec(package: str, folder: Path) -> ModuleSpec | None:
     try:
-        return PathFinder.find_spec(top, [str(folder), *sys.path]) or find_spec(top)
-    except ValueError:  # __main__ has none
+        return PathFinder.find_spec(package, [str(folder), *sys.path]) or find_spec(package)
+    except ValueError:  # __main__ has no spec
         return None
 
 
-def _imported(path: Path) -> set[str]:
-    """The outermost names of what a file imports; of one that is no Python, its crash will tell more."""
+def _imported_packages(path: Path) -> set[str]:
+    """Return the top-level names that a file imports; none for a file with invalid syntax, which fails later when it runs."""
     try:
         nodes = list(ast.walk(ast.parse(path.read_bytes())))
     except (SyntaxError, ValueError):
@@ -101,54 +109,56 @@ def _imported(path: Path) -> set[str]:
 
 @lru_cache
 def load(code: Code) -> Any:
-    """The callable itself. This runs the user's module.
+    """Return the callable. This runs the user's module.
 
     Raises:
-        Problem: where it is not there, or its files are not those that were digested. Crashed: where its module raises.
+        Problem: If the callable does not exist, or its files are not those that were digested.
+        Crashed: If the module raises.
     """
     module, name = code.spec.removeprefix(PREFIX).split(":")
-    top, folder = module.partition(".")[0], Path(code.path)
+    package, folder = module.partition(".")[0], Path(code.path)
     if find(code.spec, folder, sha256).digest != code.digest:
         raise Problem(f"{code.spec}: its files have changed since the run began", do="run it again")
     if code.path not in sys.path:
         sys.path.insert(0, code.path)
-    there, held = _spec(top, folder), sys.modules.get(top)
-    if held is not None and there is not None and getattr(held, "__file__", None) != there.origin:
-        found = f"{top}, of {getattr(held, '__file__', None) or 'Python itself'}"
-        raise Problem(f"{code.spec}: a module of this name is loaded already", found=found, do="rename yours")
+    module_spec, loaded = _find_spec(package, folder), sys.modules.get(package)
+    if loaded is not None and module_spec is not None and getattr(loaded, "__file__", None) != module_spec.origin:
+        found = f"{package}, of {getattr(loaded, '__file__', None) or 'Python itself'}"
+        raise Problem(f"{code.spec}: another module of this name is loaded", found=found, do="rename your module")
     try:
         with naming(code):
-            found_: Any = importlib.import_module(module)
+            target: Any = importlib.import_module(module)
     except Crashed as crash:
         missing = crash.__cause__
         if isinstance(missing, ModuleNotFoundError) and missing.name and f"{module}.".startswith(f"{missing.name}."):
             raise Problem(f"{code.spec}: no such module", found=str(missing), expected=f"a module {module}") from crash
         raise
-    for part in name.split("."):
-        found_ = getattr(found_, part, None)
-    if not callable(found_):
-        raise Problem(f"{code.spec}: not a callable", found=repr(found_)[:80], expected=f"a function {name} in {module}")
-    return found_
+    for attribute in name.split("."):
+        target = getattr(target, attribute, None)
+    if not callable(target):
+        raise Problem(f"{code.spec}: not a callable", found=repr(target)[:80], expected=f"a function {name} in {module}")
+    return target
 
 
 @contextmanager
 def naming(code: Code) -> Iterator[None]:
-    """Whatever a user's code raises becomes a crash that names it, a disk error or the end of the process too."""
+    """Turn every error of the user's code, even a disk error or ``SystemExit``, into a :class:`Crashed` that names the code."""
     try:
         yield
     except (Problem, Crashed):
         raise
     except (Exception, SystemExit) as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        said = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-        raise Crashed(f"{code.spec} crashed: {said}") from error
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
+        raise Crashed(f"{code.spec} crashed: {message}") from error
 
 
 def called(code: Code, *arguments: Any) -> Any:
-    """What the callable returns.
+    """Call the user's callable and return its result.
 
     Raises:
-        Crashed: where it raises. Problem: where it is not there.
+        Crashed: If it raises.
+        Problem: If it does not exist.
     """
     function = load(code)
     with naming(code):

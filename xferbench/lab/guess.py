@@ -1,4 +1,4 @@
-"""Which architecture a checkpoint was made with, by the names and shapes of its tensors."""
+"""Detect the architecture of a checkpoint by the names and shapes of its tensors. Reads files, imports torch."""
 
 from __future__ import annotations
 
@@ -15,41 +15,52 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-ALIKE = {"resnet": ("resnet", "wide_resnet", "resnext"), "swin": ("swin", "maxvit")}  # families whose tensors are named alike
-UNSIGNED = "MNASNet"  # the family whose names are like nothing else
+ALIKE = {"resnet": ("resnet", "wide_resnet", "resnext"), "swin": ("swin", "maxvit")}  # families with similar tensor names
+UNSIGNED = "MNASNet"  # the family without a recognizable name pattern
 
 
 def arch(path: Path) -> str:
-    """The architecture whose tensors have the file's names and shapes, but for the last layer's; "" where none does.
+    """Return the architecture with the names and shapes of the tensors in a file, or "" if there is none.
+
+    The shape of the last layer does not count.
 
     Raises:
-        Problem: where the file cannot be read as weights.
+        Problem: If the file cannot be read as weights.
     """
     state = {likeness.renamed(name): tensor for name, tensor in reading.read(path).items()}
-    return next((name for name in _candidates(state) if _fits(name, state)), "")
+    return next((name for name in _candidates(state) if _is_match(name, state)), "")
 
 
 def _candidates(state: Mapping[str, Tensor]) -> list[str]:
-    """Architectures of the family that the names look like, the likeliest first; the small ones are tried always."""
-    like = likeness.family(state) or UNSIGNED
-    words = [word.lower() for word in re.findall(r"\w{3,}", like)]
-    family = [start for word in words for start in ALIKE.get(word.rstrip("0123456789"), (word,))]
+    """Return the small architectures, then those of the family that the names suggest, the most likely first."""
+    family_name = likeness.family(state) or UNSIGNED
+    name_parts = [part.lower() for part in re.findall(r"\w{3,}", family_name)]
+    prefixes = [prefix for part in name_parts for prefix in ALIKE.get(part.rstrip("0123456789"), (part,))]
     names = [name.removeprefix("torchvision:") for name in backbones.known() if name.startswith("torchvision:")]
-    near = [name for name in names if any(name.replace("_", "").startswith(start.replace("_", "")) for start in family)]
-    small = [name for name in backbones.known() if ":" not in name]
-    return [*small, *(f"torchvision:{name}" for name in sorted(near, key=lambda name: (name != like, name)))]
+    family_archs = [
+        name for name in names if any(name.replace("_", "").startswith(prefix.replace("_", "")) for prefix in prefixes)
+    ]
+    small_archs = [name for name in backbones.known() if ":" not in name]
+    return [
+        *small_archs,
+        *(f"torchvision:{name}" for name in sorted(family_archs, key=lambda name: (name != family_name, name))),
+    ]
 
 
-def _fits(name: str, state: Mapping[str, Tensor]) -> bool:
-    """Whether a network has just these tensors, but for how many classes the last layer has."""
+def _is_match(name: str, state: Mapping[str, Tensor]) -> bool:
+    """Return whether a network has exactly these tensors, with any number of classes in the last layer."""
     try:
         with torch.device("meta"):
-            wanted = backbones.build(name, 10).state_dict()
-    except NotImplementedError:  # a RegNet works its widths out with tensors
+            network_tensors = backbones.build(name, 10).state_dict()
+    except NotImplementedError:  # RegNet computes its widths with tensors
         return False
-    given = {key: one for key, one in state.items() if not backbones.within(key, checkpoints.AUXILIARY)}
-    counters = {key for key in wanted if key.endswith("num_batches_tracked")}
-    if not set(wanted) - counters <= set(given) <= set(wanted):
+    file_tensors = {key: tensor for key, tensor in state.items() if not backbones.within(key, checkpoints.AUXILIARY)}
+    counters = {key for key in network_tensors if key.endswith("num_batches_tracked")}
+    if not set(network_tensors) - counters <= set(file_tensors) <= set(network_tensors):
         return False
-    last = list(wanted)[-1].rpartition(".")[0]
-    return all(tuple(one.shape) == tuple(wanted[key].shape) for key, one in given.items() if not backbones.within(key, [last]))
+    head = list(network_tensors)[-1].rpartition(".")[0]
+    return all(
+        tuple(tensor.shape) == tuple(network_tensors[key].shape)
+        for key, tensor in file_tensors.items()
+        if not backbones.within(key, [head])
+    )

@@ -1,4 +1,4 @@
-"""What the names of a checkpoint's tensors tell: which network they are of, and under which prefix."""
+"""What the names of a checkpoint's tensors say: the network and the prefix. Pure."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-RENAMED = (  # names in published torchvision weights → today's
+RENAMED = (  # names in published torchvision weights → current names
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
     (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
     (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
 )
-RESNETS: dict[tuple[int, ...], str] = {  # whether it has bottlenecks, and blocks a stage
+RESNETS: dict[tuple[int, ...], str] = {  # (has bottlenecks, blocks per stage …)
     (False, 2, 2, 2, 2): "resnet18",
     (False, 3, 4, 6, 3): "resnet34",
     (True, 3, 4, 6, 3): "resnet50",
     (True, 3, 4, 23, 3): "resnet101",
     (True, 3, 8, 36, 3): "resnet152",
 }
-SIGNS = {  # of names → the family that has such
+SIGNS = {  # pattern of a name → the family that has such names
     r"\.squeeze\.weight$": "SqueezeNet",
     r"denselayer\d": "DenseNet",
     r"^conv_proj\.": "torchvision's ViT",
@@ -39,18 +39,18 @@ SIGNS = {  # of names → the family that has such
     r"^features\.\d+\.weight$": "VGG or AlexNet",
 }
 SHOWN = 10
-ENOUGH = 0.5  # share of a network's tensors that would fit under a prefix which is worth naming
+ENOUGH = 0.5  # share of a network's tensors that must fit under a prefix before a message names it
 
 
 def renamed(name: str) -> str:
-    """Today's name of a tensor in weights that torchvision published long ago."""
-    for pattern, today in RENAMED:
-        name = pattern.sub(today, name)
+    """Return the current name of a tensor in weights that torchvision published long ago."""
+    for pattern, current in RENAMED:
+        name = pattern.sub(current, name)
     return name
 
 
 def family(names: Iterable[str]) -> str:
-    """The family of networks whose tensors are named so, or ""."""
+    """Return the family of networks with such tensor names, or ""."""
     names = set(names)
     stages = [{name.split(".")[1] for name in names if name.startswith(f"layer{stage}.")} for stage in (1, 2, 3, 4)]
     if "layer1.0.conv1.weight" in names:
@@ -58,39 +58,43 @@ def family(names: Iterable[str]) -> str:
         if blocks[3] == 0 and len(set(blocks[:3])) == 1:
             return f"cifar-resnet{6 * blocks[0] + 2}"
         return RESNETS.get(("layer1.0.conv3.weight" in names, *blocks), "a ResNet")
-    return next((family for sign, family in SIGNS.items() if any(re.search(sign, name) for name in names)), "")
+    return next((family for name_pattern, family in SIGNS.items() if any(re.search(name_pattern, name) for name in names)), "")
 
 
 def listed(names: list[str]) -> str:
-    """The first of some names, and how many there are in all."""
+    """Format the first names, and the number of names if there are more."""
     more = f" … ({len(names)} in all)" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
-def prefixes(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> dict[tuple[str, str], int]:
-    """How many tensors of a network a file would have, names and shapes, by the prefix taken off its names and the one put on.
+def prefixes(
+    file_shapes: Mapping[str, tuple[int, ...]], network_shapes: Mapping[str, tuple[int, ...]]
+) -> dict[tuple[str, str], int]:
+    """Count the tensors of a network that a file would provide, by names and shapes, for each change of prefix.
 
-    One of the two is "". Those that fit the most come first.
+    A change is a pair: the prefix to remove from the file's names and the prefix to add. One of the two is "".
+    The changes that match the most tensors come first.
     """
-    found: Counter[tuple[str, str]] = Counter()
-    for name, shape in wanted.items():
-        for other, its in given.items():
-            if its == shape and other != name:
-                if other.endswith(f".{name}"):
-                    found[other.removesuffix(name), ""] += 1
-                elif name.endswith(f".{other}"):
-                    found["", name.removesuffix(other)] += 1
-    return dict(found.most_common())
+    counts: Counter[tuple[str, str]] = Counter()
+    for name, shape in network_shapes.items():
+        for file_name, file_shape in file_shapes.items():
+            if file_shape == shape and file_name != name:
+                if file_name.endswith(f".{name}"):
+                    counts[file_name.removesuffix(name), ""] += 1
+                elif name.endswith(f".{file_name}"):
+                    counts["", name.removesuffix(file_name)] += 1
+    return dict(counts.most_common())
 
 
-def moved(name: str, off: str, on: str) -> str | None:
-    """A name with one prefix taken off or another put on; None for one that lies beside."""
-    return on + name.removeprefix(off) if name.startswith(off) else None
+def moved(name: str, old_prefix: str, new_prefix: str) -> str | None:
+    """Return a name with one prefix removed or another added; None for a name without the prefix to remove."""
+    return new_prefix + name.removeprefix(old_prefix) if name.startswith(old_prefix) else None
 
 
-def likely(found: Mapping[tuple[str, str], int], of: int) -> str:
-    """The prefix under which many tensors would fit, in words; "" where there is none."""
-    (off, on), count = next(iter(found.items()), (("", ""), 0))
-    if count < ENOUGH * of:
+def likely(counts: Mapping[tuple[str, str], int], total: int) -> str:
+    """Describe the change of prefix under which many tensors would fit, or return "" if there is none."""
+    (old_prefix, new_prefix), count = next(iter(counts.items()), (("", ""), 0))
+    if count < ENOUGH * total:
         return ""
-    return f"with {off or on!r} {'taken off' if off else 'put before'} the names, {count} of {of} tensors would fit"
+    change = "removed from" if old_prefix else "put before"
+    return f"with {old_prefix or new_prefix!r} {change} the names, {count} of {total} tensors would fit"

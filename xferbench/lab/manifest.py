@@ -1,7 +1,7 @@
-"""A pretraining set without its images: fingerprints in one file that can be handed on, to look for copies elsewhere.
+"""The fingerprints of a pretraining set in one file, to search for duplicates without the images.
 
-The file is an npz of plain arrays: those of :class:`~xferbench.lab.prints.Prints`, ``labels``, ``classes`` and ``about``, which
-is JSON. It holds no images; what could be drawn from it is a blur of about 8×8.
+The file is an npz: the arrays of :class:`~xferbench.lab.prints.Prints`, ``labels``, ``classes`` and ``about``, which is JSON.
+An image reconstructed from it would be a blur of about 8×8 pixels. Reads and writes files.
 """
 
 from __future__ import annotations
@@ -24,18 +24,22 @@ from xferbench.problem import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-VERSION = 1  # of the file; that of the fingerprints is beside it
+VERSION = 1  # of the file; the fingerprints have their own
 MAGIC = "xferbench manifest"
 NEEDED = {"folder": "PIL", "torchvision": "torchvision", "digits": "sklearn"}
-REPORTED = 10_000  # images after which somebody who waits is told how many there have been
+REPORTED = 10_000  # images between two progress reports
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What is known of a set of N images.
+    """A set of N images without the images.
 
-    ``name`` is the dataset's, without its place; ``labels`` are [N] indices of ``classes``, or [0] where there are none;
-    ``left_out`` counts the images that could not be read.
+    Attributes:
+        name: The name of the dataset, without its folder.
+        prints: The fingerprints of the images.
+        labels: [N] indices into ``classes``, or [0] if there are none.
+        classes: The class names.
+        left_out: The number of images that could not be read.
     """
 
     name: str
@@ -46,44 +50,44 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all the arrays, as hexadecimal."""
-        return _digest(_plain(self))
+        """SHA-256 of all the arrays, in hexadecimal."""
+        return _digest(_to_arrays(self))
 
 
 def make(data: str, show: Callable[[int], object] | None = None) -> tuple[Manifest, tuple[str, ...]]:
-    """The manifest of a dataset, and the names of the files that were left out.
+    """Make the manifest of a dataset. Return it and a note for each file that was left out.
 
     Args:
-        data: a dataset's word as in a suite file; of one with splits, its training images are meant. A folder may also be of
-            images only, in folders of any depth, whose uppermost ones are then the classes. Images are read one after the
-            other; those of a folder or an npz file are never all in memory.
-        show: is told the number of images done, now and then.
+        data: The dataset as a suite file names it. If it has splits, its training images are used. A folder may also hold only
+            images, in subfolders of any depth; its top-level subfolders are then the classes. The images of a folder or of an
+            npz file are read one at a time.
+        show: A function that is called with the number of finished images now and then.
 
     Raises:
-        Problem: for a dataset that cannot be used, or one without an image that can be read.
+        Problem: If the dataset cannot be used, or has no image that can be read.
     """
     data = f"folder:{data}" if ":" not in data and Path(data).is_dir() else data
-    kind, rest = inputs.split_spec(data)
+    kind, location = inputs.split_spec(data)
     if find_spec(NEEDED.get(kind, "numpy")) is None:
         raise Problem(f"{kind} data need {NEEDED[kind]}", found="not installed", do="pip install 'xferbench[torch]'")
-    classes, images, labels, names, left_out = _taken(kind, Path(rest), data)
-    found, kept, unreadable = prints.of_images(_counted(images, show) if show else images, names)
+    classes, images, labels, names, left_out = _open_dataset(kind, Path(location), data)
+    fingerprints, readable, unreadable = prints.of_images(_with_progress(images, show) if show else images, names)
     left_out = (*left_out, *unreadable)
-    if not len(found):
+    if not len(fingerprints):
         raise Problem(f"{data}: no image that can be read", found=(*left_out, "nothing")[0], expected="at least one")
-    name = f"{kind}:{Path(rest).resolve().name}" if kind in {"folder", "npz"} else ":".join(data.split(":")[:2])
-    labels = labels[kept].astype(np.int64) if len(labels) else np.empty(0, np.int64)
-    return Manifest(name=name, prints=found, labels=labels, classes=classes, left_out=len(left_out)), left_out
+    name = f"{kind}:{Path(location).resolve().name}" if kind in {"folder", "npz"} else ":".join(data.split(":")[:2])
+    labels = labels[readable].astype(np.int64) if len(labels) else np.empty(0, np.int64)
+    return Manifest(name=name, prints=fingerprints, labels=labels, classes=classes, left_out=len(left_out)), left_out
 
 
 def write(manifest: Manifest, file: Path, *, force: bool = False) -> None:
-    """Write a manifest, whole or not at all.
+    """Write a manifest. An interrupted write leaves no file.
 
     Raises:
-        Problem: where a file is there already and may not be overwritten, or there is no such folder.
+        Problem: If a file exists and must not be overwritten, or the folder does not exist.
     """
     check(file, force=force)
-    held = _plain(manifest)
+    members = _to_arrays(manifest)
     about = {
         "what": MAGIC,
         "version": VERSION,
@@ -93,102 +97,113 @@ def write(manifest: Manifest, file: Path, *, force: bool = False) -> None:
         "left_out": manifest.left_out,
         "digest": manifest.digest,
     }
-    prints.save(file, {"about": np.array(json.dumps(about))} | held)
+    prints.save(file, {"about": np.array(json.dumps(about))} | members)
 
 
 def check(file: Path, *, force: bool = False) -> None:
-    """Whether a manifest may be written there; asked before the work and after it.
+    """Check that a manifest can be written to a file. Callers check before the work and again after it.
 
     Raises:
-        Problem: where not.
+        Problem: If it cannot.
     """
     if file.is_dir() or not file.parent.is_dir():
-        raise Problem(f"{file}: no file can be written there", found="no such folder" if not file.is_dir() else "a folder")
+        raise Problem(f"{file}: cannot write a file there", found="no such folder" if not file.is_dir() else "a folder")
     refuse_existing(file, force=force, do="give --force to overwrite it, or another -o FILE")
 
 
 def read(file: Path) -> Manifest:
-    """A manifest as it was written.
+    """Read a manifest.
 
     Raises:
-        Problem: where there is none, or one that is damaged or of another version.
+        Problem: If the file is missing, damaged or of another version.
     """
-    again, expected = "write it again by `xferbench manifest DATA -o FILE`", "a file that `xferbench manifest` wrote"
+    rewrite_advice, expected = "write it again by `xferbench manifest DATA -o FILE`", "a file that `xferbench manifest` wrote"
     if not file.is_file():
         raise Problem(f"{file}: no manifest", found="no such file", expected=expected, do="check the path")
     try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as members:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as members:
             about: Any = json.loads(str(members["about"]))
             if not isinstance(about, dict) or about.get("what") != MAGIC:
                 raise Problem(f"{file}: not a manifest", found="another npz file", expected=expected)
             versions = (about.get("version"), about.get("prints"))
             if versions != (VERSION, prints.VERSION):
                 found = "version {}, fingerprints {}".format(*versions)
-                wanted = f"version {VERSION}, fingerprints {prints.VERSION}"
-                do = f"{again} with this xferbench, or use the one that wrote it"
-                raise Problem(f"{file}: a manifest of another version", found=found, expected=wanted, do=do)
-            held = {name: members[name] for name in members.files if name != "about"}
-            told = (str(about["name"]), int(about["left_out"]), str(about["digest"]))
+                expected_versions = f"version {VERSION}, fingerprints {prints.VERSION}"
+                do = f"{rewrite_advice} with this xferbench, or use the version that wrote it"
+                raise Problem(f"{file}: a manifest of another version", found=found, expected=expected_versions, do=do)
+            member_arrays = {name: members[name] for name in members.files if name != "about"}
+            description = (str(about["name"]), int(about["left_out"]), str(about["digest"]))
     except arrays.DAMAGED as error:
-        said = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-        raise Problem(f"{file}: not a manifest, or a damaged one", found=said, expected=expected, do=again) from error
-    name, left_out, digest = told
-    if _digest(held) != digest or not {one.name for one in fields(Prints)} | {"labels", "classes"} <= set(held):
-        raise Problem(f"{file}: a damaged manifest", found="content that is not what was written", do=again)
-    classes = tuple(map(str, held.pop("classes")))
-    labels = held.pop("labels")
-    return Manifest(name=name, prints=Prints(**held), labels=labels, classes=classes, left_out=left_out)
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+        raise Problem(
+            f"{file}: not a manifest, or a damaged one", found=reason, expected=expected, do=rewrite_advice
+        ) from error
+    name, left_out, digest = description
+    required = {field.name for field in fields(Prints)} | {"labels", "classes"}
+    if _digest(member_arrays) != digest or not required <= set(member_arrays):
+        raise Problem(f"{file}: a damaged manifest", found="content that differs from what was written", do=rewrite_advice)
+    classes = tuple(map(str, member_arrays.pop("classes")))
+    labels = member_arrays.pop("labels")
+    return Manifest(name=name, prints=Prints(**member_arrays), labels=labels, classes=classes, left_out=left_out)
 
 
-def _plain(manifest: Manifest) -> dict[str, np.ndarray]:
-    held = {one.name: getattr(manifest.prints, one.name) for one in fields(Prints)}
-    return held | {"labels": manifest.labels, "classes": np.array(manifest.classes, np.str_)}
+def _to_arrays(manifest: Manifest) -> dict[str, np.ndarray]:
+    """Return the arrays that the file stores."""
+    members = {field.name: getattr(manifest.prints, field.name) for field in fields(Prints)}
+    return members | {"labels": manifest.labels, "classes": np.array(manifest.classes, np.str_)}
 
 
-def _digest(held: dict[str, np.ndarray]) -> str:
-    content = hashlib.sha256()
-    for name, array in sorted(held.items()):
-        content.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        content.update(np.ascontiguousarray(array).tobytes())
-    return content.hexdigest()
+def _digest(members: dict[str, np.ndarray]) -> str:
+    hasher = hashlib.sha256()
+    for name, array in sorted(members.items()):
+        hasher.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        hasher.update(np.ascontiguousarray(array).tobytes())
+    return hasher.hexdigest()
 
 
-def _counted(images: Iterable[Any], show: Callable[[int], object]) -> Iterator[Any]:
+def _with_progress(images: Iterable[Any], show: Callable[[int], object]) -> Iterator[Any]:
+    """Yield the images and call ``show`` with their number now and then."""
     for count, image in enumerate(images):
         if count and not count % REPORTED:
             show(count)
         yield image
 
 
-def _taken(
-    kind: str, place: Path, data: str
+def _open_dataset(
+    kind: str, path: Path, data: str
 ) -> tuple[tuple[str, ...], Iterable[Any], np.ndarray, Sequence[str], tuple[str, ...]]:
-    """Classes, images, labels, names and what was left out of a dataset's training images, or of all where it is not split."""
+    """Return the classes, images, labels, names and notes on left-out files of the training images of a dataset.
+
+    A dataset without splits gives all its images.
+    """
     if kind == "npz":
-        images, held = arrays.streamed(place)
-        values, labels = np.unique(held, return_inverse=True) if len(held) else (held, held)
+        images, raw_labels = arrays.streamed(path)
+        values, labels = np.unique(raw_labels, return_inverse=True) if len(raw_labels) else (raw_labels, raw_labels)
         return tuple(map(str, values)), images, labels, (), ()
-    parted = any((place / name).is_dir() for name in ("val", "test"))
-    if kind == "folder" and not listed.tables(place) and not ((place / "train").is_dir() and parted):
-        classes, raw, left_out = _walked(place)
+    has_test_split = any((path / name).is_dir() for name in ("val", "test"))
+    if kind == "folder" and not listed.tables(path) and not ((path / "train").is_dir() and has_test_split):
+        classes, raw, left_out = _open_image_folder(path)
     else:
         classes, splits, left_out = sources.read(data, None)
         raw = splits["train"]
     return classes, raw.images, raw.labels, raw.names, left_out
 
 
-def _walked(folder: Path) -> tuple[tuple[str, ...], Raw, tuple[str, ...]]:
-    """All images below a folder; their classes are the folders in it, if none lies beside those."""
+def _open_image_folder(folder: Path) -> tuple[tuple[str, ...], Raw, tuple[str, ...]]:
+    """Return all images below a folder.
+
+    Their classes are the subfolders, unless an image lies directly in the folder.
+    """
     folder = folder / "train" if (folder / "train").is_dir() else folder
     files = [path.relative_to(folder) for path in inputs.walk(folder)]
-    odd = [f"{path.as_posix()}: not an image's ending" for path in files if path.suffix.lower() not in inputs.IMAGES]
+    not_images = [f"{path.as_posix()}: not an image file" for path in files if path.suffix.lower() not in inputs.IMAGES]
     usable = [path for path in files if path.suffix.lower() in inputs.IMAGES]
     if not usable:
         expected = "files that end in " + ", ".join(sorted(inputs.IMAGES))
-        raise Problem(f"{folder}: no images", found=f"{len(odd)} other files", expected=expected)
-    sorted_in = all(len(path.parts) > 1 for path in usable)
-    classes = tuple(sorted({path.parts[0] for path in usable})) if sorted_in else ()
-    number = {name: at for at, name in enumerate(classes)}
-    labels = np.array([number[path.parts[0]] for path in usable] if sorted_in else [], np.int64)
+        raise Problem(f"{folder}: no images", found=f"{len(not_images)} other files", expected=expected)
+    has_class_folders = all(len(path.parts) > 1 for path in usable)
+    classes = tuple(sorted({path.parts[0] for path in usable})) if has_class_folders else ()
+    label_numbers = {name: index for index, name in enumerate(classes)}
+    labels = np.array([label_numbers[path.parts[0]] for path in usable] if has_class_folders else [], np.int64)
     names = [path.as_posix() for path in usable]
-    return classes, Raw([folder / path for path in usable], labels, np.empty(0, np.int64), names), tuple(odd)
+    return classes, Raw([folder / path for path in usable], labels, np.empty(0, np.int64), names), tuple(not_images)

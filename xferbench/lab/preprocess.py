@@ -1,7 +1,7 @@
-"""From what a dataset holds to what a network is given, in two steps: the geometry, done once and stored, and the values.
+"""Preprocess examples in two steps: the geometry, which is applied once and stored, and the values. Imports torch.
 
-Three functions know the kind of a preprocessing, by its type; a further modality is one more value in
-:mod:`xferbench.design` and three more functions here.
+Three functions dispatch on the type of the preprocessing. A new modality adds a value type to :mod:`xferbench.design` and one
+implementation of each function.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ CHANNELS = ("rgb", "bgr", "grey")
 
 @singledispatch
 def geometry_key(preprocessing: Ready) -> Ready:
-    """The part of a preprocessing that stored examples depend on.
+    """Return the part of a preprocessing on which stored examples depend.
 
     Raises:
-        TypeError: for a kind that is not known.
+        TypeError: If the kind of preprocessing is unknown.
     """
     raise TypeError(type(preprocessing).__name__)
 
 
 @singledispatch
 def stored(preprocessing: Ready, example: Image.Image | np.ndarray) -> np.ndarray:
-    """An example as it is kept, in the geometry of a preprocessing.
+    """Apply the geometry of a preprocessing to an example, and return the array to store.
 
     Raises:
-        Problem: for an example that there is no rule for.
-        TypeError: for a kind of preprocessing that is not known.
+        Problem: If the kind of example is not supported.
+        TypeError: If the kind of preprocessing is unknown.
     """
     del example
     raise TypeError(type(preprocessing).__name__)
@@ -52,29 +52,29 @@ def stored(preprocessing: Ready, example: Image.Image | np.ndarray) -> np.ndarra
 
 @singledispatch
 def made(preprocessing: Ready, batch: Tensor) -> Batch:
-    """A batch of kept examples as a network is given it: a float32 tensor, or of another modality a mapping of tensors.
+    """Return a batch of stored examples as the input of a network: a float32 tensor, or a mapping of tensors.
 
     Raises:
-        Problem: for a preprocessing that cannot be used.
-        TypeError: for a kind of preprocessing that is not known.
+        Problem: If the preprocessing cannot be used.
+        TypeError: If the kind of preprocessing is unknown.
     """
     del batch
     raise TypeError(type(preprocessing).__name__)
 
 
 def geometry(example: Image.Image | np.ndarray, preprocessing: Ready) -> np.ndarray:
-    """:func:`stored`, the example first."""
+    """Call :func:`stored` with the example first."""
     return stored(preprocessing, example)
 
 
 def tensor(batch: Tensor, preprocessing: Ready) -> Batch:
-    """:func:`made`, the batch first."""
+    """Call :func:`made` with the batch first."""
     return made(preprocessing, batch)
 
 
 @geometry_key.register(Preprocessing)
-def _image_key(preprocessing: Preprocessing) -> Preprocessing:
-    """Where nothing is resized, interpolation is no part of it."""
+def _image_geometry(preprocessing: Preprocessing) -> Preprocessing:
+    """Return the geometry of an image preprocessing. Without resizing, interpolation is not a part of it."""
     if preprocessing.resize is None:
         return Preprocessing(crop=preprocessing.crop, detail=preprocessing.detail)
     return Preprocessing(
@@ -87,52 +87,52 @@ def _image_key(preprocessing: Preprocessing) -> Preprocessing:
 
 
 @stored.register(Preprocessing)
-def _image_stored(preprocessing: Preprocessing, image: Image.Image | np.ndarray) -> np.ndarray:
-    """An image as [3, H, W] uint8, in RGB: shorter side resized, centre square cut, as torchvision does both.
+def _store_image(preprocessing: Preprocessing, image: Image.Image | np.ndarray) -> np.ndarray:
+    """Return an image as [3, H, W] uint8 RGB: shorter side resized and center square cropped, both as in torchvision.
 
-    Resizing with antialias is Pillow's; without it, pixels are sampled from the tensor. A crop larger than the image is filled
-    up with black. Arrays are H×W, H×W×1 or H×W×3 of uint8 or uint16.
+    With antialias, Pillow resizes; without, pixels of the tensor are sampled. A crop larger than the image is padded with
+    black. Arrays are H×W, H×W×1 or H×W×3 of uint8 or uint16.
 
     Raises:
-        Problem: for a kind of image that there is no rule for, or an interpolation that is not known.
+        Problem: If the kind of image is not supported, or the interpolation is unknown.
     """
     rgb = pixels.rgb(image)
     if preprocessing.resize is None and preprocessing.crop is None and preprocessing.detail == 1:
         return np.ascontiguousarray(rgb.transpose(2, 0, 1))
-    from PIL import Image as pillow  # noqa: N813 - the module, beside the class of the annotations
+    from PIL import Image as pillow  # noqa: N813 - annotations need the class of this name
     from torchvision.transforms.v2 import functional
 
-    smooth, known = preprocessing.antialias, INTERPOLATIONS if preprocessing.antialias else SAMPLED
-    if preprocessing.interpolation not in known:
-        what = "unknown interpolation" if smooth else "unknown interpolation without antialias"
-        raise Problem(what, found=preprocessing.interpolation, expected=nearest(preprocessing.interpolation, known))
+    antialias, interpolations = preprocessing.antialias, INTERPOLATIONS if preprocessing.antialias else SAMPLED
+    if preprocessing.interpolation not in interpolations:
+        message = "unknown interpolation" if antialias else "unknown interpolation without antialias"
+        raise Problem(message, found=preprocessing.interpolation, expected=nearest(preprocessing.interpolation, interpolations))
     sizes = [size for size in (preprocessing.resize, preprocessing.crop) if size is not None]
     if not 0 < preprocessing.detail <= 1:
-        raise Problem("preprocessing: detail", found=f"{preprocessing.detail:g}", expected="a share above 0, at most 1")
+        raise Problem("preprocessing: detail", found=f"{preprocessing.detail:g}", expected="a share above 0 and at most 1")
     if sizes and min(sizes) < 1:
         raise Problem("preprocessing: resize and crop are in pixels", found=str(min(sizes)), expected="at least 1")
-    picture: Any = pillow.fromarray(rgb) if smooth else torch.from_numpy(rgb.transpose(2, 0, 1).copy())
+    picture: Any = pillow.fromarray(rgb) if antialias else torch.from_numpy(rgb.transpose(2, 0, 1).copy())
     if preprocessing.resize is not None:
-        mode = _interpolation(preprocessing.interpolation)
-        picture = functional.resize(picture, [preprocessing.resize], interpolation=mode, antialias=smooth)
+        mode = _interpolation_mode(preprocessing.interpolation)
+        picture = functional.resize(picture, [preprocessing.resize], interpolation=mode, antialias=antialias)
     if preprocessing.detail != 1:
-        whole = functional.get_size(picture)
-        coarse = [max(1, round(side * preprocessing.detail)) for side in whole]
-        picture = functional.resize(functional.resize(picture, coarse, antialias=True), whole, antialias=True)
+        full_size = functional.get_size(picture)
+        reduced_size = [max(1, round(side * preprocessing.detail)) for side in full_size]
+        picture = functional.resize(functional.resize(picture, reduced_size, antialias=True), full_size, antialias=True)
     if preprocessing.crop is not None:
         picture = functional.center_crop(picture, [preprocessing.crop, preprocessing.crop])
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1) if smooth else picture.numpy())
+    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1) if antialias else picture.numpy())
 
 
 @made.register(Preprocessing)
-def _image_made(preprocessing: Preprocessing, batch: Tensor) -> Tensor:
-    """A batch [B, 3, H, W] of 8-bit pixels as the float32 values that a network is given.
+def _prepare_images(preprocessing: Preprocessing, batch: Tensor) -> Tensor:
+    """Return a batch [B, 3, H, W] of 8-bit pixels as the float32 input of a network.
 
     Raises:
-        Problem: for an order of channels, a mean or a standard deviation that cannot be used.
+        Problem: If the channel order, mean or standard deviation cannot be used.
     """
     mean, std = (
-        torch.tensor(_checked(name, getattr(preprocessing, name)), dtype=torch.float32, device=batch.device).view(-1, 1, 1)
+        torch.tensor(_check_values(name, getattr(preprocessing, name)), dtype=torch.float32, device=batch.device).view(-1, 1, 1)
         for name in ("mean", "std")
     )
     if preprocessing.channels not in CHANNELS:
@@ -147,37 +147,37 @@ def _image_made(preprocessing: Preprocessing, batch: Tensor) -> Tensor:
 
 
 @geometry_key.register(Spectrogram)
-def _spectrogram_key(preprocessing: Spectrogram) -> Spectrogram:
-    """Nothing of it."""
+def _spectrogram_geometry(preprocessing: Spectrogram) -> Spectrogram:
+    """Return the geometry of a spectrogram: stored examples do not depend on the preprocessing."""
     del preprocessing
     return Spectrogram()
 
 
 @stored.register(Spectrogram)
-def _spectrogram_stored(preprocessing: Spectrogram, image: Image.Image | np.ndarray) -> np.ndarray:
-    """A spectrogram as [1, H, W]: 8 bits as they are, anything else as float32.
+def _store_spectrogram(preprocessing: Spectrogram, image: Image.Image | np.ndarray) -> np.ndarray:
+    """Return a spectrogram as [1, H, W]: 8-bit values unchanged, anything else as float32.
 
     Raises:
-        Problem: for an array or image of more than one channel, or with values that are no finite numbers.
+        Problem: If the array or image has more than one channel, or values that are not finite.
     """
     del preprocessing
     values = np.asarray(image if isinstance(image, np.ndarray) or image.mode != "P" else image.convert("RGB"))
     values = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
     if values.ndim != 2 or values.dtype.kind not in "uif":
         found = f"{values.dtype} {values.shape}"
-        raise Problem("an array that is no spectrogram", found=found, expected="numbers H×W or H×W×1, or a grey image")
-    kept = np.ascontiguousarray(values if values.dtype == np.uint8 else values.astype(np.float32))
-    if not np.isfinite(kept).all():
-        raise Problem("a spectrogram of values that are no numbers", found="NaN, infinity or a value above 3e38")
-    return kept[None]
+        raise Problem("an array that is not a spectrogram", found=found, expected="numbers H×W or H×W×1, or a gray image")
+    example = np.ascontiguousarray(values if values.dtype == np.uint8 else values.astype(np.float32))
+    if not np.isfinite(example).all():
+        raise Problem("a spectrogram with values that are not finite", found="NaN, infinity or a value above 3e38")
+    return example[None]
 
 
 @made.register(Spectrogram)
-def _spectrogram_made(preprocessing: Spectrogram, batch: Tensor) -> Tensor:
-    """A batch [B, 1, H, W] as [B, channels, H, W].
+def _prepare_spectrograms(preprocessing: Spectrogram, batch: Tensor) -> Tensor:
+    """Return a batch [B, 1, H, W] as [B, channels, H, W].
 
     Raises:
-        Problem: for a number of channels, a mean or a standard deviation that cannot be used.
+        Problem: If the number of channels, mean or standard deviation cannot be used.
     """
     if preprocessing.channels < 1 or not (isfinite(preprocessing.mean) and 0 < preprocessing.std < inf):
         expected = "one channel or more, a mean, and a standard deviation above 0"
@@ -186,7 +186,7 @@ def _spectrogram_made(preprocessing: Spectrogram, batch: Tensor) -> Tensor:
     return values.expand(*values.shape[:-3], preprocessing.channels, *values.shape[-2:])
 
 
-def _checked(name: str, values: tuple[float, ...]) -> tuple[float, ...]:
+def _check_values(name: str, values: tuple[float, ...]) -> tuple[float, ...]:
     usable = all(isfinite(value) and (name != "std" or value > 0) for value in values)
     if not usable or len(values) not in {1, 3}:
         expected = f"one or three {'numbers above 0' if name == 'std' else 'numbers'}, in the unit that scale gives"
@@ -194,7 +194,7 @@ def _checked(name: str, values: tuple[float, ...]) -> tuple[float, ...]:
     return values
 
 
-def _interpolation(name: str) -> Any:
+def _interpolation_mode(name: str) -> Any:
     from torchvision.transforms import InterpolationMode
 
     return InterpolationMode(name)

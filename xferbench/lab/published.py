@@ -1,4 +1,7 @@
-"""The preprocessing that torchvision and timm record for the weights they publish; nothing is downloaded."""
+"""Look up the preprocessing that torchvision and timm record for their published weights.
+
+Imports torchvision or timm. Nothing is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -11,34 +14,34 @@ from xferbench.lab import backbones
 
 
 def preprocessing(arch: str, digest: str = "") -> Preprocessing | None:
-    """What is recorded for an architecture's weights; None where nothing is.
+    """Return the preprocessing that is recorded for the weights of an architecture, or None if there is none.
 
-    The published files carry the start of their digest in their names.
+    The names of published files contain the start of their digest.
 
     Args:
-        arch: ``torchvision:NAME`` or ``timm:NAME``; anything else gives None.
-        digest: SHA-256 of a weights file. Only the published weights with that digest count then; without it, the default ones.
+        arch: ``torchvision:NAME`` or ``timm:NAME``. Anything else returns None.
+        digest: SHA-256 of a weights file. If it is given, only published weights with this digest count; else the default ones.
 
     Raises:
-        Problem: for ``timm:NAME`` where timm is not installed.
+        Problem: For ``timm:NAME`` if timm is not installed.
     """
     kind, _, name = arch.partition(":")
-    same = re.compile(rf"-{digest[:8]}\.")
+    url_pattern = re.compile(rf"-{digest[:8]}\.")
     if kind == "torchvision":
-        return _of_torchvision(name, same if digest else None)
-    return _of_timm(name, same if digest else None) if kind == "timm" else None
+        return _from_torchvision(name, url_pattern if digest else None)
+    return _from_timm(name, url_pattern if digest else None) if kind == "timm" else None
 
 
-def _of_torchvision(name: str, same: re.Pattern[str] | None) -> Preprocessing | None:
+def _from_torchvision(name: str, url_pattern: re.Pattern[str] | None) -> Preprocessing | None:
     import torchvision
 
     if name not in torchvision.models.list_models(module=torchvision.models):
         return None
-    published = torchvision.models.get_model_weights(name)
-    found = [weights for weights in published if same.search(weights.url)] if same else [published.DEFAULT]
-    if not found:
+    all_weights = torchvision.models.get_model_weights(name)
+    matches = [weights for weights in all_weights if url_pattern.search(weights.url)] if url_pattern else [all_weights.DEFAULT]
+    if not matches:
         return None
-    transforms = found[0].transforms()
+    transforms = matches[0].transforms()
     return Preprocessing(
         resize=transforms.resize_size[0],
         crop=transforms.crop_size[0],
@@ -49,23 +52,26 @@ def _of_torchvision(name: str, same: re.Pattern[str] | None) -> Preprocessing | 
     )
 
 
-def _of_timm(name: str, same: re.Pattern[str] | None) -> Preprocessing | None:
-    """As timm evaluates: the shorter side resized so that the centre crop is ``crop_pct`` of it."""
-    library = backbones.timm()
-    if not library.is_model(name):
+def _from_timm(name: str, url_pattern: re.Pattern[str] | None) -> Preprocessing | None:
+    """Return the preprocessing of timm's evaluation: the center crop is ``crop_pct`` of the resized shorter side."""
+    timm = backbones.timm()
+    if not timm.is_model(name):
         return None
-    plain = name.partition(".")[0]
-    tags = library.list_pretrained(f"{plain}.*") if same else [name]
-    known: list[Any] = [library.get_pretrained_cfg(tag, allow_unregistered=True) for tag in tags]
-    found = [one for one in known if one is not None and (same is None or same.search(one.url or ""))]
-    if not found or (same and found[0].crop_mode != "center"):  # what squeezes or pads has no word here
+    base_name = name.partition(".")[0]
+    tags = timm.list_pretrained(f"{base_name}.*") if url_pattern else [name]
+    configs: list[Any] = [timm.get_pretrained_cfg(tag, allow_unregistered=True) for tag in tags]
+    matches = [
+        config for config in configs if config is not None and (url_pattern is None or url_pattern.search(config.url or ""))
+    ]
+    # A Preprocessing cannot describe squeezing or padding.
+    if not matches or (url_pattern and matches[0].crop_mode != "center"):
         return None
-    size = min(found[0].input_size[1:])
-    words = {"bilinear", "bicubic", "nearest"}
+    size = min(matches[0].input_size[1:])
+    supported = {"bilinear", "bicubic", "nearest"}
     return Preprocessing(
-        resize=floor(size / found[0].crop_pct),
+        resize=floor(size / matches[0].crop_pct),
         crop=size,
-        interpolation=found[0].interpolation if found[0].interpolation in words else "bilinear",
-        mean=tuple(map(float, found[0].mean)),
-        std=tuple(map(float, found[0].std)),
+        interpolation=matches[0].interpolation if matches[0].interpolation in supported else "bilinear",
+        mean=tuple(map(float, matches[0].mean)),
+        std=tuple(map(float, matches[0].std)),
     )

@@ -1,4 +1,4 @@
-"""Examples before decoding, as every kind of dataset gives them."""
+"""Splits of a dataset before decoding. Pure."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """A split before decoding: image files with the ``names`` that a user knows them by, or arrays H×W(×1, ×3).
+    """A split before decoding: image files, or arrays H×W(×1, ×3).
 
-    ``labels`` are [N], ``groups`` [N] numbers that mean the same in every split of a dataset, or [0] where there are none.
+    Attributes:
+        images: N image files or arrays.
+        labels: [N] int64.
+        groups: [N] numbers that mean the same in every split of a dataset, or [0] if there are no groups.
+        names: The names of the files as the user knows them, for messages.
     """
 
     images: Sequence[Path | np.ndarray] | np.ndarray
@@ -25,31 +29,31 @@ class Raw:
     names: Sequence[str] = ()
 
 
-# The classes' names, the splits by name, and what of the files was left out.
+# The class names, the splits by name, and a note for each file that was left out.
 Found: TypeAlias = tuple[tuple[str, ...], dict[str, Raw], tuple[str, ...]]
 
 
 def taken(raw: Raw, index: np.ndarray) -> Raw:
-    """Some of the examples, in the order of an index."""
-    images = raw.images[index] if isinstance(raw.images, np.ndarray) else [raw.images[at] for at in index]
+    """Return the examples at the given indices, in the order of the indices."""
+    images = raw.images[index] if isinstance(raw.images, np.ndarray) else [raw.images[position] for position in index]
     groups = raw.groups[index] if len(raw.groups) else raw.groups
-    return Raw(images, raw.labels[index], groups, [raw.names[at] for at in index] if raw.names else ())
+    return Raw(images, raw.labels[index], groups, [raw.names[position] for position in index] if raw.names else ())
 
 
 def shuffled(raw: Raw) -> Raw:
-    """A fixed random order, so that the first examples of a test set are a fair sample of it."""
+    """Return the split in a fixed random order, so that the first examples of a test set are a fair sample of it."""
     return taken(raw, np.random.default_rng(0).permutation(len(raw.labels)))
 
 
 def balanced(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random order in which every prefix has the classes' shares (within one example), and the first ones are of all classes.
+    """Return a random order in which every prefix has the class shares of the whole, within one example.
 
-    Whole groups stay together, each as one example of the class that most of it is of.
+    The first examples cover all classes. A group stays together and counts as one example of its most frequent class.
     """
     if len(groups):
         names, member = np.unique(groups, return_inverse=True)
-        usual = np.array([np.bincount(labels[groups == name]).argmax() for name in names])
-        return np.argsort(np.argsort(balanced(usual, np.empty(0), rng))[member], kind="stable")
+        majority_label = np.array([np.bincount(labels[groups == name]).argmax() for name in names])
+        return np.argsort(np.argsort(balanced(majority_label, np.empty(0), rng))[member], kind="stable")
     rank = np.empty(len(labels))
     for label in np.unique(labels):
         members, offset = np.flatnonzero(labels == label), rng.random()

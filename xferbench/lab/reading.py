@@ -1,4 +1,4 @@
-"""From a checkpoint file to tensors by name, without ever running code that the file brings."""
+"""Read the tensors of a checkpoint file by name. Code in the file never runs. Reads files, imports torch."""
 
 from __future__ import annotations
 
@@ -22,98 +22,101 @@ if TYPE_CHECKING:
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module", "ema", "model_ema", "state_dict_ema", "backbone")
 AVERAGES = ("model_ema", "state_dict_ema", "ema")
 PREFIXES = ("module.", "model.", "net.", "_orig_mod.", "base_model.model.", "backbone.")
-# What torch.load raises on files that are damaged or something else altogether.
+# The errors that torch.load raises for files that are damaged or are not checkpoints.
 UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, AssertionError, struct.error)
 A_CHECKPOINT = "a state dict saved by torch.save, or safetensors"
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, floating point as float32; wrappers and prefixes that all names share are taken off.
+    """Read the tensors of a checkpoint by name, floating-point ones as float32.
 
-    Adapters of peft are merged into the layers that they sit on, where their scale is known.
+    Wrappers are removed, and so are prefixes that all names share. Adapters of peft are merged into their layers if their scale
+    is known.
 
     Raises:
-        Problem: where the file is missing, damaged, no checkpoint, or would run code when opened the usual way.
+        Problem: If the file is missing, damaged or not a checkpoint, or would run code if it were opened in the usual way.
     """
     return told(path)[0]
 
 
 def told(path: Path) -> tuple[dict[str, Tensor], str]:
-    """See :func:`read`; beside it, which weights were taken where a file has two.
+    """Return the tensors as :func:`read` does, and a note that says which weights were chosen if the file has two sets.
 
-    The weights themselves come before their moving average, for the first are what training left and every file has them.
+    The weights are preferred to their moving average, because they are what training produced and every file has them.
     """
     state, note = raw(path)
-    odd = [name for name, tensor in state.items() if tensor.is_quantized or tensor.is_sparse or tensor.is_complex()]
-    if odd:
-        raise Problem(f"{path}: tensors of a kind that cannot be loaded", found=listed(odd), expected="dense, real tensors")
-    state = {name: _plain(tensor) for name, tensor in without_prefixes(state).items()}
+    unsupported = [name for name, tensor in state.items() if tensor.is_quantized or tensor.is_sparse or tensor.is_complex()]
+    if unsupported:
+        raise Problem(
+            f"{path}: tensors of a kind that cannot be loaded", found=listed(unsupported), expected="dense, real tensors"
+        )
+    state = {name: _to_float32(tensor) for name, tensor in without_prefixes(state).items()}
     return adapters.merged(state, path), note
 
 
 def raw(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a checkpoint as the file has them, by its own names and of its own types; a note as in :func:`told`.
+    """Return the tensors of a checkpoint with the names and types of the file, and a note as in :func:`told`.
 
     Raises:
-        Problem: as :func:`read` does.
+        Problem: As :func:`read` does.
     """
     if not path.is_file() or not path.stat().st_size:
         found = "a folder" if path.is_dir() else "an empty file" if path.is_file() else "no such file"
         raise Problem(f"{path}: cannot be read as weights", found=found, expected=A_CHECKPOINT)
     content = recall(path)[0] if is_safetensors(path) else _read_torch(path)
-    return _unwrapped(content, path)
+    return _unwrap(content, path)
 
 
 def recall(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What :func:`save` wrote, tensors and metadata, just as it is in the file.
+    """Return the tensors and the metadata that :func:`~xferbench.lab.checkpoints.save` wrote, unchanged.
 
     Raises:
-        Problem: where the file is missing or damaged.
+        Problem: If the file is missing or damaged.
     """
     with opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no mapping
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - file is not a mapping
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    own = tensor.detach().clone().contiguous()
-    return own.float() if own.is_floating_point() else own
+def _to_float32(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().clone().contiguous()
+    return copy.float() if copy.is_floating_point() else copy
 
 
 def is_safetensors(path: Path) -> bool:
-    """By the file's ending or its start: 8 bytes of length, then JSON."""
+    """Return whether a file is safetensors, by its suffix or its start (8 bytes of length, then JSON)."""
     with path.open("rb") as file:
         return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
 
 
 def opened(path: Path) -> Any:
-    """A safetensors file.
+    """Open a safetensors file.
 
     Raises:
-        Problem: where it is missing or damaged.
+        Problem: If the file is missing or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged_file(path, error) from error
 
 
 def _read_torch(path: Path) -> object:
-    """What torch.save wrote, as far as it is plain data."""
+    """Return what torch.save wrote, if it is plain data."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on the way to refusing a file, torch wonders at its protocol
+            warnings.simplefilter("ignore")  # torch warns about the protocol of files that it refuses
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        blocked = re.search(r"GLOBAL ((?:\w+\.)+\w+)(?:\s|$)", str(error))
-        if blocked is None:
-            raise _damaged(path, error) from error
+        match = re.search(r"GLOBAL ((?:\w+\.)+\w+)(?:\s|$)", str(error))
+        if match is None:
+            raise _damaged_file(path, error) from error
         raise Problem(
             f"{path}: refused, since opening it in full would run code",
-            found=f"the file asks for {', '.join(_blocked(path) or [blocked[1]])}, which is no plain data",
+            found=f"the file asks for {', '.join(_blocked_globals(path) or [match[1]])}, which is not plain data",
             expected=A_CHECKPOINT,
-            do="where, and only where, you trust the file, save its tensors anew: "
+            do="only if you trust the file, save its tensors again: "
             f'state = torch.load({path.name!r}, weights_only=False); state = state.get("state_dict", state) '
             'if isinstance(state, dict) else state.state_dict(); safetensors.torch.save_file(state, "weights.safetensors")',
         ) from error
@@ -121,32 +124,32 @@ def _read_torch(path: Path) -> object:
         if "TorchScript" in str(error):
             do = 'save its tensors: safetensors.torch.save_file(torch.jit.load(path).state_dict(), "weights.safetensors")'
             raise Problem(f"{path}: a TorchScript program", found="code", expected=A_CHECKPOINT, do=do) from error
-        raise _damaged(path, error) from error
+        raise _damaged_file(path, error) from error
 
 
-def _blocked(path: Path) -> list[str]:
-    """Everything that a file asks for beyond plain data; of an old file only the first is known."""
+def _blocked_globals(path: Path) -> list[str]:
+    """Return all globals in a file that are not plain data; none for an old file, where torch reports only the first."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (pickle.UnpicklingError, *UNREADABLE):
         return []
 
 
-def _damaged(path: Path, error: Exception) -> Problem:
-    # The first lines of torch's own message praise the unsafe way to open the file, and later ones tell how to allow more.
-    reason = re.search(r"WeightsUnpickler error: (.+)", str(error))
-    said = reason[1] if reason else (str(error).strip().splitlines() or [""])[0]
-    said = re.split(r"\.? (?:was not an allowed global|This is an internal|Please use)", said)[0]
-    if "weights_only" in said or "Weights only" in said:
-        said = "a pickle that torch.save did not write, or what is left of one"
-    elif not re.search(r"[A-Za-z]{3}", said):  # the key that a table lacks, or nothing
-        said = f"{type(error).__name__} {said}".strip()
-    do = "fetch it again, and check its size and digest"
-    return Problem(f"{path}: no checkpoint, or a damaged one", found=said[:160], expected=A_CHECKPOINT, do=do)
+def _damaged_file(path: Path, error: Exception) -> Problem:
+    # The first lines of torch's message recommend the unsafe way to open the file, and later lines say how to allow more.
+    match = re.search(r"WeightsUnpickler error: (.+)", str(error))
+    message = match[1] if match else (str(error).strip().splitlines() or [""])[0]
+    message = re.split(r"\.? (?:was not an allowed global|This is an internal|Please use)", message)[0]
+    if "weights_only" in message or "Weights only" in message:
+        message = "a pickle that torch.save did not write, or a part of one"
+    elif not re.search(r"[A-Za-z]{3}", message):  # a missing key, or an empty message
+        message = f"{type(error).__name__} {message}".strip()
+    do = "download it again, and check its size and digest"
+    return Problem(f"{path}: not a checkpoint, or a damaged one", found=message[:160], expected=A_CHECKPOINT, do=do)
 
 
-def _unwrapped(content: object, path: Path) -> tuple[dict[str, Tensor], str]:
-    """The mapping from names to tensors within what a training script saved around it, at most two wrappers deep; a note."""
+def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], str]:
+    """Return the mapping from names to tensors below at most two wrappers of a training script, and a note."""
     note = ""
     for _ in range(3):
         if not isinstance(content, Mapping):
@@ -159,14 +162,14 @@ def _unwrapped(content: object, path: Path) -> tuple[dict[str, Tensor], str]:
             break
         averages = [name for name in AVERAGES if name in inner and name != wrapper]
         if averages:
-            note = f"weights: {wrapper!r} of the file, not the moving average {averages[0]!r} beside it"
+            note = f"weights: {wrapper!r} of the file, not the moving average {averages[0]!r} in the same file"
         content = inner[wrapper]
-    named = content if isinstance(content, Mapping) else {}
-    tensors = {str(key): value for key, value in named.items() if isinstance(value, Tensor)}
+    mapping = content if isinstance(content, Mapping) else {}
+    tensors = {str(key): value for key, value in mapping.items() if isinstance(value, Tensor)}
     if not tensors:
-        found = f"a {type(content).__name__}" + (f" with {listed([str(key) for key in named])}" if named else "")
-        expected = f"a state dict, also below {', '.join(WRAPPERS)}"
-        raise Problem(f"{path}: no tensors by name in it", found=found, expected=expected)
+        found = f"a {type(content).__name__}" + (f" with {listed([str(key) for key in mapping])}" if mapping else "")
+        expected = f"a state dict, at the top level or under {', '.join(WRAPPERS)}"
+        raise Problem(f"{path}: it holds no named tensors", found=found, expected=expected)
     return tensors, note
 
 
@@ -176,6 +179,6 @@ def _holds_tensors(content: Mapping[Any, Any]) -> bool:
 
 
 def without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, the prefixes that all names share taken off."""
-    shared = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in state)), None)
-    return state if shared is None else without_prefixes({name.removeprefix(shared): tensor for name, tensor in state.items()})
+    """Return the same tensors without the prefixes that all names share."""
+    common = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in state)), None)
+    return state if common is None else without_prefixes({name.removeprefix(common): tensor for name, tensor in state.items()})

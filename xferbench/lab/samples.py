@@ -1,4 +1,4 @@
-"""A few test images as a network sees them, mapped back to pixels for people to look at."""
+"""A few test images as a network sees them, converted back to pixels for people to look at. Reads files, imports torch."""
 
 from __future__ import annotations
 
@@ -17,58 +17,58 @@ if TYPE_CHECKING:
 
     from xferbench.design import Data, Ready
 
-VERSION = 1  # raised when the same question would have another answer
-LARGEST = 96  # pixels a side
+VERSION = 1  # raise it when the same request gives another result
+LARGEST = 96  # pixels of the longer side
 
 
 def samples(
     source: Data, preprocessing: Ready, examples: int, recorded: Ready, cache: Path
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The first test images of distinct classes as a network is given them: [k, H, W, 3] uint8, and their classes' names.
+    """Return the first test images of different classes as a network sees them, and the names of their classes.
 
-    The way back to pixels is the *recorded* preprocessing's, so that an image that was normalised twice, not at all, or in
-    another order of channels looks as wrong as it is. The same examples are shown for every preprocessing.
+    The images are [k, H, W, 3] uint8. They are converted back with the *recorded* preprocessing, so a wrong preprocessing is
+    visible: no normalization, a second one, or another channel order. All preprocessings use the same examples.
 
     Raises:
-        Problem: for a dataset or a preprocessing that cannot be used.
+        Problem: If the dataset or a preprocessing cannot be used.
     """
     dataset = data.load(source, preprocessing, None, cache)
     index = chosen(dataset.test.labels, examples)
-    held = np.array(dataset.test.images[index])
-    span = (0.0, 255.0) if held.dtype == np.uint8 else (float(held.min()), float(held.max()))
-    seen = preprocess.tensor(torch.from_numpy(held), preprocessing)
-    return pixels(seen, recorded, span), tuple(dataset.classes[label] for label in dataset.test.labels[index])
+    stored = np.array(dataset.test.images[index])
+    value_range = (0.0, 255.0) if stored.dtype == np.uint8 else (float(stored.min()), float(stored.max()))
+    network_input = preprocess.tensor(torch.from_numpy(stored), preprocessing)
+    return pixels(network_input, recorded, value_range), tuple(dataset.classes[label] for label in dataset.test.labels[index])
 
 
 def chosen(labels: np.ndarray, examples: int) -> np.ndarray:
-    """Indices of the first example of each class, as far as they are wanted; then the second ones, and so on."""
+    """Return the indices of the first example of each class, then those of the second, up to the number of examples."""
     rank = np.zeros(len(labels), np.int64)
     for label in np.unique(labels):
-        of_class = labels == label
-        rank[of_class] = np.arange(of_class.sum())
+        in_class = labels == label
+        rank[in_class] = np.arange(in_class.sum())
     return np.argsort(rank, kind="stable")[:examples]
 
 
-def pixels(seen: Tensor, recorded: Ready, span: tuple[float, float] = (0.0, 255.0)) -> np.ndarray:
-    """A network's input [k, C, H, W] as [k, H', W', 3] uint8, at most 96 pixels a side; other than three channels are grey.
+def pixels(network_input: Tensor, recorded: Ready, value_range: tuple[float, float] = (0.0, 255.0)) -> np.ndarray:
+    """Convert a network's input [k, C, H, W] to [k, H', W', 3] uint8, with at most 96 pixels per side.
 
-    ``span`` are the stored values that become black and white.
+    Inputs with other than three channels become gray. ``value_range`` holds the stored values that become black and white.
     """
-    seen = torch.nan_to_num(seen if seen.shape[1] == 3 else seen.mean(1, keepdim=True))
-    mean, std = (_by_channel(values, seen.shape[1]) for values in (recorded.mean, recorded.std))
-    values = (seen * std + mean) / getattr(recorded, "scale", 1.0)  # not every kind of preprocessing has one
-    if recorded.channels == "bgr" and seen.shape[1] == 3:
+    network_input = torch.nan_to_num(network_input if network_input.shape[1] == 3 else network_input.mean(1, keepdim=True))
+    mean, std = (_by_channel(values, network_input.shape[1]) for values in (recorded.mean, recorded.std))
+    values = (network_input * std + mean) / getattr(recorded, "scale", 1.0)  # not every kind of preprocessing has a scale
+    if recorded.channels == "bgr" and network_input.shape[1] == 3:
         values = values.flip(1)
-    values = (255 * (values - span[0]) / ((span[1] - span[0]) or 1.0)).clamp(0, 255).expand(-1, 3, -1, -1)
+    values = (255 * (values - value_range[0]) / ((value_range[1] - value_range[0]) or 1.0)).clamp(0, 255).expand(-1, 3, -1, -1)
     factor = LARGEST / max(values.shape[-2:])
     if factor < 1:
         size = [max(1, round(factor * side)) for side in values.shape[-2:]]
         values = torch.nn.functional.interpolate(values, size=size, mode="bilinear", antialias=True)
-    shown: np.ndarray = values.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    return shown
+    image_pixels: np.ndarray = values.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return image_pixels
 
 
 def _by_channel(values: Sequence[float] | float, channels: int) -> Tensor:
-    """[C, 1, 1]; for a single channel, the mean of three values."""
-    told = torch.atleast_1d(torch.tensor(values, dtype=torch.float32))
-    return (told.mean().view(1) if channels == 1 else told).view(-1, 1, 1)
+    """Return values as [C, 1, 1]; for a single channel, their mean."""
+    tensor = torch.atleast_1d(torch.tensor(values, dtype=torch.float32))
+    return (tensor.mean().view(1) if channels == 1 else tensor).view(-1, 1, 1)

@@ -1,4 +1,4 @@
-"""Learning rates: over steps, and over depth."""
+"""Learning rates over steps and over depth. Pure."""
 
 from __future__ import annotations
 
@@ -12,32 +12,35 @@ if TYPE_CHECKING:
 
     from xferbench.design import Phase
 
-RISE = 0.3  # share of a one-cycle schedule's steps on which the rate rises (Smith & Topin 2018)
-START = 1 / 25  # of the peak, where a one-cycle schedule begins
+RISE = 0.3  # share of the steps of a one-cycle schedule in which the rate rises (Smith & Topin 2018)
+START = 1 / 25  # share of the peak rate at the start of a one-cycle schedule
 
 
 def factor(phase: Phase, step: int) -> float:
-    """The share of the peak rate at a step counted from 0.
+    """Return the learning rate at a step, counted from 0, as a share of the peak rate.
 
     Raises:
-        ValueError: for a schedule that is not known.
+        ValueError: If the schedule is unknown.
     """
     if phase.schedule not in {"constant", "cosine", "one-cycle"}:
-        raise ValueError(f"no such schedule: {phase.schedule}")
+        raise ValueError(f"unknown schedule: {phase.schedule}")
     if step < phase.warmup:
         return (step + 1) / (phase.warmup + 1)
-    at = (step - phase.warmup) / max(1, phase.steps - phase.warmup)
+    progress = (step - phase.warmup) / max(1, phase.steps - phase.warmup)
     if phase.schedule == "constant":
         return 1.0
-    if phase.schedule == "one-cycle" and at < RISE:
-        return START + (1 - START) * (1 - cos(pi * at / RISE)) / 2
+    if phase.schedule == "one-cycle" and progress < RISE:
+        return START + (1 - START) * (1 - cos(pi * progress / RISE)) / 2
     if phase.schedule == "one-cycle":
-        at = (at - RISE) / (1 - RISE)
-    return (1 + cos(pi * at)) / 2
+        progress = (progress - RISE) / (1 - RISE)
+    return (1 + cos(pi * progress)) / 2
 
 
 def rates(phase: Phase, parameters: Mapping[str, Tensor], depth: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer, one for each distance from the head: the head at its own rate, then decaying."""
+    """Return parameter groups for an optimizer, one per distance from the head.
+
+    The head has its own rate. Below it, the rate decays with the distance.
+    """
     levels = sorted({depth[name] for name in parameters})
     head = phase.lr if phase.head_lr is None else phase.head_lr
     return [

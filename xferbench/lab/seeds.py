@@ -1,4 +1,4 @@
-"""One block of random streams per seed, one stream per purpose, so that a draw in one never shifts another."""
+"""Random streams: one block per seed and one stream per purpose, so that a draw from one never shifts another. Pure."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ LOW_RANK, ADAPTER, RIVAL, INTERVENTION = 20, 21, 22, 23
 
 
 def stream(seed: int, purpose: int, *more: int) -> np.random.Generator:
-    """The numpy generator of a purpose; ``more`` tells phases apart."""
+    """Return the numpy generator of a purpose. ``more`` distinguishes phases."""
     return np.random.default_rng(np.random.SeedSequence([seed, purpose, *more]))
 
 
 def number(seed: int, purpose: int, *more: int) -> int:
-    """A 63-bit seed for torch."""
+    """Return a 63-bit seed for torch."""
     return int(stream(seed, purpose, *more).integers(2**63 - 1))
 
 
 @contextmanager
 def everywhere(value: int) -> Iterator[None]:
-    """Seed the global streams that a user's code may draw from, and put them back afterwards."""
+    """Seed the global streams that user code may draw from, and restore them afterwards."""
     import torch
 
-    own, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global stream is meant
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - user code may use the global stream
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             random.seed(value)
-            np.random.seed(value % 2**32)  # noqa: NPY002 - likewise
+            np.random.seed(value % 2**32)  # noqa: NPY002 - the global stream
             torch.manual_seed(value)
             yield
         finally:
-            random.setstate(own)
-            np.random.set_state(legacy)  # noqa: NPY002 - likewise
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002 - the global stream
