@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 # sketches, a duplicate must therefore be closer than among photographs, and may be too similar to others to be recognized.
 # The estimate does not depend on how many test images are duplicates.
 #
-# Pictures do not have a dimension below LOWEST. A set with a lower one is full of its own duplicates (it was augmented before
-# it was split). The dimension is then estimated from the upper half of the parts, which the duplicates do not reach.
+# Pictures have a dimension of at least the limit below. A set with a lower one is full of its own duplicates (it was augmented
+# before it was split). The dimension is then estimated from the upper half of the parts, which the duplicates do not reach.
 VERSION = 1  # raise it when the same fingerprints give other duplicates
 PARTS = 32  # parts that a set is divided into
 LEAST = 16  # parts of four images each; with fewer, only exact duplicates are found
@@ -61,27 +61,27 @@ class Copies:
     @property
     def found(self) -> np.ndarray:
         """[N] bool: whether an image has a duplicate."""
-        found: np.ndarray = self.kind != ""
-        return found
+        is_duplicate: np.ndarray = self.kind != ""
+        return is_duplicate
 
 
-def search(test: Prints, train: Prints, *, same: bool = False, false: float = FALSE) -> Copies:
+def search(test: Prints, train: Prints, *, same: bool = False, expected_false: float = FALSE) -> Copies:
     """Find the duplicates of each test image in another set. The order and the size of the sets do not matter.
 
     An image has a duplicate if one of these holds:
 
     - the pixels are identical, flipped or not;
-    - ``chance`` < ``false`` / N, and at least AGREEING of the bits agree, which is evidence that ``chance`` does not use;
-    - ``chance`` < ``false``² / N, because the fine bits of a blurred image are noise.
+    - ``chance`` < ``expected_false`` / N, and enough of the bits agree, which is evidence that ``chance`` does not use;
+    - ``chance`` < ``expected_false``² / N, because the fine bits of a blurred image are noise.
 
-    If all different images obey the law, fewer than ``false`` of them are expected to be matched. If the other set has fewer
-    than LEAST × 4 images, only exact duplicates are found.
+    If all different images obey the law, fewer than ``expected_false`` of them are expected to be matched. If the other set has
+    fewer than 64 images, only exact duplicates are found.
 
     Args:
         test: Fingerprints of the N test images.
         train: Fingerprints of the other set.
         same: Whether both sets are the same one. An image is then not its own duplicate.
-        false: The expected number of false matches.
+        expected_false: The expected number of false matches.
     """
     count = len(test)
     sample = _sample_null(train)
@@ -100,7 +100,7 @@ def search(test: Prints, train: Prints, *, same: bool = False, false: float = FA
         flipped = _is_flipped(test.embedding, train.embedding[best])
         flipped_bits = test.bits ^ np.where(flipped[:, None], FLIP, np.uint8(0))
         agreeing = 1 - np.unpackbits(flipped_bits ^ train.bits[best], axis=1).mean(1)
-        is_near = chance * count < np.where(agreeing >= AGREEING, false, false**2)
+        is_near = chance * count < np.where(agreeing >= AGREEING, expected_false, expected_false**2)
         kind = np.where(is_near, np.where(flipped, "flipped", "near"), kind)
     for name, digests in (("flipped", train.mirrored), ("exact", train.exact)):
         exact_index = np.where(test.blank, -1, _lookup(test.exact, digests, same=same))
@@ -117,8 +117,8 @@ def nearest(test: np.ndarray, train: np.ndarray, own_index: np.ndarray | None = 
     ``even + |odd|``, which takes two products of half the width. Embeddings are as in :class:`~xferbench.lab.prints.Prints`.
 
     Args:
-        test: [n, SIZE] embeddings.
-        train: [N, SIZE] embeddings of the set.
+        test: [n, d] embeddings.
+        train: [N, d] embeddings of the set.
         own_index: [n] the index of each image itself in the set, which is skipped; -1 for an image outside the set.
     """
     parts = min(PARTS, max(1, len(train) // 4)) if len(train) else 0

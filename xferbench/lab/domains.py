@@ -29,7 +29,7 @@ MEMORY = 1000  # maximum number of images for a regularizer or a refitted head
 def source(
     source_data: Data | None,
     outputs_by_class: Mapping[str, int],
-    ready: Ready,
+    preprocessing: Ready,
     arch: str,
     head: Mapping[str, Tensor],
     cache: Path,
@@ -44,7 +44,7 @@ def source(
     """
     if source_data is None:
         return (), "the suite has no [source]"
-    dataset = data.load(source_data, ready, None, cache)
+    dataset = data.load(source_data, preprocessing, None, cache)
     classes = dataset.classes
     if not len(dataset.train.labels):
         raise Problem("[source] data: no training images", found=source_data.spec, expected="a training set and a test set")
@@ -66,7 +66,7 @@ def source(
     return (), f"{reason}: set [source] classes to map them"
 
 
-def shifted(shifted_data: Data | None, classes: Sequence[str], ready: Ready, cache: Path) -> tuple[int, ...]:
+def shifted(shifted_data: Data | None, classes: Sequence[str], preprocessing: Ready, cache: Path) -> tuple[int, ...]:
     """Return the index of each shifted class among the classes of the target, by name.
 
     Raises:
@@ -74,7 +74,7 @@ def shifted(shifted_data: Data | None, classes: Sequence[str], ready: Ready, cac
     """
     if shifted_data is None:
         return ()
-    shifted_names = data.load(shifted_data, ready, None, cache).classes
+    shifted_names = data.load(shifted_data, preprocessing, None, cache).classes
     unknown = [name for name in shifted_names if name not in classes]
     if unknown:
         raise Problem(
@@ -99,9 +99,9 @@ def _categories(arch: str) -> list[str]:
     return list(torchvision.models.get_model_weights(name).DEFAULT.meta.get("categories", []))
 
 
-def load(domain: Domain, ready: Ready, cache: Path) -> Dataset:
+def load(domain: Domain, preprocessing: Ready, cache: Path) -> Dataset:
     """Load the dataset of a domain with outputs of the head as labels."""
-    dataset, outputs = data.load(domain.data, ready, None, cache), np.array(domain.classes)
+    dataset, outputs = data.load(domain.data, preprocessing, None, cache), np.array(domain.classes)
 
     def relabel(split: Split) -> Split:
         return replace(split, labels=outputs[split.labels])
@@ -125,13 +125,15 @@ def memory(dataset: Dataset) -> Split:
     return data.taken(dataset.train, _halves(dataset)[1][:MEMORY])
 
 
-def unlabelled(domain_data: Data, ready: Ready, cache: Path) -> Split:
-    """Return the images of a domain that training may use without their labels; they are those of :func:`memory`.
+def unlabelled(domain_data: Data, preprocessing: Ready, cache: Path) -> Split:
+    """Return the images of a domain that training may use without their labels.
+
+    They are those of :func:`~xferbench.lab.domains.memory`.
 
     Raises:
         Problem: If the domain has no training images.
     """
-    dataset = data.load(domain_data, ready, None, cache)
+    dataset = data.load(domain_data, preprocessing, None, cache)
     if not len(dataset.train.labels):
         expected = "training images, to adapt to without their labels; the test images are only for scoring"
         raise Problem(f"{domain_data.spec}: no training images", found="only a test set", expected=expected)

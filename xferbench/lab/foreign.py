@@ -142,7 +142,10 @@ def load(code: Code) -> Any:
 
 @contextmanager
 def naming(code: Code) -> Iterator[None]:
-    """Turn every error of the user's code, even a disk error or ``SystemExit``, into a :class:`Crashed` that names the code."""
+    """Turn every error of the user's code into a :class:`~xferbench.lab.foreign.Crashed` that names the code.
+
+    That includes disk errors and ``SystemExit``.
+    """
     try:
         yield
     except (Problem, Crashed):

@@ -54,7 +54,7 @@ def _searched(test: Prints, key: str, other: Prints, asked: tuple[str, int | Non
     place = cache / "prints" / f"copies-{digest((VERSION, prints.VERSION, copies.VERSION, *asked, key))[:32]}.npz"
     names = ("index", "kind", "distance", "chance", "plain")
     if not place.is_file():
-        made = copies.search(test, other, false=asked[-1])
+        made = copies.search(test, other, expected_false=asked[-1])
         prints.save(place, {name: getattr(made, name) for name in names})
     with np.load(place) as held:
         return copies.Copies(**{name: held[name] for name in names})

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NAME = "metadata.csv"
 COLUMNS = ("file_name", "label", "split", "group")
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-CUT = 5  # one image in CUT is a test image if the table has no splits
+CUT = 5  # a fifth of the images is the test set if the table has no splits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,15 +97,15 @@ def read(folder: Path) -> Found:
         found = f"{len(classes)} among {len(present_rows)} of {len(listed_rows)} rows whose file exists"
         raise Problem(f"{folder}: {NAME}: too few labels", found=found, expected="at least two", do="check file_name and label")
     if not present_rows[0].split:
-        whole = _rows_to_split(folder, present_rows, classes, present_rows)
-        test, note = _cut_test_set(whole)
+        raw = _rows_to_split(folder, present_rows, classes, present_rows)
+        test, note = _cut_test_set(raw)
         rest = np.setdiff1d(np.arange(len(present_rows)), test)
-        if min(len(np.unique(whole.labels[index])) for index in (test, rest)) < len(classes):
-            found = f"{len(present_rows)} images" + (f" in {len(np.unique(whole.groups))} groups" if len(whole.groups) else "")
+        if min(len(np.unique(raw.labels[index])) for index in (test, rest)) < len(classes):
+            found = f"{len(present_rows)} images" + (f" in {len(np.unique(raw.groups))} groups" if len(raw.groups) else "")
             expected = "enough images for each class in the training and the test set, without splitting a group"
             what = f"{folder}: {NAME}: there is no column split, and no test set can be cut"
             raise Problem(what, found=found, expected=expected, do="add a column split with train and test")
-        return classes, {"train": taken(whole, rest), "test": shuffled(taken(whole, test))}, (note, *notes, *absent)
+        return classes, {"train": taken(raw, rest), "test": shuffled(taken(raw, test))}, (note, *notes, *absent)
     roles = {SPLITS[row.split] for row in listed_rows}
     splits = {}
     for role in ("train", *(("validation", "test") if roles == {"train", "validation", "test"} else ("test",))):

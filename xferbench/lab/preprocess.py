@@ -63,12 +63,12 @@ def made(preprocessing: Ready, batch: Tensor) -> Batch:
 
 
 def geometry(example: Image.Image | np.ndarray, preprocessing: Ready) -> np.ndarray:
-    """Call :func:`stored` with the example first."""
+    """Call :func:`~xferbench.lab.preprocess.stored` with the example first."""
     return stored(preprocessing, example)
 
 
 def tensor(batch: Tensor, preprocessing: Ready) -> Batch:
-    """Call :func:`made` with the batch first."""
+    """Call :func:`~xferbench.lab.preprocess.made` with the batch first."""
     return made(preprocessing, batch)
 
 

@@ -52,8 +52,8 @@ class Prints:
         exact: [N] uint64, a digest of size and pixels.
         mirrored: [N] uint64, the same of the image flipped horizontally.
         bits: [N, 32] uint8, the packed signs of 256 frequencies of luminance; ``bits ^ FLIP`` are those of the flipped image.
-        embedding: [N, SIZE] float16 of unit length, low frequencies whitened by 1/f. The embedding of the flipped image has the
-            opposite sign from column EVEN on. It is zero for a plain image; a blank image has zero bits, too.
+        embedding: [N, d] float16 of unit length, low frequencies whitened by 1/f. A flip changes the sign of the odd
+            frequencies, which are the last columns. A plain image has a zero embedding; a blank image has zero bits, too.
     """
 
     exact: np.ndarray
@@ -90,7 +90,7 @@ def of(images: Any) -> Prints:
 
 
 def of_raw(raw: Raw) -> tuple[Prints, np.ndarray, tuple[str, ...]]:
-    """Compute the fingerprints of a split before any preprocessing; see :func:`of_images`."""
+    """Compute the fingerprints of a split before any preprocessing; see :func:`~xferbench.lab.prints.of_images`."""
     return of_images(raw.images, raw.names)
 
 

@@ -40,9 +40,10 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def told(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Return the tensors as :func:`read` does, and a note that says which weights were chosen if the file has two sets.
+    """Return the tensors of a checkpoint as :func:`~xferbench.lab.reading.read` does, and a note.
 
-    The weights are preferred to their moving average, because they are what training produced and every file has them.
+    The note says which weights were chosen if the file has two sets. The weights are preferred to their moving average, because
+    they are what training produced and every file has them.
     """
     state, note = raw(path)
     unsupported = [name for name, tensor in state.items() if tensor.is_quantized or tensor.is_sparse or tensor.is_complex()]
@@ -55,10 +56,10 @@ def told(path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def raw(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Return the tensors of a checkpoint with the names and types of the file, and a note as in :func:`told`.
+    """Return the tensors of a checkpoint with the names and types of the file, and a note.
 
     Raises:
-        Problem: As :func:`read` does.
+        Problem: As :func:`~xferbench.lab.reading.read` does.
     """
     if not path.is_file() or not path.stat().st_size:
         found = "a folder" if path.is_dir() else "an empty file" if path.is_file() else "no such file"
