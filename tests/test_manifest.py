@@ -152,7 +152,7 @@ def test_whoever_waits_is_told(tmp_path, monkeypatch):
 def test_a_file_that_is_there_is_not_overwritten(tmp_path):
     path = make_file(tmp_path / "m.npz")
     before, made = path.read_bytes(), manifest.make(f"npz:{make_npz(tmp_path / 'b.npz', images=make_images(3))}")[0]
-    with pytest.raises(Problem, match="exists"):
+    with pytest.raises(Problem, match="there already"):
         manifest.write(made, path)
     assert path.read_bytes() == before
     manifest.write(made, path, force=True)
