@@ -72,7 +72,7 @@ def search(test: Prints, train: Prints, *, same: bool = False, expected_false: f
 
     - the pixels are identical, flipped or not;
     - ``chance`` < ``expected_false`` / N, and enough of the bits agree, which is evidence that ``chance`` does not use;
-    - ``chance`` < ``expected_false``² / N, because the fine bits of a blurred image are noise.
+    - ``chance`` < ``expected_false``² / N, for any bits, because the fine bits of a blurred image are noise.
 
     If all different images obey the law, fewer than ``expected_false`` of them are expected to be matched. If the other set has
     fewer than 64 images, only exact duplicates are found.
