@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from xferbench import metrics
+from xferbench.analysis import metrics
 from xferbench.core.comparison import SUBJECT, Comparison, Outcome
-from xferbench.design import HARM, Contrast, Plugin
-from xferbench.record import Cell, Finding, Predictions, Record, Run
+from xferbench.core.plugin import HARM, Contrast, Plugin
+from xferbench.core.record import Predictions, Record
+from xferbench.core.run import Finding, Run, TrialRow
 
 SCRATCH = Contrast(name="harm", weights={("scratch", "test"): 1.0, ("subject", "test"): -1.0}, meaning="scratch − subject")
 RECIPES = {
@@ -74,7 +75,7 @@ def make_record(key, accuracy, *, seed=0, examples=200, classes=10, **more):
 def make_cells(plugin, accuracies, *, seeds=5, examples=200, classes=10, share=""):
     """One cell for each arm (``induced:VARIANT`` for variants) and seed; arms whose names begin alike share records by key."""
     return [
-        Cell(
+        TrialRow(
             plugin=plugin,
             arm=name.partition(":")[0],
             variant=name.partition(":")[2],
@@ -105,9 +106,9 @@ def make_findings(
 
     def estimate(subject):
         weights = {(subject if arm == "subject" else arm): weight for (arm, _), weight in contrast.weights.items()}
-        return metrics.contrast({arm: by[arm] for arm in weights}, weights, **how)[0]
+        return metrics.estimate_metric_contrast({arm: by[arm] for arm in weights}, weights, **how)[0]
 
-    mean = {arm: float(np.mean([metrics.value(one, "accuracy") for one in told])) for arm, told in by.items()}
+    mean = {arm: float(np.mean([metrics.metric_value(one, "accuracy") for one in told])) for arm, told in by.items()}
     own = estimate("subject")
     base = Finding(
         id=f"{plugin}/{contrast.name}",

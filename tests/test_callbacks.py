@@ -6,10 +6,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
+from torch import nn
+from torch.nn import functional as F
 
-import xferbench  # noqa: E402
+import xferbench
 
 HEAD_ONLY = {"trainable": "head", "batchnorm": "eval"}
 

@@ -19,14 +19,14 @@ import pytest
 from factory import make_run
 
 import xferbench
-from xferbench.report import write
+from xferbench.report import files
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 sys.path.append(str(DOCS / "_ext"))
 
-import command_line  # noqa: E402 - stands in docs/_ext
-import generated_pages  # noqa: E402 - likewise
+import command_line
+import generated_pages
 
 PAGES = [
     ROOT / "README.md",
@@ -168,7 +168,7 @@ def test_finished_results_are_compared_and_rendered(tmp_path, monkeypatch):
     accepted, folder = str(ROOT / "suites" / "gate.accepted.json"), tmp_path / "run"
     command_line.output("compare", accepted, accepted, "-o", str(tmp_path / "compared"))
     assert (tmp_path / "compared" / "comparison.html").is_file()
-    write.write(make_run(evidence={"command": "xferbench run quick"}), folder)
+    files.write_run(make_run(evidence={"command": "xferbench run quick"}), folder)
     for form in ("text", "latex", "checklist"):
         assert command_line.output("report", str(folder), "--format", form)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -357,7 +357,7 @@ def test_every_measured_table_has_a_page(generated):
 
 def test_the_formats_page_has_every_key_of_the_results(tmp_path, monkeypatch):
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-    write.write(make_run(), tmp_path)
+    files.write_run(make_run(), tmp_path)
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     page = (DOCS / "guide" / "formats.md").read_text(encoding="utf-8")
     assert {key for key in [*results, *results["findings"][0]] if f"`{key}`" not in page} == set()

@@ -5,20 +5,18 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import entry_points
-from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 from factory import make_run
 
-from xferbench import discover
 from xferbench.core.comparison import Comparison, Outcome
-from xferbench.problem import Problem
-from xferbench.record import Finding
-from xferbench.runner import gate
+from xferbench.core.errors import UserError
+from xferbench.core.run import Finding
+from xferbench.runner import discovery, gate
 from xferbench.runner import run as runner
 
-discover.plugins(["all"])  # before a session in this process imports them, and forgets them again
+discovery.load_plugins(["all"])  # before a session in this process imports them, and forgets them again
 NAMED = any(entry.name == "xferbench" for entry in entry_points(group="pytest11"))
 PLUGIN = [] if NAMED else ["-p", "xferbench.pytest_plugin"]
 SUITE = """
@@ -56,7 +54,7 @@ def ran(monkeypatch):
             return replace(RUN, findings=findings, **more)
 
         monkeypatch.setattr(runner, "run", carried_out)
-        monkeypatch.setattr(gate, "gate", carried_out)
+        monkeypatch.setattr(gate, "run_gate", carried_out)
         return calls
 
     return told
@@ -183,7 +181,7 @@ def test_without_a_suite_the_fixture_skips_and_says_why(session, ran):
 @pytest.mark.parametrize(
     ("ended", "words"),
     [
-        (Problem("data: gone", do="bring it back"), ["data: gone", "  do: bring it back"]),
+        (UserError("data: gone", do="bring it back"), ["data: gone", "  do: bring it back"]),
         (RuntimeError("worker\nout of memory"), ["crashed: RuntimeError: out of memory", "xferbench run", "--debug"]),
         (SystemExit(3), ["crashed: SystemExit: 3"]),
     ],
@@ -294,7 +292,7 @@ xferbench.runner.run.run = run
 
 
 def test_workers_of_xdist_never_compute_at_once(session, pytester, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path[1:]]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     pytester.makeconftest(WORKER.format(place=str(pytester.path / "turns")))
     words = ["-n", "2", "--xferbench-store", "s.sqlite", "-p", "no:randomly"]
     result = session(*words, tests=f"{USES}\n{USES.replace('uses', 'too')}", how=pytester.runpytest_subprocess)

@@ -22,12 +22,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from xferbench.design import Phase, Recipe, Suite
-    from xferbench.events import Event, TransferWarning
-    from xferbench.lab.watch import Watch
-    from xferbench.record import Finding, Run
-
-__version__ = "0.1.0"
+    from xferbench.core.pipeline import Phase, Recipe
+    from xferbench.core.run import Run
+    from xferbench.core.suite import Suite
+    from xferbench.lab.monitor.watch import Watch
 __all__ = ["Event", "Finding", "Run", "TransferWarning", "cross", "run", "watch"]
 
 
@@ -53,10 +51,12 @@ def run(
         plan: the file of a frozen plan (``xferbench validate --freeze``); what differs from it is refused.
 
     Raises:
-        xferbench.problem.Problem: for input that cannot be worked with.
+        xferbench.core.errors.UserError: for input that cannot be worked with.
     """
+    from xferbench.report.notebook import register_display
     from xferbench.runner import run as runner
 
+    register_display()
     return runner.run(suite, output=output, store=store, device=device, workers=workers, allow_code=allow_code, plan=plan)
 
 
@@ -78,11 +78,13 @@ def cross(
         suite, output, store, device, workers, allow_code: as in :func:`run`.
 
     Raises:
-        xferbench.problem.Problem: for input that cannot be worked with, or a suite without a matrix.
+        xferbench.core.errors.UserError: for input that cannot be worked with, or a suite without a matrix.
     """
+    from xferbench.report.notebook import register_display
     from xferbench.runner import run as runner
     from xferbench.runner.matrix import matrix_of
 
+    register_display()
     loaded = runner.load(suite, allow_code=allow_code)
     matrix_of(loaded)
     return runner.run(loaded, output=output, store=store, device=device, workers=workers)
@@ -145,21 +147,40 @@ def watch(
         on_event: ``warn``, ``raise`` (a TransferWarning, raised by ``optimizer.step()``) or ``collect``.
 
     Raises:
-        xferbench.problem.Problem: for input that xferbench cannot use.
+        xferbench.core.errors.UserError: for input that xferbench cannot use.
     """
-    from xferbench import watched
+    from collections.abc import Iterable
 
-    return watched.watch(model, optimizer, recipe=recipe, head=head, shape=shape, every=every, on_event=on_event)
+    from xferbench.config.recipe_of import ON_EVENT, recipe_of
+    from xferbench.core.errors import UserError, suggest
+    from xferbench.lab.monitor.setup import make_watch
+
+    if on_event not in ON_EVENT:
+        raise UserError("watch: on_event", found=repr(on_event), expected=suggest(str(on_event), ON_EVENT))
+    if type(every) is not int or every < 1:
+        raise UserError("watch: every", found=repr(every), expected="a whole number of steps, 1 or more")
+    expected, states_batchnorm = recipe_of(recipe)
+    return make_watch(
+        model,
+        tuple(optimizer) if isinstance(optimizer, Iterable) else (optimizer,),
+        phases=expected.phases if expected else (),
+        batchnorm=states_batchnorm,
+        pretrained=None if expected is None else expected.init == "pretrained",
+        head=head,
+        shape=shape,
+        every=every,
+        on_event=on_event,
+    )
 
 
 def __getattr__(name: str) -> object:
     """The public nouns, imported when they are first asked for."""
     if name in {"Finding", "Run"}:
-        from xferbench import record
+        from xferbench.core import run as nouns
 
-        return getattr(record, name)
+        return getattr(nouns, name)
     if name in {"Event", "TransferWarning"}:
-        from xferbench import events
+        from xferbench.lab.monitor import events
 
         return getattr(events, name)
     raise AttributeError(name)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from xferbench import pictures as plotting
-from xferbench import strategies
-from xferbench.core import interventions
+from xferbench.core import interventions, strategies
 from xferbench.core.contrasts import harm, info, invariant
+from xferbench.core.pipeline import Arm, InputTransform, Phase, Pipeline, Preprocessing, Recipe, Selection, Spectrogram
+from xferbench.core.plugin import HARM, Contrast, Plugin, Profile
+from xferbench.core.record import Record
 from xferbench.core.requirements import (
     always_applies,
     leave_unchanged,
@@ -20,46 +21,31 @@ from xferbench.core.requirements import (
     requires_source,
     unrecorded_preprocessing,
 )
-from xferbench.design import (
-    HARM,
-    Arm,
-    Choice,
-    Contrast,
-    Facts,
-    Phase,
-    Pipeline,
-    Plugin,
-    Preprocessing,
-    Ready,
-    Recipe,
-    Spectrogram,
-)
+from xferbench.core.run import Run
+from xferbench.core.strategies import full_finetune_phase, map_phases, replace_phases
 from xferbench.plugins import records
-from xferbench.record import Record, Run
-from xferbench.strategies import each as map_phases
-from xferbench.strategies import rephased as with_phases
-from xferbench.strategies import whole as full_finetune_phase
+from xferbench.report import plotting
 
 if TYPE_CHECKING:
-    from xferbench.lab.viewed import Seen as MeasureContext
+    from xferbench.lab.evaluation.context import MeasureContext
 else:
     MeasureContext = Any
 
 __all__ = [
     "HARM",
     "Arm",
-    "Choice",
     "Contrast",
-    "Facts",
+    "InputTransform",
     "MeasureContext",
     "Phase",
     "Pipeline",
     "Plugin",
     "Preprocessing",
-    "Ready",
+    "Profile",
     "Recipe",
     "Record",
     "Run",
+    "Selection",
     "Spectrogram",
     "always_applies",
     "full_finetune_phase",
@@ -71,11 +57,11 @@ __all__ = [
     "map_phases",
     "plotting",
     "records",
+    "replace_phases",
     "requires_batchnorm",
     "requires_pretrained",
     "requires_several_steps",
     "requires_source",
     "strategies",
     "unrecorded_preprocessing",
-    "with_phases",
 ]

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
     from typing import Any
 
-    from xferbench.design import Suite
-    from xferbench.record import Run
+    from xferbench.core.run import Run
+    from xferbench.core.suite import Suite
 
-NAME = "xferbench"  # of the option, the marker, and the group that pytest-xdist runs on one worker
-FILES = ("baseline", "candidate", "store", "output")
+PLUGIN_NAME = "xferbench"  # of the option, the marker, and the group that pytest-xdist runs on one worker
+FILE_OPTIONS = ("baseline", "candidate", "store", "output")
 TURN_TIMEOUT_SECONDS = 86_400.0  # a worker waits this long for another worker's run
 
 
@@ -49,17 +49,17 @@ class Settings:
     fail_on: str
 
 
-SETTINGS = pytest.StashKey[Settings]()
-RUN = pytest.StashKey["Run | str"]()  # the finished run, or the message of its failure
+SETTINGS_KEY = pytest.StashKey[Settings]()
+RUN_KEY = pytest.StashKey["Run | str"]()  # the finished run, or the message of its failure
 
 
-class Failed(Exception):  # noqa: N818 - the verdict of a test, not an error of the program
+class VerdictFailure(Exception):  # noqa: N818 - the verdict of a test, not an error of the program
     """A failed test, shown with its own message and without a traceback."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options in a group of their own."""
-    group = parser.getgroup(NAME, "failures of transfer learning, by experiment (xferbench)")
+    group = parser.getgroup(PLUGIN_NAME, "failures of transfer learning, by experiment (xferbench)")
     group.addoption(
         "--xferbench",
         metavar="SUITE",
@@ -82,18 +82,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read the suite, so that an invalid one ends the session before collection."""
-    config.addinivalue_line("markers", f"{NAME}: a question of the suite named by --xferbench")
+    config.addinivalue_line("markers", f"{PLUGIN_NAME}: a question of the suite named by --xferbench")
     option = config.getoption("--xferbench")
     if option is None:
-        options = [f"--xferbench-{name}" for name in FILES if config.getoption(f"--xferbench-{name}")]
+        options = [f"--xferbench-{name}" for name in FILE_OPTIONS if config.getoption(f"--xferbench-{name}")]
         if options:
             raise pytest.UsageError(f"{options[0]}: no suite is named; add --xferbench SUITE")
         return
-    from xferbench.problem import Problem
+    from xferbench.core.errors import UserError
 
     try:
-        settings = config.stash[SETTINGS] = _read_settings(config, option)
-    except Problem as problem:
+        settings = config.stash[SETTINGS_KEY] = _read_settings(config, option)
+    except UserError as problem:
         raise pytest.UsageError(f"--xferbench {option}: {problem}") from None
     heads = [argument.partition("::") for argument in config.args]
     config.args = [
@@ -112,24 +112,25 @@ def _read_settings(config: pytest.Config, option: str) -> Settings:
     """Return the settings with the suite's tests; nothing is run, and torch is not needed."""
     from dataclasses import replace
 
-    from xferbench import discover, suite
-    from xferbench.problem import Problem
-    from xferbench.report import tested
+    from xferbench.config import loader
+    from xferbench.core.errors import UserError
+    from xferbench.report import test_results
+    from xferbench.runner import discovery
 
-    file = _absolute_path(config, str(suite.find(option)))
-    loaded = replace(suite.load(file), allow_code=config.getoption("--xferbench-allow-code"))
-    options = {name: config.getoption(f"--xferbench-{name}") for name in FILES}
+    file = _absolute_path(config, str(loader.find_suite(option)))
+    loaded = replace(loader.load_suite(file), allow_code=config.getoption("--xferbench-allow-code"))
+    options = {name: config.getoption(f"--xferbench-{name}") for name in FILE_OPTIONS}
     paths = {name: _absolute_path(config, option) if option else None for name, option in options.items()}
     for name in ("baseline", "candidate"):
         if (path := paths[name]) is not None and not path.exists():
-            raise Problem(
+            raise UserError(
                 f"--xferbench-{name} {options[name]}", found="no such file", expected="the results.json of a finished run"
             )
     return Settings(
         option=option.replace(os.sep, "/"),
         suite=loaded,
         file=file,
-        tests=tested.names(discover.of(loaded), compared_too=paths["baseline"] is not None),
+        tests=test_results.test_names(discovery.suite_plugins(loaded), compared_too=paths["baseline"] is not None),
         fail_on=config.getoption("--xferbench-fail-on"),
         **paths,
     )
@@ -137,54 +138,54 @@ def _read_settings(config: pytest.Config, option: str) -> Settings:
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     """Return one line about the suite."""
-    if SETTINGS not in config.stash:
+    if SETTINGS_KEY not in config.stash:
         return None
-    settings = config.stash[SETTINGS]
+    settings = config.stash[SETTINGS_KEY]
     against = f", compared with {settings.baseline.name}" if settings.baseline else ""
     return f"xferbench: suite {settings.suite.name}, {settings.suite.metric}, margin {settings.suite.margin:g}{against}"
 
 
-def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> Questions | None:
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:
     """Collect the suite's file and no other."""
-    settings = parent.config.stash.get(SETTINGS, None)
+    settings = parent.config.stash.get(SETTINGS_KEY, None)
     if settings is None or file_path != settings.file:
         return None
     inside = file_path.is_relative_to(parent.config.rootpath)  # a file elsewhere would be called ..::
-    return Questions.from_parent(parent, path=file_path, nodeid=None if inside else settings.option)
+    return SuiteFile.from_parent(parent, path=file_path, nodeid=None if inside else settings.option)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Put all tests that need the run on one worker, under ``--dist loadgroup`` of pytest-xdist."""
-    needs_run = isinstance(item, Question) or "xferbench_run" in getattr(item, "fixturenames", ())
+    needs_run = isinstance(item, ContrastTest) or "xferbench_run" in getattr(item, "fixturenames", ())
     if needs_run and item.config.pluginmanager.hasplugin("xdist"):
-        item.add_marker(pytest.mark.xdist_group(NAME))
+        item.add_marker(pytest.mark.xdist_group(PLUGIN_NAME))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Report a skip at the suite's file instead of a line of this module."""
     report = yield
-    if isinstance(item, Question) and report.skipped and isinstance(report.longrepr, tuple):
+    if isinstance(item, ContrastTest) and report.skipped and isinstance(report.longrepr, tuple):
         report.longrepr = (str(item.path), 1, report.longrepr[2])
     return report
 
 
-class Questions(pytest.File):
+class SuiteFile(pytest.File):
     """A suite's file; its tests are known without running anything."""
 
-    def collect(self) -> Iterator[Question]:
+    def collect(self) -> Iterator[ContrastTest]:
         """Yield one test for each judged contrast, and one for the subject if there is an accepted run."""
-        for name, plugin in self.config.stash[SETTINGS].tests.items():
-            yield Question.from_parent(self, name=name, plugin=plugin)
+        for name, plugin in self.config.stash[SETTINGS_KEY].tests.items():
+            yield ContrastTest.from_parent(self, name=name, plugin=plugin)
 
 
-class Question(pytest.Item):
+class ContrastTest(pytest.Item):
     """One contrast of one plugin."""
 
     def __init__(self, *, plugin: str, **more: Any) -> None:
         super().__init__(**more)
         self.plugin = plugin
-        self.add_marker(NAME)
+        self.add_marker(PLUGIN_NAME)
 
     def setup(self) -> None:
         """Run the suite if no test has done so; an exception here is an error, not a failure."""
@@ -192,19 +193,19 @@ class Question(pytest.Item):
 
     def runtest(self) -> None:
         """Turn the verdict into the result of the test."""
-        from xferbench.report import tested
+        from xferbench.report import test_results
 
-        settings = self.config.stash[SETTINGS]
-        outcome = tested.told(session_run(self.config), self.name, self.plugin, fail_on=settings.fail_on)
+        settings = self.config.stash[SETTINGS_KEY]
+        outcome = test_results.test_outcome(session_run(self.config), self.name, self.plugin, fail_on=settings.fail_on)
         self.user_properties += outcome.figures.items()
-        if outcome.state == tested.FAILED:
-            raise Failed(f"{outcome.said}\n{outcome.more}".rstrip())
-        if outcome.state == tested.SKIPPED:
+        if outcome.state == test_results.FAILED:
+            raise VerdictFailure(f"{outcome.said}\n{outcome.more}".rstrip())
+        if outcome.state == test_results.SKIPPED:
             pytest.skip(f"{self.name}: {outcome.said}")
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Return the message of a verdict, or pytest's text for any other exception."""
-        return str(excinfo.value) if isinstance(excinfo.value, Failed) else super().repr_failure(excinfo, style)
+        return str(excinfo.value) if isinstance(excinfo.value, VerdictFailure) else super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Return file, line and name."""
@@ -214,50 +215,52 @@ class Question(pytest.Item):
 @pytest.fixture(scope="session")
 def xferbench_run(request: pytest.FixtureRequest) -> Run:
     """The finished run (:class:`xferbench.Run`) of the suite that ``--xferbench`` names; the test is skipped without one."""
-    if SETTINGS not in request.config.stash:
+    if SETTINGS_KEY not in request.config.stash:
         pytest.skip("xferbench_run: no suite is named; run pytest with --xferbench SUITE")
     return session_run(request.config)
 
 
 def session_run(config: pytest.Config) -> Run:
     """Return the run of a session, which starts at the first call; a failure is shown in full at the first call only."""
-    if RUN in config.stash:
-        result, prefix = config.stash[RUN], "the run did not finish: "
+    if RUN_KEY in config.stash:
+        result, prefix = config.stash[RUN_KEY], "the run did not finish: "
     else:
         result, prefix = _run_or_message(config), ""
-        config.stash[RUN] = result
+        config.stash[RUN_KEY] = result
     if isinstance(result, str):
         pytest.fail(prefix + (result.partition("\n")[0] if prefix else result), pytrace=False)
     return result
 
 
 def _run_or_message(config: pytest.Config) -> Run | str:
-    from xferbench.problem import Problem
+    from xferbench.core.errors import UserError
 
-    settings = config.stash[SETTINGS]
+    settings = config.stash[SETTINGS_KEY]
     try:
         return _run(config, settings)
-    except Problem as problem:
+    except UserError as problem:
         return str(problem)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - reported as an error of each test, never as a pass
         last = (str(error).strip().splitlines() or [""])[-1]
         do = f"`xferbench run {settings.file} --debug` shows the full traceback; finished trials are kept"
-        return str(Problem(f"crashed: {type(error).__name__}: {last}", do=do))
+        return str(UserError(f"crashed: {type(error).__name__}: {last}", do=do))
 
 
 def _run(config: pytest.Config, settings: Settings) -> Run:
-    from xferbench.problem import Problem
+    from xferbench.core.errors import UserError
     from xferbench.runner import gate
     from xferbench.runner import run as runner
 
     if settings.suite.matrix is not None:
         do = "run it with xferbench.run"
-        raise Problem(f"{settings.suite.path}: [matrix]", found="a suite of many tasks", expected="a suite of one task", do=do)
+        raise UserError(
+            f"{settings.suite.path}: [matrix]", found="a suite of many tasks", expected="a suite of one task", do=do
+        )
     paths: dict[str, Any] = {"output": settings.output, "store": settings.store}
     with _exclusive(config, settings):
         if settings.baseline is None and settings.candidate is None:
             return runner.run(settings.suite, **paths)
-        return gate.gate(settings.suite, baseline=settings.baseline, candidate=settings.candidate, **paths)
+        return gate.run_gate(settings.suite, baseline=settings.baseline, candidate=settings.candidate, **paths)
 
 
 @contextmanager
@@ -271,9 +274,9 @@ def _exclusive(config: pytest.Config, settings: Settings) -> Iterator[None]:
         return
     import sqlite3
 
-    from xferbench import execute
+    from xferbench.runner import execute
 
-    store = execute.with_store(settings.store)
+    store = execute.store_path(settings.store)
     store.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(store.with_name(f"{store.name}.lock"), timeout=TURN_TIMEOUT_SECONDS)) as lock:
         lock.execute("BEGIN EXCLUSIVE")

@@ -301,7 +301,12 @@ def python_reference() -> str:
     if importlib.util.find_spec("xferbench.plugin"):
         above = [getattr(xferbench, name) for name in xferbench.__all__]
         page += members(importlib.import_module("xferbench.plugin"), "xferbench.plugin: for plugin authors", above)
-    page += [heading("xferbench.testing: the conformance kit", "-"), "", ".. autofunction:: xferbench.testing.conforms", ""]
+    page += [
+        heading("xferbench.testing.conformance: the conformance kit", "-"),
+        "",
+        ".. autofunction:: xferbench.testing.conformance.conforms",
+        "",
+    ]
     return "\n".join(page)
 
 

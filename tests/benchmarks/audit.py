@@ -33,12 +33,16 @@ import numpy as np
 import torch
 from plain import AUDITED, MEAN, RESNET, SCRIPTS, SQUEEZENET, STD, TRAINED, loop, prepared, trained
 
-from xferbench import execute, finish, judge, looks, metrics, plan, suite, wording
-from xferbench.design import Domain
-from xferbench.environment import processor
-from xferbench.lab import answer, inputs
-from xferbench.report.text import interval
-from xferbench.store import cache
+from xferbench.analysis import estimates, metrics
+from xferbench.config import loader, render
+from xferbench.core.pipeline import AuxiliaryDataset
+from xferbench.data import inputs
+from xferbench.lab.worker import run_trials
+from xferbench.report.format import format_harm_interval
+from xferbench.runner import build_run, execute
+from xferbench.runner.environment import processor_name
+from xferbench.runner.store import cache_folder
+from xferbench.study import schedule, trials
 
 TWICE = {"mean": [m + s * m for m, s in zip(MEAN, STD, strict=True)], "std": [s * s for s in STD]}
 RIGHT = {"resize": 32, "crop": 32, "mean": MEAN, "std": STD}  # of the published CIFAR networks
@@ -217,34 +221,34 @@ def told(case, work, shared):
     published = {key: str(shared.resolve() / value) for key, value in checkpoint.items() if str(value).startswith("weights/")}
     data = f"folder:{case.data}" if case.data.startswith("ants") else f"npz:{case.data}.npz"
     table |= {"target": {"data": data}, "checkpoint": checkpoint | published}
-    return suite.parse(table, work / "audit.toml")
+    return loader.parse_suite(table, work / "audit.toml")
 
 
 def audited(asked, store):
     """What `xferbench.run` says of a suite, and the study behind it."""
     executed = execute.execute(asked, path=store, workers=1, device="cpu")
-    return finish.finished(executed), executed
+    return build_run.build_run(executed), executed
 
 
 def reference(executed, case, contrast, work, data, store):
     """A contrast's estimate under the arms that an audit settled, on images that it has not seen."""
-    unseen = inputs.data(f"folder:{work / data}" if data.startswith("ants") else f"npz:{work / data}.npz")
-    source = inputs.data(f"npz:{work / 'cifar-reference.npz'}")
+    unseen = inputs.digest_data(f"folder:{work / data}" if data.startswith("ants") else f"npz:{work / data}.npz")
+    source = inputs.digest_data(f"npz:{work / 'cifar-reference.npz'}")
     answers = {}
     for arm, view in contrast.weights:
         seen = case.arms[arm].pipeline
-        beside = plan.VIEWS[view].domain == "source"
+        beside = trials.VIEWS[view].domain == "source"
         if beside:
             seen, name = replace(seen, source=replace(seen.source, data=source)), view
         else:  # what was screened for stays what the audit has found
             classes = tuple(range(executed.study.facts.outputs))
-            name = "shifted-as-trained" if plan.VIEWS[view].trained else "shifted"
-            seen = replace(seen, shifted=Domain(data=unseen, classes=classes))
-        trial = plan.trial(seen, name, 0, executed.study.place)
-        (record,), _ = answer.answer([trial], frozenset([trial.key]), cache(store))
+            name = "shifted-as-trained" if trials.VIEWS[view].trained else "shifted"
+            seen = replace(seen, shifted=AuxiliaryDataset(data=unseen, classes=classes))
+        trial = trials.make_trial(seen, name, 0, executed.study.place)
+        (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), cache_folder(store))
         assert not record.error, record.error
         answers[arm, view, 0] = record
-    return judge.judge(contrast, answers, [0], looks.of(contrast, executed.study.suite))
+    return estimates.estimate_contrast(contrast, answers, [0], schedule.rules_for(contrast, executed.study.suite))
 
 
 def named(finding):
@@ -328,7 +332,7 @@ def remeasured(case, executed, run, work, store):
             planted = is_of(short, case.admissible)
             if verdicts[short].verdict != "FAIL" and not planted:
                 continue
-            limit = looks.of(contrast, executed.study.suite)
+            limit = schedule.rules_for(contrast, executed.study.suite)
             seen = reference(executed, one, contrast, work, f"{case.data}-reference", store).estimate
             yield {
                 "network": case.about,
@@ -337,7 +341,7 @@ def remeasured(case, executed, run, work, store):
                 "planted": "yes" if planted else "no",
                 "verdict": verdicts[short].verdict,
                 "audit": number(verdicts[short]),
-                "reference": interval(seen, metrics.named(limit.metric).unit),
+                "reference": format_harm_interval(seen, metrics.get_metric(limit.metric).unit),
                 "judgement": "–" if planted else JUDGED.get((case.script, case.data, short), CONSEQUENCE),
                 "on the reference": "confirmed"
                 if seen.low > limit.margin
@@ -369,10 +373,10 @@ def autopsy(depth, pictures, form, work, shared, store):
         "target": {"data": PICTURES[pictures]},
         "checkpoint": {"after": str(shared.resolve() / "weights" / NETWORKS[depth])},
     }
-    run, executed = audited(suite.parse(table, work / "autopsy.toml"), store)
+    run, executed = audited(loader.parse_suite(table, work / "autopsy.toml"), store)
     found = of_verdicts(run, "FAIL", "PASS", "INCONCLUSIVE", "ERROR")["preprocessing-mismatch"]
     case = next(one for one in executed.step.cases if one.plugin.id == "preprocessing-mismatch")
-    served, right = case.arms["cured"].pipeline.serve_preprocessing, suite.parse(
+    served, right = case.arms["cured"].pipeline.serve_preprocessing, loader.parse_suite(
         table | {"backbone": table["backbone"] | {"preprocessing": RIGHT}}, work / "autopsy.toml"
     ).preprocessing  # fmt: skip
     confidence = next(one.confidence for one in case.arms["cured"].weighed if one.pipeline == case.arms["cured"].pipeline)
@@ -383,7 +387,7 @@ def autopsy(depth, pictures, form, work, shared, store):
         "told": form,
         "accuracy as told": percent(found, "subject"),
         "with what was named": percent(found, "cured"),
-        "named": "the right form" if same(served, right) else wording.differences(served, right),
+        "named": "the right form" if same(served, right) else render.describe_preprocessing(served, right),
         "confidence": f"{confidence:.2f}",
         "verdict": found.verdict,
         "harm": number(found),
@@ -478,7 +482,7 @@ Ordinary PyTorch (`tests/benchmarks/plain.py`), none of the lab's own loop: ResN
 images, {AUDITED} test images (153 of ants and bees), and what whoever ran the script believes. Margin 2 points of accuracy
 (ants and bees: 5), alpha 5 %; half of the test images screen repairs, the other half judges. What was planted, and which
 findings count as naming it (admissible), was written down before the first audit was run, and so were seeds and rates. On a
-CPU ({processor()}), one process; seconds are those recorded for all that an audit looks at, on a shared and busy machine.
+CPU ({processor_name()}), one process; seconds are those recorded for all that an audit looks at, on a shared and busy machine.
 Again: `python tests/benchmarks/audit.py --shared FOLDER`.
 
 Harm in points of accuracy (calibration: nats) with one-sided 95 % bounds. A hit: an admissible finding is FAIL. On a healthy

@@ -20,9 +20,9 @@ from time import perf_counter, process_time
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from xferbench.environment import processor
-from xferbench.lab import copies, prints, sources, synthetic
-from xferbench.lab.raw import Raw
+from xferbench.data import duplicates, fingerprints, sources, synthetic
+from xferbench.data.raw import RawSplit
+from xferbench.runner.environment import processor_name
 
 PLANTED = 1000  # training images, at most, of which a copy is looked for
 DEVELOPED = {"cifar10", "mnist", "hymenoptera", "synthetic:near", "synthetic:tinted", "synthetic:sketch"}
@@ -87,36 +87,40 @@ def timed(test, train, clock):
     """Seconds of a search, of all its products alone, and of those of test and train images only."""
     rng = np.random.default_rng(0)
     asked, held = (
-        prints.Prints(
+        fingerprints.Fingerprints(
             exact=rng.integers(2**63, size=count).astype(np.uint64),
             mirrored=rng.integers(2**63, size=count).astype(np.uint64),
-            bits=rng.integers(256, size=(count, len(prints.FLIP)), dtype=np.uint8),
-            embedding=rng.normal(size=(count, prints.SIZE)).astype(np.float16),
+            bits=rng.integers(256, size=(count, len(fingerprints.FLIP)), dtype=np.uint8),
+            embedding=rng.normal(size=(count, fingerprints.EMBEDDING_SIZE)).astype(np.float16),
         )
         for count in (test, train)
     )
     begun = clock()
-    copies.search(asked, held)
+    duplicates.find_duplicates(asked, held)
     searched = clock() - begun
-    rows = np.random.default_rng(0).normal(size=(test + copies.SAMPLE, prints.SIZE)).astype(np.float32)
+    rows = (
+        np.random.default_rng(0)
+        .normal(size=(test + duplicates.NULL_SAMPLE_SIZE, fingerprints.EMBEDDING_SIZE))
+        .astype(np.float32)
+    )
     columns = [
-        np.ascontiguousarray(held.embedding[first :: copies.PARTS][start : start + copies.COLUMNS], np.float32)
-        for first in range(copies.PARTS)
-        for start in range(0, train // copies.PARTS, copies.COLUMNS)
+        np.ascontiguousarray(held.embedding[first :: duplicates.PARTS][start : start + duplicates.BLOCK_COLUMNS], np.float32)
+        for first in range(duplicates.PARTS)
+        for start in range(0, train // duplicates.PARTS, duplicates.BLOCK_COLUMNS)
     ]
     return searched, products(rows, columns, clock), products(rows[:test], columns, clock)
 
 
 def products(rows, columns, clock):
     """Seconds of the tiled products of the search alone."""
-    tiles = np.empty((2, copies.ROWS * copies.COLUMNS), np.float32)
+    tiles = np.empty((2, duplicates.BLOCK_ROWS * duplicates.BLOCK_COLUMNS), np.float32)
     begun = clock()
     for some in columns:
-        for start in range(0, len(rows), copies.ROWS):
-            part = rows[start : start + copies.ROWS]
+        for start in range(0, len(rows), duplicates.BLOCK_ROWS):
+            part = rows[start : start + duplicates.BLOCK_ROWS]
             even, odd = (tile[: len(part) * len(some)].reshape(len(part), len(some)) for tile in tiles)
-            np.matmul(part[:, : prints.EVEN], some[:, : prints.EVEN].T, out=even)
-            np.matmul(part[:, prints.EVEN :], some[:, prints.EVEN :].T, out=odd)
+            np.matmul(part[:, : fingerprints.EVEN_COLUMNS], some[:, : fingerprints.EVEN_COLUMNS].T, out=even)
+            np.matmul(part[:, fingerprints.EVEN_COLUMNS :], some[:, fingerprints.EVEN_COLUMNS :].T, out=odd)
     return clock() - begun
 
 
@@ -142,10 +146,12 @@ def speed(rounds, threads):
 
 def decoded(raw):
     """All images of a split, as far as they can be read."""
-    from xferbench.lab import pixels
+    from xferbench.data import images as images_module
 
     for image in raw.images:
-        found = pixels.opened(image, pixels.rgb)[0] if isinstance(image, Path) else pixels.rgb(image)
+        found = (
+            images_module.open_image(image, images_module.to_rgb)[0] if isinstance(image, Path) else images_module.to_rgb(image)
+        )
         if found is not None:
             yield np.ascontiguousarray(found)
 
@@ -157,26 +163,26 @@ def sets(shared):
     if not (shared / "data").is_dir():
         return
     for name in ("cifar10", "mnist", "fashion_mnist", "usps"):
-        splits = sources.read(f"npz:{shared / 'data' / name}.npz", None)[1]
+        splits = sources.read_dataset(f"npz:{shared / 'data' / name}.npz", None)[1]
         yield (
             name,
             *(
-                list(decoded(Raw(splits[split].images[:size], *[np.empty(0)] * 2)))
+                list(decoded(RawSplit(splits[split].images[:size], *[np.empty(0)] * 2)))
                 for split, size in (("train", 4000), ("test", 1000))
             ),
         )
-    splits = sources.read(f"folder:{shared / 'data' / 'hymenoptera'}", None)[1]
+    splits = sources.read_dataset(f"folder:{shared / 'data' / 'hymenoptera'}", None)[1]
     yield "hymenoptera", *(list(decoded(splits[split])) for split in ("train", "test"))
     files = sorted((shared / "data" / "pacs").rglob("*.jpg")) + sorted((shared / "data" / "pacs").rglob("*.png"))
     order = np.random.default_rng(0).permutation(len(files))
-    images = list(decoded(Raw([files[at] for at in order], *[np.empty(0)] * 2)))
+    images = list(decoded(RawSplit([files[at] for at in order], *[np.empty(0)] * 2)))
     yield "pacs", images[: len(images) * 3 // 4], images[len(images) * 3 // 4 :]
 
 
 def quality(name, train, test):
     """A row of recall for each kind of copy, and what was found where nothing was planted; prints what is worth looking at."""
-    held, clean = prints.streamed(train), prints.streamed(test)
-    unplanted = copies.search(clean, held)
+    held, clean = fingerprints.fingerprint_stream(train), fingerprints.fingerprint_stream(test)
+    unplanted = duplicates.find_duplicates(clean, held)
     for at in np.flatnonzero(unplanted.found):
         print(f"{name}: test {at} is {unplanted.kind[at]} of train {unplanted.index[at]}", end=" ")
         print(f"distance {unplanted.distance[at]:.3f} chance {unplanted.chance[at]:.1e}")
@@ -184,13 +190,13 @@ def quality(name, train, test):
     for change in KINDS.values():
         rng = np.random.default_rng(0)
         some = np.random.default_rng(1).permutation(len(train))[:PLANTED]
-        planted = prints.streamed([change(train[at], rng) for at in some])
+        planted = fingerprints.fingerprint_stream([change(train[at], rng) for at in some])
         # A quarter of a test set at a time, so that most of what is asked about is no copy.
         share = max(1, len(test) // 4)
         hits = 0
         for start in range(0, len(some), share):
             here = slice(start, start + share)
-            found = copies.search(prints.joined([prints.taken(planted, here), clean]), held)
+            found = duplicates.find_duplicates(fingerprints.concatenate([fingerprints.take(planted, here), clean]), held)
             count = len(some[here])
             right = found.found[:count] & same(held, found.index[:count], some[here])
             hits += int(right.sum())
@@ -239,16 +245,18 @@ def page(times, found, rounds):
     lines.append(f"| found where nothing is planted | {' | '.join(str(alarms) for *_, alarms, _, _ in found.values())} |")
     lines.append(f"| wrong matches beside these, all searches | {' | '.join(str(wrong) for *_, wrong, _ in found.values())} |")
     table, seconds = "\n".join(lines), "\n".join(times)
-    where = f"NumPy {np.__version__}, {os.cpu_count()} cores ({processor()}), Python {platform.python_version()}"
+    where = f"NumPy {np.__version__}, {os.cpu_count()} cores ({processor_name()}), Python {platform.python_version()}"
     return f"""# The search for copies
 
 Again: `python tests/benchmarks/copies.py`.
 
 ## How long it takes
 
-Embeddings of {prints.SIZE} numbers, {8 * len(prints.FLIP)} bits; {where}; medians of {rounds}, with least and most:
+Embeddings of {fingerprints.EMBEDDING_SIZE} numbers, {8 * len(fingerprints.FLIP)} bits; {where}; medians of {rounds},
+with least and most:
 processor time on one thread, which neighbours on a shared machine disturb little. Wanted: at most 1.5 times the products alone.
-*Products* are all that the search makes, tiled in the same way; *test × train* are those without the {copies.SAMPLE} training
+*Products* are all that the search makes, tiled in the same way; *test × train* are those without the
+{duplicates.NULL_SAMPLE_SIZE} training
 images that the threshold is read from. `--threads 1 2` measures wall-clock time on two threads too, on an idle machine.
 
 | test × train | threads | search s | products s | test × train s | search / products | search / test × train |

@@ -18,7 +18,7 @@ import os, subprocess, sys
 from xferbench import cli
 from xferbench.engines import local
 def started():
-    command, pipe = [sys.executable, "-m", "xferbench.engines.worker"], subprocess.PIPE
+    command, pipe = [sys.executable, "-m", "xferbench.runner.engines.worker_process"], subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=local.MEMORY | os.environ, start_new_session=True)
 local._start_process = started
 sys.exit(cli.main(sys.argv[1:]))

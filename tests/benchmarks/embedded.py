@@ -20,13 +20,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from xferbench import execute, findings, judge, metrics, suite
-from xferbench.analysis import verdict
-from xferbench.environment import processor
-from xferbench.looks import by_question, of
+from xferbench.analysis import estimates, metrics, verdict
+from xferbench.config import loader
 from xferbench.report import messages
-from xferbench.report.text import interval
-from xferbench.store import cache
+from xferbench.report.format import format_harm_interval
+from xferbench.runner import execute
+from xferbench.runner.environment import processor_name
+from xferbench.runner.store import cache_folder
+from xferbench.study import findings
+from xferbench.study.schedule import records_by_term, rules_for
 
 TARGETS = {
     "near": {"data": "synthetic:near"},
@@ -63,13 +65,13 @@ def measure(target, shared, store, bases, plugins):
     """One row for each contrast and variant on a target."""
     given = {"train_size": 200, "test_size": 2000} | TARGETS[target]
     table = TABLE | {"plugins": plugins, "target": given} | MORE.get(target, {})
-    base = suite.parse(table, (shared or Path()).resolve() / "embedded.toml")
+    base = loader.parse_suite(table, (shared or Path()).resolve() / "embedded.toml")
     answers = {}
     steps = [answered(replace(base, seed=SEEDS * number), store, answers) for number in range(bases)]
     asked = [one for step in steps for one in step.asked]
-    found = [{one.id: one for one in messages.write_findings(findings.findings(base, step, answers))} for step in steps]
+    found = [{one.id: one for one in messages.write_findings(findings.build_findings(base, step, answers))} for step in steps]
     return [
-        row(target, base, case, contrast, variant, found, by_question(asked, case.plugin.id, answers), bases)
+        row(target, base, case, contrast, variant, found, records_by_term(asked, case.plugin.id, answers), bases)
         for case in steps[0].cases
         for _, contrast in case.contrasts("paired")
         for variant in case.variants
@@ -110,10 +112,10 @@ def plain(target, step, finding, found, bases):
 
 def answered(base, store, answers):
     """A suite carried out, but for what its plugins only measure beside: the table has verdicts and controls."""
-    with execute.laid_out(base, store, "cpu", None) as (study, db, engine):
+    with execute.open_study(base, store, "cpu", None) as (study, db, engine):
         plain = replace(study, plugins=tuple(map(judged, study.plugins)))
-        ask = partial(execute.asked, engine, cache(store))
-        return execute.answered(plain, answers, db, ask, execute.Counted(), lambda _: None)
+        ask = partial(execute.submit_group, engine, cache_folder(store))
+        return execute.run_to_completion(plain, answers, db, ask, execute.WorkCounter(), lambda _: None)
 
 
 def judged(plugin):
@@ -126,35 +128,35 @@ def row(target, base, case, contrast, variant, found, told, bases):
     """What the base runs said, and what the reference of each says, in the contrast's own metric."""
     name = f"{case.plugin.id}/{contrast.name}/{variant}"
     own = [one[name] for one in found]
-    suite_ = of(contrast, base)
-    unit = metrics.named(suite_.metric).unit
+    suite_ = rules_for(contrast, base)
+    unit = metrics.get_metric(suite_.metric).unit
     everything = range(bases * SEEDS)
     seeds, runs = f"{bases * SEEDS} seeds", f"of {bases} runs"
     unconfirmed = contradicted = 0
     for number, finding in enumerate(own):
         others = [seed for seed in everything if seed // SEEDS != number]
-        harm = judge.judge(contrast, told, others, suite_)
-        control = judge.judge(judge.with_induced(contrast, variant), told, others, suite_)
+        harm = estimates.estimate_contrast(contrast, told, others, suite_)
+        control = estimates.estimate_contrast(estimates.positive_control(contrast, variant), told, others, suite_)
         unconfirmed += finding.verdict == "FAIL" and not harm.estimate.low > suite_.margin
-        contradicted += OPPOSITE.get(finding.control) == verdict.control(control, suite_.margin)
-    harm = judge.judge(contrast, told, everything, suite_)
-    control = judge.judge(judge.with_induced(contrast, variant), told, everything, suite_)
+        contradicted += OPPOSITE.get(finding.control) == verdict.control_outcome(control, suite_.margin)
+    harm = estimates.estimate_contrast(contrast, told, everything, suite_)
+    control = estimates.estimate_contrast(estimates.positive_control(contrast, variant), told, everything, suite_)
     names = ["subject", "cured", f"induced:{variant}", "scratch"]
     return {
         "target": target,
         "contrast": name,
         "recipe": case.arms["subject"].pipeline.recipe.name,
-        f"harm, {seeds}": interval(harm.estimate, unit) if harm.exposed else "not exposed",
+        f"harm, {seeds}": format_harm_interval(harm.estimate, unit) if harm.exposed else "not exposed",
         f"verdicts {runs}": counted(one.verdict for one in own),
         "FAIL unconfirmed": unconfirmed,
-        f"induced costs, {seeds}": interval(control.estimate, unit),
+        f"induced costs, {seeds}": format_harm_interval(control.estimate, unit),
         "which is": {"detected": "more than the margin", "harmless": "less than the margin"}.get(
-            verdict.control(control, suite_.margin), "too near the margin to tell"
+            verdict.control_outcome(control, suite_.margin), "too near the margin to tell"
         ),
         f"controls {runs}": counted(one.control for one in own),
         "controls contradicted": contradicted,
         "accuracy of subject / cured / induced / scratch": " / ".join(
-            "–" if (mean := judge.accuracy(told, arm, everything)) is None else f"{mean:.3f}" for arm in names
+            "–" if (mean := estimates.mean_accuracy(told, arm, everything)) is None else f"{mean:.3f}" for arm in names
         ),
     }
 
@@ -211,7 +213,7 @@ The embedded world: tiny-resnet pretrained on `synthetic:source`, 200 training i
 has `synthetic:near` as its shifted set. `fashion` is ResNet-20 of CIFAR-10 on Fashion-MNIST, 200 training and 1000 test images.
 Margin 2 points of accuracy, alpha 5 %. A run has five seeds; there are {bases}, on seeds 0–4, 5–9 and so on. The reference of
 a run is the {SEEDS * (bases - 1)} seeds of the others. The subject is the default recipe: the best on validation of a linear
-probe and LP-FT at two rates. Measured on a CPU ({processor()}), one thread a worker. Again:
+probe and LP-FT at two rates. Measured on a CPU ({processor_name()}), one thread a worker. Again:
 `python tests/benchmarks/embedded.py --shared FOLDER`.
 
 FAIL unconfirmed: runs that said FAIL where their reference's lower bound is not above the margin. Controls contradicted: runs

@@ -21,10 +21,10 @@ import numpy as np
 import trained
 from scipy.stats import binomtest
 
-from xferbench import compared
+from xferbench.analysis import compare
 from xferbench.core import comparison
-from xferbench.environment import processor
 from xferbench.report import messages
+from xferbench.runner.environment import processor_name
 
 ALPHA, MARGIN = 0.05, 0.02
 TUNED = {"strategy": "full", "lr": 3e-3, "steps": 30, "batch_size": 16}  # exposed to both plugins, and quick
@@ -41,7 +41,7 @@ ANY = "any of them"
 
 def decided(accepted, candidate):
     """The outcomes of a gate by id."""
-    return {one.id: one for one in messages.write_comparison(compared.compare(accepted, candidate)).outcomes}
+    return {one.id: one for one in messages.write_comparison(compare.compare(accepted, candidate)).outcomes}
 
 
 def percent(count, total):
@@ -317,7 +317,7 @@ ASKED = (
 
 def page(rows):
     """The committed tables."""
-    lines = [HEAD, f"Measured on a CPU ({processor()}), one thread. Again: `python tests/benchmarks/gate.py`."]
+    lines = [HEAD, f"Measured on a CPU ({processor_name()}), one thread. Again: `python tests/benchmarks/gate.py`."]
     for part, said in SAID.items():
         own = [{name: value for name, value in row.items() if name != "part" and value} for row in rows if row["part"] == part]
         if own:

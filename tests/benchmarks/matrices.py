@@ -9,8 +9,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from xferbench.environment import processor
-from xferbench.report import markdown, write
+from xferbench.report import files, markdown
+from xferbench.runner.environment import processor_name
 from xferbench.runner.run import run
 
 NAMES = ("claims", "published", "strategies")
@@ -21,7 +21,9 @@ def page(result):
     seconds = result.cost["seconds"]["total"]
     name = result.suite["name"]
     fits, minutes = result.cost["fits"]["unique"], seconds / 60
-    where = f"Measured on a CPU ({processor()}), one thread a worker: {fits} unique fits, {minutes:.0f} minutes of computing."
+    where = (
+        f"Measured on a CPU ({processor_name()}), one thread a worker: {fits} unique fits, {minutes:.0f} minutes of computing."
+    )
     again = (
         f"Again: `python tests/benchmarks/matrices.py {name}`. A row for each task, recipe and seed: [{name}.csv]({name}.csv)."
     )
@@ -39,7 +41,7 @@ def main():
         for name in arguments.suites:
             result = run(name, store=arguments.store or Path(folder) / "store.sqlite")
             (arguments.out / f"{name}.md").write_text(page(result), encoding="utf-8")
-            (arguments.out / f"{name}.csv").write_text(write.matrix_records(result.matrix), encoding="utf-8")
+            (arguments.out / f"{name}.csv").write_text(files.matrix_csv(result.matrix), encoding="utf-8")
             print(name, "done", flush=True)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xferbench.lab import reading, small
+from xferbench.lab.models import checkpoint_reader, small_resnets
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 RESNET, SQUEEZENET = "weights/resnet20-12fca82f.th", "weights/squeezenet1_0_torchvision_norm.pth"
@@ -52,8 +52,8 @@ def accuracy(net, images, labels):
 def resnet(shared, seed):
     """The published network with a fresh head of ten."""
     torch.manual_seed(seed)
-    net = small.cifar_resnet(20)
-    net.load_state_dict(reading.read(shared / RESNET))
+    net = small_resnets.cifar_resnet(20)
+    net.load_state_dict(checkpoint_reader.read_checkpoint(shared / RESNET))
     net.linear = nn.Linear(64, 10)
     return net
 
@@ -125,7 +125,7 @@ def squeezenet(shared, seed, *, loaded=True):
 
     torch.manual_seed(seed)
     net = torchvision.models.squeezenet1_0()
-    state = reading.read(shared / SQUEEZENET)
+    state = checkpoint_reader.read_checkpoint(shared / SQUEEZENET)
     net.load_state_dict(state if loaded else {f"module.{name}": one for name, one in state.items()}, strict=loaded)
     net.classifier[1] = nn.Conv2d(512, 2, 1)
     return frozen(net, net.classifier)

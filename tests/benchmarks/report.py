@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from factory import make_cells, make_findings, make_plugin, make_run
 
-from xferbench import discover
-from xferbench.record import Samples
+from xferbench.core.run import SampleImages
 from xferbench.report import html
+from xferbench.runner import discovery
 
 VERDICTS = ("FAIL", "FAIL", "INCONCLUSIVE", "PASS")
 LIMIT = 3_000_000  # bytes
@@ -67,7 +67,7 @@ def clocked(run, plugins, folder):
 
 def made(plugins, seeds, examples):
     """A run of so many plugins, with sample images that hold as much as images can."""
-    own = {plugin.id: plugin for plugin in discover.plugins(["all"])}
+    own = {plugin.id: plugin for plugin in discovery.load_plugins(["all"])}
     own |= {f"made-{number}": make_plugin(f"made-{number}") for number in range(plugins - len(own))}
     cells, found = [], []
     for number, name in enumerate(list(own)[:plugins]):
@@ -78,7 +78,7 @@ def made(plugins, seeds, examples):
         found += make_findings(name, VERDICTS[number % len(VERDICTS)], of_plugin)
     rng = np.random.default_rng(0)
     samples = tuple(
-        Samples(
+        SampleImages(
             role="target",
             title=f"noise {number}",
             arms=("all others",),

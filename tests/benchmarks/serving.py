@@ -17,12 +17,16 @@ import numpy as np
 
 from xferbench.core import files
 from xferbench.core.interventions import ZERO_HEAD
-from xferbench.design import Data, Domain, Facts, Fit, Model, Place, Trial, View, Weights
-from xferbench.environment import processor, torch_version
-from xferbench.lab import VERSION, answer, inputs, probe
-from xferbench.plugins.preprocessing_variants import mistakes, twice
+from xferbench.core.pipeline import AuxiliaryDataset, Data, WeightsFile
+from xferbench.core.plugin import Profile
+from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
+from xferbench.core.version import LAB_VERSION
+from xferbench.data import inputs
+from xferbench.lab.worker import profile, run_trials
+from xferbench.plugins.preprocessing_variants import normalized_twice, preprocessing_mistakes
+from xferbench.runner.environment import processor_name, torch_version
 
-RIGHT = replace(probe.CIFAR, resize=None, crop=None)
+RIGHT = replace(profile.CIFAR_PREPROCESSING, resize=None, crop=None)
 PUBLISHED = {
     "twice-normalised": "ResNet-50: 95.25 to 68.51 % (open_clip issue 204)",
     "bgr": "VGG-16 on photographs: 65 to 49 % (KotlinDL)",
@@ -30,25 +34,25 @@ PUBLISHED = {
 
 
 def variants():
-    facts = Facts(
+    facts = Profile(
         parameters=0, groups=(), head="", batchnorm=(), classes=(), train=0, validation=0, test=0, test_groups=None,
         preprocessing=RIGHT, size=(32, 32),
     )  # fmt: skip
-    wrong = mistakes(RIGHT, facts)
-    assert wrong["twice-normalised"] == twice(RIGHT)
+    wrong = preprocessing_mistakes(RIGHT, facts)
+    assert wrong["twice-normalised"] == normalized_twice(RIGHT)
     return {"as trained": RIGHT} | {name: wrong[name] for name in ("twice-normalised", "raw", "unnormalised", "bgr", "zoom")}
 
 
 def accuracy(arch, weights, dataset, ready, cache):
     """Of a checkpoint as it is, with its own head."""
-    one = Fit(
+    one = TrainingSpec(
         arch=arch, init="pretrained", start=weights, head=ZERO_HEAD, phases=(), data=dataset, train_size=None,
         preprocessing=RIGHT, seed=0,
     )  # fmt: skip
-    view = View(preprocessing=ready, domain=Domain(data=dataset, classes=tuple(range(10))))
-    place = Place(device="cpu", torch=torch_version(), lab=VERSION)
-    trial = Trial(model=Model(base=one, edits=("head:source",)), view=view, place=place)
-    (record,), _ = answer.answer([trial], frozenset([trial.key]), cache)
+    view = EvaluationSpec(preprocessing=ready, domain=AuxiliaryDataset(data=dataset, classes=tuple(range(10))))
+    place = ComputeContext(device="cpu", torch=torch_version(), lab=LAB_VERSION)
+    trial = Trial(model=ModelSpec(base=one, edits=("head:source",)), view=view, place=place)
+    (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), cache)
     assert not record.error, record.error
     return float((record.predictions.predicted == record.predictions.label).mean())
 
@@ -65,9 +69,9 @@ def main():
         np.savez(lossy, **dict(np.load(lossless)) | dict(np.load(arguments.shared / "data" / "cifar10_jpeg.npz")))
         for path in sorted(arguments.shared.glob("weights/resnet*.th")):
             depth = path.name.partition("-")[0].removeprefix("resnet")
-            weights = Weights(digest=files.sha256(path), path=str(path))
+            weights = WeightsFile(digest=files.sha256(path), path=str(path))
             for kind, file in (("lossless", lossless), ("JPEG", lossy)):
-                dataset: Data = inputs.data(f"npz:{file}")
+                dataset: Data = inputs.digest_data(f"npz:{file}")
                 found = {
                     name: accuracy(f"cifar-resnet{depth}", weights, dataset, ready, Path(folder) / "cache")
                     for name, ready in variants().items()
@@ -97,7 +101,7 @@ def page(rows):
 
 The published CIFAR-10 networks of He et al.'s kind (ResNet-20, -32, -44) on the first 1000 test images of CIFAR-10, without
 loss and after lossy JPEG; accuracy and drop in points of a hundred. "as trained" is one normalisation with ImageNet's mean
-and standard deviation. Other people's figures are of other networks and images. On a CPU ({processor()}). Again:
+and standard deviation. Other people's figures are of other networks and images. On a CPU ({processor_name()}). Again:
 `python tests/benchmarks/serving.py --shared FOLDER`.
 """
     lines = [" | ".join(rows[0]), " | ".join("---" for _ in rows[0]), *(" | ".join(one.values()) for one in rows)]

@@ -4,7 +4,8 @@
 
 Each world draws D[s, i] over random seeds and random test examples so that its expectation is exactly the harm asked for.
 With the harm at the margin both FAIL and PASS are wrong; each is given a level of 5 %. What is tested is
-:func:`xferbench.stats.p_values`, :func:`xferbench.stats.crossed` and :func:`xferbench.metrics.contrast` as they are.
+:func:`xferbench.analysis.intervals.p_values`, :func:`xferbench.analysis.intervals.crossed_interval` and
+:func:`xferbench.analysis.metrics.estimate_metric_contrast` as they are.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from worlds import ALPHA, EXAMPLES, LOOKS, ORDINARY, SEEDS, WORLDS, batches, cell, probit, quantile
 
-from xferbench import metrics, stats
-from xferbench.record import Predictions
+from xferbench.analysis import intervals, metrics
+from xferbench.core.record import Predictions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,7 +74,9 @@ def resampled(metric: str, S: int, N: int, replicates: int, seed: int) -> dict[s
     for _ in range(replicates):
         for harm, fail, passed in ((0.05, "wrong_fail", "wrong_pass"), (0.0, "", "power_pass"), (0.1, "power_fail", "")):
             arms = two_class(generator, S, N, metric, harm)
-            estimate, _ = metrics.contrast(arms, {"cured": 1.0, "subject": -1.0}, metric=metric, margin=0.05, alpha=ALPHA)
+            estimate, _ = metrics.estimate_metric_contrast(
+                arms, {"cured": 1.0, "subject": -1.0}, metric=metric, margin=0.05, alpha=ALPHA
+            )
             for name, p in ((fail, estimate.p_fail), (passed, estimate.p_pass)):
                 if name:
                     met[name] += p < ALPHA
@@ -82,19 +85,19 @@ def resampled(metric: str, S: int, N: int, replicates: int, seed: int) -> dict[s
 
 
 def planned(S: int, N: int, replicates: int, seed: int) -> dict[str, Any]:
-    """Power of a PASS at a harm of 0 and :func:`xferbench.stats.smallest_margin`, which promises .80, in the ordinary world."""
+    """Power of a PASS at a harm of 0, and :func:`xferbench.analysis.intervals.smallest_margin`, which promises .80."""
     generator = np.random.default_rng([seed, len(WORLDS) + 1, S, N])
     _, seeds, examples, rest = (
-        part.mean() for part in stats.mean_squares(probit(generator, (500, 20, 500), [0.0], **ORDINARY)[0])
+        part.mean() for part in intervals.mean_squares(probit(generator, (500, 20, 500), [0.0], **ORDINARY)[0])
     )
     item = (examples - rest) / 20
-    margin = stats.smallest_margin(
+    margin = intervals.smallest_margin(
         N, S, alpha=ALPHA, disagree=item + rest, persistent=item / (item + rest), seed_sd=np.sqrt((seeds - rest) / 500)
     )
     met = 0.0
     for R in batches(replicates, S * N):
         (null,) = probit(generator, (R, S, N), [0.0], **ORDINARY)
-        met += float((stats.p_values(null, margin)[1] < ALPHA).sum())
+        met += float((intervals.p_values(null, margin)[1] < ALPHA).sum())
     return {
         "world": "planned",
         "metric": "mean",
@@ -112,7 +115,7 @@ def rarely(N: int, level: float) -> float:
 
     harmed = np.arange(N // 10 + 5)
     D = (np.arange(N) < harmed[:, None]).astype(np.float64)[:, None].repeat(2, axis=1)
-    return float(binom.pmf(harmed, N, 0.02)[stats.p_values(D, 0.02)[1] < level].sum())
+    return float(binom.pmf(harmed, N, 0.02)[intervals.p_values(D, 0.02)[1] < level].sum())
 
 
 def call(task: Callable[[], dict[str, Any]]) -> dict[str, Any]:

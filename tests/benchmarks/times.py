@@ -17,14 +17,14 @@ from time import perf_counter
 
 import report
 
-from xferbench.environment import processor
+from xferbench.runner.environment import processor_name
 
 PROBE = """
 import sys, torch
 from time import perf_counter
 from pathlib import Path
 from xferbench import plan, suite
-from xferbench.design import Pipeline, Place, Preprocessing
+from xferbench.core.pipeline import Pipeline, Place, Preprocessing
 from xferbench.lab import VERSION, answer, fit, inputs
 torch.set_num_threads(1)
 table = {"schema": 1, "name": "probe", "plugins": ["all"], "backbone": {"arch": "tiny-resnet"},
@@ -109,7 +109,7 @@ def page(rows):
     """The committed table."""
     head = f"""# How long things take
 
-Whole processes unless said, on {os.cpu_count()} cores ({processor()}), no GPU, Python {platform.python_version()}.
+Whole processes unless said, on {os.cpu_count()} cores ({processor_name()}), no GPU, Python {platform.python_version()}.
 The machine is shared and noisy: read the median. Again: `python tests/benchmarks/times.py`.
 
 | what | median s | least | most | runs | wanted |

@@ -15,12 +15,22 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from typing import TYPE_CHECKING
+
 from factory import make_told
 
-from xferbench import discover, execute, findings, finish, looks, plan, store, suite
-from xferbench.design import HARM
-from xferbench.record import Record, Run
+from xferbench.config import loader
+from xferbench.core.plugin import HARM
+from xferbench.core.record import Record
+from xferbench.core.run import Run
 from xferbench.report import messages
+from xferbench.runner import build_run, discovery, execute, store
+from xferbench.study import batching, findings, schedule, selection
+from xferbench.study.arms import plugin_arms
+from xferbench.study.trials import make_trial
+
+if TYPE_CHECKING:
+    from xferbench.study.study import Study
 
 CHUNK = 100  # seeds that are asked for together
 KEPT = 2**28  # bytes of weights and activations that are kept
@@ -40,8 +50,8 @@ TABLE = {
 class Asked:
     """A study of subject and cured alone, and where its records are."""
 
-    study: plan.Study
-    cases: tuple[looks.Case, ...]
+    study: Study
+    cases: tuple[schedule.PluginState, ...]
     path: Path
 
     def at(self, first, seeds):
@@ -56,68 +66,70 @@ class Asked:
 
     def questions(self, seeds):
         """What is asked at some seeds."""
-        return [one for case in self.cases for one in looks.questions(case, seeds, self.study, {})]
+        return [one for case in self.cases for one in schedule.contrast_requests(case, seeds, self.study, {})]
 
 
 def asked(recipe, target, path):
     """The study of a recipe on a target."""
-    given = suite.parse(TABLE | {"recipe": recipe, "target": target}, Path("gate.toml"))
-    plugins = tuple(replace(one, contrasts=(HARM,), measures={}, derived=None, picture=None) for one in discover.of(given))
-    with execute.laid_out(given, path, "cpu", 1) as (found, _, _):
+    given = loader.parse_suite(TABLE | {"recipe": recipe, "target": target}, Path("gate.toml"))
+    plugins = tuple(
+        replace(one, contrasts=(HARM,), measures={}, derived=None, picture=None) for one in discovery.suite_plugins(given)
+    )
+    with execute.open_study(given, path, "cpu", 1) as (found, _, _):
         study = replace(found, plugins=plugins)
     return Asked(study=study, cases=tuple(case(one, study) for one in plugins), path=path)
 
 
 def case(plugin, study):
     """A plugin whose arms are the subject and its cure."""
-    arms = {name: plan.arms(plugin, study, study.subject)[name] for name in ("subject", "cured")}
-    settled = {name: plan.settle(arm, study, {}) for name, arm in arms.items()}
-    return looks.Case(plugin=plugin, arms=settled, recorded=study.facts.preprocessing)
+    arms = {name: plugin_arms(plugin, study, study.subject)[name] for name in ("subject", "cured")}
+    settled = {name: selection.select(arm, study, {}) for name, arm in arms.items()}
+    return schedule.PluginState(plugin=plugin, arms=settled, recorded=study.facts.preprocessing)
 
 
 def train(one, seeds):
     """Train what the store does not have of some seeds."""
-    with execute.laid_out(one.study.suite, one.path, "cpu", 1) as (_, db, engine):
-        folder = store.cache(one.path)
+    with execute.open_study(one.study.suite, one.path, "cpu", 1) as (_, db, engine):
+        folder = store.cache_folder(one.path)
         for start in range(0, len(seeds), CHUNK):
-            step = looks.Step(wanted=plan.trials(one.questions(seeds[start : start + CHUNK])))
+            step = schedule.Schedule(wanted=batching.unique_trials(one.questions(seeds[start : start + CHUNK])))
             lacking = frozenset(step.wanted) - kept(db, step.wanted).keys()
-            groups = [group for group in execute.groups(step, one.study) if lacking & {trial.key for trial in group}]
-            for future in [execute.asked(engine, folder, group, lacking) for group in groups]:
+            groups = [group for group in execute.trial_groups(step, one.study) if lacking & {trial.key for trial in group}]
+            for future in [execute.submit_group(engine, folder, group, lacking) for group in groups]:
                 for record in future.result()[0]:
                     if record.error:
                         raise RuntimeError(record.error)
-                    store.put(db, record)
-            store.trim(folder, KEPT)
+                    store.put_record(db, record)
+            store.trim_cache(folder, KEPT)
             if lacking:
                 print(one.study.suite.recipe.name, one.study.suite.train_size, "seeds from", seeds[start], flush=True)
 
 
 def kept(db, keys):
     """Records by key, as far as they are there."""
-    return store.get(db, list(keys))
+    return store.get_records(db, list(keys))
 
 
 def run(one):
     """The run of a study whose records are all there."""
-    with store.opened(one.path) as db:
-        return judged(one, kept(db, plan.trials(one.questions(one.seeds))))
+    with store.open_store(one.path) as db:
+        return judged(one, kept(db, batching.unique_trials(one.questions(one.seeds))))
 
 
 def judged(one, answers):
     """The run that some answers make, with the verdicts that they lead to."""
-    step = looks._looked(one.study, looks.Step(cases=one.cases), answers)
+    step = schedule._looked(one.study, schedule.Schedule(cases=one.cases), answers)
     if step.wanted:
         raise LookupError(f"{sum(key not in answers for key in step.wanted)} records are missing: train first")
     own = one.study.suite
     return Run(
         suite=asdict(own),
         environment={},
-        findings=messages.write_findings(findings.findings(own, step, answers)),
-        cells=findings.cells(step, answers),
+        findings=messages.write_findings(findings.build_findings(own, step, answers)),
+        cells=findings.trial_rows(step, answers),
         cost={},
         arms={},
-        plugins=finish.asked(SimpleNamespace(study=one.study)),
+        plugins=build_run.plugin_contrasts(SimpleNamespace(study=one.study)),
     )
 
 
@@ -142,13 +154,13 @@ def answering(run, right):
 def right(one, seeds):
     """Whether each test image was answered rightly, by "subject" and by each plugin's cured arm: [seeds, N] each."""
     found = {}
-    with store.opened(one.path) as db:
+    with store.open_store(one.path) as db:
         for case in one.cases:
             for arm in case.arms:
                 name = arm if arm == "subject" else case.plugin.id
                 if name not in found:
                     pipeline = case.arms[arm].pipeline
-                    trials = [plan.trial(pipeline, "test", seed, one.study.place) for seed in seeds]
+                    trials = [make_trial(pipeline, "test", seed, one.study.place) for seed in seeds]
                     found[name] = np.stack([correct(kept(db, [trial.key])[trial.key]) for trial in trials])
     return found
 

@@ -17,8 +17,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from xferbench.design import Weights
-from xferbench.lab import backbones, checkpoints, data, preprocess, reading
+from xferbench.core.pipeline import WeightsFile
+from xferbench.lab.data import datasets, preprocessing
+from xferbench.lab.models import backbones, checkpoint_reader, checkpoints
 
 
 class Images(torch.utils.data.Dataset):
@@ -32,20 +33,22 @@ class Images(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         image = torch.from_numpy(self.split.images[index : index + 1].copy())
-        return preprocess.tensor(image, self.ready)[0], int(self.split.labels[index])
+        return preprocessing.to_tensor(image, self.ready)[0], int(self.split.labels[index])
 
 
 def main():
     """Train and test what one fit asks for."""
     fit, trained, head, test_size, cache = pickle.loads(Path(sys.argv[1]).read_bytes())
     begun = perf_counter()
-    dataset = data.load(fit.data, fit.preprocessing, test_size, cache)
-    train = Images(data.taken(dataset.train, data.subset(dataset, fit.train_size, fit.seed)[0]), fit.preprocessing)
+    dataset = datasets.load_dataset(fit.data, fit.preprocessing, test_size, cache)
+    train = Images(
+        datasets.take(dataset.train, datasets.train_validation_indices(dataset, fit.train_size, fit.seed)[0]), fit.preprocessing
+    )
     test = DataLoader(Images(dataset.test, fit.preprocessing), batch_size=256)
     torch.manual_seed(fit.seed)
     network = backbones.build(fit.arch, len(dataset.classes), fit.code)
-    if isinstance(fit.start, Weights):
-        checkpoints.load(network, reading.read(Path(fit.start.path)), head)
+    if isinstance(fit.start, WeightsFile):
+        checkpoints.load_backbone(network, checkpoint_reader.read_checkpoint(Path(fit.start.path)), head)
     for phase, names in zip(fit.phases, trained, strict=True):
         for name, parameter in network.named_parameters():
             parameter.requires_grad = name in names

@@ -21,10 +21,14 @@ from statistics import median
 from time import perf_counter
 from typing import NamedTuple
 
-from xferbench import execute, fake, looks, store, suite
+from xferbench.config import loader
 from xferbench.core.interventions import ALL_LAYERS, Adapters, LoRA
-from xferbench.environment import processor
-from xferbench.lab import backbones, data
+from xferbench.lab.data import datasets
+from xferbench.lab.models import backbones
+from xferbench.runner import execute, store
+from xferbench.runner.environment import processor_name
+from xferbench.study import schedule
+from xferbench.testing import fake_lab
 
 SCRIPT = Path(__file__).with_name("tutorial.py")
 FREE = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}  # each its own default
@@ -49,7 +53,7 @@ def main():
     """Ask, time, count, write."""
     arguments = parsed()
     words = [f"looks=[{arguments.seeds}]"]
-    asked_suite = suite.load(suite.find(arguments.suite), words)
+    asked_suite = loader.load_suite(loader.find_suite(arguments.suite), words)
     with tempfile.TemporaryDirectory() as folder:
         place = arguments.store or Path(folder) / "store.sqlite"
         own = arguments.measured or measured(arguments.suite, words, place, Path(folder))
@@ -59,7 +63,7 @@ def main():
             by_shape[shape(fit)].append(fit)
         times = {}
         for number, (one, fits) in enumerate(by_shape.items(), start=1):
-            times[one] = timed(fits[0], asked_suite, store.cache(place), Path(folder), arguments.rounds)
+            times[one] = timed(fits[0], asked_suite, store.cache_folder(place), Path(folder), arguments.rounds)
             print(f"{number} of {len(by_shape)} shapes: {len(fits)} × {times[one].whole:.2f} s  {told(one)}", file=sys.stderr)
     text = page(arguments, own, unknown, by_shape, times)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -70,7 +74,7 @@ def main():
 def parsed():
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("suite", nargs="?", default="full" if "full" in suite.shipped() else "quick")
+    parser.add_argument("suite", nargs="?", default="full" if "full" in loader.shipped_suites() else "quick")
     parser.add_argument("--seeds", type=int, default=5, help="judged seeds, in the place of the suite's looks")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each script")
     parser.add_argument("--measured", type=float, metavar="SECONDS", help="what xferbench took; it is not run again")
@@ -95,15 +99,15 @@ def measured(word, words, place, folder):
 
 def questions(asked_suite, place):
     """All that is asked, with what the store answers; where it has no answer, a choice falls as by lot."""
-    lot = fake.lab(measures=defaultdict(dict, {"": {}}))
+    lot = fake_lab.fake_lab(measures=defaultdict(dict, {"": {}}))
     answers, unknown = {}, 0
-    with execute.laid_out(asked_suite, place, "cpu", None) as (study, db, _):
+    with execute.open_study(asked_suite, place, "cpu", None) as (study, db, _):
         while True:
-            step = looks.step(study, answers)
+            step = schedule.next_step(study, answers)
             missing = {key: trial for key, trial in step.wanted.items() if key not in answers}
             if not missing:
                 break
-            found = store.get(db, missing)
+            found = store.get_records(db, missing)
             unknown += len(missing) - len(found)
             answers |= {key: found.get(key) or lot(trial) for key, trial in missing.items()}
     each = dict.fromkeys((one.plugin, one.arm, one.trial.model.base) for one in step.asked)
@@ -121,11 +125,11 @@ def shape(fit):
 def timed(fit, asked_suite, cache, folder, rounds):
     """The median of some runs of one fit's script, one after another, with torch's own number of threads."""
     test_size = asked_suite.test_size if fit.data.spec == asked_suite.target else None
-    dataset = data.load(fit.data, fit.preprocessing, test_size, cache)
+    dataset = datasets.load_dataset(fit.data, fit.preprocessing, test_size, cache)
     network = backbones.build(fit.arch, len(dataset.classes), fit.code)
-    anatomy = backbones.anatomy(network, data.shape(dataset, fit.preprocessing))
+    anatomy = backbones.layer_layout(network, datasets.input_shape(dataset, fit.preprocessing))
     values = [ALL_LAYERS if isinstance(one.trainable, LoRA | Adapters) else one.trainable for one in fit.phases]
-    trained = [backbones.trainable(anatomy, network, value) for value in values]
+    trained = [backbones.trainable_names(anatomy, network, value) for value in values]
     file, found = folder / "asked.pickle", []
     file.write_bytes(pickle.dumps((fit, trained, anatomy.head, test_size, cache)))
     for _ in range(rounds):
@@ -166,7 +170,8 @@ def page(arguments, own, unknown, by_shape, times):
     shapes = [f"| {told(one)} | {counts[one]} | {times[one].whole:.2f} | {times[one].inside:.2f} |" for one in slow]
     head = f"""# What the questions of `{arguments.suite}` cost by the tutorials' loop
 
-On {os.cpu_count()} cores ({processor()}), no GPU, Python {platform.python_version()}. A question of a plugin is its subject,
+On {os.cpu_count()} cores ({processor_name()}), no GPU, Python {platform.python_version()}. A question of a plugin is its
+subject,
 cured, induced and scratch arms and their tuning; a script is one of them at one seed, in a process of its own with torch's own
 number of threads, with the whole network run at every step and one test at the end. Not in the tutorials' time: decoding and
 resizing (the arrays lie ready), terms of the loss, augmentation, adapters (timed as all layers), several looks at one network.

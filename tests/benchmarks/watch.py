@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import xferbench
-from xferbench.environment import processor
-from xferbench.lab import small
+from xferbench.lab.models import small_resnets
+from xferbench.runner.environment import processor_name
 
 EVERY = 10
 HEAD_ONLY = {"trainable": "head", "batchnorm": "eval"}
@@ -32,7 +32,7 @@ def tiny(classes):
 
 NETS = {  # with the blocks of steps that are timed
     "ResNet-18, 64 pixels, batches of 16": (lambda: torchvision.models.resnet18(num_classes=10), 64, 16, 8),
-    "tiny-resnet, 32 pixels, batches of 32": (lambda: small.tiny_resnet(10), 32, 32, 60),
+    "tiny-resnet, 32 pixels, batches of 32": (lambda: small_resnets.tiny_resnet(10), 32, 32, 60),
     "one convolution and a head, 16 pixels, batches of 16": (lambda: tiny(10), 16, 16, 600),
 }
 
@@ -97,7 +97,7 @@ def main():
 
 def page(rows):
     """The committed table."""
-    machine = f"{os.cpu_count()} cores ({processor()}), no GPU"
+    machine = f"{os.cpu_count()} cores ({processor_name()}), no GPU"
     head = f"""# What watching a loop costs
 
 `xferbench.watch` around a training loop, all checks at every {EVERY}th step (the default), losses told. One thread on

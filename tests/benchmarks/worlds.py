@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xferbench import metrics, stats
+from xferbench.analysis import intervals, metrics
 
 ALPHA = 0.05
 LOOKS = (5, 10, 20)
@@ -221,7 +221,7 @@ def cell(number: int, S: int, N: int, replicates: int, seed: int) -> dict[str, A
     """Rates, as shares of the replicates, in the world of that number with S seeds and N examples."""
     generator = np.random.default_rng([seed, number, S, N])
     world = WORLDS[number]
-    m, p_values = world.margin, partial(stats.p_values, span=world.span)
+    m, p_values = world.margin, partial(intervals.p_values, span=world.span)
     met: dict[str, float] = {}
     for R in batches(replicates, S * N):
         null, edge, double = world.draw(generator, (R, S, N), (0.0, m, 2 * m))
@@ -233,11 +233,11 @@ def cell(number: int, S: int, N: int, replicates: int, seed: int) -> dict[str, A
             "power_fail": (p_values(double, m)[0] < ALPHA).sum(),
         }
         if S > 1:
-            _, seeds, examples, rest = stats.mean_squares(edge)
+            _, seeds, examples, rest = intervals.mean_squares(edge)
             variances = {"seed": (seeds - rest) / N, "item": (examples - rest) / S, "rest": rest}
             found |= {f"variance_{name}": variance.sum() for name, variance in variances.items()}
         if world.sequence and max(LOOKS) == S:
-            levels = np.array(stats.spending(LOOKS, ALPHA))
+            levels = np.array(intervals.alpha_spending(LOOKS, ALPHA))
             looked = np.array([p_values(edge[:, :look], m) for look in LOOKS])  # [looks, ways, R]
             one, other = (looked < levels[:, None, None]).any(0).sum(-1)
             found |= {"sequential_wrong_fail": one, "sequential_wrong_pass": other}

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xferbench import stats
+from xferbench.analysis import intervals
 from xferbench.core.reason import Code, Reason, because
 
 if TYPE_CHECKING:
-    from xferbench.analysis.sequential import Judgement
-    from xferbench.design import Suite
+    from xferbench.analysis.sequential import SequentialDecision
+    from xferbench.core.suite import Suite
 
 
-def to_decide(judgement: Judgement, suite: Suite, *, halved: bool = False) -> Reason:
+def to_decide(judgement: SequentialDecision, suite: Suite, *, halved: bool = False) -> Reason:
     """The seeds or test examples that would decide a contrast at the last look, among all contrasts that share alpha.
 
     Args:
@@ -20,8 +20,8 @@ def to_decide(judgement: Judgement, suite: Suite, *, halved: bool = False) -> Re
     """
     harm = judgement.harm
     groups = harm.groups if len(harm.groups) else None
-    alpha = stats.spending(suite.looks, suite.alpha)[-1] / max(1, judgement.hypotheses)
-    seeds, examples = stats.needed(harm.difference, margin=suite.margin, alpha=alpha, groups=groups, span=harm.span)
+    alpha = intervals.alpha_spending(suite.looks, suite.alpha)[-1] / max(1, judgement.hypotheses)
+    seeds, examples = intervals.required_sizes(harm.difference, margin=suite.margin, alpha=alpha, groups=groups, span=harm.span)
     single = suite.looks == (1,)
     return because(
         Code.TO_DECIDE,

@@ -16,12 +16,12 @@ from xferbench.core.reason import Code, Reason, because
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xferbench.judge import Judged
-    from xferbench.record import Estimate
+    from xferbench.analysis.estimates import ContrastEstimate
+    from xferbench.core.run import Estimate
 
 WORKING_CONTROLS = ("detected", "harmless")
-DECISION_OF = {"ERROR": CRASHED, "FAIL": WORSE, "INCONCLUSIVE": CANNOT_TELL, "PASS": NOT_WORSE, "SKIPPED": SKIPPED}
-ROUNDING = 1e-6  # relative and absolute tolerance of what an invariant measures
+DECISION_OF_VERDICT = {"ERROR": CRASHED, "FAIL": WORSE, "INCONCLUSIVE": CANNOT_TELL, "PASS": NOT_WORSE, "SKIPPED": SKIPPED}
+RELATIVE_ROUNDING = 1e-6  # relative and absolute tolerance of what an invariant measures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Verdict:
     reason: Reason
 
 
-def control(judged: Judged | None, margin: float) -> str:
+def control_outcome(judged: ContrastEstimate | None, margin: float) -> str:
     """What a positive control shows: ``detected``, ``harmless`` or ``missed``; ``none`` where there is no control."""
     if judged is None:
         return "none"
@@ -43,7 +43,7 @@ def control(judged: Judged | None, margin: float) -> str:
     return "harmless" if judged.estimate.high < margin else "missed"
 
 
-def verdict(  # noqa: PLR0911 - a table
+def decide_harm(  # noqa: PLR0911 - a table
     estimate: Estimate | None,
     control: str,
     exposed: bool,
@@ -94,7 +94,7 @@ def verdict(  # noqa: PLR0911 - a table
     return _verdict("PASS", Code.BELOW_MARGIN, margin=margin)
 
 
-def invariant(  # noqa: PLR0911 - a table
+def decide_invariant(  # noqa: PLR0911 - a table
     values: Sequence[float],
     diverged: Sequence[bool],
     *,
@@ -128,7 +128,7 @@ def invariant(  # noqa: PLR0911 - a table
     return _verdict("PASS", Code.HOLDS, meaning=meaning, seeds=len(values))
 
 
-def measurement(*, meaning: str, failure: str, error: str, crashed: bool, seeds: int) -> Verdict:
+def decide_measurement(*, meaning: str, failure: str, error: str, crashed: bool, seeds: int) -> Verdict:
     """What is only measured is never judged: INFO, or why there is no number.
 
     Args:
@@ -141,13 +141,13 @@ def measurement(*, meaning: str, failure: str, error: str, crashed: bool, seeds:
     return _verdict("INFO", Code.TEXT, text=meaning)
 
 
-def without_trials(skipped: str, error: str) -> Verdict:
+def decide_without_trials(skipped: str, error: str) -> Verdict:
     """The verdict on a plugin that asks for no trials: why it is skipped, or what broke."""
     return _verdict("SKIPPED" if skipped else "ERROR", Code.TEXT, text=skipped or error)
 
 
-def change(  # noqa: PLR0911 - a table
-    harm: Judged,
+def decide_change(  # noqa: PLR0911 - a table
+    harm: ContrastEstimate,
     decision: str,
     *,
     margin: float,
@@ -180,7 +180,7 @@ def change(  # noqa: PLR0911 - a table
     return _verdict(CANNOT_TELL, Code.CHANGE_OPEN, margin=margin, same=same, to_decide=to_decide)
 
 
-def harm_change(  # noqa: PLR0911 - a table
+def decide_harm_change(  # noqa: PLR0911 - a table
     change: Verdict, own: str, accepted: str, *, excluded: bool, elsewhere: bool, text: str
 ) -> Verdict:
     """The decision about a harm of two runs: its interval, and the verdicts of both runs.
@@ -205,15 +205,15 @@ def harm_change(  # noqa: PLR0911 - a table
     return change
 
 
-def invariant_change(own: str, accepted: str, before: float | None, now: float | None, *, text: str) -> Verdict:
+def decide_invariant_change(own: str, accepted: str, before: float | None, now: float | None, *, text: str) -> Verdict:
     """The decision about an invariant of two runs: newly broken, or broken by more than before."""
     if own == "FAIL" and accepted != "FAIL":
         return _verdict(WORSE, Code.NEW_FAIL, accepted=accepted, text=text)
     if own != "FAIL":
-        return _verdict(DECISION_OF[own], Code.TEXT, text=text)
+        return _verdict(DECISION_OF_VERDICT[own], Code.TEXT, text=text)
     if before is None or now is None:
         return _verdict(CANNOT_TELL, Code.SIZE_UNKNOWN, text=text)
-    if now <= before * (1 + ROUNDING) + ROUNDING:
+    if now <= before * (1 + RELATIVE_ROUNDING) + RELATIVE_ROUNDING:
         return _verdict(NOT_WORSE, Code.TEXT, text=text)
     return _verdict(WORSE, Code.SIZE_GREW, before=before, now=now, text=text)
 
@@ -227,8 +227,8 @@ def own_decision(own: str, accepted: str, apart: Reason | None, *, text: str) ->
     if own == "SKIPPED" and accepted:
         return _verdict(CANNOT_TELL, Code.NO_LONGER_JUDGED, accepted=accepted, text=text)
     if apart:
-        return _verdict(DECISION_OF[own], Code.OWN_VERDICT, why=apart, verdict=own, text=text)
-    return _verdict(DECISION_OF[own], Code.TEXT, text=text)
+        return _verdict(DECISION_OF_VERDICT[own], Code.OWN_VERDICT, why=apart, verdict=own, text=text)
+    return _verdict(DECISION_OF_VERDICT[own], Code.TEXT, text=text)
 
 
 def no_longer_tested(accepted: str) -> Verdict:
@@ -236,7 +236,7 @@ def no_longer_tested(accepted: str) -> Verdict:
     return _verdict(CANNOT_TELL, Code.NO_LONGER_TESTED, accepted=accepted)
 
 
-def difference(low: float, high: float, margin: float, error: str) -> str:
+def decide_difference(low: float, high: float, margin: float, error: str) -> str:
     """Of two recipes: ``better`` or ``worse`` by more than the margin, ``equal`` within it, else ``open``."""
     if error:
         return "open"
@@ -247,7 +247,7 @@ def difference(low: float, high: float, margin: float, error: str) -> str:
     return "equal" if -margin < low and high < margin else "open"
 
 
-def claim(number: tuple[float, float, float], at_least: float | None, at_most: float | None, why: str) -> str:
+def decide_claim(number: tuple[float, float, float], at_least: float | None, at_most: float | None, why: str) -> str:
     """Of a claim: only where the whole interval is on one side, it ``agrees`` or ``disagrees``.
 
     Args:

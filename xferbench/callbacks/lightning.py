@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 import xferbench
 
 if TYPE_CHECKING:
-    from xferbench.lab.watch import Watch as Monitor
+    from xferbench.lab.monitor.watch import Watch as Monitor
 
 
 class Watch(Callback):

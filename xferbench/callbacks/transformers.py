@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 import xferbench
 
 if TYPE_CHECKING:
-    from xferbench.lab.watch import Watch as Monitor
+    from xferbench.lab.monitor.watch import Watch as Monitor
 
 
 class Watch(TrainerCallback):

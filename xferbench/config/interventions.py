@@ -9,8 +9,8 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, cast
 
 from xferbench.core import interventions
+from xferbench.core.errors import UserError
 from xferbench.core.interventions import BUILT_IN, K
-from xferbench.problem import Problem
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -27,7 +27,7 @@ def kinds(group: type[K]) -> tuple[type[K], ...]:
     """Return all kinds of a group: the built-in ones, then those of installed packages by their spelling.
 
     Raises:
-        Problem: for an entry point that cannot be imported or is no kind of intervention.
+        UserError: for an entry point that cannot be imported or is no kind of intervention.
     """
     installed = [_load(entry) for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)]
     return (*built_in(group), *(kind for kind in installed if issubclass(kind, group)))
@@ -37,13 +37,13 @@ def parse(text: Any, group: type[K]) -> K:
     """Return the value of a group that a text spells.
 
     Raises:
-        ValueError: for any other value, with what was expected. Problem: for an installed kind that cannot be imported.
+        ValueError: for any other value, with what was expected. UserError: for an installed kind that cannot be imported.
     """
     known = built_in(group)
     if interventions.find_kind(str(text), known) is None:
         known = kinds(group)
     if not isinstance(text, str):
-        raise ValueError(" or ".join(map(interventions.form, known)))  # noqa: TRY004 - what a rule raises
+        raise ValueError(" or ".join(map(interventions.format_spelling, known)))  # noqa: TRY004 - what a rule raises
     return interventions.parse(text, known)
 
 
@@ -53,8 +53,8 @@ def _load(entry: EntryPoint) -> type[Any]:
     except Exception as error:
         found = f"{type(error).__name__}: {error}"
         do = f"mend or remove the package that installs {entry.value}"
-        raise Problem(f"the intervention {entry.name} cannot be imported", found=found, do=do) from error
+        raise UserError(f"the intervention {entry.name} cannot be imported", found=found, do=do) from error
     if not (isinstance(kind, type) and issubclass(kind, interventions.Intervention) and kind.spelling == entry.name):
         expected = f"a subclass of xferbench.core.interventions.Intervention whose spelling is {entry.name!r}"
-        raise Problem(f"the intervention {entry.name}", found=repr(kind), expected=expected)
+        raise UserError(f"the intervention {entry.name}", found=repr(kind), expected=expected)
     return kind

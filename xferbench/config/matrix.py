@@ -7,17 +7,20 @@ from itertools import product
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from xferbench import keys, rules
-from xferbench.design import Compared, Effect, Matrix, Phase
-from xferbench.metrics import METRICS
-from xferbench.problem import Problem, nearest
-from xferbench.strategies import DEFAULT_NAME, SCRATCH_NAME, STRATEGIES, USUAL
+from xferbench.analysis.metrics import METRICS
+from xferbench.config import validation
+from xferbench.config.fields import MATRIX
+from xferbench.core.errors import UserError, suggest
+from xferbench.core.pipeline import Phase
+from xferbench.core.strategies import DEFAULT_NAME, SCRATCH_NAME, STRATEGIES, USUAL_LR
+from xferbench.core.suite import Claim, Matrix, RecipeGrid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from xferbench.design import Recipe, Suite
+    from xferbench.core.pipeline import Recipe
+    from xferbench.core.suite import Suite
 
     Parse = Callable[[Mapping[str, Any], Path], Suite]
 
@@ -36,12 +39,12 @@ def parse_matrix(
         recipe: turns keys of [recipe] into a recipe. possible: refuses a recipe that a suite cannot have.
 
     Raises:
-        Problem: with the key, the value found and the values expected.
+        UserError: with the key, the value found and the values expected.
     """
     rest = {key: value for key, value in table.items() if key != "matrix"}
-    values = rules.ruled("matrix", table["matrix"], keys.MATRIX)
+    values = validation.validate_value("matrix", table["matrix"], MATRIX)
     if "checkpoint" in table:
-        raise Problem("checkpoint", found="a finished network, beside [matrix]", expected="one of them")
+        raise UserError("checkpoint", found="a finished network, beside [matrix]", expected="one of them")
     similar, task_tables = build_task_tables(rest, values)
     tasks = tuple(_parse_task(name, task_table, path, parse) for name, task_table in task_tables.items())
     compared = tuple(_parse_recipe(entry, values, recipe) for entry in _expand_all(values["recipes"]))
@@ -49,17 +52,17 @@ def parse_matrix(
         for candidate in grid.recipes if grid.name not in STRATEGIES else ():  # a strategy that does not fit is left out
             try:
                 possible(candidate, task)
-            except Problem as problem:
+            except UserError as problem:
                 raise problem.at(f"matrix.recipes: {grid.name}: {problem.what}") from problem
     names = [grid.name for grid in compared]
     against = values.get("against", names[0] if names else "")
     if names and against not in names:
-        raise Problem("matrix.against", found=against, expected=nearest(against, names))
+        raise UserError("matrix.against", found=against, expected=suggest(against, names))
     if twice := {name for name in names if names.count(name) > 1}:
-        raise Problem("matrix.recipes", found=f"{', '.join(sorted(twice))} twice", expected="a name for each")
+        raise UserError("matrix.recipes", found=f"{', '.join(sorted(twice))} twice", expected="a name for each")
     effects = tuple(_parse_claim(entry, tasks, names) for entry in values.get("effects", ()))
     if "recipe" in table and not tasks[0].plugins:
-        raise Problem(
+        raise UserError(
             "recipe",
             found="beside [matrix], in a suite without plugins",
             expected="plugins that ask about it",
@@ -76,15 +79,15 @@ def build_task_tables(table: Mapping[str, Any], values: Mapping[str, Any]) -> tu
     """
     shared = dict(table.get("target") or {})
     if "targets" not in values and "data" not in shared:
-        raise Problem(
+        raise UserError(
             "matrix.targets", found="none, and no [target] data", expected="one [[matrix.targets]] or more, with name and data"
         )
     if "targets" in values and "data" in shared:
-        raise Problem("target.data", found="beside [[matrix.targets]]", expected="data in those alone", do="leave it out")
+        raise UserError("target.data", found="beside [[matrix.targets]]", expected="data in those alone", do="leave it out")
     targets = values.get("targets") or [{"name": str(table.get("name")), **shared}]
     if "train_sizes" in values and (odd := [target["name"] for target in targets if "train_size" in target]):
         expected = "one of them"
-        raise Problem("matrix.train_sizes", found=f"train_size of {', '.join(odd)}, beside train_sizes", expected=expected)
+        raise UserError("matrix.train_sizes", found=f"train_size of {', '.join(odd)}, beside train_sizes", expected=expected)
     sizes = values.get("train_sizes") or [None]
     backbones = values.get("backbones") or [{"name": "", **dict(table.get("backbone") or {})}]
     tables: dict[str, dict[str, Any]] = {}
@@ -93,7 +96,7 @@ def build_task_tables(table: Mapping[str, Any], values: Mapping[str, Any]) -> tu
         parts = [target["name"], size if len(sizes) > 1 else "", backbone["name"] if len(backbones) > 1 else ""]
         name = "-".join(str(part) for part in parts if part)
         if name in tables:
-            raise Problem("matrix", found=f"two tasks named {name}", expected="names that tell targets and backbones apart")
+            raise UserError("matrix", found=f"two tasks named {name}", expected="names that tell targets and backbones apart")
         own = {key: value for key, value in target.items() if key not in {"name", "shifted", "source", "similar"}}
         similar |= {name: target["similar"]} if "similar" in target else {}
         domains = {role: {"data": target[role]} for role in ("shifted", "source") if role in target}
@@ -110,7 +113,7 @@ def build_task_tables(table: Mapping[str, Any], values: Mapping[str, Any]) -> tu
 def _parse_task(name: str, table: Mapping[str, Any], path: Path, parse: Parse) -> Suite:
     try:
         return parse(table, path)
-    except Problem as problem:
+    except UserError as problem:
         raise problem.at(f"{problem.what} (task {name})") from problem
 
 
@@ -121,71 +124,73 @@ def _expand_all(recipes: Sequence[str | Mapping[str, Any]]) -> list[str | Mappin
 
 def _parse_recipe(
     entry: str | Mapping[str, Any], values: Mapping[str, Any], recipe: Callable[[Mapping[str, Any]], Recipe]
-) -> Compared:
+) -> RecipeGrid:
     """A strategy at its usual rate times each factor, or a recipe in the keys of a suite at its own rates times each factor."""
     budget = Phase(steps=values.get("steps", Phase().steps), batch_size=values.get("batch_size", Phase().batch_size))
     factors = values.get("rates", (1.0,))
     if isinstance(entry, str):
         if entry in {DEFAULT_NAME, SCRATCH_NAME}:
-            return Compared(name=entry)
+            return RecipeGrid(name=entry)
         if entry not in STRATEGIES:
-            raise Problem("matrix.recipes", found=entry, expected=nearest(entry, [DEFAULT_NAME, "all", *STRATEGIES]))
-        usual = USUAL.get(entry, Phase().lr)
-        return Compared(name=entry, recipes=tuple(STRATEGIES[entry](replace(budget, lr=usual * factor)) for factor in factors))
+            raise UserError("matrix.recipes", found=entry, expected=suggest(entry, [DEFAULT_NAME, "all", *STRATEGIES]))
+        usual = USUAL_LR.get(entry, Phase().lr)
+        return RecipeGrid(
+            name=entry, recipes=tuple(STRATEGIES[entry](replace(budget, lr=usual * factor)) for factor in factors)
+        )
     fields = {key: value for key, value in entry.items() if key != "name"}
     if entry["name"] in {DEFAULT_NAME, SCRATCH_NAME, "all"}:
-        raise Problem("matrix.recipes", found=f"a recipe of one's own named {entry['name']}", expected="another name")
+        raise UserError("matrix.recipes", found=f"a recipe of one's own named {entry['name']}", expected="another name")
     try:
         parsed = recipe({"steps": budget.steps, "batch_size": budget.batch_size, **fields})
-    except Problem as problem:
+    except UserError as problem:
         raise problem.at(f"matrix.recipes: {entry['name']}: {problem.what}") from problem
     scaled = (
         tuple(replace(phase, lr=phase.lr * factor, head_lr=phase.head_lr and phase.head_lr * factor) for phase in parsed.phases)
         for factor in factors
     )
-    return Compared(name=str(entry["name"]), recipes=tuple(replace(parsed, phases=phases) for phases in scaled))
+    return RecipeGrid(name=str(entry["name"]), recipes=tuple(replace(parsed, phases=phases) for phases in scaled))
 
 
-def _parse_claim(entry: Mapping[str, Any], tasks: Sequence[Suite], recipes: Sequence[str]) -> Effect:
+def _parse_claim(entry: Mapping[str, Any], tasks: Sequence[Suite], recipes: Sequence[str]) -> Claim:
     """A claim about one number; its task, recipes, plugin and domain must exist."""
     what, names = f"matrix.effects: {entry['name']}", [task.name for task in tasks]
     task = entry.get("task", names[0] if len(names) == 1 else "")
     if task not in names:
-        raise Problem(f"{what}: task", found=task or "none", expected=nearest(task, names))
+        raise UserError(f"{what}: task", found=task or "none", expected=suggest(task, names))
     for key in ("recipe", "against"):
         if key in entry and entry[key] not in recipes:
-            raise Problem(f"{what}: {key}", found=entry[key], expected=nearest(entry[key], recipes))
+            raise UserError(f"{what}: {key}", found=entry[key], expected=suggest(entry[key], recipes))
     if "recipe" in entry and entry.get("against") == entry["recipe"]:
-        raise Problem(f"{what}: against", found="the recipe itself", expected="another one")
+        raise UserError(f"{what}: against", found="the recipe itself", expected="another one")
     numbers = [kind for kind in ("contrast", "recipe") if kind in entry]
     kinds = [kind for kind in ("against", "measure") if kind in entry]
     two = entry.get("measure") == "speed-up"  # a number of two recipes
     if len(numbers) != 1 or ("recipe" in entry) != (len(kinds) == 1 + two) or (two and "against" not in entry):
         expected = "contrast; or recipe and against, or recipe and measure (speed-up: recipe, against and measure)"
-        raise Problem(f"{what}: which number", found=", ".join([*numbers, *kinds]) or "none", expected=expected)
+        raise UserError(f"{what}: which number", found=", ".join([*numbers, *kinds]) or "none", expected=expected)
     if "at_least" not in entry and "at_most" not in entry:
-        raise Problem(f"{what}: at_least, at_most", found="neither", expected="one of them, or both for what lies between")
+        raise UserError(f"{what}: at_least, at_most", found="neither", expected="one of them, or both for what lies between")
     if entry.get("at_least", -inf) > entry.get("at_most", inf):
-        raise Problem(f"{what}: at_least, at_most", found="the least above the most", expected="the least below the most")
+        raise UserError(f"{what}: at_least, at_most", found="the least above the most", expected="the least below the most")
     _check_existence(what, entry, tasks[names.index(task)])
     whole = {"share": 1.0, "accuracy": METRICS[tasks[0].metric].span, "": METRICS[tasks[0].metric].span}
     span = inf if "contrast" in entry else whole.get(entry.get("measure", ""), inf)
     for key in ("at_least", "at_most", "published"):
         if abs(entry.get(key, 0.0)) > span:
-            raise Problem(
+            raise UserError(
                 f"{what}: {key}", found=f"{entry[key]:g}", expected=f"at most {span:g}: two points of accuracy are 0.02"
             )
-    return Effect(**(dict(entry) | {"task": task}))
+    return Claim(**(dict(entry) | {"task": task}))
 
 
 def _check_existence(what: str, entry: Mapping[str, Any], task: Suite) -> None:
     """Refuse a contrast of a plugin that the suite does not list, and a view of a domain that the task lacks."""
     if "view" in entry and ("contrast" in entry or "measure" in entry):
-        raise Problem(f"{what}: view", found=entry["view"], expected="no view: beside recipe and against alone")
+        raise UserError(f"{what}: view", found=entry["view"], expected="no view: beside recipe and against alone")
     domain = entry.get("view", "").partition("-")[0]
     if domain in {"source", "shifted"} and getattr(task, domain) is None:
-        raise Problem(f"{what}: view", found=entry["view"], expected=f"a [{domain}] of the task {task.name}, or another view")
+        raise UserError(f"{what}: view", found=entry["view"], expected=f"a [{domain}] of the task {task.name}, or another view")
     plugin = entry.get("contrast", "").partition("/")[0]
     if plugin and not {plugin, "all"} & {*task.plugins}:
-        expected = nearest(plugin, task.plugins) if task.plugins else "a plugin that the suite lists; it lists none"
-        raise Problem(f"{what}: contrast", found=entry["contrast"], expected=expected)
+        expected = suggest(plugin, task.plugins) if task.plugins else "a plugin that the suite lists; it lists none"
+        raise UserError(f"{what}: contrast", found=entry["contrast"], expected=expected)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xferbench.design import Contrast
+from xferbench.core.plugin import Contrast
 
 Term = tuple[str, str]  # an arm and a view of it
 

@@ -10,7 +10,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from xferbench.problem import Problem
+from xferbench.core.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,7 @@ def write_file(path: Path, data: bytes, do: str = "") -> None:
     """Write a file whole or not at all; ``do`` is advice.
 
     Raises:
-        Problem: where it cannot be written.
+        UserError: where it cannot be written.
     """
     try:
         with replace_atomically(path) as part, part.open("wb") as file:
@@ -50,7 +50,7 @@ def require_writable(folder: Path, do: str = "") -> None:
     """Make a folder, and a file in it for a moment, before an hour is spent on what could not be kept; ``do`` is advice.
 
     Raises:
-        Problem: where that cannot be done.
+        UserError: where that cannot be done.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,10 +77,10 @@ def refuse_existing(path: Path, what: str = "", *, force: bool = False, do: str)
         what: how the message names the path. force: whether it may be overwritten. do: advice.
 
     Raises:
-        Problem: where something is there, a broken link too.
+        UserError: where something is there, a broken link too.
     """
     if os.path.lexists(path) and not force:
-        raise Problem(f"{what or path} is there already", do=do)
+        raise UserError(f"{what or path} is there already", do=do)
 
 
 def sha256(path: Path) -> str:
@@ -89,8 +89,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _unwritable(path: Path, error: OSError, do: str) -> Problem:
-    return Problem(
+def _unwritable(path: Path, error: OSError, do: str) -> UserError:
+    return UserError(
         f"{path} cannot be written",
         found=error.strerror or str(error),
         expected="a folder with room that can be written to",

@@ -571,16 +571,16 @@ def parse(text: str, kinds: Iterable[type[K]]) -> K:
     kinds = tuple(kinds)
     kind = find_kind(text, kinds)
     if kind is None:
-        raise ValueError(" or ".join(map(form, kinds)) or "no intervention of this group is known")
+        raise ValueError(" or ".join(map(format_spelling, kinds)) or "no intervention of this group is known")
     amounts = text.removeprefix(kind.spelling).split(":")[1:]
     limits = ranges(kind)
     required = [f for f in fields(kind) if f.name not in _defaults(kind)]  # type: ignore[arg-type]
     if not len(required) <= len(amounts) <= len(limits):
-        raise ValueError(form(kind))
+        raise ValueError(format_spelling(kind))
     try:
         return kind(**{name: limits[name].parse(amount) for name, amount in zip(limits, amounts, strict=False)})
     except ValueError as error:
-        raise ValueError(form(kind)) from error
+        raise ValueError(format_spelling(kind)) from error
 
 
 def find_kind(text: str, kinds: Iterable[type[K]]) -> type[K] | None:
@@ -593,7 +593,7 @@ def _defaults(kind: type[Intervention]) -> dict[str, Any]:
     return {f.name: f.default for f in fields(kind) if f.default is not MISSING}  # type: ignore[arg-type]
 
 
-def form(kind: type[Intervention]) -> str:
+def format_spelling(kind: type[Intervention]) -> str:
     """Return how a kind is spelt: ``label-noise:RATE with RATE a number above 0 and below 1``."""
     limits, optional = ranges(kind), _defaults(kind)
     amounts = "".join(f"[:{name.upper()}]" if name in optional else f":{name.upper()}" for name in limits)
@@ -601,7 +601,7 @@ def form(kind: type[Intervention]) -> str:
     return kind.spelling + amounts + (f" with {stated}" if stated else "")
 
 
-def pattern(kinds: Iterable[type[Intervention]]) -> str:
+def spelling_pattern(kinds: Iterable[type[Intervention]]) -> str:
     """Return a regular expression of all spellings of some kinds, for a JSON Schema."""
     found = []
     for kind in kinds:
@@ -611,7 +611,7 @@ def pattern(kinds: Iterable[type[Intervention]]) -> str:
     return "|".join(found)
 
 
-def key(value: Intervention) -> str:
+def intervention_key(value: Intervention) -> str:
     """Return what stands for a value in keys: its spelling, and for a third party's kind the digest of its source."""
     if type(value).__module__.partition(".")[0] == PACKAGE:
         return str(value)
@@ -629,7 +629,7 @@ def source_digest(*modules: str) -> str:
     return digest.hexdigest()[:12]
 
 
-def expect(value: object, group: type[Intervention], name: str) -> None:
+def require_group(value: object, group: type[Intervention], name: str) -> None:
     """Check that a field holds a value of a group, and not its spelling.
 
     Raises:
@@ -639,7 +639,7 @@ def expect(value: object, group: type[Intervention], name: str) -> None:
         raise TypeError(f"{name} is {value!r}; expected a {group.__name__}, such as {group.__name__}.parse(...)")
 
 
-def absent(f: Field[Any], value: Any) -> Any:
+def field_value(f: Field[Any], value: Any) -> Any:
     """Return a field's value, or what stands for None in keys and results."""
     return f.metadata["absent"] if value is None and "absent" in f.metadata else value
 
@@ -649,7 +649,7 @@ def as_dict(value: Any) -> Any:
     if isinstance(value, Intervention):
         return str(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: absent(f, as_dict(getattr(value, f.name))) for f in fields(value)}
+        return {f.name: field_value(f, as_dict(getattr(value, f.name))) for f in fields(value)}
     if isinstance(value, Mapping):
         return {name: as_dict(item) for name, item in value.items()}
     return type(value)(map(as_dict, value)) if isinstance(value, tuple | list) else value

@@ -35,12 +35,12 @@ from typing import Any
 
 from xferbench.plugin import (
     HARM,
-    Choice,
-    Facts,
     MeasureContext,
     Pipeline,
     Plugin,
+    Profile,
     Run,
+    Selection,
     info,
     map_phases,
     plotting,
@@ -49,11 +49,11 @@ from xferbench.plugin import (
 )
 
 
-def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
+def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
     return map_phases(pipeline, lambda phase: replace(phase, batchnorm="eval"))
 
 
-def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
+def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     return {
         "ghost-batch": map_phases(pipeline, lambda phase: replace(phase, batchnorm="ghost:2")),
         "class-order": map_phases(pipeline, lambda phase: replace(phase, batchnorm="train", order="class")),
@@ -63,16 +63,18 @@ def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
 
 def drift(seen: MeasureContext) -> dict[str, float]:
     """How far each layer's running statistics went, and the mean over layers."""
-    from xferbench.lab import batchnorm
+    from xferbench.lab.models import batchnorm
 
-    found = batchnorm.drift(seen.before, seen.after)
-    return {"drift": records.mean([*found.values()])} | {f"drift/{name}": value for name, value in found.items()}
+    found = batchnorm.statistics_drift(seen.before, seen.after)
+    return {"drift": records.mean_or_nan([*found.values()])} | {f"drift/{name}": value for name, value in found.items()}
 
 
 def picture(axes: Any, run: Run) -> None:
     """Drift by layer for each arm: the mean, and a thin line a seed."""
-    told = records.by_arm(records.of(run, plugin.id), lambda one: records.numbered(one, "drift/"), "drift")
-    plotting.lines(axes, told)
+    told = records.values_by_arm(
+        records.plugin_records(run, plugin.id), lambda one: records.numbered_scalars(one, "drift/"), "drift"
+    )
+    plotting.draw_lines(axes, told)
     axes.set(xlabel="BatchNorm layer, from the input up", ylabel="drift of running statistics", ylim=(0, None))
     axes.legend()
 
@@ -128,7 +130,7 @@ References
 RECALIBRATED = "batchnorm:recalibrated@2"
 
 
-def audit_applies(pipeline: Pipeline, facts: Facts) -> str:
+def audit_applies(pipeline: Pipeline, facts: Profile) -> str:
     if not facts.has_batchnorm:
         return "the network has no BatchNorm layer"
     before = pipeline.finished and pipeline.finished.before
@@ -139,13 +141,13 @@ def _edited(pipeline: Pipeline, edit: str) -> Pipeline:
     return replace(pipeline, edits=(*pipeline.edits, edit))
 
 
-def audit_cure(pipeline: Pipeline, facts: Facts) -> Choice:
+def audit_cure(pipeline: Pipeline, facts: Profile) -> Selection:
     edits = [RECALIBRATED] * bool(facts.train)
     edits += ["batchnorm:restored"] * bool(pipeline.finished and pipeline.finished.before)
-    return Choice(candidates=tuple(_edited(pipeline, edit) for edit in edits))
+    return Selection(candidates=tuple(_edited(pipeline, edit) for edit in edits))
 
 
-def audit_induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
+def audit_induce(pipeline: Pipeline, facts: Profile) -> dict[str, Pipeline]:
     arms = {"initial": _edited(pipeline, "batchnorm:initial")}
     return arms | ({"one-class": _edited(pipeline, "batchnorm:one-class@1")} if facts.train else {})
 

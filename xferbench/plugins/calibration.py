@@ -33,36 +33,36 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from xferbench.plan import TEMPERED
-from xferbench.plugin import Contrast, Facts, Pipeline, Plugin, Run, always_applies, harm, plotting, records, strategies
-from xferbench.reliability import diagram, square
+from xferbench.analysis.reliability import reliability_diagram, squared_calibration_error
+from xferbench.plugin import Contrast, Pipeline, Plugin, Profile, Run, always_applies, harm, plotting, records, strategies
+from xferbench.study.trials import TEMPERED
 
 NATS, BRIER = 0.05, 0.02  # margins
 LEAST = 2000  # test images from which on the error is stated
 TERMS = ("subject", "tempered"), ("subject", "test")
 
 
-def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
+def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
     return replace(pipeline, edits=tuple(dict.fromkeys((*pipeline.edits, TEMPERED))))
 
 
-def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
+def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     own = tuple(edit for edit in pipeline.edits if edit != TEMPERED)
     return {"overtrained": replace(pipeline, recipe=strategies.overtrained(pipeline.recipe), edits=own)}
 
 
-def errors(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
+def errors(answers: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
     """The root of the mean square over seeds for each arm but scratch, where there are images enough."""
-    told = records.by_arm(answers, lambda one: one.predictions, but={"scratch"}, seeds=seeds)
-    squares = {arm: [square(one) for one in own if len(one.label) >= LEAST] for arm, own in told.items()}
-    return {f"{arm}/ece": max(0.0, records.mean(values)) ** 0.5 for arm, values in squares.items() if values}
+    told = records.values_by_arm(answers, lambda one: one.predictions, but={"scratch"}, seeds=seeds)
+    squares = {arm: [squared_calibration_error(one) for one in own if len(one.label) >= LEAST] for arm, own in told.items()}
+    return {f"{arm}/ece": max(0.0, records.mean_or_nan(values)) ** 0.5 for arm, values in squares.items() if values}
 
 
 def picture(axes: Any, run: Run) -> None:
     """The reliability diagram for each arm: the mean, and a thin line a seed."""
     axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=plotting.MUTED, label="as sure as right")
-    told = records.by_arm(records.of(run, plugin.id), lambda one: one.predictions, but={"scratch"})
-    plotting.lines(axes, {arm: [diagram(one) for one in own] for arm, own in told.items()})
+    told = records.values_by_arm(records.plugin_records(run, plugin.id), lambda one: one.predictions, but={"scratch"})
+    plotting.draw_lines(axes, {arm: [reliability_diagram(one) for one in own] for arm, own in told.items()})
     axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend()
 
@@ -112,7 +112,7 @@ References
 AUDIT_TERMS = ("cured", "test"), ("subject", "test")
 
 
-def audit_induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
+def audit_induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     return {"overconfident": replace(pipeline, edits=(*pipeline.edits, "temperature:0.25"))}
 
 

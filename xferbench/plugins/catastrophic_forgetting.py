@@ -37,12 +37,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from xferbench.plugin import (
-    Choice,
-    Facts,
     Pipeline,
     Plugin,
+    Profile,
     Recipe,
     Run,
+    Selection,
     harm,
     info,
     interventions,
@@ -63,7 +63,7 @@ BELOW = (interventions.LwF(strength=1),)  # likewise, where the source's head ca
 
 def _candidates(pipeline: Pipeline, groups: int) -> Iterator[Recipe]:
     recipe = pipeline.recipe
-    whole = replace(strategies.moving(recipe), order="shuffled")
+    whole = replace(strategies.finetune_phase(recipe), order="shuffled")
 
     def changed(name: str, **values: Any) -> Recipe:
         return Recipe(name=name, phases=(replace(whole, **values),))
@@ -81,35 +81,41 @@ def _candidates(pipeline: Pipeline, groups: int) -> Iterator[Recipe]:
     held = strategies.discriminative(replace(whole, lr=min(whole.lr, 1e-3)))
     held_by = (
         REGULARIZERS
-        if strategies.deep(recipe.head)
+        if strategies.is_mlp_head(recipe.head)
         else (*REGULARIZERS, *BELOW, interventions.Replay(images=max(1, whole.batch_size // 8)))
     )
     for regularizer in held_by:
         yield replace(held, name=f"{held.name}, {regularizer}", regularizer=regularizer)
 
 
-def cure(pipeline: Pipeline, facts: Facts) -> Choice:
+def cure(pipeline: Pipeline, facts: Profile) -> Selection:
     arms = (
-        replace(pipeline, recipe=strategies.beside(recipe, pipeline.recipe))
+        replace(pipeline, recipe=strategies.inherit_settings(recipe, pipeline.recipe))
         for recipe in _candidates(pipeline, len(facts.groups))
     )
-    return Choice(candidates=tuple(dict.fromkeys(arms)), by="source-held-out", keeping="validation")
+    return Selection(candidates=tuple(dict.fromkeys(arms)), by="source-held-out", keeping="validation")
 
 
-def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
+def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     usual = replace(
-        strategies.moving(pipeline.recipe), trainable=interventions.ALL_LAYERS, order="shuffled", head_lr=None, layer_decay=1.0
+        strategies.finetune_phase(pipeline.recipe),
+        trainable=interventions.ALL_LAYERS,
+        order="shuffled",
+        head_lr=None,
+        layer_decay=1.0,
     )
     high = replace(usual, batchnorm="train", lr=max(HIGH, 3 * usual.lr), steps=2 * usual.steps)
     recipe = Recipe(name="high rate, all layers, many steps", phases=(high,))
-    return {"high-rate": replace(pipeline, recipe=strategies.beside(recipe, pipeline.recipe))}
+    return {"high-rate": replace(pipeline, recipe=strategies.inherit_settings(recipe, pipeline.recipe))}
 
 
 def picture(axes: Any, run: Run) -> None:
     """Target accuracy against source accuracy, a point for each arm, and a faint one a seed."""
-    told = records.of(run, plugin.id)
-    plotting.points(axes, records.accuracies(told, "test", "source"))  # scratch has no source skill to keep
-    before = records.mean([one for own in records.by_arm(told, records.accuracy, "source-before").values() for one in own])
+    told = records.plugin_records(run, plugin.id)
+    plotting.draw_points(axes, records.accuracies(told, "test", "source"))  # scratch has no source skill to keep
+    before = records.mean_or_nan(
+        [one for own in records.values_by_arm(told, records.accuracy, "source-before").values() for one in own]
+    )
     axes.axhline(before, linestyle="--", linewidth=1, color=plotting.MUTED, label="source before")
     axes.set(xlabel="target accuracy", ylabel="source accuracy, old head", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend()
@@ -164,16 +170,16 @@ References
 """
 
 
-def audit_applies(pipeline: Pipeline, facts: Facts) -> str:
+def audit_applies(pipeline: Pipeline, facts: Profile) -> str:
     if not (pipeline.finished and pipeline.finished.before):
         return "the weights of before are not given"
     return "" if facts.source else facts.no_source or "the suite has no [source] whose classes are known"
 
 
-def audit_cure(pipeline: Pipeline, facts: Facts) -> Choice:
+def audit_cure(pipeline: Pipeline, facts: Profile) -> Selection:
     edits = ["batchnorm:restored"] * facts.has_batchnorm + ["interpolated:0.75", "interpolated:0.5"]
     arms = (replace(pipeline, edits=(*pipeline.edits, edit)) for edit in edits)
-    return Choice(candidates=tuple(arms), by="source-held-out", keeping="validation")
+    return Selection(candidates=tuple(arms), by="source-held-out", keeping="validation")
 
 
 audit = Plugin(

@@ -26,17 +26,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.plugin import HARM, Choice, Facts, Pipeline, Plugin, Record, always_applies
+from xferbench.plugin import HARM, Pipeline, Plugin, Profile, Record, Selection, always_applies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def cure(pipeline: Pipeline, _: Facts) -> Choice:
-    return Choice(candidates=(replace(pipeline, edits=(*pipeline.edits, "classes:assigned@1")),))
+def cure(pipeline: Pipeline, _: Profile) -> Selection:
+    return Selection(candidates=(replace(pipeline, edits=(*pipeline.edits, "classes:assigned@1")),))
 
 
-def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
+def induce(pipeline: Pipeline, _: Profile) -> Mapping[str, Pipeline]:
     return {"rotated": replace(pipeline, edits=(*pipeline.edits, "classes:rotated"))}
 
 

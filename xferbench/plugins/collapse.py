@@ -37,11 +37,11 @@ def collapse(seen: MeasureContext) -> dict[str, float]:
     """1 where it is so; beside it the spread of the features over images, and values that are not finite, by tensor."""
     from torch.nn import functional as F
 
-    from xferbench.lab import penultimate
+    from xferbench.lab.evaluation import penultimate_features
 
     counts = {name: float((~one.isfinite()).sum()) for name, one in seen.after.items() if one.is_floating_point()}
     broken = {f"not finite/{name}": count for name, count in counts.items() if count}
-    x = penultimate.head_inputs(seen.network, seen.after, seen.served, seen.ready)
+    x = penultimate_features.head_inputs(seen.network, seen.after, seen.served, seen.ready)
     finite = bool(x.isfinite().all())
     spread = float(x.std(0).norm() / x.norm(dim=1).mean().clamp_min(1e-12)) if finite else 0.0
     weight, bias = (seen.after.get(f"{seen.network.anatomy.head}.{part}") for part in ("weight", "bias"))

@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xferbench import scaling
+from xferbench.analysis import scaling_law
 from xferbench.plugin import (
     Arm,
-    Facts,
     Pipeline,
     Plugin,
+    Profile,
     Run,
     info,
     leave_unchanged,
@@ -50,14 +50,14 @@ if TYPE_CHECKING:
 SIZES, SPAN = 6, 32
 
 
-def sizes(pipeline: Pipeline, facts: Facts) -> list[int]:
+def sizes(pipeline: Pipeline, facts: Profile) -> list[int]:
     """Six sizes up to the training set, from a thirty-second of it, but two images a class or more."""
     whole = min(pipeline.train_size or facts.train, facts.train)  # fewer than asked for where some are held out
     least = max(2 * len(facts.classes), whole / SPAN)
     return [round(least * (whole / least) ** (rank / (SIZES - 1))) for rank in range(SIZES)]
 
 
-def applies(pipeline: Pipeline, facts: Facts) -> str:
+def applies(pipeline: Pipeline, facts: Profile) -> str:
     if reason := requires_pretrained(pipeline, facts):
         return reason
     if facts.test_groups is not None:
@@ -66,15 +66,15 @@ def applies(pipeline: Pipeline, facts: Facts) -> str:
     return "" if enough else "fewer than eight training images a class make no curve"
 
 
-def beside(pipeline: Pipeline, facts: Facts) -> Mapping[str, Arm]:
+def beside(pipeline: Pipeline, facts: Profile) -> Mapping[str, Arm]:
     *fewer, whole = sizes(pipeline, facts)
     found = {size: replace(pipeline, train_size=size) for size in fewer} | {whole: pipeline}
     grid = replace(pipeline.baseline, weight_decay=pipeline.baseline.weight_decay[:1])
-    tuned = {f"scratch-{size}": strategies.scratch(one, grid) for size, one in found.items()}
+    tuned = {f"scratch-{size}": strategies.scratch_baseline(one, grid) for size, one in found.items()}
     return {f"transfer-{size}": one for size, one in found.items()} | tuned
 
 
-def curves(answers: records.Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def curves(answers: records.RecordsByTerm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sizes [K], and errors [S, K] of subject and scratch at each seed that has both at every size."""
     told = {(arm, seed): 1 - records.accuracy(one) for (arm, _, seed), one in answers.items() if arm.startswith("beside:")}
     n, seeds = sorted({int(arm.rpartition("-")[2]) for arm, _ in told}), sorted({seed for _, seed in told})
@@ -85,23 +85,23 @@ def curves(answers: records.Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return np.array(n), own, baseline
 
 
-def by_size(answers: records.Answers, _: records.Seeds) -> dict[str, float]:
+def by_size(answers: records.RecordsByTerm, _: records.Seeds) -> dict[str, float]:
     """Mean errors of both by size, and M with its bounds, as far as they were reached."""
     n, own, baseline = curves(answers)
     if not len(own):
         return {}
-    rows = zip(("M", "M, low,", "M, high,"), scaling.estimated(n, own, baseline), strict=True)
+    rows = zip(("M", "M, low,", "M, high,"), scaling_law.estimate_multipliers(n, own, baseline), strict=True)
     errors = zip(("error", "scratch error"), (own.mean(0), baseline.mean(0)), strict=True)
     return {f"{name} at n = {size}": float(one) for name, row in (*rows, *errors) for size, one in zip(n, row, strict=True)}
 
 
-def told(_: str, answers: records.Answers, _subject: Pipeline, _cured: Pipeline) -> str:
+def told(_: str, answers: records.RecordsByTerm, _subject: Pipeline, _cured: Pipeline) -> str:
     """M at each size, with its interval."""
     n, own, baseline = curves(answers)
     if not len(own):
         return ""
-    most = scaling.reach(n, baseline.mean(0))
-    found = [scaling.shown(n, row, most) for row in scaling.estimated(n, own, baseline)]
+    most = scaling_law.extrapolation_limit(n, baseline.mean(0))
+    found = [scaling_law.format_multipliers(n, row, most) for row in scaling_law.estimate_multipliers(n, own, baseline)]
     each = (
         f"{value} at n = {size}" if len(own) == 1 or value == low == high else f"{value} [{low}, {high}] at n = {size}"
         for size, value, low, high in zip(n, *found, strict=True)
@@ -112,18 +112,18 @@ def told(_: str, answers: records.Answers, _subject: Pipeline, _cured: Pipeline)
 
 def picture(axes: Any, run: Run) -> None:
     """Test error against n, a thin line a seed, with scratch's fitted curve, and M(n) below the subject's points."""
-    n, own, baseline = curves(records.of(run, plugin.id))
+    n, own, baseline = curves(records.plugin_records(run, plugin.id))
     if not len(own):
         axes.set(xlabel="no seed has both curves whole")
         return
-    most = scaling.reach(n, baseline.mean(0))
+    most = scaling_law.extrapolation_limit(n, baseline.mean(0))
     points = {arm: [list(zip(n, row, strict=True)) for row in rows] for arm, rows in (("subject", own), ("scratch", baseline))}
-    plotting.lines(axes, points, linestyle="none", marker="o")
+    plotting.draw_lines(axes, points, linestyle="none", marker="o")
     if most > 1:
-        a, b, c = scaling.fitted(n / n[-1], baseline.mean(0))
+        a, b, c = scaling_law.fit_power_law(n / n[-1], baseline.mean(0))
         far = np.geomspace(n[0], most * n[-1])
         axes.plot(far, a * (far / n[-1]) ** -b + c, color=plotting.MUTED, linestyle="--", label="scratch, fitted")
-    words = scaling.shown(n, scaling.multipliers(n, own.mean(0), baseline.mean(0), most), most)
+    words = scaling_law.format_multipliers(n, scaling_law.data_multipliers(n, own.mean(0), baseline.mean(0), most), most)
     for size, error, word in zip(n, own.mean(0), words, strict=True):
         axes.annotate(f"× {word}", (size, error), (0, -12), textcoords="offset points", ha="center", fontsize=7)
     axes.set(xlabel="training images n", ylabel="test error", ylim=(0, None), xscale="log", xticks=n, xticklabels=n)

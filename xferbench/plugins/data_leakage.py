@@ -33,22 +33,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from xferbench.plugin import Facts, MeasureContext, Pipeline, Plugin, Preprocessing, info, invariant, records
+from xferbench.plugin import MeasureContext, Pipeline, Plugin, Preprocessing, Profile, info, invariant, records
 
 SHARE, SURE = 0.1, 0.9  # of the test images that are planted; of those found, below which a reader is told
 
 
-def applies(pipeline: Pipeline, facts: Facts) -> str:
+def applies(pipeline: Pipeline, facts: Profile) -> str:
     if not isinstance(pipeline.train_preprocessing, Preprocessing):
         return "copies are looked for among images alone"
     return "" if facts.train or pipeline.pretraining else "neither training images nor a pretraining set are given"
 
 
-def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
+def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
     return replace(pipeline, judged="unique")
 
 
-def induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
+def induce(pipeline: Pipeline, facts: Profile) -> dict[str, Pipeline]:
     if not facts.train:
         return {}
     told = replace(pipeline, judged="test")
@@ -57,28 +57,28 @@ def induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
 
 def copies(seen: MeasureContext) -> dict[str, float]:
     """Share of the test images that have a copy; beside it how many of which kind and where, and of those planted, found."""
-    from xferbench.lab import leaks
+    from xferbench.lab.evaluation import leakage
 
     fit, view = seen.fit, seen.view
     if view.examples == "unique":  # by its own definition there are none, which shows nothing
         return {"copies": float("nan")}
-    told = leaks.counted(leaks.found(fit.data, view.limit, view.beside, seen.cache))
-    leaked = leaks.leaked(fit.data, view.limit, view.beside, seen.cache)
+    told = leakage.count_copies(leakage.find_copies(fit.data, view.limit, view.beside, seen.cache))
+    leaked = leakage.leaked_examples(fit.data, view.limit, view.beside, seen.cache)
     if fit.planted:
-        leaked, of_search = leaks.with_planted(seen.dataset, seen.planted, leaked)
+        leaked, of_search = leakage.detection_of_injected(seen.dataset, seen.planted, leaked)
         told |= of_search
     return {"copies": float(leaked.mean()), "test images": float(len(leaked))} | told
 
 
 def groups(seen: MeasureContext) -> dict[str, float]:
     """How many groups are on both sides of the split."""
-    from xferbench.lab import copies as search
+    from xferbench.data import duplicates as search
 
     train, test = seen.dataset.train.groups, seen.dataset.test.groups
-    return {"groups": float(len(search.group_overlap(train, test))), "known": float(len(test) > 0)}
+    return {"groups": float(len(search.shared_groups(train, test))), "known": float(len(test) > 0)}
 
 
-def told(contrast: str, answers: records.Answers, _subject: Pipeline, _cured: Pipeline) -> str:
+def told(contrast: str, answers: records.RecordsByTerm, _subject: Pipeline, _cured: Pipeline) -> str:
     """How many copies of which kind lie where, or how many groups are on both sides."""
     found = next((one.scalars for (arm, view, _), one in answers.items() if (arm, view) == ("subject", contrast)), {})
     if contrast == "groups":

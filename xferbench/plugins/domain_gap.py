@@ -57,27 +57,27 @@ DISTANCES = ("mmd2", "proxy a-distance", "frechet")
 
 def logme(seen: MeasureContext) -> dict[str, float]:
     """Every score of a fit's start, as far as there is a source and a pretrained head; ``cka`` of its end too."""
-    from xferbench.lab import gap
+    from xferbench.lab.evaluation import domain_gap
 
-    return gap.told(seen, WITHIN)
+    return domain_gap.transfer_scores(seen, WITHIN)
 
 
-def means(answers: records.Answers, _: records.Seeds) -> dict[str, float]:
+def means(answers: records.RecordsByTerm, _: records.Seeds) -> dict[str, float]:
     """Mean of each score over the seeds, whose training images differ."""
-    found = records.scalars(one.scalars for (_, view, _), one in answers.items() if view == "logme")
+    found = records.mean_scalars(one.scalars for (_, view, _), one in answers.items() if view == "logme")
     return {name: value for name, value in found.items() if name not in {"logme", "diverged"}}
 
 
-def told(_contrast: str, answers: records.Answers, _subject: Pipeline, _cured: Pipeline) -> str:
+def told(_contrast: str, answers: records.RecordsByTerm, _subject: Pipeline, _cured: Pipeline) -> str:
     """The scores in one line."""
     logmes = [one.scalars["logme"] for (_, view, _), one in answers.items() if view == "logme"]
-    first = {"logme": records.mean(logmes)} if logmes else {}
+    first = {"logme": records.mean_or_nan(logmes)} if logmes else {}
     return ", ".join(f"{name} {value:.3g}" for name, value in (first | means(answers, ())).items() if WITHIN not in name)
 
 
 def picture(axes: Any, run: Run) -> None:
     """Distance of the target from the source (a ring a seed), and of the source from itself (a cross), each by the greatest."""
-    seeds = records.by_arm(records.of(run, plugin.id), lambda one: one.scalars, "logme").get("subject", [])
+    seeds = records.values_by_arm(records.plugin_records(run, plugin.id), lambda one: one.scalars, "logme").get("subject", [])
     names = [name for name in DISTANCES if any(name in one for one in seeds)]
     for place, name in enumerate(names):
         found = {own: [one[own] for one in seeds if own in one] for own in (name, name + WITHIN)}

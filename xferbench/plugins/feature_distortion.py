@@ -33,18 +33,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from xferbench.plugin import (
-    Facts,
     MeasureContext,
     Pipeline,
     Plugin,
+    Profile,
     full_finetune_phase,
     harm,
     info,
     interventions,
     records,
+    replace_phases,
     requires_several_steps,
     strategies,
-    with_phases,
 )
 from xferbench.plugins import linear_probe
 
@@ -52,13 +52,13 @@ HIGH = 3e-3
 LOW = {"adamw": 3e-4, "sgd": 3e-3}  # rates at which LP-FT was seen to keep what holds beyond the target; SGD's are ten times
 
 
-def applies(pipeline: Pipeline, facts: Facts) -> str:
+def applies(pipeline: Pipeline, facts: Profile) -> str:
     return requires_several_steps(pipeline, facts, "for the head alone") or (
         "" if facts.shifted else "the suite has no [shifted] set"
     )
 
 
-def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
+def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
     """LP-FT at a low rate; frozen features are not distorted, and what is such LP-FT already stays as it is."""
     recipe, usual = pipeline.recipe, full_finetune_phase(pipeline.recipe)
     low = LOW[usual.optimizer]
@@ -66,21 +66,23 @@ def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
     frozen = all(phase.trainable == interventions.HEAD_ONLY for phase in recipe.phases)
     if still and (frozen or (strategies.begins_with_probe(recipe) and max(phase.lr for phase in recipe.phases[1:]) <= low)):
         return pipeline
-    made = strategies.beside(strategies.lp_ft(replace(usual, lr=min(usual.lr, low), batchnorm="eval")), recipe)
+    made = strategies.inherit_settings(strategies.lp_ft(replace(usual, lr=min(usual.lr, low), batchnorm="eval")), recipe)
     return replace(pipeline, recipe=replace(made, stop=recipe.stop, regularizer=recipe.regularizer, finish=recipe.finish))
 
 
-def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
+def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     usual = full_finetune_phase(pipeline.recipe)
     high = replace(usual, lr=max(HIGH, 3 * usual.lr))
-    return {"high-rate": replace(pipeline, recipe=replace(with_phases(pipeline.recipe, high), name="high rate, random head"))}
+    return {
+        "high-rate": replace(pipeline, recipe=replace(replace_phases(pipeline.recipe, high), name="high rate, random head"))
+    }
 
 
 def distortion(seen: MeasureContext) -> dict[str, float]:
     """How far the features of training images went, relative to how long they were."""
-    from xferbench.lab import penultimate
+    from xferbench.lab.evaluation import penultimate_features
 
-    return {"distortion": penultimate.distortion(seen)}
+    return {"distortion": penultimate_features.feature_distortion(seen)}
 
 
 plugin = Plugin(
@@ -123,11 +125,11 @@ References
 """
 
 
-def audit_applies(pipeline: Pipeline, facts: Facts) -> str:
+def audit_applies(pipeline: Pipeline, facts: Profile) -> str:
     return linear_probe.applies(pipeline, facts) or ("" if facts.shifted else "the suite has no [shifted] set")
 
 
-def accuracies(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
+def accuracies(answers: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
     """Accuracy on the test set and on the shifted one, of both networks."""
     found = {}
     for (arm, view, seed), record in answers.items():

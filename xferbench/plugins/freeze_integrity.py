@@ -36,11 +36,11 @@ from dataclasses import replace
 from typing import Any
 
 from xferbench.plugin import (
-    Facts,
     MeasureContext,
     Phase,
     Pipeline,
     Plugin,
+    Profile,
     Run,
     interventions,
     invariant,
@@ -56,18 +56,18 @@ HELD = "what is frozen stays, what trains moves"
 ENOUGH = 20  # steps of a phase: what moves, moves at once
 
 
-def applies(pipeline: Pipeline, facts: Facts) -> str:
+def applies(pipeline: Pipeline, facts: Profile) -> str:
     if pipeline.finished:
         return "" if pipeline.finished.before else "the weights of before are not given (--before)"
     return requires_pretrained(pipeline, facts)
 
 
-def trust(pipeline: Pipeline, _: Facts) -> str:
+def trust(pipeline: Pipeline, _: Profile) -> str:
     unsaid = "what was to be trained was not said: --believed trainable=head,batchnorm=eval"
     return unsaid if pipeline.finished and pipeline.believed is None else ""
 
 
-def induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
+def induce(pipeline: Pipeline, facts: Profile) -> dict[str, Pipeline]:
     if pipeline.finished:
         return {}
     brief = tuple(replace(phase, steps=ENOUGH, warmup=0) for phase in pipeline.recipe.phases)
@@ -99,27 +99,27 @@ def induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
 
 def integrity(seen: MeasureContext) -> dict[str, float]:
     """How many tensors did otherwise than was believed, with their names, the likeliest cause, and how far each went."""
-    from xferbench.lab import moved
+    from xferbench.lab.evaluation import freeze_check
 
-    found = moved.compared(seen)
+    found = freeze_check.check_freeze(seen)
     return {"integrity": found.pop("violations")} | found
 
 
-def told(_contrast: str, answers: records.Answers, subject: Pipeline, _: Pipeline) -> str:
+def told(_contrast: str, answers: records.RecordsByTerm, subject: Pipeline, _: Pipeline) -> str:
     """Which tensors, the likeliest cause, and what else came to notice; of the worst seed."""
     measured = [one.scalars for (arm, view, _), one in answers.items() if (arm, view) == ("subject", "integrity")]
     found = max(measured, key=lambda scalars: scalars.get("integrity", 0.0), default={})
     if not found.get("integrity") and not subject.finished and subject.training is None:
         return "the lab's own loop trains what the recipe says"
-    return freeze_report.told(found)
+    return freeze_report.format_freeze_check(found)
 
 
 def picture(axes: Any, run: Run) -> None:
     """The subject's relative change by layer, in the colour of what was believed of it; what did not move lies at the foot."""
-    told = records.by_arm(records.of(run, plugin.id), lambda one: one.scalars, "integrity")
-    far = freeze_report.by_layer(records.scalars(told.get("subject", [])))
+    told = records.values_by_arm(records.plugin_records(run, plugin.id), lambda one: one.scalars, "integrity")
+    far = freeze_report.change_by_layer(records.mean_scalars(told.get("subject", [])))
     foot = min((value for one in far.values() for value in one.values() if value), default=1.0) / 10
-    for side, word in freeze_report.SIDES.items():
+    for side, word in freeze_report.EXPECTATION_LABELS.items():
         places = {at: max(one[side], foot) for at, one in enumerate(far.values()) if side in one}
         if places:
             axes.plot(list(places), list(places.values()), linestyle="", marker="o", label=word)

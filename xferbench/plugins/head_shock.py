@@ -35,49 +35,49 @@ from dataclasses import replace
 
 from xferbench.plugin import (
     HARM,
-    Facts,
     MeasureContext,
     Pipeline,
     Plugin,
+    Profile,
     interventions,
     records,
+    replace_phases,
     requires_pretrained,
     strategies,
-    with_phases,
 )
 
 
-def applies(pipeline: Pipeline, facts: Facts) -> str:
+def applies(pipeline: Pipeline, facts: Profile) -> str:
     recipe = pipeline.recipe
     untouched = strategies.begins_with_probe(recipe) or all(
         phase.trainable == interventions.HEAD_ONLY for phase in recipe.phases
     )
-    short = strategies.probed_first(recipe) == recipe and not untouched
+    short = strategies.probe_steps(recipe) == recipe and not untouched
     return requires_pretrained(pipeline, facts) or ("a single step leaves none for the head alone" if short else "")
 
 
-def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
-    return replace(pipeline, recipe=strategies.probed_first(pipeline.recipe))
+def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
+    return replace(pipeline, recipe=strategies.probe_steps(pipeline.recipe))
 
 
-def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
-    phase = replace(strategies.moving(pipeline.recipe), trainable=interventions.ALL_LAYERS, head_lr=None)
-    head = pipeline.recipe.head if strategies.deep(pipeline.recipe.head) else interventions.RANDOM_HEAD
-    recipe = replace(with_phases(pipeline.recipe, phase), head=head, name="random head")
+def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
+    phase = replace(strategies.finetune_phase(pipeline.recipe), trainable=interventions.ALL_LAYERS, head_lr=None)
+    head = pipeline.recipe.head if strategies.is_mlp_head(pipeline.recipe.head) else interventions.RANDOM_HEAD
+    recipe = replace(replace_phases(pipeline.recipe, phase), head=head, name="random head")
     return {"random-head": replace(pipeline, recipe=recipe)}
 
 
 def shock(seen: MeasureContext) -> dict[str, float]:
     """Norm of the backbone's gradient at the start, over the same with a head fitted to the same images."""
-    from xferbench.lab import shock
+    from xferbench.lab.evaluation import gradient_shock
 
-    return {"shock": shock.ratio(seen)}
+    return {"shock": gradient_shock.gradient_ratio(seen)}
 
 
-def dip(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
+def dip(answers: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
     """Mean over seeds of cured − subject in validation accuracy at the first checkpoint."""
     firsts = [tuple(answers[arm, "test", seed].curve[0][2] for arm in ("cured", "subject")) for seed in seeds]
-    return {"dip": records.mean([cured - subject for cured, subject in firsts])}
+    return {"dip": records.mean_or_nan([cured - subject for cured, subject in firsts])}
 
 
 plugin = Plugin(

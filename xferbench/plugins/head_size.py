@@ -20,13 +20,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xferbench.plugin import Contrast, Facts, MeasureContext, Pipeline, Plugin, Record, always_applies, leave_unchanged
+from xferbench.plugin import Contrast, MeasureContext, Pipeline, Plugin, Profile, Record, always_applies, leave_unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def induce(_pipeline: Pipeline, _facts: Facts) -> Mapping[str, Pipeline]:
+def induce(_pipeline: Pipeline, _facts: Profile) -> Mapping[str, Pipeline]:
     return {}
 
 

@@ -36,12 +36,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from xferbench.plugin import (
-    Choice,
-    Facts,
+    InputTransform,
     Pipeline,
     Plugin,
     Preprocessing,
-    Ready,
+    Profile,
+    Selection,
     Spectrogram,
     records,
     requires_pretrained,
@@ -52,7 +52,7 @@ CHANNELS, HALF = 3, 0.5
 SIZE = ("resize", "crop", "interpolation", "antialias")
 
 
-def formed(ready: Ready, other: Ready, *, channels: bool) -> Ready:
+def formed(ready: InputTransform, other: InputTransform, *, channels: bool) -> InputTransform:
     """A preprocessing with the size of another, and perhaps its channels; values stay its own."""
     if isinstance(ready, Preprocessing) and isinstance(other, Preprocessing):
         named = {name: getattr(other, name) for name in SIZE}
@@ -62,23 +62,23 @@ def formed(ready: Ready, other: Ready, *, channels: bool) -> Ready:
     return ready
 
 
-def cure(pipeline: Pipeline, facts: Facts) -> Pipeline | Choice:
+def cure(pipeline: Pipeline, facts: Profile) -> Pipeline | Selection:
     train, serve = pipeline.train_preprocessing, pipeline.serve_preprocessing
     own, to_serve = (formed(one, facts.preprocessing, channels=True) for one in (train, serve))
     as_recorded = replace(pipeline, train_preprocessing=own, serve_preprocessing=to_serve)
     as_served = replace(pipeline, train_preprocessing=formed(train, serve, channels=False))
     others = dict.fromkeys(one for one in (as_recorded, as_served) if one != pipeline)
-    return Choice(candidates=(pipeline, *others)) if others else pipeline
+    return Selection(candidates=(pipeline, *others)) if others else pipeline
 
 
-def third(ready: Ready) -> Ready:
+def third(ready: InputTransform) -> InputTransform:
     """A third of what a network is given."""
     if isinstance(ready, Preprocessing):
         return replace(ready, std=tuple(CHANNELS * one for one in ready.std))
     return replace(ready, std=CHANNELS * ready.std)
 
 
-def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
+def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     train, serve = pipeline.train_preprocessing, pipeline.serve_preprocessing
     found = {"mean-not-sum": replace(pipeline, train_preprocessing=third(train), serve_preprocessing=third(serve))}
     if isinstance(serve, Preprocessing):
@@ -96,5 +96,5 @@ plugin = Plugin(
     induce=induce,
     trust=unrecorded_preprocessing,
     remedy="give images the channels and the size that go with the weights, and train at the size that is served",
-    picture=records.drawn("input-mismatch"),
+    picture=records.accuracy_plot("input-mismatch"),
 )

@@ -25,8 +25,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.plan import BEFORE
-from xferbench.plugin import Choice, Facts, Pipeline, Plugin
+from xferbench.plugin import Pipeline, Plugin, Profile, Selection
+from xferbench.study.trials import BEFORE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 SHARES = (0.75, 0.5, 0.25)
 
 
-def applies(pipeline: Pipeline, facts: Facts) -> str:
+def applies(pipeline: Pipeline, facts: Profile) -> str:
     if not (pipeline.finished and pipeline.finished.before):
         return "the weights of before are not given"
     return "nothing below the head has moved, so that nothing lies in between" if facts.unmoved else ""
 
 
-def cure(pipeline: Pipeline, _: Facts) -> Choice:
+def cure(pipeline: Pipeline, _: Profile) -> Selection:
     words = (f"interpolated:{share:g}" for share in SHARES)
-    return Choice(candidates=tuple(replace(pipeline, edits=(*pipeline.edits, word)) for word in words))
+    return Selection(candidates=tuple(replace(pipeline, edits=(*pipeline.edits, word)) for word in words))
 
 
-def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
+def induce(pipeline: Pipeline, _: Profile) -> Mapping[str, Pipeline]:
     return {"before": replace(pipeline, edits=(BEFORE,))}
 
 

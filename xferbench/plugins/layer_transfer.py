@@ -34,22 +34,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench import judge
+from xferbench.analysis import estimates
 from xferbench.plugin import (
     HARM,
-    Choice,
     Contrast,
-    Facts,
     Pipeline,
     Plugin,
+    Profile,
     Run,
+    Selection,
     info,
     interventions,
     plotting,
     records,
+    replace_phases,
     requires_pretrained,
     strategies,
-    with_phases,
 )
 
 if TYPE_CHECKING:
@@ -60,14 +60,14 @@ STARTS = ("anb", "bnb")
 LABELS = {"anb": "AnB", "anb-plus": "AnB+", "bnb": "BnB", "bnb-plus": "BnB+"}
 
 
-def applies(pipeline: Pipeline, facts: Facts) -> str:
+def applies(pipeline: Pipeline, facts: Profile) -> str:
     uncut = "" if len(facts.groups) > 1 else "the backbone is one layer group, and cannot be cut"
     return requires_pretrained(pipeline, facts) or uncut
 
 
-def _cut(pipeline: Pipeline, facts: Facts, low: int, kind: str) -> Pipeline:
+def _cut(pipeline: Pipeline, facts: Profile, low: int, kind: str) -> Pipeline:
     """The lowest groups transferred, and frozen or not, at a rate at which what is drawn anew can learn."""
-    above, phase = len(facts.groups) - low, strategies.moving(pipeline.recipe)
+    above, phase = len(facts.groups) - low, strategies.finetune_phase(pipeline.recipe)
     phase = replace(phase, lr=max(phase.lr, strategies.HEAD_LR), head_lr=None, layer_decay=1.0)
     if kind.endswith("plus"):
         phase = replace(phase, trainable=interventions.ALL_LAYERS, batchnorm="train")
@@ -76,25 +76,25 @@ def _cut(pipeline: Pipeline, facts: Facts, low: int, kind: str) -> Pipeline:
     else:
         phase = replace(phase, trainable=interventions.HEAD_ONLY, batchnorm="eval")
     init = "pretrained" if kind.startswith("anb") else "target"
-    head = pipeline.recipe.head if strategies.deep(pipeline.recipe.head) else interventions.RANDOM_HEAD
-    recipe = replace(with_phases(pipeline.recipe, phase), init=init, head=head, regularizer=None)
+    head = pipeline.recipe.head if strategies.is_mlp_head(pipeline.recipe.head) else interventions.RANDOM_HEAD
+    recipe = replace(replace_phases(pipeline.recipe, phase), init=init, head=head, regularizer=None)
     told = f"{kind}, {low} of {len(facts.groups)} groups"
     return replace(pipeline, recipe=replace(recipe, transferred=f"low:{low}" if above else "all", name=told))
 
 
-def beside(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
+def beside(pipeline: Pipeline, facts: Profile) -> Mapping[str, Pipeline]:
     lows = {cut: max(1, round(len(facts.groups) * cut / len(CUTS))) for cut in CUTS}
     return {f"{kind}-{cut}": _cut(pipeline, facts, low, kind) for kind in LABELS for cut, low in lows.items()}
 
 
-def cure(pipeline: Pipeline, facts: Facts) -> Choice:
+def cure(pipeline: Pipeline, facts: Profile) -> Selection:
     tried = beside(pipeline, facts).values()
-    return Choice(candidates=tuple(dict.fromkeys(one for one in tried if one.recipe.init == "pretrained")))
+    return Selection(candidates=tuple(dict.fromkeys(one for one in tried if one.recipe.init == "pretrained")))
 
 
-def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
+def induce(pipeline: Pipeline, facts: Profile) -> Mapping[str, Pipeline]:
     words = [phase.trainable for phase in pipeline.recipe.phases]
-    top = max(strategies.reach(word, len(facts.groups)) for word in words)
+    top = max(strategies.unfrozen_groups(word, len(facts.groups)) for word in words)
     name, low = ("one-too-high", len(facts.groups) - top + 1) if top else ("one-too-low", len(facts.groups) - 1)
     if top == len(facts.groups):
         name, low = "frozen-top", len(facts.groups)
@@ -104,21 +104,21 @@ def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Pipeline]:
     return {name: found}
 
 
-def by_cut(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
+def by_cut(answers: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
     """Mean accuracy of each kind at each cut, over the seeds that have it."""
     arms = dict.fromkeys(arm for arm, _, _ in answers if arm.startswith("beside:"))
-    found = {arm.partition(":")[2]: judge.accuracy(answers, arm, seeds) for arm in arms}
+    found = {arm.partition(":")[2]: estimates.mean_accuracy(answers, arm, seeds) for arm in arms}
     return {f"{name} accuracy": value for name, value in found.items() if value is not None}
 
 
 def picture(axes: Any, run: Run) -> None:
     """Accuracy against the cut for each kind, dashed where all is trained: the mean, and a thin line a seed."""
-    told = records.by_arm(records.of(run, plugin.id), records.accuracy)
+    told = records.values_by_arm(records.plugin_records(run, plugin.id), records.accuracy)
     for end, style in (("", "-"), ("-plus", "--")):
         rows = {kind + end: zip(*(told.get(f"beside:{kind}{end}-{cut}", []) for cut in CUTS), strict=False) for kind in STARTS}
         curves = {LABELS[kind]: [list(zip(CUTS, row, strict=True)) for row in own] for kind, own in rows.items()}
-        plotting.lines(axes, curves, linestyle=style, marker="o")
-    axes.axhline(records.mean(told.get("subject", [])), color=plotting.BLUE, linewidth=0.8, label="subject")
+        plotting.draw_lines(axes, curves, linestyle=style, marker="o")
+    axes.axhline(records.mean_or_nan(told.get("subject", [])), color=plotting.BLUE, linewidth=0.8, label="subject")
     axes.set(xticks=CUTS, xticklabels=["a quarter", "half", "three quarters", "all"])
     axes.set(xlabel="layer groups transferred, from the input up", ylabel="test accuracy")
     axes.legend()

@@ -32,7 +32,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from xferbench.plugin import Choice, Facts, Pipeline, Plugin, Run, map_phases, plotting, records, requires_pretrained
+from xferbench.plugin import Pipeline, Plugin, Profile, Run, Selection, map_phases, plotting, records, requires_pretrained
 
 FACTORS = tuple(10.0 ** (half / 2) for half in (-3, -2, -1, 1, 2, 3))  # beside the recipe's own
 FAR = 30.0
@@ -44,19 +44,21 @@ def _scaled(pipeline: Pipeline, factor: float) -> Pipeline:
     return map_phases(rates, lambda phase: replace(phase, head_lr=phase.head_lr and phase.head_lr * factor))
 
 
-def cure(pipeline: Pipeline, _: Facts) -> Choice:
+def cure(pipeline: Pipeline, _: Profile) -> Selection:
     warm = map_phases(pipeline, lambda phase: replace(phase, warmup=max(phase.warmup, phase.steps // 10)), "warm-up")
-    return Choice(candidates=tuple(dict.fromkeys((pipeline, *(_scaled(pipeline, factor) for factor in FACTORS), warm))))
+    return Selection(candidates=tuple(dict.fromkeys((pipeline, *(_scaled(pipeline, factor) for factor in FACTORS), warm))))
 
 
-def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
+def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     return {"x30": _scaled(pipeline, FAR), "x1-30": _scaled(pipeline, 1 / FAR)}
 
 
-def diverged(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
+def diverged(answers: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
     """Share of the seeds at which the subject's training, and each induced one, was not finite."""
-    told = records.by_arm(answers, lambda one: one.scalars.get("diverged", 0.0) > 0, but={"cured", "scratch"}, seeds=seeds)
-    return {f"{arm}/diverged": records.mean(own) for arm, own in told.items()}
+    told = records.values_by_arm(
+        answers, lambda one: one.scalars.get("diverged", 0.0) > 0, but={"cured", "scratch"}, seeds=seeds
+    )
+    return {f"{arm}/diverged": records.mean_or_nan(own) for arm, own in told.items()}
 
 
 def picture(axes: Any, run: Run) -> None:
@@ -65,9 +67,9 @@ def picture(axes: Any, run: Run) -> None:
     rows = sorted(weighed, key=lambda one: one["rate"])
     steps = [f"{step}" for step, _ in rows[0]["curve"]]
     scores = [[score for _, score in one["curve"]] for one in rows]
-    plotting.mesh(axes, scores, [f"{one['rate']:.2g}" for one in rows], steps, "validation accuracy")
+    plotting.draw_mesh(axes, scores, [f"{one['rate']:.2g}" for one in rows], steps, "validation accuracy")
     for one, marker in ((weighed[0], "o"), *((one, "x") for one in rows if one["chosen"])):
-        plotting.mark(axes, len(steps) - 0.5, rows.index(one) + 0.5, marker)
+        plotting.draw_mark(axes, len(steps) - 0.5, rows.index(one) + 0.5, marker)
     axes.set(xlabel="training step", ylabel="rate of the last phase")
 
 

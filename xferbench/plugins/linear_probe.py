@@ -28,24 +28,24 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.plan import BEFORE
-from xferbench.plugin import Contrast, Facts, Pipeline, Plugin
+from xferbench.plugin import Contrast, Pipeline, Plugin, Profile
+from xferbench.study.trials import BEFORE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def applies(pipeline: Pipeline, facts: Facts) -> str:
+def applies(pipeline: Pipeline, facts: Profile) -> str:
     if not (pipeline.finished and pipeline.finished.before):
         return "the weights of before are not given"
     return "" if facts.train else "no training images are given"
 
 
-def cure(pipeline: Pipeline, _: Facts) -> Pipeline:
+def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
     return replace(pipeline, edits=(BEFORE, "head:probe"))
 
 
-def induce(pipeline: Pipeline, _: Facts) -> Mapping[str, Pipeline]:
+def induce(pipeline: Pipeline, _: Profile) -> Mapping[str, Pipeline]:
     return {"permuted": replace(pipeline, edits=("weights:permuted@1",))}
 
 

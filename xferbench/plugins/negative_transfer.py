@@ -33,11 +33,11 @@ from dataclasses import replace
 from typing import Any
 
 from xferbench.plugin import (
-    Choice,
-    Facts,
     Pipeline,
     Plugin,
+    Profile,
     Run,
+    Selection,
     harm,
     leave_unchanged,
     plotting,
@@ -48,7 +48,7 @@ from xferbench.plugin import (
 from xferbench.plugins.linear_probe import induce as permute_backbone
 
 
-def cure(pipeline: Pipeline, _: Facts) -> Choice:
+def cure(pipeline: Pipeline, _: Profile) -> Selection:
     phases = pipeline.recipe.phases
     budget = replace(strategies.DEFAULT, steps=sum(phase.steps for phase in phases), batch_size=phases[-1].batch_size)
     recipes = [
@@ -56,33 +56,33 @@ def cure(pipeline: Pipeline, _: Facts) -> Choice:
         strategies.lp_ft(replace(budget, lr=1e-3)),
         strategies.lp_ft(replace(budget, lr=3e-3)),
     ]
-    grid = strategies.scratch(pipeline, pipeline.baseline)
-    return Choice(candidates=(*strategies.choice(pipeline, recipes).candidates, *grid.candidates))
+    grid = strategies.scratch_baseline(pipeline, pipeline.baseline)
+    return Selection(candidates=(*strategies.select_among(pipeline, recipes).candidates, *grid.candidates))
 
 
-def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
+def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     steps = min(strategies.DEFAULT.steps, sum(phase.steps for phase in pipeline.recipe.phases))
     phase = replace(strategies.DEFAULT, lr=strategies.HEAD_LR, steps=steps, batch_size=pipeline.recipe.phases[-1].batch_size)
-    probe = strategies.beside(strategies.linear_probe(phase), pipeline.recipe)
+    probe = strategies.inherit_settings(strategies.linear_probe(phase), pipeline.recipe)
     starts = ("permuted", "shuffled-source") if pipeline.source else ("permuted",)
     made = {start: replace(probe, init=start, name=f"linear probe, {start} features") for start in starts}
     return {start: replace(pipeline, recipe=recipe) for start, recipe in made.items()}
 
 
-def steps_to_scratch(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
+def steps_to_scratch(answers: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
     """Mean first checkpoint at which the subject reaches scratch's last validation accuracy, and how many seeds never do."""
     steps = []
     for seed in seeds:
         goal = answers["scratch", "test", seed].curve[-1][2]
         steps += [step for step, _, score in answers["subject", "test", seed].curve if score >= goal][:1]
     never = {"seeds that never reach scratch's accuracy": float(len(seeds) - len(steps))}
-    return never | ({"steps to scratch's accuracy": records.mean(steps)} if steps else {})
+    return never | ({"steps to scratch's accuracy": records.mean_or_nan(steps)} if steps else {})
 
 
 def picture(axes: Any, run: Run) -> None:
     """Validation accuracy by step for subject and scratch: the mean, and a thin line a seed."""
-    told = records.by_arm(records.of(run, plugin.id), records.scores)
-    plotting.lines(axes, {arm: told.get(arm, []) for arm in ("subject", "scratch")})
+    told = records.values_by_arm(records.plugin_records(run, plugin.id), records.validation_curve)
+    plotting.draw_lines(axes, {arm: told.get(arm, []) for arm in ("subject", "scratch")})
     axes.set(xlabel="training step", ylabel="validation accuracy")
     axes.legend()
 
@@ -126,7 +126,7 @@ References
 """
 
 
-def audit_applies(_: Pipeline, facts: Facts) -> str:
+def audit_applies(_: Pipeline, facts: Profile) -> str:
     return "" if facts.train else "no training images are given"
 
 

@@ -39,22 +39,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xferbench.plugin import (
-    Choice,
     Contrast,
-    Facts,
     Pipeline,
     Plugin,
+    Profile,
     Recipe,
     Record,
     Run,
+    Selection,
     harm,
     info,
     interventions,
     plotting,
     records,
+    replace_phases,
     requires_several_steps,
     strategies,
-    with_phases,
 )
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ DECAY = 0.1
 GAPS = {("scratch", "training"): 1.0, ("scratch", "test"): -1.0, ("subject", "training"): -1.0, ("subject", "test"): 1.0}
 
 
-def applies(pipeline: Pipeline, facts: Facts) -> str:
+def applies(pipeline: Pipeline, facts: Profile) -> str:
     return requires_several_steps(pipeline, facts, "to choose")
 
 
@@ -73,24 +73,24 @@ def _candidates(recipe: Recipe, groups: int) -> Iterator[Recipe]:
     decayed = tuple(replace(phase, weight_decay=max(DECAY, phase.weight_decay)) for phase in recipe.phases)
     yield replace(recipe, name=f"weight decay {DECAY:g}", phases=decayed)
     words = {phase.trainable for phase in recipe.phases}
-    trained = max(strategies.reach(word, groups) for word in words)
+    trained = max(strategies.unfrozen_groups(word, groups) for word in words)
     whole = any(
         isinstance(word, interventions.AllLayers | interventions.TopGroups) for word in words
     )  # others train few numbers already
     if whole and trained > 1:
-        half = strategies.partial(strategies.moving(recipe), trained // 2)
-        yield replace(with_phases(recipe, *half.phases), name=half.name)
+        half = strategies.partial(strategies.finetune_phase(recipe), trained // 2)
+        yield replace(replace_phases(recipe, *half.phases), name=half.name)
     if trained:
-        probe = strategies.linear_probe(replace(strategies.moving(recipe), lr=strategies.HEAD_LR))
-        yield replace(with_phases(recipe, *probe.phases), name=probe.name)
+        probe = strategies.linear_probe(replace(strategies.finetune_phase(recipe), lr=strategies.HEAD_LR))
+        yield replace(replace_phases(recipe, *probe.phases), name=probe.name)
 
 
-def cure(pipeline: Pipeline, facts: Facts) -> Choice:
+def cure(pipeline: Pipeline, facts: Profile) -> Selection:
     tried = (replace(pipeline, recipe=replace(one, stop="best")) for one in _candidates(pipeline.recipe, len(facts.groups)))
-    return Choice(candidates=tuple(dict.fromkeys(tried)))
+    return Selection(candidates=tuple(dict.fromkeys(tried)))
 
 
-def induce(pipeline: Pipeline, _: Facts) -> dict[str, Pipeline]:
+def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     return {"overtrained": replace(pipeline, recipe=strategies.overtrained(pipeline.recipe))}
 
 
@@ -98,25 +98,27 @@ def best(one: Record) -> tuple[int, float] | None:
     """The best step of a training, and its accuracy on validation − that on test images."""
     if not one.curve or one.predictions is None:
         return None
-    step, score = max(records.scores(one), key=lambda row: row[1])
+    step, score = max(records.validation_curve(one), key=lambda row: row[1])
     return step, score - records.accuracy(one)
 
 
-def chosen(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
+def chosen(answers: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
     """The subject's best step, and how much better it looks on validation than on test images: means over seeds."""
-    found = records.by_arm(answers, best, "best-step", seeds=seeds).get("subject")
+    found = records.values_by_arm(answers, best, "best-step", seeds=seeds).get("subject")
     steps, optimism = np.mean(found, axis=0) if found else (np.nan, np.nan)
     return {"chosen step": float(steps), "optimism": float(optimism)}
 
 
 def picture(axes: Any, run: Run) -> None:
     """Validation accuracy by step for subject and induced, a ring at the mean's best; dashed the training loss."""
-    told = records.by_arm(records.of(run, plugin.id), lambda one: one.curve or None, but={"cured", "scratch"})
-    plotting.lines(axes, {arm: [[(step, score) for step, _, score in one] for one in own] for arm, own in told.items()})
-    beside, colours = axes.twinx(), plotting.colours(told)
+    told = records.values_by_arm(
+        records.plugin_records(run, plugin.id), lambda one: one.curve or None, but={"cured", "scratch"}
+    )
+    plotting.draw_lines(axes, {arm: [[(step, score) for step, _, score in one] for one in own] for arm, own in told.items()})
+    beside, colours = axes.twinx(), plotting.arm_colours(told)
     for arm, own in told.items():
         steps, losses, scores = np.mean(own, axis=0).T
-        plotting.mark(axes, steps[scores.argmax()], scores.max(), color=colours[arm])
+        plotting.draw_mark(axes, steps[scores.argmax()], scores.max(), color=colours[arm])
         beside.plot(steps, losses, color=colours[arm], linestyle="--", linewidth=1)
     axes.set(xlabel="training step", ylabel="validation accuracy", ylim=(0, 1.02))
     beside.set(ylabel="training loss (dashed)", ylim=(0, None))

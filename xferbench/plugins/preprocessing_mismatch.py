@@ -30,34 +30,34 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from xferbench.config.render import describe_preprocessing
 from xferbench.plugin import (
     HARM,
-    Choice,
-    Facts,
+    InputTransform,
     Pipeline,
     Plugin,
     Preprocessing,
-    Ready,
+    Profile,
     Record,
+    Selection,
     requires_pretrained,
     unrecorded_preprocessing,
 )
-from xferbench.plugins.preprocessing_variants import FIELDS, mistakes, twice
-from xferbench.wording import differences
+from xferbench.plugins.preprocessing_variants import FIELDS, normalized_twice, preprocessing_mistakes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
-def cure(pipeline: Pipeline, facts: Facts) -> Pipeline:
+def cure(pipeline: Pipeline, facts: Profile) -> Pipeline:
     return replace(pipeline, train_preprocessing=facts.preprocessing, serve_preprocessing=facts.preprocessing)
 
 
-def induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
+def induce(pipeline: Pipeline, facts: Profile) -> dict[str, Pipeline]:
     ready = pipeline.serve_preprocessing
-    arms = {name: replace(pipeline, serve_preprocessing=wrong) for name, wrong in mistakes(ready, facts).items()}
+    arms = {name: replace(pipeline, serve_preprocessing=wrong) for name, wrong in preprocessing_mistakes(ready, facts).items()}
     if "twice-normalised" in arms:
-        both = twice(ready)
+        both = normalized_twice(ready)
         arms["twice-trained"] = replace(pipeline, train_preprocessing=both)
         arms["twice-both"] = replace(pipeline, train_preprocessing=both, serve_preprocessing=both)
     return arms
@@ -110,7 +110,7 @@ CAFFE = {"scale": 1.0, "mean": (123.68, 116.779, 103.939), "std": (1.0, 1.0, 1.0
 LARGER = (1.0, 256 / 224)  # shorter side before the crop, over the crop
 
 
-def audit_applies(pipeline: Pipeline, _: Facts) -> str:
+def audit_applies(pipeline: Pipeline, _: Profile) -> str:
     return "" if isinstance(pipeline.serve_preprocessing, Preprocessing) else "the autopsy knows the forms of images alone"
 
 
@@ -122,7 +122,7 @@ def forms(ready: Preprocessing) -> Iterator[Preprocessing]:
     other = "rgb" if ready.channels == "bgr" else "bgr"
     yield from norms
     yield from raw
-    again = twice(ready)
+    again = normalized_twice(ready)
     assert isinstance(again, Preprocessing)
     yield again
     yield from (replace(one, channels=other) for one in (ready, norms[0], norms[2], raw[1]))
@@ -133,15 +133,15 @@ def forms(ready: Preprocessing) -> Iterator[Preprocessing]:
         yield replace(ready, antialias=not ready.antialias)
 
 
-def audit_cure(pipeline: Pipeline, _: Facts) -> Choice:
+def audit_cure(pipeline: Pipeline, _: Profile) -> Selection:
     ready = pipeline.serve_preprocessing
     assert isinstance(ready, Preprocessing)
-    found: dict[Ready, None] = dict.fromkeys((pipeline.train_preprocessing, *forms(ready)))
-    return Choice(candidates=tuple(replace(pipeline, serve_preprocessing=one) for one in found if one != ready))
+    found: dict[InputTransform, None] = dict.fromkeys((pipeline.train_preprocessing, *forms(ready)))
+    return Selection(candidates=tuple(replace(pipeline, serve_preprocessing=one) for one in found if one != ready))
 
 
-def audit_induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
-    wrong = mistakes(pipeline.serve_preprocessing, facts)
+def audit_induce(pipeline: Pipeline, facts: Profile) -> dict[str, Pipeline]:
+    wrong = preprocessing_mistakes(pipeline.serve_preprocessing, facts)
     return {name: replace(pipeline, serve_preprocessing=wrong[name]) for name in FIELDS if name in wrong}
 
 
@@ -151,7 +151,7 @@ def told(_contrast: str, answers: Mapping[tuple[str, str, int], Record], subject
     was, now = (one.predictions for one in (answers["subject", "test", 0], answers["cured", "test", 0]))
     better = was is not None and now is not None and (now.predicted == now.label).mean() > (was.predicted == was.label).mean()
     whose = "the screened half prefers" if better else "the screened half prefers, and the other does not,"
-    return f"{whose} images with {differences(cured.serve_preprocessing, subject.serve_preprocessing)}"
+    return f"{whose} images with {describe_preprocessing(cured.serve_preprocessing, subject.serve_preprocessing)}"
 
 
 audit = Plugin(

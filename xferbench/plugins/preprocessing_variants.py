@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from xferbench.plugin import Facts, Ready, Spectrogram
+from xferbench.plugin import InputTransform, Profile, Spectrogram
 
 FIELDS = ("unnormalised", "raw", "bgr", "zoom", "nearest")  # mistakes of serving alone
 ZOOM = 1.5  # shorter side, over what it should be
 
 
-def twice(ready: Ready) -> Ready:
+def normalized_twice(ready: InputTransform) -> InputTransform:
     """Normalised, and then once more with the same mean and standard deviation, as one normalisation."""
     if isinstance(ready, Spectrogram):
         return replace(ready, mean=ready.mean * (1 + ready.std), std=ready.std**2)
@@ -22,9 +22,9 @@ def twice(ready: Ready) -> Ready:
     return replace(ready, mean=tuple(m + m * s for m, s in pairs), std=tuple(s * s for _, s in pairs))
 
 
-def mistakes(ready: Ready, facts: Facts) -> dict[str, Ready]:
+def preprocessing_mistakes(ready: InputTransform, facts: Profile) -> dict[str, InputTransform]:
     """What people get wrong about a preprocessing, one field each; those that change nothing are left out."""
-    found = {"twice-normalised": twice(ready)}
+    found = {"twice-normalised": normalized_twice(ready)}
     if isinstance(ready, Spectrogram):
         found["unnormalised"] = replace(ready, mean=0.0, std=1.0)
     else:

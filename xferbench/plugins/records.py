@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from xferbench import metrics, pictures
+from xferbench.analysis import metrics
+from xferbench.report import plotting
 
 if TYPE_CHECKING:
-    from xferbench.record import Record, Run
+    from xferbench.core.record import Record
+    from xferbench.core.run import Run
 
-Answers: TypeAlias = "Mapping[tuple[str, str, int], Record]"  # by arm, view and seed
+RecordsByTerm: TypeAlias = "Mapping[tuple[str, str, int], Record]"  # by arm, view and seed
 Seeds: TypeAlias = Sequence[int]
 T = TypeVar("T")
 
 
-def of(run: Run, plugin: str) -> dict[tuple[str, str, int], Record]:
+def plugin_records(run: Run, plugin: str) -> dict[tuple[str, str, int], Record]:
     """A plugin's own records in a run; variants are ``induced:NAME`` and ``beside:NAME``, as where a plugin derives numbers."""
     own = (cell for cell in run.cells if cell.plugin == plugin)
     return {(f"{one.arm}:{one.variant}" if one.variant else one.arm, one.view, one.seed): one.record for one in own}
 
 
-def by_arm(
-    answers: Answers,
+def values_by_arm(
+    answers: RecordsByTerm,
     tell: Callable[[Record], T | None],
     view: str = "test",
     *,
@@ -46,47 +48,47 @@ def by_arm(
 
 def accuracy(one: Record) -> float:
     """The accuracy of a record; NaN where it has no predictions."""
-    return float("nan") if one.predictions is None else metrics.value(one.predictions, "accuracy")
+    return float("nan") if one.predictions is None else metrics.metric_value(one.predictions, "accuracy")
 
 
-def accuracies(answers: Answers, *views: str) -> dict[str, list[tuple[float, ...]]]:
+def accuracies(answers: RecordsByTerm, *views: str) -> dict[str, list[tuple[float, ...]]]:
     """Of each arm that has all of some views, its accuracy in each of them, one row a seed."""
-    first, *others = (by_arm(answers, accuracy, view) for view in views)
+    first, *others = (values_by_arm(answers, accuracy, view) for view in views)
     whole = [arm for arm in first if all(arm in other for other in others)]
     return {arm: list(zip(first[arm], *(other[arm] for other in others), strict=False)) for arm in whole}
 
 
-def scores(one: Record) -> list[tuple[int, float]]:
+def validation_curve(one: Record) -> list[tuple[int, float]]:
     """Validation accuracy by training step."""
     return [(step, score) for step, _, score in one.curve]
 
 
-def numbered(one: Record, prefix: str) -> list[tuple[int, float]]:
+def numbered_scalars(one: Record, prefix: str) -> list[tuple[int, float]]:
     """The measured numbers whose names begin alike, in their order."""
     return list(enumerate(value for name, value in one.scalars.items() if name.startswith(prefix)))
 
 
-def scalars(records: Iterable[Mapping[str, float]]) -> dict[str, float]:
+def mean_scalars(records: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each measured number over the records that have it."""
     found: dict[str, list[float]] = {}
     for name, value in (item for one in records for item in one.items()):
         found.setdefault(name, []).append(value)
-    return {name: mean(values) for name, values in found.items()}
+    return {name: mean_or_nan(values) for name, values in found.items()}
 
 
-def mean(values: Sequence[float]) -> float:
+def mean_or_nan(values: Sequence[float]) -> float:
     """The mean of some numbers; NaN of none."""
     return sum(values) / len(values) if values else float("nan")
 
 
-def drawn(plugin: str) -> Callable[[Any, Run], None]:
+def accuracy_plot(plugin: str) -> Callable[[Any, Run], None]:
     """The picture of a plugin whose arms differ in accuracy alone."""
 
     def picture(axes: Any, run: Run) -> None:
         """Test accuracy of each arm: the mean, and a faint point a seed."""
-        told = accuracies(of(run, plugin), "test")
-        pictures.points(axes, {arm: [(place, *row) for row in rows] for place, (arm, rows) in enumerate(told.items())})
-        axes.set_xticks(range(len(told)), [pictures.named(arm) for arm in told], rotation=20, ha="right", fontsize=7)
+        told = accuracies(plugin_records(run, plugin), "test")
+        plotting.draw_points(axes, {arm: [(place, *row) for row in rows] for place, (arm, rows) in enumerate(told.items())})
+        axes.set_xticks(range(len(told)), [plotting.arm_label(arm) for arm in told], rotation=20, ha="right", fontsize=7)
         axes.set(ylabel="test accuracy", xlim=(-0.5, len(told) - 0.5))
 
     return picture

@@ -35,7 +35,8 @@ def reload(seen: MeasureContext) -> dict[str, float]:
     import torch
     from torch.func import functional_call
 
-    from xferbench.lab import features, preprocess
+    from xferbench.lab.data import preprocessing
+    from xferbench.lab.training import feature_cache
 
     assert seen.fresh is not None, "a finished network can be built anew"
     file = io.BytesIO()
@@ -45,8 +46,11 @@ def reload(seen: MeasureContext) -> dict[str, float]:
     with torch.no_grad():  # by hand: load_state_dict would rebuild MNASNet for want of a version
         for name, tensor in torch.load(file, weights_only=True).items():
             again.state_dict()[name].copy_(tensor)
-    images = preprocess.tensor(seen.served[:ASKED].to(seen.network.device), seen.ready)
-    with features.inference(seen.network.module, seen.network.device), features.inference(again, seen.network.device):
+    images = preprocessing.to_tensor(seen.served[:ASKED].to(seen.network.device), seen.ready)
+    with (
+        feature_cache.evaluation_mode(seen.network.module, seen.network.device),
+        feature_cache.evaluation_mode(again, seen.network.device),
+    ):
         laid = {name: tensor.contiguous() for name, tensor in seen.after.items()}  # as what is loaded lies in memory
         logits = functional_call(seen.network.module, laid, (images,)).float().cpu()
         reloaded = again(images).float().cpu()

@@ -37,14 +37,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from xferbench.plugin import Contrast, Facts, Pipeline, Plugin, Preprocessing, Run, info, plotting, records
+from xferbench.plugin import Contrast, Pipeline, Plugin, Preprocessing, Profile, Run, info, plotting, records
 
 OWN = ("pretrained", "clean-source", "cued-source")
 WEIGHTS = {("subject", "test"): 1.0, ("subject", "cued"): -1.0, ("cured", "test"): -1.0, ("cured", "cued"): 1.0}
 HARM = "what a cue costs the subject − what it costs a network from a clean source"
 
 
-def applies(pipeline: Pipeline, _: Facts) -> str:
+def applies(pipeline: Pipeline, _: Profile) -> str:
     if pipeline.recipe.init not in OWN:
         return "nothing pretrained is adapted"
     if not isinstance(pipeline.train_preprocessing, Preprocessing):
@@ -60,8 +60,8 @@ def _from(pipeline: Pipeline, init: str) -> Pipeline:
 
 def picture(axes: Any, run: Run) -> None:
     """Accuracy without the cue (left) and with it on every test image (right), by arm: the mean, and a thin line a seed."""
-    told = records.accuracies(records.of(run, plugin.id), "test", "cued")
-    plotting.lines(axes, {arm: [list(enumerate(row)) for row in rows] for arm, rows in told.items()}, marker="o")
+    told = records.accuracies(records.plugin_records(run, plugin.id), "test", "cued")
+    plotting.draw_lines(axes, {arm: [list(enumerate(row)) for row in rows] for arm, rows in told.items()}, marker="o")
     axes.set_xticks((0, 1), ("without the cue", "with it"))
     axes.set(ylabel="accuracy", xlim=(-0.3, 1.3))
     axes.legend()

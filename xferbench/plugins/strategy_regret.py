@@ -33,16 +33,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench import advice
+from xferbench.analysis import rules_of_thumb
 from xferbench.plugin import (
     HARM,
-    Choice,
-    Facts,
     MeasureContext,
     Phase,
     Pipeline,
     Plugin,
+    Profile,
     Run,
+    Selection,
     info,
     plotting,
     records,
@@ -58,37 +58,43 @@ FACTORS = (1.0, 3.0)  # of a strategy's usual rate
 RULES = ("textbook-similar", "textbook-different", "by-size")
 
 
-def _weighed(pipeline: Pipeline, facts: Facts, names: tuple[str, ...] = WEIGHED) -> Choice:
+def _weighed(pipeline: Pipeline, facts: Profile, names: tuple[str, ...] = WEIGHED) -> Selection:
     """The best of some strategies, each at its two rates, in the pipeline's own steps."""
-    own = strategies.moving(pipeline.recipe)
+    own = strategies.finetune_phase(pipeline.recipe)
     recipes = []
     for name in names:
         for factor in FACTORS:
             phase = Phase(
-                lr=factor * strategies.USUAL.get(name, strategies.DEFAULT.lr), steps=own.steps, batch_size=own.batch_size
+                lr=factor * strategies.USUAL_LR.get(name, strategies.DEFAULT.lr), steps=own.steps, batch_size=own.batch_size
             )
             recipes.append(
                 strategies.partial(phase, max(1, len(facts.groups) // 2))
                 if name == "partial"
                 else strategies.STRATEGIES[name](phase)
             )
-    return strategies.choice(pipeline, recipes)
+    return strategies.select_among(pipeline, recipes)
 
 
-def induce(pipeline: Pipeline, facts: Facts) -> Mapping[str, Choice]:
+def induce(pipeline: Pipeline, facts: Profile) -> Mapping[str, Selection]:
     found = _weighed(pipeline, facts)
     return {"worst": replace(found, worst=True, candidates=tuple(one for one in found.candidates if one != pipeline))}
 
 
-def beside(pipeline: Pipeline, facts: Facts) -> Mapping[str, Choice]:
+def beside(pipeline: Pipeline, facts: Profile) -> Mapping[str, Selection]:
     size = min(pipeline.train_size or facts.train, facts.train)
-    advised = (advice.textbook(size, similar=True), advice.textbook(size, similar=False), advice.by_size(size))
+    advised = (
+        rules_of_thumb.textbook_strategy(size, similar=True),
+        rules_of_thumb.textbook_strategy(size, similar=False),
+        rules_of_thumb.size_rule_strategy(size),
+    )
     return {rule: _weighed(pipeline, facts, (name,)) for rule, name in zip(RULES, advised, strict=True)}
 
 
-def told(contrast: str, _: records.Answers, subject: Pipeline, cured: Pipeline) -> str:
+def told(contrast: str, _: records.RecordsByTerm, subject: Pipeline, cured: Pipeline) -> str:
     """What the chosen strategy does otherwise, as a cause."""
-    own, best = (max(strategies.reach(phase.trainable, 99) for phase in one.recipe.phases) for one in (subject, cured))
+    own, best = (
+        max(strategies.unfrozen_groups(phase.trainable, 99) for phase in one.recipe.phases) for one in (subject, cured)
+    )
     if contrast != "harm" or subject == cured:
         return ""
     said = f"validation chose {cured.recipe.name}: "
@@ -101,18 +107,18 @@ def told(contrast: str, _: records.Answers, subject: Pipeline, cured: Pipeline) 
 
 def trainable(seen: MeasureContext) -> dict[str, float]:
     """Numbers trained, bytes stored per task, and multiply-adds of an image."""
-    from xferbench.lab import cost
+    from xferbench.lab.evaluation import cost
 
-    return cost.measured(seen)
+    return cost.measure_cost(seen)
 
 
 def picture(axes: Any, run: Run) -> None:
     """Validation score of each strategy at each rate; a ring is the recipe's own, a cross the chosen one."""
     told = run.arms[plugin.id]["cured"]["weighed"]
     weighed = sorted(told, key=lambda one: one["validation"])
-    axes.plot([one["validation"] for one in weighed], range(len(weighed)), "o", color=plotting.ARM["subject"])
+    axes.plot([one["validation"] for one in weighed], range(len(weighed)), "o", color=plotting.ARM_COLOURS["subject"])
     for one, marker in ((told[0], "o"), *((one, "x") for one in weighed if one["chosen"])):
-        plotting.mark(axes, one["validation"], weighed.index(one), marker)
+        plotting.draw_mark(axes, one["validation"], weighed.index(one), marker)
     # A name stands inside the axes, on the side where there is room.
     scores = [one["validation"] for one in weighed]
     middle = (min(scores) + max(scores)) / 2

@@ -32,37 +32,39 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from xferbench.plugin import HARM, Facts, MeasureContext, Pipeline, Plugin, always_applies, invariant, records
-from xferbench.plugins.preprocessing_variants import FIELDS, mistakes
-from xferbench.wording import differences
+from xferbench.config.render import describe_preprocessing
+from xferbench.plugin import HARM, MeasureContext, Pipeline, Plugin, Profile, always_applies, invariant, records
+from xferbench.plugins.preprocessing_variants import FIELDS, preprocessing_mistakes
 
 
-def induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
-    wrong = mistakes(pipeline.serve_preprocessing, facts)
+def induce(pipeline: Pipeline, facts: Profile) -> dict[str, Pipeline]:
+    wrong = preprocessing_mistakes(pipeline.serve_preprocessing, facts)
     modes = {"train-mode": replace(pipeline, mode="train"), "train-mode-by-class": replace(pipeline, mode="train:class")}
     return modes | {name: replace(pipeline, serve_preprocessing=wrong[name]) for name in FIELDS if name in wrong}
 
 
-def flips(answers: records.Answers, seeds: records.Seeds) -> dict[str, float]:
+def flips(answers: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
     """Share of the test images whose answer is not the one of the model served as it was trained."""
     told = {at: one.predictions.predicted for at, one in answers.items() if one.predictions is not None and at[1] == "test"}
     cured = {seed: told["cured", "test", seed] for seed in seeds if ("cured", "test", seed) in told}
     shares = [(arm, float((said != cured[seed]).mean())) for (arm, _, seed), said in told.items() if seed in cured]
     arms = dict.fromkeys(arm for arm, _ in shares if arm not in {"cured", "scratch"})
-    return {f"{arm}/flips": records.mean([share for other, share in shares if other == arm]) for arm in arms}
+    return {f"{arm}/flips": records.mean_or_nan([share for other, share in shares if other == arm]) for arm in arms}
 
 
 def batch_dependence(seen: MeasureContext) -> dict[str, float]:
     """Share of test images whose probabilities depend on the batch they come in, by more than a hundredth."""
-    from xferbench.lab import served
+    from xferbench.lab.evaluation import batch_dependence as batch_dependence_module
 
-    return {"batch-dependence": served.dependent(seen, tolerance=0.01)}
+    return {"batch-dependence": batch_dependence_module.batch_dependent_share(seen, tolerance=0.01)}
 
 
-def told(_contrast: str, _answers: records.Answers, subject: Pipeline, _cured: Pipeline) -> str:
+def told(_contrast: str, _answers: records.RecordsByTerm, subject: Pipeline, _cured: Pipeline) -> str:
     """In which fields serving is not training."""
     served, trained = subject.serve_preprocessing, subject.train_preprocessing
-    said = [f"served on {differences(served, trained)}, trained on {differences(trained, served)}"] * (served != trained)
+    said = [f"served on {describe_preprocessing(served, trained)}, trained on {describe_preprocessing(trained, served)}"] * (
+        served != trained
+    )
     return "; ".join(said + [f"served in {subject.mode} mode"] * (subject.mode != "eval"))
 
 
@@ -112,7 +114,7 @@ AUDIT_VARIANTS = ("train-mode", "train-mode-by-class", "unnormalised")  # the au
 AUDIT_IMAGES = 64  # that go through the network in two orders
 
 
-def audit_induce(pipeline: Pipeline, facts: Facts) -> dict[str, Pipeline]:
+def audit_induce(pipeline: Pipeline, facts: Profile) -> dict[str, Pipeline]:
     return {name: arm for name, arm in induce(pipeline, facts).items() if name in AUDIT_VARIANTS}
 
 

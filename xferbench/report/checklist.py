@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from xferbench import metrics
-from xferbench.aggregates import REPLICATES
-from xferbench.report import frames, markdown, matrix_tables, text
+from xferbench.analysis import metrics
+from xferbench.analysis.aggregate import BOOTSTRAP_REPLICATES
+from xferbench.report import format, markdown, matrix_tables, tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from xferbench.record import Run
+    from xferbench.core.run import Run
 
 MISSING = "*Not in the record.*"
 MOST = 40  # candidates of one search that are told one by one
@@ -27,13 +27,13 @@ OUTSIDE = (
     "What was tried before this run, by hand or elsewhere",
     "Whether test images were looked at before it",
 )
-word = markdown.escaped
+word = markdown.escape
 
 
 def render(run: Run) -> str:
     """Render the checklist as Markdown; it ends with a line break."""
     parts = [f"# Reproducibility checklist: {word(run.suite.get('name', ''))}"]
-    outcome = matrix_tables.format_outcome(run) if run.matrix else frames.outcome(run)
+    outcome = matrix_tables.format_outcome(run) if run.matrix else tables.headline(run)
     parts.append(f"Read out of the record of the run alone. {word(outcome)}")
     for title, answers in (_matrix_sections(run) if run.matrix else _sections(run)).items():
         parts += [f"## {title}", *(f"**{question}** {answer}".replace(" \n", "\n", 1) for question, answer in answers.items())]
@@ -60,8 +60,8 @@ def _runs(run: Run) -> dict[str, str]:
     tuning = run.suite.get("tuning_seeds")
     own = f"{tuning} of their own, apart from the judged ones." if tuning else MISSING
     unique = {cell.record.key: cell for cell in run.cells}.values()
-    broken = Counter(frames.named(cell) for cell in unique if cell.record.error)
-    diverged = Counter(frames.named(cell) for cell in unique if cell.record.scalars.get("diverged", 0.0) > 0)
+    broken = Counter(tables.arm_name(cell) for cell in unique if cell.record.error)
+    diverged = Counter(tables.arm_name(cell) for cell in unique if cell.record.scalars.get("diverged", 0.0) > 0)
     fewer = f" Findings rest on the first {' or '.join(map(str, rest))} of them." if len(rest) > 1 else ""
     looks = ", ".join(map(str, run.suite.get("looks") or ()))
     return {
@@ -88,8 +88,8 @@ def _counted(count: Mapping[str, int], what: str) -> str:
 
 def _statistics(run: Run) -> dict[str, str]:
     suite = run.suite
-    metric, alpha = metrics.named(str(suite["metric"])), float(suite["alpha"])
-    factor, digits = text.scale(metric.unit)
+    metric, alpha = metrics.get_metric(str(suite["metric"])), float(suite["alpha"])
+    factor, digits = format.unit_scale(metric.unit)
     images = sorted({one.examples for one in run.findings if one.examples})
     grouped = any(len(told.group) for cell in run.cells if (told := cell.record.predictions) is not None)
     how = "Crossed random effects of seeds and test images (Student's t with Satterthwaite's degrees of freedom)"
@@ -103,10 +103,11 @@ def _statistics(run: Run) -> dict[str, str]:
     )
     return {
         "What is the metric?": word(f"{suite['metric']}" + (f"; of others: {'; '.join(others)}" if others else "")) + ".",
-        "Which difference matters?": f"{factor * float(suite['margin']):.{digits}f} {word(text.in_words(metric.unit))},"
+        "Which difference matters?": f"{factor * float(suite['margin']):.{digits}f} {word(format.unit_name(metric.unit))},"
         " fixed in the suite before the run.",
-        "What do error bars mean?": f"One-sided bounds, each at {text.level(alpha)}, so that both together are an interval"
-        f" at {text.level(2 * alpha)}; each by itself, not corrected for how many there are.",
+        "What do error bars mean?": f"One-sided bounds, each at {format.format_confidence(alpha)}, so that both together are"
+        " an interval"
+        f" at {format.format_confidence(2 * alpha)}; each by itself, not corrected for how many there are.",
         "What varies in them?": f"{how}{wider}"
         + ("; averaged within groups of images first, which are the examples then." if grouped else "."),
         "On how many test images?": f"{' or '.join(map(str, images))}{' groups or images' if grouped else ''}."
@@ -153,19 +154,19 @@ def _candidates(weighed: Sequence[Mapping[str, Any]], edge: str) -> str:
     rates = sorted(rate for one in weighed if isinstance(rate := one.get("rate"), int | float))
     bounds = f", rates {rates[0]:.3g} to {rates[-1]:.3g}" if rates else ""
     rows = [
-        [word(one.get("recipe", "")), text.number(one.get("validation")), "yes" if one.get("chosen") else ""]
+        [word(one.get("recipe", "")), format.format_number(one.get("validation")), "yes" if one.get("chosen") else ""]
         for one in weighed[:MOST]
     ]
     more = f"\n\nand {len(weighed) - MOST} more." if len(weighed) > MOST else ""
     at_edge = f"; {word(edge)} was chosen, so a better one may lie beyond" if edge else ""
     many = f"{len(weighed)} {'recipe' if len(weighed) == 1 else 'recipes'}"
-    return f"{many}{bounds}{at_edge}.\n\n" + markdown.table(["Recipe", "Score", "Chosen"], rows, numbers=(1,)) + more
+    return f"{many}{bounds}{at_edge}.\n\n" + markdown.markdown_table(["Recipe", "Score", "Chosen"], rows, numbers=(1,)) + more
 
 
 def _data(run: Run) -> dict[str, str]:
     suite, inputs = run.suite, run.evidence.get("inputs") or ()
     listed = [
-        f"{word(one['key'])}: {word(text.place(one['given']))}, SHA-256 digest `{word(one['digest'])}`"
+        f"{word(one['key'])}: {word(format.hide_folders(one['given']))}, SHA-256 digest `{word(one['digest'])}`"
         + (f" (files: {one['files']}; bytes: {one['bytes']})" if one.get("files") else "")
         for one in inputs
     ]
@@ -176,7 +177,7 @@ def _data(run: Run) -> dict[str, str]:
     return {
         "Which data and weights?": bullets(listed, "\n\n")
         if listed
-        else f"{word(text.place(suite['target']))}; digests: {MISSING}",
+        else f"{word(format.hide_folders(suite['target']))}; digests: {MISSING}",
         "Which backbone?": word(suite["arch"]) + ".",
         "How many images are used?": f"{' and '.join(told)}." if told else "All that the data have.",
         "How are images prepared?": ready + (f", with the suite's {word(' and '.join(changed))}" if changed else "") + ".",
@@ -192,7 +193,7 @@ def _compute(run: Run) -> dict[str, str]:
         f"{name} {word(at[name])}" for name in ("device", "workers", "processor", "instructions", "platform") if at.get(name)
     ]
     took = {"recorded": "total", "of it training": "fit", "of it measuring": "view", "of this run by the clock": "wall"}
-    times = [f"{text.seconds(seconds[key])} {what}" for what, key in took.items() if seconds.get(key) is not None]
+    times = [f"{format.format_seconds(seconds[key])} {what}" for what, key in took.items() if seconds.get(key) is not None]
     counts = [
         f"{told['unique']} {kind} ({told['run']} run now, {told['reused']} from the store)"
         for kind in ("fits", "trials")
@@ -214,7 +215,7 @@ def _versions(run: Run) -> dict[str, str]:
     return {
         "Which software?": word(", ".join(filter(None, (own, packages)))) + "." if own or packages else MISSING,
         "Which revision of the user's code?": f"`{word(at['git'])}`" if at.get("git") else MISSING,
-        "With which command?": f"`{text.line(said['command']).replace('`', ' ')}`" if said.get("command") else MISSING,
+        "With which command?": f"`{format.one_line(said['command']).replace('`', ' ')}`" if said.get("command") else MISSING,
         "When?": f"{word(said['begun'])} to {word(said['ended'])}." if said.get("begun") and said.get("ended") else MISSING,
         "Was the plan fixed beforehand?": f"Yes, on {word(frozen['written'])}: plan `{word(frozen['hash'])}`."
         if frozen
@@ -239,9 +240,9 @@ def _noted(run: Run, start: str, nothing: str) -> str:
 def _unmeasured(run: Run) -> dict[str, str]:
     """What was skipped, crashed or left undecided, and failures whose control was not seen."""
     by: dict[str, dict[str, str]] = {}
-    for group in frames.groups(run):
-        by.setdefault(group[0].verdict, {})[frames.check(group[0])] = frames.reason(group)
-    missed = [f"{frames.check(one)}: {one.variant}" for one in run.findings if one.control == "missed"]
+    for group in tables.finding_groups(run):
+        by.setdefault(group[0].verdict, {})[tables.group_name(group[0])] = tables.group_reason(group)
+    missed = [f"{tables.group_name(one)}: {one.variant}" for one in run.findings if one.control == "missed"]
     asked = [name for name in run.suite.get("plugins") or () if name not in {*(one.plugin for one in run.findings), "all"}]
     questions = {"SKIPPED": "What was not asked?", "ERROR": "What crashed?", "INCONCLUSIVE": "What was left undecided?"}
     told = {
@@ -285,12 +286,12 @@ def _matrix_runs(run: Run) -> dict[str, str]:
 
 def _matrix_statistics(run: Run) -> dict[str, str]:
     suite = run.suite
-    unit = text.in_words(metrics.named(str(suite["metric"])).unit)
+    unit = format.unit_name(metrics.get_metric(str(suite["metric"])).unit)
     level = f"{100 * (1 - float(suite['alpha'])):g} %"
     return {
         "What is the metric?": f"{word(suite['metric'])} on the target's test images; differences in {word(unit)}.",
         "What do error bars mean?": "Over all tasks: two-sided 95 % intervals by a bootstrap of seeds within each task"
-        f" ({REPLICATES} replicates), widened for few seeds; tasks and test images are taken as given."
+        f" ({BOOTSTRAP_REPLICATES} replicates), widened for few seeds; tasks and test images are taken as given."
         f" Of a claim or of two recipes: one-sided {level} bounds, seeds crossed with test images; of a cost: Student's t over"
         " seeds.",
         "How are many comparisons corrected for?": "They are not: each interval is by itself.",
@@ -306,7 +307,7 @@ def _matrix_chosen(run: Run) -> dict[str, str]:
         rows.append([word(name), str(len(candidates) or "its own grid"), word("; ".join(candidates or chosen))])
     tuning = run.suite["tuning_seeds"]
     answer = f"On validation, on tuning seeds apart from the judged ones ({tuning}), by task; then frozen."
-    bounds = markdown.table(["Recipe", "Candidates", "What was tried"], rows, numbers=(1,))
+    bounds = markdown.markdown_table(["Recipe", "Candidates", "What was tried"], rows, numbers=(1,))
     return {"How was each recipe's rate chosen?": answer, "What was tried?": f"\n\n{bounds}"}
 
 
@@ -314,7 +315,9 @@ def _matrix_data(run: Run) -> str:
     matrix = matrix_tables.matrix_of(run)
     tasks_by_line: dict[str, list[str]] = {}
     for entry in matrix.inputs:
-        line = f"{word(entry['key'])}: {word(text.place(str(entry['given'])))}, SHA-256 digest `{word(entry['digest'])}`"
+        line = (
+            f"{word(entry['key'])}: {word(format.hide_folders(str(entry['given'])))}, SHA-256 digest `{word(entry['digest'])}`"
+        )
         tasks_by_line.setdefault(line, []).append(str(entry["task"]))
     count = len(run.suite["tasks"])
     lines = [line + ("" if len(tasks) == count else f" ({word(', '.join(tasks))})") for line, tasks in tasks_by_line.items()]
@@ -329,10 +332,11 @@ def _matrix_compute(run: Run) -> dict[str, str]:
     seconds: dict[str, Any] = dict(cost["seconds"])
     return {
         "How much was trained?": f"{cost['fits']['unique']} unique fits, {cost['fits']['run']} of them in this run.",
-        "How long did it take?": f"{text.seconds(seconds['total'])} recorded, {text.seconds(seconds['wall'])} of this run.",
+        "How long did it take?": f"{format.format_seconds(seconds['total'])} recorded,"
+        f" {format.format_seconds(seconds['wall'])} of this run.",
         "On which machine?": f"{'; '.join(machine)}." if machine else MISSING,
         "Which software?": word(f"xferbench {at.get('xferbench', '')}, Python {at.get('python', '')}, {packages}") + ".",
-        "With which command?": f"`{text.line(matrix.command).replace('`', ' ')}`" if matrix.command else MISSING,
+        "With which command?": f"`{format.one_line(matrix.command).replace('`', ' ')}`" if matrix.command else MISSING,
     }
 
 

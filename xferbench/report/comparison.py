@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from xferbench.report import changes, drawn, frames, held, page, text
+from xferbench.report import change_plot, comparison_text, figure_cache, format, tables, templates
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from xferbench.core.comparison import Outcome
-    from xferbench.record import Run
+    from xferbench.core.run import Run
 
 
 def render(run: Run, cache: Path | None = None, *, file: str = "") -> str:
@@ -22,18 +22,18 @@ def render(run: Run, cache: Path | None = None, *, file: str = "") -> str:
         cache: folder of figures that were drawn before; None draws all.
         file: where the candidate lies, for the reader.
     """
-    names = [text.line(side.get("name") or "") for side in ((run.gate.accepted if run.gate else {}), run.suite)]
-    told = page.render(
+    names = [format.one_line(side.get("name") or "") for side in ((run.gate.accepted if run.gate else {}), run.suite)]
+    told = templates.render_template(
         "comparison.html.j2",
         title=" → ".join(name or "a run" for name in names),
-        sentence=held.sentence(run.gate, gate=False) if run.gate else "Nothing was compared.",
-        sides=held.sides(run, file),
-        names=held.NAMES[False],
+        sentence=comparison_text.headline(run.gate, gate=False) if run.gate else "Nothing was compared.",
+        sides=comparison_text.side_rows(run, file),
+        names=comparison_text.SIDE_NAMES[False],
         environment=environment(run.environment),
         held=section(run, cache, alone=True),
     )
     if cache is not None:
-        drawn.trim(cache)
+        figure_cache.trim_cache(cache)
     return told
 
 
@@ -43,42 +43,42 @@ def section(run: Run, cache: Path | None, *, alone: bool = False) -> dict[str, A
 
     if run.gate is None:
         return {}
-    shown, names = changes.drawable(run.gate), held.NAMES[not alone]
-    units = sorted({text.in_words(one.unit) for one in run.gate.outcomes if one.change is not None})
+    shown, names = change_plot.drawable_outcomes(run.gate), comparison_text.SIDE_NAMES[not alone]
+    units = sorted({format.unit_name(one.unit) for one in run.gate.outcomes if one.change is not None})
     return {
-        "against": "" if alone else held.against(run.gate),
+        "against": "" if alone else comparison_text.baseline_line(run.gate),
         "names": names,
-        "outcomes": [_outcome(run, one, names) for one in held.ordered(run.gate)],
+        "outcomes": [_outcome(run, one, names) for one in comparison_text.in_reading_order(run.gate)],
         "unit": units[0] if len(units) == 1 else "",
-        "level": text.level(float(run.suite.get("alpha") or 0.05)),
-        "notes": [text.line(note) for note in run.gate.notes],
-        "picture": Markup(changes.changes(run.gate, cache)),  # noqa: S704 - drawn here, its texts escaped
+        "level": format.format_confidence(float(run.suite.get("alpha") or 0.05)),
+        "notes": [format.one_line(note) for note in run.gate.notes],
+        "picture": Markup(change_plot.draw_changes(run.gate, cache)),  # noqa: S704 - drawn here, its texts escaped
         "margin": any(one.margin is not None for one in shown),
         "undrawn": sum(one.change is not None for one in run.gate.outcomes) - len(shown),
     }
 
 
 def _outcome(run: Run, one: Outcome, names: tuple[str, str]) -> dict[str, Any]:
-    group = frames.of(run, one)
+    group = tables.group_sentence_name(run, one)
     needed = one.decision in {"worse", "crashed"}
     return {
-        "what": held.what(one),
-        "of": f"{text.line(one.metric).replace('_', ' ')}" if held.is_subject(one) else "",
+        "what": comparison_text.outcome_name(one),
+        "of": f"{format.one_line(one.metric).replace('_', ' ')}" if comparison_text.is_subject(one) else "",
         "decision": one.decision,
-        "look": held.LOOK[one.decision],
-        "known": held.known(one),
+        "look": comparison_text.VERDICT_STYLE[one.decision],
+        "known": comparison_text.is_known_failure(one),
         "sides": [
-            {"name": name, "verdict": text.line(verdict), "level": held.level(one, value)}
+            {"name": name, "verdict": format.one_line(verdict), "level": comparison_text.level_text(one, value)}
             for name, verdict, value in zip(names, (one.accepted, one.verdict), (one.before, one.now), strict=True)
         ],
-        "change": text.signed(one.change, one.unit),
-        "bounds": held.change(one).partition(" ")[2],
-        "unit": text.in_words(one.unit),
-        "margin": held.margin(one),
-        "reason": held.reason(one),
-        "action": frames.action(group) if group and needed else "",
-        "patch": frames.patch(group) if group and needed else "",
-        "figures": held.figures(one),
+        "change": format.format_harm(one.change, one.unit),
+        "bounds": comparison_text.change_text(one).partition(" ")[2],
+        "unit": format.unit_name(one.unit),
+        "margin": comparison_text.margin_text(one),
+        "reason": comparison_text.reason_text(one),
+        "action": tables.next_action(group) if group and needed else "",
+        "patch": tables.patch_lines(group) if group and needed else "",
+        "figures": comparison_text.figures_text(one),
     }
 
 
@@ -86,8 +86,8 @@ def environment(told: Mapping[str, Any]) -> list[tuple[str, str]]:
     """One row a fact, nested ones on one line."""
     return [
         (
-            text.line(name),
-            text.line(", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, Mapping) else value),
+            format.one_line(name),
+            format.one_line(", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, Mapping) else value),
         )
         for name, value in told.items()
         if value not in (None, "")

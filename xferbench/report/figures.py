@@ -1,4 +1,4 @@
-"""Draw the figures of a run from the tables of :mod:`~xferbench.report.frames`.
+"""Draw the figures of a run from the tables of :mod:`~xferbench.report.tables`.
 
 Writes to the figure cache. Labels are above what they name.
 """
@@ -10,28 +10,28 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from xferbench import metrics
-from xferbench.pictures import ARM, INDUCED
-from xferbench.report import drawn, frames, matrix_tables, svg, text
-from xferbench.report.svg import CARD, GREEN, INK, MUTED, ORANGE, PURPLE, VERMILION, WIDTH
+from xferbench.analysis import metrics
+from xferbench.report import figure_cache, format, matrix_tables, svg, tables
+from xferbench.report.plotting import ARM_COLOURS, INDUCED_COLOURS
+from xferbench.report.svg import CARD, FIGURE_WIDTH_INCHES, GREEN, INK, MUTED, ORANGE, PURPLE, VERMILION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from xferbench.design import Plugin
-    from xferbench.record import Run
-    from xferbench.regret import Cell
+    from xferbench.analysis.regret import TaskRegret
+    from xferbench.core.plugin import Plugin
+    from xferbench.core.run import Run
 
     Axes: TypeAlias = Any
 
-VERDICT = {"FAIL": VERMILION, "PASS": GREEN, "INCONCLUSIVE": ORANGE, "ERROR": PURPLE}
-MARGINS = 0.24  # inches, sum of left and right
-LARGEST = 120_000  # characters of SVG; a larger plot of a plugin becomes an image
+VERDICT_COLORS = {"FAIL": VERMILION, "PASS": GREEN, "INCONCLUSIVE": ORANGE, "ERROR": PURPLE}
+SIDE_MARGINS_INCHES = 0.24  # inches, sum of left and right
+MAX_SVG_CHARACTERS = 120_000  # characters of SVG; a larger plot of a plugin becomes an image
 DASHES = ("-", "-.", ":")
 
 
-def retained(groups: Sequence[frames.Group], cache: Path | None = None) -> str:
+def draw_benefit_retained(groups: Sequence[tables.Group], cache: Path | None = None) -> str:
     """Draw the share of the benefit of pretraining that each failure retains; empty if there are no values."""
     drawn_groups = [group for group in groups if group[0].benefit_retained is not None]
     if not drawn_groups:
@@ -43,9 +43,14 @@ def retained(groups: Sequence[frames.Group], cache: Path | None = None) -> str:
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.axvline(1, color=GREEN, linewidth=1.2, linestyle="--")
         for row, group in enumerate(drawn_groups):
-            value, color = group[0].benefit_retained or 0.0, VERDICT.get(group[0].verdict, MUTED)
+            value, color = group[0].benefit_retained or 0.0, VERDICT_COLORS.get(group[0].verdict, MUTED)
             end = min(max(value, least), most)
-            _write_label(axes, row, f"{text.short(frames.check(group[0]), 36)}  {group[0].verdict}", text.percent(value, 0))
+            _write_label(
+                axes,
+                row,
+                f"{format.shorten(tables.group_name(group[0]), 36)}  {group[0].verdict}",
+                format.format_percent(value, 0),
+            )
             axes.plot([0, end], [row + 0.55] * 2, color=color, linewidth=7, alpha=0.35, solid_capstyle="butt")
             axes.plot(
                 [end], [row + 0.55], color=color, marker="o" if end == value else "<" if value < least else ">", markersize=6
@@ -54,27 +59,28 @@ def retained(groups: Sequence[frames.Group], cache: Path | None = None) -> str:
         axes.set_xlabel("benefit of pretraining that is retained")
 
     values = "; ".join(
-        f"{text.line(frames.check(first))} {text.percent(first.benefit_retained, 0)}" for first, *_ in drawn_groups
+        f"{format.one_line(tables.group_name(first))} {format.format_percent(first.benefit_retained, 0)}"
+        for first, *_ in drawn_groups
     )
     label = f"Benefit retained by check: {values}"
-    return drawn.kept(
-        cache, ("retained", drawn_groups), lambda: svg.inline(draw, label, height=0.42 * len(drawn_groups) + 0.62)
+    return figure_cache.cached_figure(
+        cache, ("retained", drawn_groups), lambda: svg.inline_svg(draw, label, height=0.42 * len(drawn_groups) + 0.62)
     )
 
 
-def paired(rows: Sequence[frames.Paired], margin: float | None, unit: str, cache: Path | None = None) -> str:
+def draw_paired(rows: Sequence[tables.Paired], margin: float | None, unit: str, cache: Path | None = None) -> str:
     """Draw the harm of each seed with the mean and its bounds, for the judged arm and each induced arm; empty without any."""
     drawn_rows = [row for row in rows if row[1]]
     if not drawn_rows:
         return ""
-    factor, _ = text.scale(unit)
+    factor, _ = format.unit_scale(unit)
 
     def draw(figure: svg.Figure) -> None:
         axes = _row_axes(figure, len(drawn_rows), 0.62)
-        limits(axes, [margin], factor)
+        draw_reference_lines(axes, [margin], factor)
         for row, (name, by_seed, bounds) in enumerate(drawn_rows):
             color = _color(name.replace(": ", ":"), row - 1)
-            _write_label(axes, row, text.short(name, 38), text.bounded(bounds, unit))
+            _write_label(axes, row, format.shorten(name, 38), format.format_bounds(bounds, unit))
             harms = factor * np.array(list(by_seed.values()))
             offsets = np.linspace(-0.12, 0.12, len(harms)) if len(harms) > 1 else np.zeros(1)
             axes.plot(
@@ -87,16 +93,18 @@ def paired(rows: Sequence[frames.Paired], margin: float | None, unit: str, cache
                 alpha=0.55,
                 markeredgewidth=0,
             )
-            interval(axes, row + 0.78, bounds, factor, color=color, marker="D", linewidth=2.2)
-        axes.set_xlabel(f"harm in {text.in_words(unit)}, one dot a seed")
+            draw_interval(axes, row + 0.78, bounds, factor, color=color, marker="D", linewidth=2.2)
+        axes.set_xlabel(f"harm in {format.unit_name(unit)}, one dot a seed")
 
-    values = "; ".join(f"{name} {text.bounded(bounds, unit)} over {len(by_seed)} seeds" for name, by_seed, bounds in drawn_rows)
-    label = f"Harm by seed, in {text.in_words(unit)}: {values}"
+    values = "; ".join(
+        f"{name} {format.format_bounds(bounds, unit)} over {len(by_seed)} seeds" for name, by_seed, bounds in drawn_rows
+    )
+    label = f"Harm by seed, in {format.unit_name(unit)}: {values}"
     content = ("paired", drawn_rows, margin, unit)
-    return drawn.kept(cache, content, lambda: svg.inline(draw, label, height=0.62 * len(drawn_rows) + 0.62))
+    return figure_cache.cached_figure(cache, content, lambda: svg.inline_svg(draw, label, height=0.62 * len(drawn_rows) + 0.62))
 
 
-def learning(curves: Mapping[str, frames.Curve], cache: Path | None = None) -> str:
+def draw_learning_curves(curves: Mapping[str, tables.ArmCurve], cache: Path | None = None) -> str:
     """Draw training loss and validation accuracy by step: the mean over seeds in a band from minimum to maximum."""
     if not curves:
         return ""
@@ -116,7 +124,11 @@ def learning(curves: Mapping[str, frames.Curve], cache: Path | None = None) -> s
                 color = _color(name, induced.index(name) if name in induced else 0)
                 axes.fill_between(curve.steps, least, greatest, color=color, alpha=0.15, linewidth=0)
                 dashes = (
-                    "--" if name == "scratch" else DASHES[induced.index(name) // len(INDUCED) % 3] if name in induced else "-"
+                    "--"
+                    if name == "scratch"
+                    else DASHES[induced.index(name) // len(INDUCED_COLOURS) % 3]
+                    if name in induced
+                    else "-"
                 )
                 axes.plot(
                     curve.steps,
@@ -124,7 +136,7 @@ def learning(curves: Mapping[str, frames.Curve], cache: Path | None = None) -> s
                     color=color,
                     linestyle=dashes,
                     marker="o" if len(mean) == 1 else "",
-                    label=text.short(name.replace(":", ": "), 28),
+                    label=format.shorten(name.replace(":", ": "), 28),
                 )
             axes.set(xlabel="step")
             axes.set_title(title, fontsize=9)
@@ -134,21 +146,23 @@ def learning(curves: Mapping[str, frames.Curve], cache: Path | None = None) -> s
         figure.legend(handles, labels, loc="upper left", ncols=2, borderaxespad=0.2)
 
     ends = "; ".join(
-        f"{text.line(name)} ends at {text.percent(_last_finite(curve.accuracy[:, 0]))}" for name, curve in curves.items()
+        f"{format.one_line(name)} ends at {format.format_percent(_last_finite(curve.accuracy[:, 0]))}"
+        for name, curve in curves.items()
     )
     label = f"Learning curves, mean over seeds: {ends}"
     height = 2.6 + 0.16 * -(-len(names) // 2)
-    return drawn.kept(cache, ("learning", curves), lambda: svg.inline(draw, label, height=height))
+    return figure_cache.cached_figure(cache, ("learning", curves), lambda: svg.inline_svg(draw, label, height=height))
 
 
-def picture(plugin: Plugin, run: Run, cache: Path | None = None, content: str = "") -> str:
+def draw_plugin_plot(plugin: Plugin, run: Run, cache: Path | None = None, content: str = "") -> str:
     """Draw the plugin's own plot. A crash is reported in its place, because the verdicts do not depend on the plot.
 
     Args:
         plugin: the plugin. The plot of a third-party plugin is drawn each time, because its code may have changed.
         run: the run to draw.
         cache: folder of cached figures; None disables the cache.
-        content: content key of the run, by :func:`xferbench.report.drawn.named`; without it, the plot is drawn each time.
+        content: content key of the run, by :func:`xferbench.report.figure_cache.content_key`; without it, the plot is drawn
+            each time.
     """
     plot = plugin.picture
     if plot is None:
@@ -159,21 +173,32 @@ def picture(plugin: Plugin, run: Run, cache: Path | None = None, content: str = 
         plot(figure.add_subplot(), run)
 
     def render() -> str:
-        drawing = svg.inline(draw, label, height=3.2)
-        return drawing if len(drawing) <= LARGEST else svg.image(draw, label, height=3.2)
+        drawing = svg.inline_svg(draw, label, height=3.2)
+        return drawing if len(drawing) <= MAX_SVG_CHARACTERS else svg.inline_png(draw, label, height=3.2)
 
-    label = f"The picture of {text.line(plugin.id)}: {text.line(plugin.question)}"
+    label = f"The picture of {format.one_line(plugin.id)}: {format.one_line(plugin.question)}"
     try:
-        return drawn.kept(cache if content and drawn.own(plot) else None, ("picture", plugin.id, label, content), render)
+        return figure_cache.cached_figure(
+            cache if content and figure_cache.is_package_function(plot) else None,
+            ("picture", plugin.id, label, content),
+            render,
+        )
     except Exception as error:  # noqa: BLE001 - a third party's plot must not cost the report
-        return f"<p>This plugin's picture could not be drawn: {escape(text.line(f'{type(error).__name__}: {error}'))}</p>"
+        return f"<p>This plugin's picture could not be drawn: {escape(format.one_line(f'{type(error).__name__}: {error}'))}</p>"
 
 
 def _row_axes(figure: svg.Figure, rows: int, row: float) -> Axes:
     """Return axes for rows of a fixed height in inches, counted from the top; each row has its label above it."""
     height = figure.get_figheight()
     bottom = 0.48 / height
-    axes = figure.add_axes((MARGINS / 2 / WIDTH, bottom, 1 - MARGINS / WIDTH, row * rows / height))
+    axes = figure.add_axes(
+        (
+            SIDE_MARGINS_INCHES / 2 / FIGURE_WIDTH_INCHES,
+            bottom,
+            1 - SIDE_MARGINS_INCHES / FIGURE_WIDTH_INCHES,
+            row * rows / height,
+        )
+    )
     axes.set(ylim=(rows, 0), yticks=[])
     axes.spines["left"].set_visible(False)
     return axes
@@ -185,10 +210,10 @@ def _write_label(axes: Axes, row: float, left: str, right: str) -> None:
         axes.text(side, row + 0.07, content, transform=axes.get_yaxis_transform(), va="top", ha=align, bbox=background)
 
 
-def interval(
+def draw_interval(
     axes: Axes,
     y: float,
-    mean: frames.Bounds,
+    mean: tables.Bounds,
     factor: float,
     *,
     color: str,
@@ -214,7 +239,7 @@ def interval(
         )
 
 
-def limits(axes: Axes, margins: Sequence[float | None], factor: float) -> None:
+def draw_reference_lines(axes: Axes, margins: Sequence[float | None], factor: float) -> None:
     """Draw a line at no harm, and one at each margin."""
     axes.axvline(0, color=INK, linewidth=0.8)
     for margin in dict.fromkeys(margins):
@@ -223,7 +248,7 @@ def limits(axes: Axes, margins: Sequence[float | None], factor: float) -> None:
 
 
 def _color(name: str, number: int) -> str:
-    return ARM.get(name) or INDUCED[number % len(INDUCED)]
+    return ARM_COLOURS.get(name) or INDUCED_COLOURS[number % len(INDUCED_COLOURS)]
 
 
 def _last_finite(values: np.ndarray) -> float | None:
@@ -240,8 +265,8 @@ def draw_quadrants(run: Run) -> str:
     if not means:
         return ""
     names = list(dict.fromkeys(name for by_recipe in means.values() for name in by_recipe))
-    metric = metrics.named(str(run.suite["metric"]))
-    scale, _ = text.scale(metric.unit)
+    metric = metrics.get_metric(str(run.suite["metric"]))
+    scale, _ = format.unit_scale(metric.unit)
     unit = str(run.suite["metric"]) + (", %" if scale > 1 else ", negative" if metric.loss else "")
     sizes = [size for size in matrix_tables.SIZES if any(quadrant[0] == size for quadrant in means)]
     height = 0.17 * len(sizes) * (len(names) + 1) + 0.5 + 0.3 * len(sizes)
@@ -263,10 +288,10 @@ def draw_quadrants(run: Run) -> str:
         f"{size} images, {similarity}: best {cell.best}, the textbook advises {cell.advised}"
         for (size, similarity), cell in cells.items()
     )
-    return svg.inline(draw, label, height=height)
+    return svg.inline_svg(draw, label, height=height)
 
 
-def _draw_quadrant(axes: Axes, names: Sequence[str], means: Mapping[str, float], cell: Cell, scale: float) -> None:
+def _draw_quadrant(axes: Axes, names: Sequence[str], means: Mapping[str, float], cell: TaskRegret, scale: float) -> None:
     for row, name in enumerate(reversed(names)):
         if (mean := means.get(name)) is None:  # the recipe was not run here
             continue

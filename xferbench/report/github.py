@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from xferbench.report import frames, held, text
+from xferbench.report import comparison_text, format, tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from xferbench.core.comparison import Comparison, Outcome
-    from xferbench.record import Run
+    from xferbench.core.run import Run
 
-GATE = {"worse": "error", "crashed": "error", "cannot tell": "warning"}
-LEVEL = {"FAIL": "error", "ERROR": "error", "INCONCLUSIVE": "warning"}
+GATE_LEVELS = {"worse": "error", "crashed": "error", "cannot tell": "warning"}
+VERDICT_LEVELS = {"FAIL": "error", "ERROR": "error", "INCONCLUSIVE": "warning"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Note:
+class Annotation:
     """One annotation; ``patterns`` match the line to annotate, most likely first."""
 
     level: str
@@ -42,10 +42,10 @@ def publish(run: Run, summary: str, *, environ: Mapping[str, str], stream: TextI
         with Path(environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8", errors="replace") as file:
             file.write(summary + "\n")
     if environ.get("GITHUB_ACTIONS") == "true":
-        stream.write("".join(f"{command}\n" for command in commands(run, environ.get("GITHUB_WORKSPACE", ""))))
+        stream.write("".join(f"{command}\n" for command in workflow_commands(run, environ.get("GITHUB_WORKSPACE", ""))))
 
 
-def commands(run: Run, workspace: str = "") -> list[str]:
+def workflow_commands(run: Run, workspace: str = "") -> list[str]:
     """Return a workflow command for each FAIL, ERROR and INCONCLUSIVE, at the line of the suite file that its patch changes.
 
     For a gate, there is a command for each outcome that is worse, crashed or undecided, and for each known FAIL.
@@ -62,53 +62,59 @@ def commands(run: Run, workspace: str = "") -> list[str]:
     ]
 
 
-def _verdict_notes(run: Run) -> list[Note]:
+def _verdict_notes(run: Run) -> list[Annotation]:
     return [
-        Note(
-            level=LEVEL[group[0].verdict],
+        Annotation(
+            level=VERDICT_LEVELS[group[0].verdict],
             title=f"{group[0].verdict}: {group[0].plugin}",
             message=_message(group),
-            patterns=_line_patterns(group[0].plugin, frames.patch(group)),
+            patterns=_line_patterns(group[0].plugin, tables.patch_lines(group)),
         )
-        for group in frames.groups(run)
-        if group[0].verdict in LEVEL
+        for group in tables.finding_groups(run)
+        if group[0].verdict in VERDICT_LEVELS
     ]
 
 
-def _outcome_notes(run: Run, gate: Comparison) -> list[Note]:
-    outcomes = held.ordered(gate)
+def _outcome_notes(run: Run, gate: Comparison) -> list[Annotation]:
+    outcomes = comparison_text.in_reading_order(gate)
     return [
-        _outcome_note(outcome, frames.of(run, outcome)) for outcome in outcomes if held.asks(outcome) or held.known(outcome)
+        _outcome_note(outcome, tables.group_sentence_name(run, outcome))
+        for outcome in outcomes
+        if comparison_text.needs_attention(outcome) or comparison_text.is_known_failure(outcome)
     ]
 
 
-def _outcome_note(outcome: Outcome, group: frames.Group) -> Note:
-    size = f"change {held.change(outcome)} {text.in_words(outcome.unit)}" if outcome.change is not None else ""
+def _outcome_note(outcome: Outcome, group: tables.Group) -> Annotation:
+    size = (
+        f"change {comparison_text.change_text(outcome)} {format.unit_name(outcome.unit)}" if outcome.change is not None else ""
+    )
     needed = group and outcome.decision in {"worse", "crashed"}
-    return Note(
-        level=GATE.get(outcome.decision, "notice"),
-        title=f"{outcome.decision}: {held.what(outcome)}" if held.asks(outcome) else f"known: {held.what(outcome)}",
+    return Annotation(
+        level=GATE_LEVELS.get(outcome.decision, "notice"),
+        title=f"{outcome.decision}: {comparison_text.outcome_name(outcome)}"
+        if comparison_text.needs_attention(outcome)
+        else f"known: {comparison_text.outcome_name(outcome)}",
         message="; ".join(
             part
             for part in (
-                held.of(outcome),
-                held.turn(outcome),
+                comparison_text.outcome_sentence_name(outcome),
+                comparison_text.turn_text(outcome),
                 size,
-                held.reason(outcome),
-                frames.action(group) if needed else "",
+                comparison_text.reason_text(outcome),
+                tables.next_action(group) if needed else "",
             )
             if part
         ),
         patterns=(r"\s*\[recipe\]",)
-        if held.is_subject(outcome)
-        else _line_patterns(outcome.plugin, frames.patch(group) if group else ""),
+        if comparison_text.is_subject(outcome)
+        else _line_patterns(outcome.plugin, tables.patch_lines(group) if group else ""),
     )
 
 
-def _message(group: frames.Group) -> str:
+def _message(group: tables.Group) -> str:
     first = group[0]
-    size = f"harm {frames.harm(first)} {text.in_words(first.unit)}" if first.harm is not None else ""
-    return "; ".join(part for part in (size, frames.reason(group), frames.action(group)) if part)
+    size = f"harm {tables.harm_text(first)} {format.unit_name(first.unit)}" if first.harm is not None else ""
+    return "; ".join(part for part in (size, tables.group_reason(group), tables.next_action(group)) if part)
 
 
 def _line_patterns(plugin: str, patch: str) -> tuple[str, ...]:

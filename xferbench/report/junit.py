@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from xferbench.report import frames, held, text
+from xferbench.report import comparison_text, format, tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from xferbench.core.comparison import Outcome
-    from xferbench.record import Finding, Run
+    from xferbench.core.run import Finding, Run
 
 ELEMENT = {"FAIL": "failure", "ERROR": "error", "SKIPPED": "skipped", "INCONCLUSIVE": "skipped"}
 OUTCOME = {"worse": "failure", "crashed": "error", "cannot tell": "skipped", "skipped": "skipped"}
@@ -33,7 +33,7 @@ COMPARED = ("before", "now", "change", "low", "high", "margin", "p_worse", "p_no
 
 def render(run: Run) -> str:
     """Render the XML; INFO, PASS and known FAILs are cases that passed. Characters that XML cannot hold become a space."""
-    root = ET.Element("testsuites", name=text.line(f"xferbench {run.suite.get('name', '')}"))
+    root = ET.Element("testsuites", name=format.one_line(f"xferbench {run.suite.get('name', '')}"))
     if run.gate is None:
         _findings(root, run)
     else:
@@ -44,9 +44,9 @@ def render(run: Run) -> str:
 
 def _findings(root: ET.Element, run: Run) -> None:
     _counts(root, [finding.verdict for finding in run.findings], ELEMENT)
-    for plugin in frames.plugins(run):
+    for plugin in tables.plugin_names(run):
         findings = [finding for finding in run.findings if finding.plugin == plugin]
-        suite = ET.SubElement(root, "testsuite", name=text.line(plugin))
+        suite = ET.SubElement(root, "testsuite", name=format.one_line(plugin))
         _counts(suite, [finding.verdict for finding in findings], ELEMENT)
         for finding in findings:
             _case(suite, finding)
@@ -56,18 +56,20 @@ def _outcomes(root: ET.Element, run: Run, outcomes: Sequence[Outcome]) -> None:
     _counts(root, [one.decision for one in outcomes], OUTCOME)
     for plugin in dict.fromkeys(one.plugin for one in outcomes):
         own = [one for one in outcomes if one.plugin == plugin]
-        suite = ET.SubElement(root, "testsuite", name=text.line(plugin) or "subject")
+        suite = ET.SubElement(root, "testsuite", name=format.one_line(plugin) or "subject")
         _counts(suite, [one.decision for one in own], OUTCOME)
         for one in own:
-            _compared(suite, one, frames.of(run, one))
+            _compared(suite, one, tables.group_sentence_name(run, one))
 
 
-def _compared(suite: ET.Element, one: Outcome, group: frames.Group) -> None:
-    case = ET.SubElement(suite, "testcase", classname=suite.get("name", ""), name=text.line(one.id))
-    _properties(case, of_outcome(one))
+def _compared(suite: ET.Element, one: Outcome, group: tables.Group) -> None:
+    case = ET.SubElement(suite, "testcase", classname=suite.get("name", ""), name=format.one_line(one.id))
+    _properties(case, outcome_properties(one))
     if one.decision in OUTCOME:
-        then = (frames.action(group), frames.patch(group)) if group and one.decision != "skipped" else ()
-        _result(case, OUTCOME[one.decision], one.decision, held.reason(one), then, bare=one.decision == "skipped")
+        then = (tables.next_action(group), tables.patch_lines(group)) if group and one.decision != "skipped" else ()
+        _result(
+            case, OUTCOME[one.decision], one.decision, comparison_text.reason_text(one), then, bare=one.decision == "skipped"
+        )
 
 
 def _counts(element: ET.Element, kinds: Sequence[str], elements: Mapping[str, str]) -> None:
@@ -78,40 +80,40 @@ def _counts(element: ET.Element, kinds: Sequence[str], elements: Mapping[str, st
 
 
 def _case(suite: ET.Element, finding: Finding) -> None:
-    case = ET.SubElement(suite, "testcase", classname=text.line(finding.plugin), name=text.line(finding.id))
-    _properties(case, of_finding(finding))
+    case = ET.SubElement(suite, "testcase", classname=format.one_line(finding.plugin), name=format.one_line(finding.id))
+    _properties(case, finding_properties(finding))
     if finding.verdict in ELEMENT:
-        then = (frames.action((finding,)), frames.patch((finding,)))
+        then = (tables.next_action((finding,)), tables.patch_lines((finding,)))
         bare = finding.verdict == "SKIPPED"
         _result(case, ELEMENT[finding.verdict], finding.verdict, finding.reason, then, bare=bare)
 
 
-def of_finding(finding: Finding) -> dict[str, str]:
+def finding_properties(finding: Finding) -> dict[str, str]:
     """Tell a finding's words and numbers by name, without those that are not known."""
     words = {name: str(getattr(finding, name)) for name in ("verdict", "control", "metric", "unit", "seeds", "examples")}
     accuracy = {f"accuracy.{arm}": value for arm, value in finding.accuracy.items()}
     return words | _numbers({name: getattr(finding, name) for name in FIGURES} | accuracy)
 
 
-def of_outcome(one: Outcome) -> dict[str, str]:
+def outcome_properties(one: Outcome) -> dict[str, str]:
     """Tell the same of an outcome."""
     words = {name: str(getattr(one, name)) for name in WORDS if getattr(one, name) != ""}
     return words | _numbers({name: getattr(one, name) for name in COMPARED})
 
 
 def _numbers(told: Mapping[str, float | None]) -> dict[str, str]:
-    return {name: text.number(value, 6) for name, value in told.items() if value is not None}
+    return {name: format.format_number(value, 6) for name, value in told.items() if value is not None}
 
 
 def _properties(case: ET.Element, told: Mapping[str, str]) -> None:
     properties = ET.SubElement(case, "properties")
     for name, value in told.items():
-        ET.SubElement(properties, "property", name=text.line(name), value=text.line(value))
+        ET.SubElement(properties, "property", name=format.one_line(name), value=format.one_line(value))
 
 
 def _result(case: ET.Element, name: str, kind: str, reason: str, then: Sequence[str], *, bare: bool) -> None:
     """What the case came to, with the reason and what to do then; ``bare`` has the message alone."""
-    element = ET.SubElement(case, name, message=text.line(f"{kind}: {reason}"))
+    element = ET.SubElement(case, name, message=format.one_line(f"{kind}: {reason}"))
     if not bare:
         element.set("type", kind)
-        element.text = "\n".join(part for part in (text.line(reason), *then) if part)
+        element.text = "\n".join(part for part in (format.one_line(reason), *then) if part)

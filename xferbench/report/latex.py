@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xferbench import aggregates, metrics, regret, scored
-from xferbench.report import frames, held, tex, text
+from xferbench.analysis import aggregate, metrics, regret, scores
+from xferbench.report import comparison_text, format, tex
+from xferbench.report.tables import Group, finding_groups, group_name, harm_text, headline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import pandas as pd
 
-    from xferbench.aggregates import Interval
+    from xferbench.analysis.aggregate import Interval
+    from xferbench.analysis.scores import Scores, Skipped
     from xferbench.core.comparison import Comparison, Outcome
-    from xferbench.record import Run
-    from xferbench.scored import Scores, Skipped
+    from xferbench.core.run import Run
 
 ARMS = ("subject", "cured", "scratch")
 MAX_NOTES = 12  # sentences about missing recipes below a table
@@ -36,14 +37,14 @@ def render(run: Run) -> str:
         frame, metric = run.to_frame(), str(run.suite["metric"])
         return f"{score_table(frame, run.matrix.skipped, metric)}\n{cost_table(frame, metric)}"
     tables = [_gate(run, run.gate)] if run.gate and run.gate.outcomes else []
-    if groups := frames.groups(run):
+    if groups := finding_groups(run):
         tables.append(_findings(run, groups))
-    return tex.NEEDS + ("\n".join(tables) or f"% {tex.escaped(frames.outcome(run))}\n")
+    return tex.NEEDS + ("\n".join(tables) or f"% {tex.escape(headline(run))}\n")
 
 
-def _findings(run: Run, groups: tuple[frames.Group, ...]) -> str:
+def _findings(run: Run, groups: tuple[Group, ...]) -> str:
     head = ["Check", "Verdict", "Harm", "Margin", "Detected", *map(str.capitalize, ARMS), "Seeds"]
-    return tex.table(
+    return tex.latex_table(
         head,
         [_row(group) for group in groups],
         columns="llrrrrrrr",
@@ -53,14 +54,14 @@ def _findings(run: Run, groups: tuple[frames.Group, ...]) -> str:
     )
 
 
-def _row(group: frames.Group) -> list[str]:
+def _row(group: Group) -> list[str]:
     first = group[0]
-    factor, digits = text.scale(first.unit)
+    factor, digits = format.unit_scale(first.unit)
     controls = [one.control for one in group if one.control != "none"]
     return [
-        tex.escaped(frames.check(first)),
+        tex.escape(group_name(first)),
         first.verdict,
-        tex.number(frames.harm(first)),
+        tex.format_number(harm_text(first)),
         "--" if first.margin is None else f"{factor * first.margin:.{digits}f}",
         f"{controls.count('detected')}/{len(controls)}" if controls else "--",
         *(_percent(first.accuracy.get(arm)) for arm in ARMS),
@@ -72,19 +73,19 @@ def _percent(value: float | None) -> str:
     return "--" if value is None else f"{100 * value:.1f}"
 
 
-def _caption(run: Run, groups: tuple[frames.Group, ...]) -> list[str]:
+def _caption(run: Run, groups: tuple[Group, ...]) -> list[str]:
     """What the numbers are, and what they rest on."""
     suite = run.suite
     units = dict.fromkeys(group[0].unit for group in groups if group[0].harm is not None)
-    harm = " or ".join(map(text.in_words, units)) or "the unit of each check"
+    harm = " or ".join(map(format.unit_name, units)) or "the unit of each check"
     examples = sorted({group[0].examples for group in groups if group[0].examples})
     size = f", {suite['train_size']} training images" if suite.get("train_size") else ""
-    level = text.level(float(suite["alpha"]), "")
+    level = format.format_confidence(float(suite["alpha"]), "")
     images = " ".join([" or ".join(map(str, examples)), "test images"]).strip()
     whole = f"the {images} of one finished network"
     over = whole if suite.get("after") else f"seeds crossed with {images}, both drawn at random"
     said = [
-        f"Findings of the suite {suite.get('name', '')}: {suite['arch']} on {text.place(suite['target'])}{size}.",
+        f"Findings of the suite {suite.get('name', '')}: {suite['arch']} on {format.hide_folders(suite['target'])}{size}.",
         f"Harm (in {harm}; above 0 the pipeline is worse than its cure, or than what it is compared with) with one-sided",
         f"{level} bounds in brackets, over {over}.",
         "The bounds are of each by itself, the verdicts corrected for looks and for all that was judged.",
@@ -95,17 +96,23 @@ def _caption(run: Run, groups: tuple[frames.Group, ...]) -> list[str]:
         said.append(
             "What was chosen among several was chosen on images that no verdict is taken on, on tuning seeds of their own."
         )
-    return [tex.escaped(one) for one in said]
+    return [tex.escape(one) for one in said]
 
 
 def _gate(run: Run, gate: Comparison) -> str:
-    caption = [held.sentence(gate), f"{held.against(gate)}.", "Changes are differences on the same seeds and test images,"]
-    caption += [f"with one-sided {text.level(float(run.suite['alpha']), '')} bounds in brackets; above 0 is worse."]
-    return tex.table(
+    caption = [
+        comparison_text.headline(gate),
+        f"{comparison_text.baseline_line(gate)}.",
+        "Changes are differences on the same seeds and test images,",
+    ]
+    caption += [
+        f"with one-sided {format.format_confidence(float(run.suite['alpha']), '')} bounds in brackets; above 0 is worse."
+    ]
+    return tex.latex_table(
         ["Compared", "Decision", "Accepted $\\to$ now", "Change", "Margin", "Seeds"],
-        [_outcome(one) for one in held.ordered(gate)],
+        [_outcome(one) for one in comparison_text.in_reading_order(gate)],
         columns="lllrrr",
-        caption=" ".join(map(tex.escaped, caption)),
+        caption=" ".join(map(tex.escape, caption)),
         label=f"tab:xferbench-gate-{run.suite.get('name', '')}",
         notes=gate.notes,
     )
@@ -114,11 +121,11 @@ def _gate(run: Run, gate: Comparison) -> str:
 def _outcome(one: Outcome) -> list[str]:
     told = one.change is not None
     return [
-        tex.escaped(held.what(one)),
+        tex.escape(comparison_text.outcome_name(one)),
         one.decision,
-        tex.number(held.turn(one)),
-        tex.number(held.change(one)),
-        tex.number(held.margin(one)) if told else "--",
+        tex.format_number(comparison_text.turn_text(one)),
+        tex.format_number(comparison_text.change_text(one)),
+        tex.format_number(comparison_text.margin_text(one)) if told else "--",
         str(one.seeds) if one.seeds else "--",
     ]
 
@@ -135,32 +142,32 @@ def score_table(
     tasks, recipes = (list(dict.fromkeys(map(str, frame[name]))) for name in ("task", "recipe"))
     recipes += [name for name in dict.fromkeys(recipe for _, recipe in skipped or {}) if name not in recipes]
     bold = {task: _tied_recipes(frame[frame.task.astype(str) == task], metric) for task in tasks}
-    whole = scored.gathered(frame, skipped, metric)
+    whole = scores.common_scores(frame, skipped, metric)
     every = {} if whole.empty else _aggregates(whole, metric)
     rows = [
         [
-            tex.escaped(recipe),
+            tex.escape(recipe),
             *(_score_cell(_finite_scores(frame, task, recipe), metric, bold=recipe in bold[task]) for task in tasks),
             *every.get(recipe, [NOTHING] * 3),
         ]
         for recipe in recipes
     ]
-    head = ["Recipe", *map(tex.escaped, tasks), "Gain, IQM", "Mean rank", "Mean regret"]
+    head = ["Recipe", *map(tex.escape, tasks), "Gain, IQM", "Mean rank", "Mean regret"]
     caption = _score_caption(frame, metric)
     how = {"columns": "l" + "r" * (len(head) - 1), "label": label, "broad": tex.BROAD}
-    return tex.NEEDS + tex.table(head, rows, caption=caption, notes=_missing_recipes(whole), **how)  # type: ignore[arg-type]
+    return tex.NEEDS + tex.latex_table(head, rows, caption=caption, notes=_missing_recipes(whole), **how)  # type: ignore[arg-type]
 
 
 def cost_table(frame: pd.DataFrame, metric: str = "accuracy", label: str = "tab:costs") -> str:
     """A table of what each recipe trains, stores, computes and takes, beside what it reaches on target, source and shift."""
     recipes = list(dict.fromkeys(map(str, frame.recipe)))
-    factor, digits = text.scale(metrics.named(metric).unit)
+    factor, digits = format.unit_scale(metrics.get_metric(metric).unit)
     kept = frame.assign(recipe=frame.recipe.astype(str), kept=100 * frame.source / frame.source_before)
     shown: dict[str, tuple[str, Callable[[float], str]]] = {
         "Trained": ("trainable", _format_count),
         "Stored": ("stored", _format_bytes),
         "Mult.-adds": ("multiply_adds", _format_count),
-        "Training": ("seconds", text.seconds),
+        "Training": ("seconds", format.format_seconds),
         _metric_name(metric).capitalize(): ("accuracy", lambda value: f"{factor * value:.{digits}f}"),
         "Source kept": ("kept", lambda value: f"{value:.1f} %"),
         "Shifted": ("shifted", lambda value: f"{factor * value:.{digits}f}"),
@@ -170,8 +177,8 @@ def cost_table(frame: pd.DataFrame, metric: str = "accuracy", label: str = "tab:
         own = kept[kept.recipe == recipe]
         by_task = own.groupby("task", sort=False)[[column for column, _ in shown.values()]].mean()
         values = [(by_task[column].dropna(), say) for column, say in shown.values()]
-        told = [tex.number(say(float(one.mean()))) if len(one) else NOTHING for one, say in values]
-        rows.append([tex.escaped(recipe), str(len(by_task["accuracy"].dropna())), *told])
+        told = [tex.format_number(say(float(one.mean()))) if len(one) else NOTHING for one, say in values]
+        rows.append([tex.escape(recipe), str(len(by_task["accuracy"].dropna())), *told])
     diverged = {recipe: kept[kept.recipe == recipe].diverged for recipe in recipes}
     notes = [f"{recipe} diverged in {int(own.sum())} of {len(own)} runs" for recipe, own in diverged.items() if own.sum()]
     caption = [
@@ -181,9 +188,9 @@ def cost_table(frame: pd.DataFrame, metric: str = "accuracy", label: str = "tab:
         "a share of that before.",
         f"Shifted: {_metric_name(metric)} under the shift. {_format_seeds(frame)} {CHOSEN}",
     ]
-    head = ["Recipe", "Tasks", *map(tex.escaped, shown)]
-    said = tex.escaped(" ".join(caption))
-    return tex.NEEDS + tex.table(head, rows, columns="l" + "r" * (len(head) - 1), caption=said, label=label, notes=notes)
+    head = ["Recipe", "Tasks", *map(tex.escape, shown)]
+    said = tex.escape(" ".join(caption))
+    return tex.NEEDS + tex.latex_table(head, rows, columns="l" + "r" * (len(head) - 1), caption=said, label=label, notes=notes)
 
 
 def _finite_scores(frame: pd.DataFrame, task: str, recipe: str) -> np.ndarray:
@@ -199,27 +206,29 @@ def _score_cell(runs: np.ndarray, metric: str, *, bold: bool) -> str:
 
     if not len(runs):
         return NOTHING
-    factor, digits = text.scale(metrics.named(metric).unit)
+    factor, digits = format.unit_scale(metrics.get_metric(metric).unit)
     mean = f"{factor * runs.mean():.{digits}f}"
     told = f"\\textbf{{{mean}}}" if bold else mean
     if len(runs) < 2:
         return told
-    half = stdtrit(len(runs) - 1, (1 + aggregates.LEVEL) / 2) * runs.std(ddof=1) / np.sqrt(len(runs))
+    half = stdtrit(len(runs) - 1, (1 + aggregate.CONFIDENCE) / 2) * runs.std(ddof=1) / np.sqrt(len(runs))
     return f"{told} $\\pm$ {factor * half:.{digits}f}"
 
 
 def _tied_recipes(of_task: pd.DataFrame, metric: str) -> set[str]:
     """Recipes of one task that are not shown to be worse than its best; none where nothing can be compared."""
-    own = scored.gathered(of_task, None, metric)
-    return set() if own.empty else {name for name, good in zip(own.recipes, regret.tied(own)[:, 0], strict=True) if good}
+    own = scores.common_scores(of_task, None, metric)
+    return (
+        set() if own.empty else {name for name, good in zip(own.recipes, regret.tied_with_best(own)[:, 0], strict=True) if good}
+    )
 
 
 def _aggregates(whole: Scores, metric: str) -> dict[str, list[str]]:
     """Interquartile mean of the gain, mean rank and mean regret by recipe; of a loss, too, a gain above 0 is better."""
-    factor, digits = text.scale(metrics.named(metric).unit)
+    factor, digits = format.unit_scale(metrics.get_metric(metric).unit)
     # Over the task's mean, lest whole tasks be cut off because they are easy or hard.
     gains = replace(whole, table=whole.table - whole.table.mean((0, 2), keepdims=True))
-    gain, rank, cost = aggregates.iqm(gains), aggregates.mean_rank(whole), regret.mean(whole)
+    gain, rank, cost = aggregate.iqm(gains), aggregate.mean_rank(whole), regret.mean_regret(whole)
     return {
         recipe: [
             _format_interval(gain[at], factor, digits),
@@ -233,7 +242,7 @@ def _aggregates(whole: Scores, metric: str) -> dict[str, list[str]]:
 def _format_interval(one: Interval, factor: float, digits: int) -> str:
     value, *ends = (factor * float(number) for number in (one.value, one.low, one.high))
     bounds = f" [{min(ends):.{digits}f}, {max(ends):.{digits}f}]" if np.isfinite(ends).all() else ""
-    return tex.number(f"{value:.{digits}f}{bounds}")
+    return tex.format_number(f"{value:.{digits}f}{bounds}")
 
 
 def _missing_recipes(whole: Scores) -> list[str]:
@@ -243,7 +252,7 @@ def _missing_recipes(whole: Scores) -> list[str]:
 
 
 def _score_caption(frame: pd.DataFrame, metric: str) -> str:
-    unit = " in %" if metrics.named(metric).unit in text.POINTS else ""
+    unit = " in %" if metrics.get_metric(metric).unit in format.PERCENT_UNITS else ""
     said = [
         f"Mean {_metric_name(metric)} on the target's test images{unit}, ± the half-width of its",
         f"two-sided 95% interval (Student's t over seeds; tasks and test images are taken as given). {_format_seeds(frame)}",
@@ -253,7 +262,7 @@ def _score_caption(frame: pd.DataFrame, metric: str) -> str:
         "best; mean regret, the best of these on each task",
         f"less this one; with two-sided 95% intervals, bootstrapped over seeds within tasks. {CHOSEN}",
     ]
-    return tex.escaped(" ".join(said))
+    return tex.escape(" ".join(said))
 
 
 def _format_seeds(frame: pd.DataFrame) -> str:

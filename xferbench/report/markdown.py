@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from xferbench import metrics
-from xferbench.report import frames, held, matrix_tables, text
+from xferbench.analysis import metrics
+from xferbench.report import comparison_text, format, matrix_tables, tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from xferbench.core.comparison import Comparison, Outcome
-    from xferbench.record import Run
+    from xferbench.core.run import Run
 
 SPECIAL = str.maketrans(
     {
@@ -26,14 +26,14 @@ SPECIAL = str.maketrans(
 ARMS = ("subject", "cured", "induced", "scratch")
 
 
-def escaped(value: object) -> str:
+def escape(value: object) -> str:
     """Put a text on one line in which nothing is markup, nor mathematics, nor the end of a table's cell."""
-    return text.line(value).translate(SPECIAL)
+    return format.one_line(value).translate(SPECIAL)
 
 
 def render(run: Run) -> str:
     """Render the summary; it ends with a line break."""
-    head = f"## xferbench: {escaped(run.suite.get('name', ''))}"
+    head = f"## xferbench: {escape(run.suite.get('name', ''))}"
     own = _matrix(run) if run.matrix else _own(run)
     if run.gate:
         own = [*_gate(run, run.gate), "<details><summary>The run itself</summary>", *own, "</details>"]
@@ -42,32 +42,36 @@ def render(run: Run) -> str:
 
 def _gate(run: Run, gate: Comparison) -> list[str]:
     """The gate's sentence, its outcomes, what to change, and what else differs between the two runs."""
-    parts = [f"**{escaped(held.sentence(gate))}**", escaped(held.against(gate)) + "."]
+    parts = [f"**{escape(comparison_text.headline(gate))}**", escape(comparison_text.baseline_line(gate)) + "."]
     head = ["Compared", "Decision", "Accepted → now", "Change", "Unit", "Margin", "Reason and next action"]
-    parts += [table(head, [_outcome(run, one) for one in held.ordered(gate)], numbers=(3, 5))] if gate.outcomes else []
-    return parts + (["\n".join(f"- {escaped(note)}" for note in gate.notes)] if gate.notes else [])
+    parts += (
+        [markdown_table(head, [_outcome(run, one) for one in comparison_text.in_reading_order(gate)], numbers=(3, 5))]
+        if gate.outcomes
+        else []
+    )
+    return parts + (["\n".join(f"- {escape(note)}" for note in gate.notes)] if gate.notes else [])
 
 
 def _outcome(run: Run, one: Outcome) -> list[str]:
-    group = frames.of(run, one) if one.decision in {"worse", "crashed"} else ()
+    group = tables.group_sentence_name(run, one) if one.decision in {"worse", "crashed"} else ()
     told = one.change is not None
     return [
-        escaped(held.what(one)),
-        f"**{one.decision}**" if held.asks(one) else one.decision,
-        escaped(held.turn(one)),
-        held.change(one),
-        escaped(text.in_words(one.unit)) if told else text.NOTHING,
-        held.margin(one) if told else text.NOTHING,
-        "<br>".join(map(escaped, filter(None, (held.reason(one), frames.action(group) if group else "")))),
+        escape(comparison_text.outcome_name(one)),
+        f"**{one.decision}**" if comparison_text.needs_attention(one) else one.decision,
+        escape(comparison_text.turn_text(one)),
+        comparison_text.change_text(one),
+        escape(format.unit_name(one.unit)) if told else format.MISSING,
+        comparison_text.margin_text(one) if told else format.MISSING,
+        "<br>".join(map(escape, filter(None, (comparison_text.reason_text(one), tables.next_action(group) if group else "")))),
     ]
 
 
 def _own(run: Run) -> list[str]:
     """What the run says by itself."""
-    parts = [escaped(frames.outcome(run))]
-    groups = frames.groups(run)
+    parts = [escape(tables.headline(run))]
+    groups = tables.finding_groups(run)
     if groups:
-        unit = text.in_words(groups[0][0].unit)
+        unit = format.unit_name(groups[0][0].unit)
         head = [
             "Check",
             "Verdict",
@@ -77,41 +81,42 @@ def _own(run: Run) -> list[str]:
             *map(str.capitalize, ARMS),
             "Reason and next action",
         ]
-        parts.append(table(head, [_row(group) for group in groups], numbers=range(4, 9)))
-    patches = [(group[0].plugin, frames.patch(group)) for group in groups]
-    parts += [f"**{escaped(plugin)}**, in the suite file:\n\n{_fenced(lines)}" for plugin, lines in patches if lines]
-    measured = [one for name in frames.plugins(run) for one in frames.measured(run, name)]
+        parts.append(markdown_table(head, [_row(group) for group in groups], numbers=range(4, 9)))
+    patches = [(group[0].plugin, tables.patch_lines(group)) for group in groups]
+    parts += [f"**{escape(plugin)}**, in the suite file:\n\n{_fenced(lines)}" for plugin, lines in patches if lines]
+    measured = [one for name in tables.plugin_names(run) for one in tables.measurements(run, name)]
     if measured:
         rows = [
             [
-                escaped(f"{one.plugin}/{one.contrast}"),
-                frames.harm(one),
-                text.in_words(one.unit),
-                escaped(one.reason),
+                escape(f"{one.plugin}/{one.contrast}"),
+                tables.harm_text(one),
+                format.unit_name(one.unit),
+                escape(one.reason),
             ]
             for one in measured
         ]
         parts.append(
-            "Measured beside it, no verdict:\n\n" + table(["Measurement", "Difference", "Unit", "Meaning"], rows, numbers=())
+            "Measured beside it, no verdict:\n\n"
+            + markdown_table(["Measurement", "Difference", "Unit", "Meaning"], rows, numbers=())
         )
     if run.notes:
-        parts.append("\n".join(f"- {escaped(note)}" for note in run.notes))
+        parts.append("\n".join(f"- {escape(note)}" for note in run.notes))
     return parts
 
 
-def _row(group: frames.Group) -> list[str]:
+def _row(group: tables.Group) -> list[str]:
     first = group[0]
-    induced = "<br>".join(text.percent(value) for _, value in frames.induced(group)) or text.NOTHING
-    others = {arm: text.percent(first.accuracy.get(arm)) for arm in ("subject", "cured", "scratch")}
-    name = frames.check(first)
+    induced = "<br>".join(format.format_percent(value) for _, value in tables.induced_range(group)) or format.MISSING
+    others = {arm: format.format_percent(first.accuracy.get(arm)) for arm in ("subject", "cured", "scratch")}
+    name = tables.group_name(first)
     return [
-        escaped(name),
+        escape(name),
         f"**{first.verdict}**",
-        frames.harm(first),
-        "<br>".join(map(escaped, frames.controls(group))) or text.NOTHING,
-        text.percent(first.benefit_retained, 0),
+        tables.harm_text(first),
+        "<br>".join(map(escape, tables.control_texts(group))) or format.MISSING,
+        format.format_percent(first.benefit_retained, 0),
         *(({**others, "induced": induced})[arm] for arm in ARMS),
-        "<br>".join(map(escaped, filter(None, (frames.reason(group), frames.action(group))))),
+        "<br>".join(map(escape, filter(None, (tables.group_reason(group), tables.next_action(group))))),
     ]
 
 
@@ -120,30 +125,30 @@ def _matrix(run: Run) -> list[str]:
     matrix, summaries = matrix_tables.matrix_of(run), matrix_tables.rank_recipes(run)
     parts = [matrix_tables.format_outcome(run), *_claims(run)]
     if summaries[0]:
-        rows = [[escaped(summary.recipe), *matrix_tables.summary_cells(summary)[1:]] for summary in summaries[0]]
-        parts.append(table(list(map(escaped, matrix_tables.summary_columns(run))), rows, numbers=range(1, 6)))
+        rows = [[escape(summary.recipe), *matrix_tables.summary_cells(summary)[1:]] for summary in summaries[0]]
+        parts.append(markdown_table(list(map(escape, matrix_tables.summary_columns(run))), rows, numbers=range(1, 6)))
     if quadrants := matrix_tables.describe_quadrants(run):
         rows = [
             [
-                f"{quadrant.name}: {escaped(quadrant.tasks)}",
-                escaped(quadrant.advised),
+                f"{quadrant.name}: {escape(quadrant.tasks)}",
+                escape(quadrant.advised),
                 quadrant.regret,
-                escaped(quadrant.best),
-                escaped(quadrant.tied),
+                escape(quadrant.best),
+                escape(quadrant.tied),
             ]
             for quadrant in quadrants
         ]
         head = ["where", "the textbook advises", "which costs", "best", "not shown to be worse"]
-        parts.append(table(head, rows, numbers=(2,)))
+        parts.append(markdown_table(head, rows, numbers=(2,)))
     parts += _scores(run)
     lines = [
-        f"{finding.verdict} {escaped(finding.id)}: {escaped(finding.reason)}"
+        f"{finding.verdict} {escape(finding.id)}: {escape(finding.reason)}"
         for finding in run.findings
         if finding.verdict in {"FAIL", "ERROR"}
     ]
-    lines += [f"crashed: {escaped(crash)}" for crash in matrix.crashes]
-    lines += [escaped(line) for line in matrix_tables.describe_skipped(run)]
-    lines += [f"note: {escaped(note)}" for note in (*summaries[1], *run.notes)]
+    lines += [f"crashed: {escape(crash)}" for crash in matrix.crashes]
+    lines += [escape(line) for line in matrix_tables.describe_skipped(run)]
+    lines += [f"note: {escape(note)}" for note in (*summaries[1], *run.notes)]
     return [*parts, *(["\n".join(f"- {line}" for line in lines)] if lines else [])]
 
 
@@ -152,33 +157,33 @@ def _claims(run: Run) -> list[str]:
     if not claims:
         return []
     rows = [
-        [escaped(claim["claim"]), *reversed(matrix_tables.format_claim(claim)), f"**{claim['outcome']}**"] for claim in claims
+        [escape(claim["claim"]), *reversed(matrix_tables.format_claim(claim)), f"**{claim['outcome']}**"] for claim in claims
     ]
-    reasons = [f"- {escaped(claim['claim'])}: {escaped(claim['why'])}" for claim in claims if claim["why"]]
+    reasons = [f"- {escape(claim['claim'])}: {escape(claim['why'])}" for claim in claims if claim["why"]]
     return [
-        table(["claim", "published", "claimed", "measured", ""], rows, numbers=(1, 2, 3)),
+        markdown_table(["claim", "published", "claimed", "measured", ""], rows, numbers=(1, 2, 3)),
         *(["\n".join(reasons)] if reasons else []),
     ]
 
 
 def _scores(run: Run) -> list[str]:
     """The mean score of each recipe on each task."""
-    tasks, unit = run.suite["tasks"], metrics.named(str(run.suite["metric"])).unit
+    tasks, unit = run.suite["tasks"], metrics.get_metric(str(run.suite["metric"])).unit
     if not run.suite["recipes"]:
         return []
-    means, scale = matrix_tables.mean_scores(run), ", %" if text.scale(unit)[0] > 1 else ""
+    means, scale = matrix_tables.mean_scores(run), ", %" if format.unit_scale(unit)[0] > 1 else ""
     rows = [
         [
-            escaped(name),
+            escape(name),
             *(matrix_tables.format_score((means.get((name, task)) or {}).get("accuracy"), unit) for task in tasks),
         ]
         for name in run.suite["recipes"]
     ]
-    head = [escaped(f"{run.suite['metric']}{scale}, mean over seeds"), *map(escaped, tasks)]
-    return [table(head, rows, numbers=range(1, len(head)))]
+    head = [escape(f"{run.suite['metric']}{scale}, mean over seeds"), *map(escape, tasks)]
+    return [markdown_table(head, rows, numbers=range(1, len(head)))]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int]) -> str:
     """A table of cells that are escaped; ``numbers`` are the columns that are set to the right."""
     rule = ["---:" if column in numbers else "---" for column in range(len(head))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))

@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xferbench import advice, aggregates, metrics, regret, scored
-from xferbench.problem import Problem
-from xferbench.record import Finding
-from xferbench.report import text
-from xferbench.study.claims import OUTCOMES
+from xferbench.analysis import aggregate, metrics, rules_of_thumb
+from xferbench.analysis.regret import greatest_regret, mean_regret, regret_grid, tied_with_best
+from xferbench.analysis.scores import scores_by_cell, scores_from_frame
+from xferbench.core.errors import UserError
+from xferbench.core.run import Finding
+from xferbench.report import format
+from xferbench.study.claims import CLAIM_OUTCOMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from xferbench.analysis.regret import TaskRegret
+    from xferbench.analysis.scores import Scores
     from xferbench.core.matrix_result import MatrixResult
-    from xferbench.record import Run
-    from xferbench.regret import Cell
-    from xferbench.scored import Scores
+    from xferbench.core.run import Run
 
 SIZES, SIMILARITIES = ("few", "many"), ("similar", "different")
 TEXTBOOK, BY_SIZE = "the 2×2's advice", "the size rule's advice"
@@ -66,7 +68,9 @@ def format_outcome(run: Run) -> str:
         counts = Counter(str(claim["outcome"]) for claim in matrix.claims)
         several = {"agrees": "agree", "disagrees": "disagree"}
         words = [
-            f"{counts[word]} {word if counts[word] == 1 else several.get(word, word)}" for word in OUTCOMES if counts[word]
+            f"{counts[word]} {word if counts[word] == 1 else several.get(word, word)}"
+            for word in CLAIM_OUTCOMES
+            if counts[word]
         ]
         sentences.append(f"Of {len(matrix.claims)} claim{'s' * (len(matrix.claims) != 1)}: {', '.join(words)}.")
     if matrix.crashes:
@@ -88,8 +92,8 @@ def comparable_scores(run: Run) -> tuple[Scores | None, list[str]]:
     if len(run.suite["tasks"]) < 2 or len(run.suite["recipes"]) < 2:
         return None, []
     try:
-        scores = scored.read(run.to_frame(), matrix_of(run).skipped, str(run.suite["metric"]))
-    except Problem as problem:
+        scores = scores_from_frame(run.to_frame(), matrix_of(run).skipped, str(run.suite["metric"]))
+    except UserError as problem:
         return None, [str(problem)]
     left = [f"{name} takes no part over all tasks: {reason}" for name, reason in scores.left_out.items()]
     return scores, [*left, *scores.notes]
@@ -102,9 +106,9 @@ def advised_recipes(run: Run) -> dict[str, dict[str, str]]:
     tasks = [str(task) for task in run.suite["tasks"] if sizes.get(str(task))]
     if len(tasks) < len(run.suite["tasks"]):
         return {}
-    advised = {BY_SIZE: {task: advice.by_size(sizes[task]) for task in tasks}}
+    advised = {BY_SIZE: {task: rules_of_thumb.size_rule_strategy(sizes[task]) for task in tasks}}
     if all(task in similar for task in tasks):
-        advised[TEXTBOOK] = {task: advice.textbook(sizes[task], similar[task]) for task in tasks}
+        advised[TEXTBOOK] = {task: rules_of_thumb.textbook_strategy(sizes[task], similar[task]) for task in tasks}
     return advised
 
 
@@ -127,9 +131,9 @@ def rank_recipes(run: Run) -> tuple[list[RecipeSummary], list[str]]:
     against = both.recipes.index(run.suite["against"]) if run.suite["against"] in both.recipes else None
     # The interquartile mean must cut off unusual runs, and not whole tasks because they are easy or hard.
     usual = scores.table.mean((0, 2), keepdims=True) if against is None else both.table[against].mean(-1)[None, :, None]
-    gain, wins = aggregates.iqm(replace(both, table=both.table - usual)), aggregates.improvement(both)
-    rank, mean, greatest = aggregates.mean_rank(scores), regret.mean(both), regret.greatest(both)
-    metric = metrics.named(str(run.suite["metric"]))
+    gain, wins = aggregate.iqm(replace(both, table=both.table - usual)), aggregate.probability_of_improvement(both)
+    rank, mean, greatest = aggregate.mean_rank(scores), mean_regret(both), greatest_regret(both)
+    metric = metrics.get_metric(str(run.suite["metric"]))
     order = sorted(range(len(both.recipes)), key=lambda at: float(np.nan_to_num(mean.value[at], nan=np.inf)))
     return [
         RecipeSummary(
@@ -146,7 +150,7 @@ def rank_recipes(run: Run) -> tuple[list[RecipeSummary], list[str]]:
 
 def summary_columns(run: Run) -> list[str]:
     """The columns of :func:`summary_cells`."""
-    against = text.line(run.suite["against"])
+    against = format.one_line(run.suite["against"])
     return [
         "recipe",
         f"gain over {against}, IQM",
@@ -159,22 +163,22 @@ def summary_columns(run: Run) -> list[str]:
 
 def summary_cells(summary: RecipeSummary) -> list[str]:
     """The cells of one row."""
-    return [text.line(summary.recipe), summary.gain, summary.rank, summary.regret, summary.greatest, summary.better]
+    return [format.one_line(summary.recipe), summary.gain, summary.rank, summary.regret, summary.greatest, summary.better]
 
 
-def measure_quadrants(run: Run) -> dict[tuple[str, ...], Cell]:
+def measure_quadrants(run: Run) -> dict[tuple[str, ...], TaskRegret]:
     """The measured 2×2: by (size, similarity) the best recipe, those not shown to be worse, and the regret of the advice."""
     advised = advised_recipes(run).get(TEXTBOOK)
     if advised is None or len(run.suite["recipes"]) < 2:
         return {}
     scores = {quadrant: own for quadrant, own in _scores_by_quadrant(run).items() if not own.empty}
-    return regret.grid(scores, {quadrant: advised[own.tasks[0]] for quadrant, own in scores.items()})
+    return regret_grid(scores, {quadrant: advised[own.tasks[0]] for quadrant, own in scores.items()})
 
 
 def describe_quadrants(run: Run) -> list[Quadrant]:
     """The measured 2×2 as text; empty if nothing is known about similarity."""
     cells = measure_quadrants(run)
-    quadrant_of, unit = quadrants_by_task(run) if cells else {}, metrics.named(str(run.suite["metric"])).unit
+    quadrant_of, unit = quadrants_by_task(run) if cells else {}, metrics.get_metric(str(run.suite["metric"])).unit
     return [
         Quadrant(
             name=f"{size} images, {similarity}",
@@ -195,18 +199,18 @@ def _scores_by_quadrant(run: Run) -> dict[tuple[str, ...], Scores]:
         quadrant: [task for task, own in quadrant_of.items() if own == quadrant]
         for quadrant in dict.fromkeys(quadrant_of.values())
     }
-    return scored.by_cell(run.to_frame(), tasks, matrix_of(run).skipped, str(run.suite["metric"]))
+    return scores_by_cell(run.to_frame(), tasks, matrix_of(run).skipped, str(run.suite["metric"]))
 
 
 def tied_recipes(run: Run) -> set[tuple[str, str]]:
     """The (recipe, task) pairs that are not shown to be worse than the best of the task; none of a task with one recipe."""
     frame, metric = run.to_frame(), str(run.suite["metric"])
-    by_task = scored.by_cell(frame, {(task,): [task] for task in run.suite["tasks"]}, matrix_of(run).skipped, metric)
+    by_task = scores_by_cell(frame, {(task,): [task] for task in run.suite["tasks"]}, matrix_of(run).skipped, metric)
     return {
         (name, task)
         for (task,), scores in by_task.items()
         if not scores.empty and len(scores.recipes) > 1
-        for name, is_tied in zip(scores.recipes, regret.tied(scores)[:, 0], strict=True)
+        for name, is_tied in zip(scores.recipes, tied_with_best(scores)[:, 0], strict=True)
         if is_tied
     }
 
@@ -216,7 +220,7 @@ def quadrants_by_task(run: Run) -> dict[str, tuple[str, ...]]:
     sizes = {str(row["task"]): row["train_size"] for row in matrix_of(run).rows}
     similar = run.suite["similar"]
     quadrants: dict[str, tuple[str, ...]] = {
-        task: (SIZES[sizes[task] >= advice.FEW], SIMILARITIES[not similar[task]]) for task in sizes
+        task: (SIZES[sizes[task] >= rules_of_thumb.FEW_EXAMPLES], SIMILARITIES[not similar[task]]) for task in sizes
     }
     order: list[tuple[str, ...]] = [(size, similarity) for size in SIZES for similarity in SIMILARITIES]
     return dict(sorted(quadrants.items(), key=lambda item: order.index(item[1])))
@@ -242,7 +246,7 @@ def format_claim(claim: Mapping[str, Any]) -> tuple[str, str, str]:
     named = " and ".join(f"{name.replace('_', ' ')} {value}" for name, value in bounds.items())
     published = "direction only" if claim["published"] is None else format_size(claim["published"], unit, absolute=absolute)
     if claim["ours"] is None or isnan(claim["ours"]):
-        return text.NOTHING, named, published
+        return format.MISSING, named, published
     low, high = (format_size(claim[name], unit, absolute=absolute, named=False) for name in ("low", "high"))
     return f"{format_size(claim['ours'], unit, absolute=absolute)} [{low}, {high}]", named, published
 
@@ -250,19 +254,19 @@ def format_claim(claim: Mapping[str, Any]) -> tuple[str, str, str]:
 def format_size(value: float | None, unit: str, *, absolute: bool = False, named: bool = True) -> str:
     """A number in its unit: a difference in points of accuracy, an accuracy or a share in per cent, seconds."""
     if value is None or isnan(value):
-        return text.NOTHING
-    if (unit in text.POINTS or not unit) and not absolute:
-        return text.signed(value, "accuracy")
-    if unit in text.POINTS or unit.startswith("of the"):
+        return format.MISSING
+    if (unit in format.PERCENT_UNITS or not unit) and not absolute:
+        return format.format_harm(value, "accuracy")
+    if unit in format.PERCENT_UNITS or unit.startswith("of the"):
         return f"{100 * value:.3g}" + (" %" if named else "")
-    return f"{value:.3g}" + (f" {text.line(unit)}" if named else "")
+    return f"{value:.3g}" + (f" {format.one_line(unit)}" if named else "")
 
 
 def format_score(value: float | None, unit: str) -> str:
     """A score in its unit."""
     if value is None or isnan(value):
-        return text.NOTHING
-    factor, digits = text.scale(unit)
+        return format.MISSING
+    factor, digits = format.unit_scale(unit)
     return f"{factor * value:.{digits}f}"
 
 
@@ -270,10 +274,10 @@ def format_interval(
     interval: Any, unit: str = "", *, digits: int | None = None, most: float = float("inf"), signed: bool = False
 ) -> str:
     """A number in its unit with its interval, if it has one, both cut off at ``most``."""
-    factor, usual = text.scale(unit)
+    factor, usual = format.unit_scale(unit)
     value, low, high = (min(float(part), most) * factor for part in (interval.value, interval.low, interval.high))
     if isnan(value):
-        return text.NOTHING
+        return format.MISSING
     form = f"{'+' if signed else ''}.{usual if digits is None else digits}f"
     bounds = "" if isnan(low) or isnan(high) else f" [{low:{form}}, {high:{form}}]"
     return f"{value:{form}}{bounds}"

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench.core.comparison import Comparison
 from xferbench.core.reason import Code, Reason
-from xferbench.report.text import interval, points
+from xferbench.report.format import format_harm_interval, format_points
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from xferbench.compared import ComparisonDraft
-    from xferbench.record import Finding
+    from xferbench.analysis.compare import ComparisonDraft
+    from xferbench.core.run import Finding
     from xferbench.study.draft import Draft
 
     Values = Mapping[str, Any]
@@ -127,12 +127,12 @@ def _finding(draft: Draft) -> Finding:
     finding = replace(finding, reason="; ".join(filter(None, (sentence(reason, unit) for reason in reasons))))
     if draft.remaining is None or finding.remedy is None:
         return finding
-    text = f"{finding.remedy['text']}; with it the harm is {interval(draft.remaining, unit)}"
+    text = f"{finding.remedy['text']}; with it the harm is {format_harm_interval(draft.remaining, unit)}"
     return replace(finding, remedy={**finding.remedy, "text": text})
 
 
 def _margin(values: Values, unit: str) -> str:
-    return f"the margin of {points(values['margin'], unit, signed=False)}"
+    return f"the margin of {format_points(values['margin'], unit, signed=False)}"
 
 
 def _no_baseline(values: Values, _unit: str) -> str:
@@ -142,7 +142,7 @@ def _no_baseline(values: Values, _unit: str) -> str:
 
 def _no_power(values: Values, unit: str) -> str:
     known = values["cost"] is not None
-    cost = f"{values['variant']} would cost {interval(values['cost'], unit)}" if known else "it was not induced"
+    cost = f"{values['variant']} would cost {format_harm_interval(values['cost'], unit)}" if known else "it was not induced"
     return f"no power here: harm is below {_margin(values, unit)}, but so might the induced failure be ({cost})"
 
 
@@ -162,7 +162,7 @@ def _better_recipe(values: Values, _unit: str) -> str:
 
 def _left_after_repair(values: Values, unit: str) -> str:
     word = LEFT.get(values["verdict"], "is not shown any more")
-    return f"it {word} once {values['by']} is mended: {interval(values['estimate'], unit)}"
+    return f"it {word} once {values['by']} is mended: {format_harm_interval(values['estimate'], unit)}"
 
 
 def _broken(values: Values, _unit: str) -> str:

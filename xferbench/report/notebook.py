@@ -1,19 +1,18 @@
-"""A run as a notebook shows it: one small table of HTML that needs nothing else and follows the page's own colours.
-
-It stands below the record, whose run shows itself this way, and so knows nothing of the other formats' tables.
-"""
+"""A run as a table of HTML for notebooks: it needs no file and follows the colors of the page."""
 
 from __future__ import annotations
 
+import sys
 from html import escape
 from typing import TYPE_CHECKING
 
-from xferbench.report import frames, held, text
+from xferbench.core.run import Run
+from xferbench.report import comparison_text, format, tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xferbench.record import Finding, Run
+    from xferbench.core.run import Finding
 
 BADGES = {  # worst first; white letters are legible on each, and each on a light and on a dark page
     "FAIL": "#b3261e",
@@ -28,7 +27,7 @@ LEFT = "text-align:left;vertical-align:top;padding:.2em .8em .2em 0"
 BADGE = "color:#fff;background:{};padding:.1em .5em;border-radius:.3em;font-weight:600"
 
 
-def render(run: Run) -> str:
+def notebook_table(run: Run) -> str:
     """The verdicts as a table, each contrast once, and the notes folded below it; the mean scores of a matrix."""
     if run.matrix is not None:
         means = run.to_frame().pivot_table("accuracy", "recipe", "task", sort=False)
@@ -43,40 +42,36 @@ def render(run: Run) -> str:
     notes = "".join(f"<li>{_said(note)}</li>" for note in run.notes)
     return (
         f"<div><p><strong>xferbench: {_said(run.suite.get('name', ''))}</strong></p>"
-        + (f"<p>{_said(held.sentence(run.gate))}</p>" if run.gate else "")
+        + (f"<p>{_said(comparison_text.headline(run.gate))}</p>" if run.gate else "")
         + f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         + (f"<details><summary>{len(run.notes)} note(s)</summary><ul>{notes}</ul></details>" if notes else "")
         + "</div>"
     )
 
 
-def contents(run: Run) -> str:
-    """What a run holds: ``1 FAIL, 2 PASS; 90 records``, or ``6 recipes on 4 tasks, 48 rows``."""
-    if run.matrix is not None:
-        recipes, tasks = len(run.suite["recipes"]), len(run.suite["tasks"])
-        return f"{recipes} recipes on {tasks} tasks, {len(run.matrix.rows)} rows"
-    return f"{counted(run)}; {len(run.cells)} records"
+def register_display() -> None:
+    """Show runs as this table in the running IPython, if there is one; a run itself knows no format."""
+    if "IPython" not in sys.modules:
+        return
+    from IPython import get_ipython
 
-
-def counted(run: Run) -> str:
-    """How many contrasts have which verdict, the worst first: ``1 FAIL, 2 PASS``."""
-    verdicts = list({(one.plugin, one.contrast): one.verdict for one in run.findings}.values())
-    return ", ".join(f"{verdicts.count(one)} {one}" for one in BADGES if one in verdicts) or "no finding"
+    if (shell := get_ipython()) is not None:
+        shell.display_formatter.formatters["text/html"].for_type(Run, notebook_table)
 
 
 def _row(group: Sequence[Finding]) -> str:
     first = group[0]
-    unit = "" if first.harm is None else f" {text.in_words(first.unit)}"
+    unit = "" if first.harm is None else f" {format.unit_name(first.unit)}"
     controls = [f"{one.variant} {one.control}".strip() for one in group if one.control != "none"]
     cells = (
-        _said(frames.check(first)),
+        _said(tables.group_name(first)),
         f'<span style="{BADGE.format(BADGES[first.verdict])}">{first.verdict}</span>',
-        _said(text.bounded((first.harm, first.low, first.high), first.unit) + unit),
-        "<br>".join(map(_said, controls)) or text.NOTHING,
+        _said(format.format_bounds((first.harm, first.low, first.high), first.unit) + unit),
+        "<br>".join(map(_said, controls)) or format.MISSING,
         _said(first.reason),
     )
     return "".join(f'<td style="{LEFT}">{cell}</td>' for cell in cells)
 
 
 def _said(value: object) -> str:
-    return escape(text.line(value))
+    return escape(format.one_line(value))

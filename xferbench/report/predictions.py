@@ -13,27 +13,28 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from xferbench.record import Cell, Predictions, Record, plain
+from xferbench.core.record import Predictions, Record, json_values
+from xferbench.core.run import TrialRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-COMMON = ("example", "label", "group")
-STACKED = ("predicted", "p_true", "p_max", "sum_p2", "probabilities")
-OF_CELL = ("plugin", "arm", "variant", "view", "seed", "recipe")
-OF_RECORD = ("fit", "scalars", "curve", "seconds", "fit_seconds", "place", "error")
+SHARED_ARRAYS = ("example", "label", "group")
+ROW_ARRAYS = ("predicted", "p_true", "p_max", "sum_p2", "probabilities")
+ROW_FIELDS = ("plugin", "arm", "variant", "view", "seed", "recipe")
+RECORD_FIELDS = ("fit", "scalars", "curve", "seconds", "fit_seconds", "place", "error")
 
 
-def pack(cells: Iterable[Cell], run: str) -> bytes:
+def pack_predictions(cells: Iterable[TrialRow], run: str) -> bytes:
     """Return the content of the file; each record is stored once, even if several cells share it."""
     cells = tuple(cells)
     records = {cell.record.key: cell.record for cell in cells}
     index = {
         "run": run,
-        "cells": [{name: getattr(cell, name) for name in OF_CELL} | {"key": cell.record.key} for cell in cells],
-        "records": {key: {name: getattr(record, name) for name in OF_RECORD} for key, record in records.items()},
+        "cells": [{name: getattr(cell, name) for name in ROW_FIELDS} | {"key": cell.record.key} for cell in cells],
+        "records": {key: {name: getattr(record, name) for name in RECORD_FIELDS} for key, record in records.items()},
     }
-    text = json.dumps(plain(index), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(json_values(index), allow_nan=False, separators=(",", ":"))
     arrays = {"index": np.frombuffer(text.encode(), dtype=np.uint8), **_pack_sets(records)}
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -45,15 +46,15 @@ def _pack_sets(records: Mapping[str, Record]) -> dict[str, np.ndarray]:
     for key, record in records.items():
         predictions = record.predictions
         if predictions is not None:
-            common = (*(getattr(predictions, name).tobytes() for name in COMMON), predictions.probabilities.shape[1])
+            common = (*(getattr(predictions, name).tobytes() for name in SHARED_ARRAYS), predictions.probabilities.shape[1])
             sets.setdefault(common, {})[key] = predictions
     arrays: dict[str, np.ndarray] = {}
     for number, members in enumerate(sets.values()):
         first = next(iter(members.values()))
         arrays[f"{number}/key"] = np.array(list(members), dtype=np.str_)
-        arrays |= {f"{number}/{name}": _narrow(getattr(first, name)) for name in COMMON}
+        arrays |= {f"{number}/{name}": _narrow(getattr(first, name)) for name in SHARED_ARRAYS}
         arrays |= {
-            f"{number}/{name}": _narrow(np.stack([getattr(member, name) for member in members.values()])) for name in STACKED
+            f"{number}/{name}": _narrow(np.stack([getattr(member, name) for member in members.values()])) for name in ROW_ARRAYS
         }
     return arrays
 
@@ -67,7 +68,7 @@ def _narrow(values: np.ndarray) -> np.ndarray:
     return values.astype(next(dtype for dtype in types if np.iinfo(dtype).min <= minimum and maximum <= np.iinfo(dtype).max))
 
 
-def unpack(file: BinaryIO) -> tuple[str, tuple[Cell, ...]]:
+def unpack_predictions(file: BinaryIO) -> tuple[str, tuple[TrialRow, ...]]:
     """Return the digest of the results that the file belongs to, and the cells.
 
     Raises:
@@ -77,16 +78,18 @@ def unpack(file: BinaryIO) -> tuple[str, tuple[Cell, ...]]:
         index = json.loads(arrays["index"].tobytes())
         predictions: dict[str, Predictions] = {}
         for number in range(sum(name.endswith("/key") for name in arrays.files)):
-            predictions |= _unpack_set({name: arrays[f"{number}/{name}"] for name in ("key", *COMMON, *STACKED)})
+            predictions |= _unpack_set({name: arrays[f"{number}/{name}"] for name in ("key", *SHARED_ARRAYS, *ROW_ARRAYS)})
     records = {key: _record_from_entry(key, entry, predictions.get(key)) for key, entry in index["records"].items()}
-    cells = tuple(Cell(**{name: entry[name] for name in OF_CELL}, record=records[entry["key"]]) for entry in index["cells"])
+    cells = tuple(
+        TrialRow(**{name: entry[name] for name in ROW_FIELDS}, record=records[entry["key"]]) for entry in index["cells"]
+    )
     return index["run"], cells
 
 
 def _unpack_set(arrays: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
-    common = {name: _widen(arrays[name]) for name in COMMON}
+    common = {name: _widen(arrays[name]) for name in SHARED_ARRAYS}
     return {
-        str(key): Predictions(**common, **{name: _widen(arrays[name][rank]) for name in STACKED})
+        str(key): Predictions(**common, **{name: _widen(arrays[name][rank]) for name in ROW_ARRAYS})
         for rank, key in enumerate(arrays["key"])
     }
 

@@ -13,17 +13,17 @@ import warnings
 from html import escape
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from xferbench.report import text
+from xferbench.report import format
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     Figure: TypeAlias = Any
 
-CELLS = 400  # number of shapes above which a collection becomes an image in the figure
-WIDTH = 4.6  # inches; 1 inch is 96 CSS pixels
+MAX_VECTOR_SHAPES = 400  # number of shapes above which a collection becomes an image in the figure
+FIGURE_WIDTH_INCHES = 4.6  # inches; 1 inch is 96 CSS pixels
 INK, MUTED, GRID, CARD = "#010101", "#767676", "#dedede", "#fefefe"
-CYCLE = BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
+COLOR_CYCLE = BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
     "#0072b2",
     "#d55e00",
     "#009e73",
@@ -33,7 +33,7 @@ CYCLE = BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
 )  # Okabe-Ito
 FAIL, PASS, OPEN, ERROR = "#a84300", "#00694d", "#7d5500", "#8c3f6b"  # for text, which needs more contrast than marks
 # the page's names of these colors; they are lighter on a dark background
-VARIABLES = {
+CSS_VARIABLES = {
     INK: "currentColor",
     MUTED: "var(--muted)",
     GRID: "var(--line)",
@@ -49,7 +49,7 @@ VARIABLES = {
     OPEN: "var(--open)",
     ERROR: "var(--error)",
 }
-STYLE: Mapping[str, Any] = {
+MATPLOTLIB_STYLE: Mapping[str, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -77,7 +77,7 @@ STYLE: Mapping[str, Any] = {
 }
 
 
-def inline(draw: Callable[[Figure], None], label: str, *, height: float) -> str:
+def inline_svg(draw: Callable[[Figure], None], label: str, *, height: float) -> str:
     """Draw a figure and return it as inline SVG with a text alternative; the output is deterministic."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -95,16 +95,18 @@ def inline(draw: Callable[[Figure], None], label: str, *, height: float) -> str:
     inner = body[body.index(">", body.index("<svg")) + 1 :]
     inner = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inner, flags=re.DOTALL)
     inner = re.sub(r' id="[\w.]+_\d+"', "", inner)  # unique in one figure only, and never referenced
-    inner = re.sub(r"(fill|stroke): (#[0-9a-f]{6})", lambda match: f"{match[1]}: {VARIABLES.get(match[2], match[2])}", inner)
+    inner = re.sub(
+        r"(fill|stroke): (#[0-9a-f]{6})", lambda match: f"{match[1]}: {CSS_VARIABLES.get(match[2], match[2])}", inner
+    )
     inner = re.sub(r"(font-size: [\d.]+px; )font-family: [^;\"]*(?:; )?", r"\1", inner)
     inner = re.sub(r"font: (?:bold |700 )([\d.]+)px [^;\"]*", r"font-size: \1px; font-weight: bold", inner)
     inner = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", inner)
-    inner = re.sub(r"\n\s*", "\n", text.block(inner)).strip()
-    box = f'viewBox="0 0 {WIDTH * 72:g} {height * 72:g}"'
+    inner = re.sub(r"\n\s*", "\n", format.printable_block(inner)).strip()
+    box = f'viewBox="0 0 {FIGURE_WIDTH_INCHES * 72:g} {height * 72:g}"'
     return f'<svg {box} role="img" aria-label="{escape(label)}" xmlns:xlink="http://www.w3.org/1999/xlink">{inner}'
 
 
-def image(draw: Callable[[Figure], None], label: str, *, height: float) -> str:
+def inline_png(draw: Callable[[Figure], None], label: str, *, height: float) -> str:
     """Draw a figure and return it as an inline PNG on a white background."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -122,10 +124,10 @@ def _save(
     from matplotlib.ticker import LogFormatter, NullFormatter
 
     # the salt makes referenced ids differ between figures
-    style = {**STYLE, "axes.prop_cycle": cycler(color=CYCLE), "svg.hashsalt": label}
+    style = {**MATPLOTLIB_STYLE, "axes.prop_cycle": cycler(color=COLOR_CYCLE), "svg.hashsalt": label}
     with styles.context(["default", style]), warnings.catch_warnings():  # independent of the user's settings
         warnings.filterwarnings("ignore", category=UserWarning)  # a missing glyph in the measuring font, or a tight layout
-        figure = NewFigure(figsize=(WIDTH, height))
+        figure = NewFigure(figsize=(FIGURE_WIDTH_INCHES, height))
         canvas(figure)
         draw(figure)
         for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
@@ -135,7 +137,7 @@ def _save(
                 axis.set_major_formatter(lambda value, _: f"{value:g}")
                 axis.set_minor_formatter(NullFormatter())
         for collection in (collection for axes in figure.axes for collection in axes.collections):
-            collection.set_rasterized(_shape_count(collection) > CELLS)
+            collection.set_rasterized(_shape_count(collection) > MAX_VECTOR_SHAPES)
         figure.savefig(file, **{"dpi": 144} | options)
 
 

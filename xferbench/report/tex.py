@@ -6,7 +6,7 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING
 
-from xferbench.report import text
+from xferbench.report import format
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -59,9 +59,9 @@ SIGNS = {
 ACCENTS = dict(zip("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327", "`'^~=u.\"rHvc", strict=True))
 
 
-def escaped(value: object) -> str:
+def escape(value: object) -> str:
     """Put a text on one line of which every character is shown; one that plain LaTeX lacks as its number, ``[U+4E2D]``."""
-    apart = re.sub(r"([-'])(?=\1)", rf"\g<1>{BREAK}", text.line(value))
+    apart = re.sub(r"([-'])(?=\1)", rf"\g<1>{BREAK}", format.one_line(value))
     return "".join(map(_letter, unicodedata.normalize("NFC", apart)))
 
 
@@ -78,13 +78,13 @@ def _letter(one: str) -> str:
     return f"{{[}}U+{ord(one):04X}{{]}}"
 
 
-def number(told: str) -> str:
+def format_number(told: str) -> str:
     """Escape a number or an interval, which stands in no first cell, with the sign of a number below 0."""
-    found = escaped(told).replace("{[}", "[").replace("{]}", "]")
+    found = escape(told).replace("{[}", "[").replace("{]}", "]")
     return re.sub(r"(?<![\w.])-(?=\d)", "$-$", found)
 
 
-def table(
+def latex_table(
     head: Sequence[str],
     rows: Sequence[Sequence[str]],
     *,
@@ -106,7 +106,7 @@ def table(
     parts = list(_parts(widths, broad))
     kind = "table*" if max(sum(widths[at] for at in part) for part in parts) > NARROW else "table"
     body = "\n\\par\\medskip\n".join(_tabular(head, rows, columns, part) for part in parts)
-    note = escaped("; ".join(one.rstrip(".") for one in notes))
+    note = escape("; ".join(one.rstrip(".") for one in notes))
     below = (
         f"\\par\\smallskip\n\\begin{{minipage}}{{\\linewidth}}\\footnotesize\nNotes: {note}.\n\\end{{minipage}}\n"
         if note

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xferbench import judge, metrics
-from xferbench.analysis import verdict
-from xferbench.design import Contrast
-from xferbench.looks import of
+from xferbench.analysis import estimates, metrics, verdict
+from xferbench.core.plugin import Contrast
+from xferbench.study.schedule import rules_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from xferbench.design import Effect, Pipeline, Suite
-    from xferbench.judge import Answers
-    from xferbench.record import Finding
+    from xferbench.analysis.estimates import RecordsByTerm
+    from xferbench.core.pipeline import Pipeline
+    from xferbench.core.run import Finding
+    from xferbench.core.suite import Claim, Suite
 
-MEASURES = {
+CLAIM_UNITS = {
     "accuracy": "accuracy",
     "seconds": "s",
     "trainable": "numbers",
@@ -27,7 +27,7 @@ MEASURES = {
     "share": "of the parameters",
     "speed-up": "times",
 }
-OUTCOMES = ("agrees", "disagrees", "inconclusive", "not measured")
+CLAIM_OUTCOMES = ("agrees", "disagrees", "inconclusive", "not measured")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +42,12 @@ class ClaimEstimate:
     why: str = ""
 
 
-def claim_outcome(effect: Effect, estimate: ClaimEstimate) -> str:
+def claim_outcome(effect: Claim, estimate: ClaimEstimate) -> str:
     """One of :data:`OUTCOMES`: a claim agrees or disagrees only if its whole interval does."""
-    return verdict.claim((estimate.ours, estimate.low, estimate.high), effect.at_least, effect.at_most, estimate.why)
+    return verdict.decide_claim((estimate.ours, estimate.low, estimate.high), effect.at_least, effect.at_most, estimate.why)
 
 
-def estimate_contrast(effect: Effect, findings: Sequence[Finding]) -> ClaimEstimate:
+def estimate_contrast(effect: Claim, findings: Sequence[Finding]) -> ClaimEstimate:
     """The cost of a variant against the cure (its control), or without a variant the measurement or harm itself."""
     by_id = {finding.id: finding for finding in findings}
     plugin, _, *variant = effect.contrast.split("/")
@@ -67,7 +67,7 @@ def estimate_contrast(effect: Effect, findings: Sequence[Finding]) -> ClaimEstim
     return ClaimEstimate(ours=ours, low=low, high=high, unit=finding.unit, seeds=finding.seeds)
 
 
-def estimate_difference(effect: Effect, records: Answers, seeds: Sequence[int], suite: Suite) -> ClaimEstimate:
+def estimate_difference(effect: Claim, records: RecordsByTerm, seeds: Sequence[int], suite: Suite) -> ClaimEstimate:
     """The difference of two recipes in a view, paired by seed and test example.
 
     Args:
@@ -75,11 +75,11 @@ def estimate_difference(effect: Effect, records: Answers, seeds: Sequence[int], 
         suite: of the task.
     """
     contrast = recipe_contrast(effect.recipe, effect.against, effect.view)
-    rules = of(contrast, suite)
-    difference = judge.judge(contrast, records, seeds, rules)
+    rules = rules_for(contrast, suite)
+    difference = estimates.estimate_contrast(contrast, records, seeds, rules)
     if difference.error:
         return ClaimEstimate(why=difference.error)
-    estimate, unit = difference.estimate, metrics.named(rules.metric).unit
+    estimate, unit = difference.estimate, metrics.get_metric(rules.metric).unit
     return ClaimEstimate(ours=estimate.harm, low=estimate.low, high=estimate.high, unit=unit, seeds=len(seeds))
 
 
@@ -89,7 +89,7 @@ def recipe_contrast(recipe: str, against: str, view: str = "test") -> Contrast:
     return Contrast(name=f"{recipe} − {against}", kind="info", weights=weights, meaning=f"{recipe} − {against}")
 
 
-def estimate_measure(effect: Effect, rows: Sequence[Mapping[str, object]], parameters: int, suite: Suite) -> ClaimEstimate:
+def estimate_measure(effect: Claim, rows: Sequence[Mapping[str, object]], parameters: int, suite: Suite) -> ClaimEstimate:
     """The mean of a recipe's measure over all its seeds; ``share`` is of all parameters, ``accuracy`` the suite's metric."""
     name = "trainable" if effect.measure == "share" else effect.measure
     of_recipe = [row for row in rows if row["recipe"] == effect.recipe]
@@ -99,11 +99,11 @@ def estimate_measure(effect: Effect, rows: Sequence[Mapping[str, object]], param
         return ClaimEstimate(why=f"{effect.recipe}, {why or 'not measured'}")
     values = [float(str(row[name])) / (parameters if effect.measure == "share" else 1) for row in of_recipe]
     estimate = _over_seeds(effect, values, suite.alpha)
-    return replace(estimate, unit=metrics.named(suite.metric).unit) if effect.measure == "accuracy" else estimate
+    return replace(estimate, unit=metrics.get_metric(suite.metric).unit) if effect.measure == "accuracy" else estimate
 
 
 def estimate_speed_up(
-    effect: Effect, records: Answers, pipelines: Mapping[str, Pipeline | None], seeds: Sequence[int], suite: Suite
+    effect: Claim, records: RecordsByTerm, pipelines: Mapping[str, Pipeline | None], seeds: Sequence[int], suite: Suite
 ) -> ClaimEstimate:
     """How many times fewer images a recipe needs until its validation score is the other recipe's final one.
 
@@ -112,7 +112,7 @@ def estimate_speed_up(
     row for the recipe. The speed-up is 0 if the recipe never reaches the score. There is no speed-up if the other recipe
     learnt nothing.
     """
-    if judge.learnt_nothing(records, effect.against, seeds, suite.margin) is not None:
+    if estimates.majority_baseline_share(records, effect.against, seeds, suite.margin) is not None:
         return ClaimEstimate(why=f"{effect.against} learnt nothing, and has no end to be reached")
     bounds: list[tuple[float, float, float]] = []
     for seed in seeds:
@@ -129,7 +129,7 @@ def estimate_speed_up(
         bounds.append((least / at, most / at, most / before) if at else (0.0, 0.0, 0.0))
     low, ours, high = ([float(bound[side]) for bound in bounds] for side in range(3))
     estimate = _over_seeds(effect, ours, suite.alpha)
-    lower, upper = (mean_and_half(values, suite.alpha) for values in (low, high))
+    lower, upper = (mean_and_half_width(values, suite.alpha) for values in (low, high))
     return estimate if estimate.why else replace(estimate, low=lower[0] - lower[1], high=upper[0] + upper[1])
 
 
@@ -148,15 +148,15 @@ def _images(step: int, pipeline: Pipeline | None) -> float:
     return seen
 
 
-def _over_seeds(effect: Effect, values: Sequence[float], alpha: float) -> ClaimEstimate:
+def _over_seeds(effect: Claim, values: Sequence[float], alpha: float) -> ClaimEstimate:
     """A mean with bounds by a t over seeds; a value that is the same at all seeds is exact."""
     if len(values) < 2:
         return ClaimEstimate(why=f"{effect.recipe} was measured at {len(values)} seeds, and an interval needs two")
-    mean, half = mean_and_half(values, alpha)
-    return ClaimEstimate(ours=mean, low=mean - half, high=mean + half, unit=MEASURES[effect.measure], seeds=len(values))
+    mean, half = mean_and_half_width(values, alpha)
+    return ClaimEstimate(ours=mean, low=mean - half, high=mean + half, unit=CLAIM_UNITS[effect.measure], seeds=len(values))
 
 
-def mean_and_half(values: Sequence[float], alpha: float) -> tuple[float, float]:
+def mean_and_half_width(values: Sequence[float], alpha: float) -> tuple[float, float]:
     """The mean over seeds, and the distance of its one-sided bounds from it, by Student's t."""
     from scipy import stats
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from xferbench import judge
+from xferbench.analysis import estimates
+from xferbench.config.render import pipeline_patch
 from xferbench.core.reason import Code, Reason, because
-from xferbench.wording import patched
 
 if TYPE_CHECKING:
-    from xferbench.analysis.sequential import Judgement
-    from xferbench.design import Contrast, Suite
-    from xferbench.looks import Case
-    from xferbench.record import Estimate
+    from xferbench.analysis.sequential import SequentialDecision
+    from xferbench.core.plugin import Contrast
+    from xferbench.core.run import Estimate
+    from xferbench.core.suite import Suite
+    from xferbench.study.schedule import PluginState
 
 MAX_BASELINE_MARGIN = 0.05  # accuracy that a baseline must have above the most frequent class: a loss's margin has another unit
 
@@ -23,10 +24,10 @@ class ContrastResult:
     """A judged contrast with all that its finding is about; ``suite`` has the contrast's metric and margin."""
 
     suite: Suite
-    case: Case
+    case: PluginState
     contrast: Contrast
-    judgement: Judgement
-    records: judge.Answers
+    judgement: SequentialDecision
+    records: estimates.RecordsByTerm
 
     @property
     def dead_baseline(self) -> Reason | None:
@@ -39,7 +40,7 @@ class ContrastResult:
         dead = (
             because(Code.NO_BASELINE, arm=arm, view=view)
             for arm, view in baselines
-            if judge.learnt_nothing(self.records, arm, seeds, margin, view) is not None
+            if estimates.majority_baseline_share(self.records, arm, seeds, margin, view) is not None
         )
         return next(dead, None)
 
@@ -85,7 +86,7 @@ def _better_recipe(result: ContrastResult, verdict: str) -> list[Reason]:
         return []
     if result.case.arms["subject"].pipeline is None or result.finished:  # its cures have findings of their own
         return []
-    cured, subject = (judge.accuracy(result.records, arm, result.judgement.seeds) for arm in ("cured", "subject"))
+    cured, subject = (estimates.mean_accuracy(result.records, arm, result.judgement.seeds) for arm in ("cured", "subject"))
     if cured is None or subject is None or cured - subject <= result.suite.margin:
         return []
     return [because(Code.BETTER_RECIPE, cured=cured, subject=subject)]
@@ -94,7 +95,7 @@ def _better_recipe(result: ContrastResult, verdict: str) -> list[Reason]:
 def _diverged(result: ContrastResult, variant: str) -> list[Reason]:
     seeds = result.judgement.seeds
     arms = sorted({arm for arm, _ in result.contrast.weights} | {f"induced:{variant}"})
-    counts = {arm: judge.diverged(result.records, arm, seeds) for arm in arms}
+    counts = {arm: estimates.count_diverged(result.records, arm, seeds) for arm in arms}
     return [because(Code.DIVERGED, arm=arm, count=count, seeds=len(seeds)) for arm, count in counts.items() if count]
 
 
@@ -104,18 +105,18 @@ def remedy(result: ContrastResult, verdict: str) -> tuple[dict[str, Any] | None,
     if verdict != "FAIL":
         return None, None
     if before is None or after is None or before == after:
-        return patch(result.case, verified=False), None
-    repaired = judge.replace_arm(result.contrast, "subject", "cured")
-    left = judge.judge(repaired, result.records, result.judgement.seeds, result.suite)
+        return describe_patch(result.case, verified=False), None
+    repaired = estimates.swap_arm(result.contrast, "subject", "cured")
+    left = estimates.estimate_contrast(repaired, result.records, result.judgement.seeds, result.suite)
     verified = not left.error and bool(left.estimate.high < result.suite.margin)
-    return patch(result.case, verified=verified), None if verified or left.error else left.estimate
+    return describe_patch(result.case, verified=verified), None if verified or left.error else left.estimate
 
 
-def patch(case: Case, *, verified: bool) -> dict[str, Any] | None:
+def describe_patch(case: PluginState, *, verified: bool) -> dict[str, Any] | None:
     """The remedy of a plugin and what of the suite file it changes; without lines where the cure changes nothing."""
     before, after = case.arms["subject"].pipeline, case.arms["cured"].pipeline
     if before is None or after is None:
         return None
     if before == after:  # no candidate helps: only the advice is left
         return {"text": case.plugin.remedy, "patch": [], "verified": False}
-    return {"text": case.plugin.remedy, "patch": patched(before, after, case.recorded), "verified": verified}
+    return {"text": case.plugin.remedy, "patch": pipeline_patch(before, after, case.recorded), "verified": verified}

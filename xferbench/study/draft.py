@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from xferbench.core.reason import Reason
-    from xferbench.record import Estimate, Finding
+    from xferbench.core.run import Estimate, Finding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench import fitting, honours
 from xferbench.core.interventions import RANDOM_HEAD
+from xferbench.core.pipeline import LOCALLY_PRETRAINED_STARTS, Selection
+from xferbench.core.plugin import Contrast, Plugin
 from xferbench.core.requirements import always_applies, leave_unchanged
-from xferbench.design import MADE_HERE, Choice, Contrast, Plugin
-from xferbench.plan import VIEWS
-from xferbench.strategies import DEFAULT_NAME, SCRATCH_NAME, healthy, scratch
+from xferbench.core.strategies import DEFAULT_NAME, SCRATCH_NAME, default_selection, scratch_baseline
+from xferbench.study import feasibility, support
+from xferbench.study.trials import VIEWS
 
 if TYPE_CHECKING:
-    from xferbench.design import Compared, Facts, Matrix, Pipeline
-    from xferbench.plan import Study
+    from xferbench.core.pipeline import Pipeline
+    from xferbench.core.plugin import Profile
+    from xferbench.core.suite import Matrix, RecipeGrid
+    from xferbench.study.study import Study
 
 COST_MEASURE = "xferbench.lab.cost:measured@2"
 ARM = "beside:it"  # the arm of a recipe in its own plugin
@@ -23,7 +26,7 @@ PLUGIN_PREFIX = "recipe:"  # of the ids of the plugins that stand for recipes
 
 def recipe_study(matrix: Matrix, study: Study) -> tuple[Study, dict[str, str]]:
     """The recipes of a task as a study of their own, and the reason for each recipe that does not fit."""
-    pipeline = study.subject.candidates[0] if isinstance(study.subject, Choice) else study.subject
+    pipeline = study.subject.candidates[0] if isinstance(study.subject, Selection) else study.subject
     arms = {compared.name: recipe_arm(compared, pipeline) for compared in matrix.compared}
     skipped = {name: reason for name, arm in arms.items() if (reason := why_not(arm, pipeline, study.facts))}
     views = {effect.view for effect in matrix.effects if effect.recipe and effect.task == study.suite.name}
@@ -31,40 +34,40 @@ def recipe_study(matrix: Matrix, study: Study) -> tuple[Study, dict[str, str]]:
     return replace(study, plugins=plugins, subject=pipeline), skipped
 
 
-def recipe_arm(compared: Compared, pipeline: Pipeline) -> Choice:
+def recipe_arm(compared: RecipeGrid, pipeline: Pipeline) -> Selection:
     """The arm of a recipe: the best of its rates on validation, served as the pipeline is."""
     if compared.recipes:
-        return Choice(candidates=tuple(dict.fromkeys(replace(pipeline, recipe=recipe) for recipe in compared.recipes)))
+        return Selection(candidates=tuple(dict.fromkeys(replace(pipeline, recipe=recipe) for recipe in compared.recipes)))
     plain = replace(pipeline, recipe=replace(pipeline.recipe, head=RANDOM_HEAD, augment=None, stop="last"))
     if compared.name == DEFAULT_NAME:
-        return healthy(plain)
+        return default_selection(plain)
     assert compared.name == SCRATCH_NAME, "every other recipe has candidates of its own"
-    search = scratch(plain, plain.baseline)
+    search = scratch_baseline(plain, plain.baseline)
     return replace(search, candidates=search.candidates[1:])  # the grid alone; the first candidate is the subject's
 
 
-def why_not(arm: Choice, pipeline: Pipeline, facts: Facts) -> str:
+def why_not(arm: Selection, pipeline: Pipeline, facts: Profile) -> str:
     """The reason why a recipe cannot be carried out at every rate of its search; an empty string if it can."""
     for candidate in arm.candidates:
         recipe = candidate.recipe
-        if reason := fitting.unfit(recipe, facts):
+        if reason := feasibility.why_not_trainable(recipe, facts):
             return reason
-        if recipe.init in MADE_HERE and pipeline.source is None:
+        if recipe.init in LOCALLY_PRETRAINED_STARTS and pipeline.source is None:
             return f"{recipe.init}: the suite has no [source]"
         if recipe.regularizer and "source" in recipe.regularizer.requires and not facts.source:
             return f"{recipe.regularizer}: the suite has no [source] whose classes are known"
-    supported = honours.arms({"it": arm}, pipeline, facts.honours).get("it")
-    if supported is not None and len(honours.candidates(supported)) == len(arm.candidates):
+    supported = support.supported_arms({"it": arm}, pipeline, facts.honours).get("it")
+    if supported is not None and len(support.candidates(supported)) == len(arm.candidates):
         return ""
     return (
-        honours.unheard(arm, (), pipeline, facts.honours)
+        support.why_unsupported(arm, (), pipeline, facts.honours)
         or "the training code does not honour every rate that it is tuned over"
     )
 
 
-def recipe_plugin(name: str, arm: Choice, facts: Facts, views: set[str]) -> Plugin:
+def recipe_plugin(name: str, arm: Selection, facts: Profile, views: set[str]) -> Plugin:
     """A plugin that measures a recipe on target, shifted set and source, its cost, and the views that claims name."""
-    pretrained = arm.candidates[0].recipe.init not in {"random", "target", *MADE_HERE}
+    pretrained = arm.candidates[0].recipe.init not in {"random", "target", *LOCALLY_PRETRAINED_STARTS}
     available = {"": True, "shifted": bool(facts.shifted), "source": bool(facts.source) and pretrained}
     wanted = dict.fromkeys(["test", "shifted", "source", "source-before", *sorted(views)])
     measured = [view for view in wanted if available[VIEWS[view].domain]]

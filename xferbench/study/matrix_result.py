@@ -5,21 +5,20 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from xferbench import judge, metrics, plan
-from xferbench.analysis import verdict
+from xferbench.analysis import estimates, metrics, verdict
+from xferbench.config.render import describe_recipe
 from xferbench.core.interventions import as_dict
 from xferbench.core.matrix_result import MatrixResult
-from xferbench.record import Run
-from xferbench.study import claims
+from xferbench.core.run import Run
+from xferbench.study import claims, selection
 from xferbench.study.matrix_arms import ARM
-from xferbench.wording import words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from xferbench.design import Effect, Matrix, Suite
-    from xferbench.looks import Case
-    from xferbench.record import Record
+    from xferbench.core.record import Record
+    from xferbench.core.suite import Claim, Matrix, Suite
+    from xferbench.study.schedule import PluginState
 
 TASK_FIELDS = (  # of a suite, which may differ from task to task
     "target",
@@ -50,7 +49,7 @@ class TaskResult:
 
     task: Suite
     run: Run
-    cases: Mapping[str, Case]
+    cases: Mapping[str, PluginState]
     records: Mapping[tuple[str, str, int], Record]
     seeds: tuple[int, ...]
     skipped: Mapping[str, str]
@@ -90,7 +89,7 @@ def _suite_values(suite: Suite, matrix: Matrix, results: Sequence[TaskResult]) -
     first = {"arch": matrix.tasks[0].arch, "target": matrix.tasks[0].target}
     own = {
         "tasks": [task.name for task in matrix.tasks],
-        "recipes": {compared.name: [words(recipe) for recipe in compared.recipes] for compared in matrix.compared},
+        "recipes": {compared.name: [describe_recipe(recipe) for recipe in compared.recipes] for compared in matrix.compared},
         "against": matrix.against,
         "similar": matrix.similar,
     }
@@ -121,20 +120,20 @@ def build_rows(result: TaskResult) -> list[dict[str, Any]]:
     return [_build_row(result, name, case, seed) for name, case in result.cases.items() for seed in result.seeds]
 
 
-def _build_row(result: TaskResult, name: str, case: Case, seed: int) -> dict[str, Any]:
+def _build_row(result: TaskResult, name: str, case: PluginState, seed: int) -> dict[str, Any]:
     task, arm = result.task, case.arms.get(ARM)
     views = {view: record for (recipe, view, at), record in result.records.items() if (recipe, at) == (name, seed)}
     test, shifted, source, before, costs = (views.get(view) for view in COLUMN_VIEWS)
     error = case.error or next((record.error for record in views.values() if record.error), "")
     cost = costs.scalars if costs else {}
-    source_metric = plan.scored(task.metric, ["source"])
+    source_metric = selection.metric_for_views(task.metric, ["source"])
     return {
         "task": task.name,
         "target": task.target,
         "backbone": task.arch,
         "train_size": result.train_images,
         "recipe": name,
-        "chosen": words(arm.pipeline.recipe) if arm and arm.pipeline else "",
+        "chosen": describe_recipe(arm.pipeline.recipe) if arm and arm.pipeline else "",
         "seed": seed,
         "accuracy": _value(test, task.metric),
         "shifted": _value(shifted, task.metric),
@@ -150,7 +149,7 @@ def _build_row(result: TaskResult, name: str, case: Case, seed: int) -> dict[str
 
 
 def _value(record: Record | None, metric: str) -> float | None:
-    return None if record is None or record.predictions is None else metrics.value(record.predictions, metric)
+    return None if record is None or record.predictions is None else metrics.metric_value(record.predictions, metric)
 
 
 def compare_recipes(result: TaskResult, against: str) -> list[dict[str, Any]]:
@@ -163,16 +162,18 @@ def compare_recipes(result: TaskResult, against: str) -> list[dict[str, Any]]:
     for name in result.cases:
         if name == against:
             continue
-        difference = judge.judge(claims.recipe_contrast(name, against), result.records, result.seeds, result.task)
+        difference = estimates.estimate_contrast(
+            claims.recipe_contrast(name, against), result.records, result.seeds, result.task
+        )
         low, high = difference.estimate.low, difference.estimate.high
-        said = verdict.difference(low, high, result.task.margin, difference.error)
+        said = verdict.decide_difference(low, high, result.task.margin, difference.error)
         names = {"task": result.task.name, "recipe": name, "against": against}
         numbers = {"difference": difference.estimate.harm, "low": low, "high": high}
         entries.append(names | numbers | {"said": said, "error": difference.error})
     return entries
 
 
-def check_claim(effect: Effect, results: Sequence[TaskResult]) -> dict[str, Any]:
+def check_claim(effect: Claim, results: Sequence[TaskResult]) -> dict[str, Any]:
     """A claim with its estimate, the interval, the published number, and whether they agree."""
     result = next(result for result in results if result.task.name == effect.task)
     recipes = [name for name in (effect.recipe, effect.against) if name]
@@ -182,7 +183,7 @@ def check_claim(effect: Effect, results: Sequence[TaskResult]) -> dict[str, Any]
     return asdict(effect) | asdict(estimate) | {"outcome": claims.claim_outcome(effect, estimate)}
 
 
-def _estimate(effect: Effect, result: TaskResult) -> claims.ClaimEstimate:
+def _estimate(effect: Claim, result: TaskResult) -> claims.ClaimEstimate:
     if effect.contrast:
         return claims.estimate_contrast(effect, result.run.findings)
     if effect.measure == "speed-up":

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xferbench.lab import data
+from xferbench.lab.data import datasets
 
 if TYPE_CHECKING:
     from xferbench.core.interventions import ClassImbalance
-    from xferbench.lab.data import Split
+    from xferbench.lab.data.datasets import Split
 
 
 def thin_classes(split: Split, imbalance: ClassImbalance, stream: np.random.Generator, classes: int) -> Split:
@@ -20,4 +20,4 @@ def thin_classes(split: Split, imbalance: ClassImbalance, stream: np.random.Gene
     left = np.clip(np.rint(wanted).astype(int), 1, None)
     order = stream.permutation(len(split.labels))
     kept = [order[split.labels[order] == label][: left[label]] for label in range(classes)]
-    return data.taken(split, np.sort(np.concatenate(kept)))
+    return datasets.take(split, np.sort(np.concatenate(kept)))

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xferbench.lab import data, seeds
+from xferbench.lab.data import datasets
+from xferbench.lab.training import seeds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xferbench.core.interventions import DataIntervention
-    from xferbench.design import Fit
-    from xferbench.lab.data import Dataset, Split
+    from xferbench.core.trial import TrainingSpec
+    from xferbench.lab.data.datasets import Dataset, Split
 
     Change = Callable[[Split, DataIntervention, np.random.Generator, int], Split]
 
@@ -39,20 +40,20 @@ class TrainingSubset:
         return labels
 
 
-def training_subset(dataset: Dataset, fit: Fit) -> TrainingSubset:
+def training_subset(dataset: Dataset, fit: TrainingSpec) -> TrainingSubset:
     """Return the examples that a fit is trained on, in the geometry of a dataset.
 
     Each intervention draws from a stream of its own kind and the fit's seed, so that another one does not shift it.
 
     Raises:
-        Problem: where the dataset has too few examples.
+        UserError: where the dataset has too few examples.
     """
-    index, validation = data.subset(dataset, fit.train_size, fit.seed)
+    index, validation = datasets.train_validation_indices(dataset, fit.train_size, fit.seed)
     if not fit.interventions:
         return TrainingSubset(split=dataset.train, index=index, validation=validation)
-    split = data.taken(dataset.train, index)
+    split = datasets.take(dataset.train, index)
     for intervention in fit.interventions:
-        stream = seeds.stream(fit.seed, seeds.INTERVENTION, zlib.crc32(intervention.spelling.encode()))
+        stream = seeds.numpy_stream(fit.seed, seeds.INTERVENTION, zlib.crc32(intervention.spelling.encode()))
         split = implementation(intervention)(split, intervention, stream, len(dataset.classes))
     return TrainingSubset(split=split, index=np.arange(len(split.labels)), validation=validation)
 

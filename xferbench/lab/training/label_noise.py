@@ -9,7 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from xferbench.core.interventions import LabelNoise
-    from xferbench.lab.data import Split
+    from xferbench.lab.data.datasets import Split
 
 
 def corrupt_labels(split: Split, noise: LabelNoise, stream: np.random.Generator, classes: int) -> Split:

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from xferbench.analysis import aggregate, regret
+from xferbench.analysis.scores import Scores
+
+
+def make(values):
+    """Scores of [recipes, tasks, seeds]."""
+    R, T, S = np.shape(values)
+    names = (tuple("abcdefghijklmnopqrstuvwxyz"[:R]), tuple(f"task-{at}" for at in range(T)), tuple(range(S)))
+    return Scores(table=np.asarray(values, float), recipes=names[0], tasks=names[1], seeds=names[2])
+
+
+@pytest.fixture
+def scores():
+    return make(np.random.default_rng(0).normal(size=(4, 3, 5)))
+
+
+# Values
+
+
+def test_the_iqm_is_the_mean_trimmed_by_a_quarter(scores):
+    expected = stats.trim_mean(scores.table.reshape(4, -1), 0.25, axis=-1)
+    assert aggregate.iqm(scores).value == pytest.approx(expected)
+
+
+def test_the_iqm_heeds_no_outlier():
+    assert aggregate.iqm(make([[[0.0, 0.5, 0.5, 1e9]]])).value.tolist() == [0.5]
+
+
+def test_ranks_are_by_means_and_ties_share_theirs():
+    two = make([[[3, 3], [1, 1]], [[2, 2], [1, 1]], [[1, 1], [0, 0]]])
+    assert aggregate.mean_rank(two).value.tolist() == [(1 + 1.5) / 2, (2 + 1.5) / 2, 3.0]
+    assert aggregate.ranks(np.array([[3.0], [1.0], [1.0]])).ravel().tolist() == stats.rankdata([-3, -1, -1]).tolist()
+
+
+def test_a_profile_is_the_share_of_runs_above():
+    found = aggregate.performance_profiles(make([[[0.1, 0.5], [0.6, 0.9]]]), [0.0, 0.5, 0.55, 0.9])
+    assert found.value.tolist() == [[1.0, 0.5, 0.5, 0.0]]
+
+
+def test_improvement_is_the_mann_whitney_statistic_averaged_over_tasks():
+    few = make(np.random.default_rng(1).integers(4, size=(3, 2, 5)))  # with ties
+    u = [[[stats.mannwhitneyu(x, y).statistic / 25 for x, y in zip(a, b, strict=True)] for b in few.table] for a in few.table]
+    found = aggregate.probability_of_improvement(few).value
+    assert found == pytest.approx(np.mean(u, axis=-1))
+    assert np.diag(found).tolist() == [0.5] * 3
+    assert found + found.T == pytest.approx(1.0)
+
+
+# Intervals
+
+
+@pytest.mark.parametrize(
+    "statistic",
+    [
+        aggregate.iqm,
+        aggregate.mean_rank,
+        aggregate.probability_of_improvement,
+        lambda scores: aggregate.performance_profiles(scores, [-1, 0, 1]),
+        regret.regret_by_task,
+        regret.mean_regret,
+        regret.greatest_regret,
+    ],
+)
+def test_every_interval_has_its_value_is_the_same_again_and_has_no_bounds_for_one_seed(scores, statistic):
+    found, again = statistic(scores), statistic(scores)
+    assert (found.low <= found.value).all()
+    assert (found.value <= found.high).all()
+    assert found.low.tolist() == again.low.tolist()
+    one = statistic(make(scores.table[..., :1]))
+    assert np.isnan(one.low).all()
+    assert np.isnan(one.high).all()
+
+
+def test_all_of_five_won_is_not_certain():
+    found = aggregate.probability_of_improvement(make([[[2, 3, 4, 5, 6]], [[0, 0, 0, 0, 1]]]))
+    assert (found.value[0, 1], found.high[0, 1]) == (1.0, 1.0)
+    assert found.low[0, 1] == pytest.approx(stats.binomtest(5, 5).proportion_ci(method="wilson").low)
+
+
+def test_a_mean_of_five_seeds_is_covered_as_students_t_covers_it():
+    rng, covered = np.random.default_rng(0), []
+    for _ in range(200):
+        mean = np.sort(rng.normal(size=(1, 1, 5)))
+        found = aggregate.bootstrap_interval(mean.mean(-1), aggregate.resampled_means(make(mean)), np.array(4.0), make(mean))
+        covered.append(found.low[0, 0] <= 0 <= found.high[0, 0])
+    assert 0.9 < np.mean(covered) <= 0.99
+
+
+def test_iqms_of_twelve_tasks_are_covered_and_not_far_too_wide():
+    rng, level = np.random.default_rng(0), np.linspace(0, 1, 12)[:, None]
+    truth = aggregate.trimmed_mean((level + 0.02 * rng.normal(size=(12, 20_000))).ravel())
+    found = [aggregate.iqm(make(level + 0.02 * rng.normal(size=(4, 12, 5)))) for _ in range(40)]
+    covered = np.mean([(one.low <= truth) & (truth <= one.high) for one in found])
+    assert 0.9 < covered <= 1.0
+    assert max((one.high - one.low).max() for one in found) < 0.04
+
+
+def test_degrees_of_freedom_lie_between_one_tasks_and_all_tasks():
+    even, uneven = np.tile([[0.0, 1.0, 2.0]], (4, 1)), np.array([[0.0, 1.0, 2.0], *[[0.0, 0.0, 0.0]] * 3])
+    assert aggregate.satterthwaite_df(even) == 8
+    assert aggregate.satterthwaite_df(uneven) == 2
+    assert aggregate.satterthwaite_df(np.zeros((4, 3))) == 2
+
+
+def test_twenty_recipes_on_twelve_tasks_take_seconds():
+    many, begun = make(np.random.default_rng(0).random((20, 12, 5))), time.monotonic()
+    (
+        aggregate.iqm(many),
+        aggregate.mean_rank(many),
+        aggregate.probability_of_improvement(many),
+        regret.mean_regret(many),
+        regret.greatest_regret(many),
+    )
+    aggregate.performance_profiles(many, np.linspace(0, 1, 101)), regret.regret_by_task(many), regret.tied_with_best(many)
+    assert time.monotonic() - begun < 15  # about one and a half

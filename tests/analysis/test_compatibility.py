@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from factory import make_run
+
+from xferbench.analysis import compatibility
+from xferbench.config import loader, revive
+from xferbench.core.errors import UserError
+from xferbench.report import messages
+
+HERE = {"device": "cpu", "lab": 1, "packages": {"torch": "2.15.0+cpu"}}
+ROOT = Path(__file__).parents[2]
+
+
+def differences(accepted, candidate):
+    return tuple(map(messages.sentence, compatibility.differences(accepted, candidate)))
+
+
+def ran(**environment):
+    return make_run(environment=HERE | environment)
+
+
+def test_runs_of_one_minor_version_and_one_kind_of_device_are_comparable():
+    assert compatibility.refusals(ran(), ran(packages={"torch": "2.15.3"}, processor="another")) == []
+
+
+def test_what_is_not_known_does_not_agree():
+    assert len(compatibility.refusals(make_run(environment={}), make_run(environment={}))) == 3
+
+
+@pytest.mark.parametrize(("rule", "old", "new"), [("margin", 0.02, 0.9), ("metric", "accuracy", "nll"), ("looks", [5], [1])])
+def test_a_change_of_the_rules_is_told(rule, old, new):
+    first, second = (make_run(suite=make_run().suite | {rule: value}) for value in (old, new))
+    (told,) = compatibility.changed_rules(first, second)
+    assert told.startswith(f"{rule} {old}")
+    assert compatibility.changed_rules(first, first) == []
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"packages": {"torch": "2.16.0"}}, "torch 2.15, here 2.16"),
+        ({"packages": {}}, "torch 2.15, here unknown"),
+        ({"device": "cuda"}, "device cpu, here cuda"),
+        ({"lab": 2}, "version of the lab 1, here 2"),
+    ],
+)
+def test_what_must_agree_and_does_not_is_told(other, told):
+    assert compatibility.refusals(ran(), ran(**other)) == [told]
+
+
+def test_the_processor_is_mentioned():
+    notes = differences(ran(instructions="AVX2"), ran(instructions="AVX-512"))
+    assert notes == ("instructions: accepted with AVX2, this is AVX-512",)
+
+
+def test_the_change_under_test_is_told():
+    old, new = (make_run(suite={"recipe": {"phases": [{"lr": lr, "steps": 3}]}, "margin": 0.02}) for lr in (1e-3, 1e-2))
+    assert differences(old, new) == ("the suite differs: recipe.lr 0.001 → 0.01",)
+
+
+def test_other_content_of_the_same_name_is_told():
+    def of(digest):
+        return make_run(evidence={"inputs": [{"key": "backbone.weights", "given": "w.pth", "digest": digest}]})
+
+    assert differences(of("a"), of("b")) == ("other content than accepted: backbone.weights",)
+
+
+def test_many_differences_are_counted():
+    old, new = (make_run(suite={f"key{number}": value for number in range(12)}) for value in (1, 2))
+    assert differences(old, new)[0].endswith("and 4 more")
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*loader.shipped_suites()} - {"claims", "published", "strategies"})
+)  # a matrix has no gate
+def test_a_suite_is_the_same_after_it_was_told_and_read(name):
+    asked = loader.load_suite(loader.find_suite(name))
+    again = revive.suite_from_results(make_run(suite=asdict(asked)).suite, Path(asked.path).parent)
+    assert again == asked
+
+
+def test_places_told_relative_lie_beside_the_suite_that_is_asked_now(tmp_path):
+    told = asdict(loader.load_suite(loader.find_suite("quick"))) | {
+        "target": "folder:ants",
+        "weights": "w.pth",
+        "path": "gate.toml",
+    }
+    again = revive.suite_from_results(told, tmp_path)
+    assert (again.target, again.weights, again.path) == (
+        f"folder:{tmp_path / 'ants'}",
+        str(tmp_path / "w.pth"),
+        str(tmp_path / "gate.toml"),
+    )
+
+
+def test_a_suite_of_another_version_cannot_be_revived(tmp_path):
+    told = asdict(loader.load_suite(loader.find_suite("quick"))) | {"unheard_of": 1}
+    with pytest.raises(UserError, match="unheard_of"):
+        revive.suite_from_results(told, tmp_path)
+
+
+def test_two_suites_that_differ_in_places_alone_are_one():
+    asked = asdict(loader.load_suite(loader.find_suite("quick")))
+    assert compatibility.suite_differences(asked, asked | {"path": "/elsewhere/quick.toml"}) == []
+    assert compatibility.suite_differences(asked, asked | {"budget": 60.0}) == [("budget", "1200", "60")]
+    assert compatibility.suite_differences(
+        asked, asdict(replace(loader.load_suite(loader.find_suite("quick")), target="synthetic:sketch"))
+    ) == [("target", "synthetic:near", "synthetic:sketch")]

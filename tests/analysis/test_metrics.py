@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from math import isnan, log, nan
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xferbench.analysis import intervals, metrics
+from xferbench.core.errors import UserError
+from xferbench.core.record import Predictions
+
+MEANS = [name for name, one in metrics.METRICS.items() if one.mean]
+OTHERS = [name for name, one in metrics.METRICS.items() if not one.mean]
+HARM = {"cured": 1.0, "subject": -1.0}
+
+
+def told(label, probabilities, group=()):
+    label, probabilities = np.asarray(label), np.asarray(probabilities, dtype=float)
+    return Predictions(
+        example=np.arange(len(label), dtype=np.uint64),
+        label=label,
+        predicted=probabilities.argmax(1),
+        group=np.asarray(group, dtype=np.int64),
+        p_true=probabilities[np.arange(len(label)), label].astype(np.float32),
+        p_max=probabilities.max(1).astype(np.float32),
+        sum_p2=np.square(probabilities).sum(1).astype(np.float32),
+        probabilities=probabilities.astype(np.float16),
+    )
+
+
+def two_classes(label, positive, group=()):
+    positive = np.asarray(positive, dtype=float)
+    return told(label, np.stack([1 - positive, positive], axis=1), group)
+
+
+def drawn(seed, N=60, shift=1.0, group=()):
+    generator = np.random.default_rng(seed)
+    label = np.arange(N) % 3 == 0
+    return two_classes(label.astype(int), 1 / (1 + np.exp(-generator.normal(size=N) - shift * (label - 0.5))), group)
+
+
+def kept(predictions, rows):
+    columns = {name: getattr(predictions, name) for name in Predictions.__slots__}
+    return Predictions(**{name: column[rows] if len(column) else column for name, column in columns.items()})
+
+
+def pairwise_auroc(predictions):
+    odds = predictions.probabilities[:, 1].astype(float)
+    high, low = odds[predictions.label == 1], odds[predictions.label != 1]
+    return np.mean([(one > other) + 0.5 * (one == other) for one in high for other in low])
+
+
+# values
+
+
+def test_metrics_of_four_examples_worked_by_hand():
+    four = two_classes([1, 1, 0, 0], [0.75, 0.25, 0.5, 0.125])  # predicted 1 0 0 0
+    assert metrics.metric_value(four, "accuracy") == 3 / 4
+    assert metrics.metric_value(four, "sensitivity") == 1 / 2
+    assert metrics.metric_value(four, "specificity") == 1
+    assert metrics.metric_value(four, "balanced_accuracy") == 3 / 4
+    assert metrics.metric_value(four, "nll") == pytest.approx(-(log(0.75) + log(0.25) + log(0.5) + log(0.875)) / 4)
+    assert metrics.metric_value(four, "brier") == pytest.approx(2 * (0.25**2 + 0.75**2 + 0.5**2 + 0.125**2) / 4)
+    assert metrics.metric_value(four, "auroc") == 3 / 4  # of four pairs, the one of .25 and .5 is the wrong way round
+
+
+def test_the_brier_score_sums_over_all_classes():
+    three = told([0, 2], [[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]])
+    assert metrics.example_scores(three, "brier")[1] == pytest.approx([0.5**2 + 2 * 0.25**2, 0.5**2 + 0.25**2 + 0.75**2])
+
+
+def test_a_true_class_of_probability_zero_costs_sixteen_nats():
+    assert (
+        metrics.metric_value(two_classes([1], [0.0]), "nll")
+        == pytest.approx(metrics.METRICS["nll"].span)
+        == pytest.approx(15.94, abs=0.01)
+    )
+
+
+def test_specificity_counts_whatever_is_not_called_positive():
+    three = told([0, 2, 2], [[0.1, 0.2, 0.7], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]])
+    mask, score = metrics.example_scores(three, "specificity")
+    assert list(mask) == [True, True, True]
+    assert list(score) == [1, 1, 0]
+
+
+def test_sensitivity_and_specificity_see_only_their_own_examples():
+    four = two_classes([1, 1, 0, 1], [0.9, 0.1, 0.2, 0.8])
+    mask, score = metrics.example_scores(four, "sensitivity")
+    assert list(mask) == [True, True, False, True]
+    assert list(score) == [1, 0, 1]
+    assert list(metrics.example_scores(four, "specificity")[0]) == [False, False, True, False]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 8)), min_size=4, max_size=30))
+def test_auroc_is_the_share_of_pairs_in_order_ties_counting_half(rows):
+    label = [1, 0, *(one for one, _ in rows)]
+    some = two_classes(label, [0.5, 0.5, *(score / 8 for _, score in rows)])
+    assert metrics.metric_value(some, "auroc") == pytest.approx(pairwise_auroc(some))
+
+
+def test_the_rounding_of_certainty_does_not_tell_the_label():
+    certain = two_classes([1, 0] * 10, 1 - 10.0 ** -np.repeat(np.arange(9, 19), 2))
+    unsure = two_classes([1, 0] * 10, 10.0 ** -np.repeat(np.arange(9, 19), 2))
+    assert metrics.metric_value(certain, "auroc") == 0.5
+    assert metrics.metric_value(unsure, "auroc") == 0.5
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS)
+def test_a_missing_probability_or_class_leaves_no_number(metric):
+    broken = drawn(0)
+    broken.p_true[3], broken.sum_p2[3], broken.probabilities[3] = nan, nan, nan
+    nothing = kept(drawn(0), slice(0, 0))
+    assert isnan(metrics.metric_value(nothing, metric))
+    if metric in {"nll", "brier", "auroc"}:
+        assert isnan(metrics.metric_value(broken, metric))
+
+
+@pytest.mark.parametrize("metric", ["auroc", "sensitivity"])
+def test_without_a_positive_there_is_no_number(metric):
+    assert isnan(metrics.metric_value(two_classes([0, 0, 0], [0.1, 0.2, 0.9]), metric))
+
+
+def test_an_unknown_metric_is_a_problem_that_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'accuracy'"):
+        metrics.metric_value(drawn(0), "acuracy")
+
+
+def test_auroc_without_probabilities_is_a_problem():
+    with pytest.raises(UserError, match="AUROC needs"):
+        metrics.metric_value(replace(drawn(0), probabilities=np.empty((60, 0), dtype=np.float16)), "auroc")
+
+
+# scores by example
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS)
+def test_every_metric_is_the_mean_of_its_scores(metric):
+    assert metrics.example_scores(drawn(1), metric)[1].mean() == pytest.approx(metrics.metric_value(drawn(1), metric))
+
+
+@pytest.mark.parametrize("metric", OTHERS)
+def test_pseudo_values_are_those_of_leaving_each_example_out(metric):
+    whole = drawn(2, N=30)
+    left_out = [
+        30 * metrics.metric_value(whole, metric) - 29 * metrics.metric_value(kept(whole, np.arange(30) != i), metric)
+        for i in range(30)
+    ]
+    assert metrics.example_scores(whole, metric)[1] == pytest.approx(np.array(left_out))
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS)
+def test_no_score_of_one_example_leaves_the_span(metric):
+    some = [drawn(seed, shift=shift) for seed, shift in ((0, -4.0), (1, 0.0), (2, 4.0))]
+    apart = [np.ptp([metrics.example_scores(one, metric)[1] for one in some], axis=0)]
+    assert np.max(apart) <= metrics._score_span(some[0], metric) + 1e-9
+
+
+# contrasts
+
+
+def sides(cured, subject):
+    return {"cured": cured, "subject": subject}
+
+
+def test_harm_is_above_zero_where_the_cured_arm_is_better_for_losses_too():
+    good, bad = [drawn(seed, shift=4.0) for seed in range(3)], [drawn(seed, shift=0.0) for seed in range(3)]
+    for metric in metrics.METRICS:
+        estimate, difference = metrics.estimate_metric_contrast(sides(good, bad), HARM, metric=metric, margin=0.02, alpha=0.05)
+        gap = np.mean([metrics.metric_value(one, metric) for one in good]) - np.mean(
+            [metrics.metric_value(one, metric) for one in bad]
+        )
+        assert estimate.harm > 0
+        assert estimate.harm == pytest.approx(abs(gap))
+        assert estimate.harm == pytest.approx(difference.mean())
+
+
+def test_an_accuracy_contrast_is_the_crossed_interval_of_its_differences():
+    cured, subject = [drawn(seed) for seed in range(3)], [drawn(seed + 9, shift=0.0) for seed in range(3)]
+    estimate, difference = metrics.estimate_metric_contrast(
+        sides(cured, subject), HARM, metric="accuracy", margin=0.02, alpha=0.05
+    )
+    assert set(np.unique(difference)) <= {-1, 0, 1}
+    assert estimate == intervals.crossed_interval(difference, margin=0.02, alpha=0.05)
+
+
+def test_a_contrast_of_more_arms_has_a_larger_adverse_example():
+    arms = {name: [drawn(seed + 10 * place) for seed in range(3)] for place, name in enumerate("abcd")}
+    weights = {"a": 1.0, "b": -1.0, "c": -1.0, "d": 1.0}
+    estimate, difference = metrics.estimate_metric_contrast(arms, weights, metric="accuracy", margin=0.02, alpha=0.05)
+    assert estimate == intervals.crossed_interval(difference, margin=0.02, alpha=0.05, span=2.0)
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS)
+def test_groups_of_the_predictions_are_what_is_counted(metric):
+    group = np.arange(60) // 4
+    cured, subject = [drawn(seed, group=group) for seed in range(3)], [drawn(seed + 9, group=group) for seed in range(3)]
+    estimate, _ = metrics.estimate_metric_contrast(sides(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05)
+    mask, _ = metrics.example_scores(cured[0], metric)
+    assert estimate.examples == len(np.unique(group[mask]))
+
+
+@pytest.mark.parametrize("metric", OTHERS)
+@pytest.mark.parametrize("group", [(), np.arange(60) // 4])
+def test_the_bootstrap_widens_and_never_narrows(metric, group):
+    cured, subject = [drawn(seed, group=group) for seed in range(3)], [drawn(seed + 9, group=group) for seed in range(3)]
+    estimate, pseudo = metrics.estimate_metric_contrast(sides(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05)
+    groups, span = (None if len(group) == 0 else group), metrics._score_span(cured[0], metric)
+    alone = intervals.crossed_interval(
+        pseudo, margin=0.02, alpha=0.05, groups=groups, span=span
+    )  # groups here are all of one size
+    assert estimate.harm == pytest.approx(alone.harm)
+    assert estimate.low <= alone.low + 1e-12
+    assert estimate.high >= alone.high - 1e-12
+
+
+def bootstrapped(pseudo, factor):
+    """The interval where each example moves a seed's harm by ``factor`` times what its pseudo-value says."""
+    harm = pseudo.mean(1)
+    return metrics.crossed_bootstrap(
+        pseudo, lambda counts: harm + factor * (counts @ (pseudo.T - harm)) / pseudo.shape[1], margin=0.02, alpha=0.05
+    )
+
+
+def test_a_bootstrap_that_varies_more_widens_the_interval():
+    pseudo = np.random.default_rng(0).normal(0, 1, size=(3, 50))
+    tame, wild = bootstrapped(pseudo, 0.1), bootstrapped(pseudo, 5.0)
+    assert tame.se == pytest.approx(intervals.crossed_interval(pseudo, margin=0.02, alpha=0.05).se)
+    assert wild.low < tame.low
+    assert wild.high > tame.high
+    assert wild == bootstrapped(pseudo, 5.0)
+
+
+def test_seeds_that_differ_widen_it_further():
+    pseudo = np.random.default_rng(0).normal(0, 1, size=(3, 50))
+    pseudo -= pseudo.mean(1, keepdims=True)
+    apart = pseudo + np.array([[-3.0], [0.0], [3.0]])
+    _, seeds, _, rest = intervals.mean_squares(apart)
+    wider = bootstrapped(pseudo, 5.0).se ** 2 + (seeds - rest) / 150
+    assert bootstrapped(apart, 5.0).se ** 2 == pytest.approx(wider)
+
+
+@pytest.mark.parametrize("metric", OTHERS)
+def test_in_unequal_groups_the_harm_is_still_that_of_the_metric(metric):
+    group = np.minimum(np.arange(60) // 4, 9)
+    cured, subject = [drawn(seed, group=group) for seed in range(3)], [drawn(seed + 9, group=group) for seed in range(3)]
+    estimate, pseudo = metrics.estimate_metric_contrast(sides(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05)
+    assert estimate.harm == pytest.approx(pseudo.mean())
+    assert estimate.examples == 10
+
+
+@pytest.mark.parametrize("metric", OTHERS)
+def test_a_class_with_one_example_decides_nothing(metric):
+    one = two_classes([1] + [0] * 40, np.linspace(0.9, 0.1, 41))
+    other = two_classes([1] + [0] * 40, np.linspace(0.1, 0.9, 41))
+    estimate, _ = metrics.estimate_metric_contrast(sides([one] * 3, [other] * 3), HARM, metric=metric, margin=0.02, alpha=0.05)
+    assert (estimate.p_fail, estimate.p_pass) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("metric", ["nll", "brier", "auroc"])
+def test_a_missing_probability_decides_nothing(metric):
+    broken = drawn(0)
+    broken.p_true[3], broken.sum_p2[3], broken.probabilities[3] = nan, nan, nan
+    estimate, _ = metrics.estimate_metric_contrast(
+        sides([drawn(5), broken], [drawn(6), drawn(7)]), HARM, metric=metric, margin=9.0, alpha=0.05
+    )
+    assert (estimate.p_fail, estimate.p_pass) == (1.0, 1.0)
+    assert isnan(estimate.harm)
+
+
+@pytest.mark.parametrize("metric", OTHERS)
+def test_arms_that_predict_alike_pass_only_where_examples_are_many(metric):
+    few, many = [drawn(0, N=60)] * 3, [drawn(0, N=3000)] * 3
+    verdicts = []
+    for arm in (few, many):
+        estimate, _ = metrics.estimate_metric_contrast(sides(arm, arm), HARM, metric=metric, margin=0.02, alpha=0.05)
+        verdicts.append(intervals.decide(estimate.p_fail, estimate.p_pass, 0.05))
+    assert verdicts == ["INCONCLUSIVE", "PASS"]

@@ -1,0 +1,197 @@
+"""The decision tables: whatever is missing never gives a PASS, nor a change that is not worse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xferbench.analysis import verdict
+from xferbench.analysis.estimates import UNDECIDED, ContrastEstimate
+from xferbench.core.comparison import NOT_WORSE
+from xferbench.core.reason import Code, because
+from xferbench.core.run import CONTROLS
+
+NAN = float("nan")
+MARGIN = 0.03
+GOOD = replace(UNDECIDED, harm=0.0, low=-0.01, high=0.01, p_pass=0.001, seeds=3, examples=100)
+NO_BASELINE = because(Code.NO_BASELINE, arm="cured", view="test")
+EQUAL = because(Code.CURE_CHANGES_NOTHING)
+NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
+ESTIMATES = st.none() | st.tuples(NUMBERS, NUMBERS, NUMBERS).map(
+    lambda values: replace(GOOD, harm=values[0], low=values[1], high=values[2])
+)
+ERRORS = st.sampled_from(["", "Boom"])
+DECISIONS = st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE", "ERROR", ""])
+PASSING = {"control": "detected", "exposed": True, "trust": "", "baseline": None, "decision": "PASS", "margin": MARGIN}
+
+
+def judge(estimate=GOOD, **changes):
+    return verdict.decide_harm(estimate, **(PASSING | changes))
+
+
+def judged(estimate=GOOD, **changes):
+    return ContrastEstimate(
+        **({"estimate": estimate, "exposed": True, "difference": np.zeros((1, 1)), "groups": np.empty(0)} | changes)
+    )
+
+
+@given(
+    estimate=ESTIMATES,
+    control=st.sampled_from([*CONTROLS, ""]),
+    exposed=st.booleans(),
+    trust=st.sampled_from(["", "nobody wrote it down"]),
+    baseline=st.sampled_from([None, NO_BASELINE]),
+    decision=DECISIONS,
+    error=st.sampled_from(["", "Boom"]),
+    selected=st.booleans(),
+    finished=st.booleans(),
+)
+def test_a_harm_passes_only_where_everything_is_there(estimate, control, exposed, trust, baseline, decision, error, **case):
+    result = verdict.decide_harm(
+        estimate, control, exposed, trust, baseline, decision=decision, margin=MARGIN, error=error, equal=EQUAL, **case
+    )
+    assert result.code in {"FAIL", "PASS", "INCONCLUSIVE", "ERROR"}
+    assert (result.code == "ERROR") == bool(error)
+    if result.code == "PASS":
+        assert decision == "PASS" and not trust and verdict.is_measured(estimate)
+        assert control in {"detected", "harmless"} or (not exposed and not case["selected"])
+        assert baseline is None or not (exposed or case["finished"])
+    if result.code == "FAIL":
+        assert decision == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "reason"),
+    [
+        ({}, "PASS", Code.BELOW_MARGIN),
+        ({"control": "harmless"}, "PASS", Code.BELOW_MARGIN),
+        ({"control": "missed"}, "INCONCLUSIVE", Code.NO_POWER),
+        ({"control": "none"}, "INCONCLUSIVE", Code.NO_POWER),
+        ({"baseline": NO_BASELINE}, "INCONCLUSIVE", Code.NO_BASELINE),
+        ({"trust": "nobody wrote it down"}, "INCONCLUSIVE", Code.ON_TRUST),
+        ({"error": "Boom"}, "ERROR", Code.TEXT),
+        ({"decision": "FAIL", "trust": "nobody wrote it down"}, "FAIL", Code.ABOVE_MARGIN),
+        ({"exposed": False, "control": "none"}, "PASS", Code.NOT_EXPOSED),
+        ({"exposed": False, "control": "none", "selected": True}, "INCONCLUSIVE", Code.NOT_EXPOSED_NO_CONTROL),
+        (
+            {"exposed": False, "baseline": NO_BASELINE, "finished": True},
+            "INCONCLUSIVE",
+            Code.NOT_EXPOSED_NO_CONTROL,
+        ),
+        ({"estimate": None}, "INCONCLUSIVE", Code.NOT_ESTIMATED),
+        ({"estimate": replace(GOOD, high=NAN)}, "INCONCLUSIVE", Code.NOT_ESTIMATED),
+        ({"estimate": replace(GOOD, high=0.05), "decision": "INCONCLUSIVE"}, "INCONCLUSIVE", Code.MARGIN_WITHIN_INTERVAL),
+        ({"decision": "INCONCLUSIVE"}, "INCONCLUSIVE", Code.BELOW_BEFORE_CORRECTION),
+        (
+            {"estimate": replace(GOOD, low=0.04, high=0.05), "decision": "INCONCLUSIVE"},
+            "INCONCLUSIVE",
+            Code.ABOVE_BEFORE_CORRECTION,
+        ),
+    ],
+)
+def test_the_table_of_a_harm(changes, code, reason):
+    result = judge(**changes)
+    assert (result.code, result.reason.code) == (code, reason)
+
+
+@given(low=NUMBERS, high=NUMBERS, exposed=st.booleans(), error=st.sampled_from(["", "Boom"]))
+def test_a_control_works_only_where_its_interval_is_on_one_side(low, high, exposed, error):
+    shown = verdict.control_outcome(judged(replace(GOOD, low=low, high=high), exposed=exposed, error=error), MARGIN)
+    if shown in {"detected", "harmless"}:
+        assert exposed and not error
+        assert low > MARGIN if shown == "detected" else high < MARGIN
+    assert verdict.control_outcome(None, MARGIN) == "none"
+
+
+@given(
+    values=st.lists(st.tuples(NUMBERS, st.booleans()), max_size=5),
+    allowed=NUMBERS,
+    error=st.sampled_from(["", "Boom"]),
+    trust=st.sampled_from(["", "nobody wrote it down"]),
+    comparable=st.booleans(),
+)
+def test_an_invariant_holds_only_where_every_seed_was_measured(values, allowed, error, trust, comparable):
+    numbers, diverged = [number for number, _ in values], [dead for _, dead in values]
+    result = verdict.decide_invariant(
+        numbers, diverged, allowed=allowed, meaning="", error=error, trust=trust, comparable=comparable
+    )
+    if result.code == "PASS":
+        assert numbers and not error and not trust
+        assert all(np.isfinite(number) and abs(number) <= allowed for number in numbers)
+    if result.code == "FAIL":
+        assert any(np.isfinite(number) and abs(number) > allowed for number in numbers)
+
+
+@given(
+    failure=st.sampled_from(["", "Boom"]), error=st.sampled_from(["", "Boom"]), crashed=st.booleans(), seeds=st.integers(0, 3)
+)
+def test_a_measurement_is_never_judged(failure, error, crashed, seeds):
+    result = verdict.decide_measurement(meaning="", failure=failure, error=error, crashed=crashed, seeds=seeds)
+    assert result.code in {"INFO", "SKIPPED", "ERROR"}
+    assert (result.code == "INFO") == (not failure and not error)
+
+
+CHANGES = {
+    "margin": st.just(MARGIN),
+    "crashed": st.booleans(),
+    "same": st.booleans(),
+    "elsewhere": st.booleans(),
+    "one_pair_of": st.integers(0, 5),
+    "to_decide": st.none(),
+}
+
+
+@given(error=st.sampled_from(["", "Boom"]), exposed=st.booleans(), decision=DECISIONS, case=st.fixed_dictionaries(CHANGES))
+def test_a_change_is_not_worse_only_where_it_could_be_estimated(error, exposed, decision, case):
+    result = verdict.decide_change(judged(error=error, exposed=exposed), decision, **case)
+    if result.code == NOT_WORSE:
+        assert not error
+        assert not exposed or (not case["one_pair_of"] and (decision == "PASS" or case["elsewhere"]))
+
+
+@given(
+    own=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE"]),
+    accepted=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE"]),
+    excluded=st.booleans(),
+    decision=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE"]),
+)
+def test_a_new_failure_is_not_worse_only_where_the_accepted_run_left_it_open(own, accepted, excluded, decision):
+    case = {"margin": MARGIN, "crashed": False, "same": False, "elsewhere": False, "one_pair_of": 0, "to_decide": None}
+    interval = verdict.decide_change(judged(), decision, **case)
+    result = verdict.decide_harm_change(interval, own, accepted, excluded=excluded, elsewhere=False, text="")
+    if own == "FAIL" and result.code == NOT_WORSE:
+        assert decision == "PASS" and (accepted == "FAIL" or not excluded)
+
+
+@given(
+    own=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE", "SKIPPED", "ERROR"]),
+    accepted=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE"]),
+    before=st.none() | st.floats(0, 1),
+    now=st.none() | st.floats(0, 1),
+)
+def test_a_broken_invariant_is_not_worse_only_where_both_sizes_are_known(own, accepted, before, now):
+    result = verdict.decide_invariant_change(own, accepted, before, now, text="")
+    if result.code == NOT_WORSE and own != "PASS":
+        assert own == accepted == "FAIL" and None not in {before, now} and now <= before * (1 + 1e-6) + 1e-6
+
+
+@given(own=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE", "SKIPPED", "ERROR"]), accepted=st.sampled_from(["", "PASS"]))
+def test_what_cannot_be_compared_is_not_worse_only_by_its_own_pass(own, accepted):
+    result = verdict.own_decision(own, accepted, because(Code.NOT_TESTED_BEFORE), text="")
+    assert (result.code == NOT_WORSE) == (own == "PASS")
+
+
+@given(low=NUMBERS, high=NUMBERS, error=st.sampled_from(["", "Boom"]))
+def test_recipes_that_were_not_compared_stay_open(low, high, error):
+    if error or np.isnan([low, high]).all():
+        assert verdict.decide_difference(low, high, MARGIN, error) == "open"
+
+
+@given(number=st.tuples(NUMBERS, NUMBERS, NUMBERS), least=st.none() | st.floats(-1, 1), why=st.sampled_from(["", "Boom"]))
+def test_a_claim_is_measured_only_where_all_its_numbers_are_finite(number, least, why):
+    measured = not why and bool(np.isfinite(number).all())
+    assert (verdict.decide_claim(number, least, None, why) != "not measured") == measured

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from xferbench.analysis import exit_code
+from xferbench.cli import audit, main
+from xferbench.config import loader
+from xferbench.core.errors import UserError
+from xferbench.data import inputs
+from xferbench.lab.models import checkpoint_reader, checkpoints, small_resnets
+
+BEFORE = inputs.SHIPPED_WEIGHTS_FOLDER / "tiny-resnet-0.safetensors"
+
+
+@pytest.fixture(scope="module")
+def after(tmp_path_factory):
+    torch.manual_seed(0)
+    network = small_resnets.tiny_resnet(10)
+    checkpoints.load_backbone(network, checkpoint_reader.read_checkpoint(BEFORE), "linear")
+    path = tmp_path_factory.mktemp("after") / "Digits v2.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def words(after, *more):
+    given = ["audit", "--arch", "tiny-resnet", "--after", str(after), "--before", str(BEFORE), "--data", "digits", *more]
+    return [str(word) for word in given]
+
+
+def described(*given):
+    return audit.audit_suite(main.parser().parse_args(["audit", *map(str, given)]))
+
+
+def test_an_audit_says_what_is_wrong_and_exits_as_the_contract_says(after, tmp_path, capsys):
+    out = tmp_path / "out"
+    asked = words(after, "--limit", 120, "--believed", "trainable=head", "-o", out, "--store", tmp_path / "s.sqlite", "-j", 1)
+    code = main.main(asked)
+    told = json.loads((out / "results.json").read_text())
+    found = {one["id"]: one for one in told["findings"]}
+    assert found["audit/linear-probe/permuted"]["verdict"] == "FAIL", "the head was never trained"
+    assert code == exit_code.FAILED
+    assert found["audit/reload"]["verdict"] == found["audit/head-size"]["verdict"] == "PASS"
+    assert all(one["seeds"] == 1 for one in told["findings"] if one["harm"] is not None)
+    assert "scratch" not in found["audit/linear-probe/permuted"]["accuracy"]
+    printed = capsys.readouterr().out
+    assert "audit/linear-probe" in printed
+    assert "time: " in printed
+    page = (out / "report.html").read_text()
+    assert "xferbench audit --arch tiny-resnet" in page
+
+
+def test_the_words_and_a_file_ask_the_same(after, tmp_path):
+    file = tmp_path / "audit.toml"
+    file.write_text(
+        f'schema = 1\nname = "digits-v2"\nplugins = ["all"]\nmargin = 0.05\n[backbone]\narch = "tiny-resnet"\n'
+        f'[target]\ndata = "digits"\n[checkpoint]\nafter = "{after}"\nbefore = "{BEFORE}"\nbelieved = "trainable=head"\n'
+    )
+    ours = described(*words(after, "--margin", 0.05, "--believed", "trainable=head")[1:])
+    theirs = loader.load_suite(file)
+    differing = [name for name in ours.__slots__ if getattr(ours, name) != getattr(theirs, name)]
+    assert differing == ["path", "command"]
+    assert (theirs.looks, theirs.tuning_seeds) == ((1,), 1)
+
+
+def test_timms_words_change_what_is_recorded():
+    base = {"resize": 256, "crop": 224, "mean": [0.1], "std": [0.2], "interpolation": "bilinear"}
+    assert audit.adjust_preprocessing(base, {"mean": [0.5], "std": [0.5]}) == base | {"mean": [0.5], "std": [0.5]}
+    assert audit.adjust_preprocessing(base, {"img_size": 112}) == base | {"crop": 112, "resize": 128}
+    assert audit.adjust_preprocessing(base, {"crop_pct": 1.0}) == base | {"crop": 224, "resize": 224}
+    assert audit.adjust_preprocessing({}, {"img_size": 32}) == {"crop": 32, "resize": 32}
+
+
+def test_serving_is_told_as_what_differs_from_training(after):
+    asked = described(*words(after, "--mean", 0.5, "--std", 0.5, "--img-size", 32, "--serve-channels", "bgr")[1:])
+    assert asked.preprocessing.mean == asked.serve_preprocessing.mean == (0.5,)
+    assert (asked.preprocessing.channels, asked.serve_preprocessing.channels) == ("rgb", "bgr")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "--after is missing"),
+        (["--after", "x.pth"], "--data is missing"),
+        (["quick"], r"\[checkpoint\] is missing"),
+        (["quick", "--margin", "0.1"], "--margin beside a suite file"),
+        (["--after", "x.pth", "--data", "digits"], "no such file"),
+    ],
+)
+def test_what_is_missing_is_told(given, said):
+    with pytest.raises(UserError, match=said):
+        described(*given)
+
+
+BAD = {
+    "no such belief": (["--believed", "frozen=body"], "what was to be trained"),
+    "a belief of no network": (["--believed", "trainable=body"], "what was to be trained"),
+    "no such check": (["--checks", "class-ordr"], "class-order"),
+    "no such metric": (["--metric", "accurcy"], "accuracy"),
+    "the same file twice": (["--before", "AFTER"], "before equals after"),
+    "no such manifest": (["--manifest", "none.xfb"], "[source] manifest"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_message_exit_code_2_and_no_files(case, after, tmp_path, capsys):
+    given, said = BAD[case]
+    given = [str(after) if word == "AFTER" else word for word in given]
+    out = tmp_path / "out"
+    code = main.main([*words(after), *given, "-o", str(out), "--store", str(tmp_path / "s.sqlite")])
+    told = capsys.readouterr().err
+    assert code == exit_code.USAGE
+    assert said in told
+    assert "Traceback" not in told
+    assert not out.exists() or not any(out.iterdir())
+
+
+FILES = {
+    "truncated": lambda path, state: (torch.save(state, path), path.write_bytes(path.read_bytes()[:2000])),
+    "empty": lambda path, _: path.write_bytes(b""),
+    "a pickle": lambda path, _: torch.save(small_resnets.tiny_resnet(10), path),
+    "another architecture": lambda path, _: torch.save(small_resnets.cifar_resnet(20, 10).state_dict(), path),
+    "no head": lambda path, state: torch.save({k: v for k, v in state.items() if not k.startswith("linear")}, path),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_weights_that_cannot_be_used_are_told_in_one_message(case, after, tmp_path, capsys):
+    path = tmp_path / "bad.pth"
+    FILES[case](path, torch.load(after, weights_only=True))
+    out = tmp_path / "out"
+    given = words(path, "-o", out, "--store", tmp_path / "s.sqlite", "-j", 1)
+    assert main.main(given) == exit_code.USAGE
+    told = capsys.readouterr().err
+    assert "xferbench: " in told
+    assert "Traceback" not in told
+    assert not list(out.glob("*.json"))
+
+
+def test_what_is_about_training_is_refused_beside_a_checkpoint(after):
+    table = {
+        "schema": 1,
+        "name": "a",
+        "plugins": ["all"],
+        "backbone": {"arch": "tiny-resnet"},
+        "target": {"data": "digits"},
+        "checkpoint": {"after": str(after)},
+    }
+    for key, value in {"looks": [3], "recipe": {"lr": 0.1}, "budget": "3m", "scratch": {"lr": [0.1]}}.items():
+        with pytest.raises(UserError, match="a key of training, beside"):
+            loader.parse_suite(table | {key: value}, after)
+    assert loader.parse_suite(table | {"recipe": {"serve_mode": "train"}}, after).serve_mode == "train"
+
+
+def test_a_head_with_too_many_outputs_is_a_fail_and_the_rest_is_judged(tmp_path):
+    torch.manual_seed(0)
+    path, out = tmp_path / "wide.pth", tmp_path / "out"
+    torch.save(small_resnets.tiny_resnet(12).state_dict(), path)
+    main.main(words(path, "--limit", 60, "--checks", "head-size,class-order", "-o", out, "--store", tmp_path / "s", "-j", 1))
+    found = {one["id"]: one for one in json.loads((out / "results.json").read_text())["findings"]}
+    assert found["audit/head-size"]["verdict"] == "FAIL"
+    assert "12 outputs, 10 classes" in found["audit/head-size"]["reason"]
+    assert found["audit/class-order/rotated"]["verdict"] in {"FAIL", "INCONCLUSIVE"}
+
+
+def test_a_head_with_too_few_outputs_is_a_fail_and_nothing_is_scored(tmp_path):
+    torch.manual_seed(0)
+    path, out = tmp_path / "narrow.pth", tmp_path / "out"
+    torch.save(small_resnets.tiny_resnet(4).state_dict(), path)
+    given = words(path, "--limit", 60, "--checks", "head-size,class-order,collapse", "-o", out, "--store", tmp_path / "s")
+    assert main.main([*given, "-j", "1"]) == exit_code.FAILED
+    found = {one["id"]: one for one in json.loads((out / "results.json").read_text())["findings"]}
+    assert found["audit/head-size"]["verdict"] == "FAIL"
+    assert found["audit/class-order"]["verdict"] == "SKIPPED"
+    assert "4 outputs and the data 10 classes" in found["audit/class-order"]["reason"]

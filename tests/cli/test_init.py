@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_json_schema import SCHEMA, fits
+from test_main import told
+
+from xferbench.analysis import exit_code
+from xferbench.cli import init
+from xferbench.config import loader
+from xferbench.core.errors import UserError
+from xferbench.data import inputs
+
+TINY = inputs.SHIPPED_WEIGHTS_FOLDER / "tiny-resnet-0.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def make_folder(place, classes=("ants", "bees"), splits=("train", "val"), images=3):
+    """Class folders; nobody looks into the files."""
+    for split in splits:
+        for number, name in enumerate(classes):
+            (place / split / name).mkdir(parents=True)
+            for one in range(images + number):
+                (place / split / name / f"{one}.jpg").touch()
+    return place
+
+
+def made(capsys, *words):
+    """The suite that a command writes, which is valid by every measure."""
+    code, out, err = told(capsys, "init", *words)
+    assert (code, err) == (0, "")
+    file = out.partition("wrote ")[2].partition("\nnext: ")[0]
+    assert told(capsys, "validate", file)[0] == 0
+    with open(file, encoding="utf-8") as opened:  # noqa: PTH123 - as a shell would
+        text = opened.read()
+    assert fits(tomllib.loads(text), SCHEMA)
+    return text, loader.load_suite(loader.find_suite(file)), out
+
+
+def test_a_folder_of_class_folders(capsys, tmp_path):
+    make_folder(tmp_path / "my ants")
+    text, asked, out = made(capsys, tmp_path / "my ants")
+    assert (tmp_path / "my-ants.toml").is_file()
+    assert (asked.name, asked.arch, asked.weights) == ("my-ants", "tiny-resnet", None)
+    assert asked.target == f"folder:{tmp_path / 'my ants'}"
+    assert 'data = "folder:my ants"' in text
+    assert "# 2 classes: ants, bees\n# train: 7 images, 3 to 4 a class\n# test: 7 images, 3 to 4 a class\n" in text
+    assert "next: xferbench validate my-ants.toml\n      xferbench run my-ants.toml --dry-run\n" in out
+
+
+def test_the_folder_one_stands_in_is_the_default(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(make_folder(tmp_path / "ants", splits=("train", "val", "test")))
+    text, asked, _ = made(capsys)
+    assert asked.target == f"folder:{tmp_path / 'ants'}"
+    assert "# validation: 7 images" in text
+
+
+def test_an_npz_file(capsys, tmp_path):
+    images = {f"{split}_images": np.zeros((40, 8, 8), np.uint8) for split in ("train", "test")}
+    labels = {f"{split}_labels": np.arange(40) % 4 for split in ("train", "test")}
+    np.savez(tmp_path / "a.npz", **images, **labels, train_groups=np.arange(40), test_groups=np.arange(40) // 10)
+    text, asked, _ = made(capsys, tmp_path / "a.npz")
+    assert asked.target == f"npz:{tmp_path / 'a.npz'}"
+    assert "# 4 classes: 0, 1, 2, 3\n# train: 40 images, 10 a class" in text
+    assert "4 independent test image(s)" in text
+
+
+def test_its_first_line_leads_an_editor_to_the_schema(capsys, tmp_path):
+    text, *_ = made(capsys, make_folder(tmp_path / "ants"))
+    first = text.splitlines()[0]
+    assert first == f"#:schema {(loader.shipped_folder() / 'schema.json').as_uri()}"
+    assert json.loads((loader.shipped_folder() / "schema.json").read_text(encoding="utf-8")) == SCHEMA
+
+
+@pytest.mark.parametrize("images", [2, 400])
+def test_the_margin_is_one_that_the_test_images_can_decide(capsys, tmp_path, images):
+    _, asked, _ = made(capsys, make_folder(tmp_path / "ants", images=images))
+    assert (asked.margin == init.MAX_MARGIN) == (images == 2)
+    _, out, _ = told(capsys, "validate", "ants.toml", "--set", f"target.test_size={2 * images + 1}")
+    assert "expect INCONCLUSIVE" not in out or asked.margin == init.MAX_MARGIN
+
+
+def test_what_is_commented_out_is_valid_too(capsys, tmp_path):
+    text, *_ = made(capsys, make_folder(tmp_path / "ants"))
+    keys = [line.removeprefix("# ") for line in text.splitlines() if not line.startswith("#:")]
+    alive = [line for line in keys if line.startswith("[") or " = " in line.partition("#")[0]]
+    (tmp_path / "all.toml").write_text("\n".join(alive))
+    (tmp_path / "weights.safetensors").write_bytes(TINY.read_bytes())
+    read = loader.load_suite(tmp_path / "all.toml")
+    assert (read.metric, read.train_size, read.scratch.steps) == ("balanced_accuracy", 200, 100)
+    assert read.recipe is not None
+    assert read.preprocessing is not None
+
+
+ODD = [
+    "with space",
+    "it's",
+    'say "hi"',
+    "Ünï–cödé 中文 🐜",
+    "<script>alert(1)<",
+    "a#b=c",
+    "~",
+    "~root",
+    "-o",
+    "100%",
+    "[x]",
+    "a\\b",
+    "tab\there",
+    "line\nbreak",
+    "\x7f\x1b[31m",
+    "中",
+]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names that only POSIX has")
+@pytest.mark.parametrize("name", ODD)
+def test_odd_names_of_folders_and_classes(capsys, tmp_path, name):
+    make_folder(tmp_path / "in" / name, classes=(name, "b"))
+    code, _, err = told(capsys, "init", tmp_path / "in" / name, "-o", tmp_path / "in" / "s.toml")
+    assert (code, err) == (0, "")
+    asked = loader.load_suite(tmp_path / "in" / "s.toml")
+    assert asked.target == f"folder:{tmp_path / 'in' / name}"
+    assert told(capsys, "validate", tmp_path / "in" / "s.toml")[0] == 0
+    assert fits(tomllib.loads((tmp_path / "in" / "s.toml").read_text()), SCHEMA)
+
+
+def test_a_script_for_a_name(capsys, tmp_path):
+    make_folder(tmp_path / "<script>alert(1)</script>")
+    _, asked, out = made(capsys, tmp_path / "<script>alert(1)</script>")
+    assert asked.name == "script"
+    assert asked.target.endswith("/<script>alert(1)</script>")
+    assert "<script>" not in out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file's name is bytes there")
+def test_a_name_that_is_no_text_is_told(capsys, tmp_path):
+    place = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    make_folder(type(tmp_path)(place))
+    code, _, err = told(capsys, "init", place)
+    assert code == exit_code.USAGE
+    assert "a name that is not valid text" in err
+
+
+@given(name=st.text())
+def test_every_slug_is_a_name(name):
+    table = {
+        "schema": 1,
+        "name": init.suite_slug(name),
+        "plugins": ["all"],
+        "backbone": {"arch": "x"},
+        "target": {"data": "digits"},
+    }
+    assert fits(table, SCHEMA)
+
+
+@given(value=st.text())
+def test_every_text_can_be_quoted(value):
+    assert tomllib.loads(f"x = {init.toml_quote(value)}") == {"x": value}
+
+
+def test_a_file_that_is_there_stays(capsys, tmp_path):
+    make_folder(tmp_path / "ants")
+    (tmp_path / "ants.toml").write_text("mine")
+    code, out, err = told(capsys, "init", "ants")
+    assert (code, out) == (exit_code.USAGE, "")
+    assert "ants.toml already exists\n  do: use --force" in err
+    assert (tmp_path / "ants.toml").read_text() == "mine"
+    assert told(capsys, "init", "ants", "-o", "other.toml")[0] == 0
+    assert told(capsys, "init", "ants", "--force")[0] == 0
+    assert loader.load_suite(tmp_path / "ants.toml").name == "ants"
+
+
+def test_paths_are_relative_to_the_file(capsys, tmp_path):
+    make_folder(tmp_path / "data" / "ants")
+    (tmp_path / "w").mkdir()
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "w" / "tiny.safetensors").write_bytes(TINY.read_bytes())
+    words = ["data/ants", "--weights", "w/tiny.safetensors", "--arch", "tiny-resnet", "-o", "suites/ants.toml"]
+    text, asked, _ = made(capsys, *words)
+    assert 'weights = "../w/tiny.safetensors"' in text
+    assert 'data = "folder:../data/ants"' in text
+    assert asked.weights == str(tmp_path / "w" / "tiny.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        (["nowhere"], ["nowhere: no such folder", "check the path"]),
+        ([], ["not a dataset folder", "train/ and val/ or test/"]),
+        (["ants", "--weights", "w.pth"], ["--weights w.pth\n  found: no such file"]),
+        (["ants", "--arch", "torchvision:resnet18"], ["[backbone] weights: missing"]),
+        (["ants", "--arch", "resnet"], ["[backbone] arch: unknown", "torchvision:NAME"]),
+        (["ants", "-o", "no/where.toml"], ["No such file or directory"]),
+    ],
+)
+def test_what_cannot_be_written_is_told_and_leaves_nothing(capsys, tmp_path, words, fragments):
+    make_folder(tmp_path / "ants")
+    code, out, err = told(capsys, "init", *words)
+    assert (code, out) == (exit_code.USAGE, "")
+    assert all(fragment in err for fragment in fragments), err
+    assert {path.name for path in tmp_path.iterdir()} == {"ants"}
+
+
+def test_without_torch_the_arch_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(init, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match="--arch is missing"):
+        init.detect_arch(TINY)
+    assert importlib.util.find_spec("xferbench") is not None
+
+
+def test_the_arch_is_guessed_by_another_process(capsys, tmp_path):
+    torch = pytest.importorskip("torch")
+    make_folder(tmp_path / "ants")
+    assert made(capsys, "ants", "--weights", TINY)[1].arch == "tiny-resnet"
+    torch.save({"odd.weight": torch.zeros(2, 2)}, tmp_path / "odd.pt")
+    code, _, err = told(capsys, "init", "ants", "--weights", "odd.pt", "-o", "b.toml")
+    assert code == exit_code.USAGE
+    assert "odd.pt: its tensors match no known architecture" in err
+    assert "--arch ARCH" in err
+
+
+def test_real_images_and_weights(capsys, shared):
+    pytest.importorskip("torch")
+    weights = shared / "weights" / "squeezenet1_0_torchvision_norm.pth"
+    _, asked, _ = made(capsys, shared / "data" / "hymenoptera", "--weights", weights)
+    assert (asked.arch, asked.weights) == ("torchvision:squeezenet1_0", str(weights))
+
+
+def test_a_test_set_alone_is_nothing_to_train_on(capsys, tmp_path):
+    for name in ("ants", "bees"):
+        (tmp_path / "flat" / name).mkdir(parents=True)
+        (tmp_path / "flat" / name / "0.jpg").touch()
+    code, _, err = told(capsys, "init", "flat")
+    assert code == exit_code.USAGE
+    assert "flat: no training images" in err
+    assert "xferbench audit" in err

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import shlex
+import tomllib
+
+import pytest
+from factory import make_run
+from hypothesis import given
+from hypothesis import strategies as st
+from test_loader import written
+from test_main import make_suite, told
+
+from xferbench.analysis import exit_code
+from xferbench.cli import main
+from xferbench.config import loader, overrides
+from xferbench.core.errors import UserError
+from xferbench.core.pipeline import Phase, Recipe
+from xferbench.core.strategies import STRATEGIES
+from xferbench.report import html
+
+
+@pytest.fixture(autouse=True)
+def _at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def loaded(tmp_path, *words, changes=""):
+    file = tmp_path / "ants.toml"
+    file.write_text(written(changes), encoding="utf-8")
+    return loader.load_suite(file, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["margin=0.1"], "margin", 0.1),
+        (["margin=0.1", "margin=0.2"], "margin", 0.2),
+        (["budget=90s"], "budget", 90.0),
+        (['budget="90s"'], "budget", 90.0),
+        (["looks=[3, 6]"], "looks", (3, 6)),
+        (['plugins=["batchnorm-drift"]'], "plugins", ("batchnorm-drift",)),
+        (["recipe.lr=1e-2"], "recipe", Recipe(phases=(Phase(lr=1e-2),))),
+        (["recipe.strategy=full"], "recipe", STRATEGIES["full"]()),
+        (["recipe={ lr = 0.5 }"], "recipe", Recipe(phases=(Phase(lr=0.5),))),
+        (["source.data=digits", 'source.classes."red ant"=3'], "source", "digits"),
+    ],
+)
+def test_a_word_stands_in_a_keys_place(tmp_path, words, name, value):
+    asked = loaded(tmp_path, *words)
+    assert getattr(asked, name) == value
+    assert asked.overrides == tuple(words)
+
+
+def test_a_number_from_0_names_an_entry_of_an_array(tmp_path):
+    phases = "[[recipe.phases]]; lr = 0.1\n[[recipe.phases]]; lr = 0.2"
+    recipe = loaded(tmp_path, "recipe.phases.1.lr=0.9", "recipe.phases.0.steps=7", changes=phases).recipe
+    assert recipe == Recipe(phases=(Phase(lr=0.1, steps=7), Phase(lr=0.9)))
+
+
+def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    asked = loaded(tmp_path, "target.data=folder:a b", "backbone.weights=w.pth")
+    assert (asked.target, asked.weights) == (f"folder:{tmp_path / 'a b'}", str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize(
+    ("word", "what", "found", "expected"),
+    [
+        ("recipe.learning_rate=1", "with --set recipe.learning_rate=1: [recipe] learning_rate: unknown", "", "mean 'lr'?"),
+        ("recpie.lr=1", "with --set recpie.lr=1: recpie: unknown key", "", "did you mean 'recipe'?"),
+        ("recipe.lr=fast", "with --set recipe.lr=fast: [recipe] lr", '"fast"', "a number above 0"),
+        ("plugins=all", "with --set plugins=all: plugins", '"all"', 'a list of plugins, or ["all"]'),
+        ("recipe.warmup=500", "with --set recipe.warmup=500: [recipe] warmup", "500", "fewer than the 150 steps"),
+        ("margin=", "with --set margin=: margin", '""', "a number above 0"),
+        ("margin", "--set margin", "no key and value", "recipe.lr=1e-3"),
+        ("=1", "--set =1", "the key ''", "KEY=VALUE"),
+        ("a b=1", "--set a b=1", "the key 'a b'", "KEY=VALUE"),
+        ("#=1", "--set #=1", "no key and value", "KEY=VALUE"),
+        ("name.of=1", "--set name.of=1", "\"ants-bees\" above 'of'", "a table"),
+        ("plugins.1=x", "--set plugins.1=x", "'1' in a list of 1", "counted from 0"),
+        ("plugins.x.y=x", "--set plugins.x.y=x", "'x' in a list of 1", "counted from 0"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_word(tmp_path, word, what, found, expected):
+    with pytest.raises(UserError) as problem:
+        loaded(tmp_path, "seed=7", word)
+    assert what in problem.value.what
+    assert "seed=7" not in problem.value.what
+    assert found in problem.value.found
+    assert expected in problem.value.expected
+
+
+def test_what_no_word_can_be_blamed_for_names_them_all(tmp_path):
+    with pytest.raises(UserError, match="with --set seed=7 --set metric=accuracy: margin"):
+        loaded(tmp_path, "seed=7", "metric=accuracy", changes="margin = 2")
+
+
+def test_the_table_given_stays_as_it_is():
+    table = {"recipe": {"phases": [{"lr": 1}]}}
+    assert overrides.apply_overrides(table, ["recipe.phases.0.lr=2"]) == {"recipe": {"phases": [{"lr": 2}]}}
+    assert table == {"recipe": {"phases": [{"lr": 1}]}}
+
+
+@given(text=st.text())
+def test_a_text_never_sets_another_key(text):
+    read = overrides.toml_value(f"name={text}")
+    assert read == text or tomllib.loads(f"x = {text}") == {"x": read} or read != read  # noqa: PLR0124 - NaN is itself
+
+
+def test_validate_hears_it_and_says_so(capsys, tmp_path):
+    file = make_suite(tmp_path)
+    code, out, err = told(capsys, "validate", file, "--set", "margin=0.4", "--set", "recipe.lr=0.5")
+    assert (code, err) == (0, "")
+    assert "a valid suite with --set margin=0.4 --set recipe.lr=0.5\n" in out
+    assert "(the suite's: 0.4)" in out
+    for words in (["validate", file], ["run", file, "--dry-run"]):
+        code, _, err = told(capsys, *words, "--set", "marge=1")
+        assert code == exit_code.USAGE
+        assert "--set marge=1: marge: unknown key" in err
+        assert "did you mean 'margin'?" in err
+
+
+def test_options_of_their_own_are_overrides_too(tmp_path):
+    words = ["run", str(make_suite(tmp_path)), "--set", "margin=0.4", "--seed", "5", "--budget", "9m"]
+    asked = main._suite(main.parser().parse_args(words))
+    assert (asked.seed, asked.budget) == (5, 540.0)
+    assert asked.overrides == ("margin=0.4", "seed=5", "budget=9m")
+    assert loader.load_suite(tmp_path / "noise.toml", asked.overrides) == asked
+
+
+def test_a_finished_run_says_so_and_how_to_reproduce_it(capsys, tmp_path):
+    pytest.importorskip("torch")
+    words = ["--set", "margin=0.4", "--set", "recipe.trainable=head", "--store", tmp_path / "s.sqlite", "-j", 1]
+    told(capsys, "run", make_suite(tmp_path), "-o", tmp_path / "out", *words)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["suite"]["overrides"] == ["margin=0.4", "recipe.trainable=head"]
+    assert results["suite"]["margin"] == 0.4
+    assert "the suite file was overridden: --set margin=0.4 --set recipe.trainable=head" in results["notes"]
+    assert "--set margin=0.4 --set recipe.trainable=head --output DIR" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_command_of_the_page_is_quoted_for_a_shell():
+    run = make_run(seeds=2, examples=20)
+    words = ['plugins=["all"]', "name=x; rm -rf $HOME", "recipe.lr=1e-3"]
+    run.suite["overrides"] = words
+    split = shlex.split(html.command_line(run.suite))
+    assert [split[place + 1] for place, one in enumerate(split) if one == "--set"] == words

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from xferbench.core import files
+from xferbench.core.errors import UserError
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    file = tmp_path / "a.npz"
+    file.write_bytes(b"old")
+    with files.replace_atomically(file) as part:
+        assert part.parent == tmp_path and part.suffix != ".npz"  # so that nobody reads it by its ending
+        part.write_bytes(b"new")
+        assert file.read_bytes() == b"old"
+    assert file.read_bytes() == b"new" and list(tmp_path.iterdir()) == [file]
+
+
+def test_after_an_exception_the_file_is_as_it_was(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_bytes(b"old")
+
+    def write_half():
+        with files.replace_atomically(file) as part:
+            part.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
+
+
+def test_what_cannot_be_written_is_a_problem_with_advice(tmp_path):
+    (tmp_path / "file").write_text("")
+    for write in (lambda path: files.write_file(path, b""), files.require_writable):
+        with pytest.raises(UserError, match="cannot be written") as refused:
+            write(tmp_path / "file" / "below")
+        assert refused.value.do
+    files.require_writable(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+
+
+def test_what_exists_is_refused_unless_it_may_be_overwritten(tmp_path):
+    file, link = tmp_path / "a", tmp_path / "broken"
+    file.write_bytes(b"")
+    link.symlink_to(tmp_path / "nothing")
+    for path in (file, link, tmp_path):
+        with pytest.raises(UserError, match="is there already"):
+            files.refuse_existing(path, do="give another name")
+        files.refuse_existing(path, force=True, do="")
+    files.refuse_existing(tmp_path / "none", do="")
+
+
+def test_a_digest_is_that_of_the_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"content")
+    assert files.sha256(tmp_path / "a") == hashlib.sha256(b"content").hexdigest()

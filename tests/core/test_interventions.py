@@ -1,0 +1,257 @@
+"""Interventions as values, from the suite's word to the examples that a network is trained on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from xferbench.analysis import compatibility
+from xferbench.config import interventions as config
+from xferbench.config import loader, render, revive
+from xferbench.core import interventions
+from xferbench.core.canonical import digest
+from xferbench.core.errors import UserError
+from xferbench.core.interventions import DataIntervention, Intervention, Range, as_dict, format_spelling, number, parse
+from xferbench.core.pipeline import Recipe, Selection
+from xferbench.core.record import json_values
+from xferbench.study import trials
+from xferbench.study.study import subject_arm
+from xferbench.testing import conformance, fake_lab
+
+THIRD_PARTY = """
+from __future__ import annotations
+from dataclasses import dataclass, replace
+from typing import ClassVar
+from xferbench.core.interventions import DataIntervention, number
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halved(DataIntervention):
+    '''Only some of the training images are there.'''
+    spelling: ClassVar[str] = "halved"
+    words: ClassVar[str] = "a share {share:g} of the training images"
+    implementation: ClassVar[str] = "halved_kind:halve"
+    share: float = number(low=0, low_open=True, high=1)
+
+def halve(split, intervention, stream, classes):
+    from xferbench.lab.data import datasets
+    return datasets.take(split, slice(max(1, round(intervention.share * len(split.labels)))))
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixed(Intervention):
+    """A kind with a default."""
+
+    spelling: ClassVar[str] = "mixed:up"
+    words: ClassVar[str] = "mixed {count} times, {share:g}"
+    count: int = number(low=1, whole=True)
+    share: float = number(low=0, low_open=True, high=1, default=0.5)
+
+
+@pytest.fixture
+def halved(tmp_path, monkeypatch):
+    """A kind that an installed package brings."""
+    (tmp_path / "halved_kind.py").write_text(THIRD_PARTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "halved_kind", raising=False)
+    entry = EntryPoint(name="halved", value="halved_kind:Halved", group=config.GROUP)
+    monkeypatch.setattr(config, "entry_points", lambda **_: [entry])
+    yield entry.load()
+    interventions.source_digest.cache_clear()
+
+
+def table(**target):
+    return {
+        "schema": 1,
+        "name": "ants",
+        "plugins": ["all"],
+        "backbone": {"arch": "tiny-resnet"},
+        "target": {"data": "synthetic:near", **target},
+    }
+
+
+def parsed(**target):
+    return loader.parse_suite(table(**target), Path("ants.toml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("mixed:up:3", Mixed(count=3)),
+        ("mixed:up:3:0.25", Mixed(count=3, share=0.25)),
+        ("mixed:up:12:1e-5", Mixed(count=12, share=1e-5)),
+        ("mixed:up:3:1", Mixed(count=3, share=1.0)),
+    ],
+)
+def test_a_value_is_spelt_as_it_is_parsed(text, value):
+    assert parse(text, [Mixed]) == value
+    assert str(value) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["mixed", "mixed:up", "mixed:up:0", "mixed:up:1:0", "mixed:up:1:2", "mixed:up:x", "mixed:up:1:1:1"]
+)
+def test_another_text_is_refused_with_the_form_of_the_kind(text):
+    with pytest.raises(
+        ValueError, match=r"mixed:up:COUNT\[:SHARE\] with COUNT a whole number at least 1 and SHARE a number above 0"
+    ):
+        parse(text, [Mixed])
+
+
+def test_a_value_out_of_its_range_cannot_be_built():
+    for bad in (0, 1.5, True, float("nan")):
+        with pytest.raises(ValueError, match="mixed:up: count is"):
+            Mixed(count=bad)
+
+
+def test_a_pattern_matches_every_number_of_a_range():
+    assert (
+        "0.5" in repr(Range(low=0, high=0.5)) and 0.5 in Range(low=0, high=0.5) and 0.5 not in Range(high=0.5, high_open=True)
+    )
+    assert Range(low=0, low_open=True).pattern != Range(low=0).pattern
+
+
+@pytest.mark.parametrize("kind", [kind for group in interventions.BUILT_IN.values() for kind in group])
+def test_every_built_in_kind_conforms(kind):
+    conformance.intervention_conforms(kind)
+
+
+def test_an_intervention_stands_for_its_spelling_in_keys_and_results(halved):
+    value = halved(share=0.5)
+    assert json.loads(json.dumps(json_values(as_dict(replace(fake_lab.SUITE, interventions=(value,))))))["interventions"] == [
+        "halved:0.5"
+    ]
+    assert interventions.intervention_key(value).startswith("halved:0.5 "), (
+        "the source of a third party's kind is part of the key"
+    )
+
+
+def test_without_interventions_nothing_has_another_key():
+    noisy = replace(fake_lab.PIPELINE, interventions=())
+    assert digest(trials.training_spec(noisy, 0)) == digest(trials.training_spec(fake_lab.PIPELINE, 0))
+
+
+def test_a_changed_implementation_changes_the_keys_of_a_third_party(halved, tmp_path):
+    before = interventions.intervention_key(halved(share=0.5))
+    (tmp_path / "halved_kind.py").write_text(THIRD_PARTY + "\n# another way\n")
+    interventions.source_digest.cache_clear()
+    assert interventions.intervention_key(halved(share=0.5)) != before
+
+
+def test_an_installed_kind_is_read_in_a_suite(halved):
+    asked = parsed(interventions=["halved:0.5"])
+    assert asked.interventions == (halved(share=0.5),)
+    told = json.loads(json.dumps(json_values(as_dict(asked))))
+    assert revive.suite_from_results(told, Path()).interventions == asked.interventions
+    assert ("interventions", "none", "['halved:0.5']") in compatibility.suite_differences(json_values(as_dict(parsed())), told)
+
+
+def test_a_kind_that_cannot_be_imported_says_so(monkeypatch):
+    entry = EntryPoint(name="halved", value="no_such_module:Halved", group=config.GROUP)
+    monkeypatch.setattr(config, "entry_points", lambda **_: [entry])
+    with pytest.raises(UserError, match="halved cannot be imported"):
+        parsed(interventions=["halved:0.5"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("halved:0.5", "a list of changes"),
+        (["halved:2"], "halved:SHARE with SHARE a number above 0"),
+        (["halved:0.5", "halved:0.2"], "once"),
+        ([3], "halved:SHARE"),
+    ],
+)
+def test_a_suite_refuses_what_is_no_intervention(halved, given, expected):
+    with pytest.raises(UserError, match=r"\[target\] interventions") as caught:
+        parsed(interventions=given)
+    assert expected in str(caught.value)
+
+
+def test_a_finished_network_has_no_training_images_to_change(halved):
+    with pytest.raises(UserError, match="interventions"):
+        loader.parse_suite(table(interventions=["halved:0.5"]) | {"checkpoint": {"after": "a.pth"}}, Path("ants.toml"))
+
+
+def test_a_matrix_has_targets_with_interventions_of_their_own(halved):
+    targets = [
+        {"name": "clean", "data": "synthetic:near"},
+        {"name": "less", "data": "synthetic:near", "interventions": ["halved:0.5"]},
+    ]
+    given = table() | {"plugins": [], "matrix": {"targets": targets, "recipes": ["linear-probe"]}}
+    given["target"] = {"train_size": 100}
+    clean, less = loader.parse_suite(given, Path("ants.toml")).matrix.tasks
+    assert (clean.interventions, less.interventions) == ((), (halved(share=0.5),))
+
+
+def test_all_arms_share_the_interventions_but_not_the_network_before_training(halved):
+    pipeline = replace(fake_lab.PIPELINE, interventions=(halved(share=0.5),))
+    assert trials.training_spec(pipeline, 0).interventions == pipeline.interventions
+    assert (
+        trials.training_spec(replace(pipeline, recipe=Recipe(init="target")), 0).start.interventions == pipeline.interventions
+    )
+    assert trials.initial_model(pipeline) == trials.initial_model(fake_lab.PIPELINE)
+    assert trials.training_spec(replace(pipeline, planted="copied:0.1"), 0).interventions == ()
+
+
+def test_a_remedy_and_a_sentence_name_them(halved):
+    changed = replace(fake_lab.PIPELINE, interventions=(halved(share=0.5),))
+    assert render.describe_pipeline(changed, fake_lab.PREPROCESSING).endswith("a share 0.5 of the training images")
+    assert render.pipeline_patch(fake_lab.PIPELINE, changed, fake_lab.PREPROCESSING)[:2] == [
+        "[target]",
+        'interventions = ["halved:0.5"]',
+    ]
+    assert "[target]" not in render.pipeline_patch(changed, changed, fake_lab.PREPROCESSING)
+
+
+def test_a_plugin_may_induce_one(halved):
+    study = fake_lab.make_study(make_plugin(halved(share=0.5)))
+    _, answers = fake_lab.replay_study(study, fake_lab.fake_lab())
+    assert answers
+    conformance.check_arms(make_plugin(halved(share=0.5)))
+
+
+def make_plugin(value):
+    """A plugin whose failure is a data intervention."""
+    from factory import make_plugin as plain_plugin
+
+    return replace(
+        plain_plugin("fewer-images"),
+        applies=lambda *_: "",
+        cure=lambda pipeline, _: replace(pipeline, interventions=()),
+        induce=lambda pipeline, _: {"changed": replace(pipeline, interventions=(value,))},
+    )
+
+
+def test_a_choice_keeps_the_interventions(halved):
+    pipeline = replace(fake_lab.PIPELINE, interventions=(halved(share=0.5),))
+    arm = subject_arm(replace(fake_lab.SUITE, recipe=None), pipeline)
+    assert isinstance(arm, Selection)
+    assert {candidate.interventions for candidate in arm.candidates} == {pipeline.interventions}
+
+
+def test_only_the_training_subset_is_changed(halved, tmp_path):
+    pytest.importorskip("torch")
+    from test_loop import make_fit, make_world, prepared
+
+    from xferbench.lab.training.examples import training_subset
+
+    world = make_world(tmp_path)
+    plain_fit, changed = make_fit(world), make_fit(world, interventions=(halved(share=0.5),))
+    _, _, dataset = prepared(world, plain_fit)
+    before, after = training_subset(dataset, plain_fit), training_subset(dataset, changed)
+    assert len(after.labels) == len(before.labels) / 2
+    assert np.array_equal(before.validation, after.validation)
+    assert before.split is dataset.train, "no image is copied where there is no intervention"
+    assert format_spelling(halved).startswith("halved:SHARE with")
+
+
+def test_the_base_names_no_group():
+    assert set(interventions.BUILT_IN) >= {DataIntervention}

@@ -1,0 +1,37 @@
+"""What plugins require of a pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from xferbench.core import requirements
+from xferbench.core.pipeline import Phase, Recipe
+from xferbench.testing.fake_lab import PIPELINE, PROFILE
+
+SCRATCH = replace(PIPELINE, recipe=Recipe(init="random"))
+
+
+def test_plugins_about_pretraining_apply_only_to_pretrained_weights():
+    for reason in (
+        requirements.requires_pretrained,
+        requirements.requires_batchnorm,
+        requirements.requires_source,
+        lambda *world: requirements.requires_several_steps(*world, "to choose"),
+    ):
+        assert reason(PIPELINE, PROFILE) == ""
+        assert reason(SCRATCH, PROFILE) == "nothing pretrained is adapted"
+    assert requirements.always_applies(SCRATCH, PROFILE) == ""
+
+
+def test_the_reason_names_what_is_missing():
+    assert requirements.requires_batchnorm(PIPELINE, replace(PROFILE, batchnorm=())) == "the backbone has no BatchNorm layer"
+    assert "no [source]" in requirements.requires_source(PIPELINE, replace(PROFILE, source=()))
+    assert requirements.requires_source(PIPELINE, replace(PROFILE, source=(), no_source="because")) == "because"
+    single = replace(PIPELINE, recipe=Recipe(phases=(Phase(steps=1),)))
+    assert requirements.requires_several_steps(single, PROFILE, "to choose") == "a single step leaves none to choose"
+
+
+def test_an_unrecorded_preprocessing_is_taken_on_trust():
+    assert "[backbone]" in requirements.unrecorded_preprocessing(PIPELINE, replace(PROFILE, recorded=False))
+    assert requirements.unrecorded_preprocessing(PIPELINE, PROFILE) == ""
+    assert requirements.leave_unchanged(PIPELINE, PROFILE) is PIPELINE

@@ -1,0 +1,249 @@
+"""Images that a metadata.csv lists: what is read, what is refused, and what is left out and said to be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xferbench.core.errors import UserError
+from xferbench.core.pipeline import Preprocessing
+from xferbench.core.suite import Suite
+from xferbench.data import inputs, metadata_csv, sources
+
+
+def make(folder, table, *, only=None):
+    """A folder with a table, and an image for each of its rows (or for ``only`` some)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = table if isinstance(table, str) else "\n".join(",".join(row) for row in table) + "\n"
+    (folder / "metadata.csv").write_text(text, encoding="utf-8")
+    for number, line in enumerate(text.splitlines()[1:]):
+        name = line.partition(",")[0].strip('"')
+        if only is None or name in only:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8, 3), number * 7 % 256, np.uint8)).save(folder / name)
+    return folder
+
+
+HEADER = ("file_name", "label", "split", "group")
+ROWS = [
+    (f"{split}-{label}{number}.png", label, split, f"{split}{number // 2}")
+    for split in ("train", "test")
+    for label in ("cat", "dog")
+    for number in range(4)
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make(tmp_path / "pets", [HEADER, *ROWS])
+
+
+def read(folder):
+    return sources.read_dataset(f"folder:{folder}", None)
+
+
+def digest(folder):
+    return inputs.digest_data(f"folder:{folder}").digest
+
+
+def test_classes_are_the_labels_and_splits_and_groups_are_as_the_columns_say(folder):
+    classes, splits, left_out = read(folder)
+    assert classes == ("cat", "dog")
+    assert left_out == ()
+    assert set(splits) == {"train", "test"}
+    assert splits["train"].labels.tolist() == [0] * 4 + [1] * 4
+    assert [path.name for path in splits["train"].images[:2]] == ["train-cat0.png", "train-cat1.png"]
+    by_name = dict(zip(splits["test"].names, splits["test"].labels, strict=True))
+    assert by_name == {name: int(label == "dog") for name, label, split, _ in ROWS if split == "test"}
+    assert not set(splits["train"].groups) & set(splits["test"].groups)
+
+
+def test_a_group_in_two_splits_is_the_same_in_both(tmp_path):
+    rows = [(f"{split}{i}.png", "ab"[i % 2], split, f"p{i}") for split in ("train", "val", "test") for i in range(4)]
+    _, splits, _ = read(make(tmp_path / "d", [HEADER, *rows]))
+    told = [
+        {name[-5]: group for name, group in zip(raw.names, raw.groups.tolist(), strict=True)}
+        for raw in (splits["train"], splits["validation"], splits["test"])
+    ]
+    assert told[0] == told[1] == told[2]
+
+
+@pytest.mark.parametrize("word", ["val", "valid", "validation", "Val"])
+def test_val_is_the_test_set_where_there_is_no_other(word, tmp_path):
+    rows = [(f"{split}{i}.png", "ab"[i % 2], split) for split in ("train", word) for i in range(4)]
+    _, splits, _ = read(make(tmp_path / "d", [HEADER[:3], *rows]))
+    assert set(splits) == {"train", "test"}
+    assert {name[: len(word)] for name in splits["test"].names} == {word}
+    assert len(splits["test"].groups) == 0
+
+
+def test_a_table_in_each_splits_folder_is_read_too(tmp_path):
+    for split in ("train", "validation"):
+        make(tmp_path / split, [("file_name", "label", "age"), *((f"in/{i}.png", "ab"[i % 2], "7") for i in range(4))])
+    _, splits, left_out = read(tmp_path)
+    assert splits["train"].names == ["train/in/0.png", "train/in/1.png", "train/in/2.png", "train/in/3.png"]
+    assert set(splits["test"].names) == {f"validation/in/{i}.png" for i in range(4)}
+    assert left_out == ("train/metadata.csv: column age is not used", "validation/metadata.csv: column age is not used")
+    (tmp_path / "test").mkdir()
+    with pytest.raises(UserError, match=r"test.metadata\.csv: missing"):
+        read(tmp_path)
+
+
+def test_without_a_split_column_a_stratified_fifth_is_the_test_set_and_this_is_said(tmp_path):
+    rows = [(f"{i}.png", "aab"[i % 3]) for i in range(60)]
+    folder = make(tmp_path / "d", [HEADER[:2], *rows])
+    _, splits, left_out = read(folder)
+    assert np.bincount(splits["test"].labels).tolist() == pytest.approx([8, 4], abs=1)
+    assert len(splits["test"].labels) == 12
+    assert not set(splits["train"].names) & set(splits["test"].names)
+    assert left_out == ("metadata.csv: no column split, so 12 of 60 images are the test set",)
+    assert read(folder)[1]["test"].names == splits["test"].names
+
+
+def test_that_fifth_parts_no_group(tmp_path):
+    rows = [(f"{i}.png", "ab"[i // 3 % 2], f"p{i // 3}") for i in range(90)]
+    _, splits, left_out = read(make(tmp_path / "d", [("file_name", "label", "group"), *rows]))
+    assert not set(splits["train"].groups) & set(splits["test"].groups)
+    assert len(splits["test"].labels) == 18
+    assert set(splits["test"].labels) == {0, 1}
+    assert "18 of 90 images (6 whole groups)" in left_out[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        ([(f"{i}.png", "ab"[i % 2], "p0") for i in range(20)], "20 images in 1 groups"),
+        ([(f"{i}.png", "ab"[i // 10], f"p{i // 10}") for i in range(20)], "20 images in 2 groups"),
+        ([("0.png", "a"), *((f"{i}.png", "b") for i in range(1, 20))], "20 images"),
+    ],
+)
+def test_where_no_fifth_can_be_cut_a_column_is_asked_for(rows, found, tmp_path):
+    with pytest.raises(UserError, match="no test set can be cut") as told:
+        read(make(tmp_path / "d", [("file_name", "label", "group")[: len(rows[0])], *rows]))
+    assert told.value.found == found
+    assert "add a column split" in told.value.do
+
+
+def test_a_suite_with_a_wrong_table_is_not_a_valid_one(folder, tmp_path):
+    named = Suite(name="pets", path="/pets.toml", plugins=("all",), arch="tiny-resnet", target=f"folder:{folder}")
+    inputs.check_inputs(named)
+    (folder / "metadata.csv").write_text("nothing")
+    with pytest.raises(UserError, match=r"/pets.toml: \[target\] data: .*no column file_name"):
+        inputs.check_inputs(named)
+
+
+def test_missing_and_broken_files_and_unknown_columns_are_named_and_left_out(tmp_path):
+    data = pytest.importorskip("xferbench.lab.data.datasets")
+    rows = [(f"{split}/{i}.png", "ab"[i % 2], split, "9") for split in ("train", "test") for i in range(6)]
+    folder = make(tmp_path / "pets", [("file_name", "label", "split", "age"), *rows])
+    (folder / "train" / "0.png").unlink()
+    (folder / "train" / "1.png").write_bytes(b"no image")
+    (folder / "test" / "2.png").write_bytes((folder / "test" / "3.png").read_bytes()[:40])
+    dataset = data.load(inputs.digest_data(f"folder:{folder}"), Preprocessing(), None, tmp_path / "cache")
+    assert (len(dataset.train.labels), len(dataset.test.labels)) == (4, 5)
+    told = "\n".join(dataset.left_out)
+    assert "metadata.csv: column age is not used" in told
+    assert "train/0.png: no such file" in told
+    assert "train/1.png: cannot identify" in told
+    assert "\ntest/2.png: " in told
+    assert str(tmp_path) not in told
+
+
+def test_groups_reach_the_splits_that_draws_and_statistics_use(folder, tmp_path):
+    data = pytest.importorskip("xferbench.lab.data.datasets")
+    dataset = data.load(inputs.digest_data(f"folder:{folder}"), Preprocessing(), None, tmp_path / "cache")
+    assert len(np.unique(dataset.train.groups)) == len(np.unique(dataset.test.groups)) == 2
+    train, held_out = data.subset(dataset, 4, 0)
+    assert not set(dataset.train.groups[train]) & set(dataset.train.groups[held_out])
+
+
+def test_the_digest_is_of_the_table_and_of_the_files_that_it_names(folder):
+    before = digest(folder)
+    (folder / "notes.txt").write_text("not listed")
+    assert digest(folder) == before
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "train-cat0.png")
+    touched = digest(folder)
+    assert touched != before
+    table = (folder / "metadata.csv").read_text()
+    (folder / "metadata.csv").write_text(table.replace("train-cat0.png,cat", "train-cat0.png,dog"))
+    assert digest(folder) != touched
+    (folder / "metadata.csv").write_text(table)
+    (folder / "train-cat1.png").unlink()
+    assert digest(folder) != touched
+
+
+def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(folder):
+    text = (folder / "metadata.csv").read_text()
+    (folder / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n")
+    assert [len(raw.labels) for raw in read(folder)[1].values()] == [8, 8]
+
+
+def test_names_and_labels_may_hold_commas_and_letters_of_any_language(tmp_path):
+    table = "file_name,label,split\n" + "".join(
+        f'"{i}, größer.png","{"Katze, groß" if i % 2 else "犬"}",{"train" if i < 4 else "test"}\n' for i in range(8)
+    )
+    (tmp_path / "metadata.csv").write_text(table, encoding="utf-8")
+    for i in range(8):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{i}, größer.png")
+    classes, splits, left_out = read(tmp_path)
+    assert classes == ("Katze, groß", "犬")
+    assert len(splits["train"].labels) == 4
+    assert left_out == ()
+
+
+GOOD = "file_name,label,split\na.png,cat,train\nb.png,dog,train\nc.png,cat,test\nd.png,dog,test\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "what", "found", "told"),
+    [
+        (b"", "no column file_name and label", "an empty file", "a header"),
+        (b"a.png,cat\nb.png,dog\n", "no column file_name and label", "a.png,cat", "a header with file_name,label"),
+        (GOOD.replace("label", "class").encode(), "no column label", "file_name,class,split", "rename the file"),
+        (GOOD.replace(",", ";").encode(), "no column file_name and label", "file_name;label;split", "separate by commas"),
+        (GOOD.replace(",", "\t").encode(), "no column file_name and label", "file_name\tlabel", "separate by commas"),
+        (GOOD.encode("utf-16"), "not a text file in UTF-8", "a NUL byte", "save it as CSV in UTF-8"),
+        (GOOD.replace("cat", "c\0t").encode(), "not a text file in UTF-8", "a NUL byte", "UTF-8"),
+        (GOOD.replace("cat", "Käfer").encode("latin-1"), "not UTF-8", "byte 0xe4 at 29", "save it as CSV in UTF-8"),
+        (GOOD.encode() + b"a.png,dog,test\n", "line 6: a file twice", "a.png, first on line 2", "one row for each file"),
+        (GOOD.encode() + b"./a.png,dog,test\n", "line 6: a file twice", "./a.png, first on line 2", "one row"),
+        (GOOD.encode() + b"e.png,dog\n", "line 6", "2 fields: e.png,dog", "quote a field that holds a comma"),
+        (GOOD.encode() + b"e,1.png,dog,test\n", "line 6", "4 fields", "3 fields, as in the header"),
+        (GOOD.encode() + b'e.png,"dog,test\n', "not a CSV file", "unexpected end of data", "UTF-8"),
+        (GOOD.encode() + b"e.png, ,test\n", "line 6: label", "nothing", "the class of the image"),
+        (GOOD.encode() + b",dog,test\n", "line 6: file_name", "nothing", "relative to"),
+        (GOOD.encode() + b"/e.png,dog,test\n", "line 6: file_name", "/e.png", "relative to"),
+        (GOOD.encode() + b"../e.png,dog,test\n", "line 6: file_name", "../e.png", "inside it"),
+        (GOOD.encode() + b"a\\e.png,dog,test\n", "line 6: file_name", "a\\e.png", "a path with /"),
+        (GOOD.encode() + b"e.png,dog,tset\n", "line 6: split", "tset", "train, val, valid, validation, test"),
+        (GOOD.encode() + b"e.png,dog,\n", "line 6: split", "nothing", "train, val"),
+        (GOOD.replace("test", "train").encode(), "a split is missing", "train", "train and val or test"),
+        (GOOD.replace("train", "val").encode(), "a split is missing", "test, val", "train and val or test"),
+        (b"file_name,label,split\n", "a split is missing", "no rows", "train and val or test"),
+        (b"file_name,label,label\na.png,cat,cat\n", "a column twice", "label", "a header"),
+        (GOOD.replace("dog", "cat").encode(), "too few labels", "1 among 4 of 4 rows", "at least two"),
+        (GOOD.replace("dog,test", "owl,test").encode(), "labels that are missing from train", "owl", "cat, dog"),
+        (b"file_name,label,group\na.png,cat,p\nb.png,dog,\n", "line 3: group", "nothing", "a group in every row, or in none"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_a_problem_that_says_where(table, what, found, told, tmp_path):
+    make(tmp_path, GOOD)
+    (tmp_path / "metadata.csv").write_bytes(table)
+    with pytest.raises(UserError) as problem:
+        read(tmp_path)
+    assert what in problem.value.what
+    assert "metadata.csv" in problem.value.what
+    assert found in problem.value.found
+    assert told in f"{problem.value.expected} {problem.value.do}"
+
+
+def test_where_no_file_is_there_the_columns_are_to_be_checked(tmp_path):
+    folder = make(tmp_path / "d", GOOD, only=())
+    with pytest.raises(UserError, match="0 among 0 of 4 rows whose file exists"):
+        read(folder)
+
+
+def test_class_folders_have_no_table(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    assert metadata_csv.metadata_files(tmp_path) == {}

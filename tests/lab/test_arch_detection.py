@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+from xferbench.core.errors import UserError
+from xferbench.data import inputs
+from xferbench.lab.models import arch_detection, backbones
+
+ARCHS = (
+    "tiny-resnet",
+    "cifar-resnet20",
+    "cifar-resnet56",
+    "torchvision:resnet18",
+    "torchvision:resnext50_32x4d",
+    "torchvision:squeezenet1_1",
+    "torchvision:mobilenet_v2",
+    "torchvision:mobilenet_v3_small",
+    "torchvision:efficientnet_b0",
+    "torchvision:densenet121",
+    "torchvision:shufflenet_v2_x0_5",
+    "torchvision:mnasnet0_5",
+    "torchvision:googlenet",
+)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_checkpoint_tells_what_it_was_made_with(tmp_path, arch):
+    state = backbones.build(arch, 7).state_dict()
+    torch.save({"epoch": 3, "state_dict": {f"module.{name}": one for name, one in state.items()}}, tmp_path / "w.pth")
+    assert arch_detection.detect_arch(tmp_path / "w.pth") == arch
+
+
+def test_counters_may_be_missing(tmp_path):
+    state = backbones.build("torchvision:resnet18", 3).state_dict()
+    torch.save({name: one for name, one in state.items() if "num_batches" not in name}, tmp_path / "w.pth")
+    assert arch_detection.detect_arch(tmp_path / "w.pth") == "torchvision:resnet18"
+
+
+def test_the_shipped_weights():
+    assert arch_detection.detect_arch(inputs.SHIPPED_WEIGHTS_FOLDER / "tiny-resnet-0.safetensors") == "tiny-resnet"
+
+
+@pytest.mark.parametrize("change", [lambda state: state.pop("bn1.weight"), lambda state: state.update(odd=torch.zeros(1))])
+def test_one_tensor_more_or_less_is_another_architecture(tmp_path, change):
+    state = dict(backbones.build("torchvision:resnet18", 3).state_dict())
+    change(state)
+    torch.save(state, tmp_path / "w.pth")
+    assert arch_detection.detect_arch(tmp_path / "w.pth") == ""
+
+
+def test_another_shape_is_another_architecture(tmp_path):
+    state = dict(backbones.build("cifar-resnet20", 3).state_dict())
+    state["conv1.weight"] = torch.zeros(16, 1, 3, 3)
+    torch.save(state, tmp_path / "w.pth")
+    assert arch_detection.detect_arch(tmp_path / "w.pth") == ""
+
+
+def test_what_is_no_checkpoint_is_told(tmp_path):
+    (tmp_path / "w.pth").write_text("no")
+    with pytest.raises(UserError, match="not a checkpoint, or a damaged one"):
+        arch_detection.detect_arch(tmp_path / "w.pth")
+
+
+def test_published_weights(shared):
+    assert arch_detection.detect_arch(shared / "weights" / "resnet44-014dd654.th") == "cifar-resnet44"

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+
+from safetensors.torch import save_file
+
+from xferbench.core.errors import UserError
+from xferbench.lab.models import checkpoint_reader
+
+STATE = {"one.weight": torch.arange(6.0).view(2, 3), "one.bias": torch.ones(2), "count": torch.tensor(3)}
+
+
+def same(found, expected):
+    return found.keys() == expected.keys() and all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def saved(content, path, **kwargs):
+    torch.save(content, path, **kwargs)
+    return path
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_state_dict_is_read_from_both_forms_of_torch_files(zipped, tmp_path):
+    assert same(
+        checkpoint_reader.read_checkpoint(saved(STATE, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)), STATE
+    )
+
+
+def test_safetensors_are_known_by_content_too(tmp_path):
+    save_file(STATE, tmp_path / "weights.bin")
+    assert same(checkpoint_reader.read_checkpoint(tmp_path / "weights.bin"), STATE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floating_point_is_read_as_float32_and_integers_stay(dtype, tmp_path):
+    cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in STATE.items()}
+    assert same(checkpoint_reader.read_checkpoint(saved(cast, tmp_path / "a.pt")), STATE)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        {"state_dict": STATE, "epoch": 3, "best": torch.tensor(0.5)},
+        {"model": STATE, "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}},
+        {"model": {"state_dict": STATE}},
+        {"ema": {"module": STATE}, "args": {"lr": 0.1}},
+        {"teacher": STATE},
+        {"net": {f"module.{name}": tensor for name, tensor in STATE.items()}},
+        {f"_orig_mod.module.model.{name}": tensor for name, tensor in STATE.items()},
+        {f"base_model.model.backbone.{name}": tensor for name, tensor in STATE.items()},
+    ],
+)
+def test_wrappers_and_shared_prefixes_are_taken_off(wrapped, tmp_path):
+    assert same(checkpoint_reader.read_checkpoint(saved(wrapped, tmp_path / "a.pth")), STATE)
+
+
+def test_the_weights_themselves_come_before_their_moving_average(tmp_path):
+    average = {name: tensor * 0 for name, tensor in STATE.items()}
+    assert same(checkpoint_reader.read_checkpoint(saved({"model_ema": average, "model": STATE}, tmp_path / "a.pth")), STATE)
+
+
+def test_a_prefix_that_only_some_names_have_stays(tmp_path):
+    state = {"model.weight": torch.ones(2), "criterion.weight": torch.ones(2)}
+    assert same(checkpoint_reader.read_checkpoint(saved(state, tmp_path / "a.pth")), state)
+
+
+def test_parameters_are_read_as_plain_tensors_of_their_own(tmp_path):
+    shared = torch.nn.Parameter(torch.ones(4))
+    state = checkpoint_reader.read_checkpoint(saved({"a": shared, "b": shared[:2]}, tmp_path / "a.pth"))
+    state["a"].zero_()
+    assert not state["a"].requires_grad
+    assert torch.equal(state["b"], torch.ones(2))
+
+
+class Malicious:
+    def __init__(self, proof):
+        self.proof = proof
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.proof}'",)
+
+
+@pytest.mark.parametrize("zipped", [True, False, None], ids=["zip", "old", "bare pickle"])
+def test_a_file_that_would_run_code_is_refused_and_does_not_run(zipped, tmp_path):
+    proof, path = tmp_path / "it ran", tmp_path / "weights.pth"
+    content = {"state_dict": STATE, "extra": Malicious(proof)}
+    if zipped is None:
+        path.write_bytes(pickle.dumps({"extra": Malicious(proof)}, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=r"would run code[\s\S]*(posix|nt)\.system[\s\S]*trust[\s\S]*safetensors"):
+        checkpoint_reader.read_checkpoint(path)
+    assert not proof.exists()
+    if zipped:
+        torch.load(path, weights_only=False)
+        assert proof.exists(), "the file is harmless, so the test above shows nothing"
+
+
+@pytest.mark.parametrize(
+    "content", [{"state_dict": STATE, "args": Namespace(lr=0.1)}, torch.nn.Linear(2, 2)], ids=["args", "module"]
+)
+def test_the_blocked_class_is_named_and_the_way_out_works(content, tmp_path, monkeypatch):
+    path = saved(content, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"argparse\.Namespace|torch\.nn\.modules\.linear\.Linear") as refused:
+        checkpoint_reader.read_checkpoint(path)
+    monkeypatch.chdir(tmp_path)
+    code = refused.value.do.partition("again: ")[2]
+    exec(f"import torch, safetensors.torch; {code}")  # what the message tells the user to do must work
+    assert set(checkpoint_reader.read_checkpoint(Path("weights.safetensors"))) in ({*STATE}, {"weight", "bias"})
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_truncated_file_is_a_problem_wherever_it_was_cut(zipped, tmp_path):
+    path = saved(STATE, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    for length in range(1, len(content) - 1, len(content) // 60):
+        path.write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"damaged|asks for (collections|torch)"):  # half a name is a strange name
+            checkpoint_reader.read_checkpoint(path)
+
+
+def test_truncated_safetensors_are_a_problem(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file(STATE, path)
+    content = path.read_bytes()
+    for length in range(1, len(content), 7):
+        path.write_bytes(content[:length])
+        with pytest.raises(UserError, match="damaged"):
+            checkpoint_reader.read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"Not a checkpoint.\n", b"\x89PNG\r\n\x1a\n" + bytes(50), b"<html>404</html>", b"\x80\x3c.", bytes(99)]
+)
+def test_a_file_of_another_kind_is_a_problem(content, tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not a checkpoint"):
+        checkpoint_reader.read_checkpoint(path)
+
+
+def test_a_missing_an_empty_file_and_a_folder_are_told_apart(tmp_path):
+    (tmp_path / "empty").touch()
+    for name, found in {"nowhere": "no such file", "empty": "an empty file", ".": "a folder"}.items():
+        with pytest.raises(UserError, match=found):
+            checkpoint_reader.read_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [[torch.ones(2)], {"epoch": 3}, {}, torch.ones(3), {"a": {"b": {"c": {"d": {}}}}}])
+def test_a_file_without_named_tensors_is_a_problem(content, tmp_path):
+    with pytest.raises(UserError, match="it holds no named tensors"):
+        checkpoint_reader.read_checkpoint(saved(content, tmp_path / "a.pth"))
+
+
+def test_a_torchscript_program_is_a_problem(tmp_path):
+    path = tmp_path / "program.pt"
+    saved(STATE, path)
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "script.pt", "w") as script:
+        for name in archive.namelist():
+            script.writestr(name, archive.read(name))
+        script.writestr("program/constants.pkl", pickle.dumps((), protocol=2))
+    with pytest.raises(UserError, match="TorchScript"):
+        checkpoint_reader.read_checkpoint(tmp_path / "script.pt")
+
+
+# As the tools of the trade write them
+
+
+class Hyper:
+    """What a module's arguments may hold, and no plain data."""
+
+
+def test_a_checkpoint_with_arguments_that_are_no_plain_data_names_them_all(tmp_path):
+    content = {"state_dict": {f"model.{name}": tensor for name, tensor in STATE.items()}, "hyper_parameters": {"x": Hyper()}}
+    path = saved(content | {"args": Namespace(lr=1)}, tmp_path / "last.ckpt")
+    with pytest.raises(UserError) as refused:
+        checkpoint_reader.read_checkpoint(path)
+    assert refused.value.found == "the file asks for argparse.Namespace, test_reading.Hyper, which is not plain data"
+    assert "torch.load('last.ckpt'" in refused.value.do and "safetensors" in refused.value.do
+
+
+def test_a_checkpoint_of_lightnings_form_with_plain_arguments_is_read(tmp_path):
+    content = {
+        "epoch": 3,
+        "global_step": 100,
+        "pytorch-lightning_version": "2.4.0",
+        "state_dict": {f"model.{name}": tensor for name, tensor in STATE.items()},
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(1.0)}}}],
+        "hyper_parameters": {"lr": 0.1},
+    }
+    assert same(checkpoint_reader.read_checkpoint(saved(content, tmp_path / "last.ckpt")), STATE)
+
+
+@pytest.mark.parametrize(("own", "average"), [("model", "model_ema"), ("state_dict", "state_dict_ema")])
+def test_of_weights_and_their_moving_average_it_is_said_which_was_read(own, average, tmp_path):
+    path = saved({own: STATE, average: {f"module.{name}": tensor * 0 for name, tensor in STATE.items()}}, tmp_path / "a.pth")
+    state, note = checkpoint_reader.read_with_note(path)
+    assert same(state, STATE)
+    assert note == f"weights: {own!r} of the file, not the moving average {average!r} in the same file"
+    assert checkpoint_reader.read_with_note(saved({average: STATE}, tmp_path / "b.pth"))[1] == ""
+
+
+def test_a_checkpoint_of_timms_saver_is_read(tmp_path):
+    timm, utils = pytest.importorskip("timm"), pytest.importorskip("timm.utils")
+    model = timm.create_model("test_resnet", num_classes=3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    saver = utils.CheckpointSaver(model, optimizer, model_ema=utils.ModelEmaV3(model), checkpoint_dir=str(tmp_path))
+    saver.save_checkpoint(0, metric=0.5)
+    state, note = checkpoint_reader.read_with_note(tmp_path / "last.pth.tar")
+    assert same(state, model.state_dict()) and "'state_dict_ema'" in note
+
+
+def test_names_of_a_compiled_and_wrapped_network_are_its_own(tmp_path):
+    layer = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    wrapped = torch.nn.DataParallel(torch.compile(layer))
+    path = saved(wrapped.state_dict(), tmp_path / "a.pt")
+    assert next(iter(wrapped.state_dict())).startswith("module._orig_mod.")
+    assert same(checkpoint_reader.read_checkpoint(path), layer.state_dict())
+
+
+PRAISE = r"weights_only|add_safe_globals|safe_globals|arbitrary code"
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [1, 2], {"w": np.ones(3)}], ids=["table", "list", "arrays"])
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_of_a_bare_pickle_torchs_praise_of_opening_it_in_full_is_not_quoted(content, protocol, tmp_path):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    with pytest.raises(UserError) as refused:
+        checkpoint_reader.read_checkpoint(path)
+    assert not re.search(PRAISE, refused.value.found)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_of_a_file_with_one_wrong_byte_it_is_not_quoted_either(zipped, tmp_path):
+    path = saved(STATE, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    content, rng, found = path.read_bytes(), np.random.default_rng(0), []
+    for at, value in zip(rng.integers(len(content), size=150), rng.integers(256, size=150), strict=True):
+        path.write_bytes(content[:at] + bytes([value]) + content[at + 1 :])
+        try:
+            checkpoint_reader.read_checkpoint(path)
+        except UserError as problem:
+            found.append(problem.found)
+    assert found and not [one for one in found if re.search(PRAISE, one)]

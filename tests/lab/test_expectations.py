@@ -1,0 +1,117 @@
+"""What a recipe says of a network's tensors, and how they are named whatever is wrapped around it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn
+
+from xferbench.config import recipe_of
+from xferbench.core.errors import UserError
+from xferbench.core.interventions import HEAD_ONLY, Trainable
+from xferbench.core.pipeline import Phase, Recipe
+from xferbench.lab.models import backbones
+from xferbench.lab.monitor import expectations
+
+
+def make_net():
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(OrderedDict(body=body, fc=nn.Linear(4, 2), drop=nn.Dropout()))
+
+
+HEAD = {"fc.weight", "fc.bias"}
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("head", HEAD),
+        ("norm", HEAD | {"body.1.weight", "body.1.bias"}),
+        ("bias", HEAD | {"body.0.bias", "body.1.bias"}),
+        ("all", HEAD | {f"body.{at}.{part}" for at in range(2) for part in ("weight", "bias")}),
+    ],
+)
+def test_a_word_means_what_it_means_in_a_suite(word, expected):
+    net = make_net()
+    (found,) = expectations.expected_phases(net, [Phase(trainable=Trainable.parse(word))], "fc")
+    assert found.trainable == expected == backbones.trainable_names(backbones.layer_layout(net, 8), net, Trainable.parse(word))
+
+
+@pytest.mark.parametrize("word", ["lora:4", "adapter:8"])
+def test_adapters_of_a_model_that_is_watched_are_its_own(word):
+    with pytest.raises(UserError, match=r"its own adapters[\s\S]*to use requires_grad"):
+        expectations.expected_phases(make_net(), [Phase(trainable=Trainable.parse(word))], "fc", 8)
+
+
+def test_layer_groups_are_those_of_the_anatomy():
+    net = backbones.build("tiny-resnet", 3)
+    (found,) = expectations.expected_phases(net, [Phase(trainable=Trainable.parse("top:2"))], expectations.find_head(net), 32)
+    assert found.trainable == backbones.trainable_names(backbones.layer_layout(net, 32), net, Trainable.parse("top:2"))
+
+
+def test_phases_end_with_their_steps_and_the_last_lasts():
+    phases = [
+        Phase(trainable=HEAD_ONLY, batchnorm="eval", steps=30),
+        Phase(steps=10),
+        Phase(trainable=Trainable.parse("norm"), steps=5),
+    ]
+    found = expectations.expected_phases(make_net(), phases, "fc")
+    assert [(one.last_step, one.statistics_move) for one in found] == [(30, False), (40, True), (float("inf"), True)]
+    assert [one.statistics_move for one in expectations.expected_phases(make_net(), phases, "fc", batchnorm=False)] == [
+        None
+    ] * 3
+    assert expectations.expected_phases(make_net(), [], "") == (expectations.ExpectedPhase(),)
+
+
+def test_the_head_is_the_last_linear_layer_or_the_one_that_is_named():
+    assert expectations.find_head(make_net()) == "fc"
+    assert expectations.find_head(make_net(), "body.0") == "body.0"
+    assert not expectations.find_head(nn.ReLU())
+    with pytest.raises(UserError, match="did you mean 'fc'"):
+        expectations.find_head(make_net(), "fcc")
+    with pytest.raises(UserError, match="no such module with parameters"):
+        expectations.find_head(make_net(), "drop")
+
+
+def test_names_and_models_are_those_before_wrapping():
+    net = make_net()
+    names = list(expectations.named_parameters(net))
+    assert expectations.unwrap(nn.DataParallel(torch.compile(net, backend="eager"))) is net
+    net.body = torch.compile(net.body, backend="eager")
+    assert list(expectations.named_parameters(net)) == names
+    assert list(expectations.statistics_layers(net)) == ["body.1"]
+    assert list(expectations.layer_statistics("body.1", expectations.statistics_layers(net)["body.1"])) == [
+        "body.1.running_mean",
+        "body.1.running_var",
+        "body.1.num_batches_tracked",
+    ]
+
+
+def test_a_network_shows_that_it_was_trained():
+    net = make_net()
+    assert not expectations.is_pretrained(net, "fc")
+    net(torch.randn(4, 3, 8, 8))
+    assert expectations.is_pretrained(net, "fc")
+    assert not expectations.is_pretrained(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), "0")
+    assert not expectations.is_pretrained(nn.Linear(3, 3), "")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "batchnorm"),
+    [
+        ({"trainable": "head"}, ["head"], False),
+        ({"trainable": "head", "batchnorm": "eval"}, ["head"], True),
+        ({"strategy": "lp-ft", "steps": 10}, ["head", "all"], True),
+        ({"phases": [{"trainable": "head"}, {"batchnorm": "eval"}]}, ["head", "all"], True),
+        (Phase(trainable=Trainable.parse("norm")), ["norm"], True),
+        (Recipe(phases=(Phase(trainable=Trainable.parse("norm")), Phase())), ["norm", "all"], True),
+    ],
+)
+def test_a_recipe_is_told_in_any_of_its_forms(recipe, words, batchnorm):
+    made, said = recipe_of.recipe_of(recipe)
+    assert ([str(phase.trainable) for phase in made.phases], said) == (words, batchnorm)
+    assert recipe_of.recipe_of(None) == (None, True)

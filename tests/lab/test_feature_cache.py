@@ -1,0 +1,163 @@
+"""Activations of a frozen part: computed once, kept by content, and never read half written."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn
+from torch.func import functional_call
+
+from xferbench.core.pipeline import Preprocessing
+from xferbench.lab.data import preprocessing
+from xferbench.lab.training import feature_cache
+
+CPU = torch.device("cpu")
+READY = Preprocessing(mean=(0.5,), std=(0.25,))
+IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (130, 3, 6, 6), np.uint8))
+
+
+def make_part():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.ReLU())
+
+
+def tensors(part):
+    return {name: tensor.detach().clone() for name, tensor in part.state_dict().items()}
+
+
+def compute(cache, part=None, own=None, images=IMAGES, ready=READY):
+    part = part or make_part()
+    return feature_cache.compute_activations(part, own or tensors(part), images, ready, CPU, cache)
+
+
+def files(cache):
+    return sorted(path.name for path in (cache / "features").iterdir())
+
+
+def test_activations_are_what_the_part_gives_in_eval_mode(tmp_path):
+    part = make_part().train()
+    own = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in tensors(part).items()}
+    found = compute(tmp_path, part, own)
+    assert part.training, "its own mode is put back"
+    with torch.no_grad():
+        expected = functional_call(part.eval(), own, (preprocessing.to_tensor(IMAGES, READY),))
+    torch.testing.assert_close(found, expected)
+    assert found.dtype == torch.float32
+
+
+def test_the_second_time_they_are_read_and_are_the_same(tmp_path, monkeypatch):
+    first = compute(tmp_path)
+    old = tmp_path / "features" / files(tmp_path)[0]
+    os.utime(old, (0, 0))
+    monkeypatch.setattr(feature_cache, "functional_call", None)
+    assert torch.equal(compute(tmp_path), first)
+    assert old.stat().st_mtime > 0, "what is used counts as recent"
+
+
+def test_whatever_they_depend_on_is_in_their_name(tmp_path):
+    part = make_part()
+    own = tensors(part)
+    other = IMAGES.clone()
+    other[0, 0, 0, 0] ^= 1
+    strided = make_part()
+    strided[0].stride = (2, 2)
+    asked = [
+        {},
+        *({"own": own | {name: tensor + 1}} for name, tensor in own.items()),
+        {"images": other},
+        {"images": IMAGES[:129]},
+        {"images": IMAGES.permute(0, 1, 3, 2)},
+        *({"ready": replace(READY, **change)} for change in ({"mean": (0.4,)}, {"scale": 1.0}, {"channels": "bgr"})),
+        {"part": strided, "own": own},
+    ]
+    for number, one in enumerate(asked, start=1):
+        compute(tmp_path, **one)
+        assert len(files(tmp_path)) == number, one.keys()
+    compute(tmp_path, part, own)
+    assert len(files(tmp_path)) == len(asked)
+
+
+def test_other_code_gives_other_names(tmp_path, monkeypatch):
+    compute(tmp_path)
+    monkeypatch.setattr(feature_cache, "VERSION", feature_cache.VERSION + 1)
+    compute(tmp_path)
+    monkeypatch.setattr(torch, "__version__", "0.0.0")
+    compute(tmp_path)
+    assert len(files(tmp_path)) == 3
+
+
+def test_a_tensor_that_is_missing_is_an_error_and_not_the_modules_own(tmp_path):
+    part = make_part()
+    own = tensors(part)
+    del own["0.weight"]
+    with pytest.raises(KeyError, match="weight"):
+        compute(tmp_path, part, own)
+
+
+def test_what_is_too_large_is_computed_each_time_and_not_written(tmp_path, monkeypatch):
+    size = compute(tmp_path / "a").nbytes
+    monkeypatch.setattr(feature_cache, "MAX_CACHED_BYTES", size - 1)
+    assert torch.equal(compute(tmp_path / "b"), compute(tmp_path / "a"))
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(file, array):
+        file.write(array.tobytes()[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        compute(tmp_path)
+    assert files(tmp_path) == []
+
+
+def _killed_while_writing(cache):
+    def torn(file, array):
+        file.write(array.tobytes()[:100])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    np.save = torn
+    feature_cache._save(np.zeros(1000), cache / "features" / "x.npy")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child only writes and dies
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process that can be killed")
+def test_a_file_that_a_killed_worker_was_writing_is_never_read(tmp_path):
+    process = get_context("fork").Process(target=_killed_while_writing, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    (left,) = files(tmp_path)
+    assert left != "x.npy"
+    assert not left.endswith(".npy")
+
+
+def _looked_at(part):
+    with feature_cache.evaluation_mode(part, CPU):
+        assert not any(layer.training for layer in part.modules())
+        assert not torch.is_grad_enabled()
+        raise RuntimeError("on purpose")
+
+
+def test_inference_puts_each_layers_mode_back_whatever_happens():
+    part = make_part().train()
+    part[1].eval()
+    with pytest.raises(RuntimeError, match="on purpose"):
+        _looked_at(part)
+    assert [layer.training for layer in part] == [True, False, True, True]
+    assert torch.is_grad_enabled()
+
+
+def test_only_an_accelerator_computes_in_less_than_float32():
+    with feature_cache.autocast(CPU):
+        assert make_part()(torch.ones(2, 3, 6, 6)).dtype == torch.float32

@@ -1,0 +1,108 @@
+"""The same fits on a CUDA device: near those of the CPU, the same each time, and the same in a group as alone.
+
+What differs there, bfloat16 and lock-step, is run on the CPU by tests/test_fit.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from test_loop import make_fit, make_trial, make_world
+
+from xferbench.core.interventions import HEAD_ONLY, Trainable
+from xferbench.core.pipeline import Phase
+from xferbench.core.trial import ModelSpec, Trial
+from xferbench.lab.worker import profile, run_trials
+from xferbench.runner.engines import local
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+STEP = {"steps": 5, "batch_size": 16}
+RECIPES = {
+    "full": (Phase(**STEP),),
+    "LP-FT": (
+        Phase(trainable=HEAD_ONLY, batchnorm="eval", lr=1e-2, **STEP),
+        Phase(batchnorm="eval", layer_decay=0.5, **STEP),
+    ),
+    "LoRA": (Phase(trainable=Trainable.parse("lora:4"), batchnorm="eval", lr=1e-2, **STEP),),
+    "adapters": (Phase(trainable=Trainable.parse("adapter:4"), batchnorm="eval", lr=1e-2, **STEP),),
+    "ghost": (Phase(batchnorm="ghost:8", trainable=Trainable.parse("top:2"), optimizer="sgd", lr=1e-2, **STEP),),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(autouse=True)
+def deterministic(monkeypatch):
+    """As a worker sets it."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+
+def on(device, one, *, edits=(), **view):
+    trial = make_trial(one, **view)
+    return Trial(model=ModelSpec(base=one, edits=edits), view=trial.view, place=replace(trial.place, device=device))
+
+
+def answered(world, cache, *trials):
+    records, _ = run_trials.run_trials(trials, frozenset(trial.key for trial in trials), world.cache / cache)
+    assert not any(record.error for record in records), [record.error for record in records]
+    return records
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_fit_is_near_that_of_the_cpu(recipe, world):
+    one = make_fit(world, *RECIPES[recipe])
+    cpu, cuda = (answered(world, "near", on(device, one))[0] for device in ("cpu", "cuda"))
+    assert cpu.key != cuda.key
+    np.testing.assert_allclose([row[1] for row in cuda.curve], [row[1] for row in cpu.curve], rtol=0.1)
+    assert cuda.predictions.p_true.mean() == pytest.approx(cpu.predictions.p_true.mean(), abs=0.05)
+    assert (cuda.predictions.example == cpu.predictions.example).all()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_group_is_its_members_and_the_same_each_time(recipe, world):
+    trials = [on("cuda", make_fit(world, *RECIPES[recipe], seed=seed)) for seed in range(3)]
+    first, again = answered(world, "first", *trials), answered(world, "again", *trials)
+    for record, same in zip(first, again, strict=True):
+        assert np.array_equal(record.predictions.p_true, same.predictions.p_true)
+        assert record.curve == same.curve
+    for trial, record in zip(trials, first, strict=True):
+        (alone,) = answered(world, "alone", trial)
+        np.testing.assert_allclose([row[1] for row in record.curve], [row[1] for row in alone.curve], rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        {"mode": "training"},
+        {"examples": "validation"},
+        {"step": "best"},
+        {"edits": ("batchnorm:restored",)},
+        {"edits": ("batchnorm:recalibrated@2",)},
+    ],
+    ids=str,
+)
+def test_every_view_is_near_that_of_the_cpu(look, world):
+    one = make_fit(world, *RECIPES["full"])
+    cpu, cuda = (answered(world, "views", on(device, one, **look))[0] for device in ("cpu", "cuda"))
+    assert cuda.predictions.p_true.mean() == pytest.approx(cpu.predictions.p_true.mean(), abs=0.05)
+
+
+def test_a_worker_computes_there_too(world, tmp_path):
+    trial = on("cuda", make_fit(world, *RECIPES["LP-FT"]))
+    with local.start_workers(1) as call:
+        (there,), trained = call(
+            "xferbench.lab.worker.run_trials:run_trials", (trial,), frozenset({trial.key}), tmp_path
+        ).result()
+        assert call("xferbench.lab.worker.profile:resolve_device", "auto").result() == profile.resolve_device("auto") == "cuda"
+    assert trained == 1
+    (here,) = answered(world, "here", trial)
+    assert np.array_equal(there.predictions.p_true, here.predictions.p_true)

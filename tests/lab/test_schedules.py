@@ -1,0 +1,78 @@
+"""Learning rates over steps and over depth."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from xferbench.core.pipeline import Phase
+from xferbench.lab.training.schedules import lr_factor, parameter_groups
+
+
+def course(**changes):
+    phase = Phase(**{"steps": 100, **changes})
+    return [lr_factor(phase, step) for step in range(phase.steps)]
+
+
+def test_a_constant_rate_is_the_peak_at_every_step():
+    assert set(course(schedule="constant")) == {1.0}
+
+
+def test_a_cosine_begins_at_the_peak_passes_half_in_the_middle_and_ends_near_nothing():
+    rates_ = course(schedule="cosine")
+    assert rates_[0] == 1.0
+    assert rates_[50] == pytest.approx(0.5)
+    assert 0 < rates_[-1] < 0.001
+    assert rates_ == sorted(rates_, reverse=True)
+
+
+def test_one_cycle_begins_at_a_twenty_fifth_peaks_at_three_tenths_and_ends_near_nothing():
+    rates_ = course(schedule="one-cycle")
+    assert rates_[0] == pytest.approx(1 / 25)
+    assert rates_[30] == 1.0 == max(rates_)
+    assert rates_[:31] == sorted(rates_[:31])
+    assert rates_[30:] == sorted(rates_[30:], reverse=True)
+    assert 0 < rates_[-1] < 0.001
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_warm_up_rises_evenly_to_the_peak_and_what_follows_starts_there(schedule):
+    rates_ = course(schedule=schedule, warmup=4)
+    assert rates_[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates_[5] <= 1.0
+
+
+def test_a_warm_up_longer_than_the_phase_never_reaches_the_peak():
+    assert max(course(steps=10, warmup=20)) == pytest.approx(10 / 21)
+
+
+def test_one_step_is_taken_at_the_peak():
+    assert course(steps=1) == [1.0]
+
+
+def test_an_unknown_schedule_is_an_error_and_no_cosine():
+    with pytest.raises(ValueError, match="linear"):
+        lr_factor(Phase(schedule="linear"), 0)
+
+
+DEPTH = {"head.weight": 0, "head.bias": 0, "b.weight": 1, "a.weight": 3}
+PARAMETERS = {name: torch.zeros(1) for name in DEPTH}
+
+
+def rated(**changes):
+    groups = parameter_groups(Phase(lr=0.1, **changes), PARAMETERS, DEPTH)
+    return {
+        name: group["lr"] for name, own in PARAMETERS.items() for group in groups if any(own is one for one in group["params"])
+    }
+
+
+def test_every_parameter_is_in_exactly_one_group():
+    groups = parameter_groups(Phase(layer_decay=0.5), PARAMETERS, DEPTH)
+    assert sorted(id(one) for group in groups for one in group["params"]) == sorted(map(id, PARAMETERS.values()))
+
+
+def test_rates_decay_with_depth_below_a_head_that_has_its_own():
+    assert rated() == dict.fromkeys(DEPTH, 0.1)
+    assert rated(layer_decay=0.5) == pytest.approx({"head.weight": 0.1, "head.bias": 0.1, "b.weight": 0.1, "a.weight": 0.025})
+    assert rated(layer_decay=0.5, head_lr=1.0)["head.bias"] == 1.0
+    assert rated(head_lr=0.0)["head.weight"] == 0.0

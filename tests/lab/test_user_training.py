@@ -1,0 +1,446 @@
+"""Code of the user's own: found without being run, run in workers, and held to what it says."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from textwrap import dedent
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from test_loop import BRIEF, PLACE, WEIGHTS, make_fit, make_trial, make_world, same
+from test_main import make_suite
+from test_profile import make_weights
+
+import xferbench
+from xferbench.analysis import exit_code
+from xferbench.cli import main
+from xferbench.core import files
+from xferbench.core.errors import UserError
+from xferbench.core.interventions import HEAD_ONLY
+from xferbench.core.pipeline import Phase
+from xferbench.data import user_code
+from xferbench.lab.models import backbones
+from xferbench.lab.training import user_training
+from xferbench.lab.worker import profile, run_trials
+from xferbench.runner.engines import local
+
+NETWORK = """
+from torch import nn
+from xferbench.lab.models.small_resnets import tiny_resnet
+
+def build(classes):
+    return tiny_resnet(classes)
+
+def other(classes):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+
+def wrong(classes):
+    return tiny_resnet(classes + 1)
+
+def nothing(classes):
+    return {"classes": classes}
+
+def broken(classes):
+    raise KeyError("on purpose")
+
+def gone(classes):
+    raise SystemExit(3)
+
+class Falling(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.last = nn.Linear(3, classes)
+
+    def forward(self, x):
+        return self.last(x.mean((2, 3)))[self.nowhere]
+"""
+
+TRAIN = """
+import random
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+def train(model, data, recipe, seed):
+    phase = recipe.phases[-1]
+    device = next(model.parameters()).device
+    optimizer = torch.optim.SGD(model.parameters(), lr=phase.lr)
+    loader = DataLoader(data.train, batch_size=phase.batch_size, shuffle=True)
+    done = 0
+    while done < phase.steps:
+        for x, y in loader:
+            loss = F.cross_entropy(model(x.to(device)), y.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            done += 1
+            if done == phase.steps:
+                break
+    return model
+
+train.honours = {"lr", "steps", "batch_size"}
+
+def wrapped(model, data, recipe, seed):
+    return torch.nn.DataParallel(train(model, data, recipe, seed))
+
+wrapped.honours = []
+
+def silent(model, data, recipe, seed):
+    return model
+
+def vague(model, data, recipe, seed):
+    return model
+
+vague.honours = {"learning_rate"}
+
+def lying(model, data, recipe, seed):
+    return train(model, data, recipe, seed)
+
+lying.honours = {"trainable", "batchnorm"}
+
+def nothing(model, data, recipe, seed):
+    train(model, data, recipe, seed)
+
+nothing.honours = ()
+
+def other(model, data, recipe, seed):
+    return model.layer1
+
+other.honours = ()
+
+def failing(model, data, recipe, seed):
+    raise OSError("no such disk")
+
+failing.honours = ()
+
+def exploding(model, data, recipe, seed):
+    with torch.no_grad():
+        model.linear.weight.fill_(float("inf"))
+    return model
+
+exploding.honours = ()
+
+def drawing(model, data, recipe, seed):
+    with torch.no_grad():
+        drawn = [random.random(), np.random.random(), torch.rand(()).item(), recipe.stop == "best"]
+        model.linear.bias.copy_(torch.tensor(drawn))
+    return model
+
+drawing.honours = ("stop",)
+"""
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """A function that writes a module of a name that no other test has, and names a callable of it."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    module = f"own_{abs(hash(tmp_path))}"
+
+    def write(text, name):
+        (tmp_path / f"{module}.py").write_text(dedent(text))
+        return user_code.find_callable(f"python:{module}:{name}", tmp_path, files.sha256)
+
+    yield write
+    user_code.load_callable.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def fitted(world, code, *phases, seed=0, **more):
+    one = replace(make_fit(world, *phases, seed=seed), training=code, **more)
+    trial = make_trial(one)
+    dataset, network = run_trials.training_inputs(one, trial, world.cache)
+    return user_training.train_with_user_code(one, network, run_trials.start_tensors(one, network, trial, world.cache), dataset)
+
+
+# Found, without being run
+
+
+def test_a_callable_is_named_by_the_source_of_its_whole_package(tmp_path):
+    package = tmp_path / "mine"
+    (package / "deep").mkdir(parents=True)
+    for name in ("__init__.py", "deep/__init__.py", "deep/nets.py"):
+        (package / name).write_text("raise RuntimeError('this must not run')")
+
+    def digest(folder=tmp_path):
+        return user_code.find_callable("python:mine.deep.nets:build", folder, files.sha256).digest
+
+    before = digest()
+    (package / "notes.txt").write_text("no source")
+    assert digest() == before
+    (package / "other.py").write_text("")
+    assert digest() != before
+    (package / "other.py").unlink()
+    package.parent.joinpath("moved").mkdir()
+    package.rename(tmp_path / "moved" / "mine")
+    assert digest(tmp_path / "moved") == before, "where it lies is no content"
+
+
+def test_files_beside_a_single_module_count_as_far_as_it_imports_them(tmp_path):
+    (tmp_path / "one.py").write_text("from two import layer\nimport torch\n")
+    (tmp_path / "two.py").write_text("import three.deep")
+    (tmp_path / "three").mkdir()
+    (tmp_path / "three" / "deep.py").write_text("")
+    digests = set()
+    for changed in ("", "one.py", "two.py", "three/deep.py", "unused.py"):
+        if changed:
+            with (tmp_path / changed).open("a") as file:
+                file.write("\n# changed")
+        digests.add(user_code.find_callable("python:one:build", tmp_path, files.sha256).digest)
+    assert len(digests) == 4
+
+
+def test_a_module_is_looked_for_beside_the_suite_first_and_then_on_the_path(tmp_path, monkeypatch):
+    for folder, text in (("suite", "here"), ("path", "there")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "both_places.py").write_text(f"# {text}")
+    (tmp_path / "path" / "path_only.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    first = user_code.find_callable("python:both_places:f", tmp_path / "suite", files.sha256)
+    assert first.digest != user_code.find_callable("python:both_places:f", tmp_path / "path", files.sha256).digest
+    assert user_code.find_callable("python:path_only:f", tmp_path / "suite", files.sha256)
+
+
+@pytest.mark.parametrize(
+    "word", ["python:mine", "python:mine:", "python::build", "python:a/b:c", "python:1a:b", "python:a:b:c"]
+)
+def test_a_word_of_another_form_is_a_problem(word, tmp_path):
+    with pytest.raises(UserError, match="python:module:callable"):
+        user_code.find_callable(word, tmp_path, files.sha256)
+
+
+@pytest.mark.parametrize("module", ["nowhere_at_all", "sys", "__main__x"])
+def test_a_module_that_is_not_there_is_a_problem(module, tmp_path):
+    with pytest.raises(UserError, match="no module"):
+        user_code.find_callable(f"python:{module}:build", tmp_path, files.sha256)
+
+
+# Loaded
+
+
+def test_a_callable_that_is_missing_or_none_is_a_problem(written):
+    with pytest.raises(UserError, match="not a callable"):
+        user_code.load_callable(written("x = 1", "x"))
+    with pytest.raises(UserError, match="not a callable"):
+        user_code.load_callable(written("x = 1", "y.z"))
+
+
+def test_a_submodule_that_is_missing_is_a_problem_and_a_missing_library_a_crash(written, tmp_path):
+    (tmp_path / "own_pkg").mkdir()
+    (tmp_path / "own_pkg" / "__init__.py").touch()
+    with pytest.raises(UserError, match="no such module"):
+        user_code.load_callable(user_code.find_callable("python:own_pkg.sub:f", tmp_path, files.sha256))
+    with pytest.raises(user_code.UserCodeError, match=r"python:own_\d+:f crashed: ModuleNotFoundError.*no_such_library"):
+        user_code.load_callable(written("import no_such_library", "f"))
+
+
+def test_files_that_changed_since_they_were_digested_are_a_problem(written):
+    code = written("def f(): pass", "f")
+    written("def f(): return 2", "f")
+    with pytest.raises(UserError, match="changed since"):
+        user_code.load_callable(code)
+
+
+def test_a_name_that_is_taken_by_a_loaded_module_is_a_problem(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "statistics.py").write_text("def f(): pass")
+    import statistics  # noqa: F401 - so that it is loaded
+
+    with pytest.raises(UserError, match=r"is loaded[\s\S]*rename your module"):
+        user_code.load_callable(user_code.find_callable("python:statistics:f", tmp_path, files.sha256))
+
+
+# Backbones
+
+
+def probed(world, code, weights=WEIGHTS, training=None):
+    return profile.profile(code.spec, weights, world.data, None, (60, None), (None, (), None), world.cache, code, training)
+
+
+def test_a_network_of_the_users_own_is_probed_and_trained(written, world):
+    code = written(NETWORK, "build")
+    facts = probed(world, code)
+    assert (facts.head, facts.crash, facts.honours) == ("linear", "", None)
+    one = replace(make_fit(world), arch=code.spec, code=code)
+    (record,), trained = run_trials.run_trials([make_trial(one)], frozenset([make_trial(one).key]), world.cache)
+    (named,), _ = run_trials.run_trials(
+        [make_trial(make_fit(world))], frozenset([make_trial(make_fit(world)).key]), world.cache
+    )
+    assert (record.error, trained) == ("", 1)
+    assert record.key != named.key
+    assert np.array_equal(record.predictions.p_true, named.predictions.p_true), "it is the same network"
+
+
+@pytest.mark.parametrize(("name", "said"), [("nothing", "gave no network"), ("wrong", "a head of the wrong size")])
+def test_what_is_no_network_or_has_another_head_is_a_problem(name, said, written, world):
+    with pytest.raises(UserError, match=said):
+        probed(world, written(NETWORK, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("broken", "KeyError: 'on purpose'"), ("gone", "SystemExit"), ("Falling", "nowhere")]
+)
+def test_a_crash_in_the_users_network_names_it(name, said, written, world):
+    crash = probed(world, written(NETWORK, name)).crash
+    assert f":{name} crashed: " in crash and said in crash and "Traceback" not in crash
+
+
+def test_a_network_of_ones_own_starts_from_its_seed_alone(written):
+    code = written(NETWORK, "other")
+    drawn = []
+    for value in (1, 1, 2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(value)
+            drawn.append(backbones.build(code.spec, 4, code).state_dict())
+    assert same(drawn[0], drawn[1]) and not same(drawn[0], drawn[2])
+
+
+# Training
+
+
+def test_what_is_honoured_is_said_by_the_function(written):
+    assert user_training.supported_fields(written(TRAIN, "train")) == ("lr", "steps", "batch_size")
+    with pytest.raises(UserError, match=r'silent\.honours = \{"lr", "steps"\}'):
+        user_training.supported_fields(written(TRAIN, "silent"))
+    with pytest.raises(UserError, match="known: augment, batch_size"):
+        user_training.supported_fields(written(TRAIN, "vague"))
+
+
+def test_the_users_training_gives_a_fitted_network_and_the_same_from_the_same_seed(written, world):
+    code = written(TRAIN, "train")
+    phase = Phase(lr=0.05, steps=20, batch_size=16)
+    first, again, other = (fitted(world, code, phase, seed=seed) for seed in (0, 0, 1))
+    ((steps, loss, score),) = first.curve
+    assert steps == 20 and 0 < loss < 3 and 0 <= score <= 1 and not first.diverged
+    assert same(first.last, again.last) and first.curve == again.curve and not same(first.last, other.last)
+    assert same(first.last, first.best) and not torch.equal(first.last["conv1.weight"], first.before["conv1.weight"])
+    assert first.prior == pytest.approx((0.25,) * 4, abs=0.05)
+
+
+def test_every_global_stream_is_seeded_and_put_back(written, world):
+    code = written(TRAIN, "drawing")
+    fitted(world, code)  # the structure is built once, which draws weights that nobody reads
+    before = torch.random.get_rng_state()
+    drawn = [
+        fitted(world, code, seed=seed, stop=stop).last["linear.bias"] for seed, stop in ((0, "last"), (0, "best"), (1, "last"))
+    ]
+    assert torch.equal(drawn[0][:3], drawn[1][:3]) and (drawn[0][:3] != drawn[2][:3]).all()
+    assert [float(one[3]) for one in drawn] == [0.0, 1.0, 0.0], "the stopping rule is told to the code"
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_wrapper_round_the_network_is_taken_off(written, world):
+    assert same(fitted(world, written(TRAIN, "wrapped")).last, fitted(world, written(TRAIN, "train")).last)
+
+
+@pytest.mark.parametrize(("name", "said"), [("nothing", "returned no network"), ("other", "returned another network")])
+def test_what_comes_back_must_be_the_network(name, said, written, world):
+    with pytest.raises(UserError, match=said):
+        fitted(world, written(TRAIN, name))
+
+
+def test_divergence_is_seen(written, world):
+    assert fitted(world, written(TRAIN, "exploding")).diverged
+
+
+@pytest.mark.parametrize("phase", [Phase(trainable=HEAD_ONLY, **BRIEF), Phase(batchnorm="eval", **BRIEF)])
+def test_code_that_moves_what_it_says_it_leaves_alone_is_a_crash(phase, written, world):
+    with pytest.raises(user_code.UserCodeError, match="says that it honours trainable, batchnorm, but moved frozen"):
+        fitted(world, written(TRAIN, "lying"), phase)
+    fitted(world, written(TRAIN, "lying"), Phase(**BRIEF))
+
+
+def test_a_crash_in_the_users_training_is_a_record_that_names_it_even_for_a_disk_error(written, world):
+    one = replace(make_fit(world), training=written(TRAIN, "failing"))
+    (record,), _ = run_trials.run_trials([make_trial(one)], frozenset([make_trial(one).key]), world.cache)
+    assert ":failing crashed: OSError: no such disk (own_" in record.error
+
+
+def test_records_of_the_users_training_are_recalled(written, world):
+    one = replace(make_fit(world, Phase(lr=0.05, steps=4, batch_size=16)), training=written(TRAIN, "train"))
+    trial = make_trial(one)
+    (first,), trained = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
+    (again,), retrained = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
+    assert (trained, retrained) == (1, 0)
+    assert np.array_equal(first.predictions.p_true, again.predictions.p_true) and first.curve == again.curve
+    assert trial.place == PLACE
+
+
+# The whole line
+
+
+def make_own(folder, *, arch=None, training=None, plugins='["batchnorm-drift", "negative-transfer"]'):
+    make_weights(folder / "w.safetensors")
+    (folder / "mine.py").write_text(NETWORK + TRAIN)
+    file = make_suite(folder, plugins=plugins, backbone='weights = "w.safetensors"')
+    text = file.read_text()
+    if arch:
+        text = text.replace('"tiny-resnet"', f'"python:mine:{arch}"')
+    if training:
+        text = text.replace('strategy = "linear-probe"', f'training = "python:mine:{training}"')
+    file.write_text(text)
+    return file
+
+
+@pytest.fixture
+def at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("own", [{"arch": "build"}, {"training": "train"}])
+def test_code_is_run_only_where_it_is_allowed(own, at_home, tmp_path, capsys):
+    file = make_own(tmp_path, **own)
+    for words in (["run", str(file)], ["validate", str(file)]):
+        assert main.main(words) == exit_code.USAGE
+        assert "add --allow-code" in capsys.readouterr().err
+    assert main.main(["validate", str(file), "--allow-code"]) == 0
+    assert "mine" not in sys.modules
+
+
+def test_a_suite_with_a_network_and_training_of_its_own_is_carried_out(at_home, tmp_path):
+    file = make_own(tmp_path, arch="build", training="train")
+    run = xferbench.run(file, allow_code=True, device="cpu", workers=1, output=tmp_path / "out")
+    told = {one.plugin: one for one in run.findings}
+    assert told["batchnorm-drift"].verdict == "SKIPPED" and told["batchnorm-drift"].reason.endswith("does not honour batchnorm")
+    assert any("python:mine:train says that it honours lr, steps, batch_size: " in note for note in run.notes)
+    assert told["negative-transfer"].verdict != "ERROR" and told["negative-transfer"].harm is not None
+    again = xferbench.run(file, allow_code=True, device="cpu", workers=1)
+    assert again.cost["trials"]["run"] == 0
+    with (tmp_path / "mine.py").open("a") as changed:
+        changed.write("\n# changed")
+    assert xferbench.run(file, allow_code=True, device="cpu", workers=1).cost["trials"]["run"] > 0
+    assert "mine" not in sys.modules, "it ran in the workers only"
+
+
+@pytest.mark.parametrize("own", [{"arch": "broken"}, {"training": "failing"}])
+def test_a_crash_of_the_users_code_is_an_error_finding(own, at_home, tmp_path, capsys):
+    file = make_own(tmp_path, plugins='["negative-transfer"]', **own)
+    run = xferbench.run(file, allow_code=True, device="cpu", workers=1, output=tmp_path / "out")
+    (one,) = run.findings
+    assert one.verdict == "ERROR" and "Traceback" not in one.reason
+    assert f"python:mine:{next(iter(own.values()))} crashed: " in one.reason
+    assert (tmp_path / "out" / "report.html").is_file()
+    if "arch" in own:
+        assert main.main(["run", str(file), "--allow-code", "--dry-run"]) == exit_code.USAGE
+        assert "python:mine:broken crashed: KeyError" in capsys.readouterr().err
+        assert main.main(["run", str(file), "--allow-code", "--device", "cpu", "-j", "1"]) == exit_code.CRASHED
+
+
+def test_a_worker_that_is_asked_for_a_users_problem_tells_it(tmp_path, world):
+    (tmp_path / "mine_too.py").write_text(NETWORK)
+    code = user_code.find_callable("python:mine_too:nothing", tmp_path, files.sha256)
+    asked = (code.spec, WEIGHTS, world.data, None, (60, None), (None, (), None), world.cache, code)
+    with local.start_workers(1) as call, pytest.raises(UserError, match="gave no network"):
+        call("xferbench.lab.worker.profile:profile", *asked).result()
+    assert Path(code.path) == tmp_path

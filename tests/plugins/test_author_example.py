@@ -1,0 +1,59 @@
+"""The example of CONTRIBUTING: one module with an experiment and an audit of one failure mode, as an author writes it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+from test_audits import run, study
+
+from xferbench.runner import discovery
+from xferbench.testing import fake_lab
+from xferbench.testing.conformance import conforms
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
+EXAMPLE = next(block for block in BLOCKS if "\naudit = " in block)
+
+
+@pytest.fixture
+def example(monkeypatch, tmp_path):
+    """The example, installed as an entry point that names its module."""
+    (tmp_path / "channel_order.py").write_text(EXAMPLE, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "channel_order", raising=False)
+    found = [EntryPoint(name="channel-order", value="channel_order", group=discovery.PLUGIN_GROUP)]
+    monkeypatch.setattr(discovery, "entry_points", lambda *, group: found if group == discovery.PLUGIN_GROUP else [])
+    return discovery.plugin_kinds("channel-order")
+
+
+def test_the_example_is_found_in_both_kinds_and_conforms(example):
+    assert list(example) == ["experiment", "audit"]
+    assert discovery.load_plugins(["all"]) == (example["experiment"],)
+    assert discovery.load_plugins(["all"], "audit") == (example["audit"],)
+    conforms(example["experiment"])
+
+
+def channels_matter(trial):
+    return 0.8 if trial.view.preprocessing.channels == "rgb" else 0.3
+
+
+def test_the_experiment_sees_what_the_failure_costs(example):
+    (finding,) = fake_lab.run_study(fake_lab.make_study(example["experiment"]), fake_lab.fake_lab(channels_matter)).findings
+    assert (finding.id, finding.kind, finding.verdict) == ("channel-order/harm/bgr", "experiment", "PASS")
+    assert finding.control == "detected"
+
+
+def test_the_audit_finds_the_order_that_a_checkpoint_needs(example):
+    audit = example["audit"]
+    subject = study(audit).subject
+    served = replace(subject, serve_preprocessing=replace(subject.serve_preprocessing, channels="bgr"))
+    wrong = fake_lab.run_study(replace(study(audit), subject=served), fake_lab.fake_lab(channels_matter)).findings[0]
+    assert (wrong.id, wrong.kind, wrong.verdict) == ("channel-order/harm/bgr", "audit", "FAIL")
+    assert wrong.remedy["verified"]
+    right = run(audit, channels_matter).findings[0]
+    assert (right.verdict, right.control) == ("PASS", "detected")

@@ -1,0 +1,139 @@
+"""Trained past its best step: what it is held against, and what would have kept from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from factory import make_record
+from test_datasets import make_npz
+
+from xferbench.cli import main
+from xferbench.config.render import describe_recipe
+from xferbench.core.interventions import Regularizer, Trainable
+from xferbench.core.pipeline import Phase, Recipe
+from xferbench.core.strategies import gradual_unfreezing, linear_probe, lp_ft
+from xferbench.plugins import calibration, overfitting
+from xferbench.testing import fake_lab
+from xferbench.testing.fake_lab import PIPELINE, PROFILE
+
+RECIPES = [
+    Recipe(),
+    linear_probe(),
+    lp_ft(),
+    gradual_unfreezing(),
+    Recipe(regularizer=Regularizer.parse("l2-sp:1"), stop="best"),
+]
+RECIPES += [
+    Recipe(init="random"),
+    Recipe(phases=(Phase(steps=150, warmup=100),)),
+    Recipe(phases=(Phase(steps=2, batch_size=2),)),
+]
+SUITE = """
+schema = 1
+name = "small"
+plugins = ["{plugin}"]
+margin = 0.3
+looks = [2]
+tuning_seeds = 1
+[backbone]
+arch = "tiny-resnet"
+[target]
+data = "npz:{data}"
+train_size = 40
+[recipe]
+lr = 1e-3
+steps = 5
+batch_size = 8
+[scratch]
+lr = [1e-3]
+weight_decay = [0.01]
+steps = 2
+"""
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=describe_recipe)
+def test_what_keeps_from_overfitting_stops_at_its_best_step_and_trains_no_more_than_the_recipe(recipe):
+    subject = replace(PIPELINE, recipe=recipe)
+    early, *others = (one.recipe for one in overfitting.cure(subject, PROFILE).candidates)
+    assert early == replace(recipe, stop="best")
+    assert others and all(one.stop == "best" for one in others), "one stopping rule for all"
+    assert all(one.init == recipe.init and one.regularizer == recipe.regularizer for one in others)
+    steps = sum(phase.steps for phase in recipe.phases)
+    assert all(sum(phase.steps for phase in one.phases) == steps for one in others)
+
+
+@pytest.mark.parametrize(
+    ("words_", "trained"),
+    [
+        (["all"], ["all", "top:2", "head"]),
+        (["top:3"], ["top:3", "top:1", "head"]),
+        (["norm"], ["norm", "head"]),
+        (["head"], ["head"]),
+    ],
+)
+def test_fewer_layers_are_half_of_those_that_are_trained_and_none(words_, trained):
+    subject = replace(PIPELINE, recipe=Recipe(phases=tuple(Phase(trainable=Trainable.parse(word)) for word in words_)))
+    found = [str(one.recipe.phases[-1].trainable) for one in overfitting.cure(subject, PROFILE).candidates]
+    assert list(dict.fromkeys(found)) == trained
+
+
+def test_one_step_leaves_none_to_choose():
+    assert overfitting.applies(replace(PIPELINE, recipe=Recipe(phases=(Phase(steps=1),))), PROFILE).startswith("a single step")
+
+
+def test_what_is_overtrained_knows_its_best_step_first_and_is_one_training_for_both_plugins():
+    cured = overfitting.cure(replace(PIPELINE, recipe=Recipe()), PROFILE).candidates
+    arms = [overfitting.induce(one, PROFILE)["overtrained"] for one in cured]
+    arms += calibration.induce(calibration.cure(replace(PIPELINE, recipe=lp_ft()), PROFILE), PROFILE).values()
+    assert set(arms) == {arms[0]}, "whatever was chosen, and with no temperature"
+    probe, hot = arms[0].recipe.phases
+    assert (str(probe.trainable), probe.steps, hot.steps, hot.lr, hot.schedule) == ("head", 60, 240, 1e-2, "constant")
+    assert arms[0].recipe.stop == "last"
+
+
+def test_the_chosen_step_is_the_first_of_the_best_and_flatters_itself_on_validation():
+    curve = ((10, 1.0, 0.5), (20, 0.5, 0.8), (30, 0.1, 0.8))
+    told = {("subject", "best-step", seed): replace(make_record(f"s{seed}", 0.75), curve=curve) for seed in range(2)}
+    right = np.mean([(one.predictions.predicted == one.predictions.label).mean() for one in told.values()])
+    assert overfitting.chosen(told, [0, 1, 2]) == {"chosen step": 20.0, "optimism": pytest.approx(0.8 - right)}
+    assert np.isnan(overfitting.chosen({}, [0])["optimism"])
+
+
+def test_who_stops_at_the_best_step_has_nothing_to_tell_apart():
+    recipe = replace(Recipe(), stop="best")
+    asked = fake_lab.make_study(
+        overfitting.plugin, suite=replace(fake_lab.SUITE, recipe=recipe), pipeline=replace(PIPELINE, recipe=recipe)
+    )
+    harm = next(one for one in fake_lab.run_study(asked, fake_lab.fake_lab()).findings if one.contrast == "harm")
+    assert (harm.verdict, harm.harm, harm.exposed) == ("PASS", 0.0, False)
+    assert harm.reason.startswith("not exposed: ")
+
+
+def test_the_last_step_is_held_against_the_best_of_the_same_training():
+    def accuracy(trial):
+        schedule = trial.model.base.phases[-1].schedule
+        return 0.8 if trial.view.step == "best" or schedule != "constant" else 0.6
+
+    told = {
+        one.contrast: one
+        for one in fake_lab.run_study(fake_lab.make_study(overfitting.plugin), fake_lab.fake_lab(accuracy)).findings
+    }
+    assert (told["harm"].verdict, told["harm"].control) == ("PASS", "detected")
+    assert told["harm"].control_harm == pytest.approx(0.2, abs=0.03)
+    assert {told[name].verdict for name in ("gap", "regulariser")} == {"INFO"}
+
+
+def test_a_small_suite_from_images_to_a_verdict(tmp_path):
+    data = make_npz(tmp_path / "d.npz", test=60).spec.removeprefix("npz:")
+    file, out = tmp_path / "s.toml", tmp_path / "out"
+    file.write_text(SUITE.format(plugin="overfitting", data=data))
+    main.main(["run", str(file), "-o", str(out), "--store", str(tmp_path / "s.sqlite"), "-j", "1"])
+    found = {one["id"]: one for one in json.loads((out / "results.json").read_text())["findings"]}
+    assert set(found) == {"overfitting/harm/overtrained", "overfitting/gap", "overfitting/regulariser"}
+    assert "ERROR" not in {one["verdict"] for one in found.values()}
+    assert 1 <= found["overfitting/harm/overtrained"]["measures"]["chosen step"] <= 5
+    assert found["overfitting/gap"]["harm"] is not None
+    assert "could not be drawn" not in (out / "report.html").read_text()

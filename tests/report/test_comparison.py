@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html import unescape
+
+import pytest
+from factory import changed, make_comparison, make_outcome, make_run
+from test_html import HOSTILE, Page
+
+from xferbench.core.comparison import SUBJECT
+from xferbench.report import comparison, comparison_text, html
+
+SMALL = make_run(seeds=2, examples=20)
+AT = {"xferbench": "0.2.0", "git": "f" * 40, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def run():
+    return replace(SMALL, gate=make_comparison(), environment=AT, evidence={"ended": "2026-02-03T00:00:00Z"})
+
+
+@pytest.fixture(scope="module")
+def text(run):
+    return comparison.render(run, file="B/results.json")
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+def words(page):
+    return " ".join(" ".join(page.words).split())
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(page, text):
+    assert not page.attributes("script")
+    assert not page.attributes("link")
+    references = [value for _, attributes in page.elements for name, value in attributes.items() if name in {"src", "href"}]
+    assert all(value.startswith(("#", "data:")) for value in references)
+    assert not re.search(r"url\((?!#)|@import", text)
+
+
+def test_its_head_says_who_is_compared_with_whom(run, page):
+    told = words(page)
+    assert comparison_text.headline(run.gate, gate=False) in told
+    for one in (
+        "careless → careless",
+        "accepted.json B/results.json",
+        "0.1.0 0.2.0",
+        "0123456789ab ffffffffffff",
+        "2026-02-03",
+    ):
+        assert one in told
+    assert "device cpu" in told
+
+
+def test_each_outcome_has_a_row_with_its_decision_numbers_and_reason(run, page):
+    told = words(page)
+    for one in run.gate.outcomes:
+        assert comparison_text.outcome_name(one) in told
+        assert comparison_text.reason_text(one) in told
+    assert "81.2 % 71.0 % +10.2 [+8.9, +11.5] 2.0" in told
+    assert "worse PASS +0.3 FAIL +6.0 +5.7 [+4.5, +6.9] 2.0 new: it passed when accepted" in told
+    assert "known: the accepted run fails it too" in told
+    assert "processors differ" in told
+    looks = [one["class"] for one in page.attributes("span") if one.get("class", "").startswith("verdict ")]
+    assert looks == [
+        f"verdict {comparison_text.VERDICT_STYLE[one.decision]}" for one in comparison_text.in_reading_order(run.gate)
+    ]
+
+
+def test_what_is_worse_is_told_with_the_plugins_next_action_and_patch(page):
+    assert "Next: keep the BatchNorm layers" in words(page)
+    assert 'batchnorm = "eval"' in words(page)
+
+
+def test_a_run_that_was_held_against_nothing_says_so():
+    assert "Nothing was compared." in words(Page(comparison.render(SMALL)))
+
+
+def test_the_report_of_a_gate_opens_with_the_same_section(run, text):
+    report = html.render(run, {})
+    told = words(Page(report))
+    assert comparison_text.headline(run.gate) in told
+    assert told.index("Against what was accepted") < told.index("Verdicts")
+    assert f'<p class="outcome">{comparison_text.headline(run.gate)}' in unescape(report)
+    (picture,) = re.findall(r"<figure><h3>How much worse</h3>.*?</figure>", report, re.DOTALL)
+    assert picture in text
+
+
+def test_the_report_without_a_gate_has_no_such_section():
+    assert "accepted" not in html.render(SMALL, {})
+
+
+def test_both_pages_share_their_head(run, text):
+    report = html.render(run, {})
+    assert (
+        text.partition("<style>")[2].partition("</style>")[0] == report.partition("<style>")[2].partition("</style>")[0] != ""
+    )
+
+
+def test_a_gate_that_passes_raises_no_alarm(run):
+    fine = make_comparison(make_outcome(SUBJECT, "not worse", **changed(0.8, 0.0, now=0.8)), notes=())
+    report = html.render(replace(run, gate=fine), {})
+    assert "class=alert" not in report
+    assert "What else differs" not in report
+
+
+def test_what_the_picture_leaves_out_stands_in_the_table():
+    nll = make_outcome("p/nll", "worse", unit="nats", metric="nll", **changed(0.1, 0.2, now=0.3))
+    two = make_comparison(*make_comparison().outcomes[:1], nll)
+    told = words(Page(comparison.render(replace(SMALL, gate=two))))
+    assert "1 in another unit stands in the table only" in told
+    assert "+0.200 [+0.188, +0.212] nats" in told
+
+
+def test_without_numbers_there_is_no_figure():
+    nothing = make_comparison(make_outcome("p/harm", "crashed"))
+    assert not Page(comparison.render(replace(SMALL, gate=nothing))).attributes("svg")
+
+
+def test_nothing_in_a_name_runs_or_breaks_either_page():
+    named = ("reason", "verdict", "accepted", "metric", "unit")
+    bad = make_outcome(f"{HOSTILE}/harm", "worse", **dict.fromkeys(named, HOSTILE), **changed(0.1, 0.1, now=0.2))
+    subject = replace(bad, id=SUBJECT, plugin="")
+    gate = make_comparison(
+        subject, bad, notes=(HOSTILE,), accepted=dict.fromkeys(("name", "file", "xferbench", "git", "ended"), HOSTILE)
+    )
+    finding = replace(SMALL.findings[0], plugin=HOSTILE, contrast="harm", remedy={"text": HOSTILE, "patch": [HOSTILE]})
+    run = replace(SMALL, gate=gate, suite={**SMALL.suite, "name": HOSTILE}, environment={HOSTILE: HOSTILE, "git": HOSTILE})
+    for text in (
+        comparison.render(replace(run, findings=(finding,)), file=HOSTILE),
+        html.render(replace(run, findings=(finding,)), {}),
+    ):
+        page = Page(text)
+        assert not page.attributes("script")
+        assert "<script" not in text
+        assert "\x1b" not in text
+        assert "alert(1)" in text
+
+
+def test_figures_are_kept_in_the_cache(run, tmp_path):
+    first = comparison.render(run, tmp_path)
+    assert list(tmp_path.glob("*.svg"))
+    assert comparison.render(run, tmp_path) == first

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from factory import changed, make_comparison, make_outcome, make_run
+
+from xferbench.core.comparison import DECISIONS, SUBJECT
+from xferbench.report import comparison_text
+
+WORSE = make_outcome(SUBJECT, "worse", **changed(0.812, 0.102, half=0.013, now=0.71))
+KEPT = make_outcome(SUBJECT, "not worse", **changed(0.812, -0.003, now=0.815))
+NEW = make_outcome("drift/harm", "worse", verdict="FAIL", accepted="PASS")
+KNOWN = make_outcome("rate/harm", "not worse", verdict="FAIL", accepted="FAIL")
+FINE = make_outcome("shock/harm", "not worse", verdict="PASS", accepted="PASS")
+OPEN = make_outcome("skew/served", "cannot tell", "why", verdict="INCONCLUSIVE", accepted="PASS")
+CRASHED = make_outcome("audit/reload/harm", "crashed", verdict="ERROR")
+SKIPPED = make_outcome("leakage/harm", "skipped", verdict="SKIPPED")
+
+KEEPS = "the subject's accuracy is not worse than what was accepted, by a margin of 2.0 points (81.2 % → 81.5 %)"
+NOTHING = "nothing is worse than what was accepted"
+
+
+def said(*outcomes, **how):
+    return comparison_text.headline(make_comparison(*outcomes), **how)
+
+
+def test_every_decision_has_a_look_and_an_opening():
+    assert set(comparison_text.VERDICT_STYLE) == set(comparison_text.OPENINGS) == set(DECISIONS)
+    assert set(comparison_text.ATTENTION_DECISIONS) < set(DECISIONS)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "sentence"),
+    [
+        ((WORSE,), "The gate fails: the subject's accuracy is 10.2 [8.9, 11.5] points worse than what was accepted."),
+        ((KEPT, NEW, FINE), "The gate fails: drift is a new FAIL. Of the others: 2 not worse."),
+        ((KEPT, KNOWN), f"The gate passes: {KEEPS}. Of the others: 1 known FAIL."),
+        ((KNOWN, FINE), f"The gate passes: {NOTHING}. Of the outcomes: 1 not worse, 1 known FAIL."),
+        ((OPEN, FINE), "The gate finds nothing worse, but cannot tell of skew/served. Of the others: 1 not worse."),
+        ((CRASHED, OPEN), "The gate cannot decide: audit/reload crashed. Of the others: 1 cannot tell."),
+        ((NEW, CRASHED), "The gate fails: drift is a new FAIL; audit/reload crashed."),
+        ((SKIPPED,), "The gate has nothing to go by."),
+    ],
+)  # fmt: skip
+def test_a_gate_says_its_outcomes_in_a_sentence(outcomes, sentence):
+    assert said(*outcomes) == sentence
+
+
+def test_a_comparison_of_nothing_has_nothing_to_go_by():
+    assert comparison_text.headline(replace(make_comparison(), outcomes=())) == "The gate has nothing to go by."
+
+
+def test_a_comparison_that_gates_nothing_speaks_of_no_gate():
+    for one in (WORSE, KEPT, OPEN, CRASHED, SKIPPED):
+        assert "gate" not in said(one, gate=False)
+    assert said(NEW, gate=False) == "The comparison finds something worse: drift is a new FAIL."
+
+
+def test_many_are_counted():
+    many = [replace(NEW, id=f"p{number}/harm") for number in range(5)]
+    assert said(*many).endswith("p2 is a new FAIL; 2 more are worse.")
+    assert said(*(replace(one, decision="cannot tell") for one in many)).endswith("cannot tell of p0, p1, p2 and 2 more.")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"accepted": ""}, "drift is a FAIL, with nothing accepted beside it"),
+        ({"accepted": "FAIL", "change": 0.05, "low": 0.03, "high": 0.07},
+         "drift costs 5.0 [3.0, 7.0] points more than what was accepted"),
+        ({"verdict": "PASS"}, "drift is worse"),
+    ],
+)  # fmt: skip
+def test_what_is_worse_is_told_as_what_it_is(more, words):
+    assert said(replace(NEW, **more)) == f"The gate fails: {words}."
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit", "words"),
+    [
+        ("nll", "nats", "the subject's nll is 0.102 [0.089, 0.115] nats worse than"),
+        ("brier", "Brier score", "the subject's brier is 0.102 [0.089, 0.115] worse than"),
+        ("balanced_accuracy", "accuracy", "the subject's balanced accuracy is 10.2 [8.9, 11.5] points worse than"),
+    ],
+)
+def test_a_metric_is_told_in_its_own_unit(metric, unit, words):
+    assert words in said(replace(WORSE, metric=metric, unit=unit))
+
+
+def test_a_known_fail_is_one_that_is_accepted_and_not_worse():
+    assert comparison_text.is_known_failure(KNOWN)
+    assert comparison_text.is_known_failure(replace(KNOWN, decision="cannot tell"))
+    assert not any(map(comparison_text.is_known_failure, (replace(KNOWN, decision="worse"), NEW, FINE)))
+    assert comparison_text.reason_text(KNOWN) == "known: the accepted run fails it too"
+    assert comparison_text.reason_text(replace(KNOWN, reason="same")) == "known: the accepted run fails it too; same"
+    assert comparison_text.reason_text(replace(KNOWN, reason=comparison_text.KNOWN_FAILURE)) == comparison_text.KNOWN_FAILURE
+
+
+def test_outcomes_are_read_with_the_subject_first_and_then_the_worst():
+    shuffled = make_comparison(SKIPPED, FINE, KNOWN, OPEN, CRASHED, NEW, KEPT)
+    assert comparison_text.in_reading_order(shuffled) == (KEPT, NEW, CRASHED, OPEN, KNOWN, FINE, SKIPPED)
+
+
+def test_somebody_is_asked_for_what_is_worse_crashed_or_open():
+    assert [comparison_text.needs_attention(one) for one in (WORSE, CRASHED, OPEN, KNOWN, FINE, SKIPPED)] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_a_turn_is_the_metric_of_the_subject_and_the_verdicts_of_a_plugin():
+    assert comparison_text.turn_text(WORSE) == comparison_text.levels_text(WORSE) == "81.2 % → 71.0 %"
+    assert comparison_text.turn_text(NEW) == "PASS → FAIL"
+    assert comparison_text.turn_text(CRASHED) == "– → ERROR"
+    assert comparison_text.levels_text(replace(NEW, before=0.003, now=0.06)) == "+0.3 → +6.0"
+    assert comparison_text.turn_text(replace(WORSE, unit="nats", before=0.5, now=0.602)) == "0.500 → 0.602"
+
+
+def test_figures_name_what_a_decision_rests_on():
+    whole = replace(WORSE, p_worse=1e-6, p_not_worse=None, flipped=0.14)
+    assert comparison_text.figures_text(whole) == "5 seeds × 200 test examples; p worse < 0.0001; 14.0 % of the answers differ"
+    assert comparison_text.figures_text(replace(whole, seeds=1)).startswith("200 test examples; ")
+    assert not comparison_text.figures_text(CRASHED)
+
+
+def test_whom_it_was_held_against_is_told_with_a_short_revision():
+    told = "Held against careless (xferbench 0.1.0, git 0123456789ab, ended 2026-01-02T03:05:05Z)"
+    assert comparison_text.baseline_line(make_comparison()) == told
+    assert comparison_text.baseline_line(make_comparison(accepted={})) == "Held against an accepted run"
+    assert comparison_text.short_revision("f" * 40 + "+changes") == "f" * 12 + "+changes"
+
+
+def test_sides_leave_out_what_neither_tells():
+    run = make_run(
+        seeds=2, examples=20, gate=make_comparison(accepted={"name": "a\nb", "file": "A"}), environment={"git": None}
+    )
+    assert comparison_text.side_rows(run, "B") == (("suite", "a b", "careless"), ("file", "A", "B"))

@@ -1,0 +1,488 @@
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import replace
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+from factory import make_comparison, make_findings, make_outcome, make_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from xferbench.core.run import Finding, SampleImages
+from xferbench.report import comparison_text, console, files, format, github, html, junit, markdown
+
+HOSTILE = "a|b\n<script>alert(1)</script> $x^{$ \x1b[31m [red]x[/red] `c` ::error::d, 100% \x00"
+
+
+@pytest.fixture(scope="module")
+def run():
+    return make_run()
+
+
+def finding(verdict, plugin="p", **more):
+    return Finding(id=f"{plugin}/harm", plugin=plugin, contrast="harm", verdict=verdict, **more)
+
+
+@pytest.fixture(scope="module")
+def every(run):
+    """A run with each verdict."""
+    others = ("INCONCLUSIVE", "ERROR", "SKIPPED", "INFO")
+    return replace(
+        run, findings=(*run.findings, *(finding(one, plugin=f"p-{one.lower()}", reason=f"so {one}") for one in others))
+    )
+
+
+@pytest.fixture(scope="module")
+def hostile(run):
+    """A run all of whose texts are hostile."""
+    remedy = {"text": HOSTILE, "patch": ["```", HOSTILE], "verified": False}
+    bad = replace(run.findings[0], id=HOSTILE, plugin=HOSTILE, contrast=HOSTILE, variant=HOSTILE, reason=HOSTILE, remedy=remedy)
+    suite = {**run.suite, "name": HOSTILE, "path": HOSTILE.replace("\x00", "")}
+    return replace(run, suite=suite, findings=(bad, finding("INFO", plugin=HOSTILE, reason=HOSTILE)), notes=(HOSTILE,))
+
+
+def test_junit_has_a_suite_for_each_plugin_and_a_case_for_each_finding(every):
+    root = ET.fromstring(junit.render(every).encode())
+    assert [suite.get("name") for suite in root][:2] == ["batchnorm-drift", "p-error"]
+    assert [case.get("name") for case in root.iter("testcase")] != []
+    assert {case.get("name") for case in root.iter("testcase")} == {one.id for one in every.findings}
+    assert [root.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["7", "2", "1", "2"]
+    assert sum(int(suite.get("tests")) for suite in root) == 7
+
+
+@pytest.mark.parametrize(
+    ("verdict", "children"),
+    [
+        ("FAIL", ["properties", "failure"]),
+        ("ERROR", ["properties", "error"]),
+        ("SKIPPED", ["properties", "skipped"]),
+        ("INCONCLUSIVE", ["properties", "skipped"]),
+        ("PASS", ["properties"]),
+        ("INFO", ["properties"]),
+    ],
+)
+def test_a_verdict_is_a_junit_result(run, verdict, children):
+    root = ET.fromstring(junit.render(replace(run, findings=(finding(verdict, reason="why"),))))
+    (case,) = root.iter("testcase")
+    assert [child.tag for child in case] == children
+    assert all(child.get("message") == f"{verdict}: why" for child in case[1:])
+
+
+def test_figures_are_junit_properties(run):
+    (case, *_) = ET.fromstring(junit.render(run)).iter("testcase")
+    told = {one.get("name"): one.get("value") for one in case.iter("property")}
+    assert float(told["harm"]) == pytest.approx(run.findings[0].harm, rel=1e-4)
+    assert told["control"] == "detected"
+    assert "accuracy.scratch" in told
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(exclude_categories=[]), max_size=60))
+def test_junit_always_parses(words):
+    found = make_run_of(finding("FAIL", plugin=words or "p", reason=words, remedy={"text": words, "patch": [words]}))
+    ET.fromstring(junit.render(found).encode("utf-8", "replace"))
+
+
+def make_run_of(*findings):
+    return replace(SMALL, findings=findings)
+
+
+SMALL = make_run(seeds=2, examples=20)
+
+
+def table_rows(summary):
+    return [line for line in summary.splitlines() if line.startswith("|")]
+
+
+def test_the_summary_has_a_row_for_each_verdict_with_its_numbers(every):
+    head, _, *rows = table_rows(markdown.render(every))
+    assert head.startswith("| Check | Verdict | Harm, points of accuracy | Control | Benefit retained | Subject | Cured |")
+    assert "| **FAIL** |" in rows[0]
+    assert "ghost-batch detected +" in rows[0]
+    assert "class-order detected +" in rows[0]
+    assert "shown to mend it here" in rows[0]
+    assert [re.search(r"\*\*(\w+)\*\*", row)[1] for row in rows[:5]] == ["FAIL", "ERROR", "INCONCLUSIVE", "PASS", "SKIPPED"]
+
+
+def test_the_summary_shows_the_patch(run):
+    assert '```toml\n[recipe]\nbatchnorm = "eval"    # was train\n```\n' in markdown.render(run)
+
+
+def test_nothing_in_a_name_breaks_the_summary(hostile):
+    summary = markdown.render(hostile)
+    columns = [len(re.findall(r"(?<!\\)\|", row)) for row in table_rows(summary)]
+    assert columns == [11, 11, 11, 5, 5, 5]
+    outside = re.sub(r"(?ms)^(`{4,}).*?^\1$", "", summary)
+    assert "<script>" not in outside
+    assert "```" not in outside
+    assert outside.count("$") == outside.count("<span>$</span>")
+    assert "\x1b" not in summary
+    assert "\x00" not in summary
+
+
+def test_notes_are_listed(run):
+    summary = markdown.render(run)
+    assert summary.endswith("- verdicts are conditional on this one pretrained checkpoint\n")
+
+
+def test_annotations_are_for_what_asks_for_somebody(every):
+    levels = [(one.split()[0], re.search(r"title=(\w+)", one)[1]) for one in github.workflow_commands(every)]
+    assert levels == [("::error", "FAIL"), ("::error", "ERROR"), ("::warning", "INCONCLUSIVE")]
+
+
+def test_an_annotation_stands_at_the_line_that_the_patch_changes(run, tmp_path):
+    path = tmp_path / "suites" / "mine.toml"
+    path.parent.mkdir()
+    path.write_text('schema = 1\nplugins = ["all"]\n[recipe]\nlr = 0.01\nbatchnorm = "train"\n')
+    at = replace(run, suite={**run.suite, "path": str(path)})
+    assert github.workflow_commands(at, str(tmp_path))[0].startswith(
+        "::error file=suites/mine.toml,line=5,title=FAIL%3A batchnorm-drift::harm +"
+    )
+    path.write_text('schema = 1\n\nplugins = ["negative-transfer", "batchnorm-drift"]\n')
+    assert ",line=3," in github.workflow_commands(at)[0]
+    path.unlink()
+    assert ",line=1," in github.workflow_commands(at)[0]
+
+
+def test_an_annotation_is_one_line_in_githubs_escaping(hostile):
+    (one,) = github.workflow_commands(hostile)
+    head, message = re.fullmatch(r"::error (.*?)::(.*)", one).groups()
+    assert head.count(",") == 2
+    assert re.findall(r"(\w+)=", head) == ["file", "line", "title"]
+    assert "%2C" in head
+    assert "%3A%3Aerror%3A%3Ad" in head
+    assert "100%25" in message
+
+
+def test_the_jobs_summary_is_appended_to(run, tmp_path, monkeypatch, capsys):
+    job = tmp_path / "job.md"
+    job.write_text("before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(job))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setattr(html, "render", lambda *_: "")
+    files.write_run(SMALL, tmp_path / "out")
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert job.read_text() == f"before\n{summary}\n"
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("::error file=")
+
+
+def test_outside_github_nothing_is_published(run, tmp_path):
+    stream = io.StringIO()
+    github.publish(run, "summary", environ={}, stream=stream)
+    assert not stream.getvalue()
+
+
+def shown(run, width, **how):
+    stream = io.StringIO()
+    Console(file=stream, width=width, highlight=False, **how).print(console.verdict_table(run))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_table_fits_a_terminal(every, width):
+    lines = shown(every, width).splitlines()
+    assert max(map(len, lines)) <= width
+    head = next(line for line in lines if line.startswith("CHECK"))
+    row = next(line for line in lines if line.startswith("batchnorm-drift"))
+    assert len(head) == len(row) <= 80
+    assert head.split() == ["CHECK", "VERDICT", "HARM", "[BOUNDS]", "KEPT", "SUBJ.", "CURED", "IND.", "SCR."]
+
+
+def test_the_widest_numbers_still_fit_80_columns():
+    wide = {"harm": -1.0, "low": -1.0, "high": -1.0, "benefit_retained": -1.5, "margin": 0.02}
+    accuracy = dict.fromkeys(("subject", "cured", "induced", "scratch"), 1.0)
+    found = make_run_of(*(finding("INCONCLUSIVE", plugin="x" * length, accuracy=accuracy, **wide) for length in (10, 18, 40)))
+    text = shown(found, 80)
+    assert "[-100.0, -100.0] -150% 100.0 100.0 100.0 100.0\n" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_table_says_the_verdict_in_a_word_and_the_next_action(every):
+    text = shown(every, 100)
+    for word in (
+        "FAIL",
+        "PASS",
+        "INCONCLUSIVE",
+        "ERROR",
+        "SKIPPED",
+        "so ERROR",
+        "next: keep the BatchNorm",
+        'batchnorm = "eval"',
+    ):
+        assert word in text
+    assert "INFO" not in text
+
+
+def test_verdicts_are_coloured_on_a_terminal_only(run):
+    assert "\x1b[1;31mFAIL" in shown(run, 100, force_terminal=True, color_system="standard", _environ={})
+    assert "\x1b" not in shown(run, 100)
+
+
+def test_names_are_neither_markup_nor_escapes_in_the_table(hostile):
+    text = shown(hostile, 100)
+    assert "[red]x[/red]" in text
+    assert "\x1b" not in text
+
+
+NAMES = (
+    "<script>alert(1)</script>",
+    "$x$",
+    "a|b\nc",
+    "=1+1",
+    "@x",
+    "a\rb",
+    '"q",',
+    "[bold]b[/bold]",
+    "::error::x",
+    "\x1b[31m",
+    "]]>",
+    "&amp;",
+)
+
+
+def named(run, name):
+    """A run whose dataset, class, plugin and variant have a name, with a crash and a note that tell it."""
+    image = SampleImages(
+        role="target", title=f"{name}, as is", arms=(name,), images=np.zeros((1, 2, 2, 3), np.uint8), labels=(name,)
+    )
+    cell = replace(run.cells[0], plugin=name, variant=name, recipe=name)
+    crash = finding("ERROR", plugin=name, variant=name, reason=f"no file in folder:/data/{name}", control="missed")
+    return replace(
+        run,
+        suite={**run.suite, "target": f"folder:/data/{name}"},
+        findings=(crash,),
+        cells=(cell,),
+        arms={},
+        samples=(image,),
+        notes=(f"left out: {name}",),
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_harmless_in_every_output(name, capsys, tmp_path):
+    bad = named(SMALL, name)
+    page = html.render(bad, {})
+    assert not re.search(r"<script|<b>b|\x1b", page)
+    summary = markdown.render(bad)
+    assert "<script" not in summary
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in table_rows(summary)} == {11}
+    (case,) = ET.fromstring(junit.render(bad)).iter("testcase")
+    assert case.get("classname") == format.one_line(name)
+    (row,) = csv.DictReader(io.StringIO(files.records_csv(bad.cells), newline=""))
+    assert (row["plugin"], row["variant"], row["recipe"]) == (name, name, name)
+    (command,) = github.workflow_commands(bad)
+    assert len(command.splitlines()) == 1
+    assert command.startswith("::error file=")
+    console.print_run(bad)
+    told = capsys.readouterr().out
+    assert "\x1b" not in told
+    assert format.one_line(name) in " ".join(told.split())
+    files.write_run(bad, tmp_path)
+    assert files.read_run(tmp_path).samples[0].labels == (name,)
+
+
+def test_a_run_without_findings_is_still_told(run):
+    nothing = make_run_of()
+    assert "Nothing was judged." in shown(nothing, 80)
+    assert "Nothing was judged." in markdown.render(nothing)
+    assert ET.fromstring(junit.render(nothing)).get("tests") == "0"
+    assert github.workflow_commands(nothing) == []
+
+
+def test_progress_is_a_line_for_each_stage_where_there_is_no_terminal(capsys):
+    class Progress:
+        def __init__(self, stage):
+            self.stage, self.done, self.running, self.total, self.reused, self.left = stage, 0, 1, 2, 3, 61.0
+
+    with console.live_display() as show:
+        for stage in ("tuning [bold]", "tuning [bold]", "look 1"):
+            show(Progress(stage))
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "tuning [bold]\nlook 1\n")
+
+
+def test_the_factory_makes_findings_that_agree_with_their_cells():
+    found = make_findings("batchnorm-drift", "FAIL", [cell for cell in SMALL.cells if cell.plugin == "batchnorm-drift"])
+    assert [one.variant for one in found] == ["ghost-batch", "class-order"]
+
+
+@pytest.fixture(scope="module")
+def gated(run):
+    """A run that was held against an accepted one, with each decision."""
+    return replace(run, gate=make_comparison())
+
+
+@pytest.fixture(scope="module")
+def evil(hostile):
+    """A hostile run whose comparison is hostile, too."""
+    told = dict.fromkeys(("verdict", "accepted", "metric", "unit"), HOSTILE)
+    one = make_outcome(f"{HOSTILE}/harm", "worse", HOSTILE, change=0.1, low=0.1, high=0.1, **told)
+    open_ = replace(one, id="subject", plugin="", decision="cannot tell")
+    accepted = dict.fromkeys(("name", "file", "xferbench", "git", "ended"), HOSTILE)
+    return replace(hostile, gate=make_comparison(one, open_, accepted=accepted, notes=(HOSTILE,)))
+
+
+def cases(run):
+    return {case.get("name"): case for case in ET.fromstring(junit.render(run)).iter("testcase")}
+
+
+def test_the_junit_of_a_gate_is_about_the_gate(gated):
+    root = ET.fromstring(junit.render(gated))
+    assert [suite.get("name") for suite in root][:3] == ["subject", "batchnorm-drift", "learning-rate"]
+    assert list(cases(gated)) == [one.id for one in gated.gate.outcomes]
+    assert [root.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["8", "2", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "result"),
+    [
+        ("subject", ["failure"]),
+        ("batchnorm-drift/harm", ["failure"]),
+        ("learning-rate/harm", []),
+        ("negative-transfer/harm", []),
+        ("head-shock/harm", ["skipped"]),
+        ("audit/reload/harm", ["error"]),
+        ("data-leakage/harm", ["skipped"]),
+        ("train-serve-skew/harm", []),
+    ],
+)
+def test_a_decision_is_a_junit_result_and_a_known_fail_is_none(gated, name, result):
+    assert [child.tag for child in cases(gated)[name]] == ["properties", *result]
+
+
+def test_a_junit_failure_of_a_gate_has_its_figures_reason_and_patch(gated):
+    case = cases(gated)["batchnorm-drift/harm"]
+    told = {one.get("name"): one.get("value") for one in case.iter("property")}
+    assert (told["verdict"], told["accepted"], told["decision"]) == ("FAIL", "PASS", "worse")
+    assert [float(told[name]) for name in ("before", "now", "change", "low", "high", "margin")] == pytest.approx(
+        [0.003, 0.06, 0.057, 0.045, 0.069, 0.02]
+    )
+    assert {"p_worse", "p_not_worse", "seeds", "examples"} < set(told)
+    assert case[1].get("message") == "worse: new: it passed when accepted"
+    assert case[1].text.startswith("new: it passed when accepted\nkeep the BatchNorm")
+    assert case[1].text.endswith('batchnorm = "eval"    # was train')
+    (flipped,) = [one for one in cases(gated)["subject"].iter("property") if one.get("name") == "flipped"]
+    assert flipped.get("value") == "0.14"
+
+
+def test_the_summary_of_a_gate_opens_with_its_sentence_and_folds_the_run(run, gated):
+    summary = markdown.render(gated)
+    _, sentence, against, table, notes, fold, *own = summary.split("\n\n")
+    assert sentence.startswith("**The gate fails: the subject's accuracy is 10.2 \\[8.9, 11.5\\] points worse than")
+    assert against == "Held against careless (xferbench 0.1.0, git 0123456789ab, ended 2026-01-02T03:05:05Z)."
+    assert len(table.splitlines()) == 2 + len(gated.gate.outcomes)
+    assert "| learning-rate | not worse | FAIL → FAIL |" in table
+    assert (
+        "| **worse** | PASS → FAIL | +5.7 [+4.5, +6.9] | points of accuracy | 2.0 | new: it passed when accepted<br>keep"
+        in table
+    )
+    assert notes == "- processors differ: A then, B now"
+    assert fold == "<details><summary>The run itself</summary>"
+    assert own[-1] == "</details>\n"
+    assert "\n\n".join(own[:-1]) + "\n" == markdown.render(run).partition("\n\n")[2]
+
+
+def test_annotations_of_a_gate_are_for_what_asks_for_somebody_and_for_known_fails(gated):
+    levels = [(one.split()[0], re.search(r"title=([\w ]+%3A [\w/-]+)", one)[1]) for one in github.workflow_commands(gated)]
+    assert levels == [
+        ("::error", "worse%3A subject"),
+        ("::error", "worse%3A batchnorm-drift"),
+        ("::error", "crashed%3A audit/reload"),
+        ("::warning", "cannot tell%3A head-shock"),
+        ("::notice", "known%3A learning-rate"),
+    ]
+    (notice,) = [one for one in github.workflow_commands(gated) if one.startswith("::notice")]
+    assert "known: the accepted run fails it too" in notice
+
+
+def test_a_known_fail_that_may_have_become_worse_is_a_warning(run):
+    open_ = make_outcome("p/harm", "cannot tell", "why", verdict="FAIL", accepted="FAIL")
+    (one,) = github.workflow_commands(replace(run, gate=make_comparison(open_)))
+    assert one.startswith("::warning ")
+    assert one.endswith("FAIL → FAIL; known: the accepted run fails it too; why")
+
+
+def test_an_annotation_of_a_gate_stands_at_the_recipe_the_patch_or_the_plugin(gated, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('schema = 1\nplugins = ["all",\n"head-shock"]\n[recipe]\nlr = 0.01\nbatchnorm = "train"\n')
+    at = replace(gated, suite={**gated.suite, "path": str(path)})
+    assert [re.search(r"line=(\d+)", one)[1] for one in github.workflow_commands(at)] == ["4", "6", "2", "3", "2"]
+    path.unlink()
+    assert all(",line=1," in one for one in github.workflow_commands(at))
+    typed = replace(at, suite={**at.suite, "command": ["--after", "x"]})
+    assert not any("file=" in one for one in github.workflow_commands(typed))
+
+
+def compared(gate, width, **how):
+    stream = io.StringIO()
+    Console(file=stream, width=width, highlight=False).print(console.comparison_table(gate, **how))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_table_of_a_comparison_fits_a_terminal(gated, width):
+    long = make_outcome(
+        "x" * 60 + "/harm", "cannot tell", verdict="INCONCLUSIVE", accepted="INCONCLUSIVE", change=-1.0, low=-1.0, high=-1.0
+    )
+    told = compared(replace(gated.gate, outcomes=(*gated.gate.outcomes, long)), width)
+    lines = told.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "COMPARED DECISION ACCEPTED → NOW CHANGE [BOUNDS]" in " ".join(told.split())
+    assert "subject worse 81.2 % → 71.0 % +10.2 [+8.9, +11.5] worse by more than the margin" in " ".join(told.split())
+    assert "known: the accepted run fails it too" in told
+    assert "nothing to compare the images with" not in told
+    assert "CHANGE in points of accuracy, above 0 is worse" in told
+
+
+def test_the_terminal_tells_the_gate_above_the_run(gated, capsys):
+    console.print_run(gated)
+    told = capsys.readouterr().out
+    assert told.index("The gate fails") < told.index("COMPARED") < told.index("Transfer fails here") < told.index("CHECK")
+    console.print_comparison(gated.gate)
+    told = capsys.readouterr().out
+    assert told.startswith("The comparison finds something worse")
+    assert "note: processors differ" in told
+    assert "CHECK" not in told
+
+
+def test_a_hostile_comparison_is_harmless_in_every_output(evil, capsys):
+    summary = markdown.render(evil)
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in table_rows(summary)[:4]} == {8}
+    outside = re.sub(r"(?ms)^(`{4,}).*?^\1$", "", summary)
+    assert "<script" not in outside
+    assert outside.count("$") == outside.count("<span>$</span>")
+    assert ET.fromstring(junit.render(evil)).get("failures") == "1"
+    for one in github.workflow_commands(evil):
+        head, _ = re.fullmatch(r"::(?:error|warning) (.*?)::(.*)", one).groups()
+        assert re.findall(r"(\w+)=", head) == ["file", "line", "title"]
+        assert head.count(",") == 2
+    console.print_run(evil)
+    told = capsys.readouterr().out
+    assert "\x1b" not in told
+    assert "[red]x[/red]" in told
+    assert "\x1b" not in summary + junit.render(evil)
+
+
+def test_a_gate_is_told_the_same_once_it_was_read_back(gated, tmp_path):
+    files.write_run(gated, tmp_path)
+    again = files.read_run(tmp_path)
+    assert again.gate == gated.gate
+    assert junit.render(again) == junit.render(gated)
+    assert comparison_text.headline(again.gate) in html.render(again, {}).replace("&#39;", "'")
+
+
+def test_the_next_action_of_an_outcome_is_that_of_its_own_verdict(gated):
+    first, second = gated.findings[:2]
+    mixed = replace(gated, findings=(replace(first, verdict="PASS", remedy=None), second))
+    assert "keep the BatchNorm" in cases(mixed)["batchnorm-drift/harm"][1].text
+    part = replace(second, plugin="audit/reload", contrast="logits", kind="audit", id="audit/reload-logits")
+    for id_ in ("audit/reload/logits", "audit/reload-logits"):
+        one = make_outcome(id_, "worse", verdict="FAIL")
+        assert "keep the BatchNorm" in cases(replace(gated, findings=(part,), gate=make_comparison(one)))[id_][1].text

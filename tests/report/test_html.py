@@ -1,0 +1,393 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from factory import SCRATCH, make_cells, make_findings, make_plugin, make_record, make_run
+
+from xferbench.core.run import Finding, SampleImages, TrialRow
+from xferbench.report import figures, forest_plot, html, tables
+
+HOSTILE = "a|b\n<script>alert(1)</script> $x^{$ \x1b[31m \"'>&"
+VOID = {"meta", "br", "img", "path", "use", "rect"}
+
+
+class Page(HTMLParser):
+    """The page as elements with their attributes; it fails where an element is not closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.words = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def attributes(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def draws(axes, run):
+    axes.plot([1, 2, 3], label="$a$ <b>")
+    axes.set(yscale="log", title=f"{len(run.cells)} cells")
+    axes.legend()
+
+
+PLUGINS = {
+    "batchnorm-drift": make_plugin("batchnorm-drift", question="Do statistics drift?", picture=draws),
+    "negative-transfer": make_plugin("negative-transfer", contrasts=(SCRATCH,)),
+}
+
+
+@pytest.fixture(scope="module")
+def run():
+    others = [Finding(id=f"p-{one.lower()}/harm", plugin=f"p-{one.lower()}", contrast="harm", verdict=one, reason=f"so {one}")
+              for one in ("INCONCLUSIVE", "ERROR", "SKIPPED")]  # fmt: skip
+    info = Finding(
+        id="batchnorm-drift/restored", plugin="batchnorm-drift", contrast="restored", verdict="INFO", harm=-0.06, seeds=5
+    )
+    return make_run(extra=(*others, info))
+
+
+@pytest.fixture(scope="module")
+def text(run):
+    return html.render(run, PLUGINS)
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(page, text):
+    assert not page.attributes("script")
+    assert not page.attributes("link")
+    references = [
+        value for _, attributes in page.elements for name, value in attributes.items() if name in {"src", "href", "xlink:href"}
+    ]
+    assert references
+    assert all(value.startswith(("#", "data:")) for value in references)
+    assert not re.search(r"url\((?!#)|@import", text)
+
+
+def test_the_same_numbers_are_drawn_as_the_same_characters(run, text):
+    assert forest_plot.draw_forest(tables.finding_groups(run)) in text
+    assert figures.draw_plugin_plot(PLUGINS["batchnorm-drift"], run) in text
+
+
+def test_the_page_says_the_outcome_each_verdict_its_reason_and_its_patch(run, page):
+    words = "".join(page.words)
+    assert tables.headline(run) in words
+    for word in (
+        "FAIL",
+        "PASS",
+        "INCONCLUSIVE",
+        "ERROR",
+        "SKIPPED",
+        "so ERROR",
+        'batchnorm = "eval"',
+        "Do statistics drift?",
+        "0" * 64,
+    ):
+        assert word in words
+    assert "xferbench run suites/careless.toml --output DIR" in words
+    assert "at most 0.1 false FAILs" in words
+
+
+def test_every_figure_has_a_text_alternative(page):
+    labels = [one["aria-label"] for one in page.attributes("svg")]
+    assert all(one["role"] == "img" for one in page.attributes("svg"))
+    assert len(labels) == len(set(labels)) == 7
+    harm = next(label for label in labels if label.startswith("Harm by check"))
+    assert "batchnorm-drift FAIL +" in harm
+    assert "negative-transfer PASS" in harm
+
+
+def test_every_id_that_is_referred_to_is_there_once(page):
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    wanted = [
+        value[1:] for _, attributes in page.elements for name, value in attributes.items() if name in {"href", "xlink:href"}
+    ]
+    wanted += [
+        one
+        for _, attributes in page.elements
+        for value in attributes.values()
+        for one in re.findall(r"url\(#(.+?)\)", value or "")
+    ]
+    assert set(wanted) <= set(ids)
+
+
+def test_colours_are_the_pages_so_that_dark_mode_can_change_them(text):
+    drawn = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
+    assert not re.findall(r"(?:fill|stroke): #\w+", drawn)
+    variables = set(re.findall(r"var\((--\w+)\)", drawn))
+    light, dark, printed = re.findall(r":root \{(.*?)\}", text, flags=re.DOTALL)
+    for values in (light, dark, printed):
+        assert variables <= set(re.findall(r"(--\w+):", values))
+
+
+def test_nothing_in_a_name_runs_or_breaks_the_page(run):
+    cells = make_cells(HOSTILE, {"subject": 0.7, "cured": 0.8, f"induced:{HOSTILE}": 0.5, "scratch": 0.4}, seeds=2)
+    cells = [replace(cell, recipe=HOSTILE) for cell in cells]
+    remedy = {"text": HOSTILE, "patch": [HOSTILE]}
+    found = make_findings(HOSTILE, "FAIL", cells, reason=HOSTILE, remedy=remedy, measures={HOSTILE: 1.0})
+    info = Finding(id=HOSTILE, plugin=HOSTILE, contrast=HOSTILE, verdict="INFO", harm=0.1, reason=HOSTILE)
+    suite = dict.fromkeys(("name", "path", "arch", "target", "weights"), HOSTILE)
+    weighed = [{"recipe": HOSTILE, "validation": None, "chosen": True}, {"recipe": HOSTILE}]
+    bad = replace(
+        run, suite=suite, findings=(*found, info), cells=tuple(cells), arms={HOSTILE: {"subject": {"weighed": weighed}}}
+    )
+    bad = replace(
+        bad, environment={HOSTILE: {HOSTILE: HOSTILE}}, notes=(HOSTILE,), cost={"seconds": {HOSTILE: 1.0}}, plan=HOSTILE
+    )
+    seen = SampleImages(
+        role=HOSTILE, title=HOSTILE, arms=(HOSTILE,), images=np.zeros((1, 4, 4, 3), np.uint8), labels=(HOSTILE,)
+    )
+    bad = replace(bad, samples=(seen,))
+    text = html.render(bad, {HOSTILE: make_plugin(HOSTILE, question=HOSTILE, picture=lambda axes, _: axes.set_title(HOSTILE))})
+    page = Page(text)
+    assert not page.attributes("script")
+    assert "<script" not in text
+    assert "\x1b" not in text
+    assert "could not be drawn" not in text
+    assert text.count("$x^{$") > 10
+
+
+def sampled(run, **more):
+    images = np.random.default_rng(0).integers(256, size=(2, 8, 8, 3), dtype=np.uint8)
+    one = SampleImages(role="target", title="birds", arms=("all others",), images=images, labels=("cat", "dog"))
+    return replace(run, samples=(replace(one, **more),))
+
+
+def test_sample_images_stand_with_their_classes_and_who_sees_them_so(run):
+    page = Page(html.render(sampled(run, arms=("drift: a", "subject")), {}))
+    assert [(one["alt"], one["src"][:22]) for one in page.attributes("img")] == [
+        ("cat", "data:image/png;base64,"),
+        ("dog", "data:image/png;base64,"),
+    ]
+    words = "".join(page.words)
+    assert "What the networks see" in words
+    assert "drift: a; subject" in words
+
+
+def test_without_samples_there_is_no_section_of_them(page):
+    assert "What the networks see" not in "".join(page.words)
+
+
+def test_a_failure_is_a_card_with_cause_next_action_and_whether_the_patch_was_tried(run):
+    first = run.findings[0]
+    drift = replace(
+        PLUGINS["batchnorm-drift"], page="Drift.\n\nCause\n    Layers in ``train`` mode\n    move.\n\nRemedy\n    No.\n"
+    )
+    words = " ".join("".join(Page(html.render(run, {"batchnorm-drift": drift})).words).split())
+    assert "FAIL batchnorm-drift +" in words
+    assert "Cause: Layers in train mode move.Next: keep the BatchNorm" in words
+    assert "Verified: the cured arm was run with these lines and passes." in words
+    for remedy, said in (
+        (
+            dict(first.remedy) | {"verified": False},
+            "Not verified: the cured arm was run with these lines and is not shown to pass.",
+        ),
+        (None, "xferbench explain batchnorm-drift says what usually helps"),
+    ):
+        words = " ".join("".join(Page(html.render(replace(run, findings=(replace(first, remedy=remedy),)), {})).words).split())
+        assert said in words
+
+
+def many_plugins(verdicts):
+    cells, found = [], []
+    for number, verdict in enumerate(verdicts):
+        name = f"p-{number}"
+        own = make_cells(name, {"subject": 0.7, "cured": 0.8, "induced:x": 0.6, "scratch": 0.4}, seeds=2, examples=20)
+        cells += own
+        found += make_findings(name, verdict, own)
+    return {"cells": tuple(cells), "findings": tuple(found)}
+
+
+def test_with_many_plugins_there_are_contents_and_what_passed_is_folded_up(run):
+    page = Page(html.render(replace(run, **many_plugins(["FAIL", "PASS", "PASS", "INCONCLUSIVE"])), {}))
+    assert len(page.attributes("nav")) == 1
+    folded = [one for one in page.attributes("details") if one.get("class") == "plugin"]
+    assert ["open" in one for one in folded] == [True, True, False, False]
+
+
+def test_with_few_plugins_nothing_is_folded_up(page):
+    assert not page.attributes("nav")
+    assert all("open" in one for one in page.attributes("details") if one.get("class") == "plugin")
+
+
+def test_every_variant_has_a_row_with_its_name_below_its_plugin(run):
+    cells = make_cells(
+        "p", {"subject": 0.7, "cured": 0.8, "scratch": 0.4} | {f"induced:v{n}": 0.1 * n for n in range(8)}, seeds=2
+    )
+    drawn = forest_plot.draw_forest(tables.finding_groups(replace(run, findings=make_findings("p", "FAIL", cells))))
+    said = re.findall(r">([^<>]+)</text>", drawn)
+    assert [one for one in said if re.fullmatch(r"p|FAIL|your pipeline|v\d", one)] == [
+        "p",
+        "FAIL",
+        "your pipeline",
+        *(f"v{n}" for n in range(8)),
+    ]
+
+
+def test_a_harm_far_beyond_the_margin_leaves_the_margin_visible(run):
+    far = replace(run.findings[0], harm=-0.9, low=-0.95, high=-0.85)
+    least, most = forest_plot._axis_range([(far,)], 100.0)
+    assert least > -60
+    assert most < 100 * 15 * 0.02 + 10
+
+
+def test_what_was_taken_on_trust_is_told_apart(run):
+    words = "".join(Page(html.render(replace(run, notes=("taken on trust: the mean", "other")), {})).words)
+    assert "Taken on trust" in words
+    assert "taken on trust: " not in words
+
+
+def test_tick_labels_of_a_logarithmic_axis_are_numbers(text):
+    assert "mathdefault" not in text
+
+
+def test_a_picture_that_crashes_says_so_in_its_place(run):
+    def crash(axes, run):
+        raise KeyError("<gone>")
+
+    drawn = figures.draw_plugin_plot(make_plugin("batchnorm-drift", picture=crash), run)
+    assert "could not be drawn: KeyError: &#x27;&lt;gone&gt;&#x27;" in drawn
+
+
+def test_a_picture_of_very_many_lines_becomes_an_image(run):
+    def many(axes, run):
+        for number in range(500):
+            axes.plot(np.arange(60), np.arange(60) * number % 7)
+
+    drawn = figures.draw_plugin_plot(make_plugin("p", picture=many), run)
+    assert drawn.startswith('<img alt="The picture of p: Does it hurt?" src="data:image/png;base64,')
+
+
+@pytest.mark.parametrize(
+    "many",
+    [
+        lambda axes, _: axes.pcolormesh(np.arange(40_000.0).reshape(200, 200)),
+        lambda axes, _: axes.scatter(np.arange(5000), np.arange(5000) % 7, label="points"),
+    ],
+)
+def test_heat_maps_and_clouds_of_points_are_images_within_the_figure(run, many):
+    drawn = figures.draw_plugin_plot(make_plugin("p", picture=many), run)
+    assert drawn.startswith("<svg")
+    assert 'xlink:href="data:image/png;base64,' in drawn
+    assert len(drawn) < figures.MAX_SVG_CHARACTERS
+
+
+def test_a_plugin_that_is_not_at_hand_lacks_its_pictures_only(run):
+    text = html.render(replace(run, findings=run.findings[:2]), {"batchnorm-drift": None})
+    assert "This plugin is not installed here" in text
+    assert "Paired differences" not in text
+    assert "Learning curves" in text
+
+
+def test_a_run_of_nothing_is_still_a_page(run):
+    empty = replace(run, findings=(), cells=(), cost={}, arms={}, environment={}, notes=(), plan="", suite={})
+    words = "".join(Page(html.render(empty, {})).words)
+    assert "Nothing was judged." in words
+
+
+def test_numbers_that_are_not_there_draw_nothing_and_break_nothing(run):
+    lacking = replace(run.findings[0], low=None, high=None, benefit_retained=None, control_harm=None, accuracy={}, margin=None)
+    page = Page(html.render(replace(run, findings=(lacking,), cells=()), PLUGINS))
+    assert [one["aria-label"].partition(":")[0] for one in page.attributes("svg")] == [
+        "Harm by check with its bounds, in points of accuracy"
+    ]
+
+
+@pytest.mark.parametrize(("value", "said"), [(-3.0, "-300 %"), (0.82, "82 %"), (2.0, "200 %")])
+def test_a_benefit_beyond_the_axis_is_drawn_at_its_edge_and_said(run, value, said):
+    drawn = figures.draw_benefit_retained([(replace(run.findings[0], benefit_retained=value),)])
+    assert f">{said}<" in drawn
+
+
+def test_without_numbers_there_is_no_figure():
+    nothing = [(Finding(id="p/harm", plugin="p", contrast="harm", verdict="ERROR"),)]
+    assert (
+        forest_plot.draw_forest(nothing)
+        == figures.draw_benefit_retained(nothing)
+        == figures.draw_paired([], 0.02, "accuracy")
+        == figures.draw_learning_curves({})
+        == ""
+    )
+
+
+def test_learning_curves_that_diverged_are_drawn_on_a_logarithmic_axis(run):
+    curve = ((0, 2.3, 0.1), (10, 1e30, 0.1), (20, float("nan"), 0.1))
+    cell = TrialRow(
+        plugin="p",
+        arm="subject",
+        variant="",
+        view="test",
+        seed=0,
+        recipe="",
+        record=replace(make_record("k", 0.1), curve=curve),
+    )
+    drawn = figures.draw_learning_curves(tables.learning_curves(replace(run, cells=(cell,)), "p"))
+    assert "1e+30" in drawn or "1e+2" in drawn
+
+
+def test_twenty_plugins_of_five_arms_and_twenty_seeds_stay_below_the_limit(run):
+    cells = make_cells(
+        "p", {"subject": 0.7, "cured": 0.8, "induced:x": 0.6, "induced:y": 0.5, "scratch": 0.4}, seeds=20, examples=40
+    )
+    one = replace(run, cells=tuple(cells), findings=make_findings("p", "FAIL", cells))
+    assert 20 * len(html.render(one, {"p": make_plugin("p")}).encode()) < 3_000_000
+
+
+EVIDENCE = {
+    "hash": "c" * 64,
+    "begun": "2026-01-02T03:04:05Z",
+    "ended": "2026-01-02T03:05:05Z",
+    "inputs": [{"key": "target.data", "given": HOSTILE, "digest": "d" * 64, "files": 3, "bytes": 9}],
+    "repair": {"said": "repaired: x.safetensors", "sha256": "a" * 64},
+}
+
+
+def test_evidence_tells_the_plan_its_inputs_and_claims_nothing():
+    told = " ".join(Page(html.render(make_run(seeds=2, examples=20, evidence=EVIDENCE), {})).words)
+    assert "c" * 64 in told
+    assert "d" * 16 + "…" in told
+    assert "d" * 17 not in told
+    assert "The plan was not frozen beforehand." in told
+    assert "This report claims no compliance with any standard." in told
+    assert "repaired: x.safetensors" in told
+    frozen = {"hash": "c" * 64, "written": "2026-01-01T00:00:00Z", "file": "b" * 64}
+    told = " ".join(Page(html.render(make_run(seeds=2, examples=20, evidence=EVIDENCE, frozen=frozen), {})).words)
+    assert re.search(r"Carried out as frozen on\s+2026-01-01T00:00:00Z", told)
+
+
+def test_the_block_for_signatures_is_empty_and_shows_in_print_only():
+    page = html.render(make_run(seeds=2, examples=20, evidence=EVIDENCE), {})
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    screen, _, printed = style.rpartition("@media print {")
+    assert ".signatures { display: none; }" in screen
+    assert ".signatures { display: grid;" in printed
+    block = page.partition('<div class="signatures">')[2].partition("</section>")[0]
+    assert re.findall(r"<dt>(\w+)</dt><dd></dd>", block) == 2 * ["Name", "Role", "Date", "Signature"]
+
+
+def test_a_run_without_evidence_has_no_such_section(text):
+    assert 'id="evidence"' not in text
+    assert "signatures" not in text.partition("</style>")[2]

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from test_tex import check, rows
+
+from xferbench.analysis import aggregate, regret
+from xferbench.analysis.scores import scores_from_frame
+from xferbench.core.errors import UserError
+from xferbench.report import latex
+
+LEVEL = {"full": 0.9, "linear-probe": 0.7, "lora_8 & c%": 0.9}
+
+
+def make(tasks=("x", "a_b & c%"), seeds=5, **changed):
+    rng = np.random.default_rng(0)
+    told = [
+        {"task": task, "recipe": recipe, "seed": seed, "accuracy": level + 0.01 * rng.normal(), "error": ""}
+        for task in tasks
+        for recipe, level in LEVEL.items()
+        for seed in range(seeds)
+    ]
+    known = {"shifted": np.nan, "source": 0.6, "source_before": 0.8, "trainable": 11_200_000.0, "stored": 2.0**21}
+    return pd.DataFrame(told).assign(**known | {"multiply_adds": np.nan, "seconds": 30.0, "diverged": 0} | changed)
+
+
+def test_a_cell_is_a_mean_with_the_half_width_of_its_interval_and_the_best_are_bold():
+    frame = make()
+    source = latex.score_table(frame)
+    check(source)
+    full, probe, lora = rows(source)[0]
+    runs = frame[(frame.task == "x") & (frame.recipe == "full")].accuracy
+    half = stats.t.interval(0.95, 4, scale=stats.sem(runs))[1]
+    assert full[1] == f"\\textbf{{{100 * runs.mean():.1f}}} $\\pm$ {100 * half:.1f}"
+    assert [row[0] for row in (full, probe, lora)] == ["full", "linear-probe", "lora\\_8 \\& c\\%"]
+    assert ["textbf" in row[1] for row in (full, probe, lora)] == [True, False, True]
+
+
+def test_the_aggregates_are_those_of_the_scores():
+    frame = make()
+    (full, probe, _) = [[cell for row in found for cell in row[-3:]] for found in zip(rows(latex.score_table(frame))[-1])][:3]
+    scores = scores_from_frame(frame)
+    gains = replace(scores, table=scores.table - scores.table.mean((0, 2), keepdims=True))
+    assert full[0].replace("$-$", "-").startswith(f"{100 * aggregate.iqm(gains).value[0]:.1f} [")
+    assert probe[1].startswith("3.0 [")
+    assert probe[2].startswith(f"{100 * regret.mean_regret(scores).value[1]:.1f} [")
+
+
+def test_who_is_missing_has_no_aggregates_and_is_named():
+    frame = make()
+    frame.loc[(frame.recipe == "linear-probe") & (frame.seed == 3), "accuracy"] = np.nan
+    frame = frame[(frame.recipe != "full") | (frame.task != "x")]
+    source = latex.score_table(frame, {("x", "full"): "no room", ("x", "bitfit"): "no bias_"})
+    check(source)
+    by = {row[0]: row for row in rows(source)[0]}
+    assert by["full"][1] == "--"
+    assert by["bitfit"][1:] == ["--"] * (len(by["full"]) - 1)
+    assert by["linear-probe"][-3:] == ["--"] * 3
+    for said in ("full takes no part in the aggregates: x: no room", "seed 3: no finite score", "bitfit takes no part"):
+        assert said in source
+    assert "Seeds: 4 to 5 of each task and recipe." in source
+
+
+def test_many_tasks_go_on_below():
+    source = latex.score_table(make(tasks=[f"task-{at}" for at in range(12)]))
+    check(source)
+    assert len(rows(source)) > 1
+    assert {part[0][0] for part in rows(source)} == {"full"}
+
+
+def test_of_a_loss_the_least_is_best_and_told_as_it_is():
+    source = latex.score_table(make(), metric="nll")
+    (full, probe, _) = rows(source)[0]
+    assert ("textbf" in full[1], "textbf" in probe[1]) == (False, True)
+    assert probe[1].startswith("\\textbf{0.7")
+    assert "in \\%" not in source
+
+
+def test_one_seed_has_no_interval():
+    source = latex.score_table(make(seeds=1))
+    check(source)
+    assert all("pm" not in cell and "[" not in cell for row in rows(source)[0] for cell in row[1:])
+
+
+def test_costs_are_averaged_over_tasks_and_told_in_units():
+    frame = make()
+    frame.loc[(frame.recipe == "full") & (frame.seed == 0), "diverged"] = 1
+    source = latex.cost_table(frame)
+    check(source)
+    full = rows(source)[0][0]
+    assert full[:6] == ["full", "2", "11.2 M", "2.0 MiB", "--", "30 s"]
+    assert full[7:] == ["75.0 \\%", "--"]
+    assert "Notes: full diverged in 2 of 10 runs." in source
+
+
+def test_rows_given_twice_are_a_problem_and_nothing_scored_is_told():
+    with pytest.raises(UserError, match="more than once"):
+        latex.score_table(pd.concat([make(), make()]))
+    source = latex.score_table(make(accuracy=np.nan))
+    check(source)
+    assert "task x is excluded: no recipe has a score on it" in source

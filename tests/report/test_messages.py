@@ -1,0 +1,41 @@
+"""Every reason has one sentence, and only here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from xferbench.analysis.estimates import UNDECIDED
+from xferbench.core.reason import Code, because
+from xferbench.core.run import Finding
+from xferbench.report import messages
+from xferbench.study.draft import Draft
+
+ESTIMATE = replace(UNDECIDED, harm=0.051, low=0.02, high=0.08)
+FINDING = Finding(id="a/harm", plugin="a", contrast="harm", verdict="FAIL", remedy={"text": "change it", "patch": []})
+
+
+def test_every_code_has_exactly_one_sentence():
+    tables = (messages.PLAIN, messages.WITH_MARGIN, messages.WITH_REASON, messages.SPECIAL)
+    codes = [code for table in tables for code in table]
+    assert sorted(codes, key=lambda code: code.value) == list(Code)
+
+
+def test_numbers_are_in_the_metrics_unit():
+    reason = because(Code.ABOVE_MARGIN, margin=0.03)
+    assert messages.sentence(reason, "accuracy") == "harm is above the margin of 3.0 points"
+    assert messages.sentence(reason, "nats") == "harm is above the margin of 0.030 nats"
+
+
+def test_a_reason_may_hold_another():
+    why = because(Code.WORSE_BY_LESS, margin=0.02)
+    assert messages.sentence(because(Code.FAIL_GREW, why=why), "accuracy").endswith(
+        "but this is worse by less than the margin of 2.0 points, if at all"
+    )
+
+
+def test_a_followup_is_read_last_and_the_remaining_harm_with_the_remedy():
+    followup = because(Code.LEFT_AFTER_REPAIR, by="b", verdict="PASS", estimate=ESTIMATE)
+    reasons = (because(Code.TEXT, text=""), because(Code.ABOVE_MARGIN, margin=0.03))
+    (finding,) = messages.write_findings([Draft(finding=FINDING, reasons=reasons, followup=followup, remaining=ESTIMATE)])
+    assert finding.reason == ("harm is above the margin of 3.0 points; it is gone once b is mended: +5.1 points [+2.0, +8.0]")
+    assert finding.remedy["text"] == "change it; with it the harm is +5.1 points [+2.0, +8.0]"

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from factory import SCRATCH, make_cells, make_record, make_run
+
+from xferbench.core.plugin import HARM, Contrast
+from xferbench.core.run import Finding, Run, TrialRow
+from xferbench.report import format, tables
+
+
+@pytest.fixture(scope="module")
+def run():
+    return make_run()
+
+
+def finding(plugin, verdict, **more):
+    return Finding(id=f"{plugin}/harm", plugin=plugin, contrast="harm", verdict=verdict, **more)
+
+
+def run_of(*findings):
+    return Run(suite={}, environment={}, findings=findings, cells=(), cost={}, arms={})
+
+
+def test_variants_that_share_verdict_and_harm_are_one_row(run):
+    assert [[one.variant for one in group] for group in tables.finding_groups(run)] == [
+        ["ghost-batch", "class-order"],
+        ["permuted"],
+    ]
+
+
+def test_variants_whose_verdicts_differ_are_rows_of_their_own_next_to_each_other():
+    passed, missed = finding("a", "PASS", variant="x", harm=0.0), finding("a", "INCONCLUSIVE", variant="y", harm=0.0)
+    groups = tables.finding_groups(run_of(passed, finding("b", "PASS"), missed))
+    assert groups == ((passed,), (missed,), (finding("b", "PASS"),))
+
+
+def test_the_plugin_with_the_worst_verdict_comes_first_and_measurements_are_no_row():
+    verdicts = ("INFO", "SKIPPED", "PASS", "INCONCLUSIVE", "ERROR", "FAIL")
+    found = run_of(*(finding(verdict.lower(), verdict) for verdict in verdicts))
+    assert [group[0].verdict for group in tables.finding_groups(found)] == ["FAIL", "ERROR", "INCONCLUSIVE", "PASS", "SKIPPED"]
+    assert tables.plugin_names(found)[-1] == "info"
+    assert tables.measurements(found, "info")
+    assert not tables.measurements(found, "pass")
+
+
+def test_what_the_reasons_share_is_said_once():
+    group = (finding("a", "PASS", reason="below; x costs 3"), finding("a", "PASS", reason="below; y costs 4"))
+    assert tables.group_reason(group) == "below; x costs 3; y costs 4"
+
+
+def test_a_control_says_its_variant_what_it_showed_and_its_harm(run):
+    ghost, ordered = tables.control_texts(tables.finding_groups(run)[0])
+    assert ghost.startswith("ghost-batch detected +")
+    assert ordered.startswith("class-order detected +")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "sentence"),
+    [
+        (("PASS", "PASS"), "None of the failures asked about has hit this pipeline. Of the checks: 2 passed."),
+        (
+            ("PASS", "INCONCLUSIVE"),
+            "No failure was shown, but not every one was ruled out. Of the checks: 1 passed, 1 undecided.",
+        ),
+        (("PASS", "ERROR"), "No failure was shown, but not every one was ruled out. Of the checks: 1 passed, 1 crashed."),
+        (("ERROR", "SKIPPED"), "Nothing was judged. Of the checks: 1 crashed, 1 skipped."),
+        ((), "Nothing was judged."),
+    ],
+)
+def test_the_outcome_never_says_more_than_the_verdicts(verdicts, sentence):
+    assert tables.headline(run_of(*(finding(f"p{rank}", verdict) for rank, verdict in enumerate(verdicts)))) == sentence
+
+
+def test_the_outcome_names_what_failed_and_what_it_costs():
+    found = run_of(finding("a", "FAIL", harm=0.05, low=0.03, high=0.07), finding("b", "FAIL"), finding("c", "FAIL"))
+    assert tables.headline(found) == "Transfer fails here: a costs +5.0 [+3.0, +7.0] points of accuracy and b, and 1 more."
+
+
+def test_a_plugin_counts_with_its_worst_verdict():
+    mixed = run_of(finding("a", "PASS", harm=0.0), finding("a", "INCONCLUSIVE", harm=0.0))
+    assert tables.headline(mixed).endswith("Of the checks: 1 undecided.")
+
+
+@pytest.mark.parametrize(("plugin", "contrast"), [("batchnorm-drift", HARM), ("negative-transfer", SCRATCH)])
+def test_the_mean_of_the_harms_by_seed_is_the_harm_of_the_finding(run, plugin, contrast):
+    group = next(group for group in tables.finding_groups(run) if group[0].plugin == plugin)
+    rows = list(tables.paired_harms(run, group, contrast))
+    assert [name for name, _, _ in rows] == ["subject", *(f"induced: {one.variant}" for one in group)]
+    for _, by_seed, (mean, low, high) in rows:
+        assert list(by_seed) == list(range(5))
+        assert np.mean(list(by_seed.values())) == pytest.approx(mean)
+        assert low < mean < high
+
+
+def test_the_harm_of_a_loss_is_above_0_where_the_subject_loses_more(run):
+    assert all(harm > 0 for harm in tables.harms_by_seed(run, "batchnorm-drift", HARM, "brier").values())
+    assert all(harm < 0 for harm in tables.harms_by_seed(run, "negative-transfer", SCRATCH, "brier").values())
+
+
+def test_a_seed_that_lacks_an_arm_has_no_harm(run):
+    cells = tuple(cell for cell in run.cells if (cell.arm, cell.seed) != ("cured", 3))
+    assert list(tables.harms_by_seed(replace(run, cells=cells), "batchnorm-drift", HARM, "accuracy")) == [0, 1, 2, 4]
+
+
+def test_a_view_that_is_not_in_the_contrast_is_no_part_of_the_harm(run):
+    restored = Contrast(name="restored", weights={("subject", "restored"): 1.0, ("subject", "test"): -1.0})
+    assert not tables.harms_by_seed(run, "batchnorm-drift", restored, "accuracy")
+
+
+def test_a_contrast_that_closed_early_shows_the_seeds_it_was_judged_on(run):
+    group = tuple(replace(one, seeds=3) for one in tables.finding_groups(run)[0])
+    (_, judged, _), (_, control, _), _ = tables.paired_harms(run, group, HARM)
+    assert (len(judged), len(control)) == (3, 5)
+
+
+def test_the_arms_are_in_reading_order_with_recipe_accuracy_and_what_was_weighed(run):
+    arms = tables.arm_rows(run, "negative-transfer")
+    assert [arm.name for arm in arms] == ["subject", "cured", "induced:permuted", "scratch"]
+    assert arms[0].mean == pytest.approx(run.findings[-1].accuracy["subject"])
+    assert arms[0].sd == pytest.approx(np.std(arms[0].accuracy, ddof=1))
+    assert [chosen for _, _, chosen in arms[3].weighed] == [False, True]
+
+
+def test_crashed_and_diverged_seeds_are_counted():
+    good, *_ = make_cells("p", {"subject": 0.7}, seeds=1)
+    lost = replace(good, seed=1, record=make_record("lost", 0.1, scalars={"diverged": 1.0}))
+    crashed = replace(good, seed=2, record=replace(make_record("crashed", 0.7), predictions=None, error="out of memory"))
+    (arm,) = tables.arm_rows(replace(run_of(), cells=(good, lost, crashed)), "p")
+    assert (len(arm.accuracy), arm.diverged, arm.crashed) == (2, 1, 1)
+
+
+def test_an_arm_without_seeds_has_no_mean_and_one_seed_no_deviation():
+    (arm,) = tables.arm_rows(replace(run_of(), arms={"p": {"cured": {"error": "no candidate could be scored"}}}), "p")
+    assert (arm.mean, arm.sd, arm.recipe) == (None, None, "no candidate could be scored")
+    (arm,) = tables.arm_rows(replace(run_of(), cells=tuple(make_cells("p", {"subject": 0.7}, seeds=1))), "p")
+    assert arm.mean is not None
+    assert arm.sd is None
+
+
+def test_curves_are_thinned_and_what_is_not_finite_is_left_out():
+    curve = tuple((step, float("nan") if step % 2 else 1.0 + seed, 0.5) for seed in (0, 1) for step in range(1000))
+    cell = TrialRow(plugin="p", arm="subject", variant="", view="test", seed=0, recipe="", record=make_record("k", 0.7))
+    found = tables.learning_curves(replace(run_of(), cells=(replace(cell, record=replace(cell.record, curve=curve)),)), "p")[
+        "subject"
+    ]
+    assert len(found.steps) <= 50
+    assert (found.steps[0], found.steps[-1]) == (0, 999)
+    assert found.loss[0].tolist() == [1.5, 1.0, 2.0]
+    assert np.isnan(found.loss[-1]).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "said"),
+    [(0.0549, "accuracy", "+5.5"), (-0.0001, "accuracy", "+0.0"), (None, "accuracy", "–"), (0.1234, "nats", "+0.123")],
+)
+def test_a_harm_is_said_in_the_unit_people_use(value, unit, said):
+    assert format.format_harm(value, unit) == said
+
+
+def test_a_line_is_one_line_without_escapes_or_changes_of_direction():
+    assert format.one_line("a\n\x1b[31mb\u202ec\ud800") == "a [31mb c"
+    assert format.printable_block("a\x00\n b") == "a\n b"
+    assert format.shorten("abcdef", 4) == "abc…"
+
+
+def test_durations_are_said_in_the_unit_that_fits():
+    assert [format.format_seconds(value) for value in (0.44, 85, 1260, 12600)] == ["0.4 s", "85 s", "21 min", "3.5 h"]
+    assert [format.format_p_value(value) for value in (0.0312, 1e-9)] == ["= 0.031", "< 0.0001"]

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import pytest
+from jinja2 import UndefinedError
+
+from xferbench.report import templates
+
+TOLD = {"title": "", "sentence": "", "sides": (), "environment": (), "held": {}}
+
+
+def test_what_is_filled_in_is_escaped():
+    assert "&lt;b&gt; &amp; &#34;" in templates.render_template("comparison.html.j2", **TOLD | {"sentence": '<b> & "'})
+
+
+def test_what_is_missing_is_an_error():
+    with pytest.raises(UndefinedError):
+        templates.render_template("comparison.html.j2", **{name: value for name, value in TOLD.items() if name != "sentence"})
+
+
+def test_nothing_may_be_fetched():
+    assert "default-src 'none'" in templates.render_template("comparison.html.j2", **TOLD)

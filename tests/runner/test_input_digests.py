@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from xferbench.core.errors import UserError
+from xferbench.core.suite import Suite
+from xferbench.data import inputs
+from xferbench.runner import input_digests
+
+PICTURES = {"train/cat/a.png": b"a", "train/dog/b.png": b"bb", "val/cat/c.png": b"ccc", "val/dog/d.png": b""}
+
+
+@pytest.fixture
+def suite(tmp_path):
+    for name, content in PICTURES.items():
+        (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pets" / name).write_bytes(content)
+    (tmp_path / "mine.toml").write_text("schema = 1")
+    return Suite(
+        name="mine",
+        path=str(tmp_path / "mine.toml"),
+        plugins=("all",),
+        arch="tiny-resnet",
+        target=f"folder:{tmp_path / 'pets'}",
+    )
+
+
+def test_a_folder_is_told_file_by_file_and_its_digest_is_that_of_the_trials(suite):
+    data, *_ = input_digests.input_digests(suite)
+    assert (data.key, data.given, data.digest) == ("target.data", suite.target, inputs.digest_data(suite.target).digest)
+    assert {one.name: (one.size, one.sha256) for one in data.files} == {
+        name: (len(content), hashlib.sha256(content).hexdigest()) for name, content in PICTURES.items()
+    }
+
+
+def test_shipped_weights_and_the_suite_file_are_inputs_too_but_only_what_that_says_counts(suite):
+    found = {one.key: one for one in input_digests.input_digests(suite)}
+    assert list(found) == ["target.data", "backbone.weights", "suite"]
+    assert found["backbone.weights"].files[0].name == "tiny-resnet-0.safetensors"
+    assert found["backbone.weights"].digest == found["backbone.weights"].files[0].sha256
+    assert [one.key for one in found.values() if not one.counts] == ["suite"]
+
+
+def test_of_an_audit_both_checkpoints_and_the_manifest_are_told(tmp_path, suite):
+    for name in ("after", "before", "seen"):
+        (tmp_path / name).write_text(name)
+    paths = {"after": str(tmp_path / "after"), "before": str(tmp_path / "before"), "manifest": str(tmp_path / "seen")}
+    found = {one.key: one.digest for one in input_digests.input_digests(replace(suite, path="command line", **paths))}
+    assert list(found) == ["target.data", "checkpoint.after", "checkpoint.before", "source.manifest"]
+    assert found["source.manifest"] == hashlib.sha256(b"seen").hexdigest()
+
+
+def test_code_is_told_by_its_files(tmp_path, suite):
+    (tmp_path / "mine.py").write_text("import beside\ndef build(classes): ...")
+    (tmp_path / "beside.py").write_text("x = 1")
+    weights = tmp_path / "w"
+    weights.write_text("w")
+    own = replace(suite, arch="python:mine:build", weights=str(weights), allow_code=True)
+    code = {one.key: one for one in input_digests.input_digests(own)}["backbone.arch"]
+    assert sorted(one.name for one in code.files) == ["beside.py", "mine.py"]
+    assert code.digest == inputs.digest_code(own)[0].digest
+    with pytest.raises(UserError, match="names code that would run"):
+        input_digests.input_digests(replace(own, allow_code=False))
+
+
+def test_what_is_drawn_here_has_a_digest_and_no_files(suite):
+    data, *_ = input_digests.input_digests(replace(suite, target="synthetic:near"))
+    assert data.files == ()
+    assert data.digest == inputs.digest_data("synthetic:near").digest
+
+
+def test_a_name_that_is_no_text_is_told(suite, tmp_path):
+    odd = os.fsencode(tmp_path / "pets" / "val" / "dog") + b"/\xff\n.png"
+    Path(os.fsdecode(odd)).write_bytes(b"x")
+    data, *_ = input_digests.input_digests(suite)
+    assert "val/dog/\udcff\n.png" in {one.name for one in data.files}
+
+
+def test_a_change_while_it_was_carried_out_is_noticed(suite, tmp_path):
+    before = input_digests.input_digests(suite)
+    store = tmp_path / "store.sqlite"
+    input_digests.assert_unchanged(suite, store, before)
+    (tmp_path / "mine.toml").write_text("schema = 1  # a remark")
+    input_digests.assert_unchanged(suite, store, before)
+    (tmp_path / "pets" / "train" / "cat" / "a.png").write_bytes(b"another")
+    with pytest.raises(UserError, match=r"has changed while it was carried out\n  found: target\.data"):
+        input_digests.assert_unchanged(suite, store, before)

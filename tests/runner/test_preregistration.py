@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from factory import make_plugin
+
+from xferbench.analysis import exit_code
+from xferbench.cli import main
+from xferbench.core.canonical import digest
+from xferbench.core.errors import UserError
+from xferbench.core.pipeline import Preprocessing, Recipe
+from xferbench.core.suite import Suite
+from xferbench.runner import preregistration
+from xferbench.runner.preregistration import FileDigest, InputDigest
+
+SUITE = Suite(name="mine", path="/a/mine.toml", plugins=("all",), arch="tiny-resnet", target="folder:/a/cats", recipe=Recipe())
+FILES = tuple(FileDigest(name=f"train/cat/{n}.png", size=3, sha256=f"{n:064}") for n in range(3))
+DATA = InputDigest(key="target.data", given="folder:/a/cats", digest="d" * 64, files=FILES)
+OWN = InputDigest(key="suite", given="/a/mine.toml", digest="e" * 64, counts=False)
+PLUGINS = (make_plugin("batchnorm-drift"),)
+
+
+def hashed(suite=SUITE, inputs=(DATA, OWN), plugins=PLUGINS):
+    return digest(preregistration.plan_content(suite, inputs, plugins))
+
+
+@pytest.fixture
+def plan(tmp_path):
+    file = tmp_path / "plan.json"
+    preregistration.write_plan(file, preregistration.plan_to_json(SUITE, (DATA, OWN), PLUGINS, "2026-01-02T03:04:05Z"))
+    return file
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"suite": replace(SUITE, margin=0.05)},
+        {"suite": replace(SUITE, seed=1)},
+        {"suite": replace(SUITE, serve_preprocessing=Preprocessing(channels="bgr"))},
+        {"inputs": (replace(DATA, digest="f" * 64), OWN)},
+        {"inputs": (DATA, replace(DATA, key="shifted.data"), OWN)},
+        {"plugins": (replace(PLUGINS[0], version=2),)},
+        {"plugins": (*PLUGINS, make_plugin("learning-rate"))},
+    ],
+)
+def test_whatever_a_verdict_depends_on_changes_the_hash(other):
+    assert hashed(**other) != hashed()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"suite": replace(SUITE, name="renamed", path="/b/x.toml", target="folder:/b/cats", allow_code=True)},
+        {"suite": replace(SUITE, recipe=Recipe(name="what I call it"))},
+        {"inputs": (replace(DATA, given="folder:/b/cats"), replace(OWN, digest="f" * 64))},
+        {"plugins": (replace(PLUGINS[0], page="a better manual"),)},
+    ],
+)
+def test_a_name_or_a_place_does_not(other):
+    assert hashed(**other) == hashed()
+
+
+def test_another_version_is_another_plan(monkeypatch):
+    before = hashed()
+    monkeypatch.setattr(preregistration, "__version__", "99.0")
+    assert hashed() != before
+
+
+def test_a_plan_reads_back_and_what_it_froze_may_be_carried_out(plan):
+    told = preregistration.read_plan(plan)
+    assert (told["suite"], told["written"], told["hash"]) == ("mine", "2026-01-02T03:04:05Z", hashed())
+    preregistration.check_plan(told, plan, replace(SUITE, path="/elsewhere.toml"), (DATA, OWN), PLUGINS)
+
+
+def test_what_differs_is_named_key_and_file(plan):
+    files = (FILES[0], replace(FILES[1], sha256="9" * 64), replace(FILES[2], name="train/cat/new.png"))
+    with pytest.raises(UserError) as caught:
+        preregistration.check_plan(
+            preregistration.read_plan(plan),
+            plan,
+            replace(SUITE, margin=0.05),
+            (replace(DATA, digest="f" * 64, files=files), OWN),
+            PLUGINS,
+        )
+    assert "margin: 0.02 was frozen, 0.05 now" in caught.value.found
+    assert "inputs: target.data: dddddddddddd… was frozen, ffffffffffff… now" in caught.value.found
+    for one in ("1.png was changed", "2.png is gone", "new.png is new"):
+        assert f"target.data: train/cat/{one}" in caught.value.found
+    assert "0.png" not in caught.value.found
+
+
+def test_many_differences_are_counted(plan):
+    inputs = [replace(DATA, key=f"k{number}") for number in range(20)]
+    with pytest.raises(UserError, match=r"; and 15 more"):
+        preregistration.check_plan(preregistration.read_plan(plan), plan, SUITE, inputs, PLUGINS)
+
+
+def test_a_plan_that_was_changed_by_hand_is_refused(plan):
+    plan.write_text(plan.read_text().replace('"margin": 0.02', '"margin": 0.2'))
+    with pytest.raises(UserError, match="its hash is not that of the plan in it"):
+        preregistration.read_plan(plan)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": 1}', "null", '{"schema":1,"hash":"","plan":3,"inputs":[]}'])
+def test_what_is_no_plan_is_a_problem(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(UserError, match="no frozen plan can be read"):
+        preregistration.read_plan(tmp_path / "x.json")
+
+
+def test_a_missing_plan_and_one_of_a_newer_schema_are_problems(plan, tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        preregistration.read_plan(tmp_path / "none.json")
+    plan.write_text(plan.read_text().replace('"schema": 1', '"schema": 2', 1))
+    with pytest.raises(UserError, match="another xferbench"):
+        preregistration.read_plan(plan)
+
+
+def test_a_plan_is_not_overwritten_unless_told_to(plan):
+    before = plan.read_bytes()
+    with pytest.raises(UserError, match="is there already"):
+        preregistration.write_plan(plan, "another")
+    assert plan.read_bytes() == before
+    preregistration.write_plan(plan, "another", force=True)
+    assert plan.read_text() == "another"
+    assert [path.name for path in plan.parent.iterdir()] == ["plan.json"]
+
+
+def test_of_many_files_the_number_and_the_digest_are_told():
+    many = replace(DATA, files=FILES[:1] * (preregistration.MAX_LISTED_FILES + 1))
+    assert "listed" not in preregistration.input_to_json(many, listed=True)
+    assert preregistration.input_to_json(many, listed=True)["files"] == preregistration.MAX_LISTED_FILES + 1
+    assert preregistration.input_to_json(DATA, listed=True)["listed"][0] == ["0" * 64, 3, "train/cat/0.png"]
+
+
+# From the command line
+
+TOML = """
+schema = 1
+name = "noise"
+plugins = ["negative-transfer"]
+margin = 0.3
+looks = [2]
+tuning_seeds = 1
+[backbone]
+arch = "tiny-resnet"
+[target]
+data = "npz:noise.npz"
+[recipe]
+strategy = "linear-probe"
+steps = 4
+batch_size = 8
+[scratch]
+lr = [1e-2]
+weight_decay = [0.01]
+steps = 4
+batch_size = 8
+"""
+
+
+@pytest.fixture
+def noise(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):
+        monkeypatch.delenv(name, raising=False)
+    rng = np.random.default_rng(0)
+    np.savez(
+        "noise.npz",
+        **{f"{name}_images": rng.integers(256, size=(32, 16, 16, 3), dtype=np.uint8) for name in ("train", "test")},
+        **{f"{name}_labels": np.arange(32) % 2 for name in ("train", "test")},
+    )
+    Path("noise.toml").write_text(TOML)
+
+
+def command(capsys, *words):
+    code = main.main([*words])
+    return code, *capsys.readouterr()
+
+
+def test_a_frozen_suite_is_carried_out_and_the_results_say_so(noise, capsys):
+    code, out, _ = command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
+    its = json.loads(Path("plan.json").read_text())
+    assert code == 0
+    assert f"frozen: plan.json, plan {its['hash']}" in out
+    code, *_ = command(capsys, "run", "noise.toml", "--plan", "plan.json", "-o", "out")
+    assert code in {0, 1}
+    told = json.loads(Path("out/results.json").read_text())
+    assert told["frozen"] == {
+        "hash": its["hash"],
+        "written": its["written"],
+        "file": preregistration.read_plan(Path("plan.json"))["file"],
+    }
+    assert told["evidence"]["hash"] == its["hash"]
+    assert told["evidence"]["command"] == "xferbench run noise.toml --plan plan.json -o out"
+    assert its["written"] <= told["evidence"]["begun"] <= told["evidence"]["ended"]
+    assert f'Carried out as frozen on <b class="nowrap">{its["written"]}</b>' in Path("out/report.html").read_text()
+
+
+def test_one_byte_of_an_input_that_keeps_its_size_and_time_is_noticed_before_anything_is_looked_at(noise, capsys):
+    command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
+    command(capsys, "run", "noise.toml", "-o", "first")  # now the store remembers the digest of what is there
+    file, held = Path("noise.npz"), Path("noise.npz").stat()
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(held.st_atime_ns, held.st_mtime_ns))
+    code, _, err = command(capsys, "run", "noise.toml", "--plan", "plan.json", "-o", "out")
+    assert code == exit_code.USAGE
+    assert "found: inputs: target.data:" in err
+    assert not list(Path("out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--seed", "5"], "seed: 0 was frozen, 5 now"),
+        (["--set", "recipe.lr=0.5"], "recipe: phases: 1: lr: "),
+        (["--budget", "1h"], "budget: 1200 was"),
+    ],
+)
+def test_what_the_command_line_changes_is_not_what_was_frozen(noise, capsys, words, named):
+    command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
+    for more in ([], ["--dry-run"]):
+        code, _, err = command(capsys, "run", "noise.toml", *words, "--plan", "plan.json", "-o", "out", *more)
+        assert code == exit_code.USAGE
+        assert named in err
+
+
+def test_freezing_twice_needs_force(noise, capsys):
+    assert command(capsys, "validate", "noise.toml", "--freeze", "plan.json")[0] == 0
+    code, _, err = command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
+    assert code == exit_code.USAGE
+    assert "plan.json is there already" in err
+    assert command(capsys, "validate", "noise.toml", "--freeze", "plan.json", "--force")[0] == 0
+
+
+def test_freezing_needs_no_store_and_leaves_none(noise, capsys, tmp_path):
+    command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
+    assert not (tmp_path / "cache").exists()

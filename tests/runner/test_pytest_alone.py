@@ -1,0 +1,78 @@
+"""A test set without training images: enough for an audit, and for nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from xferbench.analysis import exit_code
+from xferbench.cli import main
+from xferbench.core.errors import UserError
+from xferbench.core.pipeline import Data, Preprocessing
+from xferbench.data import sources, synthetic
+from xferbench.lab.data import datasets
+from xferbench.lab.models import small_resnets
+
+
+def drawings(count=48):
+    images, labels = synthetic.generate("near", "test", count)
+    return images, labels % 3
+
+
+@pytest.fixture
+def folder(tmp_path):
+    images, labels = drawings()
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        place = tmp_path / "flat" / f"class-{label}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{number}.png")
+    return tmp_path / "flat"
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    images, labels = drawings()
+    np.savez(tmp_path / "test.npz", test_images=images, test_labels=labels)
+    return tmp_path / "test.npz"
+
+
+@pytest.mark.parametrize("kind", ["folder", "arrays"])
+def test_it_is_read_as_a_test_set(kind, tmp_path, request):
+    place = request.getfixturevalue(kind)
+    spec = f"{'folder' if kind == 'folder' else 'npz'}:{place}"
+    found = datasets.load_dataset(Data(digest=kind, spec=spec), Preprocessing(), None, tmp_path)
+    assert (len(found.train.labels), len(found.test.labels)) == (0, 48)
+    assert len(found.classes) == 3
+
+
+def test_an_audit_asks_what_needs_no_training_images_and_skips_the_rest(folder, tmp_path):
+    torch.manual_seed(0)
+    path, out = tmp_path / "after.pth", tmp_path / "out"
+    torch.save(small_resnets.tiny_resnet(3).state_dict(), path)
+    given = ["audit", "--arch", "tiny-resnet", "--after", path, "--data", f"folder:{folder}", "-o", out, "-j", 1]
+    assert main.main([*map(str, given), "--store", str(tmp_path / "s.sqlite")]) in {exit_code.FAILED, exit_code.INCONCLUSIVE}
+    found = {one["id"]: one for one in json.loads((out / "results.json").read_text())["findings"]}
+    assert found["audit/reload"]["verdict"] == "PASS"
+    assert found["batchnorm-drift/harm"]["verdict"] == "SKIPPED"
+    assert found["audit/linear-probe"]["verdict"] == "SKIPPED"
+    assert not [one["id"] for one in found.values() if one["verdict"] == "ERROR"]
+
+
+def test_a_run_says_that_there_is_nothing_to_train_on(arrays, tmp_path, capsys):
+    suite = tmp_path / "s.toml"
+    suite.write_text(
+        f'schema = 1\nname = "alone"\nplugins = ["all"]\n[backbone]\narch = "tiny-resnet"\n[target]\ndata = "npz:{arrays}"\n'
+    )
+    given = ["run", str(suite), "-o", str(tmp_path / "out"), "--store", str(tmp_path / "s.sqlite"), "-j", "1"]
+    assert main.main(given) == exit_code.USAGE
+    assert "no training images" in capsys.readouterr().err
+
+
+def test_a_folder_of_one_class_is_no_dataset(tmp_path):
+    (tmp_path / "only").mkdir()
+    with pytest.raises(UserError, match="not a dataset folder"):
+        sources.read_dataset(f"folder:{tmp_path}", None)

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import importlib
+import json
+import tomllib
+from concurrent.futures import Future
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from xferbench.analysis import exit_code
+from xferbench.cli import main
+from xferbench.core import files
+from xferbench.core.errors import UserError
+from xferbench.core.run import Finding
+from xferbench.core.suite import Suite
+from xferbench.data import inputs
+from xferbench.lab.data import preprocessing
+from xferbench.lab.models import backbones, batchnorm, checkpoint_reader, checkpoints
+from xferbench.lab.training.network import Architecture
+from xferbench.lab.worker import repair_checkpoint as lab
+from xferbench.runner import discovery, repair
+from xferbench.runner.engines import local
+
+SHIPPED = inputs.SHIPPED_WEIGHTS_FOLDER / "tiny-resnet-0.safetensors"
+READY = checkpoints.recorded_preprocessing(SHIPPED)
+
+
+@pytest.fixture(autouse=True)
+def _at_home(monkeypatch, tmp_path):
+    for name in ("GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    told = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"]
+    found = {group: EntryPoints(EntryPoint(name, place, group) for name, place in told[group].items()) for group in told}
+    monkeypatch.setattr(discovery, "entry_points", lambda group: found[group])  # whatever is installed
+
+
+@contextmanager
+def here(_):
+    """Workers that are this process."""
+
+    def call(function, *arguments):
+        module, _, name = function.partition(":")
+        future = Future()
+        future.set_result(getattr(importlib.import_module(module), name)(*arguments))
+        return future
+
+    yield call
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    monkeypatch.setattr(local, "start_workers", here)
+
+
+def images(count, rng):
+    """Of two classes that stripes tell apart."""
+    found = rng.integers(120, size=(count, 16, 16, 3))
+    found[1::2, :, ::2] += 100
+    return found.astype(np.uint8)
+
+
+def network(arrays, *, own=False):
+    """A tiny-resnet whose head is fitted to training images; with ``own`` its BatchNorm statistics are of those too."""
+    module = backbones.build("tiny-resnet", 2).eval()
+    head = backbones.layer_layout(module, (3, 16, 16)).head
+    checkpoints.load_backbone(module, checkpoint_reader.read_checkpoint(SHIPPED), head)
+    x = preprocessing.to_tensor(torch.from_numpy(arrays["train_images"]).permute(0, 3, 1, 2), READY)
+    if own:
+        named = {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+        module.load_state_dict(batchnorm.recalibrate(module, named, [x]), strict=False)
+    linear, seen = module.get_submodule(head), []
+    hook = linear.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    module(x)
+    hook.remove()
+    x = torch.cat([seen[0], torch.ones(len(seen[0]), 1)], 1)
+    y = 2.0 * torch.nn.functional.one_hot(torch.from_numpy(arrays["train_labels"]), 2) - 1
+    weight = 3 * torch.linalg.solve(x.T @ x + 0.01 * torch.eye(x.shape[1]), x.T @ y)
+    with torch.no_grad():
+        linear.weight.copy_(weight[:-1].T)
+        linear.bias.copy_(weight[-1])
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def drifted(state):
+    """The same with running statistics of something else."""
+    stream = torch.Generator().manual_seed(0)
+    noise = {name: torch.randn(tensor.shape, generator=stream) for name, tensor in state.items()}
+    moved = {name: tensor + 4 * noise[name] for name, tensor in state.items() if name.endswith("running_mean")}
+    return state | moved | {n: one * torch.exp(2 * noise[n]) for n, one in state.items() if n.endswith("running_var")}
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(0)
+    sizes = {"train": 64, "test": 160}
+    found = {f"{name}_images": images(count, rng) for name, count in sizes.items()}
+    return found | {f"{name}_labels": np.arange(count) % 2 for name, count in sizes.items()}
+
+
+@pytest.fixture(scope="module")
+def states(arrays):
+    """Tensors before, and after with statistics that drifted."""
+    before = network(arrays)
+    return before, drifted(before)
+
+
+@pytest.fixture
+def given(tmp_path, arrays, states):
+    np.savez(tmp_path / "data.npz", **arrays)
+    for name, state in zip(("before", "after"), states, strict=True):
+        save_file(state, tmp_path / f"{name}.safetensors", checkpoints.preprocessing_metadata(READY) | {"mine": "kept"})
+    return tmp_path
+
+
+def audit(capsys, *words, after="after.safetensors", before="before.safetensors"):
+    told = ["audit", "--arch", "tiny-resnet", "--after", after, "--data", "npz:data.npz", "--margin", "0.15"]
+    told += ["--before", before] if before else []
+    code = main.main([*told, "--checks", "batchnorm-drift", "-j", "1", "-o", "out", "--device", "cpu", *words])
+    return code, *capsys.readouterr()
+
+
+def about(file):
+    with safe_open(file, "pt") as opened:
+        return opened.metadata()
+
+
+def test_a_confirmed_repair_is_written_and_mends_and_changes_nothing_else(given, states, capsys):
+    code, out, err = audit(capsys, "--repair", "mended.safetensors")
+    assert code == 1, err  # the network that was examined still fails
+    assert "repaired: mended.safetensors, BatchNorm statistics restored, predictions verified" in out
+    before, after = states
+    mended = load_file("mended.safetensors")
+    assert mended.keys() == after.keys()
+    for name, tensor in mended.items():
+        wanted = before if "running_" in name else after
+        assert tensor.dtype == wanted[name].dtype
+        assert torch.equal(tensor, wanted[name]), name
+    told = json.loads(about("mended.safetensors")["xferbench.runner.repair"])
+    assert told["edits"] == ["batchnorm:restored"]
+    assert told["sha256"] == {name: files.sha256(Path(f"{name}.safetensors")) for name in ("after", "before")}
+    assert told["finding"].startswith("batchnorm-drift/harm")
+    assert told["low"] > told["margin"] == 0.15
+    assert about("mended.safetensors")["mine"] == "kept"
+    evidence = json.loads(Path("out/evidence.json").read_text())
+    assert evidence["repair"]["sha256"] == files.sha256(Path("mended.safetensors"))
+    code, out, _ = audit(capsys, "--repair", "again.safetensors", after="mended.safetensors", before=None)
+    assert code == 0, out
+    assert "no repair was written: batchnorm-drift is PASS: the statistics are those that the network needs" in out
+    assert not Path("again.safetensors").exists()
+
+
+def test_names_types_and_wrappers_are_those_of_the_users_file(given, states, capsys, inline):
+    _, after = states
+    halved = {f"module.{name}": one.half() if one.is_floating_point() else one for name, one in after.items()}
+    torch.save({"epoch": 3, "state_dict": halved}, "after.pt")
+    code, out, err = audit(capsys, "--repair", "mended.safetensors", after="after.pt")
+    assert (code, "predictions verified" in out) == (1, True), out + err
+    mended = load_file("mended.safetensors")
+    assert mended.keys() == halved.keys()
+    for name, tensor in mended.items():
+        assert tensor.dtype == halved[name].dtype
+        assert "running_" in name or torch.equal(tensor, halved[name])
+    assert any(not torch.equal(mended[name], halved[name]) for name in mended)
+
+
+def test_without_the_weights_of_before_recalibrated_statistics_are_written(given, arrays, capsys, inline):
+    after = drifted(network(arrays, own=True))
+    save_file(after, "after.safetensors", checkpoints.preprocessing_metadata(READY))
+    code, out, err = audit(capsys, "--repair", "mended.safetensors", before=None)
+    assert (code, "BatchNorm statistics recalibrated, predictions verified" in out) == (1, True), out + err
+    told = json.loads(about("mended.safetensors")["xferbench.runner.repair"])
+    assert told["edits"] == ["batchnorm:recalibrated@2"]
+    assert told["sha256"]["before"] is None
+    mended = load_file("mended.safetensors")
+    moved = {name for name, tensor in mended.items() if not torch.equal(tensor, after[name])}
+    assert moved
+    assert all("running_" in name or "num_batches" in name for name in moved)
+
+
+def test_nothing_is_overwritten_and_that_is_told_before_anything_is_computed(given, capsys, inline):
+    Path("mended.safetensors").write_text("precious")
+    code, _, err = audit(capsys, "--repair", "mended.safetensors")
+    assert code == exit_code.USAGE
+    assert "mended.safetensors: is there already" in err
+    assert "or --force" in err
+    assert Path("mended.safetensors").read_text() == "precious"
+    assert not Path("cache").exists()
+    code, out, _ = audit(capsys, "--repair", "mended.safetensors", "--force")
+    assert (code, "predictions verified" in out) == (1, True)
+    assert load_file("mended.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "fragment"),
+    [
+        ("x.pth", "a file of another kind"),
+        ("nowhere/x.safetensors", "cannot be written"),
+        ("after.safetensors", "one of the inputs"),
+        ("link.safetensors", "one of the inputs"),
+        ("folder.safetensors", "is there already"),
+        ("dangling.safetensors", "is there already"),
+    ],
+)
+def test_a_place_that_no_repair_can_have_is_refused_even_with_force(tmp_path, name, fragment):
+    (tmp_path / "after.safetensors").write_text("a")
+    (tmp_path / "link.safetensors").symlink_to("after.safetensors")
+    (tmp_path / "dangling.safetensors").symlink_to("nowhere")
+    (tmp_path / "folder.safetensors").mkdir()
+    asked = Suite(name="s", path="s", plugins=(), arch="a", target="t", after=str(tmp_path / "after.safetensors"))
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=fragment):
+        repair.require_repairable(asked, tmp_path / name, force=True)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def finding(verdict, plugin="batchnorm-drift", contrast="harm", **more):
+    return Finding(id=f"{plugin}/{contrast}", plugin=plugin, contrast=contrast, verdict=verdict, **more)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ([], "batchnorm-drift was not asked"),
+        ([finding("INCONCLUSIVE")], "batchnorm-drift is INCONCLUSIVE: no harm of the statistics was confirmed"),
+        ([finding("SKIPPED", reason="no such layer")], "batchnorm-drift is SKIPPED: no such layer"),
+        ([finding("PASS"), finding("ERROR", reason="boom")], "batchnorm-drift is ERROR: boom"),
+        ([finding("FAIL", remedy={"verified": False})], "is FAIL: the cure was not confirmed to take the harm away"),
+        ([finding("FAIL", remedy=None)], "is FAIL: the cure was not confirmed"),
+        (
+            [finding("PASS"), finding("FAIL", "audit/reload"), finding("FAIL", "head-size")],
+            "needs; for audit/reload, head-size there are patches in words, in the report",
+        ),
+    ],
+)
+def test_what_was_not_confirmed_is_not_written_and_one_line_says_why(tmp_path, found, said):
+    executed = SimpleNamespace(step=SimpleNamespace(asked=()), answers={})
+    told = repair.write_repair(executed, found, tmp_path / "x.safetensors", tmp_path)
+    assert list(told) == ["said"]
+    assert told["said"].startswith("no repair was written: ")
+    assert said in told["said"]
+    assert "\n" not in told["said"]
+
+
+def test_a_file_that_predicts_otherwise_is_not_kept(given, capsys, monkeypatch, inline):
+    def spoilt(network, own, tensors):
+        return dict(own), ""  # as it was
+
+    monkeypatch.setattr(lab, "replace_statistics", spoilt)
+    code, out, _ = audit(capsys, "--repair", "mended.safetensors")
+    assert code == 1
+    assert "no repair was written: read back, the file predicts otherwise for " in out
+    assert not list(given.glob("*mended*"))
+    assert Path("out/results.json").exists()
+
+
+def built():
+    module = backbones.build("tiny-resnet", 2).eval()
+    return Architecture(
+        module=module, anatomy=backbones.layer_layout(module, (3, 16, 16)), device=torch.device("cpu"), cache=Path()
+    )
+
+
+def test_the_users_names_are_found_by_the_way_that_loading_takes(states):
+    own = {f"student.{name}": tensor for name, tensor in states[1].items()} | {"teacher.x": torch.zeros(2)}
+    placed = lab.file_names(built(), own)
+    assert placed == {name: f"student.{name}" for name in states[1]}
+
+
+def test_a_counter_that_the_file_lacks_is_not_added_and_missing_statistics_are_told(states):
+    before, after = states
+    plain = {name: tensor for name, tensor in after.items() if not name.endswith("num_batches_tracked")}
+    found, why = lab.replace_statistics(built(), plain, before)
+    assert (found.keys(), why) == (plain.keys(), "")
+    lacking = {name: tensor for name, tensor in plain.items() if not name.endswith("running_mean")}
+    assert "in another form" in lab.replace_statistics(built(), lacking, before)[1]

@@ -1,0 +1,422 @@
+"""The kit: what is shipped conforms, a package out of the tree can prove it, and what is broken is refused in clear words."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from xferbench.core.interventions import Regularizer
+from xferbench.core.pipeline import Data, Phase, Recipe, Selection
+from xferbench.core.plugin import HARM, Contrast, Plugin
+from xferbench.runner import discovery
+from xferbench.testing import conformance
+from xferbench.testing.conformance import conforms
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUGINS = discovery.load_plugins(["all"])
+PAGE = """Heat.
+
+Symptom
+    It is hot.
+
+Cause
+    A rate.
+
+Remedy
+    Another one.
+
+References
+    A paper.
+"""
+
+
+def lowered(pipeline, factor):
+    phases = tuple(replace(phase, lr=phase.lr * factor) for phase in pipeline.recipe.phases)
+    return replace(pipeline, recipe=replace(pipeline.recipe, phases=phases))
+
+
+def always(pipeline, facts):
+    return ""
+
+
+def cooler(pipeline, facts):
+    return Selection(candidates=(lowered(pipeline, 0.3), lowered(pipeline, 0.1)))
+
+
+def hotter(pipeline, facts):
+    return {"x30": lowered(pipeline, 30.0)}
+
+
+def heat(seen):
+    return {"heat": 1.0}
+
+
+GOOD = Plugin(
+    id="too-hot",
+    version=1,
+    question="Is it too hot?",
+    page=PAGE,
+    applies=always,
+    cure=cooler,
+    induce=hotter,
+    remedy="lower the learning rate",
+)
+KNOWN = tuple(check for check in conformance.CHECKS if check is not conformance.check_import)
+
+
+@pytest.fixture
+def importable(monkeypatch):
+    """This file's folder on the path of the processes that import it by themselves."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+
+
+@pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
+def test_every_plugin_that_is_installed_conforms(plugin, check):
+    check(plugin)
+
+
+def test_the_good_one_conforms(importable):
+    conforms(GOOD)
+
+
+def test_the_plugin_that_contributing_adds_conforms(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
+    source = next(text for text in blocks if "plugin = Plugin(" in text)
+    (tmp_path / "kit_of_contributing.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    import kit_of_contributing
+
+    plugin = kit_of_contributing.plugin
+    missing = [name for name in conformance.PAGE_HEADINGS if f"\n{name}\n" not in plugin.page]  # it is an outline of a page
+    conforms(replace(plugin, page=plugin.page + "".join(f"\n{name}\n    Words.\n" for name in missing)))
+
+
+# What is broken, and what is said of it
+
+
+def broken_sometimes():
+    said = iter(range(10**6))
+    return lambda pipeline, facts: lowered(pipeline, 1.0 + next(said))
+
+
+def crash(*_):
+    raise KeyError("on purpose")
+
+
+def ashamed(pipeline, facts):
+    return "not today"
+
+
+def tampering(pipeline, facts):
+    return {"x30": replace(pipeline, target=Data(digest="other"))}
+
+
+def many(candidates, **more):
+    return lambda pipeline, facts: Selection(candidates=candidates(pipeline), **more)
+
+
+def exact(**more):
+    return Contrast(name="e", kind="exact", weights={("subject", "heat"): 1.0}, **more)
+
+
+HOT = {"measures": {"heat": f"{__name__}:heat@1"}}
+BROKEN = {
+    "an id in capitals": ({"id": "Too_Hot"}, r"id\n  found: Too_Hot\n  expected: lower-case words with hyphens"),
+    "no version": ({"version": 0}, "version\n  found: 0"),
+    "no question": ({"question": "Too hot."}, "question\n  found: Too hot.\n  expected: one that ends with a question mark"),
+    "a question of two lines": ({"question": "Too\nhot?"}, "question\n  found: 'Too.*\n  expected: one line"),
+    "no remedy": ({"remedy": ""}, "remedy\n  found: ''\n  expected: one line"),
+    "no page": ({"page": None}, "page\n  found: no Symptom, Cause, Remedy, References"),
+    "half a page": ({"page": PAGE.replace("Cause\n", "Because\n")}, "page\n  found: no Cause\n"),
+    "an empty heading": ({"page": PAGE.replace("    A paper.\n", "")}, "page\n  found: no References"),
+    "a measure without a version": (
+        {"measures": {"heat": "os:sep"}},
+        "measure heat\n  found: os:sep\n  expected: module:function@",
+    ),
+    "a measure that is not there": ({"measures": {"heat": "os:no_such@1"}}, "measure heat\n  found: no function no_such in os"),
+    "a measure with a view's name": (
+        {"measures": {"test": f"{__name__}:heat@1"}},
+        "measure test\n  found: a view of that name",
+    ),
+    "no contrast": ({"contrasts": ()}, "contrasts\n  expected: one or more"),
+    "two of one name": ({"contrasts": (HARM, HARM)}, "contrasts\n  found: harm, harm"),
+    "measurements alone": ({"contrasts": (replace(HARM, kind="info"),)}, "found: measurements alone"),
+    "a kind that is not known": ({"contrasts": (HARM, replace(HARM, name="x", kind="pared"))}, "did you mean 'paired'"),
+    "a view that is not known": (
+        {"contrasts": (replace(HARM, weights={("cured", "tests"): 1.0, ("subject", "tests"): -1.0}),)},
+        "contrast harm\n  found: view tests\n  expected: a view: did you mean 'test'",
+    ),
+    "an invariant that is not measured": ({"contrasts": (exact(),)}, "found: view heat\n  expected: a measure of the plugin"),
+    "an arm that is not known": (
+        {"contrasts": (replace(HARM, weights={("induced:x30", "test"): 1.0, ("subject", "test"): -1.0}),)},
+        "found: arm induced:x30\n  expected: subject or cured or scratch\n  do: an induced arm takes the subject's place",
+    ),
+    "no subject": (
+        {"contrasts": (replace(HARM, weights={("cured", "test"): 1.0, ("scratch", "test"): -1.0}),)},
+        "contrast harm\n  found: no subject",
+    ),
+    "weights that are no difference": (
+        {"contrasts": (replace(HARM, weights={("cured", "test"): 1.0, ("subject", "test"): -0.5}),)},
+        "found: weights that sum to 0.5\n  expected: 0: where all arms are equal there is no harm",
+    ),
+    "weights of nothing": ({"contrasts": (replace(HARM, weights={("subject", "test"): 0.0}),)}, "expected: numbers, not all 0"),
+    "never to be asked": ({"applies": ashamed}, "applies\n  found: a reason to skip every one"),
+    "applies that says yes": (
+        {"applies": lambda *_: True},
+        "applies of full fine-tuning\n  found: True\n  expected: the reason",
+    ),
+    "a cure that crashes": (
+        {"cure": crash},
+        "cure of full fine-tuning crashes\n  found: KeyError: 'on purpose'\n  do: say in applies",
+    ),
+    "a cure of another mind": (
+        {"cure": broken_sometimes()},
+        "found: another answer the second time\n  expected: a pure function",
+    ),
+    "a cure that is a recipe": ({"cure": lambda *_: Recipe()}, "found: Recipe\n  expected: a pipeline or a choice"),
+    "a cure without an end": ({"cure": lambda p, _: lowered(p, 0.5)}, "cure of full fine-tuning\n  found: curing twice"),
+    "a choice of nothing": ({"cure": many(lambda p: (p,))}, "found: a choice without an alternative"),
+    "chosen by test images": (
+        {"cure": many(lambda p: (lowered(p, 0.3),), by="test")},
+        "found: chosen by test\n  expected: known: source-held-out, validation",
+    ),
+    "another dataset": ({"induce": tampering}, "induced x30 of full fine-tuning\n  found: another backbone, data or size"),
+    "a cure of another belief": (
+        {"cure": lambda p, _: replace(p, believed=Recipe())},
+        "cure of full fine-tuning\n  found: another backbone, data or size",
+    ),
+    "a variant with a slash": ({"induce": lambda p, _: {"x/30": lowered(p, 30.0)}}, "induced x/30 of .*\n  found: x/30"),
+    "a failure that is the cure": ({"induce": lambda p, _: {"x30": p}}, "found: the cured pipeline itself"),
+    "a recipe that no suite can ask for": (
+        {"cure": many(lambda p: (replace(p, recipe=Recipe(phases=(Phase(steps=5, warmup=9),))),))},
+        r"no suite file can ask for it\n(.|\n)*expected: fewer than the 5 steps of a phase\n  do: mend \[recipe\] warmup",
+    ),
+    "an induced recipe that no suite can ask for": (
+        {"induce": lambda p, _: {"x30": replace(p, recipe=replace(p.recipe, augment="flip+cropp"))}},
+        r"induced x30 of full fine-tuning: no suite file can ask for it\n(.|\n)*did you mean 'flip\+crop'",
+    ),
+    "an induced choice with one that no suite can ask for": (
+        {"induce": lambda p, _: {"x30": Selection(candidates=(lowered(p, 30.0), lowered(p, -1.0)), worst=True)}},
+        r"induced x30 of full fine-tuning: no suite file can ask for it\n(.|\n)*recipe\] lr",
+    ),
+    "an induced mode that nobody serves in": (
+        {"induce": lambda p, _: {"x30": replace(p, mode="training")}},
+        "induced x30 of full fine-tuning\n  found: mode training\n  expected: one of eval, train, train:class",
+    ),
+    "an extra arm that no suite can ask for": (
+        {"beside": lambda p, _: {"wrong": replace(p, recipe=replace(p.recipe, head="mlpp:3"))}},
+        "wrong beside full fine-tuning: no suite file can ask for it",
+    ),
+    "a source where there is none": (
+        {"contrasts": (replace(HARM, weights={("subject", "source-before"): 1.0, ("subject", "source"): -1.0}),)},
+        r"too-hot/harm of no \[source\]\n(.|\n)*do: say in applies why it cannot be asked here",
+    ),
+    "numbers that crash": ({"derived": crash}, "too-hot/harm/x30 of full fine-tuning\n.*the plugin's own numbers: KeyError"),
+    "rehearsal without a source": (
+        {"cure": many(lambda p: (replace(p, recipe=replace(p.recipe, regularizer=Regularizer.parse("replay:4"))),))},
+        "found: .*recipe|source|regularizer",
+    ),
+    "a picture that crashes": ({"picture": crash}, "picture\n  found: .*could not be drawn: KeyError"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_broken_is_refused_in_clear_words(name):
+    change, words = BROKEN[name]
+    with pytest.raises(AssertionError) as told:
+        any(check(replace(GOOD, **change)) for check in KNOWN)
+    assert re.search(words, str(told.value)), told.value
+
+
+def test_what_is_no_plugin_is_refused():
+    with pytest.raises(AssertionError, match="this is no plugin\n  found: module\n"):
+        conforms(ModuleType("too_hot"))
+
+
+def test_an_invariant_that_is_measured_conforms(importable):
+    conforms(replace(GOOD, contrasts=(HARM, exact()), **HOT))
+
+
+def test_what_is_induced_may_be_against_what_is_believed(importable):
+    def against(pipeline, facts):
+        return {"x30": replace(lowered(pipeline, 30.0), believed=pipeline.recipe)}
+
+    conformance.check_arms(replace(GOOD, induce=against))
+
+
+def test_an_induced_arm_may_be_served_in_training_mode_by_class():
+    conformance.check_arms(replace(GOOD, induce=lambda p, _: {"by-class": replace(p, mode="train:class")}))
+
+
+def test_an_extra_arm_may_have_its_own_size_and_be_a_choice():
+    conformance.check_arms(replace(GOOD, beside=lambda p, facts: {"few": replace(p, train_size=10), "cool": cooler(p, facts)}))
+
+
+def test_a_module_that_imports_torch_at_its_top_is_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "kit_of_haste.py").write_text("import pandas\n\ndef applies(pipeline, facts):\n    return ''\n")
+    import kit_of_haste
+
+    with pytest.raises(AssertionError) as told:
+        conformance.check_import(replace(GOOD, applies=kit_of_haste.applies))
+    assert "importing kit_of_haste imports pandas" in str(told.value) and "do: import it inside the functions" in str(
+        told.value
+    )
+
+
+def test_a_function_of_a_module_that_nobody_can_import_is_refused(importable):
+    def here(pipeline, facts):
+        return ""
+
+    here.__module__ = "kit_of_nowhere"
+    with pytest.raises(
+        AssertionError, match="module kit_of_nowhere cannot be imported by itself\n  found: ModuleNotFoundError"
+    ):
+        conformance.check_import(replace(GOOD, applies=here))
+
+
+def test_the_pipelines_that_are_asked_about_are_of_all_kinds():
+    names = [world.name for world in conformance.worlds()]
+    assert len(set(names)) == len(names) > 12
+    inits = {world.pipeline.recipe.init for world in conformance.worlds()}
+    assert inits == {"pretrained", "random"}
+    for lacking in ("batchnorm", "source", "shifted", "recorded"):
+        assert {bool(getattr(world.facts, lacking)) for world in conformance.worlds()} == {True, False}
+
+
+# A package of its own, out of the tree
+
+FILES = {
+    "pyproject.toml": """
+[project]
+name = "too-hot"
+version = "0.1"
+dependencies = ["xferbench"]
+
+[project.entry-points."xferbench.plugins"]
+too-hot = "kit_too_hot:plugin"
+""",
+    "tests/test_kit_too_hot.py": """
+from kit_too_hot import plugin
+from xferbench.testing.conformance import conforms
+
+
+def test_it_conforms():
+    conforms(plugin)
+""",
+    "kit_too_hot.py": f'''"""{PAGE}"""
+
+from dataclasses import replace
+
+from xferbench.core.pipeline import Choice, Plugin
+
+
+def scaled(pipeline, factor):
+    phases = tuple(replace(phase, lr=phase.lr * factor) for phase in pipeline.recipe.phases)
+    return replace(pipeline, recipe=replace(pipeline.recipe, phases=phases))
+
+
+def applies(pipeline, facts):
+    return ""
+
+
+def cure(pipeline, facts):
+    return Choice(candidates=(scaled(pipeline, 0.3), scaled(pipeline, 0.1)))
+
+
+def induce(pipeline, facts):
+    return {{"x30": scaled(pipeline, 30.0)}}
+
+
+plugin = Plugin(
+    id="too-hot",
+    version=1,
+    question="Is the learning rate too high?",
+    page=__doc__,
+    applies=applies,
+    cure=cure,
+    induce=induce,
+    remedy="lower the learning rate",
+)
+''',
+}
+
+
+@pytest.fixture
+def package(tmp_path):
+    """The package's folder, and the environment of a process in which it is installed as pip would, without a build."""
+    folder, site = tmp_path / "too-hot", tmp_path / "site"
+    for name, text in FILES.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    about = site / "too_hot-0.1.dist-info"
+    about.mkdir(parents=True)
+    (site / "kit_too_hot.py").write_text(FILES["kit_too_hot.py"], encoding="utf-8")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: too-hot\nVersion: 0.1\n")
+    (about / "entry_points.txt").write_text("[xferbench.plugins]\ntoo-hot = kit_too_hot:plugin\n")
+    return folder, {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]), "PYTEST_ADDOPTS": ""}
+
+
+def carried_out(package, *words):
+    folder, environment = package
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_package_out_of_the_tree_proves_it_by_its_own_test(package):
+    code, told = carried_out(package, "pytest", "-q", "-p", "no:cacheprovider", "tests")
+    assert code == 0 and "1 passed" in told, told
+
+
+def test_it_is_listed_and_explained_beside_the_others(package):
+    code, told = carried_out(package, "xferbench", "ls")
+    assert code == 0 and "too-hot" in told and "Is the learning rate too high?" in told and "batchnorm-drift" in told, told
+    code, told = carried_out(package, "xferbench", "explain", "too-hot")
+    assert code == 0 and "Symptom" in told, told
+
+
+def test_a_verbose_list_names_version_distribution_file_and_source_of_a_plugin(package):
+    code, told = carried_out(package, "xferbench", "ls", "-v")
+    assert code == 0, told
+    lines = told.splitlines()
+    origin = lines[next(number for number, text in enumerate(lines) if text.startswith("  too-hot ")) + 1]
+    file = package[0] / "kit_too_hot.py"  # the current folder comes before the installed copy
+    source = digest_source_of(file)
+    assert origin.strip() == f"version 1, too-hot 0.1, {file}, source {source[:16]}"
+    built_in = lines[next(number for number, text in enumerate(lines) if text.startswith("  batchnorm-drift ")) + 1]
+    assert built_in.strip().startswith("version 1, xferbench ") and built_in.endswith("batchnorm_drift.py")
+    code, told = carried_out(package, "xferbench", "ls", "-v", "--format", "json")
+    found = json.loads(told)["origins"]["plugins"]
+    assert found["too-hot"] == {
+        "version": "1",
+        "distribution": "too-hot 0.1",
+        "file": str(file),
+        "source": source,
+    }
+    assert found["batchnorm-drift"]["source"] == ""
+
+
+def digest_source_of(file):
+    content = hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashlib.sha256(f"{file.stem}\0{content}\0".encode()).hexdigest()
+
+
+def test_a_package_that_does_not_conform_fails_its_own_test(package):
+    folder, _ = package
+    module = folder / "kit_too_hot.py"
+    module.write_text(module.read_text().replace('"x30"', '"x 30"'))
+    code, told = carried_out(package, "pytest", "-q", "-p", "no:cacheprovider", "tests")
+    assert code == 1 and "induced x 30 of full fine-tuning" in told, told

@@ -1,0 +1,222 @@
+"""Estimates the harm of a contrast by seed and test example from trial records. Pure. Missing data never gives a decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xferbench.analysis import intervals, metrics
+from xferbench.core.plugin import Contrast
+from xferbench.core.record import Predictions, Record
+from xferbench.core.run import Estimate
+
+if TYPE_CHECKING:
+    from xferbench.core.suite import Suite
+
+RecordsByTerm = Mapping[tuple[str, str, int], Record]  # by arm, view and seed
+
+UNDECIDED = Estimate(
+    harm=float("nan"),
+    low=float("nan"),
+    high=float("nan"),
+    p_fail=1.0,
+    p_pass=1.0,
+    se=float("nan"),
+    df=float("nan"),
+    seeds=0,
+    examples=0,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastEstimate:
+    """The estimate of a contrast with the values behind it.
+
+    Attributes:
+        estimate: the harm with its bounds and p-values.
+        exposed: whether the sides of the contrast differ at all.
+        difference: [S, N] harms by seed and example.
+        groups: [N] groups, or empty.
+        span: the largest harm that one example can show.
+        error: why there is no estimate, or "".
+    """
+
+    estimate: Estimate
+    exposed: bool
+    difference: np.ndarray
+    groups: np.ndarray
+    span: float = 1.0
+    error: str = ""
+
+
+def estimate_contrast(contrast: Contrast, answers: RecordsByTerm, seeds: Sequence[int], suite: Suite) -> ContrastEstimate:
+    """Estimate the harm of a contrast over some seeds in the suite's metric. Positive values are harm, for losses too.
+
+    If both sides request the same trials, the harm is exactly 0 and nothing is estimated. A crash, a missing record or
+    different sets of examples give an error and p-values of 1. A contrast of kind ``info`` may have sides with different
+    examples.
+    """
+    records = {(term, seed): answers.get((*term, seed)) for term in contrast.weights for seed in seeds}
+    predictions, error = _predictions(records)
+    if error:
+        return _undecided(error)
+    first = next(iter(predictions.values()))
+    differ = any(not np.array_equal(part.example, first.example) for part in predictions.values())
+    if differ and contrast.kind == "info":
+        return _estimate_from_parts(contrast, predictions, seeds, suite)
+    if differ:
+        return _undecided("the arms were not scored on the same examples")
+    keys = {term: record.key for term, record in records.items() if record is not None}
+    if all(_is_identity(contrast, keys, seed) for seed in seeds):
+        exact = Estimate(
+            harm=0.0, low=0.0, high=0.0, p_fail=1.0, p_pass=0.0, se=0.0, df=1.0, seeds=len(seeds), examples=len(first.label)
+        )
+        return ContrastEstimate(
+            estimate=exact, exposed=False, difference=np.zeros((len(seeds), len(first.label))), groups=first.group
+        )
+    sides = {term: [predictions[term, seed] for seed in seeds] for term in contrast.weights}
+    estimate, difference = metrics.estimate_metric_contrast(
+        sides, contrast.weights, metric=suite.metric, margin=suite.margin, alpha=suite.alpha
+    )
+    groups = first.group[metrics.example_scores(first, suite.metric)[0]] if len(first.group) else first.group
+    span = metrics.get_metric(suite.metric).span * max(map(abs, contrast.weights.values()))
+    return ContrastEstimate(estimate=estimate, exposed=True, difference=difference, groups=groups, span=span)
+
+
+def _predictions(
+    records: Mapping[tuple[tuple[str, str], int], Record | None],
+) -> tuple[dict[tuple[tuple[str, str], int], Predictions], str]:
+    """Return the predictions of some records, and why any of them is missing. A crash takes precedence as the reason."""
+    crashed = [
+        f"{arm} (seed {seed}): {record.error}" for ((arm, _), seed), record in records.items() if record and record.error
+    ]
+    predictions = {term: record.predictions for term, record in records.items() if record and record.predictions is not None}
+    empty = {term for term, record in records.items() if record and record.predictions is None}
+    missing = [
+        f"{term[0]} has " + ("nothing to be scored on" if (term, seed) in empty else f"no predictions at seed {seed}")
+        for term, seed in records
+        if (term, seed) not in predictions
+    ]
+    return predictions, next(iter([*crashed, *missing, *([] if predictions else ["not measured at any seed"])]), "")
+
+
+def _estimate_from_parts(
+    contrast: Contrast, predictions: Mapping[tuple[tuple[str, str], int], Predictions], seeds: Sequence[int], suite: Suite
+) -> ContrastEstimate:
+    """Estimate a difference between means over different examples.
+
+    An example that a side lacks has no weight in the mean of that side.
+    """
+    examples, group = _all_examples(list(predictions.values()))
+    metric, count = metrics.get_metric(suite.metric), len(examples)
+    order = np.argsort(examples, kind="stable")
+    difference = np.zeros((len(seeds), count))
+    least = count
+    for (term, seed), part in predictions.items():
+        columns = np.flatnonzero(np.isin(examples, part.example))
+        if not np.array_equal(examples[columns], part.example):
+            columns = order[np.searchsorted(examples, part.example, sorter=order)]
+        mask, score = metrics.example_scores(part, suite.metric)
+        if not metric.mean or not mask.all() or not len(score):
+            return _undecided(f"{suite.metric} on a part of the examples cannot be compared with that on all")
+        sign = -1.0 if metric.loss else 1.0
+        row, weight = difference[list(seeds).index(seed)], sign * contrast.weights[term]
+        row += weight * score.mean()
+        np.add.at(row, columns, weight * (score - score.mean()) * count / len(score))  # absent examples do not change the mean
+        least = min(least, len(score))
+    groups = group if len(group) else None
+    span = metric.span * max(map(abs, contrast.weights.values())) * count / least
+    estimate = intervals.crossed_interval(difference, margin=suite.margin, alpha=suite.alpha, groups=groups, span=span)
+    return ContrastEstimate(estimate=estimate, exposed=True, difference=difference, groups=group, span=span)
+
+
+def _all_examples(parts: Sequence[Predictions]) -> tuple[np.ndarray, np.ndarray]:
+    """Return all examples [N] of any of the predictions, those of the longest first, and their groups [N] or an empty array."""
+    longest = max(parts, key=lambda part: len(part.example))
+    example, group = (np.concatenate([getattr(part, name) for part in parts]) for name in ("example", "group"))
+    _, first = np.unique(example, return_index=True)
+    more = np.sort(first[~np.isin(example[first], longest.example)])
+    return (
+        np.concatenate([longest.example, example[more]]),
+        np.concatenate([longest.group, group[more]]) if len(group) == len(example) else longest.group[:0],
+    )
+
+
+def _undecided(error: str) -> ContrastEstimate:
+    return ContrastEstimate(estimate=UNDECIDED, exposed=True, difference=np.empty((0, 0)), groups=np.empty(0), error=error)
+
+
+def _is_identity(contrast: Contrast, keys: Mapping[tuple[tuple[str, str], int], str], seed: int) -> bool:
+    """Return whether the contrast is identically zero at a seed because its terms share the same trials."""
+    total: dict[str, float] = {}
+    for term, weight in contrast.weights.items():
+        total[keys[term, seed]] = total.get(keys[term, seed], 0.0) + weight
+    return all(weight == 0 for weight in total.values())
+
+
+def invariant_value(contrast: Contrast, answers: RecordsByTerm, seed: int) -> float:
+    """Return an invariant's sum at a seed, 0 if it holds; NaN if a measure is missing, and NaN is not 0."""
+    records = [answers.get((arm, view, seed)) for arm, view in contrast.weights]
+    values = [
+        float("nan") if record is None else record.scalars.get(view, float("nan"))
+        for record, (_, view) in zip(records, contrast.weights, strict=True)
+    ]
+    return sum(weight * value for weight, value in zip(contrast.weights.values(), values, strict=True))
+
+
+def positive_control(contrast: Contrast, variant: str) -> Contrast:
+    """Return the positive control of a contrast: the same contrast with an induced arm as the subject."""
+    return swap_arm(contrast, "subject", f"induced:{variant}")
+
+
+def swap_arm(contrast: Contrast, old: str, new: str) -> Contrast:
+    """Return a contrast with one arm replaced by another; weights of the same term are added."""
+    weights: dict[tuple[str, str], float] = {}
+    for (arm, view), weight in contrast.weights.items():
+        term = (new if arm == old else arm, view)
+        weights[term] = weights.get(term, 0.0) + weight
+    return replace(contrast, weights=weights)
+
+
+def mean_accuracy(answers: RecordsByTerm, arm: str, seeds: Sequence[int], view: str = "test") -> float | None:
+    """Return the mean accuracy of an arm in a view over the seeds that have predictions; None if there are none."""
+    records = [answers.get((arm, view, seed)) for seed in seeds]
+    parts = _stored_predictions(records)
+    return float(np.mean([(part.predicted == part.label).mean() for part in parts])) if parts else None
+
+
+def _stored_predictions(records: Sequence[Record | None]) -> list[Predictions]:
+    return [record.predictions for record in records if record is not None and record.predictions is not None]
+
+
+def majority_baseline_share(
+    answers: RecordsByTerm, arm: str, seeds: Sequence[int], margin: float, view: str = "test"
+) -> float | None:
+    """Return the share of the most frequent class if the accuracy of an arm does not exceed it by the margin; else None."""
+    records = [answers.get((arm, view, seed)) for seed in seeds]
+    parts = _stored_predictions(records)
+    reached_accuracy = mean_accuracy(answers, arm, seeds, view)
+    if not parts or reached_accuracy is None:
+        return None
+    share = float(np.bincount(parts[0].label).max() / len(parts[0].label))
+    return share if reached_accuracy < share + margin else None
+
+
+def benefit_retained(answers: RecordsByTerm, seeds: Sequence[int], suite: Suite) -> float | None:
+    """Return (subject − scratch) / (cured − scratch) in accuracy; None unless cured is shown to be better than scratch."""
+    gain = Contrast(name="gain", weights={("cured", "test"): 1.0, ("scratch", "test"): -1.0})
+    gain_estimate = estimate_contrast(gain, answers, seeds, replace(suite, metric="accuracy", margin=0.0))
+    means = [mean_accuracy(answers, arm, seeds) for arm in ("subject", "cured", "scratch")]
+    if gain_estimate.error or not gain_estimate.exposed or not gain_estimate.estimate.low > 0 or None in means:
+        return None
+    subject, cured, scratch = (float(mean) for mean in means if mean is not None)
+    return (subject - scratch) / (cured - scratch)
+
+
+def count_diverged(answers: RecordsByTerm, arm: str, seeds: Sequence[int]) -> int:
+    """Return the number of seeds at which the training of an arm diverged."""
+    records = [answers.get((arm, "test", seed)) for seed in seeds]
+    return sum(record.scalars.get("diverged", 0.0) > 0 for record in records if record is not None)

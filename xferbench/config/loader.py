@@ -1,0 +1,267 @@
+"""Load a suite file into a :class:`~xferbench.core.suite.Suite`. Reads the file.
+
+Every key must be known and every value possible; otherwise there is one clear message.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xferbench.analysis.metrics import METRICS
+from xferbench.config import overrides, validation
+from xferbench.config.fields import DURATION, PIPELINE_KEYS, RECIPE, REQUIRED_TABLES, duration_seconds, suite_rules
+from xferbench.config.matrix import parse_matrix
+from xferbench.config.render import RECIPE_KEYS
+from xferbench.core.errors import UserError, suggest
+from xferbench.core.interventions import InterpolatePhase
+from xferbench.core.pipeline import LOCALLY_PRETRAINED_STARTS, Phase, Recipe, Spectrogram
+from xferbench.core.strategies import DEFAULT_RATES, STRATEGIES, is_mlp_head
+from xferbench.core.suite import Suite
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+SELECTION_SEED_START = 1_000_000  # judged seeds are below; seeds for selection start here
+TRAINING_KEYS = ("looks", "seed", "tuning_seeds", "budget", "scratch")  # keys without a meaning for a finished network
+
+
+def shipped_folder() -> Path:
+    """Return the folder of the shipped suites: in the wheel, or at the top of a checkout."""
+    inside = Path(__file__).parents[1] / "suites"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "suites"
+
+
+def shipped_suites() -> tuple[str, ...]:
+    """Return the names of the shipped suites."""
+    return tuple(sorted(path.stem for path in shipped_folder().glob("*.toml")))
+
+
+def find_suite(name: str) -> Path:
+    """Return the suite file for a command-line argument: a path, or the name of a shipped suite.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    if name in shipped_suites():
+        return shipped_folder() / f"{name}.toml"
+    path, found = Path(name), "neither a file nor a shipped suite"
+    try:
+        if path.is_file():
+            return path
+        found = "a folder" if path.is_dir() else found
+    except OSError as error:
+        found = error.strerror or found
+    expected = f"a path to a .toml file, or a shipped suite ({suggest(name[:80], shipped_suites())})"
+    raise UserError(f"no suite {validation.format_value(name)}", found=found, expected=expected)
+
+
+def load_suite(path: Path, words: Sequence[str] = ()) -> Suite:
+    """Read and check a suite file; ``words`` such as ``recipe.lr=1e-3`` override its keys.
+
+    Raises:
+        UserError: with the file, the key, what was found and what was expected.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read", found=error.strerror or str(error), expected="a suite file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: not a TOML file", found=str(error), expected="a suite file in UTF-8", do=_compare_advice()
+        ) from error
+    return parse_suite(table, path.resolve(), words)
+
+
+def _compare_advice() -> str:
+    return f"compare {shipped_folder() / 'quick.toml'}"
+
+
+def parse_suite(table: Mapping[str, Any], path: Path, words: Sequence[str] = ()) -> Suite:
+    """Check a suite's table. Paths in the table and in the overrides are relative to the file.
+
+    Raises:
+        UserError: with the file, the key, what was found and what was expected.
+    """
+    changed = overrides.apply_overrides(table, words)
+    try:
+        return replace(_parse(changed, path), overrides=tuple(words))
+    except UserError as problem:
+        raise problem.at(overrides.locate_error(problem.what, path, words)) from problem
+
+
+def _parse(table: Mapping[str, Any], path: Path) -> Suite:
+    if "matrix" in table:
+        return parse_matrix(table, path, _parse_single, parse_recipe, _check_recipe)
+    suite = _parse_single(table, path)
+    if not suite.plugins:
+        raise UserError("plugins", found="[]", expected='a list of plugins, or ["all"]; an empty list needs [matrix]')
+    return suite
+
+
+def _parse_single(table: Mapping[str, Any], path: Path) -> Suite:
+    """Return a suite without a matrix."""
+    top = validation.validate_table(table, suite_rules(path.parent), required=REQUIRED_TABLES)
+    del top["schema"]
+    backbone, target, recipe = top.pop("backbone"), top.pop("target"), dict(top.pop("recipe", {}))
+    source = top.pop("source", {})
+    source_fields = {"source_classes": tuple(source.pop("classes", {}).items()), "manifest": source.get("manifest")}
+    roles = {"source": source.get("data"), "shifted": top.pop("shifted", {}).get("data"), "target": target.pop("data")}
+    serving_fields = {name: recipe.pop(name) for name in PIPELINE_KEYS if name in recipe}
+    audit_fields = _audit_fields(top.pop("checkpoint"), table, recipe) if "checkpoint" in top else {}
+    own_recipe = _build_recipe(recipe) if "recipe" in table and not audit_fields else None
+    suite = Suite(
+        path=str(path),
+        **backbone,
+        **target,
+        **roles,
+        **source_fields,
+        **top,
+        **serving_fields,
+        **audit_fields,
+        recipe=own_recipe,
+    )
+    requirements = [("init", "source")] if own_recipe is not None and own_recipe.init in LOCALLY_PRETRAINED_STARTS else []
+    if own_recipe is not None and own_recipe.regularizer:
+        requirements += [("regularizer", role) for role in ("source", "shifted") if role in own_recipe.regularizer.requires]
+    for name, role in requirements:
+        if getattr(suite, role) is None:
+            expected = f"a value that needs no [{role}], or a table [{role}]"
+            raise UserError(f"recipe.{name}", found=str(getattr(own_recipe, name)), expected=expected)
+    if own_recipe is not None:
+        _check_recipe(own_recipe, suite)
+    _check_input_kinds(suite)
+    span = METRICS[suite.metric].span
+    if suite.margin >= span:
+        raise UserError(
+            "margin", found=f"{suite.margin:g}", expected=f"less than {span:g}: 0.02 of {suite.metric}, for example"
+        )
+    return check_seed_range(suite)
+
+
+def _audit_fields(checkpoint: Mapping[str, Any], table: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an audit.
+
+    An audit evaluates one network once, so keys of training would have no effect and are refused.
+    """
+    refused = [key for key in TRAINING_KEYS if key in table] + [f"recipe.{key}" for key in recipe]
+    refused += ["recipe.training"] if "training" in table.get("recipe", {}) else []
+    refused += ["target.interventions"] if "interventions" in table["target"] else []
+    refused += ["backbone.weights"] if "weights" in table["backbone"] else []
+    if refused:
+        do = (
+            "leave it out; what training should have done goes into [checkpoint] believed"
+            if refused[0] != "backbone.weights"
+            else "name it as before"
+        )
+        raise UserError(
+            refused[0], found="a key of training in a suite with [checkpoint]", expected="only a finished network", do=do
+        )
+    fields = dict(checkpoint)
+    return {"looks": (1,), "tuning_seeds": 1, "scratch_budget": fields.pop("scratch", None), **fields}
+
+
+def _check_recipe(recipe: Recipe, suite: Suite) -> None:
+    """Refuse combinations of values in a recipe, or with the rest of the suite, that cannot work."""
+    regularizer = recipe.regularizer
+    requires = regularizer.requires if regularizer else ()
+    if "plain-head" in requires and is_mlp_head(recipe.head):
+        expected = "l2-sp, ewc or distill, or a linear head: the source's head cannot follow another layer"
+        raise UserError("recipe.regularizer", found=f"{regularizer} with head {recipe.head}", expected=expected)
+    if {"teacher", "shifted"} & {*requires} and suite.training:
+        missing = "teacher" if "teacher" in requires else "images of another domain"
+        expected = f"xferbench's own training loop: user training code gets no {missing}"
+        raise UserError("recipe.regularizer", found=f"{regularizer} with user training code", expected=expected)
+    if isinstance(recipe.finish, InterpolatePhase) and suite.training:
+        expected = "xferbench's own training loop: the start of the last phase of user code is unknown"
+        raise UserError("recipe.finish", found=f"{recipe.finish} with user training code", expected=expected)
+    if recipe.augment and isinstance(suite.train_preprocessing or suite.preprocessing, Spectrogram):
+        raise UserError("recipe.augment", found=f"{recipe.augment} of spectrograms", expected="images", do="leave it out")
+
+
+def _check_input_kinds(suite: Suite) -> None:
+    """Refuse a pipeline that is trained on one kind of input and serves another."""
+    preprocessings = {
+        "backbone.preprocessing": suite.preprocessing,
+        "recipe.train_preprocessing": suite.train_preprocessing,
+        "recipe.serve_preprocessing": suite.serve_preprocessing,
+    }
+    kinds = {key: type(value).__name__.lower() for key, value in preprocessings.items() if value is not None}
+    different = next((key for key in kinds if kinds[key] != next(iter(kinds.values()))), None)
+    if different:
+        first, kind = next(iter(kinds.items()))
+        kind = "spectrogram" if kind == "spectrogram" else "image"
+        raise UserError(f"{different}.kind", found="another kind than " + first, expected=f'kind = "{kind}"')
+
+
+def check_seed_range(suite: Suite) -> Suite:
+    """Return the suite if its judged seeds are below those used for selection.
+
+    Raises:
+        UserError: if they are not.
+    """
+    if suite.seed + suite.looks[-1] > SELECTION_SEED_START:
+        found = f"{suite.seed}, with {suite.looks[-1]} seeds at the last look"
+        raise UserError(
+            "seed", found=found, expected=f"seeds below {SELECTION_SEED_START}, from which selection takes its seeds"
+        )
+    return suite
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of a text such as 90s, 20m or 2h.
+
+    Raises:
+        UserError: for any other text.
+    """
+    if not DURATION.fullmatch(text):
+        raise UserError("budget", found=text, expected="a duration such as 90s, 20m or 2h")
+    return duration_seconds(text)
+
+
+def parse_recipe(table: Mapping[str, Any]) -> Recipe:
+    """Return a recipe from the keys of [recipe] alone.
+
+    Raises:
+        UserError: for an unknown key, or a value that is not possible.
+    """
+    return _build_recipe(validation.validate_value("recipe", table, validation.table(RECIPE)))
+
+
+def _build_recipe(table: Mapping[str, Any]) -> Recipe:
+    """Return a recipe: one phase, several phases, or a named strategy with the settings of one phase."""
+    phase_fields = dict(table)
+    recipe_fields = {name: phase_fields.pop(name) for name in RECIPE_KEYS if name in phase_fields}
+    phases, strategy = phase_fields.pop("phases", [{}]), phase_fields.pop("strategy", None)
+    default_lr = DEFAULT_RATES.get(strategy, Phase().lr) if strategy else Phase().lr
+    common = replace(Phase(lr=default_lr), **phase_fields)
+    recipe = Recipe(phases=tuple(replace(common, **phase) for phase in phases), **recipe_fields)
+    if strategy and "phases" in table:
+        raise UserError("recipe.strategy", found="both strategy and phases", expected="one of the two")
+    if strategy:
+        recipe = replace(STRATEGIES[strategy](common), **recipe_fields)
+        _check_effective(strategy, STRATEGIES[strategy](common), table)
+    if recipe.init == "random" and recipe.transferred != "all":
+        expected = "all, because nothing is transferred"
+        raise UserError("recipe.transferred", found=recipe.transferred, expected=expected, do="leave it out, or init")
+    for phase in recipe.phases:
+        if phase.warmup >= phase.steps:
+            raise UserError("recipe.warmup", found=f"{phase.warmup}", expected=f"fewer than the {phase.steps} steps of a phase")
+    return recipe
+
+
+def _check_effective(strategy: str, built: Recipe, table: Mapping[str, Any]) -> None:
+    """Refuse a key that has no effect because the strategy sets it; ``steps`` is divided among the strategy's phases."""
+    for name in table.keys() - {"strategy", "steps", "augment", "stop"}:
+        is_recipe_field = name in RECIPE_KEYS
+        values = {getattr(built, name)} if is_recipe_field else {getattr(phase, name) for phase in built.phases}
+        kind = str(table[name]).partition(":")[0]  # mlp:64 is of the same kind as the strategy's head
+        is_free = is_recipe_field and (
+            values == {getattr(Recipe(), name)} or kind in {spelling.partition(":")[0] for spelling in values}
+        )
+        if table[name] not in values and not is_free:
+            expected = f"{' or '.join(sorted(map(validation.format_value, values)))}, as the strategy {strategy} sets it"
+            found = validation.format_value(table[name])
+            raise UserError(f"recipe.{name}", found=found, expected=expected, do=f"leave {name} or strategy out")

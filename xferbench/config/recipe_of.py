@@ -1,0 +1,32 @@
+"""A recipe of what a user of the monitor says about the training. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from xferbench.config import loader
+from xferbench.core.errors import UserError
+from xferbench.core.pipeline import Phase, Recipe
+
+ON_EVENT = ("warn", "raise", "collect")
+
+
+def recipe_of(recipe: object) -> tuple[Recipe | None, bool]:
+    """Return a recipe, and whether it says how BatchNorm runs.
+
+    Args:
+        recipe: None, a ``Recipe``, a ``Phase``, or a mapping with the keys of ``[recipe]`` in a suite file.
+
+    Raises:
+        UserError: if the argument is none of these.
+    """
+    if recipe is None or isinstance(recipe, Recipe):
+        return recipe, True
+    if isinstance(recipe, Phase):
+        return Recipe(phases=(recipe,)), True
+    if isinstance(recipe, Mapping):
+        parsed = loader.parse_recipe(recipe)
+        tables = [recipe, *recipe.get("phases", [])]
+        return parsed, "strategy" in recipe or any("batchnorm" in table for table in tables)
+    expected = 'a Recipe, a Phase, or a mapping such as {"trainable": "head", "batchnorm": "eval"}'
+    raise UserError("watch: recipe", found=f"a {type(recipe).__name__}", expected=expected)

@@ -1,0 +1,75 @@
+"""Rebuild a suite from the values in ``results.json``, so that its trials can be requested again. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xferbench.config.interventions import parse
+from xferbench.core.errors import UserError
+from xferbench.core.interventions import Augmentation, DataIntervention, Finish, Head, Regularizer, Trainable
+from xferbench.core.pipeline import Phase, Preprocessing, Recipe, ScratchGrid, Spectrogram
+from xferbench.core.suite import LOCATION_KEYS, Suite
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from xferbench.core.pipeline import InputTransform
+
+TRANSFORM_KEYS = ("preprocessing", "train_preprocessing", "serve_preprocessing")
+RECIPE_KEYS = ("recipe", "believed")
+
+
+def suite_from_results(values: Mapping[str, Any], folder: Path) -> Suite:
+    """Return the suite of a run; paths relative to the suite file are resolved in ``folder``.
+
+    Raises:
+        UserError: if this version cannot read the values.
+    """
+    arguments = {name: _to_tuples(value) for name, value in values.items()}
+    try:
+        arguments |= {name: _preprocessing_from(values[name]) for name in TRANSFORM_KEYS if values.get(name)}
+        arguments |= {name: _recipe(values[name]) for name in RECIPE_KEYS if values.get(name)}
+        arguments["interventions"] = tuple(parse(text, DataIntervention) for text in values.get("interventions", ()))
+        arguments["scratch"] = ScratchGrid(**_with_tuples(values["scratch"]))
+        arguments |= {name: _resolve(arguments[name], folder) for name in LOCATION_KEYS if arguments.get(name)}
+        return Suite(**arguments | {"path": str(folder / Path(values["path"]).name) if values["path"] else ""})
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            "the accepted run's suite cannot be read", found=str(error), do="accept a run of this version"
+        ) from error
+
+
+def _resolve(location: str, folder: Path) -> str:
+    """Return a location resolved in a folder, with the kind of dataset in front if there is one."""
+    kind, colon, rest = location.rpartition(":")
+    if kind in {"synthetic", "python"} or location == "digits":
+        return location
+    return f"{kind}{colon}{folder / rest}"  # joining keeps an absolute path
+
+
+def _recipe(values: Mapping[str, Any]) -> Recipe:
+    arguments: dict[str, Any] = {"phases": tuple(_phase(phase) for phase in values["phases"])}
+    arguments["head"] = Head.parse(values["head"])
+    arguments["augment"] = Augmentation.parse(values["augment"]) if values["augment"] else None
+    arguments["finish"] = Finish.parse(values["finish"]) if values["finish"] else None
+    arguments["regularizer"] = Regularizer.parse(values["regularizer"]) if values["regularizer"] else None
+    return Recipe(**_with_tuples(values) | arguments)
+
+
+def _phase(values: Mapping[str, Any]) -> Phase:
+    return Phase(**_with_tuples(values) | {"trainable": Trainable.parse(values["trainable"])})
+
+
+def _preprocessing_from(values: Mapping[str, Any]) -> InputTransform:
+    is_spectrogram = values.keys() <= {field.name for field in fields(Spectrogram)}
+    return Spectrogram(**_with_tuples(values)) if is_spectrogram else Preprocessing(**_with_tuples(values))
+
+
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _to_tuples(value) for name, value in values.items()}
+
+
+def _to_tuples(value: Any) -> Any:
+    return tuple(map(_to_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,57 @@
+"""Errors in the user's input, reported in one message: what was found, what was expected, what to do. Pure."""
+
+from __future__ import annotations
+
+import re
+from difflib import SequenceMatcher
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SIMILARITY_CUTOFF = 0.5  # similarity from which a known name is suggested
+
+
+class UserError(Exception):
+    """A mistake in the user's input; the command line prints it without a traceback and exits with code 2.
+
+    Args:
+        what: the thing that is wrong, with its place (file and key).
+        found: what was found.
+        expected: what would have been correct.
+        do: the next action.
+    """
+
+    def __init__(self, what: str, *, found: str = "", expected: str = "", do: str = "") -> None:
+        self.what, self.found, self.expected, self.do = what, found, expected, do
+        parts = (("found", found), ("expected", expected), ("do", do))
+        super().__init__("\n".join([what, *(f"  {name}: {text}" for name, text in parts if text)]))
+
+    def at(self, what: str) -> UserError:
+        """Return the same error with a more complete place."""
+        return UserError(what, found=self.found, expected=self.expected, do=self.do)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return 'did you mean X? known: A, B, C' for a name that is not among the known names."""
+    known = sorted(known)
+    (score, _), best = max(((_similarity(name, candidate), candidate) for candidate in known), default=((0.0, 0), ""))
+    suggestion = f"did you mean {best!r}? " if score >= SIMILARITY_CUTOFF else ""
+    return suggestion + "known: " + ", ".join(known)
+
+
+def _similarity(name: str, other: str) -> tuple[float, int]:
+    """Return the similarity of two names, and the length of their common prefix, which decides between equals.
+
+    The similarity is the share of common letters, or 1 if one name is the initials of the other (``lr`` and
+    ``learning_rate``).
+    """
+    name, other = name.casefold(), other.casefold()
+    is_initials = name == _initials(other) or other == _initials(name)
+    prefix = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False))))
+    return 1.0 if is_initials else SequenceMatcher(None, name, other).ratio(), prefix
+
+
+def _initials(text: str) -> str:
+    return "".join(re.findall(r"\b[a-z]", text.replace("_", " ")))

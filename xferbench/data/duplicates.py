@@ -1,0 +1,244 @@
+"""Find the test images that are duplicates of images in another set, by their fingerprints. Pure.
+
+Identical pixels, flipped or not, are a duplicate. Any other image is one if its nearest neighbor is closer than chance allows,
+which the data themselves say, as the comment below explains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xferbench.data.fingerprints import EMBEDDING_SIZE, EVEN_COLUMNS, FLIP
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from xferbench.data.fingerprints import Fingerprints
+
+# How chance is estimated. Divide a set into parts, and let d be the distances of an image to the nearest image in each part.
+# If all images are different and lie like points of dimension m, d follows a Weibull law, P(d < x) = 1 − exp(−(x/s)^m), and
+# so does the smallest of all distances; the estimates of intrinsic dimension by Levina & Bickel 2004 and Facco et al. 2017
+# rest on the same law. The scale s belongs to the image: it comes from the median over the parts. The dimension m belongs to
+# the other set: its own images are searched in the rest of the set, and m is the dimension at which their lower quartile
+# obeys the law. It is pooled over images with equally dense neighborhoods. In a dense or clustered set, such as digits or
+# sketches, a duplicate must therefore be closer than among photographs, and may be too similar to others to be recognized.
+# The estimate does not depend on how many test images are duplicates.
+#
+# Pictures have a dimension of at least the limit below. A set with a lower one is full of its own duplicates (it was augmented
+# before it was split). The dimension is then estimated from the upper half of the parts, which the duplicates do not reach.
+VERSION = 1  # raise it when the same fingerprints give other duplicates
+PARTS = 32  # parts that a set is divided into
+MIN_PARTS = 16  # parts of four images each; with fewer, only exact duplicates are found
+NULL_SAMPLE_SIZE = 192  # images of the other set that are searched in the rest of it
+MIN_POOL_SIZE = 64  # images per estimate of a dimension, at least, if there are so many
+MIN_DIMENSION = 2.5  # measured: at least 3.5 for drawings, digits and photographs; at most 1.6 for augmented copies
+EXPECTED_FALSE_MATCHES = (
+    0.001  # expected false matches in a whole search under the law; the tails of real sets are somewhat heavier
+)
+MIN_AGREEING_BITS = (
+    0.72  # share of bits; measured: 0.52–0.76 agree by chance, at least 0.77 in 99 % of JPEG copies at quality 50
+)
+BLOCK_ROWS, BLOCK_COLUMNS = 256, 1024  # rows and columns of a tile: two tiles stay in the cache of a core
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DuplicateMatches:
+    """The most likely original of each of N test images.
+
+    Attributes:
+        index: [N] int64, the index in the other set; -1 if that set is empty.
+        kind: [N] ``exact``, ``flipped`` (exactly or nearly), ``near``, or "" for an image without a duplicate.
+        distance: [N] float32, between the embeddings, from 0 to 2.
+        chance: [N], the probability that a different image is as near, under the law above; 0 for exact duplicates.
+        plain: [N] bool, too plain for anything but an exact duplicate to be recognized; a blank image has not even that.
+    """
+
+    index: np.ndarray
+    kind: np.ndarray
+    distance: np.ndarray
+    chance: np.ndarray
+    plain: np.ndarray
+
+    @property
+    def found(self) -> np.ndarray:
+        """[N] bool: whether an image has a duplicate."""
+        is_duplicate: np.ndarray = self.kind != ""
+        return is_duplicate
+
+
+def find_duplicates(
+    test: Fingerprints, train: Fingerprints, *, same: bool = False, expected_false: float = EXPECTED_FALSE_MATCHES
+) -> DuplicateMatches:
+    """Find the duplicates of each test image in another set. The order and the size of the sets do not matter.
+
+    An image has a duplicate if one of these holds:
+
+    - the pixels are identical, flipped or not;
+    - ``chance`` < ``expected_false`` / N, and enough of the bits agree, which is evidence that ``chance`` does not use;
+    - ``chance`` < ``expected_false``² / N, for any bits, because the fine bits of a blurred image are noise.
+
+    If all different images obey the law, fewer than ``expected_false`` of them are expected to be matched. If the other set has
+    fewer than 64 images, only exact duplicates are found.
+
+    Args:
+        test: Fingerprints of the N test images.
+        train: Fingerprints of the other set.
+        same: Whether both sets are the same one. An image is then not its own duplicate.
+        expected_false: The expected number of false matches.
+    """
+    count = len(test)
+    sample = _sample_null(train)
+    queries = np.concatenate([test.embedding, train.embedding[sample]])
+    own_index = np.concatenate([np.arange(count) if same else np.full(count, -1), sample])
+    distance, index = nearest_distances(queries, train.embedding, own_index)
+    chance = np.where(test.plain, 1.0, match_probabilities(distance[:count], distance[count:]))
+    distance, index = distance[:count], index[:count]
+    if distance.size:
+        nearest_part = distance.argmin(1)[:, None]
+        closest, best = (np.take_along_axis(values, nearest_part, 1)[:, 0] for values in (distance, index))
+    else:
+        closest, best = np.full(count, 2, np.float32), np.full(count, -1)
+    kind = np.full(count, "", "<U7")
+    if distance.size:
+        flipped = _is_flipped(test.embedding, train.embedding[best])
+        flipped_bits = test.bits ^ np.where(flipped[:, None], FLIP, np.uint8(0))
+        agreeing = 1 - np.unpackbits(flipped_bits ^ train.bits[best], axis=1).mean(1)
+        is_near = chance * count < np.where(agreeing >= MIN_AGREEING_BITS, expected_false, expected_false**2)
+        kind = np.where(is_near, np.where(flipped, "flipped", "near"), kind)
+    for name, digests in (("flipped", train.mirrored), ("exact", train.exact)):
+        exact_index = np.where(test.blank, -1, _lookup(test.exact, digests, same=same))
+        is_exact = exact_index >= 0
+        best, kind = np.where(is_exact, exact_index, best), np.where(is_exact, name, kind)
+        chance, closest = np.where(is_exact, 0.0, chance), np.where(is_exact, np.float32(0), closest)
+    return DuplicateMatches(index=best, kind=kind, distance=closest, chance=chance, plain=test.plain)
+
+
+def nearest_distances(
+    test: np.ndarray, train: np.ndarray, own_index: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distance to the nearest image in each part of a set, in either orientation, and its index: both [n, parts].
+
+    Image i belongs to part i modulo ``parts``. Since a flip changes the sign of the odd half, the larger of the two cosines is
+    ``even + |odd|``, which takes two products of half the width. Embeddings are as in
+    :class:`~xferbench.data.fingerprints.Fingerprints`.
+
+    Args:
+        test: [n, d] embeddings.
+        train: [N, d] embeddings of the set.
+        own_index: [n] the index of each image itself in the set, which is skipped; -1 for an image outside the set.
+    """
+    parts = min(PARTS, max(1, len(train) // 4)) if len(train) else 0
+    highest = np.full((len(test), parts), -2, np.float32)
+    index = np.full((len(test), parts), -1, np.int64)
+    unit_test = _unit_length(test)
+    tiles = np.empty((2, BLOCK_ROWS * BLOCK_COLUMNS), np.float32)
+    for first in _tile_starts(len(train), parts):
+        part, columns = first % parts, _unit_length(train[first : first + parts * BLOCK_COLUMNS : parts])
+        for row_tile in _tiles(len(test), BLOCK_ROWS * BLOCK_COLUMNS // len(columns)):
+            test_rows = unit_test[row_tile]
+            even, odd = (tile[: len(test_rows) * len(columns)].reshape(len(test_rows), len(columns)) for tile in tiles)
+            np.matmul(test_rows[:, :EVEN_COLUMNS], columns[:, :EVEN_COLUMNS].T, out=even)
+            np.matmul(test_rows[:, EVEN_COLUMNS:], columns[:, EVEN_COLUMNS:].T, out=odd)
+            even += np.abs(odd, out=odd)
+            if own_index is not None and own_index[row_tile].max() >= first:
+                offset = own_index[row_tile] - first
+                is_self = (offset >= 0) & (offset % parts == 0) & (offset < parts * len(columns)) & (own_index[row_tile] >= 0)
+                even[is_self, offset[is_self] // parts] = -2
+            column = even.argmax(1)
+            cosine = even[np.arange(len(test_rows)), column]
+            is_better = cosine > highest[row_tile, part]
+            highest[row_tile, part] = np.where(is_better, cosine, highest[row_tile, part])
+            index[row_tile, part] = np.where(is_better, first + parts * column, index[row_tile, part])
+    return np.sqrt(np.clip(2 - 2 * highest, 0, 4)), index
+
+
+def match_probabilities(distance: np.ndarray, null: np.ndarray) -> np.ndarray:
+    """Return the probability [n] that the nearest image over all parts is as near as it is if it is a different image.
+
+    It is 1 if there are too few parts or images to estimate it.
+
+    Args:
+        distance: [n, parts] distances of the images in question.
+        null: [k, parts] distances of images of which most have no duplicate.
+    """
+    count, parts = distance.shape
+    if parts < MIN_PARTS or len(null) < MIN_PARTS:
+        return np.ones(count)
+    sorted_distance, sorted_null = (np.maximum(np.sort(values, 1), 1e-6) for values in (distance, null))
+    middle = parts // 2
+    pools = np.array_split(sorted_null[np.argsort(sorted_null[:, middle], kind="stable")], max(1, len(null) // MIN_POOL_SIZE))
+    dimension = np.array([_estimate_dimension(pool) for pool in pools])
+    pool_index = np.searchsorted([pool[-1, middle] for pool in pools[:-1]], sorted_distance[:, middle])
+    ratio = sorted_distance[:, 0] / sorted_distance[:, middle]
+    chance: np.ndarray = -np.expm1(-parts * np.log(2) * ratio ** dimension[pool_index])
+    return chance
+
+
+def _estimate_dimension(ordered: np.ndarray) -> float:
+    """Estimate the dimension of images from their distances [k, parts] in ascending order, less its standard error.
+
+    Few images determine the dimension badly, so the estimate is conservative.
+    """
+    count, parts = ordered.shape
+    scale = ordered[:, parts // 2]
+    quartile = np.log(-np.log(0.75) / (parts * np.log(2)))  # of the smallest distance over all parts
+    dimension = quartile / min(float(np.quantile(np.log(ordered[:, 0] / scale), 0.25)), quartile / EMBEDDING_SIZE)
+    if dimension < MIN_DIMENSION:
+        # The odds of a quartile are twice those of the median.
+        spread = float(np.median(np.log(ordered[:, 3 * parts // 4] / scale)))
+        dimension = np.log(2) / max(spread, np.log(2) / EMBEDDING_SIZE)
+    return float(dimension * (1 - 1 / np.sqrt(count)))
+
+
+def _sample_null(train: Fingerprints) -> np.ndarray:
+    """Return the indices of some images of a set that are not plain, the same every time."""
+    candidates = np.random.default_rng(0).permutation(len(train))[: 4 * NULL_SAMPLE_SIZE]
+    return np.sort(candidates[train.embedding[candidates].any(1)][:NULL_SAMPLE_SIZE])
+
+
+def shared_groups(train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Return the numbers of the groups (patients, scenes) that are in both splits, in ascending order."""
+    return np.intersect1d(train, test)
+
+
+def _unit_length(embedding: np.ndarray) -> np.ndarray:
+    """Return embeddings in float32 with the unit length that rounding to float16 took from them. Zeros stay zero."""
+    unit = embedding.astype(np.float32)
+    unit /= np.sqrt(np.maximum(np.einsum("nd,nd->n", unit, unit), 1e-12))[:, None]
+    return unit
+
+
+def _tile_starts(count: int, parts: int) -> Iterator[int]:
+    """Return the first index of each tile of each part."""
+    return (first for part in range(parts) for first in range(part, count, parts * BLOCK_COLUMNS))
+
+
+def _tiles(count: int, rows: int) -> Iterator[slice]:
+    return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
+
+
+def _is_flipped(test: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Return [n] bool: whether a pair is more similar if one image is flipped."""
+    cosine: np.ndarray = np.einsum("nd,nd->n", test[:, EVEN_COLUMNS:], train[:, EVEN_COLUMNS:], dtype=np.float32)
+    return cosine < 0
+
+
+def _lookup(queries: np.ndarray, digests: np.ndarray, *, same: bool) -> np.ndarray:
+    """Return the first index of each query among the digests, -1 if it is absent.
+
+    If both are the same set, the index of the query itself does not count.
+    """
+    order = np.argsort(digests, kind="stable")
+    ordered, own_index = digests[order], np.arange(len(queries))
+    start = np.searchsorted(ordered, queries)
+    first_match = np.full(len(queries), -1)
+    for index in (start + 1, start) if same else (start,):
+        is_match = index < len(ordered)
+        is_match[is_match] = ordered[index[is_match]] == queries[is_match]
+        match = np.full(len(queries), -1)
+        match[is_match] = order[index[is_match]]
+        first_match = np.where(is_match & ~(same & (match == own_index)), match, first_match)
+    return first_match

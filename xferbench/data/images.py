@@ -1,0 +1,69 @@
+"""Decode image files and arrays to 8-bit RGB. Reads files, without torch."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xferbench.core.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from PIL import Image
+
+SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+
+
+def to_rgb(image: Image.Image | np.ndarray) -> np.ndarray:
+    """Return an image as uint8 H×W×3.
+
+    Of 16 bits the upper 8 are kept, transparency is dropped, gray is repeated, and orientation tags are ignored. Arrays are
+    H×W, H×W×1 or H×W×3 of uint8 or uint16.
+
+    Raises:
+        UserError: If the kind of image is not supported.
+    """
+    if isinstance(image, np.ndarray):
+        return _array_to_rgb(image)
+    if image.mode in SIXTEEN_BIT_MODES:
+        return _array_to_rgb(np.asarray(image).clip(0, 65535).astype(np.uint16))
+    if image.mode == "F":
+        do = "convert it to 8 or 16 bits first"
+        raise UserError("an image of floating-point pixels", found="mode F", expected="8 or 16 bits per channel", do=do)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the direct conversion gives the same pixels with a warning
+    return np.asarray(image.convert("RGB"))
+
+
+def open_image(file: Path, decode: Callable[[Image.Image], np.ndarray]) -> tuple[np.ndarray | None, str]:
+    """Return an image file as ``decode`` returns it, or None and the reason why it cannot be decoded.
+
+    Plugins of Pillow raise many types of errors on damaged files; all of them become a reason.
+    """
+    from PIL import Image
+
+    damaged = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, struct.error, zlib.error)
+    try:
+        with Image.open(file) as image:
+            return decode(image), ""
+    except (*damaged, Image.DecompressionBombError) as error:
+        return None, (str(error).replace(str(file), file.name).splitlines() or [type(error).__name__])[0][:80]
+    except UserError as problem:
+        return None, f"{problem.what}, {problem.found}"
+
+
+def _array_to_rgb(pixels: np.ndarray) -> np.ndarray:
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in {1, 3}:
+        found = f"{pixels.dtype} {pixels.shape}"
+        do = 'for spectrograms set preprocessing = { kind = "spectrogram" } under [backbone]'
+        raise UserError("an array that is not an image", found=found, expected="uint8 or uint16, H×W, H×W×1 or H×W×3", do=do)
+    return np.broadcast_to(pixels, (*pixels.shape[:2], 3))

@@ -1,0 +1,202 @@
+"""Check and digest what a suite names: weights, datasets, manifests and code. Reads files, without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xferbench.core.errors import UserError, suggest
+from xferbench.core.files import sha256
+from xferbench.core.pipeline import Checkpoint, Data, WeightsFile
+from xferbench.data import metadata_csv, synthetic, torchvision_folder, user_code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from xferbench.core.pipeline import UserCode
+    from xferbench.core.suite import Suite
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
+DATA_KINDS = ("folder", "npz", "torchvision", "synthetic", "digits")
+FOLDER_EXPECTED = "a folder with train/ and val/ or test/, or with metadata.csv"
+NAMED_ARCHS = ("tiny-resnet", "cifar-resnet20", "cifar-resnet32", "cifar-resnet44", "cifar-resnet56")
+ARCH_PREFIXES = ("torchvision:NAME", "timm:NAME", "python:MODULE:CALLABLE")
+SHIPPED_WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+
+
+def check_inputs(suite: Suite) -> None:
+    """Check that everything a suite names exists, before an image is read or a model is trained.
+
+    Raises:
+        UserError: If the kind of the backbone or of a dataset is unknown, a file is missing, or a table cannot be read. The
+            message names the suite's file and key.
+    """
+    prefixes = [prefix.partition(":")[0] + ":" for prefix in ARCH_PREFIXES]
+    if suite.arch not in NAMED_ARCHS and not suite.arch.startswith(tuple(prefixes)):
+        raise UserError(
+            f"{suite.path}: [backbone] arch: unknown", found=suite.arch, expected=", ".join((*NAMED_ARCHS, *ARCH_PREFIXES))
+        )
+    for role in ("target", "source", "shifted"):
+        spec = getattr(suite, role)
+        try:
+            kind, rest = split_spec(spec) if spec is not None else ("", "")
+            _ = kind == "folder" and metadata_csv.read_rows(Path(rest))
+        except UserError as problem:
+            raise problem.at(f"{suite.path}: [{role}] data: {problem.what}") from problem
+    files = {"[checkpoint] after": suite.after, "[checkpoint] before": suite.before, "[source] manifest": suite.manifest}
+    for key, file in files.items():
+        if file is not None and not Path(file).is_file():
+            state = "a folder" if Path(file).is_dir() else "no such file"
+            raise UserError(f"{suite.path}: {key}", found=f"{file}: {state}", expected="a file", do="check the path")
+    if suite.after is None:
+        _checkpoint_path(suite)
+    digest_code(suite)
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+    """Return ``kind`` and ``rest`` of a dataset ``kind:rest``.
+
+    Raises:
+        UserError: If the kind is unknown, or the file or folder does not exist.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind not in DATA_KINDS:
+        suggestion = f"write folder:{spec}" if Path(spec).is_dir() else f"write npz:{spec}" if Path(spec).is_file() else ""
+        do = suggestion or "run `xferbench ls` to list the kinds"
+        raise UserError("unknown kind of dataset", found=spec, expected=suggest(kind, DATA_KINDS), do=do)
+    if kind == "synthetic" and rest not in synthetic.NAMES:
+        raise UserError("unknown synthetic dataset", found=spec, expected=suggest(rest, synthetic.NAMES))
+    if kind == "digits" and rest:
+        raise UserError("digits is a single dataset", found=spec, expected="digits")
+    if kind == "folder" and not (rest and Path(rest).is_dir()):
+        raise UserError("no such folder", found=spec, expected=FOLDER_EXPECTED, do="check the path")
+    if kind == "npz" and not (rest and Path(rest).is_file()):
+        raise UserError("no such file", found=spec, expected="an npz file", do="check the path")
+    if kind == "torchvision":
+        torchvision_folder.parse_location(rest)
+    return kind, rest
+
+
+def digest_data(spec: str, digester: Callable[[Path], str] = sha256) -> Data:
+    """Return a dataset with the digest of its content.
+
+    The digest of a folder depends on the names of its files and classes and on their bytes, not on the folder's own name. For a
+    folder with a table, the table and the files that it names count; for a dataset of torchvision, all its files.
+
+    Raises:
+        UserError: If the kind is unknown, the file or folder does not exist, or a table cannot be read.
+    """
+    kind, rest = split_spec(spec)
+    hasher = hashlib.sha256(kind.encode())
+    if kind in {"folder", "torchvision"}:
+        name, folder = ("", Path(rest)) if kind == "folder" else torchvision_folder.parse_location(rest)
+        hasher.update(name.encode())
+        for path in _folder_files(folder) if kind == "folder" else _torchvision_files(name, folder):
+            # A file name need not be valid text.
+            relative = path.relative_to(folder).as_posix().encode("utf-8", "surrogateescape")
+            hasher.update(relative + f"\0{digester(path)}\0".encode())
+    elif kind == "npz":
+        hasher.update(digester(Path(rest)).encode())
+    else:
+        hasher.update(f"{rest}@{synthetic.VERSION if kind == 'synthetic' else 1}".encode())
+    return Data(digest=hasher.hexdigest(), spec=spec)
+
+
+def _folder_files(folder: Path) -> Iterator[Path]:
+    """Return the files of a folder dataset: with a table, the table and the existing files that it names; else all files."""
+    tables = metadata_csv.metadata_files(folder)
+    if not tables:
+        return list_files(folder)
+    listed_paths = {folder / row.file for row in metadata_csv.read_rows(folder)[0]}
+    dataset_files = {*tables.values(), *(path for path in listed_paths if path.is_file())}
+    return iter(sorted(dataset_files, key=lambda path: path.relative_to(folder).as_posix()))
+
+
+def _torchvision_files(name: str, root: Path) -> Iterator[Path]:
+    for location in torchvision_folder.LAYOUTS[name].places:
+        yield from list_files(root / location) if (root / location).is_dir() else iter([root / location])
+
+
+def list_files(folder: Path) -> Iterator[Path]:
+    """Return all files of a folder, in the same order on every system. Links are followed, and hidden files are skipped."""
+    paths, visited = [], set()
+    for directory, subfolders, file_names in os.walk(folder, followlinks=True):
+        visited.add(os.path.realpath(directory))
+        subfolders[:] = [
+            name for name in subfolders if name[0] != "." and os.path.realpath(Path(directory, name)) not in visited
+        ]
+        paths += [Path(directory, name) for name in file_names if name[0] != "." and Path(directory, name).is_file()]
+    return iter(sorted(paths, key=lambda path: path.relative_to(folder).as_posix()))
+
+
+def digest_weights(suite: Suite, digester: Callable[[Path], str] = sha256) -> WeightsFile:
+    """Return the checkpoint of a suite's backbone. The one of ``tiny-resnet`` is part of the package.
+
+    Raises:
+        UserError: If the suite names no checkpoint, or the file is missing.
+    """
+    path = _checkpoint_path(suite)
+    return WeightsFile(digest=digester(path), path=str(path))
+
+
+def digest_checkpoints(suite: Suite, digester: Callable[[Path], str] = sha256) -> Checkpoint | None:
+    """Return the checkpoints of an audit, or None for any other suite.
+
+    Raises:
+        UserError: If a file is missing, or both are the same.
+    """
+    if suite.after is None:
+        return None
+    after = WeightsFile(digest=digester(Path(suite.after)), path=suite.after)
+    before = WeightsFile(digest=digester(Path(suite.before)), path=suite.before) if suite.before else None
+    if before and before.digest == after.digest:
+        found = f"{suite.before} and {suite.after} are the same file, byte for byte"
+        do = "set before to the pretrained weights, or remove it"
+        raise UserError(f"{suite.path}: [checkpoint] before equals after", found=found, expected="two networks", do=do)
+    return Checkpoint(after=after, before=before)
+
+
+def digest_manifest(suite: Suite, digester: Callable[[Path], str] = sha256) -> Data | None:
+    """Return the manifest of a pretraining set, or None if the suite names none."""
+    if suite.manifest is None:
+        return None
+    return Data(digest=digester(Path(suite.manifest)), spec=f"manifest:{suite.manifest}")
+
+
+def digest_code(suite: Suite, digester: Callable[[Path], str] = sha256) -> tuple[UserCode | None, UserCode | None]:
+    """Return the user's code that builds the backbone and that trains it; None for each that the suite does not name.
+
+    Raises:
+        UserError: If running such code is not allowed, or the module does not exist.
+    """
+    arch_code = suite.arch if suite.arch.startswith(user_code.PREFIX) else None
+    build_code = _find_code(suite, "[backbone] arch", arch_code, digester)
+    return build_code, _find_code(suite, "[recipe] training", suite.training, digester)
+
+
+def _find_code(suite: Suite, key: str, spec: str | None, digester: Callable[[Path], str]) -> UserCode | None:
+    if spec is None:
+        return None
+    if not suite.allow_code:
+        do = "add --allow-code (in Python, allow_code=True) only if you trust the code: it runs with all your rights"
+        raise UserError(f"{suite.path}: {key}: names code that would run", found=spec, do=do)
+    try:
+        return user_code.find_callable(spec, Path(suite.path).parent.resolve(), digester)
+    except UserError as problem:
+        raise problem.at(f"{suite.path}: {key}: {problem.what}") from problem
+
+
+def _checkpoint_path(suite: Suite) -> Path:
+    path = suite.weights
+    if path is None and suite.arch == "tiny-resnet":
+        path = str(SHIPPED_WEIGHTS_FOLDER / "tiny-resnet-0.safetensors")
+    expected = "a file of pretrained weights (safetensors, or a state dict saved by torch.save)"
+    if path is None:
+        do = 'add weights = "path/to/file" below arch; without pretrained weights there is no transfer to measure'
+        raise UserError(f"{suite.path}: [backbone] weights: missing", found=f"arch {suite.arch}", expected=expected, do=do)
+    if not Path(path).is_file():
+        state = "a folder" if Path(path).is_dir() else "no such file"
+        raise UserError(f"{suite.path}: [backbone] weights", found=f"{path}: {state}", expected=expected, do="check the path")
+    return Path(path)

@@ -1,1 +1,0 @@
-"""Engines that compute groups of trials."""

@@ -1,0 +1,1 @@
+"""From a trained model to predictions and measures. Imports torch."""

@@ -1,0 +1,31 @@
+"""Measures whether a prediction depends on the other examples of its batch. Imports torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xferbench.lab.evaluation import evaluate
+
+if TYPE_CHECKING:
+    from xferbench.lab.evaluation.context import MeasureContext
+
+
+def batch_dependent_share(seen: MeasureContext, tolerance: float) -> float:
+    """Compute the share of test images whose probabilities differ between shuffled batches and batches sorted by class.
+
+    A small test set is split into at least four batches where it can be, because a single batch would show no dependence.
+
+    Args:
+        seen: the network and its data.
+        tolerance: the largest difference of a probability that counts as equal.
+
+    Returns:
+        A number from 0 to 1, or NaN if any probability is not finite.
+    """
+    labels, training = seen.served_labels.numpy(), seen.mode != "eval"
+    size = min(evaluate.SERVING_BATCH, max(2, len(labels) // 4))
+    inputs = (seen.network, seen.after, seen.served, seen.ready)
+    orders = (evaluate.serving_order(order, labels) for order in ("", "class"))
+    shuffled, by_class = (evaluate.batched_logits(*inputs, order, training=training, size=size).softmax(1) for order in orders)
+    difference = (shuffled - by_class).abs().amax(1)
+    return float((difference > tolerance).double().mean()) if difference.isfinite().all() else float("nan")

@@ -1,0 +1,75 @@
+"""Domain distances and transferability scores of a pretrained network's features. Imports torch; reads the source dataset."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from xferbench.lab.data import datasets
+from xferbench.lab.evaluation import evaluate, penultimate_features, transferability
+from xferbench.lab.training.examples import training_subset
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from xferbench.core.pipeline import InputTransform
+    from xferbench.lab.evaluation.context import MeasureContext
+
+MAX_IMAGES = 500  # images of each dataset at most
+DISTANCES = {
+    "mmd2": transferability.mmd2,
+    "proxy a-distance": transferability.proxy_a_distance,
+    "frechet": transferability.frechet_distance,
+}
+
+
+def transfer_scores(seen: MeasureContext, within: str) -> dict[str, float]:
+    """Compute all scores of a trained network that are finite.
+
+    Args:
+        seen: the network and its data.
+        within: the suffix of the names of the distances within the source.
+
+    Returns:
+        The scores by name. Without a source dataset, there are no distances. Without a source head, there is no LEEP.
+    """
+    subset = training_subset(seen.dataset, seen.fit)
+    rng = np.random.default_rng(seen.fit.seed)
+    target = datasets.take(subset.split, rng.permutation(subset.index)[:MAX_IMAGES])
+    images = torch.from_numpy(np.array(target.images))
+    before, after = (_features(seen, tensors, images, seen.prepared) for tensors in (seen.before, seen.after))
+    values = {"logme": transferability.logme(before, target.labels), "h-score": transferability.h_score(before, target.labels)}
+    values["cka"] = transferability.linear_cka(before, after)
+    if seen.source_head:
+        tensors = _to_device(seen, {**seen.before, **seen.source_head})
+        order = np.arange(len(images))
+        logits = evaluate.batched_logits(seen.network, tensors, images, seen.prepared, order, training=False)
+        values["leep"] = transferability.leep(logits.double().softmax(1).numpy(), target.labels)
+    if seen.view.domain is not None:
+        values |= _distances(seen, before, rng, within)
+    return {name: value for name, value in values.items() if np.isfinite(value)}
+
+
+def _distances(seen: MeasureContext, target: np.ndarray, rng: np.random.Generator, within: str) -> dict[str, float]:
+    """Compute the distances from source to target, and between two halves of the source, with the same number of images."""
+    ready = seen.view.preprocessing
+    source = datasets.load_dataset(seen.view.domain.data, ready, None, seen.cache).train
+    count = min(len(target), len(source.labels) // 2)
+    sample = datasets.take(source, rng.permutation(len(source.labels))[: 2 * count])
+    x = _features(seen, seen.before, torch.from_numpy(np.array(sample.images)), ready)
+    pairs = {"": (x[:count], target[:count]), within: (x[:count], x[count:])}
+    return {f"{name}{suffix}": distance(*pair) for suffix, pair in pairs.items() for name, distance in DISTANCES.items()}
+
+
+def _features(seen: MeasureContext, tensors: Mapping[str, Tensor], images: Tensor, ready: InputTransform) -> np.ndarray:
+    """Compute the penultimate features [n, d] float64."""
+    x: np.ndarray = penultimate_features.head_inputs(seen.network, _to_device(seen, tensors), images, ready).double().numpy()
+    return x
+
+
+def _to_device(seen: MeasureContext, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(seen.network.device) for name, tensor in tensors.items()}

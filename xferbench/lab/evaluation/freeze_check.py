@@ -1,0 +1,329 @@
+"""The freeze check: compares which tensors moved with what the recipe says, and names the likeliest cause. Imports torch.
+
+It returns numbers and no verdict. The part of a number's name before the slash says what it means; see :func:`compared`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from xferbench.core.interventions import HEAD_ONLY
+from xferbench.lab.data import preprocessing
+from xferbench.lab.models import backbones, batchnorm, checkpoints
+from xferbench.lab.training import feature_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from xferbench.core.pipeline import Recipe
+    from xferbench.lab.evaluation.context import MeasureContext
+    from xferbench.lab.training.network import Architecture, Tensors
+
+HALF_DTYPES = (torch.bfloat16, torch.float16)  # float16 represents usual values of bfloat16 exactly, so bfloat16 comes first
+MIN_STEPS = 3  # steps: in fewer, a head or a scale of zeros may let no gradient through
+CHANCE_SIGMAS, MAX_CHANCE_CORRELATION = (
+    4.0,
+    0.2,
+)  # standard deviations of the correlation of independent tensors; its upper bound
+MIN_GROUP_VALUES = 1000  # values of a layer group above which it is reported alone
+GROWTH_FACTOR = 2.0  # growth of a weight norm above which training explains that the weights are uncorrelated
+FAINT_GRADIENT = 1e-4  # gradient, as a share of the largest one
+LARGE_FACTOR, PROBE_IMAGES = 100.0, 32  # change of a norm that is reported; images used for gradients
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedChanges:
+    """What a recipe trains.
+
+    Attributes:
+        may: names of the tensors that may move.
+        must: names of the tensors that must move.
+        has_recipe: whether a recipe says so. Without one, every tensor may move.
+    """
+
+    may: frozenset[str]
+    must: frozenset[str]
+    has_recipe: bool
+
+
+def expected_changes(network: Architecture, recipe: Recipe) -> ExpectedChanges:
+    """Return the tensors that a recipe may move and those that it must move.
+
+    A recipe without phases says only that a head was trained. BatchNorm's statistics may move in any phase that does not run
+    BatchNorm in evaluation mode. Other buffers may move if their layer group trains. If the best step is kept, only what the
+    first phase trains must have moved.
+
+    Raises:
+        UserError: if the network has fewer layer groups than the recipe requires.
+    """
+    module, anatomy = network.module, network.anatomy
+    statistics, buffers = batchnorm.statistics_names(module), {name for name, _ in module.named_buffers()}
+    trainable = [backbones.trainable_names(anatomy, module, phase.trainable) for phase in recipe.phases]
+    if not trainable:
+        everything = frozenset(buffers.union(name for name, _ in module.named_parameters()))
+        return ExpectedChanges(
+            may=everything, must=frozenset(backbones.trainable_names(anatomy, module, HEAD_ONLY)), has_recipe=False
+        )
+    depth, may = backbones.layer_depth(anatomy, module), set().union(*trainable)
+    unfrozen_depths = {depth[name] for name in may}
+    for phase, names in zip(recipe.phases, trainable, strict=True):
+        if phase.batchnorm == "train-above":
+            phase_depths = {depth[name] for name in names}
+            may |= {name for name in statistics if depth[name] in phase_depths}
+        elif phase.batchnorm != "eval":
+            may |= statistics
+    may |= {name for name in buffers - statistics if depth[name] in unfrozen_depths}
+    completed = list(zip(recipe.phases, trainable, strict=True))[: 1 if recipe.stop == "best" else None]
+    must = set().union(*(names for phase, names in completed if phase.steps >= MIN_STEPS))
+    return ExpectedChanges(may=frozenset(may), must=frozenset(must), has_recipe=True)
+
+
+def check_freeze(seen: MeasureContext) -> dict[str, float]:
+    """Compare the tensors before and after training with the recipe.
+
+    Returns:
+        Numbers by name, where ``T`` is a tensor and ``G`` a layer group:
+
+        - ``violations``: the number of violations, which are the ``frozen-moved``, ``buffer-moved``, ``never-moved`` and
+          ``not-loaded`` entries. If no group was loaded, all groups count as one violation.
+        - ``frozen/T`` and ``trained/T``: the relative change ‖after − before‖ / ‖before‖ of each tensor that the recipe
+          freezes or trains. Without a recipe, the name is ``moved/T``.
+        - ``frozen-moved/T`` and ``buffer-moved/T``: a frozen tensor that moved.
+        - ``never-moved/T``: a trainable tensor that did not move although it has a gradient.
+        - ``not-loaded/G``: a layer group whose weights are uncorrelated with those before.
+        - ``cause/…``: the likeliest cause.
+        - ``odd/…``: an anomaly that is no violation.
+    """
+    network, expected = seen.network, expected_changes(seen.network, seen.believed)
+    after = {name: tensor.cpu() for name, tensor in seen.after.items()}
+    before = {name: tensor.cpu() for name, tensor in seen.before.items() if name in after}
+    parameters = {name for name, _ in network.module.named_parameters()}
+    not_loaded = uncorrelated_groups(seen, before, after)
+    prefixes = [prefix for group in network.anatomy.groups if group.name in not_loaded for prefix in group.prefixes]
+    loaded = {name for name in after if not backbones.is_within(name, prefixes)}
+    names = [name for name in after if name in before and not name.endswith(checkpoints.BATCH_COUNTER)]
+    moved = {name for name in names if not is_same(before[name], after[name])}
+    unexpected = (moved - expected.may) & loaded
+    still = {name for name in expected.must & before.keys() if is_same(before[name], after[name])}
+    still |= untrained_head(seen) if expected.must - before.keys() else set()
+    still, reachable = limit_to_reachable(seen, expected.must, still)
+    none_loaded = bool(not_loaded) and len(not_loaded) == len(weights_by_group(network, before))
+    causes = ["not-loaded" if none_loaded else "partly-loaded"] * bool(not_loaded)
+    causes += explain_statistics(network, unexpected) + explain_moved(seen, expected, before, after, unexpected & parameters)
+    causes += explain_still(network, reachable, still)
+    changes = {name: relative_change(before[name], after[name]) if name in moved else 0.0 for name in names}
+    return {
+        "violations": float(len(unexpected) + len(still) + (1 if none_loaded else len(not_loaded))),
+        **{f"{_expectation(name, expected)}/{name}": value for name, value in changes.items()},
+        **{f"frozen-moved/{name}": 1.0 for name in after if name in unexpected & parameters},
+        **{f"buffer-moved/{name}": 1.0 for name in after if name in unexpected - parameters},
+        **{f"never-moved/{name}": 1.0 for name in after if name in still},
+        **{f"not-loaded/{name}": 1.0 for name in not_loaded},
+        **{f"cause/{cause}": 1.0 for cause in causes},
+        **find_anomalies(before, after, moved & loaded),
+    }
+
+
+def _expectation(name: str, expected: ExpectedChanges) -> str:
+    if not expected.has_recipe:
+        return "moved"
+    return "trained" if name in expected.may else "frozen"
+
+
+def is_same(before: Tensor, after: Tensor) -> bool:
+    """Check whether a tensor is unchanged, up to a conversion to half precision and back."""
+    if torch.equal(before, after):
+        return True
+    return before.is_floating_point() and any(torch.equal(before.to(half).to(after.dtype), after) for half in HALF_DTYPES)
+
+
+def relative_change(before: Tensor, after: Tensor) -> float:
+    """Compute the relative change ‖after − before‖ / ‖before‖.
+
+    Returns:
+        The relative change; the root mean square of ``after`` if ``before`` is all zeros; infinity if it is not a number.
+    """
+    old, new = before.double(), after.double()
+    norm = float(old.norm()) or old.numel() ** 0.5
+    value = float((new - old).norm()) / norm
+    return value if value == value else float("inf")  # noqa: PLR0124 - a NaN
+
+
+def weights_by_group(network: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Return the names of the weight matrices and kernels of each layer group that has any."""
+    parameters = [name for name, _ in network.module.named_parameters() if not backbones.is_adapter(name)]
+    weights = [name for name in parameters if name in tensors and tensors[name].ndim > 1]
+    by_group = {
+        group.name: [name for name in weights if backbones.is_within(name, group.prefixes)] for group in network.anatomy.groups
+    }
+    return {group: names for group, names in by_group.items() if names}
+
+
+def uncorrelated_groups(seen: MeasureContext, before: Tensors, after: Tensors) -> list[str]:
+    """Return the layer groups most of whose weights are uncorrelated with those before, as if randomly initialized again.
+
+    The correlation of independent tensors is 0 ± 1/√n. A group is not returned if its weights have grown, because training at
+    too high a rate explains that. Groups of few values are returned only if all groups are uncorrelated.
+    """
+    groups = weights_by_group(seen.network, before)
+    uncorrelated = [
+        group
+        for group, names in groups.items()
+        if 2 * sum(_is_uncorrelated(before[name], after[name]) for name in names) > len(names)
+        and not any(is_same(before[name], after[name]) for name in names)
+    ]
+    if uncorrelated and seen.fresh is not None:
+        initial_norms = {name: float(tensor.detach().norm()) for name, tensor in seen.fresh().named_parameters()}
+        names = {name for group in uncorrelated for name in groups[group]}
+        grown = {
+            name for name in names if after[name].norm() > GROWTH_FACTOR * max(float(before[name].norm()), initial_norms[name])
+        }
+        uncorrelated = [group for group in uncorrelated if 2 * len(grown.intersection(groups[group])) < len(groups[group])]
+    large = [group for group in uncorrelated if sum(before[name].numel() for name in groups[group]) > MIN_GROUP_VALUES]
+    return uncorrelated if len(uncorrelated) == len(groups) else large
+
+
+def _is_uncorrelated(before: Tensor, after: Tensor) -> bool:
+    """Check whether the correlation is that of independent tensors; False for a tensor that is constant or not finite."""
+    pair = torch.stack([before.flatten().double(), after.flatten().double()])
+    correlation = abs(float(torch.corrcoef(pair)[0, 1]))
+    return correlation < min(MAX_CHANCE_CORRELATION, CHANCE_SIGMAS / sqrt(before.numel()))
+
+
+def untrained_head(seen: MeasureContext) -> set[str]:
+    """Return the names of the head's tensors if the head looks untrained, else an empty set.
+
+    A head looks untrained if its weights have the standard deviation and the range of initial weights, and it predicts no
+    better than the majority class.
+    """
+    assert seen.fresh is not None, "the caller compares heads only if it can build a fresh one"
+    head = seen.network.anatomy.head
+    name = f"{head}.weight"
+    initial, weight = dict(seen.fresh().named_parameters())[name].detach(), seen.after[name].cpu()
+    spread = float(weight.std() / initial.std().clamp_min(1e-12))
+    is_like_initial = 0.95 < spread < 1.05 and float(weight.abs().max() / initial.abs().max()) < 1.05
+    is_zero = not bool(initial.any()) and not bool(weight.any())
+    if not (is_like_initial or is_zero):
+        return set()
+    with feature_cache.evaluation_mode(seen.network.module, seen.network.device):
+        images = preprocessing.to_tensor(seen.served.to(seen.network.device), seen.ready)
+        predictions = functional_call(seen.network.module, seen.after, (images,)).argmax(1).cpu()
+    labels = seen.served_labels
+    majority = float(labels.bincount().max()) / len(labels)
+    bound = majority + 2 * (majority * (1 - majority) / len(labels)) ** 0.5
+    is_untrained = float((predictions == labels).double().mean()) <= bound
+    return {tensor for tensor in seen.after if is_untrained and backbones.is_within(tensor, [head])}
+
+
+def limit_to_reachable(seen: MeasureContext, must: frozenset[str], still: set[str]) -> tuple[set[str], set[str]]:
+    """Restrict the tensors that did not move, and those that must move, to the ones that a gradient reaches.
+
+    No optimizer moves a tensor that the output does not depend on. A faint gradient may be lost in rounding, so nothing counts
+    as unmoved if all gradients of the unmoved tensors are faint.
+
+    Returns:
+        The unmoved tensors, and the tensors that must move.
+    """
+    shares = gradient_shares(seen, must) if still else {}
+    reachable = {name for name, share in shares.items() if share}
+    return (still & reachable if any(shares[name] > FAINT_GRADIENT for name in still) else set()), reachable
+
+
+def gradient_shares(seen: MeasureContext, names: Iterable[str]) -> dict[str, float]:
+    """Compute the largest entry of each tensor's gradient as a share of the largest of all; 0 for an unused tensor."""
+    module, device = seen.network.module, seen.network.device
+    leaves = {name: seen.after[name].detach().clone().requires_grad_() for name in sorted(names)}
+    if not leaves:
+        return {}
+    with feature_cache.evaluation_mode(module, device), torch.enable_grad():
+        images = preprocessing.to_tensor(seen.served[:PROBE_IMAGES].to(device), seen.ready)
+        logits = functional_call(module, {**seen.after, **leaves}, (images,)).float()
+        total = (logits * torch.linspace(-1.0, 1.0, logits.numel(), device=device).view_as(logits).cos()).sum()
+        computed = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    pairs = zip(leaves, computed, strict=True)
+    sizes = {name: 0.0 if gradient is None else float(gradient.abs().max()) for name, gradient in pairs}
+    return {name: size / (max(sizes.values()) or 1.0) for name, size in sizes.items()}
+
+
+def explain_statistics(network: Architecture, moved: set[str]) -> list[str]:
+    """Return the causes for buffers that should not have moved: BatchNorm's statistics, or other buffers."""
+    statistics, buffers = batchnorm.statistics_names(network.module), {name for name, _ in network.module.named_buffers()}
+    return ["statistics"] * bool(moved & statistics) + ["buffers"] * bool(moved & buffers - statistics)
+
+
+def explain_moved(
+    seen: MeasureContext, expected: ExpectedChanges, before: Tensors, after: Tensors, moved: set[str]
+) -> list[str]:
+    """Return the causes that match the pattern of frozen parameters that moved."""
+    if not moved:
+        return []
+    network = seen.network
+    if is_weight_decay(before, after, moved):
+        return ["decay"]
+    frozen = {name for name, _ in network.module.named_parameters() if name in before} - expected.may
+    if moved >= {name for name, share in gradient_shares(seen, frozen).items() if share > FAINT_GRADIENT}:
+        return ["nothing-frozen"]
+    norms = [name for name, layer in network.module.named_modules() if isinstance(layer, backbones.NORM_LAYERS)]
+    if all(backbones.is_within(name, norms) for name in moved):
+        return ["norm"]
+    groups = [group for group in network.anatomy.groups if any(backbones.is_within(name, group.prefixes) for name in moved)]
+    return [f"group/{group.name}" for group in groups]
+
+
+def explain_still(network: Architecture, must: set[str], still: set[str]) -> list[str]:
+    """Return the causes that match the pattern of trainable parameters that did not move."""
+    if not still:
+        return []
+    head = {name for name in must if backbones.is_within(name, [network.anatomy.head])}
+    if still == must:
+        return ["nothing-trained"]
+    if still == must - head:
+        return ["only-head"]
+    return ["head"] if still & head else ["left-out"]
+
+
+def is_weight_decay(before: Tensors, after: Tensors, names: Iterable[str]) -> bool:
+    """Check whether weight decay alone explains how some tensors moved.
+
+    It does if each tensor was multiplied by a factor below 1, up to a tenth of the total movement.
+    """
+    residual = total = 0.0
+    for name in names:
+        old, new = before[name].double().flatten(), after[name].double().flatten()
+        factor = min(1.0, float(old @ new / (old @ old).clamp_min(1e-30)))
+        residual += float((new - factor * old).square().sum())
+        total += float((new - old).square().sum())
+    return total > 0 and residual < 0.01 * total
+
+
+def find_anomalies(before: Tensors, after: Tensors, moved: set[str]) -> dict[str, float]:
+    """Return anomalies that are no violations.
+
+    These are tensors whose norm changed by a factor of 100, or that became all zeros; weights that became half precision; and
+    the number of steps that BatchNorm ran in training mode.
+    """
+    anomalies = {}
+    for name in sorted(moved):
+        old, new = float(before[name].double().norm()), float(after[name].double().norm())
+        if old and new == 0:
+            anomalies[f"odd/zeros/{name}"] = 1.0
+        elif old and not 1 / LARGE_FACTOR < new / old < LARGE_FACTOR:
+            anomalies[f"odd/scale/{name}"] = new / old if new == new else float("inf")  # noqa: PLR0124 - a NaN
+    floats = [name for name in before if before[name].is_floating_point() and after[name].is_floating_point()]
+    became = [
+        half for half in HALF_DTYPES if floats and _fits_half(after, floats, half) and not _fits_half(before, floats, half)
+    ]
+    anomalies |= {f"odd/{str(became[0]).removeprefix('torch.')}": 1.0} if became else {}
+    counters = [name for name in before if name.endswith(checkpoints.BATCH_COUNTER)]
+    steps = max((float(after[name] - before[name]) for name in counters), default=0.0)
+    return anomalies | ({"odd/steps in train mode": steps} if steps > 0 else {})
+
+
+def _fits_half(tensors: Tensors, names: Iterable[str], half: torch.dtype) -> bool:
+    return all(torch.equal(tensors[name].to(half).to(tensors[name].dtype), tensors[name]) for name in names)

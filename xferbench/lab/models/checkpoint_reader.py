@@ -1,0 +1,195 @@
+"""Read the tensors of a checkpoint file by name. Code in the file never runs. Reads files, imports torch."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import struct
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from xferbench.core.errors import UserError
+from xferbench.lab.models import peft_checkpoints
+from xferbench.lab.models.state_dict_names import format_names
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module", "ema", "model_ema", "state_dict_ema", "backbone")
+AVERAGED_WRAPPERS = ("model_ema", "state_dict_ema", "ema")
+PREFIXES = ("module.", "model.", "net.", "_orig_mod.", "base_model.model.", "backbone.")
+# The errors that torch.load raises for files that are damaged or are not checkpoints.
+READ_ERRORS = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    struct.error,
+)
+CHECKPOINT_EXPECTED = "a state dict saved by torch.save, or safetensors"
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint by name, floating-point ones as float32.
+
+    Wrappers are removed, and so are prefixes that all names share. Adapters of peft are merged into their layers if their scale
+    is known.
+
+    Raises:
+        UserError: If the file is missing, damaged or not a checkpoint, or would run code if it were opened in the usual way.
+    """
+    return read_with_note(path)[0]
+
+
+def read_with_note(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of a checkpoint as :func:`~xferbench.lab.models.checkpoint_reader.read_checkpoint` does, and a note.
+
+    The note says which weights were chosen if the file has two sets. The weights are preferred to their moving average, because
+    they are what training produced and every file has them.
+    """
+    state, note = read_raw(path)
+    unsupported = [name for name, tensor in state.items() if tensor.is_quantized or tensor.is_sparse or tensor.is_complex()]
+    if unsupported:
+        raise UserError(
+            f"{path}: tensors of a kind that cannot be loaded", found=format_names(unsupported), expected="dense, real tensors"
+        )
+    state = {name: _to_float32(tensor) for name, tensor in without_prefixes(state).items()}
+    return peft_checkpoints.merge_adapters(state, path), note
+
+
+def read_raw(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of a checkpoint with the names and types of the file, and a note.
+
+    Raises:
+        UserError: As :func:`~xferbench.lab.models.checkpoint_reader.read_checkpoint` does.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        found = "a folder" if path.is_dir() else "an empty file" if path.is_file() else "no such file"
+        raise UserError(f"{path}: cannot be read as weights", found=found, expected=CHECKPOINT_EXPECTED)
+    content = read_saved(path)[0] if is_safetensors(path) else _read_torch(path)
+    return _unwrap(content, path)
+
+
+def read_saved(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata that :func:`~xferbench.lab.models.checkpoints.save_tensors` wrote, unchanged.
+
+    Raises:
+        UserError: If the file is missing or damaged.
+    """
+    with open_safetensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - file is not a mapping
+
+
+def _to_float32(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().clone().contiguous()
+    return copy.float() if copy.is_floating_point() else copy
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file is safetensors, by its suffix or its start (8 bytes of length, then JSON)."""
+    with path.open("rb") as file:
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+
+
+def open_safetensors(path: Path) -> Any:
+    """Open a safetensors file.
+
+    Raises:
+        UserError: If the file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        raise _damaged_file(path, error) from error
+
+
+def _read_torch(path: Path) -> object:
+    """Return what torch.save wrote, if it is plain data."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about the protocol of files that it refuses
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        match = re.search(r"GLOBAL ((?:\w+\.)+\w+)(?:\s|$)", str(error))
+        if match is None:
+            raise _damaged_file(path, error) from error
+        raise UserError(
+            f"{path}: refused, since opening it in full would run code",
+            found=f"the file asks for {', '.join(_blocked_globals(path) or [match[1]])}, which is not plain data",
+            expected=CHECKPOINT_EXPECTED,
+            do="only if you trust the file, save its tensors again: "
+            f'state = torch.load({path.name!r}, weights_only=False); state = state.get("state_dict", state) '
+            'if isinstance(state, dict) else state.state_dict(); safetensors.torch.save_file(state, "weights.safetensors")',
+        ) from error
+    except READ_ERRORS as error:
+        if "TorchScript" in str(error):
+            do = 'save its tensors: safetensors.torch.save_file(torch.jit.load(path).state_dict(), "weights.safetensors")'
+            raise UserError(f"{path}: a TorchScript program", found="code", expected=CHECKPOINT_EXPECTED, do=do) from error
+        raise _damaged_file(path, error) from error
+
+
+def _blocked_globals(path: Path) -> list[str]:
+    """Return all globals in a file that are not plain data; none for an old file, where torch reports only the first."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except (pickle.UnpicklingError, *READ_ERRORS):
+        return []
+
+
+def _damaged_file(path: Path, error: Exception) -> UserError:
+    # The first lines of torch's message recommend the unsafe way to open the file, and later lines say how to allow more.
+    match = re.search(r"WeightsUnpickler error: (.+)", str(error))
+    message = match[1] if match else (str(error).strip().splitlines() or [""])[0]
+    message = re.split(r"\.? (?:was not an allowed global|This is an internal|Please use)", message)[0]
+    if "weights_only" in message or "Weights only" in message:
+        message = "a pickle that torch.save did not write, or a part of one"
+    elif not re.search(r"[A-Za-z]{3}", message):  # a missing key, or an empty message
+        message = f"{type(error).__name__} {message}".strip()
+    do = "download it again, and check its size and digest"
+    return UserError(f"{path}: not a checkpoint, or a damaged one", found=message[:160], expected=CHECKPOINT_EXPECTED, do=do)
+
+
+def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], str]:
+    """Return the mapping from names to tensors below at most two wrappers of a training script, and a note."""
+    note = ""
+    for _ in range(3):
+        if not isinstance(content, Mapping):
+            break
+        inner = {key: value for key, value in content.items() if isinstance(value, Mapping) and _holds_tensors(value)}
+        wrapper = next((name for name in WRAPPERS if name in inner), None)
+        if wrapper is None and len(inner) == 1 and not any(isinstance(value, Tensor) for value in content.values()):
+            wrapper = next(iter(inner))
+        if wrapper is None:
+            break
+        averages = [name for name in AVERAGED_WRAPPERS if name in inner and name != wrapper]
+        if averages:
+            note = f"weights: {wrapper!r} of the file, not the moving average {averages[0]!r} in the same file"
+        content = inner[wrapper]
+    mapping = content if isinstance(content, Mapping) else {}
+    tensors = {str(key): value for key, value in mapping.items() if isinstance(value, Tensor)}
+    if not tensors:
+        found = f"a {type(content).__name__}" + (f" with {format_names([str(key) for key in mapping])}" if mapping else "")
+        expected = f"a state dict, at the top level or under {', '.join(WRAPPERS)}"
+        raise UserError(f"{path}: it holds no named tensors", found=found, expected=expected)
+    return tensors, note
+
+
+def _holds_tensors(content: Mapping[Any, Any]) -> bool:
+    values = content.values()
+    return any(isinstance(value, Tensor) or (isinstance(value, Mapping) and _holds_tensors(value)) for value in values)
+
+
+def without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the same tensors without the prefixes that all names share."""
+    common = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in state)), None)
+    return state if common is None else without_prefixes({name.removeprefix(common): tensor for name, tensor in state.items()})

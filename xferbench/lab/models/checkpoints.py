@@ -1,0 +1,188 @@
+"""Load tensors into networks, and write them to files. Reads and writes files, imports torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from xferbench.core import files
+from xferbench.core.errors import UserError
+from xferbench.core.pipeline import Preprocessing
+from xferbench.lab.models import backbones
+from xferbench.lab.models.checkpoint_reader import is_safetensors, open_safetensors
+from xferbench.lab.models.state_dict_names import (
+    change_prefix,
+    current_name,
+    describe_prefix,
+    detect_family,
+    format_names,
+    matching_prefixes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+AUXILIARY_HEADS = ("aux1", "aux2", "AuxLogits")  # classifiers that GoogLeNet and Inception have during pretraining only
+BATCH_COUNTER = "num_batches_tracked"
+PREPROCESSING_METADATA = "xferbench.preprocessing"
+MAX_FLOAT16 = 65504.0
+
+
+def load_backbone(model: nn.Module, state: Mapping[str, Tensor], head: str) -> tuple[str, ...]:
+    """Copy all tensors except those of the head into a network. Return the names of the head tensors in the checkpoint.
+
+    The classifiers that only serve pretraining (GoogLeNet, Inception) count as heads. The counters of BatchNorm may be missing.
+
+    Raises:
+        UserError: If names or shapes differ (one message lists all of them), or values are not finite.
+    """
+    tensors, left_out = match_tensors(model, state, head)
+    non_finite = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    if non_finite:
+        raise UserError(
+            "the weights are not finite", found=f"NaN or infinity in {format_names(non_finite)}", expected="finite numbers"
+        )
+    network_tensors = _network_tensors(model, head)
+    with torch.no_grad():  # not load_state_dict, which rebuilds an MNASNet whose version is missing
+        for name, tensor in tensors.items():
+            network_tensors[name].copy_(tensor)
+    return left_out
+
+
+def match_tensors(model: nn.Module, state: Mapping[str, Tensor], head: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the tensors of a checkpoint under the names of the network, and the names of its head tensors.
+
+    Raises:
+        UserError: If names or shapes differ below the head; one message lists all of them.
+    """
+    renamed_tensors, _ = match_names(model, state, head)
+    left_out = tuple(name for name in renamed_tensors if backbones.is_within(name, (head, *AUXILIARY_HEADS)))
+    tensors = {name: tensor for name, tensor in renamed_tensors.items() if name not in left_out}
+    network_tensors = _network_tensors(model, head)
+    shapes = {
+        name: (tuple(tensors[name].shape), tuple(tensor.shape)) for name, tensor in network_tensors.items() if name in tensors
+    }
+    complaints = {
+        "missing in the file": [name for name in network_tensors if name not in tensors and not name.endswith(BATCH_COUNTER)],
+        "not in the network": [name for name in tensors if name not in network_tensors],
+        "of another shape": [
+            f"{name} {file_shape} for {network_shape}"
+            for name, (file_shape, network_shape) in shapes.items()
+            if file_shape != network_shape
+        ],
+    }
+    if any(complaints.values()):
+        raise _describe_misfit(complaints, tensors, network_tensors, head)
+    return tensors, left_out
+
+
+def head_tensors(model: nn.Module, state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the head tensors of a checkpoint under the names of the network; empty if the checkpoint has no head."""
+    renamed_tensors, _ = match_names(model, state, name)
+    return {tensor_name: tensor for tensor_name, tensor in renamed_tensors.items() if backbones.is_within(tensor_name, [name])}
+
+
+def match_names(model: nn.Module, state: Mapping[str, Tensor], head: str) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors under the names of the network, and a note on those that are not used.
+
+    Training code stores the network next to losses and metrics, as ``model.`` or ``encoder.``. If removing or adding one prefix
+    gives every tensor of the network below its head, the prefix is changed. Otherwise the names stay.
+    """
+    tensors = {current_name(name): tensor for name, tensor in state.items()}
+    needed = {name for name in _network_tensors(model, head) if not name.endswith(BATCH_COUNTER)}
+    if needed <= tensors.keys():
+        return tensors, ""
+    complete = [prefix_change for prefix_change, count in _prefix_changes(model, tensors, head).items() if count == len(needed)]
+    if len(complete) != 1:
+        return tensors, ""
+    old_prefix, new_prefix = complete[0]
+    new_names = {name: change_prefix(name, old_prefix, new_prefix) for name in tensors}
+    unused = [name for name, new_name in new_names.items() if new_name is None]
+    note = f"weights: those named {old_prefix}…; not used: {format_names(unused)}" if unused else ""
+    return {new_name: tensors[name] for name, new_name in new_names.items() if new_name is not None}, note
+
+
+def _network_tensors(model: nn.Module, head: str) -> dict[str, Tensor]:
+    """Return the tensors of a network without those of its head and its adapters."""
+    tensors = model.state_dict().items()
+    return {name: tensor for name, tensor in tensors if not (backbones.is_within(name, [head]) or backbones.is_adapter(name))}
+
+
+def _prefix_changes(model: nn.Module, tensors: Mapping[str, Tensor], head: str) -> dict[tuple[str, str], int]:
+    shapes = {
+        name: tuple(tensor.shape) for name, tensor in _network_tensors(model, head).items() if not name.endswith(BATCH_COUNTER)
+    }
+    return matching_prefixes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, shapes)
+
+
+def _describe_misfit(
+    complaints: Mapping[str, list[str]], tensors: Mapping[str, Tensor], network_tensors: Mapping[str, Tensor], head: str
+) -> UserError:
+    found = "; ".join(f"{len(names)} {kind}: {format_names(names)}" for kind, names in complaints.items() if names)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network_tensors.items() if not name.endswith(BATCH_COUNTER)}
+    prefix_changes = matching_prefixes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, shapes)
+    family_name = detect_family(tensors)
+    complete_prefixes = [old or new for (old, new), count in prefix_changes.items() if count == len(shapes)]
+    hints = [f"the names look like {family_name}"] if family_name else []
+    if len(complete_prefixes) > 1:
+        hints = [f"the file holds the network more than once, under {', '.join(complete_prefixes)}: save only the one to use"]
+    elif hint := describe_prefix(prefix_changes, len(shapes)):
+        hints = [hint]
+    return UserError(
+        "the weights do not fit the backbone",
+        found=found,
+        expected=f"the {len(network_tensors)} tensors of the network below its head {head!r}, by name and shape",
+        do="; ".join([*hints, "set arch under [backbone] to the architecture of the weights, or rename the tensors"]),
+    )
+
+
+def save_tensors(
+    state: Mapping[str, Tensor], path: Path, *, half: bool = True, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors to a safetensors file. An interrupted write leaves no file.
+
+    With ``half``, floating-point tensors are stored as float16 unless a value would overflow.
+    """
+    from safetensors.torch import save as serialize
+
+    converted = {name: _to_half(tensor) if half else tensor for name, tensor in state.items()}
+    copies = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in converted.items()}
+    content = serialize(copies, dict(metadata or {}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replace_atomically(path) as part:
+        part.write_bytes(content)
+
+
+def preprocessing_metadata(preprocessing: Preprocessing) -> dict[str, str]:
+    """Return the metadata from which :func:`recorded_preprocessing` reads how the inputs of a network were preprocessed."""
+    return {PREPROCESSING_METADATA: json.dumps(asdict(preprocessing))}
+
+
+def recorded_preprocessing(path: Path) -> Preprocessing | None:
+    """Return the preprocessing that a safetensors file records, or None if the file records none or is of another kind.
+
+    Raises:
+        UserError: If the record cannot be read.
+    """
+    if not is_safetensors(path):
+        return None
+    with open_safetensors(path) as file:
+        text = (file.metadata() or {}).get(PREPROCESSING_METADATA)
+    if text is None:
+        return None
+    try:
+        values: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
+        return Preprocessing(**values)
+    except (ValueError, TypeError, AttributeError) as error:
+        expected = "JSON with " + ", ".join(field.name for field in fields(Preprocessing))
+        raise UserError(f"{path}: recorded preprocessing", found=text[:200], expected=expected) from error
+
+
+def _to_half(tensor: Tensor) -> Tensor:
+    fits = tensor.is_floating_point() and bool((tensor.abs() <= MAX_FLOAT16).all())
+    return tensor.half() if fits else tensor

@@ -1,0 +1,1 @@
+"""The monitor of a user's own training loop. Imports torch."""

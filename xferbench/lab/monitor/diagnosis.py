@@ -1,0 +1,116 @@
+"""Explains why a frozen tensor moved, or why a trainable one did not. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Message: TypeAlias = tuple[str, str]  # the cause, and what to do
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterState:
+    """The observable state of a parameter.
+
+    Attributes:
+        requires_grad: the flag of the tensor.
+        flagged_module: the module on which ``requires_grad = False`` was set as a plain attribute, or "".
+        in_optimizer: whether the optimizer holds the tensor.
+        lr: the learning rate of its group.
+        weight_decay: the weight decay of its group.
+        gradient_norm: the norm of its gradient, or None if it has none.
+        decay_factor: the one factor by which all its values were multiplied, or None.
+        written_between_steps: whether a write was seen between two steps of the optimizer.
+        written_in_step: whether a write was seen inside a step.
+        narrow_dtype: its dtype if that has at most 16 bits, or "".
+    """
+
+    requires_grad: bool
+    flagged_module: str = ""
+    in_optimizer: bool = False
+    lr: float = 0.0
+    weight_decay: float = 0.0
+    gradient_norm: float | None = None
+    decay_factor: float | None = None
+    written_between_steps: bool = False
+    written_in_step: bool = False
+    narrow_dtype: str = ""
+
+
+LIMIT_OPTIMIZER_ADVICE = "pass only the trainable tensors to the optimizer"
+OTHER_CODE_CAUSE = (
+    "moved by other code than this optimizer (load_state_dict, copy_, an average of weights, a second optimizer)",
+    "find the code that writes to it between two steps",
+)
+
+
+def explain_frozen(case: ParameterState) -> Message:
+    """Explain why a frozen parameter moved."""
+    written_outside = case.written_between_steps and not case.written_in_step
+    if not case.in_optimizer or (written_outside and case.gradient_norm is None):
+        return OTHER_CODE_CAUSE
+    if case.requires_grad and case.flagged_module:
+        module = case.flagged_module
+        cause = f"{module}.requires_grad = False sets an attribute of the module; the flag of the tensor itself is still True"
+        return f"{cause}, and the optimizer holds it", f"call {module}.requires_grad_(False)"
+    if case.requires_grad:
+        return (
+            "its requires_grad is still True and the optimizer holds it",
+            f"call requires_grad_(False) on it, and {LIMIT_OPTIMIZER_ADVICE}",
+        )
+    if case.weight_decay and case.decay_factor is not None:
+        cause = f"weight decay of {case.weight_decay:g}: the optimizer holds it, and shrinks it although it does not train"
+        return cause, f"{LIMIT_OPTIMIZER_ADVICE}; zero_grad(set_to_none=True) makes torch's own optimizers skip it"
+    if case.gradient_norm is not None:
+        cause = "the optimizer holds it with a gradient from before it was frozen, so momentum or weight decay still moves it"
+        return cause, f"set its grad to None when you freeze it, and {LIMIT_OPTIMIZER_ADVICE}"
+    decay = f", with weight decay of {case.weight_decay:g}" if case.weight_decay else ""
+    return f"the optimizer holds it{decay}, and moves it without a gradient", LIMIT_OPTIMIZER_ADVICE
+
+
+def explain_buffer(*, is_training: bool, has_counted: bool) -> Message:
+    """Explain why frozen running statistics moved.
+
+    Args:
+        is_training: whether the layer is in training mode now.
+        has_counted: whether the layer has counted batches since it was frozen.
+    """
+    if is_training or has_counted:
+        verb = "is" if is_training else "ran"
+        cause = f"its layer {verb} in training mode: requires_grad_(False) does not stop running statistics"
+        return f"{cause}, and model.train() undoes .eval()", "call .eval() on the frozen layers after every model.train()"
+    return "written by other code while in evaluation mode (load_state_dict, copy_)", "find the code that writes to it"
+
+
+def explain_missing(foreign: int, total: int) -> Message:
+    """Explain why the optimizer does not hold a trainable tensor.
+
+    Args:
+        foreign: how many tensors in the optimizer do not belong to the model.
+        total: how many tensors the optimizer holds.
+    """
+    if foreign:
+        cause = f"the optimizer does not hold it: {foreign} of its {total} tensors do not belong to this model"
+        return cause, "build the optimizer from this model, after copying it and after replacing modules"
+    cause = (
+        f"the optimizer does not hold it, although it should train: it was built from {total} others, before this was unfrozen"
+    )
+    return cause, "call optimizer.add_param_group({'params': [...]}) when you unfreeze it, or build the optimizer afterwards"
+
+
+def explain_still(case: ParameterState) -> Message | None:
+    """Explain why a trainable parameter did not move. Return None if that is no fault."""
+    if not case.requires_grad:
+        return "it should train, but its requires_grad is False", "call requires_grad_(True) on it before the first step"
+    if case.gradient_norm is None:
+        cause = "no gradient reaches it: the loss does not depend on it, or it lies behind detach() or no_grad()"
+        return cause, "let the loss depend on it, or freeze it"
+    if not case.lr:
+        return "its learning rate is 0", "set a learning rate for its group, or freeze it"
+    if not case.gradient_norm:
+        return "its gradient is zero", "look for zero weights above it, or units that are never active"
+    if case.narrow_dtype:
+        cause = f"its updates are lost in rounding to {case.narrow_dtype}"
+        return cause, "keep the weights in float32 (use autocast for the computation only)"
+    # In float32, a gradient of rounding noise moves nothing, as for a bias below BatchNorm. That is no fault.
+    return None

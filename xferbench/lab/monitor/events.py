@@ -1,0 +1,57 @@
+"""Events of a watched training loop: the step, the tensor, the cause and what to do. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EVENT_KINDS = ("frozen-moved", "buffer-moved", "not-held", "never-moved", "head-shock", "loss-jump", "non-finite")
+
+
+class TransferWarning(UserWarning):
+    """The warning of :func:`xferbench.watch`; ``on_event="raise"`` raises it. ``event`` holds the event."""
+
+    def __init__(self, event: Event) -> None:
+        super().__init__(format_event(event))
+        self.event = event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A fault that happened while a model was trained.
+
+    Attributes:
+        step: the optimizer step at which the watch saw the fault, counted from 1.
+        tensor: the name of the first tensor with the fault, or ``loss``.
+        kind: ``frozen-moved``, ``buffer-moved``, ``not-held``, ``never-moved``, ``head-shock``, ``loss-jump``, ``non-finite``.
+        cause: the likely cause.
+        do: what to do.
+        since: the last step at which the watch saw no fault; the fault happened later.
+        others: the names of the other tensors with the same fault.
+    """
+
+    step: int
+    tensor: str
+    kind: str
+    cause: str
+    do: str
+    since: int = 0
+    others: tuple[str, ...] = ()
+
+
+def format_event(event: Event) -> str:
+    """Two lines: kind, step, tensor and cause; what to do."""
+    when = f"step {event.step}" if event.since + 1 >= event.step else f"steps {event.since + 1} to {event.step}"
+    more = f" and {len(event.others)} more" if event.others else ""
+    return f"{event.kind} at {when}: {event.tensor}{more}: {event.cause}\n  do: {event.do}"
+
+
+def format_report(events: Sequence[Event], steps: int) -> str:
+    """All events of a loop as text, or a line that says that there are none."""
+    head = f"{steps} step{'' if steps == 1 else 's'} watched: "
+    if not events:
+        return head + "nothing to report"
+    return "\n".join([f"{head}{len(events)} event{'' if len(events) == 1 else 's'}", *map(format_event, events)])

@@ -1,0 +1,64 @@
+"""Builds the monitor of a user's model and optimizers, wrapped or not. Imports torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from xferbench.core.errors import UserError
+from xferbench.lab.monitor import expectations
+from xferbench.lab.monitor.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from xferbench.core.pipeline import Phase
+    from xferbench.lab.data.batch import Shape
+
+
+def make_watch(
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    *,
+    phases: Sequence[Phase],
+    batchnorm: bool,
+    pretrained: bool | None,
+    head: str,
+    shape: Shape | int | None,
+    every: int,
+    on_event: str,
+) -> Watch:
+    """Build the monitor of a model and its optimizers. Without phases, ``requires_grad`` decides what trains.
+
+    Raises:
+        UserError: if the model is not a module, an optimizer is not one, the head does not exist, or a ``trainable`` setting
+            does not apply to this model.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError("watch: model", found=f"a {type(model).__name__}", expected="a torch.nn.Module")
+    inner_optimizers = tuple(_unwrap_optimizer(optimizer) for optimizer in optimizers)
+    network = expectations.unwrap(model)
+    head_name = expectations.find_head(network, head)
+    layer = expectations.named_modules(network).get(head_name)
+    return Watch(
+        network,
+        inner_optimizers,
+        expectations.expected_phases(network, phases, head_name, shape, batchnorm=batchnorm),
+        head=head_name,
+        classes=int(getattr(layer, "out_features", getattr(layer, "out_channels", 0))),
+        pretrained=expectations.is_pretrained(network, head_name) if pretrained is None else pretrained,
+        every=every,
+        on_event=on_event,
+    )
+
+
+def _unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """Return the optimizer inside the wrappers of accelerate or Lightning."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        expected = "a torch.optim.Optimizer, or several"
+        raise UserError("watch: optimizer", found=f"a {type(optimizer).__name__}", expected=expected)
+    return optimizer

@@ -1,0 +1,1 @@
+"""The functions that worker processes are asked to call. Imports torch."""

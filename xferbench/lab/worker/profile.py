@@ -1,0 +1,245 @@
+"""Profiles a backbone and its datasets by running them once, before any training. Imports torch; reads files."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from xferbench.core.errors import UserError
+from xferbench.core.pipeline import InputTransform, Preprocessing
+from xferbench.core.plugin import Profile
+from xferbench.data import user_code
+from xferbench.lab.data import datasets, domains
+from xferbench.lab.data.preprocessing import to_tensor
+from xferbench.lab.models import backbones, bottleneck_adapters, checkpoint_reader, checkpoints, published_preprocessing
+from xferbench.lab.models import finished as checkpoint_models
+from xferbench.lab.training import user_training
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from xferbench.core.pipeline import Checkpoint, Data, UserCode, WeightsFile
+
+IMAGENET_MEAN_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR_PREPROCESSING = Preprocessing(
+    resize=32, crop=32, mean=IMAGENET_MEAN_STD[0], std=IMAGENET_MEAN_STD[1]
+)  # used to train the published weights of He et al.'s CIFAR networks
+TIMED_IMAGES = 32  # images in a batch
+SLOW_SECONDS = 0.5  # seconds for a batch, above which only a smaller batch is timed
+
+
+def resolve_device(name: str) -> str:
+    """Resolve a device name. ``auto`` is the first available one of cuda, mps and cpu.
+
+    Raises:
+        UserError: if torch does not find the device.
+    """
+    accelerators = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = [kind for kind, is_available in accelerators.items() if is_available]
+    if name not in {"auto", *available}:
+        raise UserError(f"--device {name}: not found here", expected=f"auto, or {' or '.join(available)}")
+    return available[0] if name == "auto" else name
+
+
+def checkpoint_preprocessing(arch: str, weights: WeightsFile) -> tuple[Preprocessing | None, str]:
+    """Return the preprocessing of a checkpoint, and a note if it is only an assumption.
+
+    The preprocessing is known if the file records it, or if torchvision or timm publishes the file. Otherwise the preprocessing
+    of the architecture's published weights is the best guess.
+
+    Returns:
+        The preprocessing, or None if nothing is known about it; and the note, which is "" if the preprocessing is certain.
+    """
+    exact = checkpoints.recorded_preprocessing(Path(weights.path)) or published_preprocessing.published_preprocessing(
+        arch, weights.digest
+    )
+    if exact is not None:
+        return exact, ""
+    guess = CIFAR_PREPROCESSING if arch.startswith("cifar-resnet") else published_preprocessing.published_preprocessing(arch)
+    if guess is None:
+        return None, "preprocessing: recorded nowhere, so images are only scaled to [0, 1]"
+    return guess, f"preprocessing: not recorded with these weights; that of the published weights of {arch} is used"
+
+
+def profile(
+    arch: str,
+    weights: WeightsFile,
+    target: Data,
+    preprocessing: InputTransform | None,
+    sizes: tuple[int | None, int | None],
+    auxiliary: tuple[Data | None, tuple[tuple[str, int], ...], Data | None],
+    cache: Path,
+    code: UserCode | None = None,
+    training: UserCode | None = None,
+    finished: Checkpoint | None = None,
+) -> Profile:
+    """Load the checkpoint and the datasets, and run the network forward and backward on a few images.
+
+    Args:
+        arch, weights, target, preprocessing: the suite's settings.
+        sizes: the sizes of the training subset and of the test set.
+        auxiliary: the source dataset, the outputs of the pretrained head for its classes as the suite states them, and the
+            shifted dataset.
+        cache: the cache folder of the store.
+        code: user code that builds the network.
+        training: user code that trains it.
+        finished: a checkpoint that is audited, not trained. ``weights`` is then the checkpoint before training, or itself.
+
+    Returns:
+        The profile. If user code crashes, the profile holds only the message.
+
+    Raises:
+        UserError: if the checkpoint does not fit, the head is not found, or a dataset cannot be used.
+    """
+    try:
+        facts = _load_and_profile(arch, weights, target, preprocessing, sizes, auxiliary, cache, code, finished)
+        return facts if training is None else replace(facts, honours=user_training.supported_fields(training))
+    except user_code.UserCodeError as crash:
+        return Profile(
+            parameters=0,
+            groups=(),
+            head="",
+            batchnorm=(),
+            classes=(),
+            train=0,
+            validation=0,
+            test=0,
+            test_groups=None,
+            preprocessing=Preprocessing(),
+            crash=str(crash),
+        )
+
+
+def _load_and_profile(
+    arch: str,
+    weights: WeightsFile,
+    target: Data,
+    preprocessing: InputTransform | None,
+    sizes: tuple[int | None, int | None],
+    auxiliary: tuple[Data | None, tuple[tuple[str, int], ...], Data | None],
+    cache: Path,
+    code: UserCode | None,
+    finished: Checkpoint | None,
+) -> Profile:
+    train_size, test_size = sizes
+    _require_normalization(arch, weights, preprocessing)
+    chosen, trust = (preprocessing, "") if preprocessing else checkpoint_preprocessing(arch, weights)
+    ready = chosen or Preprocessing()
+    dataset = datasets.load_dataset(target, ready, None if finished else test_size, cache)
+    train, held_out = _subset(dataset, train_size, target, finished)
+    module = backbones.build(arch, len(dataset.classes), code)
+    with _name_user_code(code):
+        anatomy = backbones.layer_layout(module, datasets.input_shape(dataset, ready))
+    if anatomy.classes != len(dataset.classes):
+        expected = f"{len(dataset.classes)}, one for each class"
+        raise UserError(f"{arch}: a head of the wrong size", found=f"{anatomy.classes} outputs", expected=expected)
+    state, reading_note = checkpoint_reader.read_with_note(Path(weights.path))
+    notes = (trust, reading_note, checkpoints.match_names(module, state, anatomy.head)[1])
+    if finished:
+        head_outputs, is_unmoved = checkpoint_models.head_sizes(module, anatomy.head, finished, state, len(dataset.classes))
+    else:
+        head_outputs, is_unmoved = 0, False
+        checkpoints.load_backbone(module, state, anatomy.head)
+    with _name_user_code(code):
+        adapter_places = bottleneck_adapters.adapter_places(module, anatomy, datasets.input_shape(dataset, ready))
+        trainable_kinds = backbones.names_by_kind(anatomy, module) | {"adapter": adapter_places}
+        forward, step = _measure_seconds(module, dataset, ready)
+    source, stated_outputs, shifted = auxiliary
+    head = checkpoints.head_tensors(module, state, anatomy.head)
+    outputs, no_source = domains.source_outputs(source, dict(stated_outputs), ready, arch, head, cache)
+    is_in_order = outputs and not stated_outputs and outputs == tuple(range(len(outputs)))
+    order_note = "source classes: those of the source, in order, are the outputs of the pretrained head" if is_in_order else ""
+    return Profile(
+        parameters=anatomy.parameters,
+        groups=tuple(group.name for group in anatomy.groups),
+        head=anatomy.head,
+        batchnorm=anatomy.batchnorm,
+        classes=dataset.classes,
+        train=len(train),
+        validation=len(held_out if dataset.validation is None else dataset.validation.labels),
+        test=min(len(dataset.test.labels), test_size or len(dataset.test.labels)),
+        test_groups=len(np.unique(dataset.test.groups)) if len(dataset.test.groups) else None,
+        preprocessing=ready,
+        trust=tuple(note for note in (*notes, order_note) if note),
+        left_out=dataset.left_out,
+        seconds_forward=forward,
+        seconds_step=step,
+        size=dataset.test.images.shape[-2:],
+        recorded=not trust,
+        source=outputs,
+        no_source=no_source,
+        shifted=domains.shifted_classes(shifted, dataset.classes, ready, cache),
+        outputs=head_outputs,
+        unmoved=is_unmoved,
+        lacks=tuple(kind for kind, names in trainable_kinds.items() if not names) + _missing_unlabelled(shifted, ready, cache),
+    )
+
+
+def _missing_unlabelled(shifted: Data | None, ready: InputTransform, cache: Path) -> tuple[str, ...]:
+    """Return what a shifted dataset without training images lacks."""
+    has_images = shifted is None or len(datasets.load_dataset(shifted, ready, None, cache).train.labels)
+    return () if has_images else ("unlabelled",)
+
+
+def _subset(
+    dataset: datasets.Dataset, train_size: int | None, target: Data, finished: Checkpoint | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the training and validation examples, empty ones for an audit without training images."""
+    if len(dataset.train.labels):
+        return datasets.train_validation_indices(dataset, train_size, 0)
+    if not finished:
+        expected = "train/ and val/ or test/, each with one folder of images for each class; or metadata.csv; or arrays of both"
+        raise UserError(f"{target.spec}: no training images", found="only a test set", expected=expected)
+    return np.empty(0, np.int64), np.empty(0, np.int64)
+
+
+def _require_normalization(arch: str, weights: WeightsFile, stated: InputTransform | None) -> None:
+    """Refuse a preprocessing without mean and standard deviation if the checkpoint was trained with known ones.
+
+    Without this check, images would silently not be normalized.
+    """
+    default = Preprocessing()
+    if not isinstance(stated, Preprocessing) or (stated.mean, stated.std) != (default.mean, default.std):
+        return
+    original, _ = checkpoint_preprocessing(arch, weights)
+    if isinstance(original, Preprocessing) and (original.mean, original.std) != (default.mean, default.std):
+        raise UserError(
+            "[backbone] preprocessing: mean and std are left out",
+            found="a table without them",
+            expected=f"those of these weights, mean = {list(original.mean)}, std = {list(original.std)}",
+            do="state them, or mean = [0] and std = [1] for no normalization",
+        )
+
+
+def _name_user_code(code: UserCode | None) -> AbstractContextManager[None]:
+    return nullcontext() if code is None else user_code.name_errors(code)
+
+
+def _measure_seconds(module: torch.nn.Module, dataset: datasets.Dataset, ready: InputTransform) -> tuple[float, float]:
+    """Measure the seconds per image of a forward pass and of a training step.
+
+    A batch of the usual size is timed only if a small batch was quick.
+    """
+    module.eval()
+    forward = step = 0.0
+    for batch_size in (TIMED_IMAGES // 8, TIMED_IMAGES):
+        count = min(batch_size, len(dataset.test.labels))
+        images = to_tensor(torch.from_numpy(np.array(dataset.test.images[:count])), ready)
+        labels = torch.from_numpy(dataset.test.labels[:count])
+        F.cross_entropy(module(images), labels).backward()  # a warm-up
+        start = perf_counter()
+        with torch.no_grad():
+            module(images)
+        middle = perf_counter()
+        F.cross_entropy(module(images), labels).backward()
+        forward, step = (middle - start) / count, (perf_counter() - middle) / count
+        if step * TIMED_IMAGES > SLOW_SECONDS:
+            break
+    return forward, step

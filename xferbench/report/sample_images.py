@@ -1,0 +1,97 @@
+"""``samples.npz``: sample images next to the results, and the same images as inline PNGs for the page. Pure.
+
+``index`` is JSON in UTF-8 with ``run`` (the digest of the ``results.json`` next to it) and ``samples``. The images of entry k
+are in the array ``k``. The file contains no pickle.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from xferbench.core.run import SampleImages
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_CHARACTERS = 600_000  # total characters of all images on the page
+THUMBNAIL_SIDES = (96, 64, 48, 32, 24)  # pixels a side, tried until the images fit the budget
+SAMPLE_FIELDS = ("role", "title", "arms", "labels")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedImages:
+    """Sample images encoded as data URIs."""
+
+    samples: SampleImages
+    images: tuple[str, ...]
+
+
+def pack_samples(samples: Sequence[SampleImages], run: str) -> bytes:
+    """Return the content of the file."""
+    index = {"run": run, "samples": [{name: getattr(sample, name) for name in SAMPLE_FIELDS} for sample in samples]}
+    arrays = {str(number): sample.images for number, sample in enumerate(samples)}
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, index=np.frombuffer(json.dumps(index).encode(), np.uint8), **arrays)
+    return file.getvalue()
+
+
+def unpack_samples(file: BinaryIO) -> tuple[str, tuple[SampleImages, ...]]:
+    """Return the digest of the results that the file belongs to, and the samples.
+
+    Raises:
+        OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error: if the file is not valid.
+    """
+    with np.load(file, allow_pickle=False) as arrays:
+        index = json.loads(arrays["index"].tobytes())
+        return index["run"], tuple(_samples_from_entry(entry, arrays[str(k)]) for k, entry in enumerate(index["samples"]))
+
+
+def _samples_from_entry(entry: dict[str, object], images: np.ndarray) -> SampleImages:
+    role, title, arms, labels = (entry[name] for name in SAMPLE_FIELDS)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not all(images.shape):
+        raise ValueError(f"images of {images.dtype} {images.shape}")
+    if not isinstance(arms, list) or not isinstance(labels, list) or len(labels) != len(images):
+        raise ValueError("labels do not match the images")
+    return SampleImages(
+        role=str(role), title=str(title), arms=tuple(map(str, arms)), images=images, labels=tuple(map(str, labels))
+    )
+
+
+def encode_images(samples: Sequence[SampleImages], budget: int = MAX_CHARACTERS) -> tuple[EncodedImages, ...]:
+    """Encode all images within a budget of characters.
+
+    If the images are too large, smaller ones are used; if the smallest are still too large, the last entries are dropped.
+    """
+    encoded: list[EncodedImages] = []
+    for side in THUMBNAIL_SIDES:
+        encoded = [
+            EncodedImages(samples=sample, images=tuple(_png_uri(image, side) for image in sample.images)) for sample in samples
+        ]
+        if _total_length(encoded) <= budget:
+            return tuple(encoded)
+    while _total_length(encoded) > budget:
+        encoded.pop()
+    return tuple(encoded)
+
+
+def _total_length(encoded: Sequence[EncodedImages]) -> int:
+    return sum(len(image) for entry in encoded for image in entry.images)
+
+
+def _png_uri(pixels: np.ndarray, side: int) -> str:
+    """Return an image as a PNG data URI with at most ``side`` pixels a side."""
+    from PIL import Image
+
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if max(image.size) > side:
+        factor = side / max(image.size)
+        image = image.resize(tuple(max(1, round(factor * length)) for length in image.size), Image.Resampling.BOX)
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,7 @@
+"""The conformance kit for plugins, and a lab that trains nothing (:mod:`xferbench.testing.fake_lab`). Imports no torch."""
+
+from __future__ import annotations
+
+from xferbench.testing.conformance import conforms, intervention_conforms
+
+__all__ = ["conforms", "intervention_conforms"]
