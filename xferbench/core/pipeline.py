@@ -8,7 +8,7 @@ retrains nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from xferbench.core.canonical import location_field
 from xferbench.core.interventions import (
