@@ -146,13 +146,13 @@ def make_plugin(plugin, *, question="Does it hurt?", contrasts=(HARM,), picture=
         id=plugin,
         version=1,
         question=question,
-        page="",
+        doc="",
         applies=nothing,
         cure=nothing,
         induce=nothing,
         remedy="",
         contrasts=contrasts,
-        picture=picture,
+        plot=picture,
     )
 
 

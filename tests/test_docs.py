@@ -261,8 +261,8 @@ def test_the_pytest_example_runs():
 
 def test_the_training_example_says_what_it_respects():
     names = {}
-    exec(block_with("train.honours", "guide/weights.md"), names)
-    assert names["train"].honours == {"lr", "steps"} and names["train"]("model", None, None, 0) == "model"
+    exec(block_with("train.supports", "guide/weights.md"), names)
+    assert names["train"].supports == {"lr", "steps"} and names["train"]("model", None, None, 0) == "model"
 
 
 # Links and files

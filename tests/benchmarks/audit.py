@@ -242,7 +242,7 @@ def reference(executed, case, contrast, work, data, store):
             seen, name = replace(seen, source=replace(seen.source, data=source)), view
         else:  # what was screened for stays what the audit has found
             classes = tuple(range(executed.study.facts.outputs))
-            name = "shifted-as-trained" if trials.VIEWS[view].trained else "shifted"
+            name = "shifted-as-trained" if trials.VIEWS[view].as_trained else "shifted"
             seen = replace(seen, shifted=AuxiliaryDataset(data=unseen, classes=classes))
         trial = trials.make_trial(seen, name, 0, executed.study.place)
         (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), cache_folder(store))

@@ -73,7 +73,7 @@ def asked(recipe, target, path):
     """The study of a recipe on a target."""
     given = loader.parse_suite(TABLE | {"recipe": recipe, "target": target}, Path("gate.toml"))
     plugins = tuple(
-        replace(one, contrasts=(HARM,), measures={}, derived=None, picture=None) for one in discovery.suite_plugins(given)
+        replace(one, contrasts=(HARM,), measures={}, derived_metrics=None, plot=None) for one in discovery.suite_plugins(given)
     )
     with execute.open_study(given, path, "cpu", 1) as (found, _, _):
         study = replace(found, plugins=plugins)

@@ -63,12 +63,12 @@ EVERY = replace(
     training=CODE,
     stop="best",
     before=WEIGHTS,
-    planted="copies:0.1",
+    injected_duplicates="copies:0.1",
     augment=Augmentation.parse("flip"),
     teacher=FIT,
-    cued=True,
+    has_cue=True,
     transferred="low:2",
-    unlabelled=DATA,
+    unlabeled=DATA,
 )
 VIEW = EvaluationSpec(preprocessing=PREPROCESSING)
 PLACE = ComputeContext(device="cpu", torch="2.14", lab=1)
@@ -123,14 +123,24 @@ def values():
     yield "view", VIEW
     yield (
         "view, all",
-        replace(VIEW, domain=DOMAIN, believed=Recipe(), beside=(DATA,), cued=True, measure="batchnorm-drift/drift@1"),
+        replace(
+            VIEW,
+            domain=DOMAIN,
+            expected_training=Recipe(),
+            reference_data=(DATA,),
+            has_cue=True,
+            measure="batchnorm-drift/drift@1",
+        ),
     )
     yield "place", PLACE
     yield "trial", Trial(model=ModelSpec(base=FIT), view=VIEW, place=PLACE)
     yield "suite", SUITE
     yield "suite, matrix", replace(SUITE, matrix=Matrix(tasks=(SUITE,), compared=(), against="full"))
     yield "pipeline", PIPELINE
-    yield "pipeline, finished", replace(PIPELINE, finished=Checkpoint(after=WEIGHTS), edits=("adabn",), believed=Recipe())
+    yield (
+        "pipeline, finished",
+        replace(PIPELINE, finished=Checkpoint(after=WEIGHTS), edits=("adabn",), expected_training=Recipe()),
+    )
     for name in VIEWS:
         yield f"a pipeline in view {name}", make_trial(PIPELINE, name, 0, PLACE)
     for name, strategy in STRATEGIES.items():

@@ -198,7 +198,7 @@ def test_all_arms_share_the_interventions_but_not_the_network_before_training(ha
         trials.training_spec(replace(pipeline, recipe=Recipe(init="target")), 0).start.interventions == pipeline.interventions
     )
     assert trials.initial_model(pipeline) == trials.initial_model(fake_lab.PIPELINE)
-    assert trials.training_spec(replace(pipeline, planted="copied:0.1"), 0).interventions == ()
+    assert trials.training_spec(replace(pipeline, injected_duplicates="copied:0.1"), 0).interventions == ()
 
 
 def test_a_remedy_and_a_sentence_name_them(halved):

@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn
 
+from xferbench.core.errors import UserError
 from xferbench.lab.data import batch
 from xferbench.lab.models import backbones
 
@@ -54,5 +55,5 @@ def test_a_network_of_mappings_has_an_anatomy():
 
 
 def test_a_network_that_cannot_take_a_shape_says_which():
-    with pytest.raises(backbones.Problem, match="3 × 24 × 40"):
+    with pytest.raises(UserError, match="3 × 24 × 40"):
         backbones.layer_layout(nn.Sequential(nn.Flatten(), nn.Linear(7, 2)), (3, 24, 40))

@@ -87,7 +87,7 @@ def test_whatever_they_depend_on_is_in_their_name(tmp_path):
 
 def test_other_code_gives_other_names(tmp_path, monkeypatch):
     compute(tmp_path)
-    monkeypatch.setattr(feature_cache, "VERSION", feature_cache.VERSION + 1)
+    monkeypatch.setattr(feature_cache, "LAB_VERSION", feature_cache.LAB_VERSION + 1)
     compute(tmp_path)
     monkeypatch.setattr(torch, "__version__", "0.0.0")
     compute(tmp_path)

@@ -14,7 +14,7 @@ from test_loop import regularizer as regularizer_of
 
 from xferbench.core.interventions import HEAD_ONLY, Trainable
 from xferbench.core.pipeline import Phase
-from xferbench.lab.data import preprocessing
+from xferbench.lab.data import datasets, preprocessing
 from xferbench.lab.models import backbones, checkpoint_reader, lora
 from xferbench.lab.training import loop, seeds
 from xferbench.lab.training.network import AuxiliaryInputs
@@ -142,7 +142,7 @@ def test_it_trains_what_peft_trains_and_the_reader_merges_pefts_file_to_the_same
             a.copy_(torch.from_numpy(rng.uniform(-1, 1, (2, rows)) / rows**0.5).view_as(a))
         assert not own[f"base_model.model.{layer}.lora_B.default.weight"].any()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], SGD["lr"], 0.9, weight_decay=0.01)
-    chosen, _ = loop.subset(dataset, one.train_size, 0)
+    chosen, _ = datasets.train_validation_indices(dataset, one.train_size, 0)
     x = preprocessing.to_tensor(torch.from_numpy(np.array(dataset.train.images[chosen])), one.preprocessing)
     y = torch.from_numpy(dataset.train.labels[chosen])
     for index in loop.batch_indices(one.phases[0], 0, 0, y.numpy()):

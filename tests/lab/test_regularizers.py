@@ -173,9 +173,9 @@ def test_the_loss_of_rehearsal_is_the_targets_and_the_sources_each_image_weighin
     network, (start,), dataset, source = prepared(world, one)
     (found,) = trained(world, one)
     x, y = batch(one, dataset)
-    drawn = regularizers.seeds.stream(one.seed, regularizers.seeds.REPLAY, 0).integers(len(source.memory.labels), size=(1, 4))[
-        0
-    ]
+    drawn = regularizers.seeds.numpy_stream(one.seed, regularizers.seeds.REPLAY, 0).integers(
+        len(source.memory.labels), size=(1, 4)
+    )[0]
     old, labels = torch.from_numpy(source.memory.images[drawn]), torch.from_numpy(source.memory.labels[drawn])
     own = F.cross_entropy(logits(network, start, x), y, reduction="none")
     rehearsed = F.cross_entropy(logits(network, pretrained(network, start), old), labels, reduction="none")
@@ -317,7 +317,9 @@ def test_the_loss_of_a_distilled_step_is_a_share_of_the_labels_and_of_the_soften
 
 
 def test_with_augmented_images_the_teacher_is_asked_about_what_the_student_sees(world, monkeypatch):
-    monkeypatch.setattr(loop.augment, "drawn", lambda fits, *_: torch.tensor([0, 0, 1]).expand(1, len(fits), 16, 3))
+    monkeypatch.setattr(
+        loop.augmentation, "draw_augmentations", lambda fits, *_: torch.tensor([0, 0, 1]).expand(1, len(fits), 16, 3)
+    )
     one = distilled(world, "distill:0.3", Phase(**STEP), init="random", augment=Augmentation.parse("flip"))
     network, (start,), dataset, _ = prepared(world, one)
     (found,) = learnt(world, one)

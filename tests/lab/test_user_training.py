@@ -84,12 +84,12 @@ def train(model, data, recipe, seed):
                 break
     return model
 
-train.honours = {"lr", "steps", "batch_size"}
+train.supports = {"lr", "steps", "batch_size"}
 
 def wrapped(model, data, recipe, seed):
     return torch.nn.DataParallel(train(model, data, recipe, seed))
 
-wrapped.honours = []
+wrapped.supports = []
 
 def silent(model, data, recipe, seed):
     return model
@@ -97,34 +97,34 @@ def silent(model, data, recipe, seed):
 def vague(model, data, recipe, seed):
     return model
 
-vague.honours = {"learning_rate"}
+vague.supports = {"learning_rate"}
 
 def lying(model, data, recipe, seed):
     return train(model, data, recipe, seed)
 
-lying.honours = {"trainable", "batchnorm"}
+lying.supports = {"trainable", "batchnorm"}
 
 def nothing(model, data, recipe, seed):
     train(model, data, recipe, seed)
 
-nothing.honours = ()
+nothing.supports = ()
 
 def other(model, data, recipe, seed):
     return model.layer1
 
-other.honours = ()
+other.supports = ()
 
 def failing(model, data, recipe, seed):
     raise OSError("no such disk")
 
-failing.honours = ()
+failing.supports = ()
 
 def exploding(model, data, recipe, seed):
     with torch.no_grad():
         model.linear.weight.fill_(float("inf"))
     return model
 
-exploding.honours = ()
+exploding.supports = ()
 
 def drawing(model, data, recipe, seed):
     with torch.no_grad():
@@ -132,7 +132,7 @@ def drawing(model, data, recipe, seed):
         model.linear.bias.copy_(torch.tensor(drawn))
     return model
 
-drawing.honours = ("stop",)
+drawing.supports = ("stop",)
 """
 
 
@@ -270,7 +270,7 @@ def probed(world, code, weights=WEIGHTS, training=None):
 def test_a_network_of_the_users_own_is_probed_and_trained(written, world):
     code = written(NETWORK, "build")
     facts = probed(world, code)
-    assert (facts.head, facts.crash, facts.honours) == ("linear", "", None)
+    assert (facts.head, facts.crash, facts.supports) == ("linear", "", None)
     one = replace(make_fit(world), arch=code.spec, code=code)
     (record,), trained = run_trials.run_trials([make_trial(one)], frozenset([make_trial(one).key]), world.cache)
     (named,), _ = run_trials.run_trials(
@@ -310,7 +310,7 @@ def test_a_network_of_ones_own_starts_from_its_seed_alone(written):
 
 def test_what_is_honoured_is_said_by_the_function(written):
     assert user_training.supported_fields(written(TRAIN, "train")) == ("lr", "steps", "batch_size")
-    with pytest.raises(UserError, match=r'silent\.honours = \{"lr", "steps"\}'):
+    with pytest.raises(UserError, match=r'silent\.supports = \{"lr", "steps"\}'):
         user_training.supported_fields(written(TRAIN, "silent"))
     with pytest.raises(UserError, match="known: augment, batch_size"):
         user_training.supported_fields(written(TRAIN, "vague"))
@@ -355,7 +355,7 @@ def test_divergence_is_seen(written, world):
 
 @pytest.mark.parametrize("phase", [Phase(trainable=HEAD_ONLY, **BRIEF), Phase(batchnorm="eval", **BRIEF)])
 def test_code_that_moves_what_it_says_it_leaves_alone_is_a_crash(phase, written, world):
-    with pytest.raises(user_code.UserCodeError, match="says that it honours trainable, batchnorm, but moved frozen"):
+    with pytest.raises(user_code.UserCodeError, match="says that it supports trainable, batchnorm, but moved frozen"):
         fitted(world, written(TRAIN, "lying"), phase)
     fitted(world, written(TRAIN, "lying"), Phase(**BRIEF))
 
@@ -413,7 +413,7 @@ def test_a_suite_with_a_network_and_training_of_its_own_is_carried_out(at_home, 
     run = xferbench.run(file, allow_code=True, device="cpu", workers=1, output=tmp_path / "out")
     told = {one.plugin: one for one in run.findings}
     assert told["batchnorm-drift"].verdict == "SKIPPED" and told["batchnorm-drift"].reason.endswith("does not honour batchnorm")
-    assert any("python:mine:train says that it honours lr, steps, batch_size: " in note for note in run.notes)
+    assert any("python:mine:train says that it supports lr, steps, batch_size: " in note for note in run.notes)
     assert told["negative-transfer"].verdict != "ERROR" and told["negative-transfer"].harm is not None
     again = xferbench.run(file, allow_code=True, device="cpu", workers=1)
     assert again.cost["trials"]["run"] == 0

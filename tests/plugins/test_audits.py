@@ -20,7 +20,7 @@ FINISHED = replace(
     fake_lab.PIPELINE,
     recipe=Recipe(),
     finished=Checkpoint(after=WeightsFile(digest="after"), before=WeightsFile(digest="before")),
-    judged="confirm",
+    evaluation_split="confirm",
 )
 FACTS = replace(fake_lab.PROFILE, outputs=2)
 SUITE = replace(fake_lab.SUITE, looks=(1,), tuning_seeds=1, after="after.pth", before="before.pth", recipe=None)
@@ -65,9 +65,9 @@ def test_an_audits_page_says_what_a_reader_needs(audit):
 def test_no_arm_of_an_audit_trains_anything_and_each_can_be_told(audit):
     from xferbench.config.render import describe_pipeline
 
-    if audit.applies(replace(FINISHED, believed=Recipe()), FACTS):
+    if audit.applies(replace(FINISHED, expected_training=Recipe()), FACTS):
         return
-    for arm in arms(audit, replace(FINISHED, believed=Recipe())):
+    for arm in arms(audit, replace(FINISHED, expected_training=Recipe())):
         assert isinstance(arm, Pipeline)
         fit = trials.make_trial(arm, "test", 3, fake_lab.CONTEXT).model.base
         assert (str(fit.head), fit.phases, fit.seed) == ("own", (), 0)

@@ -170,8 +170,8 @@ def test_only_what_compares_has_the_pretraining_set_in_its_key():
     plain = trials.make_trial(pipeline, "test", 0, fake_lab.CONTEXT)
     measured = trials.make_trial(pipeline, "test", 0, fake_lab.CONTEXT, plugin.measures["copies"], compares=True)
     unique = trials.make_trial(plugin.cure(pipeline, fake_lab.PROFILE), "test", 0, fake_lab.CONTEXT)
-    assert plain.view.beside == ()
-    assert measured.view.beside == unique.view.beside == (pipeline.source.data,)
+    assert plain.view.reference_data == ()
+    assert measured.view.reference_data == unique.view.reference_data == (pipeline.source.data,)
     assert unique.view.examples == "unique"
 
 

@@ -119,7 +119,7 @@ def found(before, module, recipe, fresh=tiny, *, after=None):
         served_labels=labels,
         ready=READY,
         mode="eval",
-        believed=recipe,
+        expected_training=recipe,
         fresh=fresh,
     )
     return freeze_integrity.integrity(seen)
@@ -453,7 +453,7 @@ def train(model, data, recipe, seed):
         optimizer.step()
     return model
 
-train.honours = {"lr"}
+train.supports = {"lr"}
 """
 
 
@@ -474,7 +474,7 @@ def test_an_audit_needs_before_and_takes_on_trust_what_nobody_said():
     both = replace(finished, finished=Checkpoint(after=WEIGHTS, before=WEIGHTS))
     assert plugin.applies(both, FACTS) == "" and plugin.induce(both, FACTS) == {}
     assert "--believed" in plugin.trust(both, FACTS)
-    assert plugin.trust(replace(both, believed=linear_probe()), FACTS) == ""
+    assert plugin.trust(replace(both, expected_training=linear_probe()), FACTS) == ""
 
 
 AUDITED = replace(fake_lab.PIPELINE, finished=Checkpoint(after=WEIGHTS, before=WEIGHTS))
@@ -483,7 +483,7 @@ AUDITED = replace(fake_lab.PIPELINE, finished=Checkpoint(after=WEIGHTS, before=W
 def audited(violations, believed=None, **more):
     found_ = {"integrity": violations, "moved/a.weight": 0.5, "moved/b.weight": 0.0, **more}
     study = fake_lab.make_study(
-        plugin, suite=replace(fake_lab.SUITE, looks=(1,)), pipeline=replace(AUDITED, believed=believed), facts=FACTS
+        plugin, suite=replace(fake_lab.SUITE, looks=(1,)), pipeline=replace(AUDITED, expected_training=believed), facts=FACTS
     )
     (one,) = fake_lab.run_study(study, fake_lab.fake_lab(measures={plugin.measures["integrity"]: found_})).findings
     return one
@@ -506,6 +506,6 @@ def test_the_picture_draws_a_hundred_layers_by_side():
     study = fake_lab.make_study(plugin, suite=replace(fake_lab.SUITE, looks=(1,)), facts=FACTS)
     run = fake_lab.run_study(study, fake_lab.fake_lab(measures={plugin.measures["integrity"]: {"integrity": 0.0, **scalars}}))
     axes = Figure().add_subplot()
-    plugin.picture(axes, run)
+    plugin.plot(axes, run)
     assert [line.get_label() for line in axes.get_lines()] == ["believed frozen", "believed trained", "did not move"]
     assert len(axes.get_xticks()) <= 13 and axes.get_yscale() == "log"

@@ -55,7 +55,7 @@ def test_cures_and_failures_change_how_one_trains_or_serves_and_nothing_else(plu
     cured, *others = cured.candidates if isinstance(cured, Selection) else (cured,)
     induced = plugin.induce(cured, FACTS)
     assert bool(induced) == plugin.judges, "what only measures induces nothing"
-    assert all(arm.believed == SUBJECT.believed for arm in (cured, *others))
+    assert all(arm.expected_training == SUBJECT.expected_training for arm in (cured, *others))
     made = [one for arm in induced.values() for one in (arm.candidates if isinstance(arm, Selection) else (arm,))]
     for arm in (cured, *others, *made):
         own = ("train_preprocessing", "serve_preprocessing", "mode", "judged", "planted", "believed", "edits")
@@ -188,7 +188,7 @@ def test_what_keeps_the_source_takes_no_more_steps_than_the_recipe_has(recipe):
 
 def test_without_a_known_source_nothing_is_asked_about_forgetting():
     assert catastrophic_forgetting.plugin.applies(PIPELINE, replace(FACTS, source=(0, 1))) == ""
-    assert catastrophic_forgetting.plugin.applies(PIPELINE, replace(FACTS, no_source="because")) == "because"
+    assert catastrophic_forgetting.plugin.applies(PIPELINE, replace(FACTS, source_error="because")) == "because"
     assert "no [source]" in catastrophic_forgetting.plugin.applies(PIPELINE, FACTS)
 
 
@@ -277,7 +277,7 @@ def make_run_of(plugin):
     return make_run(cells=tuple(cells), arms={plugin.id: {"cured": {"weighed": weighed}}})
 
 
-@pytest.mark.parametrize("plugin", [plugin for plugin in PLUGINS if plugin.picture], ids=lambda plugin: plugin.id)
+@pytest.mark.parametrize("plugin", [plugin for plugin in PLUGINS if plugin.plot], ids=lambda plugin: plugin.id)
 def test_every_picture_draws_a_run(plugin):
     drawn = figures.draw_plugin_plot(plugin, make_run_of(plugin))
     assert "<svg" in drawn and "could not be drawn" not in drawn
@@ -292,7 +292,7 @@ def test_the_plugin_that_contributing_adds_works_as_it_stands_there(tmp_path, mo
     entries = [EntryPoint(name=name, value=value, group=discovery.PLUGIN_GROUP)]
     monkeypatch.setattr(discovery, "entry_points", lambda group: entries)
     (plugin,) = discovery.load_plugins(["all"])
-    assert plugin.page.startswith("A learning rate")
+    assert plugin.doc.startswith("A learning rate")
 
     told = found(study(plugin), lab(USUAL))
     assert [one.id for one in told.values()] == ["too-hot/harm/x30"]

@@ -70,7 +70,7 @@ def test_the_sources_are_one_with_the_cue_and_one_without_and_else_the_same():
     cured = PLUGIN.cure(PIPELINE, FACTS)
     tied = PLUGIN.induce(cured, FACTS)["tied"]
     clean, cued = (training_spec(one, 0).start for one in (cured, tied))
-    assert clean == replace(cued, cued=False) and cued.cued
+    assert clean == replace(cued, cued=False) and cued.has_cue
     assert clean.phases[0].steps == 3 * PIPELINE.baseline.steps
     assert (clean.labels, clean.init, clean.data) == ("true", "random", PIPELINE.source.data)
     assert training_spec(cured, 0) == replace(training_spec(tied, 0), start=clean)

@@ -21,13 +21,13 @@ PLUGINS = {
 @pytest.fixture
 def drawings(monkeypatch):
     """The labels of all figures that were drawn, and not found."""
-    found, inline = [], figures.svg.inline
+    found, inline = [], figures.svg.inline_svg
 
     def counted(draw, label, **more):
         found.append(label)
         return inline(draw, label, **more)
 
-    monkeypatch.setattr(figures.svg, "inline", counted)
+    monkeypatch.setattr(figures.svg, "inline_svg", counted)
     return found
 
 

@@ -194,7 +194,7 @@ def test_without_samples_there_is_no_section_of_them(page):
 def test_a_failure_is_a_card_with_cause_next_action_and_whether_the_patch_was_tried(run):
     first = run.findings[0]
     drift = replace(
-        PLUGINS["batchnorm-drift"], page="Drift.\n\nCause\n    Layers in ``train`` mode\n    move.\n\nRemedy\n    No.\n"
+        PLUGINS["batchnorm-drift"], doc="Drift.\n\nCause\n    Layers in ``train`` mode\n    move.\n\nRemedy\n    No.\n"
     )
     words = " ".join("".join(Page(html.render(run, {"batchnorm-drift": drift})).words).split())
     assert "FAIL batchnorm-drift +" in words

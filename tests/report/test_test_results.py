@@ -43,7 +43,7 @@ def test_the_tests_are_named_as_the_findings_are(kind):
     for plugin in discovery.load_plugins(["all"], kind):
         names, found = test_results.test_names([plugin]), asked(plugin)
         judged = {contrast_id(one.plugin, one.contrast) for one in found if one.verdict != "INFO"}
-        if not plugin.judges:
+        if not plugin.has_verdict:
             assert not names, "a measurement is no test"
             continue
         assert set(names.values()) == {plugin.id}

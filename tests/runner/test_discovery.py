@@ -12,10 +12,10 @@ from xferbench.core.plugin import Plugin
 from xferbench.runner import discovery
 
 GOOD = """
-from xferbench.core.pipeline import Plugin
+from xferbench.plugin import Plugin
 
 plugin = Plugin(
-    id="too-hot", version=2, question="Is it too hot?", page="A page.", applies=lambda *_: "",
+    id="too-hot", version=2, question="Is it too hot?", doc="A page.", applies=lambda *_: "",
     cure=lambda pipeline, _: pipeline, induce=lambda *_: {}, remedy="",
 )
 """
@@ -49,7 +49,7 @@ def test_every_plugin_of_this_package_is_installed_and_loads():
         assert isinstance(plugin, Plugin)
         assert plugin.version > 0
         assert plugin.question.endswith("?")
-        assert all(head in plugin.page for head in ("Symptom", "Cause", "Remedy", "References")), plugin.id
+        assert all(head in plugin.doc for head in ("Symptom", "Cause", "Remedy", "References")), plugin.id
 
 
 def test_the_order_is_the_suites_and_none_is_asked_twice(installed):

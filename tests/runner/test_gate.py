@@ -216,7 +216,7 @@ def train(model, data, recipe, seed):
         file.write("x")
     return model
 
-train.honours = set()
+train.supports = set()
 """
 
 

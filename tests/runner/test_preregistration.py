@@ -58,7 +58,7 @@ def test_whatever_a_verdict_depends_on_changes_the_hash(other):
         {"suite": replace(SUITE, name="renamed", path="/b/x.toml", target="folder:/b/cats", allow_code=True)},
         {"suite": replace(SUITE, recipe=Recipe(name="what I call it"))},
         {"inputs": (replace(DATA, given="folder:/b/cats"), replace(OWN, digest="f" * 64))},
-        {"plugins": (replace(PLUGINS[0], page="a better manual"),)},
+        {"plugins": (replace(PLUGINS[0], doc="a better manual"),)},
     ],
 )
 def test_a_name_or_a_place_does_not(other):

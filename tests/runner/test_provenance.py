@@ -49,7 +49,7 @@ plugin = Plugin(
     id="provenance-heat",
     version=1,
     question="Is it too hot?",
-    page=__doc__,
+    doc=__doc__,
     applies=always_applies,
     cure=cure,
     induce=induce,
@@ -184,7 +184,8 @@ def test_a_run_has_the_digest_and_another_run_is_not_compared_in_silence(site):
 
 def test_a_built_in_plugin_is_compared_by_its_version():
     run = fake_lab.run_study(
-        fake_lab.make_study(replace(batchnorm_drift.plugin, contrasts=(HARM,), measures={}, derived=None)), fake_lab.fake_lab()
+        fake_lab.make_study(replace(batchnorm_drift.plugin, contrasts=(HARM,), measures={}, derived_metrics=None)),
+        fake_lab.fake_lab(),
     )
     assert run.plugins["batchnorm-drift"]["source"] == ""
     older = replace(run, plugins={"batchnorm-drift": {**run.plugins["batchnorm-drift"], "source": None}})

@@ -23,7 +23,7 @@ from xferbench.plugins import batchnorm_drift, catastrophic_forgetting, learning
 from xferbench.runner import discovery, execute, shard, store
 from xferbench.runner import run as runner
 from xferbench.runner.shard import Shard
-from xferbench.study import schedule
+from xferbench.study import batching, schedule
 from xferbench.testing import fake_lab
 
 PLUGINS = (batchnorm_drift.plugin, catastrophic_forgetting.plugin, learning_rate.plugin, negative_transfer.plugin)
@@ -63,7 +63,7 @@ def lab(monkeypatch):
                 future.set_result(([workers.answer(one) for one in group if one.key in missing], 1))
             elif function.endswith(":probe"):
                 future.set_result(
-                    replace(fake_lab.PROFILE, source=(), shifted=(), no_source="the suite has no [source]", test=60)
+                    replace(fake_lab.PROFILE, source=(), shifted=(), source_error="the suite has no [source]", test=60)
                 )
             else:
                 future.set_exception(UserError(f"{function}: not here"))
@@ -112,7 +112,7 @@ def stages(size):
     """The groups of all stages of a study."""
     asked, answers, found = fake_lab.make_study(*PLUGINS), {}, []
     while (step := schedule.next_step(asked, answers)).wanted:
-        found.append(list(execute.plan.groups(step.wanted, size, asked.suite)))
+        found.append(list(batching.group_trials(step.wanted, size, asked.suite)))
         answers |= {key: drift(one) for key, one in step.wanted.items()}
     return found
 

@@ -31,7 +31,7 @@ FACTS = Profile(
     test_groups=None,
     preprocessing=Preprocessing(resize=256, crop=224, mean=(0.485, 0.456, 0.406)),
     trust=("preprocessing: recorded nowhere",),
-    left_out=("train/ants/imgs.txt: not an image file", "train/ants/\udcff.png: truncated"),
+    dropped_examples=("train/ants/imgs.txt: not an image file", "train/ants/\udcff.png: truncated"),
     seconds_forward=0.02,
     seconds_step=0.07,
 )

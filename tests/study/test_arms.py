@@ -173,10 +173,10 @@ def test_how_much_is_transferred_is_in_a_key_only_where_it_is_not_all():
 
 def test_a_fit_is_given_unlabelled_images_where_domains_are_to_be_told_apart_and_nowhere_else():
     alike = replace(fake_lab.PIPELINE, recipe=Recipe(regularizer=Regularizer.parse("dann:1")))
-    assert trials.training_spec(alike, 0).unlabelled == fake_lab.PIPELINE.shifted.data
-    assert trials.training_spec(fake_lab.PIPELINE, 0).unlabelled is None
+    assert trials.training_spec(alike, 0).unlabeled == fake_lab.PIPELINE.shifted.data
+    assert trials.training_spec(fake_lab.PIPELINE, 0).unlabeled is None
     assert (
-        trials.training_spec(replace(fake_lab.PIPELINE, recipe=Recipe(regularizer=Regularizer.parse("ewc:1"))), 0).unlabelled
+        trials.training_spec(replace(fake_lab.PIPELINE, recipe=Recipe(regularizer=Regularizer.parse("ewc:1"))), 0).unlabeled
         is None
     )
     assert trials.training_cost(trials.training_spec(alike, 0)) == 3 * trials.training_cost(

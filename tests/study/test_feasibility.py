@@ -17,7 +17,7 @@ from xferbench.plugins import learning_rate
 from xferbench.runner import execute, store
 from xferbench.study import arms, feasibility
 
-PLAIN = replace(FACTS, lacks=("norm", "bias", "adapter"), groups=("stem", "top"))
+PLAIN = replace(FACTS, unsupported=("norm", "bias", "adapter"), groups=("stem", "top"))
 
 
 def arm(recipe):
@@ -58,7 +58,7 @@ def test_adapters_are_of_one_size_and_none_are_in_a_finished_network():
         ({"regularizer": Regularizer.parse("dann:1")}, {"shifted": (0, 1)}, ""),
         (
             {"regularizer": Regularizer.parse("dann:1")},
-            {"shifted": (0, 1), "honours": ("lr",)},
+            {"shifted": (0, 1), "supports": ("lr",)},
             "dann:1: the training code is given no images",
         ),
         (
@@ -73,17 +73,17 @@ def test_adapters_are_of_one_size_and_none_are_in_a_finished_network():
             {"batchnorm": ("bn",), "lacks": ("unlabelled",)},
             "adabn: the [shifted] set has no training",
         ),
-        ({"finish": Finish.parse("adabn")}, {"batchnorm": ("bn",), "honours": ("lr",)}, ""),
+        ({"finish": Finish.parse("adabn")}, {"batchnorm": ("bn",), "supports": ("lr",)}, ""),
         ({"finish": Finish.parse("interpolate:0.5")}, {"batchnorm": ()}, ""),
         (
             {"finish": Finish.parse("interpolate:0.5")},
-            {"honours": ()},
+            {"supports": ()},
             "interpolate:0.5: nobody knows where the training code's last",
         ),
     ],
 )
 def test_why_what_makes_domains_alike_or_ends_a_recipe_does_not_fit(asked, known, reason):
-    found = feasibility.why_not_trainable(Recipe(**asked), replace(FACTS, **{"shifted": (), "honours": None} | known))
+    found = feasibility.why_not_trainable(Recipe(**asked), replace(FACTS, **{"shifted": (), "supports": None} | known))
     assert found.startswith(reason) and bool(found) == bool(reason)
 
 

@@ -68,7 +68,7 @@ def test_where_nothing_was_mended_findings_stay():
     drafts = (
         Draft(
             finding=fake_lab.run_study(
-                fake_lab.make_study(replace(class_order.audit, told=None)), fake_lab.fake_lab()
+                fake_lab.make_study(replace(class_order.audit, explain=None)), fake_lab.fake_lab()
             ).findings[0],
             reasons=(),
         ),

@@ -85,7 +85,7 @@ def forgetting(before, after):
 
 def runs():
     """Studies with the labs that answer them, by name."""
-    shorter = replace(EXACT, beside=lambda pipeline, _: {"shorter": replace(pipeline, train_size=7)})
+    shorter = replace(EXACT, extra_arms=lambda pipeline, _: {"shorter": replace(pipeline, train_size=7)})
     one_seed, tuned = replace(SUITE, looks=(1,)), replace(SUITE, recipe=None)
     yield "failure", study(DRIFT), close(0.7)
     yield "pass and missed control", study(DRIFT), lab(USUAL | {"subject": 0.8, "momentum": 0.77})
@@ -107,16 +107,16 @@ def runs():
     yield "trust", study(replace(DRIFT, trust=trusting)), close(0.8)
     yield "trust and failure", study(replace(DRIFT, trust=trusting)), close(0.6)
     yield "trust crashes", study(replace(DRIFT, trust=broken_trust)), close(0.7)
-    yield "own words", study(replace(DRIFT, told=lambda *_: "the plugin's own sentence")), close(0.7)
-    yield "own words crash", study(replace(DRIFT, told=lambda *_: {}["none"])), close(0.7)
-    yield "own numbers crash", study(replace(DRIFT, derived=lambda *_: {}["none"])), close(0.7)
+    yield "own words", study(replace(DRIFT, explain=lambda *_: "the plugin's own sentence")), close(0.7)
+    yield "own words crash", study(replace(DRIFT, explain=lambda *_: {}["none"])), close(0.7)
+    yield "own numbers crash", study(replace(DRIFT, derived_metrics=lambda *_: {}["none"])), close(0.7)
     yield "cure changes nothing", study(replace(EXACT, cure=lambda pipeline, _: pipeline)), measured(ALL | {"subject": 1.0})
     yield "tuned", study(DRIFT, TRANSFER, suite=tuned), close(0.77)
     yield "choice", study(learning_rate.plugin), fake_lab.fake_lab(measures=MEASURES)
     yield "choice that none wins", study(learning_rate.plugin), fake_lab.fake_lab(lambda trial: 0.8, MEASURES)
     yield "overridden and remarked", study(DRIFT, suite=replace(SUITE, overrides=("margin=0.03",))), close(0.7)
     left_out = tuple(f"{number} images of another size" for number in range(7))
-    noted = replace(FACTS, trust=("preprocessing: recorded nowhere",), left_out=left_out)
+    noted = replace(FACTS, trust=("preprocessing: recorded nowhere",), dropped_examples=left_out)
     yield "noted", study(DRIFT, facts=noted), close(0.7)
     yield (
         "given and unused",
@@ -124,7 +124,7 @@ def runs():
         close(0.7),
     )
     honours = replace(SUITE, training="python:mine:train")
-    yield "own training", study(DRIFT, suite=honours, facts=replace(FACTS, honours=("lr", "batchnorm"))), close(0.7)
+    yield "own training", study(DRIFT, suite=honours, facts=replace(FACTS, supports=("lr", "batchnorm"))), close(0.7)
     yield "invariant holds", study(EXACT), measured(ALL | {"ghost": 2.0})
     yield "invariant, missed control", study(EXACT), measured(ALL)
     yield "invariant is broken", study(EXACT), measured(ALL | {"subject": [0.0, 1e-12, 0.0]})

@@ -283,7 +283,7 @@ def test_a_plugin_with_no_variant_has_one_finding_without_a_control():
         id="bare",
         version=1,
         question="?",
-        page="",
+        doc="",
         applies=lambda *_: "",
         cure=batchnorm_drift.cure,
         induce=lambda *_: {},

@@ -76,7 +76,7 @@ def test_a_cure_that_changes_nothing_needs_a_variant_that_is_honoured():
 
 def told(*plugins, words, recipe=None):
     suite = replace(SUITE, recipe=recipe or full())
-    asked = study(*plugins, suite=suite, facts=replace(FACTS, honours=words))
+    asked = study(*plugins, suite=suite, facts=replace(FACTS, supports=words))
     own = replace(PIPELINE, training=UserCode(spec="python:a:b", digest="d"))
     return replace(asked, subject=subject_arm(suite, own))
 

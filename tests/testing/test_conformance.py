@@ -18,8 +18,7 @@ from xferbench.core.interventions import Regularizer
 from xferbench.core.pipeline import Data, Phase, Recipe, Selection
 from xferbench.core.plugin import HARM, Contrast, Plugin
 from xferbench.runner import discovery
-from xferbench.testing import conformance
-from xferbench.testing.conformance import conforms
+from xferbench.testing import conformance, conforms, fake_lab
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = discovery.load_plugins(["all"])
@@ -64,7 +63,7 @@ GOOD = Plugin(
     id="too-hot",
     version=1,
     question="Is it too hot?",
-    page=PAGE,
+    doc=PAGE,
     applies=always,
     cure=cooler,
     induce=hotter,
@@ -98,7 +97,7 @@ def test_the_plugin_that_contributing_adds_conforms(tmp_path, monkeypatch):
 
     plugin = kit_of_contributing.plugin
     missing = [name for name in conformance.PAGE_HEADINGS if f"\n{name}\n" not in plugin.page]  # it is an outline of a page
-    conforms(replace(plugin, page=plugin.page + "".join(f"\n{name}\n    Words.\n" for name in missing)))
+    conforms(replace(plugin, doc=plugin.doc + "".join(f"\n{name}\n    Words.\n" for name in missing)))
 
 
 # What is broken, and what is said of it
@@ -259,7 +258,9 @@ def test_an_induced_arm_may_be_served_in_training_mode_by_class():
 
 
 def test_an_extra_arm_may_have_its_own_size_and_be_a_choice():
-    conformance.check_arms(replace(GOOD, beside=lambda p, facts: {"few": replace(p, train_size=10), "cool": cooler(p, facts)}))
+    conformance.check_arms(
+        replace(GOOD, extra_arms=lambda p, facts: {"few": replace(p, train_size=10), "cool": cooler(p, facts)})
+    )
 
 
 def test_a_module_that_imports_torch_at_its_top_is_refused(tmp_path, monkeypatch):
@@ -286,12 +287,12 @@ def test_a_function_of_a_module_that_nobody_can_import_is_refused(importable):
 
 
 def test_the_pipelines_that_are_asked_about_are_of_all_kinds():
-    names = [world.name for world in conformance.worlds()]
+    names = [world.name for world in fake_lab.scenarios()]
     assert len(set(names)) == len(names) > 12
-    inits = {world.pipeline.recipe.init for world in conformance.worlds()}
+    inits = {world.pipeline.recipe.init for world in fake_lab.scenarios()}
     assert inits == {"pretrained", "random"}
     for lacking in ("batchnorm", "source", "shifted", "recorded"):
-        assert {bool(getattr(world.facts, lacking)) for world in conformance.worlds()} == {True, False}
+        assert {bool(getattr(world.facts, lacking)) for world in fake_lab.scenarios()} == {True, False}
 
 
 # A package of its own, out of the tree
@@ -308,7 +309,7 @@ too-hot = "kit_too_hot:plugin"
 """,
     "tests/test_kit_too_hot.py": """
 from kit_too_hot import plugin
-from xferbench.testing.conformance import conforms
+from xferbench.testing import conforms
 
 
 def test_it_conforms():
@@ -318,7 +319,7 @@ def test_it_conforms():
 
 from dataclasses import replace
 
-from xferbench.core.pipeline import Choice, Plugin
+from xferbench.plugin import Plugin, Selection
 
 
 def scaled(pipeline, factor):
@@ -331,7 +332,7 @@ def applies(pipeline, facts):
 
 
 def cure(pipeline, facts):
-    return Choice(candidates=(scaled(pipeline, 0.3), scaled(pipeline, 0.1)))
+    return Selection(candidates=(scaled(pipeline, 0.3), scaled(pipeline, 0.1)))
 
 
 def induce(pipeline, facts):
@@ -342,7 +343,7 @@ plugin = Plugin(
     id="too-hot",
     version=1,
     question="Is the learning rate too high?",
-    page=__doc__,
+    doc=__doc__,
     applies=applies,
     cure=cure,
     induce=induce,

@@ -431,7 +431,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _page(plugin: Plugin) -> str:
-    return f"{plugin.id} (version {plugin.version})\n{plugin.question}\n\n{plugin.page.strip()}"
+    return f"{plugin.id} (version {plugin.version})\n{plugin.question}\n\n{plugin.doc.strip()}"
 
 
 def _validate(arguments: argparse.Namespace) -> int:

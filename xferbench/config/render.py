@@ -136,9 +136,11 @@ def describe_pipeline(pipeline: Pipeline, recorded: InputTransform) -> str:
     told += [f"trained on {describe_preprocessing(train, recorded)}"] if train != recorded else []
     told += [f"served on {describe_preprocessing(serve, recorded)}"] if serve != train else []
     told += [f"served in {pipeline.mode} mode"] if pipeline.mode != "eval" else []
-    told += [f"test images in training ({pipeline.planted.replace(':', ' ')})"] if pipeline.planted else []
+    told += (
+        [f"test images in training ({pipeline.injected_duplicates.replace(':', ' ')})"] if pipeline.injected_duplicates else []
+    )
     told += [intervention.describe() for intervention in pipeline.interventions]
-    told += ["scored without copies"] if pipeline.judged == "unique" else []
+    told += ["scored without copies"] if pipeline.evaluation_split == "unique" else []
     return "; ".join(told)
 
 

@@ -226,10 +226,10 @@ class Pipeline:
 
     ``mode`` is how the model is served: ``eval``, or ``train`` (nobody called ``.eval()``).
     ``code`` is what builds a backbone ``python:…``; ``training`` the user's own training code, None for the loop of the lab.
-    Of a ``finished`` network nothing is trained; ``edits`` are those of its :class:`Model`. ``believed`` is what somebody
-    takes the training to have been, None for what the recipe says.
-    ``judged`` are the examples that verdicts are taken on, as in :class:`View`; ``manifest`` tells of a pretraining set;
-    ``planted`` are test images put into training on purpose, a word of
+    Of a ``finished`` network nothing is trained; ``edits`` are those of its :class:`Model`. ``expected_training`` is what
+    somebody takes the training to have been, None for what the recipe says.
+    ``evaluation_split`` are the examples that verdicts are taken on, as in :class:`View`; ``manifest`` tells of a pretraining
+    set; ``injected_duplicates`` are test images put into training on purpose, a word of
     :func:`xferbench.lab.evaluation.leakage.inject_duplicates`.
     ``interventions`` change the training examples, in order.
     """
@@ -251,10 +251,10 @@ class Pipeline:
     training: UserCode | None = field(default=None, metadata={"added": True})
     finished: Checkpoint | None = field(default=None, metadata={"added": True})
     edits: tuple[str, ...] = field(default=(), metadata={"added": True})
-    believed: Recipe | None = field(default=None, metadata={"added": True})
-    judged: str = field(default="test", metadata={"added": True})
+    expected_training: Recipe | None = field(default=None, metadata={"key": "believed", "added": True})
+    evaluation_split: str = field(default="test", metadata={"key": "judged", "added": True})
     manifest: Data | None = field(default=None, metadata={"added": True})
-    planted: str = field(default="", metadata={"added": True})
+    injected_duplicates: str = field(default="", metadata={"key": "planted", "added": True})
     interventions: tuple[DataIntervention, ...] = field(default=(), metadata={"added": True})
 
     @property

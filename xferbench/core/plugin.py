@@ -46,10 +46,11 @@ class Profile:
     ``groups`` are the layer groups' names from the input up, without the head. ``trust`` names what nobody recorded.
     ``seconds_forward`` and ``seconds_step`` are for one image on one thread, for estimates only. ``size`` is height and width
     of what the network is given, in pixels. ``source`` and ``shifted`` are the classes of those domains, as in
-    :class:`Domain`; ``no_source`` says why the source's are not known. ``recorded`` tells whether the preprocessing was
-    written down somewhere. ``honours`` are the fields of a recipe that the user's training code heeds, None where the lab
+    :class:`Domain`; ``source_error`` says why the source's are not known. ``recorded`` tells whether the preprocessing was
+    written down somewhere. ``supports`` are the fields of a recipe that the user's training code heeds, None where the lab
     trains; ``crash`` is what the user's code raised while it was probed. ``outputs`` are those of a finished network's head,
-    ``unmoved`` tells that all below it is as it was before. ``lacks`` are the kinds of :attr:`Phase.trainable` (norm,
+    ``body_unchanged`` tells that all below it is as it was before. ``unsupported`` are the kinds of :attr:`Phase.trainable`
+    (norm,
     bias, lora, adapter) of which the backbone has nothing, and ``unlabelled`` where the shifted set has no training images.
     """
 
@@ -64,19 +65,19 @@ class Profile:
     test_groups: int | None
     preprocessing: InputTransform
     trust: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    dropped_examples: tuple[str, ...] = ()
     seconds_forward: float = 0.0
     seconds_step: float = 0.0
     size: tuple[int, int] = (0, 0)
     recorded: bool = True
     source: tuple[int, ...] = ()
-    no_source: str = ""
+    source_error: str = ""
     shifted: tuple[int, ...] = ()
-    honours: tuple[str, ...] | None = None
+    supports: tuple[str, ...] | None = None
     crash: str = ""
     outputs: int = 0
-    unmoved: bool = False
-    lacks: tuple[str, ...] = ()
+    body_unchanged: bool = False
+    unsupported: tuple[str, ...] = ()
 
     @property
     def has_batchnorm(self) -> bool:
@@ -90,45 +91,45 @@ class Plugin:
 
     Attributes:
         id: lower case with hyphens; version: raised when what it asks changes its meaning.
-        question: one line, for lists. page: the manual page, the module's docstring.
+        question: one line, for lists. doc: the manual page, the module's docstring.
         applies: the reason why it cannot be asked here, or "" where it can.
         cure: the pipeline without the failure, or a choice among such.
         induce: named variants of a pipeline with the failure put in.
-        beside: named arms that are measured at the first look and never judged, made from the subject; ``beside:NAME`` is what
-            contrasts and records call them. They may have a ``train_size`` of their own.
+        extra_arms: named arms that are measured at the first look and never judged, made from the subject; ``beside:NAME`` is
+            what contrasts and records call them. They may have a ``train_size`` of their own.
         contrasts: what is judged or measured. measures: ``module:function@version`` of extra scalars, by name; the function
             returns one of that name.
-        derived: numbers read out of the records, which are given by arm, view and seed.
+        derived_metrics: numbers read out of the records, which are given by arm, view and seed.
         trust: what the answer takes on trust, or "": such an answer is never PASS.
         remedy: what to do, in one line, where the cure helps.
-        told: what a reader is told beside a contrast's verdict, or "": which tensor, which field; of the contrast's name, the
-            records, the subject and its cure.
-        compares: its measures are given the pretraining set too, and the test images of all views.
+        explain: what a reader is told beside a contrast's verdict, or "": which tensor, which field; of the contrast's name,
+            the records, the subject and its cure.
+        needs_pretraining_data: its measures are given the pretraining set too, and the test images of all views.
         domain: ``source`` where its measures are given that as their view's, if the pipeline has one.
-        picture: draws the plugin's own picture of a finished run into matplotlib axes.
+        plot: draws the plugin's own picture of a finished run into matplotlib axes.
         source: digest of the source of a third-party plugin, "" of a built-in one. Discovery sets it; an author does not.
     """
 
     id: str
     version: int
     question: str
-    page: str
+    doc: str
     applies: Callable[[Pipeline, Profile], str]
     cure: Callable[[Pipeline, Profile], Arm]
     induce: Callable[[Pipeline, Profile], Mapping[str, Arm]]
     remedy: str
     contrasts: tuple[Contrast, ...] = (HARM,)
     measures: Mapping[str, str] = field(default_factory=dict)
-    derived: Callable[[Mapping[tuple[str, str, int], Record], Sequence[int]], Mapping[str, float]] | None = None
+    derived_metrics: Callable[[Mapping[tuple[str, str, int], Record], Sequence[int]], Mapping[str, float]] | None = None
     trust: Callable[[Pipeline, Profile], str] | None = None
-    told: Callable[[str, Mapping[tuple[str, str, int], Record], Pipeline, Pipeline], str] | None = None
-    compares: bool = False
+    explain: Callable[[str, Mapping[tuple[str, str, int], Record], Pipeline, Pipeline], str] | None = None
+    needs_pretraining_data: bool = False
     domain: str = ""
-    beside: Callable[[Pipeline, Profile], Mapping[str, Arm]] | None = None
-    picture: Callable[[Any, Run], None] | None = None
+    extra_arms: Callable[[Pipeline, Profile], Mapping[str, Arm]] | None = None
+    plot: Callable[[Any, Run], None] | None = None
     source: str = ""
 
     @property
-    def judges(self) -> bool:
+    def has_verdict(self) -> bool:
         """Whether any of its contrasts leads to a verdict; else it only measures, and neither cures nor induces anything."""
         return any(one.kind != "info" for one in self.contrasts)

@@ -26,7 +26,7 @@ def requires_batchnorm(pipeline: Pipeline, facts: Profile) -> str:
 
 def requires_source(pipeline: Pipeline, facts: Profile) -> str:
     """Require pretrained weights and a source dataset whose classes are known."""
-    unknown = "" if facts.source else facts.no_source or "the suite has no [source] whose classes are known"
+    unknown = "" if facts.source else facts.source_error or "the suite has no [source] whose classes are known"
     return requires_pretrained(pipeline, facts) or unknown
 
 

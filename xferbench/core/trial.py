@@ -23,7 +23,7 @@ class TrainingSpec:
     ``code`` builds an ``arch`` of the user's own, ``training`` trains it in place of the lab's loop; ``stop`` is told to that
     code alone, since it gives one network only. Without phases it is the network as it starts: with its own head, a
     finished one, made from ``before``. ``teacher`` is there where the regularizer needs one, of the same seed and data.
-    ``cued`` puts a cue on every training image of the first class. ``unlabelled`` is there where the regularizer needs images
+    ``has_cue`` puts a cue on every training image of the first class. ``unlabeled`` is there where the regularizer needs images
     of another domain, without their labels. ``interventions`` change the training examples, in order.
     """
 
@@ -44,12 +44,12 @@ class TrainingSpec:
     training: UserCode | None = field(default=None, metadata={"added": True})
     stop: str = field(default="last", metadata={"added": True})
     before: WeightsFile | None = field(default=None, metadata={"added": True})
-    planted: str = field(default="", metadata={"added": True})
+    injected_duplicates: str = field(default="", metadata={"key": "planted", "added": True})
     augment: Augmentation | None = field(default=None, metadata={"absent": "", "added": True})
     teacher: TrainingSpec | None = field(default=None, metadata={"added": True})
-    cued: bool = field(default=False, metadata={"added": True})
+    has_cue: bool = field(default=False, metadata={"key": "cued", "added": True})
     transferred: str = field(default="all", metadata={"added": True})
-    unlabelled: Data | None = field(default=None, metadata={"added": True})
+    unlabeled: Data | None = field(default=None, metadata={"key": "unlabelled", "added": True})
     interventions: tuple[DataIntervention, ...] = field(default=(), metadata={"added": True})
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ class EvaluationSpec:
 
     Attributes:
         examples: ``test`` (the first ``limit`` of a fixed order), one of its halves, ``screen`` and ``confirm``, or ``unique``,
-            those of it that have no copy in training or in the datasets ``beside``;
+            those of it that have no copy in training or in the datasets ``reference_data``;
             ``validation`` (the fit's own); ``training`` (likewise, 2000 at most);
             or of a domain ``held-out`` (a part of its training images that no fit is given).
         mode: ``eval``, or the whole network in training mode: ``training`` on shuffled batches, ``training:class`` on such as
@@ -83,8 +83,8 @@ class EvaluationSpec:
         step: ``last`` or ``best`` (on validation) of the fit.
         measure: ``predictions``, or the key of a measure (:func:`measure_key`). function: ``module:function@version``, where
             the measure is computed.
-        believed: what a measure holds the training against, where that is not what it was.
-        cued: whether every image wears the cue that a source may have been given.
+        expected_training: what a measure holds the training against, where that is not what it was.
+        has_cue: whether every image wears the cue that a source may have been given.
     """
 
     tag: ClassVar[str] = "View"
@@ -96,9 +96,9 @@ class EvaluationSpec:
     measure: str = field(default="predictions", metadata={"alias": True})
     function: str = location_field()
     domain: AuxiliaryDataset | None = field(default=None, metadata={"added": True})
-    believed: Recipe | None = field(default=None, metadata={"added": True})
-    beside: tuple[Data, ...] = field(default=(), metadata={"added": True})
-    cued: bool = field(default=False, metadata={"added": True})
+    expected_training: Recipe | None = field(default=None, metadata={"key": "believed", "added": True})
+    reference_data: tuple[Data, ...] = field(default=(), metadata={"key": "beside", "added": True})
+    has_cue: bool = field(default=False, metadata={"key": "cued", "added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,7 +83,7 @@ plugin = Plugin(
     id="batchnorm-drift",
     version=1,
     question="Do BatchNorm statistics drift during adaptation, and what does it cost?",
-    page=__doc__,
+    doc=__doc__,
     applies=requires_batchnorm,
     cure=cure,
     induce=induce,
@@ -95,7 +95,7 @@ plugin = Plugin(
     ),
     measures={"drift": "xferbench.plugins.batchnorm_drift:drift@1"},
     remedy="keep the BatchNorm layers of the pretrained backbone in eval mode while it is adapted",
-    picture=picture,
+    plot=picture,
 )
 
 
@@ -156,7 +156,7 @@ audit = Plugin(
     id="batchnorm-drift",
     version=1,
     question="Are the BatchNorm statistics those that the network needs?",
-    page=AUDIT_PAGE,
+    doc=AUDIT_PAGE,
     applies=audit_applies,
     cure=audit_cure,
     induce=audit_induce,
@@ -171,5 +171,5 @@ audit = Plugin(
     ),
     measures={"drift": "xferbench.plugins.batchnorm_drift:drift@1"},
     remedy="use the BatchNorm statistics that were confirmed here, and keep BatchNorm of a frozen backbone in evaluation mode",
-    picture=picture,
+    plot=picture,
 )

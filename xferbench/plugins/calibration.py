@@ -71,7 +71,7 @@ plugin = Plugin(
     id="calibration",
     version=1,
     question="Do the probabilities of the adapted model mean what they say?",
-    page=__doc__,
+    doc=__doc__,
     applies=always_applies,
     cure=cure,
     induce=induce,
@@ -79,9 +79,9 @@ plugin = Plugin(
         harm("harm", *TERMS, "what a temperature gains in NLL", metric="nll", margin=NATS),
         harm("brier", *TERMS, "what it gains in the Brier score", metric="brier", margin=BRIER),
     ),
-    derived=errors,
+    derived_metrics=errors,
     remedy="divide the logits by a temperature fitted on validation images",
-    picture=picture,
+    plot=picture,
 )
 
 
@@ -120,7 +120,7 @@ audit = Plugin(
     id="audit/calibration",  # older than the experiment, so that its findings have an id of their own
     version=1,
     question="Do the probabilities mean what they say?",
-    page=AUDIT_PAGE,
+    doc=AUDIT_PAGE,
     applies=always_applies,
     cure=cure,
     induce=audit_induce,
@@ -135,6 +135,6 @@ audit = Plugin(
             meaning="the same, Brier score",
         ),
     ),
-    derived=errors,
+    derived_metrics=errors,
     remedy="divide the logits by a temperature fitted on images apart from training",
 )

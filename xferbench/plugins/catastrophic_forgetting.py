@@ -129,7 +129,7 @@ plugin = Plugin(
     id="catastrophic-forgetting",
     version=1,
     question="How much of the source skill does adaptation destroy?",
-    page=__doc__,
+    doc=__doc__,
     applies=requires_source,
     cure=cure,
     induce=induce,
@@ -139,7 +139,7 @@ plugin = Plugin(
         info("restored", *_of("source-restored", "source"), "what putting the old BatchNorm statistics back returns"),
     ),
     remedy="adapt with the recipe that kept most of the source among those that keep the target's accuracy",
-    picture=picture,
+    plot=picture,
 )
 
 
@@ -173,7 +173,7 @@ References
 def audit_applies(pipeline: Pipeline, facts: Profile) -> str:
     if not (pipeline.finished and pipeline.finished.before):
         return "the weights of before are not given"
-    return "" if facts.source else facts.no_source or "the suite has no [source] whose classes are known"
+    return "" if facts.source else facts.source_error or "the suite has no [source] whose classes are known"
 
 
 def audit_cure(pipeline: Pipeline, facts: Profile) -> Selection:
@@ -186,7 +186,7 @@ audit = Plugin(
     id="catastrophic-forgetting",
     version=1,
     question="How much of the source skill has the finished network lost?",
-    page=AUDIT_PAGE,
+    doc=AUDIT_PAGE,
     applies=audit_applies,
     cure=audit_cure,
     induce=permute_backbone,

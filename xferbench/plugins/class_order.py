@@ -56,11 +56,11 @@ audit = Plugin(
     id="audit/class-order",
     version=1,
     question="Do the outputs mean the classes that the labels say?",
-    page=__doc__,
+    doc=__doc__,
     applies=always_applies,
     cure=cure,
     induce=induce,
     contrasts=(HARM,),
-    told=told,
+    explain=told,
     remedy="put the classes in the order that was confirmed here, and keep that order with the checkpoint",
 )

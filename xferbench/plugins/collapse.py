@@ -68,7 +68,7 @@ audit = Plugin(
     id="audit/collapse",
     version=1,
     question="Does the network tell images apart at all?",
-    page=__doc__,
+    doc=__doc__,
     applies=always_applies,
     cure=leave_unchanged,
     induce=induce,
@@ -78,6 +78,6 @@ audit = Plugin(
         ),
     ),
     measures={"collapse": "xferbench.plugins.collapse:collapse@1"},
-    told=told,
+    explain=told,
     remedy="train again with a lower rate, and stop where a value is not finite",
 )

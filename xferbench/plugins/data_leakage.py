@@ -45,14 +45,14 @@ def applies(pipeline: Pipeline, facts: Profile) -> str:
 
 
 def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
-    return replace(pipeline, judged="unique")
+    return replace(pipeline, evaluation_split="unique")
 
 
 def induce(pipeline: Pipeline, facts: Profile) -> dict[str, Pipeline]:
     if not facts.train:
         return {}
-    told = replace(pipeline, judged="test")
-    return {way: replace(told, planted=f"{way}:{SHARE:g}") for way in ("copied", "altered")}
+    told = replace(pipeline, evaluation_split="test")
+    return {way: replace(told, injected_duplicates=f"{way}:{SHARE:g}") for way in ("copied", "altered")}
 
 
 def copies(seen: MeasureContext) -> dict[str, float]:
@@ -65,7 +65,7 @@ def copies(seen: MeasureContext) -> dict[str, float]:
     told = leakage.count_copies(leakage.find_copies(fit.data, view.limit, view.beside, seen.cache))
     leaked = leakage.leaked_examples(fit.data, view.limit, view.beside, seen.cache)
     if fit.planted:
-        leaked, of_search = leakage.detection_of_injected(seen.dataset, seen.planted, leaked)
+        leaked, of_search = leakage.detection_of_injected(seen.dataset, seen.injected_duplicates, leaked)
         told |= of_search
     return {"copies": float(leaked.mean()), "test images": float(len(leaked))} | told
 
@@ -97,7 +97,7 @@ plugin = Plugin(
     id="data-leakage",
     version=1,
     question="Has the network seen the test images before?",
-    page=__doc__,
+    doc=__doc__,
     applies=applies,
     cure=cure,
     induce=induce,
@@ -110,8 +110,8 @@ plugin = Plugin(
         "copies": "xferbench.plugins.data_leakage:copies@1",
         "groups": "xferbench.plugins.data_leakage:groups@1",
     },
-    compares=True,
-    told=told,
+    needs_pretraining_data=True,
+    explain=told,
     remedy="split by group, take the copies out of training, and report the score without them",
 )
 

@@ -64,7 +64,7 @@ def applies(pipeline: Pipeline, facts: Profile) -> str:
 
 def trust(pipeline: Pipeline, _: Profile) -> str:
     unsaid = "what was to be trained was not said: --believed trainable=head,batchnorm=eval"
-    return unsaid if pipeline.finished and pipeline.believed is None else ""
+    return unsaid if pipeline.finished and pipeline.expected_training is None else ""
 
 
 def induce(pipeline: Pipeline, facts: Profile) -> dict[str, Pipeline]:
@@ -94,7 +94,7 @@ def induce(pipeline: Pipeline, facts: Profile) -> dict[str, Pipeline]:
         found["decay"] = {"phases": (*recipe.phases, replace(PULL, batch_size=recipe.phases[-1].batch_size))}
     if facts.has_batchnorm and all(phase.batchnorm == "eval" for phase in recipe.phases):
         found["batchnorm-train"] = each(batchnorm="train")
-    return {name: replace(pipeline, recipe=replace(recipe, **made), believed=recipe) for name, made in found.items()}
+    return {name: replace(pipeline, recipe=replace(recipe, **made), expected_training=recipe) for name, made in found.items()}
 
 
 def integrity(seen: MeasureContext) -> dict[str, float]:
@@ -134,16 +134,16 @@ plugin = Plugin(
     id="freeze-integrity",
     version=1,
     question="Did what was frozen stay, and what was to train move?",
-    page=__doc__,
+    doc=__doc__,
     applies=applies,
     cure=leave_unchanged,
     induce=induce,
     contrasts=(invariant("harm", HELD, measure="integrity"),),
     measures={"integrity": "xferbench.plugins.freeze_integrity:integrity@1"},
     trust=trust,
-    told=told,
+    explain=told,
     remedy="freeze each parameter itself, then build the optimizer; keep frozen BatchNorm in eval mode; load with strict=True",
-    picture=picture,
+    plot=picture,
 )
 
 audit = plugin  # what a finished network's weights show needs no other arms

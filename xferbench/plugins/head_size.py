@@ -46,7 +46,7 @@ audit = Plugin(
     id="audit/head-size",
     version=1,
     question="Has the head one output for each class?",
-    page=__doc__,
+    doc=__doc__,
     applies=always_applies,
     cure=leave_unchanged,
     induce=induce,
@@ -54,6 +54,6 @@ audit = Plugin(
         Contrast(name="harm", kind="exact", weights={("subject", "head-size"): 1.0}, meaning="one output for each class"),
     ),
     measures={"head-size": "xferbench.plugins.head_size:spare@1"},
-    told=told,
+    explain=told,
     remedy="give the head one output for each class, and keep the classes' names with the checkpoint",
 )

@@ -90,11 +90,11 @@ plugin = Plugin(
     id="input-mismatch",
     version=1,
     question="Do images have the channels and the resolution that suit the network?",
-    page=__doc__,
+    doc=__doc__,
     applies=requires_pretrained,
     cure=cure,
     induce=induce,
     trust=unrecorded_preprocessing,
     remedy="give images the channels and the size that go with the weights, and train at the size that is served",
-    picture=records.accuracy_plot("input-mismatch"),
+    plot=records.accuracy_plot("input-mismatch"),
 )

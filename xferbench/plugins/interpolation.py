@@ -37,7 +37,7 @@ SHARES = (0.75, 0.5, 0.25)
 def applies(pipeline: Pipeline, facts: Profile) -> str:
     if not (pipeline.finished and pipeline.finished.before):
         return "the weights of before are not given"
-    return "nothing below the head has moved, so that nothing lies in between" if facts.unmoved else ""
+    return "nothing below the head has moved, so that nothing lies in between" if facts.body_unchanged else ""
 
 
 def cure(pipeline: Pipeline, _: Profile) -> Selection:
@@ -53,7 +53,7 @@ audit = Plugin(
     id="audit/interpolation",
     version=1,
     question="Are the weights between before and after better than those after?",
-    page=__doc__,
+    doc=__doc__,
     applies=applies,
     cure=cure,
     induce=induce,

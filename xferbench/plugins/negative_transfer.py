@@ -91,14 +91,14 @@ plugin = Plugin(
     id="negative-transfer",
     version=1,
     question="Would the same network, trained from scratch on the same images, do better?",
-    page=__doc__,
+    doc=__doc__,
     applies=requires_pretrained,
     cure=cure,
     induce=induce,
     contrasts=(harm("harm", ("scratch", "test"), ("subject", "test"), "scratch − subject"),),
-    derived=steps_to_scratch,
+    derived_metrics=steps_to_scratch,
     remedy="use the recipe that was best on validation among linear probe, LP-FT and training from scratch",
-    picture=picture,
+    plot=picture,
 )
 
 
@@ -134,7 +134,7 @@ audit = Plugin(
     id="negative-transfer",
     version=1,
     question="Would the same network, trained from scratch, do better than the finished one?",
-    page=AUDIT_PAGE,
+    doc=AUDIT_PAGE,
     applies=audit_applies,
     cure=leave_unchanged,
     induce=permute_backbone,

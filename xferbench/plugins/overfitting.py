@@ -129,7 +129,7 @@ plugin = Plugin(
     id="overfitting",
     version=1,
     question="Is it trained past its best step?",
-    page=__doc__,
+    doc=__doc__,
     applies=applies,
     cure=cure,
     induce=induce,
@@ -143,7 +143,7 @@ plugin = Plugin(
             meaning="the gap of training from scratch − that of the subject",
         ),
     ),
-    derived=chosen,
+    derived_metrics=chosen,
     remedy="keep the step that is best on validation, or train as the recipe that validation chose",
-    picture=picture,
+    plot=picture,
 )

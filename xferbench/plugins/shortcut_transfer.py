@@ -71,7 +71,7 @@ plugin = Plugin(
     id="shortcut-transfer",
     version=1,
     question="Does a cue that the source taught survive on the target?",
-    page=__doc__,
+    doc=__doc__,
     applies=applies,
     cure=lambda pipeline, _: _from(pipeline, "clean-source"),
     induce=lambda pipeline, _: {"tied": _from(pipeline, "cued-source")},
@@ -81,5 +81,5 @@ plugin = Plugin(
         info("clean-cue-cost", ("cured", "test"), ("cured", "cued"), "cured without the cue − with it"),
     ),
     remedy="pretrain on images without the cue, or with it on as many images of every class",
-    picture=picture,
+    plot=picture,
 )

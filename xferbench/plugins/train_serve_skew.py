@@ -72,14 +72,14 @@ plugin = Plugin(
     id="train-serve-skew",
     version=1,
     question="Is the model served in the way it was trained?",
-    page=__doc__,
+    doc=__doc__,
     applies=always_applies,
     cure=lambda pipeline, _: replace(pipeline, serve_preprocessing=pipeline.train_preprocessing, mode="eval"),
     induce=induce,
     contrasts=(HARM, invariant("batch-dependence", "an answer must not depend on the batch it comes in")),
     measures={"batch-dependence": "xferbench.plugins.train_serve_skew:batch_dependence@2"},
-    derived=flips,
-    told=told,
+    derived_metrics=flips,
+    explain=told,
     remedy="serve with the preprocessing of training, in evaluation mode",
 )
 
@@ -127,7 +127,7 @@ def batch_dependence_of_few(seen: MeasureContext) -> dict[str, float]:
 audit = replace(
     plugin,
     question="Is the finished network served in the way it was trained?",
-    page=AUDIT_PAGE,
+    doc=AUDIT_PAGE,
     induce=audit_induce,
     contrasts=(
         replace(HARM, weights={("cured", "whole"): 1.0, ("subject", "whole"): -1.0}),

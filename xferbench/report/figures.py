@@ -164,7 +164,7 @@ def draw_plugin_plot(plugin: Plugin, run: Run, cache: Path | None = None, conten
         content: content key of the run, by :func:`xferbench.report.figure_cache.content_key`; without it, the plot is drawn
             each time.
     """
-    plot = plugin.picture
+    plot = plugin.plot
     if plot is None:
         return ""
 

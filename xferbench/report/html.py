@@ -101,7 +101,7 @@ def _notes(run: Run) -> tuple[list[str], list[str]]:
 
 def _cause(plugin: Plugin | None) -> str:
     """What the plugin's manual page says under "Cause", if it says anything."""
-    found = re.search(r"^Cause\n((?:[ \t]+.*\n?|\n(?=[ \t]))+)", plugin.page if plugin else "", re.MULTILINE)
+    found = re.search(r"^Cause\n((?:[ \t]+.*\n?|\n(?=[ \t]))+)", plugin.doc if plugin else "", re.MULTILINE)
     return format.one_line(" ".join(found[1].replace("``", "").split())) if found else ""
 
 
@@ -205,7 +205,7 @@ def _section(run: Run, name: str, plugin: Plugin | None, cache: Path | None, con
 
 def _caption(plugin: Plugin | None) -> str:
     """What a plugin's picture shows, by its own docstring."""
-    told = (plugin.picture.__doc__ or "").strip() if plugin and plugin.picture else ""
+    told = (plugin.plot.__doc__ or "").strip() if plugin and plugin.plot else ""
     return format.one_line(" ".join(told.split()).rstrip(".") or "The plugin's own picture")
 
 

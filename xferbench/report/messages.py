@@ -216,7 +216,7 @@ def _overridden(values: Values, _unit: str) -> str:
 
 def _supported_fields(values: Values, _unit: str) -> str:
     fields = ", ".join(values["fields"]) or "nothing of a recipe"
-    own = f"{values['training']} says that it honours {fields}"
+    own = f"{values['training']} says that it supports {fields}"
     return f"{own}: arms and scratch candidates that differ in anything else are left out"
 
 

@@ -137,10 +137,10 @@ def _notes(executed: StudyResult) -> tuple[Reason, ...]:
     study, step = executed.study, executed.step
     found = [because(Code.OVERRIDDEN, overrides=study.suite.overrides)] if study.suite.overrides else []
     found += [because(Code.ON_TRUST, what=what) for what in study.facts.trust]
-    if study.facts.honours is not None:
-        found.append(because(Code.SUPPORTED_FIELDS, training=study.suite.training, fields=study.facts.honours))
-    if study.facts.left_out:
-        found.append(because(Code.DROPPED_EXAMPLES, entries=study.facts.left_out))
+    if study.facts.supports is not None:
+        found.append(because(Code.SUPPORTED_FIELDS, training=study.suite.training, fields=study.facts.supports))
+    if study.facts.dropped_examples:
+        found.append(because(Code.DROPPED_EXAMPLES, entries=study.facts.dropped_examples))
     found += _edges(step)
     found += [step.stopped] if step.stopped else []
     found += _of_scratch(executed) + _of_subject(executed) + _unused(executed)
@@ -160,7 +160,7 @@ def _unused(executed: StudyResult) -> list[Reason]:
     seen = {trials.VIEWS[one.view].domain for one in step.asked if one.view in trials.VIEWS}
     seen |= {case.plugin.domain for case in step.cases if case.arms}
     rehearsed = any(one.trial.model.base.source for one in step.asked)
-    adapted = any(one.trial.model.base.unlabelled for one in step.asked)
+    adapted = any(one.trial.model.base.unlabeled for one in step.asked)
     unused = {
         "source": study.suite.source and not inits & {*LOCALLY_PRETRAINED_STARTS} and "source" not in seen and not rehearsed,
         "shifted": study.suite.shifted and "shifted" not in seen and not adapted,

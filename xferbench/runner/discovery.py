@@ -158,7 +158,7 @@ def _broken(entry: EntryPoint, error: BaseException) -> Plugin:
         id=entry.name,
         version=0,
         question=said,
-        page="",
+        doc="",
         applies=crash,
         cure=lambda pipeline, _: pipeline,
         induce=lambda *_: {},

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 LOCKSTEP_FITS = {"cuda": 32}  # fits of a group; elsewhere a group costs as much as its members, so that one is best
 MIN_AUDIT_IMAGES = 8  # test images of an audit
-PROFILE_VERSION = 4  # raised whenever more is probed
+PROFILE_VERSION = 5  # raised whenever more is probed
 ACCELERATOR_DEVICES = ("/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # where none of these is there, Linux has no accelerator
 Call = Callable[..., "Future[Any]"]
 
@@ -187,7 +187,8 @@ def profile_pipeline(
     """The user's pipeline with the contents of its files, and the facts about it, from the store or by a probe.
 
     Raises:
-        UserError: where something is wrong with either; LookupError where nothing is known and there is no engine to probe with.
+        UserError: if something is wrong with either.
+        LookupError: if the store has no profile and there is no engine to compute one.
     """
     inputs.check_inputs(suite)
     digester = store.cached_digester(db, files.sha256)
@@ -232,8 +233,8 @@ def profile_pipeline(
         code=code,
         training=training,
         finished=finished,
-        believed=suite.believed,
-        judged="confirm" if finished else "test",
+        expected_training=suite.believed,
+        evaluation_split="confirm" if finished else "test",
         manifest=inputs.digest_manifest(suite, digester),
         interventions=suite.interventions,
     )

@@ -31,7 +31,7 @@ def require_repairable(suite: Suite, out: Path, *, force: bool = False) -> None:
     """Look, before anything is computed, whether a repair could be written.
 
     Raises:
-        UserError: where a file is in the way, is one of the inputs, is to be of another kind, or its folder cannot be written to.
+        UserError: if the file exists, is one of the inputs or has another ending, or if its folder is not writable.
     """
     what = f"--repair {out}"
     if out.suffix != SAFETENSORS_SUFFIX:

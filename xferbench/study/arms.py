@@ -23,13 +23,13 @@ def plugin_arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Ar
     if isinstance(cured, Selection):
         cured = replace(cured, candidates=tuple(dict.fromkeys((subject, *cured.candidates))))
     found = {"subject": subject, "cured": cured}
-    if plugin.beside:
-        found |= {f"beside:{name}": arm for name, arm in plugin.beside(subject, study.facts).items()}
+    if plugin.extra_arms:
+        found |= {f"beside:{name}": arm for name, arm in plugin.extra_arms(subject, study.facts).items()}
     weighed = any(arm == "scratch" for one in plugin.contrasts for arm, _ in one.weights)
     judged = any(one.kind == "paired" for one in plugin.contrasts)  # an invariant has no use for a baseline
     if (judged or weighed) and (subject.finished is None or study.suite.scratch_budget is not None):
         found["scratch"] = scratch_baseline(subject, scratch_grid(study))
-    return support.supported_arms(feasibility.feasible_arms(found, study.facts), subject, study.facts.honours)
+    return support.supported_arms(feasibility.feasible_arms(found, study.facts), subject, study.facts.supports)
 
 
 def why_not(plugin: Plugin, study: Study, subject: Pipeline) -> str:
@@ -67,10 +67,10 @@ def scratch_grid(study: Study) -> ScratchGrid:
 def induced_arms(plugin: Plugin, study: Study, cured: Pipeline) -> dict[str, Arm]:
     """The induced arms, ``induced:VARIANT``, made from the cured pipeline once that is settled."""
     found = {f"induced:{variant}": arm for variant, arm in plugin.induce(cured, study.facts).items()}
-    return support.supported_arms(feasibility.feasible_arms(found, study.facts), cured, study.facts.honours)
+    return support.supported_arms(feasibility.feasible_arms(found, study.facts), cured, study.facts.supports)
 
 
 def why_not_supported(plugin: Plugin, study: Study, subject: Pipeline, cured: Pipeline | None = None) -> str:
     """Why a plugin would ask the user's training code for what that ignores, or ""; with ``cured`` once that is settled."""
     induced = plugin.induce(cured, study.facts).values() if cured else ()
-    return support.why_unsupported(plugin.cure(subject, study.facts), induced, subject, study.facts.honours)
+    return support.why_unsupported(plugin.cure(subject, study.facts), induced, subject, study.facts.supports)

@@ -25,16 +25,16 @@ def why_not_trainable(recipe: Recipe, facts: Profile) -> str:
 
 def why_missing_inputs(recipe: Recipe, facts: Profile) -> str:
     """Why what ends a recipe, or makes domains alike, has not what it needs, or ""."""
-    own = facts.honours is not None
+    own = facts.supports is not None
     if recipe.regularizer and "shifted" in recipe.regularizer.requires:
         if own or not facts.shifted:
             why = "the training code is given no images of another domain" if own else "the suite has no [shifted]"
             return f"{recipe.regularizer}: {why}"
-        if "unlabelled" in facts.lacks:
+        if "unlabelled" in facts.unsupported:
             return f"{recipe.regularizer}: the [shifted] set has no training images"
     if recipe.finish and "batchnorm" in recipe.finish.requires and not facts.has_batchnorm:
         return f"{recipe.finish}: the backbone has no {REQUIREMENTS['batchnorm']}"
-    if isinstance(recipe.finish, AdaptBatchNorm) and "unlabelled" in facts.lacks:
+    if isinstance(recipe.finish, AdaptBatchNorm) and "unlabelled" in facts.unsupported:
         return "adabn: the [shifted] set has no training images"
     if isinstance(recipe.finish, InterpolatePhase) and own:
         return f"{recipe.finish}: nobody knows where the training code's last phase began"
@@ -44,7 +44,7 @@ def why_missing_inputs(recipe: Recipe, facts: Profile) -> str:
 def why_missing_layers(recipe: Recipe, facts: Profile) -> str:
     """Why something that a recipe trains is not there, or ""."""
     for trainable in (phase.trainable for phase in recipe.phases):
-        if lacked := [need for need in trainable.requires if need in facts.lacks]:
+        if lacked := [need for need in trainable.requires if need in facts.unsupported]:
             return f"{trainable}: the backbone has no {REQUIREMENTS[lacked[0]]}"
         if isinstance(trainable, TopGroups) and trainable.groups > len(facts.groups):
             return f"{trainable}: the backbone has {len(facts.groups)} layer groups"
@@ -56,7 +56,7 @@ def why_missing_layers(recipe: Recipe, facts: Profile) -> str:
 
 def describe_trainable(facts: Profile) -> str:
     """What may be trained of a backbone, in words."""
-    there = [kind for kind in MISSING_LAYERS if kind not in facts.lacks]
+    there = [kind for kind in MISSING_LAYERS if kind not in facts.unsupported]
     groups = f"top:N with N up to {len(facts.groups)} (groups from the input up: {', '.join(facts.groups)})"
     return f"{', '.join(['head', *there, 'all'])}, or {groups}"
 

@@ -170,7 +170,7 @@ def _exact(suite: Suite, case: PluginState, contrast: Contrast, told: estimates.
 def _untold(case: PluginState) -> bool:
     """Whether nobody said how a finished network was trained, so that it can be measured, and held against nothing."""
     subject = case.arms["subject"].pipeline
-    return subject is not None and subject.finished is not None and subject.believed is None
+    return subject is not None and subject.finished is not None and subject.expected_training is None
 
 
 def _measured(suite: Suite, case: PluginState, contrast: Contrast, told: estimates.RecordsByTerm) -> Draft:
@@ -183,7 +183,7 @@ def _measured(suite: Suite, case: PluginState, contrast: Contrast, told: estimat
     crashed = any(told[(*term, seed)].error for term in contrast.weights for seed in seeds)
     measures: dict[str, float] = {}
     said = broken = ""
-    if not case.plugin.judges:
+    if not case.plugin.has_verdict:
         measures, broken = _measures(case, told, seeds, "")
         said, failed = _told(case, contrast, told)
         broken = _crash(told, case.beside) or broken or failed
@@ -206,10 +206,10 @@ def _measured(suite: Suite, case: PluginState, contrast: Contrast, told: estimat
 def _told(case: PluginState, contrast: Contrast, told: estimates.RecordsByTerm) -> tuple[str, str]:
     """What the plugin itself says of the answers, or what broke as it did."""
     subject, cured = (case.arms[arm].pipeline for arm in ("subject", "cured"))
-    if case.plugin.told is None or subject is None or cured is None or any(one.error for one in told.values()):
+    if case.plugin.explain is None or subject is None or cured is None or any(one.error for one in told.values()):
         return "", ""
     try:
-        return case.plugin.told(contrast.name, told, subject, cured), ""
+        return case.plugin.explain(contrast.name, told, subject, cured), ""
     except Exception as error:  # noqa: BLE001 - a plugin's crash is its finding, and the others go on
         return "", f"the plugin's own words: {type(error).__name__}: {error}"
 
@@ -241,7 +241,7 @@ def _measures(
             if view in case.plugin.measures and arm in {"subject", f"induced:{variant}"} and not record.error:
                 found.setdefault(f"{arm.partition(':')[0]}/{view}", []).append(record.scalars[view])
         means = {name: float(np.mean(values)) for name, values in found.items()}
-        means |= dict(case.plugin.derived(told, seeds)) if case.plugin.derived else {}
+        means |= dict(case.plugin.derived_metrics(told, seeds)) if case.plugin.derived_metrics else {}
         return {name: value for name, value in means.items() if np.isfinite(value)}, ""
     except Exception as error:  # noqa: BLE001 - a plugin's crash is its finding, and the others go on
         return {}, f"the plugin's own numbers: {type(error).__name__}: {error}"

@@ -56,11 +56,11 @@ def why_not(arm: Selection, pipeline: Pipeline, facts: Profile) -> str:
             return f"{recipe.init}: the suite has no [source]"
         if recipe.regularizer and "source" in recipe.regularizer.requires and not facts.source:
             return f"{recipe.regularizer}: the suite has no [source] whose classes are known"
-    supported = support.supported_arms({"it": arm}, pipeline, facts.honours).get("it")
+    supported = support.supported_arms({"it": arm}, pipeline, facts.supports).get("it")
     if supported is not None and len(support.candidates(supported)) == len(arm.candidates):
         return ""
     return (
-        support.why_unsupported(arm, (), pipeline, facts.honours)
+        support.why_unsupported(arm, (), pipeline, facts.supports)
         or "the training code does not honour every rate that it is tuned over"
     )
 
@@ -75,12 +75,12 @@ def recipe_plugin(name: str, arm: Selection, facts: Profile, views: set[str]) ->
         id=f"{PLUGIN_PREFIX}{name}",
         version=1,
         question="What does this recipe reach, and what does it cost?",
-        page=__doc__,
+        doc=__doc__,
         applies=always_applies,
         cure=leave_unchanged,
         induce=lambda *_: {},
         remedy="",
-        beside=lambda *_: {"it": arm},
+        extra_arms=lambda *_: {"it": arm},
         contrasts=tuple(Contrast(name=view, kind="info", weights={(ARM, view): 1.0}) for view in (*measured, "cost")),
         measures={"cost": COST_MEASURE},
     )

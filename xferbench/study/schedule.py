@@ -61,7 +61,7 @@ class PluginState:
     def measured(self) -> Iterator[Contrast]:
         """The measurements that can be had, and say more than that subject and cure are one."""
         judged = [{arm for arm, _ in one.weights} for _, one in self.contrasts("paired")]
-        apart = not self.plugin.judges or any("cured" not in arms for arms in judged)  # harm is no distance from the cure
+        apart = not self.plugin.has_verdict or any("cured" not in arms for arms in judged)  # harm is no distance from the cure
         for _, one in self.contrasts("info"):
             arms = {arm for arm, _ in one.weights}
             if (self.exposed or apart or arms - {"subject", "cured"}) and all(arm in self.arms for arm in arms):
@@ -302,7 +302,7 @@ def invariant_requests(case: PluginState, seeds: Sequence[int], study: Study) ->
     }
     if not any(case.contrasts("paired")):
         terms |= dict.fromkeys(term for info in case.measured() for term in info.weights)
-    if not case.plugin.judges and any(case.contrasts("info")):
+    if not case.plugin.has_verdict and any(case.contrasts("info")):
         terms |= dict.fromkeys(("subject", measure) for measure in case.plugin.measures)
     terms |= {(arm, "test"): None for arm in case.beside if not case.skipped and not case.error}
     return _asked(case, terms, seeds, study)
@@ -325,7 +325,14 @@ def _trial(case: PluginState, arm: str, view: str, seed: int, study: Study) -> T
         reference = plugin.measures[view]
         measure = measure_key(plugin.id, view, reference, plugin.source)
         return trials.make_trial(
-            pipeline, "test", seed, study.place, measure, function=reference, compares=plugin.compares, given=plugin.domain
+            pipeline,
+            "test",
+            seed,
+            study.place,
+            measure,
+            function=reference,
+            compares=plugin.needs_pretraining_data,
+            given=plugin.domain,
         )
     return trials.make_trial(pipeline, view, seed, study.place)
 

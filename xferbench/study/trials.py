@@ -23,8 +23,8 @@ SOURCE_STEPS_FACTOR = (
 class NamedView:
     """A named way to look at a pipeline's model: edits of the model, and what its view has of its own.
 
-    ``domain`` is ``source`` or ``shifted``. ``before`` looks at the network as it starts, which all seeds share; ``trained``
-    serves it as it was trained, whatever the pipeline's serving; ``stop`` at that step, whatever the recipe's; ``cued`` puts
+    ``domain`` is ``source`` or ``shifted``. ``before`` looks at the network as it starts, which all seeds share; ``as_trained``
+    serves it as it was trained, whatever the pipeline's serving; ``stop`` at that step, whatever the recipe's; ``has_cue`` puts
     the cue on every image.
     """
 
@@ -33,9 +33,9 @@ class NamedView:
     examples: str = "test"
     domain: str = ""
     before: bool = False
-    trained: bool = False
+    as_trained: bool = False
     stop: str = ""
-    cued: bool = False
+    has_cue: bool = False
 
 
 TEMPERED = "temperature:fitted@1"  # the edit that calibrates
@@ -44,7 +44,7 @@ BEFORE = "interpolated:0"  # the edit that gives what a finished network was mad
 VIEWS: Mapping[str, NamedView] = {
     "test": NamedView(),
     "whole": NamedView(examples="whole"),
-    "cued": NamedView(cued=True),
+    "cued": NamedView(has_cue=True),
     "validation": NamedView(examples="validation"),
     "training": NamedView(examples="training"),
     "best-step": NamedView(stop="best"),
@@ -52,9 +52,9 @@ VIEWS: Mapping[str, NamedView] = {
     "train-mode": NamedView(mode="train"),
     "restored": NamedView(edits=("batchnorm:restored",)),
     "recalibrated": NamedView(edits=("batchnorm:recalibrated@2",)),
-    "as-trained": NamedView(examples="whole", trained=True),
+    "as-trained": NamedView(examples="whole", as_trained=True),
     "shifted": NamedView(domain="shifted"),
-    "shifted-as-trained": NamedView(domain="shifted", trained=True),
+    "shifted-as-trained": NamedView(domain="shifted", as_trained=True),
     "source": NamedView(edits=("head:source",), domain="source"),
     "source-restored": NamedView(edits=("batchnorm:restored", "head:source"), domain="source"),
     "source-held-out": NamedView(edits=("head:source",), domain="source", examples="held-out"),
@@ -72,8 +72,8 @@ def training_spec(pipeline: Pipeline, seed: int) -> TrainingSpec:
     made_here = recipe.init in {*LOCALLY_PRETRAINED_STARTS, "target"}
     needs = recipe.regularizer.requires if recipe.regularizer else ()
     needs_source = "source" in needs
-    needs_shifted = "shifted" in needs and not pipeline.planted
-    needs_teacher = "teacher" in needs and not (pipeline.planted or pipeline.training)
+    needs_shifted = "shifted" in needs and not pipeline.injected_duplicates
+    needs_teacher = "teacher" in needs and not (pipeline.injected_duplicates or pipeline.training)
     if pipeline.finished:
         return _checkpoint_spec(pipeline, pipeline.finished)
     return TrainingSpec(
@@ -81,22 +81,22 @@ def training_spec(pipeline: Pipeline, seed: int) -> TrainingSpec:
         init="pretrained" if made_here else recipe.init,
         start=_start(pipeline, seed),
         head=recipe.head,
-        phases=() if pipeline.planted else recipe.phases,  # what is planted is looked for, and trains nothing
+        phases=() if pipeline.injected_duplicates else recipe.phases,  # what is planted is looked for, and trains nothing
         data=pipeline.target,
         train_size=pipeline.train_size,
         preprocessing=pipeline.train_preprocessing,
         seed=seed,
-        regularizer=None if pipeline.planted else recipe.regularizer,
+        regularizer=None if pipeline.injected_duplicates else recipe.regularizer,
         source=pipeline.source if needs_source else None,
         code=pipeline.code,
-        training=None if pipeline.planted else pipeline.training,
-        stop=recipe.stop if pipeline.training and not pipeline.planted else "last",
-        planted=pipeline.planted,
-        augment=None if pipeline.planted else recipe.augment,
+        training=None if pipeline.injected_duplicates else pipeline.training,
+        stop=recipe.stop if pipeline.training and not pipeline.injected_duplicates else "last",
+        injected_duplicates=pipeline.injected_duplicates,
+        augment=None if pipeline.injected_duplicates else recipe.augment,
         teacher=training_spec(replace(pipeline, recipe=teacher_recipe(recipe)), seed) if needs_teacher else None,
         transferred="all" if recipe.init == "random" else recipe.transferred,
-        unlabelled=pipeline.shifted.data if needs_shifted and pipeline.shifted else None,
-        interventions=() if pipeline.planted else pipeline.interventions,
+        unlabeled=pipeline.shifted.data if needs_shifted and pipeline.shifted else None,
+        interventions=() if pipeline.injected_duplicates else pipeline.interventions,
     )
 
 
@@ -114,7 +114,7 @@ def _checkpoint_spec(pipeline: Pipeline, network: Checkpoint) -> TrainingSpec:
         seed=0,
         code=pipeline.code,
         before=network.before,
-        planted=pipeline.planted,
+        injected_duplicates=pipeline.injected_duplicates,
     )
 
 
@@ -147,7 +147,7 @@ def source_spec(pipeline: Pipeline) -> TrainingSpec:
         seed=0,
         labels="shuffled" if pipeline.recipe.init == "shuffled-source" else "true",
         code=pipeline.code,
-        cued=pipeline.recipe.init == "cued-source",
+        has_cue=pipeline.recipe.init == "cued-source",
     )
 
 
@@ -194,15 +194,19 @@ def make_trial(
     bounded = look.examples in {"test", "whole"} and (measure == "predictions" or compares) and not look.domain
     beside = auxiliary_dataset(pipeline, look.domain) if look.domain else pipeline.source if given == "source" else None
     own = beside.preprocessing if beside else None  # what the source taught is asked as the source was learnt
-    own = pipeline.train_preprocessing if look.trained else own
+    own = pipeline.train_preprocessing if look.as_trained else own
     examples = look.examples
     edits = (*pipeline.edits, *(edit for edit in look.edits if edit not in pipeline.edits))
-    if pipeline.recipe.finish and measure == "predictions" and not (look.before or pipeline.finished or pipeline.planted):
+    if (
+        pipeline.recipe.finish
+        and measure == "predictions"
+        and not (look.before or pipeline.finished or pipeline.injected_duplicates)
+    ):
         edits = (str(pipeline.recipe.finish), *edits)
-    if look.examples == "whole" or (compares and pipeline.judged == "confirm"):
+    if look.examples == "whole" or (compares and pipeline.evaluation_split == "confirm"):
         examples = "test"
     elif bounded:
-        examples = pipeline.judged
+        examples = pipeline.evaluation_split
     elif pipeline.finished and look.examples == "validation":
         examples = "screen"
     if pipeline.finished and look.before:
@@ -216,9 +220,9 @@ def make_trial(
         measure=measure,
         function=function,
         domain=beside,
-        believed=pipeline.believed if measure != "predictions" else None,
-        beside=pipeline.pretraining if compares or examples == "unique" else (),
-        cued=look.cued,
+        expected_training=pipeline.expected_training if measure != "predictions" else None,
+        reference_data=pipeline.pretraining if compares or examples == "unique" else (),
+        has_cue=look.has_cue,
     )
     looked_at = initial_model(pipeline) if look.before and not pipeline.finished else training_spec(pipeline, seed)
     return Trial(model=ModelSpec(base=looked_at, edits=edits), view=seen, place=place)
@@ -246,7 +250,7 @@ def auxiliary_dataset(pipeline: Pipeline, role: str) -> AuxiliaryDataset:
 
 def training_cost(one: TrainingSpec) -> float:
     """Examples that go through a fit's training, those of a frozen backbone counted at a tenth; for order and estimates."""
-    times = 3 if one.unlabelled else 1  # what is told apart are the batch, once more, and as many images of another domain
+    times = 3 if one.unlabeled else 1  # what is told apart are the batch, once more, and as many images of another domain
     return times * sum(phase.steps * phase.batch_size if one.augment else phase_examples(phase) for phase in one.phases)
 
 

@@ -46,8 +46,8 @@ SPELLING = re.compile(r"[a-z0-9]+([-:+@][a-z0-9]+)*")
 PAGE_HEADINGS = ("Symptom", "Cause", "Remedy", "References")
 MEASURE_PATTERN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*@\d+")
 HEAVY_PACKAGES = ("torch", "torchvision", "timm", "pandas", "matplotlib")
-PLUGIN_FUNCTIONS = ("applies", "cure", "induce", "trust", "beside", "derived", "picture")
-PIPELINE_FUNCTIONS = ("applies", "cure", "induce", "trust", "beside")  # of a pipeline and facts
+PLUGIN_FUNCTIONS = ("applies", "cure", "induce", "trust", "extra_arms", "derived_metrics", "plot")
+PIPELINE_FUNCTIONS = ("applies", "cure", "induce", "trust", "extra_arms")  # of a pipeline and facts
 KINDS = ("paired", "info", "exact")
 ARMS = ("subject", "cured", "scratch")
 SUITE = replace(fake_lab.SUITE, looks=(2,), tuning_seeds=1, budget=1e9)
@@ -115,9 +115,9 @@ def check_page(plugin: Plugin) -> None:
         text = getattr(plugin, name)
         _need(text and "\n" not in text, name, found=repr(text), expected="one line")
     _need(plugin.question.endswith("?"), "question", found=plugin.question, expected="one that ends with a question mark")
-    missing = [one for one in PAGE_HEADINGS if not re.search(rf"^{one}\n[ \t]+\S", plugin.page or "", re.MULTILINE)]
+    missing = [one for one in PAGE_HEADINGS if not re.search(rf"^{one}\n[ \t]+\S", plugin.doc or "", re.MULTILINE)]
     expected = f"the headings {', '.join(PAGE_HEADINGS)}, each on a line of its own with indented text below"
-    _need(not missing, "page", found=f"no {', '.join(missing)}", expected=expected, do="write the module's docstring so")
+    _need(not missing, "doc", found=f"no {', '.join(missing)}", expected=expected, do="write the module's docstring so")
 
 
 def check_import(plugin: Plugin) -> None:
@@ -161,15 +161,15 @@ def check_contrasts(plugin: Plugin) -> None:
         found=", ".join(names),
         expected="one or more, each of its own name",
     )
-    if not plugin.judges:
+    if not plugin.has_verdict:
         asked = [world for world in scenarios() if not _said(plugin, "applies", world)]
         told = any(_said(plugin, "cure", one) != one.pipeline or _said(plugin, "induce", one) for one in asked)
         expected = "one that is judged, paired or exact; or a cure that changes nothing, and nothing induced"
         _need(not told, "contrasts", found="measurements alone", expected=expected)
     arms: tuple[str, ...] = ARMS
-    if plugin.beside:
+    if plugin.extra_arms:
         world = next(world for world in scenarios() if not _said(plugin, "applies", world))
-        arms += tuple(f"beside:{name}" for name in _said(plugin, "beside", world))
+        arms += tuple(f"beside:{name}" for name in _said(plugin, "extra_arms", world))
     for one in plugin.contrasts:
         _contrast(one, plugin.measures, arms if one.kind == "info" else ARMS)
 
@@ -211,7 +211,7 @@ def check_functions(plugin: Plugin) -> None:
         "cure": "a pipeline or a choice",
         "induce": "a mapping of arms by variant",
         "trust": "a text",
-        "beside": "a mapping of arms by name",
+        "extra_arms": "a mapping of arms by name",
     }
     for world in asked:
         for name, kind in kinds.items():
@@ -221,7 +221,7 @@ def check_functions(plugin: Plugin) -> None:
                     "cure": isinstance(told, Pipeline | Selection),
                     "induce": hasattr(told, "items"),
                     "trust": isinstance(told, str),
-                    "beside": hasattr(told, "items"),
+                    "extra_arms": hasattr(told, "items"),
                 }
                 _need(right[name], f"{name} of {world.name}", found=type(told).__name__, expected=kind)
 
@@ -262,7 +262,7 @@ def check_arms(plugin: Plugin) -> None:
             _statable(one, world, f"cure of {world.name}")
         for settled in dict.fromkeys((world.pipeline, *candidates) if isinstance(cured, Selection) else candidates):
             _induced(plugin, replace(world, pipeline=settled))
-        for name, arm in (_said(plugin, "beside", world) if plugin.beside else {}).items():
+        for name, arm in (_said(plugin, "extra_arms", world) if plugin.extra_arms else {}).items():
             for one in arm.candidates if isinstance(arm, Selection) else (arm,):
                 _changed(one, world, f"{name} beside {world.name}", "train_size")
                 _statable(one, world, f"{name} beside {world.name}")
@@ -274,7 +274,7 @@ def _induced(plugin: Plugin, world: Scenario) -> None:
         expected = "lower-case words with hyphens, for it is part of an id"
         _need(ID_PATTERN.fullmatch(variant), what, found=variant, expected=expected)
         for one in arm.candidates if isinstance(arm, Selection) else (arm,):
-            _changed(one, world, what, "believed", "planted")
+            _changed(one, world, what, "expected_training", "injected_duplicates")
             _need(one != world.pipeline, what, found="the cured pipeline itself", expected="one with the failure put in")
             modes = f"one of {', '.join(trials.SERVING_MODES)}"
             _need(one.mode in trials.SERVING_MODES, what, found=f"mode {one.mode}", expected=modes)
@@ -294,7 +294,16 @@ def _choice(cured: Selection, world: Scenario) -> None:
 def _changed(arm: object, world: Scenario, what: str, *more: str) -> None:
     """An arm is the world's pipeline, but for how it trains, serves and is scored; what is induced may have more of its own."""
     own = world.pipeline
-    names = ("recipe", "train_preprocessing", "serve_preprocessing", "mode", "judged", "edits", "interventions", *more)
+    names = (
+        "recipe",
+        "train_preprocessing",
+        "serve_preprocessing",
+        "mode",
+        "evaluation_split",
+        "edits",
+        "interventions",
+        *more,
+    )
     free: dict[str, Any] = {name: getattr(own, name) for name in names}
     found = type(arm).__name__ if not isinstance(arm, Pipeline) else "another backbone, data or size"
     expected = "a pipeline with another recipe, preprocessing, mode, edits or interventions, and all else the same"
@@ -353,10 +362,10 @@ def check_crashes(plugin: Plugin) -> None:
     def crash(*_: object) -> Any:
         raise RuntimeError("on purpose")
 
-    for name in (*PIPELINE_FUNCTIONS, "derived"):
+    for name in (*PIPELINE_FUNCTIONS, "derived_metrics"):
         if getattr(plugin, name):
             found = _run(_with(plugin, name, crash), _first(plugin), 0.0).findings
-            paired = [one for one in found if name != "derived" or _kind(plugin, one) == "paired"]
+            paired = [one for one in found if name != "derived_metrics" or _kind(plugin, one) == "paired"]
             silent = [one.id for one in paired if one.verdict != "ERROR"]
             _need(not silent, f"{name} crashes", found=", ".join(silent), expected="ERROR findings")
 
@@ -379,7 +388,7 @@ def check_report(plugin: Plugin) -> None:
         _need(named and plugin.id in files.records_csv(one.cells), "the report does not name the plugin")
         drawn = figures.draw_plugin_plot(plugin, one)
         told = re.sub("<.*?>", "", drawn[:400]) if "could not be drawn" in drawn[:400] else ""
-        _need(not told, "picture", found=told, expected="a drawing of a finished run, read back from its files too")
+        _need(not told, "plot", found=told, expected="a drawing of a finished run, read back from its files too")
 
 
 def _kind(plugin: Plugin, finding: Finding) -> str:

@@ -148,7 +148,7 @@ def why_impossible(fit: TrainingSpec) -> str:
         return ""
     there = {
         "teacher": fit.teacher is not None,
-        "shifted": fit.unlabelled is not None,
+        "shifted": fit.unlabeled is not None,
         "pretrained": fit.init == "pretrained",
         "plain-head": not is_mlp_head(fit.head),
         "source": fit.source is not None and bool(fit.source.classes),
@@ -195,11 +195,11 @@ def scenarios() -> Iterator[Scenario]:
     cropped = Preprocessing(resize=40, crop=32, interpolation="bicubic")
     without = {
         "no BatchNorm": (pipeline, replace(facts, batchnorm=())),
-        "no [source]": (replace(pipeline, source=None), replace(facts, source=(), no_source="the suite has no [source]")),
+        "no [source]": (replace(pipeline, source=None), replace(facts, source=(), source_error="the suite has no [source]")),
         "no [shifted] set": (replace(pipeline, shifted=None), replace(facts, shifted=())),
         "a [source] whose classes nobody knows": (
             replace(pipeline, source=AuxiliaryDataset(data=Data(digest="source"))),
-            replace(facts, source=(), no_source="nobody knows them"),
+            replace(facts, source=(), source_error="nobody knows them"),
         ),
         "no recorded preprocessing": (pipeline, replace(facts, recorded=False, trust=("preprocessing: recorded nowhere",))),
         "images served in train mode and another form": (

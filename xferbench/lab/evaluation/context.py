@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class LoadedModel:
     """A trained network with all that is needed to look at it: its fit, its structure, its data, the checkpoint's head.
 
-    ``planted`` are the places in the test set of those images that were put into training on purpose.
+    ``injected_duplicates`` are the places in the test set of those images that were put into training on purpose.
     """
 
     fit: TrainingSpec
@@ -33,7 +33,7 @@ class LoadedModel:
     dataset: Dataset
     source_head: Tensors
     cache: Path
-    planted: np.ndarray | None = None
+    injected_duplicates: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +45,9 @@ class MeasureContext:
             believed to have been loaded. network: its structure.
         images, labels: some of its training subset, [n, …] 8-bit and [n]. prepared: how it was trained on them.
         served, served_labels: the first test images likewise.
-        ready, mode: how they are served. believed: what the training is taken to have been.
-        fit, view, dataset, cache: what was asked, and the data in the geometry of training. planted: the places in the test set
+        ready, mode: how they are served. expected_training: what the training is taken to have been.
+        fit, view, dataset, cache: what was asked, and the data in the geometry of training. injected_duplicates: the places in
+        the test set
             of those images that were put into training on purpose, [k]. fresh: builds the network anew, with random weights.
             source_head: the pretrained head's tensors, none where the checkpoint has no head.
             These are None where a measure is called by hand.
@@ -62,11 +63,11 @@ class MeasureContext:
     served_labels: Tensor
     ready: InputTransform
     mode: str
-    believed: Recipe = field(default_factory=Recipe)
+    expected_training: Recipe = field(default_factory=Recipe)
     fit: Any = None
     view: Any = None
     dataset: Any = None
-    planted: Any = None
+    injected_duplicates: Any = None
     cache: Any = None
     fresh: Callable[[], nn.Module] | None = None
     source_head: Any = None

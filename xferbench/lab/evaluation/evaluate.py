@@ -106,11 +106,11 @@ def _given(model: LoadedModel, tensors: Tensors, view: EvaluationSpec) -> Measur
         served_labels=torch.from_numpy(served.labels[:MAX_MEASURE_EXAMPLES]),
         ready=view.preprocessing,
         mode=view.mode,
-        believed=view.believed or Recipe(phases=model.fit.phases, stop=view.step),
+        expected_training=view.expected_training or Recipe(phases=model.fit.phases, stop=view.step),
         fit=model.fit,
         view=view,
         dataset=model.dataset,
-        planted=model.planted,
+        injected_duplicates=model.injected_duplicates,
         cache=model.cache,
         fresh=partial(heads.build_with_head, model.fit.arch, model.network.anatomy, model.fit.head, model.fit.code),
         source_head=model.source_head,
@@ -215,7 +215,7 @@ def _screened(model: LoadedModel, tensors: Tensors, view: EvaluationSpec) -> tup
 def view_examples(model: LoadedModel, view: EvaluationSpec) -> Split:
     """The examples that a view looks at, in the geometry of its own preprocessing, and with the cue where it has one."""
     split = _plain(model, view)
-    return replace(split, images=shortcut_cue.add_cue(split.images)) if view.cued else split
+    return replace(split, images=shortcut_cue.add_cue(split.images)) if view.has_cue else split
 
 
 def _plain(model: LoadedModel, view: EvaluationSpec) -> Split:
@@ -226,7 +226,7 @@ def _plain(model: LoadedModel, view: EvaluationSpec) -> Split:
     if view.examples == "test":
         return served.test
     if view.examples == "unique":
-        unique = ~leakage.leaked_examples(model.fit.data, view.limit, view.beside, model.cache)
+        unique = ~leakage.leaked_examples(model.fit.data, view.limit, view.reference_data, model.cache)
         return datasets.take(served.test, np.flatnonzero(unique))
     if view.examples in {"screen", "confirm"}:
         return datasets.split_half(served.test, second=view.examples == "confirm")

@@ -100,7 +100,7 @@ def check_freeze(seen: MeasureContext) -> dict[str, float]:
         - ``cause/…``: the likeliest cause.
         - ``odd/…``: an anomaly that is no violation.
     """
-    network, expected = seen.network, expected_changes(seen.network, seen.believed)
+    network, expected = seen.network, expected_changes(seen.network, seen.expected_training)
     after = {name: tensor.cpu() for name, tensor in seen.after.items()}
     before = {name: tensor.cpu() for name, tensor in seen.before.items() if name in after}
     parameters = {name for name, _ in network.module.named_parameters()}

@@ -28,8 +28,8 @@ def head_sizes(
     """How many outputs a finished network's own head has, and whether all below it is as it was; both checkpoints must fit.
 
     Raises:
-        UserError: where one does not fit, the finished one has no head, both hold the same weights, or they look exchanged; with
-            the suite's key.
+        UserError: where one does not fit, the finished one has no head, both hold the same weights, or they look exchanged;
+            with the suite's key.
     """
     after, below = checkpoint_reader.read_checkpoint(Path(network.after.path)), {}
     for key, state in {"after": after, "before": before if network.before else {}}.items():

@@ -4,7 +4,7 @@ The model has pretrained weights and a fresh head, and is on the training device
 of a recipe that the code supports; a regularizer is never among them, because the code does not get the source data::
 
     def train(model, data, recipe, seed): ...
-    train.honours = {"lr", "steps"}     # fields of design.Phase, "phases" (more than one) or "stop"
+    train.supports = {"lr", "steps"}    # fields of Phase, "phases" (more than one) or "stop"
 
 User code never supports a regularizer, because it gets no source data. ``str(phase.trainable)`` is the spelling in a suite.
 """
@@ -63,9 +63,9 @@ def supported_fields(code: UserCode) -> tuple[str, ...]:
         UserError: if the code has no such attribute, or names an unknown field.
         UserCodeError: if its module raises.
     """
-    declared = getattr(user_code.load_callable(code), "honours", None)
+    declared = getattr(user_code.load_callable(code), "supports", None)
     name = code.spec.rpartition(":")[2]
-    what, do = f"{code.spec}: the attribute honours", f'add below the function: {name}.honours = {{"lr", "steps"}}'
+    what, do = f"{code.spec}: the attribute supports", f'add below the function: {name}.supports = {{"lr", "steps"}}'
     expected = "a set of recipe fields, which may be empty: " + ", ".join(SUPPORTABLE_FIELDS)
     if not isinstance(declared, set | frozenset | list | tuple):
         raise UserError(what, found="nothing" if declared is None else repr(declared)[:80], expected=expected, do=do)
@@ -184,7 +184,7 @@ def _check_frozen(fit: TrainingSpec, code: UserCode, network: Architecture, befo
     moved = [name for name in before if name in frozen and not torch.equal(before[name], after[name])]
     if moved:
         fields, tensors = ", ".join(supported), ", ".join(moved[:5])
-        raise user_code.UserCodeError(f"{code.spec} says that it honours {fields}, but moved frozen {tensors}")
+        raise user_code.UserCodeError(f"{code.spec} says that it supports {fields}, but moved frozen {tensors}")
 
 
 def _evaluate(model: nn.Module, examples: TensorDataset, device: torch.device) -> tuple[float, float]:

@@ -100,7 +100,7 @@ def profile(
     """
     try:
         facts = _load_and_profile(arch, weights, target, preprocessing, sizes, auxiliary, cache, code, finished)
-        return facts if training is None else replace(facts, honours=user_training.supported_fields(training))
+        return facts if training is None else replace(facts, supports=user_training.supported_fields(training))
     except user_code.UserCodeError as crash:
         return Profile(
             parameters=0,
@@ -168,17 +168,18 @@ def _load_and_profile(
         test_groups=len(np.unique(dataset.test.groups)) if len(dataset.test.groups) else None,
         preprocessing=ready,
         trust=tuple(note for note in (*notes, order_note) if note),
-        left_out=dataset.left_out,
+        dropped_examples=dataset.left_out,
         seconds_forward=forward,
         seconds_step=step,
         size=dataset.test.images.shape[-2:],
         recorded=not trust,
         source=outputs,
-        no_source=no_source,
+        source_error=no_source,
         shifted=domains.shifted_classes(shifted, dataset.classes, ready, cache),
         outputs=head_outputs,
-        unmoved=is_unmoved,
-        lacks=tuple(kind for kind, names in trainable_kinds.items() if not names) + _missing_unlabelled(shifted, ready, cache),
+        body_unchanged=is_unmoved,
+        unsupported=tuple(kind for kind, names in trainable_kinds.items() if not names)
+        + _missing_unlabelled(shifted, ready, cache),
     )
 
 

@@ -111,10 +111,10 @@ def training_inputs(one: TrainingSpec, trial: Trial, cache: Path) -> tuple[Datas
     dataset = datasets.load_dataset(one.data, one.preprocessing, None, cache)
     if one.labels == "shuffled":
         dataset = datasets.with_shuffled_labels(dataset, one.seed)
-    if one.cued:
+    if one.has_cue:
         dataset = shortcut_cue.correlate_with_class(dataset)
-    if one.planted:
-        dataset, _, _ = leakage.inject_duplicates(dataset, one.planted, one.seed)
+    if one.injected_duplicates:
+        dataset, _, _ = leakage.inject_duplicates(dataset, one.injected_duplicates, one.seed)
     shape = datasets.input_shape(dataset, one.preprocessing)
     outputs, parts = (
         len(dataset.classes),
@@ -131,9 +131,11 @@ def training_inputs(one: TrainingSpec, trial: Trial, cache: Path) -> tuple[Datas
 
 def _planted(one: TrainingSpec, cache: Path) -> np.ndarray | None:
     """The places in the test set of the images that a fit was given on purpose."""
-    if not one.planted:
+    if not one.injected_duplicates:
         return None
-    return leakage.inject_duplicates(datasets.load_dataset(one.data, one.preprocessing, None, cache), one.planted, one.seed)[1]
+    return leakage.inject_duplicates(
+        datasets.load_dataset(one.data, one.preprocessing, None, cache), one.injected_duplicates, one.seed
+    )[1]
 
 
 def start_checkpoint(one: TrainingSpec) -> Mapping[str, Tensor]:
@@ -203,7 +205,7 @@ def _source(one: TrainingSpec, network: Architecture, cache: Path) -> AuxiliaryI
     if not one.regularizer:
         return None
     memory = domains.memory_split(domains.load_domain(one.source, one.preprocessing, cache)) if one.source else None
-    other = domains.unlabeled_split(one.unlabelled, one.preprocessing, cache) if one.unlabelled else None
+    other = domains.unlabeled_split(one.unlabeled, one.preprocessing, cache) if one.unlabeled else None
     return AuxiliaryInputs(head=pretrained_head(one, network), memory=memory, unlabelled=other)
 
 
@@ -264,7 +266,7 @@ def load_model(trial: Trial, fitted: TrainedModel, cache: Path) -> context.Loade
     one = trial.model.base
     asked = replace(one, head=RANDOM_HEAD) if str(SourceHead()) in trial.model.edits and is_mlp_head(one.head) else one
     dataset, network = training_inputs(asked, trial, cache)
-    if trial.view.believed and trial.view.believed.init == "pretrained" != one.init:
+    if trial.view.expected_training and trial.view.expected_training.init == "pretrained" != one.init:
         fitted = _as_if_loaded(one, fitted, network)
     return context.LoadedModel(
         fit=one,
@@ -273,7 +275,7 @@ def load_model(trial: Trial, fitted: TrainedModel, cache: Path) -> context.Loade
         dataset=dataset,
         source_head=pretrained_head(one, network),
         cache=cache,
-        planted=_planted(one, cache),
+        injected_duplicates=_planted(one, cache),
     )
 
 
