@@ -9,6 +9,7 @@ from factory import make_run
 from xferbench.analysis import compatibility
 from xferbench.config import loader, revive
 from xferbench.core.errors import UserError
+from xferbench.core.interventions import as_dict
 from xferbench.report import messages
 
 HERE = {"device": "cpu", "lab": 1, "packages": {"torch": "2.15.0+cpu"}}
@@ -79,12 +80,12 @@ def test_many_differences_are_counted():
 )  # a matrix has no gate
 def test_a_suite_is_the_same_after_it_was_told_and_read(name):
     asked = loader.load_suite(loader.find_suite(name))
-    again = revive.suite_from_results(make_run(suite=asdict(asked)).suite, Path(asked.path).parent)
+    again = revive.suite_from_results(make_run(suite=as_dict(asked)).suite, Path(asked.path).parent)
     assert again == asked
 
 
 def test_places_told_relative_lie_beside_the_suite_that_is_asked_now(tmp_path):
-    told = asdict(loader.load_suite(loader.find_suite("quick"))) | {
+    told = as_dict(loader.load_suite(loader.find_suite("quick"))) | {
         "target": "folder:ants",
         "weights": "w.pth",
         "path": "gate.toml",
@@ -98,7 +99,7 @@ def test_places_told_relative_lie_beside_the_suite_that_is_asked_now(tmp_path):
 
 
 def test_a_suite_of_another_version_cannot_be_revived(tmp_path):
-    told = asdict(loader.load_suite(loader.find_suite("quick"))) | {"unheard_of": 1}
+    told = as_dict(loader.load_suite(loader.find_suite("quick"))) | {"unheard_of": 1}
     with pytest.raises(UserError, match="unheard_of"):
         revive.suite_from_results(told, tmp_path)
 

@@ -15,11 +15,11 @@ from time import perf_counter
 # The engine gives each worker one thread whatever it inherits; this is the command line with an engine that does not.
 UNBOUND = """
 import os, subprocess, sys
-from xferbench import cli
-from xferbench.engines import local
+from xferbench.cli import main as cli
+from xferbench.runner.engines import local
 def started():
     command, pipe = [sys.executable, "-m", "xferbench.runner.engines.worker_process"], subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=local.MEMORY | os.environ, start_new_session=True)
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=local.MALLOC_VARIABLES | os.environ, start_new_session=True)
 local._start_process = started
 sys.exit(cli.main(sys.argv[1:]))
 """

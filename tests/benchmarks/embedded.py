@@ -82,7 +82,7 @@ def unjudged(step, finding):
     """Whether a finding is an invariant, or all that there is of a plugin that only measures."""
     case = next(case for case in step.cases if case.plugin.id == finding.plugin)
     judged_apart = finding.plugin in {name.partition("/")[0] for name, _ in paired(step)}
-    return not judged_apart and case.plugin.judges != (finding.verdict == "INFO")
+    return not judged_apart and case.plugin.has_verdict != (finding.verdict == "INFO")
 
 
 def paired(step):
@@ -99,7 +99,7 @@ def plain(target, step, finding, found, bases):
         "target": target,
         "contrast": finding.id,
         "recipe": case.arms["subject"].pipeline.recipe.name if case.arms else "–",
-        f"harm, {seeds}": "an invariant" if case.plugin.judges else "measured only",
+        f"harm, {seeds}": "an invariant" if case.plugin.has_verdict else "measured only",
         f"verdicts {runs}": counted(one.verdict for one in own),
         "FAIL unconfirmed": 0,
         f"induced costs, {seeds}": "–",

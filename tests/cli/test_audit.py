@@ -85,7 +85,7 @@ def test_serving_is_told_as_what_differs_from_training(after):
         ([], "--after is missing"),
         (["--after", "x.pth"], "--data is missing"),
         (["quick"], r"\[checkpoint\] is missing"),
-        (["quick", "--margin", "0.1"], "--margin beside a suite file"),
+        (["quick", "--margin", "0.1"], "--margin cannot be combined with a suite file"),
         (["--after", "x.pth", "--data", "digits"], "no such file"),
     ],
 )
@@ -149,7 +149,7 @@ def test_what_is_about_training_is_refused_beside_a_checkpoint(after):
         "checkpoint": {"after": str(after)},
     }
     for key, value in {"looks": [3], "recipe": {"lr": 0.1}, "budget": "3m", "scratch": {"lr": [0.1]}}.items():
-        with pytest.raises(UserError, match="a key of training, beside"):
+        with pytest.raises(UserError, match="a key of training in a suite"):
             loader.parse_suite(table | {key: value}, after)
     assert loader.parse_suite(table | {"recipe": {"serve_mode": "train"}}, after).serve_mode == "train"
 

@@ -708,7 +708,7 @@ def test_what_a_worker_meets_while_it_looks_is_told(monkeypatch, capsys, tmp_pat
         broken.set_exception(error)
         yield lambda *_: broken
 
-    monkeypatch.setattr(execute.local, "workers", workers)
+    monkeypatch.setattr(execute.local, "start_workers", workers)
     words = ["run", make_suite(tmp_path), "-o", tmp_path / "out", "--store", tmp_path / "store.sqlite", "--device", "cpu"]
     found, out, err = told(capsys, *words)
     assert (found, out) == (code, "")

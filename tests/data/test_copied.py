@@ -129,7 +129,7 @@ def test_the_hooks_entry_is_a_command_that_takes_several_files():
 
 def test_the_hook_needs_no_torch(tmp_path):
     hidden = "import sys; sys.modules.update(dict.fromkeys(('torch', 'torchvision', 'timm', 'safetensors'))); "
-    code = hidden + "from xferbench import cli; sys.exit(cli.main(sys.argv[1:]))"
+    code = hidden + "from xferbench.cli import main as cli; sys.exit(cli.main(sys.argv[1:]))"
     words = [*shlex.split(HOOK["entry"])[1:], str(ROOT / "suites" / "gate.toml"), "--store", str(tmp_path / "s.sqlite")]
     told = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert (told.returncode, told.stderr) == (0, "")

@@ -100,7 +100,7 @@ def test_what_is_there_is_left_in_peace(folder, npz):
 
 def test_the_backbones_that_are_let_through_are_those_that_can_be_built():
     backbones = pytest.importorskip("xferbench.lab.models.backbones")
-    assert {name for name in backbones.known() if not name.startswith("torchvision:")} == set(inputs.NAMED_ARCHS)
+    assert {name for name in backbones.known_archs() if not name.startswith("torchvision:")} == set(inputs.NAMED_ARCHS)
 
 
 def test_the_tiny_network_has_weights_of_its_own():
@@ -336,7 +336,7 @@ def test_an_array_that_nobody_reads_is_named(npz):
 
 def loaded(spec, tmp_path, test_size=None):
     data = pytest.importorskip("xferbench.lab.data.datasets")
-    return data.load(inputs.digest_data(spec), Preprocessing(), test_size, tmp_path / "cache")
+    return data.load_dataset(inputs.digest_data(spec), Preprocessing(), test_size, tmp_path / "cache")
 
 
 def test_an_image_that_there_is_no_rule_for_is_left_out_and_named(folder, tmp_path):

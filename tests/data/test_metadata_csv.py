@@ -140,7 +140,7 @@ def test_missing_and_broken_files_and_unknown_columns_are_named_and_left_out(tmp
     (folder / "train" / "0.png").unlink()
     (folder / "train" / "1.png").write_bytes(b"no image")
     (folder / "test" / "2.png").write_bytes((folder / "test" / "3.png").read_bytes()[:40])
-    dataset = data.load(inputs.digest_data(f"folder:{folder}"), Preprocessing(), None, tmp_path / "cache")
+    dataset = data.load_dataset(inputs.digest_data(f"folder:{folder}"), Preprocessing(), None, tmp_path / "cache")
     assert (len(dataset.train.labels), len(dataset.test.labels)) == (4, 5)
     told = "\n".join(dataset.left_out)
     assert "metadata.csv: column age is not used" in told
@@ -152,9 +152,9 @@ def test_missing_and_broken_files_and_unknown_columns_are_named_and_left_out(tmp
 
 def test_groups_reach_the_splits_that_draws_and_statistics_use(folder, tmp_path):
     data = pytest.importorskip("xferbench.lab.data.datasets")
-    dataset = data.load(inputs.digest_data(f"folder:{folder}"), Preprocessing(), None, tmp_path / "cache")
+    dataset = data.load_dataset(inputs.digest_data(f"folder:{folder}"), Preprocessing(), None, tmp_path / "cache")
     assert len(np.unique(dataset.train.groups)) == len(np.unique(dataset.test.groups)) == 2
-    train, held_out = data.subset(dataset, 4, 0)
+    train, held_out = data.train_validation_indices(dataset, 4, 0)
     assert not set(dataset.train.groups[train]) & set(dataset.train.groups[held_out])
 
 

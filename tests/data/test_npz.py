@@ -26,7 +26,7 @@ def values(kind, *shape):
 def test_of_sixteen_bits_the_upper_eight_are_used(shape, tmp_path):
     data = pytest.importorskip("xferbench.lab.data.datasets")
     images = values(np.uint16, *shape)
-    dataset = data.load(inputs.digest_data(saved(tmp_path, images)), Preprocessing(), None, tmp_path / "cache")
+    dataset = data.load_dataset(inputs.digest_data(saved(tmp_path, images)), Preprocessing(), None, tmp_path / "cache")
     expected = np.broadcast_to((images[:12] // 256).reshape(12, 6, 5, -1), (12, 6, 5, 3))
     assert np.array_equal(dataset.train.images, expected.transpose(0, 3, 1, 2))
     assert dataset.train.images.dtype == np.uint8
@@ -36,20 +36,20 @@ def test_of_sixteen_bits_the_upper_eight_are_used(shape, tmp_path):
 def test_spectrograms_of_any_number_and_shape_are_kept_in_one_channel(kind, tmp_path):
     data = pytest.importorskip("xferbench.lab.data.datasets")
     images = (values(np.float64, 24, 40) / 500).astype(kind)
-    dataset = data.load(inputs.digest_data(saved(tmp_path, images)), Spectrogram(), None, tmp_path / "cache")
+    dataset = data.load_dataset(inputs.digest_data(saved(tmp_path, images)), Spectrogram(), None, tmp_path / "cache")
     assert np.array_equal(dataset.train.images[:, 0], images[:12].astype(np.float32))
-    assert data.shape(dataset, Spectrogram(channels=2)) == (2, 24, 40)
+    assert data.input_shape(dataset, Spectrogram(channels=2)) == (2, 24, 40)
 
 
 def test_spectrograms_are_no_images_and_images_no_spectrograms(tmp_path):
     data = pytest.importorskip("xferbench.lab.data.datasets")
     floats, colours = inputs.digest_data(saved(tmp_path, values(np.float32, 6, 5))), tmp_path / "colours"
     with pytest.raises(UserError, match="not an image") as told:
-        data.load(floats, Preprocessing(), None, tmp_path / "cache")
+        data.load_dataset(floats, Preprocessing(), None, tmp_path / "cache")
     assert 'kind = "spectrogram"' in told.value.do
     colours.mkdir()
     with pytest.raises(UserError, match="not a spectrogram"):
-        data.load(inputs.digest_data(saved(colours, values(np.uint8, 6, 5, 3))), Spectrogram(), None, tmp_path / "cache")
+        data.load_dataset(inputs.digest_data(saved(colours, values(np.uint8, 6, 5, 3))), Spectrogram(), None, tmp_path / "cache")
 
 
 def test_what_is_no_number_is_told_by_its_place(tmp_path):

@@ -60,7 +60,7 @@ def test_a_dataset_of_files_keeps_its_own_validation_and_loses_only_the_broken(t
     data = pytest.importorskip("xferbench.lab.data.datasets")
     (countries(tmp_path / "d") / "country211" / "train" / "AE" / "1.png").write_bytes(b"no image")
     target = inputs.digest_data(f"torchvision:Country211:{tmp_path / 'd'}")
-    dataset = data.load(target, Preprocessing(), None, tmp_path / "cache")
+    dataset = data.load_dataset(target, Preprocessing(), None, tmp_path / "cache")
     assert dataset.classes == ("AD", "AE")
     assert [len(split.labels) for split in (dataset.train, dataset.validation, dataset.test)] == [5, 6, 6]
     assert (dataset.test.images[:, 0, 0, 0] // 100 == dataset.test.labels).all()

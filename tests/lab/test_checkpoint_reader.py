@@ -186,7 +186,7 @@ def test_a_checkpoint_with_arguments_that_are_no_plain_data_names_them_all(tmp_p
     path = saved(content | {"args": Namespace(lr=1)}, tmp_path / "last.ckpt")
     with pytest.raises(UserError) as refused:
         checkpoint_reader.read_checkpoint(path)
-    assert refused.value.found == "the file asks for argparse.Namespace, test_reading.Hyper, which is not plain data"
+    assert refused.value.found == "the file asks for argparse.Namespace, test_checkpoint_reader.Hyper, which is not plain data"
     assert "torch.load('last.ckpt'" in refused.value.do and "safetensors" in refused.value.do
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,7 @@ def build(classes):
 class Tokens:
     """Token ids, 0 being padding."""
 
+    tag: ClassVar[str] = "Tokens"
     length: int
 
 

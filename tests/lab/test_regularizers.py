@@ -334,7 +334,7 @@ def test_with_augmented_images_the_teacher_is_asked_about_what_the_student_sees(
 def test_draws_of_nothing_make_answers_on_the_fly_those_that_are_had_once(world, word, monkeypatch):
     make, phase = (distilled if word.startswith("distill") else held), Phase(lr=1e-2, **SGD | BRIEF)
     (once,) = learnt(world, make(world, word, phase))
-    monkeypatch.setattr(loop.augment, "applied", lambda images, _: images)
+    monkeypatch.setattr(loop.augmentation, "shift_and_flip", lambda images, _: images)
     (each,) = learnt(world, make(world, word, phase, augment=Augmentation.parse("flip")))
     torch.testing.assert_close(each.last, once.last, rtol=1e-4, atol=1e-5)
 

@@ -292,7 +292,7 @@ def test_a_crash_in_a_measure_is_a_record_with_an_error_and_the_others_are_answe
     (test, crashed, other), _ = ask(world, *trials)
     assert not test.error
     assert not other.error
-    assert crashed.error.startswith("ZeroDivisionError: on purpose (test_answer.py:")
+    assert crashed.error.startswith("ZeroDivisionError: on purpose (test_run_trials.py:")
     assert crashed.key == trials[1].key
     assert crashed.predictions is None
 

@@ -55,7 +55,7 @@ def by_edit(scores):
 
 @pytest.mark.parametrize("audit", AUDITS, ids=lambda audit: audit.id)
 def test_an_audits_page_says_what_a_reader_needs(audit):
-    assert all(f"\n{heading}\n" in audit.page for heading in PAGE_HEADINGS)
+    assert all(f"\n{heading}\n" in audit.doc for heading in PAGE_HEADINGS)
     assert audit.question.endswith("?")
     assert audit.remedy
     assert "\n" not in audit.remedy

@@ -39,13 +39,13 @@ from xferbench.testing import fake_lab
 
 PLUGINS = discovery.load_plugins(["all"])
 SUBJECT = replace(PIPELINE, serve_preprocessing=Preprocessing(mean=(0.5,), std=(0.5,)))
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
 def test_a_page_says_what_a_reader_needs(plugin):
     for heading in ("Symptom", "Cause", "Remedy", "References"):
-        assert f"\n{heading}\n" in plugin.page
+        assert f"\n{heading}\n" in plugin.doc
     assert plugin.question.endswith("?") and plugin.remedy
 
 
@@ -54,7 +54,7 @@ def test_cures_and_failures_change_how_one_trains_or_serves_and_nothing_else(plu
     cured = plugin.cure(SUBJECT, FACTS)
     cured, *others = cured.candidates if isinstance(cured, Selection) else (cured,)
     induced = plugin.induce(cured, FACTS)
-    assert bool(induced) == plugin.judges, "what only measures induces nothing"
+    assert bool(induced) == plugin.has_verdict, "what only measures induces nothing"
     assert all(arm.expected_training == SUBJECT.expected_training for arm in (cured, *others))
     made = [one for arm in induced.values() for one in (arm.candidates if isinstance(arm, Selection) else (arm,))]
     for arm in (cured, *others, *made):
@@ -257,7 +257,7 @@ def test_flips_are_the_share_of_answers_that_serving_as_trained_would_change():
 
 def make_run_of(plugin):
     """A run of a plugin by hand: every view and measure that its contrasts name, and a choice of three rates."""
-    beside = plugin.beside(SUBJECT, FACTS) if plugin.beside else {}
+    beside = plugin.extra_arms(SUBJECT, FACTS) if plugin.extra_arms else {}
     arms = ("subject", "cured", "scratch", *(f"induced:{name}" for name in plugin.induce(SUBJECT, FACTS)))
     arms += tuple(f"beside:{name}" for name in beside)
     cells = make_cells(plugin.id, {arm: 0.9 - 0.8 * rank / len(arms) for rank, arm in enumerate(arms)}, seeds=2)
@@ -308,4 +308,4 @@ def test_every_strategy_can_be_asked_about(plugin, strategy):
         arms = plugin_arms(plugin, asked, own)
         cured = arms["cured"].candidates[0] if isinstance(arms["cured"], Selection) else arms["cured"]
         assert {"subject", "cured"} <= arms.keys()
-        assert induced_arms(plugin, asked, cured).keys() or not plugin.judges
+        assert induced_arms(plugin, asked, cured).keys() or not plugin.has_verdict

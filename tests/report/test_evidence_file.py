@@ -146,7 +146,7 @@ def test_results_of_an_older_version_read_as_before(run, out, monkeypatch):
     def older(run):
         return {key: value for key, value in run_to_json(run).items() if key not in {"frozen", "evidence"}}
 
-    monkeypatch.setattr(files, "to_json", older)
+    monkeypatch.setattr(files, "run_to_json", older)
     files.write_run(replace(run, evidence={}, frozen={}), out)
     assert "evidence" not in (out / "results.json").read_text()
     assert (files.read_run(out).evidence, files.read_run(out).frozen) == ({}, {})

@@ -38,7 +38,7 @@ class Balanced(HTMLParser):
 
 
 def test_each_contrast_has_one_row_with_its_controls_and_the_worst_comes_first():
-    told = RUN._repr_html_()
+    told = notebook.notebook_table(RUN)
     assert Balanced(told).seen.count("tr") == 3
     assert told.index("batchnorm-drift") < told.index("negative-transfer")
     assert told.index(">FAIL<") < told.index(">PASS<")
@@ -65,7 +65,7 @@ FOLDED = {"details", "summary", "ul", "li"}
 
 
 def test_it_needs_nothing_from_elsewhere_and_leaves_the_pages_own_colours():
-    told = RUN._repr_html_()
+    told = notebook.notebook_table(RUN)
     assert not re.search(r"https?:|src=|url\(|<style|<script|class=|id=", told)
     assert len(re.findall("background:", told)) == len(re.findall("color:#fff", told)) == 2
 
@@ -88,12 +88,12 @@ def test_a_run_says_itself_in_a_line():
 
 
 def test_a_run_without_findings_is_an_empty_table():
-    assert Balanced(make()._repr_html_()).seen.count("tr") == 1
+    assert Balanced(notebook.notebook_table(make())).seen.count("tr") == 1
 
 
 def test_a_gate_is_said_in_a_line():
-    told = replace(RUN, gate=make_comparison())._repr_html_()
+    told = notebook.notebook_table(replace(RUN, gate=make_comparison()))
     assert "<p>The gate fails: the subject&#x27;s accuracy is 10.2 [8.9, 11.5] points worse" in told
     evil = replace(make(), gate=make_comparison(make_outcome(f"{EVIL}/harm", "worse", verdict="FAIL")))
-    assert "script" not in Balanced(evil._repr_html_()).seen
-    assert "gate" not in RUN._repr_html_()
+    assert "script" not in Balanced(notebook.notebook_table(evil)).seen
+    assert "gate" not in notebook.notebook_table(RUN)

@@ -270,5 +270,5 @@ def test_a_pickle_is_never_opened(written):
 
 def test_nothing_heavy_is_imported_before_it_is_used():
     heavy = "{'torch', 'matplotlib', 'rich', 'pandas', 'jinja2'}"
-    code = f"import sys; from xferbench.report import console, write; print({heavy} & set(sys.modules))"
+    code = f"import sys; from xferbench.report import console, files; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

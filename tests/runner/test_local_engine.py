@@ -1,6 +1,6 @@
 """Worker processes: what comes back, what a death is, and that none is left behind.
 
-Here they start with a stand-in for torch, so that each is there at once; tests/test_answer.py has one with the real one.
+Here they start with a stand-in for torch, so that each is there at once; tests/lab/test_run_trials.py has one with the real one.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ def test_leaving_early_ends_workers_in_the_middle_of_calls_and_drops_what_waits(
 
 CALLER = """
 import sys, time
-from xferbench.engines import local
-with local.workers(2) as call:
+from xferbench.runner.engines import local
+with local.start_workers(2) as call:
     pids = set()
     while len(pids) < 2:
         pids |= {one.result() for one in [call("os:getpid"), call("os:getpid")]}

@@ -18,7 +18,7 @@ from xferbench.config import loader
 from xferbench.core import run
 from xferbench.core.errors import UserError
 from xferbench.core.strategies import SCRATCH_NAME
-from xferbench.report import files
+from xferbench.report import files, notebook
 from xferbench.runner import gate as gating
 from xferbench.runner import matrix
 from xferbench.study.matrix_arms import recipe_arm
@@ -121,7 +121,7 @@ def test_what_is_written_is_read_back_as_it_was(ran):
     folder, *_ = ran
     found = files.read_run(folder / "out")
     assert files.run_from_json(json.loads(json.dumps(run.run_to_json(found))), ()) == found
-    assert repr(found) == "<Run 'small': 4 recipes on 2 tasks, 12 rows>" and "linear-probe" in found._repr_html_()
+    assert repr(found) == "<Run 'small': 4 recipes on 2 tasks, 12 rows>" and "linear-probe" in notebook.notebook_table(found)
     before = (folder / "out" / "results.json").read_bytes()
     assert main.main(["report", str(folder / "out")]) == 0
     assert (folder / "out" / "results.json").read_bytes() == before

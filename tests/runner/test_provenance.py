@@ -123,7 +123,7 @@ def test_the_digest_is_part_of_the_key_of_a_measure():
     reference = "provenance_heat:heat@2"
     assert measure_key(ID, "heat", reference, "a" * 64) == f"{ID}/heat@2#aaaaaaaaaaaaaaaa"
     assert measure_key(ID, "heat", reference) == f"{ID}/heat@2"
-    assert measure_key(ID, "cost", "xferbench.lab.cost:measured@2", "a" * 64) == "lab/cost@2"
+    assert measure_key(ID, "cost", "xferbench.lab.evaluation.cost:measure_cost@2", "a" * 64) == "lab/cost@2"
     assert measure_key("batchnorm-drift", "drift", batchnorm_drift.plugin.measures["drift"]) == "batchnorm-drift/drift@1"
 
 

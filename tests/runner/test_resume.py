@@ -121,8 +121,9 @@ def killed(suite, path, count):
     """Start a run in a process of its own and kill it as soon as it has written some records."""
     code = f"""
 from pathlib import Path
-from xferbench import execute, suite
-execute.execute(suite.load(Path({suite.path!r})), path=Path({str(path)!r}), device="cpu", workers=1)
+from xferbench.config import loader
+from xferbench.runner import execute
+execute.execute(loader.load_suite(Path({suite.path!r})), path=Path({str(path)!r}), device="cpu", workers=1)
 """
     process = subprocess.Popen([sys.executable, "-c", code])
     end = time.monotonic() + 120
@@ -148,7 +149,7 @@ def make_plugin(name, **changes):
         "cure": batchnorm_drift.cure,
         "induce": lambda *_: {},
         "question": "?",
-        "page": "",
+        "doc": "",
         "remedy": "",
         "version": 1,
     }

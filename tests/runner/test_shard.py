@@ -57,11 +57,11 @@ def lab(monkeypatch):
     def workers(_):
         def call(function, *arguments):
             future = Future()
-            if function.endswith(":answer"):
+            if function.endswith(":run_trials"):
                 group, missing, _ = arguments
                 asked.append(group)
                 future.set_result(([workers.answer(one) for one in group if one.key in missing], 1))
-            elif function.endswith(":probe"):
+            elif function.endswith(":profile"):
                 future.set_result(
                     replace(fake_lab.PROFILE, source=(), shifted=(), source_error="the suite has no [source]", test=60)
                 )
@@ -72,7 +72,7 @@ def lab(monkeypatch):
         yield call
 
     workers.answer, workers.asked = drift, asked
-    monkeypatch.setattr(execute.local, "workers", workers)
+    monkeypatch.setattr(execute.local, "start_workers", workers)
     return workers
 
 
@@ -264,7 +264,7 @@ def test_the_same_numbers_come_of_real_networks(tmp_path, monkeypatch):
     from test_resume import _in_this_process
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(execute.local, "workers", _in_this_process)
+    monkeypatch.setattr(execute.local, "start_workers", _in_this_process)
     noise = suites.load_suite(make_suite(tmp_path))
     one = whole(noise, tmp_path / "whole.sqlite")
     rounds(noise, 2, tmp_path)

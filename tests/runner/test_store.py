@@ -125,19 +125,19 @@ def test_a_store_is_made_with_the_folders_that_it_needs_and_opened_again(tmp_pat
 
 def run(code, *arguments, **more):
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True, **more)
+    return subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True, **more)
 
 
 KILLED = """
 import sys, time
 from pathlib import Path
 from factory import make_record
-from xferbench import store
-with store.opened(Path(sys.argv[1])) as db:
+from xferbench.runner import store
+with store.open_store(Path(sys.argv[1])) as db:
     for number in range(20):
-        store.put(db, make_record(f"k{number}", 0.8))
+        store.put_record(db, make_record(f"k{number}", 0.8))
     db.execute("begin immediate")
-    store.put(db, make_record("half done", 0.8))
+    store.put_record(db, make_record("half done", 0.8))
     print("ready", flush=True)
     time.sleep(60)
 """
@@ -160,12 +160,12 @@ WRITING = """
 import sys
 from pathlib import Path
 from factory import make_record
-from xferbench import store
+from xferbench.runner import store
 path, name = Path(sys.argv[1]), sys.argv[2]
 for number in range(15):
-    with store.opened(path) as db:
-        store.put(db, make_record(f"{name} {number}", 0.8))
-        store.put(db, make_record(f"both {number}", 0.8))
+    with store.open_store(path) as db:
+        store.put_record(db, make_record(f"{name} {number}", 0.8))
+        store.put_record(db, make_record(f"both {number}", 0.8))
 """
 
 

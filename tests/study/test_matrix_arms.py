@@ -81,7 +81,7 @@ def carried_out(answer, *effects, facts=PROFILE):
     )
 
 
-COST = {"xferbench.lab.cost:measured@2": {"trainable": 1.0, "stored": 4.0, "multiply_adds": 9.0}}
+COST = {"xferbench.lab.evaluation.cost:measure_cost@2": {"trainable": 1.0, "stored": 4.0, "multiply_adds": 9.0}}
 CLAIM = Claim(
     name="a", claim="a", source="b", task="fake", recipe="linear-probe", against="full", view="source-probe", at_least=0.0
 )

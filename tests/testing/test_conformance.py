@@ -96,7 +96,7 @@ def test_the_plugin_that_contributing_adds_conforms(tmp_path, monkeypatch):
     import kit_of_contributing
 
     plugin = kit_of_contributing.plugin
-    missing = [name for name in conformance.PAGE_HEADINGS if f"\n{name}\n" not in plugin.page]  # it is an outline of a page
+    missing = [name for name in conformance.PAGE_HEADINGS if f"\n{name}\n" not in plugin.doc]  # it is an outline of a page
     conforms(replace(plugin, doc=plugin.doc + "".join(f"\n{name}\n    Words.\n" for name in missing)))
 
 

@@ -259,7 +259,7 @@ def _check_effective(strategy: str, built: Recipe, table: Mapping[str, Any]) -> 
         values = {getattr(built, name)} if is_recipe_field else {getattr(phase, name) for phase in built.phases}
         kind = str(table[name]).partition(":")[0]  # mlp:64 is of the same kind as the strategy's head
         is_free = is_recipe_field and (
-            values == {getattr(Recipe(), name)} or kind in {spelling.partition(":")[0] for spelling in values}
+            values == {getattr(Recipe(), name)} or kind in {str(value).partition(":")[0] for value in values}
         )
         if table[name] not in values and not is_free:
             expected = f"{' or '.join(sorted(map(validation.format_value, values)))}, as the strategy {strategy} sets it"

@@ -52,9 +52,9 @@ def _resolve(location: str, folder: Path) -> str:
 def _recipe(values: Mapping[str, Any]) -> Recipe:
     arguments: dict[str, Any] = {"phases": tuple(_phase(phase) for phase in values["phases"])}
     arguments["head"] = Head.parse(values["head"])
-    arguments["augment"] = Augmentation.parse(values["augment"]) if values["augment"] else None
-    arguments["finish"] = Finish.parse(values["finish"]) if values["finish"] else None
-    arguments["regularizer"] = Regularizer.parse(values["regularizer"]) if values["regularizer"] else None
+    arguments["augment"] = Augmentation.parse(values["augment"]) if values.get("augment") else None
+    arguments["finish"] = Finish.parse(values["finish"]) if values.get("finish") else None
+    arguments["regularizer"] = Regularizer.parse(values["regularizer"]) if values.get("regularizer") else None
     return Recipe(**_with_tuples(values) | arguments)
 
 

@@ -62,9 +62,9 @@ def copies(seen: MeasureContext) -> dict[str, float]:
     fit, view = seen.fit, seen.view
     if view.examples == "unique":  # by its own definition there are none, which shows nothing
         return {"copies": float("nan")}
-    told = leakage.count_copies(leakage.find_copies(fit.data, view.limit, view.beside, seen.cache))
-    leaked = leakage.leaked_examples(fit.data, view.limit, view.beside, seen.cache)
-    if fit.planted:
+    told = leakage.count_copies(leakage.find_copies(fit.data, view.limit, view.reference_data, seen.cache))
+    leaked = leakage.leaked_examples(fit.data, view.limit, view.reference_data, seen.cache)
+    if fit.injected_duplicates:
         leaked, of_search = leakage.detection_of_injected(seen.dataset, seen.injected_duplicates, leaked)
         told |= of_search
     return {"copies": float(leaked.mean()), "test images": float(len(leaked))} | told

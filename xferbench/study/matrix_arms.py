@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from xferbench.core.suite import Matrix, RecipeGrid
     from xferbench.study.study import Study
 
-COST_MEASURE = "xferbench.lab.cost:measured@2"
+COST_MEASURE = "xferbench.lab.evaluation.cost:measure_cost@2"
 ARM = "beside:it"  # the arm of a recipe in its own plugin
 PLUGIN_PREFIX = "recipe:"  # of the ids of the plugins that stand for recipes
 

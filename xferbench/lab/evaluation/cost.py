@@ -105,6 +105,6 @@ def multiply_adds(module: nn.Module, shape: batch.Shape) -> float:
 
 
 def measure_cost(seen: MeasureContext) -> dict[str, float]:
-    """Compute the cost of a trained network, as a measure of a plugin: ``xferbench.lab.cost:measured@2``."""
+    """Compute the cost of a trained network, as a measure of a plugin: ``xferbench.lab.evaluation.cost:measure_cost@2``."""
     shape = batch.example_shape(preprocessing.to_tensor(seen.served[:1], seen.ready))
     return compute_cost(seen.fit.phases, seen.network.anatomy, seen.network.module, init=seen.fit.init, shape=shape)
