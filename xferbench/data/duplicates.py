@@ -1,7 +1,7 @@
 """Find the test images that are duplicates of images in another set, by their fingerprints. Pure.
 
-Identical pixels, flipped or not, are a duplicate. Any other image is one if its nearest neighbor is closer than chance allows,
-which the data themselves say, as the comment below explains.
+Identical pixels, flipped or not, are a duplicate. Any other image is one if its nearest neighbor is closer than chance allows.
+The comment below explains how the data determine that distance.
 """
 
 from __future__ import annotations
@@ -35,12 +35,8 @@ MIN_PARTS = 16  # parts of four images each; with fewer, only exact duplicates a
 NULL_SAMPLE_SIZE = 192  # images of the other set that are searched in the rest of it
 MIN_POOL_SIZE = 64  # images per estimate of a dimension, at least, if there are so many
 MIN_DIMENSION = 2.5  # measured: at least 3.5 for drawings, digits and photographs; at most 1.6 for augmented copies
-EXPECTED_FALSE_MATCHES = (
-    0.001  # expected false matches in a whole search under the law; the tails of real sets are somewhat heavier
-)
-MIN_AGREEING_BITS = (
-    0.72  # share of bits; measured: 0.52–0.76 agree by chance, at least 0.77 in 99 % of JPEG copies at quality 50
-)
+EXPECTED_FALSE_MATCHES = 0.001  # in a whole search under the law; the tails of real sets are somewhat heavier
+MIN_AGREEING_BITS = 0.72  # share; measured: 0.52–0.76 agree by chance, at least 0.77 in 99 % of JPEG copies at quality 50
 BLOCK_ROWS, BLOCK_COLUMNS = 256, 1024  # rows and columns of a tile: two tiles stay in the cache of a core
 
 

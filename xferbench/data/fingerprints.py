@@ -43,10 +43,8 @@ _low = np.stack([np.maximum(_down, _across) < side for side in (COARSE, COLOR, C
 _low[:, 0, 0] = False  # mean brightness and tint say little and change easily
 _used = np.flatnonzero(_low)
 _used = _used[np.argsort(_used % 2, kind="stable")]  # FINE is even, so the parity is that of the horizontal frequency
-EMBEDDING_SIZE, EVEN_COLUMNS = (
-    len(_used),
-    int((_used % 2 == 0).sum()),
-)  # length of an embedding, and of the part that a flip does not change
+EMBEDDING_SIZE = len(_used)
+EVEN_COLUMNS = int((_used % 2 == 0).sum())  # length of the part of an embedding that a flip does not change
 FLIP = np.packbits(_across.ravel() % 2 == 1)  # the bits that a flip inverts
 
 

@@ -17,8 +17,8 @@ PACKAGE = __name__.partition(".")[0]
 def digest_source(modules: Iterable[str]) -> str:
     """Compute one SHA-256 over the source of some modules, as hexadecimal.
 
-    A package counts with all Python files below it, any other module with its one file. The path to the package is no part
-    of the digest, so the same version of a plugin has the same digest on every machine.
+    A package counts with all Python files below it, any other module with its one file. The digest does not
+    depend on the path to the package, so the same version of a plugin has the same digest on every machine.
 
     Raises:
         ImportError: if a module has no source that can be read.
@@ -43,18 +43,18 @@ def read_source(module: str) -> dict[str, bytes]:
         if spec.submodule_search_locations is not None:
             roots = [Path(location) for location in spec.submodule_search_locations]
             files = {f"{module}/{path.relative_to(root).as_posix()}": path for root in roots for path in root.rglob("*.py")}
-            found = {name: path.read_bytes() for name, path in files.items()}
+            sources = {name: path.read_bytes() for name, path in files.items()}
         else:
             get_data = getattr(spec.loader, "get_data", None)  # a module in a zip archive has no path
-            found = {module: get_data(spec.origin)} if get_data and spec.origin else {}
+            sources = {module: get_data(spec.origin)} if get_data and spec.origin else {}
     except (OSError, ValueError) as error:  # find_spec raises ValueError for __main__
         raise ImportError(f"the source of module {module!r} cannot be read: {error}", name=module) from error
-    if not found:
+    if not sources:
         raise ImportError(f"module {module!r} has no source files", name=module)
-    return found
+    return sources
 
 
 def is_third_party(module: str) -> bool:
-    """Whether a module belongs neither to this package nor to the standard library."""
+    """Check whether a module belongs neither to this package nor to the standard library."""
     top = module.partition(".")[0]
     return top != PACKAGE and top not in sys.stdlib_module_names

@@ -60,13 +60,13 @@ def find_callable(spec: str, folder: Path, digester: Callable[[Path], str]) -> U
 def _source_files(package: str, folder: Path) -> dict[str, Path]:
     """Return the source files of a package by name, with those it imports from its own folder or the suite's folder."""
     files: dict[str, Path] = {}
-    seen, pending, search_folders = set(), [package], {folder: None}
+    visited, pending, search_folders = set(), [package], {folder: None}
     while pending:
         name = pending.pop()
         spec = _find_spec(name, folder) if name == package else PathFinder.find_spec(name, [*map(str, search_folders)])
-        if name in seen or spec is None:
+        if name in visited or spec is None:
             continue
-        seen.add(name)
+        visited.add(name)
         if spec.submodule_search_locations is not None:
             module_files = {
                 f"{name}/{path.relative_to(location).as_posix()}": path

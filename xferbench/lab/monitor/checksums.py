@@ -17,7 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SAMPLES_PER_TENSOR = 64  # positions of a tensor
+SAMPLES_PER_TENSOR = 64  # values at most
 INTEGER_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 
 
@@ -47,7 +47,7 @@ def has_values(tensor: Tensor) -> bool:
 
 
 def sample_tensors(tensors: Mapping[str, Tensor]) -> TensorSample:
-    """Copy at most ``SAMPLED`` values of each tensor, without waiting for the device.
+    """Copy at most ``SAMPLES_PER_TENSOR`` values of each tensor, without waiting for the device.
 
     The positions depend only on the size of the tensor.
     """
@@ -67,7 +67,7 @@ def sample_tensors(tensors: Mapping[str, Tensor]) -> TensorSample:
 def _sample_positions(tensor: Tensor) -> Tensor:
     size = tensor.numel()
     stride = max(1, size // SAMPLES_PER_TENSOR)
-    stride -= stride > 1 and stride % 2 == 0  # an even stride would meet the same corner of every filter
+    stride -= stride > 1 and stride % 2 == 0  # an even stride would sample the same corner of every filter
     return _flatten(tensor)[: min(SAMPLES_PER_TENSOR, size) * stride : stride]
 
 

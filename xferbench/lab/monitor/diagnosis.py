@@ -44,27 +44,27 @@ OTHER_CODE_CAUSE = (
 )
 
 
-def explain_frozen(case: ParameterState) -> Message:
+def explain_frozen(state: ParameterState) -> Message:
     """Explain why a frozen parameter moved."""
-    written_outside = case.written_between_steps and not case.written_in_step
-    if not case.in_optimizer or (written_outside and case.gradient_norm is None):
+    written_outside = state.written_between_steps and not state.written_in_step
+    if not state.in_optimizer or (written_outside and state.gradient_norm is None):
         return OTHER_CODE_CAUSE
-    if case.requires_grad and case.flagged_module:
-        module = case.flagged_module
+    if state.requires_grad and state.flagged_module:
+        module = state.flagged_module
         cause = f"{module}.requires_grad = False sets an attribute of the module; the flag of the tensor itself is still True"
         return f"{cause}, and the optimizer holds it", f"call {module}.requires_grad_(False)"
-    if case.requires_grad:
+    if state.requires_grad:
         return (
             "its requires_grad is still True and the optimizer holds it",
             f"call requires_grad_(False) on it, and {LIMIT_OPTIMIZER_ADVICE}",
         )
-    if case.weight_decay and case.decay_factor is not None:
-        cause = f"weight decay of {case.weight_decay:g}: the optimizer holds it, and shrinks it although it does not train"
+    if state.weight_decay and state.decay_factor is not None:
+        cause = f"weight decay of {state.weight_decay:g}: the optimizer holds it, and shrinks it although it does not train"
         return cause, f"{LIMIT_OPTIMIZER_ADVICE}; zero_grad(set_to_none=True) makes torch's own optimizers skip it"
-    if case.gradient_norm is not None:
+    if state.gradient_norm is not None:
         cause = "the optimizer holds it with a gradient from before it was frozen, so momentum or weight decay still moves it"
         return cause, f"set its grad to None when you freeze it, and {LIMIT_OPTIMIZER_ADVICE}"
-    decay = f", with weight decay of {case.weight_decay:g}" if case.weight_decay else ""
+    decay = f", with weight decay of {state.weight_decay:g}" if state.weight_decay else ""
     return f"the optimizer holds it{decay}, and moves it without a gradient", LIMIT_OPTIMIZER_ADVICE
 
 
@@ -98,19 +98,19 @@ def explain_missing(foreign: int, total: int) -> Message:
     return cause, "call optimizer.add_param_group({'params': [...]}) when you unfreeze it, or build the optimizer afterwards"
 
 
-def explain_still(case: ParameterState) -> Message | None:
+def explain_still(state: ParameterState) -> Message | None:
     """Explain why a trainable parameter did not move. Return None if that is no fault."""
-    if not case.requires_grad:
+    if not state.requires_grad:
         return "it should train, but its requires_grad is False", "call requires_grad_(True) on it before the first step"
-    if case.gradient_norm is None:
+    if state.gradient_norm is None:
         cause = "no gradient reaches it: the loss does not depend on it, or it lies behind detach() or no_grad()"
         return cause, "let the loss depend on it, or freeze it"
-    if not case.lr:
+    if not state.lr:
         return "its learning rate is 0", "set a learning rate for its group, or freeze it"
-    if not case.gradient_norm:
+    if not state.gradient_norm:
         return "its gradient is zero", "look for zero weights above it, or units that are never active"
-    if case.narrow_dtype:
-        cause = f"its updates are lost in rounding to {case.narrow_dtype}"
+    if state.narrow_dtype:
+        cause = f"its updates are lost in rounding to {state.narrow_dtype}"
         return cause, "keep the weights in float32 (use autocast for the computation only)"
-    # In float32, a gradient of rounding noise moves nothing, as for a bias below BatchNorm. That is no fault.
+    # In float32, a gradient of rounding noise moves nothing, for example at a bias below BatchNorm. That is no fault.
     return None

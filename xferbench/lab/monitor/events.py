@@ -43,14 +43,14 @@ class Event:
 
 
 def format_event(event: Event) -> str:
-    """Two lines: kind, step, tensor and cause; what to do."""
+    """Return two lines: kind, step, tensor and cause; then what to do."""
     when = f"step {event.step}" if event.since + 1 >= event.step else f"steps {event.since + 1} to {event.step}"
     more = f" and {len(event.others)} more" if event.others else ""
     return f"{event.kind} at {when}: {event.tensor}{more}: {event.cause}\n  do: {event.do}"
 
 
 def format_report(events: Sequence[Event], steps: int) -> str:
-    """All events of a loop as text, or a line that says that there are none."""
+    """Return all events of a loop as text, or a line that says that there are none."""
     head = f"{steps} step{'' if steps == 1 else 's'} watched: "
     if not events:
         return head + "nothing to report"

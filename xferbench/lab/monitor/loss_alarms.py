@@ -9,18 +9,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-LOSSES_BEFORE, MIN_LOSSES_BEFORE, LOSSES_AFTER, RUN_LENGTH = (
-    40,
-    20,
-    20,
-    5,
-)  # losses used before an unfreezing, at least that many, after it; in one run
-MIN_SPREADS, MIN_RISE_RATIO = 6.0, 1.2  # least rise of the loss: in spreads, and as a ratio to the median before
-FIRST_STEPS, SHOCK_CHECK_STEP = (
-    3,
-    10,
-)  # steps whose losses show an untrained head; steps after which the backbone's distance is measured
-CHANCE_LOSS_SHARE, MIN_BODY_DISTANCE = 0.8, 0.1  # share of the loss of a random guess; relative distance of the backbone
+LOSSES_BEFORE, MIN_LOSSES_BEFORE = 40, 20  # losses before an unfreezing: how many are used, and how many are needed
+LOSSES_AFTER = 20  # losses after an unfreezing that are used
+RUN_LENGTH = 5  # consecutive losses of which the median must rise
+MIN_SPREADS, MIN_RISE_RATIO = 6.0, 1.2  # minimum rise of the loss: in spreads, and as a ratio to the median before
+FIRST_STEPS = 3  # steps whose losses show an untrained head
+SHOCK_CHECK_STEP = 10  # step at which the distance of the backbone is measured
+CHANCE_LOSS_SHARE = 0.8  # minimum loss of an untrained head, as a share of the loss of a random guess
+MIN_BODY_DISTANCE = 0.1  # minimum distance of the backbone from its start, relative to its norm
 
 
 def detect_jump(before: Sequence[float], after: Sequence[float]) -> tuple[float, float] | None:

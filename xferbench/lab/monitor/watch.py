@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from xferbench.lab.monitor.expectations import ExpectedPhase
 
-EARLY_STEPS = 3  # every one of the first steps is checked
+EARLY_STEPS = 3  # first steps, each of which is checked
 NEVER_MOVED_STEPS = 20  # steps after which a trainable tensor must have moved
 NON_FINITE_ADVICE = "clip the gradients, lower the learning rate or warm it up; inspect the inputs of this batch"
 
@@ -157,7 +157,7 @@ class Watch:
         self._checked_step = self.steps
 
     def _check_frozen(self, sample: checksums.TensorSample, exact_names: set[str]) -> None:
-        """Report the frozen tensors that moved. The step is exact where a version counter showed the write."""
+        """Report the frozen tensors that moved. The step is exact if a version counter showed the write."""
         moved = self._tracker.find_moved(sample, exact_names) & self._tracker.frozen - self._tracker.reported
         written = self._written()
         since = {
@@ -244,10 +244,10 @@ class Watch:
             self._report_each("not-held", dict.fromkeys(missing, partial(diagnosis.explain_missing, foreign, len(groups))))
 
     def _check_never_moved(self) -> None:
-        """Report trainable tensors that have not moved for ``PATIENCE`` steps."""
+        """Report trainable tensors that have not moved for ``NEVER_MOVED_STEPS`` steps."""
         names = self._tracker.find_never_moved(self.steps, NEVER_MOVED_STEPS)
         states = {name: self._parameter_state(name, self._gradient_norms.get(name)) for name in names}
-        # Without a recipe, a rate of 0 is a way to freeze. Where every tensor has it, a schedule has not begun.
+        # Without a recipe, a rate of 0 is a way to freeze. If every tensor has it, a schedule has not begun.
         all_wait = len(states) == len(self._tracker.trainable) and not any(state.lr for state in states.values())
         may_wait = self._tracker.by_flag or all_wait
         messages = {name: diagnosis.explain_still(state) for name, state in states.items()}
