@@ -49,7 +49,7 @@ def prepared(world, *fits):
     trial = make_trial(fits[0])
     dataset, network = run_trials.training_inputs(fits[0], trial, world.cache)
     starts = [run_trials.start_tensors(one, network, trial, world.cache) for one in fits]
-    return network, starts, dataset, run_trials._source(fits[0], network, world.cache)
+    return network, starts, dataset, run_trials._auxiliary_inputs(fits[0], network, world.cache)
 
 
 def trained(world, *fits):

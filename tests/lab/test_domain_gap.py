@@ -1,4 +1,4 @@
-"""Scores of a network's features: what is asked, what is told, and the whole of it on the small world."""
+"""Transferability scores and domain distances: the measure, its finding, and a run."""
 
 from __future__ import annotations
 
@@ -40,96 +40,96 @@ TABLE = {
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    made = make_world(folder)
-    made.source = make_npz(folder / "source.npz", train=140, side=20)
-    return made
+    world = make_world(folder)
+    world.source = make_npz(folder / "source.npz", train=140, side=20)
+    return world
 
 
-def seen(world, *, source=True, **more):
-    one = make_fit(world, Phase(trainable=HEAD_ONLY, batchnorm="eval", steps=2, batch_size=8))
+def make_context(world, *, source=True, **more):
+    spec = make_fit(world, Phase(trainable=HEAD_ONLY, batchnorm="eval", steps=2, batch_size=8))
     domain = AuxiliaryDataset(data=world.source) if source else None
-    return given(world, one, view=EvaluationSpec(preprocessing=READY, domain=domain), cache=world.cache, **more)
+    return given(world, spec, view=EvaluationSpec(preprocessing=READY, domain=domain), cache=world.cache, **more)
 
 
-def test_without_a_source_and_a_head_there_are_the_scores_of_labels_alone(world):
-    assert domain_gap.logme(seen(world, source=False)).keys() == FREE
+def test_without_source_and_head_only_label_scores_exist(world):
+    assert domain_gap.logme(make_context(world, source=False)).keys() == FREE
 
 
-def test_a_linear_probe_leaves_the_features_as_they_were(world):
-    assert domain_gap.logme(seen(world))["cka"] == pytest.approx(1)
+def test_a_linear_probe_does_not_change_the_features(world):
+    assert domain_gap.logme(make_context(world))["cka"] == pytest.approx(1)
 
 
-def test_with_a_source_there_are_distances_and_what_they_are_within_it(world):
-    found = domain_gap.logme(seen(world))
-    assert found.keys() == FREE | DISTANCES | {name + domain_gap.WITHIN for name in DISTANCES}
+def test_with_a_source_there_are_distances_to_it_and_within_it(world):
+    scores = domain_gap.logme(make_context(world))
+    assert scores.keys() == FREE | DISTANCES | {name + domain_gap.WITHIN for name in DISTANCES}
 
 
 def test_with_a_pretrained_head_there_is_leep(world):
-    anatomy = seen(world).network.anatomy
+    anatomy = make_context(world).network.anatomy
     head = {f"{anatomy.head}.weight": torch.zeros(6, anatomy.features), f"{anatomy.head}.bias": torch.zeros(6)}
-    told = domain_gap.logme(seen(world, source_head=head))
-    assert told["leep"] == pytest.approx(-1.386, abs=0.05), "a head that says nothing: four classes, equally many"
+    scores = domain_gap.logme(make_context(world, source_head=head))
+    assert scores["leep"] == pytest.approx(-1.386, abs=0.05), "a constant head, and four classes of equal size"
 
 
-def test_a_target_of_other_light_is_farther_away_than_the_source_from_itself(world):
-    dark = seen(world, prepared=replace(READY, scale=READY.scale / 3))
-    found = domain_gap.logme(dark)
-    assert all(found[name] > found[name + domain_gap.WITHIN] for name in DISTANCES)
-    assert found["proxy a-distance"] > 1.5
+def test_a_darker_target_is_farther_away_than_the_source_from_itself(world):
+    darker = make_context(world, prepared=replace(READY, scale=READY.scale / 3))
+    scores = domain_gap.logme(darker)
+    assert all(scores[name] > scores[name + domain_gap.WITHIN] for name in DISTANCES)
+    assert scores["proxy a-distance"] > 1.5
 
 
-def study(**changes):
+def run_study(**changes):
     pipeline = replace(fake_lab.PIPELINE, **changes)
     measures = {reference: {name: 0.5, "leep": -1.0} for name, reference in domain_gap.plugin.measures.items()}
-    asked = fake_lab.make_study(domain_gap.plugin, pipeline=pipeline)
+    study = fake_lab.make_study(domain_gap.plugin, pipeline=pipeline)
     return fake_lab.run_study(
-        asked, fake_lab.fake_lab(lambda trial: 0.5 if trial.model.base.init == "random" else 0.8, measures=measures)
+        study, fake_lab.fake_lab(lambda trial: 0.5 if trial.model.base.init == "random" else 0.8, measures=measures)
     )
 
 
-def test_it_is_a_measurement_with_the_gain_beside_the_scores_and_no_verdict():
-    (told,) = study().findings
-    assert (told.id, told.verdict, told.p_fail) == ("domain-gap/gain", "INFO", None)
-    assert told.harm == pytest.approx(0.3, abs=0.03) and told.seeds == 3
-    assert told.measures == {"subject/logme": 0.5, "leep": -1.0}
-    assert told.reason == "subject − scratch in accuracy; logme 0.5, leep -1"
+def test_the_finding_has_gain_and_scores_without_a_verdict():
+    (finding,) = run_study().findings
+    assert (finding.id, finding.verdict, finding.p_fail) == ("domain-gap/gain", "INFO", None)
+    assert finding.harm == pytest.approx(0.3, abs=0.03) and finding.seeds == 3
+    assert finding.measures == {"subject/logme": 0.5, "leep": -1.0}
+    assert finding.reason == "subject − scratch in accuracy; logme 0.5, leep -1"
 
 
-def test_its_measure_is_given_the_source_and_without_one_keys_are_as_they_always_were():
+def test_the_measure_gets_the_source_and_without_one_the_key_is_plain():
     measure = domain_gap.plugin.measures["logme"]
     source = Preprocessing(mean=(0.1,))
     pipeline = replace(fake_lab.PIPELINE, source=replace(fake_lab.PIPELINE.source, preprocessing=source))
-    asked = trials.make_trial(pipeline, "test", 0, fake_lab.CONTEXT, measure, given="source").view
-    assert (asked.domain, asked.preprocessing) == (pipeline.source, source)
+    view = trials.make_trial(pipeline, "test", 0, fake_lab.CONTEXT, measure, given="source").view
+    assert (view.domain, view.preprocessing) == (pipeline.source, source)
     without = replace(pipeline, source=None)
     assert trials.make_trial(without, "test", 0, fake_lab.CONTEXT, measure, given="source") == trials.make_trial(
         without, "test", 0, fake_lab.CONTEXT, measure
     )
 
 
-def test_a_crash_of_its_measure_is_an_error():
+def test_a_crash_of_the_measure_is_an_error():
     measure = next(iter(domain_gap.plugin.measures.values()))
 
-    def answer(trial):
+    def compute_record(trial):
         return Record(key=trial.key, error="Boom") if trial.view.function == measure else fake_lab.fake_lab()(trial)
 
-    (told,) = fake_lab.run_study(fake_lab.make_study(domain_gap.plugin), answer).findings
-    assert told.verdict == "ERROR" and "Boom" in told.reason
+    (finding,) = fake_lab.run_study(fake_lab.make_study(domain_gap.plugin), compute_record).findings
+    assert finding.verdict == "ERROR" and "Boom" in finding.reason
 
 
-def test_the_whole_of_it_on_digits(tmp_path):
-    asked = loader.parse_suite(TABLE, tmp_path / "gap.toml")
-    run = build_run.build_run(execute.execute(asked, path=tmp_path / "store.sqlite"))
-    (told,) = run.findings
-    assert told.verdict == "INFO" and {"subject/logme", "h-score", "cka", "leep"} <= told.measures.keys()
-    assert told.measures["cka"] == pytest.approx(1), "a linear probe"
+def test_a_run_on_digits(tmp_path):
+    suite = loader.parse_suite(TABLE, tmp_path / "gap.toml")
+    run = build_run.build_run(execute.execute(suite, path=tmp_path / "store.sqlite"))
+    (finding,) = run.findings
+    assert finding.verdict == "INFO" and {"subject/logme", "h-score", "cka", "leep"} <= finding.measures.keys()
+    assert finding.measures["cka"] == pytest.approx(1), "a linear probe"
 
 
-def test_a_source_that_is_only_measured_against_is_not_said_to_be_unused():
+def test_a_source_that_only_the_measure_uses_has_no_note():
     pipeline = replace(fake_lab.PIPELINE, shifted=None)
-    asked = fake_lab.make_study(domain_gap.plugin, suite=replace(fake_lab.SUITE, source="synthetic:source"), pipeline=pipeline)
+    study = fake_lab.make_study(domain_gap.plugin, suite=replace(fake_lab.SUITE, source="synthetic:source"), pipeline=pipeline)
     measures = {reference: {name: 0.5} for name, reference in domain_gap.plugin.measures.items()}
     assert not any(
         "no plugin of this run asks for it" in note
-        for note in fake_lab.run_study(asked, fake_lab.fake_lab(measures=measures)).notes
+        for note in fake_lab.run_study(study, fake_lab.fake_lab(measures=measures)).notes
     )

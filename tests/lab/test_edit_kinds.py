@@ -1,4 +1,4 @@
-"""Every kind of dataset, from a suite file to a verdict, on a very small study."""
+"""Kinds of datasets, from a suite file to a verdict, in a very small study."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ batch_size = 8
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch):
+def in_this_process(monkeypatch):
     monkeypatch.setattr(local, "start_workers", _in_this_process)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -60,13 +60,13 @@ def here(monkeypatch):
 
 
 def spectrograms(folder, dtype=np.float32):
-    """Tones of two pitches in noise, 24 × 40, in decibels."""
+    """Write tones of two pitches in noise, 24 × 40, in decibels. Return the dataset."""
     rng = np.random.default_rng(0)
     labels = np.arange(72) % 2
-    heard = rng.normal(-60, 5, (72, 24, 40))
-    heard[np.arange(72), 5 + 10 * labels] += 40
+    decibels = rng.normal(-60, 5, (72, 24, 40))
+    decibels[np.arange(72), 5 + 10 * labels] += 40
     parts = {"train": slice(48), "test": slice(48, None)}
-    arrays = {f"{name}_images": heard[part].astype(dtype) for name, part in parts.items()}
+    arrays = {f"{name}_images": decibels[part].astype(dtype) for name, part in parts.items()}
     np.savez(folder / "d.npz", **arrays, **{f"{name}_labels": labels[part] for name, part in parts.items()})
     return "npz:d.npz"
 
@@ -76,29 +76,29 @@ def run(folder, data, preprocessing="", trainable="head"):
     return runner.run(loader.load_suite(folder / "suite.toml"), store=folder / "s.db", device="cpu", workers=1)
 
 
-def verdict(finished):
-    (judged,) = {finding.verdict for finding in finished.findings} - {"INFO"}
-    return judged
+def get_verdict(result):
+    (verdict,) = {finding.verdict for finding in result.findings} - {"INFO"}
+    return verdict
 
 
-def predicted(finished):
-    return [cell.record.predictions for cell in finished.cells if cell.view == "test"]
+def view_predictions(result):
+    return [cell.record.predictions for cell in result.cells if cell.view == "test"]
 
 
 @pytest.mark.parametrize("trainable", ["head", "all"])
-def test_spectrograms_that_are_not_square_come_to_a_verdict(trainable, tmp_path):
-    heard = 'preprocessing = { kind = "spectrogram", mean = -60, std = 12 }'
-    finished = run(tmp_path, spectrograms(tmp_path), heard, trainable)
-    assert verdict(finished) in {"PASS", "FAIL", "INCONCLUSIVE"}
-    assert {len(told.label) for told in predicted(finished)} == {24}
-    assert not any(cell.record.error for cell in finished.cells)
+def test_rectangular_spectrograms_reach_a_verdict(trainable, tmp_path):
+    preprocessing = 'preprocessing = { kind = "spectrogram", mean = -60, std = 12 }'
+    result = run(tmp_path, spectrograms(tmp_path), preprocessing, trainable)
+    assert get_verdict(result) in {"PASS", "FAIL", "INCONCLUSIVE"}
+    assert {len(predictions.label) for predictions in view_predictions(result)} == {24}
+    assert not any(cell.record.error for cell in result.cells)
 
 
-def test_a_probe_learns_the_pitch_of_a_spectrogram(tmp_path):
+def test_a_linear_probe_learns_the_pitch_of_a_spectrogram(tmp_path):
     ready = Spectrogram(mean=-60.0, std=12.0)
     spectrograms(tmp_path, np.float16)
     shipped = inputs.SHIPPED_WEIGHTS_FOLDER / "tiny-resnet-0.safetensors"
-    one = TrainingSpec(
+    spec = TrainingSpec(
         arch="tiny-resnet",
         init="pretrained",
         start=WeightsFile(digest=files.sha256(shipped), path=str(shipped)),
@@ -110,25 +110,26 @@ def test_a_probe_learns_the_pitch_of_a_spectrogram(tmp_path):
         seed=0,
     )
     place = ComputeContext(device="cpu", torch="0.0", lab=LAB_VERSION)
-    trial = Trial(model=ModelSpec(base=one), view=EvaluationSpec(preprocessing=ready), place=place)
+    trial = Trial(model=ModelSpec(base=spec), view=EvaluationSpec(preprocessing=ready), place=place)
     (record,), trained = run_trials.run_trials((trial,), frozenset({trial.key}), tmp_path / "cache")
     assert (record.error, trained) == ("", 1)
     assert (record.predictions.predicted == record.predictions.label).mean() > 0.9
 
 
-def test_the_groups_of_a_table_reach_the_records_and_the_verdict(tmp_path):
+def test_groups_of_a_table_reach_records_and_verdict(tmp_path):
     rows = [(f"{split}{i}.png", "ab"[i % 2], split, f"{split}{i // 4}") for split in ("train", "test") for i in range(32)]
     make(tmp_path / "d", [("file_name", "label", "split", "group"), *rows])
     (tmp_path / "d" / "test0.png").write_bytes(b"no image")
-    finished = run(tmp_path, "folder:d", "preprocessing = { resize = 16, crop = 16, mean = [0.5], std = [0.25] }")
-    assert verdict(finished) in {"PASS", "FAIL", "INCONCLUSIVE"}
-    assert {(len(told.label), len(np.unique(told.group))) for told in predicted(finished)} == {(31, 8)}
-    assert any("test0.png: cannot identify" in note for note in finished.notes)
+    result = run(tmp_path, "folder:d", "preprocessing = { resize = 16, crop = 16, mean = [0.5], std = [0.25] }")
+    assert get_verdict(result) in {"PASS", "FAIL", "INCONCLUSIVE"}
+    counts = {(len(predictions.label), len(np.unique(predictions.group))) for predictions in view_predictions(result)}
+    assert counts == {(31, 8)}
+    assert any("test0.png: cannot identify" in note for note in result.notes)
 
 
-def test_a_dataset_of_torchvisions_comes_to_a_verdict(tmp_path):
+def test_a_torchvision_dataset_reaches_a_verdict(tmp_path):
     pytest.importorskip("torchvision")
     mnist(tmp_path / "held")
-    finished = run(tmp_path, "torchvision:MNIST:held", "preprocessing = { resize = 16, crop = 16, mean = [0.5], std = [0.25] }")
-    assert verdict(finished) in {"PASS", "FAIL", "INCONCLUSIVE"}
-    assert {told.probabilities.shape for told in predicted(finished)} == {(20, 10)}
+    result = run(tmp_path, "torchvision:MNIST:held", "preprocessing = { resize = 16, crop = 16, mean = [0.5], std = [0.25] }")
+    assert get_verdict(result) in {"PASS", "FAIL", "INCONCLUSIVE"}
+    assert {predictions.probabilities.shape for predictions in view_predictions(result)} == {(20, 10)}

@@ -1,4 +1,4 @@
-"""What a view sees: the source through the head as it was, another order of serving, a network that diverged."""
+"""Evaluations of a trained network: source data, serving orders, divergence and finishing edits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from test_datasets import make_npz
 from test_loop import BRIEF, PLACE, READY, WEIGHTS, make_fit, make_trial, make_world
-from test_run_trials import look
+from test_run_trials import get_record
 
 from xferbench.core.interventions import ALL_LAYERS, HEAD_ONLY, Finish, Trainable
 from xferbench.core.pipeline import AuxiliaryDataset, Phase, Pipeline, Recipe
@@ -30,10 +30,10 @@ DIVERGING = Phase(lr=1e6, optimizer="sgd", steps=12, batch_size=16)
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    made = make_world(folder)
-    made.data = make_npz(folder / "target.npz", test=130)
-    made.source = AuxiliaryDataset(data=make_npz(folder / "s.npz", train=85, classes=10), classes=OUTPUTS)
-    return made
+    world = make_world(folder)
+    world.data = make_npz(folder / "target.npz", test=130)
+    world.source = AuxiliaryDataset(data=make_npz(folder / "s.npz", train=85, classes=10), classes=OUTPUTS)
+    return world
 
 
 @pytest.fixture(autouse=True)
@@ -60,8 +60,8 @@ def make_pipeline(world, *phases, **more):
     )
 
 
-def seen(world, pipeline, view, seed=0):
-    """The predictions of a named view."""
+def predict(world, pipeline, view, seed=0):
+    """Return the predictions of a named view."""
     (record,), _ = run_trials.run_trials(
         [trial := make_trial_(pipeline, view, seed, PLACE)], frozenset([trial.key]), world.cache
     )
@@ -69,12 +69,12 @@ def seen(world, pipeline, view, seed=0):
     return record.predictions
 
 
-def checkpoint():
-    """The published network as it is."""
+def load_checkpoint():
+    """Return the published network."""
     module = backbones.build("tiny-resnet", 20).eval()
     module.load_state_dict(
         checkpoint_reader.read_checkpoint(run_trials.Path(WEIGHTS.path)), strict=False
-    )  # its counters are not kept
+    )  # the file has no counters
     return module
 
 
@@ -84,48 +84,48 @@ def p_true(module, split):
     return p[torch.arange(len(p)), torch.from_numpy(split.labels)].numpy()
 
 
-def test_the_source_before_is_the_checkpoint_itself_on_source_images(world):
-    found = seen(world, make_pipeline(world, Phase(**BRIEF)), "source-before", seed=3)
+def test_source_before_evaluates_the_checkpoint_on_source_images(world):
+    predictions = predict(world, make_pipeline(world, Phase(**BRIEF)), "source-before", seed=3)
     test = domains.load_domain(world.source, READY, world.cache).test
-    np.testing.assert_allclose(found.p_true, p_true(checkpoint(), test), rtol=1e-4, atol=1e-6)
-    assert (found.example == test.example).all() and set(found.label) == set(OUTPUTS)
-    assert found.probabilities.shape == (len(test.labels), 20)
+    np.testing.assert_allclose(predictions.p_true, p_true(load_checkpoint(), test), rtol=1e-4, atol=1e-6)
+    assert (predictions.example == test.example).all() and set(predictions.label) == set(OUTPUTS)
+    assert predictions.probabilities.shape == (len(test.labels), 20)
 
 
-def test_held_out_source_images_are_training_images_that_no_fit_is_given(world):
-    found = seen(world, make_pipeline(world, Phase(**BRIEF)), "source-held-out")
+def test_held_out_source_images_are_not_used_in_training(world):
+    predictions = predict(world, make_pipeline(world, Phase(**BRIEF)), "source-held-out")
     source = domains.load_domain(world.source, READY, world.cache)
-    assert set(found.example.tolist()) == set(domains.held_out_split(source).example.tolist())
-    assert not set(found.example.tolist()) & set(domains.memory_split(source).example.tolist())
+    assert set(predictions.example.tolist()) == set(domains.held_out_split(source).example.tolist())
+    assert not set(predictions.example.tolist()) & set(domains.memory_split(source).example.tolist())
 
 
 @pytest.mark.parametrize("views", [("source-before", "source"), ("source-probe-before", "source-probe")])
-def test_what_is_frozen_forgets_exactly_nothing(world, views):
+def test_a_frozen_backbone_forgets_exactly_nothing(world, views):
     probe = make_pipeline(world, Phase(trainable=HEAD_ONLY, batchnorm="eval", lr=1e-2, **BRIEF))
-    before, after = (seen(world, probe, view, seed=2) for view in views)
+    before, after = (predict(world, probe, view, seed=2) for view in views)
     for name in ("example", "predicted", "p_true", "p_max", "sum_p2", "probabilities"):
         assert np.array_equal(getattr(before, name), getattr(after, name)), name
 
 
-def test_batchnorm_alone_can_forget_and_putting_it_back_returns_all_of_it(world):
+def test_batchnorm_alone_can_forget_and_restoring_it_reverts_that(world):
     probe = make_fit(world, Phase(trainable=HEAD_ONLY, batchnorm="train", lr=1e-2, **BRIEF))
     view = {"domain": world.source}
-    before = look(world, replace(probe, phases=()), edits=("head:source",), **view).predictions.p_true
-    after = look(world, probe, edits=("head:source",), **view).predictions.p_true
-    back = look(world, probe, edits=("batchnorm:restored", "head:source"), **view).predictions.p_true
+    before = get_record(world, replace(probe, phases=()), edits=("head:source",), **view).predictions.p_true
+    after = get_record(world, probe, edits=("head:source",), **view).predictions.p_true
+    back = get_record(world, probe, edits=("batchnorm:restored", "head:source"), **view).predictions.p_true
     assert np.abs(after - before).max() > 1e-3
     np.testing.assert_allclose(back, before, rtol=1e-4, atol=1e-6)
 
 
-def test_a_shifted_set_is_looked_at_with_the_targets_own_head(world):
+def test_a_shifted_set_is_evaluated_with_the_head_of_the_target(world):
     pipeline = make_pipeline(world, Phase(**BRIEF))
-    shifted, test = (seen(world, pipeline, view) for view in ("shifted", "test"))
-    assert np.array_equal(shifted.p_true, test.p_true), "here it is the target itself"
+    shifted, test = (predict(world, pipeline, view) for view in ("shifted", "test"))
+    assert np.array_equal(shifted.p_true, test.p_true), "the shifted set is the target itself"
     moved = replace(pipeline, shifted=AuxiliaryDataset(data=world.data, classes=(3, 2, 1, 0)))
-    assert (seen(world, moved, "shifted").label == 3 - test.label).all()
+    assert (predict(world, moved, "shifted").label == 3 - test.label).all()
 
 
-def test_a_domain_whose_classes_nobody_knows_is_not_looked_at(world):
+def test_a_domain_with_unknown_classes_is_not_evaluated(world):
     with pytest.raises(ValueError, match=r"no \[source\] whose classes are known"):
         make_trial_(replace(make_pipeline(world), source=None), "source", 0, PLACE)
     unknown = replace(make_pipeline(world), shifted=AuxiliaryDataset(data=world.data))
@@ -133,45 +133,45 @@ def test_a_domain_whose_classes_nobody_knows_is_not_looked_at(world):
         make_trial_(unknown, "shifted", 0, PLACE)
 
 
-def test_served_class_after_class_batchnorm_sees_one_class_at_a_time(world):
-    one = make_fit(world)
+def test_serving_orders_change_the_statistics_of_batches(world):
+    spec = make_fit(world)
     labels = datasets.load_dataset(world.data, READY, None, world.cache).test.labels
     order = evaluate.serving_order("class", labels)
     assert sorted(order.tolist()) == list(range(len(labels))) and (np.diff(labels[order]) >= 0).all()
     shuffled = evaluate.serving_order("", labels)
     assert sorted(shuffled.tolist()) == list(range(len(labels))) and (np.diff(labels[shuffled]) < 0).any()
-    found = {mode: look(world, one, mode=mode).predictions for mode in ("eval", "training", "training:class")}
-    assert all(np.array_equal(told.label, labels) for told in found.values()), "told in the order of the examples"
+    by_mode = {mode: get_record(world, spec, mode=mode).predictions for mode in ("eval", "training", "training:class")}
+    assert all(np.array_equal(predictions.label, labels) for predictions in by_mode.values()), "in the order of the examples"
     for one_way, other in (("eval", "training"), ("training", "training:class"), ("eval", "training:class")):
-        assert np.abs(found[one_way].p_true - found[other].p_true).max() > 0.01
+        assert np.abs(by_mode[one_way].p_true - by_mode[other].p_true).max() > 0.01
 
 
-def test_batches_by_class_are_those_of_the_network_by_hand(world):
-    one = make_fit(world)
-    found = look(world, one, mode="training:class").predictions
-    dataset, _ = run_trials.training_inputs(one, make_trial(one), world.cache)
-    state, _ = checkpoint_reader.read_saved(run_trials.weights_path(one, PLACE, world.cache))
+def test_batches_by_class_equal_those_of_the_module(world):
+    spec = make_fit(world)
+    predictions = get_record(world, spec, mode="training:class").predictions
+    dataset, _ = run_trials.training_inputs(spec, make_trial(spec), world.cache)
+    state, _ = checkpoint_reader.read_saved(run_trials.weights_path(spec, PLACE, world.cache))
     module = backbones.build("tiny-resnet", 4)
     module.load_state_dict({name.removeprefix("last."): t for name, t in state.items() if name.startswith("last.")})
     order = evaluate.serving_order("class", dataset.test.labels)
     first = np.array_split(order, max(1, len(order) // evaluate.SERVING_BATCH))[0]
     expected = p_true(module.train(), datasets.take(dataset.test, first))
-    np.testing.assert_allclose(found.p_true[first], expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(predictions.p_true[first], expected, rtol=1e-3, atol=1e-5)
 
 
 def trained_by_hand(world, pipeline):
-    """The network that a pipeline's fit left after its last step, and the dataset."""
-    one = training_spec(pipeline, 0)
-    dataset, _ = run_trials.training_inputs(one, make_trial(one), world.cache)
-    state, _ = checkpoint_reader.read_saved(run_trials.weights_path(one, PLACE, world.cache))
+    """Return the network of a pipeline after its last step as a separate module, and the dataset."""
+    spec = training_spec(pipeline, 0)
+    dataset, _ = run_trials.training_inputs(spec, make_trial(spec), world.cache)
+    state, _ = checkpoint_reader.read_saved(run_trials.weights_path(spec, PLACE, world.cache))
     module = backbones.build("tiny-resnet", 4).eval()
     module.load_state_dict({name.removeprefix("last."): t for name, t in state.items() if name.startswith("last.")})
     return module, dataset
 
 
-def test_the_temperature_of_a_trained_fit_is_that_of_its_own_validation_images(world):
+def test_the_temperature_is_fitted_to_validation_images(world):
     pipeline = make_pipeline(world, Phase(lr=1e-2, **BRIEF))
-    plain, tempered = (seen(world, pipeline, view) for view in ("test", "tempered"))
+    plain, tempered = (predict(world, pipeline, view) for view in ("test", "tempered"))
     module, dataset = trained_by_hand(world, pipeline)
     _, held_out = datasets.train_validation_indices(dataset, 60, 0)
     validation = datasets.take(dataset.train, held_out)
@@ -180,49 +180,49 @@ def test_the_temperature_of_a_trained_fit_is_that_of_its_own_validation_images(w
         with torch.no_grad():
             return module(preprocessing.to_tensor(torch.from_numpy(np.array(split.images)), READY)).double().numpy()
 
-    value = edits.fit_temperature(logits(validation), validation.labels)
-    p = torch.from_numpy(logits(dataset.test) / value).softmax(1).numpy()
+    temperature = edits.fit_temperature(logits(validation), validation.labels)
+    p = torch.from_numpy(logits(dataset.test) / temperature).softmax(1).numpy()
     np.testing.assert_allclose(tempered.p_true, p[np.arange(len(p)), dataset.test.labels], rtol=1e-3, atol=1e-5)
-    assert abs(value - 1) > 0.01 and np.array_equal(tempered.predicted, plain.predicted)
+    assert abs(temperature - 1) > 0.01 and np.array_equal(tempered.predicted, plain.predicted)
 
 
-def test_training_images_are_those_that_the_fit_was_given(world):
+def test_training_images_are_those_of_the_training_subset(world):
     pipeline = make_pipeline(world, Phase(**BRIEF))
-    found = {view: set(seen(world, pipeline, view).example.tolist()) for view in ("training", "validation", "test")}
+    examples = {view: set(predict(world, pipeline, view).example.tolist()) for view in ("training", "validation", "test")}
     _, dataset = trained_by_hand(world, pipeline)
-    given, _ = datasets.train_validation_indices(dataset, 60, 0)
-    assert found["training"] == set(dataset.train.example[given].tolist())
-    assert not found["training"] & (found["validation"] | found["test"])
+    index, _ = datasets.train_validation_indices(dataset, 60, 0)
+    assert examples["training"] == set(dataset.train.example[index].tolist())
+    assert not examples["training"] & (examples["validation"] | examples["test"])
 
 
-def test_an_order_that_is_not_known_is_an_error():
-    with pytest.raises(ValueError, match="no such way to serve: sorted"):
+def test_an_unknown_serving_order_raises():
+    with pytest.raises(ValueError, match="no such serving order: sorted"):
         evaluate.serving_order("sorted", np.zeros(3))
 
 
 @pytest.mark.parametrize("view", ["source", "source-probe"])
-def test_a_diverged_fit_predicts_the_sources_most_frequent_class_on_the_source(world, view):
-    found = seen(world, make_pipeline(world, DIVERGING), view)
+def test_a_diverged_network_predicts_the_class_frequencies_of_the_source_on_the_source(world, view):
+    predictions = predict(world, make_pipeline(world, DIVERGING), view)
     train = domains.load_domain(world.source, READY, world.cache).train.labels
     usual = np.bincount(train).argmax()
-    assert usual in OUTPUTS and (found.predicted == usual).all()
+    assert usual in OUTPUTS and (predictions.predicted == usual).all()
     share = np.bincount(train, minlength=20) / len(train)
-    np.testing.assert_allclose(found.p_true, share[found.label], rtol=1e-6)
+    np.testing.assert_allclose(predictions.p_true, share[predictions.label], rtol=1e-6)
 
 
-def test_on_the_target_and_its_shift_it_predicts_the_targets(world):
+def test_a_diverged_network_predicts_the_class_frequencies_of_the_target_elsewhere(world):
     pipeline = make_pipeline(world, DIVERGING)
     for view in ("test", "shifted"):
-        assert seen(world, pipeline, view).p_true == pytest.approx(0.25)
+        assert predict(world, pipeline, view).p_true == pytest.approx(0.25)
 
 
-def test_an_edit_or_examples_that_are_not_known_are_an_error(world):
-    one = make_fit(world)
-    for words, view, why in ((("head:lost",), {}, "no such edit"), ((), {"examples": "train"}, "no such examples")):
-        trial = make_trial(one, **view)
-        trial = replace(trial, model=replace(trial.model, edits=words))
+def test_unknown_edits_and_examples_are_an_error(world):
+    spec = make_fit(world)
+    for spellings, view, fragment in ((("head:lost",), {}, "no such edit"), ((), {"examples": "train"}, "no such examples")):
+        trial = make_trial(spec, **view)
+        trial = replace(trial, model=replace(trial.model, edits=spellings))
         (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
-        assert why in record.error
+        assert fragment in record.error
 
 
 LP_FT = (
@@ -231,56 +231,58 @@ LP_FT = (
 )
 
 
-def finished(world, finish, view, *phases, seed=0):
-    """The tensors that a named view of a recipe with a finish looks at."""
-    made = make_pipeline(world, *phases or LP_FT)
+def finished_tensors(world, finish, view, *phases, seed=0):
+    """Return the tensors that a named view of a recipe with a finish evaluates, and the trial."""
+    pipeline = make_pipeline(world, *phases or LP_FT)
     trial = make_trial_(
-        replace(made, recipe=replace(made.recipe, finish=Finish.parse(finish) if finish else None)), view, seed, PLACE
+        replace(pipeline, recipe=replace(pipeline.recipe, finish=Finish.parse(finish) if finish else None)), view, seed, PLACE
     )
-    (found,), _ = run_trials._fitted([trial.model.base], trial, world.cache)
-    (found,) = run_trials._begun([trial.model.base], [found], trial, world.cache)
-    return evaluate.edit_tensors(run_trials.load_model(trial, found, world.cache), trial.model.edits, trial.view), trial
+    (model,), _ = run_trials._trained_models([trial.model.base], trial, world.cache)
+    (model,) = run_trials._with_phase_start([trial.model.base], [model], trial, world.cache)
+    return evaluate.edit_tensors(run_trials.load_model(trial, model, world.cache), trial.model.edits, trial.view), trial
 
 
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def same_tensors(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_adabn_changes_statistics_alone_and_each_domain_has_its_own(world):
-    plain, _ = finished(world, "", "test")
-    found = {view: finished(world, "adabn", view)[0] for view in ("test", "validation", "shifted", "source")}
+def test_adabn_changes_only_statistics_and_depends_on_the_domain(world):
+    plain, _ = finished_tensors(world, "", "test")
+    by_view = {view: finished_tensors(world, "adabn", view)[0] for view in ("test", "validation", "shifted", "source")}
     (layers,) = {frozenset(batchnorm.statistics_names(backbones.build("tiny-resnet", 4)))}
-    moved = {name for name in plain if not torch.equal(plain[name], found["test"][name])}
+    moved = {name for name in plain if not torch.equal(plain[name], by_view["test"][name])}
     assert moved and moved <= layers
-    assert equal(found["test"], found["validation"])
+    assert same_tensors(by_view["test"], by_view["validation"])
     body = {name for name in plain if not name.startswith("linear.")}
     for view in ("shifted", "source"):
-        assert {name for name in body if not torch.equal(plain[name], found[view][name])} <= layers
+        assert {name for name in body if not torch.equal(plain[name], by_view[view][name])} <= layers
     mean = "bn1.running_mean"
-    assert len({tuple(tensors[mean].tolist()) for tensors in (plain, *found.values())}) == 4
+    assert len({tuple(tensors[mean].tolist()) for tensors in (plain, *by_view.values())}) == 4
 
 
-def test_adabn_takes_images_as_the_view_prepares_them_and_none_that_choices_are_made_on(world, monkeypatch):
-    given, real = [], evaluate._recalibrated
-    monkeypatch.setattr(evaluate, "_recalibrated", lambda images, *rest: given.append((images, rest[0])) or real(images, *rest))
-    own = replace(READY, channels="bgr")
-    pipeline = replace(make_pipeline(world, *LP_FT), serve_preprocessing=own)
+def test_adabn_uses_the_preprocessing_of_the_view_and_no_held_out_images(world, monkeypatch):
+    calls, original = [], evaluate._recalibrate
+    monkeypatch.setattr(
+        evaluate, "_recalibrate", lambda images, *rest: calls.append((images, rest[0])) or original(images, *rest)
+    )
+    bgr = replace(READY, channels="bgr")
+    pipeline = replace(make_pipeline(world, *LP_FT), serve_preprocessing=bgr)
     pipeline = replace(pipeline, recipe=replace(pipeline.recipe, finish=Finish.parse("adabn")))
-    seen(world, pipeline, "test")
-    seen(world, pipeline, "shifted")
-    seen(world, pipeline, "source-held-out")
-    assert [prepared for _, prepared in given] == [own, own, own]
-    assert [len(images) for images, _ in given] == [60, 60, 43]
+    predict(world, pipeline, "test")
+    predict(world, pipeline, "shifted")
+    predict(world, pipeline, "source-held-out")
+    assert [prepared for _, prepared in calls] == [bgr, bgr, bgr]
+    assert [len(images) for images, _ in calls] == [60, 60, 43]
     held_out = domains.held_out_split(domains.load_domain(world.source, READY, world.cache)).images
-    assert not {image.tobytes() for image in held_out} & {image.tobytes() for image in given[2][0]}
+    assert not {image.tobytes() for image in held_out} & {image.tobytes() for image in calls[2][0]}
 
 
-def test_interpolation_has_both_ends_bit_for_bit(world):
-    plain, trial = finished(world, "", "test")
-    assert equal(finished(world, "interpolate:1", "test")[0], plain)
-    (shorter,), _ = run_trials._fitted([replace(trial.model.base, phases=LP_FT[:1])], trial, world.cache)
-    assert equal(finished(world, "interpolate:0", "test")[0], shorter.last)
-    half, _ = finished(world, "interpolate:0.5", "test")
+def test_interpolation_is_bit_identical_at_both_ends(world):
+    plain, trial = finished_tensors(world, "", "test")
+    assert same_tensors(finished_tensors(world, "interpolate:1", "test")[0], plain)
+    (shorter,), _ = run_trials._trained_models([replace(trial.model.base, phases=LP_FT[:1])], trial, world.cache)
+    assert same_tensors(finished_tensors(world, "interpolate:0", "test")[0], shorter.last)
+    half, _ = finished_tensors(world, "interpolate:0.5", "test")
     for name, tensor in half.items():
         between = torch.lerp(shorter.last[name], plain[name], 0.5) if tensor.is_floating_point() else plain[name]
         assert torch.equal(tensor, between)
@@ -288,50 +290,54 @@ def test_interpolation_has_both_ends_bit_for_bit(world):
     assert not torch.equal(half["bn1.running_var"], plain["bn1.running_var"]), "and running statistics"
 
 
-def test_the_beginning_is_what_the_last_phase_was_given_in_lock_step_too(world, monkeypatch):
+def test_the_phase_start_is_what_the_last_phase_started_from_in_a_group_too(world, monkeypatch):
     adapted = (
         LP_FT[0],
         replace(LP_FT[1], trainable=ALL_LAYERS),
         Phase(trainable=Trainable.parse("adapter:2"), batchnorm="eval", **BRIEF),
     )
-    fits = [make_fit(world, *adapted, seed=seed) for seed in range(2)]
-    given, real = [], loop._phase
+    specs = [make_fit(world, *adapted, seed=seed) for seed in range(2)]
+    calls, original = [], loop._phase
 
-    def noted(phase, number, fits, rest, network, stacked, *more, **marks):
+    def record_call(phase, number, specs, rest, network, stacked, *more, **marks):
         if number == len(adapted) - 1:
-            given.append({name: tensor.clone() for name, tensor in stacked.items()})
-        yield from real(phase, number, fits, rest, network, stacked, *more, **marks)
+            calls.append({name: tensor.clone() for name, tensor in stacked.items()})
+        yield from original(phase, number, specs, rest, network, stacked, *more, **marks)
 
-    monkeypatch.setattr(loop, "_phase", noted)
-    trial, cache = make_trial(fits[0]), world.cache / "begun"
-    found, _ = run_trials._fitted(fits, trial, cache)
-    for g, one in enumerate(run_trials._begun(fits, found, trial, cache)):
-        assert equal(one.begun.last, {name: tensor[g] for name, tensor in given[0].items()})
+    monkeypatch.setattr(loop, "_phase", record_call)
+    trial, cache = make_trial(specs[0]), world.cache / "begun"
+    models, _ = run_trials._trained_models(specs, trial, cache)
+    for member, model in enumerate(run_trials._with_phase_start(specs, models, trial, cache)):
+        assert same_tensors(model.begun.last, {name: tensor[member] for name, tensor in calls[0].items()})
 
 
-def test_of_a_recipe_of_one_phase_the_beginning_is_the_network_as_it_starts(world):
+def test_the_start_of_a_single_phase_is_the_initial_network(world):
     phase = Phase(**BRIEF)
-    found, trial = finished(world, "interpolate:0", "test", phase)
-    (whole,), _ = run_trials._fitted([trial.model.base], trial, world.cache)
-    assert equal(found, whole.before)
+    tensors, trial = finished_tensors(world, "interpolate:0", "test", phase)
+    (whole,), _ = run_trials._trained_models([trial.model.base], trial, world.cache)
+    assert same_tensors(tensors, whole.before)
 
 
-def test_what_finishes_a_recipe_retrains_nothing_and_an_old_file_of_weights_will_do(world, tmp_path):
+def test_a_finish_uses_the_weights_in_the_cache(world, tmp_path):
     plain = make_pipeline(world, *LP_FT)
     trials = {
-        word: make_trial_(
-            replace(plain, recipe=replace(plain.recipe, finish=Finish.parse(word) if word else None)), "test", 0, PLACE
+        spelling: make_trial_(
+            replace(plain, recipe=replace(plain.recipe, finish=Finish.parse(spelling) if spelling else None)), "test", 0, PLACE
         )
-        for word in ("", "adabn", "interpolate:0", "interpolate:0.5", "interpolate:1")
+        for spelling in ("", "adabn", "interpolate:0", "interpolate:0.5", "interpolate:1")
     }
     assert len({trial.model.base for trial in trials.values()}) == 1
     (first,), trained = run_trials.run_trials([trials[""]], frozenset([trials[""].key]), tmp_path)
     assert trained == 1
-    records, trained = run_trials.run_trials([*trials.values()], frozenset(one.key for one in trials.values()), tmp_path)
+    records, trained = run_trials.run_trials([*trials.values()], frozenset(trial.key for trial in trials.values()), tmp_path)
     assert trained == 0
     assert not any(record.error for record in records)
-    told = dict(zip(trials, (record.predictions.p_true for record in records), strict=True))
-    assert np.array_equal(told[""], told["interpolate:1"]) and np.array_equal(told[""], first.predictions.p_true)
-    assert len({tuple(told[word]) for word in ("", "adabn", "interpolate:0", "interpolate:0.5")}) == 4
+    p_true_by_finish = dict(zip(trials, (record.predictions.p_true for record in records), strict=True))
+    assert np.array_equal(p_true_by_finish[""], p_true_by_finish["interpolate:1"]) and np.array_equal(
+        p_true_by_finish[""], first.predictions.p_true
+    )
+    assert len({tuple(p_true_by_finish[spelling]) for spelling in ("", "adabn", "interpolate:0", "interpolate:0.5")}) == 4
     cost = dict(zip(trials, (record.fit_seconds for record in records), strict=True))
-    assert cost[""] == cost["adabn"] == first.fit_seconds < cost["interpolate:0.5"], "whose earlier phases were trained again"
+    assert cost[""] == cost["adabn"] == first.fit_seconds < cost["interpolate:0.5"], (
+        "interpolation trains the earlier phases again"
+    )

@@ -1,6 +1,6 @@
-"""Numbers that a few small fits have always had.
+"""Numbers of a few small trainings, compared with those in a file.
 
-``python tests/test_golden.py`` computes them anew, which is right only together with a higher VERSION.
+``python tests/lab/test_golden_records.py`` computes the file again, which requires a higher ``LAB_VERSION``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xferbench.lab.worker import run_trials
 
 FILE = Path(__file__).with_name("golden.json")
 STEP = {"steps": 5, "batch_size": 16}
-FITS = {
+RECIPES = {
     "full fine-tuning": {"phases": (Phase(warmup=1, **STEP),)},
     "LP-FT, discriminative": {
         "phases": (
@@ -43,7 +43,7 @@ FITS = {
     },
     "scratch": {"init": "random", "phases": (Phase(schedule="one-cycle", lr=1e-2, weight_decay=0.1, **STEP),)},
 }
-LOOKS = {
+VIEWS = {
     "test": {},
     "validation": {"examples": "validation"},
     "train-mode": {"mode": "training"},
@@ -52,41 +52,44 @@ LOOKS = {
 }
 
 
-def numbers(folder):
-    """Training losses of each fit, and the mean probability of the true class in each of its views."""
+def compute_numbers(folder):
+    """Compute the losses of each training, and the mean probability of the true class in each of its views."""
     torch.set_num_threads(1)
-    world, found = make_world(folder), {}
-    for name, recipe in FITS.items():
+    world, values = make_world(folder), {}
+    for name, recipe in RECIPES.items():
         phases = recipe["phases"]
-        one = make_fit(world, *phases, **{key: value for key, value in recipe.items() if key != "phases"})
-        trials = [_trial(one, **look) for look in LOOKS.values()]
+        spec = make_fit(world, *phases, **{key: value for key, value in recipe.items() if key != "phases"})
+        trials = [_trial(spec, **view) for view in VIEWS.values()]
         records, _ = run_trials.run_trials(trials, frozenset(trial.key for trial in trials), world.cache)
         assert not any(record.error for record in records), records
-        views = {look: float(record.predictions.p_true.mean()) for look, record in zip(LOOKS, records, strict=True)}
-        found[name] = {"losses": [loss for _, loss, _ in records[0].curve]} | views
-    return found
+        views = {view: float(record.predictions.p_true.mean()) for view, record in zip(VIEWS, records, strict=True)}
+        values[name] = {"losses": [loss for _, loss, _ in records[0].curve]} | views
+    return values
 
 
-def _trial(one, *, edits=(), **view):
-    trial = make_trial(one, **view)
-    return Trial(model=ModelSpec(base=one, edits=edits), view=trial.view, place=trial.place)
+def _trial(spec, *, edits=(), **view):
+    trial = make_trial(spec, **view)
+    return Trial(model=ModelSpec(base=spec, edits=edits), view=trial.view, place=trial.place)
 
 
-def test_the_lab_computes_what_this_version_of_it_has_always_computed(tmp_path):
-    kept, found = json.loads(FILE.read_text()), numbers(tmp_path)
-    hint = "numbers changed: raise VERSION in xferbench/lab/__init__.py and regenerate with `python tests/test_golden.py`"
-    assert kept["version"] == LAB_VERSION, hint
-    for name, told in found.items():
-        for what, value in told.items():
-            assert value == pytest.approx(kept["fits"][name][what], abs=1e-3), f"{name}, {what}: {hint}"
-    assert kept["fits"].keys() == found.keys()
+def test_the_lab_computes_the_numbers_of_its_version(tmp_path):
+    golden, values = json.loads(FILE.read_text()), compute_numbers(tmp_path)
+    hint = "numbers changed: raise LAB_VERSION in xferbench/core/version.py and run `python tests/lab/test_golden_records.py`"
+    assert golden["version"] == LAB_VERSION, hint
+    for name, numbers_by_view in values.items():
+        for quantity, value in numbers_by_view.items():
+            assert value == pytest.approx(golden["fits"][name][quantity], abs=1e-3), f"{name}, {quantity}: {hint}"
+    assert golden["fits"].keys() == values.keys()
 
 
-def rounded(value):
-    return [round(one, 4) for one in value] if isinstance(value, list) else round(value, 4)
+def round_numbers(value):
+    return [round(number, 4) for number in value] if isinstance(value, list) else round(value, 4)
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
-        fits = {fit: {what: rounded(value) for what, value in told.items()} for fit, told in numbers(Path(name)).items()}
-    FILE.write_text(json.dumps({"version": LAB_VERSION, "fits": fits}, indent=1) + "\n")
+        results = {
+            recipe: {quantity: round_numbers(value) for quantity, value in numbers_by_view.items()}
+            for recipe, numbers_by_view in compute_numbers(Path(name)).items()
+        }
+    FILE.write_text(json.dumps({"version": LAB_VERSION, "fits": results}, indent=1) + "\n")

@@ -46,7 +46,7 @@ def one_thread():
 
 
 def trained(world, *fits):
-    found, _ = run_trials._fitted(fits, make_trial(fits[0]), world.cache)
+    found, _ = run_trials._trained_models(fits, make_trial(fits[0]), world.cache)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What enters the head, and a head that is fitted anew on it."""
+"""Penultimate features, and a linear head fitted to them."""
 
 from __future__ import annotations
 
@@ -42,55 +42,55 @@ def features_of(network, images):
 
 
 @torch.no_grad()
-def test_a_linear_head_on_its_inputs_gives_the_logits(tmp_path):
+def test_a_linear_head_on_its_inputs_computes_the_logits(tmp_path):
     network, images = make_network("tiny-resnet", 16, tmp_path), pixels(70, 16)
     network.module.train()
-    found = features_of(network, images)
-    assert found.shape == (70, network.anatomy.features)
-    assert network.module.training, "its own mode is put back"
+    features = features_of(network, images)
+    assert features.shape == (70, network.anatomy.features)
+    assert network.module.training, "the mode is restored"
     head = network.module.get_submodule(network.anatomy.head)
     expected = network.module.eval()(preprocessing.to_tensor(images, READY))
-    torch.testing.assert_close(F.linear(found, head.weight, head.bias), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(F.linear(features, head.weight, head.bias), expected, rtol=1e-4, atol=1e-5)
     assert not head._forward_pre_hooks
 
 
 @torch.no_grad()
-def test_a_convolutional_heads_inputs_are_averaged_over_their_places(tmp_path):
+def test_inputs_of_a_convolutional_head_are_averaged_over_positions(tmp_path):
     network, images = make_network("torchvision:squeezenet1_0", 64, tmp_path), pixels(2, 64)
-    found = features_of(network, images)
-    assert found.shape == (2, 512)
+    features = features_of(network, images)
+    assert features.shape == (2, 512)
     maps = network.module.eval().features(preprocessing.to_tensor(images, READY))
     assert maps.shape[2] > 1
-    torch.testing.assert_close(found, maps.mean((2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features, maps.mean((2, 3)), rtol=1e-4, atol=1e-5)
 
 
 def make_features(count=60):
-    """Three classes on far corners, in units and with offsets that differ a thousandfold."""
+    """Return three distant classes, in units and with offsets that differ by factors of a thousand."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(count) % 3
     x = F.one_hot(y, 3) * 4.0 + torch.randn(count, 3, generator=generator) * 0.5
     return x * torch.tensor([1e-3, 1.0, 1e3]) + torch.tensor([5.0, 0.0, -100.0]), y
 
 
-def test_a_refitted_head_separates_what_can_be_separated_whatever_the_units():
+def test_a_fitted_head_separates_classes_in_any_units():
     x, y = make_features()
     weight, bias = penultimate_features.fit_logistic_regression(x, y, 3)
     assert weight.shape == (3, 3) and bias.shape == (3,) and weight.dtype == torch.float64
     assert (F.linear(x.double(), weight, bias).argmax(1) == y).all()
 
 
-def test_it_has_one_answer_whatever_the_order_of_the_images():
+def test_the_fit_does_not_depend_on_the_order_of_images():
     x, y = make_features()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
     first, again, shuffled = (
-        penultimate_features.fit_logistic_regression(*one, 3) for one in ((x, y), (x, y), (x[order], y[order]))
+        penultimate_features.fit_logistic_regression(*examples, 3) for examples in ((x, y), (x, y), (x[order], y[order]))
     )
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
-    p, q = (F.linear(x.double(), *one).softmax(1) for one in (first, shuffled))
+    p, q = (F.linear(x.double(), *head).softmax(1) for head in (first, shuffled))
     torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
 
 
-def test_at_its_answer_the_gradient_is_nothing():
+def test_the_gradient_of_the_fit_is_zero():
     x, y = make_features()
     weight, bias = penultimate_features.fit_logistic_regression(x, y, 3)
     mean, scale = x.mean(0).double(), x.std(0).double()
@@ -99,7 +99,7 @@ def test_at_its_answer_the_gradient_is_nothing():
     assert all(gradient.abs().max() < 1e-3 for gradient in torch.autograd.grad(loss, [w, b]))
 
 
-def test_an_output_without_an_image_and_a_feature_that_never_varies_do_no_harm():
+def test_an_unused_output_and_a_constant_feature_are_harmless():
     x, y = make_features()
     x = torch.cat([x, torch.full((len(x), 1), 7.0)], 1)
     weight, bias = penultimate_features.fit_logistic_regression(x, y, 6)

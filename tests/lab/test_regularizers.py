@@ -59,7 +59,7 @@ def prepared(world, *fits):
     trial = make_trial(fits[0])
     dataset, network = run_trials.training_inputs(fits[0], trial, world.cache)
     starts = [run_trials.start_tensors(one, network, trial, world.cache) for one in fits]
-    return network, starts, dataset, run_trials._source(fits[0], network, world.cache)
+    return network, starts, dataset, run_trials._auxiliary_inputs(fits[0], network, world.cache)
 
 
 def trained(world, *fits):
@@ -289,7 +289,7 @@ def distilled(world, word, *phases, **more):
 def learnt(world, *fits):
     """Fits trained as they are trained for an answer, but not kept."""
     network, starts, dataset, source = prepared(world, *fits)
-    return loop.train(fits, network, starts, dataset, run_trials._taught(source, fits, make_trial(fits[0]), world.cache))
+    return loop.train(fits, network, starts, dataset, run_trials._with_teachers(source, fits, make_trial(fits[0]), world.cache))
 
 
 @pytest.mark.parametrize("phase", [Phase(**BRIEF), Phase(trainable=HEAD_ONLY, batchnorm="eval", **BRIEF)])
@@ -309,7 +309,7 @@ def test_the_loss_of_a_distilled_step_is_a_share_of_the_labels_and_of_the_soften
     network, (start,), dataset, _ = prepared(world, one)
     (found,) = learnt(world, one)
     x, y = batch(one, dataset)
-    (taught,), _ = run_trials._fitted((one.teacher,), make_trial(one), world.cache)
+    (taught,), _ = run_trials._trained_models((one.teacher,), make_trial(one), world.cache)
     own, said = (logits(network, tensors, x) for tensors in (start, taught.last))
     apart = F.kl_div((own / 4).log_softmax(1), (said / 4).softmax(1), reduction="batchmean")
     by_hand = 0.7 * F.cross_entropy(own, y) + 0.3 * 16 * apart
@@ -324,7 +324,7 @@ def test_with_augmented_images_the_teacher_is_asked_about_what_the_student_sees(
     network, (start,), dataset, _ = prepared(world, one)
     (found,) = learnt(world, one)
     x, y = batch(one, dataset)
-    (taught,), _ = run_trials._fitted((one.teacher,), make_trial(one), world.cache)
+    (taught,), _ = run_trials._trained_models((one.teacher,), make_trial(one), world.cache)
     own, said = (logits(network, tensors, x.flip(3)) for tensors in (start, taught.last))
     apart = F.kl_div((own / 4).log_softmax(1), (said / 4).softmax(1), reduction="batchmean")
     assert found.curve[0][1] == pytest.approx(float(0.7 * F.cross_entropy(own, y) + 0.3 * 16 * apart), rel=1e-4)
@@ -355,7 +355,7 @@ def test_a_student_comes_nearer_to_its_teacher_than_one_that_has_none(world):
     network, _, dataset, _ = prepared(world, one)
     index, _ = datasets.train_validation_indices(dataset, one.train_size, one.seed)
     images = torch.from_numpy(np.array(dataset.train.images[index]))
-    (taught,), _ = run_trials._fitted((one.teacher,), make_trial(one), world.cache)
+    (taught,), _ = run_trials._trained_models((one.teacher,), make_trial(one), world.cache)
     said = logits(network, taught.last, images).softmax(1)
 
     def apart(found):

@@ -76,7 +76,7 @@ def test_the_lower_groups_are_those_of_the_network_trained_on_the_target_and_not
     base = make_fit(world, Phase(steps=2, batch_size=16), init="random")
     one = replace(make_fit(world), start=base, transferred="low:2")
     _, (start,), _ = prepared(world, one)
-    (trained,), _ = run_trials._fitted((base,), make_trial(base), world.cache)
+    (trained,), _ = run_trials._trained_models((base,), make_trial(base), world.cache)
     same = {name.partition(".")[0] for name, tensor in start.items() if torch.equal(tensor, trained.last[name])}
     began = {name for name, tensor in start.items() if name.endswith("weight") and torch.equal(tensor, trained.before[name])}
     assert same >= {"conv1", "bn1", "layer1"}

@@ -46,10 +46,10 @@ def world(tmp_path_factory):
 def given(world, one, *, mode="eval", ready=READY, **change):
     """What a measure is given of a fit."""
     trial = make_trial(one, mode=mode)
-    (fitted,), _ = run_trials._fitted((one,), trial, world.cache)
+    (fitted,), _ = run_trials._trained_models((one,), trial, world.cache)
     dataset, network = run_trials.training_inputs(one, trial, world.cache)
     model = context.LoadedModel(fit=one, fitted=fitted, network=network, dataset=dataset, source_head={}, cache=world.cache)
-    return replace(evaluate._given(model, fitted.last, replace(trial.view, preprocessing=ready)), **change)
+    return replace(evaluate.measure_context(model, fitted.last, replace(trial.view, preprocessing=ready)), **change)
 
 
 # Kumar et al. 2022: a linear network x ↦ v·Bx. The gradient of B is v (error) xᵀ, so that B moves in the span of the training

@@ -10,21 +10,21 @@ if TYPE_CHECKING:
     from xferbench.lab.evaluation.context import MeasureContext
 
 
-def batch_dependent_share(seen: MeasureContext, tolerance: float) -> float:
+def batch_dependent_share(context: MeasureContext, tolerance: float) -> float:
     """Compute the share of test images whose probabilities differ between shuffled batches and batches sorted by class.
 
-    A small test set is split into at least four batches where it can be, because a single batch would show no dependence.
+    A small test set is split into at least four batches if possible, because a single batch would show no dependence.
 
     Args:
-        seen: the network and its data.
-        tolerance: the largest difference of a probability that counts as equal.
+        context: the network and its data.
+        tolerance: the largest difference between equal probabilities.
 
     Returns:
         A number from 0 to 1, or NaN if any probability is not finite.
     """
-    labels, training = seen.served_labels.numpy(), seen.mode != "eval"
+    labels, training = context.served_labels.numpy(), context.mode != "eval"
     size = min(evaluate.SERVING_BATCH, max(2, len(labels) // 4))
-    inputs = (seen.network, seen.after, seen.served, seen.ready)
+    inputs = (context.network, context.after, context.served, context.ready)
     orders = (evaluate.serving_order(order, labels) for order in ("", "class"))
     shuffled, by_class = (evaluate.batched_logits(*inputs, order, training=training, size=size).softmax(1) for order in orders)
     difference = (shuffled - by_class).abs().amax(1)

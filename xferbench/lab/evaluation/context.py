@@ -1,4 +1,4 @@
-"""What an evaluation and a measure are given. Imports torch."""
+"""The inputs of an evaluation and of a plugin's measure. Imports torch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A trained network with all that is needed to look at it: its fit, its structure, its data, the checkpoint's head.
+    """A trained network with everything that its evaluation needs.
 
-    ``injected_duplicates`` are the places in the test set of those images that were put into training on purpose.
+    Attributes:
+        fit: the specification of the training.
+        fitted: the tensors before and after training.
+        network: the structure of the network.
+        dataset: the dataset in the geometry of the training.
+        source_head: the tensors of the pretrained head; empty if the checkpoint has none.
+        cache: the cache folder of the store.
+        injected_duplicates: [k], the test-set indices of the images that were added to training on purpose, or None.
     """
 
     fit: TrainingSpec
@@ -38,19 +45,27 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureContext:
-    """What a plugin's own measure is given.
+    """The argument of a plugin's measure.
 
     Attributes:
-        before, after: the network's tensors before training and after it; before, those of the checkpoint where that is
-            believed to have been loaded. network: its structure.
-        images, labels: some of its training subset, [n, …] 8-bit and [n]. prepared: how it was trained on them.
-        served, served_labels: the first test images likewise.
-        ready, mode: how they are served. expected_training: what the training is taken to have been.
-        fit, view, dataset, cache: what was asked, and the data in the geometry of training. injected_duplicates: the places in
-        the test set
-            of those images that were put into training on purpose, [k]. fresh: builds the network anew, with random weights.
-            source_head: the pretrained head's tensors, none where the checkpoint has no head.
-            These are None where a measure is called by hand.
+        before: the tensors before training; those of the checkpoint if the expected training starts from it.
+        after: the tensors after training, with all edits.
+        network: the structure of the network.
+        images: training images, uint8 [n, …].
+        labels: their labels [n].
+        prepared: the preprocessing of the training.
+        served: the first test images, uint8 [m, …].
+        served_labels: their labels [m].
+        ready: the preprocessing of the evaluation.
+        mode: the mode of the evaluation, as in :class:`~xferbench.core.trial.EvaluationSpec`.
+        expected_training: the recipe that the training is expected to have followed.
+        fit: the specification of the training; None, as all of the following, if a measure is called by hand.
+        view: the specification of the evaluation.
+        dataset: the dataset in the geometry of the training.
+        injected_duplicates: [k], the test-set indices of the images that were added to training on purpose.
+        cache: the cache folder of the store.
+        fresh: builds the network with random weights.
+        source_head: the tensors of the pretrained head; empty if the checkpoint has none.
     """
 
     before: Tensors

@@ -104,7 +104,7 @@ def multiply_adds(module: nn.Module, shape: batch.Shape) -> float:
     return float(counter.get_total_flops() / 2)
 
 
-def measure_cost(seen: MeasureContext) -> dict[str, float]:
+def measure_cost(context: MeasureContext) -> dict[str, float]:
     """Compute the cost of a trained network, as a measure of a plugin: ``xferbench.lab.evaluation.cost:measure_cost@2``."""
-    shape = batch.example_shape(preprocessing.to_tensor(seen.served[:1], seen.ready))
-    return compute_cost(seen.fit.phases, seen.network.anatomy, seen.network.module, init=seen.fit.init, shape=shape)
+    shape = batch.example_shape(preprocessing.to_tensor(context.served[:1], context.ready))
+    return compute_cost(context.fit.phases, context.network.anatomy, context.network.module, init=context.fit.init, shape=shape)

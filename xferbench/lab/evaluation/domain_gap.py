@@ -27,49 +27,50 @@ DISTANCES = {
 }
 
 
-def transfer_scores(seen: MeasureContext, within: str) -> dict[str, float]:
+def transfer_scores(context: MeasureContext, within: str) -> dict[str, float]:
     """Compute all scores of a trained network that are finite.
 
     Args:
-        seen: the network and its data.
+        context: the network and its data.
         within: the suffix of the names of the distances within the source.
 
     Returns:
         The scores by name. Without a source dataset, there are no distances. Without a source head, there is no LEEP.
     """
-    subset = training_subset(seen.dataset, seen.fit)
-    rng = np.random.default_rng(seen.fit.seed)
+    subset = training_subset(context.dataset, context.fit)
+    rng = np.random.default_rng(context.fit.seed)
     target = datasets.take(subset.split, rng.permutation(subset.index)[:MAX_IMAGES])
     images = torch.from_numpy(np.array(target.images))
-    before, after = (_features(seen, tensors, images, seen.prepared) for tensors in (seen.before, seen.after))
+    before, after = (_features(context, tensors, images, context.prepared) for tensors in (context.before, context.after))
     values = {"logme": transferability.logme(before, target.labels), "h-score": transferability.h_score(before, target.labels)}
     values["cka"] = transferability.linear_cka(before, after)
-    if seen.source_head:
-        tensors = _to_device(seen, {**seen.before, **seen.source_head})
+    if context.source_head:
+        tensors = _to_device(context, {**context.before, **context.source_head})
         order = np.arange(len(images))
-        logits = evaluate.batched_logits(seen.network, tensors, images, seen.prepared, order, training=False)
+        logits = evaluate.batched_logits(context.network, tensors, images, context.prepared, order, training=False)
         values["leep"] = transferability.leep(logits.double().softmax(1).numpy(), target.labels)
-    if seen.view.domain is not None:
-        values |= _distances(seen, before, rng, within)
+    if context.view.domain is not None:
+        values |= _distances(context, before, rng, within)
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
-def _distances(seen: MeasureContext, target: np.ndarray, rng: np.random.Generator, within: str) -> dict[str, float]:
+def _distances(context: MeasureContext, target: np.ndarray, rng: np.random.Generator, within: str) -> dict[str, float]:
     """Compute the distances from source to target, and between two halves of the source, with the same number of images."""
-    ready = seen.view.preprocessing
-    source = datasets.load_dataset(seen.view.domain.data, ready, None, seen.cache).train
+    ready = context.view.preprocessing
+    source = datasets.load_dataset(context.view.domain.data, ready, None, context.cache).train
     count = min(len(target), len(source.labels) // 2)
     sample = datasets.take(source, rng.permutation(len(source.labels))[: 2 * count])
-    x = _features(seen, seen.before, torch.from_numpy(np.array(sample.images)), ready)
+    x = _features(context, context.before, torch.from_numpy(np.array(sample.images)), ready)
     pairs = {"": (x[:count], target[:count]), within: (x[:count], x[count:])}
     return {f"{name}{suffix}": distance(*pair) for suffix, pair in pairs.items() for name, distance in DISTANCES.items()}
 
 
-def _features(seen: MeasureContext, tensors: Mapping[str, Tensor], images: Tensor, ready: InputTransform) -> np.ndarray:
+def _features(context: MeasureContext, tensors: Mapping[str, Tensor], images: Tensor, ready: InputTransform) -> np.ndarray:
     """Compute the penultimate features [n, d] float64."""
-    x: np.ndarray = penultimate_features.head_inputs(seen.network, _to_device(seen, tensors), images, ready).double().numpy()
-    return x
+    x = penultimate_features.head_inputs(context.network, _to_device(context, tensors), images, ready)
+    features: np.ndarray = x.double().numpy()
+    return features
 
 
-def _to_device(seen: MeasureContext, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.to(seen.network.device) for name, tensor in tensors.items()}
+def _to_device(context: MeasureContext, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(context.network.device) for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""What may be done to the tensors of a trained network without training it: repairs, and failures put in on purpose."""
+"""Edits of a trained network's tensors that need no training: repairs, and deliberate failures. Imports torch."""
 
 from __future__ import annotations
 
@@ -18,87 +18,105 @@ if TYPE_CHECKING:
     from xferbench.core.interventions import Edit
     from xferbench.lab.training.network import Architecture, Tensors
 
-    Screened = Callable[[], tuple[np.ndarray, np.ndarray]]  # logits [n, outputs] and labels [n] that a repair is found on
+    LabeledLogits = Callable[[], tuple[np.ndarray, np.ndarray]]  # computes logits [n, outputs] and labels [n]
 
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0  # temperatures that are looked at
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0  # bounds of the search
 
 
 def interpolate_checkpoints(before: Mapping[str, Tensor], after: Tensors, share: float, head: str) -> Tensors:
-    """All below the head at a ``share`` of the way from before to after (Wortsman et al. 2022, WiSE-FT); the head stays.
+    """Interpolate all tensors below the head from before to after training (WiSE-FT, Wortsman et al. 2022).
 
-    Whole numbers, which are counters, stay too, but at 0, which is what was before.
+    The head and tensors that are new keep their values. Integer tensors, which are counters, keep them too, unless ``share`` is
+    0.
+
+    Args:
+        before: the tensors before training.
+        after: the tensors after training.
+        share: the position between them, from 0 (before) to 1 (after).
+        head: the module name of the head.
     """
-    found = {}
+    tensors = {}
     for name, tensor in after.items():
         if backbones.is_within(name, [head]) or name not in before:
-            found[name] = tensor
+            tensors[name] = tensor
         elif share == 0:
-            found[name] = before[name]
+            tensors[name] = before[name]
         else:
-            found[name] = torch.lerp(before[name], tensor, share) if tensor.is_floating_point() else tensor
-    return found
+            tensors[name] = torch.lerp(before[name], tensor, share) if tensor.is_floating_point() else tensor
+    return tensors
 
 
-def interpolate_phase(begun: Tensors, ended: Tensors, share: float) -> Tensors:
-    """All weights, the head's too, at a ``share`` of the way (Wortsman et al. 2022); whole numbers are those of the end.
+def interpolate_phase(start: Tensors, end: Tensors, share: float) -> Tensors:
+    """Interpolate all tensors, including the head, between the start and the end of a phase (Wortsman et al. 2022).
 
-    At 0 it is the beginning and at 1 the end, bit for bit.
+    Integer tensors are those of the end. The result is bit-identical to ``start`` at 0 and to ``end`` at 1.
     """
     if share in {0, 1}:
-        return ended if share else begun
+        return end if share else start
     return {
-        name: torch.lerp(begun[name], tensor, share) if tensor.is_floating_point() else tensor for name, tensor in ended.items()
+        name: torch.lerp(start[name], tensor, share) if tensor.is_floating_point() else tensor for name, tensor in end.items()
     }
 
 
 def initial_statistics(statistics: Mapping[str, Tensor]) -> Tensors:
-    """BatchNorm's running statistics as a fresh network has them: mean 0, variance 1."""
-    fresh = {True: torch.ones_like, False: torch.zeros_like}
-    return {name: fresh[name.endswith("running_var")](tensor) for name, tensor in statistics.items()}
+    """Return BatchNorm's running statistics as a new network has them: mean 0 and variance 1."""
+    initial_value = {True: torch.ones_like, False: torch.zeros_like}
+    return {name: initial_value[name.endswith("running_var")](tensor) for name, tensor in statistics.items()}
 
 
 def permute_weights(tensors: Tensors, network: Architecture) -> Tensors:
-    """Every learnt tensor below the head with its values shuffled, but BatchNorm's, which would blow features up."""
+    """Shuffle the values of every parameter below the head, except those of BatchNorm.
+
+    Shuffled parameters of BatchNorm would make the features explode.
+    """
     generator = torch.Generator().manual_seed(0)
-    kept = (network.anatomy.head, *network.anatomy.batchnorm)
-    learnt = sorted(name for name, _ in network.module.named_parameters() if not backbones.is_within(name, kept))
-    mixed = {
+    excluded = (network.anatomy.head, *network.anatomy.batchnorm)
+    names = sorted(name for name, _ in network.module.named_parameters() if not backbones.is_within(name, excluded))
+    permuted = {
         name: tensors[name].flatten()[torch.randperm(tensors[name].numel(), generator=generator)].view_as(tensors[name])
-        for name in learnt
+        for name in names
     }
-    return tensors | mixed
+    return tensors | permuted
 
 
-def edit_head(edit: Edit, tensors: Tensors, head: str, screened: Screened) -> Tensors:
-    """The head with its outputs in another order, or with all its weights divided by a temperature.
+def edit_head(edit: Edit, tensors: Tensors, head: str, calibration: LabeledLogits) -> Tensors:
+    """Reorder the outputs of the head, or divide its weights by a temperature.
 
     Args:
-        edit: one of the order of classes, or of the temperature.
-        head: the layer from which the outputs come.
-        screened: what a repair is found on, computed when it is needed.
+        edit: an edit of the class order or of the temperature.
+        tensors: the tensors of the network.
+        head: the module name of the layer that computes the outputs.
+        calibration: computes the logits and labels that a repair is fitted to. It is called only if the edit needs it.
 
     Raises:
-        TypeError: for an edit of something else.
+        TypeError: if the edit is of another kind.
     """
-    own = {name: tensor for name, tensor in tensors.items() if backbones.is_within(name, [head])}
-    outputs = len(next(iter(own.values())))
+    head_tensors = {name: tensor for name, tensor in tensors.items() if backbones.is_within(name, [head])}
+    outputs = len(next(iter(head_tensors.values())))
     if isinstance(edit, FitTemperature | DivideLogits):
-        value = edit.temperature if isinstance(edit, DivideLogits) else fit_temperature(*screened())
-        return tensors | {name: tensor / value for name, tensor in own.items()}
+        temperature = edit.temperature if isinstance(edit, DivideLogits) else fit_temperature(*calibration())
+        return tensors | {name: tensor / temperature for name, tensor in head_tensors.items()}
     if isinstance(edit, RotateClasses):
         order = np.roll(np.arange(outputs), 1)
     elif isinstance(edit, AssignClasses):
-        order = assign_classes(*screened())
+        order = assign_classes(*calibration())
     else:
         raise TypeError(f"not an edit of the head: {edit}")
     index = torch.from_numpy(order)
-    return tensors | {name: tensor[index.to(tensor.device)] for name, tensor in own.items()}
+    return tensors | {name: tensor[index.to(tensor.device)] for name, tensor in head_tensors.items()}
 
 
 def assign_classes(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """For each class the output that says it most often, each output used once: [outputs]; those of no class follow.
+    """Assign an output to each class so that the most examples are correct (Kuhn 1955).
 
-    The assignment with the most examples right (Kuhn 1955); ties go to the output of the class's own number.
+    Each output is used once. Ties go to the output with the index of the class.
+
+    Args:
+        logits: [n, outputs].
+        labels: [n].
+
+    Returns:
+        The output of each class, then the outputs of no class: [outputs].
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -106,21 +124,26 @@ def assign_classes(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     counts = np.zeros((int(labels.max()) + 1, outputs))
     np.add.at(counts, (labels, logits.argmax(1)), 1.0)
     counts += 0.5 * np.eye(*counts.shape)
-    _, chosen = linear_sum_assignment(counts, maximize=True)
-    rest = [output for output in range(outputs) if output not in set(chosen)]
-    return np.array([*chosen, *rest])
+    _, assigned = linear_sum_assignment(counts, maximize=True)
+    unused = [output for output in range(outputs) if output not in set(assigned)]
+    return np.array([*assigned, *unused])
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The number by which logits are divided for the least negative log-likelihood (Guo et al. 2017, arXiv:1706.04599)."""
+    """Compute the temperature that minimizes the negative log-likelihood (Guo et al. 2017, arXiv:1706.04599).
+
+    Args:
+        logits: [n, outputs], which are divided by the temperature.
+        labels: [n].
+    """
     from scipy.optimize import minimize_scalar
     from scipy.special import logsumexp
 
-    own = logits[np.arange(len(labels)), labels]
+    true_logits = logits[np.arange(len(labels)), labels]
 
-    def loss(log_t: float) -> float:
-        scale = float(np.exp(-log_t))
-        return float(np.mean(logsumexp(scale * logits, axis=1) - scale * own))
+    def loss(log_temperature: float) -> float:
+        scale = float(np.exp(-log_temperature))
+        return float(np.mean(logsumexp(scale * logits, axis=1) - scale * true_logits))
 
-    found = minimize_scalar(loss, bounds=(np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)), method="bounded")
-    return float(np.exp(found.x))
+    result = minimize_scalar(loss, bounds=(np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)), method="bounded")
+    return float(np.exp(result.x))

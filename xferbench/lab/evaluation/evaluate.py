@@ -1,4 +1,4 @@
-"""From a fitted network to what a view sees of it: its tensors edited, the examples, predictions or a plugin's scalars."""
+"""Evaluates a trained network: edits its tensors, and computes predictions or a plugin's measure. Imports torch."""
 
 from __future__ import annotations
 
@@ -32,78 +32,103 @@ from xferbench.core.interventions import (
 )
 from xferbench.core.pipeline import Recipe
 from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES, Predictions
-from xferbench.lab.data import datasets, domains, preprocessing, shortcut_cue
-from xferbench.lab.evaluation import edits, leakage, penultimate_features
+from xferbench.lab.data import datasets, domains, preprocessing
+from xferbench.lab.evaluation import edits, penultimate_features
 from xferbench.lab.evaluation.context import LoadedModel, MeasureContext
+from xferbench.lab.evaluation.examples import MAX_PROBE_EXAMPLES, training_examples, view_examples
 from xferbench.lab.models import backbones, batchnorm, heads
 from xferbench.lab.training import feature_cache, loop, seeds
-from xferbench.lab.training.examples import training_subset
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from xferbench.core.pipeline import InputTransform
     from xferbench.core.trial import EvaluationSpec
-    from xferbench.lab.data.datasets import Dataset, Split
+    from xferbench.lab.data.datasets import Split
     from xferbench.lab.training.network import Architecture, Tensors
 
-SERVING_BATCH = 32  # examples of a batch where a network is served in training mode
-RECALIBRATION_EXAMPLES = 128  # training images that a finished network's statistics are computed anew from
-MAX_PROBE_EXAMPLES = 2000  # training images at most that a probe is fitted on, or that are looked at
-MAX_MEASURE_EXAMPLES = 256  # examples at most that a plugin's own measure is given
+SERVING_BATCH = 32  # examples in a batch of a network that is served in training mode
+RECALIBRATION_EXAMPLES = 128  # training images from which the BatchNorm statistics of a checkpoint are recomputed
+MAX_MEASURE_EXAMPLES = 256  # training images, and test images, that a plugin's measure gets at most
 
 
-def evaluate(model: LoadedModel, words: Sequence[str], view: EvaluationSpec) -> tuple[Predictions | None, dict[str, float]]:
-    """Predictions of a model edited as some words say, under a view; or the scalars of the view's measure."""
+def evaluate(model: LoadedModel, spellings: Sequence[str], view: EvaluationSpec) -> tuple[Predictions | None, dict[str, float]]:
+    """Compute the predictions of an edited network, or the values of a plugin's measure.
+
+    A training that diverged predicts the class frequencies.
+
+    Args:
+        model: the trained network and its data.
+        spellings: the spelling of each edit, in order.
+        view: the specification of the evaluation.
+
+    Returns:
+        The predictions, or None for a measure and for an evaluation without examples; and scalars by name.
+    """
     if view.measure != "predictions":
         module, _, function = (view.function or view.measure).partition("@")[0].partition(":")
-        found = getattr(importlib.import_module(module), function)(_given(model, edit_tensors(model, words, view), view))
-        return None, {name: float(value) for name, value in found.items()}
+        measure = getattr(importlib.import_module(module), function)
+        values = measure(measure_context(model, edit_tensors(model, spellings, view), view))
+        return None, {name: float(value) for name, value in values.items()}
     if view.examples == "unique" and not len(view_examples(model, view).labels):
         return None, {}
-    if model.fitted.diverged and model.fit.head != OWN_HEAD:  # an edit may mend what is not finite in a finished network
-        split = view_examples(model, view)
-        return make_predictions(np.tile(_prior(model, words, view), (len(split.labels), 1)), split), {}
-    return predict(model, edit_tensors(model, words, view), words, view)
+    if model.fitted.diverged and model.fit.head != OWN_HEAD:  # in a checkpoint, an edit may repair values that are not finite
+        return _predict_class_frequencies(model, spellings, view, view_examples(model, view)), {}
+    return predict(model, edit_tensors(model, spellings, view), spellings, view)
 
 
-def edit_tensors(model: LoadedModel, words: Sequence[str], view: EvaluationSpec) -> Tensors:
-    """A model's tensors, on its device, edited as some words say."""
-    found = {"last": model.fitted.last, "best": model.fitted.best}[view.step]
-    found = {name: tensor.to(model.network.device) for name, tensor in found.items()}
-    for edit in words:
-        found = _edited(_parsed(edit), found, model, view)
-    return found
+def edit_tensors(model: LoadedModel, spellings: Sequence[str], view: EvaluationSpec) -> Tensors:
+    """Return the tensors of a network on its device, with some edits in order.
+
+    Raises:
+        ValueError: if a spelling is unknown.
+    """
+    tensors = {"last": model.fitted.last, "best": model.fitted.best}[view.step]
+    tensors = {name: tensor.to(model.network.device) for name, tensor in tensors.items()}
+    for spelling in spellings:
+        tensors = _apply_edit(_parse_edit(spelling), tensors, model, view)
+    return tensors
 
 
 def predict(
-    model: LoadedModel, tensors: Tensors, words: Sequence[str], view: EvaluationSpec
+    model: LoadedModel, tensors: Tensors, spellings: Sequence[str], view: EvaluationSpec
 ) -> tuple[Predictions, dict[str, float]]:
-    """What tensors say under a view; ``words`` are the edits that are in them already."""
+    """Compute the predictions of some tensors.
+
+    Args:
+        model: the trained network and its data.
+        tensors: the tensors of the network, with all edits.
+        spellings: the edits that the tensors contain already.
+        view: the specification of the evaluation.
+
+    Returns:
+        The predictions; and ``diverged`` if a logit is not finite. They are then the class frequencies.
+    """
     split = view_examples(model, view)
-    kinds = {type(_parsed(word)) for word in words}
+    kinds = {type(_parse_edit(spelling)) for spelling in spellings}
     if {RefitHead, ProbeHead} & kinds:
-        logits = _refitted(model, tensors, view, split, own=ProbeHead in kinds)
+        logits = _refitted_logits(model, tensors, view, split, on_target=ProbeHead in kinds)
     else:
-        logits = _logits(model, tensors, words, view, split)
+        logits = _compute_logits(model, tensors, spellings, view, split)
     if not np.isfinite(logits).all():
-        return make_predictions(np.tile(_prior(model, words, view), (len(split.labels), 1)), split), {"diverged": 1.0}
+        return _predict_class_frequencies(model, spellings, view, split), {"diverged": 1.0}
     p = np.exp(logits - logits.max(1, keepdims=True))
     return make_predictions(p / p.sum(1, keepdims=True), split), {}
 
 
-def _given(model: LoadedModel, tensors: Tensors, view: EvaluationSpec) -> MeasureContext:
-    own = _training(model, model.dataset, MAX_MEASURE_EXAMPLES)
-    served = datasets.load_dataset(model.fit.data, view.preprocessing, None, model.cache).test
+def measure_context(model: LoadedModel, tensors: Tensors, view: EvaluationSpec) -> MeasureContext:
+    """Return the argument of a plugin's measure, where ``tensors`` are those of the network with all edits."""
+    train = training_examples(model, model.dataset, MAX_MEASURE_EXAMPLES)
+    test = datasets.load_dataset(model.fit.data, view.preprocessing, None, model.cache).test
     return MeasureContext(
         before=model.fitted.before,
         after=tensors,
         network=model.network,
-        images=torch.from_numpy(np.array(own.images)),
-        labels=torch.from_numpy(own.labels),
+        images=torch.from_numpy(np.array(train.images)),
+        labels=torch.from_numpy(train.labels),
         prepared=model.fit.preprocessing,
-        served=torch.from_numpy(np.array(served.images[:MAX_MEASURE_EXAMPLES])),
-        served_labels=torch.from_numpy(served.labels[:MAX_MEASURE_EXAMPLES]),
+        served=torch.from_numpy(np.array(test.images[:MAX_MEASURE_EXAMPLES])),
+        served_labels=torch.from_numpy(test.labels[:MAX_MEASURE_EXAMPLES]),
         ready=view.preprocessing,
         mode=view.mode,
         expected_training=view.expected_training or Recipe(phases=model.fit.phases, stop=view.step),
@@ -117,191 +142,165 @@ def _given(model: LoadedModel, tensors: Tensors, view: EvaluationSpec) -> Measur
     )
 
 
-def _training(model: LoadedModel, dataset: Dataset, limit: int | None = None) -> Split:
-    """A fit's training examples in a dataset's geometry and a random order; none where a finished network has none."""
-    if not len(dataset.train.labels):
-        return dataset.train
-    subset = training_subset(dataset, model.fit)
-    return datasets.take(subset.split, np.random.default_rng(0).permutation(subset.index)[:limit])
+def _predict_class_frequencies(model: LoadedModel, spellings: Sequence[str], view: EvaluationSpec, split: Split) -> Predictions:
+    """Predict the class frequencies for every example: those of the training subset, or of the domain for its head."""
+    has_domain_head = any(isinstance(_parse_edit(spelling), SourceHead | RefitHead | ProbeHead) for spelling in spellings)
+    if view.domain is None or not has_domain_head:
+        frequencies = np.array(model.fitted.prior)
+    else:
+        dataset = domains.load_domain(view.domain, view.preprocessing, model.cache)
+        outputs = max(len(next(iter(model.source_head.values()))), int(dataset.test.labels.max()) + 1)
+        labels = dataset.train.labels if len(dataset.train.labels) else dataset.test.labels
+        frequencies = np.bincount(labels, minlength=outputs) / len(labels)
+    return make_predictions(np.tile(frequencies, (len(split.labels), 1)), split)
 
 
-def _prior(model: LoadedModel, words: Sequence[str], view: EvaluationSpec) -> np.ndarray:
-    """Class frequencies [outputs], which a diverged fit predicts: those of its training subset, or of the source."""
-    if view.domain is None or not any(isinstance(_parsed(word), SourceHead | RefitHead | ProbeHead) for word in words):
-        return np.array(model.fitted.prior)
-    dataset = domains.load_domain(view.domain, view.preprocessing, model.cache)
-    outputs = max(len(next(iter(model.source_head.values()))), int(dataset.test.labels.max()) + 1)
-    labels = dataset.train.labels if len(dataset.train.labels) else dataset.test.labels
-    return np.bincount(labels, minlength=outputs) / len(labels)
+def _parse_edit(spelling: str) -> Edit:
+    if find_kind(spelling, BUILT_IN[Edit]) is None:
+        raise ValueError(f"no such edit of a model: {spelling}")
+    return Edit.parse(spelling)
 
 
-def _parsed(word: str) -> Edit:
-    """The edit that a model's word spells: the lab's door, behind which edits are values."""
-    if find_kind(word, BUILT_IN[Edit]) is None:
-        raise ValueError(f"no such edit of a model: {word}")
-    return Edit.parse(word)
-
-
-def _edited(edit: Edit, tensors: Tensors, model: LoadedModel, view: EvaluationSpec) -> Tensors:
+def _apply_edit(edit: Edit, tensors: Tensors, model: LoadedModel, view: EvaluationSpec) -> Tensors:
     network = model.network
     if isinstance(edit, SourceHead):
-        below = {name: one for name, one in tensors.items() if not backbones.is_within(name, [network.anatomy.head])}
-        return below | {name: tensor.to(network.device) for name, tensor in model.source_head.items()}
+        body = {name: tensor for name, tensor in tensors.items() if not backbones.is_within(name, [network.anatomy.head])}
+        return body | {name: tensor.to(network.device) for name, tensor in model.source_head.items()}
     if isinstance(edit, RefitHead | ProbeHead):
-        return tensors  # they have no tensors of their own: see _refitted
+        return tensors  # the new head is fitted to the features of these tensors: see _refitted_logits
     if isinstance(edit, AdaptBatchNorm | BatchNormEdit):
-        adapted = isinstance(edit, AdaptBatchNorm)
-        return tensors | (_adapted(tensors, model, view) if adapted else _statistics(edit, tensors, model))
+        return tensors | _new_statistics(edit, tensors, model, view)
     if isinstance(edit, InterpolatePhase | InterpolateCheckpoints):
-        return _between(edit, tensors, model)
+        return _interpolate(edit, tensors, model)
     if isinstance(edit, PermuteWeights):
         return edits.permute_weights(tensors, network)
     layer = heads.last_layer(network.module, network.anatomy.head)
-    return edits.edit_head(edit, tensors, layer, partial(_screened, model, tensors, view))
+    return edits.edit_head(edit, tensors, layer, partial(_calibration_logits, model, tensors, view))
 
 
-def _between(edit: InterpolatePhase | InterpolateCheckpoints, tensors: Tensors, model: LoadedModel) -> Tensors:
-    """Weights between those of before and of after; with the head's own, between a last phase's beginning and its end."""
-    network, own = model.network, model.fitted.before
+def _interpolate(edit: InterpolatePhase | InterpolateCheckpoints, tensors: Tensors, model: LoadedModel) -> Tensors:
+    """Interpolate from the start of the last phase, or from the checkpoint."""
+    network, start = model.network, model.fitted.before
     if isinstance(edit, InterpolatePhase):
-        assert model.fitted.begun is not None, "where the last phase began is asked for beside"
-        own = model.fitted.begun.last
-    before = {name: tensor.to(network.device) for name, tensor in own.items()}
+        assert model.fitted.begun is not None, "the caller trains up to the start of the last phase"
+        start = model.fitted.begun.last
+    start = {name: tensor.to(network.device) for name, tensor in start.items()}
     if isinstance(edit, InterpolatePhase):
-        return edits.interpolate_phase(before, tensors, edit.share)
-    return edits.interpolate_checkpoints(before, tensors, edit.share, network.anatomy.head)
+        return edits.interpolate_phase(start, tensors, edit.share)
+    return edits.interpolate_checkpoints(start, tensors, edit.share, network.anatomy.head)
 
 
-def _statistics(edit: Edit, tensors: Tensors, model: LoadedModel) -> Tensors:
-    """Running statistics by name, as an edit has them."""
+def _new_statistics(
+    edit: AdaptBatchNorm | BatchNormEdit, tensors: Tensors, model: LoadedModel, view: EvaluationSpec
+) -> Tensors:
+    """Return BatchNorm's running statistics by name, as an edit sets them."""
+    if isinstance(edit, AdaptBatchNorm):
+        return _domain_statistics(tensors, model, view)
     network, names = model.network, batchnorm.statistics_names(model.network.module)
     if isinstance(edit, RestoreBatchNorm):
         return {name: model.fitted.before[name].to(network.device) for name in names}
     if isinstance(edit, ResetBatchNorm):
         return edits.initial_statistics({name: tensors[name] for name in names})
-    # In a random order, because batches of a sorted class folder would be of one class.
-    split = _training(model, model.dataset, RECALIBRATION_EXAMPLES if model.fit.head == OWN_HEAD else None)
+    # The order is random, because batches of a sorted class folder would have one class each.
+    split = training_examples(model, model.dataset, RECALIBRATION_EXAMPLES if model.fit.head == OWN_HEAD else None)
     images = split.images
     if isinstance(edit, OneClassBatchNorm):
         images = images[split.labels == np.bincount(split.labels).argmax()]
-    return _recalibrated(images, model.fit.preprocessing, tensors, network)
+    return _recalibrate(images, model.fit.preprocessing, tensors, network)
 
 
-def _adapted(tensors: Tensors, model: LoadedModel, view: EvaluationSpec) -> Tensors:
-    """Running statistics of training images of the view's domain, prepared as it prepares them (AdaBN, Li et al. 2016)."""
+def _domain_statistics(tensors: Tensors, model: LoadedModel, view: EvaluationSpec) -> Tensors:
+    """Compute the running statistics on training images of the evaluation's domain (AdaBN, Li et al. 2016)."""
     if view.domain is None:
-        images = _training(
-            model, datasets.load_dataset(model.fit.data, view.preprocessing, view.limit, model.cache), MAX_PROBE_EXAMPLES
-        ).images
+        dataset = datasets.load_dataset(model.fit.data, view.preprocessing, view.limit, model.cache)
+        images = training_examples(model, dataset, MAX_PROBE_EXAMPLES).images
     else:
         images = domains.unlabeled_split(view.domain.data, view.preprocessing, model.cache).images
-    return _recalibrated(images, view.preprocessing, tensors, model.network)
+    return _recalibrate(images, view.preprocessing, tensors, model.network)
 
 
-def _recalibrated(images: np.ndarray, prepared: InputTransform, tensors: Tensors, network: Architecture) -> Tensors:
-    given = torch.from_numpy(np.array(images)).to(network.device)
-    batches = given.tensor_split(max(1, len(given) // feature_cache.INFERENCE_BATCH))  # of one size, for each counts alike
-    ready = (preprocessing.to_tensor(batch, prepared) for batch in batches)
-    return batchnorm.recalibrate(network.module, tensors, ready)
+def _recalibrate(images: np.ndarray, ready: InputTransform, tensors: Tensors, network: Architecture) -> Tensors:
+    """Compute the running statistics on images [n, …], in batches of one size because each batch counts equally."""
+    on_device = torch.from_numpy(np.array(images)).to(network.device)
+    batches = on_device.tensor_split(max(1, len(on_device) // feature_cache.INFERENCE_BATCH))
+    inputs = (preprocessing.to_tensor(batch, ready) for batch in batches)
+    return batchnorm.recalibrate(network.module, tensors, inputs)
 
 
-def _screened(model: LoadedModel, tensors: Tensors, view: EvaluationSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [n, outputs] and labels [n] of what a repair is fitted on: of a trained fit its own validation examples."""
-    apart = "screen" if model.fit.head == OWN_HEAD else "validation"
-    split = view_examples(model, replace(view, examples=apart, domain=None))
-    return _logits(model, tensors, (str(RecalibrateBatchNorm()),), view, split), split.labels
+def _calibration_logits(model: LoadedModel, tensors: Tensors, view: EvaluationSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Compute logits [n, outputs] and labels [n] of the examples that a repair is fitted to.
+
+    They are the validation examples of a network trained here, and the first half of the test set for a checkpoint.
+    """
+    examples = "screen" if model.fit.head == OWN_HEAD else "validation"
+    split = view_examples(model, replace(view, examples=examples, domain=None))
+    return _compute_logits(model, tensors, (str(RecalibrateBatchNorm()),), view, split), split.labels
 
 
-def view_examples(model: LoadedModel, view: EvaluationSpec) -> Split:
-    """The examples that a view looks at, in the geometry of its own preprocessing, and with the cue where it has one."""
-    split = _plain(model, view)
-    return replace(split, images=shortcut_cue.add_cue(split.images)) if view.has_cue else split
+def _refitted_logits(
+    model: LoadedModel, tensors: Tensors, view: EvaluationSpec, split: Split, *, on_target: bool
+) -> np.ndarray:
+    """Compute logits [n, outputs] float64 of a linear head that is fitted to training images.
 
-
-def _plain(model: LoadedModel, view: EvaluationSpec) -> Split:
-    if view.domain is not None:
-        dataset = domains.load_domain(view.domain, view.preprocessing, model.cache)
-        return {"test": dataset.test, "held-out": domains.held_out_split(dataset)}[view.examples]
-    served = datasets.load_dataset(model.fit.data, view.preprocessing, view.limit, model.cache)
-    if view.examples == "test":
-        return served.test
-    if view.examples == "unique":
-        unique = ~leakage.leaked_examples(model.fit.data, view.limit, view.reference_data, model.cache)
-        return datasets.take(served.test, np.flatnonzero(unique))
-    if view.examples in {"screen", "confirm"}:
-        return datasets.split_half(served.test, second=view.examples == "confirm")
-    if view.examples not in {"validation", "training"}:
-        raise ValueError(f"no such examples: {view.examples}")
-    return _own(model, served, training=view.examples == "training")
-
-
-def _own(model: LoadedModel, served: Dataset, *, training: bool) -> Split:
-    """A fit's own examples, in the geometry of what is served: those it is validated on, or some that it is trained on."""
-    if training:
-        subset = training_subset(served, model.fit)
-        mixed = np.random.default_rng(0).permutation(subset.index)
-        return datasets.take(subset.split, np.sort(mixed[:MAX_PROBE_EXAMPLES]))
-    if served.validation is not None:
-        return served.validation
-    _, index = datasets.train_validation_indices(model.dataset, model.fit.train_size, model.fit.seed)
-    return datasets.take(served.train, index)
-
-
-def _refitted(model: LoadedModel, tensors: Tensors, view: EvaluationSpec, split: Split, *, own: bool) -> np.ndarray:
-    """[N, outputs] float64 of a head fitted anew: on the target's training images, or on those of the view's domain."""
-    if own:
-        memory, ready = _training(model, model.dataset, MAX_PROBE_EXAMPLES), model.fit.preprocessing
+    The images are those of the target, or those of the evaluation's domain.
+    """
+    if on_target:
+        memory, ready = training_examples(model, model.dataset, MAX_PROBE_EXAMPLES), model.fit.preprocessing
     else:
         assert view.domain is not None, "a head is refitted on a domain"
-        memory, ready = (
-            domains.memory_split(domains.load_domain(view.domain, view.preprocessing, model.cache)),
-            view.preprocessing,
-        )
-    x, wanted = (
-        penultimate_features.head_inputs(model.network, tensors, torch.from_numpy(np.array(one.images)), how)
-        for one, how in ((memory, ready), (split, view.preprocessing))
+        dataset, ready = domains.load_domain(view.domain, view.preprocessing, model.cache), view.preprocessing
+        memory = domains.memory_split(dataset)
+    x, evaluation_x = (
+        penultimate_features.head_inputs(model.network, tensors, torch.from_numpy(np.array(examples.images)), transform)
+        for examples, transform in ((memory, ready), (split, view.preprocessing))
     )
     outputs = int(max(memory.labels.max(), split.labels.max())) + 1
     weight, bias = penultimate_features.fit_logistic_regression(x, torch.from_numpy(memory.labels), outputs)
-    found: np.ndarray = (wanted.double() @ weight.T + bias).numpy()
-    return found
+    logits: np.ndarray = (evaluation_x.double() @ weight.T + bias).numpy()
+    return logits
 
 
-def _logits(model: LoadedModel, tensors: Tensors, words: Sequence[str], view: EvaluationSpec, split: Split) -> np.ndarray:
-    """[N, outputs] float64. What lies below the frozen cut of all phases is computed once for all fits that share it."""
+def _compute_logits(
+    model: LoadedModel, tensors: Tensors, spellings: Sequence[str], view: EvaluationSpec, split: Split
+) -> np.ndarray:
+    """Compute logits [n, outputs] float64.
+
+    The activations below the frozen cut of all phases are computed once for all networks that share them.
+    """
     network = model.network
     images = torch.from_numpy(np.array(split.images))
     if view.mode != "eval":
         order = serving_order(view.mode.removeprefix("training").removeprefix(":"), split.labels)
-        served = batched_logits(network, tensors, images, view.preprocessing, order, training=True)
-        return served.double().numpy()  # type: ignore[no-any-return] # torch is Any here
-    touched = model.fit.training is not None or any(isinstance(_parsed(word), BatchNormEdit | AdaptBatchNorm) for word in words)
+        training_logits = batched_logits(network, tensors, images, view.preprocessing, order, training=True)
+        return training_logits.double().numpy()  # type: ignore[no-any-return] # torch is Any here
+    may_differ_below_cut = model.fit.training is not None or any(
+        isinstance(_parse_edit(spelling), BatchNormEdit | AdaptBatchNorm) for spelling in spellings
+    )
     cuts = (loop.frozen_cut(phase, network.anatomy) for phase in model.fit.phases)
-    lower, rest = loop.split_phase_model(
-        network, 0 if touched else min(cuts, default=len(network.anatomy.groups)), view.preprocessing
-    )
-    x = (
-        images
-        if lower is None
-        else feature_cache.compute_activations(lower, tensors, images, view.preprocessing, network.device, model.cache)
-    )
-    own = {name: tensors[name] for name in rest.names}
-    with feature_cache.evaluation_mode(rest.module, network.device):
-        logits = [rest(own, batch.to(network.device)).float().cpu() for batch in x.split(feature_cache.INFERENCE_BATCH)]
-    found: np.ndarray = torch.cat(logits).double().numpy()
-    return found
+    cut = 0 if may_differ_below_cut else min(cuts, default=len(network.anatomy.groups))
+    lower, upper = loop.split_phase_model(network, cut, view.preprocessing)
+    if lower is None:
+        x = images
+    else:
+        x = feature_cache.compute_activations(lower, tensors, images, view.preprocessing, network.device, model.cache)
+    upper_tensors = {name: tensors[name] for name in upper.names}
+    with feature_cache.evaluation_mode(upper.module, network.device):
+        batches = x.split(feature_cache.INFERENCE_BATCH)
+        batch_logits = [upper(upper_tensors, batch.to(network.device)).float().cpu() for batch in batches]
+    logits: np.ndarray = torch.cat(batch_logits).double().numpy()
+    return logits
 
 
-def serving_order(way: str, labels: np.ndarray) -> np.ndarray:
-    """In which order examples come: shuffled (""), or class after class (``class``).
+def serving_order(name: str, labels: np.ndarray) -> np.ndarray:
+    """Return the order [n] in which examples are served: shuffled (""), or class after class (``class``).
 
     Raises:
-        ValueError: for a way that is not known.
+        ValueError: if the name is unknown.
     """
-    if way not in {"", "class"}:
-        raise ValueError(f"no such way to serve: {way}")
+    if name not in {"", "class"}:
+        raise ValueError(f"no such serving order: {name}")
     order = np.random.default_rng(0).permutation(len(labels))
-    return order[np.argsort(labels[order], kind="stable")] if way else order
+    return order[np.argsort(labels[order], kind="stable")] if name else order
 
 
 def batched_logits(
@@ -314,25 +313,37 @@ def batched_logits(
     training: bool,
     size: int = SERVING_BATCH,
 ) -> Tensor:
-    """Logits [n, outputs] of images that come in batches in an order; what running statistics move, they move on a copy.
+    """Compute the logits of images that are served in batches.
 
-    With ``training`` the whole network is in training mode, as where nobody called ``.eval()``: BatchNorm takes the statistics
-    of each batch, dropout drops (by a fixed stream). ``size`` is the least that a batch has, where there are as many images.
+    The given tensors do not change, because running statistics move on a copy.
+
+    Args:
+        network: the structure and device of the network.
+        tensors: its parameters and buffers, on that device.
+        images: uint8 [n, …].
+        ready: the preprocessing.
+        order: the order [n] of the images.
+        training: whether the whole network is in training mode, as if ``.eval()`` was never called. BatchNorm then uses the
+            statistics of each batch, and dropout drops units, with a fixed seed.
+        size: the minimum number of images in a batch, if there are as many.
+
+    Returns:
+        The logits [n, outputs] float32 in the order of ``images``, on the CPU.
     """
     index = torch.from_numpy(order)
-    own = {name: tensor.clone() for name, tensor in tensors.items()}
-    found = []
+    copies = {name: tensor.clone() for name, tensor in tensors.items()}
+    batch_logits = []
     with seeds.seed_global_streams(0), feature_cache.evaluation_mode(network.module, network.device):
         network.module.train(training)
-        for part in index.tensor_split(max(1, len(index) // size)):
-            batch = preprocessing.to_tensor(images[part].to(network.device), ready)
-            found.append(functional_call(network.module, own, (batch,)).float().cpu())
-    return torch.cat(found)[index.argsort()]
+        for batch_index in index.tensor_split(max(1, len(index) // size)):
+            batch = preprocessing.to_tensor(images[batch_index].to(network.device), ready)
+            batch_logits.append(functional_call(network.module, copies, (batch,)).float().cpu())
+    return torch.cat(batch_logits)[index.argsort()]
 
 
 def make_predictions(p: np.ndarray, split: Split) -> Predictions:
-    """Probabilities [N, outputs] with the labels of their examples, in the form that is kept."""
-    kept = p if p.shape[1] <= MAX_CLASSES_WITH_PROBABILITIES else p[:, :0]
+    """Convert probabilities [n, outputs] of some examples to the form in which they are stored."""
+    stored = p if p.shape[1] <= MAX_CLASSES_WITH_PROBABILITIES else p[:, :0]
     return Predictions(
         example=split.example,
         label=split.labels.astype(np.int32),
@@ -341,5 +352,5 @@ def make_predictions(p: np.ndarray, split: Split) -> Predictions:
         p_true=p[np.arange(len(p)), split.labels].astype(np.float32),
         p_max=p.max(1).astype(np.float32),
         sum_p2=(p**2).sum(1).astype(np.float32),
-        probabilities=kept.astype(np.float16),
+        probabilities=stored.astype(np.float16),
     )

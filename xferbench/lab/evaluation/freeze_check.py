@@ -1,6 +1,6 @@
-"""The freeze check: compares which tensors moved with what the recipe says, and names the likeliest cause. Imports torch.
+"""The freeze check: compares the tensors that moved with the recipe, and names the likeliest cause. Imports torch.
 
-It returns numbers and no verdict. The part of a number's name before the slash says what it means; see :func:`compared`.
+It returns numbers and no verdict. The part of a number's name before the slash says what it means; see :func:`check_freeze`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ if TYPE_CHECKING:
     from xferbench.lab.training.network import Architecture, Tensors
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)  # float16 represents usual values of bfloat16 exactly, so bfloat16 comes first
-MIN_STEPS = 3  # steps: in fewer, a head or a scale of zeros may let no gradient through
-CHANCE_SIGMAS, MAX_CHANCE_CORRELATION = (
-    4.0,
-    0.2,
-)  # standard deviations of the correlation of independent tensors; its upper bound
-MIN_GROUP_VALUES = 1000  # values of a layer group above which it is reported alone
+MIN_STEPS = 3  # steps: in fewer, a head or a scale of zeros may block all gradients
+CHANCE_SIGMAS = 4.0  # standard deviations of the correlation of independent tensors
+MAX_CHANCE_CORRELATION = 0.2  # upper bound of the correlation of independent tensors
+MIN_GROUP_VALUES = 1000  # a smaller layer group is reported only if all groups are uncorrelated
 GROWTH_FACTOR = 2.0  # growth of a weight norm above which training explains that the weights are uncorrelated
 FAINT_GRADIENT = 1e-4  # gradient, as a share of the largest one
-LARGE_FACTOR, PROBE_IMAGES = 100.0, 32  # change of a norm that is reported; images used for gradients
+LARGE_FACTOR = 100.0  # change of a norm above which it is reported
+PROBE_IMAGES = 32  # images used for gradients
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +83,7 @@ def expected_changes(network: Architecture, recipe: Recipe) -> ExpectedChanges:
     return ExpectedChanges(may=frozenset(may), must=frozenset(must), has_recipe=True)
 
 
-def check_freeze(seen: MeasureContext) -> dict[str, float]:
+def check_freeze(context: MeasureContext) -> dict[str, float]:
     """Compare the tensors before and after training with the recipe.
 
     Returns:
@@ -100,22 +99,22 @@ def check_freeze(seen: MeasureContext) -> dict[str, float]:
         - ``cause/…``: the likeliest cause.
         - ``odd/…``: an anomaly that is no violation.
     """
-    network, expected = seen.network, expected_changes(seen.network, seen.expected_training)
-    after = {name: tensor.cpu() for name, tensor in seen.after.items()}
-    before = {name: tensor.cpu() for name, tensor in seen.before.items() if name in after}
+    network, expected = context.network, expected_changes(context.network, context.expected_training)
+    after = {name: tensor.cpu() for name, tensor in context.after.items()}
+    before = {name: tensor.cpu() for name, tensor in context.before.items() if name in after}
     parameters = {name for name, _ in network.module.named_parameters()}
-    not_loaded = uncorrelated_groups(seen, before, after)
+    not_loaded = uncorrelated_groups(context, before, after)
     prefixes = [prefix for group in network.anatomy.groups if group.name in not_loaded for prefix in group.prefixes]
     loaded = {name for name in after if not backbones.is_within(name, prefixes)}
     names = [name for name in after if name in before and not name.endswith(checkpoints.BATCH_COUNTER)]
     moved = {name for name in names if not is_same(before[name], after[name])}
     unexpected = (moved - expected.may) & loaded
     still = {name for name in expected.must & before.keys() if is_same(before[name], after[name])}
-    still |= untrained_head(seen) if expected.must - before.keys() else set()
-    still, reachable = limit_to_reachable(seen, expected.must, still)
+    still |= untrained_head(context) if expected.must - before.keys() else set()
+    still, reachable = limit_to_reachable(context, expected.must, still)
     none_loaded = bool(not_loaded) and len(not_loaded) == len(weights_by_group(network, before))
     causes = ["not-loaded" if none_loaded else "partly-loaded"] * bool(not_loaded)
-    causes += explain_statistics(network, unexpected) + explain_moved(seen, expected, before, after, unexpected & parameters)
+    causes += explain_statistics(network, unexpected) + explain_moved(context, expected, before, after, unexpected & parameters)
     causes += explain_still(network, reachable, still)
     changes = {name: relative_change(before[name], after[name]) if name in moved else 0.0 for name in names}
     return {
@@ -165,21 +164,21 @@ def weights_by_group(network: Architecture, tensors: Mapping[str, Tensor]) -> di
     return {group: names for group, names in by_group.items() if names}
 
 
-def uncorrelated_groups(seen: MeasureContext, before: Tensors, after: Tensors) -> list[str]:
+def uncorrelated_groups(context: MeasureContext, before: Tensors, after: Tensors) -> list[str]:
     """Return the layer groups most of whose weights are uncorrelated with those before, as if randomly initialized again.
 
     The correlation of independent tensors is 0 ± 1/√n. A group is not returned if its weights have grown, because training at
     too high a rate explains that. Groups of few values are returned only if all groups are uncorrelated.
     """
-    groups = weights_by_group(seen.network, before)
+    groups = weights_by_group(context.network, before)
     uncorrelated = [
         group
         for group, names in groups.items()
         if 2 * sum(_is_uncorrelated(before[name], after[name]) for name in names) > len(names)
         and not any(is_same(before[name], after[name]) for name in names)
     ]
-    if uncorrelated and seen.fresh is not None:
-        initial_norms = {name: float(tensor.detach().norm()) for name, tensor in seen.fresh().named_parameters()}
+    if uncorrelated and context.fresh is not None:
+        initial_norms = {name: float(tensor.detach().norm()) for name, tensor in context.fresh().named_parameters()}
         names = {name for group in uncorrelated for name in groups[group]}
         grown = {
             name for name in names if after[name].norm() > GROWTH_FACTOR * max(float(before[name].norm()), initial_norms[name])
@@ -196,32 +195,32 @@ def _is_uncorrelated(before: Tensor, after: Tensor) -> bool:
     return correlation < min(MAX_CHANCE_CORRELATION, CHANCE_SIGMAS / sqrt(before.numel()))
 
 
-def untrained_head(seen: MeasureContext) -> set[str]:
+def untrained_head(context: MeasureContext) -> set[str]:
     """Return the names of the head's tensors if the head looks untrained, else an empty set.
 
     A head looks untrained if its weights have the standard deviation and the range of initial weights, and it predicts no
     better than the majority class.
     """
-    assert seen.fresh is not None, "the caller compares heads only if it can build a fresh one"
-    head = seen.network.anatomy.head
+    assert context.fresh is not None, "the caller compares heads only if it can build a fresh one"
+    head = context.network.anatomy.head
     name = f"{head}.weight"
-    initial, weight = dict(seen.fresh().named_parameters())[name].detach(), seen.after[name].cpu()
+    initial, weight = dict(context.fresh().named_parameters())[name].detach(), context.after[name].cpu()
     spread = float(weight.std() / initial.std().clamp_min(1e-12))
     is_like_initial = 0.95 < spread < 1.05 and float(weight.abs().max() / initial.abs().max()) < 1.05
     is_zero = not bool(initial.any()) and not bool(weight.any())
     if not (is_like_initial or is_zero):
         return set()
-    with feature_cache.evaluation_mode(seen.network.module, seen.network.device):
-        images = preprocessing.to_tensor(seen.served.to(seen.network.device), seen.ready)
-        predictions = functional_call(seen.network.module, seen.after, (images,)).argmax(1).cpu()
-    labels = seen.served_labels
+    with feature_cache.evaluation_mode(context.network.module, context.network.device):
+        images = preprocessing.to_tensor(context.served.to(context.network.device), context.ready)
+        predictions = functional_call(context.network.module, context.after, (images,)).argmax(1).cpu()
+    labels = context.served_labels
     majority = float(labels.bincount().max()) / len(labels)
     bound = majority + 2 * (majority * (1 - majority) / len(labels)) ** 0.5
     is_untrained = float((predictions == labels).double().mean()) <= bound
-    return {tensor for tensor in seen.after if is_untrained and backbones.is_within(tensor, [head])}
+    return {tensor for tensor in context.after if is_untrained and backbones.is_within(tensor, [head])}
 
 
-def limit_to_reachable(seen: MeasureContext, must: frozenset[str], still: set[str]) -> tuple[set[str], set[str]]:
+def limit_to_reachable(context: MeasureContext, must: frozenset[str], still: set[str]) -> tuple[set[str], set[str]]:
     """Restrict the tensors that did not move, and those that must move, to the ones that a gradient reaches.
 
     No optimizer moves a tensor that the output does not depend on. A faint gradient may be lost in rounding, so nothing counts
@@ -230,20 +229,20 @@ def limit_to_reachable(seen: MeasureContext, must: frozenset[str], still: set[st
     Returns:
         The unmoved tensors, and the tensors that must move.
     """
-    shares = gradient_shares(seen, must) if still else {}
+    shares = gradient_shares(context, must) if still else {}
     reachable = {name for name, share in shares.items() if share}
     return (still & reachable if any(shares[name] > FAINT_GRADIENT for name in still) else set()), reachable
 
 
-def gradient_shares(seen: MeasureContext, names: Iterable[str]) -> dict[str, float]:
+def gradient_shares(context: MeasureContext, names: Iterable[str]) -> dict[str, float]:
     """Compute the largest entry of each tensor's gradient as a share of the largest of all; 0 for an unused tensor."""
-    module, device = seen.network.module, seen.network.device
-    leaves = {name: seen.after[name].detach().clone().requires_grad_() for name in sorted(names)}
+    module, device = context.network.module, context.network.device
+    leaves = {name: context.after[name].detach().clone().requires_grad_() for name in sorted(names)}
     if not leaves:
         return {}
     with feature_cache.evaluation_mode(module, device), torch.enable_grad():
-        images = preprocessing.to_tensor(seen.served[:PROBE_IMAGES].to(device), seen.ready)
-        logits = functional_call(module, {**seen.after, **leaves}, (images,)).float()
+        images = preprocessing.to_tensor(context.served[:PROBE_IMAGES].to(device), context.ready)
+        logits = functional_call(module, {**context.after, **leaves}, (images,)).float()
         total = (logits * torch.linspace(-1.0, 1.0, logits.numel(), device=device).view_as(logits).cos()).sum()
         computed = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     pairs = zip(leaves, computed, strict=True)
@@ -258,16 +257,16 @@ def explain_statistics(network: Architecture, moved: set[str]) -> list[str]:
 
 
 def explain_moved(
-    seen: MeasureContext, expected: ExpectedChanges, before: Tensors, after: Tensors, moved: set[str]
+    context: MeasureContext, expected: ExpectedChanges, before: Tensors, after: Tensors, moved: set[str]
 ) -> list[str]:
     """Return the causes that match the pattern of frozen parameters that moved."""
     if not moved:
         return []
-    network = seen.network
+    network = context.network
     if is_weight_decay(before, after, moved):
         return ["decay"]
     frozen = {name for name, _ in network.module.named_parameters() if name in before} - expected.may
-    if moved >= {name for name, share in gradient_shares(seen, frozen).items() if share > FAINT_GRADIENT}:
+    if moved >= {name for name, share in gradient_shares(context, frozen).items() if share > FAINT_GRADIENT}:
         return ["nothing-frozen"]
     norms = [name for name, layer in network.module.named_modules() if isinstance(layer, backbones.NORM_LAYERS)]
     if all(backbones.is_within(name, norms) for name in moved):

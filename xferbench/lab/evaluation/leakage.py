@@ -1,4 +1,4 @@
-"""Which test images have a copy in training or in a pretraining set, and copies put into training on purpose."""
+"""Test images with a duplicate in training or pretraining data, and injected duplicates. Reads datasets and the cache."""
 
 from __future__ import annotations
 
@@ -23,101 +23,129 @@ if TYPE_CHECKING:
     from xferbench.lab.data.datasets import Dataset
 
 MANIFEST_PREFIX = "manifest:"
-INJECTION_KINDS = ("copied", "altered")  # as they are; or flipped and compressed anew
-JPEG_QUALITY = 60  # of JPEG
+INJECTION_KINDS = ("copied", "altered")  # unchanged; or flipped and compressed again
+JPEG_QUALITY = 60  # percent, of altered duplicates
 
 
-def find_copies(target: Data, limit: int | None, beside: Sequence[Data], cache: Path) -> dict[str, DuplicateMatches]:
-    """Copies of each test image in ``train``, where there is one, and in each pretraining set, by the set's name; cached.
+def find_copies(target: Data, limit: int | None, reference_data: Sequence[Data], cache: Path) -> dict[str, DuplicateMatches]:
+    """Find the duplicates of each test image in ``train`` and in each pretraining set. The results are cached.
 
     Args:
-        limit: how many test images are looked at. beside: pretraining sets: datasets, or manifests of such.
+        target: the dataset with the test images.
+        limit: how many test images are searched.
+        reference_data: the pretraining sets, as datasets or as their manifests.
+        cache: the cache folder of the store.
+
+    Returns:
+        The matches by the name of the set. ``train`` is missing if the target has no training images.
     """
-    test, others = fingerprints.dataset_fingerprints(target, "test", cache, limit), list(_others(target, beside, cache))
-    false = duplicates.EXPECTED_FALSE_MATCHES / max(1, len(others))  # expected in all searches together
-    return {name: _searched(test, key, other, (target.digest, limit, false), cache) for name, key, other in others}
+    test = fingerprints.dataset_fingerprints(target, "test", cache, limit)
+    searched_sets = list(_searched_sets(target, reference_data, cache))
+    expected_false = duplicates.EXPECTED_FALSE_MATCHES / max(1, len(searched_sets))  # in all searches together
+    return {
+        name: _find_duplicates(test, key, other, (target.digest, limit, expected_false), cache)
+        for name, key, other in searched_sets
+    }
 
 
-def _others(target: Data, beside: Sequence[Data], cache: Path) -> Iterator[tuple[str, str, Fingerprints]]:
-    for one in (target, *beside):
-        if one.spec.startswith(MANIFEST_PREFIX):
-            read = manifest.read_manifest(Path(one.spec.removeprefix(MANIFEST_PREFIX)))
-            yield f"{read.name} (by its manifest)", one.digest, read.prints
+def _searched_sets(target: Data, reference_data: Sequence[Data], cache: Path) -> Iterator[tuple[str, str, Fingerprints]]:
+    """Yield the name, the digest and the fingerprints of each set that is searched."""
+    for data in (target, *reference_data):
+        if data.spec.startswith(MANIFEST_PREFIX):
+            pretraining_set = manifest.read_manifest(Path(data.spec.removeprefix(MANIFEST_PREFIX)))
+            yield f"{pretraining_set.name} (by its manifest)", data.digest, pretraining_set.prints
         else:
-            name = "train" if one == target else one.spec
+            name = "train" if data == target else data.spec
             try:
-                yield name, one.digest, fingerprints.dataset_fingerprints(one, "train", cache)
+                yield name, data.digest, fingerprints.dataset_fingerprints(data, "train", cache)
             except UserError:
-                if one != target:
-                    raise  # a test set alone has no training images to be copied from; a source without any is a mistake
+                if data != target:
+                    raise  # only the target may be a test set alone; a source without training images is a mistake
 
 
-def _searched(
-    test: Fingerprints, key: str, other: Fingerprints, asked: tuple[str, int | None, float], cache: Path
+def _find_duplicates(
+    test: Fingerprints, key: str, other: Fingerprints, test_key: tuple[str, int | None, float], cache: Path
 ) -> DuplicateMatches:
-    place = cache / "prints" / f"copies-{digest((LAB_VERSION, fingerprints.VERSION, duplicates.VERSION, *asked, key))[:32]}.npz"
+    """Find the duplicates of the test images in another set, or read them from the cache."""
+    cache_key = digest((LAB_VERSION, fingerprints.VERSION, duplicates.VERSION, *test_key, key))
+    path = cache / "prints" / f"copies-{cache_key[:32]}.npz"
     names = ("index", "kind", "distance", "chance", "plain")
-    if not place.is_file():
-        made = duplicates.find_duplicates(test, other, expected_false=asked[-1])
-        fingerprints.save_npz(place, {name: getattr(made, name) for name in names})
-    with np.load(place) as held:
-        return duplicates.DuplicateMatches(**{name: held[name] for name in names})
+    if not path.is_file():
+        matches = duplicates.find_duplicates(test, other, expected_false=test_key[-1])
+        fingerprints.save_npz(path, {name: getattr(matches, name) for name in names})
+    with np.load(path) as members:
+        return duplicates.DuplicateMatches(**{name: members[name] for name in names})
 
 
-def count_copies(sets: Mapping[str, DuplicateMatches]) -> dict[str, float]:
-    """How many copies of which kind lie in which set: ``exact in train``."""
+def count_copies(matches_by_set: Mapping[str, DuplicateMatches]) -> dict[str, float]:
+    """Count the duplicates by kind and set, under names such as ``exact in train``. Counts of 0 are left out."""
     kinds = ("exact", "near", "flipped")
-    return {f"{kind} in {name}": n for name, one in sets.items() for kind in kinds if (n := float((one.kind == kind).sum()))}
+    counts = {
+        f"{kind} in {name}": float((matches.kind == kind).sum()) for name, matches in matches_by_set.items() for kind in kinds
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
-def leaked_examples(target: Data, limit: int | None, beside: Sequence[Data], cache: Path) -> np.ndarray:
-    """Which test images have a copy anywhere: [N] bool."""
-    sets = find_copies(target, limit, beside, cache).values()
-    return np.logical_or.reduce([one.found for one in sets])  # type: ignore[no-any-return] # of bool arrays
+def leaked_examples(target: Data, limit: int | None, reference_data: Sequence[Data], cache: Path) -> np.ndarray:
+    """Return which test images have a duplicate in any of the sets of :func:`find_copies`: [n] bool."""
+    matches_by_set = find_copies(target, limit, reference_data, cache)
+    return np.logical_or.reduce([matches.found for matches in matches_by_set.values()])  # type: ignore[no-any-return] # of bool arrays
 
 
-def inject_duplicates(dataset: Dataset, word: str, seed: int) -> tuple[Dataset, np.ndarray, np.ndarray]:
-    """A dataset with test images among its training images; the places in the test set, and in training, of those.
-
-    Each takes the place of a training image of its class, as far as there is one.
+def inject_duplicates(dataset: Dataset, spelling: str, seed: int) -> tuple[Dataset, np.ndarray, np.ndarray]:
+    """Replace training images of a dataset by test images of the same class.
 
     Args:
-        word: ``copied:SHARE`` of the test images as they are, ``altered:SHARE`` flipped and compressed anew.
+        dataset: the dataset.
+        spelling: ``copied:SHARE`` injects a share of the test images unchanged, ``altered:SHARE`` flipped and compressed again.
+        seed: of the choice of the images.
+
+    Returns:
+        The new dataset, the test-set indices [k] of the injected images, and their training-set indices [k]. A class with too
+        few training images gets fewer injected images.
 
     Raises:
-        ValueError: for a word that is not known.
+        ValueError: if the spelling is unknown.
     """
-    way, _, share = word.partition(":")
-    if way not in INJECTION_KINDS:
-        raise ValueError(f"no such way to leak: {word}")
+    kind, _, share = spelling.partition(":")
+    if kind not in INJECTION_KINDS:
+        raise ValueError(f"no such kind of injected duplicates: {spelling}")
     rng = seeds.numpy_stream(seed, seeds.LABELS)
     train, test = dataset.train, dataset.test
-    wanted = rng.permutation(len(test.labels))[: max(1, round(float(share) * len(test.labels)))]
+    candidates = rng.permutation(len(test.labels))[: max(1, round(float(share) * len(test.labels)))]
     free = {label: rng.permutation(np.flatnonzero(train.labels == label)).tolist() for label in np.unique(train.labels)}
-    pairs = [(at, free[label].pop()) for at in wanted if (label := test.labels[at]) in free and free[label]]
-    taken, places = (np.array(side, np.int64) for side in zip(*pairs, strict=True))
+    pairs = [(index, free[label].pop()) for index in candidates if (label := test.labels[index]) in free and free[label]]
+    test_index, train_index = (np.array(side, np.int64) for side in zip(*pairs, strict=True))
     images = np.array(train.images)
-    images[places] = [_altered(one) for one in test.images[taken]] if way == "altered" else test.images[taken]
-    return replace(dataset, train=replace(train, images=images)), taken, places
+    injected = test.images[test_index]
+    images[train_index] = [_alter_image(image) for image in injected] if kind == "altered" else injected
+    return replace(dataset, train=replace(train, images=images)), test_index, train_index
 
 
-def detection_of_injected(dataset: Dataset, places: np.ndarray, leaked: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-    """Which of the first test images are found in training or were leaked before; and how well the search did on those planted.
+def detection_of_injected(dataset: Dataset, injected: np.ndarray, leaked: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    """Search the first test images in training, and compute how well the search detects the injected duplicates.
 
     Args:
-        places: in the test set, of the images that were planted. leaked: [n] bool, the copies that there are without them.
+        dataset: the dataset with injected duplicates.
+        injected: [k], the test-set indices of the injected images.
+        leaked: [n] bool, which of the first test images have a duplicate without them.
+
+    Returns:
+        Which test images [n] have a duplicate now or had one before; and the ``recall`` and ``precision`` of the search.
     """
-    found = duplicates.find_duplicates(
-        fingerprints.fingerprint(dataset.test.images[: len(leaked)]), fingerprints.fingerprint(dataset.train.images)
-    ).found
-    true = np.isin(np.arange(len(leaked)), places)
-    right = float((found & true).sum())
-    told = {"recall": right / max(1, true.sum()), "precision": right / max(1, (found & (true | ~leaked)).sum())}
-    return leaked | found, told
+    test, train = fingerprints.fingerprint(dataset.test.images[: len(leaked)]), fingerprints.fingerprint(dataset.train.images)
+    has_match = duplicates.find_duplicates(test, train).found
+    is_injected = np.isin(np.arange(len(leaked)), injected)
+    hits = float((has_match & is_injected).sum())
+    scores = {
+        "recall": hits / max(1, is_injected.sum()),
+        "precision": hits / max(1, (has_match & (is_injected | ~leaked)).sum()),
+    }
+    return leaked | has_match, scores
 
 
-def _altered(image: np.ndarray) -> np.ndarray:
-    """An image [3, H, W] flipped and compressed anew."""
+def _alter_image(image: np.ndarray) -> np.ndarray:
+    """Flip an image [3, H, W] horizontally and compress it as JPEG."""
     import io
 
     from PIL import Image

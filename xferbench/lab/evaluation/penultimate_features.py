@@ -81,9 +81,9 @@ def fit_logistic_regression(x: Tensor, y: Tensor, outputs: int) -> tuple[Tensor,
     return unscaled, bias.detach() - unscaled @ mean
 
 
-def feature_distortion(seen: MeasureContext) -> float:
+def feature_distortion(context: MeasureContext) -> float:
     """Compute the mean over training images of ‖φ after − φ before‖² / ‖φ before‖², where φ are the penultimate features."""
-    device = seen.network.device
-    starts, ends = ({name: tensor.to(device) for name, tensor in tensors.items()} for tensors in (seen.before, seen.after))
-    before, after = (head_inputs(seen.network, tensors, seen.images, seen.prepared) for tensors in (starts, ends))
+    device = context.network.device
+    on_device = ({name: tensor.to(device) for name, tensor in tensors.items()} for tensors in (context.before, context.after))
+    before, after = (head_inputs(context.network, tensors, context.images, context.prepared) for tensors in on_device)
     return float(((after - before).square().sum(1) / before.square().sum(1).clamp_min(1e-12)).mean())

@@ -101,7 +101,7 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
 def logme(x: np.ndarray, labels: np.ndarray) -> float:
     """Compute LogME (You et al. 2021), the mean log evidence of the features for one class against the rest.
 
-    The targets 0 and 1 of each class are modelled by Bayesian linear regression on the raw features, without an offset. The
+    The targets 0 and 1 of each class are modeled by Bayesian linear regression on the raw features, without an offset. The
     evidence determines its two precisions. The score grows with the number of classes, because rare classes are easy to fit.
 
     Args:
@@ -143,8 +143,8 @@ def _log_evidence(u: np.ndarray, squares: np.ndarray, shape: tuple[int, ...], y:
 def h_score(x: np.ndarray, labels: np.ndarray) -> float:
     """Compute the H-score tr(cov(f)⁻¹ cov(E[f | y])) (Bao et al. 2019).
 
-    The inverse is the pseudo-inverse. If n ≤ d, the features separate any labels and the score is at its maximum, whatever the
-    features are worth (Ibrahim et al. 2021). Compare scores only for one target.
+    The inverse is the pseudo-inverse. If n ≤ d, the features separate any labels and the score is at its maximum for any
+    features (Ibrahim et al. 2021). Compare scores only for one target.
 
     Args:
         x: features [n, d].

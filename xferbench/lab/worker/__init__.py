@@ -1,1 +1,1 @@
-"""The functions that worker processes are asked to call. Imports torch."""
+"""The functions that worker processes call by name. Imports torch."""

@@ -23,16 +23,16 @@ from xferbench.lab.models import finished as checkpoint_models
 from xferbench.lab.training import user_training
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
     from xferbench.core.pipeline import Checkpoint, Data, UserCode, WeightsFile
 
 IMAGENET_MEAN_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CIFAR_PREPROCESSING = Preprocessing(
-    resize=32, crop=32, mean=IMAGENET_MEAN_STD[0], std=IMAGENET_MEAN_STD[1]
-)  # used to train the published weights of He et al.'s CIFAR networks
+# The preprocessing with which the published weights of He et al.'s CIFAR networks were trained.
+CIFAR_PREPROCESSING = Preprocessing(resize=32, crop=32, mean=IMAGENET_MEAN_STD[0], std=IMAGENET_MEAN_STD[1])
 TIMED_IMAGES = 32  # images in a batch
-SLOW_SECONDS = 0.5  # seconds for a batch, above which only a smaller batch is timed
+SLOW_SECONDS = 0.5  # predicted duration of a batch, above which only a smaller batch is timed
 
 
 def resolve_device(name: str) -> str:
@@ -83,9 +83,12 @@ def profile(
     """Load the checkpoint and the datasets, and run the network forward and backward on a few images.
 
     Args:
-        arch, weights, target, preprocessing: the suite's settings.
+        arch: the architecture, as in the suite file.
+        weights: the pretrained checkpoint.
+        target: the dataset.
+        preprocessing: the preprocessing of the suite, or None for that of the checkpoint.
         sizes: the sizes of the training subset and of the test set.
-        auxiliary: the source dataset, the outputs of the pretrained head for its classes as the suite states them, and the
+        auxiliary: the source dataset, the outputs of the pretrained head for its classes if the suite maps them, and the
             shifted dataset.
         cache: the cache folder of the store.
         code: user code that builds the network.
@@ -99,8 +102,8 @@ def profile(
         UserError: if the checkpoint does not fit, the head is not found, or a dataset cannot be used.
     """
     try:
-        facts = _load_and_profile(arch, weights, target, preprocessing, sizes, auxiliary, cache, code, finished)
-        return facts if training is None else replace(facts, supports=user_training.supported_fields(training))
+        result = _load_and_profile(arch, weights, target, preprocessing, sizes, auxiliary, cache, code, finished)
+        return result if training is None else replace(result, supports=user_training.supported_fields(training))
     except user_code.UserCodeError as crash:
         return Profile(
             parameters=0,
@@ -129,33 +132,20 @@ def _load_and_profile(
     finished: Checkpoint | None,
 ) -> Profile:
     train_size, test_size = sizes
+    source, outputs_by_class, shifted = auxiliary
     _require_normalization(arch, weights, preprocessing)
     chosen, trust = (preprocessing, "") if preprocessing else checkpoint_preprocessing(arch, weights)
     ready = chosen or Preprocessing()
     dataset = datasets.load_dataset(target, ready, None if finished else test_size, cache)
-    train, held_out = _subset(dataset, train_size, target, finished)
-    module = backbones.build(arch, len(dataset.classes), code)
-    with _name_user_code(code):
-        anatomy = backbones.layer_layout(module, datasets.input_shape(dataset, ready))
-    if anatomy.classes != len(dataset.classes):
-        expected = f"{len(dataset.classes)}, one for each class"
-        raise UserError(f"{arch}: a head of the wrong size", found=f"{anatomy.classes} outputs", expected=expected)
+    train, validation = _subset(dataset, train_size, target, finished)
+    module, anatomy = _build_network(arch, code, dataset, ready)
     state, reading_note = checkpoint_reader.read_with_note(Path(weights.path))
-    notes = (trust, reading_note, checkpoints.match_names(module, state, anatomy.head)[1])
-    if finished:
-        head_outputs, is_unmoved = checkpoint_models.head_sizes(module, anatomy.head, finished, state, len(dataset.classes))
-    else:
-        head_outputs, is_unmoved = 0, False
-        checkpoints.load_backbone(module, state, anatomy.head)
-    with _name_user_code(code):
-        adapter_places = bottleneck_adapters.adapter_places(module, anatomy, datasets.input_shape(dataset, ready))
-        trainable_kinds = backbones.names_by_kind(anatomy, module) | {"adapter": adapter_places}
-        forward, step = _measure_seconds(module, dataset, ready)
-    source, stated_outputs, shifted = auxiliary
+    name_note = checkpoints.match_names(module, state, anatomy.head)[1]
+    head_outputs, is_unchanged = _load_state(module, anatomy, state, finished, len(dataset.classes))
+    unsupported, (forward, step) = _run_network(module, anatomy, code, dataset, ready)
     head = checkpoints.head_tensors(module, state, anatomy.head)
-    outputs, no_source = domains.source_outputs(source, dict(stated_outputs), ready, arch, head, cache)
-    is_in_order = outputs and not stated_outputs and outputs == tuple(range(len(outputs)))
-    order_note = "source classes: those of the source, in order, are the outputs of the pretrained head" if is_in_order else ""
+    outputs, source_error = domains.source_outputs(source, dict(outputs_by_class), ready, arch, head, cache)
+    order_note = "" if outputs_by_class else _order_note(outputs)
     return Profile(
         parameters=anatomy.parameters,
         groups=tuple(group.name for group in anatomy.groups),
@@ -163,28 +153,84 @@ def _load_and_profile(
         batchnorm=anatomy.batchnorm,
         classes=dataset.classes,
         train=len(train),
-        validation=len(held_out if dataset.validation is None else dataset.validation.labels),
+        validation=len(validation if dataset.validation is None else dataset.validation.labels),
         test=min(len(dataset.test.labels), test_size or len(dataset.test.labels)),
         test_groups=len(np.unique(dataset.test.groups)) if len(dataset.test.groups) else None,
         preprocessing=ready,
-        trust=tuple(note for note in (*notes, order_note) if note),
+        trust=tuple(note for note in (trust, reading_note, name_note, order_note) if note),
         dropped_examples=dataset.left_out,
         seconds_forward=forward,
         seconds_step=step,
         size=dataset.test.images.shape[-2:],
         recorded=not trust,
         source=outputs,
-        source_error=no_source,
+        source_error=source_error,
         shifted=domains.shifted_classes(shifted, dataset.classes, ready, cache),
         outputs=head_outputs,
-        body_unchanged=is_unmoved,
-        unsupported=tuple(kind for kind, names in trainable_kinds.items() if not names)
-        + _missing_unlabelled(shifted, ready, cache),
+        body_unchanged=is_unchanged,
+        unsupported=(*unsupported, *_missing_unlabelled(shifted, ready, cache)),
     )
 
 
+def _build_network(
+    arch: str, code: UserCode | None, dataset: datasets.Dataset, ready: InputTransform
+) -> tuple[torch.nn.Module, backbones.LayerLayout]:
+    """Build the network with random weights, and find its layers.
+
+    Raises:
+        UserError: if the head does not have one output for each class.
+    """
+    module = backbones.build(arch, len(dataset.classes), code)
+    with _name_user_code(code):
+        anatomy = backbones.layer_layout(module, datasets.input_shape(dataset, ready))
+    if anatomy.classes != len(dataset.classes):
+        expected = f"{len(dataset.classes)}, one for each class"
+        raise UserError(f"{arch}: a head of the wrong size", found=f"{anatomy.classes} outputs", expected=expected)
+    return module, anatomy
+
+
+def _load_state(
+    module: torch.nn.Module,
+    anatomy: backbones.LayerLayout,
+    state: Mapping[str, torch.Tensor],
+    finished: Checkpoint | None,
+    classes: int,
+) -> tuple[int, bool]:
+    """Load the pretrained weights; or, for an audit, check the sizes of both checkpoints without loading them.
+
+    Returns:
+        For an audit, the number of outputs of the checkpoint's head, and whether nothing below the head has changed; otherwise
+        0 and False.
+    """
+    if finished:
+        return checkpoint_models.head_sizes(module, anatomy.head, finished, state, classes)
+    checkpoints.load_backbone(module, state, anatomy.head)
+    return 0, False
+
+
+def _run_network(
+    module: torch.nn.Module,
+    anatomy: backbones.LayerLayout,
+    code: UserCode | None,
+    dataset: datasets.Dataset,
+    ready: InputTransform,
+) -> tuple[list[str], tuple[float, float]]:
+    """Run the network. Return the trainable kinds that it has no tensor for, and the times of :func:`_measure_seconds`."""
+    with _name_user_code(code):
+        adapter_places = bottleneck_adapters.adapter_places(module, anatomy, datasets.input_shape(dataset, ready))
+        names_by_kind = backbones.names_by_kind(anatomy, module) | {"adapter": adapter_places}
+        seconds = _measure_seconds(module, dataset, ready)
+    return [kind for kind, names in names_by_kind.items() if not names], seconds
+
+
+def _order_note(outputs: tuple[int, ...]) -> str:
+    """Return a note if the outputs of the pretrained head are assumed to have the order of the source classes."""
+    is_in_order = outputs and outputs == tuple(range(len(outputs)))
+    return "source classes: those of the source, in order, are the outputs of the pretrained head" if is_in_order else ""
+
+
 def _missing_unlabelled(shifted: Data | None, ready: InputTransform, cache: Path) -> tuple[str, ...]:
-    """Return what a shifted dataset without training images lacks."""
+    """Return ``unlabelled`` if a shifted dataset has no training images."""
     has_images = shifted is None or len(datasets.load_dataset(shifted, ready, None, cache).train.labels)
     return () if has_images else ("unlabelled",)
 

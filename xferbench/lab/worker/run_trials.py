@@ -1,4 +1,4 @@
-"""From trials to records: start or recall the fits that they ask for, and look at each as its view says."""
+"""Computes records of trials: trains networks or loads their weights, and evaluates them. Imports torch; writes the cache."""
 
 from __future__ import annotations
 
@@ -42,40 +42,52 @@ if TYPE_CHECKING:
 
 
 def run_trials(trials: Sequence[Trial], missing: frozenset[str], cache: Path) -> tuple[list[Record], int]:
-    """A record for each missing trial of a group, and how many networks had to be trained for them.
+    """Compute a record for each missing trial of a group.
 
-    The fits of a group differ only in their seed, and are trained together whichever of them is missing. A crash becomes
-    records with ``error``; nothing else of the group is lost by it.
+    The trainings of a group differ only in their seed, and run together even if some of them are not needed. A crash becomes
+    records with ``error``.
+
+    Args:
+        trials: the trials of the group.
+        missing: the keys of the trials that need a record.
+        cache: the cache folder of the store.
+
+    Returns:
+        The records, and the number of networks that were trained.
 
     Raises:
-        UserError: where the user's input is at fault, and OSError where the disk is full: no other group would do better.
+        UserError: if the input of the user is wrong. Other groups would fail in the same way.
+        OSError: if the disk is full.
     """
-    fits = tuple(dict.fromkeys(trial.model.base for trial in trials))
-    wanted = [trial for trial in trials if trial.key in missing]
+    specs = tuple(dict.fromkeys(trial.model.base for trial in trials))
+    missing_trials = [trial for trial in trials if trial.key in missing]
     try:
-        found, trained = _fitted(fits, trials[0], cache)
-        if any(map(_interpolates, trials)):
-            found = _begun(fits, found, trials[0], cache)
+        models, training_count = _trained_models(specs, trials[0], cache)
+        if any(map(_interpolates_phase, trials)):
+            models = _with_phase_start(specs, models, trials[0], cache)
     except (UserError, OSError):
         raise
-    except Exception as error:  # noqa: BLE001 - a crash is an answer, and leads to the verdict ERROR
-        return [Record(key=trial.key, error=_last_line(error), place=_place(trial)) for trial in wanted], 0
-    fitted: dict[TrainingSpec, TrainedModel] = dict(zip(fits, found, strict=True))
-    return [_look(trial, fitted[trial.model.base], cache) for trial in wanted], trained
+    except Exception as error:  # noqa: BLE001 - a crash is a result, and leads to the verdict ERROR
+        return [_crash_record(trial, error) for trial in missing_trials], 0
+    model_by_spec: dict[TrainingSpec, TrainedModel] = dict(zip(specs, models, strict=True))
+    return [_evaluate_trial(trial, model_by_spec[trial.model.base], cache) for trial in missing_trials], training_count
 
 
-def _interpolates(trial: Trial) -> bool:
-    return any(find_kind(edit, BUILT_IN[Edit]) is InterpolatePhase for edit in trial.model.edits)
+def _interpolates_phase(trial: Trial) -> bool:
+    return any(find_kind(spelling, BUILT_IN[Edit]) is InterpolatePhase for spelling in trial.model.edits)
 
 
-def _last_line(error: Exception) -> str:
+def _crash_record(trial: Trial, error: Exception) -> Record:
+    """Return the record of a crash, whose message names the line."""
     if isinstance(error, user_code.UserCodeError):
-        return str(error)
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        message = str(error)
+    else:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
+    return Record(key=trial.key, error=message, place=_describe_machine(trial))
 
 
-def _place(trial: Trial) -> str:
+def _describe_machine(trial: Trial) -> str:
     return f"{platform.node()} {platform.processor() or platform.machine()} {trial.place.device}"
 
 
@@ -94,220 +106,245 @@ def _network(
     anatomy = backbones.layer_layout(module, shape)
     if is_mlp_head(head):
         heads.replace_head(module, anatomy, head)
-        anatomy = replace(anatomy, parameters=sum(one.numel() for one in module.parameters()))
+        anatomy = replace(anatomy, parameters=sum(parameter.numel() for parameter in module.parameters()))
     if adapters:
         bottleneck_adapters.insert_adapters(module, anatomy, shape, adapters)
     return Architecture(module=module, anatomy=anatomy, device=torch.device(device), cache=cache)
 
 
 @lru_cache(maxsize=4)
-def _checkpoint(path: str, digest_: str) -> dict[str, Tensor]:
-    del digest_  # part of the cache's key: the file may have been replaced
+def _read_checkpoint(path: str, digest_: str) -> dict[str, Tensor]:
+    del digest_  # part of the cache's key, because the file may have been replaced
     return checkpoint_reader.read_checkpoint(Path(path))
 
 
-def training_inputs(one: TrainingSpec, trial: Trial, cache: Path) -> tuple[Dataset, Architecture]:
-    """What a fit is trained on, and the structure that is trained."""
-    dataset = datasets.load_dataset(one.data, one.preprocessing, None, cache)
-    if one.labels == "shuffled":
-        dataset = datasets.with_shuffled_labels(dataset, one.seed)
-    if one.has_cue:
+def training_inputs(spec: TrainingSpec, trial: Trial, cache: Path) -> tuple[Dataset, Architecture]:
+    """Return the dataset that a network is trained on, and the structure of the network."""
+    dataset = datasets.load_dataset(spec.data, spec.preprocessing, None, cache)
+    if spec.labels == "shuffled":
+        dataset = datasets.with_shuffled_labels(dataset, spec.seed)
+    if spec.has_cue:
         dataset = shortcut_cue.correlate_with_class(dataset)
-    if one.injected_duplicates:
-        dataset, _, _ = leakage.inject_duplicates(dataset, one.injected_duplicates, one.seed)
-    shape = datasets.input_shape(dataset, one.preprocessing)
-    outputs, parts = (
-        len(dataset.classes),
-        (one.head if is_mlp_head(one.head) else RANDOM_HEAD, bottleneck_adapters.adapter_channels(one.phases)),
-    )
-    network = _network(one.arch, one.code, outputs, shape, trial.place.device, cache, *parts)
-    if (
-        one.head == OWN_HEAD
-        and (found := finished.head_outputs(network.module, network.anatomy.head, start_checkpoint(one))) != outputs
-    ):
-        network = _network(one.arch, one.code, found, shape, trial.place.device, cache, *parts)
+    if spec.injected_duplicates:
+        dataset, _, _ = leakage.inject_duplicates(dataset, spec.injected_duplicates, spec.seed)
+    shape = datasets.input_shape(dataset, spec.preprocessing)
+    head = spec.head if is_mlp_head(spec.head) else RANDOM_HEAD
+    adapters = bottleneck_adapters.adapter_channels(spec.phases)
+    classes, device = len(dataset.classes), trial.place.device
+    network = _network(spec.arch, spec.code, classes, shape, device, cache, head, adapters)
+    if spec.head == OWN_HEAD:
+        outputs = finished.head_outputs(network.module, network.anatomy.head, start_checkpoint(spec))
+        if outputs != classes:
+            network = _network(spec.arch, spec.code, outputs, shape, device, cache, head, adapters)
     return dataset, network
 
 
-def _planted(one: TrainingSpec, cache: Path) -> np.ndarray | None:
-    """The places in the test set of the images that a fit was given on purpose."""
-    if not one.injected_duplicates:
+def _injected_test_indices(spec: TrainingSpec, cache: Path) -> np.ndarray | None:
+    """Return the test-set indices [k] of the images that were added to training on purpose, or None."""
+    if not spec.injected_duplicates:
         return None
-    return leakage.inject_duplicates(
-        datasets.load_dataset(one.data, one.preprocessing, None, cache), one.injected_duplicates, one.seed
-    )[1]
+    dataset = datasets.load_dataset(spec.data, spec.preprocessing, None, cache)
+    _, test_index, _ = leakage.inject_duplicates(dataset, spec.injected_duplicates, spec.seed)
+    return test_index
 
 
-def start_checkpoint(one: TrainingSpec) -> Mapping[str, Tensor]:
-    """The tensors of the checkpoint that a fit starts from; none where it has none."""
-    return _checkpoint(one.start.path, one.start.digest) if isinstance(one.start, WeightsFile) else {}
+def start_checkpoint(spec: TrainingSpec) -> Mapping[str, Tensor]:
+    """Return the tensors of the checkpoint that a training starts from; empty if there is none."""
+    return _read_checkpoint(spec.start.path, spec.start.digest) if isinstance(spec.start, WeightsFile) else {}
 
 
-def start_tensors(one: TrainingSpec, network: Architecture, trial: Trial, cache: Path) -> Tensors:
-    """The tensors from which a fit begins, on the CPU; they depend on its seed and on nothing that ran before."""
-    if isinstance(one.start, TrainingSpec):
-        (before,), _ = _fitted((one.start,), trial, cache)
-        if before.diverged:
-            raise RuntimeError("the fit that this one starts from diverged")
-        state: dict[str, Tensor] | None = before.last
+def start_tensors(spec: TrainingSpec, network: Architecture, trial: Trial, cache: Path) -> Tensors:
+    """Return the tensors that a training starts from, on the CPU. They depend on its seed, and on nothing that ran before.
+
+    Raises:
+        RuntimeError: if the training of the start diverged.
+    """
+    if isinstance(spec.start, TrainingSpec):
+        (model,), _ = _trained_models((spec.start,), trial, cache)
+        if model.diverged:
+            raise RuntimeError("the training that this one starts from diverged")
+        state: dict[str, Tensor] | None = model.last
     else:
-        state = None if one.start is None else _checkpoint(one.start.path, one.start.digest)
-    again = () if one.transferred == "all" else (1,)  # not what the network that some layers are of began with itself
-    own = initialization.initial_tensors(
-        one.arch,
+        state = None if spec.start is None else _read_checkpoint(spec.start.path, spec.start.digest)
+    # Layers that are not transferred must not begin with the tensors that the source network began with.
+    stream = () if spec.transferred == "all" else (1,)
+    tensors = initialization.initial_tensors(
+        spec.arch,
         network.anatomy,
         state,
-        init=one.init,
-        head=one.head,
-        seeds=(seeds.torch_seed(one.seed, seeds.INIT, *again), seeds.torch_seed(one.seed, seeds.HEAD, *again)),
-        code=one.code,
-        transferred=one.transferred,
+        init=spec.init,
+        head=spec.head,
+        seeds=(seeds.torch_seed(spec.seed, seeds.INIT, *stream), seeds.torch_seed(spec.seed, seeds.HEAD, *stream)),
+        code=spec.code,
+        transferred=spec.transferred,
     )
-    return own | bottleneck_adapters.initial_adapters(network.module, one.seed)
+    return tensors | bottleneck_adapters.initial_adapters(network.module, spec.seed)
 
 
-def _fitted(fits: Sequence[TrainingSpec], trial: Trial, cache: Path) -> tuple[list[TrainedModel], int]:
-    """All fits of a group, from the cache of weights if it holds every one; else trained together, for groups stay whole."""
-    dataset, network = training_inputs(fits[0], trial, cache)
-    if fits[0].head == OWN_HEAD:
-        before = [_checkpoint(one.before.path, one.before.digest) if one.before else None for one in fits]
-        return [
-            finished.trained_model(network, start_checkpoint(one), its, dataset) for one, its in zip(fits, before, strict=True)
-        ], 0
-    starts = [start_tensors(one, network, trial, cache) for one in fits]
-    files = [weights_path(one, trial.place, cache) for one in fits]
-    if all(file.is_file() for file in files):
-        return [_recall(file, before) for file, before in zip(files, starts, strict=True)], 0
-    if fits[0].training:
-        trained = [
-            user_training.train_with_user_code(one, network, before, dataset) for one, before in zip(fits, starts, strict=True)
+def _trained_models(specs: Sequence[TrainingSpec], trial: Trial, cache: Path) -> tuple[list[TrainedModel], int]:
+    """Return the networks of a group, and how many were trained.
+
+    They come from the cache of weights only if all are there, because the networks of a group are trained together.
+    """
+    dataset, network = training_inputs(specs[0], trial, cache)
+    if specs[0].head == OWN_HEAD:
+        return [_load_finished(spec, network, dataset) for spec in specs], 0
+    starts = [start_tensors(spec, network, trial, cache) for spec in specs]
+    paths = [weights_path(spec, trial.place, cache) for spec in specs]
+    if all(path.is_file() for path in paths):
+        return [_load_weights(path, before) for path, before in zip(paths, starts, strict=True)], 0
+    if specs[0].training:
+        models = [
+            user_training.train_with_user_code(spec, network, before, dataset)
+            for spec, before in zip(specs, starts, strict=True)
         ]
     else:
-        trained = loop.train(fits, network, starts, dataset, _taught(_source(fits[0], network, cache), fits, trial, cache))
-    for file, one in zip(files, trained, strict=True):
-        _keep(file, one)
-    return trained, len(trained)
+        auxiliary = _with_teachers(_auxiliary_inputs(specs[0], network, cache), specs, trial, cache)
+        models = loop.train(specs, network, starts, dataset, auxiliary)
+    for path, model in zip(paths, models, strict=True):
+        _save_weights(path, model)
+    return models, len(models)
 
 
-def _begun(fits: Sequence[TrainingSpec], found: Sequence[TrainedModel], trial: Trial, cache: Path) -> list[TrainedModel]:
-    """A group's networks with where their last phase began: fits of their own, whose last phase has no steps.
+def _load_finished(spec: TrainingSpec, network: Architecture, dataset: Dataset) -> TrainedModel:
+    """Load an audited checkpoint, and the checkpoint before its training if there is one."""
+    before = _read_checkpoint(spec.before.path, spec.before.digest) if spec.before else None
+    return finished.trained_model(network, start_checkpoint(spec), before, dataset)
 
-    These are trained to the same bits, so that nobody pays for what only interpolation needs, and files of weights stay as
-    they are. The phase is not left out, for its adapters are there from the first one on.
+
+def _with_phase_start(
+    specs: Sequence[TrainingSpec], models: Sequence[TrainedModel], trial: Trial, cache: Path
+) -> list[TrainedModel]:
+    """Add the start of the last phase to each network of a group.
+
+    The start is trained again to the same bits, so that only interpolation pays for it and the files of weights stay as they
+    are. The last phase keeps its place with no steps, because its adapters exist from the first phase on.
     """
-    earlier = [replace(one, phases=(*one.phases[:-1], replace(one.phases[-1], steps=0, warmup=0))) for one in fits]
-    before, _ = _fitted(earlier, trial, cache)
-    return [replace(one, begun=other) for one, other in zip(found, before, strict=True)]
+    shorter = [replace(spec, phases=(*spec.phases[:-1], replace(spec.phases[-1], steps=0, warmup=0))) for spec in specs]
+    starts, _ = _trained_models(shorter, trial, cache)
+    return [replace(model, begun=start) for model, start in zip(models, starts, strict=True)]
 
 
-def _source(one: TrainingSpec, network: Architecture, cache: Path) -> AuxiliaryInputs | None:
-    """What a fit's regularizer is given of the source."""
-    if not one.regularizer:
+def _auxiliary_inputs(spec: TrainingSpec, network: Architecture, cache: Path) -> AuxiliaryInputs | None:
+    """Return the inputs of a regularizer, without teachers; None without a regularizer."""
+    if not spec.regularizer:
         return None
-    memory = domains.memory_split(domains.load_domain(one.source, one.preprocessing, cache)) if one.source else None
-    other = domains.unlabeled_split(one.unlabeled, one.preprocessing, cache) if one.unlabeled else None
-    return AuxiliaryInputs(head=pretrained_head(one, network), memory=memory, unlabelled=other)
+    memory = domains.memory_split(domains.load_domain(spec.source, spec.preprocessing, cache)) if spec.source else None
+    unlabeled = domains.unlabeled_split(spec.unlabeled, spec.preprocessing, cache) if spec.unlabeled else None
+    return AuxiliaryInputs(head=pretrained_head(spec, network), memory=memory, unlabelled=unlabeled)
 
 
-def _taught(source: AuxiliaryInputs | None, fits: Sequence[TrainingSpec], trial: Trial, cache: Path) -> AuxiliaryInputs | None:
-    """What a group's regularizer is given, its teachers and the network with a plain head among it."""
-    if source is None:
+def _with_teachers(
+    auxiliary: AuxiliaryInputs | None, specs: Sequence[TrainingSpec], trial: Trial, cache: Path
+) -> AuxiliaryInputs | None:
+    """Add the teachers of a group, and the network with a plain head, to the inputs of its regularizer."""
+    if auxiliary is None:
         return None
-    plain = training_inputs(replace(fits[0], head=RANDOM_HEAD), trial, cache)[1]
-    own = tuple(one.teacher for one in fits if one.teacher)
-    teachers, _ = _fitted(own, trial, cache) if own else ([], 0)
-    if any(one.diverged for one in teachers):
-        raise RuntimeError("the teacher of this fit diverged")
-    return replace(source, plain=plain, teachers=tuple(teachers))
+    _, plain = training_inputs(replace(specs[0], head=RANDOM_HEAD), trial, cache)
+    teacher_specs = tuple(spec.teacher for spec in specs if spec.teacher)
+    teachers, _ = _trained_models(teacher_specs, trial, cache) if teacher_specs else ([], 0)
+    if any(teacher.diverged for teacher in teachers):
+        raise RuntimeError("the training of the teacher diverged")
+    return replace(auxiliary, plain=plain, teachers=tuple(teachers))
 
 
-def pretrained_head(one: TrainingSpec, network: Architecture) -> Tensors:
-    """The pretrained head of the checkpoint that a fit starts from, or a finished network was made from; none without one."""
-    found = one.before if one.head == OWN_HEAD else one.start
-    if found is None or isinstance(found, TrainingSpec):
+def pretrained_head(spec: TrainingSpec, network: Architecture) -> Tensors:
+    """Return the head of the pretrained checkpoint; empty if there is no checkpoint, or it has no head."""
+    checkpoint = spec.before if spec.head == OWN_HEAD else spec.start
+    if checkpoint is None or isinstance(checkpoint, TrainingSpec):
         return {}
-    return checkpoints.head_tensors(network.module, _checkpoint(found.path, found.digest), network.anatomy.head)
+    state = _read_checkpoint(checkpoint.path, checkpoint.digest)
+    return checkpoints.head_tensors(network.module, state, network.anatomy.head)
 
 
-def weights_path(one: TrainingSpec, place: ComputeContext, cache: Path) -> Path:
-    """Where a fit's weights are, or would be."""
-    return cache / "weights" / f"{digest((one, place))[:40]}.safetensors"
+def weights_path(spec: TrainingSpec, place: ComputeContext, cache: Path) -> Path:
+    """Return the path of the weights of a trained network in the cache."""
+    return cache / "weights" / f"{digest((spec, place))[:40]}.safetensors"
 
 
-def _keep(file: Path, one: TrainedModel) -> None:
-    about = {"curve": one.curve, "diverged": one.diverged, "prior": one.prior, "seconds": one.seconds, "taught": one.taught}
-    named = {f"last.{name}": tensor for name, tensor in one.last.items()}
-    named |= {f"best.{name}": tensor for name, tensor in one.best.items()}
-    checkpoints.save_tensors(named, file, half=False, metadata={"fit": json.dumps(about)})
+def _save_weights(path: Path, model: TrainedModel) -> None:
+    metadata = {
+        "curve": model.curve,
+        "diverged": model.diverged,
+        "prior": model.prior,
+        "seconds": model.seconds,
+        "taught": model.taught,
+    }
+    tensors = {f"last.{name}": tensor for name, tensor in model.last.items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in model.best.items()}
+    checkpoints.save_tensors(tensors, path, half=False, metadata={"fit": json.dumps(metadata)})
 
 
-def _recall(file: Path, before: Tensors) -> TrainedModel:
-    os.utime(file)
-    state, metadata = checkpoint_reader.read_saved(file)
-    about = json.loads(metadata["fit"])
+def _load_weights(path: Path, before: Tensors) -> TrainedModel:
+    os.utime(path)  # the cache removes the files that were used least recently
+    state, file_metadata = checkpoint_reader.read_saved(path)
+    metadata = json.loads(file_metadata["fit"])
     last, best = (
-        {name.removeprefix(half): tensor for name, tensor in state.items() if name.startswith(half)}
-        for half in ("last.", "best.")
+        {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        for prefix in ("last.", "best.")
     )
     return TrainedModel(
         before=before,
         last=last,
         best=best,
-        curve=tuple((int(step), float(loss), float(score)) for step, loss, score in about["curve"]),
-        diverged=about["diverged"],
-        prior=tuple(about["prior"]),
-        seconds=about["seconds"],
-        taught=about.get("taught", 0.0),  # files of earlier versions have none
+        curve=tuple((int(step), float(loss), float(score)) for step, loss, score in metadata["curve"]),
+        diverged=metadata["diverged"],
+        prior=tuple(metadata["prior"]),
+        seconds=metadata["seconds"],
+        taught=metadata.get("taught", 0.0),  # missing in files of earlier versions
     )
 
 
-def load_model(trial: Trial, fitted: TrainedModel, cache: Path) -> context.LoadedModel:
-    """A trial's trained network with all that is needed to look at it."""
-    one = trial.model.base
-    asked = replace(one, head=RANDOM_HEAD) if str(SourceHead()) in trial.model.edits and is_mlp_head(one.head) else one
-    dataset, network = training_inputs(asked, trial, cache)
-    if trial.view.expected_training and trial.view.expected_training.init == "pretrained" != one.init:
-        fitted = _as_if_loaded(one, fitted, network)
+def load_model(trial: Trial, trained: TrainedModel, cache: Path) -> context.LoadedModel:
+    """Return the trained network of a trial with everything that its evaluation needs."""
+    spec = trial.model.base
+    needs_plain_head = str(SourceHead()) in trial.model.edits and is_mlp_head(spec.head)
+    dataset, network = training_inputs(replace(spec, head=RANDOM_HEAD) if needs_plain_head else spec, trial, cache)
+    if trial.view.expected_training and trial.view.expected_training.init == "pretrained" != spec.init:
+        trained = _as_if_pretrained(spec, trained, network)
     return context.LoadedModel(
-        fit=one,
-        fitted=fitted,
+        fit=spec,
+        fitted=trained,
         network=network,
         dataset=dataset,
-        source_head=pretrained_head(one, network),
+        source_head=pretrained_head(spec, network),
         cache=cache,
-        injected_duplicates=_planted(one, cache),
+        injected_duplicates=_injected_test_indices(spec, cache),
     )
 
 
-def _look(trial: Trial, fitted: TrainedModel, cache: Path) -> Record:
-    begun = perf_counter()
+def _evaluate_trial(trial: Trial, trained: TrainedModel, cache: Path) -> Record:
+    start = perf_counter()
     try:
-        predictions, scalars = evaluate.evaluate(load_model(trial, fitted, cache), trial.model.edits, trial.view)
+        predictions, scalars = evaluate.evaluate(load_model(trial, trained, cache), trial.model.edits, trial.view)
     except (UserError, OSError):
         raise
-    except Exception as error:  # noqa: BLE001 - a crash is an answer, and leads to the verdict ERROR
-        return Record(key=trial.key, error=_last_line(error), place=_place(trial))
+    except Exception as error:  # noqa: BLE001 - a crash is a result, and leads to the verdict ERROR
+        return _crash_record(trial, error)
     return Record(
         key=trial.key,
         fit=digest((trial.model.base, trial.place)),
         predictions=predictions,
-        scalars={"diverged": float(fitted.diverged)} | scalars,
-        curve=fitted.curve,
-        seconds=perf_counter() - begun,
-        fit_seconds=_cost(trial, fitted),
-        place=_place(trial),
+        scalars={"diverged": float(trained.diverged)} | scalars,
+        curve=trained.curve,
+        seconds=perf_counter() - start,
+        fit_seconds=_training_seconds(trial, trained),
+        place=_describe_machine(trial),
     )
 
 
-def _cost(trial: Trial, fitted: TrainedModel) -> float:
-    """Seconds of training behind a look: the fit's, its teacher's, and of what was trained anew to interpolate from."""
-    again = fitted.begun.seconds if fitted.begun and _interpolates(trial) else 0.0
-    return fitted.seconds + fitted.taught + again
+def _training_seconds(trial: Trial, trained: TrainedModel) -> float:
+    """Return the seconds of training that an evaluation needs, with those of the teacher and of the start of a phase."""
+    phase_start = trained.begun.seconds if trained.begun and _interpolates_phase(trial) else 0.0
+    return trained.seconds + trained.taught + phase_start
 
 
-def _as_if_loaded(one: TrainingSpec, fitted: TrainedModel, network: Architecture) -> TrainedModel:
-    """A fit with its checkpoint as what was before, where somebody takes that to have been loaded; the head was drawn."""
+def _as_if_pretrained(spec: TrainingSpec, trained: TrainedModel, network: Architecture) -> TrainedModel:
+    """Set the tensors before training to those of the checkpoint, except for the head and adapters, which start random."""
     head = network.anatomy.head
-    found = finished.checkpoint_tensors(network, start_checkpoint(one)).items()
-    given = {name: tensor for name, tensor in found if not (backbones.is_within(name, [head]) or backbones.is_adapter(name))}
-    return replace(fitted, before=fitted.before | given)
+    tensors = {
+        name: tensor
+        for name, tensor in finished.checkpoint_tensors(network, start_checkpoint(spec)).items()
+        if not (backbones.is_within(name, [head]) or backbones.is_adapter(name))
+    }
+    return replace(trained, before=trained.before | tensors)
