@@ -1,4 +1,4 @@
-"""The watch as a callback of trainers that are not ours."""
+"""The watch as a callback of Lightning and transformers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_net():
 
 
 class Lightning:
-    """A module, a trainer and its callback; imported late, for it takes seconds."""
+    """A module, a trainer and the callback. The import is late because it takes seconds."""
 
     def __init__(self, *, frozen, **options):
         library = pytest.importorskip("lightning.pytorch", reason="needs the extra lightning")
@@ -72,8 +72,8 @@ def hooks(optimizer):
     return len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
 
 
-@pytest.mark.filterwarnings("ignore")  # of its own, about itself
-def test_lightning_s_training_is_watched():
+@pytest.mark.filterwarnings("ignore")  # Lightning's warnings about itself
+def test_training_with_lightning_is_watched():
     run = Lightning(frozen=False, recipe=HEAD_ONLY, on_event="collect")
     watch = run.fit()
     assert [(event.kind, event.tensor, event.step) for event in watch.events] == [
@@ -85,19 +85,19 @@ def test_lightning_s_training_is_watched():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_of_a_sound_training_of_lightning_nothing_is_said():
+def test_a_correct_training_with_lightning_has_no_events():
     watch = Lightning(frozen=True, recipe=HEAD_ONLY, on_event="raise").fit()
     assert (watch.steps, watch.events) == (24, [])
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_training_of_lightning_that_fails_lets_go_of_its_optimizer():
+def test_a_failed_training_with_lightning_removes_the_hooks():
     run = Lightning(frozen=True)
     run.module.fail_at = 5
     with pytest.raises(ZeroDivisionError):
         run.fit()
     assert hooks(run.trainer.optimizers[0]) == 0
-    assert run.callback.watch.steps == 6, "begun, not taken"
+    assert run.callback.watch.steps == 6, "the failed step has begun"
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -106,7 +106,7 @@ def test_an_event_can_stop_lightning():
         Lightning(frozen=False, recipe=HEAD_ONLY, on_event="raise").fit()
 
 
-def trainer(folder, *, frozen, model=None, **options):
+def make_trainer(folder, *, frozen, model=None, **options):
     library = pytest.importorskip("transformers", reason="needs the extra transformers")
     pytest.importorskip("accelerate", reason="needs transformers[torch]")
     from xferbench.callbacks.transformers import Watch
@@ -134,8 +134,8 @@ def trainer(folder, *, frozen, model=None, **options):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_transformers_training_is_watched(tmp_path):
-    run, callback = trainer(tmp_path, frozen=False, recipe=HEAD_ONLY, on_event="collect")
+def test_training_with_transformers_is_watched(tmp_path):
+    run, callback = make_trainer(tmp_path, frozen=False, recipe=HEAD_ONLY, on_event="collect")
     run.train()
     kinds = {event.kind: event for event in callback.watch.events}
     assert set(kinds) == {"frozen-moved", "buffer-moved"}
@@ -147,14 +147,14 @@ def test_transformers_training_is_watched(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_of_a_sound_training_of_transformers_nothing_is_said(tmp_path):
-    run, callback = trainer(tmp_path, frozen=True, recipe=HEAD_ONLY, on_event="raise")
+def test_a_correct_training_with_transformers_has_no_events(tmp_path):
+    run, callback = make_trainer(tmp_path, frozen=True, recipe=HEAD_ONLY, on_event="raise")
     run.train()
     assert (callback.watch.steps, callback.watch.events) == (24, [])
 
 
 class Plain(nn.Module):
-    """Gives logits only; its loss is the Trainer's business."""
+    """Returns logits only; the Trainer computes the loss."""
 
     def __init__(self):
         super().__init__()
@@ -165,8 +165,8 @@ class Plain(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_where_the_model_gives_no_loss_the_logged_one_is_heard(tmp_path):
-    run, callback = trainer(tmp_path, frozen=False, model=Plain(), on_event="collect")
+def test_the_logged_loss_is_recorded_if_the_model_returns_none(tmp_path):
+    run, callback = make_trainer(tmp_path, frozen=False, model=Plain(), on_event="collect")
     run.compute_loss_func = lambda outputs, labels, **rest: F.cross_entropy(outputs["logits"], labels)
     run.label_names = ["labels"]
     run.train()

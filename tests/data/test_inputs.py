@@ -1,3 +1,5 @@
+"""Inputs that a suite names: checks, digests, and datasets in folders and npz files."""
+
 from __future__ import annotations
 
 import os
@@ -15,10 +17,10 @@ from xferbench.core.suite import Suite
 from xferbench.data import inputs, sources, synthetic
 
 SUITE = Suite(name="ants", path="/suites/ants.toml", plugins=("all",), arch="tiny-resnet", target="digits")
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every file's name is text")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="on other systems every file name is text")
 
 
-def images(folder, count=4, size=(8, 8)):
+def write_images(folder, count=4, size=(8, 8)):
     folder.mkdir(parents=True)
     for number in range(count):
         pixels = np.random.default_rng([number, *folder.name.encode()]).integers(256, size=(*size, 3), dtype=np.uint8)
@@ -27,10 +29,10 @@ def images(folder, count=4, size=(8, 8)):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes, train/ and val/, four images each."""
+    """Return a folder with two classes in train/ and val/, four images each."""
     for split in ("train", "val"):
         for name in ("ants", "bees"):
-            images(tmp_path / "insects" / split / name)
+            write_images(tmp_path / "insects" / split / name)
     return tmp_path / "insects"
 
 
@@ -52,11 +54,11 @@ def npz(tmp_path):
     return save
 
 
-# What a suite names
+# Inputs of a suite
 
 
 @pytest.mark.parametrize(
-    ("changed", "place", "found", "expected"),
+    ("changed", "key", "found", "expected"),
     [
         ({"arch": "resnet18"}, "[backbone] arch: unknown", "resnet18", "torchvision:NAME"),
         ({"arch": "keras:vit"}, "[backbone] arch: unknown", "keras:vit", "tiny-resnet, cifar-resnet20"),
@@ -85,30 +87,30 @@ def npz(tmp_path):
         ({"weights": "/"}, "[backbone] weights", "/: a folder", "a file of pretrained weights"),
     ],
 )
-def test_what_is_not_there_is_told_with_file_and_key(changed, place, found, expected):
-    with pytest.raises(UserError) as told:
+def test_check_inputs_names_file_and_key(changed, key, found, expected):
+    with pytest.raises(UserError) as raised:
         inputs.check_inputs(replace(SUITE, **changed))
-    assert told.value.what.startswith(f"/suites/ants.toml: {place}")
-    assert found in told.value.found
-    assert expected in told.value.expected
+    assert raised.value.what.startswith(f"/suites/ants.toml: {key}")
+    assert found in raised.value.found
+    assert expected in raised.value.expected
 
 
-def test_what_is_there_is_left_in_peace(folder, npz):
-    named = {"target": f"folder:{folder}", "source": "synthetic:source", "shifted": f"npz:{npz()}"}
-    inputs.check_inputs(replace(SUITE, **named))
+def test_check_inputs_accepts_existing_inputs(folder, npz):
+    changed = {"target": f"folder:{folder}", "source": "synthetic:source", "shifted": f"npz:{npz()}"}
+    inputs.check_inputs(replace(SUITE, **changed))
 
 
-def test_the_backbones_that_are_let_through_are_those_that_can_be_built():
+def test_named_archs_are_those_that_can_be_built():
     backbones = pytest.importorskip("xferbench.lab.models.backbones")
     assert {name for name in backbones.known_archs() if not name.startswith("torchvision:")} == set(inputs.NAMED_ARCHS)
 
 
-def test_the_tiny_network_has_weights_of_its_own():
+def test_tiny_resnet_has_shipped_weights():
     assert inputs.digest_weights(SUITE).path.endswith("tiny-resnet-0.safetensors")
     assert len(inputs.digest_weights(SUITE).digest) == 64
 
 
-def test_weights_are_named_by_their_bytes(tmp_path):
+def test_the_digest_of_weights_depends_only_on_their_bytes(tmp_path):
     for name, content in (("a.pth", b"one"), ("b.pth", b"one"), ("c.pth", b"other")):
         (tmp_path / name).write_bytes(content)
     a, b, c = (inputs.digest_weights(replace(SUITE, weights=str(tmp_path / name))) for name in ("a.pth", "b.pth", "c.pth"))
@@ -116,14 +118,14 @@ def test_weights_are_named_by_their_bytes(tmp_path):
     assert a.path != b.path
 
 
-# Datasets as content
+# Digests of datasets
 
 
 def digest(folder):
     return inputs.digest_data(f"folder:{folder}").digest
 
 
-def test_a_folder_is_its_content_wherever_it_lies(folder, tmp_path):
+def test_the_digest_of_a_folder_does_not_depend_on_its_path(folder, tmp_path):
     before = digest(folder)
     folder.rename(tmp_path / "elsewhere")
     assert digest(tmp_path / "elsewhere") == before
@@ -139,22 +141,22 @@ def test_a_folder_is_its_content_wherever_it_lies(folder, tmp_path):
         lambda folder: shutil.copy(folder / "train" / "ants" / "0.png", folder / "train" / "ants" / "9.png"),
     ],
 )
-def test_a_touched_image_or_a_renamed_class_is_another_dataset(folder, change):
+def test_a_changed_image_or_class_changes_the_digest(folder, change):
     before = digest(folder)
     change(folder)
     assert digest(folder) != before
 
 
-def test_what_is_hidden_is_no_data(folder):
+def test_hidden_files_are_ignored(folder):
     before = digest(folder)
     (folder / ".DS_Store").write_bytes(b"x")
-    images(folder / "train" / ".ipynb_checkpoints")
+    write_images(folder / "train" / ".ipynb_checkpoints")
     (folder / "train" / "ants" / "._0.png").write_bytes(b"x")
     assert digest(folder) == before
     assert sources.read_dataset(f"folder:{folder}", None)[0] == ("ants", "bees")
 
 
-def test_what_a_link_leads_to_is_content_too(folder, tmp_path):
+def test_links_are_followed(folder, tmp_path):
     linked = tmp_path / "linked"
     linked.mkdir()
     for split in ("train", "val"):
@@ -165,28 +167,28 @@ def test_what_a_link_leads_to_is_content_too(folder, tmp_path):
     assert digest(linked) != before
 
 
-def test_a_link_to_a_folder_above_ends(folder):
+def test_a_cycle_of_links_ends(folder):
     (folder / "train" / "ants" / "up").symlink_to(folder)
     assert len(list(inputs.list_files(folder))) == 16
 
 
-def test_files_are_walked_in_one_order(folder):
+def test_files_are_listed_in_a_fixed_order(folder):
     names = [path.relative_to(folder).as_posix() for path in inputs.list_files(folder)]
     assert names == sorted(names)
     assert len(names) == 16
 
 
 @LINUX
-def test_a_file_whose_name_is_no_text_is_data(folder):
+def test_a_file_name_that_is_not_text_is_accepted(folder):
     before = digest(folder)
     shutil.copy(folder / "train" / "ants" / "0.png", os.fsencode(folder) + b"/train/ants/\xff.png")
     assert digest(folder) != before
     assert len(sources.read_dataset(f"folder:{folder}", None)[1]["train"].labels) == 9
 
 
-def test_other_datasets_are_their_file_or_their_generator(npz, monkeypatch):
-    one = inputs.digest_data(f"npz:{npz()}").digest
-    assert inputs.digest_data(f"npz:{npz(train_labels=1 - ARRAYS['train_labels'])}").digest != one
+def test_digests_of_other_datasets_depend_on_file_or_generator(npz, monkeypatch):
+    digest_ = inputs.digest_data(f"npz:{npz()}").digest
+    assert inputs.digest_data(f"npz:{npz(train_labels=1 - ARRAYS['train_labels'])}").digest != digest_
     near = inputs.digest_data("synthetic:near").digest
     assert len({near, inputs.digest_data("synthetic:sketch").digest, inputs.digest_data("digits").digest}) == 3
     monkeypatch.setattr(synthetic, "VERSION", synthetic.VERSION + 1)
@@ -196,7 +198,7 @@ def test_other_datasets_are_their_file_or_their_generator(npz, monkeypatch):
 # Class folders
 
 
-def emptied(folder):
+def empty_folder(folder):
     for file in folder.iterdir():
         file.unlink()
 
@@ -206,43 +208,43 @@ def emptied(folder):
     [
         (lambda folder: shutil.rmtree(folder / "val"), "not a dataset folder", "train", "train/ and val/ or test/"),
         (lambda folder: shutil.rmtree(folder / "train"), "not a dataset folder", "val", "train/ and val/ or test/"),
-        (lambda folder: [shutil.rmtree(folder / one) for one in ("train", "val")], "not a dataset", "nothing", "train/"),
+        (lambda folder: [shutil.rmtree(folder / name) for name in ("train", "val")], "not a dataset", "nothing", "train/"),
         (lambda folder: shutil.rmtree(folder / "train" / "bees"), "train: too few classes", "1 class folder(s): ants", "two"),
-        (lambda folder: emptied(folder / "train" / "bees"), "train/bees: no images", "0 other files", ".jpeg, .jpg"),
+        (lambda folder: empty_folder(folder / "train" / "bees"), "train/bees: no images", "0 other files", ".jpeg, .jpg"),
         (lambda folder: shutil.rmtree(folder / "val" / "bees"), "val/bees: no images", "no such folder", ".png"),
-        (lambda folder: images(folder / "val" / "wasps"), "val: class folders that are missing", "wasps", "ants, bees"),
+        (lambda folder: write_images(folder / "val" / "wasps"), "val: class folders that are missing", "wasps", "ants, bees"),
     ],
 )
-def test_a_folder_that_is_no_dataset(folder, change, what, found, expected):
+def test_a_wrong_folder_raises(folder, change, what, found, expected):
     change(folder)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         sources.read_dataset(f"folder:{folder}", None)
-    assert what in told.value.what
-    assert found in told.value.found
-    assert expected in told.value.expected
+    assert what in raised.value.what
+    assert found in raised.value.found
+    assert expected in raised.value.expected
 
 
-def test_a_class_folder_full_of_something_else(folder):
-    emptied(folder / "train" / "bees")
+def test_a_class_folder_without_images_raises(folder):
+    empty_folder(folder / "train" / "bees")
     (folder / "train" / "bees" / "notes.txt").write_text("bees")
-    with pytest.raises(UserError, match="no images") as told:
+    with pytest.raises(UserError, match="no images") as raised:
         sources.read_dataset(f"folder:{folder}", None)
-    assert told.value.found == "1 other files"
+    assert raised.value.found == "1 other files"
 
 
-def test_without_a_test_folder_val_is_the_test_set(folder):
+def test_val_is_the_test_set_without_a_test_folder(folder):
     _, splits, _ = sources.read_dataset(f"folder:{folder}", None)
     assert set(splits) == {"train", "test"}
     for name in ("ants", "bees"):
-        images(folder / "test" / name)
+        write_images(folder / "test" / name)
     _, splits, _ = sources.read_dataset(f"folder:{folder}", None)
     assert set(splits) == {"train", "validation", "test"}
     assert {path.parts[-3] for path in splits["test"].images} == {"test"}
 
 
-def test_what_is_left_out_is_named(folder):
+def test_notes_name_the_files_that_are_left_out(folder):
     (folder / "train" / "ants" / "imgs.txt").write_text("0.png")
-    images(folder / "train" / "ants" / "more", count=1)
+    write_images(folder / "train" / "ants" / "more", count=1)
     shutil.copy(folder / "train" / "ants" / "0.png", folder / "train" / "stray.png")
     classes, splits, left_out = sources.read_dataset(f"folder:{folder}", None)
     assert classes == ("ants", "bees")
@@ -275,13 +277,13 @@ def test_what_is_left_out_is_named(folder):
         ({"test_groups": np.ones(10)}, "test_groups", "float64 (10,)", "an integer or a string"),
     ],
 )
-def test_arrays_that_are_no_dataset(npz, changed, what, found, expected):
+def test_unusable_arrays_raise(npz, changed, what, found, expected):
     file = npz(**changed)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         sources.read_dataset(f"npz:{file}", None)
-    assert told.value.what == f"{file}: {what}"
-    assert found in told.value.found
-    assert expected in told.value.expected
+    assert raised.value.what == f"{file}: {what}"
+    assert found in raised.value.found
+    assert expected in raised.value.expected
 
 
 @pytest.mark.parametrize(
@@ -294,7 +296,7 @@ def test_arrays_that_are_no_dataset(npz, changed, what, found, expected):
         lambda content: content[:300] + bytes(100) + content[400:],
     ],
 )
-def test_a_damaged_file_is_said_to_be_one(npz, damage):
+def test_a_damaged_file_raises(npz, damage):
     file = npz()
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(UserError, match="not an npz file of plain arrays"):
@@ -302,7 +304,7 @@ def test_a_damaged_file_is_said_to_be_one(npz, damage):
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 2)])
-def test_a_single_array_is_no_npz_file(tmp_path, shape):
+def test_a_single_array_raises(tmp_path, shape):
     with (tmp_path / "one.npz").open("wb") as file:
         np.save(file, np.zeros(shape))
     with pytest.raises(UserError, match="not an npz file of plain arrays"):
@@ -315,63 +317,63 @@ def test_labels_may_be_a_column(npz, shape):
     assert splits["train"].labels.tolist() == [0, 1] * 6
 
 
-def test_labels_may_be_texts_or_any_whole_numbers(npz):
+def test_labels_may_be_text_or_any_integers(npz):
     names = np.array(["ants", "bees"])
     classes, splits, _ = sources.read_dataset(
         f"npz:{npz(train_labels=names[ARRAYS['train_labels']], test_labels=names[ARRAYS['test_labels']])}", None
     )
     assert classes == ("ants", "bees")
     assert splits["train"].labels.tolist() == [0, 1] * 6
-    far = {name: ARRAYS[name] * 1000 - 7 for name in ("train_labels", "test_labels")}
-    assert sources.read_dataset(f"npz:{npz(**far)}", None)[0] == ("-7", "993")
+    distant = {name: ARRAYS[name] * 1000 - 7 for name in ("train_labels", "test_labels")}
+    assert sources.read_dataset(f"npz:{npz(**distant)}", None)[0] == ("-7", "993")
 
 
-def test_an_array_that_nobody_reads_is_named(npz):
+def test_a_note_names_an_unused_array(npz):
     *_, left_out = sources.read_dataset(f"npz:{npz(train_group=np.arange(12))}", None)
     assert left_out == ("insects.npz: array train_group is not used",)
 
 
-# Decoded
+# Decoded datasets
 
 
-def loaded(spec, tmp_path, test_size=None):
+def load_dataset(spec, tmp_path, test_size=None):
     data = pytest.importorskip("xferbench.lab.data.datasets")
     return data.load_dataset(inputs.digest_data(spec), Preprocessing(), test_size, tmp_path / "cache")
 
 
-def test_an_image_that_there_is_no_rule_for_is_left_out_and_named(folder, tmp_path):
+def test_an_image_of_an_unsupported_kind_is_left_out_with_a_note(folder, tmp_path):
     Image.fromarray(np.zeros((8, 8), np.float32)).save(folder / "train" / "ants" / "float.tiff")
-    found = loaded(f"folder:{folder}", tmp_path)
-    assert found.train.labels.tolist() == [0] * 4 + [1] * 4
-    assert found.left_out == ("train/ants/float.tiff: an image of floating-point pixels, mode F",)
+    dataset = load_dataset(f"folder:{folder}", tmp_path)
+    assert dataset.train.labels.tolist() == [0] * 4 + [1] * 4
+    assert dataset.left_out == ("train/ants/float.tiff: an image of floating-point pixels, mode F",)
 
 
-def test_a_bomb_is_left_out(folder, tmp_path, monkeypatch):
+def test_a_decompression_bomb_is_left_out(folder, tmp_path, monkeypatch):
     Image.new("1", (64, 64)).save(folder / "train" / "ants" / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 8)
-    assert "exceeds limit" in loaded(f"folder:{folder}", tmp_path).left_out[0]
+    assert "exceeds limit" in load_dataset(f"folder:{folder}", tmp_path).left_out[0]
 
 
-def test_a_class_of_which_nothing_can_be_read_is_named_with_the_reason(folder, tmp_path):
+def test_a_class_without_readable_images_raises_with_the_reason(folder, tmp_path):
     for file in (folder / "val" / "bees").iterdir():
         file.write_bytes(b"no image")
-    with pytest.raises(UserError, match="a class without an image that can be read") as told:
-        loaded(f"folder:{folder}", tmp_path)
-    assert told.value.found.startswith("none of bees; ")
-    assert "cannot identify image file" in told.value.found
+    with pytest.raises(UserError, match="a class without an image that can be read") as raised:
+        load_dataset(f"folder:{folder}", tmp_path)
+    assert raised.value.found.startswith("none of bees; ")
+    assert "cannot identify image file" in raised.value.found
 
 
-def test_train_and_test_are_of_one_size(npz, tmp_path):
+def test_different_sizes_of_train_and_test_raise(npz, tmp_path):
     file = npz(test_images=np.zeros((10, 16, 16, 3), np.uint8))
-    with pytest.raises(UserError, match="images of differing sizes") as told:
-        loaded(f"npz:{file}", tmp_path)
-    assert told.value.found == "8×8, 16×16"
-    assert "resize and crop" in told.value.do
+    with pytest.raises(UserError, match="images of differing sizes") as raised:
+        load_dataset(f"npz:{file}", tmp_path)
+    assert raised.value.found == "8×8, 16×16"
+    assert "resize and crop" in raised.value.do
 
 
-def test_more_test_images_than_there_are_cannot_be_had(npz, tmp_path):
+def test_a_test_size_above_the_number_of_images_raises(npz, tmp_path):
     spec = f"npz:{npz()}"
-    assert len(loaded(spec, tmp_path, test_size=10).test.labels) == 10
-    with pytest.raises(UserError, match="test_size") as told:
-        loaded(spec, tmp_path, test_size=11)
-    assert (told.value.found, told.value.expected) == ("11, of 10 test images", "at most 10")
+    assert len(load_dataset(spec, tmp_path, test_size=10).test.labels) == 10
+    with pytest.raises(UserError, match="test_size") as raised:
+        load_dataset(spec, tmp_path, test_size=11)
+    assert (raised.value.found, raised.value.expected) == ("11, of 10 test images", "at most 10")

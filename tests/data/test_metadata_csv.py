@@ -1,4 +1,4 @@
-"""Images that a metadata.csv lists: what is read, what is refused, and what is left out and said to be."""
+"""Datasets that a metadata.csv lists: what is read, what is refused, and what is left out with a note."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xferbench.data import inputs, metadata_csv, sources
 
 
 def make(folder, table, *, only=None):
-    """A folder with a table, and an image for each of its rows (or for ``only`` some)."""
+    """Write a folder with a table, and an image for each of its rows or for those in ``only``."""
     folder.mkdir(parents=True, exist_ok=True)
     text = table if isinstance(table, str) else "\n".join(",".join(row) for row in table) + "\n"
     (folder / "metadata.csv").write_text(text, encoding="utf-8")
@@ -47,7 +47,7 @@ def digest(folder):
     return inputs.digest_data(f"folder:{folder}").digest
 
 
-def test_classes_are_the_labels_and_splits_and_groups_are_as_the_columns_say(folder):
+def test_classes_splits_and_groups_come_from_the_columns(folder):
     classes, splits, left_out = read(folder)
     assert classes == ("cat", "dog")
     assert left_out == ()
@@ -59,26 +59,26 @@ def test_classes_are_the_labels_and_splits_and_groups_are_as_the_columns_say(fol
     assert not set(splits["train"].groups) & set(splits["test"].groups)
 
 
-def test_a_group_in_two_splits_is_the_same_in_both(tmp_path):
+def test_a_group_has_the_same_number_in_every_split(tmp_path):
     rows = [(f"{split}{i}.png", "ab"[i % 2], split, f"p{i}") for split in ("train", "val", "test") for i in range(4)]
     _, splits, _ = read(make(tmp_path / "d", [HEADER, *rows]))
-    told = [
+    groups_by_split = [
         {name[-5]: group for name, group in zip(raw.names, raw.groups.tolist(), strict=True)}
         for raw in (splits["train"], splits["validation"], splits["test"])
     ]
-    assert told[0] == told[1] == told[2]
+    assert groups_by_split[0] == groups_by_split[1] == groups_by_split[2]
 
 
-@pytest.mark.parametrize("word", ["val", "valid", "validation", "Val"])
-def test_val_is_the_test_set_where_there_is_no_other(word, tmp_path):
-    rows = [(f"{split}{i}.png", "ab"[i % 2], split) for split in ("train", word) for i in range(4)]
+@pytest.mark.parametrize("split_name", ["val", "valid", "validation", "Val"])
+def test_val_is_the_test_set_if_there_is_no_other(split_name, tmp_path):
+    rows = [(f"{split}{i}.png", "ab"[i % 2], split) for split in ("train", split_name) for i in range(4)]
     _, splits, _ = read(make(tmp_path / "d", [HEADER[:3], *rows]))
     assert set(splits) == {"train", "test"}
-    assert {name[: len(word)] for name in splits["test"].names} == {word}
+    assert {name[: len(split_name)] for name in splits["test"].names} == {split_name}
     assert len(splits["test"].groups) == 0
 
 
-def test_a_table_in_each_splits_folder_is_read_too(tmp_path):
+def test_a_table_in_the_folder_of_each_split_is_read(tmp_path):
     for split in ("train", "validation"):
         make(tmp_path / split, [("file_name", "label", "age"), *((f"in/{i}.png", "ab"[i % 2], "7") for i in range(4))])
     _, splits, left_out = read(tmp_path)
@@ -90,7 +90,7 @@ def test_a_table_in_each_splits_folder_is_read_too(tmp_path):
         read(tmp_path)
 
 
-def test_without_a_split_column_a_stratified_fifth_is_the_test_set_and_this_is_said(tmp_path):
+def test_without_a_split_column_a_stratified_fifth_is_the_test_set(tmp_path):
     rows = [(f"{i}.png", "aab"[i % 3]) for i in range(60)]
     folder = make(tmp_path / "d", [HEADER[:2], *rows])
     _, splits, left_out = read(folder)
@@ -101,7 +101,7 @@ def test_without_a_split_column_a_stratified_fifth_is_the_test_set_and_this_is_s
     assert read(folder)[1]["test"].names == splits["test"].names
 
 
-def test_that_fifth_parts_no_group(tmp_path):
+def test_the_test_set_of_a_table_without_splits_has_whole_groups(tmp_path):
     rows = [(f"{i}.png", "ab"[i // 3 % 2], f"p{i // 3}") for i in range(90)]
     _, splits, left_out = read(make(tmp_path / "d", [("file_name", "label", "group"), *rows]))
     assert not set(splits["train"].groups) & set(splits["test"].groups)
@@ -118,22 +118,22 @@ def test_that_fifth_parts_no_group(tmp_path):
         ([("0.png", "a"), *((f"{i}.png", "b") for i in range(1, 20))], "20 images"),
     ],
 )
-def test_where_no_fifth_can_be_cut_a_column_is_asked_for(rows, found, tmp_path):
-    with pytest.raises(UserError, match="no test set can be cut") as told:
+def test_a_table_without_splits_that_cannot_be_cut_raises(rows, found, tmp_path):
+    with pytest.raises(UserError, match="no test set can be cut") as raised:
         read(make(tmp_path / "d", [("file_name", "label", "group")[: len(rows[0])], *rows]))
-    assert told.value.found == found
-    assert "add a column split" in told.value.do
+    assert raised.value.found == found
+    assert "add a column split" in raised.value.do
 
 
-def test_a_suite_with_a_wrong_table_is_not_a_valid_one(folder, tmp_path):
-    named = Suite(name="pets", path="/pets.toml", plugins=("all",), arch="tiny-resnet", target=f"folder:{folder}")
-    inputs.check_inputs(named)
+def test_check_inputs_refuses_a_wrong_table(folder, tmp_path):
+    suite = Suite(name="pets", path="/pets.toml", plugins=("all",), arch="tiny-resnet", target=f"folder:{folder}")
+    inputs.check_inputs(suite)
     (folder / "metadata.csv").write_text("nothing")
     with pytest.raises(UserError, match=r"/pets.toml: \[target\] data: .*no column file_name"):
-        inputs.check_inputs(named)
+        inputs.check_inputs(suite)
 
 
-def test_missing_and_broken_files_and_unknown_columns_are_named_and_left_out(tmp_path):
+def test_notes_name_missing_and_broken_files_and_unused_columns(tmp_path):
     data = pytest.importorskip("xferbench.lab.data.datasets")
     rows = [(f"{split}/{i}.png", "ab"[i % 2], split, "9") for split in ("train", "test") for i in range(6)]
     folder = make(tmp_path / "pets", [("file_name", "label", "split", "age"), *rows])
@@ -142,44 +142,44 @@ def test_missing_and_broken_files_and_unknown_columns_are_named_and_left_out(tmp
     (folder / "test" / "2.png").write_bytes((folder / "test" / "3.png").read_bytes()[:40])
     dataset = data.load_dataset(inputs.digest_data(f"folder:{folder}"), Preprocessing(), None, tmp_path / "cache")
     assert (len(dataset.train.labels), len(dataset.test.labels)) == (4, 5)
-    told = "\n".join(dataset.left_out)
-    assert "metadata.csv: column age is not used" in told
-    assert "train/0.png: no such file" in told
-    assert "train/1.png: cannot identify" in told
-    assert "\ntest/2.png: " in told
-    assert str(tmp_path) not in told
+    notes = "\n".join(dataset.left_out)
+    assert "metadata.csv: column age is not used" in notes
+    assert "train/0.png: no such file" in notes
+    assert "train/1.png: cannot identify" in notes
+    assert "\ntest/2.png: " in notes
+    assert str(tmp_path) not in notes
 
 
-def test_groups_reach_the_splits_that_draws_and_statistics_use(folder, tmp_path):
+def test_the_loaded_dataset_has_the_groups(folder, tmp_path):
     data = pytest.importorskip("xferbench.lab.data.datasets")
     dataset = data.load_dataset(inputs.digest_data(f"folder:{folder}"), Preprocessing(), None, tmp_path / "cache")
     assert len(np.unique(dataset.train.groups)) == len(np.unique(dataset.test.groups)) == 2
-    train, held_out = data.train_validation_indices(dataset, 4, 0)
-    assert not set(dataset.train.groups[train]) & set(dataset.train.groups[held_out])
+    train, validation = data.train_validation_indices(dataset, 4, 0)
+    assert not set(dataset.train.groups[train]) & set(dataset.train.groups[validation])
 
 
-def test_the_digest_is_of_the_table_and_of_the_files_that_it_names(folder):
+def test_the_digest_depends_on_the_table_and_the_files_that_it_names(folder):
     before = digest(folder)
     (folder / "notes.txt").write_text("not listed")
     assert digest(folder) == before
     Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "train-cat0.png")
-    touched = digest(folder)
-    assert touched != before
+    changed = digest(folder)
+    assert changed != before
     table = (folder / "metadata.csv").read_text()
     (folder / "metadata.csv").write_text(table.replace("train-cat0.png,cat", "train-cat0.png,dog"))
-    assert digest(folder) != touched
+    assert digest(folder) != changed
     (folder / "metadata.csv").write_text(table)
     (folder / "train-cat1.png").unlink()
-    assert digest(folder) != touched
+    assert digest(folder) != changed
 
 
-def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(folder):
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(folder):
     text = (folder / "metadata.csv").read_text()
     (folder / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n")
     assert [len(raw.labels) for raw in read(folder)[1].values()] == [8, 8]
 
 
-def test_names_and_labels_may_hold_commas_and_letters_of_any_language(tmp_path):
+def test_names_and_labels_may_have_commas_and_non_ascii_letters(tmp_path):
     table = "file_name,label,split\n" + "".join(
         f'"{i}, größer.png","{"Katze, groß" if i % 2 else "犬"}",{"train" if i < 4 else "test"}\n' for i in range(8)
     )
@@ -196,7 +196,7 @@ GOOD = "file_name,label,split\na.png,cat,train\nb.png,dog,train\nc.png,cat,test\
 
 
 @pytest.mark.parametrize(
-    ("table", "what", "found", "told"),
+    ("table", "what", "found", "fragment"),
     [
         (b"", "no column file_name and label", "an empty file", "a header"),
         (b"a.png,cat\nb.png,dog\n", "no column file_name and label", "a.png,cat", "a header with file_name,label"),
@@ -227,7 +227,7 @@ GOOD = "file_name,label,split\na.png,cat,train\nb.png,dog,train\nc.png,cat,test\
         (b"file_name,label,group\na.png,cat,p\nb.png,dog,\n", "line 3: group", "nothing", "a group in every row, or in none"),
     ],
 )
-def test_a_table_that_cannot_be_read_is_a_problem_that_says_where(table, what, found, told, tmp_path):
+def test_an_unreadable_table_raises_with_its_line(table, what, found, fragment, tmp_path):
     make(tmp_path, GOOD)
     (tmp_path / "metadata.csv").write_bytes(table)
     with pytest.raises(UserError) as problem:
@@ -235,10 +235,10 @@ def test_a_table_that_cannot_be_read_is_a_problem_that_says_where(table, what, f
     assert what in problem.value.what
     assert "metadata.csv" in problem.value.what
     assert found in problem.value.found
-    assert told in f"{problem.value.expected} {problem.value.do}"
+    assert fragment in f"{problem.value.expected} {problem.value.do}"
 
 
-def test_where_no_file_is_there_the_columns_are_to_be_checked(tmp_path):
+def test_a_table_without_existing_files_raises(tmp_path):
     folder = make(tmp_path / "d", GOOD, only=())
     with pytest.raises(UserError, match="0 among 0 of 4 rows whose file exists"):
         read(folder)

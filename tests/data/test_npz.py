@@ -1,4 +1,4 @@
-"""Arrays in an npz file beyond 8-bit images: 16 bits, spectrograms, and groups in both splits."""
+"""Datasets in npz files: 16-bit images, spectrograms, and groups in both splits."""
 
 from __future__ import annotations
 
@@ -10,77 +10,81 @@ from xferbench.core.pipeline import Preprocessing, Spectrogram
 from xferbench.data import inputs, sources
 
 
-def saved(path, images, **more):
-    """An npz file whose first twelve images are trained on, and the rest tested."""
+def save_dataset(path, images, **more):
+    """Write an npz file with the first twelve images for training and the others for testing. Return the dataset."""
     labels = np.arange(len(images)) % 2
     arrays = {"train_images": images[:12], "test_images": images[12:], "train_labels": labels[:12], "test_labels": labels[12:]}
     np.savez(path / "d.npz", **arrays | more)
     return f"npz:{path / 'd.npz'}"
 
 
-def values(kind, *shape):
+def random_images(kind, *shape):
     return (np.random.default_rng(0).random((20, *shape)) * 60000).astype(kind)
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (6, 5, 1), (6, 5, 3)])
-def test_of_sixteen_bits_the_upper_eight_are_used(shape, tmp_path):
+def test_the_upper_8_of_16_bits_are_used(shape, tmp_path):
     data = pytest.importorskip("xferbench.lab.data.datasets")
-    images = values(np.uint16, *shape)
-    dataset = data.load_dataset(inputs.digest_data(saved(tmp_path, images)), Preprocessing(), None, tmp_path / "cache")
+    images = random_images(np.uint16, *shape)
+    dataset = data.load_dataset(inputs.digest_data(save_dataset(tmp_path, images)), Preprocessing(), None, tmp_path / "cache")
     expected = np.broadcast_to((images[:12] // 256).reshape(12, 6, 5, -1), (12, 6, 5, 3))
     assert np.array_equal(dataset.train.images, expected.transpose(0, 3, 1, 2))
     assert dataset.train.images.dtype == np.uint8
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float16", "float32", "float64"])
-def test_spectrograms_of_any_number_and_shape_are_kept_in_one_channel(kind, tmp_path):
+def test_spectrograms_of_any_dtype_have_one_channel(kind, tmp_path):
     data = pytest.importorskip("xferbench.lab.data.datasets")
-    images = (values(np.float64, 24, 40) / 500).astype(kind)
-    dataset = data.load_dataset(inputs.digest_data(saved(tmp_path, images)), Spectrogram(), None, tmp_path / "cache")
+    images = (random_images(np.float64, 24, 40) / 500).astype(kind)
+    dataset = data.load_dataset(inputs.digest_data(save_dataset(tmp_path, images)), Spectrogram(), None, tmp_path / "cache")
     assert np.array_equal(dataset.train.images[:, 0], images[:12].astype(np.float32))
     assert data.input_shape(dataset, Spectrogram(channels=2)) == (2, 24, 40)
 
 
-def test_spectrograms_are_no_images_and_images_no_spectrograms(tmp_path):
+def test_spectrograms_and_images_are_not_interchangeable(tmp_path):
     data = pytest.importorskip("xferbench.lab.data.datasets")
-    floats, colours = inputs.digest_data(saved(tmp_path, values(np.float32, 6, 5))), tmp_path / "colours"
-    with pytest.raises(UserError, match="not an image") as told:
+    floats, colors = inputs.digest_data(save_dataset(tmp_path, random_images(np.float32, 6, 5))), tmp_path / "colors"
+    with pytest.raises(UserError, match="not an image") as raised:
         data.load_dataset(floats, Preprocessing(), None, tmp_path / "cache")
-    assert 'kind = "spectrogram"' in told.value.do
-    colours.mkdir()
+    assert 'kind = "spectrogram"' in raised.value.do
+    colors.mkdir()
     with pytest.raises(UserError, match="not a spectrogram"):
-        data.load_dataset(inputs.digest_data(saved(colours, values(np.uint8, 6, 5, 3))), Spectrogram(), None, tmp_path / "cache")
+        data.load_dataset(
+            inputs.digest_data(save_dataset(colors, random_images(np.uint8, 6, 5, 3))), Spectrogram(), None, tmp_path / "cache"
+        )
 
 
-def test_what_is_no_number_is_told_by_its_place(tmp_path):
-    images = values(np.float32, 6, 5)
+def test_a_non_finite_value_raises_with_the_index_of_its_image(tmp_path):
+    images = random_images(np.float32, 6, 5)
     images[15, 2, 2] = np.nan
-    with pytest.raises(UserError, match="test_images") as told:
-        sources.read_dataset(saved(tmp_path, images), None)
-    assert told.value.found == "NaN or infinity in image 3"
+    with pytest.raises(UserError, match="test_images") as raised:
+        sources.read_dataset(save_dataset(tmp_path, images), None)
+    assert raised.value.found == "NaN or infinity in image 3"
 
 
 @pytest.mark.parametrize("kind", ["int64", "bool", "complex64"])
-def test_other_numbers_are_refused(kind, tmp_path):
-    with pytest.raises(UserError, match="train_images") as told:
-        sources.read_dataset(saved(tmp_path, values(kind, 6, 5)), None)
-    assert told.value.found == f"{kind} (12, 6, 5)"
+def test_other_dtypes_raise(kind, tmp_path):
+    with pytest.raises(UserError, match="train_images") as raised:
+        sources.read_dataset(save_dataset(tmp_path, random_images(kind, 6, 5)), None)
+    assert raised.value.found == f"{kind} (12, 6, 5)"
 
 
-@pytest.mark.parametrize("named", [lambda n: n, lambda n: np.array([f"p{i:02d}" for i in n])], ids=["numbers", "texts"])
-def test_a_group_has_one_number_in_both_splits(named, tmp_path):
-    groups = {"train_groups": named(np.arange(12) // 2 + 3), "test_groups": named(np.arange(8) // 2)}
-    _, splits, _ = sources.read_dataset(saved(tmp_path, values(np.uint8, 6, 5), **groups), None)
+@pytest.mark.parametrize("convert", [lambda n: n, lambda n: np.array([f"p{i:02d}" for i in n])], ids=["numbers", "texts"])
+def test_a_group_has_one_number_in_both_splits(convert, tmp_path):
+    groups = {"train_groups": convert(np.arange(12) // 2 + 3), "test_groups": convert(np.arange(8) // 2)}
+    _, splits, _ = sources.read_dataset(save_dataset(tmp_path, random_images(np.uint8, 6, 5), **groups), None)
     assert splits["train"].groups.tolist() == (np.arange(12) // 2 + 3).tolist()
     assert sorted(splits["test"].groups.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-def test_groups_of_differing_kinds_have_none_in_common(tmp_path):
+def test_groups_of_different_kinds_are_disjoint(tmp_path):
     groups = {"train_groups": np.arange(12), "test_groups": np.arange(8).astype(str)}
-    _, splits, _ = sources.read_dataset(saved(tmp_path, values(np.uint8, 6, 5), **groups), None)
+    _, splits, _ = sources.read_dataset(save_dataset(tmp_path, random_images(np.uint8, 6, 5), **groups), None)
     assert not set(splits["train"].groups) & set(splits["test"].groups)
 
 
 def test_only_one_split_may_have_groups(tmp_path):
-    _, splits, _ = sources.read_dataset(saved(tmp_path, values(np.uint8, 6, 5), test_groups=np.arange(8) // 4), None)
+    _, splits, _ = sources.read_dataset(
+        save_dataset(tmp_path, random_images(np.uint8, 6, 5), test_groups=np.arange(8) // 4), None
+    )
     assert (len(splits["train"].groups), sorted(splits["test"].groups)) == (0, [0] * 4 + [1] * 4)

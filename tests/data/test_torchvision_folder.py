@@ -1,4 +1,4 @@
-"""Datasets of torchvision's, in its own formats, that lie on the disk already."""
+"""Datasets of torchvision, in their own formats on disk."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from xferbench.core.pipeline import Preprocessing
 from xferbench.data import inputs, sources, torchvision_folder
 
 
-def idx(array):
-    """An array in the format of MNIST's files."""
+def to_idx(array):
+    """Return an array in the file format of MNIST."""
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
 
 def mnist(root, name="MNIST"):
-    place = root / name / "raw"
-    place.mkdir(parents=True)
+    folder = root / name / "raw"
+    folder.mkdir(parents=True)
     for prefix, count in (("train", 40), ("t10k", 20)):
         labels = np.arange(count) % 10
         pixels = np.broadcast_to(labels[:, None, None] * 20, (count, 28, 28))
-        (place / f"{prefix}-images-idx3-ubyte").write_bytes(idx(pixels))
-        (place / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels))
-        (place / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels), mtime=0))
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(to_idx(pixels))
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(to_idx(labels))
+        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(to_idx(labels), mtime=0))
     return root
 
 
 def countries(root):
-    """Country211 in small: class folders in train, valid and test."""
+    """Write a small Country211 with class folders in train, valid and test."""
     for split in ("train", "valid", "test"):
         for label, name in enumerate(("AD", "AE")):
             (root / "country211" / split / name).mkdir(parents=True)
@@ -55,7 +55,7 @@ def test_a_dataset_of_arrays_is_read_with_its_classes(name, tmp_path):
     assert splits["train"].images[0].shape == (28, 28)
 
 
-def test_a_dataset_of_files_keeps_its_own_validation_and_loses_only_the_broken(tmp_path):
+def test_a_dataset_of_files_keeps_its_validation_split_and_leaves_out_broken_files(tmp_path):
     pytest.importorskip("torchvision")
     data = pytest.importorskip("xferbench.lab.data.datasets")
     (countries(tmp_path / "d") / "country211" / "train" / "AE" / "1.png").write_bytes(b"no image")
@@ -68,20 +68,20 @@ def test_a_dataset_of_files_keeps_its_own_validation_and_loses_only_the_broken(t
     assert dataset.left_out[0].startswith("country211/train/AE/1.png: cannot identify")
 
 
-def test_the_digest_is_of_its_own_files_wherever_they_lie(tmp_path):
+def test_the_digest_depends_on_the_files_of_the_dataset_alone(tmp_path):
     target = inputs.digest_data(f"torchvision:MNIST:{mnist(tmp_path / 'here')}")
     (tmp_path / "here" / "other").write_text("another dataset")
     assert inputs.digest_data(f"torchvision:MNIST:{mnist(tmp_path / 'there')}") == target == inputs.digest_data(target.spec)
     assert inputs.digest_data(f"torchvision:KMNIST:{mnist(tmp_path / 'far', 'KMNIST')}") != target
-    (tmp_path / "here" / "MNIST" / "raw" / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(40)))
+    (tmp_path / "here" / "MNIST" / "raw" / "train-labels-idx1-ubyte").write_bytes(to_idx(np.zeros(40)))
     assert inputs.digest_data(target.spec) != target
 
 
-def test_a_dataset_that_is_not_there_is_told_with_the_command_that_fetches_it(tmp_path):
-    with pytest.raises(UserError, match="DTD: files are missing") as told:
+def test_a_missing_dataset_raises_with_the_download_command(tmp_path):
+    with pytest.raises(UserError, match="DTD: files are missing") as raised:
         inputs.split_spec(f"torchvision:DTD:{tmp_path}")
-    assert f"{tmp_path} without dtd" in told.value.found
-    command = told.value.do.partition(": ")[2]
+    assert f"{tmp_path} without dtd" in raised.value.found
+    command = raised.value.do.partition(": ")[2]
     code = shlex.split(command)[2]
     compile(code, "", "exec")
     for split in ("train", "test", "val"):
@@ -89,35 +89,35 @@ def test_a_dataset_that_is_not_there_is_told_with_the_command_that_fetches_it(tm
 
 
 @pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:50])])
-def test_a_dataset_that_is_damaged_is_a_problem(damage, tmp_path):
+def test_a_damaged_dataset_raises(damage, tmp_path):
     pytest.importorskip("torchvision")
     damage(mnist(tmp_path) / "MNIST" / "raw" / "t10k-images-idx3-ubyte")
-    with pytest.raises(UserError, match="MNIST cannot be read") as told:
+    with pytest.raises(UserError, match="MNIST cannot be read") as raised:
         sources.read_dataset(f"torchvision:MNIST:{tmp_path}", None)
-    assert told.value.found
-    assert "download=True" in told.value.do
+    assert raised.value.found
+    assert "download=True" in raised.value.do
 
 
-def test_altered_files_of_cifar_are_refused_before_anything_in_them_is_unpickled(tmp_path):
+def test_altered_files_of_cifar_raise_before_they_are_unpickled(tmp_path):
     pytest.importorskip("torchvision")
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(UserError, match="CIFAR10 cannot be read") as told:
+    with pytest.raises(UserError, match="CIFAR10 cannot be read") as raised:
         sources.read_dataset(f"torchvision:CIFAR10:{tmp_path}", None)
-    assert "corrupted" in told.value.found
+    assert "corrupted" in raised.value.found
 
 
-def test_every_name_is_one_of_torchvisions_whose_constructor_takes_the_arguments():
+def test_every_layout_matches_the_constructor_in_torchvision():
     datasets = pytest.importorskip("torchvision.datasets")
     from inspect import signature
 
-    for name, one in torchvision_folder.LAYOUTS.items():
-        known = signature(getattr(datasets, name).__init__).parameters
-        for given in one.roles.values():
-            assert {*given, "root", "download"} <= set(known), name
+    for name, layout in torchvision_folder.LAYOUTS.items():
+        parameters = signature(getattr(datasets, name).__init__).parameters
+        for arguments in layout.roles.values():
+            assert {*arguments, "root", "download"} <= set(parameters), name
 
 
-def test_a_suites_folder_is_relative_to_its_file(tmp_path):
+def test_the_folder_is_relative_to_the_suite_file(tmp_path):
     table = {"schema": 1, "name": "a", "plugins": ["all"], "backbone": {"arch": "tiny-resnet"}}
     suite = parse_suite(table | {"target": {"data": "torchvision:MNIST:held"}}, tmp_path / "a.toml")
     assert suite.target == f"torchvision:MNIST:{tmp_path / 'held'}"

@@ -1,4 +1,4 @@
-"""Each cause has its own words."""
+"""Explanations of faults, and events as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xferbench.lab.monitor.events import Event, TransferWarning, format_event, f
 
 
 @pytest.mark.parametrize(
-    ("case", "words"),
+    ("state", "fragment"),
     [
         (ParameterState(requires_grad=False), "moved by other code"),
         (ParameterState(requires_grad=True), "moved by other code"),
@@ -29,14 +29,14 @@ from xferbench.lab.monitor.events import Event, TransferWarning, format_event, f
         ),
     ],
 )
-def test_why_a_frozen_tensor_moved(case, words):
-    cause, do = diagnosis.explain_frozen(case)
-    assert words in cause
+def test_explain_frozen_names_the_cause(state, fragment):
+    cause, do = diagnosis.explain_frozen(state)
+    assert fragment in cause
     assert do
 
 
 @pytest.mark.parametrize(
-    ("case", "words"),
+    ("state", "fragment"),
     [
         (ParameterState(requires_grad=False), "requires_grad is False"),
         (ParameterState(requires_grad=True), "no gradient reaches it"),
@@ -48,9 +48,9 @@ def test_why_a_frozen_tensor_moved(case, words):
         ),
     ],
 )
-def test_why_a_tensor_never_moved(case, words):
-    cause, do = diagnosis.explain_still(case)
-    assert words in cause
+def test_explain_still_names_the_cause(state, fragment):
+    cause, do = diagnosis.explain_still(state)
+    assert fragment in cause
     assert do
 
 
@@ -62,7 +62,7 @@ def make_event(**change):
     return Event(**{"step": 7, "since": 6, "tensor": "a", "kind": "frozen-moved", "cause": "why", "do": "this", **change})
 
 
-def test_an_event_is_told_in_two_lines():
+def test_an_event_has_two_lines():
     assert format_event(make_event()) == "frozen-moved at step 7: a: why\n  do: this"
     assert format_event(make_event(since=3, others=("b", "c"))) == "frozen-moved at steps 4 to 7: a and 2 more: why\n  do: this"
 

@@ -1,4 +1,4 @@
-"""What a recipe says of a network's tensors, and how they are named whatever is wrapped around it."""
+"""Expected changes of tensors by recipe, and names of tensors under wrappers."""
 
 from __future__ import annotations
 
@@ -27,47 +27,53 @@ HEAD = {"fc.weight", "fc.bias"}
 
 
 @pytest.mark.parametrize(
-    ("word", "expected"),
+    ("spelling", "expected"),
     [
         ("head", HEAD),
         ("norm", HEAD | {"body.1.weight", "body.1.bias"}),
         ("bias", HEAD | {"body.0.bias", "body.1.bias"}),
-        ("all", HEAD | {f"body.{at}.{part}" for at in range(2) for part in ("weight", "bias")}),
+        ("all", HEAD | {f"body.{index}.{part}" for index in range(2) for part in ("weight", "bias")}),
     ],
 )
-def test_a_word_means_what_it_means_in_a_suite(word, expected):
+def test_trainable_has_the_meaning_of_a_suite(spelling, expected):
     net = make_net()
-    (found,) = expectations.expected_phases(net, [Phase(trainable=Trainable.parse(word))], "fc")
-    assert found.trainable == expected == backbones.trainable_names(backbones.layer_layout(net, 8), net, Trainable.parse(word))
+    (expected_phase,) = expectations.expected_phases(net, [Phase(trainable=Trainable.parse(spelling))], "fc")
+    assert (
+        expected_phase.trainable
+        == expected
+        == backbones.trainable_names(backbones.layer_layout(net, 8), net, Trainable.parse(spelling))
+    )
 
 
-@pytest.mark.parametrize("word", ["lora:4", "adapter:8"])
-def test_adapters_of_a_model_that_is_watched_are_its_own(word):
+@pytest.mark.parametrize("spelling", ["lora:4", "adapter:8"])
+def test_adapters_of_a_watched_model_raise(spelling):
     with pytest.raises(UserError, match=r"its own adapters[\s\S]*to use requires_grad"):
-        expectations.expected_phases(make_net(), [Phase(trainable=Trainable.parse(word))], "fc", 8)
+        expectations.expected_phases(make_net(), [Phase(trainable=Trainable.parse(spelling))], "fc", 8)
 
 
-def test_layer_groups_are_those_of_the_anatomy():
+def test_layer_groups_are_those_of_the_layer_layout():
     net = backbones.build("tiny-resnet", 3)
-    (found,) = expectations.expected_phases(net, [Phase(trainable=Trainable.parse("top:2"))], expectations.find_head(net), 32)
-    assert found.trainable == backbones.trainable_names(backbones.layer_layout(net, 32), net, Trainable.parse("top:2"))
+    (expected_phase,) = expectations.expected_phases(
+        net, [Phase(trainable=Trainable.parse("top:2"))], expectations.find_head(net), 32
+    )
+    assert expected_phase.trainable == backbones.trainable_names(backbones.layer_layout(net, 32), net, Trainable.parse("top:2"))
 
 
-def test_phases_end_with_their_steps_and_the_last_lasts():
+def test_phases_end_after_their_steps_and_the_last_never_ends():
     phases = [
         Phase(trainable=HEAD_ONLY, batchnorm="eval", steps=30),
         Phase(steps=10),
         Phase(trainable=Trainable.parse("norm"), steps=5),
     ]
-    found = expectations.expected_phases(make_net(), phases, "fc")
-    assert [(one.last_step, one.statistics_move) for one in found] == [(30, False), (40, True), (float("inf"), True)]
-    assert [one.statistics_move for one in expectations.expected_phases(make_net(), phases, "fc", batchnorm=False)] == [
+    expected = expectations.expected_phases(make_net(), phases, "fc")
+    assert [(phase.last_step, phase.statistics_move) for phase in expected] == [(30, False), (40, True), (float("inf"), True)]
+    assert [phase.statistics_move for phase in expectations.expected_phases(make_net(), phases, "fc", batchnorm=False)] == [
         None
     ] * 3
     assert expectations.expected_phases(make_net(), [], "") == (expectations.ExpectedPhase(),)
 
 
-def test_the_head_is_the_last_linear_layer_or_the_one_that_is_named():
+def test_the_head_is_the_last_linear_layer_or_the_named_module():
     assert expectations.find_head(make_net()) == "fc"
     assert expectations.find_head(make_net(), "body.0") == "body.0"
     assert not expectations.find_head(nn.ReLU())
@@ -77,7 +83,7 @@ def test_the_head_is_the_last_linear_layer_or_the_one_that_is_named():
         expectations.find_head(make_net(), "drop")
 
 
-def test_names_and_models_are_those_before_wrapping():
+def test_wrappers_change_neither_names_nor_model():
     net = make_net()
     names = list(expectations.named_parameters(net))
     assert expectations.unwrap(nn.DataParallel(torch.compile(net, backend="eager"))) is net
@@ -91,7 +97,7 @@ def test_names_and_models_are_those_before_wrapping():
     ]
 
 
-def test_a_network_shows_that_it_was_trained():
+def test_is_pretrained_detects_changed_normalization_layers():
     net = make_net()
     assert not expectations.is_pretrained(net, "fc")
     net(torch.randn(4, 3, 8, 8))
@@ -101,7 +107,7 @@ def test_a_network_shows_that_it_was_trained():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "words", "batchnorm"),
+    ("recipe", "spellings", "batchnorm"),
     [
         ({"trainable": "head"}, ["head"], False),
         ({"trainable": "head", "batchnorm": "eval"}, ["head"], True),
@@ -111,7 +117,7 @@ def test_a_network_shows_that_it_was_trained():
         (Recipe(phases=(Phase(trainable=Trainable.parse("norm")), Phase())), ["norm", "all"], True),
     ],
 )
-def test_a_recipe_is_told_in_any_of_its_forms(recipe, words, batchnorm):
-    made, said = recipe_of.recipe_of(recipe)
-    assert ([str(phase.trainable) for phase in made.phases], said) == (words, batchnorm)
+def test_recipe_of_accepts_every_form_of_a_recipe(recipe, spellings, batchnorm):
+    result, has_batchnorm = recipe_of.recipe_of(recipe)
+    assert ([str(phase.trainable) for phase in result.phases], has_batchnorm) == (spellings, batchnorm)
     assert recipe_of.recipe_of(None) == (None, True)

@@ -1,6 +1,6 @@
-"""The same fits on a CUDA device: near those of the CPU, the same each time, and the same in a group as alone.
+"""Trainings on a CUDA device: close to those on the CPU, deterministic, and equal alone and in a group.
 
-What differs there, bfloat16 and lock-step, is run on the CPU by tests/test_fit.py.
+tests/lab/test_loop.py runs bfloat16 and groups on the CPU.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ def world(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def deterministic(monkeypatch):
-    """As a worker sets it."""
+    """Set what a worker process sets."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
 
-def on(device, one, *, edits=(), **view):
-    trial = make_trial(one, **view)
-    return Trial(model=ModelSpec(base=one, edits=edits), view=trial.view, place=replace(trial.place, device=device))
+def make_device_trial(device, spec, *, edits=(), **view):
+    trial = make_trial(spec, **view)
+    return Trial(model=ModelSpec(base=spec, edits=edits), view=trial.view, place=replace(trial.place, device=device))
 
 
-def answered(world, cache, *trials):
+def get_records(world, cache, *trials):
     records, _ = run_trials.run_trials(trials, frozenset(trial.key for trial in trials), world.cache / cache)
     assert not any(record.error for record in records), [record.error for record in records]
     return records
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_fit_is_near_that_of_the_cpu(recipe, world):
-    one = make_fit(world, *RECIPES[recipe])
-    cpu, cuda = (answered(world, "near", on(device, one))[0] for device in ("cpu", "cuda"))
+def test_a_training_is_close_to_that_on_the_cpu(recipe, world):
+    spec = make_fit(world, *RECIPES[recipe])
+    cpu, cuda = (get_records(world, "near", make_device_trial(device, spec))[0] for device in ("cpu", "cuda"))
     assert cpu.key != cuda.key
     np.testing.assert_allclose([row[1] for row in cuda.curve], [row[1] for row in cpu.curve], rtol=0.1)
     assert cuda.predictions.p_true.mean() == pytest.approx(cpu.predictions.p_true.mean(), abs=0.05)
@@ -68,19 +68,19 @@ def test_a_fit_is_near_that_of_the_cpu(recipe, world):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_group_is_its_members_and_the_same_each_time(recipe, world):
-    trials = [on("cuda", make_fit(world, *RECIPES[recipe], seed=seed)) for seed in range(3)]
-    first, again = answered(world, "first", *trials), answered(world, "again", *trials)
-    for record, same in zip(first, again, strict=True):
-        assert np.array_equal(record.predictions.p_true, same.predictions.p_true)
-        assert record.curve == same.curve
+def test_a_group_is_deterministic_and_close_to_its_members_alone(recipe, world):
+    trials = [make_device_trial("cuda", make_fit(world, *RECIPES[recipe], seed=seed)) for seed in range(3)]
+    first, repeated = get_records(world, "first", *trials), get_records(world, "again", *trials)
+    for record, other in zip(first, repeated, strict=True):
+        assert np.array_equal(record.predictions.p_true, other.predictions.p_true)
+        assert record.curve == other.curve
     for trial, record in zip(trials, first, strict=True):
-        (alone,) = answered(world, "alone", trial)
+        (alone,) = get_records(world, "alone", trial)
         np.testing.assert_allclose([row[1] for row in record.curve], [row[1] for row in alone.curve], rtol=0.1)
 
 
 @pytest.mark.parametrize(
-    "look",
+    "changes",
     [
         {"mode": "training"},
         {"examples": "validation"},
@@ -90,19 +90,19 @@ def test_a_group_is_its_members_and_the_same_each_time(recipe, world):
     ],
     ids=str,
 )
-def test_every_view_is_near_that_of_the_cpu(look, world):
-    one = make_fit(world, *RECIPES["full"])
-    cpu, cuda = (answered(world, "views", on(device, one, **look))[0] for device in ("cpu", "cuda"))
+def test_every_view_is_close_to_that_on_the_cpu(changes, world):
+    spec = make_fit(world, *RECIPES["full"])
+    cpu, cuda = (get_records(world, "views", make_device_trial(device, spec, **changes))[0] for device in ("cpu", "cuda"))
     assert cuda.predictions.p_true.mean() == pytest.approx(cpu.predictions.p_true.mean(), abs=0.05)
 
 
-def test_a_worker_computes_there_too(world, tmp_path):
-    trial = on("cuda", make_fit(world, *RECIPES["LP-FT"]))
+def test_a_worker_uses_the_device(world, tmp_path):
+    trial = make_device_trial("cuda", make_fit(world, *RECIPES["LP-FT"]))
     with local.start_workers(1) as call:
         (there,), trained = call(
             "xferbench.lab.worker.run_trials:run_trials", (trial,), frozenset({trial.key}), tmp_path
         ).result()
         assert call("xferbench.lab.worker.profile:resolve_device", "auto").result() == profile.resolve_device("auto") == "cuda"
     assert trained == 1
-    (here,) = answered(world, "here", trial)
+    (here,) = get_records(world, "here", trial)
     assert np.array_equal(there.predictions.p_true, here.predictions.p_true)
