@@ -49,7 +49,7 @@ class DuplicateMatches:
         kind: [N] ``exact``, ``flipped`` (exactly or nearly), ``near``, or "" for an image without a duplicate.
         distance: [N] float32, between the embeddings, from 0 to 2.
         chance: [N], the probability that a different image is as near, under the law above; 0 for exact duplicates.
-        plain: [N] bool, too plain for anything but an exact duplicate to be recognized; a blank image has not even that.
+        plain: [N] bool, whether an image is so plain that only an exact duplicate is recognized; for a blank image, none is.
     """
 
     index: np.ndarray
@@ -158,7 +158,7 @@ def match_probabilities(distance: np.ndarray, null: np.ndarray) -> np.ndarray:
 
     Args:
         distance: [n, parts] distances of the images in question.
-        null: [k, parts] distances of images of which most have no duplicate.
+        null: [k, parts] distances of images, most without a duplicate.
     """
     count, parts = distance.shape
     if parts < MIN_PARTS or len(null) < MIN_PARTS:

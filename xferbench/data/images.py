@@ -22,7 +22,7 @@ SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 def to_rgb(image: Image.Image | np.ndarray) -> np.ndarray:
     """Return an image as uint8 H×W×3.
 
-    Of 16 bits the upper 8 are kept, transparency is dropped, gray is repeated, and orientation tags are ignored. Arrays are
+    The function keeps the upper 8 of 16 bits, drops transparency, repeats gray, and ignores orientation tags. Arrays are
     H×W, H×W×1 or H×W×3 of uint8 or uint16.
 
     Raises:

@@ -1,8 +1,7 @@
 """The fingerprints of a pretraining set in one file, to search for duplicates without the images.
 
-The file is an npz: the arrays of :class:`~xferbench.data.fingerprints.Fingerprints`, ``labels``, ``classes`` and
-``about``, which is JSON.
-An image reconstructed from it would be a blur of about 8×8 pixels. Reads and writes files.
+The file is an npz: the arrays of :class:`~xferbench.data.fingerprints.Fingerprints`, ``labels``, ``classes`` and ``about``,
+which is JSON. An image reconstructed from it would be a blur of about 8×8 pixels. Reads and writes files.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import numpy as np
 from xferbench.core.errors import UserError
 from xferbench.core.files import refuse_existing
 from xferbench.data import inputs, metadata_csv, npz, sources
-from xferbench.data.fingerprints import VERSION as VERSION_
+from xferbench.data.fingerprints import VERSION as FINGERPRINTS_VERSION
 from xferbench.data.fingerprints import Fingerprints, fingerprint_images, save_npz
 from xferbench.data.raw import RawSplit
 
@@ -95,7 +94,7 @@ def write_manifest(manifest: Manifest, file: Path, *, force: bool = False) -> No
     about = {
         "what": FILE_MAGIC,
         "version": VERSION,
-        "prints": VERSION_,
+        "prints": FINGERPRINTS_VERSION,
         "name": manifest.name,
         "images": len(manifest.prints),
         "left_out": manifest.left_out,
@@ -130,9 +129,9 @@ def read_manifest(file: Path) -> Manifest:
             if not isinstance(about, dict) or about.get("what") != FILE_MAGIC:
                 raise UserError(f"{file}: not a manifest", found="another npz file", expected=expected)
             versions = (about.get("version"), about.get("prints"))
-            if versions != (VERSION, VERSION_):
+            if versions != (VERSION, FINGERPRINTS_VERSION):
                 found = "version {}, fingerprints {}".format(*versions)
-                expected_versions = f"version {VERSION}, fingerprints {VERSION_}"
+                expected_versions = f"version {VERSION}, fingerprints {FINGERPRINTS_VERSION}"
                 do = f"{rewrite_advice} with this xferbench, or use the version that wrote it"
                 raise UserError(f"{file}: a manifest of another version", found=found, expected=expected_versions, do=do)
             member_arrays = {name: members[name] for name in members.files if name != "about"}

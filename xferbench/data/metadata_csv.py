@@ -86,9 +86,8 @@ def read_rows(folder: Path) -> tuple[list[MetadataRow], tuple[str, ...]]:
 def read_metadata(folder: Path) -> DatasetParts:
     """Read the dataset that the tables of a folder list.
 
-    The classes are the sorted labels. Missing files are left out, and a note names each.
-    Without a column ``split``, a fifth of the images is the test set: stratified by class, groups kept whole, the same in every
-    run. A note says so.
+    The classes are the sorted labels. Missing files are left out, and a note names each. Without a column ``split``, a fifth of
+    the images is the test set: stratified by class, with whole groups, the same in every run. A note says so.
 
     Raises:
         UserError: If a table cannot be used.
@@ -103,15 +102,8 @@ def read_metadata(folder: Path) -> DatasetParts:
             f"{folder}: {METADATA_FILE}: too few labels", found=found, expected="at least two", do="check file_name and label"
         )
     if not present_rows[0].split:
-        raw = _rows_to_split(folder, present_rows, classes, present_rows)
-        test, note = _cut_test_set(raw)
-        rest = np.setdiff1d(np.arange(len(present_rows)), test)
-        if min(len(np.unique(raw.labels[index])) for index in (test, rest)) < len(classes):
-            found = f"{len(present_rows)} images" + (f" in {len(np.unique(raw.groups))} groups" if len(raw.groups) else "")
-            expected = "enough images for each class in the training and the test set, without splitting a group"
-            what = f"{folder}: {METADATA_FILE}: there is no column split, and no test set can be cut"
-            raise UserError(what, found=found, expected=expected, do="add a column split with train and test")
-        return classes, {"train": take(raw, rest), "test": shuffle(take(raw, test))}, (note, *notes, *absent)
+        splits, note = _split_without_column(folder, _rows_to_split(folder, present_rows, classes, present_rows), classes)
+        return classes, splits, (note, *notes, *absent)
     roles = {SPLITS[row.split] for row in listed_rows}
     splits = {}
     for role in ("train", *(("validation", "test") if roles == {"train", "validation", "test"} else ("test",))):
@@ -127,6 +119,18 @@ def read_metadata(folder: Path) -> DatasetParts:
             f"{folder}: {METADATA_FILE}: labels that are missing from train", found=", ".join(unknown[:6]), expected=expected
         )
     return classes, splits, (*notes, *absent)
+
+
+def _split_without_column(folder: Path, raw: RawSplit, classes: Sequence[str]) -> tuple[dict[str, RawSplit], str]:
+    """Cut a test set from the images of a table without splits. Return the splits, and a note that says so."""
+    test, note = _cut_test_set(raw)
+    rest = np.setdiff1d(np.arange(len(raw.labels)), test)
+    if min(len(np.unique(raw.labels[index])) for index in (test, rest)) < len(classes):
+        found = f"{len(raw.labels)} images" + (f" in {len(np.unique(raw.groups))} groups" if len(raw.groups) else "")
+        expected = "enough images for each class in the training and the test set, without splitting a group"
+        what = f"{folder}: {METADATA_FILE}: there is no column split, and no test set can be cut"
+        raise UserError(what, found=found, expected=expected, do="add a column split with train and test")
+    return {"train": take(raw, rest), "test": shuffle(take(raw, test))}, note
 
 
 def _class_names(raw: RawSplit, classes: Sequence[str]) -> set[str]:

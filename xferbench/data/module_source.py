@@ -17,8 +17,8 @@ PACKAGE = __name__.partition(".")[0]
 def digest_source(modules: Iterable[str]) -> str:
     """Compute one SHA-256 over the source of some modules, as hexadecimal.
 
-    A package counts with all Python files below it, any other module with its one file. The digest does not
-    depend on the path to the package, so the same version of a plugin has the same digest on every machine.
+    The source of a package is all Python files below it; the source of any other module is its file. The digest does not depend
+    on the path of the package, so the same version of a plugin has the same digest on every machine.
 
     Raises:
         ImportError: if a module has no source that can be read.

@@ -8,8 +8,8 @@ A picture has a class, and much that does not depend on the class: pose, colors,
 - ``source`` has striped contours. It teaches a network to recognize them in any rotation and color.
 - ``near`` has other contours of the same kind.
 - ``tinted`` has the contours of ``near``, all in reds on blue: a shift of ``near`` that ``source`` covers.
-- ``sketch`` has gray outlines, of which half are the other half tilted.
-- ``spectra`` has chirps in a plane of time and pitch, of which half are the other half mirrored.
+- ``sketch`` has gray outlines; one half of the classes is the other half, tilted.
+- ``spectra`` has chirps in a plane of time and pitch; one half of the classes is the other half, mirrored.
 
 In the last two, the classes differ by what the source taught the network to ignore. :data:`VERSION` is part of each seed.
 

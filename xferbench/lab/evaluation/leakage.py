@@ -60,7 +60,7 @@ def _searched_sets(target: Data, reference_data: Sequence[Data], cache: Path) ->
                 yield name, data.digest, fingerprints.dataset_fingerprints(data, "train", cache)
             except UserError:
                 if data != target:
-                    raise  # only the target may be a test set alone; a source without training images is a mistake
+                    raise  # only the target may have no training images
 
 
 def _find_duplicates(

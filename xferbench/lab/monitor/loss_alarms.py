@@ -1,4 +1,4 @@
-"""Heuristics for a jump of the loss and for head shock; in doubt they report nothing. Pure."""
+"""Heuristics for a jump of the loss and for head shock, which prefer a missed fault to a false alarm. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 LOSSES_BEFORE, MIN_LOSSES_BEFORE = 40, 20  # losses before an unfreezing: how many are used, and how many are needed
 LOSSES_AFTER = 20  # losses after an unfreezing that are used
-RUN_LENGTH = 5  # consecutive losses of which the median must rise
+RUN_LENGTH = 5  # consecutive losses whose median must rise
 MIN_SPREADS, MIN_RISE_RATIO = 6.0, 1.2  # minimum rise of the loss: in spreads, and as a ratio to the median before
 FIRST_STEPS = 3  # steps whose losses show an untrained head
 SHOCK_CHECK_STEP = 10  # step at which the distance of the backbone is measured

@@ -157,7 +157,7 @@ class TensorTracker:
 
         Args:
             sample: current values.
-            exact_names: tensors of which every bit is compared, if they are frozen.
+            exact_names: tensors whose bits are all compared, if they are frozen.
         """
         moved = checksums.moved_tensors(sample, self._start_samples)
         self.moved |= moved & self.trainable

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from xferbench.lab.monitor.expectations import ExpectedPhase
 
-EARLY_STEPS = 3  # first steps, each of which is checked
+EARLY_STEPS = 3  # first steps; each is checked
 NEVER_MOVED_STEPS = 20  # steps after which a trainable tensor must have moved
 NON_FINITE_ADVICE = "clip the gradients, lower the learning rate or warm it up; inspect the inputs of this batch"
 

@@ -63,7 +63,7 @@ def write_repaired(
         checkpoints.save_tensors(repaired_tensors, unverified, half=False, metadata=all_metadata)
         try:
             state = checkpoint_reader.read_checkpoint(unverified)
-        except UserError as problem:  # for example adapters, whose scale lies in another file of the user
+        except UserError as problem:  # for example adapters, whose scale is in another file of the user
             return f"read back, the file is refused: {problem.what} ({problem.found})", "", 0
         reloaded = replace(model, fitted=finished.trained_model(network, state, before, dataset))
         predictions, _ = evaluate.predict(reloaded, evaluate.edit_tensors(reloaded, (), trial.view), edits, trial.view)
