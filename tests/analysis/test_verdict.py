@@ -156,15 +156,15 @@ def test_a_change_is_not_worse_only_where_it_could_be_estimated(error, exposed, 
 @given(
     own=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE"]),
     accepted=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE"]),
-    excluded=st.booleans(),
+    was_below_margin=st.booleans(),
     decision=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE"]),
 )
-def test_a_new_failure_is_not_worse_only_where_the_accepted_run_left_it_open(own, accepted, excluded, decision):
+def test_a_new_failure_is_not_worse_only_where_the_accepted_run_left_it_open(own, accepted, was_below_margin, decision):
     case = {"margin": MARGIN, "crashed": False, "same": False, "elsewhere": False, "one_pair_of": 0, "to_decide": None}
     interval = verdict.decide_change(judged(), decision, **case)
-    result = verdict.decide_harm_change(interval, own, accepted, excluded=excluded, elsewhere=False, text="")
+    result = verdict.decide_harm_change(interval, own, accepted, was_below_margin=was_below_margin, elsewhere=False, text="")
     if own == "FAIL" and result.code == NOT_WORSE:
-        assert decision == "PASS" and (accepted == "FAIL" or not excluded)
+        assert decision == "PASS" and (accepted == "FAIL" or not was_below_margin)
 
 
 @given(
@@ -181,7 +181,7 @@ def test_a_broken_invariant_is_not_worse_only_where_both_sizes_are_known(own, ac
 
 @given(own=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE", "SKIPPED", "ERROR"]), accepted=st.sampled_from(["", "PASS"]))
 def test_what_cannot_be_compared_is_not_worse_only_by_its_own_pass(own, accepted):
-    result = verdict.own_decision(own, accepted, because(Code.NOT_TESTED_BEFORE), text="")
+    result = verdict.decide_without_pair(own, accepted, because(Code.NOT_TESTED_BEFORE), text="")
     assert (result.code == NOT_WORSE) == (own == "PASS")
 
 

@@ -151,7 +151,7 @@ def test_other_test_examples_are_refused_and_nothing_is_overwritten(place, capsy
     before = (place / "accepted.json").read_bytes()
     words = ["--set", 'target.data="npz:other.npz"', "--baseline", str(place / "accepted.json")]
     assert run_gate(place, *words, "--accept", str(place / "accepted.json"), out="unwritten") == exit_code.USAGE
-    assert "other test examples" in capsys.readouterr().err
+    assert "different test examples" in capsys.readouterr().err
     assert (place / "accepted.json").read_bytes() == before
     assert not (place / "unwritten" / "results.json").exists()
 

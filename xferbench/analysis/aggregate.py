@@ -1,15 +1,6 @@
 """Aggregate scores of recipes over many tasks, with confidence intervals from a few seeds each.
 
-Pure. Higher scores are better.
-
-Only seeds are random: they are resampled within each task, with the same resample for all recipes, because recipes share
-splits and data order by seed (a stratified and paired bootstrap; Agarwal et al. 2021, arXiv:2108.13264; Bouthillier et al.
-2021, arXiv:2103.03098). Tasks and test images are fixed: no interval covers the choice of another task or test set.
-
-Intervals are two-sided at 95 %. The percentile bootstrap of five seeds is too narrow by a factor √(S / (S − 1)), and because
-it uses the normal distribution instead of Student's t. The intervals are widened by both factors (Hesterberg 2015, What
-teachers should know about the bootstrap), with Satterthwaite's degrees of freedom of the variances over seeds by task. The
-bounds are NaN for a single seed. All results are deterministic.
+Pure. All results are deterministic.
 """
 
 from __future__ import annotations
@@ -31,7 +22,17 @@ TRIM_SHARE = 0.25  # share of the runs removed at each end
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """Values with their bounds, three arrays of the same shape; a missing bound is NaN."""
+    """Values with two-sided 95 % bounds, three arrays of the same shape; a missing bound is NaN.
+
+    Only seeds are random: they are resampled within each task, with the same resample for all recipes, because recipes share
+    splits and data order by seed (a stratified and paired bootstrap; Agarwal et al. 2021, arXiv:2108.13264; Bouthillier et
+    al. 2021, arXiv:2103.03098). Tasks and test images are fixed: no interval covers the choice of another task or test set.
+
+    The percentile bootstrap of five seeds is too narrow by a factor √(S / (S − 1)), and also because it uses the normal
+    distribution instead of Student's t. The intervals are widened by both factors (Hesterberg 2015, What teachers should know
+    about the bootstrap), with Satterthwaite's degrees of freedom of the variances over seeds by task. The bounds are NaN for a
+    single seed.
+    """
 
     value: np.ndarray
     low: np.ndarray
@@ -39,7 +40,7 @@ class Interval:
 
     def __getitem__(self, index: Any) -> Self:
         """Return the interval of the selected elements."""
-        return replace(self, **{part.name: getattr(self, part.name)[index] for part in fields(self)})
+        return replace(self, **{array.name: getattr(self, array.name)[index] for array in fields(self)})
 
 
 def iqm(scores: Scores) -> Interval:
@@ -59,8 +60,8 @@ def iqm(scores: Scores) -> Interval:
 
 def trimmed_mean(values: np.ndarray) -> np.ndarray:
     """Return the mean over the last axis after removing a quarter of the values, rounded down, at each end."""
-    removed, N = int(TRIM_SHARE * values.shape[-1]), values.shape[-1]
-    mean: np.ndarray = np.sort(values, axis=-1)[..., removed : N - removed].mean(-1)
+    count, N = int(TRIM_SHARE * values.shape[-1]), values.shape[-1]
+    mean: np.ndarray = np.sort(values, axis=-1)[..., count : N - count].mean(-1)
     return mean
 
 
@@ -74,13 +75,13 @@ def mean_rank(scores: Scores) -> Interval:
 
 def ranks(mean: np.ndarray) -> np.ndarray:
     """Return ranks [..., R, T] among the R recipes; 1 is the highest mean, and ties share a rank."""
-    own_mean, other_mean = mean[..., :, None, :], mean[..., None, :, :]
-    rank: np.ndarray = (other_mean > own_mean).sum(-2) + (other_mean == own_mean).sum(-2) / 2 + 0.5
+    row_mean, other_mean = mean[..., :, None, :], mean[..., None, :, :]
+    rank: np.ndarray = (other_mean > row_mean).sum(-2) + (other_mean == row_mean).sum(-2) / 2 + 0.5
     return rank
 
 
 def performance_profiles(scores: Scores, taus: Sequence[float]) -> Interval:
-    """Return the share of runs above each tau, [recipes, taus], with pointwise bands.
+    """Return the share of runs that are above each tau, [recipes, taus], with pointwise bands.
 
     References: Dolan & Moré 2002, Agarwal et al. 2021.
     """
@@ -91,9 +92,9 @@ def performance_profiles(scores: Scores, taus: Sequence[float]) -> Interval:
 
 
 def probability_of_improvement(scores: Scores) -> Interval:
-    """Return P(A > B), [recipes, recipes]: the row's recipe against the column's, ties counting half, averaged over tasks.
+    """Return P(A > B) for each row's recipe A and column's recipe B, averaged over tasks, [recipes, recipes].
 
-    Within a task, this is the Mann–Whitney statistic over all pairs of seeds.
+    A tie counts half. Within a task, this is the Mann–Whitney statistic over all pairs of seeds.
     """
     R, T, S = scores.table.shape
     first, second = scores.table[:, None, :, :, None], scores.table[None, :, :, None, :]
@@ -106,7 +107,7 @@ def probability_of_improvement(scores: Scores) -> Interval:
 
 
 def resampled_seeds(scores: Scores) -> np.ndarray:
-    """Return the indices of the resampled seeds, [replicates, tasks, seeds], drawn within each task from a fixed generator."""
+    """Return indices of seeds resampled within each task by a fixed generator, [replicates, tasks, seeds]."""
     _, T, S = scores.table.shape
     return np.random.default_rng(0).integers(S, size=(BOOTSTRAP_REPLICATES, T, S))
 

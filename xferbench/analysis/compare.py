@@ -1,4 +1,4 @@
-"""Two runs beside each other: how much worse the candidate is than what was accepted, paired by seed and test example. Pure."""
+"""Compare a candidate run with an accepted one, paired by seed and test example. Pure."""
 
 from __future__ import annotations
 
@@ -17,15 +17,22 @@ from xferbench.core.suite import Suite
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from xferbench.analysis.pairing import PairedContrast
     from xferbench.core.comparison import Outcome
     from xferbench.core.run import Finding, Run
 
-COMPUTER_FIELDS = ("processor", "instructions", "python", "packages")  # of an environment, by which the same trial may differ
+COMPUTER_FIELDS = ("processor", "instructions", "python", "packages")  # fields of an environment that may change a trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonDraft:
-    """A comparison before its sentences are written: outcomes without reasons, with the reasons beside them."""
+    """A comparison without its sentences.
+
+    Attributes:
+        accepted: name, time and environment of the accepted run.
+        outcomes: each outcome without a sentence, with its reason.
+        notes: how the runs were paired.
+    """
 
     accepted: Mapping[str, Any]
     outcomes: tuple[tuple[Outcome, Reason], ...]
@@ -33,123 +40,144 @@ class ComparisonDraft:
 
 
 def compare(accepted: Run, candidate: Run) -> ComparisonDraft:
-    """Hold a candidate against an accepted run, with the candidate's margin, looks and alpha.
+    """Compare a candidate with an accepted run, with the candidate's margin, looks and alpha.
 
-    The subject's metric is compared, and the harm of every paired contrast that both runs have of one version of a plugin;
-    an invariant by what it measures. What the accepted run lacks, or had skipped, counts by the candidate's own verdict; what
-    the candidate lacks cannot be told.
+    The comparison covers the subject's metric, the harm of every paired contrast that both runs have in the same version of a
+    plugin, and the size of every invariant. If the accepted run lacks or skipped a contrast, the candidate's verdict counts.
+    If the candidate lacks one, it cannot be compared.
 
     Raises:
-        UserError: where the two were scored on other test examples, or on the same in other groups.
+        UserError: if the runs were scored on different test examples, or in different groups.
     """
-    suite, known, asked = _suite(candidate), _abouts(accepted), _abouts(candidate)
-    apart = {name: why for name, one in asked.items() if (why := _apart(accepted, candidate, one, known.get(name)))}
-    held = {SUBJECT: _subject(accepted, candidate, suite)}
-    for name, one in asked.items():
-        how = _contrast(candidate, one)
-        if name not in apart and how and one.verdict not in UNDECIDED_VERDICTS:
-            before, now = (pairing.plugin_records(run, one.plugin) for run in (accepted, candidate))
-            weights = {(arm, view): float(weight) for arm, view, weight in how["weights"]}
-            held[name] = pairing.pair_contrast(weights, before, now, replace(suite, metric=how["metric"], margin=how["margin"]))
-    judged, elsewhere = pairing.decide_pairs(held, suite), _elsewhere(accepted, candidate)
-    found = [decisions.decide_subject(held[SUBJECT], judged[SUBJECT], elsewhere=elsewhere)] if asked else []
-    for name, one in asked.items():
-        if name in held:
-            found.append(decisions.decide_contrast(one, known[name], held[name], judged[name], elsewhere=elsewhere))
-        elif name in apart or one.verdict in UNDECIDED_VERDICTS:
-            found.append(decisions.decide_unpaired(one, known.get(name), apart.get(name)))
+    suite = _suite_of(candidate)
+    accepted_contrasts, candidate_contrasts = _findings_by_contrast(accepted), _findings_by_contrast(candidate)
+    obstacles = {
+        name: obstacle
+        for name, findings in candidate_contrasts.items()
+        if (obstacle := _obstacle(accepted, candidate, findings, accepted_contrasts.get(name)))
+    }
+    pairs = {SUBJECT: _pair_subject(accepted, candidate, suite)}
+    for name, findings in candidate_contrasts.items():
+        definition = _paired_definition(candidate, findings)
+        if name not in obstacles and definition and findings.verdict not in UNDECIDED_VERDICTS:
+            pairs[name] = _pair_contrast(accepted, candidate, findings.plugin, definition, suite)
+    decided, elsewhere = pairing.decide_pairs(pairs, suite), _is_elsewhere(accepted, candidate)
+    outcomes = [decisions.decide_subject(pairs[SUBJECT], decided[SUBJECT], elsewhere=elsewhere)] if candidate_contrasts else []
+    for name, findings in candidate_contrasts.items():
+        before = accepted_contrasts.get(name)
+        if before and name in pairs:
+            outcomes.append(decisions.decide_contrast(findings, before, pairs[name], decided[name], elsewhere=elsewhere))
+        elif before is None or name in obstacles or findings.verdict in UNDECIDED_VERDICTS:
+            outcomes.append(decisions.decide_unpaired(findings, before, obstacles.get(name)))
         else:
-            found.append(decisions.decide_invariant(one, known[name]))
-    found += [
-        decisions.decide_dropped(one)
-        for name, one in known.items()
-        if name not in asked and one.verdict not in UNDECIDED_VERDICTS
+            outcomes.append(decisions.decide_invariant(findings, before))
+    outcomes += [
+        decisions.decide_dropped(findings)
+        for name, findings in accepted_contrasts.items()
+        if name not in candidate_contrasts and findings.verdict not in UNDECIDED_VERDICTS
     ]
-    return ComparisonDraft(accepted=_whom(accepted), outcomes=tuple(found), notes=tuple(_notes(held.values())))
+    notes = tuple(_pairing_notes(pairs.values()))
+    return ComparisonDraft(accepted=_run_summary(accepted), outcomes=tuple(outcomes), notes=notes)
 
 
-def _suite(run: Run) -> Suite:
-    """Of a run's suite what a comparison needs."""
-    told = run.suite
+def _suite_of(run: Run) -> Suite:
+    """Return a suite with those values of a run's suite that a comparison needs."""
+    values = run.suite
     return Suite(
-        name=told["name"],
+        name=values["name"],
         path="",
         plugins=(),
-        arch=told["arch"],
-        target=told["target"],
-        metric=told["metric"],
-        margin=float(told["margin"]),
-        alpha=float(told["alpha"]),
-        looks=tuple(told["looks"]),
-        after=told.get("after"),
+        arch=values["arch"],
+        target=values["target"],
+        metric=values["metric"],
+        margin=float(values["margin"]),
+        alpha=float(values["alpha"]),
+        looks=tuple(values["looks"]),
+        after=values.get("after"),
     )
 
 
-def _whom(run: Run) -> dict[str, Any]:
-    told = {name: run.environment.get(name) for name in ("xferbench", "git", "device", "processor")}
-    return {"name": run.suite["name"], "ended": run.evidence.get("ended"), **told}
+def _run_summary(run: Run) -> dict[str, Any]:
+    """Return the name, the end time and the main fields of the environment of a run."""
+    environment = {name: run.environment.get(name) for name in ("xferbench", "git", "device", "processor")}
+    return {"name": run.suite["name"], "ended": run.evidence.get("ended"), **environment}
 
 
-def _abouts(run: Run) -> dict[str, ContrastFindings]:
-    """What a run was judged on, by the id of the contrast."""
-    together: dict[str, list[Finding]] = {}
+def _findings_by_contrast(run: Run) -> dict[str, ContrastFindings]:
+    """Return the findings of a run with a verdict, by the id of the contrast."""
+    groups: dict[str, list[Finding]] = {}
     for finding in run.findings:
         if finding.verdict != "INFO":
-            together.setdefault(contrast_id(finding.plugin, finding.contrast), []).append(finding)
+            groups.setdefault(contrast_id(finding.plugin, finding.contrast), []).append(finding)
     return {
-        name: ContrastFindings(id=name, plugin=found[0].plugin, contrast=found[0].contrast, findings=tuple(found))
-        for name, found in together.items()
+        name: ContrastFindings(id=name, plugin=group[0].plugin, contrast=group[0].contrast, findings=tuple(group))
+        for name, group in groups.items()
     }
 
 
-def _contrast(run: Run, one: ContrastFindings) -> Mapping[str, Any] | None:
-    """Weights, metric and margin of a paired contrast; None of an invariant."""
-    told = (run.plugins.get(one.plugin) or {}).get("contrasts") or ()
-    return next((how for how in told if how["name"] == one.contrast), None)
+def _paired_definition(run: Run, findings: ContrastFindings) -> Mapping[str, Any] | None:
+    """Return the name, weights, metric and margin of a paired contrast; None for an invariant."""
+    definitions = (run.plugins.get(findings.plugin) or {}).get("contrasts") or ()
+    return next((definition for definition in definitions if definition["name"] == findings.contrast), None)
 
 
-def _apart(accepted: Run, candidate: Run, one: ContrastFindings, known: ContrastFindings | None) -> Reason | None:
-    """Why a contrast cannot be compared with the accepted run, or None."""
-    if known is None:
+def _obstacle(
+    accepted: Run, candidate: Run, findings: ContrastFindings, accepted_findings: ContrastFindings | None
+) -> Reason | None:
+    """Return why a contrast cannot be compared with the accepted run, or None."""
+    if accepted_findings is None:
         return because(Code.NOT_TESTED_BEFORE)
-    if known.verdict in UNDECIDED_VERDICTS:
-        return because(Code.NO_VERDICT_BEFORE, verdict=known.verdict)
-    old, new = ((run.plugins.get(one.plugin) or {}).get("version") for run in (accepted, candidate))
+    if accepted_findings.verdict in UNDECIDED_VERDICTS:
+        return because(Code.NO_VERDICT_BEFORE, verdict=accepted_findings.verdict)
+    old, new = ((run.plugins.get(findings.plugin) or {}).get("version") for run in (accepted, candidate))
     if old is None or old != new:
         return because(Code.OTHER_VERSION, old=old, new=new)
-    old, new = (plugin_source(run, one.plugin) for run in (accepted, candidate))
+    old, new = (plugin_source(run, findings.plugin) for run in (accepted, candidate))
     if old != new:
         return because(Code.OTHER_SOURCE, old=old, new=new)
-    if _otherwise(accepted, one) != _otherwise(candidate, one):
+    if _comparable_definition(accepted, findings) != _comparable_definition(candidate, findings):
         return because(Code.OTHER_CONTRAST)
     return None
 
 
-def _otherwise(run: Run, one: ContrastFindings) -> Any:
-    """What a contrast consists of, with its margin where that is not the suite's."""
-    how = dict(_contrast(run, one) or {})
-    return json_values(how if how.get("margin") != run.suite["margin"] else how | {"margin": None})
+def _comparable_definition(run: Run, findings: ContrastFindings) -> Any:
+    """Return the definition of a contrast; a margin that is the suite's is omitted, because the candidate's margin counts."""
+    definition = dict(_paired_definition(run, findings) or {})
+    has_suite_margin = definition.get("margin") == run.suite["margin"]
+    return json_values(definition | {"margin": None} if has_suite_margin else definition)
 
 
-def _elsewhere(accepted: Run, candidate: Run) -> bool:
-    """Whether another computer made one of two runs; of code of the user's own a key does not tell all that it depends on."""
-    own = any(run.suite.get("training") or str(run.suite["arch"]).startswith("python:") for run in (accepted, candidate))
-    told = [json_values({name: run.environment.get(name) for name in COMPUTER_FIELDS}) for run in (accepted, candidate)]
-    return not own and told[0] != told[1]
+def _is_elsewhere(accepted: Run, candidate: Run) -> bool:
+    """Return whether the runs were computed on different computers.
+
+    The function returns False for user code, because the key of a trial does not cover everything that such code depends on.
+    """
+    runs = (accepted, candidate)
+    has_user_code = any(run.suite.get("training") or str(run.suite["arch"]).startswith("python:") for run in runs)
+    old, new = (json_values({name: run.environment.get(name) for name in COMPUTER_FIELDS}) for run in runs)
+    return not has_user_code and bool(old != new)
 
 
-def _subject(accepted: Run, candidate: Run, suite: Suite) -> pairing.PairedContrast:
-    """The subject of both runs; of a finished network on all test images where both looked at all."""
-    whole = suite.after and all(pairing.subject_records(run, "whole") for run in (accepted, candidate))
-    view = "whole" if whole else "test"
+def _pair_subject(accepted: Run, candidate: Run, suite: Suite) -> PairedContrast:
+    """Pair the subject of both runs; a finished network is paired on all test images if both runs evaluated all."""
+    uses_all = suite.after and all(pairing.subject_records(run, "whole") for run in (accepted, candidate))
+    view = "whole" if uses_all else "test"
     before, now = (pairing.subject_records(run, view) for run in (accepted, candidate))
     return pairing.pair_contrast({(SUBJECT, view): -1.0}, before, now, suite)
 
 
-def _notes(pairs_: Iterable[pairing.PairedContrast]) -> list[Reason]:
-    """How the runs were paired, where that is not seed by seed and all of them."""
+def _pair_contrast(accepted: Run, candidate: Run, plugin: str, definition: Mapping[str, Any], suite: Suite) -> PairedContrast:
+    """Pair a contrast of a plugin with its own metric and margin."""
+    before, now = (pairing.plugin_records(run, plugin) for run in (accepted, candidate))
+    weights = {(arm, view): float(weight) for arm, view, weight in definition["weights"]}
+    contrast_suite = replace(suite, metric=definition["metric"], margin=definition["margin"])
+    return pairing.pair_contrast(weights, before, now, contrast_suite)
+
+
+def _pairing_notes(pairs: Iterable[PairedContrast]) -> list[Reason]:
+    """Return how the runs were paired, if not all seeds of both were paired with themselves."""
     notes: dict[tuple[object, ...], Reason] = {}
-    for pair in pairs_:
+    for pair in pairs:
         old, new = pair.seeds
         if pair.by_rank:
             notes[True,] = because(Code.PAIRED_BY_RANK)

@@ -1,14 +1,6 @@
-"""What is decided of one thing that two runs have in common: worse, not worse, or it cannot be told. Pure.
+"""Decide for each contrast of two runs whether the candidate is worse, not worse, or cannot be compared. Pure.
 
-A comparison is judged as a harm is: the crossed interval of :mod:`xferbench.analysis.intervals`, the suite's margin, looks and
-alpha, Holm's
-correction over all that is compared, worse and not worse apart. Whatever is missing decides nothing.
-
-Three things decide together: the interval of the change, the candidate's own verdict, and that of the accepted run. A FAIL is
-new, and worse whatever the interval says, where the accepted run had shown the harm to be below the margin; where that run had
-left it open, the interval decides. For of two verdicts on the same harm one must be wrong to be PASS and then FAIL, which is so
-in at most a share alpha; to be left open and then FAIL, none must be: of a pipeline with a true harm of 5 to 8 points, held
-against itself under other seeds, one in five would be called worse so. A PASS is not worse, whatever the harm was before.
+The candidate's own verdict counts as well as the interval of the change; a PASS is never worse.
 """
 
 from __future__ import annotations
@@ -23,8 +15,8 @@ from xferbench.analysis.verdict import (
     decide_change,
     decide_harm_change,
     decide_invariant_change,
-    no_longer_tested,
-    own_decision,
+    decide_untested,
+    decide_without_pair,
 )
 from xferbench.core.comparison import SUBJECT, Outcome
 from xferbench.core.record import json_values
@@ -43,7 +35,7 @@ WORST_FIRST = ("ERROR", "FAIL", "INCONCLUSIVE", "PASS", "SKIPPED")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContrastFindings:
-    """What a run says of one contrast of a plugin: its findings, one a variant, the worst verdict among them."""
+    """The findings of a run about one contrast of a plugin, one for each variant."""
 
     id: str
     plugin: str
@@ -52,143 +44,173 @@ class ContrastFindings:
 
     @property
     def verdict(self) -> str:
-        """The worst one: a crash, then FAIL, what is open, PASS, SKIPPED."""
-        return min((one.verdict for one in self.findings), key=WORST_FIRST.index)
+        """The worst verdict of the findings, in the order of :data:`WORST_FIRST`."""
+        return min((finding.verdict for finding in self.findings), key=WORST_FIRST.index)
 
     @property
     def worst(self) -> Finding:
-        """The first finding with that verdict."""
-        return next(one for one in self.findings if one.verdict == self.verdict)
+        """The first finding with the worst verdict."""
+        return next(finding for finding in self.findings if finding.verdict == self.verdict)
 
-    def excluded(self, alpha: float) -> bool:
-        """Whether the harm was shown to be below the margin, though a missed control may have kept it from a PASS."""
-        return self.verdict == "PASS" or all(one.p_pass is not None and one.p_pass < alpha for one in self.findings)
+    def is_below_margin(self, alpha: float) -> bool:
+        """Return whether the harm was shown to be below the margin, even if a missed control prevented a PASS."""
+        return self.verdict == "PASS" or all(finding.p_pass is not None and finding.p_pass < alpha for finding in self.findings)
 
 
-def decide_subject(pair: pairing.PairedContrast, judgement: SequentialDecision, *, elsewhere: bool) -> tuple[Outcome, Reason]:
-    """The suite's metric of the subject; ``elsewhere`` as in :func:`of_contrast`."""
-    decided = _change(pair, judgement, elsewhere=elsewhere and _unchanged(pair))
-    seeds = len(judgement.seeds)
-    level = dict.fromkeys(pair.weights, 1.0)
-    before, now = (pairing.mean_level(pair, side, seeds, level) for side in (pairing.ACCEPTED, pairing.CANDIDATE))
-    figures = _figures(pair, judgement) | {"before": before, "now": now, "flipped": pairing.flipped_share(pair, seeds)}
-    return Outcome(id=SUBJECT, plugin="", decision=decided.code, reason="", **figures), decided.reason
+def decide_subject(pair: pairing.PairedContrast, decision: SequentialDecision, *, elsewhere: bool) -> tuple[Outcome, Reason]:
+    """Return the outcome of the suite's metric of the subject, with its reason.
+
+    ``elsewhere`` is as in :func:`decide_contrast`.
+    """
+    result = _decide_change(pair, decision, elsewhere=elsewhere and _has_same_trials(pair))
+    count = len(decision.seeds)
+    weights = dict.fromkeys(pair.weights, 1.0)
+    before, now = (pairing.mean_level(pair, side, count, weights) for side in (pairing.ACCEPTED, pairing.CANDIDATE))
+    numbers = _change_numbers(pair, decision) | {
+        "before": before,
+        "now": now,
+        "flipped": pairing.flipped_share(pair, count),
+    }
+    return Outcome(id=SUBJECT, plugin="", decision=result.code, reason="", **numbers), result.reason
 
 
 def decide_contrast(
-    about: ContrastFindings,
+    candidate: ContrastFindings,
     accepted: ContrastFindings,
     pair: pairing.PairedContrast,
-    judgement: SequentialDecision,
+    decision: SequentialDecision,
     *,
     elsewhere: bool,
 ) -> tuple[Outcome, Reason]:
-    """A harm that both runs have.
+    """Return the outcome of a harm that both runs have, with its reason.
 
-    ``elsewhere`` tells that another computer made one of the runs, which alone may then differ where the trials are the same.
+    A change is tested as a harm is: with the crossed interval of :mod:`xferbench.analysis.intervals`, the suite's margin,
+    looks and alpha, and Holm's correction over all comparisons, separately for worse and not worse. Missing data decides
+    nothing.
+
+    The decision combines the interval of the change, the verdict of the candidate and that of the accepted run. If the
+    accepted run showed the harm to be below the margin, a FAIL is new and therefore worse, independently of the interval. If
+    the accepted run left the harm open, the interval decides. The reason is that a PASS and a FAIL on the same harm contradict
+    each other, so one of them is wrong, which happens with a probability of at most alpha. An open verdict and a FAIL do not
+    contradict each other: if a pipeline with a true harm of 5 to 8 points were compared with itself under other seeds, one
+    comparison in five would be called worse.
+
+    Args:
+        candidate: findings of the candidate.
+        accepted: findings of the accepted run.
+        pair: the paired contrast.
+        decision: the decision about its change.
+        elsewhere: whether the runs were computed on different computers. Equal trials then differ for this reason only.
     """
-    elsewhere = elsewhere and _unchanged(pair)
-    decided = decide_harm_change(
-        _change(pair, judgement, elsewhere=elsewhere),
-        about.verdict,
+    elsewhere = elsewhere and _has_same_trials(pair)
+    result = decide_harm_change(
+        _decide_change(pair, decision, elsewhere=elsewhere),
+        candidate.verdict,
         accepted.verdict,
-        excluded=accepted.excluded(pair.suite.alpha),
+        was_below_margin=accepted.is_below_margin(pair.suite.alpha),
         elsewhere=elsewhere,
-        text=about.worst.reason,
+        text=candidate.worst.reason,
     )
     sign = -1.0 if metrics.get_metric(pair.suite.metric).loss else 1.0
-    harms = [
-        pairing.mean_level(pair, side, len(judgement.seeds), pair.weights) for side in (pairing.ACCEPTED, pairing.CANDIDATE)
+    levels = [
+        pairing.mean_level(pair, side, len(decision.seeds), pair.weights) for side in (pairing.ACCEPTED, pairing.CANDIDATE)
     ]
-    before, now = (None if harm is None else sign * harm for harm in harms)
-    return _outcome(about, accepted, decided, _figures(pair, judgement) | {"before": before, "now": now})
+    before, now = (None if level is None else sign * level for level in levels)
+    return _build_outcome(candidate, accepted, result, _change_numbers(pair, decision) | {"before": before, "now": now})
 
 
-def decide_invariant(about: ContrastFindings, accepted: ContrastFindings) -> tuple[Outcome, Reason]:
-    """An invariant has no interval: it is newly broken, or broken by more than before, or it is not."""
-    before, now = _measured(accepted), _measured(about)
-    figures = {"before": before, "now": now, "compared": True, "unit": "count", "metric": about.contrast}
-    decided = decide_invariant_change(about.verdict, accepted.verdict, before, now, text=about.worst.reason)
-    return _outcome(about, accepted, decided, figures)
+def decide_invariant(candidate: ContrastFindings, accepted: ContrastFindings) -> tuple[Outcome, Reason]:
+    """Return the outcome of an invariant, with its reason. It has no interval; only the sizes of both runs are compared."""
+    before, now = _invariant_size(accepted), _invariant_size(candidate)
+    numbers = {"before": before, "now": now, "compared": True, "unit": "count", "metric": candidate.contrast}
+    result = decide_invariant_change(candidate.verdict, accepted.verdict, before, now, text=candidate.worst.reason)
+    return _build_outcome(candidate, accepted, result, numbers)
 
 
-def decide_unpaired(about: ContrastFindings, accepted: ContrastFindings | None, apart: Reason | None) -> tuple[Outcome, Reason]:
-    """What has nothing to be compared with counts by its own verdict; ``apart`` says why it has nothing."""
-    worst, before = about.worst, accepted.verdict if accepted and accepted.verdict not in UNDECIDED_VERDICTS else ""
-    decided = own_decision(about.verdict, before, apart, text=worst.reason)
-    figures = {name: getattr(worst, name) for name in ("metric", "unit", "margin", "seeds", "examples")}
-    return _outcome(about, accepted, decided, figures | {"now": worst.harm})
+def decide_unpaired(
+    candidate: ContrastFindings, accepted: ContrastFindings | None, obstacle: Reason | None
+) -> tuple[Outcome, Reason]:
+    """Return the outcome of a contrast without a counterpart, with its reason; the candidate's verdict counts.
+
+    ``obstacle`` is why the two runs cannot be compared.
+    """
+    worst = candidate.worst
+    accepted_verdict = accepted.verdict if accepted and accepted.verdict not in UNDECIDED_VERDICTS else ""
+    result = decide_without_pair(candidate.verdict, accepted_verdict, obstacle, text=worst.reason)
+    numbers = {name: getattr(worst, name) for name in ("metric", "unit", "margin", "seeds", "examples")}
+    return _build_outcome(candidate, accepted, result, numbers | {"now": worst.harm})
 
 
 def decide_dropped(accepted: ContrastFindings) -> tuple[Outcome, Reason]:
-    """What the accepted run was judged on and the candidate does not test."""
-    decided, worst = no_longer_tested(accepted.verdict), accepted.worst
-    figures = {name: getattr(worst, name) for name in ("metric", "unit", "margin")}
+    """Return the outcome of a contrast that only the accepted run tested, with its reason."""
+    result, worst = decide_untested(accepted.verdict), accepted.worst
+    numbers = {name: getattr(worst, name) for name in ("metric", "unit", "margin")}
     outcome = Outcome(
         id=accepted.id,
         plugin=accepted.plugin,
-        decision=decided.code,
+        decision=result.code,
         reason="",
         accepted=accepted.verdict,
         before=worst.harm,
-        **figures,
+        **numbers,
     )
-    return outcome, decided.reason
+    return outcome, result.reason
 
 
-def _unchanged(one: pairing.PairedContrast) -> bool:
-    """Whether all of two runs' trials are the same by content, so that only the computer can differ."""
-    return one.same and one.seeds[0] == one.seeds[1]
+def _has_same_trials(pair: pairing.PairedContrast) -> bool:
+    """Return whether all trials of two runs have the same content, so that only the computer can differ."""
+    return pair.same and pair.seeds[0] == pair.seeds[1]
 
 
-def _change(pair: pairing.PairedContrast, judgement: SequentialDecision, *, elsewhere: bool) -> Verdict:
-    """What the interval says."""
+def _decide_change(pair: pairing.PairedContrast, decision: SequentialDecision, *, elsewhere: bool) -> Verdict:
+    """Return the decision from the interval alone."""
     seeds = max(pair.seeds)
     return decide_change(
-        judgement.harm,
-        judgement.verdict,
+        decision.harm,
+        decision.verdict,
         margin=pair.suite.margin,
-        crashed=any(record.error for (arm, _, _), record in pair.answers.items() if arm.startswith(pairing.CANDIDATE)),
+        crashed=any(record.error for (arm, _, _), record in pair.records.items() if arm.startswith(pairing.CANDIDATE)),
         same=pair.same,
         elsewhere=elsewhere,
         one_pair_of=seeds if pair.count == 1 < seeds and not pair.suite.after else 0,
-        to_decide=power.to_decide(judgement, pair.suite) if judgement.is_open else None,
+        to_decide=power.to_decide(decision, pair.suite) if decision.is_open else None,
     )
 
 
-def _measured(one: ContrastFindings) -> float | None:
-    """What an invariant's subject measured, the mean of its size over seeds; None where that is not known."""
-    found = one.worst.measures.get(f"{SUBJECT}/{one.contrast}")
-    return None if found is None or not np.isfinite(found) else abs(found)
+def _invariant_size(findings: ContrastFindings) -> float | None:
+    """Return the absolute value of an invariant, averaged over seeds; None if it is unknown."""
+    value = findings.worst.measures.get(f"{SUBJECT}/{findings.contrast}")
+    return None if value is None or not np.isfinite(value) else abs(value)
 
 
-def _outcome(
-    about: ContrastFindings, accepted: ContrastFindings | None, decided: Verdict, figures: Mapping[str, Any]
+def _build_outcome(
+    candidate: ContrastFindings, accepted: ContrastFindings | None, result: Verdict, numbers: Mapping[str, Any]
 ) -> tuple[Outcome, Reason]:
     outcome = Outcome(
-        id=about.id,
-        plugin=about.plugin,
-        decision=decided.code,
+        id=candidate.id,
+        plugin=candidate.plugin,
+        decision=result.code,
         reason="",
-        verdict=about.verdict,
+        verdict=candidate.verdict,
         accepted=accepted.verdict if accepted else "",
-        **figures,
+        **numbers,
     )
-    return outcome, decided.reason
+    return outcome, result.reason
 
 
-def _figures(one: pairing.PairedContrast, judged: SequentialDecision) -> dict[str, Any]:
-    estimate, tested = judged.harm.estimate, judged.harm.exposed and not judged.harm.error
+def _change_numbers(pair: pairing.PairedContrast, decision: SequentialDecision) -> dict[str, Any]:
+    """Return the fields of an outcome that a paired contrast gives."""
+    estimate, is_tested = decision.harm.estimate, decision.harm.exposed and not decision.harm.error
     return {
-        "metric": one.suite.metric,
-        "unit": metrics.get_metric(one.suite.metric).unit,
-        "margin": one.suite.margin,
+        "metric": pair.suite.metric,
+        "unit": metrics.get_metric(pair.suite.metric).unit,
+        "margin": pair.suite.margin,
         "change": json_values(estimate.harm),
         "low": json_values(estimate.low),
         "high": json_values(estimate.high),
-        "p_worse": judged.adjusted[0] if tested else None,
-        "p_not_worse": judged.adjusted[1] if tested else None,
-        "seeds": len(judged.seeds),
+        "p_worse": decision.adjusted[0] if is_tested else None,
+        "p_not_worse": decision.adjusted[1] if is_tested else None,
+        "seeds": len(decision.seeds),
         "examples": estimate.examples,
         "compared": True,
     }

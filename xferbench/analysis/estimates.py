@@ -1,4 +1,4 @@
-"""Estimates the harm of a contrast by seed and test example from trial records. Pure. Missing data never gives a decision."""
+"""Estimate the harm of a contrast by seed and test example from trial records. Pure. Missing data never gives a decision."""
 
 from __future__ import annotations
 
@@ -52,24 +52,24 @@ class ContrastEstimate:
     error: str = ""
 
 
-def estimate_contrast(contrast: Contrast, answers: RecordsByTerm, seeds: Sequence[int], suite: Suite) -> ContrastEstimate:
+def estimate_contrast(contrast: Contrast, records: RecordsByTerm, seeds: Sequence[int], suite: Suite) -> ContrastEstimate:
     """Estimate the harm of a contrast over some seeds in the suite's metric. Positive values are harm, for losses too.
 
     If both sides request the same trials, the harm is exactly 0 and nothing is estimated. A crash, a missing record or
     different sets of examples give an error and p-values of 1. A contrast of kind ``info`` may have sides with different
     examples.
     """
-    records = {(term, seed): answers.get((*term, seed)) for term in contrast.weights for seed in seeds}
-    predictions, error = _predictions(records)
+    terms = {(term, seed): records.get((*term, seed)) for term in contrast.weights for seed in seeds}
+    predictions, error = _predictions(terms)
     if error:
         return _undecided(error)
     first = next(iter(predictions.values()))
-    differ = any(not np.array_equal(part.example, first.example) for part in predictions.values())
-    if differ and contrast.kind == "info":
+    is_mixed = any(not np.array_equal(part.example, first.example) for part in predictions.values())
+    if is_mixed and contrast.kind == "info":
         return _estimate_from_parts(contrast, predictions, seeds, suite)
-    if differ:
+    if is_mixed:
         return _undecided("the arms were not scored on the same examples")
-    keys = {term: record.key for term, record in records.items() if record is not None}
+    keys = {term: record.key for term, record in terms.items() if record is not None}
     if all(_is_identity(contrast, keys, seed) for seed in seeds):
         exact = Estimate(
             harm=0.0, low=0.0, high=0.0, p_fail=1.0, p_pass=0.0, se=0.0, df=1.0, seeds=len(seeds), examples=len(first.label)
@@ -90,7 +90,7 @@ def _predictions(
     records: Mapping[tuple[tuple[str, str], int], Record | None],
 ) -> tuple[dict[tuple[tuple[str, str], int], Predictions], str]:
     """Return the predictions of some records, and why any of them is missing. A crash takes precedence as the reason."""
-    crashed = [
+    crashes = [
         f"{arm} (seed {seed}): {record.error}" for ((arm, _), seed), record in records.items() if record and record.error
     ]
     predictions = {term: record.predictions for term, record in records.items() if record and record.predictions is not None}
@@ -100,7 +100,7 @@ def _predictions(
         for term, seed in records
         if (term, seed) not in predictions
     ]
-    return predictions, next(iter([*crashed, *missing, *([] if predictions else ["not measured at any seed"])]), "")
+    return predictions, next(iter([*crashes, *missing, *([] if predictions else ["not measured at any seed"])]), "")
 
 
 def _estimate_from_parts(
@@ -114,7 +114,7 @@ def _estimate_from_parts(
     metric, count = metrics.get_metric(suite.metric), len(examples)
     order = np.argsort(examples, kind="stable")
     difference = np.zeros((len(seeds), count))
-    least = count
+    smallest = count
     for (term, seed), part in predictions.items():
         columns = np.flatnonzero(np.isin(examples, part.example))
         if not np.array_equal(examples[columns], part.example):
@@ -126,9 +126,9 @@ def _estimate_from_parts(
         row, weight = difference[list(seeds).index(seed)], sign * contrast.weights[term]
         row += weight * score.mean()
         np.add.at(row, columns, weight * (score - score.mean()) * count / len(score))  # absent examples do not change the mean
-        least = min(least, len(score))
+        smallest = min(smallest, len(score))
     groups = group if len(group) else None
-    span = metric.span * max(map(abs, contrast.weights.values())) * count / least
+    span = metric.span * max(map(abs, contrast.weights.values())) * count / smallest
     estimate = intervals.crossed_interval(difference, margin=suite.margin, alpha=suite.alpha, groups=groups, span=span)
     return ContrastEstimate(estimate=estimate, exposed=True, difference=difference, groups=group, span=span)
 
@@ -138,14 +138,15 @@ def _all_examples(parts: Sequence[Predictions]) -> tuple[np.ndarray, np.ndarray]
     longest = max(parts, key=lambda part: len(part.example))
     example, group = (np.concatenate([getattr(part, name) for part in parts]) for name in ("example", "group"))
     _, first = np.unique(example, return_index=True)
-    more = np.sort(first[~np.isin(example[first], longest.example)])
+    extra = np.sort(first[~np.isin(example[first], longest.example)])
     return (
-        np.concatenate([longest.example, example[more]]),
-        np.concatenate([longest.group, group[more]]) if len(group) == len(example) else longest.group[:0],
+        np.concatenate([longest.example, example[extra]]),
+        np.concatenate([longest.group, group[extra]]) if len(group) == len(example) else longest.group[:0],
     )
 
 
 def _undecided(error: str) -> ContrastEstimate:
+    """Return a contrast without an estimate; its p-values are 1."""
     return ContrastEstimate(estimate=UNDECIDED, exposed=True, difference=np.empty((0, 0)), groups=np.empty(0), error=error)
 
 
@@ -157,14 +158,13 @@ def _is_identity(contrast: Contrast, keys: Mapping[tuple[tuple[str, str], int], 
     return all(weight == 0 for weight in total.values())
 
 
-def invariant_value(contrast: Contrast, answers: RecordsByTerm, seed: int) -> float:
+def invariant_value(contrast: Contrast, records: RecordsByTerm, seed: int) -> float:
     """Return an invariant's sum at a seed, 0 if it holds; NaN if a measure is missing, and NaN is not 0."""
-    records = [answers.get((arm, view, seed)) for arm, view in contrast.weights]
-    values = [
-        float("nan") if record is None else record.scalars.get(view, float("nan"))
-        for record, (_, view) in zip(records, contrast.weights, strict=True)
-    ]
-    return sum(weight * value for weight, value in zip(contrast.weights.values(), values, strict=True))
+    total = 0.0
+    for (arm, view), weight in contrast.weights.items():
+        record = records.get((arm, view, seed))
+        total += weight * (float("nan") if record is None else record.scalars.get(view, float("nan")))
+    return total
 
 
 def positive_control(contrast: Contrast, variant: str) -> Contrast:
@@ -181,42 +181,42 @@ def swap_arm(contrast: Contrast, old: str, new: str) -> Contrast:
     return replace(contrast, weights=weights)
 
 
-def mean_accuracy(answers: RecordsByTerm, arm: str, seeds: Sequence[int], view: str = "test") -> float | None:
+def mean_accuracy(records: RecordsByTerm, arm: str, seeds: Sequence[int], view: str = "test") -> float | None:
     """Return the mean accuracy of an arm in a view over the seeds that have predictions; None if there are none."""
-    records = [answers.get((arm, view, seed)) for seed in seeds]
-    parts = _stored_predictions(records)
+    parts = _stored_predictions(records, arm, seeds, view)
     return float(np.mean([(part.predicted == part.label).mean() for part in parts])) if parts else None
 
 
-def _stored_predictions(records: Sequence[Record | None]) -> list[Predictions]:
-    return [record.predictions for record in records if record is not None and record.predictions is not None]
+def _stored_predictions(records: RecordsByTerm, arm: str, seeds: Sequence[int], view: str) -> list[Predictions]:
+    """Return the predictions of an arm in a view at the seeds that have them."""
+    arm_records = [records.get((arm, view, seed)) for seed in seeds]
+    return [record.predictions for record in arm_records if record is not None and record.predictions is not None]
 
 
 def majority_baseline_share(
-    answers: RecordsByTerm, arm: str, seeds: Sequence[int], margin: float, view: str = "test"
+    records: RecordsByTerm, arm: str, seeds: Sequence[int], margin: float, view: str = "test"
 ) -> float | None:
     """Return the share of the most frequent class if the accuracy of an arm does not exceed it by the margin; else None."""
-    records = [answers.get((arm, view, seed)) for seed in seeds]
-    parts = _stored_predictions(records)
-    reached_accuracy = mean_accuracy(answers, arm, seeds, view)
-    if not parts or reached_accuracy is None:
+    parts = _stored_predictions(records, arm, seeds, view)
+    accuracy = mean_accuracy(records, arm, seeds, view)
+    if not parts or accuracy is None:
         return None
     share = float(np.bincount(parts[0].label).max() / len(parts[0].label))
-    return share if reached_accuracy < share + margin else None
+    return share if accuracy < share + margin else None
 
 
-def benefit_retained(answers: RecordsByTerm, seeds: Sequence[int], suite: Suite) -> float | None:
+def benefit_retained(records: RecordsByTerm, seeds: Sequence[int], suite: Suite) -> float | None:
     """Return (subject − scratch) / (cured − scratch) in accuracy; None unless cured is shown to be better than scratch."""
-    gain = Contrast(name="gain", weights={("cured", "test"): 1.0, ("scratch", "test"): -1.0})
-    gain_estimate = estimate_contrast(gain, answers, seeds, replace(suite, metric="accuracy", margin=0.0))
-    means = [mean_accuracy(answers, arm, seeds) for arm in ("subject", "cured", "scratch")]
-    if gain_estimate.error or not gain_estimate.exposed or not gain_estimate.estimate.low > 0 or None in means:
+    contrast = Contrast(name="gain", weights={("cured", "test"): 1.0, ("scratch", "test"): -1.0})
+    gain = estimate_contrast(contrast, records, seeds, replace(suite, metric="accuracy", margin=0.0))
+    means = [mean_accuracy(records, arm, seeds) for arm in ("subject", "cured", "scratch")]
+    if gain.error or not gain.exposed or not gain.estimate.low > 0 or None in means:
         return None
     subject, cured, scratch = (float(mean) for mean in means if mean is not None)
     return (subject - scratch) / (cured - scratch)
 
 
-def count_diverged(answers: RecordsByTerm, arm: str, seeds: Sequence[int]) -> int:
+def count_diverged(records: RecordsByTerm, arm: str, seeds: Sequence[int]) -> int:
     """Return the number of seeds at which the training of an arm diverged."""
-    records = [answers.get((arm, "test", seed)) for seed in seeds]
-    return sum(record.scalars.get("diverged", 0.0) > 0 for record in records if record is not None)
+    arm_records = [records.get((arm, "test", seed)) for seed in seeds]
+    return sum(record.scalars.get("diverged", 0.0) > 0 for record in arm_records if record is not None)

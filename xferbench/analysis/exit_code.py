@@ -1,4 +1,4 @@
-"""From findings, and what they are held against, to the exit code of the contract."""
+"""The exit code of a command, from findings, a comparison and a matrix. Pure."""
 
 from __future__ import annotations
 
@@ -28,11 +28,24 @@ def exit_code(
     held: Comparison | None = None,
     matrix: MatrixResult | None = None,
 ) -> int:
-    """The first that holds: 3 a crash, 1 a FAIL, 5 nothing judged, 4 something open (only with ``fail_on`` inconclusive), 0.
+    """Return the exit code of a run.
 
-    Of a run that is held against an accepted one, what is worse counts in the place of FAIL, and what cannot be told in that
-    of INCONCLUSIVE. Of a matrix, a row that was measured without a crash counts as PASS and an open claim as INCONCLUSIVE; a
-    claim that does not hold fails nothing.
+    The first condition that holds decides:
+
+    - 5: every finding is SKIPPED or INFO, so there is no verdict;
+    - 3: something crashed;
+    - 1: there is a FAIL;
+    - 5: there is neither a PASS nor an open verdict;
+    - 4: a verdict is open, if ``fail_on`` is ``"inconclusive"``;
+    - 0: otherwise.
+
+    Args:
+        findings: the findings of the run.
+        fail_on: ``"fail"``, or ``"inconclusive"`` to make an open verdict an error too.
+        held: the comparison with an accepted run. Its decisions then replace the verdicts: worse counts as FAIL, not worse
+            as PASS, and a change that cannot be decided as INCONCLUSIVE.
+        matrix: the result of a matrix. A row that was measured counts as PASS, and an open claim as INCONCLUSIVE. A claim
+            that does not hold is no failure.
     """
     verdicts = {finding.verdict for finding in findings}
     if matrix is not None:
@@ -40,7 +53,7 @@ def exit_code(
     if not verdicts - {"SKIPPED", "INFO"}:
         return NOTHING
     if held is not None:
-        verdicts = {VERDICT_OF_DECISION[one.decision] for one in held.outcomes}
+        verdicts = {VERDICT_OF_DECISION[outcome.decision] for outcome in held.outcomes}
     if "ERROR" in verdicts:
         return CRASHED
     if "FAIL" in verdicts:

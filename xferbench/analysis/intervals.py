@@ -1,19 +1,7 @@
 """Confidence intervals, decisions, multiplicity corrections and sample-size planning for contrasts. Pure.
 
-A score test must agree with the interval, because the interval alone passes rare harms too often at small levels.
-
-A contrast is D[s, i], the harm on seed s and test example i; its mean is the harm. Seeds and examples are both random and
-crossed, so the interval is that of a two-way random-effects layout, as in radiology's readers × cases (Dorfman, Berbaum &
-Metz 1992), with Satterthwaite's (1946) degrees of freedom.
-
-Where D is all zero, or nearly so, such an interval has no width. One adverse pseudo-example is therefore added on each side,
-as Agresti & Coull (1998) do for a proportion. This suffices at a level of 5 % but not at the smaller levels of several looks
-and many contrasts: a rare harm that no test example shows would pass several times too often. A score test with continuity
-correction (Wilson 1927, Newcombe 1998) must therefore agree. If the harm equals the margin m, examples may be harmed at all
-seeds or at none, with variance m (1 − m).
-
 All functions fail closed: values that are not finite, or too few values to estimate a variance, give p-values of 1 and decide
-nothing.
+nothing. A score test must agree with the interval, because the interval alone passes rare harms too often at small levels.
 """
 
 from __future__ import annotations
@@ -107,7 +95,7 @@ def rare_event_p(mean: np.ndarray, N: int, margin: float, span: float) -> np.nda
 def wilson_upper(mean: np.ndarray, N: int | np.ndarray, alpha: float, span: float) -> np.ndarray:
     """Return the upper bound of the harm if each example has the value +span or 0 at all seeds.
 
-    The function inverts :func:`rare`. The bound is −∞ if the mean is too low.
+    The function inverts :func:`rare_event_p`. The bound is −∞ if the mean is too low.
     """
     from scipy.special import ndtri
 
@@ -160,7 +148,6 @@ def group_means(difference: np.ndarray, groups: np.ndarray | None) -> np.ndarray
 
     None or an empty array means that there are no groups, and ``difference`` is returned.
 
-
     Raises:
         UserError: if the number of groups differs from the number of examples.
     """
@@ -184,6 +171,16 @@ def crossed_interval(
 ) -> Estimate:
     """Estimate the harm of a contrast over random seeds crossed with random examples.
 
+    A contrast is D[s, i], the harm on seed s and test example i; its mean is the harm. Seeds and examples are both random and
+    crossed, so the interval is that of a two-way random-effects layout, as in radiology's readers × cases (Dorfman, Berbaum &
+    Metz 1992), with Satterthwaite's (1946) degrees of freedom.
+
+    If D is all zero, or nearly so, such an interval has no width. One adverse pseudo-example is therefore added on each side,
+    as Agresti & Coull (1998) do for a proportion. This suffices at a level of 5 % but not at the smaller levels of several
+    looks and many contrasts: a rare harm that no test example shows would pass several times too often. A score test with
+    continuity correction (Wilson 1927, Newcombe 1998) must therefore agree. If the harm equals the margin m, examples may be
+    harmed at all seeds or at none, with variance m (1 − m).
+
     The estimate has two one-sided bounds, each at level ``alpha``. The standard error and the degrees of freedom of the
     result belong to the side with the larger error. With one seed, the interval is conditional on that seed. NaN, infinity,
     no seed, or fewer than two examples give bounds of NaN.
@@ -202,9 +199,9 @@ def crossed_interval(
     harm = float(D.mean()) if finite else np.nan
     if not finite or N < 2:
         return Estimate(harm=harm, low=np.nan, high=np.nan, p_fail=1.0, p_pass=1.0, se=np.nan, df=np.nan, seeds=S, examples=N)
-    low, p_fail, *of_low = _lower_bound(D, least_se[0], margin=margin, alpha=alpha, span=span)
-    high, p_pass, *of_high = _lower_bound(-D, least_se[1], margin=-margin, alpha=alpha, span=span)
-    se, df = max(of_low, of_high)
+    low, p_fail, *low_moments = _lower_bound(D, least_se[0], margin=margin, alpha=alpha, span=span)
+    high, p_pass, *high_moments = _lower_bound(-D, least_se[1], margin=-margin, alpha=alpha, span=span)
+    se, df = max(low_moments, high_moments)
     return Estimate(harm=harm, low=low, high=-high, p_fail=p_fail, p_pass=p_pass, se=se, df=df, seeds=S, examples=N)
 
 
@@ -212,7 +209,6 @@ def alpha_spending(looks: Sequence[int], alpha: float) -> tuple[float, ...]:
     """Divide alpha among the looks: α (S_k − S_{k−1}) / S_K.
 
     This is a union bound, which is valid for any dependence between looks.
-
 
     Raises:
         UserError: if the looks are not increasing positive numbers of seeds.
@@ -249,14 +245,14 @@ def decide(p_fail: float, p_pass: float, alpha: float) -> str:
 
     The decision is INCONCLUSIVE if both p-values are below alpha, because they contradict each other.
     """
-    failed, passed = p_fail < alpha, p_pass < alpha
-    if failed == passed:
+    is_fail, is_pass = p_fail < alpha, p_pass < alpha
+    if is_fail == is_pass:
         return "INCONCLUSIVE"
-    return "FAIL" if failed else "PASS"
+    return "FAIL" if is_fail else "PASS"
 
 
 def expected_false_alarms(contrasts: int, alpha: float) -> float:
-    """Return an upper bound on the expected number of false FAILs among ``contrasts`` judged by Holm's procedure at ``alpha``.
+    """Return an upper bound on the expected number of false FAILs among ``contrasts`` tested by Holm's procedure at ``alpha``.
 
     The probability of at least one false FAIL is at most alpha. Under independence, the expected number is about alpha as
     well. Verdicts share arms, however, and false alarms may occur together. Let V be their number among n true hypotheses. If
@@ -274,18 +270,18 @@ def expected_false_alarms(contrasts: int, alpha: float) -> float:
 def _decision_distance(
     variances: tuple[float, float, float], S: np.ndarray, N: np.ndarray, *, alpha: float, power: float, harm: float, span: float
 ) -> np.ndarray:
-    """Return the distance from the harm to the closest margin above it that :func:`crossed` decides with this power.
+    """Return the distance from the harm to the closest margin above it that :func:`crossed_interval` decides with this power.
 
     ``variances`` are the variances of seeds, examples and the residual.
     """
     from scipy.special import stdtrit
 
     seed, example, residual = variances
-    single, distance = S == 1, span - harm  # distance of the pseudo-example from the harm
+    is_single, distance = S == 1, span - harm  # distance of the pseudo-example from the harm
     squares = (
-        np.where(single, 0.0, N * seed + residual),
+        np.where(is_single, 0.0, N * seed + residual),
         S * example + residual + S * distance**2 / (N + 1),
-        np.where(single, 0.0, residual),
+        np.where(is_single, 0.0, residual),
     )
     se, df = standard_error_and_df(squares, S, N + 1)
     noise = stdtrit(df, power) * np.sqrt(seed / S + example / N + residual / (S * N))
@@ -350,8 +346,10 @@ def required_sizes(
     harm = mean if mean < margin else -mean  # a FAIL is a PASS with the sign reversed
 
     def first_sufficient(s: np.ndarray, n: np.ndarray, numbers: np.ndarray) -> int | None:
-        enough = _decision_distance(variances, s, n, alpha=alpha, power=power, harm=harm, span=span) <= abs(mean - margin)
-        return int(numbers[enough.argmax()]) if enough.any() else None
+        is_sufficient = _decision_distance(variances, s, n, alpha=alpha, power=power, harm=harm, span=span) <= abs(
+            mean - margin
+        )
+        return int(numbers[is_sufficient.argmax()]) if is_sufficient.any() else None
 
     more_seeds = np.arange(S, MAX_SEEDS + 1)
     more_examples = np.unique(np.ceil(np.geomspace(N, MAX_EXAMPLES, 400)).astype(np.int64))

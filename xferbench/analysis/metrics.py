@@ -1,10 +1,6 @@
 """Metrics of predictions, written as scores of single examples so that one interval serves all metrics. Pure.
 
 Class 1 is the positive class of sensitivity, specificity and AUROC; all other classes together are the negative class.
-
-Accuracy, NLL, Brier score, sensitivity and specificity are means of a score by example. Balanced accuracy and AUROC are not.
-They are written as means of jackknife pseudo-values (Dorfman, Berbaum & Metz 1992), which use the same interval; a bootstrap
-may widen it.
 """
 
 from __future__ import annotations
@@ -73,9 +69,12 @@ def get_metric(metric: str) -> Metric:
 def example_scores(predictions: Predictions, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Return a mask [N] of the examples that the metric covers, and their scores [n]. The mean of the scores is the metric.
 
+    Accuracy, NLL, Brier score, sensitivity and specificity are means of a score by example. Balanced accuracy and AUROC are
+    not. They are written as means of jackknife pseudo-values (Dorfman, Berbaum & Metz 1992), which use the same interval; a
+    bootstrap may widen it.
+
     NaN among the predictions stays NaN. The pseudo-values of balanced accuracy and AUROC are NaN if a class that they need
     has fewer than two examples.
-
 
     Raises:
         UserError: for an unknown metric, or for AUROC without stored class probabilities.
@@ -168,11 +167,13 @@ def crossed_bootstrap(
     Resampling both would count their interaction three times (Owen 2007). The standard error of each side is at least the
     bootstrap's standard deviation, and at least what its quantile on that side implies. The result is deterministic.
 
-
     Args:
         pseudo: [S, N], pseudo-values; the mean of each row is the harm at that seed.
         reweighted: function that returns the harm by seed, [draws, S], for example counts [draws, N].
-        margin, alpha, groups, span: as in :func:`xferbench.analysis.intervals.crossed_interval`.
+        margin: as in :func:`xferbench.analysis.intervals.crossed_interval`, and so are ``alpha``, ``groups`` and ``span``.
+        alpha: level of each bound.
+        groups: [N] integers, or None.
+        span: the largest harm that one example can show.
         draws: number of bootstrap samples.
     """
     from scipy.special import ndtri
@@ -187,7 +188,7 @@ def crossed_bootstrap(
     resampled = np.random.default_rng(0).integers(G, size=(draws, G)) + np.arange(draws)[:, None] * G
     counts = np.bincount(resampled.ravel(), minlength=draws * G).reshape(draws, G)[:, member].astype(np.float64)
     deviation = reweighted(counts).mean(1) - harm.mean()
-    low, high = np.nanquantile(deviation, [alpha, 1 - alpha]) / ndtri([alpha, 1 - alpha])  # NaN where a draw lacks a class
+    low, high = np.nanquantile(deviation, [alpha, 1 - alpha]) / ndtri([alpha, 1 - alpha])  # a draw without a class is NaN
     _, seeds, _, residual = intervals.mean_squares(units)
     least_se = np.sqrt(np.maximum(np.nanstd(deviation), (low, high)) ** 2 + np.maximum(seeds - residual, 0.0) / (S * G))
     return intervals.crossed_interval(
@@ -212,7 +213,7 @@ def selection_frequencies(candidates: Sequence[Predictions], metric: str, draws:
     resample_counts = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), draws)
     totals = resample_counts[:, member].astype(np.float64) @ values.T
     best = totals.round(9).argmax(1)
-    return [float((best == rank).mean()) for rank in range(len(candidates))]
+    return [float((best == index).mean()) for index in range(len(candidates))]
 
 
 def _score_span(predictions: Predictions, metric: str) -> float:
@@ -254,7 +255,7 @@ def _positive_odds(predictions: Predictions) -> np.ndarray:
 
 
 def _placements(odds: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Return the share [N] of the other class that each example is on the right side of, ties counting half.
+    """Return the share [N] of the other class that each example is ranked correctly against; a tie counts half.
 
     Reference: DeLong et al. 1988.
     """

@@ -1,4 +1,4 @@
-"""The records of two runs beside each other, by seed and test example, and what the interval says of them. Pure."""
+"""Pair the records of two runs by seed and test example, and estimate their difference. Pure."""
 
 from __future__ import annotations
 
@@ -14,31 +14,34 @@ from xferbench.core.plugin import Contrast
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from xferbench.analysis.estimates import RecordsByTerm
     from xferbench.analysis.sequential import SequentialDecision
-    from xferbench.core.record import Record
+    from xferbench.core.record import Predictions, Record
     from xferbench.core.run import Run
     from xferbench.core.suite import Suite
 
-    Told: TypeAlias = Mapping[tuple[str, str, int], Record]  # by arm, view and seed, of one run
-    Weights: TypeAlias = Mapping[tuple[str, str], float]  # by arm and view, as a contrast has them
+    Weights: TypeAlias = Mapping[tuple[str, str], float]  # by arm and view, as in a contrast
 
 ACCEPTED, CANDIDATE = "accepted", "candidate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedContrast:
-    """One contrast of two runs: the candidate's less the accepted one's, above 0 being worse.
+    """A contrast of two runs: the candidate's value minus the accepted one, so that positive values are worse.
 
     Attributes:
-        answers: of both runs' arms, by the rank of the pair in the place of the seed. weights: of the contrast in one run.
-        count: pairs. seeds: how many each of the two runs has.
-        suite: with the contrast's own metric and margin.
-        same: whether the trials that are paired are the same by content.
-        by_rank: whether the two differ in their seeds, and are paired as they come.
+        contrast: the change, with the arms of both runs as its terms.
+        records: records of the arms of both runs; the index of the pair takes the place of the seed.
+        weights: weights of the contrast within one run.
+        count: number of pairs.
+        seeds: number of seeds of the accepted run and of the candidate.
+        suite: the suite, with the contrast's own metric and margin.
+        same: whether the paired trials have the same content.
+        by_rank: whether the runs have different seeds and are paired by the order of their seeds.
     """
 
     contrast: Contrast
-    answers: estimates.RecordsByTerm
+    records: RecordsByTerm
     weights: Weights
     count: int
     seeds: tuple[int, int]
@@ -48,130 +51,146 @@ class PairedContrast:
 
 
 def plugin_records(run: Run, plugin: str) -> dict[tuple[str, str, int], Record]:
-    """A plugin's records by arm (``induced:VARIANT``), view and seed."""
-    own = (one for one in run.cells if one.plugin == plugin)
-    return {(f"{one.arm}:{one.variant}" if one.variant else one.arm, one.view, one.seed): one.record for one in own}
+    """Return the records of a plugin by arm (``induced:VARIANT`` for a variant), view and seed."""
+    cells = (cell for cell in run.cells if cell.plugin == plugin)
+    return {(f"{cell.arm}:{cell.variant}" if cell.variant else cell.arm, cell.view, cell.seed): cell.record for cell in cells}
 
 
 def subject_records(run: Run, view: str) -> dict[tuple[str, str, int], Record]:
-    """The subject's records in a view, whichever plugin asked for them."""
-    return {("subject", view, one.seed): one.record for one in run.cells if one.arm == "subject" and one.view == view}
+    """Return the records of the subject in a view, from all plugins."""
+    return {("subject", view, cell.seed): cell.record for cell in run.cells if cell.arm == "subject" and cell.view == view}
 
 
-def pair_contrast(weights: Weights, before: Told, now: Told, suite: Suite) -> PairedContrast:
-    """Put two runs' records of a contrast beside each other, seed by seed where one run has all of the other's.
+def pair_contrast(weights: Weights, accepted: RecordsByTerm, candidate: RecordsByTerm, suite: Suite) -> PairedContrast:
+    """Pair the records of a contrast in two runs.
 
-    Otherwise they are two independent trainings: paired as they come, each row is still a fair draw of the difference, only a
-    wider one. What a few seeds in common would say, without the others, is not used: that is too few seeds to tell.
+    Equal seeds are paired if one run has all seeds of the other. Otherwise the runs are independent trainings, and their
+    seeds are paired by rank; each pair is still an unbiased sample of the difference, with a larger variance. Pairing only
+    the seeds in common would leave too few of them.
+
+    Args:
+        weights: weights of the contrast within one run.
+        accepted: records of the accepted run.
+        candidate: records of the candidate.
+        suite: the suite, with the contrast's own metric and margin.
 
     Raises:
-        UserError: where the two were scored on other test examples.
+        UserError: if the runs were scored on different test examples.
     """
-    old, new = (_seeds(weights, records) for records in (before, now))
-    common = sorted({*old} & {*new})
-    paired = len(common) == min(len(old), len(new))
-    seeds = list(zip(common, common, strict=True)) if paired else list(zip(old, new, strict=False))
-    answers: dict[tuple[str, str, int], Record] = {}
-    same = bool(seeds)
-    for rank, (then, later) in enumerate(seeds):
+    accepted_seeds, candidate_seeds = (_complete_seeds(weights, records) for records in (accepted, candidate))
+    common = sorted({*accepted_seeds} & {*candidate_seeds})
+    by_rank = len(common) < min(len(accepted_seeds), len(candidate_seeds))
+    pairs = list(zip(accepted_seeds, candidate_seeds, strict=False) if by_rank else zip(common, common, strict=True))
+    records: dict[tuple[str, str, int], Record] = {}
+    same = bool(pairs)
+    for index, (accepted_seed, candidate_seed) in enumerate(pairs):
         for arm, view in weights:
-            first, second = before[arm, view, then], now[arm, view, later]
-            _on_the_same(first, second)
-            same = same and first.key == second.key
-            if first.key == second.key and not _alike(first, second, suite.metric):
-                first = replace(first, key=f"{first.key} elsewhere")  # else the two would cancel unseen
-            answers |= {(f"{ACCEPTED} {arm}", view, rank): first, (f"{CANDIDATE} {arm}", view, rank): second}
+            old, new = accepted[arm, view, accepted_seed], candidate[arm, view, candidate_seed]
+            _check_same_examples(old, new)
+            same = same and old.key == new.key
+            if old.key == new.key and not _has_same_scores(old, new, suite.metric):
+                old = replace(old, key=f"{old.key} elsewhere")  # records with equal keys would cancel in the contrast
+            records |= {(f"{ACCEPTED} {arm}", view, index): old, (f"{CANDIDATE} {arm}", view, index): new}
     change = {(f"{CANDIDATE} {arm}", view): weight for (arm, view), weight in weights.items()}
     change |= {(f"{ACCEPTED} {arm}", view): -weight for (arm, view), weight in weights.items()}
-    contrast = Contrast(name="change", weights=change)
     return PairedContrast(
-        contrast=contrast,
-        answers=answers,
+        contrast=Contrast(name="change", weights=change),
+        records=records,
         weights=weights,
-        count=len(seeds),
-        seeds=(len(old), len(new)),
+        count=len(pairs),
+        seeds=(len(accepted_seeds), len(candidate_seeds)),
         suite=suite,
         same=same,
-        by_rank=not paired,
+        by_rank=by_rank,
     )
 
 
-def _seeds(weights: Weights, records: Told) -> list[int]:
-    """The seeds at which every term was measured."""
+def _complete_seeds(weights: Weights, records: RecordsByTerm) -> list[int]:
+    """Return the seeds at which every term has a record."""
     return sorted(seed for seed in {seed for _, _, seed in records} if all((*term, seed) in records for term in weights))
 
 
-def _on_the_same(first: Record, second: Record) -> None:
-    if first.predictions is None or second.predictions is None:
-        return  # a crash, which is told by itself
-    old, new = first.predictions, second.predictions
-    same = np.array_equal(old.example, new.example)
-    labels, groups = np.array_equal(old.label, new.label), np.array_equal(_numbered(old.group), _numbered(new.group))
-    if same and labels and groups:
+def _check_same_examples(accepted: Record, candidate: Record) -> None:
+    """Refuse two records with different test examples, labels or groups; a crash has none and is reported elsewhere.
+
+    Raises:
+        UserError: if they differ.
+    """
+    if accepted.predictions is None or candidate.predictions is None:
+        return
+    old, new = accepted.predictions, candidate.predictions
+    same_examples, same_labels = np.array_equal(old.example, new.example), np.array_equal(old.label, new.label)
+    same_groups = np.array_equal(_group_ranks(old.group), _group_ranks(new.group))
+    if same_examples and same_labels and same_groups:
         return
     shared = len(np.intersect1d(old.example, new.example))
-    other = "" if not same else " with other labels" if not labels else " in other groups"
+    difference = "" if not same_examples else ", with different labels" if not same_labels else ", in different groups"
     raise UserError(
-        "the two runs were scored on other test examples",
-        found=f"{len(new.example)}, of which {shared} are among the {len(old.example)} of the accepted run{other}",
+        "the two runs were scored on different test examples",
+        found=f"{len(new.example)} examples; {shared} of them are among the {len(old.example)} of the accepted run{difference}",
         expected="the same examples with the same labels and groups, in the same order",
-        do="put the test set back, or accept a run on this one, if that is meant: xferbench gate SUITE --accept FILE",
+        do="restore the test set, or accept a run on the new one: xferbench gate SUITE --accept FILE",
     )
 
 
-def _numbered(groups: np.ndarray) -> np.ndarray:
-    """Groups [N] by the order in which they first come; what numbers they have is each run's own affair."""
+def _group_ranks(groups: np.ndarray) -> np.ndarray:
+    """Return groups [N], numbered by their first occurrence; the original numbers may differ between runs."""
     _, first, member = np.unique(groups, return_index=True, return_inverse=True)
-    numbers: np.ndarray = np.argsort(np.argsort(first))[member]
-    return numbers
+    ranks: np.ndarray = np.argsort(np.argsort(first))[member]
+    return ranks
 
 
-def _alike(first: Record, second: Record, metric: str) -> bool:
-    if first.predictions is None or second.predictions is None:
-        return first.error == second.error
-    return np.array_equal(
-        metrics.example_scores(first.predictions, metric)[1], metrics.example_scores(second.predictions, metric)[1]
-    )
+def _has_same_scores(accepted: Record, candidate: Record, metric: str) -> bool:
+    """Return whether two records have the same scores by example, or the same error."""
+    old, new = accepted.predictions, candidate.predictions
+    if old is None or new is None:
+        return accepted.error == candidate.error
+    return np.array_equal(metrics.example_scores(old, metric)[1], metrics.example_scores(new, metric)[1])
 
 
 def decide_pairs(pairs: Mapping[str, PairedContrast], suite: Suite) -> dict[str, SequentialDecision]:
-    """Judge all pairs as verdicts are judged: look by look, each with only its own seeds, what is decided closing."""
+    """Decide all pairs look by look, as verdicts are decided; each look uses only its own number of pairs."""
 
-    def observe(look: int, judgements: Mapping[str, SequentialDecision]) -> Mapping[str, SequentialDecision]:
-        observed = dict(judgements)
+    def observe(look: int, decisions: Mapping[str, SequentialDecision]) -> Mapping[str, SequentialDecision]:
+        observed = dict(decisions)
         for name, pair in pairs.items():
-            known, size = judgements.get(name), min(look, pair.count)
-            if known is None or (known.is_open and size > len(known.seeds)):
-                ranks = tuple(range(size))
-                harm = estimates.estimate_contrast(pair.contrast, pair.answers, ranks, pair.suite)
-                observed[name] = sequential.add_look(known, harm, ranks)
+            previous, size = decisions.get(name), min(look, pair.count)
+            if previous is None or (previous.is_open and size > len(previous.seeds)):
+                indices = tuple(range(size))
+                harm = estimates.estimate_contrast(pair.contrast, pair.records, indices, pair.suite)
+                observed[name] = sequential.add_look(previous, harm, indices)
         return observed
 
     return sequential.run_looks(suite.looks, suite.alpha, observe)
 
 
-def mean_level(one: PairedContrast, side: str, seeds: int, weights: Weights) -> float | None:
-    """Mean over the first pairs of a weighted sum of one run's metrics; None where it cannot be had."""
-    told = {
-        (term, rank): one.answers[f"{side} {term[0]}", term[1], rank].predictions for term in weights for rank in range(seeds)
-    }
+def mean_level(pair: PairedContrast, side: str, count: int, weights: Weights) -> float | None:
+    """Return the mean over the first pairs of a weighted sum of one run's metrics; None if a value is missing.
+
+    Args:
+        pair: the paired contrast.
+        side: :data:`ACCEPTED` or :data:`CANDIDATE`.
+        count: number of pairs.
+        weights: weights by arm and view.
+    """
+
+    def value(predictions: Predictions | None) -> float:
+        return metrics.metric_value(predictions, pair.suite.metric) if predictions else np.nan
+
     values = [
-        sum(
-            weight * metrics.metric_value(known, one.suite.metric) if (known := told[term, rank]) else np.nan
-            for term, weight in weights.items()
-        )
-        for rank in range(seeds)
+        sum(weight * value(pair.records[f"{side} {arm}", view, index].predictions) for (arm, view), weight in weights.items())
+        for index in range(count)
     ]
     mean = float(np.mean(values)) if values else np.nan
     return mean if np.isfinite(mean) else None
 
 
-def flipped_share(one: PairedContrast, seeds: int) -> float | None:
-    """Share of answers that differ between the two runs, over the first pairs; None where none can be compared."""
-    found = []
-    for (arm, view, rank), record in one.answers.items():
-        if arm.startswith(ACCEPTED) and rank < seeds:
-            first, second = record.predictions, one.answers[arm.replace(ACCEPTED, CANDIDATE, 1), view, rank].predictions
-            if first is not None and second is not None:
-                found.append(float((first.predicted != second.predicted).mean()))
-    return float(np.mean(found)) if found else None
+def flipped_share(pair: PairedContrast, count: int) -> float | None:
+    """Return the share of predictions that differ between the two runs in the first pairs; None if there are none."""
+    shares = []
+    for (arm, view, index), record in pair.records.items():
+        if arm.startswith(ACCEPTED) and index < count:
+            old, new = record.predictions, pair.records[arm.replace(ACCEPTED, CANDIDATE, 1), view, index].predictions
+            if old is not None and new is not None:
+                shares.append(float((old.predicted != new.predicted).mean()))
+    return float(np.mean(shares)) if shares else None

@@ -1,4 +1,4 @@
-"""How many seeds or test examples would decide an open contrast. Pure."""
+"""The number of seeds or test examples that would decide an open contrast. Pure."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ if TYPE_CHECKING:
     from xferbench.core.suite import Suite
 
 
-def to_decide(judgement: SequentialDecision, suite: Suite, *, halved: bool = False) -> Reason:
-    """The seeds or test examples that would decide a contrast at the last look, among all contrasts that share alpha.
+def to_decide(decision: SequentialDecision, suite: Suite, *, halved: bool = False) -> Reason:
+    """Return the number of seeds or test examples that would decide a contrast at the last look.
+
+    The level is that of the last look, divided among all contrasts that share alpha.
 
     Args:
-        halved: whether the choice of a repair took half of the test examples.
+        decision: the decision so far.
+        suite: the suite, with the contrast's own margin.
+        halved: whether only half of the test examples scored the contrast, because the other half selected a repair.
     """
-    harm = judgement.harm
+    harm = decision.harm
     groups = harm.groups if len(harm.groups) else None
-    alpha = intervals.alpha_spending(suite.looks, suite.alpha)[-1] / max(1, judgement.hypotheses)
+    alpha = intervals.alpha_spending(suite.looks, suite.alpha)[-1] / max(1, decision.hypotheses)
     seeds, examples = intervals.required_sizes(harm.difference, margin=suite.margin, alpha=alpha, groups=groups, span=harm.span)
-    single = suite.looks == (1,)
+    is_single = suite.looks == (1,)
     return because(
         Code.TO_DECIDE,
         seeds=seeds,
-        examples=None if examples is None else (2 if halved and single else 1) * examples,
+        examples=None if examples is None else (2 if halved and is_single else 1) * examples,
         grouped=groups is not None,
-        at_these_seeds=not single,
+        at_these_seeds=not is_single,
     )

@@ -1,24 +1,6 @@
 """The regret of using one recipe, or a rule's recipe, on every task.
 
 Pure. Regret is estimated twice, with errors in opposite directions.
-
-The regret of a recipe on a task is μ(best) − μ(recipe), the difference of expected scores. The best recipe is unknown. The
-recipe with the highest mean on the test set owes part of that mean to chance. The highest mean minus the mean of a recipe is
-therefore too large on average, and all but one of several equally good recipes seem to have regret. A bootstrap that selects
-the best recipe in each replicate repeats this error and cannot detect it, because it never gives a value below 0. Regret is
-therefore estimated in two ways:
-
-- Cross-fitted: the best recipe is selected on half of the seeds and scored on the other half, for each of S ways to halve
-  them. The selected recipe is at most as good as the best one, and its chance advantage is not carried over. This estimate is
-  too small on average, and 0 if all recipes are equal. It gives the value and, with Student's t over the other half, the
-  lower bound. The standard errors of the halvings are averaged, as if their errors were fully dependent. Selecting on all
-  seeds but one is not an alternative: the selections are then nearly identical and use nearly the data that scores them, so
-  equal recipes differ significantly two to five times too often.
-- Plain: the highest mean minus the mean of the recipe. The best recipe is selected in each replicate of the bootstrap, and
-  deviations are widened as in :mod:`xferbench.analysis.aggregate`. This estimate is reported as ``plain`` and gives the
-  upper bound.
-
-Both bounds err outwards. With fewer than three seeds the lower bound is 0, and with one seed there is no upper bound.
 """
 
 from __future__ import annotations
@@ -35,13 +17,31 @@ if TYPE_CHECKING:
 
     from xferbench.analysis.scores import Scores
 
-
 NO_COMMON_RECIPE = "no recipe has a score on every task here"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regret(Interval):
-    """Regret with its bounds; ``plain`` is the highest mean minus the mean of the recipe, which chance inflates."""
+    """Regret with its bounds; ``plain`` is the highest mean minus the mean of the recipe, which chance inflates.
+
+    The regret of a recipe on a task is μ(best) − μ(recipe), the difference of expected scores. The best recipe is unknown.
+    The recipe with the highest mean on the test set owes part of that mean to chance. The highest mean minus the mean of a
+    recipe is therefore too large on average, and all but one of several equally good recipes seem to have regret. A
+    bootstrap that selects the best recipe in each replicate repeats this error and cannot detect it, because it never gives
+    a value below 0. Regret is therefore estimated in two ways:
+
+    - Cross-fitted: the best recipe is selected on half of the seeds and scored on the other half, for each of S ways to
+      halve them. The selected recipe is at most as good as the best one, and its chance advantage is not carried over. This
+      estimate is too small on average, and 0 if all recipes are equal. It gives the value and, with Student's t over the
+      other half, the lower bound. The standard errors of the halvings are averaged, as if their errors were fully
+      dependent. Selecting on all seeds but one is not an alternative: the selections are then nearly identical and use
+      nearly the data that scores them, so equal recipes differ significantly two to five times too often.
+    - Plain: the highest mean minus the mean of the recipe. The best recipe is selected in each replicate of the bootstrap,
+      and deviations are widened as in :mod:`xferbench.analysis.aggregate`. This estimate is reported as ``plain`` and gives
+      the upper bound.
+
+    Both bounds err outwards. With fewer than three seeds the lower bound is 0, and with one seed there is no upper bound.
+    """
 
     plain: np.ndarray
 
@@ -133,7 +133,7 @@ def _task_regret(scores: Scores, advised: str) -> TaskRegret:
     why = scores.left_out.get(advised, "not among the recipes") if advised else "the rule says nothing here"
     return TaskRegret(
         best=scores.recipes[int(averaged.table.mean(-1)[:, 0].argmax())],
-        tied=tuple(name for name, tied_with_best in zip(scores.recipes, is_tied, strict=True) if tied_with_best),
+        tied=tuple(name for name, tied in zip(scores.recipes, is_tied, strict=True) if tied),
         advised=advised,
         regret=regret_by_task(averaged)[scores.recipes.index(advised), 0] if is_scored else None,
         why="" if is_scored else why,

@@ -54,7 +54,7 @@ def data_multipliers(n: np.ndarray, errors: np.ndarray, baseline: np.ndarray, li
         n: [K] sizes in increasing order.
         errors: [K] mean errors of the learner.
         baseline: [K] mean errors of the baseline.
-        limit: the value of :func:`reach`. If it is 1, the baseline is interpolated in log n and no law is fitted.
+        limit: the value of :func:`extrapolation_limit`. If it is 1, the baseline is interpolated in log n and no law is fitted.
     """
     x = n / n[-1]
     if limit > 1:

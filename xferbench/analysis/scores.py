@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Term: TypeAlias = tuple[str, str, int]  # (task, recipe, seed)
     Skipped: TypeAlias = Mapping[tuple[str, str], str]  # why a recipe was not run on a task, by (task, recipe)
 
-NOT_COMPARABLE = "no task and seed is left to compare it on"
+NOT_COMPARABLE = "no task and seed remains on which it can be compared"
 MAX_LISTED_TASKS = 3  # excluded recipes or tasks that an error lists
 
 
@@ -73,7 +73,7 @@ def scores_from_frame(frame: pd.DataFrame, skipped: Skipped | None = None, metri
 
 
 def common_scores(frame: pd.DataFrame, skipped: Skipped | None = None, metric: str = "accuracy") -> Scores:
-    """Return the scores as :func:`read` does, but empty instead of an error if nothing remains.
+    """Return the scores as :func:`scores_from_frame` does, but empty instead of an error if nothing remains.
 
     Raises:
         UserError: if a row is duplicated.
@@ -116,8 +116,10 @@ def scores_by_cell(
     A recipe is excluded only from the cells in which it lacks a score.
 
     Args:
-        frame, skipped, metric: as in :func:`read`.
+        frame: as in :func:`scores_from_frame`, and so are ``skipped`` and ``metric``.
         cells: the tasks of each cell, for example (small, similar).
+        skipped: why a recipe was not run on a task, by (task, recipe).
+        metric: the metric of the values.
 
     Raises:
         UserError: if a row is duplicated.

@@ -1,6 +1,6 @@
-"""The group-sequential decision: looks with more and more seeds, P-values corrected for looks and contrasts. Pure.
+"""The group-sequential decision over increasing numbers of seeds, with p-values corrected for looks and contrasts. Pure.
 
-A run and a gate both decide here. What is decided closes, and keeps the numbers of the look that decided it.
+A run and a gate both use this loop. A contrast that is decided stays decided and keeps the numbers of that look.
 """
 
 from __future__ import annotations
@@ -21,9 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequentialDecision:
-    """A judged contrast: its seeds, the P-values of each look, the decision, each variant's control.
+    """The state of a contrast after one or more looks.
 
-    ``hypotheses`` is how many contrasts share alpha.
+    Attributes:
+        harm: the estimate at the last look that included the contrast.
+        seeds: the seeds of that estimate.
+        p_fail: p-values of ``harm ≤ margin``, one for each look.
+        p_pass: p-values of ``harm ≥ margin``, one for each look.
+        controls: estimates of the positive controls, by variant.
+        verdict: ``FAIL``, ``PASS``, ``INCONCLUSIVE`` or ``ERROR``.
+        adjusted: the p-values of FAIL and PASS after both corrections.
+        hypotheses: number of contrasts that share alpha.
     """
 
     harm: ContrastEstimate
@@ -37,60 +45,65 @@ class SequentialDecision:
 
     @property
     def is_open(self) -> bool:
-        """Whether more seeds may yet decide it."""
+        """Whether more seeds can still decide the contrast."""
         return self.verdict == "INCONCLUSIVE" and not self.harm.error
 
     def lacks(self, variant: str, margin: float) -> bool:
-        """Whether a PASS still waits for a control, or an open verdict may come to need it."""
-        judged = self.controls.get(variant)
-        if judged is None:
+        """Return whether the verdict needs a control that is missing or has not worked so far.
+
+        A PASS needs a working control. An open verdict may become a PASS and need one later.
+        """
+        control = self.controls.get(variant)
+        if control is None:
             return True
-        matters = self.harm.exposed and self.verdict != "FAIL" and not (self.harm.error or judged.error)
-        return matters and control_outcome(judged, margin) == "missed"
+        matters = self.harm.exposed and self.verdict != "FAIL" and not (self.harm.error or control.error)
+        return matters and control_outcome(control, margin) == "missed"
 
 
 def run_looks(looks: Sequence[int], alpha: float, observe: Observe) -> dict[str, SequentialDecision]:
-    """Judge look by look until all looks are taken or ``observe`` returns None.
+    """Decide after each look, until there are no more looks or ``observe`` returns None.
 
     Args:
         looks: cumulative numbers of seeds.
-        observe: from the look's number of seeds and the judgements so far, the judgements with this look's estimates.
+        alpha: level that all looks and contrasts share.
+        observe: function of the number of seeds of a look and the decisions so far. It returns the decisions with the
+            estimates of this look added by :func:`add_look`.
     """
-    judgements: dict[str, SequentialDecision] = {}
+    decisions: dict[str, SequentialDecision] = {}
     for look in looks:
-        observed = observe(look, judgements)
+        observed = observe(look, decisions)
         if observed is None:
             break
-        judgements = decide(observed, looks, alpha)
-    return judgements
+        decisions = decide(observed, looks, alpha)
+    return decisions
 
 
-def add_look(known: SequentialDecision | None, judged: ContrastEstimate, seeds: tuple[int, ...]) -> SequentialDecision:
-    """A judgement with one more look's estimate and P-values; it is not decided yet."""
-    before = known or SequentialDecision(harm=judged, seeds=seeds, p_fail=(), p_pass=())
-    p_fail, p_pass = (*before.p_fail, judged.estimate.p_fail), (*before.p_pass, judged.estimate.p_pass)
-    return replace(before, harm=judged, seeds=seeds, p_fail=p_fail, p_pass=p_pass)
+def add_look(previous: SequentialDecision | None, harm: ContrastEstimate, seeds: tuple[int, ...]) -> SequentialDecision:
+    """Return a decision with the estimate and p-values of one more look added; the verdict is not updated."""
+    decision = previous or SequentialDecision(harm=harm, seeds=seeds, p_fail=(), p_pass=())
+    p_fail, p_pass = (*decision.p_fail, harm.estimate.p_fail), (*decision.p_pass, harm.estimate.p_pass)
+    return replace(decision, harm=harm, seeds=seeds, p_fail=p_fail, p_pass=p_pass)
 
 
-def decide(judgements: Mapping[str, SequentialDecision], looks: Sequence[int], alpha: float) -> dict[str, SequentialDecision]:
-    """Decide all planned contrasts: sequential P-values, then Holm over all of them, FAIL and PASS apart.
+def decide(decisions: Mapping[str, SequentialDecision], looks: Sequence[int], alpha: float) -> dict[str, SequentialDecision]:
+    """Decide all planned contrasts by sequential p-values and Holm's procedure over the contrasts.
 
-    A harm that is exactly 0 because subject and cure are equal is no hypothesis and needs no correction. A crash is a
-    hypothesis that nothing can decide.
+    FAIL and PASS are corrected separately. If subject and cure are equal, the harm is exactly 0; this is not a hypothesis and
+    needs no correction. A crash counts as a hypothesis that no data can decide.
     """
-    tested = [name for name, judgement in judgements.items() if judgement.harm.exposed]
+    names = [name for name, decision in decisions.items() if decision.harm.exposed]
     p_fail, p_pass = (
-        intervals.holm_adjusted([intervals.sequential_p(getattr(judgements[name], way), looks, alpha) for name in tested])
-        for way in ("p_fail", "p_pass")
+        intervals.holm_adjusted([intervals.sequential_p(getattr(decisions[name], side), looks, alpha) for name in names])
+        for side in ("p_fail", "p_pass")
     )
-    adjusted = {name: (float(p_fail[rank]), float(p_pass[rank])) for rank, name in enumerate(tested)}
-    decided = {}
-    for name, judgement in judgements.items():
-        if judgement.harm.error:
-            outcome = replace(judgement, verdict="ERROR")
-        elif not judgement.harm.exposed:
-            outcome = replace(judgement, verdict="PASS", adjusted=(1.0, 0.0))
+    adjusted = {name: (float(p_fail[index]), float(p_pass[index])) for index, name in enumerate(names)}
+    results = {}
+    for name, decision in decisions.items():
+        if decision.harm.error:
+            result = replace(decision, verdict="ERROR")
+        elif not decision.harm.exposed:
+            result = replace(decision, verdict="PASS", adjusted=(1.0, 0.0))
         else:
-            outcome = replace(judgement, verdict=intervals.decide(*adjusted[name], alpha), adjusted=adjusted[name])
-        decided[name] = replace(outcome, hypotheses=len(tested))
-    return decided
+            result = replace(decision, verdict=intervals.decide(*adjusted[name], alpha), adjusted=adjusted[name])
+        results[name] = replace(result, hypotheses=len(names))
+    return results

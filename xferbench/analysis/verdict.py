@@ -1,7 +1,7 @@
-"""Every decision table: verdicts of findings, decisions about a change between two runs, outcomes of claims. Pure.
+"""All decision tables: verdicts of findings, decisions about a change between two runs, outcomes of claims. Pure.
 
-A PASS needs everything to be there: a finite estimate, a working control, a baseline. Whatever is missing leaves the verdict
-open or makes it an ERROR.
+A PASS requires a finite estimate, a working control and a baseline. If any of them is missing, the verdict is open or an
+ERROR.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WORKING_CONTROLS = ("detected", "harmless")
 DECISION_OF_VERDICT = {"ERROR": CRASHED, "FAIL": WORSE, "INCONCLUSIVE": CANNOT_TELL, "PASS": NOT_WORSE, "SKIPPED": SKIPPED}
-RELATIVE_ROUNDING = 1e-6  # relative and absolute tolerance of what an invariant measures
+RELATIVE_ROUNDING = 1e-6  # relative and absolute tolerance of the size of an invariant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +32,15 @@ class Verdict:
     reason: Reason
 
 
-def control_outcome(judged: ContrastEstimate | None, margin: float) -> str:
-    """What a positive control shows: ``detected``, ``harmless`` or ``missed``; ``none`` where there is no control."""
-    if judged is None:
+def control_outcome(control: ContrastEstimate | None, margin: float) -> str:
+    """Return what a positive control shows: ``detected``, ``harmless``, ``missed``, or ``none`` if there is no control."""
+    if control is None:
         return "none"
-    if judged.error or not judged.exposed:  # an induced arm that equals its cure shows nothing
+    if control.error or not control.exposed:  # an induced arm that equals its cure shows nothing
         return "missed"
-    if judged.estimate.low > margin:
+    if control.estimate.low > margin:
         return "detected"
-    return "harmless" if judged.estimate.high < margin else "missed"
+    return "harmless" if control.estimate.high < margin else "missed"
 
 
 def decide_harm(  # noqa: PLR0911 - a table
@@ -59,37 +59,39 @@ def decide_harm(  # noqa: PLR0911 - a table
     variant: str = "",
     cost: Estimate | None = None,
 ) -> Verdict:
-    """The verdict on a harm.
+    """Return the verdict on a harm.
 
     Args:
         estimate: the harm with its bounds.
-        control: what the positive control shows, see :func:`control`.
+        control: the outcome of the positive control, as :func:`control_outcome` returns it.
         exposed: whether subject and cure differ.
-        trust: what the plugin takes on trust.
-        baseline: why there is nothing to compare with, where the baseline learnt nothing.
-        decision: of the corrected P-values, see :mod:`xferbench.analysis.sequential`.
-        error: a crash of any arm, or of the plugin.
-        equal: why subject and cure are equal, where they are.
-        selected: whether the cure was selected among candidates, so that a better one may have been missed.
-        finished: whether the subject is a finished network: no repair helps a network that learnt nothing.
-        variant, cost: the control's name and estimate, for the reason alone.
+        trust: an assumption of the plugin that no measurement checks, or "".
+        baseline: why the baseline is no reference, for example because it learned nothing; None if it is one.
+        decision: the decision by the corrected p-values, see :mod:`xferbench.analysis.sequential`.
+        margin: the margin, in the metric's unit.
+        error: the crash of an arm or of the plugin, or "".
+        equal: why subject and cure are equal, if they are.
+        selected: whether the cure was selected among candidates. A better candidate may then have been missed.
+        finished: whether the subject is a finished network. No repair helps a network that learned nothing.
+        variant: name of the control, for the reason.
+        cost: estimate of the control, for the reason.
     """
     if error:
         return _verdict("ERROR", Code.TEXT, text=error)
     if decision == "FAIL":
         return _verdict("FAIL", Code.ABOVE_MARGIN, margin=margin)
     if decision != "PASS" or not is_measured(estimate):
-        return Verdict(code="INCONCLUSIVE", reason=_open(estimate, margin))
+        return Verdict(code="INCONCLUSIVE", reason=_open_reason(estimate, margin))
     if trust:
         return _verdict("INCONCLUSIVE", Code.ON_TRUST, what=trust)
-    blind = control not in WORKING_CONTROLS
-    if not exposed and ((selected and blind) or (finished and baseline)):
+    lacks_control = control not in WORKING_CONTROLS
+    if not exposed and ((selected and lacks_control) or (finished and baseline)):
         return _verdict("INCONCLUSIVE", Code.NOT_EXPOSED_NO_CONTROL, why=equal)
     if not exposed:
         return _verdict("PASS", Code.NOT_EXPOSED, why=equal)
     if baseline:
         return Verdict(code="INCONCLUSIVE", reason=baseline)
-    if blind:
+    if lacks_control:
         return _verdict("INCONCLUSIVE", Code.NO_POWER, margin=margin, variant=variant, cost=cost)
     return _verdict("PASS", Code.BELOW_MARGIN, margin=margin)
 
@@ -104,23 +106,27 @@ def decide_invariant(  # noqa: PLR0911 - a table
     trust: str = "",
     comparable: bool = True,
 ) -> Verdict:
-    """The verdict on an invariant: one seed beyond ``allowed`` breaks it.
+    """Return the verdict on an invariant; a single seed beyond ``allowed`` breaks it.
 
     Args:
-        values: of the subject, by seed; one that is not finite is excused only where the subject diverged.
-        diverged: whether the subject diverged, by seed.
-        comparable: whether there is anything that the value may be compared with.
+        values: values of the subject, one for each seed. A value may be non-finite only if the subject diverged.
+        diverged: whether the subject diverged, for each seed.
+        allowed: largest absolute value that does not break the invariant.
+        meaning: what the invariant states, for the reason.
+        error: the crash of an arm or of the plugin, or "".
+        trust: an assumption of the plugin that no measurement checks, or "".
+        comparable: whether there is a reference for the value.
     """
-    unknown = [bool(dead) for value, dead in zip(values, diverged, strict=True) if not isfinite(value)]
-    broken = sum(isfinite(value) and abs(value) > allowed for value in values)
+    excuses = [bool(has_diverged) for value, has_diverged in zip(values, diverged, strict=True) if not isfinite(value)]
+    violations = sum(isfinite(value) and abs(value) > allowed for value in values)
     if error:
         return _verdict("ERROR", Code.TEXT, text=error)
-    if not values or not all(unknown) or not isfinite(allowed):
+    if not values or not all(excuses) or not isfinite(allowed):
         return _verdict("ERROR", Code.NOT_MEASURED)
-    if broken:
-        return _verdict("FAIL", Code.BROKEN, meaning=meaning, count=broken, seeds=len(values))
-    if unknown:
-        return _verdict("INCONCLUSIVE", Code.SUBJECT_DIVERGED, count=len(unknown), seeds=len(values))
+    if violations:
+        return _verdict("FAIL", Code.BROKEN, meaning=meaning, count=violations, seeds=len(values))
+    if excuses:
+        return _verdict("INCONCLUSIVE", Code.SUBJECT_DIVERGED, count=len(excuses), seeds=len(values))
     if trust and not comparable:
         return _verdict("SKIPPED", Code.TEXT, text=trust)
     if trust:
@@ -129,10 +135,14 @@ def decide_invariant(  # noqa: PLR0911 - a table
 
 
 def decide_measurement(*, meaning: str, failure: str, error: str, crashed: bool, seeds: int) -> Verdict:
-    """What is only measured is never judged: INFO, or why there is no number.
+    """Return INFO for a contrast that is only measured, or why there is no number.
 
     Args:
-        failure: a crash of the plugin itself. error: why there is no estimate. crashed: whether an arm crashed.
+        meaning: what the number states.
+        failure: the crash of the plugin itself, or "".
+        error: why there is no estimate, or "".
+        crashed: whether an arm crashed.
+        seeds: number of seeds.
     """
     if failure:
         return _verdict("ERROR", Code.TEXT, text=failure)
@@ -142,7 +152,7 @@ def decide_measurement(*, meaning: str, failure: str, error: str, crashed: bool,
 
 
 def decide_without_trials(skipped: str, error: str) -> Verdict:
-    """The verdict on a plugin that asks for no trials: why it is skipped, or what broke."""
+    """Return the verdict on a plugin without trials: SKIPPED with the reason, or ERROR."""
     return _verdict("SKIPPED" if skipped else "ERROR", Code.TEXT, text=skipped or error)
 
 
@@ -157,13 +167,17 @@ def decide_change(  # noqa: PLR0911 - a table
     one_pair_of: int,
     to_decide: Reason | None,
 ) -> Verdict:
-    """The decision about a change between two runs, from its interval alone.
+    """Return the decision about a change between two runs, from its interval alone.
 
     Args:
-        crashed: whether the candidate crashed. same: whether the paired trials are the same by content.
-        elsewhere: whether another computer alone can have made the difference.
-        one_pair_of: the seeds of a run of which only one could be paired; 0 where more were paired, or one is all there is.
-        to_decide: what would decide an open change.
+        harm: the change, where positive values are worse.
+        decision: the decision by the corrected p-values.
+        margin: the margin, in the metric's unit.
+        crashed: whether the candidate crashed.
+        same: whether the paired trials have the same content.
+        elsewhere: whether the use of another computer is the only possible cause of a difference.
+        one_pair_of: number of seeds of a run of which only one could be paired; 0 if more were paired or there is only one.
+        to_decide: the sizes that would decide an open change.
     """
     if harm.error:
         return _verdict(CRASHED if crashed else CANNOT_TELL, Code.TEXT, text=harm.error)
@@ -181,36 +195,47 @@ def decide_change(  # noqa: PLR0911 - a table
 
 
 def decide_harm_change(  # noqa: PLR0911 - a table
-    change: Verdict, own: str, accepted: str, *, excluded: bool, elsewhere: bool, text: str
+    change: Verdict, candidate: str, accepted: str, *, was_below_margin: bool, elsewhere: bool, text: str
 ) -> Verdict:
-    """The decision about a harm of two runs: its interval, and the verdicts of both runs.
+    """Return the decision about a harm that two runs have, from its interval and the verdicts of both runs.
 
     Args:
-        change: from :func:`change`. own, accepted: the verdicts.
-        excluded: whether the accepted run showed the harm to be below the margin.
-        text: the reason of the candidate's own verdict.
+        change: the decision from the interval, as :func:`decide_change` returns it.
+        candidate: the verdict of the candidate.
+        accepted: the verdict of the accepted run.
+        was_below_margin: whether the accepted run showed the harm to be below the margin.
+        elsewhere: as in :func:`decide_change`.
+        text: the reason of the candidate's verdict.
     """
     if change.code == CRASHED:
         return change
-    if own == "FAIL" and accepted != "FAIL":
+    if candidate == "FAIL" and accepted != "FAIL":
         if elsewhere and change.code != WORSE:
             return _verdict(CANNOT_TELL, Code.FAIL_ELSEWHERE, accepted=accepted)
-        if change.code == WORSE or excluded:
+        if change.code == WORSE or was_below_margin:
             return _verdict(WORSE, Code.NEW_FAIL, accepted=accepted, text=text)
         return _verdict(change.code, Code.FAIL_LEFT_OPEN, why=change.reason)
-    if own == "FAIL" and change.code == WORSE:
+    if candidate == "FAIL" and change.code == WORSE:
         return _verdict(WORSE, Code.FAIL_GREW, why=change.reason)
-    if own == "PASS" and change.code != NOT_WORSE:
+    if candidate == "PASS" and change.code != NOT_WORSE:
         return _verdict(NOT_WORSE, Code.PASSES_NOW, text=text)
     return change
 
 
-def decide_invariant_change(own: str, accepted: str, before: float | None, now: float | None, *, text: str) -> Verdict:
-    """The decision about an invariant of two runs: newly broken, or broken by more than before."""
-    if own == "FAIL" and accepted != "FAIL":
+def decide_invariant_change(candidate: str, accepted: str, before: float | None, now: float | None, *, text: str) -> Verdict:
+    """Return the decision about an invariant of two runs: worse if it is newly broken, or broken by more than before.
+
+    Args:
+        candidate: the verdict of the candidate.
+        accepted: the verdict of the accepted run.
+        before: size of the violation in the accepted run, or None.
+        now: size of the violation in the candidate, or None.
+        text: the reason of the candidate's verdict.
+    """
+    if candidate == "FAIL" and accepted != "FAIL":
         return _verdict(WORSE, Code.NEW_FAIL, accepted=accepted, text=text)
-    if own != "FAIL":
-        return _verdict(DECISION_OF_VERDICT[own], Code.TEXT, text=text)
+    if candidate != "FAIL":
+        return _verdict(DECISION_OF_VERDICT[candidate], Code.TEXT, text=text)
     if before is None or now is None:
         return _verdict(CANNOT_TELL, Code.SIZE_UNKNOWN, text=text)
     if now <= before * (1 + RELATIVE_ROUNDING) + RELATIVE_ROUNDING:
@@ -218,26 +243,29 @@ def decide_invariant_change(own: str, accepted: str, before: float | None, now: 
     return _verdict(WORSE, Code.SIZE_GREW, before=before, now=now, text=text)
 
 
-def own_decision(own: str, accepted: str, apart: Reason | None, *, text: str) -> Verdict:
-    """The decision about what cannot be compared: the candidate's own verdict counts.
+def decide_without_pair(candidate: str, accepted: str, obstacle: Reason | None, *, text: str) -> Verdict:
+    """Return the decision about a contrast that cannot be compared; the candidate's verdict counts.
 
     Args:
-        accepted: the accepted run's verdict, where it reached one. apart: why the two cannot be compared.
+        candidate: the verdict of the candidate.
+        accepted: the verdict of the accepted run, or "" if it has none.
+        obstacle: why the two runs cannot be compared.
+        text: the reason of the candidate's verdict.
     """
-    if own == "SKIPPED" and accepted:
+    if candidate == "SKIPPED" and accepted:
         return _verdict(CANNOT_TELL, Code.NO_LONGER_JUDGED, accepted=accepted, text=text)
-    if apart:
-        return _verdict(DECISION_OF_VERDICT[own], Code.OWN_VERDICT, why=apart, verdict=own, text=text)
-    return _verdict(DECISION_OF_VERDICT[own], Code.TEXT, text=text)
+    if obstacle:
+        return _verdict(DECISION_OF_VERDICT[candidate], Code.OWN_VERDICT, why=obstacle, verdict=candidate, text=text)
+    return _verdict(DECISION_OF_VERDICT[candidate], Code.TEXT, text=text)
 
 
-def no_longer_tested(accepted: str) -> Verdict:
-    """The decision about what the accepted run tested and the candidate does not: nobody could see it become worse."""
+def decide_untested(accepted: str) -> Verdict:
+    """Return the decision about a contrast that only the accepted run tested; nothing shows whether it became worse."""
     return _verdict(CANNOT_TELL, Code.NO_LONGER_TESTED, accepted=accepted)
 
 
 def decide_difference(low: float, high: float, margin: float, error: str) -> str:
-    """Of two recipes: ``better`` or ``worse`` by more than the margin, ``equal`` within it, else ``open``."""
+    """Compare two recipes: ``better`` or ``worse`` by more than the margin, ``equal`` within the margin, else ``open``."""
     if error:
         return "open"
     if low > margin:
@@ -248,10 +276,15 @@ def decide_difference(low: float, high: float, margin: float, error: str) -> str
 
 
 def decide_claim(number: tuple[float, float, float], at_least: float | None, at_most: float | None, why: str) -> str:
-    """Of a claim: only where the whole interval is on one side, it ``agrees`` or ``disagrees``.
+    """Compare a claim with a measurement: ``agrees``, ``disagrees``, ``inconclusive`` or ``not measured``.
+
+    The claim agrees or disagrees only if the whole interval is on one side of its limits.
 
     Args:
-        number: the mean with its bounds. why: there is no number, or "".
+        number: the mean with its lower and upper bound.
+        at_least: claimed lower limit, or None.
+        at_most: claimed upper limit, or None.
+        why: why there is no number, or "".
     """
     mean, low, high = number
     if why or not all(map(isfinite, (mean, low, high))):
@@ -263,17 +296,18 @@ def decide_claim(number: tuple[float, float, float], at_least: float | None, at_
 
 
 def is_measured(estimate: Estimate | None) -> bool:
-    """Whether a harm and its bounds are all finite."""
+    """Return whether a harm and its bounds are all finite."""
     return estimate is not None and all(map(isfinite, (estimate.harm, estimate.low, estimate.high)))
 
 
-def _open(estimate: Estimate | None, margin: float) -> Reason:
+def _open_reason(estimate: Estimate | None, margin: float) -> Reason:
+    """Return why a harm is not decided."""
     if estimate is None or not (isfinite(estimate.low) and isfinite(estimate.high)):
         return because(Code.NOT_ESTIMATED)
     if estimate.low <= margin <= estimate.high:
         return because(Code.MARGIN_WITHIN_INTERVAL, margin=margin)
-    above = estimate.low > margin
-    return because(Code.ABOVE_BEFORE_CORRECTION if above else Code.BELOW_BEFORE_CORRECTION, margin=margin)
+    is_above = estimate.low > margin
+    return because(Code.ABOVE_BEFORE_CORRECTION if is_above else Code.BELOW_BEFORE_CORRECTION, margin=margin)
 
 
 def _verdict(code: str, reason: Code, **values: object) -> Verdict:
