@@ -95,8 +95,8 @@ def test_what_is_missing_is_told(given, said):
 
 
 BAD = {
-    "no such belief": (["--believed", "frozen=body"], "what was to be trained"),
-    "a belief of no network": (["--believed", "trainable=body"], "what was to be trained"),
+    "no such belief": (["--believed", "frozen=body"], "a text such as trainable=head"),
+    "a belief of no network": (["--believed", "trainable=body"], "a text such as trainable=head"),
     "no such check": (["--checks", "class-ordr"], "class-order"),
     "no such metric": (["--metric", "accurcy"], "accuracy"),
     "the same file twice": (["--before", "AFTER"], "before equals after"),

@@ -100,7 +100,7 @@ def test_all_is_every_strategy_and_the_default():
         ((('"full", {', '"ful", {'),), "matrix.recipes"),
         ((('against = "full"\n[[', 'against = "fall"\n[['),), "matrix.against"),
         ((('task = "near-50"', 'task = "near-51"'),), "matrix.effects: probe: task"),
-        ((('recipe = "linear-probe"\nagainst = "full"', 'recipe = "linear-probe"'),), "matrix.effects: probe: which number"),
+        ((('recipe = "linear-probe"\nagainst = "full"', 'recipe = "linear-probe"'),), "matrix.effects: probe: keys of the number"),
         ((("at_least = 0.02", "at_least = 0.02\nat_most = 0.01"),), "matrix.effects: probe: at_least, at_most"),
         ((("at_least = 0.02", "published = 0.1"),), "matrix.effects: probe: at_least, at_most"),
         ((("at_least = 0.02", 'at_least = 0.02\nview = "source"'),), "matrix.effects: probe: view"),

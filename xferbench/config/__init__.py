@@ -1,1 +1,1 @@
-"""Suite files: fields, validation and the expansion of a matrix."""
+"""Suite files: fields, validation and the expansion of a matrix. Reads suite files and entry points."""

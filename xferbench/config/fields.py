@@ -1,4 +1,4 @@
-"""The keys of a suite file: for each table, what every key may hold."""
+"""The keys of a suite file: for each table, a rule for every key. Pure."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 def duration_seconds(text: str) -> float:
-    """Of a duration that its rule has matched."""
+    """Return the seconds of a text that :data:`DURATION` matches."""
     number, unit = DURATION.fullmatch(text).groups()  # type: ignore[union-attr]
     return float(number) * UNIT_SECONDS[unit]
 
 
-def _increasing(looks: list[Any]) -> bool:
+def _is_increasing(looks: list[Any]) -> bool:
     return bool(looks) and all(map(_is_index, looks)) and looks[0] > 0 and all(a < b for a, b in itertools.pairwise(looks))
 
 
@@ -62,28 +62,32 @@ BATCHNORM_EXPECTED = "eval, train, train-above, ghost:N with N of 2 or more, or 
 BATCHNORM_PATTERN = r"^(eval|train|train-above|ghost:([2-9]|[1-9]\d+)|momentum:\d*\.?\d+(e-\d+)?)$"
 
 
-def _batchnorm(value: Any) -> str:
+def _parse_batchnorm(value: Any) -> str:
+    """Return a BatchNorm mode as it is; refuse any other value."""
     kind, _, amount = str(value).partition(":")
-    ghost = kind == "ghost" and re.fullmatch(r"[1-9]\d*", amount) and int(amount) > 1
-    momentum = kind == "momentum" and re.fullmatch(r"\d*\.?\d+(e-\d+)?", amount) and 0 < float(amount) <= 1
-    if value not in ("eval", "train", "train-above") and not ghost and not momentum:
+    is_ghost = kind == "ghost" and re.fullmatch(r"[1-9]\d*", amount) and int(amount) > 1
+    is_momentum = kind == "momentum" and re.fullmatch(r"\d*\.?\d+(e-\d+)?", amount) and 0 < float(amount) <= 1
+    if value not in ("eval", "train", "train-above") and not is_ghost and not is_momentum:
         raise ValueError(BATCHNORM_EXPECTED)
     return str(value)
 
 
-def _phases(value: Any) -> list[dict[str, Any]]:
+def _parse_phases(value: Any) -> list[dict[str, Any]]:
+    """Return the tables of [[recipe.phases]] with their values parsed."""
     if not isinstance(value, list) or not value or not all(isinstance(phase, Mapping) for phase in value):
-        raise ValueError("one [[recipe.phases]] or more")
+        raise ValueError("one or more [[recipe.phases]]")
     return [
         validation.validate_value(str(number), phase, validation.table(PHASE)) for number, phase in enumerate(value, start=1)
     ]
 
 
-ABOVE_ONE = validation.typed(int, lambda v: v > 1, "a whole number above 1", minimum=2)  # BatchNorm knows nothing of one image
+ABOVE_ONE = validation.typed(
+    int, lambda v: v > 1, "a whole number above 1", minimum=2
+)  # BatchNorm has no variance over a single image
 
 
-def spelled(group: type[Intervention]) -> Rule:
-    """A text that spells a built-in value of a group."""
+def spelling_rule(group: type[Intervention]) -> Rule:
+    """Return the rule for the spelling of a built-in intervention of a group; its value is the intervention."""
     forms = " or ".join(map(format_spelling, BUILT_IN[group]))
     return validation.typed(str, bool, forms, group.parse, pattern=f"^({spelling_pattern(BUILT_IN[group])})$")
 
@@ -109,27 +113,28 @@ IMAGE = validation.table(
         ),
         **TRANSFORM_KINDS,
     },
-    lambda kind="image", **rest: Preprocessing(**rest),  # noqa: ARG005 - the kind has chosen the table
+    lambda kind="image", **rest: Preprocessing(**rest),  # noqa: ARG005 - the kind selects the table and is not stored
 )
 SPECTROGRAM = validation.table(
     {"channels": COUNT, "mean": validation.FINITE, "std": POSITIVE, **TRANSFORM_KINDS},
-    lambda kind, **rest: Spectrogram(**rest),  # noqa: ARG005 - likewise
+    lambda kind, **rest: Spectrogram(**rest),  # noqa: ARG005 - as above
 )
 
 
-def _preprocessing(value: Any) -> InputTransform:
-    spectrogram = isinstance(value, Mapping) and value.get("kind") == "spectrogram"
-    made: InputTransform = (SPECTROGRAM if spectrogram else IMAGE)(value)
-    return made
+def _parse_preprocessing(value: Any) -> InputTransform:
+    """Return the preprocessing of images or, if the kind says so, of spectrograms."""
+    is_spectrogram = isinstance(value, Mapping) and value.get("kind") == "spectrogram"
+    transform: InputTransform = (SPECTROGRAM if is_spectrogram else IMAGE)(value)
+    return transform
 
 
 PREPROCESSING = validation.Validator(
-    _preprocessing, validation.either_table(validation.rule_schema(IMAGE), validation.rule_schema(SPECTROGRAM))
+    _parse_preprocessing, validation.either_table(validation.rule_schema(IMAGE), validation.rule_schema(SPECTROGRAM))
 )
 PHASE: dict[str, Rule] = {
-    "trainable": spelled(Trainable),
+    "trainable": spelling_rule(Trainable),
     "batchnorm": validation.Validator(
-        _batchnorm, {"pattern": BATCHNORM_PATTERN, "type": "string", "description": BATCHNORM_EXPECTED}
+        _parse_batchnorm, {"pattern": BATCHNORM_PATTERN, "type": "string", "description": BATCHNORM_EXPECTED}
     ),
     "lr": POSITIVE,
     "head_lr": POSITIVE,
@@ -148,14 +153,14 @@ RECIPE: dict[str, Rule] = {
     **PHASE,
     "strategy": validation.one_of(*STRATEGIES),
     "phases": validation.Validator(
-        _phases, {"type": "array", "minItems": 1, "items": validation.rule_schema(validation.table(PHASE))}
+        _parse_phases, {"type": "array", "minItems": 1, "items": validation.rule_schema(validation.table(PHASE))}
     ),
     "init": validation.one_of("pretrained", "random", "matched", "permuted", *LOCALLY_PRETRAINED_STARTS, "target"),
     "transferred": validation.matching(r"all|low:[1-9]\d*", "all, or low:N with N of 1 or more"),
-    "head": spelled(Head),
-    "augment": spelled(Augmentation),
-    "regularizer": spelled(Regularizer),
-    "finish": spelled(Finish),
+    "head": spelling_rule(Head),
+    "augment": spelling_rule(Augmentation),
+    "regularizer": spelling_rule(Regularizer),
+    "finish": spelling_rule(Finish),
     "stop": validation.one_of("last", "best"),
     "training": validation.matching(r"python:[\w.]+:[\w.]+", "python:module:callable"),
     "train_preprocessing": PREPROCESSING,
@@ -170,41 +175,47 @@ SCRATCH: dict[str, Rule] = {
 }
 
 
-def _interventions(value: Any) -> tuple[DataIntervention, ...]:
-    """Data interventions, at most one of each kind, because a kind draws from one random stream."""
+def _parse_interventions(value: Any) -> tuple[DataIntervention, ...]:
+    """Return data interventions, at most one of each kind, because each kind has one random stream."""
     if not isinstance(value, list):
-        raise ValueError(INTERVENTIONS_FORM)  # noqa: TRY004 - what a rule raises
-    found = tuple(interventions.parse(text, DataIntervention) for text in value)
-    if len({type(intervention) for intervention in found}) < len(found):
-        raise ValueError("each kind of intervention once")
-    return found
+        raise ValueError(INTERVENTIONS_EXPECTED)  # noqa: TRY004 - rules raise ValueError
+    parsed = tuple(interventions.parse(text, DataIntervention) for text in value)
+    if len({type(intervention) for intervention in parsed}) < len(parsed):
+        raise ValueError("each kind of intervention at most once")
+    return parsed
 
 
-INTERVENTIONS_FORM = "a list of changes of the training images, KIND or KIND:NUMBER each; `xferbench ls` lists the kinds"
-SPELLING = {"type": "string", "pattern": r"^[a-z0-9][a-z0-9-]*(:[^:]+)*$"}  # open, because installed packages add kinds
-INTERVENTIONS = validation.Validator(_interventions, {"type": "array", "items": SPELLING, "description": INTERVENTIONS_FORM})
+INTERVENTIONS_EXPECTED = "a list of changes of the training images, each KIND or KIND:NUMBER; `xferbench ls` lists the kinds"
+SPELLING = {"type": "string", "pattern": r"^[a-z0-9][a-z0-9-]*(:[^:]+)*$"}  # any kind, because installed packages add kinds
+INTERVENTIONS = validation.Validator(
+    _parse_interventions, {"type": "array", "items": SPELLING, "description": INTERVENTIONS_EXPECTED}
+)
 
 
-def _recipes(value: Any) -> Any:
-    """Names of strategies, or tables of a recipe's keys with a name."""
+def _check_recipes(value: Any) -> Any:
+    """Return a list of names of strategies, and of tables with a name and a recipe's keys; refuse any other value."""
     if not isinstance(value, list):
-        raise ValueError(RECIPES_EXPECTED)  # noqa: TRY004 - what a rule raises
+        raise ValueError(RECIPES_EXPECTED)  # noqa: TRY004 - rules raise ValueError
     if not value:
-        raise ValueError(RECIPES_EXPECTED + ", not empty")
-    for number, one in enumerate(value):
-        if isinstance(one, Mapping):
-            rest = {key: own for key, own in one.items() if key != "name"}
-            validation.validate_value(f"{number}.name", one.get("name", ""), validation.matching(NAME, NAME_EXPECTED))
-            validation.validate_value(
-                str(number), rest, validation.table({key: rule for key, rule in RECIPE.items() if key not in PIPELINE_KEYS})
-            )
-        elif not isinstance(one, str):
-            raise ValueError(RECIPES_EXPECTED)  # noqa: TRY004 - likewise
+        raise ValueError(RECIPES_EXPECTED + "; not empty")
+    recipe_rule = validation.table({key: rule for key, rule in RECIPE.items() if key not in PIPELINE_KEYS})
+    for index, entry in enumerate(value):
+        if isinstance(entry, Mapping):
+            recipe = {key: item for key, item in entry.items() if key != "name"}
+            validation.validate_value(f"{index}.name", entry.get("name", ""), NAME_RULE)
+            validation.validate_value(str(index), recipe, recipe_rule)
+        elif not isinstance(entry, str):
+            raise ValueError(RECIPES_EXPECTED)  # noqa: TRY004 - rules raise ValueError
     return value
 
 
-PIPELINE_KEYS = ("training", "train_preprocessing", "serve_preprocessing", "serve_mode")  # keys of [recipe] that are none of it
-NAME_EXPECTED = "lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"
+PIPELINE_KEYS = (
+    "training",
+    "train_preprocessing",
+    "serve_preprocessing",
+    "serve_mode",
+)  # keys of [recipe] that belong to the pipeline
+NAME_EXPECTED = "lower-case letters, digits, '.', '_' and '-', starting with a letter or digit"
 RECIPES_EXPECTED = 'a list of strategies, "default" or "all", or of tables with a name and the keys of [recipe]'
 NAME_RULE = validation.matching(NAME, NAME_EXPECTED)
 CLAIM = validation.table(
@@ -229,7 +240,7 @@ TARGET_KEYS = {
     "data": validation.TEXT,
     "train_size": COUNT,
     "test_size": COUNT,
-    "interventions": validation.unchanged(INTERVENTIONS),  # each task's own [target] reads them
+    "interventions": validation.unchanged(INTERVENTIONS),  # the [target] of each task parses them
 }
 BACKBONE_KEYS = {
     "name": NAME_RULE,
@@ -245,18 +256,20 @@ MATRIX = validation.table(
                 TARGET_KEYS | {"shifted": validation.TEXT, "source": validation.TEXT, "similar": validation.FLAG},
                 required=["name", "data"],
             ),
-            "one [[matrix.targets]] or more",
+            "one or more [[matrix.targets]]",
         ),
         "train_sizes": validation.list_of(COUNT, "a list of whole numbers above 0"),
         "backbones": validation.list_of(
-            validation.table(BACKBONE_KEYS, required=["name", "arch"]), "one [[matrix.backbones]] or more"
+            validation.table(BACKBONE_KEYS, required=["name", "arch"]), "one or more [[matrix.backbones]]"
         ),
-        "recipes": validation.Validator(_recipes, {"type": "array", "items": RECIPE_ITEM, "description": RECIPES_EXPECTED}),
-        "rates": validation.list_of(POSITIVE, "a list of factors above 0, by which each recipe's usual rate is multiplied"),
+        "recipes": validation.Validator(
+            _check_recipes, {"type": "array", "items": RECIPE_ITEM, "description": RECIPES_EXPECTED}
+        ),
+        "rates": validation.list_of(POSITIVE, "a list of factors above 0 that multiply each recipe's usual rate"),
         "steps": COUNT,
         "batch_size": ABOVE_ONE,
         "against": validation.TEXT,
-        "effects": validation.list_of(CLAIM, "one [[matrix.effects]] or more"),
+        "effects": validation.list_of(CLAIM, "one or more [[matrix.effects]]"),
     },
     required=["recipes"],
 )
@@ -270,39 +283,39 @@ CLASSES = validation.typed(
 
 
 def parse_expected_training(value: Any) -> Recipe:
-    """A belief about training, ``trainable=head,batchnorm=eval``, as the recipe that it would have been.
+    """Return the recipe that a text such as ``trainable=head,batchnorm=eval`` describes.
 
     Raises:
-        ValueError: for anything else, with what was expected.
+        ValueError: for any other value, with the expected form.
     """
-    told = {"trainable": PHASE["trainable"], "batchnorm": PHASE["batchnorm"]}
-    given = {key.strip(): text.strip() for key, _, text in (word.partition("=") for word in str(value).split(","))}
-    if set(given) - set(told):
+    rules = {"trainable": PHASE["trainable"], "batchnorm": PHASE["batchnorm"]}
+    texts = {key.strip(): text.strip() for key, _, text in (part.partition("=") for part in str(value).split(","))}
+    if set(texts) - set(rules):
         raise ValueError(EXPECTED_TRAINING)
     try:
-        return Recipe(phases=(replace(Phase(), **{key: told[key](text) for key, text in given.items()}),))
+        return Recipe(phases=(replace(Phase(), **{key: rules[key](text) for key, text in texts.items()}),))
     except ValueError as error:
         raise ValueError(f"{EXPECTED_TRAINING} ({error})") from error
 
 
 EXPECTED_TRAINING = (
-    "what was to be trained, as trainable=head,batchnorm=eval"
+    "a text such as trainable=head,batchnorm=eval"
     " (trainable: head, top:N, norm, bias, lora:R, all; batchnorm: eval, train)"
 )
 REQUIRED_TABLES = ("schema", "name", "plugins", "backbone", "target")
 
 
 def suite_rules(base: Path) -> Mapping[str, Rule]:
-    """The rules of a suite file's keys, where paths are relative to a folder."""
+    """Return the rules for the keys of a suite file; relative paths are resolved in the folder ``base``."""
     kinds = "folder:DIR, npz:FILE, torchvision:NAME:DIR, synthetic:NAME or digits"
-    spec = validation.typed(str, bool, kinds, lambda value: _placed(value, base), minLength=1)
-    file = validation.typed(str, bool, "a path", lambda value: _path(value, base), minLength=1)
-    lasting = validation.typed(
+    dataset = validation.typed(str, bool, kinds, lambda value: _resolve_dataset(value, base), minLength=1)
+    file = validation.typed(str, bool, "a path", lambda value: _resolve_path(value, base), minLength=1)
+    duration = validation.typed(
         str, DURATION.fullmatch, 'a duration such as "90s", "20m" or "2h"', duration_seconds, pattern=DURATION_PATTERN
     )
     return {
         "schema": validation.typed(
-            int, lambda v: v == SUITE_SCHEMA, f"{SUITE_SCHEMA}, the only one so far", const=SUITE_SCHEMA
+            int, lambda v: v == SUITE_SCHEMA, f"{SUITE_SCHEMA}, the only version so far", const=SUITE_SCHEMA
         ),
         "name": NAME_RULE,
         "plugins": validation.list_of(validation.TEXT, 'a list of plugins, or ["all"]', lambda _: True),
@@ -317,9 +330,9 @@ def suite_rules(base: Path) -> Mapping[str, Rule]:
             exclusiveMaximum=0.5,
         ),
         "looks": validation.typed(
-            list, _increasing, "a list of whole numbers from 1 up, each above the one before", tuple, **INCREASING_SCHEMA
+            list, _is_increasing, "a list of increasing whole numbers, 1 or above", tuple, **INCREASING_SCHEMA
         ),
-        "budget": lasting,
+        "budget": duration,
         "max_duplicates": validation.typed(
             validation.NUMBER, lambda v: 0 <= v < 1, "a share, 0 or above and below 1", float, minimum=0, exclusiveMaximum=1
         ),
@@ -329,10 +342,10 @@ def suite_rules(base: Path) -> Mapping[str, Rule]:
             {"arch": validation.TEXT, "weights": file, "preprocessing": PREPROCESSING}, required=["arch"]
         ),
         "target": validation.table(
-            {"data": spec, "train_size": COUNT, "test_size": COUNT, "interventions": INTERVENTIONS}, required=["data"]
+            {"data": dataset, "train_size": COUNT, "test_size": COUNT, "interventions": INTERVENTIONS}, required=["data"]
         ),
-        "source": _one_of(validation.table({"data": spec, "classes": CLASSES, "manifest": file}), "data", "manifest"),
-        "shifted": validation.table({"data": spec}, required=["data"]),
+        "source": _require_any(validation.table({"data": dataset, "classes": CLASSES, "manifest": file}), "data", "manifest"),
+        "shifted": validation.table({"data": dataset}, required=["data"]),
         "recipe": validation.table(RECIPE),
         "scratch": validation.table(SCRATCH, ScratchGrid),
         "checkpoint": validation.table(
@@ -340,7 +353,7 @@ def suite_rules(base: Path) -> Mapping[str, Rule]:
                 "after": file,
                 "before": file,
                 "believed": validation.typed(str, bool, EXPECTED_TRAINING, parse_expected_training, minLength=1),
-                "scratch": lasting,
+                "scratch": duration,
             },
             required=["after"],
         ),
@@ -348,29 +361,30 @@ def suite_rules(base: Path) -> Mapping[str, Rule]:
     }
 
 
-def _one_of(table: Rule, *keys: str) -> Rule:
-    """A table that has at least one of some keys."""
+def _require_any(table: Rule, *keys: str) -> Rule:
+    """Return a rule for a table that has at least one of some keys."""
 
-    def rule(value: Any) -> Any:
-        made = table(value)
-        if not set(keys) & set(made):
-            raise UserError(f"{keys[0]}: missing", found=", ".join(made) or "no key at all", expected=" or ".join(keys))
-        return made
+    def parse(value: Any) -> Any:
+        result = table(value)
+        if not set(keys) & set(result):
+            raise UserError(f"{keys[0]}: missing", found=", ".join(result) or "no key at all", expected=" or ".join(keys))
+        return result
 
-    return validation.Validator(rule, {**validation.rule_schema(table), "anyOf": [{"required": [key]} for key in keys]})
+    return validation.Validator(parse, {**validation.rule_schema(table), "anyOf": [{"required": [key]} for key in keys]})
 
 
-def _placed(spec: str, base: Path) -> str:
-    kind, colon, rest = spec.partition(":")
+def _resolve_dataset(dataset: str, base: Path) -> str:
+    """Return a dataset with its path resolved, if its kind has one."""
+    kind, colon, rest = dataset.partition(":")
     if kind == "torchvision":
         name, colon, rest = rest.partition(":")
         kind = f"{kind}:{name}"
-    placed = kind in {"folder", "npz"} or kind.startswith("torchvision:")
-    return f"{kind}:{_path(rest, base)}" if colon and rest and placed else spec
+    has_path = kind in {"folder", "npz"} or kind.startswith("torchvision:")
+    return f"{kind}:{_resolve_path(rest, base)}" if colon and rest and has_path else dataset
 
 
-def _path(text: str, base: Path) -> str:
+def _resolve_path(text: str, base: Path) -> str:
     try:
         return str((base / Path(text).expanduser()).resolve())
-    except (OSError, RuntimeError, ValueError) as error:  # an unknown ~user, a loop of links, a NUL
+    except (OSError, RuntimeError, ValueError) as error:  # an unknown ~user, a cycle of links or a NUL character
         raise ValueError(f"a path ({error})") from error

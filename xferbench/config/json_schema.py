@@ -1,8 +1,7 @@
 """The JSON Schema of a suite file, derived from the rules that validate it. Pure.
 
-``python -m xferbench.config.json_schema > suites/schema.json`` writes it. An editor with TOML support (taplo, Even
-Better TOML) completes
-and validates a suite whose first line is ``#:schema PATH``.
+``python -m xferbench.config.json_schema > suites/schema.json`` writes it. An editor with TOML support (taplo, Even Better
+TOML) completes and validates a suite that starts with the line ``#:schema PATH``.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ KEY_DESCRIPTIONS = {
     "alpha": "one-sided rate of wrong verdicts",
     "looks": "numbers of seeds at which a verdict may be taken",
     "budget": "after this much recorded time, no more seeds are added",
-    "seed": "the first judged seed",
-    "tuning_seeds": "number of seeds on which candidates are selected, separate from the judged ones",
+    "seed": "the first seed that is evaluated for a verdict",
+    "tuning_seeds": "number of seeds for the selection of candidates, separate from those of the verdicts",
     "backbone": "the pretrained network",
     "backbone.arch": "for example torchvision:NAME, cifar-resnet20/32/44/56 or tiny-resnet; `xferbench ls` lists all",
     "backbone.weights": "a state dict saved by torch.save, or safetensors, relative to the suite file",
@@ -56,7 +55,7 @@ KEY_DESCRIPTIONS = {
     "source": "the data that the backbone was pretrained on, for plugins that need it",
     "source.classes": "indices of the source's classes in the pretrained head",
     "shifted": "the target's classes under another condition, for plugins that need it",
-    "recipe": "your present recipe (default: the default recipe is tested)",
+    "recipe": "the recipe to test (default: the default recipe)",
     "strategy": "a named strategy; the other keys set its parameters",
     "phases": "consecutive phases of training; keys of [recipe] are their defaults",
     "trainable": "the parameters that are trained",
@@ -144,6 +143,7 @@ def _add_descriptions(table: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _describe_key(value: dict[str, Any], key: str, table: str) -> dict[str, Any]:
+    """Return the schema of a key with its purpose, and those of the keys below it."""
     sentences = (KEY_DESCRIPTIONS.get(f"{table}.{key}", KEY_DESCRIPTIONS.get(key, "")), value.get("description", ""))
     result = value | ({"description": "; ".join(filter(None, sentences))} if any(sentences) else {})
     if "items" in value and "properties" in value["items"]:

@@ -24,8 +24,8 @@ from xferbench.core.suite import Suite
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-SELECTION_SEED_START = 1_000_000  # judged seeds are below; seeds for selection start here
-TRAINING_KEYS = ("looks", "seed", "tuning_seeds", "budget", "scratch")  # keys without a meaning for a finished network
+SELECTION_SEED_START = 1_000_000  # the first seed for selection; the seeds of verdicts are below
+TRAINING_KEYS = ("looks", "seed", "tuning_seeds", "budget", "scratch")  # keys that have no effect on a finished network
 
 
 def shipped_folder() -> Path:
@@ -47,19 +47,19 @@ def find_suite(name: str) -> Path:
     """
     if name in shipped_suites():
         return shipped_folder() / f"{name}.toml"
-    path, found = Path(name), "neither a file nor a shipped suite"
+    path, problem = Path(name), "neither a file nor a shipped suite"
     try:
         if path.is_file():
             return path
-        found = "a folder" if path.is_dir() else found
+        problem = "a folder" if path.is_dir() else problem
     except OSError as error:
-        found = error.strerror or found
+        problem = error.strerror or problem
     expected = f"a path to a .toml file, or a shipped suite ({suggest(name[:80], shipped_suites())})"
-    raise UserError(f"no suite {validation.format_value(name)}", found=found, expected=expected)
+    raise UserError(f"no suite {validation.format_value(name)}", found=problem, expected=expected)
 
 
-def load_suite(path: Path, words: Sequence[str] = ()) -> Suite:
-    """Read and check a suite file; ``words`` such as ``recipe.lr=1e-3`` override its keys.
+def load_suite(path: Path, changes: Sequence[str] = ()) -> Suite:
+    """Read and check a suite file; ``changes`` such as ``recipe.lr=1e-3`` override its keys.
 
     Raises:
         UserError: with the file, the key, what was found and what was expected.
@@ -72,27 +72,29 @@ def load_suite(path: Path, words: Sequence[str] = ()) -> Suite:
         raise UserError(
             f"{path}: not a TOML file", found=str(error), expected="a suite file in UTF-8", do=_compare_advice()
         ) from error
-    return parse_suite(table, path.resolve(), words)
+    return parse_suite(table, path.resolve(), changes)
 
 
 def _compare_advice() -> str:
+    """Return the advice for a file that is not TOML."""
     return f"compare {shipped_folder() / 'quick.toml'}"
 
 
-def parse_suite(table: Mapping[str, Any], path: Path, words: Sequence[str] = ()) -> Suite:
-    """Check a suite's table. Paths in the table and in the overrides are relative to the file.
+def parse_suite(table: Mapping[str, Any], path: Path, changes: Sequence[str] = ()) -> Suite:
+    """Check a suite's table and return the suite. Paths in the table and in ``changes`` are relative to the file.
 
     Raises:
         UserError: with the file, the key, what was found and what was expected.
     """
-    changed = overrides.apply_overrides(table, words)
+    changed_table = overrides.apply_overrides(table, changes)
     try:
-        return replace(_parse(changed, path), overrides=tuple(words))
-    except UserError as problem:
-        raise problem.at(overrides.locate_error(problem.what, path, words)) from problem
+        return replace(_parse(changed_table, path), overrides=tuple(changes))
+    except UserError as error:
+        raise error.at(overrides.locate_error(error.what, path, changes)) from error
 
 
 def _parse(table: Mapping[str, Any], path: Path) -> Suite:
+    """Return a suite, with or without a matrix."""
     if "matrix" in table:
         return parse_matrix(table, path, _parse_single, parse_recipe, _check_recipe)
     suite = _parse_single(table, path)
@@ -111,7 +113,6 @@ def _parse_single(table: Mapping[str, Any], path: Path) -> Suite:
     roles = {"source": source.get("data"), "shifted": top.pop("shifted", {}).get("data"), "target": target.pop("data")}
     serving_fields = {name: recipe.pop(name) for name in PIPELINE_KEYS if name in recipe}
     audit_fields = _audit_fields(top.pop("checkpoint"), table, recipe) if "checkpoint" in top else {}
-    own_recipe = _build_recipe(recipe) if "recipe" in table and not audit_fields else None
     suite = Suite(
         path=str(path),
         **backbone,
@@ -121,24 +122,28 @@ def _parse_single(table: Mapping[str, Any], path: Path) -> Suite:
         **top,
         **serving_fields,
         **audit_fields,
-        recipe=own_recipe,
+        recipe=_build_recipe(recipe) if "recipe" in table and not audit_fields else None,
     )
-    requirements = [("init", "source")] if own_recipe is not None and own_recipe.init in LOCALLY_PRETRAINED_STARTS else []
-    if own_recipe is not None and own_recipe.regularizer:
-        requirements += [("regularizer", role) for role in ("source", "shifted") if role in own_recipe.regularizer.requires]
-    for name, role in requirements:
-        if getattr(suite, role) is None:
-            expected = f"a value that needs no [{role}], or a table [{role}]"
-            raise UserError(f"recipe.{name}", found=str(getattr(own_recipe, name)), expected=expected)
-    if own_recipe is not None:
-        _check_recipe(own_recipe, suite)
+    if suite.recipe is not None:
+        _check_roles(suite.recipe, suite)
+        _check_recipe(suite.recipe, suite)
     _check_input_kinds(suite)
     span = METRICS[suite.metric].span
     if suite.margin >= span:
-        raise UserError(
-            "margin", found=f"{suite.margin:g}", expected=f"less than {span:g}: 0.02 of {suite.metric}, for example"
-        )
+        expected = f"less than {span:g}, for example 0.02"
+        raise UserError("margin", found=f"{suite.margin:g}", expected=expected)
     return check_seed_range(suite)
+
+
+def _check_roles(recipe: Recipe, suite: Suite) -> None:
+    """Refuse a recipe that needs a dataset which the suite does not have."""
+    requirements = [("init", "source")] if recipe.init in LOCALLY_PRETRAINED_STARTS else []
+    if recipe.regularizer:
+        requirements += [("regularizer", role) for role in ("source", "shifted") if role in recipe.regularizer.requires]
+    for name, role in requirements:
+        if getattr(suite, role) is None:
+            expected = f"a value that needs no [{role}], or a table [{role}]"
+            raise UserError(f"recipe.{name}", found=str(getattr(recipe, name)), expected=expected)
 
 
 def _audit_fields(checkpoint: Mapping[str, Any], table: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,15 +157,15 @@ def _audit_fields(checkpoint: Mapping[str, Any], table: Mapping[str, Any], recip
     refused += ["backbone.weights"] if "weights" in table["backbone"] else []
     if refused:
         do = (
-            "leave it out; what training should have done goes into [checkpoint] believed"
+            "leave it out; the expected training goes into [checkpoint] believed"
             if refused[0] != "backbone.weights"
-            else "name it as before"
+            else "name the file as [checkpoint] before"
         )
         raise UserError(
             refused[0], found="a key of training in a suite with [checkpoint]", expected="only a finished network", do=do
         )
-    fields = dict(checkpoint)
-    return {"looks": (1,), "tuning_seeds": 1, "scratch_budget": fields.pop("scratch", None), **fields}
+    values = dict(checkpoint)
+    return {"looks": (1,), "tuning_seeds": 1, "scratch_budget": values.pop("scratch", None), **values}
 
 
 def _check_recipe(recipe: Recipe, suite: Suite) -> None:
@@ -193,11 +198,11 @@ def _check_input_kinds(suite: Suite) -> None:
     if different:
         first, kind = next(iter(kinds.items()))
         kind = "spectrogram" if kind == "spectrogram" else "image"
-        raise UserError(f"{different}.kind", found="another kind than " + first, expected=f'kind = "{kind}"')
+        raise UserError(f"{different}.kind", found="a kind other than that of " + first, expected=f'kind = "{kind}"')
 
 
 def check_seed_range(suite: Suite) -> Suite:
-    """Return the suite if its judged seeds are below those used for selection.
+    """Return the suite if the seeds of its verdicts are below those for selection.
 
     Raises:
         UserError: if they are not.
@@ -205,7 +210,7 @@ def check_seed_range(suite: Suite) -> Suite:
     if suite.seed + suite.looks[-1] > SELECTION_SEED_START:
         found = f"{suite.seed}, with {suite.looks[-1]} seeds at the last look"
         raise UserError(
-            "seed", found=found, expected=f"seeds below {SELECTION_SEED_START}, from which selection takes its seeds"
+            "seed", found=found, expected=f"seeds below {SELECTION_SEED_START}, because selection uses the seeds from there"
         )
     return suite
 

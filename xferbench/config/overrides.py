@@ -58,10 +58,10 @@ def toml_value(override: str) -> Any:
     """Return the value of an override as TOML reads it; text that is not TOML is returned as it is."""
     text = override.partition("=")[2]
     try:
-        read = tomllib.loads(f"value = {text}")
+        table = tomllib.loads(f"value = {text}")
     except (tomllib.TOMLDecodeError, RecursionError):
         return text
-    return read["value"] if len(read) == 1 else text
+    return table["value"] if len(table) == 1 else text
 
 
 def locate_error(dotted: str, path: object, overrides: Sequence[str]) -> str:

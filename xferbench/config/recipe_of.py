@@ -1,4 +1,4 @@
-"""A recipe of what a user of the monitor says about the training. Pure."""
+"""The recipe that a user of the monitor describes. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ON_EVENT = ("warn", "raise", "collect")
 
 
 def recipe_of(recipe: object) -> tuple[Recipe | None, bool]:
-    """Return a recipe, and whether it says how BatchNorm runs.
+    """Return a recipe, and whether it specifies the mode of BatchNorm.
 
     Args:
         recipe: None, a ``Recipe``, a ``Phase``, or a mapping with the keys of ``[recipe]`` in a suite file.

@@ -1,4 +1,4 @@
-"""Recipes as the lines of a suite file, and in words."""
+"""Format recipes as lines of a suite file, or as text. Pure."""
 
 from __future__ import annotations
 
@@ -18,148 +18,151 @@ RECIPE_KEYS = ("init", "transferred", "head", "augment", "regularizer", "finish"
 
 
 def recipe_patch(before: Recipe | None, after: Recipe, training: UserCode | None = None) -> list[str]:
-    """The lines of a suite file's [recipe] that turn one recipe into another; the user's training code stays."""
-    whole = [f'{name} = "{getattr(after, name)}"' for name in RECIPE_KEYS if getattr(after, name) != getattr(Recipe(), name)]
-    whole += [f'training = "{training.spec}"'] if training else []
+    """Return the lines of a suite file's [recipe] for the recipe ``after``, with comments on values that change.
+
+    Args:
+        before: the recipe that the lines replace, or None.
+        after: the new recipe.
+        training: user training code, which stays.
+    """
+    lines = [f'{name} = "{getattr(after, name)}"' for name in RECIPE_KEYS if getattr(after, name) != getattr(Recipe(), name)]
+    lines += [f'training = "{training.spec}"'] if training else []
     if len(after.phases) == 1:
-        was = before.phases[0] if before and len(before.phases) == 1 else None
-        return ["[recipe]", *whole, *_lines(after.phases[0], was)]
-    body = [line for phase in after.phases for line in ("", "[[recipe.phases]]", *_lines(phase, None))]
-    return ["[recipe]", *whole, *body]
+        previous = before.phases[0] if before and len(before.phases) == 1 else None
+        return ["[recipe]", *lines, *_phase_lines(after.phases[0], previous)]
+    phase_lines = [line for phase in after.phases for line in ("", "[[recipe.phases]]", *_phase_lines(phase, None))]
+    return ["[recipe]", *lines, *phase_lines]
 
 
 def pipeline_patch(before: Pipeline | None, after: Pipeline, recorded: InputTransform) -> list[str]:
-    """The lines of a suite file's [recipe] that turn one pipeline into another, how images are prepared and served too.
+    """Return the lines of a suite file that turn one pipeline into another, including preprocessing and serving.
 
-    ``recorded`` is the preprocessing that a suite need not state.
+    Args:
+        before: the pipeline that the lines change, or None.
+        after: the new pipeline.
+        recorded: the preprocessing of the backbone, which a suite does not have to name.
     """
-    was = before or after
-    stated = {
-        "train_preprocessing": (was.train_preprocessing, after.train_preprocessing, recorded),
-        "serve_preprocessing": (was.serve_preprocessing, after.serve_preprocessing, after.train_preprocessing),
-        "serve_mode": (was.mode, after.mode, "eval"),
+    previous = before or after
+    values = {
+        "train_preprocessing": (previous.train_preprocessing, after.train_preprocessing, recorded),
+        "serve_preprocessing": (previous.serve_preprocessing, after.serve_preprocessing, after.train_preprocessing),
+        "serve_mode": (previous.mode, after.mode, "eval"),
     }
-    served = [
-        f"{name} = {_value(new)}" + (f"    # was {_value(old)}" if new != old else "")
-        for name, (old, new, default) in stated.items()
-        if new != old or (new != default and not after.finished)  # of a finished network what changes is all that is advised
+    serving = [
+        f"{name} = {_toml_value(new)}" + (f"    # was {_toml_value(old)}" if new != old else "")
+        for name, (old, new, default) in values.items()
+        if new != old or (new != default and not after.finished)  # for a finished network, only changes are advised
     ]
     edits = [f"# {describe_edit(edit)}" for edit in after.edits]
     if after.finished:
-        return (["[recipe]", *served] if served else []) + edits
+        return (["[recipe]", *serving] if serving else []) + edits
     first, *rest = recipe_patch(before.recipe if before else None, after.recipe, after.training)
     data = []
     if before and before.interventions != after.interventions:
         data = ["[target]", f"interventions = {json.dumps(list(map(str, after.interventions)))}", ""]
-    return [*data, first, *edits, *served, *rest]
+    return [*data, first, *edits, *serving, *rest]
 
 
-def _value(value: Any) -> str:
-    """A value as TOML; of a table what differs from its defaults."""
+def _toml_value(value: Any) -> str:
+    """Return a value as TOML; a table has only the fields that differ from their defaults."""
     if isinstance(value, Intervention):
         return json.dumps(str(value))
     if is_dataclass(value) and not isinstance(value, type):
-        named = {f.name: getattr(value, f.name) for f in fields(value)}
-        told = {name: one for name, one in named.items() if one != getattr(type(value)(), name)}
+        items = {field.name: getattr(value, field.name) for field in fields(value)}
+        changed = {name: item for name, item in items.items() if item != getattr(type(value)(), name)}
         if isinstance(value, Spectrogram):
-            told = {"kind": "spectrogram"} | told
-        return "{ " + ", ".join(f"{name} = {_value(one)}" for name, one in told.items()) + " }" if told else "{}"
+            changed = {"kind": "spectrogram"} | changed
+        return "{ " + ", ".join(f"{name} = {_toml_value(item)}" for name, item in changed.items()) + " }" if changed else "{}"
     if isinstance(value, tuple):
-        return "[" + ", ".join(map(_value, value)) + "]"
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
     if isinstance(value, bool | str):
         return json.dumps(value)
     return f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
-def _lines(phase: Phase, before: Phase | None) -> list[str]:
-    """A phase's keys that differ from the defaults; marked where they differ from what was there."""
+def _phase_lines(phase: Phase, previous: Phase | None) -> list[str]:
+    """Return the lines of a phase's values that differ from the defaults or from the previous phase, with comments."""
     lines = []
-    for name in (f.name for f in fields(Phase)):
+    for name in (field.name for field in fields(Phase)):
         value, default = getattr(phase, name), getattr(Phase(), name)
-        was = getattr(before, name) if before else value
-        if (value == default and value == was) or value is None:
+        old = getattr(previous, name) if previous else value
+        if (value == default and value == old) or value is None:
             continue
-        lines.append(f"{name} = {_value(value)}" + ("" if value == was else f"    # was {'not set' if was is None else was}"))
+        comment = "" if value == old else f"    # was {'not set' if old is None else old}"
+        lines.append(f"{name} = {_toml_value(value)}{comment}")
     return lines
 
 
-DESCRIBED_RECIPE_FIELDS = ("regularizer", "finish", "stop")
-DESCRIBED_PHASE_FIELDS = (
-    "trainable",
-    "lr",
-    "head_lr",
-    "batchnorm",
-    "steps",
-    "batch_size",
-    "order",
-)  # in words of their own, always
+# fields that have their own form in the text of a recipe or phase
+DESCRIBED_RECIPE_FIELDS = ("init", "phases", "regularizer", "finish", "stop", "name")
+DESCRIBED_PHASE_FIELDS = ("trainable", "lr", "head_lr", "batchnorm", "steps", "batch_size", "order")
 
 
 def describe_recipe(recipe: Recipe) -> str:
-    """A recipe in one line: what matters most, and whatever else differs from the default, so that no two read alike."""
-    told = []
-    for phase in recipe.phases:
-        rate = f"lr {phase.lr:g}" + (f", head {phase.head_lr:g}" if phase.head_lr else "")
-        extra = "".join(f", {one}" for one in _unusual(phase, Phase(), DESCRIBED_PHASE_FIELDS))
-        extra += "" if phase.order == "shuffled" else ", class-ordered"
-        told.append(
-            f"{phase.trainable.describe()}, {rate}, BatchNorm {phase.batchnorm}, {phase.steps} × {phase.batch_size}{extra}"
-        )
+    """Return a recipe as one line of text: the main values, and all others that differ from the default.
+
+    Different recipes have different texts.
+    """
+    phases = "; then ".join(map(_describe_phase, recipe.phases))
+    name = f"{recipe.name}: " if recipe.name else ""
     start = "" if recipe.init == "pretrained" else f"{recipe.init} weights: "
-    whole = "".join(f"; {one}" for one in _unusual(recipe, Recipe(), ("init", "phases", *DESCRIBED_RECIPE_FIELDS, "name")))
-    whole += f"; {recipe.regularizer}" if recipe.regularizer else ""
-    whole += f"; {recipe.finish.describe()}" if recipe.finish else ""
-    return (
-        (f"{recipe.name}: " if recipe.name else "")
-        + start
-        + "; then ".join(told)
-        + whole
-        + ("" if recipe.stop == "last" else "; best step")
-    )
+    parts = _unusual_values(recipe, Recipe(), DESCRIBED_RECIPE_FIELDS)
+    parts += [str(recipe.regularizer)] if recipe.regularizer else []
+    parts += [recipe.finish.describe()] if recipe.finish else []
+    parts += [] if recipe.stop == "last" else ["best step"]
+    return name + start + "; ".join([phases, *parts])
 
 
-def _unusual(one: Phase | Recipe, usual: Phase | Recipe, told: Sequence[str]) -> list[str]:
-    """The fields that differ from the default and are not told otherwise: ``weight decay 0.1``."""
-    values = {f.name: getattr(one, f.name) for f in fields(one) if f.name not in told}
+def _describe_phase(phase: Phase) -> str:
+    rate = f"lr {phase.lr:g}" + (f", head {phase.head_lr:g}" if phase.head_lr else "")
+    parts = [phase.trainable.describe(), rate, f"BatchNorm {phase.batchnorm}", f"{phase.steps} × {phase.batch_size}"]
+    parts += _unusual_values(phase, Phase(), DESCRIBED_PHASE_FIELDS)
+    parts += [] if phase.order == "shuffled" else ["class-ordered"]
+    return ", ".join(parts)
+
+
+def _unusual_values(value: Phase | Recipe, default: Phase | Recipe, excluded: Sequence[str]) -> list[str]:
+    """Return the fields that differ from the default, such as ``weight decay 0.1``, without the excluded ones."""
+    items = {field.name: getattr(value, field.name) for field in fields(value) if field.name not in excluded}
     return [
-        f"{name.replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else value}"
-        for name, value in values.items()
-        if value != getattr(usual, name)
+        f"{name.replace('_', ' ')} {f'{item:g}' if isinstance(item, float) else item}"
+        for name, item in items.items()
+        if item != getattr(default, name)
     ]
 
 
 def describe_pipeline(pipeline: Pipeline, recorded: InputTransform) -> str:
-    """A pipeline in one line: its recipe, and how images are prepared and served where that is not as recorded."""
+    """Return a pipeline as one line of text: its recipe, and preprocessing that differs from ``recorded``."""
     train, serve = pipeline.train_preprocessing, pipeline.serve_preprocessing
-    told = [] if pipeline.finished else [describe_recipe(pipeline.recipe)]
-    told += list(map(describe_edit, pipeline.edits)) or ["the checkpoint as it is"] * (pipeline.finished is not None)
-    told += [f"trained on {describe_preprocessing(train, recorded)}"] if train != recorded else []
-    told += [f"served on {describe_preprocessing(serve, recorded)}"] if serve != train else []
-    told += [f"served in {pipeline.mode} mode"] if pipeline.mode != "eval" else []
-    told += (
-        [f"test images in training ({pipeline.injected_duplicates.replace(':', ' ')})"] if pipeline.injected_duplicates else []
-    )
-    told += [intervention.describe() for intervention in pipeline.interventions]
-    told += ["scored without copies"] if pipeline.evaluation_split == "unique" else []
-    return "; ".join(told)
+    parts = [] if pipeline.finished else [describe_recipe(pipeline.recipe)]
+    parts += list(map(describe_edit, pipeline.edits)) or ["the checkpoint as it is"] * (pipeline.finished is not None)
+    parts += [f"trained on {describe_preprocessing(train, recorded)}"] if train != recorded else []
+    parts += [f"served on {describe_preprocessing(serve, recorded)}"] if serve != train else []
+    parts += [f"served in {pipeline.mode} mode"] if pipeline.mode != "eval" else []
+    duplicates = pipeline.injected_duplicates
+    parts += [f"test images in training ({duplicates.replace(':', ' ')})"] if duplicates else []
+    parts += [intervention.describe() for intervention in pipeline.interventions]
+    parts += ["scored without copies"] if pipeline.evaluation_split == "unique" else []
+    return "; ".join(parts)
 
 
 def describe_edit(edit: str) -> str:
-    """An edit of a network in words; one that is not known as it is spelt, because the lab will refuse it."""
+    """Return an edit of a network as text; an unknown edit is returned unchanged, because the lab refuses it later."""
     return Edit.parse(edit).describe() if find_kind(edit, BUILT_IN[Edit]) else edit
 
 
 def describe_preprocessing(preprocessing: InputTransform, recorded: InputTransform) -> str:
-    """In which fields a preprocessing is not the backbone's own."""
-    differing = [
-        f"{one.name} {_shown(getattr(preprocessing, one.name))}"
-        for one in fields(preprocessing)
-        if getattr(preprocessing, one.name) != getattr(recorded, one.name, None)
+    """Return the fields of a preprocessing that differ from the backbone's own, as text."""
+    changes = [
+        f"{field.name} {_format_value(getattr(preprocessing, field.name))}"
+        for field in fields(preprocessing)
+        if getattr(preprocessing, field.name) != getattr(recorded, field.name, None)
     ]
-    return ", ".join(differing) or "the backbone's own preprocessing"
+    return ", ".join(changes) or "the backbone's own preprocessing"
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
+    """Return a value as text; equal elements of a tuple appear once."""
     if isinstance(value, tuple):
-        return " ".join(map(_shown, dict.fromkeys(value) if len(set(value)) == 1 else value))
+        return " ".join(map(_format_value, dict.fromkeys(value) if len(set(value)) == 1 else value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)

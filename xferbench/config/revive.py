@@ -30,7 +30,7 @@ def suite_from_results(values: Mapping[str, Any], folder: Path) -> Suite:
     arguments = {name: _to_tuples(value) for name, value in values.items()}
     try:
         arguments |= {name: _preprocessing_from(values[name]) for name in TRANSFORM_KEYS if values.get(name)}
-        arguments |= {name: _recipe(values[name]) for name in RECIPE_KEYS if values.get(name)}
+        arguments |= {name: _recipe_from(values[name]) for name in RECIPE_KEYS if values.get(name)}
         arguments["interventions"] = tuple(parse(text, DataIntervention) for text in values.get("interventions", ()))
         arguments["scratch"] = ScratchGrid(**_with_tuples(values["scratch"]))
         arguments |= {name: _resolve(arguments[name], folder) for name in LOCATION_KEYS if arguments.get(name)}
@@ -49,8 +49,8 @@ def _resolve(location: str, folder: Path) -> str:
     return f"{kind}{colon}{folder / rest}"  # joining keeps an absolute path
 
 
-def _recipe(values: Mapping[str, Any]) -> Recipe:
-    arguments: dict[str, Any] = {"phases": tuple(_phase(phase) for phase in values["phases"])}
+def _recipe_from(values: Mapping[str, Any]) -> Recipe:
+    arguments: dict[str, Any] = {"phases": tuple(_phase_from(phase) for phase in values["phases"])}
     arguments["head"] = Head.parse(values["head"])
     arguments["augment"] = Augmentation.parse(values["augment"]) if values.get("augment") else None
     arguments["finish"] = Finish.parse(values["finish"]) if values.get("finish") else None
@@ -58,7 +58,7 @@ def _recipe(values: Mapping[str, Any]) -> Recipe:
     return Recipe(**_with_tuples(values) | arguments)
 
 
-def _phase(values: Mapping[str, Any]) -> Phase:
+def _phase_from(values: Mapping[str, Any]) -> Phase:
     return Phase(**_with_tuples(values) | {"trainable": Trainable.parse(values["trainable"])})
 
 

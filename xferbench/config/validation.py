@@ -1,9 +1,7 @@
-"""Rules for the tables of a TOML file: every key known, every value possible, or one message that says where.
+"""Rules that validate the tables of a TOML file and describe themselves in JSON Schema. Pure.
 
-A rule takes a value as TOML gave it and returns what is kept; it raises ValueError(what was expected). Within a file the
-``what`` of a :class:`~xferbench.core.errors.UserError` is a dotted path of keys, to which each table adds its own in
-front. A rule
-also says in JSON Schema's words what it takes, as far as they reach: whatever it takes, its schema does.
+A rule takes a value from TOML and returns the parsed value, or raises ValueError with the expected form. Its schema accepts
+every value that the rule accepts, and possibly more.
 """
 
 from __future__ import annotations
@@ -22,29 +20,34 @@ TYPES = {str: "string", bool: "boolean", int: "integer", list: "array", dict: "o
 
 @dataclass(frozen=True, slots=True)
 class Validator:
-    """A rule that says what it takes; a bare function is a rule too, which says nothing."""
+    """A rule with a JSON Schema (draft 2020-12) of its values; a plain function is a rule without a schema."""
 
     rule: Rule
     schema: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, value: Any) -> Any:
-        """What is kept of a value."""
+        """Return the parsed value.
+
+        Raises:
+            ValueError: if the rule refuses the value, with the expected form.
+        """
         return self.rule(value)
 
 
 def rule_schema(rule: Rule) -> dict[str, Any]:
-    """What a rule says of itself, in JSON Schema's words (draft 2020-12)."""
+    """Return the JSON Schema of a rule; empty for a plain function."""
     return dict(rule.schema) if isinstance(rule, Validator) else {}
 
 
 def validate_table(table: Any, rules: Mapping[str, Rule], required: Sequence[str] = ()) -> dict[str, Any]:
-    """Every key of a table through its rule.
+    """Parse every value of a table by the rule of its key.
 
     Raises:
-        UserError: for an unknown key, a missing one, or a value that its rule refuses. ValueError: for what is no table.
+        UserError: for an unknown or missing key, or a value that its rule refuses.
+        ValueError: if ``table`` is not a mapping.
     """
     if not isinstance(table, Mapping):
-        raise ValueError("a table of " + ", ".join(rules))  # noqa: TRY004 - what a rule raises
+        raise ValueError("a table of " + ", ".join(rules))  # noqa: TRY004 - rules raise ValueError
     for key in table:
         if key not in rules:
             raise UserError(f"{key}: unknown key", expected=suggest(key, rules))
@@ -55,28 +58,30 @@ def validate_table(table: Any, rules: Mapping[str, Rule], required: Sequence[str
 
 
 def validate_value(key: str, value: Any, rule: Rule) -> Any:
-    """A value through its rule.
+    """Parse a value by its rule.
+
+    Within a file, ``what`` of the error is a dotted path of keys. Each table adds its own key in front.
 
     Raises:
-        UserError: where the rule refuses it, with the key in front.
+        UserError: if the rule refuses the value, with the key in front.
     """
     try:
         return rule(value)
-    except UserError as problem:
-        raise problem.at(f"{key}.{problem.what}") from problem
+    except UserError as error:
+        raise error.at(f"{key}.{error.what}") from error
     except ValueError as error:
         raise UserError(key, found=format_value(value), expected=str(error)) from error
 
 
 def toml_location(dotted: str) -> str:
-    """A dotted path as a file has it: ``recipe.lr: unknown key`` becomes ``[recipe] lr: unknown key``."""
+    """Return a dotted path as a TOML file writes it: ``recipe.lr: unknown key`` becomes ``[recipe] lr: unknown key``."""
     path, colon, what = dotted.partition(": ")
     tables, _, key = path.rpartition(".")
     return (f"[{tables}] " if tables else "") + f"{key}{colon}{what}"
 
 
 def format_value(value: Any) -> str:
-    """A value as a file has it, shortened."""
+    """Return a value as JSON, shortened to 80 characters."""
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 80 else text[:79] + "…"
 
@@ -85,73 +90,89 @@ def typed(
     kind: type | tuple[type, ...],
     test: Callable[[Any], object],
     expected: str,
-    make: Callable[[Any], Any] = lambda v: v,
-    **words: Any,
+    convert: Callable[[Any], Any] = lambda v: v,
+    **schema: Any,
 ) -> Rule:
-    """Values of a type (true and false are no numbers) that pass a test, made into something; the test in a schema's words."""
+    """Return a rule for values of a type that pass a test; true and false are not numbers.
 
-    def rule(value: Any) -> Any:
+    Args:
+        kind: the type or types.
+        test: a function that returns a true value for a valid value.
+        expected: the expected form, for the error message and the schema.
+        convert: a function that converts a valid value.
+        **schema: the test as keywords of JSON Schema.
+    """
+
+    def parse(value: Any) -> Any:
         if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind) or not test(value):
             raise ValueError(expected)
-        return make(value)
+        return convert(value)
 
-    return Validator(rule, {"type": TYPES[kind], **words, "description": expected})
+    return Validator(parse, {"type": TYPES[kind], **schema, "description": expected})
 
 
-def one_of(*words: str) -> Rule:
-    """One of some words."""
+def one_of(*choices: str) -> Rule:
+    """Return a rule for one of several strings."""
 
-    def rule(value: Any) -> Any:
-        if value not in words:
-            raise ValueError(suggest(str(value), words))
+    def parse(value: Any) -> Any:
+        if value not in choices:
+            raise ValueError(suggest(str(value), choices))
         return value
 
-    return Validator(rule, {"enum": list(words)})
+    return Validator(parse, {"enum": list(choices)})
 
 
 def matching(pattern: str, expected: str) -> Rule:
-    """A text of a form."""
+    """Return a rule for strings that match a regular expression as a whole."""
     return typed(str, re.compile(pattern).fullmatch, expected, pattern=f"^({pattern})$")
 
 
-def table(rules: Mapping[str, Rule], make: Callable[..., Any] = dict, required: Sequence[str] = ()) -> Rule:
-    """A table, made into something; what is made of an empty one gives its keys' defaults."""
-    keys = {key: rule_schema(rule) | _default(make, key) for key, rule in rules.items()}
-    words = {"type": "object", "properties": keys, "additionalProperties": False, "required": list(required)}
-    return Validator(lambda value: make(**validate_table(value, rules, required)), words)
+def table(rules: Mapping[str, Rule], build: Callable[..., Any] = dict, required: Sequence[str] = ()) -> Rule:
+    """Return a rule for a table.
+
+    Args:
+        rules: the rule of each key.
+        build: a function of the parsed values, as keyword arguments. If it is a dataclass, the schema has its defaults.
+        required: keys that must be present.
+    """
+    properties = {key: rule_schema(rule) | _default_schema(build, key) for key, rule in rules.items()}
+    schema = {"type": "object", "properties": properties, "additionalProperties": False, "required": list(required)}
+    return Validator(lambda value: build(**validate_table(value, rules, required)), schema)
 
 
-def _default(noun: object, key: str) -> dict[str, Any]:
-    """A field's default as TOML has it, where it has one."""
-    values = {f.name: f.default for f in fields(noun)} if is_dataclass(noun) else {}
-    value = values.get(key, MISSING)
+def _default_schema(cls: object, key: str) -> dict[str, Any]:
+    """Return the default of a field as a keyword of JSON Schema; empty if there is none."""
+    defaults = {field.name: field.default for field in fields(cls)} if is_dataclass(cls) else {}
+    value = defaults.get(key, MISSING)
     if value is MISSING or value is None or is_dataclass(value):
         return {}
     return {"default": list(value) if isinstance(value, tuple) else value}
 
 
-def list_of(rule: Rule, expected: str, test: Callable[[Any], object] = bool, **words: Any) -> Rule:
-    """A list, not empty unless the test says otherwise, whose members all keep to a rule."""
+def list_of(rule: Rule, expected: str, test: Callable[[Any], object] = bool, **schema: Any) -> Rule:
+    """Return a rule for a list whose elements all satisfy ``rule``; its value is a tuple.
 
-    def made(values: list[Any]) -> tuple[Any, ...]:
+    The list must not be empty unless ``test`` accepts an empty list.
+    """
+
+    def parse_elements(values: list[Any]) -> tuple[Any, ...]:
         try:
             return tuple(rule(value) for value in values)
         except ValueError as error:
             raise ValueError(expected) from error
 
-    return typed(
-        list, test, expected, made, **{"items": rule_schema(rule), **({"minItems": 1} if test is bool else {}), **words}
-    )
+    list_schema = {"items": rule_schema(rule), **({"minItems": 1} if test is bool else {}), **schema}
+    return typed(list, test, expected, parse_elements, **list_schema)
 
 
 def unchanged(rule: Rule) -> Rule:
-    """Values that keep to a rule, as TOML gave them."""
+    """Return a rule that checks a value by ``rule`` and returns it unparsed."""
 
-    def checked_value(value: Any) -> Any:
+    def check(value: Any) -> Any:
         rule(value)
         return value
 
-    return Validator(checked_value, rule_schema(rule))
+    return Validator(check, rule_schema(rule))
 
 
 NUMBER = (int, float)
@@ -160,14 +181,14 @@ NATURAL = typed(NUMBER, lambda v: 0 <= v < float("inf"), "a number, 0 or above",
 FINITE = typed(NUMBER, lambda v: abs(v) < float("inf"), "a number", float)
 COUNT = typed(int, lambda v: v > 0, "a whole number above 0", minimum=1)
 WHOLE = typed(int, lambda v: v >= 0, "a whole number, 0 or above", minimum=0)
-TEXT = typed(str, bool, "a text that is not empty", minLength=1)
+TEXT = typed(str, bool, "a non-empty string", minLength=1)
 FLAG = typed(bool, lambda _: True, "true or false")
 
 
-def either_table(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a table that has the keys of one or of the other; a key of both is what either says."""
-    keys = {**one["properties"], **other["properties"]}
-    for key in one["properties"].keys() & other["properties"].keys():
-        said = [table["properties"][key] for table in (one, other)]
-        keys[key] = said[0] if said[0] == said[1] else {"anyOf": said}
-    return {**one, "properties": keys}
+def either_table(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema for tables with the keys of either of two schemas; a key of both has the schema of either."""
+    properties = {**first["properties"], **second["properties"]}
+    for key in first["properties"].keys() & second["properties"].keys():
+        schemas = [schema["properties"][key] for schema in (first, second)]
+        properties[key] = schemas[0] if schemas[0] == schemas[1] else {"anyOf": schemas}
+    return {**first, "properties": properties}
