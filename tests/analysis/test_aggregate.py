@@ -41,17 +41,17 @@ def test_ranks_are_by_means_and_ties_share_theirs():
 
 
 def test_a_profile_is_the_share_of_runs_above():
-    found = aggregate.performance_profiles(make([[[0.1, 0.5], [0.6, 0.9]]]), [0.0, 0.5, 0.55, 0.9])
-    assert found.value.tolist() == [[1.0, 0.5, 0.5, 0.0]]
+    interval = aggregate.performance_profiles(make([[[0.1, 0.5], [0.6, 0.9]]]), [0.0, 0.5, 0.55, 0.9])
+    assert interval.value.tolist() == [[1.0, 0.5, 0.5, 0.0]]
 
 
 def test_improvement_is_the_mann_whitney_statistic_averaged_over_tasks():
     few = make(np.random.default_rng(1).integers(4, size=(3, 2, 5)))  # with ties
     u = [[[stats.mannwhitneyu(x, y).statistic / 25 for x, y in zip(a, b, strict=True)] for b in few.table] for a in few.table]
-    found = aggregate.probability_of_improvement(few).value
-    assert found == pytest.approx(np.mean(u, axis=-1))
-    assert np.diag(found).tolist() == [0.5] * 3
-    assert found + found.T == pytest.approx(1.0)
+    interval = aggregate.probability_of_improvement(few).value
+    assert interval == pytest.approx(np.mean(u, axis=-1))
+    assert np.diag(interval).tolist() == [0.5] * 3
+    assert interval + interval.T == pytest.approx(1.0)
 
 
 # Intervals
@@ -70,37 +70,37 @@ def test_improvement_is_the_mann_whitney_statistic_averaged_over_tasks():
     ],
 )
 def test_every_interval_has_its_value_is_the_same_again_and_has_no_bounds_for_one_seed(scores, statistic):
-    found, again = statistic(scores), statistic(scores)
-    assert (found.low <= found.value).all()
-    assert (found.value <= found.high).all()
-    assert found.low.tolist() == again.low.tolist()
-    one = statistic(make(scores.table[..., :1]))
-    assert np.isnan(one.low).all()
-    assert np.isnan(one.high).all()
+    interval, again = statistic(scores), statistic(scores)
+    assert (interval.low <= interval.value).all()
+    assert (interval.value <= interval.high).all()
+    assert interval.low.tolist() == again.low.tolist()
+    single = statistic(make(scores.table[..., :1]))
+    assert np.isnan(single.low).all()
+    assert np.isnan(single.high).all()
 
 
 def test_all_of_five_won_is_not_certain():
-    found = aggregate.probability_of_improvement(make([[[2, 3, 4, 5, 6]], [[0, 0, 0, 0, 1]]]))
-    assert (found.value[0, 1], found.high[0, 1]) == (1.0, 1.0)
-    assert found.low[0, 1] == pytest.approx(stats.binomtest(5, 5).proportion_ci(method="wilson").low)
+    interval = aggregate.probability_of_improvement(make([[[2, 3, 4, 5, 6]], [[0, 0, 0, 0, 1]]]))
+    assert (interval.value[0, 1], interval.high[0, 1]) == (1.0, 1.0)
+    assert interval.low[0, 1] == pytest.approx(stats.binomtest(5, 5).proportion_ci(method="wilson").low)
 
 
 def test_a_mean_of_five_seeds_is_covered_as_students_t_covers_it():
     rng, covered = np.random.default_rng(0), []
     for _ in range(200):
         mean = np.sort(rng.normal(size=(1, 1, 5)))
-        found = aggregate.bootstrap_interval(mean.mean(-1), aggregate.resampled_means(make(mean)), np.array(4.0), make(mean))
-        covered.append(found.low[0, 0] <= 0 <= found.high[0, 0])
+        interval = aggregate.bootstrap_interval(mean.mean(-1), aggregate.resampled_means(make(mean)), np.array(4.0), make(mean))
+        covered.append(interval.low[0, 0] <= 0 <= interval.high[0, 0])
     assert 0.9 < np.mean(covered) <= 0.99
 
 
 def test_iqms_of_twelve_tasks_are_covered_and_not_far_too_wide():
     rng, level = np.random.default_rng(0), np.linspace(0, 1, 12)[:, None]
     truth = aggregate.trimmed_mean((level + 0.02 * rng.normal(size=(12, 20_000))).ravel())
-    found = [aggregate.iqm(make(level + 0.02 * rng.normal(size=(4, 12, 5)))) for _ in range(40)]
-    covered = np.mean([(one.low <= truth) & (truth <= one.high) for one in found])
+    intervals_ = [aggregate.iqm(make(level + 0.02 * rng.normal(size=(4, 12, 5)))) for _ in range(40)]
+    covered = np.mean([(interval.low <= truth) & (truth <= interval.high) for interval in intervals_])
     assert 0.9 < covered <= 1.0
-    assert max((one.high - one.low).max() for one in found) < 0.04
+    assert max((interval.high - interval.low).max() for interval in intervals_) < 0.04
 
 
 def test_degrees_of_freedom_lie_between_one_tasks_and_all_tasks():

@@ -28,20 +28,20 @@ def test_runs_of_one_minor_version_and_one_kind_of_device_are_comparable():
     assert compatibility.refusals(ran(), ran(packages={"torch": "2.15.3"}, processor="another")) == []
 
 
-def test_what_is_not_known_does_not_agree():
+def test_unknown_values_do_not_agree():
     assert len(compatibility.refusals(make_run(environment={}), make_run(environment={}))) == 3
 
 
 @pytest.mark.parametrize(("rule", "old", "new"), [("margin", 0.02, 0.9), ("metric", "accuracy", "nll"), ("looks", [5], [1])])
-def test_a_change_of_the_rules_is_told(rule, old, new):
+def test_a_change_of_the_rules_is_reported(rule, old, new):
     first, second = (make_run(suite=make_run().suite | {rule: value}) for value in (old, new))
-    (told,) = compatibility.changed_rules(first, second)
-    assert told.startswith(f"{rule} {old}")
+    (message,) = compatibility.changed_rules(first, second)
+    assert message.startswith(f"{rule} {old}")
     assert compatibility.changed_rules(first, first) == []
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         ({"packages": {"torch": "2.16.0"}}, "torch 2.15, here 2.16"),
         ({"packages": {}}, "torch 2.15, here unknown"),
@@ -49,8 +49,8 @@ def test_a_change_of_the_rules_is_told(rule, old, new):
         ({"lab": 2}, "version of the lab 1, here 2"),
     ],
 )
-def test_what_must_agree_and_does_not_is_told(other, told):
-    assert compatibility.refusals(ran(), ran(**other)) == [told]
+def test_differences_that_prevent_a_comparison_are_reported(other, message):
+    assert compatibility.refusals(ran(), ran(**other)) == [message]
 
 
 def test_the_processor_is_mentioned():
@@ -58,12 +58,12 @@ def test_the_processor_is_mentioned():
     assert notes == ("instructions: accepted with AVX2, this is AVX-512",)
 
 
-def test_the_change_under_test_is_told():
+def test_the_change_under_test_is_reported():
     old, new = (make_run(suite={"recipe": {"phases": [{"lr": lr, "steps": 3}]}, "margin": 0.02}) for lr in (1e-3, 1e-2))
     assert differences(old, new) == ("the suite differs: recipe.lr 0.001 → 0.01",)
 
 
-def test_other_content_of_the_same_name_is_told():
+def test_other_content_of_the_same_name_is_reported():
     def of(digest):
         return make_run(evidence={"inputs": [{"key": "backbone.weights", "given": "w.pth", "digest": digest}]})
 
@@ -78,19 +78,19 @@ def test_many_differences_are_counted():
 @pytest.mark.parametrize(
     "name", sorted({*loader.shipped_suites()} - {"claims", "published", "strategies"})
 )  # a matrix has no gate
-def test_a_suite_is_the_same_after_it_was_told_and_read(name):
-    asked = loader.load_suite(loader.find_suite(name))
-    again = revive.suite_from_results(make_run(suite=as_dict(asked)).suite, Path(asked.path).parent)
-    assert again == asked
+def test_a_suite_is_equal_after_writing_and_reading(name):
+    suite = loader.load_suite(loader.find_suite(name))
+    again = revive.suite_from_results(make_run(suite=as_dict(suite)).suite, Path(suite.path).parent)
+    assert again == suite
 
 
-def test_places_told_relative_lie_beside_the_suite_that_is_asked_now(tmp_path):
-    told = as_dict(loader.load_suite(loader.find_suite("quick"))) | {
+def test_relative_paths_are_resolved_in_the_folder_of_the_new_suite(tmp_path):
+    values = as_dict(loader.load_suite(loader.find_suite("quick"))) | {
         "target": "folder:ants",
         "weights": "w.pth",
         "path": "gate.toml",
     }
-    again = revive.suite_from_results(told, tmp_path)
+    again = revive.suite_from_results(values, tmp_path)
     assert (again.target, again.weights, again.path) == (
         f"folder:{tmp_path / 'ants'}",
         str(tmp_path / "w.pth"),
@@ -99,15 +99,15 @@ def test_places_told_relative_lie_beside_the_suite_that_is_asked_now(tmp_path):
 
 
 def test_a_suite_of_another_version_cannot_be_revived(tmp_path):
-    told = as_dict(loader.load_suite(loader.find_suite("quick"))) | {"unheard_of": 1}
+    values = as_dict(loader.load_suite(loader.find_suite("quick"))) | {"unheard_of": 1}
     with pytest.raises(UserError, match="unheard_of"):
-        revive.suite_from_results(told, tmp_path)
+        revive.suite_from_results(values, tmp_path)
 
 
 def test_two_suites_that_differ_in_places_alone_are_one():
-    asked = asdict(loader.load_suite(loader.find_suite("quick")))
-    assert compatibility.suite_differences(asked, asked | {"path": "/elsewhere/quick.toml"}) == []
-    assert compatibility.suite_differences(asked, asked | {"budget": 60.0}) == [("budget", "1200", "60")]
+    suite = asdict(loader.load_suite(loader.find_suite("quick")))
+    assert compatibility.suite_differences(suite, suite | {"path": "/elsewhere/quick.toml"}) == []
+    assert compatibility.suite_differences(suite, suite | {"budget": 60.0}) == [("budget", "1200", "60")]
     assert compatibility.suite_differences(
-        asked, asdict(replace(loader.load_suite(loader.find_suite("quick")), target="synthetic:sketch"))
+        suite, asdict(replace(loader.load_suite(loader.find_suite("quick")), target="synthetic:sketch"))
     ) == [("target", "synthetic:near", "synthetic:sketch")]

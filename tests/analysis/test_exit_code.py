@@ -35,18 +35,18 @@ def test_a_verdict_alone(verdict):
 
 
 @pytest.mark.parametrize("fail_on", ["fail", "inconclusive"])
-def test_where_several_hold_the_contract_says_which_goes_first(fail_on):
+def test_the_contract_orders_the_conditions(fail_on):
     for count in range(len(VERDICTS) + 1):
         for verdicts in combinations(VERDICTS, count):
             assert exit_code.exit_code(findings(*verdicts), fail_on=fail_on) == expected(verdicts, fail_on), verdicts
 
 
-def test_the_order_of_the_findings_says_nothing():
+def test_the_order_of_the_findings_does_not_matter():
     for verdicts in permutations(("FAIL", "PASS", "INCONCLUSIVE", "SKIPPED")):
         assert exit_code.exit_code(findings(*verdicts)) == exit_code.FAILED
 
 
-def test_nothing_judged_is_no_success():
+def test_no_verdict_is_no_success():
     assert exit_code.exit_code([]) == exit_code.NOTHING
     assert exit_code.exit_code(findings("SKIPPED", "INFO")) == exit_code.NOTHING
 

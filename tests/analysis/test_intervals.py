@@ -66,11 +66,11 @@ def test_the_upper_bound_is_that_of_a_plain_analysis_of_variance_with_a_column_o
     assert crossed(D, margin=0.4).p_pass == pytest.approx(t.cdf((grand - 0.4) / se, df))
 
 
-def test_where_the_variance_comes_out_below_zero_the_interaction_stands_in_for_it():
+def test_a_negative_variance_is_replaced_by_that_of_the_interaction():
     turned = np.array([[1.0, -1.0, 1.0, -1.0], [-1.0, 1.0, -1.0, 1.0]])  # every seed's and every example's mean is 0
     _, *squares = intervals.mean_squares(turned)
-    assert [float(one) for one in squares] == [0, 0, 8 / 3]
-    assert [float(one) for one in intervals.standard_error_and_df(squares, 2, 4)] == pytest.approx([sqrt(1 / 3), 1])
+    assert [float(value) for value in squares] == [0, 0, 8 / 3]
+    assert [float(value) for value in intervals.standard_error_and_df(squares, 2, 4)] == pytest.approx([sqrt(1 / 3), 1])
 
 
 def test_nearly_no_harm_is_bounded_by_a_score_interval_with_continuity_correction():
@@ -95,16 +95,16 @@ def test_a_rare_harm_of_the_margin_passes_at_most_as_often_as_alpha_says(margin,
         assert binom.pmf(flipped, N, margin)[passed].sum() <= alpha
 
 
-def test_a_batch_of_tables_gives_what_each_gives_alone():
+def test_a_batch_of_tables_gives_the_results_of_the_single_tables():
     generator = np.random.default_rng(1)
     D = generator.integers(-1, 2, size=(6, 3, 200)) * (generator.random((6, 1, 200)) < 0.02).astype(float)
     for margin in (0.02, -0.02):
         together = np.array(intervals.p_values(D, margin)).T
-        apart = [(one.p_fail, one.p_pass) for one in (crossed(each, margin) for each in D)]
+        apart = [(estimate.p_fail, estimate.p_pass) for estimate in (crossed(each, margin) for each in D)]
         assert together == pytest.approx(np.array(apart))
 
 
-def test_no_difference_at_all_passes_only_where_the_examples_are_many():
+def test_no_difference_passes_only_with_many_examples():
     assert intervals.decide(*bounds(crossed(np.zeros((5, 50))))[2:], 0.05) == "INCONCLUSIVE"
     assert intervals.decide(*bounds(crossed(np.zeros((5, 500))))[2:], 0.05) == "PASS"
 
@@ -127,7 +127,7 @@ def test_the_unit_of_the_metric_does_not_matter(D, margin, unit):
     assert scaled == pytest.approx((unit * low, unit * high, p_fail, p_pass), abs=1e-9)
 
 
-def test_a_least_standard_error_widens_its_own_side():
+def test_a_lower_limit_of_the_standard_error_widens_one_side():
     D = np.random.default_rng(2).integers(-1, 2, size=(4, 100)).astype(float)
     plain, low, high = crossed(D), crossed(D, least_se=(1.0, 0.0)), crossed(D, least_se=(0.0, 1.0))
     assert low.low < plain.low
@@ -138,12 +138,12 @@ def test_a_least_standard_error_widens_its_own_side():
 
 @often
 @given(HARMS, MARGINS, st.sampled_from([0.001, 0.0125, 0.05, 0.2]))
-def test_a_bound_is_beyond_the_margin_exactly_where_its_p_value_is_below_alpha(D, margin, alpha):
+def test_a_bound_is_beyond_the_margin_exactly_if_its_p_value_is_below_alpha(D, margin, alpha):
     estimate = crossed(D, margin, alpha)
-    for at in (margin, estimate.low, estimate.high):  # at the bound itself only rounding decides
-        one = crossed(D, at, alpha)
-        assert (one.low > at) == (one.p_fail < alpha)
-        assert (one.high < at) == (one.p_pass < alpha)
+    for margin_ in (margin, estimate.low, estimate.high):  # at the bound itself only rounding decides
+        result = crossed(D, margin_, alpha)
+        assert (result.low > margin_) == (result.p_fail < alpha)
+        assert (result.high < margin_) == (result.p_pass < alpha)
 
 
 @often
@@ -158,8 +158,8 @@ def test_the_order_of_seeds_and_of_examples_does_not_matter(D, margin, random):
 @often
 @given(HARMS, MARGINS)
 def test_the_opposite_sign_mirrors_the_interval(D, margin):
-    one, other = crossed(D, margin), crossed(-D, -margin)
-    assert bounds(other) == (-one.high, -one.low, one.p_pass, one.p_fail)
+    result, mirrored = crossed(D, margin), crossed(-D, -margin)
+    assert bounds(mirrored) == (-result.high, -result.low, result.p_pass, result.p_fail)
 
 
 @often
@@ -173,8 +173,8 @@ def test_harm_lies_within_its_interval_and_never_both_verdicts_hold(D, margin):
 
 @often
 @given(HARMS, BROKEN, st.integers(0, 1000), MARGINS)
-def test_what_is_not_finite_never_decides(D, value, at, margin):
-    D.flat[at % D.size] = value
+def test_non_finite_values_decide_nothing(D, value, margin_, margin):
+    D.flat[margin_ % D.size] = value
     estimate = crossed(D, margin)
     assert (estimate.p_fail, estimate.p_pass) == (1.0, 1.0)
     assert all(isnan(number) for number in (estimate.harm, estimate.low, estimate.high))
@@ -223,7 +223,7 @@ def test_looks_that_do_not_grow_are_a_problem(looks):
         intervals.alpha_spending(looks, 0.05)
 
 
-def test_a_sequential_p_value_is_the_least_over_looks_at_their_own_levels():
+def test_a_sequential_p_value_is_the_smallest_over_looks_at_their_levels():
     assert intervals.sequential_p([0.01], (5, 10, 20), 0.05) == pytest.approx(0.04)
     assert intervals.sequential_p([0.01, 0.5, 0.001], (5, 10, 20), 0.05) == pytest.approx(0.002)
     assert intervals.sequential_p([0.9, nan], (5, 10, 20), 0.05) == 1.0
@@ -231,9 +231,9 @@ def test_a_sequential_p_value_is_the_least_over_looks_at_their_own_levels():
 
 
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=3))
-def test_a_sequential_p_value_is_below_alpha_exactly_where_a_look_is_below_its_level(p):
+def test_a_sequential_p_value_is_below_alpha_exactly_if_a_look_is_below_its_level(p):
     levels = intervals.alpha_spending((5, 10, 20), 0.05)
-    near = any(abs(one - level) < 1e-9 for one, level in zip(p, levels, strict=True))
+    near = any(abs(value - level) < 1e-9 for value, level in zip(p, levels, strict=True))
     assert near or (intervals.sequential_p(p, (5, 10, 20), 0.05) < 0.05) == any(np.less(p, levels))
 
 
@@ -272,7 +272,7 @@ def test_the_bound_on_false_alarms_is_reached_by_two_contrasts_that_fall_togethe
     high = np.where(falls, alpha / 2 + u / 2, u)
     turn = np.arange(2000) % 2 == 0
     pairs = np.stack([np.where(turn, low, high), np.where(turn, high, low)])
-    assert all((one <= x).mean() == pytest.approx(x, abs=2e-3) for one in pairs for x in (0.01, 0.02, 0.04, 0.5))
+    assert all((value <= x).mean() == pytest.approx(x, abs=2e-3) for value in pairs for x in (0.01, 0.02, 0.04, 0.5))
     false_alarms = np.mean([(intervals.holm_adjusted(pair) < alpha).sum() for pair in pairs.T])
     assert intervals.expected_false_alarms(2, alpha) == pytest.approx(0.1)
     assert false_alarms == pytest.approx(0.1, abs=2e-3)
@@ -281,7 +281,7 @@ def test_the_bound_on_false_alarms_is_reached_by_two_contrasts_that_fall_togethe
 def test_the_bound_on_false_alarms_grows_from_alpha_to_less_than_four_alpha():
     bound = [intervals.expected_false_alarms(n, 0.05) for n in range(60)]
     assert bound[:2] == [0.0, 0.05]
-    assert all(one <= other < 0.2 for one, other in pairwise(bound))
+    assert all(value <= next_value < 0.2 for value, next_value in pairwise(bound))
 
 
 # planning
@@ -317,7 +317,7 @@ def test_examples_for_a_pass_come_to_six_times_the_disagreement_over_the_squared
     assert 6.2 * 0.15 / margin**2 == pytest.approx(100_000, rel=0.03)
 
 
-def test_without_any_disagreement_the_smallest_margin_is_where_no_difference_at_all_passes():
+def test_without_disagreement_the_smallest_margin_is_the_one_that_no_difference_passes():
     margin = intervals.smallest_margin(300, 5, disagree=0.0, seed_sd=0.0)
     nothing = np.zeros((5, 300))
     assert crossed(nothing, 1.001 * margin).p_pass < 0.05
@@ -325,18 +325,18 @@ def test_without_any_disagreement_the_smallest_margin_is_where_no_difference_at_
 
 
 @pytest.mark.parametrize(("examples", "seeds"), [(1, 5), (0, 5), (500, 0)])
-def test_nothing_can_be_decided_with_too_little(examples, seeds):
+def test_too_few_values_decide_nothing(examples, seeds):
     assert intervals.smallest_margin(examples, seeds) == inf
 
 
-def test_where_all_seeds_agree_only_examples_help():
+def test_if_all_seeds_agree_only_examples_help():
     row = np.repeat([1.0, -1.0, 0.0], [38, 38, 424])
     seeds, examples = intervals.required_sizes(np.tile(row, (5, 1)), margin=0.02, alpha=0.05)
     assert seeds is None
     assert examples == pytest.approx(6.2 * 0.152 / 0.02**2, rel=0.1)
 
 
-def test_where_seeds_differ_as_a_whole_only_seeds_help():
+def test_if_seeds_differ_as_a_whole_only_seeds_help():
     noisy = np.array([0.3, -0.3, 0.2, -0.2, 0.0])[:, None] + np.zeros((5, 200))
     noisy[:, ::2] += 0.01
     seeds, examples = intervals.required_sizes(noisy, margin=0.05, alpha=0.05)
@@ -345,7 +345,7 @@ def test_where_seeds_differ_as_a_whole_only_seeds_help():
     assert examples is None
 
 
-def test_what_is_needed_agrees_with_the_smallest_margin():
+def test_required_sizes_agree_with_the_smallest_margin():
     generator = np.random.default_rng(4)
     D = probit(generator, (1, 5, 300), [0.0], **ORDINARY)[0][0]
     D -= D.mean()  # an observed harm of exactly 0
@@ -354,7 +354,7 @@ def test_what_is_needed_agrees_with_the_smallest_margin():
     assert intervals.smallest_margin(examples, 5, **variances) == pytest.approx(0.05, rel=0.3)
 
 
-def test_a_fail_needs_what_its_mirror_image_needs_for_a_pass():
+def test_a_fail_requires_the_sizes_of_its_mirrored_pass():
     D = np.tile(np.repeat([1.0, -1.0, 0.0], [28, 20, 152]), (5, 1))  # harm .04
     seeds, examples = intervals.required_sizes(D, margin=0.02, alpha=0.05)
     assert (seeds, examples) == intervals.required_sizes(-D, margin=-0.02, alpha=0.05)
@@ -373,7 +373,7 @@ def test_one_seed_does_not_say_how_many_seeds_are_needed():
 
 
 @pytest.mark.parametrize("D", [np.zeros((0, 10)), np.zeros((3, 1)), np.full((3, 10), nan), np.full((3, 10), 0.02)])
-def test_nothing_is_enough_where_nothing_is_known_or_the_harm_is_the_margin(D):
+def test_no_size_suffices_without_data_or_at_the_margin(D):
     assert intervals.required_sizes(D, margin=0.02, alpha=0.05) == (None, None)
 
 
@@ -389,7 +389,7 @@ def test_mcnemar_is_the_binomial_test_of_the_discordant_examples(worse, better):
     assert intervals.mcnemar_p(row) == pytest.approx(expected)
 
 
-def test_mcnemar_of_a_missing_score_says_nothing():
+def test_mcnemar_of_a_missing_score_is_one():
     assert intervals.mcnemar_p(np.array([1.0, 1.0, nan])) == 1.0
 
 
@@ -416,7 +416,7 @@ NUMBERS = {world.name: number for number, world in enumerate(WORLDS)}
         ("groups of ten", 5, 500),
     ],
 )
-def test_at_most_one_verdict_in_twenty_is_wrong_where_the_harm_is_the_margin(world, S, N):
+def test_at_most_one_verdict_in_twenty_is_wrong_at_the_margin(world, S, N):
     met = cell(NUMBERS[world], S, N, 1000, seed=1)
     noise = 2 * sqrt(0.065 * 0.935 / 1000)
     assert met["wrong_fail"] < 0.065 + noise

@@ -12,12 +12,12 @@ from xferbench.analysis import intervals, metrics
 from xferbench.core.errors import UserError
 from xferbench.core.record import Predictions
 
-MEANS = [name for name, one in metrics.METRICS.items() if one.mean]
-OTHERS = [name for name, one in metrics.METRICS.items() if not one.mean]
+MEANS = [name for name, metric in metrics.METRICS.items() if metric.mean]
+OTHERS = [name for name, metric in metrics.METRICS.items() if not metric.mean]
 HARM = {"cured": 1.0, "subject": -1.0}
 
 
-def told(label, probabilities, group=()):
+def make_predictions(label, probabilities, group=()):
     label, probabilities = np.asarray(label), np.asarray(probabilities, dtype=float)
     return Predictions(
         example=np.arange(len(label), dtype=np.uint64),
@@ -33,16 +33,16 @@ def told(label, probabilities, group=()):
 
 def two_classes(label, positive, group=()):
     positive = np.asarray(positive, dtype=float)
-    return told(label, np.stack([1 - positive, positive], axis=1), group)
+    return make_predictions(label, np.stack([1 - positive, positive], axis=1), group)
 
 
-def drawn(seed, N=60, shift=1.0, group=()):
+def random_predictions(seed, N=60, shift=1.0, group=()):
     generator = np.random.default_rng(seed)
     label = np.arange(N) % 3 == 0
     return two_classes(label.astype(int), 1 / (1 + np.exp(-generator.normal(size=N) - shift * (label - 0.5))), group)
 
 
-def kept(predictions, rows):
+def select_rows(predictions, rows):
     columns = {name: getattr(predictions, name) for name in Predictions.__slots__}
     return Predictions(**{name: column[rows] if len(column) else column for name, column in columns.items()})
 
@@ -50,7 +50,7 @@ def kept(predictions, rows):
 def pairwise_auroc(predictions):
     odds = predictions.probabilities[:, 1].astype(float)
     high, low = odds[predictions.label == 1], odds[predictions.label != 1]
-    return np.mean([(one > other) + 0.5 * (one == other) for one in high for other in low])
+    return np.mean([(first > second) + 0.5 * (first == second) for first in high for second in low])
 
 
 # values
@@ -68,7 +68,7 @@ def test_metrics_of_four_examples_worked_by_hand():
 
 
 def test_the_brier_score_sums_over_all_classes():
-    three = told([0, 2], [[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]])
+    three = make_predictions([0, 2], [[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]])
     assert metrics.example_scores(three, "brier")[1] == pytest.approx([0.5**2 + 2 * 0.25**2, 0.5**2 + 0.25**2 + 0.75**2])
 
 
@@ -80,14 +80,14 @@ def test_a_true_class_of_probability_zero_costs_sixteen_nats():
     )
 
 
-def test_specificity_counts_whatever_is_not_called_positive():
-    three = told([0, 2, 2], [[0.1, 0.2, 0.7], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]])
+def test_specificity_counts_every_prediction_that_is_not_positive():
+    three = make_predictions([0, 2, 2], [[0.1, 0.2, 0.7], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]])
     mask, score = metrics.example_scores(three, "specificity")
     assert list(mask) == [True, True, True]
     assert list(score) == [1, 1, 0]
 
 
-def test_sensitivity_and_specificity_see_only_their_own_examples():
+def test_sensitivity_and_specificity_cover_only_one_class_each():
     four = two_classes([1, 1, 0, 1], [0.9, 0.1, 0.2, 0.8])
     mask, score = metrics.example_scores(four, "sensitivity")
     assert list(mask) == [True, True, False, True]
@@ -98,7 +98,7 @@ def test_sensitivity_and_specificity_see_only_their_own_examples():
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 8)), min_size=4, max_size=30))
 def test_auroc_is_the_share_of_pairs_in_order_ties_counting_half(rows):
-    label = [1, 0, *(one for one, _ in rows)]
+    label = [1, 0, *(value for value, _ in rows)]
     some = two_classes(label, [0.5, 0.5, *(score / 8 for _, score in rows)])
     assert metrics.metric_value(some, "auroc") == pytest.approx(pairwise_auroc(some))
 
@@ -112,9 +112,9 @@ def test_the_rounding_of_certainty_does_not_tell_the_label():
 
 @pytest.mark.parametrize("metric", metrics.METRICS)
 def test_a_missing_probability_or_class_leaves_no_number(metric):
-    broken = drawn(0)
+    broken = random_predictions(0)
     broken.p_true[3], broken.sum_p2[3], broken.probabilities[3] = nan, nan, nan
-    nothing = kept(drawn(0), slice(0, 0))
+    nothing = select_rows(random_predictions(0), slice(0, 0))
     assert isnan(metrics.metric_value(nothing, metric))
     if metric in {"nll", "brier", "auroc"}:
         assert isnan(metrics.metric_value(broken, metric))
@@ -125,14 +125,14 @@ def test_without_a_positive_there_is_no_number(metric):
     assert isnan(metrics.metric_value(two_classes([0, 0, 0], [0.1, 0.2, 0.9]), metric))
 
 
-def test_an_unknown_metric_is_a_problem_that_names_the_nearest():
+def test_an_unknown_metric_is_an_error_that_suggests_the_nearest():
     with pytest.raises(UserError, match="did you mean 'accuracy'"):
-        metrics.metric_value(drawn(0), "acuracy")
+        metrics.metric_value(random_predictions(0), "acuracy")
 
 
 def test_auroc_without_probabilities_is_a_problem():
     with pytest.raises(UserError, match="AUROC needs"):
-        metrics.metric_value(replace(drawn(0), probabilities=np.empty((60, 0), dtype=np.float16)), "auroc")
+        metrics.metric_value(replace(random_predictions(0), probabilities=np.empty((60, 0), dtype=np.float16)), "auroc")
 
 
 # scores by example
@@ -140,23 +140,26 @@ def test_auroc_without_probabilities_is_a_problem():
 
 @pytest.mark.parametrize("metric", metrics.METRICS)
 def test_every_metric_is_the_mean_of_its_scores(metric):
-    assert metrics.example_scores(drawn(1), metric)[1].mean() == pytest.approx(metrics.metric_value(drawn(1), metric))
+    assert metrics.example_scores(random_predictions(1), metric)[1].mean() == pytest.approx(
+        metrics.metric_value(random_predictions(1), metric)
+    )
 
 
 @pytest.mark.parametrize("metric", OTHERS)
 def test_pseudo_values_are_those_of_leaving_each_example_out(metric):
-    whole = drawn(2, N=30)
+    predictions = random_predictions(2, N=30)
     left_out = [
-        30 * metrics.metric_value(whole, metric) - 29 * metrics.metric_value(kept(whole, np.arange(30) != i), metric)
+        30 * metrics.metric_value(predictions, metric)
+        - 29 * metrics.metric_value(select_rows(predictions, np.arange(30) != i), metric)
         for i in range(30)
     ]
-    assert metrics.example_scores(whole, metric)[1] == pytest.approx(np.array(left_out))
+    assert metrics.example_scores(predictions, metric)[1] == pytest.approx(np.array(left_out))
 
 
 @pytest.mark.parametrize("metric", metrics.METRICS)
 def test_no_score_of_one_example_leaves_the_span(metric):
-    some = [drawn(seed, shift=shift) for seed, shift in ((0, -4.0), (1, 0.0), (2, 4.0))]
-    apart = [np.ptp([metrics.example_scores(one, metric)[1] for one in some], axis=0)]
+    some = [random_predictions(seed, shift=shift) for seed, shift in ((0, -4.0), (1, 0.0), (2, 4.0))]
+    apart = [np.ptp([metrics.example_scores(predictions, metric)[1] for predictions in some], axis=0)]
     assert np.max(apart) <= metrics._score_span(some[0], metric) + 1e-9
 
 
@@ -167,12 +170,15 @@ def sides(cured, subject):
     return {"cured": cured, "subject": subject}
 
 
-def test_harm_is_above_zero_where_the_cured_arm_is_better_for_losses_too():
-    good, bad = [drawn(seed, shift=4.0) for seed in range(3)], [drawn(seed, shift=0.0) for seed in range(3)]
+def test_harm_is_positive_if_the_cured_arm_is_better_for_losses_too():
+    good, bad = (
+        [random_predictions(seed, shift=4.0) for seed in range(3)],
+        [random_predictions(seed, shift=0.0) for seed in range(3)],
+    )
     for metric in metrics.METRICS:
         estimate, difference = metrics.estimate_metric_contrast(sides(good, bad), HARM, metric=metric, margin=0.02, alpha=0.05)
-        gap = np.mean([metrics.metric_value(one, metric) for one in good]) - np.mean(
-            [metrics.metric_value(one, metric) for one in bad]
+        gap = np.mean([metrics.metric_value(predictions, metric) for predictions in good]) - np.mean(
+            [metrics.metric_value(predictions, metric) for predictions in bad]
         )
         assert estimate.harm > 0
         assert estimate.harm == pytest.approx(abs(gap))
@@ -180,7 +186,10 @@ def test_harm_is_above_zero_where_the_cured_arm_is_better_for_losses_too():
 
 
 def test_an_accuracy_contrast_is_the_crossed_interval_of_its_differences():
-    cured, subject = [drawn(seed) for seed in range(3)], [drawn(seed + 9, shift=0.0) for seed in range(3)]
+    cured, subject = (
+        [random_predictions(seed) for seed in range(3)],
+        [random_predictions(seed + 9, shift=0.0) for seed in range(3)],
+    )
     estimate, difference = metrics.estimate_metric_contrast(
         sides(cured, subject), HARM, metric="accuracy", margin=0.02, alpha=0.05
     )
@@ -189,16 +198,19 @@ def test_an_accuracy_contrast_is_the_crossed_interval_of_its_differences():
 
 
 def test_a_contrast_of_more_arms_has_a_larger_adverse_example():
-    arms = {name: [drawn(seed + 10 * place) for seed in range(3)] for place, name in enumerate("abcd")}
+    arms = {name: [random_predictions(seed + 10 * place) for seed in range(3)] for place, name in enumerate("abcd")}
     weights = {"a": 1.0, "b": -1.0, "c": -1.0, "d": 1.0}
     estimate, difference = metrics.estimate_metric_contrast(arms, weights, metric="accuracy", margin=0.02, alpha=0.05)
     assert estimate == intervals.crossed_interval(difference, margin=0.02, alpha=0.05, span=2.0)
 
 
 @pytest.mark.parametrize("metric", metrics.METRICS)
-def test_groups_of_the_predictions_are_what_is_counted(metric):
+def test_groups_of_the_predictions_are_counted(metric):
     group = np.arange(60) // 4
-    cured, subject = [drawn(seed, group=group) for seed in range(3)], [drawn(seed + 9, group=group) for seed in range(3)]
+    cured, subject = (
+        [random_predictions(seed, group=group) for seed in range(3)],
+        [random_predictions(seed + 9, group=group) for seed in range(3)],
+    )
     estimate, _ = metrics.estimate_metric_contrast(sides(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05)
     mask, _ = metrics.example_scores(cured[0], metric)
     assert estimate.examples == len(np.unique(group[mask]))
@@ -207,15 +219,18 @@ def test_groups_of_the_predictions_are_what_is_counted(metric):
 @pytest.mark.parametrize("metric", OTHERS)
 @pytest.mark.parametrize("group", [(), np.arange(60) // 4])
 def test_the_bootstrap_widens_and_never_narrows(metric, group):
-    cured, subject = [drawn(seed, group=group) for seed in range(3)], [drawn(seed + 9, group=group) for seed in range(3)]
+    cured, subject = (
+        [random_predictions(seed, group=group) for seed in range(3)],
+        [random_predictions(seed + 9, group=group) for seed in range(3)],
+    )
     estimate, pseudo = metrics.estimate_metric_contrast(sides(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05)
     groups, span = (None if len(group) == 0 else group), metrics._score_span(cured[0], metric)
-    alone = intervals.crossed_interval(
+    single = intervals.crossed_interval(
         pseudo, margin=0.02, alpha=0.05, groups=groups, span=span
     )  # groups here are all of one size
-    assert estimate.harm == pytest.approx(alone.harm)
-    assert estimate.low <= alone.low + 1e-12
-    assert estimate.high >= alone.high - 1e-12
+    assert estimate.harm == pytest.approx(single.harm)
+    assert estimate.low <= single.low + 1e-12
+    assert estimate.high >= single.high - 1e-12
 
 
 def bootstrapped(pseudo, factor):
@@ -247,7 +262,10 @@ def test_seeds_that_differ_widen_it_further():
 @pytest.mark.parametrize("metric", OTHERS)
 def test_in_unequal_groups_the_harm_is_still_that_of_the_metric(metric):
     group = np.minimum(np.arange(60) // 4, 9)
-    cured, subject = [drawn(seed, group=group) for seed in range(3)], [drawn(seed + 9, group=group) for seed in range(3)]
+    cured, subject = (
+        [random_predictions(seed, group=group) for seed in range(3)],
+        [random_predictions(seed + 9, group=group) for seed in range(3)],
+    )
     estimate, pseudo = metrics.estimate_metric_contrast(sides(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05)
     assert estimate.harm == pytest.approx(pseudo.mean())
     assert estimate.examples == 10
@@ -255,26 +273,32 @@ def test_in_unequal_groups_the_harm_is_still_that_of_the_metric(metric):
 
 @pytest.mark.parametrize("metric", OTHERS)
 def test_a_class_with_one_example_decides_nothing(metric):
-    one = two_classes([1] + [0] * 40, np.linspace(0.9, 0.1, 41))
-    other = two_classes([1] + [0] * 40, np.linspace(0.1, 0.9, 41))
-    estimate, _ = metrics.estimate_metric_contrast(sides([one] * 3, [other] * 3), HARM, metric=metric, margin=0.02, alpha=0.05)
+    first = two_classes([1] + [0] * 40, np.linspace(0.9, 0.1, 41))
+    second = two_classes([1] + [0] * 40, np.linspace(0.1, 0.9, 41))
+    estimate, _ = metrics.estimate_metric_contrast(
+        sides([first] * 3, [second] * 3), HARM, metric=metric, margin=0.02, alpha=0.05
+    )
     assert (estimate.p_fail, estimate.p_pass) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("metric", ["nll", "brier", "auroc"])
 def test_a_missing_probability_decides_nothing(metric):
-    broken = drawn(0)
+    broken = random_predictions(0)
     broken.p_true[3], broken.sum_p2[3], broken.probabilities[3] = nan, nan, nan
     estimate, _ = metrics.estimate_metric_contrast(
-        sides([drawn(5), broken], [drawn(6), drawn(7)]), HARM, metric=metric, margin=9.0, alpha=0.05
+        sides([random_predictions(5), broken], [random_predictions(6), random_predictions(7)]),
+        HARM,
+        metric=metric,
+        margin=9.0,
+        alpha=0.05,
     )
     assert (estimate.p_fail, estimate.p_pass) == (1.0, 1.0)
     assert isnan(estimate.harm)
 
 
 @pytest.mark.parametrize("metric", OTHERS)
-def test_arms_that_predict_alike_pass_only_where_examples_are_many(metric):
-    few, many = [drawn(0, N=60)] * 3, [drawn(0, N=3000)] * 3
+def test_equal_arms_pass_only_with_many_examples(metric):
+    few, many = [random_predictions(0, N=60)] * 3, [random_predictions(0, N=3000)] * 3
     verdicts = []
     for arm in (few, many):
         estimate, _ = metrics.estimate_metric_contrast(sides(arm, arm), HARM, metric=metric, margin=0.02, alpha=0.05)

@@ -16,10 +16,10 @@ def few(monkeypatch):
     monkeypatch.setattr("xferbench.analysis.aggregate.BOOTSTRAP_REPLICATES", 300)
 
 
-def test_regret_is_the_best_recipes_mean_less_ones_own():
-    found = regret.regret_by_task(make([[[0.9, 0.9, 0.9], [0.1, 0.1, 0.1]], [[0.5, 0.5, 0.5], [0.7, 0.7, 0.7]]]))
-    assert found.plain == pytest.approx(np.array([[0.0, 0.6], [0.4, 0.0]]))
-    assert found.value == pytest.approx(found.plain)
+def test_regret_is_the_best_mean_minus_the_mean_of_the_recipe():
+    result = regret.regret_by_task(make([[[0.9, 0.9, 0.9], [0.1, 0.1, 0.1]], [[0.5, 0.5, 0.5], [0.7, 0.7, 0.7]]]))
+    assert result.plain == pytest.approx(np.array([[0.0, 0.6], [0.4, 0.0]]))
+    assert result.value == pytest.approx(result.plain)
     assert regret.mean_regret(make([[[0.9] * 3, [0.1] * 3], [[0.5] * 3, [0.7] * 3]])).value == pytest.approx([0.3, 0.2])
     assert regret.greatest_regret(make([[[0.9] * 3, [0.1] * 3], [[0.5] * 3, [0.7] * 3]])).value == pytest.approx([0.6, 0.4])
 
@@ -35,10 +35,10 @@ def test_the_best_is_never_chosen_on_the_seeds_that_it_is_scored_on():
 
 def test_one_lucky_seed_is_no_regret():
     lucky = make([[[0.5, 0.5, 0.5, 0.5, 0.5]], [[0.9, 0.5, 0.5, 0.5, 0.5]]])
-    found = regret.regret_by_task(lucky)[0, 0]
-    assert found.plain == pytest.approx(0.08)
-    assert found.value < 0.05
-    assert found.low == 0
+    result = regret.regret_by_task(lucky)[0, 0]
+    assert result.plain == pytest.approx(0.08)
+    assert result.value < 0.05
+    assert result.low == 0
 
 
 @pytest.mark.parametrize("S", [3, 5, 10])
@@ -46,26 +46,26 @@ def test_equal_recipes_have_intervals_that_cover_no_regret(few, S):
     rng = np.random.default_rng(S)
     runs = [make(rng.normal(size=(8, 6, S))) for _ in range(RUNS)]
     for statistic in (regret.regret_by_task, regret.mean_regret, regret.greatest_regret):
-        above = np.mean([statistic(one).low > 0 for one in runs])
+        above = np.mean([statistic(scores).low > 0 for scores in runs])
         assert above <= 0.025, statistic
-    assert np.mean([~regret.tied_with_best(one) for one in runs]) <= 0.025
-    plain = np.mean([regret.regret_by_task(one).plain for one in runs])
-    assert np.mean([regret.regret_by_task(one).value for one in runs]) < plain / 2  # what luck adds, taken away
+    assert np.mean([~regret.tied_with_best(scores) for scores in runs]) <= 0.025
+    plain = np.mean([regret.regret_by_task(scores).plain for scores in runs])
+    assert np.mean([regret.regret_by_task(scores).value for scores in runs]) < plain / 2  # what luck adds, taken away
 
 
 def test_true_regret_is_covered(few):
     rng, level = np.random.default_rng(0), np.linspace(0, 2, 5)[:, None, None]
     truth = 2 - level[:, 0, 0]
     runs = [make(level + rng.normal(size=(5, 4, 5))) for _ in range(RUNS)]
-    of_task = [regret.regret_by_task(one) for one in runs]
-    within = np.mean([(one.low <= truth[:, None]) & (truth[:, None] <= one.high) for one in of_task])
+    of_task = [regret.regret_by_task(result) for result in runs]
+    within = np.mean([(result.low <= truth[:, None]) & (truth[:, None] <= result.high) for result in of_task])
     assert within >= 0.95
     for statistic in (regret.mean_regret, regret.greatest_regret):
-        found = [statistic(one) for one in runs]
-        assert np.mean([(one.low <= truth) & (truth <= one.high) for one in found]) >= 0.95
+        results = [statistic(result) for result in runs]
+        assert np.mean([(result.low <= truth) & (truth <= result.high) for result in results]) >= 0.95
 
 
-def test_what_is_clearly_worse_is_told_apart_with_five_seeds():
+def test_a_clearly_worse_recipe_is_distinguished_with_five_seeds():
     noise = 0.01 * np.random.default_rng(0).normal(size=(3, 2, 5))
     level = np.array([[0.9, 0.8], [0.9, 0.7], [0.8, 0.8]])[..., None]
     assert regret.tied_with_best(make(level + noise)).tolist() == [[True, True], [True, False], [False, True]]
@@ -78,30 +78,30 @@ def test_with_one_or_two_seeds_nothing_is_shown_to_be_worse():
 
 
 def cell(values, recipes, left_out=()):
-    made = make(values)
-    return Scores(table=made.table, recipes=recipes, tasks=made.tasks, seeds=made.seeds, left_out=dict(left_out))
+    scores = make(values)
+    return Scores(table=scores.table, recipes=recipes, tasks=scores.tasks, seeds=scores.seeds, left_out=dict(left_out))
 
 
 def test_a_grid_tells_the_best_the_tied_and_the_cost_of_advice():
     five = np.array([-0.01, 0.0, 0.01, 0.005, -0.005])
     level = np.array([0.9, 0.9, 0.5])[:, None, None]
     clear = cell(np.repeat(level + five, 2, axis=1), ("full", "partial", "linear-probe"))
-    found = regret.regret_grid({("small", "similar"): clear}, {("small", "similar"): "linear-probe"})[("small", "similar")]
-    assert (found.best, found.tied, found.tasks, found.seeds) == ("full", ("full", "partial"), 2, 5)
-    assert found.regret.value == pytest.approx(0.4)
-    assert found.regret.low > 0.39
-    assert found.regret.high >= found.regret.plain == pytest.approx(0.4)
+    result = regret.regret_grid({("small", "similar"): clear}, {("small", "similar"): "linear-probe"})[("small", "similar")]
+    assert (result.best, result.tied, result.tasks, result.seeds) == ("full", ("full", "partial"), 2, 5)
+    assert result.regret.value == pytest.approx(0.4)
+    assert result.regret.low > 0.39
+    assert result.regret.high >= result.regret.plain == pytest.approx(0.4)
 
 
 def test_advice_that_was_not_scored_has_no_regret_and_says_why():
-    one = cell([[[0.5, 0.6, 0.7]]], ("full",), {"partial": "x: it crashed"})
-    found = regret.regret_grid({("a",): one, ("b",): one, ("c",): one}, {("a",): "partial", ("b",): "lora"})
-    assert [found[at].regret for at in found] == [None] * 3
-    assert [found[at].why for at in found] == ["x: it crashed", "not among the recipes", "the rule says nothing here"]
-    assert found["a",].left_out == {"partial": "x: it crashed"}
+    scores = cell([[[0.5, 0.6, 0.7]]], ("full",), {"partial": "x: it crashed"})
+    result = regret.regret_grid({("a",): scores, ("b",): scores, ("c",): scores}, {("a",): "partial", ("b",): "lora"})
+    assert [result[at].regret for at in result] == [None] * 3
+    assert [result[at].why for at in result] == ["x: it crashed", "not among the recipes", "the rule says nothing here"]
+    assert result["a",].left_out == {"partial": "x: it crashed"}
 
 
 def test_a_cell_without_scores_says_so():
     empty = Scores(table=np.empty((0, 1, 5)), recipes=(), tasks=("x",), seeds=tuple(range(5)), left_out={"full": "x: no room"})
-    found = regret.regret_grid({("a",): empty}, {("a",): "full"})["a",]
-    assert (found.best, found.tied, found.regret, found.why) == ("", (), None, regret.NO_COMMON_RECIPE)
+    result = regret.regret_grid({("a",): empty}, {("a",): "full"})["a",]
+    assert (result.best, result.tied, result.regret, result.why) == ("", (), None, regret.NO_COMMON_RECIPE)

@@ -17,9 +17,9 @@ def make_stated(correct, stated):
 
 def test_a_diagram_rises_from_the_least_sure_to_the_surest():
     stated = np.repeat([0.9, 0.5], 300)
-    found = reliability.reliability_diagram(make_stated(np.arange(600) % 2 == 0, stated))
-    assert found.shape == (15, 2) and found[0, 0] == pytest.approx(0.5) and found[-1, 0] == pytest.approx(0.9)
-    assert found[:, 1] == pytest.approx(0.5)
+    diagram = reliability.reliability_diagram(make_stated(np.arange(600) % 2 == 0, stated))
+    assert diagram.shape == (15, 2) and diagram[0, 0] == pytest.approx(0.5) and diagram[-1, 0] == pytest.approx(0.9)
+    assert diagram[:, 1] == pytest.approx(0.5)
 
 
 def test_bins_of_few_images_are_as_many_as_there_are():
@@ -27,5 +27,5 @@ def test_bins_of_few_images_are_as_many_as_there_are():
     assert size.tolist() == [1, 1]
 
 
-def test_the_square_is_below_zero_where_chance_alone_would_be_above():
+def test_the_unbiased_square_may_be_negative():
     assert reliability.squared_calibration_error(make_stated(np.arange(300) % 2 == 0, np.full(300, 0.5))) < 0

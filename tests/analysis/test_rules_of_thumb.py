@@ -20,7 +20,7 @@ def test_the_textbook_has_four_scenarios(size, similar, strategy):
     assert rules_of_thumb.textbook_strategy(size, similar=similar) == strategy
 
 
-def test_what_is_few_may_be_said():
+def test_the_threshold_of_a_small_set_is_an_argument():
     assert rules_of_thumb.textbook_strategy(999, similar=True, few=500) == "full"
     assert rules_of_thumb.textbook_strategy(499, similar=True, few=500) == "linear-probe"
 
@@ -33,13 +33,13 @@ def test_the_rule_of_size_has_two_thresholds(size, strategy):
     assert rules_of_thumb.size_rule_strategy(size) == strategy
 
 
-def test_what_is_advised_are_strategies_that_a_suite_can_ask_for():
+def test_the_advice_is_a_strategy_of_a_suite():
     assert {rules_of_thumb.FROZEN, rules_of_thumb.UPPER, rules_of_thumb.WHOLE} <= set(STRATEGIES)
 
 
 @pytest.mark.parametrize(
     "rule", [rules_of_thumb.size_rule_strategy, lambda size: rules_of_thumb.textbook_strategy(size, similar=True)]
 )
-def test_of_nothing_there_is_no_advice(rule):
+def test_an_empty_training_set_has_no_advice(rule):
     with pytest.raises(UserError, match="no advice for an empty training set"):
         rule(0)

@@ -14,31 +14,31 @@ def law(n, a=0.2, b=0.5, c=0.1):
     return a * (n / N[-1]) ** -b + c
 
 
-def test_a_power_law_is_found_again():
+def test_a_power_law_is_recovered():
     assert scaling_law.fit_power_law(N / N[-1], law(N)) == pytest.approx((0.2, 0.5, 0.1), rel=1e-3)
 
 
 def test_a_learner_that_needs_a_quarter_of_the_images_is_worth_four_times_as_many():
-    found = scaling_law.data_multipliers(N, law(4 * N), law(N))
-    assert found[:4] == pytest.approx([4.0] * 4, rel=1e-2)
-    assert np.isinf(found[4:]).all(), "scratch would need more than twice the largest size"
-    assert scaling_law.format_multipliers(N, found) == ["4", "4", "4", "4", "more than 4", "more than 2"]
+    result = scaling_law.data_multipliers(N, law(4 * N), law(N))
+    assert result[:4] == pytest.approx([4.0] * 4, rel=1e-2)
+    assert np.isinf(result[4:]).all(), "scratch would need more than twice the largest size"
+    assert scaling_law.format_multipliers(N, result) == ["4", "4", "4", "4", "more than 4", "more than 2"]
 
 
-def test_nothing_is_read_off_below_the_least_size():
-    found = scaling_law.data_multipliers(N, law(N / 4), law(N))
-    assert found == pytest.approx([1, 0.5, 0.25, 0.25, 0.25, 0.25], rel=1e-2)
-    assert scaling_law.format_multipliers(N, found)[:2] == ["at most 1", "at most 0.5"]
+def test_nothing_is_extrapolated_below_the_smallest_size():
+    result = scaling_law.data_multipliers(N, law(N / 4), law(N))
+    assert result == pytest.approx([1, 0.5, 0.25, 0.25, 0.25, 0.25], rel=1e-2)
+    assert scaling_law.format_multipliers(N, result)[:2] == ["at most 1", "at most 0.5"]
 
 
-def test_what_the_baselines_floor_lies_above_is_never_reached():
+def test_an_error_below_the_baselines_limit_is_never_reached():
     assert np.isinf(scaling_law.data_multipliers(N, np.full(6, 0.05), law(N))).all()
 
 
 @pytest.mark.parametrize("flat", [0.0, 0.3, 1.0])
 def test_a_flat_curve_has_a_law_too(flat):
-    found = scaling_law.data_multipliers(N, np.linspace(0.9, 0.1, 6), np.full(6, flat))
-    assert not np.isnan(found).any()
+    result = scaling_law.data_multipliers(N, np.linspace(0.9, 0.1, 6), np.full(6, flat))
+    assert not np.isnan(result).any()
 
 
 def test_bounds_hold_the_estimate_and_widen_with_the_seeds_spread():
@@ -59,15 +59,15 @@ LATE = np.array([0.85, 0.83, 0.8, 0.7, 0.5, 0.2])  # near chance at first, then 
 def test_a_curve_that_is_no_power_law_is_read_off_between_its_points_and_no_further():
     assert scaling_law.extrapolation_limit(N, law(N)) == 2 and scaling_law.extrapolation_limit(N, LATE) == 1
     assert scaling_law.extrapolation_limit(N, np.full(6, 0.9)) == 1, "what has not begun to fall may fall at any size"
-    own = np.array([0.7, 0.5, 0.35, 0.3, 0.2, 0.1])
-    found = scaling_law.data_multipliers(N, own, LATE, 1.0)
-    assert found == pytest.approx([8, 8, 4 * 2**0.5, 4 / 2 ** (1 / 3), 2, np.inf])
-    assert scaling_law.format_multipliers(N, found, 1.0)[-1] == "more than 1"
+    learner = np.array([0.7, 0.5, 0.35, 0.3, 0.2, 0.1])
+    result = scaling_law.data_multipliers(N, learner, LATE, 1.0)
+    assert result == pytest.approx([8, 8, 4 * 2**0.5, 4 / 2 ** (1 / 3), 2, np.inf])
+    assert scaling_law.format_multipliers(N, result, 1.0)[-1] == "more than 1"
     assert scaling_law.data_multipliers(N, np.full(6, 0.9), LATE, 1.0) == pytest.approx(N[0] / N)
     assert np.isinf(scaling_law.estimate_multipliers(N, np.full((3, 6), 0.1), np.tile(LATE, (3, 1)))[0]).all()
 
 
 def test_a_point_that_is_worse_than_one_before_it_is_passed_over():
     rising = np.array([0.8, 0.6, 0.7, 0.5, 0.4, 0.3])
-    found = scaling_law.data_multipliers(N, np.full(6, 0.55), rising, 1.0)
-    assert 100 < found[0] * N[0] < 200
+    result = scaling_law.data_multipliers(N, np.full(6, 0.55), rising, 1.0)
+    assert 100 < result[0] * N[0] < 200

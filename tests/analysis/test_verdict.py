@@ -1,4 +1,4 @@
-"""The decision tables: whatever is missing never gives a PASS, nor a change that is not worse."""
+"""The decision tables: missing data never gives a PASS, nor a change that is not worse."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def judge(estimate=GOOD, **changes):
     return verdict.decide_harm(estimate, **(PASSING | changes))
 
 
-def judged(estimate=GOOD, **changes):
+def make_estimate(estimate=GOOD, **changes):
     return ContrastEstimate(
         **({"estimate": estimate, "exposed": True, "difference": np.zeros((1, 1)), "groups": np.empty(0)} | changes)
     )
@@ -43,23 +43,23 @@ def judged(estimate=GOOD, **changes):
     estimate=ESTIMATES,
     control=st.sampled_from([*CONTROLS, ""]),
     exposed=st.booleans(),
-    trust=st.sampled_from(["", "nobody wrote it down"]),
+    trust=st.sampled_from(["", "nothing records it"]),
     baseline=st.sampled_from([None, NO_BASELINE]),
     decision=DECISIONS,
     error=st.sampled_from(["", "Boom"]),
     selected=st.booleans(),
     finished=st.booleans(),
 )
-def test_a_harm_passes_only_where_everything_is_there(estimate, control, exposed, trust, baseline, decision, error, **case):
+def test_a_harm_passes_only_if_everything_is_there(estimate, control, exposed, trust, baseline, decision, error, **options):
     result = verdict.decide_harm(
-        estimate, control, exposed, trust, baseline, decision=decision, margin=MARGIN, error=error, equal=EQUAL, **case
+        estimate, control, exposed, trust, baseline, decision=decision, margin=MARGIN, error=error, equal=EQUAL, **options
     )
     assert result.code in {"FAIL", "PASS", "INCONCLUSIVE", "ERROR"}
     assert (result.code == "ERROR") == bool(error)
     if result.code == "PASS":
         assert decision == "PASS" and not trust and verdict.is_measured(estimate)
-        assert control in {"detected", "harmless"} or (not exposed and not case["selected"])
-        assert baseline is None or not (exposed or case["finished"])
+        assert control in {"detected", "harmless"} or (not exposed and not options["selected"])
+        assert baseline is None or not (exposed or options["finished"])
     if result.code == "FAIL":
         assert decision == "FAIL"
 
@@ -72,9 +72,9 @@ def test_a_harm_passes_only_where_everything_is_there(estimate, control, exposed
         ({"control": "missed"}, "INCONCLUSIVE", Code.NO_POWER),
         ({"control": "none"}, "INCONCLUSIVE", Code.NO_POWER),
         ({"baseline": NO_BASELINE}, "INCONCLUSIVE", Code.NO_BASELINE),
-        ({"trust": "nobody wrote it down"}, "INCONCLUSIVE", Code.ON_TRUST),
+        ({"trust": "nothing records it"}, "INCONCLUSIVE", Code.ON_TRUST),
         ({"error": "Boom"}, "ERROR", Code.TEXT),
-        ({"decision": "FAIL", "trust": "nobody wrote it down"}, "FAIL", Code.ABOVE_MARGIN),
+        ({"decision": "FAIL", "trust": "nothing records it"}, "FAIL", Code.ABOVE_MARGIN),
         ({"exposed": False, "control": "none"}, "PASS", Code.NOT_EXPOSED),
         ({"exposed": False, "control": "none", "selected": True}, "INCONCLUSIVE", Code.NOT_EXPOSED_NO_CONTROL),
         (
@@ -99,11 +99,11 @@ def test_the_table_of_a_harm(changes, code, reason):
 
 
 @given(low=NUMBERS, high=NUMBERS, exposed=st.booleans(), error=st.sampled_from(["", "Boom"]))
-def test_a_control_works_only_where_its_interval_is_on_one_side(low, high, exposed, error):
-    shown = verdict.control_outcome(judged(replace(GOOD, low=low, high=high), exposed=exposed, error=error), MARGIN)
-    if shown in {"detected", "harmless"}:
+def test_a_control_works_only_if_its_interval_is_on_one_side(low, high, exposed, error):
+    outcome = verdict.control_outcome(make_estimate(replace(GOOD, low=low, high=high), exposed=exposed, error=error), MARGIN)
+    if outcome in {"detected", "harmless"}:
         assert exposed and not error
-        assert low > MARGIN if shown == "detected" else high < MARGIN
+        assert low > MARGIN if outcome == "detected" else high < MARGIN
     assert verdict.control_outcome(None, MARGIN) == "none"
 
 
@@ -111,10 +111,10 @@ def test_a_control_works_only_where_its_interval_is_on_one_side(low, high, expos
     values=st.lists(st.tuples(NUMBERS, st.booleans()), max_size=5),
     allowed=NUMBERS,
     error=st.sampled_from(["", "Boom"]),
-    trust=st.sampled_from(["", "nobody wrote it down"]),
+    trust=st.sampled_from(["", "nothing records it"]),
     comparable=st.booleans(),
 )
-def test_an_invariant_holds_only_where_every_seed_was_measured(values, allowed, error, trust, comparable):
+def test_an_invariant_holds_only_if_every_seed_was_measured(values, allowed, error, trust, comparable):
     numbers, diverged = [number for number, _ in values], [dead for _, dead in values]
     result = verdict.decide_invariant(
         numbers, diverged, allowed=allowed, meaning="", error=error, trust=trust, comparable=comparable
@@ -145,44 +145,46 @@ CHANGES = {
 }
 
 
-@given(error=st.sampled_from(["", "Boom"]), exposed=st.booleans(), decision=DECISIONS, case=st.fixed_dictionaries(CHANGES))
-def test_a_change_is_not_worse_only_where_it_could_be_estimated(error, exposed, decision, case):
-    result = verdict.decide_change(judged(error=error, exposed=exposed), decision, **case)
+@given(error=st.sampled_from(["", "Boom"]), exposed=st.booleans(), decision=DECISIONS, options=st.fixed_dictionaries(CHANGES))
+def test_a_change_is_not_worse_only_if_it_could_be_estimated(error, exposed, decision, options):
+    result = verdict.decide_change(make_estimate(error=error, exposed=exposed), decision, **options)
     if result.code == NOT_WORSE:
         assert not error
-        assert not exposed or (not case["one_pair_of"] and (decision == "PASS" or case["elsewhere"]))
+        assert not exposed or (not options["one_pair_of"] and (decision == "PASS" or options["elsewhere"]))
 
 
 @given(
-    own=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE"]),
+    candidate=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE"]),
     accepted=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE"]),
     was_below_margin=st.booleans(),
     decision=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE"]),
 )
-def test_a_new_failure_is_not_worse_only_where_the_accepted_run_left_it_open(own, accepted, was_below_margin, decision):
-    case = {"margin": MARGIN, "crashed": False, "same": False, "elsewhere": False, "one_pair_of": 0, "to_decide": None}
-    interval = verdict.decide_change(judged(), decision, **case)
-    result = verdict.decide_harm_change(interval, own, accepted, was_below_margin=was_below_margin, elsewhere=False, text="")
-    if own == "FAIL" and result.code == NOT_WORSE:
+def test_a_new_failure_is_not_worse_only_if_the_accepted_run_left_it_open(candidate, accepted, was_below_margin, decision):
+    options = {"margin": MARGIN, "crashed": False, "same": False, "elsewhere": False, "one_pair_of": 0, "to_decide": None}
+    interval = verdict.decide_change(make_estimate(), decision, **options)
+    result = verdict.decide_harm_change(
+        interval, candidate, accepted, was_below_margin=was_below_margin, elsewhere=False, text=""
+    )
+    if candidate == "FAIL" and result.code == NOT_WORSE:
         assert decision == "PASS" and (accepted == "FAIL" or not was_below_margin)
 
 
 @given(
-    own=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE", "SKIPPED", "ERROR"]),
+    candidate=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE", "SKIPPED", "ERROR"]),
     accepted=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE"]),
     before=st.none() | st.floats(0, 1),
     now=st.none() | st.floats(0, 1),
 )
-def test_a_broken_invariant_is_not_worse_only_where_both_sizes_are_known(own, accepted, before, now):
-    result = verdict.decide_invariant_change(own, accepted, before, now, text="")
-    if result.code == NOT_WORSE and own != "PASS":
-        assert own == accepted == "FAIL" and None not in {before, now} and now <= before * (1 + 1e-6) + 1e-6
+def test_a_broken_invariant_is_not_worse_only_if_both_sizes_are_known(candidate, accepted, before, now):
+    result = verdict.decide_invariant_change(candidate, accepted, before, now, text="")
+    if result.code == NOT_WORSE and candidate != "PASS":
+        assert candidate == accepted == "FAIL" and None not in {before, now} and now <= before * (1 + 1e-6) + 1e-6
 
 
-@given(own=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE", "SKIPPED", "ERROR"]), accepted=st.sampled_from(["", "PASS"]))
-def test_what_cannot_be_compared_is_not_worse_only_by_its_own_pass(own, accepted):
-    result = verdict.decide_without_pair(own, accepted, because(Code.NOT_TESTED_BEFORE), text="")
-    assert (result.code == NOT_WORSE) == (own == "PASS")
+@given(candidate=st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE", "SKIPPED", "ERROR"]), accepted=st.sampled_from(["", "PASS"]))
+def test_an_unpaired_contrast_is_not_worse_only_if_it_passes(candidate, accepted):
+    result = verdict.decide_without_pair(candidate, accepted, because(Code.NOT_TESTED_BEFORE), text="")
+    assert (result.code == NOT_WORSE) == (candidate == "PASS")
 
 
 @given(low=NUMBERS, high=NUMBERS, error=st.sampled_from(["", "Boom"]))
@@ -192,6 +194,6 @@ def test_recipes_that_were_not_compared_stay_open(low, high, error):
 
 
 @given(number=st.tuples(NUMBERS, NUMBERS, NUMBERS), least=st.none() | st.floats(-1, 1), why=st.sampled_from(["", "Boom"]))
-def test_a_claim_is_measured_only_where_all_its_numbers_are_finite(number, least, why):
+def test_a_claim_is_measured_only_if_all_its_numbers_are_finite(number, least, why):
     measured = not why and bool(np.isfinite(number).all())
     assert (verdict.decide_claim(number, least, None, why) != "not measured") == measured

@@ -45,52 +45,52 @@ at_least = 0.02
 """
 
 
-def parsed(*changes, text=TEXT):
+def parse(*changes, text=TEXT):
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
     return loader.parse_suite(tomllib.loads(text), HERE)
 
 
-def test_tasks_are_targets_by_sizes_each_a_suite_of_its_own():
-    tasks = parsed().matrix.tasks
-    assert [(one.name, one.train_size, one.test_size) for one in tasks] == [
+def test_each_target_and_size_is_a_task_with_its_suite():
+    tasks = parse().matrix.tasks
+    assert [(task.name, task.train_size, task.test_size) for task in tasks] == [
         ("near-50", 50, None),
         ("near-200", 200, None),
         ("own-50", 50, 500),
         ("own-200", 200, 500),
     ]
-    assert [one.shifted for one in tasks] == ["synthetic:tinted"] * 2 + [None] * 2
-    assert all(one.margin == 0.03 and one.matrix is None for one in tasks)
+    assert [task.shifted for task in tasks] == ["synthetic:tinted"] * 2 + [None] * 2
+    assert all(task.margin == 0.03 and task.matrix is None for task in tasks)
     assert tasks[2].target == "npz:/nowhere/own.npz", "paths are relative to the file"
-    assert parsed().matrix.similar == {"near-50": True, "near-200": True}
+    assert parse().matrix.similar == {"near-50": True, "near-200": True}
 
 
 def test_one_size_and_one_backbone_are_not_in_a_name_and_several_are():
-    one = parsed(("train_sizes = [50, 200]", "train_sizes = [50]"), ("near-50", "near"))
-    assert [task.name for task in one.matrix.tasks] == ["near", "own"]
+    suite = parse(("train_sizes = [50, 200]", "train_sizes = [50]"), ("near-50", "near"))
+    assert [task.name for task in suite.matrix.tasks] == ["near", "own"]
     two = '[[matrix.backbones]]\nname = "a"\narch = "tiny-resnet"\n[[matrix.backbones]]\nname = "b"\narch = "cifar-resnet20"\n'
-    found = parsed(("[[matrix.effects]]", two + "[[matrix.effects]]"), ("near-50", "near-50-a")).matrix.tasks
-    assert [(task.name, task.arch) for task in found][:2] == [("near-50-a", "tiny-resnet"), ("near-50-b", "cifar-resnet20")]
+    tasks = parse(("[[matrix.effects]]", two + "[[matrix.effects]]"), ("near-50", "near-50-a")).matrix.tasks
+    assert [(task.name, task.arch) for task in tasks][:2] == [("near-50-a", "tiny-resnet"), ("near-50-b", "cifar-resnet20")]
 
 
-def test_without_targets_the_suites_own_is_the_one_task():
+def test_without_targets_the_suites_target_is_the_only_task():
     text = TEXT[: TEXT.index("[[matrix.targets]]")].replace("train_sizes = [50, 200]\n", "")
-    found = parsed(text=text + '[target]\ndata = "digits"\ntrain_size = 70\n').matrix.tasks
-    assert [(one.name, one.target, one.train_size) for one in found] == [("m", "digits", 70)]
+    tasks = parse(text=text + '[target]\ndata = "digits"\ntrain_size = 70\n').matrix.tasks
+    assert [(task.name, task.target, task.train_size) for task in tasks] == [("m", "digits", 70)]
 
 
 def test_every_recipe_has_the_same_budget():
-    compared = parsed().matrix.compared
-    assert [one.name for one in compared] == ["linear-probe", "full", "mine"]
-    assert {len(one.recipes) for one in compared} == {2}
-    assert {sum(phase.steps for phase in recipe.phases) for one in compared for recipe in one.recipes} == {40}
-    rates = [[recipe.phases[-1].lr for recipe in one.recipes] for one in compared]
+    compared = parse().matrix.compared
+    assert [grid.name for grid in compared] == ["linear-probe", "full", "mine"]
+    assert {len(grid.recipes) for grid in compared} == {2}
+    assert {sum(phase.steps for phase in recipe.phases) for grid in compared for recipe in grid.recipes} == {40}
+    rates = [[recipe.phases[-1].lr for recipe in grid.recipes] for grid in compared]
     assert rates == [pytest.approx([1e-2, 3e-2]), pytest.approx([1e-3, 3e-3]), pytest.approx([3e-3, 9e-3])]
 
 
 def test_all_is_every_strategy_and_the_default():
-    names = [one.name for one in parsed(('recipes = ["linear-probe", "full", {', 'recipes = ["all", {')).matrix.compared]
+    names = [grid.name for grid in parse(('recipes = ["linear-probe", "full", {', 'recipes = ["all", {')).matrix.compared]
     assert names == ["default", *STRATEGIES, "mine"]
 
 
@@ -100,7 +100,10 @@ def test_all_is_every_strategy_and_the_default():
         ((('"full", {', '"ful", {'),), "matrix.recipes"),
         ((('against = "full"\n[[', 'against = "fall"\n[['),), "matrix.against"),
         ((('task = "near-50"', 'task = "near-51"'),), "matrix.effects: probe: task"),
-        ((('recipe = "linear-probe"\nagainst = "full"', 'recipe = "linear-probe"'),), "matrix.effects: probe: keys of the number"),
+        (
+            (('recipe = "linear-probe"\nagainst = "full"', 'recipe = "linear-probe"'),),
+            "matrix.effects: probe: keys of the number",
+        ),
         ((("at_least = 0.02", "at_least = 0.02\nat_most = 0.01"),), "matrix.effects: probe: at_least, at_most"),
         ((("at_least = 0.02", "published = 0.1"),), "matrix.effects: probe: at_least, at_most"),
         ((("at_least = 0.02", 'at_least = 0.02\nview = "source"'),), "matrix.effects: probe: view"),
@@ -129,8 +132,8 @@ def test_all_is_every_strategy_and_the_default():
     ],
     ids=range(23),
 )
-def test_what_cannot_be_is_refused_by_name(changes, what):
-    with pytest.raises(UserError) as told:
-        parsed(*changes)
-    assert what in told.value.what.replace("[matrix] ", "matrix.").replace("[matrix.", "matrix.").replace("] ", ".")
-    assert told.value.expected
+def test_an_impossible_matrix_is_refused_with_its_key(changes, what):
+    with pytest.raises(UserError) as error:
+        parse(*changes)
+    assert what in error.value.what.replace("[matrix] ", "matrix.").replace("[matrix.", "matrix.").replace("] ", ".")
+    assert error.value.expected

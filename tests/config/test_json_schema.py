@@ -19,8 +19,8 @@ SCHEMA = json.loads((loader.shipped_folder() / "schema.json").read_text(encoding
 KINDS = {"string": str, "integer": int, "number": (int, float), "array": list, "object": dict, "boolean": bool}
 CHECKS = {
     "type": lambda v, kind: isinstance(v, KINDS[kind]) and (kind == "boolean" or not isinstance(v, bool)),
-    "enum": lambda v, words: v in words,
-    "const": lambda v, one: v == one and type(v) is type(one),
+    "enum": lambda v, keywords: v in keywords,
+    "const": lambda v, schema: v == schema and type(v) is type(schema),
     "pattern": lambda v, form: not isinstance(v, str) or re.search(form, v),
     "minLength": lambda v, least: not isinstance(v, str) or len(v) >= least,
     "minimum": lambda v, least: not number(v) or v >= least,
@@ -29,13 +29,15 @@ CHECKS = {
     "exclusiveMaximum": lambda v, most: not number(v) or v < most,
     "minItems": lambda v, least: not isinstance(v, list) or len(v) >= least,
     "maxItems": lambda v, most: not isinstance(v, list) or len(v) <= most,
-    "uniqueItems": lambda v, _: not isinstance(v, list) or all(one not in v[:place] for place, one in enumerate(v)),
-    "items": lambda v, one: not isinstance(v, list) or all(fits(item, one) for item in v),
-    "anyOf": lambda v, several: any(fits(v, one) for one in several),
-    "oneOf": lambda v, several: sum(fits(v, one) for one in several) == 1,
+    "uniqueItems": lambda v, _: not isinstance(v, list) or all(item not in v[:place] for place, item in enumerate(v)),
+    "items": lambda v, schema: not isinstance(v, list) or all(is_valid(item, schema) for item in v),
+    "anyOf": lambda v, several: any(is_valid(v, schema) for schema in several),
+    "oneOf": lambda v, several: sum(is_valid(v, schema) for schema in several) == 1,
     "minProperties": lambda v, least: not isinstance(v, dict) or len(v) >= least,
     "required": lambda v, names: not isinstance(v, dict) or set(names) <= set(v),
-    "properties": lambda v, keys: not isinstance(v, dict) or all(fits(v[key], one) for key, one in keys.items() if key in v),
+    "properties": lambda v, keys: (
+        not isinstance(v, dict) or all(is_valid(v[key], schema) for key, schema in keys.items() if key in v)
+    ),
     "additionalProperties": None,  # it needs its neighbour
 }
 SILENT = {"$schema", "title", "description", "default"}
@@ -45,14 +47,14 @@ def number(value):
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def fits(value, one):
+def is_valid(value, schema):
     """Whether a value keeps to a schema, as far as the words go that this one uses; an unknown word is an error."""
-    assert set(one) <= set(CHECKS) | SILENT, set(one) - set(CHECKS) - SILENT
-    if not all(CHECKS[word](value, said) for word, said in one.items() if CHECKS.get(word)):
+    assert set(schema) <= set(CHECKS) | SILENT, set(schema) - set(CHECKS) - SILENT
+    if not all(CHECKS[keyword](value, keyword_schema) for keyword, keyword_schema in schema.items() if CHECKS.get(keyword)):
         return False
-    rest = one.get("additionalProperties")
-    others = [value[key] for key in value if key not in one.get("properties", {})] if isinstance(value, dict) else []
-    return rest is None or not others or (rest is not False and all(fits(other, rest) for other in others))
+    rest = schema.get("additionalProperties")
+    others = [value[key] for key in value if key not in schema.get("properties", {})] if isinstance(value, dict) else []
+    return rest is None or not others or (rest is not False and all(is_valid(other, rest) for other in others))
 
 
 def accepted(table):
@@ -64,16 +66,20 @@ def accepted(table):
     return True
 
 
-def tables(one, path=""):
+def tables(schema, path=""):
     """Every table of a schema, by its dotted path; entries of an array too."""
-    yield path, one
-    for key, inner in one.get("properties", {}).items():
+    yield path, schema
+    for key, inner in schema.get("properties", {}).items():
         inside = inner.get("items", inner)
         if "properties" in inside:
             yield from tables(inside, f"{path}.{key}".strip("."))
 
 
-KEYS = {f"{path}.{key}".strip("."): said for path, one in tables(SCHEMA) for key, said in one["properties"].items()}
+KEYS = {
+    f"{path}.{key}".strip("."): keyword_schema
+    for path, schema in tables(SCHEMA)
+    for key, keyword_schema in schema["properties"].items()
+}
 # What only a rule can say: of two keys together, of an order, of a number within a word, of how TOML writes a number.
 BEYOND = {
     "margin = nan",
@@ -108,7 +114,7 @@ BEYOND = {
 }
 
 
-def test_the_committed_schema_is_what_the_rules_say_today():
+def test_the_committed_schema_matches_the_rules():
     do = "python -m xferbench.config.json_schema > suites/schema.json"
     assert (loader.shipped_folder() / "schema.json").read_text(encoding="utf-8") == json_schema.schema_text(), do
 
@@ -126,7 +132,7 @@ def test_one_command_prints_it():
 @pytest.mark.parametrize("name", loader.shipped_suites())
 def test_a_shipped_suite_fits_and_names_the_schema(name):
     text = loader.find_suite(name).read_text(encoding="utf-8")
-    assert fits(tomllib.loads(text), SCHEMA)
+    assert is_valid(tomllib.loads(text), SCHEMA)
     assert text.startswith("#:schema ./schema.json\n")
 
 
@@ -134,24 +140,24 @@ def test_the_schema_is_no_suite():
     assert "schema" not in loader.shipped_suites()
 
 
-@pytest.mark.parametrize("changes", [row[0] for row in WRONG], ids=lambda one: one[:40])
-def test_what_the_rules_refuse_the_schema_refuses_as_far_as_it_can(changes):
+@pytest.mark.parametrize("changes", [row[0] for row in WRONG], ids=lambda text: text[:40])
+def test_the_schema_refuses_what_the_rules_refuse_as_far_as_it_can(changes):
     table = tomllib.loads(written(changes))
     assert not accepted(table)
     if changes not in BEYOND:
-        assert not fits(table, SCHEMA)
+        assert not is_valid(table, SCHEMA)
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_every_key_says_what_it_is_for_and_by_its_own_rules(key):
-    said = KEYS[key]
-    assert said.get("description") or said.get("enum")
-    assert "default" not in said or fits(said["default"], said)
+def test_every_key_has_a_description_and_a_valid_default(key):
+    keyword_schema = KEYS[key]
+    assert keyword_schema.get("description") or keyword_schema.get("enum")
+    assert "default" not in keyword_schema or is_valid(keyword_schema["default"], keyword_schema)
 
 
 def test_every_table_is_closed_and_every_leaf_says_something():
-    assert all(one["additionalProperties"] is False for _, one in tables(SCHEMA))
-    assert all({"type", "enum", "anyOf"} & set(said) for said in KEYS.values())
+    assert all(schema["additionalProperties"] is False for _, schema in tables(SCHEMA))
+    assert all({"type", "enum", "anyOf"} & set(keyword_schema) for keyword_schema in KEYS.values())
 
 
 def test_every_description_belongs_to_a_key():
@@ -159,9 +165,11 @@ def test_every_description_belongs_to_a_key():
     assert set(json_schema.KEY_DESCRIPTIONS) <= tails
 
 
-def test_defaults_are_told():
-    told = {key: KEYS[key].get("default") for key in ("margin", "budget", "looks", "recipe.lr", "recipe.init", "scratch.steps")}
-    assert told == {
+def test_defaults_are_in_the_schema():
+    defaults = {
+        key: KEYS[key].get("default") for key in ("margin", "budget", "looks", "recipe.lr", "recipe.init", "scratch.steps")
+    }
+    assert defaults == {
         "margin": 0.02,
         "budget": "20m",
         "looks": [5, 10, 20],
@@ -173,7 +181,7 @@ def test_defaults_are_told():
 
 NUMBERS = st.integers(-2, 10**7) | st.floats() | st.sampled_from([0, 1, 2, 0.5, 1.0])
 WORDS = st.text(max_size=4) | st.sampled_from(
-    [word for said in KEYS.values() for word in said.get("enum", ())]
+    [keyword for keyword_schema in KEYS.values() for keyword in keyword_schema.get("enum", ())]
     + ["head", "top:2", "top:0", "ghost:2", "momentum:0.1", "90s", "1.5 h", "ants-2", "digits", "head\n", "momentum:.5e-3"]
 )
 SINGLE = NUMBERS | WORDS | st.booleans()
@@ -182,17 +190,17 @@ VALUES = SINGLE | st.lists(SINGLE, max_size=4) | st.dictionaries(WORDS, SINGLE, 
 
 @settings(deadline=None, max_examples=500)
 @given(key=st.sampled_from([key for key in KEYS if "phases." not in key]), value=VALUES)
-def test_whatever_the_rules_take_the_schema_takes(key, value):
+def test_the_schema_accepts_everything_that_the_rules_accept(key, value):
     table = tomllib.loads(written())
     here = table
     *way, last = key.split(".")
     for name in way:
         here = here.setdefault(name, {"data": "digits"} if name in {"source", "shifted"} else {})
     here[last] = value
-    assert fits(table, SCHEMA) or not accepted(table)
+    assert is_valid(table, SCHEMA) or not accepted(table)
 
 
 @settings(deadline=None, max_examples=50)
 @given(recipe=RECIPES)
-def test_every_recipe_that_can_be_written_down_fits(recipe):
-    assert fits(tomllib.loads(written() + "\n".join(render.recipe_patch(None, recipe))), SCHEMA)
+def test_every_recipe_is_valid_in_the_schema(recipe):
+    assert is_valid(tomllib.loads(written() + "\n".join(render.recipe_patch(None, recipe))), SCHEMA)

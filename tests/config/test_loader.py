@@ -66,10 +66,10 @@ def loaded(tmp_path, changes=""):
 
 
 def problem(tmp_path, changes):
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         loaded(tmp_path, changes)
-    assert told.value.what.startswith(f"{tmp_path / 'ants.toml'}: "), "the file comes first"
-    return told.value
+    assert error.value.what.startswith(f"{tmp_path / 'ants.toml'}: "), "the file comes first"
+    return error.value
 
 
 def test_the_required_keys_are_enough_and_the_rest_has_the_contracts_defaults(tmp_path):
@@ -184,11 +184,11 @@ def test_a_key_is_read(tmp_path, changes, name, value):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_every_metric_is_known(tmp_path, metric):
+def test_every_metric_is_accepted(tmp_path, metric):
     assert loaded(tmp_path, f'metric = "{metric}"').metric == metric
 
 
-# What is wrong in the file: where it is said to be, what was found, and what is expected.
+# changes of the file, with the place, the value and the expected form of the error
 WRONG = [
     ("schema", "schema: missing", "name, plugins, backbone, target", "schema, name, plugins, backbone, target"),
     ("name", "name: missing", "schema, plugins", "schema, name"),
@@ -392,26 +392,26 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "place", "found", "expected"), WRONG, ids=lambda one: str(one)[:40])
-def test_a_wrong_file_is_told_by_place_what_was_found_and_what_was_expected(tmp_path, changes, place, found, expected):
-    told = problem(tmp_path, changes)
-    assert told.what == f"{tmp_path / 'ants.toml'}: {place}"
-    assert found in told.found
-    assert expected in told.expected
+@pytest.mark.parametrize(("changes", "place", "found", "expected"), WRONG, ids=lambda value: str(value)[:40])
+def test_an_error_names_the_key_the_value_and_the_expected_form(tmp_path, changes, place, found, expected):
+    error = problem(tmp_path, changes)
+    assert error.what == f"{tmp_path / 'ants.toml'}: {place}"
+    assert found in error.found
+    assert expected in error.expected
 
 
 @pytest.mark.parametrize("table", ["backbone", "target", "recipe", "scratch", "source", "shifted"])
-def test_a_text_where_a_table_belongs(tmp_path, table):
+def test_a_string_in_place_of_a_table(tmp_path, table):
     file = tmp_path / "ants.toml"
-    kept = {name: keys for name, keys in TABLES.items() if name != table}
+    tables = {name: keys for name, keys in TABLES.items() if name != table}
     lines = [*(f"{key} = {value}" for key, value in TOP.items()), f'{table} = "resnet"']
-    lines += [f"[{name}]\n" + "\n".join(f"{key} = {value}" for key, value in keys.items()) for name, keys in kept.items()]
+    lines += [f"[{name}]\n" + "\n".join(f"{key} = {value}" for key, value in keys.items()) for name, keys in tables.items()]
     file.write_text("\n".join(lines))
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         loader.load_suite(file)
-    assert told.value.what == f"{file}: {table}"
-    assert told.value.found == '"resnet"'
-    assert told.value.expected.startswith("a table of ")
+    assert error.value.what == f"{file}: {table}"
+    assert error.value.found == '"resnet"'
+    assert error.value.expected.startswith("a table of ")
 
 
 def test_a_suite_asks_something():
@@ -426,7 +426,7 @@ def test_a_suite_asks_something():
     "changed", ["lr = 2e-2", 'schedule = "constant"', "weight_decay = 0.1", "steps = 33", 'optimizer = "sgd"']
 )
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_what_a_strategy_leaves_open_is_heard(tmp_path, strategy, changed):
+def test_keys_that_a_strategy_leaves_open_have_an_effect(tmp_path, strategy, changed):
     plain = f'[shifted] data = "digits"\n[recipe] strategy = "{strategy}"'
     assert loaded(tmp_path, f"{plain}\n[recipe] {changed}").recipe != loaded(tmp_path, plain).recipe
 
@@ -440,9 +440,9 @@ def test_a_strategy_that_trains_few_numbers_has_a_higher_rate_unless_one_is_give
 
 
 def test_a_long_value_is_shortened(tmp_path):
-    told = problem(tmp_path, f'name = "{"A" * 1000}"')
-    assert len(told.found) == 80
-    assert told.found.endswith("…")
+    error = problem(tmp_path, f'name = "{"A" * 1000}"')
+    assert len(error.found) == 80
+    assert error.found.endswith("…")
 
 
 @pytest.mark.parametrize(
@@ -455,21 +455,21 @@ def test_a_long_value_is_shortened(tmp_path):
         (b"x = " + b"[" * 100_000, "recursion"),
     ],
 )
-def test_what_is_no_toml_is_said_to_be_none(tmp_path, content, found):
+def test_a_file_that_is_not_toml_is_refused(tmp_path, content, found):
     file = tmp_path / "ants.toml"
     file.write_bytes(content)
-    with pytest.raises(UserError, match="not a TOML file") as told:
+    with pytest.raises(UserError, match="not a TOML file") as error:
         loader.load_suite(file)
-    assert found in told.value.found
-    assert "quick.toml" in told.value.do
+    assert found in error.value.found
+    assert "quick.toml" in error.value.do
 
 
 def test_an_empty_file_lacks_its_keys(tmp_path):
     file = tmp_path / "ants.toml"
     file.write_text("")
-    with pytest.raises(UserError, match="schema: missing") as told:
+    with pytest.raises(UserError, match="schema: missing") as error:
         loader.load_suite(file)
-    assert told.value.expected == "schema, name, plugins, backbone, target"
+    assert error.value.expected == "schema, name, plugins, backbone, target"
 
 
 @pytest.mark.parametrize("encoded", [lambda text: text.encode("utf-8-sig"), lambda text: text.replace("\n", "\r\n").encode()])
@@ -483,23 +483,23 @@ def test_paths_are_relative_to_the_file_and_know_a_users_home(tmp_path, monkeypa
     (tmp_path / "suites").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    read = loaded(
+    suite = loaded(
         tmp_path / "suites", '[backbone] weights = "../w.pth"\n[target] data = "folder:ants"\n[source] data = "npz:~/a.npz"'
     )
-    assert read.weights == str(tmp_path / "w.pth")
-    assert read.target == f"folder:{tmp_path / 'suites' / 'ants'}"
-    assert read.source == f"npz:{tmp_path / 'home' / 'a.npz'}"
-    assert read.path == str(tmp_path / "suites" / "ants.toml")
+    assert suite.weights == str(tmp_path / "w.pth")
+    assert suite.target == f"folder:{tmp_path / 'suites' / 'ants'}"
+    assert suite.source == f"npz:{tmp_path / 'home' / 'a.npz'}"
+    assert suite.path == str(tmp_path / "suites" / "ants.toml")
 
 
-def test_a_file_may_be_named_from_where_one_stands(tmp_path, monkeypatch):
+def test_a_file_may_be_relative_to_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "ants.toml").write_text(written('[target] data = "npz:ants.npz"'))
     monkeypatch.chdir(tmp_path)
     assert loader.load_suite(loader.find_suite("ants.toml")).target == f"npz:{tmp_path / 'ants.npz'}"
 
 
 @pytest.mark.parametrize("name", loader.shipped_suites())
-def test_every_shipped_suite_loads_under_its_own_name(name, tmp_path, monkeypatch):
+def test_every_shipped_suite_loads_by_its_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert loader.load_suite(loader.find_suite(name)).name == name
 
@@ -519,19 +519,19 @@ def test_there_is_a_suite_to_begin_with():
         ("a\0b", "neither a file", "quick"),
     ],
 )
-def test_what_is_no_suite_names_the_nearest_that_is_shipped(tmp_path, monkeypatch, word, found, expected):
+def test_an_unknown_suite_suggests_the_nearest_shipped_one(tmp_path, monkeypatch, word, found, expected):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no suite") as told:
+    with pytest.raises(UserError, match="no suite") as error:
         loader.find_suite(word)
-    assert found in told.value.found
-    assert expected in told.value.expected
-    assert len(str(told.value)) < 1000
+    assert found in error.value.found
+    assert expected in error.value.expected
+    assert len(str(error.value)) < 1000
 
 
-def test_a_file_that_cannot_be_read_is_told(tmp_path):
-    with pytest.raises(UserError, match="cannot be read") as told:
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="cannot be read") as error:
         loader.load_suite(tmp_path)
-    assert "directory" in told.value.found
+    assert "directory" in error.value.found
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("2h", 7200), ("0.5m", 30), ("0s", 0)])
@@ -540,12 +540,12 @@ def test_durations(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["", "20", "m", "-1m", "1d", "1m30s", "1e3s", "∞h"])
-def test_what_is_no_duration(text):
+def test_a_text_that_is_not_a_duration_is_refused(text):
     with pytest.raises(UserError, match="budget"):
         loader.parse_duration(text)
 
 
-def test_tuning_seeds_begin_where_judged_ones_may_not_be():
+def test_tuning_seeds_start_above_the_seeds_of_verdicts():
     assert selection.FIRST_TUNING_SEED == loader.SELECTION_SEED_START
 
 
@@ -581,7 +581,7 @@ RECIPES = st.builds(
     stop=st.sampled_from(["last", "best"]),
     finish=st.sampled_from([None, *map(Finish.parse, ("adabn", "interpolate:0.5"))]),
     name=st.text(max_size=5),
-).filter(lambda one: not (str(one.head).startswith("mlp") and isinstance(one.regularizer, LwF)))
+).filter(lambda recipe: not (str(recipe.head).startswith("mlp") and isinstance(recipe.regularizer, LwF)))
 
 
 @settings(deadline=None, max_examples=50)
@@ -617,10 +617,10 @@ PIPELINES = st.builds(
 
 def as_asked(lines, recorded):
     """The pipeline of a suite file with some lines in it, where ``recorded`` goes with the weights."""
-    read = loader.parse_suite(tomllib.loads(written() + "\n".join(lines)), Path("ants.toml"))
-    train = read.train_preprocessing or recorded
-    served = {"train_preprocessing": train, "serve_preprocessing": read.serve_preprocessing or train, "mode": read.serve_mode}
-    return replace(PIPELINE, recipe=read.recipe, **served)
+    suite = loader.parse_suite(tomllib.loads(written() + "\n".join(lines)), Path("ants.toml"))
+    train = suite.train_preprocessing or recorded
+    served = {"train_preprocessing": train, "serve_preprocessing": suite.serve_preprocessing or train, "mode": suite.serve_mode}
+    return replace(PIPELINE, recipe=suite.recipe, **served)
 
 
 @settings(deadline=None, max_examples=100)
@@ -634,13 +634,15 @@ def test_the_lines_of_a_patch_make_the_pipeline_that_they_stand_for(after, befor
 
 
 def test_a_patch_of_spectrograms_is_read_as_one():
-    said = Spectrogram(mean=-40.0, std=20.0)
-    lines = render.pipeline_patch(None, replace(PIPELINE, train_preprocessing=said, serve_preprocessing=said), Spectrogram())
+    spectrogram = Spectrogram(mean=-40.0, std=20.0)
+    lines = render.pipeline_patch(
+        None, replace(PIPELINE, train_preprocessing=spectrogram, serve_preprocessing=spectrogram), Spectrogram()
+    )
     assert lines[1] == 'train_preprocessing = { kind = "spectrogram", mean = -40, std = 20 }'
-    assert PREPROCESSING_(tomllib.loads("\n".join(lines))["recipe"]["train_preprocessing"]) == said
+    assert PREPROCESSING_(tomllib.loads("\n".join(lines))["recipe"]["train_preprocessing"]) == spectrogram
 
 
-def test_a_patch_of_serving_says_what_was_there_and_nothing_that_need_not_be_stated():
+def test_a_patch_of_serving_names_old_values_and_omits_defaults():
     recorded = Preprocessing(mean=(0.5,), std=(0.25,))
     after = replace(PIPELINE, train_preprocessing=recorded, serve_preprocessing=recorded)
     before = replace(after, serve_preprocessing=replace(recorded, channels="bgr"), mode="train")
@@ -662,24 +664,24 @@ def test_a_patch_keeps_every_digit_that_a_key_has(lr, decay):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_can_be_written_down(strategy):
-    made = STRATEGIES[strategy](Phase())
-    table = tomllib.loads(written('[shifted] data = "digits"') + "\n".join(render.recipe_patch(None, made)))
-    assert loader.parse_suite(table, Path("ants.toml")).recipe == made
+def test_every_strategy_can_be_written_as_a_patch(strategy):
+    recipe = STRATEGIES[strategy](Phase())
+    table = tomllib.loads(written('[shifted] data = "digits"') + "\n".join(render.recipe_patch(None, recipe)))
+    assert loader.parse_suite(table, Path("ants.toml")).recipe == recipe
 
 
-def test_a_patch_says_what_was_there_before():
+def test_a_patch_names_the_old_values():
     before, after = Recipe(phases=(Phase(lr=0.1, batchnorm="train"),)), Recipe(phases=(Phase(lr=0.1, batchnorm="eval"),))
     assert render.recipe_patch(before, after) == ["[recipe]", 'batchnorm = "eval"    # was train', "lr = 0.1"]
 
 
-def test_every_field_of_the_nouns_can_be_asked_for_in_a_file(tmp_path):
+def test_every_field_can_be_set_in_a_file(tmp_path):
     assert set(PHASE) == {field.name for field in fields(Phase)}
     assert {field.name for field in fields(Recipe)} - {"name"} <= set(RECIPE)
     assert set(SCRATCH) == {field.name for field in fields(ScratchGrid)}
     every = {field.name for field in fields(Preprocessing)} | {"kind"}
-    told = problem(tmp_path, "[backbone] preprocessing = { no = 1 }")
-    assert set(told.expected.partition("known: ")[2].split(", ")) == every
+    error = problem(tmp_path, "[backbone] preprocessing = { no = 1 }")
+    assert set(error.expected.partition("known: ")[2].split(", ")) == every
 
 
 @pytest.mark.parametrize(
@@ -716,10 +718,10 @@ def test_every_field_of_the_nouns_can_be_asked_for_in_a_file(tmp_path):
         ),
     ],
 )
-def test_a_recipe_in_words(recipe, fragments):
-    told = render.describe_recipe(recipe)
-    assert all(fragment in told for fragment in fragments), told
-    assert "\n" not in told
+def test_a_recipe_as_text(recipe, fragments):
+    error = render.describe_recipe(recipe)
+    assert all(fragment in error for fragment in fragments), error
+    assert "\n" not in error
 
 
 def test_the_usual_goes_without_saying():
@@ -730,8 +732,8 @@ def test_the_usual_goes_without_saying():
 @given(recipe=RECIPES, data=st.data())
 def test_two_recipes_never_read_alike(recipe, data):
     other = data.draw(RECIPES | changed(recipe))
-    one, two = replace(recipe, name=""), replace(other, name="")
-    assert (render.describe_recipe(one) == render.describe_recipe(two)) == (digest(one) == digest(two))
+    first, two = replace(recipe, name=""), replace(other, name="")
+    assert (render.describe_recipe(first) == render.describe_recipe(two)) == (digest(first) == digest(two))
 
 
 def changed(recipe):
@@ -748,13 +750,13 @@ def changed(recipe):
 
 
 def test_seeds_stay_apart_from_those_of_tuning(tmp_path):
-    read = loaded(tmp_path, "seed = 999980")
-    assert loader.check_seed_range(read) is read
+    suite = loaded(tmp_path, "seed = 999980")
+    assert loader.check_seed_range(suite) is suite
     with pytest.raises(UserError, match=r"^seed"):
-        loader.check_seed_range(replace(read, seed=999981))
+        loader.check_seed_range(replace(suite, seed=999981))
 
 
-def test_no_file_can_allow_its_own_code(tmp_path):
+def test_no_file_can_allow_user_code(tmp_path):
     with pytest.raises(UserError, match="allow_code: unknown key"):
         loaded(tmp_path, "allow_code = true")
     assert loaded(tmp_path, '[recipe] training = "python:a:b"').allow_code is False

@@ -26,14 +26,14 @@ def _at_home(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def loaded(tmp_path, *words, changes=""):
+def loaded(tmp_path, *arguments, changes=""):
     file = tmp_path / "ants.toml"
     file.write_text(written(changes), encoding="utf-8")
-    return loader.load_suite(file, words)
+    return loader.load_suite(file, arguments)
 
 
 @pytest.mark.parametrize(
-    ("words", "name", "value"),
+    ("arguments", "name", "value"),
     [
         (["margin=0.1"], "margin", 0.1),
         (["margin=0.1", "margin=0.2"], "margin", 0.2),
@@ -47,10 +47,10 @@ def loaded(tmp_path, *words, changes=""):
         (["source.data=digits", 'source.classes."red ant"=3'], "source", "digits"),
     ],
 )
-def test_a_word_stands_in_a_keys_place(tmp_path, words, name, value):
-    asked = loaded(tmp_path, *words)
-    assert getattr(asked, name) == value
-    assert asked.overrides == tuple(words)
+def test_an_override_replaces_a_key(tmp_path, arguments, name, value):
+    suite = loaded(tmp_path, *arguments)
+    assert getattr(suite, name) == value
+    assert suite.overrides == tuple(arguments)
 
 
 def test_a_number_from_0_names_an_entry_of_an_array(tmp_path):
@@ -62,12 +62,12 @@ def test_a_number_from_0_names_an_entry_of_an_array(tmp_path):
 def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    asked = loaded(tmp_path, "target.data=folder:a b", "backbone.weights=w.pth")
-    assert (asked.target, asked.weights) == (f"folder:{tmp_path / 'a b'}", str(tmp_path / "w.pth"))
+    suite = loaded(tmp_path, "target.data=folder:a b", "backbone.weights=w.pth")
+    assert (suite.target, suite.weights) == (f"folder:{tmp_path / 'a b'}", str(tmp_path / "w.pth"))
 
 
 @pytest.mark.parametrize(
-    ("word", "what", "found", "expected"),
+    ("argument", "what", "found", "expected"),
     [
         ("recipe.learning_rate=1", "with --set recipe.learning_rate=1: [recipe] learning_rate: unknown", "", "mean 'lr'?"),
         ("recpie.lr=1", "with --set recpie.lr=1: recpie: unknown key", "", "did you mean 'recipe'?"),
@@ -84,16 +84,16 @@ def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
         ("plugins.x.y=x", "--set plugins.x.y=x", "'x' in a list of 1", "counted from 0"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_word(tmp_path, word, what, found, expected):
+def test_an_error_names_the_override(tmp_path, argument, what, found, expected):
     with pytest.raises(UserError) as problem:
-        loaded(tmp_path, "seed=7", word)
+        loaded(tmp_path, "seed=7", argument)
     assert what in problem.value.what
     assert "seed=7" not in problem.value.what
     assert found in problem.value.found
     assert expected in problem.value.expected
 
 
-def test_what_no_word_can_be_blamed_for_names_them_all(tmp_path):
+def test_an_error_without_a_matching_override_names_all(tmp_path):
     with pytest.raises(UserError, match="with --set seed=7 --set metric=accuracy: margin"):
         loaded(tmp_path, "seed=7", "metric=accuracy", changes="margin = 2")
 
@@ -106,8 +106,8 @@ def test_the_table_given_stays_as_it_is():
 
 @given(text=st.text())
 def test_a_text_never_sets_another_key(text):
-    read = overrides.toml_value(f"name={text}")
-    assert read == text or tomllib.loads(f"x = {text}") == {"x": read} or read != read  # noqa: PLR0124 - NaN is itself
+    value_ = overrides.toml_value(f"name={text}")
+    assert value_ == text or tomllib.loads(f"x = {text}") == {"x": value_} or value_ != value_  # noqa: PLR0124 - NaN is itself
 
 
 def test_validate_hears_it_and_says_so(capsys, tmp_path):
@@ -116,25 +116,25 @@ def test_validate_hears_it_and_says_so(capsys, tmp_path):
     assert (code, err) == (0, "")
     assert "a valid suite with --set margin=0.4 --set recipe.lr=0.5\n" in out
     assert "(the suite's: 0.4)" in out
-    for words in (["validate", file], ["run", file, "--dry-run"]):
-        code, _, err = told(capsys, *words, "--set", "marge=1")
+    for arguments in (["validate", file], ["run", file, "--dry-run"]):
+        code, _, err = told(capsys, *arguments, "--set", "marge=1")
         assert code == exit_code.USAGE
         assert "--set marge=1: marge: unknown key" in err
         assert "did you mean 'margin'?" in err
 
 
-def test_options_of_their_own_are_overrides_too(tmp_path):
-    words = ["run", str(make_suite(tmp_path)), "--set", "margin=0.4", "--seed", "5", "--budget", "9m"]
-    asked = main._suite(main.parser().parse_args(words))
-    assert (asked.seed, asked.budget) == (5, 540.0)
-    assert asked.overrides == ("margin=0.4", "seed=5", "budget=9m")
-    assert loader.load_suite(tmp_path / "noise.toml", asked.overrides) == asked
+def test_separate_options_are_overrides_too(tmp_path):
+    arguments = ["run", str(make_suite(tmp_path)), "--set", "margin=0.4", "--seed", "5", "--budget", "9m"]
+    suite = main._suite(main.parser().parse_args(arguments))
+    assert (suite.seed, suite.budget) == (5, 540.0)
+    assert suite.overrides == ("margin=0.4", "seed=5", "budget=9m")
+    assert loader.load_suite(tmp_path / "noise.toml", suite.overrides) == suite
 
 
 def test_a_finished_run_says_so_and_how_to_reproduce_it(capsys, tmp_path):
     pytest.importorskip("torch")
-    words = ["--set", "margin=0.4", "--set", "recipe.trainable=head", "--store", tmp_path / "s.sqlite", "-j", 1]
-    told(capsys, "run", make_suite(tmp_path), "-o", tmp_path / "out", *words)
+    arguments = ["--set", "margin=0.4", "--set", "recipe.trainable=head", "--store", tmp_path / "s.sqlite", "-j", 1]
+    told(capsys, "run", make_suite(tmp_path), "-o", tmp_path / "out", *arguments)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["suite"]["overrides"] == ["margin=0.4", "recipe.trainable=head"]
     assert results["suite"]["margin"] == 0.4
@@ -144,7 +144,7 @@ def test_a_finished_run_says_so_and_how_to_reproduce_it(capsys, tmp_path):
 
 def test_the_command_of_the_page_is_quoted_for_a_shell():
     run = make_run(seeds=2, examples=20)
-    words = ['plugins=["all"]', "name=x; rm -rf $HOME", "recipe.lr=1e-3"]
-    run.suite["overrides"] = words
+    arguments = ['plugins=["all"]', "name=x; rm -rf $HOME", "recipe.lr=1e-3"]
+    run.suite["overrides"] = arguments
     split = shlex.split(html.command_line(run.suite))
-    assert [split[place + 1] for place, one in enumerate(split) if one == "--set"] == words
+    assert [split[place + 1] for place, part in enumerate(split) if part == "--set"] == arguments

@@ -176,7 +176,7 @@ def decide_change(  # noqa: PLR0911 - a table
         crashed: whether the candidate crashed.
         same: whether the paired trials have the same content.
         elsewhere: whether the use of another computer is the only possible cause of a difference.
-        one_pair_of: number of seeds of a run of which only one could be paired; 0 if more were paired or there is only one.
+        one_pair_of: larger number of seeds of the two runs, if only one pair exists although a run has more seeds; else 0.
         to_decide: the sizes that would decide an open change.
     """
     if harm.error:

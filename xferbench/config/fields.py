@@ -299,8 +299,7 @@ def parse_expected_training(value: Any) -> Recipe:
 
 
 EXPECTED_TRAINING = (
-    "a text such as trainable=head,batchnorm=eval"
-    " (trainable: head, top:N, norm, bias, lora:R, all; batchnorm: eval, train)"
+    "a text such as trainable=head,batchnorm=eval (trainable: head, top:N, norm, bias, lora:R, all; batchnorm: eval, train)"
 )
 REQUIRED_TABLES = ("schema", "name", "plugins", "backbone", "target")
 
