@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from factory import make_comparison, make_run
-from test_tex import check, rows
+from test_latex_table import check_source, rows
 
 from xferbench.core.run import Finding
 from xferbench.report import latex
@@ -19,27 +19,27 @@ def run():
 
 def test_a_row_is_a_finding_with_its_bounds_its_controls_and_its_accuracies(run):
     ((drift, transfer),) = rows(latex.render(run))
-    one = run.findings[0]
+    finding = run.findings[0]
     assert drift[:2] == ["batchnorm-drift", "FAIL"]
-    assert drift[2] == f"+{100 * one.harm:.1f} [+{100 * one.low:.1f}, +{100 * one.high:.1f}]"
+    assert drift[2] == f"+{100 * finding.harm:.1f} [+{100 * finding.low:.1f}, +{100 * finding.high:.1f}]"
     assert drift[3:5] == ["2.0", "2/2"]
-    assert drift[5:] == [*(f"{100 * one.accuracy[arm]:.1f}" for arm in ("subject", "cured", "scratch")), "5"]
+    assert drift[5:] == [*(f"{100 * finding.accuracy[arm]:.1f}" for arm in ("subject", "cured", "scratch")), "5"]
     assert transfer[2].startswith("$-$")
-    check(latex.render(run))
+    check_source(latex.render(run))
 
 
-def test_the_caption_says_what_the_bounds_are(run):
+def test_the_caption_explains_the_bounds(run):
     source = latex.render(run)
     for part in (
         "Findings of the suite careless: tiny-resnet on synthetic:near, 200 training images",
         "Harm (in points of accuracy;",
         "one-sided 95\\% bounds in brackets, over seeds crossed with 200 test images",
-        "chosen on images that no verdict is taken on",
+        "Candidates were selected on images that no verdict uses",
     ):
         assert part in source
-    of_audit = latex.render(replace(run, suite={**run.suite, "after": "model.pth"}))
-    assert "over the 200 test images of one finished network" in of_audit
-    assert "tuning seeds" not in of_audit
+    audit_source = latex.render(replace(run, suite={**run.suite, "after": "model.pth"}))
+    assert "over the 200 test images of one finished network" in audit_source
+    assert "tuning seeds" not in audit_source
 
 
 def test_folders_of_a_machine_are_not_published(run):
@@ -47,22 +47,22 @@ def test_folders_of_a_machine_are_not_published(run):
     assert "/home/me" not in latex.render(replace(run, suite={**run.suite, "target": "folder:/home/me/ants/"}))
 
 
-def test_no_name_breaks_it(run):
-    bad = replace(run.findings[0], id=HOSTILE, plugin=HOSTILE, unit=HOSTILE, reason=HOSTILE)
-    nothing = Finding(id="p/harm", plugin="[p]", contrast="harm", verdict="SKIPPED")
+def test_no_name_breaks_the_source(run):
+    hostile = replace(run.findings[0], id=HOSTILE, plugin=HOSTILE, unit=HOSTILE, reason=HOSTILE)
+    skipped = Finding(id="p/harm", plugin="[p]", contrast="harm", verdict="SKIPPED")
     suite = {**run.suite, "name": HOSTILE, "target": f"folder:{HOSTILE}"}
-    source = latex.render(replace(run, suite=suite, findings=(bad, nothing), notes=(HOSTILE,)))
-    check(source)
+    source = latex.render(replace(run, suite=suite, findings=(hostile, skipped), notes=(HOSTILE,)))
+    check_source(source)
     assert "\\textbackslash{}end\\{table\\}" in source
     assert rows(source)[0][1] == ["{[}p{]}", "SKIPPED", "\\textendash{}", *["--"] * 6]
 
 
 def test_a_gate_comes_first(run):
     source = latex.render(replace(run, gate=make_comparison()))
-    check(source)
-    compared, own = rows(source)
+    check_source(source)
+    compared, findings = rows(source)
     assert compared[0] == ["subject", "worse", "81.2 \\% $\\to$ 71.0 \\%", "+10.2 [+8.9, +11.5]", "2.0", "5"]
-    assert len(own) == 2
+    assert len(findings) == 2
     assert source.index("The gate fails") < source.index("Findings of the suite")
 
 

@@ -9,48 +9,50 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xferbench.report import tex
+from xferbench.report.latex_table import PAGE_CHARACTERS, escape, format_number, latex_table
 
 ENGINE = next(filter(shutil.which, ("pdflatex", "lualatex", "xelatex", "tectonic")), None)
 
 
-def check(source):
-    """That LaTeX can read it: braces and environments that close, rows as long as their columns, nothing but ASCII."""
+def check_source(source):
+    """Check that LaTeX can read a source: balanced braces and environments, complete rows, and only ASCII."""
     assert source.isascii()
     bare = re.sub(r"\\[\\&%$#_{}]", "", re.sub(r"(?m)^%.*$", "", source).replace("\\\\", "\n"))
     plain = re.sub(r"\\[`'^~=\"urHvc.]\{[A-Za-z]\}", "", bare.replace("$^\\circ$", ""))
     assert not re.search(r"[#_%^]|\\(?![A-Za-z])", plain)
     depth = 0
-    for one in bare:
-        depth += (one == "{") - (one == "}")
+    for character in bare:
+        depth += (character == "{") - (character == "}")
         assert depth >= 0
     assert depth == 0
     assert bare.count("$") % 2 == 0
-    opened = []
+    environments = []
     for verb, name in re.findall(r"\\(begin|end)\{(\w+\*?)\}", source):
-        assert verb == "begin" or opened.pop() == name
-        opened += [name] if verb == "begin" else []
-    assert not opened
+        assert verb == "begin" or environments.pop() == name
+        environments += [name] if verb == "begin" else []
+    assert not environments
     for columns, body in re.findall(r"(?s)\\begin\{tabular\}\{@\{\}([lcr]+)@\{\}\}\n(.*?)\\end\{tabular\}", source):
-        rows = [row for row in body.splitlines() if not re.fullmatch(r"\\(top|mid|bottom)rule", row)]
-        assert rows
-        for row in rows:
+        lines = [row for row in body.splitlines() if not re.fullmatch(r"\\(top|mid|bottom)rule", row)]
+        assert lines
+        for row in lines:
             assert row.endswith(" \\\\")
             assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
             assert row[0] not in "[*"
     if ENGINE and "\\begin" in source:
-        whole = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}{source}\\end{{document}}"
-        subprocess.run([ENGINE, "-interaction=nonstopmode", "-halt-on-error"], input=whole, text=True, check=True, cwd="/tmp")
+        document = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}{source}\\end{{document}}"
+        subprocess.run(
+            [ENGINE, "-interaction=nonstopmode", "-halt-on-error"], input=document, text=True, check=True, cwd="/tmp"
+        )
 
 
 def rows(source):
-    """The cells of all rows below the head, by table."""
+    """Return the cells of all rows below the head, by table."""
     bodies = re.findall(r"(?s)\\midrule\n(.*?)\n\\bottomrule", source)
     return [[re.split(r" (?<!\\)& ", row.removesuffix(" \\\\")) for row in body.splitlines()] for body in bodies]
 
 
 @pytest.mark.parametrize(
-    ("told", "source"),
+    ("text", "source"),
     [
         ("a_b & c%", r"a\_b \& c\%"),
         ("$x^2$ {y} #1 ~", r"\$x\textasciicircum{}2\$ \{y\} \#1 \textasciitilde{}"),
@@ -66,16 +68,16 @@ def rows(source):
         ("two\nlines\x1b", "two lines"),
     ],
 )
-def test_every_character_is_shown(told, source):
-    assert tex.escape(told) == source
+def test_every_character_is_shown(text, source):
+    assert escape(text) == source
 
 
 @pytest.mark.parametrize(
-    ("told", "source"),
+    ("text", "source"),
     [("-72.3 [-74.6, +0.1]", "$-$72.3 [$-$74.6, +0.1]"), ("1e-3", "1e-3"), ("20-25", "20-25"), ("98.1 %", r"98.1 \%")],
 )
-def test_a_number_below_0_has_a_minus(told, source):
-    assert tex.format_number(told) == source
+def test_a_negative_number_has_a_minus_sign(text, source):
+    assert format_number(text) == source
 
 
 @settings(deadline=None)
@@ -83,26 +85,26 @@ def test_a_number_below_0_has_a_minus(told, source):
     st.lists(st.text(st.characters(exclude_categories=[]), max_size=30) | st.text(string.punctuation), min_size=2, max_size=5)
 )
 def test_no_name_breaks_a_table(names):
-    cells = list(map(tex.escape, names))
+    cells = list(map(escape, names))
     columns = "l" * len(cells)
-    source = tex.latex_table(cells, [cells, cells], columns=columns, caption=cells[0], label=names[1], notes=names)
+    source = latex_table(cells, [cells, cells], columns=columns, caption=cells[0], label=names[1], notes=names)
     assert source.isascii()
-    check(source)
+    check_source(source)
 
 
-def test_a_narrow_table_takes_one_column_and_a_broad_one_goes_on_below():
-    assert tex.latex_table(["a", "b"], [["1", "2"]], columns="lr", caption="", label="x").startswith("\\begin{table}[tb]")
-    long = ["recipe", *("x" * 30 for _ in range(5))]
-    assert tex.latex_table(long, [long], columns="l" + "r" * 5, caption="", label="x").count("\\begin{tabular}") == 1
-    parted = tex.latex_table(long, [long], columns="l" + "r" * 5, caption="", label="x", broad=tex.BROAD)
-    assert parted.startswith("\\begin{table*}[tb]")
-    assert [[len(row) for row in part] for part in rows(parted)] == [[3], [3], [2]]
-    assert [part[0][0] for part in rows(parted)] == ["recipe"] * 3
-    check(parted)
+def test_a_narrow_table_takes_one_column_and_a_wide_one_is_split():
+    assert latex_table(["a", "b"], [["1", "2"]], columns="lr", caption="", label="x").startswith("\\begin{table}[tb]")
+    wide = ["recipe", *("x" * 30 for _ in range(5))]
+    assert latex_table(wide, [wide], columns="l" + "r" * 5, caption="", label="x").count("\\begin{tabular}") == 1
+    parts = latex_table(wide, [wide], columns="l" + "r" * 5, caption="", label="x", max_characters=PAGE_CHARACTERS)
+    assert parts.startswith("\\begin{table*}[tb]")
+    assert [[len(row) for row in part] for part in rows(parts)] == [[3], [3], [2]]
+    assert [part[0][0] for part in rows(parts)] == ["recipe"] * 3
+    check_source(parts)
 
 
-def test_notes_stand_below():
-    source = tex.latex_table(["a"], [["1"]], columns="l", caption="", label="tab: a b_c", notes=("one.", "two & three"))
+def test_notes_are_below_the_table():
+    source = latex_table(["a"], [["1"]], columns="l", caption="", label="tab: a b_c", notes=("one.", "two & three"))
     assert "Notes: one; two \\& three.\n" in source
     assert "\\label{tab:-a-b-c}" in source
-    check(source)
+    check_source(source)
