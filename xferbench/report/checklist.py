@@ -1,7 +1,7 @@
-"""A run's answers to what reproducibility checklists ask, out of its record alone; what that lacks is said to be missing.
+"""A reproducibility checklist in Markdown, answered from the record of a run; missing information is named as missing. Pure.
 
 The questions are those of the ML reproducibility checklist (Pineau et al. 2021, arXiv:2003.12206) and of the conferences that
-have taken it up.
+adopted it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench.analysis import metrics
 from xferbench.analysis.aggregate import BOOTSTRAP_REPLICATES
-from xferbench.report import format, markdown, matrix_tables, tables
+from xferbench.core.reason import Code, because
+from xferbench.report import format, matrix_tables, messages, tables
+from xferbench.report.markdown import escape, markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,33 +21,37 @@ if TYPE_CHECKING:
     from xferbench.core.run import Run
 
 MISSING = "*Not in the record.*"
-MOST = 40  # candidates of one search that are told one by one
-SEARCHED = ("subject", "cured", "scratch")
-OUTSIDE = (
-    "Licences and consent for data and weights",
+MAX_LISTED_CANDIDATES = 40  # candidates of one search that are listed
+SEARCHED_ARMS = ("subject", "cured", "scratch")
+TRUST_PREFIX = messages.sentence(because(Code.ON_TRUST, what=""))
+DROPPED_PREFIX = messages.sentence(because(Code.DROPPED_EXAMPLES, entries=()))
+NOT_RECORDED = (
+    "Licenses and consent for data and weights",
     "Energy, memory and the model of an accelerator",
-    "What was tried before this run, by hand or elsewhere",
-    "Whether test images were looked at before it",
+    "Experiments before this run, by hand or elsewhere",
+    "Whether the test images were examined before this run",
 )
-word = markdown.escape
 
 
 def render(run: Run) -> str:
-    """Render the checklist as Markdown; it ends with a line break."""
-    parts = [f"# Reproducibility checklist: {word(run.suite.get('name', ''))}"]
+    """Return the checklist as Markdown; it ends with a line break."""
     outcome = matrix_tables.format_outcome(run) if run.matrix else tables.headline(run)
-    parts.append(f"Read out of the record of the run alone. {word(outcome)}")
+    parts = [
+        f"# Reproducibility checklist: {escape(run.suite.get('name', ''))}",
+        f"All answers come from the record of the run. {escape(outcome)}",
+    ]
     for title, answers in (_matrix_sections(run) if run.matrix else _sections(run)).items():
         parts += [f"## {title}", *(f"**{question}** {answer}".replace(" \n", "\n", 1) for question, answer in answers.items())]
-    parts += ["## What no record of a run can say", bullets([word(one) for one in OUTSIDE])]
+    parts += ["## What the record of a run does not contain", bullets([escape(entry) for entry in NOT_RECORDED])]
     return "\n\n".join(parts) + "\n"
 
 
 def _sections(run: Run) -> dict[str, dict[str, str]]:
+    """Return answers by question by section."""
     return {
         "Runs and seeds": _runs(run),
         "Metric, margin and error bars": _statistics(run),
-        "Hyper-parameters and how they were chosen": _chosen(run),
+        "Hyper-parameters and their selection": _selection(run),
         "Data and weights": _data(run),
         "Compute": _compute(run),
         "Versions and code": _versions(run),
@@ -55,221 +61,267 @@ def _sections(run: Run) -> dict[str, dict[str, str]]:
 
 
 def _runs(run: Run) -> dict[str, str]:
-    seeds, rest = sorted({cell.seed for cell in run.cells}), sorted({one.seeds for one in run.findings if one.seeds})
-    finished = bool(run.suite.get("after"))
-    tuning = run.suite.get("tuning_seeds")
-    own = f"{tuning} of their own, apart from the judged ones." if tuning else MISSING
     unique = {cell.record.key: cell for cell in run.cells}.values()
-    broken = Counter(tables.arm_name(cell) for cell in unique if cell.record.error)
+    crashed = Counter(tables.arm_name(cell) for cell in unique if cell.record.error)
     diverged = Counter(tables.arm_name(cell) for cell in unique if cell.record.scalars.get("diverged", 0.0) > 0)
-    fewer = f" Findings rest on the first {' or '.join(map(str, rest))} of them." if len(rest) > 1 else ""
-    looks = ", ".join(map(str, run.suite.get("looks") or ()))
+    seed_answers = _audit_seeds() if run.suite.get("after") else _seeds(run)
+    failed = _format_counts(crashed, "crashed") + "; " + _format_counts(diverged, "diverged") + "."
+    return seed_answers | {"How many runs failed?": failed}
+
+
+def _audit_seeds() -> dict[str, str]:
+    """Return the answers about the seeds of an audit, which has one network."""
     return {
-        "How many runs is a result based on?": "One finished network, which was not trained here."
-        if finished
-        else f"{len(seeds)} judged seeds ({', '.join(map(str, seeds))}), shared by all arms, which are paired by seed.{fewer}"
-        if seeds
-        else MISSING,
-        "When was the number of seeds decided?": "There is one network."
-        if finished
-        else f"Before the run: verdicts may be taken at {looks} seeds, and the error rate is shared among these looks."
-        if looks
-        else MISSING,
-        "On which seeds were choices made?": "None: choices were made on one half of the test images." if finished else own,
-        "How many runs failed?": _counted(broken, "crashed") + "; " + _counted(diverged, "diverged") + ".",
+        "How many runs is a result based on?": "One finished network, which was not trained in this run.",
+        "When was the number of seeds decided?": "There is one network.",
+        "On which seeds were choices made?": "None: choices were made on one half of the test images.",
     }
 
 
-def _counted(count: Mapping[str, int], what: str) -> str:
-    """How many views of networks that is, by arm."""
-    arms = ", ".join(f"{word(arm)} {number}" for arm, number in count.items())
-    return f"{sum(count.values())} measurements {what}" + (f" ({arms})" if arms else "")
+def _seeds(run: Run) -> dict[str, str]:
+    seeds = sorted({cell.seed for cell in run.cells})
+    used = sorted({finding.seeds for finding in run.findings if finding.seeds})
+    fewer = f" Findings use the first {' or '.join(map(str, used))} of them." if len(used) > 1 else ""
+    looks = ", ".join(map(str, run.suite.get("looks") or ()))
+    tuning = run.suite.get("tuning_seeds")
+    return {
+        "How many runs is a result based on?": f"{len(seeds)} evaluation seeds ({', '.join(map(str, seeds))}), which all arms"
+        f" share; arms are paired by seed.{fewer}"
+        if seeds
+        else MISSING,
+        "When was the number of seeds decided?": f"Before the run: verdicts may be taken at {looks} seeds, and the error rate"
+        " is shared among these looks."
+        if looks
+        else MISSING,
+        "On which seeds were choices made?": f"{tuning} tuning seeds, separate from the evaluation seeds."
+        if tuning
+        else MISSING,
+    }
+
+
+def _format_counts(counts: Mapping[str, int], event: str) -> str:
+    """Return the number of measurements with an event, in total and by arm."""
+    arms = ", ".join(f"{escape(arm)} {count}" for arm, count in counts.items())
+    return f"{sum(counts.values())} measurements {event}" + (f" ({arms})" if arms else "")
 
 
 def _statistics(run: Run) -> dict[str, str]:
     suite = run.suite
     metric, alpha = metrics.get_metric(str(suite["metric"])), float(suite["alpha"])
     factor, digits = format.unit_scale(metric.unit)
-    images = sorted({one.examples for one in run.findings if one.examples})
-    grouped = any(len(told.group) for cell in run.cells if (told := cell.record.predictions) is not None)
-    how = "Crossed random effects of seeds and test images (Student's t with Satterthwaite's degrees of freedom)"
-    how = "Test images alone, given this one network" if suite.get("after") else how
-    wider = "" if metric.mean else "; of this metric through jackknife pseudo-values, widened by a bootstrap"
-    others = sorted(
-        f"{plugin}/{one['name']}: {one['metric']}, margin {one['margin']:g}"
-        for plugin, about in run.plugins.items()
-        for one in about.get("contrasts", ())
-        if (one["metric"], one["margin"]) != (suite["metric"], suite["margin"])
-    )
+    images = sorted({finding.examples for finding in run.findings if finding.examples})
+    predictions = [cell.record.predictions for cell in run.cells if cell.record.predictions is not None]
+    grouped = any(len(prediction.group) for prediction in predictions)
+    model = "Crossed random effects of seeds and test images (Student's t with Satterthwaite's degrees of freedom)"
+    if suite.get("after"):
+        model = "Test images only, for this one network"
+    bootstrap = "" if metric.mean else "; for this metric from jackknife pseudo-values, widened by a bootstrap"
+    groups = "; values are averaged within groups of images first, so that groups are the examples." if grouped else "."
+    others = "; ".join(_other_metrics(run))
     return {
-        "What is the metric?": word(f"{suite['metric']}" + (f"; of others: {'; '.join(others)}" if others else "")) + ".",
-        "Which difference matters?": f"{factor * float(suite['margin']):.{digits}f} {word(format.unit_name(metric.unit))},"
+        "What is the metric?": escape(f"{suite['metric']}" + (f"; other contrasts: {others}" if others else "")) + ".",
+        "Which difference matters?": f"{factor * float(suite['margin']):.{digits}f} {escape(format.unit_name(metric.unit))},"
         " fixed in the suite before the run.",
-        "What do error bars mean?": f"One-sided bounds, each at {format.format_confidence(alpha)}, so that both together are"
-        " an interval"
-        f" at {format.format_confidence(2 * alpha)}; each by itself, not corrected for how many there are.",
-        "What varies in them?": f"{how}{wider}"
-        + ("; averaged within groups of images first, which are the examples then." if grouped else "."),
+        "What do error bars mean?": f"One-sided bounds, each at {format.format_confidence(alpha)}; both together are an"
+        f" interval at {format.format_confidence(2 * alpha)}. They are not corrected for the number of intervals.",
+        "Which sources of variation do they include?": f"{model}{bootstrap}{groups}",
         "On how many test images?": f"{' or '.join(map(str, images))}{' groups or images' if grouped else ''}."
         if images
         else MISSING,
-        "How are many comparisons corrected for?": "Verdicts by Holm's procedure over all that was judged, and over looks by"
-        f" sharing alpha ({alpha:g}); at most {run.expected_false_alarms:.2g} false FAILs are expected in the whole run.",
+        "How are multiple comparisons corrected?": "Verdicts are corrected by Holm's procedure over all hypotheses of the run,"
+        f" and over looks by sharing alpha ({alpha:g}). At most {run.expected_false_alarms:.2g} false FAILs are expected in the"
+        " whole run.",
     }
 
 
-def _chosen(run: Run) -> dict[str, str]:
-    """What was tried for the subject, its cures and the from-scratch baseline; what several plugins share is told once."""
-    found: dict[str, tuple[list[str], str]] = {}
+def _other_metrics(run: Run) -> list[str]:
+    """Return the contrasts whose metric or margin is not that of the suite, as text."""
+    return sorted(
+        f"{plugin}/{contrast['name']}: {contrast['metric']}, margin {contrast['margin']:g}"
+        for plugin, entry in run.plugins.items()
+        for contrast in entry.get("contrasts", ())
+        if (contrast["metric"], contrast["margin"]) != (run.suite["metric"], run.suite["margin"])
+    )
+
+
+def _selection(run: Run) -> dict[str, str]:
+    """Return what was tried for the subject, its cures and the scratch baseline; each shared search is listed once."""
+    searches: dict[tuple[str, str], list[str]] = {}
     for plugin, arms in run.arms.items():
-        for arm in SEARCHED:
-            weighed = list((arms.get(arm) or {}).get("weighed") or ())
-            if weighed:
-                told = _candidates(weighed, str(arms[arm].get("edge") or ""))
-                found.setdefault(f"{arm}\n{told}", ([], told))[0].append(plugin)
+        for name in SEARCHED_ARMS:
+            arm = arms.get(name) or {}
+            if candidates := list(arm.get("weighed") or ()):
+                text = _describe_search(candidates, str(arm.get("edge") or ""))
+                searches.setdefault((name, text), []).append(plugin)
     answers = {
-        "How was the best chosen?": "By the metric on one half of the test images, and judged on the other."
+        "How was the best candidate selected?": "By the metric on one half of the test images; verdicts use the other half."
         if run.suite.get("after")
-        else "By the score on images that no verdict is taken on (of validation, unless the plugin's page says otherwise), on"
-        " the tuning seeds; then frozen.",
+        else "By the score on images that no verdict uses (validation images, unless the page of the plugin says otherwise) and"
+        " on the tuning seeds; then it was frozen.",
     }
-    for at, (plugins, told) in found.items():
-        whose = "" if len(plugins) == len([one for one in run.arms.values() if one]) else f" of {', '.join(plugins)}"
-        answers[word(f"What was tried for {at.partition(chr(10))[0]}{whose}?")] = told
-    fixed = [arm for arm in SEARCHED if not any(at.startswith(f"{arm}\n") for at in found)]
-    kept = {arm: dict.fromkeys(_recipes(run, arm)) for arm in fixed}
-    answers |= {
-        f"What was {arm}?": "Nothing was searched: " + word("; ".join(told)) + "." for arm, told in kept.items() if told
-    }
-    missing = [arm for arm, told in kept.items() if not told]
-    return answers | ({f"And {', '.join(missing)}?": MISSING} if missing else {})
+    plugin_count = sum(1 for arms in run.arms.values() if arms)
+    for (name, text), plugins in searches.items():
+        owners = "" if len(plugins) == plugin_count else f" of {', '.join(plugins)}"
+        answers[escape(f"What was tried for {name}{owners}?")] = text
+    fixed = [name for name in SEARCHED_ARMS if name not in {searched for searched, _ in searches}]
+    recipes = {name: list(dict.fromkeys(_recipes(run, name))) for name in fixed}
+    for name, texts in recipes.items():
+        if texts:
+            answers[f"Which recipe was used for {name}?"] = f"There was no search: {escape('; '.join(texts))}."
+    if missing := [name for name, texts in recipes.items() if not texts]:
+        answers[f"Which recipe was used for {' and '.join(missing)}?"] = MISSING
+    return answers
 
 
 def _recipes(run: Run, arm: str) -> list[str]:
     return [str(arms[arm]["recipe"]) for arms in run.arms.values() if (arms.get(arm) or {}).get("recipe")]
 
 
-def _candidates(weighed: Sequence[Mapping[str, Any]], edge: str) -> str:
-    """A search: its bounds, then each candidate with its score."""
-    rates = sorted(rate for one in weighed if isinstance(rate := one.get("rate"), int | float))
-    bounds = f", rates {rates[0]:.3g} to {rates[-1]:.3g}" if rates else ""
+def _describe_search(candidates: Sequence[Mapping[str, Any]], edge: str) -> str:
+    """Return the range of a search and a table of its candidates with their scores."""
+    rates = sorted(rate for candidate in candidates if isinstance(rate := candidate.get("rate"), int | float))
+    limits = f", rates {format.format_number(rates[0], 3)} to {format.format_number(rates[-1], 3)}" if rates else ""
     rows = [
-        [word(one.get("recipe", "")), format.format_number(one.get("validation")), "yes" if one.get("chosen") else ""]
-        for one in weighed[:MOST]
+        [
+            escape(candidate.get("recipe", "")),
+            format.format_number(candidate.get("validation")),
+            "yes" if candidate.get("chosen") else "",
+        ]
+        for candidate in candidates[:MAX_LISTED_CANDIDATES]
     ]
-    more = f"\n\nand {len(weighed) - MOST} more." if len(weighed) > MOST else ""
-    at_edge = f"; {word(edge)} was chosen, so a better one may lie beyond" if edge else ""
-    many = f"{len(weighed)} {'recipe' if len(weighed) == 1 else 'recipes'}"
-    return f"{many}{bounds}{at_edge}.\n\n" + markdown.markdown_table(["Recipe", "Score", "Chosen"], rows, numbers=(1,)) + more
+    rest = len(candidates) - MAX_LISTED_CANDIDATES
+    more = f"\n\nand {rest} more." if rest > 0 else ""
+    at_edge = f"; {escape(edge)} was selected, so a better one may lie beyond it" if edge else ""
+    count = f"{len(candidates)} {'recipe' if len(candidates) == 1 else 'recipes'}"
+    return f"{count}{limits}{at_edge}.\n\n" + markdown_table(["Recipe", "Score", "Selected"], rows, numbers=(1,)) + more
 
 
 def _data(run: Run) -> dict[str, str]:
-    suite, inputs = run.suite, run.evidence.get("inputs") or ()
-    listed = [
-        f"{word(one['key'])}: {word(format.hide_folders(one['given']))}, SHA-256 digest `{word(one['digest'])}`"
-        + (f" (files: {one['files']}; bytes: {one['bytes']})" if one.get("files") else "")
-        for one in inputs
+    suite = run.suite
+    inputs = [
+        _describe_input(entry) + (f" (files: {entry['files']}; bytes: {entry['bytes']})" if entry.get("files") else "")
+        for entry in run.evidence.get("inputs") or ()
     ]
     sizes = {"training": suite.get("train_size"), "test": suite.get("test_size")}
-    told = [f"{number} {name} images at most" for name, number in sizes.items() if number]
-    ready = "As the suite says" if suite.get("preprocessing") else "As recorded for the weights"
-    changed = [name for name in ("train_preprocessing", "serve_preprocessing") if suite.get(name)]
+    limits = [f"at most {size} {name} images" for name, size in sizes.items() if size]
+    preprocessing = "As the suite specifies" if suite.get("preprocessing") else "As recorded for the weights"
+    overrides = [name for name in ("train_preprocessing", "serve_preprocessing") if suite.get(name)]
     return {
-        "Which data and weights?": bullets(listed, "\n\n")
-        if listed
-        else f"{word(format.hide_folders(suite['target']))}; digests: {MISSING}",
-        "Which backbone?": word(suite["arch"]) + ".",
-        "How many images are used?": f"{' and '.join(told)}." if told else "All that the data have.",
-        "How are images prepared?": ready + (f", with the suite's {word(' and '.join(changed))}" if changed else "") + ".",
-        "Was anything left out of the data?": _noted(run, "left out of the data", "Nothing that the run has noted."),
+        "Which data and weights?": bullets(inputs, "\n\n")
+        if inputs
+        else f"{escape(format.hide_folders(suite['target']))}; digests: {MISSING}",
+        "Which backbone?": escape(suite["arch"]) + ".",
+        "How many images are used?": f"{' and '.join(limits).capitalize()}." if limits else "All images of the data.",
+        "How are images prepared?": preprocessing
+        + (f", with {escape(' and '.join(overrides))} of the suite" if overrides else "")
+        + ".",
+        "Was anything left out of the data?": _matching_notes(run, DROPPED_PREFIX),
     }
 
 
+def _describe_input(entry: Mapping[str, Any]) -> str:
+    """Return an input of the run with its digest, without the folders of the machine."""
+    name = escape(format.hide_folders(str(entry["given"])))
+    return f"{escape(entry['key'])}: {name}, SHA-256 digest `{escape(entry['digest'])}`"
+
+
 def _compute(run: Run) -> dict[str, str]:
-    cost, at = run.cost, run.environment
+    cost, environment = run.cost, run.environment
     seconds = cost.get("seconds") or {}
-    places = {cell.record.place for cell in run.cells if cell.record.place}
-    machine = [
-        f"{name} {word(at[name])}" for name in ("device", "workers", "processor", "instructions", "platform") if at.get(name)
-    ]
-    took = {"recorded": "total", "of it training": "fit", "of it measuring": "view", "of this run by the clock": "wall"}
-    times = [f"{format.format_seconds(seconds[key])} {what}" for what, key in took.items() if seconds.get(key) is not None]
+    hosts = {cell.record.place for cell in run.cells if cell.record.place}
+    machine = _describe_machine(environment, ("device", "workers", "processor", "instructions", "platform"))
+    durations = {"recorded": "total", "of it training": "fit", "of it measuring": "view", "wall-clock time of this run": "wall"}
+    times = [f"{format.format_seconds(seconds[key])} {name}" for name, key in durations.items() if seconds.get(key) is not None]
     counts = [
-        f"{told['unique']} {kind} ({told['run']} run now, {told['reused']} from the store)"
+        f"{count['unique']} {kind} ({count['run']} in this run, {count['reused']} from the store)"
         for kind in ("fits", "trials")
-        if (told := cost.get(kind))
+        if (count := cost.get(kind))
     ]
     return {
         "How much was trained and measured?": f"{'; '.join(counts)}." if counts else MISSING,
         "How long did it take?": f"{', '.join(times)}." if times else MISSING,
-        "On which machine?": f"{'; '.join(machine)}." if machine else MISSING,
-        "On how many machines were the records made?": f"{len(places)}." if places else MISSING,
+        "On which machine?": machine,
+        "How many machines computed the records?": f"{len(hosts)}." if hosts else MISSING,
     }
 
 
+def _describe_machine(environment: Mapping[str, Any], names: Sequence[str]) -> str:
+    entries = [f"{name} {escape(environment[name])}" for name in names if environment.get(name)]
+    return f"{'; '.join(entries)}." if entries else MISSING
+
+
+def _format_packages(environment: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in (environment.get("packages") or {}).items())
+
+
+def _format_command(command: object) -> str:
+    """Return a command as inline code, which a backtick would end."""
+    return f"`{format.one_line(command).replace('`', ' ')}`" if command else MISSING
+
+
 def _versions(run: Run) -> dict[str, str]:
-    at, said = run.environment, run.evidence
-    packages = ", ".join(f"{name} {version}" for name, version in (at.get("packages") or {}).items())
-    own = ", ".join(f"{name} {at[name]}" for name in ("xferbench", "python") if at.get(name))
-    frozen = run.frozen
+    environment, evidence, plan = run.environment, run.evidence, run.frozen
+    software = [f"{name} {environment[name]}" for name in ("xferbench", "python") if environment.get(name)]
+    software += [packages] if (packages := _format_packages(environment)) else []
+    began, ended = evidence.get("begun"), evidence.get("ended")
     return {
-        "Which software?": word(", ".join(filter(None, (own, packages)))) + "." if own or packages else MISSING,
-        "Which revision of the user's code?": f"`{word(at['git'])}`" if at.get("git") else MISSING,
-        "With which command?": f"`{format.one_line(said['command']).replace('`', ' ')}`" if said.get("command") else MISSING,
-        "When?": f"{word(said['begun'])} to {word(said['ended'])}." if said.get("begun") and said.get("ended") else MISSING,
-        "Was the plan fixed beforehand?": f"Yes, on {word(frozen['written'])}: plan `{word(frozen['hash'])}`."
-        if frozen
-        else "No plan was frozen before the run.",
-        "Which trials were carried out?": f"Those with the digest `{word(run.plan)}`." if run.plan else MISSING,
+        "Which software?": escape(", ".join(software)) + "." if software else MISSING,
+        "Which revision of the user's code?": f"`{escape(environment['git'])}`" if environment.get("git") else MISSING,
+        "With which command?": _format_command(evidence.get("command")),
+        "When?": f"{escape(began)} to {escape(ended)}." if began and ended else MISSING,
+        "Was the plan registered before the run?": f"Yes, on {escape(plan['written'])}: plan `{escape(plan['hash'])}`."
+        if plan
+        else "No.",
+        "Which trials were run?": f"Those with the digest `{escape(run.plan)}`." if run.plan else MISSING,
     }
 
 
 def _notes(run: Run) -> dict[str, str]:
-    rest = [word(note) for note in run.notes if not note.startswith(("taken on trust", "left out of the data"))]
+    others = [escape(note) for note in run.notes if not note.startswith((TRUST_PREFIX, DROPPED_PREFIX))]
     return {
-        "What was taken on trust?": _noted(run, "taken on trust", "Nothing that the run has noted."),
-        "What else was noted?": bullets(rest, "\n\n") if rest else "Nothing.",
+        "What was taken on trust?": _matching_notes(run, TRUST_PREFIX),
+        "What else was noted?": bullets(others, "\n\n") if others else "Nothing.",
     }
 
 
-def _noted(run: Run, start: str, nothing: str) -> str:
-    found = [word(note) for note in run.notes if note.startswith(start)]
-    return bullets(found, "\n\n") if found else nothing
+def _matching_notes(run: Run, prefix: str) -> str:
+    notes = [escape(note) for note in run.notes if note.startswith(prefix)]
+    return bullets(notes, "\n\n") if notes else "The run has no note about it."
 
 
 def _unmeasured(run: Run) -> dict[str, str]:
-    """What was skipped, crashed or left undecided, and failures whose control was not seen."""
-    by: dict[str, dict[str, str]] = {}
+    """Return what was skipped, crashed or left undecided, and the injected failures that were not detected."""
+    reasons: dict[str, dict[str, str]] = {}
     for group in tables.finding_groups(run):
-        by.setdefault(group[0].verdict, {})[tables.group_name(group[0])] = tables.group_reason(group)
-    missed = [f"{tables.group_name(one)}: {one.variant}" for one in run.findings if one.control == "missed"]
-    asked = [name for name in run.suite.get("plugins") or () if name not in {*(one.plugin for one in run.findings), "all"}]
-    questions = {"SKIPPED": "What was not asked?", "ERROR": "What crashed?", "INCONCLUSIVE": "What was left undecided?"}
-    told = {
-        question: bullets([f"{word(name)}: {word(why)}" for name, why in by[verdict].items()], "\n\n")
-        if by.get(verdict)
-        else "Nothing."
+        reasons.setdefault(group[0].verdict, {})[tables.group_name(group[0])] = tables.group_reason(group)
+    missed = [f"{tables.group_name(finding)}: {finding.variant}" for finding in run.findings if finding.control == "missed"]
+    reported = {*(finding.plugin for finding in run.findings), "all"}
+    absent = [name for name in run.suite.get("plugins") or () if name not in reported]
+    questions = {"SKIPPED": "What was skipped?", "ERROR": "What crashed?", "INCONCLUSIVE": "What was left undecided?"}
+    answers = {
+        question: bullets([f"{escape(name)}: {escape(reason)}" for name, reason in reasons.get(verdict, {}).items()], "\n\n")
+        or "Nothing."
         for verdict, question in questions.items()
     }
-    told["Which failures, put in on purpose, were not detected?"] = bullets([word(one) for one in missed], "\n\n") or "None."
-    if asked:
-        told["Which plugins have no finding?"] = word(", ".join(asked)) + "."
-    return told
+    answers["Which injected failures were not detected?"] = bullets([escape(name) for name in missed], "\n\n") or "None."
+    if absent:
+        answers["Which plugins have no finding?"] = escape(", ".join(absent)) + "."
+    return answers
 
 
 def bullets(lines: Sequence[str], before: str = "") -> str:
-    """A list in Markdown, "" of no lines."""
-    return before + "\n".join(f"- {one}" for one in lines) if lines else ""
+    """Return a Markdown list with a text before it; "" if there are no lines."""
+    return before + "\n".join(f"- {line}" for line in lines) if lines else ""
 
 
 def _matrix_sections(run: Run) -> dict[str, dict[str, str]]:
     return {
         "Runs and seeds": _matrix_runs(run),
         "Metric and error bars": _matrix_statistics(run),
-        "Hyper-parameters and how they were chosen": _matrix_chosen(run),
+        "Hyper-parameters and their selection": _matrix_selection(run),
         "Data and weights": {"Which data and weights?": _matrix_data(run)},
         "Compute and versions": _matrix_compute(run),
-        "Notes, and what was not measured": _matrix_left(run),
+        "Notes, and what was not measured": _matrix_notes(run),
     }
 
 
@@ -278,73 +330,67 @@ def _matrix_runs(run: Run) -> dict[str, str]:
     seeds = sorted({row["seed"] for row in matrix.rows})
     crashed, diverged = (sum(bool(row[name]) for row in matrix.rows) for name in ("error", "diverged"))
     return {
-        "How many runs is a result based on?": f"{len(seeds)} seeds ({', '.join(map(str, seeds))}), shared by the recipes"
-        f" of a task; {len(run.suite['recipes'])} recipes, {len(run.suite['tasks'])} tasks.",
-        "How many runs failed?": f"{crashed} of {len(matrix.rows)} crashed, {diverged} diverged and count as they are.",
+        "How many runs is a result based on?": f"{len(seeds)} seeds ({', '.join(map(str, seeds))}), which the recipes of a task"
+        f" share; {len(run.suite['recipes'])} recipes, {len(run.suite['tasks'])} tasks.",
+        "How many runs failed?": f"{crashed} of {len(matrix.rows)} crashed; {diverged} diverged, and their scores count.",
     }
 
 
 def _matrix_statistics(run: Run) -> dict[str, str]:
-    suite = run.suite
-    unit = format.unit_name(metrics.get_metric(str(suite["metric"])).unit)
-    level = f"{100 * (1 - float(suite['alpha'])):g} %"
+    unit = format.unit_name(metrics.get_metric(str(run.suite["metric"])).unit)
+    level = format.format_confidence(float(run.suite["alpha"]))
     return {
-        "What is the metric?": f"{word(suite['metric'])} on the target's test images; differences in {word(unit)}.",
-        "What do error bars mean?": "Over all tasks: two-sided 95 % intervals by a bootstrap of seeds within each task"
-        f" ({BOOTSTRAP_REPLICATES} replicates), widened for few seeds; tasks and test images are taken as given."
-        f" Of a claim or of two recipes: one-sided {level} bounds, seeds crossed with test images; of a cost: Student's t over"
-        " seeds.",
-        "How are many comparisons corrected for?": "They are not: each interval is by itself.",
-        "How is the best recipe of a task told?": "Not by its own luck on the test set: regret is cross-fitted over seeds.",
+        "What is the metric?": f"{escape(run.suite['metric'])} on the target's test images; differences in {escape(unit)}.",
+        "What do error bars mean?": "Over all tasks: two-sided 95 % intervals from a bootstrap of seeds within each task"
+        f" ({BOOTSTRAP_REPLICATES} replicates), widened for few seeds; tasks and test images are fixed. For a claim or two"
+        f" recipes: one-sided {level} bounds, seeds crossed with test images. For a cost: Student's t over seeds.",
+        "How are multiple comparisons corrected?": "They are not corrected; each interval stands alone.",
+        "How is the best recipe of a task determined?": "By regret, cross-fitted over seeds, so that the luck of one recipe on"
+        " the test images does not count.",
     }
 
 
-def _matrix_chosen(run: Run) -> dict[str, str]:
+def _matrix_selection(run: Run) -> dict[str, str]:
     rows = []
     for name, candidates in run.suite["recipes"].items():
-        of_recipe = [row for row in matrix_tables.matrix_of(run).rows if row["recipe"] == name]
-        chosen = dict.fromkeys(str(row["chosen"]) for row in of_recipe if row["chosen"])
-        rows.append([word(name), str(len(candidates) or "its own grid"), word("; ".join(candidates or chosen))])
+        recipe_rows = [row for row in matrix_tables.matrix_of(run).rows if row["recipe"] == name]
+        selected = dict.fromkeys(str(row["chosen"]) for row in recipe_rows if row["chosen"])
+        rows.append([escape(name), str(len(candidates) or "its own grid"), escape("; ".join(candidates or selected))])
     tuning = run.suite["tuning_seeds"]
-    answer = f"On validation, on tuning seeds apart from the judged ones ({tuning}), by task; then frozen."
-    bounds = markdown.markdown_table(["Recipe", "Candidates", "What was tried"], rows, numbers=(1,))
-    return {"How was each recipe's rate chosen?": answer, "What was tried?": f"\n\n{bounds}"}
+    answer = f"On validation data, by task, on {tuning} tuning seeds, which are not evaluation seeds; then it was frozen."
+    table = markdown_table(["Recipe", "Candidates", "What was tried"], rows, numbers=(1,))
+    return {"How was each recipe's rate selected?": answer, "What was tried?": f"\n\n{table}"}
 
 
 def _matrix_data(run: Run) -> str:
-    matrix = matrix_tables.matrix_of(run)
-    tasks_by_line: dict[str, list[str]] = {}
-    for entry in matrix.inputs:
-        line = (
-            f"{word(entry['key'])}: {word(format.hide_folders(str(entry['given'])))}, SHA-256 digest `{word(entry['digest'])}`"
-        )
-        tasks_by_line.setdefault(line, []).append(str(entry["task"]))
+    tasks_by_input: dict[str, list[str]] = {}
+    for entry in matrix_tables.matrix_of(run).inputs:
+        tasks_by_input.setdefault(_describe_input(entry), []).append(str(entry["task"]))
     count = len(run.suite["tasks"])
-    lines = [line + ("" if len(tasks) == count else f" ({word(', '.join(tasks))})") for line, tasks in tasks_by_line.items()]
+    lines = [line + ("" if len(tasks) == count else f" ({escape(', '.join(tasks))})") for line, tasks in tasks_by_input.items()]
     return bullets(lines, "\n\n") or MISSING
 
 
 def _matrix_compute(run: Run) -> dict[str, str]:
-    matrix = matrix_tables.matrix_of(run)
-    cost, at = run.cost, run.environment
-    packages = ", ".join(f"{name} {version}" for name, version in (at.get("packages") or {}).items())
-    machine = [f"{name} {word(at[name])}" for name in ("device", "workers", "processor", "platform") if at.get(name)]
+    cost, environment = run.cost, run.environment
     seconds: dict[str, Any] = dict(cost["seconds"])
+    versions = f"xferbench {environment.get('xferbench', '')}, Python {environment.get('python', '')}"
     return {
         "How much was trained?": f"{cost['fits']['unique']} unique fits, {cost['fits']['run']} of them in this run.",
         "How long did it take?": f"{format.format_seconds(seconds['total'])} recorded,"
-        f" {format.format_seconds(seconds['wall'])} of this run.",
-        "On which machine?": f"{'; '.join(machine)}." if machine else MISSING,
-        "Which software?": word(f"xferbench {at.get('xferbench', '')}, Python {at.get('python', '')}, {packages}") + ".",
-        "With which command?": f"`{format.one_line(matrix.command).replace('`', ' ')}`" if matrix.command else MISSING,
+        f" {format.format_seconds(seconds['wall'])} wall-clock time of this run.",
+        "On which machine?": _describe_machine(environment, ("device", "workers", "processor", "platform")),
+        "Which software?": escape(f"{versions}, {_format_packages(environment)}") + ".",
+        "With which command?": _format_command(matrix_tables.matrix_of(run).command),
     }
 
 
-def _matrix_left(run: Run) -> dict[str, str]:
-    matrix = matrix_tables.matrix_of(run)
-    skipped = [word(line) for line in matrix_tables.describe_skipped(run)]
-    claims = [f"{word(claim['claim'])}: {word(claim['why'])}" for claim in matrix.claims if claim["why"]]
+def _matrix_notes(run: Run) -> dict[str, str]:
+    skipped = [escape(line) for line in matrix_tables.describe_skipped(run)]
+    claims = [
+        f"{escape(claim['claim'])}: {escape(claim['why'])}" for claim in matrix_tables.matrix_of(run).claims if claim["why"]
+    ]
     return {
         "What was left out, and why?": bullets([*skipped, *claims], "\n\n") or "Nothing.",
-        "What else was noted?": bullets([word(note) for note in run.notes], "\n\n") or "Nothing.",
+        "What else was noted?": bullets([escape(note) for note in run.notes], "\n\n") or "Nothing.",
     }
