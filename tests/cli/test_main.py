@@ -532,7 +532,7 @@ def test_report_prints_another_format_or_writes_it_where_it_is_told_to(capsys, t
 def test_report_of_a_file_of_no_run_is_told(capsys, tmp_path):
     code, out, err = told(capsys, "report", make_suite(tmp_path))
     assert (code, out) == (exit_code.USAGE, "")
-    assert "noise.toml belongs to no finished run\n  found: no results.json beside it" in err
+    assert "noise.toml does not belong to a finished run\n  found: no results.json next to it" in err
 
 
 def test_report_of_nothing_is_told(capsys, tmp_path):

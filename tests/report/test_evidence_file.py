@@ -13,9 +13,9 @@ from xferbench.core.errors import UserError
 from xferbench.core.run import run_to_json
 from xferbench.report import files, html, provenance
 
-FILE = ["e" * 64, 2, "a\nb"]
+LISTED_FILE = ["e" * 64, 2, "a\nb"]
 INPUTS = [
-    {"key": "target.data", "given": "folder:/a/cats", "digest": "d" * 64, "files": 1, "bytes": 2, "listed": [FILE]},
+    {"key": "target.data", "given": "folder:/a/cats", "digest": "d" * 64, "files": 1, "bytes": 2, "listed": [LISTED_FILE]},
     {"key": "suite", "given": "/a/<mine>.toml", "digest": "f" * 64, "files": 0, "bytes": 0},
 ]
 EVIDENCE = {
@@ -29,7 +29,7 @@ FROZEN = {"hash": "c" * 64, "written": "2026-01-01T00:00:00Z", "file": "b" * 64}
 
 
 @pytest.fixture(autouse=True)
-def _quickly(monkeypatch):
+def _without_html(monkeypatch):
     for name in ("GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(html, "render", lambda *_: "<!doctype html>")
@@ -46,96 +46,96 @@ def out(run, tmp_path):
     return tmp_path / "out"
 
 
-def told(out):
+def evidence_of(out):
     return json.loads((out / "evidence.json").read_text())
 
 
-def checked(out):
-    ran = subprocess.run(
+def verify_checksums(out):
+    process = subprocess.run(
         ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=out, capture_output=True, text=True, check=False
     )
-    return ran.returncode, ran.stdout
+    return process.returncode, process.stdout
 
 
-def test_every_output_is_there_with_its_digest_and_size_results_too(out):
+def test_every_output_is_listed_with_its_digest_and_size(out):
     others = {path.name for path in out.iterdir()} - {"evidence.json", "SHA256SUMS"}
-    assert {one["name"] for one in told(out)["outputs"]} == others
+    assert {entry["name"] for entry in evidence_of(out)["outputs"]} == others
     assert "results.json" in others
-    for one in told(out)["outputs"]:
-        data = (out / one["name"]).read_bytes()
-        assert (one["sha256"], one["bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
+    for entry in evidence_of(out)["outputs"]:
+        data = (out / entry["name"]).read_bytes()
+        assert (entry["sha256"], entry["bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
 
 
-def test_inputs_environment_plan_and_command_are_there_and_no_compliance_is_claimed(run, out):
-    found = told(out)
-    assert (found["inputs"], found["environment"], found["frozen"]) == (INPUTS, run.environment, FROZEN)
-    assert (found["command"], found["hash"]) == ("xferbench run mine.toml", "c" * 64)
-    assert found["claim"] == "This report claims no compliance with any standard."
+def test_inputs_environment_plan_and_command_are_listed_and_no_compliance_is_claimed(run, out):
+    evidence = evidence_of(out)
+    assert (evidence["inputs"], evidence["environment"], evidence["frozen"]) == (INPUTS, run.environment, FROZEN)
+    assert (evidence["command"], evidence["hash"]) == ("xferbench run mine.toml", "c" * 64)
+    assert evidence["claim"] == "This report claims no compliance with any standard."
 
 
 @pytest.mark.skipif(not shutil.which("sha256sum"), reason="needs coreutils")
-def test_the_standard_tool_verifies_all_outputs_and_notices_a_byte(out):
-    code, said = checked(out)
+def test_the_standard_tool_verifies_all_outputs_and_detects_a_change(out):
+    code, output = verify_checksums(out)
     assert code == 0
-    assert said.count(": OK") == len(list(out.iterdir())) - 1
+    assert output.count(": OK") == len(list(out.iterdir())) - 1
     (out / "summary.md").write_text("all is well")
-    code, said = checked(out)
+    code, output = verify_checksums(out)
     assert code == 1
-    assert "summary.md: FAILED" in said
+    assert "summary.md: FAILED" in output
 
 
 @pytest.mark.skipif(not shutil.which("sha256sum"), reason="needs coreutils")
 @pytest.mark.parametrize("name", ["plain", "with space", "a\nb", "a\\b", "\\n", "a\rb", " *x"])
-def test_odd_names_are_escaped_as_coreutils_escape_them(tmp_path, name):
+def test_names_are_escaped_as_in_coreutils(tmp_path, name):
     (tmp_path / name).write_bytes(b"x")
     (tmp_path / "SHA256SUMS").write_text(provenance.checksums({name: b"x"}), newline="")
-    assert checked(tmp_path)[0] == 0
-    if "\r" not in name:  # older coreutils leave it as it is
-        own = subprocess.run(["sha256sum", "--", name], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-        assert provenance.checksums({name: b"x"}) == own
+    assert verify_checksums(tmp_path)[0] == 0
+    if "\r" not in name:  # older coreutils do not escape it
+        expected = subprocess.run(["sha256sum", "--", name], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        assert provenance.checksums({name: b"x"}) == expected
 
 
-def test_results_hold_it_without_the_single_files(run, out):
+def test_results_contain_the_evidence_without_file_lists(run, out):
     results = json.loads((out / "results.json").read_text())
     assert results["frozen"] == FROZEN
-    assert [one.get("listed") for one in results["evidence"]["inputs"]] == [None, None]
+    assert [entry.get("listed") for entry in results["evidence"]["inputs"]] == [None, None]
     assert results["evidence"]["inputs"][0]["digest"] == "d" * 64
 
 
-def test_a_report_written_again_has_evidence_that_is_true_of_it(out, tmp_path, monkeypatch):
+def test_a_report_written_again_has_its_own_evidence(out, tmp_path, monkeypatch):
     again = files.read_run(out)
     assert (again.evidence, again.frozen) == (EVIDENCE, FROZEN)
-    monkeypatch.setattr(html, "render", lambda *_: "<!doctype html><p>drawn anew")
+    monkeypatch.setattr(html, "render", lambda *_: "<!doctype html><p>another page")
     files.write_run(again, tmp_path / "again")
-    assert told(tmp_path / "again")["inputs"] == INPUTS
-    assert told(tmp_path / "again")["outputs"] != told(out)["outputs"]
-    assert not shutil.which("sha256sum") or checked(tmp_path / "again")[0] == 0
+    assert evidence_of(tmp_path / "again")["inputs"] == INPUTS
+    assert evidence_of(tmp_path / "again")["outputs"] != evidence_of(out)["outputs"]
+    assert not shutil.which("sha256sum") or verify_checksums(tmp_path / "again")[0] == 0
 
 
-def test_without_its_file_evidence_is_what_the_results_say(out, tmp_path):
+def test_without_its_file_the_evidence_is_that_of_the_results(out, tmp_path):
     (out / "evidence.json").unlink()
     again = files.read_run(out)
     assert again.evidence["inputs"][0]["digest"] == "d" * 64
     files.write_run(again, out)
-    assert "listed" not in told(out)["inputs"][0]
+    assert "listed" not in evidence_of(out)["inputs"][0]
     assert run_to_json(files.read_run(out)) == run_to_json(again)
 
 
 @pytest.mark.parametrize(("old", "new"), [("d" * 64, "0" * 64), ('"run": "', '"run": "0'), ("mine.toml", "other.toml")])
-def test_evidence_that_is_not_of_these_results_is_a_problem(out, old, new):
+def test_evidence_of_other_results_is_an_error(out, old, new):
     file = out / "evidence.json"
     file.write_text(file.read_text().replace(old, new))
-    with pytest.raises(UserError, match=r"results\.json and evidence\.json beside it are not of the same run"):
+    with pytest.raises(UserError, match=r"results\.json and evidence\.json next to it do not belong to the same run"):
         files.read_run(out)
 
 
-def test_broken_evidence_is_a_problem(out):
+def test_damaged_evidence_is_an_error(out):
     (out / "evidence.json").write_text("{")
     with pytest.raises(UserError, match=r"evidence\.json cannot be read"):
         files.read_run(out)
 
 
-def test_a_run_without_evidence_writes_none_and_leaves_none_of_another_run(run, out):
+def test_a_run_without_evidence_removes_the_evidence_of_another_run(run, out):
     files.write_run(replace(run, evidence={}, frozen={}), out)
     assert not (out / "evidence.json").exists()
     assert not (out / "SHA256SUMS").exists()

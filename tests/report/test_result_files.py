@@ -29,8 +29,8 @@ def _outside_github(monkeypatch):
 
 
 @pytest.fixture
-def plainly(monkeypatch):
-    monkeypatch.setattr(html, "render", lambda *_: "<!doctype html>")  # what is drawn is tested elsewhere
+def without_html(monkeypatch):
+    monkeypatch.setattr(html, "render", lambda *_: "<!doctype html>")  # the page has its own tests
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +39,16 @@ def run():
 
 
 @pytest.fixture
-def written(run, tmp_path, plainly):
+def folder(run, tmp_path, without_html):
     files.write_run(run, tmp_path / "out")
     return tmp_path / "out"
 
 
-def same(left, right):
+def assert_same(left, right):
     for field in fields(left):
         a, b = getattr(left, field.name), getattr(right, field.name)
         if isinstance(a, Predictions):
-            same(a, b)
+            assert_same(a, b)
         elif isinstance(a, np.ndarray):
             np.testing.assert_array_equal(a, b)
             assert a.dtype == b.dtype, field.name
@@ -56,43 +56,43 @@ def same(left, right):
             assert a == b, field.name
 
 
-def test_all_files_of_the_contract_are_written_and_nothing_else(run, tmp_path):
+def test_all_files_of_the_contract_and_no_others_are_written(run, tmp_path):
     files.write_run(
         run, tmp_path / "new" / "out", {"batchnorm-drift": make_plugin("batchnorm-drift"), "negative-transfer": None}
     )
     assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == NAMES
 
 
-def test_results_are_written_last(run, tmp_path, plainly):
+def test_results_are_written_last(run, tmp_path, without_html):
     (tmp_path / "summary.md").mkdir()
     with pytest.raises(UserError, match=r"summary\.md cannot be written"):
         files.write_run(run, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == NAMES - {"results.json"}
 
 
-def test_a_full_disk_is_a_problem_and_leaves_what_was_there(run, written, monkeypatch):
-    before = {path.name: path.read_bytes() for path in written.iterdir()}
+def test_a_full_disk_is_an_error_and_changes_nothing(run, folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError) as caught:
-        files.write_run(replace(run, plan="another"), written)
+        files.write_run(replace(run, plan="another"), folder)
     assert caught.value.found == "No space left on device"
     assert caught.value.do
-    assert {path.name: path.read_bytes() for path in written.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_crash_while_rendering_leaves_what_was_there(run, written, monkeypatch):
-    before = (written / "results.json").read_bytes()
+def test_a_crash_while_rendering_changes_nothing(run, folder, monkeypatch):
+    before = (folder / "results.json").read_bytes()
     monkeypatch.setattr(html, "render", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        files.write_run(replace(run, plan="another"), written)
-    assert (written / "results.json").read_bytes() == before
+        files.write_run(replace(run, plan="another"), folder)
+    assert (folder / "results.json").read_bytes() == before
 
 
-def test_a_folder_that_cannot_be_made_is_a_problem_before_anything_is_run(tmp_path):
+def test_a_folder_that_cannot_be_created_is_an_error_before_the_run(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         require_writable(tmp_path / "file" / "out")
@@ -100,42 +100,42 @@ def test_a_folder_that_cannot_be_made_is_a_problem_before_anything_is_run(tmp_pa
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_run_that_was_written_reads_back_as_it_was(run, written):
-    again = files.read_run(written)
+def test_a_run_is_read_as_it_was_written(run, folder):
+    again = files.read_run(folder)
     assert run_to_json(again) == run_to_json(run)
     assert [replace(cell, record=None) for cell in again.cells] == [replace(cell, record=None) for cell in run.cells]
     for left, right in zip(run.cells, again.cells, strict=True):
-        same(left.record, right.record)
+        assert_same(left.record, right.record)
 
 
-def test_a_run_can_be_read_from_its_results_file_too(written):
-    assert run_to_json(files.read_run(written / "results.json")) == run_to_json(files.read_run(written))
+def test_a_run_can_be_read_from_its_results_file(folder):
+    assert run_to_json(files.read_run(folder / "results.json")) == run_to_json(files.read_run(folder))
 
 
-def test_reading_and_writing_again_gives_the_same_bytes(written, tmp_path, plainly):
-    files.write_run(files.read_run(written), tmp_path / "again")
+def test_reading_and_writing_again_gives_the_same_bytes(folder, tmp_path, without_html):
+    files.write_run(files.read_run(folder), tmp_path / "again")
     for name in NAMES:
-        assert (tmp_path / "again" / name).read_bytes() == (written / name).read_bytes(), name
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
 
 
-def test_records_of_other_examples_of_few_classes_with_groups_and_without_predictions_are_kept(run):
+def test_records_of_other_examples_with_groups_and_without_predictions_are_kept(run):
     other = make_record("other", 0.5, examples=30, classes=30, scalars={"diverged": 1.0, "drift/stem": float("nan")})
-    told = replace(other.predictions, group=np.arange(30, dtype=np.int64) % 4 - 1)
+    grouped = replace(other.predictions, group=np.arange(30, dtype=np.int64) % 4 - 1)
     crashed = replace(make_record("crashed", 0.5), predictions=None, error="out of memory", curve=((0, float("inf"), 0.1),))
     cells = [
         TrialRow(plugin="p", arm="subject", variant="", view="drift", seed=seed, recipe="", record=record)
-        for seed, record in enumerate((replace(other, predictions=told), crashed, run.cells[0].record))
+        for seed, record in enumerate((replace(other, predictions=grouped), crashed, run.cells[0].record))
     ]
     _, again = predictions.unpack_predictions(io.BytesIO(predictions.pack_predictions(cells, "")))
-    same(again[0].record.predictions, told)
+    assert_same(again[0].record.predictions, grouped)
     assert np.isnan(again[0].record.scalars["drift/stem"])
     assert again[1].record.predictions is None
     assert again[1].record.error == "out of memory"
     assert np.isnan(again[1].record.curve[0][1])
-    same(again[2].record, run.cells[0].record)
+    assert_same(again[2].record, run.cells[0].record)
 
 
-def test_examples_are_stored_once_and_a_shared_record_too(run):
+def test_examples_and_shared_records_are_stored_once(run):
     once = predictions.pack_predictions(run.cells, "")
     twice = predictions.pack_predictions([*run.cells, *(replace(cell, plugin="another") for cell in run.cells)], "")
     assert len(twice) < 1.1 * len(once)
@@ -151,27 +151,27 @@ def test_packed_integers_lose_nothing(values):
     assert predictions._widen(predictions._narrow(values)).tolist() == values.tolist()
 
 
-def test_results_are_plain_json_with_the_keys_of_the_contract(run, tmp_path, plainly):
-    lacking = replace(run.findings[0], harm=float("nan"), measures={"subject/drift": float("inf")})
-    files.write_run(replace(run, findings=(lacking,)), tmp_path)
+def test_results_are_plain_json_with_the_keys_of_the_contract(run, tmp_path, without_html):
+    incomplete = replace(run.findings[0], harm=float("nan"), measures={"subject/drift": float("inf")})
+    files.write_run(replace(run, findings=(incomplete,)), tmp_path)
 
-    def refuse(word):
-        raise AssertionError(word)
+    def refuse(constant):
+        raise AssertionError(constant)
 
-    told = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
-    assert {"schema", "xferbench", "suite", "environment", "findings", "cost"} <= set(told)
-    assert told["findings"][0]["harm"] is None
+    results = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
+    assert {"schema", "xferbench", "suite", "environment", "findings", "cost"} <= set(results)
+    assert results["findings"][0]["harm"] is None
 
 
-def test_records_are_a_table_with_a_row_for_each_cell(run, written):
-    rows = list(csv.DictReader(io.StringIO((written / "records.csv").read_text())))
+def test_the_csv_has_a_row_for_each_cell(run, folder):
+    rows = list(csv.DictReader(io.StringIO((folder / "records.csv").read_text())))
     assert [(row["plugin"], row["arm"], row["variant"], int(row["seed"])) for row in rows] == [
         (cell.plugin, cell.arm, cell.variant, cell.seed) for cell in run.cells
     ]
     assert {float(row["diverged"]) for row in rows} == {0.0}
 
 
-def test_a_number_that_is_not_there_is_an_empty_field_and_no_cells_are_a_header():
+def test_a_missing_number_is_an_empty_field_and_without_cells_there_is_a_header():
     cell = TrialRow(plugin="a,b\n", arm="subject", variant="", view="test", seed=0, recipe='"', record=make_record("k", 0.5))
     odd = replace(cell, record=replace(cell.record, predictions=None, scalars={"drift": float("nan")}))
     first, second = csv.DictReader(io.StringIO(files.records_csv([cell, odd])))
@@ -181,35 +181,35 @@ def test_a_number_that_is_not_there_is_an_empty_field_and_no_cells_are_a_header(
 
 
 @pytest.mark.parametrize("name", ["results.json", "predictions.npz", "samples.npz"])
-@pytest.mark.parametrize("kept", [0, 1, 100, -20])
-def test_a_truncated_file_is_a_problem(written, name, kept):
-    path = written / name
-    path.write_bytes(path.read_bytes()[:kept])
+@pytest.mark.parametrize("size", [0, 1, 100, -20])
+def test_a_truncated_file_is_an_error(folder, name, size):
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(UserError, match=name):
-        files.read_run(written)
+        files.read_run(folder)
 
 
 @pytest.mark.parametrize("name", ["results.json", "predictions.npz"])
-def test_a_missing_file_is_a_problem(written, name):
-    (written / name).unlink()
+def test_a_missing_file_is_an_error(folder, name):
+    (folder / name).unlink()
     with pytest.raises(UserError, match="is missing"):
-        files.read_run(written)
+        files.read_run(folder)
 
 
-def test_a_newer_schema_is_a_problem_that_says_so(written):
-    told = json.loads((written / "results.json").read_text())
-    (written / "results.json").write_text(json.dumps(told | {"schema": 99, "xferbench": "9.0"}))
+def test_a_newer_schema_is_an_error(folder):
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(results | {"schema": 99, "xferbench": "9.0"}))
     with pytest.raises(UserError, match="newer than this xferbench") as caught:
-        files.read_run(written)
+        files.read_run(folder)
     assert "schema 99, by 9.0" in caught.value.found
 
 
-@pytest.mark.parametrize("more", [{}, {"matrix": {}}], ids=["of one task", "of many"])
-def test_an_older_schema_is_refused_with_what_was_found_what_was_expected_and_what_to_do(written, more):
-    told = json.loads((written / "results.json").read_text())
-    (written / "results.json").write_text(json.dumps(told | {"schema": 1, "xferbench": "0.1.0"} | more))
+@pytest.mark.parametrize("entries", [{}, {"matrix": {}}], ids=["one task", "many tasks"])
+def test_an_older_schema_is_an_error_that_says_what_to_do(folder, entries):
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(results | {"schema": 1, "xferbench": "0.1.0"} | entries))
     with pytest.raises(UserError, match="older than this xferbench") as caught:
-        files.read_run(written)
+        files.read_run(folder)
     assert (caught.value.found, caught.value.expected) == ("schema 1, by 0.1.0", "schema 2")
     assert "run the suite again" in caught.value.do
 
@@ -221,17 +221,17 @@ NESTED = '{"schema": 2, "a": ' + "[" * 600 + "]" * 600 + "}"
     "content",
     [NESTED, '{"schema": 2, "a": NaN}', "[]", "{}", '{"schema": "1"}', "null", "nonsense", '{"schema": 2}', "[" * 100_000],
 )
-def test_json_that_is_no_finished_run_is_a_problem(written, content):
-    (written / "results.json").write_text(content)
+def test_json_of_no_finished_run_is_an_error(folder, content):
+    (folder / "results.json").write_text(content)
     with pytest.raises(UserError):
-        files.read_run(written)
+        files.read_run(folder)
 
 
-def test_predictions_of_another_run_are_a_problem(run, written, tmp_path):
+def test_predictions_of_another_run_are_an_error(run, folder, tmp_path):
     files.write_run(replace(run, plan="another"), tmp_path / "other")
-    (tmp_path / "other" / "results.json").replace(written / "results.json")
-    with pytest.raises(UserError, match="not of the same run"):
-        files.read_run(written)
+    (tmp_path / "other" / "results.json").replace(folder / "results.json")
+    with pytest.raises(UserError, match="do not belong to the same run"):
+        files.read_run(folder)
 
 
 def with_samples(run):
@@ -239,36 +239,36 @@ def with_samples(run):
     return replace(run, samples=(SampleImages(role="target", title="t", arms=("all arms",), images=images, labels=("a", "b")),))
 
 
-def test_samples_are_read_again(run, tmp_path, plainly):
+def test_samples_are_read_as_they_were_written(run, tmp_path, without_html):
     files.write_run(with_samples(run), tmp_path)
-    same(files.read_run(tmp_path).samples[0], with_samples(run).samples[0])
+    assert_same(files.read_run(tmp_path).samples[0], with_samples(run).samples[0])
 
 
-def test_a_folder_of_an_older_version_has_no_samples(written):
-    (written / "samples.npz").unlink()
-    assert files.read_run(written).samples == ()
+def test_a_folder_of_an_older_version_has_no_samples(folder):
+    (folder / "samples.npz").unlink()
+    assert files.read_run(folder).samples == ()
 
 
-def test_samples_of_another_run_are_a_problem(run, written, tmp_path):
+def test_samples_of_another_run_are_an_error(run, folder, tmp_path):
     files.write_run(replace(run, plan="another"), tmp_path / "other")
-    (tmp_path / "other" / "samples.npz").replace(written / "samples.npz")
-    with pytest.raises(UserError, match=r"samples\.npz beside it are not of the same run"):
-        files.read_run(written)
+    (tmp_path / "other" / "samples.npz").replace(folder / "samples.npz")
+    with pytest.raises(UserError, match=r"samples\.npz next to it do not belong to the same run"):
+        files.read_run(folder)
 
 
-def test_results_that_were_laid_out_anew_are_still_of_the_same_run(written):
-    told = json.loads((written / "results.json").read_text())
-    (written / "results.json").write_text(json.dumps(told, sort_keys=True))
-    assert files.read_run(written).plan == told["plan"]
+def test_results_with_another_layout_belong_to_the_same_run(folder):
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(results, sort_keys=True))
+    assert files.read_run(folder).plan == results["plan"]
 
 
-def test_a_pickle_is_never_opened(written):
-    np.savez(written / "predictions.npz", index=np.array([object()], dtype=object))
+def test_a_pickle_is_never_opened(folder):
+    np.savez(folder / "predictions.npz", index=np.array([object()], dtype=object))
     with pytest.raises(UserError, match=r"predictions\.npz cannot be read"):
-        files.read_run(written)
+        files.read_run(folder)
 
 
-def test_nothing_heavy_is_imported_before_it_is_used():
+def test_heavy_packages_are_imported_late():
     heavy = "{'torch', 'matplotlib', 'rich', 'pandas', 'jinja2'}"
     code = f"import sys; from xferbench.report import console, files; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -1,7 +1,7 @@
-"""An accepted run as one file that a repository can keep: its verdicts to be read in a diff, its predictions packed.
+"""An accepted run as one file for version control: verdicts that a diff shows, and packed predictions. Reads files.
 
-Only what a comparison needs is in it: the records of paired contrasts, and of each prediction what their metrics are made of.
-Places below the suite file's folder are told relative to it, others as they are; hosts are not told.
+The file contains only what a comparison needs: the records of paired contrasts and, of each prediction, the values that their
+metrics use. Paths below the folder of the suite file are relative to it, and host names are left out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import zipfile
 import zlib
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,78 +27,81 @@ from xferbench.report import files, predictions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from xferbench.core.run import TrialRow
 
-BASELINE_SCHEMA = 2  # of this file and of the results in it; results.json has a number of its own
-STORED_FIELDS = {"nll": ("p_true",), "brier": ("p_true", "sum_p2"), "auroc": ("probabilities",)}  # beside label and answer
-SUBJECT_VIEWS = ("whole", "test")  # views of the subject that are compared by themselves
-ACCEPT_ADVICE = "make one: xferbench gate SUITE --accept FILE"
+BASELINE_SCHEMA = 2  # schema of this file and of the results in it; results.json has its own number
+# values that a metric uses in addition to the label and the predicted class
+STORED_FIELDS = {"nll": ("p_true",), "brier": ("p_true", "sum_p2"), "auroc": ("probabilities",)}
+SUBJECT_VIEWS = ("whole", "test")  # views in which the metric of the subject is compared
+ACCEPT_ADVICE = "create one: xferbench gate SUITE --accept FILE"
 
 
 def pack_baseline(run: Run) -> bytes:
-    """Give the file's content."""
-    terms = {
-        (name, arm, view) for name, told in run.plugins.items() for one in told["contrasts"] for arm, view, _ in one["weights"]
-    }
-    metrics = {str(run.suite["metric"]), *(one["metric"] for told in run.plugins.values() for one in told["contrasts"])}
+    """Return the content of the file: JSON in UTF-8."""
+    contrasts = [(name, contrast) for name, entry in run.plugins.items() for contrast in entry["contrasts"]]
+    terms = {(name, arm, view) for name, contrast in contrasts for arm, view, _ in contrast["weights"]}
+    metrics = {str(run.suite["metric"]), *(contrast["metric"] for _, contrast in contrasts)}
     cells = tuple(
-        _narrow(cell, metrics)
+        _narrow_cell(cell, metrics)
         for cell in run.cells
         if not cell.variant
         and ((cell.plugin, cell.arm, cell.view) in terms or (cell.arm == "subject" and cell.view in SUBJECT_VIEWS))
     )
     environment = {name: value for name, value in run.environment.items() if name not in {"platform", "workers"}}
     bare = replace(run, environment=environment, arms={}, notes=(), cost={}, frozen={}, gate=None, evidence=_evidence(run))
-    results = run_to_json(replace(bare, suite=_relative(run.suite)))
+    results = run_to_json(replace(bare, suite=_with_relative_paths(run.suite)))
     results = {name: value for name, value in results.items() if name != "matrix"} | {"schema": BASELINE_SCHEMA}
     packed = base64.b64encode(predictions.pack_predictions(cells, "")).decode()
-    told = {
+    content = {
         "accepted": BASELINE_SCHEMA,
         "xferbench": __version__,
         "verdicts": _verdicts(run),
         "sha256": _sha256(results, packed),
+        "results": results,
+        "predictions": packed,
     }
-    return (json.dumps(told | {"results": results, "predictions": packed}, allow_nan=False, indent=1) + "\n").encode()
+    return (json.dumps(content, allow_nan=False, indent=1) + "\n").encode()
 
 
 def _verdicts(run: Run) -> dict[str, str]:
-    """What is accepted, for those who read a diff; what counts are the findings."""
-    return {one.id: one.verdict for one in run.findings if one.verdict != "INFO"}
+    """Return the verdicts by id for the reader of a diff; a comparison uses the findings instead."""
+    return {finding.id: finding.verdict for finding in run.findings if finding.verdict != "INFO"}
 
 
 def _evidence(run: Run) -> dict[str, Any]:
-    kept = {name: run.evidence[name] for name in ("begun", "ended", "hash") if name in run.evidence}
-    inputs = [{key: one[key] for key in ("key", "digest")} for one in run.evidence.get("inputs") or ()]
-    return kept | {"inputs": inputs}
+    evidence = {name: run.evidence[name] for name in ("begun", "ended", "hash") if name in run.evidence}
+    inputs = [{key: entry[key] for key in ("key", "digest")} for entry in run.evidence.get("inputs") or ()]
+    return evidence | {"inputs": inputs}
 
 
-def _narrow(cell: TrialRow, metrics: set[str]) -> TrialRow:
-    """A cell with no more of its record than is compared; a number that is not kept is NaN, which decides nothing."""
-    told, kept = cell.record.predictions, {name for metric in metrics for name in STORED_FIELDS.get(metric, ())}
-    if told is not None:
-        unknown = np.full(len(told.label), np.nan, dtype=np.float32)
-        narrow = {name: getattr(told, name) if name in kept else unknown for name in ("p_true", "p_max", "sum_p2")}
-        probabilities = told.probabilities if "probabilities" in kept else np.empty((len(told.label), 0), dtype=np.float16)
-        told = replace(told, **narrow, probabilities=probabilities)
-    record = replace(cell.record, predictions=told, scalars={}, curve=(), place="")
+def _narrow_cell(cell: TrialRow, metrics: set[str]) -> TrialRow:
+    """Return a cell with only the values that the metrics use; all others are NaN, which gives no decision."""
+    stored = {name for metric in metrics for name in STORED_FIELDS.get(metric, ())}
+    full = cell.record.predictions
+    narrow = None
+    if full is not None:
+        missing = np.full(len(full.label), np.nan, dtype=np.float32)
+        values = {name: getattr(full, name) if name in stored else missing for name in ("p_true", "p_max", "sum_p2")}
+        no_probabilities = np.empty((len(full.label), 0), dtype=np.float16)
+        probabilities = full.probabilities if "probabilities" in stored else no_probabilities
+        narrow = replace(full, **values, probabilities=probabilities)
+    record = replace(cell.record, predictions=narrow, scalars={}, curve=(), place="")
     return replace(cell, record=record, recipe="")
 
 
-def _relative(suite: Mapping[str, Any]) -> dict[str, Any]:
-    """A suite whose places below its own folder are told from there; what was typed is not told."""
-    from pathlib import Path
+def _with_relative_paths(suite: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a suite whose paths below the folder of its file are relative to that folder, without the command line."""
+    file = Path(str(suite.get("path") or ""))
 
-    own = Path(str(suite.get("path") or ""))
+    def relative(location: str) -> str:
+        kind, colon, path = location.rpartition(":")
+        if not file.is_absolute() or not Path(path).is_relative_to(file.parent):
+            return location
+        return f"{kind}{colon}{Path(path).relative_to(file.parent).as_posix()}"
 
-    def shorter(word: str) -> str:
-        kind, colon, rest = word.rpartition(":")
-        below = own.is_absolute() and Path(rest).is_relative_to(own.parent)
-        return f"{kind}{colon}{Path(rest).relative_to(own.parent).as_posix()}" if below else word
-
-    places = {name: shorter(suite[name]) for name in LOCATION_KEYS if suite.get(name)}
-    return {**suite, **places, "path": own.name, "command": []}
+    locations = {name: relative(suite[name]) for name in LOCATION_KEYS if suite.get(name)}
+    return {**suite, **locations, "path": file.name, "command": []}
 
 
 def _sha256(results: Any, packed: str) -> str:
@@ -106,59 +110,64 @@ def _sha256(results: Any, packed: str) -> str:
 
 
 def read_baseline(path: Path) -> Run:
-    """Read an accepted run: from its own file, or from a ``results.json`` with ``predictions.npz`` beside it.
+    """Read an accepted run from its file, or from a ``results.json`` with ``predictions.npz`` next to it.
 
     Raises:
-        UserError: where it is missing, truncated, changed by hand, of a newer schema, or no run at all.
+        UserError: if the file is missing, truncated, edited by hand, of another schema, or not a run.
     """
     if path.is_dir() or not path.exists():
-        return _beside(path)
+        return _read_results(path)
     try:
-        told: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise _broken(path, f"{type(error).__name__}: {error}"[:200]) from error
-    if not isinstance(told, dict) or "accepted" not in told:
-        return _beside(path)
-    _check_schema(told, told["accepted"], path)
+        raise _unreadable(path, f"{type(error).__name__}: {error}"[:200]) from error
+    if not isinstance(content, dict) or "accepted" not in content:
+        return _read_results(path)
+    _check_schema(content, content["accepted"], path)
     try:
-        results, packed = told["results"], told["predictions"]
-        if told["sha256"] != _sha256(results, packed):
-            raise _broken(path, "another content than was written")
+        results, packed = content["results"], content["predictions"]
+        if content["sha256"] != _sha256(results, packed):
+            raise _unreadable(path, "content that differs from the checksum in the file")
         _, cells = predictions.unpack_predictions(io.BytesIO(base64.b64decode(packed, validate=True)))
-        _check_schema(told, results["schema"], path)
+        _check_schema(content, results["schema"], path)
         files.check_suite(results, path)
         return files.run_from_json(results, cells)
     except (KeyError, TypeError, ValueError, AttributeError, EOFError, binascii.Error, zipfile.BadZipFile, zlib.error) as error:
-        raise _broken(path, f"{type(error).__name__}: {error}"[:200]) from error
+        raise _unreadable(path, f"{type(error).__name__}: {error}"[:200]) from error
 
 
-def _check_schema(told: Mapping[str, Any], schema: object, path: Path) -> None:
+def _check_schema(content: Mapping[str, Any], schema: object, path: Path) -> None:
     if schema != BASELINE_SCHEMA:
         older = isinstance(schema, int) and schema < BASELINE_SCHEMA
         raise UserError(
             f"{path} is {'older' if older else 'newer'} than this xferbench",
-            found=f"schema {schema}, by {told.get('xferbench', 'an unknown version')}",
+            found=f"schema {schema}, by {content.get('xferbench', 'an unknown version')}",
             expected=f"schema {BASELINE_SCHEMA}",
             do=ACCEPT_ADVICE if older else f"upgrade xferbench, or {ACCEPT_ADVICE}",
         )
 
 
 def is_baseline(path: Path) -> bool:
-    """Whether a file begins as an accepted run does, though it may be truncated or damaged further on."""
+    """Return whether a file begins like an accepted run; the rest of it may be truncated or damaged."""
     with path.open("rb") as file:
         return b'"accepted"' in file.read(64)
 
 
-def _beside(path: Path) -> Run:
-    found = files.results_path(path)
-    if not found.is_file():
-        what = f"no accepted run: {path} is missing"
-        raise UserError(what, expected="a file of `gate --accept`, or the results.json of a finished run", do=ACCEPT_ADVICE)
-    return files.read_single_task(found)
+def _read_results(path: Path) -> Run:
+    results = files.results_path(path)
+    if not results.is_file():
+        raise UserError(
+            f"no accepted run: {path} is missing",
+            expected="a file of `gate --accept`, or the results.json of a finished run",
+            do=ACCEPT_ADVICE,
+        )
+    return files.read_single_task(results)
 
 
-def _broken(path: Path, found: str) -> UserError:
-    expected = "an accepted run as `gate --accept` wrote it, whole and unchanged"
+def _unreadable(path: Path, found: str) -> UserError:
     return UserError(
-        f"{path} cannot be read", found=found, expected=expected, do="take it from version control, or " + ACCEPT_ADVICE
+        f"{path} cannot be read",
+        found=found,
+        expected="an accepted run as `gate --accept` wrote it, complete and unchanged",
+        do="restore it from version control, or " + ACCEPT_ADVICE,
     )

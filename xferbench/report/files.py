@@ -1,4 +1,4 @@
-"""A finished run becomes the files of the contract, and those files a run again."""
+"""The result files of a run: written from a :class:`~xferbench.core.run.Run` and read back as one. Reads and writes files."""
 
 from __future__ import annotations
 
@@ -33,194 +33,220 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 RESULTS, PREDICTIONS, SAMPLES = "results.json", "predictions.npz", "samples.npz"
-TASKS_FOLDER = "tasks"  # the folder of the reports of a matrix's tasks
+TASKS_FOLDER = "tasks"  # folder of the reports of a matrix's tasks
 NO_PLUGINS: Mapping[str, Plugin | None] = MappingProxyType({})
-BLANK_ROW = TrialRow(
-    plugin="", arm="", variant="", view="", seed=0, record=Record(key=""), recipe=""
-)  # for the columns that all have
-REQUIRED_SUITE_KEYS = frozenset(
-    {"name", "arch", "target", "metric", "margin", "alpha", "looks"}
-)  # of a suite, whatever wrote it
-RERUN_ADVICE = "run the suite again: what the store holds is not computed twice"
+# a row without values; its columns are the columns that every row has
+BLANK_ROW = TrialRow(plugin="", arm="", variant="", view="", seed=0, record=Record(key=""), recipe="")
+# keys of a suite that every version writes
+REQUIRED_SUITE_KEYS = frozenset({"name", "arch", "target", "metric", "margin", "alpha", "looks"})
+RERUN_ADVICE = "run the suite again: trials in the store are not computed twice"
+CONTENT_ERRORS = (KeyError, TypeError, ValueError, AttributeError, RecursionError)  # JSON without the content of a run
 
 
 def write_run(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = NO_PLUGINS, cache: Path | None = None) -> None:
-    """Write all files of a run, each at once, ``results.json`` last; on GitHub Actions the job's summary and annotations too.
+    """Write all files of a run, each atomically and ``results.json`` last.
 
-    Everything is rendered before anything is written, so a crash leaves what was there. ``plugins``, by id, give questions
-    and pictures; ``cache`` is a folder of figures that were drawn before.
+    On GitHub Actions, also write the job summary and annotations. Everything is rendered before anything is written, so that
+    a crash leaves the existing files unchanged.
+
+    Args:
+        run: the run.
+        directory: folder of the report; it is created if it does not exist.
+        plugins: plugins by id, for their questions and plots.
+        cache: folder of cached figures; None disables the cache.
 
     Raises:
-        UserError: where the folder cannot be written to, or the disk is full.
+        UserError: if the folder is not writable, or the disk is full.
     """
-    told = run_to_json(run)
+    results = run_to_json(run)
     summary = markdown.render(run)
     binary = {
-        PREDICTIONS: predictions.pack_predictions(run.cells, digest(told)),
-        SAMPLES: sample_images.pack_samples(run.samples, digest(told)),
+        PREDICTIONS: predictions.pack_predictions(run.cells, digest(results)),
+        SAMPLES: sample_images.pack_samples(run.samples, digest(results)),
     }
     content = {
-        "records.csv": _encoded(matrix_csv(run.matrix) if run.matrix else records_csv(run.cells)),
+        "records.csv": _encode(matrix_csv(run.matrix) if run.matrix else records_csv(run.cells)),
         **({} if run.matrix else binary),
-        "report.html": _encoded(html.render(run, plugins, cache)),
-        "junit.xml": _encoded(junit.render(matrix_tables.with_recipe_findings(run, plugins=True))),
-        "summary.md": _encoded(summary),
+        "report.html": _encode(html.render(run, plugins, cache)),
+        "junit.xml": _encode(junit.render(matrix_tables.with_recipe_findings(run, plugins=True))),
+        "summary.md": _encode(summary),
     }
-    last = {RESULTS: _encoded(json.dumps(told, allow_nan=False, indent=1) + "\n")}
-    witness = provenance.render_evidence(run, digest(told), content | last)
+    last = {RESULTS: _encode(json.dumps(results, allow_nan=False, indent=1) + "\n")}
+    evidence = provenance.render_evidence(run, digest(results), content | last)
     files.require_writable(directory)
-    for name, data in (content | witness | last).items():
+    for name, data in (content | evidence | last).items():
         files.write_file(directory / name, data)
-    for name in {provenance.EVIDENCE_FILE, provenance.CHECKSUMS_FILE, *binary} - {
-        *witness,
-        *content,
-    }:  # of what lay here before
+    optional = {provenance.EVIDENCE_FILE, provenance.CHECKSUMS_FILE, *binary}
+    for name in optional - {*evidence, *content}:  # an earlier run in the same folder may have written them
         (directory / name).unlink(missing_ok=True)
     if run.matrix:
         remove_task_reports(directory / TASKS_FOLDER, run.suite["tasks"] if run.suite["plugins"] else ())
+    _publish(run, summary)
+
+
+def _publish(run: Run, summary: str) -> None:
+    announced = matrix_tables.with_recipe_findings(run, plugins=False)  # the reports of the tasks announced their plugins
     try:
-        announced = matrix_tables.with_recipe_findings(run, plugins=False)  # the reports of the tasks announced their plugins
         github.publish(announced, summary, environ=os.environ, stream=sys.stderr)
     except OSError as error:
-        raise UserError(
-            "the summary of the job could not be written", found=str(error), do="unset GITHUB_STEP_SUMMARY"
-        ) from error
+        raise UserError("the job summary cannot be written", found=str(error), do="unset GITHUB_STEP_SUMMARY") from error
 
 
-def remove_task_reports(folder: Path, kept: Sequence[str]) -> None:
-    """Remove the reports of tasks that an earlier matrix in the same folder had and this one lacks."""
+def remove_task_reports(folder: Path, tasks: Sequence[str]) -> None:
+    """Delete the reports of all tasks except these, which an earlier matrix in the same folder wrote."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name not in kept and (path / RESULTS).is_file():
+        if path.name not in tasks and (path / RESULTS).is_file():
             shutil.rmtree(path)
 
 
 def results_path(path: Path) -> Path:
-    """The ``results.json`` of a finished run, which is named by its folder or by any file in it.
+    """Return the path of ``results.json`` of a finished run, which is named by its folder or by any file in it.
 
     Raises:
-        UserError: for a file that no finished run has.
+        UserError: if the file does not belong to a finished run.
     """
     if not path.is_file():
         return path if path.suffix == ".json" else path / RESULTS
-    found = path if path.suffix == ".json" else path.with_name(RESULTS)
-    if not found.is_file():
-        what = f"{path} belongs to no finished run"
-        raise UserError(what, found=f"no {RESULTS} beside it", expected="the folder that `run --output` named, or a file in it")
-    return found
+    results = path if path.suffix == ".json" else path.with_name(RESULTS)
+    if not results.is_file():
+        raise UserError(
+            f"{path} does not belong to a finished run",
+            found=f"no {RESULTS} next to it",
+            expected="the folder that `run --output` named, or a file in it",
+        )
+    return results
 
 
 def read_run(path: Path) -> Run:
-    """Read a finished run back from its folder, or from a file in it.
+    """Read a finished run from its folder, or from a file in it.
 
     Raises:
-        UserError: where a file is missing, broken, of another schema, or of another run than its neighbour.
+        UserError: if a file is missing, damaged, of another schema or of another run than the files next to it.
     """
-    found = results_path(path)
-    told = _told(found)
-    if told.get("matrix") is not None:
-        return _made(told, found)
-    of_cells, cells = _beside(found.with_name(PREDICTIONS), predictions.unpack_predictions)
-    pictured = found.with_name(SAMPLES)
-    of_shown, shown = (
-        _beside(pictured, sample_images.unpack_samples) if pictured.exists() else (of_cells, ())
-    )  # older versions wrote none
-    witness = found.with_name(provenance.EVIDENCE_FILE)
-    of_seen, seen = _beside(witness, provenance.read_evidence) if witness.exists() else (of_cells, ())
+    path = results_path(path)
+    results = _load_results(path)
+    if results.get("matrix") is not None:
+        return _build_run(results, path)
+    digests: dict[str, str] = {}
+    samples: tuple[SampleImages, ...] = ()
+    evidence: dict[str, Any] | None = None
+    digests[PREDICTIONS], rows = _read_companion(path.with_name(PREDICTIONS), predictions.unpack_predictions)
+    if (file := path.with_name(SAMPLES)).exists():  # older versions wrote no samples
+        digests[SAMPLES], samples = _read_companion(file, sample_images.unpack_samples)
+    if (file := path.with_name(provenance.EVIDENCE_FILE)).exists():
+        digests[provenance.EVIDENCE_FILE], (evidence,) = _read_companion(file, provenance.read_evidence)
+    run = _build_run(results, path, rows, samples)
     try:
-        of_told, run = digest(told), _made(told, found, cells, shown)
-        run = replace(run, evidence=dict(*seen or [run.evidence]))
-        of_seen = of_seen if json_values(without_file_lists(run.evidence)) == (told.get("evidence") or {}) else ""
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise _unfinished(found, error) from error
-    for name, of_run in ((PREDICTIONS, of_cells), (SAMPLES, of_shown), (provenance.EVIDENCE_FILE, of_seen)):
-        if of_run != of_told:
-            what = f"{found} and {name} beside it are not of the same run"
-            raise UserError(what, expected="both as one run wrote them", do=RERUN_ADVICE)
+        expected = digest(results)
+        if evidence is not None:
+            run = replace(run, evidence=evidence)
+            if json_values(without_file_lists(evidence)) != (results.get("evidence") or {}):
+                digests[provenance.EVIDENCE_FILE] = ""
+    except CONTENT_ERRORS as error:
+        raise _not_a_run(path, error) from error
+    for name, actual in digests.items():
+        if actual != expected:
+            raise UserError(
+                f"{path} and {name} next to it do not belong to the same run",
+                expected="both files as one run wrote them",
+                do=RERUN_ADVICE,
+            )
     return run
 
 
-def _beside(path: Path, unpack: Callable[[BinaryIO], tuple[str, tuple[T, ...]]]) -> tuple[str, tuple[T, ...]]:
-    """What a file beside the results holds, and the digest of the results that it belongs to."""
+def _read_companion(path: Path, unpack: Callable[[BinaryIO], tuple[str, tuple[T, ...]]]) -> tuple[str, tuple[T, ...]]:
+    """Return the digest of the results that a file next to them belongs to, and the content of that file."""
     try:
         with path.open("rb") as file:
             return unpack(file)
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing", expected=f"it beside {RESULTS}", do="copy both, or " + RERUN_ADVICE) from error
+        advice = "copy both files, or " + RERUN_ADVICE
+        raise UserError(f"{path} is missing", expected=f"the file next to {RESULTS}", do=advice) from error
     except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(
-            f"{path} cannot be read", found=_shown(error), expected="the file as xferbench wrote it", do=RERUN_ADVICE
-        ) from error
+        expected = "the file as xferbench wrote it"
+        raise UserError(f"{path} cannot be read", found=_describe_error(error), expected=expected, do=RERUN_ADVICE) from error
 
 
 def read_single_task(path: Path) -> Run:
     """Read a finished run of one task.
 
     Raises:
-        UserError: as :func:`read`; and for the run of a suite with [matrix].
+        UserError: as :func:`read_run`, and if the run is that of a suite with [matrix].
     """
     run = read_run(path)
     if run.matrix is not None:
-        do = "runs of its tasks lie in the folder tasks beside it, where the suite lists plugins"
-        raise UserError(f"{results_path(path)} is that of a suite with [matrix]", expected="a run of one task", do=do)
+        raise UserError(
+            f"{results_path(path)} is the result of a suite with [matrix]",
+            expected="a run of one task",
+            do=f"name a run in the folder {TASKS_FOLDER} next to it; that folder exists if the suite lists plugins",
+        )
     return run
 
 
-def _made(told: Mapping[str, Any], path: Path, cells: tuple[TrialRow, ...] = (), shown: tuple[SampleImages, ...] = ()) -> Run:
+def _build_run(
+    results: Mapping[str, Any], path: Path, cells: tuple[TrialRow, ...] = (), samples: tuple[SampleImages, ...] = ()
+) -> Run:
     try:
-        return run_from_json(told, cells, shown)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise _unfinished(path, error) from error
+        return run_from_json(results, cells, samples)
+    except CONTENT_ERRORS as error:
+        raise _not_a_run(path, error) from error
 
 
-def _unfinished(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is not a finished run", found=_shown(error), expected=f"schema {RESULTS_SCHEMA}", do=RERUN_ADVICE)
+def _not_a_run(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} is not a finished run",
+        found=_describe_error(error),
+        expected=f"schema {RESULTS_SCHEMA}",
+        do=RERUN_ADVICE,
+    )
 
 
 def records_csv(cells: Sequence[TrialRow]) -> str:
-    """``records.csv``: one row a cell; an empty field is a number that is not there, or not finite."""
+    """Return ``records.csv`` with one row for each cell; a missing or non-finite number is an empty field."""
     rows = [json_values(row_values(cell)) for cell in cells]
-    return _csv(rows, [*dict.fromkeys([*row_values(BLANK_ROW), *(name for one in rows for name in one)])])
+    return _format_csv(rows, [*dict.fromkeys([*row_values(BLANK_ROW), *(name for row in rows for name in row)])])
 
 
 def matrix_csv(matrix: MatrixResult) -> str:
-    """``records.csv`` of a matrix: a row for each task, recipe and seed; an empty field is a missing number."""
-    return _csv([json_values(dict(entry)) for entry in matrix.rows], COLUMNS)
+    """Return ``records.csv`` of a matrix with one row for each task, recipe and seed; a missing number is an empty field."""
+    return _format_csv([json_values(dict(row)) for row in matrix.rows], COLUMNS)
 
 
-def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    return "".join(map(_line, (columns, *([entry.get(name) for name in columns] for entry in rows))))
+def _format_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    return "".join(map(_csv_line, (columns, *([row.get(name) for name in columns] for row in rows))))
 
 
-def _line(values: Sequence[Any]) -> str:
-    """One line of CSV; written with both ends of a line, so that a field with either of them is quoted."""
+def _csv_line(values: Sequence[Any]) -> str:
+    """Return one line of CSV. It is written with a carriage return first, so that a field that contains one is quoted."""
     file = io.StringIO()
     csv.writer(file, lineterminator="\r\n").writerow(values)
     return file.getvalue().removesuffix("\r\n") + "\n"
 
 
-def _told(path: Path) -> Mapping[str, Any]:
-    """Read ``results.json``, of a schema that is known."""
+def _load_results(path: Path) -> Mapping[str, Any]:
+    """Return the content of ``results.json`` after :func:`check_results`."""
     try:
-        told: Any = json.loads(path.read_text(encoding="utf-8"))
+        results: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} is missing", expected="the folder of a finished run", do="give the folder that `run --output` named"
+            f"{path} is missing",
+            expected="the folder of a finished run",
+            do="pass the folder that `run --output` named",
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} cannot be read", found=_shown(error), expected="JSON, as xferbench wrote it", do=RERUN_ADVICE
-        ) from error
-    check_results(told, path)
-    return told  # type: ignore[no-any-return]
+        expected = "JSON as xferbench wrote it"
+        raise UserError(f"{path} cannot be read", found=_describe_error(error), expected=expected, do=RERUN_ADVICE) from error
+    check_results(results, path)
+    return results  # type: ignore[no-any-return]
 
 
-def check_results(told: Any, path: Path) -> None:
-    """Refuse what is no content of a ``results.json``, or of one that this version cannot read.
+def check_results(results: Any, path: Path) -> None:
+    """Check that a value is the content of a ``results.json`` that this version can read.
 
     Raises:
-        UserError: with the schema that was found.
+        UserError: if it is not; the message names the schema.
     """
-    if not isinstance(told, dict) or not isinstance(schema := told.get("schema"), int):
+    if not isinstance(results, dict) or not isinstance(schema := results.get("schema"), int):
         raise UserError(
             f"{path} is not a finished run", found="no schema", expected=f"schema {RESULTS_SCHEMA}", do=RERUN_ADVICE
         )
@@ -228,62 +254,61 @@ def check_results(told: Any, path: Path) -> None:
         newer = schema > RESULTS_SCHEMA
         raise UserError(
             f"{path} is {'newer' if newer else 'older'} than this xferbench",
-            found=f"schema {schema}, by {told.get('xferbench', 'an unknown version')}",
+            found=f"schema {schema}, by {results.get('xferbench', 'an unknown version')}",
             expected=f"schema {RESULTS_SCHEMA}",
-            do="upgrade xferbench"
-            if newer
-            else "run the suite again: the store still has its records, nothing is trained twice",
+            do="upgrade xferbench" if newer else "run the suite again: records in the store are reused",
         )
-    check_suite(told, path)
+    check_suite(results, path)
 
 
-def check_suite(told: Mapping[str, Any], path: Path) -> None:
-    """Refuse results whose suite lacks what every reader needs.
-
-    Raises:
-        UserError: naming the missing fields.
-    """
-    if not isinstance(told.get("suite"), dict) or not told["suite"].keys() >= REQUIRED_SUITE_KEYS:
-        lacking = sorted(REQUIRED_SUITE_KEYS - set(told.get("suite") or ()))
-        raise UserError(f"{path} is not a finished run", found=f"a suite without {', '.join(lacking)}", do=RERUN_ADVICE)
-
-
-def run_from_json(told: Mapping[str, Any], cells: tuple[TrialRow, ...], shown: tuple[SampleImages, ...] = ()) -> Run:
-    """A run of what ``results.json`` holds and the cells beside it.
+def check_suite(results: Mapping[str, Any], path: Path) -> None:
+    """Check that the suite in the results has the keys that every reader needs.
 
     Raises:
-        KeyError, TypeError, ValueError: for what is no such content.
+        UserError: if it does not; the message names the missing keys.
     """
-    matrix = told.get("matrix")  # an accepted run has none
+    suite = results.get("suite")
+    if not isinstance(suite, dict) or not suite.keys() >= REQUIRED_SUITE_KEYS:
+        missing = sorted(REQUIRED_SUITE_KEYS - set(suite if isinstance(suite, dict) else ()))
+        raise UserError(f"{path} is not a finished run", found=f"a suite without {', '.join(missing)}", do=RERUN_ADVICE)
+
+
+def run_from_json(results: Mapping[str, Any], cells: tuple[TrialRow, ...], samples: tuple[SampleImages, ...] = ()) -> Run:
+    """Return a run from the content of ``results.json``, and from the cells and samples of the files next to it.
+
+    Raises:
+        KeyError, TypeError, ValueError: if the content is not that of a run.
+    """
+    matrix = results.get("matrix")  # the results in an accepted run have no such key
     return Run(
-        suite=dict(told["suite"]),
-        environment=dict(told["environment"]),
-        findings=tuple(finding_from_json(entry, told.get("plugins") or ()) for entry in told["findings"]),
+        suite=dict(results["suite"]),
+        environment=dict(results["environment"]),
+        findings=tuple(finding_from_json(entry, results.get("plugins") or ()) for entry in results["findings"]),
         cells=cells,
-        cost=dict(told["cost"]),
-        arms=dict(told["arms"]),
-        notes=tuple(told["notes"]),
-        expected_false_alarms=float(told["expected_false_alarms"]),
-        plan=told["plan"],
-        samples=shown,
-        frozen=dict(told.get("frozen") or {}),
-        evidence=dict(told.get("evidence") or {}),
-        plugins=dict(told.get("plugins") or {}),
-        gate=_gate(told.get("gate")),
+        cost=dict(results["cost"]),
+        arms=dict(results["arms"]),
+        notes=tuple(results["notes"]),
+        expected_false_alarms=float(results["expected_false_alarms"]),
+        plan=results["plan"],
+        samples=samples,
+        frozen=dict(results.get("frozen") or {}),
+        evidence=dict(results.get("evidence") or {}),
+        plugins=dict(results.get("plugins") or {}),
+        gate=_comparison_from_json(results.get("gate")),
         matrix=None if matrix is None else matrix_from_json(matrix),
     )
 
 
-def _gate(told: Mapping[str, Any] | None) -> Comparison | None:
-    if told is None:
+def _comparison_from_json(entry: Mapping[str, Any] | None) -> Comparison | None:
+    if entry is None:
         return None
-    outcomes = tuple(Outcome(**one) for one in told["outcomes"])
-    return Comparison(accepted=dict(told["accepted"]), outcomes=outcomes, notes=tuple(told["notes"]))
+    outcomes = tuple(Outcome(**outcome) for outcome in entry["outcomes"])
+    return Comparison(accepted=dict(entry["accepted"]), outcomes=outcomes, notes=tuple(entry["notes"]))
 
 
-def _encoded(text: str) -> bytes:
+def _encode(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def _shown(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:200]
