@@ -1,4 +1,4 @@
-"""pytest plugin: one test for each question of a suite, and the finished run as a fixture.
+"""pytest plugin: one test for each contrast of a suite, and the finished run as a fixture.
 
 ::
 
@@ -58,12 +58,12 @@ class VerdictFailure(Exception):  # noqa: N818 - the verdict of a test, not an e
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options in a group of their own."""
+    """Add the options of this plugin."""
     group = parser.getgroup(PLUGIN_NAME, "failures of transfer learning, by experiment (xferbench)")
     group.addoption(
         "--xferbench",
         metavar="SUITE",
-        help="a suite file or the name of a shipped suite; there is one test for each of its questions",
+        help="a suite file or the name of a shipped suite; there is one test for each of its contrasts",
     )
     help_texts = {
         "baseline": "an accepted run (xferbench gate --accept FILE, or results.json); only worse results fail",
@@ -82,7 +82,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read the suite, so that an invalid one ends the session before collection."""
-    config.addinivalue_line("markers", f"{PLUGIN_NAME}: a question of the suite named by --xferbench")
+    config.addinivalue_line("markers", f"{PLUGIN_NAME}: a contrast of the suite that --xferbench names")
     option = config.getoption("--xferbench")
     if option is None:
         options = [f"--xferbench-{name}" for name in FILE_OPTIONS if config.getoption(f"--xferbench-{name}")]
@@ -93,11 +93,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
     try:
         settings = config.stash[SETTINGS_KEY] = _read_settings(config, option)
-    except UserError as problem:
-        raise pytest.UsageError(f"--xferbench {option}: {problem}") from None
-    heads = [argument.partition("::") for argument in config.args]
+    except UserError as error:
+        raise pytest.UsageError(f"--xferbench {option}: {error}") from None
+    arguments = [argument.partition("::") for argument in config.args]
     config.args = [
-        str(settings.file) + "".join(rest) if head == settings.option else "".join((head, *rest)) for head, *rest in heads
+        (str(settings.file) if path == settings.option else path) + separator + test for path, separator, test in arguments
     ]
     if not any(_absolute_path(config, argument.partition("::")[0]) == settings.file for argument in config.args):
         config.args.append(str(settings.file))
@@ -130,7 +130,7 @@ def _read_settings(config: pytest.Config, option: str) -> Settings:
         option=option.replace(os.sep, "/"),
         suite=loaded,
         file=file,
-        tests=test_results.test_names(discovery.suite_plugins(loaded), compared_too=paths["baseline"] is not None),
+        tests=test_results.test_names(discovery.suite_plugins(loaded), has_baseline=paths["baseline"] is not None),
         fail_on=config.getoption("--xferbench-fail-on"),
         **paths,
     )
@@ -141,8 +141,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     if SETTINGS_KEY not in config.stash:
         return None
     settings = config.stash[SETTINGS_KEY]
-    against = f", compared with {settings.baseline.name}" if settings.baseline else ""
-    return f"xferbench: suite {settings.suite.name}, {settings.suite.metric}, margin {settings.suite.margin:g}{against}"
+    baseline = f", compared with {settings.baseline.name}" if settings.baseline else ""
+    return f"xferbench: suite {settings.suite.name}, {settings.suite.metric}, margin {settings.suite.margin:g}{baseline}"
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:
@@ -182,8 +182,8 @@ class SuiteFile(pytest.File):
 class ContrastTest(pytest.Item):
     """One contrast of one plugin."""
 
-    def __init__(self, *, plugin: str, **more: Any) -> None:
-        super().__init__(**more)
+    def __init__(self, *, plugin: str, **options: Any) -> None:
+        super().__init__(**options)
         self.plugin = plugin
         self.add_marker(PLUGIN_NAME)
 
@@ -197,11 +197,11 @@ class ContrastTest(pytest.Item):
 
         settings = self.config.stash[SETTINGS_KEY]
         outcome = test_results.test_outcome(session_run(self.config), self.name, self.plugin, fail_on=settings.fail_on)
-        self.user_properties += outcome.figures.items()
+        self.user_properties += outcome.properties.items()
         if outcome.state == test_results.FAILED:
-            raise VerdictFailure(f"{outcome.said}\n{outcome.more}".rstrip())
+            raise VerdictFailure(f"{outcome.message}\n{outcome.details}".rstrip())
         if outcome.state == test_results.SKIPPED:
-            pytest.skip(f"{self.name}: {outcome.said}")
+            pytest.skip(f"{self.name}: {outcome.message}")
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Return the message of a verdict, or pytest's text for any other exception."""
@@ -238,12 +238,12 @@ def _run_or_message(config: pytest.Config) -> Run | str:
     settings = config.stash[SETTINGS_KEY]
     try:
         return _run(config, settings)
-    except UserError as problem:
-        return str(problem)
+    except UserError as error:
+        return str(error)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - reported as an error of each test, never as a pass
-        last = (str(error).strip().splitlines() or [""])[-1]
+        last_line = (str(error).strip().splitlines() or [""])[-1]
         do = f"`xferbench run {settings.file} --debug` shows the full traceback; finished trials are kept"
-        return str(UserError(f"crashed: {type(error).__name__}: {last}", do=do))
+        return str(UserError(f"crashed: {type(error).__name__}: {last_line}", do=do))
 
 
 def _run(config: pytest.Config, settings: Settings) -> Run:

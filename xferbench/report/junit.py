@@ -1,4 +1,4 @@
-"""``junit.xml``: a suite for each plugin, a case for each finding; of a gate a case for each outcome."""
+"""``junit.xml``: a test suite for each plugin with a test case for each finding, or for each outcome of a gate. Pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from xferbench.core.comparison import Outcome
     from xferbench.core.run import Finding, Run
 
-ELEMENT = {"FAIL": "failure", "ERROR": "error", "SKIPPED": "skipped", "INCONCLUSIVE": "skipped"}
-OUTCOME = {"worse": "failure", "crashed": "error", "cannot tell": "skipped", "skipped": "skipped"}
-FIGURES = (
+VERDICT_ELEMENTS = {"FAIL": "failure", "ERROR": "error", "SKIPPED": "skipped", "INCONCLUSIVE": "skipped"}
+DECISION_ELEMENTS = {"worse": "failure", "crashed": "error", "cannot tell": "skipped", "skipped": "skipped"}
+FINDING_TEXTS = ("verdict", "control", "metric", "unit", "seeds", "examples")
+FINDING_NUMBERS = (
     "harm",
     "low",
     "high",
@@ -27,93 +28,104 @@ FIGURES = (
     "control_low",
     "control_high",
 )
-WORDS = ("verdict", "accepted", "decision", "metric", "unit", "seeds", "examples")
-COMPARED = ("before", "now", "change", "low", "high", "margin", "p_worse", "p_not_worse", "flipped")
+OUTCOME_TEXTS = ("verdict", "accepted", "decision", "metric", "unit", "seeds", "examples")
+OUTCOME_NUMBERS = ("before", "now", "change", "low", "high", "margin", "p_worse", "p_not_worse", "flipped")
 
 
 def render(run: Run) -> str:
-    """Render the XML; INFO, PASS and known FAILs are cases that passed. Characters that XML cannot hold become a space."""
+    """Return the XML. INFO, PASS and known FAILs are passed cases; a character that XML cannot contain becomes a space."""
     root = ET.Element("testsuites", name=format.one_line(f"xferbench {run.suite.get('name', '')}"))
     if run.gate is None:
-        _findings(root, run)
+        _add_findings(root, run)
     else:
-        _outcomes(root, run, run.gate.outcomes)
+        _add_outcomes(root, run, run.gate.outcomes)
     ET.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def _findings(root: ET.Element, run: Run) -> None:
-    _counts(root, [finding.verdict for finding in run.findings], ELEMENT)
+def _add_findings(root: ET.Element, run: Run) -> None:
+    _set_counts(root, [finding.verdict for finding in run.findings], VERDICT_ELEMENTS)
     for plugin in tables.plugin_names(run):
         findings = [finding for finding in run.findings if finding.plugin == plugin]
         suite = ET.SubElement(root, "testsuite", name=format.one_line(plugin))
-        _counts(suite, [finding.verdict for finding in findings], ELEMENT)
+        _set_counts(suite, [finding.verdict for finding in findings], VERDICT_ELEMENTS)
         for finding in findings:
-            _case(suite, finding)
+            _add_finding(suite, finding)
 
 
-def _outcomes(root: ET.Element, run: Run, outcomes: Sequence[Outcome]) -> None:
-    _counts(root, [one.decision for one in outcomes], OUTCOME)
-    for plugin in dict.fromkeys(one.plugin for one in outcomes):
-        own = [one for one in outcomes if one.plugin == plugin]
-        suite = ET.SubElement(root, "testsuite", name=format.one_line(plugin) or "subject")
-        _counts(suite, [one.decision for one in own], OUTCOME)
-        for one in own:
-            _compared(suite, one, tables.group_sentence_name(run, one))
-
-
-def _compared(suite: ET.Element, one: Outcome, group: tables.Group) -> None:
-    case = ET.SubElement(suite, "testcase", classname=suite.get("name", ""), name=format.one_line(one.id))
-    _properties(case, outcome_properties(one))
-    if one.decision in OUTCOME:
-        then = (tables.next_action(group), tables.patch_lines(group)) if group and one.decision != "skipped" else ()
-        _result(
-            case, OUTCOME[one.decision], one.decision, comparison_text.reason_text(one), then, bare=one.decision == "skipped"
-        )
-
-
-def _counts(element: ET.Element, kinds: Sequence[str], elements: Mapping[str, str]) -> None:
-    found = [elements.get(kind, "") for kind in kinds]
-    element.set("tests", str(len(found)))
-    for plural, name in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
-        element.set(plural, str(found.count(name)))
-
-
-def _case(suite: ET.Element, finding: Finding) -> None:
+def _add_finding(suite: ET.Element, finding: Finding) -> None:
     case = ET.SubElement(suite, "testcase", classname=format.one_line(finding.plugin), name=format.one_line(finding.id))
-    _properties(case, finding_properties(finding))
-    if finding.verdict in ELEMENT:
-        then = (tables.next_action((finding,)), tables.patch_lines((finding,)))
-        bare = finding.verdict == "SKIPPED"
-        _result(case, ELEMENT[finding.verdict], finding.verdict, finding.reason, then, bare=bare)
+    _add_properties(case, finding_properties(finding))
+    if finding.verdict in VERDICT_ELEMENTS:
+        details = None if finding.verdict == "SKIPPED" else _actions((finding,))
+        _add_result(case, VERDICT_ELEMENTS[finding.verdict], finding.verdict, finding.reason, details)
+
+
+def _add_outcomes(root: ET.Element, run: Run, outcomes: Sequence[Outcome]) -> None:
+    _set_counts(root, [outcome.decision for outcome in outcomes], DECISION_ELEMENTS)
+    for plugin in dict.fromkeys(outcome.plugin for outcome in outcomes):
+        of_plugin = [outcome for outcome in outcomes if outcome.plugin == plugin]
+        suite = ET.SubElement(root, "testsuite", name=format.one_line(plugin) or "subject")
+        _set_counts(suite, [outcome.decision for outcome in of_plugin], DECISION_ELEMENTS)
+        for outcome in of_plugin:
+            _add_outcome(suite, outcome, tables.group_sentence_name(run, outcome))
+
+
+def _add_outcome(suite: ET.Element, outcome: Outcome, group: tables.Group) -> None:
+    case = ET.SubElement(suite, "testcase", classname=suite.get("name", ""), name=format.one_line(outcome.id))
+    _add_properties(case, outcome_properties(outcome))
+    if outcome.decision in DECISION_ELEMENTS:
+        details = None if outcome.decision == "skipped" else _actions(group) if group else ()
+        reason = comparison_text.reason_text(outcome)
+        _add_result(case, DECISION_ELEMENTS[outcome.decision], outcome.decision, reason, details)
+
+
+def _actions(group: tables.Group) -> tuple[str, str]:
+    return tables.next_action(group), tables.patch_lines(group)
+
+
+def _set_counts(element: ET.Element, results: Sequence[str], elements: Mapping[str, str]) -> None:
+    """Set the numbers of tests, failures, errors and skipped tests of a suite."""
+    names = [elements.get(result, "") for result in results]
+    element.set("tests", str(len(names)))
+    for attribute, name in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        element.set(attribute, str(names.count(name)))
 
 
 def finding_properties(finding: Finding) -> dict[str, str]:
-    """Tell a finding's words and numbers by name, without those that are not known."""
-    words = {name: str(getattr(finding, name)) for name in ("verdict", "control", "metric", "unit", "seeds", "examples")}
+    """Return the texts and numbers of a finding by name, without missing numbers."""
+    texts = {name: str(getattr(finding, name)) for name in FINDING_TEXTS}
     accuracy = {f"accuracy.{arm}": value for arm, value in finding.accuracy.items()}
-    return words | _numbers({name: getattr(finding, name) for name in FIGURES} | accuracy)
+    return texts | _format_numbers({name: getattr(finding, name) for name in FINDING_NUMBERS} | accuracy)
 
 
-def outcome_properties(one: Outcome) -> dict[str, str]:
-    """Tell the same of an outcome."""
-    words = {name: str(getattr(one, name)) for name in WORDS if getattr(one, name) != ""}
-    return words | _numbers({name: getattr(one, name) for name in COMPARED})
+def outcome_properties(outcome: Outcome) -> dict[str, str]:
+    """Return the texts and numbers of an outcome by name, without missing ones."""
+    texts = {name: str(getattr(outcome, name)) for name in OUTCOME_TEXTS if getattr(outcome, name) != ""}
+    return texts | _format_numbers({name: getattr(outcome, name) for name in OUTCOME_NUMBERS})
 
 
-def _numbers(told: Mapping[str, float | None]) -> dict[str, str]:
-    return {name: format.format_number(value, 6) for name, value in told.items() if value is not None}
+def _format_numbers(values: Mapping[str, float | None]) -> dict[str, str]:
+    return {name: format.format_number(value, 6) for name, value in values.items() if value is not None}
 
 
-def _properties(case: ET.Element, told: Mapping[str, str]) -> None:
+def _add_properties(case: ET.Element, values: Mapping[str, str]) -> None:
     properties = ET.SubElement(case, "properties")
-    for name, value in told.items():
+    for name, value in values.items():
         ET.SubElement(properties, "property", name=format.one_line(name), value=format.one_line(value))
 
 
-def _result(case: ET.Element, name: str, kind: str, reason: str, then: Sequence[str], *, bare: bool) -> None:
-    """What the case came to, with the reason and what to do then; ``bare`` has the message alone."""
-    element = ET.SubElement(case, name, message=format.one_line(f"{kind}: {reason}"))
-    if not bare:
-        element.set("type", kind)
-        element.text = "\n".join(part for part in (format.one_line(reason), *then) if part)
+def _add_result(case: ET.Element, element_name: str, result: str, reason: str, details: Sequence[str] | None) -> None:
+    """Add the result of a case with its reason.
+
+    Args:
+        case: the case.
+        element_name: name of the element: ``failure``, ``error`` or ``skipped``.
+        result: verdict or decision.
+        reason: why.
+        details: texts below the reason; None for a message without type and text.
+    """
+    element = ET.SubElement(case, element_name, message=format.one_line(f"{result}: {reason}"))
+    if details is not None:
+        element.set("type", result)
+        element.text = "\n".join(part for part in (format.one_line(reason), *details) if part)

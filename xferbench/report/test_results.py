@@ -1,4 +1,4 @@
-"""A run as a test runner takes it: for each contrast that is judged whether it passed, in a few lines of text."""
+"""The verdicts of a run as results for a test runner: passed, failed or skipped, with a short text. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from xferbench.core.run import Finding, Run
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
-STATE = {  # of verdicts, and of what is decided where there is an accepted run
+STATE = {  # state by verdict, and by decision of a comparison with an accepted run
     "FAIL": FAILED,
     "ERROR": FAILED,
     "PASS": PASSED,
@@ -25,110 +25,122 @@ STATE = {  # of verdicts, and of what is decided where there is an accepted run
     comparison.CRASHED: FAILED,
     comparison.NOT_WORSE: PASSED,
 }
-OPEN_STATES = {"INCONCLUSIVE", comparison.CANNOT_TELL}  # fail only where that is asked for
-FAILED_VERDICTS = {"FAIL", "ERROR"}  # verdicts that are told beside a comparison too
-NOT_IN_RESULTS = "not in the results, though the suite asks it: they are of another suite, or of other versions"
+OPEN_STATES = {"INCONCLUSIVE", comparison.CANNOT_TELL}  # these fail only if the caller says so
+FAILED_VERDICTS = {"FAIL", "ERROR"}  # verdicts that are reported in addition to a decision
+NOT_IN_RESULTS = "the suite tests this, but the results do not contain it: they come from another suite or other versions"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestOutcome:
-    """What a test runner is told of one test.
+    """The result of one test.
 
     Attributes:
         state: ``passed``, ``failed`` or ``skipped``.
-        said: why, in one line that begins with the verdict or the decision. more: what a reader of a failure needs beside it.
-        figures: words and numbers by name.
+        message: the reason, in one line that begins with the verdict or the decision.
+        details: further lines that the reader of a failure needs.
+        properties: texts and numbers by name.
     """
 
     state: str
-    said: str
-    more: str = ""
-    figures: Mapping[str, str] = field(default_factory=dict)
+    message: str
+    details: str = ""
+    properties: Mapping[str, str] = field(default_factory=dict)
 
 
-def test_names(plugins: Iterable[Plugin], *, compared_too: bool = False) -> dict[str, str]:
-    """The tests of a suite, each with the id of its plugin, known before anything is run; measurements are none.
+def test_names(plugins: Iterable[Plugin], *, has_baseline: bool = False) -> dict[str, str]:
+    """Return the tests of a suite with the id of the plugin of each; nothing is run, and measurements are not tests.
 
     Args:
-        plugins: what the suite asks.
-        compared_too: whether there is an accepted run, so that the subject's own metric is a test too.
+        plugins: the plugins of the suite.
+        has_baseline: whether there is an accepted run, so that the metric of the subject is a test as well.
     """
-    judged = {
-        contrast_id(plugin.id, one.name): plugin.id for plugin in plugins for one in plugin.contrasts if one.kind != "info"
+    names = {
+        contrast_id(plugin.id, contrast.name): plugin.id
+        for plugin in plugins
+        for contrast in plugin.contrasts
+        if contrast.kind != "info"
     }
-    return ({comparison.SUBJECT: ""} if compared_too else {}) | judged
+    return ({comparison.SUBJECT: ""} if has_baseline else {}) | names
 
 
 def test_outcome(run: Run, name: str, plugin: str, *, fail_on: str = "fail") -> TestOutcome:
-    """What became of one test; of several variants the worst counts.
+    """Return the result of one test; the worst variant counts.
 
-    Where the run was held against an accepted one, that decides, and a FAIL which is known passes.
+    If the run was compared with an accepted run, the decision of that comparison counts, and a known FAIL passes.
 
     Args:
         run: the finished run.
-        name: one of :func:`names`. plugin: the id that stands beside it there.
-        fail_on: ``fail``, or ``inconclusive``: what is left open fails too.
+        name: name of the test, as :func:`test_names` returns it.
+        plugin: id of the plugin of the test.
+        fail_on: ``fail``, or ``inconclusive`` if undecided results fail as well.
     """
-    group = _group(run, name, plugin)
-    id_ = contrast_id(group[0].plugin, group[0].contrast) if group else name
-    outcome = next((one for one in run.gate.outcomes if one.id == id_), None) if run.gate else None
+    group = _worst_first(run, name, plugin)
+    contrast = contrast_id(group[0].plugin, group[0].contrast) if group else name
+    outcome = next((outcome for outcome in run.gate.outcomes if outcome.id == contrast), None) if run.gate else None
     if outcome is None and not group:
-        return TestOutcome(state=FAILED, said=NOT_IN_RESULTS)
-    word = outcome.decision if outcome else group[0].verdict
-    figures = junit.finding_properties(group[0]) if group else {}
-    figures |= {f"gate.{name}": value for name, value in junit.outcome_properties(outcome).items()} if outcome else {}
-    said, *more = _beside(outcome, group) if outcome else _own(group)
-    return TestOutcome(state=_state(word, fail_on), said=said, more="\n".join(more), figures=figures)
+        return TestOutcome(state=FAILED, message=NOT_IN_RESULTS)
+    result = outcome.decision if outcome else group[0].verdict
+    properties = junit.finding_properties(group[0]) if group else {}
+    properties |= {f"gate.{name}": value for name, value in junit.outcome_properties(outcome).items()} if outcome else {}
+    message, *details = _decision_lines(outcome, group) if outcome else _verdict_lines(group)
+    return TestOutcome(state=_state(result, fail_on), message=message, details="\n".join(details), properties=properties)
 
 
-def _group(run: Run, name: str, plugin: str) -> tables.Group:
-    """The findings of a contrast, the worst first; where a plugin was not asked at all, what stands for all its contrasts."""
-    found = [one for one in run.findings if one.verdict != "INFO"]
-    own = [one for one in found if contrast_id(one.plugin, one.contrast) == name]
-    whole = [one for one in found if one.plugin == plugin and one.verdict in {"SKIPPED", "ERROR"}]
-    return tuple(sorted(own or whole, key=lambda one: tables.WORST_FIRST.index(one.verdict)))
+def _worst_first(run: Run, name: str, plugin: str) -> tables.Group:
+    """Return the findings of a contrast, the worst first.
+
+    A plugin that did not run has one finding, which stands for all its contrasts.
+    """
+    findings = [finding for finding in run.findings if finding.verdict != "INFO"]
+    of_contrast = [finding for finding in findings if contrast_id(finding.plugin, finding.contrast) == name]
+    of_plugin = [finding for finding in findings if finding.plugin == plugin and finding.verdict in {"SKIPPED", "ERROR"}]
+    return tuple(sorted(of_contrast or of_plugin, key=lambda finding: tables.WORST_FIRST.index(finding.verdict)))
 
 
-def _state(word: str, fail_on: str) -> str:
-    return FAILED if word in OPEN_STATES and fail_on == "inconclusive" else STATE.get(word, SKIPPED)
+def _state(result: str, fail_on: str) -> str:
+    return FAILED if result in OPEN_STATES and fail_on == "inconclusive" else STATE.get(result, SKIPPED)
 
 
-def _beside(outcome: Outcome, group: tables.Group) -> list[str]:
-    """What a comparison decided, and of what is amiss the run's own verdict, unless that has been said."""
-    said, amiss = _decided(outcome), bool(group) and group[0].verdict in FAILED_VERDICTS
-    verdict, *then = _own(group) if amiss else [""]
-    return [said, *([verdict] if amiss and format.one_line(group[0].reason) not in said else []), *then]
+def _decision_lines(outcome: Outcome, group: tables.Group) -> list[str]:
+    """Return the decision of a comparison, and then a failed verdict of the run unless the decision repeats it."""
+    decision = _describe_decision(outcome)
+    if not group or group[0].verdict not in FAILED_VERDICTS:
+        return [decision]
+    verdict, *actions = _verdict_lines(group)
+    repeated = format.one_line(group[0].reason) in decision
+    return [decision, *([] if repeated else [verdict]), *actions]
 
 
-def _own(group: tables.Group) -> list[str]:
-    """A run's own verdict: its number, its reason, and what to do next."""
+def _verdict_lines(group: tables.Group) -> list[str]:
+    """Return the verdict of a run with its harm and its reason, and then what to do next."""
     first = group[0]
-    worst = tuple(one for one in group if one.verdict == first.verdict)
+    worst = tuple(finding for finding in group if finding.verdict == first.verdict)
     crashed = "crashed: " if first.verdict == "ERROR" else ""
     action = tables.next_action(worst)
     lines = [
-        ": ".join(part for part in (first.verdict, _harm(first), crashed + tables.group_reason(worst)) if part),
+        ": ".join(part for part in (first.verdict, _format_harm(first), crashed + tables.group_reason(worst)) if part),
         f"next: {action}" if action else "",
         *(f"    {line}" for line in tables.patch_lines(worst).splitlines()),
     ]
     return [line for line in lines if line]
 
 
-def _harm(one: Finding) -> str:
-    return _sized((one.harm, one.low, one.high), one.unit, one.margin) if one.verdict != "ERROR" else ""
+def _format_harm(finding: Finding) -> str:
+    if finding.verdict == "ERROR":
+        return ""
+    return _format_estimate((finding.harm, finding.low, finding.high), finding.unit, finding.margin)
 
 
-def _decided(one: Outcome) -> str:
-    """What was decided beside the accepted run: by how much, from what to what, and why."""
-    size = _sized((one.change, one.low, one.high), one.unit, one.margin)
-    moved = comparison_text.levels_text(one) if one.before is not None and one.now is not None else ""
-    return ": ".join(
-        part for part in (one.decision, ", ".join(filter(None, (size, moved))), comparison_text.reason_text(one)) if part
-    )
+def _describe_decision(outcome: Outcome) -> str:
+    """Return the decision of a comparison: the size of the change, both levels, and the reason."""
+    size = _format_estimate((outcome.change, outcome.low, outcome.high), outcome.unit, outcome.margin)
+    levels = comparison_text.levels_text(outcome) if outcome.before is not None and outcome.now is not None else ""
+    numbers = ", ".join(filter(None, (size, levels)))
+    return ": ".join(part for part in (outcome.decision, numbers, comparison_text.reason_text(outcome)) if part)
 
 
-def _sized(bounds: tables.Bounds, unit: str, margin: float | None) -> str:
+def _format_estimate(bounds: tables.Bounds, unit: str, margin: float | None) -> str:
     if bounds[0] is None:
         return ""
-    beside = "" if margin is None else f" (margin {format.format_harm(margin, unit).removeprefix('+')})"
-    return f"{format.format_bounds(bounds, unit)} {format.unit_name(unit)}{beside}"
+    margin_text = "" if margin is None else f" (margin {format.format_harm(margin, unit).removeprefix('+')})"
+    return f"{format.format_bounds(bounds, unit)} {format.unit_name(unit)}{margin_text}"
