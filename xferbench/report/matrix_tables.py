@@ -1,4 +1,4 @@
-"""The tables of a matrix, which every format renders: recipes over all tasks, the 2×2 of size and similarity, claims. Pure."""
+"""Tables of a matrix for every output format: recipes over all tasks, the table of size × similarity, and claims. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xferbench.report import format
 from xferbench.study.claims import CLAIM_OUTCOMES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from xferbench.analysis.regret import TaskRegret
     from xferbench.analysis.scores import Scores
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from xferbench.core.run import Run
 
 SIZES, SIMILARITIES = ("few", "many"), ("similar", "different")
-TEXTBOOK, BY_SIZE = "the 2×2's advice", "the size rule's advice"
+TEXTBOOK, BY_SIZE = "the 2×2's advice", "the size rule's advice"  # names of the rules in the tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeSummary:
-    """A recipe over all tasks, or a rule that names a recipe for each task: numbers with 95 % intervals, as text."""
+    """A recipe over all tasks, or a rule that advises a recipe for each task: values with 95 % intervals, as text."""
 
     recipe: str
     gain: str
@@ -44,7 +44,16 @@ class RecipeSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quadrant:
-    """One quadrant of the 2×2: its tasks, the textbook's advice and the cost of it, the best recipe, and the equals of that."""
+    """One quadrant of size × similarity as text.
+
+    Attributes:
+        name: size and similarity.
+        tasks: its tasks.
+        advised: the recipe that the textbook advises.
+        regret: regret of the advised recipe, or why it is missing.
+        best: the best recipe.
+        tied: other recipes that are not shown to be worse.
+    """
 
     name: str
     tasks: str
@@ -55,31 +64,31 @@ class Quadrant:
 
 
 def matrix_of(run: Run) -> MatrixResult:
-    """The matrix of a run that has one."""
+    """Return the matrix of a run, which must have one."""
     assert run.matrix is not None, "only the run of a suite with [matrix] has these tables"
     return run.matrix
 
 
 def format_outcome(run: Run) -> str:
-    """The result in one line."""
+    """Return the result of a matrix in one line."""
     matrix, recipes, tasks = matrix_of(run), len(run.suite["recipes"]), len(run.suite["tasks"])
     sentences = [f"{recipes} recipe{'s' * (recipes != 1)} on {tasks} task{'s' * (tasks != 1)}."]
     if matrix.claims:
         counts = Counter(str(claim["outcome"]) for claim in matrix.claims)
-        several = {"agrees": "agree", "disagrees": "disagree"}
-        words = [
-            f"{counts[word]} {word if counts[word] == 1 else several.get(word, word)}"
-            for word in CLAIM_OUTCOMES
-            if counts[word]
+        plural = {"agrees": "agree", "disagrees": "disagree"}
+        parts = [
+            f"{counts[outcome]} {outcome if counts[outcome] == 1 else plural.get(outcome, outcome)}"
+            for outcome in CLAIM_OUTCOMES
+            if counts[outcome]
         ]
-        sentences.append(f"Of {len(matrix.claims)} claim{'s' * (len(matrix.claims) != 1)}: {', '.join(words)}.")
+        sentences.append(f"Of {len(matrix.claims)} claim{'s' * (len(matrix.claims) != 1)}: {', '.join(parts)}.")
     if matrix.crashes:
         sentences.append(f"{len(matrix.crashes)} crashed.")
     return " ".join(sentences)
 
 
 def mean_scores(run: Run) -> dict[tuple[str, str], dict[str, float | None]]:
-    """The mean over seeds of every numeric column, by recipe and task; None if no seed has a number."""
+    """Return the mean over seeds of every numeric column, by recipe and task; None if no seed has a number."""
     means: dict[tuple[str, str], dict[str, float | None]] = {}
     for (recipe, task), rows in run.to_frame().groupby(["recipe", "task"], sort=False):
         columns = rows.mean(numeric_only=True)
@@ -88,19 +97,19 @@ def mean_scores(run: Run) -> dict[tuple[str, str], dict[str, float | None]]:
 
 
 def comparable_scores(run: Run) -> tuple[Scores | None, list[str]]:
-    """The scores of the recipes that have one everywhere, or None; and who takes no part."""
+    """Return the scores of the recipes that have all tasks, and notes about excluded recipes; None if nothing is comparable."""
     if len(run.suite["tasks"]) < 2 or len(run.suite["recipes"]) < 2:
         return None, []
     try:
         scores = scores_from_frame(run.to_frame(), matrix_of(run).skipped, str(run.suite["metric"]))
-    except UserError as problem:
-        return None, [str(problem)]
-    left = [f"{name} takes no part over all tasks: {reason}" for name, reason in scores.left_out.items()]
-    return scores, [*left, *scores.notes]
+    except UserError as error:
+        return None, [str(error)]
+    excluded = [f"{name} is not part of the table over all tasks: {reason}" for name, reason in scores.left_out.items()]
+    return scores, [*excluded, *scores.notes]
 
 
 def advised_recipes(run: Run) -> dict[str, dict[str, str]]:
-    """The recipe that each rule advises, by task; a rule without advice for every task is left out."""
+    """Return the recipe that each rule advises, by task; a rule without advice for every task is left out."""
     sizes = {str(row["task"]): row["train_size"] for row in matrix_of(run).rows}
     similar: Mapping[str, bool] = run.suite.get("similar") or {}
     tasks = [str(task) for task in run.suite["tasks"] if sizes.get(str(task))]
@@ -113,7 +122,7 @@ def advised_recipes(run: Run) -> dict[str, dict[str, str]]:
 
 
 def rank_recipes(run: Run) -> tuple[list[RecipeSummary], list[str]]:
-    """Every recipe over all tasks and each rule, the least mean regret first; and who takes no part."""
+    """Return a summary of every recipe and rule, the smallest mean regret first, and notes about excluded recipes."""
     scores, notes = comparable_scores(run)
     if scores is None:
         return [], notes
@@ -122,34 +131,44 @@ def rank_recipes(run: Run) -> tuple[list[RecipeSummary], list[str]]:
         for rule, advised in advised_recipes(run).items()
         if {advised[task] for task in scores.tasks} <= {*scores.recipes}
     ]
-    followed = [
-        [scores.table[scores.recipes.index(advised[task]), at] for at, task in enumerate(scores.tasks)] for _, advised in rules
-    ]
-    # The row of a rule consists of rows of recipes and so moves no best score; it would move ranks, and has none.
-    both = replace(scores, table=np.concatenate([scores.table, np.array(followed).reshape(-1, *scores.table.shape[1:])]))
-    both = replace(both, recipes=(*scores.recipes, *(name for name, _ in rules)))
+    both = _with_rules(scores, rules)
     against = both.recipes.index(run.suite["against"]) if run.suite["against"] in both.recipes else None
-    # The interquartile mean must cut off unusual runs, and not whole tasks because they are easy or hard.
-    usual = scores.table.mean((0, 2), keepdims=True) if against is None else both.table[against].mean(-1)[None, :, None]
-    gain, wins = aggregate.iqm(replace(both, table=both.table - usual)), aggregate.probability_of_improvement(both)
+    # The interquartile mean must cut off unusual runs, and not a whole task that is easy or hard for all recipes.
+    reference = scores.table.mean((0, 2), keepdims=True) if against is None else both.table[against].mean(-1)[None, :, None]
+    gain, wins = aggregate.iqm(replace(both, table=both.table - reference)), aggregate.probability_of_improvement(both)
     rank, mean, greatest = aggregate.mean_rank(scores), mean_regret(both), greatest_regret(both)
     metric = metrics.get_metric(str(run.suite["metric"]))
-    order = sorted(range(len(both.recipes)), key=lambda at: float(np.nan_to_num(mean.value[at], nan=np.inf)))
+    order = sorted(range(len(both.recipes)), key=lambda index: float(np.nan_to_num(mean.value[index], nan=np.inf)))
     return [
         RecipeSummary(
-            recipe=both.recipes[at],
-            gain=format_interval(gain[at], metric.unit, signed=True),
-            rank=format_interval(rank[at], digits=1) if at < len(scores.recipes) else "",
-            regret=format_interval(mean[at], metric.unit, most=metric.span),
-            greatest=format_interval(greatest[at], metric.unit, most=metric.span),
-            better="" if against in {None, at} else format_interval(wins[at, against], "accuracy"),
+            recipe=both.recipes[index],
+            gain=format_interval(gain[index], metric.unit, signed=True),
+            rank=format_interval(rank[index], digits=1) if index < len(scores.recipes) else "",
+            regret=format_interval(mean[index], metric.unit, most=metric.span),
+            greatest=format_interval(greatest[index], metric.unit, most=metric.span),
+            better="" if against in {None, index} else format_interval(wins[index, against], "accuracy"),
         )
-        for at in order
+        for index in order
     ], notes
 
 
+def _with_rules(scores: Scores, rules: Sequence[tuple[str, Mapping[str, str]]]) -> Scores:
+    """Return scores with a row for each rule, copied from the recipes that it advises.
+
+    Such a row changes no best score of a task. It would change ranks, so ranks are computed without it.
+    """
+    if not rules:
+        return scores
+    copies = [
+        [scores.table[scores.recipes.index(advised[task]), column] for column, task in enumerate(scores.tasks)]
+        for _, advised in rules
+    ]
+    recipes = (*scores.recipes, *(name for name, _ in rules))
+    return replace(scores, table=np.concatenate([scores.table, np.array(copies)]), recipes=recipes)
+
+
 def summary_columns(run: Run) -> list[str]:
-    """The columns of :func:`summary_cells`."""
+    """Return the headings of the columns of :func:`summary_cells`."""
     against = format.one_line(run.suite["against"])
     return [
         "recipe",
@@ -162,21 +181,21 @@ def summary_columns(run: Run) -> list[str]:
 
 
 def summary_cells(summary: RecipeSummary) -> list[str]:
-    """The cells of one row."""
+    """Return the cells of one row."""
     return [format.one_line(summary.recipe), summary.gain, summary.rank, summary.regret, summary.greatest, summary.better]
 
 
 def measure_quadrants(run: Run) -> dict[tuple[str, ...], TaskRegret]:
-    """The measured 2×2: by (size, similarity) the best recipe, those not shown to be worse, and the regret of the advice."""
+    """Return the best recipe, its ties and the regret of the advised recipe, by (size, similarity)."""
     advised = advised_recipes(run).get(TEXTBOOK)
     if advised is None or len(run.suite["recipes"]) < 2:
         return {}
-    scores = {quadrant: own for quadrant, own in _scores_by_quadrant(run).items() if not own.empty}
-    return regret_grid(scores, {quadrant: advised[own.tasks[0]] for quadrant, own in scores.items()})
+    scores = {quadrant: table for quadrant, table in _scores_by_quadrant(run).items() if not table.empty}
+    return regret_grid(scores, {quadrant: advised[table.tasks[0]] for quadrant, table in scores.items()})
 
 
 def describe_quadrants(run: Run) -> list[Quadrant]:
-    """The measured 2×2 as text; empty if nothing is known about similarity."""
+    """Return the quadrants of :func:`measure_quadrants` as text; empty if the suite does not state the similarity of tasks."""
     cells = measure_quadrants(run)
     quadrant_of, unit = quadrants_by_task(run) if cells else {}, metrics.get_metric(str(run.suite["metric"])).unit
     return [
@@ -193,17 +212,17 @@ def describe_quadrants(run: Run) -> list[Quadrant]:
 
 
 def _scores_by_quadrant(run: Run) -> dict[tuple[str, ...], Scores]:
-    """The scores of each quadrant by itself: a recipe that does not fit one quadrant is compared in the others."""
+    """Return the scores of each quadrant; a recipe that is missing in one quadrant is still compared in the others."""
     quadrant_of = quadrants_by_task(run)
     tasks = {
-        quadrant: [task for task, own in quadrant_of.items() if own == quadrant]
+        quadrant: [task for task, other in quadrant_of.items() if other == quadrant]
         for quadrant in dict.fromkeys(quadrant_of.values())
     }
     return scores_by_cell(run.to_frame(), tasks, matrix_of(run).skipped, str(run.suite["metric"]))
 
 
 def tied_recipes(run: Run) -> set[tuple[str, str]]:
-    """The (recipe, task) pairs that are not shown to be worse than the best of the task; none of a task with one recipe."""
+    """Return the (recipe, task) pairs that are not shown to be worse than the best of the task; none for a single recipe."""
     frame, metric = run.to_frame(), str(run.suite["metric"])
     by_task = scores_by_cell(frame, {(task,): [task] for task in run.suite["tasks"]}, matrix_of(run).skipped, metric)
     return {
@@ -216,7 +235,7 @@ def tied_recipes(run: Run) -> set[tuple[str, str]]:
 
 
 def quadrants_by_task(run: Run) -> dict[str, tuple[str, ...]]:
-    """The quadrant of each task, in the order in which quadrants are drawn."""
+    """Return the quadrant of each task, in the order in which quadrants are drawn."""
     sizes = {str(row["task"]): row["train_size"] for row in matrix_of(run).rows}
     similar = run.suite["similar"]
     quadrants: dict[str, tuple[str, ...]] = {
@@ -227,7 +246,7 @@ def quadrants_by_task(run: Run) -> dict[str, tuple[str, ...]]:
 
 
 def quadrant_means(run: Run) -> dict[tuple[str, ...], dict[str, float]]:
-    """The mean over tasks and seeds by quadrant and recipe, for the figure; the negative of a loss."""
+    """Return the mean over tasks and seeds by quadrant and recipe; the mean of a loss is negated."""
     if not measure_quadrants(run):
         return {}
     return {
@@ -238,32 +257,32 @@ def quadrant_means(run: Run) -> dict[tuple[str, ...], dict[str, float]]:
 
 
 def format_claim(claim: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The measured size of a claim, the size that it names, and the published one, as text."""
+    """Return the measured effect of a claim, its claimed bounds and its published value, as text."""
     unit, absolute = str(claim["unit"]), bool(claim["measure"])
     bounds = {
         name: format_size(claim[name], unit, absolute=absolute) for name in ("at_least", "at_most") if claim[name] is not None
     }
-    named = " and ".join(f"{name.replace('_', ' ')} {value}" for name, value in bounds.items())
+    claimed = " and ".join(f"{name.replace('_', ' ')} {value}" for name, value in bounds.items())
     published = "direction only" if claim["published"] is None else format_size(claim["published"], unit, absolute=absolute)
     if claim["ours"] is None or isnan(claim["ours"]):
-        return format.MISSING, named, published
-    low, high = (format_size(claim[name], unit, absolute=absolute, named=False) for name in ("low", "high"))
-    return f"{format_size(claim['ours'], unit, absolute=absolute)} [{low}, {high}]", named, published
+        return format.MISSING, claimed, published
+    low, high = (format_size(claim[name], unit, absolute=absolute, with_unit=False) for name in ("low", "high"))
+    return f"{format_size(claim['ours'], unit, absolute=absolute)} [{low}, {high}]", claimed, published
 
 
-def format_size(value: float | None, unit: str, *, absolute: bool = False, named: bool = True) -> str:
-    """A number in its unit: a difference in points of accuracy, an accuracy or a share in per cent, seconds."""
+def format_size(value: float | None, unit: str, *, absolute: bool = False, with_unit: bool = True) -> str:
+    """Return a number in its unit: a difference in points, an accuracy or a share in percent, or any other unit."""
     if value is None or isnan(value):
         return format.MISSING
     if (unit in format.PERCENT_UNITS or not unit) and not absolute:
         return format.format_harm(value, "accuracy")
     if unit in format.PERCENT_UNITS or unit.startswith("of the"):
-        return f"{100 * value:.3g}" + (" %" if named else "")
-    return f"{value:.3g}" + (f" {format.one_line(unit)}" if named else "")
+        return f"{100 * value:.3g}" + (" %" if with_unit else "")
+    return f"{value:.3g}" + (f" {format.one_line(unit)}" if with_unit else "")
 
 
 def format_score(value: float | None, unit: str) -> str:
-    """A score in its unit."""
+    """Return a score in its unit, without the name of the unit."""
     if value is None or isnan(value):
         return format.MISSING
     factor, digits = format.unit_scale(unit)
@@ -273,18 +292,18 @@ def format_score(value: float | None, unit: str) -> str:
 def format_interval(
     interval: Any, unit: str = "", *, digits: int | None = None, most: float = float("inf"), signed: bool = False
 ) -> str:
-    """A number in its unit with its interval, if it has one, both cut off at ``most``."""
-    factor, usual = format.unit_scale(unit)
-    value, low, high = (min(float(part), most) * factor for part in (interval.value, interval.low, interval.high))
+    """Return a value in its unit with its interval, if it has one; both are clipped at ``most``."""
+    factor, unit_digits = format.unit_scale(unit)
+    value, low, high = (min(float(number), most) * factor for number in (interval.value, interval.low, interval.high))
     if isnan(value):
         return format.MISSING
-    form = f"{'+' if signed else ''}.{usual if digits is None else digits}f"
-    bounds = "" if isnan(low) or isnan(high) else f" [{low:{form}}, {high:{form}}]"
-    return f"{value:{form}}{bounds}"
+    spec = f"{'+' if signed else ''}.{unit_digits if digits is None else digits}f"
+    bounds = "" if isnan(low) or isnan(high) else f" [{low:{spec}}, {high:{spec}}]"
+    return f"{value:{spec}}{bounds}"
 
 
 def describe_skipped(run: Run) -> list[str]:
-    """The recipes that were left out, with tasks and reason; one line for each recipe and reason."""
+    """Return one line for each recipe that was left out and each reason, with the tasks."""
     tasks_by_reason: dict[tuple[str, str], list[str]] = {}
     for (task, recipe), reason in matrix_of(run).skipped.items():
         tasks_by_reason.setdefault((recipe, reason), []).append(task)
@@ -292,9 +311,11 @@ def describe_skipped(run: Run) -> list[str]:
 
 
 def with_recipe_findings(run: Run, *, plugins: bool) -> Run:
-    """A run with a finding for each recipe of a task: measured, left out or crashed. A run without a matrix stays as it is.
+    """Return a run with a finding for each recipe of each task; a run without a matrix is returned unchanged.
 
-    ``plugins`` says whether the findings of the plugins stay, each with its task in the name of the plugin.
+    Args:
+        run: the run.
+        plugins: whether to keep the findings of plugins, each with its task before the name of the plugin.
     """
     if run.matrix is None:
         return run
@@ -303,7 +324,7 @@ def with_recipe_findings(run: Run, *, plugins: bool) -> Run:
 
 
 def recipe_findings(run: Run) -> list[Finding]:
-    """Each recipe of a task as a finding that is measured, left out or a crash."""
+    """Return a finding for each recipe of each task: measured, left out or crashed."""
     matrix, means = matrix_of(run), mean_scores(run)
     errors = {(row["task"], row["recipe"]): str(row["error"]) for row in matrix.rows if row["error"]}
     findings = []

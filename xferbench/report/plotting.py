@@ -1,4 +1,4 @@
-"""What the pictures of plugins are drawn with: plain numbers onto matplotlib axes, an arm in one colour throughout. Pure."""
+"""Draw plain numbers onto matplotlib axes for the plots of plugins; an arm has the same color in all plots. Pure."""
 
 from __future__ import annotations
 
@@ -30,51 +30,56 @@ INDUCED_COLOURS = (VERMILION, ORANGE, PURPLE, SKY)
 
 
 def arm_colours(arms: Iterable[str]) -> dict[str, str]:
-    """The colour of each arm: subject, cured and scratch have their own everywhere, the others take theirs in turn."""
+    """Return the color of each arm: fixed for subject, cured and scratch, and a cycle of colors for all others."""
     arms = list(arms)
     others = [arm for arm in arms if arm not in ARM_COLOURS]
     return {arm: ARM_COLOURS.get(arm) or INDUCED_COLOURS[others.index(arm) % len(INDUCED_COLOURS)] for arm in arms}
 
 
 def draw_lines(axes: Any, curves: Mapping[str, Sequence[Any]], **style: Any) -> None:
-    """The mean of each arm's curves, and a thin line for each of them.
+    """Draw a thin line for each curve, and the mean of each arm's curves.
 
     Args:
-        axes: what is drawn on.
-        curves: of each arm [K, 2] points (x, y) a seed; of those shorter than others there is the thin line alone.
-        style: of the means, beside the colour.
+        axes: matplotlib axes.
+        curves: curves by arm, one for each seed, each of K points (x, y), shape [K, 2]. The mean leaves out curves that are
+            shorter than the longest curve of the arm.
+        style: matplotlib properties of the means.
     """
-    for arm, colour in arm_colours(curves).items():
+    for arm, color in arm_colours(curves).items():
         seeds = [np.array(curve, float) for curve in curves[arm] if len(curve)]
-        whole = [curve for curve in seeds if len(curve) == max(map(len, seeds))]
+        complete = [curve for curve in seeds if len(curve) == max(map(len, seeds))]
         for curve in seeds:
-            axes.plot(*curve.T, color=colour, linewidth=0.8, alpha=0.3)
-        if whole:
-            means = np.ma.masked_invalid(whole).mean(axis=0).T
-            axes.plot(*means, **{"color": colour, "marker": ".", "label": arm_label(arm)} | style)
+            axes.plot(*curve.T, color=color, linewidth=0.8, alpha=0.3)
+        if complete:
+            means = np.ma.masked_invalid(complete).mean(axis=0).T
+            axes.plot(*means, **{"color": color, "marker": ".", "label": arm_label(arm)} | style)
 
 
 def draw_points(axes: Any, pairs: Mapping[str, Sequence[Sequence[float]]]) -> None:
-    """A point for each arm where the means of its pairs [seeds, 2] lie, and a faint one for each of them."""
-    for arm, colour in arm_colours(pairs).items():
-        each = np.ma.masked_invalid(np.array(pairs[arm], float))
-        axes.plot(*each.T, linestyle="none", marker=".", color=colour, alpha=0.3)
-        axes.plot(*each.mean(axis=0)[:, None], linestyle="none", marker="o", markersize=9, color=colour, label=arm_label(arm))
+    """Draw a faint point for each pair, and a point at the mean of each arm's pairs, shape [seeds, 2]."""
+    for arm, color in arm_colours(pairs).items():
+        points = np.ma.masked_invalid(np.array(pairs[arm], float))
+        mean = points.mean(axis=0)[:, None]
+        axes.plot(*points.T, linestyle="none", marker=".", color=color, alpha=0.3)
+        axes.plot(*mean, linestyle="none", marker="o", markersize=9, color=color, label=arm_label(arm))
 
 
 def draw_mesh(axes: Any, values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], label: str) -> None:
-    """Values [rows, columns] as a map, from the lowest row up; the middle of a cell is half a unit from its edges."""
-    drawn = axes.pcolormesh(values, cmap="cividis", rasterized=True)
-    axes.figure.colorbar(drawn, ax=axes, label=label)
+    """Draw values [rows, columns] as a heat map, with the first row at the bottom.
+
+    A cell has the side 1 and its center at (column + 0.5, row + 0.5).
+    """
+    mesh = axes.pcolormesh(values, cmap="cividis", rasterized=True)
+    axes.figure.colorbar(mesh, ax=axes, label=label)
     axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
     axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
 
 
 def draw_mark(axes: Any, x: float, y: float, marker: str = "o", color: str = VERMILION) -> None:
-    """Something of note: a ring around a point, or a cross on it."""
+    """Highlight a point with a ring around it, or with another matplotlib marker."""
     axes.plot([x], [y], linestyle="none", marker=marker, markersize=12, markeredgewidth=2, color=color, fillstyle="none")
 
 
 def arm_label(arm: str) -> str:
-    """An arm as a legend has it: a variant by its own name."""
+    """Return the label of an arm in a legend; the label of a variant is its own name."""
     return arm.partition(":")[2] or arm
