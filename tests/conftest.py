@@ -1,3 +1,5 @@
+"""Options, marks and fixtures of all tests."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -22,8 +24,8 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def shared():
-    """The folder of real images and weights beside the checkout, where there is one."""
+    """Return the folder of real images and weights next to the checkout; skip the test without it."""
     folder = Path(__file__).resolve().parents[1].parent / "shared"
     if not (folder / "data").is_dir():
-        pytest.skip("needs the folder of real data and weights beside the checkout")
+        pytest.skip("needs the folder of real data and weights next to the checkout")
     return folder

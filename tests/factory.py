@@ -1,4 +1,4 @@
-"""Records, findings and runs by hand, for tests of what reads them."""
+"""Artificial records, findings, runs and comparisons for tests."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ RECIPES = {
 
 
 def make_predictions(accuracy, *, seed=0, examples=200, classes=10):
-    """Predictions of about an accuracy; the same examples are hard for every seed and arm."""
-    world, luck = np.random.default_rng(1), np.random.default_rng([seed, int(1e4 * accuracy)])
-    label, hard = world.integers(classes, size=examples), world.random(examples)
-    correct = 0.8 * hard + 0.2 * luck.random(examples) < accuracy
-    p_true = np.where(correct, 0.6 + 0.4 * luck.random(examples), 0.3 * luck.random(examples)).astype(np.float32)
+    """Return predictions with approximately an accuracy; the same examples are hard for every seed and arm."""
+    data_rng, seed_rng = np.random.default_rng(1), np.random.default_rng([seed, int(1e4 * accuracy)])
+    label, difficulty = data_rng.integers(classes, size=examples), data_rng.random(examples)
+    correct = 0.8 * difficulty + 0.2 * seed_rng.random(examples) < accuracy
+    p_true = np.where(correct, 0.6 + 0.4 * seed_rng.random(examples), 0.3 * seed_rng.random(examples)).astype(np.float32)
     rest = (1 - p_true) / (classes - 1)
     probabilities = np.repeat(rest[:, None], classes, axis=1)
     probabilities[np.arange(examples), label] = p_true
     return Predictions(
-        example=world.integers(2**63, size=examples, dtype=np.uint64),
+        example=data_rng.integers(2**63, size=examples, dtype=np.uint64),
         label=label,
         predicted=np.where(correct, label, (label + 1) % classes),
         group=np.empty(0, dtype=np.int64),
@@ -42,38 +42,42 @@ def make_predictions(accuracy, *, seed=0, examples=200, classes=10):
 
 
 def make_told(correct, example=None):
-    """Predictions of two classes that are right where ``correct`` [N] says so; nothing but accuracy is meant by them."""
+    """Return predictions of two classes for tests of accuracy; ``correct`` [N] says which of them are right."""
     N = len(correct)
-    sure, none = np.ones(N, np.float32), np.empty(0, np.int64)
+    ones = np.ones(N, np.float32)
     return Predictions(
         example=np.arange(N, dtype=np.uint64) if example is None else example,
         label=np.arange(N) % 2,
         predicted=np.where(correct, np.arange(N) % 2, 1 - np.arange(N) % 2),
-        group=none,
+        group=np.empty(0, np.int64),
         p_true=np.asarray(correct, np.float32),
-        p_max=sure,
-        sum_p2=sure,
+        p_max=ones,
+        sum_p2=ones,
         probabilities=np.empty((N, 0), np.float16),
     )
 
 
-def make_record(key, accuracy, *, seed=0, examples=200, classes=10, **more):
+def make_record(key, accuracy, *, seed=0, examples=200, classes=10, **fields):
+    """Return a record with a learning curve; ``fields`` replace its fields."""
     curve = tuple((step, 2.3 * (1 - accuracy * step / 150), accuracy * step / 150) for step in range(0, 151, 10))
-    told = make_predictions(accuracy, seed=seed, examples=examples, classes=classes)
+    predictions = make_predictions(accuracy, seed=seed, examples=examples, classes=classes)
     return Record(
         key=key,
         fit=key,
-        predictions=told,
+        predictions=predictions,
         curve=curve,
         seconds=0.4,
         fit_seconds=4.2,
         place="host",
-        **{"scalars": {"diverged": 0.0}} | more,
+        **{"scalars": {"diverged": 0.0}} | fields,
     )
 
 
 def make_cells(plugin, accuracies, *, seeds=5, examples=200, classes=10, share=""):
-    """One cell for each arm (``induced:VARIANT`` for variants) and seed; arms whose names begin alike share records by key."""
+    """Return a cell for each arm (``induced:VARIANT`` for variants) and seed.
+
+    Plugins with the same ``share`` have the same records.
+    """
     return [
         TrialRow(
             plugin=plugin,
@@ -96,49 +100,53 @@ def make_cells(plugin, accuracies, *, seeds=5, examples=200, classes=10, share="
 
 
 def make_findings(
-    plugin, verdict, cells, *, contrast=HARM, margin=0.02, reason="harm is above the margin of 2.0 points", **more
+    plugin, verdict, cells, *, contrast=HARM, margin=0.02, reason="harm is above the margin of 2.0 points", **fields
 ):
-    """One finding for each induced variant among the cells, with the harm that the cells have."""
-    by = {}
+    """Return a finding for each induced variant among the cells, with the harm of the cells; ``fields`` replace its fields."""
+    predictions = {}
     for cell in cells:
-        by.setdefault(f"{cell.arm}:{cell.variant}" if cell.variant else cell.arm, []).append(cell.record.predictions)
-    how = {"metric": "accuracy", "margin": margin, "alpha": 0.05}
+        predictions.setdefault(f"{cell.arm}:{cell.variant}" if cell.variant else cell.arm, []).append(cell.record.predictions)
+    rules = {"metric": "accuracy", "margin": margin, "alpha": 0.05}
 
     def estimate(subject):
         weights = {(subject if arm == "subject" else arm): weight for (arm, _), weight in contrast.weights.items()}
-        return metrics.estimate_metric_contrast({arm: by[arm] for arm in weights}, weights, **how)[0]
+        return metrics.estimate_metric_contrast({arm: predictions[arm] for arm in weights}, weights, **rules)[0]
 
-    mean = {arm: float(np.mean([metrics.metric_value(one, "accuracy") for one in told])) for arm, told in by.items()}
-    own = estimate("subject")
+    accuracies = {arm: [metrics.metric_value(seed, "accuracy") for seed in seeds] for arm, seeds in predictions.items()}
+    mean = {arm: float(np.mean(values)) for arm, values in accuracies.items()}
+    subject = estimate("subject")
     base = Finding(
         id=f"{plugin}/{contrast.name}",
         plugin=plugin,
         contrast=contrast.name,
         verdict=verdict,
-        harm=own.harm,
-        low=own.low,
-        high=own.high,
-        p_fail=own.p_fail,
-        p_pass=own.p_pass,
+        harm=subject.harm,
+        low=subject.low,
+        high=subject.high,
+        p_fail=subject.p_fail,
+        p_pass=subject.p_pass,
         margin=margin,
-        seeds=own.seeds,
-        examples=own.examples,
+        seeds=subject.seeds,
+        examples=subject.examples,
         benefit_retained=(mean["subject"] - mean["scratch"]) / (mean["cured"] - mean["scratch"]),
         accuracy={arm: mean[arm] for arm in ("subject", "cured", "scratch")},
         reason=reason,
-        **more,
+        **fields,
     )
-    found = []
-    for name in (arm for arm in by if arm.startswith("induced:")):
-        variant, seen = name.partition(":")[2], estimate(name)
-        control = "detected" if seen.low > margin else "harmless" if seen.high < margin else "missed"
-        bounds = {"control_harm": seen.harm, "control_low": seen.low, "control_high": seen.high}
+    findings = []
+    for name in (arm for arm in predictions if arm.startswith("induced:")):
+        variant, induced = name.partition(":")[2], estimate(name)
+        control = "detected" if induced.low > margin else "harmless" if induced.high < margin else "missed"
+        bounds = {"control_harm": induced.harm, "control_low": induced.low, "control_high": induced.high}
         accuracy = {**base.accuracy, "induced": mean[name]}
-        found.append(replace(base, id=f"{base.id}/{variant}", variant=variant, control=control, accuracy=accuracy, **bounds))
-    return tuple(found)
+        finding = replace(base, id=f"{base.id}/{variant}", variant=variant, control=control, accuracy=accuracy, **bounds)
+        findings.append(finding)
+    return tuple(findings)
 
 
 def make_plugin(plugin, *, question="Does it hurt?", contrasts=(HARM,), picture=None):
+    """Return a plugin that does nothing; ``picture`` is its plot."""
+
     def nothing(*_):
         return ""
 
@@ -156,23 +164,26 @@ def make_plugin(plugin, *, question="Does it hurt?", contrasts=(HARM,), picture=
     )
 
 
-def make_run(*, seeds=5, examples=200, classes=10, extra=(), **more):
-    """A run of two plugins, one with harm and two variants, one healthy; ``extra`` findings are added, fields replaced."""
-    how = {"seeds": seeds, "examples": examples, "classes": classes}
+def make_run(*, seeds=5, examples=200, classes=10, extra=(), **fields):
+    """Return a run of two plugins: one with harm and two variants, and one without harm.
+
+    ``extra`` findings are added, and ``fields`` replace fields of the run.
+    """
+    sizes = {"seeds": seeds, "examples": examples, "classes": classes}
     drift = make_cells(
         "batchnorm-drift",
         {"subject": 0.70, "cured": 0.76, "induced:ghost-batch": 0.58, "induced:class-order": 0.63, "scratch": 0.40},
-        **how,
+        **sizes,
     )
     transfer = make_cells(
-        "negative-transfer", {"subject": 0.70, "cured": 0.79, "induced:permuted": 0.34, "scratch": 0.40}, **how
+        "negative-transfer", {"subject": 0.70, "cured": 0.79, "induced:permuted": 0.34, "scratch": 0.40}, **sizes
     )
     remedy = {
         "text": "keep the BatchNorm layers of the pretrained backbone in eval mode while it is adapted",
         "patch": ["[recipe]", 'batchnorm = "eval"    # was train'],
         "verified": True,
     }
-    fine = "harm is below the margin of 2.0 points; permuted would cost +6.0 points"
+    pass_reason = "harm is below the margin of 2.0 points; permuted would cost +6.0 points"
     run = Run(
         suite={
             "name": "careless",
@@ -188,7 +199,7 @@ def make_run(*, seeds=5, examples=200, classes=10, extra=(), **more):
         environment={"python": "3.11", "device": "cpu", "packages": {"torch": "2.6", "numpy": "1.26"}, "git": None},
         findings=(
             *make_findings("batchnorm-drift", "FAIL", drift, remedy=remedy),
-            *make_findings("negative-transfer", "PASS", transfer, contrast=SCRATCH, reason=fine),
+            *make_findings("negative-transfer", "PASS", transfer, contrast=SCRATCH, reason=pass_reason),
             *extra,
         ),
         cells=(*drift, *transfer),
@@ -212,7 +223,7 @@ def make_run(*, seeds=5, examples=200, classes=10, extra=(), **more):
         expected_false_alarms=0.1,
         plan="0" * 64,
     )
-    return replace(run, **more)
+    return replace(run, **fields)
 
 
 ACCEPTED = {
@@ -224,24 +235,27 @@ ACCEPTED = {
 }
 
 
-def make_outcome(id_, decision, reason="", **more):
-    """An outcome of the plugin that its id names, without numbers where none are given."""
-    plugin = "" if id_ == SUBJECT else id_.rpartition("/")[0]
-    return Outcome(id=id_, plugin=plugin, decision=decision, reason=reason, **more)
+def make_outcome(outcome_id, decision, reason="", **fields):
+    """Return an outcome of the plugin that its id names; numbers that are not in ``fields`` are missing."""
+    plugin = "" if outcome_id == SUBJECT else outcome_id.rpartition("/")[0]
+    return Outcome(id=outcome_id, plugin=plugin, decision=decision, reason=reason, **fields)
 
 
-def changed(before, change, *, half=0.012, **more):
-    """The numbers of an outcome whose subject or harm became worse by so much."""
+def changed(before, change, *, half=0.012, **fields):
+    """Return the numbers of an outcome that became worse by ``change``, with bounds at a distance of ``half``."""
     bounds = {"change": change, "low": change - half, "high": change + half}
     size = {"margin": 0.02, "seeds": 5, "examples": 200, "compared": True}
-    return {"before": before, **bounds, **size, "p_worse": 0.5, "p_not_worse": 0.5} | more
+    return {"before": before, **bounds, **size, "p_worse": 0.5, "p_not_worse": 0.5} | fields
 
 
-def make_comparison(*outcomes, **more):
-    """Outcomes of each kind: the subject and a plugin of :func:`make_run` are worse; or those that are given."""
+def make_comparison(*outcomes, **fields):
+    """Return a comparison with these outcomes, or else with one of each kind.
+
+    In the latter, the subject and a plugin of :func:`make_run` are worse.
+    """
     fails = {"verdict": "FAIL", "accepted": "FAIL"}
     subject = changed(0.812, 0.102, half=0.013, now=0.71, flipped=0.14, p_worse=1e-6, p_not_worse=1.0)
-    every = (
+    default_outcomes = (
         make_outcome(SUBJECT, "worse", "worse by more than the margin of 2.0 points", **subject),
         make_outcome(
             "batchnorm-drift/harm",
@@ -270,4 +284,4 @@ def make_comparison(*outcomes, **more):
         make_outcome("train-serve-skew/harm", "not worse", "it has no accepted result", verdict="PASS", now=0.001),
     )
     notes = ("processors differ: A then, B now",)
-    return Comparison(**{"accepted": ACCEPTED, "outcomes": outcomes or every, "notes": notes} | more)
+    return Comparison(**{"accepted": ACCEPTED, "outcomes": outcomes or default_outcomes, "notes": notes} | fields)

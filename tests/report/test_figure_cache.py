@@ -20,18 +20,18 @@ PLUGINS = {
 
 @pytest.fixture
 def drawings(monkeypatch):
-    """The labels of all figures that were drawn, and not found."""
-    found, inline = [], figures.svg.inline_svg
+    """Return a list of the labels of all figures that are drawn instead of read from the cache."""
+    labels, inline = [], figures.svg.inline_svg
 
-    def counted(draw, label, **more):
-        found.append(label)
-        return inline(draw, label, **more)
+    def record_label(draw, label, **options):
+        labels.append(label)
+        return inline(draw, label, **options)
 
-    monkeypatch.setattr(figures.svg, "inline_svg", counted)
-    return found
+    monkeypatch.setattr(figures.svg, "inline_svg", record_label)
+    return labels
 
 
-def test_a_second_page_is_the_same_and_draws_only_pictures_of_other_packages(tmp_path, drawings):
+def test_a_second_page_is_the_same_and_draws_only_plots_of_other_packages(tmp_path, drawings):
     first = html.render(RUN, PLUGINS, tmp_path)
     assert len(drawings) == 8
     drawings.clear()
@@ -40,7 +40,7 @@ def test_a_second_page_is_the_same_and_draws_only_pictures_of_other_packages(tmp
     assert len(drawings) == 1 + 8  # the last page had no folder
 
 
-def test_any_other_number_is_drawn_anew(tmp_path, drawings):
+def test_a_changed_number_is_drawn_again(tmp_path, drawings):
     html.render(RUN, PLUGINS, tmp_path)
     drawings.clear()
     changed = replace(RUN.findings[0], control_harm=RUN.findings[0].control_harm + 1e-12)
@@ -60,18 +60,18 @@ def test_a_damaged_file_is_drawn_again(tmp_path, damage):
     assert figures.draw_benefit_retained(GROUPS, tmp_path) == figure
 
 
-def test_a_folder_that_cannot_be_written_to_costs_nothing(tmp_path):
+def test_a_folder_that_is_not_writable_is_ignored(tmp_path):
     (tmp_path / "file").write_text("")
     assert figure_cache.cached_figure(tmp_path / "file" / "folder", 1, lambda: "drawn") == "drawn"
 
 
-def test_what_has_no_name_is_drawn_each_time(tmp_path):
-    assert figure_cache.cached_figure(tmp_path, object(), lambda: "one") == "one"
-    assert figure_cache.cached_figure(tmp_path, object(), lambda: "two") == "two"
+def test_content_without_a_key_is_drawn_each_time(tmp_path):
+    assert figure_cache.cached_figure(tmp_path, object(), lambda: "first") == "first"
+    assert figure_cache.cached_figure(tmp_path, object(), lambda: "second") == "second"
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_has_no_name_is_still_a_page(tmp_path, drawings):
+def test_a_run_without_a_key_is_still_a_page(tmp_path, drawings):
     odd = replace(RUN, environment={"when": object()})
     html.render(odd, PLUGINS, tmp_path)
     drawings.clear()
@@ -82,7 +82,7 @@ def test_a_run_that_has_no_name_is_still_a_page(tmp_path, drawings):
     ]
 
 
-def test_other_code_has_other_names(tmp_path, monkeypatch):
+def test_other_code_has_other_keys(tmp_path, monkeypatch):
     assert figure_cache.cached_figure(tmp_path, 1, lambda: "old") == "old"
     monkeypatch.setattr(figure_cache, "_code_key", lambda: "edited")
     assert figure_cache.cached_figure(tmp_path, 1, lambda: "new") == "new"
@@ -94,7 +94,7 @@ DIFFERENT = [
 ]  # fmt: skip
 
 
-def test_different_contents_have_different_names():
+def test_different_contents_have_different_keys():
     assert len({figure_cache.figure_digest(value) for value in DIFFERENT}) == len({*map(repr, DIFFERENT)})
     assert figure_cache.figure_digest(np.arange(2000.0)) != figure_cache.figure_digest(
         np.arange(2000.0) + (np.arange(2000) == 1000)
@@ -103,7 +103,7 @@ def test_different_contents_have_different_names():
     assert figure_cache.figure_digest(RUN) == figure_cache.figure_digest(make_run(seeds=2, examples=20))
 
 
-def test_only_plain_functions_of_this_package_are_known_by_its_code():
+def test_only_plain_functions_of_this_package_are_package_functions():
     assert figure_cache.is_package_function(negative_transfer.picture)
     assert not figure_cache.is_package_function(make_run)
     assert not figure_cache.is_package_function(lambda *_: None)
