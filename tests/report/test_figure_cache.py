@@ -36,7 +36,7 @@ def test_a_second_page_is_the_same_and_draws_only_plots_of_other_packages(tmp_pa
     assert len(drawings) == 8
     drawings.clear()
     assert html.render(RUN, PLUGINS, tmp_path) == first == html.render(RUN, PLUGINS)
-    assert drawings[:1] == ["The picture of batchnorm-drift: Does it hurt?"]
+    assert drawings[:1] == ["Plot of batchnorm-drift: Does it hurt?"]
     assert len(drawings) == 1 + 8  # the last page had no folder
 
 
@@ -46,7 +46,7 @@ def test_a_changed_number_is_drawn_again(tmp_path, drawings):
     changed = replace(RUN.findings[0], control_harm=RUN.findings[0].control_harm + 1e-12)
     html.render(replace(RUN, findings=(changed, *RUN.findings[1:])), PLUGINS, tmp_path)
     assert any(label.startswith("Harm by check") for label in drawings)
-    assert any(label.startswith("The picture of negative-transfer") for label in drawings)
+    assert any(label.startswith("Plot of negative-transfer") for label in drawings)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_a_run_without_a_key_is_still_a_page(tmp_path, drawings):
     drawings.clear()
     html.render(odd, PLUGINS, tmp_path)
     assert [label.partition(":")[0] for label in drawings] == [
-        "The picture of batchnorm-drift",
-        "The picture of negative-transfer",
+        "Plot of batchnorm-drift",
+        "Plot of negative-transfer",
     ]
 
 

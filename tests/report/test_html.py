@@ -278,7 +278,7 @@ def test_a_picture_of_very_many_lines_becomes_an_image(run):
             axes.plot(np.arange(60), np.arange(60) * number % 7)
 
     drawn = figures.draw_plugin_plot(make_plugin("p", picture=many), run)
-    assert drawn.startswith('<img alt="The picture of p: Does it hurt?" src="data:image/png;base64,')
+    assert drawn.startswith('<img alt="Plot of p: Does it hurt?" src="data:image/png;base64,')
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Draw the figures of a run from the tables of :mod:`~xferbench.report.tables`.
 
-Writes to the figure cache. Labels are above what they name.
+Writes to the figure cache. Each label is above the row that it names.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     Axes: TypeAlias = Any
 
 VERDICT_COLORS = {"FAIL": VERMILION, "PASS": GREEN, "INCONCLUSIVE": ORANGE, "ERROR": PURPLE}
-SIDE_MARGINS_INCHES = 0.24  # inches, sum of left and right
-MAX_SVG_CHARACTERS = 120_000  # characters of SVG; a larger plot of a plugin becomes an image
+SIDE_MARGINS_INCHES = 0.24  # sum of the left and the right margin
+MAX_SVG_CHARACTERS = 120_000  # a larger plot of a plugin becomes an image
 DASHES = ("-", "-.", ":")
 
 
 def draw_benefit_retained(groups: Sequence[tables.Group], cache: Path | None = None) -> str:
     """Draw the share of the benefit of pretraining that each failure retains; empty if there are no values."""
-    drawn_groups = [group for group in groups if group[0].benefit_retained is not None]
-    if not drawn_groups:
+    groups = [group for group in groups if group[0].benefit_retained is not None]
+    if not groups:
         return ""
     least, most = -0.5, 1.25  # a value outside is drawn at the edge and given in the label
 
     def draw(figure: svg.Figure) -> None:
-        axes = _row_axes(figure, len(drawn_groups), 0.42)
+        axes = _row_axes(figure, len(groups), 0.42)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.axvline(1, color=GREEN, linewidth=1.2, linestyle="--")
-        for row, group in enumerate(drawn_groups):
+        for row, group in enumerate(groups):
             value, color = group[0].benefit_retained or 0.0, VERDICT_COLORS.get(group[0].verdict, MUTED)
             end = min(max(value, least), most)
             _write_label(
@@ -60,25 +60,25 @@ def draw_benefit_retained(groups: Sequence[tables.Group], cache: Path | None = N
 
     values = "; ".join(
         f"{format.one_line(tables.group_name(first))} {format.format_percent(first.benefit_retained, 0)}"
-        for first, *_ in drawn_groups
+        for first, *_ in groups
     )
     label = f"Benefit retained by check: {values}"
     return figure_cache.cached_figure(
-        cache, ("retained", drawn_groups), lambda: svg.inline_svg(draw, label, height=0.42 * len(drawn_groups) + 0.62)
+        cache, ("retained", groups), lambda: svg.inline_svg(draw, label, height=0.42 * len(groups) + 0.62)
     )
 
 
 def draw_paired(rows: Sequence[tables.Paired], margin: float | None, unit: str, cache: Path | None = None) -> str:
-    """Draw the harm of each seed with the mean and its bounds, for the judged arm and each induced arm; empty without any."""
-    drawn_rows = [row for row in rows if row[1]]
-    if not drawn_rows:
+    """Draw the harm of each seed with the mean and its bounds, for the subject and each induced arm; empty without seeds."""
+    rows = [row for row in rows if row[1]]
+    if not rows:
         return ""
     factor, _ = format.unit_scale(unit)
 
     def draw(figure: svg.Figure) -> None:
-        axes = _row_axes(figure, len(drawn_rows), 0.62)
+        axes = _row_axes(figure, len(rows), 0.62)
         draw_reference_lines(axes, [margin], factor)
-        for row, (name, by_seed, bounds) in enumerate(drawn_rows):
+        for row, (name, by_seed, bounds) in enumerate(rows):
             color = _color(name.replace(": ", ":"), row - 1)
             _write_label(axes, row, format.shorten(name, 38), format.format_bounds(bounds, unit))
             harms = factor * np.array(list(by_seed.values()))
@@ -94,14 +94,14 @@ def draw_paired(rows: Sequence[tables.Paired], margin: float | None, unit: str, 
                 markeredgewidth=0,
             )
             draw_interval(axes, row + 0.78, bounds, factor, color=color, marker="D", linewidth=2.2)
-        axes.set_xlabel(f"harm in {format.unit_name(unit)}, one dot a seed")
+        axes.set_xlabel(f"harm in {format.unit_name(unit)}, one dot per seed")
 
     values = "; ".join(
-        f"{name} {format.format_bounds(bounds, unit)} over {len(by_seed)} seeds" for name, by_seed, bounds in drawn_rows
+        f"{name} {format.format_bounds(bounds, unit)} over {len(by_seed)} seeds" for name, by_seed, bounds in rows
     )
     label = f"Harm by seed, in {format.unit_name(unit)}: {values}"
-    content = ("paired", drawn_rows, margin, unit)
-    return figure_cache.cached_figure(cache, content, lambda: svg.inline_svg(draw, label, height=0.62 * len(drawn_rows) + 0.62))
+    content = ("paired", rows, margin, unit)
+    return figure_cache.cached_figure(cache, content, lambda: svg.inline_svg(draw, label, height=0.62 * len(rows) + 0.62))
 
 
 def draw_learning_curves(curves: Mapping[str, tables.ArmCurve], cache: Path | None = None) -> str:
@@ -110,34 +110,17 @@ def draw_learning_curves(curves: Mapping[str, tables.ArmCurve], cache: Path | No
         return ""
     names = list(curves)
     induced = [name for name in names if name.startswith("induced")]
+    legend_lines = -(-len(names) // 2)  # two columns
+    height = 2.6 + 0.16 * legend_lines
 
     def draw(figure: svg.Figure) -> None:
         sides = figure.subplots(1, 2)
-        lines = -(-len(names) // 2)
-        height = figure.get_figheight()
         figure.subplots_adjust(
-            left=0.095, right=0.985, bottom=0.45 / height, top=1 - (0.38 + 0.16 * lines) / height, wspace=0.26
+            left=0.095, right=0.985, bottom=0.45 / height, top=1 - (0.38 + 0.16 * legend_lines) / height, wspace=0.26
         )
         for axes, column, title in zip(sides, ("loss", "accuracy"), ("training loss", "validation accuracy"), strict=True):
             for name, curve in curves.items():
-                mean, least, greatest = getattr(curve, column).T
-                color = _color(name, induced.index(name) if name in induced else 0)
-                axes.fill_between(curve.steps, least, greatest, color=color, alpha=0.15, linewidth=0)
-                dashes = (
-                    "--"
-                    if name == "scratch"
-                    else DASHES[induced.index(name) // len(INDUCED_COLOURS) % 3]
-                    if name in induced
-                    else "-"
-                )
-                axes.plot(
-                    curve.steps,
-                    mean,
-                    color=color,
-                    linestyle=dashes,
-                    marker="o" if len(mean) == 1 else "",
-                    label=format.shorten(name.replace(":", ": "), 28),
-                )
+                _draw_curve(axes, name, curve.steps, getattr(curve, column), induced)
             axes.set(xlabel="step")
             axes.set_title(title, fontsize=9)
         if max(np.nanmax(curve.loss, initial=0.0) for curve in curves.values()) > 20:  # a diverged arm would flatten the others
@@ -150,12 +133,31 @@ def draw_learning_curves(curves: Mapping[str, tables.ArmCurve], cache: Path | No
         for name, curve in curves.items()
     )
     label = f"Learning curves, mean over seeds: {ends}"
-    height = 2.6 + 0.16 * -(-len(names) // 2)
     return figure_cache.cached_figure(cache, ("learning", curves), lambda: svg.inline_svg(draw, label, height=height))
 
 
+def _draw_curve(axes: Axes, name: str, steps: np.ndarray, values: np.ndarray, induced: Sequence[str]) -> None:
+    """Draw the mean of an arm's curves in a band from minimum to maximum.
+
+    Args:
+        axes: matplotlib axes.
+        name: name of the arm.
+        steps: steps, shape [K].
+        values: mean, minimum and maximum over seeds, shape [K, 3].
+        induced: names of all induced arms, whose order determines their colors.
+    """
+    mean, least, greatest = values.T
+    number = induced.index(name) if name in induced else 0
+    color = _color(name, number)
+    dashes = "--" if name == "scratch" else DASHES[number // len(INDUCED_COLOURS) % len(DASHES)] if name in induced else "-"
+    axes.fill_between(steps, least, greatest, color=color, alpha=0.15, linewidth=0)
+    marker = "o" if len(mean) == 1 else ""
+    label = format.shorten(name.replace(":", ": "), 28)
+    axes.plot(steps, mean, color=color, linestyle=dashes, marker=marker, label=label)
+
+
 def draw_plugin_plot(plugin: Plugin, run: Run, cache: Path | None = None, content: str = "") -> str:
-    """Draw the plugin's own plot. A crash is reported in its place, because the verdicts do not depend on the plot.
+    """Draw the plot of a plugin. A crash is reported in its place, because the verdicts do not depend on the plot.
 
     Args:
         plugin: the plugin. The plot of a third-party plugin is drawn each time, because its code may have changed.
@@ -176,7 +178,7 @@ def draw_plugin_plot(plugin: Plugin, run: Run, cache: Path | None = None, conten
         drawing = svg.inline_svg(draw, label, height=3.2)
         return drawing if len(drawing) <= MAX_SVG_CHARACTERS else svg.inline_png(draw, label, height=3.2)
 
-    label = f"The picture of {format.one_line(plugin.id)}: {format.one_line(plugin.question)}"
+    label = f"Plot of {format.one_line(plugin.id)}: {format.one_line(plugin.question)}"
     try:
         return figure_cache.cached_figure(
             cache if content and figure_cache.is_package_function(plot) else None,
@@ -184,11 +186,13 @@ def draw_plugin_plot(plugin: Plugin, run: Run, cache: Path | None = None, conten
             render,
         )
     except Exception as error:  # noqa: BLE001 - a third party's plot must not cost the report
-        return f"<p>This plugin's picture could not be drawn: {escape(format.one_line(f'{type(error).__name__}: {error}'))}</p>"
+        return (
+            f"<p>The plot of this plugin could not be drawn: {escape(format.one_line(f'{type(error).__name__}: {error}'))}</p>"
+        )
 
 
 def _row_axes(figure: svg.Figure, rows: int, row: float) -> Axes:
-    """Return axes for rows of a fixed height in inches, counted from the top; each row has its label above it."""
+    """Return axes for rows of a fixed height in inches; the vertical unit is a row, counted from the top."""
     height = figure.get_figheight()
     bottom = 0.48 / height
     axes = figure.add_axes(

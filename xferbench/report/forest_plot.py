@@ -29,59 +29,84 @@ HEADING_HEIGHT, ROW_HEIGHT = 0.27, 0.2  # height in inches of a check's heading 
 def draw_forest(groups: Sequence[tables.Group], cache: Path | None = None) -> str:
     """Draw the harm of every verdict with its bounds against the margin, and its positive controls in rows below.
 
-    The result is empty if there is no harm to draw.
+    The plot shows the groups with the most common unit, because one axis has one unit. The result is empty if there is no
+    harm to draw.
     """
     units = Counter(group[0].unit for group in groups if group[0].harm is not None)
     if not units:
         return ""
-    ((unit, _),) = units.most_common(1)  # one axis has one unit
-    drawn_groups = [group for group in groups if group[0].harm is not None and group[0].unit == unit]
-    factor, _ = format.unit_scale(unit)
-    controls = [[finding for finding in group if finding.control_harm is not None] for group in drawn_groups]
-    height = sum(HEADING_HEIGHT + ROW_HEIGHT * (1 + len(rows_below)) for rows_below in controls)
-
-    def draw(figure: svg.Figure) -> None:
-        axes = add_plot_column(figure, height)
-        span = _axis_range(drawn_groups, factor)
-        axes.set_xlim(span)
-        draw_reference_lines(axes, [group[0].margin for group in drawn_groups], factor)
-        top = 0.0
-        for group, rows_below in zip(drawn_groups, controls, strict=True):
-            first, color = group[0], VERDICT_COLORS.get(group[0].verdict, MUTED)
-            write_row_text(
-                axes,
-                top + HEADING_HEIGHT / 2,
-                format.shorten(tables.group_name(first), 44),
-                first.verdict,
-                weight="bold",
-                color=VERDICT_TEXT_COLORS.get(first.verdict, INK),
-            )
-            rows: list[tuple[str, tables.Bounds]] = [("your pipeline", (first.harm, first.low, first.high))]
-            rows += [(_variant_name(item), (item.control_harm, item.control_low, item.control_high)) for item in rows_below]
-            for number, (name, bounds) in enumerate(rows):
-                y = top + HEADING_HEIGHT + ROW_HEIGHT * (number + 0.5)
-                write_row_text(axes, y, name, format.format_bounds(bounds, unit))
-                style = {"color": MUTED, "marker": "D", "hollow": True} if number else {"color": color, "marker": "o"}
-                draw_interval(axes, y, bounds, factor, linewidth=1.1 if number else 2.2, span=span, **style)
-            top += HEADING_HEIGHT + ROW_HEIGHT * len(rows)
-            if top < height - ROW_HEIGHT:
-                axes.axhline(
-                    top + 0.02,
-                    xmin=-NAME_COLUMN_WIDTH / PLOT_WIDTH,
-                    xmax=1 + NUMBER_COLUMN_WIDTH / PLOT_WIDTH,
-                    color=GRID,
-                    linewidth=0.6,
-                    clip_on=False,
-                )
-        axes.set_xlabel(f"harm in {format.unit_name(unit)}")
-
+    ((unit, _),) = units.most_common(1)
+    groups = [group for group in groups if group[0].harm is not None and group[0].unit == unit]
+    height = sum(map(_group_height, groups))
     values = "; ".join(
-        f"{format.one_line(tables.group_name(first))} {first.verdict} {tables.harm_text(first)}" for first, *_ in drawn_groups
+        f"{format.one_line(tables.group_name(first))} {first.verdict} {tables.harm_text(first)}" for first, *_ in groups
     )
     label = f"Harm by check with its bounds, in {format.unit_name(unit)}: {values}"
-    return figure_cache.cached_figure(
-        cache, ("forest", drawn_groups), lambda: svg.inline_svg(draw, label, height=height + 0.62)
+
+    def render() -> str:
+        return svg.inline_svg(lambda figure: _draw_groups(figure, groups, unit, height), label, height=height + 0.62)
+
+    return figure_cache.cached_figure(cache, ("forest", groups), render)
+
+
+def _draw_groups(figure: svg.Figure, groups: Sequence[tables.Group], unit: str, height: float) -> None:
+    factor, _ = format.unit_scale(unit)
+    axes = add_plot_column(figure, height)
+    span = _axis_range(groups, factor)
+    axes.set_xlim(span)
+    draw_reference_lines(axes, [group[0].margin for group in groups], factor)
+    top = 0.0
+    for group in groups:
+        _draw_group(axes, group, top, span)
+        top += _group_height(group)
+        if top < height - ROW_HEIGHT:
+            _draw_separator(axes, top + 0.02)
+    axes.set_xlabel(f"harm in {format.unit_name(unit)}")
+
+
+def _draw_group(axes: Axes, group: tables.Group, top: float, span: tuple[float, float]) -> None:
+    """Draw the heading of a check, and rows for the pipeline and each positive control, from ``top`` inches down."""
+    first = group[0]
+    factor, _ = format.unit_scale(first.unit)
+    write_row_text(
+        axes,
+        top + HEADING_HEIGHT / 2,
+        format.shorten(tables.group_name(first), 44),
+        first.verdict,
+        weight="bold",
+        color=VERDICT_TEXT_COLORS.get(first.verdict, INK),
     )
+    rows: list[tuple[str, tables.Bounds]] = [("your pipeline", (first.harm, first.low, first.high))]
+    rows += [
+        (_variant_name(finding), (finding.control_harm, finding.control_low, finding.control_high))
+        for finding in _controls(group)
+    ]
+    color = VERDICT_COLORS.get(first.verdict, MUTED)
+    for number, (name, bounds) in enumerate(rows):
+        y = top + HEADING_HEIGHT + ROW_HEIGHT * (number + 0.5)
+        write_row_text(axes, y, name, format.format_bounds(bounds, first.unit))
+        style = {"color": MUTED, "marker": "D", "hollow": True} if number else {"color": color, "marker": "o"}
+        draw_interval(axes, y, bounds, factor, linewidth=1.1 if number else 2.2, span=span, **style)
+
+
+def _draw_separator(axes: Axes, y: float) -> None:
+    axes.axhline(
+        y,
+        xmin=-NAME_COLUMN_WIDTH / PLOT_WIDTH,
+        xmax=1 + NUMBER_COLUMN_WIDTH / PLOT_WIDTH,
+        color=GRID,
+        linewidth=0.6,
+        clip_on=False,
+    )
+
+
+def _controls(group: tables.Group) -> list[Finding]:
+    return [finding for finding in group if finding.control_harm is not None]
+
+
+def _group_height(group: tables.Group) -> float:
+    """Return the height in inches of a check's heading and rows."""
+    return HEADING_HEIGHT + ROW_HEIGHT * (1 + len(_controls(group)))
 
 
 def _variant_name(finding: Finding) -> str:

@@ -26,7 +26,12 @@ RECORD_FIELDS = ("fit", "scalars", "curve", "seconds", "fit_seconds", "place", "
 
 
 def pack_predictions(cells: Iterable[TrialRow], run: str) -> bytes:
-    """Return the content of the file; each record is stored once, even if several cells share it."""
+    """Return the content of the file; a record that several cells share is stored once.
+
+    Args:
+        cells: rows of the run with their records.
+        run: digest of the results of the run.
+    """
     cells = tuple(cells)
     records = {cell.record.key: cell.record for cell in cells}
     index = {

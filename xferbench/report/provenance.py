@@ -15,32 +15,26 @@ if TYPE_CHECKING:
     from xferbench.core.run import Run
 
 EVIDENCE_SCHEMA = 1
-RESERVED_KEYS = (
-    "schema",
-    "claim",
-    "run",
-    "frozen",
-    "environment",
-    "outputs",
-)  # keys of the file that are not the run's provenance
+# keys of the file that are not part of the evidence of the run
+RESERVED_KEYS = ("schema", "claim", "run", "frozen", "environment", "outputs")
 EVIDENCE_FILE, CHECKSUMS_FILE = "evidence.json", "SHA256SUMS"
 DISCLAIMER = "This report claims no compliance with any standard."
 
 
-def render_evidence(run: Run, of_run: str, outputs: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return the two provenance files of a run; empty for a run of an older version without provenance.
+def render_evidence(run: Run, run_digest: str, outputs: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the two provenance files of a run; empty for a run without evidence.
 
     Args:
         run: the run.
-        of_run: digest of its results, as in the files next to it.
-        outputs: every other file of the run, with the content to be written.
+        run_digest: digest of its results, which the files next to them contain.
+        outputs: content of every other file of the run, by name.
     """
     if not run.evidence:
         return {}
     header = {
         "schema": EVIDENCE_SCHEMA,
         "claim": DISCLAIMER,
-        "run": of_run,
+        "run": run_digest,
         "frozen": run.frozen or None,
         "environment": run.environment,
         "outputs": [{"name": name, "bytes": len(data), "sha256": _sha256(data)} for name, data in outputs.items()],
@@ -68,7 +62,7 @@ def _sha256(data: bytes) -> str:
 
 
 def read_evidence(file: BinaryIO) -> tuple[str, tuple[dict[str, Any]]]:
-    """Return the digest of the results that a provenance file belongs to, and its statements about the run.
+    """Return the digest of the results that a provenance file belongs to, and the evidence of the run.
 
     Raises:
         ValueError, KeyError, TypeError: if the file is damaged.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_CHARACTERS = 600_000  # total characters of all images on the page
-THUMBNAIL_SIDES = (96, 64, 48, 32, 24)  # pixels a side, tried until the images fit the budget
+THUMBNAIL_SIDES = (96, 64, 48, 32, 24)  # sides in pixels, tried until the images fit the budget
 SAMPLE_FIELDS = ("role", "title", "arms", "labels")
 
 
@@ -33,7 +33,12 @@ class EncodedImages:
 
 
 def pack_samples(samples: Sequence[SampleImages], run: str) -> bytes:
-    """Return the content of the file."""
+    """Return the content of the file.
+
+    Args:
+        samples: sample images.
+        run: digest of the results of the run.
+    """
     index = {"run": run, "samples": [{name: getattr(sample, name) for name in SAMPLE_FIELDS} for sample in samples]}
     arrays = {str(number): sample.images for number, sample in enumerate(samples)}
     file = io.BytesIO()
@@ -66,7 +71,7 @@ def _samples_from_entry(entry: dict[str, object], images: np.ndarray) -> SampleI
 def encode_images(samples: Sequence[SampleImages], budget: int = MAX_CHARACTERS) -> tuple[EncodedImages, ...]:
     """Encode all images within a budget of characters.
 
-    If the images are too large, smaller ones are used; if the smallest are still too large, the last entries are dropped.
+    If the images are too large, they are scaled down. If the smallest size is still too large, the last entries are dropped.
     """
     encoded: list[EncodedImages] = []
     for side in THUMBNAIL_SIDES:
@@ -85,7 +90,7 @@ def _total_length(encoded: Sequence[EncodedImages]) -> int:
 
 
 def _png_uri(pixels: np.ndarray, side: int) -> str:
-    """Return an image as a PNG data URI with at most ``side`` pixels a side."""
+    """Return an image as a PNG data URI with sides of at most ``side`` pixels."""
     from PIL import Image
 
     image = Image.fromarray(np.ascontiguousarray(pixels))

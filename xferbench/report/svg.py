@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     Figure: TypeAlias = Any
 
-MAX_VECTOR_SHAPES = 400  # number of shapes above which a collection becomes an image in the figure
-FIGURE_WIDTH_INCHES = 4.6  # inches; 1 inch is 96 CSS pixels
+MAX_VECTOR_SHAPES = 400  # a collection with more shapes becomes an image in the figure
+FIGURE_WIDTH_INCHES = 4.6  # 1 inch is 96 CSS pixels
 INK, MUTED, GRID, CARD = "#010101", "#767676", "#dedede", "#fefefe"
 COLOR_CYCLE = BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
     "#0072b2",
@@ -78,7 +78,13 @@ MATPLOTLIB_STYLE: Mapping[str, Any] = {
 
 
 def inline_svg(draw: Callable[[Figure], None], label: str, *, height: float) -> str:
-    """Draw a figure and return it as inline SVG with a text alternative; the output is deterministic."""
+    """Return a figure as inline SVG; the output is deterministic.
+
+    Args:
+        draw: function that draws into a matplotlib figure.
+        label: text alternative.
+        height: height in inches.
+    """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     stream = io.StringIO()
@@ -107,7 +113,7 @@ def inline_svg(draw: Callable[[Figure], None], label: str, *, height: float) -> 
 
 
 def inline_png(draw: Callable[[Figure], None], label: str, *, height: float) -> str:
-    """Draw a figure and return it as an inline PNG on a white background."""
+    """Return a figure as an inline PNG on a white background; the arguments are those of :func:`inline_svg`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     stream = io.BytesIO()
@@ -123,7 +129,7 @@ def _save(
     from matplotlib.figure import Figure as NewFigure
     from matplotlib.ticker import LogFormatter, NullFormatter
 
-    # the salt makes referenced ids differ between figures
+    # the salt makes the ids of different figures different, because they share one page
     style = {**MATPLOTLIB_STYLE, "axes.prop_cycle": cycler(color=COLOR_CYCLE), "svg.hashsalt": label}
     with styles.context(["default", style]), warnings.catch_warnings():  # independent of the user's settings
         warnings.filterwarnings("ignore", category=UserWarning)  # a missing glyph in the measuring font, or a tight layout
@@ -131,9 +137,7 @@ def _save(
         canvas(figure)
         draw(figure)
         for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-            if isinstance(
-                axis.get_major_formatter(), LogFormatter
-            ):  # its labels are formulas, which are disabled for names with a $
+            if isinstance(axis.get_major_formatter(), LogFormatter):  # its labels are formulas, which the style disables
                 axis.set_major_formatter(lambda value, _: f"{value:g}")
                 axis.set_minor_formatter(NullFormatter())
         for collection in (collection for axes in figure.axes for collection in axes.collections):
