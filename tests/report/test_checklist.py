@@ -81,20 +81,20 @@ def test_missing_information_is_named_as_missing(run):
     ):
         assert answers[question] == checklist.MISSING, question
     assert answers["Which data and weights?"] == f"synthetic:near; digests: {checklist.MISSING}"
-    assert answers["Was the plan registered before the run?"] == "No."
+    assert answers["Was the plan frozen before the run?"] == "No."
     bare = answers_of(replace(run, cost={}, environment={}, plan="", cells=(), arms={}))
     for question in ("How much was trained and measured?", "How long did it take?", "On which machine?", "Which software?"):
         assert bare[question] == checklist.MISSING, question
 
 
-def test_evidence_and_a_registered_plan_are_shown_without_folders(run):
+def test_evidence_and_a_frozen_plan_are_shown_without_folders(run):
     frozen = {"hash": "f" * 64, "written": "2026-01-01T00:00:00Z", "file": "e" * 64}
     complete = replace(run, evidence=EVIDENCE, frozen=frozen, suite={**run.suite, "tuning_seeds": 3})
     answers = answers_of(complete)
     assert (
         answers["Which data and weights?"] == f"- target.data: folder:ants, SHA-256 digest `{'d' * 64}` (files: 3; bytes: 99)"
     )
-    assert answers["Was the plan registered before the run?"] == f"Yes, on 2026-01-01T00:00:00Z: plan `{'f' * 64}`."
+    assert answers["Was the plan frozen before the run?"] == f"Yes, on 2026-01-01T00:00:00Z: plan `{'f' * 64}`."
     assert answers["With which command?"] == "`xferbench run careless`"
     assert answers["On which seeds were choices made?"] == "3 tuning seeds, separate from the evaluation seeds."
 

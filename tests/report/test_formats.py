@@ -30,16 +30,15 @@ def finding(verdict, plugin="p", **more):
 
 @pytest.fixture(scope="module")
 def every(run):
-    """A run with each verdict."""
+    """Return a run with each verdict."""
     others = ("INCONCLUSIVE", "ERROR", "SKIPPED", "INFO")
-    return replace(
-        run, findings=(*run.findings, *(finding(one, plugin=f"p-{one.lower()}", reason=f"so {one}") for one in others))
-    )
+    extra = [finding(verdict, plugin=f"p-{verdict.lower()}", reason=f"because {verdict}") for verdict in others]
+    return replace(run, findings=(*run.findings, *extra))
 
 
 @pytest.fixture(scope="module")
 def hostile(run):
-    """A run all of whose texts are hostile."""
+    """Return a run with hostile text in every field."""
     remedy = {"text": HOSTILE, "patch": ["```", HOSTILE], "verified": False}
     bad = replace(run.findings[0], id=HOSTILE, plugin=HOSTILE, contrast=HOSTILE, variant=HOSTILE, reason=HOSTILE, remedy=remedy)
     suite = {**run.suite, "name": HOSTILE, "path": HOSTILE.replace("\x00", "")}
@@ -50,7 +49,7 @@ def test_junit_has_a_suite_for_each_plugin_and_a_case_for_each_finding(every):
     root = ET.fromstring(junit.render(every).encode())
     assert [suite.get("name") for suite in root][:2] == ["batchnorm-drift", "p-error"]
     assert [case.get("name") for case in root.iter("testcase")] != []
-    assert {case.get("name") for case in root.iter("testcase")} == {one.id for one in every.findings}
+    assert {case.get("name") for case in root.iter("testcase")} == {finding.id for finding in every.findings}
     assert [root.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["7", "2", "1", "2"]
     assert sum(int(suite.get("tests")) for suite in root) == 7
 
@@ -73,19 +72,19 @@ def test_a_verdict_is_a_junit_result(run, verdict, children):
     assert all(child.get("message") == f"{verdict}: why" for child in case[1:])
 
 
-def test_figures_are_junit_properties(run):
+def test_numbers_are_junit_properties(run):
     (case, *_) = ET.fromstring(junit.render(run)).iter("testcase")
-    told = {one.get("name"): one.get("value") for one in case.iter("property")}
-    assert float(told["harm"]) == pytest.approx(run.findings[0].harm, rel=1e-4)
-    assert told["control"] == "detected"
-    assert "accuracy.scratch" in told
+    properties = {entry.get("name"): entry.get("value") for entry in case.iter("property")}
+    assert float(properties["harm"]) == pytest.approx(run.findings[0].harm, rel=1e-4)
+    assert properties["control"] == "detected"
+    assert "accuracy.scratch" in properties
 
 
 @settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=[]), max_size=60))
-def test_junit_always_parses(words):
-    found = make_run_of(finding("FAIL", plugin=words or "p", reason=words, remedy={"text": words, "patch": [words]}))
-    ET.fromstring(junit.render(found).encode("utf-8", "replace"))
+def test_junit_always_parses(text):
+    failure = finding("FAIL", plugin=text or "p", reason=text, remedy={"text": text, "patch": [text]})
+    ET.fromstring(junit.render(make_run_of(failure)).encode("utf-8", "replace"))
 
 
 def make_run_of(*findings):
@@ -130,12 +129,13 @@ def test_notes_are_listed(run):
     assert summary.endswith("- verdicts are conditional on this one pretrained checkpoint\n")
 
 
-def test_annotations_are_for_what_asks_for_somebody(every):
-    levels = [(one.split()[0], re.search(r"title=(\w+)", one)[1]) for one in github.workflow_commands(every)]
+def test_verdicts_that_need_attention_have_an_annotation(every):
+    commands = github.workflow_commands(every)
+    levels = [(command.split()[0], re.search(r"title=(\w+)", command)[1]) for command in commands]
     assert levels == [("::error", "FAIL"), ("::error", "ERROR"), ("::warning", "INCONCLUSIVE")]
 
 
-def test_an_annotation_stands_at_the_line_that_the_patch_changes(run, tmp_path):
+def test_an_annotation_is_at_the_line_that_the_patch_changes(run, tmp_path):
     path = tmp_path / "suites" / "mine.toml"
     path.parent.mkdir()
     path.write_text('schema = 1\nplugins = ["all"]\n[recipe]\nlr = 0.01\nbatchnorm = "train"\n')
@@ -149,9 +149,9 @@ def test_an_annotation_stands_at_the_line_that_the_patch_changes(run, tmp_path):
     assert ",line=1," in github.workflow_commands(at)[0]
 
 
-def test_an_annotation_is_one_line_in_githubs_escaping(hostile):
-    (one,) = github.workflow_commands(hostile)
-    head, message = re.fullmatch(r"::error (.*?)::(.*)", one).groups()
+def test_an_annotation_is_one_line_with_githubs_escapes(hostile):
+    (command,) = github.workflow_commands(hostile)
+    head, message = re.fullmatch(r"::error (.*?)::(.*)", command).groups()
     assert head.count(",") == 2
     assert re.findall(r"(\w+)=", head) == ["file", "line", "title"]
     assert "%2C" in head
@@ -159,7 +159,7 @@ def test_an_annotation_is_one_line_in_githubs_escaping(hostile):
     assert "100%25" in message
 
 
-def test_the_jobs_summary_is_appended_to(run, tmp_path, monkeypatch, capsys):
+def test_the_summary_is_appended_to_that_of_the_job(run, tmp_path, monkeypatch, capsys):
     job = tmp_path / "job.md"
     job.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(job))
@@ -212,7 +212,7 @@ def test_the_table_says_the_verdict_in_a_word_and_the_next_action(every):
         "INCONCLUSIVE",
         "ERROR",
         "SKIPPED",
-        "so ERROR",
+        "because ERROR",
         "next: keep the BatchNorm",
         'batchnorm = "eval"',
     ):
@@ -248,7 +248,7 @@ NAMES = (
 
 
 def named(run, name):
-    """A run whose dataset, class, plugin and variant have a name, with a crash and a note that tell it."""
+    """Return a run with a name for its dataset, class, plugin and variant, and in a crash and a note."""
     image = SampleImages(
         role="target", title=f"{name}, as is", arms=(name,), images=np.zeros((1, 2, 2, 3), np.uint8), labels=(name,)
     )
@@ -309,34 +309,34 @@ def test_progress_is_a_line_for_each_stage_where_there_is_no_terminal(capsys):
 
 
 def test_the_factory_makes_findings_that_agree_with_their_cells():
-    found = make_findings("batchnorm-drift", "FAIL", [cell for cell in SMALL.cells if cell.plugin == "batchnorm-drift"])
-    assert [one.variant for one in found] == ["ghost-batch", "class-order"]
+    findings = make_findings("batchnorm-drift", "FAIL", [cell for cell in SMALL.cells if cell.plugin == "batchnorm-drift"])
+    assert [finding.variant for finding in findings] == ["ghost-batch", "class-order"]
 
 
 @pytest.fixture(scope="module")
 def gated(run):
-    """A run that was held against an accepted one, with each decision."""
+    """Return a run with a comparison that has each decision."""
     return replace(run, gate=make_comparison())
 
 
 @pytest.fixture(scope="module")
 def evil(hostile):
-    """A hostile run whose comparison is hostile, too."""
-    told = dict.fromkeys(("verdict", "accepted", "metric", "unit"), HOSTILE)
-    one = make_outcome(f"{HOSTILE}/harm", "worse", HOSTILE, change=0.1, low=0.1, high=0.1, **told)
-    open_ = replace(one, id="subject", plugin="", decision="cannot tell")
+    """Return a hostile run with a hostile comparison."""
+    texts = dict.fromkeys(("verdict", "accepted", "metric", "unit"), HOSTILE)
+    worse = make_outcome(f"{HOSTILE}/harm", "worse", HOSTILE, change=0.1, low=0.1, high=0.1, **texts)
+    undecided = replace(worse, id="subject", plugin="", decision="cannot tell")
     accepted = dict.fromkeys(("name", "file", "xferbench", "git", "ended"), HOSTILE)
-    return replace(hostile, gate=make_comparison(one, open_, accepted=accepted, notes=(HOSTILE,)))
+    return replace(hostile, gate=make_comparison(worse, undecided, accepted=accepted, notes=(HOSTILE,)))
 
 
 def cases(run):
     return {case.get("name"): case for case in ET.fromstring(junit.render(run)).iter("testcase")}
 
 
-def test_the_junit_of_a_gate_is_about_the_gate(gated):
+def test_the_junit_cases_of_a_gate_are_its_outcomes(gated):
     root = ET.fromstring(junit.render(gated))
     assert [suite.get("name") for suite in root][:3] == ["subject", "batchnorm-drift", "learning-rate"]
-    assert list(cases(gated)) == [one.id for one in gated.gate.outcomes]
+    assert list(cases(gated)) == [outcome.id for outcome in gated.gate.outcomes]
     assert [root.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["8", "2", "1", "2"]
 
 
@@ -359,16 +359,16 @@ def test_a_decision_is_a_junit_result_and_a_known_fail_is_none(gated, name, resu
 
 def test_a_junit_failure_of_a_gate_has_its_figures_reason_and_patch(gated):
     case = cases(gated)["batchnorm-drift/harm"]
-    told = {one.get("name"): one.get("value") for one in case.iter("property")}
-    assert (told["verdict"], told["accepted"], told["decision"]) == ("FAIL", "PASS", "worse")
-    assert [float(told[name]) for name in ("before", "now", "change", "low", "high", "margin")] == pytest.approx(
+    properties = {entry.get("name"): entry.get("value") for entry in case.iter("property")}
+    assert (properties["verdict"], properties["accepted"], properties["decision"]) == ("FAIL", "PASS", "worse")
+    assert [float(properties[name]) for name in ("before", "now", "change", "low", "high", "margin")] == pytest.approx(
         [0.003, 0.06, 0.057, 0.045, 0.069, 0.02]
     )
-    assert {"p_worse", "p_not_worse", "seeds", "examples"} < set(told)
+    assert {"p_worse", "p_not_worse", "seeds", "examples"} < set(properties)
     assert case[1].get("message") == "worse: new: it passed when accepted"
     assert case[1].text.startswith("new: it passed when accepted\nkeep the BatchNorm")
     assert case[1].text.endswith('batchnorm = "eval"    # was train')
-    (flipped,) = [one for one in cases(gated)["subject"].iter("property") if one.get("name") == "flipped"]
+    (flipped,) = [entry for entry in cases(gated)["subject"].iter("property") if entry.get("name") == "flipped"]
     assert flipped.get("value") == "0.14"
 
 
@@ -409,15 +409,15 @@ def test_a_known_fail_that_may_have_become_worse_is_a_warning(run):
     assert one.endswith("FAIL → FAIL; known: the accepted run fails it too; why")
 
 
-def test_an_annotation_of_a_gate_stands_at_the_recipe_the_patch_or_the_plugin(gated, tmp_path):
+def test_an_annotation_of_a_gate_is_at_the_recipe_the_patch_or_the_plugin(gated, tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('schema = 1\nplugins = ["all",\n"head-shock"]\n[recipe]\nlr = 0.01\nbatchnorm = "train"\n')
     at = replace(gated, suite={**gated.suite, "path": str(path)})
-    assert [re.search(r"line=(\d+)", one)[1] for one in github.workflow_commands(at)] == ["4", "6", "2", "3", "2"]
+    assert [re.search(r"line=(\d+)", command)[1] for command in github.workflow_commands(at)] == ["4", "6", "2", "3", "2"]
     path.unlink()
-    assert all(",line=1," in one for one in github.workflow_commands(at))
+    assert all(",line=1," in command for command in github.workflow_commands(at))
     typed = replace(at, suite={**at.suite, "command": ["--after", "x"]})
-    assert not any("file=" in one for one in github.workflow_commands(typed))
+    assert not any("file=" in command for command in github.workflow_commands(typed))
 
 
 def compared(gate, width, **how):
@@ -459,8 +459,8 @@ def test_a_hostile_comparison_is_harmless_in_every_output(evil, capsys):
     assert "<script" not in outside
     assert outside.count("$") == outside.count("<span>$</span>")
     assert ET.fromstring(junit.render(evil)).get("failures") == "1"
-    for one in github.workflow_commands(evil):
-        head, _ = re.fullmatch(r"::(?:error|warning) (.*?)::(.*)", one).groups()
+    for command in github.workflow_commands(evil):
+        head, _ = re.fullmatch(r"::(?:error|warning) (.*?)::(.*)", command).groups()
         assert re.findall(r"(\w+)=", head) == ["file", "line", "title"]
         assert head.count(",") == 2
     console.print_run(evil)
@@ -470,7 +470,7 @@ def test_a_hostile_comparison_is_harmless_in_every_output(evil, capsys):
     assert "\x1b" not in summary + junit.render(evil)
 
 
-def test_a_gate_is_told_the_same_once_it_was_read_back(gated, tmp_path):
+def test_a_gate_is_rendered_the_same_after_reading(gated, tmp_path):
     files.write_run(gated, tmp_path)
     again = files.read_run(tmp_path)
     assert again.gate == gated.gate
@@ -483,6 +483,6 @@ def test_the_next_action_of_an_outcome_is_that_of_its_own_verdict(gated):
     mixed = replace(gated, findings=(replace(first, verdict="PASS", remedy=None), second))
     assert "keep the BatchNorm" in cases(mixed)["batchnorm-drift/harm"][1].text
     part = replace(second, plugin="audit/reload", contrast="logits", kind="audit", id="audit/reload-logits")
-    for id_ in ("audit/reload/logits", "audit/reload-logits"):
-        one = make_outcome(id_, "worse", verdict="FAIL")
-        assert "keep the BatchNorm" in cases(replace(gated, findings=(part,), gate=make_comparison(one)))[id_][1].text
+    for outcome_id in ("audit/reload/logits", "audit/reload-logits"):
+        gate = make_comparison(make_outcome(outcome_id, "worse", verdict="FAIL"))
+        assert "keep the BatchNorm" in cases(replace(gated, findings=(part,), gate=gate))[outcome_id][1].text

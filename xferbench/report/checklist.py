@@ -269,7 +269,7 @@ def _versions(run: Run) -> dict[str, str]:
         "Which revision of the user's code?": f"`{escape(environment['git'])}`" if environment.get("git") else MISSING,
         "With which command?": _format_command(evidence.get("command")),
         "When?": f"{escape(began)} to {escape(ended)}." if began and ended else MISSING,
-        "Was the plan registered before the run?": f"Yes, on {escape(plan['written'])}: plan `{escape(plan['hash'])}`."
+        "Was the plan frozen before the run?": f"Yes, on {escape(plan['written'])}: plan `{escape(plan['hash'])}`."
         if plan
         else "No.",
         "Which trials were run?": f"Those with the digest `{escape(run.plan)}`." if run.plan else MISSING,
