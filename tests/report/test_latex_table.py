@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xferbench.report.latex_table import PAGE_CHARACTERS, escape, format_number, latex_table
+from xferbench.report.latex_table import PAGE_CHARACTERS, escape, escape_number, latex_table
 
 ENGINE = next(filter(shutil.which, ("pdflatex", "lualatex", "xelatex", "tectonic")), None)
 
@@ -77,7 +77,7 @@ def test_every_character_is_shown(text, source):
     [("-72.3 [-74.6, +0.1]", "$-$72.3 [$-$74.6, +0.1]"), ("1e-3", "1e-3"), ("20-25", "20-25"), ("98.1 %", r"98.1 \%")],
 )
 def test_a_negative_number_has_a_minus_sign(text, source):
-    assert format_number(text) == source
+    assert escape_number(text) == source
 
 
 @settings(deadline=None)

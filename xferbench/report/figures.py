@@ -36,7 +36,7 @@ def draw_benefit_retained(groups: Sequence[tables.Group], cache: Path | None = N
     groups = [group for group in groups if group[0].benefit_retained is not None]
     if not groups:
         return ""
-    least, most = -0.5, 1.25  # a value outside is drawn at the edge and given in the label
+    minimum, maximum = -0.5, 1.25  # a value outside is drawn at the edge; the label has its number
 
     def draw(figure: svg.Figure) -> None:
         axes = _row_axes(figure, len(groups), 0.42)
@@ -44,7 +44,7 @@ def draw_benefit_retained(groups: Sequence[tables.Group], cache: Path | None = N
         axes.axvline(1, color=GREEN, linewidth=1.2, linestyle="--")
         for row, group in enumerate(groups):
             value, color = group[0].benefit_retained or 0.0, VERDICT_COLORS.get(group[0].verdict, MUTED)
-            end = min(max(value, least), most)
+            end = min(max(value, minimum), maximum)
             _write_label(
                 axes,
                 row,
@@ -53,9 +53,9 @@ def draw_benefit_retained(groups: Sequence[tables.Group], cache: Path | None = N
             )
             axes.plot([0, end], [row + 0.55] * 2, color=color, linewidth=7, alpha=0.35, solid_capstyle="butt")
             axes.plot(
-                [end], [row + 0.55], color=color, marker="o" if end == value else "<" if value < least else ">", markersize=6
+                [end], [row + 0.55], color=color, marker="o" if end == value else "<" if value < minimum else ">", markersize=6
             )
-        axes.set(xlim=(least - 0.05, most + 0.05), xticks=[-0.5, 0, 0.5, 1], xticklabels=["−50 %", "0", "50 %", "100 %"])
+        axes.set(xlim=(minimum - 0.05, maximum + 0.05), xticks=[-0.5, 0, 0.5, 1], xticklabels=["−50 %", "0", "50 %", "100 %"])
         axes.set_xlabel("benefit of pretraining that is retained")
 
     values = "; ".join(
@@ -146,11 +146,11 @@ def _draw_curve(axes: Axes, name: str, steps: np.ndarray, values: np.ndarray, in
         values: mean, minimum and maximum over seeds, shape [K, 3].
         induced: names of all induced arms, whose order determines their colors.
     """
-    mean, least, greatest = values.T
+    mean, minimum, maximum = values.T
     number = induced.index(name) if name in induced else 0
     color = _color(name, number)
     dashes = "--" if name == "scratch" else DASHES[number // len(INDUCED_COLOURS) % len(DASHES)] if name in induced else "-"
-    axes.fill_between(steps, least, greatest, color=color, alpha=0.15, linewidth=0)
+    axes.fill_between(steps, minimum, maximum, color=color, alpha=0.15, linewidth=0)
     marker = "o" if len(mean) == 1 else ""
     label = format.shorten(name.replace(":", ": "), 28)
     axes.plot(steps, mean, color=color, linestyle=dashes, marker=marker, label=label)
@@ -185,10 +185,9 @@ def draw_plugin_plot(plugin: Plugin, run: Run, cache: Path | None = None, conten
             ("picture", plugin.id, label, content),
             render,
         )
-    except Exception as error:  # noqa: BLE001 - a third party's plot must not cost the report
-        return (
-            f"<p>The plot of this plugin could not be drawn: {escape(format.one_line(f'{type(error).__name__}: {error}'))}</p>"
-        )
+    except Exception as error:  # noqa: BLE001 - a crash in the plot must not prevent the report
+        message = format.one_line(f"{type(error).__name__}: {error}")
+        return f"<p>The plot of this plugin could not be drawn: {escape(message)}</p>"
 
 
 def _row_axes(figure: svg.Figure, rows: int, row: float) -> Axes:

@@ -13,7 +13,7 @@ import numpy as np
 
 from xferbench.analysis import aggregate, metrics, regret, scores
 from xferbench.report import comparison_text, format
-from xferbench.report.latex_table import PAGE_CHARACTERS, REQUIRED_PACKAGES, escape, format_number, latex_table
+from xferbench.report.latex_table import PAGE_CHARACTERS, REQUIRED_PACKAGES, escape, escape_number, latex_table
 from xferbench.report.tables import Group, finding_groups, group_name, harm_text, headline
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _finding_cells(group: Group) -> list[str]:
     return [
         escape(group_name(first)),
         first.verdict,
-        format_number(harm_text(first)),
+        escape_number(harm_text(first)),
         MISSING if first.margin is None else f"{factor * first.margin:.{digits}f}",
         f"{controls.count('detected')}/{len(controls)}" if controls else MISSING,
         *(_percentage(first.accuracy.get(arm)) for arm in ARMS),
@@ -118,9 +118,9 @@ def _outcome_cells(outcome: Outcome) -> list[str]:
     return [
         escape(comparison_text.outcome_name(outcome)),
         outcome.decision,
-        format_number(comparison_text.turn_text(outcome)),
-        format_number(comparison_text.change_text(outcome)),
-        format_number(comparison_text.margin_text(outcome)) if outcome.change is not None else MISSING,
+        escape_number(comparison_text.turn_text(outcome)),
+        escape_number(comparison_text.change_text(outcome)),
+        escape_number(comparison_text.margin_text(outcome)) if outcome.change is not None else MISSING,
         str(outcome.seeds) if outcome.seeds else MISSING,
     ]
 
@@ -187,7 +187,7 @@ def cost_table(frame: pd.DataFrame, metric: str = "accuracy", label: str = "tab:
         runs = frame[frame.recipe == recipe]
         by_task = runs.groupby("task", sort=False)[[column for column, _ in columns.values()]].mean()
         values = [(by_task[column].dropna(), format_value) for column, format_value in columns.values()]
-        cells = [format_number(form(float(means.mean()))) if len(means) else MISSING for means, form in values]
+        cells = [escape_number(form(float(means.mean()))) if len(means) else MISSING for means, form in values]
         rows.append([escape(recipe), str(len(by_task["accuracy"].dropna())), *cells])
         if runs.diverged.sum():
             notes.append(f"{recipe} diverged in {int(runs.diverged.sum())} of {len(runs)} runs")
@@ -250,7 +250,7 @@ def _aggregate_cells(common: Scores, metric: str) -> dict[str, list[str]]:
 def _format_interval(interval: Interval, factor: float, digits: int) -> str:
     value, *ends = (factor * float(number) for number in (interval.value, interval.low, interval.high))
     bounds = f" [{min(ends):.{digits}f}, {max(ends):.{digits}f}]" if np.isfinite(ends).all() else ""
-    return format_number(f"{value:.{digits}f}{bounds}")
+    return escape_number(f"{value:.{digits}f}{bounds}")
 
 
 def _exclusion_notes(common: Scores) -> list[str]:

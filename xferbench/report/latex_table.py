@@ -84,7 +84,7 @@ def _escape_character(character: str) -> str:
     return f"{{[}}U+{ord(character):04X}{{]}}"
 
 
-def format_number(number: str) -> str:
+def escape_number(number: str) -> str:
     """Escape a formatted number or interval, and write its minus signs in math mode.
 
     Brackets are not escaped, so the cell must not be the first of its row.

@@ -144,8 +144,8 @@ def rank_recipes(run: Run) -> tuple[list[RecipeSummary], list[str]]:
             recipe=both.recipes[index],
             gain=format_interval(gain[index], metric.unit, signed=True),
             rank=format_interval(rank[index], digits=1) if index < len(scores.recipes) else "",
-            regret=format_interval(mean[index], metric.unit, most=metric.span),
-            greatest=format_interval(greatest[index], metric.unit, most=metric.span),
+            regret=format_interval(mean[index], metric.unit, maximum=metric.span),
+            greatest=format_interval(greatest[index], metric.unit, maximum=metric.span),
             better="" if against in {None, index} else format_interval(wins[index, against], "accuracy"),
         )
         for index in order
@@ -290,11 +290,11 @@ def format_score(value: float | None, unit: str) -> str:
 
 
 def format_interval(
-    interval: Any, unit: str = "", *, digits: int | None = None, most: float = float("inf"), signed: bool = False
+    interval: Any, unit: str = "", *, digits: int | None = None, maximum: float = float("inf"), signed: bool = False
 ) -> str:
-    """Return a value in its unit with its interval, if it has one; both are clipped at ``most``."""
+    """Return a value in its unit with its interval, if it has one; both are clipped at ``maximum``."""
     factor, unit_digits = format.unit_scale(unit)
-    value, low, high = (min(float(number), most) * factor for number in (interval.value, interval.low, interval.high))
+    value, low, high = (min(float(number), maximum) * factor for number in (interval.value, interval.low, interval.high))
     if isnan(value):
         return format.MISSING
     spec = f"{'+' if signed else ''}.{unit_digits if digits is None else digits}f"
