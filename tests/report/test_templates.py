@@ -5,7 +5,7 @@ from jinja2 import UndefinedError
 
 from xferbench.report import templates
 
-TOLD = {"title": "", "sentence": "", "sides": (), "environment": (), "held": {}}
+TOLD = {"title": "", "sentence": "", "sides": (), "environment": (), "comparison": {}}
 
 
 def test_what_is_filled_in_is_escaped():

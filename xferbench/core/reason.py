@@ -1,4 +1,4 @@
-"""Why a verdict, a decision or a note is what it is: a code with the values that its sentence needs. Pure.
+"""The reason for a verdict, a decision or a note: a code and the values that its sentence needs. Pure.
 
 The sentences are in :mod:`xferbench.report.messages`.
 """
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class Code(Enum):
-    """One code for each sentence; the comment names the values that the sentence needs."""
+    """The codes, one for each sentence; a comment lists the values that the sentence needs."""
 
-    # Of any finding
-    TEXT = auto()  # text: written elsewhere, by a plugin or as an error
+    # Any finding
+    TEXT = auto()  # text: from a plugin or an error
     NOT_MEASURED = auto()
     ON_TRUST = auto()  # what
-    # Of a harm
+    # A harm
     ABOVE_MARGIN = auto()  # margin
     BELOW_MARGIN = auto()  # margin
     NOT_EXPOSED = auto()  # why: a reason
@@ -35,24 +35,24 @@ class Code(Enum):
     MARGIN_WITHIN_INTERVAL = auto()  # margin
     ABOVE_BEFORE_CORRECTION = auto()  # margin
     BELOW_BEFORE_CORRECTION = auto()  # margin
-    TO_DECIDE = auto()  # seeds, examples (None: no number would do), grouped, at_these_seeds
+    TO_DECIDE = auto()  # seeds, examples (None if no number suffices), grouped, at_these_seeds
     BUDGET_SPENT = auto()  # budget in seconds, seeds, planned
     CHOSEN = auto()  # count, confidence
     BETTER_RECIPE = auto()  # cured, subject: accuracies
     DIVERGED = auto()  # arm, count, seeds
     LEFT_AFTER_REPAIR = auto()  # by, verdict, estimate
-    # Of an invariant
+    # An invariant
     BROKEN = auto()  # meaning, count, seeds
     HOLDS = auto()  # meaning, seeds
     SUBJECT_DIVERGED = auto()  # count, seeds
-    # Of a change between two runs
+    # A change between two runs
     SAME_ANSWERS = auto()
     SAME_ZERO_HARM = auto()
     ONE_PAIR = auto()  # seeds
     WORSE_THAN_MARGIN = auto()  # margin
     SAME_TRIALS_ELSEWHERE = auto()
     WORSE_BY_LESS = auto()  # margin
-    CHANGE_OPEN = auto()  # margin, same: whether the trials are the same, to_decide: a reason
+    CHANGE_OPEN = auto()  # margin, same (whether the trials are the same), to_decide (a reason or None)
     FAIL_ELSEWHERE = auto()  # accepted
     NEW_FAIL = auto()  # accepted, text
     FAIL_LEFT_OPEN = auto()  # why: a reason
@@ -66,7 +66,7 @@ class Code(Enum):
     NOT_TESTED_BEFORE = auto()
     NO_VERDICT_BEFORE = auto()  # verdict
     OTHER_VERSION = auto()  # old, new
-    OTHER_SOURCE = auto()  # old, new: starts of digests
+    OTHER_SOURCE = auto()  # old, new: prefixes of digests
     OTHER_CONTRAST = auto()
     PAIRED_BY_RANK = auto()
     FEWER_SEEDS = auto()  # count, old, new
@@ -74,11 +74,11 @@ class Code(Enum):
     BASELINE_NOT_RERUN = auto()  # why: text
     FILES_NOT_CHECKED = auto()
     NOT_MADE_ALIKE = auto()  # difference
-    SUITE_DIFFERS = auto()  # changes: key, old and new of each
+    SUITE_DIFFERS = auto()  # changes: tuples of key, old, new
     INPUTS_DIFFER = auto()  # keys
-    SOURCE_DIFFERS = auto()  # plugin, old and new: starts of digests
+    SOURCE_DIFFERS = auto()  # plugin, old, new: prefixes of digests
     VERSION_DIFFERS = auto()  # name, old, new
-    PACKAGES_DIFFER = auto()  # changes: name, old and new of each
+    PACKAGES_DIFFER = auto()  # changes: tuples of name, old, new
     # Notes of a run
     OVERRIDDEN = auto()  # overrides
     SUPPORTED_FIELDS = auto()  # training, fields
@@ -96,12 +96,12 @@ class Code(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    """A code and its values; a value may be another reason."""
+    """A code and its values; a value can be another reason."""
 
     code: Code
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def because(code: Code, **values: Any) -> Reason:
-    """A reason with its values."""
+    """Return a reason with its values."""
     return Reason(code=code, values=values)

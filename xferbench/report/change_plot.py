@@ -1,4 +1,4 @@
-"""The forest plot of a comparison: how much worse each thing has become, against none and against the margin."""
+"""Draw the forest plot of a comparison: each change with its bounds, zero and the margin. Imports matplotlib."""
 
 from __future__ import annotations
 
@@ -27,37 +27,33 @@ if TYPE_CHECKING:
 
 
 def draw_changes(comparison: Comparison, cache: Path | None = None) -> str:
-    """The change of all that is told in the subject's unit, the subject first; empty where there is none."""
-    shown = drawable_outcomes(comparison)
-    if not shown:
+    """Return the plot of the changes in the unit of the subject as SVG; empty if there is no change."""
+    outcomes = drawable_outcomes(comparison)
+    if not outcomes:
         return ""
-    unit, height = shown[0].unit, (HEADING_HEIGHT + ROW_HEIGHT) * len(shown)
+    unit, height = outcomes[0].unit, (HEADING_HEIGHT + ROW_HEIGHT) * len(outcomes)
     factor, _ = format.unit_scale(unit)
 
     def draw(figure: svg.Figure) -> None:
         axes = add_plot_column(figure, height)
-        span = _span(shown, factor)
+        span = _span(outcomes, factor)
         axes.set_xlim(span)
-        draw_reference_lines(axes, [one.margin for one in shown], factor)
-        for number, one in enumerate(shown):
-            top, look = number * (HEADING_HEIGHT + ROW_HEIGHT), comparison_text.VERDICT_STYLE[one.decision]
+        draw_reference_lines(axes, [outcome.margin for outcome in outcomes], factor)
+        for number, outcome in enumerate(outcomes):
+            top, style = number * (HEADING_HEIGHT + ROW_HEIGHT), comparison_text.VERDICT_STYLE[outcome.decision]
             write_row_text(
                 axes,
                 top + HEADING_HEIGHT / 2,
-                format.shorten(comparison_text.outcome_name(one), 40),
-                one.decision,
+                format.shorten(comparison_text.outcome_name(outcome), 40),
+                outcome.decision,
                 weight="bold",
-                color=VERDICT_TEXT_COLORS.get(look, INK),
+                color=VERDICT_TEXT_COLORS.get(style, INK),
             )
-            write_row_text(
-                axes, top + HEADING_HEIGHT + ROW_HEIGHT / 2, comparison_text.levels_text(one), comparison_text.change_text(one)
-            )
-            bounds = (one.change, one.low, one.high)
-            colour = VERDICT_COLORS.get(look, MUTED)
-            draw_interval(
-                axes, top + HEADING_HEIGHT + ROW_HEIGHT / 2, bounds, factor, color=colour, marker="o", linewidth=2.2, span=span
-            )
-            if number < len(shown) - 1:
+            middle = top + HEADING_HEIGHT + ROW_HEIGHT / 2
+            write_row_text(axes, middle, comparison_text.levels_text(outcome), comparison_text.change_text(outcome))
+            bounds, color = (outcome.change, outcome.low, outcome.high), VERDICT_COLORS.get(style, MUTED)
+            draw_interval(axes, middle, bounds, factor, color=color, marker="o", linewidth=2.2, span=span)
+            if number < len(outcomes) - 1:
                 line = top + HEADING_HEIGHT + ROW_HEIGHT + 0.02
                 axes.axhline(
                     line,
@@ -67,28 +63,32 @@ def draw_changes(comparison: Comparison, cache: Path | None = None) -> str:
                     linewidth=0.6,
                     clip_on=False,
                 )
-        axes.set_xlabel(f"change in {format.unit_name(unit)}, worse to the right")
+        axes.set_xlabel(f"change in {format.unit_name(unit)}; worse to the right")
 
-    told = "; ".join(f"{comparison_text.outcome_name(one)} {one.decision} {comparison_text.change_text(one)}" for one in shown)
-    label = f"Change against what was accepted with its bounds, in {format.unit_name(unit)}: {told}"
-    return figure_cache.cached_figure(cache, ("changes", shown), lambda: svg.inline_svg(draw, label, height=height + 0.62))
+    changes = "; ".join(
+        f"{comparison_text.outcome_name(outcome)} {outcome.decision} {comparison_text.change_text(outcome)}"
+        for outcome in outcomes
+    )
+    label = f"Change from the accepted run with its bounds, in {format.unit_name(unit)}: {changes}"
+    return figure_cache.cached_figure(cache, ("changes", outcomes), lambda: svg.inline_svg(draw, label, height=height + 0.62))
 
 
 def drawable_outcomes(comparison: Comparison) -> tuple[Outcome, ...]:
-    """Outcomes with a change in one unit, which is the subject's or else the commonest, the subject first."""
-    told = [one for one in comparison_text.in_reading_order(comparison) if one.change is not None]
-    own = [one.unit for one in told if comparison_text.is_subject(one)]
-    unit = next(iter(own or [unit for unit, _ in Counter(one.unit for one in told).most_common(1)]), "")
-    return tuple(one for one in told if one.unit == unit)
+    """Return the outcomes with a change in the unit of the subject, or in the most common unit; the subject comes first."""
+    outcomes = [outcome for outcome in comparison_text.in_reading_order(comparison) if outcome.change is not None]
+    subject_units = [outcome.unit for outcome in outcomes if comparison_text.is_subject(outcome)]
+    most_common = [unit for unit, _ in Counter(outcome.unit for outcome in outcomes).most_common(1)]
+    unit = next(iter(subject_units or most_common), "")
+    return tuple(outcome for outcome in outcomes if outcome.unit == unit)
 
 
-def _span(shown: Sequence[Outcome], factor: float) -> tuple[float, float]:
-    """The axis in told units: every change, and of bounds no more than leaves the margin visible."""
-    margin = max((one.margin or 0.0 for one in shown), default=0.0)
-    own = [one.change for one in shown if one.change is not None]
-    bounds = [value for one in shown for value in (one.low, one.high) if value is not None]
-    least, most = min([0.0, *own, *bounds]), max([margin, *own, *bounds])
+def _span(outcomes: Sequence[Outcome], factor: float) -> tuple[float, float]:
+    """Return the limits of the axis in printed units: all changes, and their bounds as far as the margin stays visible."""
+    margin = max((outcome.margin or 0.0 for outcome in outcomes), default=0.0)
+    changes = [outcome.change for outcome in outcomes if outcome.change is not None]
+    bounds = [value for outcome in outcomes for value in (outcome.low, outcome.high) if value is not None]
+    least, most = min([0.0, *changes, *bounds]), max([margin, *changes, *bounds])
     if margin:
-        least, most = max(least, min([-15 * margin, *own])), min(most, max([15 * margin, *own]))
+        least, most = max(least, min([-15 * margin, *changes])), min(most, max([15 * margin, *changes]))
     room = 0.04 * (most - least) or 0.01
     return factor * (least - room), factor * (most + room)

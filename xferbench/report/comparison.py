@@ -1,4 +1,4 @@
-"""Two runs beside each other as a page of its own, and as the section that opens the report of a gate."""
+"""Write the HTML page that compares two runs, and the same section for the report of a gate. Reads the templates."""
 
 from __future__ import annotations
 
@@ -15,80 +15,88 @@ if TYPE_CHECKING:
 
 
 def render(run: Run, cache: Path | None = None, *, file: str = "") -> str:
-    """Render the page: one file that needs no network, no script and no other file.
+    """Return the page, a single file without scripts and network access.
 
     Args:
-        run: the candidate, held against the accepted run; without that the page says that nothing was compared.
-        cache: folder of figures that were drawn before; None draws all.
-        file: where the candidate lies, for the reader.
+        run: the candidate with its comparison; without one, the page says that nothing was compared.
+        cache: folder of cached figures; None draws all figures.
+        file: the path of the candidate, for the reader.
     """
     names = [format.one_line(side.get("name") or "") for side in ((run.gate.accepted if run.gate else {}), run.suite)]
-    told = templates.render_template(
+    page = templates.render_template(
         "comparison.html.j2",
         title=" → ".join(name or "a run" for name in names),
         sentence=comparison_text.headline(run.gate, gate=False) if run.gate else "Nothing was compared.",
         sides=comparison_text.side_rows(run, file),
         names=comparison_text.SIDE_NAMES[False],
         environment=environment(run.environment),
-        held=section(run, cache, alone=True),
+        comparison=section(run, cache, alone=True),
     )
     if cache is not None:
         figure_cache.trim_cache(cache)
-    return told
+    return page
 
 
 def section(run: Run, cache: Path | None, *, alone: bool = False) -> dict[str, Any]:
-    """What the section shows; {} of a run held against nothing. ``alone``: the page's head has the sentence."""
+    """Return the values of the section; empty if the run has no comparison.
+
+    Args:
+        run: the candidate with its comparison.
+        cache: folder of cached figures; None draws all figures.
+        alone: whether the section is on the page of a comparison, whose head has the headline.
+    """
     from markupsafe import Markup
 
     if run.gate is None:
         return {}
-    shown, names = change_plot.drawable_outcomes(run.gate), comparison_text.SIDE_NAMES[not alone]
-    units = sorted({format.unit_name(one.unit) for one in run.gate.outcomes if one.change is not None})
+    drawable, names = change_plot.drawable_outcomes(run.gate), comparison_text.SIDE_NAMES[not alone]
+    units = sorted({format.unit_name(outcome.unit) for outcome in run.gate.outcomes if outcome.change is not None})
     return {
         "against": "" if alone else comparison_text.baseline_line(run.gate),
         "names": names,
-        "outcomes": [_outcome(run, one, names) for one in comparison_text.in_reading_order(run.gate)],
+        "outcomes": [_outcome(run, outcome, names) for outcome in comparison_text.in_reading_order(run.gate)],
         "unit": units[0] if len(units) == 1 else "",
         "level": format.format_confidence(float(run.suite.get("alpha") or 0.05)),
         "notes": [format.one_line(note) for note in run.gate.notes],
-        "picture": Markup(change_plot.draw_changes(run.gate, cache)),  # noqa: S704 - drawn here, its texts escaped
-        "margin": any(one.margin is not None for one in shown),
-        "undrawn": sum(one.change is not None for one in run.gate.outcomes) - len(shown),
+        "picture": Markup(change_plot.draw_changes(run.gate, cache)),  # noqa: S704 - drawn by this package, with its texts escaped
+        "margin": any(outcome.margin is not None for outcome in drawable),
+        "undrawn": sum(outcome.change is not None for outcome in run.gate.outcomes) - len(drawable),
     }
 
 
-def _outcome(run: Run, one: Outcome, names: tuple[str, str]) -> dict[str, Any]:
-    group = tables.group_sentence_name(run, one)
-    needed = one.decision in {"worse", "crashed"}
+def _outcome(run: Run, outcome: Outcome, names: tuple[str, str]) -> dict[str, Any]:
+    group = tables.group_sentence_name(run, outcome)
+    has_action = group and outcome.decision in {"worse", "crashed"}
     return {
-        "what": comparison_text.outcome_name(one),
-        "of": f"{format.one_line(one.metric).replace('_', ' ')}" if comparison_text.is_subject(one) else "",
-        "decision": one.decision,
-        "look": comparison_text.VERDICT_STYLE[one.decision],
-        "known": comparison_text.is_known_failure(one),
+        "what": comparison_text.outcome_name(outcome),
+        "of": f"{format.one_line(outcome.metric).replace('_', ' ')}" if comparison_text.is_subject(outcome) else "",
+        "decision": outcome.decision,
+        "style": comparison_text.VERDICT_STYLE[outcome.decision],
+        "known": comparison_text.is_known_failure(outcome),
         "sides": [
-            {"name": name, "verdict": format.one_line(verdict), "level": comparison_text.level_text(one, value)}
-            for name, verdict, value in zip(names, (one.accepted, one.verdict), (one.before, one.now), strict=True)
+            {"name": name, "verdict": format.one_line(verdict), "level": comparison_text.level_text(outcome, value)}
+            for name, verdict, value in zip(
+                names, (outcome.accepted, outcome.verdict), (outcome.before, outcome.now), strict=True
+            )
         ],
-        "change": format.format_harm(one.change, one.unit),
-        "bounds": comparison_text.change_text(one).partition(" ")[2],
-        "unit": format.unit_name(one.unit),
-        "margin": comparison_text.margin_text(one),
-        "reason": comparison_text.reason_text(one),
-        "action": tables.next_action(group) if group and needed else "",
-        "patch": tables.patch_lines(group) if group and needed else "",
-        "figures": comparison_text.figures_text(one),
+        "change": format.format_harm(outcome.change, outcome.unit),
+        "bounds": comparison_text.change_text(outcome).partition(" ")[2],
+        "unit": format.unit_name(outcome.unit),
+        "margin": comparison_text.margin_text(outcome),
+        "reason": comparison_text.reason_text(outcome),
+        "action": tables.next_action(group) if has_action else "",
+        "patch": tables.patch_lines(group) if has_action else "",
+        "figures": comparison_text.figures_text(outcome),
     }
 
 
-def environment(told: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """One row a fact, nested ones on one line."""
+def environment(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the names and values of an environment; a nested mapping becomes one line."""
     return [
         (
             format.one_line(name),
-            format.one_line(", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, Mapping) else value),
+            format.one_line(", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, Mapping) else value),
         )
-        for name, value in told.items()
+        for name, value in values.items()
         if value not in (None, "")
     ]

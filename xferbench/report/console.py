@@ -1,4 +1,4 @@
-"""The terminal: a table of verdicts that fits 80 columns, and a line that lives while a suite runs."""
+"""Print runs and comparisons in the terminal. Writes to standard output and standard error; a table fits 80 columns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from xferbench.core.progress import Progress
     from xferbench.core.run import Run
 
-VERDICT_COLOURS = {
+VERDICT_COLORS = {
     "FAIL": "bold red",
     "PASS": "green",
     "INCONCLUSIVE": "yellow",
@@ -28,13 +28,13 @@ VERDICT_COLOURS = {
     "INFO": "dim",
 }
 HEAD = ("CHECK", "VERDICT", "HARM", "[BOUNDS]", "KEPT", "SUBJ.", "CURED", "IND.", "SCR.")
-NUMBERS = (2, *range(4, 9))  # columns that end in line
-RIGHT = (3,)
-NARROW_WIDTH = 80  # columns that must do; a check's name that leaves too few has a line to itself
+NUMBERS = (2, *range(4, 9))  # right-aligned columns of the verdict table
+RIGHT = (3,)  # right-aligned columns of a comparison
+NARROW_WIDTH = 80  # characters; a longer row puts the name of its check on a separate line
 
 
 def verdict_table(run: Run) -> RenderableType:
-    """Verdicts, numbers in columns, and below each row its controls, its reason and what to do next, over the full width."""
+    """Return the table of verdicts; below each row are its controls, its reason and the next step."""
     from rich.console import Group
     from rich.padding import Padding
     from rich.text import Text
@@ -44,22 +44,28 @@ def verdict_table(run: Run) -> RenderableType:
     widths = _widths(HEAD, rows)
     parts: list[RenderableType] = [Text(tables.headline(run), style="bold"), Text(), _line(HEAD, widths, "dim")]
     for group, row in zip(groups, rows, strict=True):
-        parts += _named(row, widths, VERDICT_COLOURS[group[0].verdict])
-        parts += [Padding(Text(said, style=style), (0, 0, 0, 2), expand=False) for said, style in _below(group) if said]
+        parts += _row_lines(row, widths, VERDICT_COLORS[group[0].verdict])
+        parts += [Padding(Text(line, style=style), (0, 0, 0, 2), expand=False) for line, style in _details(group) if line]
     units = sorted({format.unit_name(group[0].unit) for group in groups})
-    legend = f"HARM in {' / '.join(units)}; KEPT: benefit of pretraining retained; the rest: accuracy in %"
+    legend = f"HARM in {' / '.join(units)}; KEPT: retained benefit of pretraining in %; the other columns: accuracy in %"
     return Group(*parts, *([Text(), Text(legend, style="dim")] if groups else []))
 
 
 def comparison_table(gate: Comparison, *, alone: bool = False) -> RenderableType:
-    """What a gate says, or a comparison ``alone``: its sentence, its outcomes, and below each that asks for somebody why."""
+    """Return the table of a gate, or of a comparison if ``alone``; a row that needs attention has its reason below it."""
     from rich.console import Group
     from rich.padding import Padding
     from rich.text import Text
 
     outcomes = comparison_text.in_reading_order(gate)
     rows = [
-        (comparison_text.outcome_name(one), one.decision, comparison_text.turn_text(one), *_change(one)) for one in outcomes
+        (
+            comparison_text.outcome_name(outcome),
+            outcome.decision,
+            comparison_text.turn_text(outcome),
+            *_change(outcome),
+        )
+        for outcome in outcomes
     ]
     sides = " → ".join(comparison_text.SIDE_NAMES[not alone]).upper()
     head = ("COMPARED", "DECISION", sides, "CHANGE", "[BOUNDS]")
@@ -69,28 +75,28 @@ def comparison_table(gate: Comparison, *, alone: bool = False) -> RenderableType
         Text(comparison_text.baseline_line(gate), style="dim"),
     ]
     parts += [Text(), _line(head, widths, "dim", right=RIGHT)] if rows else []
-    for one, row in zip(outcomes, rows, strict=True):
-        parts += _named(row, widths, VERDICT_COLOURS[comparison_text.VERDICT_STYLE[one.decision]], right=RIGHT)
-        if (comparison_text.needs_attention(one) or comparison_text.is_known_failure(one)) and (
-            said := comparison_text.reason_text(one)
+    for outcome, row in zip(outcomes, rows, strict=True):
+        parts += _row_lines(row, widths, VERDICT_COLORS[comparison_text.VERDICT_STYLE[outcome.decision]], right=RIGHT)
+        if (comparison_text.needs_attention(outcome) or comparison_text.is_known_failure(outcome)) and (
+            reason := comparison_text.reason_text(outcome)
         ):
-            parts.append(Padding(Text(said), (0, 0, 0, 2), expand=False))
-    units = sorted({format.unit_name(one.unit) for one in gate.outcomes if one.change is not None})
-    parts += [Text(), Text(f"CHANGE in {' / '.join(units)}, above 0 is worse", style="dim")] if units else []
+            parts.append(Padding(Text(reason), (0, 0, 0, 2), expand=False))
+    units = sorted({format.unit_name(outcome.unit) for outcome in gate.outcomes if outcome.change is not None})
+    parts += [Text(), Text(f"CHANGE in {' / '.join(units)}; above 0 is worse", style="dim")] if units else []
     return Group(*parts, *(Text(f"note: {format.one_line(note)}") for note in gate.notes))
 
 
 def print_comparison(gate: Comparison) -> None:
-    """Print a comparison to standard output, and nothing of the run itself."""
+    """Print a comparison to standard output, without the verdicts of the run."""
     from rich.console import Console
 
     Console(highlight=False).print(comparison_table(gate, alone=True))
 
 
 def print_run(run: Run) -> None:
-    """Print the table to standard output, and what to keep in mind below it; of a gate first what it found.
+    """Print the verdicts and notes of a run to standard output, after the comparison if the run has a gate.
 
-    The tables of a matrix are those of ``summary.md``.
+    For a matrix the tables of ``summary.md`` are printed.
     """
     from rich.console import Console
 
@@ -100,7 +106,7 @@ def print_run(run: Run) -> None:
     console = Console(highlight=False)
     if run.gate:
         console.print(comparison_table(run.gate))
-        console.print("\nThis run by itself:")
+        console.print("\nVerdicts of this run:")
     console.print(verdict_table(run))
     for note in run.notes:
         console.print(f"note: {format.one_line(note)}", markup=False)
@@ -109,16 +115,16 @@ def print_run(run: Run) -> None:
 
 
 def _times(cost: Mapping[str, Any]) -> str:
-    """Where an audit's time went: in all by the clock, and what each check had computed, the longest first."""
+    """Return the duration of an audit and the computing time of each check, the longest first."""
     seconds, checks = cost["seconds"], sorted((cost.get("checks") or {}).items(), key=lambda item: -item[1])
-    told = ", ".join(f"{format.one_line(name) or 'choices'} {taken:.1f}" for name, taken in checks if taken >= 0.05)
-    reading = f"time: {seconds.get('wall', 0.0):.0f} s; computed {seconds['total']:.1f} s"
-    return reading + (f": {told}" if told else "")
+    by_check = ", ".join(f"{format.one_line(name) or 'choices'} {spent:.1f}" for name, spent in checks if spent >= 0.05)
+    total = f"time: {seconds.get('wall', 0.0):.0f} s; computed {seconds['total']:.1f} s"
+    return total + (f": {by_check}" if by_check else "")
 
 
 @contextmanager
 def live_display() -> Iterator[Callable[[Progress], None]]:
-    """Show progress on standard error, and take it away at the end; where that is no terminal, a line for each stage."""
+    """Show progress on standard error and remove it at the end; without a terminal, print one line for each stage."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
@@ -140,9 +146,9 @@ def live_display() -> Iterator[Callable[[Progress], None]]:
                 tasks[progress.stage] = bar.add_task(progress.stage, total=progress.total, more="")
                 if not console.is_terminal:
                     console.print(progress.stage, markup=False)
-            left = "" if progress.left is None else f"about {format.format_seconds(progress.left)} left"
+            remaining = "" if progress.left is None else f"about {format.format_seconds(progress.left)} left"
             reused = f"{progress.reused} reused" if progress.reused else ""
-            more = ", ".join(part for part in (f"{progress.running} running", reused, left) if part)
+            more = ", ".join(part for part in (f"{progress.running} running", reused, remaining) if part)
             bar.update(tasks[progress.stage], completed=progress.done, total=progress.total, more=more)
 
         yield show
@@ -155,13 +161,13 @@ def _row(group: tables.Group) -> tuple[str, ...]:
     values = [value for _, value in tables.induced_range(group)]
     induced = _percent(sum(values) / len(values)) if len(values) == 1 else _range(values)
     subject, cured, scratch = (_percent(first.accuracy.get(arm)) for arm in ("subject", "cured", "scratch"))
-    kept = format.format_percent(first.benefit_retained, 0).replace(" ", "")
+    retained = format.format_percent(first.benefit_retained, 0).replace(" ", "")
     return (
         format.one_line(name),
         first.verdict,
         format.format_harm(first.harm, first.unit),
         bounds,
-        kept,
+        retained,
         subject,
         cured,
         induced,
@@ -169,8 +175,8 @@ def _row(group: tables.Group) -> tuple[str, ...]:
     )
 
 
-def _change(one: Outcome) -> tuple[str, str]:
-    return format.format_harm(one.change, one.unit), comparison_text.change_text(one).partition(" ")[2]
+def _change(outcome: Outcome) -> tuple[str, str]:
+    return format.format_harm(outcome.change, outcome.unit), comparison_text.change_text(outcome).partition(" ")[2]
 
 
 def _percent(value: float | None) -> str:
@@ -178,20 +184,20 @@ def _percent(value: float | None) -> str:
 
 
 def _range(values: Sequence[float]) -> str:
-    """Several variants in one column: from the least to the greatest, in whole percent."""
+    """Return the least and greatest value of several variants in whole percent."""
     return f"{100 * min(values):.0f}-{100 * max(values):.0f}" if values else format.MISSING
 
 
 def _widths(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
-    """Widths of the columns; the first has no more than 80 columns leave."""
+    """Return the widths of the columns; the first is limited so that the row fits :data:`NARROW_WIDTH`."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     most = NARROW_WIDTH - sum(widths[1:]) - len(widths) + 1
     widths[0] = max(len(head[0]), *(len(row[0]) for row in rows if len(row[0]) <= most), 0)
     return widths
 
 
-def _named(row: Sequence[str], widths: Sequence[int], verdict: str, right: Sequence[int] = NUMBERS) -> list[Text]:
-    """A row; a name that is too long for its column has a line of its own."""
+def _row_lines(row: Sequence[str], widths: Sequence[int], verdict: str, right: Sequence[int] = NUMBERS) -> list[Text]:
+    """Return the lines of a row; a name that is too long for its column is on a separate line."""
     from rich.text import Text
 
     if len(row[0]) <= widths[0]:
@@ -203,21 +209,22 @@ def _line(cells: Sequence[str], widths: Sequence[int], style: str, verdict: str 
     from rich.text import Text
 
     padded = [
-        one.rjust(width) if place in right else one.ljust(width)
-        for place, (one, width) in enumerate(zip(cells, widths, strict=True))
+        cell.rjust(width) if column in right else cell.ljust(width)
+        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
     ]
-    whole = Text(no_wrap=True, overflow="fold", style=style)
-    for place, one in enumerate(padded):
-        whole.append(one, style=verdict if place == 1 else "").append(" " if place < len(padded) - 1 else "")
-    return whole
+    line = Text(no_wrap=True, overflow="fold", style=style)
+    for column, cell in enumerate(padded):
+        line.append(cell, style=verdict if column == 1 else "").append(" " if column < len(padded) - 1 else "")
+    return line
 
 
-def _below(group: tables.Group) -> list[tuple[str, str]]:
+def _details(group: tables.Group) -> list[tuple[str, str]]:
+    """Return the lines below a row, each with its style."""
     controls = ", ".join(tables.control_texts(group))
     action = tables.next_action(group)
-    said = [
+    lines = [
         (f"control: {controls}" if controls else "", "dim"),
         (tables.group_reason(group), ""),
         (f"next: {action}" if action else "", "bold"),
     ]
-    return [*said, *((f"  {line}", "cyan") for line in tables.patch_lines(group).splitlines())]
+    return [*lines, *((f"  {line}", "cyan") for line in tables.patch_lines(group).splitlines())]

@@ -1,4 +1,4 @@
-"""``report.html``: one file that needs no network, no script and no other file."""
+"""Write ``report.html``, a single file without scripts and network access. Reads the templates."""
 
 from __future__ import annotations
 
@@ -31,55 +31,55 @@ if TYPE_CHECKING:
     from xferbench.core.run import Run
 
 
-QUIET_VERDICTS = ("PASS", "SKIPPED", "INFO")  # verdicts that ask for nobody
-MANY_EXAMPLES = 3  # plugins, beyond which the page has a list of its contents and folds up what passed
+QUIET_VERDICTS = ("PASS", "SKIPPED", "INFO")  # verdicts that need no attention
+MAX_OPEN_SECTIONS = 3  # with more plugins, the page has a table of contents and folds those that pass
 TRUST_PREFIX = "taken on trust: "
 COSTS = ("trainable", "stored", "multiply_adds", "seconds", "accuracy", "source_before", "source", "shifted")
 CLAIM_STYLE = {"agrees": "PASS", "disagrees": "FAIL", "inconclusive": "INCONCLUSIVE", "not measured": "SKIPPED"}
 
 
 def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = None) -> str:
-    """Render the page; a plugin that is not at hand lacks its question and its pictures, nothing else.
+    """Return the report of a run as HTML.
 
     Args:
-        run: what is told.
-        plugins: by id.
-        cache: folder of figures that were drawn before; None draws all.
+        run: the run.
+        plugins: plugins by id; None for one that is not installed, whose question and figures are then left out.
+        cache: folder of cached figures; None draws all figures.
     """
     if run.matrix:
         return _matrix_page(run)
     from markupsafe import Markup
 
     groups = tables.finding_groups(run)
-    shown = [name for name in tables.plugin_names(run) if _asked(run, name)]
-    anchors = {name: f"plugin-{number}" for number, name in enumerate(shown, start=1)}
+    names = [name for name in tables.plugin_names(run) if _has_trials(run, name)]
+    anchors = {name: f"plugin-{number}" for number, name in enumerate(names, start=1)}
     units = sorted({format.unit_name(group[0].unit) for group in groups})
     verdicts = [
         _verdict(group) | {"anchor": anchors.get(group[0].plugin, ""), "cause": _cause(plugins.get(group[0].plugin))}
         for group in groups
     ]
     content = "" if cache is None else figure_cache.content_key(run) or ""
-    sections = [_section(run, name, plugins.get(name), cache, content) | {"anchor": anchors[name]} for name in shown]
-    trusted, others = _notes(run)
-    told = templates.render_template(
+    sections = [_section(run, name, plugins.get(name), cache, content) | {"anchor": anchors[name]} for name in names]
+    trusted, notes = _notes(run)
+    page = templates.render_template(
         "report.html.j2",
         title=format.one_line(run.suite.get("name", "")),
         suite=run.suite,
-        held=comparison.section(run, cache),
+        comparison=comparison.section(run, cache),
         outcome=comparison_text.headline(run.gate) if run.gate else tables.headline(run),
-        alone=tables.headline(run) if run.gate else "",
-        facts=_facts(run),
+        own_headline=tables.headline(run) if run.gate else "",
+        settings=_settings(run),
         unit=" / ".join(units),
         level=format.format_confidence(float(run.suite.get("alpha") or 0.05)),
-        failed=[one for one in verdicts if one["verdict"] == "FAIL"],
-        verdicts=[one for one in verdicts if one["verdict"] != "FAIL"],
-        forest=Markup(forest_plot.draw_forest(groups, cache)),  # noqa: S704 - drawn here, its texts escaped
-        retained=Markup(figures.draw_benefit_retained(groups, cache)),  # noqa: S704 - likewise
+        failed=[verdict for verdict in verdicts if verdict["verdict"] == "FAIL"],
+        verdicts=[verdict for verdict in verdicts if verdict["verdict"] != "FAIL"],
+        forest=Markup(forest_plot.draw_forest(groups, cache)),  # noqa: S704 - drawn by this package, with its texts escaped
+        retained=Markup(figures.draw_benefit_retained(groups, cache)),  # noqa: S704 - as above
         sections=sections,
-        many=len(shown) > MANY_EXAMPLES,
-        samples=[_samples(one) for one in sample_images.encode_images(run.samples)],
+        has_contents=len(names) > MAX_OPEN_SECTIONS,
+        samples=[_samples(images) for images in sample_images.encode_images(run.samples)],
         trusted=trusted,
-        notes=others,
+        notes=notes,
         false_alarms=f"{run.expected_false_alarms:.2g}",
         cost=_cost(run.cost),
         environment=comparison.environment(run.environment),
@@ -89,39 +89,40 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
     )
     if cache is not None:
         figure_cache.trim_cache(cache)
-    return told
+    return page
 
 
 def _notes(run: Run) -> tuple[list[str], list[str]]:
-    """What was taken on trust, and whatever else is to be kept in mind."""
-    told = [format.one_line(note) for note in run.notes]
-    trusted = [note.removeprefix(TRUST_PREFIX) for note in told if note.startswith(TRUST_PREFIX)]
-    return trusted, [note for note in told if not note.startswith(TRUST_PREFIX)]
+    """Return what the run takes on trust, and the other notes."""
+    notes = [format.one_line(note) for note in run.notes]
+    trusted = [note.removeprefix(TRUST_PREFIX) for note in notes if note.startswith(TRUST_PREFIX)]
+    return trusted, [note for note in notes if not note.startswith(TRUST_PREFIX)]
 
 
 def _cause(plugin: Plugin | None) -> str:
-    """What the plugin's manual page says under "Cause", if it says anything."""
-    found = re.search(r"^Cause\n((?:[ \t]+.*\n?|\n(?=[ \t]))+)", plugin.doc if plugin else "", re.MULTILINE)
-    return format.one_line(" ".join(found[1].replace("``", "").split())) if found else ""
+    """Return the section "Cause" of a plugin's manual page, or an empty string."""
+    match = re.search(r"^Cause\n((?:[ \t]+.*\n?|\n(?=[ \t]))+)", plugin.doc if plugin else "", re.MULTILINE)
+    return format.one_line(" ".join(match[1].replace("``", "").split())) if match else ""
 
 
-def _samples(one: sample_images.EncodedImages) -> dict[str, Any]:
+def _samples(encoded: sample_images.EncodedImages) -> dict[str, Any]:
+    samples = encoded.samples
     return {
-        "role": format.one_line(one.samples.role),
-        "title": format.one_line(one.samples.title),
-        "arms": [format.one_line(arm) for arm in one.samples.arms],
-        "images": [(format.one_line(label), image) for label, image in zip(one.samples.labels, one.images, strict=True)],
+        "role": format.one_line(samples.role),
+        "title": format.one_line(samples.title),
+        "arms": [format.one_line(arm) for arm in samples.arms],
+        "images": [(format.one_line(label), image) for label, image in zip(samples.labels, encoded.images, strict=True)],
     }
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
-    """Say what was asked of what, for the head of the page."""
+def _settings(run: Run) -> list[tuple[str, str]]:
+    """Return the main settings of the suite for the head of the page."""
     suite = run.suite
     margin = suite.get("margin")
     unit = run.findings[0].unit if run.findings else "accuracy"
     factor, _ = format.unit_scale(unit)
     files = {role: Path(str(suite[role])).name if suite.get(role) else None for role in ("weights", "after", "before")}
-    told = {
+    settings = {
         "backbone": suite.get("arch"),
         "weights": files["weights"],
         "finished network": files["after"],
@@ -133,7 +134,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         "looks": ", ".join(map(str, suite["looks"])) + " seeds" if suite.get("looks") and not files["after"] else None,
         "alpha": suite.get("alpha"),
     }
-    return [(name, format.one_line(value)) for name, value in told.items() if value is not None]
+    return [(name, format.one_line(value)) for name, value in settings.items() if value is not None]
 
 
 def _verdict(group: tables.Group) -> dict[str, Any]:
@@ -169,58 +170,58 @@ def _verdict(group: tables.Group) -> dict[str, Any]:
 
 
 def _section(run: Run, name: str, plugin: Plugin | None, cache: Path | None, content: str) -> dict[str, Any]:
-    """Gather a plugin's part of the page."""
+    """Return the values of a plugin's section."""
     from markupsafe import Markup
 
-    drawn = [
-        (title, Markup(drawing))  # noqa: S704 - drawn here, its texts escaped
+    charts = [
+        (title, Markup(drawing))  # noqa: S704 - drawn by this package, with its texts escaped
         for title, drawing in (
-            *_paired(run, name, plugin, cache),
+            *_paired_figures(run, name, plugin, cache),
             ("Learning curves", figures.draw_learning_curves(tables.learning_curves(run, name), cache)),
         )
         if drawing
     ]
-    own = Markup(figures.draw_plugin_plot(plugin, run, cache, content)) if plugin else ""  # noqa: S704 - likewise
+    plot = Markup(figures.draw_plugin_plot(plugin, run, cache, content)) if plugin else ""  # noqa: S704 - as above
     return {
         "name": format.one_line(name),
         "question": format.one_line(plugin.question) if plugin else "",
-        "at_hand": plugin is not None,
+        "is_installed": plugin is not None,
         "open": any(group[0].verdict not in QUIET_VERDICTS for group in tables.finding_groups(run) if group[0].plugin == name),
         "verdicts": list(dict.fromkeys(group[0].verdict for group in tables.finding_groups(run) if group[0].plugin == name)),
         "arms": tables.arm_rows(run, name),
-        "figures": [*drawn, *([(_caption(plugin), own)] if own else [])],
-        "measured": [
+        "figures": [*charts, *([(_caption(plugin), plot)] if plot else [])],
+        "measurements": [
             (
-                format.one_line(one.contrast),
-                tables.harm_text(one),
-                format.unit_name(one.unit),
-                one.seeds,
-                format.one_line(one.reason),
+                format.one_line(finding.contrast),
+                tables.harm_text(finding),
+                format.unit_name(finding.unit),
+                finding.seeds,
+                format.one_line(finding.reason),
             )
-            for one in tables.measurements(run, name)
+            for finding in tables.measurements(run, name)
         ],
         "measures": _measures(run, name),
     }
 
 
 def _caption(plugin: Plugin | None) -> str:
-    """What a plugin's picture shows, by its own docstring."""
-    told = (plugin.plot.__doc__ or "").strip() if plugin and plugin.plot else ""
-    return format.one_line(" ".join(told.split()).rstrip(".") or "The plugin's own picture")
+    """Return the docstring of a plugin's plot as its caption."""
+    docstring = (plugin.plot.__doc__ or "") if plugin and plugin.plot else ""
+    return format.one_line(" ".join(docstring.split()).rstrip(".") or "The figure of the plugin")
 
 
-def _asked(run: Run, name: str) -> bool:
-    """Whether there is more to say of a plugin than its verdict."""
+def _has_trials(run: Run, name: str) -> bool:
+    """Return whether a plugin has trials, and thus a section."""
     return any(cell.plugin == name for cell in run.cells)
 
 
-def _paired(run: Run, name: str, plugin: Plugin | None, cache: Path | None) -> list[tuple[str, str]]:
+def _paired_figures(run: Run, name: str, plugin: Plugin | None, cache: Path | None) -> list[tuple[str, str]]:
+    """Return a title and a figure of the paired differences for each contrast of a plugin."""
     contrasts = {contrast.name: contrast for contrast in plugin.contrasts} if plugin else {}
     groups: dict[str, tables.Group] = {}
     for group in tables.finding_groups(run):
         if group[0].plugin == name and group[0].contrast in contrasts:
-            own = group[0].contrast
-            groups[own] = groups.get(own, ()) + group
+            groups[group[0].contrast] = groups.get(group[0].contrast, ()) + group
     return [
         (
             "Paired differences" if len(groups) == 1 else f"Paired differences: {format.one_line(contrast)}",
@@ -233,75 +234,81 @@ def _paired(run: Run, name: str, plugin: Plugin | None, cache: Path | None) -> l
 
 
 def _measures(run: Run, name: str) -> list[tuple[str, str]]:
-    """List the plugin's own measures, each once; those of one variant carry its name."""
-    found: dict[tuple[str, str], str] = {}
+    """Return the names and values of a plugin's measures without repetitions; a measure of a variant includes its name."""
+    rows: dict[tuple[str, str], None] = {}
     for finding in run.findings:
         if finding.plugin == name:
             for key, value in finding.measures.items():
-                told = f"{key} ({finding.variant})" if key.startswith("induced/") and finding.variant else key
-                found[format.one_line(told), format.format_number(value)] = ""
-    return list(found)
+                label = f"{key} ({finding.variant})" if key.startswith("induced/") and finding.variant else key
+                rows[format.one_line(label), format.format_number(value)] = None
+    return list(rows)
 
 
 def _cost(cost: Mapping[str, Any]) -> dict[str, Any]:
-    counted = [
+    counts = [
         (name, [cost[name].get(kind, 0) for kind in ("asked", "unique", "run", "reused")])
         for name in ("fits", "trials")
         if name in cost
     ]
     seconds = cost.get("seconds") or {}
     return {
-        "counted": counted,
+        "counts": counts,
         "seconds": [(format.one_line(kind), format.format_seconds(float(value))) for kind, value in seconds.items()],
     }
 
 
 def _evidence(run: Run) -> dict[str, Any]:
-    """What those who must sign are told; {} of a run that has no evidence."""
+    """Return the values of the section about evidence; empty for a run without evidence."""
     if not run.evidence:
         return {}
-    at = run.environment
-    packages = at.get("packages") or {}
-    on = [f"{name} {value}" for name, value in (("xferbench", at.get("xferbench")), ("Python", at.get("python"))) if value]
-    on += [f"{name} {packages[name]}" for name in ("torch",) if name in packages]
-    on += [str(at[name]) for name in ("platform", "processor", "device") if at.get(name)]
     sources = run.evidence.get("plugin_sources") or {}
     return {
         "claim": provenance.DISCLAIMER,
         "hash": format.one_line(run.evidence.get("hash", "")),
-        "frozen": format.one_line(run.frozen.get("written", "")),
-        "file": format.one_line(run.frozen.get("file", ""))[:16],
+        "frozen_on": format.one_line(run.frozen.get("written", "")),
+        "frozen_file": format.one_line(run.frozen.get("file", ""))[:16],
         "begun": format.one_line(run.evidence.get("begun", "")),
         "ended": format.one_line(run.evidence.get("ended", "")),
         "inputs": [
-            {name: format.one_line(one.get(name, "")) for name in ("key", "files")}
-            | {
-                "given": re.sub(r"[^:]*/", "", format.one_line(one.get("given", "")).rstrip("/"))
-            }  # whole paths are in the evidence file
-            | {"digest": format.one_line(one["digest"])[:16]}
-            for one in run.evidence.get("inputs", ())
+            {
+                "key": format.one_line(entry.get("key", "")),
+                "files": format.one_line(entry.get("files", "")),
+                "name": re.sub(
+                    r"[^:]*/", "", format.one_line(entry.get("given", "")).rstrip("/")
+                ),  # evidence.json has the path
+                "digest": format.one_line(entry["digest"])[:16],
+            }
+            for entry in run.evidence.get("inputs", ())
         ],
         "repair": format.one_line((run.evidence.get("repair") or {}).get("said", "")),
         "repaired": format.one_line((run.evidence.get("repair") or {}).get("sha256", "")),
-        "on": format.one_line(", ".join(on)),
+        "environment": _environment_line(run.environment),
         "plugins": format.one_line("; ".join(f"{name}, source {source[:16]}…" for name, source in sources.items())),
     }
 
 
+def _environment_line(environment: Mapping[str, Any]) -> str:
+    """Return the versions of xferbench, Python and torch, and the platform, processor and device, in one line."""
+    torch = (environment.get("packages") or {}).get("torch")
+    versions = (("xferbench", environment.get("xferbench")), ("Python", environment.get("python")), ("torch", torch))
+    parts = [f"{name} {value}" for name, value in versions if value]
+    parts += [str(environment[name]) for name in ("platform", "processor", "device") if environment.get(name)]
+    return format.one_line(", ".join(parts))
+
+
 def command_line(suite: Mapping[str, Any]) -> str:
-    """What is typed to carry a suite out again, as it is told in a run."""
-    if words := suite.get("command"):
-        return " ".join(["xferbench audit", *map(format.one_line, words), "--output DIR"])
-    changed = [word for one in suite.get("overrides") or () for word in ("--set", shlex.quote(format.one_line(one)))]
+    """Return the command that runs a suite again."""
+    if arguments := suite.get("command"):
+        return " ".join(["xferbench audit", *map(format.one_line, arguments), "--output DIR"])
+    overrides = [f"--set {shlex.quote(format.one_line(override))}" for override in suite.get("overrides") or ()]
     path = Path(str(suite.get("path") or suite.get("name") or "SUITE"))
-    file = shlex.quote(
-        format.one_line(path.stem if path.parent == shipped_folder() else path)
-    )  # a shipped suite goes by its name
-    return " ".join(["xferbench audit" if suite.get("after") else "xferbench run", file, *changed, "--output DIR"])
+    is_shipped = path.parent == shipped_folder()  # a shipped suite has a name instead of a path
+    file = shlex.quote(format.one_line(path.stem if is_shipped else path))
+    return " ".join(["xferbench audit" if suite.get("after") else "xferbench run", file, *overrides, "--output DIR"])
 
 
 def _matrix_page(run: Run) -> str:
-    """The page of a matrix: claims, recipes over all tasks, the 2×2 of size and similarity, scores and costs."""
+    """Return the page of a matrix: claims, recipes over all tasks, size × similarity, scores and costs."""
     from markupsafe import Markup
 
     suite, matrix, (summaries, notes) = run.suite, matrix_tables.matrix_of(run), matrix_tables.rank_recipes(run)
@@ -309,13 +316,13 @@ def _matrix_page(run: Run) -> str:
         "matrix.html.j2",
         title=format.one_line(suite["name"]),
         outcome=matrix_tables.format_outcome(run),
-        facts=[(name, format.one_line(value)) for name, value in _matrix_facts(run).items() if value],
+        settings=[(name, format.one_line(value)) for name, value in _matrix_settings(run).items() if value],
         claims=[_claim(claim) for claim in matrix.claims],
-        head=matrix_tables.summary_columns(run),
+        columns=matrix_tables.summary_columns(run),
         ranked=[matrix_tables.summary_cells(summary) for summary in summaries],
-        ruled=_rules(run),
-        quarters=matrix_tables.describe_quadrants(run),
-        drawing=Markup(figures.draw_quadrants(run)),  # noqa: S704 - drawn here, its texts escaped
+        rules=_rules(run),
+        quadrants=matrix_tables.describe_quadrants(run),
+        drawing=Markup(figures.draw_quadrants(run)),  # noqa: S704 - drawn by this package, with its texts escaped
         tasks=[format.one_line(task) for task in suite["tasks"]],
         metric=format.one_line(suite["metric"]),
         unit=format.unit_name(metrics.get_metric(str(suite["metric"])).unit),
@@ -338,47 +345,46 @@ def _matrix_page(run: Run) -> str:
     )
 
 
-def _matrix_facts(run: Run) -> dict[str, Any]:
+def _matrix_settings(run: Run) -> dict[str, Any]:
     suite = run.suite
     return {
         "recipes": len(suite["recipes"]),
         "tasks": len(suite["tasks"]),
         "seeds": len({row["seed"] for row in matrix_tables.matrix_of(run).rows}),
-        "chosen": f"each recipe's rate, on validation, on tuning seeds of its own ({suite['tuning_seeds']})",
+        "chosen": f"the rate of each recipe, on validation data with separate tuning seeds ({suite['tuning_seeds']})",
         "metric": suite["metric"],
         "margin": f"{suite['margin']:g}",
-        "held against": suite["against"],
+        "compared with": suite["against"],
     }
 
 
 def _claim(claim: Mapping[str, Any]) -> dict[str, str]:
-    measured, asked, published = matrix_tables.format_claim(claim)
-    words = {name: format.one_line(claim[name]) for name in ("claim", "source", "why", "task", "outcome")}
+    measured, bound, published = matrix_tables.format_claim(claim)
+    texts = {name: format.one_line(claim[name]) for name in ("claim", "source", "why", "task", "outcome")}
     recipes = f"{claim['recipe']} − {claim['against']}, {claim['view']}"
     number = claim["contrast"] or (recipes if claim["against"] else f"{claim['recipe']}, {claim['measure']}")
-    return words | {
-        "look": CLAIM_STYLE[claim["outcome"]],
+    return texts | {
+        "style": CLAIM_STYLE[claim["outcome"]],
         "measured": measured,
-        "asked": asked,
+        "bound": bound,
         "published": published,
         "number": format.one_line(number),
     }
 
 
 def _rules(run: Run) -> str:
-    """What each rule of thumb that has a row advises."""
-    probe, upper, whole = "a linear probe", "the upper layers", "all layers"
+    """Return the advice of each rule of thumb that the table lists."""
+    probe, upper, full = "a linear probe", "the upper layers", "all layers"
+    few, least, most = rules_of_thumb.FEW_EXAMPLES, rules_of_thumb.MIN_UPPER_EXAMPLES, rules_of_thumb.MAX_UPPER_EXAMPLES
     advice_of = {
-        matrix_tables.TEXTBOOK: f"below {rules_of_thumb.FEW_EXAMPLES} images {probe} if they are like the source, else {upper};"
-        f" above it {whole}",
-        matrix_tables.BY_SIZE: f"below {rules_of_thumb.MIN_UPPER_EXAMPLES} images {probe},"
-        f" up to {rules_of_thumb.MAX_UPPER_EXAMPLES} {upper}, above it {whole}",
+        matrix_tables.TEXTBOOK: f"below {few} images {probe} if they are similar to the source, otherwise {upper}; above that, {full}",
+        matrix_tables.BY_SIZE: f"below {least} images {probe}, up to {most} {upper}, above that {full}",
     }
     return "; ".join(f"{rule}: {advice_of[rule]}" for rule in matrix_tables.advised_recipes(run))
 
 
 def _score_grid(run: Run) -> list[tuple[str, list[tuple[str, str, bool]]]]:
-    """Recipes by task: the mean, the difference from the reference recipe, and whether the recipe may be the best."""
+    """Return the mean, the difference from the reference and whether it may be the best, for each recipe and task."""
     means, best = matrix_tables.mean_scores(run), matrix_tables.tied_recipes(run)
     unit = metrics.get_metric(str(run.suite["metric"])).unit
     comparisons = {(entry["recipe"], entry["task"]): entry for entry in matrix_tables.matrix_of(run).comparisons}
@@ -395,7 +401,7 @@ def _score_grid(run: Run) -> list[tuple[str, list[tuple[str, str, bool]]]]:
 
 
 def _cost_grid(run: Run) -> list[tuple[str, list[str]]]:
-    """The costs of each recipe: means over all tasks that have a number."""
+    """Return the costs of each recipe: means over the tasks that have a value."""
     frame, unit = run.to_frame(), metrics.get_metric(str(run.suite["metric"])).unit
     rows = []
     for name in run.suite["recipes"]:

@@ -1,4 +1,4 @@
-"""``summary.md``: the verdicts as a GitHub table; of a gate what has changed stands before them; of a matrix its tables."""
+"""Write ``summary.md``, the tables of a run, a gate or a matrix in GitHub's Markdown. Pure."""
 
 from __future__ import annotations
 
@@ -27,47 +27,48 @@ ARMS = ("subject", "cured", "induced", "scratch")
 
 
 def escape(value: object) -> str:
-    """Put a text on one line in which nothing is markup, nor mathematics, nor the end of a table's cell."""
+    """Return a text as one line without active markup, mathematics or table separators."""
     return format.one_line(value).translate(SPECIAL)
 
 
 def render(run: Run) -> str:
-    """Render the summary; it ends with a line break."""
+    """Return the summary of a run; it ends with a line break."""
     head = f"## xferbench: {escape(run.suite.get('name', ''))}"
-    own = _matrix(run) if run.matrix else _own(run)
+    parts = _matrix(run) if run.matrix else _verdicts(run)
     if run.gate:
-        own = [*_gate(run, run.gate), "<details><summary>The run itself</summary>", *own, "</details>"]
-    return "\n\n".join([head, *own]) + "\n"
+        parts = [*_gate(run, run.gate), "<details><summary>Verdicts of this run</summary>", *parts, "</details>"]
+    return "\n\n".join([head, *parts]) + "\n"
 
 
 def _gate(run: Run, gate: Comparison) -> list[str]:
-    """The gate's sentence, its outcomes, what to change, and what else differs between the two runs."""
+    """Return the headline of a gate, its outcomes and its notes."""
     parts = [f"**{escape(comparison_text.headline(gate))}**", escape(comparison_text.baseline_line(gate)) + "."]
     head = ["Compared", "Decision", "Accepted → now", "Change", "Unit", "Margin", "Reason and next action"]
     parts += (
-        [markdown_table(head, [_outcome(run, one) for one in comparison_text.in_reading_order(gate)], numbers=(3, 5))]
+        [markdown_table(head, [_outcome(run, outcome) for outcome in comparison_text.in_reading_order(gate)], numbers=(3, 5))]
         if gate.outcomes
         else []
     )
     return parts + (["\n".join(f"- {escape(note)}" for note in gate.notes)] if gate.notes else [])
 
 
-def _outcome(run: Run, one: Outcome) -> list[str]:
-    group = tables.group_sentence_name(run, one) if one.decision in {"worse", "crashed"} else ()
-    told = one.change is not None
+def _outcome(run: Run, outcome: Outcome) -> list[str]:
+    group = tables.group_sentence_name(run, outcome) if outcome.decision in {"worse", "crashed"} else ()
+    has_change = outcome.change is not None
+    reason, action = comparison_text.reason_text(outcome), tables.next_action(group) if group else ""
     return [
-        escape(comparison_text.outcome_name(one)),
-        f"**{one.decision}**" if comparison_text.needs_attention(one) else one.decision,
-        escape(comparison_text.turn_text(one)),
-        comparison_text.change_text(one),
-        escape(format.unit_name(one.unit)) if told else format.MISSING,
-        comparison_text.margin_text(one) if told else format.MISSING,
-        "<br>".join(map(escape, filter(None, (comparison_text.reason_text(one), tables.next_action(group) if group else "")))),
+        escape(comparison_text.outcome_name(outcome)),
+        f"**{outcome.decision}**" if comparison_text.needs_attention(outcome) else outcome.decision,
+        escape(comparison_text.turn_text(outcome)),
+        comparison_text.change_text(outcome),
+        escape(format.unit_name(outcome.unit)) if has_change else format.MISSING,
+        comparison_text.margin_text(outcome) if has_change else format.MISSING,
+        "<br>".join(map(escape, filter(None, (reason, action)))),
     ]
 
 
-def _own(run: Run) -> list[str]:
-    """What the run says by itself."""
+def _verdicts(run: Run) -> list[str]:
+    """Return the headline, verdicts, patches, measurements and notes of a run."""
     parts = [escape(tables.headline(run))]
     groups = tables.finding_groups(run)
     if groups:
@@ -83,20 +84,20 @@ def _own(run: Run) -> list[str]:
         ]
         parts.append(markdown_table(head, [_row(group) for group in groups], numbers=range(4, 9)))
     patches = [(group[0].plugin, tables.patch_lines(group)) for group in groups]
-    parts += [f"**{escape(plugin)}**, in the suite file:\n\n{_fenced(lines)}" for plugin, lines in patches if lines]
-    measured = [one for name in tables.plugin_names(run) for one in tables.measurements(run, name)]
-    if measured:
+    parts += [f"**{escape(plugin)}**, change in the suite file:\n\n{_fenced(lines)}" for plugin, lines in patches if lines]
+    measurements = [finding for name in tables.plugin_names(run) for finding in tables.measurements(run, name)]
+    if measurements:
         rows = [
             [
-                escape(f"{one.plugin}/{one.contrast}"),
-                tables.harm_text(one),
-                format.unit_name(one.unit),
-                escape(one.reason),
+                escape(f"{finding.plugin}/{finding.contrast}"),
+                tables.harm_text(finding),
+                format.unit_name(finding.unit),
+                escape(finding.reason),
             ]
-            for one in measured
+            for finding in measurements
         ]
         parts.append(
-            "Measured beside it, no verdict:\n\n"
+            "Measurements without a verdict:\n\n"
             + markdown_table(["Measurement", "Difference", "Unit", "Meaning"], rows, numbers=())
         )
     if run.notes:
@@ -107,7 +108,7 @@ def _own(run: Run) -> list[str]:
 def _row(group: tables.Group) -> list[str]:
     first = group[0]
     induced = "<br>".join(format.format_percent(value) for _, value in tables.induced_range(group)) or format.MISSING
-    others = {arm: format.format_percent(first.accuracy.get(arm)) for arm in ("subject", "cured", "scratch")}
+    accuracy = {arm: format.format_percent(first.accuracy.get(arm)) for arm in ("subject", "cured", "scratch")}
     name = tables.group_name(first)
     return [
         escape(name),
@@ -115,13 +116,13 @@ def _row(group: tables.Group) -> list[str]:
         tables.harm_text(first),
         "<br>".join(map(escape, tables.control_texts(group))) or format.MISSING,
         format.format_percent(first.benefit_retained, 0),
-        *(({**others, "induced": induced})[arm] for arm in ARMS),
+        *(({**accuracy, "induced": induced})[arm] for arm in ARMS),
         "<br>".join(map(escape, filter(None, (tables.group_reason(group), tables.next_action(group))))),
     ]
 
 
 def _matrix(run: Run) -> list[str]:
-    """The tables of a matrix: its claims, the recipes over all tasks, the 2×2, the scores by task; then errors and notes."""
+    """Return the tables of a matrix (claims, recipes, size × similarity, scores by task), its errors and its notes."""
     matrix, summaries = matrix_tables.matrix_of(run), matrix_tables.rank_recipes(run)
     parts = [matrix_tables.format_outcome(run), *_claims(run)]
     if summaries[0]:
@@ -138,7 +139,7 @@ def _matrix(run: Run) -> list[str]:
             ]
             for quadrant in quadrants
         ]
-        head = ["where", "the textbook advises", "which costs", "best", "not shown to be worse"]
+        head = ["tasks", "textbook advice", "regret", "best", "not shown to be worse"]
         parts.append(markdown_table(head, rows, numbers=(2,)))
     parts += _scores(run)
     lines = [
@@ -167,7 +168,7 @@ def _claims(run: Run) -> list[str]:
 
 
 def _scores(run: Run) -> list[str]:
-    """The mean score of each recipe on each task."""
+    """Return the table of the mean scores of the recipes on the tasks."""
     tasks, unit = run.suite["tasks"], metrics.get_metric(str(run.suite["metric"])).unit
     if not run.suite["recipes"]:
         return []
@@ -184,7 +185,7 @@ def _scores(run: Run) -> list[str]:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int]) -> str:
-    """A table of cells that are escaped; ``numbers`` are the columns that are set to the right."""
+    """Return a table of escaped cells; the columns ``numbers`` are right-aligned."""
     rule = ["---:" if column in numbers else "---" for column in range(len(head))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
 

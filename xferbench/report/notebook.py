@@ -1,4 +1,4 @@
-"""A run as a table of HTML for notebooks: it needs no file and follows the colors of the page."""
+"""Show a run in a notebook as an HTML table. Pure; the table needs no file and uses the colors of the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from xferbench.core.run import Finding
 
-BADGES = {  # worst first; white letters are legible on each, and each on a light and on a dark page
+BADGES = {  # worst first; white text is legible on each color, and each color on a light and a dark page
     "FAIL": "#b3261e",
     "ERROR": "#86339b",
     "INCONCLUSIVE": "#8a6100",
@@ -28,7 +28,10 @@ BADGE = "color:#fff;background:{};padding:.1em .5em;border-radius:.3em;font-weig
 
 
 def notebook_table(run: Run) -> str:
-    """The verdicts as a table, each contrast once, and the notes folded below it; the mean scores of a matrix."""
+    """Return the verdicts as an HTML table with one row for each contrast and the notes folded below.
+
+    The table of a matrix has the mean scores instead.
+    """
     if run.matrix is not None:
         means = run.to_frame().pivot_table("accuracy", "recipe", "task", sort=False)
         return str(means.to_html(float_format="{:.4g}".format))
@@ -39,10 +42,10 @@ def notebook_table(run: Run) -> str:
     rows = sorted(groups.values(), key=lambda group: order.index(group[0].verdict))
     head = "".join(f'<th style="{LEFT}">{name}</th>' for name in HEAD)
     body = "".join(f"<tr>{_row(group)}</tr>" for group in rows)
-    notes = "".join(f"<li>{_said(note)}</li>" for note in run.notes)
+    notes = "".join(f"<li>{_escape(note)}</li>" for note in run.notes)
     return (
-        f"<div><p><strong>xferbench: {_said(run.suite.get('name', ''))}</strong></p>"
-        + (f"<p>{_said(comparison_text.headline(run.gate))}</p>" if run.gate else "")
+        f"<div><p><strong>xferbench: {_escape(run.suite.get('name', ''))}</strong></p>"
+        + (f"<p>{_escape(comparison_text.headline(run.gate))}</p>" if run.gate else "")
         + f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         + (f"<details><summary>{len(run.notes)} note(s)</summary><ul>{notes}</ul></details>" if notes else "")
         + "</div>"
@@ -50,7 +53,10 @@ def notebook_table(run: Run) -> str:
 
 
 def register_display() -> None:
-    """Show runs as this table in the running IPython, if there is one; a run itself knows no format."""
+    """Register the table as the display of a run in the running IPython, if there is one.
+
+    It is registered here because a run does not know its output formats.
+    """
     if "IPython" not in sys.modules:
         return
     from IPython import get_ipython
@@ -62,16 +68,16 @@ def register_display() -> None:
 def _row(group: Sequence[Finding]) -> str:
     first = group[0]
     unit = "" if first.harm is None else f" {format.unit_name(first.unit)}"
-    controls = [f"{one.variant} {one.control}".strip() for one in group if one.control != "none"]
+    controls = [f"{finding.variant} {finding.control}".strip() for finding in group if finding.control != "none"]
     cells = (
-        _said(tables.group_name(first)),
+        _escape(tables.group_name(first)),
         f'<span style="{BADGE.format(BADGES[first.verdict])}">{first.verdict}</span>',
-        _said(format.format_bounds((first.harm, first.low, first.high), first.unit) + unit),
-        "<br>".join(map(_said, controls)) or format.MISSING,
-        _said(first.reason),
+        _escape(format.format_bounds((first.harm, first.low, first.high), first.unit) + unit),
+        "<br>".join(map(_escape, controls)) or format.MISSING,
+        _escape(first.reason),
     )
     return "".join(f'<td style="{LEFT}">{cell}</td>' for cell in cells)
 
 
-def _said(value: object) -> str:
+def _escape(value: object) -> str:
     return escape(format.one_line(value))

@@ -1,4 +1,4 @@
-"""From a run to the small tables that every output format shows. Pure; nothing here draws."""
+"""Turn a run into the small tables that every output format shows. Pure; it draws nothing."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ Group: TypeAlias = "tuple[Finding, ...]"
 Bounds: TypeAlias = tuple[float | None, float | None, float | None]  # mean, low, high
 Paired: TypeAlias = tuple[str, dict[int, float], Bounds]  # an arm, harm by seed
 
-FEW_LISTED = 3  # positive controls that are told one by one
+MAX_LISTED_CONTROLS = 3  # more positive controls than this are summarized
 WORST_FIRST = ("FAIL", "ERROR", "INCONCLUSIVE", "PASS", "SKIPPED", "INFO")
 ORDER = ("subject", "cured", "induced", "scratch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmRow:
-    """An arm of a plugin: its recipe in words and what it reached.
+    """An arm of a plugin, with its recipe in words and its results.
 
     Attributes:
         name: ``subject``, ``cured``, ``induced:VARIANT`` or ``scratch``.
-        accuracy: [seeds], on the target's test examples. diverged, crashed: at how many seeds.
-        weighed: recipe, validation score and whether it was chosen, of each candidate of a choice.
+        accuracy: accuracy on the test examples of the target, of shape [seeds].
+        diverged, crashed: the number of seeds at which the arm diverged or crashed.
+        weighed: recipe, validation score and whether it was chosen, for each candidate of a selection.
     """
 
     name: str
@@ -46,18 +47,23 @@ class ArmRow:
 
     @property
     def mean(self) -> float | None:
-        """Mean accuracy over seeds."""
+        """The mean accuracy over seeds."""
         return float(self.accuracy.mean()) if len(self.accuracy) else None
 
     @property
     def sd(self) -> float | None:
-        """Standard deviation of accuracy over seeds; None below two."""
+        """The standard deviation of the accuracy over seeds; None for fewer than two seeds."""
         return float(self.accuracy.std(ddof=1)) if len(self.accuracy) > 1 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmCurve:
-    """An arm's learning curves over seeds: [steps], and [steps, 3] each, the mean, least and greatest of the finite values."""
+    """The learning curves of an arm: the mean, least and greatest finite value over seeds.
+
+    Attributes:
+        steps: training steps, of shape [steps].
+        loss, accuracy: mean, least and greatest value, of shape [steps, 3].
+    """
 
     steps: np.ndarray
     loss: np.ndarray
@@ -65,26 +71,28 @@ class ArmCurve:
 
 
 def finding_groups(run: Run) -> tuple[Group, ...]:
-    """Verdicts, those variants together that share plugin, contrast, verdict and harm; plugins with the worst verdict first."""
-    together: dict[tuple[object, ...], list[Finding]] = {}
+    """Return the verdicts, with the plugin of the worst verdict first.
+
+    Variants that share plugin, contrast, verdict and harm form one group.
+    """
+    groups: dict[tuple[object, ...], list[Finding]] = {}
     for finding in run.findings:
         if finding.verdict != "INFO":
-            shared = (finding.plugin, finding.contrast, finding.verdict, finding.harm, finding.low, finding.high)
-            together.setdefault(shared, []).append(finding)
+            key = (finding.plugin, finding.contrast, finding.verdict, finding.harm, finding.low, finding.high)
+            groups.setdefault(key, []).append(finding)
     ranks: dict[str, int] = {}
-    for members in together.values():
-        ranks[members[0].plugin] = min(_rank(members[0]), ranks.get(members[0].plugin, len(WORST_FIRST)))
-    largest = _largest if run.suite.get("after") else lambda _: (False, 0.0)
+    for first, *_ in groups.values():
+        ranks[first.plugin] = min(_rank(first), ranks.get(first.plugin, len(WORST_FIRST)))
+    size = _audit_rank if run.suite.get("after") else lambda _: (False, 0.0)
     return tuple(
         sorted(
-            map(tuple, together.values()),
-            key=lambda group: (ranks[group[0].plugin], *largest(group[0]), _place(run, group[0])),
+            map(tuple, groups.values()), key=lambda group: (ranks[group[0].plugin], *size(group[0]), _position(run, group[0]))
         )
     )
 
 
-def _largest(finding: Finding) -> tuple[bool, float]:
-    """Order what fails in an audit: what is exact first, then accuracies before other units, the largest harm first."""
+def _audit_rank(finding: Finding) -> tuple[bool, float]:
+    """Return the sort key of a failure in an audit: exact ones first, accuracies before other units, the largest harm first."""
     if finding.verdict != "FAIL":
         return True, float("inf")
     return finding.harm is not None and finding.unit != "accuracy", -float("inf") if finding.harm is None else -finding.harm
@@ -94,68 +102,76 @@ def _rank(finding: Finding) -> int:
     return WORST_FIRST.index(finding.verdict) if finding.verdict in WORST_FIRST else len(WORST_FIRST)
 
 
-def _place(run: Run, finding: Finding) -> tuple[int, int]:
-    names = [one.plugin for one in run.findings]
-    return names.index(finding.plugin), run.findings.index(finding)
+def _position(run: Run, finding: Finding) -> tuple[int, int]:
+    plugins = [other.plugin for other in run.findings]
+    return plugins.index(finding.plugin), run.findings.index(finding)
 
 
 def plugin_names(run: Run) -> tuple[str, ...]:
-    """Ids of the plugins asked, in the order of the verdicts; those with measurements only come last."""
-    return tuple(dict.fromkeys([*(group[0].plugin for group in finding_groups(run)), *(one.plugin for one in run.findings)]))
+    """Return the ids of the plugins in the order of their verdicts; plugins without a verdict come last."""
+    with_verdict = [group[0].plugin for group in finding_groups(run)]
+    return tuple(dict.fromkeys([*with_verdict, *(finding.plugin for finding in run.findings)]))
 
 
 def measurements(run: Run, plugin: str) -> tuple[Finding, ...]:
-    """List a plugin's measurements, which are never verdicts."""
+    """Return the measurements of a plugin, which are not verdicts."""
     return tuple(finding for finding in run.findings if finding.plugin == plugin and finding.verdict == "INFO")
 
 
 def group_name(finding: Finding) -> str:
-    """Name what was asked: the plugin, and its contrast where that is not the usual one."""
+    """Return the name of a check: the plugin, and its contrast unless that is ``harm``."""
     return finding.plugin if finding.contrast == "harm" else contrast_id(finding.plugin, finding.contrast)
 
 
 def group_sentence_name(run: Run, outcome: Outcome) -> Group:
-    """Find the findings of what was compared, its own verdict first; empty for the subject, and for what this run lacks."""
+    """Return the findings of an outcome, those with the verdict of the outcome first.
+
+    The result is empty for the subject and for a check that this run does not have.
+    """
     names = {outcome.id, outcome.id.removesuffix("/harm")}
-    found = [one for one in run.findings if {contrast_id(one.plugin, one.contrast), f"{one.plugin}/{one.contrast}"} & names]
-    own = [one for one in found if outcome.plugin and one.verdict != "INFO"]
-    return tuple(sorted(own, key=lambda one: one.verdict != outcome.verdict))
+    findings = [
+        finding
+        for finding in run.findings
+        if outcome.plugin
+        and finding.verdict != "INFO"
+        and {contrast_id(finding.plugin, finding.contrast), f"{finding.plugin}/{finding.contrast}"} & names
+    ]
+    return tuple(sorted(findings, key=lambda finding: finding.verdict != outcome.verdict))
 
 
 def group_reason(group: Group) -> str:
-    """Give the reasons of a group in one line, what they share said once."""
+    """Return the reasons of a group in one line, without repetitions."""
     return "; ".join(dict.fromkeys(part for finding in group for part in format.one_line(finding.reason).split("; ") if part))
 
 
 def harm_text(finding: Finding) -> str:
-    """Tell a finding's harm with its bounds, or nothing where there is none."""
+    """Return the harm of a finding with its bounds, or a dash if it has none."""
     return format.format_bounds((finding.harm, finding.low, finding.high), finding.unit)
 
 
 def control_texts(group: Group) -> tuple[str, ...]:
-    """Say what each positive control showed: ``ghost-batch detected +16.0``."""
-    shown = [finding for finding in group if finding.control != "none" or finding.control_harm is not None]
-    return tuple(
-        " ".join(
-            part for part in (format.one_line(one.variant), one.control, format.format_harm(one.control_harm, one.unit)) if part
-        )
-        for one in shown
-    )
+    """Return the result of each positive control: ``ghost-batch detected +16.0``."""
+    return tuple(_control_text(finding) for finding in group if finding.control != "none" or finding.control_harm is not None)
+
+
+def _control_text(finding: Finding) -> str:
+    parts = (format.one_line(finding.variant), finding.control, format.format_harm(finding.control_harm, finding.unit))
+    return " ".join(filter(None, parts))
 
 
 def gist(group: Group) -> tuple[str, ...]:
-    """Say the same in few lines, several variants of one kind together: ``5 detected +10.9 to +24.8``."""
-    if len(group) <= FEW_LISTED:
+    """Return the results of the positive controls in few lines, with one line for a kind: ``5 detected +10.9 to +24.8``."""
+    if len(group) <= MAX_LISTED_CONTROLS:
         return control_texts(group)
     kinds: dict[str, list[Finding]] = {}
     for finding in group:
         if finding.control != "none" or finding.control_harm is not None:
             kinds.setdefault(finding.control, []).append(finding)
-    return tuple(part for kind, members in kinds.items() for part in _together(kind, members))
+    return tuple(text for kind, members in kinds.items() for text in _summarize_controls(kind, members))
 
 
-def _together(kind: str, members: Sequence[Finding]) -> Iterator[str]:
-    harms = sorted(one.control_harm for one in members if one.control_harm is not None)
+def _summarize_controls(kind: str, members: Sequence[Finding]) -> Iterator[str]:
+    harms = sorted(finding.control_harm for finding in members if finding.control_harm is not None)
     if len(members) <= 2 or not harms:
         yield from control_texts(tuple(members))
     else:
@@ -164,117 +180,124 @@ def _together(kind: str, members: Sequence[Finding]) -> Iterator[str]:
 
 
 def induced_range(group: Group) -> tuple[tuple[str, float], ...]:
-    """Target accuracy of the induced arm by variant."""
-    return tuple((format.one_line(one.variant), one.accuracy["induced"]) for one in group if "induced" in one.accuracy)
+    """Return the target accuracy of the induced arm for each variant."""
+    return tuple(
+        (format.one_line(finding.variant), finding.accuracy["induced"]) for finding in group if "induced" in finding.accuracy
+    )
 
 
 def next_action(group: Group) -> str:
-    """Say what to do next, in one line; empty where nothing is to be done."""
+    """Return the next step in one line; empty if there is nothing to do."""
     first = group[0]
     if first.verdict == "ERROR":
-        return "mend what crashed and run it again: finished trials are kept"
+        return "fix the cause of the crash and run again: the store keeps finished trials"
     remedy: Mapping[str, Any] = first.remedy or {}
     if not remedy.get("text"):
         return ""
-    tested = "shown to mend it here" if remedy.get("verified") else "not shown to mend it here"
-    return f"{format.one_line(remedy['text'])} ({tested})"
+    effect = "shown to repair this pipeline" if remedy.get("verified") else "not shown to repair this pipeline"
+    return f"{format.one_line(remedy['text'])} ({effect})"
 
 
 def is_verified(group: Group) -> str:
-    """Say whether the cure was tried; empty where there is no patch to try."""
+    """Return whether the remedy was verified; empty if it has no patch."""
     if not patch_lines(group):
         return ""
-    passes = (group[0].remedy or {}).get("verified")
+    is_effective = (group[0].remedy or {}).get("verified")
     if all(line.startswith("#") for line in patch_lines(group).splitlines()):
-        return "verified on images that it was not found on" if passes else "not verified: it is not shown to mend this"
-    ran = "the cured arm was run with these lines"
-    return f"verified: {ran} and passes" if passes else f"not verified: {ran} and is not shown to pass"
+        return "verified on images that were not used to find it" if is_effective else "not verified: it is not shown to help"
+    test = "the cured arm was trained with these lines"
+    return f"verified: {test} and passes" if is_effective else f"not verified: {test} and is not shown to pass"
 
 
 def patch_lines(group: Group) -> str:
-    """Give the lines of the suite file that mend it, or nothing."""
+    """Return the lines of the suite file that repair a failure; empty if there are none."""
     lines = (group[0].remedy or {}).get("patch") or ()
     return format.printable_block(lines if isinstance(lines, str) else "\n".join(map(str, lines)))
 
 
 def headline(run: Run) -> str:
-    """Say the whole run in a sentence or two; a plugin counts with its worst verdict."""
+    """Return the result of a run in one or two sentences; each plugin counts with its worst verdict."""
     worst: dict[str, Finding] = {}
     for first, *_ in finding_groups(run):
         worst[first.plugin] = min(worst.get(first.plugin, first), first, key=_rank)
-    by = {verdict: [one for one in worst.values() if one.verdict == verdict] for verdict in WORST_FIRST}
+    by = {verdict: [finding for finding in worst.values() if finding.verdict == verdict] for verdict in WORST_FIRST}
     if by["FAIL"]:
         more = f", and {len(by['FAIL']) - 2} more" if len(by["FAIL"]) > 2 else ""
-        start = "Transfer fails here: " + " and ".join(map(_costs, by["FAIL"][:2])) + more
+        start = "Transfer fails here: " + " and ".join(map(_cost_text, by["FAIL"][:2])) + more
     elif by["PASS"] and not by["ERROR"] and not by["INCONCLUSIVE"]:
-        start = "None of the failures asked about has hit this pipeline"
+        start = "This pipeline shows none of the tested failures"
     elif by["PASS"] or by["INCONCLUSIVE"]:
-        start = "No failure was shown, but not every one was ruled out"
+        start = "No failure was found, but not every failure could be ruled out"
     else:
-        start = "Nothing was judged"
+        start = "There is no verdict"
     words = {"PASS": "passed", "INCONCLUSIVE": "undecided", "ERROR": "crashed", "SKIPPED": "skipped"}
     rest = ", ".join(f"{len(by[verdict])} {word}" for verdict, word in words.items() if by[verdict])
-    return f"{start}." + (f" Of the {'others' if by['FAIL'] else 'checks'}: {rest}." if rest else "")
+    return f"{start}." + (f" {'Other checks' if by['FAIL'] else 'Checks'}: {rest}." if rest else "")
 
 
-def _costs(finding: Finding) -> str:
+def _cost_text(finding: Finding) -> str:
     name = format.one_line(finding.plugin)
     return name if finding.harm is None else f"{name} costs {harm_text(finding)} {format.unit_name(finding.unit)}"
 
 
 def arm_name(cell: TrialRow) -> str:
-    """Name a cell's arm, with its variant where it has one."""
+    """Return the name of a trial's arm, with its variant if it has one."""
     return f"{cell.arm}:{cell.variant}" if cell.variant else cell.arm
 
 
 def arm_rows(run: Run, plugin: str) -> tuple[ArmRow, ...]:
-    """List a plugin's arms in the order in which they are read."""
+    """Return the arms of a plugin in reading order."""
     cells: dict[str, list[TrialRow]] = {}
     for cell in run.cells:
         if cell.plugin == plugin and cell.view == "test":
             cells.setdefault(arm_name(cell), []).append(cell)
-    settled = run.arms.get(plugin) or {}
+    arms = run.arms.get(plugin) or {}
     names = sorted(
-        dict.fromkeys([*settled, *cells]), key=lambda name: (*ORDER, name.partition(":")[0]).index(name.partition(":")[0])
+        dict.fromkeys([*arms, *cells]), key=lambda name: (*ORDER, name.partition(":")[0]).index(name.partition(":")[0])
     )
-    return tuple(_arm(name, settled.get(name) or {}, cells.get(name, [])) for name in names)
+    return tuple(_build_arm_row(name, arms.get(name) or {}, cells.get(name, [])) for name in names)
 
 
-def _arm(name: str, settled: Mapping[str, Any], cells: Sequence[TrialRow]) -> ArmRow:
-    told = [cell.record.predictions for cell in cells if cell.record.predictions is not None]
+def _build_arm_row(name: str, arm: Mapping[str, Any], cells: Sequence[TrialRow]) -> ArmRow:
+    predictions = [cell.record.predictions for cell in cells if cell.record.predictions is not None]
     return ArmRow(
         name=format.one_line(name),
-        recipe=format.one_line(settled.get("recipe") or (cells[0].recipe if cells else "") or settled.get("error") or ""),
-        accuracy=np.array([(one.predicted == one.label).mean() for one in told]),
+        recipe=format.one_line(arm.get("recipe") or (cells[0].recipe if cells else "") or arm.get("error") or ""),
+        accuracy=np.array([(by_seed.predicted == by_seed.label).mean() for by_seed in predictions]),
         diverged=sum(cell.record.scalars.get("diverged", 0.0) > 0 for cell in cells),
         crashed=sum(bool(cell.record.error) for cell in cells),
         weighed=tuple(
-            (format.one_line(one.get("recipe", "")), one.get("validation"), bool(one.get("chosen")))
-            for one in settled.get("weighed") or ()
+            (format.one_line(candidate.get("recipe", "")), candidate.get("validation"), bool(candidate.get("chosen")))
+            for candidate in arm.get("weighed") or ()
         ),
     )
 
 
 def harms_by_seed(run: Run, plugin: str, contrast: Contrast, metric: str) -> dict[int, float]:
-    """Harm by seed, over the seeds at which every term of the contrast was measured; above 0 is harm, for losses too."""
+    """Return the harm for each seed at which every term of the contrast was measured.
+
+    A positive value is harm, for a loss as well.
+    """
     sign = -1.0 if metrics.get_metric(metric).loss else 1.0
     values: dict[int, dict[tuple[str, str], float]] = {}
     for cell in run.cells:
         term = (arm_name(cell), cell.view)
         if cell.plugin == plugin and term in contrast.weights and cell.record.predictions is not None:
             values.setdefault(cell.seed, {})[term] = metrics.metric_value(cell.record.predictions, metric)
-    whole = {seed: found for seed, found in sorted(values.items()) if len(found) == len(contrast.weights)}
+    complete = {seed: terms for seed, terms in sorted(values.items()) if len(terms) == len(contrast.weights)}
     return {
-        seed: sign * sum(weight * found[term] for term, weight in contrast.weights.items()) for seed, found in whole.items()
+        seed: sign * sum(weight * terms[term] for term, weight in contrast.weights.items()) for seed, terms in complete.items()
     }
 
 
 def paired_harms(run: Run, group: Group, contrast: Contrast) -> Iterator[Paired]:
-    """Give the judged arm and each control: name, harm by seed, and mean with its bounds."""
+    """Yield the subject and each positive control: name, harm by seed, and mean with its bounds."""
     first = group[0]
-    own = harms_by_seed(run, first.plugin, contrast, first.metric)
-    judged = dict(list(own.items())[: first.seeds])  # a contrast that closed early was judged on its first seeds only
-    yield "subject", judged, (first.harm, first.low, first.high)
+    harms = harms_by_seed(run, first.plugin, contrast, first.metric)
+    evaluated = dict(
+        list(harms.items())[: first.seeds]
+    )  # a contrast that was decided early has a verdict on its first seeds only
+    yield "subject", evaluated, (first.harm, first.low, first.high)
     for finding in group:
         if finding.variant:
             control = estimates.positive_control(contrast, finding.variant)
@@ -287,22 +310,26 @@ def paired_harms(run: Run, group: Group, contrast: Contrast) -> Iterator[Paired]
 
 
 def learning_curves(run: Run, plugin: str, most: int = 50) -> dict[str, ArmCurve]:
-    """Learning curves by arm, thinned to at most so many steps; arms without any, and those only measured, are absent."""
+    """Return the learning curves by arm, thinned to at most ``most`` steps.
+
+    Arms without a curve and arms that are only measured are absent.
+    """
     rows: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for cell in run.cells:
         if cell.plugin == plugin and cell.view == "test" and cell.arm != "beside":
             for step, loss, accuracy in cell.record.curve:
                 rows.setdefault(arm_name(cell), {}).setdefault(step, []).append((loss, accuracy))
-    return {name: _curve(by_step, most) for name, by_step in rows.items()}
+    return {name: _summarize_curve(by_step, most) for name, by_step in rows.items()}
 
 
-def _curve(by_step: Mapping[int, list[tuple[float, float]]], most: int) -> ArmCurve:
-    every = sorted(by_step)
-    steps = [every[index] for index in np.unique(np.linspace(0, len(every) - 1, min(most, len(every))).round().astype(int))]
-    summary = np.array([[_summary([row[column] for row in by_step[step]]) for column in (0, 1)] for step in steps])
+def _summarize_curve(by_step: Mapping[int, list[tuple[float, float]]], most: int) -> ArmCurve:
+    all_steps = sorted(by_step)
+    indices = np.unique(np.linspace(0, len(all_steps) - 1, min(most, len(all_steps))).round().astype(int))
+    steps = [all_steps[index] for index in indices]
+    summary = np.array([[_summarize([row[column] for row in by_step[step]]) for column in (0, 1)] for step in steps])
     return ArmCurve(steps=np.array(steps), loss=summary[:, 0], accuracy=summary[:, 1])
 
 
-def _summary(values: Sequence[float]) -> tuple[float, float, float]:
+def _summarize(values: Sequence[float]) -> tuple[float, float, float]:
     finite = np.array([value for value in values if np.isfinite(value)])
     return (float(finite.mean()), float(finite.min()), float(finite.max())) if len(finite) else (np.nan, np.nan, np.nan)

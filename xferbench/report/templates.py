@@ -1,4 +1,4 @@
-"""Fill in the HTML templates; every page is a single file and every value is escaped. Reads the templates."""
+"""Render the HTML templates; each page is a single file and every value is escaped. Reads the templates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xferbench.report import format
 
 
 def render_template(template: str, **values: Any) -> str:
-    """Fill in one of this package's templates; a missing value is an error."""
+    """Render a template of this package; a missing value is an error."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
