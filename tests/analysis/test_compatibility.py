@@ -55,7 +55,7 @@ def test_differences_that_prevent_a_comparison_are_reported(other, message):
 
 def test_the_processor_is_mentioned():
     notes = differences(ran(instructions="AVX2"), ran(instructions="AVX-512"))
-    assert notes == ("instructions: accepted with AVX2, this is AVX-512",)
+    assert notes == ("different instructions: AVX2 → AVX-512",)
 
 
 def test_the_change_under_test_is_reported():
@@ -67,7 +67,7 @@ def test_other_content_of_the_same_name_is_reported():
     def of(digest):
         return make_run(evidence={"inputs": [{"key": "backbone.weights", "given": "w.pth", "digest": digest}]})
 
-    assert differences(of("a"), of("b")) == ("other content than accepted: backbone.weights",)
+    assert differences(of("a"), of("b")) == ("the content of these inputs differs: backbone.weights",)
 
 
 def test_many_differences_are_counted():

@@ -174,7 +174,7 @@ def test_a_from_scratch_baseline_is_only_trained_where_it_is_paid_for():
     assert (skipped.verdict, "--scratch" in skipped.reason) == ("SKIPPED", True)
     paid = run(audit, scratch_budget=60.0, facts=replace(FACTS, seconds_step=0.001))
     assert "scratch" in paid.findings[0].accuracy
-    assert any("as the budget allows" in note for note in paid.notes)
+    assert any("fits the budget" in note for note in paid.notes)
 
 
 def test_a_budget_becomes_steps_and_stays_within_reason():

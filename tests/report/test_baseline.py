@@ -21,7 +21,7 @@ def file(tmp_path):
 
 def test_a_run_equals_its_accepted_file(file):
     compared = outcomes(baseline.read_baseline(file), a_run())
-    assert {outcome.reason for outcome in compared.values()} == {"unchanged: the same trials with the same answers"}
+    assert {outcome.reason for outcome in compared.values()} == {"unchanged: the same trials gave the same results"}
 
 
 def test_the_file_contains_only_what_is_compared(file):

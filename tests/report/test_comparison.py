@@ -63,7 +63,7 @@ def test_each_outcome_has_a_row_with_its_decision_numbers_and_reason(run, page):
         assert comparison_text.reason_text(one) in told
     assert "81.2 % 71.0 % +10.2 [+8.9, +11.5] 2.0" in told
     assert "worse PASS +0.3 FAIL +6.0 +5.7 [+4.5, +6.9] 2.0 new: it passed when accepted" in told
-    assert "known: the accepted run fails it too" in told
+    assert "known: the accepted run also fails" in told
     assert "processors differ" in told
     looks = [one["class"] for one in page.attributes("span") if one.get("class", "").startswith("verdict ")]
     assert looks == [
@@ -84,9 +84,9 @@ def test_the_report_of_a_gate_opens_with_the_same_section(run, text):
     report = html.render(run, {})
     told = words(Page(report))
     assert comparison_text.headline(run.gate) in told
-    assert told.index("Against what was accepted") < told.index("Verdicts")
+    assert told.index("Compared with the accepted run") < told.index("Verdicts")
     assert f'<p class="outcome">{comparison_text.headline(run.gate)}' in unescape(report)
-    (picture,) = re.findall(r"<figure><h3>How much worse</h3>.*?</figure>", report, re.DOTALL)
+    (picture,) = re.findall(r"<figure><h3>Changes</h3>.*?</figure>", report, re.DOTALL)
     assert picture in text
 
 
@@ -105,14 +105,14 @@ def test_a_gate_that_passes_raises_no_alarm(run):
     fine = make_comparison(make_outcome(SUBJECT, "not worse", **changed(0.8, 0.0, now=0.8)), notes=())
     report = html.render(replace(run, gate=fine), {})
     assert "class=alert" not in report
-    assert "What else differs" not in report
+    assert "Other differences" not in report
 
 
 def test_what_the_picture_leaves_out_stands_in_the_table():
     nll = make_outcome("p/nll", "worse", unit="nats", metric="nll", **changed(0.1, 0.2, now=0.3))
     two = make_comparison(*make_comparison().outcomes[:1], nll)
     told = words(Page(comparison.render(replace(SMALL, gate=two))))
-    assert "1 in another unit stands in the table only" in told
+    assert "1 change in another unit is in the table only" in told
     assert "+0.200 [+0.188, +0.212] nats" in told
 
 

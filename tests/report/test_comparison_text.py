@@ -17,8 +17,8 @@ OPEN = make_outcome("skew/served", "cannot tell", "why", verdict="INCONCLUSIVE",
 CRASHED = make_outcome("audit/reload/harm", "crashed", verdict="ERROR")
 SKIPPED = make_outcome("leakage/harm", "skipped", verdict="SKIPPED")
 
-KEEPS = "the subject's accuracy is not worse than what was accepted, by a margin of 2.0 points (81.2 % → 81.5 %)"
-NOTHING = "nothing is worse than what was accepted"
+KEEPS = "the subject's accuracy is not worse than in the accepted run, with a margin of 2.0 points (81.2 % → 81.5 %)"
+NOTHING = "nothing is worse than in the accepted run"
 
 
 def said(*outcomes, **how):
@@ -33,14 +33,14 @@ def test_every_decision_has_a_look_and_an_opening():
 @pytest.mark.parametrize(
     ("outcomes", "sentence"),
     [
-        ((WORSE,), "The gate fails: the subject's accuracy is 10.2 [8.9, 11.5] points worse than what was accepted."),
-        ((KEPT, NEW, FINE), "The gate fails: drift is a new FAIL. Of the others: 2 not worse."),
-        ((KEPT, KNOWN), f"The gate passes: {KEEPS}. Of the others: 1 known FAIL."),
-        ((KNOWN, FINE), f"The gate passes: {NOTHING}. Of the outcomes: 1 not worse, 1 known FAIL."),
-        ((OPEN, FINE), "The gate finds nothing worse, but cannot tell of skew/served. Of the others: 1 not worse."),
-        ((CRASHED, OPEN), "The gate cannot decide: audit/reload crashed. Of the others: 1 cannot tell."),
+        ((WORSE,), "The gate fails: the subject's accuracy is 10.2 [8.9, 11.5] points worse than in the accepted run."),
+        ((KEPT, NEW, FINE), "The gate fails: drift is a new FAIL. Other outcomes: 2 not worse."),
+        ((KEPT, KNOWN), f"The gate passes: {KEEPS}. Other outcomes: 1 known FAIL."),
+        ((KNOWN, FINE), f"The gate passes: {NOTHING}. Outcomes: 1 not worse, 1 known FAIL."),
+        ((OPEN, FINE), "The gate finds nothing worse, but cannot decide on skew/served. Other outcomes: 1 not worse."),
+        ((CRASHED, OPEN), "The gate cannot decide: audit/reload crashed. Other outcomes: 1 cannot tell."),
         ((NEW, CRASHED), "The gate fails: drift is a new FAIL; audit/reload crashed."),
-        ((SKIPPED,), "The gate has nothing to go by."),
+        ((SKIPPED,), "The gate has nothing to decide."),
     ],
 )  # fmt: skip
 def test_a_gate_says_its_outcomes_in_a_sentence(outcomes, sentence):
@@ -48,7 +48,7 @@ def test_a_gate_says_its_outcomes_in_a_sentence(outcomes, sentence):
 
 
 def test_a_comparison_of_nothing_has_nothing_to_go_by():
-    assert comparison_text.headline(replace(make_comparison(), outcomes=())) == "The gate has nothing to go by."
+    assert comparison_text.headline(replace(make_comparison(), outcomes=())) == "The gate has nothing to decide."
 
 
 def test_a_comparison_that_gates_nothing_speaks_of_no_gate():
@@ -60,15 +60,15 @@ def test_a_comparison_that_gates_nothing_speaks_of_no_gate():
 def test_many_are_counted():
     many = [replace(NEW, id=f"p{number}/harm") for number in range(5)]
     assert said(*many).endswith("p2 is a new FAIL; 2 more are worse.")
-    assert said(*(replace(one, decision="cannot tell") for one in many)).endswith("cannot tell of p0, p1, p2 and 2 more.")
+    assert said(*(replace(one, decision="cannot tell") for one in many)).endswith("cannot decide on p0, p1, p2 and 2 more.")
 
 
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"accepted": ""}, "drift is a FAIL, with nothing accepted beside it"),
+        ({"accepted": ""}, "drift is a new FAIL, with no verdict in the accepted run"),
         ({"accepted": "FAIL", "change": 0.05, "low": 0.03, "high": 0.07},
-         "drift costs 5.0 [3.0, 7.0] points more than what was accepted"),
+         "drift costs 5.0 [3.0, 7.0] points more than in the accepted run"),
         ({"verdict": "PASS"}, "drift is worse"),
     ],
 )  # fmt: skip
@@ -92,8 +92,8 @@ def test_a_known_fail_is_one_that_is_accepted_and_not_worse():
     assert comparison_text.is_known_failure(KNOWN)
     assert comparison_text.is_known_failure(replace(KNOWN, decision="cannot tell"))
     assert not any(map(comparison_text.is_known_failure, (replace(KNOWN, decision="worse"), NEW, FINE)))
-    assert comparison_text.reason_text(KNOWN) == "known: the accepted run fails it too"
-    assert comparison_text.reason_text(replace(KNOWN, reason="same")) == "known: the accepted run fails it too; same"
+    assert comparison_text.reason_text(KNOWN) == "known: the accepted run also fails"
+    assert comparison_text.reason_text(replace(KNOWN, reason="same")) == "known: the accepted run also fails; same"
     assert comparison_text.reason_text(replace(KNOWN, reason=comparison_text.KNOWN_FAILURE)) == comparison_text.KNOWN_FAILURE
 
 
@@ -123,15 +123,17 @@ def test_a_turn_is_the_metric_of_the_subject_and_the_verdicts_of_a_plugin():
 
 def test_figures_name_what_a_decision_rests_on():
     whole = replace(WORSE, p_worse=1e-6, p_not_worse=None, flipped=0.14)
-    assert comparison_text.figures_text(whole) == "5 seeds × 200 test examples; p worse < 0.0001; 14.0 % of the answers differ"
+    assert (
+        comparison_text.figures_text(whole) == "5 seeds × 200 test examples; p worse < 0.0001; 14.0 % of the predictions differ"
+    )
     assert comparison_text.figures_text(replace(whole, seeds=1)).startswith("200 test examples; ")
     assert not comparison_text.figures_text(CRASHED)
 
 
 def test_whom_it_was_held_against_is_told_with_a_short_revision():
-    told = "Held against careless (xferbench 0.1.0, git 0123456789ab, ended 2026-01-02T03:05:05Z)"
+    told = "Compared with careless (xferbench 0.1.0, git 0123456789ab, ended 2026-01-02T03:05:05Z)"
     assert comparison_text.baseline_line(make_comparison()) == told
-    assert comparison_text.baseline_line(make_comparison(accepted={})) == "Held against an accepted run"
+    assert comparison_text.baseline_line(make_comparison(accepted={})) == "Compared with an accepted run"
     assert comparison_text.short_revision("f" * 40 + "+changes") == "f" * 12 + "+changes"
 
 

@@ -104,7 +104,7 @@ def test_the_summary_has_a_row_for_each_verdict_with_its_numbers(every):
     assert "| **FAIL** |" in rows[0]
     assert "ghost-batch detected +" in rows[0]
     assert "class-order detected +" in rows[0]
-    assert "shown to mend it here" in rows[0]
+    assert "shown to repair this pipeline" in rows[0]
     assert [re.search(r"\*\*(\w+)\*\*", row)[1] for row in rows[:5]] == ["FAIL", "ERROR", "INCONCLUSIVE", "PASS", "SKIPPED"]
 
 
@@ -290,8 +290,8 @@ def test_a_name_is_harmless_in_every_output(name, capsys, tmp_path):
 
 def test_a_run_without_findings_is_still_told(run):
     nothing = make_run_of()
-    assert "Nothing was judged." in shown(nothing, 80)
-    assert "Nothing was judged." in markdown.render(nothing)
+    assert "There is no verdict." in shown(nothing, 80)
+    assert "There is no verdict." in markdown.render(nothing)
     assert ET.fromstring(junit.render(nothing)).get("tests") == "0"
     assert github.workflow_commands(nothing) == []
 
@@ -376,7 +376,7 @@ def test_the_summary_of_a_gate_opens_with_its_sentence_and_folds_the_run(run, ga
     summary = markdown.render(gated)
     _, sentence, against, table, notes, fold, *own = summary.split("\n\n")
     assert sentence.startswith("**The gate fails: the subject's accuracy is 10.2 \\[8.9, 11.5\\] points worse than")
-    assert against == "Held against careless (xferbench 0.1.0, git 0123456789ab, ended 2026-01-02T03:05:05Z)."
+    assert against == "Compared with careless (xferbench 0.1.0, git 0123456789ab, ended 2026-01-02T03:05:05Z)."
     assert len(table.splitlines()) == 2 + len(gated.gate.outcomes)
     assert "| learning-rate | not worse | FAIL → FAIL |" in table
     assert (
@@ -384,7 +384,7 @@ def test_the_summary_of_a_gate_opens_with_its_sentence_and_folds_the_run(run, ga
         in table
     )
     assert notes == "- processors differ: A then, B now"
-    assert fold == "<details><summary>The run itself</summary>"
+    assert fold == "<details><summary>Verdicts of this run</summary>"
     assert own[-1] == "</details>\n"
     assert "\n\n".join(own[:-1]) + "\n" == markdown.render(run).partition("\n\n")[2]
 
@@ -399,14 +399,14 @@ def test_annotations_of_a_gate_are_for_what_asks_for_somebody_and_for_known_fail
         ("::notice", "known%3A learning-rate"),
     ]
     (notice,) = [one for one in github.workflow_commands(gated) if one.startswith("::notice")]
-    assert "known: the accepted run fails it too" in notice
+    assert "known: the accepted run also fails" in notice
 
 
 def test_a_known_fail_that_may_have_become_worse_is_a_warning(run):
     open_ = make_outcome("p/harm", "cannot tell", "why", verdict="FAIL", accepted="FAIL")
     (one,) = github.workflow_commands(replace(run, gate=make_comparison(open_)))
     assert one.startswith("::warning ")
-    assert one.endswith("FAIL → FAIL; known: the accepted run fails it too; why")
+    assert one.endswith("FAIL → FAIL; known: the accepted run also fails; why")
 
 
 def test_an_annotation_of_a_gate_is_at_the_recipe_the_patch_or_the_plugin(gated, tmp_path):
@@ -436,9 +436,9 @@ def test_the_table_of_a_comparison_fits_a_terminal(gated, width):
     assert max(map(len, lines)) <= width
     assert "COMPARED DECISION ACCEPTED → NOW CHANGE [BOUNDS]" in " ".join(told.split())
     assert "subject worse 81.2 % → 71.0 % +10.2 [+8.9, +11.5] worse by more than the margin" in " ".join(told.split())
-    assert "known: the accepted run fails it too" in told
+    assert "known: the accepted run also fails" in told
     assert "nothing to compare the images with" not in told
-    assert "CHANGE in points of accuracy, above 0 is worse" in told
+    assert "CHANGE in points of accuracy; above 0 is worse" in told
 
 
 def test_the_terminal_tells_the_gate_above_the_run(gated, capsys):

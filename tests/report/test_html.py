@@ -199,13 +199,13 @@ def test_a_failure_is_a_card_with_cause_next_action_and_whether_the_patch_was_tr
     words = " ".join("".join(Page(html.render(run, {"batchnorm-drift": drift})).words).split())
     assert "FAIL batchnorm-drift +" in words
     assert "Cause: Layers in train mode move.Next: keep the BatchNorm" in words
-    assert "Verified: the cured arm was run with these lines and passes." in words
+    assert "Verified: the cured arm was trained with these lines and passes." in words
     for remedy, said in (
         (
             dict(first.remedy) | {"verified": False},
-            "Not verified: the cured arm was run with these lines and is not shown to pass.",
+            "Not verified: the cured arm was trained with these lines and is not shown to pass.",
         ),
-        (None, "xferbench explain batchnorm-drift says what usually helps"),
+        (None, "xferbench explain batchnorm-drift describes what usually helps"),
     ):
         words = " ".join("".join(Page(html.render(replace(run, findings=(replace(first, remedy=remedy),)), {})).words).split())
         assert said in words
@@ -305,7 +305,7 @@ def test_a_plugin_that_is_not_at_hand_lacks_its_pictures_only(run):
 def test_a_run_of_nothing_is_still_a_page(run):
     empty = replace(run, findings=(), cells=(), cost={}, arms={}, environment={}, notes=(), plan="", suite={})
     words = "".join(Page(html.render(empty, {})).words)
-    assert "Nothing was judged." in words
+    assert "There is no verdict." in words
 
 
 def test_numbers_that_are_not_there_draw_nothing_and_break_nothing(run):
@@ -370,12 +370,12 @@ def test_evidence_tells_the_plan_its_inputs_and_claims_nothing():
     assert "c" * 64 in told
     assert "d" * 16 + "…" in told
     assert "d" * 17 not in told
-    assert "The plan was not frozen beforehand." in told
+    assert "The plan was not frozen before the run." in told
     assert "This report claims no compliance with any standard." in told
     assert "repaired: x.safetensors" in told
     frozen = {"hash": "c" * 64, "written": "2026-01-01T00:00:00Z", "file": "b" * 64}
     told = " ".join(Page(html.render(make_run(seeds=2, examples=20, evidence=EVIDENCE, frozen=frozen), {})).words)
-    assert re.search(r"Carried out as frozen on\s+2026-01-01T00:00:00Z", told)
+    assert re.search(r"The run follows the plan that was frozen on\s+2026-01-01T00:00:00Z", told)
 
 
 def test_the_block_for_signatures_is_empty_and_shows_in_print_only():

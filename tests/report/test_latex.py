@@ -67,4 +67,4 @@ def test_a_gate_comes_first(run):
 
 
 def test_a_run_without_findings_is_a_comment(run):
-    assert latex.render(replace(run, findings=())).endswith("% Nothing was judged.\n")
+    assert latex.render(replace(run, findings=())).endswith("% There is no verdict.\n")

@@ -29,7 +29,7 @@ def test_numbers_are_in_the_metrics_unit():
 def test_a_reason_may_hold_another():
     why = because(Code.WORSE_BY_LESS, margin=0.02)
     assert messages.sentence(because(Code.FAIL_GREW, why=why), "accuracy").endswith(
-        "but this is worse by less than the margin of 2.0 points, if at all"
+        "but this run is worse by less than the margin of 2.0 points, if at all"
     )
 
 
@@ -37,5 +37,7 @@ def test_a_followup_is_read_last_and_the_remaining_harm_with_the_remedy():
     followup = because(Code.LEFT_AFTER_REPAIR, by="b", verdict="PASS", estimate=ESTIMATE)
     reasons = (because(Code.TEXT, text=""), because(Code.ABOVE_MARGIN, margin=0.03))
     (finding,) = messages.write_findings([Draft(finding=FINDING, reasons=reasons, followup=followup, remaining=ESTIMATE)])
-    assert finding.reason == ("harm is above the margin of 3.0 points; it is gone once b is mended: +5.1 points [+2.0, +8.0]")
-    assert finding.remedy["text"] == "change it; with it the harm is +5.1 points [+2.0, +8.0]"
+    assert finding.reason == (
+        "harm is above the margin of 3.0 points; after the repair of b, this failure is gone: +5.1 points [+2.0, +8.0]"
+    )
+    assert finding.remedy["text"] == "change it; the harm is then +5.1 points [+2.0, +8.0]"

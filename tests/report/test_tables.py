@@ -60,14 +60,14 @@ def test_a_control_says_its_variant_what_it_showed_and_its_harm(run):
 @pytest.mark.parametrize(
     ("verdicts", "sentence"),
     [
-        (("PASS", "PASS"), "None of the failures asked about has hit this pipeline. Of the checks: 2 passed."),
+        (("PASS", "PASS"), "This pipeline shows none of the tested failures. Checks: 2 passed."),
         (
             ("PASS", "INCONCLUSIVE"),
-            "No failure was shown, but not every one was ruled out. Of the checks: 1 passed, 1 undecided.",
+            "No failure was found, but not every failure could be ruled out. Checks: 1 passed, 1 undecided.",
         ),
-        (("PASS", "ERROR"), "No failure was shown, but not every one was ruled out. Of the checks: 1 passed, 1 crashed."),
-        (("ERROR", "SKIPPED"), "Nothing was judged. Of the checks: 1 crashed, 1 skipped."),
-        ((), "Nothing was judged."),
+        (("PASS", "ERROR"), "No failure was found, but not every failure could be ruled out. Checks: 1 passed, 1 crashed."),
+        (("ERROR", "SKIPPED"), "There is no verdict. Checks: 1 crashed, 1 skipped."),
+        ((), "There is no verdict."),
     ],
 )
 def test_the_outcome_never_says_more_than_the_verdicts(verdicts, sentence):
@@ -81,7 +81,7 @@ def test_the_outcome_names_what_failed_and_what_it_costs():
 
 def test_a_plugin_counts_with_its_worst_verdict():
     mixed = run_of(finding("a", "PASS", harm=0.0), finding("a", "INCONCLUSIVE", harm=0.0))
-    assert tables.headline(mixed).endswith("Of the checks: 1 undecided.")
+    assert tables.headline(mixed).endswith("Checks: 1 undecided.")
 
 
 @pytest.mark.parametrize(("plugin", "contrast"), [("batchnorm-drift", HARM), ("negative-transfer", SCRATCH)])

@@ -100,7 +100,7 @@ def test_a_failure_shows_its_harm_its_reason_and_what_to_do():
     remedy = {"text": "lower it", "patch": ["[recipe]", "lr = 1e-3"], "verified": False}
     result = result_of(make_finding("FAIL", harm=0.05, low=0.03, high=0.07, margin=0.02, reason="too\nhigh", remedy=remedy))
     assert result.message == "FAIL: +5.0 [+3.0, +7.0] points of accuracy (margin 2.0): too high"
-    assert result.details == "next: lower it (not shown to mend it here)\n    [recipe]\n    lr = 1e-3"
+    assert result.details == "next: lower it (not shown to repair this pipeline)\n    [recipe]\n    lr = 1e-3"
 
 
 @pytest.mark.parametrize("decision", DECISIONS)
@@ -118,7 +118,7 @@ def test_the_decision_of_a_comparison_is_the_state(decision, fail_on):
 def test_a_known_failure_passes_and_is_called_known():
     outcome = Outcome(id="a/harm", plugin="a", decision="not worse", reason="because", verdict="FAIL", accepted="FAIL")
     result = result_of(make_finding("FAIL", reason="it hurts"), outcomes=(outcome,))
-    assert (result.state, result.message) == ("passed", "not worse: known: the accepted run fails it too; because")
+    assert (result.state, result.message) == ("passed", "not worse: known: the accepted run also fails; because")
 
 
 def test_a_reason_in_the_decision_is_not_repeated():
@@ -126,7 +126,7 @@ def test_a_reason_in_the_decision_is_not_repeated():
     result = result_of(
         make_finding("FAIL", reason="it hurts", remedy={"text": "lower it", "verified": True}), outcomes=(outcome,)
     )
-    assert (result.message, result.details) == ("worse: a new FAIL: it hurts", "next: lower it (shown to mend it here)")
+    assert (result.message, result.details) == ("worse: a new FAIL: it hurts", "next: lower it (shown to repair this pipeline)")
 
 
 def test_without_a_decision_the_verdict_counts():

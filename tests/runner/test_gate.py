@@ -66,7 +66,7 @@ def test_a_candidate_made_elsewhere_is_held_without_being_carried_out(place, mon
         ]
     )
     assert code == exit_code.PASSED
-    assert told(place, "elsewhere")["gate"]["outcomes"][0]["reason"] == "unchanged: the same trials with the same answers"
+    assert told(place, "elsewhere")["gate"]["outcomes"][0]["reason"] == "unchanged: the same trials gave the same results"
 
 
 def test_a_candidate_of_another_suite_is_refused(place, capsys):

@@ -199,7 +199,10 @@ def test_a_frozen_suite_is_carried_out_and_the_results_say_so(noise, capsys):
     assert told["evidence"]["hash"] == its["hash"]
     assert told["evidence"]["command"] == "xferbench run noise.toml --plan plan.json -o out"
     assert its["written"] <= told["evidence"]["begun"] <= told["evidence"]["ended"]
-    assert f'Carried out as frozen on <b class="nowrap">{its["written"]}</b>' in Path("out/report.html").read_text()
+    assert (
+        f'The run follows the plan that was frozen on <b class="nowrap">{its["written"]}</b>'
+        in Path("out/report.html").read_text()
+    )
 
 
 def test_one_byte_of_an_input_that_keeps_its_size_and_time_is_noticed_before_anything_is_looked_at(noise, capsys):

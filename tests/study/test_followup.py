@@ -34,8 +34,18 @@ def carried_out(scores):
 
 
 SAID = {
-    "is gone once audit/class-order is mended": {(ORDER, STATISTICS): 0.9, (ORDER,): 0.9, (STATISTICS,): 0.5, (PROBE,): 0.5},
-    "stays once audit/class-order is mended": {(ORDER, STATISTICS): 0.97, (ORDER,): 0.8, (STATISTICS,): 0.5, (PROBE,): 0.9},
+    "after the repair of audit/class-order, this failure is gone": {
+        (ORDER, STATISTICS): 0.9,
+        (ORDER,): 0.9,
+        (STATISTICS,): 0.5,
+        (PROBE,): 0.5,
+    },
+    "after the repair of audit/class-order, this failure remains": {
+        (ORDER, STATISTICS): 0.97,
+        (ORDER,): 0.8,
+        (STATISTICS,): 0.5,
+        (PROBE,): 0.9,
+    },
 }
 
 
@@ -58,7 +68,7 @@ def test_one_failure_alone_has_no_symptoms():
 
 
 def test_verdicts_are_not_touched():
-    scores = SAID["is gone once audit/class-order is mended"]
+    scores = SAID["after the repair of audit/class-order, this failure is gone"]
     _, told = carried_out(scores)
     verdicts = {one.id: one.verdict for one in told.values()}
     assert verdicts["batchnorm-drift/harm/initial"] == "FAIL"

@@ -116,7 +116,9 @@ def margin_text(outcome: Outcome) -> str:
 def reason_text(outcome: Outcome) -> str:
     """Return the reason of the decision in one line, with a remark if a FAIL is known."""
     reason = format.one_line(outcome.reason)
-    return f"{KNOWN_FAILURE}; {reason}".removesuffix("; ") if is_known_failure(outcome) else reason
+    if not is_known_failure(outcome):
+        return reason
+    return KNOWN_FAILURE if reason in {"", KNOWN_FAILURE} else f"{KNOWN_FAILURE}; {reason}"
 
 
 def figures_text(outcome: Outcome) -> str:

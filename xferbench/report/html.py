@@ -376,8 +376,9 @@ def _rules(run: Run) -> str:
     """Return the advice of each rule of thumb that the table lists."""
     probe, upper, full = "a linear probe", "the upper layers", "all layers"
     few, least, most = rules_of_thumb.FEW_EXAMPLES, rules_of_thumb.MIN_UPPER_EXAMPLES, rules_of_thumb.MAX_UPPER_EXAMPLES
+    small = f"{probe} if they are similar to the source, otherwise {upper}"
     advice_of = {
-        matrix_tables.TEXTBOOK: f"below {few} images {probe} if they are similar to the source, otherwise {upper}; above that, {full}",
+        matrix_tables.TEXTBOOK: f"below {few} images {small}; above that, {full}",
         matrix_tables.BY_SIZE: f"below {least} images {probe}, up to {most} {upper}, above that {full}",
     }
     return "; ".join(f"{rule}: {advice_of[rule]}" for rule in matrix_tables.advised_recipes(run))

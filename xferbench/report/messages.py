@@ -30,8 +30,8 @@ PLAIN: dict[Code, str] = {  # sentences that insert their values without further
     Code.ON_TRUST: "taken on trust: {what}",
     Code.CURE_CHANGES_NOTHING: CURE_CHANGES_NOTHING,
     Code.SIDES_ARE_EQUAL: "both sides of the contrast are identical",
-    Code.NO_BETTER_REPAIR: "none of the {count} repairs scored better on the screening half",
-    Code.NO_BETTER_RECIPE: "none of the {count} recipes scored better on validation",
+    Code.NO_BETTER_REPAIR: "no repair scored better on the screening half ({count} tried)",
+    Code.NO_BETTER_RECIPE: "no recipe scored better on validation ({count} tried)",
     Code.NOT_ESTIMATED: "the harm could not be estimated",
     Code.BUDGET_SPENT: "the budget of {budget:g} s ran out after {seeds} of {planned} seeds",
     Code.CHOSEN: "chosen among {count} candidates with a confidence of {confidence:.0%}",
@@ -90,7 +90,6 @@ WITH_REASON: dict[Code, str] = {  # {why} is the sentence of another reason
     Code.NOT_EXPOSED_NO_CONTROL: "{why}, but the induced failure is not shown to do harm either",
     Code.FAIL_LEFT_OPEN: "a FAIL that the accepted run left undecided; whether the harm has grown is another question: {why}",
     Code.FAIL_GREW: "the accepted run also fails, but this run is {why}",
-    Code.OWN_VERDICT: "{why}; this run's own verdict counts: {verdict}, {text}",
 }
 
 
@@ -161,6 +160,11 @@ def _left_after_repair(values: Values, unit: str) -> str:
     return f"after the repair of {values['by']}, this failure {state}: {format_harm_interval(values['estimate'], unit)}"
 
 
+def _own_verdict(values: Values, unit: str) -> str:
+    text = f" ({values['text']})" if values["text"] else ""
+    return f"{sentence(values['why'], unit)}; this run's own verdict counts: {values['verdict']}{text}"
+
+
 def _broken(values: Values, _unit: str) -> str:
     seeds = f" at {values['count']} of {values['seeds']} seeds" if values["seeds"] > 1 else ""
     return f"broken{seeds}: {values['meaning']}"
@@ -194,12 +198,12 @@ def _inputs_differ(values: Values, _unit: str) -> str:
 
 
 def _version_differs(values: Values, _unit: str) -> str:
-    return f"{values['name']} differs: {values['old'] or 'unknown'} → {values['new'] or 'unknown'}"
+    return f"different {values['name']}: {values['old'] or 'unknown'} → {values['new'] or 'unknown'}"
 
 
 def _packages_differ(values: Values, _unit: str) -> str:
     changes = (f"{name} {_or_none(old)} → {_or_none(new)}" for name, old, new in values["changes"])
-    return f"packages differ: {', '.join(changes)}"
+    return f"different packages: {', '.join(changes)}"
 
 
 def _or_none(version: str | None) -> str:
@@ -242,6 +246,7 @@ SPECIAL: dict[Code, Callable[[Values, str], str]] = {
     Code.TO_DECIDE: _to_decide,
     Code.BETTER_RECIPE: _better_recipe,
     Code.LEFT_AFTER_REPAIR: _left_after_repair,
+    Code.OWN_VERDICT: _own_verdict,
     Code.BROKEN: _broken,
     Code.HOLDS: _holds,
     Code.CHANGE_OPEN: _change_open,

@@ -54,7 +54,7 @@ def estimate_contrast(effect: Claim, findings: Sequence[Finding]) -> ClaimEstima
     finding = by_id.get(effect.contrast)
     if finding is None:
         unjudged = [other for other in findings if other.plugin == plugin and other.verdict in {"SKIPPED", "ERROR"}]
-        why = unjudged[0].reason if unjudged else f"no such contrast; there are {', '.join(sorted(by_id)) or 'none'}"
+        why = unjudged[0].reason if unjudged else f"no such contrast (available: {', '.join(sorted(by_id)) or 'none'})"
         return ClaimEstimate(why=why)
     numbers = (
         (finding.control_harm, finding.control_low, finding.control_high)
@@ -113,7 +113,7 @@ def estimate_speed_up(
     learnt nothing.
     """
     if estimates.majority_baseline_share(records, effect.against, seeds, suite.margin) is not None:
-        return ClaimEstimate(why=f"{effect.against} learnt nothing, and has no end to be reached")
+        return ClaimEstimate(why=f"{effect.against} learned nothing, so it has no final score to reach")
     bounds: list[tuple[float, float, float]] = []
     for seed in seeds:
         pair = [records.get((name, "test", seed)) for name in (effect.recipe, effect.against)]
@@ -151,7 +151,7 @@ def _images(step: int, pipeline: Pipeline | None) -> float:
 def _over_seeds(effect: Claim, values: Sequence[float], alpha: float) -> ClaimEstimate:
     """A mean with bounds by a t over seeds; a value that is the same at all seeds is exact."""
     if len(values) < 2:
-        return ClaimEstimate(why=f"{effect.recipe} was measured at {len(values)} seeds, and an interval needs two")
+        return ClaimEstimate(why=f"{effect.recipe} was measured at {len(values)} seeds, but an interval needs at least two")
     mean, half = mean_and_half_width(values, alpha)
     return ClaimEstimate(ours=mean, low=mean - half, high=mean + half, unit=CLAIM_UNITS[effect.measure], seeds=len(values))
 

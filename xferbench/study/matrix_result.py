@@ -106,7 +106,7 @@ def merge_notes(results: Sequence[TaskResult]) -> tuple[str, ...]:
     tasks_by_note: dict[str, list[str]] = {}
     for result in results:
         edges = [
-            f"{name} chose the {case.arms[ARM].at_edge}: a better one may lie beyond"
+            f"{name} chose the {case.arms[ARM].at_edge}: a better rate may lie beyond it"
             for name, case in result.cases.items()
             if ARM in case.arms and case.arms[ARM].at_edge
         ]
