@@ -78,7 +78,7 @@ def outcome_sentence_name(outcome: Outcome) -> str:
 
 
 def change_text(outcome: Outcome) -> str:
-    """Return the change with its outcome-sided bounds: ``+10.2 [+8.9, +11.5]``; a positive change is worse."""
+    """Return the change with its one-sided bounds: ``+10.2 [+8.9, +11.5]``; a positive change is worse."""
     return format.format_bounds((outcome.change, outcome.low, outcome.high), outcome.unit)
 
 

@@ -30,7 +30,7 @@ PLAIN: dict[Code, str] = {  # sentences that insert their values without further
     Code.ON_TRUST: "taken on trust: {what}",
     Code.CURE_CHANGES_NOTHING: CURE_CHANGES_NOTHING,
     Code.SIDES_ARE_EQUAL: "both sides of the contrast are identical",
-    Code.NO_BETTER_REPAIR: "no repair scored better on the screening half ({count} tried)",
+    Code.NO_BETTER_REPAIR: "no repair scored better on the screened half ({count} tried)",
     Code.NO_BETTER_RECIPE: "no recipe scored better on validation ({count} tried)",
     Code.NOT_ESTIMATED: "the harm could not be estimated",
     Code.BUDGET_SPENT: "the budget of {budget:g} s ran out after {seeds} of {planned} seeds",
@@ -216,7 +216,7 @@ def _overridden(values: Values, _unit: str) -> str:
 
 def _supported_fields(values: Values, _unit: str) -> str:
     fields = ", ".join(values["fields"]) or "no field of a recipe"
-    return f"{values['training']} supports {fields}: arms and scratch candidates that change another field are left out"
+    return f"{values['training']} supports {fields}: arms and scratch candidates that change another field are omitted"
 
 
 def _dropped_examples(values: Values, _unit: str) -> str:

@@ -24,7 +24,7 @@ Paired: TypeAlias = tuple[str, dict[int, float], Bounds]  # an arm, harm by seed
 
 MAX_LISTED_CONTROLS = 3  # more positive controls than this are summarized
 WORST_FIRST = ("FAIL", "ERROR", "INCONCLUSIVE", "PASS", "SKIPPED", "INFO")
-ORDER = ("subject", "cured", "induced", "scratch")
+ARM_ORDER = ("subject", "cured", "induced", "scratch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,8 +230,8 @@ def headline(run: Run) -> str:
         start = "No failure was found, but not every failure could be ruled out"
     else:
         start = "There is no verdict"
-    words = {"PASS": "passed", "INCONCLUSIVE": "undecided", "ERROR": "crashed", "SKIPPED": "skipped"}
-    rest = ", ".join(f"{len(by[verdict])} {word}" for verdict, word in words.items() if by[verdict])
+    labels = {"PASS": "passed", "INCONCLUSIVE": "undecided", "ERROR": "crashed", "SKIPPED": "skipped"}
+    rest = ", ".join(f"{len(by[verdict])} {label}" for verdict, label in labels.items() if by[verdict])
     return f"{start}." + (f" {'Other checks' if by['FAIL'] else 'Checks'}: {rest}." if rest else "")
 
 
@@ -253,7 +253,7 @@ def arm_rows(run: Run, plugin: str) -> tuple[ArmRow, ...]:
             cells.setdefault(arm_name(cell), []).append(cell)
     arms = run.arms.get(plugin) or {}
     names = sorted(
-        dict.fromkeys([*arms, *cells]), key=lambda name: (*ORDER, name.partition(":")[0]).index(name.partition(":")[0])
+        dict.fromkeys([*arms, *cells]), key=lambda name: (*ARM_ORDER, name.partition(":")[0]).index(name.partition(":")[0])
     )
     return tuple(_build_arm_row(name, arms.get(name) or {}, cells.get(name, [])) for name in names)
 
