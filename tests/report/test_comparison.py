@@ -34,7 +34,7 @@ def words(page):
     return " ".join(" ".join(page.words).split())
 
 
-def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(page, text):
+def test_the_page_needs_no_other_file_and_no_script(page, text):
     assert not page.attributes("script")
     assert not page.attributes("link")
     references = [value for _, attributes in page.elements for name, value in attributes.items() if name in {"src", "href"}]
@@ -42,49 +42,49 @@ def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(page, text):
     assert not re.search(r"url\((?!#)|@import", text)
 
 
-def test_its_head_says_who_is_compared_with_whom(run, page):
-    told = words(page)
-    assert comparison_text.headline(run.gate, gate=False) in told
-    for one in (
+def test_the_head_names_both_runs(run, page):
+    content = words(page)
+    assert comparison_text.headline(run.gate, gate=False) in content
+    for phrase in (
         "careless → careless",
         "accepted.json B/results.json",
         "0.1.0 0.2.0",
         "0123456789ab ffffffffffff",
         "2026-02-03",
     ):
-        assert one in told
-    assert "device cpu" in told
+        assert phrase in content
+    assert "device cpu" in content
 
 
 def test_each_outcome_has_a_row_with_its_decision_numbers_and_reason(run, page):
-    told = words(page)
-    for one in run.gate.outcomes:
-        assert comparison_text.outcome_name(one) in told
-        assert comparison_text.reason_text(one) in told
-    assert "81.2 % 71.0 % +10.2 [+8.9, +11.5] 2.0" in told
-    assert "worse PASS +0.3 FAIL +6.0 +5.7 [+4.5, +6.9] 2.0 new: it passed when accepted" in told
-    assert "known: the accepted run also fails" in told
-    assert "processors differ" in told
-    looks = [one["class"] for one in page.attributes("span") if one.get("class", "").startswith("verdict ")]
-    assert looks == [
-        f"verdict {comparison_text.VERDICT_STYLE[one.decision]}" for one in comparison_text.in_reading_order(run.gate)
+    content = words(page)
+    for outcome in run.gate.outcomes:
+        assert comparison_text.outcome_name(outcome) in content
+        assert comparison_text.reason_text(outcome) in content
+    assert "81.2 % 71.0 % +10.2 [+8.9, +11.5] 2.0" in content
+    assert "worse PASS +0.3 FAIL +6.0 +5.7 [+4.5, +6.9] 2.0 new: it passed when accepted" in content
+    assert "known: the accepted run also fails" in content
+    assert "processors differ" in content
+    styles = [span["class"] for span in page.attributes("span") if span.get("class", "").startswith("verdict ")]
+    assert styles == [
+        f"verdict {comparison_text.VERDICT_STYLE[outcome.decision]}" for outcome in comparison_text.in_reading_order(run.gate)
     ]
 
 
-def test_what_is_worse_is_told_with_the_plugins_next_action_and_patch(page):
+def test_a_worse_outcome_has_the_next_action_and_patch_of_the_plugin(page):
     assert "Next: keep the BatchNorm layers" in words(page)
     assert 'batchnorm = "eval"' in words(page)
 
 
-def test_a_run_that_was_held_against_nothing_says_so():
+def test_a_run_without_a_comparison_says_so():
     assert "Nothing was compared." in words(Page(comparison.render(SMALL)))
 
 
 def test_the_report_of_a_gate_opens_with_the_same_section(run, text):
     report = html.render(run, {})
-    told = words(Page(report))
-    assert comparison_text.headline(run.gate) in told
-    assert told.index("Compared with the accepted run") < told.index("Verdicts")
+    content = words(Page(report))
+    assert comparison_text.headline(run.gate) in content
+    assert content.index("Compared with the accepted run") < content.index("Verdicts")
     assert f'<p class="outcome">{comparison_text.headline(run.gate)}' in unescape(report)
     (picture,) = re.findall(r"<figure><h3>Changes</h3>.*?</figure>", report, re.DOTALL)
     assert picture in text
@@ -108,12 +108,12 @@ def test_a_gate_that_passes_raises_no_alarm(run):
     assert "Other differences" not in report
 
 
-def test_what_the_picture_leaves_out_stands_in_the_table():
+def test_an_outcome_missing_from_the_picture_is_in_the_table():
     nll = make_outcome("p/nll", "worse", unit="nats", metric="nll", **changed(0.1, 0.2, now=0.3))
     two = make_comparison(*make_comparison().outcomes[:1], nll)
-    told = words(Page(comparison.render(replace(SMALL, gate=two))))
-    assert "1 change in another unit is in the table only" in told
-    assert "+0.200 [+0.188, +0.212] nats" in told
+    content = words(Page(comparison.render(replace(SMALL, gate=two))))
+    assert "1 change in another unit is in the table only" in content
+    assert "+0.200 [+0.188, +0.212] nats" in content
 
 
 def test_without_numbers_there_is_no_figure():
@@ -141,7 +141,7 @@ def test_nothing_in_a_name_runs_or_breaks_either_page():
         assert "alert(1)" in text
 
 
-def test_figures_are_kept_in_the_cache(run, tmp_path):
+def test_figures_are_cached(run, tmp_path):
     first = comparison.render(run, tmp_path)
     assert list(tmp_path.glob("*.svg"))
     assert comparison.render(run, tmp_path) == first

@@ -21,11 +21,11 @@ KEEPS = "the subject's accuracy is not worse than in the accepted run, with a ma
 NOTHING = "nothing is worse than in the accepted run"
 
 
-def said(*outcomes, **how):
+def headline_of(*outcomes, **how):
     return comparison_text.headline(make_comparison(*outcomes), **how)
 
 
-def test_every_decision_has_a_look_and_an_opening():
+def test_every_decision_has_a_style_and_an_opening():
     assert set(comparison_text.VERDICT_STYLE) == set(comparison_text.OPENINGS) == set(DECISIONS)
     assert set(comparison_text.ATTENTION_DECISIONS) < set(DECISIONS)
 
@@ -43,24 +43,26 @@ def test_every_decision_has_a_look_and_an_opening():
         ((SKIPPED,), "The gate has nothing to decide."),
     ],
 )  # fmt: skip
-def test_a_gate_says_its_outcomes_in_a_sentence(outcomes, sentence):
-    assert said(*outcomes) == sentence
+def test_the_headline_of_a_gate_describes_its_outcomes(outcomes, sentence):
+    assert headline_of(*outcomes) == sentence
 
 
-def test_a_comparison_of_nothing_has_nothing_to_go_by():
+def test_a_comparison_without_outcomes_has_nothing_to_decide():
     assert comparison_text.headline(replace(make_comparison(), outcomes=())) == "The gate has nothing to decide."
 
 
-def test_a_comparison_that_gates_nothing_speaks_of_no_gate():
-    for one in (WORSE, KEPT, OPEN, CRASHED, SKIPPED):
-        assert "gate" not in said(one, gate=False)
-    assert said(NEW, gate=False) == "The comparison finds something worse: drift is a new FAIL."
+def test_a_comparison_without_a_gate_does_not_mention_one():
+    for outcome in (WORSE, KEPT, OPEN, CRASHED, SKIPPED):
+        assert "gate" not in headline_of(outcome, gate=False)
+    assert headline_of(NEW, gate=False) == "The comparison finds something worse: drift is a new FAIL."
 
 
-def test_many_are_counted():
+def test_many_outcomes_are_counted():
     many = [replace(NEW, id=f"p{number}/harm") for number in range(5)]
-    assert said(*many).endswith("p2 is a new FAIL; 2 more are worse.")
-    assert said(*(replace(one, decision="cannot tell") for one in many)).endswith("cannot decide on p0, p1, p2 and 2 more.")
+    assert headline_of(*many).endswith("p2 is a new FAIL; 2 more are worse.")
+    assert headline_of(*(replace(outcome, decision="cannot tell") for outcome in many)).endswith(
+        "cannot decide on p0, p1, p2 and 2 more."
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,8 +74,8 @@ def test_many_are_counted():
         ({"verdict": "PASS"}, "drift is worse"),
     ],
 )  # fmt: skip
-def test_what_is_worse_is_told_as_what_it_is(more, words):
-    assert said(replace(NEW, **more)) == f"The gate fails: {words}."
+def test_the_headline_describes_the_kind_of_change(more, words):
+    assert headline_of(replace(NEW, **more)) == f"The gate fails: {words}."
 
 
 @pytest.mark.parametrize(
@@ -84,11 +86,11 @@ def test_what_is_worse_is_told_as_what_it_is(more, words):
         ("balanced_accuracy", "accuracy", "the subject's balanced accuracy is 10.2 [8.9, 11.5] points worse than"),
     ],
 )
-def test_a_metric_is_told_in_its_own_unit(metric, unit, words):
-    assert words in said(replace(WORSE, metric=metric, unit=unit))
+def test_a_metric_is_printed_in_its_unit(metric, unit, words):
+    assert words in headline_of(replace(WORSE, metric=metric, unit=unit))
 
 
-def test_a_known_fail_is_one_that_is_accepted_and_not_worse():
+def test_a_known_fail_is_accepted_and_not_worse():
     assert comparison_text.is_known_failure(KNOWN)
     assert comparison_text.is_known_failure(replace(KNOWN, decision="cannot tell"))
     assert not any(map(comparison_text.is_known_failure, (replace(KNOWN, decision="worse"), NEW, FINE)))
@@ -97,13 +99,13 @@ def test_a_known_fail_is_one_that_is_accepted_and_not_worse():
     assert comparison_text.reason_text(replace(KNOWN, reason=comparison_text.KNOWN_FAILURE)) == comparison_text.KNOWN_FAILURE
 
 
-def test_outcomes_are_read_with_the_subject_first_and_then_the_worst():
+def test_the_subject_is_first_and_the_worst_outcome_is_next():
     shuffled = make_comparison(SKIPPED, FINE, KNOWN, OPEN, CRASHED, NEW, KEPT)
     assert comparison_text.in_reading_order(shuffled) == (KEPT, NEW, CRASHED, OPEN, KNOWN, FINE, SKIPPED)
 
 
-def test_somebody_is_asked_for_what_is_worse_crashed_or_open():
-    assert [comparison_text.needs_attention(one) for one in (WORSE, CRASHED, OPEN, KNOWN, FINE, SKIPPED)] == [
+def test_worse_crashed_and_open_outcomes_need_attention():
+    assert [comparison_text.needs_attention(outcome) for outcome in (WORSE, CRASHED, OPEN, KNOWN, FINE, SKIPPED)] == [
         True,
         True,
         True,
@@ -113,7 +115,7 @@ def test_somebody_is_asked_for_what_is_worse_crashed_or_open():
     ]
 
 
-def test_a_turn_is_the_metric_of_the_subject_and_the_verdicts_of_a_plugin():
+def test_both_sides_show_the_metric_of_the_subject_or_the_verdicts_of_a_plugin():
     assert comparison_text.turn_text(WORSE) == comparison_text.levels_text(WORSE) == "81.2 % → 71.0 %"
     assert comparison_text.turn_text(NEW) == "PASS → FAIL"
     assert comparison_text.turn_text(CRASHED) == "– → ERROR"
@@ -121,7 +123,7 @@ def test_a_turn_is_the_metric_of_the_subject_and_the_verdicts_of_a_plugin():
     assert comparison_text.turn_text(replace(WORSE, unit="nats", before=0.5, now=0.602)) == "0.500 → 0.602"
 
 
-def test_figures_name_what_a_decision_rests_on():
+def test_figures_list_the_numbers_behind_a_decision():
     whole = replace(WORSE, p_worse=1e-6, p_not_worse=None, flipped=0.14)
     assert (
         comparison_text.figures_text(whole) == "5 seeds × 200 test examples; p worse < 0.0001; 14.0 % of the predictions differ"
@@ -130,14 +132,14 @@ def test_figures_name_what_a_decision_rests_on():
     assert not comparison_text.figures_text(CRASHED)
 
 
-def test_whom_it_was_held_against_is_told_with_a_short_revision():
-    told = "Compared with careless (xferbench 0.1.0, git 0123456789ab, ended 2026-01-02T03:05:05Z)"
-    assert comparison_text.baseline_line(make_comparison()) == told
+def test_the_baseline_line_has_a_short_revision():
+    line = "Compared with careless (xferbench 0.1.0, git 0123456789ab, ended 2026-01-02T03:05:05Z)"
+    assert comparison_text.baseline_line(make_comparison()) == line
     assert comparison_text.baseline_line(make_comparison(accepted={})) == "Compared with an accepted run"
     assert comparison_text.short_revision("f" * 40 + "+changes") == "f" * 12 + "+changes"
 
 
-def test_sides_leave_out_what_neither_tells():
+def test_side_rows_omit_what_both_runs_lack():
     run = make_run(
         seeds=2, examples=20, gate=make_comparison(accepted={"name": "a\nb", "file": "A"}), environment={"git": None}
     )

@@ -57,8 +57,16 @@ PLUGINS = {
 
 @pytest.fixture(scope="module")
 def run():
-    others = [Finding(id=f"p-{one.lower()}/harm", plugin=f"p-{one.lower()}", contrast="harm", verdict=one, reason=f"so {one}")
-              for one in ("INCONCLUSIVE", "ERROR", "SKIPPED")]  # fmt: skip
+    others = [
+        Finding(
+            id=f"p-{verdict.lower()}/harm",
+            plugin=f"p-{verdict.lower()}",
+            contrast="harm",
+            verdict=verdict,
+            reason=f"so {verdict}",
+        )
+        for verdict in ("INCONCLUSIVE", "ERROR", "SKIPPED")
+    ]
     info = Finding(
         id="batchnorm-drift/restored", plugin="batchnorm-drift", contrast="restored", verdict="INFO", harm=-0.06, seeds=5
     )
@@ -75,7 +83,7 @@ def page(text):
     return Page(text)
 
 
-def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(page, text):
+def test_the_page_needs_no_other_file_and_no_script(page, text):
     assert not page.attributes("script")
     assert not page.attributes("link")
     references = [
@@ -86,12 +94,12 @@ def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(page, text):
     assert not re.search(r"url\((?!#)|@import", text)
 
 
-def test_the_same_numbers_are_drawn_as_the_same_characters(run, text):
+def test_the_same_numbers_give_the_same_svg(run, text):
     assert forest_plot.draw_forest(tables.finding_groups(run)) in text
     assert figures.draw_plugin_plot(PLUGINS["batchnorm-drift"], run) in text
 
 
-def test_the_page_says_the_outcome_each_verdict_its_reason_and_its_patch(run, page):
+def test_the_page_has_the_headline_and_the_reason_and_patch_of_each_verdict(run, page):
     words = "".join(page.words)
     assert tables.headline(run) in words
     for word in (
@@ -111,33 +119,33 @@ def test_the_page_says_the_outcome_each_verdict_its_reason_and_its_patch(run, pa
 
 
 def test_every_figure_has_a_text_alternative(page):
-    labels = [one["aria-label"] for one in page.attributes("svg")]
-    assert all(one["role"] == "img" for one in page.attributes("svg"))
+    labels = [item["aria-label"] for item in page.attributes("svg")]
+    assert all(item["role"] == "img" for item in page.attributes("svg"))
     assert len(labels) == len(set(labels)) == 7
     harm = next(label for label in labels if label.startswith("Harm by check"))
     assert "batchnorm-drift FAIL +" in harm
     assert "negative-transfer PASS" in harm
 
 
-def test_every_id_that_is_referred_to_is_there_once(page):
+def test_every_referenced_id_exists_once(page):
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     wanted = [
         value[1:] for _, attributes in page.elements for name, value in attributes.items() if name in {"href", "xlink:href"}
     ]
     wanted += [
-        one
+        item
         for _, attributes in page.elements
         for value in attributes.values()
-        for one in re.findall(r"url\(#(.+?)\)", value or "")
+        for item in re.findall(r"url\(#(.+?)\)", value or "")
     ]
     assert set(wanted) <= set(ids)
 
 
-def test_colours_are_the_pages_so_that_dark_mode_can_change_them(text):
-    drawn = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
-    assert not re.findall(r"(?:fill|stroke): #\w+", drawn)
-    variables = set(re.findall(r"var\((--\w+)\)", drawn))
+def test_figures_use_the_colors_of_the_page_so_dark_mode_works(text):
+    picture = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
+    assert not re.findall(r"(?:fill|stroke): #\w+", picture)
+    variables = set(re.findall(r"var\((--\w+)\)", picture))
     light, dark, printed = re.findall(r":root \{(.*?)\}", text, flags=re.DOTALL)
     for values in (light, dark, printed):
         assert variables <= set(re.findall(r"(--\w+):", values))
@@ -147,12 +155,12 @@ def test_nothing_in_a_name_runs_or_breaks_the_page(run):
     cells = make_cells(HOSTILE, {"subject": 0.7, "cured": 0.8, f"induced:{HOSTILE}": 0.5, "scratch": 0.4}, seeds=2)
     cells = [replace(cell, recipe=HOSTILE) for cell in cells]
     remedy = {"text": HOSTILE, "patch": [HOSTILE]}
-    found = make_findings(HOSTILE, "FAIL", cells, reason=HOSTILE, remedy=remedy, measures={HOSTILE: 1.0})
+    failures = make_findings(HOSTILE, "FAIL", cells, reason=HOSTILE, remedy=remedy, measures={HOSTILE: 1.0})
     info = Finding(id=HOSTILE, plugin=HOSTILE, contrast=HOSTILE, verdict="INFO", harm=0.1, reason=HOSTILE)
     suite = dict.fromkeys(("name", "path", "arch", "target", "weights"), HOSTILE)
     weighed = [{"recipe": HOSTILE, "validation": None, "chosen": True}, {"recipe": HOSTILE}]
     bad = replace(
-        run, suite=suite, findings=(*found, info), cells=tuple(cells), arms={HOSTILE: {"subject": {"weighed": weighed}}}
+        run, suite=suite, findings=(*failures, info), cells=tuple(cells), arms={HOSTILE: {"subject": {"weighed": weighed}}}
     )
     bad = replace(
         bad, environment={HOSTILE: {HOSTILE: HOSTILE}}, notes=(HOSTILE,), cost={"seconds": {HOSTILE: 1.0}}, plan=HOSTILE
@@ -172,13 +180,13 @@ def test_nothing_in_a_name_runs_or_breaks_the_page(run):
 
 def sampled(run, **more):
     images = np.random.default_rng(0).integers(256, size=(2, 8, 8, 3), dtype=np.uint8)
-    one = SampleImages(role="target", title="birds", arms=("all others",), images=images, labels=("cat", "dog"))
-    return replace(run, samples=(replace(one, **more),))
+    images_of_target = SampleImages(role="target", title="birds", arms=("all others",), images=images, labels=("cat", "dog"))
+    return replace(run, samples=(replace(images_of_target, **more),))
 
 
-def test_sample_images_stand_with_their_classes_and_who_sees_them_so(run):
+def test_sample_images_have_their_classes_and_arms(run):
     page = Page(html.render(sampled(run, arms=("drift: a", "subject")), {}))
-    assert [(one["alt"], one["src"][:22]) for one in page.attributes("img")] == [
+    assert [(item["alt"], item["src"][:22]) for item in page.attributes("img")] == [
         ("cat", "data:image/png;base64,"),
         ("dog", "data:image/png;base64,"),
     ]
@@ -191,7 +199,7 @@ def test_without_samples_there_is_no_section_of_them(page):
     assert "What the networks see" not in "".join(page.words)
 
 
-def test_a_failure_is_a_card_with_cause_next_action_and_whether_the_patch_was_tried(run):
+def test_a_failure_is_a_card_with_cause_next_action_and_verification(run):
     first = run.findings[0]
     drift = replace(
         PLUGINS["batchnorm-drift"], doc="Drift.\n\nCause\n    Layers in ``train`` mode\n    move.\n\nRemedy\n    No.\n"
@@ -200,7 +208,7 @@ def test_a_failure_is_a_card_with_cause_next_action_and_whether_the_patch_was_tr
     assert "FAIL batchnorm-drift +" in words
     assert "Cause: Layers in train mode move.Next: keep the BatchNorm" in words
     assert "Verified: the cured arm was trained with these lines and passes." in words
-    for remedy, said in (
+    for remedy, expected in (
         (
             dict(first.remedy) | {"verified": False},
             "Not verified: the cured arm was trained with these lines and is not shown to pass.",
@@ -208,38 +216,38 @@ def test_a_failure_is_a_card_with_cause_next_action_and_whether_the_patch_was_tr
         (None, "xferbench explain batchnorm-drift describes what usually helps"),
     ):
         words = " ".join("".join(Page(html.render(replace(run, findings=(replace(first, remedy=remedy),)), {})).words).split())
-        assert said in words
+        assert expected in words
 
 
 def many_plugins(verdicts):
-    cells, found = [], []
+    cells, findings = [], []
     for number, verdict in enumerate(verdicts):
         name = f"p-{number}"
-        own = make_cells(name, {"subject": 0.7, "cured": 0.8, "induced:x": 0.6, "scratch": 0.4}, seeds=2, examples=20)
-        cells += own
-        found += make_findings(name, verdict, own)
-    return {"cells": tuple(cells), "findings": tuple(found)}
+        plugin_cells = make_cells(name, {"subject": 0.7, "cured": 0.8, "induced:x": 0.6, "scratch": 0.4}, seeds=2, examples=20)
+        cells += plugin_cells
+        findings += make_findings(name, verdict, plugin_cells)
+    return {"cells": tuple(cells), "findings": tuple(findings)}
 
 
-def test_with_many_plugins_there_are_contents_and_what_passed_is_folded_up(run):
+def test_with_many_plugins_there_are_contents_and_passing_sections_are_folded(run):
     page = Page(html.render(replace(run, **many_plugins(["FAIL", "PASS", "PASS", "INCONCLUSIVE"])), {}))
     assert len(page.attributes("nav")) == 1
-    folded = [one for one in page.attributes("details") if one.get("class") == "plugin"]
-    assert ["open" in one for one in folded] == [True, True, False, False]
+    folded = [item for item in page.attributes("details") if item.get("class") == "plugin"]
+    assert ["open" in item for item in folded] == [True, True, False, False]
 
 
-def test_with_few_plugins_nothing_is_folded_up(page):
+def test_with_few_plugins_nothing_is_folded(page):
     assert not page.attributes("nav")
-    assert all("open" in one for one in page.attributes("details") if one.get("class") == "plugin")
+    assert all("open" in item for item in page.attributes("details") if item.get("class") == "plugin")
 
 
 def test_every_variant_has_a_row_with_its_name_below_its_plugin(run):
     cells = make_cells(
         "p", {"subject": 0.7, "cured": 0.8, "scratch": 0.4} | {f"induced:v{n}": 0.1 * n for n in range(8)}, seeds=2
     )
-    drawn = forest_plot.draw_forest(tables.finding_groups(replace(run, findings=make_findings("p", "FAIL", cells))))
-    said = re.findall(r">([^<>]+)</text>", drawn)
-    assert [one for one in said if re.fullmatch(r"p|FAIL|your pipeline|v\d", one)] == [
+    picture = forest_plot.draw_forest(tables.finding_groups(replace(run, findings=make_findings("p", "FAIL", cells))))
+    texts = re.findall(r">([^<>]+)</text>", picture)
+    assert [item for item in texts if re.fullmatch(r"p|FAIL|your pipeline|v\d", item)] == [
         "p",
         "FAIL",
         "your pipeline",
@@ -254,7 +262,7 @@ def test_a_harm_far_beyond_the_margin_leaves_the_margin_visible(run):
     assert most < 100 * 15 * 0.02 + 10
 
 
-def test_what_was_taken_on_trust_is_told_apart(run):
+def test_what_is_taken_on_trust_has_its_own_list(run):
     words = "".join(Page(html.render(replace(run, notes=("taken on trust: the mean", "other")), {})).words)
     assert "Taken on trust" in words
     assert "taken on trust: " not in words
@@ -264,12 +272,12 @@ def test_tick_labels_of_a_logarithmic_axis_are_numbers(text):
     assert "mathdefault" not in text
 
 
-def test_a_picture_that_crashes_says_so_in_its_place(run):
+def test_a_crash_of_a_plot_is_shown_in_its_place(run):
     def crash(axes, run):
         raise KeyError("<gone>")
 
-    drawn = figures.draw_plugin_plot(make_plugin("batchnorm-drift", picture=crash), run)
-    assert "could not be drawn: KeyError: &#x27;&lt;gone&gt;&#x27;" in drawn
+    picture = figures.draw_plugin_plot(make_plugin("batchnorm-drift", picture=crash), run)
+    assert "could not be drawn: KeyError: &#x27;&lt;gone&gt;&#x27;" in picture
 
 
 def test_a_picture_of_very_many_lines_becomes_an_image(run):
@@ -289,37 +297,37 @@ def test_a_picture_of_very_many_lines_becomes_an_image(run):
     ],
 )
 def test_heat_maps_and_clouds_of_points_are_images_within_the_figure(run, many):
-    drawn = figures.draw_plugin_plot(make_plugin("p", picture=many), run)
-    assert drawn.startswith("<svg")
-    assert 'xlink:href="data:image/png;base64,' in drawn
-    assert len(drawn) < figures.MAX_SVG_CHARACTERS
+    picture = figures.draw_plugin_plot(make_plugin("p", picture=many), run)
+    assert picture.startswith("<svg")
+    assert 'xlink:href="data:image/png;base64,' in picture
+    assert len(picture) < figures.MAX_SVG_CHARACTERS
 
 
-def test_a_plugin_that_is_not_at_hand_lacks_its_pictures_only(run):
+def test_a_plugin_that_is_not_installed_lacks_only_its_pictures(run):
     text = html.render(replace(run, findings=run.findings[:2]), {"batchnorm-drift": None})
     assert "This plugin is not installed here" in text
     assert "Paired differences" not in text
     assert "Learning curves" in text
 
 
-def test_a_run_of_nothing_is_still_a_page(run):
+def test_an_empty_run_is_still_a_page(run):
     empty = replace(run, findings=(), cells=(), cost={}, arms={}, environment={}, notes=(), plan="", suite={})
     words = "".join(Page(html.render(empty, {})).words)
     assert "There is no verdict." in words
 
 
-def test_numbers_that_are_not_there_draw_nothing_and_break_nothing(run):
+def test_missing_numbers_draw_nothing_and_break_nothing(run):
     lacking = replace(run.findings[0], low=None, high=None, benefit_retained=None, control_harm=None, accuracy={}, margin=None)
     page = Page(html.render(replace(run, findings=(lacking,), cells=()), PLUGINS))
-    assert [one["aria-label"].partition(":")[0] for one in page.attributes("svg")] == [
+    assert [item["aria-label"].partition(":")[0] for item in page.attributes("svg")] == [
         "Harm by check with its bounds, in points of accuracy"
     ]
 
 
-@pytest.mark.parametrize(("value", "said"), [(-3.0, "-300 %"), (0.82, "82 %"), (2.0, "200 %")])
-def test_a_benefit_beyond_the_axis_is_drawn_at_its_edge_and_said(run, value, said):
-    drawn = figures.draw_benefit_retained([(replace(run.findings[0], benefit_retained=value),)])
-    assert f">{said}<" in drawn
+@pytest.mark.parametrize(("value", "expected"), [(-3.0, "-300 %"), (0.82, "82 %"), (2.0, "200 %")])
+def test_a_benefit_beyond_the_axis_is_drawn_at_the_edge_with_its_value(run, value, expected):
+    picture = figures.draw_benefit_retained([(replace(run.findings[0], benefit_retained=value),)])
+    assert f">{expected}<" in picture
 
 
 def test_without_numbers_there_is_no_figure():
@@ -344,16 +352,16 @@ def test_learning_curves_that_diverged_are_drawn_on_a_logarithmic_axis(run):
         recipe="",
         record=replace(make_record("k", 0.1), curve=curve),
     )
-    drawn = figures.draw_learning_curves(tables.learning_curves(replace(run, cells=(cell,)), "p"))
-    assert "1e+30" in drawn or "1e+2" in drawn
+    picture = figures.draw_learning_curves(tables.learning_curves(replace(run, cells=(cell,)), "p"))
+    assert "1e+30" in picture or "1e+2" in picture
 
 
 def test_twenty_plugins_of_five_arms_and_twenty_seeds_stay_below_the_limit(run):
     cells = make_cells(
         "p", {"subject": 0.7, "cured": 0.8, "induced:x": 0.6, "induced:y": 0.5, "scratch": 0.4}, seeds=20, examples=40
     )
-    one = replace(run, cells=tuple(cells), findings=make_findings("p", "FAIL", cells))
-    assert 20 * len(html.render(one, {"p": make_plugin("p")}).encode()) < 3_000_000
+    run = replace(run, cells=tuple(cells), findings=make_findings("p", "FAIL", cells))
+    assert 20 * len(html.render(run, {"p": make_plugin("p")}).encode()) < 3_000_000
 
 
 EVIDENCE = {
@@ -365,17 +373,17 @@ EVIDENCE = {
 }
 
 
-def test_evidence_tells_the_plan_its_inputs_and_claims_nothing():
-    told = " ".join(Page(html.render(make_run(seeds=2, examples=20, evidence=EVIDENCE), {})).words)
-    assert "c" * 64 in told
-    assert "d" * 16 + "…" in told
-    assert "d" * 17 not in told
-    assert "The plan was not frozen before the run." in told
-    assert "This report claims no compliance with any standard." in told
-    assert "repaired: x.safetensors" in told
+def test_evidence_has_the_plan_and_inputs_and_claims_no_compliance():
+    content = " ".join(Page(html.render(make_run(seeds=2, examples=20, evidence=EVIDENCE), {})).words)
+    assert "c" * 64 in content
+    assert "d" * 16 + "…" in content
+    assert "d" * 17 not in content
+    assert "The plan was not frozen before the run." in content
+    assert "This report claims no compliance with any standard." in content
+    assert "repaired: x.safetensors" in content
     frozen = {"hash": "c" * 64, "written": "2026-01-01T00:00:00Z", "file": "b" * 64}
-    told = " ".join(Page(html.render(make_run(seeds=2, examples=20, evidence=EVIDENCE, frozen=frozen), {})).words)
-    assert re.search(r"The run follows the plan that was frozen on\s+2026-01-01T00:00:00Z", told)
+    content = " ".join(Page(html.render(make_run(seeds=2, examples=20, evidence=EVIDENCE, frozen=frozen), {})).words)
+    assert re.search(r"The run follows the plan that was frozen on\s+2026-01-01T00:00:00Z", content)
 
 
 def test_the_block_for_signatures_is_empty_and_shows_in_print_only():

@@ -38,23 +38,23 @@ class Balanced(HTMLParser):
 
 
 def test_each_contrast_has_one_row_with_its_controls_and_the_worst_comes_first():
-    told = notebook.notebook_table(RUN)
-    assert Balanced(told).seen.count("tr") == 3
-    assert told.index("batchnorm-drift") < told.index("negative-transfer")
-    assert told.index(">FAIL<") < told.index(">PASS<")
-    assert "ghost-batch detected<br>class-order detected" in told
-    assert "points of accuracy" in told
-    assert "verdicts are conditional on this one pretrained checkpoint" in told
+    table = notebook.notebook_table(RUN)
+    assert Balanced(table).seen.count("tr") == 3
+    assert table.index("batchnorm-drift") < table.index("negative-transfer")
+    assert table.index(">FAIL<") < table.index(">PASS<")
+    assert "ghost-batch detected<br>class-order detected" in table
+    assert "points of accuracy" in table
+    assert "verdicts are conditional on this one pretrained checkpoint" in table
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)
 def test_every_verdict_can_be_shown(verdict):
-    told = notebook.notebook_table(make(Finding(id="a/harm", plugin="a", contrast="harm", verdict=verdict)))
-    assert f">{verdict}</span>" in told
-    assert "–" in told
+    table = notebook.notebook_table(make(Finding(id="a/harm", plugin="a", contrast="harm", verdict=verdict)))
+    assert f">{verdict}</span>" in table
+    assert "–" in table
 
 
-def test_nothing_that_was_asked_becomes_markup():
+def test_no_name_becomes_markup():
     odd = Finding(id="a", plugin=EVIL, contrast=EVIL, verdict="FAIL", variant=EVIL, control="detected", reason=EVIL, unit=EVIL)
     page = Balanced(notebook.notebook_table(make(odd, notes=(EVIL,), name=EVIL)))
     assert set(page.seen) <= {"div", "p", "strong", "table", "thead", "tbody", "tr", "th", "td", "span", "br", *FOLDED}
@@ -65,9 +65,9 @@ FOLDED = {"details", "summary", "ul", "li"}
 
 
 def test_it_needs_nothing_from_elsewhere_and_leaves_the_pages_own_colours():
-    told = notebook.notebook_table(RUN)
-    assert not re.search(r"https?:|src=|url\(|<style|<script|class=|id=", told)
-    assert len(re.findall("background:", told)) == len(re.findall("color:#fff", told)) == 2
+    table = notebook.notebook_table(RUN)
+    assert not re.search(r"https?:|src=|url\(|<style|<script|class=|id=", table)
+    assert len(re.findall("background:", table)) == len(re.findall("color:#fff", table)) == 2
 
 
 def luminance(colour):
@@ -92,8 +92,8 @@ def test_a_run_without_findings_is_an_empty_table():
 
 
 def test_a_gate_is_said_in_a_line():
-    told = notebook.notebook_table(replace(RUN, gate=make_comparison()))
-    assert "<p>The gate fails: the subject&#x27;s accuracy is 10.2 [8.9, 11.5] points worse" in told
+    table = notebook.notebook_table(replace(RUN, gate=make_comparison()))
+    assert "<p>The gate fails: the subject&#x27;s accuracy is 10.2 [8.9, 11.5] points worse" in table
     evil = replace(make(), gate=make_comparison(make_outcome(f"{EVIL}/harm", "worse", verdict="FAIL")))
     assert "script" not in Balanced(notebook.notebook_table(evil)).seen
     assert "gate" not in notebook.notebook_table(RUN)

@@ -25,7 +25,7 @@ def run_of(*findings):
 
 
 def test_variants_that_share_verdict_and_harm_are_one_row(run):
-    assert [[one.variant for one in group] for group in tables.finding_groups(run)] == [
+    assert [[finding.variant for finding in group] for group in tables.finding_groups(run)] == [
         ["ghost-batch", "class-order"],
         ["permuted"],
     ]
@@ -39,19 +39,19 @@ def test_variants_whose_verdicts_differ_are_rows_of_their_own_next_to_each_other
 
 def test_the_plugin_with_the_worst_verdict_comes_first_and_measurements_are_no_row():
     verdicts = ("INFO", "SKIPPED", "PASS", "INCONCLUSIVE", "ERROR", "FAIL")
-    found = run_of(*(finding(verdict.lower(), verdict) for verdict in verdicts))
-    assert [group[0].verdict for group in tables.finding_groups(found)] == ["FAIL", "ERROR", "INCONCLUSIVE", "PASS", "SKIPPED"]
-    assert tables.plugin_names(found)[-1] == "info"
-    assert tables.measurements(found, "info")
-    assert not tables.measurements(found, "pass")
+    run = run_of(*(finding(verdict.lower(), verdict) for verdict in verdicts))
+    assert [group[0].verdict for group in tables.finding_groups(run)] == ["FAIL", "ERROR", "INCONCLUSIVE", "PASS", "SKIPPED"]
+    assert tables.plugin_names(run)[-1] == "info"
+    assert tables.measurements(run, "info")
+    assert not tables.measurements(run, "pass")
 
 
-def test_what_the_reasons_share_is_said_once():
+def test_shared_parts_of_reasons_appear_once():
     group = (finding("a", "PASS", reason="below; x costs 3"), finding("a", "PASS", reason="below; y costs 4"))
     assert tables.group_reason(group) == "below; x costs 3; y costs 4"
 
 
-def test_a_control_says_its_variant_what_it_showed_and_its_harm(run):
+def test_a_control_has_its_variant_result_and_harm(run):
     ghost, ordered = tables.control_texts(tables.finding_groups(run)[0])
     assert ghost.startswith("ghost-batch detected +")
     assert ordered.startswith("class-order detected +")
@@ -70,13 +70,13 @@ def test_a_control_says_its_variant_what_it_showed_and_its_harm(run):
         ((), "There is no verdict."),
     ],
 )
-def test_the_outcome_never_says_more_than_the_verdicts(verdicts, sentence):
+def test_the_headline_claims_no_more_than_the_verdicts(verdicts, sentence):
     assert tables.headline(run_of(*(finding(f"p{rank}", verdict) for rank, verdict in enumerate(verdicts)))) == sentence
 
 
-def test_the_outcome_names_what_failed_and_what_it_costs():
-    found = run_of(finding("a", "FAIL", harm=0.05, low=0.03, high=0.07), finding("b", "FAIL"), finding("c", "FAIL"))
-    assert tables.headline(found) == "Transfer fails here: a costs +5.0 [+3.0, +7.0] points of accuracy and b, and 1 more."
+def test_the_headline_names_failures_and_their_costs():
+    run = run_of(finding("a", "FAIL", harm=0.05, low=0.03, high=0.07), finding("b", "FAIL"), finding("c", "FAIL"))
+    assert tables.headline(run) == "Transfer fails here: a costs +5.0 [+3.0, +7.0] points of accuracy and b, and 1 more."
 
 
 def test_a_plugin_counts_with_its_worst_verdict():
@@ -88,7 +88,7 @@ def test_a_plugin_counts_with_its_worst_verdict():
 def test_the_mean_of_the_harms_by_seed_is_the_harm_of_the_finding(run, plugin, contrast):
     group = next(group for group in tables.finding_groups(run) if group[0].plugin == plugin)
     rows = list(tables.paired_harms(run, group, contrast))
-    assert [name for name, _, _ in rows] == ["subject", *(f"induced: {one.variant}" for one in group)]
+    assert [name for name, _, _ in rows] == ["subject", *(f"induced: {member.variant}" for member in group)]
     for _, by_seed, (mean, low, high) in rows:
         assert list(by_seed) == list(range(5))
         assert np.mean(list(by_seed.values())) == pytest.approx(mean)
@@ -110,13 +110,13 @@ def test_a_view_that_is_not_in_the_contrast_is_no_part_of_the_harm(run):
     assert not tables.harms_by_seed(run, "batchnorm-drift", restored, "accuracy")
 
 
-def test_a_contrast_that_closed_early_shows_the_seeds_it_was_judged_on(run):
-    group = tuple(replace(one, seeds=3) for one in tables.finding_groups(run)[0])
+def test_a_contrast_decided_early_shows_the_seeds_of_its_verdict(run):
+    group = tuple(replace(member, seeds=3) for member in tables.finding_groups(run)[0])
     (_, judged, _), (_, control, _), _ = tables.paired_harms(run, group, HARM)
     assert (len(judged), len(control)) == (3, 5)
 
 
-def test_the_arms_are_in_reading_order_with_recipe_accuracy_and_what_was_weighed(run):
+def test_the_arms_are_in_reading_order_with_recipe_accuracy_and_candidates(run):
     arms = tables.arm_rows(run, "negative-transfer")
     assert [arm.name for arm in arms] == ["subject", "cured", "induced:permuted", "scratch"]
     assert arms[0].mean == pytest.approx(run.findings[-1].accuracy["subject"])
@@ -140,24 +140,24 @@ def test_an_arm_without_seeds_has_no_mean_and_one_seed_no_deviation():
     assert arm.sd is None
 
 
-def test_curves_are_thinned_and_what_is_not_finite_is_left_out():
+def test_curves_are_thinned_and_values_that_are_not_finite_are_ignored():
     curve = tuple((step, float("nan") if step % 2 else 1.0 + seed, 0.5) for seed in (0, 1) for step in range(1000))
     cell = TrialRow(plugin="p", arm="subject", variant="", view="test", seed=0, recipe="", record=make_record("k", 0.7))
-    found = tables.learning_curves(replace(run_of(), cells=(replace(cell, record=replace(cell.record, curve=curve)),)), "p")[
-        "subject"
-    ]
-    assert len(found.steps) <= 50
-    assert (found.steps[0], found.steps[-1]) == (0, 999)
-    assert found.loss[0].tolist() == [1.5, 1.0, 2.0]
-    assert np.isnan(found.loss[-1]).all()
+    curve_of_arm = tables.learning_curves(
+        replace(run_of(), cells=(replace(cell, record=replace(cell.record, curve=curve)),)), "p"
+    )["subject"]
+    assert len(curve_of_arm.steps) <= 50
+    assert (curve_of_arm.steps[0], curve_of_arm.steps[-1]) == (0, 999)
+    assert curve_of_arm.loss[0].tolist() == [1.5, 1.0, 2.0]
+    assert np.isnan(curve_of_arm.loss[-1]).all()
 
 
 @pytest.mark.parametrize(
-    ("value", "unit", "said"),
+    ("value", "unit", "expected"),
     [(0.0549, "accuracy", "+5.5"), (-0.0001, "accuracy", "+0.0"), (None, "accuracy", "–"), (0.1234, "nats", "+0.123")],
 )
-def test_a_harm_is_said_in_the_unit_people_use(value, unit, said):
-    assert format.format_harm(value, unit) == said
+def test_a_harm_is_formatted_in_its_usual_unit(value, unit, expected):
+    assert format.format_harm(value, unit) == expected
 
 
 def test_a_line_is_one_line_without_escapes_or_changes_of_direction():
@@ -166,6 +166,6 @@ def test_a_line_is_one_line_without_escapes_or_changes_of_direction():
     assert format.shorten("abcdef", 4) == "abc…"
 
 
-def test_durations_are_said_in_the_unit_that_fits():
+def test_durations_have_a_suitable_unit():
     assert [format.format_seconds(value) for value in (0.44, 85, 1260, 12600)] == ["0.4 s", "85 s", "21 min", "3.5 h"]
     assert [format.format_p_value(value) for value in (0.0312, 1e-9)] == ["= 0.031", "< 0.0001"]

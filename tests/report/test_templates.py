@@ -5,17 +5,17 @@ from jinja2 import UndefinedError
 
 from xferbench.report import templates
 
-TOLD = {"title": "", "sentence": "", "sides": (), "environment": (), "comparison": {}}
+VALUES = {"title": "", "sentence": "", "sides": (), "environment": (), "comparison": {}}
 
 
-def test_what_is_filled_in_is_escaped():
-    assert "&lt;b&gt; &amp; &#34;" in templates.render_template("comparison.html.j2", **TOLD | {"sentence": '<b> & "'})
+def test_values_are_escaped():
+    assert "&lt;b&gt; &amp; &#34;" in templates.render_template("comparison.html.j2", **VALUES | {"sentence": '<b> & "'})
 
 
-def test_what_is_missing_is_an_error():
+def test_a_missing_value_is_an_error():
     with pytest.raises(UndefinedError):
-        templates.render_template("comparison.html.j2", **{name: value for name, value in TOLD.items() if name != "sentence"})
+        templates.render_template("comparison.html.j2", **{name: value for name, value in VALUES.items() if name != "sentence"})
 
 
 def test_nothing_may_be_fetched():
-    assert "default-src 'none'" in templates.render_template("comparison.html.j2", **TOLD)
+    assert "default-src 'none'" in templates.render_template("comparison.html.j2", **VALUES)
