@@ -138,7 +138,7 @@ def test_a_finished_run_says_so_and_how_to_reproduce_it(capsys, tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["suite"]["overrides"] == ["margin=0.4", "recipe.trainable=head"]
     assert results["suite"]["margin"] == 0.4
-    assert "the suite file was overridden: --set margin=0.4 --set recipe.trainable=head" in results["notes"]
+    assert "the command line overrides the suite file: --set margin=0.4 --set recipe.trainable=head" in results["notes"]
     assert "--set margin=0.4 --set recipe.trainable=head --output DIR" in (tmp_path / "out" / "report.html").read_text()
 
 

@@ -41,3 +41,15 @@ def test_a_followup_is_read_last_and_the_remaining_harm_with_the_remedy():
         "harm is above the margin of 3.0 points; after the repair of b, this failure is gone: +5.1 points [+2.0, +8.0]"
     )
     assert finding.remedy["text"] == "change it; the harm is then +5.1 points [+2.0, +8.0]"
+
+
+def test_a_note_about_dropped_examples_starts_with_the_prefix_that_reports_look_for():
+    entries = [f"{number} images of another size" for number in range(7)]
+    note = messages.sentence(because(Code.DROPPED_EXAMPLES, entries=entries))
+    assert note.startswith(f"{messages.DROPPED_PREFIX} or resolved: 0 images of another size; 1 images")
+    assert note.endswith("4 images of another size; and 2 more")
+
+
+def test_an_empty_text_leaves_no_empty_parentheses():
+    why = because(Code.NOT_TESTED_BEFORE)
+    assert messages.sentence(because(Code.OWN_VERDICT, why=why, verdict="PASS", text="")).endswith("own verdict counts: PASS")

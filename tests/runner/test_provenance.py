@@ -173,13 +173,13 @@ def test_a_run_has_the_digest_and_another_run_is_not_compared_in_silence(site):
     outcomes = {outcome.id: outcome for outcome in compare(accepted, candidate).outcomes}
     for name in (f"{ID}/harm", f"{ID}/heat"):
         assert not outcomes[name].compared
-        assert f"accepted with other source code of the plugin ({first.source[:16]}, this is {second.source[:16]})" in (
+        assert f"the source code of the plugin has changed ({first.source[:16]} → {second.source[:16]})" in (
             outcomes[name].reason
         )
-        assert "its own verdict counts" in outcomes[name].reason
+        assert "own verdict counts" in outcomes[name].reason
     (note,) = compatibility.changed_sources(accepted, candidate)
     assert note in compatibility.differences(accepted, candidate)
-    assert messages.sentence(note).startswith(f"plugin {ID}: other source code")
+    assert messages.sentence(note).startswith(f"plugin {ID}: the source code differs")
 
 
 def test_a_built_in_plugin_is_compared_by_its_version():
@@ -239,6 +239,6 @@ def test_one_byte_of_a_cure_is_refused_by_a_plan_and_named_by_a_gate(site, tmp_p
     main.main(["gate", "heat.toml", "--baseline", "accepted.json", "-j", "1", "-o", "second"])
     results = json.loads(Path("second/results.json").read_text())
     (outcome,) = [outcome for outcome in results["gate"]["outcomes"] if outcome["id"] == f"{ID}/harm"]
-    assert "accepted with other source code of the plugin" in outcome["reason"]
-    assert any(f"plugin {ID}: other source code than accepted" in note for note in results["gate"]["notes"])
+    assert "the source code of the plugin has changed" in outcome["reason"]
+    assert any(f"plugin {ID}: the source code differs" in note for note in results["gate"]["notes"])
     assert results["cost"]["trials"]["run"] > 0, "the measure is computed again"

@@ -16,6 +16,7 @@ from xferbench.report import (
     forest_plot,
     format,
     matrix_page,
+    messages,
     provenance,
     sample_images,
     tables,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 QUIET_VERDICTS = ("PASS", "SKIPPED", "INFO")  # verdicts that need no attention
 MAX_OPEN_SECTIONS = 3  # with more plugins, the page has a table of contents and folds those that pass
-TRUST_PREFIX = "taken on trust: "
 
 
 def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = None) -> str:
@@ -91,8 +91,8 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
 def _notes(run: Run) -> tuple[list[str], list[str]]:
     """Return what the run takes on trust, and the other notes."""
     notes = [format.one_line(note) for note in run.notes]
-    trusted = [note.removeprefix(TRUST_PREFIX) for note in notes if note.startswith(TRUST_PREFIX)]
-    return trusted, [note for note in notes if not note.startswith(TRUST_PREFIX)]
+    trusted = [note.removeprefix(messages.TRUST_PREFIX) for note in notes if note.startswith(messages.TRUST_PREFIX)]
+    return trusted, [note for note in notes if not note.startswith(messages.TRUST_PREFIX)]
 
 
 def _cause(plugin: Plugin | None) -> str:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_LISTED_CHANGES = 8  # changed keys of a suite that a note lists
 MAX_LISTED_DROPPED = 5  # entries about dropped examples that a note lists
+TRUST_PREFIX = "taken on trust: "  # reports list the notes with these two prefixes separately
+DROPPED_PREFIX = "left out of the data"
 STATE_AFTER_REPAIR = {"FAIL": "remains", "PASS": "is gone"}  # by the verdict after the repair
 CURE_CHANGES_NOTHING = "the cure changes nothing in this pipeline"
 MOST_FREQUENT_CLASS = "it is no better than the most frequent class ({share:.0%} of the test images)"
@@ -27,7 +29,7 @@ MOST_FREQUENT_CLASS = "it is no better than the most frequent class ({share:.0%}
 PLAIN: dict[Code, str] = {  # sentences that insert their values without further formatting
     Code.TEXT: "{text}",
     Code.NOT_MEASURED: "not measured",
-    Code.ON_TRUST: "taken on trust: {what}",
+    Code.ON_TRUST: TRUST_PREFIX + "{what}",
     Code.CURE_CHANGES_NOTHING: CURE_CHANGES_NOTHING,
     Code.SIDES_ARE_EQUAL: "both sides of the contrast are identical",
     Code.NO_BETTER_REPAIR: "no repair scored better on the screened half ({count} tried)",
@@ -223,7 +225,7 @@ def _dropped_examples(values: Values, _unit: str) -> str:
     entries = values["entries"]
     rest = len(entries) - MAX_LISTED_DROPPED
     more = f"; and {rest} more" if rest > 0 else ""
-    return f"dropped or resolved data: {'; '.join(entries[:MAX_LISTED_DROPPED])}{more}"
+    return f"{DROPPED_PREFIX} or resolved: {'; '.join(entries[:MAX_LISTED_DROPPED])}{more}"
 
 
 def _at_edge(values: Values, _unit: str) -> str:
