@@ -32,7 +32,7 @@ def recipe(*words):
     ("words", "reason"),
     [
         (("all", "head", "top:2", "lora:4"), ""),
-        (("head", "norm"), "norm: the backbone has no normalisation layers that learn"),
+        (("head", "norm"), "norm: the backbone has no trainable normalization layers"),
         (("bias",), "bias: the backbone has no biases below its head"),
         (("adapter:8",), "adapter:8: the backbone has no place for an adapter"),
         (("top:3",), "top:3: the backbone has 2 layer groups"),

@@ -1,0 +1,53 @@
+"""Interventions that change the training examples. Pure.
+
+A new kind is a class here, its entry in ``DATA_INTERVENTIONS``, and the function in the lab that the class names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from xferbench.core.interventions.base import Intervention, number
+
+__all__ = [
+    "DATA_INTERVENTIONS",
+    "ClassImbalance",
+    "DataIntervention",
+    "LabelNoise",
+]
+
+
+class DataIntervention(Intervention):
+    """A change of the training examples of a network. Validation and test examples do not change.
+
+    Attributes:
+        implementation: ``module:function``, which the lab imports when it trains. The function takes the training examples,
+            the value, a random generator and the number of classes, and returns the changed examples.
+    """
+
+    __slots__ = ()
+    implementation: ClassVar[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelNoise(DataIntervention):
+    """A share of the training labels is wrong: each is replaced by another class, drawn uniformly."""
+
+    spelling: ClassVar[str] = "label-noise"
+    words: ClassVar[str] = "{rate:.0%} of the training labels wrong"
+    implementation: ClassVar[str] = "xferbench.lab.training.label_noise:corrupt_labels"
+    rate: float = number(low=0, low_open=True, high=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassImbalance(DataIntervention):
+    """The classes have a long tail: the first has ``ratio`` times as many images as the last, which has at least one."""
+
+    spelling: ClassVar[str] = "class-imbalance"
+    words: ClassVar[str] = "training classes from most to fewest images {ratio:g} to 1"
+    implementation: ClassVar[str] = "xferbench.lab.training.class_imbalance:thin_classes"
+    ratio: float = number(low=1, low_open=True)
+
+
+DATA_INTERVENTIONS = (LabelNoise, ClassImbalance)
