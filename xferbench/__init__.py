@@ -1,16 +1,16 @@
-"""Controlled experiments that say which of the known ways for transfer learning to fail has hit your pipeline.
+"""Controlled experiments that diagnose failures of transfer learning in your pipeline.
 
     import xferbench
     run = xferbench.run("quick")          # a shipped suite's name, or a path to a suite file
-    run.findings                          # verdicts, one a contrast and variant
-    run.to_frame()                        # every record as a row
-    xferbench.cross("strategies").to_frame()  # recipes over many tasks, a row for each task, recipe and seed
+    run.findings                          # one verdict for each contrast and variant
+    run.to_frame()                        # one row for each record
+    xferbench.cross("strategies").to_frame()  # one row for each task, recipe and seed
 
-    with xferbench.watch(model, optimizer) as watch:  # around a training loop of your own
+    with xferbench.watch(model, optimizer) as watch:  # around your own training loop
         ...
-    print(watch)                          # each fault with its step, tensor, cause and what to do
+    print(watch)                          # each fault with its step, tensor, cause and advice
 
-The command line says the same: ``xferbench --help``.
+The command line offers the same: ``xferbench --help``.
 """
 
 from __future__ import annotations
@@ -39,19 +39,22 @@ def run(
     allow_code: bool = False,
     plan: str | Path | None = None,
 ) -> Run:
-    """Carry out a suite, reusing whatever the store holds, and judge it.
+    """Run a suite and return its findings. Records in the store are reused.
 
     Args:
-        suite: a shipped suite's name, a path to a suite file, or a suite; of one task or with a [matrix].
-        output: a folder for the report's files; None writes none.
-        store: the file of records; None is the one in the user's cache directory.
+        suite: the name of a shipped suite, a path to a suite file, or a suite, with or without a [matrix].
+        output: a folder for the report's files; None writes no files.
+        store: the file of records; None uses the one in the user's cache directory.
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
-        workers: processes that compute side by side; None is one a core.
-        allow_code: let the suite run code of its own (``python:module:callable``).
-        plan: the file of a frozen plan (``xferbench validate --freeze``); what differs from it is refused.
+        workers: number of worker processes; None uses one for each core.
+        allow_code: whether the suite may run user code (``python:module:callable``).
+        plan: the file of a preregistered plan (``xferbench validate --freeze``); a run that differs from it is refused.
+
+    Returns:
+        the finished run.
 
     Raises:
-        xferbench.core.errors.UserError: for input that cannot be worked with.
+        xferbench.core.errors.UserError: if an input is not usable.
     """
     from xferbench.report.notebook import register_display
     from xferbench.runner import run as runner
@@ -69,7 +72,7 @@ def cross(
     workers: int | None = None,
     allow_code: bool = False,
 ) -> Run:
-    """Carry out a suite with a [matrix]: recipes compared over targets, sizes and backbones.
+    """Run a suite with a [matrix], which compares recipes over targets, sizes and backbones.
 
     The ``to_frame()`` of the run has a row for each task, recipe and seed; ``run.matrix`` has the comparisons and claims.
     :func:`run` accepts such a suite too; this function refuses any other.
@@ -78,7 +81,7 @@ def cross(
         suite, output, store, device, workers, allow_code: as in :func:`run`.
 
     Raises:
-        xferbench.core.errors.UserError: for input that cannot be worked with, or a suite without a matrix.
+        xferbench.core.errors.UserError: if an input is not usable, or the suite has no matrix.
     """
     from xferbench.report.notebook import register_display
     from xferbench.runner import run as runner
@@ -147,7 +150,7 @@ def watch(
         on_event: ``warn``, ``raise`` (a TransferWarning, raised by ``optimizer.step()``) or ``collect``.
 
     Raises:
-        xferbench.core.errors.UserError: for input that xferbench cannot use.
+        xferbench.core.errors.UserError: if an input is not usable.
     """
     from collections.abc import Iterable
 
@@ -174,11 +177,11 @@ def watch(
 
 
 def __getattr__(name: str) -> object:
-    """The public nouns, imported when they are first asked for."""
+    """Return a public type, which is imported at its first use."""
     if name in {"Finding", "Run"}:
-        from xferbench.core import run as nouns
+        from xferbench.core import run as results
 
-        return getattr(nouns, name)
+        return getattr(results, name)
     if name in {"Event", "TransferWarning"}:
         from xferbench.lab.monitor import events
 

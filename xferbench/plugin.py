@@ -1,6 +1,6 @@
-"""Everything that the author of a plugin imports, in one place. Imports no torch.
+"""Everything that the author of a plugin imports. Imports no torch.
 
-``MeasureContext`` names the argument of a measure in annotations only: its class lives with torch in the worker.
+``MeasureContext`` is only for annotations of a measure's argument, because its class imports torch.
 """
 
 from __future__ import annotations

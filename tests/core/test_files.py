@@ -47,7 +47,7 @@ def test_what_exists_is_refused_unless_it_may_be_overwritten(tmp_path):
     file.write_bytes(b"")
     link.symlink_to(tmp_path / "nothing")
     for path in (file, link, tmp_path):
-        with pytest.raises(UserError, match="is there already"):
+        with pytest.raises(UserError, match="already exists"):
             files.refuse_existing(path, do="give another name")
         files.refuse_existing(path, force=True, do="")
     files.refuse_existing(tmp_path / "none", do="")

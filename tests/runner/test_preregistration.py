@@ -123,7 +123,7 @@ def test_a_missing_plan_and_one_of_a_newer_schema_are_problems(plan, tmp_path):
 
 def test_a_plan_is_not_overwritten_unless_told_to(plan):
     before = plan.read_bytes()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         preregistration.write_plan(plan, "another")
     assert plan.read_bytes() == before
     preregistration.write_plan(plan, "another", force=True)
@@ -239,7 +239,7 @@ def test_freezing_twice_needs_force(noise, capsys):
     assert command(capsys, "validate", "noise.toml", "--freeze", "plan.json")[0] == 0
     code, _, err = command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
     assert code == exit_code.USAGE
-    assert "plan.json is there already" in err
+    assert "plan.json already exists" in err
     assert command(capsys, "validate", "noise.toml", "--freeze", "plan.json", "--force")[0] == 0
 
 

@@ -191,7 +191,7 @@ def test_nothing_is_overwritten_and_that_is_told_before_anything_is_computed(giv
     Path("mended.safetensors").write_text("precious")
     code, _, err = audit(capsys, "--repair", "mended.safetensors")
     assert code == exit_code.USAGE
-    assert "mended.safetensors: is there already" in err
+    assert "mended.safetensors: already exists" in err
     assert "or --force" in err
     assert Path("mended.safetensors").read_text() == "precious"
     assert not Path("cache").exists()
@@ -207,8 +207,8 @@ def test_nothing_is_overwritten_and_that_is_told_before_anything_is_computed(giv
         ("nowhere/x.safetensors", "cannot be written"),
         ("after.safetensors", "one of the inputs"),
         ("link.safetensors", "one of the inputs"),
-        ("folder.safetensors", "is there already"),
-        ("dangling.safetensors", "is there already"),
+        ("folder.safetensors", "already exists"),
+        ("dangling.safetensors", "already exists"),
     ],
 )
 def test_a_place_that_no_repair_can_have_is_refused_even_with_force(tmp_path, name, fragment):

@@ -13,12 +13,12 @@ from xferbench.core.interventions import Intervention, field_value, intervention
 
 
 def location_field() -> Any:
-    """Return a field that says where a content lies; it is neither compared nor part of a key."""
+    """Return a dataclass field for the location of some content. It is neither compared nor part of a key."""
     return field(default="", compare=False, metadata={"place": True})
 
 
-SOURCE_KEY_LENGTH = 16  # hexadecimal digits of a source's digest in the key of a measure
-MEASURE_ALIASES = {  # measures by their keys → the words that stand for them in keys of records
+SOURCE_KEY_LENGTH = 16  # hexadecimal digits of the source digest in the key of a measure
+MEASURE_ALIASES = {  # key of a measure → its older name, which the keys of records contain
     "lab/cost@2": "xferbench.lab.cost:measured@2",
     "audit/collapse/collapse@1": "xferbench.checks.collapse:collapse@1",
     "audit/head-size/head-size@1": "xferbench.checks.head_size:spare@1",
@@ -37,11 +37,17 @@ MEASURE_ALIASES = {  # measures by their keys → the words that stand for them 
 
 
 def measure_key(plugin: str, name: str, reference: str, source: str = "") -> str:
-    """Key of a plugin's measure, ``plugin-id/name@version``, whatever module its function stands in.
+    """Return the key of a plugin's measure, ``plugin-id/name@version``, which does not depend on the function's module.
 
-    A function of the lab belongs to no plugin; its owner is ``lab``, so that all who use it share its records. The key of a
-    third-party plugin's measure ends with ``#`` and the start of the digest of its ``source``, so that code which changes
-    while its version stays does not read the records of the code before.
+    The key of a function of the lab begins with ``lab`` instead of a plugin, so that all plugins that use it share its records.
+    The key of a third-party plugin's measure ends with ``#`` and the start of the digest of its source, so that changed code
+    with an unchanged version does not read the records of the earlier code.
+
+    Args:
+        plugin: id of the plugin.
+        name: name of the measure.
+        reference: ``module:function@version``.
+        source: digest of the source of a third-party plugin, or "".
     """
     version = reference.partition("@")[2]
     if reference.startswith("xferbench.lab."):
@@ -49,29 +55,33 @@ def measure_key(plugin: str, name: str, reference: str, source: str = "") -> str
     return f"{plugin}/{name}@{version}" + (f"#{source[:SOURCE_KEY_LENGTH]}" if source else "")
 
 
-def _aliased(measure: str) -> str:
+def _measure_alias(measure: str) -> str:
     return MEASURE_ALIASES.get(measure, measure)
 
 
 def canonical(value: Any) -> Any:
-    """The part of a value that makes its key, as JSON's types: fractions to 6 significant digits, places left out.
+    """Return the content of a value that its key is computed from, as JSON types.
+
+    Floats are rounded to 6 significant digits. Locations are left out.
 
     Raises:
-        TypeError: for a value that has no canonical form, a NaN among them.
+        TypeError: if a value has no canonical form, such as NaN.
     """
     if isinstance(value, Intervention):
         return intervention_key(value)
     if is_dataclass(value) and not isinstance(value, type):
-        named = {
-            f.metadata.get("key", f.name): _aliased(getattr(value, f.name))
-            if "alias" in f.metadata
-            else field_value(f, getattr(value, f.name))
-            for f in fields(value)
-            if not ("place" in f.metadata or ("added" in f.metadata and getattr(value, f.name) == f.default))
+        items = {
+            field_.metadata.get("key", field_.name): _measure_alias(getattr(value, field_.name))
+            if "alias" in field_.metadata
+            else field_value(field_, getattr(value, field_.name))
+            for field_ in fields(value)
+            if not (
+                "place" in field_.metadata or ("added" in field_.metadata and getattr(value, field_.name) == field_.default)
+            )
         }
         if (tag := getattr(value, "tag", None)) is None:
             raise TypeError(f"no canonical form for {value!r}: its class has no tag")
-        return {"noun": tag} | {name: canonical(item) for name, item in named.items()}
+        return {"noun": tag} | {name: canonical(item) for name, item in items.items()}
     if value is None or isinstance(value, bool | str | int):
         return value
     if isinstance(value, float) and isfinite(value):
@@ -86,6 +96,6 @@ def canonical(value: Any) -> Any:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of the canonical JSON of a value, as hexadecimal."""
+    """Return the SHA-256 of the canonical JSON of a value, as hexadecimal."""
     text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()

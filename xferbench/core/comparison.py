@@ -1,4 +1,4 @@
-"""The result of a comparison of two runs: one outcome for each thing that both have. Pure."""
+"""The result of a comparison of two runs: one outcome for each item that is compared. Pure."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 WORSE, NOT_WORSE, CANNOT_TELL, CRASHED, SKIPPED = DECISIONS = ("worse", "not worse", "cannot tell", "crashed", "skipped")
-SUBJECT = "subject"  # the id of the outcome that is about the suite's metric itself
+SUBJECT = "subject"  # the id of the outcome for the suite's metric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What is decided of one thing that is compared: the subject's metric, or the harm of a plugin's contrast.
+    """The decision on one compared item: the subject's metric, or the harm of a plugin's contrast.
 
     Attributes:
-        id: ``subject``, or ``plugin/contrast``. plugin: its id, or its check's; "" of the subject.
-        decision: one of ``DECISIONS``; ``worse`` is what fails a gate.
-        verdict, accepted: the candidate's own verdict and that of the accepted run; "" where there is none.
-        before, now: the subject's metric, or the harm, of the accepted run and of the candidate, in ``unit``.
-        change, low, high: how much worse, with unadjusted one-sided bounds; above 0 is worse, for losses too.
-        p_worse, p_not_worse: adjusted for looks and for all that is compared; None where nothing was to be tested.
-        compared: whether the two were paired; where not, the candidate's own verdict counts.
-        flipped: share of the subject's answers that differ, over the pairs of seed and example; None of a harm.
+        id: ``subject``, or ``plugin/contrast``.
+        plugin: the id of the plugin, or "" for the subject.
+        decision: one of ``DECISIONS``; a gate fails at ``worse``.
+        verdict: the verdict of the candidate, or "" if there is none.
+        accepted: the verdict of the accepted run, or "" if there is none.
+        before: the subject's metric, or the harm, of the accepted run, in ``unit``.
+        now: the same number of the candidate.
+        change: how much worse the candidate is; a value above 0 is worse, for losses too.
+        low, high: unadjusted one-sided bounds of ``change``.
+        p_worse, p_not_worse: p-values, adjusted for looks and for the number of comparisons; None if nothing was tested.
+        compared: whether the two runs were paired. If not, the candidate's own verdict decides.
+        flipped: share of the subject's predictions that differ, over the pairs of seed and example; None for a harm.
     """
 
     id: str
@@ -51,11 +55,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A candidate held against an accepted run.
+    """A candidate compared with an accepted run.
 
     Attributes:
-        accepted: whom it was held against: ``name`` of the suite, ``file``, ``xferbench``, ``git``, ``ended``.
-        outcomes: the subject's first. notes: what differs between the two runs and is no reason not to compare them.
+        accepted: the accepted run: ``name`` of the suite, ``file``, ``xferbench``, ``git``, ``ended``.
+        outcomes: the outcomes; the first is that of the subject.
+        notes: differences between the two runs that do not prevent a comparison.
     """
 
     accepted: Mapping[str, Any] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xferbench.core.plugin import Contrast
 
-Term = tuple[str, str]  # an arm and a view of it
+Term = tuple[str, str]  # arm, view
 
 
 def harm(name: str, more: Term, less: Term, meaning: str = "", metric: str = "", margin: float | None = None) -> Contrast:
@@ -22,10 +22,11 @@ def invariant(name: str, meaning: str, *, measure: str = "", allowed: str = "", 
     """Create an invariant: a measure of the subject must be 0, or at most the value of a field of the suite.
 
     Args:
-        name: of the contrast. meaning: the invariant in words.
-        measure: the plugin's measure, by default the one with the contrast's name.
-        allowed: the suite's field with the greatest value that is allowed.
-        controlled: whether the induced variants are meant to break it.
+        name: the name of the contrast.
+        meaning: the invariant in words.
+        measure: the name of the plugin's measure, by default the name of the contrast.
+        allowed: the suite's field with the largest allowed value.
+        controlled: whether the induced variants should break it.
     """
     weights = {("subject", measure or name): 1.0}
     return Contrast(name=name, kind="exact", weights=weights, meaning=meaning, allowed=allowed, controlled=controlled)

@@ -17,7 +17,7 @@ class UserError(Exception):
     """A mistake in the user's input; the command line prints it without a traceback and exits with code 2.
 
     Args:
-        what: the thing that is wrong, with its place (file and key).
+        what: what is wrong, with its location (file and key).
         found: what was found.
         expected: what would have been correct.
         do: the next action.
@@ -29,7 +29,7 @@ class UserError(Exception):
         super().__init__("\n".join([what, *(f"  {name}: {text}" for name, text in parts if text)]))
 
     def at(self, what: str) -> UserError:
-        """Return the same error with a more complete place."""
+        """Return the same error with another location."""
         return UserError(what, found=self.found, expected=self.expected, do=self.do)
 
 

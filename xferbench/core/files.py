@@ -1,6 +1,6 @@
-"""Files written whole or not at all, and their digests. Writes where its caller says.
+"""Atomic writes of files, and digests of files. Writes to the paths that the caller gives.
 
-It stands in core because the lab's caches, the report and the runner all need it.
+The module belongs to core because the lab's caches, the report and the runner need it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """Give a path beside a file to write to; it takes the file's place at the end, so that no reader finds a part of it.
+    """Yield a temporary path in the same folder, which replaces ``path`` at the end, so that no reader sees a partial file.
 
-    After an exception the file is as it was, and nothing is left beside it.
+    After an exception, ``path`` is unchanged and the temporary file is removed.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -32,10 +32,10 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
 
 def write_file(path: Path, data: bytes, do: str = "") -> None:
-    """Write a file whole or not at all; ``do`` is advice.
+    """Write a file atomically; ``do`` is the advice of the error message.
 
     Raises:
-        UserError: where it cannot be written.
+        UserError: if the file cannot be written.
     """
     try:
         with replace_atomically(path) as part, part.open("wb") as file:
@@ -47,10 +47,10 @@ def write_file(path: Path, data: bytes, do: str = "") -> None:
 
 
 def require_writable(folder: Path, do: str = "") -> None:
-    """Make a folder, and a file in it for a moment, before an hour is spent on what could not be kept; ``do`` is advice.
+    """Create a folder and check that files can be written in it, before a long computation; ``do`` is the advice of the error.
 
     Raises:
-        UserError: where that cannot be done.
+        UserError: if the folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,10 +60,10 @@ def require_writable(folder: Path, do: str = "") -> None:
 
 
 def try_to_write(path: Path) -> None:
-    """Make an empty file beside a path and delete it.
+    """Create an empty file in the folder of ``path`` and delete it.
 
     Raises:
-        OSError: where that cannot be done.
+        OSError: if the file cannot be created.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_bytes(b"")
@@ -71,20 +71,23 @@ def try_to_write(path: Path) -> None:
 
 
 def refuse_existing(path: Path, what: str = "", *, force: bool = False, do: str) -> None:
-    """Refuse a path where something is already.
+    """Refuse a path that already exists.
 
     Args:
-        what: how the message names the path. force: whether it may be overwritten. do: advice.
+        path: the path.
+        what: the name of the path in the error message.
+        force: whether the path may be overwritten.
+        do: the advice of the error message.
 
     Raises:
-        UserError: where something is there, a broken link too.
+        UserError: if the path exists, including a broken link.
     """
     if os.path.lexists(path) and not force:
-        raise UserError(f"{what or path} is there already", do=do)
+        raise UserError(f"{what or path} already exists", do=do)
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal."""
+    """Return the SHA-256 of a file's bytes, as hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -93,6 +96,6 @@ def _unwritable(path: Path, error: OSError, do: str) -> UserError:
     return UserError(
         f"{path} cannot be written",
         found=error.strerror or str(error),
-        expected="a folder with room that can be written to",
+        expected="a writable folder with free space",
         do=do or "free some space, or choose another folder with --output",
     )

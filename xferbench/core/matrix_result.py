@@ -1,4 +1,4 @@
-"""The result of a suite with [matrix], as a part of its run: one flat table of rows, and what was concluded from it. Pure."""
+"""The result of a suite with [matrix], as a part of its run: a flat table of rows, comparisons and claims. Pure."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ class MatrixResult:
             training, ``source_before`` before it. ``stored`` counts bytes per task, ``multiply_adds`` is for one image,
             ``seconds`` is the training time. A missing value is None.
         skipped: the reason why a recipe does not fit a task, by task and recipe.
-        comparisons: each recipe of a task against the reference recipe. claims: each claim with its estimate and outcome.
-        inputs: data and weights of each task with their digests. command: the command line as the user typed it.
+        comparisons: each recipe of a task compared with the reference recipe.
+        claims: each claim with its estimate and outcome.
+        inputs: data and weights of each task with their digests.
+        command: the command line as the user typed it.
     """
 
     rows: tuple[Mapping[str, Any], ...]
@@ -44,7 +46,7 @@ class MatrixResult:
         return tuple(dict.fromkeys(f"{row['task']}, {row['recipe']}: {row['error']}" for row in self.rows if row["error"]))
 
     def to_frame(self) -> pd.DataFrame:
-        """The rows as a data frame; a missing value is NaN."""
+        """Return the rows as a data frame. A missing value is NaN."""
         import pandas as pd
 
         frame = pd.DataFrame(list(self.rows), columns=list(COLUMNS))
@@ -52,7 +54,7 @@ class MatrixResult:
 
 
 def matrix_to_json(matrix: MatrixResult) -> dict[str, Any]:
-    """The content of ``matrix`` in ``results.json``."""
+    """Return the content of ``matrix`` in ``results.json``."""
     skipped = [{"task": task, "recipe": recipe, "reason": reason} for (task, recipe), reason in matrix.skipped.items()]
     return {
         "rows": matrix.rows,
@@ -65,7 +67,7 @@ def matrix_to_json(matrix: MatrixResult) -> dict[str, Any]:
 
 
 def matrix_from_json(payload: Mapping[str, Any]) -> MatrixResult:
-    """The result that :func:`matrix_to_json` wrote.
+    """Return the result that :func:`matrix_to_json` wrote.
 
     Raises:
         KeyError, TypeError, ValueError: if the payload has another content.

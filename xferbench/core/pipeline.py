@@ -1,8 +1,7 @@
-"""The nouns that are asked: frozen values, from a suite's pipeline down to the key of a trial.
+"""The pipeline, its recipe and its data, as frozen values. Pure.
 
-Everything here is content. A field marked ``_place`` says where a content lies on this machine and is neither compared nor
-part of a key. A field that a later version adds is marked ``added`` and left out of the key at its default, so that adding it
-retrains nothing.
+A field marked ``place`` is a location on this machine; it is neither compared nor part of a key. A field marked ``added`` is
+left out of the key at its default, so that adding the field retrains nothing.
 """
 
 from __future__ import annotations
@@ -28,15 +27,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """How a decoded image becomes a tensor; a value, so that two of them can be compared and stored.
+    """The transform from a decoded image to a tensor.
 
-    It is 8-bit RGB first: of 16 bits a channel the upper 8 are kept (value // 256), one channel is repeated three times,
-    transparency is dropped.
+    The image is converted to 8-bit RGB first: 16-bit channels keep their upper 8 bits (value // 256), a single channel is
+    repeated three times, and transparency is dropped. Then the image is resized, loses detail, is cropped, its channels are
+    reordered, and its values are scaled and normalized.
 
-    The shorter side is resized to ``resize`` pixels, keeps a ``detail`` of its pixels (made smaller by that factor and as
-    large as before again, bilinear with antialias), and a centre square of ``crop`` pixels is cut (None: left out), the
-    channels are put in order (``rgb``, ``bgr`` or ``grey``, the mean of three, repeated), the values are multiplied by
-    ``scale`` and normalised with ``mean`` and ``std``, which are in the unit that ``scale`` gives.
+    Attributes:
+        resize: length of the shorter side after resizing, in pixels; None for no resizing.
+        crop: side of the center square that is cut out, in pixels; None for no crop.
+        interpolation, antialias: how the image is resized.
+        channels: order of the channels: ``rgb``, ``bgr`` or ``grey`` (the mean of the three, repeated).
+        scale: factor on the values.
+        mean, std: mean and standard deviation of the normalization, in the unit after ``scale``.
+        detail: factor by which the resized image is reduced and enlarged again, bilinear with antialias; 1 keeps the image.
     """
 
     tag: ClassVar[str] = "Preprocessing"
@@ -53,10 +57,10 @@ class Preprocessing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spectrogram:
-    """How a stored spectrogram [1, H, W] becomes a tensor: ``mean`` off, divided by ``std``, repeated to ``channels`` channels.
+    """The transform from a stored spectrogram [1, H, W] to a tensor.
 
-    Both are in the unit of the stored values, whatever it is (decibels, say). Nothing is resized, so that H and W are any that
-    the backbone can take.
+    ``mean`` is subtracted, the result is divided by ``std`` and repeated to ``channels`` channels. Both are in the unit of the
+    stored values, for example decibels. Nothing is resized: H and W may have any size that the backbone accepts.
     """
 
     tag: ClassVar[str] = "Spectrogram"
@@ -65,23 +69,27 @@ class Spectrogram:
     std: float = 1.0
 
 
-# How a batch is made ready for a network: a value of one of these kinds, on whose type the lab dispatches.
+# The transform of a batch into a network's input. The lab dispatches on its type.
 InputTransform: TypeAlias = Preprocessing | Spectrogram
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """A stretch of training with one set of trainable tensors, one optimizer and one schedule.
+    """A part of training with one set of trainable parameters, one optimizer and one schedule.
 
     Attributes:
-        trainable: a value of :class:`~xferbench.core.interventions.Trainable`; ``str`` of it is the word in a suite.
+        trainable: a value of :class:`~xferbench.core.interventions.Trainable`; ``str`` of it is its spelling in a suite.
         batchnorm: how BatchNorm layers run: ``eval`` (stored statistics, unchanged), ``train``, ``train-above`` (train mode
             above the frozen layer groups, which stay in eval mode), ``ghost:N`` (train mode on slices of N examples of each
             batch) or ``momentum:M`` (train mode, running statistics with momentum M).
-        lr: learning rate at the schedule's peak; ``head_lr`` that of the head (default: the same).
-        layer_decay: factor on the rate for each layer group below the head.
-        warmup: steps of linear warm-up.
-        schedule: ``cosine``, ``constant`` or ``one-cycle`` (three tenths up, then down along a cosine).
+        lr: peak learning rate.
+        head_lr: peak learning rate of the head; None for ``lr``.
+        layer_decay: factor on the learning rate for each layer group below the head.
+        optimizer, weight_decay: the optimizer and its weight decay.
+        warmup: number of steps of linear warm-up.
+        schedule: ``cosine``, ``constant`` or ``one-cycle`` (up for three tenths of the steps, then down along a cosine).
+        steps: number of optimizer steps.
+        batch_size: number of examples in a batch.
         order: ``shuffled``, or ``class``: batches ordered by class, as an unshuffled class folder gives them.
     """
 
@@ -104,7 +112,11 @@ class Phase:
 
 
 def require_values(value: Any) -> None:
-    """Refuse a word in the place of an intervention."""
+    """Check that head, regularizer and augmentation are interventions and not their spellings.
+
+    Raises:
+        TypeError: if a field has another type.
+    """
     require_group(value.head, Head, "head")
     if value.regularizer is not None:
         require_group(value.regularizer, Regularizer, "regularizer")
@@ -114,25 +126,24 @@ def require_values(value: Any) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How a backbone is adapted. A strategy is a value of this class, never code of its own.
+    """The adaptation of a backbone. A strategy is a value of this class, not code.
 
     Attributes:
-        init: ``pretrained``; ``random``; ``matched`` (random, with each tensor's pretrained mean and variance); ``permuted``
-            (the pretrained values shuffled within each tensor); one of :data:`MADE_HERE`, pretrained here on the pipeline's
-            source: ``shuffled-source`` (with its labels shuffled), ``clean-source`` (as it is) or ``cued-source`` (with a cue
-            on every image of its first class, :mod:`xferbench.lab.data.shortcut_cue`); or ``target`` (trained here first, from
-            random
-            weights, on the very training images of the fit).
-        transferred: how much of that start is taken: ``all``, or ``low:N``, the N lowest layer groups; what lies above is
-            drawn anew, as where ``init`` is ``random``.
+        init: the initial weights: ``pretrained``; ``random``; ``matched`` (random, with the pretrained mean and variance of
+            each tensor); ``permuted`` (pretrained values shuffled within each tensor); one of
+            :data:`LOCALLY_PRETRAINED_STARTS`, which the lab pretrains on the pipeline's source: ``shuffled-source`` (with
+            shuffled labels), ``clean-source`` (unchanged) or ``cued-source`` (with a cue on every image of the first class,
+            :mod:`xferbench.lab.data.shortcut_cue`); or ``target`` (trained first, from random weights, on the same training
+            images).
+        transferred: the part of the initial weights that is used: ``all``, or ``low:N`` for the N lowest layer groups. The
+            groups above are initialized randomly.
         head: a value of :class:`~xferbench.core.interventions.Head`.
-        regularizer: a term of the loss, one of :class:`~xferbench.core.interventions.Regularizer`: it holds on to what the
-            source or a teacher taught, or makes features of two domains alike; None for none.
-        augment: a value of :class:`~xferbench.core.interventions.Augmentation`; None for nothing.
-        stop: ``last`` step, or the step that was ``best`` on validation; it chooses a view of a fit and retrains nothing.
-        finish: what is done to the trained network, a value of :class:`~xferbench.core.interventions.Finish`; None for nothing.
-            It retrains nothing either. Measures of plugins are about training and come before.
-        name: what people call it; not content.
+        regularizer: a term of the loss, a value of :class:`~xferbench.core.interventions.Regularizer`, or None.
+        augment: a value of :class:`~xferbench.core.interventions.Augmentation`, or None.
+        stop: ``last`` step, or ``best`` step on validation. It selects an evaluation of a trained network and retrains nothing.
+        finish: a change of the trained network, a value of :class:`~xferbench.core.interventions.Finish`, or None. It retrains
+            nothing. Measures of plugins are about training and use the network without it.
+        name: a name for people; it is not part of the content.
     """
 
     tag: ClassVar[str] = "Recipe"
@@ -154,7 +165,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsFile:
-    """A checkpoint file, named by the SHA-256 of its bytes."""
+    """A checkpoint file, identified by the SHA-256 of its bytes."""
 
     tag: ClassVar[str] = "Weights"
     digest: str
@@ -163,7 +174,7 @@ class WeightsFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """A dataset, named by a digest of its content; ``spec`` is the suite's word for it, with absolute paths."""
+    """A dataset, identified by a digest of its content; ``spec`` is its spelling in the suite, with absolute paths."""
 
     tag: ClassVar[str] = "Data"
     digest: str
@@ -172,10 +183,13 @@ class Data:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuxiliaryDataset:
-    """A dataset beside the target: for each of its classes, in their order, the output of a head that means it.
+    """A dataset other than the target.
 
-    Of the source these are outputs of the pretrained head, of a shifted set those of the target's; () where nobody knows.
-    ``preprocessing`` is how its images are looked at, None as the pipeline serves its own; views have it in their keys.
+    Attributes:
+        data: the dataset.
+        classes: for each class, in order, the index of its output: of the pretrained head for the source, of the target's head
+            for a shifted set. It is empty if the outputs are not known.
+        preprocessing: the preprocessing of its images, or None for that of serving; keys have it in their evaluation spec.
     """
 
     tag: ClassVar[str] = "Domain"
@@ -186,7 +200,7 @@ class AuxiliaryDataset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserCode:
-    """A user's callable, ``python:module:callable``, named by a digest of its source; ``path`` is looked in before others."""
+    """A user's callable, ``python:module:callable``, identified by a digest of its source; ``path`` is searched first."""
 
     tag: ClassVar[str] = "Code"
     spec: str
@@ -196,7 +210,7 @@ class UserCode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScratchGrid:
-    """The from-scratch grid S2: every rate × weight decay for ``steps`` steps, beside S1, the subject's own steps and rate."""
+    """The from-scratch grid S2: every rate × weight decay for ``steps`` steps. S1 has the subject's steps and rate."""
 
     tag: ClassVar[str] = "Scratch"
     lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
@@ -210,9 +224,11 @@ DEFAULT_SCRATCH_GRID = ScratchGrid()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A network that somebody has trained already: its checkpoint, and the one that it was made from, where there is one.
+    """A finished network.
 
-    ``after`` brings its own head.
+    Attributes:
+        after: the checkpoint, which includes a head.
+        before: the checkpoint that the training started from, or None if it is not known.
     """
 
     tag: ClassVar[str] = "Finished"
@@ -222,16 +238,28 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """What a user does today, or one thing changed about it. ``baseline`` is what it is compared with, and no part of it.
+    """A user's pipeline, or a variant of it with one change.
 
-    ``mode`` is how the model is served: ``eval``, or ``train`` (nobody called ``.eval()``).
-    ``code`` is what builds a backbone ``python:…``; ``training`` the user's own training code, None for the loop of the lab.
-    Of a ``finished`` network nothing is trained; ``edits`` are those of its :class:`Model`. ``expected_training`` is what
-    somebody takes the training to have been, None for what the recipe says.
-    ``evaluation_split`` are the examples that verdicts are taken on, as in :class:`View`; ``manifest`` tells of a pretraining
-    set; ``injected_duplicates`` are test images put into training on purpose, a word of
-    :func:`xferbench.lab.evaluation.leakage.inject_duplicates`.
-    ``interventions`` change the training examples, in order.
+    Attributes:
+        arch: the spelling of the architecture.
+        weights: the pretrained weights, or None.
+        target: the target dataset.
+        train_size, test_size: numbers of target images that are used; None for all.
+        recipe: the adaptation.
+        train_preprocessing, serve_preprocessing: preprocessing in training and in serving.
+        mode: serving mode: ``eval``, or ``train`` if ``.eval()`` was not called.
+        source, shifted: the auxiliary datasets, or None.
+        baseline: the grid of the from-scratch baseline; it is not part of the pipeline's content.
+        code: the code that builds a backbone ``python:…``, or None.
+        training: the user's training code, or None for the loop of the lab.
+        finished: a finished network, which is not trained any further, or None.
+        edits: spellings of the edits of the finished network, as in :class:`~xferbench.core.trial.ModelSpec`.
+        expected_training: the recipe that the finished network is believed to be trained with, or None for ``recipe``.
+        evaluation_split: the examples for verdicts, as in :class:`~xferbench.core.trial.EvaluationSpec`.
+        manifest: a manifest of the pretraining data, or None.
+        injected_duplicates: test images added to the training images on purpose, in the spelling of
+            :func:`xferbench.lab.evaluation.leakage.inject_duplicates`, or "".
+        interventions: changes of the training examples, in order.
     """
 
     tag: ClassVar[str] = "Pipeline"
@@ -259,18 +287,19 @@ class Pipeline:
 
     @property
     def pretraining(self) -> tuple[Data, ...]:
-        """What the backbone may have been pretrained on: the source, and what a manifest tells of."""
-        return tuple(one for one in (self.source.data if self.source else None, self.manifest) if one)
+        """The datasets that the backbone may be pretrained on: the source and those of the manifest."""
+        return tuple(data for data in (self.source.data if self.source else None, self.manifest) if data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """An arm that is "the best on validation": settled once, on tuning seeds of its own, then frozen.
+    """An arm that is the best of several candidates on validation, selected once on separate tuning seeds.
 
-    ``by`` is the view (of :data:`xferbench.study.trials.VIEWS`) on which the best is chosen, never one of test images. With
-    ``keeping``
-    only those are in question that are on that view no worse than the first candidate by more than the margin. ``worst`` turns
-    it round, for what is induced.
+    Attributes:
+        candidates: the pipelines.
+        by: the view (of :data:`xferbench.study.trials.VIEWS`) that the candidates are compared on; never one of test images.
+        keeping: a view on which a candidate must not be worse than the first one by more than the margin, or "".
+        worst: whether the worst candidate is selected, for induced arms.
     """
 
     tag: ClassVar[str] = "Choice"
@@ -283,18 +312,9 @@ class Selection:
 Arm: TypeAlias = Pipeline | Selection
 
 
-LOCALLY_PRETRAINED_STARTS = (
-    "shuffled-source",
-    "clean-source",
-    "cued-source",
-)  # starts that are pretrained here, on a pipeline's source
-MAX_HELD_OUT_EXAMPLES = 1000  # images of a domain that choices are made on, at most
+LOCALLY_PRETRAINED_STARTS = ("shuffled-source", "clean-source", "cued-source")  # the lab pretrains them on a pipeline's source
+MAX_HELD_OUT_EXAMPLES = 1000  # images of a domain that candidates are selected on
 
 
 PHASE_FIELDS = tuple(field.name for field in fields(Phase))
-SUPPORTABLE_FIELDS = (
-    *PHASE_FIELDS,
-    "phases",
-    "augment",
-    "stop",
-)  # what code may say; a regularizer it cannot heed, being given no source
+SUPPORTABLE_FIELDS = (*PHASE_FIELDS, "phases", "augment", "stop")  # code receives no source, so it supports no regularizer

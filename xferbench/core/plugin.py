@@ -1,4 +1,4 @@
-"""What a failure mode is: contrasts, and functions that cure and induce. Pure."""
+"""Failure modes: contrasts, and functions that cure a pipeline or induce the failure. Pure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast:
-    """A weighted sum over (arm, view) pairs whose value is harm where it is above 0.
+    """A weighted sum over (arm, view) pairs; a positive value is harm.
 
-    ``kind`` is ``paired`` (judged against the margin), ``info`` (a measurement, never a verdict) or ``exact``: an invariant,
-    broken as soon as the sum is not 0, whose views are the plugin's own measures. The views of the others are those of
-    :data:`xferbench.study.trials.VIEWS`. What is only measured may weigh arms ``beside:NAME`` too. ``metric`` is its own where
-    it is
-    not the suite's, and so is its ``margin`` then. ``allowed`` names the suite's field that says how far from 0 an invariant's
-    sum may be; one that is not ``controlled`` is not what the induced variants are meant to break.
+    Attributes:
+        name: the name within the plugin.
+        weights: the weight of each (arm, view) pair. Views are those of :data:`xferbench.study.trials.VIEWS`; those of an
+            ``exact`` contrast are measures of the plugin. An ``info`` contrast may use arms ``beside:NAME`` too.
+        kind: ``paired`` (compared with the margin), ``info`` (a measurement without a verdict) or ``exact`` (an invariant,
+            which is broken if the sum is not 0).
+        meaning: the contrast in words.
+        metric: the metric, or "" for that of the suite.
+        margin: the margin in the unit of ``metric``, or None for that of the suite.
+        allowed: the suite's field with the largest allowed absolute value of an invariant, or "" for 0.
+        controlled: whether the induced variants should break the invariant.
     """
 
     tag: ClassVar[str] = "Contrast"
@@ -41,17 +46,30 @@ HARM = Contrast(name="harm", weights={("cured", "test"): 1.0, ("subject", "test"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What is known about backbone and data before anything is trained; probed once, then kept in the store.
+    """Properties of a backbone and its data that are known before training; probed once, then kept in the store.
 
-    ``groups`` are the layer groups' names from the input up, without the head. ``trust`` names what nobody recorded.
-    ``seconds_forward`` and ``seconds_step`` are for one image on one thread, for estimates only. ``size`` is height and width
-    of what the network is given, in pixels. ``source`` and ``shifted`` are the classes of those domains, as in
-    :class:`Domain`; ``source_error`` says why the source's are not known. ``recorded`` tells whether the preprocessing was
-    written down somewhere. ``supports`` are the fields of a recipe that the user's training code heeds, None where the lab
-    trains; ``crash`` is what the user's code raised while it was probed. ``outputs`` are those of a finished network's head,
-    ``body_unchanged`` tells that all below it is as it was before. ``unsupported`` are the kinds of :attr:`Phase.trainable`
-    (norm,
-    bias, lora, adapter) of which the backbone has nothing, and ``unlabelled`` where the shifted set has no training images.
+    Attributes:
+        parameters: number of parameters of the backbone.
+        groups: names of the layer groups from the input up, without the head.
+        head: the dotted name of the head.
+        batchnorm: names of the BatchNorm layers.
+        classes: names of the target's classes.
+        train, validation, test: numbers of target images.
+        test_groups: number of groups among the test images, or None if there are no groups.
+        preprocessing: the preprocessing of the pipeline's backbone.
+        trust: the settings that are not recorded and are taken on trust.
+        dropped_examples: the examples that cannot be used, in words.
+        seconds_forward, seconds_step: time for one image on one thread, for estimates only.
+        size: height and width of the network's input, in pixels.
+        recorded: whether the preprocessing is recorded with the weights.
+        source, shifted: the classes of those datasets, as in :class:`~xferbench.core.pipeline.AuxiliaryDataset`.
+        source_error: why the source's classes are not known, or "".
+        supports: the fields of a recipe that the user's training code supports; None if the lab trains.
+        crash: the exception that the user's code raised when it was probed, or "".
+        outputs: number of outputs of a finished network's head, 0 for other networks.
+        body_unchanged: whether everything below the head of a finished network is as it was before training.
+        unsupported: the kinds of trainable parameters (``norm``, ``bias``, ``lora``, ``adapter``) that the backbone lacks, and
+            ``unlabelled`` if the shifted set has no training images.
     """
 
     parameters: int
@@ -81,33 +99,35 @@ class Profile:
 
     @property
     def has_batchnorm(self) -> bool:
-        """Whether the backbone holds at least one BatchNorm layer."""
+        """Whether the backbone has at least one BatchNorm layer."""
         return bool(self.batchnorm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plugin:
-    """A failure mode as a counterfactual: what takes it away from a pipeline, and what puts it in.
+    """A failure mode as a counterfactual: functions that remove the failure from a pipeline and that add it.
 
     Attributes:
-        id: lower case with hyphens; version: raised when what it asks changes its meaning.
-        question: one line, for lists. doc: the manual page, the module's docstring.
-        applies: the reason why it cannot be asked here, or "" where it can.
-        cure: the pipeline without the failure, or a choice among such.
-        induce: named variants of a pipeline with the failure put in.
-        extra_arms: named arms that are measured at the first look and never judged, made from the subject; ``beside:NAME`` is
-            what contrasts and records call them. They may have a ``train_size`` of their own.
-        contrasts: what is judged or measured. measures: ``module:function@version`` of extra scalars, by name; the function
-            returns one of that name.
-        derived_metrics: numbers read out of the records, which are given by arm, view and seed.
-        trust: what the answer takes on trust, or "": such an answer is never PASS.
-        remedy: what to do, in one line, where the cure helps.
-        explain: what a reader is told beside a contrast's verdict, or "": which tensor, which field; of the contrast's name,
-            the records, the subject and its cure.
-        needs_pretraining_data: its measures are given the pretraining set too, and the test images of all views.
-        domain: ``source`` where its measures are given that as their view's, if the pipeline has one.
-        plot: draws the plugin's own picture of a finished run into matplotlib axes.
-        source: digest of the source of a third-party plugin, "" of a built-in one. Discovery sets it; an author does not.
+        id: the id, in lower case with hyphens.
+        version: the version; increase it if the meaning of the plugin's question changes.
+        question: the question in one line, for lists.
+        doc: the manual page, which is the module's docstring.
+        applies: returns the reason why the plugin does not apply to a pipeline, or "".
+        cure: returns the pipeline without the failure, or a selection among such pipelines.
+        induce: returns named variants of a pipeline with the failure added.
+        remedy: the advice in one line, for a failure that the cure removes.
+        contrasts: the contrasts that lead to verdicts or measurements.
+        measures: ``module:function@version`` of additional scalars, by name; the function returns a scalar of that name.
+        derived_metrics: returns numbers computed from the records (by arm, view and seed) and the seeds.
+        trust: returns what the result takes on trust, or "". A result on trust is never PASS.
+        explain: returns the plugin's sentence for a contrast's finding (which tensor, which field), or "". Its arguments are
+            the name of the contrast, the records, the subject and the cured pipeline.
+        needs_pretraining_data: whether the measures need the pretraining data and the test images of all views.
+        domain: ``source`` if the measures are evaluated on the source, provided that the pipeline has one.
+        extra_arms: returns named arms, derived from the subject, that are measured at the first look and have no verdict.
+            Contrasts and records name them ``beside:NAME``. They may have another ``train_size``.
+        plot: draws the plugin's plot of a finished run into matplotlib axes.
+        source: digest of the source of a third-party plugin, "" for a built-in one. Discovery sets it; an author does not.
     """
 
     id: str
@@ -131,5 +151,5 @@ class Plugin:
 
     @property
     def has_verdict(self) -> bool:
-        """Whether any of its contrasts leads to a verdict; else it only measures, and neither cures nor induces anything."""
-        return any(one.kind != "info" for one in self.contrasts)
+        """Whether any contrast leads to a verdict. If not, the plugin only measures, and does not cure or induce anything."""
+        return any(contrast.kind != "info" for contrast in self.contrasts)

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What a live display shows: groups of the present stage done, running and in all, trials reused, seconds left."""
+    """The numbers of a live display.
+
+    Attributes:
+        stage: the name of the current stage.
+        done, running, total: numbers of groups of trials in this stage.
+        reused: number of trials found in the store.
+        left: estimate of the remaining seconds, or None.
+    """
 
     stage: str
     done: int

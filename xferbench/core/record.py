@@ -1,9 +1,4 @@
-"""The nouns that are answered: a record of one trial, an estimate of one contrast, a finding, a whole run; and their JSON.
-
-History of the schema of ``results.json``:
-    1  first form.
-    2  one form for runs of one task and of many: ``matrix`` is null or what only the latter have.
-"""
+"""The record of one trial: predictions, scalars, learning curve and costs. Pure."""
 
 from __future__ import annotations
 
@@ -14,18 +9,20 @@ from typing import Any
 
 import numpy as np
 
-MAX_CLASSES_WITH_PROBABILITIES = 20  # up to here all probabilities are kept
+MAX_CLASSES_WITH_PROBABILITIES = 20  # records of datasets with more classes have no probabilities
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """What a model said of N examples, enough for every metric.
+    """The predictions of a model for N examples; every metric can be computed from them.
 
     Attributes:
         example: [N] uint64, digests of the examples' content, for pairing.
-        label, predicted: [N] integers. group: [N] integers (patient, scene), or empty where there are none.
-        p_true, p_max, sum_p2: [N] float32, the probability of the true class, the highest one, the sum of squares.
-        probabilities: [N, classes] float16 where there are at most 20 classes, else [N, 0].
+        label, predicted: [N] integers, true and predicted class.
+        group: [N] integers (patient, scene), or empty if there are no groups.
+        p_true, p_max, sum_p2: [N] float32, the probability of the true class, the highest probability, the sum of the squared
+            probabilities.
+        probabilities: [N, classes] float16 for at most 20 classes, else [N, 0].
     """
 
     example: np.ndarray
@@ -40,15 +37,18 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """The answer to one trial.
+    """The result of one trial.
 
     Attributes:
-        scalars: measured numbers by name (``diverged`` is 1 where loss or weights were not finite).
-        curves: rows of a fit's learning curve: step, training loss, validation accuracy.
-        seconds: what it cost to compute, the fit included where this trial was the one that ran it.
-        fit_seconds: of the fit's training, its teacher's, and of what was trained anew to interpolate from.
-        fit: digest of the fit that was looked at. place: host and processor, for the reader only.
-        error: the crash's last line, or "".
+        key: the key of the trial.
+        fit: digest of the trained network that was evaluated.
+        predictions: the predictions, or None.
+        scalars: measured numbers by name; ``diverged`` is 1 if the loss or the weights were not finite.
+        curve: rows of the learning curve: step, training loss, validation accuracy.
+        seconds: computing time; it includes the training if this trial ran it.
+        fit_seconds: time of the training, its teacher's training, and the retraining that an interpolation needs.
+        place: host and processor, for the reader only.
+        error: the last line of the crash, or "".
     """
 
     key: str
@@ -63,7 +63,7 @@ class Record:
 
 
 def json_values(value: Any) -> Any:
-    """A value as JSON's types, with null for what is not a finite number."""
+    """Return a value as JSON types, with None for a number that is not finite."""
     if isinstance(value, float | np.floating):
         return float(value) if isfinite(value) else None
     if isinstance(value, np.integer):

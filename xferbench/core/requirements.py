@@ -1,4 +1,4 @@
-"""What many plugins require of a pipeline. Pure; each function returns the reason why a plugin does not apply, or ""."""
+"""Common requirements of plugins: each function returns the reason why a plugin does not apply, or "". Pure."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ if TYPE_CHECKING:
     from xferbench.core.plugin import Profile
 
 
-def always_applies(_pipeline: Pipeline, _facts: Profile) -> str:
+def always_applies(_pipeline: Pipeline, _profile: Profile) -> str:
     """Apply to every pipeline."""
     return ""
 
 
-def requires_pretrained(pipeline: Pipeline, _facts: Profile) -> str:
+def requires_pretrained(pipeline: Pipeline, _profile: Profile) -> str:
     """Require a recipe that starts from pretrained weights."""
     return "" if pipeline.recipe.init == "pretrained" else "nothing pretrained is adapted"
 
 
-def requires_batchnorm(pipeline: Pipeline, facts: Profile) -> str:
+def requires_batchnorm(pipeline: Pipeline, profile: Profile) -> str:
     """Require a pretrained backbone with BatchNorm layers."""
-    return requires_pretrained(pipeline, facts) if facts.has_batchnorm else "the backbone has no BatchNorm layer"
+    return requires_pretrained(pipeline, profile) if profile.has_batchnorm else "the backbone has no BatchNorm layer"
 
 
-def requires_source(pipeline: Pipeline, facts: Profile) -> str:
+def requires_source(pipeline: Pipeline, profile: Profile) -> str:
     """Require pretrained weights and a source dataset whose classes are known."""
-    unknown = "" if facts.source else facts.source_error or "the suite has no [source] whose classes are known"
-    return requires_pretrained(pipeline, facts) or unknown
+    unknown = "" if profile.source else profile.source_error or "the suite has no [source] whose classes are known"
+    return requires_pretrained(pipeline, profile) or unknown
 
 
-def requires_several_steps(pipeline: Pipeline, facts: Profile, purpose: str) -> str:
+def requires_several_steps(pipeline: Pipeline, profile: Profile, purpose: str) -> str:
     """Require pretrained weights and more than one training step; ``purpose`` completes "a single step leaves none …"."""
     single = sum(phase.steps for phase in pipeline.recipe.phases) < 2
-    return requires_pretrained(pipeline, facts) or (f"a single step leaves none {purpose}" if single else "")
+    return requires_pretrained(pipeline, profile) or (f"a single step leaves none {purpose}" if single else "")
 
 
-def unrecorded_preprocessing(_pipeline: Pipeline, facts: Profile) -> str:
-    """Say what a plugin takes on trust (``Plugin.trust``) if no preprocessing is recorded with the weights."""
-    return "" if facts.recorded else "no preprocessing is recorded with these weights; state it under [backbone]"
+def unrecorded_preprocessing(_pipeline: Pipeline, profile: Profile) -> str:
+    """Return what a plugin takes on trust (``Plugin.trust``) if no preprocessing is recorded with the weights."""
+    return "" if profile.recorded else "no preprocessing is recorded with these weights; state it under [backbone]"
 
 
-def leave_unchanged(pipeline: Pipeline, _facts: Profile) -> Pipeline:
+def leave_unchanged(pipeline: Pipeline, _profile: Profile) -> Pipeline:
     """Return the pipeline itself: the cure of a plugin that only measures, or that checks an invariant."""
     return pipeline

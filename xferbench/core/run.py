@@ -1,4 +1,9 @@
-"""The result of a run: findings, rows of records, sample images; and its JSON. Pure."""
+"""The result of a run: findings, rows of records, sample images; and its JSON. Pure.
+
+History of the schema of ``results.json``:
+    1  first form.
+    2  one form for runs of one task and of many: ``matrix`` is null for one task.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +28,22 @@ RESULTS_SCHEMA = 2
 VERDICTS = ("FAIL", "PASS", "INCONCLUSIVE", "ERROR", "SKIPPED", "INFO")
 WORST_FIRST = ("FAIL", "ERROR", "INCONCLUSIVE", "PASS", "SKIPPED", "INFO")
 CONTROLS = ("detected", "harmless", "missed", "none")
-AUDIT = "audit/"  # begins the id of an audit that shares its name with no experiment
+AUDIT = "audit/"  # prefix of the id of an audit whose name is not that of an experiment
 ARMS = ("subject", "cured", "induced", "scratch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A harm with its one-sided bounds and the p-values of ``harm ≤ margin`` (``p_fail``) and ``harm ≥ margin`` (``p_pass``).
+    """A harm with its one-sided bounds and p-values. A number that cannot be computed is NaN, and NaN decides nothing.
 
-    A number that could not be had is NaN, and NaN decides nothing.
+    Attributes:
+        harm: the point estimate, in the unit of the metric.
+        low, high: one-sided bounds.
+        p_fail: p-value of ``harm ≤ margin``.
+        p_pass: p-value of ``harm ≥ margin``.
+        se: standard error.
+        df: degrees of freedom.
+        seeds, examples: numbers of seeds and of test examples (or groups).
     """
 
     harm: float
@@ -47,16 +59,26 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One verdict with all that a reader needs; the fields of an entry of ``findings`` in ``results.json``.
+    """One verdict with its numbers; the fields of an entry of ``findings`` in ``results.json``.
 
     Attributes:
-        id: the contrast's (:func:`contrast_id`), then ``/variant`` where there is one.
-        plugin, contrast: as :class:`~xferbench.core.plugin.Plugin` and its contrast call themselves.
-        harm, low, high: of the contrast, with unadjusted one-sided bounds. p_fail, p_pass: adjusted for looks and plugins.
-        control_harm, control_low, control_high: the same contrast with the induced arm in the subject's place.
-        exposed: False where the subject is its own cure. accuracy: mean target accuracy by arm.
-        measures: means over seeds of the plugin's own measures, by "arm/measure".
-        remedy: None or ``text``, ``patch`` (lines of the suite file) and ``verified``.
+        id: the id of the contrast (:func:`contrast_id`), followed by ``/variant`` if there is a variant.
+        plugin, contrast: the id of the plugin and the name of the contrast.
+        verdict: one of :data:`VERDICTS`.
+        variant: the induced variant of the positive control, or "".
+        control: one of :data:`CONTROLS`.
+        metric, unit: the metric and its unit.
+        harm, low, high: the harm with unadjusted one-sided bounds.
+        p_fail, p_pass: p-values, adjusted for looks and plugins.
+        margin: the margin in the unit of the metric.
+        benefit_retained: (subject − scratch) / (cured − scratch), in target accuracy.
+        accuracy: mean target accuracy by arm.
+        seeds, examples: numbers of seeds and of test examples (or groups).
+        control_harm, control_low, control_high: the same contrast with the induced arm in the place of the subject.
+        exposed: whether the cure changes the subject.
+        measures: means over seeds of the plugin's measures, by ``arm/measure``.
+        reason: the sentences of the finding.
+        remedy: None, or ``text``, ``patch`` (lines of the suite file) and ``verified``.
         kind: ``experiment``, or ``audit`` of a finished network.
     """
 
@@ -89,10 +111,10 @@ class Finding:
 
 
 def contrast_id(plugin: str, contrast: str) -> str:
-    """Id of a contrast in result files, ``plugin/contrast``; the id of a finding adds its variant.
+    """Return the id of a contrast in result files, ``plugin/contrast``. The id of a finding adds its variant.
 
-    An audit that shares its name with no experiment has the id ``audit/NAME``, and its contrasts have the ids ``audit/NAME``
-    (harm) and ``audit/NAME-CONTRAST``.
+    An audit whose name is not that of an experiment has the id ``audit/NAME``. Its contrasts have the ids ``audit/NAME`` (for
+    ``harm``) and ``audit/NAME-CONTRAST``.
     """
     if not plugin.startswith(AUDIT):
         return f"{plugin}/{contrast}"
@@ -100,31 +122,32 @@ def contrast_id(plugin: str, contrast: str) -> str:
 
 
 def finding_to_json(finding: Finding) -> dict[str, Any]:
-    """An entry of ``findings``; its ``plugin`` and ``contrast`` are the two parts of the contrast's id."""
+    """Return an entry of ``findings``. Its ``plugin`` and ``contrast`` are the two parts of the contrast's id."""
     plugin, _, contrast = contrast_id(finding.plugin, finding.contrast).partition("/")
     return asdict(finding) | {"plugin": plugin, "contrast": contrast}
 
 
 def finding_from_json(entry: Mapping[str, Any], plugins: Iterable[str]) -> Finding:
-    """A finding of an entry of ``findings``.
+    """Return the finding of an entry of ``findings``.
 
     Args:
-        entry: the entry. plugins: ids of the plugins of the run, which tell where the name of an audit ends.
+        entry: the entry.
+        plugins: ids of the plugins of the run, which determine where the name of an audit ends.
 
     Raises:
-        TypeError: for an entry with other fields.
+        TypeError: if the entry has other fields.
     """
     finding = Finding(**entry)
     if finding.plugin != AUDIT.removesuffix("/"):
         return finding
-    written = f"{AUDIT}{finding.contrast}"
-    owner = max((plugin for plugin in plugins if f"{written}-".startswith(f"{plugin}-")), key=len, default=written)
-    return replace(finding, plugin=owner, contrast=written[len(owner) + 1 :] or "harm")
+    audit_id = f"{AUDIT}{finding.contrast}"
+    owner = max((plugin for plugin in plugins if f"{audit_id}-".startswith(f"{plugin}-")), key=len, default=audit_id)
+    return replace(finding, plugin=owner, contrast=audit_id[len(owner) + 1 :] or "harm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRow:
-    """One row of ``records.csv``: an arm of a plugin, seen in one way, at one seed."""
+    """One row of ``records.csv``: an arm of a plugin in one view at one seed."""
 
     plugin: str
     arm: str
@@ -137,11 +160,14 @@ class TrialRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleImages:
-    """A few test images of a dataset as networks see them, mapped back to pixels.
+    """Some test images of a dataset after preprocessing, mapped back to pixels.
 
     Attributes:
-        role: ``target``, ``source`` or ``shifted``. title: the dataset, and how it is preprocessed.
-        arms: who sees it so, briefly. images: [k, H, W, 3] uint8. labels: [k] names of classes.
+        role: ``target``, ``source`` or ``shifted``.
+        title: the dataset and its preprocessing, in words.
+        arms: the arms with this preprocessing, in words.
+        images: [k, H, W, 3] uint8.
+        labels: [k] names of classes.
     """
 
     role: str
@@ -153,22 +179,29 @@ class SampleImages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A finished run: what ``results.json``, ``records.csv``, ``predictions.npz`` and ``samples.npz`` hold between them.
+    """A finished run: the content of ``results.json``, ``records.csv``, ``predictions.npz`` and ``samples.npz``.
 
     Attributes:
-        suite: the suite as plain values. environment: versions, device, platform, processor, git revision.
-        cost: as in the contract. plan: digest of the plan that was carried out.
-        arms: per plugin, per arm (``induced:VARIANT`` for variants): the recipe in words, as patch lines, and what a choice
-            weighed. notes: what was taken on trust, left out or found at an edge. expected_false_alarms: a bound.
-        frozen: of the plan that was frozen before: ``hash``, when it was ``written``, the SHA-256 of its ``file``; {} without.
-        evidence: ``hash`` of what was asked, whether frozen or not; the ``command``; when it ``begun`` and ``ended``, in UTC;
-            ``inputs`` with digests and files; ``plugin_sources``, the digests of third-party plugins' source by id;
-            ``repair``, where one was asked for; {} of runs that tell none of it.
-        plugins: what was asked, by plugin: its ``version``, the digest of its ``source`` ("" of a built-in one) and its paired
-            ``contrasts`` (``name``, ``weights``, ``metric``, ``margin``), so that two runs can be held against each other
-            without the plugin; {} of older runs.
-        gate: what was found when it was held against an accepted run; None where it was not.
-        matrix: the rows, comparisons and claims of a suite with [matrix], whose ``cells`` and ``arms`` are empty; None of a
+        suite: the suite as plain values.
+        environment: versions, device, platform, processor, git revision.
+        findings: the findings, in the order of the plugins.
+        cells: the rows of ``records.csv``.
+        cost: numbers of trained networks and trials, and seconds by kind.
+        arms: by plugin and arm (``induced:VARIANT`` for variants): the recipe in words, as patch lines, and the candidates of
+            a selection.
+        notes: what is taken on trust or left out, and which selections lie at the edge of a grid.
+        expected_false_alarms: a bound on the expected number of false alarms.
+        plan: digest of the plan of the run.
+        samples: sample images of the datasets.
+        frozen: ``hash``, time ``written`` and SHA-256 of the ``file`` of the preregistered plan; {} without a plan.
+        evidence: ``hash`` of the study, with or without a preregistered plan; the ``command``; the times ``begun`` and
+            ``ended`` in UTC; ``inputs`` with digests and files; ``plugin_sources``, the digests of third-party plugins' source
+            by id; ``repair`` if a repair was requested. It is {} if the run has no evidence.
+        plugins: by plugin: its ``version``, the digest of its ``source`` ("" for a built-in one) and its paired ``contrasts``
+            (``name``, ``weights``, ``metric``, ``margin``), so that two runs can be compared without the plugin. It is {} for
+            older runs.
+        gate: the comparison with an accepted run, or None.
+        matrix: the rows, comparisons and claims of a suite with [matrix], whose ``cells`` and ``arms`` are empty; None for a
             suite of one task.
     """
 
@@ -189,7 +222,7 @@ class Run:
     matrix: MatrixResult | None = None
 
     def to_frame(self) -> pd.DataFrame:
-        """The cells as a table: plugin, arm, variant, view, seed, accuracy, seconds and the record's scalars.
+        """Return the cells as a data frame: plugin, arm, variant, view, seed, accuracy, seconds and the scalars of the record.
 
         The frame of a matrix has a row for each task, recipe and seed, with :data:`xferbench.core.matrix_result.COLUMNS`.
         """
@@ -209,18 +242,19 @@ class Run:
 
 
 def row_values(cell: TrialRow) -> dict[str, Any]:
-    """One cell as plain values, the form in which ``records.csv`` has it."""
-    record, told = cell.record, cell.record.predictions
-    named = {name: getattr(cell, name) for name in ("plugin", "arm", "variant", "view", "seed", "recipe")}
-    measured = {"accuracy": None if told is None else float((told.predicted == told.label).mean())}
-    return named | measured | {"seconds": record.seconds, "error": record.error, "key": record.key} | dict(record.scalars)
+    """Return one cell as plain values, a row of ``records.csv``."""
+    record, predictions = cell.record, cell.record.predictions
+    labels = {name: getattr(cell, name) for name in ("plugin", "arm", "variant", "view", "seed", "recipe")}
+    accuracy = None if predictions is None else float((predictions.predicted == predictions.label).mean())
+    costs = {"seconds": record.seconds, "error": record.error, "key": record.key}
+    return labels | {"accuracy": accuracy} | costs | dict(record.scalars)
 
 
 def run_to_json(run: Run) -> dict[str, Any]:
-    """The content of ``results.json``."""
+    """Return the content of ``results.json``."""
     from xferbench.core.version import __version__
 
-    told: dict[str, Any] = json_values(
+    payload: dict[str, Any] = json_values(
         {
             "schema": RESULTS_SCHEMA,
             "xferbench": __version__,
@@ -239,12 +273,12 @@ def run_to_json(run: Run) -> dict[str, Any]:
             "matrix": matrix_to_json(run.matrix) if run.matrix else None,
         }
     )
-    return told
+    return payload
 
 
 def without_file_lists(evidence: Mapping[str, Any]) -> dict[str, Any]:
-    """Evidence without the single files of inputs, which ``evidence.json`` has."""
+    """Return the evidence without the lists of files of the inputs, which only ``evidence.json`` has."""
     if "inputs" not in evidence:
         return dict(evidence)
-    inputs = [{key: value for key, value in one.items() if key != "listed"} for one in evidence["inputs"]]
+    inputs = [{key: value for key, value in entry.items() if key != "listed"} for entry in evidence["inputs"]]
     return {**evidence, "inputs": inputs}

@@ -88,7 +88,7 @@ def probe_steps(recipe: Recipe) -> Recipe:
 
     The head gets half of the steps up to the end of the first phase that trains the backbone.
     """
-    index = next((k for k, phase in enumerate(recipe.phases) if phase.trainable != HEAD_ONLY), None)
+    index = next((index for index, phase in enumerate(recipe.phases) if phase.trainable != HEAD_ONLY), None)
     if index is None or begins_with_probe(recipe):
         return recipe
     first, steps = recipe.phases[index], sum(phase.steps for phase in recipe.phases[: index + 1])
@@ -155,14 +155,14 @@ def lp_ft(phase: Phase = DEFAULT) -> Recipe:
 def gradual_unfreezing(phase: Phase = DEFAULT, groups: int = 4) -> Recipe:
     """Train the head first, then one more layer group in each stage, with equal steps (Howard & Ruder 2018)."""
     share = phase.steps // (groups + 1)
-    stages = [HEAD_ONLY, *(TopGroups(groups=n) for n in range(1, groups)), ALL_LAYERS]
+    stages = [HEAD_ONLY, *(TopGroups(groups=count) for count in range(1, groups)), ALL_LAYERS]
     lengths = [share] * groups + [phase.steps - share * groups]
     phases = (replace(phase, trainable=stage, steps=length) for stage, length in zip(stages, lengths, strict=True))
     return Recipe(name=f"gradual unfreezing {phase.lr:g}", phases=_with_steps(*phases))
 
 
 def _with_steps(*phases: Phase) -> tuple[Phase, ...]:
-    """Return the phases that have steps; with few steps in total, the early phases have none."""
+    """Return the phases that have steps. If the recipe has few steps, the early phases have none."""
     return tuple(phase for phase in phases if phase.steps)
 
 
@@ -275,19 +275,19 @@ def is_mlp_head(head: Head) -> bool:
     return isinstance(head, MLPHead)
 
 
-def inherit_settings(recipe: Recipe, own: Recipe) -> Recipe:
-    """Return a recipe with the augmentation and the MLP head of another, if it has none itself.
+def inherit_settings(recipe: Recipe, base: Recipe) -> Recipe:
+    """Return a recipe with the augmentation and the MLP head of ``base``, if it has none itself.
 
     Comparisons must not change these settings.
     """
-    head = own.head if is_mlp_head(own.head) and not is_mlp_head(recipe.head) else recipe.head
-    return replace(recipe, augment=recipe.augment or own.augment, head=head)
+    head = base.head if is_mlp_head(base.head) and not is_mlp_head(recipe.head) else recipe.head
+    return replace(recipe, augment=recipe.augment or base.augment, head=head)
 
 
 def select_among(pipeline: Pipeline, recipes: Sequence[Recipe]) -> Selection:
     """Return a selection of the best recipe on validation; duplicates count once.
 
-    Everything else is that of the pipeline, including its stopping rule.
+    The candidates keep the other settings of the pipeline, including its stopping rule.
     """
     candidates = [replace(inherit_settings(recipe, pipeline.recipe), stop=pipeline.recipe.stop) for recipe in recipes]
     return Selection(candidates=tuple(dict.fromkeys(replace(pipeline, recipe=recipe) for recipe in candidates)))
@@ -305,7 +305,7 @@ def default_selection(pipeline: Pipeline) -> Selection:
 def scratch_baseline(pipeline: Pipeline, grid: ScratchGrid) -> Selection:
     """Return the tuned baseline.
 
-    Candidate S1 has the subject's own steps and rate. Candidates S2 are a small grid of rate × weight decay with more steps.
+    Candidate S1 has the subject's steps and rate. Candidates S2 are a small grid of rate × weight decay with more steps.
     An untuned baseline is not a fair comparison (Brigato & Iocchi 2020). S1 has one phase: the subject's last one for all its
     steps. For a finished network these settings are unknown, and there is only S2.
     """

@@ -19,7 +19,7 @@ LOCATION_KEYS = frozenset({"target", "source", "shifted", "weights", "after", "b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeGrid:
-    """A recipe that a matrix compares: it, at each rate that it is tuned over; () is the default recipe or tuned scratch."""
+    """A recipe of a matrix at each rate of its search; () stands for the default recipe or the tuned from-scratch baseline."""
 
     tag: ClassVar[str] = "Compared"
     name: str
@@ -28,15 +28,22 @@ class RecipeGrid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A claim about one number of a matrix, and what it says that number is.
+    """A claim about one number of a matrix.
 
-    The number is a plugin's ``contrast`` (of a variant what it costs, else the measurement or the harm); or what ``recipe`` has
-    more than the recipe ``against`` in a view, in the metric; or of ``recipe`` alone a ``measure``, one of
-    :data:`xferbench.study.claims.CLAIM_UNITS`. ``published`` is its size as it was published, None where only a direction was.
+    The number is a plugin's ``contrast`` (the cost of a variant, or else the measurement or the harm), or the difference
+    between ``recipe`` and the recipe ``against`` in a view, in the metric, or a ``measure`` of ``recipe`` alone.
 
     Attributes:
-        claim: in words. source: where it stands. task: on which it is measured here.
-        at_least, at_most: what the number is claimed to be, between them or on one side of one of them.
+        name: the name of the claim.
+        claim: the claim in words.
+        source: the publication.
+        task: the task of the matrix that the claim is checked on.
+        contrast: the id of a contrast or variant, or "".
+        recipe, against: names of recipes, or "".
+        view: the view of the two recipes.
+        measure: a key of :data:`xferbench.study.claims.CLAIM_UNITS`, or "".
+        published: the published number, or None if only a direction was published.
+        at_least, at_most: bounds of the claimed number; one of them may be None.
     """
 
     tag: ClassVar[str] = "Effect"
@@ -56,10 +63,14 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:
-    """Targets × sizes × backbones, each a suite of its own; the recipes that are compared on each; the claims about them.
+    """The tasks (targets × sizes × backbones), the recipes compared on each of them, and claims about the results.
 
-    ``against`` is the recipe that the others are held against; ``similar`` tells of tasks, by name,
-    whether they are like the source, as far as somebody has said so.
+    Attributes:
+        tasks: each task as a suite.
+        compared: the recipes.
+        against: name of the reference recipe.
+        effects: the claims.
+        similar: whether a task is similar to the source, by name, for the tasks whose suite states it.
     """
 
     tag: ClassVar[str] = "Matrix"
@@ -72,13 +83,20 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """A suite file, read and checked. Paths are absolute. ``recipe`` None means the healthy default.
+    """A validated suite file. Paths are absolute.
 
-    ``budget`` is in recorded seconds. ``scratch`` holds what a suite changes of the from-scratch grid. ``overrides`` are the
-    words (``recipe.lr=1e-3``) that stood in the place of the file's keys. ``allow_code`` is said by whoever runs a suite, never
-    by its file. ``after`` and ``before`` are the checkpoints of an audit, which trains nothing but a from-scratch baseline
-    of ``scratch_budget`` seconds; ``command`` are the words that stood in the place of a file. Of a ``matrix`` only its tasks
-    are carried out, which have the other fields in common. ``interventions`` change the target's training examples.
+    Attributes:
+        recipe: the user's recipe; None means the healthy default.
+        budget: the budget in recorded seconds.
+        scratch: the from-scratch grid.
+        overrides: the command line's replacements of keys of the file (``recipe.lr=1e-3``).
+        allow_code: whether user code may run. The caller decides it, never the file.
+        after, before: the checkpoints of an audit. An audit trains only a from-scratch baseline.
+        believed: the recipe that an audited checkpoint is believed to be trained with.
+        scratch_budget: the budget of an audit's from-scratch baseline in seconds; None for no baseline.
+        command: the command line that replaces a file.
+        matrix: the tasks of the suite, which share the other fields. Only the tasks are run. None for a suite of one task.
+        interventions: changes of the target's training examples.
     """
 
     tag: ClassVar[str] = "Suite"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from xferbench.core.canonical import digest as digest_
-from xferbench.core.canonical import location_field
+from xferbench.core.canonical import digest, location_field
 from xferbench.core.pipeline import AuxiliaryDataset, Data, InputTransform, Phase, Recipe, UserCode, WeightsFile, require_values
 
 if TYPE_CHECKING:
@@ -15,16 +14,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSpec:
-    """One trained network.
+    """The specification of one trained network.
 
-    ``start`` is a checkpoint, or another fit (keys nest), or None where nothing of one is used, so that all share that fit.
-    ``transferred`` says how much of ``start`` is taken, as in :class:`Recipe`.
-    ``labels`` are ``true``, or ``shuffled`` among the training images. ``source`` is there where the regularizer needs it.
-    ``code`` builds an ``arch`` of the user's own, ``training`` trains it in place of the lab's loop; ``stop`` is told to that
-    code alone, since it gives one network only. Without phases it is the network as it starts: with its own head, a
-    finished one, made from ``before``. ``teacher`` is there where the regularizer needs one, of the same seed and data.
-    ``has_cue`` puts a cue on every training image of the first class. ``unlabeled`` is there where the regularizer needs images
-    of another domain, without their labels. ``interventions`` change the training examples, in order.
+    Without phases it is the initial network. With the head :class:`~xferbench.core.interventions.OwnHead` it is a finished
+    network.
+
+    Attributes:
+        arch: the spelling of the architecture.
+        init: the initial weights, as in :class:`~xferbench.core.pipeline.Recipe`.
+        start: a checkpoint or another training spec (keys nest), or None if its weights are not used.
+        head, phases, regularizer, augment: as in :class:`~xferbench.core.pipeline.Recipe`.
+        data: the training data.
+        train_size: number of training images, or None for all.
+        preprocessing: preprocessing of the training images.
+        seed: the seed.
+        labels: ``true``, or ``shuffled`` among the training images.
+        source: the source dataset, if the regularizer needs it.
+        code: the user's code that builds the architecture, or None.
+        training: the user's training code, or None for the loop of the lab.
+        stop: ``last`` or ``best``; only user training code uses it, because that code returns a single network.
+        before: the checkpoint that a finished network was trained from, or None.
+        injected_duplicates: as in :class:`~xferbench.core.pipeline.Pipeline`.
+        teacher: the teacher, if the regularizer needs one, with the same seed and data.
+        has_cue: whether every training image of the first class has a cue.
+        transferred: the part of ``start`` that is used, as in :class:`~xferbench.core.pipeline.Recipe`.
+        unlabeled: a dataset of another domain, used without labels, if the regularizer needs one.
+        interventions: changes of the training examples, in order.
     """
 
     tag: ClassVar[str] = "Fit"
@@ -58,9 +73,9 @@ class TrainingSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A fit, then ordered edits, each the spelling of an :class:`~xferbench.core.interventions.Edit`.
+    """A trained network and the edits that are applied to it in order.
 
-    What finishes a recipe (:attr:`Recipe.finish`) is the first of them.
+    Each edit is the spelling of an :class:`~xferbench.core.interventions.Edit`. The ``finish`` of a recipe is the first edit.
     """
 
     tag: ClassVar[str] = "Model"
@@ -70,21 +85,24 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSpec:
-    """How a model is looked at.
+    """The evaluation of a model.
 
     Attributes:
-        examples: ``test`` (the first ``limit`` of a fixed order), one of its halves, ``screen`` and ``confirm``, or ``unique``,
-            those of it that have no copy in training or in the datasets ``reference_data``;
-            ``validation`` (the fit's own); ``training`` (likewise, 2000 at most);
-            or of a domain ``held-out`` (a part of its training images that no fit is given).
-        mode: ``eval``, or the whole network in training mode: ``training`` on shuffled batches, ``training:class`` on such as
-            are ordered by class.
-        domain: a dataset in the target's place.
-        step: ``last`` or ``best`` (on validation) of the fit.
-        measure: ``predictions``, or the key of a measure (:func:`measure_key`). function: ``module:function@version``, where
-            the measure is computed.
-        expected_training: what a measure holds the training against, where that is not what it was.
-        has_cue: whether every image wears the cue that a source may have been given.
+        examples: ``test`` (the first ``limit`` images in a fixed order); one of its halves, ``screen`` and ``confirm``;
+            ``unique``, the test images without a copy in the training data or in ``reference_data``; ``validation`` or
+            ``training`` (at most 2000 images) of the trained network; or ``held-out``, training images of a domain that no
+            network is trained on.
+        limit: the largest number of images, or None for all.
+        preprocessing: preprocessing of the images.
+        mode: ``eval``, or training mode of the whole network: ``training`` on shuffled batches, ``training:class`` on batches
+            that are ordered by class.
+        step: ``last`` or ``best`` (on validation) step of the training.
+        measure: ``predictions``, or the key of a measure (:func:`~xferbench.core.canonical.measure_key`).
+        function: ``module:function@version`` of the measure.
+        domain: a dataset that is evaluated instead of the target, or None.
+        expected_training: the recipe that a measure compares the training with, or None for the actual recipe.
+        reference_data: datasets that test images are compared with.
+        has_cue: whether every image has the cue that images of a source may have.
     """
 
     tag: ClassVar[str] = "View"
@@ -103,7 +121,7 @@ class EvaluationSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeContext:
-    """Where a trial is computed, as far as it may change the numbers: device type, torch's major.minor, version of the lab."""
+    """What may change the numbers of a trial: the device type, torch's major.minor version, and the version of the lab."""
 
     tag: ClassVar[str] = "Place"
     device: str
@@ -113,7 +131,7 @@ class ComputeContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A model seen through a view, at a place: what one record answers."""
+    """A model, its evaluation and the context of the computation; one record is its result."""
 
     tag: ClassVar[str] = "Trial"
     model: ModelSpec
@@ -122,5 +140,5 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """SHA-256 of the canonical JSON, as hexadecimal."""
-        return digest_(self)
+        """The SHA-256 of the canonical JSON, as hexadecimal."""
+        return digest(self)

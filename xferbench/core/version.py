@@ -4,4 +4,4 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-LAB_VERSION = 1  # raised whenever the numbers that come out of the lab change; it is part of every key
+LAB_VERSION = 1  # increased if the lab's numbers change; it is part of every key
