@@ -99,10 +99,10 @@ def test_the_measure_gets_the_source_and_without_one_the_key_is_plain():
     measure = domain_gap.plugin.measures["logme"]
     source = Preprocessing(mean=(0.1,))
     pipeline = replace(fake_lab.PIPELINE, source=replace(fake_lab.PIPELINE.source, preprocessing=source))
-    view = trials.make_trial(pipeline, "test", 0, fake_lab.CONTEXT, measure, given="source").view
+    view = trials.make_trial(pipeline, "test", 0, fake_lab.CONTEXT, measure, domain="source").view
     assert (view.domain, view.preprocessing) == (pipeline.source, source)
     without = replace(pipeline, source=None)
-    assert trials.make_trial(without, "test", 0, fake_lab.CONTEXT, measure, given="source") == trials.make_trial(
+    assert trials.make_trial(without, "test", 0, fake_lab.CONTEXT, measure, domain="source") == trials.make_trial(
         without, "test", 0, fake_lab.CONTEXT, measure
     )
 

@@ -412,7 +412,9 @@ def test_a_suite_with_a_network_and_training_of_its_own_is_carried_out(at_home, 
     file = make_own(tmp_path, arch="build", training="train")
     run = xferbench.run(file, allow_code=True, device="cpu", workers=1, output=tmp_path / "out")
     told = {one.plugin: one for one in run.findings}
-    assert told["batchnorm-drift"].verdict == "SKIPPED" and told["batchnorm-drift"].reason.endswith("does not honour batchnorm")
+    assert told["batchnorm-drift"].verdict == "SKIPPED" and told["batchnorm-drift"].reason.endswith(
+        "does not support batchnorm"
+    )
     assert any("python:mine:train says that it supports lr, steps, batch_size: " in note for note in run.notes)
     assert told["negative-transfer"].verdict != "ERROR" and told["negative-transfer"].harm is not None
     again = xferbench.run(file, allow_code=True, device="cpu", workers=1)

@@ -59,7 +59,7 @@ def test_adapters_are_of_one_size_and_none_are_in_a_finished_network():
         (
             {"regularizer": Regularizer.parse("dann:1")},
             {"shifted": (0, 1), "supports": ("lr",)},
-            "dann:1: the training code is given no images",
+            "dann:1: the training code receives no images",
         ),
         (
             {"regularizer": Regularizer.parse("dann:1")},
@@ -78,7 +78,7 @@ def test_adapters_are_of_one_size_and_none_are_in_a_finished_network():
         (
             {"finish": Finish.parse("interpolate:0.5")},
             {"supports": ()},
-            "interpolate:0.5: nobody knows where the training code's last",
+            "interpolate:0.5: it is not known where the training code's last",
         ),
     ],
 )

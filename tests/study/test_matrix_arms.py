@@ -35,7 +35,7 @@ def test_a_recipe_stops_as_it_says_whatever_the_suites_own_does():
         (Recipe(init="shuffled-source"), PROFILE, replace(PIPELINE, source=None), "no [source]"),
         (Recipe(regularizer=Regularizer.parse("dann:1")), replace(PROFILE, shifted=()), PIPELINE, "[shifted]"),
         (STRATEGIES["lora"](), replace(PROFILE, unsupported=("lora",)), PIPELINE, "lora:8"),
-        (linear_probe(), replace(PROFILE, supports=("lr",)), PIPELINE, "does not honour"),
+        (linear_probe(), replace(PROFILE, supports=("lr",)), PIPELINE, "does not support"),
         (full(), PROFILE, PIPELINE, ""),
     ],
     ids=range(6),

@@ -61,7 +61,7 @@ def test_of_scratch_the_subjects_own_recipe_stays_whatever_is_honoured():
 
 def test_a_cure_that_is_ignored_is_no_question_even_if_a_variant_is_honoured():
     told = support.why_unsupported(with_phase(batchnorm="eval"), [with_phase(order="class")], OWN, ["order"])
-    assert told == "the training code does not honour batchnorm"
+    assert told == "the training code does not support batchnorm"
     assert support.why_unsupported(with_phase(batchnorm="eval"), [], OWN, ["batchnorm"]) == ""
     assert support.why_unsupported(with_phase(batchnorm="eval"), [], OWN, None) == ""
 
@@ -69,7 +69,7 @@ def test_a_cure_that_is_ignored_is_no_question_even_if_a_variant_is_honoured():
 def test_a_cure_that_changes_nothing_needs_a_variant_that_is_honoured():
     variants = [with_phase(batchnorm="ghost:2"), with_phase(batchnorm="train", order="class")]
     subject = with_phase(batchnorm="eval")
-    assert support.why_unsupported(subject, variants, subject, ["order"]) == "the training code does not honour batchnorm"
+    assert support.why_unsupported(subject, variants, subject, ["order"]) == "the training code does not support batchnorm"
     assert support.why_unsupported(subject, variants, subject, ["batchnorm"]) == ""
     assert support.why_unsupported(subject, [], subject, []) == ""
 
@@ -84,14 +84,14 @@ def told(*plugins, words, recipe=None):
 def test_a_plugin_whose_factor_the_code_ignores_is_skipped_and_says_so():
     asked = told(batchnorm_drift.plugin, words=("lr", "steps"))
     (one,) = found(asked, lab(USUAL)).values()
-    assert (one.verdict, one.reason) == ("SKIPPED", "the training code does not honour batchnorm")
+    assert (one.verdict, one.reason) == ("SKIPPED", "the training code does not support batchnorm")
     assert forecast.forecast_study(asked, {}, 1).skipped == {"batchnorm-drift": one.reason}
 
 
 def test_a_subject_that_is_its_own_cure_is_skipped_too_for_the_code_may_do_the_contrary():
     asked = told(batchnorm_drift.plugin, words=("lr",), recipe=linear_probe())
     (one,) = found(asked, lab(USUAL)).values()
-    assert (one.verdict, one.reason) == ("SKIPPED", "the training code does not honour batchnorm")
+    assert (one.verdict, one.reason) == ("SKIPPED", "the training code does not support batchnorm")
     assert forecast.forecast_study(asked, {}, 1).skipped
 
 

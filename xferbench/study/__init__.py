@@ -1,1 +1,1 @@
-"""What a study asks of the lab, and what it finds. Pure; holds numbers and codes, no sentences."""
+"""The trials that a study requests, and its findings as numbers and codes without sentences. Pure."""

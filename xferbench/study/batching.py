@@ -1,4 +1,4 @@
-"""Trials cut into groups that are computed together. Pure."""
+"""Groups of trials that are computed together. Pure."""
 
 from __future__ import annotations
 
@@ -16,33 +16,38 @@ if TYPE_CHECKING:
     from xferbench.study.study import TrialRequest
 
 
-def unique_trials(questions: Sequence[TrialRequest]) -> dict[str, Trial]:
-    """The unique trials of some questions, by key, in a fixed order."""
-    return {one.trial.key: one.trial for one in questions}
+def unique_trials(requests: Sequence[TrialRequest]) -> dict[str, Trial]:
+    """Return the unique trials of requests by key, in a fixed order."""
+    return {request.trial.key: request.trial for request in requests}
 
 
-def group_trials(asked: Mapping[str, Trial], size: int, suite: Suite) -> Iterator[tuple[Trial, ...]]:
-    """Trials whose fits differ only in their seed and came with the same look, cut into groups of at most ``size`` fits.
+def group_trials(trials: Mapping[str, Trial], size: int, suite: Suite) -> Iterator[tuple[Trial, ...]]:
+    """Yield groups of trials whose training specs differ only in their seed and belong to the same look.
 
-    They are cut from all that is asked, and not from what is missing, so that a resumed run forms the same groups. What
-    costs most goes first, so that no worker is left alone with it at the end.
+    Groups are formed from all requested trials, and not from the missing ones, so that a resumed run forms the same groups.
+    The most expensive groups come first, so that no worker is busy with one of them alone at the end.
+
+    Args:
+        trials: all requested trials by key.
+        size: the largest number of training specs in a group.
+        suite: the suite, for its looks and first seed.
     """
-    shapes: dict[tuple[TrainingSpec, ComputeContext, int], dict[TrainingSpec, list[Trial]]] = {}
-    alone = []
-    for one in asked.values():
-        fitted = one.model.base
-        if fitted.head == OWN_HEAD:  # nothing is trained together: each view may have a worker of its own
-            alone.append((one,))
+    groups: dict[tuple[TrainingSpec, ComputeContext, int], dict[TrainingSpec, list[Trial]]] = {}
+    separate = []
+    for trial in trials.values():
+        spec = trial.model.base
+        if spec.head == OWN_HEAD:  # nothing is trained, so that each evaluation may run on another worker
+            separate.append((trial,))
             continue
-        look = sum(fitted.seed - suite.seed >= seeds for seeds in suite.looks)
-        shapes.setdefault((_group_shape(fitted), one.place, look), {}).setdefault(fitted, []).append(one)
-    for fits in sorted(shapes.values(), key=lambda fits: -training_cost(next(iter(fits)))):
-        members = list(fits)
-        for start in range(0, len(members), size):
-            yield tuple(one for member in members[start : start + size] for one in fits[member])
-    yield from alone
+        look = sum(spec.seed - suite.seed >= seeds for seeds in suite.looks)
+        groups.setdefault((_without_seed(spec), trial.place, look), {}).setdefault(spec, []).append(trial)
+    for trials_by_spec in sorted(groups.values(), key=lambda specs: -training_cost(next(iter(specs)))):
+        specs = list(trials_by_spec)
+        for start in range(0, len(specs), size):
+            yield tuple(trial for spec in specs[start : start + size] for trial in trials_by_spec[spec])
+    yield from separate
 
 
-def _group_shape(one: TrainingSpec) -> TrainingSpec:
-    """What fits that are trained together have in common: all but the seed, their own and their teachers'."""
-    return replace(one, seed=0, teacher=replace(one.teacher, seed=0) if one.teacher else None)
+def _without_seed(spec: TrainingSpec) -> TrainingSpec:
+    """Return what specs in a group have in common: everything except their seeds and those of their teachers."""
+    return replace(spec, seed=0, teacher=replace(spec.teacher, seed=0) if spec.teacher else None)

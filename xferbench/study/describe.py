@@ -1,4 +1,4 @@
-"""Arms in words. Pure."""
+"""Arms in words, for the report. Pure."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from xferbench.config.render import describe_pipeline, describe_recipe
 from xferbench.study.selection import ResolvedArm, peak_lr
 
 if TYPE_CHECKING:
-    from xferbench.core.pipeline import InputTransform
+    from xferbench.core.pipeline import InputTransform, Pipeline
+    from xferbench.study.selection import CandidateScore
 
 
 def describe_arm(arm: ResolvedArm, recorded: InputTransform) -> dict[str, object]:
-    """A settled arm in words, for the report; ``recorded`` is the preprocessing that needs none."""
+    """Return a resolved arm in words; ``recorded`` is the preprocessing that is not mentioned."""
     if arm.pipeline is None:
         return {"recipe": "", "error": arm.error}
-    weighed = [
-        {
-            "recipe": describe_pipeline(one.pipeline, recorded)
-            if one.pipeline.finished
-            else describe_recipe(one.pipeline.recipe),
-            "rate": peak_lr(one.pipeline),
-            "validation": one.score,
-            "kept": one.keeping,
-            "diverged": one.diverged,
-            "confidence": one.confidence,
-            "curve": one.curve,
-            "chosen": one.pipeline == arm.pipeline,
-        }
-        for one in arm.weighed
-    ]
+    weighed = [_describe_candidate(candidate, arm.pipeline, recorded) for candidate in arm.weighed]
     return {"recipe": describe_pipeline(arm.pipeline, recorded), "weighed": weighed, "edge": arm.at_edge}
+
+
+def _describe_candidate(candidate: CandidateScore, selected: Pipeline, recorded: InputTransform) -> dict[str, object]:
+    pipeline = candidate.pipeline
+    return {
+        "recipe": describe_pipeline(pipeline, recorded) if pipeline.finished else describe_recipe(pipeline.recipe),
+        "rate": peak_lr(pipeline),
+        "validation": candidate.score,
+        "kept": candidate.keeping,
+        "diverged": candidate.diverged,
+        "confidence": candidate.confidence,
+        "curve": candidate.curve,
+        "chosen": pipeline == selected,
+    }

@@ -1,4 +1,4 @@
-"""A finding before its sentences are written. Pure."""
+"""A finding whose sentences are not written yet. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A finding whose ``reason`` is empty, and what :mod:`xferbench.report.messages` writes there.
+    """A finding with an empty ``reason``, and the reasons that :mod:`xferbench.report.messages` puts into words.
 
     Attributes:
-        reasons: of the verdict, in the order in which they are read.
-        followup: what is left of the failure after the largest one is repaired.
-        remaining: the harm that the remedy leaves, where the remedy is not verified.
+        finding: the finding.
+        reasons: the reasons of the verdict, in the order of their sentences.
+        followup: what remains of the failure after the largest failure is repaired.
+        remaining: the harm that remains after the remedy, if the remedy is not verified.
     """
 
     finding: Finding

@@ -1,4 +1,4 @@
-"""Which recipes a backbone can carry out: one that would be a linear probe under another name is none of them. Pure."""
+"""The recipes that a backbone can run. Pure. A recipe that would be a linear probe under another name is not feasible."""
 
 from __future__ import annotations
 
@@ -15,64 +15,66 @@ if TYPE_CHECKING:
     from xferbench.core.pipeline import Arm, Pipeline, Recipe
     from xferbench.core.plugin import Profile
 
-MISSING_LAYERS = ("norm", "bias", "lora", "adapter")  # what a backbone may lack, requirements of :class:`Trainable`
+MISSING_LAYERS = ("norm", "bias", "lora", "adapter")  # requirements of trainable kinds that a backbone may lack
 
 
-def why_not_trainable(recipe: Recipe, facts: Profile) -> str:
-    """Why a recipe cannot be carried out on a backbone, or ""."""
-    return why_missing_layers(recipe, facts) or why_missing_inputs(recipe, facts)
+def why_not_trainable(recipe: Recipe, profile: Profile) -> str:
+    """Return why a recipe cannot run on a backbone, or ""."""
+    return why_missing_layers(recipe, profile) or why_missing_inputs(recipe, profile)
 
 
-def why_missing_inputs(recipe: Recipe, facts: Profile) -> str:
-    """Why what ends a recipe, or makes domains alike, has not what it needs, or ""."""
-    own = facts.supports is not None
-    if recipe.regularizer and "shifted" in recipe.regularizer.requires:
-        if own or not facts.shifted:
-            why = "the training code is given no images of another domain" if own else "the suite has no [shifted]"
-            return f"{recipe.regularizer}: {why}"
-        if "unlabelled" in facts.unsupported:
-            return f"{recipe.regularizer}: the [shifted] set has no training images"
-    if recipe.finish and "batchnorm" in recipe.finish.requires and not facts.has_batchnorm:
+def why_missing_inputs(recipe: Recipe, profile: Profile) -> str:
+    """Return why an input of the recipe's regularizer or finish is missing, or ""."""
+    if recipe.regularizer and "shifted" in recipe.regularizer.requires and (reason := _why_no_unlabeled_images(profile)):
+        return f"{recipe.regularizer}: {reason}"
+    if recipe.finish and "batchnorm" in recipe.finish.requires and not profile.has_batchnorm:
         return f"{recipe.finish}: the backbone has no {REQUIREMENTS['batchnorm']}"
-    if isinstance(recipe.finish, AdaptBatchNorm) and "unlabelled" in facts.unsupported:
+    if isinstance(recipe.finish, AdaptBatchNorm) and "unlabelled" in profile.unsupported:
         return "adabn: the [shifted] set has no training images"
-    if isinstance(recipe.finish, InterpolatePhase) and own:
-        return f"{recipe.finish}: nobody knows where the training code's last phase began"
+    if isinstance(recipe.finish, InterpolatePhase) and profile.supports is not None:
+        return f"{recipe.finish}: it is not known where the training code's last phase begins"
     return ""
 
 
-def why_missing_layers(recipe: Recipe, facts: Profile) -> str:
-    """Why something that a recipe trains is not there, or ""."""
+def _why_no_unlabeled_images(profile: Profile) -> str:
+    if profile.supports is not None:
+        return "the training code receives no images of another domain"
+    if not profile.shifted:
+        return "the suite has no [shifted]"
+    return "the [shifted] set has no training images" if "unlabelled" in profile.unsupported else ""
+
+
+def why_missing_layers(recipe: Recipe, profile: Profile) -> str:
+    """Return why parameters that a recipe trains do not exist, or ""."""
     for trainable in (phase.trainable for phase in recipe.phases):
-        if lacked := [need for need in trainable.requires if need in facts.unsupported]:
-            return f"{trainable}: the backbone has no {REQUIREMENTS[lacked[0]]}"
-        if isinstance(trainable, TopGroups) and trainable.groups > len(facts.groups):
-            return f"{trainable}: the backbone has {len(facts.groups)} layer groups"
-        if isinstance(trainable, Adapters) and facts.outputs:
-            return f"{trainable}: a finished network has no adapters beside its own tensors"
+        if missing := [name for name in trainable.requires if name in profile.unsupported]:
+            return f"{trainable}: the backbone has no {REQUIREMENTS[missing[0]]}"
+        if isinstance(trainable, TopGroups) and trainable.groups > len(profile.groups):
+            return f"{trainable}: the backbone has {len(profile.groups)} layer groups"
+        if isinstance(trainable, Adapters) and profile.outputs:
+            return f"{trainable}: a finished network has no adapters besides its own tensors"
     sizes = {str(phase.trainable) for phase in recipe.phases if isinstance(phase.trainable, Adapters)}
     return f"{', '.join(sorted(sizes))}: a network has adapters of one size" if len(sizes) > 1 else ""
 
 
-def describe_trainable(facts: Profile) -> str:
-    """What may be trained of a backbone, in words."""
-    there = [kind for kind in MISSING_LAYERS if kind not in facts.unsupported]
-    groups = f"top:N with N up to {len(facts.groups)} (groups from the input up: {', '.join(facts.groups)})"
-    return f"{', '.join(['head', *there, 'all'])}, or {groups}"
+def describe_trainable(profile: Profile) -> str:
+    """Return what a phase can train of a backbone, in words."""
+    kinds = [name for name in MISSING_LAYERS if name not in profile.unsupported]
+    groups = f"top:N with N up to {len(profile.groups)} (groups from the input up: {', '.join(profile.groups)})"
+    return f"{', '.join(['head', *kinds, 'all'])}, or {groups}"
 
 
-def feasible_arms(asked: Mapping[str, Arm], facts: Profile) -> dict[str, Arm]:
-    """The arms as far as the backbone can carry them out, with what is left of their candidates."""
-    kept: dict[str, Arm] = {}
-    for name, arm in asked.items():
-        told = candidates(arm)
-        left = tuple(one for one in told if not why_not_trainable(one.recipe, facts))
-        if left:
-            kept[name] = arm if left == told else replace(arm, candidates=left) if isinstance(arm, Selection) else left[0]
-    return kept
+def feasible_arms(arms: Mapping[str, Arm], profile: Profile) -> dict[str, Arm]:
+    """Return the arms that the backbone can run, each with its feasible candidates."""
+    feasible: dict[str, Arm] = {}
+    for name, arm in arms.items():
+        remaining = tuple(pipeline for pipeline in candidates(arm) if not why_not_trainable(pipeline.recipe, profile))
+        if remaining:
+            feasible[name] = replace(arm, candidates=remaining) if isinstance(arm, Selection) else arm
+    return feasible
 
 
-def why_not_feasible(cure: Arm, subject: Pipeline, facts: Profile) -> str:
-    """Why a failure mode cannot be asked about, or "": nothing of its cure can be carried out."""
-    reasons = [why_not_trainable(one.recipe, facts) for one in candidates(cure) if one != subject]
+def why_not_feasible(cure: Arm, subject: Pipeline, profile: Profile) -> str:
+    """Return why no candidate of a cure can run on the backbone, or ""."""
+    reasons = [why_not_trainable(pipeline.recipe, profile) for pipeline in candidates(cure) if pipeline != subject]
     return reasons[0] if reasons and all(reasons) else ""

@@ -61,7 +61,7 @@ def why_not(arm: Selection, pipeline: Pipeline, facts: Profile) -> str:
         return ""
     return (
         support.why_unsupported(arm, (), pipeline, facts.supports)
-        or "the training code does not honour every rate that it is tuned over"
+        or "the training code does not support every rate of its search"
     )
 
 

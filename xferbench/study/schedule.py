@@ -331,8 +331,8 @@ def _trial(case: PluginState, arm: str, view: str, seed: int, study: Study) -> T
             study.place,
             measure,
             function=reference,
-            compares=plugin.needs_pretraining_data,
-            given=plugin.domain,
+            needs_pretraining_data=plugin.needs_pretraining_data,
+            domain=plugin.domain,
         )
     return trials.make_trial(pipeline, view, seed, study.place)
 

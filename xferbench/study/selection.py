@@ -1,4 +1,4 @@
-"""Arms that are the best of several candidates on validation. Pure."""
+"""Selection of an arm: the best of several candidates on validation. Pure."""
 
 from __future__ import annotations
 
@@ -22,15 +22,20 @@ if TYPE_CHECKING:
     from xferbench.study.study import Study
 
 
-FIRST_TUNING_SEED = SELECTION_SEED_START  # tuning seeds begin where the judged ones end
+FIRST_TUNING_SEED = SELECTION_SEED_START  # tuning seeds follow the seeds of verdicts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateScore:
-    """A candidate of a choice: its score, above which is better; what it is on the view to keep; its mean curve.
+    """A candidate of a selection with its scores.
 
-    ``curve`` has rows of step and validation accuracy, the mean over tuning seeds; ``diverged`` is the share that did.
-    ``confidence`` is how often it is the best where the examples it was chosen on are drawn again; None of what is trained.
+    Attributes:
+        pipeline: the candidate.
+        score: mean score over tuning seeds; higher is better, for losses too.
+        keeping: mean score in the view of :attr:`xferbench.core.pipeline.Selection.keeping`, or None.
+        curve: rows of step and validation accuracy, the mean over tuning seeds.
+        diverged: share of the tuning seeds that diverged.
+        confidence: how often the candidate is the best if the examples are resampled; None for candidates that are trained.
     """
 
     pipeline: Pipeline
@@ -43,7 +48,13 @@ class CandidateScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedArm:
-    """An arm made definite; ``weighed`` has every candidate. ``error`` where none could be chosen."""
+    """An arm whose selection is made.
+
+    Attributes:
+        pipeline: the selected pipeline, or None if no candidate could be selected.
+        weighed: every candidate with its scores; empty for an arm without a selection.
+        error: why no candidate could be selected, or "".
+    """
 
     pipeline: Pipeline | None
     weighed: tuple[CandidateScore, ...] = ()
@@ -51,103 +62,126 @@ class ResolvedArm:
 
     @property
     def at_edge(self) -> str:
-        """Which end of at least three tried rates was chosen, if one was; among recipes of the chosen one's kind."""
+        """The end of the range of rates that was selected, in words, or ""; among at least three rates of the same strategy."""
         if self.pipeline is None:
             return ""
-        chosen = strategy_key(self.pipeline)
-        rates = sorted({peak_lr(one.pipeline) for one in self.weighed if strategy_key(one.pipeline) == chosen})
+        strategy = strategy_key(self.pipeline)
+        pipelines = [candidate.pipeline for candidate in self.weighed]
+        rates = sorted({peak_lr(pipeline) for pipeline in pipelines if strategy_key(pipeline) == strategy})
         if len(rates) < 3 or peak_lr(self.pipeline) not in {rates[0], rates[-1]}:
             return ""
-        return (
-            f"lowest rate tried, {rates[0]:g}" if peak_lr(self.pipeline) == rates[0] else f"highest rate tried, {rates[-1]:g}"
-        )
+        is_lowest = peak_lr(self.pipeline) == rates[0]
+        return f"lowest rate tried, {rates[0]:g}" if is_lowest else f"highest rate tried, {rates[-1]:g}"
 
 
 def peak_lr(pipeline: Pipeline) -> float:
-    """The rate of a recipe's last phase."""
+    """Return the peak learning rate of the recipe's last phase."""
     return pipeline.recipe.phases[-1].lr
 
 
 def strategy_key(pipeline: Pipeline) -> tuple[str, ...]:
-    """What tells strategies apart: where they start, what they train on, what holds and what ends them, what phases train."""
+    """Return what distinguishes strategies: init, augmentation, kind of regularizer, finish, and what the phases train."""
     recipe = pipeline.recipe
-    held = recipe.regularizer.spelling if recipe.regularizer else ""
+    regularizer = recipe.regularizer.spelling if recipe.regularizer else ""
     return (
         recipe.init,
         str(recipe.augment or ""),
-        held,
+        regularizer,
         str(recipe.finish or ""),
         *(str(phase.trainable) for phase in recipe.phases),
     )
 
 
 def selection_trials(arm: Arm, study: Study) -> list[Trial]:
-    """The trials that settle a choice: of each candidate in turn, the views that it is chosen by, all tuning seeds."""
+    """Return the trials of a selection: for each candidate, each view of the selection and each tuning seed."""
     if isinstance(arm, Pipeline):
         return []
     seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + study.suite.tuning_seeds)
     views = [view for view in (arm.by, arm.keeping) if view]
-    return [make_trial(one, view, seed, study.place) for one in arm.candidates for view in views for seed in seeds]
+    return [make_trial(candidate, view, seed, study.place) for candidate in arm.candidates for view in views for seed in seeds]
 
 
-def select(arm: Arm, study: Study, answers: Mapping[str, Record]) -> ResolvedArm | None:
-    """A choice made by its mean metric over the tuning seeds, the first of equals; None while answers are missing.
+def select(arm: Arm, study: Study, records: Mapping[str, Record]) -> ResolvedArm | None:
+    """Return the selected pipeline of an arm, or None while records are missing.
 
-    A candidate that crashed leaves nothing to choose: what it would have scored is not known, and without it another might win.
+    The selection is by the mean metric over the tuning seeds; the first of equal candidates wins. If a candidate crashed,
+    nothing is selected: its score is not known, and without it another candidate might win.
+
+    Args:
+        arm: a pipeline, which is returned, or a selection.
+        study: the study.
+        records: records by key.
     """
     if isinstance(arm, Pipeline):
         return ResolvedArm(pipeline=arm)
-    weighed, told = [], []
+    metric = study.suite.metric
+    scores, predictions = [], []
     for candidate in arm.candidates:
-        asked = selection_trials(replace(arm, candidates=(candidate,)), study)
-        if any(one.key not in answers for one in asked):
+        keys = [trial.key for trial in selection_trials(replace(arm, candidates=(candidate,)), study)]
+        if any(key not in records for key in keys):
             return None
-        records = [answers[one.key] for one in asked]
-        error = next((one.error or "no predictions" for one in records if one.error or one.predictions is None), "")
-        if error:
-            said = (
-                ", ".join(candidate.edits) if candidate.finished else candidate.recipe.name or describe_recipe(candidate.recipe)
-            )
-            return ResolvedArm(
-                pipeline=None, error=f"{'screening' if candidate.finished else 'tuning'} of {said or 'it'}: {error}"
-            )
-        weighed.append(_candidate_score(candidate, arm, records, study.suite.metric))
-        told.append(records[0].predictions)
-    fitted = any(Edit.parse(edit).screened for one in arm.candidates for edit in one.edits)
-    if arm.candidates[0].finished and arm.by == "validation" and not fitted:
-        shares = metrics.selection_frequencies([one for one in told if one is not None], study.suite.metric)
-        weighed = [replace(one, confidence=share) for one, share in zip(weighed, shares, strict=True)]
-    least = -np.inf if weighed[0].keeping is None else weighed[0].keeping - study.suite.margin
-    kept = [one for one in weighed if one.keeping is None or one.keeping >= least]  # none where the first one's is NaN
-    sign = -1.0 if arm.worst else 1.0
-    best = max(kept, key=lambda one: np.nan_to_num(sign * one.score, nan=-np.inf), default=None)
+        candidate_records = [records[key] for key in keys]
+        if error := _selection_error(candidate, candidate_records):
+            return ResolvedArm(pipeline=None, error=error)
+        scores.append(_candidate_score(candidate, arm, candidate_records, metric))
+        predictions.append(candidate_records[0].predictions)
+    is_screened = any(Edit.parse(edit).screened for candidate in arm.candidates for edit in candidate.edits)
+    if arm.candidates[0].finished and arm.by == "validation" and not is_screened:
+        shares = metrics.selection_frequencies([values for values in predictions if values is not None], metric)
+        scores = [replace(score, confidence=share) for score, share in zip(scores, shares, strict=True)]
+    best = _best_candidate(scores, study.suite.margin, worst=arm.worst)
     if best is None or not np.isfinite(best.score):
-        return ResolvedArm(
-            pipeline=None, weighed=tuple(weighed), error=f"no candidate has a {study.suite.metric} on validation"
-        )
-    return ResolvedArm(pipeline=best.pipeline, weighed=tuple(weighed))
+        return ResolvedArm(pipeline=None, weighed=tuple(scores), error=f"no candidate has a {metric} on validation")
+    return ResolvedArm(pipeline=best.pipeline, weighed=tuple(scores))
+
+
+def _selection_error(candidate: Pipeline, records: Sequence[Record]) -> str:
+    """Return the first crash among the records of a candidate, with its name, or ""."""
+    errors = (record.error or "no predictions" for record in records if record.error or record.predictions is None)
+    error = next(errors, "")
+    if not error:
+        return ""
+    if candidate.finished:
+        return f"screening of {', '.join(candidate.edits) or 'it'}: {error}"
+    return f"tuning of {candidate.recipe.name or describe_recipe(candidate.recipe) or 'it'}: {error}"
+
+
+def _best_candidate(scores: Sequence[CandidateScore], margin: float, *, worst: bool) -> CandidateScore | None:
+    """Return the first candidate with the best (or worst) score among those that keep the score of the first candidate."""
+    first = scores[0].keeping
+    lowest = -np.inf if first is None else first - margin
+    eligible = [score for score in scores if score.keeping is None or score.keeping >= lowest]  # empty if the first is NaN
+    sign = -1.0 if worst else 1.0
+    return max(eligible, key=lambda score: np.nan_to_num(sign * score.score, nan=-np.inf), default=None)
 
 
 def _candidate_score(candidate: Pipeline, arm: Selection, records: Sequence[Record], metric: str) -> CandidateScore:
-    """A candidate by its records: those of the view it is chosen by, then those of the one to keep, by tuning seed."""
+    """Return the scores of a candidate.
+
+    Args:
+        candidate: the candidate.
+        arm: the selection.
+        records: records in the view of the selection, then those in its ``keeping`` view, by tuning seed.
+        metric: the metric of the suite.
+    """
     seeds = len(records) // (2 if arm.keeping else 1)
-    own = [metric_for_views(metric, (arm.by,))] * seeds + [metric] * seeds
-    told = [
-        (-1.0 if metrics.get_metric(name).loss else 1.0) * metrics.metric_value(one.predictions, name)
-        for name, one in zip(own, records, strict=False)
-        if one.predictions is not None
+    names = [metric_for_views(metric, (arm.by,))] * seeds + [metric] * seeds
+    values = [
+        (-1.0 if metrics.get_metric(name).loss else 1.0) * metrics.metric_value(record.predictions, name)
+        for name, record in zip(names, records, strict=False)
+        if record.predictions is not None
     ]
-    curves = [one.curve for one in records[:seeds]]
+    curves = [record.curve for record in records[:seeds]]
     return CandidateScore(
         pipeline=candidate,
-        score=float(np.mean(told[:seeds])),
-        keeping=float(np.mean(told[seeds:])) if arm.keeping else None,
+        score=float(np.mean(values[:seeds])),
+        keeping=float(np.mean(values[seeds:])) if arm.keeping else None,
         curve=tuple((rows[0][0], float(np.mean([score for _, _, score in rows]))) for rows in zip(*curves, strict=True)),
-        diverged=float(np.mean([one.scalars.get("diverged", 0.0) > 0 for one in records[:seeds]])),
+        diverged=float(np.mean([record.scalars.get("diverged", 0.0) > 0 for record in records[:seeds]])),
     )
 
 
 def metric_for_views(metric: str, views: Iterable[str]) -> str:
-    """The metric by which some views are scored: what is about a positive class says nothing of a source's classes."""
-    beside = any(VIEWS[view].domain == "source" for view in views if view in VIEWS)
-    return "accuracy" if beside and not metrics.get_metric(metric).everywhere else metric
+    """Return the metric for views: accuracy for the source if the metric is about the target's positive class."""
+    has_source = any(VIEWS[view].domain == "source" for view in views if view in VIEWS)
+    return "accuracy" if has_source and not metrics.get_metric(metric).everywhere else metric

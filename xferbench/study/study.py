@@ -1,4 +1,4 @@
-"""A study: a suite, its profile, its plugins and where it is computed. Pure."""
+"""A study: a suite, its profile, its plugins and its compute context. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """All that a plan is made of: the suite, what is known, what is asked, and where it is computed."""
+    """Everything that a schedule depends on, apart from the records.
+
+    Attributes:
+        suite: the suite.
+        facts: the profile of the backbone and the data.
+        plugins: the plugins.
+        subject: the user's pipeline, or a selection if the suite has no recipe.
+        place: the context that trials are computed in.
+    """
 
     suite: Suite
     facts: Profile
@@ -27,7 +35,7 @@ class Study:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRequest:
-    """A trial with who asks it: one row of a run."""
+    """A trial and the arm of a plugin that requests it; one row of a run."""
 
     plugin: str
     arm: str
@@ -37,7 +45,7 @@ class TrialRequest:
 
 
 def subject_arm(suite: Suite, pipeline: Pipeline) -> Arm:
-    """What the user does today: the suite's recipe, or without one the healthy default; or the network that is finished."""
+    """Return the user's arm: a finished network, the suite's recipe, or the default selection for a suite without a recipe."""
     if pipeline.finished:
         return pipeline
     return default_selection(pipeline) if suite.recipe is None else replace(pipeline, recipe=suite.recipe)

@@ -1,7 +1,7 @@
-"""Which arms a user's training code can tell apart: those that differ only in what it says it honours. Pure.
+"""The arms that a user's training code can run: those that differ from the subject only in supported fields. Pure.
 
-We make the model and its data, so that init, head and preprocessing are always honoured. How it is trained, and which step is
-kept, is up to the code.
+The lab builds the model and its data, so that init, head and preprocessing are always supported. The user's code decides
+how the model is trained, and which step is kept.
 """
 
 from __future__ import annotations
@@ -17,58 +17,63 @@ if TYPE_CHECKING:
     from xferbench.core.pipeline import Arm, Pipeline, Recipe
 
 
-def differing_fields(one: Recipe, other: Recipe) -> set[str]:
-    """The fields of a phase or a recipe in which two recipes differ.
+def differing_fields(recipe: Recipe, other: Recipe) -> set[str]:
+    """Return the fields of phases and recipe in which two recipes differ.
 
-    Where they have unequal numbers of phases, a field differs whose values in the one are not those in the other.
+    If the numbers of phases differ, a field of a phase differs if the sets of its values in the two recipes do.
     """
-    found = {name for name in ("regularizer", "augment", "stop") if getattr(one, name) != getattr(other, name)}
-    if len(one.phases) == len(other.phases):
-        pairs = list(zip(one.phases, other.phases, strict=True))
-        return found | {name for name in PHASE_FIELDS if any(getattr(a, name) != getattr(b, name) for a, b in pairs)}
-    sets = {name: [{getattr(phase, name) for phase in recipe.phases} for recipe in (one, other)] for name in PHASE_FIELDS}
-    return found | {"phases"} | {name for name, (a, b) in sets.items() if a != b}
+    names = {name for name in ("regularizer", "augment", "stop") if getattr(recipe, name) != getattr(other, name)}
+    if len(recipe.phases) == len(other.phases):
+        pairs = list(zip(recipe.phases, other.phases, strict=True))
+        return names | {name for name in PHASE_FIELDS if any(getattr(a, name) != getattr(b, name) for a, b in pairs)}
+    values = {name: [{getattr(phase, name) for phase in each.phases} for each in (recipe, other)] for name in PHASE_FIELDS}
+    return names | {"phases"} | {name for name, (a, b) in values.items() if a != b}
 
 
-def supported_arms(asked: Mapping[str, Arm], subject: Pipeline, honoured: Sequence[str] | None) -> dict[str, Arm]:
-    """The arms as far as they are honoured, with what is left of their candidates; None honours all.
+def supported_arms(arms: Mapping[str, Arm], subject: Pipeline, supported: Sequence[str] | None) -> dict[str, Arm]:
+    """Return the supported arms, each with its supported candidates.
 
-    Of the scratch arm the first candidate always stays, the subject's own recipe from random weights.
+    The first candidate of the scratch arm, the subject's recipe from random weights, is always included.
+
+    Args:
+        arms: the arms by name.
+        subject: the pipeline that the arms are compared with.
+        supported: the fields that the training code supports; None if all fields are supported.
     """
-    if honoured is None:
-        return dict(asked)
-    kept: dict[str, Arm] = {}
-    for name, arm in asked.items():
-        told = candidates(arm)
-        left = tuple(
-            one
-            for rank, one in enumerate(told)
-            if (name == "scratch" and rank == 0) or differing_fields(subject.recipe, one.recipe) <= {*honoured}
+    if supported is None:
+        return dict(arms)
+    feasible: dict[str, Arm] = {}
+    for name, arm in arms.items():
+        remaining = tuple(
+            pipeline
+            for index, pipeline in enumerate(candidates(arm))
+            if (name == "scratch" and index == 0) or differing_fields(subject.recipe, pipeline.recipe) <= {*supported}
         )
-        if left:
-            kept[name] = replace(arm, candidates=left) if isinstance(arm, Selection) and len(left) > 1 else left[0]
-    return kept
+        if remaining:
+            feasible[name] = (
+                replace(arm, candidates=remaining) if isinstance(arm, Selection) and len(remaining) > 1 else remaining[0]
+            )
+    return feasible
 
 
-def why_unsupported(cure: Arm, induced: Iterable[Arm], subject: Pipeline, honoured: Sequence[str] | None) -> str:
-    """Why a failure mode cannot be asked about, or "".
+def why_unsupported(cure: Arm, induced: Iterable[Arm], subject: Pipeline, supported: Sequence[str] | None) -> str:
+    """Return why the training code cannot be tested for a failure mode, or "".
 
-    A cure that is not honoured would be the subject under another name, and its harm of 0 no finding. A cure that changes
-    nothing needs an induced variant that is honoured: else the code may do what the recipe says, or the contrary.
+    An unsupported cure would be the subject under another name, and its harm of 0 would mean nothing. If the cure changes
+    nothing, at least one induced variant must be supported, because otherwise the code may or may not follow the recipe.
     """
-    if honoured is None:
+    if supported is None:
         return ""
-    cures = [one for one in candidates(cure) if one != subject]
-    asked = cures or [one for arm in induced for one in candidates(arm)]
-    missing = [differing_fields(subject.recipe, one.recipe) - {*honoured} for one in asked]
+    cures = [pipeline for pipeline in candidates(cure) if pipeline != subject]
+    required = cures or [pipeline for arm in induced for pipeline in candidates(arm)]
+    missing = [differing_fields(subject.recipe, pipeline.recipe) - {*supported} for pipeline in required]
     if not missing or not all(missing):
         return ""
-    least = min(missing, key=len)
-    return (
-        f"the training code does not honour {', '.join(name for name in (*SUPPORTABLE_FIELDS, 'regularizer') if name in least)}"
-    )
+    fewest = min(missing, key=len)
+    names = [name for name in (*SUPPORTABLE_FIELDS, "regularizer") if name in fewest]
+    return f"the training code does not support {', '.join(names)}"
 
 
 def candidates(arm: Arm) -> tuple[Pipeline, ...]:
-    """The pipelines among which an arm is chosen; an arm that is settled is its only one."""
+    """Return the candidates of an arm; a pipeline is its own only candidate."""
     return arm.candidates if isinstance(arm, Selection) else (arm,)

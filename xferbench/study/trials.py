@@ -1,4 +1,4 @@
-"""From a pipeline, a view and a seed to a trial. Pure."""
+"""The trial of a pipeline in a view at a seed. Pure."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-SOURCE_STEPS_FACTOR = (
-    3  # times scratch's steps, in which a network learns a source: the synthetic one needs some 80 000 examples
-)
+# Steps of pretraining on a source, as a multiple of the from-scratch steps: the synthetic source needs about 80 000 examples.
+SOURCE_STEPS_FACTOR = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedView:
-    """A named way to look at a pipeline's model: edits of the model, and what its view has of its own.
+    """A named evaluation of a pipeline's model.
 
-    ``domain`` is ``source`` or ``shifted``. ``before`` looks at the network as it starts, which all seeds share; ``as_trained``
-    serves it as it was trained, whatever the pipeline's serving; ``stop`` at that step, whatever the recipe's; ``has_cue`` puts
-    the cue on every image.
+    Attributes:
+        edits: edits of the model.
+        mode: the serving mode, or None for that of the pipeline.
+        examples: ``whole`` for all test images in every split, or as in :class:`~xferbench.core.trial.EvaluationSpec`.
+        domain: ``source``, ``shifted``, or "" for the target.
+        before: whether the initial network is evaluated, which all seeds share.
+        as_trained: whether images are preprocessed as in training.
+        stop: the step of the training, or "" for that of the recipe.
+        has_cue: whether every image has the cue.
     """
 
     edits: tuple[str, ...] = ()
@@ -38,8 +43,8 @@ class NamedView:
     has_cue: bool = False
 
 
-TEMPERED = "temperature:fitted@1"  # the edit that calibrates
-BEFORE = "interpolated:0"  # the edit that gives what a finished network was made from
+TEMPERED = "temperature:fitted@1"  # edit for calibration
+BEFORE = "interpolated:0"  # edit that restores the backbone that a finished network was trained from
 
 VIEWS: Mapping[str, NamedView] = {
     "test": NamedView(),
@@ -63,25 +68,29 @@ VIEWS: Mapping[str, NamedView] = {
     "source-probe-before": NamedView(edits=("head:refit",), domain="source", before=True),
 }
 
-SERVING_MODES = {"eval": "eval", "train": "training", "train:class": "training:class"}  # a pipeline's word → its view's
+SERVING_MODES = {
+    "eval": "eval",
+    "train": "training",
+    "train:class": "training:class",
+}  # mode of a pipeline → mode of its evaluation
 
 
 def training_spec(pipeline: Pipeline, seed: int) -> TrainingSpec:
-    """The network that a pipeline trains at one seed; how it is served or stopped is no part of it."""
+    """Return the training spec of a pipeline at one seed. Serving and stopping are not part of it."""
     recipe = pipeline.recipe
-    made_here = recipe.init in {*LOCALLY_PRETRAINED_STARTS, "target"}
-    needs = recipe.regularizer.requires if recipe.regularizer else ()
-    needs_source = "source" in needs
-    needs_shifted = "shifted" in needs and not pipeline.injected_duplicates
-    needs_teacher = "teacher" in needs and not (pipeline.injected_duplicates or pipeline.training)
+    starts_locally = recipe.init in {*LOCALLY_PRETRAINED_STARTS, "target"}
+    inputs = recipe.regularizer.requires if recipe.regularizer else ()
+    needs_source = "source" in inputs
+    needs_shifted = "shifted" in inputs and not pipeline.injected_duplicates
+    needs_teacher = "teacher" in inputs and not (pipeline.injected_duplicates or pipeline.training)
     if pipeline.finished:
         return _checkpoint_spec(pipeline, pipeline.finished)
     return TrainingSpec(
         arch=pipeline.arch,
-        init="pretrained" if made_here else recipe.init,
+        init="pretrained" if starts_locally else recipe.init,
         start=_start(pipeline, seed),
         head=recipe.head,
-        phases=() if pipeline.injected_duplicates else recipe.phases,  # what is planted is looked for, and trains nothing
+        phases=() if pipeline.injected_duplicates else recipe.phases,  # injected duplicates are searched for, without training
         data=pipeline.target,
         train_size=pipeline.train_size,
         preprocessing=pipeline.train_preprocessing,
@@ -101,7 +110,7 @@ def training_spec(pipeline: Pipeline, seed: int) -> TrainingSpec:
 
 
 def _checkpoint_spec(pipeline: Pipeline, network: Checkpoint) -> TrainingSpec:
-    """A finished network as the fit of no steps that keeps its own head; all seeds share it."""
+    """Return a finished network as a training spec without steps that keeps its head; all seeds share it."""
     return TrainingSpec(
         arch=pipeline.arch,
         init="pretrained",
@@ -127,11 +136,12 @@ def _start(pipeline: Pipeline, seed: int) -> WeightsFile | TrainingSpec | None:
 
 
 def source_spec(pipeline: Pipeline) -> TrainingSpec:
-    """A network pretrained on the pipeline's source as the recipe's start says; all seeds share it.
+    """Return the spec of a network pretrained on the pipeline's source, for the ``init`` of its recipe; all seeds share it.
 
-    With shuffled labels for as long as scratch is trained; where it is to learn something, :data:`LONGER` than that.
+    With shuffled labels the network trains for the from-scratch number of steps, and otherwise for
+    :data:`SOURCE_STEPS_FACTOR` times as many.
     """
-    assert pipeline.source is not None, "only a pipeline with a source has such a start"
+    assert pipeline.source is not None, "only a pipeline with a source has this init"
     grid = pipeline.baseline
     steps = grid.steps if pipeline.recipe.init == "shuffled-source" else SOURCE_STEPS_FACTOR * grid.steps
     phase = Phase(lr=max(grid.lr), schedule="one-cycle", steps=steps, batch_size=grid.batch_size)
@@ -152,7 +162,7 @@ def source_spec(pipeline: Pipeline) -> TrainingSpec:
 
 
 def target_spec(pipeline: Pipeline, seed: int) -> TrainingSpec:
-    """A network trained from scratch on a seed's own training images, as a candidate of the baseline is."""
+    """Return the spec of a network trained from scratch on the training images of a seed, as a candidate of the baseline."""
     grid = pipeline.baseline
     decay = grid.weight_decay[0]
     phase = Phase(lr=max(grid.lr), weight_decay=decay, schedule="one-cycle", steps=grid.steps, batch_size=grid.batch_size)
@@ -175,61 +185,72 @@ def make_trial(
     pipeline: Pipeline,
     view: str,
     seed: int,
-    place: ComputeContext,
+    context: ComputeContext,
     measure: str = "predictions",
     *,
     function: str = "",
-    compares: bool = False,
-    given: str = "",
+    needs_pretraining_data: bool = False,
+    domain: str = "",
 ) -> Trial:
-    """One seed of a pipeline, looked at in a named way.
+    """Return the trial of a pipeline in a view at one seed.
 
     Args:
-        measure: what sees it. function: where that is computed. compares: whether that compares test images with others.
-        given: the domain that a measure is told of, ``source``, if there is one.
+        pipeline: the pipeline.
+        view: a key of :data:`VIEWS`.
+        seed: the seed.
+        context: the context that the trial is computed in.
+        measure: ``predictions``, or the key of a measure.
+        function: ``module:function@version`` of the measure.
+        needs_pretraining_data: whether the measure compares test images with other datasets.
+        domain: ``source`` if the measure is evaluated on the source, provided that the pipeline has one.
+
+    Raises:
+        ValueError: if the view is one of a dataset that the pipeline lacks.
     """
-    look = VIEWS[view]
-    if look.stop:  # of the recipe, for code of the user's own is told at which step to stop
-        pipeline = replace(pipeline, recipe=replace(pipeline.recipe, stop=look.stop))
-    bounded = look.examples in {"test", "whole"} and (measure == "predictions" or compares) and not look.domain
-    beside = auxiliary_dataset(pipeline, look.domain) if look.domain else pipeline.source if given == "source" else None
-    own = beside.preprocessing if beside else None  # what the source taught is asked as the source was learnt
-    own = pipeline.train_preprocessing if look.as_trained else own
-    examples = look.examples
-    edits = (*pipeline.edits, *(edit for edit in look.edits if edit not in pipeline.edits))
-    if (
-        pipeline.recipe.finish
-        and measure == "predictions"
-        and not (look.before or pipeline.finished or pipeline.injected_duplicates)
-    ):
-        edits = (str(pipeline.recipe.finish), *edits)
-    if look.examples == "whole" or (compares and pipeline.evaluation_split == "confirm"):
+    named = VIEWS[view]
+    if named.stop:  # a field of the recipe, because a user's training code receives the step to stop at
+        pipeline = replace(pipeline, recipe=replace(pipeline.recipe, stop=named.stop))
+    uses_test_images = (
+        named.examples in {"test", "whole"} and (measure == "predictions" or needs_pretraining_data) and not named.domain
+    )
+    dataset = auxiliary_dataset(pipeline, named.domain) if named.domain else pipeline.source if domain == "source" else None
+    preprocessing = dataset.preprocessing if dataset else None  # the source is evaluated with its own preprocessing
+    preprocessing = pipeline.train_preprocessing if named.as_trained else preprocessing
+    examples = named.examples
+    if named.examples == "whole" or (needs_pretraining_data and pipeline.evaluation_split == "confirm"):
         examples = "test"
-    elif bounded:
+    elif uses_test_images:
         examples = pipeline.evaluation_split
-    elif pipeline.finished and look.examples == "validation":
+    elif pipeline.finished and named.examples == "validation":
         examples = "screen"
-    if pipeline.finished and look.before:
-        edits = (BEFORE, *look.edits)
-    seen = EvaluationSpec(
+    evaluation = EvaluationSpec(
         examples=examples,
-        limit=pipeline.test_size if bounded or examples == "screen" else None,
-        preprocessing=own or pipeline.serve_preprocessing,
-        mode="eval" if own else SERVING_MODES[look.mode or pipeline.mode],
-        step="last" if look.before else pipeline.recipe.stop,
+        limit=pipeline.test_size if uses_test_images or examples == "screen" else None,
+        preprocessing=preprocessing or pipeline.serve_preprocessing,
+        mode="eval" if preprocessing else SERVING_MODES[named.mode or pipeline.mode],
+        step="last" if named.before else pipeline.recipe.stop,
         measure=measure,
         function=function,
-        domain=beside,
+        domain=dataset,
         expected_training=pipeline.expected_training if measure != "predictions" else None,
-        reference_data=pipeline.pretraining if compares or examples == "unique" else (),
-        has_cue=look.has_cue,
+        reference_data=pipeline.pretraining if needs_pretraining_data or examples == "unique" else (),
+        has_cue=named.has_cue,
     )
-    looked_at = initial_model(pipeline) if look.before and not pipeline.finished else training_spec(pipeline, seed)
-    return Trial(model=ModelSpec(base=looked_at, edits=edits), view=seen, place=place)
+    spec = initial_model(pipeline) if named.before and not pipeline.finished else training_spec(pipeline, seed)
+    return Trial(model=ModelSpec(base=spec, edits=_model_edits(pipeline, named, measure)), view=evaluation, place=context)
+
+
+def _model_edits(pipeline: Pipeline, view: NamedView, measure: str) -> tuple[str, ...]:
+    """Return the edits of a pipeline's model in a view; the finish of the recipe comes first, and measures do not use it."""
+    if pipeline.finished and view.before:
+        return (BEFORE, *view.edits)
+    edits = (*pipeline.edits, *(edit for edit in view.edits if edit not in pipeline.edits))
+    has_finish = not (view.before or pipeline.finished or pipeline.injected_duplicates) and measure == "predictions"
+    return (str(pipeline.recipe.finish), *edits) if pipeline.recipe.finish and has_finish else edits
 
 
 def initial_model(pipeline: Pipeline) -> TrainingSpec:
-    """The zero-step fit: the network that a pipeline starts from, the same at every seed as far as the source's task goes."""
+    """Return the spec of the initial network of a pipeline: no steps, a zero head, and one seed for all seeds."""
     start = replace(pipeline.recipe, phases=(), regularizer=None, augment=None, head=ZERO_HEAD, transferred="all")
     return replace(
         training_spec(replace(pipeline, recipe=start), 0), train_size=None, training=None, stop="last", interventions=()
@@ -237,24 +258,28 @@ def initial_model(pipeline: Pipeline) -> TrainingSpec:
 
 
 def auxiliary_dataset(pipeline: Pipeline, role: str) -> AuxiliaryDataset:
-    """A pipeline's source or shifted set.
+    """Return the source or the shifted set of a pipeline.
+
+    Args:
+        pipeline: the pipeline.
+        role: ``source`` or ``shifted``.
 
     Raises:
-        ValueError: where there is none, or nobody knows its classes: the plugin should not have asked.
+        ValueError: if the pipeline lacks the dataset or its classes are not known. ``applies`` of a plugin checks this.
     """
-    found = {"source": pipeline.source, "shifted": pipeline.shifted}[role]
-    if found is None or not found.classes:
+    dataset = {"source": pipeline.source, "shifted": pipeline.shifted}[role]
+    if dataset is None or not dataset.classes:
         raise ValueError(f"the suite has no [{role}] whose classes are known")
-    return found
+    return dataset
 
 
-def training_cost(one: TrainingSpec) -> float:
-    """Examples that go through a fit's training, those of a frozen backbone counted at a tenth; for order and estimates."""
-    times = 3 if one.unlabeled else 1  # what is told apart are the batch, once more, and as many images of another domain
-    return times * sum(phase.steps * phase.batch_size if one.augment else phase_examples(phase) for phase in one.phases)
+def training_cost(spec: TrainingSpec) -> float:
+    """Return the number of training examples; those of a frozen backbone count a tenth. For ordering and estimates."""
+    factor = 3 if spec.unlabeled else 1  # the domain classifier sees the batch again, and as many images of the other domain
+    return factor * sum(phase.steps * phase.batch_size if spec.augment else phase_examples(phase) for phase in spec.phases)
 
 
 def phase_examples(phase: Phase) -> float:
-    """A phase's share of :func:`cost`."""
-    cheap = phase.trainable == HEAD_ONLY and phase.batchnorm == "eval"
-    return phase.steps * phase.batch_size * (0.1 if cheap else 1.0)
+    """Return the part of a phase in :func:`training_cost`."""
+    is_cheap = phase.trainable == HEAD_ONLY and phase.batchnorm == "eval"
+    return phase.steps * phase.batch_size * (0.1 if is_cheap else 1.0)
