@@ -25,7 +25,7 @@ from xferbench.core.record import Record
 from xferbench.core.run import Run
 from xferbench.report import messages
 from xferbench.runner import build_run, discovery, execute, store
-from xferbench.study import batching, findings, schedule, selection
+from xferbench.study import batching, findings, schedule, selection, trial_requests
 from xferbench.study.arms import plugin_arms
 from xferbench.study.trials import make_trial
 
@@ -66,7 +66,7 @@ class Asked:
 
     def questions(self, seeds):
         """What is asked at some seeds."""
-        return [one for case in self.cases for one in schedule.contrast_requests(case, seeds, self.study, {})]
+        return [one for case in self.cases for one in trial_requests.contrast_requests(case, seeds, self.study, {})]
 
 
 def asked(recipe, target, path):

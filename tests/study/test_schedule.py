@@ -19,7 +19,7 @@ from xferbench.core.trial import ModelSpec
 from xferbench.plugins import batchnorm_drift, negative_transfer
 from xferbench.report import messages
 from xferbench.runner import shard
-from xferbench.study import batching, findings, schedule, selection
+from xferbench.study import batching, findings, schedule, selection, trial_requests
 from xferbench.study.study import TrialRequest
 from xferbench.study.trials import make_trial, training_spec
 from xferbench.testing import fake_lab
@@ -305,7 +305,7 @@ def test_a_source_is_pretrained_on_once_before_the_arm_that_starts_from_it():
     while (step := schedule.next_step(asked, answers)).wanted.keys() - answers.keys():
         stages.append((step.stage, len(step.wanted)))
         answers |= {key: lab(USUAL)(trial) for key, trial in step.wanted.items()}
-    assert stages[1] == ("training what others start from", 1)
+    assert stages[1] == ("training initial networks", 1)
     starts = {one.trial.model.base.start for one in step.asked if one.arm == "induced:shuffled-source" and one.view == "test"}
     (start,) = starts
     assert (start.data.digest, start.labels, start.init) == ("source", "shuffled", "random")
@@ -338,7 +338,7 @@ def test_teachers_are_trained_once_each_and_before_whoever_learns_from_them():
 def test_a_teachers_seconds_are_in_its_students_and_count_once():
     taught = make_trial(replace(PIPELINE, recipe=distillation()), "test", 0, fake_lab.CONTEXT)
     asked = [TrialRequest(plugin="", arm="subject", view="test", seed=0, trial=taught)]
-    asked += schedule.teacher_requests(asked)
+    asked += trial_requests.teacher_requests(asked)
     records = {one.trial.key: Record(key=one.trial.key, fit_seconds=cost) for one, cost in zip(asked, (7.0, 3.0), strict=True)}
     assert schedule.training_seconds(asked, records) == 7
     assert schedule.training_seconds(asked[:1], records) == 7 and schedule.training_seconds(asked[1:], records) == 3

@@ -1,4 +1,4 @@
-"""From judgements to findings, and from questions to the rows of a run. Pure."""
+"""The findings of a finished study, and the rows of its run. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xferbench.analysis import estimates, intervals, metrics, power
-from xferbench.analysis import verdict as decision
+from xferbench.analysis import verdict as verdicts
 from xferbench.config.render import describe_pipeline
 from xferbench.core.reason import Code, because
 from xferbench.core.run import Finding, TrialRow, contrast_id
@@ -17,7 +17,7 @@ from xferbench.study.draft import Draft
 from xferbench.study.schedule import records_by_term, rules_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from xferbench.analysis.verdict import Verdict
     from xferbench.core.plugin import Contrast
@@ -27,27 +27,34 @@ if TYPE_CHECKING:
     from xferbench.study.schedule import PluginState, Schedule
 
 
-def build_findings(suite: Suite, step: Schedule, answers: Mapping[str, Record]) -> tuple[Draft, ...]:
-    """All findings of a finished study: for each judged contrast one a variant, then the plugin's measurements."""
-    found: list[Draft] = []
-    for case in step.cases:
-        told = records_by_term(step.asked, case.plugin.id, answers)
-        if case.skipped or case.error:
-            found.append(_unasked(suite, case))
-        for name, contrast in case.contrasts("paired"):
+def build_findings(suite: Suite, schedule: Schedule, records: Mapping[str, Record]) -> tuple[Draft, ...]:
+    """Return all findings of a finished study, by plugin.
+
+    A paired contrast has a finding for each variant. Exact contrasts and measurements follow.
+    """
+    drafts: list[Draft] = []
+    for state in schedule.cases:
+        by_term = records_by_term(schedule.asked, state.plugin.id, records)
+        if state.skipped or state.error:
+            drafts.append(_unavailable_finding(suite, state))
+        for name, contrast in state.contrasts("paired"):
             result = ContrastResult(
-                suite=rules_for(contrast, suite), case=case, contrast=contrast, judgement=step.judgements[name], records=told
+                suite=rules_for(contrast, suite),
+                state=state,
+                contrast=contrast,
+                decision=schedule.judgements[name],
+                records=by_term,
             )
-            found += [_finding(result, variant, step.stopped) for variant in case.variants or ("",)]
-        found += [_exact(suite, case, contrast, told) for _, contrast in case.contrasts("exact")]
-        found += [_measured(rules_for(contrast, suite), case, contrast, told) for contrast in case.measured()]
-    return tuple(found)
+            drafts += [_paired_finding(result, variant, schedule.stopped) for variant in state.variants or ("",)]
+        drafts += [_exact_finding(suite, state, contrast, by_term) for _, contrast in state.contrasts("exact")]
+        drafts += [_measurement(rules_for(contrast, suite), state, contrast, by_term) for contrast in state.measurements()]
+    return tuple(drafts)
 
 
-def _blank(suite: Suite, case: PluginState, contrast: str, verdict: str) -> Finding:
+def _blank_finding(suite: Suite, state: PluginState, contrast: str, verdict: str) -> Finding:
     return Finding(
-        id=contrast_id(case.plugin.id, contrast),
-        plugin=case.plugin.id,
+        id=contrast_id(state.plugin.id, contrast),
+        plugin=state.plugin.id,
         contrast=contrast,
         kind="audit" if suite.after else "experiment",
         verdict=verdict,
@@ -56,216 +63,234 @@ def _blank(suite: Suite, case: PluginState, contrast: str, verdict: str) -> Find
     )
 
 
-def _unasked(suite: Suite, case: PluginState) -> Draft:
-    judged = next((one.name for one in case.plugin.contrasts if one.kind != "info"), case.plugin.contrasts[0].name)
-    decided = decision.decide_without_trials(case.skipped, case.error)
-    return Draft(finding=_blank(suite, case, judged, decided.code), reasons=(decided.reason,))
+def _unavailable_finding(suite: Suite, state: PluginState) -> Draft:
+    """Return the finding of a plugin that is skipped or crashed, for its first contrast with a verdict."""
+    contrasts = state.plugin.contrasts
+    name = next((contrast.name for contrast in contrasts if contrast.kind != "info"), contrasts[0].name)
+    verdict = verdicts.decide_without_trials(state.skipped, state.error)
+    return Draft(finding=_blank_finding(suite, state, name, verdict.code), reasons=(verdict.reason,))
 
 
-def _finding(result: ContrastResult, variant: str, stopped: Reason | None) -> Draft:
-    suite, judgement, case = result.suite, result.judgement, result.case
-    estimate, seen = judgement.harm.estimate, judgement.controls.get(variant)
-    measures, broken = _measures(case, result.records, judgement.seeds, variant)
-    if len(judgement.seeds) == 1 and judgement.harm.exposed and metrics.get_metric(suite.metric).unit == "accuracy":
-        measures["McNemar's p, which tests a harm of 0"] = intervals.mcnemar_p(judgement.harm.difference.ravel())
-    said, crashed = _told(case, result.contrast, result.records)
-    error = judgement.harm.error or _crash(result.records, [variant]) or broken or crashed
-    control = decision.control_outcome(seen, suite.margin)
-    decided = decision.decide_harm(
+def _paired_finding(result: ContrastResult, variant: str, stopped: Reason | None) -> Draft:
+    """Return the finding of a contrast that is compared with the margin, with the control of a variant."""
+    suite, decision, state = result.suite, result.decision, result.state
+    estimate, cost = decision.harm.estimate, decision.controls.get(variant)
+    measures, measure_error = _mean_measures(state, result.records, decision.seeds, variant)
+    if len(decision.seeds) == 1 and decision.harm.exposed and metrics.get_metric(suite.metric).unit == "accuracy":
+        measures["McNemar's p, which tests a harm of 0"] = intervals.mcnemar_p(decision.harm.difference.ravel())
+    explanation, explain_error = _explanation(state, result.contrast, result.records)
+    error = decision.harm.error or _first_crash(result.records, [variant]) or measure_error or explain_error
+    control = verdicts.control_outcome(cost, suite.margin)
+    verdict = verdicts.decide_harm(
         estimate,
         control,
-        judgement.harm.exposed,
-        case.trust,
-        result.dead_baseline,
-        decision=judgement.verdict,
+        decision.harm.exposed,
+        state.trust,
+        result.baseline_failure,
+        decision=decision.verdict,
         margin=suite.margin,
         error=error,
         equal=why_equal(result),
-        selected=result.selected,
-        finished=result.finished,
+        selected=result.is_selected,
+        finished=result.is_finished,
         variant=variant,
-        cost=None if seen is None or seen.error else seen.estimate,
+        cost=None if cost is None or cost.error else cost.estimate,
     )
-    change, remaining = remedy(result, decided.code)
-    blank = _blank(suite, case, result.contrast.name, decided.code)
+    patch, remaining = remedy(result, verdict.code)
+    blank = _blank_finding(suite, state, result.contrast.name, verdict.code)
     finding = replace(
         blank,
         id=f"{blank.id}/{variant}" if variant else blank.id,
         variant=variant,
         control=control,
-        harm=_number(estimate.harm),
-        low=_number(estimate.low),
-        high=_number(estimate.high),
-        p_fail=None if error else judgement.adjusted[0],
-        p_pass=None if error else judgement.adjusted[1],
+        harm=_finite(estimate.harm),
+        low=_finite(estimate.low),
+        high=_finite(estimate.high),
+        p_fail=None if error else decision.adjusted[0],
+        p_pass=None if error else decision.adjusted[1],
         margin=suite.margin,
-        benefit_retained=None if error else estimates.benefit_retained(result.records, judgement.seeds, suite),
-        accuracy=_accuracies(result.records, variant, judgement.seeds),
-        seeds=len(judgement.seeds),
+        benefit_retained=None if error else estimates.benefit_retained(result.records, decision.seeds, suite),
+        accuracy=_accuracies(result.records, variant, decision.seeds),
+        seeds=len(decision.seeds),
         examples=estimate.examples,
-        control_harm=None if seen is None else _number(seen.estimate.harm),
-        control_low=None if seen is None else _number(seen.estimate.low),
-        control_high=None if seen is None else _number(seen.estimate.high),
-        exposed=judgement.harm.exposed,
+        control_harm=None if cost is None else _finite(cost.estimate.harm),
+        control_low=None if cost is None else _finite(cost.estimate.low),
+        control_high=None if cost is None else _finite(cost.estimate.high),
+        exposed=decision.harm.exposed,
         measures=measures,
-        remedy=change,
+        remedy=patch,
     )
-    reasons = (decided.reason,) if error else _reasons(result, variant, decided, said, stopped)
+    reasons = (verdict.reason,) if error else _paired_reasons(result, variant, verdict, explanation, stopped)
     return Draft(finding=finding, reasons=reasons, remaining=remaining)
 
 
-def _reasons(result: ContrastResult, variant: str, decided: Verdict, said: str, stopped: Reason | None) -> tuple[Reason, ...]:
-    """What a finding says: the plugin's own words, why the verdict, what would decide it, and remarks."""
-    beside = because(Code.TEXT, text=_crash(result.records, result.case.beside))  # the last one's numbers are not there
-    reasons = [because(Code.TEXT, text=said), decided.reason]
-    if result.judgement.is_open:
-        reasons.append(power.to_decide(result.judgement, result.suite, halved=result.selected))
+def _paired_reasons(
+    result: ContrastResult, variant: str, verdict: Verdict, explanation: str, stopped: Reason | None
+) -> tuple[Reason, ...]:
+    """Return the plugin's explanation, the reason of the verdict, what would decide it, remarks, and crashes of extra arms."""
+    reasons = [because(Code.TEXT, text=explanation), verdict.reason]
+    if result.decision.is_open:
+        reasons.append(power.to_decide(result.decision, result.suite, halved=result.is_selected))
         reasons += [stopped] if stopped else []
-    if decided.reason.code not in {Code.ON_TRUST, Code.NOT_EXPOSED, Code.NOT_EXPOSED_NO_CONTROL}:
-        reasons += remarks(result, variant, decided.code)
-    return (*reasons, beside)
+    if verdict.reason.code not in {Code.ON_TRUST, Code.NOT_EXPOSED, Code.NOT_EXPOSED_NO_CONTROL}:
+        reasons += remarks(result, variant, verdict.code)
+    return (*reasons, because(Code.TEXT, text=_first_crash(result.records, result.state.extra_arms)))
 
 
-def _exact(suite: Suite, case: PluginState, contrast: Contrast, told: estimates.RecordsByTerm) -> Draft:
-    """An invariant, broken as soon as its sum is beyond what is allowed at one seed: 0, if nothing is said.
+def _exact_finding(suite: Suite, state: PluginState, contrast: Contrast, records: estimates.RecordsByTerm) -> Draft:
+    """Return the finding of an invariant, which is broken if its sum exceeds the allowed value (default 0) at any seed.
 
-    It needs no control; what is induced shows that it can be broken.
+    An invariant needs no control. The induced arms show that it can be broken.
     """
-    arms = {"subject": contrast, "cured": estimates.swap_arm(contrast, "subject", "cured")}
-    variants = case.variants if contrast.controlled else ()
-    arms |= {f"induced:{variant}": estimates.positive_control(contrast, variant) for variant in variants}
-    terms = [term for own in arms.values() for term in own.weights]
-    seeds = sorted({seed for _, _, seed in told if all((*term, seed) in told for term in terms)})
-    values = {arm: np.array([estimates.invariant_value(own, told, seed) for seed in seeds]) for arm, own in arms.items()}
-    dead = {seed for (arm, view, seed) in told if arm == "subject" and told[arm, view, seed].scalars.get("diverged", 0.0) > 0}
-    said, crashed = _told(case, contrast, told)
-    error = _crash(told, case.variants) or crashed
+    contrasts = {"subject": contrast, "cured": estimates.swap_arm(contrast, "subject", "cured")}
+    variants = state.variants if contrast.controlled else ()
+    contrasts |= {f"induced:{variant}": estimates.positive_control(contrast, variant) for variant in variants}
+    terms = [term for arm_contrast in contrasts.values() for term in arm_contrast.weights]
+    seeds = _complete_seeds(records, terms)
+    values = {
+        arm: np.array([estimates.invariant_value(arm_contrast, records, seed) for seed in seeds])
+        for arm, arm_contrast in contrasts.items()
+    }
+    diverged = {
+        seed for (arm, _, seed), record in records.items() if arm == "subject" and record.scalars.get("diverged", 0.0) > 0
+    }
+    explanation, explain_error = _explanation(state, contrast, records)
     allowed = getattr(suite, contrast.allowed) if contrast.allowed else 0.0
-    decided = decision.decide_invariant(
+    verdict = verdicts.decide_invariant(
         [float(value) for value in values["subject"]],
-        [seed in dead for seed in seeds],
+        [seed in diverged for seed in seeds],
         allowed=allowed,
         meaning=contrast.meaning,
-        error=error,
-        trust=case.trust,
-        comparable=not _untold(case),
+        error=_first_crash(records, state.variants) or explain_error,
+        trust=state.trust,
+        comparable=not _has_unknown_training(state),
     )
-    broken = {arm: int((np.isfinite(found) & (np.abs(found) > allowed)).sum()) for arm, found in values.items()}
-    sizes = {arm: float(np.abs(found).mean()) for arm, found in values.items() if np.isfinite(found).all()}
-    mended = not broken["cured"] and bool(np.isfinite(values["cured"]).all())
-    seen = any(broken[f"induced:{variant}"] for variant in variants)
+    broken = {arm: int((np.isfinite(sums) & (np.abs(sums) > allowed)).sum()) for arm, sums in values.items()}
+    sizes = {arm: float(np.abs(sums).mean()) for arm, sums in values.items() if np.isfinite(sums).all()}
+    is_repaired = not broken["cured"] and bool(np.isfinite(values["cured"]).all())
+    is_detected = any(broken[f"induced:{variant}"] for variant in variants)
     finding = replace(
-        _blank(suite, case, contrast.name, decided.code),
-        control=("detected" if seen else "missed") if variants else "none",
+        _blank_finding(suite, state, contrast.name, verdict.code),
+        control=("detected" if is_detected else "missed") if variants else "none",
         seeds=len(seeds),
         exposed=bool(broken["subject"]),
         measures={f"{arm}/{contrast.name}": size for arm, size in sizes.items()},
-        remedy=describe_patch(case, verified=mended) if decided.code == "FAIL" else None,
+        remedy=describe_patch(state, verified=is_repaired) if verdict.code == "FAIL" else None,
     )
-    around = [because(Code.TEXT, text=text) for text in (said, _crash(told, case.beside))]
-    reasons = (decided.reason,) if decided.code == "ERROR" else (around[0], decided.reason, around[1])
+    before, after = (because(Code.TEXT, text=text) for text in (explanation, _first_crash(records, state.extra_arms)))
+    reasons = (verdict.reason,) if verdict.code == "ERROR" else (before, verdict.reason, after)
     return Draft(finding=finding, reasons=reasons)
 
 
-def _untold(case: PluginState) -> bool:
-    """Whether nobody said how a finished network was trained, so that it can be measured, and held against nothing."""
-    subject = case.arms["subject"].pipeline
+def _has_unknown_training(state: PluginState) -> bool:
+    """Return whether the training of a finished network is not known, so that it can be measured but not compared."""
+    subject = state.arms["subject"].pipeline
     return subject is not None and subject.finished is not None and subject.expected_training is None
 
 
-def _measured(suite: Suite, case: PluginState, contrast: Contrast, told: estimates.RecordsByTerm) -> Draft:
-    """A measurement with its interval, over the seeds that have it; it is never a verdict by itself.
+def _complete_seeds(records: estimates.RecordsByTerm, terms: Iterable[tuple[str, str]]) -> list[int]:
+    """Return the seeds that have a record for every term, in order."""
+    required = list(terms)
+    return sorted(seed for seed in {seed for _, _, seed in records} if all((*term, seed) in records for term in required))
 
-    A plugin that judges nothing has its own numbers and words here.
+
+def _measurement(suite: Suite, state: PluginState, contrast: Contrast, records: estimates.RecordsByTerm) -> Draft:
+    """Return the finding of a measurement with its interval, over the seeds that have it; it is never a verdict.
+
+    For a plugin without verdicts, the finding also has the plugin's measures and explanation.
     """
-    seeds = sorted(seed for seed in {seed for _, _, seed in told} if all((*term, seed) in told for term in contrast.weights))
-    seen = estimates.estimate_contrast(contrast, told, seeds, suite)
-    crashed = any(told[(*term, seed)].error for term in contrast.weights for seed in seeds)
+    seeds = _complete_seeds(records, contrast.weights)
+    result = estimates.estimate_contrast(contrast, records, seeds, suite)
+    has_crashed = any(records[(*term, seed)].error for term in contrast.weights for seed in seeds)
     measures: dict[str, float] = {}
-    said = broken = ""
-    if not case.plugin.has_verdict:
-        measures, broken = _measures(case, told, seeds, "")
-        said, failed = _told(case, contrast, told)
-        broken = _crash(told, case.beside) or broken or failed
-    decided = decision.decide_measurement(
-        meaning=contrast.meaning, failure=broken, error=seen.error, crashed=crashed, seeds=len(seeds)
+    explanation = failure = ""
+    if not state.plugin.has_verdict:
+        measures, measure_error = _mean_measures(state, records, seeds, "")
+        explanation, explain_error = _explanation(state, contrast, records)
+        failure = _first_crash(records, state.extra_arms) or measure_error or explain_error
+    verdict = verdicts.decide_measurement(
+        meaning=contrast.meaning, failure=failure, error=result.error, crashed=has_crashed, seeds=len(seeds)
     )
     finding = replace(
-        _blank(suite, case, contrast.name, decided.code),
-        harm=_number(seen.estimate.harm),
-        low=_number(seen.estimate.low),
-        high=_number(seen.estimate.high),
+        _blank_finding(suite, state, contrast.name, verdict.code),
+        harm=_finite(result.estimate.harm),
+        low=_finite(result.estimate.low),
+        high=_finite(result.estimate.high),
         seeds=len(seeds),
-        examples=seen.estimate.examples,
+        examples=result.estimate.examples,
         measures=measures,
     )
-    own = (because(Code.TEXT, text=said),) if decided.code == "INFO" else ()
-    return Draft(finding=finding, reasons=(decided.reason, *own))
+    reasons = (verdict.reason, because(Code.TEXT, text=explanation)) if verdict.code == "INFO" else (verdict.reason,)
+    return Draft(finding=finding, reasons=reasons)
 
 
-def _told(case: PluginState, contrast: Contrast, told: estimates.RecordsByTerm) -> tuple[str, str]:
-    """What the plugin itself says of the answers, or what broke as it did."""
-    subject, cured = (case.arms[arm].pipeline for arm in ("subject", "cured"))
-    if case.plugin.explain is None or subject is None or cured is None or any(one.error for one in told.values()):
+def _explanation(state: PluginState, contrast: Contrast, records: estimates.RecordsByTerm) -> tuple[str, str]:
+    """Return the plugin's explanation of a contrast, and the crash of the explaining function; each is "" if there is none."""
+    subject, cured = (state.arms[arm].pipeline for arm in ("subject", "cured"))
+    has_crashed = any(record.error for record in records.values())
+    if state.plugin.explain is None or subject is None or cured is None or has_crashed:
         return "", ""
     try:
-        return case.plugin.explain(contrast.name, told, subject, cured), ""
-    except Exception as error:  # noqa: BLE001 - a plugin's crash is its finding, and the others go on
+        return state.plugin.explain(contrast.name, records, subject, cured), ""
+    except Exception as error:  # noqa: BLE001 - the crash becomes the plugin's finding, and other plugins continue
         return "", f"the plugin's own words: {type(error).__name__}: {error}"
 
 
-def _number(value: float) -> float | None:
+def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _crash(told: estimates.RecordsByTerm, variants: Sequence[str]) -> str:
-    """The first crash among the arms of a finding: a missing arm leads to ERROR, whatever the others show."""
+def _first_crash(records: estimates.RecordsByTerm, variants: Sequence[str]) -> str:
+    """Return the first crash among the arms of a finding, or ""; a missing arm leads to ERROR, even if other arms exist."""
     arms = {"subject", "cured", "scratch", *variants, *(f"induced:{variant}" for variant in variants)}
-    crashed = (f"{arm} (seed {seed}): {one.error}" for (arm, _, seed), one in told.items() if one.error and arm in arms)
-    return next(crashed, "")
+    crashes = (
+        f"{arm} (seed {seed}): {record.error}" for (arm, _, seed), record in records.items() if record.error and arm in arms
+    )
+    return next(crashes, "")
 
 
-def _accuracies(told: estimates.RecordsByTerm, variant: str, seeds: Sequence[int]) -> dict[str, float]:
+def _accuracies(records: estimates.RecordsByTerm, variant: str, seeds: Sequence[int]) -> dict[str, float]:
     arms = {"subject": "subject", "cured": "cured", "induced": f"induced:{variant}", "scratch": "scratch"}
-    found = {name: estimates.mean_accuracy(told, arm, seeds) for name, arm in arms.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    accuracies = {name: estimates.mean_accuracy(records, arm, seeds) for name, arm in arms.items()}
+    return {name: accuracy for name, accuracy in accuracies.items() if accuracy is not None}
 
 
-def _measures(
-    case: PluginState, told: estimates.RecordsByTerm, seeds: Sequence[int], variant: str
+def _mean_measures(
+    state: PluginState, records: estimates.RecordsByTerm, seeds: Sequence[int], variant: str
 ) -> tuple[dict[str, float], str]:
-    """Means over seeds of the plugin's own scalars by arm/name, and what it reads out of the records; or what broke."""
-    found: dict[str, list[float]] = {}
+    """Return the means over seeds of the plugin's measures, by arm/name, with its derived metrics; and the crash, or ""."""
+    plugin = state.plugin
+    values: dict[str, list[float]] = {}
     try:
-        for (arm, view, _), record in told.items():
-            if view in case.plugin.measures and arm in {"subject", f"induced:{variant}"} and not record.error:
-                found.setdefault(f"{arm.partition(':')[0]}/{view}", []).append(record.scalars[view])
-        means = {name: float(np.mean(values)) for name, values in found.items()}
-        means |= dict(case.plugin.derived_metrics(told, seeds)) if case.plugin.derived_metrics else {}
-        return {name: value for name, value in means.items() if np.isfinite(value)}, ""
-    except Exception as error:  # noqa: BLE001 - a plugin's crash is its finding, and the others go on
+        for (arm, view, _), record in records.items():
+            if view in plugin.measures and arm in {"subject", f"induced:{variant}"} and not record.error:
+                values.setdefault(f"{arm.partition(':')[0]}/{view}", []).append(record.scalars[view])
+        means = {name: float(np.mean(scalars)) for name, scalars in values.items()}
+        means |= dict(plugin.derived_metrics(records, seeds)) if plugin.derived_metrics else {}
+        return {name: mean for name, mean in means.items() if np.isfinite(mean)}, ""
+    except Exception as error:  # noqa: BLE001 - the crash becomes the plugin's finding, and other plugins continue
         return {}, f"the plugin's own numbers: {type(error).__name__}: {error}"
 
 
-def trial_rows(step: Schedule, answers: Mapping[str, Record]) -> tuple[TrialRow, ...]:
-    """Every judged question with its record, one row each."""
-    arms_of = {case.plugin.id: case for case in step.cases}
-    arms = {(case.plugin.id, name): one for case in step.cases for name, one in case.arms.items()}
-    found = []
-    for one in step.asked:
-        settled = arms.get((one.plugin, one.arm))
-        if one.view == "validation" or settled is None or settled.pipeline is None:
+def trial_rows(schedule: Schedule, records: Mapping[str, Record]) -> tuple[TrialRow, ...]:
+    """Return a row for every request with its record, without those of selections."""
+    states = {state.plugin.id: state for state in schedule.cases}
+    rows = []
+    for request in schedule.asked:
+        state = states.get(request.plugin)
+        resolved = state.arms.get(request.arm) if state else None
+        if request.view == "validation" or state is None or resolved is None or resolved.pipeline is None:
             continue
-        arm, _, variant = one.arm.partition(":")
-        found.append(
+        arm, _, variant = request.arm.partition(":")
+        rows.append(
             TrialRow(
-                plugin=one.plugin,
+                plugin=request.plugin,
                 arm=arm,
                 variant=variant,
-                view=one.view,
-                seed=one.seed,
-                record=answers[one.trial.key],
-                recipe=describe_pipeline(settled.pipeline, arms_of[one.plugin].recorded),
+                view=request.view,
+                seed=request.seed,
+                record=records[request.trial.key],
+                recipe=describe_pipeline(resolved.pipeline, state.recorded),
             )
         )
-    return tuple(found)
+    return tuple(rows)

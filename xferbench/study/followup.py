@@ -1,4 +1,4 @@
-"""Which failures of a finished network are left once the largest one is mended: those that are not were its symptoms. Pure."""
+"""Failures of a finished network that remain after the largest one is repaired; the others were its symptoms. Pure."""
 
 from __future__ import annotations
 
@@ -19,47 +19,57 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Followup:
-    """A study with its largest failure mended: by what it was mended, and where the study of the others stands."""
+    """The study of the remaining failures after the largest one is repaired.
+
+    Attributes:
+        by: id of the plugin whose cure is the repair.
+        study: the study of the other failures, whose subject is the repaired network.
+        step: the schedule of that study.
+    """
 
     by: str
     study: Study
     step: Schedule
 
 
-def followup_study(study: Study, step: Schedule) -> tuple[str, Study] | None:
-    """The failure with the largest harm in the suite's metric that a repair was confirmed for, and the study of what is left.
+def followup_study(study: Study, schedule: Schedule) -> tuple[str, Study] | None:
+    """Return the plugin with the largest harm whose repair is confirmed, and a study of the other failures after this repair.
 
-    The other failures are asked of the network as that repair leaves it. None where nothing was mended, or nothing is left.
+    The harm is in the suite's metric. The result is None if nothing was repaired or nothing else failed.
     """
-    failed = {name: one.harm.estimate.harm for name, one in step.judgements.items() if one.verdict == "FAIL"}
-    cases = {f"{case.plugin.id}/{contrast.name}": case for case in step.cases for _, contrast in case.contrasts("paired")}
-    own = {name: harm for name, harm in failed.items() if is_repair(cases[name], study.suite.metric)}
-    if len(failed) < 2 or not own:
+    harms = {name: decision.harm.estimate.harm for name, decision in schedule.judgements.items() if decision.verdict == "FAIL"}
+    states = {
+        f"{state.plugin.id}/{contrast.name}": state for state in schedule.cases for _, contrast in state.contrasts("paired")
+    }
+    repairs = [name for name in harms if is_repair(states[name], study.suite.metric)]
+    if len(harms) < 2 or not repairs:
         return None
-    largest = max(own, key=lambda name: own[name])
-    cured = cases[largest].arms["cured"].pipeline
-    assert cured is not None, "what is judged is settled"
-    left = [cases[name].plugin for name in failed if cases[name].plugin.id != cases[largest].plugin.id]
-    return (cases[largest].plugin.id, replace(study, subject=cured, plugins=tuple(left))) if left else None
+    largest = states[max(repairs, key=lambda name: harms[name])]
+    repaired = largest.arms["cured"].pipeline
+    assert repaired is not None, "the arms of a decided contrast are resolved"
+    others = tuple(states[name].plugin for name in harms if states[name].plugin.id != largest.plugin.id)
+    return (largest.plugin.id, replace(study, subject=repaired, plugins=others)) if others else None
 
 
-def is_repair(case: PluginState, metric: str) -> bool:
-    """Whether a cure leaves the network that it is about, and is judged by the metric that the others are."""
-    before, after = (case.arms[arm].pipeline for arm in ("subject", "cured"))
+def is_repair(state: PluginState, metric: str) -> bool:
+    """Return whether a cure keeps the task of a finished network, and has a verdict in the given metric."""
+    before, after = (state.arms[arm].pipeline for arm in ("subject", "cured"))
     if before is None or after is None or before == after or before.finished is None:
         return False
     edits = after.edits[len(before.edits) :]
-    plain = [one for one in case.plugin.contrasts if one.kind == "paired" and one.metric in {"", metric}]
-    return bool(plain) and all(isinstance(Edit.parse(edit), BatchNormEdit | AssignClasses | RotateClasses) for edit in edits)
+    has_metric = any(contrast.kind == "paired" and contrast.metric in {"", metric} for contrast in state.plugin.contrasts)
+    return has_metric and all(isinstance(Edit.parse(edit), BatchNormEdit | AssignClasses | RotateClasses) for edit in edits)
 
 
-def add_followup(drafts: Sequence[Draft], repaired: Followup | None) -> tuple[Draft, ...]:
-    """The findings, each failure with what is left of it once the largest is repaired."""
-    return tuple(drafts) if repaired is None else tuple(replace(one, followup=_left(one.finding, repaired)) for one in drafts)
+def add_followup(drafts: Sequence[Draft], followup: Followup | None) -> tuple[Draft, ...]:
+    """Return the drafts, each failure with what remains of it after the largest one is repaired."""
+    if followup is None:
+        return tuple(drafts)
+    return tuple(replace(draft, followup=_remaining_failure(draft.finding, followup)) for draft in drafts)
 
 
-def _left(finding: Finding, repaired: Followup) -> Reason | None:
-    left = repaired.step.judgements.get(f"{finding.plugin}/{finding.contrast}")
-    if finding.verdict != "FAIL" or left is None or left.harm.error:
+def _remaining_failure(finding: Finding, followup: Followup) -> Reason | None:
+    decision = followup.step.judgements.get(f"{finding.plugin}/{finding.contrast}")
+    if finding.verdict != "FAIL" or decision is None or decision.harm.error:
         return None
-    return because(Code.LEFT_AFTER_REPAIR, by=repaired.by, verdict=left.verdict, estimate=left.harm.estimate)
+    return because(Code.LEFT_AFTER_REPAIR, by=followup.by, verdict=decision.verdict, estimate=decision.harm.estimate)

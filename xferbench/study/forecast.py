@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from xferbench.analysis import intervals
 from xferbench.config.render import describe_pipeline, describe_recipe
 from xferbench.core.pipeline import MAX_HELD_OUT_EXAMPLES, Arm, Pipeline, Selection
-from xferbench.study import schedule, selection
+from xferbench.study import schedule, selection, trial_requests
 from xferbench.study.arms import induced_arms, plugin_arms, why_not, why_not_supported
 from xferbench.study.selection import ResolvedArm
 from xferbench.study.trials import training_cost, training_spec
@@ -32,7 +32,7 @@ class Forecast:
     Attributes:
         arms: a description of each arm, by plugin.
         skipped: why plugins are skipped.
-        first: numbers of fits and trials up to the first look: requested, unique, and in the store.
+        first: numbers of trained networks and trials up to the first look: requested, unique, and in the store.
         last: the same numbers up to the last look.
         seconds: time of the missing trials up to the first and up to the last look, divided by the number of workers.
         smallest_margin: the smallest margin that the test set can decide, or None.
@@ -46,49 +46,49 @@ class Forecast:
     smallest_margin: float | None
 
 
-def forecast_study(study: Study, answers: Mapping[str, Record], workers: int) -> Forecast:
-    """Count what a study requests, and how much of it is in ``answers``."""
-    suite, subject = study.suite, _assumed_pipeline(study.subject, study, answers)
-    requests = schedule.selection_requests("", "subject", study.subject, study)
-    cases, descriptions = [], {}
+def forecast_study(study: Study, records: Mapping[str, Record], workers: int) -> Forecast:
+    """Return the forecast of a study: the trials that it requests, and how many of them are in ``records``."""
+    suite, subject = study.suite, _assumed_pipeline(study.subject, study, records)
+    requests = trial_requests.selection_requests("", "subject", study.subject, study)
+    states, descriptions = [], {}
     for plugin in study.plugins:
-        skipped, arms = _feasible_arms(plugin, study, subject, answers)
+        skipped, arms = _feasible_arms(plugin, study, subject, records)
         for name, arm in arms.items():
-            requests += schedule.selection_requests(plugin.id, name, arm, study)
-        settled = {name: ResolvedArm(pipeline=_assumed_pipeline(arm, study, answers)) for name, arm in arms.items()}
-        cases.append(schedule.PluginState(plugin=plugin, skipped=skipped, arms=settled))
-        requests += schedule.start_requests(cases[-1], range(suite.seed, suite.seed + suite.looks[0]), study)
-        descriptions[plugin.id] = {name: _describe_arm(arm, study, answers) for name, arm in arms.items()}
+            requests += trial_requests.selection_requests(plugin.id, name, arm, study)
+        resolved = {name: ResolvedArm(pipeline=_assumed_pipeline(arm, study, records)) for name, arm in arms.items()}
+        states.append(schedule.PluginState(plugin=plugin, skipped=skipped, arms=resolved))
+        requests += trial_requests.start_requests(states[-1], range(suite.seed, suite.seed + suite.looks[0]), study)
+        descriptions[plugin.id] = {name: _describe_arm(arm, study, records) for name, arm in arms.items()}
         if arms and isinstance(study.subject, Selection):
-            descriptions[plugin.id]["subject"] = _describe_arm(study.subject, study, answers)
+            descriptions[plugin.id]["subject"] = _describe_arm(study.subject, study, records)
     counts, seconds = [], []
     for look in (suite.looks[0], suite.looks[-1]):
-        all_requests = [*requests, *_look_requests(look, cases, study)]
-        missing = {request.trial.key: request.trial for request in all_requests if request.trial.key not in answers}
-        counts.append(_count(all_requests, answers))
+        all_requests = [*requests, *_look_requests(look, states, study)]
+        missing = {request.trial.key: request.trial for request in all_requests if request.trial.key not in records}
+        counts.append(_count(all_requests, records))
         seconds.append(_worker_seconds(missing, study) / workers)
     examples = study.facts.test_groups or study.facts.test
     return Forecast(
-        arms={case.plugin.id: descriptions[case.plugin.id] for case in cases if not case.skipped},
-        skipped={case.plugin.id: case.skipped for case in cases if case.skipped},
+        arms={state.plugin.id: descriptions[state.plugin.id] for state in states if not state.skipped},
+        skipped={state.plugin.id: state.skipped for state in states if state.skipped},
         first=counts[0],
         last=counts[1],
         seconds=(seconds[0], seconds[1]),
-        smallest_margin=smallest_margin(suite, examples, [case.plugin for case in cases if not case.skipped]),
+        smallest_margin=smallest_margin(suite, examples, [state.plugin for state in states if not state.skipped]),
     )
 
 
-def _look_requests(look: int, cases: Sequence[schedule.PluginState], study: Study) -> list[TrialRequest]:
+def _look_requests(look: int, states: Sequence[schedule.PluginState], study: Study) -> list[TrialRequest]:
     """Return the requests of contrasts up to a look, and those of invariants, which need only the seeds of the first look."""
     suite = study.suite
     seeds = range(suite.seed, suite.seed + look)
     first_seeds = range(suite.seed, suite.seed + suite.looks[0])
-    contrasts = [request for case in cases for request in schedule.contrast_requests(case, seeds, study, {})]
-    return contrasts + [request for case in cases for request in schedule.invariant_requests(case, first_seeds, study)]
+    contrasts = [request for state in states for request in trial_requests.contrast_requests(state, seeds, study, {})]
+    return contrasts + [request for state in states for request in trial_requests.invariant_requests(state, first_seeds, study)]
 
 
 def _feasible_arms(
-    plugin: Plugin, study: Study, subject: Pipeline, answers: Mapping[str, Record]
+    plugin: Plugin, study: Study, subject: Pipeline, records: Mapping[str, Record]
 ) -> tuple[str, Mapping[str, Arm]]:
     """Return why a plugin is skipped, or "", and its arms."""
     try:
@@ -96,7 +96,7 @@ def _feasible_arms(
         if skipped:
             return skipped, {}
         arms = plugin_arms(plugin, study, subject)
-        cured = _assumed_pipeline(arms["cured"], study, answers)
+        cured = _assumed_pipeline(arms["cured"], study, records)
         skipped = why_not_supported(plugin, study, subject, cured)
         return (skipped, {}) if skipped else ("", arms | induced_arms(plugin, study, cured))
     except Exception as error:  # noqa: BLE001 - the crash becomes the plugin's finding, and other plugins continue
@@ -106,32 +106,33 @@ def _feasible_arms(
 def smallest_margin(suite: Suite, examples: int, plugins: Sequence[Plugin]) -> float | None:
     """Return the smallest margin that a test set of so many examples (or groups) can decide at the last look.
 
-    The margin is corrected for the number of looks and of judged contrasts. It is None for metrics other than accuracy,
+    The margin is corrected for the numbers of looks and of paired contrasts. It is None for metrics other than accuracy,
     because their variance is not known in advance.
     """
-    judged = sum(contrast.kind == "paired" for plugin in plugins for contrast in plugin.contrasts)
-    if suite.metric != "accuracy" or not judged:
+    paired = sum(contrast.kind == "paired" for plugin in plugins for contrast in plugin.contrasts)
+    if suite.metric != "accuracy" or not paired:
         return None
-    alpha = intervals.alpha_spending(suite.looks, suite.alpha)[-1] / judged
-    judged_examples = examples // 2 if suite.after else examples  # an audit screens repairs on the other half
-    return intervals.smallest_margin(judged_examples, suite.looks[-1], alpha=alpha)
+    alpha = intervals.alpha_spending(suite.looks, suite.alpha)[-1] / paired
+    scored_examples = examples // 2 if suite.after else examples  # an audit screens repairs on the other half
+    return intervals.smallest_margin(scored_examples, suite.looks[-1], alpha=alpha)
 
 
-def _assumed_pipeline(arm: Arm, study: Study, answers: Mapping[str, Record]) -> Pipeline:
-    settled = selection.select(arm, study, answers)
-    if settled is not None and settled.pipeline is not None:
-        return settled.pipeline
+def _assumed_pipeline(arm: Arm, study: Study, records: Mapping[str, Record]) -> Pipeline:
+    """Return the pipeline of an arm, or the most expensive candidate of a selection that is still open."""
+    resolved = selection.select(arm, study, records)
+    if resolved is not None and resolved.pipeline is not None:
+        return resolved.pipeline
     assert isinstance(arm, Selection)
     return max(arm.candidates, key=lambda candidate: training_cost(training_spec(candidate, 0)))
 
 
-def _describe_arm(arm: Arm, study: Study, answers: Mapping[str, Record]) -> str:
-    settled = selection.select(arm, study, answers)
-    if settled is not None and settled.pipeline is not None:
-        return _describe_pipeline(settled.pipeline, study)
+def _describe_arm(arm: Arm, study: Study, records: Mapping[str, Record]) -> str:
+    resolved = selection.select(arm, study, records)
+    if resolved is not None and resolved.pipeline is not None:
+        return _describe_pipeline(resolved.pipeline, study)
     assert isinstance(arm, Selection)
-    where = "the screened half" if arm.candidates[0].finished else "validation"
-    return f"best on {where} of " + " | ".join(
+    examples = "the screened half" if arm.candidates[0].finished else "validation"
+    return f"best on {examples} of " + " | ".join(
         candidate.recipe.name or _describe_pipeline(candidate, study) for candidate in arm.candidates
     )
 
@@ -142,28 +143,28 @@ def _describe_pipeline(pipeline: Pipeline, study: Study) -> str:
     return describe_recipe(pipeline.recipe)
 
 
-def _count(requests: list[TrialRequest], answers: Mapping[str, Record]) -> dict[str, int]:
+def _count(requests: list[TrialRequest], records: Mapping[str, Record]) -> dict[str, int]:
     trials = {request.trial.key: request.trial for request in requests}
-    fits = {trial.model.base for trial in trials.values()}
-    stored_fits = {trial.model.base for key, trial in trials.items() if key in answers}
+    specs = {trial.model.base for trial in trials.values()}
+    stored_specs = {trial.model.base for key, trial in trials.items() if key in records}
     return {
         "fits asked": len({(request.plugin, request.arm, request.trial.model.base) for request in requests}),
-        "fits unique": len(fits),
-        "fits in the store": len(stored_fits),
+        "fits unique": len(specs),
+        "fits in the store": len(stored_specs),
         "trials asked": len(requests),
         "trials unique": len(trials),
-        "trials in the store": sum(key in answers for key in trials),
+        "trials in the store": sum(key in records for key in trials),
     }
 
 
 def _worker_seconds(missing: Mapping[str, Trial], study: Study) -> float:
     """Return the time of one worker: training by examples seen, evaluation by examples scored."""
-    facts = study.facts
-    fits: dict[TrainingSpec, None] = {trial.model.base: None for trial in missing.values()}
-    training_seconds = sum(training_cost(fit) for fit in fits) * facts.seconds_step
-    half = facts.test // 2
-    sizes = {"validation": facts.validation, "held-out": MAX_HELD_OUT_EXAMPLES, "screen": half, "confirm": half}
-    # Other evaluations are counted with all test images: how many have no copy is not known in advance.
+    profile = study.facts
+    specs: dict[TrainingSpec, None] = {trial.model.base: None for trial in missing.values()}
+    training_seconds = sum(training_cost(spec) for spec in specs) * profile.seconds_step
+    half = profile.test // 2
+    sizes = {"validation": profile.validation, "held-out": MAX_HELD_OUT_EXAMPLES, "screen": half, "confirm": half}
+    # Other evaluations count all test images, because the number of images without a copy is not known in advance.
     views = [trial.view for trial in missing.values() if trial.view.measure == "predictions"]
-    scored_examples = sum(sizes.get(view.examples, facts.test) for view in views)
-    return training_seconds + scored_examples * facts.seconds_forward
+    scored_examples = sum(sizes.get(view.examples, profile.test) for view in views)
+    return training_seconds + scored_examples * profile.seconds_forward

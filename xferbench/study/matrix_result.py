@@ -1,4 +1,4 @@
-"""From the records of all tasks of a matrix to one run: rows, comparisons, claims. Pure."""
+"""One run from the records of all tasks of a matrix: rows, comparisons and claims. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from xferbench.core.suite import Claim, Matrix, Suite
     from xferbench.study.schedule import PluginState
 
-TASK_FIELDS = (  # of a suite, which may differ from task to task
+TASK_FIELDS = (  # fields of a suite that may differ between tasks
     "target",
     "train_size",
     "test_size",
@@ -33,18 +33,24 @@ TASK_FIELDS = (  # of a suite, which may differ from task to task
     "manifest",
     "interventions",
 )
-COLUMN_VIEWS = ("test", "shifted", "source", "source-before", "cost")  # the views that the columns of a row come from
+COLUMN_VIEWS = ("test", "shifted", "source", "source-before", "cost")  # views whose records give the columns of a row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskResult:
-    """One task of a matrix, carried out.
+    """The result of one task of a matrix.
 
     Attributes:
-        run: of the plugins that the suite lists. cases: the state of each recipe. records: by recipe, view and seed.
-        seeds: at which each recipe was measured. skipped: the reason for each recipe that does not fit.
-        cost: of plugins and recipes together. train_images: how many images a recipe trains on.
-        parameters: of the backbone. inputs: data and weights, with digests.
+        task: the task as a suite.
+        run: the run of the suite's plugins.
+        cases: the state of each recipe.
+        records: records by recipe, view and seed.
+        seeds: the seeds of every recipe.
+        skipped: the reason for each recipe that is not feasible.
+        cost: the cost of plugins and recipes together.
+        train_images: number of training images.
+        parameters: number of parameters of the backbone.
+        inputs: data and weights, with digests.
     """
 
     task: Suite
@@ -60,7 +66,7 @@ class TaskResult:
 
 
 def build_matrix_run(suite: Suite, matrix: Matrix, results: Sequence[TaskResult], command: str = "") -> Run:
-    """The results of all tasks as one run; the id of a finding begins with its task."""
+    """Return the results of all tasks as one run. The id of a finding begins with its task."""
     return Run(
         suite=_suite_values(suite, matrix, results),
         environment=results[0].run.environment,
@@ -76,7 +82,7 @@ def build_matrix_run(suite: Suite, matrix: Matrix, results: Sequence[TaskResult]
             rows=tuple(row for result in results for row in build_rows(result)),
             skipped={(result.task.name, name): reason for result in results for name, reason in result.skipped.items()},
             comparisons=tuple(entry for result in results for entry in compare_recipes(result, matrix.against)),
-            claims=tuple(check_claim(effect, results) for effect in matrix.effects),
+            claims=tuple(check_claim(claim, results) for claim in matrix.effects),
             inputs=tuple(entry for result in results for entry in result.inputs),
             command=command,
         ),
@@ -84,31 +90,31 @@ def build_matrix_run(suite: Suite, matrix: Matrix, results: Sequence[TaskResult]
 
 
 def _suite_values(suite: Suite, matrix: Matrix, results: Sequence[TaskResult]) -> dict[str, Any]:
-    """The suite as plain values, with the names of its ``tasks``, its ``recipes`` in words and the reference ``against``."""
+    """Return the suite as plain values, with its ``tasks`` by name, its ``recipes`` in words and the reference ``against``."""
     common = {name: value for name, value in as_dict(replace(suite, matrix=None)).items() if name not in TASK_FIELDS}
     first = {"arch": matrix.tasks[0].arch, "target": matrix.tasks[0].target}
-    own = {
+    matrix_values = {
         "tasks": [task.name for task in matrix.tasks],
-        "recipes": {compared.name: [describe_recipe(recipe) for recipe in compared.recipes] for compared in matrix.compared},
+        "recipes": {grid.name: [describe_recipe(recipe) for recipe in grid.recipes] for grid in matrix.compared},
         "against": matrix.against,
         "similar": matrix.similar,
     }
-    of_task = {
+    task_values = {
         result.task.name: {name: getattr(result.task, name) for name in ("target", "arch", "shifted", "source")}
         | ({"interventions": list(map(str, result.task.interventions))} if result.task.interventions else {})
         for result in results
     }
-    return common | first | own | {"of_task": of_task}
+    return common | first | matrix_values | {"of_task": task_values}
 
 
 def merge_notes(results: Sequence[TaskResult]) -> tuple[str, ...]:
-    """The notes of all tasks, each once, with the names of its tasks unless it holds for all of them."""
+    """Return the notes of all tasks, each once, with the names of its tasks unless it applies to all tasks."""
     tasks_by_note: dict[str, list[str]] = {}
     for result in results:
         edges = [
-            f"{name} chose the {case.arms[ARM].at_edge}: a better rate may lie beyond it"
-            for name, case in result.cases.items()
-            if ARM in case.arms and case.arms[ARM].at_edge
+            f"{name} chose the {state.arms[ARM].at_edge}: a better rate may lie beyond it"
+            for name, state in result.cases.items()
+            if ARM in state.arms and state.arms[ARM].at_edge
         ]
         for note in (*result.run.notes, *edges):
             tasks_by_note.setdefault(note, []).append(result.task.name)
@@ -116,15 +122,17 @@ def merge_notes(results: Sequence[TaskResult]) -> tuple[str, ...]:
 
 
 def build_rows(result: TaskResult) -> list[dict[str, Any]]:
-    """A row for each recipe and seed of a task, with the columns of :data:`xferbench.core.matrix_result.COLUMNS`."""
-    return [_build_row(result, name, case, seed) for name, case in result.cases.items() for seed in result.seeds]
+    """Return a row for each recipe and seed of a task, with the columns of :data:`xferbench.core.matrix_result.COLUMNS`."""
+    return [_build_row(result, name, state, seed) for name, state in result.cases.items() for seed in result.seeds]
 
 
-def _build_row(result: TaskResult, name: str, case: PluginState, seed: int) -> dict[str, Any]:
-    task, arm = result.task, case.arms.get(ARM)
-    views = {view: record for (recipe, view, at), record in result.records.items() if (recipe, at) == (name, seed)}
+def _build_row(result: TaskResult, name: str, state: PluginState, seed: int) -> dict[str, Any]:
+    task, arm = result.task, state.arms.get(ARM)
+    views = {
+        view: record for (recipe, view, record_seed), record in result.records.items() if (recipe, record_seed) == (name, seed)
+    }
     test, shifted, source, before, costs = (views.get(view) for view in COLUMN_VIEWS)
-    error = case.error or next((record.error for record in views.values() if record.error), "")
+    error = state.error or next((record.error for record in views.values() if record.error), "")
     cost = costs.scalars if costs else {}
     source_metric = selection.metric_for_views(task.metric, ["source"])
     return {
@@ -135,10 +143,10 @@ def _build_row(result: TaskResult, name: str, case: PluginState, seed: int) -> d
         "recipe": name,
         "chosen": describe_recipe(arm.pipeline.recipe) if arm and arm.pipeline else "",
         "seed": seed,
-        "accuracy": _value(test, task.metric),
-        "shifted": _value(shifted, task.metric),
-        "source": _value(source, source_metric),
-        "source_before": _value(before, source_metric),
+        "accuracy": _metric_value(test, task.metric),
+        "shifted": _metric_value(shifted, task.metric),
+        "source": _metric_value(source, source_metric),
+        "source_before": _metric_value(before, source_metric),
         "trainable": cost.get("trainable"),
         "stored": cost.get("stored"),
         "multiply_adds": cost.get("multiply_adds"),
@@ -148,15 +156,15 @@ def _build_row(result: TaskResult, name: str, case: PluginState, seed: int) -> d
     }
 
 
-def _value(record: Record | None, metric: str) -> float | None:
+def _metric_value(record: Record | None, metric: str) -> float | None:
     return None if record is None or record.predictions is None else metrics.metric_value(record.predictions, metric)
 
 
 def compare_recipes(result: TaskResult, against: str) -> list[dict[str, Any]]:
-    """Each recipe against the reference recipe, paired by seed and test example.
+    """Compare each recipe with the reference recipe, paired by seed and test example.
 
     ``better`` and ``worse`` mean by more than the margin, ``equal`` within the margin, and ``open`` everything else. The
-    bounds are one-sided and not adjusted: among many comparisons some are wrong.
+    bounds are one-sided and not adjusted, so that some of many comparisons are wrong.
     """
     entries = []
     for name in result.cases:
@@ -166,32 +174,32 @@ def compare_recipes(result: TaskResult, against: str) -> list[dict[str, Any]]:
             claims.recipe_contrast(name, against), result.records, result.seeds, result.task
         )
         low, high = difference.estimate.low, difference.estimate.high
-        said = verdict.decide_difference(low, high, result.task.margin, difference.error)
+        outcome = verdict.decide_difference(low, high, result.task.margin, difference.error)
         names = {"task": result.task.name, "recipe": name, "against": against}
         numbers = {"difference": difference.estimate.harm, "low": low, "high": high}
-        entries.append(names | numbers | {"said": said, "error": difference.error})
+        entries.append(names | numbers | {"said": outcome, "error": difference.error})
     return entries
 
 
-def check_claim(effect: Claim, results: Sequence[TaskResult]) -> dict[str, Any]:
-    """A claim with its estimate, the interval, the published number, and whether they agree."""
-    result = next(result for result in results if result.task.name == effect.task)
-    recipes = [name for name in (effect.recipe, effect.against) if name]
+def check_claim(claim: Claim, results: Sequence[TaskResult]) -> dict[str, Any]:
+    """Return a claim with its estimate, the interval, the published number, and the outcome."""
+    result = next(result for result in results if result.task.name == claim.task)
+    recipes = [name for name in (claim.recipe, claim.against) if name]
     missing = [f"{name}: {result.cases[name].error}" for name in recipes if name in result.cases and result.cases[name].error]
     missing += [f"{name}: {result.skipped[name]}" for name in recipes if name in result.skipped]
-    estimate = claims.ClaimEstimate(why=missing[0]) if missing else _estimate(effect, result)
-    return asdict(effect) | asdict(estimate) | {"outcome": claims.claim_outcome(effect, estimate)}
+    estimate = claims.ClaimEstimate(why=missing[0]) if missing else _estimate_claim(claim, result)
+    return asdict(claim) | asdict(estimate) | {"outcome": claims.claim_outcome(claim, estimate)}
 
 
-def _estimate(effect: Claim, result: TaskResult) -> claims.ClaimEstimate:
-    if effect.contrast:
-        return claims.estimate_contrast(effect, result.run.findings)
-    if effect.measure == "speed-up":
-        pipelines = {name: case.arms[ARM].pipeline for name, case in result.cases.items() if ARM in case.arms}
-        return claims.estimate_speed_up(effect, result.records, pipelines, result.seeds, result.task)
-    if effect.measure:
-        return claims.estimate_measure(effect, build_rows(result), result.parameters, result.task)
-    return claims.estimate_difference(effect, result.records, result.seeds, result.task)
+def _estimate_claim(claim: Claim, result: TaskResult) -> claims.ClaimEstimate:
+    if claim.contrast:
+        return claims.estimate_contrast(claim, result.run.findings)
+    if claim.measure == "speed-up":
+        pipelines = {name: state.arms[ARM].pipeline for name, state in result.cases.items() if ARM in state.arms}
+        return claims.estimate_speed_up(claim, result.records, pipelines, result.seeds, result.task)
+    if claim.measure:
+        return claims.estimate_measure(claim, build_rows(result), result.parameters, result.task)
+    return claims.estimate_difference(claim, result.records, result.seeds, result.task)
 
 
 def _sum_costs(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
