@@ -63,14 +63,14 @@ def test_adapters_are_of_one_size_and_none_are_in_a_finished_network():
         ),
         (
             {"regularizer": Regularizer.parse("dann:1")},
-            {"shifted": (0, 1), "lacks": ("unlabelled",)},
+            {"shifted": (0, 1), "unsupported": ("unlabelled",)},
             "dann:1: the [shifted] set has no training",
         ),
         ({"finish": Finish.parse("adabn")}, {"batchnorm": ("bn",)}, ""),
         ({"finish": Finish.parse("adabn")}, {"batchnorm": ()}, "adabn: the backbone has no BatchNorm"),
         (
             {"finish": Finish.parse("adabn")},
-            {"batchnorm": ("bn",), "lacks": ("unlabelled",)},
+            {"batchnorm": ("bn",), "unsupported": ("unlabelled",)},
             "adabn: the [shifted] set has no training",
         ),
         ({"finish": Finish.parse("adabn")}, {"batchnorm": ("bn",), "supports": ("lr",)}, ""),

@@ -159,7 +159,7 @@ def test_a_subject_that_diverged_leaves_an_invariant_open_and_is_no_crash():
 
 @pytest.mark.parametrize("plugin", [batchnorm_drift.plugin, EXACT], ids=["judged", "exact too"])
 def test_a_crash_of_what_is_only_measured_beside_is_told_and_changes_no_verdict(plugin):
-    plugin = replace(plugin, beside=lambda pipeline, _: {"shorter": replace(pipeline, train_size=7)})
+    plugin = replace(plugin, extra_arms=lambda pipeline, _: {"shorter": replace(pipeline, train_size=7)})
     usual = measured(ALL)
 
     def answer(trial):

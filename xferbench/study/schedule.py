@@ -77,10 +77,10 @@ class PluginState:
         """Yield the ``info`` contrasts whose arms exist, without those that are 0 because subject and cure are equal."""
         paired_arms = [{arm for arm, _ in contrast.weights} for _, contrast in self.contrasts("paired")]
         # The subject may differ from the cured arm in other ways than the cure if a harm is not the distance from the cure.
-        is_informative = self.exposed or not self.plugin.has_verdict or any("cured" not in arms for arms in paired_arms)
+        is_distinct = not self.plugin.has_verdict or any("cured" not in arms for arms in paired_arms)
         for _, contrast in self.contrasts("info"):
             arms = {arm for arm, _ in contrast.weights}
-            if (is_informative or arms - {"subject", "cured"}) and all(arm in self.arms for arm in arms):
+            if (self.exposed or is_distinct or arms - {"subject", "cured"}) and all(arm in self.arms for arm in arms):
                 yield contrast
 
     @property
