@@ -168,7 +168,7 @@ def test_a_mean_over_a_part_of_the_examples_is_compared_with_that_over_all():
 def test_only_what_compares_has_the_pretraining_set_in_its_key():
     pipeline = fake_lab.PIPELINE
     plain = trials.make_trial(pipeline, "test", 0, fake_lab.CONTEXT)
-    measured = trials.make_trial(pipeline, "test", 0, fake_lab.CONTEXT, plugin.measures["copies"], compares=True)
+    measured = trials.make_trial(pipeline, "test", 0, fake_lab.CONTEXT, plugin.measures["copies"], needs_pretraining_data=True)
     unique = trials.make_trial(plugin.cure(pipeline, fake_lab.PROFILE), "test", 0, fake_lab.CONTEXT)
     assert plain.view.reference_data == ()
     assert measured.view.reference_data == unique.view.reference_data == (pipeline.source.data,)
