@@ -1,12 +1,7 @@
-"""The conformance kit: what every plugin owes, as one call of a plugin's own tests. It needs neither torch nor a test runner.
+"""The conformance kit: the checks that every plugin must pass, as one call in the plugin's own tests. Imports no torch.
 
-    from xferbench.testing.conformance import conforms
-
-    def test_it_conforms():
-        conforms(plugin)
-
-Each check may be called by itself; all raise AssertionError with what was found, what was expected and what to do. The plugin
-is asked about a range of pipelines and goes through a laboratory that trains nothing (:mod:`xferbench.testing.fake_lab`).
+Each check may be called alone; it calls the plugin with many pipelines or runs it in a lab that trains nothing
+(:mod:`xferbench.testing.fake_lab`).
 """
 
 from __future__ import annotations
@@ -47,36 +42,36 @@ PAGE_HEADINGS = ("Symptom", "Cause", "Remedy", "References")
 MEASURE_PATTERN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*@\d+")
 HEAVY_PACKAGES = ("torch", "torchvision", "timm", "pandas", "matplotlib")
 PLUGIN_FUNCTIONS = ("applies", "cure", "induce", "trust", "extra_arms", "derived_metrics", "plot")
-PIPELINE_FUNCTIONS = ("applies", "cure", "induce", "trust", "extra_arms")  # of a pipeline and facts
+PIPELINE_FUNCTIONS = ("applies", "cure", "induce", "trust", "extra_arms")  # functions of a pipeline and a profile
 KINDS = ("paired", "info", "exact")
 ARMS = ("subject", "cured", "scratch")
 SUITE = replace(fake_lab.SUITE, looks=(2,), tuning_seeds=1, budget=1e9)
 EXAMPLES = 200
-NUMBERS = (0.0, 0.001, 0.25, 0.5, 1.0, 2.0, 8.0)  # tried of each field of an intervention
+NUMBERS = (0.0, 0.001, 0.25, 0.5, 1.0, 2.0, 8.0)  # tested for each field of an intervention
 
 
 def conforms(plugin: Plugin) -> None:
-    """Carry out all checks.
+    """Run all checks on a plugin.
 
     Raises:
-        AssertionError: at the first that fails, with what was found, what was expected and what to do.
+        AssertionError: At the first check that fails, with what was found, what was expected and what to do.
     """
     for check in CHECKS:
         check(plugin)
 
 
 def intervention_conforms(kind: type[Intervention]) -> None:
-    """Check a kind of intervention: its spelling, words and range, and for one of the data its implementation.
+    """Check a kind of intervention: spelling, words, range and, for a data intervention, its implementation.
 
     Raises:
-        AssertionError: at the first check that fails, with what was found, what was expected and what to do.
+        AssertionError: At the first check that fails, with what was found, what was expected and what to do.
     """
     what = f"intervention {kind.__name__}"
     _need(SPELLING.fullmatch(kind.spelling), what, found=kind.spelling, expected="lower-case words, as label-noise")
     _need(kind.__doc__ and (kind.__doc__.strip().partition("\n")[0]), what, found="no docstring", expected="one line for lists")
     for value in _examples(kind):
         again = parse(str(value), [kind])
-        _need(again == value, what, found=f"{value} read as {again!r}", expected="a spelling that is read as its value")
+        _need(again == value, what, found=f"{value} read as {again!r}", expected="a spelling that parses to its value")
         _need(
             re.fullmatch(interventions.spelling_pattern([kind]), str(value)),
             what,
@@ -92,36 +87,39 @@ def intervention_conforms(kind: type[Intervention]) -> None:
 
 
 def _examples(kind: type[Intervention]) -> list[Intervention]:
-    """Values of a kind with numbers near the ends of each range."""
+    """Return values of a kind with numbers near the ends of each range."""
     limits = interventions.ranges(kind)
-    tried = {name: [int(n) if limit.whole else n for n in NUMBERS] for name, limit in limits.items()}
-    near = {name: dict.fromkeys(n for n in numbers if n in limits[name]) for name, numbers in tried.items()}
-    return [kind(**dict(zip(near, numbers, strict=True))) for numbers in product(*near.values())]
+    numbers = {name: [int(n) if limit.whole else n for n in NUMBERS] for name, limit in limits.items()}
+    valid = {name: dict.fromkeys(n for n in row if n in limits[name]) for name, row in numbers.items()}
+    return [kind(**dict(zip(valid, values, strict=True))) for values in product(*valid.values())]
 
 
-def _need(held: object, what: str, *, found: object = "", expected: str = "", do: str = "") -> None:
-    if not held:
+def _need(condition: object, what: str, *, found: object = "", expected: str = "", do: str = "") -> None:
+    if not condition:
         raise AssertionError(str(UserError(what, found=str(found), expected=expected, do=do)))
 
 
 def check_page(plugin: Plugin) -> None:
-    """Its id, version, question, remedy and manual page say what a reader needs."""
+    """Check id, version, question, remedy and manual page."""
     _need(
-        isinstance(plugin, Plugin), "this is no plugin", found=type(plugin).__name__, expected="an xferbench.core.plugin.Plugin"
+        isinstance(plugin, Plugin),
+        "this is not a plugin",
+        found=type(plugin).__name__,
+        expected="an xferbench.core.plugin.Plugin",
     )
     _need(ID_PATTERN.fullmatch(plugin.id), "id", found=plugin.id, expected="lower-case words with hyphens, as too-hot")
-    _need(plugin.version >= 1, "version", found=plugin.version, expected="1, or more once its question has changed its meaning")
+    _need(plugin.version >= 1, "version", found=plugin.version, expected="1, or higher after its question changed its meaning")
     for name in ("question", "remedy"):
         text = getattr(plugin, name)
         _need(text and "\n" not in text, name, found=repr(text), expected="one line")
     _need(plugin.question.endswith("?"), "question", found=plugin.question, expected="one that ends with a question mark")
-    missing = [one for one in PAGE_HEADINGS if not re.search(rf"^{one}\n[ \t]+\S", plugin.doc or "", re.MULTILINE)]
+    missing = [heading for heading in PAGE_HEADINGS if not re.search(rf"^{heading}\n[ \t]+\S", plugin.doc or "", re.MULTILINE)]
     expected = f"the headings {', '.join(PAGE_HEADINGS)}, each on a line of its own with indented text below"
-    _need(not missing, "doc", found=f"no {', '.join(missing)}", expected=expected, do="write the module's docstring so")
+    _need(not missing, "doc", found=f"no {', '.join(missing)}", expected=expected, do="add them to the module's docstring")
 
 
 def check_import(plugin: Plugin) -> None:
-    """The modules of its functions and measures can be imported by themselves, and bring in nothing heavy."""
+    """Check that the modules of its functions and measures can be imported alone and import no heavy package."""
     modules = {getattr(getattr(plugin, name), "__module__", "") for name in PLUGIN_FUNCTIONS if getattr(plugin, name)}
     modules |= {reference.partition(":")[0] for reference in plugin.measures.values()}
     for module in sorted(modules):
@@ -132,168 +130,192 @@ def check_import(plugin: Plugin) -> None:
         done = subprocess.run(  # noqa: S603 - this interpreter, on a module that is imported here already
             [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
         )
-        told = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        what = f"module {module} cannot be imported by itself"
-        _need(done.returncode == 0, what, found=told, expected="a module of a package that is installed")
+        error = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        what = f"module {module} cannot be imported alone"
+        _need(done.returncode == 0, what, found=error, expected="a module of an installed package")
         heavy = done.stdout.strip()
         do = "import it inside the functions that measure or draw"
-        _need(not heavy, f"importing {module} imports {heavy}", expected="a start in no time, without torch too", do=do)
+        _need(not heavy, f"importing {module} imports {heavy}", expected="a fast start, also without torch", do=do)
 
 
 def check_measures(plugin: Plugin) -> None:
-    """Each is ``module:function@version`` of a function that is there, under a name that no view has."""
+    """Check that each measure is ``module:function@version`` of an existing function, with a name that no view has."""
     for name, reference in plugin.measures.items():
         what = f"measure {name}"
         expected = "module:function@version, as too_hot:heat@1"
         _need(MEASURE_PATTERN.fullmatch(reference), what, found=reference, expected=expected)
         module, _, function = reference.partition("@")[0].partition(":")
-        found = getattr(importlib.import_module(module), function, None)
-        _need(callable(found), what, found=f"no function {function} in {module}", expected="one that takes what was seen")
+        target = getattr(importlib.import_module(module), function, None)
+        _need(callable(target), what, found=f"no function {function} in {module}", expected="a function of a MeasureContext")
         _need(name not in trials.VIEWS, what, found="a view of that name", expected=f"none of {', '.join(trials.VIEWS)}")
 
 
 def check_contrasts(plugin: Plugin) -> None:
-    """Each weighs arms and views that there are; a difference is one, and the subject is in it."""
-    names = [one.name for one in plugin.contrasts]
+    """Check that each contrast weighs known arms and views; weights of a difference sum to 0 and include the subject."""
+    names = [contrast.name for contrast in plugin.contrasts]
     _need(
         names and len(set(names)) == len(names),
         "contrasts",
         found=", ".join(names),
-        expected="one or more, each of its own name",
+        expected="one or more, each with a unique name",
     )
     if not plugin.has_verdict:
-        asked = [world for world in scenarios() if not _said(plugin, "applies", world)]
-        told = any(_said(plugin, "cure", one) != one.pipeline or _said(plugin, "induce", one) for one in asked)
-        expected = "one that is judged, paired or exact; or a cure that changes nothing, and nothing induced"
-        _need(not told, "contrasts", found="measurements alone", expected=expected)
+        changes = any(
+            _call(plugin, "cure", scenario) != scenario.pipeline or _call(plugin, "induce", scenario)
+            for scenario in _applicable(plugin)
+        )
+        expected = "a paired or exact contrast; or a cure that changes nothing, and no induced arms"
+        _need(not changes, "contrasts", found="only measurements", expected=expected)
     arms: tuple[str, ...] = ARMS
     if plugin.extra_arms:
-        world = next(world for world in scenarios() if not _said(plugin, "applies", world))
-        arms += tuple(f"beside:{name}" for name in _said(plugin, "extra_arms", world))
-    for one in plugin.contrasts:
-        _contrast(one, plugin.measures, arms if one.kind == "info" else ARMS)
+        arms += tuple(f"beside:{name}" for name in _call(plugin, "extra_arms", _applicable(plugin)[0]))
+    for contrast in plugin.contrasts:
+        _check_contrast(contrast, plugin.measures, arms if contrast.kind == "info" else ARMS)
 
 
-def _contrast(one: Contrast, measures: Mapping[str, str], arms: Sequence[str]) -> None:
-    what = f"contrast {one.name}"
+def _check_contrast(contrast: Contrast, measures: Mapping[str, str], arms: Sequence[str]) -> None:
+    what = f"contrast {contrast.name}"
     _need(
-        ID_PATTERN.fullmatch(one.name), what, found=one.name, expected="lower-case words with hyphens, for it is part of an id"
+        ID_PATTERN.fullmatch(contrast.name),
+        what,
+        found=contrast.name,
+        expected="lower-case words with hyphens, because it is part of an id",
     )
-    _need(one.kind in KINDS, what, found=f"kind {one.kind}", expected=suggest(one.kind, KINDS))
-    known = measures if one.kind == "exact" else trials.VIEWS
-    whose = "a measure of the plugin" if one.kind == "exact" else "a view"
-    for arm, view in one.weights:
-        do = "an induced arm takes the subject's place by itself"
+    _need(contrast.kind in KINDS, what, found=f"kind {contrast.kind}", expected=suggest(contrast.kind, KINDS))
+    views = measures if contrast.kind == "exact" else trials.VIEWS
+    kind = "a measure of the plugin" if contrast.kind == "exact" else "a view"
+    for arm, view in contrast.weights:
+        do = "name the subject: in the control an induced arm takes the subject's place"
         _need(arm in arms, what, found=f"arm {arm}", expected=" or ".join(arms), do=do)
-        _need(view in known, what, found=f"view {view}", expected=f"{whose}: {suggest(view, known)}")
-    weights = list(one.weights.values())
+        _need(view in views, what, found=f"view {view}", expected=f"{kind}: {suggest(view, views)}")
+    weights = list(contrast.weights.values())
     _need(
         weights and all(map(isfinite, weights)) and any(weights),
         what,
         found=f"weights {weights}",
         expected="numbers, not all 0",
     )
-    if one.kind != "info":
-        subject = any(arm == "subject" and weight for (arm, _), weight in one.weights.items())
-        _need(subject, what, found="no subject", expected="the subject, whose place an induced arm takes in the control")
-    if one.kind != "exact":
+    if contrast.kind != "info":
+        has_subject = any(arm == "subject" and weight for (arm, _), weight in contrast.weights.items())
+        _need(has_subject, what, found="no subject", expected="the subject, which an induced arm replaces in the control")
+    if contrast.kind != "exact":
         difference = abs(sum(weights)) < 1e-9 * max(map(abs, weights))
-        expected = "0: where all arms are equal there is no harm"
+        expected = "0: if all arms are equal there is no harm"
         _need(difference, what, found=f"weights that sum to {sum(weights):g}", expected=expected)
 
 
 def check_functions(plugin: Plugin) -> None:
-    """What it says of a pipeline is of the right kind, the same each time, and leaves what it was given as it was."""
-    asked = [world for world in scenarios() if not _said(plugin, "applies", world)]
-    everywhere = f"a pipeline of {sum(1 for _ in scenarios())} that it can be asked about"
-    _need(asked, "applies", found="a reason to skip every one", expected=everywhere)
+    """Check that its functions return the right type, the same value each time, and leave their arguments unchanged."""
+    applicable = _applicable(plugin)
+    expected = f'"" for at least one of {sum(1 for _ in scenarios())} pipelines'
+    _need(applicable, "applies", found="a reason to skip every pipeline", expected=expected)
     kinds = {
-        "cure": "a pipeline or a choice",
+        "cure": "a Pipeline or a Selection",
         "induce": "a mapping of arms by variant",
         "trust": "a text",
         "extra_arms": "a mapping of arms by name",
     }
-    for world in asked:
+    for scenario in applicable:
         for name, kind in kinds.items():
             if getattr(plugin, name):
-                told = _said(plugin, name, world)
+                value = _call(plugin, name, scenario)
                 right = {
-                    "cure": isinstance(told, Pipeline | Selection),
-                    "induce": hasattr(told, "items"),
-                    "trust": isinstance(told, str),
-                    "extra_arms": hasattr(told, "items"),
+                    "cure": isinstance(value, Pipeline | Selection),
+                    "induce": hasattr(value, "items"),
+                    "trust": isinstance(value, str),
+                    "extra_arms": hasattr(value, "items"),
                 }
-                _need(right[name], f"{name} of {world.name}", found=type(told).__name__, expected=kind)
+                _need(right[name], f"{name} of {scenario.name}", found=type(value).__name__, expected=kind)
 
 
-def _said(plugin: Plugin, name: str, world: Scenario) -> Any:
-    """What a function says of a world, asked twice."""
-    given = deepcopy((world.pipeline, world.facts))
-    what = f"{name} of {world.name}"
+def _applicable(plugin: Plugin) -> list[Scenario]:
+    """Return the scenarios to which the plugin applies."""
+    return [scenario for scenario in scenarios() if not _call(plugin, "applies", scenario)]
+
+
+def _call(plugin: Plugin, name: str, scenario: Scenario) -> Any:
+    """Return the result of a function of the plugin, called twice with a scenario."""
+    arguments = deepcopy((scenario.pipeline, scenario.facts))
+    what = f"{name} of {scenario.name}"
     try:
-        told, again = (getattr(plugin, name)(*given) for _ in range(2))
+        result, again = (getattr(plugin, name)(*arguments) for _ in range(2))
     except Exception as error:
-        do = "say in applies why it cannot be asked here, or deal with it"
+        do = "return the reason in applies, or handle this pipeline"
         raise AssertionError(str(UserError(f"{what} crashes", found=f"{type(error).__name__}: {error}", do=do))) from error
-    _need(told == again, what, found="another answer the second time", expected="a pure function: the same of the same")
-    unchanged = given == (world.pipeline, world.facts)
-    _need(unchanged, what, found="another pipeline or other facts afterwards", expected="what it is given, as it was")
+    _need(result == again, what, found="another result the second time", expected="a pure function: the same result each time")
+    unchanged = arguments == (scenario.pipeline, scenario.facts)
+    _need(unchanged, what, found="a changed pipeline or profile", expected="arguments that stay unchanged")
     if name == "applies":
-        text = isinstance(told, str) and "\n" not in told
-        _need(text, what, found=repr(told), expected='the reason in one line, or "" where it can be asked')
-    return told
+        text = isinstance(result, str) and "\n" not in result
+        _need(text, what, found=repr(result), expected='the reason in one line, or "" if it applies')
+    return result
 
 
 def check_arms(plugin: Plugin) -> None:
-    """All arms change how one trains or serves, and nothing else; each is something that a suite could ask for."""
-    for world in scenarios():
-        if _said(plugin, "applies", world):
-            continue
-        cured = _said(plugin, "cure", world)
+    """Check that all arms change only training, serving or data interventions, and that a suite file can express each."""
+    for scenario in _applicable(plugin):
+        cured = _call(plugin, "cure", scenario)
         if isinstance(cured, Selection):
-            _choice(cured, world)
+            _check_selection(cured, scenario)
         else:
-            again = _said(plugin, "cure", replace(world, pipeline=cured))
-            do = "leave what is cured as it is, or return a Choice"
-            _need(again == cured, f"cure of {world.name}", found="curing twice is not curing once", expected="the same", do=do)
+            again = _call(plugin, "cure", replace(scenario, pipeline=cured))
+            do = "return a cured pipeline unchanged, or return a Selection"
+            _need(
+                again == cured,
+                f"cure of {scenario.name}",
+                found="curing twice differs from curing once",
+                expected="the same pipeline",
+                do=do,
+            )
         candidates = cured.candidates if isinstance(cured, Selection) else (cured,)
-        for number, one in enumerate(candidates, start=1):
-            _changed(one, world, f"cure of {world.name}" + (f", candidate {number}" if isinstance(cured, Selection) else ""))
-            _statable(one, world, f"cure of {world.name}")
-        for settled in dict.fromkeys((world.pipeline, *candidates) if isinstance(cured, Selection) else candidates):
-            _induced(plugin, replace(world, pipeline=settled))
-        for name, arm in (_said(plugin, "extra_arms", world) if plugin.extra_arms else {}).items():
-            for one in arm.candidates if isinstance(arm, Selection) else (arm,):
-                _changed(one, world, f"{name} beside {world.name}", "train_size")
-                _statable(one, world, f"{name} beside {world.name}")
+        for number, candidate in enumerate(candidates, start=1):
+            _check_changes(
+                candidate,
+                scenario,
+                f"cure of {scenario.name}" + (f", candidate {number}" if isinstance(cured, Selection) else ""),
+            )
+            _check_expressible(candidate, scenario, f"cure of {scenario.name}")
+        for subject in dict.fromkeys((scenario.pipeline, *candidates) if isinstance(cured, Selection) else candidates):
+            _check_induced(plugin, replace(scenario, pipeline=subject))
+        for name, arm in (_call(plugin, "extra_arms", scenario) if plugin.extra_arms else {}).items():
+            for candidate in arm.candidates if isinstance(arm, Selection) else (arm,):
+                _check_changes(candidate, scenario, f"extra arm {name} of {scenario.name}", "train_size")
+                _check_expressible(candidate, scenario, f"extra arm {name} of {scenario.name}")
 
 
-def _induced(plugin: Plugin, world: Scenario) -> None:
-    for variant, arm in _said(plugin, "induce", world).items():
-        what = f"induced {variant} of {world.name}"
-        expected = "lower-case words with hyphens, for it is part of an id"
+def _check_induced(plugin: Plugin, scenario: Scenario) -> None:
+    for variant, arm in _call(plugin, "induce", scenario).items():
+        what = f"induced {variant} of {scenario.name}"
+        expected = "lower-case words with hyphens, because it is part of an id"
         _need(ID_PATTERN.fullmatch(variant), what, found=variant, expected=expected)
-        for one in arm.candidates if isinstance(arm, Selection) else (arm,):
-            _changed(one, world, what, "expected_training", "injected_duplicates")
-            _need(one != world.pipeline, what, found="the cured pipeline itself", expected="one with the failure put in")
+        for candidate in arm.candidates if isinstance(arm, Selection) else (arm,):
+            _check_changes(candidate, scenario, what, "expected_training", "injected_duplicates")
+            _need(
+                candidate != scenario.pipeline, what, found="the cured pipeline itself", expected="a pipeline with the failure"
+            )
             modes = f"one of {', '.join(trials.SERVING_MODES)}"
-            _need(one.mode in trials.SERVING_MODES, what, found=f"mode {one.mode}", expected=modes)
-            # Only an induced arm is served in training mode on batches of one class each; a suite has no word for that.
-            _statable(replace(one, mode=one.mode.removesuffix(":class")), world, what)
+            _need(candidate.mode in trials.SERVING_MODES, what, found=f"mode {candidate.mode}", expected=modes)
+            # Only an induced arm may be served in training mode on batches ordered by class; a suite file cannot express it.
+            _check_expressible(replace(candidate, mode=candidate.mode.removesuffix(":class")), scenario, what)
 
 
-def _choice(cured: Selection, world: Scenario) -> None:
-    what = f"cure of {world.name}"
-    others = set(cured.candidates) - {world.pipeline}
-    _need(others, what, found="a choice without an alternative", expected="one or more beside the user's own pipeline")
+def _check_selection(cured: Selection, scenario: Scenario) -> None:
+    what = f"cure of {scenario.name}"
+    others = set(cured.candidates) - {scenario.pipeline}
+    _need(
+        others,
+        what,
+        found="a selection without an alternative",
+        expected="at least one candidate other than the user's pipeline",
+    )
     for view in (cured.by, cured.keeping):
-        chosen_by = [name for name, look in trials.VIEWS.items() if look.examples in {"validation", "held-out"}]
-        _need(not view or view in chosen_by, what, found=f"chosen by {view}", expected=suggest(view, chosen_by))
+        allowed = [name for name, named_view in trials.VIEWS.items() if named_view.examples in {"validation", "held-out"}]
+        _need(not view or view in allowed, what, found=f"selected by {view}", expected=suggest(view, allowed))
 
 
-def _changed(arm: object, world: Scenario, what: str, *more: str) -> None:
-    """An arm is the world's pipeline, but for how it trains, serves and is scored; what is induced may have more of its own."""
-    own = world.pipeline
+def _check_changes(arm: object, scenario: Scenario, what: str, *more: str) -> None:
+    """Check that an arm differs from the scenario's pipeline only in fields that an arm may change."""
+    pipeline = scenario.pipeline
     names = (
         "recipe",
         "train_preprocessing",
@@ -304,69 +326,76 @@ def _changed(arm: object, world: Scenario, what: str, *more: str) -> None:
         "interventions",
         *more,
     )
-    free: dict[str, Any] = {name: getattr(own, name) for name in names}
+    unchanged: dict[str, Any] = {name: getattr(pipeline, name) for name in names}
     found = type(arm).__name__ if not isinstance(arm, Pipeline) else "another backbone, data or size"
-    expected = "a pipeline with another recipe, preprocessing, mode, edits or interventions, and all else the same"
-    _need(isinstance(arm, Pipeline) and replace(arm, **free) == own, what, found=found, expected=expected)
+    expected = "a pipeline that changes only recipe, preprocessing, mode, edits or interventions"
+    _need(isinstance(arm, Pipeline) and replace(arm, **unchanged) == pipeline, what, found=found, expected=expected)
 
 
-def _statable(arm: Pipeline, world: Scenario, whose: str) -> None:
-    """A suite file must be able to ask for an arm: its lines obey the rules of suites and are read as what they stand for."""
+def _check_expressible(arm: Pipeline, scenario: Scenario, name: str) -> None:
+    """Check that a suite file can express an arm: its lines are valid and load as the same pipeline."""
     import tomllib
     from pathlib import Path
 
-    recorded = world.facts.preprocessing
-    lines = render.pipeline_patch(replace(arm, interventions=world.pipeline.interventions), arm, recorded)
-    told = "; ".join(line for line in lines if line)
+    recorded = scenario.facts.preprocessing
+    lines = render.pipeline_patch(replace(arm, interventions=scenario.pipeline.interventions), arm, recorded)
+    text = "; ".join(line for line in lines if line)
     table = {"schema": 1, "name": "kit", "plugins": ["all"], "backbone": {"arch": arm.arch}, "target": {"data": "digits"}}
     roles = {"source": arm.source, "shifted": arm.shifted}
-    beside = {role: {"data": "digits"} for role, given in roles.items() if given}
-    what = f"{whose}: no suite file can ask for it"
+    auxiliary = {role: {"data": "digits"} for role, dataset in roles.items() if dataset}
+    what = f"{name}: no suite file can express it"
     try:
         patch = tomllib.loads("\n".join(lines))
         patch["target"] = table["target"] | patch.get("target", {})
-        read = loader.parse_suite(table | beside | patch, Path("kit.toml"))
-    except UserError as problem:
-        where = problem.what.partition(": ")[2]
-        raise AssertionError(str(UserError(what, found=told, expected=problem.expected, do=f"mend {where}"))) from problem
-    train = read.train_preprocessing or recorded
-    again = replace(
+        suite = loader.parse_suite(table | auxiliary | patch, Path("kit.toml"))
+    except UserError as error:
+        location = error.what.partition(": ")[2]
+        raise AssertionError(str(UserError(what, found=text, expected=error.expected, do=f"correct {location}"))) from error
+    train = suite.train_preprocessing or recorded
+    reloaded = replace(
         arm,
-        recipe=read.recipe or Recipe(),
+        recipe=suite.recipe or Recipe(),
         train_preprocessing=train,
-        serve_preprocessing=read.serve_preprocessing or train,
-        mode=read.serve_mode,
-        interventions=read.interventions,
+        serve_preprocessing=suite.serve_preprocessing or train,
+        mode=suite.serve_mode,
+        interventions=suite.interventions,
     )
-    _need(digest(again) == digest(arm), what, found=told, expected="lines that are read as the pipeline that they stand for")
+    _need(digest(reloaded) == digest(arm), what, found=text, expected="lines that load as the same pipeline")
 
 
 def check_replay(plugin: Plugin) -> None:
-    """It goes from question to findings wherever it applies; a crash or a measure that is none is never a PASS."""
-    for world in scenarios():
-        for one in _run(plugin, world, 1.0).findings:
-            do = "say in applies why it cannot be asked here, or mend what is told"
-            _need(one.verdict != "ERROR", f"{one.id} of {world.name}", found=one.reason, expected="a verdict", do=do)
-    world = _first(plugin)
-    exact = {f"{plugin.id}/{one.name}" for one in plugin.contrasts if one.kind == "exact"}
-    for one in _run(plugin, world, float("nan")).findings:
-        passed = one.id in exact and one.verdict != "ERROR"
-        _need(not passed, f"{one.id} without a measure", found=one.verdict, expected="ERROR")
-    for one in _run(plugin, world, 1.0, crash="Boom: on purpose").findings:
-        _need(one.verdict == "ERROR", f"{one.id} where every training crashes", found=one.verdict, expected="ERROR")
+    """Check that it reaches findings in every scenario, and that a crash or a missing measure is never a PASS."""
+    for scenario in scenarios():
+        for finding in _run(plugin, scenario, 1.0).findings:
+            do = "return the reason in applies, or correct the error"
+            _need(
+                finding.verdict != "ERROR",
+                f"{finding.id} of {scenario.name}",
+                found=finding.reason,
+                expected="a verdict",
+                do=do,
+            )
+    scenario = _first(plugin)
+    exact = {f"{plugin.id}/{contrast.name}" for contrast in plugin.contrasts if contrast.kind == "exact"}
+    for finding in _run(plugin, scenario, float("nan")).findings:
+        wrong = finding.id in exact and finding.verdict != "ERROR"
+        _need(not wrong, f"{finding.id} without a measure", found=finding.verdict, expected="ERROR")
+    for finding in _run(plugin, scenario, 1.0, crash="Boom: on purpose").findings:
+        what = f"{finding.id} if every training crashes"
+        _need(finding.verdict == "ERROR", what, found=finding.verdict, expected="ERROR")
 
 
 def check_crashes(plugin: Plugin) -> None:
-    """A crash inside any of its functions is an ERROR finding, and ends nothing else."""
+    """Check that a crash inside any of its functions gives an ERROR finding and affects no other plugin."""
 
     def crash(*_: object) -> Any:
         raise RuntimeError("on purpose")
 
     for name in (*PIPELINE_FUNCTIONS, "derived_metrics"):
         if getattr(plugin, name):
-            found = _run(_with(plugin, name, crash), _first(plugin), 0.0).findings
-            paired = [one for one in found if name != "derived_metrics" or _kind(plugin, one) == "paired"]
-            silent = [one.id for one in paired if one.verdict != "ERROR"]
+            findings = _run(_with(plugin, name, crash), _first(plugin), 0.0).findings
+            paired = [finding for finding in findings if name != "derived_metrics" or _kind(plugin, finding) == "paired"]
+            silent = [finding.id for finding in paired if finding.verdict != "ERROR"]
             _need(not silent, f"{name} crashes", found=", ".join(silent), expected="ERROR findings")
 
 
@@ -376,38 +405,38 @@ def _with(plugin: Plugin, name: str, function: Callable[..., Any]) -> Plugin:
 
 
 def check_report(plugin: Plugin) -> None:
-    """A full report is written of it, fresh and read back, and its picture draws."""
+    """Check that reports of a run, new and loaded from its files, have the plugin and its plot."""
     from xferbench.core.run import run_to_json
     from xferbench.report import figures, files, html, junit, markdown
 
     run = _run(plugin, _first(plugin), 1.0)
     read_back = replace(run, arms=json.loads(json.dumps(run_to_json(run), allow_nan=False))["arms"])
-    for one in (run, read_back):
-        page = html.render(one, {plugin.id: plugin})
-        named = plugin.id in page and plugin.id in markdown.render(one) and plugin.id in junit.render(one)
-        _need(named and plugin.id in files.records_csv(one.cells), "the report does not name the plugin")
-        drawn = figures.draw_plugin_plot(plugin, one)
-        told = re.sub("<.*?>", "", drawn[:400]) if "could not be drawn" in drawn[:400] else ""
-        _need(not told, "plot", found=told, expected="a drawing of a finished run, read back from its files too")
+    for finished in (run, read_back):
+        reports = [html.render(finished, {plugin.id: plugin}), markdown.render(finished), junit.render(finished)]
+        reports.append(files.records_csv(finished.cells))
+        _need(all(plugin.id in report for report in reports), "the report does not name the plugin")
+        svg = figures.draw_plugin_plot(plugin, finished)
+        error = re.sub("<.*?>", "", svg[:400]) if "could not be drawn" in svg[:400] else ""
+        _need(not error, "plot", found=error, expected="a drawing of a finished run, also if it is loaded from its files")
 
 
 def _kind(plugin: Plugin, finding: Finding) -> str:
-    return next(one.kind for one in plugin.contrasts if one.name == finding.contrast)
+    return next(contrast.kind for contrast in plugin.contrasts if contrast.name == finding.contrast)
 
 
 def _first(plugin: Plugin) -> Scenario:
-    """The first world that it can be asked about; of these one where its cure changes anything, if there is any."""
-    asked = [world for world in scenarios() if not _said(plugin, "applies", world)]
-    return next((world for world in asked if _said(plugin, "cure", world) != world.pipeline), asked[0])
+    """Return the first scenario that its cure changes, or the first to which it applies."""
+    applicable = _applicable(plugin)
+    return next((scenario for scenario in applicable if _call(plugin, "cure", scenario) != scenario.pipeline), applicable[0])
 
 
-def _run(plugin: Plugin, world: Scenario, value: float, crash: str = "") -> Run:
-    """A run of it in a laboratory that trains nothing, each measure having one value."""
+def _run(plugin: Plugin, scenario: Scenario, value: float, crash: str = "") -> Run:
+    """Return a run of the plugin in the fake lab, with one value for each measure."""
     measures = {reference: {name: value} for name, reference in plugin.measures.items()}
-    answer = fake_lab.fake_lab(measures=measures, examples=EXAMPLES)
-    asked = replace(SUITE, plugins=(plugin.id,), recipe=world.pipeline.recipe)
-    study = fake_lab.make_study(plugin, suite=asked, pipeline=world.pipeline, facts=world.facts)
-    return fake_lab.run_study(study, (lambda trial: Record(key=trial.key, error=crash)) if crash else answer)
+    lab = fake_lab.fake_lab(measures=measures, examples=EXAMPLES)
+    suite = replace(SUITE, plugins=(plugin.id,), recipe=scenario.pipeline.recipe)
+    study = fake_lab.make_study(plugin, suite=suite, pipeline=scenario.pipeline, facts=scenario.facts)
+    return fake_lab.run_study(study, (lambda trial: Record(key=trial.key, error=crash)) if crash else lab)
 
 
 CHECKS: tuple[Callable[[Plugin], None], ...] = (

@@ -1,10 +1,6 @@
-"""A laboratory that trains nothing: records of the real one's form, for tests of plugins and of what reads records.
+"""A lab that trains nothing and returns records of the same form as the real lab. Imports no torch.
 
-from xferbench import fake
-
-study = fake.study(plugin)
-step, answers = fake.replay(study, fake.lab(lambda trial: 0.8))
-run = fake.run(study, fake.lab())
+``run_study(make_study(plugin), fake_lab(lambda trial: 0.8))`` returns the run of a plugin.
 """
 
 from __future__ import annotations
@@ -83,15 +79,19 @@ PROFILE = Profile(
 
 
 def fake_predictions(accuracy: float, seed: int, examples: int = DEFAULT_EXAMPLES) -> Predictions:
-    """Answers [examples] of about an accuracy, of two classes: the same examples are hard for all, a little luck by seed."""
-    hard, luck = np.random.default_rng(0).random(examples), np.random.default_rng([seed, int(accuracy * 1e4)]).random(examples)
+    """Return predictions for two classes with about an accuracy.
+
+    The difficulty of an example is the same for all seeds, plus a little noise by seed.
+    """
+    difficulty = np.random.default_rng(0).random(examples)
+    noise = np.random.default_rng([seed, int(accuracy * 1e4)]).random(examples)
     label = np.arange(examples, dtype=np.int32) % 2
-    right = 0.9 * hard + 0.1 * luck < accuracy
-    p_true = np.where(right, 0.9, 0.1).astype(np.float32)
+    correct = 0.9 * difficulty + 0.1 * noise < accuracy
+    p_true = np.where(correct, 0.9, 0.1).astype(np.float32)
     return Predictions(
         example=np.arange(examples, dtype=np.uint64),
         label=label,
-        predicted=np.where(right, label, 1 - label).astype(np.int32),
+        predicted=np.where(correct, label, 1 - label).astype(np.int32),
         group=np.empty(0, np.int32),
         p_true=p_true,
         p_max=np.full(examples, 0.9, np.float32),
@@ -101,11 +101,11 @@ def fake_predictions(accuracy: float, seed: int, examples: int = DEFAULT_EXAMPLE
 
 
 def accuracy_by_content(trial: Trial) -> float:
-    """An accuracy from 0.5 to 0.9 that is another one for each fit and view, and about the same at every seed."""
-    fit = trial.model.base
-    changes = str(fit.regularizer or "") + str(fit.augment or "") + "".join(map(str, fit.interventions))
-    told = digest((fit.init, fit.phases, changes, fit.preprocessing, trial.model.edits, trial.view))
-    return 0.5 + 0.4 * int(told[:8], 16) / 2**32
+    """Return an accuracy from 0.5 to 0.9 that depends on the training spec and the view, but not on the seed."""
+    spec = trial.model.base
+    changes = str(spec.regularizer or "") + str(spec.augment or "") + "".join(map(str, spec.interventions))
+    content = digest((spec.init, spec.phases, changes, spec.preprocessing, trial.model.edits, trial.view))
+    return 0.5 + 0.4 * int(content[:8], 16) / 2**32
 
 
 def fake_lab(
@@ -113,60 +113,61 @@ def fake_lab(
     measures: Mapping[str, Mapping[str, float]] | None = None,
     examples: int = DEFAULT_EXAMPLES,
 ) -> Callable[[Trial], Record]:
-    """A function that answers a trial as the real laboratory would, at no cost.
+    """Return a function from a trial to its record, as the real lab would compute it, without training.
 
     Args:
-        accuracy: of a trial's predictions. examples: how many there are.
-        measures: what a plugin's own measure returns, by ``module:function@version``.
+        accuracy: Returns the accuracy of a trial's predictions.
+        measures: The scalars that a plugin's own measure returns, by ``module:function@version``.
+        examples: The number of test examples.
     """
 
-    def answer(trial: Trial) -> Record:
-        fit, value = trial.model.base, accuracy(trial)
-        error = why_impossible(fit)
+    def compute_record(trial: Trial) -> Record:
+        spec, value = trial.model.base, accuracy(trial)
+        error = why_impossible(spec)
         if error:
             return Record(key=trial.key, error=error)
-        told = Record(
+        record = Record(
             key=trial.key,
-            fit=digest((fit, trial.place)),
+            fit=digest((spec, trial.place)),
             scalars={"diverged": 0.0},
-            curve=learning_curve(fit, value),
+            curve=learning_curve(spec, value),
             seconds=1.0,
             fit_seconds=10.0,
         )
         if trial.view.measure == "predictions":
-            return replace(told, predictions=fake_predictions(value, fit.seed, examples))
-        return replace(told, scalars={"diverged": 0.0, **(measures or {})[trial.view.function or trial.view.measure]})
+            return replace(record, predictions=fake_predictions(value, spec.seed, examples))
+        return replace(record, scalars={"diverged": 0.0, **(measures or {})[trial.view.function or trial.view.measure]})
 
-    return answer
+    return compute_record
 
 
-def why_impossible(fit: TrainingSpec) -> str:
-    """Why the real laboratory could not train a fit, or ""."""
-    if fit.init != "random" and fit.start is None:
-        return f"UserError: init {fit.init} without pretrained weights"
-    if fit.regularizer is None:
+def why_impossible(spec: TrainingSpec) -> str:
+    """Return why the real lab could not train a spec, or ""."""
+    if spec.init != "random" and spec.start is None:
+        return f"UserError: init {spec.init} without pretrained weights"
+    if spec.regularizer is None:
         return ""
-    there = {
-        "teacher": fit.teacher is not None,
-        "shifted": fit.unlabeled is not None,
-        "pretrained": fit.init == "pretrained",
-        "plain-head": not is_mlp_head(fit.head),
-        "source": fit.source is not None and bool(fit.source.classes),
+    available = {
+        "teacher": spec.teacher is not None,
+        "shifted": spec.unlabeled is not None,
+        "pretrained": spec.init == "pretrained",
+        "plain-head": not is_mlp_head(spec.head),
+        "source": spec.source is not None and bool(spec.source.classes),
     }
-    missing = [REQUIREMENTS[need] for need in fit.regularizer.requires if not there.get(need, True)]
-    return f"ValueError: regularizer {fit.regularizer} without {missing[0]}" if missing else ""
+    missing = [REQUIREMENTS[need] for need in spec.regularizer.requires if not available.get(need, True)]
+    return f"ValueError: regularizer {spec.regularizer} without {missing[0]}" if missing else ""
 
 
-def learning_curve(fit: TrainingSpec, accuracy: float) -> tuple[tuple[int, float, float], ...]:
-    """A learning curve of five rows that ends at an accuracy; none of a fit without steps."""
-    total = sum(phase.steps for phase in fit.phases)
+def learning_curve(spec: TrainingSpec, accuracy: float) -> tuple[tuple[int, float, float], ...]:
+    """Return a learning curve of five rows that ends at an accuracy; it is empty for a spec without steps."""
+    total = sum(phase.steps for phase in spec.phases)
     shares = [check / 5 for check in range(1, 6)] if total else []
     return tuple((round(share * total), 2.0 - share, accuracy * (0.5 + share / 2)) for share in shares)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """A pipeline with what is known of it, and its name for a message."""
+    """A pipeline with its profile, and its name in messages."""
 
     name: str
     pipeline: Pipeline
@@ -174,7 +175,7 @@ class Scenario:
 
 
 def scenarios() -> Iterator[Scenario]:
-    """What a plugin may be asked about: recipes of all kinds, and a usual one without this and that."""
+    """Yield the pipelines that the conformance kit uses: recipes of all kinds, and a default one that lacks one thing each."""
     recipes = {
         "full fine-tuning": full(),
         "a linear probe": linear_probe(),
@@ -184,7 +185,7 @@ def scenarios() -> Iterator[Scenario]:
         "training from scratch": from_scratch(),
         "an MLP head on augmented images": Recipe(head=MLPHead(units=16), augment=FlipAndCrop()),
         "distillation": distillation(),
-        "DANN, then each domain's own statistics": replace(dann(), finish=AdaptBatchNorm()),
+        "DANN, then the statistics of each domain": replace(dann(), finish=AdaptBatchNorm()),
         "one step": full(Phase(steps=1, batch_size=2)),
         "a zero head, L2-SP and the best step": Recipe(head=ZERO_HEAD, regularizer=L2SP(strength=1), stop="best"),
         "class order and ghost batches": full(Phase(order="class", batchnorm="ghost:2")),
@@ -193,53 +194,53 @@ def scenarios() -> Iterator[Scenario]:
         yield Scenario(name=name, pipeline=replace(PIPELINE, recipe=recipe), facts=PROFILE)
     pipeline, facts = PIPELINE, PROFILE
     cropped = Preprocessing(resize=40, crop=32, interpolation="bicubic")
-    without = {
+    variants = {
         "no BatchNorm": (pipeline, replace(facts, batchnorm=())),
         "no [source]": (replace(pipeline, source=None), replace(facts, source=(), source_error="the suite has no [source]")),
         "no [shifted] set": (replace(pipeline, shifted=None), replace(facts, shifted=())),
-        "a [source] whose classes nobody knows": (
+        "a [source] whose classes are unknown": (
             replace(pipeline, source=AuxiliaryDataset(data=Data(digest="source"))),
-            replace(facts, source=(), source_error="nobody knows them"),
+            replace(facts, source=(), source_error="the classes of [source] are unknown"),
         ),
         "no recorded preprocessing": (pipeline, replace(facts, recorded=False, trust=("preprocessing: recorded nowhere",))),
         "images served in train mode and another form": (
             replace(pipeline, mode="train", serve_preprocessing=replace(cropped, channels="bgr")),
             facts,
         ),
-        "images resized and not normalised": (
+        "images resized and not normalized": (
             replace(pipeline, train_preprocessing=cropped, serve_preprocessing=cropped),
             replace(facts, preprocessing=cropped),
         ),
     }
-    for name, (own, known) in without.items():
-        yield Scenario(name=name, pipeline=own, facts=known)
+    for name, (variant, profile) in variants.items():
+        yield Scenario(name=name, pipeline=variant, facts=profile)
 
 
 def make_study(*plugins: Plugin, suite: Suite = SUITE, pipeline: Pipeline = PIPELINE, facts: Profile = PROFILE) -> study.Study:
-    """A study of plugins on a pipeline: its recipe, or where the suite has another that one, is what the user does."""
+    """Return a study of plugins on a pipeline; the recipe of the suite, if it has one, replaces the recipe of the pipeline."""
     subject = pipeline if suite.recipe == Recipe() else study.subject_arm(suite, pipeline)
     return study.Study(suite=suite, facts=facts, plugins=plugins, subject=subject, place=CONTEXT)
 
 
 def replay_study(
-    asked: study.Study, answer: Callable[[Trial], Record], answers: Mapping[str, Record] | None = None
+    planned: study.Study, lab: Callable[[Trial], Record], records: Mapping[str, Record] | None = None
 ) -> tuple[schedule.Schedule, dict[str, Record]]:
-    """Carry a study out in a laboratory, beside what is answered already: its last step, and all answers."""
-    known = dict(answers or {})
+    """Run a study in a lab, except for trials that have records, and return its last step and all records by key."""
+    known_records = dict(records or {})
     while True:
-        step = schedule.next_step(asked, known)
-        missing = [trial for key, trial in step.wanted.items() if key not in known]
+        step = schedule.next_step(planned, known_records)
+        missing = [trial for key, trial in step.wanted.items() if key not in known_records]
         if not missing:
-            return step, known
-        known |= {trial.key: answer(trial) for trial in missing}
+            return step, known_records
+        known_records |= {trial.key: lab(trial) for trial in missing}
 
 
-def run_study(asked: study.Study, answer: Callable[[Trial], Record]) -> Run:
-    """Carry a study out and judge it."""
+def run_study(planned: study.Study, lab: Callable[[Trial], Record]) -> Run:
+    """Run a study in a lab and return the run with its findings."""
     from xferbench.runner import build_run, execute
 
-    step, answers = replay_study(asked, answer)
+    step, records = replay_study(planned, lab)
     executed = execute.StudyResult(
-        study=asked, step=step, answers=answers, trials_run=len(answers), fits_run=0, workers=1, seconds=0.0
+        study=planned, step=step, answers=records, trials_run=len(records), fits_run=0, workers=1, seconds=0.0
     )
     return build_run.build_run(executed)
