@@ -61,7 +61,7 @@ def test_a_linear_probe_does_not_change_the_features(world):
 
 def test_with_a_source_there_are_distances_to_it_and_within_it(world):
     scores = domain_gap.logme(make_context(world))
-    assert scores.keys() == FREE | DISTANCES | {name + domain_gap.WITHIN for name in DISTANCES}
+    assert scores.keys() == FREE | DISTANCES | {name + domain_gap.WITHIN_SOURCE for name in DISTANCES}
 
 
 def test_with_a_pretrained_head_there_is_leep(world):
@@ -74,7 +74,7 @@ def test_with_a_pretrained_head_there_is_leep(world):
 def test_a_darker_target_is_farther_away_than_the_source_from_itself(world):
     darker = make_context(world, prepared=replace(READY, scale=READY.scale / 3))
     scores = domain_gap.logme(darker)
-    assert all(scores[name] > scores[name + domain_gap.WITHIN] for name in DISTANCES)
+    assert all(scores[name] > scores[name + domain_gap.WITHIN_SOURCE] for name in DISTANCES)
     assert scores["proxy a-distance"] > 1.5
 
 

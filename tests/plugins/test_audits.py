@@ -39,7 +39,7 @@ def study(audit, pipeline=FINISHED, facts=FACTS, **changes):
 
 def run(audit, accuracy=lambda trial: 0.8, measured=0.0, examples=2000, **changes):
     measures = {reference: {name: measured} for name, reference in audit.measures.items()}
-    plain = replace(audit, told=None, picture=None)  # what a audit says of its scalars needs real ones
+    plain = replace(audit, explain=None, plot=None)  # what a audit says of its scalars needs real ones
     return fake_lab.run_study(study(plain, **changes), fake_lab.fake_lab(accuracy, measures, examples))
 
 
@@ -90,7 +90,7 @@ def test_an_audit_goes_from_question_to_findings(audit):
 
 @pytest.mark.parametrize("audit", AUDITS, ids=lambda audit: audit.id)
 def test_an_audit_without_a_record_is_never_a_pass(audit):
-    crashed = study(replace(audit, told=None))
+    crashed = study(replace(audit, explain=None))
     found = fake_lab.run_study(crashed, lambda trial: fake_lab.Record(key=trial.key, error="Boom: on purpose")).findings
     assert {one.verdict for one in found} <= {"ERROR", "SKIPPED"}
 
@@ -139,7 +139,7 @@ def test_one_network_has_mcnemars_p_beside_its_verdict():
 
 
 def test_without_the_weights_of_before_nothing_is_asked_that_needs_them():
-    assert linear_probe.audit.applies(ALONE, FACTS) == "the weights of before are not given"
+    assert linear_probe.audit.applies(ALONE, FACTS) == "the weights from before training are not given"
     cured = batchnorm_drift.audit.cure(ALONE, FACTS)
     assert [one.edits for one in cured.candidates] == [("batchnorm:recalibrated@2",)]
 
@@ -208,11 +208,11 @@ def test_the_form_that_was_screened_is_not_said_to_be_better_where_the_other_hal
             (arm, "test", 0): fake_lab.Record(key=arm, predictions=fake_lab.fake_predictions(accuracy, 0))
             for arm, accuracy in {"subject": subject, "cured": cured}.items()
         }
-        return preprocessing_mismatch.told("harm", answers, FINISHED, other)
+        return preprocessing_mismatch.explain("harm", answers, FINISHED, other)
 
     assert told(0.5, 0.9).startswith("the screened half prefers images with channels")
-    assert "and the other does not" in told(0.9, 0.5)
-    assert not preprocessing_mismatch.told("harm", {}, FINISHED, FINISHED)
+    assert "and the other half does not" in told(0.9, 0.5)
+    assert not preprocessing_mismatch.explain("harm", {}, FINISHED, FINISHED)
 
 
 @pytest.mark.parametrize("audit", AUDITS, ids=lambda audit: audit.id)

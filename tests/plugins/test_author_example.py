@@ -1,7 +1,8 @@
-"""The example of CONTRIBUTING: one module with an experiment and an audit of one failure mode, as an author writes it."""
+"""The examples of CONTRIBUTING: an experiment and an audit in one module, induced label noise, and a test with the fake lab."""
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from dataclasses import replace
@@ -11,13 +12,17 @@ from pathlib import Path
 import pytest
 from test_audits import run, study
 
+from xferbench import plugin as door
 from xferbench.runner import discovery
 from xferbench.testing import fake_lab
-from xferbench.testing.conformance import conforms
+from xferbench.testing.conformance import check_arms, conforms
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
 EXAMPLE = next(block for block in BLOCKS if "\naudit = " in block)
+TOO_HOT, LABEL_NOISE, FAKE_LAB = (
+    next(block for block in BLOCKS if text in block) for text in ('id="too-hot"', "LabelNoise(", "fake_lab.run_study")
+)
 
 
 @pytest.fixture
@@ -57,3 +62,29 @@ def test_the_audit_finds_the_order_that_a_checkpoint_needs(example):
     assert wrong.remedy["verified"]
     right = run(audit, channels_matter).findings[0]
     assert (right.verdict, right.control) == ("PASS", "detected")
+
+
+@pytest.fixture
+def too_hot(monkeypatch, tmp_path):
+    """The first example, importable as a module."""
+    (tmp_path / "too_hot.py").write_text(TOO_HOT, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "too_hot", raising=False)
+    return importlib.import_module("too_hot")
+
+
+def test_an_induced_arm_may_be_label_noise(too_hot):
+    namespace = vars(door) | {"replace": replace}
+    exec(LABEL_NOISE, namespace)
+    plugin = replace(too_hot.plugin, induce=namespace["induce"])
+    check_arms(plugin)
+    noisy = fake_lab.fake_lab(lambda trial: 0.5 if trial.model.base.interventions else 0.8)
+    (finding,) = fake_lab.run_study(fake_lab.make_study(plugin), noisy).findings
+    assert (finding.id, finding.verdict, finding.control) == ("too-hot/harm/label-noise", "PASS", "detected")
+
+
+@pytest.mark.usefixtures("too_hot")
+def test_the_example_with_the_fake_lab_passes():
+    namespace = {}
+    exec(FAKE_LAB, namespace)
+    namespace["test_a_rate_that_changes_nothing_passes"]()

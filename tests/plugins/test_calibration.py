@@ -61,8 +61,8 @@ def test_the_calibration_error_is_the_gap_and_none_on_average_where_chance_alone
 def test_the_calibration_error_is_stated_from_2000_images_on():
     told = {("subject", "test", 0): make_sure(2000, 0.6), ("induced:overtrained", "test", 0): make_sure(1999, 0.6)}
     told |= {("scratch", "test", 0): make_sure(2000, 0.6), ("subject", "tempered", 0): make_sure(2000, 0.9)}
-    assert calibration.errors(told, [0, 1]) == {"subject/ece": pytest.approx(0.3, abs=0.03)}
-    assert calibration.errors(told, [1]) == {}
+    assert calibration.calibration_errors(told, [0, 1]) == {"subject/ece": pytest.approx(0.3, abs=0.03)}
+    assert calibration.calibration_errors(told, [1]) == {}
 
 
 def test_the_cure_is_one_temperature_and_is_advised_in_words():

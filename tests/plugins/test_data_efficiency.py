@@ -53,7 +53,7 @@ def test_the_largest_size_is_of_the_images_that_are_trained_on(tmp_path):
 
 
 def test_the_largest_set_is_the_pipelines_own_and_scratch_is_tuned_at_each():
-    arms = data_efficiency.beside(replace(PIPELINE, train_size=None), TEN)
+    arms = data_efficiency.extra_arms(replace(PIPELINE, train_size=None), TEN)
     assert arms["transfer-800"] == replace(PIPELINE, train_size=None)
     assert [one.train_size for one in arms["scratch-25"].candidates] == [25] * len(arms["scratch-25"].candidates)
     rates = {one.recipe.phases[0].lr for one in arms["scratch-800"].candidates if one.recipe.phases[0].steps == 500}
@@ -116,8 +116,8 @@ def test_curves_are_of_the_seeds_that_both_have_at_every_size():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("told", [{}, answers(seeds=[0], transfer_10=0)], ids=["nothing", "no whole seed"])
 def test_without_a_whole_curve_nothing_is_told(told):
-    assert data_efficiency.by_size(told, [0]) == {}
-    assert data_efficiency.told("gain", told, PIPELINE, PIPELINE) == ""
+    assert data_efficiency.metrics_by_size(told, [0]) == {}
+    assert data_efficiency.explain("gain", told, PIPELINE, PIPELINE) == ""
     assert "could not be drawn" not in figures.draw_plugin_plot(PLUGIN, make_run())
 
 

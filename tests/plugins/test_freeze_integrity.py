@@ -433,7 +433,7 @@ def carried_out(world, one):
 def test_our_own_loop_passes_and_says_why(world):
     (one,) = carried_out(world, pipeline(world, RECIPES["probe"]))
     assert (one.verdict, one.control) == ("PASS", "detected")
-    assert one.reason.startswith("the lab's own loop trains what the recipe says; holds")
+    assert one.reason.startswith("the training loop of xferbench follows the recipe by construction; holds")
     assert all(one.measures[f"induced:{variant}/harm"] > 0 for variant in INDUCED["probe"])
     assert one.measures["subject/harm"] == 0
 

@@ -56,12 +56,12 @@ def test_what_mean_not_sum_prepares_is_what_a_layer_of_averaged_weights_answers(
     averaged = with_one_channel(layer, layer.weight.data.mean(1, keepdim=True))
     grey = torch.randint(0, 256, (2, 1, 9, 9), dtype=torch.uint8).expand(-1, 3, -1, -1)
     ready = Preprocessing(mean=(0.4,), std=(0.2,))
-    whole, third = (preprocessing.to_tensor(grey, one).double() for one in (ready, input_mismatch.third(ready)))
+    whole, third = (preprocessing.to_tensor(grey, one).double() for one in (ready, input_mismatch.divide_by_three(ready)))
     torch.testing.assert_close(layer(third), averaged(whole[:, :1]), atol=1e-6, rtol=1e-5)
     spectrogram = Spectrogram(mean=1.0, std=2.0)
     x = torch.randn(2, 1, 5, 5)
     torch.testing.assert_close(
-        preprocessing.to_tensor(x, input_mismatch.third(spectrogram)), preprocessing.to_tensor(x, spectrogram) / 3
+        preprocessing.to_tensor(x, input_mismatch.divide_by_three(spectrogram)), preprocessing.to_tensor(x, spectrogram) / 3
     )
 
 

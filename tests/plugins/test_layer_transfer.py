@@ -31,7 +31,7 @@ def told(pipeline):
 
 
 def test_four_cuts_of_four_kinds():
-    found = layer_transfer.beside(PIPELINE, FIVE)
+    found = layer_transfer.extra_arms(PIPELINE, FIVE)
     assert len(found) == 16
     assert told(found["anb-2"]) == ("pretrained", "low:2", "top:3", "train-above")
     assert told(found["bnb-2"]) == ("target", "low:2", "top:3", "train-above")
@@ -43,9 +43,9 @@ def test_four_cuts_of_four_kinds():
 
 
 def test_of_few_groups_some_cuts_are_the_same_and_of_one_there_is_none():
-    found = layer_transfer.beside(PIPELINE, replace(FACTS, groups=("lower", "upper")))
+    found = layer_transfer.extra_arms(PIPELINE, replace(FACTS, groups=("lower", "upper")))
     assert [found[f"anb-{cut}"].recipe.transferred for cut in layer_transfer.CUTS] == ["low:1", "low:1", "all", "all"]
-    assert "one layer group" in layer_transfer.applies(PIPELINE, replace(FACTS, groups=("all",)))
+    assert "single layer group" in layer_transfer.applies(PIPELINE, replace(FACTS, groups=("all",)))
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,8 @@ def test_the_chosen_step_is_the_first_of_the_best_and_flatters_itself_on_validat
     curve = ((10, 1.0, 0.5), (20, 0.5, 0.8), (30, 0.1, 0.8))
     told = {("subject", "best-step", seed): replace(make_record(f"s{seed}", 0.75), curve=curve) for seed in range(2)}
     right = np.mean([(one.predictions.predicted == one.predictions.label).mean() for one in told.values()])
-    assert overfitting.chosen(told, [0, 1, 2]) == {"chosen step": 20.0, "optimism": pytest.approx(0.8 - right)}
-    assert np.isnan(overfitting.chosen({}, [0])["optimism"])
+    assert overfitting.mean_best_step(told, [0, 1, 2]) == {"chosen step": 20.0, "optimism": pytest.approx(0.8 - right)}
+    assert np.isnan(overfitting.mean_best_step({}, [0])["optimism"])
 
 
 def test_who_stops_at_the_best_step_has_nothing_to_tell_apart():

@@ -39,7 +39,7 @@ from xferbench.testing import fake_lab
 
 PLUGINS = discovery.load_plugins(["all"])
 SUBJECT = replace(PIPELINE, serve_preprocessing=Preprocessing(mean=(0.5,), std=(0.5,)))
-HERE = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
@@ -58,7 +58,15 @@ def test_cures_and_failures_change_how_one_trains_or_serves_and_nothing_else(plu
     assert all(arm.expected_training == SUBJECT.expected_training for arm in (cured, *others))
     made = [one for arm in induced.values() for one in (arm.candidates if isinstance(arm, Selection) else (arm,))]
     for arm in (cured, *others, *made):
-        own = ("train_preprocessing", "serve_preprocessing", "mode", "judged", "planted", "believed", "edits")
+        own = (
+            "train_preprocessing",
+            "serve_preprocessing",
+            "mode",
+            "evaluation_split",
+            "injected_duplicates",
+            "expected_training",
+            "edits",
+        )
         served = {name: getattr(SUBJECT, name) for name in own}
         assert replace(arm, recipe=SUBJECT.recipe, **served) == SUBJECT
     assert all(arm != cured for arm in made)
@@ -109,10 +117,10 @@ def test_most_plugins_are_a_page():
 
 def lines_of(plugin):
     """Lines of a plugin's file without its imports, for each plugin in it: the experiment, and the audit where it has one."""
-    text = (HERE.parent / "xferbench" / "plugins" / f"{plugin.id.replace('-', '_')}.py").read_text()
+    text = (ROOT / "xferbench" / "plugins" / f"{plugin.id.replace('-', '_')}.py").read_text()
     imports = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom))
     lines = text.count("\n") - sum(node.end_lineno - node.lineno + 1 for node in imports)
-    return lines / (2 if "AUDIT_PAGE" in text else 1)
+    return lines / (2 if "AUDIT_DOC" in text else 1)
 
 
 def test_the_cure_of_drift_puts_every_phase_into_eval_and_curing_twice_changes_nothing():
@@ -284,7 +292,7 @@ def test_every_picture_draws_a_run(plugin):
 
 
 def test_the_plugin_that_contributing_adds_works_as_it_stands_there(tmp_path, monkeypatch):
-    blocks = re.findall(r"```(\w+)\n(.*?)```", (HERE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
     code = next(text for kind, text in blocks if kind == "python")
     name, value = re.search(r"(\S+) = \"(too_hot:plugin)\"", next(text for kind, text in blocks if kind == "toml")).groups()
     (tmp_path / "too_hot.py").write_text(code, encoding="utf-8")

@@ -29,7 +29,7 @@ def test_what_is_told_is_by_arm_and_what_tells_nothing_is_left_out():
     tell = lambda one: one.scalars.get("heat")  # noqa: E731
     assert records.values_by_arm(found, tell) == {"subject": [0.0, 1.0, 2.0]}
     assert records.values_by_arm(found, tell, seeds=[2, 0]) == {"subject": [0.0, 2.0]}
-    assert records.values_by_arm(found, tell, but={"subject"}) == records.values_by_arm(found, tell, "drift") == {}
+    assert records.values_by_arm(found, tell, exclude={"subject"}) == records.values_by_arm(found, tell, "drift") == {}
 
 
 def test_accuracies_are_of_arms_that_have_every_view():

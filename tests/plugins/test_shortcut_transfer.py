@@ -50,12 +50,12 @@ def test_a_tied_cue_is_on_all_training_images_of_the_first_class_and_on_no_other
 
 
 def test_a_cued_fit_is_trained_on_cued_images_and_a_cued_view_sees_them(world):
-    one = make_fit(world, Phase(steps=2, batch_size=8), init="random", cued=True)
+    one = make_fit(world, Phase(steps=2, batch_size=8), init="random", has_cue=True)
     trial = make_trial(one)
     dataset, _ = run_trials.training_inputs(one, trial, world.cache)
-    plain, _ = run_trials.training_inputs(replace(one, cued=False), trial, world.cache)
+    plain, _ = run_trials.training_inputs(replace(one, has_cue=False), trial, world.cache)
     assert np.array_equal(dataset.train.images, shortcut_cue.correlate_with_class(plain).train.images)
-    trials = [replace(trial, view=replace(trial.view, cued=cued)) for cued in (False, True)]
+    trials = [replace(trial, view=replace(trial.view, has_cue=cued)) for cued in (False, True)]
     (bare, worn), _ = run_trials.run_trials(trials, frozenset(one.key for one in trials), world.cache)
     assert not bare.error and not worn.error
     assert np.array_equal(bare.predictions.example, worn.predictions.example), "the same examples"
@@ -70,7 +70,7 @@ def test_the_sources_are_one_with_the_cue_and_one_without_and_else_the_same():
     cured = PLUGIN.cure(PIPELINE, FACTS)
     tied = PLUGIN.induce(cured, FACTS)["tied"]
     clean, cued = (training_spec(one, 0).start for one in (cured, tied))
-    assert clean == replace(cued, cued=False) and cued.has_cue
+    assert clean == replace(cued, has_cue=False) and cued.has_cue
     assert clean.phases[0].steps == 3 * PIPELINE.baseline.steps
     assert (clean.labels, clean.init, clean.data) == ("true", "random", PIPELINE.source.data)
     assert training_spec(cured, 0) == replace(training_spec(tied, 0), start=clean)
@@ -82,7 +82,7 @@ def test_the_sources_are_one_with_the_cue_and_one_without_and_else_the_same():
         ({"source": None}, "no [source]"),
         ({"recipe": Recipe(init="random")}, "nothing pretrained"),
         ({"recipe": Recipe(regularizer=Regularizer.parse("l2-sp:1"))}, "regularizer"),
-        ({"train_preprocessing": Spectrogram()}, "images alone"),
+        ({"train_preprocessing": Spectrogram()}, "only images"),
         ({"recipe": Recipe(init="cued-source")}, ""),
     ],
 )
@@ -96,8 +96,8 @@ def found(costs):
 
     def accuracy(trial):
         start = trial.model.base.start
-        kind = "own" if not hasattr(start, "cued") else "cued" if start.cued else "clean"
-        return 0.8 - trial.view.cued * costs[kind]
+        kind = "own" if not hasattr(start, "has_cue") else "cued" if start.has_cue else "clean"
+        return 0.8 - trial.view.has_cue * costs[kind]
 
     run = fake_lab.run_study(fake_lab.make_study(PLUGIN), fake_lab.fake_lab(accuracy))
     return {one.id: one for one in run.findings}

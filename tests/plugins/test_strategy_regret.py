@@ -20,7 +20,7 @@ SUBJECT = replace(PIPELINE, recipe=full(Phase(steps=40, batch_size=8)))
 
 def test_every_strategy_has_the_same_budget_of_rates_steps_and_images():
     found = [one.recipe for one in strategy_regret.plugin.cure(SUBJECT, PROFILE).candidates]
-    assert len(found) == len(strategy_regret.WEIGHED) * len(strategy_regret.FACTORS)
+    assert len(found) == len(strategy_regret.CANDIDATES) * len(strategy_regret.LR_FACTORS)
     assert {sum(phase.steps for phase in one.phases) for one in found} == {40}
     assert {phase.batch_size for one in found for phase in one.phases} == {8}
 
@@ -61,7 +61,7 @@ def test_the_rules_are_arms_of_their_own(size, similar, different, gradual):
         different,
     )
     assert rules_of_thumb.size_rule_strategy(size) == gradual
-    found = strategy_regret.beside(replace(SUBJECT, train_size=size), PROFILE)
+    found = strategy_regret.extra_arms(replace(SUBJECT, train_size=size), PROFILE)
     assert list(found) == list(strategy_regret.RULES)
     assert all(len(one.candidates) == 2 for one in found.values())
     assert {str(one.candidates[0].recipe.phases[-1].trainable) for one in found.values()} <= {"head", "top:2", "all"}
@@ -80,8 +80,8 @@ def test_the_rules_are_arms_of_their_own(size, similar, different, gradual):
 )
 def test_the_reader_is_told_a_cause(own, chosen, cause):
     subject, cured = replace(PIPELINE, recipe=own), replace(PIPELINE, recipe=chosen)
-    assert strategy_regret.told("harm", {}, subject, cured) == f"validation chose {chosen.name}: {cause}"
-    assert strategy_regret.told("harm", {}, subject, subject) == strategy_regret.told("by-size", {}, subject, cured) == ""
+    assert strategy_regret.explain("harm", {}, subject, cured) == f"validation selected {chosen.name}: {cause}"
+    assert strategy_regret.explain("harm", {}, subject, subject) == strategy_regret.explain("by-size", {}, subject, cured) == ""
 
 
 def test_a_poor_strategy_fails_and_what_the_rules_cost_is_measured():

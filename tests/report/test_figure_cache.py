@@ -104,7 +104,7 @@ def test_different_contents_have_different_keys():
 
 
 def test_only_plain_functions_of_this_package_are_package_functions():
-    assert figure_cache.is_package_function(negative_transfer.picture)
+    assert figure_cache.is_package_function(negative_transfer.plot)
     assert not figure_cache.is_package_function(make_run)
     assert not figure_cache.is_package_function(lambda *_: None)
     assert not figure_cache.is_package_function(str)

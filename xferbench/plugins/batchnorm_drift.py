@@ -1,27 +1,28 @@
 """BatchNorm statistics that drift while a pretrained backbone is adapted.
 
 Symptom
-    Accuracy in training mode is far above that in evaluation mode on the same images, or a "frozen" backbone gives other
-    features after training than before.
+    Accuracy in training mode is far above accuracy in evaluation mode on the same images. Or a "frozen" backbone gives
+    different features after training than before.
 
 Cause
-    BatchNorm layers in train mode normalise by the statistics of the batch and move their running ones, whatever
-    ``requires_grad`` says. Small batches, batches of one class, or a low momentum make the two disagree: the head learns on
-    features that it will not be served.
+    BatchNorm layers in train mode normalize with the statistics of the batch and update their running statistics,
+    regardless of ``requires_grad``. Small batches, batches of one class or a low momentum make the two statistics disagree:
+    the head is trained on features that differ from those it sees when it is served.
 
 Remedy
-    Keep BatchNorm of every pretrained phase in evaluation mode, and call ``.eval()`` on it again after each ``model.train()``.
-    Under a real shift new statistics can be the better ones: hence the test. Restoring or recalibrating those of a finished
-    model is measured too, as ``restored`` and ``recalibrated``: neither is advised untested.
+    Keep BatchNorm in evaluation mode in every phase that starts from pretrained weights, and call ``.eval()`` on it again
+    after each ``model.train()``. Under a real shift the new statistics can be better, so the plugin tests this. It also
+    measures restored and recalibrated statistics of the finished model, as ``restored`` and ``recalibrated``.
 
 How it is induced
-    ``ghost-batch``: train mode, normalised in slices of two images of the same batch, so that the batch size is not the
-    cause. ``class-order``: train mode on batches ordered by class (which costs a little in any mode). ``stale-statistics``:
-    train mode with momentum 0.001, so that the running statistics lag behind the weights.
+    ``ghost-batch``: train mode, normalized in slices of two images of the same batch, so that the batch size is not the
+    cause. ``class-order``: train mode on batches ordered by class (this order costs a little in any mode).
+    ``stale-statistics``: train mode with momentum 0.001, so that the running statistics lag behind the weights.
 
-Measured beside it
-    ``discrepancy``: accuracy with the statistics of test batches minus that with the running ones, same weights and images.
-    ``drift``: per layer, the mean of (μ − μ₀)² / σ₀² plus the mean of |log σ² / σ₀²|, against the statistics before.
+Also measured
+    ``discrepancy``: accuracy with the statistics of test batches minus accuracy with the running statistics, for the same
+    weights and images. ``drift``: per layer, the mean of (μ − μ₀)² / σ₀² plus the mean of |log σ² / σ₀²|, relative to the
+    statistics before training.
 
 References
     Ioffe & Szegedy 2015 (arXiv:1502.03167); Wu & He 2018, Group Normalization (arXiv:1803.08494): error at batch 2;
@@ -42,6 +43,7 @@ from xferbench.plugin import (
     Run,
     Selection,
     info,
+    interventions,
     map_phases,
     plotting,
     records,
@@ -61,20 +63,20 @@ def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     }
 
 
-def drift(seen: MeasureContext) -> dict[str, float]:
-    """How far each layer's running statistics went, and the mean over layers."""
+def drift(context: MeasureContext) -> dict[str, float]:
+    """Return the drift of each layer's running statistics, and its mean over the layers."""
     from xferbench.lab.models import batchnorm
 
-    found = batchnorm.statistics_drift(seen.before, seen.after)
-    return {"drift": records.mean_or_nan([*found.values()])} | {f"drift/{name}": value for name, value in found.items()}
+    by_layer = batchnorm.statistics_drift(context.before, context.after)
+    return {"drift": records.mean_or_nan([*by_layer.values()])} | {f"drift/{name}": value for name, value in by_layer.items()}
 
 
-def picture(axes: Any, run: Run) -> None:
-    """Drift by layer for each arm: the mean, and a thin line a seed."""
-    told = records.values_by_arm(
-        records.plugin_records(run, plugin.id), lambda one: records.numbered_scalars(one, "drift/"), "drift"
+def plot(axes: Any, run: Run) -> None:
+    """Draw the drift by layer for each arm: the mean, and a thin line for each seed."""
+    drift_by_arm = records.values_by_arm(
+        records.plugin_records(run, plugin.id), lambda record: records.numbered_scalars(record, "drift/"), "drift"
     )
-    plotting.draw_lines(axes, told)
+    plotting.draw_lines(axes, drift_by_arm)
     axes.set(xlabel="BatchNorm layer, from the input up", ylabel="drift of running statistics", ylim=(0, None))
     axes.legend()
 
@@ -95,68 +97,69 @@ plugin = Plugin(
     ),
     measures={"drift": "xferbench.plugins.batchnorm_drift:drift@1"},
     remedy="keep the BatchNorm layers of the pretrained backbone in eval mode while it is adapted",
-    plot=picture,
+    plot=plot,
 )
 
 
-AUDIT_PAGE = """BatchNorm statistics of a finished network that are not those it needs.
+AUDIT_DOC = """BatchNorm statistics of a finished network that do not fit its weights.
 
 Symptom
     Near-perfect in training mode, far worse in evaluation mode, with the same weights.
 
 Cause
-    The running statistics drifted while a "frozen" backbone was adapted, lag behind the weights (a low momentum), or are those
-    of a few last batches of one class.
+    The running statistics drifted while a "frozen" backbone was adapted, or they lag behind the weights (a low momentum), or
+    they come from the last few batches of one class.
 
 Remedy
-    Put the statistics of before back, or recalibrate them on training images; ``--repair`` writes those that were shown to
-    help. Then keep BatchNorm in evaluation mode, or train with enough images a batch.
+    Restore the statistics from before training, or recalibrate them on training images; ``--repair`` writes the statistics
+    that were confirmed to help. Then keep BatchNorm in evaluation mode, or train with larger batches.
 
 How it is judged
-    Restored and recalibrated statistics are screened on one half of the test images; harm is metric(the better one, or the
-    network as it is) − metric(as it is) on the other half.
+    The plugin screens restored and recalibrated statistics on one half of the test images. Harm is metric(the best of them,
+    or the network as it is) − metric(as it is) on the other half.
 
 How it is induced
     ``initial``: the statistics of a fresh network. ``one-class``: recalibrated on training images of the most frequent class.
 
-Measured beside it
-    ``discrepancy``: accuracy with the statistics of test batches minus that with the running ones. ``drift`` by layer, where
-    the weights of before are given: the mean of (μ − μ₀)² / σ₀² plus the mean of |log σ² / σ₀²|.
+Also measured
+    ``discrepancy``: accuracy with the statistics of test batches minus accuracy with the running statistics. ``drift`` by
+    layer, if the weights from before training are given: the mean of (μ − μ₀)² / σ₀² plus the mean of |log σ² / σ₀²|.
 
 References
     Wu & Johnson 2021, Rethinking "Batch" in BatchNorm (arXiv:2105.07576): precise statistics; Li et al. 2016, AdaBN
     (arXiv:1603.04779); Lightning issue 15062 and keras issue 9965: statistics of frozen layers that move.
 """
-RECALIBRATED = "batchnorm:recalibrated@2"
+RECALIBRATE = str(interventions.RecalibrateBatchNorm())
+RESTORE = str(interventions.RestoreBatchNorm())
 
 
-def audit_applies(pipeline: Pipeline, facts: Profile) -> str:
-    if not facts.has_batchnorm:
+def audit_applies(pipeline: Pipeline, profile: Profile) -> str:
+    if not profile.has_batchnorm:
         return "the network has no BatchNorm layer"
     before = pipeline.finished and pipeline.finished.before
-    return "" if before or facts.train else "neither the weights of before nor training images are given"
+    return "" if before or profile.train else "neither the weights from before training nor training images are given"
 
 
-def _edited(pipeline: Pipeline, edit: str) -> Pipeline:
+def _add_edit(pipeline: Pipeline, edit: str) -> Pipeline:
     return replace(pipeline, edits=(*pipeline.edits, edit))
 
 
-def audit_cure(pipeline: Pipeline, facts: Profile) -> Selection:
-    edits = [RECALIBRATED] * bool(facts.train)
-    edits += ["batchnorm:restored"] * bool(pipeline.finished and pipeline.finished.before)
-    return Selection(candidates=tuple(_edited(pipeline, edit) for edit in edits))
+def audit_cure(pipeline: Pipeline, profile: Profile) -> Selection:
+    edits = [RECALIBRATE] * bool(profile.train)
+    edits += [RESTORE] * bool(pipeline.finished and pipeline.finished.before)
+    return Selection(candidates=tuple(_add_edit(pipeline, edit) for edit in edits))
 
 
-def audit_induce(pipeline: Pipeline, facts: Profile) -> dict[str, Pipeline]:
-    arms = {"initial": _edited(pipeline, "batchnorm:initial")}
-    return arms | ({"one-class": _edited(pipeline, "batchnorm:one-class@1")} if facts.train else {})
+def audit_induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
+    arms = {"initial": _add_edit(pipeline, str(interventions.ResetBatchNorm()))}
+    return arms | ({"one-class": _add_edit(pipeline, str(interventions.OneClassBatchNorm()))} if profile.train else {})
 
 
 audit = Plugin(
     id="batchnorm-drift",
     version=1,
-    question="Are the BatchNorm statistics those that the network needs?",
-    doc=AUDIT_PAGE,
+    question="Do the BatchNorm statistics fit the network?",
+    doc=AUDIT_DOC,
     applies=audit_applies,
     cure=audit_cure,
     induce=audit_induce,
@@ -171,5 +174,5 @@ audit = Plugin(
     ),
     measures={"drift": "xferbench.plugins.batchnorm_drift:drift@1"},
     remedy="use the BatchNorm statistics that were confirmed here, and keep BatchNorm of a frozen backbone in evaluation mode",
-    plot=picture,
+    plot=plot,
 )

@@ -1,21 +1,21 @@
 """Outputs that mean other classes than the labels say.
 
 Symptom
-    A model that was good in training is at chance, or worse than chance, on data that were read elsewhere.
+    A model that was good in training is at chance, or worse than chance, on data that another program read.
 
 Cause
-    Class folders sorted in another way (as strings, "10" comes before "2"), a list of names from another machine, labels that
-    begin at 1, two classes exchanged.
+    Class folders in another order (sorted as strings, "10" comes before "2"), a list of names from another machine, labels
+    that start at 1, two classes exchanged.
 
 Remedy
-    Write the order of the classes into the checkpoint, and read it from there.
+    Store the order of the classes in the checkpoint, and read it from there.
 
 How it is judged
-    On one half of the test images the assignment of outputs to classes with the most right answers is found (Kuhn 1955). Harm
-    is metric(outputs in that order) − metric(as they are) on the other half.
+    On one half of the test images the plugin finds the assignment of outputs to classes with the most correct predictions
+    (Kuhn 1955). Harm is metric(outputs in that order) − metric(as they are) on the other half.
 
 How it is induced
-    ``rotated``: each class in the next one's place.
+    ``rotated``: each class takes the place of the next one.
 
 References
     torchvision issue 714: class folders are sorted as strings; Kuhn 1955, The Hungarian method for the assignment problem.
@@ -26,30 +26,34 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.plugin import HARM, Pipeline, Plugin, Profile, Record, Selection, always_applies
+from xferbench.plugin import HARM, Pipeline, Plugin, Profile, Record, Selection, always_applies, interventions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+MAX_LISTED_OUTPUTS = 6
+
 
 def cure(pipeline: Pipeline, _: Profile) -> Selection:
-    return Selection(candidates=(replace(pipeline, edits=(*pipeline.edits, "classes:assigned@1")),))
+    return Selection(candidates=(replace(pipeline, edits=(*pipeline.edits, str(interventions.AssignClasses()))),))
 
 
 def induce(pipeline: Pipeline, _: Profile) -> Mapping[str, Pipeline]:
-    return {"rotated": replace(pipeline, edits=(*pipeline.edits, "classes:rotated"))}
+    return {"rotated": replace(pipeline, edits=(*pipeline.edits, str(interventions.RotateClasses())))}
 
 
-def told(_contrast: str, answers: Mapping[tuple[str, str, int], Record], subject: Pipeline, cured: Pipeline) -> str:
-    """Which output means which class, as far as any image was answered so."""
+def explain(_contrast: str, records_by_term: Mapping[tuple[str, str, int], Record], subject: Pipeline, cured: Pipeline) -> str:
+    """Return which output means which class, for the outputs that at least one image has."""
     if subject == cured:
         return ""
-    was, now = (answers[arm, "test", 0].predictions for arm in ("subject", "cured"))
-    if was is None or now is None:
+    before, after = (records_by_term[arm, "test", 0].predictions for arm in ("subject", "cured"))
+    if before is None or after is None:
         return ""
-    pairs = sorted({(int(a), int(b)) for a, b in zip(was.predicted, now.predicted, strict=True) if a != b})
-    shown = ", ".join(f"output {output} means class {label}" for output, label in pairs[:6])
-    return "the screened half asks for: " * bool(shown) + shown + (f" … ({len(pairs)} in all)" if len(pairs) > 6 else "")
+    predicted = zip(before.predicted, after.predicted, strict=True)
+    pairs = sorted({(int(output), int(label)) for output, label in predicted if output != label})
+    listed = ", ".join(f"output {output} means class {label}" for output, label in pairs[:MAX_LISTED_OUTPUTS])
+    more = f" … ({len(pairs)} in all)" if len(pairs) > MAX_LISTED_OUTPUTS else ""
+    return "the screened half asks for: " * bool(listed) + listed + more
 
 
 audit = Plugin(
@@ -61,6 +65,6 @@ audit = Plugin(
     cure=cure,
     induce=induce,
     contrasts=(HARM,),
-    explain=told,
+    explain=explain,
     remedy="put the classes in the order that was confirmed here, and keep that order with the checkpoint",
 )

@@ -1,20 +1,20 @@
-"""A network that says the same of everything, or nothing at all.
+"""A network that gives the same output for every image, or outputs that are not finite.
 
 Symptom
-    One answer for all images; a loss that is NaN; features that barely differ from image to image.
+    One prediction for all images; a loss that is NaN; features that barely differ from image to image.
 
 Cause
     Training diverged; activations died; the weights were read in another precision or scale.
 
 Remedy
-    Train again with a lower rate, and look at the loss for values that are not finite.
+    Train again with a lower rate, and check the loss for values that are not finite.
 
 How it is judged
     An exact invariant: all weights and features are finite, the features that enter the head differ between images (their
     spread over images is above a thousandth of their size), and so do the logits.
 
 How it is induced
-    Not on purpose: what is exact needs no control.
+    It is not induced: an exact invariant needs no control.
 
 References
     torchgeo-bench pull request 211: features that barely differ; Jing et al. 2022, Dimensional collapse (arXiv:2110.09348).
@@ -30,44 +30,47 @@ from xferbench.plugins.head_size import induce
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-LEAST = 1e-3  # of the features' size that their spread over images must be
+MIN_RELATIVE_SPREAD = 1e-3  # of the features over images, relative to their size
 
 
-def collapse(seen: MeasureContext) -> dict[str, float]:
-    """1 where it is so; beside it the spread of the features over images, and values that are not finite, by tensor."""
+def collapse(context: MeasureContext) -> dict[str, float]:
+    """Return 1 if the network collapsed, the spread of the features over images, and counts of non-finite values by tensor."""
     from torch.nn import functional as F
 
     from xferbench.lab.evaluation import penultimate_features
 
-    counts = {name: float((~one.isfinite()).sum()) for name, one in seen.after.items() if one.is_floating_point()}
+    counts = {name: float((~tensor.isfinite()).sum()) for name, tensor in context.after.items() if tensor.is_floating_point()}
     broken = {f"not finite/{name}": count for name, count in counts.items() if count}
-    x = penultimate_features.head_inputs(seen.network, seen.after, seen.served, seen.ready)
-    finite = bool(x.isfinite().all())
-    spread = float(x.std(0).norm() / x.norm(dim=1).mean().clamp_min(1e-12)) if finite else 0.0
-    weight, bias = (seen.after.get(f"{seen.network.anatomy.head}.{part}") for part in ("weight", "bias"))
+    features = penultimate_features.head_inputs(context.network, context.after, context.served, context.ready)
+    finite = bool(features.isfinite().all())
+    spread = float(features.std(0).norm() / features.norm(dim=1).mean().clamp_min(1e-12)) if finite else 0.0
+    weight, bias = (context.after.get(f"{context.network.anatomy.head}.{part}") for part in ("weight", "bias"))
     assert weight is not None
-    logits = F.linear(x.to(weight.device), weight.flatten(1), bias)
-    one = bool((logits - logits[0]).abs().max() <= LEAST**2 * logits.abs().max())
-    bad = bool(broken) or not finite or spread < LEAST or one
-    return {"collapse": float(bad), "spread of features": spread, "one answer": float(one)} | broken
+    logits = F.linear(features.to(weight.device), weight.flatten(1), bias)
+    constant = bool((logits - logits[0]).abs().max() <= MIN_RELATIVE_SPREAD**2 * logits.abs().max())
+    collapsed = bool(broken) or not finite or spread < MIN_RELATIVE_SPREAD or constant
+    return {"collapse": float(collapsed), "spread of features": spread, "one answer": float(constant)} | broken
 
 
-def told(_contrast: str, answers: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline) -> str:
-    found = answers["subject", "collapse", 0].scalars
-    broken = [name.partition("/")[2] for name in found if name.startswith("not finite/")]
+def explain(
+    _contrast: str, records_by_term: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline
+) -> str:
+    """Return in which respect the network collapsed, or ""."""
+    scalars = records_by_term["subject", "collapse", 0].scalars
+    broken = [name.partition("/")[2] for name in scalars if name.startswith("not finite/")]
     if broken:
         return f"values that are not finite in {', '.join(broken[:4])}" + (f" … ({len(broken)} tensors)" if broken[4:] else "")
-    if not found["collapse"]:
+    if not scalars["collapse"]:
         return ""
-    if found["spread of features"] < LEAST:
-        return f"features differ by {found['spread of features']:.2g} of their size from image to image"
-    return "the same logits for all images" if found["one answer"] else "features that are not finite"
+    if scalars["spread of features"] < MIN_RELATIVE_SPREAD:
+        return f"features differ by {scalars['spread of features']:.2g} of their size from image to image"
+    return "the same logits for all images" if scalars["one answer"] else "features that are not finite"
 
 
 audit = Plugin(
     id="audit/collapse",
     version=1,
-    question="Does the network tell images apart at all?",
+    question="Does the network distinguish images at all?",
     doc=__doc__,
     applies=always_applies,
     cure=leave_unchanged,
@@ -78,6 +81,6 @@ audit = Plugin(
         ),
     ),
     measures={"collapse": "xferbench.plugins.collapse:collapse@1"},
-    explain=told,
-    remedy="train again with a lower rate, and stop where a value is not finite",
+    explain=explain,
+    remedy="train again with a lower rate, and stop when a value is not finite",
 )

@@ -1,25 +1,26 @@
-"""Fine-tuning that fits the target and loses what held beyond it.
+"""Fine-tuning that fits the target and loses accuracy beyond it.
 
 Symptom
     Accuracy on the target's own test set rises with fine-tuning, and falls on the same classes under a shift (other light,
-    another camera, another hospital), where a linear probe would have held.
+    another camera, another hospital). A linear probe would have kept its accuracy there.
 
 Cause
-    Training moves the features in the directions that the target's images show and leaves the others where they were, so
-    that the head no longer fits them together. The farther the features go, the more it costs.
+    Training moves the features in the directions that the target's images show and leaves the other directions as they were,
+    so that the head no longer fits both. The farther the features move, the more it costs.
 
 Remedy
     A linear probe first, then fine-tuning at a rate of at most 0.0003 (SGD: 0.003) with BatchNorm in evaluation mode (LP-FT):
-    the head is near its place before the features may move. It needs good features, and a shift that pretraining has seen.
+    the head is near its optimum before the features may move. It needs good features, and a shift that pretraining covered.
 
 How it is judged
-    Harm is metric(LP-FT) − metric(subject) on the shifted set, which nothing is chosen by. Without a [shifted] set whose
-    classes are the target's it is SKIPPED.
+    Harm is metric(LP-FT) − metric(subject) on the shifted set, which selects nothing. Without a [shifted] set that has the
+    target's classes the finding is SKIPPED.
 
 How it is induced
-    ``high-rate``: all is fine-tuned from a random head at a rate of 0.003, or three times the recipe's if that is more.
+    ``high-rate``: all layers are fine-tuned from a random head at a rate of 0.003, or three times the recipe's if that is
+    higher.
 
-Measured beside it
+Also measured
     ``in-distribution``: the same difference on the target's own test set. ``distortion``: mean over training images of
     ‖φ after − φ before‖² / ‖φ before‖², φ being the features that enter the head (comparable within one BatchNorm mode).
 
@@ -48,41 +49,41 @@ from xferbench.plugin import (
 )
 from xferbench.plugins import linear_probe
 
-HIGH = 3e-3
-LOW = {"adamw": 3e-4, "sgd": 3e-3}  # rates at which LP-FT was seen to keep what holds beyond the target; SGD's are ten times
+HIGH_LR = 3e-3
+MAX_LR = {"adamw": 3e-4, "sgd": 3e-3}  # at these rates LP-FT kept the accuracy under a shift in our tests
 
 
-def applies(pipeline: Pipeline, facts: Profile) -> str:
-    return requires_several_steps(pipeline, facts, "for the head alone") or (
-        "" if facts.shifted else "the suite has no [shifted] set"
+def applies(pipeline: Pipeline, profile: Profile) -> str:
+    return requires_several_steps(pipeline, profile, "for the head alone") or (
+        "" if profile.shifted else "the suite has no [shifted] set"
     )
 
 
 def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
-    """LP-FT at a low rate; frozen features are not distorted, and what is such LP-FT already stays as it is."""
-    recipe, usual = pipeline.recipe, full_finetune_phase(pipeline.recipe)
-    low = LOW[usual.optimizer]
-    still = all(phase.batchnorm == "eval" for phase in recipe.phases)
+    """Return LP-FT at a low rate; a pipeline that freezes its features or is such LP-FT already stays as it is."""
+    recipe, phase = pipeline.recipe, full_finetune_phase(pipeline.recipe)
+    max_lr = MAX_LR[phase.optimizer]
+    batchnorm_fixed = all(phase.batchnorm == "eval" for phase in recipe.phases)
     frozen = all(phase.trainable == interventions.HEAD_ONLY for phase in recipe.phases)
-    if still and (frozen or (strategies.begins_with_probe(recipe) and max(phase.lr for phase in recipe.phases[1:]) <= low)):
+    is_lp_ft = strategies.begins_with_probe(recipe) and max(phase.lr for phase in recipe.phases[1:]) <= max_lr
+    if batchnorm_fixed and (frozen or is_lp_ft):
         return pipeline
-    made = strategies.inherit_settings(strategies.lp_ft(replace(usual, lr=min(usual.lr, low), batchnorm="eval")), recipe)
-    return replace(pipeline, recipe=replace(made, stop=recipe.stop, regularizer=recipe.regularizer, finish=recipe.finish))
+    lp_ft = strategies.lp_ft(replace(phase, lr=min(phase.lr, max_lr), batchnorm="eval"))
+    cured = strategies.inherit_settings(lp_ft, recipe)
+    return replace(pipeline, recipe=replace(cured, stop=recipe.stop, regularizer=recipe.regularizer, finish=recipe.finish))
 
 
 def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
-    usual = full_finetune_phase(pipeline.recipe)
-    high = replace(usual, lr=max(HIGH, 3 * usual.lr))
-    return {
-        "high-rate": replace(pipeline, recipe=replace(replace_phases(pipeline.recipe, high), name="high rate, random head"))
-    }
+    phase = full_finetune_phase(pipeline.recipe)
+    recipe = replace_phases(pipeline.recipe, replace(phase, lr=max(HIGH_LR, 3 * phase.lr)))
+    return {"high-rate": replace(pipeline, recipe=replace(recipe, name="high rate, random head"))}
 
 
-def distortion(seen: MeasureContext) -> dict[str, float]:
-    """How far the features of training images went, relative to how long they were."""
+def distortion(context: MeasureContext) -> dict[str, float]:
+    """Return the relative squared distance that the features of training images moved."""
     from xferbench.lab.evaluation import penultimate_features
 
-    return {"distortion": penultimate_features.feature_distortion(seen)}
+    return {"distortion": penultimate_features.feature_distortion(context)}
 
 
 plugin = Plugin(
@@ -98,53 +99,53 @@ plugin = Plugin(
         info("in-distribution", ("cured", "test"), ("subject", "test"), "cured − subject on the target's own test set"),
     ),
     measures={"distortion": "xferbench.plugins.feature_distortion:distortion@2"},
-    remedy="train the head alone first, then everything at a low rate, BatchNorm in eval mode",
+    remedy="train the head alone first, then everything at a low rate, with BatchNorm in eval mode",
 )
 
 
-AUDIT_PAGE = """What fine-tuning has cost under a shift.
+AUDIT_DOC = """What fine-tuning costs under a shift.
 
 Symptom
-    Test accuracy is fine; in the field, under another light or another device, it is not.
+    Test accuracy is fine, but accuracy under another light or on another device is not.
 
 Cause
-    Fine-tuning moved features that were good beyond the training images to where they are good for those alone.
+    Fine-tuning moved features that worked beyond the training images to values that fit those images alone.
 
 Remedy
-    Probe first, then fine-tune at a low rate (LP-FT); or take weights between before and after.
+    Train a probe first, then fine-tune at a low rate (LP-FT); or use weights between before and after.
 
 How it is judged
-    Harm is metric on the shifted set of (a linear probe of the network before − the finished network), both served as it was
-    trained.
+    Harm is metric on the shifted set of (a linear probe of the network before − the finished network), both served with the
+    training preprocessing.
 
 How it is induced
-    ``permuted``: the values of each tensor below the head shuffled.
+    ``permuted``: the values of each tensor below the head are shuffled.
 
 References
     Kumar et al. 2022, Fine-tuning can distort pretrained features and underperform out of distribution (arXiv:2202.10054).
 """
 
 
-def audit_applies(pipeline: Pipeline, facts: Profile) -> str:
-    return linear_probe.applies(pipeline, facts) or ("" if facts.shifted else "the suite has no [shifted] set")
+def audit_applies(pipeline: Pipeline, profile: Profile) -> str:
+    return linear_probe.applies(pipeline, profile) or ("" if profile.shifted else "the suite has no [shifted] set")
 
 
-def accuracies(answers: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
-    """Accuracy on the test set and on the shifted one, of both networks."""
-    found = {}
-    for (arm, view, seed), record in answers.items():
+def accuracies(records_by_term: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
+    """Return the accuracy of both networks on the test set and on the shifted one."""
+    accuracies_by_name = {}
+    for (arm, view, seed), record in records_by_term.items():
         predictions = record.predictions
         if arm in {"subject", "cured"} and view in {"test", "shifted-as-trained"} and seed in seeds and predictions is not None:
             accuracy = float((predictions.predicted == predictions.label).mean())
-            found[f"{arm}/accuracy {view.partition('-')[0]}"] = accuracy
-    return found
+            accuracies_by_name[f"{arm}/accuracy {view.partition('-')[0]}"] = accuracy
+    return accuracies_by_name
 
 
 audit = Plugin(
     id="feature-distortion",
     version=1,
     question="Has fine-tuning cost accuracy under the shift?",
-    doc=AUDIT_PAGE,
+    doc=AUDIT_DOC,
     applies=audit_applies,
     cure=linear_probe.cure,
     induce=linear_probe.induce,

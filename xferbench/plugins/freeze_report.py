@@ -1,4 +1,4 @@
-"""What :mod:`xferbench.lab.evaluation.freeze_check` found, in words and by layer. Pure."""
+"""Formats the numbers of :mod:`xferbench.lab.evaluation.freeze_check`, in words and by layer. Pure."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-EXPECTATION_LABELS = {"frozen": "believed frozen", "trained": "believed trained", "moved": "nobody said what was to train"}
+MAX_LISTED_NAMES = 4
+EXPECTATION_LABELS = {"frozen": "expected frozen", "trained": "expected to train", "moved": "no expectation given"}
 CHANGE_LABELS = {
-    "frozen-moved": "frozen, but moved",
-    "buffer-moved": "buffers that were to stay, but moved",
-    "never-moved": "to be trained, but never moved",
-    "not-loaded": "nothing in common with before",
+    "frozen-moved": "expected frozen, but moved",
+    "buffer-moved": "buffers expected to stay, but moved",
+    "never-moved": "expected to train, but never moved",
+    "not-loaded": "uncorrelated with the weights from before",
 }
 CAUSE_LABELS = {
-    "not-loaded": "the weights were never loaded (strict=False, names that do not match), or nothing is left of them",
-    "partly-loaded": "these were not loaded: names that do not match",
+    "not-loaded": "the weights were never loaded (strict=False, names that do not match), or training erased them",
+    "partly-loaded": "the names of these tensors do not match, so they were not loaded",
     "statistics": "BatchNorm stayed in train mode, which requires_grad = False does not stop",
     "buffers": "the frozen part was not in evaluation mode",
-    "decay": "weight decay on frozen tensors: they only shrank, and the optimizer holds them",
-    "nothing-frozen": "nothing was frozen: module.requires_grad = False freezes nothing, nor does a prefix that no name has",
-    "norm": "the normalisation layers were left trainable",
+    "decay": "weight decay on frozen tensors: they only shrank, because the optimizer holds them",
+    "nothing-frozen": "nothing was frozen: module.requires_grad = False freezes nothing; neither does a prefix without a match",
+    "norm": "the normalization layers stayed trainable",
     "group": "the optimizer holds {}",
-    "nothing-trained": "the optimizer holds none of them, or other copies, or no step was taken",
+    "nothing-trained": "the optimizer holds none of them, or holds copies, or took no step",
     "only-head": "the optimizer was built before unfreezing, or nothing was unfrozen",
-    "head": "the head is another one than the optimizer holds",
-    "left-out": "no group of the optimizer holds them, or its rate is lost in rounding",
+    "head": "the head is not the one that the optimizer holds",
+    "left-out": "no group of the optimizer holds them, or rounding removes its updates",
 }
 ANOMALY_LABELS = {
     "zeros": "all zeros now: {}",
@@ -37,52 +38,57 @@ ANOMALY_LABELS = {
 }
 
 
-def format_freeze_check(found: Mapping[str, float]) -> str:
-    """Which tensors did otherwise than was believed, the likeliest causes, and what else came to notice."""
+def format_freeze_check(scalars: Mapping[str, float]) -> str:
+    """Return which tensors violate the expectation, the likely causes, and other anomalies."""
     parts = [
-        f"{words}: {format_largest(names, found)}"
-        for kind, words in CHANGE_LABELS.items()
-        if (names := names_of_kind(found, kind))
+        f"{label}: {format_largest(names, scalars)}"
+        for kind, label in CHANGE_LABELS.items()
+        if (names := names_of_kind(scalars, kind))
     ]
     causes = [
-        why.format(format_largest(names, {}))
-        for word, why in CAUSE_LABELS.items()
-        if (names := names_of_kind(found, f"cause/{word}"))
+        label.format(format_largest(names, {}))
+        for cause, label in CAUSE_LABELS.items()
+        if (names := names_of_kind(scalars, f"cause/{cause}"))
     ]
     parts += [f"likely cause: {'; and '.join(causes)}"] if causes else []
     parts += [
-        why.format(format_largest(names, {}))
-        for word, why in ANOMALY_LABELS.items()
-        if (names := names_of_kind(found, f"odd/{word}"))
+        label.format(format_largest(names, {}))
+        for anomaly, label in ANOMALY_LABELS.items()
+        if (names := names_of_kind(scalars, f"odd/{anomaly}"))
     ]
-    layers = [name.removesuffix(".running_mean") for name in names_of_kind(found, "trained") if name.endswith(".running_mean")]
-    drifted = [one for one in layers if f"frozen/{one}.weight" in found and found[f"trained/{one}.running_mean"]]
-    parts += [
-        f"BatchNorm statistics of frozen layers moved, as batchnorm = train lets them: {format_largest(drifted, {})}"
-    ] * bool(drifted)
-    moved = [name for name in names_of_kind(found, "moved") if found[f"moved/{name}"]]
-    return "; ".join(parts + [f"moved most: {format_largest(moved, found)}"] * bool(moved and "cause/not-loaded" not in found))
+    trained = names_of_kind(scalars, "trained")
+    layers = [name.removesuffix(".running_mean") for name in trained if name.endswith(".running_mean")]
+    drifting = [name for name in layers if f"frozen/{name}.weight" in scalars and scalars[f"trained/{name}.running_mean"]]
+    if drifting:
+        names_text = format_largest(drifting, {})
+        parts.append(f"BatchNorm statistics of frozen layers moved, which batchnorm = train allows: {names_text}")
+    moving = [name for name in names_of_kind(scalars, "moved") if scalars[f"moved/{name}"]]
+    if moving and "cause/not-loaded" not in scalars:
+        parts.append(f"largest changes: {format_largest(moving, scalars)}")
+    return "; ".join(parts)
 
 
-def names_of_kind(found: Mapping[str, float], kind: str) -> list[str]:
-    """What the numbers of a kind are about: tensors, layer groups."""
-    return [name.removeprefix(kind).lstrip("/") for name in found if name == kind or name.startswith(f"{kind}/")]
+def names_of_kind(scalars: Mapping[str, float], kind: str) -> list[str]:
+    """Return the names of the tensors or layer groups that have a scalar of a kind."""
+    return [key.removeprefix(kind).lstrip("/") for key in scalars if key == kind or key.startswith(f"{kind}/")]
 
 
-def format_largest(names: Sequence[str], found: Mapping[str, float]) -> str:
-    """Those that went farthest, four at most, with how far; then how many there are."""
-    far = {name: next((found[key] for side in EXPECTATION_LABELS if (key := f"{side}/{name}") in found), 0.0) for name in names}
-    worst = sorted(names, key=lambda name: -far[name])
-    shown = ", ".join(f"{name} ({far[name]:.2g})" if far[name] else name for name in worst[:4])
-    return shown + (f" … ({len(names)} in all)" if names[4:] else "")
+def format_largest(names: Sequence[str], scalars: Mapping[str, float]) -> str:
+    """Return the names with the largest changes, at most four, with their changes; then how many names there are."""
+    changes = {
+        name: next((scalars[key] for side in EXPECTATION_LABELS if (key := f"{side}/{name}") in scalars), 0.0) for name in names
+    }
+    ranked = sorted(names, key=lambda name: -changes[name])[:MAX_LISTED_NAMES]
+    listed = ", ".join(f"{name} ({changes[name]:.2g})" if changes[name] else name for name in ranked)
+    return listed + (f" … ({len(names)} in all)" if len(names) > MAX_LISTED_NAMES else "")
 
 
-def change_by_layer(found: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """How far each layer went at most, by what was believed of its tensors; what is not finite is left out."""
-    far: dict[str, dict[str, float]] = {}
-    for key, value in found.items():
+def change_by_layer(scalars: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return the largest finite change of each layer, by the expectation for its tensors."""
+    by_layer: dict[str, dict[str, float]] = {}
+    for key, value in scalars.items():
         side, _, name = key.partition("/")
         if side in EXPECTATION_LABELS and isfinite(value):
-            own = far.setdefault(name.rpartition(".")[0] or name, {})
-            own[side] = max(own.get(side, 0.0), value)
-    return far
+            changes = by_layer.setdefault(name.rpartition(".")[0] or name, {})
+            changes[side] = max(changes.get(side, 0.0), value)
+    return by_layer

@@ -1,13 +1,14 @@
-"""A head that has not as many outputs as there are classes.
+"""A head whose number of outputs differs from the number of classes.
 
 Symptom
-    One class is never predicted, or labels lie beyond the outputs.
+    One class is never predicted, or some labels exceed the outputs.
 
 Cause
-    A class folder that was empty or hidden, a head left from pretraining, labels that begin at 1, a "background" class.
+    A class folder that was empty or hidden, a head that remains from pretraining, labels that start at 1, a "background"
+    class.
 
 Remedy
-    Give the head one output a class, and keep the classes' names with the checkpoint.
+    Give the head one output for each class, and store the names of the classes with the checkpoint.
 
 How it is judged
     An exact invariant: outputs = classes.
@@ -26,26 +27,30 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def induce(_pipeline: Pipeline, _facts: Profile) -> Mapping[str, Pipeline]:
+def induce(_pipeline: Pipeline, _profile: Profile) -> Mapping[str, Pipeline]:
+    """Return no arms: an exact invariant needs no control."""
     return {}
 
 
-def spare(seen: MeasureContext) -> dict[str, float]:
-    """Outputs beyond the number of classes; below 0 where they are too few."""
-    outputs = seen.network.anatomy.classes
-    classes = len(seen.dataset.classes)
+def spare(context: MeasureContext) -> dict[str, float]:
+    """Return the number of outputs minus the number of classes, and both numbers."""
+    outputs = context.network.anatomy.classes
+    classes = len(context.dataset.classes)
     return {"head-size": outputs - classes, "outputs": outputs, "classes": classes}
 
 
-def told(_contrast: str, answers: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline) -> str:
-    found = answers["subject", "head-size", 0].scalars
-    return f"{found['outputs']:g} outputs, {found['classes']:g} classes"
+def explain(
+    _contrast: str, records_by_term: Mapping[tuple[str, str, int], Record], _subject: Pipeline, _cured: Pipeline
+) -> str:
+    """Return the number of outputs and of classes."""
+    scalars = records_by_term["subject", "head-size", 0].scalars
+    return f"{scalars['outputs']:g} outputs, {scalars['classes']:g} classes"
 
 
 audit = Plugin(
     id="audit/head-size",
     version=1,
-    question="Has the head one output for each class?",
+    question="Does the head have one output for each class?",
     doc=__doc__,
     applies=always_applies,
     cure=leave_unchanged,
@@ -54,6 +59,6 @@ audit = Plugin(
         Contrast(name="harm", kind="exact", weights={("subject", "head-size"): 1.0}, meaning="one output for each class"),
     ),
     measures={"head-size": "xferbench.plugins.head_size:spare@1"},
-    explain=told,
-    remedy="give the head one output for each class, and keep the classes' names with the checkpoint",
+    explain=explain,
+    remedy="give the head one output for each class, and store the names of the classes with the checkpoint",
 )

@@ -1,33 +1,33 @@
-"""Images of other channels, or of another resolution, than the network's first layers were made for.
+"""Images with other channels, or another resolution, than the network's first layers expect.
 
 Symptom
-    Grey images (X-ray, infrared) or small ones (32 pixels, thumbnails) transfer worse than their content lets one expect; or
-    accuracy falls where the camera that serves is not the one that training images came from.
+    Gray images (X-ray, infrared) or small ones (32 pixels, thumbnails) transfer worse than their content suggests; or
+    accuracy falls if the camera in production is not the camera of the training images.
 
 Cause
-    Filters know edges and textures at the scale of their pretraining, and the first layer sums over three channels. One
-    channel where its weights are averaged rather than summed answers with a third of the strength; grey where colour was to be
-    had loses that; fewer pixels leave detail out.
+    Filters detect edges and textures at the scale of their pretraining, and the first layer sums over three channels. If a
+    one-channel layer averages these weights and does not sum them, it responds with a third of the strength. Gray images lose
+    what color would show; fewer pixels lose detail.
 
 Remedy
-    Repeat one channel three times, which is the same as to sum the first layer's weights over their input channels; keep
-    colour where there is any; bring images to the size of pretraining, and train near the resolution that is served.
+    Repeat one channel three times, which equals summing the first layer's weights over their input channels; keep color if
+    the images have it; resize images to the pretraining size, and train near the resolution that is served.
 
 How it is judged
-    Harm is metric(cured) − metric(subject). Cured is the best on validation of the pipeline as it is, of one with the channels
-    and size that are recorded for the weights, and of one trained at the size it serves. Where the pipeline has that form
-    already there is nothing to choose: it is not exposed, and the induced variants say what the mistake would cost. How
-    preprocessing-mismatch differs: that takes the record for right, in all its fields and without a trial, and breaks values
-    (mean, order of channels, interpolation); this asks for channels and size alone, and whether another form does better.
+    Harm is metric(cured) − metric(subject). Cured is the best on validation of the pipeline as it is, one with the channels
+    and size that are recorded for the weights, and one trained at the size it serves. A pipeline that has this form already is
+    not exposed, and the induced variants show what the mistake would cost. The plugin preprocessing-mismatch differs: it trusts
+    the record in all its fields without a trial, and breaks values (mean, order of channels, interpolation). This plugin
+    changes channels and size alone, and tests whether another form does better.
 
 How it is induced
     ``mean-not-sum``: a third of the input in training and in serving, which is a third of the first layer's response: what a
-    one-channel layer of averaged weights gives (a frozen BatchNorm does not make up for it; one in training mode may).
-    ``half-resolution``: in serving alone, images at half their resolution and back.
+    one-channel layer of averaged weights gives (a frozen BatchNorm does not compensate for it; one in training mode may).
+    ``half-resolution``: in serving alone, images are scaled to half their resolution and back.
 
 References
     Touvron et al. 2019, Fixing the train-test resolution discrepancy (arXiv:1906.06423), as published: ResNet-50 on ImageNet
-    77.0 % at the size of training, 79.0 % with the test resolution adapted; it comes of random crops in training, of which
+    77.0 % at the size of training, 79.0 % with the test resolution adapted. The effect comes from random crops in training;
     there are none here.
 """
 
@@ -48,53 +48,58 @@ from xferbench.plugin import (
     unrecorded_preprocessing,
 )
 
-CHANNELS, HALF = 3, 0.5
-SIZE = ("resize", "crop", "interpolation", "antialias")
+RGB_CHANNELS = 3
+HALF_RESOLUTION = 0.5
+SIZE_FIELDS = ("resize", "crop", "interpolation", "antialias")
 
 
-def formed(ready: InputTransform, other: InputTransform, *, channels: bool) -> InputTransform:
-    """A preprocessing with the size of another, and perhaps its channels; values stay its own."""
-    if isinstance(ready, Preprocessing) and isinstance(other, Preprocessing):
-        named = {name: getattr(other, name) for name in SIZE}
-        return replace(ready, **named, channels=other.channels if channels else ready.channels)
-    if isinstance(ready, Spectrogram) and isinstance(other, Spectrogram) and channels:
-        return replace(ready, channels=other.channels)
-    return ready
+def with_size_of(transform: InputTransform, other: InputTransform, *, channels: bool) -> InputTransform:
+    """Return a transform with the size of another one, and with its channels if ``channels`` is true."""
+    if isinstance(transform, Preprocessing) and isinstance(other, Preprocessing):
+        size = {name: getattr(other, name) for name in SIZE_FIELDS}
+        return replace(transform, **size, channels=other.channels if channels else transform.channels)
+    if isinstance(transform, Spectrogram) and isinstance(other, Spectrogram) and channels:
+        return replace(transform, channels=other.channels)
+    return transform
 
 
-def cure(pipeline: Pipeline, facts: Profile) -> Pipeline | Selection:
+def cure(pipeline: Pipeline, profile: Profile) -> Pipeline | Selection:
     train, serve = pipeline.train_preprocessing, pipeline.serve_preprocessing
-    own, to_serve = (formed(one, facts.preprocessing, channels=True) for one in (train, serve))
-    as_recorded = replace(pipeline, train_preprocessing=own, serve_preprocessing=to_serve)
-    as_served = replace(pipeline, train_preprocessing=formed(train, serve, channels=False))
-    others = dict.fromkeys(one for one in (as_recorded, as_served) if one != pipeline)
+    recorded_train, recorded_serve = (
+        with_size_of(transform, profile.preprocessing, channels=True) for transform in (train, serve)
+    )
+    as_recorded = replace(pipeline, train_preprocessing=recorded_train, serve_preprocessing=recorded_serve)
+    as_served = replace(pipeline, train_preprocessing=with_size_of(train, serve, channels=False))
+    others = dict.fromkeys(candidate for candidate in (as_recorded, as_served) if candidate != pipeline)
     return Selection(candidates=(pipeline, *others)) if others else pipeline
 
 
-def third(ready: InputTransform) -> InputTransform:
-    """A third of what a network is given."""
-    if isinstance(ready, Preprocessing):
-        return replace(ready, std=tuple(CHANNELS * one for one in ready.std))
-    return replace(ready, std=CHANNELS * ready.std)
+def divide_by_three(transform: InputTransform) -> InputTransform:
+    """Return a transform whose output is a third of the original output."""
+    if isinstance(transform, Preprocessing):
+        return replace(transform, std=tuple(RGB_CHANNELS * std for std in transform.std))
+    return replace(transform, std=RGB_CHANNELS * transform.std)
 
 
 def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     train, serve = pipeline.train_preprocessing, pipeline.serve_preprocessing
-    found = {"mean-not-sum": replace(pipeline, train_preprocessing=third(train), serve_preprocessing=third(serve))}
+    averaged_train, averaged_serve = divide_by_three(train), divide_by_three(serve)
+    arms = {"mean-not-sum": replace(pipeline, train_preprocessing=averaged_train, serve_preprocessing=averaged_serve)}
     if isinstance(serve, Preprocessing):
-        found["half-resolution"] = replace(pipeline, serve_preprocessing=replace(serve, detail=HALF * serve.detail))
-    return found
+        half = replace(serve, detail=HALF_RESOLUTION * serve.detail)
+        arms["half-resolution"] = replace(pipeline, serve_preprocessing=half)
+    return arms
 
 
 plugin = Plugin(
     id="input-mismatch",
     version=1,
-    question="Do images have the channels and the resolution that suit the network?",
+    question="Do the images have the channels and the resolution that the network needs?",
     doc=__doc__,
     applies=requires_pretrained,
     cure=cure,
     induce=induce,
     trust=unrecorded_preprocessing,
-    remedy="give images the channels and the size that go with the weights, and train at the size that is served",
+    remedy="use the channels and the size that belong to the weights, and train at the size that is served",
     plot=records.accuracy_plot("input-mismatch"),
 )

@@ -1,17 +1,17 @@
-"""Weights between before and after that are better than those after.
+"""Weights between before and after fine-tuning that are better than those after it.
 
 Symptom
-    Accuracy is fine where the network was trained, and lost everywhere else.
+    Accuracy is good on data like the training data, and low everywhere else.
 
 Cause
-    Fine-tuning went further than the task needed.
+    Fine-tuning went farther than the task needed.
 
 Remedy
-    Take the weights between the two (WiSE-FT), or a lower rate and fewer steps.
+    Use the weights between the two (WiSE-FT), or a lower rate and fewer steps.
 
 How it is judged
-    A quarter, half and three quarters of the way from before to after, the head that of after, are screened on one half of
-    the test images. Harm is metric(the best of them, or after) − metric(after) on the other half.
+    The plugin screens a quarter, half and three quarters of the way from before to after, with the head of after, on one half
+    of the test images. Harm is metric(the best of them, or after) − metric(after) on the other half.
 
 How it is induced
     ``before``: the backbone of before under the head of after.
@@ -25,24 +25,24 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.plugin import Pipeline, Plugin, Profile, Selection
+from xferbench.plugin import Pipeline, Plugin, Profile, Selection, interventions
 from xferbench.study.trials import BEFORE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SHARES = (0.75, 0.5, 0.25)
+SHARES = (0.75, 0.5, 0.25)  # of the way from before to after
 
 
-def applies(pipeline: Pipeline, facts: Profile) -> str:
+def applies(pipeline: Pipeline, profile: Profile) -> str:
     if not (pipeline.finished and pipeline.finished.before):
-        return "the weights of before are not given"
-    return "nothing below the head has moved, so that nothing lies in between" if facts.body_unchanged else ""
+        return "the weights from before training are not given"
+    return "nothing below the head has moved, so there is nothing to interpolate" if profile.body_unchanged else ""
 
 
 def cure(pipeline: Pipeline, _: Profile) -> Selection:
-    words = (f"interpolated:{share:g}" for share in SHARES)
-    return Selection(candidates=tuple(replace(pipeline, edits=(*pipeline.edits, word)) for word in words))
+    edits = (str(interventions.InterpolateCheckpoints(share=share)) for share in SHARES)
+    return Selection(candidates=tuple(replace(pipeline, edits=(*pipeline.edits, edit)) for edit in edits))
 
 
 def induce(pipeline: Pipeline, _: Profile) -> Mapping[str, Pipeline]:
@@ -52,10 +52,10 @@ def induce(pipeline: Pipeline, _: Profile) -> Mapping[str, Pipeline]:
 audit = Plugin(
     id="audit/interpolation",
     version=1,
-    question="Are the weights between before and after better than those after?",
+    question="Are weights between before and after fine-tuning better than those after it?",
     doc=__doc__,
     applies=applies,
     cure=cure,
     induce=induce,
-    remedy="take the weights between before and after that were confirmed here, or train with a lower rate and fewer steps",
+    remedy="use the weights between before and after that this audit confirmed, or train with a lower rate and fewer steps",
 )

@@ -1,28 +1,29 @@
 """How many of the lowest layers are transferred, and whether they stay frozen.
 
 Symptom
-    A frozen backbone stops far below what the images allow, or fine-tuning below a network whose upper part is drawn anew.
+    A frozen backbone stops far below what the images allow, or fine-tuning ends below a network with a randomly initialized
+    upper part.
 
 Cause
-    Low layers are general, high ones about the source's classes (specificity): frozen, they cannot be mended. And layers that
-    were trained together may not work without each other (co-adaptation), which need not show.
+    Low layers are general, high ones are specific to the source's classes (specificity): frozen layers cannot adapt. And
+    layers that were trained together may not work without each other (co-adaptation), which is not always visible.
 
 Remedy
-    The cut that validation chooses.
+    The cut that validation selects.
 
 How it is cured
-    The best on validation of four cuts (a quarter, half, three quarters and all of the layer groups): what lies below is
-    transferred, and frozen in eval mode or trained; what lies above, and the head, is drawn anew and trained.
+    The best on validation of four cuts (a quarter, half, three quarters and all of the layer groups). The groups below the cut
+    are transferred, and frozen in eval mode or trained; the groups above it, and the head, are initialized and trained.
 
 How it is induced
-    ``one-too-high``: the cured cut, one layer group further up and frozen. Where nothing is frozen ``frozen-top``: all of it;
-    where all of it is, ``one-too-low``: the top group drawn anew.
+    ``one-too-high``: the cured cut, one layer group higher and frozen. If nothing is frozen, ``frozen-top``: all groups are
+    frozen; if all groups are frozen, ``one-too-low``: the top group is initialized again.
 
-Measured beside it
+Also measured
     Accuracy at each cut of AnB (from the pretrained network, frozen), AnB+ (the same, all trained), BnB and BnB+ (from a
-    network that was first trained on the target's own images, as scratch at its highest rate: the control, and none where
-    scratch learns nothing), all in the subject's own steps and at its rate, but no lower than a probe's. ``specificity-K`` is
-    BnB − AnB at the cut K of 4.
+    network that was first trained on the target's own images, as scratch at its highest rate: the control, absent if scratch
+    learns nothing), all with the subject's steps and rate, but at least the rate of a probe. ``specificity-K`` is BnB − AnB at
+    the cut K of 4.
 
 References
     Yosinski et al. 2014, How transferable are features in deep neural networks? (arXiv:1411.1792): AnB+ gains 1.6 % on
@@ -60,14 +61,14 @@ STARTS = ("anb", "bnb")
 LABELS = {"anb": "AnB", "anb-plus": "AnB+", "bnb": "BnB", "bnb-plus": "BnB+"}
 
 
-def applies(pipeline: Pipeline, facts: Profile) -> str:
-    uncut = "" if len(facts.groups) > 1 else "the backbone is one layer group, and cannot be cut"
-    return requires_pretrained(pipeline, facts) or uncut
+def applies(pipeline: Pipeline, profile: Profile) -> str:
+    uncuttable = "" if len(profile.groups) > 1 else "the backbone has a single layer group and cannot be cut"
+    return requires_pretrained(pipeline, profile) or uncuttable
 
 
-def _cut(pipeline: Pipeline, facts: Profile, low: int, kind: str) -> Pipeline:
-    """The lowest groups transferred, and frozen or not, at a rate at which what is drawn anew can learn."""
-    above, phase = len(facts.groups) - low, strategies.finetune_phase(pipeline.recipe)
+def _cut(pipeline: Pipeline, profile: Profile, low: int, kind: str) -> Pipeline:
+    """Return an arm that transfers the lowest groups; its rate is at least a probe's, so that initialized layers can learn."""
+    above, phase = len(profile.groups) - low, strategies.finetune_phase(pipeline.recipe)
     phase = replace(phase, lr=max(phase.lr, strategies.HEAD_LR), head_lr=None, layer_decay=1.0)
     if kind.endswith("plus"):
         phase = replace(phase, trainable=interventions.ALL_LAYERS, batchnorm="train")
@@ -78,71 +79,72 @@ def _cut(pipeline: Pipeline, facts: Profile, low: int, kind: str) -> Pipeline:
     init = "pretrained" if kind.startswith("anb") else "target"
     head = pipeline.recipe.head if strategies.is_mlp_head(pipeline.recipe.head) else interventions.RANDOM_HEAD
     recipe = replace(replace_phases(pipeline.recipe, phase), init=init, head=head, regularizer=None)
-    told = f"{kind}, {low} of {len(facts.groups)} groups"
-    return replace(pipeline, recipe=replace(recipe, transferred=f"low:{low}" if above else "all", name=told))
+    name = f"{kind}, {low} of {len(profile.groups)} groups"
+    return replace(pipeline, recipe=replace(recipe, transferred=f"low:{low}" if above else "all", name=name))
 
 
-def beside(pipeline: Pipeline, facts: Profile) -> Mapping[str, Pipeline]:
-    lows = {cut: max(1, round(len(facts.groups) * cut / len(CUTS))) for cut in CUTS}
-    return {f"{kind}-{cut}": _cut(pipeline, facts, low, kind) for kind in LABELS for cut, low in lows.items()}
+def extra_arms(pipeline: Pipeline, profile: Profile) -> Mapping[str, Pipeline]:
+    lows = {cut: max(1, round(len(profile.groups) * cut / len(CUTS))) for cut in CUTS}
+    return {f"{kind}-{cut}": _cut(pipeline, profile, low, kind) for kind in LABELS for cut, low in lows.items()}
 
 
-def cure(pipeline: Pipeline, facts: Profile) -> Selection:
-    tried = beside(pipeline, facts).values()
-    return Selection(candidates=tuple(dict.fromkeys(one for one in tried if one.recipe.init == "pretrained")))
+def cure(pipeline: Pipeline, profile: Profile) -> Selection:
+    arms = extra_arms(pipeline, profile).values()
+    return Selection(candidates=tuple(dict.fromkeys(arm for arm in arms if arm.recipe.init == "pretrained")))
 
 
-def induce(pipeline: Pipeline, facts: Profile) -> Mapping[str, Pipeline]:
-    words = [phase.trainable for phase in pipeline.recipe.phases]
-    top = max(strategies.unfrozen_groups(word, len(facts.groups)) for word in words)
-    name, low = ("one-too-high", len(facts.groups) - top + 1) if top else ("one-too-low", len(facts.groups) - 1)
-    if top == len(facts.groups):
-        name, low = "frozen-top", len(facts.groups)
-    found = _cut(pipeline, facts, low, "anb")
-    if name == "one-too-high" and pipeline.recipe.transferred == "all":  # the upper groups are pretrained too, and stay so
-        found = replace(found, recipe=replace(found.recipe, transferred="all"))
-    return {name: found}
+def induce(pipeline: Pipeline, profile: Profile) -> Mapping[str, Pipeline]:
+    trainables = [phase.trainable for phase in pipeline.recipe.phases]
+    top = max(strategies.unfrozen_groups(trainable, len(profile.groups)) for trainable in trainables)
+    name, low = ("one-too-high", len(profile.groups) - top + 1) if top else ("one-too-low", len(profile.groups) - 1)
+    if top == len(profile.groups):
+        name, low = "frozen-top", len(profile.groups)
+    arm = _cut(pipeline, profile, low, "anb")
+    if name == "one-too-high" and pipeline.recipe.transferred == "all":  # the upper groups stay pretrained
+        arm = replace(arm, recipe=replace(arm.recipe, transferred="all"))
+    return {name: arm}
 
 
-def by_cut(answers: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
-    """Mean accuracy of each kind at each cut, over the seeds that have it."""
-    arms = dict.fromkeys(arm for arm, _, _ in answers if arm.startswith("beside:"))
-    found = {arm.partition(":")[2]: estimates.mean_accuracy(answers, arm, seeds) for arm in arms}
-    return {f"{name} accuracy": value for name, value in found.items() if value is not None}
+def accuracy_by_cut(records_by_term: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
+    """Return the mean accuracy of each kind at each cut, over the seeds that have it."""
+    arms = dict.fromkeys(arm for arm, _, _ in records_by_term if arm.startswith("beside:"))
+    means = {arm.partition(":")[2]: estimates.mean_accuracy(records_by_term, arm, seeds) for arm in arms}
+    return {f"{name} accuracy": value for name, value in means.items() if value is not None}
 
 
-def picture(axes: Any, run: Run) -> None:
-    """Accuracy against the cut for each kind, dashed where all is trained: the mean, and a thin line a seed."""
-    told = records.values_by_arm(records.plugin_records(run, plugin.id), records.accuracy)
-    for end, style in (("", "-"), ("-plus", "--")):
-        rows = {kind + end: zip(*(told.get(f"beside:{kind}{end}-{cut}", []) for cut in CUTS), strict=False) for kind in STARTS}
-        curves = {LABELS[kind]: [list(zip(CUTS, row, strict=True)) for row in own] for kind, own in rows.items()}
+def plot(axes: Any, run: Run) -> None:
+    """Draw accuracy against the cut for each kind, dashed if all is trained: the mean, and a thin line for each seed."""
+    by_arm = records.values_by_arm(records.plugin_records(run, plugin.id), records.accuracy)
+    for suffix, style in (("", "-"), ("-plus", "--")):
+        kinds = [start + suffix for start in STARTS]
+        rows_by_kind = {kind: zip(*(by_arm.get(f"beside:{kind}-{cut}", []) for cut in CUTS), strict=False) for kind in kinds}
+        curves = {LABELS[kind]: [list(zip(CUTS, row, strict=True)) for row in rows] for kind, rows in rows_by_kind.items()}
         plotting.draw_lines(axes, curves, linestyle=style, marker="o")
-    axes.axhline(records.mean_or_nan(told.get("subject", [])), color=plotting.BLUE, linewidth=0.8, label="subject")
+    axes.axhline(records.mean_or_nan(by_arm.get("subject", [])), color=plotting.BLUE, linewidth=0.8, label="subject")
     axes.set(xticks=CUTS, xticklabels=["a quarter", "half", "three quarters", "all"])
     axes.set(xlabel="layer groups transferred, from the input up", ylabel="test accuracy")
     axes.legend()
 
 
-def _minus(name: str, arm: str, other: str, words: str) -> Contrast:
-    return info(name, (arm, "test"), (other, "test"), words)
+def _difference(name: str, arm: str, minus: str, meaning: str) -> Contrast:
+    return info(name, (arm, "test"), (minus, "test"), meaning)
 
 
 plugin = Plugin(
     id="layer-transfer",
     version=1,
-    question="Are the right layers transferred, and is it right to freeze them?",
+    question="Are the right layers transferred, and should they be frozen?",
     doc=__doc__,
     applies=applies,
     cure=cure,
     induce=induce,
-    extra_arms=beside,
+    extra_arms=extra_arms,
     contrasts=(
         HARM,
-        *(_minus(f"anb-{cut}", f"beside:anb-{cut}", "subject", f"AnB − subject, cut {cut}") for cut in CUTS),
-        *(_minus(f"specificity-{cut}", f"beside:bnb-{cut}", f"beside:anb-{cut}", f"BnB − AnB, cut {cut}") for cut in CUTS),
+        *(_difference(f"anb-{cut}", f"beside:anb-{cut}", "subject", f"AnB − subject, cut {cut}") for cut in CUTS),
+        *(_difference(f"specificity-{cut}", f"beside:bnb-{cut}", f"beside:anb-{cut}", f"BnB − AnB, cut {cut}") for cut in CUTS),
     ),
-    derived_metrics=by_cut,
-    remedy="transfer, and freeze, as many layer groups as was best on validation",
-    plot=picture,
+    derived_metrics=accuracy_by_cut,
+    remedy="transfer, and freeze, the number of layer groups that was best on validation",
+    plot=plot,
 )

@@ -1,23 +1,23 @@
-"""A fine-tuned network that is no better than a linear probe of what it was made from.
+"""A fine-tuned network that is no better than a linear probe of its pretrained network.
 
 Symptom
-    None; everybody looks at the fine-tuned network's accuracy alone.
+    None, if only the accuracy of the fine-tuned network is measured.
 
 Cause
-    Too high a rate, a fresh head's gradients, too few images: the fine-tuning spoilt features that were good for the task. Or,
-    where nothing below the head has moved, the head was not trained to its end.
+    Too high a rate, the gradients of a fresh head or too few images: fine-tuning damaged features that were good for the task.
+    Or, if nothing below the head has moved, the head was not trained to convergence.
 
 Remedy
-    Keep the backbone frozen and train a head, or begin with that head (LP-FT).
+    Keep the backbone frozen and train a head, or start with that head (LP-FT).
 
 How it is judged
-    Multinomial logistic regression on the features that enter the head of the network before, fitted on training images. Harm
-    is metric(that) − metric(the finished network), both served as it was trained, on all test images, since nothing is chosen.
-    The regression gets 2000 training images at most.
+    Multinomial logistic regression is fitted on training images, on the features that enter the head of the network before.
+    Harm is metric(regression) − metric(the finished network), both served with the training preprocessing, on all test images,
+    since nothing is selected. The regression gets 2000 training images at most.
 
 How it is induced
     ``permuted``: the finished network with the values of each tensor below its head shuffled. It shows that this test set can
-    tell a ruined network; of the probe itself it shows nothing.
+    detect a damaged network; it shows nothing about the probe.
 
 References
     Kumar et al. 2022, Fine-tuning can distort pretrained features (arXiv:2202.10054); Kornblith et al. 2019 (arXiv:1805.08974).
@@ -28,31 +28,31 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.plugin import Contrast, Pipeline, Plugin, Profile
+from xferbench.plugin import Contrast, Pipeline, Plugin, Profile, interventions
 from xferbench.study.trials import BEFORE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def applies(pipeline: Pipeline, facts: Profile) -> str:
+def applies(pipeline: Pipeline, profile: Profile) -> str:
     if not (pipeline.finished and pipeline.finished.before):
-        return "the weights of before are not given"
-    return "" if facts.train else "no training images are given"
+        return "the weights from before training are not given"
+    return "" if profile.train else "no training images are given"
 
 
 def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
-    return replace(pipeline, edits=(BEFORE, "head:probe"))
+    return replace(pipeline, edits=(BEFORE, str(interventions.ProbeHead())))
 
 
 def induce(pipeline: Pipeline, _: Profile) -> Mapping[str, Pipeline]:
-    return {"permuted": replace(pipeline, edits=("weights:permuted@1",))}
+    return {"permuted": replace(pipeline, edits=(str(interventions.PermuteWeights()),))}
 
 
 audit = Plugin(
     id="audit/linear-probe",
     version=1,
-    question="Is the finished network better than a linear probe of what it was made from?",
+    question="Is the finished network better than a linear probe of its pretrained network?",
     doc=__doc__,
     applies=applies,
     cure=cure,

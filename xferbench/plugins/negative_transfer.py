@@ -1,24 +1,24 @@
 """Pretraining that hurts: the same architecture, trained from scratch on the same images, would do better.
 
 Symptom
-    None, unless somebody trains the small network from scratch: a transferred model always looks like a result.
+    None, unless the network is also trained from scratch: a transferred model alone always looks like a success.
 
 Cause
-    The source's features do not carry what the target needs, most often because they are kept frozen (a linear probe on a
-    distant target), or because the recipe never leaves them.
+    The source's features do not have what the target needs, most often because they stay frozen (a linear probe on a distant
+    target), or because the recipe never leaves them.
 
 Remedy
-    The best on validation of a linear probe, LP-FT and training from scratch; the patch shows which it was.
+    The best on validation of a linear probe, LP-FT and training from scratch; the patch shows which one.
 
 How it is judged
     Harm is metric(scratch) − metric(subject): Wang et al.'s negative transfer gap. Scratch is tuned: the subject's own steps
-    and rate, and a grid of rate × weight decay with more steps, chosen on validation with seeds of its own. A short budget
-    measures speed rather than harm: hence ``steps to scratch's accuracy``, the first checkpoint at which the subject reaches
-    what scratch has at its end (a seed that never does is left out and counted), stands beside the verdict.
+    and rate, and a grid of rate × weight decay with more steps, selected on validation with separate seeds. A short budget
+    measures speed and not harm. Therefore the report also has ``steps to scratch's accuracy``, the first checkpoint at which
+    the subject reaches the final accuracy of scratch (seeds that never reach it are counted and left out of the mean).
 
 How it is induced
     ``permuted``: a linear probe on the pretrained tensors, each permuted within itself: the scale of pretraining without
-    its features. ``shuffled-source``, where the suite has a [source]: a linear probe on a network that was pretrained on the
+    its features. ``shuffled-source``, if the suite has a [source]: a linear probe on a network that was pretrained on the
     source with its labels shuffled, for as long as scratch is trained.
 
 References
@@ -65,24 +65,27 @@ def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     phase = replace(strategies.DEFAULT, lr=strategies.HEAD_LR, steps=steps, batch_size=pipeline.recipe.phases[-1].batch_size)
     probe = strategies.inherit_settings(strategies.linear_probe(phase), pipeline.recipe)
     starts = ("permuted", "shuffled-source") if pipeline.source else ("permuted",)
-    made = {start: replace(probe, init=start, name=f"linear probe, {start} features") for start in starts}
-    return {start: replace(pipeline, recipe=recipe) for start, recipe in made.items()}
+    recipes = {start: replace(probe, init=start, name=f"linear probe, {start} features") for start in starts}
+    return {start: replace(pipeline, recipe=recipe) for start, recipe in recipes.items()}
 
 
-def steps_to_scratch(answers: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
-    """Mean first checkpoint at which the subject reaches scratch's last validation accuracy, and how many seeds never do."""
+def steps_to_scratch(records_by_term: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
+    """Return the mean first checkpoint at which the subject reaches scratch's last validation accuracy.
+
+    The result also has the number of seeds at which the subject never reaches it.
+    """
     steps = []
     for seed in seeds:
-        goal = answers["scratch", "test", seed].curve[-1][2]
-        steps += [step for step, _, score in answers["subject", "test", seed].curve if score >= goal][:1]
+        target = records_by_term["scratch", "test", seed].curve[-1][2]
+        steps += [step for step, _, score in records_by_term["subject", "test", seed].curve if score >= target][:1]
     never = {"seeds that never reach scratch's accuracy": float(len(seeds) - len(steps))}
     return never | ({"steps to scratch's accuracy": records.mean_or_nan(steps)} if steps else {})
 
 
-def picture(axes: Any, run: Run) -> None:
-    """Validation accuracy by step for subject and scratch: the mean, and a thin line a seed."""
-    told = records.values_by_arm(records.plugin_records(run, plugin.id), records.validation_curve)
-    plotting.draw_lines(axes, {arm: told.get(arm, []) for arm in ("subject", "scratch")})
+def plot(axes: Any, run: Run) -> None:
+    """Draw validation accuracy by step for subject and scratch: the mean, and a thin line for each seed."""
+    by_arm = records.values_by_arm(records.plugin_records(run, plugin.id), records.validation_curve)
+    plotting.draw_lines(axes, {arm: by_arm.get(arm, []) for arm in ("subject", "scratch")})
     axes.set(xlabel="training step", ylabel="validation accuracy")
     axes.legend()
 
@@ -98,25 +101,25 @@ plugin = Plugin(
     contrasts=(harm("harm", ("scratch", "test"), ("subject", "test"), "scratch − subject"),),
     derived_metrics=steps_to_scratch,
     remedy="use the recipe that was best on validation among linear probe, LP-FT and training from scratch",
-    plot=picture,
+    plot=plot,
 )
 
 
-AUDIT_PAGE = """A finished network that one trained from scratch would beat.
+AUDIT_DOC = """A finished network that training from scratch would beat.
 
 Symptom
-    None; nobody trains the small network from random weights.
+    None, unless the network is also trained from random weights.
 
 Cause
     The source is too far from the target, or pretrained features were frozen that the target cannot use.
 
 Remedy
-    Train from scratch, or let more of the backbone learn: `xferbench run` says which reaches what.
+    Train from scratch, or train more of the backbone: `xferbench run` shows the accuracy of each.
 
 How it is judged
-    The same architecture is trained from random weights on the training images, its rate chosen on validation, for as long as
-    ``--scratch BUDGET`` pays for. Harm is metric(scratch) − metric(finished network). A short budget makes a weak baseline: a
-    PASS then says little, and the report says how many steps it was.
+    The same architecture is trained from random weights on the training images, with a rate selected on validation, within the
+    budget of ``--scratch BUDGET``. Harm is metric(scratch) − metric(finished network). A short budget makes a weak baseline: a
+    PASS then says little, and the report states the number of steps.
 
 How it is induced
     ``permuted``: the finished network with the values of each tensor below its head shuffled.
@@ -126,15 +129,15 @@ References
 """
 
 
-def audit_applies(_: Pipeline, facts: Profile) -> str:
-    return "" if facts.train else "no training images are given"
+def audit_applies(_: Pipeline, profile: Profile) -> str:
+    return "" if profile.train else "no training images are given"
 
 
 audit = Plugin(
     id="negative-transfer",
     version=1,
     question="Would the same network, trained from scratch, do better than the finished one?",
-    doc=AUDIT_PAGE,
+    doc=AUDIT_DOC,
     applies=audit_applies,
     cure=leave_unchanged,
     induce=permute_backbone,

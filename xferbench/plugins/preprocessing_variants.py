@@ -1,6 +1,6 @@
-"""What people get wrong about a preprocessing, as values. Pure.
+"""Common preprocessing mistakes, as values. Pure.
 
-It is shared by the plugins about the images that a network is trained on and served.
+The plugins about the images that a network is trained on and served share this module.
 """
 
 from __future__ import annotations
@@ -9,33 +9,33 @@ from dataclasses import replace
 
 from xferbench.plugin import InputTransform, Profile, Spectrogram
 
-FIELDS = ("unnormalised", "raw", "bgr", "zoom", "nearest")  # mistakes of serving alone
-ZOOM = 1.5  # shorter side, over what it should be
+SERVING_MISTAKES = ("unnormalised", "raw", "bgr", "zoom", "nearest")
+ZOOM_FACTOR = 1.5  # shorter side, relative to its correct length
 
 
-def normalized_twice(ready: InputTransform) -> InputTransform:
-    """Normalised, and then once more with the same mean and standard deviation, as one normalisation."""
-    if isinstance(ready, Spectrogram):
-        return replace(ready, mean=ready.mean * (1 + ready.std), std=ready.std**2)
-    width = max(len(ready.mean), len(ready.std))
-    pairs = [(ready.mean[i % len(ready.mean)], ready.std[i % len(ready.std)]) for i in range(width)]
-    return replace(ready, mean=tuple(m + m * s for m, s in pairs), std=tuple(s * s for _, s in pairs))
+def normalized_twice(transform: InputTransform) -> InputTransform:
+    """Return the one normalization that equals normalizing twice with the transform's mean and standard deviation."""
+    if isinstance(transform, Spectrogram):
+        return replace(transform, mean=transform.mean * (1 + transform.std), std=transform.std**2)
+    means, stds = transform.mean, transform.std
+    pairs = [(means[i % len(means)], stds[i % len(stds)]) for i in range(max(len(means), len(stds)))]
+    return replace(transform, mean=tuple(mean + mean * std for mean, std in pairs), std=tuple(std * std for _, std in pairs))
 
 
-def preprocessing_mistakes(ready: InputTransform, facts: Profile) -> dict[str, InputTransform]:
-    """What people get wrong about a preprocessing, one field each; those that change nothing are left out."""
-    found = {"twice-normalised": normalized_twice(ready)}
-    if isinstance(ready, Spectrogram):
-        found["unnormalised"] = replace(ready, mean=0.0, std=1.0)
+def preprocessing_mistakes(transform: InputTransform, profile: Profile) -> dict[str, InputTransform]:
+    """Return common mistakes by name, each in one field; mistakes that change nothing are absent."""
+    mistakes = {"twice-normalised": normalized_twice(transform)}
+    if isinstance(transform, Spectrogram):
+        mistakes["unnormalised"] = replace(transform, mean=0.0, std=1.0)
     else:
-        plain = replace(ready, mean=(0.0,) * len(ready.mean), std=(1.0,) * len(ready.std))
-        shorter = ready.resize or min(facts.size)
-        found["unnormalised"] = plain
-        if ready.scale != 1:
-            found["raw"] = replace(plain, scale=1.0)
-        found["bgr"] = replace(ready, channels="rgb" if ready.channels == "bgr" else "bgr")
-        found["zoom"] = replace(ready, resize=round(ZOOM * shorter), crop=ready.crop or min(facts.size))
-        if ready.resize:
-            found["nearest"] = replace(ready, interpolation="nearest", antialias=False)
-            found["no-antialias"] = replace(ready, antialias=False)
-    return {name: wrong for name, wrong in found.items() if wrong != ready}
+        plain = replace(transform, mean=(0.0,) * len(transform.mean), std=(1.0,) * len(transform.std))
+        shorter = transform.resize or min(profile.size)
+        mistakes["unnormalised"] = plain
+        if transform.scale != 1:
+            mistakes["raw"] = replace(plain, scale=1.0)
+        mistakes["bgr"] = replace(transform, channels="rgb" if transform.channels == "bgr" else "bgr")
+        mistakes["zoom"] = replace(transform, resize=round(ZOOM_FACTOR * shorter), crop=transform.crop or min(profile.size))
+        if transform.resize:
+            mistakes["nearest"] = replace(transform, interpolation="nearest", antialias=False)
+            mistakes["no-antialias"] = replace(transform, antialias=False)
+    return {name: mistake for name, mistake in mistakes.items() if mistake != transform}

@@ -1,4 +1,4 @@
-"""Records as plugins read them: by arm, view and seed, in what is derived as in a finished run. Pure."""
+"""Reads a plugin's records by arm, view and seed, while a run is in progress and from a finished run. Pure."""
 
 from __future__ import annotations
 
@@ -12,83 +12,89 @@ if TYPE_CHECKING:
     from xferbench.core.record import Record
     from xferbench.core.run import Run
 
-RecordsByTerm: TypeAlias = "Mapping[tuple[str, str, int], Record]"  # by arm, view and seed
+RecordsByTerm: TypeAlias = "Mapping[tuple[str, str, int], Record]"  # by (arm, view, seed)
 Seeds: TypeAlias = Sequence[int]
 T = TypeVar("T")
 
 
 def plugin_records(run: Run, plugin: str) -> dict[tuple[str, str, int], Record]:
-    """A plugin's own records in a run; variants are ``induced:NAME`` and ``beside:NAME``, as where a plugin derives numbers."""
-    own = (cell for cell in run.cells if cell.plugin == plugin)
-    return {(f"{one.arm}:{one.variant}" if one.variant else one.arm, one.view, one.seed): one.record for one in own}
+    """Return the records of a plugin in a run, by arm, view and seed.
+
+    Induced and extra arms are ``induced:NAME`` and ``beside:NAME``, as in ``Plugin.derived_metrics``.
+    """
+    cells = (cell for cell in run.cells if cell.plugin == plugin)
+    return {(f"{cell.arm}:{cell.variant}" if cell.variant else cell.arm, cell.view, cell.seed): cell.record for cell in cells}
 
 
 def values_by_arm(
-    answers: RecordsByTerm,
-    tell: Callable[[Record], T | None],
+    records: RecordsByTerm,
+    read: Callable[[Record], T | None],
     view: str = "test",
     *,
-    but: Container[str] = (),
+    exclude: Container[str] = (),
     seeds: Seeds | None = None,
 ) -> dict[str, list[T]]:
-    """What is told of each record in a view, by arm; arms of which nothing is told are absent.
+    """Return a value of each record in a view, by arm; arms without a value are absent.
 
     Args:
-        answers: the records.
-        tell: of a record what is wanted, None where it has none.
-        view: the records' view. but: arms that are left out. seeds: those that count, all if not said.
+        records: Records by arm, view and seed.
+        read: Returns the value of a record, or None if it has none.
+        view: The view of the records.
+        exclude: Arms to leave out.
+        seeds: Seeds to include; all if None.
     """
-    found: dict[str, list[T]] = {}
-    for (arm, seen, seed), one in answers.items():
-        counts = seen == view and arm not in but and (seeds is None or seed in seeds)
-        if counts and (told := tell(one)) is not None:
-            found.setdefault(arm, []).append(told)
-    return found
+    values: dict[str, list[T]] = {}
+    for (arm, record_view, seed), record in records.items():
+        included = record_view == view and arm not in exclude and (seeds is None or seed in seeds)
+        if included and (value := read(record)) is not None:
+            values.setdefault(arm, []).append(value)
+    return values
 
 
-def accuracy(one: Record) -> float:
-    """The accuracy of a record; NaN where it has no predictions."""
-    return float("nan") if one.predictions is None else metrics.metric_value(one.predictions, "accuracy")
+def accuracy(record: Record) -> float:
+    """Return the accuracy of a record; NaN if it has no predictions."""
+    return float("nan") if record.predictions is None else metrics.metric_value(record.predictions, "accuracy")
 
 
-def accuracies(answers: RecordsByTerm, *views: str) -> dict[str, list[tuple[float, ...]]]:
-    """Of each arm that has all of some views, its accuracy in each of them, one row a seed."""
-    first, *others = (values_by_arm(answers, accuracy, view) for view in views)
-    whole = [arm for arm in first if all(arm in other for other in others)]
-    return {arm: list(zip(first[arm], *(other[arm] for other in others), strict=False)) for arm in whole}
+def accuracies(records: RecordsByTerm, *views: str) -> dict[str, list[tuple[float, ...]]]:
+    """Return one row of accuracies per seed, a column per view, for each arm that has all of the views."""
+    first, *others = (values_by_arm(records, accuracy, view) for view in views)
+    complete = [arm for arm in first if all(arm in other for other in others)]
+    return {arm: list(zip(first[arm], *(other[arm] for other in others), strict=False)) for arm in complete}
 
 
-def validation_curve(one: Record) -> list[tuple[int, float]]:
-    """Validation accuracy by training step."""
-    return [(step, score) for step, _, score in one.curve]
+def validation_curve(record: Record) -> list[tuple[int, float]]:
+    """Return (training step, validation accuracy) pairs."""
+    return [(step, score) for step, _, score in record.curve]
 
 
-def numbered_scalars(one: Record, prefix: str) -> list[tuple[int, float]]:
-    """The measured numbers whose names begin alike, in their order."""
-    return list(enumerate(value for name, value in one.scalars.items() if name.startswith(prefix)))
+def numbered_scalars(record: Record, prefix: str) -> list[tuple[int, float]]:
+    """Return (index, value) pairs of the scalars whose names start with a prefix, in their order."""
+    return list(enumerate(value for name, value in record.scalars.items() if name.startswith(prefix)))
 
 
-def mean_scalars(records: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each measured number over the records that have it."""
-    found: dict[str, list[float]] = {}
-    for name, value in (item for one in records for item in one.items()):
-        found.setdefault(name, []).append(value)
-    return {name: mean_or_nan(values) for name, values in found.items()}
+def mean_scalars(scalars_of_records: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each scalar over the records that have it."""
+    values_by_name: dict[str, list[float]] = {}
+    for name, value in (item for scalars in scalars_of_records for item in scalars.items()):
+        values_by_name.setdefault(name, []).append(value)
+    return {name: mean_or_nan(values) for name, values in values_by_name.items()}
 
 
 def mean_or_nan(values: Sequence[float]) -> float:
-    """The mean of some numbers; NaN of none."""
+    """Return the mean of some numbers; NaN if there are none."""
     return sum(values) / len(values) if values else float("nan")
 
 
 def accuracy_plot(plugin: str) -> Callable[[Any, Run], None]:
-    """The picture of a plugin whose arms differ in accuracy alone."""
+    """Return a plot function for a plugin whose arms differ in accuracy alone."""
 
-    def picture(axes: Any, run: Run) -> None:
-        """Test accuracy of each arm: the mean, and a faint point a seed."""
-        told = accuracies(plugin_records(run, plugin), "test")
-        plotting.draw_points(axes, {arm: [(place, *row) for row in rows] for place, (arm, rows) in enumerate(told.items())})
-        axes.set_xticks(range(len(told)), [plotting.arm_label(arm) for arm in told], rotation=20, ha="right", fontsize=7)
-        axes.set(ylabel="test accuracy", xlim=(-0.5, len(told) - 0.5))
+    def plot(axes: Any, run: Run) -> None:
+        """Draw the test accuracy of each arm: the mean, and a faint point for each seed."""
+        by_arm = accuracies(plugin_records(run, plugin), "test")
+        points = {arm: [(position, *row) for row in rows] for position, (arm, rows) in enumerate(by_arm.items())}
+        plotting.draw_points(axes, points)
+        axes.set_xticks(range(len(by_arm)), [plotting.arm_label(arm) for arm in by_arm], rotation=20, ha="right", fontsize=7)
+        axes.set(ylabel="test accuracy", xlim=(-0.5, len(by_arm) - 0.5))
 
-    return picture
+    return plot

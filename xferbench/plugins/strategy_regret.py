@@ -1,27 +1,27 @@
 """Another way of adapting the backbone would have been better.
 
 Symptom
-    None that can be seen from one pipeline: it trains, and stops below what the same images and steps allow.
+    None that one pipeline can show: it trains, and stops below what the same images and steps allow.
 
 Cause
-    The strategy was taken from a tutorial, or from another dataset. Too much is unfrozen too soon for few images; or the frozen
-    features have plateaued, being about another task; or too little is trained to leave them.
+    The strategy comes from a tutorial, or from another dataset. Too much is unfrozen too soon for few images; or the frozen
+    features have plateaued because they belong to another task; or too little is trained to leave them.
 
 Remedy
-    The strategy that validation chooses, on seeds of its own.
+    The strategy that validation selects, on separate seeds.
 
 How it is judged
-    Harm is metric(chosen strategy) − metric(the recipe's own). Linear probe, upper half, all layers, discriminative rates,
-    LP-FT, gradual unfreezing, normalisation layers and LoRA are weighed with equal tuning budgets: the recipe's steps and batch
-    size, and two rates each, its usual one and three times that.
+    Harm is metric(selected strategy) − metric(the recipe's own). Linear probe, upper half, all layers, discriminative rates,
+    LP-FT, gradual unfreezing, normalization layers and LoRA are compared with equal tuning budgets: the recipe's steps and
+    batch size, and two rates each, its usual one and three times that.
 
 How it is induced
-    ``worst``: of the same candidates the one that is worst on validation.
+    ``worst``: the same candidates, of which the worst on validation is selected.
 
-Measured beside it
-    What the textbooks' advice would cost: the chosen strategy − ``textbook-similar`` and ``textbook-different`` (the two by
-    two of data size × similarity; nobody knows the similarity here, so both are measured) and − ``by-size`` (the gradual rule),
-    each at the better of its two rates. Numbers trained and bytes stored per task. The picture has all candidates.
+Also measured
+    What the advice of the textbooks would cost: the selected strategy − ``textbook-similar`` and ``textbook-different`` (the
+    size × similarity table of the textbooks; the similarity is unknown here, so both are measured) and − ``by-size`` (the
+    gradual rule), each at the better of its two rates. Numbers trained and bytes stored per task. The plot has all candidates.
 
 References
     Stanford CS231n, notes on transfer learning; Chu et al. 2016, Best practices for fine-tuning visual classifiers to new
@@ -31,6 +31,7 @@ References
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from xferbench.analysis import rules_of_thumb
@@ -53,81 +54,78 @@ from xferbench.plugin import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-WEIGHED = ("linear-probe", "partial", "full", "discriminative", "lp-ft", "gradual-unfreezing", "norm-only", "lora")
-FACTORS = (1.0, 3.0)  # of a strategy's usual rate
+CANDIDATES = ("linear-probe", "partial", "full", "discriminative", "lp-ft", "gradual-unfreezing", "norm-only", "lora")
+LR_FACTORS = (1.0, 3.0)  # of a strategy's usual rate
 RULES = ("textbook-similar", "textbook-different", "by-size")
 
 
-def _weighed(pipeline: Pipeline, facts: Profile, names: tuple[str, ...] = WEIGHED) -> Selection:
-    """The best of some strategies, each at its two rates, in the pipeline's own steps."""
-    own = strategies.finetune_phase(pipeline.recipe)
+def _select_strategy(pipeline: Pipeline, profile: Profile, names: tuple[str, ...] = CANDIDATES) -> Selection:
+    """Return the selection among strategies, each at its two rates, in the pipeline's own steps."""
+    budget = strategies.finetune_phase(pipeline.recipe)
     recipes = []
-    for name in names:
-        for factor in FACTORS:
-            phase = Phase(
-                lr=factor * strategies.USUAL_LR.get(name, strategies.DEFAULT.lr), steps=own.steps, batch_size=own.batch_size
-            )
-            recipes.append(
-                strategies.partial(phase, max(1, len(facts.groups) // 2))
-                if name == "partial"
-                else strategies.STRATEGIES[name](phase)
-            )
+    for name, factor in product(names, LR_FACTORS):
+        lr = factor * strategies.USUAL_LR.get(name, strategies.DEFAULT.lr)
+        phase = Phase(lr=lr, steps=budget.steps, batch_size=budget.batch_size)
+        half = max(1, len(profile.groups) // 2)
+        recipes.append(strategies.partial(phase, half) if name == "partial" else strategies.STRATEGIES[name](phase))
     return strategies.select_among(pipeline, recipes)
 
 
-def induce(pipeline: Pipeline, facts: Profile) -> Mapping[str, Selection]:
-    found = _weighed(pipeline, facts)
-    return {"worst": replace(found, worst=True, candidates=tuple(one for one in found.candidates if one != pipeline))}
+def induce(pipeline: Pipeline, profile: Profile) -> Mapping[str, Selection]:
+    selection = _select_strategy(pipeline, profile)
+    others = tuple(candidate for candidate in selection.candidates if candidate != pipeline)
+    return {"worst": replace(selection, worst=True, candidates=others)}
 
 
-def beside(pipeline: Pipeline, facts: Profile) -> Mapping[str, Selection]:
-    size = min(pipeline.train_size or facts.train, facts.train)
-    advised = (
+def extra_arms(pipeline: Pipeline, profile: Profile) -> Mapping[str, Selection]:
+    size = min(pipeline.train_size or profile.train, profile.train)
+    strategies_by_rule = (
         rules_of_thumb.textbook_strategy(size, similar=True),
         rules_of_thumb.textbook_strategy(size, similar=False),
         rules_of_thumb.size_rule_strategy(size),
     )
-    return {rule: _weighed(pipeline, facts, (name,)) for rule, name in zip(RULES, advised, strict=True)}
+    return {rule: _select_strategy(pipeline, profile, (name,)) for rule, name in zip(RULES, strategies_by_rule, strict=True)}
 
 
-def told(contrast: str, _: records.RecordsByTerm, subject: Pipeline, cured: Pipeline) -> str:
-    """What the chosen strategy does otherwise, as a cause."""
-    own, best = (
-        max(strategies.unfrozen_groups(phase.trainable, 99) for phase in one.recipe.phases) for one in (subject, cured)
+def explain(contrast: str, _: records.RecordsByTerm, subject: Pipeline, cured: Pipeline) -> str:
+    """Return the likely cause, from the difference between the selected strategy and the recipe's own."""
+    subject_groups, cured_groups = (
+        max(strategies.unfrozen_groups(phase.trainable, 99) for phase in arm.recipe.phases) for arm in (subject, cured)
     )
     if contrast != "harm" or subject == cured:
         return ""
-    said = f"validation chose {cured.recipe.name}: "
-    if best > own:
-        return said + ("the frozen features have plateaued" if own == 0 else "too little is trained")
-    if best < own or (strategies.begins_with_probe(cured.recipe) and not strategies.begins_with_probe(subject.recipe)):
-        return said + "too much is unfrozen too soon"
-    return said + "it trains as many layers, at another rate or in another order"
+    selected = f"validation selected {cured.recipe.name}: "
+    if cured_groups > subject_groups:
+        return selected + ("the frozen features have plateaued" if subject_groups == 0 else "too little is trained")
+    adds_probe = strategies.begins_with_probe(cured.recipe) and not strategies.begins_with_probe(subject.recipe)
+    if cured_groups < subject_groups or adds_probe:
+        return selected + "too much is unfrozen too soon"
+    return selected + "it trains as many layers, at another rate or in another order"
 
 
-def trainable(seen: MeasureContext) -> dict[str, float]:
-    """Numbers trained, bytes stored per task, and multiply-adds of an image."""
+def trainable(context: MeasureContext) -> dict[str, float]:
+    """Return the numbers trained, the bytes stored per task, and the multiply-adds of an image."""
     from xferbench.lab.evaluation import cost
 
-    return cost.measure_cost(seen)
+    return cost.measure_cost(context)
 
 
-def picture(axes: Any, run: Run) -> None:
-    """Validation score of each strategy at each rate; a ring is the recipe's own, a cross the chosen one."""
-    told = run.arms[plugin.id]["cured"]["weighed"]
-    weighed = sorted(told, key=lambda one: one["validation"])
-    axes.plot([one["validation"] for one in weighed], range(len(weighed)), "o", color=plotting.ARM_COLOURS["subject"])
-    for one, marker in ((told[0], "o"), *((one, "x") for one in weighed if one["chosen"])):
-        plotting.draw_mark(axes, one["validation"], weighed.index(one), marker)
-    # A name stands inside the axes, on the side where there is room.
-    scores = [one["validation"] for one in weighed]
+def plot(axes: Any, run: Run) -> None:
+    """Draw the validation score of each strategy at each rate; a ring marks the recipe's own, a cross the selected one."""
+    candidates = run.arms[plugin.id]["cured"]["weighed"]
+    rows = sorted(candidates, key=lambda row: row["validation"])
+    axes.plot([row["validation"] for row in rows], range(len(rows)), "o", color=plotting.ARM_COLOURS["subject"])
+    for row, marker in ((candidates[0], "o"), *((row, "x") for row in rows if row["chosen"])):
+        plotting.draw_mark(axes, row["validation"], rows.index(row), marker)
+    # Each label is inside the axes, on the side with more room.
+    scores = [row["validation"] for row in rows]
     middle = (min(scores) + max(scores)) / 2
-    for place, (one, score) in enumerate(zip(weighed, scores, strict=True)):
-        side, away = ("right", -9) if score > middle else ("left", 9)
-        name, rate = one["recipe"].partition(":")[0], f"{one['rate']:g}"
-        name = name if name.endswith(rate) else f"{name} {rate}"
-        axes.annotate(name, (score, place), (away, 0), textcoords="offset points", ha=side, va="center", fontsize=7)
-    axes.set(yticks=[], xlabel="on validation")
+    for y, (row, score) in enumerate(zip(rows, scores, strict=True)):
+        side, offset = ("right", -9) if score > middle else ("left", 9)
+        name, rate = row["recipe"].partition(":")[0], f"{row['rate']:g}"
+        label = name if name.endswith(rate) else f"{name} {rate}"
+        axes.annotate(label, (score, y), (offset, 0), textcoords="offset points", ha=side, va="center", fontsize=7)
+    axes.set(yticks=[], xlabel="score on validation")
 
 
 plugin = Plugin(
@@ -136,15 +134,15 @@ plugin = Plugin(
     question="Would another way of adapting the backbone do better?",
     doc=__doc__,
     applies=requires_pretrained,
-    cure=_weighed,
+    cure=_select_strategy,
     induce=induce,
-    extra_arms=beside,
+    extra_arms=extra_arms,
     contrasts=(
         HARM,
         *(info(rule, ("cured", "test"), (f"beside:{rule}", "test"), f"cured − {rule}") for rule in RULES),
     ),
     measures={"trainable": "xferbench.plugins.strategy_regret:trainable@1"},
-    explain=told,
-    remedy="adapt with the strategy that validation chose",
-    plot=picture,
+    explain=explain,
+    remedy="adapt with the strategy that validation selected",
+    plot=plot,
 )

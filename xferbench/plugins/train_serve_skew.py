@@ -1,27 +1,29 @@
 """A model that is served in another way than it was trained.
 
 Symptom
-    Fine in the notebook, worse in production; the same image gets another answer in another batch, or on another day.
+    Good results in the notebook, worse ones in production; the same image gets another prediction in another batch, or on
+    another day.
 
 Cause
-    Two code paths: the service decodes, resizes or orders channels by itself, or forgets ``model.eval()``, so that BatchNorm
-    takes the statistics of whatever happens to be in the batch (which flatters where the batch is large and mixed).
+    Two code paths: the service has its own decoding, resizing or order of channels, or forgets ``model.eval()``, so that
+    BatchNorm uses the statistics of the current batch (which flatters if the batch is large and mixed).
 
 Remedy
-    Serve with the very preprocessing of training, in evaluation mode.
+    Serve with exactly the preprocessing of training, in evaluation mode.
 
 How it is judged
     Harm is metric(served as trained) − metric(served as the suite says), with the same weights. ``batch-dependence`` is an
-    exact invariant: an answer must not depend on the batch it comes in. Test images go through the model as it is served in
-    shuffled batches and in batches ordered by class; it is broken if the probabilities of any differ by more than a hundredth.
+    exact invariant: a prediction must not depend on the other images in its batch. Test images go through the model as it is
+    served, in shuffled batches and in batches ordered by class; the invariant is broken if the probabilities of any image
+    differ by more than a hundredth.
 
 How it is induced
     ``train-mode`` and ``train-mode-by-class``: the network in training mode (BatchNorm with the statistics of its batches,
-    dropout at work) on shuffled batches, or on such as are ordered by class. ``unnormalised``, ``raw`` (0–255), ``bgr``,
-    ``zoom``, and where images are resized at all ``nearest``: serving differs in that alone.
+    dropout active) on shuffled batches, or on batches that are ordered by class. ``unnormalised``, ``raw`` (0–255), ``bgr``,
+    ``zoom``, and if images are resized ``nearest``: serving differs in that alone.
 
-Measured beside it
-    ``flips``: share of the answers that change between the two ways of serving, for the subject and each induced arm.
+Also measured
+    ``flips``: share of the predictions that change between the two ways of serving, for the subject and each induced arm.
 
 References
     LearningToCompare_FSL issue 48: train mode at test lifted 90 to 99.6 %; Breck et al. 2019, Data validation for machine
@@ -34,44 +36,49 @@ from dataclasses import replace
 
 from xferbench.config.render import describe_preprocessing
 from xferbench.plugin import HARM, MeasureContext, Pipeline, Plugin, Profile, always_applies, invariant, records
-from xferbench.plugins.preprocessing_variants import FIELDS, preprocessing_mistakes
+from xferbench.plugins.preprocessing_variants import SERVING_MISTAKES, preprocessing_mistakes
 
 
-def induce(pipeline: Pipeline, facts: Profile) -> dict[str, Pipeline]:
-    wrong = preprocessing_mistakes(pipeline.serve_preprocessing, facts)
+def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
+    mistakes = preprocessing_mistakes(pipeline.serve_preprocessing, profile)
     modes = {"train-mode": replace(pipeline, mode="train"), "train-mode-by-class": replace(pipeline, mode="train:class")}
-    return modes | {name: replace(pipeline, serve_preprocessing=wrong[name]) for name in FIELDS if name in wrong}
+    return modes | {
+        name: replace(pipeline, serve_preprocessing=mistakes[name]) for name in SERVING_MISTAKES if name in mistakes
+    }
 
 
-def flips(answers: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
-    """Share of the test images whose answer is not the one of the model served as it was trained."""
-    told = {at: one.predictions.predicted for at, one in answers.items() if one.predictions is not None and at[1] == "test"}
-    cured = {seed: told["cured", "test", seed] for seed in seeds if ("cured", "test", seed) in told}
-    shares = [(arm, float((said != cured[seed]).mean())) for (arm, _, seed), said in told.items() if seed in cured]
+def flips(records_by_term: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
+    """Return the share of test images whose prediction differs from the prediction of the model served as it was trained."""
+    predicted = {
+        (arm, seed): record.predictions.predicted
+        for (arm, view, seed), record in records_by_term.items()
+        if record.predictions is not None and view == "test"
+    }
+    cured = {seed: predicted["cured", seed] for seed in seeds if ("cured", seed) in predicted}
+    shares = [(arm, float((classes != cured[seed]).mean())) for (arm, seed), classes in predicted.items() if seed in cured]
     arms = dict.fromkeys(arm for arm, _ in shares if arm not in {"cured", "scratch"})
     return {f"{arm}/flips": records.mean_or_nan([share for other, share in shares if other == arm]) for arm in arms}
 
 
-def batch_dependence(seen: MeasureContext) -> dict[str, float]:
-    """Share of test images whose probabilities depend on the batch they come in, by more than a hundredth."""
+def batch_dependence(context: MeasureContext) -> dict[str, float]:
+    """Return the share of test images whose probabilities depend on their batch by more than a hundredth."""
     from xferbench.lab.evaluation import batch_dependence as batch_dependence_module
 
-    return {"batch-dependence": batch_dependence_module.batch_dependent_share(seen, tolerance=0.01)}
+    return {"batch-dependence": batch_dependence_module.batch_dependent_share(context, tolerance=0.01)}
 
 
-def told(_contrast: str, _answers: records.RecordsByTerm, subject: Pipeline, _cured: Pipeline) -> str:
-    """In which fields serving is not training."""
-    served, trained = subject.serve_preprocessing, subject.train_preprocessing
-    said = [f"served on {describe_preprocessing(served, trained)}, trained on {describe_preprocessing(trained, served)}"] * (
-        served != trained
-    )
-    return "; ".join(said + [f"served in {subject.mode} mode"] * (subject.mode != "eval"))
+def explain(_contrast: str, _answers: records.RecordsByTerm, subject: Pipeline, _cured: Pipeline) -> str:
+    """Return the fields in which serving differs from training."""
+    serve, train = subject.serve_preprocessing, subject.train_preprocessing
+    preprocessing = f"served on {describe_preprocessing(serve, train)}, trained on {describe_preprocessing(train, serve)}"
+    differences = [preprocessing] * (serve != train) + [f"served in {subject.mode} mode"] * (subject.mode != "eval")
+    return "; ".join(differences)
 
 
 plugin = Plugin(
     id="train-serve-skew",
     version=1,
-    question="Is the model served in the way it was trained?",
+    question="Is the model served as it was trained?",
     doc=__doc__,
     applies=always_applies,
     cure=lambda pipeline, _: replace(pipeline, serve_preprocessing=pipeline.train_preprocessing, mode="eval"),
@@ -79,55 +86,55 @@ plugin = Plugin(
     contrasts=(HARM, invariant("batch-dependence", "an answer must not depend on the batch it comes in")),
     measures={"batch-dependence": "xferbench.plugins.train_serve_skew:batch_dependence@2"},
     derived_metrics=flips,
-    explain=told,
+    explain=explain,
     remedy="serve with the preprocessing of training, in evaluation mode",
 )
 
 
-AUDIT_PAGE = """A finished network that is served in another way than it was trained.
+AUDIT_DOC = """A finished network that is served in another way than it was trained.
 
 Symptom
-    Fine in the notebook, worse in production; the same image gets another answer in another batch.
+    Good results in the notebook, worse ones in production; the same image gets another prediction in another batch.
 
 Cause
-    Two code paths: the service decodes, resizes or orders channels by itself, or forgets ``model.eval()``.
+    Two code paths: the service has its own decoding, resizing or order of channels, or forgets ``model.eval()``.
 
 Remedy
-    Serve with the very preprocessing of training, in evaluation mode.
+    Serve with exactly the preprocessing of training, in evaluation mode.
 
 How it is judged
-    Harm is metric(served as trained) − metric(served as is said), with the same weights, on all test images, since nothing is
-    chosen. ``batch-dependence`` is an exact
-    invariant beside it: in shuffled batches and in batches ordered by class an image has the same probabilities.
+    Harm is metric(served as trained) − metric(served as configured), with the same weights, on all test images, since nothing
+    is selected. ``batch-dependence`` is an exact invariant: an image has the same probabilities in shuffled batches and in
+    batches ordered by class.
 
 How it is induced
-    ``train-mode`` and ``train-mode-by-class``: the network in training mode, on shuffled batches or on such as are ordered by
-    class. ``unnormalised``: serving leaves mean and standard deviation out.
+    ``train-mode`` and ``train-mode-by-class``: the network in training mode, on shuffled batches or on batches ordered by
+    class. ``unnormalised``: serving omits mean and standard deviation.
 
-Measured beside it
-    ``flips``: share of the answers that change between the two ways of serving.
+Also measured
+    ``flips``: share of the predictions that change between the two ways of serving.
 
 References
     LearningToCompare_FSL issue 48: train mode at test lifted 90 to 99.6 %; Ioffe & Szegedy 2015 (arXiv:1502.03167).
 """
 AUDIT_VARIANTS = ("train-mode", "train-mode-by-class", "unnormalised")  # the audit of preprocessing-mismatch has the others
-AUDIT_IMAGES = 64  # that go through the network in two orders
+AUDIT_IMAGES = 64  # each goes through the network in two orders
 
 
-def audit_induce(pipeline: Pipeline, facts: Profile) -> dict[str, Pipeline]:
-    return {name: arm for name, arm in induce(pipeline, facts).items() if name in AUDIT_VARIANTS}
+def audit_induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
+    return {name: arm for name, arm in induce(pipeline, profile).items() if name in AUDIT_VARIANTS}
 
 
-def batch_dependence_of_few(seen: MeasureContext) -> dict[str, float]:
-    """The same as :func:`batch_dependence`, on fewer images."""
-    few = replace(seen, served=seen.served[:AUDIT_IMAGES], served_labels=seen.served_labels[:AUDIT_IMAGES])
+def batch_dependence_of_few(context: MeasureContext) -> dict[str, float]:
+    """Return the same as :func:`batch_dependence`, for fewer images."""
+    few = replace(context, served=context.served[:AUDIT_IMAGES], served_labels=context.served_labels[:AUDIT_IMAGES])
     return batch_dependence(few)
 
 
 audit = replace(
     plugin,
-    question="Is the finished network served in the way it was trained?",
-    doc=AUDIT_PAGE,
+    question="Is the finished network served as it was trained?",
+    doc=AUDIT_DOC,
     induce=audit_induce,
     contrasts=(
         replace(HARM, weights={("cured", "whole"): 1.0, ("subject", "whole"): -1.0}),
