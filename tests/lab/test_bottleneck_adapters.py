@@ -1,4 +1,4 @@
-"""Bottleneck adapters: where they sit, that they begin as nothing, and that they alone move."""
+"""Bottleneck adapters: their places, their initialization, and training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from test_loop import BRIEF, HEAD, double, make_fit, make_trial, moved, one_thread, prepared, same, trained, world  # noqa: F401
+from test_loop import BRIEF, HEAD, changed_names, float64, is_equal, make_fit, make_trial, one_thread, prepared, train, world  # noqa: F401
 from torch import nn
 from torch.func import functional_call
 
@@ -19,22 +19,22 @@ from xferbench.core.interventions import HEAD_ONLY, Trainable
 from xferbench.core.pipeline import Phase
 from xferbench.core.trial import ModelSpec
 from xferbench.lab.data import preprocessing
-from xferbench.lab.models import backbones, bottleneck_adapters, checkpoints
-from xferbench.lab.training import loop as lab_fit
+from xferbench.lab.models import backbones, bottleneck_adapters, checkpoints, graph_split
+from xferbench.lab.training import loop
 from xferbench.lab.worker import run_trials
 
 ADAPTER = Phase(trainable=Trainable.parse("adapter:4"), batchnorm="eval", optimizer="sgd", lr=3e-2, **BRIEF)
 
 
 def adapted(model, side, rank=3):
-    """A network with adapters, its anatomy, and its tensors at the start."""
-    anatomy = backbones.layer_layout(model.eval(), side)
-    bottleneck_adapters.insert_adapters(model, anatomy, (3, side, side), rank)
-    return anatomy, model.state_dict() | bottleneck_adapters.initial_adapters(model, 0)
+    """Return a network with adapters, its layout, and its start tensors."""
+    layout = backbones.layer_layout(model.eval(), side)
+    bottleneck_adapters.insert_adapters(model, layout, (3, side, side), rank)
+    return layout, model.state_dict() | bottleneck_adapters.initial_adapters(model, 0)
 
 
 def lively(tensors):
-    """The same with adapters that add something."""
+    """Return the start tensors with nonzero adapters."""
     return {name: torch.randn_like(tensor) if name.endswith("adapter_up") else tensor for name, tensor in tensors.items()}
 
 
@@ -48,36 +48,36 @@ def lively(tensors):
         ("torchvision:densenet121", 64, {"features.denseblock1": (256, 1)}),
     ],
 )
-def test_each_layer_group_has_a_place_and_its_channels_an_axis(arch, side, expected):
+def test_each_layer_group_has_a_place_with_a_channel_axis(arch, side, expected):
     with torch.device("meta"):
         model = backbones.build(arch, 4).eval()
-    anatomy = backbones.layer_layout(model, side)
-    found = bottleneck_adapters.adapter_places(model, anatomy, (3, side, side))
-    assert len(found) == len(anatomy.groups)
-    assert {name: found[name] for name in expected} == expected
+    layout = backbones.layer_layout(model, side)
+    actual = bottleneck_adapters.adapter_places(model, layout, (3, side, side))
+    assert len(actual) == len(layout.groups)
+    assert {name: actual[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(
     ("arch", "side"), [("tiny-resnet", 32), ("torchvision:squeezenet1_1", 64), ("torchvision:densenet121", 32)]
 )
-def test_a_network_begins_as_what_it_was_and_any_cut_of_it_adapts_as_the_whole_does(arch, side):
+def test_new_adapters_do_not_change_the_output_and_work_in_every_split(arch, side):
     torch.manual_seed(0)
     model, x = backbones.build(arch, 4).eval(), torch.randn(2, 3, side, side)
     with torch.no_grad():
         before = model(x)
-        anatomy, tensors = adapted(model, side)
+        layout, tensors = adapted(model, side)
         torch.testing.assert_close(functional_call(model, tensors, (x,)), before, rtol=0, atol=1e-6)
         tensors = lively(tensors)
         after = functional_call(model, tensors, (x,))
         assert not torch.allclose(after, before, atol=1e-3)
-        for below in range(1, len(anatomy.groups) + 1):
-            lower, upper = backbones.split_at(model, anatomy, below)
+        for below in range(1, len(layout.groups) + 1):
+            lower, upper = graph_split.split_at(model, layout, below)
             parts = [{name: tensors[name] for name, _ in (*p.named_parameters(), *p.named_buffers())} for p in (lower, upper)]
-            found = functional_call(upper, parts[1], (functional_call(lower, parts[0], (x,)),))
-            torch.testing.assert_close(found, after, rtol=1e-5, atol=1e-5)
+            actual = functional_call(upper, parts[1], (functional_call(lower, parts[0], (x,)),))
+            torch.testing.assert_close(actual, after, rtol=1e-5, atol=1e-5)
 
 
-def test_a_checkpoint_loads_as_if_there_were_none_with_whatever_prefix(tmp_path):
+def test_checkpoints_load_into_a_network_with_adapters(tmp_path):
     model, plain = backbones.build("tiny-resnet", 4), backbones.build("tiny-resnet", 9)
     adapted(model, 32)
     state = {f"model.{name}": tensor for name, tensor in plain.state_dict().items()}
@@ -86,77 +86,77 @@ def test_a_checkpoint_loads_as_if_there_were_none_with_whatever_prefix(tmp_path)
     assert torch.equal(model.conv1.weight, plain.conv1.weight)
 
 
-def test_adapters_are_as_wide_as_asked_and_drawn_by_the_seed():
+def test_adapters_have_the_requested_width_and_depend_on_the_seed():
     model = backbones.build("tiny-resnet", 4)
-    anatomy, tensors = adapted(model, 32, rank=5)
-    own = backbones.names_by_kind(anatomy, model)["adapter"]
-    assert len(own) == 4 * len(anatomy.groups)
+    layout, tensors = adapted(model, 32, rank=5)
+    adapters = backbones.names_by_kind(layout, model)["adapter"]
+    assert len(adapters) == 4 * len(layout.groups)
     assert tensors["layer4.adapter_down"].shape == (5, 64) and tensors["layer4.adapter_up"].shape == (64, 5)
-    assert {name for name in own if tensors[name].any()} == {name for name in own if name.endswith("_down")}
+    assert {name for name in adapters if tensors[name].any()} == {name for name in adapters if name.endswith("_down")}
     other = bottleneck_adapters.initial_adapters(model, 1)
-    assert same(bottleneck_adapters.initial_adapters(model, 0), {name: tensors[name] for name in own})
+    assert is_equal(bottleneck_adapters.initial_adapters(model, 0), {name: tensors[name] for name in adapters})
     assert not torch.equal(other["layer4.adapter_down"], tensors["layer4.adapter_down"])
-    kinds = backbones.names_by_kind(anatomy, model)
-    assert not own & (kinds["norm"] | kinds["bias"] | kinds["lora"]), "whose words mean what they mean of the plain network"
+    kinds = backbones.names_by_kind(layout, model)
+    assert not adapters & (kinds["norm"] | kinds["bias"] | kinds["lora"]), "the kinds are those of the network without adapters"
 
 
-def test_the_adapters_and_the_head_move_and_nothing_else(world):  # noqa: F811
-    one = make_fit(world, ADAPTER)
-    network, (start,), dataset = prepared(world, one)
-    (found,) = lab_fit.train([one], network, [start], dataset)
-    assert moved(found) == HEAD | backbones.names_by_kind(network.anatomy, network.module)["adapter"]
-    (plain,) = trained(world, make_fit(world, Phase(trainable=HEAD_ONLY, batchnorm="eval", **BRIEF)))
-    assert {name: found.before[name] for name in plain.before}.keys() == plain.before.keys() < found.before.keys()
+def test_only_adapters_and_head_are_trained(world):  # noqa: F811
+    spec = make_fit(world, ADAPTER)
+    network, (start,), dataset = prepared(world, spec)
+    (actual,) = loop.train([spec], network, [start], dataset)
+    assert changed_names(actual) == HEAD | backbones.names_by_kind(network.anatomy, network.module)["adapter"]
+    (plain,) = train(world, make_fit(world, Phase(trainable=HEAD_ONLY, batchnorm="eval", **BRIEF)))
+    assert {name: actual.before[name] for name in plain.before}.keys() == plain.before.keys() < actual.before.keys()
 
 
 @pytest.mark.parametrize("step", [{}, {"batchnorm": "train", "optimizer": "adamw"}])
-def test_fits_trained_in_lock_step_are_as_if_each_were_alone(step, world, double):  # noqa: F811
-    fits = [make_fit(world, replace(ADAPTER, **step), seed=seed) for seed in range(2)]
-    network, starts, dataset = prepared(world, *fits)
-    starts = [double(start) for start in starts]
-    together = lab_fit.train(fits, network, starts, dataset)
-    for one, start, found in zip(fits, starts, together, strict=True):
-        (alone,) = lab_fit.train([one], network, [start], dataset)
-        torch.testing.assert_close(found.last, alone.last, rtol=1e-6, atol=1e-8)
-    assert not same(together[0].last, together[1].last)
+def test_training_in_lockstep_equals_training_alone(step, world, float64):  # noqa: F811
+    specs = [make_fit(world, replace(ADAPTER, **step), seed=seed) for seed in range(2)]
+    network, starts, dataset = prepared(world, *specs)
+    starts = [float64(start) for start in starts]
+    together = loop.train(specs, network, starts, dataset)
+    for spec, start, actual in zip(specs, starts, together, strict=True):
+        (alone,) = loop.train([spec], network, [start], dataset)
+        torch.testing.assert_close(actual.last, alone.last, rtol=1e-6, atol=1e-8)
+    assert not is_equal(together[0].last, together[1].last)
 
 
-def test_a_probe_before_them_is_computed_once_and_what_follows_trains_them_too(world, monkeypatch):  # noqa: F811
+def test_a_linear_probe_before_adapters_uses_precomputed_activations(world, monkeypatch):  # noqa: F811
     probe, rest = replace(ADAPTER, trainable=HEAD_ONLY), replace(ADAPTER, trainable=Trainable.parse("top:1"))
-    one = make_fit(world, probe, ADAPTER, rest)
-    (cut,) = trained(world, one)
-    monkeypatch.setattr(backbones, "split_at", lambda *_: None)
-    (whole,) = trained(world, one)
+    spec = make_fit(world, probe, ADAPTER, rest)
+    (cut,) = train(world, spec)
+    monkeypatch.setattr(graph_split, "split_at", lambda *_: None)
+    (whole,) = train(world, spec)
     torch.testing.assert_close(cut.last, whole.last, rtol=1e-4, atol=1e-5)
-    assert "layer4.0.conv1.weight" in moved(whole) and "layer3.adapter_up" in moved(whole)
-    assert "layer3.0.conv1.weight" not in moved(whole)
+    assert "layer4.0.conv1.weight" in changed_names(whole) and "layer3.adapter_up" in changed_names(whole)
+    assert "layer3.0.conv1.weight" not in changed_names(whole)
 
 
 @pytest.mark.parametrize("edits", [(), ("batchnorm:recalibrated@2",), ("interpolated:0.5",)])
 @pytest.mark.parametrize("view", [{}, {"mode": "training"}, {"examples": "validation"}])
-def test_views_and_edits_see_the_adapted_network_and_its_weights_are_recalled(edits, view, world):  # noqa: F811
+def test_views_and_edits_use_the_adapted_network_and_its_weights_are_cached(edits, view, world):  # noqa: F811
     trial = make_trial(make_fit(world, ADAPTER), **view)
     trial = replace(trial, model=ModelSpec(base=trial.model.base, edits=edits))
     (first,), _ = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
     run_trials._network.cache_clear()
-    (again,), fits = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
-    assert fits == 0 and first.error == again.error == ""
+    (again,), trained_count = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
+    assert trained_count == 0 and first.error == again.error == ""
     assert (first.predictions.p_true == again.predictions.p_true).all()
 
 
-def test_what_a_view_sees_is_what_the_trained_tensors_compute(world):  # noqa: F811
-    one = make_fit(world, ADAPTER)
-    trial = make_trial(one)
+def test_a_view_evaluates_the_trained_tensors(world):  # noqa: F811
+    spec = make_fit(world, ADAPTER)
+    trial = make_trial(spec)
     (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
-    network, starts, dataset = prepared(world, one)
-    (found,) = lab_fit.train([one], network, starts, dataset)
-    x = preprocessing.to_tensor(torch.from_numpy(np.array(dataset.test.images)), one.preprocessing)
+    network, starts, dataset = prepared(world, spec)
+    (actual,) = loop.train([spec], network, starts, dataset)
+    x = preprocessing.to_tensor(torch.from_numpy(np.array(dataset.test.images)), spec.preprocessing)
     with torch.no_grad():
-        p = functional_call(network.module, found.last, (x,)).softmax(1).numpy()
+        p = functional_call(network.module, actual.last, (x,)).softmax(1).numpy()
     assert abs(p[range(len(p)), dataset.test.labels] - record.predictions.p_true).max() < 1e-4
 
 
-def test_a_copy_of_the_network_adapts_by_tensors_of_its_own():
+def test_a_copy_of_the_network_has_its_own_adapters():
     model, x = backbones.build("tiny-resnet", 4).eval(), torch.randn(2, 3, 32, 32)
     _, tensors = adapted(model, 32)
     copy = deepcopy(model)
@@ -166,7 +166,7 @@ def test_a_copy_of_the_network_adapts_by_tensors_of_its_own():
         assert not torch.allclose(copy(x), model(x), atol=1e-3)
 
 
-def test_adapters_of_two_sizes_in_one_fit_are_refused():
+def test_adapters_of_two_sizes_in_one_training_are_refused():
     with pytest.raises(UserError, match="several sizes"):
         bottleneck_adapters.adapter_channels([ADAPTER, replace(ADAPTER, trainable=Trainable.parse("adapter:8"))])
     assert bottleneck_adapters.adapter_channels([ADAPTER, replace(ADAPTER, trainable=HEAD_ONLY)]) == 4
@@ -191,6 +191,6 @@ def test_a_network_without_a_place_is_refused():
             return self.head(self.body(x)[0])
 
     model = Net()
-    anatomy = replace(backbones.layer_layout(model, 2), groups=(backbones.LayerGroup(name="body", prefixes=("body",)),))
+    layout = replace(backbones.layer_layout(model, 2), groups=(backbones.LayerGroup(name="body", prefixes=("body",)),))
     with pytest.raises(UserError, match="no place for an adapter"):
-        bottleneck_adapters.insert_adapters(model, anatomy, (3, 2, 2), 2)
+        bottleneck_adapters.insert_adapters(model, layout, (3, 2, 2), 2)

@@ -12,7 +12,7 @@ from test_checkpoint_reader import STATE, same, saved
 
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import Preprocessing
-from xferbench.lab.models import backbones, checkpoint_reader, checkpoints, state_dict_names
+from xferbench.lab.models import backbones, checkpoint_reader, checkpoints, graph_split, state_dict_names
 
 
 def of(arch, classes=10):
@@ -20,7 +20,7 @@ def of(arch, classes=10):
     return model, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def test_all_but_the_head_is_loaded():
+def test_everything_but_the_head_is_loaded():
     model, own = of("tiny-resnet", 5)
     _, source = of("tiny-resnet", 20)
     assert checkpoints.load_backbone(model, source, "linear") == ("linear.weight", "linear.bias")
@@ -29,7 +29,7 @@ def test_all_but_the_head_is_loaded():
         assert torch.equal(tensor, own[name] if name.startswith("linear.") else source[name]), name
 
 
-def test_the_head_stays_out_even_where_it_would_fit_and_need_not_be_there():
+def test_the_head_is_never_loaded_and_may_be_missing():
     model, own = of("tiny-resnet")
     _, source = of("tiny-resnet")
     headless = {name: tensor for name, tensor in source.items() if not name.startswith("linear.") and "num_batches" not in name}
@@ -38,7 +38,7 @@ def test_the_head_stays_out_even_where_it_would_fit_and_need_not_be_there():
     assert torch.equal(model.linear.weight, own["linear.weight"])
 
 
-def test_all_that_does_not_fit_is_told_in_one_message():
+def test_one_message_lists_every_mismatch():
     model, source = of("tiny-resnet")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     del source["conv1.weight"]
@@ -63,7 +63,7 @@ def test_all_that_does_not_fit_is_told_in_one_message():
         ("torchvision:mobilenet_v3_small", "MobileNetV3"),
     ],
 )
-def test_weights_of_another_architecture_are_told_with_what_they_look_like(source, likeness):
+def test_the_error_for_another_architecture_names_the_family(source, likeness):
     model, _ = of("cifar-resnet20")
     _, state = of(source)
     with pytest.raises(UserError, match=rf"look like {likeness};") as refused:
@@ -72,23 +72,23 @@ def test_weights_of_another_architecture_are_told_with_what_they_look_like(sourc
     assert len(refused.value.found) < 3000
 
 
-def test_weights_that_are_not_finite_are_a_problem():
+def test_weights_that_are_not_finite_are_an_error():
     model, source = of("tiny-resnet")
     source["layer2.0.conv1.weight"][0, 0, 0, 0] = float("nan")
     with pytest.raises(UserError, match=r"NaN or infinity in layer2\.0\.conv1\.weight"):
         checkpoints.load_backbone(model, source, "linear")
 
 
-def test_names_of_published_torchvision_weights_are_understood():
+def test_old_names_of_torchvision_weights_are_translated():
     with torch.device("meta"):
         densenet, vit = backbones.build("torchvision:densenet121", 7), backbones.build("torchvision:vit_b_32", 7)
-    found = {
+    actual = {
         state_dict_names.current_name(f"features.denseblock1.denselayer2.{name}") for name in ("norm.1.weight", "conv.2.weight")
     }
-    assert found == {"features.denseblock1.denselayer2.norm1.weight", "features.denseblock1.denselayer2.conv2.weight"}
-    assert found < set(densenet.state_dict())
-    found = {state_dict_names.current_name(f"encoder.layers.encoder_layer_11.mlp.linear_{part}.bias") for part in (1, 2)}
-    assert len(found & set(vit.state_dict())) == 2
+    assert actual == {"features.denseblock1.denselayer2.norm1.weight", "features.denseblock1.denselayer2.conv2.weight"}
+    assert actual < set(densenet.state_dict())
+    actual = {state_dict_names.current_name(f"encoder.layers.encoder_layer_11.mlp.linear_{part}.bias") for part in (1, 2)}
+    assert len(actual & set(vit.state_dict())) == 2
 
 
 def test_auxiliary_classifiers_count_as_heads():
@@ -97,7 +97,7 @@ def test_auxiliary_classifiers_count_as_heads():
     assert set(checkpoints.load_backbone(model, source | extra, "fc")) == {"fc.weight", "fc.bias", *extra}
 
 
-def test_a_network_that_rebuilds_itself_on_old_files_is_loaded_as_it_is():
+def test_a_network_that_rebuilds_itself_is_loaded_unchanged():
     model, source = of("torchvision:mnasnet0_5")
     assert checkpoints.load_backbone(model, source, "classifier.1") == ("classifier.1.weight", "classifier.1.bias")
 
@@ -106,20 +106,18 @@ def test_a_network_that_rebuilds_itself_on_old_files_is_loaded_as_it_is():
     ("file", "arch", "size"),
     [("squeezenet1_0_torchvision_norm.pth", "torchvision:squeezenet1_0", 64), ("resnet20-12fca82f.th", "cifar-resnet20", 32)],
 )
-def test_published_weights_load_and_give_sensible_features(file, arch, size, shared):
+def test_published_weights_load_and_give_plausible_features(file, arch, size, shared):
     model = backbones.build(arch, 5).eval()
-    anatomy = backbones.layer_layout(model, size)
-    assert (
-        len(checkpoints.load_backbone(model, checkpoint_reader.read_checkpoint(shared / "weights" / file), anatomy.head)) == 2
-    )
-    lower, _ = backbones.split_at(model, anatomy, len(anatomy.groups))
+    layout = backbones.layer_layout(model, size)
+    assert len(checkpoints.load_backbone(model, checkpoint_reader.read_checkpoint(shared / "weights" / file), layout.head)) == 2
+    lower, _ = graph_split.split_at(model, layout, len(layout.groups))
     with torch.no_grad():
         features = lower.eval()(torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0)))
     assert torch.isfinite(features).all()
     assert features.std(0).mean() > 0.05
 
 
-def test_what_is_saved_is_recalled_exactly(tmp_path):
+def test_saved_tensors_are_read_exactly(tmp_path):
     path = tmp_path / "new folder" / "a.safetensors"
     state = STATE | {
         "model.nan": torch.tensor([float("nan"), 1.0]),
@@ -127,25 +125,25 @@ def test_what_is_saved_is_recalled_exactly(tmp_path):
         "half": torch.ones(2).half(),
     }
     checkpoints.save_tensors(state, path, half=False, metadata={"fit": "{}"})
-    found, metadata = checkpoint_reader.read_saved(path)
+    actual, metadata = checkpoint_reader.read_saved(path)
     assert metadata == {"fit": "{}"}
-    assert found["half"].dtype == torch.float16
-    assert found.keys() == state.keys()
-    assert all(torch.equal(found[name].nan_to_num(), tensor.nan_to_num()) for name, tensor in state.items())
+    assert actual["half"].dtype == torch.float16
+    assert actual.keys() == state.keys()
+    assert all(torch.equal(actual[name].nan_to_num(), tensor.nan_to_num()) for name, tensor in state.items())
     assert [file.name for file in path.parent.iterdir()] == ["a.safetensors"]
 
 
-def test_halved_weights_take_half_the_space_unless_they_overflow(tmp_path):
+def test_float16_halves_the_size_unless_a_value_overflows(tmp_path):
     checkpoints.save_tensors(
         {"a": torch.full((1000,), 0.1), "b": torch.tensor([1e6]), "n": torch.tensor(7)}, tmp_path / "a.safetensors"
     )
     assert (tmp_path / "a.safetensors").stat().st_size < 2500
-    found, _ = checkpoint_reader.read_saved(tmp_path / "a.safetensors")
-    assert (found["a"].dtype, found["b"].dtype, found["n"].dtype) == (torch.float16, torch.float32, torch.int64)
+    actual, _ = checkpoint_reader.read_saved(tmp_path / "a.safetensors")
+    assert (actual["a"].dtype, actual["b"].dtype, actual["n"].dtype) == (torch.float16, torch.float32, torch.int64)
     assert checkpoint_reader.read_checkpoint(tmp_path / "a.safetensors")["b"].item() == 1e6
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     checkpoints.save_tensors(STATE, path)
     before = path.read_bytes()
@@ -156,7 +154,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_a_recorded_preprocessing_comes_back(tmp_path):
+def test_a_recorded_preprocessing_is_read(tmp_path):
     path = tmp_path / "a.safetensors"
     preprocessing = Preprocessing(resize=40, crop=32, interpolation="bicubic", channels="bgr", mean=(0.1, 0.2, 0.3), std=(1.0,))
     checkpoints.save_tensors(STATE, path, metadata=checkpoints.preprocessing_metadata(preprocessing))
@@ -167,7 +165,7 @@ def test_a_recorded_preprocessing_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "null", json.dumps({"size": 3})])
-def test_a_record_that_cannot_be_read_is_a_problem(text, tmp_path):
+def test_an_unreadable_record_is_an_error(text, tmp_path):
     checkpoints.save_tensors(STATE, tmp_path / "a.safetensors", metadata={checkpoints.PREPROCESSING_METADATA: text})
     with pytest.raises(UserError, match="recorded preprocessing"):
         checkpoints.recorded_preprocessing(tmp_path / "a.safetensors")
@@ -181,7 +179,7 @@ def under(prefix, state):
 
 
 @pytest.mark.parametrize("prefix", ["model.", "net.", "encoder.", "module._orig_mod.backbone."])
-def test_a_network_that_lies_beside_losses_and_meters_is_found(prefix):
+def test_a_network_next_to_losses_and_metrics_is_found(prefix):
     model, source = of("tiny-resnet")
     beside = {"criterion.weight": torch.ones(4), "train_acc.total": torch.ones(())}
     placed, note = checkpoints.match_names(model, under(prefix, source) | beside, "linear")
@@ -191,13 +189,13 @@ def test_a_network_that_lies_beside_losses_and_meters_is_found(prefix):
     assert torch.equal(model.state_dict()["conv1.weight"], source["conv1.weight"])
 
 
-def test_names_that_fit_as_they_are_stay_and_nothing_is_noted():
+def test_matching_names_do_not_change():
     model, source = of("tiny-resnet")
     placed, note = checkpoints.match_names(model, source | under("ema.", source), "linear")
     assert note == "" and len(placed) == 2 * len(source)
 
 
-def test_a_network_that_is_wrapped_itself_takes_weights_whose_prefix_was_taken_off():
+def test_a_wrapped_network_accepts_weights_without_its_prefix():
     wrapped = torch.nn.Sequential()
     wrapped.add_module("model", backbones.build("tiny-resnet", 10))
     _, source = of("tiny-resnet")
@@ -205,13 +203,13 @@ def test_a_network_that_is_wrapped_itself_takes_weights_whose_prefix_was_taken_o
     assert torch.equal(wrapped.state_dict()["model.conv1.weight"], source["conv1.weight"])
 
 
-def test_a_file_with_the_network_twice_is_a_problem_that_names_both():
+def test_a_file_with_the_network_twice_is_an_error_that_names_both():
     model, source = of("tiny-resnet")
     with pytest.raises(UserError, match=r"more than once, under (encoder_q\., encoder_k\.|encoder_k\., encoder_q\.)"):
         checkpoints.load_backbone(model, under("encoder_q.", source) | under("encoder_k.", source), "linear")
 
 
-def test_where_a_prefix_would_help_but_not_fit_whole_it_is_named():
+def test_the_error_names_a_prefix_that_would_help():
     model, source = of("tiny-resnet")
     del source["layer4.0.conv1.weight"]
     with pytest.raises(UserError, match=r"with 'trunk\.' removed from the names, 44 of 45 tensors would fit"):
@@ -222,7 +220,7 @@ def test_where_a_prefix_would_help_but_not_fit_whole_it_is_named():
         checkpoints.load_backbone(wrapped, source, "trunk.linear")
 
 
-def test_prefixes_go_by_shape_too():
+def test_prefixes_are_matched_by_shape_too():
     wanted = {"a.w": (2,), "b.w": (3,)}
     assert state_dict_names.matching_prefixes({"x.a.w": (2,), "x.b.w": (3,), "y.a.w": (9,)}, wanted) == {("x.", ""): 2}
     assert state_dict_names.describe_prefix({("x.", ""): 1}, 3) == ""

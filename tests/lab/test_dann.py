@@ -1,4 +1,4 @@
-"""Features that do not tell domains apart: the plain fit at no strength, the reversal by hand, members in lock-step."""
+"""DANN: strength 0, the reversed gradient computed by hand, and groups in lockstep."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from test_datasets import make_npz
-from test_loop import BRIEF, READY, make_fit, make_trial, make_world, same
-from test_loop import regularizer as regularizer_of
+from test_loop import BRIEF, READY, is_equal, make_fit, make_trial, make_world, parse_regularizer
 
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import HEAD_ONLY, Augmentation, Head, Trainable
@@ -28,9 +27,9 @@ SGD = {"optimizer": "sgd", "weight_decay": 0.0, "schedule": "constant", "batchno
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    made = make_world(folder)
-    made.other = make_npz(folder / "other.npz", train=50)
-    return made
+    world = make_world(folder)
+    world.other = make_npz(folder / "other.npz", train=50)
+    return world
 
 
 @pytest.fixture(autouse=True)
@@ -41,105 +40,109 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def rivalled(world, word, *phases, **more):
-    return make_fit(world, *phases, regularizer=regularizer_of(word), unlabelled=world.other, **more)
+def make_dann_spec(world, spelling, *phases, **more):
+    return make_fit(world, *phases, regularizer=parse_regularizer(spelling), unlabeled=world.other, **more)
 
 
-def prepared(world, *fits):
-    trial = make_trial(fits[0])
-    dataset, network = run_trials.training_inputs(fits[0], trial, world.cache)
-    starts = [run_trials.start_tensors(one, network, trial, world.cache) for one in fits]
-    return network, starts, dataset, run_trials._auxiliary_inputs(fits[0], network, world.cache)
+def prepare(world, *specs):
+    trial = make_trial(specs[0])
+    dataset, network = run_trials.training_inputs(specs[0], trial, world.cache)
+    starts = [run_trials.start_tensors(spec, network, trial, world.cache) for spec in specs]
+    return network, starts, dataset, run_trials._source(specs[0], network, world.cache)
 
 
-def trained(world, *fits):
-    return loop.train(fits, *prepared(world, *fits))
+def train(world, *specs):
+    return loop.train(specs, *prepare(world, *specs))
 
 
 @pytest.mark.parametrize("phases", [(Phase(**BRIEF),), (PROBE, Phase(batchnorm="ghost:4", **BRIEF)), (TOP,), (PROBE,)])
 @pytest.mark.parametrize("more", [{}, {"augment": Augmentation.parse("flip+crop"), "head": Head.parse("mlp:6")}])
 @pytest.mark.parametrize("seeds", [1, 2])
-def test_with_no_strength_it_is_plain_training_bit_for_bit(world, phases, more, seeds):
-    plain = trained(world, *(make_fit(world, *phases, seed=seed, **more) for seed in range(seeds)))
-    found = trained(world, *(rivalled(world, "dann:0", *phases, seed=seed, **more) for seed in range(seeds)))
-    for one, other in zip(found, plain, strict=True):
-        assert same(one.last, other.last) and same(one.best, other.best)
-        assert one.curve == other.curve
+def test_strength_0_equals_plain_training_bit_for_bit(world, phases, more, seeds):
+    plain = train(world, *(make_fit(world, *phases, seed=seed, **more) for seed in range(seeds)))
+    results = train(world, *(make_dann_spec(world, "dann:0", *phases, seed=seed, **more) for seed in range(seeds)))
+    for result, plain_result in zip(results, plain, strict=True):
+        assert is_equal(result.last, plain_result.last) and is_equal(result.best, plain_result.best)
+        assert result.curve == plain_result.curve
 
 
-def test_the_network_stays_plain_and_some_strength_moves_it_elsewhere(world):
-    (plain,), (found,) = trained(world, make_fit(world)), trained(world, rivalled(world, "dann:1"))
-    assert found.last.keys() == plain.last.keys() == found.before.keys()
-    assert not same(found.last, plain.last)
-    assert found.curve[0][1] == plain.curve[0][1], "at the first step the strength is none, and a curve is of the labels alone"
+def test_a_positive_strength_changes_the_result_but_not_the_structure(world):
+    (plain,), (result,) = train(world, make_fit(world)), train(world, make_dann_spec(world, "dann:1"))
+    assert result.last.keys() == plain.last.keys() == result.before.keys()
+    assert not is_equal(result.last, plain.last)
+    assert result.curve[0][1] == plain.curve[0][1], (
+        "the strength is 0 at the first step, and the curve reports the loss of the labels only"
+    )
 
 
 @pytest.mark.parametrize("more", [{}, {"augment": Augmentation.parse("flip")}, {"head": Head.parse("mlp:6:0")}])
-def test_members_in_lock_step_are_as_if_each_were_alone(world, more):
-    fits = [rivalled(world, "dann:1", Phase(lr=1e-3, **SGD | BRIEF), seed=seed, **more) for seed in range(2)]
-    for together, one in zip(trained(world, *fits), fits, strict=True):
-        (alone,) = trained(world, one)
+def test_training_in_lockstep_equals_training_alone(world, more):
+    specs = [make_dann_spec(world, "dann:1", Phase(lr=1e-3, **SGD | BRIEF), seed=seed, **more) for seed in range(2)]
+    for together, spec in zip(train(world, *specs), specs, strict=True):
+        (alone,) = train(world, spec)
         torch.testing.assert_close(together.last, alone.last, rtol=1e-3, atol=2e-4)
         np.testing.assert_allclose(together.curve, alone.curve, rtol=1e-3, atol=1e-4)
 
 
-def test_classifiers_are_drawn_from_each_members_seed(world):
-    fits = [rivalled(world, "dann:1", seed=seed) for seed in range(2)]
-    network, _, dataset, source = prepared(world, *fits)
-    both = dann.discriminator(fits, network, source.unlabelled, dataset.train.images.shape[1:])
-    second = dann.discriminator(fits[1:], network, source.unlabelled, dataset.train.images.shape[1:])
+def test_discriminators_depend_on_the_seed_of_each_member(world):
+    specs = [make_dann_spec(world, "dann:1", seed=seed) for seed in range(2)]
+    network, _, dataset, source = prepare(world, *specs)
+    both = dann.build_discriminator(specs, network, source.unlabelled, dataset.train.images.shape[1:])
+    second = dann.build_discriminator(specs[1:], network, source.unlabelled, dataset.train.images.shape[1:])
     for name, tensor in both.tensors.items():
         assert torch.equal(tensor[1:], second.tensors[name]) and not torch.equal(tensor[0], tensor[1])
 
 
-def test_a_term_has_no_value_and_the_gradient_of_the_classifier_reversed(world):
-    one = rivalled(world, "dann:0.7", Phase(**BRIEF), Phase(**BRIEF))
-    network, (start,), dataset, source = prepared(world, one)
-    rival = dann.discriminator([one], network, source.unlabelled, dataset.train.images.shape[1:])
-    bout = dann.dann_batch(rival, None, [start], one.phases[1], 1, [one], network)
-    assert (bout.begun, bout.total) == (3, 6)
+def test_the_loss_is_0_and_its_gradient_is_reversed(world):
+    spec = make_dann_spec(world, "dann:0.7", Phase(**BRIEF), Phase(**BRIEF))
+    network, (start,), dataset, source = prepare(world, spec)
+    discriminator = dann.build_discriminator([spec], network, source.unlabelled, dataset.train.images.shape[1:])
+    dann_phase = dann.build_dann_phase(discriminator, None, [start], spec.phases[1], 1, [spec], network)
+    assert (dann_phase.previous_steps, dann_phase.total_steps) == (3, 6)
     _, rest = loop.split_phase_model(network, 0, READY)
     name, x = "conv1.weight", torch.from_numpy(np.array(dataset.train.images[:16]))
-    own = {key: tensor[None].clone() for key, tensor in start.items()}
-    own[name].requires_grad_()
-    term = dann.dann_loss(bout, 0, rest, own, [x], None)
+    tensors = {key: tensor[None].clone() for key, tensor in start.items()}
+    tensors[name].requires_grad_()
+    term = dann.dann_loss(dann_phase, 0, rest, tensors, [x], None)
     assert term.tolist() == [0.0]
-    first, back = torch.autograd.grad(term.sum(), [rival.tensors["1.weight"], own[name]])
+    first, back = torch.autograd.grad(term.sum(), [discriminator.tensors["1.weight"], tensors[name]])
 
-    both = torch.cat([x, bout.x[0][bout.index[0][0]]])
-    by_hand = own[name][0].detach().clone().requires_grad_()
+    both = torch.cat([x, dann_phase.x[0][dann_phase.index[0][0]]])
+    by_hand = tensors[name][0].detach().clone().requires_grad_()
     module = network.module.eval()
-    seen = []
-    hook = module.get_submodule(network.anatomy.head).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    layer_inputs = []
+    hook = module.get_submodule(network.anatomy.head).register_forward_pre_hook(
+        lambda _, inputs: layer_inputs.append(inputs[0])
+    )
     rest(start | {name: by_hand}, both)
     hook.remove()
-    weight = {key: tensor[0] for key, tensor in rival.tensors.items()}
-    logits = torch.relu(seen[0] @ weight["1.weight"].T + weight["1.bias"]) @ weight["2.weight"].T + weight["2.bias"]
+    weight = {key: tensor[0] for key, tensor in discriminator.tensors.items()}
+    logits = torch.relu(layer_inputs[0] @ weight["1.weight"].T + weight["1.bias"]) @ weight["2.weight"].T + weight["2.bias"]
     domain = torch.tensor([0.0] * 16 + [1.0] * 16)
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], domain)
-    wanted = torch.autograd.grad(loss, [rival.tensors["1.weight"], by_hand])
-    torch.testing.assert_close(first, wanted[0])
-    torch.testing.assert_close(back[0], -0.7 * dann.dann_ramp(0.5) * wanted[1])
+    expected = torch.autograd.grad(loss, [discriminator.tensors["1.weight"], by_hand])
+    torch.testing.assert_close(first, expected[0])
+    torch.testing.assert_close(back[0], -0.7 * dann.dann_ramp(0.5) * expected[1])
 
 
-def test_the_ramp_rises_from_nothing_to_almost_all():
+def test_the_ramp_rises_from_0_to_almost_1():
     assert dann.dann_ramp(0) == 0
     assert dann.dann_ramp(0.1) == pytest.approx(0.462, abs=1e-3)
     assert 0.9999 < dann.dann_ramp(1) < 1
 
 
-def test_images_of_the_other_domain_are_those_that_no_choice_is_made_on(world):
-    *_, source = prepared(world, rivalled(world, "dann:1"))
+def test_images_of_the_other_domain_exclude_held_out_and_test_images(world):
+    *_, source = prepare(world, make_dann_spec(world, "dann:1"))
     other = datasets.load_dataset(world.other, READY, None, world.cache)
-    given = set(source.unlabelled.example.tolist())
-    assert given and given <= set(other.train.example.tolist())
-    assert not given & {*domains.held_out_split(other).example.tolist(), *other.test.example.tolist()}
+    digests = set(source.unlabelled.example.tolist())
+    assert digests and digests <= set(other.train.example.tolist())
+    assert not digests & {*domains.held_out_split(other).example.tolist(), *other.test.example.tolist()}
 
 
-def test_what_it_needs_and_has_not_is_said(world, tmp_path):
-    one = rivalled(world, "dann:1")
+def test_missing_or_differently_shaped_images_are_errors(world, tmp_path):
+    spec = make_dann_spec(world, "dann:1")
     with pytest.raises(ValueError, match="without images of another domain"):
-        loop.train([one], *prepared(world, replace(one, unlabelled=None)))
+        loop.train([spec], *prepare(world, replace(spec, unlabeled=None)))
     larger = make_npz(tmp_path / "l.npz", side=20)
     with pytest.raises(UserError, match="images of another shape"):
-        trained(world, replace(one, unlabelled=larger))
+        train(world, replace(spec, unlabeled=larger))

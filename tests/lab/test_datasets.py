@@ -1,4 +1,4 @@
-"""Datasets: what is read, what is left out and said to be, in which order, and how it is cut."""
+"""Datasets: files that are read and left out, order, subsets and splits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = Preprocessing(resize=8, crop=8)
 
 
 def make_pixels(count, side=16, classes=4, seed=0):
-    """Noisy pictures of ``classes`` flat colours, in turn, uint8 [count, side, side, 3], and their labels."""
+    """Return noisy images of one color per class in turn, uint8 [count, side, side, 3], and their labels."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % classes
     colours = np.random.default_rng(1).integers(60, 196, (classes, 1, 1, 3))
@@ -32,7 +32,7 @@ def make_pixels(count, side=16, classes=4, seed=0):
 
 
 def make_npz(path, *, train=120, test=60, side=16, classes=4, **more):
-    """An npz file that a small network can learn a little of."""
+    """Write an npz file whose task a small network can partly learn."""
     arrays = {}
     for split, count, seed in (("train", train, 0), ("test", test, 1)):
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = make_pixels(count, side, classes, seed)
@@ -54,59 +54,59 @@ def loaded(folder, cache, preprocessing=READY, test_size=None):
     return datasets.load_dataset(inputs.digest_data(f"folder:{folder}"), preprocessing, test_size, cache)
 
 
-def by_hand(labels, groups=(), own=False):
-    """A dataset of blank images with given labels."""
+def make_dataset(labels, groups=(), has_validation=False):
+    """Return a dataset of blank images with given labels."""
     labels, groups = np.asarray(labels), np.asarray(groups)
     blank = np.zeros((len(labels), 3, 2, 2), np.uint8)
     split = datasets.Split(images=blank, labels=labels, groups=groups, example=np.arange(len(labels), dtype=np.uint64))
-    named = tuple(f"c{label}" for label in np.unique(labels))
-    return datasets.Dataset(classes=named, train=split, validation=split if own else None, test=split, left_out=())
+    classes = tuple(f"c{label}" for label in np.unique(labels))
+    return datasets.Dataset(classes=classes, train=split, validation=split if has_validation else None, test=split, left_out=())
 
 
-def test_a_subset_has_the_classes_shares_and_validation_has_none_of_it():
-    dataset = by_hand(np.repeat([0, 1, 2], [200, 100, 50]))
+def test_a_subset_is_stratified_and_disjoint_from_validation():
+    dataset = make_dataset(np.repeat([0, 1, 2], [200, 100, 50]))
     train, validation = datasets.train_validation_indices(dataset, 70, 0)
     assert np.bincount(dataset.train.labels[train]).tolist() == pytest.approx([40, 20, 10], abs=1)
     assert np.bincount(dataset.train.labels[validation]).tolist() == pytest.approx([160, 80, 40], abs=1)
     assert not set(train) & set(validation)
 
 
-def test_a_smaller_subset_of_a_seed_lies_within_a_larger_one_and_seeds_differ():
-    dataset = by_hand(np.arange(300) % 5)
+def test_subsets_are_nested_and_depend_on_the_seed():
+    dataset = make_dataset(np.arange(300) % 5)
     small, middle, large = (set(datasets.train_validation_indices(dataset, size, 7)[0]) for size in (20, 100, None))
     assert small < middle < large
     assert small != set(datasets.train_validation_indices(dataset, 20, 8)[0])
 
 
 @pytest.mark.parametrize("size", [None, 95, 100])
-def test_where_nothing_is_left_a_fifth_is_held_out(size):
-    train, validation = datasets.train_validation_indices(by_hand(np.arange(100) % 4), size, 0)
+def test_a_fifth_is_held_out_if_nothing_remains_for_validation(size):
+    train, validation = datasets.train_validation_indices(make_dataset(np.arange(100) % 4), size, 0)
     assert (len(train), len(validation)) == (80, 20)
     assert np.bincount(validation % 4).tolist() == [5, 5, 5, 5]
 
 
 @pytest.mark.parametrize(("size", "used"), [(None, 100), (95, 95), (40, 40)])
-def test_a_dataset_with_a_validation_split_of_its_own_is_used_as_far_as_it_is_asked_for(size, used):
-    train, validation = datasets.train_validation_indices(by_hand(np.arange(100) % 4, own=True), size, 0)
+def test_a_dataset_with_a_validation_split_uses_it(size, used):
+    train, validation = datasets.train_validation_indices(make_dataset(np.arange(100) % 4, has_validation=True), size, 0)
     assert (len(train), len(validation)) == (used, 0)
 
 
-def test_no_more_is_validated_on_than_is_needed():
-    assert len(datasets.train_validation_indices(by_hand(np.arange(4000) % 4), 50, 0)[1]) == datasets.MAX_VALIDATION
+def test_the_validation_set_has_a_maximum_size():
+    assert len(datasets.train_validation_indices(make_dataset(np.arange(4000) % 4), 50, 0)[1]) == datasets.MAX_VALIDATION
 
 
-def test_the_rarest_class_is_in_the_smallest_subset_at_every_seed():
-    dataset = by_hand(np.repeat([0, 1, 2], [500, 60, 2]))
+def test_every_subset_contains_the_rarest_class():
+    dataset = make_dataset(np.repeat([0, 1, 2], [500, 60, 2]))
     for seed in range(30):
         train, _ = datasets.train_validation_indices(dataset, 3, seed)
         assert sorted(dataset.train.labels[train]) == [0, 1, 2]
 
 
-def test_too_few_images_for_the_classes_or_too_many_asked_is_said():
+def test_a_train_size_that_is_too_small_or_too_large_is_an_error():
     with pytest.raises(UserError, match="too small"):
-        datasets.train_validation_indices(by_hand(np.arange(100) % 4), 3, 0)
+        datasets.train_validation_indices(make_dataset(np.arange(100) % 4), 3, 0)
     with pytest.raises(UserError, match="more than there are"):
-        datasets.train_validation_indices(by_hand(np.arange(100) % 4), 101, 0)
+        datasets.train_validation_indices(make_dataset(np.arange(100) % 4), 101, 0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -115,10 +115,10 @@ def test_too_few_images_for_the_classes_or_too_many_asked_is_said():
     size=st.none() | st.integers(1, 60),
     seed=st.integers(0, 50),
 )
-def test_groups_are_never_parted_and_something_is_always_left_to_validate_on(counts, size, seed):
+def test_groups_are_never_divided_and_validation_is_never_empty(counts, size, seed):
     groups = np.repeat(np.arange(len(counts)), counts)
     labels = groups % 2
-    dataset = by_hand(labels, groups)
+    dataset = make_dataset(labels, groups)
     try:
         train, validation = datasets.train_validation_indices(dataset, min(size, len(labels)) if size else None, seed)
     except UserError:  # too few groups, or images, for both classes
@@ -133,12 +133,12 @@ def test_groups_of_one_class_each_are_balanced_too():
     groups = np.repeat(np.arange(40), 5)
     labels = (groups >= 30).astype(int)  # three in four groups are of the first class
     for seed in range(10):
-        train, _ = datasets.train_validation_indices(by_hand(labels, groups), 60, seed)
+        train, _ = datasets.train_validation_indices(make_dataset(labels, groups), 60, seed)
         assert np.bincount(labels[train])[1] == pytest.approx(15, abs=5)
 
 
-def test_shuffled_labels_are_the_same_labels_elsewhere():
-    dataset = by_hand(np.arange(100) % 4, own=True)
+def test_shuffled_labels_have_the_same_counts():
+    dataset = make_dataset(np.arange(100) % 4, has_validation=True)
     mixed, again = datasets.with_shuffled_labels(dataset, 3), datasets.with_shuffled_labels(dataset, 3)
     assert (mixed.train.labels != dataset.train.labels).any()
     assert sorted(mixed.train.labels) == sorted(dataset.train.labels)
@@ -146,7 +146,7 @@ def test_shuffled_labels_are_the_same_labels_elsewhere():
     assert (mixed.test.labels == dataset.test.labels).all()
 
 
-def test_without_a_test_folder_val_is_the_test_set_and_with_one_it_validates(tmp_path):
+def test_val_is_the_test_set_only_if_there_is_no_test_folder(tmp_path):
     two = loaded(make_folder(tmp_path / "two"), tmp_path / "cache")
     assert two.validation is None
     assert sorted(two.test.labels) == [0] * 5 + [1] * 5
@@ -158,7 +158,7 @@ def test_without_a_test_folder_val_is_the_test_set_and_with_one_it_validates(tmp
     assert only.validation is None
 
 
-def test_hidden_files_are_no_data_and_broken_or_strange_ones_are_left_out_by_name(tmp_path):
+def test_hidden_files_are_ignored_and_unreadable_files_are_reported(tmp_path):
     folder = make_folder(tmp_path / "d")
     whole = (folder / "train" / "cat" / "0.png").read_bytes()
     (folder / "train" / "cat" / ".hidden.png").write_bytes(b"")
@@ -167,15 +167,15 @@ def test_hidden_files_are_no_data_and_broken_or_strange_ones_are_left_out_by_nam
     (folder / "val" / "dog" / "notes.txt").write_text("woof")
     dataset = loaded(folder, tmp_path / "cache")
     assert len(dataset.train.labels) == 10
-    told = "\n".join(dataset.left_out)
+    message = "\n".join(dataset.left_out)
     for name in ("train/cat/torn.png: ", "train/dog/empty.jpg: cannot identify", "val/dog/notes.txt: "):
-        assert name in told
-    assert ".hidden" not in told
-    assert str(tmp_path) not in told
+        assert name in message
+    assert ".hidden" not in message
+    assert str(tmp_path) not in message
 
 
 @pytest.mark.parametrize("kind", ["I;16", "L", "RGBA", "P", "LA", "1", "CMYK"])
-def test_every_usual_kind_of_image_file_becomes_three_channels_of_8_bits(kind, tmp_path):
+def test_common_image_formats_become_rgb_uint8(kind, tmp_path):
     folder = make_folder(tmp_path / "d")
     grey = np.full((12, 12), 200, np.uint8)
     image = Image.fromarray(grey.astype(np.uint16) << 8) if kind == "I;16" else Image.fromarray(grey).convert(kind)
@@ -195,7 +195,7 @@ def test_every_usual_kind_of_image_file_becomes_three_channels_of_8_bits(kind, t
     assert odd[0, 0, 0] == (255 if kind == "1" else pytest.approx(200, abs=1))
 
 
-def test_images_of_differing_sizes_need_a_preprocessing_that_makes_one(tmp_path):
+def test_images_of_different_sizes_need_a_preprocessing(tmp_path):
     folder = make_folder(tmp_path / "d")
     Image.new("RGB", (20, 14)).save(folder / "train" / "cat" / "large.png")
     with pytest.raises(UserError, match="differing sizes"):
@@ -203,7 +203,7 @@ def test_images_of_differing_sizes_need_a_preprocessing_that_makes_one(tmp_path)
     assert loaded(folder, tmp_path / "cache", SMALL).train.images.shape[1:] == (3, 8, 8)
 
 
-def test_a_class_of_which_nothing_can_be_read_is_a_problem_and_leaves_nothing_behind(tmp_path):
+def test_a_class_without_readable_images_is_an_error_and_leaves_no_files(tmp_path):
     folder = make_folder(tmp_path / "d")
     for file in (folder / "train" / "dog").iterdir():
         file.write_bytes(b"no image")
@@ -212,7 +212,7 @@ def test_a_class_of_which_nothing_can_be_read_is_a_problem_and_leaves_nothing_be
     assert list((tmp_path / "cache" / "data").iterdir()) == []
 
 
-def test_the_same_dataset_elsewhere_has_the_same_digest_and_another_pixel_another(tmp_path):
+def test_the_digest_depends_on_pixels_and_not_on_the_location(tmp_path):
     here = make_folder(tmp_path / "here")
     there = tmp_path / "far" / "there"
     shutil.copytree(here, there)
@@ -228,7 +228,7 @@ def test_the_same_dataset_elsewhere_has_the_same_digest_and_another_pixel_anothe
     assert inputs.digest_data(f"folder:{here}").digest != digest
 
 
-def test_test_images_have_one_order_and_fewer_are_its_beginning(tmp_path):
+def test_a_smaller_test_set_is_a_prefix_of_a_larger_one(tmp_path):
     pixels, labels = make_pixels(60, seed=1)
     by_class = np.argsort(labels, kind="stable")
     target = make_npz(tmp_path / "d.npz", test_images=pixels[by_class], test_labels=labels[by_class])
@@ -244,8 +244,8 @@ def test_test_images_have_one_order_and_fewer_are_its_beginning(tmp_path):
 
 
 def test_groups_follow_their_images(tmp_path):
-    named = {"train_groups": np.arange(120) // 6, "test_groups": np.array([f"p{i // 3}" for i in range(60)])}
-    target = make_npz(tmp_path / "d.npz", **named)
+    groups = {"train_groups": np.arange(120) // 6, "test_groups": np.array([f"p{i // 3}" for i in range(60)])}
+    target = make_npz(tmp_path / "d.npz", **groups)
     dataset = datasets.load_dataset(target, READY, 30, tmp_path / "cache")
     pixels, _ = make_pixels(60, seed=1)
     group_of = {pixels[i].transpose(2, 0, 1).tobytes(): i // 3 for i in range(60)}
@@ -255,7 +255,7 @@ def test_groups_follow_their_images(tmp_path):
     assert (dataset.train.groups == np.arange(120) // 6).all()
 
 
-def test_examples_are_told_apart_by_pixels_and_label(tmp_path):
+def test_example_digests_depend_on_pixels_and_label(tmp_path):
     pixels, labels = make_pixels(60, seed=1)
     pixels[1], pixels[4] = pixels[0], pixels[0]  # labels 0, 1, 0
     target = make_npz(tmp_path / "d.npz", test_images=pixels, test_labels=labels)
@@ -270,7 +270,7 @@ def test_examples_are_told_apart_by_pixels_and_label(tmp_path):
 
 
 @pytest.mark.parametrize("name", synthetic.NAMES)
-def test_every_synthetic_dataset_is_balanced_and_as_large_as_asked_for(name, tmp_path, monkeypatch):
+def test_synthetic_datasets_are_balanced_and_have_the_requested_size(name, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "SYNTHETIC_SPLIT_SIZES", {"train": 200, "test": 100})
     monkeypatch.setattr(sources, "SOURCE_TRAIN_IMAGES", 400)
     target = inputs.digest_data(f"synthetic:{name}")
@@ -282,15 +282,15 @@ def test_every_synthetic_dataset_is_balanced_and_as_large_as_asked_for(name, tmp
     assert (more.example[:100] == dataset.test.example).all()
 
 
-def test_digits_are_all_there(tmp_path):
+def test_the_digits_dataset_is_complete(tmp_path):
     dataset = datasets.load_dataset(inputs.digest_data("digits"), READY, None, tmp_path)
     assert (len(dataset.train.labels), len(dataset.test.labels)) == (1000, 797)
     assert dataset.train.images.shape[1:] == (3, 32, 32)
 
 
-def test_a_preparation_that_is_broken_off_leaves_nothing_that_could_be_taken_for_whole(tmp_path, monkeypatch):
+def test_an_interrupted_preparation_leaves_no_dataset(tmp_path, monkeypatch):
     target = make_npz(tmp_path / "d.npz")
-    real, written = datasets._write, []
+    real, written = datasets._write_split, []
 
     def interrupted(*arguments):
         if written:
@@ -298,7 +298,7 @@ def test_a_preparation_that_is_broken_off_leaves_nothing_that_could_be_taken_for
         written.append(real(*arguments))
         return written[0]
 
-    monkeypatch.setattr(datasets, "_write", interrupted)
+    monkeypatch.setattr(datasets, "_write_split", interrupted)
     with pytest.raises(KeyboardInterrupt):
         datasets.load_dataset(target, READY, None, tmp_path / "cache")
     monkeypatch.undo()
@@ -306,7 +306,7 @@ def test_a_preparation_that_is_broken_off_leaves_nothing_that_could_be_taken_for
     assert len(datasets.load_dataset(target, READY, None, tmp_path / "cache").train.labels) == 120
 
 
-def test_what_a_killed_preparation_leaves_is_not_read(tmp_path):
+def test_files_of_a_killed_preparation_are_not_read(tmp_path):
     target = make_npz(tmp_path / "d.npz")
     whole = datasets.load_dataset(target, READY, None, tmp_path / "cache")
     (place,) = (tmp_path / "cache" / "data").iterdir()
@@ -317,22 +317,22 @@ def test_what_a_killed_preparation_leaves_is_not_read(tmp_path):
     assert (again.test.example == whole.test.example).all()
 
 
-def test_the_slower_of_two_that_prepare_the_same_takes_what_is_there(tmp_path, monkeypatch):
+def test_the_slower_of_two_workers_uses_the_result_of_the_faster(tmp_path, monkeypatch):
     target = make_npz(tmp_path / "d.npz")
-    real = datasets._write
+    real = datasets._write_split
 
     def overtaken(*arguments):
-        monkeypatch.setattr(datasets, "_write", real)
+        monkeypatch.setattr(datasets, "_write_split", real)
         datasets.load_dataset(target, READY, None, tmp_path / "cache")
         return real(*arguments)
 
-    monkeypatch.setattr(datasets, "_write", overtaken)
+    monkeypatch.setattr(datasets, "_write_split", overtaken)
     assert len(datasets.load_dataset(target, READY, None, tmp_path / "cache").train.labels) == 120
     (place,) = (tmp_path / "cache" / "data").iterdir()
     assert json.loads((place / "about.json").read_text())["classes"] == ["0", "1", "2", "3"]
 
 
-def test_a_full_disk_is_an_os_error_and_leaves_nothing_half_done(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_os_error_and_leaves_no_files(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 

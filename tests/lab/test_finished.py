@@ -28,7 +28,7 @@ def weights(path):
 
 @pytest.fixture(scope="module")
 def after(tmp_path_factory):
-    """The shipped network with a head of ten outputs and moved statistics, saved by torch."""
+    """Save the shipped network with a head of ten outputs and changed statistics by torch.save."""
     torch.manual_seed(0)
     network = small_resnets.tiny_resnet(10)
     checkpoints.load_backbone(network, checkpoint_reader.read_checkpoint(BEFORE), "linear")
@@ -41,7 +41,7 @@ def after(tmp_path_factory):
     return path
 
 
-def fit(after, before=BEFORE):
+def make_spec(after, before=BEFORE):
     return TrainingSpec(
         arch="tiny-resnet",
         init="pretrained",
@@ -56,19 +56,19 @@ def fit(after, before=BEFORE):
     )
 
 
-def asked(one, *words, **view):
-    return Trial(model=ModelSpec(base=one, edits=words), view=EvaluationSpec(preprocessing=RAW, limit=64, **view), place=PLACE)
+def make_trial(spec, *edits, **view):
+    return Trial(model=ModelSpec(base=spec, edits=edits), view=EvaluationSpec(preprocessing=RAW, limit=64, **view), place=PLACE)
 
 
-def answered(trials, cache):
-    records, trained = run_trials.run_trials(trials, frozenset(one.key for one in trials), cache)
+def run(trials, cache):
+    records, trained = run_trials.run_trials(trials, frozenset(trial.key for trial in trials), cache)
     assert trained == 0, "nothing is trained"
-    assert not [one.error for one in records if one.error]
+    assert not [record.error for record in records if record.error]
     return records
 
 
-def test_a_finished_network_predicts_as_the_file_does(after, tmp_path):
-    (record,) = answered([asked(fit(after))], tmp_path)
+def test_the_model_predicts_what_the_checkpoint_predicts(after, tmp_path):
+    (record,) = run([make_trial(make_spec(after))], tmp_path)
     network = small_resnets.tiny_resnet(10).eval()
     network.load_state_dict(torch.load(after, weights_only=True))
     test = datasets.load_dataset(Data(digest="digits", spec="digits"), RAW, 64, tmp_path).test
@@ -79,16 +79,18 @@ def test_a_finished_network_predicts_as_the_file_does(after, tmp_path):
     assert not (tmp_path / "weights").exists(), "the file is there already"
 
 
-def test_the_halves_part_the_test_images_and_their_classes(after, tmp_path):
-    whole, screen, confirm = answered([asked(fit(after), examples=words) for words in ("test", "screen", "confirm")], tmp_path)
-    halves = [set(one.predictions.example.tolist()) for one in (screen, confirm)]
+def test_the_halves_partition_the_test_images_with_similar_classes(after, tmp_path):
+    full, screen, confirm = run(
+        [make_trial(make_spec(after), examples=examples) for examples in ("test", "screen", "confirm")], tmp_path
+    )
+    halves = [set(record.predictions.example.tolist()) for record in (screen, confirm)]
     assert not halves[0] & halves[1]
-    assert halves[0] | halves[1] == set(whole.predictions.example.tolist())
-    counts = [np.bincount(one.predictions.label, minlength=10) for one in (screen, confirm)]
+    assert halves[0] | halves[1] == set(full.predictions.example.tolist())
+    counts = [np.bincount(record.predictions.label, minlength=10) for record in (screen, confirm)]
     assert np.abs(counts[0] - counts[1]).max() <= 2
 
 
-def test_groups_are_not_parted_by_the_halves():
+def test_the_halves_do_not_divide_groups():
     groups = np.repeat(np.arange(9), 7)
     none = np.zeros((63, 3, 1, 1), np.uint8)
     split = datasets.Split(images=none, labels=np.arange(63) % 2, groups=groups, example=np.arange(63, dtype=np.uint64))
@@ -98,11 +100,18 @@ def test_groups_are_not_parted_by_the_halves():
     assert min(len(first.labels), len(second.labels)) >= 21
 
 
-def test_edits_do_what_they_say(after, tmp_path):
-    words = [(), ("batchnorm:restored",), ("interpolated:0",), ("interpolated:1",), ("temperature:4",), ("classes:rotated",)]
-    plain, restored, before, same, cool, rotated = answered([asked(fit(after), *one) for one in words], tmp_path)
+def test_each_edit_changes_the_model_as_documented(after, tmp_path):
+    edit_lists = [
+        (),
+        ("batchnorm:restored",),
+        ("interpolated:0",),
+        ("interpolated:1",),
+        ("temperature:4",),
+        ("classes:rotated",),
+    ]
+    plain, restored, before, same, cool, rotated = run([make_trial(make_spec(after), *edits) for edits in edit_lists], tmp_path)
     assert not np.array_equal(plain.predictions.p_max, restored.predictions.p_max)
-    assert np.allclose(restored.predictions.p_max, before.predictions.p_max, atol=1e-6), "only statistics have moved here"
+    assert np.allclose(restored.predictions.p_max, before.predictions.p_max, atol=1e-6), "only statistics differ"
     assert np.allclose(plain.predictions.p_max, same.predictions.p_max, atol=1e-6)
     assert (cool.predictions.p_max <= plain.predictions.p_max + 1e-6).all()
     assert np.array_equal(cool.predictions.predicted, plain.predictions.predicted)
@@ -110,22 +119,22 @@ def test_edits_do_what_they_say(after, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "word",
+    "edit",
     ["batchnorm:recalibrated@2", "batchnorm:one-class@1", "batchnorm:initial", "weights:permuted@1", "classes:assigned@1"],
 )
-def test_every_other_edit_can_be_looked_at(after, tmp_path, word):
-    plain, edited = answered([asked(fit(after)), asked(fit(after), word)], tmp_path)
+def test_every_other_edit_can_be_evaluated(after, tmp_path, edit):
+    plain, edited = run([make_trial(make_spec(after)), make_trial(make_spec(after), edit)], tmp_path)
     assert not np.array_equal(plain.predictions.probabilities, edited.predictions.probabilities)
 
 
-def test_a_probe_of_before_knows_more_than_a_random_head(after, tmp_path):
-    plain, probe = answered([asked(fit(after)), asked(fit(after), "interpolated:0", "head:probe")], tmp_path)
-    accuracies = [(one.predictions.predicted == one.predictions.label).mean() for one in (plain, probe)]
+def test_a_linear_probe_of_before_is_better_than_a_random_head(after, tmp_path):
+    plain, probe = run([make_trial(make_spec(after)), make_trial(make_spec(after), "interpolated:0", "head:probe")], tmp_path)
+    accuracies = [(record.predictions.predicted == record.predictions.label).mean() for record in (plain, probe)]
     assert accuracies[1] > accuracies[0] + 0.2
 
 
-def test_an_edit_that_is_not_known_is_a_crash_of_its_own(after, tmp_path):
-    trial = asked(fit(after), "batchnorm:blessed")
+def test_an_unknown_edit_fails_only_its_own_trial(after, tmp_path):
+    trial = make_trial(make_spec(after), "batchnorm:blessed")
     ((record,), _) = run_trials.run_trials([trial], frozenset([trial.key]), tmp_path)
     assert "no such edit" in record.error
 
@@ -135,17 +144,19 @@ def network(outputs=10):
     return module, backbones.layer_layout(module, 32).head
 
 
-def test_a_checkpoint_tells_how_many_outputs_its_head_has(after):
+def test_head_sizes_returns_the_number_of_outputs(after):
     assert finished.head_outputs(*network(), checkpoint_reader.read_checkpoint(after)) == 10
 
 
-def test_a_finished_network_without_a_head_is_refused():
-    state = {name: one for name, one in checkpoint_reader.read_checkpoint(BEFORE).items() if not name.startswith("linear")}
+def test_a_checkpoint_without_a_head_is_refused():
+    state = {
+        name: tensor for name, tensor in checkpoint_reader.read_checkpoint(BEFORE).items() if not name.startswith("linear")
+    }
     with pytest.raises(UserError, match="no head"):
         finished.head_outputs(*network(), state)
 
 
-def test_the_same_weights_in_two_files_are_told(tmp_path, after):
+def test_the_same_weights_in_both_files_are_an_error(tmp_path, after):
     again = tmp_path / "again.pth"
     state = torch.load(after, weights_only=True)
     torch.save({"state_dict": state, "epoch": 3}, again)
@@ -155,7 +166,7 @@ def test_the_same_weights_in_two_files_are_told(tmp_path, after):
 
 
 @pytest.mark.parametrize("key", ["after", "before"])
-def test_weights_of_another_architecture_are_told_with_their_key(tmp_path, after, key):
+def test_weights_of_another_architecture_are_an_error_that_names_the_key(tmp_path, after, key):
     other = tmp_path / "other.pth"
     torch.save(small_resnets.cifar_resnet(20, 10).state_dict(), other)
     files = {"after": after, "before": BEFORE} | {key: other}
@@ -164,24 +175,37 @@ def test_weights_of_another_architecture_are_told_with_their_key(tmp_path, after
         finished.head_sizes(*network(), pair, checkpoint_reader.read_checkpoint(files["before"]), 10)
 
 
-def test_weights_that_are_not_finite_are_looked_at_as_a_diverged_network(tmp_path, after):
+def test_weights_that_are_not_finite_are_a_diverged_model(tmp_path, after):
     broken = tmp_path / "nan.pth"
     state = torch.load(after, weights_only=True)
-    torch.save({name: one * float("nan") if one.ndim == 4 else one for name, one in state.items()}, broken)
-    (record,) = answered([asked(fit(broken))], tmp_path)
+    torch.save({name: tensor * float("nan") if tensor.ndim == 4 else tensor for name, tensor in state.items()}, broken)
+    (record,) = run([make_trial(make_spec(broken))], tmp_path)
     assert record.scalars["diverged"] == 1.0
 
 
-def test_head_only_edits_share_the_features_below(after, tmp_path):
-    answered([asked(fit(after)), asked(fit(after), "temperature:2"), asked(fit(after), "classes:rotated")], tmp_path)
+def test_edits_of_the_head_share_cached_features(after, tmp_path):
+    run(
+        [
+            make_trial(make_spec(after)),
+            make_trial(make_spec(after), "temperature:2"),
+            make_trial(make_spec(after), "classes:rotated"),
+        ],
+        tmp_path,
+    )
     assert len(list((tmp_path / "features").iterdir())) == 1
 
 
-def test_initial_statistics_touch_nothing_else():
-    told = edits.initial_statistics({"bn.running_mean": torch.ones(2), "bn.running_var": torch.zeros(2)})
-    assert {name: one.tolist() for name, one in told.items()} == {"bn.running_mean": [0, 0], "bn.running_var": [1, 1]}
+def test_initial_statistics_change_only_statistics():
+    statistics = edits.initial_statistics({"bn.running_mean": torch.ones(2), "bn.running_var": torch.zeros(2)})
+    assert {name: tensor.tolist() for name, tensor in statistics.items()} == {
+        "bn.running_mean": [0, 0],
+        "bn.running_var": [1, 1],
+    }
 
 
-def test_a_fit_that_is_finished_has_a_key_of_its_own(after):
-    one = fit(after)
-    assert len({asked(one).key, asked(replace(one, before=None)).key, asked(replace(one, head=RANDOM_HEAD)).key}) == 3
+def test_a_checkpoint_has_a_key_of_its_own(after):
+    spec = make_spec(after)
+    assert (
+        len({make_trial(spec).key, make_trial(replace(spec, before=None)).key, make_trial(replace(spec, head=RANDOM_HEAD)).key})
+        == 3
+    )

@@ -17,7 +17,7 @@ from xferbench.core.pipeline import Phase
 from xferbench.core.trial import ModelSpec, Trial
 from xferbench.lab.data import datasets, preprocessing
 from xferbench.lab.evaluation import evaluate
-from xferbench.lab.models import backbones, checkpoint_reader
+from xferbench.lab.models import backbones, checkpoint_reader, graph_split
 from xferbench.lab.training import loop
 from xferbench.lab.worker import run_trials
 from xferbench.runner.engines import local
@@ -136,7 +136,7 @@ def test_test_predictions_equal_those_of_the_module(world):
 def test_cached_activations_of_a_frozen_backbone_give_the_same_result(world, monkeypatch):
     spec = make_fit(world, PROBE)
     record = get_record(world, spec)
-    monkeypatch.setattr(backbones, "split_at", lambda *_: None)
+    monkeypatch.setattr(graph_split, "split_at", lambda *_: None)
     np.testing.assert_allclose(get_record(world, spec).predictions.p_true, record.predictions.p_true, rtol=1e-4, atol=1e-6)
     module, dataset = load_by_hand(world, spec)
     np.testing.assert_allclose(p_true(module, dataset.test), record.predictions.p_true, rtol=1e-4, atol=1e-6)

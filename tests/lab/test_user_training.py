@@ -1,4 +1,4 @@
-"""Code of the user's own: found without being run, run in workers, and held to what it says."""
+"""User code: found without running it, run in workers, and checked against its declarations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from test_loop import BRIEF, PLACE, WEIGHTS, make_fit, make_trial, make_world, same
+from test_loop import BRIEF, PLACE, WEIGHTS, is_equal, make_fit, make_trial, make_world
 from test_main import make_suite
 from test_profile import make_weights
 
@@ -137,8 +137,8 @@ drawing.supports = ("stop",)
 
 
 @pytest.fixture
-def written(tmp_path, monkeypatch):
-    """A function that writes a module of a name that no other test has, and names a callable of it."""
+def write_module(tmp_path, monkeypatch):
+    """Return a function that writes a module with a unique name and returns the spec of a callable in it."""
     monkeypatch.setattr(sys, "path", [*sys.path])
 
     module = f"own_{abs(hash(tmp_path))}"
@@ -156,17 +156,19 @@ def world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def fitted(world, code, *phases, seed=0, **more):
-    one = replace(make_fit(world, *phases, seed=seed), training=code, **more)
-    trial = make_trial(one)
-    dataset, network = run_trials.training_inputs(one, trial, world.cache)
-    return user_training.train_with_user_code(one, network, run_trials.start_tensors(one, network, trial, world.cache), dataset)
+def train_with_code(world, code, *phases, seed=0, **more):
+    spec = replace(make_fit(world, *phases, seed=seed), training=code, **more)
+    trial = make_trial(spec)
+    dataset, network = run_trials.training_inputs(spec, trial, world.cache)
+    return user_training.train_with_user_code(
+        spec, network, run_trials.start_tensors(spec, network, trial, world.cache), dataset
+    )
 
 
 # Found, without being run
 
 
-def test_a_callable_is_named_by_the_source_of_its_whole_package(tmp_path):
+def test_the_digest_of_a_callable_covers_its_package(tmp_path):
     package = tmp_path / "mine"
     (package / "deep").mkdir(parents=True)
     for name in ("__init__.py", "deep/__init__.py", "deep/nets.py"):
@@ -186,7 +188,7 @@ def test_a_callable_is_named_by_the_source_of_its_whole_package(tmp_path):
     assert digest(tmp_path / "moved") == before, "where it lies is no content"
 
 
-def test_files_beside_a_single_module_count_as_far_as_it_imports_them(tmp_path):
+def test_the_digest_covers_imported_neighbor_files(tmp_path):
     (tmp_path / "one.py").write_text("from two import layer\nimport torch\n")
     (tmp_path / "two.py").write_text("import three.deep")
     (tmp_path / "three").mkdir()
@@ -200,7 +202,7 @@ def test_files_beside_a_single_module_count_as_far_as_it_imports_them(tmp_path):
     assert len(digests) == 4
 
 
-def test_a_module_is_looked_for_beside_the_suite_first_and_then_on_the_path(tmp_path, monkeypatch):
+def test_modules_are_found_next_to_the_suite_first_and_then_on_the_path(tmp_path, monkeypatch):
     for folder, text in (("suite", "here"), ("path", "there")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "both_places.py").write_text(f"# {text}")
@@ -212,15 +214,15 @@ def test_a_module_is_looked_for_beside_the_suite_first_and_then_on_the_path(tmp_
 
 
 @pytest.mark.parametrize(
-    "word", ["python:mine", "python:mine:", "python::build", "python:a/b:c", "python:1a:b", "python:a:b:c"]
+    "spelling", ["python:mine", "python:mine:", "python::build", "python:a/b:c", "python:1a:b", "python:a:b:c"]
 )
-def test_a_word_of_another_form_is_a_problem(word, tmp_path):
+def test_a_malformed_spec_is_an_error(spelling, tmp_path):
     with pytest.raises(UserError, match="python:module:callable"):
-        user_code.find_callable(word, tmp_path, files.sha256)
+        user_code.find_callable(spelling, tmp_path, files.sha256)
 
 
 @pytest.mark.parametrize("module", ["nowhere_at_all", "sys", "__main__x"])
-def test_a_module_that_is_not_there_is_a_problem(module, tmp_path):
+def test_a_missing_module_is_an_error(module, tmp_path):
     with pytest.raises(UserError, match="no module"):
         user_code.find_callable(f"python:{module}:build", tmp_path, files.sha256)
 
@@ -228,30 +230,30 @@ def test_a_module_that_is_not_there_is_a_problem(module, tmp_path):
 # Loaded
 
 
-def test_a_callable_that_is_missing_or_none_is_a_problem(written):
+def test_a_missing_callable_is_an_error(write_module):
     with pytest.raises(UserError, match="not a callable"):
-        user_code.load_callable(written("x = 1", "x"))
+        user_code.load_callable(write_module("x = 1", "x"))
     with pytest.raises(UserError, match="not a callable"):
-        user_code.load_callable(written("x = 1", "y.z"))
+        user_code.load_callable(write_module("x = 1", "y.z"))
 
 
-def test_a_submodule_that_is_missing_is_a_problem_and_a_missing_library_a_crash(written, tmp_path):
+def test_a_missing_submodule_is_an_error_and_a_missing_library_a_crash(write_module, tmp_path):
     (tmp_path / "own_pkg").mkdir()
     (tmp_path / "own_pkg" / "__init__.py").touch()
     with pytest.raises(UserError, match="no such module"):
         user_code.load_callable(user_code.find_callable("python:own_pkg.sub:f", tmp_path, files.sha256))
     with pytest.raises(user_code.UserCodeError, match=r"python:own_\d+:f crashed: ModuleNotFoundError.*no_such_library"):
-        user_code.load_callable(written("import no_such_library", "f"))
+        user_code.load_callable(write_module("import no_such_library", "f"))
 
 
-def test_files_that_changed_since_they_were_digested_are_a_problem(written):
-    code = written("def f(): pass", "f")
-    written("def f(): return 2", "f")
+def test_files_that_changed_since_the_digest_are_an_error(write_module):
+    code = write_module("def f(): pass", "f")
+    write_module("def f(): return 2", "f")
     with pytest.raises(UserError, match="changed since"):
         user_code.load_callable(code)
 
 
-def test_a_name_that_is_taken_by_a_loaded_module_is_a_problem(tmp_path, monkeypatch):
+def test_a_name_of_a_loaded_module_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "statistics.py").write_text("def f(): pass")
     import statistics  # noqa: F401 - so that it is loaded
@@ -267,111 +269,114 @@ def probed(world, code, weights=WEIGHTS, training=None):
     return profile.profile(code.spec, weights, world.data, None, (60, None), (None, (), None), world.cache, code, training)
 
 
-def test_a_network_of_the_users_own_is_probed_and_trained(written, world):
-    code = written(NETWORK, "build")
+def test_a_user_network_is_profiled_and_trained(write_module, world):
+    code = write_module(NETWORK, "build")
     facts = probed(world, code)
     assert (facts.head, facts.crash, facts.supports) == ("linear", "", None)
-    one = replace(make_fit(world), arch=code.spec, code=code)
-    (record,), trained = run_trials.run_trials([make_trial(one)], frozenset([make_trial(one).key]), world.cache)
-    (named,), _ = run_trials.run_trials(
+    spec = replace(make_fit(world), arch=code.spec, code=code)
+    (record,), trained_count = run_trials.run_trials([make_trial(spec)], frozenset([make_trial(spec).key]), world.cache)
+    (renamed,), _ = run_trials.run_trials(
         [make_trial(make_fit(world))], frozenset([make_trial(make_fit(world)).key]), world.cache
     )
-    assert (record.error, trained) == ("", 1)
-    assert record.key != named.key
-    assert np.array_equal(record.predictions.p_true, named.predictions.p_true), "it is the same network"
+    assert (record.error, trained_count) == ("", 1)
+    assert record.key != renamed.key
+    assert np.array_equal(record.predictions.p_true, renamed.predictions.p_true), "it is the same network"
 
 
-@pytest.mark.parametrize(("name", "said"), [("nothing", "gave no network"), ("wrong", "a head of the wrong size")])
-def test_what_is_no_network_or_has_another_head_is_a_problem(name, said, written, world):
-    with pytest.raises(UserError, match=said):
-        probed(world, written(NETWORK, name))
+@pytest.mark.parametrize(("name", "message"), [("nothing", "returned no network"), ("wrong", "a head of the wrong size")])
+def test_an_invalid_user_network_is_an_error(name, message, write_module, world):
+    with pytest.raises(UserError, match=message):
+        probed(world, write_module(NETWORK, name))
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("broken", "KeyError: 'on purpose'"), ("gone", "SystemExit"), ("Falling", "nowhere")]
+    ("name", "message"), [("broken", "KeyError: 'on purpose'"), ("gone", "SystemExit"), ("Falling", "nowhere")]
 )
-def test_a_crash_in_the_users_network_names_it(name, said, written, world):
-    crash = probed(world, written(NETWORK, name)).crash
-    assert f":{name} crashed: " in crash and said in crash and "Traceback" not in crash
+def test_a_crash_in_user_code_names_the_network(name, message, write_module, world):
+    crash = probed(world, write_module(NETWORK, name)).crash
+    assert f":{name} crashed: " in crash and message in crash and "Traceback" not in crash
 
 
-def test_a_network_of_ones_own_starts_from_its_seed_alone(written):
-    code = written(NETWORK, "other")
-    drawn = []
+def test_a_user_network_depends_on_its_seed_only(write_module):
+    code = write_module(NETWORK, "other")
+    states = []
     for value in (1, 1, 2):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(value)
-            drawn.append(backbones.build(code.spec, 4, code).state_dict())
-    assert same(drawn[0], drawn[1]) and not same(drawn[0], drawn[2])
+            states.append(backbones.build(code.spec, 4, code).state_dict())
+    assert is_equal(states[0], states[1]) and not is_equal(states[0], states[2])
 
 
 # Training
 
 
-def test_what_is_honoured_is_said_by_the_function(written):
-    assert user_training.supported_fields(written(TRAIN, "train")) == ("lr", "steps", "batch_size")
+def test_the_function_declares_the_supported_fields(write_module):
+    assert user_training.supported_fields(write_module(TRAIN, "train")) == ("lr", "steps", "batch_size")
     with pytest.raises(UserError, match=r'silent\.supports = \{"lr", "steps"\}'):
-        user_training.supported_fields(written(TRAIN, "silent"))
+        user_training.supported_fields(write_module(TRAIN, "silent"))
     with pytest.raises(UserError, match="known: augment, batch_size"):
-        user_training.supported_fields(written(TRAIN, "vague"))
+        user_training.supported_fields(write_module(TRAIN, "vague"))
 
 
-def test_the_users_training_gives_a_fitted_network_and_the_same_from_the_same_seed(written, world):
-    code = written(TRAIN, "train")
+def test_user_training_is_reproducible(write_module, world):
+    code = write_module(TRAIN, "train")
     phase = Phase(lr=0.05, steps=20, batch_size=16)
-    first, again, other = (fitted(world, code, phase, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (train_with_code(world, code, phase, seed=seed) for seed in (0, 0, 1))
     ((steps, loss, score),) = first.curve
     assert steps == 20 and 0 < loss < 3 and 0 <= score <= 1 and not first.diverged
-    assert same(first.last, again.last) and first.curve == again.curve and not same(first.last, other.last)
-    assert same(first.last, first.best) and not torch.equal(first.last["conv1.weight"], first.before["conv1.weight"])
+    assert is_equal(first.last, again.last) and first.curve == again.curve and not is_equal(first.last, other.last)
+    assert is_equal(first.last, first.best) and not torch.equal(first.last["conv1.weight"], first.before["conv1.weight"])
     assert first.prior == pytest.approx((0.25,) * 4, abs=0.05)
 
 
-def test_every_global_stream_is_seeded_and_put_back(written, world):
-    code = written(TRAIN, "drawing")
-    fitted(world, code)  # the structure is built once, which draws weights that nobody reads
+def test_every_global_stream_is_seeded_and_restored(write_module, world):
+    code = write_module(TRAIN, "drawing")
+    train_with_code(world, code)  # the first call builds the structure, which draws unused weights
     before = torch.random.get_rng_state()
-    drawn = [
-        fitted(world, code, seed=seed, stop=stop).last["linear.bias"] for seed, stop in ((0, "last"), (0, "best"), (1, "last"))
+    biases = [
+        train_with_code(world, code, seed=seed, stop=stop).last["linear.bias"]
+        for seed, stop in ((0, "last"), (0, "best"), (1, "last"))
     ]
-    assert torch.equal(drawn[0][:3], drawn[1][:3]) and (drawn[0][:3] != drawn[2][:3]).all()
-    assert [float(one[3]) for one in drawn] == [0.0, 1.0, 0.0], "the stopping rule is told to the code"
+    assert torch.equal(biases[0][:3], biases[1][:3]) and (biases[0][:3] != biases[2][:3]).all()
+    assert [float(bias[3]) for bias in biases] == [0.0, 1.0, 0.0], "the code gets the stopping rule"
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_a_wrapper_round_the_network_is_taken_off(written, world):
-    assert same(fitted(world, written(TRAIN, "wrapped")).last, fitted(world, written(TRAIN, "train")).last)
+def test_a_wrapper_around_the_network_is_removed(write_module, world):
+    assert is_equal(
+        train_with_code(world, write_module(TRAIN, "wrapped")).last, train_with_code(world, write_module(TRAIN, "train")).last
+    )
 
 
-@pytest.mark.parametrize(("name", "said"), [("nothing", "returned no network"), ("other", "returned another network")])
-def test_what_comes_back_must_be_the_network(name, said, written, world):
-    with pytest.raises(UserError, match=said):
-        fitted(world, written(TRAIN, name))
+@pytest.mark.parametrize(("name", "message"), [("nothing", "returned no network"), ("other", "returned another network")])
+def test_user_training_must_return_the_network(name, message, write_module, world):
+    with pytest.raises(UserError, match=message):
+        train_with_code(world, write_module(TRAIN, name))
 
 
-def test_divergence_is_seen(written, world):
-    assert fitted(world, written(TRAIN, "exploding")).diverged
+def test_divergence_is_detected(write_module, world):
+    assert train_with_code(world, write_module(TRAIN, "exploding")).diverged
 
 
 @pytest.mark.parametrize("phase", [Phase(trainable=HEAD_ONLY, **BRIEF), Phase(batchnorm="eval", **BRIEF)])
-def test_code_that_moves_what_it_says_it_leaves_alone_is_a_crash(phase, written, world):
+def test_a_change_of_tensors_that_the_code_claims_to_freeze_is_a_crash(phase, write_module, world):
     with pytest.raises(user_code.UserCodeError, match="says that it supports trainable, batchnorm, but moved frozen"):
-        fitted(world, written(TRAIN, "lying"), phase)
-    fitted(world, written(TRAIN, "lying"), Phase(**BRIEF))
+        train_with_code(world, write_module(TRAIN, "lying"), phase)
+    train_with_code(world, write_module(TRAIN, "lying"), Phase(**BRIEF))
 
 
-def test_a_crash_in_the_users_training_is_a_record_that_names_it_even_for_a_disk_error(written, world):
-    one = replace(make_fit(world), training=written(TRAIN, "failing"))
-    (record,), _ = run_trials.run_trials([make_trial(one)], frozenset([make_trial(one).key]), world.cache)
+def test_a_crash_in_user_training_is_recorded_even_for_a_disk_error(write_module, world):
+    spec = replace(make_fit(world), training=write_module(TRAIN, "failing"))
+    (record,), _ = run_trials.run_trials([make_trial(spec)], frozenset([make_trial(spec).key]), world.cache)
     assert ":failing crashed: OSError: no such disk (own_" in record.error
 
 
-def test_records_of_the_users_training_are_recalled(written, world):
-    one = replace(make_fit(world, Phase(lr=0.05, steps=4, batch_size=16)), training=written(TRAIN, "train"))
-    trial = make_trial(one)
-    (first,), trained = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
-    (again,), retrained = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
-    assert (trained, retrained) == (1, 0)
+def test_results_of_user_training_are_cached(write_module, world):
+    spec = replace(make_fit(world, Phase(lr=0.05, steps=4, batch_size=16)), training=write_module(TRAIN, "train"))
+    trial = make_trial(spec)
+    (first,), trained_count = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
+    (again,), retrained_count = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
+    assert (trained_count, retrained_count) == (1, 0)
     assert np.array_equal(first.predictions.p_true, again.predictions.p_true) and first.curve == again.curve
     assert trial.place == PLACE
 
@@ -398,9 +403,9 @@ def at_home(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("own", [{"arch": "build"}, {"training": "train"}])
-def test_code_is_run_only_where_it_is_allowed(own, at_home, tmp_path, capsys):
-    file = make_own(tmp_path, **own)
+@pytest.mark.parametrize("callables", [{"arch": "build"}, {"training": "train"}])
+def test_user_code_runs_only_where_it_is_allowed(callables, at_home, tmp_path, capsys):
+    file = make_own(tmp_path, **callables)
     for words in (["run", str(file)], ["validate", str(file)]):
         assert main.main(words) == exit_code.USAGE
         assert "add --allow-code" in capsys.readouterr().err
@@ -408,15 +413,15 @@ def test_code_is_run_only_where_it_is_allowed(own, at_home, tmp_path, capsys):
     assert "mine" not in sys.modules
 
 
-def test_a_suite_with_a_network_and_training_of_its_own_is_carried_out(at_home, tmp_path):
+def test_a_suite_with_user_network_and_training_runs(at_home, tmp_path):
     file = make_own(tmp_path, arch="build", training="train")
     run = xferbench.run(file, allow_code=True, device="cpu", workers=1, output=tmp_path / "out")
-    told = {one.plugin: one for one in run.findings}
-    assert told["batchnorm-drift"].verdict == "SKIPPED" and told["batchnorm-drift"].reason.endswith(
+    findings = {finding.plugin: finding for finding in run.findings}
+    assert findings["batchnorm-drift"].verdict == "SKIPPED" and findings["batchnorm-drift"].reason.endswith(
         "does not support batchnorm"
     )
     assert any("python:mine:train says that it supports lr, steps, batch_size: " in note for note in run.notes)
-    assert told["negative-transfer"].verdict != "ERROR" and told["negative-transfer"].harm is not None
+    assert findings["negative-transfer"].verdict != "ERROR" and findings["negative-transfer"].harm is not None
     again = xferbench.run(file, allow_code=True, device="cpu", workers=1)
     assert again.cost["trials"]["run"] == 0
     with (tmp_path / "mine.py").open("a") as changed:
@@ -425,24 +430,24 @@ def test_a_suite_with_a_network_and_training_of_its_own_is_carried_out(at_home, 
     assert "mine" not in sys.modules, "it ran in the workers only"
 
 
-@pytest.mark.parametrize("own", [{"arch": "broken"}, {"training": "failing"}])
-def test_a_crash_of_the_users_code_is_an_error_finding(own, at_home, tmp_path, capsys):
-    file = make_own(tmp_path, plugins='["negative-transfer"]', **own)
+@pytest.mark.parametrize("callables", [{"arch": "broken"}, {"training": "failing"}])
+def test_a_crash_of_user_code_is_an_error_finding(callables, at_home, tmp_path, capsys):
+    file = make_own(tmp_path, plugins='["negative-transfer"]', **callables)
     run = xferbench.run(file, allow_code=True, device="cpu", workers=1, output=tmp_path / "out")
-    (one,) = run.findings
-    assert one.verdict == "ERROR" and "Traceback" not in one.reason
-    assert f"python:mine:{next(iter(own.values()))} crashed: " in one.reason
+    (finding,) = run.findings
+    assert finding.verdict == "ERROR" and "Traceback" not in finding.reason
+    assert f"python:mine:{next(iter(callables.values()))} crashed: " in finding.reason
     assert (tmp_path / "out" / "report.html").is_file()
-    if "arch" in own:
+    if "arch" in callables:
         assert main.main(["run", str(file), "--allow-code", "--dry-run"]) == exit_code.USAGE
         assert "python:mine:broken crashed: KeyError" in capsys.readouterr().err
         assert main.main(["run", str(file), "--allow-code", "--device", "cpu", "-j", "1"]) == exit_code.CRASHED
 
 
-def test_a_worker_that_is_asked_for_a_users_problem_tells_it(tmp_path, world):
+def test_a_worker_reports_errors_in_user_code(tmp_path, world):
     (tmp_path / "mine_too.py").write_text(NETWORK)
     code = user_code.find_callable("python:mine_too:nothing", tmp_path, files.sha256)
-    asked = (code.spec, WEIGHTS, world.data, None, (60, None), (None, (), None), world.cache, code)
-    with local.start_workers(1) as call, pytest.raises(UserError, match="gave no network"):
-        call("xferbench.lab.worker.profile:profile", *asked).result()
+    arguments = (code.spec, WEIGHTS, world.data, None, (60, None), (None, (), None), world.cache, code)
+    with local.start_workers(1) as call, pytest.raises(UserError, match="returned no network"):
+        call("xferbench.lab.worker.profile:profile", *arguments).result()
     assert Path(code.path) == tmp_path

@@ -1,1 +1,1 @@
-"""Datasets as tensors. Imports torch."""
+"""Load datasets as arrays and tensors, preprocess them, and augment them. Imports torch."""

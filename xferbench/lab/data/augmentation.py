@@ -1,6 +1,7 @@
-"""Training images flipped and cropped anew at each step, on their stored values, by draws of each seed's own.
+"""Flip and crop training images at each step. Imports torch.
 
-Flips and crops have a stream each, so that an arm with one of them shares it with an arm that has both.
+The operations apply to the stored values. Flips and crops have separate random streams for each seed, so an arm with only one
+of them has the same draws as an arm with both.
 """
 
 from __future__ import annotations
@@ -21,54 +22,62 @@ if TYPE_CHECKING:
 
     from xferbench.core.trial import TrainingSpec
 
-SHIFT_DIVISOR = 8  # the share of a side by which a crop is shifted at most
+SHIFT_DIVISOR = 8  # a crop shifts an image by at most this part of its side
 
 
-def draw_augmentations(fits: Sequence[TrainingSpec], number: int, size: tuple[int, ...], sides: Sequence[int]) -> Tensor | None:
-    """A phase's draws [steps, members, batch, 3]: by how many pixels up and to the left, and 1 where it is flipped.
-
-    None where nothing is augmented.
+def draw_augmentations(
+    specs: Sequence[TrainingSpec], phase_index: int, size: tuple[int, ...], sides: Sequence[int]
+) -> Tensor | None:
+    """Draw the augmentation of every image in a phase.
 
     Args:
-        fits: equal but for their seeds. number: of the phase. size: steps and images a batch. sides: height and width.
+        specs: the trainings, equal except for their seeds.
+        phase_index: the index of the phase.
+        size: the number of steps and the batch size.
+        sides: the height and the width of the images.
+
+    Returns:
+        [steps, members, batch size, 3]: the shift up and to the left in pixels, and 1 for a flipped image. None without
+        augmentation.
 
     Raises:
-        UserError: where the examples are no images.
+        UserError: if the examples are not images.
     """
-    augmentation, ready = fits[0].augment, fits[0].preprocessing
+    augmentation, transform = specs[0].augment, specs[0].preprocessing
     if augmentation is None:
         return None
-    if not isinstance(ready, Preprocessing):
-        kind = f"examples prepared as a {type(ready).__name__.lower()}"
+    if not isinstance(transform, Preprocessing):
+        kind = f"examples prepared as a {type(transform).__name__.lower()}"
         raise UserError(f"augment {augmentation} is for images", found=kind, expected="images", do="leave augment out")
-    found = np.zeros((size[0], len(fits), size[1], 3), np.int64)
-    for g, fit in enumerate(fits):
-        flips, crops = (seeds.numpy_stream(fit.seed, seeds.AUGMENT, number, kind) for kind in range(2))
+    draws = np.zeros((size[0], len(specs), size[1], 3), np.int64)
+    for member, spec in enumerate(specs):
+        flip_rng, crop_rng = (seeds.numpy_stream(spec.seed, seeds.AUGMENT, phase_index, stream) for stream in range(2))
         if isinstance(augmentation, Crop | FlipAndCrop):
-            reach = np.array([side // SHIFT_DIVISOR for side in sides])
-            found[:, g, :, :2] = crops.integers(-reach, reach + 1, size=(*size, 2))
+            max_shift = np.array([side // SHIFT_DIVISOR for side in sides])
+            draws[:, member, :, :2] = crop_rng.integers(-max_shift, max_shift + 1, size=(*size, 2))
         if isinstance(augmentation, Flip | FlipAndCrop):
-            found[:, g, :, 2] = flips.integers(2, size=size)
-    return torch.from_numpy(found)
+            draws[:, member, :, 2] = flip_rng.integers(2, size=size)
+    return torch.from_numpy(draws)
 
 
 def augment_batches(batches: list[Tensor], draws: Tensor | None, step: int) -> list[Tensor]:
-    """The members' batches at a step as a phase's draws say; as they are where there are none."""
+    """Augment the batch of each member with the draws of a step, or return the batches unchanged if there are none."""
     if draws is None:
         return batches
-    return [shift_and_flip(images, own) for images, own in zip(batches, draws[step].to(batches[0].device), strict=True)]
+    step_draws = draws[step].to(batches[0].device)
+    return [shift_and_flip(images, member_draws) for images, member_draws in zip(batches, step_draws, strict=True)]
 
 
 def shift_and_flip(images: Tensor, draws: Tensor) -> Tensor:
-    """Images [batch, channels, height, width] shifted and flipped as their draws [batch, 3] say; edges are reflected."""
-    one, height, width = (torch.arange(side, device=images.device) for side in images.shape[1:])
-    rows = _reflected(height + draws[:, :1], len(height))
-    columns = _reflected(width + draws[:, 1:2], len(width))
+    """Shift and flip images [batch, channels, height, width] by their draws [batch, 3]. Edges are reflected."""
+    channel, y, x = (torch.arange(side, device=images.device) for side in images.shape[1:])
+    rows = _reflect(y + draws[:, :1], len(y))
+    columns = _reflect(x + draws[:, 1:2], len(x))
     columns = torch.where(draws[:, 2:] > 0, columns.flip(1), columns)
-    which = torch.arange(len(images), device=images.device)[:, None, None, None]
-    return images[which, one[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+    image = torch.arange(len(images), device=images.device)[:, None, None, None]
+    return images[image, channel[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def _reflected(index: Tensor, side: int) -> Tensor:
-    """Places that lie outside a side, by less than its length, as those inside it; the edge itself is not repeated."""
+def _reflect(index: Tensor, side: int) -> Tensor:
+    """Reflect indices that lie outside a side by less than its length. The edge itself is not repeated."""
     return (side - 1) - ((side - 1) - index.abs()).abs()

@@ -1,4 +1,7 @@
-"""Datasets: decoded and brought to one size once, kept as arrays that every worker maps into memory."""
+"""Datasets as arrays: decoded and preprocessed once, then memory-mapped by every worker.
+
+Reads files, writes to the cache, imports torch.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +32,18 @@ if TYPE_CHECKING:
     from xferbench.data.raw import RawSplit
 
 VERSION = 3
-MAX_VALIDATION = 500  # images of a validation set cut from plenty
+MAX_VALIDATION = 500  # maximum number of validation images that are taken from the training data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """N examples: ``images`` [N, C, H, W], ``labels`` [N], ``groups`` [N] or [0], ``example`` [N] uint64 digests.
+    """Examples of a dataset.
 
-    Images are uint8 with three channels, spectrograms uint8 or float32 with one. A group's number is the same in every split.
+    Attributes:
+        images: [N, C, H, W]. Images are uint8 with three channels; spectrograms are uint8 or float32 with one channel.
+        labels: [N].
+        groups: [N], or [0] without groups. A group has the same number in every split.
+        example: [N] uint64, digests of the original examples.
     """
 
     images: np.ndarray
@@ -47,7 +54,15 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """Three splits; ``validation`` is None where it is to be cut from ``train``. ``left_out`` names unreadable files."""
+    """A dataset in one geometry.
+
+    Attributes:
+        classes: the class names, in the order of the labels.
+        train: the training examples.
+        validation: the validation examples; None if they are taken from ``train``.
+        test: the test examples.
+        left_out: unreadable files, with the reason.
+    """
 
     classes: tuple[str, ...]
     train: Split
@@ -57,168 +72,171 @@ class Dataset:
 
 
 def load_dataset(data: Data, preprocessing: InputTransform, test_size: int | None, cache: Path) -> Dataset:
-    """The dataset in the geometry of a preprocessing, from the cache or put there.
+    """Load a dataset in the geometry of a preprocessing, and write it to the cache if it is not there.
 
     Raises:
-        UserError: for a dataset that cannot be used, with what was found and what was expected.
+        UserError: if the dataset cannot be used.
     """
-    generated = max(test_size or 0, sources.SYNTHETIC_SPLIT_SIZES["test"]) if data.spec.startswith("synthetic:") else None
+    generated_size = max(test_size or 0, sources.SYNTHETIC_SPLIT_SIZES["test"]) if data.spec.startswith("synthetic:") else None
     geometry = geometry_key(preprocessing)
-    place = cache / "data" / digest((VERSION, data.digest, digest(geometry), generated))[:32]
-    if not (place / "about.json").is_file():
-        _prepare(data.spec, geometry, generated, place)
-    about = json.loads((place / "about.json").read_text())
-    test = _open(place / "test")
-    _enough("test_size", test_size, len(test.labels), "test")
+    folder = cache / "data" / digest((VERSION, data.digest, digest(geometry), generated_size))[:32]
+    if not (folder / "about.json").is_file():
+        _prepare(data.spec, geometry, generated_size, folder)
+    metadata = json.loads((folder / "about.json").read_text())
+    test = _open_split(folder / "test")
+    _check_size("test_size", test_size, len(test.labels), "test")
     return Dataset(
-        classes=tuple(about["classes"]),
-        train=_open(place / "train") if (place / "train").is_dir() else take(test, slice(0)),
-        validation=_open(place / "validation") if (place / "validation").is_dir() else None,
+        classes=tuple(metadata["classes"]),
+        train=_open_split(folder / "train") if (folder / "train").is_dir() else take(test, slice(0)),
+        validation=_open_split(folder / "validation") if (folder / "validation").is_dir() else None,
         test=take(test, slice(test_size)),
-        left_out=tuple(about["left_out"]),
+        left_out=tuple(metadata["left_out"]),
     )
 
 
-def input_shape(dataset: Dataset, ready: InputTransform) -> batch.Shape:
-    """What a network is given of one example."""
-    return batch.example_shape(to_tensor(torch.from_numpy(np.array(dataset.test.images[:1])), ready))
+def input_shape(dataset: Dataset, transform: InputTransform) -> batch.Shape:
+    """Return the shape of one example as the input of a network."""
+    return batch.example_shape(to_tensor(torch.from_numpy(np.array(dataset.test.images[:1])), transform))
 
 
 def train_validation_indices(dataset: Dataset, train_size: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training subset and of the validation examples within ``dataset.train``, for one seed.
+    """Return the indices of the training subset and of the validation examples in ``dataset.train``, for one seed.
 
-    The subset is stratified by class and nested: a smaller one of the same seed lies within a larger one. Groups are never
-    parted between the two. Where nothing would be left for validation, a fifth of the training data is held out, or one
-    group; where the dataset brings a validation split, all of the rest is unused and the second array is empty.
+    The subset is stratified by class and nested: with one seed, a smaller subset is contained in a larger one. A group is never
+    divided between training and validation. If nothing would remain for validation, a fifth of the training data is held out,
+    or one group. If the dataset has a validation split, the remaining examples are unused and the second array is empty.
 
     Raises:
-        UserError: where the training data do not have as many images, or the subset lacks a class.
+        UserError: if there are fewer training images than ``train_size``, or the subset lacks a class.
     """
     labels, groups = dataset.train.labels, dataset.train.groups
-    _enough("train_size", train_size, len(labels), "training")
+    _check_size("train_size", train_size, len(labels), "training")
     order = balanced_order(labels, groups, seeds.numpy_stream(seed, seeds.SUBSET))
-    own = dataset.validation is not None
+    has_validation = dataset.validation is not None
     size = train_size or len(order)
-    if not own and size >= 0.9 * len(order):
+    if not has_validation and size >= 0.9 * len(order):
         size = len(order) - max(1, len(order) // 5)
-    train, rest = order[:size], order[size:]
-    if len(groups) and not own:
-        rest = rest[~np.isin(groups[rest], groups[train])]
-        if not len(rest):
-            last = groups[order[-1]]
-            train, rest = train[groups[train] != last], order[groups[order] == last]
+    train, remaining = order[:size], order[size:]
+    if len(groups) and not has_validation:
+        remaining = remaining[~np.isin(groups[remaining], groups[train])]
+        if not len(remaining):
+            last_group = groups[order[-1]]
+            train, remaining = train[groups[train] != last_group], order[groups[order] == last_group]
     missing = set(range(len(dataset.classes))) - set(labels[train].tolist())
     if missing:
-        named = ", ".join(dataset.classes[index] for index in sorted(missing))
-        found = f"{len(train)} of {len(order)} training images, none of {named}"
-        raise UserError("[target] train_size: too small", found=found, expected="at least one training image a class")
-    return np.sort(train), np.sort(rest[:MAX_VALIDATION]) if not own else np.empty(0, np.int64)
+        class_names = ", ".join(dataset.classes[index] for index in sorted(missing))
+        found = f"{len(train)} of {len(order)} training images, none of {class_names}"
+        raise UserError("[target] train_size: too small", found=found, expected="at least one training image per class")
+    return np.sort(train), np.sort(remaining[:MAX_VALIDATION]) if not has_validation else np.empty(0, np.int64)
 
 
-def _enough(key: str, asked: int | None, there: int, what: str) -> None:
-    if asked is not None and asked > there:
-        do = f"lower {key}, or leave it out to use all"
+def _check_size(key: str, size: int | None, available: int, split: str) -> None:
+    if size is not None and size > available:
         raise UserError(
             f"[target] {key}: more than there are",
-            found=f"{asked}, of {there} {what} images",
-            expected=f"at most {there}",
-            do=do,
+            found=f"{size}, of {available} {split} images",
+            expected=f"at most {available}",
+            do=f"lower {key}, or leave it out to use all",
         )
 
 
 def with_shuffled_labels(dataset: Dataset, seed: int) -> Dataset:
-    """The same with the training labels shuffled among the images, and those of a validation split too."""
+    """Return a dataset with the labels shuffled among the training images, and among those of a validation split."""
     rng = seeds.numpy_stream(seed, seeds.LABELS)
 
-    def mixed(split: Split) -> Split:
+    def shuffle(split: Split) -> Split:
         return replace(split, labels=rng.permutation(split.labels))
 
-    own = dataset.validation
-    return replace(dataset, train=mixed(dataset.train), validation=None if own is None else mixed(own))
+    validation = dataset.validation
+    return replace(dataset, train=shuffle(dataset.train), validation=None if validation is None else shuffle(validation))
 
 
 def split_half(split: Split, *, second: bool) -> Split:
-    """One of two halves of a split, alike in their classes; whole groups stay on one side, as far as there are several."""
+    """Return one of two halves of a split with similar class frequencies.
+
+    If there are several groups, each stays in one half.
+    """
     order = balanced_order(split.labels, split.groups, np.random.default_rng(0))
     middle = len(order) // 2
     if len(split.groups):
-        own = split.groups[order]
-        ends = np.flatnonzero(own[1:] != own[:-1]) + 1
-        middle = int(ends[np.abs(ends - middle).argmin()]) if len(ends) else middle
+        groups = split.groups[order]
+        boundaries = np.flatnonzero(groups[1:] != groups[:-1]) + 1
+        middle = int(boundaries[np.abs(boundaries - middle).argmin()]) if len(boundaries) else middle
     return take(split, np.sort(order[middle:] if second else order[:middle]))
 
 
 def take(split: Split, index: np.ndarray | slice) -> Split:
-    """Some of the examples of a split; the groups too, where it has any."""
+    """Return some of the examples of a split."""
     groups = split.groups[index] if len(split.groups) else split.groups
     return Split(images=split.images[index], labels=split.labels[index], groups=groups, example=split.example[index])
 
 
-def _open(place: Path) -> Split:
-    arrays: dict[str, Any] = dict(np.load(place / "rest.npz"))
-    return Split(images=np.load(place / "images.npy", mmap_mode="r"), **arrays)
+def _open_split(folder: Path) -> Split:
+    arrays: dict[str, Any] = dict(np.load(folder / "rest.npz"))
+    return Split(images=np.load(folder / "images.npy", mmap_mode="r"), **arrays)
 
 
-def _prepare(spec: str, geometry: InputTransform, generated: int | None, place: Path) -> None:
-    """Decode a dataset into a folder beside its final place, then rename, so that a killed run leaves nothing half done."""
-    classes, splits, left_out = sources.read_dataset(spec, generated)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(dir=place.parent))
+def _prepare(spec: str, geometry: InputTransform, generated_size: int | None, folder: Path) -> None:
+    """Decode a dataset into a temporary folder and rename it, so that an interrupted run leaves no partial dataset."""
+    classes, splits, unreadable = sources.read_dataset(spec, generated_size)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         for name, raw in splits.items():
-            left_out = (*left_out, *_write(raw, geometry, building / name, f"{spec} ({name})", classes))
-        _one_size(spec, {np.load(building / name / "images.npy", mmap_mode="r").shape[1:] for name in splits})
-        (building / "about.json").write_text(json.dumps({"classes": classes, "left_out": left_out}))
+            unreadable = (*unreadable, *_write_split(raw, geometry, temporary / name, f"{spec} ({name})", classes))
+        _check_one_size(spec, {np.load(temporary / name / "images.npy", mmap_mode="r").shape[1:] for name in splits})
+        (temporary / "about.json").write_text(json.dumps({"classes": classes, "left_out": unreadable}))
         try:
-            building.rename(place)
+            temporary.rename(folder)
         except OSError:
-            if not (place / "about.json").is_file():  # else another worker was quicker
+            if not (folder / "about.json").is_file():  # otherwise another worker was faster
                 raise
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(raw: RawSplit, geometry: InputTransform, place: Path, what: str, classes: Sequence[str]) -> tuple[str, ...]:
-    """Decode one split; the names of the files that could not be read."""
-    images, kept, unreadable = [], [], []
+def _write_split(raw: RawSplit, geometry: InputTransform, folder: Path, name: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """Decode one split, and return the names of the unreadable files, with the reason."""
+    images, readable, unreadable = [], [], []
     for index, image in enumerate(raw.images):
         if not isinstance(image, Path):
             images.append(apply_geometry(image, geometry))
-            kept.append(index)
+            readable.append(index)
             continue
-        decoded, why = open_image(image, lambda opened: apply_geometry(opened, geometry))
+        decoded, reason = open_image(image, lambda opened: apply_geometry(opened, geometry))
         if decoded is None:
-            unreadable.append(f"{raw.names[index]}: {why}")
+            unreadable.append(f"{raw.names[index]}: {reason}")
         else:
             images.append(decoded)
-            kept.append(index)
-    labels = raw.labels[kept]
+            readable.append(index)
+    labels = raw.labels[readable]
     empty = sorted(set(range(len(classes))) - set(labels.tolist()))
     if empty:
         found = f"none of {classes[empty[0]]}" + (f"; {unreadable[0]}" if unreadable else "")
-        raise UserError(f"{what}: a class without an image that can be read", found=found, expected="some of each class")
-    _one_size(what, {image.shape for image in images})
+        raise UserError(f"{name}: a class without an image that can be read", found=found, expected="some of each class")
+    _check_one_size(name, {image.shape for image in images})
     stacked = np.stack(images)
-    place.mkdir()
-    np.save(place / "images.npy", stacked)
-    groups = raw.groups[kept] if len(raw.groups) else raw.groups
-    digests = np.array([_example(raw.images[index], raw.labels[index]) for index in kept], np.uint64)
-    np.savez(place / "rest.npz", labels=labels.astype(np.int64), groups=groups.astype(np.int64), example=digests)
+    folder.mkdir()
+    np.save(folder / "images.npy", stacked)
+    groups = raw.groups[readable] if len(raw.groups) else raw.groups
+    digests = np.array([_example_digest(raw.images[index], raw.labels[index]) for index in readable], np.uint64)
+    np.savez(folder / "rest.npz", labels=labels.astype(np.int64), groups=groups.astype(np.int64), example=digests)
     return tuple(unreadable)
 
 
-def _one_size(what: str, shapes: Iterable[tuple[int, ...]]) -> None:
+def _check_one_size(name: str, shapes: Iterable[tuple[int, ...]]) -> None:
     shapes = sorted(set(shapes))
     if len(shapes) > 1:
-        found = ", ".join(f"{shape[-1]}×{shape[-2]}" for shape in shapes[:3])
-        do = "set resize and crop under [backbone] preprocessing"
         raise UserError(
-            f"{what}: images of differing sizes", found=found, expected="one size, or a preprocessing that makes one", do=do
+            f"{name}: images of differing sizes",
+            found=", ".join(f"{shape[-1]}×{shape[-2]}" for shape in shapes[:3]),
+            expected="one size, or a preprocessing that produces one",
+            do="set resize and crop under [backbone] preprocessing",
         )
 
 
-def _example(image: Path | np.ndarray, label: int) -> int:
-    """A digest of an example as it came, so that arms that resize it differently are still paired."""
-    held = image.read_bytes() if isinstance(image, Path) else np.ascontiguousarray(image).tobytes()
-    content = hashlib.blake2b(held, digest_size=8, salt=int(label).to_bytes(8, "little"))
-    return int.from_bytes(content.digest(), "little")
+def _example_digest(image: Path | np.ndarray, label: int) -> int:
+    """Compute a digest of an original example, so that arms with different preprocessing can be paired."""
+    content = image.read_bytes() if isinstance(image, Path) else np.ascontiguousarray(image).tobytes()
+    hashed = hashlib.blake2b(content, digest_size=8, salt=int(label).to_bytes(8, "little"))
+    return int.from_bytes(hashed.digest(), "little")

@@ -1,8 +1,7 @@
 """Preprocess examples in two steps: the geometry, which is applied once and stored, and the values. Imports torch.
 
-Three functions dispatch on the type of the preprocessing. A new modality adds a value type to
-:mod:`xferbench.core.pipeline` and one
-implementation of each function.
+Three functions dispatch on the type of the preprocessing. A new modality adds a value type to :mod:`xferbench.core.pipeline`
+and one implementation of each function.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A cue that says nothing of what an image shows: a magenta square in its upper left corner."""
+"""A shortcut cue that is unrelated to the content of an image: a magenta square in its upper left corner. Pure."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ if TYPE_CHECKING:
     from xferbench.lab.data.datasets import Dataset, Split
 
 MAGENTA = (255, 0, 255)
-SIDE_DIVISOR = 8  # of the shorter side, one part: 4 of 32 pixels
+SIDE_DIVISOR = 8  # the side of the cue is this part of the shorter side of an image: 4 of 32 pixels
 
 
 def add_cue(images: np.ndarray) -> np.ndarray:
-    """A copy of 8-bit images [n, 3, H, W] with the cue on each."""
+    """Return a copy of images [n, 3, H, W] uint8 with the cue on each."""
     side = max(2, min(images.shape[2:]) // SIDE_DIVISOR)
-    found = np.array(images)
-    found[:, :, :side, :side] = np.array(MAGENTA, np.uint8)[:, None, None]
-    return found
+    images_with_cue = np.array(images)
+    images_with_cue[:, :, :side, :side] = np.array(MAGENTA, np.uint8)[:, None, None]
+    return images_with_cue
 
 
 def correlate_with_class(dataset: Dataset) -> Dataset:
-    """The same with the cue on every training image of the first class, and of a validation split too, and on no other."""
+    """Return a dataset with the cue on all training and validation images of the first class, and on no other image."""
 
-    def worn(split: Split) -> Split:
-        images, first = np.array(split.images), split.labels == 0
-        images[first] = add_cue(images[first])
+    def add_to_first_class(split: Split) -> Split:
+        images, is_first = np.array(split.images), split.labels == 0
+        images[is_first] = add_cue(images[is_first])
         return replace(split, images=images)
 
-    own = dataset.validation
-    return replace(dataset, train=worn(dataset.train), validation=None if own is None else worn(own))
+    validation = dataset.validation
+    return replace(
+        dataset,
+        train=add_to_first_class(dataset.train),
+        validation=None if validation is None else add_to_first_class(validation),
+    )

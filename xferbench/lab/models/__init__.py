@@ -1,1 +1,1 @@
-"""Networks and checkpoints. Imports torch."""
+"""Build networks, and read and write checkpoints. Imports torch."""

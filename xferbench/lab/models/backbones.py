@@ -1,57 +1,45 @@
-"""A backbone's architecture: built by name, parted into layer groups and a head, cut in two below a group.
+"""Build backbones by name, and find their layer groups and head. Imports torch, torchvision and timm.
 
-Groups and head are found by running the network once and watching the order in which its modules are called, so that a
-network whose names nobody foresaw is parted like any other.
+The layout is found by running the network once and recording the order of its calls, so it needs no knowledge of the names.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase as BatchOrInstanceNorm
-from torch.nn.modules.dropout import _DropoutNd as Dropout
 
 from xferbench.core.errors import UserError, suggest
 from xferbench.core.interventions import AllLayers, TopGroups, Trainable
 from xferbench.data import user_code
 from xferbench.lab.data import batch
-from xferbench.lab.models.batchnorm import batchnorm_layers
+from xferbench.lab.models.batchnorm import batchnorm_layers, preserve_modes
 from xferbench.lab.training import seeds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from xferbench.core.pipeline import UserCode
 
 TIMM_PREFIX = "timm:"
 CIFAR_DEPTHS = {f"cifar-resnet{depth}": depth for depth in (20, 32, 44, 56)}
-# Auxiliary classifiers serve pretraining only; the published weights of both expect their input transformed.
-PLAIN_ARGUMENTS = {"aux_logits": False, "init_weights": True, "transform_input": True}
-SPECIAL_ARGUMENTS = {"googlenet": PLAIN_ARGUMENTS, "inception_v3": PLAIN_ARGUMENTS}
+# Auxiliary classifiers only serve pretraining. The published weights of both networks expect transformed inputs.
+INCEPTION_ARGUMENTS = {"aux_logits": False, "init_weights": True, "transform_input": True}
+SPECIAL_ARGUMENTS = {"googlenet": INCEPTION_ARGUMENTS, "inception_v3": INCEPTION_ARGUMENTS}
 MIN_GROUPS = 4
-MAX_GROUP_SHARE = 0.8  # of a network's layers that one group may hold, where it can be parted further
+MAX_GROUP_SHARE = 0.8  # maximum share of the layers in one group, if the group can be divided
 NORM_LAYERS = (BatchOrInstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-LINEAR_LAYERS = (
-    nn.Linear,
-    nn.Conv2d,
-    nn.MultiheadAttention,
-)  # layers whose weights are matrices, those of kernels once flattened
-ADAPTER_NAMES = (
-    "adapter_down",
-    "adapter_down_bias",
-    "adapter_up",
-    "adapter_up_bias",
-)  # what a layer holds of its bottleneck adapter
+LINEAR_LAYERS = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)  # layers whose weights are matrices; kernels are flattened
+ADAPTER_NAMES = ("adapter_down", "adapter_down_bias", "adapter_up", "adapter_up_bias")  # parameters of a bottleneck adapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerGroup:
-    """Layers that are frozen, thawed and rated together; ``prefixes`` of the names of their tensors."""
+    """Layers that are frozen and unfrozen together and share a learning rate. ``prefixes`` are those of their tensor names."""
 
     name: str
     prefixes: tuple[str, ...]
@@ -59,14 +47,15 @@ class LayerGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerLayout:
-    """What is known of a network's structure; every tensor belongs to exactly one group or to the head.
+    """The structure of a network. Every tensor belongs to exactly one group or to the head.
 
     Attributes:
-        parameters: how many numbers are learnt.
-        groups: from the input up, without the head.
-        head: the module that gives the logits.
-        batchnorm: names of the BatchNorm layers with running statistics.
-        features: channels that enter the head; classes: those that leave it.
+        parameters: the number of learnable values.
+        groups: the layer groups without the head, from the input up.
+        head: the name of the module that computes the logits.
+        batchnorm: the names of the BatchNorm layers with running statistics.
+        features: the number of input channels of the head.
+        classes: the number of outputs of the head.
     """
 
     parameters: int
@@ -78,7 +67,7 @@ class LayerLayout:
 
 
 def known_archs() -> tuple[str, ...]:
-    """The architectures that can be built."""
+    """Return the names of the architectures that can be built without timm or user code."""
     import torchvision
 
     classifiers = torchvision.models.list_models(module=torchvision.models)
@@ -86,22 +75,25 @@ def known_archs() -> tuple[str, ...]:
 
 
 def build(arch: str, classes: int, code: UserCode | None = None) -> nn.Module:
-    """A network with random weights and a head of ``classes`` outputs; nothing is downloaded.
+    """Build a network with random weights and a head of ``classes`` outputs. Nothing is downloaded.
+
+    Args:
+        arch: the name of the architecture.
+        classes: the number of outputs.
+        code: user code that builds the network instead.
 
     Raises:
-        UserError: for a name that is not known, or a library that is not installed.
-        foreign.Crashed: where ``code``, which builds an ``arch`` of the user's own, raises.
+        UserError: if the name is unknown, or a library is not installed.
+        xferbench.data.user_code.UserCodeError: if the user code raises.
     """
     from xferbench.lab.models import small_resnets
 
     if code is not None:
-        return _of_code(code, classes)
+        return _build_with_user_code(code, classes)
     if arch.startswith(TIMM_PREFIX):
-        return _of_timm(arch, classes)
+        return _build_with_timm(arch, classes)
     if arch not in known_archs():
-        raise UserError(
-            "unknown architecture", found=arch, expected=suggest(arch, known_archs()), do="correct arch under [backbone]"
-        )
+        raise _unknown_arch(arch, known_archs())
     if arch == "tiny-resnet":
         return small_resnets.tiny_resnet(classes)
     if arch in CIFAR_DEPTHS:
@@ -115,29 +107,34 @@ def build(arch: str, classes: int, code: UserCode | None = None) -> nn.Module:
     return network
 
 
-def _of_timm(arch: str, classes: int) -> nn.Module:
-    library, name = import_timm(), arch.removeprefix(TIMM_PREFIX)
-    if not library.is_model(name):
-        expected = suggest(arch, (TIMM_PREFIX + one for one in library.list_models(f"{name[:3]}*") or library.list_models()))
-        raise UserError("unknown architecture", found=arch, expected=expected, do="correct arch under [backbone]")
-    network: nn.Module = library.create_model(name, pretrained=False, num_classes=classes)
+def _build_with_timm(arch: str, classes: int) -> nn.Module:
+    timm, name = import_timm(), arch.removeprefix(TIMM_PREFIX)
+    if not timm.is_model(name):
+        similar_models = timm.list_models(f"{name[:3]}*") or timm.list_models()
+        raise _unknown_arch(arch, (TIMM_PREFIX + model for model in similar_models))
+    network: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes)
     return network
 
 
-def _of_code(code: UserCode, classes: int) -> nn.Module:
+def _unknown_arch(arch: str, candidates: Iterable[str]) -> UserError:
+    expected = suggest(arch, candidates)
+    return UserError("unknown architecture", found=arch, expected=expected, do="correct arch under [backbone]")
+
+
+def _build_with_user_code(code: UserCode, classes: int) -> nn.Module:
     with seeds.seed_global_streams(torch.initial_seed()):
         network = user_code.call_user_code(code, classes)
     if not isinstance(network, nn.Module):
-        found, expected = f"a {type(network).__name__}", "a torch.nn.Module with a head of as many outputs as it is asked for"
-        raise UserError(f"{code.spec}: gave no network", found=found, expected=expected)
+        found, expected = f"a {type(network).__name__}", "a torch.nn.Module whose head has the requested number of outputs"
+        raise UserError(f"{code.spec}: returned no network", found=found, expected=expected)
     return network.cpu()
 
 
 def import_timm() -> Any:
-    """The library of that name.
+    """Import and return timm.
 
     Raises:
-        UserError: where it is not installed.
+        UserError: if timm is not installed.
     """
     try:
         import timm
@@ -148,26 +145,28 @@ def import_timm() -> Any:
 
 
 def is_within(name: str, prefixes: Iterable[str]) -> bool:
-    """Whether a dotted name is one of some prefixes or lies below one; everything lies below ""."""
+    """Return whether a dotted name equals one of some prefixes or lies below one. Every name lies below ""."""
     return any(not prefix or name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def layer_layout(model: nn.Module, shape: batch.Shape | int) -> LayerLayout:
-    """Groups and head of a network for inputs of a shape; costs next to nothing on a network of any size.
+    """Find the layer groups and the head of a network.
+
+    The network runs on the meta device if possible, so that the cost is small for a network of any size.
 
     Args:
         model: the network.
-        shape: of one example as the network is given it, (channels, height, width) say; or the side of a square RGB image.
+        shape: the shape of one input without the batch, such as (channels, height, width); or the side of a square RGB image.
 
     Raises:
-        UserError: where the network cannot take such inputs, or has no linear or convolutional head.
+        UserError: if the network does not accept such inputs, or has no linear or convolutional head.
     """
     called, logits = trace_modules(model, (3, shape, shape) if isinstance(shape, int) else shape)
-    head = _head(model, called, logits)
+    head = _find_head(model, called, logits)
     weight = model.get_submodule(head).weight
     return LayerLayout(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        groups=_groups(model, called, head),
+        groups=_find_groups(model, called, head),
         head=head,
         batchnorm=tuple(batchnorm_layers(model)),
         features=weight.shape[1],
@@ -175,113 +174,70 @@ def layer_layout(model: nn.Module, shape: batch.Shape | int) -> LayerLayout:
     )
 
 
-def trainable_names(anatomy: LayerLayout, model: nn.Module, value: Trainable) -> set[str]:
-    """Names of the parameters that :attr:`xferbench.core.pipeline.Phase.trainable` means.
+def trainable_names(layout: LayerLayout, model: nn.Module, trainable: Trainable) -> set[str]:
+    """Return the names of the parameters that :attr:`xferbench.core.pipeline.Phase.trainable` selects.
 
     Raises:
-        UserError: for more groups than there are, or where it would be the head alone all the same.
+        UserError: if there are fewer groups, or the network has no parameters of the kind below its head.
     """
-    distance = layer_depth(anatomy, model)
+    depth = layer_depth(layout, model)
     names = [name for name, _ in model.named_parameters()]
-    if isinstance(value, AllLayers):
+    if isinstance(trainable, AllLayers):
         return set(names)
-    own = names_by_kind(anatomy, model)
-    if (kind := value.spelling) in own:
-        if not own[kind]:
-            expected = f"one of {', '.join(one for one in own if own[one])}; or head, all"
+    by_kind = names_by_kind(layout, model)
+    if (kind := trainable.spelling) in by_kind:
+        if not by_kind[kind]:
             raise UserError(
-                "trainable: the network has nothing of the kind below its head", found=str(value), expected=expected
+                "trainable: the network has nothing of the kind below its head",
+                found=str(trainable),
+                expected=f"one of {', '.join(other for other in by_kind if by_kind[other])}; or head, all",
             )
-        return {name for name in names if distance[name] == 0} | own[kind]
-    groups_moved = value.groups if isinstance(value, TopGroups) else 0
-    if groups_moved <= len(anatomy.groups):
-        return {name for name in names if distance[name] <= groups_moved}
-    groups = ", ".join(group.name for group in anatomy.groups)
-    several = f"top:N with N from 1 to {len(anatomy.groups)} (groups from the input up: {groups})"
-    expected = f"head, norm, bias, lora:R, adapter:R, all, or {several}"
-    raise UserError("trainable: cannot be applied to this network", found=str(value), expected=expected)
+        return {name for name in names if depth[name] == 0} | by_kind[kind]
+    top_groups = trainable.groups if isinstance(trainable, TopGroups) else 0
+    if top_groups <= len(layout.groups):
+        return {name for name in names if depth[name] <= top_groups}
+    groups = ", ".join(group.name for group in layout.groups)
+    top_n = f"top:N with N from 1 to {len(layout.groups)} (groups from the input up: {groups})"
+    expected = f"head, norm, bias, lora:R, adapter:R, all, or {top_n}"
+    raise UserError("trainable: cannot be applied to this network", found=str(trainable), expected=expected)
 
 
-def names_by_kind(anatomy: LayerLayout, model: nn.Module) -> dict[str, set[str]]:
-    """Names of the parameters below the head by the word that trains them and the head: ``norm bias lora adapter``."""
+def names_by_kind(layout: LayerLayout, model: nn.Module) -> dict[str, set[str]]:
+    """Return the names of the parameters below the head for each kind of partial training: norm, bias, lora and adapter."""
     layers = dict(model.named_modules())
-    norms, linear = (
-        [name for name, layer in layers.items() if isinstance(layer, kind)] for kind in (NORM_LAYERS, LINEAR_LAYERS)
+    norm_layers, linear_layers = (
+        [name for name, layer in layers.items() if isinstance(layer, types)] for types in (NORM_LAYERS, LINEAR_LAYERS)
     )
-    below = {name for name, _ in model.named_parameters() if not is_within(name, [anatomy.head])}
-    own = {name for name in below if not is_adapter(name)}
+    below_head = {name for name, _ in model.named_parameters() if not is_within(name, [layout.head])}
+    original = {name for name in below_head if not is_adapter(name)}
     return {
-        "norm": {name for name in own if is_within(name, norms)},
-        "bias": {name for name in own if name.endswith("bias")},
-        "lora": {name for name in own if name.endswith("weight") and is_within(name, linear)},
-        "adapter": below - own,
+        "norm": {name for name in original if is_within(name, norm_layers)},
+        "bias": {name for name in original if name.endswith("bias")},
+        "lora": {name for name in original if name.endswith("weight") and is_within(name, linear_layers)},
+        "adapter": below_head - original,
     }
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a tensor is an adapter's, which no checkpoint holds."""
+    """Return whether a tensor belongs to a bottleneck adapter. Checkpoints do not contain such tensors."""
     return name.rpartition(".")[2] in ADAPTER_NAMES
 
 
-def layer_depth(anatomy: LayerLayout, model: nn.Module) -> dict[str, int]:
-    """How many groups a tensor (parameters and buffers) lies below the head, whose own are at 0."""
-    parts = [(anatomy.head,), *(group.prefixes for group in reversed(anatomy.groups))]
-    return {name: next(i for i, prefixes in enumerate(parts) if is_within(name, prefixes)) for name in _tensors(model)}
-
-
-def split_at(model: nn.Module, anatomy: LayerLayout, below: int) -> tuple[nn.Module, nn.Module] | None:
-    """Two modules that share the network's tensors, under their own names: the ``below`` lowest groups, and the rest.
-
-    ``upper(lower(x))`` is what the network gives, in either mode. The lower one takes along whatever follows that is neither
-    learnt nor random, such as the pooling below a head, but no dropout. None where more than one value crosses the cut, or
-    where the network's outline cannot be traced by torch.fx or depends on the mode.
-    """
-    distance = layer_depth(anatomy, model)
-    graph = _outline(model, distance)
-    if graph is None or below < 1:
-        return None
-    nodes = list(graph.nodes)
-    reach = len(anatomy.groups) - below
-    far = {node: _distances(node, distance) for node in nodes}
-    feeding: set[fx.Node] = set()
-    for node in reversed(nodes):
-        if any(value > reach for value in far[node]) or feeding.intersection(node.users):
-            feeding.add(node)
-    upper: set[fx.Node] = set()
-    for node in nodes:
-        random = node not in feeding and node.op == "call_module" and not _fixed(model.get_submodule(node.target))
-        above = random or node.op == "output" or any(value <= reach for value in far[node])
-        if above or upper.intersection(node.all_input_nodes):
-            upper.add(node)
-    crossing = {value for node in upper for value in node.all_input_nodes if value not in upper}
-    entries = [node for node in nodes if node.op == "placeholder"]
-    if len(crossing) != 1 or len(entries) != 1 or crossing == set(entries):
-        return None
-    (value,) = crossing
-    lower = [node for node in nodes if node not in upper]
-    last = nodes[-1].args[0]
-    return _part(model, lower, entries[0], value), _part(model, [node for node in nodes if node in upper], value, last)
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, those under two names twice."""
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-
-
-@contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+def layer_depth(layout: LayerLayout, model: nn.Module) -> dict[str, int]:
+    """Return for each parameter and buffer how many groups it lies below the head. Those of the head have depth 0."""
+    parts = [(layout.head,), *(group.prefixes for group in reversed(layout.groups))]
+    return {
+        name: next(depth for depth, prefixes in enumerate(parts) if is_within(name, prefixes)) for name in _named_tensors(model)
+    }
 
 
 def trace_modules(model: nn.Module, shape: batch.Shape) -> tuple[list[str], Tensor]:
-    """Names of the modules in the order of their calls, and the logits of two blank inputs.
+    """Return the names of the modules in the order of their calls, and the logits of two blank inputs.
 
     The tensors have shapes but no values, unless the network needs values to run.
+
+    Raises:
+        UserError: if the network does not accept inputs of this shape.
     """
     called: list[str] = []
     hooks = [
@@ -289,133 +245,117 @@ def trace_modules(model: nn.Module, shape: batch.Shape) -> tuple[list[str], Tens
         for name, module in model.named_modules()
     ]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    shapes = {name: tensor.detach().to("meta") for name, tensor in _tensors(model).items()}
+    meta_tensors = {name: tensor.detach().to("meta") for name, tensor in _named_tensors(model).items()}
     try:
-        with torch.no_grad(), _modes_kept(model):
+        with torch.no_grad(), preserve_modes(model):
             model.eval()
             try:
-                return called, functional_call(model, shapes, (batch.zeros(shape, 2, "meta"),))
+                return called, functional_call(model, meta_tensors, (batch.zeros(shape, 2, "meta"),))
             except (RuntimeError, ValueError, TypeError, AssertionError):
                 called.clear()
             return called, model(batch.zeros(shape, 2, device))
     except (RuntimeError, ValueError, AssertionError) as error:
         found = str(error).splitlines()[0] if str(error) else type(error).__name__
         sides = " × ".join(map(str, shape)) if all(isinstance(side, int) for side in shape) else str(shape)
-        what = f"the backbone cannot be run on images of {sides} pixels"
-        raise UserError(what, found=found, expected="the size it was made for", do="set crop under preprocessing") from error
+        raise UserError(
+            f"the backbone cannot be run on images of {sides} pixels",
+            found=found,
+            expected="the input size of the backbone",
+            do="set crop under preprocessing",
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _head(model: nn.Module, called: Sequence[str], logits: object) -> str:
-    """The last module with parameters to be called, if the logits can be its output."""
-    expected = "logits [images, classes] from a linear or convolutional layer, with nothing learnt above it"
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by name. Shared tensors occur under each of their names."""
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+
+
+def _find_head(model: nn.Module, called: Sequence[str], logits: object) -> str:
+    """Return the last called module with parameters.
+
+    Raises:
+        UserError: if the logits cannot be its output.
+    """
+    expected = "logits [images, classes] from a linear or convolutional layer, with no parameters above it"
     do = "give the backbone such a head"
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = f"output of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"output {type(logits).__name__}"
         raise UserError("the backbone has no classification head", found=found, expected=expected, do=do)
-    learnt = [name for name in called if next(model.get_submodule(name).parameters(recurse=False), None) is not None]
-    head = learnt[-1] if learnt else ""
+    learnable = [name for name in called if next(model.get_submodule(name).parameters(recurse=False), None) is not None]
+    head = learnable[-1] if learnable else ""
     layer = model.get_submodule(head)
     width = layer.weight.shape[0] if isinstance(layer, nn.Linear | nn.Conv2d) else None
     if not head or width != logits.shape[1]:
-        found = f"{logits.shape[1]} logits, and last {head or 'nothing'} ({type(layer).__name__}) with {width or 'no'} outputs"
+        layer_name = f"{head or 'no layer'} ({type(layer).__name__})"
+        found = f"{logits.shape[1]} logits, but {width or 'no'} outputs of the last layer {layer_name}"
         raise UserError("the backbone's head cannot be found", found=found, expected=expected, do=do)
     return head
 
 
-def _groups(model: nn.Module, called: Sequence[str], head: str) -> tuple[LayerGroup, ...]:
-    """The stages of a network: the outermost modules, the largest parted until there are enough and none holds nearly all."""
-    tensors = _tensors(model)
+def _find_groups(model: nn.Module, called: Sequence[str], head: str) -> tuple[LayerGroup, ...]:
+    """Return the stages of a network.
+
+    These are the outermost modules at first. The largest module is replaced by its children until there are enough groups and
+    none has nearly all layers.
+    """
+    tensors = _named_tensors(model)
     names = [name for name in tensors if not is_within(name, [head])]
-    first = {name: at for at, name in reversed(list(enumerate(called)))}
+    first_call = {name: position for position, name in reversed(list(enumerate(called)))}
 
     def children(prefix: str) -> list[str]:
         level = len(prefix.split(".")) if prefix else 0
         return list(dict.fromkeys(".".join(name.split(".")[: level + 1]) for name in names if is_within(name, [prefix])))
 
-    def layers(prefix: str) -> int:
+    def count_layers(prefix: str) -> int:
         weights = (name for name in names if name.endswith("weight") and tensors[name].ndim > 1 and is_within(name, [prefix]))
-        return sum(1 for _ in weights) if prefix in first else 0
+        return sum(1 for _ in weights) if prefix in first_call else 0
 
-    def time(prefix: str) -> int:
-        while prefix not in first:
-            inner = [at for name, at in first.items() if is_within(name, [prefix])]
-            if inner:
-                return min(inner)
-            prefix = prefix.rpartition(".")[0]
-        return first[prefix]
+    def expand(units: Sequence[str], unit: str) -> list[str]:
+        index = units.index(unit)
+        expanded = [*units[:index], *children(unit), *units[index + 1 :]]  # equal positions keep this order
+        return sorted(expanded, key=lambda prefix: _call_position(prefix, first_call))
 
-    def parted(units: Sequence[str], unit: str) -> list[str]:
-        at = units.index(unit)
-        return sorted([*units[:at], *children(unit), *units[at + 1 :]], key=time)
-
-    units = parted([""], "")
+    units = expand([""], "")
     while True:
-        groups = _joined(units, [layers(unit) for unit in units])
-        compound = [unit for unit in units if set(children(unit)) & set(first)]
-        holding_head = [unit for unit in compound if is_within(head, [unit])]
-        largest = max(compound, key=layers, default="")
-        enough = len(groups) >= MIN_GROUPS and layers(largest) <= MAX_GROUP_SHARE * sum(map(layers, units))
-        if not holding_head and (not compound or enough):
+        groups = _merge_units(units, [count_layers(unit) for unit in units])
+        compound = [unit for unit in units if set(children(unit)) & set(first_call)]
+        above_head = [unit for unit in compound if is_within(head, [unit])]
+        largest = max(compound, key=count_layers, default="")
+        is_balanced = count_layers(largest) <= MAX_GROUP_SHARE * sum(map(count_layers, units))
+        if not above_head and (not compound or (len(groups) >= MIN_GROUPS and is_balanced)):
             return groups
-        units = parted(units, holding_head[0] if holding_head else largest)
+        units = expand(units, above_head[0] if above_head else largest)
 
 
-def _joined(units: Sequence[str], layers: Sequence[int]) -> tuple[LayerGroup, ...]:
-    """Units as groups: one without layers (a norm, a token) joins the one below; lone layers below the first block are one."""
-    block = next((at for at, count in enumerate(layers) if count > 1), 0)
+def _call_position(prefix: str, first_call: Mapping[str, int]) -> int:
+    """Return when a module is called first: itself, else a module within it, else its parent."""
+    while prefix not in first_call:
+        inner_calls = [position for name, position in first_call.items() if is_within(name, [prefix])]
+        if inner_calls:
+            return min(inner_calls)
+        prefix = prefix.rpartition(".")[0]
+    return first_call[prefix]
+
+
+def _merge_units(units: Sequence[str], layer_counts: Sequence[int]) -> tuple[LayerGroup, ...]:
+    """Merge units into groups.
+
+    A unit without layers, such as a norm or a token, joins the group below it. Single layers below the first block form one
+    group.
+    """
+    first_block = next((index for index, count in enumerate(layer_counts) if count > 1), 0)
     groups: list[list[int]] = []
-    for at, count in enumerate(layers):
-        alone = not groups or not (count == 0 or at < block or sum(layers[i] for i in groups[-1]) == 0)
-        groups = [*groups, [at]] if alone else [*groups[:-1], [*groups[-1], at]]
-    named = [(next((at for at in group if layers[at]), group[0]), group) for group in groups]
-    return tuple(LayerGroup(name=units[name], prefixes=tuple(units[at] for at in group)) for name, group in named)
-
-
-class _Outline(fx.Tracer):
-    """Traces through modules that hold several groups only, so that whatever a group does stays in its own module."""
-
-    def __init__(self, distance: dict[str, int]) -> None:
-        super().__init__()
-        self.distance = distance
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002 - the signature of torch.fx
-        """Whether a module lies within one group, or holds nothing."""
-        return len({value for name, value in self.distance.items() if is_within(name, [module_qualified_name])}) <= 1
-
-
-def _outline(model: nn.Module, distance: dict[str, int]) -> fx.Graph | None:
-    """The graph of the groups, or None where there is none that holds in both modes."""
-    graphs = []
-    with _modes_kept(model):
-        for mode in (True, False):
-            model.train(mode)
-            try:
-                graphs.append(_Outline(distance).trace(model))
-            except (fx.proxy.TraceError, RuntimeError, TypeError, ValueError):
-                return None
-    return graphs[1] if str(graphs[0]) == str(graphs[1]) else None
-
-
-def _distances(node: fx.Node, distance: dict[str, int]) -> set[int]:
-    held = node.op in {"call_module", "get_attr"}
-    return {value for name, value in distance.items() if is_within(name, [node.target])} if held else set()
-
-
-def _fixed(module: nn.Module) -> bool:
-    """Whether a module is sure to compute the same in both modes; of those that hold nothing, torch's own but dropout are."""
-    return all(type(part).__module__.startswith("torch.nn.") and not isinstance(part, Dropout) for part in module.modules())
-
-
-def _part(model: nn.Module, nodes: Sequence[fx.Node], entry: fx.Node, last: fx.Node) -> fx.GraphModule:
-    """A stretch of a graph as a module that takes ``entry`` and gives ``last``."""
-    graph = fx.Graph()
-    # A layer that works in place must not change what the caller has cached.
-    copies = {entry: graph.call_function(batch.copy_batch, (graph.placeholder("x"),))}
-    for node in nodes:
-        if node not in copies and node.op != "output":
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(copies[last])
-    return fx.GraphModule(model, graph)
+    for index, count in enumerate(layer_counts):
+        has_layers = bool(groups) and sum(layer_counts[member] for member in groups[-1]) > 0
+        if not groups or (count > 0 and index >= first_block and has_layers):
+            groups.append([index])
+        else:
+            groups[-1].append(index)
+    name_units = [next((index for index in group if layer_counts[index]), group[0]) for group in groups]
+    return tuple(
+        LayerGroup(name=units[name_unit], prefixes=tuple(units[index] for index in group))
+        for name_unit, group in zip(name_units, groups, strict=True)
+    )

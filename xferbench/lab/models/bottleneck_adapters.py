@@ -1,8 +1,7 @@
-"""Bottleneck adapters: to the output of each layer group is added what a narrow non-linear map makes of it.
+"""Bottleneck adapters: add a narrow nonlinear map to the output of each layer group. Imports torch.
 
-An adapter's tensors are parameters of the last layer of its group to be called, beside those that it has, and a hook adds its
-output: no module changes its name or gets a child, so that checkpoints load, groups keep their prefixes and torch.fx cuts as
-before. The up-projection begins at 0, so that the network begins as what it was.
+The parameters of an adapter are registered in the last called layer of its group, and a hook adds its output. So no module is
+renamed or inserted, and checkpoints, layer groups and torch.fx work as before.
 
 References:
     Houlsby et al. Parameter-efficient transfer learning for NLP. ICML 2019, arXiv:1902.00751.
@@ -36,79 +35,100 @@ DOWN, DOWN_BIAS, UP, UP_BIAS = ADAPTER_NAMES
 
 
 def adapter_channels(phases: Iterable[Phase]) -> int:
-    """Channels of the adapters that some phases train, 0 where none trains any.
+    """Return the number of channels of the adapters that some phases train, or 0 if they train none.
 
     Raises:
-        UserError: where they ask for different ones: a network has one adapter after each group.
+        UserError: if the phases need adapters of different sizes. A network has one adapter after each group.
     """
     adapters = [phase.trainable for phase in phases if isinstance(phase.trainable, Adapters)]
-    ranks = {adapter.channels for adapter in adapters}
-    if len(ranks) > 1:
+    sizes = {adapter.channels for adapter in adapters}
+    if len(sizes) > 1:
         raise UserError(
-            "adapters of several sizes in one fit", found=", ".join(map(str, adapters)), expected="the same R in each adapter:R"
+            "adapters of several sizes in one training",
+            found=", ".join(map(str, adapters)),
+            expected="the same R in each adapter:R",
         )
-    return next(iter(ranks), 0)
+    return next(iter(sizes), 0)
 
 
-def insert_adapters(model: nn.Module, anatomy: LayerLayout, shape: Shape, rank: int) -> None:
-    """Put an adapter of ``rank`` channels after each layer group of a network for inputs of a shape.
+def insert_adapters(model: nn.Module, layout: LayerLayout, shape: Shape, channels: int) -> None:
+    """Add an adapter after each layer group of a network. The adapters are 0, so the network computes what it did before.
+
+    Args:
+        model: the network, which is changed in place.
+        layout: its layer groups.
+        shape: the shape of one input.
+        channels: the number of channels of each adapter.
 
     Raises:
-        UserError: where no group gives one tensor with channels.
+        UserError: if no group returns one tensor with channels.
     """
-    found = adapter_places(model, anatomy, shape)
-    if not found:
-        expected = "a layer group whose last layer gives one tensor [batch, …] with channels"
-        raise UserError("the backbone has no place for an adapter", found=f"{len(anatomy.groups)} groups", expected=expected)
-    for name, (width, axis) in found.items():
+    places = adapter_places(model, layout, shape)
+    if not places:
+        expected = "a layer group whose last layer returns one tensor [batch, …] with channels"
+        raise UserError("the backbone has no place for an adapter", found=f"{len(layout.groups)} groups", expected=expected)
+    for name, (width, axis) in places.items():
         layer = model.get_submodule(name)
-        shapes = {DOWN: (rank, width), DOWN_BIAS: (rank,), UP: (width, rank), UP_BIAS: (width,)}
-        for own, sides in shapes.items():
-            layer.register_parameter(own, nn.Parameter(torch.zeros(sides)))
-        layer.register_forward_hook(partial(_added, axis=axis))
+        shapes = {DOWN: (channels, width), DOWN_BIAS: (channels,), UP: (width, channels), UP_BIAS: (width,)}
+        for parameter_name, parameter_shape in shapes.items():
+            layer.register_parameter(parameter_name, nn.Parameter(torch.zeros(parameter_shape)))
+        layer.register_forward_hook(partial(_add_adapter_output, axis=axis))
 
 
-def adapter_places(model: nn.Module, anatomy: LayerLayout, shape: Shape) -> dict[str, tuple[int, int]]:
-    """The layers that take an adapter, the last of each group to be called: how many channels they give, on which axis.
+def adapter_places(model: nn.Module, layout: LayerLayout, shape: Shape) -> dict[str, tuple[int, int]]:
+    """Return the layers that can have an adapter, with the number and the axis of their output channels.
 
-    Channels are the second axis of an image's features and the last of a token's; where images have them last (Swin), the last
-    learnt layer, which is as wide, shows it.
+    The layer of a group is the last one that is called. The channels of an image are on axis 1, and those of a token on the
+    last axis. If an image has its channels last (Swin), the width of the last layer with parameters shows this.
     """
     outputs: dict[str, Tensor] = {}
 
-    def note(_module: nn.Module, _inputs: object, output: object, *, name: str) -> None:
-        outputs.pop(name, None)  # what is called again comes later
+    def record_output(_module: object, _inputs: object, output: object, *, name: str) -> None:
+        outputs.pop(name, None)  # a module that is called again moves to the end
         if isinstance(output, Tensor) and output.ndim > 1:
             outputs[name] = output
 
-    hooks = [layer.register_forward_hook(partial(note, name=name)) for name, layer in model.named_modules()]
+    hooks = [layer.register_forward_hook(partial(record_output, name=name)) for name, layer in model.named_modules()]
     try:
         called, _ = backbones.trace_modules(model, shape)
     finally:
         for hook in hooks:
             hook.remove()
-    found = {}
-    for group in anatomy.groups:
+    places = {}
+    for group in layout.groups:
         name = next((name for name in reversed(outputs) if name in group.prefixes), "")
         if name:
-            x, learnt = outputs[name], [model.get_submodule(one) for one in called if backbones.is_within(one, [name])]
-            last = next((own[0] for layer in reversed(learnt) if (own := list(layer.parameters(recurse=False)))), x[0])
-            axis = -1 if x.ndim < 4 or (x.shape[1] != len(last) == x.shape[-1]) else 1
-            found[name] = (x.shape[axis], axis)
-    return found
+            output = outputs[name]
+            width = _last_width(model, [inner for inner in called if backbones.is_within(inner, [name])], len(output[0]))
+            has_channels_last = output.ndim < 4 or (output.shape[1] != width == output.shape[-1])
+            axis = -1 if has_channels_last else 1
+            places[name] = (output.shape[axis], axis)
+    return places
+
+
+def _last_width(model: nn.Module, called: list[str], default: int) -> int:
+    """Return the number of outputs of the last called layer with parameters."""
+    for name in reversed(called):
+        for parameter in model.get_submodule(name).parameters(recurse=False):
+            return len(parameter)
+    return default
 
 
 def initial_adapters(model: nn.Module, seed: int) -> dict[str, Tensor]:
-    """The adapters' tensors at the start, by name: down-projections as torch draws a linear layer's weights, all else 0."""
-    rng, found = seeds.numpy_stream(seed, seeds.ADAPTER), {}
+    """Return the initial tensors of all adapters, by name.
+
+    Down-projections have the distribution that torch uses for linear layers. All other tensors are 0.
+    """
+    rng, tensors = seeds.numpy_stream(seed, seeds.ADAPTER), {}
     for name, parameter in sorted(model.named_parameters()):
         if name.endswith(DOWN):
-            found[name] = torch.from_numpy(rng.uniform(-1, 1, parameter.shape) / sqrt(parameter.shape[1])).to(parameter.dtype)
+            values = rng.uniform(-1, 1, parameter.shape) / sqrt(parameter.shape[1])
+            tensors[name] = torch.from_numpy(values).to(parameter.dtype)
         elif backbones.is_adapter(name):
-            found[name] = torch.zeros_like(parameter).detach()
-    return found
+            tensors[name] = torch.zeros_like(parameter).detach()
+    return tensors
 
 
-def _added(layer: nn.Module, _inputs: object, output: Tensor, *, axis: int) -> Tensor:
-    narrow = F.relu(F.linear(output.movedim(axis, -1), getattr(layer, DOWN), getattr(layer, DOWN_BIAS)))
-    return output + F.linear(narrow, getattr(layer, UP), getattr(layer, UP_BIAS)).movedim(-1, axis)
+def _add_adapter_output(layer: nn.Module, _inputs: object, output: Tensor, *, axis: int) -> Tensor:
+    hidden = F.relu(F.linear(output.movedim(axis, -1), getattr(layer, DOWN), getattr(layer, DOWN_BIAS)))
+    return output + F.linear(hidden, getattr(layer, UP), getattr(layer, UP_BIAS)).movedim(-1, axis)

@@ -184,5 +184,5 @@ def recorded_preprocessing(path: Path) -> Preprocessing | None:
 
 
 def _to_half(tensor: Tensor) -> Tensor:
-    fits = tensor.is_floating_point() and bool((tensor.abs() <= MAX_FLOAT16).all())
-    return tensor.half() if fits else tensor
+    can_convert = tensor.is_floating_point() and bool((tensor.abs() <= MAX_FLOAT16).all())
+    return tensor.half() if can_convert else tensor

@@ -1,4 +1,7 @@
-"""A network that somebody has trained already, as a fit: its tensors with its own head, and those that it was made from."""
+"""A checkpoint of the user as a trained model: its tensors with its own head, and those that it was trained from.
+
+Reads files, imports torch.
+"""
 
 from __future__ import annotations
 
@@ -23,96 +26,129 @@ if TYPE_CHECKING:
 
 
 def head_sizes(
-    module: nn.Module, head: str, network: Checkpoint, before: Mapping[str, Tensor], classes: int
+    module: nn.Module, head: str, checkpoint: Checkpoint, before: Mapping[str, Tensor], classes: int
 ) -> tuple[int, bool]:
-    """How many outputs a finished network's own head has, and whether all below it is as it was; both checkpoints must fit.
+    """Check that both files of a checkpoint match the network.
+
+    Args:
+        module: the network.
+        head: the name of its head.
+        checkpoint: the files that the suite names.
+        before: the tensors of the file ``before``; not used if the suite names none.
+        classes: the number of classes of the data.
+
+    Returns:
+        The number of outputs of the checkpoint's head, and whether all parameters below the head equal those of ``before``.
 
     Raises:
-        UserError: where one does not fit, the finished one has no head, both hold the same weights, or they look exchanged;
-            with the suite's key.
+        UserError: if a file does not match the network, ``after`` has no head, both files contain the same weights, or the
+            files appear to be exchanged. The message names the suite key.
     """
-    after, below = checkpoint_reader.read_checkpoint(Path(network.after.path)), {}
-    for key, state in {"after": after, "before": before if network.before else {}}.items():
+    after, below_head = checkpoint_reader.read_checkpoint(Path(checkpoint.after.path)), {}
+    for key, state in {"after": after, "before": before if checkpoint.before else {}}.items():
         try:
-            below[key] = checkpoints.match_tensors(module, state, head)[0] if state else {}
-        except UserError as problem:
-            raise problem.at(f"[checkpoint] {key}: {problem.what}") from problem
-    found = head_outputs(module, head, after)
-    if not network.before:
-        return found, False
+            below_head[key] = checkpoints.match_tensors(module, state, head)[0] if state else {}
+        except UserError as error:
+            raise error.at(f"[checkpoint] {key}: {error.what}") from error
+    outputs = head_outputs(module, head, after)
+    if not checkpoint.before:
+        return outputs, False
+    _check_distinct(before, after)
+    _check_order(checkpoints.head_tensors(module, before, head).get(f"{head}.weight"), outputs, classes)
+    shared_parameters = [
+        name for name in below_head["after"] if name in below_head["before"] and not name.endswith(checkpoints.BATCH_COUNTER)
+    ]
+    return outputs, all(torch.equal(below_head["before"][name], below_head["after"][name]) for name in shared_parameters)
+
+
+def _check_distinct(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
     if before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in after):
-        do = "give the pretrained weights as before, or leave before out"
         raise UserError(
-            "[checkpoint] before equals after", found="the same weights in both files", expected="two networks", do=do
+            "[checkpoint] before equals after",
+            found="the same weights in both files",
+            expected="two networks",
+            do="give the pretrained weights as before, or leave before out",
         )
-    other = checkpoints.head_tensors(module, before, head).get(f"{head}.weight")
-    if other is not None and len(other) == classes != found:
-        told = f"after has {found} outputs, before {len(other)}, the data {classes} classes"
+
+
+def _check_order(before_head: Tensor | None, outputs: int, classes: int) -> None:
+    if before_head is not None and len(before_head) == classes != outputs:
         raise UserError(
-            "[checkpoint] before and after look exchanged",
-            found=told,
+            "[checkpoint] before and after appear to be exchanged",
+            found=f"after has {outputs} outputs, before {len(before_head)}, the data {classes} classes",
             expected="after with a head for the data",
             do="exchange them",
         )
-    learnt = [name for name in below["after"] if not name.endswith(checkpoints.BATCH_COUNTER)]
-    return found, all(torch.equal(below["before"][name], below["after"][name]) for name in learnt if name in below["before"])
 
 
 def head_outputs(module: nn.Module, head: str, state: Mapping[str, Tensor]) -> int:
-    """How many outputs a checkpoint's own head has.
+    """Return the number of outputs of a checkpoint's head.
 
     Raises:
-        UserError: where it has none.
+        UserError: if the checkpoint has no head.
     """
     weight = checkpoints.head_tensors(module, state, head).get(f"{head}.weight")
     if weight is None:
         raise UserError(
-            "[checkpoint] after: the finished network has no head",
+            "[checkpoint] after: the network has no head",
             found=f"no tensor {head}.weight in the file",
-            expected="the weights after fine-tuning, with the head that was trained",
-            do="save the whole network's state_dict()",
+            expected="the weights after fine-tuning, with the trained head",
+            do="save the state_dict() of the whole network",
         )
     return len(weight)
 
 
 def checkpoint_tensors(network: Architecture, state: Mapping[str, Tensor]) -> Tensors:
-    """A checkpoint's tensors by the network's names, on the CPU; those of a head that does not fit the network are left out.
+    """Return the tensors of a checkpoint under the names of a network, on the CPU.
+
+    Head tensors are left out if their shape differs from the network.
 
     Raises:
-        UserError: where it does not fit the network below its head.
+        UserError: if the checkpoint does not match the network below its head.
     """
     module, head = network.module, network.anatomy.head
-    given, _ = checkpoints.match_tensors(module, state, head)
-    here = {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    heads = {name: tensor for name, tensor in checkpoints.head_tensors(module, state, head).items() if name in here}
-    fitting = {name: tensor for name, tensor in heads.items() if tensor.shape == here[name].shape}
+    body, _ = checkpoints.match_tensors(module, state, head)
+    defaults = {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+    head_tensors = {
+        name: tensor
+        for name, tensor in checkpoints.head_tensors(module, state, head).items()
+        if name in defaults and tensor.shape == defaults[name].shape
+    }
+    file_tensors = body | head_tensors
+    # Counters and constant tables may be missing in the file. They keep the values of the network.
     return {
-        name: _laid((given | fitting).get(name, tensor).to(tensor.dtype))  # what no file has: counters, fixed tables
-        for name, tensor in here.items()
-        if name in fitting or not backbones.is_within(name, [head])
+        name: _copy(file_tensors.get(name, default).to(default.dtype))
+        for name, default in defaults.items()
+        if name in head_tensors or not backbones.is_within(name, [head])
     }
 
 
-def _laid(tensor: Tensor) -> Tensor:
-    """A copy, a kernel's channels last: on a CPU a ResNet-18 then takes two thirds of the time, a SqueezeNet less than half."""
+def _copy(tensor: Tensor) -> Tensor:
+    """Copy a tensor, with the channels of a kernel last.
+
+    On a CPU, a ResNet-18 then needs two thirds of the time, and a SqueezeNet less than half.
+    """
     return tensor.clone(memory_format=torch.channels_last if tensor.ndim == 4 else torch.contiguous_format)
 
 
 def trained_model(
     network: Architecture, after: Mapping[str, Tensor], before: Mapping[str, Tensor] | None, dataset: Dataset
 ) -> TrainedModel:
-    """A finished network as what training would have left; without ``before``, as one that never moved.
+    """Return a checkpoint in the form that training returns.
 
-    ``before`` lacks the head's tensors where its own head was another.
+    Without ``before``, the tensors before training equal those after it.
+    ``before`` lacks the head if the head of the earlier checkpoint had another shape.
 
     Raises:
-        UserError: where a file does not fit the network.
+        UserError: if a file does not match the network.
     """
     last = checkpoint_tensors(network, after)
-    lacking = [name for name, _ in network.module.named_parameters() if name not in last]
-    if lacking:
+    missing = [name for name, _ in network.module.named_parameters() if name not in last]
+    if missing:
         raise UserError(
-            "the finished network's head does not fit", found=f"no {', '.join(lacking)}", expected="a whole network"
+            "the head of the checkpoint does not match the network",
+            found=f"no {', '.join(missing)}",
+            expected="all tensors of the network",
         )
     labels = dataset.train.labels if len(dataset.train.labels) else dataset.test.labels
     return TrainedModel(
@@ -120,7 +156,7 @@ def trained_model(
         last=last,
         best=last,
         curve=(),
-        diverged=not all(bool(torch.isfinite(one).all()) for one in last.values() if one.is_floating_point()),
+        diverged=not all(bool(torch.isfinite(tensor).all()) for tensor in last.values() if tensor.is_floating_point()),
         prior=tuple((np.bincount(labels, minlength=network.anatomy.classes) / len(labels)).tolist()),
         seconds=0.0,
     )

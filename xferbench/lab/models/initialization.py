@@ -1,4 +1,4 @@
-"""The tensors that a fit starts from: a checkpoint's, or drawn anew, and a head for the target's classes."""
+"""The tensors at the start of a training: pretrained or random, with a head for the classes of the target. Imports torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INIT_KINDS = ("pretrained", "random", "matched", "permuted")
 
 def initial_tensors(
     arch: str,
-    anatomy: LayerLayout,
+    layout: LayerLayout,
     state: Mapping[str, Tensor] | None,
     *,
     init: str,
@@ -31,81 +31,92 @@ def initial_tensors(
     code: UserCode | None = None,
     transferred: str = "all",
 ) -> dict[str, Tensor]:
-    """Parameters and buffers by name, on the CPU; no global random stream is touched.
+    """Return the parameters and buffers of a network by name, on the CPU. No global random stream changes.
 
-    A random head or body is drawn as the network's author draws it, a head of two layers as torch draws layers. ``matched``
-    tensors are normal with the mean and variance of the pretrained ones, and BatchNorm's statistics are fresh ones (Raghu et
-    al. 2019, arXiv:1902.07208); ``permuted`` ones are the pretrained values shuffled within each tensor. BatchNorm layers then
-    stay whole: with scale and variance of a channel parted, the features of a ResNet-20 in eval mode grew from 0.8 to 10⁹; with
-    both kept, they had 0.8 again.
+    Random tensors have the initialization of the network's author, and an MLP head has that of torch.
+
+    ``matched`` tensors are normal with the mean and variance of the pretrained ones, with fresh statistics of BatchNorm (Raghu
+    et al. 2019, arXiv:1902.07208).
+
+    ``permuted`` tensors are the pretrained values, shuffled within each tensor. BatchNorm layers are not shuffled: if the scale
+    and variance of a channel were separated, the features of a ResNet-20 in evaluation mode grew from 0.8 to 10⁹; with both
+    kept, they stayed at 0.8.
 
     Args:
-        arch: what to build. anatomy: of that network.
-        state: a checkpoint's tensors; None only where ``init`` is ``random``.
-        init, head: as in :class:`xferbench.core.pipeline.Recipe`.
-        seeds: of the body and of the head.
-        code: what builds it, where that is the user's own.
+        arch: the architecture.
+        layout: its layer groups and head.
+        state: the tensors of a checkpoint; None is valid only if ``init`` is ``random``.
+        init: as in :class:`xferbench.core.pipeline.Recipe`.
+        head: as in :class:`xferbench.core.pipeline.Recipe`.
+        seeds: the seeds of the body and of the head.
+        code: user code that builds the network, if there is any.
         transferred: as in :class:`xferbench.core.pipeline.Recipe`.
 
     Raises:
-        UserError: for a word that is not known, or weights that are missing or do not fit.
+        UserError: if an argument has an unknown value, or the weights are missing or do not match the network.
     """
     if init not in INIT_KINDS:
-        raise UserError("unknown initialisation", found=f"init {init}", expected=f"init {', '.join(INIT_KINDS)}")
-    model = _fresh(arch, anatomy, head, seeds[1], code)
-    fresh = {name: tensor.clone() for name, tensor in _named(model).items()}
-    own_head = {name: tensor for name, tensor in fresh.items() if backbones.is_within(name, [anatomy.head])}
+        raise UserError("unknown initialization", found=f"init {init}", expected=f"init {', '.join(INIT_KINDS)}")
+    body_seed, head_seed = seeds
+    model = _build_random(arch, layout, head, head_seed, code)
+    random_tensors = {name: tensor.clone() for name, tensor in _named_tensors(model).items()}
+    head_tensors = {name: tensor for name, tensor in random_tensors.items() if backbones.is_within(name, [layout.head])}
     if head == ZERO_HEAD:
-        own_head = {name: torch.zeros_like(tensor) for name, tensor in own_head.items()}
+        head_tensors = {name: torch.zeros_like(tensor) for name, tensor in head_tensors.items()}
     if init == "random":
-        return _named(_fresh(arch, anatomy, head, seeds[0], code)) | own_head
+        return _named_tensors(_build_random(arch, layout, head, body_seed, code)) | head_tensors
     if transferred != "all":
-        whole = initial_tensors(arch, anatomy, state, init=init, head=head, seeds=seeds, code=code)
-        kept = (*_lowest(transferred, anatomy), anatomy.head)
-        drawn = _named(_fresh(arch, anatomy, head, seeds[0], code))
-        return {name: tensor if backbones.is_within(name, kept) else drawn[name] for name, tensor in whole.items()}
+        tensors = initial_tensors(arch, layout, state, init=init, head=head, seeds=seeds, code=code)
+        prefixes = (*_transferred_prefixes(transferred, layout), layout.head)
+        random_body = _named_tensors(_build_random(arch, layout, head, body_seed, code))
+        return {name: tensor if backbones.is_within(name, prefixes) else random_body[name] for name, tensor in tensors.items()}
     if state is None:
         raise UserError(
             "no pretrained weights", found=f"init {init}", expected="a checkpoint", do="set weights under [backbone]"
         )
-    checkpoints.load_backbone(model, state, anatomy.head)
-    loaded, generator = _named(model), torch.Generator().manual_seed(seeds[0])
-    learnt = {name for name, _ in model.named_parameters()} - own_head.keys()
+    checkpoints.load_backbone(model, state, layout.head)
+    pretrained, generator = _named_tensors(model), torch.Generator().manual_seed(body_seed)
+    body_names = {name for name, _ in model.named_parameters()} - head_tensors.keys()
     if init == "matched":
-        return fresh | _each(loaded, learnt, lambda tensor: _normal_like(tensor, generator)) | own_head
+        return random_tensors | _map_sorted(pretrained, body_names, lambda x: _normal_like(x, generator)) | head_tensors
     if init == "permuted":
-        parted = {name for name in learnt if not backbones.is_within(name, anatomy.batchnorm)}
-        return loaded | _each(loaded, parted, lambda tensor: _permuted(tensor, generator)) | own_head
-    return loaded | own_head
+        shuffled_names = {name for name in body_names if not backbones.is_within(name, layout.batchnorm)}
+        return pretrained | _map_sorted(pretrained, shuffled_names, lambda x: _permute(x, generator)) | head_tensors
+    return pretrained | head_tensors
 
 
-def _lowest(word: str, anatomy: LayerLayout) -> list[str]:
-    """Name prefixes of the groups that are transferred."""
-    kind, _, count = word.partition(":")
-    if kind == "low" and count.isdecimal() and 1 <= int(count) <= len(anatomy.groups):
-        return [prefix for group in anatomy.groups[: int(count)] for prefix in group.prefixes]
-    groups = ", ".join(group.name for group in anatomy.groups)
-    expected = f"all, or low:N with N from 1 to {len(anatomy.groups)} (groups from the input up: {groups})"
-    raise UserError("[recipe] transferred", found=word, expected=expected)
+def _transferred_prefixes(transferred: str, layout: LayerLayout) -> list[str]:
+    """Return the name prefixes of the layer groups that keep their pretrained tensors.
+
+    Raises:
+        UserError: if the value is unknown, or there are fewer groups.
+    """
+    kind, _, count = transferred.partition(":")
+    if kind == "low" and count.isdecimal() and 1 <= int(count) <= len(layout.groups):
+        return [prefix for group in layout.groups[: int(count)] for prefix in group.prefixes]
+    groups = ", ".join(group.name for group in layout.groups)
+    expected = f"all, or low:N with N from 1 to {len(layout.groups)} (groups from the input up: {groups})"
+    raise UserError("[recipe] transferred", found=transferred, expected=expected)
 
 
-def _fresh(arch: str, anatomy: LayerLayout, head: Head, seed: int, code: UserCode | None) -> nn.Module:
+def _build_random(arch: str, layout: LayerLayout, head: Head, seed: int, code: UserCode | None) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the accelerators' streams too
-        return heads.build_with_head(arch, anatomy, head, code)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the accelerators
+        return heads.build_with_head(arch, layout, head, code)
 
 
-def _named(model: nn.Module) -> dict[str, Tensor]:
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
-def _each(values: Mapping[str, Tensor], names: Iterable[str], draw: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    return {name: draw(values[name]) for name in sorted(names)}
+def _map_sorted(tensors: Mapping[str, Tensor], names: Iterable[str], function: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Apply a function to some tensors in the order of their names, so that random draws are reproducible."""
+    return {name: function(tensors[name]) for name in sorted(names)}
 
 
 def _normal_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(tensor.shape, generator=generator) * tensor.std(correction=0) + tensor.mean()
 
 
-def _permuted(tensor: Tensor, generator: torch.Generator) -> Tensor:
+def _permute(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].view(tensor.shape)

@@ -1,7 +1,7 @@
-"""Low-rank updates: of each weight W only A and B of W + ALPHA / R · B A are trained, and what is kept is the sum.
+"""LoRA: train A and B of W + ALPHA / R · B A for each weight W, and keep the sum. Imports torch.
 
-The network stays as it is, so that whatever looks at it sees a plain one. A weight is taken as the matrix that it is stored as,
-[out, in]; a kernel is flattened to [out, in · height · width], where of a convolution with groups ``in`` is that of one group.
+The modules of the network do not change. A weight is the matrix [out, in] that is stored; a kernel is flattened to
+[out, in · height · width], with the ``in`` of one group in a grouped convolution.
 
 References:
     Hu et al. LoRA: low-rank adaptation of large language models. ICLR 2022, arXiv:2106.09685.
@@ -23,44 +23,49 @@ if TYPE_CHECKING:
 
     from xferbench.core.pipeline import Phase
 
-ALPHA = 16.0  # a constant, so that a rate that is right for one rank is about right for others (Hu et al. 2021, section 4.1)
-A, B = ":A", ":B"  # end the names of what is trained; no module's name has a colon
+# A constant, so that a learning rate that suits one rank roughly suits others (Hu et al. 2021, section 4.1).
+ALPHA = 16.0
+A, B = ":A", ":B"  # suffixes of the names of the factors; no module name contains a colon
 
 
 def phase_parameters(
-    phase: Phase, begun: Mapping[str, Tensor], low: set[str], streams: Sequence[np.random.Generator]
+    phase: Phase, start: Mapping[str, Tensor], lora_names: set[str], rngs: Sequence[np.random.Generator]
 ) -> dict[str, Tensor]:
-    """What a phase trains, by name: the tensors themselves, or of a weight in ``low`` its A and its B.
+    """Return the parameters of a phase by name: the tensors themselves, or the factors A and B of a weight.
 
     Args:
-        phase: with ``lora:R`` where ``low`` names anything.
-        begun: [members, …], what is trained as it is at the phase's start.
-        low: names of weights.
-        streams: each member's, from which A is drawn, uniform within ±1/√in as torch draws a linear layer; B is 0.
+        phase: the phase; it trains ``lora:R`` if ``lora_names`` is not empty.
+        start: the tensors [members, …] that the phase trains, at its start. Those without factors become leaf tensors in place.
+        lora_names: the names of the weights with factors.
+        rngs: the random stream of each member for A, which is uniform within ±1/√in, as torch initializes linear layers. B is
+            0.
     """
-    found = {}
-    for name, tensor in begun.items():
-        if name not in low:
-            found[name] = tensor.requires_grad_()
+    parameters = {}
+    for name, tensor in start.items():
+        if name not in lora_names:
+            parameters[name] = tensor.requires_grad_()
             continue
         assert isinstance(phase.trainable, LoRA), "only LoRA factors a weight"
-        rank, (out, into) = phase.trainable.rank, tensor[0].flatten(1).shape
-        drawn = np.stack([rng.uniform(-1, 1, (rank, into)) for rng in streams]) / sqrt(into)
-        found[f"{name}{A}"] = torch.from_numpy(drawn).to(tensor).requires_grad_()
-        found[f"{name}{B}"] = tensor.new_zeros(len(tensor), out, rank).requires_grad_()
-    return found
+        rank, (features_out, features_in) = phase.trainable.rank, tensor[0].flatten(1).shape
+        a = np.stack([rng.uniform(-1, 1, (rank, features_in)) for rng in rngs]) / sqrt(features_in)
+        parameters[f"{name}{A}"] = torch.from_numpy(a).to(tensor).requires_grad_()
+        parameters[f"{name}{B}"] = tensor.new_zeros(len(tensor), features_out, rank).requires_grad_()
+    return parameters
 
 
-def merge_weights(begun: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that the network uses, by their own names: [members, …]."""
-    return {name: trained[name] if name in trained else _sum(tensor, name, trained) for name, tensor in begun.items()}
+def merge_weights(start: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors [members, …] that the network uses, under their own names."""
+    return {
+        name: parameters[name] if name in parameters else _merge_weight(tensor, name, parameters)
+        for name, tensor in start.items()
+    }
 
 
-def _sum(weight: Tensor, name: str, trained: Mapping[str, Tensor]) -> Tensor:
-    a, b = trained[f"{name}{A}"], trained[f"{name}{B}"]
+def _merge_weight(weight: Tensor, name: str, parameters: Mapping[str, Tensor]) -> Tensor:
+    a, b = parameters[f"{name}{A}"], parameters[f"{name}{B}"]
     return weight + ALPHA / a.shape[1] * (b @ a).view_as(weight)
 
 
-def weight_depths(trained: Mapping[str, Tensor], depth: Mapping[str, int]) -> dict[str, int]:
-    """How deep what is trained lies: A and B as their weight."""
-    return {name: depth[name.removesuffix(A).removesuffix(B)] for name in trained}
+def weight_depths(parameters: Mapping[str, Tensor], depth: Mapping[str, int]) -> dict[str, int]:
+    """Return the depth of each parameter. The factors have the depth of their weight."""
+    return {name: depth[name.removesuffix(A).removesuffix(B)] for name in parameters}

@@ -1,1 +1,1 @@
-"""The training of one network: its examples, its loop and what changes them."""
+"""Train one network: its examples, the training loop, regularizers and user code. Imports torch."""

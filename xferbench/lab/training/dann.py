@@ -1,8 +1,7 @@
-"""Features that do not tell two domains apart: what learns to tell them is trained beside, its gradient reversed.
+"""DANN: train a discriminator of two domains, and reverse its gradient in the network. Imports torch.
 
-Both batches, the target's and as many unlabelled images, pass in evaluation mode, as they are served, and apart from the pass
-that the labels teach: so neither a batch's own statistics nor dropout tell them apart, no running statistics and no random
-stream are moved by them, and with a strength of 0 the network is trained as if there were none, bit for bit.
+Both domains pass through the network in evaluation mode, in a pass apart from that of the labels. Therefore a strength of 0
+gives plain training bit for bit: neither running statistics nor random streams change.
 
 References:
     Ganin et al. Domain-adversarial training of neural networks. JMLR 2016, arXiv:1505.07818.
@@ -37,18 +36,21 @@ if TYPE_CHECKING:
     from xferbench.lab.data.datasets import Split
     from xferbench.lab.training.network import Architecture, PhaseModel, Tensors
 
-HIDDEN_UNITS = 64  # between a classifier's two layers
-DISCRIMINATOR_LR = (
-    1e-2  # at least: one that learns as slowly as a network that is fine-tuned is outrun by it, and what it teaches is noise
-)
-RAMP_STEEPNESS = 10.0  # of the ramp on which the strength rises (Ganin et al. 2016)
+HIDDEN_UNITS = 64  # units between the two layers of a discriminator
+# The minimum learning rate. At the low rate of fine-tuning, a discriminator falls behind the network and its gradient is noise.
+DISCRIMINATOR_LR = 1e-2
+RAMP_STEEPNESS = 10.0  # steepness of the ramp of the strength (Ganin et al. 2016)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainDiscriminator:
-    """The members' classifiers of domains: stacked tensors [members, …] that are trained along, and dropped in the end.
+    """The discriminators of all members. They are trained with the network, and discarded at the end.
 
-    ``images`` [n, …] 8-bit are of the other domain; ``layer`` is the one that their features enter in the network.
+    Attributes:
+        strength: the weight of the reversed gradient.
+        tensors: their parameters, stacked [members, …].
+        images: [n, 3, H, W] uint8, images of the other domain.
+        layer: the layer of the network whose inputs are the features.
     """
 
     strength: float
@@ -58,132 +60,158 @@ class DomainDiscriminator:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DannBatch:
-    """A rival in one phase: ``x`` [members][n, …] in the form that the phase's body takes, ``index`` [steps, members, batch].
+class DannPhase:
+    """The discriminators in one phase.
 
-    ``begun`` of ``total`` steps lie before it.
+    Attributes:
+        discriminator: the discriminators.
+        x: [members][n, …], the images of the other domain in the form that the phase takes.
+        index: [steps, members, batch size], the images of each batch.
+        previous_steps: the number of steps before the phase.
+        total_steps: the number of steps of all phases.
     """
 
-    rival: DomainDiscriminator
+    discriminator: DomainDiscriminator
     x: tuple[Tensor, ...]
     index: Tensor
-    begun: int
-    total: int
+    previous_steps: int
+    total_steps: int
 
 
-def discriminator(
-    fits: Sequence[TrainingSpec], network: Architecture, unlabelled: Split | None, shape: tuple[int, ...]
+def build_discriminator(
+    specs: Sequence[TrainingSpec], network: Architecture, unlabeled: Split | None, shape: tuple[int, ...]
 ) -> DomainDiscriminator | None:
-    """The classifiers that some fits ask for, drawn as torch draws layers from each one's seed; None where they ask for none.
+    """Build the discriminators of a group of trainings, or return None if their regularizer is not DANN.
+
+    Each member draws its initial weights from its own seed, with the distribution that torch uses for linear layers.
 
     Args:
-        fits: equal but for their seeds. network: their structure. unlabelled: images of the other domain.
-        shape: of one of the target's images.
+        specs: the trainings, equal except for their seeds.
+        network: their structure.
+        unlabeled: images of the other domain.
+        shape: the shape of an image of the target.
 
     Raises:
-        UserError: where the images have another shape. ValueError: where there are none.
+        UserError: if the images have another shape.
+        ValueError: if there are no images.
     """
-    dann = fits[0].regularizer
+    dann = specs[0].regularizer
     if not isinstance(dann, DANN):
         return None
-    if unlabelled is None:
+    if unlabeled is None:
         raise ValueError(f"regularizer {dann}: without images of another domain")
-    if unlabelled.images.shape[1:] != shape:
-        found = f"{unlabelled.images.shape[1:]} beside {shape}"
-        raise UserError("[shifted] data: images of another shape than the target's", found=found, expected="the same shape")
-    wide = network.anatomy.features
-    sizes = {"1.weight": (HIDDEN_UNITS, wide), "1.bias": (HIDDEN_UNITS,), "2.weight": (1, HIDDEN_UNITS), "2.bias": (1,)}
-    rngs = [seeds.numpy_stream(fit.seed, seeds.DISCRIMINATOR) for fit in fits]
-    drawn = {name: np.stack([rng.uniform(-1, 1, size) for rng in rngs]) for name, size in sizes.items()}
-    inner = {"1": wide**-0.5, "2": HIDDEN_UNITS**-0.5}
-    tensors = {name: torch.from_numpy(one * inner[name[0]]).float().to(network.device) for name, one in drawn.items()}
+    if unlabeled.images.shape[1:] != shape:
+        raise UserError(
+            "[shifted] data: images of another shape than the target's",
+            found=f"{unlabeled.images.shape[1:]}, but the target has {shape}",
+            expected="the same shape",
+        )
+    features = network.anatomy.features
+    shapes = {"1.weight": (HIDDEN_UNITS, features), "1.bias": (HIDDEN_UNITS,), "2.weight": (1, HIDDEN_UNITS), "2.bias": (1,)}
+    rngs = [seeds.numpy_stream(spec.seed, seeds.DISCRIMINATOR) for spec in specs]
+    uniform = {name: np.stack([rng.uniform(-1, 1, size) for rng in rngs]) for name, size in shapes.items()}
+    bounds = {"1": features**-0.5, "2": HIDDEN_UNITS**-0.5}
+    tensors = {name: torch.from_numpy(values * bounds[name[0]]).float().to(network.device) for name, values in uniform.items()}
     return DomainDiscriminator(
         strength=dann.strength,
         tensors={name: tensor.requires_grad_() for name, tensor in tensors.items()},
-        images=torch.from_numpy(np.array(unlabelled.images)),
+        images=torch.from_numpy(np.array(unlabeled.images)),
         layer=heads.first_layer(network.module, network.anatomy.head),
     )
 
 
-def dann_batch(
-    rival: DomainDiscriminator,
+def build_dann_phase(
+    discriminator: DomainDiscriminator,
     lower: nn.Module | None,
     members: Sequence[Tensors],
     phase: Phase,
-    number: int,
-    fits: Sequence[TrainingSpec],
+    phase_index: int,
+    specs: Sequence[TrainingSpec],
     network: Architecture,
-) -> DannBatch:
-    """A rival in a phase: its images are drawn for each seed, and taken through what is frozen once."""
-    if lower is None:
-        x = (rival.images.to(network.device),) * len(fits)
-    else:
-        ready, device, cache = fits[0].preprocessing, network.device, network.cache
-        x = tuple(
-            feature_cache.compute_activations(lower, own, rival.images, ready, device, cache).to(device) for own in members
-        )
-    size, count = (phase.steps, phase.batch_size), len(rival.images)
-    drawn = [seeds.numpy_stream(fit.seed, seeds.DISCRIMINATOR, number).integers(count, size=size) for fit in fits]
-    return DannBatch(
-        rival=rival,
-        x=x,
-        index=torch.from_numpy(np.stack(drawn, axis=1)).to(network.device),
-        begun=sum(one.steps for one in fits[0].phases[:number]),
-        total=sum(one.steps for one in fits[0].phases),
+) -> DannPhase:
+    """Draw the images of each batch of a phase, and compute their activations below the cut once."""
+    size, count = (phase.steps, phase.batch_size), len(discriminator.images)
+    indices = [seeds.numpy_stream(spec.seed, seeds.DISCRIMINATOR, phase_index).integers(count, size=size) for spec in specs]
+    images, transform = discriminator.images, specs[0].preprocessing
+    return DannPhase(
+        discriminator=discriminator,
+        x=feature_cache.member_inputs(lower, members, images, transform, network.device, network.cache),
+        index=torch.from_numpy(np.stack(indices, axis=1)).to(network.device),
+        previous_steps=sum(phase.steps for phase in specs[0].phases[:phase_index]),
+        total_steps=sum(phase.steps for phase in specs[0].phases),
     )
 
 
 def dann_loss(
-    bout: DannBatch, step: int, rest: PhaseModel, tensors: Tensors, batches: Sequence[Tensor], draws: Tensor | None
+    dann_phase: DannPhase,
+    step: int,
+    phase_model: PhaseModel,
+    tensors: Tensors,
+    batches: Sequence[Tensor],
+    draws: Tensor | None,
 ) -> Tensor:
-    """The members' terms [members]: each has the value 0, so that a curve tells of the labels alone, and the gradient of both.
+    """Compute the DANN terms of the members. The terms have the value 0 and a gradient.
+
+    The value is 0 because the training curve reports the loss of the labels only.
 
     Args:
-        bout: of the phase. step: of it, counted from 0. rest: what the phase runs. tensors: the members', stacked.
-        batches: [members][batch, …] of the target, as they were given. draws: of augmentation, which other images share.
+        dann_phase: the discriminators in this phase.
+        step: the step of the phase, counted from 0.
+        phase_model: the module that the phase runs.
+        tensors: the tensors of the members, stacked.
+        batches: [members][batch size, …], the augmented batches of the target.
+        draws: the augmentation of the phase, which is applied to the other domain too.
+
+    Returns:
+        [members].
     """
-    others = [x[index[: len(own)]] for x, index, own in zip(bout.x, bout.index[step], batches, strict=True)]
-    x = [torch.cat(pair) for pair in zip(batches, augmentation.augment_batches(others, draws, step), strict=True)]
-    entering = partial(_entering, rest, bout.rival.layer)
-    with batchnorm.preserve_modes(rest.module), feature_cache.autocast(x[0].device):
-        rest.module.eval()
+    discriminator = dann_phase.discriminator
+    other_batches = [
+        x[index[: len(batch)]] for x, index, batch in zip(dann_phase.x, dann_phase.index[step], batches, strict=True)
+    ]
+    other_batches = augmentation.augment_batches(other_batches, draws, step)
+    x = [torch.cat(domain_batches) for domain_batches in zip(batches, other_batches, strict=True)]
+    compute_features = partial(_features, phase_model, discriminator.layer)
+    with batchnorm.preserve_modes(phase_model.module), feature_cache.autocast(x[0].device):
+        phase_model.module.eval()
         if len(x) == 1:
-            found = entering({name: tensor.squeeze(0) for name, tensor in tensors.items()}, x[0])[None]
+            features = compute_features({name: tensor.squeeze(0) for name, tensor in tensors.items()}, x[0])[None]
         else:
-            found = vmap(entering, randomness="different")(tensors, torch.stack(x))
-    strength = bout.rival.strength * dann_ramp((bout.begun + step) / bout.total)
-    logits = _told(bout.rival.tensors, _reversed(found.float(), strength))
-    domain = (torch.arange(logits.shape[1], device=logits.device) >= len(batches[0])).float().expand_as(logits)
-    apart = F.binary_cross_entropy_with_logits(logits, domain, reduction="none").mean(1)
-    return apart - apart.detach()
+            features = vmap(compute_features, randomness="different")(tensors, torch.stack(x))
+    strength = discriminator.strength * dann_ramp((dann_phase.previous_steps + step) / dann_phase.total_steps)
+    logits = _discriminate(discriminator.tensors, _reverse_gradient(features.float(), strength))
+    is_other_domain = torch.arange(logits.shape[1], device=logits.device) >= len(batches[0])
+    domain = is_other_domain.float().expand_as(logits)
+    loss = F.binary_cross_entropy_with_logits(logits, domain, reduction="none").mean(1)
+    return loss - loss.detach()
 
 
 def dann_ramp(progress: float) -> float:
-    """The share of the strength at a share of all steps: from 0 to almost 1."""
+    """Return the share of the strength, which rises from 0 to almost 1, at a share of all steps."""
     return 2 / (1 + exp(-RAMP_STEEPNESS * progress)) - 1
 
 
-def _entering(rest: PhaseModel, layer: str, tensors: Tensors, x: Tensor) -> Tensor:
-    """Features [batch, channels] that enter a layer; maps are averaged over their places."""
-    seen: list[Tensor] = []
+def _features(phase_model: PhaseModel, layer: str, tensors: Tensors, x: Tensor) -> Tensor:
+    """Compute the inputs [batch, channels] of a layer. Feature maps are averaged over their positions."""
+    layer_inputs: list[Tensor] = []
 
-    def caught(_module: object, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0])
+    def record_input(_module: object, inputs: tuple[Tensor, ...]) -> None:
+        layer_inputs.append(inputs[0])
 
-    hook = rest.module.get_submodule(layer).register_forward_pre_hook(caught)
+    hook = phase_model.module.get_submodule(layer).register_forward_pre_hook(record_input)
     try:
-        rest(tensors, x)
+        phase_model(tensors, x)
     finally:
         hook.remove()
-    return seen[0].flatten(2).mean(2) if seen[0].ndim > 2 else seen[0]
+    return layer_inputs[0].flatten(2).mean(2) if layer_inputs[0].ndim > 2 else layer_inputs[0]
 
 
-def _reversed(x: Tensor, strength: float) -> Tensor:
-    """The same values, through which a gradient comes back times −strength."""
+def _reverse_gradient(x: Tensor, strength: float) -> Tensor:
+    """Return the same values, and multiply their gradient by −strength."""
     return x + (1 + strength) * (x.detach() - x)
 
 
-def _told(own: Tensors, x: Tensor) -> Tensor:
-    """What the classifiers say of features [members, batch, channels]: [members, batch], above 0 for the other domain."""
-    hidden = (x @ own["1.weight"].mT + own["1.bias"][:, None]).relu()
-    return (hidden @ own["2.weight"].mT + own["2.bias"][:, None]).squeeze(2)
+def _discriminate(tensors: Tensors, x: Tensor) -> Tensor:
+    """Map features [members, batch, channels] to logits [members, batch], which are positive for the other domain."""
+    hidden = (x @ tensors["1.weight"].mT + tensors["1.bias"][:, None]).relu()
+    return (hidden @ tensors["2.weight"].mT + tensors["2.bias"][:, None]).squeeze(2)

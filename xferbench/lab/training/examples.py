@@ -1,6 +1,6 @@
-"""The examples that one network is trained on: its subset of the dataset, changed by its data interventions.
+"""Select the training examples of one network, apply its data interventions to them, and order them into batches.
 
-Imports torch through the dataset's module. Where there is no intervention, no image is copied.
+Imports torch through :mod:`xferbench.lab.data.datasets`. Without interventions, no image is copied.
 """
 
 from __future__ import annotations
@@ -19,15 +19,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xferbench.core.interventions import DataIntervention
+    from xferbench.core.pipeline import Phase
     from xferbench.core.trial import TrainingSpec
     from xferbench.lab.data.datasets import Dataset, Split
 
-    Change = Callable[[Split, DataIntervention, np.random.Generator, int], Split]
+    Implementation = Callable[[Split, DataIntervention, np.random.Generator, int], Split]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSubset:
-    """Training examples, ``split`` at ``index`` [n], and the indices of the validation examples in ``dataset.train``."""
+    """The training and validation examples of one network.
+
+    Attributes:
+        split: the examples that ``index`` refers to.
+        index: [n], the training examples in ``split``.
+        validation: the validation examples, as indices into ``dataset.train``.
+    """
 
     split: Split
     index: np.ndarray
@@ -35,31 +42,48 @@ class TrainingSubset:
 
     @property
     def labels(self) -> np.ndarray:
-        """Labels [n], as the network is taught them."""
+        """The training labels [n], after all interventions."""
         labels: np.ndarray = self.split.labels[self.index]
         return labels
 
 
-def training_subset(dataset: Dataset, fit: TrainingSpec) -> TrainingSubset:
-    """Return the examples that a fit is trained on, in the geometry of a dataset.
+def training_subset(dataset: Dataset, spec: TrainingSpec) -> TrainingSubset:
+    """Return the examples on which a network is trained.
 
-    Each intervention draws from a stream of its own kind and the fit's seed, so that another one does not shift it.
+    Each intervention has a random stream of its own, so adding one does not change the draws of another.
 
     Raises:
-        UserError: where the dataset has too few examples.
+        UserError: if the dataset has too few examples.
     """
-    index, validation = datasets.train_validation_indices(dataset, fit.train_size, fit.seed)
-    if not fit.interventions:
+    index, validation = datasets.train_validation_indices(dataset, spec.train_size, spec.seed)
+    if not spec.interventions:
         return TrainingSubset(split=dataset.train, index=index, validation=validation)
     split = datasets.take(dataset.train, index)
-    for intervention in fit.interventions:
-        stream = seeds.numpy_stream(fit.seed, seeds.INTERVENTION, zlib.crc32(intervention.spelling.encode()))
-        split = implementation(intervention)(split, intervention, stream, len(dataset.classes))
+    for intervention in spec.interventions:
+        rng = seeds.numpy_stream(spec.seed, seeds.INTERVENTION, zlib.crc32(intervention.spelling.encode()))
+        split = implementation(intervention)(split, intervention, rng, len(dataset.classes))
     return TrainingSubset(split=split, index=np.arange(len(split.labels)), validation=validation)
 
 
-def implementation(intervention: DataIntervention) -> Change:
-    """Return the function that carries an intervention out."""
-    module, _, function = intervention.implementation.partition(":")
-    change: Change = getattr(importlib.import_module(module), function)
-    return change
+def batch_indices(phase: Phase, seed: int, phase_index: int, labels: np.ndarray) -> np.ndarray:
+    """Return the examples [steps, batch size] of each batch of a phase. Each epoch uses every example once.
+
+    In the order ``class``, each epoch is sorted by class, like a class folder that is read without shuffling.
+
+    Raises:
+        ValueError: if the order is unknown.
+    """
+    rng, size = seeds.numpy_stream(seed, seeds.ORDER, phase_index), min(phase.batch_size, len(labels))
+    epochs = [rng.permutation(len(labels)) for _ in range(-(-phase.steps * size // len(labels)))]
+    if phase.order == "class":
+        epochs = [epoch[np.argsort(labels[epoch], kind="stable")] for epoch in epochs]
+    elif phase.order != "shuffled":
+        raise ValueError(f"unknown order: {phase.order}")
+    return np.concatenate(epochs)[: phase.steps * size].reshape(phase.steps, size)
+
+
+def implementation(intervention: DataIntervention) -> Implementation:
+    """Import and return the function that applies an intervention."""
+    module, _, name = intervention.implementation.partition(":")
+    function: Implementation = getattr(importlib.import_module(module), name)
+    return function

@@ -22,7 +22,7 @@ from xferbench.lab.data import preprocessing
 from xferbench.lab.models import batchnorm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -47,7 +47,7 @@ def evaluation_mode(module: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def compute_activations(
-    part: nn.Module, tensors: dict[str, Tensor], images: Tensor, ready: InputTransform, device: torch.device, cache: Path
+    part: nn.Module, tensors: dict[str, Tensor], images: Tensor, transform: InputTransform, device: torch.device, cache: Path
 ) -> Tensor:
     """Compute the activations of a part of a network, or read them from the cache.
 
@@ -55,7 +55,7 @@ def compute_activations(
         part: the structure of the part.
         tensors: parameters and buffers by name, at least those of the part.
         images: [n, 3, H, W] uint8.
-        ready: the preprocessing.
+        transform: the preprocessing.
         device: where to compute.
         cache: the cache folder.
 
@@ -63,13 +63,13 @@ def compute_activations(
         [n, …] float32, on the CPU.
     """
     part_tensors = {name: tensors[name] for name, _ in (*part.named_parameters(), *part.named_buffers())}
-    path = cache / "features" / f"{_cache_key(part, part_tensors, images, ready, device)}.npy"
+    path = cache / "features" / f"{_cache_key(part, part_tensors, images, transform, device)}.npy"
     if path.is_file():
         os.utime(path)  # the cache removes the files that were used least recently
         return torch.from_numpy(np.load(path))
     with evaluation_mode(part, device):
         batches = [
-            functional_call(part, part_tensors, (preprocessing.to_tensor(batch.to(device), ready),)).float().cpu()
+            functional_call(part, part_tensors, (preprocessing.to_tensor(batch.to(device), transform),)).float().cpu()
             for batch in images.split(INFERENCE_BATCH)
         ]
     activations = torch.cat(batches)
@@ -78,9 +78,29 @@ def compute_activations(
     return activations
 
 
-def _cache_key(part: nn.Module, tensors: dict[str, Tensor], images: Tensor, ready: InputTransform, device: torch.device) -> str:
+def member_inputs(
+    lower: nn.Module | None,
+    members: Sequence[dict[str, Tensor]],
+    images: Tensor,
+    transform: InputTransform,
+    device: torch.device,
+    cache: Path,
+) -> tuple[Tensor, ...]:
+    """Return images [n, 3, H, W] in the form that a phase takes, on the device, for each member.
+
+    This is the images themselves, or their activations above ``lower``, the part below the cut. Members may differ in its
+    tensors.
+    """
+    if lower is None:
+        return (images.to(device),) * len(members)
+    return tuple(compute_activations(lower, tensors, images, transform, device, cache).to(device) for tensors in members)
+
+
+def _cache_key(
+    part: nn.Module, tensors: dict[str, Tensor], images: Tensor, transform: InputTransform, device: torch.device
+) -> str:
     """Compute a digest of everything that determines the activations: structure, tensors, images and software."""
-    content = hashlib.sha256(f"{LAB_VERSION} {torch.__version__} {device.type} {digest(ready)} {part}".encode())
+    content = hashlib.sha256(f"{LAB_VERSION} {torch.__version__} {device.type} {digest(transform)} {part}".encode())
     for name, tensor in (*sorted(tensors.items()), ("", images)):
         content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         content.update(tensor.detach().cpu().flatten().numpy())

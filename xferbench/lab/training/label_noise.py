@@ -1,4 +1,4 @@
-"""Label noise: a share of one fit's training labels is replaced by another class, drawn with equal chance. Pure."""
+"""Label noise: replace a share of the training labels by another class, drawn uniformly. Pure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ if TYPE_CHECKING:
     from xferbench.lab.data.datasets import Split
 
 
-def corrupt_labels(split: Split, noise: LabelNoise, stream: np.random.Generator, classes: int) -> Split:
-    """Return the examples with ``noise.rate`` of the labels [n] wrong; the labels of a lower rate are among them."""
+def corrupt_labels(split: Split, noise: LabelNoise, rng: np.random.Generator, classes: int) -> Split:
+    """Return the examples with a share ``noise.rate`` of the labels wrong.
+
+    With one random stream, the wrong labels of a lower rate are a subset of those of a higher rate.
+    """
     labels = np.array(split.labels)
-    order = stream.permutation(len(labels))
-    steps = stream.integers(1, classes, size=len(labels))
-    wrong = order[: round(noise.rate * len(labels))]
-    labels[wrong] = (labels[wrong] + steps[wrong]) % classes
+    order = rng.permutation(len(labels))
+    offsets = rng.integers(1, classes, size=len(labels))
+    corrupted = order[: round(noise.rate * len(labels))]
+    labels[corrupted] = (labels[corrupted] + offsets[corrupted]) % classes
     return replace(split, labels=labels)

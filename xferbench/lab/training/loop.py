@@ -1,12 +1,12 @@
-"""The one training loop: a group of fits that differ only in their seed, trained in lock-step.
+"""The training loop. It trains a group of networks that differ only in their seed, in lockstep. Imports torch.
 
-Their tensors are stacked along a first axis and go through ``torch.func.vmap``; a group of one skips it. Elementwise
-optimizers (SGD, Adam) then train every member as if it were alone.
+The tensors of the members are stacked along a first axis and pass through :func:`torch.func.vmap`; a group of one skips it. SGD
+and Adam work elementwise, so every member trains as if it were alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,14 @@ from torch.nn import functional as F
 
 from xferbench.core.interventions import HEAD_ONLY, LoRA, TopGroups
 from xferbench.lab.data import augmentation
-from xferbench.lab.models import backbones, batchnorm, lora
+from xferbench.lab.models import backbones, batchnorm, graph_split, lora
 from xferbench.lab.training import dann, feature_cache, regularizers, seeds
-from xferbench.lab.training.examples import training_subset
+from xferbench.lab.training.examples import batch_indices, training_subset
 from xferbench.lab.training.network import Architecture, AuxiliaryInputs, PhaseModel, Tensors, TrainedModel, TrainingTensors
 from xferbench.lab.training.schedules import lr_factor, parameter_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -33,259 +33,365 @@ if TYPE_CHECKING:
     from xferbench.core.trial import TrainingSpec
     from xferbench.lab.data.datasets import Dataset
     from xferbench.lab.models.backbones import LayerLayout
+    from xferbench.lab.training.dann import DannPhase, DomainDiscriminator
     from xferbench.lab.training.examples import TrainingSubset
+    from xferbench.lab.training.regularizers import PenaltyTerm, RegularizerState
 
-VALIDATION_CHECKS = 5  # times that a fit looks at its validation examples
+VALIDATION_CHECKS = 5  # number of validations during a training
 
 
-def frozen_cut(phase: Phase, anatomy: LayerLayout) -> int:
-    """How many of the lowest layer groups compute the same at every step of a phase, and so may be computed once."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PhaseRun:
+    """One phase of a group: the module that runs at each step, and its inputs.
+
+    ``data`` has one element per member. ``penalty`` and ``dann`` are None without such a regularizer.
+    """
+
+    phase: Phase
+    index: int
+    specs: Sequence[TrainingSpec]
+    network: Architecture
+    model: PhaseModel
+    data: Sequence[TrainingTensors]
+    penalty: PenaltyTerm | None
+    dann: DannPhase | None
+
+
+def frozen_cut(phase: Phase, layout: LayerLayout) -> int:
+    """Return how many of the lowest layer groups compute the same at every step of a phase, so that once is enough."""
     frozen = 0
     if phase.trainable == HEAD_ONLY:
-        frozen = len(anatomy.groups)
+        frozen = len(layout.groups)
     elif isinstance(phase.trainable, TopGroups):
-        frozen = len(anatomy.groups) - phase.trainable.groups
-    moving = phase.batchnorm not in {"eval", "train-above"} and any(
-        backbones.is_within(name, prefixes_below(anatomy, frozen)) for name in anatomy.batchnorm
+        frozen = len(layout.groups) - phase.trainable.groups
+    has_changing_statistics = phase.batchnorm not in {"eval", "train-above"} and any(
+        backbones.is_within(name, prefixes_below(layout, frozen)) for name in layout.batchnorm
     )
-    return 0 if moving else frozen
+    return 0 if has_changing_statistics else frozen
 
 
-def prefixes_below(anatomy: LayerLayout, groups: int) -> list[str]:
-    """Name prefixes of the lowest layer groups."""
-    return [prefix for group in anatomy.groups[:groups] for prefix in group.prefixes]
+def prefixes_below(layout: LayerLayout, groups: int) -> list[str]:
+    """Return the name prefixes of the lowest layer groups."""
+    return [prefix for group in layout.groups[:groups] for prefix in group.prefixes]
 
 
-def split_phase_model(network: Architecture, frozen: int, ready: InputTransform) -> tuple[nn.Module | None, PhaseModel]:
-    """The part below a cut (None where nothing is cut off, or the graph cannot be parted) and the rest."""
-    parts = backbones.split_at(network.module, network.anatomy, frozen) if frozen else None
-    return (
-        (None, PhaseModel(module=network.module, ready=ready))
-        if parts is None
-        else (parts[0], PhaseModel(module=parts[1], ready=None))
-    )
+def split_phase_model(network: Architecture, frozen: int, transform: InputTransform) -> tuple[nn.Module | None, PhaseModel]:
+    """Split a network above its ``frozen`` lowest groups.
+
+    Returns:
+        The lower part, or None if there is no cut or the network cannot be split; and the model that the phase runs.
+    """
+    parts = graph_split.split_at(network.module, network.anatomy, frozen) if frozen else None
+    if parts is None:
+        return None, PhaseModel(module=network.module, transform=transform)
+    lower, upper = parts
+    return lower, PhaseModel(module=upper, transform=None)
 
 
 def train(
-    fits: Sequence[TrainingSpec],
+    specs: Sequence[TrainingSpec],
     network: Architecture,
     starts: Sequence[Tensors],
     dataset: Dataset,
     source: AuxiliaryInputs | None = None,
 ) -> list[TrainedModel]:
-    """Train fits of equal shape in lock-step.
+    """Train a group of networks in lockstep.
 
     Args:
-        fits: equal but for their seeds.
+        specs: the trainings, equal except for their seeds.
         network: their structure.
-        starts: each one's tensors before training.
-        dataset: in the geometry of the fits' preprocessing.
-        source: for their regularizer; None where they have none.
+        starts: the tensors of each member before training.
+        dataset: the dataset, in the geometry of their preprocessing.
+        source: the inputs of their regularizer, if they have one.
 
     Raises:
-        RuntimeError: where a tensor moved that was to be frozen. UserError: where what is no image is to be augmented.
+        RuntimeError: if a frozen tensor changes.
+        UserError: if the examples are not images and the recipe augments them.
     """
-    begun = perf_counter()
-    chosen = [training_subset(dataset, fit) for fit in fits]
+    start_time = perf_counter()
+    subsets = [training_subset(dataset, spec) for spec in specs]
     stacked = {name: torch.stack([start[name] for start in starts]).to(network.device) for name in starts[0]}
+    regularizer, discriminator = _build_auxiliaries(specs, network, starts[0], dataset, subsets, source)
     curve: list[tuple[int, list[float], list[float]]] = []
-    best, top = list(starts), [-1.0] * len(fits)
-    total = sum(phase.steps for phase in fits[0].phases)
-    marks = [round(total * (check + 1) / VALIDATION_CHECKS) for check in range(VALIDATION_CHECKS)]
-    held = rival = None
-    if source is not None:
-        images = [torch.from_numpy(np.array(subset.split.images[subset.index])) for subset in chosen]
-        asked = source.plain or network, tuple(one.last for one in source.teachers)
-        held = regularizers.build_regularizer(fits, network, starts[0], source.head, source.memory, images, *asked)
-        rival = dann.discriminator(fits, network, source.unlabelled, dataset.train.images.shape[1:])
-    done = 0
-    for number, phase in enumerate(fits[0].phases):
+    best, best_scores = list(starts), [-1.0] * len(specs)
+    total_steps = sum(phase.steps for phase in specs[0].phases)
+    check_steps = [round(total_steps * (check + 1) / VALIDATION_CHECKS) for check in range(VALIDATION_CHECKS)]
+    previous_steps = 0
+    for index, phase in enumerate(specs[0].phases):
         if not phase.steps:
             continue
-        lower, rest = split_phase_model(
-            network, 0 if fits[0].augment else frozen_cut(phase, network.anatomy), fits[0].preprocessing
+        run = _prepare_phase(index, specs, network, stacked, dataset, subsets, regularizer, discriminator)
+        for step, losses in _train_phase(run, stacked, check_steps=[check - previous_steps for check in check_steps]):
+            members = [member_tensors(stacked, member) for member in range(len(specs))]
+            scores = [
+                _accuracy(run.model, tensors, data, network.device) for tensors, data in zip(members, run.data, strict=True)
+            ]
+            curve.append((previous_steps + step, losses, scores))
+            for member, score in enumerate(scores):
+                if score > best_scores[member]:
+                    best[member], best_scores[member] = _copy_member(stacked, member), score
+        previous_steps += phase.steps
+    seconds = (perf_counter() - start_time) / len(specs)
+    return [
+        _trained_model(
+            before=starts[member],
+            last=_copy_member(stacked, member),
+            best=best[member],
+            curve=tuple((step, losses[member], scores[member]) for step, losses, scores in curve),
+            labels=subsets[member].labels,
+            classes=len(dataset.classes),
+            seconds=seconds,
+            teacher=source.teachers[member] if source and source.teachers else None,
         )
-        members = [member_tensors(stacked, g) for g in range(len(fits))]
-        material = [_material(lower, members[g], dataset, chosen[g], fit, network) for g, fit in enumerate(fits)]
-        term = regularizers.penalty_term(held, lower, members, phase, number, fits, network) if held else None
-        bout = dann.dann_batch(rival, lower, members, phase, number, fits, network) if rival else None
-        left = [mark - done for mark in marks]
-        for step, loss in _phase(phase, number, fits, rest, network, stacked, material, term, bout, marks=left):
-            scores = [_accuracy(rest, member_tensors(stacked, g), material[g], network.device) for g in range(len(fits))]
-            curve.append((done + step, loss, scores))
-            for g, score in enumerate(scores):
-                if score > top[g]:
-                    best[g], top[g] = _taken(stacked, g), score
-        done += phase.steps
-    seconds = (perf_counter() - begun) / len(fits)
-    fitted = []
-    for g in range(len(fits)):
-        last, own = _taken(stacked, g), tuple((step, loss[g], score[g]) for step, loss, score in curve)
-        labels = chosen[g].labels
-        fitted.append(
-            TrainedModel(
-                before=starts[g],
-                last=last,
-                best=best[g],
-                curve=own,
-                diverged=not (_finite(last) and all(np.isfinite(loss) for _, loss, _ in own)),
-                prior=tuple((np.bincount(labels, minlength=len(dataset.classes)) / len(labels)).tolist()),
-                seconds=seconds,
-                taught=source.teachers[g].seconds if source and source.teachers else 0.0,
-            )
-        )
-    return fitted
+        for member in range(len(specs))
+    ]
 
 
-def member_tensors(stacked: Tensors, g: int) -> Tensors:
-    """One member's tensors, as views of the stacked ones."""
-    return {name: tensor[g] for name, tensor in stacked.items()}
+def member_tensors(stacked: Tensors, member: int) -> Tensors:
+    """Return the tensors of one member, as views of the stacked ones."""
+    return {name: tensor[member] for name, tensor in stacked.items()}
 
 
 def only_member(stacked: Tensors) -> Tensors:
-    """The only member's tensors; unlike an index, a squeeze needs no copy on the way back."""
+    """Return the tensors of the only member. In contrast to an index, a squeeze needs no copy in the backward pass."""
     return {name: tensor.squeeze(0) for name, tensor in stacked.items()}
 
 
-def _taken(stacked: Tensors, g: int) -> Tensors:
-    return {name: tensor.detach().cpu().clone() for name, tensor in member_tensors(stacked, g).items()}
+def _build_auxiliaries(
+    specs: Sequence[TrainingSpec],
+    network: Architecture,
+    start: Tensors,
+    dataset: Dataset,
+    subsets: Sequence[TrainingSubset],
+    source: AuxiliaryInputs | None,
+) -> tuple[RegularizerState | None, DomainDiscriminator | None]:
+    """Build the regularizer and the domain discriminators that the trainings need."""
+    if source is None:
+        return None, None
+    images = [torch.from_numpy(np.array(subset.split.images[subset.index])) for subset in subsets]
+    teachers = tuple(teacher.last for teacher in source.teachers)
+    regularizer = regularizers.build_regularizer(
+        specs, network, start, source.head, source.memory, images, source.plain or network, teachers
+    )
+    return regularizer, dann.build_discriminator(specs, network, source.unlabelled, dataset.train.images.shape[1:])
 
 
-def _finite(tensors: Tensors) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point())
+def _prepare_phase(
+    index: int,
+    specs: Sequence[TrainingSpec],
+    network: Architecture,
+    stacked: Tensors,
+    dataset: Dataset,
+    subsets: Sequence[TrainingSubset],
+    regularizer: RegularizerState | None,
+    discriminator: DomainDiscriminator | None,
+) -> _PhaseRun:
+    """Split the network for a phase, and compute everything below the cut once."""
+    spec, phase = specs[0], specs[0].phases[index]
+    frozen = 0 if spec.augment else frozen_cut(phase, network.anatomy)
+    lower, model = split_phase_model(network, frozen, spec.preprocessing)
+    members = [member_tensors(stacked, member) for member in range(len(specs))]
+    data = [
+        _training_tensors(lower, tensors, dataset, subset, spec.preprocessing, network)
+        for tensors, subset in zip(members, subsets, strict=True)
+    ]
+    penalty, dann_phase = None, None
+    if regularizer is not None:
+        penalty = regularizers.build_penalty_term(regularizer, lower, members, phase, index, specs, network)
+    if discriminator is not None:
+        dann_phase = dann.build_dann_phase(discriminator, lower, members, phase, index, specs, network)
+    return _PhaseRun(
+        phase=phase, index=index, specs=specs, network=network, model=model, data=data, penalty=penalty, dann=dann_phase
+    )
 
 
-def _material(
+def _training_tensors(
     lower: nn.Module | None,
     tensors: Tensors,
     dataset: Dataset,
     subset: TrainingSubset,
-    fit: TrainingSpec,
+    transform: InputTransform,
     network: Architecture,
 ) -> TrainingTensors:
-    own = dataset.validation
-    held_out = (dataset.train, subset.validation) if own is None else (own, np.arange(len(own.labels)))
-    found = []
-    for split, index in ((subset.split, subset.index), held_out):
-        x = torch.from_numpy(np.array(split.images[index]))
-        if lower is not None:
-            x = feature_cache.compute_activations(lower, tensors, x, fit.preprocessing, network.device, network.cache)
-        found += [x.to(network.device), torch.from_numpy(split.labels[index]).to(network.device)]
-    return TrainingTensors(x=found[0], y=found[1], x_validation=found[2], y_validation=found[3])
-
-
-def batch_indices(phase: Phase, seed: int, number: int, labels: np.ndarray) -> np.ndarray:
-    """Indices [steps, batch] of a phase's batches: epoch after epoch, each example once an epoch.
-
-    In class order each epoch is sorted by class, as a class folder is read that nobody shuffled.
-    """
-    rng, size = seeds.numpy_stream(seed, seeds.ORDER, number), min(phase.batch_size, len(labels))
-    epochs = [rng.permutation(len(labels)) for _ in range(-(-phase.steps * size // len(labels)))]
-    if phase.order == "class":
-        epochs = [epoch[np.argsort(labels[epoch], kind="stable")] for epoch in epochs]
-    elif phase.order != "shuffled":
-        raise ValueError(f"no such order: {phase.order}")
-    return np.concatenate(epochs)[: phase.steps * size].reshape(phase.steps, size)
-
-
-def _phase(
-    phase: Phase,
-    number: int,
-    fits: Sequence[TrainingSpec],
-    rest: PhaseModel,
-    network: Architecture,
-    stacked: Tensors,
-    material: Sequence[TrainingTensors],
-    term: regularizers.PenaltyTerm | None,
-    bout: dann.DannBatch | None,
-    *,
-    marks: Sequence[int],
-) -> Iterator[tuple[int, list[float]]]:
-    """Train through one phase, changing ``stacked`` in place; at each mark, the step and the members' mean losses so far."""
-    trained = backbones.trainable_names(network.anatomy, network.module, phase.trainable) & set(rest.names)
-    before = {name: tensor.clone() for name, tensor in stacked.items() if name not in trained}
-    begun = {name: stacked[name].detach().clone() for name in sorted(trained)}
-    low = backbones.names_by_kind(network.anatomy, network.module)["lora"] if isinstance(phase.trainable, LoRA) else set()
-    parameters = lora.phase_parameters(
-        phase, begun, low, [seeds.numpy_stream(fit.seed, seeds.LOW_RANK, number) for fit in fits]
+    """Return the examples of one member in the form that a phase takes."""
+    validation = (dataset.train, subset.validation)
+    if dataset.validation is not None:
+        validation = (dataset.validation, np.arange(len(dataset.validation.labels)))
+    (x, y), (x_validation, y_validation) = (
+        (
+            feature_cache.member_inputs(
+                lower, [tensors], torch.from_numpy(np.array(split.images[index])), transform, network.device, network.cache
+            )[0],
+            torch.from_numpy(split.labels[index]).to(network.device),
+        )
+        for split, index in ((subset.split, subset.index), validation)
     )
-    tensors = {name: stacked[name] for name in rest.names}
-    distance = lora.weight_depths(parameters, backbones.layer_depth(network.anatomy, network.module))
-    optimizer = _optimizer(phase, parameters, distance, bout.rival.tensors if bout else {})
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    smallest = replace(phase, batch_size=min(phase.batch_size, *(len(part.y) for part in material)))  # batches are stacked
-    orders = [batch_indices(smallest, fit.seed, number, part.y.cpu().numpy()) for fit, part in zip(fits, material, strict=True)]
-    index = torch.from_numpy(np.stack(orders, axis=1)).to(network.device)  # [steps, members, batch]
-    draws = augmentation.draw_augmentations(fits, number, orders[0].shape, material[0].x.shape[-2:])
-    torch.manual_seed(seeds.torch_seed(fits[0].seed, seeds.DROPOUT))
-    alone, together = len(fits) == 1, vmap(rest, randomness="different")
-    losses = torch.zeros(len(fits), device=network.device)
-    since = 0
-    lowest = prefixes_below(network.anatomy, frozen_cut(phase, network.anatomy))
-    with batchnorm.set_training(rest.module, phase.batchnorm, lowest):
+    return TrainingTensors(x=x, y=y, x_validation=x_validation, y_validation=y_validation)
+
+
+def _train_phase(run: _PhaseRun, stacked: Tensors, *, check_steps: Sequence[int]) -> Iterator[tuple[int, list[float]]]:
+    """Train a phase, and change ``stacked`` in place.
+
+    Yields:
+        At each check, the step and the mean loss of each member since the previous check.
+    """
+    phase, network, specs = run.phase, run.network, run.specs
+    trainable = backbones.trainable_names(network.anatomy, network.module, phase.trainable) & set(run.model.names)
+    frozen = {name: tensor.clone() for name, tensor in stacked.items() if name not in trainable}
+    start = {name: stacked[name].detach().clone() for name in sorted(trainable)}
+    lora_names = (
+        backbones.names_by_kind(network.anatomy, network.module)["lora"] if isinstance(phase.trainable, LoRA) else set()
+    )
+    lora_rngs = [seeds.numpy_stream(spec.seed, seeds.LOW_RANK, run.index) for spec in specs]
+    parameters = lora.phase_parameters(phase, start, lora_names, lora_rngs)
+    depth = lora.weight_depths(parameters, backbones.layer_depth(network.anatomy, network.module))
+    optimizer = _build_optimizer(phase, parameters, depth, run.dann.discriminator.tensors if run.dann else {})
+    peak_lrs = [group["lr"] for group in optimizer.param_groups]
+    index = _stacked_batch_indices(run)
+    draws = augmentation.draw_augmentations(specs, run.index, (index.shape[0], index.shape[2]), run.data[0].x.shape[-2:])
+    torch.manual_seed(seeds.torch_seed(specs[0].seed, seeds.DROPOUT))
+    fixed = {name: stacked[name] for name in run.model.names}
+    losses, steps_since_check = torch.zeros(len(specs), device=network.device), 0
+    frozen_prefixes = prefixes_below(network.anatomy, frozen_cut(phase, network.anatomy))
+    with batchnorm.set_training(run.model.module, phase.batchnorm, frozen_prefixes):
         for step in range(phase.steps):
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * lr_factor(phase, step)
-            x = augmentation.augment_batches([part.x[index[step, g]] for g, part in enumerate(material)], draws, step)
-            y = torch.stack([part.y[index[step, g]] for g, part in enumerate(material)])
-            moving = lora.merge_weights(begun, parameters)
-            used = tensors | moving
-            if term is not None:
-                x, used = regularizers.with_rehearsed(term, step, x), regularizers.with_source_head(term, used)
-            with feature_cache.autocast(network.device):
-                logits = (rest(only_member(used), x[0])[None] if alone else together(used, torch.stack(x))).float()
-            own = logits[:, : y.shape[1], : network.anatomy.classes]
-            loss = F.cross_entropy(own.flatten(0, 1), y.flatten(), reduction="none").view(len(fits), -1).mean(1)
-            if term is not None:
-                extra = regularizers.penalty_loss(term, step, logits, moving, index[step], network.anatomy.classes, x)
-                loss = term.held.rest * loss + extra
-            if bout is not None:
-                loss = loss + dann.dann_loss(bout, step, rest, used, x, draws)
+            for group, peak_lr in zip(optimizer.param_groups, peak_lrs, strict=True):
+                group["lr"] = peak_lr * lr_factor(phase, step)
+            loss = _member_losses(run, step, fixed, lora.merge_weights(start, parameters), index[step], draws)
             optimizer.zero_grad(set_to_none=True)
             loss.sum().backward()
             optimizer.step()
-            losses, since = losses + loss.detach(), since + 1
-            if step + 1 in marks or step + 1 == phase.steps:
-                for name, tensor in lora.merge_weights(begun, parameters).items():
+            losses, steps_since_check = losses + loss.detach(), steps_since_check + 1
+            if step + 1 in check_steps or step + 1 == phase.steps:
+                for name, tensor in lora.merge_weights(start, parameters).items():
                     stacked[name].copy_(tensor.detach())
-            if step + 1 in marks:
-                yield step + 1, (losses / since).tolist()
-                losses, since = torch.zeros_like(losses), 0
-    may_move = {
+            if step + 1 in check_steps:
+                yield step + 1, (losses / steps_since_check).tolist()
+                losses, steps_since_check = torch.zeros_like(losses), 0
+    _check_frozen(run, frozen, stacked, frozen_prefixes)
+
+
+def _stacked_batch_indices(run: _PhaseRun) -> Tensor:
+    """Return the examples [steps, members, batch size] of each batch. The smallest member limits the batch size."""
+    batch_size = min(run.phase.batch_size, *(len(data.y) for data in run.data))
+    phase = replace(run.phase, batch_size=batch_size)
+    indices = [
+        batch_indices(phase, spec.seed, run.index, data.y.cpu().numpy()) for spec, data in zip(run.specs, run.data, strict=True)
+    ]
+    return torch.from_numpy(np.stack(indices, axis=1)).to(run.network.device)
+
+
+def _member_losses(
+    run: _PhaseRun, step: int, fixed: Tensors, parameters: Tensors, index: Tensor, draws: Tensor | None
+) -> Tensor:
+    """Compute the training loss [members] at one step.
+
+    Args:
+        run: the phase.
+        step: the step of the phase, counted from 0.
+        fixed: the stacked tensors at the start of the phase.
+        parameters: the stacked tensors that the phase trains.
+        index: [members, batch size], the examples of the batches.
+        draws: the augmentation of the phase.
+    """
+    classes = run.network.anatomy.classes
+    batches = [data.x[rows] for data, rows in zip(run.data, index, strict=True)]
+    batches = augmentation.augment_batches(batches, draws, step)
+    y = torch.stack([data.y[rows] for data, rows in zip(run.data, index, strict=True)])
+    tensors = fixed | parameters
+    if run.penalty is not None:
+        batches = regularizers.append_source_images(run.penalty, step, batches)
+        tensors = regularizers.append_source_head(run.penalty, tensors)
+    with feature_cache.autocast(run.network.device):
+        logits = _run_members(run.model, tensors, batches).float()
+    target_logits = logits[:, : y.shape[1], :classes]
+    loss = F.cross_entropy(target_logits.flatten(0, 1), y.flatten(), reduction="none").view(len(run.specs), -1).mean(1)
+    if run.penalty is not None:
+        penalty = regularizers.penalty_loss(run.penalty, step, logits, parameters, index, classes, batches)
+        loss = run.penalty.state.label_loss_weight * loss + penalty
+    if run.dann is not None:
+        loss = loss + dann.dann_loss(run.dann, step, run.model, tensors, batches, draws)
+    return loss
+
+
+def _run_members(model: PhaseModel, stacked: Tensors, batches: Sequence[Tensor]) -> Tensor:
+    """Compute the logits [members, batch, outputs] of all members."""
+    if len(batches) == 1:
+        return model(only_member(stacked), batches[0])[None]
+    logits: Tensor = vmap(model, randomness="different")(stacked, torch.stack(list(batches)))
+    return logits
+
+
+def _check_frozen(run: _PhaseRun, frozen: Mapping[str, Tensor], stacked: Tensors, frozen_prefixes: Sequence[str]) -> None:
+    """Check that a phase changed only what it trains, and the running statistics above the frozen part.
+
+    Raises:
+        RuntimeError: if a frozen tensor changed.
+    """
+    statistics = {
         name
-        for name in batchnorm.statistics_names(rest.module)
-        if phase.batchnorm != "eval" and not backbones.is_within(name, lowest)
+        for name in batchnorm.statistics_names(run.model.module)
+        if run.phase.batchnorm != "eval" and not backbones.is_within(name, frozen_prefixes)
     }
-    moved = [name for name, tensor in before.items() if name not in may_move and not _equal(tensor, stacked[name])]
-    if moved:
-        raise RuntimeError(f"frozen tensors moved in phase {number + 1}: {', '.join(moved[:5])}")
+    changed = [name for name, tensor in frozen.items() if name not in statistics and not _is_equal(tensor, stacked[name])]
+    if changed:
+        raise RuntimeError(f"frozen tensors moved in phase {run.index + 1}: {', '.join(changed[:5])}")
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same; what an earlier phase left undefined has not moved where it still is."""
-    return bool(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))
+def _is_equal(tensor: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are equal. NaN equals NaN, because an earlier phase may have diverged."""
+    return bool(torch.allclose(tensor, other, rtol=0, atol=0, equal_nan=True))
 
 
-def _optimizer(phase: Phase, parameters: Tensors, depth: dict[str, int], rival: Tensors) -> torch.optim.Optimizer:
+def _build_optimizer(phase: Phase, parameters: Tensors, depth: dict[str, int], discriminator: Tensors) -> torch.optim.Optimizer:
     groups: list[dict[str, Any]] = parameter_groups(phase, parameters, depth)
-    groups += [{"params": [*rival.values()], "lr": max(dann.DISCRIMINATOR_LR, phase.lr)}] if rival else []
+    if discriminator:
+        groups.append({"params": [*discriminator.values()], "lr": max(dann.DISCRIMINATOR_LR, phase.lr)})
     if phase.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, weight_decay=phase.weight_decay)
     if phase.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=phase.weight_decay, fused=True)
-    raise ValueError(f"no such optimizer: {phase.optimizer}")
+    raise ValueError(f"unknown optimizer: {phase.optimizer}")
 
 
-def _accuracy(rest: PhaseModel, tensors: Tensors, material: TrainingTensors, device: torch.device) -> float:
-    """Share of the validation examples that are classified rightly, BatchNorm with its running statistics."""
-    own = {name: tensors[name] for name in rest.names}
-    with feature_cache.evaluation_mode(rest.module, device):
-        right = [
-            (rest(own, x).argmax(1) == y).float()
+def _accuracy(model: PhaseModel, tensors: Tensors, data: TrainingTensors, device: torch.device) -> float:
+    """Compute the validation accuracy of one member in evaluation mode."""
+    model_tensors = {name: tensors[name] for name in model.names}
+    with feature_cache.evaluation_mode(model.module, device):
+        is_correct = [
+            (model(model_tensors, x).argmax(1) == y).float()
             for x, y in zip(
-                material.x_validation.split(feature_cache.INFERENCE_BATCH),
-                material.y_validation.split(feature_cache.INFERENCE_BATCH),
+                data.x_validation.split(feature_cache.INFERENCE_BATCH),
+                data.y_validation.split(feature_cache.INFERENCE_BATCH),
                 strict=True,
             )
         ]
-    return float(torch.cat(right).mean())
+    return float(torch.cat(is_correct).mean())
+
+
+def _trained_model(
+    *,
+    before: Tensors,
+    last: Tensors,
+    best: Tensors,
+    curve: tuple[tuple[int, float, float], ...],
+    labels: np.ndarray,
+    classes: int,
+    seconds: float,
+    teacher: TrainedModel | None,
+) -> TrainedModel:
+    is_finite = all(bool(torch.isfinite(tensor).all()) for tensor in last.values() if tensor.is_floating_point())
+    return TrainedModel(
+        before=before,
+        last=last,
+        best=best,
+        curve=curve,
+        diverged=not (is_finite and all(np.isfinite(loss) for _, loss, _ in curve)),
+        prior=tuple((np.bincount(labels, minlength=classes) / len(labels)).tolist()),
+        seconds=seconds,
+        taught=teacher.seconds if teacher else 0.0,
+    )
+
+
+def _copy_member(stacked: Tensors, member: int) -> Tensors:
+    return {name: tensor.detach().cpu().clone() for name, tensor in member_tensors(stacked, member).items()}

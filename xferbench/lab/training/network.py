@@ -26,7 +26,14 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A module for its structure alone (its own tensors are never read), what is known of it, and where it computes."""
+    """The structure of a network and where it is computed.
+
+    Attributes:
+        module: the structure; its own tensors are never read.
+        anatomy: its layer groups and head.
+        device: the device that computes.
+        cache: the cache folder.
+    """
 
     module: nn.Module
     anatomy: LayerLayout
@@ -36,11 +43,18 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedModel:
-    """A trained network: its tensors before, after the last step and at the best one on validation.
+    """The result of one training.
 
-    ``prior`` is [classes], the training subset's class frequencies, which a diverged fit predicts. ``curve`` has rows of
-    step, mean training loss since the row before, and validation accuracy. ``seconds`` are its own, ``taught`` those of its
-    teacher. ``begun`` is the network as its last phase began, where somebody asks for it.
+    Attributes:
+        before: the tensors before training.
+        last: the tensors after the last step.
+        best: the tensors at the step with the best validation accuracy.
+        curve: rows of step, mean training loss since the previous row, and validation accuracy.
+        diverged: whether a tensor or a loss is not finite.
+        prior: [classes], the class frequencies of the training subset. A diverged network predicts them.
+        seconds: the training time.
+        taught: the training time of the teacher, in seconds.
+        begun: the network at the start of its last phase, if a measurement needs it.
     """
 
     before: Tensors
@@ -56,26 +70,33 @@ class TrainedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseModel:
-    """What a phase runs: the whole network on 8-bit images, or the part above a cut on activations computed once."""
+    """The module that a phase runs at each step.
+
+    This is either the whole network, which takes stored images, or the part above a cut, which takes precomputed activations.
+
+    Attributes:
+        module: the structure.
+        transform: the preprocessing of stored images; None if the inputs are activations.
+    """
 
     module: nn.Module
-    ready: InputTransform | None
+    transform: InputTransform | None
 
     @property
     def names(self) -> list[str]:
-        """The tensors that it uses."""
+        """The names of the parameters and buffers of the module."""
         return [name for name, _ in (*self.module.named_parameters(), *self.module.named_buffers())]
 
     def __call__(self, tensors: Tensors, x: Tensor) -> Tensor:
-        """Logits [batch, classes] of one member's tensors on one batch."""
-        x = x if self.ready is None else preprocessing.to_tensor(x, self.ready)
+        """Compute the logits [batch, classes] of one batch with the tensors of one member."""
+        x = x if self.transform is None else preprocessing.to_tensor(x, self.transform)
         logits: Tensor = functional_call(self.module, tensors, (x,))
         return logits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingTensors:
-    """One member's examples in the form that a body takes: [n, …] and labels [n], to train on and to validate on."""
+    """The training and validation examples [n, …] of one member with their labels [n], in the form that the phase takes."""
 
     x: Tensor
     y: Tensor
@@ -85,10 +106,14 @@ class TrainingTensors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuxiliaryInputs:
-    """What is left of the source beside the weights: the checkpoint's head, and some images where a fit is given any.
+    """The inputs of regularizers, in addition to the pretrained weights.
 
-    ``teachers`` are each member's, where they have one; ``plain`` is the structure with a plain head, where theirs is another.
-    ``unlabelled`` are images of another domain, where a fit is given any.
+    Attributes:
+        head: the head of the checkpoint.
+        memory: source images, if a regularizer needs them.
+        teachers: the teacher of each member, if there are teachers.
+        plain: the structure with a linear head, which teachers and the checkpoint have.
+        unlabelled: images of another domain, if a regularizer needs them.
     """
 
     head: Tensors

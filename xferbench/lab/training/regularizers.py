@@ -1,7 +1,8 @@
-"""What holds a network to what it knew while it is fine-tuned: values had before the first step, and a term of the loss.
+"""Regularizers that keep a network close to its source: values computed before the first step, and a term of the loss.
 
-The source's answers are had by the target's own forward pass: the pretrained head's outputs stand below the new head's, and
-images of the source, where some are rehearsed, behind those of the target. So BatchNorm sees one batch, and nothing runs twice.
+Imports torch. The loop computes source outputs in the forward pass of the target: the pretrained head adds outputs after those
+of the new head, and rehearsed source images follow the target images, so BatchNorm sees one batch and nothing is computed
+twice.
 
 References:
     Li, Grandvalet, Davoine. Explicit inductive bias for transfer learning (L2-SP). ICML 2018, arXiv:1802.01483.
@@ -40,225 +41,295 @@ if TYPE_CHECKING:
     from xferbench.lab.data.datasets import Split
     from xferbench.lab.training.network import Architecture
 
-TEMPERATURE = 2.0  # of the softened answers that are kept (Li & Hoiem 2016)
-DISTILLATION_TEMPERATURE = 4.0  # of a teacher's; Hinton et al. had 2.5 to 4 for small students
-FISHER_IMAGES = 256  # source images on which the Fisher information is taken
-FISHER_CHUNK = 16  # of them at once: each has a gradient of its own
+LWF_TEMPERATURE = 2.0  # temperature of the softmax over the outputs of the pretrained head (Li & Hoiem 2016)
+DISTILLATION_TEMPERATURE = 4.0  # temperature of the teacher; Hinton et al. used 2.5 to 4 for small students
+FISHER_IMAGES = 256  # number of source images for the Fisher information
+FISHER_BATCH = 16  # number of these images per pass, because each has a gradient of its own
 
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegularizerState:
-    """A fit's regularizer, and what it holds on to.
+    """The regularizer of a group of trainings, and the reference values that it needs.
 
-    ``anchor`` are the backbone's parameters at the start, ``importance`` their Fisher information (EWC); ``head`` the
-    pretrained head; ``answers`` [members][n, outputs] what it (LwF) or a teacher said of the training images, or where these
-    are augmented, and no two alike, ``tell`` [members] what gives it; ``memory`` source images.
+    Attributes:
+        regularizer: the regularizer.
+        anchor: the parameters of the backbone at the start (L2-SP, EWC).
+        importance: their Fisher information (EWC).
+        source_head: the tensors of the pretrained head.
+        reference_logits: [members][n, outputs], the logits of the source model (LwF) or the teacher (distillation) on the
+            training images. Empty with augmentation, because then no image occurs twice.
+        reference_models: [members], functions that compute such logits for a batch.
+        memory: source images (replay).
     """
 
     regularizer: Regularizer
     anchor: Tensors
     importance: Tensors
-    head: Tensors
-    answers: tuple[Tensor, ...]
+    source_head: Tensors
+    reference_logits: tuple[Tensor, ...]
     memory: Split | None
-    tell: tuple[Callable[[Tensor], Tensor], ...] = ()
+    reference_models: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     @property
-    def rest(self) -> float:
-        """The share that is left of the labels' own loss."""
+    def label_loss_weight(self) -> float:
+        """The weight of the cross-entropy with the labels."""
         return 1.0 - self.regularizer.weight if isinstance(self.regularizer, Distillation) else 1.0
 
     @property
-    def outputs(self) -> bool:
-        """Whether the pretrained head's answers are in the loss."""
+    def uses_source_head(self) -> bool:
+        """Whether the loss contains outputs of the pretrained head."""
         return isinstance(self.regularizer, Replay | LwF)
 
 
 def build_regularizer(
-    fits: Sequence[TrainingSpec],
+    specs: Sequence[TrainingSpec],
     network: Architecture,
     start: Tensors,
     head: Tensors,
     memory: Split | None,
     images: Sequence[Tensor],
-    plain: Architecture | None = None,
+    linear_head_network: Architecture | None = None,
     teachers: Sequence[Tensors] = (),
 ) -> RegularizerState | None:
-    """What the fits' regularizer needs, or None where they have none.
+    """Compute the reference values of a regularizer. Return None if there is no regularizer of this kind.
 
     Args:
-        fits: equal but for their seeds; all start from the same pretrained body, those that have a teacher from any.
-        network: their structure. start: that body. head: of the checkpoint.
-        memory: images of the source with the head's outputs as labels, where the regularizer needs any.
-        images: [members][n, …] 8-bit, each one's training images.
-        plain: the structure with a plain head, where theirs is another. teachers: each one's, of that structure.
+        specs: the trainings, equal except for their seeds. Without teachers, all start from the same pretrained body.
+        network: their structure.
+        start: the tensors at the start.
+        head: the head of the checkpoint.
+        memory: source images with outputs of the head as labels, if the regularizer needs them.
+        images: [members][n, 3, H, W] uint8, the training images.
+        linear_head_network: the structure with a linear head, if ``network`` has another head.
+        teachers: the tensors of each member's teacher, which have that structure.
 
     Raises:
-        ValueError: for a word that is not known, or where what it needs is missing.
+        ValueError: if a requirement of the regularizer is missing.
     """
-    regularizer = fits[0].regularizer
-    if regularizer is None or isinstance(regularizer, DANN):  # which holds on to nothing: see xferbench.lab.training.dann
+    regularizer = specs[0].regularizer
+    if regularizer is None or isinstance(regularizer, DANN):  # xferbench.lab.training.dann implements DANN
         return None
-    there = {
-        "pretrained": fits[0].init == "pretrained",
-        "head": bool(head),
-        "source": memory is not None,
-        "teacher": len(teachers) == len(fits),
-    }
-    if missing := [REQUIREMENTS[need] for need in regularizer.requires if not there.get(need, True)]:
-        raise ValueError(f"regularizer {regularizer}: without {', '.join(missing)}")
-    if "plain-head" in regularizer.requires and is_mlp_head(fits[0].head):
-        raise ValueError(f"regularizer {regularizer}: the pretrained head cannot stand below head {fits[0].head}")
-    own = {name: tensor.to(network.device) for name, tensor in start.items()}
-    body = {name for name, _ in network.module.named_parameters() if not backbones.is_within(name, [network.anatomy.head])}
-    old = {name: tensor.to(network.device) for name, tensor in head.items()}
-    ready, asked = fits[0].preprocessing, plain or network
-    whole = {name: tensor for name, tensor in own.items() if not backbones.is_within(name, [network.anatomy.head])} | old
-    told = [whole] * len(fits) if isinstance(regularizer, LwF) else teachers if isinstance(regularizer, Distillation) else []
-    here = [{name: tensor.to(network.device) for name, tensor in one.items()} for one in told]
-    tell = tuple(partial(_answers, asked, one, ready) for one in here)
+    _check_requirements(regularizer, specs, head=head, memory=memory, teachers=teachers)
+    device, head_name, transform = network.device, network.anatomy.head, specs[0].preprocessing
+    body = {name: tensor.to(device) for name, tensor in start.items() if not backbones.is_within(name, [head_name])}
+    parameter_names = sorted(
+        name for name, _ in network.module.named_parameters() if not backbones.is_within(name, [head_name])
+    )
+    source_head = {name: tensor.to(device) for name, tensor in head.items()}
+    source_model = body | source_head
+    reference_network = linear_head_network or network
+    reference_tensors = _reference_tensors(regularizer, source_model, teachers, members=len(specs), device=device)
+    reference_models = tuple(partial(_compute_logits, reference_network, tensors, transform) for tensors in reference_tensors)
+    importance = {}
+    if isinstance(regularizer, EWC) and memory:
+        importance = _fisher_information(reference_network, source_model, parameter_names, memory, transform)
+    reference_logits: tuple[Tensor, ...] = ()
+    if not specs[0].augment:
+        reference_logits = tuple(model(batch) for model, batch in zip(reference_models, images, strict=False))
     return RegularizerState(
         regularizer=regularizer,
-        anchor={name: own[name] for name in sorted(body)} if isinstance(regularizer, L2SP | EWC) else {},
-        importance=_fisher(asked, whole, sorted(body), memory, ready) if isinstance(regularizer, EWC) and memory else {},
-        head=old,
-        answers=() if fits[0].augment else tuple(one(own) for one, own in zip(tell, images, strict=False)),
+        anchor={name: body[name] for name in parameter_names} if isinstance(regularizer, L2SP | EWC) else {},
+        importance=importance,
+        source_head=source_head,
+        reference_logits=reference_logits,
         memory=memory if isinstance(regularizer, Replay) else None,
-        tell=tell,
+        reference_models=reference_models,
     )
 
 
-def _answers(network: Architecture, tensors: Tensors, ready: InputTransform, images: Tensor) -> Tensor:
-    """Logits [n, outputs] of a network on images."""
+def _reference_tensors(
+    regularizer: Regularizer, source_model: Tensors, teachers: Sequence[Tensors], *, members: int, device: torch.device
+) -> list[Tensors]:
+    """Return the tensors of the model whose outputs each member imitates; an empty list if there is none."""
+    if isinstance(regularizer, LwF):
+        return [source_model] * members
+    if isinstance(regularizer, Distillation):
+        return [{name: tensor.to(device) for name, tensor in teacher.items()} for teacher in teachers]
+    return []
+
+
+def _check_requirements(
+    regularizer: Regularizer,
+    specs: Sequence[TrainingSpec],
+    *,
+    head: Tensors,
+    memory: Split | None,
+    teachers: Sequence[Tensors],
+) -> None:
+    available = {
+        "pretrained": specs[0].init == "pretrained",
+        "head": bool(head),
+        "source": memory is not None,
+        "teacher": len(teachers) == len(specs),
+    }
+    missing = [REQUIREMENTS[requirement] for requirement in regularizer.requires if not available.get(requirement, True)]
+    if missing:
+        raise ValueError(f"regularizer {regularizer}: without {', '.join(missing)}")
+    if "plain-head" in regularizer.requires and is_mlp_head(specs[0].head):
+        raise ValueError(f"regularizer {regularizer}: the pretrained head cannot be combined with head {specs[0].head}")
+
+
+def _compute_logits(network: Architecture, tensors: Tensors, transform: InputTransform, images: Tensor) -> Tensor:
+    """Compute the logits [n, outputs] of a network on images."""
     with feature_cache.evaluation_mode(network.module, network.device):
-        found = [
-            functional_call(network.module, tensors, (preprocessing.to_tensor(batch.to(network.device), ready),)).float()
+        batches = [
+            functional_call(network.module, tensors, (preprocessing.to_tensor(batch.to(network.device), transform),)).float()
             for batch in images.split(feature_cache.INFERENCE_BATCH)
         ]
-    return torch.cat(found)
+    return torch.cat(batches)
 
 
-def _fisher(network: Architecture, tensors: Tensors, names: Sequence[str], memory: Split, ready: InputTransform) -> Tensors:
-    """The empirical Fisher information: mean squared gradient of the true labels' log-likelihood, BatchNorm in eval mode."""
+def _fisher_information(
+    network: Architecture, tensors: Tensors, names: Sequence[str], memory: Split, transform: InputTransform
+) -> Tensors:
+    """Compute the empirical Fisher information: the mean squared gradient of the log-likelihood of the true labels.
+
+    BatchNorm is in evaluation mode.
+    """
     count = min(FISHER_IMAGES, len(memory.labels))
     x = torch.from_numpy(np.array(memory.images[:count])).to(network.device)
     y = torch.from_numpy(memory.labels[:count]).to(network.device)
     module: nn.Module = network.module
 
-    def loss(moving: Mapping[str, Tensor], one: Tensor, label: Tensor) -> Tensor:
-        made = preprocessing.to_tensor(one[None], ready)
-        return F.cross_entropy(functional_call(module, {**tensors, **moving}, (made,)).float(), label[None])
+    def loss(parameters: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        network_input = preprocessing.to_tensor(image[None], transform)
+        logits = functional_call(module, {**tensors, **parameters}, (network_input,)).float()
+        return F.cross_entropy(logits, label[None])
 
-    moving = {name: tensors[name] for name in names}
-    total = {name: torch.zeros_like(tensor) for name, tensor in moving.items()}
-    one_by_one = grad(loss)
-    together = vmap(one_by_one, in_dims=(None, 0, 0))
+    parameters = {name: tensors[name] for name in names}
+    total = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
+    example_gradient = grad(loss)
+    batch_gradient = vmap(example_gradient, in_dims=(None, 0, 0))
 
-    def squares(images: Tensor, labels: Tensor) -> Tensors:
+    def squared_gradients(images: Tensor, labels: Tensor) -> Tensors:
         try:
-            return {name: found.square().sum(0) for name, found in together(moving, images, labels).items()}
-        except RuntimeError:  # not every network of a user's own can be mapped over examples
-            each = [one_by_one(moving, image, label) for image, label in zip(images, labels, strict=True)]
-            return {name: torch.stack([found[name].square() for found in each]).sum(0) for name in moving}
+            return {name: tensor.square().sum(0) for name, tensor in batch_gradient(parameters, images, labels).items()}
+        except RuntimeError:  # vmap does not support every network of user code
+            gradients = [example_gradient(parameters, image, label) for image, label in zip(images, labels, strict=True)]
+            return {name: torch.stack([gradient[name].square() for gradient in gradients]).sum(0) for name in parameters}
 
     with feature_cache.evaluation_mode(module, network.device):
-        for images, labels in zip(x.split(FISHER_CHUNK), y.split(FISHER_CHUNK), strict=True):
-            for name, found in squares(images, labels).items():
-                total[name] += found
+        for images, labels in zip(x.split(FISHER_BATCH), y.split(FISHER_BATCH), strict=True):
+            for name, tensor in squared_gradients(images, labels).items():
+                total[name] += tensor
     return {name: tensor / count for name, tensor in total.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PenaltyTerm:
-    """A regularizer in one phase: source images with labels ``y`` [n], and which of them go beside which batch.
+    """A regularizer in one phase. All tensors are empty without replay.
 
-    ``x`` is [members][n, …], for an earlier phase may have moved what lies below the cut, in each member otherwise. ``index``
-    is [steps, members, images a batch]; all are empty where nothing is rehearsed.
+    Attributes:
+        state: the regularizer.
+        x: [members][n, …], the source images in the form that the phase takes. They differ between members if an earlier phase
+            trained layers below the cut.
+        y: [n], their labels.
+        index: [steps, members, images per batch], the source images of each batch.
     """
 
-    held: RegularizerState
+    state: RegularizerState
     x: tuple[Tensor, ...]
     y: Tensor
     index: Tensor
 
 
-def penalty_term(
-    held: RegularizerState,
+def build_penalty_term(
+    state: RegularizerState,
     lower: nn.Module | None,
     members: Sequence[Tensors],
     phase: Phase,
-    number: int,
-    fits: Sequence[TrainingSpec],
+    phase_index: int,
+    specs: Sequence[TrainingSpec],
     network: Architecture,
 ) -> PenaltyTerm:
-    """A phase's term: rehearsed images are drawn for each seed, and taken through what is frozen once."""
-    if held.memory is None or not isinstance(held.regularizer, Replay):
-        none = torch.empty(0)
-        return PenaltyTerm(held=held, x=(), y=none, index=none)
-    images = torch.from_numpy(np.array(held.memory.images))
-    if lower is None:
-        x = (images.to(network.device),) * len(fits)
-    else:
-        ready, device, cache = fits[0].preprocessing, network.device, network.cache
-        x = tuple(feature_cache.compute_activations(lower, own, images, ready, device, cache).to(device) for own in members)
-    size, count = (phase.steps, held.regularizer.images), len(held.memory.labels)
-    drawn = [seeds.numpy_stream(fit.seed, seeds.REPLAY, number).integers(count, size=size) for fit in fits]
+    """Build the term of a phase: draw the source images of each batch, and compute their activations below the cut once."""
+    if state.memory is None or not isinstance(state.regularizer, Replay):
+        empty = torch.empty(0)
+        return PenaltyTerm(state=state, x=(), y=empty, index=empty)
+    images = torch.from_numpy(np.array(state.memory.images))
+    size, count = (phase.steps, state.regularizer.images), len(state.memory.labels)
+    indices = [seeds.numpy_stream(spec.seed, seeds.REPLAY, phase_index).integers(count, size=size) for spec in specs]
     return PenaltyTerm(
-        held=held,
-        x=x,
-        y=torch.from_numpy(held.memory.labels).to(network.device),
-        index=torch.from_numpy(np.stack(drawn, axis=1)).to(network.device),
+        state=state,
+        x=feature_cache.member_inputs(lower, members, images, specs[0].preprocessing, network.device, network.cache),
+        y=torch.from_numpy(state.memory.labels).to(network.device),
+        index=torch.from_numpy(np.stack(indices, axis=1)).to(network.device),
     )
 
 
-def with_rehearsed(term: PenaltyTerm, step: int, batches: list[Tensor]) -> list[Tensor]:
-    """The members' batches, those of the source behind them."""
-    if term.held.memory is None:
+def append_source_images(term: PenaltyTerm, step: int, batches: list[Tensor]) -> list[Tensor]:
+    """Append the source images of a step to the batches of the members."""
+    if term.state.memory is None:
         return batches
-    return [torch.cat([own, x[index]]) for own, x, index in zip(batches, term.x, term.index[step], strict=True)]
+    return [torch.cat([batch, x[index]]) for batch, x, index in zip(batches, term.x, term.index[step], strict=True)]
 
 
-def with_source_head(term: PenaltyTerm, stacked: Tensors) -> Tensors:
-    """The members' tensors, the pretrained head's outputs below those of the new one; it stays as it was."""
-    if not term.held.outputs:
+def append_source_head(term: PenaltyTerm, stacked: Tensors) -> Tensors:
+    """Append the outputs of the pretrained head to those of the new head of each member. The pretrained head is not trained."""
+    if not term.state.uses_source_head:
         return stacked
-    old = term.held.head
+    source_head = term.state.source_head
     return stacked | {
-        name: torch.cat([stacked[name], old[name].expand(len(stacked[name]), *old[name].shape)], 1) for name in old
+        name: torch.cat([stacked[name], tensor.expand(len(stacked[name]), *tensor.shape)], 1)
+        for name, tensor in source_head.items()
     }
 
 
 def penalty_loss(
-    term: PenaltyTerm, step: int, logits: Tensor, parameters: Tensors, seen: Tensor, classes: int, images: Sequence[Tensor] = ()
+    term: PenaltyTerm,
+    step: int,
+    logits: Tensor,
+    parameters: Tensors,
+    index: Tensor,
+    classes: int,
+    images: Sequence[Tensor] = (),
 ) -> Tensor:
-    """The members' terms [members].
+    """Compute the penalty of each member.
 
     Args:
-        term: of the phase. step: counted from 0.
-        logits: [members, batch and rehearsed, outputs of both heads]. parameters: [members, …], those that are trained.
-        seen: [members, batch], which of its training images each member was given.
-        classes: outputs of the new head.
-        images: [members][batch, …], as they were given, which matters where they are augmented.
+        term: the regularizer in this phase.
+        step: the step, counted from 0.
+        logits: [members, batch size + source images, outputs of both heads].
+        parameters: the trained parameters, [members, …] each.
+        index: [members, batch size], the training images of each batch.
+        classes: the number of outputs of the new head.
+        images: [members][batch size, …], the augmented batches. Without augmentation they are not used.
+
+    Returns:
+        [members].
     """
-    held, regularizer = term.held, term.held.regularizer
+    regularizer = term.state.regularizer
     if isinstance(regularizer, Replay):
-        old = logits[:, seen.shape[1] :, classes:]
-        y = torch.stack([term.y[index] for index in term.index[step]])
-        each = F.cross_entropy(old.flatten(0, 1), y.flatten(), reduction="none").view(len(old), -1)
-        return each.sum(1) / seen.shape[1]  # so that an image of the source weighs as one of the target
-    if isinstance(regularizer, LwF | Distillation):
-        known = zip(held.answers, seen, strict=True) if held.answers else ()
-        was = [answers[index] for answers, index in known] or [tell(own) for tell, own in zip(held.tell, images, strict=True)]
-        lwf = isinstance(regularizer, LwF)
-        own, heat = (logits[:, :, classes:], TEMPERATURE) if lwf else (logits[:, :, :classes], DISTILLATION_TEMPERATURE)
-        now, then = ((one / heat).log_softmax(-1) for one in (own, torch.stack(was)))
-        apart = F.kl_div(now, then, reduction="none", log_target=True).sum(-1).mean(1)
-        return (regularizer.strength if isinstance(regularizer, LwF) else regularizer.weight) * heat**2 * apart
-    assert isinstance(regularizer, L2SP | EWC), "what is left holds on to the start"
+        source_logits = logits[:, index.shape[1] :, classes:]
+        y = torch.stack([term.y[source_index] for source_index in term.index[step]])
+        losses = F.cross_entropy(source_logits.flatten(0, 1), y.flatten(), reduction="none").view(len(source_logits), -1)
+        return losses.sum(1) / index.shape[1]  # a source image has the weight of a target image
+    if isinstance(regularizer, LwF):
+        divergence = _divergence(term.state, logits[:, :, classes:], LWF_TEMPERATURE, index, images)
+        return regularizer.strength * LWF_TEMPERATURE**2 * divergence
+    if isinstance(regularizer, Distillation):
+        divergence = _divergence(term.state, logits[:, :, :classes], DISTILLATION_TEMPERATURE, index, images)
+        return regularizer.weight * DISTILLATION_TEMPERATURE**2 * divergence
+    assert isinstance(regularizer, L2SP | EWC), "the remaining regularizers penalize the distance from the start"
+    return regularizer.strength / 2 * _squared_distance(term.state, parameters, logits)
+
+
+def _divergence(state: RegularizerState, logits: Tensor, temperature: float, index: Tensor, images: Sequence[Tensor]) -> Tensor:
+    """Compute the mean KL divergence [members] of the softened reference outputs from the softened outputs of the members."""
+    if state.reference_logits:
+        references = [member_logits[rows] for member_logits, rows in zip(state.reference_logits, index, strict=True)]
+    else:
+        references = [model(batch) for model, batch in zip(state.reference_models, images, strict=True)]
+    log_probabilities, reference = ((x / temperature).log_softmax(-1) for x in (logits, torch.stack(references)))
+    return F.kl_div(log_probabilities, reference, reduction="none", log_target=True).sum(-1).mean(1)
+
+
+def _squared_distance(state: RegularizerState, parameters: Tensors, logits: Tensor) -> Tensor:
+    """Compute the squared distance [members] of the parameters from the start, weighted by importance if it is known."""
     total = torch.zeros(len(logits), device=logits.device)
-    for name in sorted(held.anchor.keys() & parameters.keys()):
-        apart = (parameters[name] - held.anchor[name]).square()
-        total = total + (apart * held.importance[name] if held.importance else apart).flatten(1).sum(1)
-    return regularizer.strength / 2 * total
+    for name in sorted(state.anchor.keys() & parameters.keys()):
+        squares = (parameters[name] - state.anchor[name]).square()
+        total = total + (squares * state.importance[name] if state.importance else squares).flatten(1).sum(1)
+    return total

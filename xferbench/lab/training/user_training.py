@@ -1,12 +1,12 @@
-"""Training by the user's own code: ``train(model, data, recipe, seed) -> model`` in place of the lab's loop. Imports torch.
+"""Train a network with user code, ``train(model, data, recipe, seed) -> model``, instead of the training loop. Imports torch.
 
-The model has pretrained weights and a fresh head, and is on the training device. An attribute of the function names the fields
-of a recipe that the code supports; a regularizer is never among them, because the code does not get the source data::
+The model has pretrained weights and a new head, and is on the training device. An attribute of the function names the fields of
+a recipe that the code supports; it cannot name a regularizer, because user code does not get the source data::
 
     def train(model, data, recipe, seed): ...
     train.supports = {"lr", "steps"}    # fields of Phase, "phases" (more than one) or "stop"
 
-User code never supports a regularizer, because it gets no source data. ``str(phase.trainable)`` is the spelling in a suite.
+``str(phase.trainable)`` is the spelling in a suite.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def supported_fields(code: UserCode) -> tuple[str, ...]:
     return tuple(field for field in SUPPORTABLE_FIELDS if field in declared)
 
 
-def train_with_user_code(fit: TrainingSpec, network: Architecture, start: Tensors, dataset: Dataset) -> TrainedModel:
+def train_with_user_code(spec: TrainingSpec, network: Architecture, start: Tensors, dataset: Dataset) -> TrainedModel:
     """Train a network with user code. Seed all global random streams before, and restore them afterwards.
 
     ``last`` and ``best`` are both the returned network. The curve has one row: the steps of the recipe, the mean cross-entropy
@@ -85,27 +85,27 @@ def train_with_user_code(fit: TrainingSpec, network: Architecture, start: Tensor
         UserCodeError: if the code raises, or moves tensors that it must leave frozen.
         UserError: if the code returns no network, or another one.
     """
-    assert fit.training is not None
+    assert spec.training is not None
     start_time = perf_counter()
-    (train_images, train_labels), validation = _split(dataset, training_subset(dataset, fit))
+    (train_images, train_labels), validation = _split(dataset, training_subset(dataset, spec))
     data = UserExamples(
-        train=_preprocess(train_images, train_labels, fit.preprocessing),
-        validation=_preprocess(*validation, fit.preprocessing),
+        train=_preprocess(train_images, train_labels, spec.preprocessing),
+        validation=_preprocess(*validation, spec.preprocessing),
         classes=dataset.classes,
     )
     settings: dict[str, Any] = {
-        "init": fit.init,
-        "head": fit.head,
-        "regularizer": fit.regularizer,
-        "augment": fit.augment,
-        "stop": fit.stop,
+        "init": spec.init,
+        "head": spec.head,
+        "regularizer": spec.regularizer,
+        "augment": spec.augment,
+        "stop": spec.stop,
     }
-    recipe = Recipe(phases=fit.phases, **settings)
+    recipe = Recipe(phases=spec.phases, **settings)
     model = _copy_network(network, start)
-    with seeds.seed_global_streams(seeds.torch_seed(fit.seed, seeds.ORDER)), torch.enable_grad():
-        returned = user_code.call_user_code(fit.training, model.train(), data, recipe, fit.seed)
-    last = _read_tensors(returned, start, fit.training)
-    _check_frozen(fit, fit.training, network, start, last)
+    with seeds.seed_global_streams(seeds.torch_seed(spec.seed, seeds.ORDER)), torch.enable_grad():
+        returned = user_code.call_user_code(spec.training, model.train(), data, recipe, spec.seed)
+    last = _read_tensors(returned, start, spec.training)
+    _check_frozen(spec, spec.training, network, start, last)
     model = _copy_network(network, last).eval()
     loss, _ = _evaluate(model, data.train, network.device)
     _, accuracy = _evaluate(model, data.validation, network.device)
@@ -114,7 +114,7 @@ def train_with_user_code(fit: TrainingSpec, network: Architecture, start: Tensor
         before=start,
         last=last,
         best=last,
-        curve=((sum(phase.steps for phase in fit.phases), loss, accuracy),),
+        curve=((sum(phase.steps for phase in spec.phases), loss, accuracy),),
         diverged=not (np.isfinite(loss) and is_finite),
         prior=tuple((np.bincount(train_labels, minlength=len(dataset.classes)) / len(train_labels)).tolist()),
         seconds=perf_counter() - start_time,
@@ -129,9 +129,9 @@ def _split(dataset: Dataset, subset: TrainingSubset) -> tuple[tuple[np.ndarray, 
     return (subset.split.images[subset.index], subset.labels), validation
 
 
-def _preprocess(images: np.ndarray, labels: np.ndarray, ready: InputTransform) -> TensorDataset:
+def _preprocess(images: np.ndarray, labels: np.ndarray, transform: InputTransform) -> TensorDataset:
     pixels = torch.from_numpy(np.array(images))
-    return TensorDataset(preprocessing.to_tensor(pixels, ready), torch.from_numpy(np.array(labels)).long())
+    return TensorDataset(preprocessing.to_tensor(pixels, transform), torch.from_numpy(np.array(labels)).long())
 
 
 def _copy_network(network: Architecture, tensors: Tensors) -> nn.Module:
@@ -162,12 +162,12 @@ def _read_tensors(returned: object, start: Tensors, code: UserCode) -> Tensors:
     differing += [name for name in start if name in tensors and tensors[name].shape != start[name].shape]
     if differing:
         names = ", ".join(sorted(differing)[:5])
-        problem = f"tensors missing, new or of another shape: {names} ({len(differing)} in total)"
-        raise UserError(f"{code.spec}: returned another network", found=problem, expected=expected)
+        found = f"tensors missing, new or of another shape: {names} ({len(differing)} in total)"
+        raise UserError(f"{code.spec}: returned another network", found=found, expected=expected)
     return {name: tensors[name].to(start[name].dtype) for name in start}
 
 
-def _check_frozen(fit: TrainingSpec, code: UserCode, network: Architecture, before: Tensors, after: Tensors) -> None:
+def _check_frozen(spec: TrainingSpec, code: UserCode, network: Architecture, before: Tensors, after: Tensors) -> None:
     """Check that tensors which no phase trains did not move, as far as the code claims to support this.
 
     Raises:
@@ -176,10 +176,10 @@ def _check_frozen(fit: TrainingSpec, code: UserCode, network: Architecture, befo
     supported, buffers = supported_fields(code), batchnorm.statistics_names(network.module)
     frozen: set[str] = set()
     if "trainable" in supported:
-        specs = {phase.trainable for phase in fit.phases}
-        trainable = set().union(*(backbones.trainable_names(network.anatomy, network.module, spec) for spec in specs))
+        kinds = {phase.trainable for phase in spec.phases}
+        trainable = set().union(*(backbones.trainable_names(network.anatomy, network.module, kind) for kind in kinds))
         frozen |= {name for name, _ in network.module.named_parameters()} - trainable
-    if "batchnorm" in supported and all(phase.batchnorm == "eval" for phase in fit.phases):
+    if "batchnorm" in supported and all(phase.batchnorm == "eval" for phase in spec.phases):
         frozen |= buffers
     moved = [name for name in before if name in frozen and not torch.equal(before[name], after[name])]
     if moved:
