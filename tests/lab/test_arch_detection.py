@@ -26,7 +26,7 @@ ARCHS = (
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_a_checkpoint_tells_what_it_was_made_with(tmp_path, arch):
+def test_the_architecture_of_a_checkpoint_is_detected(tmp_path, arch):
     state = backbones.build(arch, 7).state_dict()
     torch.save({"epoch": 3, "state_dict": {f"module.{name}": one for name, one in state.items()}}, tmp_path / "w.pth")
     assert arch_detection.detect_arch(tmp_path / "w.pth") == arch
@@ -38,12 +38,12 @@ def test_counters_may_be_missing(tmp_path):
     assert arch_detection.detect_arch(tmp_path / "w.pth") == "torchvision:resnet18"
 
 
-def test_the_shipped_weights():
+def test_the_shipped_weights_are_detected():
     assert arch_detection.detect_arch(inputs.SHIPPED_WEIGHTS_FOLDER / "tiny-resnet-0.safetensors") == "tiny-resnet"
 
 
 @pytest.mark.parametrize("change", [lambda state: state.pop("bn1.weight"), lambda state: state.update(odd=torch.zeros(1))])
-def test_one_tensor_more_or_less_is_another_architecture(tmp_path, change):
+def test_a_missing_or_additional_tensor_is_another_architecture(tmp_path, change):
     state = dict(backbones.build("torchvision:resnet18", 3).state_dict())
     change(state)
     torch.save(state, tmp_path / "w.pth")
@@ -57,11 +57,11 @@ def test_another_shape_is_another_architecture(tmp_path):
     assert arch_detection.detect_arch(tmp_path / "w.pth") == ""
 
 
-def test_what_is_no_checkpoint_is_told(tmp_path):
+def test_a_file_that_is_not_a_checkpoint_is_an_error(tmp_path):
     (tmp_path / "w.pth").write_text("no")
     with pytest.raises(UserError, match="not a checkpoint, or a damaged one"):
         arch_detection.detect_arch(tmp_path / "w.pth")
 
 
-def test_published_weights(shared):
+def test_published_weights_are_detected(shared):
     assert arch_detection.detect_arch(shared / "weights" / "resnet44-014dd654.th") == "cifar-resnet44"

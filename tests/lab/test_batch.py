@@ -23,7 +23,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("whole", [PLAIN, WORDS], ids=["tensor", "mapping"])
-def test_a_copy_is_the_same_in_memory_of_its_own(whole):
+def test_a_copy_is_equal_and_has_its_own_memory(whole):
     copy = batch.copy_batch(whole)
     assert same(copy, whole)
     one, own = (copy["ids"], whole["ids"]) if whole is WORDS else (copy, whole)
@@ -31,14 +31,14 @@ def test_a_copy_is_the_same_in_memory_of_its_own(whole):
 
 
 @pytest.mark.parametrize("whole", [PLAIN, WORDS], ids=["tensor", "mapping"])
-def test_a_blank_batch_has_the_shape_of_another(whole):
+def test_zeros_have_the_requested_shape(whole):
     assert len({batch.example_shape(whole), batch.example_shape(batch.map_tensors(lambda tensor: tensor[:2], whole))}) == 1
     blank = batch.zeros(batch.example_shape(whole), 4, "cpu")
     assert same(blank, batch.map_tensors(torch.zeros_like, whole))
 
 
 class Reader(nn.Module):
-    """The mean of the words that are not masked, then two layers."""
+    """A network that averages the unmasked tokens and applies two layers."""
 
     def __init__(self):
         super().__init__()
@@ -49,11 +49,11 @@ class Reader(nn.Module):
         return self.head(self.body((self.words(text["ids"]) * weight).sum(1) / weight.sum(1).clamp(min=1)).relu())
 
 
-def test_a_network_of_mappings_has_an_anatomy():
-    anatomy = backbones.layer_layout(Reader(), batch.example_shape(WORDS))
-    assert (anatomy.head, anatomy.classes, [group.name for group in anatomy.groups]) == ("head", 3, ["words", "body"])
+def test_a_network_with_mapping_inputs_has_a_layout():
+    layout = backbones.layer_layout(Reader(), batch.example_shape(WORDS))
+    assert (layout.head, layout.classes, [group.name for group in layout.groups]) == ("head", 3, ["words", "body"])
 
 
-def test_a_network_that_cannot_take_a_shape_says_which():
+def test_the_error_for_an_unsupported_shape_names_it():
     with pytest.raises(UserError, match="3 × 24 × 40"):
         backbones.layer_layout(nn.Sequential(nn.Flatten(), nn.Linear(7, 2)), (3, 24, 40))

@@ -21,8 +21,8 @@ from xferbench.lab.models import checkpoint_reader
 STATE = {"one.weight": torch.arange(6.0).view(2, 3), "one.bias": torch.ones(2), "count": torch.tensor(3)}
 
 
-def same(found, expected):
-    return found.keys() == expected.keys() and all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+def same(actual, expected):
+    return actual.keys() == expected.keys() and all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
 
 
 def saved(content, path, **kwargs):
@@ -37,13 +37,13 @@ def test_a_state_dict_is_read_from_both_forms_of_torch_files(zipped, tmp_path):
     )
 
 
-def test_safetensors_are_known_by_content_too(tmp_path):
+def test_safetensors_are_recognized_by_content(tmp_path):
     save_file(STATE, tmp_path / "weights.bin")
     assert same(checkpoint_reader.read_checkpoint(tmp_path / "weights.bin"), STATE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_floating_point_is_read_as_float32_and_integers_stay(dtype, tmp_path):
+def test_floating_point_becomes_float32_and_integers_do_not_change(dtype, tmp_path):
     cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in STATE.items()}
     assert same(checkpoint_reader.read_checkpoint(saved(cast, tmp_path / "a.pt")), STATE)
 
@@ -61,21 +61,21 @@ def test_floating_point_is_read_as_float32_and_integers_stay(dtype, tmp_path):
         {f"base_model.model.backbone.{name}": tensor for name, tensor in STATE.items()},
     ],
 )
-def test_wrappers_and_shared_prefixes_are_taken_off(wrapped, tmp_path):
+def test_wrappers_and_shared_prefixes_are_removed(wrapped, tmp_path):
     assert same(checkpoint_reader.read_checkpoint(saved(wrapped, tmp_path / "a.pth")), STATE)
 
 
-def test_the_weights_themselves_come_before_their_moving_average(tmp_path):
+def test_weights_are_preferred_to_their_moving_average(tmp_path):
     average = {name: tensor * 0 for name, tensor in STATE.items()}
     assert same(checkpoint_reader.read_checkpoint(saved({"model_ema": average, "model": STATE}, tmp_path / "a.pth")), STATE)
 
 
-def test_a_prefix_that_only_some_names_have_stays(tmp_path):
+def test_a_prefix_of_some_names_is_kept(tmp_path):
     state = {"model.weight": torch.ones(2), "criterion.weight": torch.ones(2)}
     assert same(checkpoint_reader.read_checkpoint(saved(state, tmp_path / "a.pth")), state)
 
 
-def test_parameters_are_read_as_plain_tensors_of_their_own(tmp_path):
+def test_parameters_are_read_as_plain_tensors(tmp_path):
     shared = torch.nn.Parameter(torch.ones(4))
     state = checkpoint_reader.read_checkpoint(saved({"a": shared, "b": shared[:2]}, tmp_path / "a.pth"))
     state["a"].zero_()
@@ -110,7 +110,7 @@ def test_a_file_that_would_run_code_is_refused_and_does_not_run(zipped, tmp_path
 @pytest.mark.parametrize(
     "content", [{"state_dict": STATE, "args": Namespace(lr=0.1)}, torch.nn.Linear(2, 2)], ids=["args", "module"]
 )
-def test_the_blocked_class_is_named_and_the_way_out_works(content, tmp_path, monkeypatch):
+def test_the_error_names_the_blocked_class_and_a_working_solution(content, tmp_path, monkeypatch):
     path = saved(content, tmp_path / "model.pt")
     with pytest.raises(UserError, match=r"argparse\.Namespace|torch\.nn\.modules\.linear\.Linear") as refused:
         checkpoint_reader.read_checkpoint(path)
@@ -121,7 +121,7 @@ def test_the_blocked_class_is_named_and_the_way_out_works(content, tmp_path, mon
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_truncated_file_is_a_problem_wherever_it_was_cut(zipped, tmp_path):
+def test_a_truncated_file_is_an_error(zipped, tmp_path):
     path = saved(STATE, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     content = path.read_bytes()
     for length in range(1, len(content) - 1, len(content) // 60):
@@ -130,7 +130,7 @@ def test_a_truncated_file_is_a_problem_wherever_it_was_cut(zipped, tmp_path):
             checkpoint_reader.read_checkpoint(path)
 
 
-def test_truncated_safetensors_are_a_problem(tmp_path):
+def test_truncated_safetensors_are_an_error(tmp_path):
     path = tmp_path / "a.safetensors"
     save_file(STATE, path)
     content = path.read_bytes()
@@ -143,27 +143,27 @@ def test_truncated_safetensors_are_a_problem(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"Not a checkpoint.\n", b"\x89PNG\r\n\x1a\n" + bytes(50), b"<html>404</html>", b"\x80\x3c.", bytes(99)]
 )
-def test_a_file_of_another_kind_is_a_problem(content, tmp_path):
+def test_a_file_of_another_kind_is_an_error(content, tmp_path):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     with pytest.raises(UserError, match="not a checkpoint"):
         checkpoint_reader.read_checkpoint(path)
 
 
-def test_a_missing_an_empty_file_and_a_folder_are_told_apart(tmp_path):
+def test_a_missing_file_an_empty_file_and_a_folder_have_different_errors(tmp_path):
     (tmp_path / "empty").touch()
-    for name, found in {"nowhere": "no such file", "empty": "an empty file", ".": "a folder"}.items():
-        with pytest.raises(UserError, match=found):
+    for name, actual in {"nowhere": "no such file", "empty": "an empty file", ".": "a folder"}.items():
+        with pytest.raises(UserError, match=actual):
             checkpoint_reader.read_checkpoint(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [[torch.ones(2)], {"epoch": 3}, {}, torch.ones(3), {"a": {"b": {"c": {"d": {}}}}}])
-def test_a_file_without_named_tensors_is_a_problem(content, tmp_path):
+def test_a_file_without_named_tensors_is_an_error(content, tmp_path):
     with pytest.raises(UserError, match="it holds no named tensors"):
         checkpoint_reader.read_checkpoint(saved(content, tmp_path / "a.pth"))
 
 
-def test_a_torchscript_program_is_a_problem(tmp_path):
+def test_a_torchscript_program_is_an_error(tmp_path):
     path = tmp_path / "program.pt"
     saved(STATE, path)
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "script.pt", "w") as script:
@@ -178,10 +178,10 @@ def test_a_torchscript_program_is_a_problem(tmp_path):
 
 
 class Hyper:
-    """What a module's arguments may hold, and no plain data."""
+    """An argument of a module that is not plain data."""
 
 
-def test_a_checkpoint_with_arguments_that_are_no_plain_data_names_them_all(tmp_path):
+def test_the_error_names_every_blocked_class(tmp_path):
     content = {"state_dict": {f"model.{name}": tensor for name, tensor in STATE.items()}, "hyper_parameters": {"x": Hyper()}}
     path = saved(content | {"args": Namespace(lr=1)}, tmp_path / "last.ckpt")
     with pytest.raises(UserError) as refused:
@@ -190,7 +190,7 @@ def test_a_checkpoint_with_arguments_that_are_no_plain_data_names_them_all(tmp_p
     assert "torch.load('last.ckpt'" in refused.value.do and "safetensors" in refused.value.do
 
 
-def test_a_checkpoint_of_lightnings_form_with_plain_arguments_is_read(tmp_path):
+def test_a_lightning_checkpoint_with_plain_arguments_is_read(tmp_path):
     content = {
         "epoch": 3,
         "global_step": 100,
@@ -204,7 +204,7 @@ def test_a_checkpoint_of_lightnings_form_with_plain_arguments_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(("own", "average"), [("model", "model_ema"), ("state_dict", "state_dict_ema")])
-def test_of_weights_and_their_moving_average_it_is_said_which_was_read(own, average, tmp_path):
+def test_a_note_says_whether_weights_or_their_average_were_read(own, average, tmp_path):
     path = saved({own: STATE, average: {f"module.{name}": tensor * 0 for name, tensor in STATE.items()}}, tmp_path / "a.pth")
     state, note = checkpoint_reader.read_with_note(path)
     assert same(state, STATE)
@@ -212,7 +212,7 @@ def test_of_weights_and_their_moving_average_it_is_said_which_was_read(own, aver
     assert checkpoint_reader.read_with_note(saved({average: STATE}, tmp_path / "b.pth"))[1] == ""
 
 
-def test_a_checkpoint_of_timms_saver_is_read(tmp_path):
+def test_a_checkpoint_of_timm_is_read(tmp_path):
     timm, utils = pytest.importorskip("timm"), pytest.importorskip("timm.utils")
     model = timm.create_model("test_resnet", num_classes=3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -222,7 +222,7 @@ def test_a_checkpoint_of_timms_saver_is_read(tmp_path):
     assert same(state, model.state_dict()) and "'state_dict_ema'" in note
 
 
-def test_names_of_a_compiled_and_wrapped_network_are_its_own(tmp_path):
+def test_prefixes_of_compiled_and_wrapped_networks_are_removed(tmp_path):
     layer = torch.nn.Sequential(torch.nn.Linear(2, 2))
     wrapped = torch.nn.DataParallel(torch.compile(layer))
     path = saved(wrapped.state_dict(), tmp_path / "a.pt")
@@ -235,7 +235,7 @@ PRAISE = r"weights_only|add_safe_globals|safe_globals|arbitrary code"
 
 @pytest.mark.parametrize("content", [{"a": 1}, [1, 2], {"w": np.ones(3)}], ids=["table", "list", "arrays"])
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_of_a_bare_pickle_torchs_praise_of_opening_it_in_full_is_not_quoted(content, protocol, tmp_path):
+def test_the_error_for_a_bare_pickle_does_not_quote_unsafe_advice(content, protocol, tmp_path):
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps(content, protocol=protocol))
     with pytest.raises(UserError) as refused:
@@ -244,13 +244,13 @@ def test_of_a_bare_pickle_torchs_praise_of_opening_it_in_full_is_not_quoted(cont
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_of_a_file_with_one_wrong_byte_it_is_not_quoted_either(zipped, tmp_path):
+def test_the_error_for_a_damaged_file_does_not_quote_unsafe_advice(zipped, tmp_path):
     path = saved(STATE, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
-    content, rng, found = path.read_bytes(), np.random.default_rng(0), []
+    content, rng, actual = path.read_bytes(), np.random.default_rng(0), []
     for at, value in zip(rng.integers(len(content), size=150), rng.integers(256, size=150), strict=True):
         path.write_bytes(content[:at] + bytes([value]) + content[at + 1 :])
         try:
             checkpoint_reader.read_checkpoint(path)
         except UserError as problem:
-            found.append(problem.found)
-    assert found and not [one for one in found if re.search(PRAISE, one)]
+            actual.append(problem.found)
+    assert actual and not [one for one in actual if re.search(PRAISE, one)]

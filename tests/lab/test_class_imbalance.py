@@ -1,4 +1,4 @@
-"""Class imbalance, from the suite's word to the images that a network is trained on."""
+"""Class imbalance, from the spelling in a suite to the training images."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from xferbench.core.interventions import ClassImbalance, LabelNoise
 from xferbench.testing import conformance
 
 
-def test_it_conforms():
+def test_the_intervention_conforms():
     conformance.intervention_conforms(ClassImbalance)
 
 
-def test_a_suite_may_ask_for_it_beside_another():
+def test_a_suite_can_combine_it_with_another_intervention():
     table = {"schema": 1, "name": "ants", "plugins": ["all"], "backbone": {"arch": "tiny-resnet"}}
     target = {"data": "synthetic:near", "interventions": ["class-imbalance:100", "label-noise:0.2"]}
     asked = loader.parse_suite(table | {"target": target}, Path("a.toml"))
@@ -25,7 +25,7 @@ def test_a_suite_may_ask_for_it_beside_another():
 
 
 @pytest.mark.parametrize("ratio", [4.0, 1000.0])
-def test_the_training_images_have_a_long_tail_and_nothing_else_changes(tmp_path, ratio):
+def test_only_the_training_images_get_a_long_tail(tmp_path, ratio):
     pytest.importorskip("torch")
     from test_loop import make_fit, make_world, prepared
 

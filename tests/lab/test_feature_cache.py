@@ -1,4 +1,4 @@
-"""Activations of a frozen part: computed once, kept by content, and never read half written."""
+"""Activations of a frozen part: computed once, cached by content, and never read from a partial file."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ def make_part():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.ReLU())
 
 
-def tensors(part):
+def make_tensors(part):
     return {name: tensor.detach().clone() for name, tensor in part.state_dict().items()}
 
 
-def compute(cache, part=None, own=None, images=IMAGES, ready=READY):
+def compute(cache, part=None, tensors=None, images=IMAGES, ready=READY):
     part = part or make_part()
-    return feature_cache.compute_activations(part, own or tensors(part), images, ready, CPU, cache)
+    return feature_cache.compute_activations(part, tensors or make_tensors(part), images, ready, CPU, cache)
 
 
 def files(cache):
     return sorted(path.name for path in (cache / "features").iterdir())
 
 
-def test_activations_are_what_the_part_gives_in_eval_mode(tmp_path):
+def test_activations_equal_the_output_in_eval_mode(tmp_path):
     part = make_part().train()
-    own = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in tensors(part).items()}
-    found = compute(tmp_path, part, own)
-    assert part.training, "its own mode is put back"
+    tensors = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in make_tensors(part).items()}
+    actual = compute(tmp_path, part, tensors)
+    assert part.training, "its mode is restored"
     with torch.no_grad():
-        expected = functional_call(part.eval(), own, (preprocessing.to_tensor(IMAGES, READY),))
-    torch.testing.assert_close(found, expected)
-    assert found.dtype == torch.float32
+        expected = functional_call(part.eval(), tensors, (preprocessing.to_tensor(IMAGES, READY),))
+    torch.testing.assert_close(actual, expected)
+    assert actual.dtype == torch.float32
 
 
-def test_the_second_time_they_are_read_and_are_the_same(tmp_path, monkeypatch):
+def test_the_second_call_reads_the_cache(tmp_path, monkeypatch):
     first = compute(tmp_path)
     old = tmp_path / "features" / files(tmp_path)[0]
     os.utime(old, (0, 0))
@@ -62,30 +62,30 @@ def test_the_second_time_they_are_read_and_are_the_same(tmp_path, monkeypatch):
     assert old.stat().st_mtime > 0, "what is used counts as recent"
 
 
-def test_whatever_they_depend_on_is_in_their_name(tmp_path):
+def test_the_cache_key_depends_on_every_input(tmp_path):
     part = make_part()
-    own = tensors(part)
+    tensors = make_tensors(part)
     other = IMAGES.clone()
     other[0, 0, 0, 0] ^= 1
     strided = make_part()
     strided[0].stride = (2, 2)
-    asked = [
+    requests = [
         {},
-        *({"own": own | {name: tensor + 1}} for name, tensor in own.items()),
+        *({"tensors": tensors | {name: tensor + 1}} for name, tensor in tensors.items()),
         {"images": other},
         {"images": IMAGES[:129]},
         {"images": IMAGES.permute(0, 1, 3, 2)},
         *({"ready": replace(READY, **change)} for change in ({"mean": (0.4,)}, {"scale": 1.0}, {"channels": "bgr"})),
-        {"part": strided, "own": own},
+        {"part": strided, "tensors": tensors},
     ]
-    for number, one in enumerate(asked, start=1):
-        compute(tmp_path, **one)
-        assert len(files(tmp_path)) == number, one.keys()
-    compute(tmp_path, part, own)
-    assert len(files(tmp_path)) == len(asked)
+    for number, request in enumerate(requests, start=1):
+        compute(tmp_path, **request)
+        assert len(files(tmp_path)) == number, request.keys()
+    compute(tmp_path, part, tensors)
+    assert len(files(tmp_path)) == len(requests)
 
 
-def test_other_code_gives_other_names(tmp_path, monkeypatch):
+def test_the_cache_key_depends_on_the_version(tmp_path, monkeypatch):
     compute(tmp_path)
     monkeypatch.setattr(feature_cache, "LAB_VERSION", feature_cache.LAB_VERSION + 1)
     compute(tmp_path)
@@ -94,22 +94,22 @@ def test_other_code_gives_other_names(tmp_path, monkeypatch):
     assert len(files(tmp_path)) == 3
 
 
-def test_a_tensor_that_is_missing_is_an_error_and_not_the_modules_own(tmp_path):
+def test_a_missing_tensor_is_an_error(tmp_path):
     part = make_part()
-    own = tensors(part)
-    del own["0.weight"]
+    tensors = make_tensors(part)
+    del tensors["0.weight"]
     with pytest.raises(KeyError, match="weight"):
-        compute(tmp_path, part, own)
+        compute(tmp_path, part, tensors)
 
 
-def test_what_is_too_large_is_computed_each_time_and_not_written(tmp_path, monkeypatch):
+def test_large_activations_are_not_cached(tmp_path, monkeypatch):
     size = compute(tmp_path / "a").nbytes
     monkeypatch.setattr(feature_cache, "MAX_CACHED_BYTES", size - 1)
     assert torch.equal(compute(tmp_path / "b"), compute(tmp_path / "a"))
     assert not (tmp_path / "b").exists()
 
 
-def test_a_full_disk_is_an_os_error_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_os_error_and_leaves_no_files(tmp_path, monkeypatch):
     def full(file, array):
         file.write(array.tobytes()[:100])
         raise OSError(28, "No space left on device")
@@ -132,7 +132,7 @@ def _killed_while_writing(cache):
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child only writes and dies
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process that can be killed")
-def test_a_file_that_a_killed_worker_was_writing_is_never_read(tmp_path):
+def test_a_partial_file_is_never_read(tmp_path):
     process = get_context("fork").Process(target=_killed_while_writing, args=(tmp_path,))
     process.start()
     process.join()
@@ -149,7 +149,7 @@ def _looked_at(part):
         raise RuntimeError("on purpose")
 
 
-def test_inference_puts_each_layers_mode_back_whatever_happens():
+def test_evaluation_mode_restores_modes_even_after_an_exception():
     part = make_part().train()
     part[1].eval()
     with pytest.raises(RuntimeError, match="on purpose"):
@@ -158,6 +158,6 @@ def test_inference_puts_each_layers_mode_back_whatever_happens():
     assert torch.is_grad_enabled()
 
 
-def test_only_an_accelerator_computes_in_less_than_float32():
+def test_only_cuda_uses_bfloat16():
     with feature_cache.autocast(CPU):
         assert make_part()(torch.ones(2, 3, 6, 6)).dtype == torch.float32

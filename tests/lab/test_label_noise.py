@@ -1,4 +1,4 @@
-"""Label noise, from the suite's word to the labels that a network is taught."""
+"""Label noise, from the spelling in a suite to the training labels."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from xferbench.study import trials
 from xferbench.testing import conformance, fake_lab
 
 
-def test_it_conforms():
+def test_the_intervention_conforms():
     conformance.intervention_conforms(LabelNoise)
 
 
-def test_a_suite_a_plugin_and_a_matrix_may_ask_for_it():
+def test_a_suite_a_plugin_and_a_matrix_can_use_it():
     base = {"schema": 1, "name": "ants", "plugins": ["all"], "backbone": {"arch": "tiny-resnet"}}
     asked = loader.parse_suite(
         base | {"target": {"data": "synthetic:near", "interventions": ["label-noise:0.2"]}}, Path("a.toml")
@@ -35,7 +35,7 @@ def test_a_suite_a_plugin_and_a_matrix_may_ask_for_it():
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5, 1.0])
-def test_that_share_of_the_training_labels_is_wrong_and_nothing_else(tmp_path, rate):
+def test_only_the_given_share_of_training_labels_changes(tmp_path, rate):
     pytest.importorskip("torch")
     from test_loop import make_fit, make_world, prepared
 

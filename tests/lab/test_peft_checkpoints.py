@@ -1,4 +1,4 @@
-"""Adapters of peft: merged as peft itself does, or refused."""
+"""Adapters of peft: merged as in peft, or refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAYERS = ["conv1", "conv2"]
 
 
 def adapted(folder, *, saved=True, config=True, **more):
-    """A network with random adapters, saved with their configuration; the peft model and the file."""
+    """Save a network with random adapters and their configuration. Return the peft model and the file."""
     torch.manual_seed(0)
     asked = peft.LoraConfig(**{"r": 3, "lora_alpha": 8, "target_modules": LAYERS, "init_lora_weights": False} | more)
     model = peft.get_peft_model(backbones.build("tiny-resnet", 4), asked)
@@ -27,10 +27,10 @@ def adapted(folder, *, saved=True, config=True, **more):
 
 def check(model, file):
     merged = model.merge_and_unload().state_dict()
-    found = checkpoint_reader.read_checkpoint(file)
-    assert found.keys() == merged.keys()
-    torch.testing.assert_close(found, dict(merged), rtol=1e-5, atol=1e-6)
-    checkpoints.load_backbone(backbones.build("tiny-resnet", 9), found, "linear")
+    actual = checkpoint_reader.read_checkpoint(file)
+    assert actual.keys() == merged.keys()
+    torch.testing.assert_close(actual, dict(merged), rtol=1e-5, atol=1e-6)
+    checkpoints.load_backbone(backbones.build("tiny-resnet", 9), actual, "linear")
 
 
 @pytest.mark.parametrize(
@@ -41,14 +41,14 @@ def test_adapters_are_merged_as_peft_merges_them(more, tmp_path):
     check(model, file)
 
 
-def test_adapters_of_linear_layers_and_of_a_trainer_that_wraps_them_too(tmp_path):
+def test_adapters_of_linear_layers_and_of_wrapped_networks_are_merged(tmp_path):
     model, _ = adapted(tmp_path, target_modules=["linear"])
     wrapped = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     torch.save({"state_dict": wrapped, "epoch": 1}, tmp_path / "last.ckpt")
     check(model, tmp_path / "last.ckpt")
 
 
-def test_a_saved_module_takes_the_place_of_the_original(tmp_path):
+def test_a_saved_module_replaces_the_original(tmp_path):
     model, file = adapted(tmp_path, modules_to_save=["linear"])
     with torch.no_grad():
         model.base_model.model.linear.modules_to_save["default"].bias.fill_(7.0)
@@ -56,7 +56,7 @@ def test_a_saved_module_takes_the_place_of_the_original(tmp_path):
     assert (checkpoint_reader.read_checkpoint(file)["linear.bias"] == 7).all()
 
 
-def test_an_adapter_whose_scale_is_not_known_is_refused(tmp_path):
+def test_an_adapter_without_a_known_scale_is_refused(tmp_path):
     _, file = adapted(tmp_path, config=False)
     with pytest.raises(UserError, match=r"adapter_config\.json in the same folder[\s\S]*model\.merge_and_unload\(\)"):
         checkpoint_reader.read_checkpoint(file)
@@ -75,7 +75,7 @@ def test_an_adapter_of_another_kind_is_refused(more, tmp_path):
         checkpoint_reader.read_checkpoint(file)
 
 
-def test_an_adapter_by_itself_is_refused(tmp_path):
+def test_an_adapter_without_its_network_is_refused(tmp_path):
     adapted(tmp_path)
     with pytest.raises(UserError, match=r"without its layer: conv1[\s\S]*merge_and_unload"):
         checkpoint_reader.read_checkpoint(tmp_path / "adapter_model.safetensors")
@@ -89,7 +89,7 @@ def test_several_adapters_are_refused(tmp_path):
         checkpoint_reader.read_checkpoint(file)
 
 
-def test_a_merged_network_is_read_as_any_other(tmp_path):
+def test_a_merged_network_is_read_like_any_other(tmp_path):
     model, _ = adapted(tmp_path)
     torch.save(model.merge_and_unload().state_dict(), tmp_path / "merged.pt")
     assert (

@@ -23,7 +23,7 @@ NOISE = RNG.integers(0, 256, (45, 61, 3), dtype=np.uint8)
 
 
 def torchvisions(image, preprocessing):
-    """The same by torchvision's own transforms; on a tensor where there is no antialias, since Pillow always has it."""
+    """Preprocess with torchvision. Without antialias this needs a tensor, because Pillow always applies it."""
     steps = [] if preprocessing.antialias else [v2.PILToTensor()]
     if preprocessing.resize:
         mode = InterpolationMode(preprocessing.interpolation)
@@ -47,52 +47,52 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("preprocessing", SHAPES)
-def test_real_photographs_come_out_as_from_torchvision(preprocessing, shared):
+def test_photographs_are_preprocessed_as_in_torchvision(preprocessing, shared):
     photographs = sorted((shared / "data" / "hymenoptera" / "val" / "bees").glob("*.jpg"))[:4]
     assert photographs
     for path in photographs:
         with Image.open(path) as image:
             expected = torchvisions(image.convert("RGB"), preprocessing)
-            found = apply_geometry(image, preprocessing)
-        assert found.dtype == np.uint8
-        assert found.flags.c_contiguous
-        assert np.array_equal(found, expected)
+            actual = apply_geometry(image, preprocessing)
+        assert actual.dtype == np.uint8
+        assert actual.flags.c_contiguous
+        assert np.array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("preprocessing", SHAPES)
 @pytest.mark.parametrize("shape", [(45, 61), (61, 45), (7, 90), (256, 256)])
-def test_images_of_any_shape_come_out_as_from_torchvision(preprocessing, shape):
+def test_images_of_any_shape_are_preprocessed_as_in_torchvision(preprocessing, shape):
     pixels = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
     assert np.array_equal(apply_geometry(pixels, preprocessing), torchvisions(Image.fromarray(pixels), preprocessing))
 
 
-def test_geometry_and_values_together_are_torchvisions_preset(shared):
+def test_geometry_and_values_equal_a_torchvision_preset(shared):
     path = min((shared / "data" / "hymenoptera" / "val" / "ants").glob("*.jpg"))
     with Image.open(path) as image:
         expected = ImageClassification(crop_size=224, resize_size=256)(image.convert("RGB"))
         pixels = apply_geometry(image, IMAGENET)
-    found = to_tensor(torch.from_numpy(pixels)[None], IMAGENET)[0]
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
+    actual = to_tensor(torch.from_numpy(pixels)[None], IMAGENET)[0]
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, atol=2e-6, rtol=0)
 
 
-def test_without_resize_and_crop_an_image_stays_as_it_is():
-    found = apply_geometry(NOISE, Preprocessing())
-    assert np.array_equal(found, NOISE.transpose(2, 0, 1))
-    assert found.flags.c_contiguous
+def test_without_resize_and_crop_the_pixels_do_not_change():
+    actual = apply_geometry(NOISE, Preprocessing())
+    assert np.array_equal(actual, NOISE.transpose(2, 0, 1))
+    assert actual.flags.c_contiguous
 
 
 def rgb(image):
     return apply_geometry(image, Preprocessing()).transpose(1, 2, 0)
 
 
-def test_grey_is_repeated():
+def test_gray_images_are_repeated():
     grey = NOISE[:, :, 0]
     for image in (grey, grey[:, :, None], Image.fromarray(grey)):
         assert np.array_equal(rgb(image), np.stack([grey] * 3, axis=2))
 
 
-def test_of_sixteen_bits_the_upper_eight_are_kept():
+def test_16_bit_arrays_keep_their_upper_8_bits():
     deep = RNG.integers(0, 65536, (5, 6)).astype(np.uint16)
     expected = np.stack([deep // 256] * 3, axis=2)
     for image in (deep, Image.fromarray(deep), Image.fromarray(deep.astype(np.int32))):
@@ -100,7 +100,7 @@ def test_of_sixteen_bits_the_upper_eight_are_kept():
 
 
 @pytest.mark.parametrize("name", ["deep.png", "deep.tiff"])
-def test_a_sixteen_bit_file_is_read_by_the_same_rule(name, tmp_path):
+def test_16_bit_files_keep_their_upper_8_bits(name, tmp_path):
     deep = (np.arange(12, dtype=np.uint16) * 5000).reshape(3, 4)
     Image.fromarray(deep).save(tmp_path / name)
     with Image.open(tmp_path / name) as image:
@@ -108,14 +108,14 @@ def test_a_sixteen_bit_file_is_read_by_the_same_rule(name, tmp_path):
         assert np.array_equal(rgb(image)[:, :, 0], deep // 256)
 
 
-def test_transparency_is_dropped_without_a_background():
+def test_transparency_is_dropped():
     alpha = RNG.integers(0, 256, NOISE.shape[:2], dtype=np.uint8)
     image = Image.fromarray(np.dstack([NOISE, alpha]))
     assert image.mode == "RGBA"
     assert np.array_equal(rgb(image), NOISE)
 
 
-def test_a_palette_is_looked_up_with_and_without_transparency(tmp_path):
+def test_palettes_are_resolved_with_and_without_transparency(tmp_path):
     indexed = Image.fromarray(NOISE).quantize(17)
     expected = np.asarray(indexed.convert("RGB"))
     assert np.array_equal(rgb(indexed), expected)
@@ -126,7 +126,7 @@ def test_a_palette_is_looked_up_with_and_without_transparency(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "CMYK", "YCbCr", "HSV", "RGBX"])
-def test_other_kinds_of_image_are_converted_by_pillow(mode):
+def test_pillow_converts_other_image_modes(mode):
     image = Image.fromarray(NOISE).convert("RGBA" if mode == "LA" else "RGB").convert(mode)
     assert np.array_equal(rgb(image), np.asarray(image.convert("RGB")))
 
@@ -136,7 +136,7 @@ def test_other_kinds_of_image_are_converted_by_pillow(mode):
     [Image.fromarray(np.zeros((3, 3), np.float32)), np.zeros((3, 3, 3)), np.zeros((3, 3, 2), np.uint8), np.zeros(3, np.uint8)],
     ids=["float image", "float array", "two channels", "a row"],
 )
-def test_an_image_without_a_rule_is_a_problem(image):
+def test_an_unsupported_image_is_an_error(image):
     with pytest.raises(UserError, match="8"):
         apply_geometry(image, Preprocessing())
 
@@ -150,12 +150,12 @@ def test_an_image_without_a_rule_is_a_problem(image):
         ({"crop": -3}, "at least 1"),
     ],
 )
-def test_a_geometry_that_cannot_be_done_is_a_problem(change, message):
+def test_an_invalid_geometry_is_an_error(change, message):
     with pytest.raises(UserError, match=message):
         apply_geometry(NOISE, replace(IMAGENET, **change))
 
 
-def test_the_geometry_key_keeps_what_the_pixels_depend_on_and_nothing_else():
+def test_the_geometry_key_contains_exactly_what_the_pixels_depend_on():
     other = replace(IMAGENET, channels="bgr", scale=1.0, mean=(1.0,), std=(2.0,))
     assert geometry_key(other) == geometry_key(IMAGENET)
     assert np.array_equal(apply_geometry(NOISE, other), apply_geometry(NOISE, geometry_key(IMAGENET)))
@@ -165,53 +165,53 @@ def test_the_geometry_key_keeps_what_the_pixels_depend_on_and_nothing_else():
     assert geometry_key(replace(unresized, interpolation="bicubic", antialias=False)) == unresized
 
 
-def test_half_the_detail_leaves_the_size_and_takes_the_finest_pattern():
+def test_less_detail_keeps_the_size_and_removes_fine_patterns():
     board = np.repeat((np.indices((32, 32)).sum(0) % 2 * 255).astype(np.uint8)[..., None], 3, axis=2)
     for ready in (Preprocessing(), Preprocessing(crop=20), Preprocessing(resize=32, crop=32, antialias=False)):
         whole, half = (apply_geometry(board, replace(ready, detail=detail)) for detail in (1.0, 0.5))
         assert half.shape == whole.shape and half.dtype == np.uint8 and half.flags.c_contiguous
-        assert np.ptp(whole) == 255 and np.ptp(half) <= 40, "black and white by turns are grey"
+        assert np.ptp(whole) == 255 and np.ptp(half) <= 40, "alternating black and white become gray"
         assert geometry_key(replace(ready, detail=0.5)) != geometry_key(ready)
     smooth = np.full((32, 32, 3), 90, np.uint8)
     assert (apply_geometry(smooth, Preprocessing(detail=0.5)) == 90).all()
 
 
 @pytest.mark.parametrize("detail", [0.0, 1.5, float("nan")])
-def test_a_detail_that_is_no_share_is_a_problem(detail):
+def test_an_invalid_detail_is_an_error(detail):
     with pytest.raises(UserError, match="detail"):
         apply_geometry(NOISE, Preprocessing(detail=detail))
 
 
-def test_a_preprocessing_in_full_detail_has_the_key_that_it_always_had():
+def test_full_detail_does_not_change_the_key():
     assert "detail" not in canonical(Preprocessing()) and "detail" in canonical(Preprocessing(detail=0.5))
 
 
 BATCH = torch.from_numpy(RNG.integers(0, 256, (2, 3, 4, 5), dtype=np.uint8))
 
 
-def test_the_default_only_scales_to_one():
+def test_the_default_only_scales():
     torch.testing.assert_close(to_tensor(BATCH, Preprocessing()), BATCH / 255)
 
 
-def test_mean_and_deviation_apply_to_the_channels_in_their_new_order():
+def test_mean_and_std_apply_after_the_channel_order():
     caffe = Preprocessing(channels="bgr", scale=1.0, mean=(104.0, 117.0, 123.0))
-    found = to_tensor(BATCH, caffe)
-    torch.testing.assert_close(found[:, 0], BATCH[:, 2] - 104.0)
-    torch.testing.assert_close(found[:, 2], BATCH[:, 0] - 123.0)
+    actual = to_tensor(BATCH, caffe)
+    torch.testing.assert_close(actual[:, 0], BATCH[:, 2] - 104.0)
+    torch.testing.assert_close(actual[:, 2], BATCH[:, 0] - 123.0)
 
 
-def test_one_mean_serves_all_channels():
-    one, three = (Preprocessing(mean=(0.5,) * n, std=(0.25,) * n) for n in (1, 3))
-    assert torch.equal(to_tensor(BATCH, one), to_tensor(BATCH, three))
+def test_one_mean_applies_to_all_channels():
+    image, three = (Preprocessing(mean=(0.5,) * n, std=(0.25,) * n) for n in (1, 3))
+    assert torch.equal(to_tensor(BATCH, image), to_tensor(BATCH, three))
 
 
-def test_grey_is_the_mean_of_three_repeated():
-    found = to_tensor(BATCH, Preprocessing(channels="grey"))
-    assert found.shape == BATCH.shape
-    torch.testing.assert_close(found[:, 1], BATCH.float().mean(1) / 255)
+def test_grey_is_the_repeated_mean_of_the_channels():
+    actual = to_tensor(BATCH, Preprocessing(channels="grey"))
+    assert actual.shape == BATCH.shape
+    torch.testing.assert_close(actual[:, 1], BATCH.float().mean(1) / 255)
 
 
-def test_values_are_made_alike_under_vmap():
+def test_values_are_equal_under_vmap():
     whole = torch.func.vmap(lambda batch: to_tensor(batch, IMAGENET))(BATCH[None])
     assert torch.equal(whole[0], to_tensor(BATCH, IMAGENET))
 
@@ -228,7 +228,7 @@ def test_values_are_made_alike_under_vmap():
         {"channels": "gbr"},
     ],
 )
-def test_values_that_cannot_be_made_are_a_problem(change):
+def test_invalid_values_are_errors(change):
     with pytest.raises(UserError, match="preprocessing: "):
         to_tensor(BATCH, replace(IMAGENET, **change))
 
@@ -241,17 +241,17 @@ DECIBELS = RNG.normal(-30, 10, (24, 40))
 
 @pytest.mark.parametrize("kind", ["float16", "float32", "float64", "uint16", "uint8"])
 @pytest.mark.parametrize("more", [(), (None,)])
-def test_a_spectrogram_is_kept_in_one_channel_and_its_own_shape(kind, more):
+def test_a_spectrogram_keeps_its_shape_and_one_channel(kind, more):
     values = np.abs(DECIBELS).astype(kind)
-    found = apply_geometry(values[(..., *more)], HEARD)
-    assert found.shape == (1, 24, 40)
-    assert found.dtype == (np.uint8 if kind == "uint8" else np.float32)
-    assert np.array_equal(found[0], values.astype(found.dtype))
-    assert found.flags.c_contiguous
+    actual = apply_geometry(values[(..., *more)], HEARD)
+    assert actual.shape == (1, 24, 40)
+    assert actual.dtype == (np.uint8 if kind == "uint8" else np.float32)
+    assert np.array_equal(actual[0], values.astype(actual.dtype))
+    assert actual.flags.c_contiguous
 
 
 @pytest.mark.parametrize("name", ["grey.png", "deep.png", "float.tiff"])
-def test_a_grey_image_is_a_spectrogram_too(name, tmp_path):
+def test_a_gray_image_can_be_a_spectrogram(name, tmp_path):
     values = np.abs(DECIBELS).astype({"grey.png": np.uint8, "deep.png": np.uint16, "float.tiff": np.float32}[name])
     Image.fromarray(values).save(tmp_path / name)
     with Image.open(tmp_path / name) as image:
@@ -271,31 +271,31 @@ def test_a_grey_image_is_a_spectrogram_too(name, tmp_path):
     ],
     ids=["colours", "coloured image", "palette", "a row", "flags", "NaN", "too large"],
 )
-def test_what_is_no_spectrogram_is_a_problem(example):
+def test_an_array_that_is_not_a_spectrogram_is_an_error(example):
     with np.errstate(over="ignore"), pytest.raises(UserError, match="spectrogram"):
         apply_geometry(example, HEARD)
 
 
-def test_mean_and_deviation_of_a_spectrogram_are_in_its_own_unit_and_channels_are_alike():
+def test_spectrograms_are_normalized_in_their_unit_and_repeated():
     batch = torch.from_numpy(DECIBELS.astype(np.float32))[None, None]
-    found = to_tensor(batch, HEARD)
-    assert found.shape == (1, 3, 24, 40)
-    torch.testing.assert_close(found[0, 2], (batch[0, 0] + 30) / 10)
+    actual = to_tensor(batch, HEARD)
+    assert actual.shape == (1, 3, 24, 40)
+    torch.testing.assert_close(actual[0, 2], (batch[0, 0] + 30) / 10)
     assert to_tensor(batch, replace(HEARD, channels=1)).shape == (1, 1, 24, 40)
-    assert torch.equal(torch.func.vmap(lambda one: to_tensor(one, HEARD))(batch[None])[0], found)
+    assert torch.equal(torch.func.vmap(lambda image: to_tensor(image, HEARD))(batch[None])[0], actual)
 
 
 @pytest.mark.parametrize("change", [{"std": 0.0}, {"std": float("nan")}, {"mean": float("inf")}, {"channels": 0}])
-def test_a_spectrogram_whose_values_cannot_be_made_is_a_problem(change):
+def test_invalid_spectrogram_values_are_errors(change):
     with pytest.raises(UserError, match="preprocessing: spectrogram"):
         to_tensor(torch.zeros(1, 1, 2, 2), replace(HEARD, **change))
 
 
-def test_what_is_kept_of_a_spectrogram_depends_on_nothing_but_its_kind():
+def test_stored_spectrograms_depend_on_the_kind_only():
     assert geometry_key(HEARD) == geometry_key(Spectrogram()) != geometry_key(Preprocessing())
 
 
 @pytest.mark.parametrize("function", [lambda kind: apply_geometry(NOISE, kind), geometry_key])
-def test_a_kind_without_functions_is_refused(function):
+def test_an_unknown_kind_of_preprocessing_is_refused(function):
     with pytest.raises(TypeError, match="str"):
         function("words")

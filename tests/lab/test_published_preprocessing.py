@@ -1,4 +1,4 @@
-"""What is recorded of published weights."""
+"""The preprocessing that libraries record for published weights."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from xferbench.lab.models import backbones, published_preprocessing
 
 def test_torchvision_records_a_preprocessing_for_each_of_its_architectures():
     for arch in backbones.known_archs():
-        found = published_preprocessing.published_preprocessing(arch)
-        assert (found is None) == (not arch.startswith("torchvision:")), arch
-        assert found is None or len(found.mean) == len(found.std) == 3
+        actual = published_preprocessing.published_preprocessing(arch)
+        assert (actual is None) == (not arch.startswith("torchvision:")), arch
+        assert actual is None or len(actual.mean) == len(actual.std) == 3
     assert published_preprocessing.published_preprocessing("torchvision:nothing") is None
 
 
-def test_weights_are_told_apart_by_their_digests():
+def test_weights_are_distinguished_by_digest():
     first, second = (
         published_preprocessing.published_preprocessing("torchvision:resnet50", digest * 8)
         for digest in ("0676ba61", "11ad3fa6")
@@ -30,20 +30,20 @@ def test_weights_are_told_apart_by_their_digests():
 
 def test_timm_records_a_preprocessing_for_each_tag_of_an_architecture():
     pytest.importorskip("timm")
-    found = published_preprocessing.published_preprocessing("timm:vit_tiny_patch16_224")
-    assert (found.resize, found.crop, found.interpolation, found.mean) == (248, 224, "bicubic", (0.5, 0.5, 0.5))
+    actual = published_preprocessing.published_preprocessing("timm:vit_tiny_patch16_224")
+    assert (actual.resize, actual.crop, actual.interpolation, actual.mean) == (248, 224, "bicubic", (0.5, 0.5, 0.5))
     assert published_preprocessing.published_preprocessing("timm:resnet18.tv_in1k").interpolation == "bilinear"
     assert published_preprocessing.published_preprocessing("timm:nothing") is None
 
 
-def test_a_file_that_timm_publishes_is_known_by_its_digest():
+def test_a_file_that_timm_publishes_is_recognized_by_digest():
     pytest.importorskip("timm")
-    found = published_preprocessing.published_preprocessing("timm:resnet18", "d63eafa0" * 8)  # resnet18_a1_0-d63eafa0.pth
-    assert (found.resize, found.crop) == (235, 224)
+    actual = published_preprocessing.published_preprocessing("timm:resnet18", "d63eafa0" * 8)  # resnet18_a1_0-d63eafa0.pth
+    assert (actual.resize, actual.crop) == (235, 224)
     assert published_preprocessing.published_preprocessing("timm:resnet18", "0" * 64) is None
 
 
-def test_geometry_that_has_no_word_here_is_recorded_for_no_file(monkeypatch):
+def test_a_geometry_that_cannot_be_described_gives_none(monkeypatch):
     about = {"input_size": (3, 64, 64), "crop_pct": 1.0, "interpolation": "random", "mean": (0.5,) * 3, "std": (0.2,) * 3}
     squashed = SimpleNamespace(url="https://a/one-01234567.pth", crop_mode="squash", **about)
     library = SimpleNamespace(

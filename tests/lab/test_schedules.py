@@ -14,11 +14,11 @@ def course(**changes):
     return [lr_factor(phase, step) for step in range(phase.steps)]
 
 
-def test_a_constant_rate_is_the_peak_at_every_step():
+def test_a_constant_schedule_has_the_peak_rate_at_every_step():
     assert set(course(schedule="constant")) == {1.0}
 
 
-def test_a_cosine_begins_at_the_peak_passes_half_in_the_middle_and_ends_near_nothing():
+def test_a_cosine_schedule_decays_from_the_peak_to_almost_0():
     rates_ = course(schedule="cosine")
     assert rates_[0] == 1.0
     assert rates_[50] == pytest.approx(0.5)
@@ -26,7 +26,7 @@ def test_a_cosine_begins_at_the_peak_passes_half_in_the_middle_and_ends_near_not
     assert rates_ == sorted(rates_, reverse=True)
 
 
-def test_one_cycle_begins_at_a_twenty_fifth_peaks_at_three_tenths_and_ends_near_nothing():
+def test_one_cycle_starts_at_a_25th_and_peaks_at_30_percent():
     rates_ = course(schedule="one-cycle")
     assert rates_[0] == pytest.approx(1 / 25)
     assert rates_[30] == 1.0 == max(rates_)
@@ -36,21 +36,21 @@ def test_one_cycle_begins_at_a_twenty_fifth_peaks_at_three_tenths_and_ends_near_
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_a_warm_up_rises_evenly_to_the_peak_and_what_follows_starts_there(schedule):
+def test_warmup_rises_linearly_to_the_peak(schedule):
     rates_ = course(schedule=schedule, warmup=4)
     assert rates_[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates_[5] <= 1.0
 
 
-def test_a_warm_up_longer_than_the_phase_never_reaches_the_peak():
+def test_a_warmup_longer_than_the_phase_never_reaches_the_peak():
     assert max(course(steps=10, warmup=20)) == pytest.approx(10 / 21)
 
 
-def test_one_step_is_taken_at_the_peak():
+def test_a_single_step_has_the_peak_rate():
     assert course(steps=1) == [1.0]
 
 
-def test_an_unknown_schedule_is_an_error_and_no_cosine():
+def test_an_unknown_schedule_is_an_error():
     with pytest.raises(ValueError, match="linear"):
         lr_factor(Phase(schedule="linear"), 0)
 
@@ -71,7 +71,7 @@ def test_every_parameter_is_in_exactly_one_group():
     assert sorted(id(one) for group in groups for one in group["params"]) == sorted(map(id, PARAMETERS.values()))
 
 
-def test_rates_decay_with_depth_below_a_head_that_has_its_own():
+def test_rates_decay_with_depth_below_the_head():
     assert rated() == dict.fromkeys(DEPTH, 0.1)
     assert rated(layer_decay=0.5) == pytest.approx({"head.weight": 0.1, "head.bias": 0.1, "b.weight": 0.1, "a.weight": 0.025})
     assert rated(layer_decay=0.5, head_lr=1.0)["head.bias"] == 1.0

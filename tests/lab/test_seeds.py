@@ -1,4 +1,4 @@
-"""Random streams: one for each purpose of each seed."""
+"""Random streams: one per purpose and seed."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from xferbench.lab.training import seeds
 PURPOSES = (seeds.SUBSET, seeds.HEAD, seeds.ORDER, seeds.INIT, seeds.DROPOUT, seeds.LABELS)
 
 
-def test_a_stream_is_the_same_each_time_and_draws_in_one_do_not_shift_another():
+def test_streams_are_reproducible_and_independent():
     first = seeds.numpy_stream(3, seeds.ORDER, 1)
     seeds.numpy_stream(3, seeds.SUBSET).random(1000)
     assert (first.random(5) == seeds.numpy_stream(3, seeds.ORDER, 1).random(5)).all()
 
 
-def test_no_two_seeds_purposes_or_phases_share_a_stream():
-    told = {(seed, purpose): seeds.torch_seed(seed, purpose) for seed in range(50) for purpose in PURPOSES}
-    assert len(set(told.values())) == len(told)
+def test_each_seed_purpose_and_phase_has_its_own_stream():
+    torch_seeds = {(seed, purpose): seeds.torch_seed(seed, purpose) for seed in range(50) for purpose in PURPOSES}
+    assert len(set(torch_seeds.values())) == len(torch_seeds)
     assert len({seeds.numpy_stream(0, seeds.ORDER, phase).integers(2**62) for phase in range(20)}) == 20
 
 
-def test_a_number_is_a_seed_that_torch_takes():
+def test_torch_accepts_the_seed():
     assert all(0 <= seeds.torch_seed(seed, seeds.HEAD) < 2**63 for seed in (0, 1_000_002))
 
 
-def test_the_numbers_behind_a_seed_never_change():
+def test_the_draws_of_a_seed_never_change():
     # They are in no key: were they to change, records of the same key would differ.
     assert seeds.numpy_stream(0, seeds.SUBSET).integers(1000, size=3).tolist() == [850, 636, 511]
 
 
-def test_the_global_streams_are_seeded_within_and_put_back_after():
+def test_global_streams_are_seeded_and_restored():
     torch = pytest.importorskip("torch")
 
     def drawn():
@@ -47,9 +47,9 @@ def test_the_global_streams_are_seeded_within_and_put_back_after():
     seed_all()
     expected = drawn()
     seed_all()
-    found = []
+    actual = []
     for value in (2**62, 2**62, 3):
         with seeds.seed_global_streams(value):
-            found.append(drawn())
-    assert found[0] == found[1] != found[2]
+            actual.append(drawn())
+    assert actual[0] == actual[1] != actual[2]
     assert drawn() == expected

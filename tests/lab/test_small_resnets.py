@@ -27,7 +27,7 @@ def parameters(net):
 
 
 def copies(build, count):
-    """Networks whose BatchNorm has seen different images, so that their buffers differ as their weights do."""
+    """Build networks with different weights and different BatchNorm statistics."""
     nets = [build() for _ in range(count)]
     with torch.no_grad():
         for net in nets:
@@ -36,7 +36,7 @@ def copies(build, count):
 
 
 def mapped(nets, images, *, train):
-    """Logits and new buffers of all networks at once."""
+    """Return the logits and new buffers of all networks at once."""
     weights, buffers = stack_module_state([net.train(train) for net in nets])
 
     def one(weights, buffers, image):
@@ -47,13 +47,13 @@ def mapped(nets, images, *, train):
         return vmap(one)(weights, buffers, images)
 
 
-def test_the_tiny_network_is_tiny():
+def test_the_tiny_network_has_few_parameters():
     assert 0.1e6 < parameters(tiny_resnet(20)) < 0.13e6
     assert parameters(tiny_resnet(20, width=8)) < parameters(tiny_resnet(20)) / 3
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85)])
-def test_the_cifar_networks_have_the_papers_numbers_of_parameters(depth, millions):
+def test_cifar_networks_have_the_parameter_counts_of_the_paper(depth, millions):
     assert parameters(cifar_resnet(depth)) / 1e6 == pytest.approx(millions, abs=0.007)
 
 
@@ -67,13 +67,13 @@ def test_depth_counts_convolutions_and_the_linear_layer(depth):
     assert len(layers) == depth
 
 
-def test_another_depth_is_a_problem():
+def test_another_depth_is_an_error():
     with pytest.raises(UserError, match="20, 32, 44, 56"):
         cifar_resnet(18)
 
 
 @every_net
-def test_logits_have_one_column_a_class(build):
+def test_logits_have_one_column_per_class(build):
     assert build()(torch.randn(2, 3, 32, 32)).shape == (2, 10)
     assert build()(torch.randn(2, 3, 24, 24)).shape == (2, 10)
 
@@ -87,7 +87,7 @@ def test_shortcuts_have_no_parameters(build):
     assert not [name for name in net.state_dict() if "shortcut" in name]
 
 
-def test_a_shortcut_takes_every_second_pixel_between_channels_of_zeros():
+def test_a_shortcut_subsamples_and_pads_with_zero_channels():
     x = torch.arange(32.0).reshape(1, 2, 4, 4) + 1
     out = IdentityShortcut(2, 1, 3)(x)
     assert out.shape == (1, 6, 2, 2)
@@ -109,7 +109,7 @@ def test_modules_have_the_names_of_the_common_checkpoints(build):
 
 @every_net
 @pytest.mark.parametrize("train", [False, True])
-def test_torch_fx_can_trace_it(build, train):
+def test_torch_fx_can_trace_the_networks(build, train):
     net, images = copies(build, 1)[0].train(train), torch.randn(4, 3, 32, 32)
     traced = torch.fx.symbolic_trace(net)
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_torch_fx_can_trace_it(build, train):
 
 @every_net
 @pytest.mark.parametrize("train", [False, True])
-def test_stacked_networks_give_what_each_gives_alone(build, train):
+def test_stacked_networks_equal_single_ones(build, train):
     nets, images = copies(build, 3), torch.randn(3, 4, 3, 32, 32)
     together, buffers = mapped(nets, images, train=train)
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_stacked_networks_give_what_each_gives_alone(build, train):
 
 
 @every_net
-def test_memory_layout_changes_nothing(build):
+def test_the_memory_layout_does_not_change_the_output(build):
     net, images = build().eval(), torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         plain = net(images)
@@ -139,7 +139,7 @@ def test_memory_layout_changes_nothing(build):
     assert torch.allclose(plain, last, atol=1e-4)
 
 
-def test_a_few_steps_of_gradient_descent_learn_a_few_images():
+def test_gradient_descent_fits_a_few_images():
     net, images, labels = tiny_resnet(4), torch.randn(16, 3, 32, 32), torch.arange(16) % 4
     losses = []
     for _ in range(15):
@@ -156,10 +156,10 @@ def test_a_few_steps_of_gradient_descent_learn_a_few_images():
 @pytest.mark.parametrize(
     ("depth", "file", "accuracy"), [CHECKPOINTS[0], *(pytest.param(*c, marks=pytest.mark.slow) for c in CHECKPOINTS[1:])]
 )
-def test_published_checkpoints_load_and_reach_their_accuracy(shared, depth, file, accuracy):
-    held = torch.load(shared / "weights" / file, weights_only=True, map_location="cpu")["state_dict"]
+def test_published_checkpoints_reach_their_accuracy(shared, depth, file, accuracy):
+    state = torch.load(shared / "weights" / file, weights_only=True, map_location="cpu")["state_dict"]
     net = cifar_resnet(depth).eval()
-    net.load_state_dict({name.removeprefix("module."): tensor for name, tensor in held.items()})
+    net.load_state_dict({name.removeprefix("module."): tensor for name, tensor in state.items()})
     with np.load(shared / "data" / "cifar10.npz") as data:
         images, labels = data["test_images"], data["test_labels"]
     images = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
