@@ -48,7 +48,7 @@ def prepare(world, *specs):
     trial = make_trial(specs[0])
     dataset, network = run_trials.training_inputs(specs[0], trial, world.cache)
     starts = [run_trials.start_tensors(spec, network, trial, world.cache) for spec in specs]
-    return network, starts, dataset, run_trials._source(specs[0], network, world.cache)
+    return network, starts, dataset, run_trials._auxiliary_inputs(specs[0], network, world.cache)
 
 
 def train(world, *specs):

@@ -45,7 +45,7 @@ def one_thread():
 
 
 def train(world, *specs):
-    result, _ = run_trials._fitted(specs, make_trial(specs[0]), world.cache)
+    result, _ = run_trials._trained_models(specs, make_trial(specs[0]), world.cache)
     return result
 
 

@@ -58,7 +58,7 @@ def prepare(world, *specs):
     trial = make_trial(specs[0])
     dataset, network = run_trials.training_inputs(specs[0], trial, world.cache)
     starts = [run_trials.start_tensors(spec, network, trial, world.cache) for spec in specs]
-    return network, starts, dataset, run_trials._source(specs[0], network, world.cache)
+    return network, starts, dataset, run_trials._auxiliary_inputs(specs[0], network, world.cache)
 
 
 def train(world, *specs):
@@ -294,7 +294,9 @@ def make_distilled_spec(world, spelling, *phases, **more):
 def train_with_teacher(world, *specs):
     """Train with teachers as :mod:`run_trials` does, without its cache."""
     network, starts, dataset, source = prepare(world, *specs)
-    return loop.train(specs, network, starts, dataset, run_trials._taught(source, specs, make_trial(specs[0]), world.cache))
+    return loop.train(
+        specs, network, starts, dataset, run_trials._with_teachers(source, specs, make_trial(specs[0]), world.cache)
+    )
 
 
 @pytest.mark.parametrize("phase", [Phase(**BRIEF), Phase(trainable=HEAD_ONLY, batchnorm="eval", **BRIEF)])
@@ -316,7 +318,7 @@ def test_the_distillation_loss_weighs_labels_and_softened_teacher_outputs(world)
     network, (start,), dataset, _ = prepare(world, spec)
     (actual,) = train_with_teacher(world, spec)
     x, y = batch(spec, dataset)
-    (teacher,), _ = run_trials._fitted((spec.teacher,), make_trial(spec), world.cache)
+    (teacher,), _ = run_trials._trained_models((spec.teacher,), make_trial(spec), world.cache)
     student_logits, teacher_logits = (logits(network, tensors, x) for tensors in (start, teacher.last))
     divergence = F.kl_div((student_logits / 4).log_softmax(1), (teacher_logits / 4).softmax(1), reduction="batchmean")
     by_hand = 0.7 * F.cross_entropy(student_logits, y) + 0.3 * 16 * divergence
@@ -331,7 +333,7 @@ def test_with_augmentation_the_teacher_sees_the_images_of_the_student(world, mon
     network, (start,), dataset, _ = prepare(world, spec)
     (actual,) = train_with_teacher(world, spec)
     x, y = batch(spec, dataset)
-    (teacher,), _ = run_trials._fitted((spec.teacher,), make_trial(spec), world.cache)
+    (teacher,), _ = run_trials._trained_models((spec.teacher,), make_trial(spec), world.cache)
     own, said = (logits(network, tensors, x.flip(3)) for tensors in (start, teacher.last))
     apart = F.kl_div((own / 4).log_softmax(1), (said / 4).softmax(1), reduction="batchmean")
     assert actual.curve[0][1] == pytest.approx(float(0.7 * F.cross_entropy(own, y) + 0.3 * 16 * apart), rel=1e-4)
@@ -365,7 +367,7 @@ def test_distillation_brings_the_student_closer_to_the_teacher(world):
     network, _, dataset, _ = prepare(world, spec)
     index, _ = datasets.train_validation_indices(dataset, spec.train_size, spec.seed)
     images = torch.from_numpy(np.array(dataset.train.images[index]))
-    (teacher,), _ = run_trials._fitted((spec.teacher,), make_trial(spec), world.cache)
+    (teacher,), _ = run_trials._trained_models((spec.teacher,), make_trial(spec), world.cache)
     said = logits(network, teacher.last, images).softmax(1)
 
     def apart(actual):
