@@ -1,6 +1,6 @@
 """Worker processes: what comes back, what a death is, and that none is left behind.
 
-Here they start with a stand-in for torch, so that each is there at once; tests/lab/test_run_trials.py has one with the real one.
+Here they start with a stand-in for torch, so that each is there at once; the real one is in tests/lab/test_run_trials.py.
 """
 
 from __future__ import annotations
