@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xferbench.analysis import exit_code
-from xferbench.cli import audit, main
+from xferbench.cli import audit_suite, main
 from xferbench.config import loader
 from xferbench.core.errors import UserError
 from xferbench.data import inputs
@@ -31,7 +31,7 @@ def words(after, *more):
 
 
 def described(*given):
-    return audit.audit_suite(main.parser().parse_args(["audit", *map(str, given)]))
+    return audit_suite.audit_suite(main.build_parser().parse_args(["audit", *map(str, given)]))
 
 
 def test_an_audit_says_what_is_wrong_and_exits_as_the_contract_says(after, tmp_path, capsys):
@@ -67,10 +67,10 @@ def test_the_words_and_a_file_ask_the_same(after, tmp_path):
 
 def test_timms_words_change_what_is_recorded():
     base = {"resize": 256, "crop": 224, "mean": [0.1], "std": [0.2], "interpolation": "bilinear"}
-    assert audit.adjust_preprocessing(base, {"mean": [0.5], "std": [0.5]}) == base | {"mean": [0.5], "std": [0.5]}
-    assert audit.adjust_preprocessing(base, {"img_size": 112}) == base | {"crop": 112, "resize": 128}
-    assert audit.adjust_preprocessing(base, {"crop_pct": 1.0}) == base | {"crop": 224, "resize": 224}
-    assert audit.adjust_preprocessing({}, {"img_size": 32}) == {"crop": 32, "resize": 32}
+    assert audit_suite.adjust_preprocessing(base, {"mean": [0.5], "std": [0.5]}) == base | {"mean": [0.5], "std": [0.5]}
+    assert audit_suite.adjust_preprocessing(base, {"img_size": 112}) == base | {"crop": 112, "resize": 128}
+    assert audit_suite.adjust_preprocessing(base, {"crop_pct": 1.0}) == base | {"crop": 224, "resize": 224}
+    assert audit_suite.adjust_preprocessing({}, {"img_size": 32}) == {"crop": 32, "resize": 32}
 
 
 def test_serving_is_told_as_what_differs_from_training(after):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from xferbench.cli import audit, main
+from xferbench.cli import audit_suite, main
 from xferbench.core.errors import UserError
 
 
 def asked(*words):
-    return audit.audit_suite(main.parser().parse_args(["audit", *words]))
+    return audit_suite.audit_suite(main.build_parser().parse_args(["audit", *words]))
 
 
 def test_a_file_that_is_not_there_is_named_by_the_option_that_named_it():

@@ -11,8 +11,8 @@ import pytest
 from test_main import told
 
 from xferbench.analysis import exit_code
-from xferbench.cli import doctor, machine
-from xferbench.cli.doctor import FAIL, OK, WARN
+from xferbench.cli import installation_checks, machine
+from xferbench.cli.installation_checks import FAIL, OK, WARN
 from xferbench.runner import discovery, store
 
 GIB = 1 << 30
@@ -49,12 +49,12 @@ def by(found):
 
 
 def looked():
-    return by(doctor.check_torch(*doctor.installation_report()))
+    return by(installation_checks.check_torch(*installation_checks.installation_report()))
 
 
 def test_a_sound_installation(capsys, tmp_path, monkeypatch):
     pretend(monkeypatch, tmp_path, torch=torch("2.9.1+cu128"), torchvision="__version__ = '0.24.1'")
-    monkeypatch.setattr(doctor, "requires", lambda _: None)
+    monkeypatch.setattr(installation_checks, "requires", lambda _: None)
     code, out, err = told(capsys, "doctor", "--format", "json")
     found = {line["check"]: line for line in json.loads(out)}
     assert (code, err) == (0, "")
@@ -120,7 +120,7 @@ def test_one_that_ends_python_or_says_something_is_told(monkeypatch, tmp_path):
 
 def test_one_that_takes_for_ever_is_told(monkeypatch, tmp_path):
     pretend(monkeypatch, tmp_path, torch="import time; time.sleep(60)")
-    monkeypatch.setattr(doctor, "TIMEOUT_SECONDS", 2.0)
+    monkeypatch.setattr(installation_checks, "TIMEOUT_SECONDS", 2.0)
     line = looked()["torch"]
     assert line.state == FAIL
     assert "took more than 2 s" in line.found
@@ -139,7 +139,9 @@ cuda.device_count = lambda: 1
 cuda.get_device_properties = lambda _: About
 """
     pretend(monkeypatch, tmp_path, torch=torch("2.6.0", cuda), torchvision="__version__ = '0.21.0'")
-    told = [line for line in doctor.check_torch(*doctor.installation_report()) if line.check == "device"]
+    told = [
+        line for line in installation_checks.check_torch(*installation_checks.installation_report()) if line.check == "device"
+    ]
     assert [(line.state, line.found) for line in told] == [(OK, "cuda: H200, 139.0 GiB"), (WARN, "driver too old")]
 
 
@@ -163,7 +165,7 @@ def test_a_torch_that_is_too_old_is_a_failure(monkeypatch, tmp_path):
     ],
 )
 def test_which_torchvision_belongs_to_which_torch(pair, wanted, state):
-    line = doctor.check_torchvision(*pair, wanted)
+    line = installation_checks.check_torchvision(*pair, wanted)
     assert line.state == state
     assert bool(line.do) == (state == WARN)
 
@@ -180,7 +182,7 @@ def test_which_torchvision_belongs_to_which_torch(pair, wanted, state):
     ],
 )
 def test_resources(cores, memory, quota, limit, states):
-    found = list(doctor.check_resources(cores, memory, quota, limit))
+    found = list(installation_checks.check_resources(cores, memory, quota, limit))
     assert [line.state for line in found] == states
     assert all(("use -j " in line.do) == (line.state == WARN) for line in found)
 
@@ -189,7 +191,7 @@ def test_a_plugin_that_cannot_be_loaded_is_a_failure(monkeypatch):
     good = [one for one in discovery.entry_points(group=discovery.PLUGIN_GROUP) if one.name == "negative-transfer"]
     broken = EntryPoint(name="broken", value="nowhere_to_be_found:plugin", group=discovery.PLUGIN_GROUP)
     monkeypatch.setattr(discovery, "entry_points", lambda **_: [*good, broken])
-    found = by(doctor.check_plugins())
+    found = by(installation_checks.check_plugins())
     assert (found["plugins"].state, found["plugins"].found) == (OK, "negative-transfer")
     assert found["broken"].state == FAIL
     assert "ModuleNotFoundError" in found["broken"].found
@@ -197,7 +199,7 @@ def test_a_plugin_that_cannot_be_loaded_is_a_failure(monkeypatch):
 
 def test_no_plugin_at_all_is_a_failure(monkeypatch):
     monkeypatch.setattr(discovery, "entry_points", lambda **_: [])
-    assert by(doctor.check_plugins())["plugins"].state == FAIL
+    assert by(installation_checks.check_plugins())["plugins"].state == FAIL
 
 
 def test_a_store_is_told_and_stays_as_it_is(tmp_path):
@@ -205,9 +207,12 @@ def test_a_store_is_told_and_stays_as_it_is(tmp_path):
     with store.open_store(path):
         pass
     before = path.read_bytes()
-    line = by(doctor.check_store(path))["store"]
+    line = by(installation_checks.check_store(path))["store"]
     assert line.state == OK
-    assert f"0 records, {doctor.format_bytes(len(before))} and 0.0 MiB of cache, schema {store.STORE_VERSION}" in line.found
+    assert (
+        f"0 records, {installation_checks.format_bytes(len(before))} and 0.0 MiB of cache, schema {store.STORE_VERSION}"
+        in line.found
+    )
     assert path.read_bytes() == before
 
 
@@ -229,19 +234,19 @@ def other(path):
 @pytest.mark.parametrize("make", [no_store, newer, other, Path.mkdir])
 def test_a_store_that_cannot_be_used_is_a_failure(tmp_path, make):
     make(tmp_path / "s.sqlite")
-    line = by(doctor.check_store(tmp_path / "s.sqlite"))["store"]
+    line = by(installation_checks.check_store(tmp_path / "s.sqlite"))["store"]
     assert line.state == FAIL
     assert "--store" in line.do
 
 
 def test_an_empty_file_is_no_store_yet(tmp_path):
     (tmp_path / "s.sqlite").touch()
-    assert by(doctor.check_store(tmp_path / "s.sqlite"))["store"].state == OK
+    assert by(installation_checks.check_store(tmp_path / "s.sqlite"))["store"].state == OK
 
 
 def test_a_cache_that_cannot_be_written_is_a_failure(capsys, tmp_path):
     (tmp_path / "file").touch()
-    line = by(doctor.check_store(tmp_path / "file" / "below" / "s.sqlite"))["cache"]
+    line = by(installation_checks.check_store(tmp_path / "file" / "below" / "s.sqlite"))["cache"]
     assert (line.state, "Not a directory" in line.found) == (FAIL, True)
     assert "--store" in line.do
     code, out, _ = told(capsys, "doctor", "--store", tmp_path / "file" / "below")
@@ -251,7 +256,7 @@ def test_a_cache_that_cannot_be_written_is_a_failure(capsys, tmp_path):
 
 def test_a_disk_over_the_network_is_warned_of(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "file_system", lambda _: "nfs4")
-    line = by(doctor.check_store(tmp_path / "s.sqlite"))["file system"]
+    line = by(installation_checks.check_store(tmp_path / "s.sqlite"))["file system"]
     assert line.state == WARN
     assert "SQLite is not safe" in line.found
     assert "--store" in line.do
@@ -259,18 +264,18 @@ def test_a_disk_over_the_network_is_warned_of(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("free", "state"), [(0, FAIL), (GIB, WARN), (9 * GIB, OK)])
 def test_room_on_the_disk(monkeypatch, tmp_path, free, state):
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free}))
-    assert by(doctor.check_store(tmp_path / "s.sqlite"))["disk"].state == state
+    monkeypatch.setattr(installation_checks.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free}))
+    assert by(installation_checks.check_store(tmp_path / "s.sqlite"))["disk"].state == state
 
 
 def test_every_line_that_is_not_sound_says_what_to_do(monkeypatch, tmp_path):
     pretend(monkeypatch, tmp_path, torch="1 / 0")
-    assert all(bool(line.do) == (line.state != OK) for line in doctor.run_checks(tmp_path / "s.sqlite"))
+    assert all(bool(line.do) == (line.state != OK) for line in installation_checks.run_checks(tmp_path / "s.sqlite"))
 
 
 def test_the_users_name_is_left_out(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ann")
-    assert doctor.hide_home(Path("/home/ann/.cache/x")) == "~/.cache/x"
-    assert doctor.hide_home(Path("/home/annabel/x")) == "/home/annabel/x"
+    assert installation_checks.hide_home(Path("/home/ann/.cache/x")) == "~/.cache/x"
+    assert installation_checks.hide_home(Path("/home/annabel/x")) == "/home/annabel/x"
     monkeypatch.setenv("HOME", "/")
-    assert doctor.hide_home(Path("/x")) == "/x"
+    assert installation_checks.hide_home(Path("/x")) == "/x"

@@ -14,7 +14,7 @@ from test_json_schema import SCHEMA, fits
 from test_main import told
 
 from xferbench.analysis import exit_code
-from xferbench.cli import init
+from xferbench.cli import suite_template
 from xferbench.config import loader
 from xferbench.core.errors import UserError
 from xferbench.data import inputs
@@ -88,9 +88,9 @@ def test_its_first_line_leads_an_editor_to_the_schema(capsys, tmp_path):
 @pytest.mark.parametrize("images", [2, 400])
 def test_the_margin_is_one_that_the_test_images_can_decide(capsys, tmp_path, images):
     _, asked, _ = made(capsys, make_folder(tmp_path / "ants", images=images))
-    assert (asked.margin == init.MAX_MARGIN) == (images == 2)
+    assert (asked.margin == suite_template.MAX_MARGIN) == (images == 2)
     _, out, _ = told(capsys, "validate", "ants.toml", "--set", f"target.test_size={2 * images + 1}")
-    assert "expect INCONCLUSIVE" not in out or asked.margin == init.MAX_MARGIN
+    assert "expect INCONCLUSIVE" not in out or asked.margin == suite_template.MAX_MARGIN
 
 
 def test_what_is_commented_out_is_valid_too(capsys, tmp_path):
@@ -158,7 +158,7 @@ def test_a_name_that_is_no_text_is_told(capsys, tmp_path):
 def test_every_slug_is_a_name(name):
     table = {
         "schema": 1,
-        "name": init.suite_slug(name),
+        "name": suite_template.suite_slug(name),
         "plugins": ["all"],
         "backbone": {"arch": "x"},
         "target": {"data": "digits"},
@@ -168,7 +168,7 @@ def test_every_slug_is_a_name(name):
 
 @given(value=st.text())
 def test_every_text_can_be_quoted(value):
-    assert tomllib.loads(f"x = {init.toml_quote(value)}") == {"x": value}
+    assert tomllib.loads(f"x = {suite_template.toml_quote(value)}") == {"x": value}
 
 
 def test_a_file_that_is_there_stays(capsys, tmp_path):
@@ -215,9 +215,9 @@ def test_what_cannot_be_written_is_told_and_leaves_nothing(capsys, tmp_path, wor
 
 
 def test_without_torch_the_arch_is_asked_for(monkeypatch, tmp_path):
-    monkeypatch.setattr(init, "find_spec", lambda _: None)
+    monkeypatch.setattr(suite_template, "find_spec", lambda _: None)
     with pytest.raises(UserError, match="--arch is missing"):
-        init.detect_arch(TINY)
+        suite_template.detect_arch(TINY)
     assert importlib.util.find_spec("xferbench") is not None
 
 

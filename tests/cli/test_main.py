@@ -111,7 +111,7 @@ def told(capsys, *words):
 
 
 def test_the_surface_of_the_command_line_is_frozen():
-    (commands,) = (action for action in main.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    (commands,) = (action for action in main.build_parser()._actions if isinstance(action, argparse._SubParsersAction))
     found = {}
     for name, one in commands.choices.items():
         actions = [action for action in one._actions if not {"--help", "--debug"} & set(action.option_strings)]
@@ -125,7 +125,7 @@ def test_the_surface_of_the_command_line_is_frozen():
 
 
 def test_the_defaults_of_run_are_frozen():
-    asked = vars(main.parser().parse_args(["run", "quick"]))
+    asked = vars(main.build_parser().parse_args(["run", "quick"]))
     del asked["command"], asked["parser"]
     assert asked == {
         "debug": False,
@@ -241,7 +241,7 @@ ENDS = [
         2,
         "xferbench: ants.toml: margin\n  found: 0\n",
     ),
-    (KeyboardInterrupt(), 130, "xferbench: interrupted; what was finished is kept"),
+    (KeyboardInterrupt(), 130, "xferbench: interrupted; finished results are kept"),
     (RuntimeError("boom"), 3, "xferbench: crashed: RuntimeError: boom\n  do: run it again with --debug"),
     (AssertionError(), 3, "xferbench: crashed: AssertionError: \n"),
     (SystemExit(0), 3, "xferbench: crashed: SystemExit: 0"),
@@ -296,8 +296,8 @@ def test_verdicts_become_the_exit_code(monkeypatch, capsys, tmp_path, verdicts, 
 def test_json_is_all_that_goes_to_standard_output(monkeypatch, capsys, tmp_path):
     run = make_run(seeds=2, examples=20)
 
-    def written(*_, output, show, **__):
-        show(progress.Progress(stage="reading", done=0, running=1, total=1, reused=0, left=None))
+    def written(*_, output, on_progress, **__):
+        on_progress(progress.Progress(stage="reading", done=0, running=1, total=1, reused=0, left=None))
         files.write_run(run, output)
         return run
 
@@ -455,7 +455,7 @@ def test_one_plan_is_not_frozen_of_several_suites(capsys, tmp_path):
     good = make_suite(tmp_path)
     code, out, err = told(capsys, "validate", good, good, "--freeze", "plan.json")
     assert (code, out) == (exit_code.USAGE, "")
-    assert "--freeze: a plan is that of one suite\n  found: 2 suites" in err
+    assert "--freeze: a plan belongs to one suite\n  found: 2 suites" in err
     assert not Path("plan.json").exists()
 
 
@@ -467,8 +467,8 @@ def test_a_merge_says_what_each_store_brought_and_that_answers_differ(capsys, tm
     code, out, err = told(capsys, "merge", "one.sqlite", "two.sqlite", "-o", "all of it.sqlite")
     assert (code, err) == (exit_code.PASSED, "")
     assert out.splitlines() == [
-        "one.sqlite: 2 records added, 0 there already",
-        "two.sqlite: 1 records added, 1 there already, 1 of them with other predictions or scalars (the first stays)",
+        "one.sqlite: 2 records added, 0 existed already",
+        "two.sqlite: 1 records added, 1 existed already, 1 of them with other predictions or scalars (the first stays)",
         "next: xferbench run SUITE --store 'all of it.sqlite'",
     ]
 
@@ -652,7 +652,7 @@ def test_a_broken_plugin_is_an_error_finding_and_the_others_go_on(done, capsys, 
     assert verdicts["negative-transfer"]["verdict"] in {"PASS", "FAIL", "INCONCLUSIVE"}
     code, out, _ = told(capsys, *words, "--dry-run")
     assert code == 0
-    assert "broken: not asked, it crashes: " in out
+    assert "broken: skipped, it crashes: " in out
 
 
 def test_a_report_that_cannot_be_written_loses_nothing_from_the_store(done, capsys, monkeypatch, tmp_path):
@@ -735,7 +735,7 @@ def test_an_interrupted_run_keeps_what_was_finished_and_leaves_no_worker(tmp_pat
     _, err = process.communicate(timeout=60)
     assert kept >= 3, err
     assert process.returncode == exit_code.INTERRUPTED
-    assert "interrupted; what was finished is kept" in err
+    assert "interrupted; finished results are kept" in err
     assert "Traceback" not in err
     assert count(store) >= kept
     assert not [one for one in workers if Path(f"/proc/{one}").exists()]
@@ -766,7 +766,7 @@ def test_a_manifest_is_written_once_and_told(tmp_path, capsys):
     code, out, _ = told(capsys, "manifest", "folder:images", "-o", "images.npz")
     assert code == 0
     assert "wrote images.npz: 2 images of folder:images" in out
-    assert "1 left out\n  deep/c.jpg: " in out
+    assert "1 skipped\n  deep/c.jpg: " in out
     held = (tmp_path / "images.npz").read_bytes()
     code, _, err = told(capsys, "manifest", "folder:images", "-o", "images.npz")
     assert (code, "--force" in err) == (2, True)

@@ -12,7 +12,7 @@ from test_loader import written
 from test_main import make_suite, told
 
 from xferbench.analysis import exit_code
-from xferbench.cli import main
+from xferbench.cli import main, options
 from xferbench.config import loader, overrides
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import Phase, Recipe
@@ -125,7 +125,7 @@ def test_validate_hears_it_and_says_so(capsys, tmp_path):
 
 def test_separate_options_are_overrides_too(tmp_path):
     arguments = ["run", str(make_suite(tmp_path)), "--set", "margin=0.4", "--seed", "5", "--budget", "9m"]
-    suite = main._suite(main.parser().parse_args(arguments))
+    suite = options.load_suite(main.build_parser().parse_args(arguments))
     assert (suite.seed, suite.budget) == (5, 540.0)
     assert suite.overrides == ("margin=0.4", "seed=5", "budget=9m")
     assert loader.load_suite(tmp_path / "noise.toml", suite.overrides) == suite

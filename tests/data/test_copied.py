@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from xferbench.cli import main, options
+from xferbench.cli import main
 from xferbench.config import loader
 from xferbench.report import baseline
 
@@ -29,7 +29,7 @@ FIRST_PARTY = {"actions/checkout", "actions/setup-python", "actions/upload-artif
 def parse_command(command):
     program, *argv = shlex.split(command)
     assert program == "xferbench"
-    return options.parse_arguments(main.parser(), argv)
+    return main.parse_arguments(argv)
 
 
 def actions(job):

@@ -1,231 +1,39 @@
-"""Write a first suite file for a folder of images and a checkpoint. Reads the dataset and writes the file.
-
-The file explains every key and contains alternatives as comments.
-"""
+"""``xferbench init``: write a first suite file for a folder of images and a checkpoint. Reads both, writes the file."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import tomllib
-import unicodedata
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from math import ceil
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from xferbench.config import loader
-from xferbench.core.errors import UserError
-from xferbench.data import inputs, sources
-from xferbench.report import format
-from xferbench.runner import discovery, execute
-from xferbench.runner.engines import local
-from xferbench.study import forecast
+from xferbench.analysis import exit_code
+from xferbench.cli import options
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from xferbench.core.suite import Suite
-
-DEFAULT_MARGIN = 0.02  # smallest margin that is proposed
-MAX_MARGIN = 0.2  # a larger margin would not answer a useful question
-MAX_LISTED_CLASSES = 6  # number of class names in a comment
+    import argparse
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DatasetSummary:
-    """A dataset summary: number of images by split and class, and number of independent test images or groups."""
-
-    spec: str
-    classes: tuple[str, ...]
-    counts: Mapping[str, tuple[int, ...]]
-    left_out: int
-    examples: int
-
-
-def summarize_dataset(path: Path) -> DatasetSummary:
-    """Return a summary of a folder of images or of an npz file.
-
-    Raises:
-        UserError: if it is not a dataset.
-    """
-    if not path.exists():
-        raise UserError(
-            f"{format.one_line(path)}: no such folder", expected="a folder of images, or an npz file", do="check the path"
-        )
-    spec = f"{'folder' if path.is_dir() else 'npz'}:{path.resolve()}"
-    classes, splits, left_out = sources.read_dataset(spec, None)
-    if "train" not in splits:
-        do = "put the images into train/ and val/ or test/; for a finished network, `xferbench audit` needs only a test set"
-        raise UserError(f"{format.one_line(path)}: no training images", found="only a test set", expected="both", do=do)
-    counts = {split: tuple(np.bincount(raw.labels, minlength=len(classes)).tolist()) for split, raw in splits.items()}
-    groups = splits["test"].groups
-    examples = len(np.unique(groups)) if len(groups) else sum(counts["test"])
-    return DatasetSummary(spec=spec, classes=classes, counts=counts, left_out=len(left_out), examples=examples)
+def add_parser(subparsers: options.Subparsers) -> None:
+    """Add the command and its options."""
+    text = "write a first suite file for a folder of images and a checkpoint"
+    parser = options.add_command(subparsers, "init", text, run_command)
+    text = "folder of images, or an npz file (default: the current folder)"
+    parser.add_argument("folder", type=Path, nargs="?", default=Path(), help=text)
+    text = "pretrained weights (default: those of the shipped tiny-resnet)"
+    parser.add_argument("--weights", type=Path, metavar="FILE", help=text)
+    parser.add_argument("--arch", help="architecture of the weights (default: detected from their tensors)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="suite file to write (default: NAME.toml)")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
 
 
-def detect_arch(weights: Path | None, option: str = "--weights") -> str:
-    """Return the architecture of a checkpoint, detected from its tensors; without a checkpoint, the shipped small network.
+def run_command(arguments: argparse.Namespace) -> int:
+    """Write the suite file and print the next commands."""
+    from xferbench.cli import suite_template
 
-    ``option`` is the option that named the file.
-
-    Raises:
-        UserError: if the file cannot be read, or if no architecture matches.
-    """
-    if weights is None:
-        return "tiny-resnet"
-    if not weights.is_file():
-        raise UserError(
-            f"{option} {format.one_line(weights)}",
-            found="no such file",
-            expected="a state dict saved by torch.save, or safetensors",
-        )
-    if find_spec("torch") is None:
-        raise UserError("--arch is missing", found="no torch to read the weights with", expected="--arch ARCH")
-    with local.start_workers(1) as call:
-        detected: str = call("xferbench.lab.models.arch_detection:detect_arch", weights).result()
-    if not detected:
-        what = f"{format.one_line(weights)}: its tensors match no known architecture"
-        raise UserError(what, expected="--arch ARCH", do="name its architecture; `xferbench ls` lists the known ones")
-    return detected
-
-
-def suite_slug(name: str) -> str:
-    """Return a valid suite name made from any text."""
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"^[^a-z0-9]+|-+$", "", re.sub(r"[^a-z0-9._]+", "-", plain))[:60].rstrip("-") or "transfer"
-
-
-def write_suite(summary: DatasetSummary, arch: str, weights: Path | None, output: Path | None, *, force: bool = False) -> Path:
-    """Write a valid suite file and return its path.
-
-    Args:
-        seen: the target.
-        arch: the architecture.
-        weights: the checkpoint, or None for the shipped weights.
-        output: the file; None means NAME.toml in the current folder.
-        force: whether an existing file may be overwritten.
-
-    Raises:
-        UserError: if the file exists already, or if the arguments do not make a valid suite.
-    """
-    path = Path(summary.spec.partition(":")[2])
-    name = suite_slug(path.name if path.is_dir() else path.stem)
-    file = Path(f"{name}.toml") if output is None else output
-    draft = _parse_content(suite_text(summary, name, arch, weights, file, DEFAULT_MARGIN), file)
-    margin = _proposed_margin(draft, summary.examples)
-    content = suite_text(summary, name, arch, weights, file, margin)
-    inputs.check_inputs(_parse_content(content, file))
-    try:
-        with file.open("w" if force else "x", encoding="utf-8", newline="\n") as stream:
-            stream.write(content)
-    except FileExistsError as error:
-        raise UserError(f"{format.one_line(file)} already exists", do="use --force to overwrite it, or -o FILE") from error
-    return file
-
-
-def _parse_content(content: str, file: Path) -> Suite:
-    return loader.parse_suite(tomllib.loads(content), file.resolve())
-
-
-def _proposed_margin(draft: Suite, examples: int) -> float:
-    """Return the margin that the test set can decide, rounded up to whole points."""
-    smallest = forecast.smallest_margin(replace(draft, margin=DEFAULT_MARGIN), examples, discovery.load_plugins(draft.plugins))
-    return min(max(DEFAULT_MARGIN, ceil(100 * (smallest or 0)) / 100), MAX_MARGIN)
-
-
-def suite_text(summary: DatasetSummary, name: str, arch: str, weights: Path | None, file: Path, margin: float) -> str:
-    """Return the content of the suite file."""
-    kind, _, location = summary.spec.partition(":")
-    data = f"{kind}:{_relative_path(Path(location), file)}"
-    weights_line = f"weights = {toml_quote(_relative_path(weights, file))}" if weights else '# weights = "weights.safetensors"'
-    shipped = "" if weights else "  # the shipped weights were trained on drawn glyphs only; use --weights for your own"
-    template = (
-        "About what {} independent test image(s) can decide"
-        if margin < MAX_MARGIN
-        else "{} independent test image(s) decide little"
-    )
-    margin_note = template.format(summary.examples) + "; a smaller margin needs more of them."
-    is_small = arch.startswith(("cifar-resnet", "tiny-resnet"))
-    size = "resize = 32, crop = 32" if is_small else "resize = 256, crop = 224"
-    comment = "" if execute.is_cpu("auto") else "# "
-    return f"""\
-#:schema {(loader.shipped_folder() / "schema.json").as_uri()}
-# Paths are relative to this file. `xferbench validate` checks the file; commented-out keys show alternatives.
-schema = 1
-name = "{name}"
-plugins = ["all"]            # or some of those listed by `xferbench ls`, such as ["batchnorm-drift"]
-# metric = "balanced_accuracy" # instead of accuracy, for classes of unequal size
-# The harm that matters, {100 * margin:g} points of accuracy. {margin_note}
-margin = {margin:g}
-looks = [5, 10]              # numbers of seeds for a verdict; [5, 10, 20] detects smaller harms
-budget = "30m"               # no more seeds are added after this computing time
-
-[backbone]
-arch = {toml_quote(arch)}{shipped}
-# A state dict saved by torch.save, or safetensors. No code in it is ever executed.
-{weights_line}
-# preprocessing = {{ {size}, mean = [0.485, 0.456, 0.406], std = [0.229, 0.224, 0.225] }}
-#                            # used in pretraining; needed if it is not recorded
-
-[target]
-data = {toml_quote(data)}
-{_class_comments(summary)}
-# train_size = 200           # fewer training images
-# test_size = 1000           # fewer test images
-
-# Your present recipe. While it is commented out, the default recipe is tested.
-# [recipe]
-# strategy = "full"          # or linear-probe, lp-ft, partial, discriminative, gradual-unfreezing, warm-up, scratch
-# lr = 1e-3
-# steps = 150
-# batch_size = 32
-
-# A smaller search for the from-scratch baseline, for a machine without a GPU. `run --dry-run` estimates the time. The first
-# look takes most of it, and the budget does not shorten that look. Fewer pixels (preprocessing) save the most time.
-{comment}[scratch]
-{comment}lr = [1e-3]
-{comment}weight_decay = [0.01]
-{comment}steps = 100
-{comment}batch_size = 16
-"""
-
-
-def _class_comments(summary: DatasetSummary) -> str:
-    """Return comments with the classes and the number of images of each."""
-    names = ", ".join(format.shorten(name, 40) for name in summary.classes[:MAX_LISTED_CLASSES]) + (
-        ", …" if len(summary.classes) > MAX_LISTED_CLASSES else ""
-    )
-    lines = [f"# {len(summary.classes)} classes: {names}"]
-    for split, counts in summary.counts.items():
-        per_class = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-        lines.append(f"# {split}: {sum(counts)} images, {per_class} a class")
-    lines += [f"# {summary.left_out} file(s) or array(s) are not used"] if summary.left_out else []
-    return "\n".join(lines)
-
-
-def _relative_path(path: Path, file: Path) -> str:
-    """Return a path relative to a suite file, or an absolute one if it would begin with ~ or lead to another drive."""
-    try:
-        relative = Path(os.path.relpath(path.resolve(), file.resolve().parent)).as_posix()
-    except ValueError:
-        relative = "~"
-    return path.resolve().as_posix() if relative.startswith("~") else relative
-
-
-def toml_quote(value: str) -> str:
-    """Return a text as a TOML string.
-
-    Raises:
-        UserError: if the text is not valid UTF-8.
-    """
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        what = f"{format.one_line(value)}: a name that is not valid text"
-        raise UserError(what, found="bytes that are not UTF-8", expected="a name in UTF-8", do="rename it") from error
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    weights = arguments.weights
+    summary = suite_template.summarize_dataset(arguments.folder)
+    arch = arguments.arch or suite_template.detect_arch(weights)
+    file = suite_template.write_suite(summary, arch, weights, arguments.output, force=arguments.force)
+    name = shlex.quote(str(file) if str(file)[0] != "-" else f"./{file}")
+    print(f"wrote {file}\nnext: xferbench validate {name}\n      xferbench run {name} --dry-run")
+    return exit_code.PASSED

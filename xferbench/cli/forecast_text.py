@@ -1,0 +1,52 @@
+"""Print forecasts: the work and time that a suite needs, and the smallest margin that its test set can decide."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from xferbench.core.suite import Suite
+    from xferbench.study.forecast import Forecast
+
+
+def print_matrix_forecast(suite: Suite, counts: Mapping[str, Mapping[str, float]]) -> None:
+    """Print the work and the minutes of each task at its last look."""
+    recipes = len(suite.matrix.compared) if suite.matrix else 0
+    names = dict.fromkeys(name for task_counts in counts.values() for name in task_counts if name != "seconds")
+    print(f"suite {suite.name}: {recipes} recipes on {len(counts)} tasks, {suite.looks[0]} seeds each")
+    width = max(map(len, names), default=0) + 2
+    print("".join([f"{'':<24}", *(f"{name:>{width}}" for name in names), f"{'minutes':>10}"]))
+    for task, task_counts in counts.items():
+        minutes = f"{task_counts['seconds'] / 60:>10.1f}"
+        print("".join([f"{task:<24}", *(f"{task_counts.get(name, 0):>{width}.0f}" for name in names), minutes]))
+    total = sum(task_counts["seconds"] for task_counts in counts.values()) / 60
+    print(f"minutes in total: {total:.1f}, an upper bound, because tasks may share computations")
+
+
+def print_forecast(suite: Suite, forecast: Forecast) -> None:
+    """Print the arms, the work and the minutes of a suite of one task, and the margin that it can decide."""
+    looks = "one finished network" if suite.after else f"looks at {', '.join(map(str, suite.looks))} seeds"
+    print(f"suite {suite.name}: {suite.metric}, margin {suite.margin:g}, {looks}")
+    for plugin, arms in forecast.arms.items():
+        print(f"\n{plugin}")
+        for name, text in arms.items():
+            print(f"  {name:<28} {text}")
+    for plugin, reason in forecast.skipped.items():
+        print(f"\n{plugin}: skipped, {reason}")
+    print(f"\n{'':<22} first look  last look")
+    for name in forecast.first:
+        print(f"{name:<22} {forecast.first[name]:>10} {forecast.last[name]:>10}")
+    print(f"{'minutes to compute':<22} {forecast.seconds[0] / 60:>10.1f} {forecast.seconds[1] / 60:>10.1f}")
+    print_margin(suite, forecast.smallest_margin)
+
+
+def print_margin(suite: Suite, smallest: float | None) -> None:
+    """Print the smallest margin that the test set can decide, in the metric's unit; None if it is not known."""
+    if smallest is None:
+        print(f"the smallest margin that this test set can decide is not known in advance for {suite.metric}")
+        return
+    seeds = "" if suite.after else f" with {suite.looks[-1]} seeds"
+    print(f"smallest margin that this test set can decide{seeds}: about {smallest:.3f}", end="")
+    print(f" (the suite's: {suite.margin:g})" + ("; expect INCONCLUSIVE" if smallest > suite.margin else ""))
