@@ -131,7 +131,7 @@ def test_a_name_that_has_only_the_other_kind_is_a_problem_that_says_so(installed
     installed("", too_hot=exported(GOOD, **{"plugin" if other == "experiment" else "audit": "too-hot"}))
     with pytest.raises(UserError) as raised:
         discovery.load_plugins(["too-hot"], kind)
-    assert (raised.value.found, raised.value.expected) == (f"an {other} only", f"an {kind}")
+    assert (raised.value.found, raised.value.expected) == (f"only an {other}", f"an {kind}")
     assert ("xferbench audit" in raised.value.do) == (other == "audit")
     assert not discovery.load_plugins(["all"], kind)
 

@@ -88,5 +88,5 @@ def test_a_change_while_it_was_carried_out_is_noticed(suite, tmp_path):
     (tmp_path / "mine.toml").write_text("schema = 1  # a remark")
     input_digests.assert_unchanged(suite, store, before)
     (tmp_path / "pets" / "train" / "cat" / "a.png").write_bytes(b"another")
-    with pytest.raises(UserError, match=r"has changed while it was carried out\n  found: target\.data"):
+    with pytest.raises(UserError, match=r"changed during the run\n  found: target\.data"):
         input_digests.assert_unchanged(suite, store, before)

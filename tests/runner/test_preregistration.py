@@ -102,14 +102,14 @@ def test_many_differences_are_counted(plan):
 
 def test_a_plan_that_was_changed_by_hand_is_refused(plan):
     plan.write_text(plan.read_text().replace('"margin": 0.02', '"margin": 0.2'))
-    with pytest.raises(UserError, match="its hash is not that of the plan in it"):
+    with pytest.raises(UserError, match="the plan does not match its hash"):
         preregistration.read_plan(plan)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": 1}', "null", '{"schema":1,"hash":"","plan":3,"inputs":[]}'])
 def test_what_is_no_plan_is_a_problem(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(UserError, match="no frozen plan can be read"):
+    with pytest.raises(UserError, match="cannot be read as a frozen plan"):
         preregistration.read_plan(tmp_path / "x.json")
 
 
@@ -117,7 +117,7 @@ def test_a_missing_plan_and_one_of_a_newer_schema_are_problems(plan, tmp_path):
     with pytest.raises(UserError, match="No such file"):
         preregistration.read_plan(tmp_path / "none.json")
     plan.write_text(plan.read_text().replace('"schema": 1', '"schema": 2', 1))
-    with pytest.raises(UserError, match="another xferbench"):
+    with pytest.raises(UserError, match="another version of xferbench"):
         preregistration.read_plan(plan)
 
 

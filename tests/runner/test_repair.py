@@ -145,7 +145,7 @@ def test_a_confirmed_repair_is_written_and_mends_and_changes_nothing_else(given,
         wanted = before if "running_" in name else after
         assert tensor.dtype == wanted[name].dtype
         assert torch.equal(tensor, wanted[name]), name
-    told = json.loads(about("mended.safetensors")["xferbench.runner.repair"])
+    told = json.loads(about("mended.safetensors")["xferbench.repair"])
     assert told["edits"] == ["batchnorm:restored"]
     assert told["sha256"] == {name: files.sha256(Path(f"{name}.safetensors")) for name in ("after", "before")}
     assert told["finding"].startswith("batchnorm-drift/harm")
@@ -155,7 +155,7 @@ def test_a_confirmed_repair_is_written_and_mends_and_changes_nothing_else(given,
     assert evidence["repair"]["sha256"] == files.sha256(Path("mended.safetensors"))
     code, out, _ = audit(capsys, "--repair", "again.safetensors", after="mended.safetensors", before=None)
     assert code == 0, out
-    assert "no repair was written: batchnorm-drift is PASS: the statistics are those that the network needs" in out
+    assert "no repair was written: batchnorm-drift is PASS: the statistics are right for this network" in out
     assert not Path("again.safetensors").exists()
 
 
@@ -178,7 +178,7 @@ def test_without_the_weights_of_before_recalibrated_statistics_are_written(given
     save_file(after, "after.safetensors", checkpoints.preprocessing_metadata(READY))
     code, out, err = audit(capsys, "--repair", "mended.safetensors", before=None)
     assert (code, "BatchNorm statistics recalibrated, predictions verified" in out) == (1, True), out + err
-    told = json.loads(about("mended.safetensors")["xferbench.runner.repair"])
+    told = json.loads(about("mended.safetensors")["xferbench.repair"])
     assert told["edits"] == ["batchnorm:recalibrated@2"]
     assert told["sha256"]["before"] is None
     mended = load_file("mended.safetensors")
@@ -230,15 +230,15 @@ def finding(verdict, plugin="batchnorm-drift", contrast="harm", **more):
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        ([], "batchnorm-drift was not asked"),
+        ([], "batchnorm-drift was not run"),
         ([finding("INCONCLUSIVE")], "batchnorm-drift is INCONCLUSIVE: no harm of the statistics was confirmed"),
         ([finding("SKIPPED", reason="no such layer")], "batchnorm-drift is SKIPPED: no such layer"),
         ([finding("PASS"), finding("ERROR", reason="boom")], "batchnorm-drift is ERROR: boom"),
-        ([finding("FAIL", remedy={"verified": False})], "is FAIL: the cure was not confirmed to take the harm away"),
-        ([finding("FAIL", remedy=None)], "is FAIL: the cure was not confirmed"),
+        ([finding("FAIL", remedy={"verified": False})], "is FAIL: it was not confirmed that the cure removes the harm"),
+        ([finding("FAIL", remedy=None)], "is FAIL: it was not confirmed"),
         (
             [finding("PASS"), finding("FAIL", "audit/reload"), finding("FAIL", "head-size")],
-            "needs; for audit/reload, head-size there are patches in words, in the report",
+            "this network; the report describes patches for audit/reload, head-size",
         ),
     ],
 )

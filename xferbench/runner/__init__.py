@@ -1,1 +1,1 @@
-"""Runs, gates and matrices: everything with side effects."""
+"""Run suites, gates and matrices. This package has all side effects of a run."""

@@ -1,4 +1,4 @@
-"""An executed study becomes a run: findings, arms, cost and notes. Reads the versions of this machine, nothing else."""
+"""Build a run from an executed study: findings, arms, cost and notes. Reads the versions of the environment."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ if TYPE_CHECKING:
 
 
 def build_run(executed: StudyResult) -> Run:
-    """Judge an executed study."""
+    """Return the run of an executed study, with its findings."""
     study, step = executed.study, executed.step
     drafts = findings.build_findings(study.suite, step, executed.answers)
-    found = messages.write_findings(followup.add_followup(drafts, executed.mended))
-    tested = {
-        finding.id.rpartition("/")[0] or finding.id for finding in found if finding.p_fail is not None and finding.exposed
-    }  # a crash is a hypothesis too, but no false FAIL
-    keys = sorted({one.trial.key for one in step.asked})
+    written = messages.write_findings(followup.add_followup(drafts, executed.mended))
+    # A crash is also a tested hypothesis, but it cannot become a false FAIL.
+    hypotheses = {
+        finding.id.rpartition("/")[0] or finding.id for finding in written if finding.p_fail is not None and finding.exposed
+    }
+    keys = sorted({request.trial.key for request in step.asked})
     return Run(
         suite=as_dict(study.suite),
         environment=describe_environment(study.place.device, executed.workers) | {"lab": study.place.lab},
-        findings=found,
+        findings=written,
         cells=findings.trial_rows(step, executed.answers),
         cost=cost_summary(executed),
         arms=arm_descriptions(executed),
         notes=build_notes(executed),
-        expected_false_alarms=intervals.expected_false_alarms(len(tested), study.suite.alpha),
+        expected_false_alarms=intervals.expected_false_alarms(len(hypotheses), study.suite.alpha),
         plan=digest([*keys, rules_digest(study.suite), *preregistration.plugin_sources(study.plugins).values()]),
         samples=executed.samples,
         plugins=plugin_contrasts(executed),
@@ -48,7 +49,7 @@ def build_run(executed: StudyResult) -> Run:
 
 
 def plugin_contrasts(executed: StudyResult) -> dict[str, Any]:
-    """Version, source and paired contrasts of each plugin: what two runs must share to be held against each other."""
+    """Return the version, source and paired contrasts of each plugin, which two runs must share to be compared."""
     study = executed.study
     return {
         plugin.id: {
@@ -56,138 +57,142 @@ def plugin_contrasts(executed: StudyResult) -> dict[str, Any]:
             "source": plugin.source,
             "contrasts": [
                 {
-                    "name": one.name,
-                    "weights": [[*term, weight] for term, weight in one.weights.items()],
-                    "metric": schedule.rules_for(one, study.suite).metric,
-                    "margin": schedule.rules_for(one, study.suite).margin,
+                    "name": contrast.name,
+                    "weights": [[*term, weight] for term, weight in contrast.weights.items()],
+                    "metric": schedule.rules_for(contrast, study.suite).metric,
+                    "margin": schedule.rules_for(contrast, study.suite).margin,
                 }
-                for one in plugin.contrasts
-                if one.kind == "paired"
+                for contrast in plugin.contrasts
+                if contrast.kind == "paired"
             ],
         }
         for plugin in study.plugins
     }
 
 
-def rules_digest(asked: Suite) -> str:
-    """What of a suite a verdict depends on beyond its trials."""
-    return digest((asked.metric, asked.margin, asked.alpha, asked.looks, asked.plugins))
+def rules_digest(suite: Suite) -> str:
+    """Return a digest of the fields of a suite that a verdict depends on, in addition to its trials."""
+    return digest((suite.metric, suite.margin, suite.alpha, suite.looks, suite.plugins))
 
 
 def cost_summary(executed: StudyResult) -> dict[str, Any]:
-    """Fits and trials asked, unique, run now and reused; recorded seconds, and those of this run."""
-    asked = _asked(executed)
-    unique = {one.trial.key: one.trial for one in asked}
-    fits = {trial.model.base for trial in unique.values() if trial.model.base.head != OWN_HEAD}  # nobody trains a finished one
+    """Return the numbers of requested, unique, computed and reused fits and trials, and the recorded seconds."""
+    requests = _requests(executed)
+    unique = {request.trial.key: request.trial for request in requests}
+    specs = {trial.model.base for trial in unique.values()}
+    specs = {spec for spec in specs if spec.head != OWN_HEAD}  # a finished network is not trained
     records = [executed.answers[key] for key in unique if key in executed.answers]
-    fit_seconds = schedule.training_seconds(asked, executed.answers)
+    fit_seconds = schedule.training_seconds(requests, executed.answers)
     view_seconds = sum(record.seconds for record in records)
-    fits_asked = len({(one.plugin, one.arm, one.trial.model.base) for one in asked if one.trial.model.base.head != OWN_HEAD})
+    requested_fits = {(request.plugin, request.arm, request.trial.model.base) for request in requests}
+    fits_asked = sum(spec.head != OWN_HEAD for _, _, spec in requested_fits)
     return {
-        "fits": {"asked": fits_asked, "unique": len(fits), "run": executed.fits_run, "reused": len(fits) - executed.fits_run},
+        "fits": {"asked": fits_asked, "unique": len(specs), "run": executed.fits_run, "reused": len(specs) - executed.fits_run},
         "trials": {
-            "asked": len(asked),
+            "asked": len(requests),
             "unique": len(unique),
             "run": executed.trials_run,
             "reused": len(unique) - executed.trials_run,
         },
-        "checks": _by_check(executed),
+        "checks": _seconds_by_plugin(executed),
         "seconds": {"total": fit_seconds + view_seconds, "fit": fit_seconds, "view": view_seconds, "wall": executed.seconds},
     }
 
 
-def _asked(executed: StudyResult) -> tuple[TrialRequest, ...]:
-    """All that was asked, of a finished network also what is left once its largest failure is mended."""
+def _requests(executed: StudyResult) -> tuple[TrialRequest, ...]:
+    """Return all trial requests, including those of the follow-up of a finished network."""
     return executed.step.asked + (executed.mended.step.asked if executed.mended else ())
 
 
-def _by_check(executed: StudyResult) -> dict[str, float]:
-    """Recorded seconds of each plugin's views; one that several ask for counts with the first."""
-    owner: dict[str, str] = {}
-    for one in _asked(executed):
-        owner.setdefault(one.trial.key, one.plugin)
-    found: dict[str, float] = {}
-    for key, plugin in owner.items():
+def _seconds_by_plugin(executed: StudyResult) -> dict[str, float]:
+    """Return the recorded seconds of each plugin's evaluations; a shared evaluation counts for the first plugin."""
+    owners: dict[str, str] = {}
+    for request in _requests(executed):
+        owners.setdefault(request.trial.key, request.plugin)
+    seconds: dict[str, float] = {}
+    for key, plugin in owners.items():
         if key in executed.answers:
-            found[plugin] = found.get(plugin, 0.0) + executed.answers[key].seconds
-    return found
+            seconds[plugin] = seconds.get(plugin, 0.0) + executed.answers[key].seconds
+    return seconds
 
 
 def arm_descriptions(executed: StudyResult) -> dict[str, dict[str, Any]]:
-    """Every settled arm in words, with the lines of a suite file that make it."""
-    told: dict[str, dict[str, Any]] = {}
-    for case in executed.step.cases:
-        of_case = told.setdefault(case.plugin.id, {})
-        for name, one in case.arms.items():
-            lines = render.pipeline_patch(None, one.pipeline, case.recorded) if one.pipeline else []
-            of_case[name] = {"patch": lines, **describe.describe_arm(one, case.recorded)}
+    """Return a description of each resolved arm by plugin and name, with the lines of a suite file that produce it."""
+    descriptions: dict[str, dict[str, Any]] = {}
+    for state in executed.step.cases:
+        plugin_arms = descriptions.setdefault(state.plugin.id, {})
+        for name, arm in state.arms.items():
+            lines = render.pipeline_patch(None, arm.pipeline, state.recorded) if arm.pipeline else []
+            plugin_arms[name] = {"patch": lines, **describe.describe_arm(arm, state.recorded)}
     subject = executed.step.subject
     if subject is not None and subject.weighed:
-        for of_case in told.values():
-            of_case.get("subject", {}).update(describe.describe_arm(subject, executed.study.facts.preprocessing))
-    return told
+        for plugin_arms in descriptions.values():
+            plugin_arms.get("subject", {}).update(describe.describe_arm(subject, executed.study.facts.preprocessing))
+    return descriptions
 
 
 def build_notes(executed: StudyResult) -> tuple[str, ...]:
-    """What was taken on trust, left out, found at an edge or capped."""
+    """Return notes about unverified inputs, dropped examples, choices at an edge of the search, and unused data."""
     return tuple(map(messages.sentence, _notes(executed)))
 
 
 def _notes(executed: StudyResult) -> tuple[Reason, ...]:
     study, step = executed.study, executed.step
-    found = [because(Code.OVERRIDDEN, overrides=study.suite.overrides)] if study.suite.overrides else []
-    found += [because(Code.ON_TRUST, what=what) for what in study.facts.trust]
-    if study.facts.supports is not None:
-        found.append(because(Code.SUPPORTED_FIELDS, training=study.suite.training, fields=study.facts.supports))
-    if study.facts.dropped_examples:
-        found.append(because(Code.DROPPED_EXAMPLES, entries=study.facts.dropped_examples))
-    found += _edges(step)
-    found += [step.stopped] if step.stopped else []
-    found += _of_scratch(executed) + _of_subject(executed) + _unused(executed)
-    found += [because(Code.TEXT, text=remark) for remark in executed.remarks]
-    if not study.suite.after:
-        return (*found, because(Code.ONE_CHECKPOINT))
-    found.append(because(Code.HALF_JUDGED, count=study.facts.test - study.facts.test // 2))
-    if executed.mended is None and sum(one.verdict == "FAIL" for one in step.judgements.values()) > 1:
-        found.append(because(Code.JUDGED_APART))
-    return (*found, because(Code.ONE_FINISHED_NETWORK))
+    suite, profile = study.suite, study.facts
+    notes = [because(Code.OVERRIDDEN, overrides=suite.overrides)] if suite.overrides else []
+    notes += [because(Code.ON_TRUST, what=what) for what in profile.trust]
+    if profile.supports is not None:
+        notes.append(because(Code.SUPPORTED_FIELDS, training=suite.training, fields=profile.supports))
+    if profile.dropped_examples:
+        notes.append(because(Code.DROPPED_EXAMPLES, entries=profile.dropped_examples))
+    notes += _edge_notes(step)
+    notes += [step.stopped] if step.stopped else []
+    notes += _scratch_notes(executed) + _subject_notes(executed) + _unused_data_notes(executed)
+    notes += [because(Code.TEXT, text=remark) for remark in executed.remarks]
+    if not suite.after:
+        return (*notes, because(Code.ONE_CHECKPOINT))
+    notes.append(because(Code.HALF_JUDGED, count=profile.test - profile.test // 2))
+    if executed.mended is None and sum(judgement.verdict == "FAIL" for judgement in step.judgements.values()) > 1:
+        notes.append(because(Code.JUDGED_APART))
+    return (*notes, because(Code.ONE_FINISHED_NETWORK))
 
 
-def _unused(executed: StudyResult) -> list[Reason]:
-    """Which data of the suite no plugin of this run uses."""
-    study, step = executed.study, executed.step
-    inits = {one.pipeline.recipe.init for case in step.cases for one in case.arms.values() if one.pipeline}
-    seen = {trials.VIEWS[one.view].domain for one in step.asked if one.view in trials.VIEWS}
-    seen |= {case.plugin.domain for case in step.cases if case.arms}
-    rehearsed = any(one.trial.model.base.source for one in step.asked)
-    adapted = any(one.trial.model.base.unlabeled for one in step.asked)
+def _unused_data_notes(executed: StudyResult) -> list[Reason]:
+    """Return notes about data of the suite that no plugin of this run uses."""
+    suite, step = executed.study.suite, executed.step
+    inits = {arm.pipeline.recipe.init for state in step.cases for arm in state.arms.values() if arm.pipeline}
+    domains = {trials.VIEWS[request.view].domain for request in step.asked if request.view in trials.VIEWS}
+    domains |= {state.plugin.domain for state in step.cases if state.arms}
+    specs = {request.trial.model.base for request in step.asked}
+    uses_source = any(spec.source for spec in specs) or bool(inits & {*LOCALLY_PRETRAINED_STARTS})
+    uses_shifted = any(spec.unlabeled for spec in specs)
     unused = {
-        "source": study.suite.source and not inits & {*LOCALLY_PRETRAINED_STARTS} and "source" not in seen and not rehearsed,
-        "shifted": study.suite.shifted and "shifted" not in seen and not adapted,
+        "source": suite.source and "source" not in domains and not uses_source,
+        "shifted": suite.shifted and "shifted" not in domains and not uses_shifted,
     }
     return [because(Code.UNUSED_INPUT, role=role) for role, is_unused in unused.items() if is_unused]
 
 
-def _edges(step: schedule.Schedule) -> list[Reason]:
-    """Which arms chose the lowest or the highest rate that was tried, those of all plugins as one note."""
+def _edge_notes(step: schedule.Schedule) -> list[Reason]:
+    """Return notes about arms that chose the lowest or the highest learning rate; plugins with the same arm share a note."""
     edges: dict[tuple[str, str], list[str]] = {}
-    for case in step.cases:
-        for name, arm in case.arms.items():
+    for state in step.cases:
+        for name, arm in state.arms.items():
             if arm.at_edge:
-                edges.setdefault((name, arm.at_edge), []).append(case.plugin.id)
-    everyone = [case.plugin.id for case in step.cases if case.arms]
-    found = {}
+                edges.setdefault((name, arm.at_edge), []).append(state.plugin.id)
+    all_plugins = [state.plugin.id for state in step.cases if state.arms]
+    notes = {}
     for (name, edge), plugins in edges.items():
-        reason = because(Code.AT_EDGE, plugins=() if plugins == everyone else plugins, arm=name, edge=edge)
-        found[f"{name} chose the {edge}:"] = reason
-    return [found[key] for key in sorted(found)]
+        reason = because(Code.AT_EDGE, plugins=() if plugins == all_plugins else plugins, arm=name, edge=edge)
+        notes[f"{name} chose the {edge}:"] = reason
+    return [notes[key] for key in sorted(notes)]
 
 
-def _of_subject(executed: StudyResult) -> list[Reason]:
-    """That the pipeline itself learnt nothing, where it did not: then no failure can cost it anything."""
+def _subject_notes(executed: StudyResult) -> list[Reason]:
+    """Return a note if the pipeline itself learned nothing, because then no failure can reduce its score."""
     step, suite = executed.step, executed.study.suite
-    for case in step.cases:
-        records = schedule.records_by_term(step.asked, case.plugin.id, executed.answers)
+    for state in step.cases:
+        records = schedule.records_by_term(step.asked, state.plugin.id, executed.answers)
         seeds = sorted({seed for arm, view, seed in records if (arm, view) == ("subject", "test")})
         share = estimates.majority_baseline_share(records, "subject", seeds, min(suite.margin, MAX_BASELINE_MARGIN))
         if share is not None:
@@ -195,17 +200,17 @@ def _of_subject(executed: StudyResult) -> list[Reason]:
     return []
 
 
-def _of_scratch(executed: StudyResult) -> list[Reason]:
-    """How the from-scratch baseline was searched where that is not the usual way, and whether it learnt anything."""
+def _scratch_notes(executed: StudyResult) -> list[Reason]:
+    """Return notes about an unusual search for the from-scratch baseline, and about a baseline that learned nothing."""
     study, step = executed.study, executed.step
-    found: list[Reason] = []
-    scratched = any("scratch" in case.arms for case in step.cases)
-    if scratched and (grid := arms.scratch_grid(study)) != ScratchGrid():
-        found.append(because(Code.SCRATCH_SEARCH, grid=grid, audit=bool(study.suite.after)))
-    for case in step.cases:
-        records = schedule.records_by_term(step.asked, case.plugin.id, executed.answers)
+    notes: list[Reason] = []
+    has_scratch = any("scratch" in state.arms for state in step.cases)
+    if has_scratch and (grid := arms.scratch_grid(study)) != ScratchGrid():
+        notes.append(because(Code.SCRATCH_SEARCH, grid=grid, audit=bool(study.suite.after)))
+    for state in step.cases:
+        records = schedule.records_by_term(step.asked, state.plugin.id, executed.answers)
         seeds = sorted({seed for arm, _, seed in records if arm == "scratch"})
         share = estimates.majority_baseline_share(records, "scratch", seeds, study.suite.margin)
         if share is not None:
-            return [*found, because(Code.SCRATCH_LEARNT_NOTHING, share=share)]
-    return found
+            return [*notes, because(Code.SCRATCH_LEARNT_NOTHING, share=share)]
+    return notes

@@ -1,7 +1,7 @@
-"""Finds plugins through the entry-point group ``xferbench.plugins``. Imports the modules that a suite names.
+"""Find plugins through the entry-point group ``xferbench.plugins``. Imports the modules that a suite names.
 
-An entry point names the module of a failure mode, which exports ``plugin`` (the experiment on a pipeline), ``audit`` (what is
-measured of a finished checkpoint) or both; an entry point ``module:plugin`` names an experiment alone.
+An entry point names the module of a failure mode, which exports ``plugin`` (the experiment on a pipeline), ``audit`` (the
+measurement of a finished checkpoint) or both; an entry point ``module:plugin`` names only an experiment.
 """
 
 from __future__ import annotations
@@ -34,71 +34,71 @@ OTHER_KIND_ADVICE = {
 
 
 def plugin_names() -> tuple[str, ...]:
-    """Names of all failure modes that are installed, without importing them."""
+    """Return the names of all installed failure modes, without importing them."""
     return tuple(sorted(_entries()))
 
 
 def plugin_kinds(name: str) -> dict[str, Plugin]:
-    """The ``experiment`` and the ``audit`` of an installed failure mode, as far as its module exports them."""
+    """Return the ``experiment`` and the ``audit`` of an installed failure mode; its module may export only one of them."""
     return _load(_entries()[name])
 
 
 def suite_plugins(suite: Suite) -> tuple[Plugin, ...]:
-    """The plugins of a suite: audits where it names a finished checkpoint, experiments otherwise.
+    """Return the plugins of a suite: audits if it names a finished checkpoint, experiments otherwise.
 
     Raises:
-        UserError: for a name that is not installed, or that has no plugin of this kind.
+        UserError: if a name is not installed, or if it has no plugin of this kind.
     """
     return load_plugins(suite.plugins, "audit" if suite.after else "experiment")
 
 
 def run_plugins(run: Run) -> tuple[Plugin, ...]:
-    """The plugins of a finished run that are installed here."""
+    """Return the installed plugins of a finished run."""
     kind, entries = "audit" if run.suite.get("after") else "experiment", _entries()
     names = sorted({finding.plugin.removeprefix(AUDIT) for finding in run.findings} & set(entries))
     loaded = [_load(entries[name]) for name in names]
-    return tuple(own[kind] for own in loaded if kind in own)
+    return tuple(by_kind[kind] for by_kind in loaded if kind in by_kind)
 
 
-def load_plugins(wanted: Sequence[str], kind: str = "experiment") -> tuple[Plugin, ...]:
-    """The plugins of one kind of a suite's list, in its order; ``all`` stands for every plugin of that kind.
+def load_plugins(names: Sequence[str], kind: str = "experiment") -> tuple[Plugin, ...]:
+    """Return the plugins of one kind, in the order of their names; ``all`` means every plugin of that kind.
 
-    A module that cannot be imported becomes a plugin whose functions raise that error, so that the other plugins go on.
+    A module that cannot be imported becomes a plugin whose functions raise that error, so that the other plugins still run.
 
     Args:
-        wanted: names of failure modes. kind: ``experiment`` or ``audit``.
+        names: names of failure modes.
+        kind: ``experiment`` or ``audit``.
 
     Raises:
-        UserError: for a name that is not installed, or that has no plugin of this kind.
+        UserError: if a name is not installed, or if it has no plugin of this kind.
     """
     entries = _entries()
-    listed = [word.removeprefix(AUDIT) if kind == "audit" else word for word in wanted]  # reports show audit/NAME
-    chosen = dict.fromkeys(name for word in listed for name in (sorted(entries) if word == "all" else [word]))
-    found = []
-    for name in chosen:
+    listed = [name.removeprefix(AUDIT) if kind == "audit" else name for name in names]  # reports show audit/NAME
+    plugins = []
+    for name in dict.fromkeys(name for entry in listed for name in (sorted(entries) if entry == "all" else [entry])):
         if name not in entries:
             raise UserError(
                 f"plugins: unknown plugin {name!r}", expected=suggest(name, entries), do="`xferbench ls` lists them"
             )
-        own = _load(entries[name])
-        if kind in own:
-            found.append(own[kind])
+        by_kind = _load(entries[name])
+        if kind in by_kind:
+            plugins.append(by_kind[kind])
         elif name in listed:
             raise UserError(
-                f"plugins: {name!r}", found=f"an {next(iter(own))} only", expected=f"an {kind}", do=OTHER_KIND_ADVICE[kind]
+                f"plugins: {name!r}", found=f"only an {next(iter(by_kind))}", expected=f"an {kind}", do=OTHER_KIND_ADVICE[kind]
             )
-    return tuple(found)
+    return tuple(plugins)
 
 
 def describe_origin(plugin: Plugin) -> dict[str, str]:
     """Describe where an installed plugin comes from: version, distribution, file, and the source of a third party.
 
-    A value that cannot be found out is "".
+    An unknown value is an empty string.
     """
     entry = _entries()[plugin.id.removeprefix(AUDIT)]
     try:
         spec = find_spec(entry.module)
-    except Exception:  # noqa: BLE001 - a package above that cannot be imported; the plugin's question names the crash
+    except Exception:  # noqa: BLE001 - a parent package cannot be imported; the plugin's question names the error
         spec = None
     return {
         "version": str(plugin.version or ""),
@@ -113,33 +113,35 @@ def _entries() -> dict[str, EntryPoint]:
 
 
 def _load(entry: EntryPoint) -> dict[str, Plugin]:
-    """The plugins of an entry point by kind."""
+    """Return the plugins of an entry point by kind."""
     kinds = ["experiment"] if entry.attr else list(EXPORTS)
     try:
         loaded = entry.load()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin's functions raise it again, it becomes a finding
-        return dict.fromkeys(kinds, _broken(entry, error))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin's functions raise it again, and it becomes a finding
+        return dict.fromkeys(kinds, _broken_plugin(entry, error))
     if not isinstance(loaded, ModuleType):
-        return {"experiment": _checked(entry, "experiment", loaded)}
+        return {"experiment": _check_plugin(entry, "experiment", loaded)}
     values = {kind: getattr(loaded, EXPORTS[kind], None) for kind in kinds}
     if not any(values.values()):
-        return dict.fromkeys(kinds, _broken(entry, TypeError(f"{entry.value} exports neither `plugin` nor `audit`")))
-    return {kind: _checked(entry, kind, value) for kind, value in values.items() if value is not None}
+        return dict.fromkeys(kinds, _broken_plugin(entry, TypeError(f"{entry.value} exports neither `plugin` nor `audit`")))
+    return {kind: _check_plugin(entry, kind, value) for kind, value in values.items() if value is not None}
 
 
-def _checked(entry: EntryPoint, kind: str, value: object) -> Plugin:
+def _check_plugin(entry: EntryPoint, kind: str, value: object) -> Plugin:
     ids = {entry.name, f"{AUDIT}{entry.name}"} if kind == "audit" else {entry.name}
     if not isinstance(value, Plugin) or value.id not in ids:
-        return _broken(entry, TypeError(f"{entry.value} is no xferbench.core.plugin.Plugin with the id {entry.name!r}"))
+        return _broken_plugin(
+            entry, TypeError(f"{entry.value} is not an xferbench.core.plugin.Plugin with the id {entry.name!r}")
+        )
     try:
-        source = _source(entry, value)
-    except Exception as error:  # noqa: BLE001 - the plugin's functions raise it again, it becomes a finding
-        return _broken(entry, error)
+        source = _plugin_source(entry, value)
+    except Exception as error:  # noqa: BLE001 - the plugin's functions raise it again, and it becomes a finding
+        return _broken_plugin(entry, error)
     return value if value.source == source else replace(value, source=source)
 
 
-def _source(entry: EntryPoint, plugin: Plugin) -> str:
-    """Digest of the modules of a third party that hold a plugin, its functions and its measures; "" of a built-in plugin."""
+def _plugin_source(entry: EntryPoint, plugin: Plugin) -> str:
+    """Return a digest of the third-party modules of a plugin, its functions and its measures; "" for a built-in plugin."""
     if not is_third_party(entry.module):
         return ""
     values = [getattr(plugin, field.name) for field in fields(plugin)]
@@ -148,16 +150,16 @@ def _source(entry: EntryPoint, plugin: Plugin) -> str:
     return digest_source({entry.module, *(module for module in modules if module and is_third_party(module))})
 
 
-def _broken(entry: EntryPoint, error: BaseException) -> Plugin:
-    said = f"the plugin cannot be imported: {type(error).__name__}: {error}"
+def _broken_plugin(entry: EntryPoint, error: BaseException) -> Plugin:
+    message = f"the plugin cannot be imported: {type(error).__name__}: {error}"
 
     def crash(_: Pipeline, __: Profile) -> str:
-        raise ImportError(said) from error
+        raise ImportError(message) from error
 
     return Plugin(
         id=entry.name,
         version=0,
-        question=said,
+        question=message,
         doc="",
         applies=crash,
         cure=lambda pipeline, _: pipeline,

@@ -1,9 +1,12 @@
-"""The only loop with side effects: ask the replay what is missing, compute it, record it, until nothing is."""
+"""Run a study: find the missing trials, compute them in workers, store the records, and repeat. Writes to the store.
+
+This is the only loop with side effects.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,43 +15,47 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from xferbench.core import files
-from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import AuxiliaryDataset, InputTransform, Pipeline, Recipe
 from xferbench.core.progress import Progress
-from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES, Record
+from xferbench.core.record import Record
 from xferbench.core.trial import ComputeContext, Trial
 from xferbench.core.version import LAB_VERSION
-from xferbench.data import inputs
 from xferbench.runner import discovery, sample_images, store
 from xferbench.runner.engines import local
 from xferbench.runner.environment import torch_version
-from xferbench.study import batching, feasibility, followup, schedule
-from xferbench.study.forecast import Forecast
-from xferbench.study.forecast import forecast_study as predicted
+from xferbench.runner.profile import profile_pipeline
+from xferbench.study import batching, followup, schedule
+from xferbench.study.forecast import Forecast, forecast_study
 from xferbench.study.study import Study, subject_arm
 from xferbench.study.trials import training_cost
 
 if TYPE_CHECKING:
     import sqlite3
 
-    from xferbench.core.plugin import Profile
     from xferbench.core.run import SampleImages
     from xferbench.core.suite import Suite
 
-LOCKSTEP_FITS = {"cuda": 32}  # fits of a group; elsewhere a group costs as much as its members, so that one is best
-MIN_AUDIT_IMAGES = 8  # test images of an audit
-PROFILE_VERSION = 5  # raised whenever more is probed
-ACCELERATOR_DEVICES = ("/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # where none of these is there, Linux has no accelerator
+LOCKSTEP_FITS = {"cuda": 32}  # fits of a group by device; on a CPU a group is no faster than its members, so groups have 1 fit
+ACCELERATOR_DEVICES = ("/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # without any of these, a Linux machine has no accelerator
 Call = Callable[..., "Future[Any]"]
+Submit = Callable[[tuple[Trial, ...], frozenset[str]], "Future[Any]"]  # a group of trials, and the keys to compute
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyResult:
-    """A study brought to its end, its answers, what had to be computed for them, sample images and remarks about those.
+    """A completed study and its cost.
 
-    ``mended`` is what is left of a finished network's failures once the largest is mended.
+    Attributes:
+        study: the study.
+        step: its last step, which needs no more records.
+        answers: records by the key of their trial.
+        trials_run: trials that this run computed.
+        fits_run: networks that this run trained.
+        workers: number of worker processes.
+        seconds: wall time.
+        samples: sample images of the datasets.
+        remarks: sentences about missing sample images.
+        mended: the failures of a finished network that remain after the largest one is cured.
     """
 
     study: Study
@@ -63,273 +70,243 @@ class StudyResult:
     mended: followup.Followup | None = None
 
 
+@dataclass(slots=True)
+class WorkCounter:
+    """The work of this run: the keys of the trials that it computed, and the number of networks that it trained."""
+
+    trials: set[str] = field(default_factory=set)
+    fits: int = 0
+
+
 def execute(
     suite: Suite,
     *,
     path: Path,
     device: str = "auto",
     workers: int | None = None,
-    show: Callable[[Progress], None] = lambda _: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> StudyResult:
-    """Carry a suite out, as far as the store at ``path`` does not hold it already.
+    """Run a suite of one task; trials that the store at ``path`` contains are not computed again.
+
+    Args:
+        suite: a suite without a matrix.
+        path: the file of the store.
+        device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
+        workers: number of worker processes; None means :func:`default_workers`.
+        on_progress: called with the progress.
 
     Raises:
-        UserError: for input that cannot be worked with, a store that cannot be written, a full disk.
+        UserError: if the input cannot be used, if the store cannot be written, or if the disk is full.
     """
-    begun, workers = monotonic(), workers or default_workers(device)
-    answers: dict[str, Record] = {}
-    with open_study(suite, path, device, workers, show) as (study, db, engine):
-        ran = WorkCounter()
-        ask = partial(submit_group, engine, store.cache_folder(path))
-        step = run_to_completion(study, answers, db, ask, ran, show)
-        left = followup.followup_study(study, step)
-        found = left and followup.Followup(
-            by=left[0], study=left[1], step=run_to_completion(left[1], answers, db, ask, ran, show)
-        )
-        shown, remarks = sample_images.collect_sample_images(study, step, engine, store.cache_folder(path))
-        store.trim_cache(store.cache_folder(path))
+    start, workers = monotonic(), workers or default_workers(device)
+    records: dict[str, Record] = {}
+    counter, cache = WorkCounter(), store.cache_folder(path)
+    with open_study(suite, path, device, workers, on_progress) as (study, db, engine):
+        submit = partial(submit_group, engine, cache)
+        step = run_to_completion(study, records, db, submit, counter, on_progress)
+        remaining = None
+        if planned := followup.followup_study(study, step):
+            plugin, followup_study = planned
+            followup_step = run_to_completion(followup_study, records, db, submit, counter, on_progress)
+            remaining = followup.Followup(by=plugin, study=followup_study, step=followup_step)
+        samples, notes = sample_images.collect_sample_images(study, step, engine, cache)
+        store.trim_cache(cache)
     return StudyResult(
         study=study,
         step=step,
-        answers=answers,
-        trials_run=len(ran.trials),
-        fits_run=ran.fits,
+        answers=records,
+        trials_run=len(counter.trials),
+        fits_run=counter.fits,
         workers=workers,
-        seconds=monotonic() - begun,
-        samples=shown,
-        remarks=remarks,
-        mended=found or None,
+        seconds=monotonic() - start,
+        samples=samples,
+        remarks=notes,
+        mended=remaining,
     )
 
 
 @contextmanager
 def open_study(
-    suite: Suite, path: Path, device: str, workers: int | None, show: Callable[[Progress], None] = lambda _: None
+    suite: Suite,
+    path: Path,
+    device: str,
+    workers: int | None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Iterator[tuple[Study, sqlite3.Connection, Callable[[], Call]]]:
-    """The study of a suite with the store and the workers that it needs; data and backbone are probed where not known."""
+    """Yield the study of a suite, its open store, and a function that starts the workers when it is first called.
+
+    The data and the backbone are profiled if the store does not contain their profile.
+
+    Raises:
+        UserError: if the input cannot be used, or if torch is not installed.
+    """
     plugins = discovery.suite_plugins(suite)
     torch = torch_version()
-    with store.open_store(path) as db, _engine(workers or default_workers(device)) as engine:
-        show(Progress(stage="reading the data and the backbone", done=0, running=1, total=1, reused=0, left=None))
-        place = ComputeContext(device=_device(device, engine), torch=torch, lab=LAB_VERSION)
-        pipeline, facts = profile_pipeline(suite, db, store.cache_folder(path), engine)
+    with store.open_store(path) as db, _lazy_workers(workers or default_workers(device)) as engine:
+        on_progress(Progress(stage="reading the data and the backbone", done=0, running=1, total=1, reused=0, left=None))
+        context = ComputeContext(device=_resolve_device(device, engine), torch=torch, lab=LAB_VERSION)
+        pipeline, profile = profile_pipeline(suite, db, store.cache_folder(path), engine)
         subject = subject_arm(suite, pipeline)
-        yield Study(suite=suite, facts=facts, plugins=plugins, subject=subject, place=place), db, engine
+        yield Study(suite=suite, facts=profile, plugins=plugins, subject=subject, place=context), db, engine
 
 
 def run_to_completion(
     study: Study,
-    answers: dict[str, Record],
+    records: dict[str, Record],
     db: sqlite3.Connection,
-    ask: Callable[[tuple[Trial, ...], frozenset[str]], Future[Any]],
-    ran: WorkCounter,
-    show: Callable[[Progress], None],
-    mine: Callable[[tuple[Trial, ...]], bool] = lambda _: True,
+    submit: Submit,
+    counter: WorkCounter,
+    on_progress: Callable[[Progress], None],
+    is_mine: Callable[[tuple[Trial, ...]], bool] = lambda _: True,
 ) -> schedule.Schedule:
-    """Carry a study to its end: what the replay asks is recalled or computed, until it asks nothing more.
+    """Read or compute the trials of a study, step by step, until it needs no more, and return the last step.
 
-    Where only some groups are ``mine``, it may end in a step that still wants what others have to compute.
+    If ``is_mine`` excludes groups, the last step may need records that other machines compute.
+
+    Args:
+        study: the study.
+        records: records by key; new ones are added.
+        db: the open store.
+        submit: starts the computation of a group.
+        counter: counts what is computed.
+        on_progress: called with the progress.
+        is_mine: returns whether this machine computes a group.
     """
     while True:
-        step = schedule.next_step(study, answers)
-        missing = [key for key in step.wanted if key not in answers]
+        step = schedule.next_step(study, records)
+        missing = [key for key in step.wanted if key not in records]
         if not missing:
             return step
-        found = store.get_records(db, missing)
-        answers |= found
-        _compute(step, answers, db, ask, len(found), ran, study, show, mine)
-        if any(key not in answers for key in missing):
+        stored = store.get_records(db, missing)
+        records |= stored
+        _compute(step, study, records, db, submit, counter, partial(_report_progress, on_progress, step, len(stored)), is_mine)
+        if any(key not in records for key in missing):
             return step
 
 
-@dataclass(slots=True)
-class WorkCounter:
-    """What this run had to compute itself: the keys of trials, and how many fits."""
-
-    trials: set[str] = field(default_factory=set)
-    fits: int = 0
-
-
-@contextmanager
-def _engine(workers: int) -> Iterator[Callable[[], Call]]:
-    """A function that starts the workers when it is first called."""
-    with ExitStack() as stack:
-        started: list[Call] = []
-
-        def call() -> Call:
-            if not started:
-                started.append(stack.enter_context(local.start_workers(workers)))
-            return started[0]
-
-        yield call
-
-
-def is_cpu(word: str) -> bool:
-    """Whether a device's word can be settled without torch."""
-    accelerated = sys.platform != "linux" or any(Path(one).exists() for one in ACCELERATOR_DEVICES)
-    return word == "cpu" or (word == "auto" and not accelerated)
-
-
-def default_workers(word: str) -> int:
-    """Workers where nobody says how many: one a core, or one for an accelerator, whose groups of fits fill it."""
-    return local.available_cores() if is_cpu(word) else 1
-
-
-def _device(word: str, engine: Callable[[], Call]) -> str:
-    if is_cpu(word):
-        return "cpu"
-    return str(engine()("xferbench.lab.worker.profile:resolve_device", word).result())
-
-
-def profile_pipeline(
-    suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable[[], Call] | None
-) -> tuple[Pipeline, Profile]:
-    """The user's pipeline with the contents of its files, and the facts about it, from the store or by a probe.
-
-    Raises:
-        UserError: if something is wrong with either.
-        LookupError: if the store has no profile and there is no engine to compute one.
-    """
-    inputs.check_inputs(suite)
-    digester = store.cached_digester(db, files.sha256)
-    finished = inputs.digest_checkpoints(suite, digester)
-    weights = (finished.before or finished.after) if finished else inputs.digest_weights(suite, digester)
-    target = inputs.digest_data(suite.target, digester)
-    source, shifted = (inputs.digest_data(spec, digester) if spec else None for spec in (suite.source, suite.shifted))
-    beside = (source, suite.source_classes, shifted)
-    sizes = (suite.train_size, suite.test_size)
-    code, training = inputs.digest_code(suite, digester)
-    own = (code, training, finished) if finished else (code, training) if code or training else ()
-    key = digest((LAB_VERSION, PROFILE_VERSION, suite.arch, weights, target, suite.preprocessing, *sizes, *beside, *own))
-    facts = store.get_profile(db, key)
-    if facts is None:
-        if engine is None:
-            raise LookupError("nothing is known of this suite yet")
-        asked = (suite.arch, weights, target, suite.preprocessing, sizes, beside, cache, *own)
-        try:
-            facts = engine()("xferbench.lab.worker.profile:profile", *asked).result()
-        except UserError as problem:
-            raise problem.at(f"{suite.path}: {problem.what}") from problem
-        if not facts.crash:
-            store.put_profile(db, key, facts)
-    if suite.metric == "auroc" and len(facts.classes) > MAX_CLASSES_WITH_PROBABILITIES:
-        expected = f"at most {MAX_CLASSES_WITH_PROBABILITIES} classes, for which all probabilities are kept"
-        raise UserError(f"{suite.path}: metric: auroc", found=f"{len(facts.classes)} classes", expected=expected)
-    _fits(suite, facts)
-    ready: InputTransform = facts.preprocessing
-    pipeline = Pipeline(
-        arch=suite.arch,
-        weights=weights,
-        target=target,
-        train_size=suite.train_size,
-        test_size=min(suite.test_size, facts.test) if finished and suite.test_size else suite.test_size,
-        recipe=suite.recipe or Recipe(),
-        train_preprocessing=suite.train_preprocessing or ready,
-        serve_preprocessing=suite.serve_preprocessing or suite.train_preprocessing or ready,
-        mode=suite.serve_mode,
-        source=AuxiliaryDataset(data=source, classes=facts.source, preprocessing=ready) if source else None,
-        shifted=AuxiliaryDataset(data=shifted, classes=facts.shifted) if shifted else None,
-        baseline=suite.scratch,
-        code=code,
-        training=training,
-        finished=finished,
-        expected_training=suite.believed,
-        evaluation_split="confirm" if finished else "test",
-        manifest=inputs.digest_manifest(suite, digester),
-        interventions=suite.interventions,
-    )
-    return pipeline, facts
-
-
-def _fits(suite: Suite, facts: Profile) -> None:
-    """Refuse what could not be carried out, before anything is trained or looked at."""
-    if suite.after and facts.test < MIN_AUDIT_IMAGES:
-        raise UserError(
-            f"{suite.path}: too few test images",
-            found=f"{facts.test}",
-            expected=f"{MIN_AUDIT_IMAGES} or more, far more to decide",
+def _report_progress(
+    on_progress: Callable[[Progress], None],
+    step: schedule.Schedule,
+    reused: int,
+    running: Mapping[Future[Any], tuple[Trial, ...]],
+    total: int,
+    seconds_left: float | None,
+) -> None:
+    """Report the groups of a step that are done, running and reused."""
+    on_progress(
+        Progress(
+            stage=step.stage,
+            done=total - len(running),
+            running=sum(future.running() for future in running),
+            total=total,
+            reused=reused,
+            left=seconds_left,
         )
-    for key, recipe in {"[recipe] trainable": suite.recipe, "[checkpoint] believed": suite.believed}.items():
-        if recipe is not None and not facts.crash and (reason := feasibility.why_missing_layers(recipe, facts)):
-            raise UserError(f"{suite.path}: {key}", found=reason, expected=feasibility.describe_trainable(facts))
-    if suite.recipe is not None and not facts.crash and (reason := feasibility.why_missing_inputs(suite.recipe, facts)):
-        expected = "regularizer and finish of which all that they need is there"
-        raise UserError(f"{suite.path}: [recipe]", found=reason, expected=expected, do="leave it out, or give what is missing")
-
-
-def submit_group(engine: Callable[[], Call], cache: Path, group: tuple[Trial, ...], missing: frozenset[str]) -> Future[Any]:
-    """Ask a worker for what is missing of a group."""
-    return engine()("xferbench.lab.worker.run_trials:run_trials", group, missing, cache)
-
-
-def trial_groups(step: schedule.Schedule, study: Study) -> list[tuple[Trial, ...]]:
-    """All that a step asks, in the groups that are computed together, whatever of them is known."""
-    # Not every network of a user's own can be mapped over members, and their training code takes one at a time.
-    alone = study.suite.training or study.suite.arch.startswith("python:")
-    return list(batching.group_trials(step.wanted, 1 if alone else LOCKSTEP_FITS.get(study.place.device, 1), study.suite))
+    )
 
 
 def _compute(
     step: schedule.Schedule,
-    answers: dict[str, Record],
-    db: sqlite3.Connection,
-    ask: Callable[[tuple[Trial, ...], frozenset[str]], Future[Any]],
-    reused: int,
-    ran: WorkCounter,
     study: Study,
-    show: Callable[[Progress], None],
-    mine: Callable[[tuple[Trial, ...]], bool],
+    records: dict[str, Record],
+    db: sqlite3.Connection,
+    submit: Submit,
+    counter: WorkCounter,
+    report: Callable[[Mapping[Future[Any], tuple[Trial, ...]], int, float | None], None],
+    is_mine: Callable[[tuple[Trial, ...]], bool],
 ) -> None:
-    """Compute what a step lacks of the groups that are ``mine``, each record put in the store as it comes.
+    """Compute the missing trials of a step in the groups that ``is_mine`` selects; each record is stored as it arrives.
 
-    A worker's death is a crash of its group alone.
+    If a worker dies, only the trials of its group crash.
     """
     running: dict[Future[Any], tuple[Trial, ...]] = {}
-    for group in filter(mine, trial_groups(step, study)):
-        lacking = frozenset(trial.key for trial in group if trial.key not in answers)
-        if lacking:
-            running[ask(group, lacking)] = group
-    total, begun, weight = len(running), monotonic(), sum(_weight(group) for group in running.values())
-    left, finished = None, 0.0
+    for group in filter(is_mine, trial_groups(step, study)):
+        missing = frozenset(trial.key for trial in group if trial.key not in records)
+        if missing:
+            running[submit(group, missing)] = group
+    total, start, total_cost = len(running), monotonic(), sum(_group_cost(group) for group in running.values())
+    seconds_left, finished_cost = None, 0.0
     while running:
-        show(
-            Progress(
-                stage=step.stage,
-                done=total - len(running),
-                running=sum(one.running() for one in running),
-                total=total,
-                reused=reused,
-                left=left,
-            )
-        )
+        report(running, total, seconds_left)
         done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
         for future in done:
             group = running.pop(future)
-            finished += _weight(group)
-            try:
-                records, fits = future.result()
-            except local.WorkerDied as death:
-                records, fits = [Record(key=trial.key, error=str(death)) for trial in group if trial.key not in answers], 0
-            except OSError as error:
-                raise UserError(
-                    "a file could not be read or written", found=str(error), do="free some space, check permissions"
-                ) from error
-            ran.fits += fits
-            for record in records:
-                answers[record.key] = record
-                ran.trials.add(record.key)
+            finished_cost += _group_cost(group)
+            results, fits = _group_results(future, group, records)
+            counter.fits += fits
+            for record in results:
+                records[record.key] = record
+                counter.trials.add(record.key)
                 if not record.error:
                     store.put_record(db, record)
-        if finished:
-            left = (monotonic() - begun) / finished * (weight - finished)
+        if finished_cost:
+            seconds_left = (monotonic() - start) / finished_cost * (total_cost - finished_cost)
 
 
-def _weight(group: tuple[Trial, ...]) -> float:
-    return sum(training_cost(fit) for fit in {trial.model.base for trial in group}) + 100.0
+def _group_results(
+    future: Future[Any], group: tuple[Trial, ...], records: Mapping[str, Record]
+) -> tuple[Sequence[Record], int]:
+    """Return the records of a finished group and the number of trained networks; if the worker died, records with its error."""
+    try:
+        results, fits = future.result()
+    except local.WorkerDied as error:
+        return [Record(key=trial.key, error=str(error)) for trial in group if trial.key not in records], 0
+    except OSError as error:
+        do = "free some space, check permissions"
+        raise UserError("a file could not be read or written", found=str(error), do=do) from error
+    return results, fits
+
+
+def _group_cost(group: tuple[Trial, ...]) -> float:
+    return sum(training_cost(spec) for spec in {trial.model.base for trial in group}) + 100.0
+
+
+def submit_group(engine: Callable[[], Call], cache: Path, group: tuple[Trial, ...], missing: frozenset[str]) -> Future[Any]:
+    """Submit the trials of a group whose keys are in ``missing`` to a worker."""
+    return engine()("xferbench.lab.worker.run_trials:run_trials", group, missing, cache)
+
+
+def trial_groups(step: schedule.Schedule, study: Study) -> list[tuple[Trial, ...]]:
+    """Return all trials of a step, in the groups that are computed together; known trials are included."""
+    # torch.vmap may fail for user networks, and user training code trains one network at a time.
+    is_single = study.suite.training or study.suite.arch.startswith("python:")
+    group_size = 1 if is_single else LOCKSTEP_FITS.get(study.place.device, 1)
+    return list(batching.group_trials(step.wanted, group_size, study.suite))
+
+
+@contextmanager
+def _lazy_workers(count: int) -> Iterator[Callable[[], Call]]:
+    """Yield a function that starts the workers when it is first called."""
+    with ExitStack() as stack:
+        started: list[Call] = []
+
+        def engine() -> Call:
+            if not started:
+                started.append(stack.enter_context(local.start_workers(count)))
+            return started[0]
+
+        yield engine
+
+
+def is_cpu(device: str) -> bool:
+    """Return whether a device is certainly the CPU; this check needs no torch."""
+    may_have_accelerator = sys.platform != "linux" or any(Path(file).exists() for file in ACCELERATOR_DEVICES)
+    return device == "cpu" or (device == "auto" and not may_have_accelerator)
+
+
+def default_workers(device: str) -> int:
+    """Return the default number of workers: one for each core, or one for an accelerator, which a single group fills."""
+    return local.available_cores() if is_cpu(device) else 1
+
+
+def _resolve_device(device: str, engine: Callable[[], Call]) -> str:
+    if is_cpu(device):
+        return "cpu"
+    return str(engine()("xferbench.lab.worker.profile:resolve_device", device).result())
 
 
 def store_path(path: Path | None) -> Path:
-    """A store's place: as given, or the one in the user's cache directory."""
+    """Return the path of a store; None means the store in the user's cache folder."""
     if path is not None:
         return path
     import platformdirs
@@ -343,34 +320,27 @@ def forecast(
     path: Path,
     device: str = "auto",
     workers: int | None = None,
-    more: Callable[[Study], Study] = lambda study: study,
+    extend: Callable[[Study], Study] = lambda study: study,
 ) -> Forecast:
-    """What a suite would ask, and what the store has of it; the data and the backbone are probed where they are not known.
+    """Return the work that a suite needs, and how much of it the store contains; nothing is trained.
 
-    ``more`` adds to its study.
+    Args:
+        suite: a suite of one task.
+        path, device, workers: as in :func:`execute`.
+        extend: adds plugins to the study.
+
+    Raises:
+        UserError: if the input cannot be used, or if its profile crashed.
     """
     workers = workers or default_workers(device)
-    with open_study(suite, path, device, workers) as (plain, db, _):
-        study = more(plain)
+    with open_study(suite, path, device, workers) as (plain_study, db, _):
+        study = extend(plain_study)
         if study.facts.crash:
-            raise UserError(f"{suite.path}: {study.facts.crash}", do="correct it; nothing can be foretold without it")
-        answers: dict[str, Record] = {}
+            raise UserError(f"{suite.path}: {study.facts.crash}", do="correct it; a forecast needs the profile")
+        records: dict[str, Record] = {}
         while True:
-            step = schedule.next_step(study, answers)
-            found = store.get_records(db, [key for key in step.wanted if key not in answers])
-            answers |= found
-            if not found:
-                return predicted(study, answers, workers)
-
-
-def cached_profile(suite: Suite, path: Path) -> Profile | None:
-    """Check what a suite names, without torch, and return the facts about it if a store has them."""
-    discovery.suite_plugins(suite)
-    if not path.is_file():
-        inputs.check_inputs(suite)
-        return None
-    with store.open_store(path) as db:
-        try:
-            return profile_pipeline(suite, db, store.cache_folder(path), None)[1]
-        except LookupError:
-            return None
+            step = schedule.next_step(study, records)
+            stored = store.get_records(db, [key for key in step.wanted if key not in records])
+            records |= stored
+            if not stored:
+                return forecast_study(study, records, workers)

@@ -1,4 +1,4 @@
-"""Compares a run with an accepted one: the run is carried out or read, compared, and written. Trains, stores and writes."""
+"""Compare a run with an accepted run. Trains or reads the run, and writes to the store and the report."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ACCEPT_ADVICE = "accept a run here: xferbench gate SUITE --accept FILE"
 
 
 def run_gate(
-    word: str | Path | Suite,
+    suite: str | Path | Suite,
     *,
     baseline: Path | None = None,
     candidate: Path | None = None,
@@ -45,40 +45,40 @@ def run_gate(
     device: str = "auto",
     workers: int | None = None,
     allow_code: bool = False,
-    show: Callable[[Progress], None] = lambda _: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
     command: str = "",
 ) -> Run:
-    """Carry out a suite, or read a finished run of it, and compare the run with an accepted one.
+    """Run a suite, or read a finished run of it, and compare the run with an accepted one.
 
-    Training code of the user's own always runs again, even if the store holds its records.
+    User training code always runs again, even if the store contains its records.
 
     Args:
-        word: a shipped suite's name, a suite file, or a suite.
-        baseline: an accepted file, or the results of a finished run; None compares nothing.
-        candidate: the results of a run of this suite that another job made.
-        accept: the accepted file to write; nothing is written of a run that crashed or judged nothing.
-        output, store, device, workers, allow_code, show, command: as in :func:`xferbench.runner.run.run`.
+        suite: the name of a shipped suite, the path of a suite file, or a suite.
+        baseline: an accepted file, or the results of a finished run; None means no comparison.
+        candidate: the results of a run of this suite from another job.
+        accept: the accepted file to write; it is not written if something crashed, or if no plugin gave a verdict.
+        output, store, device, workers, allow_code, on_progress, command: as in :func:`xferbench.runner.run.run`.
 
     Raises:
-        UserError: for input that cannot be used, or runs that cannot be compared; nothing is written then.
+        UserError: if the input cannot be used, or if the runs cannot be compared; then no file is written.
     """
-    suite, path = runner.load(word, allow_code=allow_code), store_path(store)
-    if suite.matrix is not None:
-        raise UserError(f"{suite.path}: [matrix]", found="a suite of many tasks", expected="one of a single task, for a gate")
-    _check_places(output, baseline, candidate, accept)
+    loaded, path = runner.load(suite, allow_code=allow_code), store_path(store)
+    if loaded.matrix is not None:
+        raise UserError(f"{loaded.path}: [matrix]", found="a suite of many tasks", expected="a suite of one task, for a gate")
+    _check_paths(output, baseline, candidate, accept)
     if accept is not None:
         files.require_writable(accept.parent, WRITE_ADVICE)
     if output is not None:
-        files.require_writable(output)  # before an hour is spent
+        files.require_writable(output)  # before an hour of training
     old = read_baseline(baseline) if baseline else None
-    carry_out = partial(_carry_out, path=path, device=device, workers=workers, show=show, command=command)
-    run = read_candidate(candidate, suite) if candidate else carry_out(suite)
+    run_again = partial(_run_suite, path=path, device=device, workers=workers, on_progress=on_progress, command=command)
+    run = read_candidate(candidate, loaded) if candidate else run_again(loaded)
     if old is not None:
         _check_same_suite(old, run)
-        old, why = _evaluate_again(old, run, suite, None if candidate else carry_out)
+        old, notes = _evaluate_again(old, run, loaded, None if candidate else run_again)
         comparison = messages.write_comparison(compare.compare(old, run))
-        unchecked = check_inputs(run, candidate, suite) if candidate else ()
-        run = _with_comparison(run, comparison, old, str(baseline), (*why, *unchecked))
+        unchecked = check_inputs(run, candidate, loaded) if candidate else ()
+        run = _with_comparison(run, comparison, old, str(baseline), (*notes, *unchecked))
     if output is not None:
         runner.save(run, output, path)
     if accept is not None and is_acceptable(run):
@@ -87,10 +87,10 @@ def run_gate(
 
 
 def compare_files(first: Path, second: Path) -> Run:
-    """The second of two finished or accepted runs, compared with the first; differences become notes and refuse nothing.
+    """Return the second of two finished or accepted runs with its comparison to the first; every difference becomes a note.
 
     Raises:
-        UserError: for a file that is no run, or if the two were scored on other test examples.
+        UserError: if a file is not a run, or if the two runs have different test examples.
     """
     old, new = read_baseline(first), read_baseline(second)
     comparison = messages.write_comparison(compare.compare(old, new))
@@ -100,22 +100,22 @@ def compare_files(first: Path, second: Path) -> Run:
 
 
 def _with_comparison(run: Run, comparison: Comparison, old: Run, file: str, notes: Sequence[Reason]) -> Run:
-    """A run with its comparison, which names the accepted file, and with notes about everything that differs."""
+    """Return a run with its comparison, which names the accepted file, and with notes about all differences."""
     before, after = (tuple(map(messages.sentence, reasons)) for reasons in (notes, compatibility.differences(old, run)))
     accepted_run = {**comparison.accepted, "file": file}
     return replace(run, gate=replace(comparison, accepted=accepted_run, notes=(*before, *comparison.notes, *after)))
 
 
 def is_acceptable(run: Run) -> bool:
-    """Whether a run can be accepted: something was judged, and nothing crashed."""
+    """Return whether a run can be accepted: it has a verdict, and nothing crashed."""
     return exit_code(run.findings) not in {CRASHED, NOTHING}
 
 
 def read_candidate(candidate: Path, suite: Suite) -> Run:
-    """A finished run of a suite that another job made.
+    """Return a finished run of a suite from another job.
 
     Raises:
-        UserError: if it is no finished run, or a run of another suite.
+        UserError: if it is not a finished run, or a run of another suite.
     """
     run = read_single_task(candidate)
     values = {name: value for name, value in run.suite.items() if hasattr(suite, name)}
@@ -123,19 +123,19 @@ def read_candidate(candidate: Path, suite: Suite) -> Run:
         key, expected, found = differing[0]
         more = f" (and {len(differing) - 1} more keys)" if len(differing) > 1 else ""
         raise UserError(
-            f"{candidate} is no run of {suite.path}",
+            f"{candidate} is not a run of {suite.path}",
             found=f"{key} {found}{more}",
             expected=f"{key} {expected}",
-            do="give the suite file that it was made with",
+            do="use the suite file of that run",
         )
     return run
 
 
 def check_inputs(run: Run, candidate: Path, suite: Suite) -> tuple[Reason, ...]:
-    """Refuse a candidate that was made of other files than the suite names now; a note if these files are missing here.
+    """Refuse a candidate if its input files differ from those of the suite; return a note if the files are not available.
 
     Raises:
-        UserError: naming the inputs.
+        UserError: that names the inputs.
     """
     try:
         now = {entry.key: entry.digest for entry in input_digests.input_digests(suite) if entry.counts}
@@ -145,88 +145,89 @@ def check_inputs(run: Run, candidate: Path, suite: Suite) -> tuple[Reason, ...]:
     changed = sorted(key for key, digest in now.items() if then.get(key) != digest)
     if changed:
         raise UserError(
-            f"{candidate} was made of other files",
+            f"{candidate} has other input files",
             found=f"other content of {', '.join(changed)}",
             expected="the files that the suite names now",
-            do="carry the suite out again",
+            do="run the suite again",
         )
     return ()
 
 
-def _check_places(output: Path | None, baseline: Path | None, candidate: Path | None, accept: Path | None) -> None:
-    """Refuse an output that overwrites an input: the next gate would compare a run with itself.
+def _check_paths(output: Path | None, baseline: Path | None, candidate: Path | None, accept: Path | None) -> None:
+    """Refuse an output that overwrites an input, because the next gate would then compare a run with itself.
 
     Raises:
-        UserError: naming the folder or the file.
+        UserError: that names the folder or the file.
     """
     for file in filter(None, (baseline, candidate)):
         results = results_path(file)
         if output is not None and results.name == RESULTS and results.parent.resolve() == output.resolve():
-            expected, do = "another folder", "name one with --output"
-            raise UserError(f"{output} holds what is compared", found=str(file), expected=expected, do=do)
+            expected, do = "another folder", "use --output"
+            raise UserError(f"{output} contains an input of the comparison", found=str(file), expected=expected, do=do)
     if accept is not None and accept.is_dir():
-        raise UserError(f"{accept} is a folder", expected="a file to write the accepted run to", do="--accept FILE")
+        raise UserError(f"{accept} is a folder", expected="a file for the accepted run", do="use --accept FILE")
     if accept is not None and accept.exists() and not is_baseline(accept):
-        expected = "an accepted run, which is then replaced, or no file yet"
+        expected = "an accepted run, which is replaced, or no file yet"
         raise UserError(
-            f"{accept} is there already", found="another kind of file", expected=expected, do="--accept another FILE"
+            f"{accept} exists already", found="another kind of file", expected=expected, do="use --accept with another file"
         )
 
 
 def _check_same_suite(old: Run, new: Run) -> None:
-    """Refuse an accepted run of another suite, or of other rules: a change of the rules must not judge itself.
+    """Refuse an accepted run of another suite or with other rules, because a change of the rules must not decide its own gate.
 
     Raises:
-        UserError: naming them.
+        UserError: that names the suite or the rules.
     """
     names = [run.suite["name"] for run in (old, new)]
     if names[0] != names[1]:
-        raise UserError("the accepted run is one of another suite", found=f"name {names[0]}", expected=f"name {names[1]}")
+        raise UserError("the accepted run is of another suite", found=f"name {names[0]}", expected=f"name {names[1]}")
     if changed := compatibility.changed_rules(old, new):
-        what, found = "the two runs are not judged by the same rules", f"accepted with {', '.join(changed)}"
-        raise UserError(what, found=found, do=f"if that is meant, {ACCEPT_ADVICE}")
+        what, found = "the two runs do not have the same rules", f"accepted with {', '.join(changed)}"
+        raise UserError(what, found=found, do=f"if this is intended, {ACCEPT_ADVICE}")
 
 
-def _carry_out(suite: Suite, *, path: Path, **options: Any) -> Run:
-    """Carry out a suite; records of the user's own training code are not reused."""
+def _run_suite(suite: Suite, *, path: Path, **options: Any) -> Run:
+    """Run a suite; records of user training code are not reused."""
     if not suite.training:
-        return runner.carry_out(suite, path=path, **options)
+        return runner.run_suite(suite, path=path, **options)
     with TemporaryDirectory(prefix="xferbench-") as folder:
-        return runner.carry_out(suite, path=Path(folder) / "store.sqlite", **options)
+        return runner.run_suite(suite, path=Path(folder) / "store.sqlite", **options)
 
 
 def _evaluate_again(
-    old: Run, new: Run, suite: Suite, carry_out: Callable[[Suite], Run] | None
+    old: Run, new: Run, suite: Suite, run_again: Callable[[Suite], Run] | None
 ) -> tuple[Run, tuple[Reason, ...]]:
-    """The accepted run, evaluated again in this job if that is possible and matters, and notes about it.
+    """Return the accepted run, evaluated again in this job if that is possible and matters, and notes about it.
 
-    A finished network is always evaluated again if its files still exist; a training only if the two jobs are not alike.
+    A finished network is always evaluated again if its files still exist. A trained one is only run again if the environments
+    of the two jobs differ.
 
     Raises:
-        UserError: if the jobs are not alike and the accepted run cannot be evaluated again.
+        UserError: if the environments differ and the accepted run cannot be evaluated again.
     """
-    refused = compatibility.refusals(old, new)
-    if not refused and not suite.after:
+    differences = compatibility.refusals(old, new)
+    if not differences and not suite.after:
         return old, ()
-    why = "a finished run cannot be evaluated again" if carry_out is None else ""
+    why = "a finished run cannot be evaluated again" if run_again is None else ""
     try:
         accepted_suite = revive.suite_from_results(old.suite, Path(suite.path).parent)
         why = why or _changed_inputs(old, accepted_suite)
     except UserError as problem:
         why = why or str(problem).replace("\n", ";")
-    if carry_out is not None and not why:
-        reason = "; ".join(refused) or "a finished network costs little"
+    if run_again is not None and not why:
+        reason = "; ".join(differences) or "a finished network costs little"
         budget = min(suite.budget, accepted_suite.budget)
-        again = carry_out(replace(accepted_suite, allow_code=suite.allow_code, budget=budget))
+        again = run_again(replace(accepted_suite, allow_code=suite.allow_code, budget=budget))
         if is_acceptable(again):
             return again, (because(Code.BASELINE_RERUN, why=reason), *compatibility.changed_sources(old, again))
         why = next((finding.reason for finding in again.findings if finding.verdict == "ERROR"), "nothing was judged")
-        if not refused:
+        if not differences:
             return old, (because(Code.BASELINE_NOT_RERUN, why=why),)
-    if refused:
+    if differences:
         raise UserError(
-            "the two runs were not made alike",
-            found=f"accepted with {', '.join(refused)}",
+            "the environments of the two runs differ",
+            found=f"accepted with {', '.join(differences)}",
             expected="the same device type, minor version of torch and version of the lab",
             do=f"{ACCEPT_ADVICE}; the accepted run cannot be evaluated again in this job: {why}",
         )
@@ -234,7 +235,7 @@ def _evaluate_again(
 
 
 def _changed_inputs(old: Run, suite: Suite) -> str:
-    """The inputs of an accepted run that are missing or changed; an empty string if all are as they were."""
+    """Return which inputs of an accepted run are missing or changed, as text; an empty string if all are unchanged."""
     then = {entry["key"]: entry["digest"] for entry in old.evidence.get("inputs") or () if entry["key"] != "suite"}
     now = {entry.key: entry.digest for entry in input_digests.input_digests(suite) if entry.counts}
     changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))

@@ -1,4 +1,4 @@
-"""What a suite was given, input by input and file by file, with digests; without torch."""
+"""Digest each input of a suite, file by file, and compare the digests with a frozen plan. Reads files and the store."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from xferbench.core import files
 from xferbench.core.errors import UserError
-from xferbench.core.files import sha256 as sha256_
 from xferbench.data import inputs
 from xferbench.runner import discovery, preregistration, store
 from xferbench.runner.preregistration import FileDigest, InputDigest
@@ -18,116 +18,122 @@ if TYPE_CHECKING:
     from xferbench.core.suite import Suite
 
     Digester: TypeAlias = Callable[[Path], str]
-    Row: TypeAlias = tuple[str, str, Path | None, Callable[[Digester], str]]  # key, word, folder of its files, digest
+    Row: TypeAlias = tuple[str, str, Path | None, Callable[[Digester], str]]  # key, value, folder of its files, digest function
 
 
-def input_digests(suite: Suite, digester: Digester = sha256_) -> tuple[InputDigest, ...]:
-    """Every input that a suite names, by its key; then the suite's own file, of which only what it says counts.
+def input_digests(suite: Suite, digester: Digester = files.sha256) -> tuple[InputDigest, ...]:
+    """Return the digest of every input that a suite names, and of the suite file, which does not count for a plan.
 
     Raises:
-        UserError: for what is missing or cannot be read.
+        UserError: if an input is missing or cannot be read.
     """
     inputs.check_inputs(suite)
-    own = Path(suite.path)
-    found = [_taken(*row, digester) for row in (*_data(suite), *_weights(suite), *_code(suite))]
-    if own.is_file():  # an audit may have been told by options alone
-        sha256 = digester(own)
-        files = _files({own: sha256}, None)
-        found.append(InputDigest(key="suite", given=suite.path, digest=sha256, files=files, counts=False))
-    return tuple(found)
+    suite_file = Path(suite.path)
+    digests = [_digest_input(*row, digester) for row in (*_data_rows(suite), *_weights_rows(suite), *_code_rows(suite))]
+    if suite_file.is_file():  # the suite of an audit may come from options alone
+        sha256 = digester(suite_file)
+        file_digests = _file_digests({suite_file: sha256}, None)
+        digests.append(InputDigest(key="suite", given=suite.path, digest=sha256, files=file_digests, counts=False))
+    return tuple(digests)
 
 
-def verify_inputs(asked: Suite, place: Path, plan: Path | None) -> tuple[tuple[InputDigest, ...], dict[str, str]]:
-    """The inputs of a suite, and what is told of a frozen plan, if it is what is about to be carried out; {} without one.
+def verify_inputs(suite: Suite, path: Path, plan: Path | None) -> tuple[tuple[InputDigest, ...], dict[str, str]]:
+    """Return the inputs of a suite, and the hash, time and file digest of a plan that it agrees with; {} without a plan.
 
-    What the store at ``place`` remembers of a file goes by its size and time; against a plan every byte is read anew.
+    Without a plan, the store at ``path`` provides the digest of a file with the same size and time. With a plan, every byte is
+    read.
 
     Raises:
-        UserError: where the plan is another one, naming what differs.
+        UserError: if the suite differs from the plan; the message names the differences.
     """
     if plan is None:
-        with store.open_store(place) as db:
-            return input_digests(asked, store.cached_digester(db, sha256_)), {}
-    then = preregistration.read_plan(plan)
-    found = input_digests(asked)
-    preregistration.check_plan(then, plan, asked, found, discovery.suite_plugins(asked))
-    return found, {name: then[name] for name in ("hash", "written", "file")}
+        with store.open_store(path) as db:
+            return input_digests(suite, store.cached_digester(db, files.sha256)), {}
+    frozen = preregistration.read_plan(plan)
+    digests = input_digests(suite)
+    preregistration.check_plan(frozen, plan, suite, digests, discovery.suite_plugins(suite))
+    return digests, {name: frozen[name] for name in ("hash", "written", "file")}
 
 
-def assert_unchanged(asked: Suite, place: Path, before: tuple[InputDigest, ...]) -> None:
-    """Refuse results of inputs that changed while they were looked at, by the size and time of their files.
+def assert_unchanged(suite: Suite, path: Path, before: tuple[InputDigest, ...]) -> None:
+    """Refuse the results of inputs that changed during the run, by the size and time of their files.
 
     Raises:
-        UserError: naming which.
+        UserError: that names the inputs.
     """
-    now = {one.key: one.digest for one in verify_inputs(asked, place, None)[0]}
-    changed = [one.key for one in before if one.counts and now.get(one.key) != one.digest]
+    now = {entry.key: entry.digest for entry in verify_inputs(suite, path, None)[0]}
+    changed = [entry.key for entry in before if entry.counts and now.get(entry.key) != entry.digest]
     if changed:
-        what = "what was frozen has changed while it was carried out"
         raise UserError(
-            what, found=", ".join(changed), expected="inputs that nobody writes to", do=preregistration.NEW_PLAN_ADVICE
+            "inputs of the frozen plan changed during the run",
+            found=", ".join(changed),
+            expected="inputs that no other program writes to",
+            do=preregistration.NEW_PLAN_ADVICE,
         )
 
 
-def _taken(key: str, word: str, base: Path | None, ask: Callable[[Digester], str], digester: Digester) -> InputDigest:
-    """An input whose files are those that its digest asks for."""
-    seen: dict[Path, str] = {}
+def _digest_input(
+    key: str, value: str, base: Path | None, compute: Callable[[Digester], str], digester: Digester
+) -> InputDigest:
+    """Return the digest of an input; its files are those that the digest function reads."""
+    digests: dict[Path, str] = {}
 
-    def noted(path: Path) -> str:
-        seen[path] = digester(path)
-        return seen[path]
+    def recording_digester(path: Path) -> str:
+        digests[path] = digester(path)
+        return digests[path]
 
-    digest = ask(noted)
-    return InputDigest(key=key, given=word, digest=digest, files=_files(seen, base))
+    digest = compute(recording_digester)
+    return InputDigest(key=key, given=value, digest=digest, files=_file_digests(digests, base))
 
 
-def _data(suite: Suite) -> Iterator[Row]:
+def _data_rows(suite: Suite) -> Iterator[Row]:
     for role in ("target", "source", "shifted"):
         if spec := getattr(suite, role):
-            kind, _, place = spec.partition(":")
-            base = {"folder": place, "torchvision": place.partition(":")[2]}.get(kind)
-            yield f"{role}.data", spec, Path(base) if base else None, partial(_digest, spec)
+            kind, _, location = spec.partition(":")
+            base = {"folder": location, "torchvision": location.partition(":")[2]}.get(kind)
+            yield f"{role}.data", spec, Path(base) if base else None, partial(_data_digest, spec)
 
 
-def _digest(spec: str, digester: Digester) -> str:
+def _data_digest(spec: str, digester: Digester) -> str:
     return inputs.digest_data(spec, digester).digest
 
 
-def _weights(suite: Suite) -> Iterator[Row]:
+def _weights_rows(suite: Suite) -> Iterator[Row]:
     pretrained = None if suite.after else inputs.digest_weights(suite, str).path
-    named = {
+    paths = {
         "backbone.weights": pretrained,
         "checkpoint.after": suite.after,
         "checkpoint.before": suite.before,
         "source.manifest": suite.manifest,
     }
-    for key, file in named.items():
-        if file:
-            yield key, file, None, partial(_of_file, Path(file))
+    for key, path in paths.items():
+        if path:
+            yield key, path, None, partial(_file_digest, Path(path))
 
 
-def _of_file(path: Path, digester: Digester) -> str:
+def _file_digest(path: Path, digester: Digester) -> str:
     return digester(path)
 
 
-def _code(suite: Suite) -> Iterator[Row]:
-    for number, (key, found) in enumerate(
-        zip(("backbone.arch", "recipe.training"), inputs.digest_code(suite, str), strict=True)
-    ):
-        if found is not None:
-            yield key, found.spec, Path(found.path), partial(_of_code, suite, number)
+def _code_rows(suite: Suite) -> Iterator[Row]:
+    keys = ("backbone.arch", "recipe.training")
+    for index, (key, code) in enumerate(zip(keys, inputs.digest_code(suite, str), strict=True)):
+        if code is not None:
+            yield key, code.spec, Path(code.path), partial(_code_digest, suite, index)
 
 
-def _of_code(suite: Suite, number: int, digester: Digester) -> str:
-    found = inputs.digest_code(suite, digester)[number]
-    return found.digest if found else ""
+def _code_digest(suite: Suite, index: int, digester: Digester) -> str:
+    code = inputs.digest_code(suite, digester)[index]
+    return code.digest if code else ""
 
 
-def _files(seen: dict[Path, str], base: Path | None) -> tuple[FileDigest, ...]:
-    return tuple(FileDigest(name=_name(path, base), size=path.stat().st_size, sha256=sha256) for path, sha256 in seen.items())
+def _file_digests(digests: dict[Path, str], base: Path | None) -> tuple[FileDigest, ...]:
+    return tuple(
+        FileDigest(name=_relative_name(path, base), size=path.stat().st_size, sha256=sha256) for path, sha256 in digests.items()
+    )
 
 
-def _name(path: Path, base: Path | None) -> str:
+def _relative_name(path: Path, base: Path | None) -> str:
     if base is None:
         return path.name
     return path.relative_to(base).as_posix() if path.is_relative_to(base) else path.as_posix()

@@ -1,4 +1,7 @@
-"""Which finished network may be repaired in its file: one whose BatchNorm statistics fail, and were shown to be mended."""
+"""Write a repaired checkpoint if an audit confirmed that new BatchNorm statistics remove the harm. Writes one file.
+
+A worker computes the repair.
+"""
 
 from __future__ import annotations
 
@@ -22,103 +25,107 @@ if TYPE_CHECKING:
     from xferbench.runner.execute import StudyResult
 
 REPAIRED_PLUGIN = "batchnorm-drift"
-FORM_PLUGINS = ("preprocessing-mismatch", "train-serve-skew")  # audits of the form that images come in
+PREPROCESSING_PLUGINS = ("preprocessing-mismatch", "train-serve-skew")  # audits of the format of the images
 NO_REPAIR = "no repair was written: "
 SAFETENSORS_SUFFIX = ".safetensors"
 
 
 def require_repairable(suite: Suite, out: Path, *, force: bool = False) -> None:
-    """Look, before anything is computed, whether a repair could be written.
+    """Check, before anything is computed, that a repaired checkpoint can be written.
 
     Raises:
-        UserError: if the file exists, is one of the inputs or has another ending, or if its folder is not writable.
+        UserError: if the file exists, is one of the inputs or has another suffix, or if its folder is not writable.
     """
     what = f"--repair {out}"
     if out.suffix != SAFETENSORS_SUFFIX:
         raise UserError(
             f"{what}: a file of another kind",
-            found=out.suffix or "no ending",
+            found=out.suffix or "no suffix",
             expected=f"a name ending in {SAFETENSORS_SUFFIX}",
         )
-    if any(given and Path(given).exists() and out.exists() and out.samefile(given) for given in (suite.after, suite.before)):
-        raise UserError(f"{what}: one of the inputs", expected="a file of its own", do="name another file")
-    do = "give another name" + ("" if out.is_dir() else ", or --force to overwrite it")
+    if any(file and Path(file).exists() and out.exists() and out.samefile(file) for file in (suite.after, suite.before)):
+        raise UserError(f"{what}: one of the inputs", expected="another file", do="name another file")
+    do = "name another file" + ("" if out.is_dir() else ", or --force to overwrite it")
     files.refuse_existing(out, f"{what}:", force=force and out.is_file(), do=do)
     try:
         files.try_to_write(out)
     except OSError as error:
-        expected = "a folder that is there and can be written to"
+        expected = "an existing folder that is writable"
         raise UserError(f"{what}: cannot be written", found=error.strerror or str(error), expected=expected) from error
 
 
 def write_repair(executed: StudyResult, findings: Sequence[Finding], out: Path, cache: Path) -> dict[str, Any]:
-    """Write the repair where, and only where, it was confirmed: what was said of it, and the file's digest and size.
+    """Write a repaired checkpoint if its repair was confirmed; return a message, and the path, size and digest of the file.
 
-    A worker computes it, reads the file back and compares its predictions with those that were confirmed.
+    A worker computes the repair, reads the file back, and compares its predictions with the confirmed ones.
     """
-    of_check = [one for one in findings if one.plugin == REPAIRED_PLUGIN and one.contrast == "harm"]
-    failing = {(one.plugin, one.contrast) for one in findings if one.verdict == "FAIL"} - {(REPAIRED_PLUGIN, "harm")}
-    others = sorted(plugin if contrast == "harm" else contrast_id(plugin, contrast) for plugin, contrast in failing)
-    words = f"; for {', '.join(others)} there are patches in words, in the report" if others else ""
-    failed = next((one for one in of_check if one.verdict == "FAIL" and (one.remedy or {}).get("verified")), None)
-    trial = _cured(executed)
-    form = sorted({one.plugin for one in findings if one.plugin in FORM_PLUGINS and one.verdict == "FAIL"})
-    if failed is not None and form:
-        why = "fail too: statistics of images in a wrong form would be wrong in the right one"
-        return {"said": f"{NO_REPAIR}{' and '.join(form)} {why}"}
-    if failed is None or trial is None:
-        return {"said": f"{NO_REPAIR}{_why(of_check)}{words}"}
+    harms = [finding for finding in findings if finding.plugin == REPAIRED_PLUGIN and finding.contrast == "harm"]
+    failures = [finding for finding in findings if finding.verdict == "FAIL"]
+    other_failures = {(finding.plugin, finding.contrast) for finding in failures} - {(REPAIRED_PLUGIN, "harm")}
+    names = sorted(plugin if contrast == "harm" else contrast_id(plugin, contrast) for plugin, contrast in other_failures)
+    advice = f"; the report describes patches for {', '.join(names)}" if names else ""
+    confirmed = next(
+        (finding for finding in harms if finding.verdict == "FAIL" and (finding.remedy or {}).get("verified")), None
+    )
+    trial = _cured_trial(executed)
+    preprocessing = sorted({finding.plugin for finding in failures if finding.plugin in PREPROCESSING_PLUGINS})
+    if confirmed is not None and preprocessing:
+        reason = "fail too: statistics of wrongly preprocessed images would be wrong for correct ones"
+        return {"said": f"{NO_REPAIR}{' and '.join(preprocessing)} {reason}"}
+    if confirmed is None or trial is None:
+        return {"said": f"{NO_REPAIR}{_why_no_repair(harms)}{advice}"}
     expected = executed.answers[trial.key].predictions
     try:
         with local.start_workers(1) as call:
-            asked = (trial, expected, out, repair_metadata(trial, failed), cache)
-            why, sha256, size = call("xferbench.lab.worker.repair_checkpoint:write_repaired", *asked).result()
-    except (OSError, local.WorkerDied, UserError) as error:  # the report is still to be written, and its FAIL stands
-        why, sha256, size = str(error).partition("\n")[0], "", 0
-    if why:
-        return {"said": f"{NO_REPAIR}{why}{words}"}
-    said = f"repaired: {out}, BatchNorm statistics {' and '.join(describe_edits(trial))}, predictions verified{words}"
-    return {"said": said, "path": str(out), "bytes": size, "sha256": sha256}
+            arguments = (trial, expected, out, repair_metadata(trial, confirmed), cache)
+            failure, sha256, size = call("xferbench.lab.worker.repair_checkpoint:write_repaired", *arguments).result()
+    except (OSError, local.WorkerDied, UserError) as error:  # the report must still be written, and its FAIL stays
+        failure, sha256, size = str(error).partition("\n")[0], "", 0
+    if failure:
+        return {"said": f"{NO_REPAIR}{failure}{advice}"}
+    message = f"repaired: {out}, BatchNorm statistics {' and '.join(describe_edits(trial))}, predictions verified{advice}"
+    return {"said": message, "path": str(out), "bytes": size, "sha256": sha256}
 
 
-def _cured(executed: StudyResult) -> Trial | None:
-    """The cured network as it was confirmed; None where its cure is anything but BatchNorm statistics."""
-    asked = (one.trial for one in executed.step.asked if (one.plugin, one.arm, one.view) == (REPAIRED_PLUGIN, "cured", "test"))
-    found = next(asked, None)
-    if found is None or found.model.base.head != OWN_HEAD or not found.model.edits:
+def _cured_trial(executed: StudyResult) -> Trial | None:
+    """Return the trial of the cured network; None if its cure is anything but BatchNorm statistics."""
+    cured = (REPAIRED_PLUGIN, "cured", "test")
+    requests = executed.step.asked
+    trial = next((request.trial for request in requests if (request.plugin, request.arm, request.view) == cured), None)
+    if trial is None or trial.model.base.head != OWN_HEAD or not trial.model.edits:
         return None
-    return found if all(isinstance(Edit.parse(edit), BatchNormEdit) for edit in found.model.edits) else None
+    return trial if all(isinstance(Edit.parse(edit), BatchNormEdit) for edit in trial.model.edits) else None
 
 
 def describe_edits(trial: Trial) -> list[str]:
-    """What was done to the statistics, in words."""
+    """Return how the statistics were changed, one description for each edit."""
     return [edit.partition(":")[2].partition("@")[0] for edit in trial.model.edits]
 
 
-def _why(of_check: Sequence[Finding]) -> str:
-    """Why there is nothing to write, from the findings of the audit."""
-    if not of_check:
-        return f"{REPAIRED_PLUGIN} was not asked"
-    worst = next((one for one in of_check if one.verdict in {"FAIL", "ERROR"}), of_check[0])
-    said = {
-        "PASS": "the statistics are those that the network needs",
+def _why_no_repair(harms: Sequence[Finding]) -> str:
+    """Return why no repair is written, from the findings of the BatchNorm audit."""
+    if not harms:
+        return f"{REPAIRED_PLUGIN} was not run"
+    worst = next((finding for finding in harms if finding.verdict in {"FAIL", "ERROR"}), harms[0])
+    reasons = {
+        "PASS": "the statistics are right for this network",
         "INCONCLUSIVE": "no harm of the statistics was confirmed",
-        "FAIL": "the cure was not confirmed to take the harm away",
+        "FAIL": "it was not confirmed that the cure removes the harm",
     }
-    return f"{REPAIRED_PLUGIN} is {worst.verdict}: {said.get(worst.verdict) or worst.reason}"
+    return f"{REPAIRED_PLUGIN} is {worst.verdict}: {reasons.get(worst.verdict) or worst.reason}"
 
 
 def repair_metadata(trial: Trial, finding: Finding) -> dict[str, str]:
-    """What the file says of how it came to be."""
-    fit = trial.model.base
-    weights = {"after": fit.start, "before": fit.before}
-    figures = {name: getattr(finding, name) for name in ("harm", "low", "high", "p_fail", "margin", "metric", "examples")}
-    told = {
+    """Return the metadata of a repaired checkpoint: the edits, the digests of its inputs and the finding."""
+    spec = trial.model.base
+    weights = {"after": spec.start, "before": spec.before}
+    names = ("harm", "low", "high", "p_fail", "margin", "metric", "examples")
+    metadata = {
         "xferbench": __version__,
         "edits": trial.model.edits,
-        "sha256": {name: getattr(one, "digest", None) for name, one in weights.items()},
-        "data": fit.data.digest,
+        "sha256": {name: getattr(file, "digest", None) for name, file in weights.items()},
+        "data": spec.data.digest,
         "finding": finding.id,
-        **figures,
+        **{name: getattr(finding, name) for name in names},
     }
-    return {"xferbench.runner.repair": json.dumps(told)}
+    return {"xferbench.repair": json.dumps(metadata)}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SAMPLES_VERSION = 1  # raise when the lab's result for the same request changes
 IMAGES_PER_SAMPLE = 6
-MAX_SAMPLES = 24  # entries; of a study with many preprocessings, only the first ones are shown
+MAX_SAMPLES = 24  # requests; a study with more preprocessings shows only the first ones
 CACHE_READ_ERRORS = (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error)
 ArmView = tuple[str, str, str]  # plugin, arm, and "train" or "serve"
 
@@ -60,7 +60,7 @@ def collect_sample_images(
     samples, notes = [], []
     for request in requests[:MAX_SAMPLES]:
         try:
-            images, labels = _cached(request, recorded, engine, cache)
+            images, labels = _cached_images(request, recorded, engine, cache)
         except Exception as error:  # noqa: BLE001 - a failure here must not cost the run its verdicts
             last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             notes.append(
@@ -94,13 +94,13 @@ def sample_requests(step: Schedule) -> tuple[SampleRequest, ...]:
 
 
 def _target_inputs(step: Schedule) -> Iterator[tuple[str, Data, InputTransform, ArmView]]:
-    for case in step.cases:
-        for arm, settled in case.arms.items():
-            if (pipeline := settled.pipeline) is not None:
-                yield "target", pipeline.target, pipeline.train_preprocessing, (case.plugin.id, arm, "train")
-                yield "target", pipeline.target, pipeline.serve_preprocessing, (case.plugin.id, arm, "serve")
+    for state in step.cases:
+        for arm, resolved in state.arms.items():
+            if (pipeline := resolved.pipeline) is not None:
+                yield "target", pipeline.target, pipeline.train_preprocessing, (state.plugin.id, arm, "train")
+                yield "target", pipeline.target, pipeline.serve_preprocessing, (state.plugin.id, arm, "serve")
                 if pipeline.recipe.init in LOCALLY_PRETRAINED_STARTS and pipeline.source:
-                    yield "source", pipeline.source.data, pipeline.train_preprocessing, (case.plugin.id, arm, "train")
+                    yield "source", pipeline.source.data, pipeline.train_preprocessing, (state.plugin.id, arm, "train")
 
 
 def _other_inputs(step: Schedule) -> Iterator[tuple[str, Data, InputTransform, ArmView]]:
@@ -146,7 +146,7 @@ def dataset_name(data: Data) -> str:
     return rest.rstrip("/\\").replace("\\", "/").rpartition("/")[2] if kind in {"folder", "npz"} and rest else data.spec
 
 
-def _cached(
+def _cached_images(
     request: SampleRequest, recorded: InputTransform, engine: Callable[[], Callable[..., Future[Any]]], cache: Path
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return the images and labels of a request, from its file in the cache; an unreadable file is replaced."""

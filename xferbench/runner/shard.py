@@ -1,4 +1,4 @@
-"""One machine's share of a plan: computed as far as its store allows, and not yet judged. Writes to the store.
+"""Compute one machine's share of a plan, as far as its store allows, and decide nothing. Writes to the store.
 
 Each stage of the plan (selection, then one look after another) depends on the records of the previous stage. The machines
 therefore synchronize between stages: their stores are merged, and each machine continues from the merged store.
@@ -74,8 +74,8 @@ def owner_number(group: tuple[Trial, ...], count: int) -> int:
     trained, so its number depends on the trial.
     """
     first = group[0]
-    fit = first.model.base
-    key = first.key if fit.head == OWN_HEAD else digest(fit.teacher or fit)
+    spec = first.model.base
+    key = first.key if spec.head == OWN_HEAD else digest(spec.teacher or spec)
     return int(key, 16) % count + 1
 
 
@@ -94,15 +94,14 @@ def run_shard(
     path: Path,
     device: str = "auto",
     workers: int | None = None,
-    show: Callable[[Progress], None] = lambda _: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
     plan: Path | None = None,
 ) -> ShardResult:
     """Compute a share of a suite, as far as the store at ``path`` contains the records that it depends on.
 
     Raises:
         UserError: as for :func:`xferbench.runner.execute.execute`; if ``plan`` is the file of another frozen plan; or for an
-            audit
-            with a baseline that is trained for a time, because this means different steps on each machine.
+            audit with a baseline that is trained for a time, because this means different steps on each machine.
     """
     if shard.of > 1 and suite.scratch_budget is not None:
         do = "leave out the baseline (scratch), or run the whole audit on one machine"
@@ -111,32 +110,32 @@ def run_shard(
             found="a number of steps that depends on the machine",
             do=do,
         )
-    inputs, verify = input_digests.verify_inputs(suite, path, plan)
-    answers: dict[str, Record] = {}
+    inputs, frozen = input_digests.verify_inputs(suite, path, plan)
+    records: dict[str, Record] = {}
     counter, is_mine = WorkCounter(), partial(is_owner, shard)
-    with open_study(suite, path, device, workers, show) as (study, db, engine):
+    with open_study(suite, path, device, workers, on_progress) as (study, db, engine):
         submit = partial(submit_group, engine, store.cache_folder(path))
-        step = run_to_completion(study, answers, db, submit, counter, show, is_mine)
-        if not step.wanted and (rest := followup.followup_study(study, step)):
-            step = run_to_completion(rest[1], answers, db, submit, counter, show, is_mine)
+        step = run_to_completion(study, records, db, submit, counter, on_progress, is_mine)
+        if not step.wanted and (planned := followup.followup_study(study, step)):
+            step = run_to_completion(planned[1], records, db, submit, counter, on_progress, is_mine)
         store.trim_cache(store.cache_folder(path))
-    if verify:
+    if frozen:
         input_digests.assert_unchanged(suite, path, inputs)
-    return _shard_result(shard, study, step, answers, counter.trials)
+    return _shard_result(shard, study, step, records, counter.trials)
 
 
-def _shard_result(shard: Shard, study: Study, step: Schedule, answers: Mapping[str, Record], computed: set[str]) -> ShardResult:
+def _shard_result(shard: Shard, study: Study, step: Schedule, records: Mapping[str, Record], computed: set[str]) -> ShardResult:
     """Count the trials of the stage in which a share stopped, by owner."""
     own_keys = {trial.key for group in trial_groups(step, study) if is_owner(shard, group) for trial in group}
     other_keys = step.wanted.keys() - own_keys
-    crashed = [record.error for record in answers.values() if record.error]
+    crashed = [record.error for record in records.values() if record.error]
     return ShardResult(
         shard=shard,
         stage=step.stage,
         computed=len(own_keys & computed),
         known=len(own_keys - computed),
         others=len(other_keys),
-        lacking=len(other_keys - answers.keys()),
+        lacking=len(other_keys - records.keys()),
         earlier=len(computed - own_keys),
         crashed=tuple([study.facts.crash] if study.facts.crash else crashed),
     )

@@ -37,8 +37,8 @@ create table if not exists digests (path text primary key, size integer, time in
 
 
 @contextmanager
-def open_store(path: Path, elsewhere: str = STORE_ADVICE) -> Iterator[sqlite3.Connection]:
-    """Open a store, and create it if it does not exist; ``elsewhere`` is the advice on how to name another file.
+def open_store(path: Path, advice: str = STORE_ADVICE) -> Iterator[sqlite3.Connection]:
+    """Open a store, and create it if it does not exist; ``advice`` says how to name another file.
 
     Raises:
         UserError: if the file cannot be written, is not a store, is of a newer version, or the disk is full.
@@ -51,10 +51,10 @@ def open_store(path: Path, elsewhere: str = STORE_ADVICE) -> Iterator[sqlite3.Co
             f"{path}: the store cannot be opened",
             found=str(error),
             expected="a file, or a folder that may be written",
-            do=elsewhere,
+            do=advice,
         ) from error
     try:
-        _check_schema(connection, path, elsewhere)
+        _check_schema(connection, path, advice)
         connection.executescript(f"begin immediate; {CREATE_TABLES} pragma user_version = {STORE_VERSION}; commit;")
         yield connection
     except sqlite3.DatabaseError as error:
@@ -62,24 +62,24 @@ def open_store(path: Path, elsewhere: str = STORE_ADVICE) -> Iterator[sqlite3.Co
             f"{path}: the store cannot be used",
             found=str(error),
             expected="a store written by xferbench, on a writable disk with free space",
-            do=f"free some space, let another run end, or {elsewhere}; existing records are kept",
+            do=f"free some space, let another run end, or {advice}; existing records are kept",
         ) from error
     finally:
         connection.close()
 
 
-def _check_schema(connection: sqlite3.Connection, path: Path, elsewhere: str) -> bool:
+def _check_schema(connection: sqlite3.Connection, path: Path, advice: str) -> bool:
     """Return whether a database has any tables; refuse one of another program or of a newer xferbench."""
     version = connection.execute("pragma user_version").fetchone()[0]
     tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
     if tables and "records" not in tables:
         expected = "a store written by xferbench, or no file yet"
         raise UserError(
-            f"{path}: a database of another program", found=", ".join(sorted(tables)[:6]), expected=expected, do=elsewhere
+            f"{path}: a database of another program", found=", ".join(sorted(tables)[:6]), expected=expected, do=advice
         )
     if version > STORE_VERSION:
         expected = f"at most version {STORE_VERSION}"
-        do = f"upgrade xferbench, or {elsewhere}"
+        do = f"upgrade xferbench, or {advice}"
         raise UserError(f"{path}: a store of a newer xferbench", found=f"version {version}", expected=expected, do=do)
     return bool(tables)
 
@@ -162,9 +162,8 @@ def cached_digester(store: sqlite3.Connection, compute: Callable[[Path], str]) -
 
     def digest(path: Path) -> str:
         status = path.stat()
-        name = (
-            str(path.resolve()).encode("utf-8", "backslashreplace").decode()
-        )  # a file name may be invalid UTF-8, but SQLite needs text
+        # A file name may be invalid UTF-8, but SQLite needs text.
+        name = str(path.resolve()).encode("utf-8", "backslashreplace").decode()
         row = store.execute("select size, time, digest from digests where path = ?", (name,)).fetchone()
         if row is not None and row[:2] == (status.st_size, status.st_mtime_ns):
             return str(row[2])
@@ -209,7 +208,7 @@ def merge_stores(output: Path, sources: Sequence[Path]) -> Iterator[tuple[Path, 
     All sources are checked before the first one is merged.
 
     Raises:
-        UserError: if the output is one of the sources, and as for :func:`opened` and :func:`merge`.
+        UserError: if the output is one of the sources, and as for :func:`open_store` and :func:`merge_store`.
     """
     for path in sources:
         with _open_read_only(path):

@@ -1,1 +1,1 @@
-"""Where groups of fits are computed."""
+"""Engines that compute groups of trials: worker processes on this machine."""

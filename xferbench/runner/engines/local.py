@@ -79,7 +79,7 @@ def start_workers(count: int) -> Iterator[Call]:
     Raises:
         WorkerDied: in the future, if the worker dies during the call.
     """
-    idle: SimpleQueue[subprocess.Popen[bytes] | None] = SimpleQueue()  # None: start a replacement for a dead worker
+    idle: SimpleQueue[subprocess.Popen[bytes] | None] = SimpleQueue()  # None means that a dead worker needs a replacement
     alive: dict[int, subprocess.Popen[bytes]] = {}
 
     def start() -> subprocess.Popen[bytes]:
@@ -88,18 +88,18 @@ def start_workers(count: int) -> Iterator[Call]:
         return process
 
     def run(function: str, *arguments: Any) -> Any:
-        process, answer = idle.get() or start(), None
+        process, response = idle.get() or start(), None
         try:
-            answer = _call(process, function, arguments)
+            response = _call(process, function, arguments)
         finally:
-            if answer is None:
+            if response is None:
                 _stop(alive.pop(process.pid))
                 idle.put(None)
-        if answer is None:
+        if response is None:
             code = process.returncode
             raise WorkerDied(f"a worker process ended with exit status {code} (out of memory, killed, or a native crash)")
         idle.put(process)
-        succeeded, value = answer
+        succeeded, value = response
         if not succeeded:
             raise value
         return value

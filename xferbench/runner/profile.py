@@ -1,0 +1,128 @@
+"""Profile a pipeline: digest the files that a suite names, and read or compute its profile. Reads files and the store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from xferbench.core import files
+from xferbench.core.canonical import digest
+from xferbench.core.errors import UserError
+from xferbench.core.pipeline import AuxiliaryDataset, InputTransform, Pipeline, Recipe
+from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES
+from xferbench.core.version import LAB_VERSION
+from xferbench.data import inputs
+from xferbench.runner import discovery, store
+from xferbench.study import feasibility
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from xferbench.core.plugin import Profile
+    from xferbench.core.suite import Suite
+
+MIN_AUDIT_IMAGES = 8  # minimum number of test images of an audit
+PROFILE_VERSION = 5  # raise when a profile has new fields
+
+
+def profile_pipeline(
+    suite: Suite, db: sqlite3.Connection, cache: Path, engine: Callable[[], Callable[..., Future[Any]]] | None
+) -> tuple[Pipeline, Profile]:
+    """Return the user's pipeline with the digests of its files, and its profile from the store or from a worker.
+
+    Raises:
+        UserError: if the pipeline or its files cannot be used.
+        LookupError: if the store has no profile and ``engine`` is None.
+    """
+    inputs.check_inputs(suite)
+    digester = store.cached_digester(db, files.sha256)
+    finished = inputs.digest_checkpoints(suite, digester)
+    weights = (finished.before or finished.after) if finished else inputs.digest_weights(suite, digester)
+    target = inputs.digest_data(suite.target, digester)
+    source, shifted = (inputs.digest_data(spec, digester) if spec else None for spec in (suite.source, suite.shifted))
+    auxiliary = (source, suite.source_classes, shifted)
+    sizes = (suite.train_size, suite.test_size)
+    code, training = inputs.digest_code(suite, digester)
+    user_inputs = (code, training, finished) if finished else (code, training) if code or training else ()
+    described = (suite.arch, weights, target, suite.preprocessing)
+    key = digest((LAB_VERSION, PROFILE_VERSION, *described, *sizes, *auxiliary, *user_inputs))
+    profile = store.get_profile(db, key)
+    if profile is None:
+        if engine is None:
+            raise LookupError("the store has no profile of this suite")
+        profile = _compute_profile(suite, engine, (*described, sizes, auxiliary, cache, *user_inputs))
+        if not profile.crash:
+            store.put_profile(db, key, profile)
+    _check_profile(suite, profile)
+    recorded: InputTransform = profile.preprocessing
+    pipeline = Pipeline(
+        arch=suite.arch,
+        weights=weights,
+        target=target,
+        train_size=suite.train_size,
+        test_size=min(suite.test_size, profile.test) if finished and suite.test_size else suite.test_size,
+        recipe=suite.recipe or Recipe(),
+        train_preprocessing=suite.train_preprocessing or recorded,
+        serve_preprocessing=suite.serve_preprocessing or suite.train_preprocessing or recorded,
+        mode=suite.serve_mode,
+        source=AuxiliaryDataset(data=source, classes=profile.source, preprocessing=recorded) if source else None,
+        shifted=AuxiliaryDataset(data=shifted, classes=profile.shifted) if shifted else None,
+        baseline=suite.scratch,
+        code=code,
+        training=training,
+        finished=finished,
+        expected_training=suite.believed,
+        evaluation_split="confirm" if finished else "test",
+        manifest=inputs.digest_manifest(suite, digester),
+        interventions=suite.interventions,
+    )
+    return pipeline, profile
+
+
+def _compute_profile(suite: Suite, engine: Callable[[], Callable[..., Future[Any]]], arguments: tuple[Any, ...]) -> Profile:
+    try:
+        profile: Profile = engine()("xferbench.lab.worker.profile:profile", *arguments).result()
+    except UserError as problem:
+        raise problem.at(f"{suite.path}: {problem.what}") from problem
+    return profile
+
+
+def _check_profile(suite: Suite, profile: Profile) -> None:
+    """Refuse a suite that its data or its backbone cannot satisfy, before anything is trained or evaluated.
+
+    Raises:
+        UserError: that names the key of the suite.
+    """
+    if suite.metric == "auroc" and len(profile.classes) > MAX_CLASSES_WITH_PROBABILITIES:
+        expected = f"at most {MAX_CLASSES_WITH_PROBABILITIES} classes, because records keep all probabilities only up to that"
+        raise UserError(f"{suite.path}: metric: auroc", found=f"{len(profile.classes)} classes", expected=expected)
+    if suite.after and profile.test < MIN_AUDIT_IMAGES:
+        expected = f"at least {MIN_AUDIT_IMAGES}, and many more for a verdict"
+        raise UserError(f"{suite.path}: too few test images", found=f"{profile.test}", expected=expected)
+    if profile.crash:
+        return
+    for key, recipe in {"[recipe] trainable": suite.recipe, "[checkpoint] believed": suite.believed}.items():
+        if recipe is not None and (reason := feasibility.why_missing_layers(recipe, profile)):
+            raise UserError(f"{suite.path}: {key}", found=reason, expected=feasibility.describe_trainable(profile))
+    if suite.recipe is not None and (reason := feasibility.why_missing_inputs(suite.recipe, profile)):
+        expected = "a regularizer and a finish whose inputs are available"
+        raise UserError(f"{suite.path}: [recipe]", found=reason, expected=expected, do="leave it out, or add what is missing")
+
+
+def cached_profile(suite: Suite, path: Path) -> Profile | None:
+    """Check the inputs of a suite without torch, and return its profile; None if the store does not contain it.
+
+    Raises:
+        UserError: if the input cannot be used.
+    """
+    discovery.suite_plugins(suite)
+    if not path.is_file():
+        inputs.check_inputs(suite)
+        return None
+    with store.open_store(path) as db:
+        try:
+            return profile_pipeline(suite, db, store.cache_folder(path), None)[1]
+        except LookupError:
+            return None
