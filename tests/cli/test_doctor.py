@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from test_main import told
+from invoke import invoke
 
 from xferbench.analysis import exit_code
 from xferbench.cli import installation_checks, machine
@@ -55,7 +55,7 @@ def looked():
 def test_a_sound_installation(capsys, tmp_path, monkeypatch):
     pretend(monkeypatch, tmp_path, torch=torch("2.9.1+cu128"), torchvision="__version__ = '0.24.1'")
     monkeypatch.setattr(installation_checks, "requires", lambda _: None)
-    code, out, err = told(capsys, "doctor", "--format", "json")
+    code, out, err = invoke(capsys, "doctor", "--format", "json")
     found = {line["check"]: line for line in json.loads(out)}
     assert (code, err) == (0, "")
     assert {found[name]["state"] for name in ("xferbench", "python", "torch", "torchvision", "pair", "plugins", "store")} == {
@@ -68,7 +68,7 @@ def test_a_sound_installation(capsys, tmp_path, monkeypatch):
 
 def test_the_text_has_a_line_a_check(capsys, monkeypatch, tmp_path):
     pretend(monkeypatch, tmp_path, torch="raise ImportError('no such\\nsymbol')")
-    code, out, _ = told(capsys, "doctor")
+    code, out, _ = invoke(capsys, "doctor")
     assert code == exit_code.USAGE
     assert "FAIL  torch        ImportError: no such symbol\n                   do: reinstall torch" in out
     assert all(line.split()[0] in {OK, WARN, FAIL, "do:"} for line in out.splitlines())
@@ -249,7 +249,7 @@ def test_a_cache_that_cannot_be_written_is_a_failure(capsys, tmp_path):
     line = by(installation_checks.check_store(tmp_path / "file" / "below" / "s.sqlite"))["cache"]
     assert (line.state, "Not a directory" in line.found) == (FAIL, True)
     assert "--store" in line.do
-    code, out, _ = told(capsys, "doctor", "--store", tmp_path / "file" / "below")
+    code, out, _ = invoke(capsys, "doctor", "--store", tmp_path / "file" / "below")
     assert code == exit_code.USAGE
     assert "FAIL  cache" in out
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from invoke import invoke
 from test_json_schema import SCHEMA, fits
-from test_main import told
 
 from xferbench.analysis import exit_code
 from xferbench.cli import suite_template
@@ -33,17 +33,17 @@ def make_folder(place, classes=("ants", "bees"), splits=("train", "val"), images
     for split in splits:
         for number, name in enumerate(classes):
             (place / split / name).mkdir(parents=True)
-            for one in range(images + number):
-                (place / split / name / f"{one}.jpg").touch()
+            for index in range(images + number):
+                (place / split / name / f"{index}.jpg").touch()
     return place
 
 
 def made(capsys, *words):
     """The suite that a command writes, which is valid by every measure."""
-    code, out, err = told(capsys, "init", *words)
+    code, out, err = invoke(capsys, "init", *words)
     assert (code, err) == (0, "")
     file = out.partition("wrote ")[2].partition("\nnext: ")[0]
-    assert told(capsys, "validate", file)[0] == 0
+    assert invoke(capsys, "validate", file)[0] == 0
     with open(file, encoding="utf-8") as opened:  # noqa: PTH123 - as a shell would
         text = opened.read()
     assert fits(tomllib.loads(text), SCHEMA)
@@ -52,10 +52,10 @@ def made(capsys, *words):
 
 def test_a_folder_of_class_folders(capsys, tmp_path):
     make_folder(tmp_path / "my ants")
-    text, asked, out = made(capsys, tmp_path / "my ants")
+    text, suite, out = made(capsys, tmp_path / "my ants")
     assert (tmp_path / "my-ants.toml").is_file()
-    assert (asked.name, asked.arch, asked.weights) == ("my-ants", "tiny-resnet", None)
-    assert asked.target == f"folder:{tmp_path / 'my ants'}"
+    assert (suite.name, suite.arch, suite.weights) == ("my-ants", "tiny-resnet", None)
+    assert suite.target == f"folder:{tmp_path / 'my ants'}"
     assert 'data = "folder:my ants"' in text
     assert "# 2 classes: ants, bees\n# train: 7 images, 3 to 4 a class\n# test: 7 images, 3 to 4 a class\n" in text
     assert "next: xferbench validate my-ants.toml\n      xferbench run my-ants.toml --dry-run\n" in out
@@ -63,8 +63,8 @@ def test_a_folder_of_class_folders(capsys, tmp_path):
 
 def test_the_folder_one_stands_in_is_the_default(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(make_folder(tmp_path / "ants", splits=("train", "val", "test")))
-    text, asked, _ = made(capsys)
-    assert asked.target == f"folder:{tmp_path / 'ants'}"
+    text, suite, _ = made(capsys)
+    assert suite.target == f"folder:{tmp_path / 'ants'}"
     assert "# validation: 7 images" in text
 
 
@@ -72,8 +72,8 @@ def test_an_npz_file(capsys, tmp_path):
     images = {f"{split}_images": np.zeros((40, 8, 8), np.uint8) for split in ("train", "test")}
     labels = {f"{split}_labels": np.arange(40) % 4 for split in ("train", "test")}
     np.savez(tmp_path / "a.npz", **images, **labels, train_groups=np.arange(40), test_groups=np.arange(40) // 10)
-    text, asked, _ = made(capsys, tmp_path / "a.npz")
-    assert asked.target == f"npz:{tmp_path / 'a.npz'}"
+    text, suite, _ = made(capsys, tmp_path / "a.npz")
+    assert suite.target == f"npz:{tmp_path / 'a.npz'}"
     assert "# 4 classes: 0, 1, 2, 3\n# train: 40 images, 10 a class" in text
     assert "4 independent test image(s)" in text
 
@@ -87,10 +87,10 @@ def test_its_first_line_leads_an_editor_to_the_schema(capsys, tmp_path):
 
 @pytest.mark.parametrize("images", [2, 400])
 def test_the_margin_is_one_that_the_test_images_can_decide(capsys, tmp_path, images):
-    _, asked, _ = made(capsys, make_folder(tmp_path / "ants", images=images))
-    assert (asked.margin == suite_template.MAX_MARGIN) == (images == 2)
-    _, out, _ = told(capsys, "validate", "ants.toml", "--set", f"target.test_size={2 * images + 1}")
-    assert "expect INCONCLUSIVE" not in out or asked.margin == suite_template.MAX_MARGIN
+    _, suite, _ = made(capsys, make_folder(tmp_path / "ants", images=images))
+    assert (suite.margin == suite_template.MAX_MARGIN) == (images == 2)
+    _, out, _ = invoke(capsys, "validate", "ants.toml", "--set", f"target.test_size={2 * images + 1}")
+    assert "expect INCONCLUSIVE" not in out or suite.margin == suite_template.MAX_MARGIN
 
 
 def test_what_is_commented_out_is_valid_too(capsys, tmp_path):
@@ -129,19 +129,19 @@ ODD = [
 @pytest.mark.parametrize("name", ODD)
 def test_odd_names_of_folders_and_classes(capsys, tmp_path, name):
     make_folder(tmp_path / "in" / name, classes=(name, "b"))
-    code, _, err = told(capsys, "init", tmp_path / "in" / name, "-o", tmp_path / "in" / "s.toml")
+    code, _, err = invoke(capsys, "init", tmp_path / "in" / name, "-o", tmp_path / "in" / "s.toml")
     assert (code, err) == (0, "")
-    asked = loader.load_suite(tmp_path / "in" / "s.toml")
-    assert asked.target == f"folder:{tmp_path / 'in' / name}"
-    assert told(capsys, "validate", tmp_path / "in" / "s.toml")[0] == 0
+    suite = loader.load_suite(tmp_path / "in" / "s.toml")
+    assert suite.target == f"folder:{tmp_path / 'in' / name}"
+    assert invoke(capsys, "validate", tmp_path / "in" / "s.toml")[0] == 0
     assert fits(tomllib.loads((tmp_path / "in" / "s.toml").read_text()), SCHEMA)
 
 
 def test_a_script_for_a_name(capsys, tmp_path):
     make_folder(tmp_path / "<script>alert(1)</script>")
-    _, asked, out = made(capsys, tmp_path / "<script>alert(1)</script>")
-    assert asked.name == "script"
-    assert asked.target.endswith("/<script>alert(1)</script>")
+    _, suite, out = made(capsys, tmp_path / "<script>alert(1)</script>")
+    assert suite.name == "script"
+    assert suite.target.endswith("/<script>alert(1)</script>")
     assert "<script>" not in out
 
 
@@ -149,7 +149,7 @@ def test_a_script_for_a_name(capsys, tmp_path):
 def test_a_name_that_is_no_text_is_told(capsys, tmp_path):
     place = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
     make_folder(type(tmp_path)(place))
-    code, _, err = told(capsys, "init", place)
+    code, _, err = invoke(capsys, "init", place)
     assert code == exit_code.USAGE
     assert "a name that is not valid text" in err
 
@@ -174,12 +174,12 @@ def test_every_text_can_be_quoted(value):
 def test_a_file_that_is_there_stays(capsys, tmp_path):
     make_folder(tmp_path / "ants")
     (tmp_path / "ants.toml").write_text("mine")
-    code, out, err = told(capsys, "init", "ants")
+    code, out, err = invoke(capsys, "init", "ants")
     assert (code, out) == (exit_code.USAGE, "")
     assert "ants.toml already exists\n  do: use --force" in err
     assert (tmp_path / "ants.toml").read_text() == "mine"
-    assert told(capsys, "init", "ants", "-o", "other.toml")[0] == 0
-    assert told(capsys, "init", "ants", "--force")[0] == 0
+    assert invoke(capsys, "init", "ants", "-o", "other.toml")[0] == 0
+    assert invoke(capsys, "init", "ants", "--force")[0] == 0
     assert loader.load_suite(tmp_path / "ants.toml").name == "ants"
 
 
@@ -189,10 +189,10 @@ def test_paths_are_relative_to_the_file(capsys, tmp_path):
     (tmp_path / "suites").mkdir()
     (tmp_path / "w" / "tiny.safetensors").write_bytes(TINY.read_bytes())
     words = ["data/ants", "--weights", "w/tiny.safetensors", "--arch", "tiny-resnet", "-o", "suites/ants.toml"]
-    text, asked, _ = made(capsys, *words)
+    text, suite, _ = made(capsys, *words)
     assert 'weights = "../w/tiny.safetensors"' in text
     assert 'data = "folder:../data/ants"' in text
-    assert asked.weights == str(tmp_path / "w" / "tiny.safetensors")
+    assert suite.weights == str(tmp_path / "w" / "tiny.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_paths_are_relative_to_the_file(capsys, tmp_path):
 )
 def test_what_cannot_be_written_is_told_and_leaves_nothing(capsys, tmp_path, words, fragments):
     make_folder(tmp_path / "ants")
-    code, out, err = told(capsys, "init", *words)
+    code, out, err = invoke(capsys, "init", *words)
     assert (code, out) == (exit_code.USAGE, "")
     assert all(fragment in err for fragment in fragments), err
     assert {path.name for path in tmp_path.iterdir()} == {"ants"}
@@ -226,7 +226,7 @@ def test_the_arch_is_guessed_by_another_process(capsys, tmp_path):
     make_folder(tmp_path / "ants")
     assert made(capsys, "ants", "--weights", TINY)[1].arch == "tiny-resnet"
     torch.save({"odd.weight": torch.zeros(2, 2)}, tmp_path / "odd.pt")
-    code, _, err = told(capsys, "init", "ants", "--weights", "odd.pt", "-o", "b.toml")
+    code, _, err = invoke(capsys, "init", "ants", "--weights", "odd.pt", "-o", "b.toml")
     assert code == exit_code.USAGE
     assert "odd.pt: its tensors match no known architecture" in err
     assert "--arch ARCH" in err
@@ -235,15 +235,15 @@ def test_the_arch_is_guessed_by_another_process(capsys, tmp_path):
 def test_real_images_and_weights(capsys, shared):
     pytest.importorskip("torch")
     weights = shared / "weights" / "squeezenet1_0_torchvision_norm.pth"
-    _, asked, _ = made(capsys, shared / "data" / "hymenoptera", "--weights", weights)
-    assert (asked.arch, asked.weights) == ("torchvision:squeezenet1_0", str(weights))
+    _, suite, _ = made(capsys, shared / "data" / "hymenoptera", "--weights", weights)
+    assert (suite.arch, suite.weights) == ("torchvision:squeezenet1_0", str(weights))
 
 
 def test_a_test_set_alone_is_nothing_to_train_on(capsys, tmp_path):
     for name in ("ants", "bees"):
         (tmp_path / "flat" / name).mkdir(parents=True)
         (tmp_path / "flat" / name / "0.jpg").touch()
-    code, _, err = told(capsys, "init", "flat")
+    code, _, err = invoke(capsys, "init", "flat")
     assert code == exit_code.USAGE
     assert "flat: no training images" in err
     assert "xferbench audit" in err

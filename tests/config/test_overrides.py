@@ -8,8 +8,8 @@ import pytest
 from factory import make_run
 from hypothesis import given
 from hypothesis import strategies as st
+from invoke import invoke, make_suite
 from test_loader import written
-from test_main import make_suite, told
 
 from xferbench.analysis import exit_code
 from xferbench.cli import main, options
@@ -112,12 +112,12 @@ def test_a_text_never_sets_another_key(text):
 
 def test_validate_hears_it_and_says_so(capsys, tmp_path):
     file = make_suite(tmp_path)
-    code, out, err = told(capsys, "validate", file, "--set", "margin=0.4", "--set", "recipe.lr=0.5")
+    code, out, err = invoke(capsys, "validate", file, "--set", "margin=0.4", "--set", "recipe.lr=0.5")
     assert (code, err) == (0, "")
     assert "a valid suite with --set margin=0.4 --set recipe.lr=0.5\n" in out
     assert "(the suite's: 0.4)" in out
     for arguments in (["validate", file], ["run", file, "--dry-run"]):
-        code, _, err = told(capsys, *arguments, "--set", "marge=1")
+        code, _, err = invoke(capsys, *arguments, "--set", "marge=1")
         assert code == exit_code.USAGE
         assert "--set marge=1: marge: unknown key" in err
         assert "did you mean 'margin'?" in err
@@ -134,7 +134,7 @@ def test_separate_options_are_overrides_too(tmp_path):
 def test_a_finished_run_says_so_and_how_to_reproduce_it(capsys, tmp_path):
     pytest.importorskip("torch")
     arguments = ["--set", "margin=0.4", "--set", "recipe.trainable=head", "--store", tmp_path / "s.sqlite", "-j", 1]
-    told(capsys, "run", make_suite(tmp_path), "-o", tmp_path / "out", *arguments)
+    invoke(capsys, "run", make_suite(tmp_path), "-o", tmp_path / "out", *arguments)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["suite"]["overrides"] == ["margin=0.4", "recipe.trainable=head"]
     assert results["suite"]["margin"] == 0.4

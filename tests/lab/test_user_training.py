@@ -12,8 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from invoke import make_suite
 from test_loop import BRIEF, PLACE, WEIGHTS, is_equal, make_fit, make_trial, make_world
-from test_main import make_suite
 from test_profile import make_weights
 
 import xferbench

@@ -260,7 +260,7 @@ def test_a_baseline_that_is_as_long_as_a_machine_is_fast_is_not_split(suite, tmp
 
 def test_the_same_numbers_come_of_real_networks(tmp_path, monkeypatch):
     pytest.importorskip("torch")
-    from test_main import make_suite
+    from invoke import make_suite
     from test_resume import _in_this_process
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

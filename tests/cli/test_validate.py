@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from invoke import invoke, make_suite
+
+from xferbench.analysis import exit_code
+
+pytestmark = pytest.mark.usefixtures("isolated")
+
+
+def test_valid_suite_shows_the_smallest_margin(capsys, tmp_path):
+    code, out, err = invoke(capsys, "validate", make_suite(tmp_path))
+    assert (code, err) == (0, "")
+    assert "noise.toml: a valid suite" in out
+    assert "smallest margin that this test set can decide with 2 seeds: about 0." in out
+    assert "(the suite's: 0.3)" in out
+
+
+def test_unknown_size_of_the_test_set_is_reported(capsys, tmp_path):
+    file = make_suite(tmp_path)
+    file.write_text(file.read_text().replace("test_size = 40\n", ""))
+    code, out, _ = invoke(capsys, "validate", file)
+    assert code == 0
+    assert "the size of the test set is not known yet" in out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fragments"),
+    [
+        ("margin = 0.3", "marge = 0.3", ["noise.toml: marge: unknown key", "did you mean 'margin'?"]),
+        ('["negative-transfer"]', '["negativ-transfer"]', ["unknown plugin 'negativ-transfer'", "'negative-transfer'"]),
+        ("npz:", "nzp:", ["noise.toml: [target] data: unknown kind of dataset", "did you mean 'npz'?"]),
+        ("noise.npz", "noize.npz", ["noise.toml: [target] data: no such file", "check the path"]),
+        ('"tiny-resnet"', '"tiny-resnet"\nweights = "w.pth"', ["noise.toml: [backbone] weights", "w.pth: no such file"]),
+        ('"tiny-resnet"', '"torchvision:resnet18"', ["noise.toml: [backbone] weights: missing", "add weights"]),
+        ("steps = 4", 'steps = "4"', ["noise.toml: [recipe] steps", 'found: "4"', "a whole number above 0"]),
+    ],
+)
+def test_invalid_suite_exits_with_2(capsys, tmp_path, old, new, fragments):
+    file = make_suite(tmp_path)
+    file.write_text(file.read_text().replace(old, new, 1))
+    for words in (["validate", file], ["run", file, "-o", tmp_path / "out"], ["run", file, "--dry-run"]):
+        code, out, err = invoke(capsys, *words)
+        assert (code, out) == (exit_code.USAGE, "")
+        assert all(fragment in err for fragment in fragments), err
+
+
+@pytest.mark.parametrize("words", [["validate", "quik"], ["run", "quik"]])
+def test_error_suggests_the_closest_suite(capsys, words):
+    code, _, err = invoke(capsys, *words)
+    assert code == exit_code.USAGE
+    assert "did you mean 'quick'?" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        (["--budget", "20"], "--budget\n  found: 20\n  expected: a duration"),
+        (["--seed", "999999"], "--seed\n  found: 999999, with 5"),
+    ],
+)
+def test_options_that_override_the_suite_are_checked(capsys, words, fragment):
+    code, _, err = invoke(capsys, "run", "quick", *words)
+    assert code == exit_code.USAGE
+    assert fragment in err
+
+
+def test_all_suites_are_checked(capsys, tmp_path):
+    good = make_suite(tmp_path)
+    bad, worse = tmp_path / "bad.toml", tmp_path / "worse.toml"
+    bad.write_text(good.read_text().replace("margin", "marge"))
+    worse.write_text("schema = ")
+    alone = invoke(capsys, "validate", good)
+    code, out, err = invoke(capsys, "validate", bad, worse, good, tmp_path / "none.toml")
+    assert (code, out) == (exit_code.USAGE, alone[1])
+    lines = [line for line in err.splitlines() if line.startswith("xferbench: ")]
+    assert lines[:2] == [f"xferbench: {bad}: marge: unknown key", f"xferbench: {worse}: not a TOML file"]
+    assert lines[2].startswith("xferbench: no suite ")  # a long name may be shortened
+    assert len(lines) == 3
+    code, out, err = invoke(capsys, "validate", good, good)
+    assert (code, out, err) == (exit_code.PASSED, 2 * alone[1], "")
+
+
+def test_freeze_refuses_several_suites(capsys, tmp_path):
+    good = make_suite(tmp_path)
+    code, out, err = invoke(capsys, "validate", good, good, "--freeze", "plan.json")
+    assert (code, out) == (exit_code.USAGE, "")
+    assert "--freeze: a plan belongs to one suite\n  found: 2 suites" in err
+    assert not Path("plan.json").exists()
