@@ -26,24 +26,24 @@ def after(tmp_path_factory):
 
 
 def words(after, *more):
-    given = ["audit", "--arch", "tiny-resnet", "--after", str(after), "--before", str(BEFORE), "--data", "digits", *more]
-    return [str(word) for word in given]
+    arguments = ["audit", "--arch", "tiny-resnet", "--after", str(after), "--before", str(BEFORE), "--data", "digits", *more]
+    return [str(word) for word in arguments]
 
 
-def described(*given):
-    return audit_suite.audit_suite(main.build_parser().parse_args(["audit", *map(str, given)]))
+def described(*arguments):
+    return audit_suite.audit_suite(main.build_parser().parse_args(["audit", *map(str, arguments)]))
 
 
 def test_an_audit_says_what_is_wrong_and_exits_as_the_contract_says(after, tmp_path, capsys):
     out = tmp_path / "out"
-    asked = words(after, "--limit", 120, "--believed", "trainable=head", "-o", out, "--store", tmp_path / "s.sqlite", "-j", 1)
-    code = main.main(asked)
+    suite = words(after, "--limit", 120, "--believed", "trainable=head", "-o", out, "--store", tmp_path / "s.sqlite", "-j", 1)
+    code = main.main(suite)
     told = json.loads((out / "results.json").read_text())
-    found = {one["id"]: one for one in told["findings"]}
+    found = {finding["id"]: finding for finding in told["findings"]}
     assert found["audit/linear-probe/permuted"]["verdict"] == "FAIL", "the head was never trained"
     assert code == exit_code.FAILED
     assert found["audit/reload"]["verdict"] == found["audit/head-size"]["verdict"] == "PASS"
-    assert all(one["seeds"] == 1 for one in told["findings"] if one["harm"] is not None)
+    assert all(finding["seeds"] == 1 for finding in told["findings"] if finding["harm"] is not None)
     assert "scratch" not in found["audit/linear-probe/permuted"]["accuracy"]
     printed = capsys.readouterr().out
     assert "audit/linear-probe" in printed
@@ -74,13 +74,13 @@ def test_timms_words_change_what_is_recorded():
 
 
 def test_serving_is_told_as_what_differs_from_training(after):
-    asked = described(*words(after, "--mean", 0.5, "--std", 0.5, "--img-size", 32, "--serve-channels", "bgr")[1:])
-    assert asked.preprocessing.mean == asked.serve_preprocessing.mean == (0.5,)
-    assert (asked.preprocessing.channels, asked.serve_preprocessing.channels) == ("rgb", "bgr")
+    suite = described(*words(after, "--mean", 0.5, "--std", 0.5, "--img-size", 32, "--serve-channels", "bgr")[1:])
+    assert suite.preprocessing.mean == suite.serve_preprocessing.mean == (0.5,)
+    assert (suite.preprocessing.channels, suite.serve_preprocessing.channels) == ("rgb", "bgr")
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("arguments", "said"),
     [
         ([], "--after is missing"),
         (["--after", "x.pth"], "--data is missing"),
@@ -89,9 +89,9 @@ def test_serving_is_told_as_what_differs_from_training(after):
         (["--after", "x.pth", "--data", "digits"], "no such file"),
     ],
 )
-def test_what_is_missing_is_told(given, said):
+def test_what_is_missing_is_told(arguments, said):
     with pytest.raises(UserError, match=said):
-        described(*given)
+        described(*arguments)
 
 
 BAD = {
@@ -106,10 +106,10 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_gets_one_message_exit_code_2_and_no_files(case, after, tmp_path, capsys):
-    given, said = BAD[case]
-    given = [str(after) if word == "AFTER" else word for word in given]
+    arguments, said = BAD[case]
+    arguments = [str(after) if word == "AFTER" else word for word in arguments]
     out = tmp_path / "out"
-    code = main.main([*words(after), *given, "-o", str(out), "--store", str(tmp_path / "s.sqlite")])
+    code = main.main([*words(after), *arguments, "-o", str(out), "--store", str(tmp_path / "s.sqlite")])
     told = capsys.readouterr().err
     assert code == exit_code.USAGE
     assert said in told
@@ -131,8 +131,8 @@ def test_weights_that_cannot_be_used_are_told_in_one_message(case, after, tmp_pa
     path = tmp_path / "bad.pth"
     FILES[case](path, torch.load(after, weights_only=True))
     out = tmp_path / "out"
-    given = words(path, "-o", out, "--store", tmp_path / "s.sqlite", "-j", 1)
-    assert main.main(given) == exit_code.USAGE
+    arguments = words(path, "-o", out, "--store", tmp_path / "s.sqlite", "-j", 1)
+    assert main.main(arguments) == exit_code.USAGE
     told = capsys.readouterr().err
     assert "xferbench: " in told
     assert "Traceback" not in told
@@ -159,7 +159,7 @@ def test_a_head_with_too_many_outputs_is_a_fail_and_the_rest_is_judged(tmp_path)
     path, out = tmp_path / "wide.pth", tmp_path / "out"
     torch.save(small_resnets.tiny_resnet(12).state_dict(), path)
     main.main(words(path, "--limit", 60, "--checks", "head-size,class-order", "-o", out, "--store", tmp_path / "s", "-j", 1))
-    found = {one["id"]: one for one in json.loads((out / "results.json").read_text())["findings"]}
+    found = {finding["id"]: finding for finding in json.loads((out / "results.json").read_text())["findings"]}
     assert found["audit/head-size"]["verdict"] == "FAIL"
     assert "12 outputs, 10 classes" in found["audit/head-size"]["reason"]
     assert found["audit/class-order/rotated"]["verdict"] in {"FAIL", "INCONCLUSIVE"}
@@ -169,9 +169,9 @@ def test_a_head_with_too_few_outputs_is_a_fail_and_nothing_is_scored(tmp_path):
     torch.manual_seed(0)
     path, out = tmp_path / "narrow.pth", tmp_path / "out"
     torch.save(small_resnets.tiny_resnet(4).state_dict(), path)
-    given = words(path, "--limit", 60, "--checks", "head-size,class-order,collapse", "-o", out, "--store", tmp_path / "s")
-    assert main.main([*given, "-j", "1"]) == exit_code.FAILED
-    found = {one["id"]: one for one in json.loads((out / "results.json").read_text())["findings"]}
+    arguments = words(path, "--limit", 60, "--checks", "head-size,class-order,collapse", "-o", out, "--store", tmp_path / "s")
+    assert main.main([*arguments, "-j", "1"]) == exit_code.FAILED
+    found = {finding["id"]: finding for finding in json.loads((out / "results.json").read_text())["findings"]}
     assert found["audit/head-size"]["verdict"] == "FAIL"
     assert found["audit/class-order"]["verdict"] == "SKIPPED"
     assert "4 outputs and the data 10 classes" in found["audit/class-order"]["reason"]

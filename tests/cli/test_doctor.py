@@ -188,7 +188,7 @@ def test_resources(cores, memory, quota, limit, states):
 
 
 def test_a_plugin_that_cannot_be_loaded_is_a_failure(monkeypatch):
-    good = [one for one in discovery.entry_points(group=discovery.PLUGIN_GROUP) if one.name == "negative-transfer"]
+    good = [entry for entry in discovery.entry_points(group=discovery.PLUGIN_GROUP) if entry.name == "negative-transfer"]
     broken = EntryPoint(name="broken", value="nowhere_to_be_found:plugin", group=discovery.PLUGIN_GROUP)
     monkeypatch.setattr(discovery, "entry_points", lambda **_: [*good, broken])
     found = by(installation_checks.check_plugins())

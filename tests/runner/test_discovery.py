@@ -39,12 +39,12 @@ def installed(monkeypatch, tmp_path):
 
 
 def test_every_plugin_of_this_package_is_installed_and_loads():
-    asked = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"][
+    names = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"][
         discovery.PLUGIN_GROUP
     ]
-    assert set(asked) <= set(discovery.plugin_names())
-    found = [plugin for name in asked for plugin in discovery.plugin_kinds(name).values()]
-    assert len(found) > len(asked)
+    assert set(names) <= set(discovery.plugin_names())
+    found = [plugin for name in names for plugin in discovery.plugin_kinds(name).values()]
+    assert len(found) > len(names)
     for plugin in found:
         assert isinstance(plugin, Plugin)
         assert plugin.version > 0
@@ -75,9 +75,9 @@ def test_an_unknown_plugin_names_the_nearest_and_lists_the_others(installed):
         ("def plugin(:", "SyntaxError"),
         ("1 / 0", "ZeroDivisionError"),
         ("raise SystemExit(0)", "SystemExit: 0"),
-        ("plugin = 3", "is no xferbench.core.plugin.Plugin with the id 'broken'"),
+        ("plugin = 3", "is not an xferbench.core.plugin.Plugin with the id 'broken'"),
         ("other = 3", "AttributeError"),
-        (GOOD, "is no xferbench.core.plugin.Plugin with the id 'broken'"),
+        (GOOD, "is not an xferbench.core.plugin.Plugin with the id 'broken'"),
     ],
 )
 def test_a_plugin_that_cannot_be_imported_crashes_alone_and_when_it_is_asked(installed, source, why):
@@ -104,8 +104,8 @@ def test_nothing_is_registered_by_an_import():
 
 def exported(source, **ids):
     """A module's source that exports the plugin under each of these names, with its id."""
-    made = source.partition("plugin = ")[2]
-    own = "".join(f"{name} = {made.replace('too-hot', id_)}" for name, id_ in ids.items())
+    definition = source.partition("plugin = ")[2]
+    own = "".join(f"{name} = {definition.replace('too-hot', id_)}" for name, id_ in ids.items())
     return source.partition("plugin = ")[0] + own
 
 

@@ -28,25 +28,25 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gate")
     make_npz(folder / "d.npz", train=80, test=40)
     (folder / "suite.toml").write_text(SUITE)
-    asked = suites.load_suite(folder / "suite.toml")
-    how = {"store": folder / "store.sqlite", "workers": 1}
-    gating.run_gate(asked, accept=folder / "accepted.json", output=folder / "out", **how)
+    loaded = suites.load_suite(folder / "suite.toml")
+    options = {"store": folder / "store.sqlite", "workers": 1}
+    gating.run_gate(loaded, accept=folder / "accepted.json", output=folder / "out", **options)
     return folder
 
 
 def run_gate(place, *words, suite="suite.toml", out="gated"):
-    given = [str(place / suite), "--store", str(place / "store.sqlite"), "-j", "1", "-o", str(place / out), *words]
-    return main.main(["gate", *given])
+    arguments = [str(place / suite), "--store", str(place / "store.sqlite"), "-j", "1", "-o", str(place / out), *words]
+    return main.main(["gate", *arguments])
 
 
-def told(place, out="gated"):
+def read_results(place, out="gated"):
     return json.loads((place / out / "results.json").read_text())
 
 
 def test_the_same_again_is_not_worse(place):
     assert run_gate(place, "--baseline", str(place / "accepted.json")) == exit_code.PASSED
-    found = told(place)
-    assert {one["decision"] for one in found["gate"]["outcomes"]} == {"not worse"}
+    found = read_results(place)
+    assert {outcome["decision"] for outcome in found["gate"]["outcomes"]} == {"not worse"}
     assert found["cost"]["fits"]["run"] == 0
     assert found["gate"]["accepted"]["file"].endswith("accepted.json")
 
@@ -66,12 +66,13 @@ def test_a_candidate_made_elsewhere_is_held_without_being_carried_out(place, mon
         ]
     )
     assert code == exit_code.PASSED
-    assert told(place, "elsewhere")["gate"]["outcomes"][0]["reason"] == "unchanged: the same trials gave the same results"
+    outcome = read_results(place, "elsewhere")["gate"]["outcomes"][0]
+    assert outcome["reason"] == "unchanged: the same trials gave the same results"
 
 
 def test_a_candidate_of_another_suite_is_refused(place, capsys):
-    given = ["--set", "recipe.lr=1e-3", "--baseline", str(place / "accepted.json"), "--candidate", str(place / "out")]
-    code = main.main(["gate", str(place / "suite.toml"), *given, "-o", str(place / "never")])
+    arguments = ["--set", "recipe.lr=1e-3", "--baseline", str(place / "accepted.json"), "--candidate", str(place / "out")]
+    code = main.main(["gate", str(place / "suite.toml"), *arguments, "-o", str(place / "never")])
     assert code == exit_code.USAGE
     assert "found: recipe.lr 0.01" in capsys.readouterr().err
     assert not (place / "never" / "results.json").exists()
@@ -119,7 +120,7 @@ def test_a_candidate_that_was_made_of_other_files_is_refused(place, tmp_path, ca
     assert "other content of target.data" in capsys.readouterr().err
     (tmp_path / "d.npz").unlink()
     assert main.main(["gate", *words, "-o", str(tmp_path / "three")]) == exit_code.PASSED
-    assert any("was not checked" in note for note in told(tmp_path, "three")["gate"]["notes"])
+    assert any("was not checked" in note for note in read_results(tmp_path, "three")["gate"]["notes"])
 
 
 def test_an_accepted_run_that_crashes_when_it_is_evaluated_again_is_refused(place, tmp_path, capsys, monkeypatch):
@@ -129,9 +130,9 @@ def test_an_accepted_run_that_crashes_when_it_is_evaluated_again_is_refused(plac
     )
     calls, real = [], gating.runner.run_suite
 
-    def once(*given, **how):
-        calls.append(given)
-        run = real(*given, **how)
+    def once(*arguments, **options):
+        calls.append(arguments)
+        run = real(*arguments, **options)
         return run if len(calls) == 1 else replace(run, findings=tuple(replace(f, verdict="ERROR") for f in run.findings))
 
     monkeypatch.setattr("xferbench.runner.run.run_suite", once)
@@ -162,7 +163,7 @@ def test_a_new_accepted_file_is_written_beside_the_comparison(place):
     assert run_gate(place, *words) == exit_code.PASSED
     assert baseline.read_baseline(new).suite["recipe"]["phases"][0]["lr"] == 1e-4
     assert baseline.read_baseline(new).gate is None
-    assert any("recipe.lr 0.01 → 0.0001" in note for note in told(place)["gate"]["notes"])
+    assert any("recipe.lr 0.01 → 0.0001" in note for note in read_results(place)["gate"]["notes"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -184,18 +185,18 @@ def test_another_torch_is_not_compared_silently_but_evaluated_again_here(place, 
     older = replace(old, environment=old.environment | {"packages": {"torch": "1.9.1"}})
     (tmp_path / "older.json").write_bytes(baseline.pack_baseline(older))
     assert run_gate(place, "--baseline", str(tmp_path / "older.json")) == exit_code.PASSED
-    notes = told(place)["gate"]["notes"]
+    notes = read_results(place)["gate"]["notes"]
     assert any("evaluated again in this job (torch 1.9, here" in note for note in notes)
 
 
 def test_what_cannot_be_evaluated_again_is_refused(place, tmp_path, capsys):
     old = baseline.read_baseline(place / "accepted.json")
-    inputs = [one | {"digest": "another"} for one in old.evidence["inputs"]]
+    inputs = [entry | {"digest": "another"} for entry in old.evidence["inputs"]]
     older = replace(old, environment=old.environment | {"device": "cuda"}, evidence={"inputs": inputs})
     (tmp_path / "older.json").write_bytes(baseline.pack_baseline(older))
     assert run_gate(place, "--baseline", str(tmp_path / "older.json")) == exit_code.USAGE
-    said = capsys.readouterr().err
-    assert "device cuda, here cpu" in said and "other content: " in said
+    message = capsys.readouterr().err
+    assert "device cuda, here cpu" in message and "other content: " in message
 
 
 def test_a_finished_candidate_is_not_compared_across_devices(place, tmp_path, capsys):

@@ -32,8 +32,8 @@ def suite(tmp_path):
 
 def test_a_folder_is_told_file_by_file_and_its_digest_is_that_of_the_trials(suite):
     data, *_ = input_digests.input_digests(suite)
-    assert (data.key, data.given, data.digest) == ("target.data", suite.target, inputs.digest_data(suite.target).digest)
-    assert {one.name: (one.size, one.sha256) for one in data.files} == {
+    assert (data.key, data.value, data.digest) == ("target.data", suite.target, inputs.digest_data(suite.target).digest)
+    assert {file.name: (file.size, file.sha256) for file in data.files} == {
         name: (len(content), hashlib.sha256(content).hexdigest()) for name, content in PICTURES.items()
     }
 
@@ -60,12 +60,12 @@ def test_code_is_told_by_its_files(tmp_path, suite):
     (tmp_path / "beside.py").write_text("x = 1")
     weights = tmp_path / "w"
     weights.write_text("w")
-    own = replace(suite, arch="python:mine:build", weights=str(weights), allow_code=True)
-    code = {one.key: one for one in input_digests.input_digests(own)}["backbone.arch"]
-    assert sorted(one.name for one in code.files) == ["beside.py", "mine.py"]
-    assert code.digest == inputs.digest_code(own)[0].digest
+    with_code = replace(suite, arch="python:mine:build", weights=str(weights), allow_code=True)
+    code = {one.key: one for one in input_digests.input_digests(with_code)}["backbone.arch"]
+    assert sorted(file.name for file in code.files) == ["beside.py", "mine.py"]
+    assert code.digest == inputs.digest_code(with_code)[0].digest
     with pytest.raises(UserError, match="names code that would run"):
-        input_digests.input_digests(replace(own, allow_code=False))
+        input_digests.input_digests(replace(with_code, allow_code=False))
 
 
 def test_what_is_drawn_here_has_a_digest_and_no_files(suite):
@@ -78,7 +78,7 @@ def test_a_name_that_is_no_text_is_told(suite, tmp_path):
     odd = os.fsencode(tmp_path / "pets" / "val" / "dog") + b"/\xff\n.png"
     Path(os.fsdecode(odd)).write_bytes(b"x")
     data, *_ = input_digests.input_digests(suite)
-    assert "val/dog/\udcff\n.png" in {one.name for one in data.files}
+    assert "val/dog/\udcff\n.png" in {file.name for file in data.files}
 
 
 def test_a_change_while_it_was_carried_out_is_noticed(suite, tmp_path):

@@ -1,6 +1,6 @@
-"""Worker processes: what comes back, what a death is, and that none is left behind.
+"""Worker processes: their results, their deaths, and that none survives its caller.
 
-Here they start with a stand-in for torch, so that each is there at once; the real one is in tests/lab/test_run_trials.py.
+The workers start with a stand-in for torch, so that they are ready at once; tests/lab/test_run_trials.py uses the real torch.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def gone_soon(pids, seconds=10.0):
 
 def test_answers_come_back_from_processes_side_by_side():
     with local.start_workers(2) as call:
-        asked = [call("time:sleep", 0.3), call("time:sleep", 0.3)]
+        futures = [call("time:sleep", 0.3), call("time:sleep", 0.3)]
         begun = time.monotonic()
-        assert [one.result() for one in asked] == [None, None]
+        assert [request.result() for request in futures] == [None, None]
         assert time.monotonic() - begun < 5
         pids = {call("os:getpid").result() for _ in range(8)}
         assert len(pids) <= 2
@@ -147,19 +147,19 @@ def test_what_a_library_prints_or_reads_does_not_meet_the_calls():
         assert call("math:sqrt", 4.0).result() == 2.0
 
 
-def _left_early(asked):
+def _left_early(futures):
     with local.start_workers(2) as call:
-        asked.extend(call("time:sleep", 60) for _ in range(5))
+        futures.extend(call("time:sleep", 60) for _ in range(5))
         raise KeyboardInterrupt
 
 
 def test_leaving_early_ends_workers_in_the_middle_of_calls_and_drops_what_waits(started):
-    asked, begun = [], time.monotonic()
+    futures, begun = [], time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        _left_early(asked)
+        _left_early(futures)
     assert time.monotonic() - begun < 20
     assert all(process.returncode is not None for process in started)
-    assert all(one.done() for one in asked)
+    assert all(request.done() for request in futures)
 
 
 CALLER = """

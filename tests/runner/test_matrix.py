@@ -109,7 +109,7 @@ def test_every_recipe_has_a_row_for_each_task_and_seed_and_what_does_not_fit_has
 
 def test_claims_agree_or_are_not_measured_and_the_page_escapes_them(ran):
     folder, *_ = ran
-    found = {one["name"]: one["outcome"] for one in files.read_run(folder / "out").matrix.claims}
+    found = {claim["name"]: claim["outcome"] for claim in files.read_run(folder / "out").matrix.claims}
     assert found == {"probe": "agrees", "share": "agrees", "away": "not measured"}
     page, summary = ((folder / "out" / name).read_text() for name in ("report.html", "summary.md"))
     assert "<b>full</b>" not in page and "&lt;b&gt;full" in page
@@ -160,7 +160,7 @@ def test_plugins_are_asked_of_each_task_and_have_reports_of_their_own(ran):
     )
     code = main.main(["run", str(file), "-o", str(folder / "plugged"), "--store", str(folder / "s.sqlite"), "-j", "1"])
     found = files.read_run(folder / "plugged")
-    assert code in {0, 1} and {one.id.partition(":")[0] for one in found.findings} == {"own-30", "own-40"}
+    assert code in {0, 1} and {finding.id.partition(":")[0] for finding in found.findings} == {"own-30", "own-40"}
     assert all((folder / "plugged" / "tasks" / task / "results.json").is_file() for task in ("own-30", "own-40"))
 
 
@@ -177,8 +177,8 @@ def test_plugins_are_asked_of_each_task_and_have_reports_of_their_own(ran):
 )
 def test_what_is_about_one_task_is_refused(ran, capsys, words, what):
     folder, file, _ = ran
-    given = [{"SUITE": str(file), "OUT": str(folder / "out")}.get(word, word) for word in words]
-    assert main.main(given) == 2
+    arguments = [{"SUITE": str(file), "OUT": str(folder / "out")}.get(word, word) for word in words]
+    assert main.main(arguments) == 2
     assert what in capsys.readouterr().err
 
 
@@ -192,8 +192,8 @@ def test_a_dry_run_and_a_check_tell_the_tasks(ran, capsys):
 
 def test_what_is_said_of_the_whole_goes_for_each_task(ran):
     _, file, _ = ran
-    asked = loader.load_suite(file)
-    assert {matrix.task_suite(task, replace(asked, seed=7)).seed for task in asked.matrix.tasks} == {7}
+    suite = loader.load_suite(file)
+    assert {matrix.task_suite(task, replace(suite, seed=7)).seed for task in suite.matrix.tasks} == {7}
 
 
 def test_both_doors_carry_out_a_matrix_and_cross_refuses_everything_else(ran):
@@ -207,11 +207,11 @@ def test_both_doors_carry_out_a_matrix_and_cross_refuses_everything_else(ran):
 
 
 def test_scratch_has_the_suites_own_grid_and_default_is_the_healthy_choice(ran):
-    asked = loader.load_suite(ran[1])
+    suite = loader.load_suite(ran[1])
     from xferbench.testing.fake_lab import PIPELINE
 
-    pipeline = replace(PIPELINE, baseline=asked.scratch)
-    found = recipe_arm(next(one for one in asked.matrix.compared if one.name == SCRATCH_NAME), pipeline)
+    pipeline = replace(PIPELINE, baseline=suite.scratch)
+    found = recipe_arm(next(one for one in suite.matrix.compared if one.name == SCRATCH_NAME), pipeline)
     assert [one.recipe.phases[0].lr for one in found.candidates] == [1e-3, 3e-3]
     assert {one.recipe.init for one in found.candidates} == {"random"}
 
@@ -232,7 +232,7 @@ def test_reports_of_tasks_that_are_no_more_go_and_nothing_else_does(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / ("notes.txt" if name == "mine" else "results.json")).write_text("{}")
     files.remove_task_reports(tmp_path, ["kept"])
-    assert {one.name for one in tmp_path.iterdir()} == {"kept", "mine"}
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", "mine"}
 
 
 def test_a_claim_that_was_not_measured_is_open(ran):

@@ -20,8 +20,8 @@ from xferbench.runner.preregistration import FileDigest, InputDigest
 
 SUITE = Suite(name="mine", path="/a/mine.toml", plugins=("all",), arch="tiny-resnet", target="folder:/a/cats", recipe=Recipe())
 FILES = tuple(FileDigest(name=f"train/cat/{n}.png", size=3, sha256=f"{n:064}") for n in range(3))
-DATA = InputDigest(key="target.data", given="folder:/a/cats", digest="d" * 64, files=FILES)
-OWN = InputDigest(key="suite", given="/a/mine.toml", digest="e" * 64, counts=False)
+DATA = InputDigest(key="target.data", value="folder:/a/cats", digest="d" * 64, files=FILES)
+OWN = InputDigest(key="suite", value="/a/mine.toml", digest="e" * 64, counts=False)
 PLUGINS = (make_plugin("batchnorm-drift"),)
 
 
@@ -57,7 +57,7 @@ def test_whatever_a_verdict_depends_on_changes_the_hash(other):
     [
         {"suite": replace(SUITE, name="renamed", path="/b/x.toml", target="folder:/b/cats", allow_code=True)},
         {"suite": replace(SUITE, recipe=Recipe(name="what I call it"))},
-        {"inputs": (replace(DATA, given="folder:/b/cats"), replace(OWN, digest="f" * 64))},
+        {"inputs": (replace(DATA, value="folder:/b/cats"), replace(OWN, digest="f" * 64))},
         {"plugins": (replace(PLUGINS[0], doc="a better manual"),)},
     ],
 )
@@ -185,22 +185,22 @@ def command(capsys, *words):
 
 def test_a_frozen_suite_is_carried_out_and_the_results_say_so(noise, capsys):
     code, out, _ = command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
-    its = json.loads(Path("plan.json").read_text())
+    frozen = json.loads(Path("plan.json").read_text())
     assert code == 0
-    assert f"frozen: plan.json, plan {its['hash']}" in out
+    assert f"frozen: plan.json, plan {frozen['hash']}" in out
     code, *_ = command(capsys, "run", "noise.toml", "--plan", "plan.json", "-o", "out")
     assert code in {0, 1}
     told = json.loads(Path("out/results.json").read_text())
     assert told["frozen"] == {
-        "hash": its["hash"],
-        "written": its["written"],
+        "hash": frozen["hash"],
+        "written": frozen["written"],
         "file": preregistration.read_plan(Path("plan.json"))["file"],
     }
-    assert told["evidence"]["hash"] == its["hash"]
+    assert told["evidence"]["hash"] == frozen["hash"]
     assert told["evidence"]["command"] == "xferbench run noise.toml --plan plan.json -o out"
-    assert its["written"] <= told["evidence"]["begun"] <= told["evidence"]["ended"]
+    assert frozen["written"] <= told["evidence"]["begun"] <= told["evidence"]["ended"]
     assert (
-        f'The run follows the plan that was frozen on <b class="nowrap">{its["written"]}</b>'
+        f'The run follows the plan that was frozen on <b class="nowrap">{frozen["written"]}</b>'
         in Path("out/report.html").read_text()
     )
 
@@ -208,11 +208,11 @@ def test_a_frozen_suite_is_carried_out_and_the_results_say_so(noise, capsys):
 def test_one_byte_of_an_input_that_keeps_its_size_and_time_is_noticed_before_anything_is_looked_at(noise, capsys):
     command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
     command(capsys, "run", "noise.toml", "-o", "first")  # now the store remembers the digest of what is there
-    file, held = Path("noise.npz"), Path("noise.npz").stat()
+    file, status = Path("noise.npz"), Path("noise.npz").stat()
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    os.utime(file, ns=(held.st_atime_ns, held.st_mtime_ns))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     code, _, err = command(capsys, "run", "noise.toml", "--plan", "plan.json", "-o", "out")
     assert code == exit_code.USAGE
     assert "found: inputs: target.data:" in err
@@ -220,19 +220,19 @@ def test_one_byte_of_an_input_that_keeps_its_size_and_time_is_noticed_before_any
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("words", "fragment"),
     [
         (["--seed", "5"], "seed: 0 was frozen, 5 now"),
         (["--set", "recipe.lr=0.5"], "recipe: phases: 1: lr: "),
         (["--budget", "1h"], "budget: 1200 was"),
     ],
 )
-def test_what_the_command_line_changes_is_not_what_was_frozen(noise, capsys, words, named):
+def test_what_the_command_line_changes_is_not_what_was_frozen(noise, capsys, words, fragment):
     command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
     for more in ([], ["--dry-run"]):
         code, _, err = command(capsys, "run", "noise.toml", *words, "--plan", "plan.json", "-o", "out", *more)
         assert code == exit_code.USAGE
-        assert named in err
+        assert fragment in err
 
 
 def test_freezing_twice_needs_force(noise, capsys):

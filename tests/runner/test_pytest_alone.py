@@ -53,9 +53,10 @@ def test_an_audit_asks_what_needs_no_training_images_and_skips_the_rest(folder, 
     torch.manual_seed(0)
     path, out = tmp_path / "after.pth", tmp_path / "out"
     torch.save(small_resnets.tiny_resnet(3).state_dict(), path)
-    given = ["audit", "--arch", "tiny-resnet", "--after", path, "--data", f"folder:{folder}", "-o", out, "-j", 1]
-    assert main.main([*map(str, given), "--store", str(tmp_path / "s.sqlite")]) in {exit_code.FAILED, exit_code.INCONCLUSIVE}
-    found = {one["id"]: one for one in json.loads((out / "results.json").read_text())["findings"]}
+    arguments = ["audit", "--arch", "tiny-resnet", "--after", path, "--data", f"folder:{folder}", "-o", out, "-j", 1]
+    code = main.main([*map(str, arguments), "--store", str(tmp_path / "s.sqlite")])
+    assert code in {exit_code.FAILED, exit_code.INCONCLUSIVE}
+    found = {finding["id"]: finding for finding in json.loads((out / "results.json").read_text())["findings"]}
     assert found["audit/reload"]["verdict"] == "PASS"
     assert found["batchnorm-drift/harm"]["verdict"] == "SKIPPED"
     assert found["audit/linear-probe"]["verdict"] == "SKIPPED"
@@ -67,8 +68,8 @@ def test_a_run_says_that_there_is_nothing_to_train_on(arrays, tmp_path, capsys):
     suite.write_text(
         f'schema = 1\nname = "alone"\nplugins = ["all"]\n[backbone]\narch = "tiny-resnet"\n[target]\ndata = "npz:{arrays}"\n'
     )
-    given = ["run", str(suite), "-o", str(tmp_path / "out"), "--store", str(tmp_path / "s.sqlite"), "-j", "1"]
-    assert main.main(given) == exit_code.USAGE
+    arguments = ["run", str(suite), "-o", str(tmp_path / "out"), "--store", str(tmp_path / "s.sqlite"), "-j", "1"]
+    assert main.main(arguments) == exit_code.USAGE
     assert "no training images" in capsys.readouterr().err
 
 

@@ -39,8 +39,11 @@ def _at_home(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    told = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"]
-    found = {group: EntryPoints(EntryPoint(name, place, group) for name, place in told[group].items()) for group in told}
+    entry_points = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"]
+    found = {
+        group: EntryPoints(EntryPoint(name, place, group) for name, place in modules.items())
+        for group, modules in entry_points.items()
+    }
     monkeypatch.setattr(discovery, "entry_points", lambda group: found[group])  # whatever is installed
 
 
@@ -76,10 +79,10 @@ def network(arrays, *, own=False):
     checkpoints.load_backbone(module, checkpoint_reader.read_checkpoint(SHIPPED), head)
     x = preprocessing.to_tensor(torch.from_numpy(arrays["train_images"]).permute(0, 3, 1, 2), READY)
     if own:
-        named = {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-        module.load_state_dict(batchnorm.recalibrate(module, named, [x]), strict=False)
+        tensors = {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+        module.load_state_dict(batchnorm.recalibrate(module, tensors, [x]), strict=False)
     linear, seen = module.get_submodule(head), []
-    hook = linear.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    hook = linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     module(x)
     hook.remove()
     x = torch.cat([seen[0], torch.ones(len(seen[0]), 1)], 1)
@@ -123,9 +126,9 @@ def given(tmp_path, arrays, states):
 
 
 def audit(capsys, *words, after="after.safetensors", before="before.safetensors"):
-    told = ["audit", "--arch", "tiny-resnet", "--after", after, "--data", "npz:data.npz", "--margin", "0.15"]
-    told += ["--before", before] if before else []
-    code = main.main([*told, "--checks", "batchnorm-drift", "-j", "1", "-o", "out", "--device", "cpu", *words])
+    arguments = ["audit", "--arch", "tiny-resnet", "--after", after, "--data", "npz:data.npz", "--margin", "0.15"]
+    arguments += ["--before", before] if before else []
+    code = main.main([*arguments, "--checks", "batchnorm-drift", "-j", "1", "-o", "out", "--device", "cpu", *words])
     return code, *capsys.readouterr()
 
 
@@ -145,11 +148,11 @@ def test_a_confirmed_repair_is_written_and_mends_and_changes_nothing_else(given,
         wanted = before if "running_" in name else after
         assert tensor.dtype == wanted[name].dtype
         assert torch.equal(tensor, wanted[name]), name
-    told = json.loads(about("mended.safetensors")["xferbench.repair"])
-    assert told["edits"] == ["batchnorm:restored"]
-    assert told["sha256"] == {name: files.sha256(Path(f"{name}.safetensors")) for name in ("after", "before")}
-    assert told["finding"].startswith("batchnorm-drift/harm")
-    assert told["low"] > told["margin"] == 0.15
+    metadata = json.loads(about("mended.safetensors")["xferbench.repair"])
+    assert metadata["edits"] == ["batchnorm:restored"]
+    assert metadata["sha256"] == {name: files.sha256(Path(f"{name}.safetensors")) for name in ("after", "before")}
+    assert metadata["finding"].startswith("batchnorm-drift/harm")
+    assert metadata["low"] > metadata["margin"] == 0.15
     assert about("mended.safetensors")["mine"] == "kept"
     evidence = json.loads(Path("out/evidence.json").read_text())
     assert evidence["repair"]["sha256"] == files.sha256(Path("mended.safetensors"))
@@ -178,9 +181,9 @@ def test_without_the_weights_of_before_recalibrated_statistics_are_written(given
     save_file(after, "after.safetensors", checkpoints.preprocessing_metadata(READY))
     code, out, err = audit(capsys, "--repair", "mended.safetensors", before=None)
     assert (code, "BatchNorm statistics recalibrated, predictions verified" in out) == (1, True), out + err
-    told = json.loads(about("mended.safetensors")["xferbench.repair"])
-    assert told["edits"] == ["batchnorm:recalibrated@2"]
-    assert told["sha256"]["before"] is None
+    metadata = json.loads(about("mended.safetensors")["xferbench.repair"])
+    assert metadata["edits"] == ["batchnorm:recalibrated@2"]
+    assert metadata["sha256"]["before"] is None
     mended = load_file("mended.safetensors")
     moved = {name for name, tensor in mended.items() if not torch.equal(tensor, after[name])}
     assert moved
@@ -216,10 +219,10 @@ def test_a_place_that_no_repair_can_have_is_refused_even_with_force(tmp_path, na
     (tmp_path / "link.safetensors").symlink_to("after.safetensors")
     (tmp_path / "dangling.safetensors").symlink_to("nowhere")
     (tmp_path / "folder.safetensors").mkdir()
-    asked = Suite(name="s", path="s", plugins=(), arch="a", target="t", after=str(tmp_path / "after.safetensors"))
+    suite = Suite(name="s", path="s", plugins=(), arch="a", target="t", after=str(tmp_path / "after.safetensors"))
     before = sorted(tmp_path.iterdir())
     with pytest.raises(UserError, match=fragment):
-        repair.require_repairable(asked, tmp_path / name, force=True)
+        repair.require_repairable(suite, tmp_path / name, force=True)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -228,7 +231,7 @@ def finding(verdict, plugin="batchnorm-drift", contrast="harm", **more):
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("findings", "message"),
     [
         ([], "batchnorm-drift was not run"),
         ([finding("INCONCLUSIVE")], "batchnorm-drift is INCONCLUSIVE: no harm of the statistics was confirmed"),
@@ -242,13 +245,13 @@ def finding(verdict, plugin="batchnorm-drift", contrast="harm", **more):
         ),
     ],
 )
-def test_what_was_not_confirmed_is_not_written_and_one_line_says_why(tmp_path, found, said):
+def test_unconfirmed_repair_is_not_written_and_one_line_says_why(tmp_path, findings, message):
     executed = SimpleNamespace(step=SimpleNamespace(asked=()), answers={})
-    told = repair.write_repair(executed, found, tmp_path / "x.safetensors", tmp_path)
-    assert list(told) == ["said"]
-    assert told["said"].startswith("no repair was written: ")
-    assert said in told["said"]
-    assert "\n" not in told["said"]
+    result = repair.write_repair(executed, findings, tmp_path / "x.safetensors", tmp_path)
+    assert list(result) == ["said"]
+    assert result["said"].startswith("no repair was written: ")
+    assert message in result["said"]
+    assert "\n" not in result["said"]
 
 
 def test_a_file_that_predicts_otherwise_is_not_kept(given, capsys, monkeypatch, inline):

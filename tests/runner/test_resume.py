@@ -144,7 +144,7 @@ def nothing(*_):
 
 def make_plugin(name, **changes):
     """A plugin whose cure is BatchNorm in eval mode, and that has no induced arm."""
-    given = {
+    defaults = {
         "applies": nothing,
         "cure": batchnorm_drift.cure,
         "induce": lambda *_: {},
@@ -153,7 +153,7 @@ def make_plugin(name, **changes):
         "remedy": "",
         "version": 1,
     }
-    return Plugin(id=name, **given | changes)
+    return Plugin(id=name, **defaults | changes)
 
 
 @pytest.fixture(scope="module")
@@ -226,8 +226,8 @@ def test_samples_that_cannot_be_made_are_a_note_and_the_verdicts_stay(suite, who
 
 def test_seeds_are_added_only_to_what_is_open(suite, tmp_path, here):
     # Nothing can be decided at this alpha, but a subject that is its own cure needs no deciding.
-    asked = replace(suite, alpha=1e-9, recipe=replace(suite.recipe, phases=(Phase(batchnorm="eval", steps=3, batch_size=8),)))
-    finished = run(asked, tmp_path / "store.sqlite")
+    changed = replace(suite, alpha=1e-9, recipe=replace(suite.recipe, phases=(Phase(batchnorm="eval", steps=3, batch_size=8),)))
+    finished = run(changed, tmp_path / "store.sqlite")
     seeds = {}
     for cell in finished.cells:
         seeds.setdefault(cell.plugin, set()).add(cell.seed)
@@ -312,9 +312,9 @@ def test_a_worker_that_dies_is_an_error_of_its_group_and_the_next_run_completes(
     flag.touch()
     monkeypatch.setenv("XFERBENCH_TEST_FLAG", str(flag))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    asked = replace(suite, looks=(2,))
+    changed = replace(suite, looks=(2,))
     with_plugins(make_plugin("deadly", measures={"deadly": "test_resume:deadly@1"}))
-    finished = run(asked, path)
+    finished = run(changed, path)
     assert not flag.exists()
     assert verdicts(finished) == {"deadly/harm": "ERROR"}
     assert "a worker process ended with exit status 9" in finished.findings[0].reason
@@ -323,12 +323,12 @@ def test_a_worker_that_dies_is_an_error_of_its_group_and_the_next_run_completes(
         assert db.execute("pragma integrity_check").fetchone() == ("ok",)
     assert recorded(path) == finished.cost["trials"]["unique"] - 2, "its two views are to be asked again"
     monkeypatch.setattr(local, "start_workers", _in_this_process)
-    again = run(asked, path)
+    again = run(changed, path)
     assert verdicts(again)["deadly/harm"] != "ERROR"
     assert again.cost["trials"]["run"] == 2
     (mine,), (usual,) = (
         [finding for finding in one.findings if finding.id == name]
-        for one, name in ((again, "deadly/harm"), (run(asked, whole[1]), "deadly/harm"))
+        for one, name in ((again, "deadly/harm"), (run(changed, whole[1]), "deadly/harm"))
     )
     assert mine == usual
 
@@ -348,8 +348,8 @@ def test_a_full_disk_ends_the_run_and_what_was_recorded_is_kept(suite, tmp_path,
     with pytest.raises(UserError, match="No space left"):
         run(suite, path)
     monkeypatch.setattr(worker_process, "_run_call", real)
-    kept, finished = recorded(path), run(suite, path)
-    assert kept == finished.cost["trials"]["reused"] >= 2
+    stored, finished = recorded(path), run(suite, path)
+    assert stored == finished.cost["trials"]["reused"] >= 2
     assert "ERROR" not in verdicts(finished).values()
 
 

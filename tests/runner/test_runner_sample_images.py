@@ -34,12 +34,12 @@ def original(dataset, index, cache):
 
 def test_images_seen_as_recorded_look_as_they_are(dataset, tmp_path):
     images, labels = sample_images.sample_images(dataset, RECORDED, 4, RECORDED, tmp_path)
-    held = datasets.load_dataset(dataset, RECORDED, None, tmp_path)
-    index = sample_images.choose_examples(held.test.labels, 4)
+    loaded = datasets.load_dataset(dataset, RECORDED, None, tmp_path)
+    index = sample_images.choose_examples(loaded.test.labels, 4)
     assert images.dtype == np.uint8
     assert images.shape == (4, 16, 16, 3)
     np.testing.assert_array_equal(images, original(dataset, index, tmp_path))
-    assert labels == tuple(held.classes[label] for label in held.test.labels[index])
+    assert labels == tuple(loaded.classes[label] for label in loaded.test.labels[index])
     assert len(set(labels)) == 4
 
 
@@ -114,8 +114,8 @@ def test_real_images_are_shown(shared, tmp_path):
 
 
 def pipeline(train=RECORDED, serve=None, source=None, init="pretrained"):
-    own = {"recipe": Recipe(init=init), "target": TARGET, "source": source}
-    return SimpleNamespace(train_preprocessing=train, serve_preprocessing=serve or train, **own)
+    values = {"recipe": Recipe(init=init), "target": TARGET, "source": source}
+    return SimpleNamespace(train_preprocessing=train, serve_preprocessing=serve or train, **values)
 
 
 def step(asked=(), **cases):
@@ -216,5 +216,5 @@ def test_samples_are_asked_once_and_a_broken_file_is_made_again(tmp_path):
 def test_names_and_differences_are_short():
     assert gathering.dataset_name(Data(digest="", spec="folder:/a/b/<script>")) == "<script>"
     assert gathering.dataset_name(Data(digest="", spec="synthetic:near")) == "synthetic:near"
-    told = render.describe_preprocessing(replace(RECORDED, mean=(0.5,) * 3, std=(0.1, 0.2, 0.3), resize=8), RECORDED)
-    assert told == "resize 8, mean 0.5, std 0.1 0.2 0.3"
+    text = render.describe_preprocessing(replace(RECORDED, mean=(0.5,) * 3, std=(0.1, 0.2, 0.3), resize=8), RECORDED)
+    assert text == "resize 8, mean 0.5, std 0.1 0.2 0.3"

@@ -86,18 +86,18 @@ def suite(tmp_path, monkeypatch):
 
 
 def one_share(suite, number, of, path):
-    return shard.run_shard(suite, Shard(number=number, of=of), path=path, device="cpu", workers=1)
+    return shard.run_shard(suite, Shard(number=number, count=of), path=path, device="cpu", workers=1)
 
 
 def whole(suite, path):
     return runner.run(suite, store=path, device="cpu", workers=1)
 
 
-def told(run):
+def verdicts(run):
     return run_to_json(run)["findings"]
 
 
-def kept(path):
+def stored_records(path):
     """A store's records by key, without the time that the engine took."""
     with closing(sqlite3.connect(path)) as db:
         return {row[0]: row[1:] for row in db.execute("select key, fit, seconds, about, arrays from records")}
@@ -168,7 +168,7 @@ def test_a_network_that_others_start_from_is_pretrained_on_every_shard():
         if isinstance(one.model.base.start, TrainingSpec)
     }
     (group,) = {group for groups in stages(1) for group in groups if group[0].model.base == start}
-    assert all(shard.is_owner(Shard(number=number, of=4), group) for number in range(1, 5))
+    assert all(shard.is_owner(Shard(number=number, count=4), group) for number in range(1, 5))
 
 
 # Shares, merged
@@ -176,31 +176,31 @@ def test_a_network_that_others_start_from_is_pretrained_on_every_shard():
 
 def rounds(suite, of, folder, most=9):
     """Shards and merges in turn until no shard waits for another; what each shard said of each round."""
-    said = []
+    results = []
     for _ in range(most):
-        said.append([one_share(suite, number, of, folder / f"{number}.sqlite") for number in range(1, of + 1)])
+        results.append([one_share(suite, number, of, folder / f"{number}.sqlite") for number in range(1, of + 1)])
         joined(folder / "all.sqlite", *(folder / f"{number}.sqlite" for number in range(1, of + 1)))
         for number in range(1, of + 1):
             joined(folder / f"{number}.sqlite", folder / "all.sqlite")
-        if not any(one.stage for one in said[-1]):
-            return said
-    raise AssertionError(said)
+        if not any(one.stage for one in results[-1]):
+            return results
+    raise AssertionError(results)
 
 
 def test_shares_and_merges_find_what_one_run_finds_and_compute_nothing_twice(suite, lab, tmp_path):
     one = whole(suite, tmp_path / "whole.sqlite")
     once = len(lab.asked)
     lab.asked.clear()
-    said = rounds(suite, 3, tmp_path)
+    results = rounds(suite, 3, tmp_path)
     assert len(lab.asked) == once == len(set(lab.asked))
     lab.asked.clear()
     again = whole(suite, tmp_path / "all.sqlite")
-    assert told(again) == told(one)
+    assert verdicts(again) == verdicts(one)
     assert again.cost["trials"] == one.cost["trials"] | {"run": 0, "reused": one.cost["trials"]["unique"]}
     assert again.plan == one.plan
     assert lab.asked == []
-    assert kept(tmp_path / "all.sqlite") == kept(tmp_path / "whole.sqlite")
-    ends = [{share.stage for share in shares} for shares in said]
+    assert stored_records(tmp_path / "all.sqlite") == stored_records(tmp_path / "whole.sqlite")
+    ends = [{share.stage for share in shares} for shares in results]
     assert all(len(one) == 1 for one in ends), "they stop where the others do"
     assert (ends[0], ends[-1]) == ({"tuning cures and scratch"}, {""})
 
@@ -210,7 +210,7 @@ def test_a_run_of_the_whole_computes_only_what_is_left(suite, lab, tmp_path):
     shares = [one_share(suite, number, 2, tmp_path / f"{number}.sqlite") for number in (1, 2)]
     joined(tmp_path / "all.sqlite", tmp_path / "1.sqlite", tmp_path / "2.sqlite")
     rest = whole(suite, tmp_path / "all.sqlite")
-    assert told(rest) == told(one)
+    assert verdicts(rest) == verdicts(one)
     assert rest.cost["trials"]["reused"] == sum(share.computed for share in shares) > 0
 
 
@@ -218,7 +218,7 @@ def test_the_shares_of_a_stage_are_the_stage(suite, lab, tmp_path):
     shares = [one_share(suite, number, 3, tmp_path / f"{number}.sqlite") for number in (1, 2, 3)]
     total = {share.computed + share.others for share in shares}
     assert total == {sum(share.computed for share in shares)}
-    assert all(share.lacking == share.others and share.known == 0 for share in shares)
+    assert all(share.missing == share.others and share.stored == 0 for share in shares)
 
 
 def test_a_share_that_was_broken_off_goes_on_with_the_same_groups(suite, lab, tmp_path):
@@ -228,16 +228,16 @@ def test_a_share_that_was_broken_off_goes_on_with_the_same_groups(suite, lab, tm
         db.executemany("delete from records where key = ?", [(key,) for key in gone])
         db.commit()
     again = one_share(suite, 1, 3, path)
-    assert (again.computed, again.known, again.others) == (3, first.computed - 3, first.others)
-    assert kept(path).keys() >= gone
+    assert (again.computed, again.stored, again.others) == (3, first.computed - 3, first.others)
+    assert stored_records(path).keys() >= gone
     assert one_share(suite, 1, 3, path).computed == 0
 
 
 def test_one_share_of_one_is_the_whole_plan(suite, lab, tmp_path):
     found = one_share(suite, 1, 1, tmp_path / "1.sqlite")
-    assert (found.stage, found.others, found.lacking) == ("", 0, 0)
+    assert (found.stage, found.others, found.missing) == ("", 0, 0)
     assert whole(suite, tmp_path / "1.sqlite").cost["trials"]["run"] == 0
-    assert found.earlier == len(kept(tmp_path / "1.sqlite"))
+    assert found.earlier == len(stored_records(tmp_path / "1.sqlite"))
 
 
 def test_a_crash_is_told_not_kept_and_asked_for_again(suite, lab, tmp_path):
@@ -245,7 +245,7 @@ def test_a_crash_is_told_not_kept_and_asked_for_again(suite, lab, tmp_path):
     lab.answer = lambda one: Record(key=one.key, error="Boom: on purpose")
     found = one_share(suite, 1, 2, path)
     assert set(found.crashed) == {"Boom: on purpose"}
-    assert kept(path) == {}
+    assert stored_records(path) == {}
     assert f"crashed: {len(found.crashed)}, not stored" in shard.describe_shard(found)
     lab.answer = drift
     assert one_share(suite, 1, 2, path).computed == found.computed
@@ -269,10 +269,10 @@ def test_the_same_numbers_come_of_real_networks(tmp_path, monkeypatch):
     one = whole(noise, tmp_path / "whole.sqlite")
     rounds(noise, 2, tmp_path)
     again = whole(noise, tmp_path / "all.sqlite")
-    assert told(again) == told(one)
+    assert verdicts(again) == verdicts(one)
     assert again.cost["trials"]["run"] == 0
-    assert {key: row[3] for key, row in kept(tmp_path / "all.sqlite").items()} == {
-        key: row[3] for key, row in kept(tmp_path / "whole.sqlite").items()
+    assert {key: row[3] for key, row in stored_records(tmp_path / "all.sqlite").items()} == {
+        key: row[3] for key, row in stored_records(tmp_path / "whole.sqlite").items()
     }, "every prediction is the same to the last bit"
 
 

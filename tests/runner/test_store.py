@@ -379,15 +379,15 @@ def test_what_is_not_there_is_added_and_what_is_there_stays(tmp_path):
     one, two = filled(tmp_path / "one.sqlite", a=0.8, b=0.8), filled(tmp_path / "two.sqlite", b=0.8, c=0.2)
     output = filled(tmp_path / "all.sqlite", own=0.5)
     assert joined(output, one, two) == [
-        store.MergeCount(added=2, known=0, differing=0),
-        store.MergeCount(added=1, known=1, differing=0),
+        store.MergeCount(added=2, existing=0, differing=0),
+        store.MergeCount(added=1, existing=1, differing=0),
     ]
     with store.open_store(output) as db:
         found = store.get_records(db, ["a", "b", "c", "own"])
         for key, accuracy in {"a": 0.8, "b": 0.8, "c": 0.2, "own": 0.5}.items():
             same(found[key], make_record(key, accuracy))
         assert [store.get_profile(db, name) for name in ("one", "two", "all")] == [FACTS] * 3
-    assert joined(output, one, two) == [store.MergeCount(added=0, known=2, differing=0)] * 2
+    assert joined(output, one, two) == [store.MergeCount(added=0, existing=2, differing=0)] * 2
 
 
 def test_of_two_answers_the_first_stays_and_the_other_is_counted(tmp_path):
@@ -426,7 +426,7 @@ def test_what_is_remembered_of_files_stays_on_its_machine(tmp_path):
 def test_more_records_than_are_read_at_once_all_arrive(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "PAGE_RECORDS", 3)
     source = filled(tmp_path / "one.sqlite", **{f"k{number:02}": 0.8 for number in range(10)})
-    assert joined(tmp_path / "all.sqlite", source) == [store.MergeCount(added=10, known=0, differing=0)]
+    assert joined(tmp_path / "all.sqlite", source) == [store.MergeCount(added=10, existing=0, differing=0)]
 
 
 @pytest.mark.parametrize("name", ["a b?mode=rwc#%41;'\".sqlite", "-o", "ünï.sqlite", "file:x"])

@@ -99,8 +99,8 @@ def installation_report() -> tuple[list[dict[str, Any]], str]:
 
 def _describe_exit(code: int) -> str:
     """Return how a process ended."""
-    known = {member.value for member in signal.Signals}
-    return f"ended by {signal.Signals(-code).name}" if -code in known else f"ended with exit status {code}"
+    numbers = {member.value for member in signal.Signals}
+    return f"ended by {signal.Signals(-code).name}" if -code in numbers else f"ended with exit status {code}"
 
 
 def _json_lines(output: bytes) -> list[dict[str, Any]]:
@@ -201,11 +201,11 @@ def _check_devices(devices: Sequence[Mapping[str, Any]]) -> Iterator[DoctorCheck
 
 def check_plugins() -> Iterator[DoctorCheck]:
     """Check that all plugins can be loaded."""
-    found = discovery.load_plugins(["all"])
-    loaded = [plugin.id for plugin in found if plugin.version]
+    plugins = discovery.load_plugins(["all"])
+    loaded = [plugin.id for plugin in plugins if plugin.version]
     do = "" if loaded else "reinstall xferbench: pip install --force-reinstall --no-deps xferbench"
     yield DoctorCheck(check="plugins", found=", ".join(loaded) or "none", state=OK if loaded else FAIL, do=do)
-    for plugin in found:
+    for plugin in plugins:
         if not plugin.version:
             yield DoctorCheck(
                 check=plugin.id,

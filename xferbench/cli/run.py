@@ -79,7 +79,7 @@ def _run_shard(suite: Suite, arguments: argparse.Namespace) -> int:
     with console.live_display() as show:
         result = shard.run_shard(
             suite,
-            shard.Shard(number=number, of=count),
+            shard.Shard(number=number, count=count),
             path=arguments.store,
             device=arguments.device,
             workers=arguments.workers,

@@ -43,7 +43,7 @@ class DatasetSummary:
     spec: str
     classes: tuple[str, ...]
     counts: Mapping[str, tuple[int, ...]]
-    left_out: int
+    skipped: int
     examples: int
 
 
@@ -58,14 +58,14 @@ def summarize_dataset(path: Path) -> DatasetSummary:
             f"{format.one_line(path)}: no such folder", expected="a folder of images, or an npz file", do="check the path"
         )
     spec = f"{'folder' if path.is_dir() else 'npz'}:{path.resolve()}"
-    classes, splits, left_out = sources.read_dataset(spec, None)
+    classes, splits, skipped = sources.read_dataset(spec, None)
     if "train" not in splits:
         do = "put the images into train/ and val/ or test/; for a finished network, `xferbench audit` needs only a test set"
         raise UserError(f"{format.one_line(path)}: no training images", found="only a test set", expected="both", do=do)
     counts = {split: tuple(np.bincount(raw.labels, minlength=len(classes)).tolist()) for split, raw in splits.items()}
     groups = splits["test"].groups
     examples = len(np.unique(groups)) if len(groups) else sum(counts["test"])
-    return DatasetSummary(spec=spec, classes=classes, counts=counts, left_out=len(left_out), examples=examples)
+    return DatasetSummary(spec=spec, classes=classes, counts=counts, skipped=len(skipped), examples=examples)
 
 
 def detect_arch(weights: Path | None, option: str = "--weights") -> str:
@@ -104,7 +104,7 @@ def write_suite(summary: DatasetSummary, arch: str, weights: Path | None, output
     """Write a valid suite file and return its path.
 
     Args:
-        seen: the target.
+        summary: the dataset.
         arch: the architecture.
         weights: the checkpoint, or None for the shipped weights.
         output: the file; None means NAME.toml in the current folder.
@@ -204,7 +204,7 @@ def _class_comments(summary: DatasetSummary) -> str:
     for split, counts in summary.counts.items():
         per_class = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
         lines.append(f"# {split}: {sum(counts)} images, {per_class} a class")
-    lines += [f"# {summary.left_out} file(s) or array(s) are not used"] if summary.left_out else []
+    lines += [f"# {summary.skipped} file(s) or array(s) are not used"] if summary.skipped else []
     return "\n".join(lines)
 
 

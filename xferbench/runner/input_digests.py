@@ -33,7 +33,7 @@ def input_digests(suite: Suite, digester: Digester = files.sha256) -> tuple[Inpu
     if suite_file.is_file():  # the suite of an audit may come from options alone
         sha256 = digester(suite_file)
         file_digests = _file_digests({suite_file: sha256}, None)
-        digests.append(InputDigest(key="suite", given=suite.path, digest=sha256, files=file_digests, counts=False))
+        digests.append(InputDigest(key="suite", value=suite.path, digest=sha256, files=file_digests, counts=False))
     return tuple(digests)
 
 
@@ -83,7 +83,7 @@ def _digest_input(
         return digests[path]
 
     digest = compute(recording_digester)
-    return InputDigest(key=key, given=value, digest=digest, files=_file_digests(digests, base))
+    return InputDigest(key=key, value=value, digest=digest, files=_file_digests(digests, base))
 
 
 def _data_rows(suite: Suite) -> Iterator[Row]:

@@ -51,7 +51,7 @@ class InputDigest:
     """
 
     key: str
-    given: str
+    value: str
     digest: str
     files: tuple[FileDigest, ...] = ()
     counts: bool = True
@@ -59,7 +59,7 @@ class InputDigest:
 
 def input_to_json(entry: InputDigest, *, listed: bool) -> dict[str, Any]:
     """Return an input as JSON types, with a list of its files if ``listed`` is True and they are not too many."""
-    values = {"key": entry.key, "given": entry.given, "digest": entry.digest, "files": len(entry.files)}
+    values = {"key": entry.key, "given": entry.value, "digest": entry.digest, "files": len(entry.files)}
     values |= {"bytes": sum(file.size for file in entry.files)}
     if listed and len(entry.files) <= MAX_LISTED_FILES:
         values["listed"] = [[file.sha256, file.size, file.name] for file in entry.files]

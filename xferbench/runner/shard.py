@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """One share of ``of`` shares, numbered from 1."""
+    """One of ``count`` shares, numbered from 1."""
 
     number: int
-    of: int
+    count: int
 
     def __str__(self) -> str:
         """Return the spelling of the command line."""
-        return f"{self.number}/{self.of}"
+        return f"{self.number}/{self.count}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +49,9 @@ class ShardResult:
         shard: the share.
         stage: the stage that it stopped in, or "" at the end of the plan.
         computed: trials of the stage and this share that were computed now.
-        known: trials of the stage and this share that were in the store.
+        stored: trials of the stage and this share that were in the store.
         others: trials of the stage that belong to other shards.
-        lacking: those of ``others`` that are not in the store.
+        missing: those of ``others`` that are not in the store.
         earlier: trials that were computed now in earlier stages.
         crashed: one error for each crashed trial, or the error of the profile.
     """
@@ -59,9 +59,9 @@ class ShardResult:
     shard: Shard
     stage: str = ""
     computed: int = 0
-    known: int = 0
+    stored: int = 0
     others: int = 0
-    lacking: int = 0
+    missing: int = 0
     earlier: int = 0
     crashed: tuple[str, ...] = ()
 
@@ -84,7 +84,7 @@ def is_owner(shard: Shard, group: tuple[Trial, ...]) -> bool:
 
     Weights are not merged, so every shard must pretrain that network itself; waiting for it would take another round.
     """
-    return group[0].model.base.labels == "shuffled" or owner_number(group, shard.of) == shard.number
+    return group[0].model.base.labels == "shuffled" or owner_number(group, shard.count) == shard.number
 
 
 def run_shard(
@@ -103,7 +103,7 @@ def run_shard(
         UserError: as for :func:`xferbench.runner.execute.execute`; if ``plan`` is the file of another frozen plan; or for an
             audit with a baseline that is trained for a time, because this means different steps on each machine.
     """
-    if shard.of > 1 and suite.scratch_budget is not None:
+    if shard.count > 1 and suite.scratch_budget is not None:
         do = "leave out the baseline (scratch), or run the whole audit on one machine"
         raise UserError(
             "--shard cannot be combined with a baseline that is trained for a time",
@@ -133,9 +133,9 @@ def _shard_result(shard: Shard, study: Study, step: Schedule, records: Mapping[s
         shard=shard,
         stage=step.stage,
         computed=len(own_keys & computed),
-        known=len(own_keys - computed),
+        stored=len(own_keys - computed),
         others=len(other_keys),
-        lacking=len(other_keys - records.keys()),
+        missing=len(other_keys - records.keys()),
         earlier=len(computed - own_keys),
         crashed=tuple([study.facts.crash] if study.facts.crash else crashed),
     )
@@ -145,9 +145,9 @@ def describe_shard(result: ShardResult) -> str:
     """Return a summary of a share and the next command."""
     earlier = f", {result.earlier} in earlier stages" if result.earlier and result.stage else ""
     if result.stage:
-        counts = f"{result.computed} trials of this share were computed{earlier}, {result.known} were in the store already"
-        missing = f"{result.others} belong to other shards, {result.lacking} of them not in this store"
-        lines = [f"shard {result.shard}: {result.stage}: {counts}; {missing}"]
+        counts = f"{result.computed} trials of this share were computed{earlier}, {result.stored} were in the store already"
+        others = f"{result.others} belong to other shards, {result.missing} of them not in this store"
+        lines = [f"shard {result.shard}: {result.stage}: {counts}; {others}"]
     else:
         lines = [f"shard {result.shard}: {result.earlier} trials were computed, and no other shard is needed"]
     if result.crashed:
@@ -160,7 +160,7 @@ def _next_command(result: ShardResult) -> str:
     if not result.stage:
         return "xferbench run SUITE on this store without --shard, which writes the report"
     return (
-        f"once all {result.shard.of} shards have ended, xferbench merge -o ALL.sqlite and the store of each; then either\n"
+        f"once all {result.shard.count} shards have ended, xferbench merge -o ALL.sqlite and the store of each; then either\n"
         "      the next round: for each shard xferbench merge -o STORE ALL.sqlite, and the same command again; or\n"
         "      the end: xferbench run SUITE --store ALL.sqlite, which computes the remaining trials and writes the report"
     )

@@ -198,7 +198,7 @@ class MergeCount:
     """The numbers of records that a merge added and that existed already; ``differing`` existed with different results."""
 
     added: int
-    known: int
+    existing: int
     differing: int
 
 
@@ -228,7 +228,7 @@ def merge_store(target: sqlite3.Connection, path: Path) -> MergeCount:
     Raises:
         UserError: if there is no file, if it is not a store, or if it is of a newer version.
     """
-    added = known = differing = 0
+    added = existing = differing = 0
     target.execute("begin immediate")
     try:
         with _open_read_only(path) as source:
@@ -236,7 +236,7 @@ def merge_store(target: sqlite3.Connection, path: Path) -> MergeCount:
                 if target.execute("insert or ignore into records values (?, ?, ?, ?, ?)", row).rowcount:
                     added += 1
                 else:
-                    known += 1
+                    existing += 1
                     stored = target.execute("select about, arrays from records where key = ?", row[:1]).fetchone()
                     differing += stored != row[3:] and not _same_results(stored, row[3:])
             for row in _read_rows(source, path, SELECT_PROFILES):
@@ -245,7 +245,7 @@ def merge_store(target: sqlite3.Connection, path: Path) -> MergeCount:
     finally:
         if target.in_transaction:
             target.execute("rollback")
-    return MergeCount(added=added, known=known, differing=differing)
+    return MergeCount(added=added, existing=existing, differing=differing)
 
 
 def _same_results(first: tuple[str, bytes], second: tuple[str, bytes]) -> bool:
