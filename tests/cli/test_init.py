@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from invoke import invoke
-from test_json_schema import SCHEMA, fits
+from test_json_schema import SCHEMA, is_valid
 
 from xferbench.analysis import exit_code
 from xferbench.cli import suite_template
@@ -46,7 +46,7 @@ def made(capsys, *words):
     assert invoke(capsys, "validate", file)[0] == 0
     with open(file, encoding="utf-8") as opened:  # noqa: PTH123 - as a shell would
         text = opened.read()
-    assert fits(tomllib.loads(text), SCHEMA)
+    assert is_valid(tomllib.loads(text), SCHEMA)
     return text, loader.load_suite(loader.find_suite(file)), out
 
 
@@ -134,7 +134,7 @@ def test_odd_names_of_folders_and_classes(capsys, tmp_path, name):
     suite = loader.load_suite(tmp_path / "in" / "s.toml")
     assert suite.target == f"folder:{tmp_path / 'in' / name}"
     assert invoke(capsys, "validate", tmp_path / "in" / "s.toml")[0] == 0
-    assert fits(tomllib.loads((tmp_path / "in" / "s.toml").read_text()), SCHEMA)
+    assert is_valid(tomllib.loads((tmp_path / "in" / "s.toml").read_text()), SCHEMA)
 
 
 def test_a_script_for_a_name(capsys, tmp_path):
@@ -163,7 +163,7 @@ def test_every_slug_is_a_name(name):
         "backbone": {"arch": "x"},
         "target": {"data": "digits"},
     }
-    assert fits(table, SCHEMA)
+    assert is_valid(table, SCHEMA)
 
 
 @given(value=st.text())

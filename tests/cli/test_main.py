@@ -208,7 +208,7 @@ def test_each_error_has_an_exit_code_and_one_message(run_raising, error, code, m
     assert (found, out) == (code, "")
     assert message in err
     assert "Traceback" not in err
-    assert err.count_records("xferbench: ") == 1
+    assert err.count("xferbench: ") == 1
 
 
 @pytest.mark.parametrize(("error", "code", "message"), ERRORS, ids=lambda value: type(value).__name__)
