@@ -85,11 +85,11 @@ def cross(
     """
     from xferbench.report.notebook import register_display
     from xferbench.runner import run as runner
-    from xferbench.runner.matrix import matrix_of
+    from xferbench.runner.matrix import require_matrix
 
     register_display()
-    loaded = runner.load(suite, allow_code=allow_code)
-    matrix_of(loaded)
+    loaded = runner.load_suite(suite, allow_code=allow_code)
+    require_matrix(loaded)
     return runner.run(loaded, output=output, store=store, device=device, workers=workers)
 
 
@@ -154,12 +154,12 @@ def watch(
     """
     from collections.abc import Iterable
 
-    from xferbench.config.recipe_of import ON_EVENT, recipe_of
+    from xferbench.config.recipe_of import EVENT_ACTIONS, recipe_of
     from xferbench.core.errors import UserError, suggest
     from xferbench.lab.monitor.setup import make_watch
 
-    if on_event not in ON_EVENT:
-        raise UserError("watch: on_event", found=repr(on_event), expected=suggest(str(on_event), ON_EVENT))
+    if on_event not in EVENT_ACTIONS:
+        raise UserError("watch: on_event", found=repr(on_event), expected=suggest(str(on_event), EVENT_ACTIONS))
     if type(every) is not int or every < 1:
         raise UserError("watch: every", found=repr(every), expected="a whole number of steps, 1 or more")
     expected, states_batchnorm = recipe_of(recipe)

@@ -66,7 +66,7 @@ def test_improvement_is_the_mann_whitney_statistic_averaged_over_tasks():
         lambda scores: aggregate.performance_profiles(scores, [-1, 0, 1]),
         regret.regret_by_task,
         regret.mean_regret,
-        regret.greatest_regret,
+        regret.largest_regret,
     ],
 )
 def test_every_interval_has_its_value_is_the_same_again_and_has_no_bounds_for_one_seed(scores, statistic):
@@ -117,7 +117,7 @@ def test_twenty_recipes_on_twelve_tasks_take_seconds():
         aggregate.mean_rank(many),
         aggregate.probability_of_improvement(many),
         regret.mean_regret(many),
-        regret.greatest_regret(many),
+        regret.largest_regret(many),
     )
     aggregate.performance_profiles(many, np.linspace(0, 1, 101)), regret.regret_by_task(many), regret.tied_with_best(many)
     assert time.monotonic() - begun < 15  # about one and a half

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def differences(accepted, candidate):
-    return tuple(map(messages.sentence, compatibility.differences(accepted, candidate)))
+    return tuple(map(messages.write_sentence, compatibility.differences(accepted, candidate)))
 
 
 def ran(**environment):

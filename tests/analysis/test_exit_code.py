@@ -47,8 +47,8 @@ def test_the_order_of_the_findings_does_not_matter():
 
 
 def test_no_verdict_is_no_success():
-    assert exit_code.exit_code([]) == exit_code.NOTHING
-    assert exit_code.exit_code(findings("SKIPPED", "INFO")) == exit_code.NOTHING
+    assert exit_code.exit_code([]) == exit_code.NO_VERDICT
+    assert exit_code.exit_code(findings("SKIPPED", "INFO")) == exit_code.NO_VERDICT
 
 
 def test_an_open_verdict_fails_only_who_asks_for_it():
@@ -60,10 +60,10 @@ def test_the_codes_are_those_that_scripts_lean_on():
     codes = (
         exit_code.PASSED,
         exit_code.FAILED,
-        exit_code.USAGE,
+        exit_code.USAGE_ERROR,
         exit_code.CRASHED,
         exit_code.INCONCLUSIVE,
-        exit_code.NOTHING,
+        exit_code.NO_VERDICT,
         exit_code.INTERRUPTED,
     )
     assert codes == (0, 1, 2, 3, 4, 5, 130)

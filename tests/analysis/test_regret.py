@@ -21,7 +21,7 @@ def test_regret_is_the_best_mean_minus_the_mean_of_the_recipe():
     assert result.plain == pytest.approx(np.array([[0.0, 0.6], [0.4, 0.0]]))
     assert result.value == pytest.approx(result.plain)
     assert regret.mean_regret(make([[[0.9] * 3, [0.1] * 3], [[0.5] * 3, [0.7] * 3]])).value == pytest.approx([0.3, 0.2])
-    assert regret.greatest_regret(make([[[0.9] * 3, [0.1] * 3], [[0.5] * 3, [0.7] * 3]])).value == pytest.approx([0.6, 0.4])
+    assert regret.largest_regret(make([[[0.9] * 3, [0.1] * 3], [[0.5] * 3, [0.7] * 3]])).value == pytest.approx([0.6, 0.4])
 
 
 def test_the_best_is_never_chosen_on_the_seeds_that_it_is_scored_on():
@@ -45,7 +45,7 @@ def test_one_lucky_seed_is_no_regret():
 def test_equal_recipes_have_intervals_that_cover_no_regret(few, S):
     rng = np.random.default_rng(S)
     runs = [make(rng.normal(size=(8, 6, S))) for _ in range(RUNS)]
-    for statistic in (regret.regret_by_task, regret.mean_regret, regret.greatest_regret):
+    for statistic in (regret.regret_by_task, regret.mean_regret, regret.largest_regret):
         above = np.mean([statistic(scores).low > 0 for scores in runs])
         assert above <= 0.025, statistic
     assert np.mean([~regret.tied_with_best(scores) for scores in runs]) <= 0.025
@@ -60,7 +60,7 @@ def test_true_regret_is_covered(few):
     of_task = [regret.regret_by_task(result) for result in runs]
     within = np.mean([(result.low <= truth[:, None]) & (truth[:, None] <= result.high) for result in of_task])
     assert within >= 0.95
-    for statistic in (regret.mean_regret, regret.greatest_regret):
+    for statistic in (regret.mean_regret, regret.largest_regret):
         results = [statistic(result) for result in runs]
         assert np.mean([(result.low <= truth) & (truth <= result.high) for result in results]) >= 0.95
 

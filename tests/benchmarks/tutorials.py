@@ -103,7 +103,7 @@ def questions(asked_suite, place):
     answers, unknown = {}, 0
     with execute.open_study(asked_suite, place, "cpu", None) as (study, db, _):
         while True:
-            step = schedule.next_step(study, answers)
+            step = schedule.next_schedule(study, answers)
             missing = {key: trial for key, trial in step.wanted.items() if key not in answers}
             if not missing:
                 break

@@ -111,7 +111,7 @@ def test_bad_input_gets_one_message_exit_code_2_and_no_files(case, after, tmp_pa
     out = tmp_path / "out"
     code = main.main([*words(after), *arguments, "-o", str(out), "--store", str(tmp_path / "s.sqlite")])
     told = capsys.readouterr().err
-    assert code == exit_code.USAGE
+    assert code == exit_code.USAGE_ERROR
     assert said in told
     assert "Traceback" not in told
     assert not out.exists() or not any(out.iterdir())
@@ -132,7 +132,7 @@ def test_weights_that_cannot_be_used_are_told_in_one_message(case, after, tmp_pa
     FILES[case](path, torch.load(after, weights_only=True))
     out = tmp_path / "out"
     arguments = words(path, "-o", out, "--store", tmp_path / "s.sqlite", "-j", 1)
-    assert main.main(arguments) == exit_code.USAGE
+    assert main.main(arguments) == exit_code.USAGE_ERROR
     told = capsys.readouterr().err
     assert "xferbench: " in told
     assert "Traceback" not in told

@@ -69,7 +69,7 @@ def test_a_sound_installation(capsys, tmp_path, monkeypatch):
 def test_the_text_has_a_line_a_check(capsys, monkeypatch, tmp_path):
     pretend(monkeypatch, tmp_path, torch="raise ImportError('no such\\nsymbol')")
     code, out, _ = invoke(capsys, "doctor")
-    assert code == exit_code.USAGE
+    assert code == exit_code.USAGE_ERROR
     assert "FAIL  torch        ImportError: no such symbol\n                   do: reinstall torch" in out
     assert all(line.split()[0] in {OK, WARN, FAIL, "do:"} for line in out.splitlines())
 
@@ -250,7 +250,7 @@ def test_a_cache_that_cannot_be_written_is_a_failure(capsys, tmp_path):
     assert (line.state, "Not a directory" in line.found) == (FAIL, True)
     assert "--store" in line.do
     code, out, _ = invoke(capsys, "doctor", "--store", tmp_path / "file" / "below")
-    assert code == exit_code.USAGE
+    assert code == exit_code.USAGE_ERROR
     assert "FAIL  cache" in out
 
 

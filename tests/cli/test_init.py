@@ -150,7 +150,7 @@ def test_a_name_that_is_no_text_is_told(capsys, tmp_path):
     place = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
     make_folder(type(tmp_path)(place))
     code, _, err = invoke(capsys, "init", place)
-    assert code == exit_code.USAGE
+    assert code == exit_code.USAGE_ERROR
     assert "a name that is not valid text" in err
 
 
@@ -175,7 +175,7 @@ def test_a_file_that_is_there_stays(capsys, tmp_path):
     make_folder(tmp_path / "ants")
     (tmp_path / "ants.toml").write_text("mine")
     code, out, err = invoke(capsys, "init", "ants")
-    assert (code, out) == (exit_code.USAGE, "")
+    assert (code, out) == (exit_code.USAGE_ERROR, "")
     assert "ants.toml already exists\n  do: use --force" in err
     assert (tmp_path / "ants.toml").read_text() == "mine"
     assert invoke(capsys, "init", "ants", "-o", "other.toml")[0] == 0
@@ -209,7 +209,7 @@ def test_paths_are_relative_to_the_file(capsys, tmp_path):
 def test_what_cannot_be_written_is_told_and_leaves_nothing(capsys, tmp_path, words, fragments):
     make_folder(tmp_path / "ants")
     code, out, err = invoke(capsys, "init", *words)
-    assert (code, out) == (exit_code.USAGE, "")
+    assert (code, out) == (exit_code.USAGE_ERROR, "")
     assert all(fragment in err for fragment in fragments), err
     assert {path.name for path in tmp_path.iterdir()} == {"ants"}
 
@@ -227,7 +227,7 @@ def test_the_arch_is_guessed_by_another_process(capsys, tmp_path):
     assert made(capsys, "ants", "--weights", TINY)[1].arch == "tiny-resnet"
     torch.save({"odd.weight": torch.zeros(2, 2)}, tmp_path / "odd.pt")
     code, _, err = invoke(capsys, "init", "ants", "--weights", "odd.pt", "-o", "b.toml")
-    assert code == exit_code.USAGE
+    assert code == exit_code.USAGE_ERROR
     assert "odd.pt: its tensors match no known architecture" in err
     assert "--arch ARCH" in err
 
@@ -244,6 +244,6 @@ def test_a_test_set_alone_is_nothing_to_train_on(capsys, tmp_path):
         (tmp_path / "flat" / name).mkdir(parents=True)
         (tmp_path / "flat" / name / "0.jpg").touch()
     code, _, err = invoke(capsys, "init", "flat")
-    assert code == exit_code.USAGE
+    assert code == exit_code.USAGE_ERROR
     assert "flat: no training images" in err
     assert "xferbench audit" in err

@@ -32,7 +32,7 @@ def test_explain_prints_the_page_of_a_plugin(capsys, plugin):
 
 def test_explain_suggests_the_closest_plugin(capsys):
     code, out, err = invoke(capsys, "explain", "batchnrom")
-    assert (code, out) == (exit_code.USAGE, "")
+    assert (code, out) == (exit_code.USAGE_ERROR, "")
     assert "no plugin 'batchnrom'" in err
     assert "did you mean 'batchnorm-drift'? known: batchnorm-drift, " in err
 

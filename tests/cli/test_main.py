@@ -99,7 +99,7 @@ def test_defaults_of_run_are_pinned():
 def test_wrong_usage_exits_with_2(capsys, words, fragment):
     with pytest.raises(SystemExit) as ended:
         main.main(words)
-    assert ended.value.code == exit_code.USAGE
+    assert ended.value.code == exit_code.USAGE_ERROR
     assert fragment in capsys.readouterr().err
 
 
@@ -107,7 +107,7 @@ def test_error_suggests_the_closest_option(capsys):
     with pytest.raises(SystemExit) as ended:
         main.main(["audit", "--after", "x.pth", "--believd", "trainable=head"])
     message = capsys.readouterr().err
-    assert ended.value.code == exit_code.USAGE
+    assert ended.value.code == exit_code.USAGE_ERROR
     assert "usage: xferbench audit" in message
     assert "unrecognized arguments: --believd; did you mean '--believed'" in message
 
@@ -224,7 +224,7 @@ def test_full_standard_output_is_an_error():
         process = subprocess.run(
             [sys.executable, "-m", "xferbench", "ls"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
-    assert process.returncode == exit_code.USAGE
+    assert process.returncode == exit_code.USAGE_ERROR
     assert "No space left on device" in process.stderr
     assert "Traceback" not in process.stderr
 

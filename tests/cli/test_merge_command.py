@@ -39,6 +39,6 @@ def test_failed_merge_prints_one_message(capsys, tmp_path, sources, fragment):
     with open_store(tmp_path / "one.sqlite") as db:
         put_record(db, make_record("k", 0.8))
     code, out, err = invoke(capsys, "merge", "-o", "all.sqlite", *sources)
-    assert (code, out, "Traceback" in err) == (exit_code.USAGE, "", False)
+    assert (code, out, "Traceback" in err) == (exit_code.USAGE_ERROR, "", False)
     assert f"xferbench: {fragment}" in err
     assert not Path("all.sqlite").exists()

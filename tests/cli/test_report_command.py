@@ -50,11 +50,11 @@ def test_report_prints_or_writes_another_format(capsys, tmp_path, form, name, st
 
 def test_report_refuses_a_file_without_a_run(capsys, tmp_path):
     code, out, err = invoke(capsys, "report", make_suite(tmp_path))
-    assert (code, out) == (exit_code.USAGE, "")
+    assert (code, out) == (exit_code.USAGE_ERROR, "")
     assert "noise.toml does not belong to a finished run\n  found: no results.json next to it" in err
 
 
 def test_report_refuses_an_empty_folder(capsys, tmp_path):
     code, out, err = invoke(capsys, "report", tmp_path)
-    assert (code, out) == (exit_code.USAGE, "")
+    assert (code, out) == (exit_code.USAGE_ERROR, "")
     assert "results.json is missing" in err

@@ -74,7 +74,7 @@ def test_unwritable_paths_are_refused(capsys, tmp_path, option, fragments):
     suite = make_suite(tmp_path)
     words = {"-o": tmp_path / "out", "--store": tmp_path / "store.sqlite"} | {option: tmp_path / "noise.npz" / "below"}
     code, out, err = invoke(capsys, "run", suite, *(str(word) for pair in words.items() for word in pair))
-    assert (code, out) == (exit_code.USAGE, "")
+    assert (code, out) == (exit_code.USAGE_ERROR, "")
     assert all(fragment in err for fragment in fragments), err
 
 
@@ -82,7 +82,7 @@ def test_file_that_is_not_a_store_is_refused_and_unchanged(capsys, tmp_path):
     suite = make_suite(tmp_path)
     before = suite.read_bytes()
     code, _, err = invoke(capsys, "run", suite, "-o", tmp_path / "out", "--store", suite)
-    assert code == exit_code.USAGE
+    assert code == exit_code.USAGE_ERROR
     assert "the store cannot be used\n  found: file is not a database" in err
     assert suite.read_bytes() == before
 
@@ -181,7 +181,7 @@ def test_unwritable_report_keeps_the_store(finished_run, capsys, monkeypatch, tm
 
     monkeypatch.setattr(Path, "replace", full)
     code, _, err = invoke(capsys, *rerun_arguments(folder, "-o", tmp_path / "out"))
-    assert code == exit_code.USAGE
+    assert code == exit_code.USAGE_ERROR
     assert "cannot be written\n  found: No space left on device" in err
     monkeypatch.undo()
     assert invoke(capsys, *rerun_arguments(folder, "-o", tmp_path / "out"))[0] == process.returncode
@@ -202,7 +202,7 @@ def test_pickle_that_runs_code_is_refused(tmp_path):
     torch.save({"conv1.weight": CodeRunningPickle(tmp_path / "it ran")}, tmp_path / "evil.pth")
     suite = make_suite(tmp_path, backbone='weights = "evil.pth"')
     process = invoke_process("run", suite, "-o", tmp_path / "out", "-j", 1)
-    assert process.returncode == exit_code.USAGE, process.stderr
+    assert process.returncode == exit_code.USAGE_ERROR, process.stderr
     assert "noise.toml: " in process.stderr
     assert "evil.pth: refused, since opening it in full would run code" in process.stderr
     assert "Traceback" not in process.stderr

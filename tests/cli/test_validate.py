@@ -43,14 +43,14 @@ def test_invalid_suite_exits_with_2(capsys, tmp_path, old, new, fragments):
     file.write_text(file.read_text().replace(old, new, 1))
     for words in (["validate", file], ["run", file, "-o", tmp_path / "out"], ["run", file, "--dry-run"]):
         code, out, err = invoke(capsys, *words)
-        assert (code, out) == (exit_code.USAGE, "")
+        assert (code, out) == (exit_code.USAGE_ERROR, "")
         assert all(fragment in err for fragment in fragments), err
 
 
 @pytest.mark.parametrize("words", [["validate", "quik"], ["run", "quik"]])
 def test_error_suggests_the_closest_suite(capsys, words):
     code, _, err = invoke(capsys, *words)
-    assert code == exit_code.USAGE
+    assert code == exit_code.USAGE_ERROR
     assert "did you mean 'quick'?" in err
 
 
@@ -63,7 +63,7 @@ def test_error_suggests_the_closest_suite(capsys, words):
 )
 def test_options_that_override_the_suite_are_checked(capsys, words, fragment):
     code, _, err = invoke(capsys, "run", "quick", *words)
-    assert code == exit_code.USAGE
+    assert code == exit_code.USAGE_ERROR
     assert fragment in err
 
 
@@ -74,7 +74,7 @@ def test_all_suites_are_checked(capsys, tmp_path):
     worse.write_text("schema = ")
     alone = invoke(capsys, "validate", good)
     code, out, err = invoke(capsys, "validate", bad, worse, good, tmp_path / "none.toml")
-    assert (code, out) == (exit_code.USAGE, alone[1])
+    assert (code, out) == (exit_code.USAGE_ERROR, alone[1])
     lines = [line for line in err.splitlines() if line.startswith("xferbench: ")]
     assert lines[:2] == [f"xferbench: {bad}: marge: unknown key", f"xferbench: {worse}: not a TOML file"]
     assert lines[2].startswith("xferbench: no suite ")  # a long name may be shortened
@@ -86,6 +86,6 @@ def test_all_suites_are_checked(capsys, tmp_path):
 def test_freeze_refuses_several_suites(capsys, tmp_path):
     good = make_suite(tmp_path)
     code, out, err = invoke(capsys, "validate", good, good, "--freeze", "plan.json")
-    assert (code, out) == (exit_code.USAGE, "")
+    assert (code, out) == (exit_code.USAGE_ERROR, "")
     assert "--freeze: a plan belongs to one suite\n  found: 2 suites" in err
     assert not Path("plan.json").exists()

@@ -118,7 +118,7 @@ def test_validate_hears_it_and_says_so(capsys, tmp_path):
     assert "(the suite's: 0.4)" in out
     for arguments in (["validate", file], ["run", file, "--dry-run"]):
         code, _, err = invoke(capsys, *arguments, "--set", "marge=1")
-        assert code == exit_code.USAGE
+        assert code == exit_code.USAGE_ERROR
         assert "--set marge=1: marge: unknown key" in err
         assert "did you mean 'margin'?" in err
 

@@ -13,7 +13,7 @@ from xferbench.core.pipeline import Checkpoint, Data, Preprocessing, WeightsFile
 from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
 from xferbench.data import inputs
 from xferbench.lab.data import datasets
-from xferbench.lab.evaluation import edits
+from xferbench.lab.evaluation.edits import initial_statistics
 from xferbench.lab.models import backbones, checkpoint_reader, checkpoints, finished, small_resnets
 from xferbench.lab.worker import run_trials
 
@@ -196,7 +196,7 @@ def test_edits_of_the_head_share_cached_features(after, tmp_path):
 
 
 def test_initial_statistics_change_only_statistics():
-    statistics = edits.initial_statistics({"bn.running_mean": torch.ones(2), "bn.running_var": torch.zeros(2)})
+    statistics = initial_statistics({"bn.running_mean": torch.ones(2), "bn.running_var": torch.zeros(2)})
     assert {name: tensor.tolist() for name, tensor in statistics.items()} == {
         "bn.running_mean": [0, 0],
         "bn.running_var": [1, 1],

@@ -407,7 +407,7 @@ def at_home(monkeypatch, tmp_path):
 def test_user_code_runs_only_where_it_is_allowed(callables, at_home, tmp_path, capsys):
     file = make_own(tmp_path, **callables)
     for words in (["run", str(file)], ["validate", str(file)]):
-        assert main.main(words) == exit_code.USAGE
+        assert main.main(words) == exit_code.USAGE_ERROR
         assert "add --allow-code" in capsys.readouterr().err
     assert main.main(["validate", str(file), "--allow-code"]) == 0
     assert "mine" not in sys.modules
@@ -439,7 +439,7 @@ def test_a_crash_of_user_code_is_an_error_finding(callables, at_home, tmp_path, 
     assert f"python:mine:{next(iter(callables.values()))} crashed: " in finding.reason
     assert (tmp_path / "out" / "report.html").is_file()
     if "arch" in callables:
-        assert main.main(["run", str(file), "--allow-code", "--dry-run"]) == exit_code.USAGE
+        assert main.main(["run", str(file), "--allow-code", "--dry-run"]) == exit_code.USAGE_ERROR
         assert "python:mine:broken crashed: KeyError" in capsys.readouterr().err
         assert main.main(["run", str(file), "--allow-code", "--device", "cpu", "-j", "1"]) == exit_code.CRASHED
 

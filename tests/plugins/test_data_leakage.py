@@ -77,7 +77,7 @@ def test_a_pretraining_set_is_looked_through_beside_the_training_images(leaky, t
     )
     made, _ = manifest.make_manifest(f"npz:{alone}")
     manifest.write_manifest(made, file)
-    told = leakage.find_copies(named(leaky), None, (Data(digest="m", spec=f"manifest:{file}"),), tmp_path)
+    told = leakage.find_leaked_duplicates(named(leaky), None, (Data(digest="m", spec=f"manifest:{file}"),), tmp_path)
     assert next(iter(told)) == "train"
     assert list(told)[1].endswith("(by its manifest)")
     by_manifest = list(told.values())[1]

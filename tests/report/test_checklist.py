@@ -109,7 +109,7 @@ def test_compute_is_shown(run):
 def test_what_was_not_measured_is_listed(run):
     skipped = Finding(id="p/harm", plugin="p", contrast="harm", verdict="SKIPPED", reason="no [source]")
     missed = replace(run.findings[0], id="x/harm/v", variant="v", control="missed")
-    dropped = messages.sentence(because(Code.DROPPED_EXAMPLES, entries=("3 images",)))
+    dropped = messages.write_sentence(because(Code.DROPPED_EXAMPLES, entries=("3 images",)))
     notes = ("taken on trust: the mean", dropped, "the end")
     suite = {**run.suite, "plugins": ["batchnorm-drift", "forgotten"]}
     answers = answers_of(replace(run, findings=(skipped, missed), notes=notes, suite=suite))

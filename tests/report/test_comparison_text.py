@@ -116,11 +116,11 @@ def test_worse_crashed_and_open_outcomes_need_attention():
 
 
 def test_both_sides_show_the_metric_of_the_subject_or_the_verdicts_of_a_plugin():
-    assert comparison_text.turn_text(WORSE) == comparison_text.levels_text(WORSE) == "81.2 % → 71.0 %"
-    assert comparison_text.turn_text(NEW) == "PASS → FAIL"
-    assert comparison_text.turn_text(CRASHED) == "– → ERROR"
+    assert comparison_text.both_sides_text(WORSE) == comparison_text.levels_text(WORSE) == "81.2 % → 71.0 %"
+    assert comparison_text.both_sides_text(NEW) == "PASS → FAIL"
+    assert comparison_text.both_sides_text(CRASHED) == "– → ERROR"
     assert comparison_text.levels_text(replace(NEW, before=0.003, now=0.06)) == "+0.3 → +6.0"
-    assert comparison_text.turn_text(replace(WORSE, unit="nats", before=0.5, now=0.602)) == "0.500 → 0.602"
+    assert comparison_text.both_sides_text(replace(WORSE, unit="nats", before=0.5, now=0.602)) == "0.500 → 0.602"
 
 
 def test_figures_list_the_numbers_behind_a_decision():

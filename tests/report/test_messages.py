@@ -22,13 +22,13 @@ def test_every_code_has_exactly_one_sentence():
 
 def test_numbers_are_in_the_metrics_unit():
     reason = because(Code.ABOVE_MARGIN, margin=0.03)
-    assert messages.sentence(reason, "accuracy") == "harm is above the margin of 3.0 points"
-    assert messages.sentence(reason, "nats") == "harm is above the margin of 0.030 nats"
+    assert messages.write_sentence(reason, "accuracy") == "harm is above the margin of 3.0 points"
+    assert messages.write_sentence(reason, "nats") == "harm is above the margin of 0.030 nats"
 
 
 def test_a_reason_may_hold_another():
     why = because(Code.WORSE_BY_LESS, margin=0.02)
-    assert messages.sentence(because(Code.FAIL_GREW, why=why), "accuracy").endswith(
+    assert messages.write_sentence(because(Code.FAIL_GREW, why=why), "accuracy").endswith(
         "but this run is worse by less than the margin of 2.0 points, if at all"
     )
 
@@ -45,11 +45,13 @@ def test_a_followup_is_read_last_and_the_remaining_harm_with_the_remedy():
 
 def test_a_note_about_dropped_examples_starts_with_the_prefix_that_reports_look_for():
     entries = [f"{number} images of another size" for number in range(7)]
-    note = messages.sentence(because(Code.DROPPED_EXAMPLES, entries=entries))
+    note = messages.write_sentence(because(Code.DROPPED_EXAMPLES, entries=entries))
     assert note.startswith(f"{messages.DROPPED_PREFIX} or resolved: 0 images of another size; 1 images")
     assert note.endswith("4 images of another size; and 2 more")
 
 
 def test_an_empty_text_leaves_no_empty_parentheses():
     why = because(Code.NOT_TESTED_BEFORE)
-    assert messages.sentence(because(Code.OWN_VERDICT, why=why, verdict="PASS", text="")).endswith("own verdict counts: PASS")
+    assert messages.write_sentence(because(Code.OWN_VERDICT, why=why, verdict="PASS", text="")).endswith(
+        "own verdict counts: PASS"
+    )

@@ -15,17 +15,17 @@ def axes():
 
 
 def test_an_arm_has_the_same_color_next_to_any_other_arm():
-    colors = plotting.arm_colours(["induced:b", "subject", "induced:c", "scratch"])
-    assert colors["subject"] == plotting.ARM_COLOURS["subject"] and colors["scratch"] == plotting.ARM_COLOURS["scratch"]
-    assert [colors["induced:b"], colors["induced:c"]] == list(plotting.INDUCED_COLOURS[:2])
-    assert len(plotting.arm_colours(map(str, range(9)))) == 9, "the cycle starts again"
+    colors = plotting.arm_colors(["induced:b", "subject", "induced:c", "scratch"])
+    assert colors["subject"] == plotting.ARM_COLORS["subject"] and colors["scratch"] == plotting.ARM_COLORS["scratch"]
+    assert [colors["induced:b"], colors["induced:c"]] == list(plotting.INDUCED_COLORS[:2])
+    assert len(plotting.arm_colors(map(str, range(9)))) == 9, "the cycle starts again"
 
 
 def test_each_seed_is_a_thin_line_and_the_mean_a_thick_one(axes):
     plotting.draw_lines(axes, {"subject": [[(0, 1.0), (1, 3.0)], [(0, 3.0), (1, np.nan)]], "cured": [[]]})
     *thin, mean = axes.lines
     assert len(thin) == 2 and list(mean.get_ydata()) == [2.0, 3.0], "values that are not finite do not count"
-    assert mean.get_label() == "subject" and {line.get_color() for line in axes.lines} == {plotting.ARM_COLOURS["subject"]}
+    assert mean.get_label() == "subject" and {line.get_color() for line in axes.lines} == {plotting.ARM_COLORS["subject"]}
 
 
 def test_a_shorter_curve_is_drawn_but_is_not_in_the_mean(axes):

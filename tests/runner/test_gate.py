@@ -73,7 +73,7 @@ def test_a_candidate_made_elsewhere_is_held_without_being_carried_out(place, mon
 def test_a_candidate_of_another_suite_is_refused(place, capsys):
     arguments = ["--set", "recipe.lr=1e-3", "--baseline", str(place / "accepted.json"), "--candidate", str(place / "out")]
     code = main.main(["gate", str(place / "suite.toml"), *arguments, "-o", str(place / "never")])
-    assert code == exit_code.USAGE
+    assert code == exit_code.USAGE_ERROR
     assert "found: recipe.lr 0.01" in capsys.readouterr().err
     assert not (place / "never" / "results.json").exists()
 
@@ -81,32 +81,32 @@ def test_a_candidate_of_another_suite_is_refused(place, capsys):
 @pytest.mark.parametrize("option", [["--store", "s"], ["-j", "2"], ["--budget", "5m"], ["--seed", "3"], ["--device", "cpu"]])
 def test_what_is_about_carrying_out_is_refused_beside_a_candidate(place, option, capsys):
     code = main.main(["gate", str(place / "suite.toml"), "--baseline", "b", "--candidate", "c", *option])
-    assert code == exit_code.USAGE and "cannot be combined with --candidate" in capsys.readouterr().err
+    assert code == exit_code.USAGE_ERROR and "cannot be combined with --candidate" in capsys.readouterr().err
 
 
 def test_without_a_baseline_it_says_how_one_is_made(place, capsys):
-    assert run_gate(place) == exit_code.USAGE
+    assert run_gate(place) == exit_code.USAGE_ERROR
     assert "--accept accepted.json" in capsys.readouterr().err
 
 
 def test_a_gate_is_not_written_over_what_it_is_held_against(place, capsys, monkeypatch):
     monkeypatch.setattr("xferbench.runner.run.run_suite", None)
     before = (place / "out" / "results.json").read_bytes()
-    assert run_gate(place, "--baseline", str(place / "out" / "results.json"), out="out") == exit_code.USAGE
+    assert run_gate(place, "--baseline", str(place / "out" / "results.json"), out="out") == exit_code.USAGE_ERROR
     assert "contains an input of the comparison" in capsys.readouterr().err
     assert (place / "out" / "results.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("word", ["margin=0.5", "looks=[2]", "alpha=0.2"])
 def test_a_change_of_the_rules_is_refused(place, word, capsys):
-    assert run_gate(place, "--set", word, "--baseline", str(place / "accepted.json"), out="unruled") == exit_code.USAGE
+    assert run_gate(place, "--set", word, "--baseline", str(place / "accepted.json"), out="unruled") == exit_code.USAGE_ERROR
     assert "do not have the same rules" in capsys.readouterr().err
     assert not (place / "unruled" / "results.json").exists()
 
 
 def test_a_folder_to_accept_into_is_refused_before_anything_is_run(place, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("xferbench.runner.run.run_suite", None)
-    assert run_gate(place, "--accept", str(tmp_path)) == exit_code.USAGE
+    assert run_gate(place, "--accept", str(tmp_path)) == exit_code.USAGE_ERROR
     assert "is a folder" in capsys.readouterr().err
 
 
@@ -116,7 +116,7 @@ def test_a_candidate_that_was_made_of_other_files_is_refused(place, tmp_path, ca
     words = [str(tmp_path / "suite.toml"), "--baseline", str(tmp_path / "accepted.json"), "--candidate", str(place / "out")]
     assert main.main(["gate", *words, "-o", str(tmp_path / "one")]) == exit_code.PASSED
     make_npz(tmp_path / "d.npz", train=81, test=40)
-    assert main.main(["gate", *words, "-o", str(tmp_path / "two")]) == exit_code.USAGE
+    assert main.main(["gate", *words, "-o", str(tmp_path / "two")]) == exit_code.USAGE_ERROR
     assert "other content of target.data" in capsys.readouterr().err
     (tmp_path / "d.npz").unlink()
     assert main.main(["gate", *words, "-o", str(tmp_path / "three")]) == exit_code.PASSED
@@ -136,14 +136,14 @@ def test_an_accepted_run_that_crashes_when_it_is_evaluated_again_is_refused(plac
         return run if len(calls) == 1 else replace(run, findings=tuple(replace(f, verdict="ERROR") for f in run.findings))
 
     monkeypatch.setattr("xferbench.runner.run.run_suite", once)
-    assert run_gate(place, "--baseline", str(tmp_path / "older.json")) == exit_code.USAGE
+    assert run_gate(place, "--baseline", str(tmp_path / "older.json")) == exit_code.USAGE_ERROR
     assert len(calls) == 2 and "cannot be evaluated again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["none.json", "."])
 def test_a_baseline_that_is_not_there_is_refused_before_anything_is_run(place, name, capsys, monkeypatch):
     monkeypatch.setattr("xferbench.runner.run.run_suite", None)
-    assert run_gate(place, "--baseline", str(place / name)) == exit_code.USAGE
+    assert run_gate(place, "--baseline", str(place / name)) == exit_code.USAGE_ERROR
     assert "--accept FILE" in capsys.readouterr().err
 
 
@@ -151,7 +151,7 @@ def test_other_test_examples_are_refused_and_nothing_is_overwritten(place, capsy
     make_npz(place / "other.npz", train=80, test=44)
     before = (place / "accepted.json").read_bytes()
     words = ["--set", 'target.data="npz:other.npz"', "--baseline", str(place / "accepted.json")]
-    assert run_gate(place, *words, "--accept", str(place / "accepted.json"), out="unwritten") == exit_code.USAGE
+    assert run_gate(place, *words, "--accept", str(place / "accepted.json"), out="unwritten") == exit_code.USAGE_ERROR
     assert "different test examples" in capsys.readouterr().err
     assert (place / "accepted.json").read_bytes() == before
     assert not (place / "unwritten" / "results.json").exists()
@@ -171,12 +171,12 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_run(place
     monkeypatch.setattr("xferbench.runner.run.run_suite", None)
     tmp_path.chmod(0o500)
     words = ["--baseline", str(place / "accepted.json"), "--accept", str(tmp_path / "deep" / "a.json")]
-    assert run_gate(place, *words) == exit_code.USAGE
+    assert run_gate(place, *words) == exit_code.USAGE_ERROR
 
 
 def test_all_skipped_is_nothing_judged(place, capsys):
     words = ["--set", 'plugins=["catastrophic-forgetting"]', "--baseline", str(place / "accepted.json")]
-    assert run_gate(place, *words, "--accept", str(place / "nothing.json")) == exit_code.NOTHING
+    assert run_gate(place, *words, "--accept", str(place / "nothing.json")) == exit_code.NO_VERDICT
     assert "not accepted" in capsys.readouterr().err and not (place / "nothing.json").exists()
 
 
@@ -194,7 +194,7 @@ def test_what_cannot_be_evaluated_again_is_refused(place, tmp_path, capsys):
     inputs = [entry | {"digest": "another"} for entry in old.evidence["inputs"]]
     older = replace(old, environment=old.environment | {"device": "cuda"}, evidence={"inputs": inputs})
     (tmp_path / "older.json").write_bytes(baseline.pack_baseline(older))
-    assert run_gate(place, "--baseline", str(tmp_path / "older.json")) == exit_code.USAGE
+    assert run_gate(place, "--baseline", str(tmp_path / "older.json")) == exit_code.USAGE_ERROR
     message = capsys.readouterr().err
     assert "device cuda, here cpu" in message and "other content: " in message
 
@@ -205,7 +205,7 @@ def test_a_finished_candidate_is_not_compared_across_devices(place, tmp_path, ca
         baseline.pack_baseline(replace(old, environment=old.environment | {"device": "cuda"}))
     )
     words = ["--baseline", str(tmp_path / "older.json"), "--candidate", str(place / "out")]
-    assert main.main(["gate", str(place / "suite.toml"), *words, "-o", str(tmp_path / "out")]) == exit_code.USAGE
+    assert main.main(["gate", str(place / "suite.toml"), *words, "-o", str(tmp_path / "out")]) == exit_code.USAGE_ERROR
     assert "device cuda, here cpu" in capsys.readouterr().err
 
 
@@ -240,7 +240,7 @@ def test_training_code_of_the_users_own_is_always_run_again(tmp_path):
 def test_an_interrupted_run_is_no_baseline(place, tmp_path, capsys):
     shutil.copytree(place / "out", tmp_path / "half")
     (tmp_path / "half" / files.RESULTS).unlink()
-    assert run_gate(place, "--baseline", str(tmp_path / "half")) == exit_code.USAGE
+    assert run_gate(place, "--baseline", str(tmp_path / "half")) == exit_code.USAGE_ERROR
     assert "results.json" in capsys.readouterr().err
 
 

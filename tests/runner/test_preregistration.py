@@ -214,7 +214,7 @@ def test_one_byte_of_an_input_that_keeps_its_size_and_time_is_noticed_before_any
     file.write_bytes(data)
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     code, _, err = command(capsys, "run", "noise.toml", "--plan", "plan.json", "-o", "out")
-    assert code == exit_code.USAGE
+    assert code == exit_code.USAGE_ERROR
     assert "found: inputs: target.data:" in err
     assert not list(Path("out").iterdir())
 
@@ -231,14 +231,14 @@ def test_what_the_command_line_changes_is_not_what_was_frozen(noise, capsys, wor
     command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
     for more in ([], ["--dry-run"]):
         code, _, err = command(capsys, "run", "noise.toml", *words, "--plan", "plan.json", "-o", "out", *more)
-        assert code == exit_code.USAGE
+        assert code == exit_code.USAGE_ERROR
         assert fragment in err
 
 
 def test_freezing_twice_needs_force(noise, capsys):
     assert command(capsys, "validate", "noise.toml", "--freeze", "plan.json")[0] == 0
     code, _, err = command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
-    assert code == exit_code.USAGE
+    assert code == exit_code.USAGE_ERROR
     assert "plan.json already exists" in err
     assert command(capsys, "validate", "noise.toml", "--freeze", "plan.json", "--force")[0] == 0
 

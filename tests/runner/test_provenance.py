@@ -179,7 +179,7 @@ def test_a_run_has_the_digest_and_another_run_is_not_compared_in_silence(site):
         assert "own verdict counts" in outcomes[name].reason
     (note,) = compatibility.changed_sources(accepted, candidate)
     assert note in compatibility.differences(accepted, candidate)
-    assert messages.sentence(note).startswith(f"plugin {ID}: the source code differs")
+    assert messages.write_sentence(note).startswith(f"plugin {ID}: the source code differs")
 
 
 def test_a_built_in_plugin_is_compared_by_its_version():
@@ -234,7 +234,7 @@ def test_one_byte_of_a_cure_is_refused_by_a_plan_and_named_by_a_gate(site, tmp_p
     capsys.readouterr()
     change_cure(site, "lr=0.001", "lr=0.002")
     load()
-    assert main.main(["run", "heat.toml", "--plan", "plan.json", "-j", "1", "-o", "planned"]) == exit_code.USAGE
+    assert main.main(["run", "heat.toml", "--plan", "plan.json", "-j", "1", "-o", "planned"]) == exit_code.USAGE_ERROR
     assert f"found: plugin_sources: {ID}: " in capsys.readouterr().err
     main.main(["gate", "heat.toml", "--baseline", "accepted.json", "-j", "1", "-o", "second"])
     results = json.loads(Path("second/results.json").read_text())

@@ -69,7 +69,7 @@ def test_a_run_says_that_there_is_nothing_to_train_on(arrays, tmp_path, capsys):
         f'schema = 1\nname = "alone"\nplugins = ["all"]\n[backbone]\narch = "tiny-resnet"\n[target]\ndata = "npz:{arrays}"\n'
     )
     arguments = ["run", str(suite), "-o", str(tmp_path / "out"), "--store", str(tmp_path / "s.sqlite"), "-j", "1"]
-    assert main.main(arguments) == exit_code.USAGE
+    assert main.main(arguments) == exit_code.USAGE_ERROR
     assert "no training images" in capsys.readouterr().err
 
 

@@ -21,7 +21,7 @@ from xferbench.core import files
 from xferbench.core.errors import UserError
 from xferbench.core.run import Finding
 from xferbench.core.suite import Suite
-from xferbench.data import inputs
+from xferbench.data.inputs import SHIPPED_WEIGHTS_FOLDER
 from xferbench.lab.data import preprocessing
 from xferbench.lab.models import backbones, batchnorm, checkpoint_reader, checkpoints
 from xferbench.lab.training.network import Architecture
@@ -29,7 +29,7 @@ from xferbench.lab.worker import repair_checkpoint as lab
 from xferbench.runner import discovery, repair
 from xferbench.runner.engines import local
 
-SHIPPED = inputs.SHIPPED_WEIGHTS_FOLDER / "tiny-resnet-0.safetensors"
+SHIPPED = SHIPPED_WEIGHTS_FOLDER / "tiny-resnet-0.safetensors"
 READY = checkpoints.recorded_preprocessing(SHIPPED)
 
 
@@ -193,7 +193,7 @@ def test_without_the_weights_of_before_recalibrated_statistics_are_written(given
 def test_nothing_is_overwritten_and_that_is_told_before_anything_is_computed(given, capsys, inline):
     Path("mended.safetensors").write_text("precious")
     code, _, err = audit(capsys, "--repair", "mended.safetensors")
-    assert code == exit_code.USAGE
+    assert code == exit_code.USAGE_ERROR
     assert "mended.safetensors: already exists" in err
     assert "or --force" in err
     assert Path("mended.safetensors").read_text() == "precious"

@@ -111,7 +111,7 @@ def joined(output, *sources):
 def stages(size):
     """The groups of all stages of a study."""
     asked, answers, found = fake_lab.make_study(*PLUGINS), {}, []
-    while (step := schedule.next_step(asked, answers)).wanted:
+    while (step := schedule.next_schedule(asked, answers)).wanted:
         found.append(list(batching.group_trials(step.wanted, size, asked.suite)))
         answers |= {key: drift(one) for key, one in step.wanted.items()}
     return found
@@ -316,21 +316,21 @@ def test_a_share_that_crashed_ends_with_3(suite, lab, capsys):
 def test_what_is_no_share_is_refused(word, capsys):
     with pytest.raises(SystemExit) as ended:
         main.main(["run", "quick", f"--shard={word}", "--store", "s.sqlite"])
-    assert ended.value.code == exit_code.USAGE
+    assert ended.value.code == exit_code.USAGE_ERROR
     assert f"found {word!r}, expected I/N with I from 1 to N" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more", [["-o", "out"], ["--format", "json"], ["--dry-run"], ["--fail-on", "inconclusive"]])
 def test_a_share_has_no_report_forecast_or_verdict(suite, tmp_path, capsys, more):
     code, out, err = command(capsys, *sharded("1/2", *more))
-    assert (code, out) == (exit_code.USAGE, "")
+    assert (code, out) == (exit_code.USAGE_ERROR, "")
     assert "--shard cannot be combined with options for the whole run\n  found: --" in err
     assert not (tmp_path / "1.sqlite").exists()
 
 
 def test_a_share_needs_a_store_of_its_own(suite, capsys):
     code, _, err = command(capsys, "run", "suite.toml", "--shard", "1/2")
-    assert code == exit_code.USAGE
+    assert code == exit_code.USAGE_ERROR
     assert "--shard needs --store" in err
 
 
@@ -338,6 +338,6 @@ def test_a_share_of_another_plan_than_was_frozen_is_refused(suite, lab, tmp_path
     assert command(capsys, "validate", "suite.toml", "--freeze", "plan.json")[0] == exit_code.PASSED
     assert command(capsys, *sharded("1/2", "--plan", "plan.json"))[0] == exit_code.PASSED
     code, _, err = command(capsys, *sharded("2/2", "--plan", "plan.json", "--set", "margin=0.2"))
-    assert code == exit_code.USAGE
+    assert code == exit_code.USAGE_ERROR
     assert "differs from the frozen plan" in err
     assert not (tmp_path / "2.sqlite").exists()

@@ -112,7 +112,7 @@ def test_the_best_step_is_another_view_of_one_fit_and_is_told_to_code_that_stops
 
 
 def test_what_has_its_temperature_already_is_not_given_another():
-    cured = replace(ARMS[0], edits=(trials.TEMPERED,))
+    cured = replace(ARMS[0], edits=(trials.TEMPERATURE_EDIT,))
     keys = {
         trials.make_trial(arm, view, 0, ASKED.place).key
         for arm, view in ((cured, "test"), (cured, "tempered"), (ARMS[0], "tempered"))
@@ -195,7 +195,7 @@ def test_what_finishes_a_recipe_is_the_first_edit_of_what_is_predicted_and_no_pa
     assert edits == {
         "test": ("adabn",),
         "source": ("adabn", "head:source"),
-        "tempered": ("adabn", trials.TEMPERED),
+        "tempered": ("adabn", trials.TEMPERATURE_EDIT),
         "source-before": ("head:source",),
     }
     assert trials.make_trial(own, "test", 0, fake_lab.CONTEXT, "a:b@1").model.edits == (), "a measure is about training"

@@ -145,7 +145,7 @@ def test_tuning_seeds_are_apart_from_the_judged_ones():
 
 def test_the_healthy_default_is_settled_before_anything_else_is_asked():
     asked = study(batchnorm_drift.plugin, suite=replace(SUITE, recipe=None))
-    first = schedule.next_step(asked, {})
+    first = schedule.next_schedule(asked, {})
     assert {kind(trial) for trial in first.wanted.values()} == {"cured"}, "probe phases come first"
     assert {q.plugin for q in first.asked} == {""}
 
@@ -302,7 +302,7 @@ def test_a_source_is_pretrained_on_once_before_the_arm_that_starts_from_it():
     asked = study(negative_transfer.plugin)
     asked = replace(asked, subject=replace(PIPELINE, source=AuxiliaryDataset(data=Data(digest="source"))))
     stages, answers = [], {}
-    while (step := schedule.next_step(asked, answers)).wanted.keys() - answers.keys():
+    while (step := schedule.next_schedule(asked, answers)).wanted.keys() - answers.keys():
         stages.append((step.stage, len(step.wanted)))
         answers |= {key: lab(USUAL)(trial) for key, trial in step.wanted.items()}
     assert stages[1] == ("training initial networks", 1)
@@ -318,7 +318,7 @@ def test_teachers_are_trained_once_each_and_before_whoever_learns_from_them():
         replace(batchnorm_drift.plugin, applies=lambda *_: "", measures={}), pipeline=distilled, facts=FACTS
     )
     stages, answers, last = [], {}, {}
-    while (step := schedule.next_step(asked, answers)).wanted.keys() - answers.keys():
+    while (step := schedule.next_schedule(asked, answers)).wanted.keys() - answers.keys():
         new = {key: one for key, one in step.wanted.items() if key not in answers}
         stages.append(step.stage)
         for one in new.values():

@@ -88,7 +88,7 @@ def test_a_study_is_replayed_to_its_end_from_whatever_is_known():
         raise AssertionError("nothing is missing")
 
     again, known = fake_lab.replay_study(study, never, answers)
-    assert known == answers and again.asked == step.asked == schedule.next_step(study, answers).asked
+    assert known == answers and again.asked == step.asked == schedule.next_schedule(study, answers).asked
 
 
 def test_a_run_is_judged_and_tells_what_it_cost():

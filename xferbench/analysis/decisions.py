@@ -173,7 +173,7 @@ def _decide_change(pair: pairing.PairedContrast, decision: SequentialDecision, *
         same=pair.same,
         elsewhere=elsewhere,
         one_pair_of=seeds if pair.count == 1 < seeds and not pair.suite.after else 0,
-        to_decide=power.to_decide(decision, pair.suite) if decision.is_open else None,
+        to_decide=power.required_sizes(decision, pair.suite) if decision.is_open else None,
     )
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from xferbench.core.matrix_result import MatrixResult
     from xferbench.core.run import Finding
 
-PASSED, FAILED, USAGE, CRASHED, INCONCLUSIVE, NOTHING, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+PASSED, FAILED, USAGE_ERROR, CRASHED, INCONCLUSIVE, NO_VERDICT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 VERDICT_OF_DECISION = {
     "worse": "FAIL",
     "not worse": "PASS",
@@ -51,7 +51,7 @@ def exit_code(
     if matrix is not None:
         verdicts |= {"PASS" for row in matrix.rows if row["accuracy"] is not None} | {"ERROR" for _ in matrix.crashes}
     if not verdicts - {"SKIPPED", "INFO"}:
-        return NOTHING
+        return NO_VERDICT
     if held is not None:
         verdicts = {VERDICT_OF_DECISION[outcome.decision] for outcome in held.outcomes}
     if "ERROR" in verdicts:
@@ -59,7 +59,7 @@ def exit_code(
     if "FAIL" in verdicts:
         return FAILED
     if not verdicts & {"PASS", "INCONCLUSIVE"}:
-        return NOTHING
+        return NO_VERDICT
     claims = matrix.claims if matrix is not None else ()
     is_open = "INCONCLUSIVE" in verdicts or any(claim["outcome"] in {"inconclusive", "not measured"} for claim in claims)
     return INCONCLUSIVE if fail_on == "inconclusive" and is_open else PASSED

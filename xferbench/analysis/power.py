@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from xferbench.core.suite import Suite
 
 
-def to_decide(decision: SequentialDecision, suite: Suite, *, halved: bool = False) -> Reason:
+def required_sizes(decision: SequentialDecision, suite: Suite, *, halved: bool = False) -> Reason:
     """Return the number of seeds or test examples that would decide a contrast at the last look.
 
     The level is that of the last look, divided among all contrasts that share alpha.

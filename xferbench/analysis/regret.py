@@ -86,7 +86,7 @@ def mean_regret(scores: Scores) -> Regret:
     )
 
 
-def greatest_regret(scores: Scores) -> Regret:
+def largest_regret(scores: Scores) -> Regret:
     """Return the largest regret over the tasks, [recipes].
 
     In the cross-fitted estimate, this task is selected on the same half of the seeds as the best recipe.

@@ -37,4 +37,4 @@ def run_command(arguments: argparse.Namespace) -> int:
     if arguments.format == "json":
         print(json.dumps([asdict(check) for check in checks], indent=1))
     has_failed = any(check.state == installation_checks.FAIL for check in checks)
-    return exit_code.USAGE if has_failed else exit_code.PASSED
+    return exit_code.USAGE_ERROR if has_failed else exit_code.PASSED

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 def exit_status(error: BaseException) -> tuple[int, object]:
     """Return the exit code of an error that ended a command, and its message."""
     if isinstance(error, UserError):
-        return exit_code.USAGE, error
+        return exit_code.USAGE_ERROR, error
     if isinstance(error, KeyboardInterrupt):
         return exit_code.INTERRUPTED, "interrupted; finished results are kept, and the same command continues from there"
     if isinstance(error, OSError):
         do = "free some space, check the path and its permissions"
-        return exit_code.USAGE, UserError("a file could not be read or written", found=str(error), do=do)
+        return exit_code.USAGE_ERROR, UserError("a file could not be read or written", found=str(error), do=do)
     last = (str(error).strip().splitlines() or [""])[-1]  # the message of a worker process is its whole traceback
     do = "run it again with --debug and report the output; finished results are kept"
     return exit_code.CRASHED, UserError(f"crashed: {type(error).__name__}: {last}", do=do)

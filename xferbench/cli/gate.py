@@ -73,7 +73,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         print(f"accepted: {arguments.accept}", file=sys.stderr if arguments.format == "json" else sys.stdout)
         return exit_code.PASSED
     code = exit_code.exit_code(run.findings)
-    reason = "no plugin gave a verdict" if code == exit_code.NOTHING else "something crashed"
+    reason = "no plugin gave a verdict" if code == exit_code.NO_VERDICT else "something crashed"
     print(f"not accepted, and {arguments.accept} was not written: {reason}", file=sys.stderr)
     return code
 

@@ -27,12 +27,12 @@ def run_command(arguments: argparse.Namespace) -> int:
     """Write all files of a report again, or print or write one other format."""
     from xferbench.report import console, files
     from xferbench.runner import execute
-    from xferbench.runner.run import save
+    from xferbench.runner.run import save_report
 
     results = files.results_path(arguments.directory)
     run = files.read_run(results)
     if arguments.format == "text":
-        save(run, arguments.output or results.parent, execute.store_path(None))
+        save_report(run, arguments.output or results.parent, execute.store_path(None))
         console.print_run(run)
     else:
         _write_format(run, arguments.format, arguments.output)

@@ -8,7 +8,7 @@ from xferbench.config import loader
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import Phase, Recipe
 
-ON_EVENT = ("warn", "raise", "collect")
+EVENT_ACTIONS = ("warn", "raise", "collect")
 
 
 def recipe_of(recipe: object) -> tuple[Recipe | None, bool]:

@@ -49,7 +49,7 @@ from xferbench.plugin import (
     records,
     strategies,
 )
-from xferbench.study.trials import TEMPERED
+from xferbench.study.trials import TEMPERATURE_EDIT
 
 NLL_MARGIN_NATS = 0.05
 BRIER_MARGIN = 0.02
@@ -58,11 +58,11 @@ TERMS = ("subject", "tempered"), ("subject", "test")
 
 
 def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
-    return replace(pipeline, edits=tuple(dict.fromkeys((*pipeline.edits, TEMPERED))))
+    return replace(pipeline, edits=tuple(dict.fromkeys((*pipeline.edits, TEMPERATURE_EDIT))))
 
 
 def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
-    edits = tuple(edit for edit in pipeline.edits if edit != TEMPERED)
+    edits = tuple(edit for edit in pipeline.edits if edit != TEMPERATURE_EDIT)
     return {"overtrained": replace(pipeline, recipe=strategies.overtrained(pipeline.recipe), edits=edits)}
 
 

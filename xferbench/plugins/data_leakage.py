@@ -63,7 +63,9 @@ def copies(context: MeasureContext) -> dict[str, float]:
     spec, view = context.fit, context.view
     if view.examples == "unique":  # it has no copies by definition, which shows nothing
         return {"copies": float("nan")}
-    scalars = leakage.count_copies(leakage.find_copies(spec.data, view.limit, view.reference_data, context.cache))
+    scalars = leakage.count_duplicates(
+        leakage.find_leaked_duplicates(spec.data, view.limit, view.reference_data, context.cache)
+    )
     leaked = leakage.leaked_examples(spec.data, view.limit, view.reference_data, context.cache)
     if spec.injected_duplicates:
         leaked, detection = leakage.detection_of_injected(context.dataset, context.injected_duplicates, leaked)

@@ -70,7 +70,7 @@ def shock(context: MeasureContext) -> dict[str, float]:
     """Return the norm of the backbone's gradient at the start, over the norm with a head fitted to the same images."""
     from xferbench.lab.evaluation import gradient_shock
 
-    return {"shock": gradient_shock.gradient_ratio(context)}
+    return {"shock": gradient_shock.compute_gradient_ratio(context)}
 
 
 def dip(records_by_term: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:

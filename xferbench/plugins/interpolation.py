@@ -26,7 +26,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xferbench.plugin import Pipeline, Plugin, Profile, Selection, interventions
-from xferbench.study.trials import BEFORE
+from xferbench.study.trials import INTERPOLATE_TO_BEFORE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +46,7 @@ def cure(pipeline: Pipeline, _: Profile) -> Selection:
 
 
 def induce(pipeline: Pipeline, _: Profile) -> Mapping[str, Pipeline]:
-    return {"before": replace(pipeline, edits=(BEFORE,))}
+    return {"before": replace(pipeline, edits=(INTERPOLATE_TO_BEFORE,))}
 
 
 audit = Plugin(

@@ -29,7 +29,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xferbench.plugin import Contrast, Pipeline, Plugin, Profile, interventions
-from xferbench.study.trials import BEFORE
+from xferbench.study.trials import INTERPOLATE_TO_BEFORE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +42,7 @@ def applies(pipeline: Pipeline, profile: Profile) -> str:
 
 
 def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
-    return replace(pipeline, edits=(BEFORE, str(interventions.ProbeHead())))
+    return replace(pipeline, edits=(INTERPOLATE_TO_BEFORE, str(interventions.ProbeHead())))
 
 
 def induce(pipeline: Pipeline, _: Profile) -> Mapping[str, Pipeline]:

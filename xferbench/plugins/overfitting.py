@@ -117,7 +117,7 @@ def plot(axes: Any, run: Run) -> None:
     )
     scores_by_arm = {arm: [[(step, score) for step, _, score in curve] for curve in curves] for arm, curves in by_arm.items()}
     plotting.draw_lines(axes, scores_by_arm)
-    loss_axes, colors = axes.twinx(), plotting.arm_colours(by_arm)
+    loss_axes, colors = axes.twinx(), plotting.arm_colors(by_arm)
     for arm, curves in by_arm.items():
         steps, losses, scores = np.mean(curves, axis=0).T
         plotting.draw_mark(axes, steps[scores.argmax()], scores.max(), color=colors[arm])

@@ -114,7 +114,7 @@ def plot(axes: Any, run: Run) -> None:
     """Draw the validation score of each strategy at each rate; a ring marks the recipe's own, a cross the selected one."""
     candidates = run.arms[plugin.id]["cured"]["weighed"]
     rows = sorted(candidates, key=lambda row: row["validation"])
-    axes.plot([row["validation"] for row in rows], range(len(rows)), "o", color=plotting.ARM_COLOURS["subject"])
+    axes.plot([row["validation"] for row in rows], range(len(rows)), "o", color=plotting.ARM_COLORS["subject"])
     for row, marker in ((candidates[0], "o"), *((row, "x") for row in rows if row["chosen"])):
         plotting.draw_mark(axes, row["validation"], rows.index(row), marker)
     # Each label is inside the axes, on the side with more room.

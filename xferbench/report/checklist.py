@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 MISSING = "*Not in the record.*"
 MAX_LISTED_CANDIDATES = 40  # candidates of one search that are listed
 SEARCHED_ARMS = ("subject", "cured", "scratch")
-TRUST_PREFIX = messages.sentence(because(Code.ON_TRUST, what=""))
-DROPPED_PREFIX = messages.sentence(because(Code.DROPPED_EXAMPLES, entries=()))
+TRUST_PREFIX = messages.write_sentence(because(Code.ON_TRUST, what=""))
+DROPPED_PREFIX = messages.write_sentence(because(Code.DROPPED_EXAMPLES, entries=()))
 NOT_RECORDED = (
     "Licenses and consent for data and weights",
     "Energy, memory and the model of an accelerator",

@@ -29,15 +29,15 @@ def render(run: Run, cache: Path | None = None, *, file: str = "") -> str:
         sentence=comparison_text.headline(run.gate, gate=False) if run.gate else "Nothing was compared.",
         sides=comparison_text.side_rows(run, file),
         names=comparison_text.SIDE_NAMES[False],
-        environment=environment(run.environment),
-        comparison=section(run, cache, alone=True),
+        environment=environment_rows(run.environment),
+        comparison=comparison_values(run, cache, alone=True),
     )
     if cache is not None:
         figure_cache.trim_cache(cache)
     return page
 
 
-def section(run: Run, cache: Path | None, *, alone: bool = False) -> dict[str, Any]:
+def comparison_values(run: Run, cache: Path | None, *, alone: bool = False) -> dict[str, Any]:
     """Return the values of the section; empty if the run has no comparison.
 
     Args:
@@ -65,7 +65,7 @@ def section(run: Run, cache: Path | None, *, alone: bool = False) -> dict[str, A
 
 
 def _outcome(run: Run, outcome: Outcome, names: tuple[str, str]) -> dict[str, Any]:
-    group = tables.group_sentence_name(run, outcome)
+    group = tables.outcome_group(run, outcome)
     has_action = group and outcome.decision in {"worse", "crashed"}
     return {
         "what": comparison_text.outcome_name(outcome),
@@ -90,7 +90,7 @@ def _outcome(run: Run, outcome: Outcome, names: tuple[str, str]) -> dict[str, An
     }
 
 
-def environment(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def environment_rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the names and values of an environment; a nested mapping becomes one line."""
     return [
         (

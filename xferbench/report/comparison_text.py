@@ -89,7 +89,7 @@ def level_text(outcome: Outcome, value: float | None) -> str:
     return format.format_score(value, outcome.unit)
 
 
-def turn_text(outcome: Outcome) -> str:
+def both_sides_text(outcome: Outcome) -> str:
     """Return the metric of the subject, or the verdicts of a plugin, in both runs: ``PASS → FAIL``."""
     sides = (
         (level_text(outcome, outcome.before), level_text(outcome, outcome.now))
@@ -190,7 +190,7 @@ def _amount(outcome: Outcome) -> str:
 def _not_worse_text(subject: Outcome) -> str:
     points = " points" if subject.unit in format.PERCENT_UNITS else ""
     margin = "" if subject.margin is None else f", with a margin of {margin_text(subject)}{points}"
-    levels = f" ({turn_text(subject)})" if subject.before is not None else ""
+    levels = f" ({both_sides_text(subject)})" if subject.before is not None else ""
     return f"{outcome_sentence_name(subject)} is not worse than {BASELINE}{margin}{levels}"
 
 

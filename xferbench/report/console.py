@@ -62,7 +62,7 @@ def comparison_table(gate: Comparison, *, alone: bool = False) -> RenderableType
         (
             comparison_text.outcome_name(outcome),
             outcome.decision,
-            comparison_text.turn_text(outcome),
+            comparison_text.both_sides_text(outcome),
             *_change(outcome),
         )
         for outcome in outcomes

@@ -12,7 +12,7 @@ import numpy as np
 
 from xferbench.analysis import metrics
 from xferbench.report import figure_cache, format, matrix_tables, svg, tables
-from xferbench.report.plotting import ARM_COLOURS, INDUCED_COLOURS
+from xferbench.report.plotting import ARM_COLORS, INDUCED_COLORS
 from xferbench.report.svg import CARD, FIGURE_WIDTH_INCHES, GREEN, INK, MUTED, ORANGE, PURPLE, VERMILION
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _draw_curve(axes: Axes, name: str, steps: np.ndarray, values: np.ndarray, in
     mean, minimum, maximum = values.T
     number = induced.index(name) if name in induced else 0
     color = _color(name, number)
-    dashes = "--" if name == "scratch" else DASHES[number // len(INDUCED_COLOURS) % len(DASHES)] if name in induced else "-"
+    dashes = "--" if name == "scratch" else DASHES[number // len(INDUCED_COLORS) % len(DASHES)] if name in induced else "-"
     axes.fill_between(steps, minimum, maximum, color=color, alpha=0.15, linewidth=0)
     marker = "o" if len(mean) == 1 else ""
     label = format.shorten(name.replace(":", ": "), 28)
@@ -251,7 +251,7 @@ def draw_reference_lines(axes: Axes, margins: Sequence[float | None], factor: fl
 
 
 def _color(name: str, number: int) -> str:
-    return ARM_COLOURS.get(name) or INDUCED_COLOURS[number % len(INDUCED_COLOURS)]
+    return ARM_COLORS.get(name) or INDUCED_COLORS[number % len(INDUCED_COLORS)]
 
 
 def _last_finite(values: np.ndarray) -> float | None:

@@ -78,7 +78,7 @@ def _verdict_notes(run: Run) -> list[Annotation]:
 def _outcome_notes(run: Run, gate: Comparison) -> list[Annotation]:
     outcomes = comparison_text.in_reading_order(gate)
     return [
-        _outcome_note(outcome, tables.group_sentence_name(run, outcome))
+        _outcome_note(outcome, tables.outcome_group(run, outcome))
         for outcome in outcomes
         if comparison_text.needs_attention(outcome) or comparison_text.is_known_failure(outcome)
     ]
@@ -98,7 +98,7 @@ def _outcome_note(outcome: Outcome, group: tables.Group) -> Annotation:
             part
             for part in (
                 comparison_text.outcome_sentence_name(outcome),
-                comparison_text.turn_text(outcome),
+                comparison_text.both_sides_text(outcome),
                 size,
                 comparison_text.reason_text(outcome),
                 tables.next_action(group) if needed else "",

@@ -61,7 +61,7 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
         "report.html.j2",
         title=format.one_line(run.suite.get("name", "")),
         suite=run.suite,
-        comparison=comparison.section(run, cache),
+        comparison=comparison.comparison_values(run, cache),
         outcome=comparison_text.headline(run.gate) if run.gate else tables.headline(run),
         own_headline=tables.headline(run) if run.gate else "",
         settings=_settings(run),
@@ -78,7 +78,7 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
         notes=notes,
         false_alarms=f"{run.expected_false_alarms:.2g}",
         cost=_cost(run.cost),
-        environment=comparison.environment(run.environment),
+        environment=comparison.environment_rows(run.environment),
         plan=format.one_line(run.plan),
         command=command_line(run.suite),
         evidence=_evidence(run),
@@ -147,7 +147,7 @@ def _verdict(group: tables.Group) -> dict[str, Any]:
             for name, value in (("p FAIL", first.p_fail), ("p PASS", first.p_pass))
             if value is not None
         ],
-        "controls": tables.gist(group),
+        "controls": tables.control_summary(group),
         "retained": format.format_percent(first.benefit_retained, 0),
         "accuracy": accuracy,
         "induced": [
@@ -157,7 +157,7 @@ def _verdict(group: tables.Group) -> dict[str, Any]:
         "action": tables.next_action(group),
         "advice": format.one_line((first.remedy or {}).get("text") or ""),
         "patch": tables.patch_lines(group),
-        "verified": tables.is_verified(group),
+        "verified": tables.verification_text(group),
         "margin": "" if first.margin is None else format.format_harm(first.margin, first.unit).removeprefix("+"),
         "unit": format.unit_name(first.unit),
         "seeds": first.seeds,

@@ -68,7 +68,7 @@ def _add_outcomes(root: ET.Element, run: Run, outcomes: Sequence[Outcome]) -> No
         suite = ET.SubElement(root, "testsuite", name=format.one_line(plugin) or "subject")
         _set_counts(suite, [outcome.decision for outcome in of_plugin], DECISION_ELEMENTS)
         for outcome in of_plugin:
-            _add_outcome(suite, outcome, tables.group_sentence_name(run, outcome))
+            _add_outcome(suite, outcome, tables.outcome_group(run, outcome))
 
 
 def _add_outcome(suite: ET.Element, outcome: Outcome, group: tables.Group) -> None:

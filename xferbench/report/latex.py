@@ -118,7 +118,7 @@ def _outcome_cells(outcome: Outcome) -> list[str]:
     return [
         escape(comparison_text.outcome_name(outcome)),
         outcome.decision,
-        escape_number(comparison_text.turn_text(outcome)),
+        escape_number(comparison_text.both_sides_text(outcome)),
         escape_number(comparison_text.change_text(outcome)),
         escape_number(comparison_text.margin_text(outcome)) if outcome.change is not None else MISSING,
         str(outcome.seeds) if outcome.seeds else MISSING,

@@ -53,13 +53,13 @@ def _gate(run: Run, gate: Comparison) -> list[str]:
 
 
 def _outcome(run: Run, outcome: Outcome) -> list[str]:
-    group = tables.group_sentence_name(run, outcome) if outcome.decision in {"worse", "crashed"} else ()
+    group = tables.outcome_group(run, outcome) if outcome.decision in {"worse", "crashed"} else ()
     has_change = outcome.change is not None
     reason, action = comparison_text.reason_text(outcome), tables.next_action(group) if group else ""
     return [
         escape(comparison_text.outcome_name(outcome)),
         f"**{outcome.decision}**" if comparison_text.needs_attention(outcome) else outcome.decision,
-        escape(comparison_text.turn_text(outcome)),
+        escape(comparison_text.both_sides_text(outcome)),
         comparison_text.change_text(outcome),
         escape(format.unit_name(outcome.unit)) if has_change else format.MISSING,
         comparison_text.margin_text(outcome) if has_change else format.MISSING,
@@ -176,7 +176,7 @@ def _scores(run: Run) -> list[str]:
     rows = [
         [
             escape(name),
-            *(matrix_tables.format_score((means.get((name, task)) or {}).get("accuracy"), unit) for task in tasks),
+            *(matrix_tables.format_score_number((means.get((name, task)) or {}).get("accuracy"), unit) for task in tasks),
         ]
         for name in run.suite["recipes"]
     ]

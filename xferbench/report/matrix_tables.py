@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xferbench.analysis import aggregate, metrics, rules_of_thumb
-from xferbench.analysis.regret import greatest_regret, mean_regret, regret_grid, tied_with_best
+from xferbench.analysis.regret import largest_regret, mean_regret, regret_grid, tied_with_best
 from xferbench.analysis.scores import scores_by_cell, scores_from_frame
 from xferbench.core.errors import UserError
 from xferbench.core.run import Finding
@@ -136,7 +136,7 @@ def rank_recipes(run: Run) -> tuple[list[RecipeSummary], list[str]]:
     # The interquartile mean must cut off unusual runs, and not a whole task that is easy or hard for all recipes.
     reference = scores.table.mean((0, 2), keepdims=True) if against is None else both.table[against].mean(-1)[None, :, None]
     gain, wins = aggregate.iqm(replace(both, table=both.table - reference)), aggregate.probability_of_improvement(both)
-    rank, mean, greatest = aggregate.mean_rank(scores), mean_regret(both), greatest_regret(both)
+    rank, mean, greatest = aggregate.mean_rank(scores), mean_regret(both), largest_regret(both)
     metric = metrics.get_metric(str(run.suite["metric"]))
     order = sorted(range(len(both.recipes)), key=lambda index: float(np.nan_to_num(mean.value[index], nan=np.inf)))
     return [
@@ -281,7 +281,7 @@ def format_size(value: float | None, unit: str, *, absolute: bool = False, with_
     return f"{value:.3g}" + (f" {format.one_line(unit)}" if with_unit else "")
 
 
-def format_score(value: float | None, unit: str) -> str:
+def format_score_number(value: float | None, unit: str) -> str:
     """Return a score in its unit, without the name of the unit."""
     if value is None or isnan(value):
         return format.MISSING

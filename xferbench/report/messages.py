@@ -102,11 +102,11 @@ def write_findings(drafts: Iterable[Draft]) -> tuple[Finding, ...]:
 
 def write_comparison(draft: ComparisonDraft) -> Comparison:
     """Return a comparison with its reasons and notes as text."""
-    outcomes = tuple(replace(outcome, reason=sentence(reason, outcome.unit)) for outcome, reason in draft.outcomes)
-    return Comparison(accepted=draft.accepted, outcomes=outcomes, notes=tuple(map(sentence, draft.notes)))
+    outcomes = tuple(replace(outcome, reason=write_sentence(reason, outcome.unit)) for outcome, reason in draft.outcomes)
+    return Comparison(accepted=draft.accepted, outcomes=outcomes, notes=tuple(map(write_sentence, draft.notes)))
 
 
-def sentence(reason: Reason, unit: str = "") -> str:
+def write_sentence(reason: Reason, unit: str = "") -> str:
     """Return the sentence of a reason, with numbers in the unit of a metric."""
     code, values = reason.code, reason.values
     if code in PLAIN:
@@ -114,14 +114,14 @@ def sentence(reason: Reason, unit: str = "") -> str:
     if code in WITH_MARGIN:
         return WITH_MARGIN[code].format(margin=_margin(values, unit))
     if code in WITH_REASON:
-        return WITH_REASON[code].format_map({**values, "why": sentence(values["why"], unit)})
+        return WITH_REASON[code].format_map({**values, "why": write_sentence(values["why"], unit)})
     return SPECIAL[code](values, unit)
 
 
 def _write_finding(draft: Draft) -> Finding:
     finding, unit = draft.finding, draft.finding.unit
     reasons = (*draft.reasons, draft.followup) if draft.followup else draft.reasons
-    finding = replace(finding, reason="; ".join(filter(None, (sentence(reason, unit) for reason in reasons))))
+    finding = replace(finding, reason="; ".join(filter(None, (write_sentence(reason, unit) for reason in reasons))))
     if draft.remaining is None or finding.remedy is None:
         return finding
     text = f"{finding.remedy['text']}; the harm is then {format_harm_interval(draft.remaining, unit)}"
@@ -164,7 +164,7 @@ def _left_after_repair(values: Values, unit: str) -> str:
 
 def _own_verdict(values: Values, unit: str) -> str:
     text = f" ({values['text']})" if values["text"] else ""
-    return f"{sentence(values['why'], unit)}; this run's own verdict counts: {values['verdict']}{text}"
+    return f"{write_sentence(values['why'], unit)}; this run's own verdict counts: {values['verdict']}{text}"
 
 
 def _broken(values: Values, _unit: str) -> str:
@@ -179,7 +179,7 @@ def _holds(values: Values, _unit: str) -> str:
 
 def _change_open(values: Values, unit: str) -> str:
     irreproducible = "the same trials gave different results on the same computer; " if values["same"] else ""
-    needs = f"; {sentence(values['to_decide'], unit)}" if values["to_decide"] else ""
+    needs = f"; {write_sentence(values['to_decide'], unit)}" if values["to_decide"] else ""
     return f"{irreproducible}the change is shown to be neither above nor below {_margin(values, unit)}{needs}"
 
 

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
-    "ARM_COLOURS",
+    "ARM_COLORS",
     "BLUE",
-    "INDUCED_COLOURS",
+    "INDUCED_COLORS",
     "MUTED",
     "VERMILION",
-    "arm_colours",
+    "arm_colors",
     "arm_label",
     "draw_lines",
     "draw_mark",
@@ -25,15 +25,15 @@ __all__ = [
     "draw_points",
 ]
 
-ARM_COLOURS = {"subject": BLUE, "cured": GREEN, "scratch": MUTED}
-INDUCED_COLOURS = (VERMILION, ORANGE, PURPLE, SKY)
+ARM_COLORS = {"subject": BLUE, "cured": GREEN, "scratch": MUTED}
+INDUCED_COLORS = (VERMILION, ORANGE, PURPLE, SKY)
 
 
-def arm_colours(arms: Iterable[str]) -> dict[str, str]:
+def arm_colors(arms: Iterable[str]) -> dict[str, str]:
     """Return the color of each arm: fixed for subject, cured and scratch, and a cycle of colors for all others."""
     arms = list(arms)
-    others = [arm for arm in arms if arm not in ARM_COLOURS]
-    return {arm: ARM_COLOURS.get(arm) or INDUCED_COLOURS[others.index(arm) % len(INDUCED_COLOURS)] for arm in arms}
+    others = [arm for arm in arms if arm not in ARM_COLORS]
+    return {arm: ARM_COLORS.get(arm) or INDUCED_COLORS[others.index(arm) % len(INDUCED_COLORS)] for arm in arms}
 
 
 def draw_lines(axes: Any, curves: Mapping[str, Sequence[Any]], **style: Any) -> None:
@@ -45,7 +45,7 @@ def draw_lines(axes: Any, curves: Mapping[str, Sequence[Any]], **style: Any) -> 
             shorter than the longest curve of the arm.
         style: matplotlib properties of the means.
     """
-    for arm, color in arm_colours(curves).items():
+    for arm, color in arm_colors(curves).items():
         seeds = [np.array(curve, float) for curve in curves[arm] if len(curve)]
         complete = [curve for curve in seeds if len(curve) == max(map(len, seeds))]
         for curve in seeds:
@@ -57,7 +57,7 @@ def draw_lines(axes: Any, curves: Mapping[str, Sequence[Any]], **style: Any) -> 
 
 def draw_points(axes: Any, pairs: Mapping[str, Sequence[Sequence[float]]]) -> None:
     """Draw a faint point for each pair, and a point at the mean of each arm's pairs, shape [seeds, 2]."""
-    for arm, color in arm_colours(pairs).items():
+    for arm, color in arm_colors(pairs).items():
         points = np.ma.masked_invalid(np.array(pairs[arm], float))
         mean = points.mean(axis=0)[:, None]
         axes.plot(*points.T, linestyle="none", marker=".", color=color, alpha=0.3)

@@ -123,7 +123,7 @@ def group_name(finding: Finding) -> str:
     return finding.plugin if finding.contrast == "harm" else contrast_id(finding.plugin, finding.contrast)
 
 
-def group_sentence_name(run: Run, outcome: Outcome) -> Group:
+def outcome_group(run: Run, outcome: Outcome) -> Group:
     """Return the findings of an outcome, those with the verdict of the outcome first.
 
     The result is empty for the subject and for a check that this run does not have.
@@ -159,7 +159,7 @@ def _control_text(finding: Finding) -> str:
     return " ".join(filter(None, parts))
 
 
-def gist(group: Group) -> tuple[str, ...]:
+def control_summary(group: Group) -> tuple[str, ...]:
     """Return the results of the positive controls in few lines, with one line for a kind: ``5 detected +10.9 to +24.8``."""
     if len(group) <= MAX_LISTED_CONTROLS:
         return control_texts(group)
@@ -198,7 +198,7 @@ def next_action(group: Group) -> str:
     return f"{format.one_line(remedy['text'])} ({effect})"
 
 
-def is_verified(group: Group) -> str:
+def verification_text(group: Group) -> str:
     """Return whether the remedy was verified; empty if it has no patch."""
     if not patch_lines(group):
         return ""

@@ -133,7 +133,7 @@ def arm_descriptions(executed: StudyResult) -> dict[str, dict[str, Any]]:
 
 def build_notes(executed: StudyResult) -> tuple[str, ...]:
     """Return notes about unverified inputs, dropped examples, choices at an edge of the search, and unused data."""
-    return tuple(map(messages.sentence, _notes(executed)))
+    return tuple(map(messages.write_sentence, _notes(executed)))
 
 
 def _notes(executed: StudyResult) -> tuple[Reason, ...]:

@@ -173,7 +173,7 @@ def run_to_completion(
         is_mine: returns whether this machine computes a group.
     """
     while True:
-        step = schedule.next_step(study, records)
+        step = schedule.next_schedule(study, records)
         missing = [key for key in step.wanted if key not in records]
         if not missing:
             return step
@@ -339,7 +339,7 @@ def forecast(
             raise UserError(f"{suite.path}: {study.facts.crash}", do="correct it; a forecast needs the profile")
         records: dict[str, Record] = {}
         while True:
-            step = schedule.next_step(study, records)
+            step = schedule.next_schedule(study, records)
             stored = store.get_records(db, [key for key in step.wanted if key not in records])
             records |= stored
             if not stored:

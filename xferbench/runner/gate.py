@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from xferbench.analysis import compare, compatibility
-from xferbench.analysis.exit_code import CRASHED, NOTHING, exit_code
+from xferbench.analysis.exit_code import CRASHED, NO_VERDICT, exit_code
 from xferbench.config import revive
 from xferbench.core import files
 from xferbench.core.errors import UserError
@@ -62,7 +62,7 @@ def run_gate(
     Raises:
         UserError: if the input cannot be used, or if the runs cannot be compared; then no file is written.
     """
-    loaded, path = runner.load(suite, allow_code=allow_code), store_path(store)
+    loaded, path = runner.load_suite(suite, allow_code=allow_code), store_path(store)
     if loaded.matrix is not None:
         raise UserError(f"{loaded.path}: [matrix]", found="a suite of many tasks", expected="a suite of one task, for a gate")
     _check_paths(output, baseline, candidate, accept)
@@ -80,7 +80,7 @@ def run_gate(
         unchecked = check_inputs(run, candidate, loaded) if candidate else ()
         run = _with_comparison(run, comparison, old, str(baseline), (*notes, *unchecked))
     if output is not None:
-        runner.save(run, output, path)
+        runner.save_report(run, output, path)
     if accept is not None and is_acceptable(run):
         files.write_file(accept, pack_baseline(run), WRITE_ADVICE)
     return run
@@ -101,14 +101,14 @@ def compare_files(first: Path, second: Path) -> Run:
 
 def _with_comparison(run: Run, comparison: Comparison, old: Run, file: str, notes: Sequence[Reason]) -> Run:
     """Return a run with its comparison, which names the accepted file, and with notes about all differences."""
-    before, after = (tuple(map(messages.sentence, reasons)) for reasons in (notes, compatibility.differences(old, run)))
+    before, after = (tuple(map(messages.write_sentence, reasons)) for reasons in (notes, compatibility.differences(old, run)))
     accepted_run = {**comparison.accepted, "file": file}
     return replace(run, gate=replace(comparison, accepted=accepted_run, notes=(*before, *comparison.notes, *after)))
 
 
 def is_acceptable(run: Run) -> bool:
     """Return whether a run can be accepted: it has a verdict, and nothing crashed."""
-    return exit_code(run.findings) not in {CRASHED, NOTHING}
+    return exit_code(run.findings) not in {CRASHED, NO_VERDICT}
 
 
 def read_candidate(candidate: Path, suite: Suite) -> Run:

@@ -12,7 +12,7 @@ from xferbench.data import inputs
 from xferbench.runner import build_run, execute, input_digests, preregistration, store
 from xferbench.runner.execute import StudyResult, WorkCounter
 from xferbench.study import schedule
-from xferbench.study.matrix_arms import ARM, PLUGIN_PREFIX, recipe_study
+from xferbench.study.matrix_arms import PLUGIN_PREFIX, RECIPE_ARM, recipe_study
 from xferbench.study.matrix_result import TaskResult, build_matrix_run
 from xferbench.study.schedule import records_by_term
 
@@ -51,7 +51,7 @@ def run_matrix(
     Raises:
         UserError: if the input cannot be used.
     """
-    matrix = matrix_of(suite)
+    matrix = require_matrix(suite)
     tasks = [task_suite(task, suite) for task in matrix.tasks]
     for task in tasks:
         inputs.check_inputs(task)  # for all tasks, before the first one is trained
@@ -63,7 +63,7 @@ def run_matrix(
     return build_matrix_run(suite, matrix, results, command)
 
 
-def matrix_of(suite: Suite) -> Matrix:
+def require_matrix(suite: Suite) -> Matrix:
     """Return the matrix of a suite.
 
     Raises:
@@ -122,7 +122,7 @@ def _run_task(
             (name, view, seed): record
             for name, state in states.items()
             for (arm, view, seed), record in records_by_term(recipe_step.asked, state.plugin.id, records).items()
-            if arm == ARM
+            if arm == RECIPE_ARM
         },
         seeds=tuple(range(task.seed, task.seed + task.looks[0])),
         skipped=skipped,
@@ -149,7 +149,7 @@ def _study_result(
 
 def forecast_matrix(suite: Suite, *, path: Path, device: str = "auto", workers: int | None = None) -> dict[str, Forecast]:
     """Return the forecast of each task, including its recipes."""
-    matrix = matrix_of(suite)
+    matrix = require_matrix(suite)
 
     def with_recipes(study: Study) -> Study:
         recipes, _ = recipe_study(matrix, study)

@@ -10,7 +10,8 @@ import json
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from xferbench.core.canonical import canonical, digest
+from xferbench.core.canonical import canonical
+from xferbench.core.canonical import digest as digest_
 from xferbench.core.errors import UserError
 from xferbench.core.files import refuse_existing, replace_atomically
 from xferbench.core.version import __version__
@@ -88,7 +89,7 @@ def plugin_sources(plugins: Sequence[Plugin]) -> dict[str, str]:
 def plan_to_json(suite: Suite, inputs: Sequence[InputDigest], plugins: Sequence[Plugin], written: str) -> str:
     """Return the content of a plan's file; ``written`` is the time in UTC."""
     content = plan_content(suite, inputs, plugins)
-    plan = {"schema": PLAN_SCHEMA, "suite": suite.name, "hash": digest(content), "written": written, "plan": content}
+    plan = {"schema": PLAN_SCHEMA, "suite": suite.name, "hash": digest_(content), "written": written, "plan": content}
     plan["inputs"] = [input_to_json(entry, listed=True) for entry in inputs]
     return json.dumps(plan, indent=1) + "\n"
 
@@ -140,7 +141,7 @@ def read_plan(path: Path) -> dict[str, Any]:
 
 def _content_hash(content: object) -> str:
     try:
-        return digest(content)
+        return digest_(content)
     except TypeError:
         return "no canonical form"
 
@@ -154,7 +155,7 @@ def check_plan(
         UserError: that names each key and file that differs.
     """
     content = plan_content(suite, inputs, plugins)
-    if digest(content) == frozen["hash"]:
+    if digest_(content) == frozen["hash"]:
         return
     differences = _value_differences(frozen["plan"], content)
     listed = {entry["key"]: entry.get("listed") for entry in frozen["inputs"]}

@@ -49,23 +49,23 @@ def run(
     Raises:
         UserError: if the input cannot be used.
     """
-    loaded, path = load(suite, allow_code=allow_code), store_path(Path(store) if store else None)
+    loaded, path = load_suite(suite, allow_code=allow_code), store_path(Path(store) if store else None)
     folder = Path(output) if output is not None else None
     if folder is not None:
         files.require_writable(folder)  # before an hour of training
 
     def save_task(task: Suite, result: Run) -> None:
         if folder is not None and task.plugins:
-            save(result, folder / TASKS_FOLDER / task.name, path)
+            save_report(result, folder / TASKS_FOLDER / task.name, path)
 
     result = run_suite(loaded, path=path, on_progress=on_progress, on_task=save_task, **options)
     if folder is not None:
         on_progress(_stage("writing the report"))
-        save(result, folder, path)
+        save_report(result, folder, path)
     return result
 
 
-def load(suite: str | Path | Suite, *, allow_code: bool = False) -> Suite:
+def load_suite(suite: str | Path | Suite, *, allow_code: bool = False) -> Suite:
     """Return a suite from the name of a shipped suite, the path of a suite file, or a suite.
 
     Raises:
@@ -75,7 +75,7 @@ def load(suite: str | Path | Suite, *, allow_code: bool = False) -> Suite:
     return replace(loaded, allow_code=allow_code or loaded.allow_code)
 
 
-def save(run: Run, folder: Path, path: Path) -> None:
+def save_report(run: Run, folder: Path, path: Path) -> None:
     """Write all files of a run into a folder; figures are cached next to the store at ``path``."""
     write_run(run, folder, {plugin.id: plugin for plugin in discovery.run_plugins(run)}, cache_folder(path) / "figures")
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from xferbench.study.study import Study
 
 COST_MEASURE = "xferbench.lab.evaluation.cost:measure_cost@2"
-ARM = "beside:it"  # the arm of a recipe in the plugin that measures it
+RECIPE_ARM = "beside:it"  # the arm of a recipe in the plugin that measures it
 PLUGIN_PREFIX = "recipe:"  # prefix of the ids of plugins that measure recipes
 
 
@@ -81,6 +81,8 @@ def recipe_plugin(name: str, arm: Selection, profile: Profile, views: set[str]) 
         induce=lambda *_: {},
         remedy="",
         extra_arms=lambda *_: {"it": arm},
-        contrasts=tuple(Contrast(name=view, kind="info", weights={(ARM, view): 1.0}) for view in (*feasible_views, "cost")),
+        contrasts=tuple(
+            Contrast(name=view, kind="info", weights={(RECIPE_ARM, view): 1.0}) for view in (*feasible_views, "cost")
+        ),
         measures={"cost": COST_MEASURE},
     )

@@ -11,7 +11,7 @@ from xferbench.core.interventions import as_dict
 from xferbench.core.matrix_result import MatrixResult
 from xferbench.core.run import Run
 from xferbench.study import claims, selection
-from xferbench.study.matrix_arms import ARM
+from xferbench.study.matrix_arms import RECIPE_ARM
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -112,9 +112,9 @@ def merge_notes(results: Sequence[TaskResult]) -> tuple[str, ...]:
     tasks_by_note: dict[str, list[str]] = {}
     for result in results:
         edges = [
-            f"{name} chose the {state.arms[ARM].at_edge}: a better rate may lie beyond it"
+            f"{name} chose the {state.arms[RECIPE_ARM].at_edge}: a better rate may lie beyond it"
             for name, state in result.cases.items()
-            if ARM in state.arms and state.arms[ARM].at_edge
+            if RECIPE_ARM in state.arms and state.arms[RECIPE_ARM].at_edge
         ]
         for note in (*result.run.notes, *edges):
             tasks_by_note.setdefault(note, []).append(result.task.name)
@@ -127,7 +127,7 @@ def build_rows(result: TaskResult) -> list[dict[str, Any]]:
 
 
 def _build_row(result: TaskResult, name: str, state: PluginState, seed: int) -> dict[str, Any]:
-    task, arm = result.task, state.arms.get(ARM)
+    task, arm = result.task, state.arms.get(RECIPE_ARM)
     views = {
         view: record for (recipe, view, record_seed), record in result.records.items() if (recipe, record_seed) == (name, seed)
     }
@@ -195,7 +195,7 @@ def _estimate_claim(claim: Claim, result: TaskResult) -> claims.ClaimEstimate:
     if claim.contrast:
         return claims.estimate_contrast(claim, result.run.findings)
     if claim.measure == "speed-up":
-        pipelines = {name: state.arms[ARM].pipeline for name, state in result.cases.items() if ARM in state.arms}
+        pipelines = {name: state.arms[RECIPE_ARM].pipeline for name, state in result.cases.items() if RECIPE_ARM in state.arms}
         return claims.estimate_speed_up(claim, result.records, pipelines, result.seeds, result.task)
     if claim.measure:
         return claims.estimate_measure(claim, build_rows(result), result.parameters, result.task)

@@ -112,7 +112,7 @@ class Schedule:
     stopped: Reason | None = None
 
 
-def next_step(study: Study, records: Mapping[str, Record]) -> Schedule:
+def next_schedule(study: Study, records: Mapping[str, Record]) -> Schedule:
     """Return the next stage of a study; teachers are trained before the networks that learn from them.
 
     Args:

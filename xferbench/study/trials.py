@@ -43,8 +43,8 @@ class NamedView:
     has_cue: bool = False
 
 
-TEMPERED = "temperature:fitted@1"  # edit for calibration
-BEFORE = "interpolated:0"  # edit that restores the backbone that a finished network was trained from
+TEMPERATURE_EDIT = "temperature:fitted@1"  # edit for calibration
+INTERPOLATE_TO_BEFORE = "interpolated:0"  # edit that restores the backbone that a finished network was trained from
 
 VIEWS: Mapping[str, NamedView] = {
     "test": NamedView(),
@@ -53,7 +53,7 @@ VIEWS: Mapping[str, NamedView] = {
     "validation": NamedView(examples="validation"),
     "training": NamedView(examples="training"),
     "best-step": NamedView(stop="best"),
-    "tempered": NamedView(edits=(TEMPERED,)),
+    "tempered": NamedView(edits=(TEMPERATURE_EDIT,)),
     "train-mode": NamedView(mode="train"),
     "restored": NamedView(edits=("batchnorm:restored",)),
     "recalibrated": NamedView(edits=("batchnorm:recalibrated@2",)),
@@ -243,7 +243,7 @@ def make_trial(
 def _model_edits(pipeline: Pipeline, view: NamedView, measure: str) -> tuple[str, ...]:
     """Return the edits of a pipeline's model in a view; the finish of the recipe comes first, and measures do not use it."""
     if pipeline.finished and view.before:
-        return (BEFORE, *view.edits)
+        return (INTERPOLATE_TO_BEFORE, *view.edits)
     edits = (*pipeline.edits, *(edit for edit in view.edits if edit not in pipeline.edits))
     has_finish = not (view.before or pipeline.finished or pipeline.injected_duplicates) and measure == "predictions"
     return (str(pipeline.recipe.finish), *edits) if pipeline.recipe.finish and has_finish else edits

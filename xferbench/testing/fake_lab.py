@@ -228,7 +228,7 @@ def replay_study(
     """Run a study in a lab, except for trials that have records, and return its last step and all records by key."""
     known_records = dict(records or {})
     while True:
-        step = schedule.next_step(planned, known_records)
+        step = schedule.next_schedule(planned, known_records)
         missing = [trial for key, trial in step.wanted.items() if key not in known_records]
         if not missing:
             return step, known_records

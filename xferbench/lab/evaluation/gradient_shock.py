@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_IMAGES, CHUNK_IMAGES = 64, 16  # images used for the gradient, in total and in one batch
 
 
-def gradient_ratio(context: MeasureContext) -> float:
+def compute_gradient_ratio(context: MeasureContext) -> float:
     """Divide the gradient norm of the backbone at the start by the norm under a head that was fitted to the same images."""
     network, prefix = context.network, [context.network.anatomy.head]
     start = {name: tensor.to(network.device) for name, tensor in context.before.items()}

@@ -27,7 +27,9 @@ INJECTION_KINDS = ("copied", "altered")  # unchanged; or flipped and compressed 
 JPEG_QUALITY = 60  # percent, of altered duplicates
 
 
-def find_copies(target: Data, limit: int | None, reference_data: Sequence[Data], cache: Path) -> dict[str, DuplicateMatches]:
+def find_leaked_duplicates(
+    target: Data, limit: int | None, reference_data: Sequence[Data], cache: Path
+) -> dict[str, DuplicateMatches]:
     """Find the duplicates of each test image in ``train`` and in each pretraining set. The results are cached.
 
     Args:
@@ -77,7 +79,7 @@ def _find_duplicates(
         return duplicates.DuplicateMatches(**{name: members[name] for name in names})
 
 
-def count_copies(matches_by_set: Mapping[str, DuplicateMatches]) -> dict[str, float]:
+def count_duplicates(matches_by_set: Mapping[str, DuplicateMatches]) -> dict[str, float]:
     """Count the duplicates by kind and set, under names such as ``exact in train``. Counts of 0 are left out."""
     kinds = ("exact", "near", "flipped")
     counts = {
@@ -88,7 +90,7 @@ def count_copies(matches_by_set: Mapping[str, DuplicateMatches]) -> dict[str, fl
 
 def leaked_examples(target: Data, limit: int | None, reference_data: Sequence[Data], cache: Path) -> np.ndarray:
     """Return which test images have a duplicate in any of the sets of :func:`find_copies`: [n] bool."""
-    matches_by_set = find_copies(target, limit, reference_data, cache)
+    matches_by_set = find_leaked_duplicates(target, limit, reference_data, cache)
     return np.logical_or.reduce([matches.found for matches in matches_by_set.values()])  # type: ignore[no-any-return] # of bool arrays
 
 
