@@ -25,7 +25,7 @@ from xferbench.core.record import Record
 from xferbench.core.run import Run
 from xferbench.report import messages
 from xferbench.runner import build_run, discovery, execute, store
-from xferbench.study import batching, findings, schedule, selection, trial_requests
+from xferbench.study import batching, findings, plugin_state, schedule, selection, trial_requests
 from xferbench.study.arms import plugin_arms
 from xferbench.study.trials import make_trial
 
@@ -51,7 +51,7 @@ class Asked:
     """A study of subject and cured alone, and where its records are."""
 
     study: Study
-    cases: tuple[schedule.PluginState, ...]
+    cases: tuple[plugin_state.PluginState, ...]
     path: Path
 
     def at(self, first, seeds):
@@ -84,7 +84,7 @@ def case(plugin, study):
     """A plugin whose arms are the subject and its cure."""
     arms = {name: plugin_arms(plugin, study, study.subject)[name] for name in ("subject", "cured")}
     settled = {name: selection.select(arm, study, {}) for name, arm in arms.items()}
-    return schedule.PluginState(plugin=plugin, arms=settled, recorded=study.facts.preprocessing)
+    return plugin_state.PluginState(plugin=plugin, arms=settled, recorded=study.facts.preprocessing)
 
 
 def train(one, seeds):

@@ -159,7 +159,7 @@ def test_an_existing_file_is_not_overwritten(tmp_path):
         path.read_bytes(),
         manifest.make_manifest(f"npz:{make_npz(tmp_path / 'b.npz', images=make_images(3))}")[0],
     )
-    with pytest.raises(UserError, match="there already"):
+    with pytest.raises(UserError, match="already exists"):
         manifest.write_manifest(manifest_, path)
     assert path.read_bytes() == before
     manifest.write_manifest(manifest_, path, force=True)

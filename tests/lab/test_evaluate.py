@@ -297,14 +297,14 @@ def test_the_phase_start_is_what_the_last_phase_started_from_in_a_group_too(worl
         Phase(trainable=Trainable.parse("adapter:2"), batchnorm="eval", **BRIEF),
     )
     specs = [make_fit(world, *adapted, seed=seed) for seed in range(2)]
-    calls, original = [], loop._phase
+    calls, original = [], loop._train_phase
 
-    def record_call(phase, number, specs, rest, network, stacked, *more, **marks):
-        if number == len(adapted) - 1:
+    def record_call(run, stacked, **more):
+        if run.index == len(adapted) - 1:
             calls.append({name: tensor.clone() for name, tensor in stacked.items()})
-        yield from original(phase, number, specs, rest, network, stacked, *more, **marks)
+        yield from original(run, stacked, **more)
 
-    monkeypatch.setattr(loop, "_phase", record_call)
+    monkeypatch.setattr(loop, "_train_phase", record_call)
     trial, cache = make_trial(specs[0]), world.cache / "begun"
     models, _ = run_trials._trained_models(specs, trial, cache)
     for member, model in enumerate(run_trials._with_phase_start(specs, models, trial, cache)):

@@ -420,7 +420,7 @@ def test_a_suite_with_user_network_and_training_runs(at_home, tmp_path):
     assert findings["batchnorm-drift"].verdict == "SKIPPED" and findings["batchnorm-drift"].reason.endswith(
         "does not support batchnorm"
     )
-    assert any("python:mine:train says that it supports lr, steps, batch_size: " in note for note in run.notes)
+    assert any("python:mine:train supports lr, steps, batch_size: " in note for note in run.notes)
     assert findings["negative-transfer"].verdict != "ERROR" and findings["negative-transfer"].harm is not None
     again = xferbench.run(file, allow_code=True, device="cpu", workers=1)
     assert again.cost["trials"]["run"] == 0

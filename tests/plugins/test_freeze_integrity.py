@@ -186,7 +186,7 @@ def test_statistics_that_a_belief_lets_move_are_a_note_only():
     before = tensors(module)
     told_ = found(before, trained(module, names=HEAD, mode="train"), Recipe(phases=(Phase(trainable=HEAD_ONLY),)))
     assert told_["integrity"] == 0
-    assert "BatchNorm statistics of frozen layers moved, as batchnorm = train lets them: bn1" in format_freeze_check(told_)
+    assert "BatchNorm statistics of frozen layers moved, which batchnorm = train allows: bn1" in format_freeze_check(told_)
 
 
 def test_requires_grad_on_a_module_freezes_nothing():
@@ -464,13 +464,13 @@ def test_training_code_that_forgets_to_freeze_fails(world, tmp_path, monkeypatch
     (one,) = carried_out(world, pipeline(world, RECIPES["probe"], training=code))
     user_code.load_callable.cache_clear()
     assert one.verdict == "FAIL"
-    for words in ("frozen, but moved: ", "buffers that were to stay", "nothing was frozen: module.requires_grad = False"):
+    for words in ("frozen, but moved: ", "buffers expected to stay", "nothing was frozen: module.requires_grad = False"):
         assert words in one.reason
 
 
 def test_an_audit_needs_before_and_takes_on_trust_what_nobody_said():
     finished = replace(fake_lab.PIPELINE, finished=Checkpoint(after=WEIGHTS))
-    assert "before are not given" in plugin.applies(finished, FACTS)
+    assert "from before training are not given" in plugin.applies(finished, FACTS)
     both = replace(finished, finished=Checkpoint(after=WEIGHTS, before=WEIGHTS))
     assert plugin.applies(both, FACTS) == "" and plugin.induce(both, FACTS) == {}
     assert "--believed" in plugin.trust(both, FACTS)
@@ -492,10 +492,10 @@ def audited(violations, believed=None, **more):
 def test_what_nobody_said_is_measured_and_not_judged_but_weights_that_were_not_loaded_are():
     one = audited(0.0)
     assert one.verdict == "SKIPPED"
-    assert one.reason.startswith("moved most: a.weight (0.5); what was to be trained was not said: --believed")
+    assert one.reason.startswith("largest changes: a.weight (0.5); the expected training is not given: --believed")
     assert audited(0.0, linear_probe()).verdict == "PASS"
     lost = audited(1.0, **{"not-loaded/layer1": 1.0, "cause/not-loaded": 1.0})
-    assert lost.verdict == "FAIL" and "nothing in common with before: layer1; likely cause: " in lost.reason
+    assert lost.verdict == "FAIL" and "uncorrelated with the weights from before: layer1; likely cause: " in lost.reason
     assert lost.remedy["text"] == plugin.remedy
 
 
@@ -507,5 +507,5 @@ def test_the_picture_draws_a_hundred_layers_by_side():
     run = fake_lab.run_study(study, fake_lab.fake_lab(measures={plugin.measures["integrity"]: {"integrity": 0.0, **scalars}}))
     axes = Figure().add_subplot()
     plugin.plot(axes, run)
-    assert [line.get_label() for line in axes.get_lines()] == ["believed frozen", "believed trained", "did not move"]
+    assert [line.get_label() for line in axes.get_lines()] == ["expected frozen", "expected to train", "did not move"]
     assert len(axes.get_xticks()) <= 13 and axes.get_yscale() == "log"

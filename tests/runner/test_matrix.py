@@ -254,7 +254,7 @@ def test_a_crash_in_any_view_is_one_and_rows_without_a_record_have_an_error(ran)
 def test_a_gate_refuses_a_matrix_before_anything_is_run(ran, tmp_path):
     with pytest.raises(UserError, match=r"\[matrix\]"):
         gating.run_gate(ran[1], output=tmp_path / "out")
-    with pytest.raises(UserError, match="that of a suite with"):
+    with pytest.raises(UserError, match="the result of a suite with"):
         gating.compare_files(ran[0] / "out", ran[0] / "out")
     assert not (tmp_path / "out").exists()
 

@@ -65,7 +65,7 @@ def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
     max_lr = MAX_LR[phase.optimizer]
     batchnorm_fixed = all(phase.batchnorm == "eval" for phase in recipe.phases)
     frozen = all(phase.trainable == interventions.HEAD_ONLY for phase in recipe.phases)
-    is_lp_ft = strategies.begins_with_probe(recipe) and max(phase.lr for phase in recipe.phases[1:]) <= max_lr
+    is_lp_ft = strategies.begins_with_probe(recipe) and max((phase.lr for phase in recipe.phases[1:]), default=0.0) <= max_lr
     if batchnorm_fixed and (frozen or is_lp_ft):
         return pipeline
     lp_ft = strategies.lp_ft(replace(phase, lr=min(phase.lr, max_lr), batchnorm="eval"))

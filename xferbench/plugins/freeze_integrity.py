@@ -67,7 +67,7 @@ def applies(pipeline: Pipeline, profile: Profile) -> str:
 
 
 def trust(pipeline: Pipeline, _: Profile) -> str:
-    missing = "what was to be trained was not said: --believed trainable=head,batchnorm=eval"
+    missing = "the expected training is not given: --believed trainable=head,batchnorm=eval"
     return missing if pipeline.finished and pipeline.expected_training is None else ""
 
 

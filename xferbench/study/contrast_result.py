@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from xferbench.core.plugin import Contrast
     from xferbench.core.run import Estimate
     from xferbench.core.suite import Suite
-    from xferbench.study.schedule import PluginState
+    from xferbench.study.plugin_state import PluginState
 
 MAX_BASELINE_MARGIN = 0.05  # required accuracy of a baseline above the majority class; a loss's margin has another unit
 

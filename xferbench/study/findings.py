@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from xferbench.core.reason import Reason
     from xferbench.core.record import Record
     from xferbench.core.suite import Suite
-    from xferbench.study.schedule import PluginState, Schedule
+    from xferbench.study.plugin_state import PluginState
+    from xferbench.study.schedule import Schedule
 
 
 def build_findings(suite: Suite, schedule: Schedule, records: Mapping[str, Record]) -> tuple[Draft, ...]:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from xferbench.core.run import Finding
     from xferbench.study.draft import Draft
-    from xferbench.study.schedule import PluginState, Schedule
+    from xferbench.study.plugin_state import PluginState
+    from xferbench.study.schedule import Schedule
     from xferbench.study.study import Study
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from xferbench.analysis import intervals
 from xferbench.config.render import describe_pipeline, describe_recipe
 from xferbench.core.pipeline import MAX_HELD_OUT_EXAMPLES, Arm, Pipeline, Selection
-from xferbench.study import schedule, selection, trial_requests
+from xferbench.study import plugin_state, selection, trial_requests
 from xferbench.study.arms import induced_arms, plugin_arms, why_not, why_not_supported
 from xferbench.study.selection import ResolvedArm
 from xferbench.study.trials import training_cost, training_spec
@@ -56,7 +56,7 @@ def forecast_study(study: Study, records: Mapping[str, Record], workers: int) ->
         for name, arm in arms.items():
             requests += trial_requests.selection_requests(plugin.id, name, arm, study)
         resolved = {name: ResolvedArm(pipeline=_assumed_pipeline(arm, study, records)) for name, arm in arms.items()}
-        states.append(schedule.PluginState(plugin=plugin, skipped=skipped, arms=resolved))
+        states.append(plugin_state.PluginState(plugin=plugin, skipped=skipped, arms=resolved))
         requests += trial_requests.start_requests(states[-1], range(suite.seed, suite.seed + suite.looks[0]), study)
         descriptions[plugin.id] = {name: _describe_arm(arm, study, records) for name, arm in arms.items()}
         if arms and isinstance(study.subject, Selection):
@@ -78,7 +78,7 @@ def forecast_study(study: Study, records: Mapping[str, Record], workers: int) ->
     )
 
 
-def _look_requests(look: int, states: Sequence[schedule.PluginState], study: Study) -> list[TrialRequest]:
+def _look_requests(look: int, states: Sequence[plugin_state.PluginState], study: Study) -> list[TrialRequest]:
     """Return the requests of contrasts up to a look, and those of invariants, which need only the seeds of the first look."""
     suite = study.suite
     seeds = range(suite.seed, suite.seed + look)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from xferbench.core.record import Record
     from xferbench.core.suite import Claim, Matrix, Suite
-    from xferbench.study.schedule import PluginState
+    from xferbench.study.plugin_state import PluginState
 
 TASK_FIELDS = (  # fields of a suite that may differ between tasks
     "target",

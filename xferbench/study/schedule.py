@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from xferbench.analysis import estimates, sequential
-from xferbench.core.pipeline import InputTransform, Preprocessing
 from xferbench.core.reason import Code, Reason, because
 from xferbench.study import batching, selection
 from xferbench.study.arms import induced_arms, plugin_arms, why_not, why_not_supported
+from xferbench.study.plugin_state import PluginState
 from xferbench.study.trial_requests import (
     contrast_margin,
     contrast_requests,
@@ -23,7 +23,7 @@ from xferbench.study.trial_requests import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from xferbench.analysis.sequential import SequentialDecision
     from xferbench.core.pipeline import Arm, Pipeline
@@ -33,60 +33,6 @@ if TYPE_CHECKING:
     from xferbench.core.trial import TrainingSpec, Trial
     from xferbench.study.selection import ResolvedArm
     from xferbench.study.study import Study, TrialRequest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PluginState:
-    """The state of a plugin in a study.
-
-    Attributes:
-        plugin: the plugin.
-        skipped: why the plugin does not apply, or "".
-        error: the crash of the plugin, or "".
-        trust: what the result takes on trust, or "".
-        recorded: the recorded preprocessing, which a suite need not state.
-        arms: the resolved arms by name.
-    """
-
-    plugin: Plugin
-    skipped: str = ""
-    error: str = ""
-    trust: str = ""
-    recorded: InputTransform = field(default_factory=Preprocessing)
-    arms: Mapping[str, ResolvedArm] = field(default_factory=dict)
-
-    @property
-    def variants(self) -> tuple[str, ...]:
-        """The names of the induced variants."""
-        return tuple(arm.removeprefix("induced:") for arm in self.arms if arm.startswith("induced:"))
-
-    @property
-    def exposed(self) -> bool:
-        """Whether the cure changes the subject."""
-        return self.arms["subject"].pipeline != self.arms["cured"].pipeline
-
-    def contrasts(self, kind: str) -> Iterator[tuple[str, Contrast]]:
-        """Yield the contrasts of a kind with the name ``plugin/contrast``; none if the plugin is skipped or crashed."""
-        if self.skipped or self.error:
-            return
-        for contrast in self.plugin.contrasts:
-            if contrast.kind == kind:
-                yield f"{self.plugin.id}/{contrast.name}", contrast
-
-    def measurements(self) -> Iterator[Contrast]:
-        """Yield the ``info`` contrasts whose arms exist, without those that are 0 because subject and cure are equal."""
-        paired_arms = [{arm for arm, _ in contrast.weights} for _, contrast in self.contrasts("paired")]
-        # The subject may differ from the cured arm in other ways than the cure if a harm is not the distance from the cure.
-        is_distinct = not self.plugin.has_verdict or any("cured" not in arms for arms in paired_arms)
-        for _, contrast in self.contrasts("info"):
-            arms = {arm for arm, _ in contrast.weights}
-            if (self.exposed or is_distinct or arms - {"subject", "cured"}) and all(arm in self.arms for arm in arms):
-                yield contrast
-
-    @property
-    def extra_arms(self) -> tuple[str, ...]:
-        """The names of the arms that are only measured."""
-        return tuple(arm for arm in self.arms if arm.startswith("beside:"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

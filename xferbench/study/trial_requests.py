@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from xferbench.core.plugin import Contrast
     from xferbench.core.suite import Suite
     from xferbench.core.trial import ComputeContext
-    from xferbench.study.schedule import PluginState
+    from xferbench.study.plugin_state import PluginState
     from xferbench.study.study import Study
 
 

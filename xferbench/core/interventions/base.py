@@ -118,11 +118,15 @@ class Intervention:
         Raises:
             ValueError: for any other text, with the expected spelling.
         """
-        from xferbench.core.interventions import BUILT_IN  # the package imports this module first
-
-        kinds: Any = BUILT_IN.get(cls, (cls,))
+        is_kind = "spelling" in vars(cls)
+        kinds: Any = (cls,) if is_kind else cls.built_in()
         value: Self = parse(text, kinds)
         return value
+
+    @classmethod
+    def built_in(cls) -> tuple[type[Intervention], ...]:
+        """Return the built-in kinds of a group; each group names its own."""
+        raise NotImplementedError(f"{cls.__name__} is no group of interventions")
 
     def describe(self) -> str:
         """Return the value in words, for reports."""

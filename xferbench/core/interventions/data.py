@@ -29,6 +29,11 @@ class DataIntervention(Intervention):
     __slots__ = ()
     implementation: ClassVar[str]
 
+    @classmethod
+    def built_in(cls) -> tuple[type[Intervention], ...]:
+        """Return the built-in kinds."""
+        return DATA_INTERVENTIONS
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelNoise(DataIntervention):

@@ -41,11 +41,21 @@ class Edit(Intervention):
     __slots__ = ()
     screened: ClassVar[bool] = False
 
+    @classmethod
+    def built_in(cls) -> tuple[type[Intervention], ...]:
+        """Return the built-in kinds."""
+        return EDITS
+
 
 class Finish(Edit):
     """An edit that is the last step of a recipe."""
 
     __slots__ = ()
+
+    @classmethod
+    def built_in(cls) -> tuple[type[Intervention], ...]:
+        """Return the built-in kinds."""
+        return FINISHES
 
 
 class BatchNormEdit(Edit):

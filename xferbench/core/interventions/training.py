@@ -49,6 +49,11 @@ class Trainable(Intervention):
 
     __slots__ = ()
 
+    @classmethod
+    def built_in(cls) -> tuple[type[Intervention], ...]:
+        """Return the built-in kinds."""
+        return TRAINABLES
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllLayers(Trainable):
@@ -118,6 +123,11 @@ class Head(Intervention):
 
     __slots__ = ()
 
+    @classmethod
+    def built_in(cls) -> tuple[type[Intervention], ...]:
+        """Return the built-in kinds."""
+        return HEADS
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomHead(Head):
@@ -158,6 +168,11 @@ class Augmentation(Intervention):
 
     __slots__ = ()
 
+    @classmethod
+    def built_in(cls) -> tuple[type[Intervention], ...]:
+        """Return the built-in kinds."""
+        return AUGMENTATIONS
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flip(Augmentation):
@@ -187,6 +202,11 @@ class Regularizer(Intervention):
     """A term of the training loss; :mod:`xferbench.lab.training.regularizers` finds its implementation by its type."""
 
     __slots__ = ()
+
+    @classmethod
+    def built_in(cls) -> tuple[type[Intervention], ...]:
+        """Return the built-in kinds."""
+        return REGULARIZERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
