@@ -241,10 +241,10 @@ def reference(executed, case, contrast, work, data, store):
         if beside:
             seen, name = replace(seen, source=replace(seen.source, data=source)), view
         else:  # what was screened for stays what the audit has found
-            classes = tuple(range(executed.study.facts.outputs))
+            classes = tuple(range(executed.study.profile.outputs))
             name = "shifted-as-trained" if trials.VIEWS[view].as_trained else "shifted"
             seen = replace(seen, shifted=AuxiliaryDataset(data=unseen, classes=classes))
-        trial = trials.make_trial(seen, name, 0, executed.study.place)
+        trial = trials.make_trial(seen, name, 0, executed.study.context)
         (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), cache_folder(store))
         assert not record.error, record.error
         answers[arm, view, 0] = record
@@ -326,7 +326,7 @@ def outcome(case, hits, others, again):
 def remeasured(case, executed, run, work, store):
     """What is measured again: every FAIL of a contrast with a margin, and what the planted failure was to be named by."""
     verdicts = {named(one): one for one in reversed(run.findings)}
-    for one in executed.step.cases:
+    for one in executed.step.states:
         for name, contrast in one.contrasts("paired"):
             short = name.removesuffix("/harm")
             planted = is_of(short, case.admissible)
@@ -375,11 +375,11 @@ def autopsy(depth, pictures, form, work, shared, store):
     }
     run, executed = audited(loader.parse_suite(table, work / "autopsy.toml"), store)
     found = of_verdicts(run, "FAIL", "PASS", "INCONCLUSIVE", "ERROR")["preprocessing-mismatch"]
-    case = next(one for one in executed.step.cases if one.plugin.id == "preprocessing-mismatch")
+    case = next(one for one in executed.step.states if one.plugin.id == "preprocessing-mismatch")
     served, right = case.arms["cured"].pipeline.serve_preprocessing, loader.parse_suite(
         table | {"backbone": table["backbone"] | {"preprocessing": RIGHT}}, work / "autopsy.toml"
     ).preprocessing  # fmt: skip
-    confidence = next(one.confidence for one in case.arms["cured"].weighed if one.pipeline == case.arms["cured"].pipeline)
+    confidence = next(one.confidence for one in case.arms["cured"].candidates if one.pipeline == case.arms["cured"].pipeline)
     others = {name: one for name, one in of_verdicts(run, "FAIL").items() if name != "preprocessing-mismatch"}
     row = {
         "network": f"ResNet-{depth}",

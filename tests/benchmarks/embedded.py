@@ -68,11 +68,11 @@ def measure(target, shared, store, bases, plugins):
     base = loader.parse_suite(table, (shared or Path()).resolve() / "embedded.toml")
     answers = {}
     steps = [answered(replace(base, seed=SEEDS * number), store, answers) for number in range(bases)]
-    asked = [one for step in steps for one in step.asked]
+    asked = [one for step in steps for one in step.requests]
     found = [{one.id: one for one in messages.write_findings(findings.build_findings(base, step, answers))} for step in steps]
     return [
         row(target, base, case, contrast, variant, found, records_by_term(asked, case.plugin.id, answers), bases)
-        for case in steps[0].cases
+        for case in steps[0].states
         for _, contrast in case.contrasts("paired")
         for variant in case.variants
     ] + [plain(target, steps[0], one, found, bases) for one in found[0].values() if unjudged(steps[0], one)]
@@ -80,20 +80,20 @@ def measure(target, shared, store, bases, plugins):
 
 def unjudged(step, finding):
     """Whether a finding is an invariant, or all that there is of a plugin that only measures."""
-    case = next(case for case in step.cases if case.plugin.id == finding.plugin)
+    case = next(case for case in step.states if case.plugin.id == finding.plugin)
     judged_apart = finding.plugin in {name.partition("/")[0] for name, _ in paired(step)}
     return not judged_apart and case.plugin.has_verdict != (finding.verdict == "INFO")
 
 
 def paired(step):
     """The contrasts that are judged against the margin."""
-    return [one for case in step.cases for one in case.contrasts("paired")]
+    return [one for case in step.states for one in case.contrasts("paired")]
 
 
 def plain(target, step, finding, found, bases):
     """What the runs say of an invariant, or of what is only measured: there is no harm to be held against other seeds."""
     own, runs = [one[finding.id] for one in found], f"of {bases} runs"
-    case = next(case for case in step.cases if case.plugin.id == finding.plugin)
+    case = next(case for case in step.states if case.plugin.id == finding.plugin)
     seeds = f"{bases * SEEDS} seeds"
     return {
         "target": target,

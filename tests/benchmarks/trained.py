@@ -92,8 +92,8 @@ def train(one, seeds):
     with execute.open_study(one.study.suite, one.path, "cpu", 1) as (_, db, engine):
         folder = store.cache_folder(one.path)
         for start in range(0, len(seeds), CHUNK):
-            step = schedule.Schedule(wanted=batching.unique_trials(one.questions(seeds[start : start + CHUNK])))
-            lacking = frozenset(step.wanted) - kept(db, step.wanted).keys()
+            step = schedule.Schedule(pending=batching.unique_trials(one.questions(seeds[start : start + CHUNK])))
+            lacking = frozenset(step.pending) - kept(db, step.pending).keys()
             groups = [group for group in execute.trial_groups(step, one.study) if lacking & {trial.key for trial in group}]
             for future in [execute.submit_group(engine, folder, group, lacking) for group in groups]:
                 for record in future.result()[0]:
@@ -118,9 +118,9 @@ def run(one):
 
 def judged(one, answers):
     """The run that some answers make, with the verdicts that they lead to."""
-    step = schedule._looked(one.study, schedule.Schedule(cases=one.cases), answers)
-    if step.wanted:
-        raise LookupError(f"{sum(key not in answers for key in step.wanted)} records are missing: train first")
+    step = schedule._run_looks(one.study, schedule.Schedule(states=one.cases), answers)
+    if step.pending:
+        raise LookupError(f"{sum(key not in answers for key in step.pending)} records are missing: train first")
     own = one.study.suite
     return Run(
         suite=asdict(own),
@@ -160,7 +160,7 @@ def right(one, seeds):
                 name = arm if arm == "subject" else case.plugin.id
                 if name not in found:
                     pipeline = case.arms[arm].pipeline
-                    trials = [make_trial(pipeline, "test", seed, one.study.place) for seed in seeds]
+                    trials = [make_trial(pipeline, "test", seed, one.study.context) for seed in seeds]
                     found[name] = np.stack([correct(kept(db, [trial.key])[trial.key]) for trial in trials])
     return found
 

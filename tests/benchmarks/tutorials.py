@@ -104,13 +104,13 @@ def questions(asked_suite, place):
     with execute.open_study(asked_suite, place, "cpu", None) as (study, db, _):
         while True:
             step = schedule.next_schedule(study, answers)
-            missing = {key: trial for key, trial in step.wanted.items() if key not in answers}
+            missing = {key: trial for key, trial in step.pending.items() if key not in answers}
             if not missing:
                 break
             found = store.get_records(db, missing)
             unknown += len(missing) - len(found)
             answers |= {key: found.get(key) or lot(trial) for key, trial in missing.items()}
-    each = dict.fromkeys((one.plugin, one.arm, one.trial.model.base) for one in step.asked)
+    each = dict.fromkeys((one.plugin, one.arm, one.trial.model.base) for one in step.requests)
     fits = [fit for _, _, fit in each if fit.phases]  # a network that is only looked at takes no script
     return fits, unknown
 

@@ -22,7 +22,7 @@ def keys(audit):
     asked = study(plain, scratch_budget=60.0, facts=replace(FACTS, seconds_step=0.001))
     step, _ = fake_lab.replay_study(asked, fake_lab.fake_lab(lambda _: 0.8, measures))
     by_view = {}
-    for question in step.asked:
+    for question in step.requests:
         by_view.setdefault(question.view, set()).add(question.trial.key)
     return {view: digest(sorted(found)) for view, found in sorted(by_view.items())}
 

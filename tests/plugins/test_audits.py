@@ -30,10 +30,10 @@ ALONE = replace(FINISHED, finished=Checkpoint(after=WeightsFile(digest="after"))
 def study(audit, pipeline=FINISHED, facts=FACTS, **changes):
     return Study(
         suite=replace(SUITE, plugins=(audit.id,), **changes),
-        facts=facts,
+        profile=facts,
         plugins=(audit,),
         subject=pipeline,
-        place=fake_lab.CONTEXT,
+        context=fake_lab.CONTEXT,
     )
 
 
@@ -104,8 +104,8 @@ def test_an_audits_module_is_named_by_its_entry(audit):
 
 def test_verdicts_are_taken_on_the_half_that_nothing_was_chosen_on():
     step, _ = fake_lab.replay_study(study(class_order.audit), fake_lab.fake_lab(lambda _: 0.8))
-    judged = {one.trial.view.examples for one in step.asked if one.view == "test"}
-    chosen = {one.trial.view.examples for one in step.asked if one.view == "validation"}
+    judged = {one.trial.view.examples for one in step.requests if one.view == "test"}
+    chosen = {one.trial.view.examples for one in step.requests if one.view == "validation"}
     assert (judged, chosen) == ({"confirm"}, {"screen"})
 
 

@@ -77,7 +77,7 @@ def test_the_cure_is_one_temperature_and_is_advised_in_words():
 def test_both_scores_are_judged_each_with_its_margin_on_views_of_one_fit():
     study = fake_lab.make_study(calibration.plugin)
     step, _ = fake_lab.replay_study(study, fake_lab.fake_lab())
-    fits = {(one.arm, one.seed): one.trial.model.base for one in step.asked if one.view == "test"}
+    fits = {(one.arm, one.seed): one.trial.model.base for one in step.requests if one.view == "test"}
     assert all(fits["subject", seed] == fits["cured", seed] for seed in range(3))
     told = {one.contrast: one for one in fake_lab.run_study(study, fake_lab.fake_lab()).findings}
     assert {name: (one.metric, one.margin) for name, one in told.items()} == {"harm": ("nll", 0.05), "brier": ("brier", 0.02)}

@@ -79,7 +79,7 @@ def test_the_multiplier_is_told_at_each_size_and_never_beyond_twice_the_largest(
 
 def test_what_is_only_measured_is_asked_at_the_first_look_alone_and_is_in_every_report():
     step, _ = fake_lab.replay_study(asked(replace(PIPELINE, train_size=800)), fake_lab.fake_lab(by_size))
-    assert {one.seed for one in step.asked if one.view == "test"} == {0, 1, 2}
+    assert {one.seed for one in step.requests if one.view == "test"} == {0, 1, 2}
     run = fake_lab.run_study(asked(replace(PIPELINE, train_size=800)), fake_lab.fake_lab(by_size))
     for page in (html.render(run, {PLUGIN.id: PLUGIN}), markdown.render(run)):
         assert "data-efficiency" in page

@@ -419,7 +419,7 @@ def test_the_labs_own_loop_does_what_the_recipe_says_and_each_induced_failure_is
 def carried_out(world, one):
     """The finding of a study of this plugin alone, in the real laboratory, on one seed."""
     suite = replace(fake_lab.SUITE, looks=(1,), recipe=one.recipe, tuning_seeds=1)
-    study = replace(fake_lab.make_study(plugin, suite=suite, pipeline=one, facts=FACTS), place=PLACE)
+    study = replace(fake_lab.make_study(plugin, suite=suite, pipeline=one, facts=FACTS), context=PLACE)
 
     def real(trial):
         if trial.model.base.init == "random":

@@ -111,9 +111,9 @@ def joined(output, *sources):
 def stages(size):
     """The groups of all stages of a study."""
     asked, answers, found = fake_lab.make_study(*PLUGINS), {}, []
-    while (step := schedule.next_schedule(asked, answers)).wanted:
-        found.append(list(batching.group_trials(step.wanted, size, asked.suite)))
-        answers |= {key: drift(one) for key, one in step.wanted.items()}
+    while (step := schedule.next_schedule(asked, answers)).pending:
+        found.append(list(batching.group_trials(step.pending, size, asked.suite)))
+        answers |= {key: drift(one) for key, one in step.pending.items()}
     return found
 
 

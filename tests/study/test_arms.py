@@ -37,8 +37,8 @@ def settled(choice, scores, asked=ASKED):
 def test_a_choice_is_made_by_its_own_view_among_those_that_keep_the_other():
     one = settled(FORGETTING, {"validation": (0.8, 0.79, 0.5), "source-held-out": (0.3, 0.6, 0.9)})
     assert one.pipeline == ARMS[1], "the last one keeps more of the source, and loses the target"
-    assert [round(weighed.score, 1) for weighed in one.weighed] == [0.3, 0.6, 0.9]
-    assert [round(weighed.keeping, 1) for weighed in one.weighed] == [0.8, 0.8, 0.5]
+    assert [round(weighed.score, 1) for weighed in one.candidates] == [0.3, 0.6, 0.9]
+    assert [round(weighed.keeping, 1) for weighed in one.candidates] == [0.8, 0.8, 0.5]
 
 
 def test_what_is_kept_is_measured_from_the_first_candidate_and_may_be_better():
@@ -65,7 +65,7 @@ def test_curves_and_divergence_are_of_the_view_that_it_is_chosen_by():
     asked = selection.selection_trials(FORGETTING, ASKED)
     assert [one.view.examples for one in asked[:4]] == ["held-out", "held-out", "validation", "validation"]
     one = settled(FORGETTING, {"validation": (0.8, 0.8, 0.8), "source-held-out": (0.3, 0.6, 0.9)})
-    assert [weighed.curve[0][1] for weighed in one.weighed] == pytest.approx([0.3, 0.6, 0.9])
+    assert [weighed.curve[0][1] for weighed in one.candidates] == pytest.approx([0.3, 0.6, 0.9])
 
 
 def test_a_choice_asks_tuning_seeds_alone_and_never_test_images():
@@ -138,7 +138,7 @@ def test_where_what_is_to_be_kept_is_not_known_nothing_is_chosen():
         answers[one.key] = Record(key=one.key, predictions=told)
     found = selection.select(FORGETTING, asked, answers)
     assert found.pipeline is None and "sensitivity" in found.error
-    assert all(str(one.keeping) == str(nan) for one in found.weighed)
+    assert all(str(one.keeping) == str(nan) for one in found.candidates)
 
 
 def test_a_network_as_it_starts_is_trained_by_nobody():

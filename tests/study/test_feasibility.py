@@ -106,7 +106,7 @@ def test_candidates_that_do_not_fit_are_left_out_and_an_arm_of_nothing_else_is_n
 def test_a_plugin_nothing_of_whose_cure_fits_is_skipped_with_the_reason():
     subject = arm(full())
     plugin = replace(learning_rate.plugin, applies=lambda *_: "", cure=lambda pipeline, _: replace(pipeline, recipe=bitfit()))
-    asked = replace(study(), facts=PLAIN)
+    asked = replace(study(), profile=PLAIN)
     assert arms.why_not(plugin, asked, subject) == "bias: the backbone has no biases below its head"
     several = replace(plugin, cure=lambda pipeline, _: Selection(candidates=(pipeline, arm(bitfit()), arm(lora()))))
     assert arms.why_not(several, asked, subject) == ""

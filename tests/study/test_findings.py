@@ -179,8 +179,8 @@ def forgotten(before, after):
         beside = trial.view.domain is not None
         return (after if trial.model.base.phases else before) if beside else 0.8
 
-    world = next(one for one in fake_lab.scenarios() if one.facts.source and one.pipeline.recipe.init == "pretrained")
-    asked = fake_lab.make_study(catastrophic_forgetting.plugin, pipeline=world.pipeline, facts=world.facts)
+    world = next(one for one in fake_lab.scenarios() if one.profile.source and one.pipeline.recipe.init == "pretrained")
+    asked = fake_lab.make_study(catastrophic_forgetting.plugin, pipeline=world.pipeline, facts=world.profile)
     step, answers = fake_lab.replay_study(asked, fake_lab.fake_lab(accuracy))
     return messages.write_findings(findings.build_findings(asked.suite, step, answers))[0]
 

@@ -18,7 +18,7 @@ ORDER, STATISTICS, PROBE = "classes:assigned@1", "batchnorm:recalibrated@2", "he
 
 def carried_out(scores):
     """Audits of a network whose accuracy is that of the first words that are all among its edits."""
-    study = Study(suite=SUITE, facts=FACTS, plugins=AUDITS, subject=FINISHED, place=fake_lab.CONTEXT)
+    study = Study(suite=SUITE, profile=FACTS, plugins=AUDITS, subject=FINISHED, context=fake_lab.CONTEXT)
     lab = fake_lab.fake_lab(
         lambda trial: next((value for words, value in scores.items() if {*words} <= {*trial.model.edits}), 0.3),
         {reference: {name: 0.0} for audit in AUDITS for name, reference in audit.measures.items()},
@@ -89,7 +89,7 @@ def test_where_nothing_was_mended_findings_stay():
 def test_what_is_asked_of_the_mended_network_is_counted():
     from xferbench.runner import build_run, execute
 
-    study = Study(suite=SUITE, facts=FACTS, plugins=AUDITS, subject=FINISHED, place=fake_lab.CONTEXT)
+    study = Study(suite=SUITE, profile=FACTS, plugins=AUDITS, subject=FINISHED, context=fake_lab.CONTEXT)
     scores = {(ORDER, STATISTICS): 0.9, (ORDER,): 0.9, (STATISTICS,): 0.5, (PROBE,): 0.5}
     lab = fake_lab.fake_lab(
         lambda trial: next((value for words, value in scores.items() if {*words} <= {*trial.model.edits}), 0.3),
@@ -101,12 +101,12 @@ def test_what_is_asked_of_the_mended_network_is_counted():
     executed = execute.StudyResult(
         study=study,
         step=step,
-        answers=known,
+        records=known,
         trials_run=len(known),
         fits_run=0,
         workers=1,
         seconds=0.0,
-        mended=followup.Followup(by=by, study=left, step=again),
+        followup=followup.Followup(by=by, study=left, step=again),
     )
     told = build_run.cost_summary(executed)["trials"]
     assert len(known) > len(answers)

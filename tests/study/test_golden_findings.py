@@ -77,8 +77,8 @@ def forgetting(before, after):
     def accuracy(trial):
         return (after if trial.model.base.phases else before) if trial.view.domain is not None else 0.8
 
-    world = next(world for world in fake_lab.scenarios() if world.facts.source and world.pipeline.recipe.init == "pretrained")
-    return fake_lab.make_study(catastrophic_forgetting.plugin, pipeline=world.pipeline, facts=world.facts), fake_lab.fake_lab(
+    world = next(world for world in fake_lab.scenarios() if world.profile.source and world.pipeline.recipe.init == "pretrained")
+    return fake_lab.make_study(catastrophic_forgetting.plugin, pipeline=world.pipeline, facts=world.profile), fake_lab.fake_lab(
         accuracy
     )
 
@@ -138,7 +138,7 @@ def runs():
         yield f"source from {before} to {after}", *forgetting(before, after)
     for world in fake_lab.scenarios():
         if world.name in {"LP-FT", "no BatchNorm", "images served in train mode and another form"}:
-            asked = fake_lab.make_study(DRIFT, TRANSFER, train_serve_skew.plugin, pipeline=world.pipeline, facts=world.facts)
+            asked = fake_lab.make_study(DRIFT, TRANSFER, train_serve_skew.plugin, pipeline=world.pipeline, facts=world.profile)
             yield f"world: {world.name}", asked, fake_lab.fake_lab(measures=MEASURES)
 
 
@@ -166,7 +166,11 @@ def mended(scores):
     """A run of audits whose largest failure is mended; ``scores`` as in test_symptoms."""
     audits_ = (test_audits.class_order.audit, test_audits.batchnorm_drift.audit, test_audits.linear_probe.audit)
     asked = Study(
-        suite=test_audits.SUITE, facts=test_audits.FACTS, plugins=audits_, subject=test_audits.FINISHED, place=fake_lab.CONTEXT
+        suite=test_audits.SUITE,
+        profile=test_audits.FACTS,
+        plugins=audits_,
+        subject=test_audits.FINISHED,
+        context=fake_lab.CONTEXT,
     )
     answer = fake_lab.fake_lab(
         lambda trial: next((value for words, value in scores.items() if {*words} <= {*trial.model.edits}), 0.3),
@@ -180,12 +184,12 @@ def mended(scores):
         execute.StudyResult(
             study=asked,
             step=step,
-            answers=answers,
+            records=answers,
             trials_run=len(answers),
             fits_run=0,
             workers=1,
             seconds=0.0,
-            mended=left and followup.Followup(by=left[0], study=left[1], step=again),
+            followup=left and followup.Followup(by=left[0], study=left[1], step=again),
         )
     )
 

@@ -56,15 +56,15 @@ def carried_out(answer, *effects, facts=PROFILE):
     matrix = Matrix(
         tasks=(fake_lab.SUITE,), compared=(compared("full"), compared("linear-probe")), against="full", effects=effects
     )
-    asked, skipped = matrix_arms.recipe_study(matrix, replace(fake_lab.make_study(), facts=facts))
+    asked, skipped = matrix_arms.recipe_study(matrix, replace(fake_lab.make_study(), profile=facts))
     step, answers = fake_lab.replay_study(asked, answer)
     from xferbench.study.schedule import records_by_term
 
-    cases = {case.plugin.id.removeprefix(matrix_arms.PLUGIN_PREFIX): case for case in step.cases}
+    cases = {case.plugin.id.removeprefix(matrix_arms.PLUGIN_PREFIX): case for case in step.states}
     told = {
         (name, view, seed): one
         for name, case in cases.items()
-        for (_, view, seed), one in records_by_term(step.asked, case.plugin.id, answers).items()
+        for (_, view, seed), one in records_by_term(step.requests, case.plugin.id, answers).items()
     }
     plain = fake_lab.run_study(fake_lab.make_study(), fake_lab.fake_lab())
     return matrix_result.TaskResult(

@@ -146,8 +146,8 @@ def test_tuning_seeds_are_apart_from_the_judged_ones():
 def test_the_healthy_default_is_settled_before_anything_else_is_asked():
     asked = study(batchnorm_drift.plugin, suite=replace(SUITE, recipe=None))
     first = schedule.next_schedule(asked, {})
-    assert {kind(trial) for trial in first.wanted.values()} == {"cured"}, "probe phases come first"
-    assert {q.plugin for q in first.asked} == {""}
+    assert {kind(trial) for trial in first.pending.values()} == {"cured"}, "probe phases come first"
+    assert {q.plugin for q in first.requests} == {""}
 
 
 def test_a_resumed_replay_asks_only_for_what_is_missing_and_finds_the_same():
@@ -274,8 +274,8 @@ def test_groups_of_fits_do_not_depend_on_what_is_there():
 def test_a_choice_names_the_edge_of_its_grid():
     pipelines = [replace(PIPELINE, recipe=Recipe(phases=(replace(Recipe().phases[0], lr=lr),))) for lr in (1e-3, 1e-2, 1e-1)]
     weighed = tuple(selection.CandidateScore(pipeline=pipeline, score=0.5) for pipeline in pipelines)
-    assert selection.ResolvedArm(pipeline=pipelines[2], weighed=weighed).at_edge == "highest rate tried, 0.1"
-    assert selection.ResolvedArm(pipeline=pipelines[1], weighed=weighed).at_edge == ""
+    assert selection.ResolvedArm(pipeline=pipelines[2], candidates=weighed).at_edge == "highest rate tried, 0.1"
+    assert selection.ResolvedArm(pipeline=pipelines[1], candidates=weighed).at_edge == ""
 
 
 def test_a_plugin_with_no_variant_has_one_finding_without_a_control():
@@ -302,14 +302,16 @@ def test_a_source_is_pretrained_on_once_before_the_arm_that_starts_from_it():
     asked = study(negative_transfer.plugin)
     asked = replace(asked, subject=replace(PIPELINE, source=AuxiliaryDataset(data=Data(digest="source"))))
     stages, answers = [], {}
-    while (step := schedule.next_schedule(asked, answers)).wanted.keys() - answers.keys():
-        stages.append((step.stage, len(step.wanted)))
-        answers |= {key: lab(USUAL)(trial) for key, trial in step.wanted.items()}
+    while (step := schedule.next_schedule(asked, answers)).pending.keys() - answers.keys():
+        stages.append((step.stage, len(step.pending)))
+        answers |= {key: lab(USUAL)(trial) for key, trial in step.pending.items()}
     assert stages[1] == ("training initial networks", 1)
-    starts = {one.trial.model.base.start for one in step.asked if one.arm == "induced:shuffled-source" and one.view == "test"}
+    starts = {
+        one.trial.model.base.start for one in step.requests if one.arm == "induced:shuffled-source" and one.view == "test"
+    }
     (start,) = starts
     assert (start.data.digest, start.labels, start.init) == ("source", "shuffled", "random")
-    assert step.asked[0].trial.model.base != start
+    assert step.requests[0].trial.model.base != start
 
 
 def test_teachers_are_trained_once_each_and_before_whoever_learns_from_them():
@@ -318,8 +320,8 @@ def test_teachers_are_trained_once_each_and_before_whoever_learns_from_them():
         replace(batchnorm_drift.plugin, applies=lambda *_: "", measures={}), pipeline=distilled, facts=FACTS
     )
     stages, answers, last = [], {}, {}
-    while (step := schedule.next_schedule(asked, answers)).wanted.keys() - answers.keys():
-        new = {key: one for key, one in step.wanted.items() if key not in answers}
+    while (step := schedule.next_schedule(asked, answers)).pending.keys() - answers.keys():
+        new = {key: one for key, one in step.pending.items() if key not in answers}
         stages.append(step.stage)
         for one in new.values():
             teacher = one.model.base.teacher
@@ -328,11 +330,11 @@ def test_teachers_are_trained_once_each_and_before_whoever_learns_from_them():
         last |= {one.model.base: None for one in new.values()}
         answers |= {key: fake_lab.fake_lab()(one) for key, one in new.items()}
     assert stages[1:3] == ["training teachers", "look 1 of 2: 3 seeds"]
-    taught = [one for one in step.asked if one.trial.model.base.regularizer]
+    taught = [one for one in step.requests if one.trial.model.base.regularizer]
     teachers = {one.trial.model.base.teacher for one in taught}
     assert {one.seed for one in teachers} == {one.seed for one in taught} >= {0, 1, 2}
-    assert teachers <= {one.trial.model.base for one in step.asked}, "they are counted among what was asked"
-    assert {one.trial.key for one in step.asked} == set(answers)
+    assert teachers <= {one.trial.model.base for one in step.requests}, "they are counted among what was asked"
+    assert {one.trial.key for one in step.requests} == set(answers)
 
 
 def test_a_teachers_seconds_are_in_its_students_and_count_once():

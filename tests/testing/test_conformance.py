@@ -293,7 +293,7 @@ def test_the_pipelines_that_are_asked_about_are_of_all_kinds():
     inits = {world.pipeline.recipe.init for world in fake_lab.scenarios()}
     assert inits == {"pretrained", "random"}
     for lacking in ("batchnorm", "source", "shifted", "recorded"):
-        assert {bool(getattr(world.facts, lacking)) for world in fake_lab.scenarios()} == {True, False}
+        assert {bool(getattr(world.profile, lacking)) for world in fake_lab.scenarios()} == {True, False}
 
 
 # A package of its own, out of the tree

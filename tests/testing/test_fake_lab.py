@@ -82,13 +82,13 @@ def test_a_measure_returns_what_it_is_told():
 def test_a_study_is_replayed_to_its_end_from_whatever_is_known():
     study = fake_lab.make_study(catastrophic_forgetting.plugin)
     step, answers = fake_lab.replay_study(study, fake_lab.fake_lab(examples=100))
-    assert not step.wanted and set(answers) == {one.trial.key for one in step.asked}
+    assert not step.pending and set(answers) == {one.trial.key for one in step.requests}
 
     def never(_):
         raise AssertionError("nothing is missing")
 
     again, known = fake_lab.replay_study(study, never, answers)
-    assert known == answers and again.asked == step.asked == schedule.next_schedule(study, answers).asked
+    assert known == answers and again.requests == step.requests == schedule.next_schedule(study, answers).requests
 
 
 def test_a_run_is_judged_and_tells_what_it_cost():

@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 def build_run(executed: StudyResult) -> Run:
     """Return the run of an executed study, with its findings."""
     study, step = executed.study, executed.step
-    drafts = findings.build_findings(study.suite, step, executed.answers)
-    written = messages.write_findings(followup.add_followup(drafts, executed.mended))
+    drafts = findings.build_findings(study.suite, step, executed.records)
+    written = messages.write_findings(followup.add_followup(drafts, executed.followup))
     # A crash is also a tested hypothesis, but it cannot become a false FAIL.
     hypotheses = {
         finding.id.rpartition("/")[0] or finding.id for finding in written if finding.p_fail is not None and finding.exposed
     }
-    keys = sorted({request.trial.key for request in step.asked})
+    keys = sorted({request.trial.key for request in step.requests})
     return Run(
         suite=as_dict(study.suite),
-        environment=describe_environment(study.place.device, executed.workers) | {"lab": study.place.lab},
+        environment=describe_environment(study.context.device, executed.workers) | {"lab": study.context.lab},
         findings=written,
-        cells=findings.trial_rows(step, executed.answers),
+        cells=findings.trial_rows(step, executed.records),
         cost=cost_summary(executed),
         arms=arm_descriptions(executed),
         notes=build_notes(executed),
@@ -81,8 +81,8 @@ def cost_summary(executed: StudyResult) -> dict[str, Any]:
     unique = {request.trial.key: request.trial for request in requests}
     specs = {trial.model.base for trial in unique.values()}
     specs = {spec for spec in specs if spec.head != OWN_HEAD}  # a finished network is not trained
-    records = [executed.answers[key] for key in unique if key in executed.answers]
-    fit_seconds = schedule.training_seconds(requests, executed.answers)
+    records = [executed.records[key] for key in unique if key in executed.records]
+    fit_seconds = schedule.training_seconds(requests, executed.records)
     view_seconds = sum(record.seconds for record in records)
     requested_fits = {(request.plugin, request.arm, request.trial.model.base) for request in requests}
     fits_asked = sum(spec.head != OWN_HEAD for _, _, spec in requested_fits)
@@ -101,7 +101,7 @@ def cost_summary(executed: StudyResult) -> dict[str, Any]:
 
 def _requests(executed: StudyResult) -> tuple[TrialRequest, ...]:
     """Return all trial requests, including those of the follow-up of a finished network."""
-    return executed.step.asked + (executed.mended.step.asked if executed.mended else ())
+    return executed.step.requests + (executed.followup.step.requests if executed.followup else ())
 
 
 def _seconds_by_plugin(executed: StudyResult) -> dict[str, float]:
@@ -111,23 +111,23 @@ def _seconds_by_plugin(executed: StudyResult) -> dict[str, float]:
         owners.setdefault(request.trial.key, request.plugin)
     seconds: dict[str, float] = {}
     for key, plugin in owners.items():
-        if key in executed.answers:
-            seconds[plugin] = seconds.get(plugin, 0.0) + executed.answers[key].seconds
+        if key in executed.records:
+            seconds[plugin] = seconds.get(plugin, 0.0) + executed.records[key].seconds
     return seconds
 
 
 def arm_descriptions(executed: StudyResult) -> dict[str, dict[str, Any]]:
     """Return a description of each resolved arm by plugin and name, with the lines of a suite file that produce it."""
     descriptions: dict[str, dict[str, Any]] = {}
-    for state in executed.step.cases:
+    for state in executed.step.states:
         plugin_arms = descriptions.setdefault(state.plugin.id, {})
         for name, arm in state.arms.items():
             lines = render.pipeline_patch(None, arm.pipeline, state.recorded) if arm.pipeline else []
             plugin_arms[name] = {"patch": lines, **describe.describe_arm(arm, state.recorded)}
     subject = executed.step.subject
-    if subject is not None and subject.weighed:
+    if subject is not None and subject.candidates:
         for plugin_arms in descriptions.values():
-            plugin_arms.get("subject", {}).update(describe.describe_arm(subject, executed.study.facts.preprocessing))
+            plugin_arms.get("subject", {}).update(describe.describe_arm(subject, executed.study.profile.preprocessing))
     return descriptions
 
 
@@ -138,7 +138,7 @@ def build_notes(executed: StudyResult) -> tuple[str, ...]:
 
 def _notes(executed: StudyResult) -> tuple[Reason, ...]:
     study, step = executed.study, executed.step
-    suite, profile = study.suite, study.facts
+    suite, profile = study.suite, study.profile
     notes = [because(Code.OVERRIDDEN, overrides=suite.overrides)] if suite.overrides else []
     notes += [because(Code.ON_TRUST, what=what) for what in profile.trust]
     if profile.supports is not None:
@@ -146,13 +146,13 @@ def _notes(executed: StudyResult) -> tuple[Reason, ...]:
     if profile.dropped_examples:
         notes.append(because(Code.DROPPED_EXAMPLES, entries=profile.dropped_examples))
     notes += _edge_notes(step)
-    notes += [step.stopped] if step.stopped else []
+    notes += [step.stop_reason] if step.stop_reason else []
     notes += _scratch_notes(executed) + _subject_notes(executed) + _unused_data_notes(executed)
-    notes += [because(Code.TEXT, text=remark) for remark in executed.remarks]
+    notes += [because(Code.TEXT, text=remark) for remark in executed.notes]
     if not suite.after:
         return (*notes, because(Code.ONE_CHECKPOINT))
     notes.append(because(Code.HALF_JUDGED, count=profile.test - profile.test // 2))
-    if executed.mended is None and sum(judgement.verdict == "FAIL" for judgement in step.judgements.values()) > 1:
+    if executed.followup is None and sum(judgement.verdict == "FAIL" for judgement in step.decisions.values()) > 1:
         notes.append(because(Code.JUDGED_APART))
     return (*notes, because(Code.ONE_FINISHED_NETWORK))
 
@@ -160,10 +160,10 @@ def _notes(executed: StudyResult) -> tuple[Reason, ...]:
 def _unused_data_notes(executed: StudyResult) -> list[Reason]:
     """Return notes about data of the suite that no plugin of this run uses."""
     suite, step = executed.study.suite, executed.step
-    inits = {arm.pipeline.recipe.init for state in step.cases for arm in state.arms.values() if arm.pipeline}
-    domains = {trials.VIEWS[request.view].domain for request in step.asked if request.view in trials.VIEWS}
-    domains |= {state.plugin.domain for state in step.cases if state.arms}
-    specs = {request.trial.model.base for request in step.asked}
+    inits = {arm.pipeline.recipe.init for state in step.states for arm in state.arms.values() if arm.pipeline}
+    domains = {trials.VIEWS[request.view].domain for request in step.requests if request.view in trials.VIEWS}
+    domains |= {state.plugin.domain for state in step.states if state.arms}
+    specs = {request.trial.model.base for request in step.requests}
     uses_source = any(spec.source for spec in specs) or bool(inits & {*LOCALLY_PRETRAINED_STARTS})
     uses_shifted = any(spec.unlabeled for spec in specs)
     unused = {
@@ -176,11 +176,11 @@ def _unused_data_notes(executed: StudyResult) -> list[Reason]:
 def _edge_notes(step: schedule.Schedule) -> list[Reason]:
     """Return notes about arms that chose the lowest or the highest learning rate; plugins with the same arm share a note."""
     edges: dict[tuple[str, str], list[str]] = {}
-    for state in step.cases:
+    for state in step.states:
         for name, arm in state.arms.items():
             if arm.at_edge:
                 edges.setdefault((name, arm.at_edge), []).append(state.plugin.id)
-    all_plugins = [state.plugin.id for state in step.cases if state.arms]
+    all_plugins = [state.plugin.id for state in step.states if state.arms]
     notes = {}
     for (name, edge), plugins in edges.items():
         reason = because(Code.AT_EDGE, plugins=() if plugins == all_plugins else plugins, arm=name, edge=edge)
@@ -191,8 +191,8 @@ def _edge_notes(step: schedule.Schedule) -> list[Reason]:
 def _subject_notes(executed: StudyResult) -> list[Reason]:
     """Return a note if the pipeline itself learned nothing, because then no failure can reduce its score."""
     step, suite = executed.step, executed.study.suite
-    for state in step.cases:
-        records = schedule.records_by_term(step.asked, state.plugin.id, executed.answers)
+    for state in step.states:
+        records = schedule.records_by_term(step.requests, state.plugin.id, executed.records)
         seeds = sorted({seed for arm, view, seed in records if (arm, view) == ("subject", "test")})
         share = estimates.majority_baseline_share(records, "subject", seeds, min(suite.margin, MAX_BASELINE_MARGIN))
         if share is not None:
@@ -204,11 +204,11 @@ def _scratch_notes(executed: StudyResult) -> list[Reason]:
     """Return notes about an unusual search for the from-scratch baseline, and about a baseline that learned nothing."""
     study, step = executed.study, executed.step
     notes: list[Reason] = []
-    has_scratch = any("scratch" in state.arms for state in step.cases)
+    has_scratch = any("scratch" in state.arms for state in step.states)
     if has_scratch and (grid := arms.scratch_grid(study)) != ScratchGrid():
         notes.append(because(Code.SCRATCH_SEARCH, grid=grid, audit=bool(study.suite.after)))
-    for state in step.cases:
-        records = schedule.records_by_term(step.asked, state.plugin.id, executed.answers)
+    for state in step.states:
+        records = schedule.records_by_term(step.requests, state.plugin.id, executed.records)
         seeds = sorted({seed for arm, _, seed in records if arm == "scratch"})
         share = estimates.majority_baseline_share(records, "scratch", seeds, study.suite.margin)
         if share is not None:

@@ -48,26 +48,26 @@ class StudyResult:
     Attributes:
         study: the study.
         step: its last step, which needs no more records.
-        answers: records by the key of their trial.
+        records: records by the key of their trial.
         trials_run: trials that this run computed.
         fits_run: networks that this run trained.
         workers: number of worker processes.
         seconds: wall time.
         samples: sample images of the datasets.
-        remarks: sentences about missing sample images.
-        mended: the failures of a finished network that remain after the largest one is cured.
+        notes: sentences about missing sample images.
+        followup: the failures of a finished network that remain after the largest one is cured.
     """
 
     study: Study
     step: schedule.Schedule
-    answers: Mapping[str, Record]
+    records: Mapping[str, Record]
     trials_run: int
     fits_run: int
     workers: int
     seconds: float
     samples: tuple[SampleImages, ...] = ()
-    remarks: tuple[str, ...] = ()
-    mended: followup.Followup | None = None
+    notes: tuple[str, ...] = ()
+    followup: followup.Followup | None = None
 
 
 @dataclass(slots=True)
@@ -114,14 +114,14 @@ def execute(
     return StudyResult(
         study=study,
         step=step,
-        answers=records,
+        records=records,
         trials_run=len(counter.trials),
         fits_run=counter.fits,
         workers=workers,
         seconds=monotonic() - start,
         samples=samples,
-        remarks=notes,
-        mended=remaining,
+        notes=notes,
+        followup=remaining,
     )
 
 
@@ -147,7 +147,7 @@ def open_study(
         context = ComputeContext(device=_resolve_device(device, engine), torch=torch, lab=LAB_VERSION)
         pipeline, profile = profile_pipeline(suite, db, store.cache_folder(path), engine)
         subject = subject_arm(suite, pipeline)
-        yield Study(suite=suite, facts=profile, plugins=plugins, subject=subject, place=context), db, engine
+        yield Study(suite=suite, profile=profile, plugins=plugins, subject=subject, context=context), db, engine
 
 
 def run_to_completion(
@@ -174,7 +174,7 @@ def run_to_completion(
     """
     while True:
         step = schedule.next_schedule(study, records)
-        missing = [key for key in step.wanted if key not in records]
+        missing = [key for key in step.pending if key not in records]
         if not missing:
             return step
         stored = store.get_records(db, missing)
@@ -270,8 +270,8 @@ def trial_groups(step: schedule.Schedule, study: Study) -> list[tuple[Trial, ...
     """Return all trials of a step, in the groups that are computed together; known trials are included."""
     # torch.vmap may fail for user networks, and user training code trains one network at a time.
     is_single = study.suite.training or study.suite.arch.startswith("python:")
-    group_size = 1 if is_single else LOCKSTEP_FITS.get(study.place.device, 1)
-    return list(batching.group_trials(step.wanted, group_size, study.suite))
+    group_size = 1 if is_single else LOCKSTEP_FITS.get(study.context.device, 1)
+    return list(batching.group_trials(step.pending, group_size, study.suite))
 
 
 @contextmanager
@@ -335,12 +335,12 @@ def forecast(
     workers = workers or default_workers(device)
     with open_study(suite, path, device, workers) as (plain_study, db, _):
         study = extend(plain_study)
-        if study.facts.crash:
-            raise UserError(f"{suite.path}: {study.facts.crash}", do="correct it; a forecast needs the profile")
+        if study.profile.crash:
+            raise UserError(f"{suite.path}: {study.profile.crash}", do="correct it; a forecast needs the profile")
         records: dict[str, Record] = {}
         while True:
             step = schedule.next_schedule(study, records)
-            stored = store.get_records(db, [key for key in step.wanted if key not in records])
+            stored = store.get_records(db, [key for key in step.pending if key not in records])
             records |= stored
             if not stored:
                 return forecast_study(study, records, workers)

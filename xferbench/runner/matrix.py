@@ -111,8 +111,8 @@ def _run_task(
         recipes, skipped = recipe_study(matrix, study)
         recipe_step = execute.run_to_completion(recipes, records, db, submit, counter, on_progress)
         store.trim_cache(store.cache_folder(path))
-    both = replace(plugin_step, asked=(*plugin_step.asked, *recipe_step.asked))
-    states = {state.plugin.id.removeprefix(PLUGIN_PREFIX): state for state in recipe_step.cases}
+    both = replace(plugin_step, requests=(*plugin_step.requests, *recipe_step.requests))
+    states = {state.plugin.id.removeprefix(PLUGIN_PREFIX): state for state in recipe_step.states}
     digests, _ = input_digests.verify_inputs(task, path, None)
     return TaskResult(
         task=task,
@@ -121,14 +121,14 @@ def _run_task(
         records={
             (name, view, seed): record
             for name, state in states.items()
-            for (arm, view, seed), record in records_by_term(recipe_step.asked, state.plugin.id, records).items()
+            for (arm, view, seed), record in records_by_term(recipe_step.requests, state.plugin.id, records).items()
             if arm == RECIPE_ARM
         },
         seeds=tuple(range(task.seed, task.seed + task.looks[0])),
         skipped=skipped,
         cost=build_run.cost_summary(_study_result(study, both, records, counter, plugins.workers, start)),
-        train_images=min(task.train_size or study.facts.train, study.facts.train),
-        parameters=study.facts.parameters,
+        train_images=min(task.train_size or study.profile.train, study.profile.train),
+        parameters=study.profile.parameters,
         inputs=tuple({"task": task.name} | preregistration.input_to_json(digest, listed=False) for digest in digests),
     )
 
@@ -139,7 +139,7 @@ def _study_result(
     return StudyResult(
         study=study,
         step=step,
-        answers=dict(records),
+        records=dict(records),
         trials_run=len(counter.trials),
         fits_run=counter.fits,
         workers=workers,

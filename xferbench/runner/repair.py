@@ -74,7 +74,7 @@ def write_repair(executed: StudyResult, findings: Sequence[Finding], out: Path, 
         return {"said": f"{NO_REPAIR}{' and '.join(preprocessing)} {reason}"}
     if confirmed is None or trial is None:
         return {"said": f"{NO_REPAIR}{_why_no_repair(harms)}{advice}"}
-    expected = executed.answers[trial.key].predictions
+    expected = executed.records[trial.key].predictions
     try:
         with local.start_workers(1) as call:
             arguments = (trial, expected, out, repair_metadata(trial, confirmed), cache)
@@ -90,7 +90,7 @@ def write_repair(executed: StudyResult, findings: Sequence[Finding], out: Path, 
 def _cured_trial(executed: StudyResult) -> Trial | None:
     """Return the trial of the cured network; None if its cure is anything but BatchNorm statistics."""
     cured = (REPAIRED_PLUGIN, "cured", "test")
-    requests = executed.step.asked
+    requests = executed.step.requests
     trial = next((request.trial for request in requests if (request.plugin, request.arm, request.view) == cured), None)
     if trial is None or trial.model.base.head != OWN_HEAD or not trial.model.edits:
         return None

@@ -49,7 +49,7 @@ def collect_sample_images(
     study: Study, step: Schedule, engine: Callable[[], Callable[..., Future[Any]]], cache: Path
 ) -> tuple[tuple[SampleImages, ...], tuple[str, ...]]:
     """Return the sample images of a finished study, from the cache or a worker, and a note for each failure."""
-    recorded = study.facts.preprocessing
+    recorded = study.profile.preprocessing
     requests = sample_requests(step)
     most_used = {
         role: max((request for request in requests if request.role == role), key=lambda request: len(request.arms))
@@ -94,7 +94,7 @@ def sample_requests(step: Schedule) -> tuple[SampleRequest, ...]:
 
 
 def _target_inputs(step: Schedule) -> Iterator[tuple[str, Data, InputTransform, ArmView]]:
-    for state in step.cases:
+    for state in step.states:
         for arm, resolved in state.arms.items():
             if (pipeline := resolved.pipeline) is not None:
                 yield "target", pipeline.target, pipeline.train_preprocessing, (state.plugin.id, arm, "train")
@@ -104,7 +104,7 @@ def _target_inputs(step: Schedule) -> Iterator[tuple[str, Data, InputTransform, 
 
 
 def _other_inputs(step: Schedule) -> Iterator[tuple[str, Data, InputTransform, ArmView]]:
-    for request in step.asked:
+    for request in step.requests:
         role = VIEWS[request.view].domain if request.view in VIEWS else ""
         view = request.trial.view
         if role and view.domain is not None:

@@ -116,7 +116,7 @@ def run_shard(
     with open_study(suite, path, device, workers, on_progress) as (study, db, engine):
         submit = partial(submit_group, engine, store.cache_folder(path))
         step = run_to_completion(study, records, db, submit, counter, on_progress, is_mine)
-        if not step.wanted and (planned := followup.followup_study(study, step)):
+        if not step.pending and (planned := followup.followup_study(study, step)):
             step = run_to_completion(planned[1], records, db, submit, counter, on_progress, is_mine)
         store.trim_cache(store.cache_folder(path))
     if frozen:
@@ -127,7 +127,7 @@ def run_shard(
 def _shard_result(shard: Shard, study: Study, step: Schedule, records: Mapping[str, Record], computed: set[str]) -> ShardResult:
     """Count the trials of the stage in which a share stopped, by owner."""
     own_keys = {trial.key for group in trial_groups(step, study) if is_owner(shard, group) for trial in group}
-    other_keys = step.wanted.keys() - own_keys
+    other_keys = step.pending.keys() - own_keys
     crashed = [record.error for record in records.values() if record.error]
     return ShardResult(
         shard=shard,
@@ -137,7 +137,7 @@ def _shard_result(shard: Shard, study: Study, step: Schedule, records: Mapping[s
         others=len(other_keys),
         missing=len(other_keys - records.keys()),
         earlier=len(computed - own_keys),
-        crashed=tuple([study.facts.crash] if study.facts.crash else crashed),
+        crashed=tuple([study.profile.crash] if study.profile.crash else crashed),
     )
 
 

@@ -19,16 +19,16 @@ MIN_SCRATCH_STEPS, MAX_SCRATCH_STEPS = 10, 5000  # steps of a from-scratch basel
 
 def plugin_arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Arm]:
     """Return the arms of a plugin that depend only on the subject. The subject is always a candidate of a cure."""
-    cured = plugin.cure(subject, study.facts)
+    cured = plugin.cure(subject, study.profile)
     if isinstance(cured, Selection):
         cured = replace(cured, candidates=tuple(dict.fromkeys((subject, *cured.candidates))))
     arms = {"subject": subject, "cured": cured}
     if plugin.extra_arms:
-        arms |= {f"beside:{name}": arm for name, arm in plugin.extra_arms(subject, study.facts).items()}
+        arms |= {f"beside:{name}": arm for name, arm in plugin.extra_arms(subject, study.profile).items()}
     has_margin = any(contrast.kind == "paired" for contrast in plugin.contrasts)  # an invariant needs no baseline
     if (has_margin or _uses_scratch(plugin)) and not _lacks_scratch(study, subject):
         arms["scratch"] = scratch_baseline(subject, scratch_grid(study))
-    return support.supported_arms(feasibility.feasible_arms(arms, study.facts), subject, study.facts.supports)
+    return support.supported_arms(feasibility.feasible_arms(arms, study.profile), subject, study.profile.supports)
 
 
 def why_not(plugin: Plugin, study: Study, subject: Pipeline) -> str:
@@ -37,8 +37,8 @@ def why_not(plugin: Plugin, study: Study, subject: Pipeline) -> str:
         return "no from-scratch baseline was asked for (--scratch BUDGET)"
     return (
         why_not_scorable(plugin, study, subject)
-        or plugin.applies(subject, study.facts)
-        or feasibility.why_not_feasible(plugin.cure(subject, study.facts), subject, study.facts)
+        or plugin.applies(subject, study.profile)
+        or feasibility.why_not_feasible(plugin.cure(subject, study.profile), subject, study.profile)
         or why_not_supported(plugin, study, subject)
     )
 
@@ -53,7 +53,7 @@ def _lacks_scratch(study: Study, subject: Pipeline) -> bool:
 
 def why_not_scorable(plugin: Plugin, study: Study, subject: Pipeline) -> str:
     """Return why a finished network cannot be scored on the labels, or "" if it can or if the plugin scores nothing."""
-    outputs, classes = study.facts.outputs, len(study.facts.classes)
+    outputs, classes = study.profile.outputs, len(study.profile.classes)
     if subject.finished is None or outputs >= classes or all(contrast.kind == "exact" for contrast in plugin.contrasts):
         return ""
     return f"the head has {outputs} outputs and the data {classes} classes (audit/head-size)"
@@ -66,17 +66,17 @@ def scratch_grid(study: Study) -> ScratchGrid:
         return grid
     grid = replace(grid, weight_decay=grid.weight_decay[:1], batch_size=32)
     trainings = len(grid.lr) + 1  # each rate once, then the best one with the seed of the verdict
-    steps = budget / (trainings * grid.batch_size * max(study.facts.seconds_step, 1e-6))
+    steps = budget / (trainings * grid.batch_size * max(study.profile.seconds_step, 1e-6))
     return replace(grid, steps=int(min(max(steps // 10 * 10, MIN_SCRATCH_STEPS), MAX_SCRATCH_STEPS)))
 
 
 def induced_arms(plugin: Plugin, study: Study, cured: Pipeline) -> dict[str, Arm]:
     """Return the induced arms, ``induced:VARIANT``, which are derived from the resolved cure."""
-    arms = {f"induced:{variant}": arm for variant, arm in plugin.induce(cured, study.facts).items()}
-    return support.supported_arms(feasibility.feasible_arms(arms, study.facts), cured, study.facts.supports)
+    arms = {f"induced:{variant}": arm for variant, arm in plugin.induce(cured, study.profile).items()}
+    return support.supported_arms(feasibility.feasible_arms(arms, study.profile), cured, study.profile.supports)
 
 
 def why_not_supported(plugin: Plugin, study: Study, subject: Pipeline, cured: Pipeline | None = None) -> str:
     """Return why the user's training code does not support a plugin's arms, or ""; ``cured`` is the resolved cure."""
-    induced = plugin.induce(cured, study.facts).values() if cured else ()
-    return support.why_unsupported(plugin.cure(subject, study.facts), induced, subject, study.facts.supports)
+    induced = plugin.induce(cured, study.profile).values() if cured else ()
+    return support.why_unsupported(plugin.cure(subject, study.profile), induced, subject, study.profile.supports)

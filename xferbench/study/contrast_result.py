@@ -55,7 +55,7 @@ class ContrastResult:
     @property
     def is_selected(self) -> bool:
         """Whether the cure was selected among candidates."""
-        return bool(self.state.arms["cured"].weighed)
+        return bool(self.state.arms["cured"].candidates)
 
     @property
     def is_finished(self) -> bool:
@@ -66,7 +66,7 @@ class ContrastResult:
 
 def why_equal(result: ContrastResult) -> Reason:
     """Return why subject and cure are equal: no candidate was better, or the cure changes nothing."""
-    others, subject = len(result.state.arms["cured"].weighed) - 1, result.state.arms["subject"].pipeline
+    others, subject = len(result.state.arms["cured"].candidates) - 1, result.state.arms["subject"].pipeline
     if result.state.exposed:
         return because(Code.SIDES_ARE_EQUAL)
     if others < 1 or subject is None:
@@ -83,9 +83,9 @@ def remarks(result: ContrastResult, variant: str, verdict: str) -> tuple[Reason,
 
 def _selection_remark(result: ContrastResult) -> list[Reason]:
     cured = result.state.arms["cured"]
-    confidences = (candidate.confidence for candidate in cured.weighed if candidate.pipeline == cured.pipeline)
+    confidences = (candidate.confidence for candidate in cured.candidates if candidate.pipeline == cured.pipeline)
     confidence = next(confidences, None)
-    return [] if confidence is None else [because(Code.CHOSEN, count=len(cured.weighed), confidence=confidence)]
+    return [] if confidence is None else [because(Code.CHOSEN, count=len(cured.candidates), confidence=confidence)]
 
 
 def _better_recipe_remark(result: ContrastResult, verdict: str) -> list[Reason]:

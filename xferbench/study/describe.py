@@ -16,7 +16,7 @@ def describe_arm(arm: ResolvedArm, recorded: InputTransform) -> dict[str, object
     """Return a resolved arm in words; ``recorded`` is the preprocessing that is not mentioned."""
     if arm.pipeline is None:
         return {"recipe": "", "error": arm.error}
-    weighed = [_describe_candidate(candidate, arm.pipeline, recorded) for candidate in arm.weighed]
+    weighed = [_describe_candidate(candidate, arm.pipeline, recorded) for candidate in arm.candidates]
     return {"recipe": describe_pipeline(arm.pipeline, recorded), "weighed": weighed, "edge": arm.at_edge}
 
 

@@ -34,8 +34,8 @@ def build_findings(suite: Suite, schedule: Schedule, records: Mapping[str, Recor
     A paired contrast has a finding for each variant. Exact contrasts and measurements follow.
     """
     drafts: list[Draft] = []
-    for state in schedule.cases:
-        by_term = records_by_term(schedule.asked, state.plugin.id, records)
+    for state in schedule.states:
+        by_term = records_by_term(schedule.requests, state.plugin.id, records)
         if state.skipped or state.error:
             drafts.append(_unavailable_finding(suite, state))
         for name, contrast in state.contrasts("paired"):
@@ -43,10 +43,10 @@ def build_findings(suite: Suite, schedule: Schedule, records: Mapping[str, Recor
                 suite=rules_for(contrast, suite),
                 state=state,
                 contrast=contrast,
-                decision=schedule.judgements[name],
+                decision=schedule.decisions[name],
                 records=by_term,
             )
-            drafts += [_paired_finding(result, variant, schedule.stopped) for variant in state.variants or ("",)]
+            drafts += [_paired_finding(result, variant, schedule.stop_reason) for variant in state.variants or ("",)]
         drafts += [_exact_finding(suite, state, contrast, by_term) for _, contrast in state.contrasts("exact")]
         drafts += [_measurement(rules_for(contrast, suite), state, contrast, by_term) for contrast in state.measurements()]
     return tuple(drafts)
@@ -275,9 +275,9 @@ def _mean_measures(
 
 def trial_rows(schedule: Schedule, records: Mapping[str, Record]) -> tuple[TrialRow, ...]:
     """Return a row for every request with its record, without those of selections."""
-    states = {state.plugin.id: state for state in schedule.cases}
+    states = {state.plugin.id: state for state in schedule.states}
     rows = []
-    for request in schedule.asked:
+    for request in schedule.requests:
         state = states.get(request.plugin)
         resolved = state.arms.get(request.arm) if state else None
         if request.view == "validation" or state is None or resolved is None or resolved.pipeline is None:

@@ -38,9 +38,9 @@ def followup_study(study: Study, schedule: Schedule) -> tuple[str, Study] | None
 
     The harm is in the suite's metric. The result is None if nothing was repaired or nothing else failed.
     """
-    harms = {name: decision.harm.estimate.harm for name, decision in schedule.judgements.items() if decision.verdict == "FAIL"}
+    harms = {name: decision.harm.estimate.harm for name, decision in schedule.decisions.items() if decision.verdict == "FAIL"}
     states = {
-        f"{state.plugin.id}/{contrast.name}": state for state in schedule.cases for _, contrast in state.contrasts("paired")
+        f"{state.plugin.id}/{contrast.name}": state for state in schedule.states for _, contrast in state.contrasts("paired")
     }
     repairs = [name for name in harms if is_repair(states[name], study.suite.metric)]
     if len(harms) < 2 or not repairs:
@@ -70,7 +70,7 @@ def add_followup(drafts: Sequence[Draft], followup: Followup | None) -> tuple[Dr
 
 
 def _remaining_failure(finding: Finding, followup: Followup) -> Reason | None:
-    decision = followup.step.judgements.get(f"{finding.plugin}/{finding.contrast}")
+    decision = followup.step.decisions.get(f"{finding.plugin}/{finding.contrast}")
     if finding.verdict != "FAIL" or decision is None or decision.harm.error:
         return None
     return because(Code.LEFT_AFTER_REPAIR, by=followup.by, verdict=decision.verdict, estimate=decision.harm.estimate)

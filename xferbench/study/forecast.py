@@ -67,7 +67,7 @@ def forecast_study(study: Study, records: Mapping[str, Record], workers: int) ->
         missing = {request.trial.key: request.trial for request in all_requests if request.trial.key not in records}
         counts.append(_count(all_requests, records))
         seconds.append(_worker_seconds(missing, study) / workers)
-    examples = study.facts.test_groups or study.facts.test
+    examples = study.profile.test_groups or study.profile.test
     return Forecast(
         arms={state.plugin.id: descriptions[state.plugin.id] for state in states if not state.skipped},
         skipped={state.plugin.id: state.skipped for state in states if state.skipped},
@@ -139,7 +139,7 @@ def _describe_arm(arm: Arm, study: Study, records: Mapping[str, Record]) -> str:
 
 def _describe_pipeline(pipeline: Pipeline, study: Study) -> str:
     if pipeline.finished:
-        return describe_pipeline(pipeline, study.facts.preprocessing)
+        return describe_pipeline(pipeline, study.profile.preprocessing)
     return describe_recipe(pipeline.recipe)
 
 
@@ -159,7 +159,7 @@ def _count(requests: list[TrialRequest], records: Mapping[str, Record]) -> dict[
 
 def _worker_seconds(missing: Mapping[str, Trial], study: Study) -> float:
     """Return the time of one worker: training by examples seen, evaluation by examples scored."""
-    profile = study.facts
+    profile = study.profile
     specs: dict[TrainingSpec, None] = {trial.model.base: None for trial in missing.values()}
     training_seconds = sum(training_cost(spec) for spec in specs) * profile.seconds_step
     half = profile.test // 2

@@ -28,9 +28,9 @@ def recipe_study(matrix: Matrix, study: Study) -> tuple[Study, dict[str, str]]:
     """Return the recipes of a task as a separate study, and the reason for each recipe that is not feasible."""
     pipeline = study.subject.candidates[0] if isinstance(study.subject, Selection) else study.subject
     arms = {grid.name: recipe_arm(grid, pipeline) for grid in matrix.compared}
-    skipped = {name: reason for name, arm in arms.items() if (reason := why_not(arm, pipeline, study.facts))}
+    skipped = {name: reason for name, arm in arms.items() if (reason := why_not(arm, pipeline, study.profile))}
     views = {claim.view for claim in matrix.effects if claim.recipe and claim.task == study.suite.name}
-    plugins = tuple(recipe_plugin(name, arm, study.facts, views) for name, arm in arms.items() if name not in skipped)
+    plugins = tuple(recipe_plugin(name, arm, study.profile, views) for name, arm in arms.items() if name not in skipped)
     return replace(study, plugins=plugins, subject=pipeline), skipped
 
 

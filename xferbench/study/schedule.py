@@ -41,21 +41,21 @@ class Schedule:
 
     Attributes:
         stage: the name of the stage.
-        wanted: all trials of the stage by key, with or without a record; empty if the study is finished.
-        asked: all requests so far, including those of selections.
-        cases: the states of the plugins.
+        pending: all trials of the stage by key, with or without a record; empty if the study is finished.
+        requests: all requests so far, including those of selections.
+        states: the states of the plugins.
         subject: the resolved subject, or None.
-        judgements: the decisions by ``plugin/contrast``.
-        stopped: why the study stopped before the last look, or None.
+        decisions: the decisions by ``plugin/contrast``.
+        stop_reason: why the study stopped before the last look, or None.
     """
 
     stage: str = ""
-    wanted: Mapping[str, Trial] = field(default_factory=dict)
-    asked: tuple[TrialRequest, ...] = ()
-    cases: tuple[PluginState, ...] = ()
+    pending: Mapping[str, Trial] = field(default_factory=dict)
+    requests: tuple[TrialRequest, ...] = ()
+    states: tuple[PluginState, ...] = ()
     subject: ResolvedArm | None = None
-    judgements: Mapping[str, SequentialDecision] = field(default_factory=dict)
-    stopped: Reason | None = None
+    decisions: Mapping[str, SequentialDecision] = field(default_factory=dict)
+    stop_reason: Reason | None = None
 
 
 def next_schedule(study: Study, records: Mapping[str, Record]) -> Schedule:
@@ -66,37 +66,37 @@ def next_schedule(study: Study, records: Mapping[str, Record]) -> Schedule:
         records: all records so far, by key.
     """
     schedule = _next_stage(study, records)
-    teachers = {trial.model.base.teacher for trial in schedule.wanted.values()}
-    first = {key: trial for key, trial in schedule.wanted.items() if trial.model.base in teachers}
-    return replace(schedule, stage="training teachers", wanted=first) if first.keys() - records.keys() else schedule
+    teachers = {trial.model.base.teacher for trial in schedule.pending.values()}
+    first = {key: trial for key, trial in schedule.pending.items() if trial.model.base in teachers}
+    return replace(schedule, stage="training teachers", pending=first) if first.keys() - records.keys() else schedule
 
 
 def _next_stage(study: Study, records: Mapping[str, Record]) -> Schedule:
     """Return the next stage of a study, with teachers and students together."""
-    if study.facts.crash:
-        return Schedule(cases=tuple(PluginState(plugin=plugin, error=study.facts.crash) for plugin in study.plugins))
+    if study.profile.crash:
+        return Schedule(states=tuple(PluginState(plugin=plugin, error=study.profile.crash) for plugin in study.plugins))
     requests = selection_requests("", "subject", study.subject, study)
     subject = selection.select(study.subject, study, records)
     if subject is None:
         wanted = batching.unique_trials(requests)
-        return Schedule(stage="selecting the default recipe", wanted=wanted, asked=tuple(requests))
+        return Schedule(stage="selecting the default recipe", pending=wanted, requests=tuple(requests))
     if subject.pipeline is None:
         states = tuple(PluginState(plugin=plugin, error=f"subject: {subject.error}") for plugin in study.plugins)
-        return Schedule(asked=tuple(requests), cases=states, subject=subject)
+        return Schedule(requests=tuple(requests), states=states, subject=subject)
     resolved = [_resolve_plugin(plugin, study, subject.pipeline, records) for plugin in study.plugins]
     tuning = [request for _, new in resolved for request in new]
     requests += tuning
     if _is_incomplete(tuning, records):
         stage = "selecting repairs" if subject.pipeline.finished else "tuning cures and scratch"
-        return Schedule(stage=stage, wanted=batching.unique_trials(tuning), asked=tuple(requests), subject=subject)
+        return Schedule(stage=stage, pending=batching.unique_trials(tuning), requests=tuple(requests), subject=subject)
     states = tuple(state for state, _ in resolved)
     first_seeds = range(study.suite.seed, study.suite.seed + study.suite.looks[0])
     starts = [request for state in states for request in start_requests(state, first_seeds, study)]
     requests += starts
     if _is_incomplete(starts, records):
         wanted = batching.unique_trials(starts)
-        return Schedule(stage="training initial networks", wanted=wanted, asked=tuple(requests), subject=subject)
-    return _run_looks(study, Schedule(asked=tuple(requests), cases=states, subject=subject), records)
+        return Schedule(stage="training initial networks", pending=wanted, requests=tuple(requests), subject=subject)
+    return _run_looks(study, Schedule(requests=tuple(requests), states=states, subject=subject), records)
 
 
 def _is_incomplete(requests: Iterable[TrialRequest], records: Mapping[str, Record]) -> bool:
@@ -124,7 +124,7 @@ def _resolve_plugin(
         if skipped := why_not(plugin, study, subject):
             return PluginState(plugin=plugin, skipped=skipped), []
         resolve(plugin_arms(plugin, study, subject))
-        trust = plugin.trust(subject, study.facts) if plugin.trust else ""
+        trust = plugin.trust(subject, study.profile) if plugin.trust else ""
         if "cured" in resolved and (cured := resolved["cured"].pipeline) is not None:
             if skipped := why_not_supported(plugin, study, subject, cured):
                 return PluginState(plugin=plugin, skipped=skipped), []
@@ -136,7 +136,7 @@ def _resolve_plugin(
             invariant_requests(state, (study.suite.seed,), study)
     except Exception as error:  # noqa: BLE001 - the crash becomes the plugin's finding, and other plugins continue
         return PluginState(plugin=plugin, error=f"{type(error).__name__}: {error}"), []
-    return replace(state, recorded=study.facts.preprocessing), requests
+    return replace(state, recorded=study.profile.preprocessing), requests
 
 
 def _run_looks(study: Study, initial: Schedule, records: Mapping[str, Record]) -> Schedule:
@@ -149,17 +149,17 @@ def _run_looks(study: Study, initial: Schedule, records: Mapping[str, Record]) -
         number = suite.looks.index(look) + 1
         if number > 1:
             before = suite.looks[number - 2]
-            if not any(contrast_requests(state, _look_seeds(suite, before), study, decisions) for state in initial.cases):
+            if not any(contrast_requests(state, _look_seeds(suite, before), study, decisions) for state in initial.states):
                 return None
-            if recorded_seconds(schedule.asked, records) >= suite.budget:
+            if recorded_seconds(schedule.requests, records) >= suite.budget:
                 stopped = because(Code.BUDGET_SPENT, budget=suite.budget, seeds=before, planned=suite.looks[-1])
                 return None
         seeds = _look_seeds(suite, look)
         schedule = replace(initial, **_look_fields(study, schedule, seeds, decisions, records, number))
-        return None if schedule.wanted else _add_look(study, schedule, seeds, decisions, records)
+        return None if schedule.pending else _add_look(study, schedule, seeds, decisions, records)
 
     decisions = sequential.run_looks(suite.looks, suite.alpha, observe)
-    return schedule if schedule.wanted else replace(schedule, judgements=decisions, stopped=stopped)
+    return schedule if schedule.pending else replace(schedule, decisions=decisions, stop_reason=stopped)
 
 
 def _look_seeds(suite: Suite, look: int) -> tuple[int, ...]:
@@ -176,12 +176,12 @@ def _look_fields(
 ) -> dict[str, Any]:
     """Return the fields of the schedule at a look: all requests so far, and the trials of the look if a record is missing."""
     suite = study.suite
-    new = [request for state in schedule.cases for request in contrast_requests(state, seeds, study, decisions)]
+    new = [request for state in schedule.states for request in contrast_requests(state, seeds, study, decisions)]
     if number == 1:  # an invariant that holds by construction at a few seeds holds at all seeds
-        new += [request for state in schedule.cases for request in invariant_requests(state, seeds, study)]
+        new += [request for state in schedule.states for request in invariant_requests(state, seeds, study)]
     requests = {
         (request.plugin, request.arm, request.view, request.seed, request.trial.key): request
-        for request in (*schedule.asked, *new)
+        for request in (*schedule.requests, *new)
     }
     fields: dict[str, Any] = {"asked": tuple(requests.values())}
     if _is_incomplete(new, records):
@@ -199,8 +199,8 @@ def _add_look(
 ) -> dict[str, SequentialDecision]:
     """Return the decisions with the estimates of one more look."""
     updated = dict(decisions)
-    for state in schedule.cases:
-        by_term = records_by_term(schedule.asked, state.plugin.id, records)
+    for state in schedule.states:
+        by_term = records_by_term(schedule.requests, state.plugin.id, records)
         for name, contrast in state.contrasts("paired"):
             updated[name] = _decide_contrast(state, contrast, decisions.get(name), by_term, seeds, study)
     return updated

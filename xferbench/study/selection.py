@@ -52,12 +52,12 @@ class ResolvedArm:
 
     Attributes:
         pipeline: the selected pipeline, or None if no candidate could be selected.
-        weighed: every candidate with its scores; empty for an arm without a selection.
+        candidates: every candidate with its scores; empty for an arm without a selection.
         error: why no candidate could be selected, or "".
     """
 
     pipeline: Pipeline | None
-    weighed: tuple[CandidateScore, ...] = ()
+    candidates: tuple[CandidateScore, ...] = ()
     error: str = ""
 
     @property
@@ -66,7 +66,7 @@ class ResolvedArm:
         if self.pipeline is None:
             return ""
         strategy = strategy_key(self.pipeline)
-        pipelines = [candidate.pipeline for candidate in self.weighed]
+        pipelines = [candidate.pipeline for candidate in self.candidates]
         rates = sorted({peak_lr(pipeline) for pipeline in pipelines if strategy_key(pipeline) == strategy})
         if len(rates) < 3 or peak_lr(self.pipeline) not in {rates[0], rates[-1]}:
             return ""
@@ -98,7 +98,9 @@ def selection_trials(arm: Arm, study: Study) -> list[Trial]:
         return []
     seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + study.suite.tuning_seeds)
     views = [view for view in (arm.by, arm.keeping) if view]
-    return [make_trial(candidate, view, seed, study.place) for candidate in arm.candidates for view in views for seed in seeds]
+    return [
+        make_trial(candidate, view, seed, study.context) for candidate in arm.candidates for view in views for seed in seeds
+    ]
 
 
 def select(arm: Arm, study: Study, records: Mapping[str, Record]) -> ResolvedArm | None:
@@ -131,8 +133,8 @@ def select(arm: Arm, study: Study, records: Mapping[str, Record]) -> ResolvedArm
         scores = [replace(score, confidence=share) for score, share in zip(scores, shares, strict=True)]
     best = _best_candidate(scores, study.suite.margin, worst=arm.worst)
     if best is None or not np.isfinite(best.score):
-        return ResolvedArm(pipeline=None, weighed=tuple(scores), error=f"no candidate has a {metric} on validation")
-    return ResolvedArm(pipeline=best.pipeline, weighed=tuple(scores))
+        return ResolvedArm(pipeline=None, candidates=tuple(scores), error=f"no candidate has a {metric} on validation")
+    return ResolvedArm(pipeline=best.pipeline, candidates=tuple(scores))
 
 
 def _selection_error(candidate: Pipeline, records: Sequence[Record]) -> str:

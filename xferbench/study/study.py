@@ -20,17 +20,17 @@ class Study:
 
     Attributes:
         suite: the suite.
-        facts: the profile of the backbone and the data.
+        profile: the profile of the backbone and the data.
         plugins: the plugins.
         subject: the user's pipeline, or a selection if the suite has no recipe.
-        place: the context that trials are computed in.
+        context: the context that trials are computed in.
     """
 
     suite: Suite
-    facts: Profile
+    profile: Profile
     plugins: tuple[Plugin, ...]
     subject: Arm
-    place: ComputeContext
+    context: ComputeContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

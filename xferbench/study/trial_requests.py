@@ -53,7 +53,7 @@ def start_requests(state: PluginState, seeds: Sequence[int], study: Study) -> li
     for name, arm in state.arms.items():
         for start in () if arm.pipeline is None else (trials.training_spec(arm.pipeline, seed).start for seed in seeds):
             if isinstance(start, TrainingSpec):
-                trial = _validation_trial(start, study.place)
+                trial = _validation_trial(start, study.context)
                 by_start[name, start] = TrialRequest(
                     plugin=state.plugin.id, arm=name, view="validation", seed=start.seed, trial=trial
                 )
@@ -131,13 +131,13 @@ def _term_trial(state: PluginState, arm: str, view: str, seed: int, study: Study
     pipeline, plugin = state.arms[arm].pipeline, state.plugin
     assert pipeline is not None, "a plugin with an arm that is not resolved makes no requests"
     if view not in plugin.measures:
-        return trials.make_trial(pipeline, view, seed, study.place)
+        return trials.make_trial(pipeline, view, seed, study.context)
     reference = plugin.measures[view]
     return trials.make_trial(
         pipeline,
         "test",
         seed,
-        study.place,
+        study.context,
         measure_key(plugin.id, view, reference, plugin.source),
         function=reference,
         needs_pretraining_data=plugin.needs_pretraining_data,

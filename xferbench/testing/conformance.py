@@ -235,7 +235,7 @@ def _applicable(plugin: Plugin) -> list[Scenario]:
 
 def _call(plugin: Plugin, name: str, scenario: Scenario) -> Any:
     """Return the result of a function of the plugin, called twice with a scenario."""
-    arguments = deepcopy((scenario.pipeline, scenario.facts))
+    arguments = deepcopy((scenario.pipeline, scenario.profile))
     what = f"{name} of {scenario.name}"
     try:
         result, again = (getattr(plugin, name)(*arguments) for _ in range(2))
@@ -243,7 +243,7 @@ def _call(plugin: Plugin, name: str, scenario: Scenario) -> Any:
         do = "return the reason in applies, or handle this pipeline"
         raise AssertionError(str(UserError(f"{what} crashes", found=f"{type(error).__name__}: {error}", do=do))) from error
     _need(result == again, what, found="another result the second time", expected="a pure function: the same result each time")
-    unchanged = arguments == (scenario.pipeline, scenario.facts)
+    unchanged = arguments == (scenario.pipeline, scenario.profile)
     _need(unchanged, what, found="a changed pipeline or profile", expected="arguments that stay unchanged")
     if name == "applies":
         text = isinstance(result, str) and "\n" not in result
@@ -337,7 +337,7 @@ def _check_expressible(arm: Pipeline, scenario: Scenario, name: str) -> None:
     import tomllib
     from pathlib import Path
 
-    recorded = scenario.facts.preprocessing
+    recorded = scenario.profile.preprocessing
     lines = render.pipeline_patch(replace(arm, interventions=scenario.pipeline.interventions), arm, recorded)
     text = "; ".join(line for line in lines if line)
     table = {"schema": 1, "name": "kit", "plugins": ["all"], "backbone": {"arch": arm.arch}, "target": {"data": "digits"}}
@@ -435,7 +435,7 @@ def _run(plugin: Plugin, scenario: Scenario, value: float, crash: str = "") -> R
     measures = {reference: {name: value} for name, reference in plugin.measures.items()}
     lab = fake_lab.fake_lab(measures=measures, examples=EXAMPLES)
     suite = replace(SUITE, plugins=(plugin.id,), recipe=scenario.pipeline.recipe)
-    study = fake_lab.make_study(plugin, suite=suite, pipeline=scenario.pipeline, facts=scenario.facts)
+    study = fake_lab.make_study(plugin, suite=suite, pipeline=scenario.pipeline, facts=scenario.profile)
     return fake_lab.run_study(study, (lambda trial: Record(key=trial.key, error=crash)) if crash else lab)
 
 

@@ -171,7 +171,7 @@ class Scenario:
 
     name: str
     pipeline: Pipeline
-    facts: Profile
+    profile: Profile
 
 
 def scenarios() -> Iterator[Scenario]:
@@ -191,7 +191,7 @@ def scenarios() -> Iterator[Scenario]:
         "class order and ghost batches": full(Phase(order="class", batchnorm="ghost:2")),
     }
     for name, recipe in recipes.items():
-        yield Scenario(name=name, pipeline=replace(PIPELINE, recipe=recipe), facts=PROFILE)
+        yield Scenario(name=name, pipeline=replace(PIPELINE, recipe=recipe), profile=PROFILE)
     pipeline, facts = PIPELINE, PROFILE
     cropped = Preprocessing(resize=40, crop=32, interpolation="bicubic")
     variants = {
@@ -213,13 +213,13 @@ def scenarios() -> Iterator[Scenario]:
         ),
     }
     for name, (variant, profile) in variants.items():
-        yield Scenario(name=name, pipeline=variant, facts=profile)
+        yield Scenario(name=name, pipeline=variant, profile=profile)
 
 
 def make_study(*plugins: Plugin, suite: Suite = SUITE, pipeline: Pipeline = PIPELINE, facts: Profile = PROFILE) -> study.Study:
     """Return a study of plugins on a pipeline; the recipe of the suite, if it has one, replaces the recipe of the pipeline."""
     subject = pipeline if suite.recipe == Recipe() else study.subject_arm(suite, pipeline)
-    return study.Study(suite=suite, facts=facts, plugins=plugins, subject=subject, place=CONTEXT)
+    return study.Study(suite=suite, profile=facts, plugins=plugins, subject=subject, context=CONTEXT)
 
 
 def replay_study(
@@ -229,7 +229,7 @@ def replay_study(
     known_records = dict(records or {})
     while True:
         step = schedule.next_schedule(planned, known_records)
-        missing = [trial for key, trial in step.wanted.items() if key not in known_records]
+        missing = [trial for key, trial in step.pending.items() if key not in known_records]
         if not missing:
             return step, known_records
         known_records |= {trial.key: lab(trial) for trial in missing}
@@ -241,6 +241,6 @@ def run_study(planned: study.Study, lab: Callable[[Trial], Record]) -> Run:
 
     step, records = replay_study(planned, lab)
     executed = execute.StudyResult(
-        study=planned, step=step, answers=records, trials_run=len(records), fits_run=0, workers=1, seconds=0.0
+        study=planned, step=step, records=records, trials_run=len(records), fits_run=0, workers=1, seconds=0.0
     )
     return build_run.build_run(executed)
