@@ -246,7 +246,7 @@ def finding(verdict, plugin="batchnorm-drift", contrast="harm", **more):
     ],
 )
 def test_unconfirmed_repair_is_not_written_and_one_line_says_why(tmp_path, findings, message):
-    executed = SimpleNamespace(step=SimpleNamespace(asked=()), answers={})
+    executed = SimpleNamespace(step=SimpleNamespace(requests=()), records={})
     result = repair.write_repair(executed, findings, tmp_path / "x.safetensors", tmp_path)
     assert list(result) == ["said"]
     assert result["said"].startswith("no repair was written: ")

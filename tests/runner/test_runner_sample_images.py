@@ -120,8 +120,8 @@ def pipeline(train=RECORDED, serve=None, source=None, init="pretrained"):
 
 def step(asked=(), **cases):
     return SimpleNamespace(
-        asked=[SimpleNamespace(plugin="p", arm="subject", view=view, trial=trial) for view, trial in asked],
-        cases=[
+        requests=[SimpleNamespace(plugin="p", arm="subject", view=view, trial=trial) for view, trial in asked],
+        states=[
             SimpleNamespace(
                 plugin=SimpleNamespace(id=name.replace("_", "-")),
                 arms={arm.replace("_", ":"): SimpleNamespace(pipeline=one) for arm, one in arms.items()},
@@ -132,7 +132,7 @@ def step(asked=(), **cases):
 
 
 def study():
-    return SimpleNamespace(facts=SimpleNamespace(preprocessing=RECORDED))
+    return SimpleNamespace(profile=SimpleNamespace(preprocessing=RECORDED))
 
 
 def engine(answer, calls=None):

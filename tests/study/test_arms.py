@@ -58,7 +58,7 @@ def test_of_equals_the_first_is_taken():
 
 def test_without_anything_to_keep_the_best_wins():
     one = settled(Selection(candidates=ARMS), {"validation": (0.8, 0.9, 0.5)})
-    assert one.pipeline == ARMS[1] and one.weighed[0].keeping is None
+    assert one.pipeline == ARMS[1] and one.candidates[0].keeping is None
 
 
 def test_curves_and_divergence_are_of_the_view_that_it_is_chosen_by():
@@ -78,7 +78,7 @@ def test_losses_are_kept_and_chosen_the_other_way_round():
     asked = study(suite=replace(SUITE, metric="nll", margin=0.1))
     one = settled(FORGETTING, {"validation": (0.8, 0.79, 0.3), "source-held-out": (0.3, 0.6, 0.9)}, asked)
     assert one.pipeline == ARMS[1]
-    assert all(weighed.score < 0 and weighed.keeping < 0 for weighed in one.weighed)
+    assert all(weighed.score < 0 and weighed.keeping < 0 for weighed in one.candidates)
 
 
 def test_a_candidate_that_crashed_on_either_view_leaves_nothing_to_choose():
@@ -94,31 +94,31 @@ def test_a_candidate_that_crashed_on_either_view_leaves_nothing_to_choose():
 
 
 def test_a_view_of_the_network_as_it_starts_is_the_same_trial_at_every_seed():
-    first, other = (trials.make_trial(ARMS[0], "source-before", seed, ASKED.place) for seed in (0, 7))
+    first, other = (trials.make_trial(ARMS[0], "source-before", seed, ASKED.context) for seed in (0, 7))
     assert first == other and first.model.base.phases == ()
     best = replace(
         ARMS[0], recipe=replace(ARMS[0].recipe, stop="best", regularizer=Regularizer.parse("replay:4"), phases=(Phase(lr=3.0),))
     )
-    assert trials.make_trial(best, "source-before", 0, ASKED.place) == first, "whatever the recipe is"
+    assert trials.make_trial(best, "source-before", 0, ASKED.context) == first, "whatever the recipe is"
 
 
 def test_the_best_step_is_another_view_of_one_fit_and_is_told_to_code_that_stops_by_itself():
-    last, best = (trials.make_trial(ARMS[0], view, 0, ASKED.place) for view in ("test", "best-step"))
+    last, best = (trials.make_trial(ARMS[0], view, 0, ASKED.context) for view in ("test", "best-step"))
     assert last.model == best.model and (last.view.step, best.view.step) == ("last", "best")
     early = replace(ARMS[0], recipe=replace(ARMS[0].recipe, stop="best"))
-    assert best == trials.make_trial(early, "test", 0, ASKED.place)
+    assert best == trials.make_trial(early, "test", 0, ASKED.context)
     own = replace(ARMS[0], training=UserCode(spec="python:train:fit", digest="d"))
-    assert trials.make_trial(own, "best-step", 0, ASKED.place).model.base.stop == "best"
+    assert trials.make_trial(own, "best-step", 0, ASKED.context).model.base.stop == "best"
 
 
 def test_what_has_its_temperature_already_is_not_given_another():
     cured = replace(ARMS[0], edits=(trials.TEMPERATURE_EDIT,))
     keys = {
-        trials.make_trial(arm, view, 0, ASKED.place).key
+        trials.make_trial(arm, view, 0, ASKED.context).key
         for arm, view in ((cured, "test"), (cured, "tempered"), (ARMS[0], "tempered"))
     }
     assert len(keys) == 1
-    assert trials.make_trial(ARMS[0], "test", 0, ASKED.place).key not in keys
+    assert trials.make_trial(ARMS[0], "test", 0, ASKED.context).key not in keys
 
 
 def test_only_a_regularizer_that_needs_the_source_makes_it_part_of_a_fit():
@@ -143,7 +143,7 @@ def test_where_what_is_to_be_kept_is_not_known_nothing_is_chosen():
 
 def test_a_network_as_it_starts_is_trained_by_nobody():
     own = replace(ARMS[0], training=UserCode(spec="python:a:b", digest="d"), recipe=replace(ARMS[0].recipe, stop="best"))
-    before = trials.make_trial(own, "source-before", 3, study().place).model.base
+    before = trials.make_trial(own, "source-before", 3, study().context).model.base
     assert (before.training, before.stop, before.phases) == (None, "last", ())
 
 

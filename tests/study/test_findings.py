@@ -102,7 +102,7 @@ def test_invariants_are_asked_at_the_first_look_alone_of_all_arms():
     contrast = replace(INVARIANT, weights={("subject", "drift"): 1.0})
     plugin = replace(batchnorm_drift.plugin, contrasts=(contrast,), measures=batchnorm_drift.plugin.measures)
     step, answers, _ = carried_out(study(plugin), measured(ALL))
-    asked = {(one.arm, one.view, one.seed) for one in step.asked if one.view == "drift"}
+    asked = {(one.arm, one.view, one.seed) for one in step.requests if one.view == "drift"}
     arms = {"subject", "cured", "induced:ghost-batch", "induced:class-order", "induced:stale-statistics"}
     assert asked == {(arm, "drift", seed) for arm in arms for seed in range(3)}
     assert [one.verdict for one in messages.write_findings(findings.build_findings(SUITE, step, answers))] == ["PASS"]

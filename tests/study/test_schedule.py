@@ -100,7 +100,7 @@ def test_a_subject_that_is_its_own_cure_is_not_exposed_and_asks_nothing_twice():
     step, answers, _ = carried_out(study(batchnorm_drift.plugin, suite=suite), lab(USUAL))
     one = messages.write_findings(findings.build_findings(suite, step, answers))[0]
     assert (one.verdict, one.harm, one.low, one.high, one.exposed) == ("PASS", 0.0, 0.0, 0.0, False)
-    keys = {arm: {q.trial.key for q in step.asked if (q.arm, q.view) == (arm, "test")} for arm in ("subject", "cured")}
+    keys = {arm: {q.trial.key for q in step.requests if (q.arm, q.view) == (arm, "test")} for arm in ("subject", "cured")}
     assert keys["subject"] == keys["cured"]
     assert one.reason.startswith("not exposed")
 
@@ -124,7 +124,7 @@ def test_seeds_are_added_only_to_what_is_open():
     close = USUAL | {"subject": 0.77, "scratch": 0.2}
     step, answers, _ = carried_out(study(batchnorm_drift.plugin, negative_transfer.plugin), lab(close))
     seeds = {
-        plugin: {q.seed for q in step.asked if q.plugin == plugin and q.view == "test"}
+        plugin: {q.seed for q in step.requests if q.plugin == plugin and q.view == "test"}
         for plugin in ("batchnorm-drift", "negative-transfer")
     }
     assert seeds == {"batchnorm-drift": set(range(5)), "negative-transfer": set(range(3))}
@@ -137,10 +137,10 @@ def test_seeds_are_added_only_to_what_is_open():
 def test_tuning_seeds_are_apart_from_the_judged_ones():
     suite = replace(SUITE, recipe=None)
     step, _, _ = carried_out(study(negative_transfer.plugin, suite=suite), lab(USUAL))
-    tuned = {q.seed for q in step.asked if q.view == "validation"}
-    judged = {q.seed for q in step.asked if q.view != "validation"}
+    tuned = {q.seed for q in step.requests if q.view == "validation"}
+    judged = {q.seed for q in step.requests if q.view != "validation"}
     assert tuned == {selection.FIRST_TUNING_SEED, selection.FIRST_TUNING_SEED + 1} and judged == {0, 1, 2}
-    assert all(q.trial.view.examples == "validation" for q in step.asked if q.seed in tuned)
+    assert all(q.trial.view.examples == "validation" for q in step.requests if q.seed in tuned)
 
 
 def test_the_healthy_default_is_settled_before_anything_else_is_asked():
@@ -165,8 +165,8 @@ def test_a_spent_budget_stops_after_the_look_that_spent_it_whatever_was_reused()
     asked = study(batchnorm_drift.plugin, suite=replace(SUITE, budget=50.0))
     step, answers, _ = carried_out(asked, lab(USUAL | {"subject": 0.77}))
     again, _, rest = carried_out(asked, lab(USUAL), answers)
-    assert max(q.seed for q in step.asked if q.view == "test") == 2
-    assert step.stopped.code is Code.BUDGET_SPENT and again.stopped == step.stopped and not rest
+    assert max(q.seed for q in step.requests if q.view == "test") == 2
+    assert step.stop_reason.code is Code.BUDGET_SPENT and again.stop_reason == step.stop_reason and not rest
     assert "budget" in messages.write_findings(findings.build_findings(asked.suite, step, answers))[0].reason
 
 
@@ -263,7 +263,7 @@ def test_losses_are_judged_the_other_way_round():
 
 def test_groups_of_fits_do_not_depend_on_what_is_there():
     step, _, _ = carried_out(study(batchnorm_drift.plugin), lab(USUAL))
-    asked = batching.unique_trials(step.asked)
+    asked = batching.unique_trials(step.requests)
     groups = list(batching.group_trials(asked, 2, SUITE))
     assert sorted(trial.key for group in groups for trial in group) == sorted(asked)
     for group in groups:
@@ -295,7 +295,7 @@ def test_a_plugin_with_no_variant_has_one_finding_without_a_control():
 
 def test_every_candidate_of_a_choice_is_counted_among_what_was_asked():
     step, answers, computed = carried_out(study(negative_transfer.plugin), lab(USUAL))
-    assert {q.trial.key for q in step.asked} == {trial.key for trial in computed} == set(answers)
+    assert {q.trial.key for q in step.requests} == {trial.key for trial in computed} == set(answers)
 
 
 def test_a_source_is_pretrained_on_once_before_the_arm_that_starts_from_it():

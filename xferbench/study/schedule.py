@@ -183,10 +183,10 @@ def _look_fields(
         (request.plugin, request.arm, request.view, request.seed, request.trial.key): request
         for request in (*schedule.requests, *new)
     }
-    fields: dict[str, Any] = {"asked": tuple(requests.values())}
+    fields: dict[str, Any] = {"requests": tuple(requests.values())}
     if _is_incomplete(new, records):
         stage = f"look {number} of {len(suite.looks)}: {len(seeds)} seeds" if suite.after is None else "evaluating"
-        fields |= {"stage": stage, "wanted": batching.unique_trials(new)}
+        fields |= {"stage": stage, "pending": batching.unique_trials(new)}
     return fields
 
 
