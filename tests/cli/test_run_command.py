@@ -264,7 +264,7 @@ def count_records(store):
         return 0
     db = sqlite3.connect(store, timeout=60)
     try:
-        return db.execute("select count_records(*) from records").fetchone()[0]
+        return db.execute("select count(*) from records").fetchone()[0]
     except sqlite3.OperationalError:
         return 0  # not made yet
     finally:

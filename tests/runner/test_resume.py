@@ -338,7 +338,7 @@ def test_a_full_disk_ends_the_run_and_what_was_recorded_is_kept(suite, tmp_path,
     path, real, left = tmp_path / "store.sqlite", worker_process._run_call, [3]
 
     def full(function, arguments):
-        if function.endswith(":answer"):
+        if function.endswith(":run_trials"):
             left[0] -= 1
             if left[0] < 0:
                 return False, OSError(28, "No space left on device")
