@@ -7,7 +7,7 @@ import pytest
 from factory import SCRATCH, make_cells, make_findings, make_predictions, make_run
 
 from xferbench.analysis import intervals
-from xferbench.analysis.compare import compare as compare_
+from xferbench.analysis.compare import compare as compare_runs
 from xferbench.core.comparison import CANNOT_TELL, CRASHED, NOT_WORSE, SKIPPED, WORSE
 from xferbench.core.errors import UserError
 from xferbench.core.plugin import HARM
@@ -19,7 +19,7 @@ DRIFT, TRANSFER = "batchnorm-drift/harm", "negative-transfer/harm"
 
 
 def compare(accepted, candidate):
-    return messages.write_comparison(compare_(accepted, candidate))
+    return messages.write_comparison(compare_runs(accepted, candidate))
 
 
 def contrasts(*plugins, version=1):

@@ -13,7 +13,7 @@ from test_schedule import PIPELINE
 from xferbench.analysis.metrics import METRICS
 from xferbench.config import loader, render
 from xferbench.config.fields import PHASE, RECIPE, SCRATCH
-from xferbench.config.fields import PREPROCESSING as PREPROCESSING_
+from xferbench.config.fields import PREPROCESSING as PREPROCESSING_RULE
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import (
@@ -639,7 +639,7 @@ def test_a_patch_of_spectrograms_is_read_as_one():
         None, replace(PIPELINE, train_preprocessing=spectrogram, serve_preprocessing=spectrogram), Spectrogram()
     )
     assert lines[1] == 'train_preprocessing = { kind = "spectrogram", mean = -40, std = 20 }'
-    assert PREPROCESSING_(tomllib.loads("\n".join(lines))["recipe"]["train_preprocessing"]) == spectrogram
+    assert PREPROCESSING_RULE(tomllib.loads("\n".join(lines))["recipe"]["train_preprocessing"]) == spectrogram
 
 
 def test_a_patch_of_serving_names_old_values_and_omits_defaults():

@@ -187,8 +187,8 @@ def test_a_file_name_that_is_not_text_is_accepted(folder):
 
 
 def test_digests_of_other_datasets_depend_on_file_or_generator(npz, monkeypatch):
-    digest_ = inputs.digest_data(f"npz:{npz()}").digest
-    assert inputs.digest_data(f"npz:{npz(train_labels=1 - ARRAYS['train_labels'])}").digest != digest_
+    digest_before = inputs.digest_data(f"npz:{npz()}").digest
+    assert inputs.digest_data(f"npz:{npz(train_labels=1 - ARRAYS['train_labels'])}").digest != digest_before
     near = inputs.digest_data("synthetic:near").digest
     assert len({near, inputs.digest_data("synthetic:sketch").digest, inputs.digest_data("digits").digest}) == 3
     monkeypatch.setattr(synthetic, "VERSION", synthetic.VERSION + 1)

@@ -20,7 +20,7 @@ from xferbench.lab.evaluation import edits, evaluate
 from xferbench.lab.models import backbones, batchnorm, checkpoint_reader
 from xferbench.lab.training import loop
 from xferbench.lab.worker import run_trials
-from xferbench.study.trials import make_trial as make_trial_
+from xferbench.study.trials import make_trial as make_study_trial
 from xferbench.study.trials import training_spec
 
 OUTPUTS = tuple(range(19, 9, -1))  # of the shipped head, for the source's ten classes
@@ -63,7 +63,7 @@ def make_pipeline(world, *phases, **more):
 def predict(world, pipeline, view, seed=0):
     """Return the predictions of a named view."""
     (record,), _ = run_trials.run_trials(
-        [trial := make_trial_(pipeline, view, seed, PLACE)], frozenset([trial.key]), world.cache
+        [trial := make_study_trial(pipeline, view, seed, PLACE)], frozenset([trial.key]), world.cache
     )
     assert not record.error
     return record.predictions
@@ -127,10 +127,10 @@ def test_a_shifted_set_is_evaluated_with_the_head_of_the_target(world):
 
 def test_a_domain_with_unknown_classes_is_not_evaluated(world):
     with pytest.raises(ValueError, match=r"no \[source\] whose classes are known"):
-        make_trial_(replace(make_pipeline(world), source=None), "source", 0, PLACE)
+        make_study_trial(replace(make_pipeline(world), source=None), "source", 0, PLACE)
     unknown = replace(make_pipeline(world), shifted=AuxiliaryDataset(data=world.data))
     with pytest.raises(ValueError, match=r"no \[shifted\] whose classes are known"):
-        make_trial_(unknown, "shifted", 0, PLACE)
+        make_study_trial(unknown, "shifted", 0, PLACE)
 
 
 def test_serving_orders_change_the_statistics_of_batches(world):
@@ -234,7 +234,7 @@ LP_FT = (
 def finished_tensors(world, finish, view, *phases, seed=0):
     """Return the tensors that a named view of a recipe with a finish evaluates, and the trial."""
     pipeline = make_pipeline(world, *phases or LP_FT)
-    trial = make_trial_(
+    trial = make_study_trial(
         replace(pipeline, recipe=replace(pipeline.recipe, finish=Finish.parse(finish) if finish else None)), view, seed, PLACE
     )
     (model,), _ = run_trials._trained_models([trial.model.base], trial, world.cache)
@@ -321,7 +321,7 @@ def test_the_start_of_a_single_phase_is_the_initial_network(world):
 def test_a_finish_uses_the_weights_in_the_cache(world, tmp_path):
     plain = make_pipeline(world, *LP_FT)
     trials = {
-        spelling: make_trial_(
+        spelling: make_study_trial(
             replace(plain, recipe=replace(plain.recipe, finish=Finish.parse(spelling) if spelling else None)), "test", 0, PLACE
         )
         for spelling in ("", "adabn", "interpolate:0", "interpolate:0.5", "interpolate:1")

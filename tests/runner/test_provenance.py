@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from xferbench.analysis import compatibility, exit_code
-from xferbench.analysis.compare import compare as compare_
+from xferbench.analysis.compare import compare as compare_runs
 from xferbench.cli import main
 from xferbench.core.canonical import digest, measure_key
 from xferbench.core.comparison import NOT_WORSE
@@ -157,7 +157,7 @@ def test_the_hash_of_a_plan_changes_and_the_refusal_names_the_plugin(site, tmp_p
 
 
 def compare(accepted, candidate):
-    return messages.write_comparison(compare_(accepted, candidate))
+    return messages.write_comparison(compare_runs(accepted, candidate))
 
 
 def test_a_run_has_the_digest_and_another_run_is_not_compared_in_silence(site):

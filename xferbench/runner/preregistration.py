@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from xferbench.core.canonical import canonical
-from xferbench.core.canonical import digest as digest_
+from xferbench.core.canonical import digest as canonical_digest
 from xferbench.core.errors import UserError
 from xferbench.core.files import refuse_existing, replace_atomically
 from xferbench.core.version import __version__
@@ -89,7 +89,7 @@ def plugin_sources(plugins: Sequence[Plugin]) -> dict[str, str]:
 def plan_to_json(suite: Suite, inputs: Sequence[InputDigest], plugins: Sequence[Plugin], written: str) -> str:
     """Return the content of a plan's file; ``written`` is the time in UTC."""
     content = plan_content(suite, inputs, plugins)
-    plan = {"schema": PLAN_SCHEMA, "suite": suite.name, "hash": digest_(content), "written": written, "plan": content}
+    plan = {"schema": PLAN_SCHEMA, "suite": suite.name, "hash": canonical_digest(content), "written": written, "plan": content}
     plan["inputs"] = [input_to_json(entry, listed=True) for entry in inputs]
     return json.dumps(plan, indent=1) + "\n"
 
@@ -141,7 +141,7 @@ def read_plan(path: Path) -> dict[str, Any]:
 
 def _content_hash(content: object) -> str:
     try:
-        return digest_(content)
+        return canonical_digest(content)
     except TypeError:
         return "no canonical form"
 
@@ -155,7 +155,7 @@ def check_plan(
         UserError: that names each key and file that differs.
     """
     content = plan_content(suite, inputs, plugins)
-    if digest_(content) == frozen["hash"]:
+    if canonical_digest(content) == frozen["hash"]:
         return
     differences = _value_differences(frozen["plan"], content)
     listed = {entry["key"]: entry.get("listed") for entry in frozen["inputs"]}
