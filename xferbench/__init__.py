@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from xferbench.core.interventions import PRETRAINED
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
@@ -168,7 +170,7 @@ def watch(
         tuple(optimizer) if isinstance(optimizer, Iterable) else (optimizer,),
         phases=expected.phases if expected else (),
         batchnorm=states_batchnorm,
-        pretrained=None if expected is None else expected.init == "pretrained",
+        pretrained=None if expected is None else expected.init == PRETRAINED,
         head=head,
         shape=shape,
         every=every,

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from xferbench.core import files
-from xferbench.core.interventions import ZERO_HEAD
+from xferbench.core.interventions import PRETRAINED, ZERO_HEAD, SourceHead
 from xferbench.core.pipeline import AuxiliaryDataset, Data, WeightsFile
 from xferbench.core.plugin import Profile
 from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
@@ -46,12 +46,12 @@ def variants():
 def accuracy(arch, weights, dataset, ready, cache):
     """Of a checkpoint as it is, with its own head."""
     one = TrainingSpec(
-        arch=arch, init="pretrained", start=weights, head=ZERO_HEAD, phases=(), data=dataset, train_size=None,
+        arch=arch, init=PRETRAINED, start=weights, head=ZERO_HEAD, phases=(), data=dataset, train_size=None,
         preprocessing=RIGHT, seed=0,
     )  # fmt: skip
     view = EvaluationSpec(preprocessing=ready, domain=AuxiliaryDataset(data=dataset, classes=tuple(range(10))))
     place = ComputeContext(device="cpu", torch=torch_version(), lab=LAB_VERSION)
-    trial = Trial(model=ModelSpec(base=one, edits=("head:source",)), view=view, place=place)
+    trial = Trial(model=ModelSpec(base=one, edits=(SourceHead(),)), view=view, place=place)
     (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), cache)
     assert not record.error, record.error
     return float((record.predictions.predicted == record.predictions.label).mean())

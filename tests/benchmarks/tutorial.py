@@ -17,6 +17,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
+from xferbench.core.interventions import BATCHNORM_EVAL
 from xferbench.core.pipeline import WeightsFile
 from xferbench.lab.data import datasets, preprocessing
 from xferbench.lab.models import backbones, checkpoint_reader, checkpoints
@@ -54,7 +55,7 @@ def main():
             parameter.requires_grad = name in names
         kind = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}[phase.optimizer]
         optimizer = kind((one for one in network.parameters() if one.requires_grad), phase.lr, weight_decay=phase.weight_decay)
-        network.train(phase.batchnorm != "eval")
+        network.train(phase.batchnorm != BATCHNORM_EVAL)
         whole = len(train) >= phase.batch_size
         loader = DataLoader(train, batch_size=phase.batch_size, shuffle=True, drop_last=whole, num_workers=0)
         for x, y in islice(chain.from_iterable(repeat(loader)), phase.steps):

@@ -9,6 +9,7 @@ from xferbench.analysis import exit_code
 from xferbench.cli import audit_suite, main
 from xferbench.config import loader
 from xferbench.core.errors import UserError
+from xferbench.core.interventions import TRAIN_MODE
 from xferbench.data import inputs
 from xferbench.lab.models import checkpoint_reader, checkpoints, small_resnets
 
@@ -151,7 +152,7 @@ def test_what_is_about_training_is_refused_beside_a_checkpoint(after):
     for key, value in {"looks": [3], "recipe": {"lr": 0.1}, "budget": "3m", "scratch": {"lr": [0.1]}}.items():
         with pytest.raises(UserError, match="a key of training in a suite"):
             loader.parse_suite(table | {key: value}, after)
-    assert loader.parse_suite(table | {"recipe": {"serve_mode": "train"}}, after).serve_mode == "train"
+    assert loader.parse_suite(table | {"recipe": {"serve_mode": "train"}}, after).serve_mode == TRAIN_MODE
 
 
 def test_a_head_with_too_many_outputs_is_a_fail_and_the_rest_is_judged(tmp_path):

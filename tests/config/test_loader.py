@@ -17,16 +17,28 @@ from xferbench.config.fields import PREPROCESSING as PREPROCESSING_RULE
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import (
+    BATCHNORM_EVAL,
+    BATCHNORM_TRAIN,
+    EVAL_MODE,
     HEAD_ONLY,
     L2SP,
+    RANDOM,
+    TRAIN_MODE,
     ZERO_HEAD,
     Augmentation,
+    BatchNormMode,
+    BatchNormMomentum,
     Distillation,
     Finish,
+    GhostBatchNorm,
     Head,
+    Initialization,
     LwF,
+    PermutedWeights,
     Regularizer,
+    TargetPretraining,
     Trainable,
+    TransferLowest,
 )
 from xferbench.core.pipeline import Phase, Preprocessing, Recipe, ScratchGrid, Spectrogram, UserCode
 from xferbench.core.strategies import STRATEGIES, lora
@@ -111,11 +123,19 @@ def test_the_required_keys_are_enough_and_the_rest_has_the_contracts_defaults(tm
         ("[recipe] lr = 1e-2", "recipe", Recipe(phases=(Phase(lr=1e-2),))),
         ("[recipe] lr = 1", "recipe", Recipe(phases=(Phase(lr=1.0),))),
         ('[recipe] trainable = "top:2"', "recipe", Recipe(phases=(Phase(trainable=Trainable.parse("top:2")),))),
-        ('[recipe] batchnorm = "ghost:4"', "recipe", Recipe(phases=(Phase(batchnorm="ghost:4"),))),
-        ('[recipe] batchnorm = "momentum:1e-05"', "recipe", Recipe(phases=(Phase(batchnorm="momentum:1e-05"),))),
-        ('[recipe] batchnorm = "momentum:1"', "recipe", Recipe(phases=(Phase(batchnorm="momentum:1"),))),
-        ('[recipe] init = "random"\n[recipe] stop = "best"', "recipe", Recipe(init="random", stop="best")),
-        ('[recipe] init = "target"\n[recipe] transferred = "low:2"', "recipe", Recipe(init="target", transferred="low:2")),
+        ('[recipe] batchnorm = "ghost:4"', "recipe", Recipe(phases=(Phase(batchnorm=GhostBatchNorm(examples=4)),))),
+        (
+            '[recipe] batchnorm = "momentum:1e-05"',
+            "recipe",
+            Recipe(phases=(Phase(batchnorm=BatchNormMomentum(momentum=1e-05)),)),
+        ),
+        ('[recipe] batchnorm = "momentum:1"', "recipe", Recipe(phases=(Phase(batchnorm=BatchNormMomentum(momentum=1.0)),))),
+        ('[recipe] init = "random"\n[recipe] stop = "best"', "recipe", Recipe(init=RANDOM, stop="best")),
+        (
+            '[recipe] init = "target"\n[recipe] transferred = "low:2"',
+            "recipe",
+            Recipe(init=TargetPretraining(), transferred=TransferLowest(groups=2)),
+        ),
         ('[recipe] head = "zero"', "recipe", Recipe(head=ZERO_HEAD)),
         ('[recipe] head = "mlp:64"', "recipe", Recipe(head=Head.parse("mlp:64"))),
         (
@@ -264,7 +284,12 @@ WRONG = [
     ("[recipe] learning_rate = 0.1", "[recipe] learning_rate: unknown key", "", "did you mean 'lr'?"),
     ('[recipe] trainable = "lora"', "[recipe] trainable", '"lora"', "lora:RANK with RANK a whole number at least 1"),
     ('[recipe] trainable = "top:0"', "[recipe] trainable", '"top:0"', "a whole number at least 1"),
-    ('[recipe] batchnorm = "ghost:1"', "[recipe] batchnorm", '"ghost:1"', "ghost:N with N of 2 or more"),
+    (
+        '[recipe] batchnorm = "ghost:1"',
+        "[recipe] batchnorm",
+        '"ghost:1"',
+        "ghost:EXAMPLES with EXAMPLES a whole number at least 2",
+    ),
     ('[recipe] batchnorm = "momentum:2"', "[recipe] batchnorm", '"momentum:2"', "above 0 and at most 1"),
     ('[recipe] batchnorm = "momentum:0"', "[recipe] batchnorm", '"momentum:0"', "above 0 and at most 1"),
     ('[recipe] batchnorm = "momentum:fast"', "[recipe] batchnorm", "fast", "momentum:M"),
@@ -282,13 +307,13 @@ WRONG = [
     ('[recipe] order = "sorted"', "[recipe] order", '"sorted"', "class, shuffled"),
     ('[recipe] init = "pretraind"', "[recipe] init", '"pretraind"', "did you mean 'pretrained'?"),
     ('[recipe] init = "shuffled-source"', "[recipe] init", "shuffled-source", "a table [source]"),
-    ('[recipe] transferred = "low:0"', "[recipe] transferred", '"low:0"', "low:N with N of 1 or more"),
+    ('[recipe] transferred = "low:0"', "[recipe] transferred", '"low:0"', "low:GROUPS with GROUPS a whole number at least 1"),
     ('[recipe] transferred = "low:1"\n[recipe] init = "random"', "[recipe] transferred", "low:1", "nothing is transferred"),
-    ('[recipe] head = "ones"', "[recipe] head", '"ones"', "random or zero"),
+    ('[recipe] head = "ones"', "[recipe] head", '"ones"', "random, zero"),
     ('[recipe] head = "mlp"', "[recipe] head", '"mlp"', "mlp:UNITS"),
     ('[recipe] head = "mlp:0"', "[recipe] head", '"mlp:0"', "UNITS a whole number"),
     ('[recipe] head = "mlp:8:1"', "[recipe] head", '"mlp:8:1"', "below 1"),
-    ('[recipe] augment = "rotate"', "[recipe] augment", '"rotate"', "flip or crop or flip+crop"),
+    ('[recipe] augment = "rotate"', "[recipe] augment", '"rotate"', "known: crop, flip, flip+crop"),
     ('[recipe] regularizer = "distill:0"', "[recipe] regularizer", '"distill:0"', "above 0"),
     ('[recipe] regularizer = "dann:0"', "[recipe] regularizer", '"dann:0"', "above 0"),
     ('[recipe] regularizer = "dann:1"', "[recipe] regularizer", "dann:1", "a table [shifted]"),
@@ -556,9 +581,11 @@ PHASES = st.builds(
         st.sampled_from(["head", "norm", "bias", "all"])
         | st.builds("{}:{}".format, st.sampled_from(["top", "lora", "adapter"]), st.integers(1, 99))
     ).map(Trainable.parse),
-    batchnorm=st.sampled_from(["eval", "train"])
-    | st.integers(2, 64).map("ghost:{}".format)
-    | st.floats(1e-7, 1, exclude_min=True).map("momentum:{:g}".format),
+    batchnorm=(
+        st.sampled_from(["eval", "train", "train-above"])
+        | st.integers(2, 64).map("ghost:{}".format)
+        | st.floats(1e-7, 1, exclude_min=True).map("momentum:{:g}".format)
+    ).map(BatchNormMode.parse),
     lr=NUMBERS,
     head_lr=st.none() | NUMBERS,
     layer_decay=st.floats(1e-3, 1).map(lambda value: float(f"{value:.6g}")),
@@ -572,7 +599,7 @@ PHASES = st.builds(
 )
 RECIPES = st.builds(
     Recipe,
-    init=st.sampled_from(["pretrained", "random", "matched", "permuted"]),
+    init=st.sampled_from(["pretrained", "random", "matched", "permuted"]).map(Initialization.parse),
     head=st.sampled_from(["random", "zero", "mlp:8", "mlp:8:0.1"]).map(Head.parse),
     augment=st.sampled_from([None, *map(Augmentation.parse, ("flip", "crop", "flip+crop"))]),
     phases=st.lists(PHASES, min_size=1, max_size=3).map(tuple),
@@ -611,7 +638,7 @@ PIPELINES = st.builds(
     recipe=RECIPES,
     train_preprocessing=PREPROCESSING,
     serve_preprocessing=PREPROCESSING,
-    mode=st.sampled_from(["eval", "train"]),
+    mode=st.sampled_from([EVAL_MODE, TRAIN_MODE]),
 )
 
 
@@ -645,7 +672,7 @@ def test_a_patch_of_spectrograms_is_read_as_one():
 def test_a_patch_of_serving_names_old_values_and_omits_defaults():
     recorded = Preprocessing(mean=(0.5,), std=(0.25,))
     after = replace(PIPELINE, train_preprocessing=recorded, serve_preprocessing=recorded)
-    before = replace(after, serve_preprocessing=replace(recorded, channels="bgr"), mode="train")
+    before = replace(after, serve_preprocessing=replace(recorded, channels="bgr"), mode=TRAIN_MODE)
     assert render.pipeline_patch(before, after, recorded) == [
         "[recipe]",
         'serve_preprocessing = { mean = [0.5], std = [0.25] }    # was { channels = "bgr", mean = [0.5], std = [0.25] }',
@@ -671,7 +698,10 @@ def test_every_strategy_can_be_written_as_a_patch(strategy):
 
 
 def test_a_patch_names_the_old_values():
-    before, after = Recipe(phases=(Phase(lr=0.1, batchnorm="train"),)), Recipe(phases=(Phase(lr=0.1, batchnorm="eval"),))
+    before, after = (
+        Recipe(phases=(Phase(lr=0.1, batchnorm=BATCHNORM_TRAIN),)),
+        Recipe(phases=(Phase(lr=0.1, batchnorm=BATCHNORM_EVAL),)),
+    )
     assert render.recipe_patch(before, after) == ["[recipe]", 'batchnorm = "eval"    # was train', "lr = 0.1"]
 
 
@@ -692,7 +722,7 @@ def test_every_field_can_be_set_in_a_file(tmp_path):
             Recipe(name="LP-FT", phases=(Phase(trainable=HEAD_ONLY, head_lr=0.1), Phase())),
             ["LP-FT: head", "head 0.1", "; then all"],
         ),
-        (Recipe(init="permuted", stop="best"), ["permuted weights: ", "; best step"]),
+        (Recipe(init=PermutedWeights(), stop="best"), ["permuted weights: ", "; best step"]),
         (Recipe(phases=(Phase(order="class"),)), ["class-ordered"]),
         (lora(), ["LoRA 8 0.01: LoRA of rank 8, lr 0.01, BatchNorm eval"]),
         (
@@ -763,5 +793,5 @@ def test_no_file_can_allow_user_code(tmp_path):
 
 
 def test_a_patch_keeps_the_users_training_code():
-    lines = render.recipe_patch(None, Recipe(init="random"), UserCode(spec="python:a:b", digest="d"))
+    lines = render.recipe_patch(None, Recipe(init=RANDOM), UserCode(spec="python:a:b", digest="d"))
     assert lines == ["[recipe]", 'init = "random"', 'training = "python:a:b"']

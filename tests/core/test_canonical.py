@@ -12,7 +12,20 @@ from pathlib import Path
 import pytest
 
 from xferbench.core.canonical import digest
-from xferbench.core.interventions import RANDOM_HEAD, Augmentation, Finish, Head, Regularizer, Trainable
+from xferbench.core.interventions import (
+    PRETRAINED,
+    RANDOM,
+    RANDOM_HEAD,
+    AdaptBatchNorm,
+    Augmentation,
+    Finish,
+    GhostBatchNorm,
+    Head,
+    Regularizer,
+    SourceHead,
+    Trainable,
+    TransferLowest,
+)
 from xferbench.core.pipeline import (
     AuxiliaryDataset,
     Checkpoint,
@@ -44,7 +57,7 @@ PREPROCESSING = Preprocessing(resize=256, crop=224, mean=(0.485, 0.456, 0.406), 
 DOMAIN = AuxiliaryDataset(data=DATA, classes=(3, 1), preprocessing=PREPROCESSING)
 FIT = TrainingSpec(
     arch="tiny-resnet",
-    init="pretrained",
+    init=PRETRAINED,
     start=WEIGHTS,
     head=RANDOM_HEAD,
     phases=(Phase(),),
@@ -67,7 +80,7 @@ EVERY = replace(
     augment=Augmentation.parse("flip"),
     teacher=FIT,
     has_cue=True,
-    transferred="low:2",
+    transferred=TransferLowest(groups=2),
     unlabeled=DATA,
 )
 VIEW = EvaluationSpec(preprocessing=PREPROCESSING)
@@ -101,16 +114,22 @@ def values():
     yield "phase", Phase()
     yield (
         "phase, all",
-        Phase(trainable=Trainable.parse("lora:4"), batchnorm="ghost:8", head_lr=1e-2, layer_decay=0.5, order="class"),
+        Phase(
+            trainable=Trainable.parse("lora:4"),
+            batchnorm=GhostBatchNorm(examples=8),
+            head_lr=1e-2,
+            layer_decay=0.5,
+            order="class",
+        ),
     )
     yield "recipe", Recipe()
     yield (
         "recipe, all",
         Recipe(
-            init="random",
+            init=RANDOM,
             head=Head.parse("mlp:8"),
             augment=Augmentation.parse("flip"),
-            transferred="low:1",
+            transferred=TransferLowest(groups=1),
             finish=Finish.parse("adabn"),
             stop="best",
         ),
@@ -119,7 +138,7 @@ def values():
     yield "finished", Checkpoint(after=WEIGHTS, before=WEIGHTS)
     yield "fit", FIT
     yield "fit, every field", EVERY
-    yield "model", ModelSpec(base=FIT, edits=("head:source",))
+    yield "model", ModelSpec(base=FIT, edits=(SourceHead(),))
     yield "view", VIEW
     yield (
         "view, all",
@@ -139,7 +158,7 @@ def values():
     yield "pipeline", PIPELINE
     yield (
         "pipeline, finished",
-        replace(PIPELINE, finished=Checkpoint(after=WEIGHTS), edits=("adabn",), expected_training=Recipe()),
+        replace(PIPELINE, finished=Checkpoint(after=WEIGHTS), edits=(AdaptBatchNorm(),), expected_training=Recipe()),
     )
     for name in VIEWS:
         yield f"a pipeline in view {name}", make_trial(PIPELINE, name, 0, PLACE)

@@ -18,7 +18,17 @@ from xferbench.config import loader, render, revive
 from xferbench.core import interventions
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
-from xferbench.core.interventions import DataIntervention, Intervention, Range, as_dict, format_spelling, number, parse
+from xferbench.core.interventions import (
+    CopiedTestImages,
+    DataIntervention,
+    Intervention,
+    Range,
+    TargetPretraining,
+    as_dict,
+    format_spelling,
+    number,
+    parse,
+)
 from xferbench.core.pipeline import Recipe, Selection
 from xferbench.core.record import json_values
 from xferbench.study import trials
@@ -118,7 +128,7 @@ def test_a_pattern_matches_every_number_of_a_range():
     assert Range(low=0, low_open=True).pattern != Range(low=0).pattern
 
 
-@pytest.mark.parametrize("kind", [kind for group in interventions.BUILT_IN.values() for kind in group])
+@pytest.mark.parametrize("kind", [kind for group in interventions.GROUPS for kind in group.built_in()])
 def test_every_built_in_kind_conforms(kind):
     conformance.intervention_conforms(kind)
 
@@ -195,10 +205,11 @@ def test_all_arms_share_the_interventions_but_not_the_network_before_training(ha
     pipeline = replace(fake_lab.PIPELINE, interventions=(halved(share=0.5),))
     assert trials.training_spec(pipeline, 0).interventions == pipeline.interventions
     assert (
-        trials.training_spec(replace(pipeline, recipe=Recipe(init="target")), 0).start.interventions == pipeline.interventions
+        trials.training_spec(replace(pipeline, recipe=Recipe(init=TargetPretraining())), 0).start.interventions
+        == pipeline.interventions
     )
     assert trials.initial_model(pipeline) == trials.initial_model(fake_lab.PIPELINE)
-    assert trials.training_spec(replace(pipeline, injected_duplicates="copied:0.1"), 0).interventions == ()
+    assert trials.training_spec(replace(pipeline, injected_duplicates=CopiedTestImages(share=0.1)), 0).interventions == ()
 
 
 def test_a_remedy_and_a_sentence_name_them(halved):
@@ -254,4 +265,4 @@ def test_only_the_training_subset_is_changed(halved, tmp_path):
 
 
 def test_the_base_names_no_group():
-    assert set(interventions.BUILT_IN) >= {DataIntervention}
+    assert set(interventions.GROUPS) >= {DataIntervention}

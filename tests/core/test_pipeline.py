@@ -11,23 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xferbench.core.canonical import canonical, digest
-from xferbench.core.interventions import HEAD_ONLY, RANDOM_HEAD, Head
+from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, PRETRAINED, RANDOM_HEAD, Head, RestoreBatchNorm
 from xferbench.core.pipeline import Data, Phase, Preprocessing, Recipe, ScratchGrid, WeightsFile
 from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
 
 FIT = TrainingSpec(
     arch="tiny-resnet",
-    init="pretrained",
+    init=PRETRAINED,
     start=WeightsFile(digest="ab" * 32, path="/one/place.safetensors"),
     head=RANDOM_HEAD,
-    phases=(Phase(trainable=HEAD_ONLY, batchnorm="eval", lr=1e-2), Phase(lr=1e-3, head_lr=3e-3, steps=75)),
+    phases=(Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, lr=1e-2), Phase(lr=1e-3, head_lr=3e-3, steps=75)),
     data=Data(digest="cd" * 32, spec="folder:/one/place"),
     train_size=200,
     preprocessing=Preprocessing(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     seed=3,
 )
 TRIAL = Trial(
-    model=ModelSpec(base=FIT, edits=("batchnorm:restored",)),
+    model=ModelSpec(base=FIT, edits=(RestoreBatchNorm(),)),
     view=EvaluationSpec(limit=1000, preprocessing=Preprocessing()),
     place=ComputeContext(device="cpu", torch="2.6", lab=1),
 )

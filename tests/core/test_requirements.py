@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from xferbench.core import requirements
+from xferbench.core.interventions import RANDOM
 from xferbench.core.pipeline import Phase, Recipe
 from xferbench.testing.fake_lab import PIPELINE, PROFILE
 
-SCRATCH = replace(PIPELINE, recipe=Recipe(init="random"))
+SCRATCH = replace(PIPELINE, recipe=Recipe(init=RANDOM))
 
 
 def test_plugins_about_pretraining_apply_only_to_pretrained_weights():

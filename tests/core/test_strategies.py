@@ -8,7 +8,20 @@ from hypothesis import strategies as st
 
 from xferbench.config import loader
 from xferbench.core import strategies
-from xferbench.core.interventions import HEAD_ONLY, ZERO_HEAD, Augmentation, Finish, Head, Regularizer, Trainable
+from xferbench.core.interventions import (
+    BATCHNORM_TRAIN,
+    EVAL_MODE,
+    HEAD_ONLY,
+    PRETRAINED,
+    RANDOM,
+    TRAIN_MODE,
+    ZERO_HEAD,
+    Augmentation,
+    Finish,
+    Head,
+    Regularizer,
+    Trainable,
+)
 from xferbench.core.pipeline import Data, Phase, Pipeline, Preprocessing, Recipe, ScratchGrid, WeightsFile
 from xferbench.core.strategies import HEAD_LR, STRATEGIES, default_selection, scratch_baseline
 from xferbench.study import trials
@@ -22,7 +35,7 @@ PIPELINE = Pipeline(
     recipe=Recipe(phases=(Phase(trainable=HEAD_ONLY, steps=50), Phase(lr=3e-3, steps=100, order="class", batch_size=16))),
     train_preprocessing=Preprocessing(),
     serve_preprocessing=Preprocessing(channels="bgr"),
-    mode="train",
+    mode=TRAIN_MODE,
 )
 
 
@@ -43,7 +56,7 @@ def test_a_strategy_keeps_what_is_not_its_own_business(strategy):
         kept = ("optimizer", "weight_decay", "schedule", "batch_size", "order")
         assert [getattr(phase, name) for name in kept] == [getattr(own, name) for name in kept]
     assert made.phases[-1].lr == own.lr
-    assert made.init == ("random" if strategy in {"scratch", "distillation"} else "pretrained")
+    assert made.init == (RANDOM if strategy in {"scratch", "distillation"} else PRETRAINED)
     assert made.name
 
 
@@ -55,13 +68,13 @@ def test_its_first_line_says_what_it_is(strategy):
 
 
 def test_a_linear_probe_trains_the_head_on_features_that_do_not_move():
-    (phase,) = strategies.linear_probe(Phase(batchnorm="train", head_lr=0.3)).phases
-    assert (str(phase.trainable), phase.batchnorm, phase.head_lr) == ("head", "eval", None)
+    (phase,) = strategies.linear_probe(Phase(batchnorm=BATCHNORM_TRAIN, head_lr=0.3)).phases
+    assert (str(phase.trainable), str(phase.batchnorm), phase.head_lr) == ("head", "eval", None)
 
 
 def test_lp_ft_probes_for_half_of_the_steps_at_the_heads_own_rate():
     probe, tune = strategies.lp_ft(Phase(lr=1e-3, steps=151)).phases
-    assert (str(probe.trainable), probe.batchnorm, probe.lr, probe.steps) == ("head", "eval", HEAD_LR, 75)
+    assert (str(probe.trainable), str(probe.batchnorm), probe.lr, probe.steps) == ("head", "eval", HEAD_LR, 75)
     assert (str(tune.trainable), tune.lr, tune.steps) == ("all", 1e-3, 76)
 
 
@@ -83,7 +96,7 @@ def test_discriminative_rates_fall_from_the_head_down():
 def test_what_trains_few_numbers_leaves_the_rest_as_it_is_and_has_a_rate_of_its_own():
     made = [strategies.bitfit(), strategies.lora(rank=4), strategies.adapter(rank=2), strategies.norm_only()]
     assert [str(one.phases[0].trainable) for one in made] == ["bias", "lora:4", "adapter:2", "norm"]
-    assert [one.phases[0].batchnorm for one in made] == ["eval", "eval", "eval", "train"]
+    assert [str(one.phases[0].batchnorm) for one in made] == ["eval", "eval", "eval", "train"]
     assert {one.phases[0].lr for one in made} == {1e-2}
     assert set(strategies.DEFAULT_RATES.values()) == {1e-2} and set(strategies.DEFAULT_RATES) <= set(STRATEGIES)
 
@@ -185,9 +198,9 @@ def test_scratch_weighs_the_subjects_own_steps_and_rate_and_the_whole_grid():
 def test_scratch_is_trained_whole_from_random_weights_and_served_plainly():
     for one in scratch_baseline(PIPELINE, ScratchGrid()).candidates:
         (phase,) = one.recipe.phases
-        assert one.recipe.init == "random"
-        assert one.mode == "eval"
-        assert (str(phase.trainable), phase.batchnorm, phase.order, phase.layer_decay) == ("all", "train", "shuffled", 1.0)
+        assert one.recipe.init == RANDOM
+        assert one.mode == EVAL_MODE
+        assert (str(phase.trainable), str(phase.batchnorm), phase.order, phase.layer_decay) == ("all", "train", "shuffled", 1.0)
         assert (one.target, one.train_size, one.train_preprocessing) == (
             PIPELINE.target,
             PIPELINE.train_size,

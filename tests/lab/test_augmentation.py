@@ -12,7 +12,7 @@ from test_loop import BRIEF, changed_names, is_equal, make_fit, make_world, trai
 from torch.nn import functional as F
 
 from xferbench.core.errors import UserError
-from xferbench.core.interventions import HEAD_ONLY, Augmentation, Trainable
+from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, Augmentation, Trainable
 from xferbench.core.pipeline import Phase, Spectrogram
 from xferbench.lab.data import augmentation
 from xferbench.lab.models import graph_split
@@ -20,7 +20,7 @@ from xferbench.lab.training import feature_cache
 
 IMAGES = torch.randint(256, (4, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 FLIP = torch.tensor([[0, 0, 1]] * 4)
-SGD = {"optimizer": "sgd", "lr": 1e-2, "batchnorm": "eval"}
+SGD = {"optimizer": "sgd", "lr": 1e-2, "batchnorm": BATCHNORM_EVAL}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from torch import nn
 from torch.func import functional_call
 
 from xferbench.core.errors import UserError
-from xferbench.core.interventions import HEAD_ONLY, Trainable
+from xferbench.core.interventions import BATCHNORM_EVAL, BATCHNORM_TRAIN, HEAD_ONLY, TRAIN_MODE, Edit, Trainable
 from xferbench.core.pipeline import Phase
 from xferbench.core.trial import ModelSpec
 from xferbench.lab.data import preprocessing
@@ -23,7 +23,7 @@ from xferbench.lab.models import backbones, bottleneck_adapters, checkpoints, gr
 from xferbench.lab.training import loop
 from xferbench.lab.worker import run_trials
 
-ADAPTER = Phase(trainable=Trainable.parse("adapter:4"), batchnorm="eval", optimizer="sgd", lr=3e-2, **BRIEF)
+ADAPTER = Phase(trainable=Trainable.parse("adapter:4"), batchnorm=BATCHNORM_EVAL, optimizer="sgd", lr=3e-2, **BRIEF)
 
 
 def adapted(model, side, rank=3):
@@ -105,11 +105,11 @@ def test_only_adapters_and_head_are_trained(world):  # noqa: F811
     network, (start,), dataset = prepared(world, spec)
     (actual,) = loop.train([spec], network, [start], dataset)
     assert changed_names(actual) == HEAD | backbones.names_by_kind(network.anatomy, network.module)["adapter"]
-    (plain,) = train(world, make_fit(world, Phase(trainable=HEAD_ONLY, batchnorm="eval", **BRIEF)))
+    (plain,) = train(world, make_fit(world, Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, **BRIEF)))
     assert {name: actual.before[name] for name in plain.before}.keys() == plain.before.keys() < actual.before.keys()
 
 
-@pytest.mark.parametrize("step", [{}, {"batchnorm": "train", "optimizer": "adamw"}])
+@pytest.mark.parametrize("step", [{}, {"batchnorm": BATCHNORM_TRAIN, "optimizer": "adamw"}])
 def test_training_in_lockstep_equals_training_alone(step, world, float64):  # noqa: F811
     specs = [make_fit(world, replace(ADAPTER, **step), seed=seed) for seed in range(2)]
     network, starts, dataset = prepared(world, *specs)
@@ -132,8 +132,8 @@ def test_a_linear_probe_before_adapters_uses_precomputed_activations(world, monk
     assert "layer3.0.conv1.weight" not in changed_names(whole)
 
 
-@pytest.mark.parametrize("edits", [(), ("batchnorm:recalibrated@2",), ("interpolated:0.5",)])
-@pytest.mark.parametrize("view", [{}, {"mode": "training"}, {"examples": "validation"}])
+@pytest.mark.parametrize("edits", [(), (Edit.parse("batchnorm:recalibrated@2"),), (Edit.parse("interpolated:0.5"),)])
+@pytest.mark.parametrize("view", [{}, {"mode": TRAIN_MODE}, {"examples": "validation"}])
 def test_views_and_edits_use_the_adapted_network_and_its_weights_are_cached(edits, view, world):  # noqa: F811
     trial = make_trial(make_fit(world, ADAPTER), **view)
     trial = replace(trial, model=ModelSpec(base=trial.model.base, edits=edits))

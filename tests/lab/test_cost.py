@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn
 
-from xferbench.core.interventions import Trainable
+from xferbench.core.interventions import BATCHNORM_EVAL, BATCHNORM_TRAIN, PRETRAINED, RANDOM, Trainable
 from xferbench.core.pipeline import Phase, Preprocessing
 from xferbench.lab.evaluation import cost
 from xferbench.lab.models import backbones, bottleneck_adapters
@@ -29,7 +29,7 @@ def network(adapters=0):
     return anatomy, model
 
 
-def phases(*spellings, batchnorm="eval"):
+def phases(*spellings, batchnorm=BATCHNORM_EVAL):
     return [Phase(trainable=Trainable.parse(spelling), batchnorm=batchnorm) for spelling in spellings]
 
 
@@ -67,18 +67,21 @@ def test_adapters_count_for_all_phases():
 
 def test_moving_statistics_are_stored_but_not_trained():
     anatomy, model = network()
-    assert cost.compute_cost(phases("head", batchnorm="train"), anatomy, model) == {"trainable": HEAD, "stored": 4 * (HEAD + 9)}
+    assert cost.compute_cost(phases("head", batchnorm=BATCHNORM_TRAIN), anatomy, model) == {
+        "trainable": HEAD,
+        "stored": 4 * (HEAD + 9),
+    }
 
 
 def test_a_network_without_pretraining_is_stored_whole():
     anatomy, model = network()
-    costs = cost.compute_cost(phases("head"), anatomy, model, init="random")
+    costs = cost.compute_cost(phases("head"), anatomy, model, init=RANDOM)
     assert costs == {"trainable": HEAD, "stored": 4 * (WHOLE + 9)}
 
 
 def test_measure_cost_includes_multiply_adds():
     anatomy, model = network()
-    spec = SimpleNamespace(phases=tuple(phases("bias")), init="pretrained")
+    spec = SimpleNamespace(phases=tuple(phases("bias")), init=PRETRAINED)
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     architecture = SimpleNamespace(anatomy=anatomy, module=model)
     context = SimpleNamespace(fit=spec, network=architecture, served=images, ready=Preprocessing())

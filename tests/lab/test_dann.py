@@ -13,15 +13,23 @@ from test_datasets import make_npz
 from test_loop import BRIEF, READY, is_equal, make_fit, make_trial, make_world, parse_regularizer
 
 from xferbench.core.errors import UserError
-from xferbench.core.interventions import HEAD_ONLY, Augmentation, Head, Trainable
+from xferbench.core.interventions import (
+    BATCHNORM_EVAL,
+    HEAD_ONLY,
+    Augmentation,
+    BatchNormTrainAbove,
+    GhostBatchNorm,
+    Head,
+    Trainable,
+)
 from xferbench.core.pipeline import Phase
 from xferbench.lab.data import datasets, domains
 from xferbench.lab.training import dann, loop
 from xferbench.lab.worker import run_trials
 
-PROBE = Phase(trainable=HEAD_ONLY, batchnorm="eval", lr=1e-2, **BRIEF)
-TOP = Phase(trainable=Trainable.parse("top:1"), batchnorm="train-above", **BRIEF)
-SGD = {"optimizer": "sgd", "weight_decay": 0.0, "schedule": "constant", "batchnorm": "eval"}
+PROBE = Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, lr=1e-2, **BRIEF)
+TOP = Phase(trainable=Trainable.parse("top:1"), batchnorm=BatchNormTrainAbove(), **BRIEF)
+SGD = {"optimizer": "sgd", "weight_decay": 0.0, "schedule": "constant", "batchnorm": BATCHNORM_EVAL}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +63,9 @@ def train(world, *specs):
     return loop.train(specs, *prepare(world, *specs))
 
 
-@pytest.mark.parametrize("phases", [(Phase(**BRIEF),), (PROBE, Phase(batchnorm="ghost:4", **BRIEF)), (TOP,), (PROBE,)])
+@pytest.mark.parametrize(
+    "phases", [(Phase(**BRIEF),), (PROBE, Phase(batchnorm=GhostBatchNorm(examples=4), **BRIEF)), (TOP,), (PROBE,)]
+)
 @pytest.mark.parametrize("more", [{}, {"augment": Augmentation.parse("flip+crop"), "head": Head.parse("mlp:6")}])
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_strength_0_equals_plain_training_bit_for_bit(world, phases, more, seeds):

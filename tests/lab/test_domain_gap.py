@@ -13,7 +13,7 @@ from test_loop import READY, make_fit, make_world
 from test_measures import given
 
 from xferbench.config import loader
-from xferbench.core.interventions import HEAD_ONLY
+from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, RANDOM
 from xferbench.core.pipeline import AuxiliaryDataset, Phase, Preprocessing
 from xferbench.core.record import Record
 from xferbench.core.trial import EvaluationSpec
@@ -46,7 +46,7 @@ def world(tmp_path_factory):
 
 
 def make_context(world, *, source=True, **more):
-    spec = make_fit(world, Phase(trainable=HEAD_ONLY, batchnorm="eval", steps=2, batch_size=8))
+    spec = make_fit(world, Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, steps=2, batch_size=8))
     domain = AuxiliaryDataset(data=world.source) if source else None
     return given(world, spec, view=EvaluationSpec(preprocessing=READY, domain=domain), cache=world.cache, **more)
 
@@ -83,7 +83,7 @@ def run_study(**changes):
     measures = {reference: {name: 0.5, "leep": -1.0} for name, reference in domain_gap.plugin.measures.items()}
     study = fake_lab.make_study(domain_gap.plugin, pipeline=pipeline)
     return fake_lab.run_study(
-        study, fake_lab.fake_lab(lambda trial: 0.5 if trial.model.base.init == "random" else 0.8, measures=measures)
+        study, fake_lab.fake_lab(lambda trial: 0.5 if trial.model.base.init == RANDOM else 0.8, measures=measures)
     )
 
 

@@ -15,7 +15,7 @@ from test_torchvision_folder import mnist
 
 from xferbench.config import loader
 from xferbench.core import files
-from xferbench.core.interventions import HEAD_ONLY, RANDOM_HEAD
+from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, PRETRAINED, RANDOM_HEAD
 from xferbench.core.pipeline import Phase, Spectrogram, WeightsFile
 from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
 from xferbench.core.version import LAB_VERSION
@@ -100,10 +100,10 @@ def test_a_linear_probe_learns_the_pitch_of_a_spectrogram(tmp_path):
     shipped = inputs.SHIPPED_WEIGHTS_FOLDER / "tiny-resnet-0.safetensors"
     spec = TrainingSpec(
         arch="tiny-resnet",
-        init="pretrained",
+        init=PRETRAINED,
         start=WeightsFile(digest=files.sha256(shipped), path=str(shipped)),
         head=RANDOM_HEAD,
-        phases=(Phase(trainable=HEAD_ONLY, batchnorm="eval", lr=1e-2, steps=60),),
+        phases=(Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, lr=1e-2, steps=60),),
         data=inputs.digest_data(f"npz:{tmp_path / 'd.npz'}"),
         train_size=32,
         preprocessing=ready,

@@ -12,7 +12,7 @@ from torch import nn
 
 from xferbench.config import recipe_of
 from xferbench.core.errors import UserError
-from xferbench.core.interventions import HEAD_ONLY, Trainable
+from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, Trainable
 from xferbench.core.pipeline import Phase, Recipe
 from xferbench.lab.models import backbones
 from xferbench.lab.monitor import expectations
@@ -61,7 +61,7 @@ def test_layer_groups_are_those_of_the_layer_layout():
 
 def test_phases_end_after_their_steps_and_the_last_never_ends():
     phases = [
-        Phase(trainable=HEAD_ONLY, batchnorm="eval", steps=30),
+        Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, steps=30),
         Phase(steps=10),
         Phase(trainable=Trainable.parse("norm"), steps=5),
     ]

@@ -15,7 +15,18 @@ torch = pytest.importorskip("torch")
 
 from test_loop import make_fit, make_trial, make_world
 
-from xferbench.core.interventions import HEAD_ONLY, ZERO_HEAD, Trainable
+from xferbench.core.interventions import (
+    BATCHNORM_EVAL,
+    HEAD_ONLY,
+    RANDOM,
+    TRAIN_MODE,
+    ZERO_HEAD,
+    BatchNormMomentum,
+    Edit,
+    GhostBatchNorm,
+    PermutedWeights,
+    Trainable,
+)
 from xferbench.core.pipeline import Phase
 from xferbench.core.trial import ModelSpec, Trial
 from xferbench.core.version import LAB_VERSION
@@ -27,28 +38,37 @@ RECIPES = {
     "full fine-tuning": {"phases": (Phase(warmup=1, **STEP),)},
     "LP-FT, discriminative": {
         "phases": (
-            Phase(trainable=HEAD_ONLY, batchnorm="eval", lr=1e-2, **STEP),
-            Phase(batchnorm="eval", head_lr=1e-2, layer_decay=0.5, **STEP),
+            Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, lr=1e-2, **STEP),
+            Phase(batchnorm=BATCHNORM_EVAL, head_lr=1e-2, layer_decay=0.5, **STEP),
         )
     },
     "top groups, ghost batches, SGD": {
         "phases": (
-            Phase(trainable=Trainable.parse("top:2"), batchnorm="ghost:8", optimizer="sgd", lr=1e-2, order="class", **STEP),
+            Phase(
+                trainable=Trainable.parse("top:2"),
+                batchnorm=GhostBatchNorm(examples=8),
+                optimizer="sgd",
+                lr=1e-2,
+                order="class",
+                **STEP,
+            ),
         )
     },
     "permuted, norm, stale": {
-        "init": "permuted",
+        "init": PermutedWeights(),
         "head": ZERO_HEAD,
-        "phases": (Phase(trainable=Trainable.parse("norm"), batchnorm="momentum:0.01", schedule="constant", **STEP),),
+        "phases": (
+            Phase(trainable=Trainable.parse("norm"), batchnorm=BatchNormMomentum(momentum=0.01), schedule="constant", **STEP),
+        ),
     },
-    "scratch": {"init": "random", "phases": (Phase(schedule="one-cycle", lr=1e-2, weight_decay=0.1, **STEP),)},
+    "scratch": {"init": RANDOM, "phases": (Phase(schedule="one-cycle", lr=1e-2, weight_decay=0.1, **STEP),)},
 }
 VIEWS = {
     "test": {},
     "validation": {"examples": "validation"},
-    "train-mode": {"mode": "training"},
-    "restored": {"edits": ("batchnorm:restored",)},
-    "recalibrated": {"edits": ("batchnorm:recalibrated@2",)},
+    "train-mode": {"mode": TRAIN_MODE},
+    "restored": {"edits": (Edit.parse("batchnorm:restored"),)},
+    "recalibrated": {"edits": (Edit.parse("batchnorm:recalibrated@2"),)},
 }
 
 

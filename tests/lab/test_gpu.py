@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from test_loop import make_fit, make_trial, make_world
 
-from xferbench.core.interventions import HEAD_ONLY, Trainable
+from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, TRAIN_MODE, Edit, GhostBatchNorm, Trainable
 from xferbench.core.pipeline import Phase
 from xferbench.core.trial import ModelSpec, Trial
 from xferbench.lab.worker import profile, run_trials
@@ -26,12 +26,14 @@ STEP = {"steps": 5, "batch_size": 16}
 RECIPES = {
     "full": (Phase(**STEP),),
     "LP-FT": (
-        Phase(trainable=HEAD_ONLY, batchnorm="eval", lr=1e-2, **STEP),
-        Phase(batchnorm="eval", layer_decay=0.5, **STEP),
+        Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, lr=1e-2, **STEP),
+        Phase(batchnorm=BATCHNORM_EVAL, layer_decay=0.5, **STEP),
     ),
-    "LoRA": (Phase(trainable=Trainable.parse("lora:4"), batchnorm="eval", lr=1e-2, **STEP),),
-    "adapters": (Phase(trainable=Trainable.parse("adapter:4"), batchnorm="eval", lr=1e-2, **STEP),),
-    "ghost": (Phase(batchnorm="ghost:8", trainable=Trainable.parse("top:2"), optimizer="sgd", lr=1e-2, **STEP),),
+    "LoRA": (Phase(trainable=Trainable.parse("lora:4"), batchnorm=BATCHNORM_EVAL, lr=1e-2, **STEP),),
+    "adapters": (Phase(trainable=Trainable.parse("adapter:4"), batchnorm=BATCHNORM_EVAL, lr=1e-2, **STEP),),
+    "ghost": (
+        Phase(batchnorm=GhostBatchNorm(examples=8), trainable=Trainable.parse("top:2"), optimizer="sgd", lr=1e-2, **STEP),
+    ),
 }
 
 
@@ -82,11 +84,11 @@ def test_a_group_is_deterministic_and_close_to_its_members_alone(recipe, world):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"mode": "training"},
+        {"mode": TRAIN_MODE},
         {"examples": "validation"},
         {"step": "best"},
-        {"edits": ("batchnorm:restored",)},
-        {"edits": ("batchnorm:recalibrated@2",)},
+        {"edits": (Edit.parse("batchnorm:restored"),)},
+        {"edits": (Edit.parse("batchnorm:recalibrated@2"),)},
     ],
     ids=str,
 )

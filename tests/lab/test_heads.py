@@ -15,7 +15,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from xferbench.core.errors import UserError
-from xferbench.core.interventions import HEAD_ONLY, Head, Trainable
+from xferbench.core.interventions import (
+    BATCHNORM_EVAL,
+    EVAL_MODE,
+    HEAD_ONLY,
+    RANDOM,
+    TRAIN_MODE,
+    Edit,
+    Head,
+    MatchedMoments,
+    PermutedWeights,
+    Trainable,
+)
 from xferbench.core.pipeline import AuxiliaryDataset, Phase
 from xferbench.core.trial import EvaluationSpec, ModelSpec, Trial
 from xferbench.lab.evaluation import context, evaluate
@@ -25,7 +36,7 @@ from xferbench.lab.worker import run_trials
 from xferbench.plugins import head_shock
 
 MLP = {f"linear.{layer}.{part}" for layer in (0, 3) for part in ("weight", "bias")}
-PROBE = Phase(trainable=HEAD_ONLY, batchnorm="eval", optimizer="sgd", lr=1e-2, **BRIEF)
+PROBE = Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, optimizer="sgd", lr=1e-2, **BRIEF)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +93,7 @@ def test_an_mlp_head_depends_on_the_head_seed_only(world):
     assert 0.8 * bound < float(first["linear.0.weight"].abs().max()) <= bound, "the initialization of torch"
 
 
-@pytest.mark.parametrize("init", ["random", "matched", "permuted"])
+@pytest.mark.parametrize("init", [RANDOM, MatchedMoments(), PermutedWeights()], ids=str)
 def test_an_mlp_head_works_with_every_initialization(init, world):
     (result,) = train(world, make_fit(world, init=init, head=Head.parse("mlp:6")))
     assert changed_names(result) >= MLP
@@ -131,18 +142,24 @@ def evaluate_spec(world, spec, *edits, **view):
 def test_the_pretrained_head_can_be_restored(world):
     # With a frozen backbone, both networks are the checkpoint itself.
     deep, plain = (make_fit(world, PROBE, head=Head.parse(head)) for head in ("mlp:6", "random"))
-    for edits in (("head:source",), ("batchnorm:restored", "head:source"), ("head:refit",)):
+    for edits in (
+        (Edit.parse("head:source"),),
+        (Edit.parse("batchnorm:restored"), Edit.parse("head:source")),
+        (Edit.parse("head:refit"),),
+    ):
         predictions, expected = (evaluate_spec(world, spec, *edits, domain=world.source) for spec in (deep, plain))
         np.testing.assert_allclose(predictions.p_true, expected.p_true, atol=1e-5)
     predictions, expected = (
-        evaluate_spec(world, spec, "head:source", domain=world.source, mode="training") for spec in (deep, plain)
+        evaluate_spec(world, spec, Edit.parse("head:source"), domain=world.source, mode=TRAIN_MODE) for spec in (deep, plain)
     )
     np.testing.assert_allclose(predictions.p_true, expected.p_true, atol=1e-5)
 
 
 def test_temperature_and_class_order_change_the_logits(world):
     spec = make_fit(world, PROBE, head=Head.parse("mlp:6"))
-    plain, cooler, rotated = (evaluate_spec(world, spec, *edits) for edits in ((), ("temperature:4",), ("classes:rotated",)))
+    plain, cooler, rotated = (
+        evaluate_spec(world, spec, *edits) for edits in ((), (Edit.parse("temperature:4"),), (Edit.parse("classes:rotated"),))
+    )
     logits = np.log(plain.probabilities.astype(float))
     expected = F.softmax(torch.from_numpy(logits / 4), 1).numpy()
     np.testing.assert_allclose(cooler.probabilities, expected, atol=2e-3)
@@ -197,6 +214,6 @@ def test_gradient_shock_of_an_mlp_head_uses_a_fitted_linear_head(world):
         served=images,
         served_labels=labels,
         ready=READY,
-        mode="eval",
+        mode=EVAL_MODE,
     )
     assert head_shock.shock(measure_context)["shock"] > 0

@@ -16,7 +16,24 @@ from test_datasets import make_npz
 from torch import nn
 
 from xferbench.core import files
-from xferbench.core.interventions import HEAD_ONLY, RANDOM_HEAD, ZERO_HEAD, Augmentation, Head, Regularizer, Trainable
+from xferbench.core.interventions import (
+    BATCHNORM_EVAL,
+    BATCHNORM_TRAIN,
+    HEAD_ONLY,
+    PRETRAINED,
+    RANDOM,
+    RANDOM_HEAD,
+    ZERO_HEAD,
+    Augmentation,
+    BatchNormMomentum,
+    BatchNormTrainAbove,
+    GhostBatchNorm,
+    Head,
+    MatchedMoments,
+    PermutedWeights,
+    Regularizer,
+    Trainable,
+)
 from xferbench.core.pipeline import Phase, Preprocessing, WeightsFile
 from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
 from xferbench.core.version import LAB_VERSION
@@ -40,11 +57,11 @@ def make_world(folder, **more):
     return SimpleNamespace(data=make_npz(folder / "d.npz", **more), cache=folder / "cache")
 
 
-def make_fit(world, *phases, seed=0, init="pretrained", head=RANDOM_HEAD, **more):
+def make_fit(world, *phases, seed=0, init=PRETRAINED, head=RANDOM_HEAD, **more):
     return TrainingSpec(
         arch="tiny-resnet",
         init=init,
-        start=None if init == "random" else WEIGHTS,
+        start=None if init == RANDOM else WEIGHTS,
         head=head,
         phases=phases or (Phase(**BRIEF),),
         data=world.data,
@@ -113,14 +130,16 @@ def is_equal(tensors, other):
 OPTIMIZERS = ({"optimizer": "adamw"}, {"optimizer": "sgd", "lr": 1e-2})
 
 
-@pytest.mark.parametrize("batchnorm", ["eval", "train", "ghost:4", "momentum:0.01"])
+@pytest.mark.parametrize(
+    "batchnorm", [BATCHNORM_EVAL, BATCHNORM_TRAIN, GhostBatchNorm(examples=4), BatchNormMomentum(momentum=0.01)], ids=str
+)
 @pytest.mark.parametrize("trainable", ["all", "head", "top:1", "norm"])
 def test_training_in_lockstep_equals_training_alone(trainable, batchnorm, world, float64):
     # In float64, because small ghost batches amplify the rounding of float32 a millionfold.
     phase = Phase(
-        trainable=Trainable.parse(trainable), batchnorm=batchnorm, **OPTIMIZERS[len(trainable + batchnorm) % 2], **BRIEF
+        trainable=Trainable.parse(trainable), batchnorm=batchnorm, **OPTIMIZERS[len(f"{trainable}{batchnorm}") % 2], **BRIEF
     )
-    specs = [make_fit(world, phase, seed=seed, init="permuted") for seed in range(3)]
+    specs = [make_fit(world, phase, seed=seed, init=PermutedWeights()) for seed in range(3)]
     network, starts, dataset = prepared(world, *specs)
     starts = [float64(start) for start in starts]
     together = loop.train(specs, network, starts, dataset)
@@ -220,7 +239,9 @@ def test_dropout_is_reproducible_and_differs_between_members(world):
 @pytest.mark.parametrize("trainable", ["head", "top:1", "top:3"])
 def test_training_on_cached_activations_equals_training_the_whole_network(trainable, world, monkeypatch):
     # SGD, because Adam makes a full step from the rounding error of a gradient near zero.
-    spec = make_fit(world, Phase(trainable=Trainable.parse(trainable), batchnorm="eval", optimizer="sgd", lr=1e-2, **BRIEF))
+    spec = make_fit(
+        world, Phase(trainable=Trainable.parse(trainable), batchnorm=BATCHNORM_EVAL, optimizer="sgd", lr=1e-2, **BRIEF)
+    )
     (cut,) = train(world, spec)
     monkeypatch.setattr(graph_split, "split_at", lambda *_: None)
     (whole,) = train(world, spec)
@@ -230,20 +251,24 @@ def test_training_on_cached_activations_equals_training_the_whole_network(traina
 
 
 def test_dropout_below_the_cut_is_off_with_and_without_a_split(world, monkeypatch):
-    (cut,) = noisy(world, [0], trainable=HEAD_ONLY, batchnorm="eval", optimizer="sgd")
+    (cut,) = noisy(world, [0], trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, optimizer="sgd")
     monkeypatch.setattr(graph_split, "split_at", lambda *_: None)
-    (whole,) = noisy(world, [0], trainable=HEAD_ONLY, batchnorm="eval", optimizer="sgd")
+    (whole,) = noisy(world, [0], trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, optimizer="sgd")
     torch.testing.assert_close(cut.last, whole.last)
 
 
 @pytest.mark.parametrize(
     ("trainable", "batchnorm", "is_trained"),
     [
-        ("head", "eval", lambda name: name in HEAD),
-        ("top:1", "eval", lambda name: name.startswith(("linear", "layer4")) and "running" not in name and "num_" not in name),
-        ("norm", "eval", lambda name: name in HEAD or (".bn" in f".{name}" and name.endswith(("weight", "bias")))),
-        ("head", "train", lambda name: name in HEAD or "running" in name or "num_batches" in name),
-        ("all", "train", lambda _: True),
+        ("head", BATCHNORM_EVAL, lambda name: name in HEAD),
+        (
+            "top:1",
+            BATCHNORM_EVAL,
+            lambda name: name.startswith(("linear", "layer4")) and "running" not in name and "num_" not in name,
+        ),
+        ("norm", BATCHNORM_EVAL, lambda name: name in HEAD or (".bn" in f".{name}" and name.endswith(("weight", "bias")))),
+        ("head", BATCHNORM_TRAIN, lambda name: name in HEAD or "running" in name or "num_batches" in name),
+        ("all", BATCHNORM_TRAIN, lambda _: True),
     ],
 )
 def test_exactly_the_trainable_tensors_change(trainable, batchnorm, is_trained, world):
@@ -263,7 +288,7 @@ def test_a_change_of_a_frozen_tensor_is_an_error_that_names_it(world, monkeypatc
     monkeypatch.setattr(PhaseModel, "__call__", change_tensor)
     monkeypatch.setattr(graph_split, "split_at", lambda *_: None)
     with pytest.raises(RuntimeError, match=r"phase 2: layer3\.0\.conv1\.weight$"):
-        train(world, make_fit(world, Phase(**BRIEF), Phase(trainable=HEAD_ONLY, batchnorm="eval", **BRIEF)))
+        train(world, make_fit(world, Phase(**BRIEF), Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, **BRIEF)))
 
 
 def test_a_change_of_a_buffer_in_eval_mode_is_an_error(world, monkeypatch):
@@ -275,11 +300,18 @@ def test_a_change_of_a_buffer_in_eval_mode_is_an_error(world, monkeypatch):
 
     monkeypatch.setattr(PhaseModel, "__call__", change_tensor)
     with pytest.raises(RuntimeError, match="running_mean"):
-        train(world, make_fit(world, Phase(batchnorm="eval", **BRIEF)))
+        train(world, make_fit(world, Phase(batchnorm=BATCHNORM_EVAL, **BRIEF)))
 
 
 def test_learning_rates_apply_to_their_layers(world, float64):
-    step = {"steps": 1, "batch_size": 16, "optimizer": "sgd", "weight_decay": 0.0, "schedule": "constant", "batchnorm": "eval"}
+    step = {
+        "steps": 1,
+        "batch_size": 16,
+        "optimizer": "sgd",
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "batchnorm": BATCHNORM_EVAL,
+    }
     network, (start,), dataset = prepared(world, make_fit(world))
     even, decayed = (
         loop.train([make_fit(world, Phase(lr=1e-2, **step, **rates))], network, [float64(start)], dataset)[0]
@@ -293,7 +325,14 @@ def test_learning_rates_apply_to_their_layers(world, float64):
 
 
 def test_warmup_reduces_the_first_step(world):
-    step = {"steps": 1, "batch_size": 16, "optimizer": "sgd", "weight_decay": 0.0, "schedule": "constant", "batchnorm": "eval"}
+    step = {
+        "steps": 1,
+        "batch_size": 16,
+        "optimizer": "sgd",
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "batchnorm": BATCHNORM_EVAL,
+    }
     (full,) = train(world, make_fit(world, Phase(lr=1e-2, **step)))
     (warm,) = train(world, make_fit(world, Phase(lr=1e-2, warmup=9, **step)))
     changes = {name: full.last[name] - full.before[name] for name in HEAD}
@@ -306,7 +345,9 @@ def test_weight_decay_applies_to_trained_tensors_only(world):
     (light,), (heavy,) = (
         train(
             world,
-            make_fit(world, Phase(trainable=Trainable.parse("top:1"), batchnorm="eval", weight_decay=decay, lr=1e-2, **BRIEF)),
+            make_fit(
+                world, Phase(trainable=Trainable.parse("top:1"), batchnorm=BATCHNORM_EVAL, weight_decay=decay, lr=1e-2, **BRIEF)
+            ),
         )
         for decay in (0.0, 50.0)
     )
@@ -352,9 +393,9 @@ def test_an_unknown_order_or_optimizer_is_an_error(world):
 def test_arms_that_differ_in_one_factor_share_subset_order_and_head(world):
     recipes = [
         make_fit(world),
-        make_fit(world, Phase(lr=3e-2, batchnorm="eval", optimizer="sgd", **BRIEF)),
+        make_fit(world, Phase(lr=3e-2, batchnorm=BATCHNORM_EVAL, optimizer="sgd", **BRIEF)),
         make_fit(world, Phase(trainable=HEAD_ONLY, **BRIEF), Phase(**BRIEF)),
-        *(make_fit(world, init=init) for init in ("random", "matched", "permuted")),
+        *(make_fit(world, init=init) for init in (RANDOM, MatchedMoments(), PermutedWeights())),
     ]
     first, *others = [prepared(world, spec)[1][0] for spec in recipes]
     for other in others:
@@ -370,7 +411,7 @@ def test_arms_that_differ_in_one_factor_share_subset_order_and_head(world):
 
 
 def test_a_zero_head_gives_the_backbone_no_gradient_at_the_first_step(world):
-    step = Phase(steps=1, batch_size=16, optimizer="sgd", weight_decay=0.0, batchnorm="eval")
+    step = Phase(steps=1, batch_size=16, optimizer="sgd", weight_decay=0.0, batchnorm=BATCHNORM_EVAL)
     (zero,) = train(world, make_fit(world, step, head=ZERO_HEAD))
     assert changed_names(zero) == HEAD
     assert zero.curve[0][1] == pytest.approx(np.log(4)), "every class is equally likely"
@@ -378,7 +419,7 @@ def test_a_zero_head_gives_the_backbone_no_gradient_at_the_first_step(world):
     assert len(changed_names(random)) > 20
 
 
-@pytest.mark.parametrize("init", ["random", "matched", "permuted"])
+@pytest.mark.parametrize("init", [RANDOM, MatchedMoments(), PermutedWeights()], ids=str)
 def test_training_works_with_every_initialization(init, world):
     (result,) = train(world, make_fit(world, Phase(steps=30, batch_size=16, lr=1e-2), init=init))
     losses = [loss for _, loss, _ in result.curve]
@@ -395,7 +436,7 @@ def test_the_training_learns_the_task(world):
 def test_an_excessive_learning_rate_diverges_without_an_error(optimizer, world):
     phases = (
         Phase(lr=1e6, optimizer=optimizer, steps=12, batch_size=16),
-        Phase(trainable=HEAD_ONLY, batchnorm="eval", **BRIEF),
+        Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, **BRIEF),
     )
     (result,) = train(world, make_fit(world, *phases))
     assert result.diverged
@@ -404,7 +445,7 @@ def test_an_excessive_learning_rate_diverges_without_an_error(optimizer, world):
 
 
 def test_divergence_of_one_member_does_not_affect_the_others(world):
-    specs = [make_fit(world, Phase(batchnorm="eval", optimizer="sgd", **BRIEF), seed=seed) for seed in range(2)]
+    specs = [make_fit(world, Phase(batchnorm=BATCHNORM_EVAL, optimizer="sgd", **BRIEF), seed=seed) for seed in range(2)]
     network, starts, dataset = prepared(world, *specs)
     starts[0] = {name: tensor * 1e30 if name in HEAD else tensor for name, tensor in starts[0].items()}
     broken, whole = loop.train(specs, network, starts, dataset)
@@ -455,7 +496,7 @@ def test_training_does_not_change_the_start_tensors(world):
 
 
 def test_the_tensors_of_the_module_are_neither_used_nor_changed(world):
-    spec = make_fit(world, Phase(batchnorm="ghost:4", **BRIEF))
+    spec = make_fit(world, Phase(batchnorm=GhostBatchNorm(examples=4), **BRIEF))
     (first,) = train(world, spec)
     network, starts, dataset = prepared(world, spec)
     other = backbones.build("tiny-resnet", 4)
@@ -481,7 +522,7 @@ def test_lockstep_of_a_timm_network_equals_training_alone(world, tmp_path):
 
 
 def test_train_above_changes_statistics_only_above_the_cut(world, monkeypatch):
-    phase = Phase(trainable=Trainable.parse("top:2"), batchnorm="train-above", **BRIEF)
+    phase = Phase(trainable=Trainable.parse("top:2"), batchnorm=BatchNormTrainAbove(), **BRIEF)
     (result,) = train(world, make_fit(world, phase))
     names = {name.partition(".")[0] for name in changed_names(result)}
     assert names == {"layer3", "layer4", "linear"}

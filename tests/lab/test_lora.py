@@ -23,14 +23,14 @@ from test_loop import (  # noqa: F401
     world,
 )
 
-from xferbench.core.interventions import HEAD_ONLY, Trainable
+from xferbench.core.interventions import BATCHNORM_EVAL, BATCHNORM_TRAIN, HEAD_ONLY, Trainable
 from xferbench.core.pipeline import Phase
 from xferbench.lab.data import datasets, preprocessing
 from xferbench.lab.models import backbones, checkpoint_reader, lora
 from xferbench.lab.training import examples, loop, seeds
 from xferbench.lab.training.network import AuxiliaryInputs
 
-SGD = {"optimizer": "sgd", "lr": 3e-2, "batchnorm": "eval"}
+SGD = {"optimizer": "sgd", "lr": 3e-2, "batchnorm": BATCHNORM_EVAL}
 LORA = Phase(trainable=Trainable.parse("lora:2"), **SGD, **BRIEF)
 
 
@@ -66,13 +66,13 @@ def test_the_merged_weight_adds_alpha_over_r_times_b_a():
     assert lora.weight_depths({"w:A": a, "w:B": b, "v": a}, {"w": 3, "v": 1}) == {"w:A": 3, "w:B": 3, "v": 1}
 
 
-@pytest.mark.parametrize("batchnorm", ["eval", "train"])
+@pytest.mark.parametrize("batchnorm", [BATCHNORM_EVAL, BATCHNORM_TRAIN], ids=str)
 def test_lora_changes_weights_by_a_matrix_of_its_rank_and_nothing_else(batchnorm, world):  # noqa: F811
     spec = make_fit(world, replace(LORA, batchnorm=batchnorm))
     (network, (start,), dataset) = prepared(world, spec)
     (actual,) = loop.train([spec], network, [start], dataset)
     weights = backbones.names_by_kind(network.anatomy, network.module)["lora"]
-    statistics = {name for name, _ in network.module.named_buffers()} if batchnorm == "train" else set()
+    statistics = {name for name, _ in network.module.named_buffers()} if batchnorm == BATCHNORM_TRAIN else set()
     assert changed_names(actual) == HEAD | weights | statistics
     for name in weights:
         ranks = torch.linalg.svdvals((actual.last[name] - actual.before[name]).flatten(1).double())
@@ -95,7 +95,7 @@ def test_training_in_lockstep_equals_training_alone(step, world, float64):  # no
 @pytest.mark.parametrize("spelling", ["bias", "lora:2", "adapter:2", "norm"])
 def test_lora_disables_precomputed_activations(spelling, world):  # noqa: F811
     network, _, _ = prepared(world, make_fit(world))
-    assert loop.frozen_cut(Phase(trainable=Trainable.parse(spelling), batchnorm="eval"), network.anatomy) == 0
+    assert loop.frozen_cut(Phase(trainable=Trainable.parse(spelling), batchnorm=BATCHNORM_EVAL), network.anatomy) == 0
 
 
 def test_bias_training_changes_only_biases_and_head(world):  # noqa: F811

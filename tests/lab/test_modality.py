@@ -14,7 +14,7 @@ from test_datasets import make_npz
 from test_loop import PLACE
 
 from xferbench.core import files
-from xferbench.core.interventions import ALL_LAYERS, HEAD_ONLY, RANDOM_HEAD
+from xferbench.core.interventions import ALL_LAYERS, HEAD_ONLY, RANDOM, RANDOM_HEAD
 from xferbench.core.pipeline import Phase
 from xferbench.core.trial import EvaluationSpec, ModelSpec, TrainingSpec, Trial
 from xferbench.data import user_code
@@ -78,7 +78,7 @@ def test_token_ids_and_their_mask_go_from_a_file_to_predictions(tmp_path):
         one = TrainingSpec(
             arch=code.spec,
             code=code,
-            init="random",
+            init=RANDOM,
             start=None,
             head=RANDOM_HEAD,
             phases=(phase,),

@@ -14,16 +14,32 @@ from test_loop import BRIEF, HEAD, READY, WEIGHTS, changed_names, is_equal, make
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from xferbench.core.interventions import HEAD_ONLY, Augmentation, Head, Regularizer, Trainable
+from xferbench.core.interventions import (
+    BATCHNORM_EVAL,
+    BATCHNORM_TRAIN,
+    HEAD_ONLY,
+    RANDOM,
+    Augmentation,
+    Head,
+    Regularizer,
+    Trainable,
+)
 from xferbench.core.pipeline import AuxiliaryDataset, Phase
 from xferbench.lab.data import datasets, domains, preprocessing
 from xferbench.lab.models import backbones, checkpoint_reader, checkpoints, graph_split
 from xferbench.lab.training import examples, feature_cache, loop, regularizers
 from xferbench.lab.worker import run_trials
 
-STEP = {"steps": 1, "batch_size": 16, "optimizer": "sgd", "weight_decay": 0.0, "schedule": "constant", "batchnorm": "eval"}
+STEP = {
+    "steps": 1,
+    "batch_size": 16,
+    "optimizer": "sgd",
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "batchnorm": BATCHNORM_EVAL,
+}
 OUTPUTS = 20  # of the shipped checkpoint's head
-SGD = {"optimizer": "sgd", "weight_decay": 0.0, "schedule": "constant", "batchnorm": "eval"}
+SGD = {"optimizer": "sgd", "weight_decay": 0.0, "schedule": "constant", "batchnorm": BATCHNORM_EVAL}
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +200,7 @@ def test_replay_weighs_source_and_target_images_equally(world):
 
 
 @pytest.mark.parametrize("spelling", ["l2-sp:1", "ewc:100", "lwf:1", "replay:4"])
-@pytest.mark.parametrize("batchnorm", ["eval", "train"])
+@pytest.mark.parametrize("batchnorm", [BATCHNORM_EVAL, BATCHNORM_TRAIN], ids=str)
 def test_regularized_training_in_lockstep_equals_training_alone(world, spelling, batchnorm):
     phase = Phase(lr=1e-3, **SGD | {"steps": 3, "batch_size": 16, "batchnorm": batchnorm})
     specs = [make_regularized_spec(world, spelling, phase, seed=seed) for seed in range(3)]
@@ -274,7 +290,7 @@ def test_a_missing_requirement_is_an_error(world, spelling, change):
 
 
 def test_l2_sp_needs_pretrained_weights(world):
-    spec = replace(make_regularized_spec(world, "l2-sp:1"), init="random", start=None)
+    spec = replace(make_regularized_spec(world, "l2-sp:1"), init=RANDOM, start=None)
     with pytest.raises(ValueError, match="without pretrained weights"):
         loop.train([spec], *prepare(world, spec))
 
@@ -299,7 +315,7 @@ def train_with_teacher(world, *specs):
     )
 
 
-@pytest.mark.parametrize("phase", [Phase(**BRIEF), Phase(trainable=HEAD_ONLY, batchnorm="eval", **BRIEF)])
+@pytest.mark.parametrize("phase", [Phase(**BRIEF), Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, **BRIEF)])
 @pytest.mark.parametrize("spelling", ["distill:0", "ewc:0", "l2-sp:0"])
 @pytest.mark.parametrize("augment", ["", "flip+crop"])
 def test_strength_0_equals_plain_training_bit_for_bit(world, spelling, phase, augment):
@@ -314,7 +330,7 @@ def test_strength_0_equals_plain_training_bit_for_bit(world, spelling, phase, au
 
 
 def test_the_distillation_loss_weighs_labels_and_softened_teacher_outputs(world):
-    spec = make_distilled_spec(world, "distill:0.3", Phase(**STEP), init="random")
+    spec = make_distilled_spec(world, "distill:0.3", Phase(**STEP), init=RANDOM)
     network, (start,), dataset, _ = prepare(world, spec)
     (actual,) = train_with_teacher(world, spec)
     x, y = batch(spec, dataset)
@@ -329,7 +345,7 @@ def test_with_augmentation_the_teacher_sees_the_images_of_the_student(world, mon
     monkeypatch.setattr(
         loop.augmentation, "draw_augmentations", lambda specs, *_: torch.tensor([0, 0, 1]).expand(1, len(specs), 16, 3)
     )
-    spec = make_distilled_spec(world, "distill:0.3", Phase(**STEP), init="random", augment=Augmentation.parse("flip"))
+    spec = make_distilled_spec(world, "distill:0.3", Phase(**STEP), init=RANDOM, augment=Augmentation.parse("flip"))
     network, (start,), dataset, _ = prepare(world, spec)
     (actual,) = train_with_teacher(world, spec)
     x, y = batch(spec, dataset)
@@ -354,7 +370,7 @@ def test_reference_outputs_on_the_fly_equal_precomputed_ones(world, spelling, mo
 @pytest.mark.parametrize("more", [{}, {"augment": Augmentation.parse("flip")}, {"head": Head.parse("mlp:6:0")}])
 def test_each_student_in_lockstep_has_its_own_teacher(world, more):
     phase = Phase(lr=1e-3, **SGD | BRIEF)
-    specs = [make_distilled_spec(world, "distill:0.5", phase, seed=seed, init="random", **more) for seed in range(2)]
+    specs = [make_distilled_spec(world, "distill:0.5", phase, seed=seed, init=RANDOM, **more) for seed in range(2)]
     for together, spec in zip(train_with_teacher(world, *specs), specs, strict=True):
         (alone,) = train_with_teacher(world, spec)
         torch.testing.assert_close(together.last, alone.last, rtol=1e-3, atol=2e-4)
@@ -363,7 +379,7 @@ def test_each_student_in_lockstep_has_its_own_teacher(world, more):
 
 def test_distillation_brings_the_student_closer_to_the_teacher(world):
     phase = Phase(lr=1e-2, **SGD | {"steps": 20, "batch_size": 16})
-    spec = make_distilled_spec(world, "distill:1", phase, init="random")
+    spec = make_distilled_spec(world, "distill:1", phase, init=RANDOM)
     network, _, dataset, _ = prepare(world, spec)
     index, _ = datasets.train_validation_indices(dataset, spec.train_size, spec.seed)
     images = torch.from_numpy(np.array(dataset.train.images[index]))
@@ -373,9 +389,7 @@ def test_distillation_brings_the_student_closer_to_the_teacher(world):
     def apart(actual):
         return float(F.kl_div(logits(network, actual.last, images).log_softmax(1), said, reduction="batchmean"))
 
-    assert apart(train_with_teacher(world, spec)[0]) < apart(
-        train_with_teacher(world, make_fit(world, phase, init="random"))[0]
-    )
+    assert apart(train_with_teacher(world, spec)[0]) < apart(train_with_teacher(world, make_fit(world, phase, init=RANDOM))[0])
 
 
 def test_distillation_without_a_teacher_is_an_error(world):

@@ -21,7 +21,7 @@ from xferbench.analysis import exit_code
 from xferbench.cli import main
 from xferbench.core import files
 from xferbench.core.errors import UserError
-from xferbench.core.interventions import HEAD_ONLY
+from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY
 from xferbench.core.pipeline import Phase
 from xferbench.data import user_code
 from xferbench.lab.models import backbones
@@ -358,7 +358,7 @@ def test_divergence_is_detected(write_module, world):
     assert train_with_code(world, write_module(TRAIN, "exploding")).diverged
 
 
-@pytest.mark.parametrize("phase", [Phase(trainable=HEAD_ONLY, **BRIEF), Phase(batchnorm="eval", **BRIEF)])
+@pytest.mark.parametrize("phase", [Phase(trainable=HEAD_ONLY, **BRIEF), Phase(batchnorm=BATCHNORM_EVAL, **BRIEF)])
 def test_a_change_of_tensors_that_the_code_claims_to_freeze_is_a_crash(phase, write_module, world):
     with pytest.raises(user_code.UserCodeError, match="says that it supports trainable, batchnorm, but moved frozen"):
         train_with_code(world, write_module(TRAIN, "lying"), phase)

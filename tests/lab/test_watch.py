@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import xferbench
 from xferbench.core.errors import UserError
-from xferbench.core.interventions import HeadOnly, Trainable
+from xferbench.core.interventions import BATCHNORM_EVAL, HeadOnly, Trainable
 from xferbench.core.pipeline import Phase, Recipe
 
 HEAD_ONLY = {"trainable": "head", "batchnorm": "eval"}
@@ -398,7 +398,7 @@ def test_full_fine_tuning_has_no_events(kind, seed):
 
 
 @pytest.mark.parametrize(
-    "recipe", [None, HEAD_ONLY, {"strategy": "linear-probe"}, Phase(trainable=HeadOnly(), batchnorm="eval")]
+    "recipe", [None, HEAD_ONLY, {"strategy": "linear-probe"}, Phase(trainable=HeadOnly(), batchnorm=BATCHNORM_EVAL)]
 )
 def test_a_linear_probe_has_no_events(recipe):
     net, optimizer = freeze_body(make_net())
@@ -421,7 +421,7 @@ def test_correct_gradual_unfreezing_has_no_events(seed):
 
 def test_gradual_unfreezing_by_phases_is_reported_only_if_too_early():
     spellings = ["head", "top:1", "all"]
-    phases = tuple(Phase(trainable=Trainable.parse(spelling), batchnorm="eval", steps=20) for spelling in spellings)
+    phases = tuple(Phase(trainable=Trainable.parse(spelling), batchnorm=BATCHNORM_EVAL, steps=20) for spelling in spellings)
     for early in (0, 5):
         net = make_net()
         order = [list(net[8].parameters()), list(net[3:5].parameters()), list(net[:3].parameters())]

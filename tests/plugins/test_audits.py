@@ -5,6 +5,7 @@ from inspect import getmodule
 
 import pytest
 
+from xferbench.core.interventions import RANDOM, RecalibrateBatchNorm, RestoreBatchNorm
 from xferbench.core.pipeline import Checkpoint, Pipeline, Recipe, Selection, Spectrogram, WeightsFile
 from xferbench.core.run import finding_from_json, finding_to_json
 from xferbench.plugins import batchnorm_drift, class_order, collapse, linear_probe, preprocessing_mismatch, reload
@@ -50,7 +51,7 @@ def arms(audit, pipeline=FINISHED, facts=FACTS):
 
 def by_edit(scores):
     """Accuracies by the last edit of a model, 0.8 where none is named."""
-    return lambda trial: scores.get(trial.model.edits[-1] if trial.model.edits else "", 0.8)
+    return lambda trial: scores.get(str(trial.model.edits[-1]) if trial.model.edits else "", 0.8)
 
 
 @pytest.mark.parametrize("audit", AUDITS, ids=lambda audit: audit.id)
@@ -141,12 +142,12 @@ def test_one_network_has_mcnemars_p_beside_its_verdict():
 def test_without_the_weights_of_before_nothing_is_asked_that_needs_them():
     assert linear_probe.audit.applies(ALONE, FACTS) == "the weights from before training are not given"
     cured = batchnorm_drift.audit.cure(ALONE, FACTS)
-    assert [one.edits for one in cured.candidates] == [("batchnorm:recalibrated@2",)]
+    assert [one.edits for one in cured.candidates] == [(RecalibrateBatchNorm(),)]
 
 
 def test_without_training_images_statistics_can_only_be_restored():
     cured = batchnorm_drift.audit.cure(FINISHED, replace(FACTS, train=0))
-    assert [one.edits for one in cured.candidates] == [("batchnorm:restored",)]
+    assert [one.edits for one in cured.candidates] == [(RestoreBatchNorm(),)]
     assert batchnorm_drift.audit.applies(ALONE, replace(FACTS, train=0))
 
 
@@ -190,7 +191,7 @@ def test_the_scratch_arm_is_scored_on_the_same_half():
     scratch = plugin_arms(linear_probe.audit, study(linear_probe.audit, scratch_budget=60.0), FINISHED)["scratch"]
     trial = trials.make_trial(scratch.candidates[0], "test", 0, fake_lab.CONTEXT)
     assert trial.view.examples == "confirm"
-    assert (trial.model.base.init, trial.model.base.before) == ("random", None)
+    assert (trial.model.base.init, trial.model.base.before) == (RANDOM, None)
 
 
 @pytest.mark.parametrize("audit", [reload.audit, collapse.audit], ids=lambda audit: audit.id)

@@ -13,6 +13,7 @@ from test_datasets import make_npz
 from xferbench.analysis import reliability
 from xferbench.cli import main
 from xferbench.config import render
+from xferbench.core.interventions import FitTemperature
 from xferbench.core.pipeline import Preprocessing
 from xferbench.plugins import calibration
 from xferbench.testing import fake_lab
@@ -67,7 +68,7 @@ def test_the_calibration_error_is_stated_from_2000_images_on():
 
 def test_the_cure_is_one_temperature_and_is_advised_in_words():
     cured = calibration.cure(PIPELINE, PROFILE)
-    assert cured == replace(PIPELINE, edits=("temperature:fitted@1",))
+    assert cured == replace(PIPELINE, edits=(FitTemperature(),))
     lines = render.pipeline_patch(PIPELINE, cured, Preprocessing())
     assert "# logits divided by a temperature fitted on images kept apart" in lines
     assert render.describe_pipeline(cured, PIPELINE.train_preprocessing).endswith("fitted on images kept apart")

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 from test_loop import READY, WEIGHTS, make_world
 
+from xferbench.core.interventions import RANDOM
 from xferbench.core.pipeline import Phase, Recipe, ScratchGrid, Selection
 from xferbench.lab.data import datasets
 from xferbench.lab.worker import run_trials
@@ -33,7 +34,7 @@ def asked(pipeline=PIPELINE, facts=TEN, **more):
 def by_size(trial):
     """Transfer needs a quarter of the images that scratch does."""
     fit = trial.model.base
-    n = (fit.train_size or 800) * (1 if fit.init == "random" else 4)
+    n = (fit.train_size or 800) * (1 if fit.init == RANDOM else 4)
     return 1 - (0.1 + 0.1 * (n / 800) ** -0.5)
 
 
@@ -89,7 +90,7 @@ def test_what_is_only_measured_is_asked_at_the_first_look_alone_and_is_in_every_
 def test_a_crash_of_one_size_is_an_error_and_no_curve_without_it():
     def lab(trial):
         fine = fake_lab.fake_lab(by_size)(trial)
-        small = trial.model.base.train_size == 25 and trial.model.base.init != "random"
+        small = trial.model.base.train_size == 25 and trial.model.base.init != RANDOM
         return replace(fine, predictions=None, error="Boom: on purpose") if small else fine
 
     (one,) = fake_lab.run_study(asked(replace(PIPELINE, train_size=800)), lab).findings

@@ -16,7 +16,7 @@ from test_loop import PLACE, READY, WEIGHTS
 from torch import nn
 
 from xferbench.core import files
-from xferbench.core.interventions import HEAD_ONLY
+from xferbench.core.interventions import BATCHNORM_EVAL, EVAL_MODE, HEAD_ONLY, RANDOM
 from xferbench.core.pipeline import Checkpoint, Phase, Pipeline, Recipe
 from xferbench.core.strategies import adapter, bitfit, full, linear_probe, lora, lp_ft, partial
 from xferbench.data import user_code
@@ -118,7 +118,7 @@ def found(before, module, recipe, fresh=tiny, *, after=None):
         served=images,
         served_labels=labels,
         ready=READY,
-        mode="eval",
+        mode=EVAL_MODE,
         expected_training=recipe,
         fresh=fresh,
     )
@@ -129,7 +129,7 @@ def names(module, *prefixes):
     return {name for name, _ in module.named_parameters() if backbones.is_within(name, prefixes)}
 
 
-HEAD, EVAL = {"linear.weight", "linear.bias"}, Phase(batchnorm="eval")
+HEAD, EVAL = {"linear.weight", "linear.bias"}, Phase(batchnorm=BATCHNORM_EVAL)
 HEALTHY = {
     "a linear probe": (linear_probe(), ("linear",), "eval"),
     "full fine-tuning": (full(), ("",), "train"),
@@ -331,7 +331,7 @@ def test_zeros_and_scales_come_to_notice():
 def test_a_belief_is_the_union_of_its_phases_but_for_a_best_step_only_the_first_is_sure():
     module = tiny()
     network = Architecture(module=module, anatomy=backbones.layer_layout(module, 16), device=torch.device("cpu"), cache=Path())
-    both = lp_ft(Phase(batchnorm="eval"))
+    both = lp_ft(Phase(batchnorm=BATCHNORM_EVAL))
     last, best = (freeze_check.expected_changes(network, replace(both, stop=stop)) for stop in ("last", "best"))
     assert last.may == last.must == best.may == names(module, "") and best.must == HEAD
     assert {"bn1.running_mean"} <= freeze_check.expected_changes(network, lp_ft()).may
@@ -369,7 +369,7 @@ def pipeline(world, recipe, **more):
 
 FACTS = replace(fake_lab.PROFILE, groups=("conv1", "layer1", "layer2", "layer3", "layer4"))
 SHORT = Phase(steps=4, batch_size=16)
-RECIPES = {"probe": linear_probe(SHORT), "full": full(SHORT), "partial": partial(replace(SHORT, batchnorm="eval"))}
+RECIPES = {"probe": linear_probe(SHORT), "full": full(SHORT), "partial": partial(replace(SHORT, batchnorm=BATCHNORM_EVAL))}
 RECIPES["lp-ft, the best step"] = replace(lp_ft(replace(SHORT, steps=8)), stop="best")
 RECIPES |= {"bitfit": bitfit(SHORT), "lora": lora(SHORT), "adapter": adapter(SHORT)}
 INDUCED = {
@@ -422,7 +422,7 @@ def carried_out(world, one):
     study = replace(fake_lab.make_study(plugin, suite=suite, pipeline=one, facts=FACTS), context=PLACE)
 
     def real(trial):
-        if trial.model.base.init == "random":
+        if trial.model.base.init == RANDOM:
             return fake_lab.fake_lab()(trial)
         (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), world[1])
         return record

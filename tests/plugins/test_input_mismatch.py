@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from xferbench.config import loader
+from xferbench.core.interventions import RANDOM
 from xferbench.core.pipeline import Preprocessing, Recipe, Selection, Spectrogram
 from xferbench.lab.data import preprocessing
 from xferbench.plugins import input_mismatch
@@ -99,7 +100,7 @@ def test_without_a_record_or_a_pretrained_network_it_is_said():
     assert input_mismatch.plugin.trust(PIPELINE, FACTS) == ""
     assert "no preprocessing is recorded" in input_mismatch.plugin.trust(PIPELINE, replace(FACTS, recorded=False))
     assert (
-        input_mismatch.plugin.applies(replace(PIPELINE, recipe=Recipe(init="random")), FACTS) == "nothing pretrained is adapted"
+        input_mismatch.plugin.applies(replace(PIPELINE, recipe=Recipe(init=RANDOM)), FACTS) == "nothing pretrained is adapted"
     )
 
 

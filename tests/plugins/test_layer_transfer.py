@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 from test_loop import READY, WEIGHTS, make_fit, make_trial, make_world, prepared
 
+from xferbench.core.interventions import PRETRAINED, RANDOM, TransferLowest
 from xferbench.core.pipeline import Phase, Recipe, ScratchGrid
 from xferbench.core.strategies import linear_probe, partial
 from xferbench.core.trial import TrainingSpec
@@ -27,7 +28,8 @@ FIVE = replace(FACTS, groups=GROUPS)
 
 def told(pipeline):
     recipe = pipeline.recipe
-    return recipe.init, recipe.transferred, str(recipe.phases[0].trainable), recipe.phases[0].batchnorm
+    (phase,) = recipe.phases
+    return tuple(map(str, (recipe.init, recipe.transferred, phase.trainable, phase.batchnorm)))
 
 
 def test_four_cuts_of_four_kinds():
@@ -44,7 +46,7 @@ def test_four_cuts_of_four_kinds():
 
 def test_of_few_groups_some_cuts_are_the_same_and_of_one_there_is_none():
     found = layer_transfer.extra_arms(PIPELINE, replace(FACTS, groups=("lower", "upper")))
-    assert [found[f"anb-{cut}"].recipe.transferred for cut in layer_transfer.CUTS] == ["low:1", "low:1", "all", "all"]
+    assert [str(found[f"anb-{cut}"].recipe.transferred) for cut in layer_transfer.CUTS] == ["low:1", "low:1", "all", "all"]
     assert "single layer group" in layer_transfer.applies(PIPELINE, replace(FACTS, groups=("all",)))
 
 
@@ -54,8 +56,16 @@ def test_of_few_groups_some_cuts_are_the_same_and_of_one_there_is_none():
         (Recipe(), "frozen-top", ("pretrained", "all", "head", "eval")),
         (linear_probe(), "one-too-low", ("pretrained", "low:4", "top:1", "train-above")),
         (partial(groups=3), "one-too-high", ("pretrained", "all", "top:2", "train-above")),
-        (replace(partial(groups=1), transferred="low:4"), "one-too-high", ("pretrained", "all", "head", "eval")),
-        (replace(partial(groups=3), transferred="low:2"), "one-too-high", ("pretrained", "low:3", "top:2", "train-above")),
+        (
+            replace(partial(groups=1), transferred=TransferLowest(groups=4)),
+            "one-too-high",
+            ("pretrained", "all", "head", "eval"),
+        ),
+        (
+            replace(partial(groups=3), transferred=TransferLowest(groups=2)),
+            "one-too-high",
+            ("pretrained", "low:3", "top:2", "train-above"),
+        ),
     ],
 )
 def test_the_cut_is_moved_by_one_or_where_nothing_is_frozen_to_the_top(recipe, variant, expected):
@@ -64,7 +74,7 @@ def test_the_cut_is_moved_by_one_or_where_nothing_is_frozen_to_the_top(recipe, v
 
 
 def test_what_is_cured_is_chosen_among_the_cuts_of_the_pretrained_network():
-    assert {one.recipe.init for one in layer_transfer.cure(PIPELINE, FIVE).candidates} == {"pretrained"}
+    assert {one.recipe.init for one in layer_transfer.cure(PIPELINE, FIVE).candidates} == {PRETRAINED}
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +83,8 @@ def world(tmp_path_factory):
 
 
 def test_the_lower_groups_are_those_of_the_network_trained_on_the_target_and_nothing_above_is_where_that_began(world):
-    base = make_fit(world, Phase(steps=2, batch_size=16), init="random")
-    one = replace(make_fit(world), start=base, transferred="low:2")
+    base = make_fit(world, Phase(steps=2, batch_size=16), init=RANDOM)
+    one = replace(make_fit(world), start=base, transferred=TransferLowest(groups=2))
     _, (start,), _ = prepared(world, one)
     (trained,), _ = run_trials._trained_models((base,), make_trial(base), world.cache)
     same = {name.partition(".")[0] for name, tensor in start.items() if torch.equal(tensor, trained.last[name])}

@@ -13,7 +13,7 @@ from test_datasets import make_npz
 from test_loop import READY, make_fit, make_trial, make_world
 from torch import nn
 
-from xferbench.core.interventions import HEAD_ONLY, RANDOM_HEAD, ZERO_HEAD
+from xferbench.core.interventions import EVAL_MODE, HEAD_ONLY, PRETRAINED, RANDOM_HEAD, TRAIN_MODE, ZERO_HEAD, TrainModeByClass
 from xferbench.core.pipeline import Data, Phase, Preprocessing
 from xferbench.core.trial import TrainingSpec
 from xferbench.lab.data import datasets, preprocessing
@@ -43,7 +43,7 @@ def world(tmp_path_factory):
     return made
 
 
-def given(world, one, *, mode="eval", ready=READY, **change):
+def given(world, one, *, mode=EVAL_MODE, ready=READY, **change):
     """What a measure is given of a fit."""
     trial = make_trial(one, mode=mode)
     (fitted,), _ = run_trials._trained_models((one,), trial, world.cache)
@@ -97,7 +97,7 @@ def adapted(cache, **phase):
     dataset = datasets.Dataset(classes=("a", "b"), train=split, validation=split, test=split, left_out=())
     one = TrainingSpec(
         arch="linear",
-        init="pretrained",
+        init=PRETRAINED,
         start=None,
         head=RANDOM_HEAD,
         phases=(Phase(steps=20, batch_size=8, lr=0.05, optimizer="sgd", weight_decay=0.0, **phase),),
@@ -110,7 +110,7 @@ def adapted(cache, **phase):
     assert fitted.curve[-1][1] < fitted.curve[0][1], "it learns"
 
     def moved(images):
-        blank = {"served": None, "served_labels": None, "ready": RAW, "mode": "eval", "labels": None, "prepared": RAW}
+        blank = {"served": None, "served_labels": None, "ready": RAW, "mode": EVAL_MODE, "labels": None, "prepared": RAW}
         own = context.MeasureContext(
             before=fitted.before, after=fitted.last, network=network, images=torch.from_numpy(images), **blank
         )
@@ -136,7 +136,7 @@ def test_distortion_is_the_squared_way_by_the_squared_length(tmp_path):
     upper, _, labels = make_halves(4)
     own = {"before": start, "after": start | {"body.weight": 1.5 * start["body.weight"]}, "network": network}
     shown = {"images": torch.from_numpy(upper), "labels": torch.from_numpy(labels), "prepared": RAW}
-    found = context.MeasureContext(**own, **shown, served=None, served_labels=None, ready=RAW, mode="eval")
+    found = context.MeasureContext(**own, **shown, served=None, served_labels=None, ready=RAW, mode=EVAL_MODE)
     assert feature_distortion.distortion(found)["distortion"] == pytest.approx(0.25, rel=1e-5)
 
 
@@ -156,7 +156,7 @@ def test_the_shock_is_the_ratio_of_two_gradients_by_hand(tmp_path):
     upper, _, labels = make_halves()
     shown = {"images": torch.from_numpy(upper), "labels": torch.from_numpy(labels), "prepared": RAW}
     seen = context.MeasureContext(
-        before=start, after=start, network=network, **shown, served=None, served_labels=None, ready=RAW, mode="eval"
+        before=start, after=start, network=network, **shown, served=None, served_labels=None, ready=RAW, mode=EVAL_MODE
     )
     x, y = preprocessing.to_tensor(shown["images"], RAW).flatten(1).double(), shown["labels"]
     features = x @ start["body.weight"].double().T
@@ -177,17 +177,17 @@ def test_in_evaluation_mode_no_answer_depends_on_its_batch(world):
     assert train_serve_skew.batch_dependence(given(world, make_fit(world))) == {"batch-dependence": 0.0}
 
 
-@pytest.mark.parametrize("mode", ["train", "train:class"])
+@pytest.mark.parametrize("mode", [TRAIN_MODE, TrainModeByClass()], ids=str)
 def test_with_the_statistics_of_batches_answers_depend_on_them(world, mode):
     assert 0 < train_serve_skew.batch_dependence(given(world, make_fit(world), mode=mode))["batch-dependence"] <= 1
 
 
 @pytest.mark.parametrize("count", [5, 20, 40])
 def test_also_where_there_are_few_images(world, count):
-    seen = given(world, make_fit(world), mode="train")
+    seen = given(world, make_fit(world), mode=TRAIN_MODE)
     few = replace(seen, served=seen.served[:count], served_labels=seen.served_labels[:count])
     assert train_serve_skew.batch_dependence(few)["batch-dependence"] > 0
-    assert train_serve_skew.batch_dependence(replace(few, mode="eval"))["batch-dependence"] == 0
+    assert train_serve_skew.batch_dependence(replace(few, mode=EVAL_MODE))["batch-dependence"] == 0
 
 
 def test_a_network_without_batchnorm_does_not_mind_the_mode(tmp_path):

@@ -12,7 +12,7 @@ from test_datasets import make_npz
 
 from xferbench.cli import main
 from xferbench.config.render import describe_recipe
-from xferbench.core.interventions import Regularizer, Trainable
+from xferbench.core.interventions import RANDOM, Regularizer, Trainable
 from xferbench.core.pipeline import Phase, Recipe
 from xferbench.core.strategies import gradual_unfreezing, linear_probe, lp_ft
 from xferbench.plugins import calibration, overfitting
@@ -27,7 +27,7 @@ RECIPES = [
     Recipe(regularizer=Regularizer.parse("l2-sp:1"), stop="best"),
 ]
 RECIPES += [
-    Recipe(init="random"),
+    Recipe(init=RANDOM),
     Recipe(phases=(Phase(steps=150, warmup=100),)),
     Recipe(phases=(Phase(steps=2, batch_size=2),)),
 ]

@@ -14,7 +14,7 @@ from test_loop import READY, make_fit, make_trial, make_world
 
 from xferbench.config import loader
 from xferbench.core.canonical import canonical
-from xferbench.core.interventions import Regularizer
+from xferbench.core.interventions import RANDOM, CuedSource, Regularizer
 from xferbench.core.pipeline import Phase, Recipe, Spectrogram
 from xferbench.core.trial import EvaluationSpec
 from xferbench.lab.data import datasets, shortcut_cue
@@ -50,7 +50,7 @@ def test_a_tied_cue_is_on_all_training_images_of_the_first_class_and_on_no_other
 
 
 def test_a_cued_fit_is_trained_on_cued_images_and_a_cued_view_sees_them(world):
-    one = make_fit(world, Phase(steps=2, batch_size=8), init="random", has_cue=True)
+    one = make_fit(world, Phase(steps=2, batch_size=8), init=RANDOM, has_cue=True)
     trial = make_trial(one)
     dataset, _ = run_trials.training_inputs(one, trial, world.cache)
     plain, _ = run_trials.training_inputs(replace(one, has_cue=False), trial, world.cache)
@@ -72,7 +72,7 @@ def test_the_sources_are_one_with_the_cue_and_one_without_and_else_the_same():
     clean, cued = (training_spec(one, 0).start for one in (cured, tied))
     assert clean == replace(cued, has_cue=False) and cued.has_cue
     assert clean.phases[0].steps == 3 * PIPELINE.baseline.steps
-    assert (clean.labels, clean.init, clean.data) == ("true", "random", PIPELINE.source.data)
+    assert (clean.labels, clean.init, clean.data) == ("true", RANDOM, PIPELINE.source.data)
     assert training_spec(cured, 0) == replace(training_spec(tied, 0), start=clean)
 
 
@@ -80,10 +80,10 @@ def test_the_sources_are_one_with_the_cue_and_one_without_and_else_the_same():
     ("change", "reason"),
     [
         ({"source": None}, "no [source]"),
-        ({"recipe": Recipe(init="random")}, "nothing pretrained"),
+        ({"recipe": Recipe(init=RANDOM)}, "nothing pretrained"),
         ({"recipe": Recipe(regularizer=Regularizer.parse("l2-sp:1"))}, "regularizer"),
         ({"train_preprocessing": Spectrogram()}, "only images"),
-        ({"recipe": Recipe(init="cued-source")}, ""),
+        ({"recipe": Recipe(init=CuedSource())}, ""),
     ],
 )
 def test_where_it_cannot_be_asked_it_says_why(change, reason):

@@ -17,6 +17,7 @@ from xferbench.cli import main
 from xferbench.config import loader
 from xferbench.core import run
 from xferbench.core.errors import UserError
+from xferbench.core.interventions import RANDOM
 from xferbench.core.strategies import SCRATCH_NAME
 from xferbench.report import files, notebook
 from xferbench.runner import gate as gating
@@ -213,7 +214,7 @@ def test_scratch_has_the_suites_own_grid_and_default_is_the_healthy_choice(ran):
     pipeline = replace(PIPELINE, baseline=suite.scratch)
     found = recipe_arm(next(one for one in suite.matrix.compared if one.name == SCRATCH_NAME), pipeline)
     assert [one.recipe.phases[0].lr for one in found.candidates] == [1e-3, 3e-3]
-    assert {one.recipe.init for one in found.candidates} == {"random"}
+    assert {one.recipe.init for one in found.candidates} == {RANDOM}
 
 
 def test_a_file_that_the_last_task_lacks_stops_before_the_first_is_trained(ran, tmp_path, capsys):

@@ -21,6 +21,7 @@ from test_datasets import make_npz
 
 from xferbench.config import loader as suites
 from xferbench.core.errors import UserError
+from xferbench.core.interventions import BATCHNORM_EVAL
 from xferbench.core.pipeline import Phase
 from xferbench.core.plugin import Plugin
 from xferbench.core.run import run_to_json
@@ -226,7 +227,9 @@ def test_samples_that_cannot_be_made_are_a_note_and_the_verdicts_stay(suite, who
 
 def test_seeds_are_added_only_to_what_is_open(suite, tmp_path, here):
     # Nothing can be decided at this alpha, but a subject that is its own cure needs no deciding.
-    changed = replace(suite, alpha=1e-9, recipe=replace(suite.recipe, phases=(Phase(batchnorm="eval", steps=3, batch_size=8),)))
+    changed = replace(
+        suite, alpha=1e-9, recipe=replace(suite.recipe, phases=(Phase(batchnorm=BATCHNORM_EVAL, steps=3, batch_size=8),))
+    )
     finished = run(changed, tmp_path / "store.sqlite")
     seeds = {}
     for cell in finished.cells:

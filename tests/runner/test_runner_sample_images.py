@@ -13,6 +13,7 @@ from test_datasets import make_folder, make_npz
 
 from xferbench.config import render
 from xferbench.core.errors import UserError
+from xferbench.core.interventions import PRETRAINED, ShuffledSource
 from xferbench.core.pipeline import AuxiliaryDataset, Data, Preprocessing, Recipe
 from xferbench.core.trial import EvaluationSpec
 from xferbench.data import inputs
@@ -113,7 +114,7 @@ def test_real_images_are_shown(shared, tmp_path):
 # Which are wanted, and by whom
 
 
-def pipeline(train=RECORDED, serve=None, source=None, init="pretrained"):
+def pipeline(train=RECORDED, serve=None, source=None, init=PRETRAINED):
     values = {"recipe": Recipe(init=init), "target": TARGET, "source": source}
     return SimpleNamespace(train_preprocessing=train, serve_preprocessing=serve or train, **values)
 
@@ -187,7 +188,7 @@ def test_a_source_is_shown_where_a_trial_used_it_and_only_there(tmp_path):
     trial = SimpleNamespace(view=EvaluationSpec(preprocessing=RECORDED, domain=source))
     *_, beside = gathering.sample_requests(step(p=arms, asked=[("source", trial)]))
     assert (beside.role, beside.preprocessing, beside.arms) == ("source", RECORDED, (("p", "subject", "serve"),))
-    *_, beside = gathering.sample_requests(step(p=arms | {"induced:s": pipeline(source=source, init="shuffled-source")}))
+    *_, beside = gathering.sample_requests(step(p=arms | {"induced:s": pipeline(source=source, init=ShuffledSource())}))
     assert (beside.role, beside.arms) == ("source", (("p", "induced:s", "train"),))
 
 

@@ -9,7 +9,16 @@ import pytest
 from test_schedule import PIPELINE, SUITE, study
 
 from xferbench.core.canonical import canonical
-from xferbench.core.interventions import Finish, Regularizer
+from xferbench.core.interventions import (
+    PRETRAINED,
+    TRANSFER_ALL,
+    AdaptBatchNorm,
+    FitTemperature,
+    Regularizer,
+    SourceHead,
+    TargetPretraining,
+    TransferLowest,
+)
 from xferbench.core.pipeline import AuxiliaryDataset, Data, Phase, Recipe, Selection, UserCode
 from xferbench.core.record import Record
 from xferbench.core.strategies import scratch_baseline
@@ -112,7 +121,7 @@ def test_the_best_step_is_another_view_of_one_fit_and_is_told_to_code_that_stops
 
 
 def test_what_has_its_temperature_already_is_not_given_another():
-    cured = replace(ARMS[0], edits=(trials.TEMPERATURE_EDIT,))
+    cured = replace(ARMS[0], edits=(FitTemperature(),))
     keys = {
         trials.make_trial(arm, view, 0, ASKED.context).key
         for arm, view in ((cured, "test"), (cured, "tempered"), (ARMS[0], "tempered"))
@@ -155,19 +164,19 @@ def test_metrics_of_a_positive_class_say_nothing_of_a_sources_classes():
 
 
 def test_a_start_on_the_target_is_a_candidate_of_the_baseline_on_the_seeds_own_images():
-    first = replace(PIPELINE, recipe=Recipe(init="target", transferred="low:2"))
+    first = replace(PIPELINE, recipe=Recipe(init=TargetPretraining(), transferred=TransferLowest(groups=2)))
     one, other = trials.training_spec(first, 3), trials.training_spec(first, 4)
-    assert (one.init, one.transferred, one.start.seed, other.start.seed) == ("pretrained", "low:2", 3, 4)
+    assert (one.init, one.transferred, one.start.seed, other.start.seed) == (PRETRAINED, TransferLowest(groups=2), 3, 4)
     assert one.start in {
         trials.training_spec(candidate, 3) for candidate in scratch_baseline(PIPELINE, PIPELINE.baseline).candidates
     }
-    assert trials.initial_model(first).transferred == "all"
+    assert trials.initial_model(first).transferred == TRANSFER_ALL
 
 
 def test_how_much_is_transferred_is_in_a_key_only_where_it_is_not_all():
     key = canonical(trials.training_spec(PIPELINE, 0))
     assert "transferred" not in key and "transferred" not in canonical(Recipe())
-    part = replace(PIPELINE, recipe=replace(PIPELINE.recipe, transferred="low:1"))
+    part = replace(PIPELINE, recipe=replace(PIPELINE.recipe, transferred=TransferLowest(groups=1)))
     assert canonical(trials.training_spec(part, 0)) == key | {"transferred": "low:1"}
 
 
@@ -186,17 +195,17 @@ def test_a_fit_is_given_unlabelled_images_where_domains_are_to_be_told_apart_and
 
 def test_what_finishes_a_recipe_is_the_first_edit_of_what_is_predicted_and_no_part_of_the_fit():
     plain = fake_lab.PIPELINE
-    own = replace(plain, recipe=Recipe(finish=Finish.parse("adabn")))
+    own = replace(plain, recipe=Recipe(finish=AdaptBatchNorm()))
     assert trials.training_spec(own, 0) == trials.training_spec(plain, 0)
     edits = {
         view: trials.make_trial(own, view, 0, fake_lab.CONTEXT).model.edits
         for view in ("test", "source", "tempered", "source-before")
     }
     assert edits == {
-        "test": ("adabn",),
-        "source": ("adabn", "head:source"),
-        "tempered": ("adabn", trials.TEMPERATURE_EDIT),
-        "source-before": ("head:source",),
+        "test": (AdaptBatchNorm(),),
+        "source": (AdaptBatchNorm(), SourceHead()),
+        "tempered": (AdaptBatchNorm(), FitTemperature()),
+        "source-before": (SourceHead(),),
     }
     assert trials.make_trial(own, "test", 0, fake_lab.CONTEXT, "a:b@1").model.edits == (), "a measure is about training"
     assert trials.make_trial(own, "test", 0, fake_lab.CONTEXT).key != trials.make_trial(plain, "test", 0, fake_lab.CONTEXT).key

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from test_schedule import SUITE, USUAL, carried_out, found, kind, lab, study
 
+from xferbench.core.interventions import PRETRAINED
 from xferbench.core.plugin import Contrast
 from xferbench.plugins import batchnorm_drift, catastrophic_forgetting
 from xferbench.report import messages
@@ -179,7 +180,7 @@ def forgotten(before, after):
         beside = trial.view.domain is not None
         return (after if trial.model.base.phases else before) if beside else 0.8
 
-    world = next(one for one in fake_lab.scenarios() if one.profile.source and one.pipeline.recipe.init == "pretrained")
+    world = next(one for one in fake_lab.scenarios() if one.profile.source and one.pipeline.recipe.init == PRETRAINED)
     asked = fake_lab.make_study(catastrophic_forgetting.plugin, pipeline=world.pipeline, facts=world.profile)
     step, answers = fake_lab.replay_study(asked, fake_lab.fake_lab(accuracy))
     return messages.write_findings(findings.build_findings(asked.suite, step, answers))[0]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from test_audits import FACTS, FINISHED, SUITE
 
+from xferbench.core.interventions import AssignClasses, ProbeHead, RecalibrateBatchNorm
 from xferbench.plugins import batchnorm_drift, class_order, linear_probe
 from xferbench.report import messages
 from xferbench.study import findings, followup
@@ -13,7 +14,7 @@ from xferbench.study.study import Study
 from xferbench.testing import fake_lab
 
 AUDITS = (class_order.audit, batchnorm_drift.audit, linear_probe.audit)
-ORDER, STATISTICS, PROBE = "classes:assigned@1", "batchnorm:recalibrated@2", "head:probe"
+ORDER, STATISTICS, PROBE = AssignClasses(), RecalibrateBatchNorm(), ProbeHead()
 
 
 def carried_out(scores):

@@ -17,6 +17,7 @@ from test_compare import a_run, compare, elsewhere, invariant, on_another, other
 from test_findings import ALL, EXACT, measured, trusting
 from test_schedule import FACTS, SUITE, USUAL, kind, lab, study
 
+from xferbench.core.interventions import PRETRAINED, Edit
 from xferbench.core.record import Record
 from xferbench.core.run import run_to_json
 from xferbench.core.strategies import from_scratch, linear_probe
@@ -77,7 +78,7 @@ def forgetting(before, after):
     def accuracy(trial):
         return (after if trial.model.base.phases else before) if trial.view.domain is not None else 0.8
 
-    world = next(world for world in fake_lab.scenarios() if world.profile.source and world.pipeline.recipe.init == "pretrained")
+    world = next(world for world in fake_lab.scenarios() if world.profile.source and world.pipeline.recipe.init == PRETRAINED)
     return fake_lab.make_study(catastrophic_forgetting.plugin, pipeline=world.pipeline, facts=world.profile), fake_lab.fake_lab(
         accuracy
     )
@@ -146,13 +147,20 @@ def audits():
     """Findings of a finished network, by name: each audit with the accuracy of its arms."""
     for name, value in (
         ("alike", {}),
-        ("restored", {"classes:assigned@1": 0.9, "batchnorm:recalibrated@2": 0.9, "head:probe": 0.9}),
+        (
+            "restored",
+            {"classes:assigned@1": 0.9, "batchnorm:recalibrated@2": 0.9, "head:probe": 0.9},
+        ),
     ):
         for audit in test_audits.AUDITS:
             yield f"audit {audit.id}, {name}", test_audits.run(audit, test_audits.by_edit(value))
     dead = test_audits.run(test_audits.class_order.audit, lambda trial: 0.3)
     yield "audit of a dead network", dead
-    order, statistics, probe = "classes:assigned@1", "batchnorm:recalibrated@2", "head:probe"
+    order, statistics, probe = (
+        Edit.parse("classes:assigned@1"),
+        Edit.parse("batchnorm:recalibrated@2"),
+        Edit.parse("head:probe"),
+    )
     for name, scores in {
         "gone": {(order, statistics): 0.9, (order,): 0.9, (statistics,): 0.5, (probe,): 0.5},
         "stays": {(order, statistics): 0.97, (order,): 0.8, (statistics,): 0.5, (probe,): 0.9},

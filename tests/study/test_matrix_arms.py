@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from xferbench.core.interventions import Augmentation, Regularizer
+from xferbench.core.interventions import Augmentation, RefitHead, Regularizer, ShuffledSource
 from xferbench.core.pipeline import Recipe
 from xferbench.core.record import Record
 from xferbench.core.strategies import STRATEGIES, full, linear_probe, lp_ft
@@ -32,7 +32,7 @@ def test_a_recipe_stops_as_it_says_whatever_the_suites_own_does():
     ("recipe", "facts", "pipeline", "why"),
     [
         (Recipe(regularizer=Regularizer.parse("ewc:1")), replace(PROFILE, source=()), PIPELINE, "whose classes are known"),
-        (Recipe(init="shuffled-source"), PROFILE, replace(PIPELINE, source=None), "no [source]"),
+        (Recipe(init=ShuffledSource()), PROFILE, replace(PIPELINE, source=None), "no [source]"),
         (Recipe(regularizer=Regularizer.parse("dann:1")), replace(PROFILE, shifted=()), PIPELINE, "[shifted]"),
         (STRATEGIES["lora"](), replace(PROFILE, unsupported=("lora",)), PIPELINE, "lora:8"),
         (linear_probe(), replace(PROFILE, supports=("lr",)), PIPELINE, "does not support"),
@@ -98,7 +98,7 @@ def test_a_crash_in_a_view_that_only_a_claim_asks_for_is_an_error_and_no_claim()
     plain = fake_lab.fake_lab(measures=COST)
 
     def answer(trial):
-        refit = "head:refit" in trial.model.edits and trial.model.base.seed == 1
+        refit = RefitHead() in trial.model.edits and trial.model.base.seed == 1
         return Record(key=trial.key, error="a crash") if refit else plain(trial)
 
     done = carried_out(answer, CLAIM)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from xferbench.core.canonical import canonical
-from xferbench.core.interventions import Augmentation
+from xferbench.core.interventions import PRETRAINED, RANDOM, Augmentation
 from xferbench.core.pipeline import AuxiliaryDataset, Data, Recipe
 from xferbench.core.plugin import Contrast, Plugin
 from xferbench.core.reason import Code
@@ -36,9 +36,9 @@ def study(*plugins, suite=SUITE, facts=FACTS):
 def kind(trial):
     """What a fit is, in a word."""
     fit = trial.model.base
-    if fit.init != "pretrained":
-        return "scratch" if fit.init == "random" else "permuted"
-    word = fit.phases[0].batchnorm.partition(":")[0]
+    if fit.init != PRETRAINED:
+        return "scratch" if fit.init == RANDOM else "permuted"
+    word = fit.phases[0].batchnorm.spelling
     return "class-order" if fit.phases[0].order == "class" else {"eval": "cured", "train": "subject"}.get(word, word)
 
 
@@ -310,7 +310,7 @@ def test_a_source_is_pretrained_on_once_before_the_arm_that_starts_from_it():
         one.trial.model.base.start for one in step.requests if one.arm == "induced:shuffled-source" and one.view == "test"
     }
     (start,) = starts
-    assert (start.data.digest, start.labels, start.init) == ("source", "shuffled", "random")
+    assert (start.data.digest, start.labels, start.init) == ("source", "shuffled", RANDOM)
     assert step.requests[0].trial.model.base != start
 
 
@@ -326,7 +326,7 @@ def test_teachers_are_trained_once_each_and_before_whoever_learns_from_them():
         for one in new.values():
             teacher = one.model.base.teacher
             assert teacher is None or (teacher.seed == one.model.base.seed and teacher in last), "its teacher came before"
-            assert teacher is None or (teacher.init, teacher.regularizer, teacher.augment) == ("pretrained", None, None)
+            assert teacher is None or (teacher.init, teacher.regularizer, teacher.augment) == (PRETRAINED, None, None)
         last |= {one.model.base: None for one in new.values()}
         answers |= {key: fake_lab.fake_lab()(one) for key, one in new.items()}
     assert stages[1:3] == ["training teachers", "look 1 of 2: 3 seeds"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from test_schedule import FACTS, PIPELINE, SUITE, USUAL, found, lab, study
 
-from xferbench.core.interventions import ZERO_HEAD
+from xferbench.core.interventions import BATCHNORM_EVAL, BATCHNORM_TRAIN, RANDOM, ZERO_HEAD, GhostBatchNorm
 from xferbench.core.pipeline import Phase, Preprocessing, Recipe, Selection, UserCode
 from xferbench.core.strategies import from_scratch, full, linear_probe, lp_ft, scratch_baseline
 from xferbench.plugins import batchnorm_drift, negative_transfer
@@ -29,9 +29,9 @@ def with_phase(**changes):
     ("other", "expected"),
     [
         (OWN, set()),
-        (with_recipe(init="random", head=ZERO_HEAD, name="another"), set()),
+        (with_recipe(init=RANDOM, head=ZERO_HEAD, name="another"), set()),
         (with_recipe(stop="best"), {"stop"}),
-        (with_phase(lr=0.5, batchnorm="eval"), {"lr", "batchnorm"}),
+        (with_phase(lr=0.5, batchnorm=BATCHNORM_EVAL), {"lr", "batchnorm"}),
         (replace(OWN, recipe=lp_ft()), {"phases", "trainable", "batchnorm", "lr", "steps"}),
         (with_recipe(phases=(Phase(), Phase())), {"phases"}),
     ],
@@ -42,7 +42,7 @@ def test_recipes_differ_in_what_their_training_differs_in(other, expected):
 
 def test_candidates_that_are_not_honoured_are_dropped_and_preprocessing_always_is_honoured():
     prepared = replace(OWN, train_preprocessing=Preprocessing(crop=8))
-    asked = {"cured": Selection(candidates=(OWN, with_phase(lr=0.5), with_phase(batchnorm="eval"), prepared))}
+    asked = {"cured": Selection(candidates=(OWN, with_phase(lr=0.5), with_phase(batchnorm=BATCHNORM_EVAL), prepared))}
     assert support.supported_arms(asked, OWN, ["lr"])["cured"].candidates == (OWN, with_phase(lr=0.5), prepared)
     assert support.supported_arms(asked, OWN, None) == asked
     assert support.supported_arms({"induced:a": with_phase(order="class")}, OWN, ["lr"]) == {}
@@ -52,7 +52,7 @@ def test_of_scratch_the_subjects_own_recipe_stays_whatever_is_honoured():
     probe = replace(OWN, recipe=linear_probe())
     grid = scratch_baseline(probe, SUITE.scratch)
     only = support.supported_arms({"scratch": grid}, probe, [])["scratch"]
-    assert only == grid.candidates[0] and only.recipe.init == "random"
+    assert only == grid.candidates[0] and only.recipe.init == RANDOM
     kept = support.supported_arms(
         {"scratch": scratch_baseline(OWN, SUITE.scratch)}, OWN, ["lr", "weight_decay", "steps", "batch_size", "schedule"]
     )
@@ -60,15 +60,15 @@ def test_of_scratch_the_subjects_own_recipe_stays_whatever_is_honoured():
 
 
 def test_a_cure_that_is_ignored_is_no_question_even_if_a_variant_is_honoured():
-    told = support.why_unsupported(with_phase(batchnorm="eval"), [with_phase(order="class")], OWN, ["order"])
+    told = support.why_unsupported(with_phase(batchnorm=BATCHNORM_EVAL), [with_phase(order="class")], OWN, ["order"])
     assert told == "the training code does not support batchnorm"
-    assert support.why_unsupported(with_phase(batchnorm="eval"), [], OWN, ["batchnorm"]) == ""
-    assert support.why_unsupported(with_phase(batchnorm="eval"), [], OWN, None) == ""
+    assert support.why_unsupported(with_phase(batchnorm=BATCHNORM_EVAL), [], OWN, ["batchnorm"]) == ""
+    assert support.why_unsupported(with_phase(batchnorm=BATCHNORM_EVAL), [], OWN, None) == ""
 
 
 def test_a_cure_that_changes_nothing_needs_a_variant_that_is_honoured():
-    variants = [with_phase(batchnorm="ghost:2"), with_phase(batchnorm="train", order="class")]
-    subject = with_phase(batchnorm="eval")
+    variants = [with_phase(batchnorm=GhostBatchNorm(examples=2)), with_phase(batchnorm=BATCHNORM_TRAIN, order="class")]
+    subject = with_phase(batchnorm=BATCHNORM_EVAL)
     assert support.why_unsupported(subject, variants, subject, ["order"]) == "the training code does not support batchnorm"
     assert support.why_unsupported(subject, variants, subject, ["batchnorm"]) == ""
     assert support.why_unsupported(subject, [], subject, []) == ""
@@ -114,4 +114,4 @@ def test_fits_of_training_code_have_keys_of_their_own_and_others_stay_as_they_we
     assert len({plain, own, stopped}) == 3
     assert trials.training_spec(with_recipe(stop="best"), 0) == plain
     assert replace(own, training=UserCode(spec="python:a:b", digest="d", path="/y")) == own
-    assert from_scratch().init == "random" and Recipe().stop == "last"
+    assert from_scratch().init == RANDOM and Recipe().stop == "last"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from xferbench.analysis import metrics
-from xferbench.core.interventions import Regularizer
+from xferbench.core.interventions import PermutedWeights, Regularizer
 from xferbench.core.pipeline import AuxiliaryDataset, Recipe
 from xferbench.core.strategies import from_scratch
 from xferbench.plugins import batchnorm_drift, catastrophic_forgetting
@@ -52,7 +52,7 @@ def test_accuracies_go_with_content_and_not_with_the_seed():
     ("recipe", "change", "why"),
     [
         (
-            {"regularizer": Regularizer.parse("l2-sp:1"), "init": "permuted"},
+            {"regularizer": Regularizer.parse("l2-sp:1"), "init": PermutedWeights()},
             {},
             "regularizer l2-sp:1 without pretrained weights",
         ),

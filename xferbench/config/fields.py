@@ -14,19 +14,24 @@ from xferbench.config import interventions, validation
 from xferbench.config.validation import COUNT, POSITIVE, WHOLE, Rule
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import (
-    BUILT_IN,
     Augmentation,
+    BatchNormMode,
     DataIntervention,
+    EvalMode,
     Finish,
     Head,
+    Initialization,
     Intervention,
+    LayerTransfer,
     Regularizer,
+    ServingMode,
     Trainable,
-    format_spelling,
+    TrainMode,
+    format_kinds,
+    ranges,
     spelling_pattern,
 )
 from xferbench.core.pipeline import (
-    LOCALLY_PRETRAINED_STARTS,
     InputTransform,
     Phase,
     Preprocessing,
@@ -58,20 +63,6 @@ def _is_index(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-BATCHNORM_EXPECTED = "eval, train, train-above, ghost:N with N of 2 or more, or momentum:M with M above 0 and at most 1"
-BATCHNORM_PATTERN = r"^(eval|train|train-above|ghost:([2-9]|[1-9]\d+)|momentum:\d*\.?\d+(e-\d+)?)$"
-
-
-def _parse_batchnorm(value: Any) -> str:
-    """Return a BatchNorm mode as it is; refuse any other value."""
-    kind, _, amount = str(value).partition(":")
-    is_ghost = kind == "ghost" and re.fullmatch(r"[1-9]\d*", amount) and int(amount) > 1
-    is_momentum = kind == "momentum" and re.fullmatch(r"\d*\.?\d+(e-\d+)?", amount) and 0 < float(amount) <= 1
-    if value not in ("eval", "train", "train-above") and not is_ghost and not is_momentum:
-        raise ValueError(BATCHNORM_EXPECTED)
-    return str(value)
-
-
 def _parse_phases(value: Any) -> list[dict[str, Any]]:
     """Return the tables of [[recipe.phases]] with their values parsed."""
     if not isinstance(value, list) or not value or not all(isinstance(phase, Mapping) for phase in value):
@@ -86,10 +77,17 @@ ABOVE_ONE = validation.typed(
 )  # BatchNorm has no variance over a single image
 
 
-def spelling_rule(group: type[Intervention]) -> Rule:
-    """Return the rule for the spelling of a built-in intervention of a group; its value is the intervention."""
-    forms = " or ".join(map(format_spelling, BUILT_IN[group]))
-    return validation.typed(str, bool, forms, group.parse, pattern=f"^({spelling_pattern(BUILT_IN[group])})$")
+def spelling_rule(group: type[Intervention], *kinds: type[Intervention]) -> Rule:
+    """Return the rule for the spelling of an intervention of some kinds, by default all built-in kinds of a group.
+
+    The value is the intervention.
+    """
+    kinds = kinds or group.built_in()
+    if not any(map(ranges, kinds)):
+        spelling = validation.one_of(*(kind.spelling for kind in kinds))
+        return validation.Validator(lambda value: group.parse(spelling(value)), validation.rule_schema(spelling))
+    forms = format_kinds(kinds)
+    return validation.typed(str, bool, forms, group.parse, pattern=f"^({spelling_pattern(kinds)})$")
 
 
 ONE_OR_THREE = {"oneOf": [{"minItems": 1, "maxItems": 1}, {"minItems": 3, "maxItems": 3}]}
@@ -133,9 +131,7 @@ PREPROCESSING = validation.Validator(
 )
 PHASE: dict[str, Rule] = {
     "trainable": spelling_rule(Trainable),
-    "batchnorm": validation.Validator(
-        _parse_batchnorm, {"pattern": BATCHNORM_PATTERN, "type": "string", "description": BATCHNORM_EXPECTED}
-    ),
+    "batchnorm": spelling_rule(BatchNormMode),
     "lr": POSITIVE,
     "head_lr": POSITIVE,
     "layer_decay": validation.typed(
@@ -155,8 +151,8 @@ RECIPE: dict[str, Rule] = {
     "phases": validation.Validator(
         _parse_phases, {"type": "array", "minItems": 1, "items": validation.rule_schema(validation.table(PHASE))}
     ),
-    "init": validation.one_of("pretrained", "random", "matched", "permuted", *LOCALLY_PRETRAINED_STARTS, "target"),
-    "transferred": validation.matching(r"all|low:[1-9]\d*", "all, or low:N with N of 1 or more"),
+    "init": spelling_rule(Initialization),
+    "transferred": spelling_rule(LayerTransfer),
     "head": spelling_rule(Head),
     "augment": spelling_rule(Augmentation),
     "regularizer": spelling_rule(Regularizer),
@@ -165,7 +161,7 @@ RECIPE: dict[str, Rule] = {
     "training": validation.matching(r"python:[\w.]+:[\w.]+", "python:module:callable"),
     "train_preprocessing": PREPROCESSING,
     "serve_preprocessing": PREPROCESSING,
-    "serve_mode": validation.one_of("eval", "train"),
+    "serve_mode": spelling_rule(ServingMode, EvalMode, TrainMode),
 }
 SCRATCH: dict[str, Rule] = {
     "lr": validation.list_of(POSITIVE, "a list of numbers above 0"),

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 from xferbench.core import interventions
 from xferbench.core.errors import UserError
-from xferbench.core.interventions import BUILT_IN, K
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+
+    from xferbench.core.interventions import K
 
 GROUP = "xferbench.interventions"
 
 
 def built_in(group: type[K]) -> tuple[type[K], ...]:
     """Return the built-in kinds of a group."""
-    return cast("tuple[type[K], ...]", BUILT_IN[group])
+    return cast("tuple[type[K], ...]", group.built_in())
 
 
 def kinds(group: type[K]) -> tuple[type[K], ...]:
@@ -44,7 +45,7 @@ def parse(text: Any, group: type[K]) -> K:
     if interventions.find_kind(str(text), candidates) is None:
         candidates = kinds(group)
     if not isinstance(text, str):
-        raise ValueError(" or ".join(map(interventions.format_spelling, candidates)))  # noqa: TRY004 - rules raise ValueError
+        raise ValueError(interventions.format_kinds(candidates))  # noqa: TRY004 - rules raise ValueError
     return interventions.parse(text, candidates)
 
 

@@ -16,8 +16,8 @@ from xferbench.config.fields import DURATION, PIPELINE_KEYS, RECIPE, REQUIRED_TA
 from xferbench.config.matrix import parse_matrix
 from xferbench.config.render import RECIPE_KEYS
 from xferbench.core.errors import UserError, suggest
-from xferbench.core.interventions import InterpolatePhase
-from xferbench.core.pipeline import LOCALLY_PRETRAINED_STARTS, Phase, Recipe, Spectrogram
+from xferbench.core.interventions import RANDOM, TRANSFER_ALL, InterpolatePhase, SourcePretraining
+from xferbench.core.pipeline import Phase, Recipe, Spectrogram
 from xferbench.core.strategies import DEFAULT_RATES, STRATEGIES, is_mlp_head
 from xferbench.core.suite import Suite
 
@@ -137,7 +137,7 @@ def _parse_single(table: Mapping[str, Any], path: Path) -> Suite:
 
 def _check_roles(recipe: Recipe, suite: Suite) -> None:
     """Refuse a recipe that needs a dataset which the suite does not have."""
-    requirements = [("init", "source")] if recipe.init in LOCALLY_PRETRAINED_STARTS else []
+    requirements = [("init", "source")] if isinstance(recipe.init, SourcePretraining) else []
     if recipe.regularizer:
         requirements += [("regularizer", role) for role in ("source", "shifted") if role in recipe.regularizer.requires]
     for name, role in requirements:
@@ -248,9 +248,9 @@ def _build_recipe(table: Mapping[str, Any]) -> Recipe:
     if strategy:
         recipe = replace(STRATEGIES[strategy](common), **recipe_fields)
         _check_effective(strategy, STRATEGIES[strategy](common), table)
-    if recipe.init == "random" and recipe.transferred != "all":
+    if recipe.init == RANDOM and recipe.transferred != TRANSFER_ALL:
         expected = "all, because nothing is transferred"
-        raise UserError("recipe.transferred", found=recipe.transferred, expected=expected, do="leave it out, or init")
+        raise UserError("recipe.transferred", found=str(recipe.transferred), expected=expected, do="leave it out, or init")
     for phase in recipe.phases:
         if phase.warmup >= phase.steps:
             raise UserError("recipe.warmup", found=f"{phase.warmup}", expected=f"fewer than the {phase.steps} steps of a phase")

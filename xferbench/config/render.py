@@ -6,7 +6,7 @@ import json
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from xferbench.core.interventions import BUILT_IN, Edit, Intervention, find_kind
+from xferbench.core.interventions import EVAL_MODE, PRETRAINED, Intervention
 from xferbench.core.pipeline import Phase, Recipe, Spectrogram
 
 if TYPE_CHECKING:
@@ -46,14 +46,14 @@ def pipeline_patch(before: Pipeline | None, after: Pipeline, recorded: InputTran
     values = {
         "train_preprocessing": (previous.train_preprocessing, after.train_preprocessing, recorded),
         "serve_preprocessing": (previous.serve_preprocessing, after.serve_preprocessing, after.train_preprocessing),
-        "serve_mode": (previous.mode, after.mode, "eval"),
+        "serve_mode": (previous.mode, after.mode, EVAL_MODE),
     }
     serving = [
         f"{name} = {_toml_value(new)}" + (f"    # was {_toml_value(old)}" if new != old else "")
         for name, (old, new, default) in values.items()
         if new != old or (new != default and not after.finished)  # for a finished network, only changes are advised
     ]
-    edits = [f"# {describe_edit(edit)}" for edit in after.edits]
+    edits = [f"# {edit.describe()}" for edit in after.edits]
     if after.finished:
         return (["[recipe]", *serving] if serving else []) + edits
     first, *rest = recipe_patch(before.recipe if before else None, after.recipe, after.training)
@@ -105,7 +105,7 @@ def describe_recipe(recipe: Recipe) -> str:
     """
     phases = "; then ".join(map(_describe_phase, recipe.phases))
     name = f"{recipe.name}: " if recipe.name else ""
-    start = "" if recipe.init == "pretrained" else f"{recipe.init} weights: "
+    start = "" if recipe.init == PRETRAINED else f"{recipe.init} weights: "
     parts = _unusual_values(recipe, Recipe(), DESCRIBED_RECIPE_FIELDS)
     parts += [str(recipe.regularizer)] if recipe.regularizer else []
     parts += [recipe.finish.describe()] if recipe.finish else []
@@ -135,20 +135,15 @@ def describe_pipeline(pipeline: Pipeline, recorded: InputTransform) -> str:
     """Return a pipeline as one line of text: its recipe, and preprocessing that differs from ``recorded``."""
     train, serve = pipeline.train_preprocessing, pipeline.serve_preprocessing
     parts = [] if pipeline.finished else [describe_recipe(pipeline.recipe)]
-    parts += list(map(describe_edit, pipeline.edits)) or ["the checkpoint as it is"] * (pipeline.finished is not None)
+    parts += [edit.describe() for edit in pipeline.edits] or ["the checkpoint as it is"] * (pipeline.finished is not None)
     parts += [f"trained on {describe_preprocessing(train, recorded)}"] if train != recorded else []
     parts += [f"served on {describe_preprocessing(serve, recorded)}"] if serve != train else []
-    parts += [f"served in {pipeline.mode} mode"] if pipeline.mode != "eval" else []
+    parts += [f"served in {pipeline.mode} mode"] if pipeline.mode != EVAL_MODE else []
     duplicates = pipeline.injected_duplicates
-    parts += [f"test images in training ({duplicates.replace(':', ' ')})"] if duplicates else []
+    parts += [f"test images in training ({duplicates.describe()})"] if duplicates else []
     parts += [intervention.describe() for intervention in pipeline.interventions]
     parts += ["scored without copies"] if pipeline.evaluation_split == "unique" else []
     return "; ".join(parts)
-
-
-def describe_edit(edit: str) -> str:
-    """Return an edit of a network as text; an unknown edit is returned unchanged, because the lab refuses it later."""
-    return Edit.parse(edit).describe() if find_kind(edit, BUILT_IN[Edit]) else edit
 
 
 def describe_preprocessing(preprocessing: InputTransform, recorded: InputTransform) -> str:

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench.config.interventions import parse
 from xferbench.core.errors import UserError
-from xferbench.core.interventions import Augmentation, DataIntervention, Finish, Head, Regularizer, Trainable
+from xferbench.core.interventions import (
+    Augmentation,
+    BatchNormMode,
+    DataIntervention,
+    Finish,
+    Head,
+    Initialization,
+    Intervention,
+    LayerTransfer,
+    Regularizer,
+    ServingMode,
+    Trainable,
+)
 from xferbench.core.pipeline import Phase, Preprocessing, Recipe, ScratchGrid, Spectrogram
 from xferbench.core.suite import LOCATION_KEYS, Suite
 
@@ -19,6 +31,16 @@ if TYPE_CHECKING:
 
 TRANSFORM_KEYS = ("preprocessing", "train_preprocessing", "serve_preprocessing")
 RECIPE_KEYS = ("recipe", "believed")
+INTERVENTION_GROUPS: Mapping[str, type[Intervention]] = {  # field of a recipe or a phase → the group of its value
+    "init": Initialization,
+    "transferred": LayerTransfer,
+    "head": Head,
+    "augment": Augmentation,
+    "regularizer": Regularizer,
+    "finish": Finish,
+    "trainable": Trainable,
+    "batchnorm": BatchNormMode,
+}
 
 
 def suite_from_results(values: Mapping[str, Any], folder: Path) -> Suite:
@@ -32,6 +54,7 @@ def suite_from_results(values: Mapping[str, Any], folder: Path) -> Suite:
         arguments |= {name: _preprocessing_from(values[name]) for name in TRANSFORM_KEYS if values.get(name)}
         arguments |= {name: _recipe_from(values[name]) for name in RECIPE_KEYS if values.get(name)}
         arguments["interventions"] = tuple(parse(text, DataIntervention) for text in values.get("interventions", ()))
+        arguments["serve_mode"] = ServingMode.parse(values["serve_mode"])
         arguments["scratch"] = ScratchGrid(**_with_tuples(values["scratch"]))
         arguments |= {name: _resolve(arguments[name], folder) for name in LOCATION_KEYS if arguments.get(name)}
         return Suite(**arguments | {"path": str(folder / Path(values["path"]).name) if values["path"] else ""})
@@ -50,16 +73,15 @@ def _resolve(location: str, folder: Path) -> str:
 
 
 def _recipe_from(values: Mapping[str, Any]) -> Recipe:
-    arguments: dict[str, Any] = {"phases": tuple(_phase_from(phase) for phase in values["phases"])}
-    arguments["head"] = Head.parse(values["head"])
-    arguments["augment"] = Augmentation.parse(values["augment"]) if values.get("augment") else None
-    arguments["finish"] = Finish.parse(values["finish"]) if values.get("finish") else None
-    arguments["regularizer"] = Regularizer.parse(values["regularizer"]) if values.get("regularizer") else None
-    return Recipe(**_with_tuples(values) | arguments)
+    phases = tuple(Phase(**_with_interventions(phase)) for phase in values["phases"])
+    return Recipe(**_with_interventions(values) | {"phases": phases})
 
 
-def _phase_from(values: Mapping[str, Any]) -> Phase:
-    return Phase(**_with_tuples(values) | {"trainable": Trainable.parse(values["trainable"])})
+def _with_interventions(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a recipe or a phase, with the interventions in place of their spellings; "" spells None."""
+    spellings = {name: text for name, text in values.items() if name in INTERVENTION_GROUPS}
+    parsed = {name: INTERVENTION_GROUPS[name].parse(text) if text else None for name, text in spellings.items()}
+    return _with_tuples(values) | parsed
 
 
 def _preprocessing_from(values: Mapping[str, Any]) -> InputTransform:

@@ -55,10 +55,6 @@ def measure_key(plugin: str, name: str, reference: str, source: str = "") -> str
     return f"{plugin}/{name}@{version}" + (f"#{source[:SOURCE_KEY_LENGTH]}" if source else "")
 
 
-def _measure_alias(measure: str) -> str:
-    return MEASURE_ALIASES.get(measure, measure)
-
-
 def canonical(value: Any) -> Any:
     """Return the content of a value that its key is computed from, as JSON types.
 
@@ -70,18 +66,9 @@ def canonical(value: Any) -> Any:
     if isinstance(value, Intervention):
         return intervention_key(value)
     if is_dataclass(value) and not isinstance(value, type):
-        items = {
-            field_.metadata.get("key", field_.name): _measure_alias(getattr(value, field_.name))
-            if "alias" in field_.metadata
-            else field_value(field_, getattr(value, field_.name))
-            for field_ in fields(value)
-            if not (
-                "place" in field_.metadata or ("added" in field_.metadata and getattr(value, field_.name) == field_.default)
-            )
-        }
         if (tag := getattr(value, "tag", None)) is None:
             raise TypeError(f"no canonical form for {value!r}: its class has no tag")
-        return {"noun": tag} | {name: canonical(item) for name, item in items.items()}
+        return {"noun": tag} | _canonical_fields(value)
     if value is None or isinstance(value, bool | str | int):
         return value
     if isinstance(value, float) and isfinite(value):
@@ -93,6 +80,18 @@ def canonical(value: Any) -> Any:
         return {str(key): canonical(item) for key, item in value.items()}
     message = f"no canonical form for {value!r}"
     raise TypeError(message)
+
+
+def _canonical_fields(value: Any) -> dict[str, Any]:
+    """Return the canonical form of each field of a dataclass that is part of its key."""
+    items = {}
+    for field_ in fields(value):
+        item, metadata = getattr(value, field_.name), field_.metadata
+        if "place" in metadata or ("added" in metadata and item == field_.default):
+            continue
+        content = canonical(field_value(field_, item))
+        items[metadata.get("key", field_.name)] = metadata["alias"].get(content, content) if "alias" in metadata else content
+    return items
 
 
 def digest(value: Any) -> str:

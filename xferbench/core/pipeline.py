@@ -12,11 +12,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from xferbench.core.canonical import location_field
 from xferbench.core.interventions import (
     ALL_LAYERS,
+    BATCHNORM_TRAIN,
+    EVAL_MODE,
+    PRETRAINED,
     RANDOM_HEAD,
+    TRANSFER_ALL,
     Augmentation,
+    BatchNormMode,
+    Edit,
     Finish,
     Head,
+    Initialization,
+    InjectedDuplicates,
+    LayerTransfer,
     Regularizer,
+    ServingMode,
     Trainable,
     require_group,
 )
@@ -79,9 +89,7 @@ class Phase:
 
     Attributes:
         trainable: a value of :class:`~xferbench.core.interventions.Trainable`; ``str`` of it is its spelling in a suite.
-        batchnorm: how BatchNorm layers run: ``eval`` (stored statistics, unchanged), ``train``, ``train-above`` (train mode
-            above the frozen layer groups, which stay in eval mode), ``ghost:N`` (train mode on slices of N examples of each
-            batch) or ``momentum:M`` (train mode, running statistics with momentum M).
+        batchnorm: how BatchNorm layers run, a value of :class:`~xferbench.core.interventions.BatchNormMode`.
         lr: peak learning rate.
         head_lr: peak learning rate of the head; None for ``lr``.
         layer_decay: factor on the learning rate for each layer group below the head.
@@ -95,7 +103,7 @@ class Phase:
 
     tag: ClassVar[str] = "Phase"
     trainable: Trainable = ALL_LAYERS
-    batchnorm: str = "train"
+    batchnorm: BatchNormMode = BATCHNORM_TRAIN
     lr: float = 1e-3
     head_lr: float | None = None
     layer_decay: float = 1.0
@@ -109,14 +117,17 @@ class Phase:
 
     def __post_init__(self) -> None:
         require_group(self.trainable, Trainable, "trainable")
+        require_group(self.batchnorm, BatchNormMode, "batchnorm")
 
 
 def require_values(value: Any) -> None:
-    """Check that head, regularizer and augmentation are interventions and not their spellings.
+    """Check that the interventions of a recipe or a training spec are values and not their spellings.
 
     Raises:
         TypeError: if a field has another type.
     """
+    require_group(value.init, Initialization, "init")
+    require_group(value.transferred, LayerTransfer, "transferred")
     require_group(value.head, Head, "head")
     if value.regularizer is not None:
         require_group(value.regularizer, Regularizer, "regularizer")
@@ -129,14 +140,8 @@ class Recipe:
     """The adaptation of a backbone. A strategy is a value of this class, not code.
 
     Attributes:
-        init: the initial weights: ``pretrained``; ``random``; ``matched`` (random, with the pretrained mean and variance of
-            each tensor); ``permuted`` (pretrained values shuffled within each tensor); one of
-            :data:`LOCALLY_PRETRAINED_STARTS`, which the lab pretrains on the pipeline's source: ``shuffled-source`` (with
-            shuffled labels), ``clean-source`` (unchanged) or ``cued-source`` (with a cue on every image of the first class,
-            :mod:`xferbench.lab.data.shortcut_cue`); or ``target`` (trained first, from random weights, on the same training
-            images).
-        transferred: the part of the initial weights that is used: ``all``, or ``low:N`` for the N lowest layer groups. The
-            groups above are initialized randomly.
+        init: the initial weights, a value of :class:`~xferbench.core.interventions.Initialization`.
+        transferred: the part of them that is used, a value of :class:`~xferbench.core.interventions.LayerTransfer`.
         head: a value of :class:`~xferbench.core.interventions.Head`.
         regularizer: a term of the loss, a value of :class:`~xferbench.core.interventions.Regularizer`, or None.
         augment: a value of :class:`~xferbench.core.interventions.Augmentation`, or None.
@@ -147,14 +152,14 @@ class Recipe:
     """
 
     tag: ClassVar[str] = "Recipe"
-    init: str = "pretrained"
+    init: Initialization = PRETRAINED
     head: Head = RANDOM_HEAD
     phases: tuple[Phase, ...] = (Phase(),)
     regularizer: Regularizer | None = field(default=None, metadata={"absent": ""})
     stop: str = "last"
     name: str = location_field()
     augment: Augmentation | None = field(default=None, metadata={"absent": "", "added": True})
-    transferred: str = field(default="all", metadata={"added": True})
+    transferred: LayerTransfer = field(default=TRANSFER_ALL, metadata={"added": True})
     finish: Finish | None = field(default=None, metadata={"absent": "", "added": True})
 
     def __post_init__(self) -> None:
@@ -247,18 +252,18 @@ class Pipeline:
         train_size, test_size: numbers of target images that are used; None for all.
         recipe: the adaptation.
         train_preprocessing, serve_preprocessing: preprocessing in training and in serving.
-        mode: serving mode: ``eval``, or ``train`` if ``.eval()`` was not called.
+        mode: serving mode, a value of :class:`~xferbench.core.interventions.ServingMode`.
         source, shifted: the auxiliary datasets, or None.
         baseline: the grid of the from-scratch baseline; it is not part of the pipeline's content.
         code: the code that builds a backbone ``python:…``, or None.
         training: the user's training code, or None for the loop of the lab.
         finished: a finished network, which is not trained any further, or None.
-        edits: spellings of the edits of the finished network, as in :class:`~xferbench.core.trial.ModelSpec`.
+        edits: values of :class:`~xferbench.core.interventions.Edit` that change the trained network, in order.
         expected_training: the recipe that the finished network is believed to be trained with, or None for ``recipe``.
         evaluation_split: the examples for verdicts, as in :class:`~xferbench.core.trial.EvaluationSpec`.
         manifest: a manifest of the pretraining data, or None.
-        injected_duplicates: test images added to the training images on purpose, in the spelling of
-            :func:`xferbench.lab.evaluation.leakage.inject_duplicates`, or "".
+        injected_duplicates: test images that replace training images on purpose, a value of
+            :class:`~xferbench.core.interventions.InjectedDuplicates`, or None.
         interventions: changes of the training examples, in order.
     """
 
@@ -271,19 +276,28 @@ class Pipeline:
     recipe: Recipe
     train_preprocessing: InputTransform
     serve_preprocessing: InputTransform
-    mode: str = "eval"
+    mode: ServingMode = EVAL_MODE
     source: AuxiliaryDataset | None = None
     shifted: AuxiliaryDataset | None = None
     baseline: ScratchGrid = field(default=ScratchGrid(), compare=False, metadata={"place": True})
     code: UserCode | None = field(default=None, metadata={"added": True})
     training: UserCode | None = field(default=None, metadata={"added": True})
     finished: Checkpoint | None = field(default=None, metadata={"added": True})
-    edits: tuple[str, ...] = field(default=(), metadata={"added": True})
+    edits: tuple[Edit, ...] = field(default=(), metadata={"added": True})
     expected_training: Recipe | None = field(default=None, metadata={"key": "believed", "added": True})
     evaluation_split: str = field(default="test", metadata={"key": "judged", "added": True})
     manifest: Data | None = field(default=None, metadata={"added": True})
-    injected_duplicates: str = field(default="", metadata={"key": "planted", "added": True})
+    injected_duplicates: InjectedDuplicates | None = field(
+        default=None, metadata={"key": "planted", "absent": "", "added": True}
+    )
     interventions: tuple[DataIntervention, ...] = field(default=(), metadata={"added": True})
+
+    def __post_init__(self) -> None:
+        require_group(self.mode, ServingMode, "mode")
+        for edit in self.edits:
+            require_group(edit, Edit, "edits")
+        if self.injected_duplicates is not None:
+            require_group(self.injected_duplicates, InjectedDuplicates, "injected_duplicates")
 
     @property
     def pretraining(self) -> tuple[Data, ...]:
@@ -312,7 +326,6 @@ class Selection:
 Arm: TypeAlias = Pipeline | Selection
 
 
-LOCALLY_PRETRAINED_STARTS = ("shuffled-source", "clean-source", "cued-source")  # the lab pretrains them on a pipeline's source
 MAX_HELD_OUT_EXAMPLES = 1000  # images of a domain that candidates are selected on
 
 

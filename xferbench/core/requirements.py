@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from xferbench.core.interventions import PRETRAINED
+
 if TYPE_CHECKING:
     from xferbench.core.pipeline import Pipeline
     from xferbench.core.plugin import Profile
@@ -16,7 +18,7 @@ def always_applies(_pipeline: Pipeline, _profile: Profile) -> str:
 
 def requires_pretrained(pipeline: Pipeline, _profile: Profile) -> str:
     """Require a recipe that starts from pretrained weights."""
-    return "" if pipeline.recipe.init == "pretrained" else "nothing pretrained is adapted"
+    return "" if pipeline.recipe.init == PRETRAINED else "nothing pretrained is adapted"
 
 
 def requires_batchnorm(pipeline: Pipeline, profile: Profile) -> str:

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 
 from xferbench.core.interventions import (
     ALL_LAYERS,
+    BATCHNORM_EVAL,
+    BATCHNORM_TRAIN,
     DANN,
+    EVAL_MODE,
     HEAD_ONLY,
+    RANDOM,
     AdaptBatchNorm,
     Adapters,
     Biases,
@@ -94,7 +98,7 @@ def probe_steps(recipe: Recipe) -> Recipe:
     first, steps = recipe.phases[index], sum(phase.steps for phase in recipe.phases[: index + 1])
     if steps < 2:
         return recipe
-    probe = replace(first, trainable=HEAD_ONLY, batchnorm="eval", lr=HEAD_LR, head_lr=None, warmup=0, steps=steps // 2)
+    probe = replace(first, trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, lr=HEAD_LR, head_lr=None, warmup=0, steps=steps // 2)
     remaining = steps - probe.steps
     after = replace(first, steps=remaining, warmup=min(first.warmup, remaining - 1))
     return replace(recipe, phases=(probe, after, *recipe.phases[index + 1 :]))
@@ -111,19 +115,19 @@ def overtrained(recipe: Recipe) -> Recipe:
     high = replace(
         backbone_phase,
         trainable=ALL_LAYERS,
-        batchnorm="train",
+        batchnorm=BATCHNORM_TRAIN,
         lr=max(HIGH_LR, 3 * backbone_phase.lr),
         schedule="constant",
         weight_decay=0.0,
     )
     high = replace(high, head_lr=None, layer_decay=1.0, warmup=0, order="shuffled")
-    probe = replace(high, trainable=HEAD_ONLY, batchnorm="eval", lr=HEAD_LR, steps=max(1, round(steps / 5)))
+    probe = replace(high, trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, lr=HEAD_LR, steps=max(1, round(steps / 5)))
     return inherit_settings(Recipe(name="overtrained", phases=(probe, replace(high, steps=steps - probe.steps))), recipe)
 
 
 def linear_probe(phase: Phase = DEFAULT) -> Recipe:
     """Train only the head, on the features of the frozen backbone."""
-    return Recipe(name="linear probe", phases=(replace(phase, trainable=HEAD_ONLY, batchnorm="eval", head_lr=None),))
+    return Recipe(name="linear probe", phases=(replace(phase, trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, head_lr=None),))
 
 
 def full(phase: Phase = DEFAULT) -> Recipe:
@@ -145,7 +149,7 @@ def discriminative(phase: Phase = DEFAULT, decay: float = 0.5) -> Recipe:
 def lp_ft(phase: Phase = DEFAULT) -> Recipe:
     """Train a linear probe for half of the steps, then all layers (Kumar et al. 2022, arXiv:2202.10054)."""
     probe_steps = phase.steps // 2
-    probe = replace(phase, trainable=HEAD_ONLY, batchnorm="eval", lr=HEAD_LR, head_lr=None, steps=probe_steps)
+    probe = replace(phase, trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, lr=HEAD_LR, head_lr=None, steps=probe_steps)
     return Recipe(
         name=f"LP-FT {phase.lr:g}",
         phases=_with_steps(probe, replace(phase, trainable=ALL_LAYERS, steps=phase.steps - probe_steps)),
@@ -173,17 +177,19 @@ def norm_only(phase: Phase = PARTIAL_DEFAULT) -> Recipe:
 
 def bitfit(phase: Phase = PARTIAL_DEFAULT) -> Recipe:
     """Train the head and every bias (Ben Zaken et al. 2022, BitFit, arXiv:2106.10199)."""
-    return Recipe(name=f"BitFit {phase.lr:g}", phases=(replace(phase, trainable=Biases(), batchnorm="eval"),))
+    return Recipe(name=f"BitFit {phase.lr:g}", phases=(replace(phase, trainable=Biases(), batchnorm=BATCHNORM_EVAL),))
 
 
 def lora(phase: Phase = PARTIAL_DEFAULT, rank: int = 8) -> Recipe:
     """Train the head and a low-rank update of every weight matrix (Hu et al. 2021, LoRA, arXiv:2106.09685)."""
-    return Recipe(name=f"LoRA {rank} {phase.lr:g}", phases=(replace(phase, trainable=LoRA(rank=rank), batchnorm="eval"),))
+    return Recipe(
+        name=f"LoRA {rank} {phase.lr:g}", phases=(replace(phase, trainable=LoRA(rank=rank), batchnorm=BATCHNORM_EVAL),)
+    )
 
 
 def adapter(phase: Phase = PARTIAL_DEFAULT, rank: int = 8) -> Recipe:
     """Train the head and a bottleneck after each layer group (Houlsby et al. 2019, arXiv:1902.00751)."""
-    step = replace(phase, trainable=Adapters(channels=rank), batchnorm="eval")
+    step = replace(phase, trainable=Adapters(channels=rank), batchnorm=BATCHNORM_EVAL)
     return Recipe(name=f"adapters {rank} {phase.lr:g}", phases=(step,))
 
 
@@ -197,8 +203,8 @@ def warm_up(phase: Phase = DEFAULT) -> Recipe:
 def from_scratch(phase: Phase = DEFAULT) -> Recipe:
     """Train all layers of the same architecture from random weights."""
     name = f"scratch {phase.lr:g}, weight decay {phase.weight_decay:g}, {phase.steps} × {phase.batch_size}"
-    step = replace(phase, trainable=ALL_LAYERS, batchnorm="train", head_lr=None, layer_decay=1.0)
-    return Recipe(name=name, init="random", phases=(step,))
+    step = replace(phase, trainable=ALL_LAYERS, batchnorm=BATCHNORM_TRAIN, head_lr=None, layer_decay=1.0)
+    return Recipe(name=name, init=RANDOM, phases=(step,))
 
 
 def augmented(phase: Phase = DEFAULT) -> Recipe:
@@ -315,5 +321,5 @@ def scratch_baseline(pipeline: Pipeline, grid: ScratchGrid) -> Selection:
         subject_phase, optimizer="adamw", schedule="one-cycle", warmup=0, steps=grid.steps, batch_size=grid.batch_size
     )
     grid_phases = [replace(longer, lr=lr, weight_decay=decay) for lr, decay in product(grid.lr, grid.weight_decay)]
-    plain = replace(pipeline, mode="eval", finished=None, edits=(), expected_training=None)
+    plain = replace(pipeline, mode=EVAL_MODE, finished=None, edits=(), expected_training=None)
     return select_among(plain, [from_scratch(phase) for phase in ([] if pipeline.finished else [subject_phase]) + grid_phases])

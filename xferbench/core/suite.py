@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from xferbench.core.interventions import EVAL_MODE, ServingMode
 from xferbench.core.pipeline import DEFAULT_SCRATCH_GRID, InputTransform, Recipe, ScratchGrid
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Suite:
     preprocessing: InputTransform | None = None
     train_preprocessing: InputTransform | None = None
     serve_preprocessing: InputTransform | None = None
-    serve_mode: str = "eval"
+    serve_mode: ServingMode = EVAL_MODE
     recipe: Recipe | None = None
     source: str | None = None
     source_classes: tuple[tuple[str, int], ...] = ()

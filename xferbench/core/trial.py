@@ -5,11 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from xferbench.core.canonical import digest, location_field
+from xferbench.core.canonical import MEASURE_ALIASES, digest, location_field
+from xferbench.core.interventions import EVAL_MODE, TRANSFER_ALL, Edit, ServingMode, require_group
 from xferbench.core.pipeline import AuxiliaryDataset, Data, InputTransform, Phase, Recipe, UserCode, WeightsFile, require_values
 
 if TYPE_CHECKING:
-    from xferbench.core.interventions import Augmentation, DataIntervention, Head, Regularizer
+    from xferbench.core.interventions import (
+        Augmentation,
+        DataIntervention,
+        Head,
+        Initialization,
+        InjectedDuplicates,
+        LayerTransfer,
+        Regularizer,
+    )
+
+# Spelling of a serving mode → its older name, which the keys of records contain.
+MODE_ALIASES = {"train": "training", "train:class": "training:class"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +56,7 @@ class TrainingSpec:
 
     tag: ClassVar[str] = "Fit"
     arch: str
-    init: str
+    init: Initialization
     start: WeightsFile | TrainingSpec | None
     head: Head
     phases: tuple[Phase, ...]
@@ -59,11 +71,13 @@ class TrainingSpec:
     training: UserCode | None = field(default=None, metadata={"added": True})
     stop: str = field(default="last", metadata={"added": True})
     before: WeightsFile | None = field(default=None, metadata={"added": True})
-    injected_duplicates: str = field(default="", metadata={"key": "planted", "added": True})
+    injected_duplicates: InjectedDuplicates | None = field(
+        default=None, metadata={"key": "planted", "absent": "", "added": True}
+    )
     augment: Augmentation | None = field(default=None, metadata={"absent": "", "added": True})
     teacher: TrainingSpec | None = field(default=None, metadata={"added": True})
     has_cue: bool = field(default=False, metadata={"key": "cued", "added": True})
-    transferred: str = field(default="all", metadata={"added": True})
+    transferred: LayerTransfer = field(default=TRANSFER_ALL, metadata={"added": True})
     unlabeled: Data | None = field(default=None, metadata={"key": "unlabelled", "added": True})
     interventions: tuple[DataIntervention, ...] = field(default=(), metadata={"added": True})
 
@@ -73,14 +87,15 @@ class TrainingSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A trained network and the edits that are applied to it in order.
-
-    Each edit is the spelling of an :class:`~xferbench.core.interventions.Edit`. The ``finish`` of a recipe is the first edit.
-    """
+    """A trained network and the edits that are applied to it in order. The ``finish`` of a recipe is the first edit."""
 
     tag: ClassVar[str] = "Model"
     base: TrainingSpec
-    edits: tuple[str, ...] = ()
+    edits: tuple[Edit, ...] = ()
+
+    def __post_init__(self) -> None:
+        for edit in self.edits:
+            require_group(edit, Edit, "edits")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +109,7 @@ class EvaluationSpec:
             network is trained on.
         limit: the largest number of images, or None for all.
         preprocessing: preprocessing of the images.
-        mode: ``eval``, or training mode of the whole network: ``training`` on shuffled batches, ``training:class`` on batches
-            that are ordered by class.
+        mode: the mode of the whole network.
         step: ``last`` or ``best`` (on validation) step of the training.
         measure: ``predictions``, or the key of a measure (:func:`~xferbench.core.canonical.measure_key`).
         function: ``module:function@version`` of the measure.
@@ -109,14 +123,17 @@ class EvaluationSpec:
     examples: str = "test"
     limit: int | None = None
     preprocessing: InputTransform
-    mode: str = "eval"
+    mode: ServingMode = field(default=EVAL_MODE, metadata={"alias": MODE_ALIASES})
     step: str = "last"
-    measure: str = field(default="predictions", metadata={"alias": True})
+    measure: str = field(default="predictions", metadata={"alias": MEASURE_ALIASES})
     function: str = location_field()
     domain: AuxiliaryDataset | None = field(default=None, metadata={"added": True})
     expected_training: Recipe | None = field(default=None, metadata={"key": "believed", "added": True})
     reference_data: tuple[Data, ...] = field(default=(), metadata={"key": "beside", "added": True})
     has_cue: bool = field(default=False, metadata={"key": "cued", "added": True})
+
+    def __post_init__(self) -> None:
+        require_group(self.mode, ServingMode, "mode")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

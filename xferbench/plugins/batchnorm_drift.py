@@ -52,14 +52,18 @@ from xferbench.plugin import (
 
 
 def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
-    return map_phases(pipeline, lambda phase: replace(phase, batchnorm="eval"))
+    return map_phases(pipeline, lambda phase: replace(phase, batchnorm=interventions.BATCHNORM_EVAL))
 
 
 def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     return {
-        "ghost-batch": map_phases(pipeline, lambda phase: replace(phase, batchnorm="ghost:2")),
-        "class-order": map_phases(pipeline, lambda phase: replace(phase, batchnorm="train", order="class")),
-        "stale-statistics": map_phases(pipeline, lambda phase: replace(phase, batchnorm="momentum:0.001")),
+        "ghost-batch": map_phases(pipeline, lambda phase: replace(phase, batchnorm=interventions.GhostBatchNorm(examples=2))),
+        "class-order": map_phases(
+            pipeline, lambda phase: replace(phase, batchnorm=interventions.BATCHNORM_TRAIN, order="class")
+        ),
+        "stale-statistics": map_phases(
+            pipeline, lambda phase: replace(phase, batchnorm=interventions.BatchNormMomentum(momentum=0.001))
+        ),
     }
 
 
@@ -129,8 +133,6 @@ References
     Wu & Johnson 2021, Rethinking "Batch" in BatchNorm (arXiv:2105.07576): precise statistics; Li et al. 2016, AdaBN
     (arXiv:1603.04779); Lightning issue 15062 and keras issue 9965: statistics of frozen layers that move.
 """
-RECALIBRATE = str(interventions.RecalibrateBatchNorm())
-RESTORE = str(interventions.RestoreBatchNorm())
 
 
 def audit_applies(pipeline: Pipeline, profile: Profile) -> str:
@@ -140,19 +142,20 @@ def audit_applies(pipeline: Pipeline, profile: Profile) -> str:
     return "" if before or profile.train else "neither the weights from before training nor training images are given"
 
 
-def _add_edit(pipeline: Pipeline, edit: str) -> Pipeline:
+def _add_edit(pipeline: Pipeline, edit: interventions.Edit) -> Pipeline:
     return replace(pipeline, edits=(*pipeline.edits, edit))
 
 
 def audit_cure(pipeline: Pipeline, profile: Profile) -> Selection:
-    edits = [RECALIBRATE] * bool(profile.train)
-    edits += [RESTORE] * bool(pipeline.finished and pipeline.finished.before)
+    has_before = pipeline.finished and pipeline.finished.before
+    edits: list[interventions.Edit] = [interventions.RecalibrateBatchNorm()] if profile.train else []
+    edits += [interventions.RestoreBatchNorm()] if has_before else []
     return Selection(candidates=tuple(_add_edit(pipeline, edit) for edit in edits))
 
 
 def audit_induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
-    arms = {"initial": _add_edit(pipeline, str(interventions.ResetBatchNorm()))}
-    return arms | ({"one-class": _add_edit(pipeline, str(interventions.OneClassBatchNorm()))} if profile.train else {})
+    arms = {"initial": _add_edit(pipeline, interventions.ResetBatchNorm())}
+    return arms | ({"one-class": _add_edit(pipeline, interventions.OneClassBatchNorm())} if profile.train else {})
 
 
 audit = Plugin(

@@ -49,7 +49,6 @@ from xferbench.plugin import (
     records,
     strategies,
 )
-from xferbench.study.trials import TEMPERATURE_EDIT
 
 NLL_MARGIN_NATS = 0.05
 BRIER_MARGIN = 0.02
@@ -58,11 +57,11 @@ TERMS = ("subject", "tempered"), ("subject", "test")
 
 
 def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
-    return replace(pipeline, edits=tuple(dict.fromkeys((*pipeline.edits, TEMPERATURE_EDIT))))
+    return replace(pipeline, edits=tuple(dict.fromkeys((*pipeline.edits, interventions.FitTemperature()))))
 
 
 def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
-    edits = tuple(edit for edit in pipeline.edits if edit != TEMPERATURE_EDIT)
+    edits = tuple(edit for edit in pipeline.edits if edit != interventions.FitTemperature())
     return {"overtrained": replace(pipeline, recipe=strategies.overtrained(pipeline.recipe), edits=edits)}
 
 
@@ -133,7 +132,7 @@ AUDIT_TERMS = ("cured", "test"), ("subject", "test")
 
 
 def audit_induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
-    return {"overconfident": replace(pipeline, edits=(*pipeline.edits, str(interventions.DivideLogits(temperature=0.25))))}
+    return {"overconfident": replace(pipeline, edits=(*pipeline.edits, interventions.DivideLogits(temperature=0.25)))}
 
 
 audit = Plugin(

@@ -103,7 +103,7 @@ def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
         head_lr=None,
         layer_decay=1.0,
     )
-    high = replace(phase, batchnorm="train", lr=max(HIGH_LR, 3 * phase.lr), steps=2 * phase.steps)
+    high = replace(phase, batchnorm=interventions.BATCHNORM_TRAIN, lr=max(HIGH_LR, 3 * phase.lr), steps=2 * phase.steps)
     recipe = Recipe(name="high rate, all layers, many steps", phases=(high,))
     return {"high-rate": replace(pipeline, recipe=strategies.inherit_settings(recipe, pipeline.recipe))}
 
@@ -182,9 +182,9 @@ def audit_applies(pipeline: Pipeline, profile: Profile) -> str:
 
 
 def audit_cure(pipeline: Pipeline, profile: Profile) -> Selection:
-    restore = [str(interventions.RestoreBatchNorm())] * profile.has_batchnorm
-    interpolate = [str(interventions.InterpolateCheckpoints(share=share)) for share in (0.75, 0.5)]
-    arms = (replace(pipeline, edits=(*pipeline.edits, edit)) for edit in restore + interpolate)
+    restore = [interventions.RestoreBatchNorm()] * profile.has_batchnorm
+    interpolate = [interventions.InterpolateCheckpoints(share=share) for share in (0.75, 0.5)]
+    arms = (replace(pipeline, edits=(*pipeline.edits, edit)) for edit in (*restore, *interpolate))
     return Selection(candidates=tuple(arms), by="source-held-out", keeping="validation")
 
 

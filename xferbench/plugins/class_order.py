@@ -35,11 +35,11 @@ MAX_LISTED_OUTPUTS = 6
 
 
 def cure(pipeline: Pipeline, _: Profile) -> Selection:
-    return Selection(candidates=(replace(pipeline, edits=(*pipeline.edits, str(interventions.AssignClasses()))),))
+    return Selection(candidates=(replace(pipeline, edits=(*pipeline.edits, interventions.AssignClasses())),))
 
 
 def induce(pipeline: Pipeline, _: Profile) -> Mapping[str, Pipeline]:
-    return {"rotated": replace(pipeline, edits=(*pipeline.edits, str(interventions.RotateClasses())))}
+    return {"rotated": replace(pipeline, edits=(*pipeline.edits, interventions.RotateClasses()))}
 
 
 def explain(_contrast: str, records_by_term: Mapping[tuple[str, str, int], Record], subject: Pipeline, cured: Pipeline) -> str:

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from xferbench.plugin import MeasureContext, Pipeline, Plugin, Preprocessing, Profile, info, invariant, records
+from xferbench.plugin import MeasureContext, Pipeline, Plugin, Preprocessing, Profile, info, interventions, invariant, records
 
 INJECTED_SHARE = 0.1  # of the test images
 MIN_RECALL = 0.9  # the report mentions a lower recall of injected copies
@@ -53,7 +53,8 @@ def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
     if not profile.train:
         return {}
     base = replace(pipeline, evaluation_split="test")
-    return {kind: replace(base, injected_duplicates=f"{kind}:{INJECTED_SHARE:g}") for kind in ("copied", "altered")}
+    kinds = (interventions.CopiedTestImages, interventions.AlteredTestImages)
+    return {kind.spelling: replace(base, injected_duplicates=kind(share=INJECTED_SHARE)) for kind in kinds}
 
 
 def copies(context: MeasureContext) -> dict[str, float]:

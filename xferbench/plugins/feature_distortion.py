@@ -63,12 +63,12 @@ def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
     """Return LP-FT at a low rate; a pipeline that freezes its features or is such LP-FT already stays as it is."""
     recipe, phase = pipeline.recipe, full_finetune_phase(pipeline.recipe)
     max_lr = MAX_LR[phase.optimizer]
-    batchnorm_fixed = all(phase.batchnorm == "eval" for phase in recipe.phases)
+    batchnorm_fixed = all(phase.batchnorm == interventions.BATCHNORM_EVAL for phase in recipe.phases)
     frozen = all(phase.trainable == interventions.HEAD_ONLY for phase in recipe.phases)
     is_lp_ft = strategies.begins_with_probe(recipe) and max((phase.lr for phase in recipe.phases[1:]), default=0.0) <= max_lr
     if batchnorm_fixed and (frozen or is_lp_ft):
         return pipeline
-    lp_ft = strategies.lp_ft(replace(phase, lr=min(phase.lr, max_lr), batchnorm="eval"))
+    lp_ft = strategies.lp_ft(replace(phase, lr=min(phase.lr, max_lr), batchnorm=interventions.BATCHNORM_EVAL))
     cured = strategies.inherit_settings(lp_ft, recipe)
     return replace(pipeline, recipe=replace(cured, stop=recipe.stop, regularizer=recipe.regularizer, finish=recipe.finish))
 

@@ -54,7 +54,12 @@ from xferbench.plugin import (
 from xferbench.plugins import freeze_report
 
 DECAY_PHASE = Phase(
-    trainable=interventions.ALL_LAYERS, batchnorm="eval", lr=1e-7, weight_decay=1e3, schedule="constant", steps=10
+    trainable=interventions.ALL_LAYERS,
+    batchnorm=interventions.BATCHNORM_EVAL,
+    lr=1e-7,
+    weight_decay=1e3,
+    schedule="constant",
+    steps=10,
 )
 INVARIANT = "frozen tensors stay, trainable tensors move"
 INDUCED_STEPS = 20  # of each phase: a tensor that moves, moves at once
@@ -84,7 +89,7 @@ def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
     def change_phases(**changes: Any) -> dict[str, Any]:
         return {"phases": tuple(replace(phase, **changes) for phase in recipe.phases)}
 
-    changes: dict[str, dict[str, Any]] = {"not-loaded": {"init": "matched", "regularizer": None}}
+    changes: dict[str, dict[str, Any]] = {"not-loaded": {"init": interventions.MatchedMoments(), "regularizer": None}}
     if interventions.Adapters not in kinds:  # a network without adapters has no tensors to compare with them
         if kinds != {interventions.HeadOnly}:
             changes["optimizer-before-unfreezing"] = change_phases(trainable=interventions.HEAD_ONLY)
@@ -94,8 +99,8 @@ def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
         changes["frozen-group"] = change_phases(trainable=interventions.TopGroups(groups=top + 1))
     if has_frozen:
         changes["decay"] = {"phases": (*recipe.phases, replace(DECAY_PHASE, batch_size=recipe.phases[-1].batch_size))}
-    if profile.has_batchnorm and all(phase.batchnorm == "eval" for phase in recipe.phases):
-        changes["batchnorm-train"] = change_phases(batchnorm="train")
+    if profile.has_batchnorm and all(phase.batchnorm == interventions.BATCHNORM_EVAL for phase in recipe.phases):
+        changes["batchnorm-train"] = change_phases(batchnorm=interventions.BATCHNORM_TRAIN)
     actual = {name: replace(recipe, **change) for name, change in changes.items()}
     return {name: replace(pipeline, recipe=trained, expected_training=recipe) for name, trained in actual.items()}
 

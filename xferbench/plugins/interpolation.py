@@ -41,7 +41,7 @@ def applies(pipeline: Pipeline, profile: Profile) -> str:
 
 
 def cure(pipeline: Pipeline, _: Profile) -> Selection:
-    edits = (str(interventions.InterpolateCheckpoints(share=share)) for share in SHARES)
+    edits = (interventions.InterpolateCheckpoints(share=share) for share in SHARES)
     return Selection(candidates=tuple(replace(pipeline, edits=(*pipeline.edits, edit)) for edit in edits))
 
 

@@ -71,16 +71,17 @@ def _cut(pipeline: Pipeline, profile: Profile, low: int, kind: str) -> Pipeline:
     above, phase = len(profile.groups) - low, strategies.finetune_phase(pipeline.recipe)
     phase = replace(phase, lr=max(phase.lr, strategies.HEAD_LR), head_lr=None, layer_decay=1.0)
     if kind.endswith("plus"):
-        phase = replace(phase, trainable=interventions.ALL_LAYERS, batchnorm="train")
+        phase = replace(phase, trainable=interventions.ALL_LAYERS, batchnorm=interventions.BATCHNORM_TRAIN)
     elif above:
-        phase = replace(phase, trainable=interventions.TopGroups(groups=above), batchnorm="train-above")
+        phase = replace(phase, trainable=interventions.TopGroups(groups=above), batchnorm=interventions.BatchNormTrainAbove())
     else:
-        phase = replace(phase, trainable=interventions.HEAD_ONLY, batchnorm="eval")
-    init = "pretrained" if kind.startswith("anb") else "target"
+        phase = replace(phase, trainable=interventions.HEAD_ONLY, batchnorm=interventions.BATCHNORM_EVAL)
+    init = interventions.PRETRAINED if kind.startswith("anb") else interventions.TargetPretraining()
     head = pipeline.recipe.head if strategies.is_mlp_head(pipeline.recipe.head) else interventions.RANDOM_HEAD
     recipe = replace(replace_phases(pipeline.recipe, phase), init=init, head=head, regularizer=None)
     name = f"{kind}, {low} of {len(profile.groups)} groups"
-    return replace(pipeline, recipe=replace(recipe, transferred=f"low:{low}" if above else "all", name=name))
+    transferred = interventions.TransferLowest(groups=low) if above else interventions.TRANSFER_ALL
+    return replace(pipeline, recipe=replace(recipe, transferred=transferred, name=name))
 
 
 def extra_arms(pipeline: Pipeline, profile: Profile) -> Mapping[str, Pipeline]:
@@ -90,7 +91,7 @@ def extra_arms(pipeline: Pipeline, profile: Profile) -> Mapping[str, Pipeline]:
 
 def cure(pipeline: Pipeline, profile: Profile) -> Selection:
     arms = extra_arms(pipeline, profile).values()
-    return Selection(candidates=tuple(dict.fromkeys(arm for arm in arms if arm.recipe.init == "pretrained")))
+    return Selection(candidates=tuple(dict.fromkeys(arm for arm in arms if arm.recipe.init == interventions.PRETRAINED)))
 
 
 def induce(pipeline: Pipeline, profile: Profile) -> Mapping[str, Pipeline]:
@@ -100,8 +101,8 @@ def induce(pipeline: Pipeline, profile: Profile) -> Mapping[str, Pipeline]:
     if top == len(profile.groups):
         name, low = "frozen-top", len(profile.groups)
     arm = _cut(pipeline, profile, low, "anb")
-    if name == "one-too-high" and pipeline.recipe.transferred == "all":  # the upper groups stay pretrained
-        arm = replace(arm, recipe=replace(arm.recipe, transferred="all"))
+    if name == "one-too-high" and pipeline.recipe.transferred == interventions.TRANSFER_ALL:  # the upper groups stay pretrained
+        arm = replace(arm, recipe=replace(arm.recipe, transferred=interventions.TRANSFER_ALL))
     return {name: arm}
 
 

@@ -42,11 +42,11 @@ def applies(pipeline: Pipeline, profile: Profile) -> str:
 
 
 def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
-    return replace(pipeline, edits=(INTERPOLATE_TO_BEFORE, str(interventions.ProbeHead())))
+    return replace(pipeline, edits=(INTERPOLATE_TO_BEFORE, interventions.ProbeHead()))
 
 
 def induce(pipeline: Pipeline, _: Profile) -> Mapping[str, Pipeline]:
-    return {"permuted": replace(pipeline, edits=(str(interventions.PermuteWeights()),))}
+    return {"permuted": replace(pipeline, edits=(interventions.PermuteWeights(),))}
 
 
 audit = Plugin(

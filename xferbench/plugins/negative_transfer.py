@@ -39,6 +39,7 @@ from xferbench.plugin import (
     Run,
     Selection,
     harm,
+    interventions,
     leave_unchanged,
     plotting,
     records,
@@ -64,9 +65,9 @@ def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     steps = min(strategies.DEFAULT.steps, sum(phase.steps for phase in pipeline.recipe.phases))
     phase = replace(strategies.DEFAULT, lr=strategies.HEAD_LR, steps=steps, batch_size=pipeline.recipe.phases[-1].batch_size)
     probe = strategies.inherit_settings(strategies.linear_probe(phase), pipeline.recipe)
-    starts = ("permuted", "shuffled-source") if pipeline.source else ("permuted",)
-    recipes = {start: replace(probe, init=start, name=f"linear probe, {start} features") for start in starts}
-    return {start: replace(pipeline, recipe=recipe) for start, recipe in recipes.items()}
+    starts = (interventions.PermutedWeights(), *([interventions.ShuffledSource()] if pipeline.source else []))
+    recipes = (replace(probe, init=start, name=f"linear probe, {start} features") for start in starts)
+    return {recipe.init.spelling: replace(pipeline, recipe=recipe) for recipe in recipes}
 
 
 def steps_to_scratch(records_by_term: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:

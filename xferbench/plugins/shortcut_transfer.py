@@ -37,9 +37,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from xferbench.plugin import Contrast, Pipeline, Plugin, Preprocessing, Profile, Run, info, plotting, records
+from xferbench.plugin import Contrast, Pipeline, Plugin, Preprocessing, Profile, Run, info, interventions, plotting, records
 
-PRETRAINED_INITS = ("pretrained", "clean-source", "cued-source")
+PRETRAINED_INITS = (interventions.PRETRAINED, interventions.CleanSource(), interventions.CuedSource())
 WEIGHTS = {("subject", "test"): 1.0, ("subject", "cued"): -1.0, ("cured", "test"): -1.0, ("cured", "cued"): 1.0}
 HARM_MEANING = "what a cue costs the subject − what it costs a network from a clean source"
 
@@ -54,7 +54,7 @@ def applies(pipeline: Pipeline, _: Profile) -> str:
     return "" if pipeline.source else "the suite has no [source] to pretrain on"
 
 
-def _with_init(pipeline: Pipeline, init: str) -> Pipeline:
+def _with_init(pipeline: Pipeline, init: interventions.Initialization) -> Pipeline:
     return replace(pipeline, recipe=replace(pipeline.recipe, init=init))
 
 
@@ -76,8 +76,8 @@ plugin = Plugin(
     question="Does a shortcut cue from the source survive on the target?",
     doc=__doc__,
     applies=applies,
-    cure=lambda pipeline, _: _with_init(pipeline, "clean-source"),
-    induce=lambda pipeline, _: {"tied": _with_init(pipeline, "cued-source")},
+    cure=lambda pipeline, _: _with_init(pipeline, interventions.CleanSource()),
+    induce=lambda pipeline, _: {"tied": _with_init(pipeline, interventions.CuedSource())},
     contrasts=(
         Contrast(name="harm", weights=WEIGHTS, meaning=HARM_MEANING),
         info("cue-cost", ("subject", "test"), ("subject", "cued"), "subject without the cue − with it"),

@@ -35,13 +35,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from xferbench.config.render import describe_preprocessing
-from xferbench.plugin import HARM, MeasureContext, Pipeline, Plugin, Profile, always_applies, invariant, records
+from xferbench.plugin import HARM, MeasureContext, Pipeline, Plugin, Profile, always_applies, interventions, invariant, records
 from xferbench.plugins.preprocessing_variants import SERVING_MISTAKES, preprocessing_mistakes
 
 
 def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
     mistakes = preprocessing_mistakes(pipeline.serve_preprocessing, profile)
-    modes = {"train-mode": replace(pipeline, mode="train"), "train-mode-by-class": replace(pipeline, mode="train:class")}
+    modes = {
+        "train-mode": replace(pipeline, mode=interventions.TRAIN_MODE),
+        "train-mode-by-class": replace(pipeline, mode=interventions.TrainModeByClass()),
+    }
     return modes | {
         name: replace(pipeline, serve_preprocessing=mistakes[name]) for name in SERVING_MISTAKES if name in mistakes
     }
@@ -71,7 +74,9 @@ def explain(_contrast: str, _answers: records.RecordsByTerm, subject: Pipeline, 
     """Return the fields in which serving differs from training."""
     serve, train = subject.serve_preprocessing, subject.train_preprocessing
     preprocessing = f"served on {describe_preprocessing(serve, train)}, trained on {describe_preprocessing(train, serve)}"
-    differences = [preprocessing] * (serve != train) + [f"served in {subject.mode} mode"] * (subject.mode != "eval")
+    differences = [preprocessing] * (serve != train) + [f"served in {subject.mode} mode"] * (
+        subject.mode != interventions.EVAL_MODE
+    )
     return "; ".join(differences)
 
 
@@ -81,7 +86,7 @@ plugin = Plugin(
     question="Is the model served as it was trained?",
     doc=__doc__,
     applies=always_applies,
-    cure=lambda pipeline, _: replace(pipeline, serve_preprocessing=pipeline.train_preprocessing, mode="eval"),
+    cure=lambda pipeline, _: replace(pipeline, serve_preprocessing=pipeline.train_preprocessing, mode=interventions.EVAL_MODE),
     induce=induce,
     contrasts=(HARM, invariant("batch-dependence", "an answer must not depend on the batch it comes in")),
     measures={"batch-dependence": "xferbench.plugins.train_serve_skew:batch_dependence@2"},

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from xferbench.analysis import estimates, intervals
 from xferbench.config import render
 from xferbench.core.canonical import digest
-from xferbench.core.interventions import OWN_HEAD, as_dict
-from xferbench.core.pipeline import LOCALLY_PRETRAINED_STARTS, ScratchGrid
+from xferbench.core.interventions import OWN_HEAD, SourcePretraining, as_dict
+from xferbench.core.pipeline import ScratchGrid
 from xferbench.core.reason import Code, Reason, because
 from xferbench.core.run import Run
 from xferbench.report import messages
@@ -164,7 +164,7 @@ def _unused_data_notes(executed: StudyResult) -> list[Reason]:
     domains = {trials.VIEWS[request.view].domain for request in step.requests if request.view in trials.VIEWS}
     domains |= {state.plugin.domain for state in step.states if state.arms}
     specs = {request.trial.model.base for request in step.requests}
-    uses_source = any(spec.source for spec in specs) or bool(inits & {*LOCALLY_PRETRAINED_STARTS})
+    uses_source = any(spec.source for spec in specs) or any(isinstance(init, SourcePretraining) for init in inits)
     uses_shifted = any(spec.unlabeled for spec in specs)
     unused = {
         "source": suite.source and "source" not in domains and not uses_source,

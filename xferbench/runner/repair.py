@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench.core import files
 from xferbench.core.errors import UserError
-from xferbench.core.interventions import OWN_HEAD, BatchNormEdit, Edit
+from xferbench.core.interventions import OWN_HEAD, BatchNormEdit
 from xferbench.core.run import contrast_id
 from xferbench.core.version import __version__
 from xferbench.runner.engines import local
@@ -94,12 +94,12 @@ def _cured_trial(executed: StudyResult) -> Trial | None:
     trial = next((request.trial for request in requests if (request.plugin, request.arm, request.view) == cured), None)
     if trial is None or trial.model.base.head != OWN_HEAD or not trial.model.edits:
         return None
-    return trial if all(isinstance(Edit.parse(edit), BatchNormEdit) for edit in trial.model.edits) else None
+    return trial if all(isinstance(edit, BatchNormEdit) for edit in trial.model.edits) else None
 
 
 def describe_edits(trial: Trial) -> list[str]:
     """Return how the statistics were changed, one description for each edit."""
-    return [edit.partition(":")[2].partition("@")[0] for edit in trial.model.edits]
+    return [edit.statistics for edit in trial.model.edits if isinstance(edit, BatchNormEdit)]
 
 
 def _why_no_repair(harms: Sequence[Finding]) -> str:
@@ -122,7 +122,7 @@ def repair_metadata(trial: Trial, finding: Finding) -> dict[str, str]:
     names = ("harm", "low", "high", "p_fail", "margin", "metric", "examples")
     metadata = {
         "xferbench": __version__,
-        "edits": trial.model.edits,
+        "edits": [str(edit) for edit in trial.model.edits],
         "sha256": {name: getattr(file, "digest", None) for name, file in weights.items()},
         "data": spec.data.digest,
         "finding": finding.id,

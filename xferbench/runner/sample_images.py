@@ -15,7 +15,7 @@ import numpy as np
 from xferbench.config.render import describe_preprocessing
 from xferbench.core import files
 from xferbench.core.canonical import digest
-from xferbench.core.pipeline import LOCALLY_PRETRAINED_STARTS, Data
+from xferbench.core.interventions import SourcePretraining
 from xferbench.core.run import SampleImages
 from xferbench.study.trials import VIEWS
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from xferbench.core.pipeline import InputTransform
+    from xferbench.core.pipeline import Data, InputTransform
     from xferbench.study.schedule import Schedule
     from xferbench.study.study import Study
 
@@ -99,7 +99,7 @@ def _target_inputs(step: Schedule) -> Iterator[tuple[str, Data, InputTransform, 
             if (pipeline := resolved.pipeline) is not None:
                 yield "target", pipeline.target, pipeline.train_preprocessing, (state.plugin.id, arm, "train")
                 yield "target", pipeline.target, pipeline.serve_preprocessing, (state.plugin.id, arm, "serve")
-                if pipeline.recipe.init in LOCALLY_PRETRAINED_STARTS and pipeline.source:
+                if isinstance(pipeline.recipe.init, SourcePretraining) and pipeline.source:
                     yield "source", pipeline.source.data, pipeline.train_preprocessing, (state.plugin.id, arm, "train")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from xferbench.core.interventions import AssignClasses, BatchNormEdit, Edit, RotateClasses
+from xferbench.core.interventions import AssignClasses, BatchNormEdit, RotateClasses
 from xferbench.core.reason import Code, Reason, because
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def is_repair(state: PluginState, metric: str) -> bool:
         return False
     edits = after.edits[len(before.edits) :]
     has_metric = any(contrast.kind == "paired" and contrast.metric in {"", metric} for contrast in state.plugin.contrasts)
-    return has_metric and all(isinstance(Edit.parse(edit), BatchNormEdit | AssignClasses | RotateClasses) for edit in edits)
+    return has_metric and all(isinstance(edit, BatchNormEdit | AssignClasses | RotateClasses) for edit in edits)
 
 
 def add_followup(drafts: Sequence[Draft], followup: Followup | None) -> tuple[Draft, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.core.interventions import RANDOM_HEAD
-from xferbench.core.pipeline import LOCALLY_PRETRAINED_STARTS, Selection
+from xferbench.core.interventions import RANDOM_HEAD, RandomWeights, SourcePretraining, TargetPretraining
+from xferbench.core.pipeline import Selection
 from xferbench.core.plugin import Contrast, Plugin
 from xferbench.core.requirements import always_applies, leave_unchanged
 from xferbench.core.strategies import DEFAULT_NAME, SCRATCH_NAME, default_selection, scratch_baseline
@@ -52,7 +52,7 @@ def why_not(arm: Selection, pipeline: Pipeline, profile: Profile) -> str:
         recipe = candidate.recipe
         if reason := feasibility.why_not_trainable(recipe, profile):
             return reason
-        if recipe.init in LOCALLY_PRETRAINED_STARTS and pipeline.source is None:
+        if isinstance(recipe.init, SourcePretraining) and pipeline.source is None:
             return f"{recipe.init}: the suite has no [source]"
         if recipe.regularizer and "source" in recipe.regularizer.requires and not profile.source:
             return f"{recipe.regularizer}: the suite has no [source] whose classes are known"
@@ -67,7 +67,8 @@ def why_not(arm: Selection, pipeline: Pipeline, profile: Profile) -> str:
 
 def recipe_plugin(name: str, arm: Selection, profile: Profile, views: set[str]) -> Plugin:
     """Return a plugin that measures a recipe on the target, the shifted set and the source, its cost, and views of claims."""
-    pretrained = arm.candidates[0].recipe.init not in {"random", "target", *LOCALLY_PRETRAINED_STARTS}
+    local_starts = RandomWeights | TargetPretraining | SourcePretraining
+    pretrained = not isinstance(arm.candidates[0].recipe.init, local_starts)
     available = {"": True, "shifted": bool(profile.shifted), "source": bool(profile.source) and pretrained}
     all_views = dict.fromkeys(["test", "shifted", "source", "source-before", *sorted(views)])
     feasible_views = [view for view in all_views if available[VIEWS[view].domain]]

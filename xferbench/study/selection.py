@@ -10,7 +10,6 @@ import numpy as np
 from xferbench.analysis import metrics
 from xferbench.config.loader import SELECTION_SEED_START
 from xferbench.config.render import describe_recipe
-from xferbench.core.interventions import Edit
 from xferbench.core.pipeline import Arm, Pipeline, Selection
 from xferbench.study.trials import VIEWS, make_trial
 
@@ -84,7 +83,7 @@ def strategy_key(pipeline: Pipeline) -> tuple[str, ...]:
     recipe = pipeline.recipe
     regularizer = recipe.regularizer.spelling if recipe.regularizer else ""
     return (
-        recipe.init,
+        str(recipe.init),
         str(recipe.augment or ""),
         regularizer,
         str(recipe.finish or ""),
@@ -127,7 +126,7 @@ def select(arm: Arm, study: Study, records: Mapping[str, Record]) -> ResolvedArm
             return ResolvedArm(pipeline=None, error=error)
         scores.append(_candidate_score(candidate, arm, candidate_records, metric))
         predictions.append(candidate_records[0].predictions)
-    is_screened = any(Edit.parse(edit).screened for candidate in arm.candidates for edit in candidate.edits)
+    is_screened = any(edit.screened for candidate in arm.candidates for edit in candidate.edits)
     if arm.candidates[0].finished and arm.by == "validation" and not is_screened:
         shares = metrics.selection_frequencies([values for values in predictions if values is not None], metric)
         scores = [replace(score, confidence=share) for score, share in zip(scores, shares, strict=True)]
@@ -144,7 +143,7 @@ def _selection_error(candidate: Pipeline, records: Sequence[Record]) -> str:
     if not error:
         return ""
     if candidate.finished:
-        return f"screening of {', '.join(candidate.edits) or 'it'}: {error}"
+        return f"screening of {', '.join(map(str, candidate.edits)) or 'it'}: {error}"
     return f"tuning of {candidate.recipe.name or describe_recipe(candidate.recipe) or 'it'}: {error}"
 
 

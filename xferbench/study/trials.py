@@ -5,13 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from xferbench.core.interventions import HEAD_ONLY, OWN_HEAD, RANDOM_HEAD, ZERO_HEAD
-from xferbench.core.pipeline import LOCALLY_PRETRAINED_STARTS, AuxiliaryDataset, Checkpoint, Phase, Pipeline, WeightsFile
+from xferbench.core.interventions import (
+    BATCHNORM_EVAL,
+    EVAL_MODE,
+    HEAD_ONLY,
+    OWN_HEAD,
+    PRETRAINED,
+    RANDOM,
+    RANDOM_HEAD,
+    TRAIN_MODE,
+    TRANSFER_ALL,
+    ZERO_HEAD,
+    CuedSource,
+    FitTemperature,
+    InterpolateCheckpoints,
+    RecalibrateBatchNorm,
+    RefitHead,
+    RestoreBatchNorm,
+    ShuffledSource,
+    SourceHead,
+    SourcePretraining,
+    TargetPretraining,
+)
+from xferbench.core.pipeline import AuxiliaryDataset, Checkpoint, Phase, Pipeline, WeightsFile
 from xferbench.core.strategies import teacher_recipe
 from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from xferbench.core.interventions import Edit, ServingMode
 
 
 # Steps of pretraining on a source, as a multiple of the from-scratch steps: the synthetic source needs about 80 000 examples.
@@ -33,8 +56,8 @@ class NamedView:
         has_cue: whether every image has the cue.
     """
 
-    edits: tuple[str, ...] = ()
-    mode: str | None = None
+    edits: tuple[Edit, ...] = ()
+    mode: ServingMode | None = None
     examples: str = "test"
     domain: str = ""
     before: bool = False
@@ -43,8 +66,7 @@ class NamedView:
     has_cue: bool = False
 
 
-TEMPERATURE_EDIT = "temperature:fitted@1"  # edit for calibration
-INTERPOLATE_TO_BEFORE = "interpolated:0"  # edit that restores the backbone that a finished network was trained from
+INTERPOLATE_TO_BEFORE = InterpolateCheckpoints(share=0)  # restores the backbone that a finished network was trained from
 
 VIEWS: Mapping[str, NamedView] = {
     "test": NamedView(),
@@ -53,32 +75,26 @@ VIEWS: Mapping[str, NamedView] = {
     "validation": NamedView(examples="validation"),
     "training": NamedView(examples="training"),
     "best-step": NamedView(stop="best"),
-    "tempered": NamedView(edits=(TEMPERATURE_EDIT,)),
-    "train-mode": NamedView(mode="train"),
-    "restored": NamedView(edits=("batchnorm:restored",)),
-    "recalibrated": NamedView(edits=("batchnorm:recalibrated@2",)),
+    "tempered": NamedView(edits=(FitTemperature(),)),
+    "train-mode": NamedView(mode=TRAIN_MODE),
+    "restored": NamedView(edits=(RestoreBatchNorm(),)),
+    "recalibrated": NamedView(edits=(RecalibrateBatchNorm(),)),
     "as-trained": NamedView(examples="whole", as_trained=True),
     "shifted": NamedView(domain="shifted"),
     "shifted-as-trained": NamedView(domain="shifted", as_trained=True),
-    "source": NamedView(edits=("head:source",), domain="source"),
-    "source-restored": NamedView(edits=("batchnorm:restored", "head:source"), domain="source"),
-    "source-held-out": NamedView(edits=("head:source",), domain="source", examples="held-out"),
-    "source-before": NamedView(edits=("head:source",), domain="source", before=True),
-    "source-probe": NamedView(edits=("head:refit",), domain="source"),
-    "source-probe-before": NamedView(edits=("head:refit",), domain="source", before=True),
+    "source": NamedView(edits=(SourceHead(),), domain="source"),
+    "source-restored": NamedView(edits=(RestoreBatchNorm(), SourceHead()), domain="source"),
+    "source-held-out": NamedView(edits=(SourceHead(),), domain="source", examples="held-out"),
+    "source-before": NamedView(edits=(SourceHead(),), domain="source", before=True),
+    "source-probe": NamedView(edits=(RefitHead(),), domain="source"),
+    "source-probe-before": NamedView(edits=(RefitHead(),), domain="source", before=True),
 }
-
-SERVING_MODES = {
-    "eval": "eval",
-    "train": "training",
-    "train:class": "training:class",
-}  # mode of a pipeline → mode of its evaluation
 
 
 def training_spec(pipeline: Pipeline, seed: int) -> TrainingSpec:
     """Return the training spec of a pipeline at one seed. Serving and stopping are not part of it."""
     recipe = pipeline.recipe
-    starts_locally = recipe.init in {*LOCALLY_PRETRAINED_STARTS, "target"}
+    starts_locally = isinstance(recipe.init, SourcePretraining | TargetPretraining)
     inputs = recipe.regularizer.requires if recipe.regularizer else ()
     needs_source = "source" in inputs
     needs_shifted = "shifted" in inputs and not pipeline.injected_duplicates
@@ -87,7 +103,7 @@ def training_spec(pipeline: Pipeline, seed: int) -> TrainingSpec:
         return _checkpoint_spec(pipeline, pipeline.finished)
     return TrainingSpec(
         arch=pipeline.arch,
-        init="pretrained" if starts_locally else recipe.init,
+        init=PRETRAINED if starts_locally else recipe.init,
         start=_start(pipeline, seed),
         head=recipe.head,
         phases=() if pipeline.injected_duplicates else recipe.phases,  # injected duplicates are searched for, without training
@@ -103,7 +119,7 @@ def training_spec(pipeline: Pipeline, seed: int) -> TrainingSpec:
         injected_duplicates=pipeline.injected_duplicates,
         augment=None if pipeline.injected_duplicates else recipe.augment,
         teacher=training_spec(replace(pipeline, recipe=teacher_recipe(recipe)), seed) if needs_teacher else None,
-        transferred="all" if recipe.init == "random" else recipe.transferred,
+        transferred=TRANSFER_ALL if recipe.init == RANDOM else recipe.transferred,
         unlabeled=pipeline.shifted.data if needs_shifted and pipeline.shifted else None,
         interventions=() if pipeline.injected_duplicates else pipeline.interventions,
     )
@@ -113,7 +129,7 @@ def _checkpoint_spec(pipeline: Pipeline, network: Checkpoint) -> TrainingSpec:
     """Return a finished network as a training spec without steps that keeps its head; all seeds share it."""
     return TrainingSpec(
         arch=pipeline.arch,
-        init="pretrained",
+        init=PRETRAINED,
         start=network.after,
         head=OWN_HEAD,
         phases=(),
@@ -128,11 +144,11 @@ def _checkpoint_spec(pipeline: Pipeline, network: Checkpoint) -> TrainingSpec:
 
 
 def _start(pipeline: Pipeline, seed: int) -> WeightsFile | TrainingSpec | None:
-    if pipeline.recipe.init == "random":
+    if pipeline.recipe.init == RANDOM:
         return None
-    if pipeline.recipe.init in LOCALLY_PRETRAINED_STARTS:
+    if isinstance(pipeline.recipe.init, SourcePretraining):
         return source_spec(pipeline)
-    return target_spec(pipeline, seed) if pipeline.recipe.init == "target" else pipeline.weights
+    return target_spec(pipeline, seed) if pipeline.recipe.init == TargetPretraining() else pipeline.weights
 
 
 def source_spec(pipeline: Pipeline) -> TrainingSpec:
@@ -143,11 +159,11 @@ def source_spec(pipeline: Pipeline) -> TrainingSpec:
     """
     assert pipeline.source is not None, "only a pipeline with a source has this init"
     grid = pipeline.baseline
-    steps = grid.steps if pipeline.recipe.init == "shuffled-source" else SOURCE_STEPS_FACTOR * grid.steps
+    steps = grid.steps if pipeline.recipe.init == ShuffledSource() else SOURCE_STEPS_FACTOR * grid.steps
     phase = Phase(lr=max(grid.lr), schedule="one-cycle", steps=steps, batch_size=grid.batch_size)
     return TrainingSpec(
         arch=pipeline.arch,
-        init="random",
+        init=RANDOM,
         start=None,
         head=RANDOM_HEAD,
         phases=(phase,),
@@ -155,9 +171,9 @@ def source_spec(pipeline: Pipeline) -> TrainingSpec:
         train_size=None,
         preprocessing=pipeline.train_preprocessing,
         seed=0,
-        labels="shuffled" if pipeline.recipe.init == "shuffled-source" else "true",
+        labels="shuffled" if pipeline.recipe.init == ShuffledSource() else "true",
         code=pipeline.code,
-        has_cue=pipeline.recipe.init == "cued-source",
+        has_cue=pipeline.recipe.init == CuedSource(),
     )
 
 
@@ -168,7 +184,7 @@ def target_spec(pipeline: Pipeline, seed: int) -> TrainingSpec:
     phase = Phase(lr=max(grid.lr), weight_decay=decay, schedule="one-cycle", steps=grid.steps, batch_size=grid.batch_size)
     return TrainingSpec(
         arch=pipeline.arch,
-        init="random",
+        init=RANDOM,
         start=None,
         head=RANDOM_HEAD,
         phases=(phase,),
@@ -227,7 +243,7 @@ def make_trial(
         examples=examples,
         limit=pipeline.test_size if uses_test_images or examples == "screen" else None,
         preprocessing=preprocessing or pipeline.serve_preprocessing,
-        mode="eval" if preprocessing else SERVING_MODES[named.mode or pipeline.mode],
+        mode=EVAL_MODE if preprocessing else named.mode or pipeline.mode,
         step="last" if named.before else pipeline.recipe.stop,
         measure=measure,
         function=function,
@@ -240,18 +256,18 @@ def make_trial(
     return Trial(model=ModelSpec(base=spec, edits=_model_edits(pipeline, named, measure)), view=evaluation, place=context)
 
 
-def _model_edits(pipeline: Pipeline, view: NamedView, measure: str) -> tuple[str, ...]:
+def _model_edits(pipeline: Pipeline, view: NamedView, measure: str) -> tuple[Edit, ...]:
     """Return the edits of a pipeline's model in a view; the finish of the recipe comes first, and measures do not use it."""
     if pipeline.finished and view.before:
         return (INTERPOLATE_TO_BEFORE, *view.edits)
     edits = (*pipeline.edits, *(edit for edit in view.edits if edit not in pipeline.edits))
     has_finish = not (view.before or pipeline.finished or pipeline.injected_duplicates) and measure == "predictions"
-    return (str(pipeline.recipe.finish), *edits) if pipeline.recipe.finish and has_finish else edits
+    return (pipeline.recipe.finish, *edits) if pipeline.recipe.finish and has_finish else edits
 
 
 def initial_model(pipeline: Pipeline) -> TrainingSpec:
     """Return the spec of the initial network of a pipeline: no steps, a zero head, and one seed for all seeds."""
-    start = replace(pipeline.recipe, phases=(), regularizer=None, augment=None, head=ZERO_HEAD, transferred="all")
+    start = replace(pipeline.recipe, phases=(), regularizer=None, augment=None, head=ZERO_HEAD, transferred=TRANSFER_ALL)
     return replace(
         training_spec(replace(pipeline, recipe=start), 0), train_size=None, training=None, stop="last", interventions=()
     )
@@ -281,5 +297,5 @@ def training_cost(spec: TrainingSpec) -> float:
 
 def phase_examples(phase: Phase) -> float:
     """Return the part of a phase in :func:`training_cost`."""
-    is_cheap = phase.trainable == HEAD_ONLY and phase.batchnorm == "eval"
+    is_cheap = phase.trainable == HEAD_ONLY and phase.batchnorm == BATCHNORM_EVAL
     return phase.steps * phase.batch_size * (0.1 if is_cheap else 1.0)

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xferbench.core.canonical import digest
-from xferbench.core.interventions import L2SP, REQUIREMENTS, ZERO_HEAD, AdaptBatchNorm, FlipAndCrop, MLPHead
+from xferbench.core.interventions import (
+    L2SP,
+    PRETRAINED,
+    RANDOM,
+    REQUIREMENTS,
+    TRAIN_MODE,
+    ZERO_HEAD,
+    AdaptBatchNorm,
+    FlipAndCrop,
+    GhostBatchNorm,
+    MLPHead,
+)
 from xferbench.core.pipeline import AuxiliaryDataset, Data, Phase, Pipeline, Preprocessing, Recipe, WeightsFile
 from xferbench.core.plugin import Plugin, Profile
 from xferbench.core.record import Predictions, Record
@@ -143,14 +154,14 @@ def fake_lab(
 
 def why_impossible(spec: TrainingSpec) -> str:
     """Return why the real lab could not train a spec, or ""."""
-    if spec.init != "random" and spec.start is None:
+    if spec.init != RANDOM and spec.start is None:
         return f"UserError: init {spec.init} without pretrained weights"
     if spec.regularizer is None:
         return ""
     available = {
         "teacher": spec.teacher is not None,
         "shifted": spec.unlabeled is not None,
-        "pretrained": spec.init == "pretrained",
+        "pretrained": spec.init == PRETRAINED,
         "plain-head": not is_mlp_head(spec.head),
         "source": spec.source is not None and bool(spec.source.classes),
     }
@@ -188,7 +199,7 @@ def scenarios() -> Iterator[Scenario]:
         "DANN, then the statistics of each domain": replace(dann(), finish=AdaptBatchNorm()),
         "one step": full(Phase(steps=1, batch_size=2)),
         "a zero head, L2-SP and the best step": Recipe(head=ZERO_HEAD, regularizer=L2SP(strength=1), stop="best"),
-        "class order and ghost batches": full(Phase(order="class", batchnorm="ghost:2")),
+        "class order and ghost batches": full(Phase(order="class", batchnorm=GhostBatchNorm(examples=2))),
     }
     for name, recipe in recipes.items():
         yield Scenario(name=name, pipeline=replace(PIPELINE, recipe=recipe), profile=PROFILE)
@@ -204,7 +215,7 @@ def scenarios() -> Iterator[Scenario]:
         ),
         "no recorded preprocessing": (pipeline, replace(facts, recorded=False, trust=("preprocessing: recorded nowhere",))),
         "images served in train mode and another form": (
-            replace(pipeline, mode="train", serve_preprocessing=replace(cropped, channels="bgr")),
+            replace(pipeline, mode=TRAIN_MODE, serve_preprocessing=replace(cropped, channels="bgr")),
             facts,
         ),
         "images resized and not normalized": (

@@ -24,6 +24,7 @@ __all__ = [
     "as_dict",
     "field_value",
     "find_kind",
+    "format_kinds",
     "format_spelling",
     "intervention_key",
     "number",
@@ -66,7 +67,7 @@ class Range:
     def pattern(self) -> str:
         """Regular expression that matches every number in the range, and some numbers outside it."""
         if self.whole:
-            return r"[1-9]\d*" if self.low >= 1 else r"\d+"
+            return r"([2-9]|[1-9]\d+)" if self.low >= 2 else r"[1-9]\d*" if self.low >= 1 else r"\d+"
         if (self.low, self.high) == (0, 1):
             ends = [end for limit, end in ((0, r"0(\.0*)?|\.0+"), (1, r"1(\.0*)?")) if limit in self]
             return "(" + "|".join([r"0?\.\d*[1-9]\d*", r"\d(\.\d+)?e-\d+", *ends]) + ")"
@@ -178,7 +179,7 @@ def parse(text: str, kinds: Iterable[type[K]]) -> K:
     kinds = tuple(kinds)
     kind = find_kind(text, kinds)
     if kind is None:
-        raise ValueError(" or ".join(map(format_spelling, kinds)) or "no intervention of this group is known")
+        raise ValueError(format_kinds(kinds))
     numbers = text.removeprefix(kind.spelling).split(":")[1:]
     limits = ranges(kind)
     if not len(limits) - len(_defaults(kind)) <= len(numbers) <= len(limits):
@@ -205,6 +206,12 @@ def format_spelling(kind: type[Intervention]) -> str:
     suffix = "".join(f"[:{name.upper()}]" if name in optional else f":{name.upper()}" for name in limits)
     bounds = " and ".join(f"{name.upper()} {limit}" for name, limit in limits.items())
     return kind.spelling + suffix + (f" with {bounds}" if bounds else "")
+
+
+def format_kinds(kinds: Iterable[type[Intervention]]) -> str:
+    """Return the spellings of some kinds, for messages: ``head, top:GROUPS with GROUPS … or all``."""
+    *others, last = map(format_spelling, kinds)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def spelling_pattern(kinds: Iterable[type[Intervention]]) -> str:
@@ -242,7 +249,7 @@ def require_group(value: object, group: type[Intervention], name: str) -> None:
         TypeError: if it is anything else.
     """
     if not isinstance(value, group):
-        raise TypeError(f"{name} is {value!r}; expected a {group.__name__}, such as {group.__name__}.parse(...)")
+        raise TypeError(f"{name} is {value!r}; expected a value of {group.__name__}, such as {group.__name__}.parse(...)")
 
 
 def field_value(field_: Field[Any], value: Any) -> Any:

@@ -12,8 +12,12 @@ from xferbench.core.interventions.base import Intervention, number
 
 __all__ = [
     "DATA_INTERVENTIONS",
+    "INJECTED_DUPLICATES",
+    "AlteredTestImages",
     "ClassImbalance",
+    "CopiedTestImages",
     "DataIntervention",
+    "InjectedDuplicates",
     "LabelNoise",
 ]
 
@@ -55,4 +59,39 @@ class ClassImbalance(DataIntervention):
     ratio: float = number(low=1, low_open=True)
 
 
+class InjectedDuplicates(Intervention):
+    """Test images in place of training images of the same class, to measure whether the search for duplicates finds them.
+
+    Attributes:
+        share: the share of the test images that is injected.
+    """
+
+    __slots__ = ()
+    share: float
+
+    @classmethod
+    def built_in(cls) -> tuple[type[Intervention], ...]:
+        """Return the built-in kinds."""
+        return INJECTED_DUPLICATES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopiedTestImages(InjectedDuplicates):
+    """Unchanged copies."""
+
+    spelling: ClassVar[str] = "copied"
+    words: ClassVar[str] = "copied {share:g}"
+    share: float = number(low=0, low_open=True, high=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlteredTestImages(InjectedDuplicates):
+    """Copies that are flipped and compressed again."""
+
+    spelling: ClassVar[str] = "altered"
+    words: ClassVar[str] = "altered {share:g}"
+    share: float = number(low=0, low_open=True, high=1)
+
+
 DATA_INTERVENTIONS = (LabelNoise, ClassImbalance)
+INJECTED_DUPLICATES = (CopiedTestImages, AlteredTestImages)

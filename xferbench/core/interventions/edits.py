@@ -59,9 +59,14 @@ class Finish(Edit):
 
 
 class BatchNormEdit(Edit):
-    """An edit that changes only the running statistics of BatchNorm layers."""
+    """An edit that changes only the running statistics of BatchNorm layers.
+
+    Attributes:
+        statistics: the new statistics, in one word.
+    """
 
     __slots__ = ()
+    statistics: ClassVar[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +105,7 @@ class RestoreBatchNorm(BatchNormEdit):
     """Restore the BatchNorm statistics from before training."""
 
     spelling: ClassVar[str] = "batchnorm:restored"
+    statistics: ClassVar[str] = "restored"
     words: ClassVar[str] = "BatchNorm statistics of before put back"
 
 
@@ -108,6 +114,7 @@ class RecalibrateBatchNorm(BatchNormEdit):
     """Estimate the BatchNorm statistics on the training images."""
 
     spelling: ClassVar[str] = "batchnorm:recalibrated@2"
+    statistics: ClassVar[str] = "recalibrated"
     words: ClassVar[str] = "BatchNorm statistics recalibrated on training images"
 
 
@@ -116,6 +123,7 @@ class ResetBatchNorm(BatchNormEdit):
     """Reset the BatchNorm statistics to their initial values, mean 0 and variance 1."""
 
     spelling: ClassVar[str] = "batchnorm:initial"
+    statistics: ClassVar[str] = "initial"
     words: ClassVar[str] = "BatchNorm statistics of a fresh network"
 
 
@@ -124,6 +132,7 @@ class OneClassBatchNorm(BatchNormEdit):
     """Estimate the BatchNorm statistics on the most frequent class only."""
 
     spelling: ClassVar[str] = "batchnorm:one-class@1"
+    statistics: ClassVar[str] = "one-class"
     words: ClassVar[str] = "BatchNorm statistics of one class"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from xferbench.core.interventions import EVAL_MODE
 from xferbench.lab.evaluation import evaluate
 
 if TYPE_CHECKING:
@@ -22,10 +23,10 @@ def batch_dependent_share(context: MeasureContext, tolerance: float) -> float:
     Returns:
         A number from 0 to 1, or NaN if any probability is not finite.
     """
-    labels, training = context.served_labels.numpy(), context.mode != "eval"
+    labels, training = context.served_labels.numpy(), context.mode != EVAL_MODE
     size = min(evaluate.SERVING_BATCH, max(2, len(labels) // 4))
     inputs = (context.network, context.after, context.served, context.ready)
-    orders = (evaluate.serving_order(order, labels) for order in ("", "class"))
+    orders = (evaluate.serving_order(labels, by_class=by_class) for by_class in (False, True))
     shuffled, by_class = (evaluate.batched_logits(*inputs, order, training=training, size=size).softmax(1) for order in orders)
     difference = (shuffled - by_class).abs().amax(1)
     return float((difference > tolerance).double().mean()) if difference.isfinite().all() else float("nan")

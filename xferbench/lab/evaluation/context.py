@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
+    from xferbench.core.interventions import ServingMode
     from xferbench.core.pipeline import InputTransform
     from xferbench.core.trial import TrainingSpec
     from xferbench.lab.data.datasets import Dataset
@@ -77,7 +78,7 @@ class MeasureContext:
     served: Tensor
     served_labels: Tensor
     ready: InputTransform
-    mode: str
+    mode: ServingMode
     expected_training: Recipe = field(default_factory=Recipe)
     fit: Any = None
     view: Any = None

@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from xferbench.core.interventions import LoRA
+from xferbench.core.interventions import BATCHNORM_EVAL, PRETRAINED, Initialization, LoRA
 from xferbench.lab.data import batch, preprocessing
 from xferbench.lab.models import backbones, batchnorm
 from xferbench.lab.training import loop
@@ -30,7 +30,7 @@ def compute_cost(
     anatomy: LayerLayout,
     module: nn.Module,
     *,
-    init: str = "pretrained",
+    init: Initialization = PRETRAINED,
     shape: batch.Shape | None = None,
 ) -> dict[str, float]:
     """Compute the cost of a training.
@@ -54,7 +54,7 @@ def compute_cost(
         UserError: if a phase cannot be applied to the network.
     """
     sizes = {name: tensor.numel() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    stored_whole: set[str] = set(sizes) if init != "pretrained" else {name for name in sizes if backbones.is_adapter(name)}
+    stored_whole: set[str] = set(sizes) if init != PRETRAINED else {name for name in sizes if backbones.is_adapter(name)}
     stored_whole |= {name for name in sizes if backbones.is_within(name, [anatomy.head])}
     trained: dict[str, int] = {}
     low_rank: dict[str, int] = {}  # values in the factors of a low-rank update
@@ -67,7 +67,7 @@ def compute_cost(
             low_rank[name] = low_rank.get(name, 0) + rank * sum(sides)
         stored_whole |= names - factored
         trained |= {name: sizes[name] for name in names - factored}
-        if phase.batchnorm != "eval":
+        if phase.batchnorm != BATCHNORM_EVAL:
             frozen = loop.prefixes_below(anatomy, loop.frozen_cut(phase, anatomy))
             stored_whole |= {name for name in batchnorm.statistics_names(module) if not backbones.is_within(name, frozen)}
     compute = {"multiply_adds": multiply_adds(module, shape)} if shape is not None else {}

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from xferbench.core.interventions import (
-    BUILT_IN,
+    EVAL_MODE,
     OWN_HEAD,
     AdaptBatchNorm,
     BatchNormEdit,
@@ -28,7 +28,7 @@ from xferbench.core.interventions import (
     ResetBatchNorm,
     RestoreBatchNorm,
     SourceHead,
-    find_kind,
+    TrainModeByClass,
 )
 from xferbench.core.pipeline import Recipe
 from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES, Predictions
@@ -52,14 +52,14 @@ RECALIBRATION_EXAMPLES = 128  # training images from which the BatchNorm statist
 MAX_MEASURE_EXAMPLES = 256  # training images, and test images, that a plugin's measure gets at most
 
 
-def evaluate(model: LoadedModel, spellings: Sequence[str], view: EvaluationSpec) -> tuple[Predictions | None, dict[str, float]]:
+def evaluate(model: LoadedModel, edits: Sequence[Edit], view: EvaluationSpec) -> tuple[Predictions | None, dict[str, float]]:
     """Compute the predictions of an edited network, or the values of a plugin's measure.
 
     A training that diverged predicts the class frequencies.
 
     Args:
         model: the trained network and its data.
-        spellings: the spelling of each edit, in order.
+        edits: the edits, in order.
         view: the specification of the evaluation.
 
     Returns:
@@ -68,50 +68,46 @@ def evaluate(model: LoadedModel, spellings: Sequence[str], view: EvaluationSpec)
     if view.measure != "predictions":
         module, _, function = (view.function or view.measure).partition("@")[0].partition(":")
         measure = getattr(importlib.import_module(module), function)
-        values = measure(measure_context(model, edit_tensors(model, spellings, view), view))
+        values = measure(measure_context(model, edit_tensors(model, edits, view), view))
         return None, {name: float(value) for name, value in values.items()}
     if view.examples == "unique" and not len(view_examples(model, view).labels):
         return None, {}
     if model.fitted.diverged and model.fit.head != OWN_HEAD:  # in a checkpoint, an edit may repair values that are not finite
-        return _predict_class_frequencies(model, spellings, view, view_examples(model, view)), {}
-    return predict(model, edit_tensors(model, spellings, view), spellings, view)
+        return _predict_class_frequencies(model, edits, view, view_examples(model, view)), {}
+    return predict(model, edit_tensors(model, edits, view), edits, view)
 
 
-def edit_tensors(model: LoadedModel, spellings: Sequence[str], view: EvaluationSpec) -> Tensors:
-    """Return the tensors of a network on its device, with some edits in order.
-
-    Raises:
-        ValueError: if a spelling is unknown.
-    """
+def edit_tensors(model: LoadedModel, edits: Sequence[Edit], view: EvaluationSpec) -> Tensors:
+    """Return the tensors of a network on its device, with some edits in order."""
     tensors = {"last": model.fitted.last, "best": model.fitted.best}[view.step]
     tensors = {name: tensor.to(model.network.device) for name, tensor in tensors.items()}
-    for spelling in spellings:
-        tensors = _apply_edit(_parse_edit(spelling), tensors, model, view)
+    for edit in edits:
+        tensors = _apply_edit(edit, tensors, model, view)
     return tensors
 
 
 def predict(
-    model: LoadedModel, tensors: Tensors, spellings: Sequence[str], view: EvaluationSpec
+    model: LoadedModel, tensors: Tensors, edits: Sequence[Edit], view: EvaluationSpec
 ) -> tuple[Predictions, dict[str, float]]:
     """Compute the predictions of some tensors.
 
     Args:
         model: the trained network and its data.
         tensors: the tensors of the network, with all edits.
-        spellings: the edits that the tensors contain already.
+        edits: the edits that the tensors contain already.
         view: the specification of the evaluation.
 
     Returns:
         The predictions; and ``diverged`` if a logit is not finite. They are then the class frequencies.
     """
     split = view_examples(model, view)
-    kinds = {type(_parse_edit(spelling)) for spelling in spellings}
+    kinds = set(map(type, edits))
     if {RefitHead, ProbeHead} & kinds:
         logits = _refitted_logits(model, tensors, view, split, on_target=ProbeHead in kinds)
     else:
-        logits = _compute_logits(model, tensors, spellings, view, split)
+        logits = _compute_logits(model, tensors, edits, view, split)
     if not np.isfinite(logits).all():
-        return _predict_class_frequencies(model, spellings, view, split), {"diverged": 1.0}
+        return _predict_class_frequencies(model, edits, view, split), {"diverged": 1.0}
     p = np.exp(logits - logits.max(1, keepdims=True))
     return make_predictions(p / p.sum(1, keepdims=True), split), {}
 
@@ -142,9 +138,9 @@ def measure_context(model: LoadedModel, tensors: Tensors, view: EvaluationSpec) 
     )
 
 
-def _predict_class_frequencies(model: LoadedModel, spellings: Sequence[str], view: EvaluationSpec, split: Split) -> Predictions:
+def _predict_class_frequencies(model: LoadedModel, edits: Sequence[Edit], view: EvaluationSpec, split: Split) -> Predictions:
     """Predict the class frequencies for every example: those of the training subset, or of the domain for its head."""
-    has_domain_head = any(isinstance(_parse_edit(spelling), SourceHead | RefitHead | ProbeHead) for spelling in spellings)
+    has_domain_head = any(isinstance(edit, SourceHead | RefitHead | ProbeHead) for edit in edits)
     if view.domain is None or not has_domain_head:
         frequencies = np.array(model.fitted.prior)
     else:
@@ -153,12 +149,6 @@ def _predict_class_frequencies(model: LoadedModel, spellings: Sequence[str], vie
         labels = dataset.train.labels if len(dataset.train.labels) else dataset.test.labels
         frequencies = np.bincount(labels, minlength=outputs) / len(labels)
     return make_predictions(np.tile(frequencies, (len(split.labels), 1)), split)
-
-
-def _parse_edit(spelling: str) -> Edit:
-    if find_kind(spelling, BUILT_IN[Edit]) is None:
-        raise ValueError(f"no such edit of a model: {spelling}")
-    return Edit.parse(spelling)
 
 
 def _apply_edit(edit: Edit, tensors: Tensors, model: LoadedModel, view: EvaluationSpec) -> Tensors:
@@ -234,7 +224,7 @@ def _calibration_logits(model: LoadedModel, tensors: Tensors, view: EvaluationSp
     """
     examples = "screen" if model.fit.head == OWN_HEAD else "validation"
     split = view_examples(model, replace(view, examples=examples, domain=None))
-    return _compute_logits(model, tensors, (str(RecalibrateBatchNorm()),), view, split), split.labels
+    return _compute_logits(model, tensors, (RecalibrateBatchNorm(),), view, split), split.labels
 
 
 def _refitted_logits(
@@ -261,7 +251,7 @@ def _refitted_logits(
 
 
 def _compute_logits(
-    model: LoadedModel, tensors: Tensors, spellings: Sequence[str], view: EvaluationSpec, split: Split
+    model: LoadedModel, tensors: Tensors, edits: Sequence[Edit], view: EvaluationSpec, split: Split
 ) -> np.ndarray:
     """Compute logits [n, outputs] float64.
 
@@ -269,12 +259,12 @@ def _compute_logits(
     """
     network = model.network
     images = torch.from_numpy(np.array(split.images))
-    if view.mode != "eval":
-        order = serving_order(view.mode.removeprefix("training").removeprefix(":"), split.labels)
+    if view.mode != EVAL_MODE:
+        order = serving_order(split.labels, by_class=isinstance(view.mode, TrainModeByClass))
         training_logits = batched_logits(network, tensors, images, view.preprocessing, order, training=True)
         return training_logits.double().numpy()  # type: ignore[no-any-return] # torch is Any here
     may_differ_below_cut = model.fit.training is not None or any(
-        isinstance(_parse_edit(spelling), BatchNormEdit | AdaptBatchNorm) for spelling in spellings
+        isinstance(edit, BatchNormEdit | AdaptBatchNorm) for edit in edits
     )
     cuts = (loop.frozen_cut(phase, network.anatomy) for phase in model.fit.phases)
     cut = 0 if may_differ_below_cut else min(cuts, default=len(network.anatomy.groups))
@@ -291,16 +281,10 @@ def _compute_logits(
     return logits
 
 
-def serving_order(name: str, labels: np.ndarray) -> np.ndarray:
-    """Return the order [n] in which examples are served: shuffled (""), or class after class (``class``).
-
-    Raises:
-        ValueError: if the name is unknown.
-    """
-    if name not in {"", "class"}:
-        raise ValueError(f"no such serving order: {name}")
+def serving_order(labels: np.ndarray, *, by_class: bool) -> np.ndarray:
+    """Return the order [n] in which examples are served: shuffled, or class after class."""
     order = np.random.default_rng(0).permutation(len(labels))
-    return order[np.argsort(labels[order], kind="stable")] if name else order
+    return order[np.argsort(labels[order], kind="stable")] if by_class else order
 
 
 def batched_logits(

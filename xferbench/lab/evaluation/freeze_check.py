@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from xferbench.core.interventions import HEAD_ONLY
+from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, BatchNormTrainAbove
 from xferbench.lab.data import preprocessing
 from xferbench.lab.models import backbones, batchnorm, checkpoints
 from xferbench.lab.training import feature_cache
@@ -72,10 +72,10 @@ def expected_changes(network: Architecture, recipe: Recipe) -> ExpectedChanges:
     depth, may = backbones.layer_depth(anatomy, module), set().union(*trainable)
     unfrozen_depths = {depth[name] for name in may}
     for phase, names in zip(recipe.phases, trainable, strict=True):
-        if phase.batchnorm == "train-above":
+        if isinstance(phase.batchnorm, BatchNormTrainAbove):
             phase_depths = {depth[name] for name in names}
             may |= {name for name in statistics if depth[name] in phase_depths}
-        elif phase.batchnorm != "eval":
+        elif phase.batchnorm != BATCHNORM_EVAL:
             may |= statistics
     may |= {name for name in buffers - statistics if depth[name] in unfrozen_depths}
     completed = list(zip(recipe.phases, trainable, strict=True))[: 1 if recipe.stop == "best" else None]

@@ -10,6 +10,7 @@ import numpy as np
 
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
+from xferbench.core.interventions import AlteredTestImages, InjectedDuplicates
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import duplicates, fingerprints, manifest
 from xferbench.lab.training import seeds
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from xferbench.lab.data.datasets import Dataset
 
 MANIFEST_PREFIX = "manifest:"
-INJECTION_KINDS = ("copied", "altered")  # unchanged; or flipped and compressed again
 JPEG_QUALITY = 60  # percent, of altered duplicates
 
 
@@ -94,33 +94,28 @@ def leaked_examples(target: Data, limit: int | None, reference_data: Sequence[Da
     return np.logical_or.reduce([matches.found for matches in matches_by_set.values()])  # type: ignore[no-any-return] # of bool arrays
 
 
-def inject_duplicates(dataset: Dataset, spelling: str, seed: int) -> tuple[Dataset, np.ndarray, np.ndarray]:
+def inject_duplicates(dataset: Dataset, injected: InjectedDuplicates, seed: int) -> tuple[Dataset, np.ndarray, np.ndarray]:
     """Replace training images of a dataset by test images of the same class.
 
     Args:
         dataset: the dataset.
-        spelling: ``copied:SHARE`` injects a share of the test images unchanged, ``altered:SHARE`` flipped and compressed again.
+        injected: the share of the test images, and whether they are altered.
         seed: of the choice of the images.
 
     Returns:
         The new dataset, the test-set indices [k] of the injected images, and their training-set indices [k]. A class with too
         few training images gets fewer injected images.
-
-    Raises:
-        ValueError: if the spelling is unknown.
     """
-    kind, _, share = spelling.partition(":")
-    if kind not in INJECTION_KINDS:
-        raise ValueError(f"no such kind of injected duplicates: {spelling}")
     rng = seeds.numpy_stream(seed, seeds.LABELS)
     train, test = dataset.train, dataset.test
-    candidates = rng.permutation(len(test.labels))[: max(1, round(float(share) * len(test.labels)))]
+    candidates = rng.permutation(len(test.labels))[: max(1, round(injected.share * len(test.labels)))]
     free = {label: rng.permutation(np.flatnonzero(train.labels == label)).tolist() for label in np.unique(train.labels)}
     pairs = [(index, free[label].pop()) for index in candidates if (label := test.labels[index]) in free and free[label]]
     test_index, train_index = (np.array(side, np.int64) for side in zip(*pairs, strict=True))
     images = np.array(train.images)
-    injected = test.images[test_index]
-    images[train_index] = [_alter_image(image) for image in injected] if kind == "altered" else injected
+    copies = test.images[test_index]
+    is_altered = isinstance(injected, AlteredTestImages)
+    images[train_index] = [_alter_image(image) for image in copies] if is_altered else copies
     return replace(dataset, train=replace(train, images=images)), test_index, train_index
 
 

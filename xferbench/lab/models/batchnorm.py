@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from xferbench.core.interventions import BatchNormEval, BatchNormMode, BatchNormMomentum, GhostBatchNorm
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -40,7 +42,7 @@ def preserve_modes(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def set_training(module: nn.Module, mode: str, frozen: Sequence[str] = ()) -> Iterator[None]:
+def set_training(module: nn.Module, mode: BatchNormMode, frozen: Sequence[str] = ()) -> Iterator[None]:
     """Set a module to training mode, with its BatchNorm layers in the given mode. Restore all modes on exit.
 
     The frozen part stays in evaluation mode, including its dropout. A part that cannot be cut off and computed once therefore
@@ -51,27 +53,21 @@ def set_training(module: nn.Module, mode: str, frozen: Sequence[str] = ()) -> It
 
     Args:
         module: the network, or the part of it that trains.
-        mode: a value of :attr:`xferbench.core.pipeline.Phase.batchnorm`.
+        mode: the mode of the BatchNorm layers.
         frozen: name prefixes of the frozen part.
-
-    Raises:
-        ValueError: if the mode is unknown.
     """
-    kind, _, value = mode.partition(":")
-    if kind not in {"eval", "train", "train-above", "ghost", "momentum"}:
-        raise ValueError(f"unknown BatchNorm mode: {mode}")
     with preserve_modes(module):
         module.train()
         for prefix in frozen:
             with suppress(AttributeError):  # the part may have been cut off, and a prefix may name a tensor
                 module.get_submodule(prefix).eval()
         for layer in batchnorm_layers(module).values():
-            if kind == "eval":
+            if isinstance(mode, BatchNormEval):
                 layer.eval()
-            elif kind == "momentum":
-                layer.momentum = float(value)
-            elif kind == "ghost":
-                layer.forward = partial(_forward_ghost_batches, layer, int(value))
+            elif isinstance(mode, BatchNormMomentum):
+                layer.momentum = mode.momentum
+            elif isinstance(mode, GhostBatchNorm):
+                layer.forward = partial(_forward_ghost_batches, layer, mode.examples)
         yield
 
 

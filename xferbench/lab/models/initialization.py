@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from xferbench.core.errors import UserError
-from xferbench.core.interventions import ZERO_HEAD, Head
+from xferbench.core.interventions import (
+    TRANSFER_ALL,
+    ZERO_HEAD,
+    Head,
+    Initialization,
+    LayerTransfer,
+    MatchedMoments,
+    PermutedWeights,
+    RandomWeights,
+    TransferLowest,
+)
 from xferbench.lab.models import backbones, checkpoints, heads
 
 if TYPE_CHECKING:
@@ -17,19 +27,17 @@ if TYPE_CHECKING:
     from xferbench.core.pipeline import UserCode
     from xferbench.lab.models.backbones import LayerLayout
 
-INIT_KINDS = ("pretrained", "random", "matched", "permuted")
-
 
 def initial_tensors(
     arch: str,
     layout: LayerLayout,
     state: Mapping[str, Tensor] | None,
     *,
-    init: str,
+    init: Initialization,
     head: Head,
     seeds: tuple[int, int],
     code: UserCode | None = None,
-    transferred: str = "all",
+    transferred: LayerTransfer = TRANSFER_ALL,
 ) -> dict[str, Tensor]:
     """Return the parameters and buffers of a network by name, on the CPU. No global random stream changes.
 
@@ -45,7 +53,7 @@ def initial_tensors(
     Args:
         arch: the architecture.
         layout: its layer groups and head.
-        state: the tensors of a checkpoint; None is valid only if ``init`` is ``random``.
+        state: the tensors of a checkpoint; None is valid only for random weights.
         init: as in :class:`xferbench.core.pipeline.Recipe`.
         head: as in :class:`xferbench.core.pipeline.Recipe`.
         seeds: the seeds of the body and of the head.
@@ -53,19 +61,17 @@ def initial_tensors(
         transferred: as in :class:`xferbench.core.pipeline.Recipe`.
 
     Raises:
-        UserError: if an argument has an unknown value, or the weights are missing or do not match the network.
+        UserError: if the weights are missing or do not match the network, or if it has fewer layer groups than are transferred.
     """
-    if init not in INIT_KINDS:
-        raise UserError("unknown initialization", found=f"init {init}", expected=f"init {', '.join(INIT_KINDS)}")
     body_seed, head_seed = seeds
     model = _build_random(arch, layout, head, head_seed, code)
     random_tensors = {name: tensor.clone() for name, tensor in _named_tensors(model).items()}
     head_tensors = {name: tensor for name, tensor in random_tensors.items() if backbones.is_within(name, [layout.head])}
     if head == ZERO_HEAD:
         head_tensors = {name: torch.zeros_like(tensor) for name, tensor in head_tensors.items()}
-    if init == "random":
+    if isinstance(init, RandomWeights):
         return _named_tensors(_build_random(arch, layout, head, body_seed, code)) | head_tensors
-    if transferred != "all":
+    if isinstance(transferred, TransferLowest):
         tensors = initial_tensors(arch, layout, state, init=init, head=head, seeds=seeds, code=code)
         prefixes = (*_transferred_prefixes(transferred, layout), layout.head)
         random_body = _named_tensors(_build_random(arch, layout, head, body_seed, code))
@@ -77,26 +83,25 @@ def initial_tensors(
     checkpoints.load_backbone(model, state, layout.head)
     pretrained, generator = _named_tensors(model), torch.Generator().manual_seed(body_seed)
     body_names = {name for name, _ in model.named_parameters()} - head_tensors.keys()
-    if init == "matched":
+    if isinstance(init, MatchedMoments):
         return random_tensors | _map_sorted(pretrained, body_names, lambda x: _normal_like(x, generator)) | head_tensors
-    if init == "permuted":
+    if isinstance(init, PermutedWeights):
         shuffled_names = {name for name in body_names if not backbones.is_within(name, layout.batchnorm)}
         return pretrained | _map_sorted(pretrained, shuffled_names, lambda x: _permute(x, generator)) | head_tensors
     return pretrained | head_tensors
 
 
-def _transferred_prefixes(transferred: str, layout: LayerLayout) -> list[str]:
+def _transferred_prefixes(transferred: TransferLowest, layout: LayerLayout) -> list[str]:
     """Return the name prefixes of the layer groups that keep their pretrained tensors.
 
     Raises:
-        UserError: if the value is unknown, or there are fewer groups.
+        UserError: if there are fewer groups.
     """
-    kind, _, count = transferred.partition(":")
-    if kind == "low" and count.isdecimal() and 1 <= int(count) <= len(layout.groups):
-        return [prefix for group in layout.groups[: int(count)] for prefix in group.prefixes]
+    if transferred.groups <= len(layout.groups):
+        return [prefix for group in layout.groups[: transferred.groups] for prefix in group.prefixes]
     groups = ", ".join(group.name for group in layout.groups)
     expected = f"all, or low:N with N from 1 to {len(layout.groups)} (groups from the input up: {groups})"
-    raise UserError("[recipe] transferred", found=transferred, expected=expected)
+    raise UserError("[recipe] transferred", found=str(transferred), expected=expected)
 
 
 def _build_random(arch: str, layout: LayerLayout, head: Head, seed: int, code: UserCode | None) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from xferbench.core.errors import UserError, suggest
-from xferbench.core.interventions import Adapters, AllLayers, Biases, HeadOnly, LoRA, NormLayers, Trainable
+from xferbench.core.interventions import BATCHNORM_EVAL, Adapters, AllLayers, Biases, HeadOnly, LoRA, NormLayers, Trainable
 from xferbench.lab.models import backbones
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def expected_phases(
         ExpectedPhase(
             last_step=last_step,
             trainable=frozenset(_trainable_names(model, phase.trainable, head_name, shape)),
-            statistics_move=phase.batchnorm != "eval" if batchnorm else None,
+            statistics_move=phase.batchnorm != BATCHNORM_EVAL if batchnorm else None,
         )
         for phase, last_step in zip(phases, [*ends, float("inf")], strict=False)
     ) or (ExpectedPhase(),)

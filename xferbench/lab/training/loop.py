@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional as F
 
-from xferbench.core.interventions import HEAD_ONLY, LoRA, TopGroups
+from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, BatchNormEval, BatchNormTrainAbove, LoRA, TopGroups
 from xferbench.lab.data import augmentation
 from xferbench.lab.models import backbones, batchnorm, graph_split, lora
 from xferbench.lab.training import dann, feature_cache, regularizers, seeds
@@ -64,7 +64,7 @@ def frozen_cut(phase: Phase, layout: LayerLayout) -> int:
         frozen = len(layout.groups)
     elif isinstance(phase.trainable, TopGroups):
         frozen = len(layout.groups) - phase.trainable.groups
-    has_changing_statistics = phase.batchnorm not in {"eval", "train-above"} and any(
+    has_changing_statistics = not isinstance(phase.batchnorm, BatchNormEval | BatchNormTrainAbove) and any(
         backbones.is_within(name, prefixes_below(layout, frozen)) for name in layout.batchnorm
     )
     return 0 if has_changing_statistics else frozen
@@ -331,7 +331,7 @@ def _check_frozen(run: _PhaseRun, frozen: Mapping[str, Tensor], stacked: Tensors
     statistics = {
         name
         for name in batchnorm.statistics_names(run.model.module)
-        if run.phase.batchnorm != "eval" and not backbones.is_within(name, frozen_prefixes)
+        if run.phase.batchnorm != BATCHNORM_EVAL and not backbones.is_within(name, frozen_prefixes)
     }
     changed = [name for name, tensor in frozen.items() if name not in statistics and not _is_equal(tensor, stacked[name])]
     if changed:

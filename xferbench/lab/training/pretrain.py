@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from xferbench.core.interventions import RANDOM_HEAD
+from xferbench.core.interventions import RANDOM, RANDOM_HEAD
 from xferbench.core.pipeline import Phase, Preprocessing
 from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
 from xferbench.core.version import LAB_VERSION
@@ -28,7 +28,7 @@ def pretrain(seed: int, recipe: Phase = PHASE, images: int = TRAIN_IMAGES) -> tu
     """Train a network on the source from random weights, and return its tensors and its test accuracy."""
     spec = TrainingSpec(
         arch="tiny-resnet",
-        init="random",
+        init=RANDOM,
         start=None,
         head=RANDOM_HEAD,
         phases=(recipe,),

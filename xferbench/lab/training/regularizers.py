@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from xferbench.core.interventions import DANN, EWC, L2SP, REQUIREMENTS, Distillation, LwF, Replay
+from xferbench.core.interventions import DANN, EWC, L2SP, PRETRAINED, REQUIREMENTS, Distillation, LwF, Replay
 from xferbench.core.strategies import is_mlp_head
 from xferbench.lab.data import preprocessing
 from xferbench.lab.models import backbones
@@ -159,7 +159,7 @@ def _check_requirements(
     teachers: Sequence[Tensors],
 ) -> None:
     available = {
-        "pretrained": specs[0].init == "pretrained",
+        "pretrained": specs[0].init == PRETRAINED,
         "head": bool(head),
         "source": memory is not None,
         "teacher": len(teachers) == len(specs),

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from xferbench.core.errors import UserError, suggest
+from xferbench.core.interventions import BATCHNORM_EVAL
 from xferbench.core.pipeline import SUPPORTABLE_FIELDS, Recipe
 from xferbench.data import user_code
 from xferbench.lab.data import preprocessing
@@ -179,7 +180,7 @@ def _check_frozen(spec: TrainingSpec, code: UserCode, network: Architecture, bef
         kinds = {phase.trainable for phase in spec.phases}
         trainable = set().union(*(backbones.trainable_names(network.anatomy, network.module, kind) for kind in kinds))
         frozen |= {name for name, _ in network.module.named_parameters()} - trainable
-    if "batchnorm" in supported and all(phase.batchnorm == "eval" for phase in spec.phases):
+    if "batchnorm" in supported and all(phase.batchnorm == BATCHNORM_EVAL for phase in spec.phases):
         frozen |= buffers
     moved = [name for name in before if name in frozen and not torch.equal(before[name], after[name])]
     if moved:

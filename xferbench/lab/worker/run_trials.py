@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
-from xferbench.core.interventions import BUILT_IN, OWN_HEAD, RANDOM_HEAD, Edit, Head, InterpolatePhase, SourceHead, find_kind
+from xferbench.core.interventions import OWN_HEAD, PRETRAINED, RANDOM_HEAD, TRANSFER_ALL, Head, InterpolatePhase, SourceHead
 from xferbench.core.pipeline import WeightsFile
 from xferbench.core.record import Record
 from xferbench.core.strategies import is_mlp_head
@@ -74,7 +74,7 @@ def run_trials(trials: Sequence[Trial], missing: frozenset[str], cache: Path) ->
 
 
 def _interpolates_phase(trial: Trial) -> bool:
-    return any(find_kind(spelling, BUILT_IN[Edit]) is InterpolatePhase for spelling in trial.model.edits)
+    return any(isinstance(edit, InterpolatePhase) for edit in trial.model.edits)
 
 
 def _crash_record(trial: Trial, error: Exception) -> Record:
@@ -167,7 +167,7 @@ def start_tensors(spec: TrainingSpec, network: Architecture, trial: Trial, cache
     else:
         state = None if spec.start is None else _read_checkpoint(spec.start.path, spec.start.digest)
     # Layers that are not transferred must not begin with the tensors that the source network began with.
-    stream = () if spec.transferred == "all" else (1,)
+    stream = () if spec.transferred == TRANSFER_ALL else (1,)
     tensors = initialization.initial_tensors(
         spec.arch,
         network.anatomy,
@@ -298,9 +298,9 @@ def _load_weights(path: Path, before: Tensors) -> TrainedModel:
 def load_model(trial: Trial, trained: TrainedModel, cache: Path) -> context.LoadedModel:
     """Return the trained network of a trial with everything that its evaluation needs."""
     spec = trial.model.base
-    needs_plain_head = str(SourceHead()) in trial.model.edits and is_mlp_head(spec.head)
+    needs_plain_head = SourceHead() in trial.model.edits and is_mlp_head(spec.head)
     dataset, network = training_inputs(replace(spec, head=RANDOM_HEAD) if needs_plain_head else spec, trial, cache)
-    if trial.view.expected_training and trial.view.expected_training.init == "pretrained" != spec.init:
+    if trial.view.expected_training and trial.view.expected_training.init == PRETRAINED != spec.init:
         trained = _as_if_pretrained(spec, trained, network)
     return context.LoadedModel(
         fit=spec,
