@@ -17,47 +17,23 @@ if TYPE_CHECKING:
 REQUIRED_PACKAGES = "% needs \\usepackage{booktabs}\n"
 LIGATURE_BREAK = "\0"  # between two characters that LaTeX would join; no printable line contains it
 COLUMN_CHARACTERS, PAGE_CHARACTERS = 48, 96  # width of one column and of both columns of a paper, in characters
-# LaTeX takes [ or * at the start of a row as an argument of the \\ of the row before.
-SPECIAL = {
+# Characters with a command, by its form: \text…, \… or mathematics.
+SYMBOLS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar"}
+PUNCTUATION = {"–": "endash", "—": "emdash", '"': "quotedblright", "“": "quotedblleft", "”": "quotedblright", "‘": "quoteleft"}
+LETTERS = {"ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L"}
+MATH = {"−": "-", "×": "\\times", "±": "\\pm", "≤": "\\le", "≥": "\\ge", "·": "\\cdot", "→": "\\to", "√": "\\surd"}
+MATH |= {"°": "^\\circ", "µ": "\\mu"}
+SOURCES = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
+    # LaTeX takes [ or * at the start of a row as an argument of the \\ of the row before.
     **{character: f"{{{character}}}" for character in "[]*`"},
-    "\\": "\\textbackslash{}",
-    "~": "\\textasciitilde{}",
-    "^": "\\textasciicircum{}",
-    "<": "\\textless{}",
-    ">": "\\textgreater{}",
-    "|": "\\textbar{}",
-    '"': "\\textquotedblright{}",
-    LIGATURE_BREAK: "{}",
-}
-SIGNS = {
-    "–": "\\textendash{}",
-    "—": "\\textemdash{}",
-    "−": "$-$",
-    "×": "$\\times$",
-    "±": "$\\pm$",
-    "≤": "$\\le$",
-    "≥": "$\\ge$",
-    "·": "$\\cdot$",
-    "→": "$\\to$",
-    "√": "$\\surd$",
-    "°": "$^\\circ$",
-    "µ": "$\\mu$",
-    "…": "\\ldots{}",
-    "‘": "\\textquoteleft{}",
+    **{character: f"\\text{name}{{}}" for character, name in (SYMBOLS | PUNCTUATION).items()},
+    **{character: f"\\{name}{{}}" for character, name in LETTERS.items()},
+    **{character: f"${name}$" for character, name in MATH.items()},
     "’": "'",
-    "“": "\\textquotedblleft{}",
-    "”": "\\textquotedblright{}",
+    "…": "\\ldots{}",
     "\u00a0": "~",
-    "ß": "\\ss{}",
-    "æ": "\\ae{}",
-    "Æ": "\\AE{}",
-    "œ": "\\oe{}",
-    "Œ": "\\OE{}",
-    "ø": "\\o{}",
-    "Ø": "\\O{}",
-    "ł": "\\l{}",
-    "Ł": "\\L{}",
+    LIGATURE_BREAK: "{}",
 }
 ACCENTS = dict(zip("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327", "`'^~=u.\"rHvc", strict=True))
 
@@ -72,12 +48,8 @@ def escape(value: object) -> str:
 
 
 def _escape_character(character: str) -> str:
-    if character in SPECIAL:
-        return SPECIAL[character]
-    if character.isascii():
-        return character
-    if character in SIGNS:
-        return SIGNS[character]
+    if character in SOURCES or character.isascii():
+        return SOURCES.get(character, character)
     parts = unicodedata.normalize("NFD", character)
     if len(parts) == 2 and parts[1] in ACCENTS and parts[0].isascii():
         return f"\\{ACCENTS[parts[1]]}{{{parts[0]}}}"
