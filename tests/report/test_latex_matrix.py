@@ -85,6 +85,7 @@ def test_one_seed_has_no_interval():
     source = latex.score_table(make_frame(seeds=1))
     check_source(source)
     assert all("pm" not in cell and "[" not in cell for row in rows(source)[0] for cell in row[1:])
+    assert {row[-1] for row in rows(source)[0]} == {"\\textendash{}"}  # regret is scored on other seeds than it is selected on
 
 
 def test_costs_are_averaged_over_tasks_and_have_units():

@@ -7,12 +7,13 @@ below the table name the recipes that are missing.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xferbench.analysis import aggregate, metrics, regret, scores
-from xferbench.report import comparison_text, format
+from xferbench.report import comparison_text, format, matrix_tables
 from xferbench.report.latex_table import PAGE_CHARACTERS, REQUIRED_PACKAGES, escape, escape_number, latex_table
 from xferbench.report.tables import Group, finding_groups, group_name, harm_text, headline
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from xferbench.analysis.aggregate import Interval
     from xferbench.analysis.scores import Scores, Skipped
     from xferbench.core.comparison import Comparison, Outcome
     from xferbench.core.run import Run
@@ -56,13 +56,12 @@ def _findings_table(run: Run, groups: tuple[Group, ...]) -> str:
 
 def _finding_cells(group: Group) -> list[str]:
     first = group[0]
-    factor, digits = format.unit_scale(first.unit)
     controls = [finding.control for finding in group if finding.control != "none"]
     return [
         escape(group_name(first)),
         first.verdict,
         escape_number(harm_text(first)),
-        MISSING if first.margin is None else f"{factor * first.margin:.{digits}f}",
+        MISSING if first.margin is None else matrix_tables.format_score_number(first.margin, first.unit),
         f"{controls.count('detected')}/{len(controls)}" if controls else MISSING,
         *(_percentage(first.accuracy.get(arm)) for arm in ARMS),
         str(first.seeds) if first.seeds else MISSING,
@@ -125,23 +124,20 @@ def _outcome_cells(outcome: Outcome) -> list[str]:
     ]
 
 
-def score_table(
-    frame: pd.DataFrame, skipped: Skipped | None = None, metric: str = "accuracy", label: str = "tab:recipes"
-) -> str:
+def score_table(frame: pd.DataFrame, skipped: Skipped | None = None, metric: str = "accuracy") -> str:
     """Return a table of recipes × tasks: mean ± half-width, then the interquartile mean, the mean rank and the mean regret.
 
     Args:
         frame: one row for each task, recipe and seed, as :meth:`xferbench.Run.to_frame` of a matrix returns it.
         skipped: the reason for each (task, recipe) that was left out.
         metric: metric in the column ``accuracy`` of the frame.
-        label: label of the LaTeX float.
 
     Raises:
         UserError: if a (task, recipe, seed) occurs more than once.
     """
-    tasks, recipes = (list(dict.fromkeys(map(str, frame[name]))) for name in ("task", "recipe"))
-    recipes += [name for name in dict.fromkeys(recipe for _, recipe in skipped or {}) if name not in recipes]
-    bold = {task: _tied_recipes(frame[frame.task.astype(str) == task], metric) for task in tasks}
+    tasks = list(dict.fromkeys(frame.task))
+    recipes = list(dict.fromkeys([*frame.recipe, *(recipe for _, recipe in skipped or {})]))
+    bold = {task: _tied_recipes(frame[frame.task == task], metric) for task in tasks}
     common = scores.common_scores(frame, skipped, metric)
     aggregates = {} if common.empty else _aggregate_cells(common, metric)
     rows = [
@@ -158,33 +154,31 @@ def score_table(
         rows,
         columns="l" + "r" * (len(head) - 1),
         caption=_score_caption(frame, metric),
-        label=label,
+        label="tab:recipes",
         notes=_exclusion_notes(common),
         max_characters=PAGE_CHARACTERS,
     )
 
 
-def cost_table(frame: pd.DataFrame, metric: str = "accuracy", label: str = "tab:costs") -> str:
+def cost_table(frame: pd.DataFrame, metric: str = "accuracy") -> str:
     """Return a table of what each recipe trains, stores and computes, next to its target, source and shifted scores.
 
     Args:
-        frame, metric, label: as in :func:`score_table`.
+        frame, metric: as in :func:`score_table`.
     """
-    recipes = list(dict.fromkeys(map(str, frame.recipe)))
-    factor, digits = format.unit_scale(metrics.get_metric(metric).unit)
-    frame = frame.assign(recipe=frame.recipe.astype(str), source_retained=100 * frame.source / frame.source_before)
+    format_score = partial(matrix_tables.format_score_number, unit=metrics.get_metric(metric).unit)
+    frame = frame.assign(source_retained=100 * frame.source / frame.source_before)
     columns: dict[str, tuple[str, Callable[[float], str]]] = {
         "Trained": ("trainable", _format_count),
         "Stored": ("stored", _format_bytes),
         "Mult.-adds": ("multiply_adds", _format_count),
         "Training": ("seconds", format.format_seconds),
-        _metric_name(metric).capitalize(): ("accuracy", lambda value: f"{factor * value:.{digits}f}"),
+        _metric_name(metric).capitalize(): ("accuracy", format_score),
         "Source kept": ("source_retained", lambda value: f"{value:.1f} %"),
-        "Shifted": ("shifted", lambda value: f"{factor * value:.{digits}f}"),
+        "Shifted": ("shifted", format_score),
     }
     rows, notes = [], []
-    for recipe in recipes:
-        runs = frame[frame.recipe == recipe]
+    for recipe, runs in frame.groupby("recipe", sort=False):
         by_task = runs.groupby("task", sort=False)[[column for column, _ in columns.values()]].mean()
         values = [(by_task[column].dropna(), format_value) for column, format_value in columns.values()]
         cells = [escape_number(form(float(means.mean()))) if len(means) else MISSING for means, form in values]
@@ -192,32 +186,32 @@ def cost_table(frame: pd.DataFrame, metric: str = "accuracy", label: str = "tab:
         if runs.diverged.sum():
             notes.append(f"{recipe} diverged in {int(runs.diverged.sum())} of {len(runs)} runs")
     head = ["Recipe", "Tasks", *map(escape, columns)]
-    alignment = "l" + "r" * (len(head) - 1)
-    caption = _cost_caption(frame, metric)
-    return REQUIRED_PACKAGES + latex_table(head, rows, columns=alignment, caption=caption, label=label, notes=notes)
+    return REQUIRED_PACKAGES + latex_table(
+        head, rows, columns="l" + "r" * (len(head) - 1), caption=_cost_caption(frame, metric), label="tab:costs", notes=notes
+    )
 
 
 def _finite_scores(frame: pd.DataFrame, task: str, recipe: str) -> np.ndarray:
     """Return the finite scores of a recipe on a task, one for each seed."""
-    rows = frame[(frame.task.astype(str) == task) & (frame.recipe.astype(str) == recipe)]
-    values = rows.accuracy.to_numpy(dtype=np.float64)
+    values = frame.accuracy[(frame.task == task) & (frame.recipe == recipe)].to_numpy(np.float64)
     finite: np.ndarray = values[np.isfinite(values)]
     return finite
 
 
 def _score_cell(values: np.ndarray, metric: str, *, bold: bool) -> str:
+    """Return the mean ± the half-width of its interval, which needs two values."""
     from scipy.special import stdtrit
 
     if not len(values):
         return MISSING
-    factor, digits = format.unit_scale(metrics.get_metric(metric).unit)
-    mean = f"{factor * values.mean():.{digits}f}"
+    unit = metrics.get_metric(metric).unit
+    mean = matrix_tables.format_score_number(values.mean(), unit)
     cell = f"\\textbf{{{mean}}}" if bold else mean
     if len(values) < 2:
         return cell
     quantile = stdtrit(len(values) - 1, (1 + aggregate.CONFIDENCE) / 2)
     half_width = quantile * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{cell} $\\pm$ {factor * half_width:.{digits}f}"
+    return f"{cell} $\\pm$ {matrix_tables.format_score_number(half_width, unit)}"
 
 
 def _tied_recipes(task_frame: pd.DataFrame, metric: str) -> set[str]:
@@ -233,24 +227,18 @@ def _aggregate_cells(common: Scores, metric: str) -> dict[str, list[str]]:
 
     A gain above 0 is better, also if the metric is a loss.
     """
-    factor, digits = format.unit_scale(metrics.get_metric(metric).unit)
+    unit = metrics.get_metric(metric).unit
     # Without the mean of its task, a task that is easy or hard for all recipes would be cut off as a whole.
     gains = replace(common, table=common.table - common.table.mean((0, 2), keepdims=True))
     gain, rank, mean_regret = aggregate.iqm(gains), aggregate.mean_rank(common), regret.mean_regret(common)
     return {
         recipe: [
-            _format_interval(gain[index], factor, digits),
-            _format_interval(rank[index], 1.0, 1),
-            _format_interval(mean_regret[index], factor, digits),
+            escape_number(matrix_tables.format_interval(gain[index], unit)),
+            escape_number(matrix_tables.format_interval(rank[index], digits=1)),
+            escape_number(matrix_tables.format_interval(mean_regret[index], unit)),
         ]
         for index, recipe in enumerate(common.recipes)
     }
-
-
-def _format_interval(interval: Interval, factor: float, digits: int) -> str:
-    value, *ends = (factor * float(number) for number in (interval.value, interval.low, interval.high))
-    bounds = f" [{min(ends):.{digits}f}, {max(ends):.{digits}f}]" if np.isfinite(ends).all() else ""
-    return escape_number(f"{value:.{digits}f}{bounds}")
 
 
 def _exclusion_notes(common: Scores) -> list[str]:
