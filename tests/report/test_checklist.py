@@ -134,4 +134,5 @@ def test_no_name_is_markup(run):
         replace(run, suite={**run.suite, "name": hostile, "arch": hostile}, notes=(hostile,), evidence={"command": hostile})
     )
     assert "<script>" not in re.sub(r"`[^`]*`", "", page)
+    assert "`release_1`" in checklist.render(replace(run, environment={"git": "release_1"}))
     assert "&lt;script&gt;x&lt;/script&gt; \\`a\\` \\|b\\| <span>$</span>c<span>$</span>" in page

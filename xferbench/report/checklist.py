@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench.analysis import metrics
 from xferbench.analysis.aggregate import BOOTSTRAP_REPLICATES
-from xferbench.core.reason import Code, because
-from xferbench.report import format, matrix_tables, messages, tables
+from xferbench.report import format, matrix_tables, tables
 from xferbench.report.markdown import escape, markdown_table
+from xferbench.report.messages import DROPPED_PREFIX, TRUST_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from xferbench.core.run import Run
 
 MISSING = "*Not in the record.*"
 MAX_LISTED_CANDIDATES = 40  # candidates of one search that are listed
 SEARCHED_ARMS = ("subject", "cured", "scratch")
-TRUST_PREFIX = messages.write_sentence(because(Code.ON_TRUST, what=""))
-DROPPED_PREFIX = messages.write_sentence(because(Code.DROPPED_EXAMPLES, entries=()))
+DURATIONS = {"recorded": "total", "of it training": "fit", "of it measuring": "view", "wall-clock time of this run": "wall"}
 NOT_RECORDED = (
     "Licenses and consent for data and weights",
     "Energy, memory and the model of an accelerator",
@@ -41,13 +40,28 @@ def render(run: Run) -> str:
         f"All answers come from the record of the run. {escape(outcome)}",
     ]
     for title, answers in (_matrix_sections(run) if run.matrix else _sections(run)).items():
-        parts += [f"## {title}", *(f"**{question}** {answer}".replace(" \n", "\n", 1) for question, answer in answers.items())]
-    parts += ["## What the record of a run does not contain", bullets([escape(entry) for entry in NOT_RECORDED])]
-    return "\n\n".join(parts) + "\n"
+        parts += [f"## {title}", *(_paragraph(question, answer or MISSING) for question, answer in answers.items())]
+    return "\n\n".join([*parts, "## What the record of a run does not contain", _bullets(NOT_RECORDED)]) + "\n"
+
+
+def _paragraph(question: str, answer: str) -> str:
+    """Return a question with its answer; a list or a table starts below the question."""
+    return f"**{question}**" + ("\n\n" if answer.startswith(("- ", "| ")) else " ") + answer
+
+
+def _bullets(lines: Iterable[object]) -> str:
+    """Return texts as a Markdown list; "" if there are none."""
+    return "\n".join(f"- {escape(line)}" for line in lines)
+
+
+def _sentence(parts: Iterable[object], separator: str = "; ") -> str:
+    """Return texts as one sentence; "" if there are none."""
+    text = separator.join(escape(part) for part in parts)
+    return text and f"{text}."
 
 
 def _sections(run: Run) -> dict[str, dict[str, str]]:
-    """Return answers by question by section."""
+    """Return answers by question by section; an answer that is missing in the record is empty."""
     return {
         "Runs and seeds": _runs(run),
         "Metric, margin and error bars": _statistics(run),
@@ -64,9 +78,8 @@ def _runs(run: Run) -> dict[str, str]:
     unique = {cell.record.key: cell for cell in run.cells}.values()
     crashed = Counter(tables.arm_name(cell) for cell in unique if cell.record.error)
     diverged = Counter(tables.arm_name(cell) for cell in unique if cell.record.scalars.get("diverged", 0.0) > 0)
-    seed_answers = _audit_seeds() if run.suite.get("after") else _seeds(run)
-    failed = _format_counts(crashed, "crashed") + "; " + _format_counts(diverged, "diverged") + "."
-    return seed_answers | {"How many runs failed?": failed}
+    failed = _sentence([_format_counts(crashed, "crashed"), _format_counts(diverged, "diverged")])
+    return (_audit_seeds() if run.suite.get("after") else _seeds(run)) | {"How many runs failed?": failed}
 
 
 def _audit_seeds() -> dict[str, str]:
@@ -88,46 +101,41 @@ def _seeds(run: Run) -> dict[str, str]:
         "How many runs is a result based on?": f"{len(seeds)} evaluation seeds ({', '.join(map(str, seeds))}), which all arms"
         f" share; arms are paired by seed.{fewer}"
         if seeds
-        else MISSING,
+        else "",
         "When was the number of seeds decided?": f"Before the run: verdicts may be taken at {looks} seeds, and the error rate"
         " is shared among these looks."
         if looks
-        else MISSING,
-        "On which seeds were choices made?": f"{tuning} tuning seeds, separate from the evaluation seeds."
-        if tuning
-        else MISSING,
+        else "",
+        "On which seeds were choices made?": f"{tuning} tuning seeds, separate from the evaluation seeds." if tuning else "",
     }
 
 
 def _format_counts(counts: Mapping[str, int], event: str) -> str:
     """Return the number of measurements with an event, in total and by arm."""
-    arms = ", ".join(f"{escape(arm)} {count}" for arm, count in counts.items())
+    arms = ", ".join(f"{arm} {count}" for arm, count in counts.items())
     return f"{sum(counts.values())} measurements {event}" + (f" ({arms})" if arms else "")
 
 
 def _statistics(run: Run) -> dict[str, str]:
     suite = run.suite
     metric, alpha = metrics.get_metric(str(suite["metric"])), float(suite["alpha"])
-    factor, digits = format.unit_scale(metric.unit)
-    images = sorted({finding.examples for finding in run.findings if finding.examples})
+    margin = matrix_tables.format_score_number(float(suite["margin"]), metric.unit)
+    images = " or ".join(map(str, sorted({finding.examples for finding in run.findings if finding.examples})))
     predictions = [cell.record.predictions for cell in run.cells if cell.record.predictions is not None]
     grouped = any(len(prediction.group) for prediction in predictions)
     model = "Crossed random effects of seeds and test images (Student's t with Satterthwaite's degrees of freedom)"
     if suite.get("after"):
         model = "Test images only, for this one network"
     bootstrap = "" if metric.mean else "; for this metric from jackknife pseudo-values, widened by a bootstrap"
-    groups = "; values are averaged within groups of images first, so that groups are the examples." if grouped else "."
-    others = "; ".join(_other_metrics(run))
+    groups = "; values are averaged within groups of images first, so that groups are the examples" if grouped else ""
+    others = _other_metrics(run)
     return {
-        "What is the metric?": escape(f"{suite['metric']}" + (f"; other contrasts: {others}" if others else "")) + ".",
-        "Which difference matters?": f"{factor * float(suite['margin']):.{digits}f} {escape(format.unit_name(metric.unit))},"
-        " fixed in the suite before the run.",
+        "What is the metric?": _sentence([suite["metric"], *(["other contrasts: " + "; ".join(others)] if others else [])]),
+        "Which difference matters?": f"{margin} {escape(format.unit_name(metric.unit))}, fixed in the suite before the run.",
         "What do error bars mean?": f"One-sided bounds, each at {format.format_confidence(alpha)}; both together are an"
         f" interval at {format.format_confidence(2 * alpha)}. They are not corrected for the number of intervals.",
-        "Which sources of variation do they include?": f"{model}{bootstrap}{groups}",
-        "On how many test images?": f"{' or '.join(map(str, images))}{' groups or images' if grouped else ''}."
-        if images
-        else MISSING,
+        "Which sources of variation do they include?": f"{model}{bootstrap}{groups}.",
+        "On how many test images?": f"{images}{' groups or images' if grouped else ''}." if images else "",
         "How are multiple comparisons corrected?": "Verdicts are corrected by Holm's procedure over all hypotheses of the run,"
         f" and over looks by sharing alpha ({alpha:g}). At most {run.expected_false_alarms:.2g} false FAILs are expected in the"
         " whole run.",
@@ -147,12 +155,15 @@ def _other_metrics(run: Run) -> list[str]:
 def _selection(run: Run) -> dict[str, str]:
     """Return what was tried for the subject, its cures and the scratch baseline; each shared search is listed once."""
     searches: dict[tuple[str, str], list[str]] = {}
+    recipes: dict[str, list[str]] = {name: [] for name in SEARCHED_ARMS}
     for plugin, arms in run.arms.items():
         for name in SEARCHED_ARMS:
             arm = arms.get(name) or {}
             if candidates := list(arm.get("weighed") or ()):
                 text = _describe_search(candidates, str(arm.get("edge") or ""))
                 searches.setdefault((name, text), []).append(plugin)
+            if arm.get("recipe"):
+                recipes[name].append(str(arm["recipe"]))
     answers = {
         "How was the best candidate selected?": "By the metric on one half of the test images; verdicts use the other half."
         if run.suite.get("after")
@@ -164,17 +175,11 @@ def _selection(run: Run) -> dict[str, str]:
         owners = "" if len(plugins) == plugin_count else f" of {', '.join(plugins)}"
         answers[escape(f"What was tried for {name}{owners}?")] = text
     fixed = [name for name in SEARCHED_ARMS if name not in {searched for searched, _ in searches}]
-    recipes = {name: list(dict.fromkeys(_recipes(run, name))) for name in fixed}
-    for name, texts in recipes.items():
-        if texts:
-            answers[f"Which recipe was used for {name}?"] = f"There was no search: {escape('; '.join(texts))}."
-    if missing := [name for name, texts in recipes.items() if not texts]:
-        answers[f"Which recipe was used for {' and '.join(missing)}?"] = MISSING
+    for name in filter(recipes.get, fixed):
+        answers[f"Which recipe was used for {name}?"] = f"There was no search: {_sentence(dict.fromkeys(recipes[name]))}"
+    if unknown := [name for name in fixed if not recipes[name]]:
+        answers[f"Which recipe was used for {' and '.join(unknown)}?"] = ""
     return answers
-
-
-def _recipes(run: Run, arm: str) -> list[str]:
-    return [str(arms[arm]["recipe"]) for arms in run.arms.values() if (arms.get(arm) or {}).get("recipe")]
 
 
 def _describe_search(candidates: Sequence[Mapping[str, Any]], edge: str) -> str:
@@ -203,18 +208,15 @@ def _data(run: Run) -> dict[str, str]:
         for entry in run.evidence.get("inputs") or ()
     ]
     sizes = {"training": suite.get("train_size"), "test": suite.get("test_size")}
-    limits = [f"at most {size} {name} images" for name, size in sizes.items() if size]
+    limits = " and ".join(f"at most {size} {name} images" for name, size in sizes.items() if size)
+    overrides = " and ".join(name for name in ("train_preprocessing", "serve_preprocessing") if suite.get(name))
     preprocessing = "As the suite specifies" if suite.get("preprocessing") else "As recorded for the weights"
-    overrides = [name for name in ("train_preprocessing", "serve_preprocessing") if suite.get(name)]
+    target = f"{escape(format.hide_folders(suite['target']))}; digests: {MISSING}"
     return {
-        "Which data and weights?": bullets(inputs, "\n\n")
-        if inputs
-        else f"{escape(format.hide_folders(suite['target']))}; digests: {MISSING}",
-        "Which backbone?": escape(suite["arch"]) + ".",
-        "How many images are used?": f"{' and '.join(limits).capitalize()}." if limits else "All images of the data.",
-        "How are images prepared?": preprocessing
-        + (f", with {escape(' and '.join(overrides))} of the suite" if overrides else "")
-        + ".",
+        "Which data and weights?": "\n".join(f"- {line}" for line in inputs) or target,
+        "Which backbone?": _sentence([suite["arch"]]),
+        "How many images are used?": f"{limits.capitalize() or 'All images of the data'}.",
+        "How are images prepared?": preprocessing + (f", with {escape(overrides)} of the suite" if overrides else "") + ".",
         "Was anything left out of the data?": _matching_notes(run, DROPPED_PREFIX),
     }
 
@@ -226,140 +228,135 @@ def _describe_input(entry: Mapping[str, Any]) -> str:
 
 
 def _compute(run: Run) -> dict[str, str]:
-    cost, environment = run.cost, run.environment
-    seconds = cost.get("seconds") or {}
+    cost, seconds = run.cost, run.cost.get("seconds") or {}
     hosts = {cell.record.place for cell in run.cells if cell.record.place}
-    machine = _describe_machine(environment, ("device", "workers", "processor", "instructions", "platform"))
-    durations = {"recorded": "total", "of it training": "fit", "of it measuring": "view", "wall-clock time of this run": "wall"}
-    times = [f"{format.format_seconds(seconds[key])} {name}" for name, key in durations.items() if seconds.get(key) is not None]
+    times = [f"{format.format_seconds(seconds[key])} {name}" for name, key in DURATIONS.items() if seconds.get(key) is not None]
     counts = [
         f"{count['unique']} {kind} ({count['run']} in this run, {count['reused']} from the store)"
         for kind in ("fits", "trials")
         if (count := cost.get(kind))
     ]
     return {
-        "How much was trained and measured?": f"{'; '.join(counts)}." if counts else MISSING,
-        "How long did it take?": f"{', '.join(times)}." if times else MISSING,
-        "On which machine?": machine,
-        "How many machines computed the records?": f"{len(hosts)}." if hosts else MISSING,
+        "How much was trained and measured?": _sentence(counts),
+        "How long did it take?": _sentence(times, ", "),
+        "On which machine?": _machine(run, "device", "workers", "processor", "instructions", "platform"),
+        "How many machines computed the records?": f"{len(hosts)}." if hosts else "",
     }
 
 
-def _describe_machine(environment: Mapping[str, Any], names: Sequence[str]) -> str:
-    entries = [f"{name} {escape(environment[name])}" for name in names if environment.get(name)]
-    return f"{'; '.join(entries)}." if entries else MISSING
+def _machine(run: Run, *names: str) -> str:
+    return _sentence(f"{name} {run.environment[name]}" for name in names if run.environment.get(name))
 
 
-def _format_packages(environment: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in (environment.get("packages") or {}).items())
+def _packages(run: Run) -> list[str]:
+    return [f"{name} {version}" for name, version in (run.environment.get("packages") or {}).items()]
 
 
-def _format_command(command: object) -> str:
-    """Return a command as inline code, which a backtick would end."""
-    return f"`{format.one_line(command).replace('`', ' ')}`" if command else MISSING
+def _code(text: object) -> str:
+    """Return a text as inline code, which a backtick would end; "" if there is none."""
+    return f"`{format.one_line(text).replace('`', ' ')}`" if text else ""
 
 
 def _versions(run: Run) -> dict[str, str]:
     environment, evidence, plan = run.environment, run.evidence, run.frozen
     software = [f"{name} {environment[name]}" for name in ("xferbench", "python") if environment.get(name)]
-    software += [packages] if (packages := _format_packages(environment)) else []
     began, ended = evidence.get("begun"), evidence.get("ended")
     return {
-        "Which software?": escape(", ".join(software)) + "." if software else MISSING,
-        "Which revision of the user's code?": f"`{escape(environment['git'])}`" if environment.get("git") else MISSING,
-        "With which command?": _format_command(evidence.get("command")),
-        "When?": f"{escape(began)} to {escape(ended)}." if began and ended else MISSING,
-        "Was the plan frozen before the run?": f"Yes, on {escape(plan['written'])}: plan `{escape(plan['hash'])}`."
+        "Which software?": _sentence([*software, *_packages(run)], ", "),
+        "Which revision of the user's code?": _code(environment.get("git")),
+        "With which command?": _code(evidence.get("command")),
+        "When?": f"{escape(began)} to {escape(ended)}." if began and ended else "",
+        "Was the plan frozen before the run?": f"Yes, on {escape(plan['written'])}: plan {_code(plan['hash'])}."
         if plan
         else "No.",
-        "Which trials were run?": f"Those with the digest `{escape(run.plan)}`." if run.plan else MISSING,
+        "Which trials were run?": f"Those with the digest {_code(run.plan)}." if run.plan else "",
     }
 
 
 def _notes(run: Run) -> dict[str, str]:
-    others = [escape(note) for note in run.notes if not note.startswith((TRUST_PREFIX, DROPPED_PREFIX))]
+    others = [note for note in run.notes if not note.startswith((TRUST_PREFIX, DROPPED_PREFIX))]
     return {
         "What was taken on trust?": _matching_notes(run, TRUST_PREFIX),
-        "What else was noted?": bullets(others, "\n\n") if others else "Nothing.",
+        "What else was noted?": _bullets(others) or "Nothing.",
     }
 
 
 def _matching_notes(run: Run, prefix: str) -> str:
-    notes = [escape(note) for note in run.notes if note.startswith(prefix)]
-    return bullets(notes, "\n\n") if notes else "The run has no note about it."
+    return _bullets(note for note in run.notes if note.startswith(prefix)) or "The run has no note about it."
 
 
 def _unmeasured(run: Run) -> dict[str, str]:
     """Return what was skipped, crashed or left undecided, and the injected failures that were not detected."""
-    reasons: dict[str, dict[str, str]] = {}
+    reasons: dict[str, dict[str, str]] = {"SKIPPED": {}, "ERROR": {}, "INCONCLUSIVE": {}}
     for group in tables.finding_groups(run):
         reasons.setdefault(group[0].verdict, {})[tables.group_name(group[0])] = tables.group_reason(group)
+    skipped, crashed, undecided = (
+        _bullets(f"{name}: {reason}" for name, reason in reasons[verdict].items()) or "Nothing."
+        for verdict in ("SKIPPED", "ERROR", "INCONCLUSIVE")
+    )
     missed = [f"{tables.group_name(finding)}: {finding.variant}" for finding in run.findings if finding.control == "missed"]
     reported = {*(finding.plugin for finding in run.findings), "all"}
     absent = [name for name in run.suite.get("plugins") or () if name not in reported]
-    questions = {"SKIPPED": "What was skipped?", "ERROR": "What crashed?", "INCONCLUSIVE": "What was left undecided?"}
-    answers = {
-        question: bullets([f"{escape(name)}: {escape(reason)}" for name, reason in reasons.get(verdict, {}).items()], "\n\n")
-        or "Nothing."
-        for verdict, question in questions.items()
-    }
-    answers["Which injected failures were not detected?"] = bullets([escape(name) for name in missed], "\n\n") or "None."
-    if absent:
-        answers["Which plugins have no finding?"] = escape(", ".join(absent)) + "."
-    return answers
-
-
-def bullets(lines: Sequence[str], before: str = "") -> str:
-    """Return a Markdown list with a text before it; "" if there are no lines."""
-    return before + "\n".join(f"- {line}" for line in lines) if lines else ""
+    return {
+        "What was skipped?": skipped,
+        "What crashed?": crashed,
+        "What was left undecided?": undecided,
+        "Which injected failures were not detected?": _bullets(missed) or "None.",
+    } | ({"Which plugins have no finding?": _sentence(absent, ", ")} if absent else {})
 
 
 def _matrix_sections(run: Run) -> dict[str, dict[str, str]]:
-    return {
-        "Runs and seeds": _matrix_runs(run),
-        "Metric and error bars": _matrix_statistics(run),
-        "Hyper-parameters and their selection": _matrix_selection(run),
-        "Data and weights": {"Which data and weights?": _matrix_data(run)},
-        "Compute and versions": _matrix_compute(run),
-        "Notes, and what was not measured": _matrix_notes(run),
-    }
-
-
-def _matrix_runs(run: Run) -> dict[str, str]:
-    matrix = matrix_tables.matrix_of(run)
+    """Return answers by question by section for a matrix."""
+    matrix, suite, cost = matrix_tables.matrix_of(run), run.suite, run.cost
     seeds = sorted({row["seed"] for row in matrix.rows})
     crashed, diverged = (sum(bool(row[name]) for row in matrix.rows) for name in ("error", "diverged"))
+    unit = format.unit_name(metrics.get_metric(str(suite["metric"])).unit)
+    level = format.format_confidence(float(suite["alpha"]))
+    versions = [f"xferbench {run.environment.get('xferbench', '')}", f"Python {run.environment.get('python', '')}"]
+    claims = [f"{claim['claim']}: {claim['why']}" for claim in matrix.claims if claim["why"]]
     return {
-        "How many runs is a result based on?": f"{len(seeds)} seeds ({', '.join(map(str, seeds))}), which the recipes of a task"
-        f" share; {len(run.suite['recipes'])} recipes, {len(run.suite['tasks'])} tasks.",
-        "How many runs failed?": f"{crashed} of {len(matrix.rows)} crashed; {diverged} diverged, and their scores count.",
+        "Runs and seeds": {
+            "How many runs is a result based on?": f"{len(seeds)} seeds ({', '.join(map(str, seeds))}), which the recipes of a"
+            f" task share; {len(suite['recipes'])} recipes, {len(suite['tasks'])} tasks.",
+            "How many runs failed?": f"{crashed} of {len(matrix.rows)} crashed; {diverged} diverged, and their scores count.",
+        },
+        "Metric and error bars": {
+            "What is the metric?": f"{escape(suite['metric'])} on the target's test images; differences in {escape(unit)}.",
+            "What do error bars mean?": "Over all tasks: two-sided 95 % intervals from a bootstrap of seeds within each task"
+            f" ({BOOTSTRAP_REPLICATES} replicates), widened for few seeds; tasks and test images are fixed. For a claim or two"
+            f" recipes: one-sided {level} bounds, seeds crossed with test images. For a cost: Student's t over seeds.",
+            "How are multiple comparisons corrected?": "They are not corrected; each interval stands alone.",
+            "How is the best recipe of a task determined?": "By regret, cross-fitted over seeds, so that the luck of one recipe"
+            " on the test images does not count.",
+        },
+        "Hyper-parameters and their selection": {
+            "How was each recipe's rate selected?": f"On validation data, by task, on {suite['tuning_seeds']} tuning seeds,"
+            " which are not evaluation seeds; then it was frozen.",
+            "What was tried?": _candidates_table(run),
+        },
+        "Data and weights": {"Which data and weights?": _matrix_data(run)},
+        "Compute and versions": {
+            "How much was trained?": f"{cost['fits']['unique']} unique fits, {cost['fits']['run']} of them in this run.",
+            "How long did it take?": f"{format.format_seconds(cost['seconds']['total'])} recorded,"
+            f" {format.format_seconds(cost['seconds']['wall'])} wall-clock time of this run.",
+            "On which machine?": _machine(run, "device", "workers", "processor", "platform"),
+            "Which software?": _sentence([*versions, *_packages(run)], ", "),
+            "With which command?": _code(matrix.command),
+        },
+        "Notes, and what was not measured": {
+            "What was left out, and why?": _bullets([*matrix_tables.describe_skipped(run), *claims]) or "Nothing.",
+            "What else was noted?": _bullets(run.notes) or "Nothing.",
+        },
     }
 
 
-def _matrix_statistics(run: Run) -> dict[str, str]:
-    unit = format.unit_name(metrics.get_metric(str(run.suite["metric"])).unit)
-    level = format.format_confidence(float(run.suite["alpha"]))
-    return {
-        "What is the metric?": f"{escape(run.suite['metric'])} on the target's test images; differences in {escape(unit)}.",
-        "What do error bars mean?": "Over all tasks: two-sided 95 % intervals from a bootstrap of seeds within each task"
-        f" ({BOOTSTRAP_REPLICATES} replicates), widened for few seeds; tasks and test images are fixed. For a claim or two"
-        f" recipes: one-sided {level} bounds, seeds crossed with test images. For a cost: Student's t over seeds.",
-        "How are multiple comparisons corrected?": "They are not corrected; each interval stands alone.",
-        "How is the best recipe of a task determined?": "By regret, cross-fitted over seeds, so that the luck of one recipe on"
-        " the test images does not count.",
-    }
-
-
-def _matrix_selection(run: Run) -> dict[str, str]:
+def _candidates_table(run: Run) -> str:
     rows = []
     for name, candidates in run.suite["recipes"].items():
         recipe_rows = [row for row in matrix_tables.matrix_of(run).rows if row["recipe"] == name]
         selected = dict.fromkeys(str(row["chosen"]) for row in recipe_rows if row["chosen"])
         rows.append([escape(name), str(len(candidates) or "its own grid"), escape("; ".join(candidates or selected))])
-    tuning = run.suite["tuning_seeds"]
-    answer = f"On validation data, by task, on {tuning} tuning seeds, which are not evaluation seeds; then it was frozen."
-    table = markdown_table(["Recipe", "Candidates", "What was tried"], rows, numbers=(1,))
-    return {"How was each recipe's rate selected?": answer, "What was tried?": f"\n\n{table}"}
+    return markdown_table(["Recipe", "Candidates", "What was tried"], rows, numbers=(1,))
 
 
 def _matrix_data(run: Run) -> str:
@@ -368,29 +365,4 @@ def _matrix_data(run: Run) -> str:
         tasks_by_input.setdefault(_describe_input(entry), []).append(str(entry["task"]))
     count = len(run.suite["tasks"])
     lines = [line + ("" if len(tasks) == count else f" ({escape(', '.join(tasks))})") for line, tasks in tasks_by_input.items()]
-    return bullets(lines, "\n\n") or MISSING
-
-
-def _matrix_compute(run: Run) -> dict[str, str]:
-    cost, environment = run.cost, run.environment
-    seconds: dict[str, Any] = dict(cost["seconds"])
-    versions = f"xferbench {environment.get('xferbench', '')}, Python {environment.get('python', '')}"
-    return {
-        "How much was trained?": f"{cost['fits']['unique']} unique fits, {cost['fits']['run']} of them in this run.",
-        "How long did it take?": f"{format.format_seconds(seconds['total'])} recorded,"
-        f" {format.format_seconds(seconds['wall'])} wall-clock time of this run.",
-        "On which machine?": _describe_machine(environment, ("device", "workers", "processor", "platform")),
-        "Which software?": escape(f"{versions}, {_format_packages(environment)}") + ".",
-        "With which command?": _format_command(matrix_tables.matrix_of(run).command),
-    }
-
-
-def _matrix_notes(run: Run) -> dict[str, str]:
-    skipped = [escape(line) for line in matrix_tables.describe_skipped(run)]
-    claims = [
-        f"{escape(claim['claim'])}: {escape(claim['why'])}" for claim in matrix_tables.matrix_of(run).claims if claim["why"]
-    ]
-    return {
-        "What was left out, and why?": bullets([*skipped, *claims], "\n\n") or "Nothing.",
-        "What else was noted?": bullets([escape(note) for note in run.notes], "\n\n") or "Nothing.",
-    }
+    return "\n".join(f"- {line}" for line in lines)
