@@ -225,6 +225,16 @@ def test_a_damaged_manifest_raises_or_is_intact(tmp_path_factory, data):
     assert same(reread, expected)
 
 
+def test_a_member_that_seems_encrypted_raises(tmp_path):
+    path = make_file(tmp_path / "m.npz")
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")  # the last entry of the directory
+    content[entry + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        manifest.read_manifest(path)
+
+
 def test_changed_content_raises(tmp_path):
     path = make_file(tmp_path / "m.npz")
     with np.load(path) as arrays:

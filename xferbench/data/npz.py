@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 # The errors that reading a damaged file raises.
-READ_ERRORS = (ValueError, OSError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)
+# zipfile raises RuntimeError for a damaged member that seems encrypted or of an unknown compression.
+READ_ERRORS = (ValueError, OSError, EOFError, TypeError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 ARRAYS_EXPECTED = "uint8 or uint16, N×H×W, N×H×W×1 or N×H×W×3, no axis 0; or spectrograms: any of these or floats, N×H×W"
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from xferbench.core import files
 from xferbench.core.canonical import digest
 from xferbench.core.interventions import SourcePretraining
 from xferbench.core.run import SampleImages
+from xferbench.data.npz import READ_ERRORS
 from xferbench.study.trials import VIEWS
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 SAMPLES_VERSION = 1  # raise when the lab's result for the same request changes
 IMAGES_PER_SAMPLE = 6
 MAX_SAMPLES = 24  # requests; a study with more preprocessings shows only the first ones
-CACHE_READ_ERRORS = (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error)
 ArmView = tuple[str, str, str]  # plugin, arm, and "train" or "serve"
 
 
@@ -97,10 +95,15 @@ def _target_inputs(step: Schedule) -> Iterator[tuple[str, Data, InputTransform, 
     for state in step.states:
         for arm, resolved in state.arms.items():
             if (pipeline := resolved.pipeline) is not None:
-                yield "target", pipeline.target, pipeline.train_preprocessing, (state.plugin.id, arm, "train")
-                yield "target", pipeline.target, pipeline.serve_preprocessing, (state.plugin.id, arm, "serve")
-                if isinstance(pipeline.recipe.init, SourcePretraining) and pipeline.source:
-                    yield "source", pipeline.source.data, pipeline.train_preprocessing, (state.plugin.id, arm, "train")
+                yield "target", pipeline.data.target, pipeline.data.train_preprocessing, (state.plugin.id, arm, "train")
+                yield "target", pipeline.data.target, pipeline.serving.preprocessing, (state.plugin.id, arm, "serve")
+                if isinstance(pipeline.recipe.init, SourcePretraining) and pipeline.data.source:
+                    yield (
+                        "source",
+                        pipeline.data.source.data,
+                        pipeline.data.train_preprocessing,
+                        (state.plugin.id, arm, "train"),
+                    )
 
 
 def _other_inputs(step: Schedule) -> Iterator[tuple[str, Data, InputTransform, ArmView]]:
@@ -152,7 +155,7 @@ def _cached_images(
     """Return the images and labels of a request, from its file in the cache; an unreadable file is replaced."""
     key = digest((SAMPLES_VERSION, request.data, request.preprocessing, recorded, IMAGES_PER_SAMPLE))[:32]
     file = cache / "samples" / f"{key}.npz"
-    with suppress(*CACHE_READ_ERRORS), file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+    with suppress(*READ_ERRORS), file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         return arrays["images"], tuple(json.loads(arrays["labels"].tobytes()))
     images, labels = engine()(
         "xferbench.lab.data.sample_images:sample_images",
