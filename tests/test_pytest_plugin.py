@@ -160,7 +160,7 @@ def test_the_suite_runs_once_and_a_fixture_has_the_run(session, fake_run):
     options = ["--xferbench-store", "s.sqlite", "--xferbench-output", "out", "--xferbench-allow-code"]
     session(*options, tests=FIXTURE_TEST).assert_outcomes(passed=4)
     (suite, options), *others = calls
-    assert (suite.name, suite.allow_code, others) == ("mine", True, [])
+    assert (suite.name, suite.invocation.allow_code, others) == ("mine", True, [])
     assert [options[name].name for name in ("store", "output")] == ["s.sqlite", "out"]
     assert all(options[name].is_absolute() for name in ("store", "output"))
 

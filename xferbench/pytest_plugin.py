@@ -118,7 +118,10 @@ def _read_settings(config: pytest.Config, option: str) -> Settings:
     from xferbench.runner import discovery
 
     file = _absolute_path(config, str(loader.find_suite(option)))
-    loaded = replace(loader.load_suite(file), allow_code=config.getoption("--xferbench-allow-code"))
+    loaded = replace(
+        loader.load_suite(file),
+        invocation=replace(loader.load_suite(file).invocation, allow_code=config.getoption("--xferbench-allow-code")),
+    )
     options = {name: config.getoption(f"--xferbench-{name}") for name in FILE_OPTIONS}
     paths = {name: _absolute_path(config, option) if option else None for name, option in options.items()}
     for name in ("baseline", "candidate"):
@@ -142,7 +145,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
         return None
     settings = config.stash[SETTINGS_KEY]
     baseline = f", compared with {settings.baseline.name}" if settings.baseline else ""
-    return f"xferbench: suite {settings.suite.name}, {settings.suite.metric}, margin {settings.suite.margin:g}{baseline}"
+    rules = settings.suite.rules
+    return f"xferbench: suite {settings.suite.name}, {rules.metric}, margin {rules.margin:g}{baseline}"
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:
@@ -254,7 +258,7 @@ def _run(config: pytest.Config, settings: Settings) -> Run:
     if settings.suite.matrix is not None:
         do = "run it with xferbench.run"
         raise UserError(
-            f"{settings.suite.path}: [matrix]", found="a suite of many tasks", expected="a suite of one task", do=do
+            f"{settings.suite.invocation.path}: [matrix]", found="a suite of many tasks", expected="a suite of one task", do=do
         )
     paths: dict[str, Any] = {"output": settings.output, "store": settings.store}
     with _exclusive(config, settings):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from xferbench.analysis import compatibility
 from xferbench.config import loader, revive
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import as_dict
+from xferbench.core.sections import replace_flat
 from xferbench.report import messages
 
 HERE = {"device": "cpu", "lab": 1, "packages": {"torch": "2.15.0+cpu"}}
@@ -80,7 +80,7 @@ def test_many_differences_are_counted():
 )  # a matrix has no gate
 def test_a_suite_is_equal_after_writing_and_reading(name):
     suite = loader.load_suite(loader.find_suite(name))
-    again = revive.suite_from_results(make_run(suite=as_dict(suite)).suite, Path(suite.path).parent)
+    again = revive.suite_from_results(make_run(suite=as_dict(suite)).suite, Path(suite.invocation.path).parent)
     assert again == suite
 
 
@@ -91,7 +91,7 @@ def test_relative_paths_are_resolved_in_the_folder_of_the_new_suite(tmp_path):
         "path": "gate.toml",
     }
     again = revive.suite_from_results(values, tmp_path)
-    assert (again.target, again.weights, again.path) == (
+    assert (again.data.target, again.backbone.weights, again.invocation.path) == (
         f"folder:{tmp_path / 'ants'}",
         str(tmp_path / "w.pth"),
         str(tmp_path / "gate.toml"),
@@ -105,9 +105,9 @@ def test_a_suite_of_another_version_cannot_be_revived(tmp_path):
 
 
 def test_two_suites_that_differ_in_places_alone_are_one():
-    suite = asdict(loader.load_suite(loader.find_suite("quick")))
+    suite = as_dict(loader.load_suite(loader.find_suite("quick")))
     assert compatibility.suite_differences(suite, suite | {"path": "/elsewhere/quick.toml"}) == []
     assert compatibility.suite_differences(suite, suite | {"budget": 60.0}) == [("budget", "1200", "60")]
     assert compatibility.suite_differences(
-        suite, asdict(replace(loader.load_suite(loader.find_suite("quick")), target="synthetic:sketch"))
+        suite, as_dict(replace_flat(loader.load_suite(loader.find_suite("quick")), target="synthetic:sketch"))
     ) == [("target", "synthetic:near", "synthetic:sketch")]

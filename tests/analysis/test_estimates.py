@@ -60,7 +60,7 @@ def test_nan_predictions_decide_nothing():
     term = ("subject", "test", 2)
     broken = replace(records[term].predictions, p_true=np.full(200, np.nan, np.float32))
     records[term] = replace(records[term], predictions=broken)
-    result = estimate(records, suite=replace(SUITE, metric="nll", margin=0.5))
+    result = estimate(records, suite=replace(SUITE, rules=replace(SUITE.rules, metric="nll", margin=0.5)))
     assert (result.estimate.p_fail, result.estimate.p_pass) == (1.0, 1.0)
     assert verdict.control_outcome(result, 0.5) == "missed"
 

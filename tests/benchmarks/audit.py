@@ -241,7 +241,7 @@ def reference(executed, case, contrast, work, data, store):
         if beside:
             seen, name = replace(seen, source=replace(seen.source, data=source)), view
         else:  # what was screened for stays what the audit has found
-            classes = tuple(range(executed.study.profile.outputs))
+            classes = tuple(range(executed.study.profile.model.outputs))
             name = "shifted-as-trained" if trials.VIEWS[view].as_trained else "shifted"
             seen = replace(seen, shifted=AuxiliaryDataset(data=unseen, classes=classes))
         trial = trials.make_trial(seen, name, 0, executed.study.context)
@@ -376,9 +376,9 @@ def autopsy(depth, pictures, form, work, shared, store):
     run, executed = audited(loader.parse_suite(table, work / "autopsy.toml"), store)
     found = of_verdicts(run, "FAIL", "PASS", "INCONCLUSIVE", "ERROR")["preprocessing-mismatch"]
     case = next(one for one in executed.step.states if one.plugin.id == "preprocessing-mismatch")
-    served, right = case.arms["cured"].pipeline.serve_preprocessing, loader.parse_suite(
+    served, right = case.arms["cured"].pipeline.serving.preprocessing, loader.parse_suite(
         table | {"backbone": table["backbone"] | {"preprocessing": RIGHT}}, work / "autopsy.toml"
-    ).preprocessing  # fmt: skip
+    ).backbone.preprocessing  # fmt: skip
     confidence = next(one.confidence for one in case.arms["cured"].candidates if one.pipeline == case.arms["cured"].pipeline)
     others = {name: one for name, one in of_verdicts(run, "FAIL").items() if name != "preprocessing-mismatch"}
     row = {

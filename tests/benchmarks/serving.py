@@ -18,7 +18,7 @@ import numpy as np
 from xferbench.core import files
 from xferbench.core.interventions import PRETRAINED, ZERO_HEAD, SourceHead
 from xferbench.core.pipeline import AuxiliaryDataset, Data, WeightsFile
-from xferbench.core.plugin import Profile
+from xferbench.core.plugin import DataProfile, ModelProfile, Profile
 from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import inputs
@@ -34,10 +34,7 @@ PUBLISHED = {
 
 
 def variants():
-    facts = Profile(
-        parameters=0, groups=(), head="", batchnorm=(), classes=(), train=0, validation=0, test=0, test_groups=None,
-        preprocessing=RIGHT, size=(32, 32),
-    )  # fmt: skip
+    facts = Profile(model=ModelProfile(size=(32, 32)), data=DataProfile(), preprocessing=RIGHT)
     wrong = preprocessing_mistakes(RIGHT, facts)
     assert wrong["twice-normalised"] == normalized_twice(RIGHT)
     return {"as trained": RIGHT} | {name: wrong[name] for name in ("twice-normalised", "raw", "unnormalised", "bgr", "zoom")}

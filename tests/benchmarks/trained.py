@@ -7,7 +7,7 @@ control a PASS of what is exposed is called INCONCLUSIVE, as everywhere.
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from factory import make_told
 
 from xferbench.config import loader
+from xferbench.core.interventions import as_dict
 from xferbench.core.plugin import HARM
 from xferbench.core.record import Record
 from xferbench.core.run import Run
@@ -56,13 +57,18 @@ class Asked:
 
     def at(self, first, seeds):
         """The same at other seeds, judged once, when all are there."""
-        return replace(self, study=replace(self.study, suite=replace(self.study.suite, seed=first, looks=(seeds,))))
+        return replace(
+            self,
+            study=replace(
+                self.study, suite=replace(self.study.suite, rules=replace(self.study.suite.rules, seed=first, looks=(seeds,)))
+            ),
+        )
 
     @property
     def seeds(self):
         """The seeds that are asked for."""
         own = self.study.suite
-        return range(own.seed, own.seed + own.looks[-1])
+        return range(own.rules.seed, own.rules.seed + own.rules.looks[-1])
 
     def questions(self, seeds):
         """What is asked at some seeds."""
@@ -102,7 +108,7 @@ def train(one, seeds):
                     store.put_record(db, record)
             store.trim_cache(folder, KEPT)
             if lacking:
-                print(one.study.suite.recipe.name, one.study.suite.train_size, "seeds from", seeds[start], flush=True)
+                print(one.study.suite.recipe.name, one.study.suite.data.train_size, "seeds from", seeds[start], flush=True)
 
 
 def kept(db, keys):
@@ -123,7 +129,7 @@ def judged(one, answers):
         raise LookupError(f"{sum(key not in answers for key in step.pending)} records are missing: train first")
     own = one.study.suite
     return Run(
-        suite=asdict(own),
+        suite=as_dict(own),
         environment={},
         findings=messages.write_findings(findings.build_findings(own, step, answers)),
         cells=findings.trial_rows(step, answers),

@@ -10,6 +10,7 @@ from xferbench.cli import audit_suite, main
 from xferbench.config import loader
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import TRAIN_MODE
+from xferbench.core.sections import flat_values
 from xferbench.data import inputs
 from xferbench.lab.models import checkpoint_reader, checkpoints, small_resnets
 
@@ -61,9 +62,9 @@ def test_the_words_and_a_file_ask_the_same(after, tmp_path):
     )
     ours = described(*words(after, "--margin", 0.05, "--believed", "trainable=head")[1:])
     theirs = loader.load_suite(file)
-    differing = [name for name in ours.__slots__ if getattr(ours, name) != getattr(theirs, name)]
+    differing = [name for name, value in flat_values(ours).items() if value != flat_values(theirs)[name]]
     assert differing == ["path", "command"]
-    assert (theirs.looks, theirs.tuning_seeds) == ((1,), 1)
+    assert (theirs.rules.looks, theirs.rules.tuning_seeds) == ((1,), 1)
 
 
 def test_timms_words_change_what_is_recorded():
@@ -76,8 +77,8 @@ def test_timms_words_change_what_is_recorded():
 
 def test_serving_is_told_as_what_differs_from_training(after):
     suite = described(*words(after, "--mean", 0.5, "--std", 0.5, "--img-size", 32, "--serve-channels", "bgr")[1:])
-    assert suite.preprocessing.mean == suite.serve_preprocessing.mean == (0.5,)
-    assert (suite.preprocessing.channels, suite.serve_preprocessing.channels) == ("rgb", "bgr")
+    assert suite.backbone.preprocessing.mean == suite.serving.preprocessing.mean == (0.5,)
+    assert (suite.backbone.preprocessing.channels, suite.serving.preprocessing.channels) == ("rgb", "bgr")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_what_is_about_training_is_refused_beside_a_checkpoint(after):
     for key, value in {"looks": [3], "recipe": {"lr": 0.1}, "budget": "3m", "scratch": {"lr": [0.1]}}.items():
         with pytest.raises(UserError, match="a key of training in a suite"):
             loader.parse_suite(table | {key: value}, after)
-    assert loader.parse_suite(table | {"recipe": {"serve_mode": "train"}}, after).serve_mode == TRAIN_MODE
+    assert loader.parse_suite(table | {"recipe": {"serve_mode": "train"}}, after).serving.mode == TRAIN_MODE
 
 
 def test_a_head_with_too_many_outputs_is_a_fail_and_the_rest_is_judged(tmp_path):

@@ -54,8 +54,8 @@ def test_a_folder_of_class_folders(capsys, tmp_path):
     make_folder(tmp_path / "my ants")
     text, suite, out = made(capsys, tmp_path / "my ants")
     assert (tmp_path / "my-ants.toml").is_file()
-    assert (suite.name, suite.arch, suite.weights) == ("my-ants", "tiny-resnet", None)
-    assert suite.target == f"folder:{tmp_path / 'my ants'}"
+    assert (suite.name, suite.backbone.arch, suite.backbone.weights) == ("my-ants", "tiny-resnet", None)
+    assert suite.data.target == f"folder:{tmp_path / 'my ants'}"
     assert 'data = "folder:my ants"' in text
     assert "# 2 classes: ants, bees\n# train: 7 images, 3 to 4 a class\n# test: 7 images, 3 to 4 a class\n" in text
     assert "next: xferbench validate my-ants.toml\n      xferbench run my-ants.toml --dry-run\n" in out
@@ -64,7 +64,7 @@ def test_a_folder_of_class_folders(capsys, tmp_path):
 def test_the_folder_one_stands_in_is_the_default(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(make_folder(tmp_path / "ants", splits=("train", "val", "test")))
     text, suite, _ = made(capsys)
-    assert suite.target == f"folder:{tmp_path / 'ants'}"
+    assert suite.data.target == f"folder:{tmp_path / 'ants'}"
     assert "# validation: 7 images" in text
 
 
@@ -73,7 +73,7 @@ def test_an_npz_file(capsys, tmp_path):
     labels = {f"{split}_labels": np.arange(40) % 4 for split in ("train", "test")}
     np.savez(tmp_path / "a.npz", **images, **labels, train_groups=np.arange(40), test_groups=np.arange(40) // 10)
     text, suite, _ = made(capsys, tmp_path / "a.npz")
-    assert suite.target == f"npz:{tmp_path / 'a.npz'}"
+    assert suite.data.target == f"npz:{tmp_path / 'a.npz'}"
     assert "# 4 classes: 0, 1, 2, 3\n# train: 40 images, 10 a class" in text
     assert "4 independent test image(s)" in text
 
@@ -88,9 +88,9 @@ def test_its_first_line_leads_an_editor_to_the_schema(capsys, tmp_path):
 @pytest.mark.parametrize("images", [2, 400])
 def test_the_margin_is_one_that_the_test_images_can_decide(capsys, tmp_path, images):
     _, suite, _ = made(capsys, make_folder(tmp_path / "ants", images=images))
-    assert (suite.margin == suite_template.MAX_MARGIN) == (images == 2)
+    assert (suite.rules.margin == suite_template.MAX_MARGIN) == (images == 2)
     _, out, _ = invoke(capsys, "validate", "ants.toml", "--set", f"target.test_size={2 * images + 1}")
-    assert "expect INCONCLUSIVE" not in out or suite.margin == suite_template.MAX_MARGIN
+    assert "expect INCONCLUSIVE" not in out or suite.rules.margin == suite_template.MAX_MARGIN
 
 
 def test_what_is_commented_out_is_valid_too(capsys, tmp_path):
@@ -100,9 +100,9 @@ def test_what_is_commented_out_is_valid_too(capsys, tmp_path):
     (tmp_path / "all.toml").write_text("\n".join(alive))
     (tmp_path / "weights.safetensors").write_bytes(TINY.read_bytes())
     read = loader.load_suite(tmp_path / "all.toml")
-    assert (read.metric, read.train_size, read.scratch.steps) == ("balanced_accuracy", 200, 100)
+    assert (read.rules.metric, read.data.train_size, read.scratch.steps) == ("balanced_accuracy", 200, 100)
     assert read.recipe is not None
-    assert read.preprocessing is not None
+    assert read.backbone.preprocessing is not None
 
 
 ODD = [
@@ -132,7 +132,7 @@ def test_odd_names_of_folders_and_classes(capsys, tmp_path, name):
     code, _, err = invoke(capsys, "init", tmp_path / "in" / name, "-o", tmp_path / "in" / "s.toml")
     assert (code, err) == (0, "")
     suite = loader.load_suite(tmp_path / "in" / "s.toml")
-    assert suite.target == f"folder:{tmp_path / 'in' / name}"
+    assert suite.data.target == f"folder:{tmp_path / 'in' / name}"
     assert invoke(capsys, "validate", tmp_path / "in" / "s.toml")[0] == 0
     assert is_valid(tomllib.loads((tmp_path / "in" / "s.toml").read_text()), SCHEMA)
 
@@ -141,7 +141,7 @@ def test_a_script_for_a_name(capsys, tmp_path):
     make_folder(tmp_path / "<script>alert(1)</script>")
     _, suite, out = made(capsys, tmp_path / "<script>alert(1)</script>")
     assert suite.name == "script"
-    assert suite.target.endswith("/<script>alert(1)</script>")
+    assert suite.data.target.endswith("/<script>alert(1)</script>")
     assert "<script>" not in out
 
 
@@ -192,7 +192,7 @@ def test_paths_are_relative_to_the_file(capsys, tmp_path):
     text, suite, _ = made(capsys, *words)
     assert 'weights = "../w/tiny.safetensors"' in text
     assert 'data = "folder:../data/ants"' in text
-    assert suite.weights == str(tmp_path / "w" / "tiny.safetensors")
+    assert suite.backbone.weights == str(tmp_path / "w" / "tiny.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_without_torch_the_arch_is_asked_for(monkeypatch, tmp_path):
 def test_the_arch_is_guessed_by_another_process(capsys, tmp_path):
     torch = pytest.importorskip("torch")
     make_folder(tmp_path / "ants")
-    assert made(capsys, "ants", "--weights", TINY)[1].arch == "tiny-resnet"
+    assert made(capsys, "ants", "--weights", TINY)[1].backbone.arch == "tiny-resnet"
     torch.save({"odd.weight": torch.zeros(2, 2)}, tmp_path / "odd.pt")
     code, _, err = invoke(capsys, "init", "ants", "--weights", "odd.pt", "-o", "b.toml")
     assert code == exit_code.USAGE_ERROR
@@ -236,7 +236,7 @@ def test_real_images_and_weights(capsys, shared):
     pytest.importorskip("torch")
     weights = shared / "weights" / "squeezenet1_0_torchvision_norm.pth"
     _, suite, _ = made(capsys, shared / "data" / "hymenoptera", "--weights", weights)
-    assert (suite.arch, suite.weights) == ("torchvision:squeezenet1_0", str(weights))
+    assert (suite.backbone.arch, suite.backbone.weights) == ("torchvision:squeezenet1_0", str(weights))
 
 
 def test_a_test_set_alone_is_nothing_to_train_on(capsys, tmp_path):

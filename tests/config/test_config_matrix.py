@@ -54,15 +54,15 @@ def parse(*changes, text=TEXT):
 
 def test_each_target_and_size_is_a_task_with_its_suite():
     tasks = parse().matrix.tasks
-    assert [(task.name, task.train_size, task.test_size) for task in tasks] == [
+    assert [(task.name, task.data.train_size, task.data.test_size) for task in tasks] == [
         ("near-50", 50, None),
         ("near-200", 200, None),
         ("own-50", 50, 500),
         ("own-200", 200, 500),
     ]
-    assert [task.shifted for task in tasks] == ["synthetic:tinted"] * 2 + [None] * 2
-    assert all(task.margin == 0.03 and task.matrix is None for task in tasks)
-    assert tasks[2].target == "npz:/nowhere/own.npz", "paths are relative to the file"
+    assert [task.data.shifted for task in tasks] == ["synthetic:tinted"] * 2 + [None] * 2
+    assert all(task.rules.margin == 0.03 and task.matrix is None for task in tasks)
+    assert tasks[2].data.target == "npz:/nowhere/own.npz", "paths are relative to the file"
     assert parse().matrix.similar == {"near-50": True, "near-200": True}
 
 
@@ -71,13 +71,16 @@ def test_one_size_and_one_backbone_are_not_in_a_name_and_several_are():
     assert [task.name for task in suite.matrix.tasks] == ["near", "own"]
     two = '[[matrix.backbones]]\nname = "a"\narch = "tiny-resnet"\n[[matrix.backbones]]\nname = "b"\narch = "cifar-resnet20"\n'
     tasks = parse(("[[matrix.effects]]", two + "[[matrix.effects]]"), ("near-50", "near-50-a")).matrix.tasks
-    assert [(task.name, task.arch) for task in tasks][:2] == [("near-50-a", "tiny-resnet"), ("near-50-b", "cifar-resnet20")]
+    assert [(task.name, task.backbone.arch) for task in tasks][:2] == [
+        ("near-50-a", "tiny-resnet"),
+        ("near-50-b", "cifar-resnet20"),
+    ]
 
 
 def test_without_targets_the_suites_target_is_the_only_task():
     text = TEXT[: TEXT.index("[[matrix.targets]]")].replace("train_sizes = [50, 200]\n", "")
     tasks = parse(text=text + '[target]\ndata = "digits"\ntrain_size = 70\n').matrix.tasks
-    assert [(task.name, task.target, task.train_size) for task in tasks] == [("m", "digits", 70)]
+    assert [(task.name, task.data.target, task.data.train_size) for task in tasks] == [("m", "digits", 70)]
 
 
 def test_every_recipe_has_the_same_budget():

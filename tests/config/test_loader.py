@@ -41,8 +41,9 @@ from xferbench.core.interventions import (
     TransferLowest,
 )
 from xferbench.core.pipeline import Phase, Preprocessing, Recipe, ScratchGrid, Spectrogram, UserCode
+from xferbench.core.sections import flat_values, replace_flat
 from xferbench.core.strategies import STRATEGIES, lora
-from xferbench.core.suite import Suite
+from xferbench.core.suite import BackboneSection, DataSection, Invocation, Rules, ServingSection, Suite
 from xferbench.study import selection
 
 TOP = {"schema": "1", "name": '"ants-bees"', "plugins": '["all"]'}
@@ -87,18 +88,13 @@ def problem(tmp_path, changes):
 def test_the_required_keys_are_enough_and_the_rest_has_the_contracts_defaults(tmp_path):
     assert loaded(tmp_path) == Suite(
         name="ants-bees",
-        path=str(tmp_path / "ants.toml"),
         plugins=("all",),
-        arch="tiny-resnet",
-        target="digits",
-        metric="accuracy",
-        margin=0.02,
-        alpha=0.05,
-        looks=(5, 10, 20),
-        budget=1200.0,
+        invocation=Invocation(path=str(tmp_path / "ants.toml")),
+        backbone=BackboneSection(arch="tiny-resnet", weights=None),
+        data=DataSection(target="digits"),
         recipe=None,
-        weights=None,
-        preprocessing=None,
+        serving=ServingSection(preprocessing=None),
+        rules=Rules(metric="accuracy", margin=0.02, alpha=0.05, looks=(5, 10, 20), budget=1200.0),
     )
 
 
@@ -200,12 +196,12 @@ def test_the_required_keys_are_enough_and_the_rest_has_the_contracts_defaults(tm
     ],
 )
 def test_a_key_is_read(tmp_path, changes, name, value):
-    assert getattr(loaded(tmp_path, changes), name) == value
+    assert flat_values(loaded(tmp_path, changes))[name] == value
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_every_metric_is_accepted(tmp_path, metric):
-    assert loaded(tmp_path, f'metric = "{metric}"').metric == metric
+    assert loaded(tmp_path, f'metric = "{metric}"').rules.metric == metric
 
 
 # changes of the file, with the place, the value and the expected form of the error
@@ -511,16 +507,16 @@ def test_paths_are_relative_to_the_file_and_know_a_users_home(tmp_path, monkeypa
     suite = loaded(
         tmp_path / "suites", '[backbone] weights = "../w.pth"\n[target] data = "folder:ants"\n[source] data = "npz:~/a.npz"'
     )
-    assert suite.weights == str(tmp_path / "w.pth")
-    assert suite.target == f"folder:{tmp_path / 'suites' / 'ants'}"
-    assert suite.source == f"npz:{tmp_path / 'home' / 'a.npz'}"
-    assert suite.path == str(tmp_path / "suites" / "ants.toml")
+    assert suite.backbone.weights == str(tmp_path / "w.pth")
+    assert suite.data.target == f"folder:{tmp_path / 'suites' / 'ants'}"
+    assert suite.data.source == f"npz:{tmp_path / 'home' / 'a.npz'}"
+    assert suite.invocation.path == str(tmp_path / "suites" / "ants.toml")
 
 
 def test_a_file_may_be_relative_to_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "ants.toml").write_text(written('[target] data = "npz:ants.npz"'))
     monkeypatch.chdir(tmp_path)
-    assert loader.load_suite(loader.find_suite("ants.toml")).target == f"npz:{tmp_path / 'ants.npz'}"
+    assert loader.load_suite(loader.find_suite("ants.toml")).data.target == f"npz:{tmp_path / 'ants.npz'}"
 
 
 @pytest.mark.parametrize("name", loader.shipped_suites())
@@ -633,7 +629,7 @@ PREPROCESSING = st.builds(
     detail=st.sampled_from([1.0, 0.5]),
 )
 PIPELINES = st.builds(
-    replace,
+    replace_flat,
     st.just(PIPELINE),
     recipe=RECIPES,
     train_preprocessing=PREPROCESSING,
@@ -645,25 +641,35 @@ PIPELINES = st.builds(
 def as_asked(lines, recorded):
     """The pipeline of a suite file with some lines in it, where ``recorded`` goes with the weights."""
     suite = loader.parse_suite(tomllib.loads(written() + "\n".join(lines)), Path("ants.toml"))
-    train = suite.train_preprocessing or recorded
-    served = {"train_preprocessing": train, "serve_preprocessing": suite.serve_preprocessing or train, "mode": suite.serve_mode}
-    return replace(PIPELINE, recipe=suite.recipe, **served)
+    train = suite.data.train_preprocessing or recorded
+    served = {
+        "train_preprocessing": train,
+        "serve_preprocessing": suite.serving.preprocessing or train,
+        "mode": suite.serving.mode,
+    }
+    return replace_flat(PIPELINE, recipe=suite.recipe, **served)
 
 
 @settings(deadline=None, max_examples=100)
 @given(after=PIPELINES, before=st.none() | PIPELINES, recorded=PREPROCESSING, what=st.sampled_from(["all", "recorded", "same"]))
 def test_the_lines_of_a_patch_make_the_pipeline_that_they_stand_for(after, before, recorded, what):
     if what == "recorded":
-        after = replace(after, train_preprocessing=recorded, serve_preprocessing=recorded)
+        after = replace_flat(after, train_preprocessing=recorded, serve_preprocessing=recorded)
     elif what == "same":
-        after = replace(after, serve_preprocessing=after.train_preprocessing)
+        after = replace_flat(after, serve_preprocessing=after.data.train_preprocessing)
     assert as_asked(render.pipeline_patch(before, after, recorded), recorded) == after
 
 
 def test_a_patch_of_spectrograms_is_read_as_one():
     spectrogram = Spectrogram(mean=-40.0, std=20.0)
     lines = render.pipeline_patch(
-        None, replace(PIPELINE, train_preprocessing=spectrogram, serve_preprocessing=spectrogram), Spectrogram()
+        None,
+        replace(
+            PIPELINE,
+            data=replace(PIPELINE.data, train_preprocessing=spectrogram),
+            serving=replace(PIPELINE.serving, preprocessing=spectrogram),
+        ),
+        Spectrogram(),
     )
     assert lines[1] == 'train_preprocessing = { kind = "spectrogram", mean = -40, std = 20 }'
     assert PREPROCESSING_RULE(tomllib.loads("\n".join(lines))["recipe"]["train_preprocessing"]) == spectrogram
@@ -671,8 +677,12 @@ def test_a_patch_of_spectrograms_is_read_as_one():
 
 def test_a_patch_of_serving_names_old_values_and_omits_defaults():
     recorded = Preprocessing(mean=(0.5,), std=(0.25,))
-    after = replace(PIPELINE, train_preprocessing=recorded, serve_preprocessing=recorded)
-    before = replace(after, serve_preprocessing=replace(recorded, channels="bgr"), mode=TRAIN_MODE)
+    after = replace(
+        PIPELINE,
+        data=replace(PIPELINE.data, train_preprocessing=recorded),
+        serving=replace(PIPELINE.serving, preprocessing=recorded),
+    )
+    before = replace(after, serving=replace(after.serving, preprocessing=replace(recorded, channels="bgr"), mode=TRAIN_MODE))
     assert render.pipeline_patch(before, after, recorded) == [
         "[recipe]",
         'serve_preprocessing = { mean = [0.5], std = [0.25] }    # was { channels = "bgr", mean = [0.5], std = [0.25] }',
@@ -783,13 +793,13 @@ def test_seeds_stay_apart_from_those_of_tuning(tmp_path):
     suite = loaded(tmp_path, "seed = 999980")
     assert loader.check_seed_range(suite) is suite
     with pytest.raises(UserError, match=r"^seed"):
-        loader.check_seed_range(replace(suite, seed=999981))
+        loader.check_seed_range(replace(suite, rules=replace(suite.rules, seed=999981)))
 
 
 def test_no_file_can_allow_user_code(tmp_path):
     with pytest.raises(UserError, match="allow_code: unknown key"):
         loaded(tmp_path, "allow_code = true")
-    assert loaded(tmp_path, '[recipe] training = "python:a:b"').allow_code is False
+    assert loaded(tmp_path, '[recipe] training = "python:a:b"').invocation.allow_code is False
 
 
 def test_a_patch_keeps_the_users_training_code():

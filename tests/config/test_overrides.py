@@ -16,6 +16,7 @@ from xferbench.cli import main, options
 from xferbench.config import loader, overrides
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import Phase, Recipe
+from xferbench.core.sections import flat_values
 from xferbench.core.strategies import STRATEGIES
 from xferbench.report import html
 
@@ -49,8 +50,8 @@ def loaded(tmp_path, *arguments, changes=""):
 )
 def test_an_override_replaces_a_key(tmp_path, arguments, name, value):
     suite = loaded(tmp_path, *arguments)
-    assert getattr(suite, name) == value
-    assert suite.overrides == tuple(arguments)
+    assert flat_values(suite)[name] == value
+    assert suite.invocation.overrides == tuple(arguments)
 
 
 def test_a_number_from_0_names_an_entry_of_an_array(tmp_path):
@@ -63,7 +64,7 @@ def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     suite = loaded(tmp_path, "target.data=folder:a b", "backbone.weights=w.pth")
-    assert (suite.target, suite.weights) == (f"folder:{tmp_path / 'a b'}", str(tmp_path / "w.pth"))
+    assert (suite.data.target, suite.backbone.weights) == (f"folder:{tmp_path / 'a b'}", str(tmp_path / "w.pth"))
 
 
 @pytest.mark.parametrize(
@@ -126,9 +127,9 @@ def test_validate_hears_it_and_says_so(capsys, tmp_path):
 def test_separate_options_are_overrides_too(tmp_path):
     arguments = ["run", str(make_suite(tmp_path)), "--set", "margin=0.4", "--seed", "5", "--budget", "9m"]
     suite = options.load_suite(main.build_parser().parse_args(arguments))
-    assert (suite.seed, suite.budget) == (5, 540.0)
-    assert suite.overrides == ("margin=0.4", "seed=5", "budget=9m")
-    assert loader.load_suite(tmp_path / "noise.toml", suite.overrides) == suite
+    assert (suite.rules.seed, suite.rules.budget) == (5, 540.0)
+    assert suite.invocation.overrides == ("margin=0.4", "seed=5", "budget=9m")
+    assert loader.load_suite(tmp_path / "noise.toml", suite.invocation.overrides) == suite
 
 
 def test_a_finished_run_says_so_and_how_to_reproduce_it(capsys, tmp_path):

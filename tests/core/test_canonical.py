@@ -28,19 +28,22 @@ from xferbench.core.interventions import (
 )
 from xferbench.core.pipeline import (
     AuxiliaryDataset,
+    Backbone,
     Checkpoint,
     Data,
     Phase,
     Pipeline,
+    PipelineData,
     Preprocessing,
     Recipe,
     ScratchGrid,
+    Serving,
     Spectrogram,
     UserCode,
     WeightsFile,
 )
 from xferbench.core.strategies import STRATEGIES
-from xferbench.core.suite import Matrix, Suite
+from xferbench.core.suite import BackboneSection, DataSection, Invocation, Matrix, Suite
 from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
 from xferbench.plugins import batchnorm_drift
 from xferbench.study.trials import VIEWS, make_trial
@@ -86,19 +89,19 @@ EVERY = replace(
 VIEW = EvaluationSpec(preprocessing=PREPROCESSING)
 PLACE = ComputeContext(device="cpu", torch="2.14", lab=1)
 SUITE = Suite(
-    name="a", path="/a.toml", plugins=("all",), arch="tiny-resnet", target="digits", source="digits", shifted="digits"
+    name="a",
+    plugins=("all",),
+    invocation=Invocation(path="/a.toml"),
+    backbone=BackboneSection(arch="tiny-resnet"),
+    data=DataSection(target="digits", source="digits", shifted="digits"),
 )
 PIPELINE = Pipeline(
-    arch="tiny-resnet",
-    weights=WEIGHTS,
-    target=DATA,
-    train_size=200,
-    test_size=1000,
+    backbone=Backbone(arch="tiny-resnet", weights=WEIGHTS),
+    data=PipelineData(
+        target=DATA, train_size=200, test_size=1000, train_preprocessing=PREPROCESSING, source=DOMAIN, shifted=DOMAIN
+    ),
     recipe=Recipe(),
-    train_preprocessing=PREPROCESSING,
-    serve_preprocessing=replace(PREPROCESSING, channels="bgr"),
-    source=DOMAIN,
-    shifted=DOMAIN,
+    serving=Serving(preprocessing=replace(PREPROCESSING, channels="bgr")),
 )
 
 
@@ -158,7 +161,7 @@ def values():
     yield "pipeline", PIPELINE
     yield (
         "pipeline, finished",
-        replace(PIPELINE, finished=Checkpoint(after=WEIGHTS), edits=(AdaptBatchNorm(),), expected_training=Recipe()),
+        replace(PIPELINE, checkpoint=Checkpoint(after=WEIGHTS), edits=(AdaptBatchNorm(),), expected_training=Recipe()),
     )
     for name in VIEWS:
         yield f"a pipeline in view {name}", make_trial(PIPELINE, name, 0, PLACE)

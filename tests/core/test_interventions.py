@@ -135,16 +135,16 @@ def test_every_built_in_kind_conforms(kind):
 
 def test_an_intervention_stands_for_its_spelling_in_keys_and_results(halved):
     value = halved(share=0.5)
-    assert json.loads(json.dumps(json_values(as_dict(replace(fake_lab.SUITE, interventions=(value,))))))["interventions"] == [
-        "halved:0.5"
-    ]
+    assert json.loads(
+        json.dumps(json_values(as_dict(replace(fake_lab.SUITE, data=replace(fake_lab.SUITE.data, interventions=(value,))))))
+    )["interventions"] == ["halved:0.5"]
     assert interventions.intervention_key(value).startswith("halved:0.5 "), (
         "the source of a third party's kind is part of the key"
     )
 
 
 def test_without_interventions_nothing_has_another_key():
-    noisy = replace(fake_lab.PIPELINE, interventions=())
+    noisy = replace(fake_lab.PIPELINE, data=replace(fake_lab.PIPELINE.data, interventions=()))
     assert digest(trials.training_spec(noisy, 0)) == digest(trials.training_spec(fake_lab.PIPELINE, 0))
 
 
@@ -157,9 +157,9 @@ def test_a_changed_implementation_changes_the_keys_of_a_third_party(halved, tmp_
 
 def test_an_installed_kind_is_read_in_a_suite(halved):
     asked = parsed(interventions=["halved:0.5"])
-    assert asked.interventions == (halved(share=0.5),)
+    assert asked.data.interventions == (halved(share=0.5),)
     told = json.loads(json.dumps(json_values(as_dict(asked))))
-    assert revive.suite_from_results(told, Path()).interventions == asked.interventions
+    assert revive.suite_from_results(told, Path()).data.interventions == asked.data.interventions
     assert ("interventions", "none", "['halved:0.5']") in compatibility.suite_differences(json_values(as_dict(parsed())), told)
 
 
@@ -198,22 +198,27 @@ def test_a_matrix_has_targets_with_interventions_of_their_own(halved):
     given = table() | {"plugins": [], "matrix": {"targets": targets, "recipes": ["linear-probe"]}}
     given["target"] = {"train_size": 100}
     clean, less = loader.parse_suite(given, Path("ants.toml")).matrix.tasks
-    assert (clean.interventions, less.interventions) == ((), (halved(share=0.5),))
+    assert (clean.data.interventions, less.data.interventions) == ((), (halved(share=0.5),))
 
 
 def test_all_arms_share_the_interventions_but_not_the_network_before_training(halved):
-    pipeline = replace(fake_lab.PIPELINE, interventions=(halved(share=0.5),))
-    assert trials.training_spec(pipeline, 0).interventions == pipeline.interventions
+    pipeline = replace(fake_lab.PIPELINE, data=replace(fake_lab.PIPELINE.data, interventions=(halved(share=0.5),)))
+    assert trials.training_spec(pipeline, 0).interventions == pipeline.data.interventions
     assert (
         trials.training_spec(replace(pipeline, recipe=Recipe(init=TargetPretraining())), 0).start.interventions
-        == pipeline.interventions
+        == pipeline.data.interventions
     )
     assert trials.initial_model(pipeline) == trials.initial_model(fake_lab.PIPELINE)
-    assert trials.training_spec(replace(pipeline, injected_duplicates=CopiedTestImages(share=0.1)), 0).interventions == ()
+    assert (
+        trials.training_spec(
+            replace(pipeline, data=replace(pipeline.data, injected_duplicates=CopiedTestImages(share=0.1))), 0
+        ).interventions
+        == ()
+    )
 
 
 def test_a_remedy_and_a_sentence_name_them(halved):
-    changed = replace(fake_lab.PIPELINE, interventions=(halved(share=0.5),))
+    changed = replace(fake_lab.PIPELINE, data=replace(fake_lab.PIPELINE.data, interventions=(halved(share=0.5),)))
     assert render.describe_pipeline(changed, fake_lab.PREPROCESSING).endswith("a share 0.5 of the training images")
     assert render.pipeline_patch(fake_lab.PIPELINE, changed, fake_lab.PREPROCESSING)[:2] == [
         "[target]",
@@ -236,16 +241,16 @@ def make_plugin(value):
     return replace(
         plain_plugin("fewer-images"),
         applies=lambda *_: "",
-        cure=lambda pipeline, _: replace(pipeline, interventions=()),
-        induce=lambda pipeline, _: {"changed": replace(pipeline, interventions=(value,))},
+        cure=lambda pipeline, _: replace(pipeline, data=replace(pipeline.data, interventions=())),
+        induce=lambda pipeline, _: {"changed": replace(pipeline, data=replace(pipeline.data, interventions=(value,)))},
     )
 
 
 def test_a_choice_keeps_the_interventions(halved):
-    pipeline = replace(fake_lab.PIPELINE, interventions=(halved(share=0.5),))
+    pipeline = replace(fake_lab.PIPELINE, data=replace(fake_lab.PIPELINE.data, interventions=(halved(share=0.5),)))
     arm = subject_arm(replace(fake_lab.SUITE, recipe=None), pipeline)
     assert isinstance(arm, Selection)
-    assert {candidate.interventions for candidate in arm.candidates} == {pipeline.interventions}
+    assert {candidate.data.interventions for candidate in arm.candidates} == {pipeline.data.interventions}
 
 
 def test_only_the_training_subset_is_changed(halved, tmp_path):

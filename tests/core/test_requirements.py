@@ -25,9 +25,15 @@ def test_plugins_about_pretraining_apply_only_to_pretrained_weights():
 
 
 def test_the_reason_names_what_is_missing():
-    assert requirements.requires_batchnorm(PIPELINE, replace(PROFILE, batchnorm=())) == "the backbone has no BatchNorm layer"
-    assert "no [source]" in requirements.requires_source(PIPELINE, replace(PROFILE, source=()))
-    assert requirements.requires_source(PIPELINE, replace(PROFILE, source=(), source_error="because")) == "because"
+    assert (
+        requirements.requires_batchnorm(PIPELINE, replace(PROFILE, model=replace(PROFILE.model, batchnorm=())))
+        == "the backbone has no BatchNorm layer"
+    )
+    assert "no [source]" in requirements.requires_source(PIPELINE, replace(PROFILE, data=replace(PROFILE.data, source=())))
+    assert (
+        requirements.requires_source(PIPELINE, replace(PROFILE, data=replace(PROFILE.data, source=(), source_error="because")))
+        == "because"
+    )
     single = replace(PIPELINE, recipe=Recipe(phases=(Phase(steps=1),)))
     assert requirements.requires_several_steps(single, PROFILE, "to choose") == "a single step leaves none to choose"
 

@@ -22,20 +22,26 @@ from xferbench.core.interventions import (
     Regularizer,
     Trainable,
 )
-from xferbench.core.pipeline import Data, Phase, Pipeline, Preprocessing, Recipe, ScratchGrid, WeightsFile
+from xferbench.core.pipeline import (
+    Backbone,
+    Data,
+    Phase,
+    Pipeline,
+    PipelineData,
+    Preprocessing,
+    Recipe,
+    ScratchGrid,
+    Serving,
+    WeightsFile,
+)
 from xferbench.core.strategies import HEAD_LR, STRATEGIES, default_selection, scratch_baseline
 from xferbench.study import trials
 
 PIPELINE = Pipeline(
-    arch="tiny-resnet",
-    weights=WeightsFile(digest="w"),
-    target=Data(digest="d"),
-    train_size=200,
-    test_size=None,
+    backbone=Backbone(arch="tiny-resnet", weights=WeightsFile(digest="w")),
+    data=PipelineData(target=Data(digest="d"), train_size=200, test_size=None, train_preprocessing=Preprocessing()),
     recipe=Recipe(phases=(Phase(trainable=HEAD_ONLY, steps=50), Phase(lr=3e-3, steps=100, order="class", batch_size=16))),
-    train_preprocessing=Preprocessing(),
-    serve_preprocessing=Preprocessing(channels="bgr"),
-    mode=TRAIN_MODE,
+    serving=Serving(preprocessing=Preprocessing(channels="bgr"), mode=TRAIN_MODE),
 )
 
 
@@ -199,10 +205,10 @@ def test_scratch_is_trained_whole_from_random_weights_and_served_plainly():
     for one in scratch_baseline(PIPELINE, ScratchGrid()).candidates:
         (phase,) = one.recipe.phases
         assert one.recipe.init == RANDOM
-        assert one.mode == EVAL_MODE
+        assert one.serving.mode == EVAL_MODE
         assert (str(phase.trainable), str(phase.batchnorm), phase.order, phase.layer_decay) == ("all", "train", "shuffled", 1.0)
-        assert (one.target, one.train_size, one.train_preprocessing) == (
-            PIPELINE.target,
-            PIPELINE.train_size,
-            PIPELINE.train_preprocessing,
+        assert (one.data.target, one.data.train_size, one.data.train_preprocessing) == (
+            PIPELINE.data.target,
+            PIPELINE.data.train_size,
+            PIPELINE.data.train_preprocessing,
         )

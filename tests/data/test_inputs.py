@@ -13,10 +13,17 @@ from PIL import Image
 
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import Preprocessing
-from xferbench.core.suite import Suite
+from xferbench.core.sections import replace_flat
+from xferbench.core.suite import BackboneSection, DataSection, Invocation, Suite
 from xferbench.data import inputs, sources, synthetic
 
-SUITE = Suite(name="ants", path="/suites/ants.toml", plugins=("all",), arch="tiny-resnet", target="digits")
+SUITE = Suite(
+    name="ants",
+    plugins=("all",),
+    invocation=Invocation(path="/suites/ants.toml"),
+    backbone=BackboneSection(arch="tiny-resnet"),
+    data=DataSection(target="digits"),
+)
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="on other systems every file name is text")
 
 
@@ -89,7 +96,7 @@ def npz(tmp_path):
 )
 def test_check_inputs_names_file_and_key(changed, key, found, expected):
     with pytest.raises(UserError) as raised:
-        inputs.check_inputs(replace(SUITE, **changed))
+        inputs.check_inputs(replace_flat(SUITE, **changed))
     assert raised.value.what.startswith(f"/suites/ants.toml: {key}")
     assert found in raised.value.found
     assert expected in raised.value.expected
@@ -97,7 +104,7 @@ def test_check_inputs_names_file_and_key(changed, key, found, expected):
 
 def test_check_inputs_accepts_existing_inputs(folder, npz):
     changed = {"target": f"folder:{folder}", "source": "synthetic:source", "shifted": f"npz:{npz()}"}
-    inputs.check_inputs(replace(SUITE, **changed))
+    inputs.check_inputs(replace_flat(SUITE, **changed))
 
 
 def test_named_archs_are_those_that_can_be_built():
@@ -113,7 +120,10 @@ def test_tiny_resnet_has_shipped_weights():
 def test_the_digest_of_weights_depends_only_on_their_bytes(tmp_path):
     for name, content in (("a.pth", b"one"), ("b.pth", b"one"), ("c.pth", b"other")):
         (tmp_path / name).write_bytes(content)
-    a, b, c = (inputs.digest_weights(replace(SUITE, weights=str(tmp_path / name))) for name in ("a.pth", "b.pth", "c.pth"))
+    a, b, c = (
+        inputs.digest_weights(replace(SUITE, backbone=replace(SUITE.backbone, weights=str(tmp_path / name))))
+        for name in ("a.pth", "b.pth", "c.pth")
+    )
     assert a == b != c
     assert a.path != b.path
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import Preprocessing
-from xferbench.core.suite import Suite
+from xferbench.core.suite import BackboneSection, DataSection, Invocation, Suite
 from xferbench.data import inputs, metadata_csv, sources
 
 
@@ -126,7 +126,13 @@ def test_a_table_without_splits_that_cannot_be_cut_raises(rows, found, tmp_path)
 
 
 def test_check_inputs_refuses_a_wrong_table(folder, tmp_path):
-    suite = Suite(name="pets", path="/pets.toml", plugins=("all",), arch="tiny-resnet", target=f"folder:{folder}")
+    suite = Suite(
+        name="pets",
+        plugins=("all",),
+        invocation=Invocation(path="/pets.toml"),
+        backbone=BackboneSection(arch="tiny-resnet"),
+        data=DataSection(target=f"folder:{folder}"),
+    )
     inputs.check_inputs(suite)
     (folder / "metadata.csv").write_text("nothing")
     with pytest.raises(UserError, match=r"/pets.toml: \[target\] data: .*no column file_name"):

@@ -120,5 +120,7 @@ def test_every_layout_matches_the_constructor_in_torchvision():
 def test_the_folder_is_relative_to_the_suite_file(tmp_path):
     table = {"schema": 1, "name": "a", "plugins": ["all"], "backbone": {"arch": "tiny-resnet"}}
     suite = parse_suite(table | {"target": {"data": "torchvision:MNIST:held"}}, tmp_path / "a.toml")
-    assert suite.target == f"torchvision:MNIST:{tmp_path / 'held'}"
-    assert parse_suite(table | {"target": {"data": "torchvision:MNIST"}}, tmp_path / "a.toml").target == "torchvision:MNIST"
+    assert suite.data.target == f"torchvision:MNIST:{tmp_path / 'held'}"
+    assert (
+        parse_suite(table | {"target": {"data": "torchvision:MNIST"}}, tmp_path / "a.toml").data.target == "torchvision:MNIST"
+    )

@@ -21,7 +21,7 @@ def test_a_suite_can_combine_it_with_another_intervention():
     table = {"schema": 1, "name": "ants", "plugins": ["all"], "backbone": {"arch": "tiny-resnet"}}
     target = {"data": "synthetic:near", "interventions": ["class-imbalance:100", "label-noise:0.2"]}
     asked = loader.parse_suite(table | {"target": target}, Path("a.toml"))
-    assert asked.interventions == (ClassImbalance(ratio=100), LabelNoise(rate=0.2))
+    assert asked.data.interventions == (ClassImbalance(ratio=100), LabelNoise(rate=0.2))
 
 
 @pytest.mark.parametrize("ratio", [4.0, 1000.0])

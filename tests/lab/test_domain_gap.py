@@ -98,10 +98,13 @@ def test_the_finding_has_gain_and_scores_without_a_verdict():
 def test_the_measure_gets_the_source_and_without_one_the_key_is_plain():
     measure = domain_gap.plugin.measures["logme"]
     source = Preprocessing(mean=(0.1,))
-    pipeline = replace(fake_lab.PIPELINE, source=replace(fake_lab.PIPELINE.source, preprocessing=source))
+    pipeline = replace(
+        fake_lab.PIPELINE,
+        data=replace(fake_lab.PIPELINE.data, source=replace(fake_lab.PIPELINE.data.source, preprocessing=source)),
+    )
     view = trials.make_trial(pipeline, "test", 0, fake_lab.CONTEXT, measure, domain="source").view
-    assert (view.domain, view.preprocessing) == (pipeline.source, source)
-    without = replace(pipeline, source=None)
+    assert (view.domain, view.preprocessing) == (pipeline.data.source, source)
+    without = replace(pipeline, data=replace(pipeline.data, source=None))
     assert trials.make_trial(without, "test", 0, fake_lab.CONTEXT, measure, domain="source") == trials.make_trial(
         without, "test", 0, fake_lab.CONTEXT, measure
     )
@@ -126,8 +129,12 @@ def test_a_run_on_digits(tmp_path):
 
 
 def test_a_source_that_only_the_measure_uses_has_no_note():
-    pipeline = replace(fake_lab.PIPELINE, shifted=None)
-    study = fake_lab.make_study(domain_gap.plugin, suite=replace(fake_lab.SUITE, source="synthetic:source"), pipeline=pipeline)
+    pipeline = replace(fake_lab.PIPELINE, data=replace(fake_lab.PIPELINE.data, shifted=None))
+    study = fake_lab.make_study(
+        domain_gap.plugin,
+        suite=replace(fake_lab.SUITE, data=replace(fake_lab.SUITE.data, source="synthetic:source")),
+        pipeline=pipeline,
+    )
     measures = {reference: {name: 0.5} for name, reference in domain_gap.plugin.measures.items()}
     assert not any(
         "no plugin of this run asks for it" in note

@@ -28,7 +28,7 @@ from xferbench.core.interventions import (
     Trainable,
     TrainModeByClass,
 )
-from xferbench.core.pipeline import AuxiliaryDataset, Phase, Pipeline, Recipe
+from xferbench.core.pipeline import AuxiliaryDataset, Backbone, Phase, Pipeline, PipelineData, Recipe, Serving
 from xferbench.lab.data import datasets, domains, preprocessing
 from xferbench.lab.evaluation import edits, evaluate
 from xferbench.lab.models import backbones, batchnorm, checkpoint_reader
@@ -60,16 +60,17 @@ def one_thread():
 
 def make_pipeline(world, *phases, **more):
     return Pipeline(
-        arch="tiny-resnet",
-        weights=WEIGHTS,
-        target=world.data,
-        train_size=60,
-        test_size=None,
+        backbone=Backbone(arch="tiny-resnet", weights=WEIGHTS),
+        data=PipelineData(
+            target=world.data,
+            train_size=60,
+            test_size=None,
+            train_preprocessing=READY,
+            source=world.source,
+            shifted=AuxiliaryDataset(data=world.data, classes=(0, 1, 2, 3)),
+        ),
         recipe=Recipe(phases=phases),
-        train_preprocessing=READY,
-        serve_preprocessing=READY,
-        source=world.source,
-        shifted=AuxiliaryDataset(data=world.data, classes=(0, 1, 2, 3)),
+        serving=Serving(preprocessing=READY),
         **more,
     )
 
@@ -135,14 +136,16 @@ def test_a_shifted_set_is_evaluated_with_the_head_of_the_target(world):
     pipeline = make_pipeline(world, Phase(**BRIEF))
     shifted, test = (predict(world, pipeline, view) for view in ("shifted", "test"))
     assert np.array_equal(shifted.p_true, test.p_true), "the shifted set is the target itself"
-    moved = replace(pipeline, shifted=AuxiliaryDataset(data=world.data, classes=(3, 2, 1, 0)))
+    moved = replace(pipeline, data=replace(pipeline.data, shifted=AuxiliaryDataset(data=world.data, classes=(3, 2, 1, 0))))
     assert (predict(world, moved, "shifted").label == 3 - test.label).all()
 
 
 def test_a_domain_with_unknown_classes_is_not_evaluated(world):
     with pytest.raises(ValueError, match=r"no \[source\] whose classes are known"):
-        make_study_trial(replace(make_pipeline(world), source=None), "source", 0, PLACE)
-    unknown = replace(make_pipeline(world), shifted=AuxiliaryDataset(data=world.data))
+        make_study_trial(
+            replace(make_pipeline(world), data=replace(make_pipeline(world).data, source=None)), "source", 0, PLACE
+        )
+    unknown = replace(make_pipeline(world), data=replace(make_pipeline(world).data, shifted=AuxiliaryDataset(data=world.data)))
     with pytest.raises(ValueError, match=r"no \[shifted\] whose classes are known"):
         make_study_trial(unknown, "shifted", 0, PLACE)
 
@@ -272,7 +275,7 @@ def test_adabn_uses_the_preprocessing_of_the_view_and_no_held_out_images(world, 
         evaluate, "_recalibrate", lambda images, *rest: calls.append((images, rest[0])) or original(images, *rest)
     )
     bgr = replace(READY, channels="bgr")
-    pipeline = replace(make_pipeline(world, *LP_FT), serve_preprocessing=bgr)
+    pipeline = replace(make_pipeline(world, *LP_FT), serving=replace(make_pipeline(world, *LP_FT).serving, preprocessing=bgr))
     pipeline = replace(pipeline, recipe=replace(pipeline.recipe, finish=Finish.parse("adabn")))
     predict(world, pipeline, "test")
     predict(world, pipeline, "shifted")

@@ -24,13 +24,13 @@ def test_a_suite_a_plugin_and_a_matrix_can_use_it():
     asked = loader.parse_suite(
         base | {"target": {"data": "synthetic:near", "interventions": ["label-noise:0.2"]}}, Path("a.toml")
     )
-    assert asked.interventions == (LabelNoise(rate=0.2),)
+    assert asked.data.interventions == (LabelNoise(rate=0.2),)
     noisy = {"name": "noisy", "data": "synthetic:near", "interventions": ["label-noise:0.4"]}
     matrix = {"targets": [noisy], "recipes": ["linear-probe"]}
-    assert loader.parse_suite(base | {"matrix": matrix}, Path("a.toml")).matrix.tasks[0].interventions == (
+    assert loader.parse_suite(base | {"matrix": matrix}, Path("a.toml")).matrix.tasks[0].data.interventions == (
         LabelNoise(rate=0.4),
     )
-    induced = replace(fake_lab.PIPELINE, interventions=(LabelNoise(rate=0.2),))
+    induced = replace(fake_lab.PIPELINE, data=replace(fake_lab.PIPELINE.data, interventions=(LabelNoise(rate=0.2),)))
     assert digest(trials.training_spec(induced, 0)) != digest(trials.training_spec(fake_lab.PIPELINE, 0))
 
 

@@ -34,17 +34,17 @@ def make_profile(target, cache, *, weights=WEIGHTS, preprocessing=None, train_si
 
 def test_the_profile_describes_network_and_dataset(tmp_path):
     result = make_profile(make_npz(tmp_path / "d.npz", test_groups=np.arange(60) // 4), tmp_path / "cache", test_size=40)
-    assert result.classes == ("0", "1", "2", "3")
-    assert (result.train, result.validation, result.test) == (60, 60, 40)
-    assert result.test_groups == len(np.unique((np.arange(60) // 4)[np.random.default_rng(0).permutation(60)[:40]]))
-    assert result.head == "linear"
-    assert result.groups == ("conv1", "layer1", "layer2", "layer3", "layer4")
+    assert result.data.classes == ("0", "1", "2", "3")
+    assert (result.data.train, result.data.validation, result.data.test) == (60, 60, 40)
+    assert result.data.test_groups == len(np.unique((np.arange(60) // 4)[np.random.default_rng(0).permutation(60)[:40]]))
+    assert result.model.head == "linear"
+    assert result.model.groups == ("conv1", "layer1", "layer2", "layer3", "layer4")
     assert result.has_batchnorm
-    assert len(result.batchnorm) == 9
-    assert result.parameters == sum(parameter.numel() for parameter in backbones.build("tiny-resnet", 4).parameters())
-    assert result.unsupported == ()
-    assert 0 < result.seconds_forward < 1
-    assert 0 < result.seconds_step < 1
+    assert len(result.model.batchnorm) == 9
+    assert result.model.parameters == sum(parameter.numel() for parameter in backbones.build("tiny-resnet", 4).parameters())
+    assert result.model.unsupported == ()
+    assert 0 < result.timing.seconds_forward < 1
+    assert 0 < result.timing.seconds_step < 1
 
 
 def test_unsupported_names_trainable_kinds_without_a_tensor(tmp_path, monkeypatch):
@@ -54,23 +54,23 @@ def test_unsupported_names_trainable_kinds_without_a_tensor(tmp_path, monkeypatc
     torch.save(plain(4).state_dict(), tmp_path / "w.pt")
     monkeypatch.setattr(backbones, "build", lambda _arch, classes, _code: plain(classes))
     weights = WeightsFile(digest=files.sha256(tmp_path / "w.pt"), path=str(tmp_path / "w.pt"))
-    assert make_profile(make_npz(tmp_path / "d.npz"), tmp_path / "cache", weights=weights).unsupported == ("norm", "bias")
+    assert make_profile(make_npz(tmp_path / "d.npz"), tmp_path / "cache", weights=weights).model.unsupported == ("norm", "bias")
 
 
 def test_unsupported_names_a_shifted_set_without_training_images(tmp_path):
     target, other = make_npz(tmp_path / "d.npz"), tmp_path / "other.npz"
     np.savez(other, test_images=np.zeros((8, 16, 16, 3), np.uint8), test_labels=np.arange(8) % 4)
     tested = inputs.digest_data(f"npz:{other}")
-    assert make_profile(target, tmp_path / "cache", auxiliary=(None, (), tested)).unsupported == ("unlabelled",)
-    assert make_profile(target, tmp_path / "cache", auxiliary=(None, (), target)).unsupported == ()
+    assert make_profile(target, tmp_path / "cache", auxiliary=(None, (), tested)).model.unsupported == ("unlabelled",)
+    assert make_profile(target, tmp_path / "cache", auxiliary=(None, (), target)).model.unsupported == ()
 
 
 def test_the_profile_counts_splits_and_dropped_files(tmp_path):
     folder = make_folder(tmp_path / "d", splits=("train", "val", "test"))
     (folder / "train" / "cat" / "torn.png").write_bytes(b"nothing")
     result = make_profile(inputs.digest_data(f"folder:{folder}"), tmp_path / "cache", train_size=None)
-    assert (result.train, result.validation, result.test, result.test_groups) == (10, 10, 10, None)
-    assert len(result.dropped_examples) == 1
+    assert (result.data.train, result.data.validation, result.data.test, result.data.test_groups) == (10, 10, 10, None)
+    assert len(result.data.dropped_examples) == 1
 
 
 def test_the_preprocessing_is_stated_recorded_or_assumed(tmp_path):

@@ -272,7 +272,7 @@ def probed(world, code, weights=WEIGHTS, training=None):
 def test_a_user_network_is_profiled_and_trained(write_module, world):
     code = write_module(NETWORK, "build")
     facts = probed(world, code)
-    assert (facts.head, facts.crash, facts.supports) == ("linear", "", None)
+    assert (facts.model.head, facts.user_code.crash, facts.user_code.supports) == ("linear", "", None)
     spec = replace(make_fit(world), arch=code.spec, code=code)
     (record,), trained_count = run_trials.run_trials([make_trial(spec)], frozenset([make_trial(spec).key]), world.cache)
     (renamed,), _ = run_trials.run_trials(
@@ -293,7 +293,7 @@ def test_an_invalid_user_network_is_an_error(name, message, write_module, world)
     ("name", "message"), [("broken", "KeyError: 'on purpose'"), ("gone", "SystemExit"), ("Falling", "nowhere")]
 )
 def test_a_crash_in_user_code_names_the_network(name, message, write_module, world):
-    crash = probed(world, write_module(NETWORK, name)).crash
+    crash = probed(world, write_module(NETWORK, name)).user_code.crash
     assert f":{name} crashed: " in crash and message in crash and "Traceback" not in crash
 
 

@@ -19,7 +19,7 @@ def keys(audit):
     """Digests of the keys of an audit's trials, by view, where there is a budget for a scratch baseline."""
     measures = {reference: {name: 0.0} for name, reference in audit.measures.items()}
     plain = replace(audit, explain=None, plot=None)
-    asked = study(plain, scratch_budget=60.0, facts=replace(FACTS, seconds_step=0.001))
+    asked = study(plain, scratch_budget=60.0, facts=replace(FACTS, timing=replace(FACTS.timing, seconds_step=0.001)))
     step, _ = fake_lab.replay_study(asked, fake_lab.fake_lab(lambda _: 0.8, measures))
     by_view = {}
     for question in step.requests:

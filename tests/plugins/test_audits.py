@@ -8,6 +8,7 @@ import pytest
 from xferbench.core.interventions import RANDOM, RecalibrateBatchNorm, RestoreBatchNorm
 from xferbench.core.pipeline import Checkpoint, Pipeline, Recipe, Selection, Spectrogram, WeightsFile
 from xferbench.core.run import finding_from_json, finding_to_json
+from xferbench.core.sections import replace_flat
 from xferbench.plugins import batchnorm_drift, class_order, collapse, linear_probe, preprocessing_mismatch, reload
 from xferbench.runner import discovery
 from xferbench.study import trials
@@ -20,17 +21,22 @@ AUDITS = discovery.load_plugins(["all"], "audit")
 FINISHED = replace(
     fake_lab.PIPELINE,
     recipe=Recipe(),
-    finished=Checkpoint(after=WeightsFile(digest="after"), before=WeightsFile(digest="before")),
+    checkpoint=Checkpoint(after=WeightsFile(digest="after"), before=WeightsFile(digest="before")),
     evaluation_split="confirm",
 )
-FACTS = replace(fake_lab.PROFILE, outputs=2)
-SUITE = replace(fake_lab.SUITE, looks=(1,), tuning_seeds=1, after="after.pth", before="before.pth", recipe=None)
-ALONE = replace(FINISHED, finished=Checkpoint(after=WeightsFile(digest="after")))
+FACTS = replace(fake_lab.PROFILE, model=replace(fake_lab.PROFILE.model, outputs=2))
+SUITE = replace(
+    fake_lab.SUITE,
+    rules=replace(fake_lab.SUITE.rules, looks=(1,), tuning_seeds=1),
+    checkpoint=replace(fake_lab.SUITE.checkpoint, after="after.pth", before="before.pth"),
+    recipe=None,
+)
+ALONE = replace(FINISHED, checkpoint=Checkpoint(after=WeightsFile(digest="after")))
 
 
 def study(audit, pipeline=FINISHED, facts=FACTS, **changes):
     return Study(
-        suite=replace(SUITE, plugins=(audit.id,), **changes),
+        suite=replace_flat(SUITE, plugins=(audit.id,), **changes),
         profile=facts,
         plugins=(audit,),
         subject=pipeline,
@@ -146,34 +152,36 @@ def test_without_the_weights_of_before_nothing_is_asked_that_needs_them():
 
 
 def test_without_training_images_statistics_can_only_be_restored():
-    cured = batchnorm_drift.audit.cure(FINISHED, replace(FACTS, train=0))
+    cured = batchnorm_drift.audit.cure(FINISHED, replace(FACTS, data=replace(FACTS.data, train=0)))
     assert [one.edits for one in cured.candidates] == [(RestoreBatchNorm(),)]
-    assert batchnorm_drift.audit.applies(ALONE, replace(FACTS, train=0))
+    assert batchnorm_drift.audit.applies(ALONE, replace(FACTS, data=replace(FACTS.data, train=0)))
 
 
 def test_the_autopsy_tries_no_form_twice_and_never_the_one_that_is_served():
     cured = preprocessing_mismatch.audit.cure(FINISHED, FACTS)
-    forms = [one.serve_preprocessing for one in cured.candidates]
+    forms = [one.serving.preprocessing for one in cured.candidates]
     assert len(set(forms)) == len(forms)
-    assert FINISHED.serve_preprocessing not in forms
+    assert FINISHED.serving.preprocessing not in forms
     assert {one.channels for one in forms} == {"rgb", "bgr"}
 
 
 def test_the_autopsy_tries_the_form_of_training_first():
     other = replace(fake_lab.PREPROCESSING, mean=(0.1, 0.1, 0.1))
-    cured = preprocessing_mismatch.audit.cure(replace(FINISHED, train_preprocessing=other), FACTS)
-    assert cured.candidates[0].serve_preprocessing == other
+    cured = preprocessing_mismatch.audit.cure(replace(FINISHED, data=replace(FINISHED.data, train_preprocessing=other)), FACTS)
+    assert cured.candidates[0].serving.preprocessing == other
 
 
 def test_the_autopsy_knows_images_alone():
-    assert preprocessing_mismatch.audit.applies(replace(FINISHED, serve_preprocessing=Spectrogram()), FACTS)
+    assert preprocessing_mismatch.audit.applies(
+        replace(FINISHED, serving=replace(FINISHED.serving, preprocessing=Spectrogram())), FACTS
+    )
 
 
 def test_a_from_scratch_baseline_is_only_trained_where_it_is_paid_for():
     (audit,) = discovery.load_plugins(["negative-transfer"], "audit")
     (skipped,) = run(audit).findings
     assert (skipped.verdict, "--scratch" in skipped.reason) == ("SKIPPED", True)
-    paid = run(audit, scratch_budget=60.0, facts=replace(FACTS, seconds_step=0.001))
+    paid = run(audit, scratch_budget=60.0, facts=replace(FACTS, timing=replace(FACTS.timing, seconds_step=0.001)))
     assert "scratch" in paid.findings[0].accuracy
     assert any("fits the budget" in note for note in paid.notes)
 
@@ -181,7 +189,9 @@ def test_a_from_scratch_baseline_is_only_trained_where_it_is_paid_for():
 def test_a_budget_becomes_steps_and_stays_within_reason():
     (audit,) = discovery.load_plugins(["negative-transfer"], "audit")
     grids = [
-        scratch_grid(study(audit, scratch_budget=seconds, facts=replace(FACTS, seconds_step=0.001))).steps
+        scratch_grid(
+            study(audit, scratch_budget=seconds, facts=replace(FACTS, timing=replace(FACTS.timing, seconds_step=0.001)))
+        ).steps
         for seconds in (0.01, 60.0, 1e9)
     ]
     assert grids == [10, 460, 5000]
@@ -202,7 +212,9 @@ def test_an_exact_audit_fails_by_any_violation_and_still_advises(audit):
 
 
 def test_the_form_that_was_screened_is_not_said_to_be_better_where_the_other_half_denies_it():
-    other = replace(FINISHED, serve_preprocessing=replace(FINISHED.serve_preprocessing, channels="bgr"))
+    other = replace(
+        FINISHED, serving=replace(FINISHED.serving, preprocessing=replace(FINISHED.serving.preprocessing, channels="bgr"))
+    )
 
     def told(subject, cured):
         answers = {

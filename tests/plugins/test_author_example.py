@@ -56,7 +56,9 @@ def test_the_experiment_sees_what_the_failure_costs(example):
 def test_the_audit_finds_the_order_that_a_checkpoint_needs(example):
     audit = example["audit"]
     subject = study(audit).subject
-    served = replace(subject, serve_preprocessing=replace(subject.serve_preprocessing, channels="bgr"))
+    served = replace(
+        subject, serving=replace(subject.serving, preprocessing=replace(subject.serving.preprocessing, channels="bgr"))
+    )
     wrong = fake_lab.run_study(replace(study(audit), subject=served), fake_lab.fake_lab(channels_matter)).findings[0]
     assert (wrong.id, wrong.kind, wrong.verdict) == ("channel-order/harm/bgr", "audit", "FAIL")
     assert wrong.remedy["verified"]

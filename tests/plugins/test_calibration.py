@@ -71,7 +71,7 @@ def test_the_cure_is_one_temperature_and_is_advised_in_words():
     assert cured == replace(PIPELINE, edits=(FitTemperature(),))
     lines = render.pipeline_patch(PIPELINE, cured, Preprocessing())
     assert "# logits divided by a temperature fitted on images kept apart" in lines
-    assert render.describe_pipeline(cured, PIPELINE.train_preprocessing).endswith("fitted on images kept apart")
+    assert render.describe_pipeline(cured, PIPELINE.data.train_preprocessing).endswith("fitted on images kept apart")
     assert calibration.audit.cure is calibration.cure, "of a finished network the same is asked"
 
 

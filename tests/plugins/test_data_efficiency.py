@@ -16,18 +16,19 @@ from test_loop import READY, WEIGHTS, make_world
 
 from xferbench.core.interventions import RANDOM
 from xferbench.core.pipeline import Phase, Recipe, ScratchGrid, Selection
+from xferbench.core.sections import replace_flat
 from xferbench.lab.data import datasets
 from xferbench.lab.worker import run_trials
 from xferbench.plugins import data_efficiency
 from xferbench.report import figures, html, markdown
 from xferbench.testing import fake_lab
 
-TEN = replace(FACTS, classes=tuple("0123456789"), train=800)
+TEN = replace(FACTS, data=replace(FACTS.data, classes=tuple("0123456789"), train=800))
 PLUGIN = data_efficiency.plugin
 
 
 def asked(pipeline=PIPELINE, facts=TEN, **more):
-    suite = replace(fake_lab.SUITE, **{"looks": (3, 5), "tuning_seeds": 1, "scratch": pipeline.baseline} | more)
+    suite = replace_flat(fake_lab.SUITE, **{"looks": (3, 5), "tuning_seeds": 1, "scratch": pipeline.baseline} | more)
     return fake_lab.make_study(PLUGIN, suite=suite, pipeline=pipeline, facts=facts)
 
 
@@ -39,37 +40,58 @@ def by_size(trial):
 
 
 def test_six_sizes_from_a_thirty_second_or_two_a_class():
-    many = replace(TEN, train=3200)
-    assert data_efficiency.sizes(replace(PIPELINE, train_size=3200), many) == [100, 200, 400, 800, 1600, 3200]
-    assert data_efficiency.sizes(replace(PIPELINE, train_size=200), TEN) == [20, 32, 50, 80, 126, 200]
-    assert data_efficiency.sizes(replace(PIPELINE, train_size=None), TEN)[-1] == 800
+    many = replace(TEN, data=replace(TEN.data, train=3200))
+    assert data_efficiency.sizes(replace(PIPELINE, data=replace(PIPELINE.data, train_size=3200)), many) == [
+        100,
+        200,
+        400,
+        800,
+        1600,
+        3200,
+    ]
+    assert data_efficiency.sizes(replace(PIPELINE, data=replace(PIPELINE.data, train_size=200)), TEN) == [
+        20,
+        32,
+        50,
+        80,
+        126,
+        200,
+    ]
+    assert data_efficiency.sizes(replace(PIPELINE, data=replace(PIPELINE.data, train_size=None)), TEN)[-1] == 800
 
 
 def test_the_largest_size_is_of_the_images_that_are_trained_on(tmp_path):
     dataset = datasets.load_dataset(make_world(tmp_path).data, READY, None, tmp_path)
     trained = len(datasets.train_validation_indices(dataset, 115, 0)[0])
     assert (trained, len(dataset.train.labels)) == (96, 120)
-    assert data_efficiency.sizes(replace(PIPELINE, train_size=115), replace(TEN, train=trained))[-1] == 96
-    assert "fewer than eight" in data_efficiency.applies(replace(PIPELINE, train_size=90), replace(TEN, train=72))
+    assert (
+        data_efficiency.sizes(
+            replace(PIPELINE, data=replace(PIPELINE.data, train_size=115)), replace(TEN, data=replace(TEN.data, train=trained))
+        )[-1]
+        == 96
+    )
+    assert "fewer than eight" in data_efficiency.applies(
+        replace(PIPELINE, data=replace(PIPELINE.data, train_size=90)), replace(TEN, data=replace(TEN.data, train=72))
+    )
 
 
 def test_the_largest_set_is_the_pipelines_own_and_scratch_is_tuned_at_each():
-    arms = data_efficiency.extra_arms(replace(PIPELINE, train_size=None), TEN)
-    assert arms["transfer-800"] == replace(PIPELINE, train_size=None)
-    assert [one.train_size for one in arms["scratch-25"].candidates] == [25] * len(arms["scratch-25"].candidates)
+    arms = data_efficiency.extra_arms(replace(PIPELINE, data=replace(PIPELINE.data, train_size=None)), TEN)
+    assert arms["transfer-800"] == replace(PIPELINE, data=replace(PIPELINE.data, train_size=None))
+    assert [one.data.train_size for one in arms["scratch-25"].candidates] == [25] * len(arms["scratch-25"].candidates)
     rates = {one.recipe.phases[0].lr for one in arms["scratch-800"].candidates if one.recipe.phases[0].steps == 500}
     assert rates == set(PIPELINE.baseline.lr)
     assert all(isinstance(arm, Selection) for name, arm in arms.items() if name.startswith("scratch"))
 
 
 def test_too_few_images_and_images_in_groups_are_not_asked_about():
-    assert "fewer than eight" in data_efficiency.applies(replace(PIPELINE, train_size=79), TEN)
-    assert "groups" in data_efficiency.applies(PIPELINE, replace(TEN, test_groups=5))
-    assert data_efficiency.applies(replace(PIPELINE, train_size=80), TEN) == ""
+    assert "fewer than eight" in data_efficiency.applies(replace(PIPELINE, data=replace(PIPELINE.data, train_size=79)), TEN)
+    assert "groups" in data_efficiency.applies(PIPELINE, replace(TEN, data=replace(TEN.data, test_groups=5)))
+    assert data_efficiency.applies(replace(PIPELINE, data=replace(PIPELINE.data, train_size=80)), TEN) == ""
 
 
 def test_the_multiplier_is_told_at_each_size_and_never_beyond_twice_the_largest():
-    run = fake_lab.run_study(asked(replace(PIPELINE, train_size=800)), fake_lab.fake_lab(by_size))
+    run = fake_lab.run_study(asked(replace(PIPELINE, data=replace(PIPELINE.data, train_size=800))), fake_lab.fake_lab(by_size))
     (one,) = run.findings
     assert (one.id, one.verdict, one.seeds) == ("data-efficiency/gain", "INFO", 3)
     assert one.measures["M at n = 25"] == pytest.approx(4, rel=0.1)
@@ -79,9 +101,11 @@ def test_the_multiplier_is_told_at_each_size_and_never_beyond_twice_the_largest(
 
 
 def test_what_is_only_measured_is_asked_at_the_first_look_alone_and_is_in_every_report():
-    step, _ = fake_lab.replay_study(asked(replace(PIPELINE, train_size=800)), fake_lab.fake_lab(by_size))
+    step, _ = fake_lab.replay_study(
+        asked(replace(PIPELINE, data=replace(PIPELINE.data, train_size=800))), fake_lab.fake_lab(by_size)
+    )
     assert {one.seed for one in step.requests if one.view == "test"} == {0, 1, 2}
-    run = fake_lab.run_study(asked(replace(PIPELINE, train_size=800)), fake_lab.fake_lab(by_size))
+    run = fake_lab.run_study(asked(replace(PIPELINE, data=replace(PIPELINE.data, train_size=800))), fake_lab.fake_lab(by_size))
     for page in (html.render(run, {PLUGIN.id: PLUGIN}), markdown.render(run)):
         assert "data-efficiency" in page
     assert "more than 2 at n = 800" in html.render(run, {PLUGIN.id: PLUGIN})
@@ -93,7 +117,7 @@ def test_a_crash_of_one_size_is_an_error_and_no_curve_without_it():
         small = trial.model.base.train_size == 25 and trial.model.base.init != RANDOM
         return replace(fine, predictions=None, error="Boom: on purpose") if small else fine
 
-    (one,) = fake_lab.run_study(asked(replace(PIPELINE, train_size=800)), lab).findings
+    (one,) = fake_lab.run_study(asked(replace(PIPELINE, data=replace(PIPELINE.data, train_size=800))), lab).findings
     assert one.verdict == "ERROR" and "Boom" in one.reason
 
 
@@ -142,15 +166,13 @@ def test_a_small_run_from_images_to_picture(tmp_path):
     world = make_world(tmp_path)
     pipeline = replace(
         PIPELINE,
-        weights=WEIGHTS,
-        target=world.data,
-        train_size=60,
+        backbone=replace(PIPELINE.backbone, weights=WEIGHTS),
+        data=replace(PIPELINE.data, target=world.data, train_size=60, train_preprocessing=READY),
         recipe=Recipe(phases=(Phase(steps=2, batch_size=8),)),
-        train_preprocessing=READY,
-        serve_preprocessing=READY,
         baseline=ScratchGrid(lr=(1e-2,), weight_decay=(0.01,), steps=2, batch_size=8),
+        serving=replace(PIPELINE.serving, preprocessing=READY),
     )
-    facts = replace(FACTS, classes=("0", "1", "2", "3"), train=120, test=60)
+    facts = replace(FACTS, data=replace(FACTS.data, classes=("0", "1", "2", "3"), train=120, test=60))
     study = asked(pipeline, facts, looks=(2,), recipe=pipeline.recipe)
     run = fake_lab.run_study(study, lambda trial: run_trials.run_trials((trial,), frozenset({trial.key}), world.cache)[0][0])
     (one,) = run.findings

@@ -158,7 +158,9 @@ def test_a_mean_over_a_part_of_the_examples_is_compared_with_that_over_all():
         estimates.estimate_contrast(paired, answers, [0], fake_lab.SUITE).error
         == "the arms were not scored on the same examples"
     )
-    assert estimates.estimate_contrast(info, answers, [0], replace(fake_lab.SUITE, metric="balanced_accuracy")).error
+    assert estimates.estimate_contrast(
+        info, answers, [0], replace(fake_lab.SUITE, rules=replace(fake_lab.SUITE.rules, metric="balanced_accuracy"))
+    ).error
 
 
 def test_only_what_compares_has_the_pretraining_set_in_its_key():
@@ -167,7 +169,7 @@ def test_only_what_compares_has_the_pretraining_set_in_its_key():
     measured = trials.make_trial(pipeline, "test", 0, fake_lab.CONTEXT, plugin.measures["copies"], needs_pretraining_data=True)
     unique = trials.make_trial(plugin.cure(pipeline, fake_lab.PROFILE), "test", 0, fake_lab.CONTEXT)
     assert plain.view.reference_data == ()
-    assert measured.view.reference_data == unique.view.reference_data == (pipeline.source.data,)
+    assert measured.view.reference_data == unique.view.reference_data == (pipeline.data.source.data,)
     assert unique.view.examples == "unique"
 
 

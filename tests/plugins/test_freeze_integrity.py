@@ -17,7 +17,7 @@ from torch import nn
 
 from xferbench.core import files
 from xferbench.core.interventions import BATCHNORM_EVAL, EVAL_MODE, HEAD_ONLY, RANDOM
-from xferbench.core.pipeline import Checkpoint, Phase, Pipeline, Recipe
+from xferbench.core.pipeline import Backbone, Checkpoint, Phase, Pipeline, PipelineData, Recipe, Serving
 from xferbench.core.strategies import adapter, bitfit, full, linear_probe, lora, lp_ft, partial
 from xferbench.data import user_code
 from xferbench.lab.data import preprocessing
@@ -355,19 +355,17 @@ def world(tmp_path_factory):
 
 def pipeline(world, recipe, **more):
     return Pipeline(
-        arch="tiny-resnet",
-        weights=WEIGHTS,
-        target=world[0],
-        train_size=60,
-        test_size=None,
+        backbone=Backbone(arch="tiny-resnet", weights=WEIGHTS),
+        data=PipelineData(target=world[0], train_size=60, test_size=None, train_preprocessing=READY),
         recipe=recipe,
-        train_preprocessing=READY,
-        serve_preprocessing=READY,
+        serving=Serving(preprocessing=READY),
         **more,
     )
 
 
-FACTS = replace(fake_lab.PROFILE, groups=("conv1", "layer1", "layer2", "layer3", "layer4"))
+FACTS = replace(
+    fake_lab.PROFILE, model=replace(fake_lab.PROFILE.model, groups=("conv1", "layer1", "layer2", "layer3", "layer4"))
+)
 SHORT = Phase(steps=4, batch_size=16)
 RECIPES = {"probe": linear_probe(SHORT), "full": full(SHORT), "partial": partial(replace(SHORT, batchnorm=BATCHNORM_EVAL))}
 RECIPES["lp-ft, the best step"] = replace(lp_ft(replace(SHORT, steps=8)), stop="best")
@@ -418,7 +416,7 @@ def test_the_labs_own_loop_does_what_the_recipe_says_and_each_induced_failure_is
 
 def carried_out(world, one):
     """The finding of a study of this plugin alone, in the real laboratory, on one seed."""
-    suite = replace(fake_lab.SUITE, looks=(1,), recipe=one.recipe, tuning_seeds=1)
+    suite = replace(fake_lab.SUITE, rules=replace(fake_lab.SUITE.rules, looks=(1,), tuning_seeds=1), recipe=one.recipe)
     study = replace(fake_lab.make_study(plugin, suite=suite, pipeline=one, facts=FACTS), context=PLACE)
 
     def real(trial):
@@ -469,21 +467,24 @@ def test_training_code_that_forgets_to_freeze_fails(world, tmp_path, monkeypatch
 
 
 def test_an_audit_needs_before_and_takes_on_trust_what_nobody_said():
-    finished = replace(fake_lab.PIPELINE, finished=Checkpoint(after=WEIGHTS))
+    finished = replace(fake_lab.PIPELINE, checkpoint=Checkpoint(after=WEIGHTS))
     assert "from before training are not given" in plugin.applies(finished, FACTS)
-    both = replace(finished, finished=Checkpoint(after=WEIGHTS, before=WEIGHTS))
+    both = replace(finished, checkpoint=Checkpoint(after=WEIGHTS, before=WEIGHTS))
     assert plugin.applies(both, FACTS) == "" and plugin.induce(both, FACTS) == {}
     assert "--believed" in plugin.trust(both, FACTS)
     assert plugin.trust(replace(both, expected_training=linear_probe()), FACTS) == ""
 
 
-AUDITED = replace(fake_lab.PIPELINE, finished=Checkpoint(after=WEIGHTS, before=WEIGHTS))
+AUDITED = replace(fake_lab.PIPELINE, checkpoint=Checkpoint(after=WEIGHTS, before=WEIGHTS))
 
 
 def audited(violations, believed=None, **more):
     found_ = {"integrity": violations, "moved/a.weight": 0.5, "moved/b.weight": 0.0, **more}
     study = fake_lab.make_study(
-        plugin, suite=replace(fake_lab.SUITE, looks=(1,)), pipeline=replace(AUDITED, expected_training=believed), facts=FACTS
+        plugin,
+        suite=replace(fake_lab.SUITE, rules=replace(fake_lab.SUITE.rules, looks=(1,))),
+        pipeline=replace(AUDITED, expected_training=believed),
+        facts=FACTS,
     )
     (one,) = fake_lab.run_study(study, fake_lab.fake_lab(measures={plugin.measures["integrity"]: found_})).findings
     return one
@@ -503,7 +504,9 @@ def test_the_picture_draws_a_hundred_layers_by_side():
     from matplotlib.figure import Figure
 
     scalars = {f"frozen/layer{i}.weight": 0.0 for i in range(99)} | {"trained/head.weight": 0.3, "trained/x.y": float("inf")}
-    study = fake_lab.make_study(plugin, suite=replace(fake_lab.SUITE, looks=(1,)), facts=FACTS)
+    study = fake_lab.make_study(
+        plugin, suite=replace(fake_lab.SUITE, rules=replace(fake_lab.SUITE.rules, looks=(1,))), facts=FACTS
+    )
     run = fake_lab.run_study(study, fake_lab.fake_lab(measures={plugin.measures["integrity"]: {"integrity": 0.0, **scalars}}))
     axes = Figure().add_subplot()
     plugin.plot(axes, run)

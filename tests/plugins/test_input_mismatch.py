@@ -32,7 +32,11 @@ TABLE = {
 
 
 def of(train, serve=None):
-    return replace(PIPELINE, train_preprocessing=train, serve_preprocessing=serve or train)
+    return replace(
+        PIPELINE,
+        data=replace(PIPELINE.data, train_preprocessing=train),
+        serving=replace(PIPELINE.serving, preprocessing=serve or train),
+    )
 
 
 def first_layer():

@@ -23,7 +23,7 @@ from xferbench.study import trials
 from xferbench.testing import fake_lab
 
 GROUPS = ("conv1", "layer1", "layer2", "layer3", "layer4")
-FIVE = replace(FACTS, groups=GROUPS)
+FIVE = replace(FACTS, model=replace(FACTS.model, groups=GROUPS))
 
 
 def told(pipeline):
@@ -45,9 +45,9 @@ def test_four_cuts_of_four_kinds():
 
 
 def test_of_few_groups_some_cuts_are_the_same_and_of_one_there_is_none():
-    found = layer_transfer.extra_arms(PIPELINE, replace(FACTS, groups=("lower", "upper")))
+    found = layer_transfer.extra_arms(PIPELINE, replace(FACTS, model=replace(FACTS.model, groups=("lower", "upper"))))
     assert [str(found[f"anb-{cut}"].recipe.transferred) for cut in layer_transfer.CUTS] == ["low:1", "low:1", "all", "all"]
-    assert "single layer group" in layer_transfer.applies(PIPELINE, replace(FACTS, groups=("all",)))
+    assert "single layer group" in layer_transfer.applies(PIPELINE, replace(FACTS, model=replace(FACTS.model, groups=("all",))))
 
 
 @pytest.mark.parametrize(
@@ -96,16 +96,23 @@ def test_the_lower_groups_are_those_of_the_network_trained_on_the_target_and_not
 def test_a_small_run_asks_each_start_once_a_seed_and_measures_every_cut(world):
     pipeline = replace(
         PIPELINE,
-        weights=WEIGHTS,
-        target=world.data,
-        train_size=60,
+        backbone=replace(PIPELINE.backbone, weights=WEIGHTS),
+        data=replace(PIPELINE.data, target=world.data, train_size=60, train_preprocessing=READY),
         recipe=Recipe(phases=(Phase(steps=2, batch_size=8),)),
-        train_preprocessing=READY,
-        serve_preprocessing=READY,
         baseline=ScratchGrid(lr=(1e-2,), weight_decay=(0.01,), steps=2, batch_size=8),
+        serving=replace(PIPELINE.serving, preprocessing=READY),
     )
-    suite = replace(fake_lab.SUITE, looks=(1,), tuning_seeds=1, recipe=pipeline.recipe, scratch=pipeline.baseline)
-    facts = replace(FACTS, groups=GROUPS, classes=("0", "1", "2", "3"), train=120, test=60)
+    suite = replace(
+        fake_lab.SUITE,
+        rules=replace(fake_lab.SUITE.rules, looks=(1,), tuning_seeds=1),
+        recipe=pipeline.recipe,
+        scratch=pipeline.baseline,
+    )
+    facts = replace(
+        FACTS,
+        model=replace(FACTS.model, groups=GROUPS),
+        data=replace(FACTS.data, classes=("0", "1", "2", "3"), train=120, test=60),
+    )
     asked = fake_lab.make_study(layer_transfer.plugin, suite=suite, pipeline=pipeline, facts=facts)
     ran = []
 

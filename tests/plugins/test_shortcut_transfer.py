@@ -16,6 +16,7 @@ from xferbench.config import loader
 from xferbench.core.canonical import canonical
 from xferbench.core.interventions import RANDOM, CuedSource, Regularizer
 from xferbench.core.pipeline import Phase, Recipe, Spectrogram
+from xferbench.core.sections import replace_flat
 from xferbench.core.trial import EvaluationSpec
 from xferbench.lab.data import datasets, shortcut_cue
 from xferbench.lab.worker import run_trials
@@ -72,7 +73,7 @@ def test_the_sources_are_one_with_the_cue_and_one_without_and_else_the_same():
     clean, cued = (training_spec(one, 0).start for one in (cured, tied))
     assert clean == replace(cued, has_cue=False) and cued.has_cue
     assert clean.phases[0].steps == 3 * PIPELINE.baseline.steps
-    assert (clean.labels, clean.init, clean.data) == ("true", RANDOM, PIPELINE.source.data)
+    assert (clean.labels, clean.init, clean.data) == ("true", RANDOM, PIPELINE.data.source.data)
     assert training_spec(cured, 0) == replace(training_spec(tied, 0), start=clean)
 
 
@@ -87,7 +88,7 @@ def test_the_sources_are_one_with_the_cue_and_one_without_and_else_the_same():
     ],
 )
 def test_where_it_cannot_be_asked_it_says_why(change, reason):
-    told = PLUGIN.applies(replace(PIPELINE, **change), FACTS)
+    told = PLUGIN.applies(replace_flat(PIPELINE, **change), FACTS)
     assert reason in told and bool(told) == bool(reason)
 
 

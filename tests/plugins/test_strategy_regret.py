@@ -61,7 +61,7 @@ def test_the_rules_are_arms_of_their_own(size, similar, different, gradual):
         different,
     )
     assert rules_of_thumb.size_rule_strategy(size) == gradual
-    found = strategy_regret.extra_arms(replace(SUBJECT, train_size=size), PROFILE)
+    found = strategy_regret.extra_arms(replace(SUBJECT, data=replace(SUBJECT.data, train_size=size)), PROFILE)
     assert list(found) == list(strategy_regret.RULES)
     assert all(len(one.candidates) == 2 for one in found.values())
     assert {str(one.candidates[0].recipe.phases[-1].trainable) for one in found.values()} <= {"head", "top:2", "all"}

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from xferbench.core.errors import UserError
-from xferbench.core.suite import Suite
+from xferbench.core.sections import replace_flat
+from xferbench.core.suite import BackboneSection, DataSection, Invocation, Suite
 from xferbench.data import inputs
 from xferbench.runner import input_digests
 
@@ -23,16 +24,20 @@ def suite(tmp_path):
     (tmp_path / "mine.toml").write_text("schema = 1")
     return Suite(
         name="mine",
-        path=str(tmp_path / "mine.toml"),
         plugins=("all",),
-        arch="tiny-resnet",
-        target=f"folder:{tmp_path / 'pets'}",
+        invocation=Invocation(path=str(tmp_path / "mine.toml")),
+        backbone=BackboneSection(arch="tiny-resnet"),
+        data=DataSection(target=f"folder:{tmp_path / 'pets'}"),
     )
 
 
 def test_a_folder_is_told_file_by_file_and_its_digest_is_that_of_the_trials(suite):
     data, *_ = input_digests.input_digests(suite)
-    assert (data.key, data.value, data.digest) == ("target.data", suite.target, inputs.digest_data(suite.target).digest)
+    assert (data.key, data.value, data.digest) == (
+        "target.data",
+        suite.data.target,
+        inputs.digest_data(suite.data.target).digest,
+    )
     assert {file.name: (file.size, file.sha256) for file in data.files} == {
         name: (len(content), hashlib.sha256(content).hexdigest()) for name, content in PICTURES.items()
     }
@@ -50,7 +55,7 @@ def test_of_an_audit_both_checkpoints_and_the_manifest_are_told(tmp_path, suite)
     for name in ("after", "before", "seen"):
         (tmp_path / name).write_text(name)
     paths = {"after": str(tmp_path / "after"), "before": str(tmp_path / "before"), "manifest": str(tmp_path / "seen")}
-    found = {one.key: one.digest for one in input_digests.input_digests(replace(suite, path="command line", **paths))}
+    found = {one.key: one.digest for one in input_digests.input_digests(replace_flat(suite, path="command line", **paths))}
     assert list(found) == ["target.data", "checkpoint.after", "checkpoint.before", "source.manifest"]
     assert found["source.manifest"] == hashlib.sha256(b"seen").hexdigest()
 
@@ -60,16 +65,20 @@ def test_code_is_told_by_its_files(tmp_path, suite):
     (tmp_path / "beside.py").write_text("x = 1")
     weights = tmp_path / "w"
     weights.write_text("w")
-    with_code = replace(suite, arch="python:mine:build", weights=str(weights), allow_code=True)
+    with_code = replace(
+        suite,
+        backbone=replace(suite.backbone, arch="python:mine:build", weights=str(weights)),
+        invocation=replace(suite.invocation, allow_code=True),
+    )
     code = {one.key: one for one in input_digests.input_digests(with_code)}["backbone.arch"]
     assert sorted(file.name for file in code.files) == ["beside.py", "mine.py"]
     assert code.digest == inputs.digest_code(with_code)[0].digest
     with pytest.raises(UserError, match="names code that would run"):
-        input_digests.input_digests(replace(with_code, allow_code=False))
+        input_digests.input_digests(replace(with_code, invocation=replace(with_code.invocation, allow_code=False)))
 
 
 def test_what_is_drawn_here_has_a_digest_and_no_files(suite):
-    data, *_ = input_digests.input_digests(replace(suite, target="synthetic:near"))
+    data, *_ = input_digests.input_digests(replace(suite, data=replace(suite.data, target="synthetic:near")))
     assert data.files == ()
     assert data.digest == inputs.digest_data("synthetic:near").digest
 

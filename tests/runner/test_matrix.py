@@ -194,7 +194,9 @@ def test_a_dry_run_and_a_check_tell_the_tasks(ran, capsys):
 def test_what_is_said_of_the_whole_goes_for_each_task(ran):
     _, file, _ = ran
     suite = loader.load_suite(file)
-    assert {matrix.task_suite(task, replace(suite, seed=7)).seed for task in suite.matrix.tasks} == {7}
+    assert {
+        matrix.task_suite(task, replace(suite, rules=replace(suite.rules, seed=7))).rules.seed for task in suite.matrix.tasks
+    } == {7}
 
 
 def test_both_doors_carry_out_a_matrix_and_cross_refuses_everything_else(ran):

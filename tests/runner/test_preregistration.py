@@ -14,11 +14,18 @@ from xferbench.cli import main
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import Preprocessing, Recipe
-from xferbench.core.suite import Suite
+from xferbench.core.suite import BackboneSection, DataSection, Invocation, Suite
 from xferbench.runner import preregistration
 from xferbench.runner.preregistration import FileDigest, InputDigest
 
-SUITE = Suite(name="mine", path="/a/mine.toml", plugins=("all",), arch="tiny-resnet", target="folder:/a/cats", recipe=Recipe())
+SUITE = Suite(
+    name="mine",
+    plugins=("all",),
+    invocation=Invocation(path="/a/mine.toml"),
+    backbone=BackboneSection(arch="tiny-resnet"),
+    data=DataSection(target="folder:/a/cats"),
+    recipe=Recipe(),
+)
 FILES = tuple(FileDigest(name=f"train/cat/{n}.png", size=3, sha256=f"{n:064}") for n in range(3))
 DATA = InputDigest(key="target.data", value="folder:/a/cats", digest="d" * 64, files=FILES)
 OWN = InputDigest(key="suite", value="/a/mine.toml", digest="e" * 64, counts=False)
@@ -39,9 +46,9 @@ def plan(tmp_path):
 @pytest.mark.parametrize(
     "other",
     [
-        {"suite": replace(SUITE, margin=0.05)},
-        {"suite": replace(SUITE, seed=1)},
-        {"suite": replace(SUITE, serve_preprocessing=Preprocessing(channels="bgr"))},
+        {"suite": replace(SUITE, rules=replace(SUITE.rules, margin=0.05))},
+        {"suite": replace(SUITE, rules=replace(SUITE.rules, seed=1))},
+        {"suite": replace(SUITE, serving=replace(SUITE.serving, preprocessing=Preprocessing(channels="bgr")))},
         {"inputs": (replace(DATA, digest="f" * 64), OWN)},
         {"inputs": (DATA, replace(DATA, key="shifted.data"), OWN)},
         {"plugins": (replace(PLUGINS[0], version=2),)},
@@ -55,7 +62,14 @@ def test_whatever_a_verdict_depends_on_changes_the_hash(other):
 @pytest.mark.parametrize(
     "other",
     [
-        {"suite": replace(SUITE, name="renamed", path="/b/x.toml", target="folder:/b/cats", allow_code=True)},
+        {
+            "suite": replace(
+                SUITE,
+                name="renamed",
+                invocation=replace(SUITE.invocation, path="/b/x.toml", allow_code=True),
+                data=replace(SUITE.data, target="folder:/b/cats"),
+            )
+        },
         {"suite": replace(SUITE, recipe=Recipe(name="what I call it"))},
         {"inputs": (replace(DATA, value="folder:/b/cats"), replace(OWN, digest="f" * 64))},
         {"plugins": (replace(PLUGINS[0], doc="a better manual"),)},
@@ -74,7 +88,9 @@ def test_another_version_is_another_plan(monkeypatch):
 def test_a_plan_reads_back_and_what_it_froze_may_be_carried_out(plan):
     told = preregistration.read_plan(plan)
     assert (told["suite"], told["written"], told["hash"]) == ("mine", "2026-01-02T03:04:05Z", hashed())
-    preregistration.check_plan(told, plan, replace(SUITE, path="/elsewhere.toml"), (DATA, OWN), PLUGINS)
+    preregistration.check_plan(
+        told, plan, replace(SUITE, invocation=replace(SUITE.invocation, path="/elsewhere.toml")), (DATA, OWN), PLUGINS
+    )
 
 
 def test_what_differs_is_named_key_and_file(plan):
@@ -83,7 +99,7 @@ def test_what_differs_is_named_key_and_file(plan):
         preregistration.check_plan(
             preregistration.read_plan(plan),
             plan,
-            replace(SUITE, margin=0.05),
+            replace(SUITE, rules=replace(SUITE.rules, margin=0.05)),
             (replace(DATA, digest="f" * 64, files=files), OWN),
             PLUGINS,
         )

@@ -128,7 +128,9 @@ def test_the_digest_is_part_of_the_key_of_a_measure():
 
 
 def study(plugin):
-    return fake_lab.make_study(plugin, suite=replace(fake_lab.SUITE, looks=(2,), plugins=(plugin.id,)))
+    return fake_lab.make_study(
+        plugin, suite=replace(fake_lab.SUITE, rules=replace(fake_lab.SUITE.rules, looks=(2,)), plugins=(plugin.id,))
+    )
 
 
 LAB = fake_lab.fake_lab(measures={"provenance_heat:heat@1": {"heat": 0.0}})

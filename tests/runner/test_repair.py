@@ -20,7 +20,7 @@ from xferbench.cli import main
 from xferbench.core import files
 from xferbench.core.errors import UserError
 from xferbench.core.run import Finding
-from xferbench.core.suite import Suite
+from xferbench.core.suite import BackboneSection, CheckpointSection, DataSection, Invocation, Suite
 from xferbench.data.inputs import SHIPPED_WEIGHTS_FOLDER
 from xferbench.lab.data import preprocessing
 from xferbench.lab.models import backbones, batchnorm, checkpoint_reader, checkpoints
@@ -219,7 +219,14 @@ def test_a_place_that_no_repair_can_have_is_refused_even_with_force(tmp_path, na
     (tmp_path / "link.safetensors").symlink_to("after.safetensors")
     (tmp_path / "dangling.safetensors").symlink_to("nowhere")
     (tmp_path / "folder.safetensors").mkdir()
-    suite = Suite(name="s", path="s", plugins=(), arch="a", target="t", after=str(tmp_path / "after.safetensors"))
+    suite = Suite(
+        name="s",
+        plugins=(),
+        invocation=Invocation(path="s"),
+        backbone=BackboneSection(arch="a"),
+        data=DataSection(target="t"),
+        checkpoint=CheckpointSection(after=str(tmp_path / "after.safetensors")),
+    )
     before = sorted(tmp_path.iterdir())
     with pytest.raises(UserError, match=fragment):
         repair.require_repairable(suite, tmp_path / name, force=True)

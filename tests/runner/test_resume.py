@@ -124,7 +124,7 @@ def killed(suite, path, count):
 from pathlib import Path
 from xferbench.config import loader
 from xferbench.runner import execute
-execute.execute(loader.load_suite(Path({suite.path!r})), path=Path({str(path)!r}), device="cpu", workers=1)
+execute.execute(loader.load_suite(Path({suite.invocation.path!r})), path=Path({str(path)!r}), device="cpu", workers=1)
 """
     process = subprocess.Popen([sys.executable, "-c", code])
     end = time.monotonic() + 120
@@ -228,7 +228,9 @@ def test_samples_that_cannot_be_made_are_a_note_and_the_verdicts_stay(suite, who
 def test_seeds_are_added_only_to_what_is_open(suite, tmp_path, here):
     # Nothing can be decided at this alpha, but a subject that is its own cure needs no deciding.
     changed = replace(
-        suite, alpha=1e-9, recipe=replace(suite.recipe, phases=(Phase(batchnorm=BATCHNORM_EVAL, steps=3, batch_size=8),))
+        suite,
+        rules=replace(suite.rules, alpha=1e-9),
+        recipe=replace(suite.recipe, phases=(Phase(batchnorm=BATCHNORM_EVAL, steps=3, batch_size=8),)),
     )
     finished = run(changed, tmp_path / "store.sqlite")
     seeds = {}
@@ -243,13 +245,13 @@ def test_seeds_are_added_only_to_what_is_open(suite, tmp_path, here):
 def test_a_spent_budget_stops_at_the_same_look_again_and_a_larger_one_goes_on(suite, tmp_path, here, with_plugins):
     with_plugins(make_plugin("even"))
     path = tmp_path / "store.sqlite"
-    poor = replace(suite, budget=1e-6, alpha=1e-9)
+    poor = replace(suite, rules=replace(suite.rules, budget=1e-6, alpha=1e-9))
     first, again = run(poor, path), run(poor, path)
     assert {finding.seeds for finding in first.findings} == {2}
     assert any("budget" in note for note in first.notes)
     assert told(again) == told(first)
     assert again.cost["fits"]["run"] == 0
-    richer = run(replace(poor, budget=1e6), path)
+    richer = run(replace(poor, rules=replace(poor.rules, budget=1e6)), path)
     assert {finding.seeds for finding in richer.findings if finding.verdict == "INCONCLUSIVE"} == {3}
     assert richer.cost["trials"]["reused"] == first.cost["trials"]["unique"]
 
@@ -293,7 +295,7 @@ def test_a_fit_that_crashes_is_an_error_of_the_plugins_that_ask_for_it(suite, tm
         return replace(pipeline, recipe=replace(pipeline.recipe, phases=phases))
 
     with_plugins(make_plugin("odd", cure=odd), make_plugin("even"))
-    finished = run(replace(suite, looks=(2,)), tmp_path / "store.sqlite")
+    finished = run(replace(suite, rules=replace(suite.rules, looks=(2,))), tmp_path / "store.sqlite")
     assert verdicts(finished)["odd/harm"] == "ERROR"
     assert verdicts(finished)["even/harm"] != "ERROR"
     assert "none such" in next(finding.reason for finding in finished.findings if finding.plugin == "odd")
@@ -315,7 +317,7 @@ def test_a_worker_that_dies_is_an_error_of_its_group_and_the_next_run_completes(
     flag.touch()
     monkeypatch.setenv("XFERBENCH_TEST_FLAG", str(flag))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    changed = replace(suite, looks=(2,))
+    changed = replace(suite, rules=replace(suite.rules, looks=(2,)))
     with_plugins(make_plugin("deadly", measures={"deadly": "test_resume:deadly@1"}))
     finished = run(changed, path)
     assert not flag.exists()

@@ -14,7 +14,7 @@ from test_datasets import make_folder, make_npz
 from xferbench.config import render
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import PRETRAINED, ShuffledSource
-from xferbench.core.pipeline import AuxiliaryDataset, Data, Preprocessing, Recipe
+from xferbench.core.pipeline import AuxiliaryDataset, Backbone, Data, Pipeline, PipelineData, Preprocessing, Recipe, Serving
 from xferbench.core.trial import EvaluationSpec
 from xferbench.data import inputs
 from xferbench.lab.data import datasets, preprocessing, sample_images
@@ -115,8 +115,12 @@ def test_real_images_are_shown(shared, tmp_path):
 
 
 def pipeline(train=RECORDED, serve=None, source=None, init=PRETRAINED):
-    values = {"recipe": Recipe(init=init), "target": TARGET, "source": source}
-    return SimpleNamespace(train_preprocessing=train, serve_preprocessing=serve or train, **values)
+    return Pipeline(
+        backbone=Backbone(arch="tiny-resnet"),
+        data=PipelineData(target=TARGET, train_preprocessing=train, source=source),
+        recipe=Recipe(init=init),
+        serving=Serving(preprocessing=serve or train),
+    )
 
 
 def step(asked=(), **cases):

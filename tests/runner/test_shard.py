@@ -63,7 +63,12 @@ def lab(monkeypatch):
                 future.set_result(([workers.answer(one) for one in group if one.key in missing], 1))
             elif function.endswith(":profile"):
                 future.set_result(
-                    replace(fake_lab.PROFILE, source=(), shifted=(), source_error="the suite has no [source]", test=60)
+                    replace(
+                        fake_lab.PROFILE,
+                        data=replace(
+                            fake_lab.PROFILE.data, source=(), shifted=(), source_error="the suite has no [source]", test=60
+                        ),
+                    )
                 )
             else:
                 future.set_exception(UserError(f"{function}: not here"))
@@ -252,7 +257,7 @@ def test_a_crash_is_told_not_kept_and_asked_for_again(suite, lab, tmp_path):
 
 
 def test_a_baseline_that_is_as_long_as_a_machine_is_fast_is_not_split(suite, tmp_path):
-    timed = replace(suite, scratch_budget=60.0)
+    timed = replace(suite, checkpoint=replace(suite.checkpoint, scratch_budget=60.0))
     with pytest.raises(UserError, match="--shard cannot be combined with a baseline that is trained for a time"):
         one_share(timed, 1, 2, tmp_path / "1.sqlite")
     assert not (tmp_path / "1.sqlite").exists()

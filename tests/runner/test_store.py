@@ -15,25 +15,25 @@ from factory import make_record
 
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import Preprocessing, Spectrogram
-from xferbench.core.plugin import Profile
+from xferbench.core.plugin import DataProfile, ModelProfile, Profile, Timing
 from xferbench.core.record import Predictions, Record
 from xferbench.runner import store
 
 FACTS = Profile(
-    parameters=11_000_000,
-    groups=("conv1", "layer1", "layer2"),
-    head="fc",
-    batchnorm=("bn1", "layer1.0.bn1"),
-    classes=("ants", "bees"),
-    train=200,
-    validation=44,
-    test=153,
-    test_groups=None,
+    model=ModelProfile(
+        parameters=11_000_000, groups=("conv1", "layer1", "layer2"), head="fc", batchnorm=("bn1", "layer1.0.bn1")
+    ),
+    data=DataProfile(
+        classes=("ants", "bees"),
+        train=200,
+        validation=44,
+        test=153,
+        test_groups=None,
+        dropped_examples=("train/ants/imgs.txt: not an image file", "train/ants/\udcff.png: truncated"),
+    ),
+    timing=Timing(seconds_forward=0.02, seconds_step=0.07),
     preprocessing=Preprocessing(resize=256, crop=224, mean=(0.485, 0.456, 0.406)),
     trust=("preprocessing: recorded nowhere",),
-    dropped_examples=("train/ants/imgs.txt: not an image file", "train/ants/\udcff.png: truncated"),
-    seconds_forward=0.02,
-    seconds_step=0.07,
 )
 
 
@@ -108,8 +108,8 @@ def test_facts_come_back_as_they_went(db):
     store.put_profile(db, "key", FACTS)
     assert store.get_profile(db, "key") == FACTS
     assert store.get_profile(db, "another") is None
-    store.put_profile(db, "key", replace(FACTS, test=10))
-    assert store.get_profile(db, "key").test == 10
+    store.put_profile(db, "key", replace(FACTS, data=replace(FACTS.data, test=10)))
+    assert store.get_profile(db, "key").data.test == 10
     heard = replace(FACTS, preprocessing=Spectrogram(mean=-30.0, std=12.5))
     store.put_profile(db, "heard", heard)
     assert store.get_profile(db, "heard") == heard

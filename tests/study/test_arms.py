@@ -27,7 +27,10 @@ from xferbench.testing import fake_lab
 from xferbench.testing.fake_lab import fake_predictions
 
 SOURCE = AuxiliaryDataset(data=Data(digest="source"), classes=(0, 1))
-ARMS = tuple(replace(PIPELINE, source=SOURCE, recipe=Recipe(name=f"{lr}", phases=(Phase(lr=lr),))) for lr in (1e-2, 1e-3, 1e-4))
+ARMS = tuple(
+    replace(PIPELINE, data=replace(PIPELINE.data, source=SOURCE), recipe=Recipe(name=f"{lr}", phases=(Phase(lr=lr),)))
+    for lr in (1e-2, 1e-3, 1e-4)
+)
 FORGETTING = Selection(candidates=ARMS, by="source-held-out", keeping="validation")
 ASKED = study()
 
@@ -84,7 +87,7 @@ def test_a_choice_asks_tuning_seeds_alone_and_never_test_images():
 
 
 def test_losses_are_kept_and_chosen_the_other_way_round():
-    asked = study(suite=replace(SUITE, metric="nll", margin=0.1))
+    asked = study(suite=replace(SUITE, rules=replace(SUITE.rules, metric="nll", margin=0.1)))
     one = settled(FORGETTING, {"validation": (0.8, 0.79, 0.3), "source-held-out": (0.3, 0.6, 0.9)}, asked)
     assert one.pipeline == ARMS[1]
     assert all(weighed.score < 0 and weighed.keeping < 0 for weighed in one.candidates)
@@ -138,7 +141,7 @@ def test_only_a_regularizer_that_needs_the_source_makes_it_part_of_a_fit():
 
 def test_where_what_is_to_be_kept_is_not_known_nothing_is_chosen():
     nan = float("nan")
-    asked = replace(ASKED, suite=replace(SUITE, metric="sensitivity"))
+    asked = replace(ASKED, suite=replace(SUITE, rules=replace(SUITE.rules, metric="sensitivity")))
     answers = {}
     for one in selection.selection_trials(FORGETTING, asked):
         told = fake_predictions(0.9, one.model.base.seed)
@@ -182,7 +185,7 @@ def test_how_much_is_transferred_is_in_a_key_only_where_it_is_not_all():
 
 def test_a_fit_is_given_unlabelled_images_where_domains_are_to_be_told_apart_and_nowhere_else():
     alike = replace(fake_lab.PIPELINE, recipe=Recipe(regularizer=Regularizer.parse("dann:1")))
-    assert trials.training_spec(alike, 0).unlabeled == fake_lab.PIPELINE.shifted.data
+    assert trials.training_spec(alike, 0).unlabeled == fake_lab.PIPELINE.data.shifted.data
     assert trials.training_spec(fake_lab.PIPELINE, 0).unlabeled is None
     assert (
         trials.training_spec(replace(fake_lab.PIPELINE, recipe=Recipe(regularizer=Regularizer.parse("ewc:1"))), 0).unlabeled

@@ -10,12 +10,19 @@ from factory import make_record
 from xferbench.analysis import metrics
 from xferbench.core.pipeline import Phase, Recipe
 from xferbench.core.run import Finding
-from xferbench.core.suite import Claim, Suite
+from xferbench.core.suite import BackboneSection, Claim, DataSection, Invocation, Rules, Suite
 from xferbench.study import claims
 from xferbench.testing.fake_lab import PIPELINE
 
 NAN = float("nan")
-SUITE = Suite(name="a", path="a", plugins=(), arch="tiny-resnet", target="digits", margin=0.02, looks=(3,))
+SUITE = Suite(
+    name="a",
+    plugins=(),
+    invocation=Invocation(path="a"),
+    backbone=BackboneSection(arch="tiny-resnet"),
+    data=DataSection(target="digits"),
+    rules=Rules(margin=0.02, looks=(3,)),
+)
 
 
 def effect(**more):
@@ -90,7 +97,10 @@ def test_a_measure_has_bounds_over_seeds_and_one_seed_has_none():
 def test_what_is_called_accuracy_is_in_the_unit_of_the_suites_metric():
     rows = [{"recipe": "probe", "seed": seed, "accuracy": 0.5, "error": ""} for seed in range(3)]
     asked = effect(recipe="probe", measure="accuracy", at_most=1.0)
-    found = [claims.estimate_measure(asked, rows, 1000, replace(SUITE, metric=metric)).unit for metric in ("accuracy", "nll")]
+    found = [
+        claims.estimate_measure(asked, rows, 1000, replace(SUITE, rules=replace(SUITE.rules, metric=metric))).unit
+        for metric in ("accuracy", "nll")
+    ]
     assert found == ["accuracy", metrics.get_metric("nll").unit] and found[0] != found[1]
 
 

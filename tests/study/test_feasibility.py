@@ -12,12 +12,13 @@ from xferbench.config import loader
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import Finish, Regularizer, Trainable
 from xferbench.core.pipeline import Phase, Recipe, Selection
+from xferbench.core.sections import replace_flat
 from xferbench.core.strategies import adapter, bitfit, full, lora, norm_only
 from xferbench.plugins import learning_rate
 from xferbench.runner import execute, store
 from xferbench.study import arms, feasibility
 
-PLAIN = replace(FACTS, unsupported=("norm", "bias", "adapter"), groups=("stem", "top"))
+PLAIN = replace(FACTS, model=replace(FACTS.model, unsupported=("norm", "bias", "adapter"), groups=("stem", "top")))
 
 
 def arm(recipe):
@@ -48,7 +49,9 @@ def test_adapters_are_of_one_size_and_none_are_in_a_finished_network():
         == "adapter:4, adapter:8: a network has adapters of one size"
     )
     assert feasibility.why_not_trainable(recipe("adapter:4", "head", "adapter:4"), FACTS) == ""
-    assert "a finished network has no adapters" in feasibility.why_not_trainable(recipe("adapter:4"), replace(FACTS, outputs=3))
+    assert "a finished network has no adapters" in feasibility.why_not_trainable(
+        recipe("adapter:4"), replace(FACTS, model=replace(FACTS.model, outputs=3))
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,13 +86,13 @@ def test_adapters_are_of_one_size_and_none_are_in_a_finished_network():
     ],
 )
 def test_why_what_makes_domains_alike_or_ends_a_recipe_does_not_fit(asked, known, reason):
-    found = feasibility.why_not_trainable(Recipe(**asked), replace(FACTS, **{"shifted": (), "supports": None} | known))
+    found = feasibility.why_not_trainable(Recipe(**asked), replace_flat(FACTS, **{"shifted": (), "supports": None} | known))
     assert found.startswith(reason) and bool(found) == bool(reason)
 
 
 def test_a_suite_that_lacks_what_its_recipe_needs_is_refused_before_anything_is_trained(tmp_path):
     asked = replace(loader.load_suite(loader.find_suite("quick")), recipe=Recipe(finish=Finish.parse("adabn")))
-    facts = replace(FACTS, batchnorm=())
+    facts = replace(FACTS, model=replace(FACTS.model, batchnorm=()))
     with store.open_store(tmp_path / "s.sqlite") as db, pytest.raises(UserError) as caught:
         execute.profile_pipeline(asked, db, tmp_path, lambda: lambda *_: SimpleNamespace(result=lambda: facts))
     assert "no BatchNorm" in caught.value.found and "[recipe]" in caught.value.what
@@ -115,7 +118,7 @@ def test_a_plugin_nothing_of_whose_cure_fits_is_skipped_with_the_reason():
 
 @pytest.mark.parametrize("key", ["recipe", "believed"])
 def test_it_is_refused_before_anything_is_trained(key, tmp_path):
-    asked = replace(loader.load_suite(loader.find_suite("quick")), **{key: recipe("head", "bias")})
+    asked = replace_flat(loader.load_suite(loader.find_suite("quick")), **{key: recipe("head", "bias")})
     with store.open_store(tmp_path / "s.sqlite") as db, pytest.raises(UserError) as caught:
         execute.profile_pipeline(asked, db, tmp_path, lambda: lambda *_: SimpleNamespace(result=lambda: PLAIN))
     assert caught.value.found == "bias: the backbone has no biases below its head"

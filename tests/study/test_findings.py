@@ -160,7 +160,9 @@ def test_a_subject_that_diverged_leaves_an_invariant_open_and_is_no_crash():
 
 @pytest.mark.parametrize("plugin", [batchnorm_drift.plugin, EXACT], ids=["judged", "exact too"])
 def test_a_crash_of_what_is_only_measured_beside_is_told_and_changes_no_verdict(plugin):
-    plugin = replace(plugin, extra_arms=lambda pipeline, _: {"shorter": replace(pipeline, train_size=7)})
+    plugin = replace(
+        plugin, extra_arms=lambda pipeline, _: {"shorter": replace(pipeline, data=replace(pipeline.data, train_size=7))}
+    )
     usual = measured(ALL)
 
     def answer(trial):
@@ -180,7 +182,7 @@ def forgotten(before, after):
         beside = trial.view.domain is not None
         return (after if trial.model.base.phases else before) if beside else 0.8
 
-    world = next(one for one in fake_lab.scenarios() if one.profile.source and one.pipeline.recipe.init == PRETRAINED)
+    world = next(one for one in fake_lab.scenarios() if one.profile.data.source and one.pipeline.recipe.init == PRETRAINED)
     asked = fake_lab.make_study(catastrophic_forgetting.plugin, pipeline=world.pipeline, facts=world.profile)
     step, answers = fake_lab.replay_study(asked, fake_lab.fake_lab(accuracy))
     return messages.write_findings(findings.build_findings(asked.suite, step, answers))[0]

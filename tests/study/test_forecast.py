@@ -11,7 +11,7 @@ ASKED = study(
     batchnorm_drift.plugin,
     negative_transfer.plugin,
     suite=replace(SUITE, recipe=None),
-    facts=replace(FACTS, seconds_step=0.001),
+    facts=replace(FACTS, timing=replace(FACTS.timing, seconds_step=0.001)),
 )
 
 
@@ -37,16 +37,21 @@ def test_a_finished_study_has_everything_in_the_store_up_to_its_last_look():
 
 
 def test_what_does_not_apply_is_said_with_its_reason():
-    told = forecast_study(study(batchnorm_drift.plugin, facts=replace(FACTS, batchnorm=())), {}, workers=1)
+    told = forecast_study(
+        study(batchnorm_drift.plugin, facts=replace(FACTS, model=replace(FACTS.model, batchnorm=()))), {}, workers=1
+    )
     assert told.skipped == {"batchnorm-drift": "the backbone has no BatchNorm layer"} and not told.arms
 
 
 def test_the_smallest_margin_grows_as_the_test_set_shrinks():
     many, few = (
-        forecast_study(study(batchnorm_drift.plugin, facts=replace(FACTS, test=n)), {}, workers=1) for n in (4000, 150)
+        forecast_study(study(batchnorm_drift.plugin, facts=replace(FACTS, data=replace(FACTS.data, test=n))), {}, workers=1)
+        for n in (4000, 150)
     )
     assert many.smallest_margin < few.smallest_margin
-    grouped = forecast_study(study(batchnorm_drift.plugin, facts=replace(FACTS, test=4000, test_groups=150)), {}, workers=1)
+    grouped = forecast_study(
+        study(batchnorm_drift.plugin, facts=replace(FACTS, data=replace(FACTS.data, test=4000, test_groups=150))), {}, workers=1
+    )
     assert grouped.smallest_margin == few.smallest_margin, "groups are the examples"
 
 

@@ -78,7 +78,9 @@ def forgetting(before, after):
     def accuracy(trial):
         return (after if trial.model.base.phases else before) if trial.view.domain is not None else 0.8
 
-    world = next(world for world in fake_lab.scenarios() if world.profile.source and world.pipeline.recipe.init == PRETRAINED)
+    world = next(
+        world for world in fake_lab.scenarios() if world.profile.data.source and world.pipeline.recipe.init == PRETRAINED
+    )
     return fake_lab.make_study(catastrophic_forgetting.plugin, pipeline=world.pipeline, facts=world.profile), fake_lab.fake_lab(
         accuracy
     )
@@ -86,24 +88,30 @@ def forgetting(before, after):
 
 def runs():
     """Studies with the labs that answer them, by name."""
-    shorter = replace(EXACT, extra_arms=lambda pipeline, _: {"shorter": replace(pipeline, train_size=7)})
-    one_seed, tuned = replace(SUITE, looks=(1,)), replace(SUITE, recipe=None)
+    shorter = replace(
+        EXACT, extra_arms=lambda pipeline, _: {"shorter": replace(pipeline, data=replace(pipeline.data, train_size=7))}
+    )
+    one_seed, tuned = replace(SUITE, rules=replace(SUITE.rules, looks=(1,))), replace(SUITE, recipe=None)
     yield "failure", study(DRIFT), close(0.7)
     yield "pass and missed control", study(DRIFT), lab(USUAL | {"subject": 0.8, "momentum": 0.77})
     yield "pass", study(DRIFT, TRANSFER), close(0.8)
     yield "open", study(DRIFT, TRANSFER), lab(USUAL | {"subject": 0.77, "scratch": 0.2})
-    yield "open with a budget", study(DRIFT, suite=replace(SUITE, budget=1.0)), close(0.77)
+    yield "open with a budget", study(DRIFT, suite=replace(SUITE, rules=replace(SUITE.rules, budget=1.0))), close(0.77)
     yield "open before the correction", study(DRIFT, TRANSFER), lab(USUAL | {"subject": 0.765, "scratch": 0.738})
     yield "one seed", study(DRIFT, suite=one_seed), close(0.77)
     yield "scratch is better", study(TRANSFER), lab(USUAL | {"scratch": 0.9})
     yield "nothing learnt", study(DRIFT, TRANSFER), lab(dict.fromkeys(USUAL, 0.5))
     yield "not exposed", study(DRIFT, suite=replace(SUITE, recipe=linear_probe())), close(0.7)
     yield "not exposed from scratch", study(TRANSFER, suite=replace(SUITE, recipe=from_scratch())), close(0.7)
-    yield "no BatchNorm", study(DRIFT, facts=replace(FACTS, batchnorm=())), close(0.7)
+    yield "no BatchNorm", study(DRIFT, facts=replace(FACTS, model=replace(FACTS.model, batchnorm=()))), close(0.7)
     for word in ("subject", "cured", "ghost", "scratch"):
         yield f"crash of {word}", study(DRIFT, TRANSFER), lab(USUAL, crash=(word,))
     yield "no predictions", study(DRIFT), missing_predictions
-    yield "crash of the backbone", study(DRIFT, facts=replace(FACTS, crash="Boom: no backbone")), close(0.7)
+    yield (
+        "crash of the backbone",
+        study(DRIFT, facts=replace(FACTS, user_code=replace(FACTS.user_code, crash="Boom: no backbone"))),
+        close(0.7),
+    )
     yield "diverged", study(DRIFT), diverged(close(0.77), {0, 2})
     yield "trust", study(replace(DRIFT, trust=trusting)), close(0.8)
     yield "trust and failure", study(replace(DRIFT, trust=trusting)), close(0.6)
@@ -115,17 +123,25 @@ def runs():
     yield "tuned", study(DRIFT, TRANSFER, suite=tuned), close(0.77)
     yield "choice", study(learning_rate.plugin), fake_lab.fake_lab(measures=MEASURES)
     yield "choice that none wins", study(learning_rate.plugin), fake_lab.fake_lab(lambda trial: 0.8, MEASURES)
-    yield "overridden and remarked", study(DRIFT, suite=replace(SUITE, overrides=("margin=0.03",))), close(0.7)
+    yield (
+        "overridden and remarked",
+        study(DRIFT, suite=replace(SUITE, invocation=replace(SUITE.invocation, overrides=("margin=0.03",)))),
+        close(0.7),
+    )
     left_out = tuple(f"{number} images of another size" for number in range(7))
-    noted = replace(FACTS, trust=("preprocessing: recorded nowhere",), dropped_examples=left_out)
+    noted = replace(FACTS, trust=("preprocessing: recorded nowhere",), data=replace(FACTS.data, dropped_examples=left_out))
     yield "noted", study(DRIFT, facts=noted), close(0.7)
     yield (
         "given and unused",
-        fake_lab.make_study(DRIFT, suite=replace(SUITE, source="folder:a", shifted="folder:b")),
+        fake_lab.make_study(DRIFT, suite=replace(SUITE, data=replace(SUITE.data, source="folder:a", shifted="folder:b"))),
         close(0.7),
     )
     honours = replace(SUITE, training="python:mine:train")
-    yield "own training", study(DRIFT, suite=honours, facts=replace(FACTS, supports=("lr", "batchnorm"))), close(0.7)
+    yield (
+        "own training",
+        study(DRIFT, suite=honours, facts=replace(FACTS, user_code=replace(FACTS.user_code, supports=("lr", "batchnorm")))),
+        close(0.7),
+    )
     yield "invariant holds", study(EXACT), measured(ALL | {"ghost": 2.0})
     yield "invariant, missed control", study(EXACT), measured(ALL)
     yield "invariant is broken", study(EXACT), measured(ALL | {"subject": [0.0, 1e-12, 0.0]})

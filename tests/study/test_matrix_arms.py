@@ -31,11 +31,26 @@ def test_a_recipe_stops_as_it_says_whatever_the_suites_own_does():
 @pytest.mark.parametrize(
     ("recipe", "facts", "pipeline", "why"),
     [
-        (Recipe(regularizer=Regularizer.parse("ewc:1")), replace(PROFILE, source=()), PIPELINE, "whose classes are known"),
-        (Recipe(init=ShuffledSource()), PROFILE, replace(PIPELINE, source=None), "no [source]"),
-        (Recipe(regularizer=Regularizer.parse("dann:1")), replace(PROFILE, shifted=()), PIPELINE, "[shifted]"),
-        (STRATEGIES["lora"](), replace(PROFILE, unsupported=("lora",)), PIPELINE, "lora:8"),
-        (linear_probe(), replace(PROFILE, supports=("lr",)), PIPELINE, "does not support"),
+        (
+            Recipe(regularizer=Regularizer.parse("ewc:1")),
+            replace(PROFILE, data=replace(PROFILE.data, source=())),
+            PIPELINE,
+            "whose classes are known",
+        ),
+        (Recipe(init=ShuffledSource()), PROFILE, replace(PIPELINE, data=replace(PIPELINE.data, source=None)), "no [source]"),
+        (
+            Recipe(regularizer=Regularizer.parse("dann:1")),
+            replace(PROFILE, data=replace(PROFILE.data, shifted=())),
+            PIPELINE,
+            "[shifted]",
+        ),
+        (STRATEGIES["lora"](), replace(PROFILE, model=replace(PROFILE.model, unsupported=("lora",))), PIPELINE, "lora:8"),
+        (
+            linear_probe(),
+            replace(PROFILE, user_code=replace(PROFILE.user_code, supports=("lr",))),
+            PIPELINE,
+            "does not support",
+        ),
         (full(), PROFILE, PIPELINE, ""),
     ],
     ids=range(6),
@@ -48,7 +63,9 @@ def test_what_cannot_be_carried_out_has_a_reason(recipe, facts, pipeline, why):
 def test_a_recipe_that_could_be_tuned_over_fewer_rates_than_others_is_left_out():
     one = compared("mine", full(), lp_ft())
     assert matrix_arms.why_not(
-        matrix_arms.recipe_arm(one, PIPELINE), PIPELINE, replace(PROFILE, supports=("lr", "trainable", "batchnorm", "head_lr"))
+        matrix_arms.recipe_arm(one, PIPELINE),
+        PIPELINE,
+        replace(PROFILE, user_code=replace(PROFILE.user_code, supports=("lr", "trainable", "batchnorm", "head_lr"))),
     )
 
 

@@ -24,9 +24,9 @@ from xferbench.study.study import TrialRequest
 from xferbench.study.trials import make_trial, training_spec
 from xferbench.testing import fake_lab
 
-FACTS = replace(fake_lab.PROFILE, source=(), shifted=())
+FACTS = replace(fake_lab.PROFILE, data=replace(fake_lab.PROFILE.data, source=(), shifted=()))
 SUITE = fake_lab.SUITE
-PIPELINE = replace(fake_lab.PIPELINE, source=None, shifted=None)
+PIPELINE = replace(fake_lab.PIPELINE, data=replace(fake_lab.PIPELINE.data, source=None, shifted=None))
 
 
 def study(*plugins, suite=SUITE, facts=FACTS):
@@ -162,7 +162,7 @@ def test_a_resumed_replay_asks_only_for_what_is_missing_and_finds_the_same():
 
 
 def test_a_spent_budget_stops_after_the_look_that_spent_it_whatever_was_reused():
-    asked = study(batchnorm_drift.plugin, suite=replace(SUITE, budget=50.0))
+    asked = study(batchnorm_drift.plugin, suite=replace(SUITE, rules=replace(SUITE.rules, budget=50.0)))
     step, answers, _ = carried_out(asked, lab(USUAL | {"subject": 0.77}))
     again, _, rest = carried_out(asked, lab(USUAL), answers)
     assert max(q.seed for q in step.requests if q.view == "test") == 2
@@ -216,7 +216,7 @@ def test_what_is_only_measured_is_measured_where_nothing_is_judged_too():
 
 
 def test_a_plugin_that_does_not_apply_is_skipped_with_its_reason():
-    told = found(study(batchnorm_drift.plugin, facts=replace(FACTS, batchnorm=())), lab(USUAL))
+    told = found(study(batchnorm_drift.plugin, facts=replace(FACTS, model=replace(FACTS.model, batchnorm=()))), lab(USUAL))
     assert list(told) == ["batchnorm-drift/harm"]
     assert told["batchnorm-drift/harm"].verdict == "SKIPPED" and "no BatchNorm" in told["batchnorm-drift/harm"].reason
 
@@ -257,7 +257,7 @@ def test_more_plugins_make_a_verdict_harder_but_variants_of_one_contrast_do_not(
 
 
 def test_losses_are_judged_the_other_way_round():
-    suite = replace(SUITE, metric="nll", margin=0.05)
+    suite = replace(SUITE, rules=replace(SUITE.rules, metric="nll", margin=0.05))
     assert found(study(batchnorm_drift.plugin, suite=suite), lab(USUAL))["batchnorm-drift/harm/ghost-batch"].verdict == "FAIL"
 
 
@@ -300,7 +300,9 @@ def test_every_candidate_of_a_choice_is_counted_among_what_was_asked():
 
 def test_a_source_is_pretrained_on_once_before_the_arm_that_starts_from_it():
     asked = study(negative_transfer.plugin)
-    asked = replace(asked, subject=replace(PIPELINE, source=AuxiliaryDataset(data=Data(digest="source"))))
+    asked = replace(
+        asked, subject=replace(PIPELINE, data=replace(PIPELINE.data, source=AuxiliaryDataset(data=Data(digest="source"))))
+    )
     stages, answers = [], {}
     while (step := schedule.next_schedule(asked, answers)).pending.keys() - answers.keys():
         stages.append((step.stage, len(step.pending)))

@@ -41,7 +41,7 @@ def test_recipes_differ_in_what_their_training_differs_in(other, expected):
 
 
 def test_candidates_that_are_not_honoured_are_dropped_and_preprocessing_always_is_honoured():
-    prepared = replace(OWN, train_preprocessing=Preprocessing(crop=8))
+    prepared = replace(OWN, data=replace(OWN.data, train_preprocessing=Preprocessing(crop=8)))
     asked = {"cured": Selection(candidates=(OWN, with_phase(lr=0.5), with_phase(batchnorm=BATCHNORM_EVAL), prepared))}
     assert support.supported_arms(asked, OWN, ["lr"])["cured"].candidates == (OWN, with_phase(lr=0.5), prepared)
     assert support.supported_arms(asked, OWN, None) == asked
@@ -76,7 +76,7 @@ def test_a_cure_that_changes_nothing_needs_a_variant_that_is_honoured():
 
 def told(*plugins, words, recipe=None):
     suite = replace(SUITE, recipe=recipe or full())
-    asked = study(*plugins, suite=suite, facts=replace(FACTS, supports=words))
+    asked = study(*plugins, suite=suite, facts=replace(FACTS, user_code=replace(FACTS.user_code, supports=words)))
     own = replace(PIPELINE, training=UserCode(spec="python:a:b", digest="d"))
     return replace(asked, subject=subject_arm(suite, own))
 

@@ -17,6 +17,7 @@ import pytest
 from xferbench.core.interventions import PRETRAINED, RANDOM, Regularizer, TrainModeByClass
 from xferbench.core.pipeline import Data, Phase, Recipe, Selection
 from xferbench.core.plugin import HARM, Contrast, Plugin
+from xferbench.core.sections import flat_values
 from xferbench.runner import discovery
 from xferbench.testing import conformance, conforms, fake_lab
 
@@ -117,7 +118,7 @@ def ashamed(pipeline, facts):
 
 
 def tampering(pipeline, facts):
-    return {"x30": replace(pipeline, target=Data(digest="other"))}
+    return {"x30": replace(pipeline, data=replace(pipeline.data, target=Data(digest="other")))}
 
 
 def many(candidates, **more):
@@ -209,7 +210,7 @@ BROKEN = {
         r"induced x30 of full fine-tuning: no suite file can express it\n(.|\n)*recipe\] lr",
     ),
     "a mode that is no value": (
-        {"induce": lambda p, _: {"x30": replace(p, mode="training")}},
+        {"induce": lambda p, _: {"x30": replace(p, serving=replace(p.serving, mode="training"))}},
         r"induce of full fine-tuning crashes\n  found: TypeError: mode is 'training'; expected a value of ServingMode",
     ),
     "an extra arm that no suite can ask for": (
@@ -257,12 +258,16 @@ def test_what_is_induced_may_be_against_what_is_believed(importable):
 
 
 def test_an_induced_arm_may_be_served_in_training_mode_by_class():
-    conformance.check_arms(replace(GOOD, induce=lambda p, _: {"by-class": replace(p, mode=TrainModeByClass())}))
+    conformance.check_arms(
+        replace(GOOD, induce=lambda p, _: {"by-class": replace(p, serving=replace(p.serving, mode=TrainModeByClass()))})
+    )
 
 
 def test_an_extra_arm_may_have_its_own_size_and_be_a_choice():
     conformance.check_arms(
-        replace(GOOD, extra_arms=lambda p, facts: {"few": replace(p, train_size=10), "cool": cooler(p, facts)})
+        replace(
+            GOOD, extra_arms=lambda p, facts: {"few": replace(p, data=replace(p.data, train_size=10)), "cool": cooler(p, facts)}
+        )
     )
 
 
@@ -293,7 +298,7 @@ def test_the_pipelines_that_are_asked_about_are_of_all_kinds():
     inits = {world.pipeline.recipe.init for world in fake_lab.scenarios()}
     assert inits == {PRETRAINED, RANDOM}
     for lacking in ("batchnorm", "source", "shifted", "recorded"):
-        assert {bool(getattr(world.profile, lacking)) for world in fake_lab.scenarios()} == {True, False}
+        assert {bool(flat_values(world.profile)[lacking]) for world in fake_lab.scenarios()} == {True, False}
 
 
 # A package of its own, out of the tree

@@ -9,6 +9,7 @@ import pytest
 from xferbench.analysis import metrics
 from xferbench.core.interventions import PermutedWeights, Regularizer
 from xferbench.core.pipeline import AuxiliaryDataset, Recipe
+from xferbench.core.sections import replace_flat
 from xferbench.core.strategies import from_scratch
 from xferbench.plugins import batchnorm_drift, catastrophic_forgetting
 from xferbench.study import schedule, trials
@@ -59,14 +60,14 @@ def test_accuracies_go_with_content_and_not_with_the_seed():
         ({"regularizer": Regularizer.parse("replay:4")}, {"source": None}, "without a source"),
         (
             {"regularizer": Regularizer.parse("ewc:4")},
-            {"source": AuxiliaryDataset(data=fake_lab.PIPELINE.target)},
+            {"source": AuxiliaryDataset(data=fake_lab.PIPELINE.data.target)},
             "without a source",
         ),
         ({}, {"weights": None}, "init pretrained without pretrained weights"),
     ],
 )
 def test_what_the_real_one_could_not_train_crashes_here_too(recipe, change, why):
-    pipeline = replace(fake_lab.PIPELINE, recipe=Recipe(**recipe), **change)
+    pipeline = replace_flat(fake_lab.PIPELINE, recipe=Recipe(**recipe), **change)
     assert why in fake_lab.fake_lab()(trials.make_trial(pipeline, "test", 0, fake_lab.CONTEXT)).error
     assert not fake_lab.fake_lab()(
         trials.make_trial(replace(pipeline, recipe=from_scratch()), "test", 0, fake_lab.CONTEXT)

@@ -12,7 +12,7 @@ from xferbench.core.comparison import SUBJECT
 from xferbench.core.reason import Code, Reason, because
 from xferbench.core.record import json_values
 from xferbench.core.run import contrast_id
-from xferbench.core.suite import Suite
+from xferbench.core.suite import BackboneSection, CheckpointSection, DataSection, Invocation, Rules, Suite
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -85,15 +85,14 @@ def _suite_of(run: Run) -> Suite:
     values = run.suite
     return Suite(
         name=values["name"],
-        path="",
         plugins=(),
-        arch=values["arch"],
-        target=values["target"],
-        metric=values["metric"],
-        margin=float(values["margin"]),
-        alpha=float(values["alpha"]),
-        looks=tuple(values["looks"]),
-        after=values.get("after"),
+        invocation=Invocation(path=""),
+        backbone=BackboneSection(arch=values["arch"]),
+        data=DataSection(target=values["target"]),
+        rules=Rules(
+            metric=values["metric"], margin=float(values["margin"]), alpha=float(values["alpha"]), looks=tuple(values["looks"])
+        ),
+        checkpoint=CheckpointSection(after=values.get("after")),
     )
 
 
@@ -160,7 +159,7 @@ def _is_elsewhere(accepted: Run, candidate: Run) -> bool:
 
 def _pair_subject(accepted: Run, candidate: Run, suite: Suite) -> PairedContrast:
     """Pair the subject of both runs; a finished network is paired on all test images if both runs evaluated all."""
-    uses_all = suite.after and all(pairing.subject_records(run, "whole") for run in (accepted, candidate))
+    uses_all = suite.checkpoint.after and all(pairing.subject_records(run, "whole") for run in (accepted, candidate))
     view = "whole" if uses_all else "test"
     before, now = (pairing.subject_records(run, view) for run in (accepted, candidate))
     return pairing.pair_contrast({(SUBJECT, view): -1.0}, before, now, suite)
@@ -170,7 +169,7 @@ def _pair_contrast(accepted: Run, candidate: Run, plugin: str, definition: Mappi
     """Pair a contrast of a plugin with its own metric and margin."""
     before, now = (pairing.plugin_records(run, plugin) for run in (accepted, candidate))
     weights = {(arm, view): float(weight) for arm, view, weight in definition["weights"]}
-    contrast_suite = replace(suite, metric=definition["metric"], margin=definition["margin"])
+    contrast_suite = replace(suite, rules=replace(suite.rules, metric=definition["metric"], margin=definition["margin"]))
     return pairing.pair_contrast(weights, before, now, contrast_suite)
 
 

@@ -107,11 +107,11 @@ def decide_contrast(
         _decide_change(pair, decision, elsewhere=elsewhere),
         candidate.verdict,
         accepted.verdict,
-        was_below_margin=accepted.is_below_margin(pair.suite.alpha),
+        was_below_margin=accepted.is_below_margin(pair.suite.rules.alpha),
         elsewhere=elsewhere,
         text=candidate.worst.reason,
     )
-    sign = -1.0 if metrics.get_metric(pair.suite.metric).loss else 1.0
+    sign = -1.0 if metrics.get_metric(pair.suite.rules.metric).loss else 1.0
     levels = [
         pairing.mean_level(pair, side, len(decision.seeds), pair.weights) for side in (pairing.ACCEPTED, pairing.CANDIDATE)
     ]
@@ -168,11 +168,11 @@ def _decide_change(pair: pairing.PairedContrast, decision: SequentialDecision, *
     return decide_change(
         decision.harm,
         decision.verdict,
-        margin=pair.suite.margin,
+        margin=pair.suite.rules.margin,
         crashed=any(record.error for (arm, _, _), record in pair.records.items() if arm.startswith(pairing.CANDIDATE)),
         same=pair.same,
         elsewhere=elsewhere,
-        one_pair_of=seeds if pair.count == 1 < seeds and not pair.suite.after else 0,
+        one_pair_of=seeds if pair.count == 1 < seeds and not pair.suite.checkpoint.after else 0,
         to_decide=power.required_sizes(decision, pair.suite) if decision.is_open else None,
     )
 
@@ -202,9 +202,9 @@ def _change_numbers(pair: pairing.PairedContrast, decision: SequentialDecision) 
     """Return the fields of an outcome that a paired contrast gives."""
     estimate, is_tested = decision.harm.estimate, decision.harm.exposed and not decision.harm.error
     return {
-        "metric": pair.suite.metric,
-        "unit": metrics.get_metric(pair.suite.metric).unit,
-        "margin": pair.suite.margin,
+        "metric": pair.suite.rules.metric,
+        "unit": metrics.get_metric(pair.suite.rules.metric).unit,
+        "margin": pair.suite.rules.margin,
         "change": json_values(estimate.harm),
         "low": json_values(estimate.low),
         "high": json_values(estimate.high),

@@ -79,10 +79,10 @@ def estimate_contrast(contrast: Contrast, records: RecordsByTerm, seeds: Sequenc
         )
     sides = {term: [predictions[term, seed] for seed in seeds] for term in contrast.weights}
     estimate, difference = metrics.estimate_metric_contrast(
-        sides, contrast.weights, metric=suite.metric, margin=suite.margin, alpha=suite.alpha
+        sides, contrast.weights, metric=suite.rules.metric, margin=suite.rules.margin, alpha=suite.rules.alpha
     )
-    groups = first.group[metrics.example_scores(first, suite.metric)[0]] if len(first.group) else first.group
-    span = metrics.get_metric(suite.metric).span * max(map(abs, contrast.weights.values()))
+    groups = first.group[metrics.example_scores(first, suite.rules.metric)[0]] if len(first.group) else first.group
+    span = metrics.get_metric(suite.rules.metric).span * max(map(abs, contrast.weights.values()))
     return ContrastEstimate(estimate=estimate, exposed=True, difference=difference, groups=groups, span=span)
 
 
@@ -111,7 +111,7 @@ def _estimate_from_parts(
     An example that a side lacks has no weight in the mean of that side.
     """
     examples, group = _all_examples(list(predictions.values()))
-    metric, count = metrics.get_metric(suite.metric), len(examples)
+    metric, count = metrics.get_metric(suite.rules.metric), len(examples)
     order = np.argsort(examples, kind="stable")
     difference = np.zeros((len(seeds), count))
     smallest = count
@@ -119,9 +119,9 @@ def _estimate_from_parts(
         columns = np.flatnonzero(np.isin(examples, part.example))
         if not np.array_equal(examples[columns], part.example):
             columns = order[np.searchsorted(examples, part.example, sorter=order)]
-        mask, score = metrics.example_scores(part, suite.metric)
+        mask, score = metrics.example_scores(part, suite.rules.metric)
         if not metric.mean or not mask.all() or not len(score):
-            return _undecided(f"{suite.metric} on a part of the examples cannot be compared with that on all")
+            return _undecided(f"{suite.rules.metric} on a part of the examples cannot be compared with that on all")
         sign = -1.0 if metric.loss else 1.0
         row, weight = difference[list(seeds).index(seed)], sign * contrast.weights[term]
         row += weight * score.mean()
@@ -129,7 +129,9 @@ def _estimate_from_parts(
         smallest = min(smallest, len(score))
     groups = group if len(group) else None
     span = metric.span * max(map(abs, contrast.weights.values())) * count / smallest
-    estimate = intervals.crossed_interval(difference, margin=suite.margin, alpha=suite.alpha, groups=groups, span=span)
+    estimate = intervals.crossed_interval(
+        difference, margin=suite.rules.margin, alpha=suite.rules.alpha, groups=groups, span=span
+    )
     return ContrastEstimate(estimate=estimate, exposed=True, difference=difference, groups=group, span=span)
 
 
@@ -208,7 +210,9 @@ def majority_baseline_share(
 def benefit_retained(records: RecordsByTerm, seeds: Sequence[int], suite: Suite) -> float | None:
     """Return (subject − scratch) / (cured − scratch) in accuracy; None unless cured is shown to be better than scratch."""
     contrast = Contrast(name="gain", weights={("cured", "test"): 1.0, ("scratch", "test"): -1.0})
-    gain = estimate_contrast(contrast, records, seeds, replace(suite, metric="accuracy", margin=0.0))
+    gain = estimate_contrast(
+        contrast, records, seeds, replace(suite, rules=replace(suite.rules, metric="accuracy", margin=0.0))
+    )
     means = [mean_accuracy(records, arm, seeds) for arm in ("subject", "cured", "scratch")]
     if gain.error or not gain.exposed or not gain.estimate.low > 0 or None in means:
         return None

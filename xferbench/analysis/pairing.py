@@ -88,7 +88,7 @@ def pair_contrast(weights: Weights, accepted: RecordsByTerm, candidate: RecordsB
             old, new = accepted[arm, view, accepted_seed], candidate[arm, view, candidate_seed]
             _check_same_examples(old, new)
             same = same and old.key == new.key
-            if old.key == new.key and not _has_same_scores(old, new, suite.metric):
+            if old.key == new.key and not _has_same_scores(old, new, suite.rules.metric):
                 old = replace(old, key=f"{old.key} elsewhere")  # records with equal keys would cancel in the contrast
             records |= {(f"{ACCEPTED} {arm}", view, index): old, (f"{CANDIDATE} {arm}", view, index): new}
     change = {(f"{CANDIDATE} {arm}", view): weight for (arm, view), weight in weights.items()}
@@ -161,7 +161,7 @@ def decide_pairs(pairs: Mapping[str, PairedContrast], suite: Suite) -> dict[str,
                 observed[name] = sequential.add_look(previous, harm, indices)
         return observed
 
-    return sequential.run_looks(suite.looks, suite.alpha, observe)
+    return sequential.run_looks(suite.rules.looks, suite.rules.alpha, observe)
 
 
 def mean_level(pair: PairedContrast, side: str, count: int, weights: Weights) -> float | None:
@@ -175,7 +175,7 @@ def mean_level(pair: PairedContrast, side: str, count: int, weights: Weights) ->
     """
 
     def value(predictions: Predictions | None) -> float:
-        return metrics.metric_value(predictions, pair.suite.metric) if predictions else np.nan
+        return metrics.metric_value(predictions, pair.suite.rules.metric) if predictions else np.nan
 
     values = [
         sum(weight * value(pair.records[f"{side} {arm}", view, index].predictions) for (arm, view), weight in weights.items())

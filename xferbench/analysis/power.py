@@ -24,9 +24,11 @@ def required_sizes(decision: SequentialDecision, suite: Suite, *, halved: bool =
     """
     harm = decision.harm
     groups = harm.groups if len(harm.groups) else None
-    alpha = intervals.alpha_spending(suite.looks, suite.alpha)[-1] / max(1, decision.hypotheses)
-    seeds, examples = intervals.required_sizes(harm.difference, margin=suite.margin, alpha=alpha, groups=groups, span=harm.span)
-    is_single = suite.looks == (1,)
+    alpha = intervals.alpha_spending(suite.rules.looks, suite.rules.alpha)[-1] / max(1, decision.hypotheses)
+    seeds, examples = intervals.required_sizes(
+        harm.difference, margin=suite.rules.margin, alpha=alpha, groups=groups, span=harm.span
+    )
+    is_single = suite.rules.looks == (1,)
     return because(
         Code.TO_DECIDE,
         seeds=seeds,

@@ -79,7 +79,9 @@ def run_command(arguments: argparse.Namespace) -> int:
 
     from xferbench.cli.audit_suite import audit_suite
 
-    suite = replace(audit_suite(arguments), allow_code=arguments.allow_code)
+    suite = replace(
+        audit_suite(arguments), invocation=replace(audit_suite(arguments).invocation, allow_code=arguments.allow_code)
+    )
     if arguments.freeze is not None:
         freeze_plan(suite, arguments)
         return exit_code.PASSED

@@ -47,7 +47,7 @@ def audit_suite(arguments: argparse.Namespace) -> Suite:
         )
     path = loader.find_suite(arguments.suite)
     loaded = loader.load_suite(path, [f"target.test_size={arguments.limit}"] if arguments.limit else [])
-    if loaded.after is None:
+    if loaded.checkpoint.after is None:
         do = "use `xferbench run` for a suite without one"
         raise UserError(f"{path}: [checkpoint] is missing", expected='[checkpoint] with after = "path/to/weights"', do=do)
     return loaded
@@ -89,7 +89,10 @@ def suite_from_options(arguments: argparse.Namespace) -> Suite:
     table = _suite_table(options, arch)
     path = Path.cwd() / COMMAND_LINE
     try:
-        return replace(loader.parse_suite(table, path), path=COMMAND_LINE, command=_typed_options(options))
+        return replace(
+            loader.parse_suite(table, path),
+            invocation=replace(loader.parse_suite(table, path).invocation, path=COMMAND_LINE, command=_typed_options(options)),
+        )
     except UserError as problem:
         raise problem.at(problem.what.replace(str(path), COMMAND_LINE, 1)) from problem  # there is no such file to look for
 

@@ -15,7 +15,7 @@ def print_matrix_forecast(suite: Suite, counts: Mapping[str, Mapping[str, float]
     """Print the work and the minutes of each task at its last look."""
     recipes = len(suite.matrix.compared) if suite.matrix else 0
     names = dict.fromkeys(name for task_counts in counts.values() for name in task_counts if name != "seconds")
-    print(f"suite {suite.name}: {recipes} recipes on {len(counts)} tasks, {suite.looks[0]} seeds each")
+    print(f"suite {suite.name}: {recipes} recipes on {len(counts)} tasks, {suite.rules.looks[0]} seeds each")
     width = max(map(len, names), default=0) + 2
     print("".join([f"{'':<24}", *(f"{name:>{width}}" for name in names), f"{'minutes':>10}"]))
     for task, task_counts in counts.items():
@@ -27,8 +27,8 @@ def print_matrix_forecast(suite: Suite, counts: Mapping[str, Mapping[str, float]
 
 def print_forecast(suite: Suite, forecast: Forecast) -> None:
     """Print the arms, the work and the minutes of a suite of one task, and the margin that it can decide."""
-    looks = "one finished network" if suite.after else f"looks at {', '.join(map(str, suite.looks))} seeds"
-    print(f"suite {suite.name}: {suite.metric}, margin {suite.margin:g}, {looks}")
+    looks = "one finished network" if suite.checkpoint.after else f"looks at {', '.join(map(str, suite.rules.looks))} seeds"
+    print(f"suite {suite.name}: {suite.rules.metric}, margin {suite.rules.margin:g}, {looks}")
     for plugin, arms in forecast.arms.items():
         print(f"\n{plugin}")
         for name, text in arms.items():
@@ -45,8 +45,8 @@ def print_forecast(suite: Suite, forecast: Forecast) -> None:
 def print_margin(suite: Suite, smallest: float | None) -> None:
     """Print the smallest margin that the test set can decide, in the metric's unit; None if it is not known."""
     if smallest is None:
-        print(f"the smallest margin that this test set can decide is not known in advance for {suite.metric}")
+        print(f"the smallest margin that this test set can decide is not known in advance for {suite.rules.metric}")
         return
-    seeds = "" if suite.after else f" with {suite.looks[-1]} seeds"
+    seeds = "" if suite.checkpoint.after else f" with {suite.rules.looks[-1]} seeds"
     print(f"smallest margin that this test set can decide{seeds}: about {smallest:.3f}", end="")
-    print(f" (the suite's: {suite.margin:g})" + ("; expect INCONCLUSIVE" if smallest > suite.margin else ""))
+    print(f" (the suite's: {suite.rules.margin:g})" + ("; expect INCONCLUSIVE" if smallest > suite.rules.margin else ""))

@@ -114,9 +114,14 @@ def load_suite(arguments: argparse.Namespace) -> Suite:
 
     from xferbench.config import loader
 
-    suite = replace(loader.load_suite(loader.find_suite(arguments.suite), arguments.set), allow_code=arguments.allow_code)
+    suite = replace(
+        loader.load_suite(loader.find_suite(arguments.suite), arguments.set),
+        invocation=replace(
+            loader.load_suite(loader.find_suite(arguments.suite), arguments.set).invocation, allow_code=arguments.allow_code
+        ),
+    )
     for name in ("seed", "budget"):
-        if suite.after and getattr(arguments, name) is not None:
+        if suite.checkpoint.after and getattr(arguments, name) is not None:
             raise UserError(
                 f"--{name} cannot be combined with [checkpoint]",
                 found="a finished network",
@@ -124,10 +129,20 @@ def load_suite(arguments: argparse.Namespace) -> Suite:
             )
     try:
         if (seed := arguments.seed) is not None:
-            suite = loader.check_seed_range(replace(suite, seed=seed, overrides=(*suite.overrides, f"seed={seed}")))
+            suite = loader.check_seed_range(
+                replace(
+                    suite,
+                    rules=replace(suite.rules, seed=seed),
+                    invocation=replace(suite.invocation, overrides=(*suite.invocation.overrides, f"seed={seed}")),
+                )
+            )
         if (budget := arguments.budget) is not None:
-            overrides = (*suite.overrides, f"budget={budget}")
-            suite = replace(suite, budget=loader.parse_duration(budget), overrides=overrides)
+            overrides = (*suite.invocation.overrides, f"budget={budget}")
+            suite = replace(
+                suite,
+                rules=replace(suite.rules, budget=loader.parse_duration(budget)),
+                invocation=replace(suite.invocation, overrides=overrides),
+            )
     except UserError as problem:
         raise problem.at(f"--{problem.what}") from problem
     return suite

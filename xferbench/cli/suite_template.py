@@ -134,7 +134,9 @@ def _parse_content(content: str, file: Path) -> Suite:
 
 def _proposed_margin(draft: Suite, examples: int) -> float:
     """Return the margin that the test set can decide, rounded up to whole points."""
-    smallest = forecast.smallest_margin(replace(draft, margin=DEFAULT_MARGIN), examples, discovery.load_plugins(draft.plugins))
+    smallest = forecast.smallest_margin(
+        replace(draft, rules=replace(draft.rules, margin=DEFAULT_MARGIN)), examples, discovery.load_plugins(draft.plugins)
+    )
     return min(max(DEFAULT_MARGIN, ceil(100 * (smallest or 0)) / 100), MAX_MARGIN)
 
 

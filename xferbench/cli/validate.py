@@ -63,19 +63,29 @@ def _validate_suite(name: str, arguments: argparse.Namespace) -> None:
     from xferbench.study.forecast import smallest_margin
 
     path = loader.find_suite(name)
-    suite = replace(loader.load_suite(path, arguments.set), allow_code=arguments.allow_code)
+    suite = replace(
+        loader.load_suite(path, arguments.set),
+        invocation=replace(loader.load_suite(path, arguments.set).invocation, allow_code=arguments.allow_code),
+    )
     options.reject_matrix(suite, arguments, ("freeze",))
-    tasks = [replace(task, allow_code=suite.allow_code) for task in suite.matrix.tasks] if suite.matrix else [suite]
+    tasks = (
+        [
+            replace(task, invocation=replace(task.invocation, allow_code=suite.invocation.allow_code))
+            for task in suite.matrix.tasks
+        ]
+        if suite.matrix
+        else [suite]
+    )
     plugins = discovery.suite_plugins(suite)
     store = execute.store_path(arguments.store)
     profiles = [None if arguments.no_files else profile.cached_profile(task, store) for task in tasks]
     if suite.matrix is not None:
         print(f"{path}: a valid suite: {_describe_size(suite.matrix)}")
         return
-    overrides = " ".join(f"--set {override}" for override in suite.overrides)
+    overrides = " ".join(f"--set {override}" for override in suite.invocation.overrides)
     print(f"{path}: a valid suite" + (f" with {overrides}" if overrides else ""))
     (cached,) = profiles
-    examples = (cached.test_groups or cached.test) if cached else suite.test_size
+    examples = (cached.data.test_groups or cached.data.test) if cached else suite.data.test_size
     if examples:
         print_margin(suite, smallest_margin(suite, examples, plugins))
     else:
@@ -107,5 +117,5 @@ def freeze_plan(suite: Suite, arguments: argparse.Namespace) -> None:
     inputs = input_digests.input_digests(suite)
     text = preregistration.plan_to_json(suite, inputs, plugins, utc_now())
     preregistration.write_plan(arguments.freeze, text, force=arguments.force)
-    verb = "audit" if suite.after else "run"
+    verb = "audit" if suite.checkpoint.after else "run"
     print(f"frozen: {arguments.freeze}, plan {json.loads(text)['hash']}\nnext: xferbench {verb} … --plan {arguments.freeze}")

@@ -18,6 +18,7 @@ from xferbench.config.render import RECIPE_KEYS
 from xferbench.core.errors import UserError, suggest
 from xferbench.core.interventions import RANDOM, TRANSFER_ALL, InterpolatePhase, SourcePretraining
 from xferbench.core.pipeline import Phase, Recipe, Spectrogram
+from xferbench.core.sections import from_flat
 from xferbench.core.strategies import DEFAULT_RATES, STRATEGIES, is_mlp_head
 from xferbench.core.suite import Suite
 
@@ -88,7 +89,9 @@ def parse_suite(table: Mapping[str, Any], path: Path, changes: Sequence[str] = (
     """
     changed_table = overrides.apply_overrides(table, changes)
     try:
-        return replace(_parse(changed_table, path), overrides=tuple(changes))
+        return replace(
+            _parse(changed_table, path), invocation=replace(_parse(changed_table, path).invocation, overrides=tuple(changes))
+        )
     except UserError as error:
         raise error.at(overrides.locate_error(error.what, path, changes)) from error
 
@@ -109,29 +112,21 @@ def _parse_single(table: Mapping[str, Any], path: Path) -> Suite:
     del top["schema"]
     backbone, target, recipe = top.pop("backbone"), top.pop("target"), dict(top.pop("recipe", {}))
     source = top.pop("source", {})
-    source_fields = {"source_classes": tuple(source.pop("classes", {}).items()), "manifest": source.get("manifest")}
+    source_values = {"source_classes": tuple(source.pop("classes", {}).items()), "manifest": source.get("manifest")}
     roles = {"source": source.get("data"), "shifted": top.pop("shifted", {}).get("data"), "target": target.pop("data")}
-    serving_fields = {name: recipe.pop(name) for name in PIPELINE_KEYS if name in recipe}
-    audit_fields = _audit_fields(top.pop("checkpoint"), table, recipe) if "checkpoint" in top else {}
-    suite = Suite(
-        path=str(path),
-        **backbone,
-        **target,
-        **roles,
-        **source_fields,
-        **top,
-        **serving_fields,
-        **audit_fields,
-        recipe=_build_recipe(recipe) if "recipe" in table and not audit_fields else None,
-    )
+    serving_values = {name: recipe.pop(name) for name in PIPELINE_KEYS if name in recipe}
+    audit_values = _audit_values(top.pop("checkpoint"), table, recipe) if "checkpoint" in top else {}
+    built = _build_recipe(recipe) if "recipe" in table and not audit_values else None
+    tables = backbone | target | roles | source_values | top | serving_values | audit_values
+    suite = from_flat(Suite, tables | {"path": str(path), "recipe": built})
     if suite.recipe is not None:
         _check_roles(suite.recipe, suite)
         _check_recipe(suite.recipe, suite)
     _check_input_kinds(suite)
-    span = METRICS[suite.metric].span
-    if suite.margin >= span:
+    span = METRICS[suite.rules.metric].span
+    if suite.rules.margin >= span:
         expected = f"less than {span:g}, for example 0.02"
-        raise UserError("margin", found=f"{suite.margin:g}", expected=expected)
+        raise UserError("margin", found=f"{suite.rules.margin:g}", expected=expected)
     return check_seed_range(suite)
 
 
@@ -141,13 +136,13 @@ def _check_roles(recipe: Recipe, suite: Suite) -> None:
     if recipe.regularizer:
         requirements += [("regularizer", role) for role in ("source", "shifted") if role in recipe.regularizer.requires]
     for name, role in requirements:
-        if getattr(suite, role) is None:
+        if getattr(suite.data, role) is None:
             expected = f"a value that needs no [{role}], or a table [{role}]"
             raise UserError(f"recipe.{name}", found=str(getattr(recipe, name)), expected=expected)
 
 
-def _audit_fields(checkpoint: Mapping[str, Any], table: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of an audit.
+def _audit_values(checkpoint: Mapping[str, Any], table: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of an audit.
 
     An audit evaluates one network once, so keys of training would have no effect and are refused.
     """
@@ -182,16 +177,16 @@ def _check_recipe(recipe: Recipe, suite: Suite) -> None:
     if isinstance(recipe.finish, InterpolatePhase) and suite.training:
         expected = "xferbench's own training loop: the start of the last phase of user code is unknown"
         raise UserError("recipe.finish", found=f"{recipe.finish} with user training code", expected=expected)
-    if recipe.augment and isinstance(suite.train_preprocessing or suite.preprocessing, Spectrogram):
+    if recipe.augment and isinstance(suite.data.train_preprocessing or suite.backbone.preprocessing, Spectrogram):
         raise UserError("recipe.augment", found=f"{recipe.augment} of spectrograms", expected="images", do="leave it out")
 
 
 def _check_input_kinds(suite: Suite) -> None:
     """Refuse a pipeline that is trained on one kind of input and serves another."""
     preprocessings = {
-        "backbone.preprocessing": suite.preprocessing,
-        "recipe.train_preprocessing": suite.train_preprocessing,
-        "recipe.serve_preprocessing": suite.serve_preprocessing,
+        "backbone.preprocessing": suite.backbone.preprocessing,
+        "recipe.train_preprocessing": suite.data.train_preprocessing,
+        "recipe.serve_preprocessing": suite.serving.preprocessing,
     }
     kinds = {key: type(value).__name__.lower() for key, value in preprocessings.items() if value is not None}
     different = next((key for key in kinds if kinds[key] != next(iter(kinds.values()))), None)
@@ -207,8 +202,8 @@ def check_seed_range(suite: Suite) -> Suite:
     Raises:
         UserError: if they are not.
     """
-    if suite.seed + suite.looks[-1] > SELECTION_SEED_START:
-        found = f"{suite.seed}, with {suite.looks[-1]} seeds at the last look"
+    if suite.rules.seed + suite.rules.looks[-1] > SELECTION_SEED_START:
+        found = f"{suite.rules.seed}, with {suite.rules.looks[-1]} seeds at the last look"
         raise UserError(
             "seed", found=found, expected=f"seeds below {SELECTION_SEED_START}, because selection uses the seeds from there"
         )

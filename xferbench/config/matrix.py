@@ -67,7 +67,9 @@ def parse_matrix(
             do="leave [recipe] out, or list plugins",
         )
     matrix = Matrix(tasks=tasks, compared=grids, against=against, effects=claims, similar=similar)
-    return replace(tasks[0], name=str(table.get("name")), path=str(path), matrix=matrix)
+    return replace(
+        tasks[0], name=str(table.get("name")), matrix=matrix, invocation=replace(tasks[0].invocation, path=str(path))
+    )
 
 
 def _check_grids(grids: Sequence[RecipeGrid], tasks: Sequence[Suite], check_recipe: Callable[[Recipe, Suite], None]) -> None:
@@ -198,7 +200,7 @@ def _parse_claim(entry: Mapping[str, Any], tasks: Sequence[Suite], recipes: Sequ
         expected = "contrast; or recipe and against; or recipe and measure (speed-up: recipe, against and measure)"
         raise UserError(f"{what}: keys of the number", found=", ".join([*numbers, *kinds]) or "none", expected=expected)
     _check_existence(what, entry, tasks[names.index(task)])
-    _check_limits(what, entry, METRICS[tasks[0].metric].span)
+    _check_limits(what, entry, METRICS[tasks[0].rules.metric].span)
     return Claim(**(dict(entry) | {"task": task}))
 
 
@@ -221,7 +223,7 @@ def _check_existence(what: str, entry: Mapping[str, Any], task: Suite) -> None:
     if "view" in entry and ("contrast" in entry or "measure" in entry):
         raise UserError(f"{what}: view", found=entry["view"], expected="no view, because only recipe and against have one")
     role = entry.get("view", "").partition("-")[0]
-    if role in {"source", "shifted"} and getattr(task, role) is None:
+    if role in {"source", "shifted"} and getattr(task.data, role) is None:
         raise UserError(f"{what}: view", found=entry["view"], expected=f"a [{role}] of the task {task.name}, or another view")
     plugin = entry.get("contrast", "").partition("/")[0]
     if plugin and not {plugin, "all"} & {*task.plugins}:

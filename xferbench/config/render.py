@@ -44,22 +44,22 @@ def pipeline_patch(before: Pipeline | None, after: Pipeline, recorded: InputTran
     """
     previous = before or after
     values = {
-        "train_preprocessing": (previous.train_preprocessing, after.train_preprocessing, recorded),
-        "serve_preprocessing": (previous.serve_preprocessing, after.serve_preprocessing, after.train_preprocessing),
-        "serve_mode": (previous.mode, after.mode, EVAL_MODE),
+        "train_preprocessing": (previous.data.train_preprocessing, after.data.train_preprocessing, recorded),
+        "serve_preprocessing": (previous.serving.preprocessing, after.serving.preprocessing, after.data.train_preprocessing),
+        "serve_mode": (previous.serving.mode, after.serving.mode, EVAL_MODE),
     }
     serving = [
         f"{name} = {_toml_value(new)}" + (f"    # was {_toml_value(old)}" if new != old else "")
         for name, (old, new, default) in values.items()
-        if new != old or (new != default and not after.finished)  # for a finished network, only changes are advised
+        if new != old or (new != default and not after.checkpoint)  # for a finished network, only changes are advised
     ]
     edits = [f"# {edit.describe()}" for edit in after.edits]
-    if after.finished:
+    if after.checkpoint:
         return (["[recipe]", *serving] if serving else []) + edits
     first, *rest = recipe_patch(before.recipe if before else None, after.recipe, after.training)
     data = []
-    if before and before.interventions != after.interventions:
-        data = ["[target]", f"interventions = {json.dumps(list(map(str, after.interventions)))}", ""]
+    if before and before.data.interventions != after.data.interventions:
+        data = ["[target]", f"interventions = {json.dumps(list(map(str, after.data.interventions)))}", ""]
     return [*data, first, *edits, *serving, *rest]
 
 
@@ -133,15 +133,15 @@ def _unusual_values(value: Phase | Recipe, default: Phase | Recipe, excluded: Se
 
 def describe_pipeline(pipeline: Pipeline, recorded: InputTransform) -> str:
     """Return a pipeline as one line of text: its recipe, and preprocessing that differs from ``recorded``."""
-    train, serve = pipeline.train_preprocessing, pipeline.serve_preprocessing
-    parts = [] if pipeline.finished else [describe_recipe(pipeline.recipe)]
-    parts += [edit.describe() for edit in pipeline.edits] or ["the checkpoint as it is"] * (pipeline.finished is not None)
+    train, serve = pipeline.data.train_preprocessing, pipeline.serving.preprocessing
+    parts = [] if pipeline.checkpoint else [describe_recipe(pipeline.recipe)]
+    parts += [edit.describe() for edit in pipeline.edits] or ["the checkpoint as it is"] * (pipeline.checkpoint is not None)
     parts += [f"trained on {describe_preprocessing(train, recorded)}"] if train != recorded else []
     parts += [f"served on {describe_preprocessing(serve, recorded)}"] if serve != train else []
-    parts += [f"served in {pipeline.mode} mode"] if pipeline.mode != EVAL_MODE else []
-    duplicates = pipeline.injected_duplicates
+    parts += [f"served in {pipeline.serving.mode} mode"] if pipeline.serving.mode != EVAL_MODE else []
+    duplicates = pipeline.data.injected_duplicates
     parts += [f"test images in training ({duplicates.describe()})"] if duplicates else []
-    parts += [intervention.describe() for intervention in pipeline.interventions]
+    parts += [intervention.describe() for intervention in pipeline.data.interventions]
     parts += ["scored without copies"] if pipeline.evaluation_split == "unique" else []
     return "; ".join(parts)
 

@@ -22,6 +22,7 @@ from xferbench.core.interventions import (
     Trainable,
 )
 from xferbench.core.pipeline import Phase, Preprocessing, Recipe, ScratchGrid, Spectrogram
+from xferbench.core.sections import from_flat
 from xferbench.core.suite import LOCATION_KEYS, Suite
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def suite_from_results(values: Mapping[str, Any], folder: Path) -> Suite:
         arguments["serve_mode"] = ServingMode.parse(values["serve_mode"])
         arguments["scratch"] = ScratchGrid(**_with_tuples(values["scratch"]))
         arguments |= {name: _resolve(arguments[name], folder) for name in LOCATION_KEYS if arguments.get(name)}
-        return Suite(**arguments | {"path": str(folder / Path(values["path"]).name) if values["path"] else ""})
+        path = str(folder / Path(values["path"]).name) if values["path"] else ""
+        return from_flat(Suite, arguments | {"path": path})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             "the accepted run's suite cannot be read", found=str(error), do="accept a run of this version"

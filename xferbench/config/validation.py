@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, is_dataclass
 from typing import Any, TypeAlias
 
 from xferbench.core.errors import UserError, suggest
+from xferbench.core.sections import flat_defaults
 
 Rule: TypeAlias = Callable[[Any], Any]
 TYPES = {str: "string", bool: "boolean", int: "integer", list: "array", dict: "object", (int, float): "number"}
@@ -142,7 +143,7 @@ def table(rules: Mapping[str, Rule], build: Callable[..., Any] = dict, required:
 
 def _default_schema(cls: object, key: str) -> dict[str, Any]:
     """Return the default of a field as a keyword of JSON Schema; empty if there is none."""
-    defaults = {field.name: field.default for field in fields(cls)} if is_dataclass(cls) else {}
+    defaults = flat_defaults(cls) if isinstance(cls, type) and is_dataclass(cls) else {}
     value = defaults.get(key, MISSING)
     if value is MISSING or value is None or is_dataclass(value):
         return {}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import field, fields, is_dataclass
+from dataclasses import field, is_dataclass
 from math import isfinite
 from typing import Any
 
 from xferbench.core.interventions import Intervention, field_value, intervention_key
+from xferbench.core.sections import flat_fields, flat_name
 
 
 def location_field() -> Any:
@@ -85,12 +86,12 @@ def canonical(value: Any) -> Any:
 def _canonical_fields(value: Any) -> dict[str, Any]:
     """Return the canonical form of each field of a dataclass that is part of its key."""
     items = {}
-    for field_ in fields(value):
-        item, metadata = getattr(value, field_.name), field_.metadata
+    for field_, item in flat_fields(value):
+        metadata = field_.metadata
         if "place" in metadata or ("added" in metadata and item == field_.default):
             continue
         content = canonical(field_value(field_, item))
-        items[metadata.get("key", field_.name)] = metadata["alias"].get(content, content) if "alias" in metadata else content
+        items[flat_name(field_)] = metadata["alias"].get(content, content) if "alias" in metadata else content
     return items
 
 

@@ -30,6 +30,7 @@ from xferbench.core.interventions import (
     Trainable,
     require_group,
 )
+from xferbench.core.sections import section_field
 
 if TYPE_CHECKING:
     from xferbench.core.interventions import DataIntervention
@@ -242,60 +243,48 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pipeline:
-    """A user's pipeline, or a variant of it with one change.
+class Backbone:
+    """The network that is adapted.
 
     Attributes:
         arch: the spelling of the architecture.
         weights: the pretrained weights, or None.
-        target: the target dataset.
-        train_size, test_size: numbers of target images that are used; None for all.
-        recipe: the adaptation.
-        train_preprocessing, serve_preprocessing: preprocessing in training and in serving.
-        mode: serving mode, a value of :class:`~xferbench.core.interventions.ServingMode`.
-        source, shifted: the auxiliary datasets, or None.
-        baseline: the grid of the from-scratch baseline; it is not part of the pipeline's content.
         code: the code that builds a backbone ``python:…``, or None.
-        training: the user's training code, or None for the loop of the lab.
-        finished: a finished network, which is not trained any further, or None.
-        edits: values of :class:`~xferbench.core.interventions.Edit` that change the trained network, in order.
-        expected_training: the recipe that the finished network is believed to be trained with, or None for ``recipe``.
-        evaluation_split: the examples for verdicts, as in :class:`~xferbench.core.trial.EvaluationSpec`.
-        manifest: a manifest of the pretraining data, or None.
-        injected_duplicates: test images that replace training images on purpose, a value of
-            :class:`~xferbench.core.interventions.InjectedDuplicates`, or None.
-        interventions: changes of the training examples, in order.
     """
 
-    tag: ClassVar[str] = "Pipeline"
     arch: str
-    weights: WeightsFile | None
+    weights: WeightsFile | None = None
+    code: UserCode | None = field(default=None, metadata={"added": True})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineData:
+    """The data of a pipeline, and what is done to the training examples.
+
+    Attributes:
+        target: the target dataset.
+        train_preprocessing: the preprocessing in training.
+        train_size, test_size: numbers of target images that are used; None for all.
+        source, shifted: the auxiliary datasets, or None.
+        manifest: a manifest of the pretraining data, or None.
+        interventions: changes of the training examples, in order.
+        injected_duplicates: test images that replace training images on purpose, a value of
+            :class:`~xferbench.core.interventions.InjectedDuplicates`, or None.
+    """
+
     target: Data
-    train_size: int | None
-    test_size: int | None
-    recipe: Recipe
     train_preprocessing: InputTransform
-    serve_preprocessing: InputTransform
-    mode: ServingMode = EVAL_MODE
+    train_size: int | None = None
+    test_size: int | None = None
     source: AuxiliaryDataset | None = None
     shifted: AuxiliaryDataset | None = None
-    baseline: ScratchGrid = field(default=ScratchGrid(), compare=False, metadata={"place": True})
-    code: UserCode | None = field(default=None, metadata={"added": True})
-    training: UserCode | None = field(default=None, metadata={"added": True})
-    finished: Checkpoint | None = field(default=None, metadata={"added": True})
-    edits: tuple[Edit, ...] = field(default=(), metadata={"added": True})
-    expected_training: Recipe | None = field(default=None, metadata={"key": "believed", "added": True})
-    evaluation_split: str = field(default="test", metadata={"key": "judged", "added": True})
     manifest: Data | None = field(default=None, metadata={"added": True})
+    interventions: tuple[DataIntervention, ...] = field(default=(), metadata={"added": True})
     injected_duplicates: InjectedDuplicates | None = field(
         default=None, metadata={"key": "planted", "absent": "", "added": True}
     )
-    interventions: tuple[DataIntervention, ...] = field(default=(), metadata={"added": True})
 
     def __post_init__(self) -> None:
-        require_group(self.mode, ServingMode, "mode")
-        for edit in self.edits:
-            require_group(edit, Edit, "edits")
         if self.injected_duplicates is not None:
             require_group(self.injected_duplicates, InjectedDuplicates, "injected_duplicates")
 
@@ -303,6 +292,56 @@ class Pipeline:
     def pretraining(self) -> tuple[Data, ...]:
         """The datasets that the backbone may be pretrained on: the source and those of the manifest."""
         return tuple(data for data in (self.source.data if self.source else None, self.manifest) if data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """How the adapted network serves.
+
+    Attributes:
+        preprocessing: the preprocessing of the served images.
+        mode: the mode of the network, a value of :class:`~xferbench.core.interventions.ServingMode`.
+    """
+
+    preprocessing: InputTransform = field(metadata={"key": "serve_preprocessing"})
+    mode: ServingMode = EVAL_MODE
+
+    def __post_init__(self) -> None:
+        require_group(self.mode, ServingMode, "mode")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """A user's pipeline, or a variant of it with one change.
+
+    Attributes:
+        backbone: the network that is adapted.
+        data: the data, and what is done to the training examples.
+        recipe: the adaptation.
+        serving: how the adapted network serves.
+        training: the user's training code, or None for the loop of the lab.
+        checkpoint: a finished network, which is not trained any further, or None.
+        expected_training: the recipe that the checkpoint is believed to be trained with, or None for ``recipe``.
+        edits: values of :class:`~xferbench.core.interventions.Edit` that change the trained network, in order.
+        evaluation_split: the examples for verdicts, as in :class:`~xferbench.core.trial.EvaluationSpec`.
+        baseline: the grid of the from-scratch baseline; it is not part of the pipeline's content.
+    """
+
+    tag: ClassVar[str] = "Pipeline"
+    backbone: Backbone = section_field(Backbone)
+    data: PipelineData = section_field(PipelineData)
+    recipe: Recipe
+    serving: Serving = section_field(Serving)
+    training: UserCode | None = field(default=None, metadata={"added": True})
+    checkpoint: Checkpoint | None = field(default=None, metadata={"key": "finished", "added": True})
+    expected_training: Recipe | None = field(default=None, metadata={"key": "believed", "added": True})
+    edits: tuple[Edit, ...] = field(default=(), metadata={"added": True})
+    evaluation_split: str = field(default="test", metadata={"key": "judged", "added": True})
+    baseline: ScratchGrid = field(default=ScratchGrid(), compare=False, metadata={"place": True})
+
+    def __post_init__(self) -> None:
+        for edit in self.edits:
+            require_group(edit, Edit, "edits")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from xferbench.core.sections import section_field
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -26,7 +28,7 @@ class Contrast:
         meaning: the contrast in words.
         metric: the metric, or "" for that of the suite.
         margin: the margin in the unit of ``metric``, or None for that of the suite.
-        allowed: the suite's field with the largest allowed absolute value of an invariant, or "" for 0.
+        allowed: the field of the suite's rules with the largest allowed absolute value of an invariant, or "" for 0.
         controlled: whether the induced variants should break the invariant.
     """
 
@@ -45,62 +47,102 @@ HARM = Contrast(name="harm", weights={("cured", "test"): 1.0, ("subject", "test"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
-    """Properties of a backbone and its data that are known before training; probed once, then kept in the store.
+class ModelProfile:
+    """Properties of the network.
 
     Attributes:
         parameters: number of parameters of the backbone.
         groups: names of the layer groups from the input up, without the head.
         head: the dotted name of the head.
         batchnorm: names of the BatchNorm layers.
-        classes: names of the target's classes.
-        train, validation, test: numbers of target images.
-        test_groups: number of groups among the test images, or None if there are no groups.
-        preprocessing: the preprocessing of the pipeline's backbone.
-        trust: the settings that are not recorded and are taken on trust.
-        dropped_examples: the examples that cannot be used, in words.
-        seconds_forward, seconds_step: time for one image on one thread, for estimates only.
         size: height and width of the network's input, in pixels.
-        recorded: whether the preprocessing is recorded with the weights.
-        source, shifted: the classes of those datasets, as in :class:`~xferbench.core.pipeline.AuxiliaryDataset`.
-        source_error: why the source's classes are not known, or "".
-        supports: the fields of a recipe that the user's training code supports; None if the lab trains.
-        crash: the exception that the user's code raised when it was probed, or "".
         outputs: number of outputs of a finished network's head, 0 for other networks.
         body_unchanged: whether everything below the head of a finished network is as it was before training.
         unsupported: the kinds of trainable parameters (``norm``, ``bias``, ``lora``, ``adapter``) that the backbone lacks, and
             ``unlabelled`` if the shifted set has no training images.
     """
 
-    parameters: int
-    groups: tuple[str, ...]
-    head: str
-    batchnorm: tuple[str, ...]
-    classes: tuple[str, ...]
-    train: int
-    validation: int
-    test: int
-    test_groups: int | None
-    preprocessing: InputTransform
-    trust: tuple[str, ...] = ()
-    dropped_examples: tuple[str, ...] = ()
-    seconds_forward: float = 0.0
-    seconds_step: float = 0.0
+    parameters: int = 0
+    groups: tuple[str, ...] = ()
+    head: str = ""
+    batchnorm: tuple[str, ...] = ()
     size: tuple[int, int] = (0, 0)
-    recorded: bool = True
-    source: tuple[int, ...] = ()
-    source_error: str = ""
-    shifted: tuple[int, ...] = ()
-    supports: tuple[str, ...] | None = None
-    crash: str = ""
     outputs: int = 0
     body_unchanged: bool = False
     unsupported: tuple[str, ...] = ()
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataProfile:
+    """Properties of the data.
+
+    Attributes:
+        classes: names of the target's classes.
+        train, validation, test: numbers of target images.
+        test_groups: number of groups among the test images, or None if there are no groups.
+        source, shifted: the classes of those datasets, as in :class:`~xferbench.core.pipeline.AuxiliaryDataset`.
+        source_error: why the source's classes are not known, or "".
+        dropped_examples: the examples that cannot be used, in words.
+    """
+
+    classes: tuple[str, ...] = ()
+    train: int = 0
+    validation: int = 0
+    test: int = 0
+    test_groups: int | None = None
+    source: tuple[int, ...] = ()
+    source_error: str = ""
+    shifted: tuple[int, ...] = ()
+    dropped_examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserCodeProfile:
+    """Properties of the user's code.
+
+    Attributes:
+        supports: the fields of a recipe that the user's training code supports; None if the lab trains.
+        crash: the exception that the user's code raised when it was probed, or "".
+    """
+
+    supports: tuple[str, ...] | None = None
+    crash: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Times for one image on one thread in seconds, for estimates only: of a forward pass and of a training step."""
+
+    seconds_forward: float = 0.0
+    seconds_step: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """Properties of a backbone and its data that are known before training; probed once, then kept in the store.
+
+    Attributes:
+        model: properties of the network.
+        data: properties of the data.
+        user_code: properties of the user's code.
+        timing: times for estimates.
+        preprocessing: the preprocessing of the pipeline's backbone.
+        recorded: whether the preprocessing is recorded with the weights.
+        trust: the settings that are not recorded and are taken on trust.
+    """
+
+    model: ModelProfile = section_field(ModelProfile)
+    data: DataProfile = section_field(DataProfile)
+    user_code: UserCodeProfile = section_field(UserCodeProfile, default=UserCodeProfile())
+    timing: Timing = section_field(Timing, default=Timing())
+    preprocessing: InputTransform
+    recorded: bool = True
+    trust: tuple[str, ...] = ()
+
     @property
     def has_batchnorm(self) -> bool:
         """Whether the backbone has at least one BatchNorm layer."""
-        return bool(self.batchnorm)
+        return bool(self.model.batchnorm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ def requires_batchnorm(pipeline: Pipeline, profile: Profile) -> str:
 
 def requires_source(pipeline: Pipeline, profile: Profile) -> str:
     """Require pretrained weights and a source dataset whose classes are known."""
-    unknown = "" if profile.source else profile.source_error or "the suite has no [source] whose classes are known"
+    unknown = "" if profile.data.source else profile.data.source_error or "the suite has no [source] whose classes are known"
     return requires_pretrained(pipeline, profile) or unknown
 
 

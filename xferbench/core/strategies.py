@@ -321,5 +321,9 @@ def scratch_baseline(pipeline: Pipeline, grid: ScratchGrid) -> Selection:
         subject_phase, optimizer="adamw", schedule="one-cycle", warmup=0, steps=grid.steps, batch_size=grid.batch_size
     )
     grid_phases = [replace(longer, lr=lr, weight_decay=decay) for lr, decay in product(grid.lr, grid.weight_decay)]
-    plain = replace(pipeline, mode=EVAL_MODE, finished=None, edits=(), expected_training=None)
-    return select_among(plain, [from_scratch(phase) for phase in ([] if pipeline.finished else [subject_phase]) + grid_phases])
+    plain = replace(
+        pipeline, serving=replace(pipeline.serving, mode=EVAL_MODE), checkpoint=None, edits=(), expected_training=None
+    )
+    return select_among(
+        plain, [from_scratch(phase) for phase in ([] if pipeline.checkpoint else [subject_phase]) + grid_phases]
+    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from xferbench.core.interventions import EVAL_MODE, ServingMode
 from xferbench.core.pipeline import DEFAULT_SCRATCH_GRID, InputTransform, Recipe, ScratchGrid
+from xferbench.core.sections import section_field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,40 +84,78 @@ class Matrix:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Suite:
-    """A validated suite file. Paths are absolute.
+class Invocation:
+    """Where a suite comes from, and what the caller adds.
 
     Attributes:
-        recipe: the user's recipe; None means the healthy default.
-        budget: the budget in recorded seconds.
-        scratch: the from-scratch grid.
+        path: the suite file.
+        command: the command line that replaces a file.
         overrides: the command line's replacements of keys of the file (``recipe.lr=1e-3``).
         allow_code: whether user code may run. The caller decides it, never the file.
-        after, before: the checkpoints of an audit. An audit trains only a from-scratch baseline.
-        believed: the recipe that an audited checkpoint is believed to be trained with.
-        scratch_budget: the budget of an audit's from-scratch baseline in seconds; None for no baseline.
-        command: the command line that replaces a file.
-        matrix: the tasks of the suite, which share the other fields. Only the tasks are run. None for a suite of one task.
+    """
+
+    path: str = ""
+    command: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    allow_code: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneSection:
+    """The table [backbone]: the architecture, its weights, and their preprocessing if it is not the recorded one."""
+
+    arch: str
+    weights: str | None = None
+    preprocessing: InputTransform | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSection:
+    """The tables [target], [source] and [shifted].
+
+    Attributes:
+        target, source, shifted: the datasets, as the file spells them.
+        train_size, test_size: numbers of target images that are used; None for all.
+        train_preprocessing: the preprocessing in training; None for that of the backbone.
+        source_classes: the output of the pretrained head for each class of the source.
+        manifest: a manifest of the pretraining data.
         interventions: changes of the target's training examples.
     """
 
-    tag: ClassVar[str] = "Suite"
-    name: str
-    path: str
-    plugins: tuple[str, ...]
-    arch: str
     target: str
-    weights: str | None = None
-    preprocessing: InputTransform | None = None
+    train_size: int | None = None
+    test_size: int | None = None
     train_preprocessing: InputTransform | None = None
-    serve_preprocessing: InputTransform | None = None
-    serve_mode: ServingMode = EVAL_MODE
-    recipe: Recipe | None = None
     source: str | None = None
     source_classes: tuple[tuple[str, int], ...] = ()
     shifted: str | None = None
-    train_size: int | None = None
-    test_size: int | None = None
+    manifest: str | None = None
+    interventions: tuple[DataIntervention, ...] = field(default=(), metadata={"added": True})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingSection:
+    """How the adapted network serves: the preprocessing (None for that of training), and the mode of the network."""
+
+    preprocessing: InputTransform | None = field(default=None, metadata={"key": "serve_preprocessing"})
+    mode: ServingMode = field(default=EVAL_MODE, metadata={"key": "serve_mode"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How verdicts are taken, and what they may cost.
+
+    Attributes:
+        metric: the metric.
+        margin: the largest harm that is accepted, in the metric's unit.
+        alpha: the level of the tests.
+        looks: numbers of seeds at which a verdict may be taken.
+        budget: the budget in recorded seconds.
+        seed: the first seed of verdicts.
+        tuning_seeds: number of seeds that candidates are compared on.
+        max_duplicates: the allowed share of test images that have a near copy.
+    """
+
     metric: str = "accuracy"
     margin: float = 0.02
     alpha: float = 0.05
@@ -124,16 +163,51 @@ class Suite:
     budget: float = 1200.0
     seed: int = 0
     tuning_seeds: int = 3
-    scratch: ScratchGrid = DEFAULT_SCRATCH_GRID
-    overrides: tuple[str, ...] = ()
-    training: str | None = None
-    allow_code: bool = False
+    max_duplicates: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSection:
+    """The table [checkpoint] of an audit.
+
+    Attributes:
+        after, before: the checkpoints after and before training; without ``after``, the suite is no audit.
+        believed: the recipe that the checkpoint is believed to be trained with.
+        scratch_budget: the budget of the from-scratch baseline in seconds; None for no baseline.
+    """
+
     after: str | None = None
     before: str | None = None
     believed: Recipe | None = None
-    manifest: str | None = None
-    max_duplicates: float = 0.0
     scratch_budget: float | None = None
-    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """A validated suite file. Paths are absolute.
+
+    Attributes:
+        name: the name.
+        plugins: ids of plugins, or ``all``.
+        invocation: where the suite comes from, and what the caller adds.
+        backbone, data, serving, checkpoint: the pipeline, or the finished network of an audit.
+        recipe: the user's recipe; None means the healthy default.
+        training: the user's training code, or None for the loop of the lab.
+        rules: how verdicts are taken, and what they may cost.
+        scratch: the from-scratch grid.
+        matrix: the tasks of the suite, which share the other fields. Only the tasks are run. None for a suite of one task.
+    """
+
+    tag: ClassVar[str] = "Suite"
+    name: str
+    plugins: tuple[str, ...]
+    invocation: Invocation = section_field(Invocation, default=Invocation())
+    backbone: BackboneSection = section_field(BackboneSection)
+    data: DataSection = section_field(DataSection)
+    recipe: Recipe | None = None
+    training: str | None = None
+    serving: ServingSection = section_field(ServingSection, default=ServingSection())
+    rules: Rules = section_field(Rules, default=Rules())
+    scratch: ScratchGrid = DEFAULT_SCRATCH_GRID
+    checkpoint: CheckpointSection = section_field(CheckpointSection, default=CheckpointSection())
     matrix: Matrix | None = None
-    interventions: tuple[DataIntervention, ...] = field(default=(), metadata={"added": True})

@@ -34,23 +34,29 @@ def check_inputs(suite: Suite) -> None:
             message names the suite's file and key.
     """
     prefixes = [prefix.partition(":")[0] + ":" for prefix in ARCH_PREFIXES]
-    if suite.arch not in NAMED_ARCHS and not suite.arch.startswith(tuple(prefixes)):
+    if suite.backbone.arch not in NAMED_ARCHS and not suite.backbone.arch.startswith(tuple(prefixes)):
         raise UserError(
-            f"{suite.path}: [backbone] arch: unknown", found=suite.arch, expected=", ".join((*NAMED_ARCHS, *ARCH_PREFIXES))
+            f"{suite.invocation.path}: [backbone] arch: unknown",
+            found=suite.backbone.arch,
+            expected=", ".join((*NAMED_ARCHS, *ARCH_PREFIXES)),
         )
     for role in ("target", "source", "shifted"):
-        spec = getattr(suite, role)
+        spec = getattr(suite.data, role)
         try:
             kind, rest = split_spec(spec) if spec is not None else ("", "")
             _ = kind == "folder" and metadata_csv.read_rows(Path(rest))
         except UserError as problem:
-            raise problem.at(f"{suite.path}: [{role}] data: {problem.what}") from problem
-    files = {"[checkpoint] after": suite.after, "[checkpoint] before": suite.before, "[source] manifest": suite.manifest}
+            raise problem.at(f"{suite.invocation.path}: [{role}] data: {problem.what}") from problem
+    files = {
+        "[checkpoint] after": suite.checkpoint.after,
+        "[checkpoint] before": suite.checkpoint.before,
+        "[source] manifest": suite.data.manifest,
+    }
     for key, file in files.items():
         if file is not None and not Path(file).is_file():
             state = "a folder" if Path(file).is_dir() else "no such file"
-            raise UserError(f"{suite.path}: {key}", found=f"{file}: {state}", expected="a file", do="check the path")
-    if suite.after is None:
+            raise UserError(f"{suite.invocation.path}: {key}", found=f"{file}: {state}", expected="a file", do="check the path")
+    if suite.checkpoint.after is None:
         _checkpoint_path(suite)
     digest_code(suite)
 
@@ -147,22 +153,28 @@ def digest_checkpoints(suite: Suite, digester: Callable[[Path], str] = sha256) -
     Raises:
         UserError: If a file is missing, or both are the same.
     """
-    if suite.after is None:
+    if suite.checkpoint.after is None:
         return None
-    after = WeightsFile(digest=digester(Path(suite.after)), path=suite.after)
-    before = WeightsFile(digest=digester(Path(suite.before)), path=suite.before) if suite.before else None
+    after = WeightsFile(digest=digester(Path(suite.checkpoint.after)), path=suite.checkpoint.after)
+    before = (
+        WeightsFile(digest=digester(Path(suite.checkpoint.before)), path=suite.checkpoint.before)
+        if suite.checkpoint.before
+        else None
+    )
     if before and before.digest == after.digest:
-        found = f"{suite.before} and {suite.after} are the same file, byte for byte"
+        found = f"{suite.checkpoint.before} and {suite.checkpoint.after} are the same file, byte for byte"
         do = "set before to the pretrained weights, or remove it"
-        raise UserError(f"{suite.path}: [checkpoint] before equals after", found=found, expected="two networks", do=do)
+        raise UserError(
+            f"{suite.invocation.path}: [checkpoint] before equals after", found=found, expected="two networks", do=do
+        )
     return Checkpoint(after=after, before=before)
 
 
 def digest_manifest(suite: Suite, digester: Callable[[Path], str] = sha256) -> Data | None:
     """Return the manifest of a pretraining set, or None if the suite names none."""
-    if suite.manifest is None:
+    if suite.data.manifest is None:
         return None
-    return Data(digest=digester(Path(suite.manifest)), spec=f"manifest:{suite.manifest}")
+    return Data(digest=digester(Path(suite.data.manifest)), spec=f"manifest:{suite.data.manifest}")
 
 
 def digest_code(suite: Suite, digester: Callable[[Path], str] = sha256) -> tuple[UserCode | None, UserCode | None]:
@@ -171,7 +183,7 @@ def digest_code(suite: Suite, digester: Callable[[Path], str] = sha256) -> tuple
     Raises:
         UserError: If running such code is not allowed, or the module does not exist.
     """
-    arch_code = suite.arch if suite.arch.startswith(user_code.PREFIX) else None
+    arch_code = suite.backbone.arch if suite.backbone.arch.startswith(user_code.PREFIX) else None
     build_code = _find_code(suite, "[backbone] arch", arch_code, digester)
     return build_code, _find_code(suite, "[recipe] training", suite.training, digester)
 
@@ -179,24 +191,31 @@ def digest_code(suite: Suite, digester: Callable[[Path], str] = sha256) -> tuple
 def _find_code(suite: Suite, key: str, spec: str | None, digester: Callable[[Path], str]) -> UserCode | None:
     if spec is None:
         return None
-    if not suite.allow_code:
+    if not suite.invocation.allow_code:
         do = "add --allow-code (in Python, allow_code=True) only if you trust the code: it runs with all your rights"
-        raise UserError(f"{suite.path}: {key}: names code that would run", found=spec, do=do)
+        raise UserError(f"{suite.invocation.path}: {key}: names code that would run", found=spec, do=do)
     try:
-        return user_code.find_callable(spec, Path(suite.path).parent.resolve(), digester)
+        return user_code.find_callable(spec, Path(suite.invocation.path).parent.resolve(), digester)
     except UserError as problem:
-        raise problem.at(f"{suite.path}: {key}: {problem.what}") from problem
+        raise problem.at(f"{suite.invocation.path}: {key}: {problem.what}") from problem
 
 
 def _checkpoint_path(suite: Suite) -> Path:
-    path = suite.weights
-    if path is None and suite.arch == "tiny-resnet":
+    path = suite.backbone.weights
+    if path is None and suite.backbone.arch == "tiny-resnet":
         path = str(SHIPPED_WEIGHTS_FOLDER / "tiny-resnet-0.safetensors")
     expected = "a file of pretrained weights (safetensors, or a state dict saved by torch.save)"
     if path is None:
         do = 'add weights = "path/to/file" below arch; without pretrained weights there is no transfer to measure'
-        raise UserError(f"{suite.path}: [backbone] weights: missing", found=f"arch {suite.arch}", expected=expected, do=do)
+        raise UserError(
+            f"{suite.invocation.path}: [backbone] weights: missing",
+            found=f"arch {suite.backbone.arch}",
+            expected=expected,
+            do=do,
+        )
     if not Path(path).is_file():
         state = "a folder" if Path(path).is_dir() else "no such file"
-        raise UserError(f"{suite.path}: [backbone] weights", found=f"{path}: {state}", expected=expected, do="check the path")
+        raise UserError(
+            f"{suite.invocation.path}: [backbone] weights", found=f"{path}: {state}", expected=expected, do="check the path"
+        )
     return Path(path)

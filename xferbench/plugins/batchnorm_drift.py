@@ -138,8 +138,8 @@ References
 def audit_applies(pipeline: Pipeline, profile: Profile) -> str:
     if not profile.has_batchnorm:
         return "the network has no BatchNorm layer"
-    before = pipeline.finished and pipeline.finished.before
-    return "" if before or profile.train else "neither the weights from before training nor training images are given"
+    before = pipeline.checkpoint and pipeline.checkpoint.before
+    return "" if before or profile.data.train else "neither the weights from before training nor training images are given"
 
 
 def _add_edit(pipeline: Pipeline, edit: interventions.Edit) -> Pipeline:
@@ -147,15 +147,15 @@ def _add_edit(pipeline: Pipeline, edit: interventions.Edit) -> Pipeline:
 
 
 def audit_cure(pipeline: Pipeline, profile: Profile) -> Selection:
-    has_before = pipeline.finished and pipeline.finished.before
-    edits: list[interventions.Edit] = [interventions.RecalibrateBatchNorm()] if profile.train else []
+    has_before = pipeline.checkpoint and pipeline.checkpoint.before
+    edits: list[interventions.Edit] = [interventions.RecalibrateBatchNorm()] if profile.data.train else []
     edits += [interventions.RestoreBatchNorm()] if has_before else []
     return Selection(candidates=tuple(_add_edit(pipeline, edit) for edit in edits))
 
 
 def audit_induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
     arms = {"initial": _add_edit(pipeline, interventions.ResetBatchNorm())}
-    return arms | ({"one-class": _add_edit(pipeline, interventions.OneClassBatchNorm())} if profile.train else {})
+    return arms | ({"one-class": _add_edit(pipeline, interventions.OneClassBatchNorm())} if profile.data.train else {})
 
 
 audit = Plugin(

@@ -90,7 +90,7 @@ def _candidates(pipeline: Pipeline, groups: int) -> Iterator[Recipe]:
 def cure(pipeline: Pipeline, profile: Profile) -> Selection:
     arms = (
         replace(pipeline, recipe=strategies.inherit_settings(recipe, pipeline.recipe))
-        for recipe in _candidates(pipeline, len(profile.groups))
+        for recipe in _candidates(pipeline, len(profile.model.groups))
     )
     return Selection(candidates=tuple(dict.fromkeys(arms)), by="source-held-out", keeping="validation")
 
@@ -176,9 +176,9 @@ References
 
 
 def audit_applies(pipeline: Pipeline, profile: Profile) -> str:
-    if not (pipeline.finished and pipeline.finished.before):
+    if not (pipeline.checkpoint and pipeline.checkpoint.before):
         return "the weights from before training are not given"
-    return "" if profile.source else profile.source_error or "the suite has no [source] whose classes are known"
+    return "" if profile.data.source else profile.data.source_error or "the suite has no [source] whose classes are known"
 
 
 def audit_cure(pipeline: Pipeline, profile: Profile) -> Selection:

@@ -55,23 +55,25 @@ MIN_IMAGES_PER_CLASS = 2
 
 def sizes(pipeline: Pipeline, profile: Profile) -> list[int]:
     """Return six sizes up to the training set, from a thirty-second of it, with at least two images per class."""
-    largest = min(pipeline.train_size or profile.train, profile.train)  # fewer than requested if some images are left out
-    smallest = max(MIN_IMAGES_PER_CLASS * len(profile.classes), largest / SIZE_SPAN)
+    largest = min(
+        pipeline.data.train_size or profile.data.train, profile.data.train
+    )  # fewer than requested if some images are left out
+    smallest = max(MIN_IMAGES_PER_CLASS * len(profile.data.classes), largest / SIZE_SPAN)
     return [round(smallest * (largest / smallest) ** (rank / (SIZE_COUNT - 1))) for rank in range(SIZE_COUNT)]
 
 
 def applies(pipeline: Pipeline, profile: Profile) -> str:
     if reason := requires_pretrained(pipeline, profile):
         return reason
-    if profile.test_groups is not None:
+    if profile.data.test_groups is not None:
         return "images in groups cannot be split into sets of any size"
-    enough = sizes(pipeline, profile)[-1] >= 8 * len(profile.classes)
+    enough = sizes(pipeline, profile)[-1] >= 8 * len(profile.data.classes)
     return "" if enough else "fewer than eight training images per class give no curve"
 
 
 def extra_arms(pipeline: Pipeline, profile: Profile) -> Mapping[str, Arm]:
     *smaller, largest = sizes(pipeline, profile)
-    arms = {size: replace(pipeline, train_size=size) for size in smaller} | {largest: pipeline}
+    arms = {size: replace(pipeline, data=replace(pipeline.data, train_size=size)) for size in smaller} | {largest: pipeline}
     grid = replace(pipeline.baseline, weight_decay=pipeline.baseline.weight_decay[:1])
     scratch_arms = {f"scratch-{size}": strategies.scratch_baseline(arm, grid) for size, arm in arms.items()}
     return {f"transfer-{size}": arm for size, arm in arms.items()} | scratch_arms

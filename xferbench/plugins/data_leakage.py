@@ -40,9 +40,9 @@ MIN_RECALL = 0.9  # the report mentions a lower recall of injected copies
 
 
 def applies(pipeline: Pipeline, profile: Profile) -> str:
-    if not isinstance(pipeline.train_preprocessing, Preprocessing):
+    if not isinstance(pipeline.data.train_preprocessing, Preprocessing):
         return "only images are searched for copies"
-    return "" if profile.train or pipeline.pretraining else "neither training images nor a pretraining set are given"
+    return "" if profile.data.train or pipeline.data.pretraining else "neither training images nor a pretraining set are given"
 
 
 def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
@@ -50,11 +50,13 @@ def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
 
 
 def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
-    if not profile.train:
+    if not profile.data.train:
         return {}
     base = replace(pipeline, evaluation_split="test")
     kinds = (interventions.CopiedTestImages, interventions.AlteredTestImages)
-    return {kind.spelling: replace(base, injected_duplicates=kind(share=INJECTED_SHARE)) for kind in kinds}
+    return {
+        kind.spelling: replace(base, data=replace(base.data, injected_duplicates=kind(share=INJECTED_SHARE))) for kind in kinds
+    }
 
 
 def copies(context: MeasureContext) -> dict[str, float]:

@@ -55,7 +55,7 @@ MAX_LR = {"adamw": 3e-4, "sgd": 3e-3}  # at these rates LP-FT kept the accuracy 
 
 def applies(pipeline: Pipeline, profile: Profile) -> str:
     return requires_several_steps(pipeline, profile, "for the head alone") or (
-        "" if profile.shifted else "the suite has no [shifted] set"
+        "" if profile.data.shifted else "the suite has no [shifted] set"
     )
 
 
@@ -127,7 +127,7 @@ References
 
 
 def audit_applies(pipeline: Pipeline, profile: Profile) -> str:
-    return linear_probe.applies(pipeline, profile) or ("" if profile.shifted else "the suite has no [shifted] set")
+    return linear_probe.applies(pipeline, profile) or ("" if profile.data.shifted else "the suite has no [shifted] set")
 
 
 def accuracies(records_by_term: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:

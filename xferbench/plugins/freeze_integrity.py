@@ -66,25 +66,25 @@ INDUCED_STEPS = 20  # of each phase: a tensor that moves, moves at once
 
 
 def applies(pipeline: Pipeline, profile: Profile) -> str:
-    if pipeline.finished:
-        return "" if pipeline.finished.before else "the weights from before training are not given (--before)"
+    if pipeline.checkpoint:
+        return "" if pipeline.checkpoint.before else "the weights from before training are not given (--before)"
     return requires_pretrained(pipeline, profile)
 
 
 def trust(pipeline: Pipeline, _: Profile) -> str:
     missing = "the expected training is not given: --believed trainable=head,batchnorm=eval"
-    return missing if pipeline.finished and pipeline.expected_training is None else ""
+    return missing if pipeline.checkpoint and pipeline.expected_training is None else ""
 
 
 def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
-    if pipeline.finished:
+    if pipeline.checkpoint:
         return {}
     brief = tuple(replace(phase, steps=INDUCED_STEPS, warmup=0) for phase in pipeline.recipe.phases)
     recipe = pipeline.recipe if pipeline.training else replace(pipeline.recipe, phases=brief, stop="last")
     trainables = {phase.trainable for phase in recipe.phases}
     kinds = {type(trainable) for trainable in trainables}
     top = max((trainable.groups for trainable in trainables if isinstance(trainable, interventions.TopGroups)), default=0)
-    has_frozen = interventions.AllLayers not in kinds and top < len(profile.groups)
+    has_frozen = interventions.AllLayers not in kinds and top < len(profile.model.groups)
 
     def change_phases(**changes: Any) -> dict[str, Any]:
         return {"phases": tuple(replace(phase, **changes) for phase in recipe.phases)}
@@ -117,7 +117,7 @@ def explain(_contrast: str, records_by_term: records.RecordsByTerm, subject: Pip
     """Return the tensors, the likely causes and other anomalies of the worst seed."""
     by_seed = [record.scalars for (arm, view, _), record in records_by_term.items() if (arm, view) == ("subject", "integrity")]
     worst = max(by_seed, key=lambda scalars: scalars.get("integrity", 0.0), default={})
-    if not worst.get("integrity") and not subject.finished and subject.training is None:
+    if not worst.get("integrity") and not subject.checkpoint and subject.training is None:
         return "the training loop of xferbench follows the recipe by construction"
     return freeze_report.format_freeze_check(worst)
 

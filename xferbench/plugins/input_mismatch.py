@@ -64,12 +64,16 @@ def with_size_of(transform: InputTransform, other: InputTransform, *, channels: 
 
 
 def cure(pipeline: Pipeline, profile: Profile) -> Pipeline | Selection:
-    train, serve = pipeline.train_preprocessing, pipeline.serve_preprocessing
+    train, serve = pipeline.data.train_preprocessing, pipeline.serving.preprocessing
     recorded_train, recorded_serve = (
         with_size_of(transform, profile.preprocessing, channels=True) for transform in (train, serve)
     )
-    as_recorded = replace(pipeline, train_preprocessing=recorded_train, serve_preprocessing=recorded_serve)
-    as_served = replace(pipeline, train_preprocessing=with_size_of(train, serve, channels=False))
+    as_recorded = replace(
+        pipeline,
+        data=replace(pipeline.data, train_preprocessing=recorded_train),
+        serving=replace(pipeline.serving, preprocessing=recorded_serve),
+    )
+    as_served = replace(pipeline, data=replace(pipeline.data, train_preprocessing=with_size_of(train, serve, channels=False)))
     others = dict.fromkeys(candidate for candidate in (as_recorded, as_served) if candidate != pipeline)
     return Selection(candidates=(pipeline, *others)) if others else pipeline
 
@@ -82,12 +86,18 @@ def divide_by_three(transform: InputTransform) -> InputTransform:
 
 
 def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
-    train, serve = pipeline.train_preprocessing, pipeline.serve_preprocessing
+    train, serve = pipeline.data.train_preprocessing, pipeline.serving.preprocessing
     averaged_train, averaged_serve = divide_by_three(train), divide_by_three(serve)
-    arms = {"mean-not-sum": replace(pipeline, train_preprocessing=averaged_train, serve_preprocessing=averaged_serve)}
+    arms = {
+        "mean-not-sum": replace(
+            pipeline,
+            data=replace(pipeline.data, train_preprocessing=averaged_train),
+            serving=replace(pipeline.serving, preprocessing=averaged_serve),
+        )
+    }
     if isinstance(serve, Preprocessing):
         half = replace(serve, detail=HALF_RESOLUTION * serve.detail)
-        arms["half-resolution"] = replace(pipeline, serve_preprocessing=half)
+        arms["half-resolution"] = replace(pipeline, serving=replace(pipeline.serving, preprocessing=half))
     return arms
 
 

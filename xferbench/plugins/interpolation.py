@@ -35,9 +35,9 @@ SHARES = (0.75, 0.5, 0.25)  # of the way from before to after
 
 
 def applies(pipeline: Pipeline, profile: Profile) -> str:
-    if not (pipeline.finished and pipeline.finished.before):
+    if not (pipeline.checkpoint and pipeline.checkpoint.before):
         return "the weights from before training are not given"
-    return "nothing below the head has moved, so there is nothing to interpolate" if profile.body_unchanged else ""
+    return "nothing below the head has moved, so there is nothing to interpolate" if profile.model.body_unchanged else ""
 
 
 def cure(pipeline: Pipeline, _: Profile) -> Selection:

@@ -62,13 +62,13 @@ LABELS = {"anb": "AnB", "anb-plus": "AnB+", "bnb": "BnB", "bnb-plus": "BnB+"}
 
 
 def applies(pipeline: Pipeline, profile: Profile) -> str:
-    uncuttable = "" if len(profile.groups) > 1 else "the backbone has a single layer group and cannot be cut"
+    uncuttable = "" if len(profile.model.groups) > 1 else "the backbone has a single layer group and cannot be cut"
     return requires_pretrained(pipeline, profile) or uncuttable
 
 
 def _cut(pipeline: Pipeline, profile: Profile, low: int, kind: str) -> Pipeline:
     """Return an arm that transfers the lowest groups; its rate is at least a probe's, so that initialized layers can learn."""
-    above, phase = len(profile.groups) - low, strategies.finetune_phase(pipeline.recipe)
+    above, phase = len(profile.model.groups) - low, strategies.finetune_phase(pipeline.recipe)
     phase = replace(phase, lr=max(phase.lr, strategies.HEAD_LR), head_lr=None, layer_decay=1.0)
     if kind.endswith("plus"):
         phase = replace(phase, trainable=interventions.ALL_LAYERS, batchnorm=interventions.BATCHNORM_TRAIN)
@@ -79,13 +79,13 @@ def _cut(pipeline: Pipeline, profile: Profile, low: int, kind: str) -> Pipeline:
     init = interventions.PRETRAINED if kind.startswith("anb") else interventions.TargetPretraining()
     head = pipeline.recipe.head if strategies.is_mlp_head(pipeline.recipe.head) else interventions.RANDOM_HEAD
     recipe = replace(replace_phases(pipeline.recipe, phase), init=init, head=head, regularizer=None)
-    name = f"{kind}, {low} of {len(profile.groups)} groups"
+    name = f"{kind}, {low} of {len(profile.model.groups)} groups"
     transferred = interventions.TransferLowest(groups=low) if above else interventions.TRANSFER_ALL
     return replace(pipeline, recipe=replace(recipe, transferred=transferred, name=name))
 
 
 def extra_arms(pipeline: Pipeline, profile: Profile) -> Mapping[str, Pipeline]:
-    lows = {cut: max(1, round(len(profile.groups) * cut / len(CUTS))) for cut in CUTS}
+    lows = {cut: max(1, round(len(profile.model.groups) * cut / len(CUTS))) for cut in CUTS}
     return {f"{kind}-{cut}": _cut(pipeline, profile, low, kind) for kind in LABELS for cut, low in lows.items()}
 
 
@@ -96,10 +96,10 @@ def cure(pipeline: Pipeline, profile: Profile) -> Selection:
 
 def induce(pipeline: Pipeline, profile: Profile) -> Mapping[str, Pipeline]:
     trainables = [phase.trainable for phase in pipeline.recipe.phases]
-    top = max(strategies.unfrozen_groups(trainable, len(profile.groups)) for trainable in trainables)
-    name, low = ("one-too-high", len(profile.groups) - top + 1) if top else ("one-too-low", len(profile.groups) - 1)
-    if top == len(profile.groups):
-        name, low = "frozen-top", len(profile.groups)
+    top = max(strategies.unfrozen_groups(trainable, len(profile.model.groups)) for trainable in trainables)
+    name, low = ("one-too-high", len(profile.model.groups) - top + 1) if top else ("one-too-low", len(profile.model.groups) - 1)
+    if top == len(profile.model.groups):
+        name, low = "frozen-top", len(profile.model.groups)
     arm = _cut(pipeline, profile, low, "anb")
     if name == "one-too-high" and pipeline.recipe.transferred == interventions.TRANSFER_ALL:  # the upper groups stay pretrained
         arm = replace(arm, recipe=replace(arm.recipe, transferred=interventions.TRANSFER_ALL))

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 
 def applies(pipeline: Pipeline, profile: Profile) -> str:
-    if not (pipeline.finished and pipeline.finished.before):
+    if not (pipeline.checkpoint and pipeline.checkpoint.before):
         return "the weights from before training are not given"
-    return "" if profile.train else "no training images are given"
+    return "" if profile.data.train else "no training images are given"
 
 
 def cure(pipeline: Pipeline, _: Profile) -> Pipeline:

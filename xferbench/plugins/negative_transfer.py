@@ -65,7 +65,7 @@ def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     steps = min(strategies.DEFAULT.steps, sum(phase.steps for phase in pipeline.recipe.phases))
     phase = replace(strategies.DEFAULT, lr=strategies.HEAD_LR, steps=steps, batch_size=pipeline.recipe.phases[-1].batch_size)
     probe = strategies.inherit_settings(strategies.linear_probe(phase), pipeline.recipe)
-    starts = (interventions.PermutedWeights(), *([interventions.ShuffledSource()] if pipeline.source else []))
+    starts = (interventions.PermutedWeights(), *([interventions.ShuffledSource()] if pipeline.data.source else []))
     recipes = (replace(probe, init=start, name=f"linear probe, {start} features") for start in starts)
     return {recipe.init.spelling: replace(pipeline, recipe=recipe) for recipe in recipes}
 
@@ -131,7 +131,7 @@ References
 
 
 def audit_applies(_: Pipeline, profile: Profile) -> str:
-    return "" if profile.train else "no training images are given"
+    return "" if profile.data.train else "no training images are given"
 
 
 audit = Plugin(

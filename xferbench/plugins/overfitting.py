@@ -86,7 +86,7 @@ def _candidates(recipe: Recipe, groups: int) -> Iterator[Recipe]:
 
 
 def cure(pipeline: Pipeline, profile: Profile) -> Selection:
-    recipes = _candidates(pipeline.recipe, len(profile.groups))
+    recipes = _candidates(pipeline.recipe, len(profile.model.groups))
     arms = (replace(pipeline, recipe=replace(recipe, stop="best")) for recipe in recipes)
     return Selection(candidates=tuple(dict.fromkeys(arms)))
 

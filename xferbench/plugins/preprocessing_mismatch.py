@@ -52,17 +52,27 @@ if TYPE_CHECKING:
 
 
 def cure(pipeline: Pipeline, profile: Profile) -> Pipeline:
-    return replace(pipeline, train_preprocessing=profile.preprocessing, serve_preprocessing=profile.preprocessing)
+    return replace(
+        pipeline,
+        data=replace(pipeline.data, train_preprocessing=profile.preprocessing),
+        serving=replace(pipeline.serving, preprocessing=profile.preprocessing),
+    )
 
 
 def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
-    transform = pipeline.serve_preprocessing
+    transform = pipeline.serving.preprocessing
     mistakes = preprocessing_mistakes(transform, profile)
-    arms = {name: replace(pipeline, serve_preprocessing=mistake) for name, mistake in mistakes.items()}
+    arms = {
+        name: replace(pipeline, serving=replace(pipeline.serving, preprocessing=mistake)) for name, mistake in mistakes.items()
+    }
     if "twice-normalised" in arms:
         twice = normalized_twice(transform)
-        arms["twice-trained"] = replace(pipeline, train_preprocessing=twice)
-        arms["twice-both"] = replace(pipeline, train_preprocessing=twice, serve_preprocessing=twice)
+        arms["twice-trained"] = replace(pipeline, data=replace(pipeline.data, train_preprocessing=twice))
+        arms["twice-both"] = replace(
+            pipeline,
+            data=replace(pipeline.data, train_preprocessing=twice),
+            serving=replace(pipeline.serving, preprocessing=twice),
+        )
     return arms
 
 
@@ -113,7 +123,7 @@ RESIZE_FACTORS = (1.0, 256 / 224)  # shorter side before the crop, relative to t
 
 
 def audit_applies(pipeline: Pipeline, _: Profile) -> str:
-    return "" if isinstance(pipeline.serve_preprocessing, Preprocessing) else "the autopsy only knows the forms of images"
+    return "" if isinstance(pipeline.serving.preprocessing, Preprocessing) else "the autopsy only knows the forms of images"
 
 
 def common_forms(form: Preprocessing) -> Iterator[Preprocessing]:
@@ -136,15 +146,23 @@ def common_forms(form: Preprocessing) -> Iterator[Preprocessing]:
 
 
 def audit_cure(pipeline: Pipeline, _: Profile) -> Selection:
-    served = pipeline.serve_preprocessing
+    served = pipeline.serving.preprocessing
     assert isinstance(served, Preprocessing)
-    forms: dict[InputTransform, None] = dict.fromkeys((pipeline.train_preprocessing, *common_forms(served)))
-    return Selection(candidates=tuple(replace(pipeline, serve_preprocessing=form) for form in forms if form != served))
+    forms: dict[InputTransform, None] = dict.fromkeys((pipeline.data.train_preprocessing, *common_forms(served)))
+    return Selection(
+        candidates=tuple(
+            replace(pipeline, serving=replace(pipeline.serving, preprocessing=form)) for form in forms if form != served
+        )
+    )
 
 
 def audit_induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
-    mistakes = preprocessing_mistakes(pipeline.serve_preprocessing, profile)
-    return {name: replace(pipeline, serve_preprocessing=mistakes[name]) for name in SERVING_MISTAKES if name in mistakes}
+    mistakes = preprocessing_mistakes(pipeline.serving.preprocessing, profile)
+    return {
+        name: replace(pipeline, serving=replace(pipeline.serving, preprocessing=mistakes[name]))
+        for name in SERVING_MISTAKES
+        if name in mistakes
+    }
 
 
 def explain(_contrast: str, records_by_term: Mapping[tuple[str, str, int], Record], subject: Pipeline, cured: Pipeline) -> str:
@@ -153,7 +171,7 @@ def explain(_contrast: str, records_by_term: Mapping[tuple[str, str, int], Recor
         return ""
     before, after = (records.accuracy(records_by_term[arm, "test", 0]) for arm in ("subject", "cured"))
     preference = "the screened half prefers" if after > before else "the screened half prefers, and the other half does not,"
-    return f"{preference} images with {describe_preprocessing(cured.serve_preprocessing, subject.serve_preprocessing)}"
+    return f"{preference} images with {describe_preprocessing(cured.serving.preprocessing, subject.serving.preprocessing)}"
 
 
 audit = Plugin(

@@ -29,12 +29,14 @@ def preprocessing_mistakes(transform: InputTransform, profile: Profile) -> dict[
         mistakes["unnormalised"] = replace(transform, mean=0.0, std=1.0)
     else:
         plain = replace(transform, mean=(0.0,) * len(transform.mean), std=(1.0,) * len(transform.std))
-        shorter = transform.resize or min(profile.size)
+        shorter = transform.resize or min(profile.model.size)
         mistakes["unnormalised"] = plain
         if transform.scale != 1:
             mistakes["raw"] = replace(plain, scale=1.0)
         mistakes["bgr"] = replace(transform, channels="rgb" if transform.channels == "bgr" else "bgr")
-        mistakes["zoom"] = replace(transform, resize=round(ZOOM_FACTOR * shorter), crop=transform.crop or min(profile.size))
+        mistakes["zoom"] = replace(
+            transform, resize=round(ZOOM_FACTOR * shorter), crop=transform.crop or min(profile.model.size)
+        )
         if transform.resize:
             mistakes["nearest"] = replace(transform, interpolation="nearest", antialias=False)
             mistakes["no-antialias"] = replace(transform, antialias=False)

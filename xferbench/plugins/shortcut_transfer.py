@@ -47,11 +47,11 @@ HARM_MEANING = "what a cue costs the subject − what it costs a network from a 
 def applies(pipeline: Pipeline, _: Profile) -> str:
     if pipeline.recipe.init not in PRETRAINED_INITS:
         return "nothing pretrained is adapted"
-    if not isinstance(pipeline.train_preprocessing, Preprocessing):
+    if not isinstance(pipeline.data.train_preprocessing, Preprocessing):
         return "only images can have the cue"
     if pipeline.recipe.regularizer:
         return "a regularizer needs the source of the checkpoint, and a network pretrained here has none"
-    return "" if pipeline.source else "the suite has no [source] to pretrain on"
+    return "" if pipeline.data.source else "the suite has no [source] to pretrain on"
 
 
 def _with_init(pipeline: Pipeline, init: interventions.Initialization) -> Pipeline:

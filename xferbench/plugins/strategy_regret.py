@@ -66,7 +66,7 @@ def _select_strategy(pipeline: Pipeline, profile: Profile, names: tuple[str, ...
     for name, factor in product(names, LR_FACTORS):
         lr = factor * strategies.USUAL_LR.get(name, strategies.DEFAULT.lr)
         phase = Phase(lr=lr, steps=budget.steps, batch_size=budget.batch_size)
-        half = max(1, len(profile.groups) // 2)
+        half = max(1, len(profile.model.groups) // 2)
         recipes.append(strategies.partial(phase, half) if name == "partial" else strategies.STRATEGIES[name](phase))
     return strategies.select_among(pipeline, recipes)
 
@@ -78,7 +78,7 @@ def induce(pipeline: Pipeline, profile: Profile) -> Mapping[str, Selection]:
 
 
 def extra_arms(pipeline: Pipeline, profile: Profile) -> Mapping[str, Selection]:
-    size = min(pipeline.train_size or profile.train, profile.train)
+    size = min(pipeline.data.train_size or profile.data.train, profile.data.train)
     strategies_by_rule = (
         rules_of_thumb.textbook_strategy(size, similar=True),
         rules_of_thumb.textbook_strategy(size, similar=False),

@@ -40,13 +40,15 @@ from xferbench.plugins.preprocessing_variants import SERVING_MISTAKES, preproces
 
 
 def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
-    mistakes = preprocessing_mistakes(pipeline.serve_preprocessing, profile)
+    mistakes = preprocessing_mistakes(pipeline.serving.preprocessing, profile)
     modes = {
-        "train-mode": replace(pipeline, mode=interventions.TRAIN_MODE),
-        "train-mode-by-class": replace(pipeline, mode=interventions.TrainModeByClass()),
+        "train-mode": replace(pipeline, serving=replace(pipeline.serving, mode=interventions.TRAIN_MODE)),
+        "train-mode-by-class": replace(pipeline, serving=replace(pipeline.serving, mode=interventions.TrainModeByClass())),
     }
     return modes | {
-        name: replace(pipeline, serve_preprocessing=mistakes[name]) for name in SERVING_MISTAKES if name in mistakes
+        name: replace(pipeline, serving=replace(pipeline.serving, preprocessing=mistakes[name]))
+        for name in SERVING_MISTAKES
+        if name in mistakes
     }
 
 
@@ -72,10 +74,10 @@ def batch_dependence(context: MeasureContext) -> dict[str, float]:
 
 def explain(_contrast: str, _answers: records.RecordsByTerm, subject: Pipeline, _cured: Pipeline) -> str:
     """Return the fields in which serving differs from training."""
-    serve, train = subject.serve_preprocessing, subject.train_preprocessing
+    serve, train = subject.serving.preprocessing, subject.data.train_preprocessing
     preprocessing = f"served on {describe_preprocessing(serve, train)}, trained on {describe_preprocessing(train, serve)}"
-    differences = [preprocessing] * (serve != train) + [f"served in {subject.mode} mode"] * (
-        subject.mode != interventions.EVAL_MODE
+    differences = [preprocessing] * (serve != train) + [f"served in {subject.serving.mode} mode"] * (
+        subject.serving.mode != interventions.EVAL_MODE
     )
     return "; ".join(differences)
 
@@ -86,7 +88,10 @@ plugin = Plugin(
     question="Is the model served as it was trained?",
     doc=__doc__,
     applies=always_applies,
-    cure=lambda pipeline, _: replace(pipeline, serve_preprocessing=pipeline.train_preprocessing, mode=interventions.EVAL_MODE),
+    cure=lambda pipeline, _: replace(
+        pipeline,
+        serving=replace(pipeline.serving, preprocessing=pipeline.data.train_preprocessing, mode=interventions.EVAL_MODE),
+    ),
     induce=induce,
     contrasts=(HARM, invariant("batch-dependence", "an answer must not depend on the batch it comes in")),
     measures={"batch-dependence": "xferbench.plugins.train_serve_skew:batch_dependence@2"},

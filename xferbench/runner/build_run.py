@@ -41,7 +41,7 @@ def build_run(executed: StudyResult) -> Run:
         cost=cost_summary(executed),
         arms=arm_descriptions(executed),
         notes=build_notes(executed),
-        expected_false_alarms=intervals.expected_false_alarms(len(hypotheses), study.suite.alpha),
+        expected_false_alarms=intervals.expected_false_alarms(len(hypotheses), study.suite.rules.alpha),
         plan=digest([*keys, rules_digest(study.suite), *preregistration.plugin_sources(study.plugins).values()]),
         samples=executed.samples,
         plugins=plugin_contrasts(executed),
@@ -59,8 +59,8 @@ def plugin_contrasts(executed: StudyResult) -> dict[str, Any]:
                 {
                     "name": contrast.name,
                     "weights": [[*term, weight] for term, weight in contrast.weights.items()],
-                    "metric": schedule.rules_for(contrast, study.suite).metric,
-                    "margin": schedule.rules_for(contrast, study.suite).margin,
+                    "metric": schedule.rules_for(contrast, study.suite).rules.metric,
+                    "margin": schedule.rules_for(contrast, study.suite).rules.margin,
                 }
                 for contrast in plugin.contrasts
                 if contrast.kind == "paired"
@@ -72,7 +72,7 @@ def plugin_contrasts(executed: StudyResult) -> dict[str, Any]:
 
 def rules_digest(suite: Suite) -> str:
     """Return a digest of the fields of a suite that a verdict depends on, in addition to its trials."""
-    return digest((suite.metric, suite.margin, suite.alpha, suite.looks, suite.plugins))
+    return digest((suite.rules.metric, suite.rules.margin, suite.rules.alpha, suite.rules.looks, suite.plugins))
 
 
 def cost_summary(executed: StudyResult) -> dict[str, Any]:
@@ -139,19 +139,19 @@ def build_notes(executed: StudyResult) -> tuple[str, ...]:
 def _notes(executed: StudyResult) -> tuple[Reason, ...]:
     study, step = executed.study, executed.step
     suite, profile = study.suite, study.profile
-    notes = [because(Code.OVERRIDDEN, overrides=suite.overrides)] if suite.overrides else []
+    notes = [because(Code.OVERRIDDEN, overrides=suite.invocation.overrides)] if suite.invocation.overrides else []
     notes += [because(Code.ON_TRUST, what=what) for what in profile.trust]
-    if profile.supports is not None:
-        notes.append(because(Code.SUPPORTED_FIELDS, training=suite.training, fields=profile.supports))
-    if profile.dropped_examples:
-        notes.append(because(Code.DROPPED_EXAMPLES, entries=profile.dropped_examples))
+    if profile.user_code.supports is not None:
+        notes.append(because(Code.SUPPORTED_FIELDS, training=suite.training, fields=profile.user_code.supports))
+    if profile.data.dropped_examples:
+        notes.append(because(Code.DROPPED_EXAMPLES, entries=profile.data.dropped_examples))
     notes += _edge_notes(step)
     notes += [step.stop_reason] if step.stop_reason else []
     notes += _scratch_notes(executed) + _subject_notes(executed) + _unused_data_notes(executed)
     notes += [because(Code.TEXT, text=remark) for remark in executed.notes]
-    if not suite.after:
+    if not suite.checkpoint.after:
         return (*notes, because(Code.ONE_CHECKPOINT))
-    notes.append(because(Code.HALF_JUDGED, count=profile.test - profile.test // 2))
+    notes.append(because(Code.HALF_JUDGED, count=profile.data.test - profile.data.test // 2))
     if executed.followup is None and sum(judgement.verdict == "FAIL" for judgement in step.decisions.values()) > 1:
         notes.append(because(Code.JUDGED_APART))
     return (*notes, because(Code.ONE_FINISHED_NETWORK))
@@ -167,8 +167,8 @@ def _unused_data_notes(executed: StudyResult) -> list[Reason]:
     uses_source = any(spec.source for spec in specs) or any(isinstance(init, SourcePretraining) for init in inits)
     uses_shifted = any(spec.unlabeled for spec in specs)
     unused = {
-        "source": suite.source and "source" not in domains and not uses_source,
-        "shifted": suite.shifted and "shifted" not in domains and not uses_shifted,
+        "source": suite.data.source and "source" not in domains and not uses_source,
+        "shifted": suite.data.shifted and "shifted" not in domains and not uses_shifted,
     }
     return [because(Code.UNUSED_INPUT, role=role) for role, is_unused in unused.items() if is_unused]
 
@@ -194,7 +194,7 @@ def _subject_notes(executed: StudyResult) -> list[Reason]:
     for state in step.states:
         records = schedule.records_by_term(step.requests, state.plugin.id, executed.records)
         seeds = sorted({seed for arm, view, seed in records if (arm, view) == ("subject", "test")})
-        share = estimates.majority_baseline_share(records, "subject", seeds, min(suite.margin, MAX_BASELINE_MARGIN))
+        share = estimates.majority_baseline_share(records, "subject", seeds, min(suite.rules.margin, MAX_BASELINE_MARGIN))
         if share is not None:
             return [because(Code.SUBJECT_LEARNT_NOTHING, share=share)]
     return []
@@ -206,11 +206,11 @@ def _scratch_notes(executed: StudyResult) -> list[Reason]:
     notes: list[Reason] = []
     has_scratch = any("scratch" in state.arms for state in step.states)
     if has_scratch and (grid := arms.scratch_grid(study)) != ScratchGrid():
-        notes.append(because(Code.SCRATCH_SEARCH, grid=grid, audit=bool(study.suite.after)))
+        notes.append(because(Code.SCRATCH_SEARCH, grid=grid, audit=bool(study.suite.checkpoint.after)))
     for state in step.states:
         records = schedule.records_by_term(step.requests, state.plugin.id, executed.records)
         seeds = sorted({seed for arm, _, seed in records if arm == "scratch"})
-        share = estimates.majority_baseline_share(records, "scratch", seeds, study.suite.margin)
+        share = estimates.majority_baseline_share(records, "scratch", seeds, study.suite.rules.margin)
         if share is not None:
             return [*notes, because(Code.SCRATCH_LEARNT_NOTHING, share=share)]
     return notes

@@ -269,7 +269,7 @@ def submit_group(engine: Callable[[], Call], cache: Path, group: tuple[Trial, ..
 def trial_groups(step: schedule.Schedule, study: Study) -> list[tuple[Trial, ...]]:
     """Return all trials of a step, in the groups that are computed together; known trials are included."""
     # torch.vmap may fail for user networks, and user training code trains one network at a time.
-    is_single = study.suite.training or study.suite.arch.startswith("python:")
+    is_single = study.suite.training or study.suite.backbone.arch.startswith("python:")
     group_size = 1 if is_single else LOCKSTEP_FITS.get(study.context.device, 1)
     return list(batching.group_trials(step.pending, group_size, study.suite))
 
@@ -335,8 +335,10 @@ def forecast(
     workers = workers or default_workers(device)
     with open_study(suite, path, device, workers) as (plain_study, db, _):
         study = extend(plain_study)
-        if study.profile.crash:
-            raise UserError(f"{suite.path}: {study.profile.crash}", do="correct it; a forecast needs the profile")
+        if study.profile.user_code.crash:
+            raise UserError(
+                f"{suite.invocation.path}: {study.profile.user_code.crash}", do="correct it; a forecast needs the profile"
+            )
         records: dict[str, Record] = {}
         while True:
             step = schedule.next_schedule(study, records)

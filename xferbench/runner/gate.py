@@ -64,7 +64,9 @@ def run_gate(
     """
     loaded, path = runner.load_suite(suite, allow_code=allow_code), store_path(store)
     if loaded.matrix is not None:
-        raise UserError(f"{loaded.path}: [matrix]", found="a suite of many tasks", expected="a suite of one task, for a gate")
+        raise UserError(
+            f"{loaded.invocation.path}: [matrix]", found="a suite of many tasks", expected="a suite of one task, for a gate"
+        )
     _check_paths(output, baseline, candidate, accept)
     if accept is not None:
         files.require_writable(accept.parent, WRITE_ADVICE)
@@ -118,12 +120,13 @@ def read_candidate(candidate: Path, suite: Suite) -> Run:
         UserError: if it is not a finished run, or a run of another suite.
     """
     run = read_single_task(candidate)
-    values = {name: value for name, value in run.suite.items() if hasattr(suite, name)}
-    if differing := [entry for entry in compatibility.suite_differences(as_dict(suite), values) if entry[0] != "budget"]:
+    expected_values = as_dict(suite)
+    values = {name: value for name, value in run.suite.items() if name in expected_values}
+    if differing := [entry for entry in compatibility.suite_differences(expected_values, values) if entry[0] != "budget"]:
         key, expected, found = differing[0]
         more = f" (and {len(differing) - 1} more keys)" if len(differing) > 1 else ""
         raise UserError(
-            f"{candidate} is not a run of {suite.path}",
+            f"{candidate} is not a run of {suite.invocation.path}",
             found=f"{key} {found}{more}",
             expected=f"{key} {expected}",
             do="use the suite file of that run",
@@ -207,18 +210,24 @@ def _evaluate_again(
         UserError: if the environments differ and the accepted run cannot be evaluated again.
     """
     differences = compatibility.refusals(old, new)
-    if not differences and not suite.after:
+    if not differences and not suite.checkpoint.after:
         return old, ()
     why = "a finished run cannot be evaluated again" if run_again is None else ""
     try:
-        accepted_suite = revive.suite_from_results(old.suite, Path(suite.path).parent)
+        accepted_suite = revive.suite_from_results(old.suite, Path(suite.invocation.path).parent)
         why = why or _changed_inputs(old, accepted_suite)
     except UserError as problem:
         why = why or str(problem).replace("\n", ";")
     if run_again is not None and not why:
         reason = "; ".join(differences) or "a finished network costs little"
-        budget = min(suite.budget, accepted_suite.budget)
-        again = run_again(replace(accepted_suite, allow_code=suite.allow_code, budget=budget))
+        budget = min(suite.rules.budget, accepted_suite.rules.budget)
+        again = run_again(
+            replace(
+                accepted_suite,
+                invocation=replace(accepted_suite.invocation, allow_code=suite.invocation.allow_code),
+                rules=replace(accepted_suite.rules, budget=budget),
+            )
+        )
         if is_acceptable(again):
             return again, (because(Code.BASELINE_RERUN, why=reason), *compatibility.changed_sources(old, again))
         why = next((finding.reason for finding in again.findings if finding.verdict == "ERROR"), "nothing was judged")

@@ -28,12 +28,12 @@ def input_digests(suite: Suite, digester: Digester = files.sha256) -> tuple[Inpu
         UserError: if an input is missing or cannot be read.
     """
     inputs.check_inputs(suite)
-    suite_file = Path(suite.path)
+    suite_file = Path(suite.invocation.path)
     digests = [_digest_input(*row, digester) for row in (*_data_rows(suite), *_weights_rows(suite), *_code_rows(suite))]
     if suite_file.is_file():  # the suite of an audit may come from options alone
         sha256 = digester(suite_file)
         file_digests = _file_digests({suite_file: sha256}, None)
-        digests.append(InputDigest(key="suite", value=suite.path, digest=sha256, files=file_digests, counts=False))
+        digests.append(InputDigest(key="suite", value=suite.invocation.path, digest=sha256, files=file_digests, counts=False))
     return tuple(digests)
 
 
@@ -88,7 +88,7 @@ def _digest_input(
 
 def _data_rows(suite: Suite) -> Iterator[Row]:
     for role in ("target", "source", "shifted"):
-        if spec := getattr(suite, role):
+        if spec := getattr(suite.data, role):
             kind, _, location = spec.partition(":")
             base = {"folder": location, "torchvision": location.partition(":")[2]}.get(kind)
             yield f"{role}.data", spec, Path(base) if base else None, partial(_data_digest, spec)
@@ -99,12 +99,12 @@ def _data_digest(spec: str, digester: Digester) -> str:
 
 
 def _weights_rows(suite: Suite) -> Iterator[Row]:
-    pretrained = None if suite.after else inputs.digest_weights(suite, str).path
+    pretrained = None if suite.checkpoint.after else inputs.digest_weights(suite, str).path
     paths = {
         "backbone.weights": pretrained,
-        "checkpoint.after": suite.after,
-        "checkpoint.before": suite.before,
-        "source.manifest": suite.manifest,
+        "checkpoint.after": suite.checkpoint.after,
+        "checkpoint.before": suite.checkpoint.before,
+        "source.manifest": suite.data.manifest,
     }
     for key, path in paths.items():
         if path:

@@ -70,7 +70,7 @@ def require_matrix(suite: Suite) -> Matrix:
         UserError: if the suite has no matrix.
     """
     if suite.matrix is None:
-        raise UserError(f"{suite.path}: no [matrix]", found="a suite of one task", do="use xferbench.run for it")
+        raise UserError(f"{suite.invocation.path}: no [matrix]", found="a suite of one task", do="use xferbench.run for it")
     return suite.matrix
 
 
@@ -87,7 +87,11 @@ def refuse_matrix(suite: Suite, option: str) -> None:
 
 def task_suite(task: Suite, suite: Suite) -> Suite:
     """Return a task with the settings of the whole suite that come from the command line."""
-    return replace(task, allow_code=suite.allow_code, seed=suite.seed, budget=suite.budget, overrides=suite.overrides)
+    return replace(
+        task,
+        invocation=replace(task.invocation, allow_code=suite.invocation.allow_code, overrides=suite.invocation.overrides),
+        rules=replace(task.rules, seed=suite.rules.seed, budget=suite.rules.budget),
+    )
 
 
 def _report_stage(on_progress: Callable[[Progress], None], stage: str, progress: Progress) -> None:
@@ -124,11 +128,11 @@ def _run_task(
             for (arm, view, seed), record in records_by_term(recipe_step.requests, state.plugin.id, records).items()
             if arm == RECIPE_ARM
         },
-        seeds=tuple(range(task.seed, task.seed + task.looks[0])),
+        seeds=tuple(range(task.rules.seed, task.rules.seed + task.rules.looks[0])),
         skipped=skipped,
         cost=build_run.cost_summary(_study_result(study, both, records, counter, plugins.workers, start)),
-        train_images=min(task.train_size or study.profile.train, study.profile.train),
-        parameters=study.profile.parameters,
+        train_images=min(task.data.train_size or study.profile.data.train, study.profile.data.train),
+        parameters=study.profile.model.parameters,
         inputs=tuple({"task": task.name} | preregistration.input_to_json(digest, listed=False) for digest in digests),
     )
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from xferbench.core.canonical import canonical
 from xferbench.core.canonical import digest as canonical_digest
 from xferbench.core.errors import UserError
 from xferbench.core.files import refuse_existing, replace_atomically
+from xferbench.core.sections import flat_values
 from xferbench.core.version import __version__
 from xferbench.runner.environment import source_digest
 
@@ -70,7 +71,7 @@ def input_to_json(entry: InputDigest, *, listed: bool) -> dict[str, Any]:
 def plan_content(suite: Suite, inputs: Sequence[InputDigest], plugins: Sequence[Plugin]) -> dict[str, Any]:
     """Return everything that a verdict depends on, by key: the fields of the suite, digests of its inputs, and versions."""
     excluded = UNPLANNED_FIELDS | INPUT_FIELDS
-    values = {field.name: getattr(suite, field.name) for field in fields(suite) if field.name not in excluded}
+    values = {name: value for name, value in flat_values(suite).items() if name not in excluded}
     values |= {
         "plugins": {plugin.id: plugin.version for plugin in plugins},
         "plugin_sources": plugin_sources(plugins),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from xferbench.core import files
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
-from xferbench.core.pipeline import AuxiliaryDataset, InputTransform, Pipeline, Recipe
+from xferbench.core.pipeline import AuxiliaryDataset, Backbone, InputTransform, Pipeline, PipelineData, Recipe, Serving
 from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import inputs
@@ -40,43 +40,46 @@ def profile_pipeline(
     digester = store.cached_digester(db, files.sha256)
     finished = inputs.digest_checkpoints(suite, digester)
     weights = (finished.before or finished.after) if finished else inputs.digest_weights(suite, digester)
-    target = inputs.digest_data(suite.target, digester)
-    source, shifted = (inputs.digest_data(spec, digester) if spec else None for spec in (suite.source, suite.shifted))
-    auxiliary = (source, suite.source_classes, shifted)
-    sizes = (suite.train_size, suite.test_size)
+    target = inputs.digest_data(suite.data.target, digester)
+    source, shifted = (inputs.digest_data(spec, digester) if spec else None for spec in (suite.data.source, suite.data.shifted))
+    auxiliary = (source, suite.data.source_classes, shifted)
+    sizes = (suite.data.train_size, suite.data.test_size)
     code, training = inputs.digest_code(suite, digester)
     user_inputs = (code, training, finished) if finished else (code, training) if code or training else ()
-    described = (suite.arch, weights, target, suite.preprocessing)
+    described = (suite.backbone.arch, weights, target, suite.backbone.preprocessing)
     key = digest((LAB_VERSION, PROFILE_VERSION, *described, *sizes, *auxiliary, *user_inputs))
     profile = store.get_profile(db, key)
     if profile is None:
         if engine is None:
             raise LookupError("the store has no profile of this suite")
         profile = _compute_profile(suite, engine, (*described, sizes, auxiliary, cache, *user_inputs))
-        if not profile.crash:
+        if not profile.user_code.crash:
             store.put_profile(db, key, profile)
     _check_profile(suite, profile)
     recorded: InputTransform = profile.preprocessing
     pipeline = Pipeline(
-        arch=suite.arch,
-        weights=weights,
-        target=target,
-        train_size=suite.train_size,
-        test_size=min(suite.test_size, profile.test) if finished and suite.test_size else suite.test_size,
+        backbone=Backbone(arch=suite.backbone.arch, weights=weights, code=code),
+        data=PipelineData(
+            target=target,
+            train_size=suite.data.train_size,
+            test_size=min(suite.data.test_size, profile.data.test)
+            if finished and suite.data.test_size
+            else suite.data.test_size,
+            train_preprocessing=suite.data.train_preprocessing or recorded,
+            source=AuxiliaryDataset(data=source, classes=profile.data.source, preprocessing=recorded) if source else None,
+            shifted=AuxiliaryDataset(data=shifted, classes=profile.data.shifted) if shifted else None,
+            manifest=inputs.digest_manifest(suite, digester),
+            interventions=suite.data.interventions,
+        ),
         recipe=suite.recipe or Recipe(),
-        train_preprocessing=suite.train_preprocessing or recorded,
-        serve_preprocessing=suite.serve_preprocessing or suite.train_preprocessing or recorded,
-        mode=suite.serve_mode,
-        source=AuxiliaryDataset(data=source, classes=profile.source, preprocessing=recorded) if source else None,
-        shifted=AuxiliaryDataset(data=shifted, classes=profile.shifted) if shifted else None,
-        baseline=suite.scratch,
-        code=code,
+        serving=Serving(
+            preprocessing=suite.serving.preprocessing or suite.data.train_preprocessing or recorded, mode=suite.serving.mode
+        ),
         training=training,
-        finished=finished,
-        expected_training=suite.believed,
+        checkpoint=finished,
+        expected_training=suite.checkpoint.believed,
         evaluation_split="confirm" if finished else "test",
-        manifest=inputs.digest_manifest(suite, digester),
-        interventions=suite.interventions,
+        baseline=suite.scratch,
     )
     return pipeline, profile
 
@@ -85,7 +88,7 @@ def _compute_profile(suite: Suite, engine: Callable[[], Callable[..., Future[Any
     try:
         profile: Profile = engine()("xferbench.lab.worker.profile:profile", *arguments).result()
     except UserError as problem:
-        raise problem.at(f"{suite.path}: {problem.what}") from problem
+        raise problem.at(f"{suite.invocation.path}: {problem.what}") from problem
     return profile
 
 
@@ -95,20 +98,24 @@ def _check_profile(suite: Suite, profile: Profile) -> None:
     Raises:
         UserError: that names the key of the suite.
     """
-    if suite.metric == "auroc" and len(profile.classes) > MAX_CLASSES_WITH_PROBABILITIES:
+    if suite.rules.metric == "auroc" and len(profile.data.classes) > MAX_CLASSES_WITH_PROBABILITIES:
         expected = f"at most {MAX_CLASSES_WITH_PROBABILITIES} classes, because records keep all probabilities only up to that"
-        raise UserError(f"{suite.path}: metric: auroc", found=f"{len(profile.classes)} classes", expected=expected)
-    if suite.after and profile.test < MIN_AUDIT_IMAGES:
+        raise UserError(
+            f"{suite.invocation.path}: metric: auroc", found=f"{len(profile.data.classes)} classes", expected=expected
+        )
+    if suite.checkpoint.after and profile.data.test < MIN_AUDIT_IMAGES:
         expected = f"at least {MIN_AUDIT_IMAGES}, and many more for a verdict"
-        raise UserError(f"{suite.path}: too few test images", found=f"{profile.test}", expected=expected)
-    if profile.crash:
+        raise UserError(f"{suite.invocation.path}: too few test images", found=f"{profile.data.test}", expected=expected)
+    if profile.user_code.crash:
         return
-    for key, recipe in {"[recipe] trainable": suite.recipe, "[checkpoint] believed": suite.believed}.items():
+    for key, recipe in {"[recipe] trainable": suite.recipe, "[checkpoint] believed": suite.checkpoint.believed}.items():
         if recipe is not None and (reason := feasibility.why_missing_layers(recipe, profile)):
-            raise UserError(f"{suite.path}: {key}", found=reason, expected=feasibility.describe_trainable(profile))
+            raise UserError(f"{suite.invocation.path}: {key}", found=reason, expected=feasibility.describe_trainable(profile))
     if suite.recipe is not None and (reason := feasibility.why_missing_inputs(suite.recipe, profile)):
         expected = "a regularizer and a finish whose inputs are available"
-        raise UserError(f"{suite.path}: [recipe]", found=reason, expected=expected, do="leave it out, or add what is missing")
+        raise UserError(
+            f"{suite.invocation.path}: [recipe]", found=reason, expected=expected, do="leave it out, or add what is missing"
+        )
 
 
 def cached_profile(suite: Suite, path: Path) -> Profile | None:

@@ -43,7 +43,10 @@ def require_repairable(suite: Suite, out: Path, *, force: bool = False) -> None:
             found=out.suffix or "no suffix",
             expected=f"a name ending in {SAFETENSORS_SUFFIX}",
         )
-    if any(file and Path(file).exists() and out.exists() and out.samefile(file) for file in (suite.after, suite.before)):
+    if any(
+        file and Path(file).exists() and out.exists() and out.samefile(file)
+        for file in (suite.checkpoint.after, suite.checkpoint.before)
+    ):
         raise UserError(f"{what}: one of the inputs", expected="another file", do="name another file")
     do = "name another file" + ("" if out.is_dir() else ", or --force to overwrite it")
     files.refuse_existing(out, f"{what}:", force=force and out.is_file(), do=do)

@@ -72,7 +72,7 @@ def load_suite(suite: str | Path | Suite, *, allow_code: bool = False) -> Suite:
         UserError: if there is no such suite, or if its file is not valid.
     """
     loaded = suite if isinstance(suite, Suite) else loader.load_suite(loader.find_suite(str(suite)))
-    return replace(loaded, allow_code=allow_code or loaded.allow_code)
+    return replace(loaded, invocation=replace(loaded.invocation, allow_code=allow_code or loaded.invocation.allow_code))
 
 
 def save_report(run: Run, folder: Path, path: Path) -> None:

@@ -103,7 +103,7 @@ def run_shard(
         UserError: as for :func:`xferbench.runner.execute.execute`; if ``plan`` is the file of another frozen plan; or for an
             audit with a baseline that is trained for a time, because this means different steps on each machine.
     """
-    if shard.count > 1 and suite.scratch_budget is not None:
+    if shard.count > 1 and suite.checkpoint.scratch_budget is not None:
         do = "leave out the baseline (scratch), or run the whole audit on one machine"
         raise UserError(
             "--shard cannot be combined with a baseline that is trained for a time",
@@ -137,7 +137,7 @@ def _shard_result(shard: Shard, study: Study, step: Schedule, records: Mapping[s
         others=len(other_keys),
         missing=len(other_keys - records.keys()),
         earlier=len(computed - own_keys),
-        crashed=tuple([study.profile.crash] if study.profile.crash else crashed),
+        crashed=tuple([study.profile.user_code.crash] if study.profile.user_code.crash else crashed),
     )
 
 

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xferbench.core.errors import UserError
+from xferbench.core.interventions import as_dict
 from xferbench.core.pipeline import InputTransform, Preprocessing, Spectrogram
 from xferbench.core.plugin import Profile
 from xferbench.core.record import Predictions, Record, json_values
+from xferbench.core.sections import from_flat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -139,7 +141,7 @@ def get_profile(store: sqlite3.Connection, key: str) -> Profile | None:
     if row is None:
         return None
     values: dict[str, Any] = _tuples(json.loads(row[0]))
-    return Profile(**values | {"preprocessing": _preprocessing_from(_tuples(values["preprocessing"]))})
+    return from_flat(Profile, values | {"preprocessing": _preprocessing_from(_tuples(values["preprocessing"]))})
 
 
 def _preprocessing_from(values: dict[str, Any]) -> InputTransform:
@@ -154,7 +156,7 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 def put_profile(store: sqlite3.Connection, key: str, profile: Profile) -> None:
     """Store a profile under a key."""
-    store.execute("insert or replace into facts values (?, ?)", (key, json.dumps(asdict(profile))))
+    store.execute("insert or replace into facts values (?, ?)", (key, json.dumps(as_dict(profile))))
 
 
 def cached_digester(store: sqlite3.Connection, compute: Callable[[Path], str]) -> Callable[[Path], str]:

@@ -28,7 +28,7 @@ def plugin_arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Ar
     has_margin = any(contrast.kind == "paired" for contrast in plugin.contrasts)  # an invariant needs no baseline
     if (has_margin or _uses_scratch(plugin)) and not _lacks_scratch(study, subject):
         arms["scratch"] = scratch_baseline(subject, scratch_grid(study))
-    return support.supported_arms(feasibility.feasible_arms(arms, study.profile), subject, study.profile.supports)
+    return support.supported_arms(feasibility.feasible_arms(arms, study.profile), subject, study.profile.user_code.supports)
 
 
 def why_not(plugin: Plugin, study: Study, subject: Pipeline) -> str:
@@ -48,35 +48,35 @@ def _uses_scratch(plugin: Plugin) -> bool:
 
 
 def _lacks_scratch(study: Study, subject: Pipeline) -> bool:
-    return subject.finished is not None and study.suite.scratch_budget is None
+    return subject.checkpoint is not None and study.suite.checkpoint.scratch_budget is None
 
 
 def why_not_scorable(plugin: Plugin, study: Study, subject: Pipeline) -> str:
     """Return why a finished network cannot be scored on the labels, or "" if it can or if the plugin scores nothing."""
-    outputs, classes = study.profile.outputs, len(study.profile.classes)
-    if subject.finished is None or outputs >= classes or all(contrast.kind == "exact" for contrast in plugin.contrasts):
+    outputs, classes = study.profile.model.outputs, len(study.profile.data.classes)
+    if subject.checkpoint is None or outputs >= classes or all(contrast.kind == "exact" for contrast in plugin.contrasts):
         return ""
     return f"the head has {outputs} outputs and the data {classes} classes (audit/head-size)"
 
 
 def scratch_grid(study: Study) -> ScratchGrid:
     """Return the grid of the from-scratch baseline: that of the suite, or for an audit what its budget allows on one worker."""
-    budget, grid = study.suite.scratch_budget, study.suite.scratch
+    budget, grid = study.suite.checkpoint.scratch_budget, study.suite.scratch
     if budget is None:
         return grid
     grid = replace(grid, weight_decay=grid.weight_decay[:1], batch_size=32)
     trainings = len(grid.lr) + 1  # each rate once, then the best one with the seed of the verdict
-    steps = budget / (trainings * grid.batch_size * max(study.profile.seconds_step, 1e-6))
+    steps = budget / (trainings * grid.batch_size * max(study.profile.timing.seconds_step, 1e-6))
     return replace(grid, steps=int(min(max(steps // 10 * 10, MIN_SCRATCH_STEPS), MAX_SCRATCH_STEPS)))
 
 
 def induced_arms(plugin: Plugin, study: Study, cured: Pipeline) -> dict[str, Arm]:
     """Return the induced arms, ``induced:VARIANT``, which are derived from the resolved cure."""
     arms = {f"induced:{variant}": arm for variant, arm in plugin.induce(cured, study.profile).items()}
-    return support.supported_arms(feasibility.feasible_arms(arms, study.profile), cured, study.profile.supports)
+    return support.supported_arms(feasibility.feasible_arms(arms, study.profile), cured, study.profile.user_code.supports)
 
 
 def why_not_supported(plugin: Plugin, study: Study, subject: Pipeline, cured: Pipeline | None = None) -> str:
     """Return why the user's training code does not support a plugin's arms, or ""; ``cured`` is the resolved cure."""
     induced = plugin.induce(cured, study.profile).values() if cured else ()
-    return support.why_unsupported(plugin.cure(subject, study.profile), induced, subject, study.profile.supports)
+    return support.why_unsupported(plugin.cure(subject, study.profile), induced, subject, study.profile.user_code.supports)

@@ -39,7 +39,7 @@ def group_trials(trials: Mapping[str, Trial], size: int, suite: Suite) -> Iterat
         if spec.head == OWN_HEAD:  # nothing is trained, so that each evaluation may run on another worker
             separate.append((trial,))
             continue
-        look = sum(spec.seed - suite.seed >= seeds for seeds in suite.looks)
+        look = sum(spec.seed - suite.rules.seed >= seeds for seeds in suite.rules.looks)
         groups.setdefault((_without_seed(spec), trial.place, look), {}).setdefault(spec, []).append(trial)
     for trials_by_spec in sorted(groups.values(), key=lambda specs: -training_cost(next(iter(specs)))):
         specs = list(trials_by_spec)

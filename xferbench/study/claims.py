@@ -81,7 +81,7 @@ def estimate_difference(claim: Claim, records: RecordsByTerm, seeds: Sequence[in
     difference = estimates.estimate_contrast(contrast, records, seeds, rules)
     if difference.error:
         return ClaimEstimate(why=difference.error)
-    estimate, unit = difference.estimate, metrics.get_metric(rules.metric).unit
+    estimate, unit = difference.estimate, metrics.get_metric(rules.rules.metric).unit
     return ClaimEstimate(ours=estimate.harm, low=estimate.low, high=estimate.high, unit=unit, seeds=len(seeds))
 
 
@@ -100,8 +100,8 @@ def estimate_measure(claim: Claim, rows: Sequence[Mapping[str, object]], paramet
     if why or not recipe_rows:
         return ClaimEstimate(why=f"{claim.recipe}, {why or 'not measured'}")
     values = [float(str(row[name])) / (parameters if claim.measure == "share" else 1) for row in recipe_rows]
-    estimate = _mean_over_seeds(claim, values, suite.alpha)
-    return replace(estimate, unit=metrics.get_metric(suite.metric).unit) if claim.measure == "accuracy" else estimate
+    estimate = _mean_over_seeds(claim, values, suite.rules.alpha)
+    return replace(estimate, unit=metrics.get_metric(suite.rules.metric).unit) if claim.measure == "accuracy" else estimate
 
 
 def estimate_speed_up(
@@ -114,7 +114,7 @@ def estimate_speed_up(
     row of the recipe. The speed-up is 0 if the recipe never reaches the score. There is no speed-up if the other recipe did
     not learn.
     """
-    if estimates.majority_baseline_share(records, claim.against, seeds, suite.margin) is not None:
+    if estimates.majority_baseline_share(records, claim.against, seeds, suite.rules.margin) is not None:
         return ClaimEstimate(why=f"{claim.against} learned nothing, so it has no final score to reach")
     bounds: list[tuple[float, float, float]] = []
     for seed in seeds:
@@ -130,8 +130,8 @@ def estimate_speed_up(
         )
         bounds.append((other_before / after, other_after / after, other_after / before) if after else (0.0, 0.0, 0.0))
     low, ours, high = ([float(bound[index]) for bound in bounds] for index in range(3))
-    estimate = _mean_over_seeds(claim, ours, suite.alpha)
-    lower, upper = (mean_and_half_width(values, suite.alpha) for values in (low, high))
+    estimate = _mean_over_seeds(claim, ours, suite.rules.alpha)
+    lower, upper = (mean_and_half_width(values, suite.rules.alpha) for values in (low, high))
     return estimate if estimate.why else replace(estimate, low=lower[0] - lower[1], high=upper[0] + upper[1])
 
 

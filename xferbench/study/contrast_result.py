@@ -41,10 +41,10 @@ class ContrastResult:
     def baseline_failure(self) -> Reason | None:
         """The arm that the subject is compared with, if it did not learn and the subject is not shown to be better."""
         suite, seeds = self.suite, self.decision.seeds
-        if self.decision.harm.estimate.high < -suite.margin:
+        if self.decision.harm.estimate.high < -suite.rules.margin:
             return None
         baselines = [term for term, weight in self.contrast.weights.items() if weight > 0]
-        margin = min(suite.margin, MAX_BASELINE_MARGIN)
+        margin = min(suite.rules.margin, MAX_BASELINE_MARGIN)
         failures = (
             because(Code.NO_BASELINE, arm=arm, view=view)
             for arm, view in baselines
@@ -61,7 +61,7 @@ class ContrastResult:
     def is_finished(self) -> bool:
         """Whether the subject is a finished network."""
         subject = self.state.arms["subject"].pipeline
-        return subject is not None and subject.finished is not None
+        return subject is not None and subject.checkpoint is not None
 
 
 def why_equal(result: ContrastResult) -> Reason:
@@ -71,7 +71,7 @@ def why_equal(result: ContrastResult) -> Reason:
         return because(Code.SIDES_ARE_EQUAL)
     if others < 1 or subject is None:
         return because(Code.CURE_CHANGES_NOTHING)
-    if subject.finished:
+    if subject.checkpoint:
         return because(Code.NO_BETTER_REPAIR, count=others)
     return because(Code.NO_BETTER_RECIPE, count=others + 1)
 
@@ -95,7 +95,7 @@ def _better_recipe_remark(result: ContrastResult, verdict: str) -> list[Reason]:
     if result.state.arms["subject"].pipeline is None or result.is_finished:  # its cures have separate findings
         return []
     cured, subject = (estimates.mean_accuracy(result.records, arm, result.decision.seeds) for arm in ("cured", "subject"))
-    if cured is None or subject is None or cured - subject <= result.suite.margin:
+    if cured is None or subject is None or cured - subject <= result.suite.rules.margin:
         return []
     return [because(Code.BETTER_RECIPE, cured=cured, subject=subject)]
 
@@ -116,7 +116,7 @@ def remedy(result: ContrastResult, verdict: str) -> tuple[dict[str, Any] | None,
         return describe_patch(result.state, verified=False), None
     repaired = estimates.swap_arm(result.contrast, "subject", "cured")
     remaining = estimates.estimate_contrast(repaired, result.records, result.decision.seeds, result.suite)
-    verified = not remaining.error and bool(remaining.estimate.high < result.suite.margin)
+    verified = not remaining.error and bool(remaining.estimate.high < result.suite.rules.margin)
     return describe_patch(result.state, verified=verified), None if verified or remaining.error else remaining.estimate
 
 

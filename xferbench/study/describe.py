@@ -23,7 +23,7 @@ def describe_arm(arm: ResolvedArm, recorded: InputTransform) -> dict[str, object
 def _describe_candidate(candidate: CandidateScore, selected: Pipeline, recorded: InputTransform) -> dict[str, object]:
     pipeline = candidate.pipeline
     return {
-        "recipe": describe_pipeline(pipeline, recorded) if pipeline.finished else describe_recipe(pipeline.recipe),
+        "recipe": describe_pipeline(pipeline, recorded) if pipeline.checkpoint else describe_recipe(pipeline.recipe),
         "rate": peak_lr(pipeline),
         "validation": candidate.score,
         "kept": candidate.keeping,

@@ -29,29 +29,29 @@ def why_missing_inputs(recipe: Recipe, profile: Profile) -> str:
         return f"{recipe.regularizer}: {reason}"
     if recipe.finish and "batchnorm" in recipe.finish.requires and not profile.has_batchnorm:
         return f"{recipe.finish}: the backbone has no {REQUIREMENTS['batchnorm']}"
-    if isinstance(recipe.finish, AdaptBatchNorm) and "unlabelled" in profile.unsupported:
+    if isinstance(recipe.finish, AdaptBatchNorm) and "unlabelled" in profile.model.unsupported:
         return "adabn: the [shifted] set has no training images"
-    if isinstance(recipe.finish, InterpolatePhase) and profile.supports is not None:
+    if isinstance(recipe.finish, InterpolatePhase) and profile.user_code.supports is not None:
         return f"{recipe.finish}: it is not known where the training code's last phase begins"
     return ""
 
 
 def _why_no_unlabeled_images(profile: Profile) -> str:
-    if profile.supports is not None:
+    if profile.user_code.supports is not None:
         return "the training code receives no images of another domain"
-    if not profile.shifted:
+    if not profile.data.shifted:
         return "the suite has no [shifted]"
-    return "the [shifted] set has no training images" if "unlabelled" in profile.unsupported else ""
+    return "the [shifted] set has no training images" if "unlabelled" in profile.model.unsupported else ""
 
 
 def why_missing_layers(recipe: Recipe, profile: Profile) -> str:
     """Return why parameters that a recipe trains do not exist, or ""."""
     for trainable in (phase.trainable for phase in recipe.phases):
-        if missing := [name for name in trainable.requires if name in profile.unsupported]:
+        if missing := [name for name in trainable.requires if name in profile.model.unsupported]:
             return f"{trainable}: the backbone has no {REQUIREMENTS[missing[0]]}"
-        if isinstance(trainable, TopGroups) and trainable.groups > len(profile.groups):
-            return f"{trainable}: the backbone has {len(profile.groups)} layer groups"
-        if isinstance(trainable, Adapters) and profile.outputs:
+        if isinstance(trainable, TopGroups) and trainable.groups > len(profile.model.groups):
+            return f"{trainable}: the backbone has {len(profile.model.groups)} layer groups"
+        if isinstance(trainable, Adapters) and profile.model.outputs:
             return f"{trainable}: a finished network has no adapters besides its own tensors"
     sizes = {str(phase.trainable) for phase in recipe.phases if isinstance(phase.trainable, Adapters)}
     return f"{', '.join(sorted(sizes))}: a network has adapters of one size" if len(sizes) > 1 else ""
@@ -59,8 +59,8 @@ def why_missing_layers(recipe: Recipe, profile: Profile) -> str:
 
 def describe_trainable(profile: Profile) -> str:
     """Return what a phase can train of a backbone, in words."""
-    kinds = [name for name in MISSING_LAYERS if name not in profile.unsupported]
-    groups = f"top:N with N up to {len(profile.groups)} (groups from the input up: {', '.join(profile.groups)})"
+    kinds = [name for name in MISSING_LAYERS if name not in profile.model.unsupported]
+    groups = f"top:N with N up to {len(profile.model.groups)} (groups from the input up: {', '.join(profile.model.groups)})"
     return f"{', '.join(['head', *kinds, 'all'])}, or {groups}"
 
 

@@ -57,10 +57,10 @@ def _blank_finding(suite: Suite, state: PluginState, contrast: str, verdict: str
         id=contrast_id(state.plugin.id, contrast),
         plugin=state.plugin.id,
         contrast=contrast,
-        kind="audit" if suite.after else "experiment",
+        kind="audit" if suite.checkpoint.after else "experiment",
         verdict=verdict,
-        metric=suite.metric,
-        unit=metrics.get_metric(suite.metric).unit,
+        metric=suite.rules.metric,
+        unit=metrics.get_metric(suite.rules.metric).unit,
     )
 
 
@@ -77,11 +77,11 @@ def _paired_finding(result: ContrastResult, variant: str, stopped: Reason | None
     suite, decision, state = result.suite, result.decision, result.state
     estimate, cost = decision.harm.estimate, decision.controls.get(variant)
     measures, measure_error = _mean_measures(state, result.records, decision.seeds, variant)
-    if len(decision.seeds) == 1 and decision.harm.exposed and metrics.get_metric(suite.metric).unit == "accuracy":
+    if len(decision.seeds) == 1 and decision.harm.exposed and metrics.get_metric(suite.rules.metric).unit == "accuracy":
         measures["McNemar's p, which tests a harm of 0"] = intervals.mcnemar_p(decision.harm.difference.ravel())
     explanation, explain_error = _explanation(state, result.contrast, result.records)
     error = decision.harm.error or _first_crash(result.records, [variant]) or measure_error or explain_error
-    control = verdicts.control_outcome(cost, suite.margin)
+    control = verdicts.control_outcome(cost, suite.rules.margin)
     verdict = verdicts.decide_harm(
         estimate,
         control,
@@ -89,7 +89,7 @@ def _paired_finding(result: ContrastResult, variant: str, stopped: Reason | None
         state.trust,
         result.baseline_failure,
         decision=decision.verdict,
-        margin=suite.margin,
+        margin=suite.rules.margin,
         error=error,
         equal=why_equal(result),
         selected=result.is_selected,
@@ -109,7 +109,7 @@ def _paired_finding(result: ContrastResult, variant: str, stopped: Reason | None
         high=_finite(estimate.high),
         p_fail=None if error else decision.adjusted[0],
         p_pass=None if error else decision.adjusted[1],
-        margin=suite.margin,
+        margin=suite.rules.margin,
         benefit_retained=None if error else estimates.benefit_retained(result.records, decision.seeds, suite),
         accuracy=_accuracies(result.records, variant, decision.seeds),
         seeds=len(decision.seeds),
@@ -156,7 +156,7 @@ def _exact_finding(suite: Suite, state: PluginState, contrast: Contrast, records
         seed for (arm, _, seed), record in records.items() if arm == "subject" and record.scalars.get("diverged", 0.0) > 0
     }
     explanation, explain_error = _explanation(state, contrast, records)
-    allowed = getattr(suite, contrast.allowed) if contrast.allowed else 0.0
+    allowed = getattr(suite.rules, contrast.allowed) if contrast.allowed else 0.0
     verdict = verdicts.decide_invariant(
         [float(value) for value in values["subject"]],
         [seed in diverged for seed in seeds],
@@ -186,7 +186,7 @@ def _exact_finding(suite: Suite, state: PluginState, contrast: Contrast, records
 def _has_unknown_training(state: PluginState) -> bool:
     """Return whether the training of a finished network is not known, so that it can be measured but not compared."""
     subject = state.arms["subject"].pipeline
-    return subject is not None and subject.finished is not None and subject.expected_training is None
+    return subject is not None and subject.checkpoint is not None and subject.expected_training is None
 
 
 def _complete_seeds(records: estimates.RecordsByTerm, terms: Iterable[tuple[str, str]]) -> list[int]:

@@ -42,7 +42,7 @@ def followup_study(study: Study, schedule: Schedule) -> tuple[str, Study] | None
     states = {
         f"{state.plugin.id}/{contrast.name}": state for state in schedule.states for _, contrast in state.contrasts("paired")
     }
-    repairs = [name for name in harms if is_repair(states[name], study.suite.metric)]
+    repairs = [name for name in harms if is_repair(states[name], study.suite.rules.metric)]
     if len(harms) < 2 or not repairs:
         return None
     largest = states[max(repairs, key=lambda name: harms[name])]
@@ -55,7 +55,7 @@ def followup_study(study: Study, schedule: Schedule) -> tuple[str, Study] | None
 def is_repair(state: PluginState, metric: str) -> bool:
     """Return whether a cure keeps the task of a finished network, and has a verdict in the given metric."""
     before, after = (state.arms[arm].pipeline for arm in ("subject", "cured"))
-    if before is None or after is None or before == after or before.finished is None:
+    if before is None or after is None or before == after or before.checkpoint is None:
         return False
     edits = after.edits[len(before.edits) :]
     has_metric = any(contrast.kind == "paired" and contrast.metric in {"", metric} for contrast in state.plugin.contrasts)

@@ -57,17 +57,19 @@ def forecast_study(study: Study, records: Mapping[str, Record], workers: int) ->
             requests += trial_requests.selection_requests(plugin.id, name, arm, study)
         resolved = {name: ResolvedArm(pipeline=_assumed_pipeline(arm, study, records)) for name, arm in arms.items()}
         states.append(plugin_state.PluginState(plugin=plugin, skipped=skipped, arms=resolved))
-        requests += trial_requests.start_requests(states[-1], range(suite.seed, suite.seed + suite.looks[0]), study)
+        requests += trial_requests.start_requests(
+            states[-1], range(suite.rules.seed, suite.rules.seed + suite.rules.looks[0]), study
+        )
         descriptions[plugin.id] = {name: _describe_arm(arm, study, records) for name, arm in arms.items()}
         if arms and isinstance(study.subject, Selection):
             descriptions[plugin.id]["subject"] = _describe_arm(study.subject, study, records)
     counts, seconds = [], []
-    for look in (suite.looks[0], suite.looks[-1]):
+    for look in (suite.rules.looks[0], suite.rules.looks[-1]):
         all_requests = [*requests, *_look_requests(look, states, study)]
         missing = {request.trial.key: request.trial for request in all_requests if request.trial.key not in records}
         counts.append(_count(all_requests, records))
         seconds.append(_worker_seconds(missing, study) / workers)
-    examples = study.profile.test_groups or study.profile.test
+    examples = study.profile.data.test_groups or study.profile.data.test
     return Forecast(
         arms={state.plugin.id: descriptions[state.plugin.id] for state in states if not state.skipped},
         skipped={state.plugin.id: state.skipped for state in states if state.skipped},
@@ -81,8 +83,8 @@ def forecast_study(study: Study, records: Mapping[str, Record], workers: int) ->
 def _look_requests(look: int, states: Sequence[plugin_state.PluginState], study: Study) -> list[TrialRequest]:
     """Return the requests of contrasts up to a look, and those of invariants, which need only the seeds of the first look."""
     suite = study.suite
-    seeds = range(suite.seed, suite.seed + look)
-    first_seeds = range(suite.seed, suite.seed + suite.looks[0])
+    seeds = range(suite.rules.seed, suite.rules.seed + look)
+    first_seeds = range(suite.rules.seed, suite.rules.seed + suite.rules.looks[0])
     contrasts = [request for state in states for request in trial_requests.contrast_requests(state, seeds, study, {})]
     return contrasts + [request for state in states for request in trial_requests.invariant_requests(state, first_seeds, study)]
 
@@ -110,11 +112,11 @@ def smallest_margin(suite: Suite, examples: int, plugins: Sequence[Plugin]) -> f
     because their variance is not known in advance.
     """
     paired = sum(contrast.kind == "paired" for plugin in plugins for contrast in plugin.contrasts)
-    if suite.metric != "accuracy" or not paired:
+    if suite.rules.metric != "accuracy" or not paired:
         return None
-    alpha = intervals.alpha_spending(suite.looks, suite.alpha)[-1] / paired
-    scored_examples = examples // 2 if suite.after else examples  # an audit screens repairs on the other half
-    return intervals.smallest_margin(scored_examples, suite.looks[-1], alpha=alpha)
+    alpha = intervals.alpha_spending(suite.rules.looks, suite.rules.alpha)[-1] / paired
+    scored_examples = examples // 2 if suite.checkpoint.after else examples  # an audit screens repairs on the other half
+    return intervals.smallest_margin(scored_examples, suite.rules.looks[-1], alpha=alpha)
 
 
 def _assumed_pipeline(arm: Arm, study: Study, records: Mapping[str, Record]) -> Pipeline:
@@ -131,14 +133,14 @@ def _describe_arm(arm: Arm, study: Study, records: Mapping[str, Record]) -> str:
     if resolved is not None and resolved.pipeline is not None:
         return _describe_pipeline(resolved.pipeline, study)
     assert isinstance(arm, Selection)
-    examples = "the screened half" if arm.candidates[0].finished else "validation"
+    examples = "the screened half" if arm.candidates[0].checkpoint else "validation"
     return f"best on {examples} of " + " | ".join(
         candidate.recipe.name or _describe_pipeline(candidate, study) for candidate in arm.candidates
     )
 
 
 def _describe_pipeline(pipeline: Pipeline, study: Study) -> str:
-    if pipeline.finished:
+    if pipeline.checkpoint:
         return describe_pipeline(pipeline, study.profile.preprocessing)
     return describe_recipe(pipeline.recipe)
 
@@ -161,10 +163,10 @@ def _worker_seconds(missing: Mapping[str, Trial], study: Study) -> float:
     """Return the time of one worker: training by examples seen, evaluation by examples scored."""
     profile = study.profile
     specs: dict[TrainingSpec, None] = {trial.model.base: None for trial in missing.values()}
-    training_seconds = sum(training_cost(spec) for spec in specs) * profile.seconds_step
-    half = profile.test // 2
-    sizes = {"validation": profile.validation, "held-out": MAX_HELD_OUT_EXAMPLES, "screen": half, "confirm": half}
+    training_seconds = sum(training_cost(spec) for spec in specs) * profile.timing.seconds_step
+    half = profile.data.test // 2
+    sizes = {"validation": profile.data.validation, "held-out": MAX_HELD_OUT_EXAMPLES, "screen": half, "confirm": half}
     # Other evaluations count all test images, because the number of images without a copy is not known in advance.
     views = [trial.view for trial in missing.values() if trial.view.measure == "predictions"]
-    scored_examples = sum(sizes.get(view.examples, profile.test) for view in views)
-    return training_seconds + scored_examples * profile.seconds_forward
+    scored_examples = sum(sizes.get(view.examples, profile.data.test) for view in views)
+    return training_seconds + scored_examples * profile.timing.seconds_forward

@@ -52,15 +52,15 @@ def why_not(arm: Selection, pipeline: Pipeline, profile: Profile) -> str:
         recipe = candidate.recipe
         if reason := feasibility.why_not_trainable(recipe, profile):
             return reason
-        if isinstance(recipe.init, SourcePretraining) and pipeline.source is None:
+        if isinstance(recipe.init, SourcePretraining) and pipeline.data.source is None:
             return f"{recipe.init}: the suite has no [source]"
-        if recipe.regularizer and "source" in recipe.regularizer.requires and not profile.source:
+        if recipe.regularizer and "source" in recipe.regularizer.requires and not profile.data.source:
             return f"{recipe.regularizer}: the suite has no [source] whose classes are known"
-    supported = support.supported_arms({"it": arm}, pipeline, profile.supports).get("it")
+    supported = support.supported_arms({"it": arm}, pipeline, profile.user_code.supports).get("it")
     if supported is not None and len(support.candidates(supported)) == len(arm.candidates):
         return ""
     return (
-        support.why_unsupported(arm, (), pipeline, profile.supports)
+        support.why_unsupported(arm, (), pipeline, profile.user_code.supports)
         or "the training code does not support every rate of its search"
     )
 
@@ -69,7 +69,7 @@ def recipe_plugin(name: str, arm: Selection, profile: Profile, views: set[str]) 
     """Return a plugin that measures a recipe on the target, the shifted set and the source, its cost, and views of claims."""
     local_starts = RandomWeights | TargetPretraining | SourcePretraining
     pretrained = not isinstance(arm.candidates[0].recipe.init, local_starts)
-    available = {"": True, "shifted": bool(profile.shifted), "source": bool(profile.source) and pretrained}
+    available = {"": True, "shifted": bool(profile.data.shifted), "source": bool(profile.data.source) and pretrained}
     all_views = dict.fromkeys(["test", "shifted", "source", "source-before", *sorted(views)])
     feasible_views = [view for view in all_views if available[VIEWS[view].domain]]
     return Plugin(

@@ -10,6 +10,7 @@ from xferbench.config.render import describe_recipe
 from xferbench.core.interventions import as_dict
 from xferbench.core.matrix_result import MatrixResult
 from xferbench.core.run import Run
+from xferbench.core.sections import flat_values
 from xferbench.study import claims, selection
 from xferbench.study.matrix_arms import RECIPE_ARM
 
@@ -92,7 +93,7 @@ def build_matrix_run(suite: Suite, matrix: Matrix, results: Sequence[TaskResult]
 def _suite_values(suite: Suite, matrix: Matrix, results: Sequence[TaskResult]) -> dict[str, Any]:
     """Return the suite as plain values, with its ``tasks`` by name, its ``recipes`` in words and the reference ``against``."""
     common = {name: value for name, value in as_dict(replace(suite, matrix=None)).items() if name not in TASK_FIELDS}
-    first = {"arch": matrix.tasks[0].arch, "target": matrix.tasks[0].target}
+    first = {"arch": matrix.tasks[0].backbone.arch, "target": matrix.tasks[0].data.target}
     matrix_values = {
         "tasks": [task.name for task in matrix.tasks],
         "recipes": {grid.name: [describe_recipe(recipe) for recipe in grid.recipes] for grid in matrix.compared},
@@ -100,8 +101,8 @@ def _suite_values(suite: Suite, matrix: Matrix, results: Sequence[TaskResult]) -
         "similar": matrix.similar,
     }
     task_values = {
-        result.task.name: {name: getattr(result.task, name) for name in ("target", "arch", "shifted", "source")}
-        | ({"interventions": list(map(str, result.task.interventions))} if result.task.interventions else {})
+        result.task.name: {name: flat_values(result.task)[name] for name in ("target", "arch", "shifted", "source")}
+        | ({"interventions": list(map(str, result.task.data.interventions))} if result.task.data.interventions else {})
         for result in results
     }
     return common | first | matrix_values | {"of_task": task_values}
@@ -134,17 +135,17 @@ def _build_row(result: TaskResult, name: str, state: PluginState, seed: int) -> 
     test, shifted, source, before, costs = (views.get(view) for view in COLUMN_VIEWS)
     error = state.error or next((record.error for record in views.values() if record.error), "")
     cost = costs.scalars if costs else {}
-    source_metric = selection.metric_for_views(task.metric, ["source"])
+    source_metric = selection.metric_for_views(task.rules.metric, ["source"])
     return {
         "task": task.name,
-        "target": task.target,
-        "backbone": task.arch,
+        "target": task.data.target,
+        "backbone": task.backbone.arch,
         "train_size": result.train_images,
         "recipe": name,
         "chosen": describe_recipe(arm.pipeline.recipe) if arm and arm.pipeline else "",
         "seed": seed,
-        "accuracy": _metric_value(test, task.metric),
-        "shifted": _metric_value(shifted, task.metric),
+        "accuracy": _metric_value(test, task.rules.metric),
+        "shifted": _metric_value(shifted, task.rules.metric),
         "source": _metric_value(source, source_metric),
         "source_before": _metric_value(before, source_metric),
         "trainable": cost.get("trainable"),
@@ -174,7 +175,7 @@ def compare_recipes(result: TaskResult, against: str) -> list[dict[str, Any]]:
             claims.recipe_contrast(name, against), result.records, result.seeds, result.task
         )
         low, high = difference.estimate.low, difference.estimate.high
-        outcome = verdict.decide_difference(low, high, result.task.margin, difference.error)
+        outcome = verdict.decide_difference(low, high, result.task.rules.margin, difference.error)
         names = {"task": result.task.name, "recipe": name, "against": against}
         numbers = {"difference": difference.estimate.harm, "low": low, "high": high}
         entries.append(names | numbers | {"said": outcome, "error": difference.error})

@@ -73,8 +73,10 @@ def next_schedule(study: Study, records: Mapping[str, Record]) -> Schedule:
 
 def _next_stage(study: Study, records: Mapping[str, Record]) -> Schedule:
     """Return the next stage of a study, with teachers and students together."""
-    if study.profile.crash:
-        return Schedule(states=tuple(PluginState(plugin=plugin, error=study.profile.crash) for plugin in study.plugins))
+    if study.profile.user_code.crash:
+        return Schedule(
+            states=tuple(PluginState(plugin=plugin, error=study.profile.user_code.crash) for plugin in study.plugins)
+        )
     requests = selection_requests("", "subject", study.subject, study)
     subject = selection.select(study.subject, study, records)
     if subject is None:
@@ -87,10 +89,10 @@ def _next_stage(study: Study, records: Mapping[str, Record]) -> Schedule:
     tuning = [request for _, new in resolved for request in new]
     requests += tuning
     if _is_incomplete(tuning, records):
-        stage = "selecting repairs" if subject.pipeline.finished else "tuning cures and scratch"
+        stage = "selecting repairs" if subject.pipeline.checkpoint else "tuning cures and scratch"
         return Schedule(stage=stage, pending=batching.unique_trials(tuning), requests=tuple(requests), subject=subject)
     states = tuple(state for state, _ in resolved)
-    first_seeds = range(study.suite.seed, study.suite.seed + study.suite.looks[0])
+    first_seeds = range(study.suite.rules.seed, study.suite.rules.seed + study.suite.rules.looks[0])
     starts = [request for state in states for request in start_requests(state, first_seeds, study)]
     requests += starts
     if _is_incomplete(starts, records):
@@ -132,8 +134,8 @@ def _resolve_plugin(
         errors = [f"{name}: {arm.error}" for name, arm in resolved.items() if arm.error]
         state = PluginState(plugin=plugin, error=errors[0] if errors else "", trust=trust, arms=resolved)
         if not pending:  # a contrast whose views do not exist is a crash of this plugin only
-            contrast_requests(state, (study.suite.seed,), study, {})
-            invariant_requests(state, (study.suite.seed,), study)
+            contrast_requests(state, (study.suite.rules.seed,), study, {})
+            invariant_requests(state, (study.suite.rules.seed,), study)
     except Exception as error:  # noqa: BLE001 - the crash becomes the plugin's finding, and other plugins continue
         return PluginState(plugin=plugin, error=f"{type(error).__name__}: {error}"), []
     return replace(state, recorded=study.profile.preprocessing), requests
@@ -146,24 +148,24 @@ def _run_looks(study: Study, initial: Schedule, records: Mapping[str, Record]) -
 
     def observe(look: int, decisions: Mapping[str, SequentialDecision]) -> Mapping[str, SequentialDecision] | None:
         nonlocal schedule, stopped
-        number = suite.looks.index(look) + 1
+        number = suite.rules.looks.index(look) + 1
         if number > 1:
-            before = suite.looks[number - 2]
+            before = suite.rules.looks[number - 2]
             if not any(contrast_requests(state, _look_seeds(suite, before), study, decisions) for state in initial.states):
                 return None
-            if recorded_seconds(schedule.requests, records) >= suite.budget:
-                stopped = because(Code.BUDGET_SPENT, budget=suite.budget, seeds=before, planned=suite.looks[-1])
+            if recorded_seconds(schedule.requests, records) >= suite.rules.budget:
+                stopped = because(Code.BUDGET_SPENT, budget=suite.rules.budget, seeds=before, planned=suite.rules.looks[-1])
                 return None
         seeds = _look_seeds(suite, look)
         schedule = replace(initial, **_look_fields(study, schedule, seeds, decisions, records, number))
         return None if schedule.pending else _add_look(study, schedule, seeds, decisions, records)
 
-    decisions = sequential.run_looks(suite.looks, suite.alpha, observe)
+    decisions = sequential.run_looks(suite.rules.looks, suite.rules.alpha, observe)
     return schedule if schedule.pending else replace(schedule, decisions=decisions, stop_reason=stopped)
 
 
 def _look_seeds(suite: Suite, look: int) -> tuple[int, ...]:
-    return tuple(range(suite.seed, suite.seed + look))
+    return tuple(range(suite.rules.seed, suite.rules.seed + look))
 
 
 def _look_fields(
@@ -185,7 +187,9 @@ def _look_fields(
     }
     fields: dict[str, Any] = {"requests": tuple(requests.values())}
     if _is_incomplete(new, records):
-        stage = f"look {number} of {len(suite.looks)}: {len(seeds)} seeds" if suite.after is None else "evaluating"
+        stage = (
+            f"look {number} of {len(suite.rules.looks)}: {len(seeds)} seeds" if suite.checkpoint.after is None else "evaluating"
+        )
         fields |= {"stage": stage, "pending": batching.unique_trials(new)}
     return fields
 
@@ -219,8 +223,8 @@ def records_by_term(
 
 def rules_for(contrast: Contrast, suite: Suite) -> Suite:
     """Return the suite with the metric and the margin of a contrast."""
-    metric = contrast.metric or selection.metric_for_views(suite.metric, [view for _, view in contrast.weights])
-    return replace(suite, metric=metric, margin=contrast_margin(contrast, suite))
+    metric = contrast.metric or selection.metric_for_views(suite.rules.metric, [view for _, view in contrast.weights])
+    return replace(suite, rules=replace(suite.rules, metric=metric, margin=contrast_margin(contrast, suite)))
 
 
 def _decide_contrast(
@@ -241,7 +245,7 @@ def _decide_contrast(
         decision = sequential.add_look(previous, estimates.estimate_contrast(contrast, records, seeds, rules), seeds)
     controls = {
         variant: estimates.estimate_contrast(estimates.positive_control(contrast, variant), records, seeds, rules)
-        if previous is None or previous.lacks(variant, rules.margin)
+        if previous is None or previous.lacks(variant, rules.rules.margin)
         else previous.controls[variant]
         for variant in state.variants
     }

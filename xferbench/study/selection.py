@@ -95,7 +95,7 @@ def selection_trials(arm: Arm, study: Study) -> list[Trial]:
     """Return the trials of a selection: for each candidate, each view of the selection and each tuning seed."""
     if isinstance(arm, Pipeline):
         return []
-    seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + study.suite.tuning_seeds)
+    seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + study.suite.rules.tuning_seeds)
     views = [view for view in (arm.by, arm.keeping) if view]
     return [
         make_trial(candidate, view, seed, study.context) for candidate in arm.candidates for view in views for seed in seeds
@@ -115,7 +115,7 @@ def select(arm: Arm, study: Study, records: Mapping[str, Record]) -> ResolvedArm
     """
     if isinstance(arm, Pipeline):
         return ResolvedArm(pipeline=arm)
-    metric = study.suite.metric
+    metric = study.suite.rules.metric
     scores, predictions = [], []
     for candidate in arm.candidates:
         keys = [trial.key for trial in selection_trials(replace(arm, candidates=(candidate,)), study)]
@@ -127,10 +127,10 @@ def select(arm: Arm, study: Study, records: Mapping[str, Record]) -> ResolvedArm
         scores.append(_candidate_score(candidate, arm, candidate_records, metric))
         predictions.append(candidate_records[0].predictions)
     is_screened = any(edit.screened for candidate in arm.candidates for edit in candidate.edits)
-    if arm.candidates[0].finished and arm.by == "validation" and not is_screened:
+    if arm.candidates[0].checkpoint and arm.by == "validation" and not is_screened:
         shares = metrics.selection_frequencies([values for values in predictions if values is not None], metric)
         scores = [replace(score, confidence=share) for score, share in zip(scores, shares, strict=True)]
-    best = _best_candidate(scores, study.suite.margin, worst=arm.worst)
+    best = _best_candidate(scores, study.suite.rules.margin, worst=arm.worst)
     if best is None or not np.isfinite(best.score):
         return ResolvedArm(pipeline=None, candidates=tuple(scores), error=f"no candidate has a {metric} on validation")
     return ResolvedArm(pipeline=best.pipeline, candidates=tuple(scores))
@@ -142,7 +142,7 @@ def _selection_error(candidate: Pipeline, records: Sequence[Record]) -> str:
     error = next(errors, "")
     if not error:
         return ""
-    if candidate.finished:
+    if candidate.checkpoint:
         return f"screening of {', '.join(map(str, candidate.edits)) or 'it'}: {error}"
     return f"tuning of {candidate.recipe.name or describe_recipe(candidate.recipe) or 'it'}: {error}"
 

@@ -46,6 +46,6 @@ class TrialRequest:
 
 def subject_arm(suite: Suite, pipeline: Pipeline) -> Arm:
     """Return the user's arm: a finished network, the suite's recipe, or the default selection for a suite without a recipe."""
-    if pipeline.finished:
+    if pipeline.checkpoint:
         return pipeline
     return default_selection(pipeline) if suite.recipe is None else replace(pipeline, recipe=suite.recipe)

@@ -92,7 +92,7 @@ def _open_contrast_terms(state: PluginState, contrast: Contrast) -> Iterator[tup
 
 def contrast_margin(contrast: Contrast, suite: Suite) -> float:
     """Return the margin of a contrast, in the unit of its metric."""
-    return suite.margin if contrast.margin is None or contrast.metric == suite.metric else contrast.margin
+    return suite.rules.margin if contrast.margin is None or contrast.metric == suite.rules.metric else contrast.margin
 
 
 def invariant_requests(state: PluginState, seeds: Sequence[int], study: Study) -> list[TrialRequest]:

@@ -97,49 +97,51 @@ def training_spec(pipeline: Pipeline, seed: int) -> TrainingSpec:
     starts_locally = isinstance(recipe.init, SourcePretraining | TargetPretraining)
     inputs = recipe.regularizer.requires if recipe.regularizer else ()
     needs_source = "source" in inputs
-    needs_shifted = "shifted" in inputs and not pipeline.injected_duplicates
-    needs_teacher = "teacher" in inputs and not (pipeline.injected_duplicates or pipeline.training)
-    if pipeline.finished:
-        return _checkpoint_spec(pipeline, pipeline.finished)
+    needs_shifted = "shifted" in inputs and not pipeline.data.injected_duplicates
+    needs_teacher = "teacher" in inputs and not (pipeline.data.injected_duplicates or pipeline.training)
+    if pipeline.checkpoint:
+        return _checkpoint_spec(pipeline, pipeline.checkpoint)
     return TrainingSpec(
-        arch=pipeline.arch,
+        arch=pipeline.backbone.arch,
         init=PRETRAINED if starts_locally else recipe.init,
         start=_start(pipeline, seed),
         head=recipe.head,
-        phases=() if pipeline.injected_duplicates else recipe.phases,  # injected duplicates are searched for, without training
-        data=pipeline.target,
-        train_size=pipeline.train_size,
-        preprocessing=pipeline.train_preprocessing,
+        phases=()
+        if pipeline.data.injected_duplicates
+        else recipe.phases,  # injected duplicates are searched for, without training
+        data=pipeline.data.target,
+        train_size=pipeline.data.train_size,
+        preprocessing=pipeline.data.train_preprocessing,
         seed=seed,
-        regularizer=None if pipeline.injected_duplicates else recipe.regularizer,
-        source=pipeline.source if needs_source else None,
-        code=pipeline.code,
-        training=None if pipeline.injected_duplicates else pipeline.training,
-        stop=recipe.stop if pipeline.training and not pipeline.injected_duplicates else "last",
-        injected_duplicates=pipeline.injected_duplicates,
-        augment=None if pipeline.injected_duplicates else recipe.augment,
+        regularizer=None if pipeline.data.injected_duplicates else recipe.regularizer,
+        source=pipeline.data.source if needs_source else None,
+        code=pipeline.backbone.code,
+        training=None if pipeline.data.injected_duplicates else pipeline.training,
+        stop=recipe.stop if pipeline.training and not pipeline.data.injected_duplicates else "last",
+        injected_duplicates=pipeline.data.injected_duplicates,
+        augment=None if pipeline.data.injected_duplicates else recipe.augment,
         teacher=training_spec(replace(pipeline, recipe=teacher_recipe(recipe)), seed) if needs_teacher else None,
         transferred=TRANSFER_ALL if recipe.init == RANDOM else recipe.transferred,
-        unlabeled=pipeline.shifted.data if needs_shifted and pipeline.shifted else None,
-        interventions=() if pipeline.injected_duplicates else pipeline.interventions,
+        unlabeled=pipeline.data.shifted.data if needs_shifted and pipeline.data.shifted else None,
+        interventions=() if pipeline.data.injected_duplicates else pipeline.data.interventions,
     )
 
 
 def _checkpoint_spec(pipeline: Pipeline, network: Checkpoint) -> TrainingSpec:
     """Return a finished network as a training spec without steps that keeps its head; all seeds share it."""
     return TrainingSpec(
-        arch=pipeline.arch,
+        arch=pipeline.backbone.arch,
         init=PRETRAINED,
         start=network.after,
         head=OWN_HEAD,
         phases=(),
-        data=pipeline.target,
-        train_size=pipeline.train_size,
-        preprocessing=pipeline.train_preprocessing,
+        data=pipeline.data.target,
+        train_size=pipeline.data.train_size,
+        preprocessing=pipeline.data.train_preprocessing,
         seed=0,
-        code=pipeline.code,
+        code=pipeline.backbone.code,
         before=network.before,
-        injected_duplicates=pipeline.injected_duplicates,
+        injected_duplicates=pipeline.data.injected_duplicates,
     )
 
 
@@ -148,7 +150,7 @@ def _start(pipeline: Pipeline, seed: int) -> WeightsFile | TrainingSpec | None:
         return None
     if isinstance(pipeline.recipe.init, SourcePretraining):
         return source_spec(pipeline)
-    return target_spec(pipeline, seed) if pipeline.recipe.init == TargetPretraining() else pipeline.weights
+    return target_spec(pipeline, seed) if pipeline.recipe.init == TargetPretraining() else pipeline.backbone.weights
 
 
 def source_spec(pipeline: Pipeline) -> TrainingSpec:
@@ -157,22 +159,22 @@ def source_spec(pipeline: Pipeline) -> TrainingSpec:
     With shuffled labels the network trains for the from-scratch number of steps, and otherwise for
     :data:`SOURCE_STEPS_FACTOR` times as many.
     """
-    assert pipeline.source is not None, "only a pipeline with a source has this init"
+    assert pipeline.data.source is not None, "only a pipeline with a source has this init"
     grid = pipeline.baseline
     steps = grid.steps if pipeline.recipe.init == ShuffledSource() else SOURCE_STEPS_FACTOR * grid.steps
     phase = Phase(lr=max(grid.lr), schedule="one-cycle", steps=steps, batch_size=grid.batch_size)
     return TrainingSpec(
-        arch=pipeline.arch,
+        arch=pipeline.backbone.arch,
         init=RANDOM,
         start=None,
         head=RANDOM_HEAD,
         phases=(phase,),
-        data=pipeline.source.data,
+        data=pipeline.data.source.data,
         train_size=None,
-        preprocessing=pipeline.train_preprocessing,
+        preprocessing=pipeline.data.train_preprocessing,
         seed=0,
         labels="shuffled" if pipeline.recipe.init == ShuffledSource() else "true",
-        code=pipeline.code,
+        code=pipeline.backbone.code,
         has_cue=pipeline.recipe.init == CuedSource(),
     )
 
@@ -183,17 +185,17 @@ def target_spec(pipeline: Pipeline, seed: int) -> TrainingSpec:
     decay = grid.weight_decay[0]
     phase = Phase(lr=max(grid.lr), weight_decay=decay, schedule="one-cycle", steps=grid.steps, batch_size=grid.batch_size)
     return TrainingSpec(
-        arch=pipeline.arch,
+        arch=pipeline.backbone.arch,
         init=RANDOM,
         start=None,
         head=RANDOM_HEAD,
         phases=(phase,),
-        data=pipeline.target,
-        train_size=pipeline.train_size,
-        preprocessing=pipeline.train_preprocessing,
+        data=pipeline.data.target,
+        train_size=pipeline.data.train_size,
+        preprocessing=pipeline.data.train_preprocessing,
         seed=seed,
-        code=pipeline.code,
-        interventions=pipeline.interventions,
+        code=pipeline.backbone.code,
+        interventions=pipeline.data.interventions,
     )
 
 
@@ -229,39 +231,41 @@ def make_trial(
     uses_test_images = (
         named.examples in {"test", "whole"} and (measure == "predictions" or needs_pretraining_data) and not named.domain
     )
-    dataset = auxiliary_dataset(pipeline, named.domain) if named.domain else pipeline.source if domain == "source" else None
+    dataset = (
+        auxiliary_dataset(pipeline, named.domain) if named.domain else pipeline.data.source if domain == "source" else None
+    )
     preprocessing = dataset.preprocessing if dataset else None  # the source is evaluated with its own preprocessing
-    preprocessing = pipeline.train_preprocessing if named.as_trained else preprocessing
+    preprocessing = pipeline.data.train_preprocessing if named.as_trained else preprocessing
     examples = named.examples
     if named.examples == "whole" or (needs_pretraining_data and pipeline.evaluation_split == "confirm"):
         examples = "test"
     elif uses_test_images:
         examples = pipeline.evaluation_split
-    elif pipeline.finished and named.examples == "validation":
+    elif pipeline.checkpoint and named.examples == "validation":
         examples = "screen"
     evaluation = EvaluationSpec(
         examples=examples,
-        limit=pipeline.test_size if uses_test_images or examples == "screen" else None,
-        preprocessing=preprocessing or pipeline.serve_preprocessing,
-        mode=EVAL_MODE if preprocessing else named.mode or pipeline.mode,
+        limit=pipeline.data.test_size if uses_test_images or examples == "screen" else None,
+        preprocessing=preprocessing or pipeline.serving.preprocessing,
+        mode=EVAL_MODE if preprocessing else named.mode or pipeline.serving.mode,
         step="last" if named.before else pipeline.recipe.stop,
         measure=measure,
         function=function,
         domain=dataset,
         expected_training=pipeline.expected_training if measure != "predictions" else None,
-        reference_data=pipeline.pretraining if needs_pretraining_data or examples == "unique" else (),
+        reference_data=pipeline.data.pretraining if needs_pretraining_data or examples == "unique" else (),
         has_cue=named.has_cue,
     )
-    spec = initial_model(pipeline) if named.before and not pipeline.finished else training_spec(pipeline, seed)
+    spec = initial_model(pipeline) if named.before and not pipeline.checkpoint else training_spec(pipeline, seed)
     return Trial(model=ModelSpec(base=spec, edits=_model_edits(pipeline, named, measure)), view=evaluation, place=context)
 
 
 def _model_edits(pipeline: Pipeline, view: NamedView, measure: str) -> tuple[Edit, ...]:
     """Return the edits of a pipeline's model in a view; the finish of the recipe comes first, and measures do not use it."""
-    if pipeline.finished and view.before:
+    if pipeline.checkpoint and view.before:
         return (INTERPOLATE_TO_BEFORE, *view.edits)
     edits = (*pipeline.edits, *(edit for edit in view.edits if edit not in pipeline.edits))
-    has_finish = not (view.before or pipeline.finished or pipeline.injected_duplicates) and measure == "predictions"
+    has_finish = not (view.before or pipeline.checkpoint or pipeline.data.injected_duplicates) and measure == "predictions"
     return (pipeline.recipe.finish, *edits) if pipeline.recipe.finish and has_finish else edits
 
 
@@ -283,7 +287,7 @@ def auxiliary_dataset(pipeline: Pipeline, role: str) -> AuxiliaryDataset:
     Raises:
         ValueError: if the pipeline lacks the dataset or its classes are not known. ``applies`` of a plugin checks this.
     """
-    dataset = {"source": pipeline.source, "shifted": pipeline.shifted}[role]
+    dataset = {"source": pipeline.data.source, "shifted": pipeline.data.shifted}[role]
     if dataset is None or not dataset.classes:
         raise ValueError(f"the suite has no [{role}] whose classes are known")
     return dataset

@@ -23,8 +23,19 @@ from xferbench.core.interventions import (
     GhostBatchNorm,
     MLPHead,
 )
-from xferbench.core.pipeline import AuxiliaryDataset, Data, Phase, Pipeline, Preprocessing, Recipe, WeightsFile
-from xferbench.core.plugin import Plugin, Profile
+from xferbench.core.pipeline import (
+    AuxiliaryDataset,
+    Backbone,
+    Data,
+    Phase,
+    Pipeline,
+    PipelineData,
+    Preprocessing,
+    Recipe,
+    Serving,
+    WeightsFile,
+)
+from xferbench.core.plugin import DataProfile, ModelProfile, Plugin, Profile
 from xferbench.core.record import Predictions, Record
 from xferbench.core.strategies import (
     dann,
@@ -37,7 +48,7 @@ from xferbench.core.strategies import (
     linear_probe,
     lp_ft,
 )
-from xferbench.core.suite import Suite
+from xferbench.core.suite import BackboneSection, DataSection, Invocation, Rules, Suite
 from xferbench.core.trial import ComputeContext, TrainingSpec, Trial
 from xferbench.study import schedule, study
 
@@ -51,41 +62,32 @@ PREPROCESSING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.2
 CONTEXT = ComputeContext(device="cpu", torch="0.0", lab=0)
 SUITE = Suite(
     name="fake",
-    path="fake.toml",
     plugins=("all",),
-    arch="tiny-resnet",
-    target="digits",
-    margin=0.03,
-    looks=(3, 5),
+    invocation=Invocation(path="fake.toml"),
+    backbone=BackboneSection(arch="tiny-resnet"),
+    data=DataSection(target="digits"),
     recipe=Recipe(),
-    tuning_seeds=2,
+    rules=Rules(margin=0.03, looks=(3, 5), tuning_seeds=2),
 )
 PIPELINE = Pipeline(
-    arch="tiny-resnet",
-    weights=WeightsFile(digest="weights"),
-    target=Data(digest="target"),
-    train_size=100,
-    test_size=None,
+    backbone=Backbone(arch="tiny-resnet", weights=WeightsFile(digest="weights")),
+    data=PipelineData(
+        target=Data(digest="target"),
+        train_size=100,
+        test_size=None,
+        train_preprocessing=PREPROCESSING,
+        source=AuxiliaryDataset(data=Data(digest="source"), classes=(0, 1)),
+        shifted=AuxiliaryDataset(data=Data(digest="shifted"), classes=(0, 1)),
+    ),
     recipe=Recipe(),
-    train_preprocessing=PREPROCESSING,
-    serve_preprocessing=PREPROCESSING,
-    source=AuxiliaryDataset(data=Data(digest="source"), classes=(0, 1)),
-    shifted=AuxiliaryDataset(data=Data(digest="shifted"), classes=(0, 1)),
+    serving=Serving(preprocessing=PREPROCESSING),
 )
 PROFILE = Profile(
-    parameters=10,
-    groups=("stem", "lower", "middle", "upper"),
-    head="fc",
-    batchnorm=("bn",),
-    classes=("a", "b"),
-    train=100,
-    validation=100,
-    test=DEFAULT_EXAMPLES,
-    test_groups=None,
+    model=ModelProfile(parameters=10, groups=("stem", "lower", "middle", "upper"), head="fc", batchnorm=("bn",), size=(32, 32)),
+    data=DataProfile(
+        classes=("a", "b"), train=100, validation=100, test=DEFAULT_EXAMPLES, test_groups=None, source=(0, 1), shifted=(0, 1)
+    ),
     preprocessing=PREPROCESSING,
-    size=(32, 32),
-    source=(0, 1),
-    shifted=(0, 1),
 )
 
 
@@ -206,20 +208,32 @@ def scenarios() -> Iterator[Scenario]:
     pipeline, facts = PIPELINE, PROFILE
     cropped = Preprocessing(resize=40, crop=32, interpolation="bicubic")
     variants = {
-        "no BatchNorm": (pipeline, replace(facts, batchnorm=())),
-        "no [source]": (replace(pipeline, source=None), replace(facts, source=(), source_error="the suite has no [source]")),
-        "no [shifted] set": (replace(pipeline, shifted=None), replace(facts, shifted=())),
+        "no BatchNorm": (pipeline, replace(facts, model=replace(facts.model, batchnorm=()))),
+        "no [source]": (
+            replace(pipeline, data=replace(pipeline.data, source=None)),
+            replace(facts, data=replace(facts.data, source=(), source_error="the suite has no [source]")),
+        ),
+        "no [shifted] set": (
+            replace(pipeline, data=replace(pipeline.data, shifted=None)),
+            replace(facts, data=replace(facts.data, shifted=())),
+        ),
         "a [source] whose classes are unknown": (
-            replace(pipeline, source=AuxiliaryDataset(data=Data(digest="source"))),
-            replace(facts, source=(), source_error="the classes of [source] are unknown"),
+            replace(pipeline, data=replace(pipeline.data, source=AuxiliaryDataset(data=Data(digest="source")))),
+            replace(facts, data=replace(facts.data, source=(), source_error="the classes of [source] are unknown")),
         ),
         "no recorded preprocessing": (pipeline, replace(facts, recorded=False, trust=("preprocessing: recorded nowhere",))),
         "images served in train mode and another form": (
-            replace(pipeline, mode=TRAIN_MODE, serve_preprocessing=replace(cropped, channels="bgr")),
+            replace(
+                pipeline, serving=replace(pipeline.serving, mode=TRAIN_MODE, preprocessing=replace(cropped, channels="bgr"))
+            ),
             facts,
         ),
         "images resized and not normalized": (
-            replace(pipeline, train_preprocessing=cropped, serve_preprocessing=cropped),
+            replace(
+                pipeline,
+                data=replace(pipeline.data, train_preprocessing=cropped),
+                serving=replace(pipeline.serving, preprocessing=cropped),
+            ),
             replace(facts, preprocessing=cropped),
         ),
     }

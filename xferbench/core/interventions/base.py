@@ -16,6 +16,8 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
+from xferbench.core.sections import flat_fields, flat_name
+
 __all__ = [
     "REQUIREMENTS",
     "Intervention",
@@ -262,7 +264,7 @@ def as_dict(value: Any) -> Any:
     if isinstance(value, Intervention):
         return str(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return {field_.name: field_value(field_, as_dict(getattr(value, field_.name))) for field_ in fields(value)}
+        return {flat_name(field_): field_value(field_, as_dict(item)) for field_, item in flat_fields(value)}
     if isinstance(value, Mapping):
         return {name: as_dict(item) for name, item in value.items()}
     return type(value)(map(as_dict, value)) if isinstance(value, tuple | list) else value

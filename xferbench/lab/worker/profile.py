@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import InputTransform, Preprocessing
-from xferbench.core.plugin import Profile
+from xferbench.core.plugin import DataProfile, ModelProfile, Profile, Timing, UserCodeProfile
 from xferbench.data import user_code
 from xferbench.lab.data import datasets, domains
 from xferbench.lab.data.preprocessing import to_tensor
@@ -103,20 +103,17 @@ def profile(
     """
     try:
         result = _load_and_profile(arch, weights, target, preprocessing, sizes, auxiliary, cache, code, finished)
-        return result if training is None else replace(result, supports=user_training.supported_fields(training))
+        return (
+            result
+            if training is None
+            else replace(result, user_code=replace(result.user_code, supports=user_training.supported_fields(training)))
+        )
     except user_code.UserCodeError as crash:
         return Profile(
-            parameters=0,
-            groups=(),
-            head="",
-            batchnorm=(),
-            classes=(),
-            train=0,
-            validation=0,
-            test=0,
-            test_groups=None,
+            model=ModelProfile(parameters=0, groups=(), head="", batchnorm=()),
+            data=DataProfile(classes=(), train=0, validation=0, test=0, test_groups=None),
+            user_code=UserCodeProfile(crash=str(crash)),
             preprocessing=Preprocessing(),
-            crash=str(crash),
         )
 
 
@@ -147,28 +144,31 @@ def _load_and_profile(
     outputs, source_error = domains.source_outputs(source, dict(outputs_by_class), ready, arch, head, cache)
     order_note = "" if outputs_by_class else _order_note(outputs)
     return Profile(
-        parameters=anatomy.parameters,
-        groups=tuple(group.name for group in anatomy.groups),
-        head=anatomy.head,
-        batchnorm=anatomy.batchnorm,
-        classes=dataset.classes,
-        train=len(train),
-        validation=len(validation if dataset.validation is None else dataset.validation.labels),
-        test=min(len(dataset.test.labels), test_size or len(dataset.test.labels)),
-        test_groups=len(np.unique(dataset.test.groups)) if len(dataset.test.groups) else None,
+        model=ModelProfile(
+            parameters=anatomy.parameters,
+            groups=tuple(group.name for group in anatomy.groups),
+            head=anatomy.head,
+            batchnorm=anatomy.batchnorm,
+            size=dataset.test.images.shape[-2:],
+            outputs=head_outputs,
+            body_unchanged=is_unchanged,
+            unsupported=(*unsupported, *_missing_unlabelled(shifted, ready, cache)),
+        ),
+        data=DataProfile(
+            classes=dataset.classes,
+            train=len(train),
+            validation=len(validation if dataset.validation is None else dataset.validation.labels),
+            test=min(len(dataset.test.labels), test_size or len(dataset.test.labels)),
+            test_groups=len(np.unique(dataset.test.groups)) if len(dataset.test.groups) else None,
+            dropped_examples=dataset.left_out,
+            source=outputs,
+            source_error=source_error,
+            shifted=domains.shifted_classes(shifted, dataset.classes, ready, cache),
+        ),
+        timing=Timing(seconds_forward=forward, seconds_step=step),
         preprocessing=ready,
-        trust=tuple(note for note in (trust, reading_note, name_note, order_note) if note),
-        dropped_examples=dataset.left_out,
-        seconds_forward=forward,
-        seconds_step=step,
-        size=dataset.test.images.shape[-2:],
         recorded=not trust,
-        source=outputs,
-        source_error=source_error,
-        shifted=domains.shifted_classes(shifted, dataset.classes, ready, cache),
-        outputs=head_outputs,
-        body_unchanged=is_unchanged,
-        unsupported=(*unsupported, *_missing_unlabelled(shifted, ready, cache)),
+        trust=tuple(note for note in (trust, reading_note, name_note, order_note) if note),
     )
 
 
