@@ -1,4 +1,4 @@
-"""Expected changes of tensors by recipe, and names of tensors under wrappers."""
+"""Names of tensors under wrappers, and the tensors that a recipe trains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from xferbench.config import recipe_of
 from xferbench.core.errors import UserError
-from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, Trainable
+from xferbench.core.interventions import Trainable
 from xferbench.core.pipeline import Phase, Recipe
 from xferbench.lab.models import backbones
 from xferbench.lab.monitor import expectations
@@ -36,41 +36,21 @@ HEAD = {"fc.weight", "fc.bias"}
     ],
 )
 def test_trainable_has_the_meaning_of_a_suite(spelling, expected):
-    net = make_net()
-    (expected_phase,) = expectations.expected_phases(net, [Phase(trainable=Trainable.parse(spelling))], "fc")
-    assert (
-        expected_phase.trainable
-        == expected
-        == backbones.trainable_names(backbones.layer_layout(net, 8), net, Trainable.parse(spelling))
-    )
+    net, trainable = make_net(), Trainable.parse(spelling)
+    assert expectations.trainable_names(net, trainable, "fc") == expected
+    assert backbones.trainable_names(backbones.layer_layout(net, 8), net, trainable) == expected
 
 
 @pytest.mark.parametrize("spelling", ["lora:4", "adapter:8"])
 def test_adapters_of_a_watched_model_raise(spelling):
     with pytest.raises(UserError, match=r"its own adapters[\s\S]*to use requires_grad"):
-        expectations.expected_phases(make_net(), [Phase(trainable=Trainable.parse(spelling))], "fc", 8)
+        expectations.trainable_names(make_net(), Trainable.parse(spelling), "fc", 8)
 
 
 def test_layer_groups_are_those_of_the_layer_layout():
-    net = backbones.build("tiny-resnet", 3)
-    (expected_phase,) = expectations.expected_phases(
-        net, [Phase(trainable=Trainable.parse("top:2"))], expectations.find_head(net), 32
-    )
-    assert expected_phase.trainable == backbones.trainable_names(backbones.layer_layout(net, 32), net, Trainable.parse("top:2"))
-
-
-def test_phases_end_after_their_steps_and_the_last_never_ends():
-    phases = [
-        Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, steps=30),
-        Phase(steps=10),
-        Phase(trainable=Trainable.parse("norm"), steps=5),
-    ]
-    expected = expectations.expected_phases(make_net(), phases, "fc")
-    assert [(phase.last_step, phase.statistics_move) for phase in expected] == [(30, False), (40, True), (float("inf"), True)]
-    assert [phase.statistics_move for phase in expectations.expected_phases(make_net(), phases, "fc", batchnorm=False)] == [
-        None
-    ] * 3
-    assert expectations.expected_phases(make_net(), [], "") == (expectations.ExpectedPhase(),)
+    net, trainable = backbones.build("tiny-resnet", 3), Trainable.parse("top:2")
+    names = expectations.trainable_names(net, trainable, expectations.find_head(net), 32)
+    assert names == backbones.trainable_names(backbones.layer_layout(net, 32), net, trainable)
 
 
 def test_the_head_is_the_last_linear_layer_or_the_named_module():

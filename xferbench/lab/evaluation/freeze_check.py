@@ -5,8 +5,8 @@ It returns numbers and no verdict. The part of a number's name before the slash 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import sqrt
+from functools import partial
+from math import inf, isnan, sqrt
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +16,7 @@ from torch.func import functional_call
 from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, BatchNormTrainAbove
 from xferbench.lab.data import preprocessing
 from xferbench.lab.models import backbones, batchnorm, checkpoints
-from xferbench.lab.training import feature_cache
+from xferbench.lab.training import expected_changes, feature_cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -36,51 +36,30 @@ LARGE_FACTOR = 100.0  # change of a norm above which it is reported
 PROBE_IMAGES = 32  # images used for gradients
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpectedChanges:
-    """What a recipe trains.
+def expected_names(network: Architecture, recipe: Recipe) -> tuple[set[str], set[str]]:
+    """Return the names of the tensors that a recipe may move, and of those that it must move.
 
-    Attributes:
-        may: names of the tensors that may move.
-        must: names of the tensors that must move.
-        has_recipe: whether a recipe says so. Without one, every tensor may move.
-    """
-
-    may: frozenset[str]
-    must: frozenset[str]
-    has_recipe: bool
-
-
-def expected_changes(network: Architecture, recipe: Recipe) -> ExpectedChanges:
-    """Return the tensors that a recipe may move and those that it must move.
-
-    A recipe without phases says only that a head was trained. BatchNorm's statistics may move in any phase that does not run
-    BatchNorm in evaluation mode. Other buffers may move if their layer group trains. If the best step is kept, only what the
-    first phase trains must have moved.
+    A recipe without phases says only that a head was trained. If the best step is kept, only what the first phase trains must
+    have moved.
 
     Raises:
         UserError: if the network has fewer layer groups than the recipe requires.
     """
     module, anatomy = network.module, network.anatomy
+    trainable_names = partial(backbones.trainable_names, anatomy, module)
     statistics, buffers = batchnorm.statistics_names(module), {name for name, _ in module.named_buffers()}
-    trainable = [backbones.trainable_names(anatomy, module, phase.trainable) for phase in recipe.phases]
-    if not trainable:
-        everything = frozenset(buffers.union(name for name, _ in module.named_parameters()))
-        return ExpectedChanges(
-            may=everything, must=frozenset(backbones.trainable_names(anatomy, module, HEAD_ONLY)), has_recipe=False
-        )
-    depth, may = backbones.layer_depth(anatomy, module), set().union(*trainable)
-    unfrozen_depths = {depth[name] for name in may}
-    for phase, names in zip(recipe.phases, trainable, strict=True):
-        if isinstance(phase.batchnorm, BatchNormTrainAbove):
-            phase_depths = {depth[name] for name in names}
-            may |= {name for name in statistics if depth[name] in phase_depths}
-        elif phase.batchnorm != BATCHNORM_EVAL:
-            may |= statistics
-    may |= {name for name in buffers - statistics if depth[name] in unfrozen_depths}
-    completed = list(zip(recipe.phases, trainable, strict=True))[: 1 if recipe.stop == "best" else None]
-    must = set().union(*(names for phase, names in completed if phase.steps >= MIN_STEPS))
-    return ExpectedChanges(may=frozenset(may), must=frozenset(must), has_recipe=True)
+    if not recipe.phases:
+        return buffers.union(name for name, _ in module.named_parameters()), trainable_names(HEAD_ONLY)
+    parts = [(anatomy.head,), *(group.prefixes for group in anatomy.groups)]
+    changes = expected_changes.changes_by_phase(recipe.phases, trainable_names, parts)
+    may: set[str] = set()
+    for change in changes:
+        may |= change.trainable
+        may |= {name for name in statistics if backbones.is_within(name, change.statistics or ())}
+        may |= {name for name in buffers - statistics if backbones.is_within(name, change.buffers)}
+    kept = changes[:1] if recipe.stop == "best" else changes
+    must = [change.trainable for change, phase in zip(kept, recipe.phases, strict=False) if phase.steps >= MIN_STEPS]
+    return may, set().union(*must)
 
 
 def check_freeze(context: MeasureContext) -> dict[str, float]:
@@ -99,40 +78,42 @@ def check_freeze(context: MeasureContext) -> dict[str, float]:
         - ``cause/…``: the likeliest cause.
         - ``odd/…``: an anomaly that is no violation.
     """
-    network, expected = context.network, expected_changes(context.network, context.expected_training)
+    network, recipe = context.network, context.expected_training
+    may, must = expected_names(network, recipe)
     after = {name: tensor.cpu() for name, tensor in context.after.items()}
     before = {name: tensor.cpu() for name, tensor in context.before.items() if name in after}
     parameters = {name for name, _ in network.module.named_parameters()}
+    compared = [name for name in after if name in before and not name.endswith(checkpoints.BATCH_COUNTER)]
+    moved = {name for name in compared if not is_same(before[name], after[name])}
+
     not_loaded = uncorrelated_groups(context, before, after)
-    prefixes = [prefix for group in network.anatomy.groups if group.name in not_loaded for prefix in group.prefixes]
-    loaded = {name for name in after if not backbones.is_within(name, prefixes)}
-    names = [name for name in after if name in before and not name.endswith(checkpoints.BATCH_COUNTER)]
-    moved = {name for name in names if not is_same(before[name], after[name])}
-    unexpected = (moved - expected.may) & loaded
-    still = {name for name in expected.must & before.keys() if is_same(before[name], after[name])}
-    still |= untrained_head(context) if expected.must - before.keys() else set()
-    still, reachable = limit_to_reachable(context, expected.must, still)
     none_loaded = bool(not_loaded) and len(not_loaded) == len(weights_by_group(network, before))
+    prefixes = [prefix for group in network.anatomy.groups if group.name in not_loaded for prefix in group.prefixes]
+    moved_by_training = {name for name in moved if not backbones.is_within(name, prefixes)}
+    unexpected = moved_by_training - may
+    unmoved, reachable = unmoved_tensors(context, must, before, after)
+
+    expectation = {name: "trained" if name in may else "frozen" for name in compared} if recipe.phases else {}
     causes = ["not-loaded" if none_loaded else "partly-loaded"] * bool(not_loaded)
-    causes += explain_statistics(network, unexpected) + explain_moved(context, expected, before, after, unexpected & parameters)
-    causes += explain_still(network, reachable, still)
-    changes = {name: relative_change(before[name], after[name]) if name in moved else 0.0 for name in names}
-    return {
-        "violations": float(len(unexpected) + len(still) + (1 if none_loaded else len(not_loaded))),
-        **{f"{_expectation(name, expected)}/{name}": value for name, value in changes.items()},
-        **{f"frozen-moved/{name}": 1.0 for name in after if name in unexpected & parameters},
-        **{f"buffer-moved/{name}": 1.0 for name in after if name in unexpected - parameters},
-        **{f"never-moved/{name}": 1.0 for name in after if name in still},
-        **{f"not-loaded/{name}": 1.0 for name in not_loaded},
-        **{f"cause/{cause}": 1.0 for cause in causes},
-        **find_anomalies(before, after, moved & loaded),
+    causes += explain_buffers(network, unexpected - parameters)
+    causes += explain_moved(context, may, before, after, unexpected & parameters)
+    causes += explain_unmoved(network, reachable, unmoved)
+    marks = {
+        "frozen-moved": [name for name in after if name in unexpected & parameters],
+        "buffer-moved": [name for name in after if name in unexpected - parameters],
+        "never-moved": [name for name in after if name in unmoved],
+        "not-loaded": not_loaded,
+        "cause": causes,
     }
-
-
-def _expectation(name: str, expected: ExpectedChanges) -> str:
-    if not expected.has_recipe:
-        return "moved"
-    return "trained" if name in expected.may else "frozen"
+    return {
+        "violations": float(len(unexpected) + len(unmoved) + (1 if none_loaded else len(not_loaded))),
+        **{
+            f"{expectation.get(name, 'moved')}/{name}": relative_change(before[name], after[name]) if name in moved else 0.0
+            for name in compared
+        },
+        **{f"{kind}/{name}": 1.0 for kind, names in marks.items() for name in names},
+        **find_anomalies(before, after, moved_by_training),
+    }
 
 
 def is_same(before: Tensor, after: Tensor) -> bool:
@@ -151,7 +132,7 @@ def relative_change(before: Tensor, after: Tensor) -> float:
     old, new = before.double(), after.double()
     norm = float(old.norm()) or old.numel() ** 0.5
     value = float((new - old).norm()) / norm
-    return value if value == value else float("inf")  # noqa: PLR0124 - a NaN
+    return inf if isnan(value) else value
 
 
 def weights_by_group(network: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
@@ -179,11 +160,11 @@ def uncorrelated_groups(context: MeasureContext, before: Tensors, after: Tensors
     ]
     if uncorrelated and context.fresh is not None:
         initial_norms = {name: float(tensor.detach().norm()) for name, tensor in context.fresh().named_parameters()}
-        names = {name for group in uncorrelated for name in groups[group]}
-        grown = {
-            name for name in names if after[name].norm() > GROWTH_FACTOR * max(float(before[name].norm()), initial_norms[name])
-        }
-        uncorrelated = [group for group in uncorrelated if 2 * len(grown.intersection(groups[group])) < len(groups[group])]
+
+        def has_grown(name: str) -> bool:
+            return bool(after[name].norm() > GROWTH_FACTOR * max(float(before[name].norm()), initial_norms[name]))
+
+        uncorrelated = [group for group in uncorrelated if 2 * sum(map(has_grown, groups[group])) < len(groups[group])]
     large = [group for group in uncorrelated if sum(before[name].numel() for name in groups[group]) > MIN_GROUP_VALUES]
     return uncorrelated if len(uncorrelated) == len(groups) else large
 
@@ -193,6 +174,23 @@ def _is_uncorrelated(before: Tensor, after: Tensor) -> bool:
     pair = torch.stack([before.flatten().double(), after.flatten().double()])
     correlation = abs(float(torch.corrcoef(pair)[0, 1]))
     return correlation < min(MAX_CHANCE_CORRELATION, CHANCE_SIGMAS / sqrt(before.numel()))
+
+
+def unmoved_tensors(context: MeasureContext, must: set[str], before: Tensors, after: Tensors) -> tuple[set[str], set[str]]:
+    """Return the tensors that did not move although they must, and all that must move, among those that a gradient reaches.
+
+    No optimizer moves a tensor that the output does not depend on. A faint gradient may be lost in rounding, so nothing counts
+    as unmoved if all gradients of the unmoved tensors are faint. If a tensor has no counterpart before training, as a new head,
+    its values tell whether it was trained.
+    """
+    unmoved = {name for name in must & before.keys() if is_same(before[name], after[name])}
+    unmoved |= untrained_head(context) if must - before.keys() else set()
+    if not unmoved:
+        return set(), set()
+    shares = gradient_shares(context, must)
+    reachable = {name for name, share in shares.items() if share}
+    is_certain = any(shares[name] > FAINT_GRADIENT for name in unmoved)
+    return unmoved & reachable if is_certain else set(), reachable
 
 
 def untrained_head(context: MeasureContext) -> set[str]:
@@ -220,20 +218,6 @@ def untrained_head(context: MeasureContext) -> set[str]:
     return {tensor for tensor in context.after if is_untrained and backbones.is_within(tensor, [head])}
 
 
-def limit_to_reachable(context: MeasureContext, must: frozenset[str], still: set[str]) -> tuple[set[str], set[str]]:
-    """Restrict the tensors that did not move, and those that must move, to the ones that a gradient reaches.
-
-    No optimizer moves a tensor that the output does not depend on. A faint gradient may be lost in rounding, so nothing counts
-    as unmoved if all gradients of the unmoved tensors are faint.
-
-    Returns:
-        The unmoved tensors, and the tensors that must move.
-    """
-    shares = gradient_shares(context, must) if still else {}
-    reachable = {name for name, share in shares.items() if share}
-    return (still & reachable if any(shares[name] > FAINT_GRADIENT for name in still) else set()), reachable
-
-
 def gradient_shares(context: MeasureContext, names: Iterable[str]) -> dict[str, float]:
     """Compute the largest entry of each tensor's gradient as a share of the largest of all; 0 for an unused tensor."""
     module, device = context.network.module, context.network.device
@@ -250,22 +234,20 @@ def gradient_shares(context: MeasureContext, names: Iterable[str]) -> dict[str, 
     return {name: size / (max(sizes.values()) or 1.0) for name, size in sizes.items()}
 
 
-def explain_statistics(network: Architecture, moved: set[str]) -> list[str]:
+def explain_buffers(network: Architecture, moved: set[str]) -> list[str]:
     """Return the causes for buffers that should not have moved: BatchNorm's statistics, or other buffers."""
     statistics, buffers = batchnorm.statistics_names(network.module), {name for name, _ in network.module.named_buffers()}
     return ["statistics"] * bool(moved & statistics) + ["buffers"] * bool(moved & buffers - statistics)
 
 
-def explain_moved(
-    context: MeasureContext, expected: ExpectedChanges, before: Tensors, after: Tensors, moved: set[str]
-) -> list[str]:
+def explain_moved(context: MeasureContext, may: set[str], before: Tensors, after: Tensors, moved: set[str]) -> list[str]:
     """Return the causes that match the pattern of frozen parameters that moved."""
     if not moved:
         return []
     network = context.network
     if is_weight_decay(before, after, moved):
         return ["decay"]
-    frozen = {name for name, _ in network.module.named_parameters() if name in before} - expected.may
+    frozen = {name for name, _ in network.module.named_parameters() if name in before} - may
     if moved >= {name for name, share in gradient_shares(context, frozen).items() if share > FAINT_GRADIENT}:
         return ["nothing-frozen"]
     norms = [name for name, layer in network.module.named_modules() if isinstance(layer, backbones.NORM_LAYERS)]
@@ -275,16 +257,16 @@ def explain_moved(
     return [f"group/{group.name}" for group in groups]
 
 
-def explain_still(network: Architecture, must: set[str], still: set[str]) -> list[str]:
+def explain_unmoved(network: Architecture, must: set[str], unmoved: set[str]) -> list[str]:
     """Return the causes that match the pattern of trainable parameters that did not move."""
-    if not still:
+    if not unmoved:
         return []
     head = {name for name in must if backbones.is_within(name, [network.anatomy.head])}
-    if still == must:
+    if unmoved == must:
         return ["nothing-trained"]
-    if still == must - head:
+    if unmoved == must - head:
         return ["only-head"]
-    return ["head"] if still & head else ["left-out"]
+    return ["head"] if unmoved & head else ["left-out"]
 
 
 def is_weight_decay(before: Tensors, after: Tensors, names: Iterable[str]) -> bool:
@@ -313,7 +295,7 @@ def find_anomalies(before: Tensors, after: Tensors, moved: set[str]) -> dict[str
         if old and new == 0:
             anomalies[f"odd/zeros/{name}"] = 1.0
         elif old and not 1 / LARGE_FACTOR < new / old < LARGE_FACTOR:
-            anomalies[f"odd/scale/{name}"] = new / old if new == new else float("inf")  # noqa: PLR0124 - a NaN
+            anomalies[f"odd/scale/{name}"] = inf if isnan(new) else new / old
     floats = [name for name in before if before[name].is_floating_point() and after[name].is_floating_point()]
     became = [
         half for half in HALF_DTYPES if floats and _fits_half(after, floats, half) and not _fits_half(before, floats, half)

@@ -1,9 +1,7 @@
-"""What a training loop should train at each step, by its recipe or by ``requires_grad``. Imports torch."""
+"""The names in a user's model, under any wrapper: parameters, layers, the head, and what a recipe trains. Imports torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -13,27 +11,9 @@ from xferbench.core.interventions import BATCHNORM_EVAL, Adapters, AllLayers, Bi
 from xferbench.lab.models import backbones
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from xferbench.core.pipeline import Phase
     from xferbench.lab.data.batch import Shape
 
 COMPILED_PREFIX = "_orig_mod."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpectedPhase:
-    """What should train up to a step.
-
-    Attributes:
-        last_step: the last step of this phase, infinite for the last phase.
-        trainable: names of parameters, or None for those whose ``requires_grad`` is True.
-        statistics_move: whether running statistics may move, or None if only those of layers with a trainable tensor may.
-    """
-
-    last_step: float = float("inf")
-    trainable: frozenset[str] | None = None
-    statistics_move: bool | None = None
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -104,33 +84,18 @@ def is_pretrained(model: nn.Module, head_name: str) -> bool:
     return any(bool((tensor != initial).any()) for tensor, initial in present)
 
 
-def expected_phases(
-    model: nn.Module, phases: Sequence[Phase], head_name: str, shape: Shape | int | None = None, *, batchnorm: bool = True
-) -> tuple[ExpectedPhase, ...]:
-    """Return what each phase should train. Without phases, ``requires_grad`` decides.
+def trainable_names(model: nn.Module, trainable: Trainable, head_name: str, shape: Shape | int | None = None) -> set[str]:
+    """Return the names of the parameters that a ``trainable`` setting selects.
 
     Args:
         model: the network, without wrappers.
-        phases: the phases in order; the last one has no end.
+        trainable: the setting.
         head_name: the head's name.
         shape: the shape of one input, which ``top:N`` needs.
-        batchnorm: whether the phases say how BatchNorm runs.
 
     Raises:
-        UserError: if a ``trainable`` setting does not apply to this model.
+        UserError: if the setting does not apply to this model.
     """
-    ends = [float(end) for end in accumulate(phase.steps for phase in phases)][:-1]
-    return tuple(
-        ExpectedPhase(
-            last_step=last_step,
-            trainable=frozenset(_trainable_names(model, phase.trainable, head_name, shape)),
-            statistics_move=phase.batchnorm != BATCHNORM_EVAL if batchnorm else None,
-        )
-        for phase, last_step in zip(phases, [*ends, float("inf")], strict=False)
-    ) or (ExpectedPhase(),)
-
-
-def _trainable_names(model: nn.Module, trainable: Trainable, head_name: str, shape: Shape | int | None) -> set[str]:
     names = set(named_parameters(model))
     if isinstance(trainable, AllLayers):
         return names
@@ -138,18 +103,25 @@ def _trainable_names(model: nn.Module, trainable: Trainable, head_name: str, sha
         expected = "head, top:N, norm, bias or all; or no recipe, to use requires_grad"
         raise UserError("trainable: a watched model defines its own adapters", found=str(trainable), expected=expected)
     if isinstance(trainable, HeadOnly | NormLayers | Biases):
-        if not head_name:
-            expected = "a linear or convolutional layer, or head= with a module's name"
-            raise UserError(
-                "the model's head cannot be found", found="no such layer", expected=expected, do="name it: head=..."
-            )
-        layers = named_modules(model).items() if isinstance(trainable, NormLayers) else ()
-        norms = [name for name, layer in layers if isinstance(layer, backbones.NORM_LAYERS)]
-        biases = {name for name in names if isinstance(trainable, Biases) and name.endswith("bias")}
-        return biases | {name for name in names if backbones.is_within(name, [head_name, *norms])}
+        return _names_without_layout(model, trainable, head_name)
     if shape is None:
         do = "pass the shape of one input, for example shape=(3, 224, 224)"
         raise UserError(
             "trainable: layer groups are found by running the model", found=str(trainable), expected="a shape", do=do
         )
-    return set(backbones.trainable_names(backbones.layer_layout(model, shape), model, trainable))
+    return backbones.trainable_names(backbones.layer_layout(model, shape), model, trainable)
+
+
+def _names_without_layout(model: nn.Module, trainable: HeadOnly | NormLayers | Biases, head_name: str) -> set[str]:
+    """Return the names of the head's parameters, and of those that are selected by their kind."""
+    if not head_name:
+        expected = "a linear or convolutional layer, or head= with a module's name"
+        raise UserError("the model's head cannot be found", found="no such layer", expected=expected, do="name it: head=...")
+    names = named_parameters(model)
+    head = {name for name in names if backbones.is_within(name, [head_name])}
+    if isinstance(trainable, Biases):
+        return head | {name for name in names if name.endswith("bias")}
+    if isinstance(trainable, NormLayers):
+        norms = [name for name, layer in named_modules(model).items() if isinstance(layer, backbones.NORM_LAYERS)]
+        return head | {name for name in names if backbones.is_within(name, norms)}
+    return head

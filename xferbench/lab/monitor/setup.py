@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from xferbench.core.errors import UserError
 from xferbench.lab.monitor import expectations
 from xferbench.lab.monitor.watch import Watch
+from xferbench.lab.training import expected_changes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,10 +44,11 @@ def make_watch(
     network = expectations.unwrap(model)
     head_name = expectations.find_head(network, head)
     layer = expectations.named_modules(network).get(head_name)
+    trainable_names = partial(expectations.trainable_names, network, head_name=head_name, shape=shape)
     return Watch(
         network,
         inner_optimizers,
-        expectations.expected_phases(network, phases, head_name, shape, batchnorm=batchnorm),
+        expected_changes.changes_by_phase(phases, trainable_names, states_batchnorm=batchnorm),
         head=head_name,
         classes=int(getattr(layer, "out_features", getattr(layer, "out_channels", 0))),
         pretrained=expectations.is_pretrained(network, head_name) if pretrained is None else pretrained,

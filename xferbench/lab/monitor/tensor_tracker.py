@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from xferbench.lab.models import backbones
 from xferbench.lab.monitor import checksums, expectations
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from xferbench.lab.monitor.expectations import ExpectedPhase
+    from xferbench.lab.training.expected_changes import ExpectedChanges
 
 MAX_FALSE_ALARMS = 3  # rises of a version counter without a change, after which only the regular checks compare the tensor
 
@@ -34,9 +35,9 @@ class TensorTracker:
     """
 
     def __init__(
-        self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], expected: Sequence[ExpectedPhase], *, by_flag: bool
+        self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], expected: Sequence[ExpectedChanges]
     ) -> None:
-        self.by_flag = by_flag
+        self.by_flag = not expected
         self.trainable: set[str] = set()
         self.frozen: set[str] = set()
         self.training: set[str] = set()
@@ -87,7 +88,7 @@ class TensorTracker:
             The names of the tensors that begin to train.
         """
         flags = tuple(tensor.requires_grad for tensor in self.parameters.values())
-        phase = next(phase for phase in self._expected if max(step, 1) <= phase.last_step)
+        phase = next((phase for phase in reversed(self._expected) if phase.first_step <= max(step, 1)), None)
         counts = tuple(len(group["params"]) for optimizer in self._optimizers for group in optimizer.param_groups)
         state = (flags, counts, phase)
         if state == self._state:
@@ -106,19 +107,20 @@ class TensorTracker:
         self.training = training
         return unfrozen
 
-    def _is_trainable(self, name: str, phase: ExpectedPhase) -> bool:
-        if phase.trainable is not None:
+    def _is_trainable(self, name: str, phase: ExpectedChanges | None) -> bool:
+        if phase is not None:
             return name in phase.trainable
         return self.parameters[name].requires_grad and not self.flagged_module(name)
 
-    def _frozen_statistics(self, phase: ExpectedPhase, trainable: set[str]) -> set[str]:
+    def _frozen_statistics(self, phase: ExpectedChanges | None, trainable: set[str]) -> set[str]:
         """Return the names of the running statistics that should not change."""
-        frozen: set[str] = set()
-        for name, layer in self.layers.items():
-            weights = {f"{name}.{key}".removeprefix(".") for key, _ in layer.named_parameters(recurse=False)}
-            moves = bool(weights & trainable) or not weights if phase.statistics_move is None else phase.statistics_move
-            frozen |= set() if moves else expectations.layer_statistics(name, layer).keys() & self.tensors.keys()
-        return frozen
+        if phase is None or phase.statistics is None:
+            weights = {name: _own_parameters(name, layer) for name, layer in self.layers.items()}
+            frozen = [name for name, names in weights.items() if names and not names & trainable]
+        else:
+            frozen = [name for name in self.layers if not backbones.is_within(name, phase.statistics)]
+        names = {name for layer in frozen for name in expectations.layer_statistics(layer, self.layers[layer])}
+        return names & self.tensors.keys()
 
     def flagged_module(self, name: str) -> str:
         """Return the module above a tensor on which ``requires_grad = False`` was set as a plain attribute, or ""."""
@@ -191,3 +193,8 @@ class TensorTracker:
         """Return :func:`xferbench.lab.monitor.checksums.relative_distance` of some tensors, since their comparison started."""
         sizes = {name: self.tensors[name].numel() for name in names}
         return checksums.relative_distance(sample.values, self._start_samples, sizes)
+
+
+def _own_parameters(name: str, layer: nn.Module) -> set[str]:
+    """Return the full names of a layer's parameters, without those of layers within it."""
+    return {f"{name}.{key}".removeprefix(".") for key, _ in layer.named_parameters(recurse=False)}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from xferbench.lab.monitor.expectations import ExpectedPhase
+    from xferbench.lab.training.expected_changes import ExpectedChanges
 
 EARLY_STEPS = 3  # first steps; each is checked
 NEVER_MOVED_STEPS = 20  # steps after which a trainable tensor must have moved
@@ -45,7 +45,7 @@ class Watch:
         self,
         model: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
-        expected: Sequence[ExpectedPhase],
+        expected: Sequence[ExpectedChanges],
         *,
         head: str,
         classes: int,
@@ -71,8 +71,7 @@ class Watch:
         self._loss_history = LossHistory(self._classes)
         self._body: tuple[str, ...] = ()  # backbone tensors that train from the first step on
         with torch.no_grad():
-            by_flag = self._expected[0].trainable is None
-            self._tracker = TensorTracker(self._model, self._optimizers, self._expected, by_flag=by_flag)
+            self._tracker = TensorTracker(self._model, self._optimizers, self._expected)
         for optimizer in self._optimizers:
             self._hooks.callback(optimizer.register_step_pre_hook(self._before_step).remove)
             self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
