@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -21,7 +20,7 @@ from xferbench.lab.monitor.loss_history import LossHistory
 from xferbench.lab.monitor.tensor_tracker import TensorTracker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from torch import nn
@@ -162,9 +161,10 @@ class Watch:
         since = {
             name: self.steps - 1 if name in written else self._checked_step for name in self._tracker.tensors if name in moved
         }
-        parameters = {name: partial(self._explain_frozen, name, sample) for name in since if name in self._tracker.parameters}
-        self._report_each("frozen-moved", parameters, since)
-        self._report_each("buffer-moved", self._explain_layers([name for name in since if name not in parameters]), since)
+        parameters = [name for name in since if name in self._tracker.parameters]
+        buffers = [name for name in since if name not in self._tracker.parameters]
+        self._report_each("frozen-moved", {name: self._explain_frozen(name, sample) for name in parameters}, since)
+        self._report_each("buffer-moved", self._explain_layers(buffers), since)
         self._tracker.reported |= moved
         self._written_in_step, self._written_between_steps = set(), set()
 
@@ -190,17 +190,17 @@ class Watch:
             narrow_dtype=str(tensor.dtype).removeprefix("torch.") if tensor.element_size() < 4 else "",
         )
 
-    def _explain_layers(self, names: Sequence[str]) -> Mapping[str, Callable[[], diagnosis.Message]]:
+    def _explain_layers(self, names: Sequence[str]) -> dict[str, diagnosis.Message]:
         """Return one explanation for each layer, under the name of its first statistic that is not the counter."""
-        explanations = {}
-        for layer in dict.fromkeys(name.rpartition(".")[0] for name in names):
-            buffers = [name for name in names if name.rpartition(".")[0] == layer]
+        by_layer: dict[str, list[str]] = {}
+        for name in names:
+            by_layer.setdefault(name.rpartition(".")[0], []).append(name)
+        messages = {}
+        for layer, buffers in by_layer.items():
             values = [name for name in buffers if not name.endswith("num_batches_tracked")]
             is_training, has_counted = self._tracker.layers[layer].training, len(values) < len(buffers)
-            explanations[(values or buffers)[0]] = partial(
-                diagnosis.explain_buffer, is_training=is_training, has_counted=has_counted
-            )
-        return explanations
+            messages[(values or buffers)[0]] = diagnosis.explain_buffer(is_training=is_training, has_counted=has_counted)
+        return messages
 
     def _check_values(self, sample: checksums.TensorSample) -> None:
         """Report tensors with values that are not finite."""
@@ -240,7 +240,7 @@ class Watch:
         ]
         if missing and self.steps:
             foreign = len(groups.keys() - set(map(id, self._tracker.parameters.values())))
-            self._report_each("not-held", dict.fromkeys(missing, partial(diagnosis.explain_missing, foreign, len(groups))))
+            self._report_each("not-held", dict.fromkeys(missing, diagnosis.explain_missing(foreign, len(groups))))
 
     def _check_never_moved(self) -> None:
         """Report trainable tensors that have not moved for ``NEVER_MOVED_STEPS`` steps."""
@@ -248,14 +248,10 @@ class Watch:
         states = {name: self._parameter_state(name, self._gradient_norms.get(name)) for name in names}
         # Without a recipe, a rate of 0 is a way to freeze. If every tensor has it, a schedule has not begun.
         all_wait = len(states) == len(self._tracker.trainable) and not any(state.lr for state in states.values())
-        may_wait = self._tracker.by_flag or all_wait
+        if self._tracker.by_flag or all_wait:
+            states = {name: state for name, state in states.items() if state.lr or not state.requires_grad}
         messages = {name: diagnosis.explain_still(state) for name, state in states.items()}
-        explanations = {
-            name: partial(_return_message, message)
-            for name, message in messages.items()
-            if message and not (may_wait and states[name].requires_grad and not states[name].lr)
-        }
-        self._report_each("never-moved", explanations)
+        self._report_each("never-moved", {name: message for name, message in messages.items() if message})
 
     def _check_head_shock(self, sample: checksums.TensorSample) -> None:
         """Report a backbone that moved far under an untrained head."""
@@ -281,13 +277,19 @@ class Watch:
             self._report("loss-jump", jump.names, (cause, do), step=jump.detected_at, since=jump.unfrozen_at - 1)
 
     def _report_each(
-        self, kind: str, explanations: Mapping[str, Callable[[], diagnosis.Message]], since: Mapping[str, int] | None = None
+        self, kind: str, messages: Mapping[str, diagnosis.Message], since: Mapping[str, int] | None = None
     ) -> None:
-        """Report tensors, with one event for all tensors of the same cause and time."""
+        """Report tensors, with one event for all tensors of the same cause and time.
+
+        Args:
+            kind: the kind of the events.
+            messages: the explanation for each tensor.
+            since: the last step at which each tensor had no fault; by default the step of the last check.
+        """
         groups: dict[tuple[diagnosis.Message, int], list[str]] = {}
-        for name, explain in explanations.items():
+        for name, message in messages.items():
             if (kind, name) not in self._reported:
-                groups.setdefault((explain(), since[name] if since else self._checked_step), []).append(name)
+                groups.setdefault((message, since[name] if since else self._checked_step), []).append(name)
         for (message, last_good_step), names in groups.items():
             self._report(kind, names, message, since=last_good_step)
 
@@ -314,7 +316,3 @@ class Watch:
             raise TransferWarning(event)
         if self._on_event == "warn":
             warnings.warn(TransferWarning(event), stacklevel=2)
-
-
-def _return_message(message: diagnosis.Message) -> diagnosis.Message:
-    return message
