@@ -156,14 +156,9 @@ def watch(
     """
     from collections.abc import Iterable
 
-    from xferbench.config.recipe_of import EVENT_ACTIONS, recipe_of
-    from xferbench.core.errors import UserError, suggest
+    from xferbench.config.recipe_of import recipe_of
     from xferbench.lab.monitor.setup import make_watch
 
-    if on_event not in EVENT_ACTIONS:
-        raise UserError("watch: on_event", found=repr(on_event), expected=suggest(str(on_event), EVENT_ACTIONS))
-    if type(every) is not int or every < 1:
-        raise UserError("watch: every", found=repr(every), expected="a whole number of steps, 1 or more")
     expected, states_batchnorm = recipe_of(recipe)
     return make_watch(
         model,

@@ -8,8 +8,6 @@ from xferbench.config import loader
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import Phase, Recipe
 
-EVENT_ACTIONS = ("warn", "raise", "collect")
-
 
 def recipe_of(recipe: object) -> tuple[Recipe | None, bool]:
     """Return a recipe, and whether it specifies the mode of BatchNorm.

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EVENT_KINDS = ("frozen-moved", "buffer-moved", "not-held", "never-moved", "head-shock", "loss-jump", "non-finite")
+EVENT_ACTIONS = ("warn", "raise", "collect")
 
 
 class TransferWarning(UserWarning):

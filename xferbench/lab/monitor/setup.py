@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from xferbench.core.errors import UserError
-from xferbench.lab.monitor import expectations
+from xferbench.core.errors import UserError, suggest
+from xferbench.lab.monitor import events, expectations
 from xferbench.lab.monitor.watch import Watch
 from xferbench.lab.training import expected_changes
 
@@ -35,9 +35,12 @@ def make_watch(
     """Build the monitor of a model and its optimizers. Without phases, ``requires_grad`` decides what trains.
 
     Raises:
-        UserError: if the model is not a module, an optimizer is not one, the head does not exist, or a ``trainable`` setting
-            does not apply to this model.
+        UserError: if an argument is not usable, the head does not exist, or a ``trainable`` setting does not fit the model.
     """
+    if on_event not in events.EVENT_ACTIONS:
+        raise UserError("watch: on_event", found=repr(on_event), expected=suggest(str(on_event), events.EVENT_ACTIONS))
+    if type(every) is not int or every < 1:
+        raise UserError("watch: every", found=repr(every), expected="a whole number of steps, 1 or more")
     if not isinstance(model, nn.Module):
         raise UserError("watch: model", found=f"a {type(model).__name__}", expected="a torch.nn.Module")
     inner_optimizers = tuple(_unwrap_optimizer(optimizer) for optimizer in optimizers)
