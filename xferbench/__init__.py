@@ -119,25 +119,11 @@ def watch(
     The watch sees the steps through hooks of the optimizer, and removes them at the exit. It does not change the training: it
     draws no random number and writes nothing. Each fault is an :class:`xferbench.Event` in ``watch.events`` and a warning
     (:class:`xferbench.TransferWarning`); tensors with the same cause at the same step share an event. ``print(watch)`` and
-    ``watch.report()`` show all events.
+    ``watch.report()`` show all events. :class:`xferbench.Event` describes the kinds of fault, and how sure each is.
 
-    The events ``frozen-moved``, ``buffer-moved``, ``not-held``, ``never-moved`` (after 20 steps) and ``non-finite`` are facts.
     At steps 1, 2, 3 and 10, then at every ``every`` steps, and at the exit, the watch compares up to 64 values of each tensor
     with their earlier values. If the version counter of a frozen tensor rises, the watch checks that tensor in the same step.
     At the exit it compares every bit of the frozen tensors.
-
-    Two kinds of event are heuristics. They need ``watch.step(loss)``, and they stay silent in doubtful cases:
-
-    - ``loss-jump``: more tensors train than before, and 5 consecutive losses among the next 20 have a median that is above
-      each of the last 40 losses (at least 20 are needed), above their median by six spreads (1.4826 × the median absolute
-      deviation), and above it by a fifth. By simulation with 40 earlier losses, an unfreezing that changes nothing causes this
-      event in fewer than 1 of 1000 cases if losses are normal or exponential, and in 2 if they are log-normal (σ = 1). With 20
-      earlier losses the numbers are 0, 3 and 8.
-    - ``head-shock``: the backbone trains from the first step under a head whose first three losses are near those of guessing
-      (0.8 × ln classes or more), and its weights move by a tenth of their length within 10 steps. This replaces the gradient
-      ratio that the plugin ``head-shock`` measures (Kumar et al. 2022, arXiv:2202.10054), which a loop cannot measure. The
-      watch misses milder cases, and does not know whether accuracy was lost; ``xferbench run`` measures that. Without a recipe
-      the watch is silent about a backbone whose normalization layers have their initial values, because it trains from scratch.
 
     Args:
         model: a torch.nn.Module. The watch looks inside the wrappers of torch.compile and DistributedDataParallel.
