@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from xferbench.core.errors import UserError, suggest
-from xferbench.lab.monitor import events, expectations
+from xferbench.lab.monitor import events, user_model
 from xferbench.lab.monitor.watch import Watch
 from xferbench.lab.training import expected_changes
 
@@ -44,17 +44,17 @@ def make_watch(
     if not isinstance(model, nn.Module):
         raise UserError("watch: model", found=f"a {type(model).__name__}", expected="a torch.nn.Module")
     inner_optimizers = tuple(_unwrap_optimizer(optimizer) for optimizer in optimizers)
-    network = expectations.unwrap(model)
-    head_name = expectations.find_head(network, head)
-    layer = expectations.named_modules(network).get(head_name)
-    trainable_names = partial(expectations.trainable_names, network, head_name=head_name, shape=shape)
+    network = user_model.unwrap(model)
+    head_name = user_model.find_head(network, head)
+    layer = user_model.named_modules(network).get(head_name)
+    trainable_names = partial(user_model.trainable_names, network, head_name=head_name, shape=shape)
     return Watch(
         network,
         inner_optimizers,
         expected_changes.changes_by_phase(phases, trainable_names, states_batchnorm=batchnorm),
         head=head_name,
         classes=int(getattr(layer, "out_features", getattr(layer, "out_channels", 0))),
-        pretrained=expectations.is_pretrained(network, head_name) if pretrained is None else pretrained,
+        pretrained=user_model.is_pretrained(network, head_name) if pretrained is None else pretrained,
         every=every,
         on_event=on_event,
     )

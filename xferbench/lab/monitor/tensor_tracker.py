@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from xferbench.lab.models import backbones
-from xferbench.lab.monitor import checksums, expectations
+from xferbench.lab.monitor import checksums, user_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -58,10 +58,10 @@ class TensorTracker:
 
         The loop may have replaced modules or moved them to another device. The comparison of a new tensor starts here.
         """
-        self.parameters, self.layers = expectations.named_parameters(self._model), expectations.statistics_layers(self._model)
+        self.parameters, self.layers = user_model.named_parameters(self._model), user_model.statistics_layers(self._model)
         tensors: dict[str, Tensor] = dict(self.parameters)
         for name, layer in self.layers.items():
-            tensors |= expectations.layer_statistics(name, layer)
+            tensors |= user_model.layer_statistics(name, layer)
         self.tensors = {name: tensor for name, tensor in tensors.items() if checksums.has_values(tensor)}
         identities = {name: (id(tensor), tensor.dtype, tensor.device, tensor.stride()) for name, tensor in self.tensors.items()}
         if identities != self._identities:
@@ -119,7 +119,7 @@ class TensorTracker:
             frozen = [name for name, names in weights.items() if names and not names & trainable]
         else:
             frozen = [name for name in self.layers if not backbones.is_within(name, phase.statistics)]
-        names = {name for layer in frozen for name in expectations.layer_statistics(layer, self.layers[layer])}
+        names = {name for layer in frozen for name in user_model.layer_statistics(layer, self.layers[layer])}
         return names & self.tensors.keys()
 
     def flagged_module(self, name: str) -> str:
@@ -127,7 +127,7 @@ class TensorTracker:
         module: Any = self._model
         path = name.split(".")
         for depth in range(len(path)):
-            module = expectations.unwrap(getattr(module, path[depth - 1]) if depth else module)
+            module = user_model.unwrap(getattr(module, path[depth - 1]) if depth else module)
             if vars(module).get("requires_grad") is False:
                 return ".".join(path[:depth]) or "model"
         return ""
@@ -147,7 +147,7 @@ class TensorTracker:
         for name in written:
             self._versions[name] = self.tensors[name]._version  # noqa: SLF001
         layers = {name.rpartition(".")[0] for name in written} & self.layers.keys()
-        siblings = {name for layer in layers for name in expectations.layer_statistics(layer, self.layers[layer])}
+        siblings = {name for layer in layers for name in user_model.layer_statistics(layer, self.layers[layer])}
         return written | siblings & self.frozen
 
     def suspects(self, written: set[str]) -> set[str]:

@@ -15,7 +15,7 @@ from xferbench.core.errors import UserError
 from xferbench.core.interventions import Trainable
 from xferbench.core.pipeline import Phase, Recipe
 from xferbench.lab.models import backbones
-from xferbench.lab.monitor import expectations
+from xferbench.lab.monitor import user_model
 
 
 def make_net():
@@ -37,40 +37,40 @@ HEAD = {"fc.weight", "fc.bias"}
 )
 def test_trainable_has_the_meaning_of_a_suite(spelling, expected):
     net, trainable = make_net(), Trainable.parse(spelling)
-    assert expectations.trainable_names(net, trainable, "fc") == expected
+    assert user_model.trainable_names(net, trainable, "fc") == expected
     assert backbones.trainable_names(backbones.layer_layout(net, 8), net, trainable) == expected
 
 
 @pytest.mark.parametrize("spelling", ["lora:4", "adapter:8"])
 def test_adapters_of_a_watched_model_raise(spelling):
     with pytest.raises(UserError, match=r"its own adapters[\s\S]*to use requires_grad"):
-        expectations.trainable_names(make_net(), Trainable.parse(spelling), "fc", 8)
+        user_model.trainable_names(make_net(), Trainable.parse(spelling), "fc", 8)
 
 
 def test_layer_groups_are_those_of_the_layer_layout():
     net, trainable = backbones.build("tiny-resnet", 3), Trainable.parse("top:2")
-    names = expectations.trainable_names(net, trainable, expectations.find_head(net), 32)
+    names = user_model.trainable_names(net, trainable, user_model.find_head(net), 32)
     assert names == backbones.trainable_names(backbones.layer_layout(net, 32), net, trainable)
 
 
 def test_the_head_is_the_last_linear_layer_or_the_named_module():
-    assert expectations.find_head(make_net()) == "fc"
-    assert expectations.find_head(make_net(), "body.0") == "body.0"
-    assert not expectations.find_head(nn.ReLU())
+    assert user_model.find_head(make_net()) == "fc"
+    assert user_model.find_head(make_net(), "body.0") == "body.0"
+    assert not user_model.find_head(nn.ReLU())
     with pytest.raises(UserError, match="did you mean 'fc'"):
-        expectations.find_head(make_net(), "fcc")
+        user_model.find_head(make_net(), "fcc")
     with pytest.raises(UserError, match="no such module with parameters"):
-        expectations.find_head(make_net(), "drop")
+        user_model.find_head(make_net(), "drop")
 
 
 def test_wrappers_change_neither_names_nor_model():
     net = make_net()
-    names = list(expectations.named_parameters(net))
-    assert expectations.unwrap(nn.DataParallel(torch.compile(net, backend="eager"))) is net
+    names = list(user_model.named_parameters(net))
+    assert user_model.unwrap(nn.DataParallel(torch.compile(net, backend="eager"))) is net
     net.body = torch.compile(net.body, backend="eager")
-    assert list(expectations.named_parameters(net)) == names
-    assert list(expectations.statistics_layers(net)) == ["body.1"]
-    assert list(expectations.layer_statistics("body.1", expectations.statistics_layers(net)["body.1"])) == [
+    assert list(user_model.named_parameters(net)) == names
+    assert list(user_model.statistics_layers(net)) == ["body.1"]
+    assert list(user_model.layer_statistics("body.1", user_model.statistics_layers(net)["body.1"])) == [
         "body.1.running_mean",
         "body.1.running_var",
         "body.1.num_batches_tracked",
@@ -79,11 +79,11 @@ def test_wrappers_change_neither_names_nor_model():
 
 def test_is_pretrained_detects_changed_normalization_layers():
     net = make_net()
-    assert not expectations.is_pretrained(net, "fc")
+    assert not user_model.is_pretrained(net, "fc")
     net(torch.randn(4, 3, 8, 8))
-    assert expectations.is_pretrained(net, "fc")
-    assert not expectations.is_pretrained(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), "0")
-    assert not expectations.is_pretrained(nn.Linear(3, 3), "")
+    assert user_model.is_pretrained(net, "fc")
+    assert not user_model.is_pretrained(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), "0")
+    assert not user_model.is_pretrained(nn.Linear(3, 3), "")
 
 
 @pytest.mark.parametrize(
