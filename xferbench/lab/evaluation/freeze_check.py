@@ -297,10 +297,8 @@ def find_anomalies(before: Tensors, after: Tensors, moved: set[str]) -> dict[str
         elif old and not 1 / LARGE_FACTOR < new / old < LARGE_FACTOR:
             anomalies[f"odd/scale/{name}"] = inf if isnan(new) else new / old
     floats = [name for name in before if before[name].is_floating_point() and after[name].is_floating_point()]
-    became = [
-        half for half in HALF_DTYPES if floats and _fits_half(after, floats, half) and not _fits_half(before, floats, half)
-    ]
-    anomalies |= {f"odd/{str(became[0]).removeprefix('torch.')}": 1.0} if became else {}
+    halves = [half for half in HALF_DTYPES if _fits_half(after, floats, half) and not _fits_half(before, floats, half)]
+    anomalies |= {f"odd/{str(half).removeprefix('torch.')}": 1.0 for half in halves[:1]}
     counters = [name for name in before if name.endswith(checkpoints.BATCH_COUNTER)]
     steps = max((float(after[name] - before[name]) for name in counters), default=0.0)
     return anomalies | ({"odd/steps in train mode": steps} if steps > 0 else {})

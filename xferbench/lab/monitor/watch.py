@@ -130,7 +130,7 @@ class Watch:
         return self._written_in_step | self._written_between_steps
 
     def _note_unfrozen(self, names: tuple[str, ...]) -> None:
-        """Record tensors that have begun to train."""
+        """Record tensors that have begun to train: later ones for loss jumps, those of the first step for head shock."""
         if names and self.steps > 1:
             self._loss_history.record_unfreeze(self.steps, names)
         elif self.steps == 1 and self._head and self._pretrained:
