@@ -48,7 +48,7 @@ def accuracy(arch, weights, dataset, ready, cache):
     )  # fmt: skip
     view = EvaluationSpec(preprocessing=ready, domain=AuxiliaryDataset(data=dataset, classes=tuple(range(10))))
     place = ComputeContext(device="cpu", torch=torch_version(), lab=LAB_VERSION)
-    trial = Trial(model=ModelSpec(base=one, edits=(SourceHead(),)), view=view, place=place)
+    trial = Trial(model=ModelSpec(base=one, edits=(SourceHead(),)), view=view, context=place)
     (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), cache)
     assert not record.error, record.error
     return float((record.predictions.predicted == record.predictions.label).mean())

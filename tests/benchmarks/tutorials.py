@@ -127,11 +127,11 @@ def timed(fit, asked_suite, cache, folder, rounds):
     test_size = asked_suite.test_size if fit.data.spec == asked_suite.target else None
     dataset = datasets.load_dataset(fit.data, fit.preprocessing, test_size, cache)
     network = backbones.build(fit.arch, len(dataset.classes), fit.code)
-    anatomy = backbones.layer_layout(network, datasets.input_shape(dataset, fit.preprocessing))
+    layout = backbones.layer_layout(network, datasets.input_shape(dataset, fit.preprocessing))
     values = [ALL_LAYERS if isinstance(one.trainable, LoRA | Adapters) else one.trainable for one in fit.phases]
-    trained = [backbones.trainable_names(anatomy, network, value) for value in values]
+    trained = [backbones.trainable_names(layout, network, value) for value in values]
     file, found = folder / "asked.pickle", []
-    file.write_bytes(pickle.dumps((fit, trained, anatomy.head, test_size, cache)))
+    file.write_bytes(pickle.dumps((fit, trained, layout.head, test_size, cache)))
     for _ in range(rounds):
         begun = perf_counter()
         done = subprocess.run([sys.executable, SCRIPT, file], env=FREE, check=True, capture_output=True, text=True)

@@ -155,7 +155,7 @@ def values():
         ),
     )
     yield "place", PLACE
-    yield "trial", Trial(model=ModelSpec(base=FIT), view=VIEW, place=PLACE)
+    yield "trial", Trial(model=ModelSpec(base=FIT), view=VIEW, context=PLACE)
     yield "suite", SUITE
     yield "suite, matrix", replace(SUITE, matrix=Matrix(tasks=(SUITE,), compared=(), against="full"))
     yield "pipeline", PIPELINE

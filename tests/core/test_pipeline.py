@@ -29,7 +29,7 @@ FIT = TrainingSpec(
 TRIAL = Trial(
     model=ModelSpec(base=FIT, edits=(RestoreBatchNorm(),)),
     view=EvaluationSpec(limit=1000, preprocessing=Preprocessing()),
-    place=ComputeContext(device="cpu", torch="2.6", lab=1),
+    context=ComputeContext(device="cpu", torch="2.6", lab=1),
 )
 
 
@@ -118,7 +118,7 @@ def test_everything_else_about_a_fit_is_content(changed):
 
 @pytest.mark.parametrize("name", ["device", "torch", "lab"])
 def test_where_a_trial_was_computed_is_part_of_its_key(name):
-    assert replace(TRIAL, place=replace(TRIAL.place, **{name: "another"})).key != TRIAL.key
+    assert replace(TRIAL, context=replace(TRIAL.context, **{name: "another"})).key != TRIAL.key
 
 
 def test_a_field_that_was_added_later_counts_only_where_it_is_used():

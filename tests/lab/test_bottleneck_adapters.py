@@ -104,7 +104,7 @@ def test_only_adapters_and_head_are_trained(world):  # noqa: F811
     spec = make_fit(world, ADAPTER)
     network, (start,), dataset = prepared(world, spec)
     (actual,) = loop.train([spec], network, [start], dataset)
-    assert changed_names(actual) == HEAD | backbones.names_by_kind(network.anatomy, network.module)["adapter"]
+    assert changed_names(actual) == HEAD | backbones.names_by_kind(network.layout, network.module)["adapter"]
     (plain,) = train(world, make_fit(world, Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, **BRIEF)))
     assert {name: actual.before[name] for name in plain.before}.keys() == plain.before.keys() < actual.before.keys()
 

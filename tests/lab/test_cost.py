@@ -23,10 +23,10 @@ def network(adapters=0):
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)
     )
-    anatomy = backbones.layer_layout(model, 8)
+    layout = backbones.layer_layout(model, 8)
     if adapters:
-        bottleneck_adapters.insert_adapters(model, anatomy, (3, 8, 8), adapters)
-    return anatomy, model
+        bottleneck_adapters.insert_adapters(model, layout, (3, 8, 8), adapters)
+    return layout, model
 
 
 def phases(*spellings, batchnorm=BATCHNORM_EVAL):
@@ -55,37 +55,37 @@ def test_trained_parameters_and_stored_bytes(spellings, trainable, stored):
 
 
 def test_adapters_count_for_all_phases():
-    anatomy, model = network(adapters=2)
+    layout, model = network(adapters=2)
     widths = [tensor.shape[0] for name, tensor in model.named_parameters() if name.endswith("adapter_up")]
     adapter_count = sum(2 * width + 2 + 2 * width + width for width in widths)
     assert widths
-    assert cost.compute_cost(phases("head", "adapter:2"), anatomy, model) == {
+    assert cost.compute_cost(phases("head", "adapter:2"), layout, model) == {
         "trainable": HEAD + adapter_count,
         "stored": 4 * (HEAD + adapter_count),
     }
 
 
 def test_moving_statistics_are_stored_but_not_trained():
-    anatomy, model = network()
-    assert cost.compute_cost(phases("head", batchnorm=BATCHNORM_TRAIN), anatomy, model) == {
+    layout, model = network()
+    assert cost.compute_cost(phases("head", batchnorm=BATCHNORM_TRAIN), layout, model) == {
         "trainable": HEAD,
         "stored": 4 * (HEAD + 9),
     }
 
 
 def test_a_network_without_pretraining_is_stored_whole():
-    anatomy, model = network()
-    costs = cost.compute_cost(phases("head"), anatomy, model, init=RANDOM)
+    layout, model = network()
+    costs = cost.compute_cost(phases("head"), layout, model, init=RANDOM)
     assert costs == {"trainable": HEAD, "stored": 4 * (WHOLE + 9)}
 
 
 def test_measure_cost_includes_multiply_adds():
-    anatomy, model = network()
+    layout, model = network()
     spec = SimpleNamespace(phases=tuple(phases("bias")), init=PRETRAINED)
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
-    architecture = SimpleNamespace(anatomy=anatomy, module=model)
-    context = SimpleNamespace(fit=spec, network=architecture, served=images, ready=Preprocessing())
-    assert cost.measure_cost(context) == cost.compute_cost(phases("bias"), anatomy, model) | {"multiply_adds": WORK}
+    architecture = SimpleNamespace(layout=layout, module=model)
+    context = SimpleNamespace(spec=spec, network=architecture, test_images=images, preprocessing=Preprocessing())
+    assert cost.measure_cost(context) == cost.compute_cost(phases("bias"), layout, model) | {"multiply_adds": WORK}
 
 
 # A first convolution at 6 × 6 positions, a second at 4 × 4, and the head.
@@ -100,7 +100,7 @@ def test_multiply_adds_count_convolutions_and_matrix_products():
 
 
 def test_adapters_add_multiply_adds_and_low_rank_updates_add_none():
-    anatomy, model = network(adapters=2)
+    layout, model = network(adapters=2)
     places = {4: 36, 6: 16}  # by width
     adapter_work = 0
     for name, tensor in model.named_parameters():
@@ -108,7 +108,7 @@ def test_adapters_add_multiply_adds_and_low_rank_updates_add_none():
             width = tensor.shape[0]
             adapter_work += 2 * 2 * width * places[width]
     assert adapter_work
-    assert cost.compute_cost(phases("adapter:2"), anatomy, model, shape=(3, 8, 8))["multiply_adds"] == WORK + adapter_work
+    assert cost.compute_cost(phases("adapter:2"), layout, model, shape=(3, 8, 8))["multiply_adds"] == WORK + adapter_work
     plain = network()
     assert cost.compute_cost(phases("lora:2"), *plain, shape=(3, 8, 8))["multiply_adds"] == WORK
 

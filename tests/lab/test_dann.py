@@ -121,9 +121,7 @@ def test_the_loss_is_0_and_its_gradient_is_reversed(world):
     by_hand = tensors[name][0].detach().clone().requires_grad_()
     module = network.module.eval()
     layer_inputs = []
-    hook = module.get_submodule(network.anatomy.head).register_forward_pre_hook(
-        lambda _, inputs: layer_inputs.append(inputs[0])
-    )
+    hook = module.get_submodule(network.layout.head).register_forward_pre_hook(lambda _, inputs: layer_inputs.append(inputs[0]))
     rest(start | {name: by_hand}, both)
     hook.remove()
     weight = {key: tensor[0] for key, tensor in discriminator.tensors.items()}

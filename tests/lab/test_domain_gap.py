@@ -65,14 +65,14 @@ def test_with_a_source_there_are_distances_to_it_and_within_it(world):
 
 
 def test_with_a_pretrained_head_there_is_leep(world):
-    anatomy = make_context(world).network.anatomy
-    head = {f"{anatomy.head}.weight": torch.zeros(6, anatomy.features), f"{anatomy.head}.bias": torch.zeros(6)}
+    layout = make_context(world).network.layout
+    head = {f"{layout.head}.weight": torch.zeros(6, layout.features), f"{layout.head}.bias": torch.zeros(6)}
     scores = domain_gap.logme(make_context(world, source_head=head))
     assert scores["leep"] == pytest.approx(-1.386, abs=0.05), "a constant head, and four classes of equal size"
 
 
 def test_a_darker_target_is_farther_away_than_the_source_from_itself(world):
-    darker = make_context(world, prepared=replace(READY, scale=READY.scale / 3))
+    darker = make_context(world, train_preprocessing=replace(READY, scale=READY.scale / 3))
     scores = domain_gap.logme(darker)
     assert all(scores[name] > scores[name + domain_gap.WITHIN_SOURCE] for name in DISTANCES)
     assert scores["proxy a-distance"] > 1.5

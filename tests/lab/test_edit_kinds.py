@@ -110,7 +110,7 @@ def test_a_linear_probe_learns_the_pitch_of_a_spectrogram(tmp_path):
         seed=0,
     )
     place = ComputeContext(device="cpu", torch="0.0", lab=LAB_VERSION)
-    trial = Trial(model=ModelSpec(base=spec), view=EvaluationSpec(preprocessing=ready), place=place)
+    trial = Trial(model=ModelSpec(base=spec), view=EvaluationSpec(preprocessing=ready), context=place)
     (record,), trained = run_trials.run_trials((trial,), frozenset({trial.key}), tmp_path / "cache")
     assert (record.error, trained) == ("", 1)
     assert (record.predictions.predicted == record.predictions.label).mean() > 0.9

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("torch")  # the package of the lab needs it
 
-from xferbench.core.interventions import HEAD_ONLY, Trainable
+from xferbench.core.interventions import HEAD_ONLY, BatchNormMode, BatchNormTrainAbove, Trainable
 from xferbench.core.pipeline import Phase
 from xferbench.lab.training import expected_changes
 
@@ -37,7 +37,7 @@ def test_phases_begin_after_the_steps_of_those_before():
     [("eval", ()), ("train", ("",)), ("ghost:4", ("",)), ("momentum:0.1", ("",)), ("train-above", ("fc", "upper", "pool"))],
 )
 def test_the_mode_of_batchnorm_says_which_statistics_may_move(batchnorm, statistics):
-    phase = Phase(trainable=Trainable.parse("top:1"), batchnorm=batchnorm)
+    phase = Phase(trainable=Trainable.parse("top:1"), batchnorm=BatchNormMode.parse(batchnorm))
     (expected,) = changes(phase, parts=PARTS)
     assert expected.statistics == statistics
     (unstated,) = changes(phase, parts=PARTS, states_batchnorm=False)
@@ -52,7 +52,7 @@ def test_other_buffers_may_change_in_the_parts_that_train():
 
 
 def test_a_network_without_known_parts_is_one_part():
-    (expected,) = changes(Phase(trainable=HEAD_ONLY, batchnorm="train-above"))
+    (expected,) = changes(Phase(trainable=HEAD_ONLY, batchnorm=BatchNormTrainAbove()))
     assert (expected.statistics, expected.buffers) == (("",), ("",))
 
 

@@ -57,7 +57,9 @@ def make_spec(after, before=BEFORE):
 
 
 def make_trial(spec, *edits, **view):
-    return Trial(model=ModelSpec(base=spec, edits=edits), view=EvaluationSpec(preprocessing=RAW, limit=64, **view), place=PLACE)
+    return Trial(
+        model=ModelSpec(base=spec, edits=edits), view=EvaluationSpec(preprocessing=RAW, limit=64, **view), context=PLACE
+    )
 
 
 def run(trials, cache):

@@ -89,7 +89,7 @@ def compute_numbers(folder):
 
 def _trial(spec, *, edits=(), **view):
     trial = make_trial(spec, **view)
-    return Trial(model=ModelSpec(base=spec, edits=edits), view=trial.view, place=trial.place)
+    return Trial(model=ModelSpec(base=spec, edits=edits), view=trial.view, context=trial.context)
 
 
 def test_the_lab_computes_the_numbers_of_its_version(tmp_path):

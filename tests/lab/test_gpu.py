@@ -50,7 +50,7 @@ def deterministic(monkeypatch):
 
 def make_device_trial(device, spec, *, edits=(), **view):
     trial = make_trial(spec, **view)
-    return Trial(model=ModelSpec(base=spec, edits=edits), view=trial.view, place=replace(trial.place, device=device))
+    return Trial(model=ModelSpec(base=spec, edits=edits), view=trial.view, context=replace(trial.context, device=device))
 
 
 def get_records(world, cache, *trials):

@@ -72,10 +72,10 @@ def test_an_mlp_head_replaces_the_linear_head_and_leaves_the_body_unchanged(worl
     assert start.keys() - before.keys() == MLP
     assert all(torch.equal(start[name], tensor) for name, tensor in before.items() if name not in HEAD)
     assert [type(layer) for layer in deep.module.linear] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
-    assert [tuple(start[f"linear.{layer}.weight"].shape) for layer in (0, 3)] == [(6, plain.anatomy.features), (4, 6)]
+    assert [tuple(start[f"linear.{layer}.weight"].shape) for layer in (0, 3)] == [(6, plain.layout.features), (4, 6)]
     assert deep.module.linear[2].p == 0.3
     count = sum(parameter.numel() for parameter in deep.module.parameters())
-    assert deep.anatomy == replace(plain.anatomy, parameters=count)
+    assert deep.layout == replace(plain.layout, parameters=count)
     assert isinstance(plain.module.linear, nn.Linear), "the plain network does not change"
 
 
@@ -89,7 +89,7 @@ def test_an_mlp_head_depends_on_the_head_seed_only(world):
     assert is_equal(first, again)
     assert not any(torch.equal(first[name], other[name]) for name in MLP)
     assert all(torch.equal(first[name], other[name]) for name in first.keys() - MLP)
-    bound = prepare(world, make_fit(world))[0].anatomy.features ** -0.5
+    bound = prepare(world, make_fit(world))[0].layout.features ** -0.5
     assert 0.8 * bound < float(first["linear.0.weight"].abs().max()) <= bound, "the initialization of torch"
 
 
@@ -104,7 +104,7 @@ def test_training_on_cached_activations_equals_training_the_whole_network(traina
     spec = make_fit(world, replace(PROBE, trainable=Trainable.parse(trainable)), head=Head.parse("mlp:6:0"))
     network, start = prepare(world, spec)
     dataset = run_trials.training_inputs(spec, make_trial(spec), world.cache)[0]
-    assert loop.split_phase_model(network, loop.frozen_cut(spec.phases[0], network.anatomy), READY)[0] is not None
+    assert loop.split_phase_model(network, loop.frozen_cut(spec.phases[0], network.layout), READY)[0] is not None
     (cut,) = loop.train([spec], network, [start], dataset)
     monkeypatch.setattr(graph_split, "split_at", lambda *_: None)
     (whole,) = loop.train([spec], network, [start], dataset)
@@ -122,18 +122,18 @@ def test_dropout_depends_on_the_seed_and_is_off_in_evaluation(world):
     assert is_equal(first.last, again.last)
     (none,) = loop.train(
         [spec],
-        replace(network, module=heads.replace_head(backbones.build("tiny-resnet", 4), network.anatomy, Head.parse("mlp:6:0"))),
+        replace(network, module=heads.replace_head(backbones.build("tiny-resnet", 4), network.layout, Head.parse("mlp:6:0"))),
         [start],
         dataset,
     )
     assert not is_equal(first.last, none.last)
-    model = context.LoadedModel(fit=spec, fitted=first, network=network, dataset=dataset, source_head={}, cache=world.cache)
+    model = context.LoadedModel(spec=spec, trained=first, network=network, dataset=dataset, source_head={}, cache=world.cache)
     (once, _), (twice, _) = (evaluate.evaluate(model, (), EvaluationSpec(preprocessing=READY)) for _ in range(2))
     assert np.array_equal(once.p_true, twice.p_true)
 
 
 def evaluate_spec(world, spec, *edits, **view):
-    trial = Trial(model=ModelSpec(base=spec, edits=edits), view=EvaluationSpec(preprocessing=READY, **view), place=PLACE)
+    trial = Trial(model=ModelSpec(base=spec, edits=edits), view=EvaluationSpec(preprocessing=READY, **view), context=PLACE)
     (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
     assert not record.error, record.error
     return record.predictions
@@ -208,12 +208,12 @@ def test_gradient_shock_of_an_mlp_head_uses_a_fitted_linear_head(world):
         before=start,
         after=start,
         network=network,
-        images=images,
-        labels=labels,
-        prepared=READY,
-        served=images,
-        served_labels=labels,
-        ready=READY,
+        train_images=images,
+        train_labels=labels,
+        train_preprocessing=READY,
+        test_images=images,
+        test_labels=labels,
+        preprocessing=READY,
         mode=EVAL_MODE,
     )
     assert head_shock.shock(measure_context)["shock"] > 0

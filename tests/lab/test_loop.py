@@ -82,7 +82,7 @@ def parse_regularizer(spelling):
 
 
 def make_trial(spec, **view):
-    return Trial(model=ModelSpec(base=spec), view=EvaluationSpec(preprocessing=READY, **view), place=PLACE)
+    return Trial(model=ModelSpec(base=spec), view=EvaluationSpec(preprocessing=READY, **view), context=PLACE)
 
 
 def prepared(world, *specs):
@@ -215,7 +215,7 @@ def noisy(world, seeds, **changes):
     torch.manual_seed(0)
     module = Noisy()
     network = Architecture(
-        module=module, anatomy=backbones.layer_layout(module, 16), device=torch.device("cpu"), cache=world.cache
+        module=module, layout=backbones.layer_layout(module, 16), device=torch.device("cpu"), cache=world.cache
     )
     specs = [make_fit(world, Phase(**BRIEF, **changes), seed=seed) for seed in seeds]
     start = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
@@ -317,7 +317,7 @@ def test_learning_rates_apply_to_their_layers(world, float64):
         loop.train([make_fit(world, Phase(lr=1e-2, **step, **rates))], network, [float64(start)], dataset)[0]
         for rates in ({}, {"head_lr": 3e-2, "layer_decay": 0.1})
     )
-    depth = backbones.layer_depth(network.anatomy, network.module)
+    depth = backbones.layer_depth(network.layout, network.module)
     assert set(depth.values()) == {0, 1, 2, 3, 4, 5}
     for name in changed_names(even):
         ratio = ((decayed.last[name] - decayed.before[name]).norm() / (even.last[name] - even.before[name]).norm()).item()

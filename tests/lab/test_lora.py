@@ -71,7 +71,7 @@ def test_lora_changes_weights_by_a_matrix_of_its_rank_and_nothing_else(batchnorm
     spec = make_fit(world, replace(LORA, batchnorm=batchnorm))
     (network, (start,), dataset) = prepared(world, spec)
     (actual,) = loop.train([spec], network, [start], dataset)
-    weights = backbones.names_by_kind(network.anatomy, network.module)["lora"]
+    weights = backbones.names_by_kind(network.layout, network.module)["lora"]
     statistics = {name for name, _ in network.module.named_buffers()} if batchnorm == BATCHNORM_TRAIN else set()
     assert changed_names(actual) == HEAD | weights | statistics
     for name in weights:
@@ -95,7 +95,7 @@ def test_training_in_lockstep_equals_training_alone(step, world, float64):  # no
 @pytest.mark.parametrize("spelling", ["bias", "lora:2", "adapter:2", "norm"])
 def test_lora_disables_precomputed_activations(spelling, world):  # noqa: F811
     network, _, _ = prepared(world, make_fit(world))
-    assert loop.frozen_cut(Phase(trainable=Trainable.parse(spelling), batchnorm=BATCHNORM_EVAL), network.anatomy) == 0
+    assert loop.frozen_cut(Phase(trainable=Trainable.parse(spelling), batchnorm=BATCHNORM_EVAL), network.layout) == 0
 
 
 def test_bias_training_changes_only_biases_and_head(world):  # noqa: F811
@@ -138,7 +138,7 @@ def test_lora_equals_peft_and_the_reader_merges_its_file(world, tmp_path):  # no
     network, (start,), dataset = prepared(world, spec)
     (actual,) = loop.train([spec], network, [start], dataset)
 
-    weights = sorted(backbones.names_by_kind(network.anatomy, network.module)["lora"])
+    weights = sorted(backbones.names_by_kind(network.layout, network.module)["lora"])
     layers = [name.removesuffix(".weight") for name in weights]
     plain = backbones.build("tiny-resnet", 4)
     plain.load_state_dict(start)

@@ -87,7 +87,7 @@ def test_token_ids_and_their_mask_go_from_a_file_to_predictions(tmp_path):
             preprocessing=Tokens(length=LENGTH),
             seed=0,
         )
-        trial = Trial(model=ModelSpec(base=one), view=EvaluationSpec(preprocessing=Tokens(length=LENGTH)), place=PLACE)
+        trial = Trial(model=ModelSpec(base=one), view=EvaluationSpec(preprocessing=Tokens(length=LENGTH)), context=PLACE)
         (record,), trained = run_trials.run_trials([trial], frozenset([trial.key]), tmp_path / "cache")
         assert (record.error, trained) == ("", 1)
         told = record.predictions

@@ -28,8 +28,8 @@ def one_thread():
 def make_network(arch, size, cache):
     torch.manual_seed(0)
     module = backbones.build(arch, 5)
-    anatomy = backbones.layer_layout(module, size)
-    return Architecture(module=module, anatomy=anatomy, device=torch.device("cpu"), cache=cache)
+    layout = backbones.layer_layout(module, size)
+    return Architecture(module=module, layout=layout, device=torch.device("cpu"), cache=cache)
 
 
 def pixels(count, size):
@@ -46,9 +46,9 @@ def test_a_linear_head_on_its_inputs_computes_the_logits(tmp_path):
     network, images = make_network("tiny-resnet", 16, tmp_path), pixels(70, 16)
     network.module.train()
     features = features_of(network, images)
-    assert features.shape == (70, network.anatomy.features)
+    assert features.shape == (70, network.layout.features)
     assert network.module.training, "the mode is restored"
-    head = network.module.get_submodule(network.anatomy.head)
+    head = network.module.get_submodule(network.layout.head)
     expected = network.module.eval()(preprocessing.to_tensor(images, READY))
     torch.testing.assert_close(F.linear(features, head.weight, head.bias), expected, rtol=1e-4, atol=1e-5)
     assert not head._forward_pre_hooks

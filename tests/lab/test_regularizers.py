@@ -102,7 +102,7 @@ def batch(spec, dataset):
 def pretrained(network, start):
     """The tensors of the checkpoint, including its head."""
     return start | checkpoints.head_tensors(
-        network.module, checkpoint_reader.read_checkpoint(run_trials.Path(WEIGHTS.path)), network.anatomy.head
+        network.module, checkpoint_reader.read_checkpoint(run_trials.Path(WEIGHTS.path)), network.layout.head
     )
 
 
@@ -225,7 +225,7 @@ def test_lockstep_with_layers_that_a_later_phase_freezes(world, spelling):
 def test_regularized_training_on_cached_activations_equals_the_whole_network(world, spelling, trainable, monkeypatch):
     spec = make_regularized_spec(world, spelling, Phase(trainable=Trainable.parse(trainable), lr=1e-2, **SGD | BRIEF))
     network, *_ = prepare(world, spec)
-    assert loop.split_phase_model(network, loop.frozen_cut(spec.phases[0], network.anatomy), READY)[0] is not None
+    assert loop.split_phase_model(network, loop.frozen_cut(spec.phases[0], network.layout), READY)[0] is not None
     (parted,) = train(world, spec)
     monkeypatch.setattr(graph_split, "split_at", lambda *_: None)
     (whole,) = train(world, spec)

@@ -284,7 +284,7 @@ def test_only_non_finite_logits_count_as_diverged(world, monkeypatch):
 def drift(context):
     return {
         "moved": (context.after["conv1.weight"] - context.before["conv1.weight"]).abs().max(),
-        "layers": len(context.network.anatomy.groups),
+        "layers": len(context.network.layout.groups),
     }
 
 
@@ -366,7 +366,7 @@ def test_a_diverged_start_is_an_error_of_the_record(world):
 
 def test_records_do_not_depend_on_the_order_of_trials(world, tmp_path):
     trials = [
-        Trial(model=ModelSpec(base=spec, edits=edits), view=make_trial(spec).view, place=PLACE)
+        Trial(model=ModelSpec(base=spec, edits=edits), view=make_trial(spec).view, context=PLACE)
         for spec in (make_fit(world, Phase(batchnorm=BatchNormMomentum(momentum=0.5), **BRIEF)), make_fit(world, PROBE))
         for edits in ((), (Edit.parse("batchnorm:recalibrated@2"),))
     ]

@@ -378,7 +378,7 @@ def test_results_of_user_training_are_cached(write_module, world):
     (again,), retrained_count = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
     assert (trained_count, retrained_count) == (1, 0)
     assert np.array_equal(first.predictions.p_true, again.predictions.p_true) and first.curve == again.curve
-    assert trial.place == PLACE
+    assert trial.context == PLACE
 
 
 # The whole line

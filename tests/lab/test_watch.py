@@ -450,9 +450,9 @@ def test_gradual_unfreezing_by_phases_is_reported_only_if_too_early():
 def make_groups(net):
     from xferbench.lab.models import backbones
 
-    anatomy = backbones.layer_layout(net, (3, 8, 8))
+    layout = backbones.layer_layout(net, (3, 8, 8))
     names = [name for name, _ in net.named_parameters()]
-    return [{name for name in names if backbones.is_within(name, group.prefixes)} for group in anatomy.groups]
+    return [{name for name in names if backbones.is_within(name, group.prefixes)} for group in layout.groups]
 
 
 def test_training_from_scratch_has_no_head_shock():

@@ -107,20 +107,20 @@ def found(before, module, recipe, fresh=tiny, *, after=None):
     """What is found of a module that was trained, against a belief."""
     own = module.eval()
     images, labels = examples()
-    network = Architecture(module=own, anatomy=backbones.layer_layout(own, 16), device=torch.device("cpu"), cache=Path())
+    network = Architecture(module=own, layout=backbones.layer_layout(own, 16), device=torch.device("cpu"), cache=Path())
     seen = MeasureContext(
         before=before,
         after=after or tensors(own),
         network=network,
-        images=images,
-        labels=labels,
-        prepared=READY,
-        served=images,
-        served_labels=labels,
-        ready=READY,
+        train_images=images,
+        train_labels=labels,
+        train_preprocessing=READY,
+        test_images=images,
+        test_labels=labels,
+        preprocessing=READY,
         mode=EVAL_MODE,
         expected_training=recipe,
-        fresh=fresh,
+        build_random=fresh,
     )
     return freeze_integrity.integrity(seen)
 
@@ -330,8 +330,8 @@ def test_zeros_and_scales_come_to_notice():
 
 def test_a_belief_is_the_union_of_its_phases_but_for_a_best_step_only_the_first_is_sure():
     module = tiny()
-    network = Architecture(module=module, anatomy=backbones.layer_layout(module, 16), device=torch.device("cpu"), cache=Path())
-    both = lp_ft(Phase(batchnorm="eval"))
+    network = Architecture(module=module, layout=backbones.layer_layout(module, 16), device=torch.device("cpu"), cache=Path())
+    both = lp_ft(Phase(batchnorm=BATCHNORM_EVAL))
     (may, must), best = (freeze_check.expected_names(network, replace(both, stop=stop)) for stop in ("last", "best"))
     assert may == must == names(module, "") and best == (may, HEAD)
     assert {"bn1.running_mean"} <= freeze_check.expected_names(network, lp_ft())[0]

@@ -48,7 +48,7 @@ def given(world, one, *, mode=EVAL_MODE, ready=READY, **change):
     trial = make_trial(one, mode=mode)
     (fitted,), _ = run_trials._trained_models((one,), trial, world.cache)
     dataset, network = run_trials.training_inputs(one, trial, world.cache)
-    model = context.LoadedModel(fit=one, fitted=fitted, network=network, dataset=dataset, source_head={}, cache=world.cache)
+    model = context.LoadedModel(spec=one, trained=fitted, network=network, dataset=dataset, source_head={}, cache=world.cache)
     return replace(evaluate.measure_context(model, fitted.last, replace(trial.view, preprocessing=ready)), **change)
 
 
@@ -69,7 +69,7 @@ def make_linear(cache):
     torch.manual_seed(0)
     module = Linear()
     groups = (backbones.LayerGroup(name="body", prefixes=("body",)),)
-    anatomy = backbones.LayerLayout(
+    layout = backbones.LayerLayout(
         parameters=sum(one.numel() for one in module.parameters()),
         groups=groups,
         head="head",
@@ -78,7 +78,7 @@ def make_linear(cache):
         classes=2,
     )
     start = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-    return Architecture(module=module, anatomy=anatomy, device=torch.device("cpu"), cache=cache), start
+    return Architecture(module=module, layout=layout, device=torch.device("cpu"), cache=cache), start
 
 
 def make_halves(count=24):
@@ -110,9 +110,16 @@ def adapted(cache, **phase):
     assert fitted.curve[-1][1] < fitted.curve[0][1], "it learns"
 
     def moved(images):
-        blank = {"served": None, "served_labels": None, "ready": RAW, "mode": EVAL_MODE, "labels": None, "prepared": RAW}
+        blank = {
+            "test_images": None,
+            "test_labels": None,
+            "preprocessing": RAW,
+            "mode": EVAL_MODE,
+            "train_labels": None,
+            "train_preprocessing": RAW,
+        }
         own = context.MeasureContext(
-            before=fitted.before, after=fitted.last, network=network, images=torch.from_numpy(images), **blank
+            before=fitted.before, after=fitted.last, network=network, train_images=torch.from_numpy(images), **blank
         )
         return feature_distortion.distortion(own)["distortion"]
 
@@ -135,8 +142,8 @@ def test_distortion_is_the_squared_way_by_the_squared_length(tmp_path):
     network, start = make_linear(tmp_path)
     upper, _, labels = make_halves(4)
     own = {"before": start, "after": start | {"body.weight": 1.5 * start["body.weight"]}, "network": network}
-    shown = {"images": torch.from_numpy(upper), "labels": torch.from_numpy(labels), "prepared": RAW}
-    found = context.MeasureContext(**own, **shown, served=None, served_labels=None, ready=RAW, mode=EVAL_MODE)
+    shown = {"train_images": torch.from_numpy(upper), "train_labels": torch.from_numpy(labels), "train_preprocessing": RAW}
+    found = context.MeasureContext(**own, **shown, test_images=None, test_labels=None, preprocessing=RAW, mode=EVAL_MODE)
     assert feature_distortion.distortion(found)["distortion"] == pytest.approx(0.25, rel=1e-5)
 
 
@@ -154,11 +161,18 @@ def test_a_random_head_shocks_more_than_one_that_was_fitted_to_the_same_images(w
 def test_the_shock_is_the_ratio_of_two_gradients_by_hand(tmp_path):
     network, start = make_linear(tmp_path)
     upper, _, labels = make_halves()
-    shown = {"images": torch.from_numpy(upper), "labels": torch.from_numpy(labels), "prepared": RAW}
+    shown = {"train_images": torch.from_numpy(upper), "train_labels": torch.from_numpy(labels), "train_preprocessing": RAW}
     seen = context.MeasureContext(
-        before=start, after=start, network=network, **shown, served=None, served_labels=None, ready=RAW, mode=EVAL_MODE
+        before=start,
+        after=start,
+        network=network,
+        **shown,
+        test_images=None,
+        test_labels=None,
+        preprocessing=RAW,
+        mode=EVAL_MODE,
     )
-    x, y = preprocessing.to_tensor(shown["images"], RAW).flatten(1).double(), shown["labels"]
+    x, y = preprocessing.to_tensor(shown["train_images"], RAW).flatten(1).double(), shown["train_labels"]
     features = x @ start["body.weight"].double().T
 
     def norm(weight, bias):
@@ -185,7 +199,7 @@ def test_with_the_statistics_of_batches_answers_depend_on_them(world, mode):
 @pytest.mark.parametrize("count", [5, 20, 40])
 def test_also_where_there_are_few_images(world, count):
     seen = given(world, make_fit(world), mode=TRAIN_MODE)
-    few = replace(seen, served=seen.served[:count], served_labels=seen.served_labels[:count])
+    few = replace(seen, test_images=seen.test_images[:count], test_labels=seen.test_labels[:count])
     assert train_serve_skew.batch_dependence(few)["batch-dependence"] > 0
     assert train_serve_skew.batch_dependence(replace(few, mode=EVAL_MODE))["batch-dependence"] == 0
 
@@ -193,8 +207,15 @@ def test_also_where_there_are_few_images(world, count):
 def test_a_network_without_batchnorm_does_not_mind_the_mode(tmp_path):
     network, start = make_linear(tmp_path)
     upper, _, labels = make_halves()
-    shown = {"served": torch.from_numpy(upper), "served_labels": torch.from_numpy(labels), "ready": RAW, "mode": "train"}
-    seen = context.MeasureContext(before=start, after=start, network=network, images=None, labels=None, prepared=RAW, **shown)
+    shown = {
+        "test_images": torch.from_numpy(upper),
+        "test_labels": torch.from_numpy(labels),
+        "preprocessing": RAW,
+        "mode": "train",
+    }
+    seen = context.MeasureContext(
+        before=start, after=start, network=network, train_images=None, train_labels=None, train_preprocessing=RAW, **shown
+    )
     assert train_serve_skew.batch_dependence(seen) == {"batch-dependence": 0.0}
 
 

@@ -16,7 +16,16 @@ from factory import make_cells, make_record, make_run
 from test_schedule import FACTS, PIPELINE, USUAL, found, lab, study
 
 from xferbench.config.render import describe_recipe
-from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, PRETRAINED, RANDOM, Augmentation, Head, InterpolatePhase
+from xferbench.core.interventions import (
+    BATCHNORM_EVAL,
+    EVAL_MODE,
+    HEAD_ONLY,
+    PRETRAINED,
+    RANDOM,
+    Augmentation,
+    Head,
+    InterpolatePhase,
+)
 from xferbench.core.pipeline import Phase, Preprocessing, Recipe, Selection
 from xferbench.core.sections import flat_values
 from xferbench.core.strategies import STRATEGIES, gradual_unfreezing, interpolate_to_probe, linear_probe, lp_ft
@@ -103,7 +112,7 @@ def test_nothing_pretrained_is_nothing_to_ask_about(plugin):
 
 def seen(before, after, **more):
     fields = {"network": None, "images": None, "labels": None, "prepared": None} | more
-    nothing = {"served": None, "served_labels": None, "ready": None, "mode": "eval"}
+    nothing = {"test_images": None, "test_labels": None, "preprocessing": None, "mode": EVAL_MODE}
     return MeasureContext(before=before, after=after, **nothing | fields)
 
 

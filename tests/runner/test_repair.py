@@ -276,7 +276,7 @@ def test_a_file_that_predicts_otherwise_is_not_kept(given, capsys, monkeypatch, 
 def built():
     module = backbones.build("tiny-resnet", 2).eval()
     return Architecture(
-        module=module, anatomy=backbones.layer_layout(module, (3, 16, 16)), device=torch.device("cpu"), cache=Path()
+        module=module, layout=backbones.layer_layout(module, (3, 16, 16)), device=torch.device("cpu"), cache=Path()
     )
 
 

@@ -153,7 +153,7 @@ class Trial:
     tag: ClassVar[str] = "Trial"
     model: ModelSpec
     view: EvaluationSpec
-    place: ComputeContext
+    context: ComputeContext = field(metadata={"key": "place"})
 
     @property
     def key(self) -> str:

@@ -63,7 +63,7 @@ def copies(context: MeasureContext) -> dict[str, float]:
     """Return the share of test images with a copy, counts by kind and place, and the recall of injected copies."""
     from xferbench.lab.evaluation import leakage
 
-    spec, view = context.fit, context.view
+    spec, view = context.spec, context.view
     if view.examples == "unique":  # it has no copies by definition, which shows nothing
         return {"copies": float("nan")}
     scalars = leakage.count_duplicates(

@@ -38,15 +38,15 @@ def reload(context: MeasureContext) -> dict[str, float]:
     from xferbench.lab.data import preprocessing
     from xferbench.lab.training import feature_cache
 
-    assert context.fresh is not None, "a finished network can be built again"
+    assert context.build_random is not None, "a finished network can be built again"
     file = io.BytesIO()
     torch.save({name: context.after[name].cpu() for name in context.network.module.state_dict()}, file)
     file.seek(0)
-    rebuilt = context.fresh().to(context.network.device)
+    rebuilt = context.build_random().to(context.network.device)
     with torch.no_grad():  # not load_state_dict, which would rebuild MNASNet because the file has no version
         for name, tensor in torch.load(file, weights_only=True).items():
             rebuilt.state_dict()[name].copy_(tensor)
-    images = preprocessing.to_tensor(context.served[:COMPARED_IMAGES].to(context.network.device), context.ready)
+    images = preprocessing.to_tensor(context.test_images[:COMPARED_IMAGES].to(context.network.device), context.preprocessing)
     with (
         feature_cache.evaluation_mode(context.network.module, context.network.device),
         feature_cache.evaluation_mode(rebuilt, context.network.device),

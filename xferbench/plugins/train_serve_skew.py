@@ -137,7 +137,7 @@ def audit_induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
 
 def batch_dependence_of_few(context: MeasureContext) -> dict[str, float]:
     """Return the same as :func:`batch_dependence`, for fewer images."""
-    few = replace(context, served=context.served[:AUDIT_IMAGES], served_labels=context.served_labels[:AUDIT_IMAGES])
+    few = replace(context, test_images=context.test_images[:AUDIT_IMAGES], test_labels=context.test_labels[:AUDIT_IMAGES])
     return batch_dependence(few)
 
 

@@ -40,7 +40,7 @@ def group_trials(trials: Mapping[str, Trial], size: int, suite: Suite) -> Iterat
             separate.append((trial,))
             continue
         look = sum(spec.seed - suite.rules.seed >= seeds for seeds in suite.rules.looks)
-        groups.setdefault((_without_seed(spec), trial.place, look), {}).setdefault(spec, []).append(trial)
+        groups.setdefault((_without_seed(spec), trial.context, look), {}).setdefault(spec, []).append(trial)
     for trials_by_spec in sorted(groups.values(), key=lambda specs: -training_cost(next(iter(specs)))):
         specs = list(trials_by_spec)
         for start in range(0, len(specs), size):

@@ -37,14 +37,14 @@ def teacher_requests(requests: Sequence[TrialRequest]) -> list[TrialRequest]:
     by_teacher = {}
     for request in requests:
         if (teacher := request.trial.model.base.teacher) is not None:
-            trial = _validation_trial(teacher, request.trial.place)
+            trial = _validation_trial(teacher, request.trial.context)
             by_teacher[request.plugin, request.arm, teacher] = replace(request, view="validation", trial=trial)
     return list(by_teacher.values())
 
 
 def _validation_trial(spec: TrainingSpec, context: ComputeContext) -> Trial:
     view = EvaluationSpec(examples="validation", preprocessing=spec.preprocessing)
-    return Trial(model=ModelSpec(base=spec), view=view, place=context)
+    return Trial(model=ModelSpec(base=spec), view=view, context=context)
 
 
 def start_requests(state: PluginState, seeds: Sequence[int], study: Study) -> list[TrialRequest]:

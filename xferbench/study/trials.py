@@ -257,7 +257,7 @@ def make_trial(
         has_cue=named.has_cue,
     )
     spec = initial_model(pipeline) if named.before and not pipeline.checkpoint else training_spec(pipeline, seed)
-    return Trial(model=ModelSpec(base=spec, edits=_model_edits(pipeline, named, measure)), view=evaluation, place=context)
+    return Trial(model=ModelSpec(base=spec, edits=_model_edits(pipeline, named, measure)), view=evaluation, context=context)
 
 
 def _model_edits(pipeline: Pipeline, view: NamedView, measure: str) -> tuple[Edit, ...]:

@@ -141,7 +141,7 @@ def fake_lab(
             return Record(key=trial.key, error=error)
         record = Record(
             key=trial.key,
-            fit=digest((spec, trial.place)),
+            fit=digest((spec, trial.context)),
             scalars={"diverged": 0.0},
             curve=learning_curve(spec, value),
             seconds=1.0,

@@ -26,8 +26,8 @@ class LoadedModel:
     """A trained network with everything that its evaluation needs.
 
     Attributes:
-        fit: the specification of the training.
-        fitted: the tensors before and after training.
+        spec: the specification of the training.
+        trained: the tensors before and after training.
         network: the structure of the network.
         dataset: the dataset in the geometry of the training.
         source_head: the tensors of the pretrained head; empty if the checkpoint has none.
@@ -35,8 +35,8 @@ class LoadedModel:
         injected_duplicates: [k], the test-set indices of the images that were added to training on purpose, or None.
     """
 
-    fit: TrainingSpec
-    fitted: TrainedModel
+    spec: TrainingSpec
+    trained: TrainedModel
     network: Architecture
     dataset: Dataset
     source_head: Tensors
@@ -52,38 +52,38 @@ class MeasureContext:
         before: the tensors before training; those of the checkpoint if the expected training starts from it.
         after: the tensors after training, with all edits.
         network: the structure of the network.
-        images: training images, uint8 [n, …].
-        labels: their labels [n].
-        prepared: the preprocessing of the training.
-        served: the first test images, uint8 [m, …].
-        served_labels: their labels [m].
-        ready: the preprocessing of the evaluation.
+        train_images: training images, uint8 [n, …].
+        train_labels: their labels [n].
+        train_preprocessing: the preprocessing of the training.
+        test_images: the first test images, uint8 [m, …].
+        test_labels: their labels [m].
+        preprocessing: the preprocessing of the evaluation.
         mode: the mode of the evaluation, as in :class:`~xferbench.core.trial.EvaluationSpec`.
         expected_training: the recipe that the training is expected to have followed.
-        fit: the specification of the training; None, as all of the following, if a measure is called by hand.
+        spec: the specification of the training; None, as all of the following, if a measure is called by hand.
         view: the specification of the evaluation.
         dataset: the dataset in the geometry of the training.
         injected_duplicates: [k], the test-set indices of the images that were added to training on purpose.
         cache: the cache folder of the store.
-        fresh: builds the network with random weights.
+        build_random: builds the network with random weights.
         source_head: the tensors of the pretrained head; empty if the checkpoint has none.
     """
 
     before: Tensors
     after: Tensors
     network: Architecture
-    images: Tensor
-    labels: Tensor
-    prepared: InputTransform
-    served: Tensor
-    served_labels: Tensor
-    ready: InputTransform
+    train_images: Tensor
+    train_labels: Tensor
+    train_preprocessing: InputTransform
+    test_images: Tensor
+    test_labels: Tensor
+    preprocessing: InputTransform
     mode: ServingMode
     expected_training: Recipe = field(default_factory=Recipe)
-    fit: Any = None
+    spec: Any = None
     view: Any = None
     dataset: Any = None
     injected_duplicates: Any = None
     cache: Any = None
-    fresh: Callable[[], nn.Module] | None = None
+    build_random: Callable[[], nn.Module] | None = None
     source_head: Any = None

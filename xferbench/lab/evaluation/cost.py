@@ -27,7 +27,7 @@ FLOAT32_BYTES = 4  # bytes
 
 def compute_cost(
     phases: Sequence[Phase],
-    anatomy: LayerLayout,
+    layout: LayerLayout,
     module: nn.Module,
     *,
     init: Initialization = PRETRAINED,
@@ -41,7 +41,7 @@ def compute_cost(
 
     Args:
         phases: the phases of the training.
-        anatomy: the layer layout of the network.
+        layout: the layer layout of the network.
         module: the network, with its adapters if it has any.
         init: as in :class:`xferbench.core.pipeline.Recipe`.
         shape: the shape of one preprocessed example. Without it, the result has no ``multiply_adds``.
@@ -55,20 +55,20 @@ def compute_cost(
     """
     sizes = {name: tensor.numel() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
     stored_whole: set[str] = set(sizes) if init != PRETRAINED else {name for name in sizes if backbones.is_adapter(name)}
-    stored_whole |= {name for name in sizes if backbones.is_within(name, [anatomy.head])}
+    stored_whole |= {name for name in sizes if backbones.is_within(name, [layout.head])}
     trained: dict[str, int] = {}
     low_rank: dict[str, int] = {}  # values in the factors of a low-rank update
     for phase in phases:
-        names = backbones.trainable_names(anatomy, module, phase.trainable)
+        names = backbones.trainable_names(layout, module, phase.trainable)
         rank = phase.trainable.rank if isinstance(phase.trainable, LoRA) else 0
-        factored = backbones.names_by_kind(anatomy, module)["lora"] if rank else set()
+        factored = backbones.names_by_kind(layout, module)["lora"] if rank else set()
         for name in names & factored:
             sides = module.get_parameter(name).flatten(1).shape
             low_rank[name] = low_rank.get(name, 0) + rank * sum(sides)
         stored_whole |= names - factored
         trained |= {name: sizes[name] for name in names - factored}
         if phase.batchnorm != BATCHNORM_EVAL:
-            frozen = loop.prefixes_below(anatomy, loop.frozen_cut(phase, anatomy))
+            frozen = loop.prefixes_below(layout, loop.frozen_cut(phase, layout))
             stored_whole |= {name for name in batchnorm.statistics_names(module) if not backbones.is_within(name, frozen)}
     compute = {"multiply_adds": multiply_adds(module, shape)} if shape is not None else {}
     updates = {name: min(size, sizes[name]) for name, size in low_rank.items() if name not in stored_whole}
@@ -106,5 +106,7 @@ def multiply_adds(module: nn.Module, shape: batch.Shape) -> float:
 
 def measure_cost(context: MeasureContext) -> dict[str, float]:
     """Compute the cost of a trained network, as a measure of a plugin: ``xferbench.lab.evaluation.cost:measure_cost@2``."""
-    shape = batch.example_shape(preprocessing.to_tensor(context.served[:1], context.ready))
-    return compute_cost(context.fit.phases, context.network.anatomy, context.network.module, init=context.fit.init, shape=shape)
+    shape = batch.example_shape(preprocessing.to_tensor(context.test_images[:1], context.preprocessing))
+    return compute_cost(
+        context.spec.phases, context.network.layout, context.network.module, init=context.spec.init, shape=shape
+    )

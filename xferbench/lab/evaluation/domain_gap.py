@@ -37,17 +37,19 @@ def transfer_scores(context: MeasureContext, within: str) -> dict[str, float]:
     Returns:
         The scores by name. Without a source dataset, there are no distances. Without a source head, there is no LEEP.
     """
-    subset = training_subset(context.dataset, context.fit)
-    rng = np.random.default_rng(context.fit.seed)
+    subset = training_subset(context.dataset, context.spec)
+    rng = np.random.default_rng(context.spec.seed)
     target = datasets.take(subset.split, rng.permutation(subset.index)[:MAX_IMAGES])
     images = torch.from_numpy(np.array(target.images))
-    before, after = (_features(context, tensors, images, context.prepared) for tensors in (context.before, context.after))
+    before, after = (
+        _features(context, tensors, images, context.train_preprocessing) for tensors in (context.before, context.after)
+    )
     values = {"logme": transferability.logme(before, target.labels), "h-score": transferability.h_score(before, target.labels)}
     values["cka"] = transferability.linear_cka(before, after)
     if context.source_head:
         tensors = _to_device(context, {**context.before, **context.source_head})
         order = np.arange(len(images))
-        logits = evaluate.batched_logits(context.network, tensors, images, context.prepared, order, training=False)
+        logits = evaluate.batched_logits(context.network, tensors, images, context.train_preprocessing, order, training=False)
         values["leep"] = transferability.leep(logits.double().softmax(1).numpy(), target.labels)
     if context.view.domain is not None:
         values |= _distances(context, before, rng, within)

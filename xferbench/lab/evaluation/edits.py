@@ -70,7 +70,7 @@ def permute_weights(tensors: Tensors, network: Architecture) -> Tensors:
     Shuffled parameters of BatchNorm would make the features explode.
     """
     generator = torch.Generator().manual_seed(0)
-    excluded = (network.anatomy.head, *network.anatomy.batchnorm)
+    excluded = (network.layout.head, *network.layout.batchnorm)
     names = sorted(name for name, _ in network.module.named_parameters() if not backbones.is_within(name, excluded))
     permuted = {
         name: tensors[name].flatten()[torch.randperm(tensors[name].numel(), generator=generator)].view_as(tensors[name])

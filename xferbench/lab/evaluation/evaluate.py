@@ -72,14 +72,14 @@ def evaluate(model: LoadedModel, edits: Sequence[Edit], view: EvaluationSpec) ->
         return None, {name: float(value) for name, value in values.items()}
     if view.examples == "unique" and not len(view_examples(model, view).labels):
         return None, {}
-    if model.fitted.diverged and model.fit.head != OWN_HEAD:  # in a checkpoint, an edit may repair values that are not finite
+    if model.trained.diverged and model.spec.head != OWN_HEAD:  # in a checkpoint, an edit may repair values that are not finite
         return _predict_class_frequencies(model, edits, view, view_examples(model, view)), {}
     return predict(model, edit_tensors(model, edits, view), edits, view)
 
 
 def edit_tensors(model: LoadedModel, edits: Sequence[Edit], view: EvaluationSpec) -> Tensors:
     """Return the tensors of a network on its device, with some edits in order."""
-    tensors = {"last": model.fitted.last, "best": model.fitted.best}[view.step]
+    tensors = {"last": model.trained.last, "best": model.trained.best}[view.step]
     tensors = {name: tensor.to(model.network.device) for name, tensor in tensors.items()}
     for edit in edits:
         tensors = _apply_edit(edit, tensors, model, view)
@@ -115,25 +115,25 @@ def predict(
 def measure_context(model: LoadedModel, tensors: Tensors, view: EvaluationSpec) -> MeasureContext:
     """Return the argument of a plugin's measure, where ``tensors`` are those of the network with all edits."""
     train = training_examples(model, model.dataset, MAX_MEASURE_EXAMPLES)
-    test = datasets.load_dataset(model.fit.data, view.preprocessing, None, model.cache).test
+    test = datasets.load_dataset(model.spec.data, view.preprocessing, None, model.cache).test
     return MeasureContext(
-        before=model.fitted.before,
+        before=model.trained.before,
         after=tensors,
         network=model.network,
-        images=torch.from_numpy(np.array(train.images)),
-        labels=torch.from_numpy(train.labels),
-        prepared=model.fit.preprocessing,
-        served=torch.from_numpy(np.array(test.images[:MAX_MEASURE_EXAMPLES])),
-        served_labels=torch.from_numpy(test.labels[:MAX_MEASURE_EXAMPLES]),
-        ready=view.preprocessing,
+        train_images=torch.from_numpy(np.array(train.images)),
+        train_labels=torch.from_numpy(train.labels),
+        train_preprocessing=model.spec.preprocessing,
+        test_images=torch.from_numpy(np.array(test.images[:MAX_MEASURE_EXAMPLES])),
+        test_labels=torch.from_numpy(test.labels[:MAX_MEASURE_EXAMPLES]),
+        preprocessing=view.preprocessing,
         mode=view.mode,
-        expected_training=view.expected_training or Recipe(phases=model.fit.phases, stop=view.step),
-        fit=model.fit,
+        expected_training=view.expected_training or Recipe(phases=model.spec.phases, stop=view.step),
+        spec=model.spec,
         view=view,
         dataset=model.dataset,
         injected_duplicates=model.injected_duplicates,
         cache=model.cache,
-        fresh=partial(heads.build_with_head, model.fit.arch, model.network.anatomy, model.fit.head, model.fit.code),
+        build_random=partial(heads.build_with_head, model.spec.arch, model.network.layout, model.spec.head, model.spec.code),
         source_head=model.source_head,
     )
 
@@ -142,7 +142,7 @@ def _predict_class_frequencies(model: LoadedModel, edits: Sequence[Edit], view: 
     """Predict the class frequencies for every example: those of the training subset, or of the domain for its head."""
     has_domain_head = any(isinstance(edit, SourceHead | RefitHead | ProbeHead) for edit in edits)
     if view.domain is None or not has_domain_head:
-        frequencies = np.array(model.fitted.prior)
+        frequencies = np.array(model.trained.prior)
     else:
         dataset = domains.load_domain(view.domain, view.preprocessing, model.cache)
         outputs = max(len(next(iter(model.source_head.values()))), int(dataset.test.labels.max()) + 1)
@@ -154,7 +154,7 @@ def _predict_class_frequencies(model: LoadedModel, edits: Sequence[Edit], view: 
 def _apply_edit(edit: Edit, tensors: Tensors, model: LoadedModel, view: EvaluationSpec) -> Tensors:
     network = model.network
     if isinstance(edit, SourceHead):
-        body = {name: tensor for name, tensor in tensors.items() if not backbones.is_within(name, [network.anatomy.head])}
+        body = {name: tensor for name, tensor in tensors.items() if not backbones.is_within(name, [network.layout.head])}
         return body | {name: tensor.to(network.device) for name, tensor in model.source_head.items()}
     if isinstance(edit, RefitHead | ProbeHead):
         return tensors  # the new head is fitted to the features of these tensors: see _refitted_logits
@@ -164,20 +164,20 @@ def _apply_edit(edit: Edit, tensors: Tensors, model: LoadedModel, view: Evaluati
         return _interpolate(edit, tensors, model)
     if isinstance(edit, PermuteWeights):
         return edits.permute_weights(tensors, network)
-    layer = heads.last_layer(network.module, network.anatomy.head)
+    layer = heads.last_layer(network.module, network.layout.head)
     return edits.edit_head(edit, tensors, layer, partial(_calibration_logits, model, tensors, view))
 
 
 def _interpolate(edit: InterpolatePhase | InterpolateCheckpoints, tensors: Tensors, model: LoadedModel) -> Tensors:
     """Interpolate from the start of the last phase, or from the checkpoint."""
-    network, start = model.network, model.fitted.before
+    network, start = model.network, model.trained.before
     if isinstance(edit, InterpolatePhase):
-        assert model.fitted.begun is not None, "the caller trains up to the start of the last phase"
-        start = model.fitted.begun.last
+        assert model.trained.begun is not None, "the caller trains up to the start of the last phase"
+        start = model.trained.begun.last
     start = {name: tensor.to(network.device) for name, tensor in start.items()}
     if isinstance(edit, InterpolatePhase):
         return edits.interpolate_phase(start, tensors, edit.share)
-    return edits.interpolate_checkpoints(start, tensors, edit.share, network.anatomy.head)
+    return edits.interpolate_checkpoints(start, tensors, edit.share, network.layout.head)
 
 
 def _new_statistics(
@@ -188,21 +188,21 @@ def _new_statistics(
         return _domain_statistics(tensors, model, view)
     network, names = model.network, batchnorm.statistics_names(model.network.module)
     if isinstance(edit, RestoreBatchNorm):
-        return {name: model.fitted.before[name].to(network.device) for name in names}
+        return {name: model.trained.before[name].to(network.device) for name in names}
     if isinstance(edit, ResetBatchNorm):
         return edits.initial_statistics({name: tensors[name] for name in names})
     # The order is random, because batches of a sorted class folder would have one class each.
-    split = training_examples(model, model.dataset, RECALIBRATION_EXAMPLES if model.fit.head == OWN_HEAD else None)
+    split = training_examples(model, model.dataset, RECALIBRATION_EXAMPLES if model.spec.head == OWN_HEAD else None)
     images = split.images
     if isinstance(edit, OneClassBatchNorm):
         images = images[split.labels == np.bincount(split.labels).argmax()]
-    return _recalibrate(images, model.fit.preprocessing, tensors, network)
+    return _recalibrate(images, model.spec.preprocessing, tensors, network)
 
 
 def _domain_statistics(tensors: Tensors, model: LoadedModel, view: EvaluationSpec) -> Tensors:
     """Compute the running statistics on training images of the evaluation's domain (AdaBN, Li et al. 2016)."""
     if view.domain is None:
-        dataset = datasets.load_dataset(model.fit.data, view.preprocessing, view.limit, model.cache)
+        dataset = datasets.load_dataset(model.spec.data, view.preprocessing, view.limit, model.cache)
         images = training_examples(model, dataset, MAX_PROBE_EXAMPLES).images
     else:
         images = domains.unlabeled_split(view.domain.data, view.preprocessing, model.cache).images
@@ -222,7 +222,7 @@ def _calibration_logits(model: LoadedModel, tensors: Tensors, view: EvaluationSp
 
     They are the validation examples of a network trained here, and the first half of the test set for a checkpoint.
     """
-    examples = "screen" if model.fit.head == OWN_HEAD else "validation"
+    examples = "screen" if model.spec.head == OWN_HEAD else "validation"
     split = view_examples(model, replace(view, examples=examples, domain=None))
     return _compute_logits(model, tensors, (RecalibrateBatchNorm(),), view, split), split.labels
 
@@ -235,7 +235,7 @@ def _refitted_logits(
     The images are those of the target, or those of the evaluation's domain.
     """
     if on_target:
-        memory, ready = training_examples(model, model.dataset, MAX_PROBE_EXAMPLES), model.fit.preprocessing
+        memory, ready = training_examples(model, model.dataset, MAX_PROBE_EXAMPLES), model.spec.preprocessing
     else:
         assert view.domain is not None, "a head is refitted on a domain"
         dataset, ready = domains.load_domain(view.domain, view.preprocessing, model.cache), view.preprocessing
@@ -263,11 +263,11 @@ def _compute_logits(
         order = serving_order(split.labels, by_class=isinstance(view.mode, TrainModeByClass))
         training_logits = batched_logits(network, tensors, images, view.preprocessing, order, training=True)
         return training_logits.double().numpy()  # type: ignore[no-any-return] # torch is Any here
-    may_differ_below_cut = model.fit.training is not None or any(
+    may_differ_below_cut = model.spec.training is not None or any(
         isinstance(edit, BatchNormEdit | AdaptBatchNorm) for edit in edits
     )
-    cuts = (loop.frozen_cut(phase, network.anatomy) for phase in model.fit.phases)
-    cut = 0 if may_differ_below_cut else min(cuts, default=len(network.anatomy.groups))
+    cuts = (loop.frozen_cut(phase, network.layout) for phase in model.spec.phases)
+    cut = 0 if may_differ_below_cut else min(cuts, default=len(network.layout.groups))
     lower, upper = loop.split_phase_model(network, cut, view.preprocessing)
     if lower is None:
         x = images

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, BatchNormTrainAbove
+from xferbench.core.interventions import HEAD_ONLY
 from xferbench.lab.data import preprocessing
 from xferbench.lab.models import backbones, batchnorm, checkpoints
 from xferbench.lab.training import expected_changes, feature_cache
@@ -45,12 +45,12 @@ def expected_names(network: Architecture, recipe: Recipe) -> tuple[set[str], set
     Raises:
         UserError: if the network has fewer layer groups than the recipe requires.
     """
-    module, anatomy = network.module, network.anatomy
-    trainable_names = partial(backbones.trainable_names, anatomy, module)
+    module, layout = network.module, network.layout
+    trainable_names = partial(backbones.trainable_names, layout, module)
     statistics, buffers = batchnorm.statistics_names(module), {name for name, _ in module.named_buffers()}
     if not recipe.phases:
         return buffers.union(name for name, _ in module.named_parameters()), trainable_names(HEAD_ONLY)
-    parts = [(anatomy.head,), *(group.prefixes for group in anatomy.groups)]
+    parts = [(layout.head,), *(group.prefixes for group in layout.groups)]
     changes = expected_changes.changes_by_phase(recipe.phases, trainable_names, parts)
     may: set[str] = set()
     for change in changes:
@@ -88,7 +88,7 @@ def check_freeze(context: MeasureContext) -> dict[str, float]:
 
     not_loaded = uncorrelated_groups(context, before, after)
     none_loaded = bool(not_loaded) and len(not_loaded) == len(weights_by_group(network, before))
-    prefixes = [prefix for group in network.anatomy.groups if group.name in not_loaded for prefix in group.prefixes]
+    prefixes = [prefix for group in network.layout.groups if group.name in not_loaded for prefix in group.prefixes]
     moved_by_training = {name for name in moved if not backbones.is_within(name, prefixes)}
     unexpected = moved_by_training - may
     unmoved, reachable = unmoved_tensors(context, must, before, after)
@@ -140,7 +140,7 @@ def weights_by_group(network: Architecture, tensors: Mapping[str, Tensor]) -> di
     parameters = [name for name, _ in network.module.named_parameters() if not backbones.is_adapter(name)]
     weights = [name for name in parameters if name in tensors and tensors[name].ndim > 1]
     by_group = {
-        group.name: [name for name in weights if backbones.is_within(name, group.prefixes)] for group in network.anatomy.groups
+        group.name: [name for name in weights if backbones.is_within(name, group.prefixes)] for group in network.layout.groups
     }
     return {group: names for group, names in by_group.items() if names}
 
@@ -158,8 +158,8 @@ def uncorrelated_groups(context: MeasureContext, before: Tensors, after: Tensors
         if 2 * sum(_is_uncorrelated(before[name], after[name]) for name in names) > len(names)
         and not any(is_same(before[name], after[name]) for name in names)
     ]
-    if uncorrelated and context.fresh is not None:
-        initial_norms = {name: float(tensor.detach().norm()) for name, tensor in context.fresh().named_parameters()}
+    if uncorrelated and context.build_random is not None:
+        initial_norms = {name: float(tensor.detach().norm()) for name, tensor in context.build_random().named_parameters()}
 
         def has_grown(name: str) -> bool:
             return bool(after[name].norm() > GROWTH_FACTOR * max(float(before[name].norm()), initial_norms[name]))
@@ -199,19 +199,19 @@ def untrained_head(context: MeasureContext) -> set[str]:
     A head looks untrained if its weights have the standard deviation and the range of initial weights, and it predicts no
     better than the majority class.
     """
-    assert context.fresh is not None, "the caller compares heads only if it can build a fresh one"
-    head = context.network.anatomy.head
+    assert context.build_random is not None, "the caller compares heads only if it can build a fresh one"
+    head = context.network.layout.head
     name = f"{head}.weight"
-    initial, weight = dict(context.fresh().named_parameters())[name].detach(), context.after[name].cpu()
+    initial, weight = dict(context.build_random().named_parameters())[name].detach(), context.after[name].cpu()
     spread = float(weight.std() / initial.std().clamp_min(1e-12))
     is_like_initial = 0.95 < spread < 1.05 and float(weight.abs().max() / initial.abs().max()) < 1.05
     is_zero = not bool(initial.any()) and not bool(weight.any())
     if not (is_like_initial or is_zero):
         return set()
     with feature_cache.evaluation_mode(context.network.module, context.network.device):
-        images = preprocessing.to_tensor(context.served.to(context.network.device), context.ready)
+        images = preprocessing.to_tensor(context.test_images.to(context.network.device), context.preprocessing)
         predictions = functional_call(context.network.module, context.after, (images,)).argmax(1).cpu()
-    labels = context.served_labels
+    labels = context.test_labels
     majority = float(labels.bincount().max()) / len(labels)
     bound = majority + 2 * (majority * (1 - majority) / len(labels)) ** 0.5
     is_untrained = float((predictions == labels).double().mean()) <= bound
@@ -225,7 +225,7 @@ def gradient_shares(context: MeasureContext, names: Iterable[str]) -> dict[str, 
     if not leaves:
         return {}
     with feature_cache.evaluation_mode(module, device), torch.enable_grad():
-        images = preprocessing.to_tensor(context.served[:PROBE_IMAGES].to(device), context.ready)
+        images = preprocessing.to_tensor(context.test_images[:PROBE_IMAGES].to(device), context.preprocessing)
         logits = functional_call(module, {**context.after, **leaves}, (images,)).float()
         total = (logits * torch.linspace(-1.0, 1.0, logits.numel(), device=device).view_as(logits).cos()).sum()
         computed = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
@@ -253,7 +253,7 @@ def explain_moved(context: MeasureContext, may: set[str], before: Tensors, after
     norms = [name for name, layer in network.module.named_modules() if isinstance(layer, backbones.NORM_LAYERS)]
     if all(backbones.is_within(name, norms) for name in moved):
         return ["norm"]
-    groups = [group for group in network.anatomy.groups if any(backbones.is_within(name, group.prefixes) for name in moved)]
+    groups = [group for group in network.layout.groups if any(backbones.is_within(name, group.prefixes) for name in moved)]
     return [f"group/{group.name}" for group in groups]
 
 
@@ -261,7 +261,7 @@ def explain_unmoved(network: Architecture, must: set[str], unmoved: set[str]) ->
     """Return the causes that match the pattern of trainable parameters that did not move."""
     if not unmoved:
         return []
-    head = {name for name in must if backbones.is_within(name, [network.anatomy.head])}
+    head = {name for name in must if backbones.is_within(name, [network.layout.head])}
     if unmoved == must:
         return ["nothing-trained"]
     if unmoved == must - head:

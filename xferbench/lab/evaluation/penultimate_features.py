@@ -41,7 +41,7 @@ def head_inputs(network: Architecture, tensors: Mapping[str, Tensor], images: Te
         x = inputs[0].detach().float()
         batches.append((x.flatten(2).mean(2) if x.ndim > 2 else x).cpu())
 
-    hook = network.module.get_submodule(network.anatomy.head).register_forward_pre_hook(store_inputs)
+    hook = network.module.get_submodule(network.layout.head).register_forward_pre_hook(store_inputs)
     try:
         with feature_cache.evaluation_mode(network.module, network.device):
             for batch in images.split(feature_cache.INFERENCE_BATCH):
@@ -85,5 +85,7 @@ def feature_distortion(context: MeasureContext) -> float:
     """Compute the mean over training images of ‖φ after − φ before‖² / ‖φ before‖², where φ are the penultimate features."""
     device = context.network.device
     on_device = ({name: tensor.to(device) for name, tensor in tensors.items()} for tensors in (context.before, context.after))
-    before, after = (head_inputs(context.network, tensors, context.images, context.prepared) for tensors in on_device)
+    before, after = (
+        head_inputs(context.network, tensors, context.train_images, context.train_preprocessing) for tensors in on_device
+    )
     return float(((after - before).square().sum(1) / before.square().sum(1).clamp_min(1e-12)).mean())

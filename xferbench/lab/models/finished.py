@@ -106,7 +106,7 @@ def checkpoint_tensors(network: Architecture, state: Mapping[str, Tensor]) -> Te
     Raises:
         UserError: if the checkpoint does not match the network below its head.
     """
-    module, head = network.module, network.anatomy.head
+    module, head = network.module, network.layout.head
     body, _ = checkpoints.match_tensors(module, state, head)
     defaults = {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
     head_tensors = {
@@ -157,6 +157,6 @@ def trained_model(
         best=last,
         curve=(),
         diverged=not all(bool(torch.isfinite(tensor).all()) for tensor in last.values() if tensor.is_floating_point()),
-        prior=tuple((np.bincount(labels, minlength=network.anatomy.classes) / len(labels)).tolist()),
+        prior=tuple((np.bincount(labels, minlength=network.layout.classes) / len(labels)).tolist()),
         seconds=0.0,
     )

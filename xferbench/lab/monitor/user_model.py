@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from xferbench.core.errors import UserError, suggest
-from xferbench.core.interventions import BATCHNORM_EVAL, Adapters, AllLayers, Biases, HeadOnly, LoRA, NormLayers, Trainable
+from xferbench.core.interventions import Adapters, AllLayers, Biases, HeadOnly, LoRA, NormLayers, Trainable
 from xferbench.lab.models import backbones
 
 if TYPE_CHECKING:

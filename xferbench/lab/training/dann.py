@@ -106,7 +106,7 @@ def build_discriminator(
             found=f"{unlabeled.images.shape[1:]}, but the target has {shape}",
             expected="the same shape",
         )
-    features = network.anatomy.features
+    features = network.layout.features
     shapes = {"1.weight": (HIDDEN_UNITS, features), "1.bias": (HIDDEN_UNITS,), "2.weight": (1, HIDDEN_UNITS), "2.bias": (1,)}
     rngs = [seeds.numpy_stream(spec.seed, seeds.DISCRIMINATOR) for spec in specs]
     uniform = {name: np.stack([rng.uniform(-1, 1, size) for rng in rngs]) for name, size in shapes.items()}
@@ -116,7 +116,7 @@ def build_discriminator(
         strength=dann.strength,
         tensors={name: tensor.requires_grad_() for name, tensor in tensors.items()},
         images=torch.from_numpy(np.array(unlabeled.images)),
-        layer=heads.first_layer(network.module, network.anatomy.head),
+        layer=heads.first_layer(network.module, network.layout.head),
     )
 
 

@@ -81,7 +81,7 @@ def split_phase_model(network: Architecture, frozen: int, transform: InputTransf
     Returns:
         The lower part, or None if there is no cut or the network cannot be split; and the model that the phase runs.
     """
-    parts = graph_split.split_at(network.module, network.anatomy, frozen) if frozen else None
+    parts = graph_split.split_at(network.module, network.layout, frozen) if frozen else None
     if parts is None:
         return None, PhaseModel(module=network.module, transform=transform)
     lower, upper = parts
@@ -188,7 +188,7 @@ def _prepare_phase(
 ) -> _PhaseRun:
     """Split the network for a phase, and compute everything below the cut once."""
     spec, phase = specs[0], specs[0].phases[index]
-    frozen = 0 if spec.augment else frozen_cut(phase, network.anatomy)
+    frozen = 0 if spec.augment else frozen_cut(phase, network.layout)
     lower, model = split_phase_model(network, frozen, spec.preprocessing)
     members = [member_tensors(stacked, member) for member in range(len(specs))]
     data = [
@@ -236,15 +236,13 @@ def _train_phase(run: _PhaseRun, stacked: Tensors, *, check_steps: Sequence[int]
         At each check, the step and the mean loss of each member since the previous check.
     """
     phase, network, specs = run.phase, run.network, run.specs
-    trainable = backbones.trainable_names(network.anatomy, network.module, phase.trainable) & set(run.model.names)
+    trainable = backbones.trainable_names(network.layout, network.module, phase.trainable) & set(run.model.names)
     frozen = {name: tensor.clone() for name, tensor in stacked.items() if name not in trainable}
     start = {name: stacked[name].detach().clone() for name in sorted(trainable)}
-    lora_names = (
-        backbones.names_by_kind(network.anatomy, network.module)["lora"] if isinstance(phase.trainable, LoRA) else set()
-    )
+    lora_names = backbones.names_by_kind(network.layout, network.module)["lora"] if isinstance(phase.trainable, LoRA) else set()
     lora_rngs = [seeds.numpy_stream(spec.seed, seeds.LOW_RANK, run.index) for spec in specs]
     parameters = lora.phase_parameters(phase, start, lora_names, lora_rngs)
-    depth = lora.weight_depths(parameters, backbones.layer_depth(network.anatomy, network.module))
+    depth = lora.weight_depths(parameters, backbones.layer_depth(network.layout, network.module))
     optimizer = _build_optimizer(phase, parameters, depth, run.dann.discriminator.tensors if run.dann else {})
     peak_lrs = [group["lr"] for group in optimizer.param_groups]
     index = _stacked_batch_indices(run)
@@ -252,7 +250,7 @@ def _train_phase(run: _PhaseRun, stacked: Tensors, *, check_steps: Sequence[int]
     torch.manual_seed(seeds.torch_seed(specs[0].seed, seeds.DROPOUT))
     fixed = {name: stacked[name] for name in run.model.names}
     losses, steps_since_check = torch.zeros(len(specs), device=network.device), 0
-    frozen_prefixes = prefixes_below(network.anatomy, frozen_cut(phase, network.anatomy))
+    frozen_prefixes = prefixes_below(network.layout, frozen_cut(phase, network.layout))
     with batchnorm.set_training(run.model.module, phase.batchnorm, frozen_prefixes):
         for step in range(phase.steps):
             for group, peak_lr in zip(optimizer.param_groups, peak_lrs, strict=True):
@@ -294,7 +292,7 @@ def _member_losses(
         index: [members, batch size], the examples of the batches.
         draws: the augmentation of the phase.
     """
-    classes = run.network.anatomy.classes
+    classes = run.network.layout.classes
     batches = [data.x[rows] for data, rows in zip(run.data, index, strict=True)]
     batches = augmentation.augment_batches(batches, draws, step)
     y = torch.stack([data.y[rows] for data, rows in zip(run.data, index, strict=True)])

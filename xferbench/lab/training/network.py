@@ -30,13 +30,13 @@ class Architecture:
 
     Attributes:
         module: the structure; its own tensors are never read.
-        anatomy: its layer groups and head.
+        layout: its layer groups and head.
         device: the device that computes.
         cache: the cache folder.
     """
 
     module: nn.Module
-    anatomy: LayerLayout
+    layout: LayerLayout
     device: torch.device
     cache: Path
 

@@ -40,13 +40,13 @@ def pretrain(seed: int, recipe: Phase = PHASE, images: int = TRAIN_IMAGES) -> tu
     trial = Trial(
         model=ModelSpec(base=spec),
         view=EvaluationSpec(preprocessing=PREPROCESSING),
-        place=ComputeContext(device="cpu", torch=torch.__version__, lab=LAB_VERSION),
+        context=ComputeContext(device="cpu", torch=torch.__version__, lab=LAB_VERSION),
     )
     with tempfile.TemporaryDirectory() as folder:
         records, _ = run_trials.run_trials((trial,), frozenset({trial.key}), Path(folder))
         if records[0].error or records[0].predictions is None:
             raise RuntimeError(records[0].error)
-        state, _ = checkpoint_reader.read_saved(run_trials.weights_path(spec, trial.place, Path(folder)))
+        state, _ = checkpoint_reader.read_saved(run_trials.weights_path(spec, trial.context, Path(folder)))
     predictions = records[0].predictions
     tensors = {name.removeprefix("last."): tensor for name, tensor in state.items() if name.startswith("last.")}
     return tensors, float((predictions.predicted == predictions.label).mean())

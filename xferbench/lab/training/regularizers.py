@@ -112,7 +112,7 @@ def build_regularizer(
     if regularizer is None or isinstance(regularizer, DANN):  # xferbench.lab.training.dann implements DANN
         return None
     _check_requirements(regularizer, specs, head=head, memory=memory, teachers=teachers)
-    device, head_name, transform = network.device, network.anatomy.head, specs[0].preprocessing
+    device, head_name, transform = network.device, network.layout.head, specs[0].preprocessing
     body = {name: tensor.to(device) for name, tensor in start.items() if not backbones.is_within(name, [head_name])}
     parameter_names = sorted(
         name for name, _ in network.module.named_parameters() if not backbones.is_within(name, [head_name])

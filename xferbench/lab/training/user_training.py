@@ -178,7 +178,7 @@ def _check_frozen(spec: TrainingSpec, code: UserCode, network: Architecture, bef
     frozen: set[str] = set()
     if "trainable" in supported:
         kinds = {phase.trainable for phase in spec.phases}
-        trainable = set().union(*(backbones.trainable_names(network.anatomy, network.module, kind) for kind in kinds))
+        trainable = set().union(*(backbones.trainable_names(network.layout, network.module, kind) for kind in kinds))
         frozen |= {name for name, _ in network.module.named_parameters()} - trainable
     if "batchnorm" in supported and all(phase.batchnorm == BATCHNORM_EVAL for phase in spec.phases):
         frozen |= buffers

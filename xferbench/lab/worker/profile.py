@@ -135,20 +135,20 @@ def _load_and_profile(
     ready = chosen or Preprocessing()
     dataset = datasets.load_dataset(target, ready, None if finished else test_size, cache)
     train, validation = _subset(dataset, train_size, target, finished)
-    module, anatomy = _build_network(arch, code, dataset, ready)
+    module, layout = _build_network(arch, code, dataset, ready)
     state, reading_note = checkpoint_reader.read_with_note(Path(weights.path))
-    name_note = checkpoints.match_names(module, state, anatomy.head)[1]
-    head_outputs, is_unchanged = _load_state(module, anatomy, state, finished, len(dataset.classes))
-    unsupported, (forward, step) = _run_network(module, anatomy, code, dataset, ready)
-    head = checkpoints.head_tensors(module, state, anatomy.head)
+    name_note = checkpoints.match_names(module, state, layout.head)[1]
+    head_outputs, is_unchanged = _load_state(module, layout, state, finished, len(dataset.classes))
+    unsupported, (forward, step) = _run_network(module, layout, code, dataset, ready)
+    head = checkpoints.head_tensors(module, state, layout.head)
     outputs, source_error = domains.source_outputs(source, dict(outputs_by_class), ready, arch, head, cache)
     order_note = "" if outputs_by_class else _order_note(outputs)
     return Profile(
         model=ModelProfile(
-            parameters=anatomy.parameters,
-            groups=tuple(group.name for group in anatomy.groups),
-            head=anatomy.head,
-            batchnorm=anatomy.batchnorm,
+            parameters=layout.parameters,
+            groups=tuple(group.name for group in layout.groups),
+            head=layout.head,
+            batchnorm=layout.batchnorm,
             size=dataset.test.images.shape[-2:],
             outputs=head_outputs,
             body_unchanged=is_unchanged,
@@ -182,16 +182,16 @@ def _build_network(
     """
     module = backbones.build(arch, len(dataset.classes), code)
     with _name_user_code(code):
-        anatomy = backbones.layer_layout(module, datasets.input_shape(dataset, ready))
-    if anatomy.classes != len(dataset.classes):
+        layout = backbones.layer_layout(module, datasets.input_shape(dataset, ready))
+    if layout.classes != len(dataset.classes):
         expected = f"{len(dataset.classes)}, one for each class"
-        raise UserError(f"{arch}: a head of the wrong size", found=f"{anatomy.classes} outputs", expected=expected)
-    return module, anatomy
+        raise UserError(f"{arch}: a head of the wrong size", found=f"{layout.classes} outputs", expected=expected)
+    return module, layout
 
 
 def _load_state(
     module: torch.nn.Module,
-    anatomy: backbones.LayerLayout,
+    layout: backbones.LayerLayout,
     state: Mapping[str, torch.Tensor],
     finished: Checkpoint | None,
     classes: int,
@@ -203,22 +203,22 @@ def _load_state(
         0 and False.
     """
     if finished:
-        return checkpoint_models.head_sizes(module, anatomy.head, finished, state, classes)
-    checkpoints.load_backbone(module, state, anatomy.head)
+        return checkpoint_models.head_sizes(module, layout.head, finished, state, classes)
+    checkpoints.load_backbone(module, state, layout.head)
     return 0, False
 
 
 def _run_network(
     module: torch.nn.Module,
-    anatomy: backbones.LayerLayout,
+    layout: backbones.LayerLayout,
     code: UserCode | None,
     dataset: datasets.Dataset,
     ready: InputTransform,
 ) -> tuple[list[str], tuple[float, float]]:
     """Run the network. Return the trainable kinds that it has no tensor for, and the times of :func:`_measure_seconds`."""
     with _name_user_code(code):
-        adapter_places = bottleneck_adapters.adapter_places(module, anatomy, datasets.input_shape(dataset, ready))
-        names_by_kind = backbones.names_by_kind(anatomy, module) | {"adapter": adapter_places}
+        adapter_places = bottleneck_adapters.adapter_places(module, layout, datasets.input_shape(dataset, ready))
+        names_by_kind = backbones.names_by_kind(layout, module) | {"adapter": adapter_places}
         seconds = _measure_seconds(module, dataset, ready)
     return [kind for kind, names in names_by_kind.items() if not names], seconds
 

@@ -65,7 +65,7 @@ def write_repaired(
             state = checkpoint_reader.read_checkpoint(unverified)
         except UserError as problem:  # for example adapters, whose scale is in another file of the user
             return f"read back, the file is refused: {problem.what} ({problem.found})", "", 0
-        reloaded = replace(model, fitted=finished.trained_model(network, state, before, dataset))
+        reloaded = replace(model, trained=finished.trained_model(network, state, before, dataset))
         predictions, _ = evaluate.predict(reloaded, evaluate.edit_tensors(reloaded, (), trial.view), edits, trial.view)
         count = count_different(predictions, expected)
         if count:
@@ -106,9 +106,7 @@ def file_names(network: Architecture, file_tensors: Mapping[str, Tensor]) -> dic
     """
     views = {name: tensor.view_as(tensor) for name, tensor in file_tensors.items()}  # distinct objects even for tied tensors
     names = {id(tensor): name for name, tensor in views.items()}
-    network_tensors, _ = checkpoints.match_names(
-        network.module, checkpoint_reader.without_prefixes(views), network.anatomy.head
-    )
+    network_tensors, _ = checkpoints.match_names(network.module, checkpoint_reader.without_prefixes(views), network.layout.head)
     return {name: names[id(tensor)] for name, tensor in network_tensors.items()}
 
 

@@ -88,7 +88,7 @@ def _crash_record(trial: Trial, error: Exception) -> Record:
 
 
 def _describe_machine(trial: Trial) -> str:
-    return f"{platform.node()} {platform.processor() or platform.machine()} {trial.place.device}"
+    return f"{platform.node()} {platform.processor() or platform.machine()} {trial.context.device}"
 
 
 @lru_cache(maxsize=4)
@@ -103,13 +103,13 @@ def _network(
     adapters: int = 0,
 ) -> Architecture:
     module = backbones.build(arch, classes, code).eval()
-    anatomy = backbones.layer_layout(module, shape)
+    layout = backbones.layer_layout(module, shape)
     if is_mlp_head(head):
-        heads.replace_head(module, anatomy, head)
-        anatomy = replace(anatomy, parameters=sum(parameter.numel() for parameter in module.parameters()))
+        heads.replace_head(module, layout, head)
+        layout = replace(layout, parameters=sum(parameter.numel() for parameter in module.parameters()))
     if adapters:
-        bottleneck_adapters.insert_adapters(module, anatomy, shape, adapters)
-    return Architecture(module=module, anatomy=anatomy, device=torch.device(device), cache=cache)
+        bottleneck_adapters.insert_adapters(module, layout, shape, adapters)
+    return Architecture(module=module, layout=layout, device=torch.device(device), cache=cache)
 
 
 @lru_cache(maxsize=4)
@@ -130,10 +130,10 @@ def training_inputs(spec: TrainingSpec, trial: Trial, cache: Path) -> tuple[Data
     shape = datasets.input_shape(dataset, spec.preprocessing)
     head = spec.head if is_mlp_head(spec.head) else RANDOM_HEAD
     adapters = bottleneck_adapters.adapter_channels(spec.phases)
-    classes, device = len(dataset.classes), trial.place.device
+    classes, device = len(dataset.classes), trial.context.device
     network = _network(spec.arch, spec.code, classes, shape, device, cache, head, adapters)
     if spec.head == OWN_HEAD:
-        outputs = finished.head_outputs(network.module, network.anatomy.head, start_checkpoint(spec))
+        outputs = finished.head_outputs(network.module, network.layout.head, start_checkpoint(spec))
         if outputs != classes:
             network = _network(spec.arch, spec.code, outputs, shape, device, cache, head, adapters)
     return dataset, network
@@ -170,7 +170,7 @@ def start_tensors(spec: TrainingSpec, network: Architecture, trial: Trial, cache
     stream = () if spec.transferred == TRANSFER_ALL else (1,)
     tensors = initialization.initial_tensors(
         spec.arch,
-        network.anatomy,
+        network.layout,
         state,
         init=spec.init,
         head=spec.head,
@@ -190,7 +190,7 @@ def _trained_models(specs: Sequence[TrainingSpec], trial: Trial, cache: Path) ->
     if specs[0].head == OWN_HEAD:
         return [_load_finished(spec, network, dataset) for spec in specs], 0
     starts = [start_tensors(spec, network, trial, cache) for spec in specs]
-    paths = [weights_path(spec, trial.place, cache) for spec in specs]
+    paths = [weights_path(spec, trial.context, cache) for spec in specs]
     if all(path.is_file() for path in paths):
         return [_load_weights(path, before) for path, before in zip(paths, starts, strict=True)], 0
     if specs[0].training:
@@ -254,7 +254,7 @@ def pretrained_head(spec: TrainingSpec, network: Architecture) -> Tensors:
     if checkpoint is None or isinstance(checkpoint, TrainingSpec):
         return {}
     state = _read_checkpoint(checkpoint.path, checkpoint.digest)
-    return checkpoints.head_tensors(network.module, state, network.anatomy.head)
+    return checkpoints.head_tensors(network.module, state, network.layout.head)
 
 
 def weights_path(spec: TrainingSpec, place: ComputeContext, cache: Path) -> Path:
@@ -303,8 +303,8 @@ def load_model(trial: Trial, trained: TrainedModel, cache: Path) -> context.Load
     if trial.view.expected_training and trial.view.expected_training.init == PRETRAINED != spec.init:
         trained = _as_if_pretrained(spec, trained, network)
     return context.LoadedModel(
-        fit=spec,
-        fitted=trained,
+        spec=spec,
+        trained=trained,
         network=network,
         dataset=dataset,
         source_head=pretrained_head(spec, network),
@@ -323,7 +323,7 @@ def _evaluate_trial(trial: Trial, trained: TrainedModel, cache: Path) -> Record:
         return _crash_record(trial, error)
     return Record(
         key=trial.key,
-        fit=digest((trial.model.base, trial.place)),
+        fit=digest((trial.model.base, trial.context)),
         predictions=predictions,
         scalars={"diverged": float(trained.diverged)} | scalars,
         curve=trained.curve,
@@ -341,7 +341,7 @@ def _training_seconds(trial: Trial, trained: TrainedModel) -> float:
 
 def _as_if_pretrained(spec: TrainingSpec, trained: TrainedModel, network: Architecture) -> TrainedModel:
     """Set the tensors before training to those of the checkpoint, except for the head and adapters, which start random."""
-    head = network.anatomy.head
+    head = network.layout.head
     tensors = {
         name: tensor
         for name, tensor in finished.checkpoint_tensors(network, start_checkpoint(spec)).items()
