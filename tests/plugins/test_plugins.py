@@ -111,7 +111,7 @@ def test_nothing_pretrained_is_nothing_to_ask_about(plugin):
 
 
 def seen(before, after, **more):
-    fields = {"network": None, "images": None, "labels": None, "prepared": None} | more
+    fields = {"network": None, "train_images": None, "train_labels": None, "train_preprocessing": None} | more
     nothing = {"test_images": None, "test_labels": None, "preprocessing": None, "mode": EVAL_MODE}
     return MeasureContext(before=before, after=after, **nothing | fields)
 
