@@ -23,8 +23,7 @@ from xferbench.core.requirements import (
 )
 from xferbench.core.run import Run
 from xferbench.core.strategies import full_finetune_phase, map_phases, replace_phases
-from xferbench.plugins import records
-from xferbench.report import plotting
+from xferbench.report import plotting, records
 
 if TYPE_CHECKING:
     from xferbench.lab.evaluation.context import MeasureContext

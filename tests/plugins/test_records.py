@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from factory import make_cells, make_record, make_run
 
-from xferbench.plugins import records
+from xferbench.report import records
 
 CELLS = make_cells("one", {"subject": 0.8, "induced:x30": 0.2}, seeds=2) + make_cells("other", {"subject": 0.5}, seeds=1)
 
