@@ -25,7 +25,7 @@ def exit_code(
     findings: Sequence[Finding],
     *,
     fail_on: str = "fail",
-    held: Comparison | None = None,
+    comparison: Comparison | None = None,
     matrix: MatrixResult | None = None,
 ) -> int:
     """Return the exit code of a run.
@@ -42,7 +42,7 @@ def exit_code(
     Args:
         findings: the findings of the run.
         fail_on: ``"fail"``, or ``"inconclusive"`` to make an open verdict an error too.
-        held: the comparison with an accepted run. Its decisions then replace the verdicts: worse counts as FAIL, not worse
+        comparison: the comparison with an accepted run. Its decisions then replace the verdicts: worse counts as FAIL, not worse
             as PASS, and a change that cannot be decided as INCONCLUSIVE.
         matrix: the result of a matrix. A row that was measured counts as PASS, and an open claim as INCONCLUSIVE. A claim
             that does not hold is no failure.
@@ -52,8 +52,8 @@ def exit_code(
         verdicts |= {"PASS" for row in matrix.rows if row["accuracy"] is not None} | {"ERROR" for _ in matrix.crashes}
     if not verdicts - {"SKIPPED", "INFO"}:
         return NO_VERDICT
-    if held is not None:
-        verdicts = {VERDICT_OF_DECISION[outcome.decision] for outcome in held.outcomes}
+    if comparison is not None:
+        verdicts = {VERDICT_OF_DECISION[outcome.decision] for outcome in comparison.outcomes}
     if "ERROR" in verdicts:
         return CRASHED
     if "FAIL" in verdicts:

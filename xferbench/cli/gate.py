@@ -68,7 +68,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     with tolerate_broken_pipe():
         print_result(run, output, arguments.format)
     if arguments.accept is None:
-        return exit_code.exit_code(run.findings, fail_on=arguments.fail_on, held=run.gate)
+        return exit_code.exit_code(run.findings, fail_on=arguments.fail_on, comparison=run.gate)
     if runner.is_acceptable(run):
         print(f"accepted: {arguments.accept}", file=sys.stderr if arguments.format == "json" else sys.stdout)
         return exit_code.PASSED
