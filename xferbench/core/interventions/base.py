@@ -97,13 +97,13 @@ class Intervention:
 
     Attributes:
         spelling: the word in suites and keys, before the fields: ``label-noise`` in ``label-noise:0.2``.
-        words: the value in a sentence, as a format string over its fields.
+        words: the value in a sentence, as a format string over its fields; "" for its spelling.
         requires: what a training run with it needs, as keys of :data:`REQUIREMENTS`.
     """
 
     __slots__ = ()
     spelling: ClassVar[str]
-    words: ClassVar[str]
+    words: ClassVar[str] = ""
     requires: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ class Intervention:
 
     def describe(self) -> str:
         """Return the value in words, for reports."""
-        return self.words.format(**{name: getattr(self, name) for name in ranges(type(self))})
+        return self.words.format(**{name: getattr(self, name) for name in ranges(type(self))}) if self.words else str(self)
 
 
 K = TypeVar("K", bound=Intervention)

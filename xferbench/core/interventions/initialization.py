@@ -45,7 +45,6 @@ class Pretrained(Initialization):
     """The pretrained weights."""
 
     spelling: ClassVar[str] = "pretrained"
-    words: ClassVar[str] = "pretrained"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +52,6 @@ class RandomWeights(Initialization):
     """Random weights, as the architecture's author initializes them."""
 
     spelling: ClassVar[str] = "random"
-    words: ClassVar[str] = "random"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +59,6 @@ class MatchedMoments(Initialization):
     """Random weights with the mean and variance of each pretrained tensor (Raghu et al. 2019)."""
 
     spelling: ClassVar[str] = "matched"
-    words: ClassVar[str] = "matched"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +66,6 @@ class PermutedWeights(Initialization):
     """The pretrained values, shuffled within each tensor."""
 
     spelling: ClassVar[str] = "permuted"
-    words: ClassVar[str] = "permuted"
 
 
 class SourcePretraining(Initialization):
@@ -83,7 +79,6 @@ class ShuffledSource(SourcePretraining):
     """Pretraining on the source with shuffled labels."""
 
     spelling: ClassVar[str] = "shuffled-source"
-    words: ClassVar[str] = "shuffled-source"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +86,6 @@ class CleanSource(SourcePretraining):
     """Pretraining on the unchanged source."""
 
     spelling: ClassVar[str] = "clean-source"
-    words: ClassVar[str] = "clean-source"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +93,6 @@ class CuedSource(SourcePretraining):
     """Pretraining on the source with a cue on every image of the first class."""
 
     spelling: ClassVar[str] = "cued-source"
-    words: ClassVar[str] = "cued-source"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +100,6 @@ class TargetPretraining(Initialization):
     """The weights of a network that is trained first, from random weights, on the same training images."""
 
     spelling: ClassVar[str] = "target"
-    words: ClassVar[str] = "target"
 
 
 class LayerTransfer(Intervention):
@@ -126,7 +118,6 @@ class TransferAll(LayerTransfer):
     """Every layer group."""
 
     spelling: ClassVar[str] = "all"
-    words: ClassVar[str] = "all"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +125,6 @@ class TransferLowest(LayerTransfer):
     """The lowest layer groups."""
 
     spelling: ClassVar[str] = "low"
-    words: ClassVar[str] = "low:{groups}"
     groups: int = number(low=1, whole=True)
 
 

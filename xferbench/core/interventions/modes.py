@@ -43,7 +43,6 @@ class BatchNormEval(BatchNormMode):
     """The stored statistics normalize each batch and do not change."""
 
     spelling: ClassVar[str] = "eval"
-    words: ClassVar[str] = "eval"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +50,6 @@ class BatchNormTrain(BatchNormMode):
     """The statistics of each batch normalize it and update the running statistics."""
 
     spelling: ClassVar[str] = "train"
-    words: ClassVar[str] = "train"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +57,6 @@ class BatchNormTrainAbove(BatchNormMode):
     """Train mode above the frozen layer groups, which stay in eval mode."""
 
     spelling: ClassVar[str] = "train-above"
-    words: ClassVar[str] = "train-above"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +64,6 @@ class GhostBatchNorm(BatchNormMode):
     """Train mode on slices of each batch (Hoffer et al. 2017); BatchNorm has no variance over a single example."""
 
     spelling: ClassVar[str] = "ghost"
-    words: ClassVar[str] = "ghost:{examples}"
     examples: int = number(low=2, whole=True)
 
 
@@ -76,7 +72,6 @@ class BatchNormMomentum(BatchNormMode):
     """Train mode with another momentum of the running statistics."""
 
     spelling: ClassVar[str] = "momentum"
-    words: ClassVar[str] = "momentum:{momentum:g}"
     momentum: float = number(low=0, low_open=True, high=1)
 
 
@@ -96,7 +91,6 @@ class EvalMode(ServingMode):
     """Evaluation mode, after ``.eval()``."""
 
     spelling: ClassVar[str] = "eval"
-    words: ClassVar[str] = "eval"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +98,6 @@ class TrainMode(ServingMode):
     """Training mode, because ``.eval()`` was not called, on shuffled batches."""
 
     spelling: ClassVar[str] = "train"
-    words: ClassVar[str] = "train"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +105,6 @@ class TrainModeByClass(ServingMode):
     """Training mode on batches that are ordered by class."""
 
     spelling: ClassVar[str] = "train:class"
-    words: ClassVar[str] = "train:class"
 
 
 BATCHNORM_MODES = (BatchNormEval, BatchNormTrain, BatchNormTrainAbove, GhostBatchNorm, BatchNormMomentum)

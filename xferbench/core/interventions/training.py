@@ -60,7 +60,6 @@ class AllLayers(Trainable):
     """Every parameter."""
 
     spelling: ClassVar[str] = "all"
-    words: ClassVar[str] = "all"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +67,6 @@ class HeadOnly(Trainable):
     """The head only."""
 
     spelling: ClassVar[str] = "head"
-    words: ClassVar[str] = "head"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +74,6 @@ class TopGroups(Trainable):
     """The head and the uppermost layer groups."""
 
     spelling: ClassVar[str] = "top"
-    words: ClassVar[str] = "top:{groups}"
     groups: int = number(low=1, whole=True)
 
 
@@ -85,7 +82,6 @@ class NormLayers(Trainable):
     """The head, and the scale and shift of the normalization layers."""
 
     spelling: ClassVar[str] = "norm"
-    words: ClassVar[str] = "norm"
     requires: ClassVar[tuple[str, ...]] = ("norm",)
 
 
@@ -134,7 +130,6 @@ class RandomHead(Head):
     """One linear layer, initialized randomly as the architecture's author initializes it."""
 
     spelling: ClassVar[str] = "random"
-    words: ClassVar[str] = "random"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +137,6 @@ class ZeroHead(Head):
     """One linear layer of zeros."""
 
     spelling: ClassVar[str] = "zero"
-    words: ClassVar[str] = "zero"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +154,6 @@ class OwnHead(Head):
     """The head of a finished network; no recipe may use it."""
 
     spelling: ClassVar[str] = "own"
-    words: ClassVar[str] = "own"
 
 
 class Augmentation(Intervention):
@@ -179,7 +172,6 @@ class Flip(Augmentation):
     """A horizontal flip with probability 0.5."""
 
     spelling: ClassVar[str] = "flip"
-    words: ClassVar[str] = "flip"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +179,6 @@ class Crop(Augmentation):
     """A shift by up to an eighth of each side, with reflected edges."""
 
     spelling: ClassVar[str] = "crop"
-    words: ClassVar[str] = "crop"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +186,6 @@ class FlipAndCrop(Augmentation):
     """A flip, then a shift."""
 
     spelling: ClassVar[str] = "flip+crop"
-    words: ClassVar[str] = "flip+crop"
 
 
 class Regularizer(Intervention):
@@ -214,7 +204,6 @@ class L2SP(Regularizer):
     """Half the squared distance from the initial weights, times a strength (Li et al. 2018)."""
 
     spelling: ClassVar[str] = "l2-sp"
-    words: ClassVar[str] = "l2-sp:{strength:g}"
     requires: ClassVar[tuple[str, ...]] = ("pretrained",)
     strength: float = number(low=0, low_open=True)
 
@@ -224,7 +213,6 @@ class EWC(Regularizer):
     """Squared distance from the initial weights, weighted by the source's Fisher information (Kirkpatrick et al. 2017)."""
 
     spelling: ClassVar[str] = "ewc"
-    words: ClassVar[str] = "ewc:{strength:g}"
     requires: ClassVar[tuple[str, ...]] = ("pretrained", "source")
     strength: float = number(low=0, low_open=True)
 
@@ -234,7 +222,6 @@ class LwF(Regularizer):
     """Distance of the pretrained head's outputs from their initial values (Li & Hoiem 2016)."""
 
     spelling: ClassVar[str] = "lwf"
-    words: ClassVar[str] = "lwf:{strength:g}"
     requires: ClassVar[tuple[str, ...]] = ("pretrained", "head", "plain-head")
     strength: float = number(low=0, low_open=True)
 
@@ -244,7 +231,6 @@ class DANN(Regularizer):
     """Reversed gradient of a classifier that separates target images from unlabeled shifted images (Ganin et al. 2016)."""
 
     spelling: ClassVar[str] = "dann"
-    words: ClassVar[str] = "dann:{strength:g}"
     requires: ClassVar[tuple[str, ...]] = ("shifted",)
     strength: float = number(low=0, low_open=True)
 
@@ -254,7 +240,6 @@ class Replay(Regularizer):
     """Source images in each batch (Rolnick et al. 2019)."""
 
     spelling: ClassVar[str] = "replay"
-    words: ClassVar[str] = "replay:{images}"
     requires: ClassVar[tuple[str, ...]] = ("pretrained", "source", "plain-head")
     images: int = number(low=1, whole=True)
 
@@ -264,7 +249,6 @@ class Distillation(Regularizer):
     """Distance from the outputs of the adapted pretrained backbone, as a share of the loss (Hinton et al. 2015)."""
 
     spelling: ClassVar[str] = "distill"
-    words: ClassVar[str] = "distill:{weight:g}"
     requires: ClassVar[tuple[str, ...]] = ("teacher",)
     weight: float = number(low=0, low_open=True, high=1)
 
