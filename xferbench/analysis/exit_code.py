@@ -42,8 +42,8 @@ def exit_code(
     Args:
         findings: the findings of the run.
         fail_on: ``"fail"``, or ``"inconclusive"`` to make an open verdict an error too.
-        comparison: the comparison with an accepted run. Its decisions then replace the verdicts: worse counts as FAIL, not worse
-            as PASS, and a change that cannot be decided as INCONCLUSIVE.
+        comparison: the comparison with an accepted run. Its decisions then replace the verdicts: worse counts as FAIL,
+            not worse as PASS, and a change that cannot be decided as INCONCLUSIVE.
         matrix: the result of a matrix. A row that was measured counts as PASS, and an open claim as INCONCLUSIVE. A claim
             that does not hold is no failure.
     """
