@@ -159,7 +159,7 @@ def _is_elsewhere(accepted: Run, candidate: Run) -> bool:
 
 def _pair_subject(accepted: Run, candidate: Run, suite: Suite) -> PairedContrast:
     """Pair the subject of both runs; a finished network is paired on all test images if both runs evaluated all."""
-    uses_all = suite.checkpoint.after and all(pairing.subject_records(run, "whole") for run in (accepted, candidate))
+    uses_all = suite.is_audit and all(pairing.subject_records(run, "whole") for run in (accepted, candidate))
     view = "whole" if uses_all else "test"
     before, now = (pairing.subject_records(run, view) for run in (accepted, candidate))
     return pairing.pair_contrast({(SUBJECT, view): -1.0}, before, now, suite)

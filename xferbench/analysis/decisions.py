@@ -172,7 +172,7 @@ def _decide_change(pair: pairing.PairedContrast, decision: SequentialDecision, *
         crashed=any(record.error for (arm, _, _), record in pair.records.items() if arm.startswith(pairing.CANDIDATE)),
         same=pair.same,
         elsewhere=elsewhere,
-        one_pair_of=seeds if pair.count == 1 < seeds and not pair.suite.checkpoint.after else 0,
+        one_pair_of=seeds if pair.count == 1 < seeds and not pair.suite.is_audit else 0,
         to_decide=power.required_sizes(decision, pair.suite) if decision.is_open else None,
     )
 

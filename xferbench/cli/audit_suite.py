@@ -47,7 +47,7 @@ def audit_suite(arguments: argparse.Namespace) -> Suite:
         )
     path = loader.find_suite(arguments.suite)
     loaded = loader.load_suite(path, [f"target.test_size={arguments.limit}"] if arguments.limit else [])
-    if loaded.checkpoint.after is None:
+    if not loaded.is_audit:
         do = "use `xferbench run` for a suite without one"
         raise UserError(f"{path}: [checkpoint] is missing", expected='[checkpoint] with after = "path/to/weights"', do=do)
     return loaded

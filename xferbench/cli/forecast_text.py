@@ -27,7 +27,7 @@ def print_matrix_forecast(suite: Suite, counts: Mapping[str, Mapping[str, float]
 
 def print_forecast(suite: Suite, forecast: Forecast) -> None:
     """Print the arms, the work and the minutes of a suite of one task, and the margin that it can decide."""
-    looks = "one finished network" if suite.checkpoint.after else f"looks at {', '.join(map(str, suite.rules.looks))} seeds"
+    looks = "one finished network" if suite.is_audit else f"looks at {', '.join(map(str, suite.rules.looks))} seeds"
     print(f"suite {suite.name}: {suite.rules.metric}, margin {suite.rules.margin:g}, {looks}")
     for plugin, arms in forecast.arms.items():
         print(f"\n{plugin}")
@@ -47,6 +47,6 @@ def print_margin(suite: Suite, smallest: float | None) -> None:
     if smallest is None:
         print(f"the smallest margin that this test set can decide is not known in advance for {suite.rules.metric}")
         return
-    seeds = "" if suite.checkpoint.after else f" with {suite.rules.looks[-1]} seeds"
+    seeds = "" if suite.is_audit else f" with {suite.rules.looks[-1]} seeds"
     print(f"smallest margin that this test set can decide{seeds}: about {smallest:.3f}", end="")
     print(f" (the suite's: {suite.rules.margin:g})" + ("; expect INCONCLUSIVE" if smallest > suite.rules.margin else ""))

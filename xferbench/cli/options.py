@@ -121,7 +121,7 @@ def load_suite(arguments: argparse.Namespace) -> Suite:
         ),
     )
     for name in ("seed", "budget"):
-        if suite.checkpoint.after and getattr(arguments, name) is not None:
+        if suite.is_audit and getattr(arguments, name) is not None:
             raise UserError(
                 f"--{name} cannot be combined with [checkpoint]",
                 found="a finished network",

@@ -117,5 +117,5 @@ def freeze_plan(suite: Suite, arguments: argparse.Namespace) -> None:
     inputs = input_digests.input_digests(suite)
     text = preregistration.plan_to_json(suite, inputs, plugins, utc_now())
     preregistration.write_plan(arguments.freeze, text, force=arguments.force)
-    verb = "audit" if suite.checkpoint.after else "run"
+    verb = "audit" if suite.is_audit else "run"
     print(f"frozen: {arguments.freeze}, plan {json.loads(text)['hash']}\nnext: xferbench {verb} … --plan {arguments.freeze}")

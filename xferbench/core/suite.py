@@ -211,3 +211,8 @@ class Suite:
     scratch: ScratchGrid = DEFAULT_SCRATCH_GRID
     checkpoint: CheckpointSection = section_field(CheckpointSection, default=CheckpointSection())
     matrix: Matrix | None = None
+
+    @property
+    def is_audit(self) -> bool:
+        """Whether a finished network is audited, and no network is adapted."""
+        return self.checkpoint.after is not None

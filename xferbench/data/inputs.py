@@ -56,7 +56,7 @@ def check_inputs(suite: Suite) -> None:
         if file is not None and not Path(file).is_file():
             state = "a folder" if Path(file).is_dir() else "no such file"
             raise UserError(f"{suite.invocation.path}: {key}", found=f"{file}: {state}", expected="a file", do="check the path")
-    if suite.checkpoint.after is None:
+    if not suite.is_audit:
         _checkpoint_path(suite)
     digest_code(suite)
 
@@ -153,16 +153,13 @@ def digest_checkpoints(suite: Suite, digester: Callable[[Path], str] = sha256) -
     Raises:
         UserError: If a file is missing, or both are the same.
     """
-    if suite.checkpoint.after is None:
+    section = suite.checkpoint
+    if section.after is None:
         return None
-    after = WeightsFile(digest=digester(Path(suite.checkpoint.after)), path=suite.checkpoint.after)
-    before = (
-        WeightsFile(digest=digester(Path(suite.checkpoint.before)), path=suite.checkpoint.before)
-        if suite.checkpoint.before
-        else None
-    )
+    after = WeightsFile(digest=digester(Path(section.after)), path=section.after)
+    before = WeightsFile(digest=digester(Path(section.before)), path=section.before) if section.before else None
     if before and before.digest == after.digest:
-        found = f"{suite.checkpoint.before} and {suite.checkpoint.after} are the same file, byte for byte"
+        found = f"{section.before} and {section.after} are the same file, byte for byte"
         do = "set before to the pretrained weights, or remove it"
         raise UserError(
             f"{suite.invocation.path}: [checkpoint] before equals after", found=found, expected="two networks", do=do

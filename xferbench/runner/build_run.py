@@ -149,7 +149,7 @@ def _notes(executed: StudyResult) -> tuple[Reason, ...]:
     notes += [step.stop_reason] if step.stop_reason else []
     notes += _scratch_notes(executed) + _subject_notes(executed) + _unused_data_notes(executed)
     notes += [because(Code.TEXT, text=remark) for remark in executed.notes]
-    if not suite.checkpoint.after:
+    if not suite.is_audit:
         return (*notes, because(Code.ONE_CHECKPOINT))
     notes.append(because(Code.HALF_JUDGED, count=profile.data.test - profile.data.test // 2))
     if executed.followup is None and sum(judgement.verdict == "FAIL" for judgement in step.decisions.values()) > 1:
@@ -206,7 +206,7 @@ def _scratch_notes(executed: StudyResult) -> list[Reason]:
     notes: list[Reason] = []
     has_scratch = any("scratch" in state.arms for state in step.states)
     if has_scratch and (grid := arms.scratch_grid(study)) != ScratchGrid():
-        notes.append(because(Code.SCRATCH_SEARCH, grid=grid, audit=bool(study.suite.checkpoint.after)))
+        notes.append(because(Code.SCRATCH_SEARCH, grid=grid, audit=study.suite.is_audit))
     for state in step.states:
         records = schedule.records_by_term(step.requests, state.plugin.id, executed.records)
         seeds = sorted({seed for arm, _, seed in records if arm == "scratch"})

@@ -49,7 +49,7 @@ def suite_plugins(suite: Suite) -> tuple[Plugin, ...]:
     Raises:
         UserError: if a name is not installed, or if it has no plugin of this kind.
     """
-    return load_plugins(suite.plugins, "audit" if suite.checkpoint.after else "experiment")
+    return load_plugins(suite.plugins, "audit" if suite.is_audit else "experiment")
 
 
 def run_plugins(run: Run) -> tuple[Plugin, ...]:

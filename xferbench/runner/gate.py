@@ -210,7 +210,7 @@ def _evaluate_again(
         UserError: if the environments differ and the accepted run cannot be evaluated again.
     """
     differences = compatibility.refusals(old, new)
-    if not differences and not suite.checkpoint.after:
+    if not differences and not suite.is_audit:
         return old, ()
     why = "a finished run cannot be evaluated again" if run_again is None else ""
     try:

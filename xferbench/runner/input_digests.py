@@ -99,7 +99,7 @@ def _data_digest(spec: str, digester: Digester) -> str:
 
 
 def _weights_rows(suite: Suite) -> Iterator[Row]:
-    pretrained = None if suite.checkpoint.after else inputs.digest_weights(suite, str).path
+    pretrained = None if suite.is_audit else inputs.digest_weights(suite, str).path
     paths = {
         "backbone.weights": pretrained,
         "checkpoint.after": suite.checkpoint.after,

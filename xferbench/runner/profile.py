@@ -103,7 +103,7 @@ def _check_profile(suite: Suite, profile: Profile) -> None:
         raise UserError(
             f"{suite.invocation.path}: metric: auroc", found=f"{len(profile.data.classes)} classes", expected=expected
         )
-    if suite.checkpoint.after and profile.data.test < MIN_AUDIT_IMAGES:
+    if suite.is_audit and profile.data.test < MIN_AUDIT_IMAGES:
         expected = f"at least {MIN_AUDIT_IMAGES}, and many more for a verdict"
         raise UserError(f"{suite.invocation.path}: too few test images", found=f"{profile.data.test}", expected=expected)
     if profile.user_code.crash:

@@ -57,7 +57,7 @@ def _blank_finding(suite: Suite, state: PluginState, contrast: str, verdict: str
         id=contrast_id(state.plugin.id, contrast),
         plugin=state.plugin.id,
         contrast=contrast,
-        kind="audit" if suite.checkpoint.after else "experiment",
+        kind="audit" if suite.is_audit else "experiment",
         verdict=verdict,
         metric=suite.rules.metric,
         unit=metrics.get_metric(suite.rules.metric).unit,

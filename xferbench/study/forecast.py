@@ -115,7 +115,7 @@ def smallest_margin(suite: Suite, examples: int, plugins: Sequence[Plugin]) -> f
     if suite.rules.metric != "accuracy" or not paired:
         return None
     alpha = intervals.alpha_spending(suite.rules.looks, suite.rules.alpha)[-1] / paired
-    scored_examples = examples // 2 if suite.checkpoint.after else examples  # an audit screens repairs on the other half
+    scored_examples = examples // 2 if suite.is_audit else examples  # an audit screens repairs on the other half
     return intervals.smallest_margin(scored_examples, suite.rules.looks[-1], alpha=alpha)
 
 

@@ -187,9 +187,7 @@ def _look_fields(
     }
     fields: dict[str, Any] = {"requests": tuple(requests.values())}
     if _is_incomplete(new, records):
-        stage = (
-            f"look {number} of {len(suite.rules.looks)}: {len(seeds)} seeds" if suite.checkpoint.after is None else "evaluating"
-        )
+        stage = f"look {number} of {len(suite.rules.looks)}: {len(seeds)} seeds" if not suite.is_audit else "evaluating"
         fields |= {"stage": stage, "pending": batching.unique_trials(new)}
     return fields
 
