@@ -17,8 +17,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xferbench.core.interventions import PRETRAINED
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
     from xferbench.core.run import Run
     from xferbench.core.suite import Suite
     from xferbench.lab.monitor.watch import Watch
+
 __all__ = ["Event", "Finding", "Run", "TransferWarning", "cross", "run", "watch"]
 
 
@@ -143,6 +142,7 @@ def watch(
     from collections.abc import Iterable
 
     from xferbench.config.recipe_of import recipe_of
+    from xferbench.core.interventions import PRETRAINED
     from xferbench.lab.monitor.setup import make_watch
 
     expected, states_batchnorm = recipe_of(recipe)

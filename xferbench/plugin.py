@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench.core import interventions, strategies
 from xferbench.core.contrasts import harm, info, invariant
-from xferbench.core.pipeline import Arm, InputTransform, Phase, Pipeline, Preprocessing, Recipe, Selection, Spectrogram
+from xferbench.core.pipeline import (
+    Arm,
+    InputTransform,
+    Phase,
+    Pipeline,
+    Preprocessing,
+    Recipe,
+    Selection,
+    Spectrogram,
+    replace_data,
+    replace_serving,
+)
 from xferbench.core.plugin import HARM, Contrast, Plugin, Profile
 from xferbench.core.record import Record
 from xferbench.core.requirements import (
@@ -56,7 +67,9 @@ __all__ = [
     "map_phases",
     "plotting",
     "records",
+    "replace_data",
     "replace_phases",
+    "replace_serving",
     "requires_batchnorm",
     "requires_pretrained",
     "requires_several_steps",

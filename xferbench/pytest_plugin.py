@@ -110,18 +110,14 @@ def _absolute_path(config: pytest.Config, path: str) -> Path:
 
 def _read_settings(config: pytest.Config, option: str) -> Settings:
     """Return the settings with the suite's tests; nothing is run, and torch is not needed."""
-    from dataclasses import replace
-
     from xferbench.config import loader
     from xferbench.core.errors import UserError
+    from xferbench.core.suite import replace_invocation
     from xferbench.report import test_results
     from xferbench.runner import discovery
 
     file = _absolute_path(config, str(loader.find_suite(option)))
-    loaded = replace(
-        loader.load_suite(file),
-        invocation=replace(loader.load_suite(file).invocation, allow_code=config.getoption("--xferbench-allow-code")),
-    )
+    loaded = replace_invocation(loader.load_suite(file), allow_code=config.getoption("--xferbench-allow-code"))
     options = {name: config.getoption(f"--xferbench-{name}") for name in FILE_OPTIONS}
     paths = {name: _absolute_path(config, option) if option else None for name, option in options.items()}
     for name in ("baseline", "candidate"):

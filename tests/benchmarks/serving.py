@@ -34,7 +34,11 @@ PUBLISHED = {
 
 
 def variants():
-    facts = Profile(model=ModelProfile(size=(32, 32)), data=DataProfile(), preprocessing=RIGHT)
+    facts = Profile(
+        model=ModelProfile(parameters=0, groups=(), head="", batchnorm=(), size=(32, 32)),
+        data=DataProfile(classes=(), train=0, validation=0, test=0, test_groups=None),
+        preprocessing=RIGHT,
+    )
     wrong = preprocessing_mistakes(RIGHT, facts)
     assert wrong["twice-normalised"] == normalized_twice(RIGHT)
     return {"as trained": RIGHT} | {name: wrong[name] for name in ("twice-normalised", "raw", "unnormalised", "bgr", "zoom")}

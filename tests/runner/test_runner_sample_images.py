@@ -116,8 +116,8 @@ def test_real_images_are_shown(shared, tmp_path):
 
 def pipeline(train=RECORDED, serve=None, source=None, init=PRETRAINED):
     return Pipeline(
-        backbone=Backbone(arch="tiny-resnet"),
-        data=PipelineData(target=TARGET, train_preprocessing=train, source=source),
+        backbone=Backbone(arch="tiny-resnet", weights=None),
+        data=PipelineData(target=TARGET, train_preprocessing=train, train_size=None, test_size=None, source=source),
         recipe=Recipe(init=init),
         serving=Serving(preprocessing=serve or train),
     )

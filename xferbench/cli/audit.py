@@ -9,6 +9,7 @@ from xferbench.analysis import exit_code
 from xferbench.cli import options
 from xferbench.cli.run import run_and_report
 from xferbench.cli.validate import freeze_plan
+from xferbench.core.suite import replace_invocation
 
 if TYPE_CHECKING:
     import argparse
@@ -75,13 +76,9 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Audit a checkpoint, or freeze the plan of the audit, and return the exit code."""
-    from dataclasses import replace
-
     from xferbench.cli.audit_suite import audit_suite
 
-    suite = replace(
-        audit_suite(arguments), invocation=replace(audit_suite(arguments).invocation, allow_code=arguments.allow_code)
-    )
+    suite = replace_invocation(audit_suite(arguments), allow_code=arguments.allow_code)
     if arguments.freeze is not None:
         freeze_plan(suite, arguments)
         return exit_code.PASSED

@@ -6,7 +6,7 @@ The options form the table that a suite file with ``[checkpoint]`` would contain
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from xferbench.cli.suite_template import detect_arch, suite_slug
 from xferbench.config import loader
 from xferbench.core import files
 from xferbench.core.errors import UserError
+from xferbench.core.suite import replace_invocation
 
 if TYPE_CHECKING:
     import argparse
@@ -89,10 +90,8 @@ def suite_from_options(arguments: argparse.Namespace) -> Suite:
     table = _suite_table(options, arch)
     path = Path.cwd() / COMMAND_LINE
     try:
-        return replace(
-            loader.parse_suite(table, path),
-            invocation=replace(loader.parse_suite(table, path).invocation, path=COMMAND_LINE, command=_typed_options(options)),
-        )
+        suite = loader.parse_suite(table, path)
+        return replace_invocation(suite, path=COMMAND_LINE, command=_typed_options(options))
     except UserError as problem:
         raise problem.at(problem.what.replace(str(path), COMMAND_LINE, 1)) from problem  # there is no such file to look for
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from xferbench.core.errors import UserError
+from xferbench.core.suite import replace_invocation, replace_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -110,16 +111,10 @@ def load_suite(arguments: argparse.Namespace) -> Suite:
     Raises:
         UserError: if the suite is not valid, or if an option does not apply to it.
     """
-    from dataclasses import replace
-
     from xferbench.config import loader
 
-    suite = replace(
-        loader.load_suite(loader.find_suite(arguments.suite), arguments.set),
-        invocation=replace(
-            loader.load_suite(loader.find_suite(arguments.suite), arguments.set).invocation, allow_code=arguments.allow_code
-        ),
-    )
+    suite = loader.load_suite(loader.find_suite(arguments.suite), arguments.set)
+    suite = replace_invocation(suite, allow_code=arguments.allow_code)
     for name in ("seed", "budget"):
         if suite.is_audit and getattr(arguments, name) is not None:
             raise UserError(
@@ -129,20 +124,11 @@ def load_suite(arguments: argparse.Namespace) -> Suite:
             )
     try:
         if (seed := arguments.seed) is not None:
-            suite = loader.check_seed_range(
-                replace(
-                    suite,
-                    rules=replace(suite.rules, seed=seed),
-                    invocation=replace(suite.invocation, overrides=(*suite.invocation.overrides, f"seed={seed}")),
-                )
-            )
+            overrides = (*suite.invocation.overrides, f"seed={seed}")
+            suite = loader.check_seed_range(replace_invocation(replace_rules(suite, seed=seed), overrides=overrides))
         if (budget := arguments.budget) is not None:
             overrides = (*suite.invocation.overrides, f"budget={budget}")
-            suite = replace(
-                suite,
-                rules=replace(suite.rules, budget=loader.parse_duration(budget)),
-                invocation=replace(suite.invocation, overrides=overrides),
-            )
+            suite = replace_invocation(replace_rules(suite, budget=loader.parse_duration(budget)), overrides=overrides)
     except UserError as problem:
         raise problem.at(f"--{problem.what}") from problem
     return suite

@@ -10,7 +10,7 @@ import os
 import re
 import tomllib
 import unicodedata
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 
 from xferbench.config import loader
 from xferbench.core.errors import UserError
+from xferbench.core.suite import replace_rules
 from xferbench.data import inputs, sources
 from xferbench.report import format
 from xferbench.runner import discovery, execute
@@ -135,7 +136,7 @@ def _parse_content(content: str, file: Path) -> Suite:
 def _proposed_margin(draft: Suite, examples: int) -> float:
     """Return the margin that the test set can decide, rounded up to whole points."""
     smallest = forecast.smallest_margin(
-        replace(draft, rules=replace(draft.rules, margin=DEFAULT_MARGIN)), examples, discovery.load_plugins(draft.plugins)
+        replace_rules(draft, margin=DEFAULT_MARGIN), examples, discovery.load_plugins(draft.plugins)
     )
     return min(max(DEFAULT_MARGIN, ceil(100 * (smallest or 0)) / 100), MAX_MARGIN)
 

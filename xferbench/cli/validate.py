@@ -12,6 +12,7 @@ from xferbench.analysis import exit_code
 from xferbench.cli import options
 from xferbench.cli.exit_status import exit_status
 from xferbench.core.errors import UserError
+from xferbench.core.suite import replace_invocation
 
 if TYPE_CHECKING:
     import argparse
@@ -55,7 +56,6 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 
 def _validate_suite(name: str, arguments: argparse.Namespace) -> None:
-    from dataclasses import replace
 
     from xferbench.cli.forecast_text import print_margin
     from xferbench.config import loader
@@ -63,16 +63,10 @@ def _validate_suite(name: str, arguments: argparse.Namespace) -> None:
     from xferbench.study.forecast import smallest_margin
 
     path = loader.find_suite(name)
-    suite = replace(
-        loader.load_suite(path, arguments.set),
-        invocation=replace(loader.load_suite(path, arguments.set).invocation, allow_code=arguments.allow_code),
-    )
+    suite = replace_invocation(loader.load_suite(path, arguments.set), allow_code=arguments.allow_code)
     options.reject_matrix(suite, arguments, ("freeze",))
     tasks = (
-        [
-            replace(task, invocation=replace(task.invocation, allow_code=suite.invocation.allow_code))
-            for task in suite.matrix.tasks
-        ]
+        [replace_invocation(task, allow_code=suite.invocation.allow_code) for task in suite.matrix.tasks]
         if suite.matrix
         else [suite]
     )

@@ -20,7 +20,7 @@ from xferbench.core.interventions import RANDOM, TRANSFER_ALL, InterpolatePhase,
 from xferbench.core.pipeline import Phase, Recipe, Spectrogram
 from xferbench.core.sections import from_flat
 from xferbench.core.strategies import DEFAULT_RATES, STRATEGIES, is_mlp_head
-from xferbench.core.suite import Suite
+from xferbench.core.suite import Suite, replace_invocation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -89,9 +89,7 @@ def parse_suite(table: Mapping[str, Any], path: Path, changes: Sequence[str] = (
     """
     changed_table = overrides.apply_overrides(table, changes)
     try:
-        return replace(
-            _parse(changed_table, path), invocation=replace(_parse(changed_table, path).invocation, overrides=tuple(changes))
-        )
+        return replace_invocation(_parse(changed_table, path), overrides=tuple(changes))
     except UserError as error:
         raise error.at(overrides.locate_error(error.what, path, changes)) from error
 

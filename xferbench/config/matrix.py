@@ -13,7 +13,7 @@ from xferbench.config.fields import MATRIX
 from xferbench.core.errors import UserError, suggest
 from xferbench.core.pipeline import Phase
 from xferbench.core.strategies import DEFAULT_NAME, SCRATCH_NAME, STRATEGIES, USUAL_LR
-from xferbench.core.suite import Claim, Matrix, RecipeGrid
+from xferbench.core.suite import Claim, Matrix, RecipeGrid, replace_invocation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -67,9 +67,7 @@ def parse_matrix(
             do="leave [recipe] out, or list plugins",
         )
     matrix = Matrix(tasks=tasks, compared=grids, against=against, effects=claims, similar=similar)
-    return replace(
-        tasks[0], name=str(table.get("name")), matrix=matrix, invocation=replace(tasks[0].invocation, path=str(path))
-    )
+    return replace(replace_invocation(tasks[0], path=str(path)), name=str(table.get("name")), matrix=matrix)
 
 
 def _check_grids(grids: Sequence[RecipeGrid], tasks: Sequence[Suite], check_recipe: Callable[[Recipe, Suite], None]) -> None:

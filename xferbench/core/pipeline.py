@@ -1,12 +1,13 @@
 """The pipeline, its recipe and its data, as frozen values. Pure.
 
-A field marked ``place`` is a location on this machine; it is neither compared nor part of a key. A field marked ``added`` is
-left out of the key at its default, so that adding the field retrains nothing.
+The metadata of a field say how :mod:`xferbench.core.canonical` writes it: ``place`` is a location on this machine, neither
+compared nor part of a key; ``added`` is left out at its default, so that adding the field retrains nothing; ``key`` and
+``alias`` are older names; ``absent`` is the text for None; a ``section`` is flat.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from xferbench.core.canonical import location_field
@@ -121,19 +122,19 @@ class Phase:
         require_group(self.batchnorm, BatchNormMode, "batchnorm")
 
 
-def require_values(value: Any) -> None:
+def require_interventions(spec: Any) -> None:
     """Check that the interventions of a recipe or a training spec are values and not their spellings.
 
     Raises:
         TypeError: if a field has another type.
     """
-    require_group(value.init, Initialization, "init")
-    require_group(value.transferred, LayerTransfer, "transferred")
-    require_group(value.head, Head, "head")
-    if value.regularizer is not None:
-        require_group(value.regularizer, Regularizer, "regularizer")
-    if value.augment is not None:
-        require_group(value.augment, Augmentation, "augment")
+    require_group(spec.init, Initialization, "init")
+    require_group(spec.transferred, LayerTransfer, "transferred")
+    require_group(spec.head, Head, "head")
+    if spec.regularizer is not None:
+        require_group(spec.regularizer, Regularizer, "regularizer")
+    if spec.augment is not None:
+        require_group(spec.augment, Augmentation, "augment")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +165,7 @@ class Recipe:
     finish: Finish | None = field(default=None, metadata={"absent": "", "added": True})
 
     def __post_init__(self) -> None:
-        require_values(self)
+        require_interventions(self)
         if self.finish is not None:
             require_group(self.finish, Finish, "finish")
 
@@ -253,7 +254,7 @@ class Backbone:
     """
 
     arch: str
-    weights: WeightsFile | None = None
+    weights: WeightsFile | None
     code: UserCode | None = field(default=None, metadata={"added": True})
 
 
@@ -274,8 +275,8 @@ class PipelineData:
 
     target: Data
     train_preprocessing: InputTransform
-    train_size: int | None = None
-    test_size: int | None = None
+    train_size: int | None
+    test_size: int | None
     source: AuxiliaryDataset | None = None
     shifted: AuxiliaryDataset | None = None
     manifest: Data | None = field(default=None, metadata={"added": True})
@@ -342,6 +343,16 @@ class Pipeline:
     def __post_init__(self) -> None:
         for edit in self.edits:
             require_group(edit, Edit, "edits")
+
+
+def replace_data(pipeline: Pipeline, **changes: Any) -> Pipeline:
+    """Return a pipeline with other values of its data, such as ``interventions``."""
+    return replace(pipeline, data=replace(pipeline.data, **changes))
+
+
+def replace_serving(pipeline: Pipeline, **changes: Any) -> Pipeline:
+    """Return a pipeline with another ``preprocessing`` or ``mode`` in serving."""
+    return replace(pipeline, serving=replace(pipeline.serving, **changes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

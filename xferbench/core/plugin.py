@@ -62,10 +62,10 @@ class ModelProfile:
             ``unlabelled`` if the shifted set has no training images.
     """
 
-    parameters: int = 0
-    groups: tuple[str, ...] = ()
-    head: str = ""
-    batchnorm: tuple[str, ...] = ()
+    parameters: int
+    groups: tuple[str, ...]
+    head: str
+    batchnorm: tuple[str, ...]
     size: tuple[int, int] = (0, 0)
     outputs: int = 0
     body_unchanged: bool = False
@@ -85,11 +85,11 @@ class DataProfile:
         dropped_examples: the examples that cannot be used, in words.
     """
 
-    classes: tuple[str, ...] = ()
-    train: int = 0
-    validation: int = 0
-    test: int = 0
-    test_groups: int | None = None
+    classes: tuple[str, ...]
+    train: int
+    validation: int
+    test: int
+    test_groups: int | None
     source: tuple[int, ...] = ()
     source_error: str = ""
     shifted: tuple[int, ...] = ()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from xferbench.core.interventions import EVAL_MODE, ServingMode
 from xferbench.core.pipeline import DEFAULT_SCRATCH_GRID, InputTransform, Recipe, ScratchGrid
@@ -172,13 +171,13 @@ class CheckpointSection:
 
     Attributes:
         after, before: the checkpoints after and before training; without ``after``, the suite is no audit.
-        believed: the recipe that the checkpoint is believed to be trained with.
+        expected_training: the recipe that the checkpoint is believed to be trained with.
         scratch_budget: the budget of the from-scratch baseline in seconds; None for no baseline.
     """
 
     after: str | None = None
     before: str | None = None
-    believed: Recipe | None = None
+    expected_training: Recipe | None = field(default=None, metadata={"key": "believed"})
     scratch_budget: float | None = None
 
 
@@ -216,3 +215,13 @@ class Suite:
     def is_audit(self) -> bool:
         """Whether a finished network is audited, and no network is adapted."""
         return self.checkpoint.after is not None
+
+
+def replace_rules(suite: Suite, **changes: Any) -> Suite:
+    """Return a suite with other values of its rules."""
+    return replace(suite, rules=replace(suite.rules, **changes))
+
+
+def replace_invocation(suite: Suite, **changes: Any) -> Suite:
+    """Return a suite with another path or command line, or with other permissions."""
+    return replace(suite, invocation=replace(suite.invocation, **changes))

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 from xferbench.core.canonical import MEASURE_ALIASES, digest, location_field
 from xferbench.core.interventions import EVAL_MODE, TRANSFER_ALL, Edit, ServingMode, require_group
-from xferbench.core.pipeline import AuxiliaryDataset, Data, InputTransform, Phase, Recipe, UserCode, WeightsFile, require_values
+from xferbench.core.pipeline import (
+    AuxiliaryDataset,
+    Data,
+    InputTransform,
+    Phase,
+    Recipe,
+    UserCode,
+    WeightsFile,
+    require_interventions,
+)
 
 if TYPE_CHECKING:
     from xferbench.core.interventions import (
@@ -46,7 +55,7 @@ class TrainingSpec:
         training: the user's training code, or None for the loop of the lab.
         stop: ``last`` or ``best``; only user training code uses it, because that code returns a single network.
         before: the checkpoint that a finished network was trained from, or None.
-        injected_duplicates: as in :class:`~xferbench.core.pipeline.Pipeline`.
+        injected_duplicates: as in :class:`~xferbench.core.pipeline.PipelineData`.
         teacher: the teacher, if the regularizer needs one, with the same seed and data.
         has_cue: whether every training image of the first class has a cue.
         transferred: the part of ``start`` that is used, as in :class:`~xferbench.core.pipeline.Recipe`.
@@ -82,7 +91,7 @@ class TrainingSpec:
     interventions: tuple[DataIntervention, ...] = field(default=(), metadata={"added": True})
 
     def __post_init__(self) -> None:
-        require_values(self)
+        require_interventions(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,7 @@ from xferbench.plugin import (
     leave_unchanged,
     plotting,
     records,
+    replace_data,
     requires_pretrained,
     strategies,
 )
@@ -73,7 +74,7 @@ def applies(pipeline: Pipeline, profile: Profile) -> str:
 
 def extra_arms(pipeline: Pipeline, profile: Profile) -> Mapping[str, Arm]:
     *smaller, largest = sizes(pipeline, profile)
-    arms = {size: replace(pipeline, data=replace(pipeline.data, train_size=size)) for size in smaller} | {largest: pipeline}
+    arms = {size: replace_data(pipeline, train_size=size) for size in smaller} | {largest: pipeline}
     grid = replace(pipeline.baseline, weight_decay=pipeline.baseline.weight_decay[:1])
     scratch_arms = {f"scratch-{size}": strategies.scratch_baseline(arm, grid) for size, arm in arms.items()}
     return {f"transfer-{size}": arm for size, arm in arms.items()} | scratch_arms

@@ -33,7 +33,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from xferbench.plugin import MeasureContext, Pipeline, Plugin, Preprocessing, Profile, info, interventions, invariant, records
+from xferbench.plugin import (
+    MeasureContext,
+    Pipeline,
+    Plugin,
+    Preprocessing,
+    Profile,
+    info,
+    interventions,
+    invariant,
+    records,
+    replace_data,
+)
 
 INJECTED_SHARE = 0.1  # of the test images
 MIN_RECALL = 0.9  # the report mentions a lower recall of injected copies
@@ -54,9 +65,7 @@ def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
         return {}
     base = replace(pipeline, evaluation_split="test")
     kinds = (interventions.CopiedTestImages, interventions.AlteredTestImages)
-    return {
-        kind.spelling: replace(base, data=replace(base.data, injected_duplicates=kind(share=INJECTED_SHARE))) for kind in kinds
-    }
+    return {kind.spelling: replace_data(base, injected_duplicates=kind(share=INJECTED_SHARE)) for kind in kinds}
 
 
 def copies(context: MeasureContext) -> dict[str, float]:

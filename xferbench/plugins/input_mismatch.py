@@ -44,6 +44,8 @@ from xferbench.plugin import (
     Selection,
     Spectrogram,
     records,
+    replace_data,
+    replace_serving,
     requires_pretrained,
     unrecorded_preprocessing,
 )
@@ -73,7 +75,7 @@ def cure(pipeline: Pipeline, profile: Profile) -> Pipeline | Selection:
         data=replace(pipeline.data, train_preprocessing=recorded_train),
         serving=replace(pipeline.serving, preprocessing=recorded_serve),
     )
-    as_served = replace(pipeline, data=replace(pipeline.data, train_preprocessing=with_size_of(train, serve, channels=False)))
+    as_served = replace_data(pipeline, train_preprocessing=with_size_of(train, serve, channels=False))
     others = dict.fromkeys(candidate for candidate in (as_recorded, as_served) if candidate != pipeline)
     return Selection(candidates=(pipeline, *others)) if others else pipeline
 
@@ -97,7 +99,7 @@ def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     }
     if isinstance(serve, Preprocessing):
         half = replace(serve, detail=HALF_RESOLUTION * serve.detail)
-        arms["half-resolution"] = replace(pipeline, serving=replace(pipeline.serving, preprocessing=half))
+        arms["half-resolution"] = replace_serving(pipeline, preprocessing=half)
     return arms
 
 

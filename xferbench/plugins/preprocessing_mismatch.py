@@ -42,6 +42,8 @@ from xferbench.plugin import (
     Record,
     Selection,
     records,
+    replace_data,
+    replace_serving,
     requires_pretrained,
     unrecorded_preprocessing,
 )
@@ -62,12 +64,10 @@ def cure(pipeline: Pipeline, profile: Profile) -> Pipeline:
 def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
     transform = pipeline.serving.preprocessing
     mistakes = preprocessing_mistakes(transform, profile)
-    arms = {
-        name: replace(pipeline, serving=replace(pipeline.serving, preprocessing=mistake)) for name, mistake in mistakes.items()
-    }
+    arms = {name: replace_serving(pipeline, preprocessing=mistake) for name, mistake in mistakes.items()}
     if "twice-normalised" in arms:
         twice = normalized_twice(transform)
-        arms["twice-trained"] = replace(pipeline, data=replace(pipeline.data, train_preprocessing=twice))
+        arms["twice-trained"] = replace_data(pipeline, train_preprocessing=twice)
         arms["twice-both"] = replace(
             pipeline,
             data=replace(pipeline.data, train_preprocessing=twice),
@@ -149,20 +149,12 @@ def audit_cure(pipeline: Pipeline, _: Profile) -> Selection:
     served = pipeline.serving.preprocessing
     assert isinstance(served, Preprocessing)
     forms: dict[InputTransform, None] = dict.fromkeys((pipeline.data.train_preprocessing, *common_forms(served)))
-    return Selection(
-        candidates=tuple(
-            replace(pipeline, serving=replace(pipeline.serving, preprocessing=form)) for form in forms if form != served
-        )
-    )
+    return Selection(candidates=tuple(replace_serving(pipeline, preprocessing=form) for form in forms if form != served))
 
 
 def audit_induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
     mistakes = preprocessing_mistakes(pipeline.serving.preprocessing, profile)
-    return {
-        name: replace(pipeline, serving=replace(pipeline.serving, preprocessing=mistakes[name]))
-        for name in SERVING_MISTAKES
-        if name in mistakes
-    }
+    return {name: replace_serving(pipeline, preprocessing=mistakes[name]) for name in SERVING_MISTAKES if name in mistakes}
 
 
 def explain(_contrast: str, records_by_term: Mapping[tuple[str, str, int], Record], subject: Pipeline, cured: Pipeline) -> str:

@@ -35,20 +35,29 @@ from __future__ import annotations
 from dataclasses import replace
 
 from xferbench.config.render import describe_preprocessing
-from xferbench.plugin import HARM, MeasureContext, Pipeline, Plugin, Profile, always_applies, interventions, invariant, records
+from xferbench.plugin import (
+    HARM,
+    MeasureContext,
+    Pipeline,
+    Plugin,
+    Profile,
+    always_applies,
+    interventions,
+    invariant,
+    records,
+    replace_serving,
+)
 from xferbench.plugins.preprocessing_variants import SERVING_MISTAKES, preprocessing_mistakes
 
 
 def induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
     mistakes = preprocessing_mistakes(pipeline.serving.preprocessing, profile)
     modes = {
-        "train-mode": replace(pipeline, serving=replace(pipeline.serving, mode=interventions.TRAIN_MODE)),
-        "train-mode-by-class": replace(pipeline, serving=replace(pipeline.serving, mode=interventions.TrainModeByClass())),
+        "train-mode": replace_serving(pipeline, mode=interventions.TRAIN_MODE),
+        "train-mode-by-class": replace_serving(pipeline, mode=interventions.TrainModeByClass()),
     }
     return modes | {
-        name: replace(pipeline, serving=replace(pipeline.serving, preprocessing=mistakes[name]))
-        for name in SERVING_MISTAKES
-        if name in mistakes
+        name: replace_serving(pipeline, preprocessing=mistakes[name]) for name in SERVING_MISTAKES if name in mistakes
     }
 
 
@@ -88,9 +97,8 @@ plugin = Plugin(
     question="Is the model served as it was trained?",
     doc=__doc__,
     applies=always_applies,
-    cure=lambda pipeline, _: replace(
-        pipeline,
-        serving=replace(pipeline.serving, preprocessing=pipeline.data.train_preprocessing, mode=interventions.EVAL_MODE),
+    cure=lambda pipeline, _: replace_serving(
+        pipeline, preprocessing=pipeline.data.train_preprocessing, mode=interventions.EVAL_MODE
     ),
     induce=induce,
     contrasts=(HARM, invariant("batch-dependence", "an answer must not depend on the batch it comes in")),

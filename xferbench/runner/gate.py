@@ -15,6 +15,7 @@ from xferbench.core import files
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import as_dict
 from xferbench.core.reason import Code, Reason, because
+from xferbench.core.suite import replace_invocation, replace_rules
 from xferbench.report import messages
 from xferbench.report.baseline import is_baseline, pack_baseline, read_baseline
 from xferbench.report.files import RESULTS, read_single_task, results_path
@@ -221,13 +222,8 @@ def _evaluate_again(
     if run_again is not None and not why:
         reason = "; ".join(differences) or "a finished network costs little"
         budget = min(suite.rules.budget, accepted_suite.rules.budget)
-        again = run_again(
-            replace(
-                accepted_suite,
-                invocation=replace(accepted_suite.invocation, allow_code=suite.invocation.allow_code),
-                rules=replace(accepted_suite.rules, budget=budget),
-            )
-        )
+        accepted_suite = replace_invocation(accepted_suite, allow_code=suite.invocation.allow_code)
+        again = run_again(replace_rules(accepted_suite, budget=budget))
         if is_acceptable(again):
             return again, (because(Code.BASELINE_RERUN, why=reason), *compatibility.changed_sources(old, again))
         why = next((finding.reason for finding in again.findings if finding.verdict == "ERROR"), "nothing was judged")

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from xferbench.core.errors import UserError
+from xferbench.core.suite import replace_invocation, replace_rules
 from xferbench.data import inputs
 from xferbench.runner import build_run, execute, input_digests, preregistration, store
 from xferbench.runner.execute import StudyResult, WorkCounter
@@ -87,11 +88,9 @@ def refuse_matrix(suite: Suite, option: str) -> None:
 
 def task_suite(task: Suite, suite: Suite) -> Suite:
     """Return a task with the settings of the whole suite that come from the command line."""
-    return replace(
-        task,
-        invocation=replace(task.invocation, allow_code=suite.invocation.allow_code, overrides=suite.invocation.overrides),
-        rules=replace(task.rules, seed=suite.rules.seed, budget=suite.rules.budget),
-    )
+    invocation, rules = suite.invocation, suite.rules
+    task = replace_invocation(task, allow_code=invocation.allow_code, overrides=invocation.overrides)
+    return replace_rules(task, seed=rules.seed, budget=rules.budget)
 
 
 def _report_stage(on_progress: Callable[[Progress], None], stage: str, progress: Progress) -> None:

@@ -77,7 +77,7 @@ def profile_pipeline(
         ),
         training=training,
         checkpoint=finished,
-        expected_training=suite.checkpoint.believed,
+        expected_training=suite.checkpoint.expected_training,
         evaluation_split="confirm" if finished else "test",
         baseline=suite.scratch,
     )
@@ -108,7 +108,10 @@ def _check_profile(suite: Suite, profile: Profile) -> None:
         raise UserError(f"{suite.invocation.path}: too few test images", found=f"{profile.data.test}", expected=expected)
     if profile.user_code.crash:
         return
-    for key, recipe in {"[recipe] trainable": suite.recipe, "[checkpoint] believed": suite.checkpoint.believed}.items():
+    for key, recipe in {
+        "[recipe] trainable": suite.recipe,
+        "[checkpoint] believed": suite.checkpoint.expected_training,
+    }.items():
         if recipe is not None and (reason := feasibility.why_missing_layers(recipe, profile)):
             raise UserError(f"{suite.invocation.path}: {key}", found=reason, expected=feasibility.describe_trainable(profile))
     if suite.recipe is not None and (reason := feasibility.why_missing_inputs(suite.recipe, profile)):

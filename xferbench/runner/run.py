@@ -14,7 +14,7 @@ from xferbench.config import loader
 from xferbench.core import files
 from xferbench.core.canonical import digest
 from xferbench.core.progress import Progress
-from xferbench.core.suite import Suite
+from xferbench.core.suite import Suite, replace_invocation
 from xferbench.report.files import TASKS_FOLDER, write_run
 from xferbench.runner import build_run, discovery, input_digests, preregistration, repair
 from xferbench.runner.execute import execute, store_path
@@ -72,7 +72,7 @@ def load_suite(suite: str | Path | Suite, *, allow_code: bool = False) -> Suite:
         UserError: if there is no such suite, or if its file is not valid.
     """
     loaded = suite if isinstance(suite, Suite) else loader.load_suite(loader.find_suite(str(suite)))
-    return replace(loaded, invocation=replace(loaded.invocation, allow_code=allow_code or loaded.invocation.allow_code))
+    return replace_invocation(loaded, allow_code=allow_code or loaded.invocation.allow_code)
 
 
 def save_report(run: Run, folder: Path, path: Path) -> None:

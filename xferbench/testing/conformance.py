@@ -24,10 +24,11 @@ from xferbench.core import interventions
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError, suggest
 from xferbench.core.interventions import TRAIN_MODE, DataIntervention, Intervention, TrainModeByClass, parse
-from xferbench.core.pipeline import Pipeline, Recipe, Selection
+from xferbench.core.pipeline import Pipeline, Recipe, Selection, replace_data, replace_serving
 from xferbench.core.plugin import Contrast, Plugin
 from xferbench.core.record import Record
 from xferbench.core.sections import flat_fields
+from xferbench.core.suite import replace_rules
 from xferbench.study import trials
 from xferbench.testing import fake_lab
 from xferbench.testing.fake_lab import Scenario, scenarios
@@ -46,7 +47,7 @@ PLUGIN_FUNCTIONS = ("applies", "cure", "induce", "trust", "extra_arms", "derived
 PIPELINE_FUNCTIONS = ("applies", "cure", "induce", "trust", "extra_arms")  # functions of a pipeline and a profile
 KINDS = ("paired", "info", "exact")
 ARMS = ("subject", "cured", "scratch")
-SUITE = replace(fake_lab.SUITE, rules=replace(fake_lab.SUITE.rules, looks=(2,), tuning_seeds=1, budget=1e9))
+SUITE = replace_rules(fake_lab.SUITE, looks=(2,), tuning_seeds=1, budget=1e9)
 EXAMPLES = 200
 NUMBERS = (0.0, 0.001, 0.25, 0.5, 1.0, 2.0, 8.0)  # tested for each field of an intervention
 
@@ -299,7 +300,7 @@ def _check_induced(plugin: Plugin, scenario: Scenario) -> None:
 
 
 def _with_mode_of_suites(arm: Pipeline) -> Pipeline:
-    return replace(arm, serving=replace(arm.serving, mode=TRAIN_MODE)) if arm.serving.mode == TrainModeByClass() else arm
+    return replace_serving(arm, mode=TRAIN_MODE) if arm.serving.mode == TrainModeByClass() else arm
 
 
 def _check_selection(cured: Selection, scenario: Scenario) -> None:
@@ -346,9 +347,7 @@ def _check_expressible(arm: Pipeline, scenario: Scenario, name: str) -> None:
     from pathlib import Path
 
     recorded = scenario.profile.preprocessing
-    lines = render.pipeline_patch(
-        replace(arm, data=replace(arm.data, interventions=scenario.pipeline.data.interventions)), arm, recorded
-    )
+    lines = render.pipeline_patch(replace_data(arm, interventions=scenario.pipeline.data.interventions), arm, recorded)
     text = "; ".join(line for line in lines if line)
     table = {
         "schema": 1,

@@ -34,6 +34,7 @@ from xferbench.core.pipeline import (
     Recipe,
     Serving,
     WeightsFile,
+    replace_data,
 )
 from xferbench.core.plugin import DataProfile, ModelProfile, Plugin, Profile
 from xferbench.core.record import Predictions, Record
@@ -210,15 +211,15 @@ def scenarios() -> Iterator[Scenario]:
     variants = {
         "no BatchNorm": (pipeline, replace(facts, model=replace(facts.model, batchnorm=()))),
         "no [source]": (
-            replace(pipeline, data=replace(pipeline.data, source=None)),
+            replace_data(pipeline, source=None),
             replace(facts, data=replace(facts.data, source=(), source_error="the suite has no [source]")),
         ),
         "no [shifted] set": (
-            replace(pipeline, data=replace(pipeline.data, shifted=None)),
+            replace_data(pipeline, shifted=None),
             replace(facts, data=replace(facts.data, shifted=())),
         ),
         "a [source] whose classes are unknown": (
-            replace(pipeline, data=replace(pipeline.data, source=AuxiliaryDataset(data=Data(digest="source")))),
+            replace_data(pipeline, source=AuxiliaryDataset(data=Data(digest="source"))),
             replace(facts, data=replace(facts.data, source=(), source_error="the classes of [source] are unknown")),
         ),
         "no recorded preprocessing": (pipeline, replace(facts, recorded=False, trust=("preprocessing: recorded nowhere",))),

@@ -72,7 +72,7 @@ class Range:
             return r"([2-9]|[1-9]\d+)" if self.low >= 2 else r"[1-9]\d*" if self.low >= 1 else r"\d+"
         if (self.low, self.high) == (0, 1):
             ends = [end for limit, end in ((0, r"0(\.0*)?|\.0+"), (1, r"1(\.0*)?")) if limit in self]
-            return "(" + "|".join([r"0?\.\d*[1-9]\d*", r"\d(\.\d+)?e-\d+", *ends]) + ")"
+            return "(" + "|".join([r"0?\.\d*[1-9]\d*", r"\d*\.?\d+e[+-]?\d+", *ends]) + ")"
         return r"(?=[^e:]*[1-9])" + NUMBER if self.low == 0 and self.low_open else NUMBER
 
     def parse(self, text: str) -> float:
@@ -81,7 +81,7 @@ class Range:
         Raises:
             ValueError: if the text is not a number of this kind.
         """
-        if not re.fullmatch(r"\d+" if self.whole else NUMBER, text):
+        if not re.fullmatch(r"0|[1-9]\d*" if self.whole else NUMBER, text):
             raise ValueError(str(self))
         return int(text) if self.whole else float(text)
 
@@ -122,7 +122,7 @@ class Intervention:
             ValueError: for any other text, with the expected spelling.
         """
         is_kind = "spelling" in vars(cls)
-        kinds: Any = (cls,) if is_kind else cls.built_in()
+        kinds: Any = (cls,) if is_kind else [kind for kind in cls.built_in() if issubclass(kind, cls)]
         value: Self = parse(text, kinds)
         return value
 
@@ -184,6 +184,8 @@ def parse(text: str, kinds: Iterable[type[K]]) -> K:
         raise ValueError(format_kinds(kinds))
     numbers = text.removeprefix(kind.spelling).split(":")[1:]
     limits = ranges(kind)
+    if numbers and not limits:
+        raise ValueError(format_kinds(kinds))
     if not len(limits) - len(_defaults(kind)) <= len(numbers) <= len(limits):
         raise ValueError(format_spelling(kind))
     try:
@@ -211,9 +213,10 @@ def format_spelling(kind: type[Intervention]) -> str:
 
 
 def format_kinds(kinds: Iterable[type[Intervention]]) -> str:
-    """Return the spellings of some kinds, for messages: ``head, top:GROUPS with GROUPS … or all``."""
+    """Return the spellings of some kinds, for messages: ``head; top:GROUPS with GROUPS a whole number at least 1; or all``."""
     *others, last = map(format_spelling, kinds)
-    return f"{', '.join(others)} or {last}" if others else last
+    separator = "; " if any(map(ranges, kinds)) else ", "
+    return separator.join([*others, f"or {last}" if others else last])
 
 
 def spelling_pattern(kinds: Iterable[type[Intervention]]) -> str:
@@ -250,7 +253,7 @@ def require_group(value: object, group: type[Intervention], name: str) -> None:
     Raises:
         TypeError: if it is anything else.
     """
-    if not isinstance(value, group):
+    if not isinstance(value, group) or not hasattr(value, "spelling"):  # a group itself has no spelling
         raise TypeError(f"{name} is {value!r}; expected a value of {group.__name__}, such as {group.__name__}.parse(...)")
 
 

@@ -32,7 +32,7 @@ class LoadedModel:
         dataset: the dataset in the geometry of the training.
         source_head: the tensors of the pretrained head; empty if the checkpoint has none.
         cache: the cache folder of the store.
-        injected_duplicates: [k], the test-set indices of the images that were added to training on purpose, or None.
+        injected_duplicates: [k], the test-set indices of the images that replace training images on purpose, or None.
     """
 
     spec: TrainingSpec
@@ -63,7 +63,7 @@ class MeasureContext:
         spec: the specification of the training; None, as all of the following, if a measure is called by hand.
         view: the specification of the evaluation.
         dataset: the dataset in the geometry of the training.
-        injected_duplicates: [k], the test-set indices of the images that were added to training on purpose.
+        injected_duplicates: [k], the test-set indices of the images that replace training images on purpose.
         cache: the cache folder of the store.
         build_random: builds the network with random weights.
         source_head: the tensors of the pretrained head; empty if the checkpoint has none.

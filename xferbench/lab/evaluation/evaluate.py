@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from xferbench.core.interventions import (
-    EVAL_MODE,
     OWN_HEAD,
     AdaptBatchNorm,
     BatchNormEdit,
     Edit,
+    EvalMode,
     InterpolateCheckpoints,
     InterpolatePhase,
     OneClassBatchNorm,
@@ -28,6 +28,7 @@ from xferbench.core.interventions import (
     ResetBatchNorm,
     RestoreBatchNorm,
     SourceHead,
+    TrainMode,
     TrainModeByClass,
 )
 from xferbench.core.pipeline import Recipe
@@ -259,10 +260,12 @@ def _compute_logits(
     """
     network = model.network
     images = torch.from_numpy(np.array(split.images))
-    if view.mode != EVAL_MODE:
+    if isinstance(view.mode, TrainMode | TrainModeByClass):
         order = serving_order(split.labels, by_class=isinstance(view.mode, TrainModeByClass))
         training_logits = batched_logits(network, tensors, images, view.preprocessing, order, training=True)
         return training_logits.double().numpy()  # type: ignore[no-any-return] # torch is Any here
+    if not isinstance(view.mode, EvalMode):
+        raise TypeError(f"unknown serving mode: {view.mode}")
     may_differ_below_cut = model.spec.training is not None or any(
         isinstance(edit, BatchNormEdit | AdaptBatchNorm) for edit in edits
     )

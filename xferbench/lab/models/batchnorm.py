@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from xferbench.core.interventions import BatchNormEval, BatchNormMode, BatchNormMomentum, GhostBatchNorm
+from xferbench.core.interventions import BATCHNORM_MODES, BatchNormEval, BatchNormMode, BatchNormMomentum, GhostBatchNorm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,7 +55,12 @@ def set_training(module: nn.Module, mode: BatchNormMode, frozen: Sequence[str] =
         module: the network, or the part of it that trains.
         mode: the mode of the BatchNorm layers.
         frozen: name prefixes of the frozen part.
+
+    Raises:
+        TypeError: if the mode is of an unknown kind.
     """
+    if not isinstance(mode, BATCHNORM_MODES):
+        raise TypeError(f"unknown BatchNorm mode: {mode}")
     with preserve_modes(module):
         module.train()
         for prefix in frozen:

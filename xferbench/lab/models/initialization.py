@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import (
+    LAYER_TRANSFERS,
     TRANSFER_ALL,
     ZERO_HEAD,
     Head,
@@ -16,6 +17,7 @@ from xferbench.core.interventions import (
     LayerTransfer,
     MatchedMoments,
     PermutedWeights,
+    Pretrained,
     RandomWeights,
     TransferLowest,
 )
@@ -61,8 +63,13 @@ def initial_tensors(
         transferred: as in :class:`xferbench.core.pipeline.Recipe`.
 
     Raises:
+        TypeError: if the lab must train the initial weights first, or if the initialization or the transfer is unknown.
         UserError: if the weights are missing or do not match the network, or if it has fewer layer groups than are transferred.
     """
+    if not isinstance(init, Pretrained | RandomWeights | MatchedMoments | PermutedWeights):
+        raise TypeError(f"not an initialization from a checkpoint: {init}")
+    if not isinstance(transferred, LAYER_TRANSFERS):
+        raise TypeError(f"unknown layer transfer: {transferred}")
     body_seed, head_seed = seeds
     model = _build_random(arch, layout, head, head_seed, code)
     random_tensors = {name: tensor.clone() for name, tensor in _named_tensors(model).items()}

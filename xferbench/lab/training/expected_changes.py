@@ -50,8 +50,8 @@ def changes_by_phase(
     Args:
         phases: the phases in order.
         trainable_names: returns the names of the parameters that a setting selects.
-        parts: the head and the layer groups, each as the prefixes of its names. Of two parts that contain a name, the first
-            counts. If no parts are known, the network counts as one part that trains.
+        parts: the head and the layer groups, each as the prefixes of its names. A name that two
+            parts contain counts for the first. If no parts are known, the network counts as one part that trains.
         states_batchnorm: whether the phases say how BatchNorm runs.
     """
     changes = []
