@@ -47,7 +47,7 @@ def _torch_minor(run: Run) -> str:
 def differences(accepted: Run, candidate: Run) -> tuple[Reason, ...]:
     """Return differences that do not prevent a comparison.
 
-    They concern the suite, the content of its inputs, the plugins' source, versions and the processor.
+    They concern the suite, the content of its inputs, the source of plugins and interventions, versions and the processor.
     """
     changes = suite_differences(accepted.suite, candidate.suite)
     reasons = [because(Code.SUITE_DIFFERS, changes=changes)] if changes else []
@@ -73,10 +73,15 @@ def plugin_source(run: Run, plugin: str) -> str:
 
 
 def changed_sources(accepted: Run, candidate: Run) -> list[Reason]:
-    """Return a reason for each plugin of both runs whose source code differs, with both digests."""
-    both = sorted(accepted.plugins.keys() & candidate.plugins.keys())
-    sources = [(plugin, plugin_source(accepted, plugin), plugin_source(candidate, plugin)) for plugin in both]
-    return [because(Code.SOURCE_DIFFERS, plugin=plugin, old=old, new=new) for plugin, old, new in sources if old != new]
+    """Return a reason for each plugin and each intervention of both runs whose source code differs, with both digests."""
+    plugins = [{plugin: plugin_source(run, plugin) for plugin in run.plugins} for run in (accepted, candidate)]
+    interventions = [run.evidence.get("intervention_sources") or {} for run in (accepted, candidate)]
+    return [
+        because(Code.SOURCE_DIFFERS, kind=kind, name=name, old=old[name], new=new[name])
+        for kind, (old, new) in (("plugin", plugins), ("intervention", interventions))
+        for name in sorted(old.keys() & new.keys())
+        if old[name] != new[name]
+    ]
 
 
 def _input_digests(run: Run) -> dict[str, str]:

@@ -76,7 +76,7 @@ class Code(Enum):
     NOT_MADE_ALIKE = auto()  # difference
     SUITE_DIFFERS = auto()  # changes: tuples of key, old, new
     INPUTS_DIFFER = auto()  # keys
-    SOURCE_DIFFERS = auto()  # plugin, old, new: prefixes of digests
+    SOURCE_DIFFERS = auto()  # kind: plugin or intervention, name, old, new: prefixes of digests
     VERSION_DIFFERS = auto()  # name, old, new
     PACKAGES_DIFFER = auto()  # changes: tuples of name, old, new
     # Notes of a run

@@ -196,7 +196,8 @@ class Run:
         frozen: ``hash``, time ``written`` and SHA-256 of the ``file`` of the preregistered plan; {} without a plan.
         evidence: ``hash`` of the study, with or without a preregistered plan; the ``command``; the times ``begun`` and
             ``ended`` in UTC; ``inputs`` with digests and files; ``plugin_sources``, the digests of third-party plugins' source
-            by id; ``repair`` if a repair was requested. It is {} if the run has no evidence.
+            by id; ``intervention_sources``, those of the third-party interventions that its pipelines use, by spelling;
+            ``repair`` if a repair was requested. It is {} if the run has no evidence.
         plugins: by plugin: its ``version``, the digest of its ``source`` ("" for a built-in one) and its paired ``contrasts``
             (``name``, ``weights``, ``metric``, ``margin``), so that two runs can be compared without the plugin. It is {} for
             older runs.

@@ -70,7 +70,8 @@ def _verdicts(run: Run) -> dict[str, str]:
 
 
 def _evidence(run: Run) -> dict[str, Any]:
-    evidence = {name: run.evidence[name] for name in ("begun", "ended", "hash") if name in run.evidence}
+    names = ("begun", "ended", "hash", "intervention_sources")
+    evidence = {name: run.evidence[name] for name in names if name in run.evidence}
     inputs = [{key: entry[key] for key in ("key", "digest")} for entry in run.evidence.get("inputs") or ()]
     return evidence | {"inputs": inputs}
 

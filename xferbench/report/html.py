@@ -257,7 +257,6 @@ def _evidence(run: Run) -> dict[str, Any]:
     """Return the values of the section about evidence; empty for a run without evidence."""
     if not run.evidence:
         return {}
-    sources = run.evidence.get("plugin_sources") or {}
     return {
         "claim": provenance.DISCLAIMER,
         "hash": format.one_line(run.evidence.get("hash", "")),
@@ -279,8 +278,14 @@ def _evidence(run: Run) -> dict[str, Any]:
         "repair": format.one_line((run.evidence.get("repair") or {}).get("said", "")),
         "repaired": format.one_line((run.evidence.get("repair") or {}).get("sha256", "")),
         "environment": _environment_line(run.environment),
-        "plugins": format.one_line("; ".join(f"{name}, source {source[:16]}…" for name, source in sources.items())),
+        "plugins": _format_sources(run.evidence.get("plugin_sources") or {}),
+        "interventions": _format_sources(run.evidence.get("intervention_sources") or {}),
     }
+
+
+def _format_sources(sources: Mapping[str, str]) -> str:
+    """Return the names of third-party plugins or interventions with the start of the digests of their source, in one line."""
+    return format.one_line("; ".join(f"{name}, source {source[:16]}…" for name, source in sources.items()))
 
 
 def _environment_line(environment: Mapping[str, Any]) -> str:

@@ -62,7 +62,7 @@ PLAIN: dict[Code, str] = {  # sentences that insert their values without further
         "the files that the suite names are not here, so it was not checked whether the candidate was made from them"
     ),
     Code.NOT_MADE_ALIKE: "the two runs were computed differently: accepted with {difference}",
-    Code.SOURCE_DIFFERS: "plugin {plugin}: the source code differs ({old} → {new})",
+    Code.SOURCE_DIFFERS: "{kind} {name}: the source code differs ({old} → {new})",
     Code.SUBJECT_LEARNT_NOTHING: f"the subject learned nothing: {MOST_FREQUENT_CLASS}, so a PASS says little",
     Code.SCRATCH_LEARNT_NOTHING: f"training from scratch learned nothing: {MOST_FREQUENT_CLASS}",
     Code.UNUSED_INPUT: "the suite has [{role}], but no plugin of this run uses it",

@@ -14,6 +14,7 @@ from xferbench.core.canonical import canonical
 from xferbench.core.canonical import digest as canonical_digest
 from xferbench.core.errors import UserError
 from xferbench.core.files import refuse_existing, replace_atomically
+from xferbench.core.interventions import find_interventions, kind_source
 from xferbench.core.sections import flat_values
 from xferbench.core.version import __version__
 from xferbench.runner.environment import source_digest
@@ -75,6 +76,7 @@ def plan_content(suite: Suite, inputs: Sequence[InputDigest], plugins: Sequence[
     values |= {
         "plugins": {plugin.id: plugin.version for plugin in plugins},
         "plugin_sources": plugin_sources(plugins),
+        "intervention_sources": intervention_sources(suite),
         "inputs": {entry.key: entry.digest for entry in inputs if entry.counts},
         "xferbench": f"{__version__}, code {source_digest()}",
     }
@@ -85,6 +87,13 @@ def plan_content(suite: Suite, inputs: Sequence[InputDigest], plugins: Sequence[
 def plugin_sources(plugins: Sequence[Plugin]) -> dict[str, str]:
     """Return digests of the source of third-party plugins, by id; the digest of xferbench covers the others."""
     return {plugin.id: plugin.source for plugin in plugins if plugin.source}
+
+
+def intervention_sources(*values: object) -> dict[str, str]:
+    """Return digests of the source of the third-party interventions within some values, by spelling of their kind."""
+    kinds = {type(intervention) for intervention in find_interventions(values)}
+    sources = {kind.spelling: kind_source(kind) for kind in sorted(kinds, key=lambda kind: kind.spelling)}
+    return {spelling: source for spelling, source in sources.items() if source}
 
 
 def plan_to_json(suite: Suite, inputs: Sequence[InputDigest], plugins: Sequence[Plugin], written: str) -> str:

@@ -125,6 +125,8 @@ def run_suite(
     result = build_run.build_run(executed)
     evidence |= {"ended": utc_now(), "hash": digest(preregistration.plan_content(suite, inputs, executed.study.plugins))}
     evidence["plugin_sources"] = preregistration.plugin_sources(executed.study.plugins)
+    arms = [state.arms for state in executed.step.states]  # a plugin's arm may use an intervention that the suite does not name
+    evidence["intervention_sources"] = preregistration.intervention_sources(suite, arms)
     evidence["inputs"] = [preregistration.input_to_json(entry, listed=True) for entry in inputs]
     if repaired is not None:
         on_progress(_stage("repairing"))

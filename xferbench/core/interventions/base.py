@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -25,10 +25,12 @@ __all__ = [
     "Range",
     "as_dict",
     "field_value",
+    "find_interventions",
     "find_kind",
     "format_kinds",
     "format_spelling",
     "intervention_key",
+    "kind_source",
     "number",
     "parse",
     "ranges",
@@ -231,10 +233,16 @@ def spelling_pattern(kinds: Iterable[type[Intervention]]) -> str:
 
 def intervention_key(value: Intervention) -> str:
     """Return the text that represents a value in keys: its spelling, and for a third-party kind the digest of its source."""
-    if type(value).__module__.partition(".")[0] == PACKAGE:
-        return str(value)
-    module = type(value).__module__
-    return f"{value} {source_digest(module, getattr(value, 'implementation', module).partition(':')[0])}"
+    source = kind_source(type(value))
+    return f"{value} {source}" if source else str(value)
+
+
+def kind_source(kind: type[Intervention]) -> str:
+    """Return a digest of the modules of a third-party kind and of its implementation; "" for a built-in kind."""
+    module = kind.__module__
+    if module.partition(".")[0] == PACKAGE:
+        return ""
+    return source_digest(module, (getattr(kind, "implementation", "") or module).partition(":")[0])
 
 
 @cache
@@ -255,6 +263,20 @@ def require_group(value: object, group: type[Intervention], name: str) -> None:
     """
     if not isinstance(value, group) or not hasattr(value, "spelling"):  # a group itself has no spelling
         raise TypeError(f"{name} is {value!r}; expected a value of {group.__name__}, such as {group.__name__}.parse(...)")
+
+
+def find_interventions(value: Any) -> Iterator[Intervention]:
+    """Yield every intervention within a dataclass, a mapping, a tuple or a list, at any depth."""
+    if isinstance(value, Intervention):
+        yield value
+        return
+    items: Iterable[Any] = ()
+    if is_dataclass(value) and not isinstance(value, type):
+        items = (item for _, item in flat_fields(value))
+    elif isinstance(value, Mapping | tuple | list):
+        items = value.values() if isinstance(value, Mapping) else value
+    for item in items:
+        yield from find_interventions(item)
 
 
 def field_value(field_: Field[Any], value: Any) -> Any:
