@@ -18,7 +18,8 @@ def test_ls_lists_everything(capsys):
     for word in ("batchnorm-drift", "quick", "torchvision:NAME", "tiny-resnet", "folder:DIR", "npz:FILE", "digits", "lp-ft"):
         assert word in out
     code, out, err = invoke(capsys, "ls", "--format", "json")
-    assert set(json.loads(out)) == {"plugins", "checks", "suites", "backbones", "datasets", "interventions", "strategies"}
+    groups = {"interventions", "augmentations", "regularizers", "finishes"}
+    assert set(json.loads(out)) == {"plugins", "checks", "suites", "backbones", "datasets", "strategies"} | groups
     assert err == ""
 
 

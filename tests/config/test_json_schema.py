@@ -106,6 +106,8 @@ BEYOND = {
     '[recipe] strategy = "adabn"\n[recipe] finish = "interpolate:0.5"',
     '[recipe] finish = "interpolate:0.5"\n[recipe] training = "python:mine.loop:train"',
     '[recipe] regularizer = "dann:1"\n[shifted] data = "digits"\n[recipe] training = "python:mine.loop:train"',
+    '[recipe] augment = "rotate"',
+    '[recipe] finish = "interpolated:0.5"',
     '[recipe] augment = "flip"\n[backbone] preprocessing = { kind = "spectrogram" }',
     '[backbone] preprocessing = { kind = "spectrogram", crop = 8 }',
     '[backbone] preprocessing = { kind = "spectrogram", std = 0 }',

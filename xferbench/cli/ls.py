@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
+    from xferbench.core.interventions import Intervention
     from xferbench.core.plugin import Plugin
 
 BACKBONES = {
@@ -66,15 +67,21 @@ def _lists(plugins: Mapping[str, Sequence[Plugin]]) -> dict[str, dict[str, str]]
     """Return a description of each entry, by kind and name."""
     from xferbench.config import loader
     from xferbench.config.interventions import kinds
-    from xferbench.core.interventions import DataIntervention, format_spelling
+    from xferbench.core.interventions import Augmentation, DataIntervention, Finish, Regularizer, format_spelling
     from xferbench.core.strategies import STRATEGIES
 
+    groups: dict[str, type[Intervention]] = {
+        "interventions": DataIntervention,
+        "augmentations": Augmentation,
+        "regularizers": Regularizer,
+        "finishes": Finish,
+    }
     return {
         **{kind: {plugin.id: plugin.question for plugin in members} for kind, members in plugins.items()},
         "suites": {name: str(loader.shipped_folder() / f"{name}.toml") for name in loader.shipped_suites()},
         "backbones": BACKBONES,
         "datasets": DATASETS,
-        "interventions": {format_spelling(kind): _first_line(kind.__doc__) for kind in kinds(DataIntervention)},
+        **{name: {format_spelling(kind): _first_line(kind.__doc__) for kind in kinds(group)} for name, group in groups.items()},
         "strategies": {name: _first_line(function.__doc__) for name, function in STRATEGIES.items()},
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from xferbench.analysis.metrics import METRICS
 from xferbench.config import interventions, validation
+from xferbench.config.interventions import SPELLING_PATTERN, extensible_rule, spelling_rule
 from xferbench.config.validation import COUNT, POSITIVE, WHOLE, Rule
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import (
@@ -21,15 +22,11 @@ from xferbench.core.interventions import (
     Finish,
     Head,
     Initialization,
-    Intervention,
     LayerTransfer,
     Regularizer,
     ServingMode,
     Trainable,
     TrainMode,
-    format_kinds,
-    ranges,
-    spelling_pattern,
 )
 from xferbench.core.pipeline import (
     InputTransform,
@@ -75,19 +72,6 @@ def _parse_phases(value: Any) -> list[dict[str, Any]]:
 ABOVE_ONE = validation.typed(
     int, lambda v: v > 1, "a whole number above 1", minimum=2
 )  # BatchNorm has no variance over a single image
-
-
-def spelling_rule(group: type[Intervention], *kinds: type[Intervention]) -> Rule:
-    """Return the rule for the spelling of an intervention of some kinds, by default all built-in kinds of a group.
-
-    The value is the intervention.
-    """
-    kinds = kinds or group.built_in()
-    if not any(map(ranges, kinds)):
-        spelling = validation.one_of(*(kind.spelling for kind in kinds))
-        return validation.Validator(lambda value: group.parse(spelling(value)), validation.rule_schema(spelling))
-    forms = format_kinds(kinds)
-    return validation.typed(str, bool, forms, group.parse, pattern=f"^({spelling_pattern(kinds)})$")
 
 
 ONE_OR_THREE = {"oneOf": [{"minItems": 1, "maxItems": 1}, {"minItems": 3, "maxItems": 3}]}
@@ -154,9 +138,9 @@ RECIPE: dict[str, Rule] = {
     "init": spelling_rule(Initialization),
     "transferred": spelling_rule(LayerTransfer),
     "head": spelling_rule(Head),
-    "augment": spelling_rule(Augmentation),
-    "regularizer": spelling_rule(Regularizer),
-    "finish": spelling_rule(Finish),
+    "augment": extensible_rule(Augmentation),
+    "regularizer": extensible_rule(Regularizer),
+    "finish": extensible_rule(Finish),
     "stop": validation.one_of("last", "best"),
     "training": validation.matching(r"python:[\w.]+:[\w.]+", "python:module:callable"),
     "train_preprocessing": PREPROCESSING,
@@ -182,7 +166,7 @@ def _parse_interventions(value: Any) -> tuple[DataIntervention, ...]:
 
 
 INTERVENTIONS_EXPECTED = "a list of changes of the training images, each KIND or KIND:NUMBER; `xferbench ls` lists the kinds"
-SPELLING = {"type": "string", "pattern": r"^[a-z0-9][a-z0-9-]*(:[^:]+)*$"}  # any kind, because installed packages add kinds
+SPELLING = {"type": "string", "pattern": f"^{SPELLING_PATTERN}$"}
 INTERVENTIONS = validation.Validator(
     _parse_interventions, {"type": "array", "items": SPELLING, "description": INTERVENTIONS_EXPECTED}
 )

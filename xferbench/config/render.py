@@ -6,7 +6,7 @@ import json
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from xferbench.core.interventions import EVAL_MODE, PRETRAINED, Intervention
+from xferbench.core.interventions import EVAL_MODE, PRETRAINED, Augmentation, Intervention
 from xferbench.core.pipeline import Phase, Recipe, Spectrogram
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def describe_recipe(recipe: Recipe) -> str:
     name = f"{recipe.name}: " if recipe.name else ""
     start = "" if recipe.init == PRETRAINED else f"{recipe.init} weights: "
     parts = _unusual_values(recipe, Recipe(), DESCRIBED_RECIPE_FIELDS)
-    parts += [str(recipe.regularizer)] if recipe.regularizer else []
+    parts += [recipe.regularizer.describe()] if recipe.regularizer else []
     parts += [recipe.finish.describe()] if recipe.finish else []
     parts += [] if recipe.stop == "last" else ["best step"]
     return name + start + "; ".join([phases, *parts])
@@ -124,11 +124,14 @@ def _describe_phase(phase: Phase) -> str:
 def _unusual_values(value: Phase | Recipe, default: Phase | Recipe, excluded: Sequence[str]) -> list[str]:
     """Return the fields that differ from the default, such as ``weight decay 0.1``, without the excluded ones."""
     items = {field.name: getattr(value, field.name) for field in fields(value) if field.name not in excluded}
-    return [
-        f"{name.replace('_', ' ')} {f'{item:g}' if isinstance(item, float) else item}"
-        for name, item in items.items()
-        if item != getattr(default, name)
-    ]
+    return [f"{name.replace('_', ' ')} {_format_field(item)}" for name, item in items.items() if item != getattr(default, name)]
+
+
+def _format_field(value: Any) -> str:
+    """Return the value of a field as text; an augmentation has words of its own."""
+    if isinstance(value, Augmentation):
+        return value.describe()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def describe_pipeline(pipeline: Pipeline, recorded: InputTransform) -> str:

@@ -82,7 +82,7 @@ def _recipe_from(values: Mapping[str, Any]) -> Recipe:
 def _with_interventions(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a recipe or a phase, with the interventions in place of their spellings; "" spells None."""
     spellings = {name: text for name, text in values.items() if name in INTERVENTION_GROUPS}
-    parsed = {name: INTERVENTION_GROUPS[name].parse(text) if text else None for name, text in spellings.items()}
+    parsed = {name: parse(text, INTERVENTION_GROUPS[name]) if text else None for name, text in spellings.items()}
     return _with_tuples(values) | parsed
 
 

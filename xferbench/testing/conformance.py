@@ -23,7 +23,7 @@ from xferbench.config import loader, render
 from xferbench.core import interventions
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError, suggest
-from xferbench.core.interventions import TRAIN_MODE, DataIntervention, Intervention, TrainModeByClass, parse
+from xferbench.core.interventions import TRAIN_MODE, Intervention, TrainModeByClass, parse
 from xferbench.core.pipeline import Pipeline, Recipe, Selection, replace_data, replace_serving
 from xferbench.core.plugin import Contrast, Plugin
 from xferbench.core.record import Record
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from xferbench.core.run import Finding, Run
 
 ID_PATTERN = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-SPELLING = re.compile(r"[a-z0-9]+([-:+@][a-z0-9]+)*")
 PAGE_HEADINGS = ("Symptom", "Cause", "Remedy", "References")
 MEASURE_PATTERN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*@\d+")
 HEAVY_PACKAGES = ("torch", "torchvision", "timm", "pandas", "matplotlib")
@@ -63,13 +62,18 @@ def conforms(plugin: Plugin) -> None:
 
 
 def intervention_conforms(kind: type[Intervention]) -> None:
-    """Check a kind of intervention: spelling, words, range and, for a data intervention, its implementation.
+    """Check a kind of intervention: spelling, words, range and, unless the lab finds it by its type, group and implementation.
 
     Raises:
         AssertionError: At the first check that fails, with what was found, what was expected and what to do.
     """
     what = f"intervention {kind.__name__}"
-    _need(SPELLING.fullmatch(kind.spelling), what, found=kind.spelling, expected="lower-case words, as label-noise")
+    _need(
+        re.fullmatch(interventions.SPELLING, kind.spelling),
+        what,
+        found=kind.spelling,
+        expected="lower-case words, as label-noise",
+    )
     _need(kind.__doc__ and (kind.__doc__.strip().partition("\n")[0]), what, found="no docstring", expected="one line for lists")
     for value in _examples(kind):
         again = parse(str(value), [kind])
@@ -82,10 +86,16 @@ def intervention_conforms(kind: type[Intervention]) -> None:
         )
         words = value.describe()
         _need(words and "\n" not in words, f"words of {value}", found=repr(words), expected="one line")
-    if issubclass(kind, DataIntervention):
+    if kind.implementation or interventions.kind_source(kind):
+        groups = interventions.EXTENSIBLE_GROUPS
+        expected = f"a subclass of {' or '.join(group.__name__ for group in groups)}"
+        _need(issubclass(kind, groups), what, found=", ".join(base.__name__ for base in kind.__bases__), expected=expected)
         module, _, function = kind.implementation.partition(":")
         expected = "module:function of a module that is installed"
-        _need(module and function and importlib.util.find_spec(module), what, found=kind.implementation, expected=expected)
+        is_installed = module and function and importlib.util.find_spec(module)
+        _need(is_installed, what, found=repr(kind.implementation), expected=expected)
+        needs_start = issubclass(kind, interventions.Regularizer) and "pretrained" not in kind.requires
+        _need(not needs_start, f"requires of {what}", found=kind.requires, expected="pretrained, whose weights it is given")
 
 
 def _examples(kind: type[Intervention]) -> list[Intervention]:

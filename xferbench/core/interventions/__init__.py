@@ -1,7 +1,7 @@
 """Interventions as frozen values: each kind states its spelling, the range of its numbers, and its words. Pure.
 
 No import registers a kind: each group of :data:`GROUPS` names its built-in kinds, and the lab finds an implementation
-by a value's type.
+by a value's type, or imports the one that the value names.
 """
 
 from __future__ import annotations
@@ -37,3 +37,4 @@ GROUPS: tuple[type[Intervention], ...] = (
     Edit,
     ServingMode,
 )
+EXTENSIBLE_GROUPS: tuple[type[Intervention], ...] = (DataIntervention, Augmentation, Regularizer, Edit)  # packages add kinds

@@ -20,6 +20,7 @@ from xferbench.core.sections import flat_fields, flat_name
 
 __all__ = [
     "REQUIREMENTS",
+    "SPELLING",
     "Intervention",
     "K",
     "Range",
@@ -41,6 +42,7 @@ __all__ = [
 
 PACKAGE = __name__.partition(".")[0]
 NUMBER = r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
+SPELLING = r"[a-z0-9]+([-:+@][a-z0-9]+)*"  # of a kind, without its numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,12 +103,15 @@ class Intervention:
         spelling: the word in suites and keys, before the fields: ``label-noise`` in ``label-noise:0.2``.
         words: the value in a sentence, as a format string over its fields; "" for its spelling.
         requires: what a training run with it needs, as keys of :data:`REQUIREMENTS`.
+        implementation: ``module:function`` that the lab imports and calls, with the arguments that the group documents; "" for
+            a built-in kind that the lab finds by its type.
     """
 
     __slots__ = ()
     spelling: ClassVar[str]
     words: ClassVar[str] = ""
     requires: ClassVar[tuple[str, ...]] = ()
+    implementation: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         for name, limits in ranges(type(self)).items():
@@ -242,7 +247,7 @@ def kind_source(kind: type[Intervention]) -> str:
     module = kind.__module__
     if module.partition(".")[0] == PACKAGE:
         return ""
-    return source_digest(module, (getattr(kind, "implementation", "") or module).partition(":")[0])
+    return source_digest(module, (kind.implementation or module).partition(":")[0])
 
 
 @cache

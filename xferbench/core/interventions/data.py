@@ -25,13 +25,11 @@ __all__ = [
 class DataIntervention(Intervention):
     """A change of the training examples of a network. Validation and test examples do not change.
 
-    Attributes:
-        implementation: ``module:function``, which the lab imports when it trains. The function takes the training examples,
-            the value, a random generator and the number of classes, and returns the changed examples.
+    The implementation takes the training examples, the value, a random generator and the number of classes, and returns the
+    changed examples.
     """
 
     __slots__ = ()
-    implementation: ClassVar[str]
 
     @classmethod
     def built_in(cls) -> tuple[type[Intervention], ...]:

@@ -34,6 +34,9 @@ __all__ = [
 class Edit(Intervention):
     """A change of a trained network.
 
+    The implementation of a third-party kind takes the tensors of the network by name, the value, a random generator and an
+    ``EditContext`` of :mod:`xferbench.lab.evaluation.context`, and returns tensors of the same names and shapes.
+
     Attributes:
         screened: whether the edit is fitted on the screened half of the test images.
     """

@@ -157,7 +157,11 @@ class OwnHead(Head):
 
 
 class Augmentation(Intervention):
-    """A random change of the training images, sampled at each step."""
+    """A random change of the training images, sampled at each step.
+
+    The implementation of a third-party kind takes the images of a batch, uint8 [batch, channels, height, width], the value and
+    a random generator, and returns images of the same shape and type.
+    """
 
     __slots__ = ()
 
@@ -189,9 +193,14 @@ class FlipAndCrop(Augmentation):
 
 
 class Regularizer(Intervention):
-    """A term of the training loss; :mod:`xferbench.lab.training.regularizers` finds its implementation by its type."""
+    """A term of the training loss.
+
+    The implementation of a third-party kind takes the parameters below the head that a phase trains, the value, and the
+    pretrained values of these parameters, both by name, and returns the penalty as a tensor without dimensions.
+    """
 
     __slots__ = ()
+    requires: ClassVar[tuple[str, ...]] = ("pretrained",)
 
     @classmethod
     def built_in(cls) -> tuple[type[Intervention], ...]:

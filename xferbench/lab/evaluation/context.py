@@ -45,6 +45,25 @@ class LoadedModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EditContext:
+    """What an edit of an installed package may use besides the tensors. It has no test images, so no edit is fitted to them.
+
+    Attributes:
+        before: the tensors before training.
+        network: the structure of the network.
+        train_images: the training images, uint8 [n, …], in a random order; none for a checkpoint without training images.
+        train_labels: their labels [n].
+        train_preprocessing: the preprocessing of the training.
+    """
+
+    before: Tensors
+    network: Architecture
+    train_images: Tensor
+    train_labels: Tensor
+    train_preprocessing: InputTransform
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureContext:
     """The argument of a plugin's measure.
 

@@ -1,4 +1,7 @@
-"""Edits of a trained network's tensors that need no training: repairs, and deliberate failures. Imports torch."""
+"""Edits of a trained network's tensors that need no training: repairs, deliberate failures, and those of installed packages.
+
+Imports torch.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 
 from xferbench.core.interventions import AssignClasses, DivideLogits, FitTemperature, RotateClasses
 from xferbench.lab.models import backbones
+from xferbench.lab.training.implementations import load_implementation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xferbench.core.interventions import Edit
+    from xferbench.lab.evaluation.context import EditContext
     from xferbench.lab.training.network import Architecture, Tensors
 
     LabeledLogits = Callable[[], tuple[np.ndarray, np.ndarray]]  # computes logits [n, outputs] and labels [n]
@@ -77,6 +82,21 @@ def permute_weights(tensors: Tensors, network: Architecture) -> Tensors:
         for name in names
     }
     return tensors | permuted
+
+
+def apply_installed(edit: Edit, tensors: Tensors, rng: np.random.Generator, context: EditContext) -> Tensors:
+    """Call the implementation of an edit of an installed package, on copies of the tensors.
+
+    Raises:
+        ValueError: if it returns tensors with other names or shapes.
+    """
+    copies = {name: tensor.clone() for name, tensor in tensors.items()}
+    edited = {name: tensor.detach() for name, tensor in load_implementation(edit)(copies, edit, rng, context).items()}
+    shapes, expected = ({name: tensor.shape for name, tensor in state.items()} for state in (edited, tensors))
+    if shapes != expected:
+        changed = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
+        raise ValueError(f"{edit} must return tensors of the same names and shapes, but changed {', '.join(changed[:5])}")
+    return edited
 
 
 def edit_head(edit: Edit, tensors: Tensors, head: str, calibration: LabeledLogits) -> Tensors:

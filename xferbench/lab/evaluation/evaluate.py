@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import zlib
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ from xferbench.core.pipeline import Recipe
 from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES, Predictions
 from xferbench.lab.data import datasets, domains, preprocessing
 from xferbench.lab.evaluation import edits, penultimate_features
-from xferbench.lab.evaluation.context import LoadedModel, MeasureContext
+from xferbench.lab.evaluation.context import EditContext, LoadedModel, MeasureContext
 from xferbench.lab.evaluation.examples import MAX_PROBE_EXAMPLES, training_examples, view_examples
 from xferbench.lab.models import backbones, batchnorm, heads
 from xferbench.lab.training import feature_cache, loop, seeds
@@ -83,7 +84,8 @@ def edit_tensors(model: LoadedModel, edits: Sequence[Edit], view: EvaluationSpec
     tensors = {"last": model.trained.last, "best": model.trained.best}[view.step]
     tensors = {name: tensor.to(model.network.device) for name, tensor in tensors.items()}
     for edit in edits:
-        tensors = _apply_edit(edit, tensors, model, view)
+        is_installed = bool(edit.implementation)
+        tensors = _apply_installed_edit(edit, tensors, model) if is_installed else _apply_edit(edit, tensors, model, view)
     return tensors
 
 
@@ -167,6 +169,20 @@ def _apply_edit(edit: Edit, tensors: Tensors, model: LoadedModel, view: Evaluati
         return edits.permute_weights(tensors, network)
     layer = heads.last_layer(network.module, network.layout.head)
     return edits.edit_head(edit, tensors, layer, partial(_calibration_logits, model, tensors, view))
+
+
+def _apply_installed_edit(edit: Edit, tensors: Tensors, model: LoadedModel) -> Tensors:
+    """Apply an edit of an installed package, which is the same in every view."""
+    train = training_examples(model, model.dataset)
+    rng = seeds.numpy_stream(model.spec.seed, seeds.INTERVENTION, zlib.crc32(edit.spelling.encode()))
+    context = EditContext(
+        before={name: tensor.to(model.network.device) for name, tensor in model.trained.before.items()},
+        network=model.network,
+        train_images=torch.from_numpy(np.array(train.images)),
+        train_labels=torch.from_numpy(train.labels),
+        train_preprocessing=model.spec.preprocessing,
+    )
+    return edits.apply_installed(edit, tensors, rng, context)
 
 
 def _interpolate(edit: InterpolatePhase | InterpolateCheckpoints, tensors: Tensors, model: LoadedModel) -> Tensors:

@@ -148,7 +148,7 @@ def dann_loss(
     phase_model: PhaseModel,
     tensors: Tensors,
     batches: Sequence[Tensor],
-    draws: Tensor | None,
+    draws: augmentation.Draws | None,
 ) -> Tensor:
     """Compute the DANN terms of the members. The terms have the value 0 and a gradient.
 

@@ -5,7 +5,6 @@ Imports torch through :mod:`xferbench.lab.data.datasets`. Without interventions,
 
 from __future__ import annotations
 
-import importlib
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,16 +13,12 @@ import numpy as np
 
 from xferbench.lab.data import datasets
 from xferbench.lab.training import seeds
+from xferbench.lab.training.implementations import load_implementation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from xferbench.core.interventions import DataIntervention
     from xferbench.core.pipeline import Phase
     from xferbench.core.trial import TrainingSpec
     from xferbench.lab.data.datasets import Dataset, Split
-
-    Implementation = Callable[[Split, DataIntervention, np.random.Generator, int], Split]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +56,7 @@ def training_subset(dataset: Dataset, spec: TrainingSpec) -> TrainingSubset:
     split = datasets.take(dataset.train, index)
     for intervention in spec.interventions:
         rng = seeds.numpy_stream(spec.seed, seeds.INTERVENTION, zlib.crc32(intervention.spelling.encode()))
-        split = implementation(intervention)(split, intervention, rng, len(dataset.classes))
+        split = load_implementation(intervention)(split, intervention, rng, len(dataset.classes))
     return TrainingSubset(split=split, index=np.arange(len(split.labels)), validation=validation)
 
 
@@ -80,10 +75,3 @@ def batch_indices(phase: Phase, seed: int, phase_index: int, labels: np.ndarray)
     elif phase.order != "shuffled":
         raise ValueError(f"unknown order: {phase.order}")
     return np.concatenate(epochs)[: phase.steps * size].reshape(phase.steps, size)
-
-
-def implementation(intervention: DataIntervention) -> Implementation:
-    """Import and return the function that applies an intervention."""
-    module, _, name = intervention.implementation.partition(":")
-    function: Implementation = getattr(importlib.import_module(module), name)
-    return function

@@ -280,7 +280,7 @@ def _stacked_batch_indices(run: _PhaseRun) -> Tensor:
 
 
 def _member_losses(
-    run: _PhaseRun, step: int, fixed: Tensors, parameters: Tensors, index: Tensor, draws: Tensor | None
+    run: _PhaseRun, step: int, fixed: Tensors, parameters: Tensors, index: Tensor, draws: augmentation.Draws | None
 ) -> Tensor:
     """Compute the training loss [members] at one step.
 

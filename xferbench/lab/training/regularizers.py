@@ -29,6 +29,7 @@ from xferbench.core.strategies import is_mlp_head
 from xferbench.lab.data import preprocessing
 from xferbench.lab.models import backbones
 from xferbench.lab.training import feature_cache, seeds
+from xferbench.lab.training.implementations import load_implementation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +56,7 @@ class RegularizerState:
 
     Attributes:
         regularizer: the regularizer.
-        anchor: the parameters of the backbone at the start (L2-SP, EWC).
+        anchor: the parameters of the backbone at the start (L2-SP, EWC, and regularizers of installed packages).
         importance: their Fisher information (EWC).
         source_head: the tensors of the pretrained head.
         reference_logits: [members][n, outputs], the logits of the source model (LwF) or the teacher (distillation) on the
@@ -125,12 +126,13 @@ def build_regularizer(
     importance = {}
     if isinstance(regularizer, EWC) and memory:
         importance = _fisher_information(reference_network, source_model, parameter_names, memory, transform)
+    needs_anchor = isinstance(regularizer, L2SP | EWC) or bool(regularizer.implementation)
     reference_logits: tuple[Tensor, ...] = ()
     if not specs[0].augment:
         reference_logits = tuple(model(batch) for model, batch in zip(reference_models, images, strict=False))
     return RegularizerState(
         regularizer=regularizer,
-        anchor={name: body[name] for name in parameter_names} if isinstance(regularizer, L2SP | EWC) else {},
+        anchor={name: body[name] for name in parameter_names} if needs_anchor else {},
         importance=importance,
         source_head=source_head,
         reference_logits=reference_logits,
@@ -312,6 +314,8 @@ def penalty_loss(
     if isinstance(regularizer, Distillation):
         divergence = _divergence(term.state, logits[:, :, :classes], DISTILLATION_TEMPERATURE, index, images)
         return regularizer.weight * DISTILLATION_TEMPERATURE**2 * divergence
+    if regularizer.implementation:
+        return _installed_penalty(term.state, parameters, logits)
     assert isinstance(regularizer, L2SP | EWC), "the remaining regularizers penalize the distance from the start"
     return regularizer.strength / 2 * _squared_distance(term.state, parameters, logits)
 
@@ -324,6 +328,16 @@ def _divergence(state: RegularizerState, logits: Tensor, temperature: float, ind
         references = [model(batch) for model, batch in zip(state.reference_models, images, strict=True)]
     log_probabilities, reference = ((x / temperature).log_softmax(-1) for x in (logits, torch.stack(references)))
     return F.kl_div(log_probabilities, reference, reduction="none", log_target=True).sum(-1).mean(1)
+
+
+def _installed_penalty(state: RegularizerState, parameters: Tensors, logits: Tensor) -> Tensor:
+    """Compute the penalty [members] of an installed package, called for each member; 0 if a phase trains only the head."""
+    names = sorted(state.anchor.keys() & parameters.keys())
+    if not names:
+        return torch.zeros(len(logits), device=logits.device)
+    penalty, start = load_implementation(state.regularizer), {name: state.anchor[name] for name in names}
+    members = ({name: parameters[name][member] for name in names} for member in range(len(logits)))
+    return torch.stack([penalty(tensors, state.regularizer, start) for tensors in members]).view(len(logits))
 
 
 def _squared_distance(state: RegularizerState, parameters: Tensors, logits: Tensor) -> Tensor:
