@@ -165,12 +165,12 @@ def test_the_source_is_part_of_a_key(site, world):
 @pytest.mark.parametrize(
     ("key", "spelling", "expected"),
     [
-        ("augment", "dimm", "flip, crop, flip+crop or dim:SHARE with SHARE a number above 0 and at most 1"),
+        ("augment", "dimm", "flip; crop; flip+crop; or dim:SHARE with SHARE a number above 0 and at most 1"),
         ("augment", "dim:2", "dim:SHARE with SHARE a number above 0 and at most 1"),
-        ("augment", 3, "flip, crop, flip+crop or dim:SHARE"),
-        ("augment", "prune:0.5", "flip, crop, flip+crop or dim:SHARE"),
+        ("augment", 3, "flip; crop; flip+crop; or dim:SHARE"),
+        ("augment", "prune:0.5", "flip; crop; flip+crop; or dim:SHARE"),
         ("finish", "interpolate:2", "interpolate:SHARE with SHARE a number at least 0 and at most 1"),
-        ("finish", "pruned:0.5", "adabn, interpolate:SHARE with SHARE a number at least 0 and at most 1 or prune:SHARE"),
+        ("finish", "pruned:0.5", "adabn; interpolate:SHARE with SHARE a number at least 0 and at most 1; or prune:SHARE"),
         ("regularizer", "stay-close", "stay-close:STRENGTH with STRENGTH a number above 0"),
     ],
 )
