@@ -2,8 +2,8 @@
 
     python tests/benchmarks/report.py [--plugins 8] [--seeds 20] [--examples 500] [--rounds 3]
 
-A synthetic run: the plugins that are installed, filled up with made ones, of one to eight variants each. The first rendering
-begins with an empty folder of figures, the second finds them there.
+The run is synthetic: the installed plugins, and further generated ones, with one to eight variants each. The first rendering
+starts with an empty folder of figures; the second one reuses the figures.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ LIMIT = 3_000_000  # bytes
 
 def main():
     """Measure and print."""
-    arguments = parsed()
-    run, plugins = made(arguments.plugins, arguments.seeds, arguments.examples)
+    arguments = parse_arguments()
+    run, plugins = make_large_run(arguments.plugins, arguments.seeds, arguments.examples)
     html.render(make_run(seeds=2, examples=20), {})  # imports
-    times = [measured(run, plugins) for _ in range(arguments.rounds)]
+    times = [render_seconds(run, plugins) for _ in range(arguments.rounds)]
     size = len(html.render(run, plugins).encode())
     print(f"| {arguments.plugins} plugins × {arguments.seeds} seeds | median of {arguments.rounds} |\n|---|---:|")
     print(f"| first rendering | {median(first for first, _ in times):.2f} s |")
@@ -44,38 +44,38 @@ def main():
     return int(size > LIMIT)
 
 
-def parsed():
-    """What the command line says."""
+def parse_arguments():
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser()
     for name, default in (("plugins", 8), ("seeds", 20), ("examples", 500), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     return parser.parse_args()
 
 
-def measured(run, plugins):
-    """Seconds of a first rendering and of a second one."""
+def render_seconds(run, plugins):
+    """Return the seconds of a first rendering and of a second one."""
     with tempfile.TemporaryDirectory() as folder:
-        return tuple(clocked(run, plugins, Path(folder)) for _ in range(2))
+        return tuple(one_render_seconds(run, plugins, Path(folder)) for _ in range(2))
 
 
-def clocked(run, plugins, folder):
-    """Seconds of one rendering."""
-    begun = perf_counter()
+def one_render_seconds(run, plugins, folder):
+    """Return the seconds of one rendering."""
+    start = perf_counter()
     html.render(run, plugins, folder)
-    return perf_counter() - begun
+    return perf_counter() - start
 
 
-def made(plugins, seeds, examples):
-    """A run of so many plugins, with sample images that hold as much as images can."""
-    own = {plugin.id: plugin for plugin in discovery.load_plugins(["all"])}
-    own |= {f"made-{number}": make_plugin(f"made-{number}") for number in range(plugins - len(own))}
-    cells, found = [], []
-    for number, name in enumerate(list(own)[:plugins]):
+def make_large_run(plugin_count, seeds, examples):
+    """Return a run of that many plugins with sample images of noise, which compress badly, and the plugins by id."""
+    plugins = {plugin.id: plugin for plugin in discovery.load_plugins(["all"])}
+    plugins |= {f"made-{number}": make_plugin(f"made-{number}") for number in range(plugin_count - len(plugins))}
+    cells, findings = [], []
+    for number, name in enumerate(list(plugins)[:plugin_count]):
         arms = {"subject": 0.70, "cured": 0.76, "scratch": 0.40}
         arms |= {f"induced:variant-{variant}": 0.66 - 0.03 * variant for variant in range(number + 1)}
-        of_plugin = make_cells(name, arms, seeds=seeds, examples=examples)
-        cells += of_plugin
-        found += make_findings(name, VERDICTS[number % len(VERDICTS)], of_plugin)
+        plugin_cells = make_cells(name, arms, seeds=seeds, examples=examples)
+        cells += plugin_cells
+        findings += make_findings(name, VERDICTS[number % len(VERDICTS)], plugin_cells)
     rng = np.random.default_rng(0)
     samples = tuple(
         SampleImages(
@@ -87,7 +87,7 @@ def made(plugins, seeds, examples):
         )
         for number in range(8)
     )
-    return replace(make_run(seeds=2), findings=tuple(found), cells=tuple(cells), samples=samples), own
+    return replace(make_run(seeds=2), findings=tuple(findings), cells=tuple(cells), samples=samples), plugins
 
 
 if __name__ == "__main__":

@@ -17,96 +17,124 @@ from time import perf_counter
 
 import report
 
+from xferbench.config import loader
+from xferbench.core.pipeline import Backbone, Pipeline, PipelineData, Preprocessing, Serving
+from xferbench.core.trial import ComputeContext
+from xferbench.core.version import LAB_VERSION
+from xferbench.data import inputs, synthetic
 from xferbench.runner.environment import processor_name
+from xferbench.study.trials import make_trial
 
-PROBE = """
-import sys, torch
-from time import perf_counter
-from pathlib import Path
-from xferbench import plan, suite
-from xferbench.core.pipeline import Pipeline, Place, Preprocessing
-from xferbench.lab import VERSION, answer, fit, inputs
-torch.set_num_threads(1)
-table = {"schema": 1, "name": "probe", "plugins": ["all"], "backbone": {"arch": "tiny-resnet"},
-         "target": {"data": "synthetic:near", "train_size": 800}, "recipe": {"strategy": "linear-probe", "lr": 1e-2}}
-asked = suite.parse(table, Path("probe.toml"))
-ready = Preprocessing()
-pipeline = Pipeline(arch=asked.arch, weights=inputs.weights(asked), target=inputs.data(asked.target), train_size=800,
-                    test_size=None, recipe=asked.recipe, train_preprocessing=ready, serve_preprocessing=ready)
-one = plan.fit(pipeline, 0)
-trial = plan.trial(pipeline, "test", 0, Place(device="cpu", torch="", lab=VERSION))
-dataset, network = answer.material(one, trial, Path(sys.argv[1]))
-starts = [answer.start(one, network, trial, Path(sys.argv[1]))]
-fit.train([one], network, starts, dataset)
-for _ in range(int(sys.argv[2])):
-    begun = perf_counter()
-    fit.train([one], network, starts, dataset)
-    print(perf_counter() - begun)
-"""
-GENERATE = """
-import sys
-from time import perf_counter
-from xferbench.lab import synthetic
-for _ in range(int(sys.argv[1])):
-    begun = perf_counter()
-    synthetic.generate("source", "train", 10_000)
-    print(perf_counter() - begun)
-"""
+LINEAR_PROBE = {
+    "schema": 1,
+    "name": "probe",
+    "plugins": ["all"],
+    "backbone": {"arch": "tiny-resnet"},
+    "target": {"data": "synthetic:near", "train_size": 800},
+    "recipe": {"strategy": "linear-probe", "lr": 1e-2},
+}
 
 
-def seconds(*command, rounds=1, **more):
-    """Wall-clock seconds of a whole process, each round."""
-    times = []
-    for _ in range(rounds):
-        begun = perf_counter()
-        subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **more)
-        times.append(perf_counter() - begun)
-    return times
+def linear_probe_seconds(folder, rounds):
+    """Return the seconds of each training of a linear probe, after a first one that fills the cache of embeddings."""
+    import torch
 
+    from xferbench.lab.training import loop
+    from xferbench.lab.worker import run_trials
 
-def printed(code, *arguments):
-    """The numbers that a program prints."""
-    told = subprocess.run(
-        [sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True, env=one_thread()
+    torch.set_num_threads(1)
+    suite = loader.parse_suite(LINEAR_PROBE, Path("probe.toml"))
+    preprocessing = Preprocessing()
+    pipeline = Pipeline(
+        backbone=Backbone(arch=suite.backbone.arch, weights=inputs.digest_weights(suite)),
+        data=PipelineData(
+            target=inputs.digest_data(suite.data.target),
+            train_preprocessing=preprocessing,
+            train_size=suite.data.train_size,
+        ),
+        recipe=suite.recipe,
+        serving=Serving(preprocessing=preprocessing),
     )
-    return [float(line) for line in told.stdout.split()]
+    trial = make_trial(pipeline, "test", 0, ComputeContext(device="cpu", torch="", lab=LAB_VERSION))
+    spec = trial.model.base
+    dataset, network = run_trials.training_inputs(spec, trial, folder)
+    starts = [run_trials.start_tensors(spec, network, trial, folder)]
+    loop.train([spec], network, starts, dataset)
+    return [call_seconds(loop.train, [spec], network, starts, dataset) for _ in range(rounds)]
 
 
-def one_thread():
-    return os.environ | {"OMP_NUM_THREADS": "1"}
+def synthetic_seconds(_, rounds):
+    """Return the seconds of each generation of 10 000 synthetic images."""
+    return [call_seconds(synthetic.generate, "source", "train", 10_000) for _ in range(rounds)]
+
+
+PROBES = {"linear-probe": linear_probe_seconds, "synthetic": synthetic_seconds}
+
+
+def call_seconds(function, *arguments):
+    """Return the wall-clock seconds of a call."""
+    start = perf_counter()
+    function(*arguments)
+    return perf_counter() - start
+
+
+def process_seconds(*command, rounds=1):
+    """Return the wall-clock seconds of a whole process, for each round."""
+    python_command = [sys.executable, *command]
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return [call_seconds(lambda: subprocess.run(python_command, check=True, **output)) for _ in range(rounds)]
+
+
+def probe_seconds(name, folder, rounds):
+    """Return the seconds that a probe measures in a process of its own, with one thread."""
+    command = [sys.executable, __file__, "--probe", name, str(folder), "--rounds", str(rounds)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+    return [float(line) for line in process.stdout.split()]
 
 
 def main():
     parser = argparse.ArgumentParser(description="Measure how long things take.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"))
+    parser.add_argument("--probe", nargs=2, help=argparse.SUPPRESS)  # a key of PROBES, and a folder for its cache
     arguments = parser.parse_args()
-    rounds, cli = arguments.rounds, ("-m", "xferbench")
-    rows = {}
-    with tempfile.TemporaryDirectory() as folder:
-        first, second = [], []
-        for number in range(rounds):
-            how = (*cli, "run", "quick", "--store", f"{folder}/{number}.sqlite", "-o", f"{folder}/{number}")
-            first += seconds(*how)
-            second += seconds(*how)
-        rows["`xferbench run quick`, nothing in the store"] = (first, "at most 120 s")
-        rows["the same again, nothing trained"] = (second, "at most 8 s")
-        rows["a linear probe on 800 images, embeddings cached, 150 steps of 32"] = (
-            printed(PROBE, folder, str(rounds + 2)),
-            "below 1 s",
-        )
-    rows["`xferbench --help`"] = (seconds(*cli, "--help", rounds=rounds + 2), "at most 0.3 s")
-    rows["`python -c pass`, for comparison"] = (seconds("-c", "pass", rounds=rounds + 2), "")
-    rows["10 000 synthetic images, one core"] = (printed(GENERATE, str(rounds)), "about 2 s")
-    rendered = list(zip(*(report.measured(*report.made(8, 20, 2000)) for _ in range(rounds)), strict=True))
-    rows["report of 8 plugins × 20 seeds, 2000 test images"] = (rendered[0], "at most 5 s")
-    rows["the same report again"] = (rendered[1], "at most 1 s")
+    if arguments.probe:
+        name, folder = arguments.probe
+        print(*PROBES[name](Path(folder), arguments.rounds), sep="\n")
+        return
+    rows = measure(arguments.rounds)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "times.md").write_text(page(rows), encoding="utf-8")
 
 
+def measure(rounds):
+    """Return the seconds of each round and the target of each row of the table."""
+    rows, cli = {}, ("-m", "xferbench")
+    with tempfile.TemporaryDirectory() as folder:
+        first, second = [], []
+        for number in range(rounds):
+            command = (*cli, "run", "quick", "--store", f"{folder}/{number}.sqlite", "-o", f"{folder}/{number}")
+            first += process_seconds(*command)
+            second += process_seconds(*command)
+        rows["`xferbench run quick`, nothing in the store"] = (first, "at most 120 s")
+        rows["the same again, nothing trained"] = (second, "at most 8 s")
+        rows["a linear probe on 800 images, embeddings cached, 150 steps of 32"] = (
+            probe_seconds("linear-probe", folder, rounds + 2),
+            "below 1 s",
+        )
+        rows["`xferbench --help`"] = (process_seconds(*cli, "--help", rounds=rounds + 2), "at most 0.3 s")
+        rows["`python -c pass`, for comparison"] = (process_seconds("-c", "pass", rounds=rounds + 2), "")
+        rows["10 000 synthetic images, one core"] = (probe_seconds("synthetic", folder, rounds), "about 2 s")
+    times = [report.render_seconds(*report.make_large_run(8, 20, 2000)) for _ in range(rounds)]
+    first_renders, second_renders = zip(*times, strict=True)
+    rows["report of 8 plugins × 20 seeds, 2000 test images"] = (first_renders, "at most 5 s")
+    rows["the same report again"] = (second_renders, "at most 1 s")
+    return rows
+
+
 def page(rows):
-    """The committed table."""
+    """Return the page of the table."""
     head = f"""# How long things take
 
 Whole processes unless said, on {os.cpu_count()} cores ({processor_name()}), no GPU, Python {platform.python_version()}.
@@ -116,8 +144,8 @@ The machine is shared and noisy: read the median. Again: `python tests/benchmark
 |---|---|---|---|---|---|
 """
     lines = [
-        f"| {what} | {median(times):.2f} | {min(times):.2f} | {max(times):.2f} | {len(times)} | {wanted} |"
-        for what, (times, wanted) in rows.items()
+        f"| {what} | {median(times):.2f} | {min(times):.2f} | {max(times):.2f} | {len(times)} | {target} |"
+        for what, (times, target) in rows.items()
     ]
     return head + "\n".join(lines) + "\n"
 
