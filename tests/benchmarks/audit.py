@@ -3,13 +3,13 @@
     python tests/benchmarks/audit.py --shared FOLDER [--keep FOLDER] [--out reports/benchmarks]
 
 FOLDER has ``data`` and ``weights``. The scripts are ordinary PyTorch (a shuffled loader, cross-entropy, an optimizer, and
-``.train()``), none of the lab's own loop. Their seeds and rates, and what counts as a hit, are the data of this file; they
-were written down before the first audit was run. An audit is told what whoever ran the script believes: which weights the
-network was made from, what was to be trained, how images are prepared.
+``.train()``) and do not use the loop of the lab. Their seeds and rates, and what counts as a hit, are the data of this file;
+they were written down before the first audit. The suite of an audit states what the author of the script believes: which
+weights the network started from, what the script trains, and how it prepares images.
 
-A planted failure is a hit where one of its admissible findings is FAIL. Everything else that is FAIL was planted by nobody.
-It and each admissible finding are measured again on a reference: images that neither script nor audit has seen, under the
-arms that the audit settled. Confirmed is what has its lower bound above the margin there, too.
+A planted failure is a hit if one of its admissible findings is FAIL. Every other FAIL is unplanted. Each unplanted FAIL and
+each admissible finding is measured again on a reference: images that neither the script nor the audit uses, with the arms that
+the audit selected. It is confirmed if the lower bound on the reference is also above the margin.
 """
 
 from __future__ import annotations
@@ -31,7 +31,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from plain import AUDITED, MEAN, RESNET, SCRIPTS, SQUEEZENET, STD, TRAINED, loop, prepared, trained
+from plain import (
+    AUDITED_IMAGES,
+    MEAN,
+    RESNET,
+    SCRIPTS,
+    SQUEEZENET,
+    STD,
+    TRAINING_IMAGES,
+    prepare_files,
+    train_loop,
+    train_networks,
+)
 
 from xferbench.analysis import estimates, metrics
 from xferbench.config import loader, render
@@ -51,18 +62,24 @@ HEAD, ALL = "trainable=head,batchnorm=eval", "trainable=all,batchnorm=train"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Planted:
-    """One audit: what was done to the network or its data, which findings name it, and what the audit is told.
+class Case:
+    """One audit: what is done to the network or its data, which findings name it, and the tables of the suite.
 
-    ``script`` makes the network, ``data`` the name of the dataset; ``told`` are tables of the suite.
+    Attributes:
+        network: the network and its target.
+        planted: what is planted.
+        admissible: ids of the findings that name it.
+        script: the script that trains the network, or "" for a published network.
+        data: the name of the dataset.
+        tables: tables of the suite, in addition to those of the network.
     """
 
-    about: str
+    network: str
     planted: str
     admissible: tuple[str, ...] = ()
     script: str
     data: str
-    told: dict[str, Any]
+    tables: dict[str, Any]
 
 
 # --- what is planted, and what names it ---
@@ -80,114 +97,114 @@ FROM_SQUEEZENET = {
 }
 BELIEVED_HEAD = {"checkpoint": {"before": RESNET, "believed": HEAD}}
 CASES = [
-    Planted(about=FASHION, planted="nothing: a linear probe", script="linear probe", data="fashion", told=BELIEVED_HEAD),
-    Planted(about=FASHION, planted="nothing: LP-FT, the best epoch of eight", script="LP-FT", data="fashion", told={}),
-    Planted(
-        about=FASHION,
+    Case(network=FASHION, planted="nothing: a linear probe", script="linear probe", data="fashion", tables=BELIEVED_HEAD),
+    Case(network=FASHION, planted="nothing: LP-FT, the best epoch of eight", script="LP-FT", data="fashion", tables={}),
+    Case(
+        network=FASHION,
         planted="frozen, but .train() and batches of four of one class: BatchNorm's statistics move",
         admissible=("freeze-integrity", "batchnorm-drift"),
         script="moving statistics",
         data="fashion",
-        told=BELIEVED_HEAD,
+        tables=BELIEVED_HEAD,
     ),
-    Planted(
-        about=FASHION,
+    Case(
+        network=FASHION,
         planted="LP-FT, served normalised twice (the serving's own mean and std are told)",
         admissible=("train-serve-skew", "preprocessing-mismatch"),
         script="LP-FT",
         data="fashion",
-        told={"recipe": {"serve_preprocessing": RIGHT | TWICE}},
+        tables={"recipe": {"serve_preprocessing": RIGHT | TWICE}},
     ),
-    Planted(
-        about=FASHION,
+    Case(
+        network=FASHION,
         planted="LP-FT, given 0–255 in the belief that it was trained so",
         admissible=("preprocessing-mismatch",),
         script="LP-FT",
         data="fashion",
-        told={"backbone": FROM_RESNET["backbone"] | {"preprocessing": RIGHT | {"scale": 1.0, "mean": [0.0], "std": [1.0]}}},
+        tables={"backbone": FROM_RESNET["backbone"] | {"preprocessing": RIGHT | {"scale": 1.0, "mean": [0.0], "std": [1.0]}}},
     ),
-    Planted(
-        about=FASHION,
+    Case(
+        network=FASHION,
         planted="LP-FT, class folders 1 to 10 read as strings",
         admissible=("audit/class-order",),
         script="LP-FT",
         data="fashion-strings",
-        told={},
+        tables={},
     ),
-    Planted(
-        about=FASHION,
+    Case(
+        network=FASHION,
         planted="all layers at far too high a rate (Adam, 0.03)",
         admissible=("audit/linear-probe", "audit/interpolation", "catastrophic-forgetting", "audit/collapse"),
         script="high rate",
         data="fashion",
-        told={},
+        tables={},
     ),
-    Planted(
-        about=FASHION,
+    Case(
+        network=FASHION,
         planted="module.requires_grad = False: believed frozen, everything moved",
         admissible=("freeze-integrity",),
         script="wrong attribute",
         data="fashion",
-        told=BELIEVED_HEAD,
+        tables=BELIEVED_HEAD,
     ),
-    Planted(
-        about=FASHION,
+    Case(
+        network=FASHION,
         planted="optimizer built before unfreezing: believed trained, only the head and the statistics moved",
         admissible=("freeze-integrity",),
         script="early optimizer",
         data="fashion",
-        told={},
+        tables={},
     ),
-    Planted(
-        about=FASHION,
+    Case(
+        network=FASHION,
         planted="BatchNorm with momentum 0.001: stale statistics",
         admissible=("batchnorm-drift",),
         script="stale statistics",
         data="fashion",
-        told={},
+        tables={},
     ),
-    Planted(
-        about=CIFAR,
+    Case(
+        network=CIFAR,
         planted="test images that the network was trained on",
         admissible=("data-leakage",),
         script="",
         data="leaked",
-        told={
+        tables={
             "backbone": {"arch": "cifar-resnet20", "preprocessing": RIGHT},
             "source": {"data": "npz:cifar.npz"},
             "checkpoint": {"after": RESNET},
         },
     ),
-    Planted(about=ANTS, planted="nothing: a head on frozen features", script="photographs", data="ants", told=FROM_SQUEEZENET),
-    Planted(
-        about=ANTS,
+    Case(network=ANTS, planted="nothing: a head on frozen features", script="photographs", data="ants", tables=FROM_SQUEEZENET),
+    Case(
+        network=ANTS,
         planted="ants and bees exchanged",
         admissible=("audit/class-order",),
         script="photographs, classes exchanged",
         data="ants",
-        told=FROM_SQUEEZENET,
+        tables=FROM_SQUEEZENET,
     ),
-    Planted(
-        about=ANTS,
+    Case(
+        network=ANTS,
         planted="test images written as BGR",
         admissible=("preprocessing-mismatch",),
         script="photographs",
         data="ants-bgr",
-        told=FROM_SQUEEZENET,
+        tables=FROM_SQUEEZENET,
     ),
-    Planted(
-        about=ANTS,
+    Case(
+        network=ANTS,
         planted="weights never loaded (strict=False, another prefix)",
         admissible=("audit/linear-probe", "freeze-integrity"),
         script="photographs, nothing loaded",
         data="ants",
-        told=FROM_SQUEEZENET,
+        tables=FROM_SQUEEZENET,
     ),
 ]
-# Written after the tables were seen: what an unplanted FAIL is, by script, data and finding.
+# What an unplanted FAIL is, by script, data and finding; the authors wrote it when they had the tables.
 CONSEQUENCE = "true: a consequence of what was planted"
 GARBLED = "the number is true, the cause is not: the network answers so badly that another order does better"
-JUDGED = {
+JUDGEMENTS = {
     ("linear probe", "fashion", "audit/linear-probe"): "true: this head was not trained to its end, a fitted one does better",
     ("LP-FT", "fashion", "catastrophic-forgetting"): "true of LP-FT itself: all layers moved",
     ("LP-FT", "fashion-strings", "catastrophic-forgetting"): "true of LP-FT itself: all layers moved",
@@ -214,54 +231,62 @@ PICTURES = {"lossless": "npz:cifar-whole.npz", "JPEG": "npz:jpeg.npz"}
 # --- audits and references ---
 
 
-def told(case, work, shared):
-    """The suite of an audit."""
-    table = {"schema": 1, "name": "audit", "plugins": ["all"]} | (FROM_RESNET if case.about == FASHION else {}) | case.told
+def audit_suite(case, work, shared):
+    """Return the suite of an audit."""
+    table = {"schema": 1, "name": "audit", "plugins": ["all"]}
+    table |= (FROM_RESNET if case.network == FASHION else {}) | case.tables
     checkpoint = {"after": str(work / f"{case.script}.pt")} | table["checkpoint"]
     published = {key: str(shared.resolve() / value) for key, value in checkpoint.items() if str(value).startswith("weights/")}
-    data = f"folder:{case.data}" if case.data.startswith("ants") else f"npz:{case.data}.npz"
-    table |= {"target": {"data": data}, "checkpoint": checkpoint | published}
+    table |= {"target": {"data": data_spec(case.data)}, "checkpoint": checkpoint | published}
     return loader.parse_suite(table, work / "audit.toml")
 
 
-def audited(asked, store):
-    """What `xferbench.run` says of a suite, and the study behind it."""
-    executed = execute.execute(asked, path=store, workers=1, device="cpu")
+def data_spec(name, folder=None):
+    """Return the spelling of a dataset of the work folder, with ``folder`` before its name."""
+    path = folder / name if folder else name
+    return f"folder:{path}" if name.startswith("ants") else f"npz:{path}.npz"
+
+
+def run_audit(suite, store):
+    """Return the run of a suite and its executed study."""
+    executed = execute.execute(suite, path=store, workers=1, device="cpu")
     return build_run.build_run(executed), executed
 
 
-def reference(executed, case, contrast, work, data, store):
-    """A contrast's estimate under the arms that an audit settled, on images that it has not seen."""
-    unseen = inputs.digest_data(f"folder:{work / data}" if data.startswith("ants") else f"npz:{work / data}.npz")
-    source = inputs.digest_data(f"npz:{work / 'cifar-reference.npz'}")
-    answers = {}
+def reference_estimate(executed, state, contrast, work, data, store):
+    """Return the estimate of a contrast with the arms that an audit selected, on images that the audit does not use."""
+    target = inputs.digest_data(data_spec(data, work))
+    source = inputs.digest_data(data_spec("cifar-reference", work))
+    records = {}
     for arm, view in contrast.weights:
-        seen = case.arms[arm].pipeline
-        beside = trials.VIEWS[view].domain == "source"
-        if beside:
-            seen, name = replace(seen, source=replace(seen.source, data=source)), view
-        else:  # what was screened for stays what the audit has found
+        pipeline, named_view = state.arms[arm].pipeline, trials.VIEWS[view]
+        if named_view.domain == "source":
+            view_name, changes = view, {"source": replace(pipeline.data.source, data=source)}
+        else:  # as a shifted set, so that the arms keep what the audit selected on the target
+            view_name = "shifted-as-trained" if named_view.as_trained else "shifted"
             classes = tuple(range(executed.study.profile.model.outputs))
-            name = "shifted-as-trained" if trials.VIEWS[view].as_trained else "shifted"
-            seen = replace(seen, shifted=AuxiliaryDataset(data=unseen, classes=classes))
-        trial = trials.make_trial(seen, name, 0, executed.study.context)
+            changes = {"shifted": AuxiliaryDataset(data=target, classes=classes)}
+        pipeline = replace(pipeline, data=replace(pipeline.data, **changes))
+        trial = trials.make_trial(pipeline, view_name, 0, executed.study.context)
         (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), cache_folder(store))
         assert not record.error, record.error
-        answers[arm, view, 0] = record
-    return estimates.estimate_contrast(contrast, answers, [0], schedule.rules_for(contrast, executed.study.suite))
+        records[arm, view, 0] = record
+    suite = schedule.rules_for(contrast, executed.study.suite)
+    return estimates.estimate_contrast(contrast, records, [0], suite).estimate
 
 
-def named(finding):
-    """A finding's id without the variant that was its control, and without the word for a plugin's only contrast."""
+def short_id(finding):
+    """Return the id of a finding without the variant of its control, and without the name of a plugin's only contrast."""
     return finding.id.removesuffix(f"/{finding.variant}" if finding.variant else "").removesuffix("/harm")
 
 
-def counted(finding):
-    """A finding with its number."""
-    return f"{named(finding)} {number(finding)}"
+def id_and_harm(finding):
+    """Write the id of a finding and its harm."""
+    return f"{short_id(finding)} {harm_interval(finding)}"
 
 
-def number(finding):
+def harm_interval(finding):
+    """Write the harm of a finding with its bounds."""
     if finding.harm is None:
         return "(exact)" if finding.verdict == "FAIL" else f"({finding.verdict})"
     scale, digits = (100, 1) if finding.unit == "accuracy" else (1, 3)
@@ -269,93 +294,95 @@ def number(finding):
     return f"{harm} [{low}, {high}]"
 
 
-def of_verdicts(run, *verdicts):
-    """Findings of some verdicts by name; of those that differ in their control alone, the first."""
-    return {named(one): one for one in reversed(run.findings) if one.verdict in verdicts}
+def findings_by_id(run, *verdicts):
+    """Return the findings with these verdicts by short id; of findings that differ only in their control, the first."""
+    return {short_id(finding): finding for finding in reversed(run.findings) if finding.verdict in verdicts}
 
 
-def is_of(name, admissible):
-    return any(name == one or name.startswith(f"{one}/") for one in admissible)
+def is_admissible(name, admissible):
+    """Return whether a finding is one of the admissible ones."""
+    return any(name == plugin or name.startswith(f"{plugin}/") for plugin in admissible)
 
 
-def rows(case, work, shared, store):
-    """An audit's row of the table, and one for each finding that was measured again."""
-    run, executed = audited(told(case, work, shared), store)
-    failed = of_verdicts(run, "FAIL")
-    hits = {name: one for name, one in failed.items() if is_of(name, case.admissible)}
-    others = {name: one for name, one in failed.items() if name not in hits}
-    again = list(remeasured(case, executed, run, work, store)) if case.script in SCRIPTS else []
+def case_rows(case, work, shared, store):
+    """Return the row of an audit, and a row for each finding that is measured again."""
+    run, executed = run_audit(audit_suite(case, work, shared), store)
+    failures = findings_by_id(run, "FAIL")
+    hits = {name: finding for name, finding in failures.items() if is_admissible(name, case.admissible)}
+    others = {name: finding for name, finding in failures.items() if name not in hits}
+    reference_rows = list(measure_again(case, executed, run, work, store)) if case.script in SCRIPTS else []
     row = {
-        "network": case.about,
+        "network": case.network,
         "planted": case.planted,
-        "admissible": listed(case.admissible),
-        "flagged": listed(map(counted, hits.values())),
-        "in words": listed(dict.fromkeys(filter(None, map(said, hits.values())))).replace(f"{work}/", ""),
-        "also flagged": listed(map(counted, others.values())),
-        "undecided": listed(map(counted, of_verdicts(run, "INCONCLUSIVE", "ERROR").values())),
-        "outcome": outcome(case, hits, others, again),
+        "admissible": join(case.admissible),
+        "flagged": join(map(id_and_harm, hits.values())),
+        "in words": join(dict.fromkeys(filter(None, map(explanation, hits.values())))).replace(f"{work}/", ""),
+        "also flagged": join(map(id_and_harm, others.values())),
+        "undecided": join(map(id_and_harm, findings_by_id(run, "INCONCLUSIVE", "ERROR").values())),
+        "outcome": outcome(case, hits, others, reference_rows),
         "seconds": f"{run.cost['seconds']['total']:.0f}",
     }
     print(row["network"], "|", row["planted"], "|", row["flagged"], "|", row["also flagged"], "|", row["outcome"], flush=True)
-    return row, again
+    return row, reference_rows
 
 
-def said(finding):
-    """What a finding tells beyond its number."""
+def explanation(finding):
+    """Return the reason of a finding without its number."""
     return re.split(r"(?:; )?(?:harm is above|broken: )", finding.reason)[0]
 
 
-def listed(parts):
+def join(parts):
+    """Write the parts in one cell of a table."""
     return "; ".join(parts) or "–"
 
 
-def outcome(case, hits, others, again):
-    """A hit or a miss; of a healthy run, whether what was flagged is confirmed."""
+def outcome(case, hits, others, reference_rows):
+    """Return whether a planted failure is a hit or a miss; for a healthy network, whether its FAILs are confirmed."""
     if case.admissible and hits:
         return "hit"
     if case.admissible:
-        harmless = [one for one in again if one["planted"] == "yes"]
-        refuted = harmless and all(one["on the reference"] == "refuted" for one in harmless)
+        planted = [row for row in reference_rows if row["planted"] == "yes"]
+        refuted = planted and all(row["on the reference"] == "refuted" for row in planted)
         return "not flagged, and harmless" if refuted else "miss"
-    confirmed = {one["finding"] for one in again if one["on the reference"] == "confirmed"}
+    confirmed = {row["finding"] for row in reference_rows if row["on the reference"] == "confirmed"}
     if set(others) - confirmed:
         return "false alarm"
     return "confirmed side effects" if others else "clean"
 
 
-def remeasured(case, executed, run, work, store):
-    """What is measured again: every FAIL of a contrast with a margin, and what the planted failure was to be named by."""
-    verdicts = {named(one): one for one in reversed(run.findings)}
-    for one in executed.step.states:
-        for name, contrast in one.contrasts("paired"):
-            short = name.removesuffix("/harm")
-            planted = is_of(short, case.admissible)
-            if verdicts[short].verdict != "FAIL" and not planted:
+def measure_again(case, executed, run, work, store):
+    """Yield a row for each FAIL of a contrast with a margin, and for each admissible finding."""
+    findings = {short_id(finding): finding for finding in reversed(run.findings)}
+    for state in executed.step.states:
+        for contrast_id, contrast in state.contrasts("paired"):
+            name = contrast_id.removesuffix("/harm")
+            finding, planted = findings[name], is_admissible(name, case.admissible)
+            if finding.verdict != "FAIL" and not planted:
                 continue
-            limit = schedule.rules_for(contrast, executed.study.suite)
-            seen = reference(executed, one, contrast, work, f"{case.data}-reference", store).estimate
+            rules = schedule.rules_for(contrast, executed.study.suite).rules
+            estimate = reference_estimate(executed, state, contrast, work, f"{case.data}-reference", store)
             yield {
-                "network": case.about,
+                "network": case.network,
                 "what was planted": case.planted,
-                "finding": short,
+                "finding": name,
                 "planted": "yes" if planted else "no",
-                "verdict": verdicts[short].verdict,
-                "audit": number(verdicts[short]),
-                "reference": format_harm_interval(seen, metrics.get_metric(limit.metric).unit),
-                "judgement": "–" if planted else JUDGED.get((case.script, case.data, short), CONSEQUENCE),
+                "verdict": finding.verdict,
+                "audit": harm_interval(finding),
+                "reference": format_harm_interval(estimate, metrics.get_metric(rules.metric).unit),
+                "judgement": "–" if planted else JUDGEMENTS.get((case.script, case.data, name), CONSEQUENCE),
                 "on the reference": "confirmed"
-                if seen.low > limit.margin
+                if estimate.low > rules.margin
                 else "refuted"
-                if seen.high < limit.margin
+                if estimate.high < rules.margin
                 else "open",
             }
 
 
-# --- published networks, told their form or another ---
+# --- published networks, with the right form of their images or another ---
 
 
-def autopsies():
-    """Networks, pictures and forms: the right one on lossless images under all checks, others under the autopsy alone."""
+def autopsy_settings():
+    """Yield network, pictures and form. The right form on lossless images runs all checks, others the autopsy alone."""
     for depth in NETWORKS:
         for pictures in PICTURES:
             for form in FORMS:
@@ -363,8 +390,8 @@ def autopsies():
                     yield depth, pictures, form
 
 
-def autopsy(depth, pictures, form, work, shared, store):
-    """Whether the form in which a published network expects its images is found, when another was told."""
+def autopsy_row(depth, pictures, form, work, shared, store):
+    """Return the row of a published network whose suite states ``form``: whether the audit finds the right form."""
     table = {
         "schema": 1,
         "name": "autopsy",
@@ -373,73 +400,69 @@ def autopsy(depth, pictures, form, work, shared, store):
         "target": {"data": PICTURES[pictures]},
         "checkpoint": {"after": str(shared.resolve() / "weights" / NETWORKS[depth])},
     }
-    run, executed = audited(loader.parse_suite(table, work / "autopsy.toml"), store)
-    found = of_verdicts(run, "FAIL", "PASS", "INCONCLUSIVE", "ERROR")["preprocessing-mismatch"]
-    case = next(one for one in executed.step.states if one.plugin.id == "preprocessing-mismatch")
-    served, right = case.arms["cured"].pipeline.serving.preprocessing, loader.parse_suite(
-        table | {"backbone": table["backbone"] | {"preprocessing": RIGHT}}, work / "autopsy.toml"
-    ).backbone.preprocessing  # fmt: skip
-    confidence = next(one.confidence for one in case.arms["cured"].candidates if one.pipeline == case.arms["cured"].pipeline)
-    others = {name: one for name, one in of_verdicts(run, "FAIL").items() if name != "preprocessing-mismatch"}
+    run, executed = run_audit(loader.parse_suite(table, work / "autopsy.toml"), store)
+    finding = findings_by_id(run, "FAIL", "PASS", "INCONCLUSIVE", "ERROR")["preprocessing-mismatch"]
+    state = next(state for state in executed.step.states if state.plugin.id == "preprocessing-mismatch")
+    cured = state.arms["cured"]
+    right_table = table | {"backbone": table["backbone"] | {"preprocessing": RIGHT}}
+    right = loader.parse_suite(right_table, work / "autopsy.toml").backbone.preprocessing
+    selected = cured.pipeline.serving.preprocessing
+    confidence = next(candidate.confidence for candidate in cured.candidates if candidate.pipeline == cured.pipeline)
+    others = {name: other for name, other in findings_by_id(run, "FAIL").items() if name != "preprocessing-mismatch"}
     row = {
         "network": f"ResNet-{depth}",
         "images": pictures,
         "told": form,
-        "accuracy as told": percent(found, "subject"),
-        "with what was named": percent(found, "cured"),
-        "named": "the right form" if same(served, right) else render.describe_preprocessing(served, right),
+        "accuracy as told": percent(finding, "subject"),
+        "with what was named": percent(finding, "cured"),
+        "named": "the right form" if is_same_form(selected, right) else render.describe_preprocessing(selected, right),
         "confidence": f"{confidence:.2f}",
-        "verdict": found.verdict,
-        "harm": number(found),
-        "also flagged": listed(map(counted, others.values())),
+        "verdict": finding.verdict,
+        "harm": harm_interval(finding),
+        "also flagged": join(map(id_and_harm, others.values())),
         "seconds": f"{run.cost['seconds']['total']:.0f}",
     }
     print(" | ".join(row.values()), flush=True)
     return row
 
 
-def same(one, other):
-    """Whether two forms give the same images: numbers may differ in their last digit."""
-    close = np.allclose([*one.mean, *one.std, one.scale], [*other.mean, *other.std, other.scale], rtol=1e-4)
-    return close and replace(one, mean=other.mean, std=other.std, scale=other.scale) == other
+def is_same_form(form, other):
+    """Return whether two forms give the same images: numbers may differ in their last digit."""
+    close = np.allclose([*form.mean, *form.std, form.scale], [*other.mean, *other.std, other.scale], rtol=1e-4)
+    return close and replace(form, mean=other.mean, std=other.std, scale=other.scale) == other
 
 
 def percent(finding, arm):
+    """Write the accuracy of an arm in percent."""
     return f"{100 * finding.accuracy[arm]:.1f}"
 
 
 # --- how long it takes ---
 
 
-def timed(work, shared, rounds):
-    """The wall clock of whole commands, an empty store each; recorded seconds by check, as the last one has them; the load."""
+def command_seconds(work, shared, rounds):
+    """Return the wall-clock seconds of whole commands with an empty store, the last one's seconds by check, and the load."""
     import torchvision
 
     torch.manual_seed(0)
     net = torchvision.models.resnet18()
     net.fc = torch.nn.Linear(512, 2)
-    torch.save(net.state_dict(), work / "resnet18-before.pt")
+    before, after, report = work / "resnet18-before.pt", work / "resnet18-after.pt", work / "timed"
+    torch.save(net.state_dict(), before)
     images, labels = torch.randn(16, 3, 64, 64), torch.arange(16) % 2
-    loop(net, torch.optim.SGD(net.parameters(), lr=0.01), images, labels, epochs=1, size=16, seed=0)
-    torch.save(net.state_dict(), work / "resnet18-after.pt")
+    train_loop(net, torch.optim.SGD(net.parameters(), lr=0.01), images, labels, epochs=1, size=16, seed=0)
+    torch.save(net.state_dict(), after)
     data = f"folder:{shared.resolve() / 'data' / 'hymenoptera'}"
     command = [sys.executable, "-m", "xferbench", "audit", "--arch", "torchvision:resnet18", "--data", data]
-    command += [
-        "--before",
-        str(work / "resnet18-before.pt"),
-        "--after",
-        str(work / "resnet18-after.pt"),
-        "-o",
-        str(work / "timed"),
-    ]
-    walls = []
+    command += ["--before", str(before), "--after", str(after), "-o", str(report)]
+    seconds = []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            begun = perf_counter()
+            start = perf_counter()
             subprocess.run([*command, "--store", f"{folder}/store.sqlite"], check=False, capture_output=True)
-            walls.append(perf_counter() - begun)
-    split = json.loads((work / "timed" / "results.json").read_text(encoding="utf-8"))["cost"]["checks"]
-    return walls, split, os.getloadavg()[0]
+            seconds.append(perf_counter() - start)
+    results = json.loads((report / "results.json").read_text(encoding="utf-8"))
+    return seconds, results["cost"]["checks"], os.getloadavg()[0]
 
 
 # --- the page ---
@@ -448,110 +471,123 @@ def timed(work, shared, rounds):
 def main():
     parser = argparse.ArgumentParser(description="Audit networks that were fine-tuned carelessly, and well.")
     parser.add_argument("--shared", type=Path, required=True)
-    parser.add_argument("--keep", type=Path, help="an empty or former folder for networks, data and records")
+    parser.add_argument("--keep", type=Path, help="a folder for networks, data and records, which a later call reuses")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"))
-    parser.add_argument("--rounds", type=int, default=3, help="of the command that is timed")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the timed command")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         work, shared = (arguments.keep or Path(folder)).resolve(), arguments.shared
         if not (work / "fashion.npz").exists():
             work.mkdir(parents=True, exist_ok=True)
-            prepared(shared, work)
-        trained(work, shared)
-        store = work / "store.sqlite"
-        found = [rows(case, work, shared, store) for case in CASES]
-        forms = [autopsy(*which, work, shared, work / "forms.sqlite") for which in autopsies()]
-        times = timed(work, shared, arguments.rounds)
-    audits, again = [row for row, _ in found], [one for _, several in found for one in several]
+            prepare_files(shared, work)
+        train_networks(work, shared)
+        results = [case_rows(case, work, shared, work / "store.sqlite") for case in CASES]
+        forms = [autopsy_row(*setting, work, shared, work / "forms.sqlite") for setting in autopsy_settings()]
+        times = command_seconds(work, shared, arguments.rounds)
+    audits, references = [row for row, _ in results], [row for _, reference_rows in results for row in reference_rows]
+    arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / "audit.csv").open("w", newline="", encoding="utf-8") as file:
-        columns = dict.fromkeys(name for row in (*audits, *again, *forms) for name in row)
+        columns = dict.fromkeys(name for row in (*audits, *references, *forms) for name in row)
         writer = csv.DictWriter(file, ["table", *columns], restval="")
         writer.writeheader()
-        for name, table in {"planted": audits, "measured again": again, "published networks": forms}.items():
+        for name, table in {"planted": audits, "measured again": references, "published networks": forms}.items():
             writer.writerows({"table": name} | row for row in table)
-    (arguments.out / "audit.md").write_text(page(audits, again, forms, times), encoding="utf-8")
+    (arguments.out / "audit.md").write_text(page(audits, references, forms, times), encoding="utf-8")
 
 
-def page(audits, again, forms, times):
-    """The committed tables."""
+def page(audits, references, forms, times):
+    """Return the page of the tables."""
     head = f"""# What audits find in networks that plain scripts have fine-tuned
 
-Ordinary PyTorch (`tests/benchmarks/plain.py`), none of the lab's own loop: ResNet-20 of CIFAR-10 to Fashion-MNIST on
-{TRAINED} images, SqueezeNet of ImageNet to ants and bees on 123. The audit gets the weights, those of before, the training
-images, {AUDITED} test images (153 of ants and bees), and what whoever ran the script believes. Margin 2 points of accuracy
-(ants and bees: 5), alpha 5 %; half of the test images screen repairs, the other half judges. What was planted, and which
-findings count as naming it (admissible), was written down before the first audit was run, and so were seeds and rates. On a
-CPU ({processor_name()}), one process; seconds are those recorded for all that an audit looks at, on a shared and busy machine.
-Again: `python tests/benchmarks/audit.py --shared FOLDER`.
+The scripts are ordinary PyTorch (`tests/benchmarks/plain.py`) and do not use the loop of the lab: ResNet-20 of CIFAR-10 to
+Fashion-MNIST on {TRAINING_IMAGES} images, SqueezeNet of ImageNet to ants and bees on 123. The audit receives the weights after
+and before training, the training images, {AUDITED_IMAGES} test images (153 of ants and bees), and what the author of the script
+believes. Margin 2 points of accuracy (ants and bees: 5), alpha 5 %; one half of the test images selects repairs, the other half
+leads to the verdict. The planted failures, the findings that count as naming them (admissible), the seeds and the rates were
+written down before the first audit. On a CPU ({processor_name()}), one process; the seconds are the recorded ones of the whole
+audit, on a shared and busy machine. Again: `python tests/benchmarks/audit.py --shared FOLDER`.
 
-Harm in points of accuracy (calibration: nats) with one-sided 95 % bounds. A hit: an admissible finding is FAIL. On a healthy
-run, "confirmed side effects" are FAILs that the reference below confirms, "false alarm" means that it does not confirm one.
+Harm is in points of accuracy (calibration: nats), with one-sided 95 % bounds. An audit is a hit if an admissible finding is
+FAIL. For a healthy network, "confirmed side effects" means that the reference below confirms all FAILs, and "false alarm" that
+it does not confirm one of them.
 
-{summary(audits, again)}
+{summary(audits, references)}
 
-Five things to know. The miss is INCONCLUSIVE at +16.9 points: 77 images and the correction for several checks leave it open,
-and the reference leaves it open, too. Forgetting is flagged of every network whose layers or statistics moved, of the healthy
-LP-FT too, so that the high rate's only hit is none that tells it from LP-FT. One fault is flagged several times, for what was
-planted comes with its consequences; a report says of each whether it is gone once the largest is mended, which the table
-does not show. Where the answers are near chance or below, `class-order` and `batchnorm-drift` find a repair that is real and
-small, and name a cause that is not there. The healthy linear probe is told, truly, that its head was not trained to its end.
+Five notes. The miss is INCONCLUSIVE at +16.9 points: 77 images and the correction for several checks leave it open, and the
+reference leaves it open too. Forgetting is flagged for every network whose layers or statistics moved, also for the healthy
+LP-FT; the only hit of the high rate therefore does not distinguish it from LP-FT. One fault is flagged several times, because
+a planted failure has consequences; a report says for each of them whether it disappears with the cure of the largest one, which
+the table does not show. If the answers are near chance or below, `class-order` and `batchnorm-drift` find a repair that is real
+and small, but the cause that they name is absent. The finding about the healthy linear probe is true: the training of its head
+stopped too early.
 
 ## What was planted, and what was flagged
 """
-    words = """
+    reference_head = """
 ## Measured again on images that no audit has seen
 
-Every FAIL with a margin, and what a planted failure was to be named by: the same contrast under the arms that the audit
-settled, on Fashion-MNIST's other 1000 test images, on photographs of the training folder that no script has seen, and for
-forgetting on the other 500 test images of CIFAR-10. Confirmed: its lower bound, too, is above the margin; refuted: its upper
-bound is below it. The judgement was written by hand, of what nobody planted.
+The table has every FAIL with a margin, and every admissible finding. The contrast and the arms are those of the audit; the
+images are the other 1000 test images of Fashion-MNIST, photographs of the training folder that no script uses, and, for
+forgetting, the other 500 test images of CIFAR-10. A finding is confirmed if its lower bound is above the margin here too, and
+refuted if its upper bound is below the margin. The judgements of unplanted findings are written by hand.
 """
-    autopsies_ = """
+    forms_head = """
 ## Published networks, told the right form of their images or another
 
-ResNet-20, -32 and -44 on CIFAR-10's first 1000 test images, without loss and after lossy JPEG; no weights of before. The
-right form is one normalisation with ImageNet's mean and standard deviation; CIFAR-10's own, which is named at times, differs by
-a few hundredths of the range. What is named was screened on one half; both accuracies are of the other half. With lossless
-images in the right form all checks are asked. The copy that `data-leakage` then finds is one: a horse of the test set that
-lies in the training set, shifted by a pixel.
+ResNet-20, -32 and -44 on the first 1000 test images of CIFAR-10, without loss and after lossy JPEG; no weights before training.
+The right form is one normalisation with the mean and standard deviation of ImageNet. The audit sometimes names those of
+CIFAR-10, which differ by a few hundredths of the range. One half of the images selects the form; both accuracies are of the
+other half. Lossless images in the right form run all checks. The copy that `data-leakage` finds there is real: a horse of the
+test set is also in the training set, shifted by a pixel.
 """
-    tables = (head, tabled(audits), words, tabled(again), autopsies_, tabled(forms), "", timetable(times))
-    return "\n".join(tables) + "\n"
+    parts = (
+        head,
+        table_lines(audits),
+        reference_head,
+        table_lines(references),
+        forms_head,
+        table_lines(forms),
+        "",
+        times_section(times),
+    )
+    return "\n".join(parts) + "\n"
 
 
-def summary(audits, again):
-    """Hits, misses and what was flagged beside them, counted."""
-    planted = [one["outcome"] for one in audits if one["admissible"] != "–"]
-    healthy = [one["outcome"] for one in audits if one["admissible"] == "–"]
-    beside = Counter(one["on the reference"] for one in again if one["planted"] == "no")
-    told = ", ".join(f"{count} {word}" for word, count in beside.most_common())
+def summary(audits, references):
+    """Write the numbers of hits, misses and unplanted FAILs."""
+    planted = [row["outcome"] for row in audits if row["admissible"] != "–"]
+    healthy = [row["outcome"] for row in audits if row["admissible"] == "–"]
+    unplanted = [row["on the reference"] for row in references if row["planted"] == "no"]
     return (
         f"Planted: {len(planted)}; {counts(planted)}. Healthy: {len(healthy)}; {counts(healthy)}. FAILs with a margin that "
-        f"nobody planted: {sum(beside.values())}, by their reference {told}."
+        f"nobody planted: {len(unplanted)}, by their reference {counts(unplanted)}."
     )
 
 
 def counts(words):
+    """Write how often each word occurs."""
     return ", ".join(f"{count} {word}" for word, count in Counter(words).most_common())
 
 
-def tabled(rows_):
-    lines = [" | ".join(rows_[0]), " | ".join("---" for _ in rows_[0]), *(" | ".join(one.values()) for one in rows_)]
+def table_lines(rows):
+    """Write rows as a table."""
+    lines = [" | ".join(rows[0]), " | ".join("---" for _ in rows[0]), *(" | ".join(row.values()) for row in rows)]
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def timetable(times):
-    """How long the command takes, and what of it goes to which check."""
-    walls, split, load = times
-    shown = ", ".join(f"{name} {value:.1f}" for name, value in sorted(split.items(), key=lambda one: -one[1]) if value >= 0.05)
-    told = ", ".join(f"{value:.0f}" for value in sorted(walls))
+def times_section(times):
+    """Write how long the command takes, and how the seconds divide among the checks."""
+    seconds, seconds_by_check, load = times
+    longest_first = sorted(seconds_by_check.items(), key=lambda item: -item[1])
+    by_check = ", ".join(f"{name} {value:.1f}" for name, value in longest_first if value >= 0.05)
+    by_round = ", ".join(f"{value:.0f}" for value in sorted(seconds))
     return f"""
 ## How long it takes
 
 `xferbench audit` of torchvision's ResNet-18 (random weights, one step apart), 244 training and 153 test photographs at 224
-pixels, an empty store, one process a core: median {median(walls):.0f} s of {len(walls)} runs ({told}), with a load of
-{load:.1f} on {os.cpu_count()} cores. Recorded seconds by check, what several ask counted with the first: {shown}."""
+pixels, an empty store, one process a core: median {median(seconds):.0f} s of {len(seconds)} runs ({by_round}), with a load of
+{load:.1f} on {os.cpu_count()} cores. Recorded seconds by check; a shared evaluation counts for the first check: {by_check}."""
 
 
 if __name__ == "__main__":
