@@ -1,4 +1,4 @@
-"""The shipped matrices carried out, and their results: what tutorials claim, what was published, every strategy.
+"""The results of the shipped matrices: what tutorials claim, what publications report, and every strategy.
 
 python tests/benchmarks/matrices.py [claims published strategies] [--store FILE] [--out reports/benchmarks]
 """
@@ -17,29 +17,30 @@ NAMES = ("claims", "published", "strategies")
 
 
 def page(result):
-    """The committed result: where it was measured, then what the suite itself says."""
+    """Return the page of a result: where it was measured, then the result itself."""
     seconds = result.cost["seconds"]["total"]
     name = result.suite["name"]
     fits, minutes = result.cost["fits"]["unique"], seconds / 60
-    where = (
+    place = (
         f"Measured on a CPU ({processor_name()}), one thread a worker: {fits} unique fits, {minutes:.0f} minutes of computing."
     )
     again = (
         f"Again: `python tests/benchmarks/matrices.py {name}`. A row for each task, recipe and seed: [{name}.csv]({name}.csv)."
     )
-    return f"# xferbench run {name}\n\n{where} {again}\n\n" + markdown.render(result).partition("\n\n")[2]
+    return f"# xferbench run {name}\n\n{place} {again}\n\n" + markdown.render(result).partition("\n\n")[2]
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Carry the shipped matrices out, and write their results.")
-    parser.add_argument("suites", nargs="*", default=list(NAMES))
+    parser = argparse.ArgumentParser(description="Run the shipped matrices, and write their results.")
+    parser.add_argument("suites", nargs="*", default=list(NAMES), help="names of shipped suites, or suite files")
     parser.add_argument("--store", type=Path)
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.suites:
-            result = run(name, store=arguments.store or Path(folder) / "store.sqlite")
+        for suite in arguments.suites:
+            result = run(suite, store=arguments.store or Path(folder) / "store.sqlite")
+            name = result.suite["name"]
             (arguments.out / f"{name}.md").write_text(page(result), encoding="utf-8")
             (arguments.out / f"{name}.csv").write_text(files.matrix_csv(result.matrix), encoding="utf-8")
             print(name, "done", flush=True)

@@ -1,4 +1,4 @@
-"""What wrong serving costs published CIFAR-10 networks, on the same weights, beside what others have published.
+"""What wrong serving costs published CIFAR-10 networks with the same weights, and what others publish.
 
     python tests/benchmarks/serving.py --shared FOLDER [--out reports/benchmarks]
 
@@ -22,37 +22,39 @@ from xferbench.core.plugin import DataProfile, ModelProfile, Profile
 from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import inputs
-from xferbench.lab.worker import profile, run_trials
+from xferbench.lab.worker import run_trials
+from xferbench.lab.worker.profile import CIFAR_PREPROCESSING
 from xferbench.plugins.preprocessing_variants import normalized_twice, preprocessing_mistakes
 from xferbench.runner.environment import processor_name, torch_version
 
-RIGHT = replace(profile.CIFAR_PREPROCESSING, resize=None, crop=None)
+RIGHT = replace(CIFAR_PREPROCESSING, resize=None, crop=None)
 PUBLISHED = {
     "twice-normalised": "ResNet-50: 95.25 to 68.51 % (open_clip issue 204)",
     "bgr": "VGG-16 on photographs: 65 to 49 % (KotlinDL)",
 }
 
 
-def variants():
-    facts = Profile(
+def serving_variants():
+    """Return the preprocessing of each variant of serving."""
+    profile = Profile(
         model=ModelProfile(parameters=0, groups=(), head="", batchnorm=(), size=(32, 32)),
         data=DataProfile(classes=(), train=0, validation=0, test=0, test_groups=None),
         preprocessing=RIGHT,
     )
-    wrong = preprocessing_mistakes(RIGHT, facts)
+    wrong = preprocessing_mistakes(RIGHT, profile)
     assert wrong["twice-normalised"] == normalized_twice(RIGHT)
     return {"as trained": RIGHT} | {name: wrong[name] for name in ("twice-normalised", "raw", "unnormalised", "bgr", "zoom")}
 
 
-def accuracy(arch, weights, dataset, ready, cache):
-    """Of a checkpoint as it is, with its own head."""
-    one = TrainingSpec(
+def accuracy(arch, weights, dataset, preprocessing, cache):
+    """Return the accuracy of a checkpoint with its own head."""
+    spec = TrainingSpec(
         arch=arch, init=PRETRAINED, start=weights, head=ZERO_HEAD, phases=(), data=dataset, train_size=None,
         preprocessing=RIGHT, seed=0,
     )  # fmt: skip
-    view = EvaluationSpec(preprocessing=ready, domain=AuxiliaryDataset(data=dataset, classes=tuple(range(10))))
-    place = ComputeContext(device="cpu", torch=torch_version(), lab=LAB_VERSION)
-    trial = Trial(model=ModelSpec(base=one, edits=(SourceHead(),)), view=view, context=place)
+    view = EvaluationSpec(preprocessing=preprocessing, domain=AuxiliaryDataset(data=dataset, classes=tuple(range(10))))
+    context = ComputeContext(device="cpu", torch=torch_version(), lab=LAB_VERSION)
+    trial = Trial(model=ModelSpec(base=spec, edits=(SourceHead(),)), view=view, context=context)
     (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), cache)
     assert not record.error, record.error
     return float((record.predictions.predicted == record.predictions.label).mean())
@@ -73,9 +75,9 @@ def main():
             weights = WeightsFile(digest=files.sha256(path), path=str(path))
             for kind, file in (("lossless", lossless), ("JPEG", lossy)):
                 dataset: Data = inputs.digest_data(f"npz:{file}")
-                found = {
-                    name: accuracy(f"cifar-resnet{depth}", weights, dataset, ready, Path(folder) / "cache")
-                    for name, ready in variants().items()
+                accuracies = {
+                    name: accuracy(f"cifar-resnet{depth}", weights, dataset, preprocessing, Path(folder) / "cache")
+                    for name, preprocessing in serving_variants().items()
                 }
                 rows += [
                     {
@@ -83,12 +85,13 @@ def main():
                         "test images": kind,
                         "served": name,
                         "accuracy": f"{100 * value:.1f}",
-                        "drop": f"{100 * (found['as trained'] - value):.1f}",
+                        "drop": f"{100 * (accuracies['as trained'] - value):.1f}",
                         "published elsewhere": PUBLISHED.get(name, ""),
                     }
-                    for name, value in found.items()
+                    for name, value in accuracies.items()
                 ]
-                print(depth, kind, {name: f"{value:.3f}" for name, value in found.items()}, flush=True)
+                print(depth, kind, {name: f"{value:.3f}" for name, value in accuracies.items()}, flush=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / "serving.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -97,15 +100,16 @@ def main():
 
 
 def page(rows):
-    """The committed table."""
+    """Return the page of the table."""
     head = f"""# What wrong serving costs, with the same weights
 
-The published CIFAR-10 networks of He et al.'s kind (ResNet-20, -32, -44) on the first 1000 test images of CIFAR-10, without
-loss and after lossy JPEG; accuracy and drop in points of a hundred. "as trained" is one normalisation with ImageNet's mean
-and standard deviation. Other people's figures are of other networks and images. On a CPU ({processor_name()}). Again:
+The published CIFAR-10 networks of the kind of He et al. (ResNet-20, -32, -44) on the first 1000 test images of CIFAR-10,
+lossless and after lossy JPEG. Accuracy is in percent, and the drop in percentage points. "as trained" is one normalisation with
+the mean and standard deviation of ImageNet. The published figures are of other networks and images. On a CPU
+({processor_name()}). Again:
 `python tests/benchmarks/serving.py --shared FOLDER`.
 """
-    lines = [" | ".join(rows[0]), " | ".join("---" for _ in rows[0]), *(" | ".join(one.values()) for one in rows)]
+    lines = [" | ".join(rows[0]), " | ".join("---" for _ in rows[0]), *(" | ".join(row.values()) for row in rows)]
     return head + "\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
 
 
