@@ -15,7 +15,7 @@ ALPHA = 0.05
 LOOKS = (5, 10, 20)
 SEEDS = (1, 3, 5, 10, 20)
 EXAMPLES = (50, 153, 500, 2000)
-AT_ONCE = 2_000_000  # numbers of one D that are held in memory together
+MAX_NUMBERS = 2_000_000  # numbers of one D that are in memory together
 
 Draw = Callable[[np.random.Generator, tuple[int, int, int], Sequence[float]], list[np.ndarray]]
 
@@ -24,7 +24,15 @@ Draw = Callable[[np.random.Generator, tuple[int, int, int], Sequence[float]], li
 class World:
     """A population of seeds and examples.
 
-    ``draw`` takes a shape [R, S, N] and some harms, and gives for each harm R independent [S, N] tables of that expectation.
+    Attributes:
+        name: the name.
+        says: the world in words.
+        draw: takes a shape [R, S, N] and harms, and returns for each harm R independent [S, N] tables with this expectation.
+        margin: the margin of verdicts.
+        span: the range of D.
+        seeds: numbers of seeds.
+        sequence: whether the first few of its seeds are a sample of that many.
+        apart: whether it breaks the assumptions of the interval.
     """
 
     name: str
@@ -33,8 +41,8 @@ class World:
     margin: float = 0.02
     span: float = 1.0
     seeds: tuple[int, ...] = SEEDS
-    sequence: bool = True  # whether the first few of its seeds are a sample of that many
-    apart: bool = False  # whether it breaks the interval's assumptions
+    sequence: bool = True
+    apart: bool = False
 
 
 def probit(
@@ -49,11 +57,11 @@ def probit(
     group: float = 0.0,
     size: int = 1,
 ) -> list[np.ndarray]:
-    """Correctness of two arms as a threshold on a standard normal, so that the expected harm is exact whatever is shared.
+    """Draw the correctness of two arms as a threshold on a standard normal; the expected harm is exact for all parameters.
 
-    ``common`` of its variance is the example's own, the same for both arms and all seeds; ``item`` an arm's own on an example,
-    for all seeds; ``seed`` an arm's own at a seed, for all examples; ``group`` as item, for ``size`` examples together; the
-    rest is fresh at every seed and example.
+    The parameters are shares of the variance. ``common`` belongs to the example, for both arms and all seeds; ``item`` to the
+    arm and the example, for all seeds; ``seed`` to the arm and the seed, for all examples; ``group`` is like ``item``, for
+    ``size`` examples together. The rest is independent at every seed and example.
     """
     R, S, N = shape
 
@@ -63,17 +71,17 @@ def probit(
     shared = normal(common, R, 1, N)
     arms = []
     for _ in range(2):
-        drawn = normal(1 - common - item - seed - group, R, S, N)
-        drawn += shared + normal(item, R, 1, N)
-        drawn += normal(seed, R, S, 1)
-        drawn += np.repeat(normal(group, R, 1, -(-N // size)), size, axis=2)[:, :, :N]
-        arms.append(drawn)
+        score = normal(1 - common - item - seed - group, R, S, N)
+        score += shared + normal(item, R, 1, N)
+        score += normal(seed, R, S, 1)
+        score += np.repeat(normal(group, R, 1, -(-N // size)), size, axis=2)[:, :, :N]
+        arms.append(score)
     cured = (arms[0] > quantile(1 - accuracy)).astype(np.float64)
     return [cured - (arms[1] > quantile(1 - accuracy + harm)) for harm in harms]
 
 
 def quantile(share: float | np.ndarray) -> Any:
-    """Quantile of the standard normal."""
+    """Return a quantile of the standard normal."""
     from scipy.special import ndtri
 
     return ndtri(share)
@@ -82,16 +90,16 @@ def quantile(share: float | np.ndarray) -> Any:
 def by_group_of_ten(
     generator: np.random.Generator, shape: tuple[int, int, int], harms: Sequence[float], **world: Any
 ) -> list[np.ndarray]:
-    """Draw a probit world in groups of ten examples, each averaged: [R, S, N // 10]."""
+    """Draw a probit world in groups of ten examples, and return the mean of each group: [R, S, N // 10]."""
     R, S, N = shape
-    drawn = probit(generator, (R, S, N // 10 * 10), harms, size=10, **world)
-    return [one.reshape(R, S, N // 10, 10).mean(-1) for one in drawn]
+    tables = probit(generator, (R, S, N // 10 * 10), harms, size=10, **world)
+    return [differences.reshape(R, S, N // 10, 10).mean(-1) for differences in tables]
 
 
 def rare(
     generator: np.random.Generator, shape: tuple[int, int, int], harms: Sequence[float], *, fresh: bool
 ) -> list[np.ndarray]:
-    """Draw D that is 1 with the harm as its probability and else 0: by example, or (fresh) by seed and example."""
+    """Draw D, which is 1 with the harm as its probability and else 0: by example or, if ``fresh``, by seed and example."""
     R, S, N = shape
     uniform = generator.random((R, S if fresh else 1, N))
     return [np.broadcast_to(uniform < harm, shape).astype(np.float64) for harm in harms]
@@ -100,10 +108,10 @@ def rare(
 def diverged(
     generator: np.random.Generator, shape: tuple[int, int, int], harms: Sequence[float], *, rate: float | None
 ) -> list[np.ndarray]:
-    """Draw a two-class task on which the subject predicts one class at diverged seeds: accuracy .5, where the cured arm has .8.
+    """Draw a two-class task; at diverged seeds the subject predicts one class, with accuracy .5, while the cured arm has .8.
 
-    Each seed diverges by itself with probability ``rate``; with None exactly one of the S does, a random one. The subject's
-    accuracy at its other seeds is what makes the expected harm, over seeds of both kinds, the one asked for.
+    Each seed diverges independently with probability ``rate``; None means exactly one random seed of the S. The accuracy of the
+    subject at its other seeds follows from the requested harm, which is the expectation over seeds of both kinds.
     """
     R, S, N = shape
     probability = 1 / S if rate is None else rate
@@ -112,10 +120,10 @@ def diverged(
     else:
         hit = generator.random((R, S, 1)) < rate
     healthy = [(harm - 0.3 * probability) / (1 - probability) for harm in harms]
-    drawn = probit(generator, shape, [*healthy, 0.8], **ORDINARY)
-    cured = drawn.pop()  # where the other arm is never right, D is the cured arm's correctness
+    tables = probit(generator, shape, [*healthy, 0.8], **ORDINARY)
+    cured = tables.pop()  # if the other arm is never correct, D is the correctness of the cured arm
     majority = generator.random((R, 1, N)) < 0.5
-    return [np.where(hit, cured - majority, one) for one in drawn]
+    return [np.where(hit, cured - majority, differences) for differences in tables]
 
 
 def skewed(
@@ -123,8 +131,8 @@ def skewed(
 ) -> list[np.ndarray]:
     """Draw differences of a loss: exponential by example (half of the variance) and by seed and example, normal by seed."""
     R, S, N = shape
-    drawn = generator.standard_exponential((R, S, N)) + generator.standard_exponential((R, 1, N)) - 2
-    return [harm + sign * 0.3 * drawn + 0.02 * generator.standard_normal((R, S, 1)) for harm in harms]
+    noise = generator.standard_exponential((R, S, N)) + generator.standard_exponential((R, 1, N)) - 2
+    return [harm + sign * 0.3 * noise + 0.02 * generator.standard_normal((R, S, 1)) for harm in harms]
 
 
 ORDINARY: dict[str, Any] = {"common": 0.77, "item": 0.08, "seed": 0.002}
@@ -194,7 +202,7 @@ WORLDS = (
     ),
     World(
         name="groups of ten, ignored",
-        says="what judging by group prevents: the same images, judged as if they were independent",
+        says="the same images, judged as if they were independent; judging by group prevents this",
         draw=partial(probit, size=10, **GROUPED),
         apart=True,
     ),
@@ -211,22 +219,22 @@ WORLDS = (
 
 
 def batches(replicates: int, numbers: int) -> Iterator[int]:
-    """Cut replicates into batches of at most ``AT_ONCE`` numbers."""
-    step = max(1, AT_ONCE // numbers)
+    """Cut replicates into batches of at most ``MAX_NUMBERS`` numbers."""
+    step = max(1, MAX_NUMBERS // numbers)
     for done in range(0, replicates, step):
         yield min(step, replicates - done)
 
 
 def cell(number: int, S: int, N: int, replicates: int, seed: int) -> dict[str, Any]:
-    """Rates, as shares of the replicates, in the world of that number with S seeds and N examples."""
+    """Return the rates, as shares of the replicates, in the world of that number with S seeds and N examples."""
     generator = np.random.default_rng([seed, number, S, N])
     world = WORLDS[number]
     m, p_values = world.margin, partial(intervals.p_values, span=world.span)
-    met: dict[str, float] = {}
+    totals: dict[str, float] = {}
     for R in batches(replicates, S * N):
         null, edge, double = world.draw(generator, (R, S, N), (0.0, m, 2 * m))
         fail, passed = p_values(edge, m)
-        found = {
+        counts = {
             "wrong_fail": (fail < ALPHA).sum(),
             "wrong_pass": (passed < ALPHA).sum(),
             "power_pass": (p_values(null, m)[1] < ALPHA).sum(),
@@ -235,12 +243,13 @@ def cell(number: int, S: int, N: int, replicates: int, seed: int) -> dict[str, A
         if S > 1:
             _, seeds, examples, rest = intervals.mean_squares(edge)
             variances = {"seed": (seeds - rest) / N, "item": (examples - rest) / S, "rest": rest}
-            found |= {f"variance_{name}": variance.sum() for name, variance in variances.items()}
+            counts |= {f"variance_{name}": variance.sum() for name, variance in variances.items()}
         if world.sequence and max(LOOKS) == S:
             levels = np.array(intervals.alpha_spending(LOOKS, ALPHA))
-            looked = np.array([p_values(edge[:, :look], m) for look in LOOKS])  # [looks, ways, R]
-            one, other = (looked < levels[:, None, None]).any(0).sum(-1)
-            found |= {"sequential_wrong_fail": one, "sequential_wrong_pass": other}
-        met = {name: met.get(name, 0.0) + float(number) for name, number in found.items()}
-    met = {name: number / replicates for name, number in met.items()}
-    return {"world": world.name, "metric": "mean", "margin": m, "seeds": S, "examples": N, "replicates": replicates} | met
+            looks = np.array([p_values(edge[:, :look], m) for look in LOOKS])  # [looks, ways, R]
+            wrong_fail, wrong_pass = (looks < levels[:, None, None]).any(0).sum(-1)
+            counts |= {"sequential_wrong_fail": wrong_fail, "sequential_wrong_pass": wrong_pass}
+        totals = {name: totals.get(name, 0.0) + float(count) for name, count in counts.items()}
+    shares = {name: total / replicates for name, total in totals.items()}
+    setting = {"world": world.name, "metric": "mean", "margin": m, "seeds": S, "examples": N, "replicates": replicates}
+    return setting | shares
