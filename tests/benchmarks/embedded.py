@@ -115,11 +115,11 @@ def unpaired_row(target, step, finding, findings_by_run, bases):
         "contrast": finding.id,
         "recipe": state.arms["subject"].pipeline.recipe.name if state.arms else "–",
         f"harm, {seeds}": "an invariant" if state.plugin.has_verdict else "measured only",
-        f"verdicts {runs}": counted(repeat.verdict for repeat in repeats),
+        f"verdicts {runs}": write_counts(repeat.verdict for repeat in repeats),
         "FAIL unconfirmed": 0,
         f"induced costs, {seeds}": "–",
         "which is": "–",
-        f"controls {runs}": counted(repeat.control for repeat in repeats),
+        f"controls {runs}": write_counts(repeat.control for repeat in repeats),
         "controls contradicted": 0,
         "accuracy of subject / cured / induced / scratch": "–",
     }
@@ -168,13 +168,13 @@ def contrast_row(target, suite, state, contrast, variant, findings_by_run, recor
         "contrast": name,
         "recipe": state.arms["subject"].pipeline.recipe.name,
         f"harm, {seeds}": format_harm_interval(harm.estimate, unit) if harm.exposed else "not exposed",
-        f"verdicts {runs}": counted(repeat.verdict for repeat in repeats),
+        f"verdicts {runs}": write_counts(repeat.verdict for repeat in repeats),
         "FAIL unconfirmed": unconfirmed,
         f"induced costs, {seeds}": format_harm_interval(control.estimate, unit),
         "which is": {"detected": "more than the margin", "harmless": "less than the margin"}.get(
             verdict.control_outcome(control, margin), "too near the margin to tell"
         ),
-        f"controls {runs}": counted(repeat.control for repeat in repeats),
+        f"controls {runs}": write_counts(repeat.control for repeat in repeats),
         "controls contradicted": contradicted,
         "accuracy of subject / cured / induced / scratch": " / ".join(
             "–" if accuracy is None else f"{accuracy:.3f}" for accuracy in accuracies
@@ -192,7 +192,7 @@ def other_rows(path, plugins):
     return [row | {name: int(row[name]) for name in counts} for row in rows if row["contrast"].split("/")[0] not in plugins]
 
 
-def counted(words):
+def write_counts(words):
     """Write how often each word occurs."""
     return ", ".join(f"{count} {word}" for word, count in Counter(words).most_common())
 

@@ -135,9 +135,10 @@ def measure(rounds):
 
 def page(rows):
     """Return the page of the table."""
+    machine = f"{os.cpu_count()} cores ({processor_name()}), no GPU, Python {platform.python_version()}"
     head = f"""# How long things take
 
-Whole processes unless said, on {os.cpu_count()} cores ({processor_name()}), no GPU, Python {platform.python_version()}.
+Times are of whole processes unless the row says otherwise, on {machine}.
 The machine is shared and noisy: read the median. Again: `python tests/benchmarks/times.py`.
 
 | what | median s | least | most | runs | wanted |
