@@ -1,6 +1,6 @@
-"""The keys of values of every kind, as they have always been: a class, field or module may be renamed, a key may not.
+"""Golden keys of values of every kind: a class, field or module may be renamed, and its key stays.
 
-``python tests/test_keys.py`` writes them anew, which is right only together with a higher version of the lab.
+``python tests/core/test_canonical.py`` rewrites the golden keys, which needs a higher version of the lab.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ WEIGHTS, DATA, CODE = (
 SPECTROGRAM = Spectrogram(mean=-60.0, std=12.0)
 PREPROCESSING = Preprocessing(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 DOMAIN = AuxiliaryDataset(data=DATA, classes=(3, 1), preprocessing=PREPROCESSING)
-FIT = TrainingSpec(
+SPEC = TrainingSpec(
     arch="tiny-resnet",
     init=PRETRAINED,
     start=WEIGHTS,
@@ -69,9 +69,9 @@ FIT = TrainingSpec(
     preprocessing=PREPROCESSING,
     seed=1,
 )
-EVERY = replace(
-    FIT,
-    start=FIT,
+FULL_SPEC = replace(
+    SPEC,
+    start=SPEC,
     labels="shuffled",
     regularizer=Regularizer.parse("ewc:1"),
     source=DOMAIN,
@@ -81,7 +81,7 @@ EVERY = replace(
     before=WEIGHTS,
     injected_duplicates="copies:0.1",
     augment=Augmentation.parse("flip"),
-    teacher=FIT,
+    teacher=SPEC,
     has_cue=True,
     transferred=TransferLowest(groups=2),
     unlabeled=DATA,
@@ -106,7 +106,7 @@ PIPELINE = Pipeline(
 
 
 def values():
-    """A value of every kind that a key is made of, at its defaults and with every field set."""
+    """Yield a value of every kind that takes part in a key, with its defaults and with every field set."""
     yield "weights", WEIGHTS
     yield "data", DATA
     yield "code", CODE
@@ -139,9 +139,9 @@ def values():
     )
     yield "scratch", ScratchGrid()
     yield "finished", Checkpoint(after=WEIGHTS, before=WEIGHTS)
-    yield "fit", FIT
-    yield "fit, every field", EVERY
-    yield "model", ModelSpec(base=FIT, edits=(SourceHead(),))
+    yield "fit", SPEC
+    yield "fit, every field", FULL_SPEC
+    yield "model", ModelSpec(base=SPEC, edits=(SourceHead(),))
     yield "view", VIEW
     yield (
         "view, all",
@@ -155,7 +155,7 @@ def values():
         ),
     )
     yield "place", PLACE
-    yield "trial", Trial(model=ModelSpec(base=FIT), view=VIEW, context=PLACE)
+    yield "trial", Trial(model=ModelSpec(base=SPEC), view=VIEW, context=PLACE)
     yield "suite", SUITE
     yield "suite, matrix", replace(SUITE, matrix=Matrix(tasks=(SUITE,), compared=(), against="full"))
     yield "pipeline", PIPELINE
@@ -167,20 +167,20 @@ def values():
         yield f"a pipeline in view {name}", make_trial(PIPELINE, name, 0, PLACE)
     for name, strategy in STRATEGIES.items():
         yield f"strategy {name}", strategy()
-    yield "measure", _measured()
+    yield "measure", measure_trial()
 
 
-def _measured():
-    """The trial that a plugin asks its own measure in."""
+def measure_trial():
+    """Return the trial that computes the measure of a plugin."""
     trials = []
     fake_lab.run_study(
         fake_lab.make_study(batchnorm_drift.plugin),
-        lambda trial: trials.append(trial) or fake_lab.fake_lab(measures=MEASURED)(trial),
+        lambda trial: trials.append(trial) or fake_lab.fake_lab(measures=MEASURES)(trial),
     )
     return next(trial for trial in trials if trial.view.measure != "predictions")
 
 
-MEASURED = {reference: {name: 0.5} for name, reference in batchnorm_drift.plugin.measures.items()}
+MEASURES = {reference: {name: 0.5} for name, reference in batchnorm_drift.plugin.measures.items()}
 
 
 def keys():
@@ -190,14 +190,14 @@ def keys():
 GOLDEN = json.loads(FILE.read_text()) if FILE.exists() else {}
 
 
-def test_every_kind_of_value_is_there():
+def test_every_kind_of_value_has_a_golden_key():
     assert GOLDEN.keys() == keys().keys()
     assert len(GOLDEN) >= 40
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_keys_are_what_they_have_always_been(name):
-    assert digest(dict(values())[name]) == GOLDEN[name], "a renamed noun or field would retrain everything"
+def test_keys_equal_the_golden_keys(name):
+    assert digest(dict(values())[name]) == GOLDEN[name], "a renamed tag or field would retrain everything"
 
 
 def test_a_class_without_a_tag_has_no_key():
@@ -205,7 +205,7 @@ def test_a_class_without_a_tag_has_no_key():
         digest(fake_lab.SUITE.plugins and batchnorm_drift.plugin)
 
 
-def test_where_a_thing_lies_is_no_part_of_its_key():
+def test_a_path_is_not_part_of_a_key():
     assert digest(replace(WEIGHTS, path="/elsewhere")) == digest(WEIGHTS)
     assert digest(replace(VIEW, function="a:b@1")) == digest(VIEW)
 

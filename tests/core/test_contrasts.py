@@ -12,6 +12,6 @@ def test_a_difference_is_positive_if_the_first_term_is_larger():
     assert info("gain", ("subject", "test"), ("scratch", "test")).kind == "info"
 
 
-def test_an_invariant_is_about_the_subject_and_by_default_about_the_measure_with_its_name():
+def test_an_invariant_weighs_the_measure_with_its_name_on_the_subject_by_default():
     assert invariant("copies", "none").weights == {("subject", "copies"): 1.0}
     assert invariant("harm", "it stays", measure="integrity").weights == {("subject", "integrity"): 1.0}

@@ -8,17 +8,17 @@ from xferbench.core import files
 from xferbench.core.errors import UserError
 
 
-def test_a_file_is_replaced_whole(tmp_path):
+def test_a_file_is_replaced_atomically(tmp_path):
     file = tmp_path / "a.npz"
     file.write_bytes(b"old")
     with files.replace_atomically(file) as part:
-        assert part.parent == tmp_path and part.suffix != ".npz"  # so that nobody reads it by its ending
+        assert part.parent == tmp_path and part.suffix != ".npz"  # no reader finds it by its suffix
         part.write_bytes(b"new")
         assert file.read_bytes() == b"old"
     assert file.read_bytes() == b"new" and list(tmp_path.iterdir()) == [file]
 
 
-def test_after_an_exception_the_file_is_as_it_was(tmp_path):
+def test_an_exception_leaves_the_file_unchanged(tmp_path):
     file = tmp_path / "a.json"
     file.write_bytes(b"old")
 
@@ -32,17 +32,17 @@ def test_after_an_exception_the_file_is_as_it_was(tmp_path):
     assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
 
 
-def test_what_cannot_be_written_is_a_problem_with_advice(tmp_path):
+def test_an_unwritable_path_is_an_error_with_advice(tmp_path):
     (tmp_path / "file").write_text("")
     for write in (lambda path: files.write_file(path, b""), files.require_writable):
-        with pytest.raises(UserError, match="cannot be written") as refused:
+        with pytest.raises(UserError, match="cannot be written") as error:
             write(tmp_path / "file" / "below")
-        assert refused.value.do
+        assert error.value.do
     files.require_writable(tmp_path / "new" / "folder")
     assert list((tmp_path / "new" / "folder").iterdir()) == []
 
 
-def test_what_exists_is_refused_unless_it_may_be_overwritten(tmp_path):
+def test_an_existing_path_is_refused_unless_overwriting_is_allowed(tmp_path):
     file, link = tmp_path / "a", tmp_path / "broken"
     file.write_bytes(b"")
     link.symlink_to(tmp_path / "nothing")
@@ -53,6 +53,6 @@ def test_what_exists_is_refused_unless_it_may_be_overwritten(tmp_path):
     files.refuse_existing(tmp_path / "none", do="")
 
 
-def test_a_digest_is_that_of_the_bytes(tmp_path):
+def test_sha256_hashes_the_bytes_of_a_file(tmp_path):
     (tmp_path / "a").write_bytes(b"content")
     assert files.sha256(tmp_path / "a") == hashlib.sha256(b"content").hexdigest()

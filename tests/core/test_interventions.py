@@ -1,4 +1,4 @@
-"""Interventions as values, from the suite's word to the examples that a network is trained on."""
+"""Interventions, from their spelling in a suite to the examples that a network is trained on."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Mixed(Intervention):
 
 @pytest.fixture
 def halved(tmp_path, monkeypatch):
-    """A kind that an installed package brings."""
+    """Return an intervention of an installed package."""
     (tmp_path / "halved_kind.py").write_text(THIRD_PARTY)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "halved_kind", raising=False)
@@ -77,7 +77,7 @@ def halved(tmp_path, monkeypatch):
     interventions.source_digest.cache_clear()
 
 
-def table(**target):
+def suite_table(**target):
     return {
         "schema": 1,
         "name": "ants",
@@ -87,8 +87,8 @@ def table(**target):
     }
 
 
-def parsed(**target):
-    return loader.parse_suite(table(**target), Path("ants.toml"))
+def parse_suite(**target):
+    return loader.parse_suite(suite_table(**target), Path("ants.toml"))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def parsed(**target):
         ("mixed:up:3:1", Mixed(count=3, share=1.0)),
     ],
 )
-def test_a_value_is_spelt_as_it_is_parsed(text, value):
+def test_a_parsed_intervention_prints_its_spelling(text, value):
     assert parse(text, [Mixed]) == value
     assert str(value) == text
 
@@ -108,20 +108,20 @@ def test_a_value_is_spelt_as_it_is_parsed(text, value):
 @pytest.mark.parametrize(
     "text", ["mixed", "mixed:up", "mixed:up:0", "mixed:up:1:0", "mixed:up:1:2", "mixed:up:x", "mixed:up:1:1:1"]
 )
-def test_another_text_is_refused_with_the_form_of_the_kind(text):
+def test_another_spelling_is_refused_with_the_form_of_the_intervention(text):
     with pytest.raises(
         ValueError, match=r"mixed:up:COUNT\[:SHARE\] with COUNT a whole number at least 1 and SHARE a number above 0"
     ):
         parse(text, [Mixed])
 
 
-def test_a_value_out_of_its_range_cannot_be_built():
-    for bad in (0, 1.5, True, float("nan")):
+def test_a_parameter_out_of_its_range_is_refused():
+    for count in (0, 1.5, True, float("nan")):
         with pytest.raises(ValueError, match="mixed:up: count is"):
-            Mixed(count=bad)
+            Mixed(count=count)
 
 
-def test_a_pattern_matches_every_number_of_a_range():
+def test_a_range_contains_its_closed_bounds_and_has_a_pattern():
     assert (
         "0.5" in repr(Range(low=0, high=0.5)) and 0.5 in Range(low=0, high=0.5) and 0.5 not in Range(high=0.5, high_open=True)
     )
@@ -129,49 +129,51 @@ def test_a_pattern_matches_every_number_of_a_range():
 
 
 @pytest.mark.parametrize("kind", [kind for group in interventions.GROUPS for kind in group.built_in()])
-def test_every_built_in_kind_conforms(kind):
+def test_every_built_in_intervention_conforms(kind):
     conformance.intervention_conforms(kind)
 
 
-def test_an_intervention_stands_for_its_spelling_in_keys_and_results(halved):
+def test_keys_and_results_contain_the_spelling_of_an_intervention(halved):
     value = halved(share=0.5)
     assert json.loads(
         json.dumps(json_values(as_dict(replace(fake_lab.SUITE, data=replace(fake_lab.SUITE.data, interventions=(value,))))))
     )["interventions"] == ["halved:0.5"]
     assert interventions.intervention_key(value).startswith("halved:0.5 "), (
-        "the source of a third party's kind is part of the key"
+        "the source of a third-party intervention is part of the key"
     )
 
 
-def test_without_interventions_nothing_has_another_key():
-    noisy = replace(fake_lab.PIPELINE, data=replace(fake_lab.PIPELINE.data, interventions=()))
-    assert digest(trials.training_spec(noisy, 0)) == digest(trials.training_spec(fake_lab.PIPELINE, 0))
+def test_no_interventions_leave_the_key_unchanged():
+    plain = replace(fake_lab.PIPELINE, data=replace(fake_lab.PIPELINE.data, interventions=()))
+    assert digest(trials.training_spec(plain, 0)) == digest(trials.training_spec(fake_lab.PIPELINE, 0))
 
 
-def test_a_changed_implementation_changes_the_keys_of_a_third_party(halved, tmp_path):
+def test_a_changed_implementation_changes_the_key_of_a_third_party_intervention(halved, tmp_path):
     before = interventions.intervention_key(halved(share=0.5))
     (tmp_path / "halved_kind.py").write_text(THIRD_PARTY + "\n# another way\n")
     interventions.source_digest.cache_clear()
     assert interventions.intervention_key(halved(share=0.5)) != before
 
 
-def test_an_installed_kind_is_read_in_a_suite(halved):
-    asked = parsed(interventions=["halved:0.5"])
-    assert asked.data.interventions == (halved(share=0.5),)
-    told = json.loads(json.dumps(json_values(as_dict(asked))))
-    assert revive.suite_from_results(told, Path()).data.interventions == asked.data.interventions
-    assert ("interventions", "none", "['halved:0.5']") in compatibility.suite_differences(json_values(as_dict(parsed())), told)
+def test_a_suite_accepts_an_installed_intervention(halved):
+    suite = parse_suite(interventions=["halved:0.5"])
+    assert suite.data.interventions == (halved(share=0.5),)
+    results = json.loads(json.dumps(json_values(as_dict(suite))))
+    assert revive.suite_from_results(results, Path()).data.interventions == suite.data.interventions
+    assert ("interventions", "none", "['halved:0.5']") in compatibility.suite_differences(
+        json_values(as_dict(parse_suite())), results
+    )
 
 
-def test_a_kind_that_cannot_be_imported_says_so(monkeypatch):
+def test_an_intervention_that_cannot_be_imported_is_an_error(monkeypatch):
     entry = EntryPoint(name="halved", value="no_such_module:Halved", group=config.GROUP)
     monkeypatch.setattr(config, "entry_points", lambda **_: [entry])
     with pytest.raises(UserError, match="halved cannot be imported"):
-        parsed(interventions=["halved:0.5"])
+        parse_suite(interventions=["halved:0.5"])
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("value", "expected"),
     [
         ("halved:0.5", "a list of changes"),
         (["halved:2"], "halved:SHARE with SHARE a number above 0"),
@@ -179,29 +181,29 @@ def test_a_kind_that_cannot_be_imported_says_so(monkeypatch):
         ([3], "halved:SHARE"),
     ],
 )
-def test_a_suite_refuses_what_is_no_intervention(halved, given, expected):
-    with pytest.raises(UserError, match=r"\[target\] interventions") as caught:
-        parsed(interventions=given)
-    assert expected in str(caught.value)
+def test_a_suite_refuses_an_invalid_list_of_interventions(halved, value, expected):
+    with pytest.raises(UserError, match=r"\[target\] interventions") as error:
+        parse_suite(interventions=value)
+    assert expected in str(error.value)
 
 
-def test_a_finished_network_has_no_training_images_to_change(halved):
+def test_a_checkpoint_suite_refuses_interventions(halved):
     with pytest.raises(UserError, match="interventions"):
-        loader.parse_suite(table(interventions=["halved:0.5"]) | {"checkpoint": {"after": "a.pth"}}, Path("ants.toml"))
+        loader.parse_suite(suite_table(interventions=["halved:0.5"]) | {"checkpoint": {"after": "a.pth"}}, Path("ants.toml"))
 
 
-def test_a_matrix_has_targets_with_interventions_of_their_own(halved):
+def test_targets_of_a_matrix_have_their_own_interventions(halved):
     targets = [
         {"name": "clean", "data": "synthetic:near"},
         {"name": "less", "data": "synthetic:near", "interventions": ["halved:0.5"]},
     ]
-    given = table() | {"plugins": [], "matrix": {"targets": targets, "recipes": ["linear-probe"]}}
-    given["target"] = {"train_size": 100}
-    clean, less = loader.parse_suite(given, Path("ants.toml")).matrix.tasks
+    table = suite_table() | {"plugins": [], "matrix": {"targets": targets, "recipes": ["linear-probe"]}}
+    table["target"] = {"train_size": 100}
+    clean, less = loader.parse_suite(table, Path("ants.toml")).matrix.tasks
     assert (clean.data.interventions, less.data.interventions) == ((), (halved(share=0.5),))
 
 
-def test_all_arms_share_the_interventions_but_not_the_network_before_training(halved):
+def test_all_arms_share_the_interventions_but_not_the_initial_model(halved):
     pipeline = replace(fake_lab.PIPELINE, data=replace(fake_lab.PIPELINE.data, interventions=(halved(share=0.5),)))
     assert trials.training_spec(pipeline, 0).interventions == pipeline.data.interventions
     assert (
@@ -217,7 +219,7 @@ def test_all_arms_share_the_interventions_but_not_the_network_before_training(ha
     )
 
 
-def test_a_remedy_and_a_sentence_name_them(halved):
+def test_a_patch_and_a_description_name_the_interventions(halved):
     changed = replace(fake_lab.PIPELINE, data=replace(fake_lab.PIPELINE.data, interventions=(halved(share=0.5),)))
     assert render.describe_pipeline(changed, fake_lab.PREPROCESSING).endswith("a share 0.5 of the training images")
     assert render.pipeline_patch(fake_lab.PIPELINE, changed, fake_lab.PREPROCESSING)[:2] == [
@@ -227,15 +229,15 @@ def test_a_remedy_and_a_sentence_name_them(halved):
     assert "[target]" not in render.pipeline_patch(changed, changed, fake_lab.PREPROCESSING)
 
 
-def test_a_plugin_may_induce_one(halved):
+def test_a_plugin_may_induce_an_intervention(halved):
     study = fake_lab.make_study(make_plugin(halved(share=0.5)))
-    _, answers = fake_lab.replay_study(study, fake_lab.fake_lab())
-    assert answers
+    _, records = fake_lab.replay_study(study, fake_lab.fake_lab())
+    assert records
     conformance.check_arms(make_plugin(halved(share=0.5)))
 
 
 def make_plugin(value):
-    """A plugin whose failure is a data intervention."""
+    """Return a plugin that induces a data intervention."""
     from factory import make_plugin as plain_plugin
 
     return replace(
@@ -246,28 +248,28 @@ def make_plugin(value):
     )
 
 
-def test_a_choice_keeps_the_interventions(halved):
+def test_a_selection_keeps_the_interventions(halved):
     pipeline = replace(fake_lab.PIPELINE, data=replace(fake_lab.PIPELINE.data, interventions=(halved(share=0.5),)))
     arm = subject_arm(replace(fake_lab.SUITE, recipe=None), pipeline)
     assert isinstance(arm, Selection)
     assert {candidate.data.interventions for candidate in arm.candidates} == {pipeline.data.interventions}
 
 
-def test_only_the_training_subset_is_changed(halved, tmp_path):
+def test_interventions_change_the_training_subset_alone(halved, tmp_path):
     pytest.importorskip("torch")
     from test_loop import make_fit, make_world, prepared
 
     from xferbench.lab.training.examples import training_subset
 
-    world = make_world(tmp_path)
-    plain_fit, changed = make_fit(world), make_fit(world, interventions=(halved(share=0.5),))
-    _, _, dataset = prepared(world, plain_fit)
-    before, after = training_subset(dataset, plain_fit), training_subset(dataset, changed)
+    context = make_world(tmp_path)
+    plain, reduced = make_fit(context), make_fit(context, interventions=(halved(share=0.5),))
+    _, _, dataset = prepared(context, plain)
+    before, after = training_subset(dataset, plain), training_subset(dataset, reduced)
     assert len(after.labels) == len(before.labels) / 2
     assert np.array_equal(before.validation, after.validation)
-    assert before.split is dataset.train, "no image is copied where there is no intervention"
+    assert before.split is dataset.train, "without an intervention, no image is copied"
     assert format_spelling(halved).startswith("halved:SHARE with")
 
 
-def test_the_base_names_no_group():
+def test_groups_include_data_interventions():
     assert set(interventions.GROUPS) >= {DataIntervention}

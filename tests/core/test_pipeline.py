@@ -15,7 +15,7 @@ from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, PRETRAINED, 
 from xferbench.core.pipeline import Data, Phase, Preprocessing, Recipe, ScratchGrid, WeightsFile
 from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
 
-FIT = TrainingSpec(
+SPEC = TrainingSpec(
     arch="tiny-resnet",
     init=PRETRAINED,
     start=WeightsFile(digest="ab" * 32, path="/one/place.safetensors"),
@@ -27,75 +27,75 @@ FIT = TrainingSpec(
     seed=3,
 )
 TRIAL = Trial(
-    model=ModelSpec(base=FIT, edits=(RestoreBatchNorm(),)),
+    model=ModelSpec(base=SPEC, edits=(RestoreBatchNorm(),)),
     view=EvaluationSpec(limit=1000, preprocessing=Preprocessing()),
     context=ComputeContext(device="cpu", torch="2.6", lab=1),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noun:
+class Tagged:
     tag: ClassVar[str] = "Noun"
     number: float = 1.0
     later: str = field(default="as before", metadata={"added": True})
 
 
-def test_the_canonical_form_is_what_stores_were_written_with():
-    """A change here makes every record in every store unreachable: raise the lab's version instead, if numbers changed."""
-    assert digest(FIT) == "9cd39041faaca5e93145658f985f67a3c489486620b522a98db9c3d44a0b24a8"
+def test_keys_equal_those_in_existing_stores():
+    """A change of a key makes every stored record unreachable; if numbers change, raise the version of the lab instead."""
+    assert digest(SPEC) == "9cd39041faaca5e93145658f985f67a3c489486620b522a98db9c3d44a0b24a8"
     assert TRIAL.key == "dec438e6e72cf5ba656fcebbf03c7ecd04d05f5449d47815b34ffb2911a85c37"
 
 
-def test_a_key_is_the_same_in_another_process():
+def test_a_key_is_equal_in_another_process():
     code = "from test_pipeline import TRIAL; print(TRIAL.key)"
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=__file__.rpartition("/")[0], capture_output=True, text=True, check=True
     )
-    assert told.stdout.strip() == TRIAL.key
+    assert process.stdout.strip() == TRIAL.key
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [(1, 1.0), (1.0, 1.0000001), (0.1 + 0.2, 0.3), (1e-3, 0.001), (10**6, 1e6), (0.0, -0.0)]
+    ("left", "right"), [(1, 1.0), (1.0, 1.0000001), (0.1 + 0.2, 0.3), (1e-3, 0.001), (10**6, 1e6), (0.0, -0.0)]
 )
-def test_numbers_that_agree_to_six_digits_are_one_content(one, other):
-    assert json.dumps(canonical(one)) == json.dumps(canonical(other))
+def test_numbers_that_agree_to_six_digits_are_equal(left, right):
+    assert json.dumps(canonical(left)) == json.dumps(canonical(right))
 
 
-def test_numbers_that_differ_in_the_sixth_digit_are_two():
+def test_numbers_that_differ_in_the_sixth_digit_are_different():
     assert digest(1.00001) != digest(1.0)
-    assert digest(1) != digest(True), "a flag is no number"
+    assert digest(1) != digest(True), "a Boolean is not a number"
     assert digest("1") != digest(1)
 
 
 @settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_rounding_a_number_again_changes_nothing(value):
+def test_canonical_is_idempotent(value):
     assert canonical(canonical(value)) == canonical(value)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), {1, 2}, object(), b"bytes", Noun])
-def test_what_has_no_canonical_form_makes_no_key(value):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), {1, 2}, object(), b"bytes", Tagged])
+def test_a_value_without_a_canonical_form_has_no_key(value):
     with pytest.raises(TypeError, match="no canonical form"):
-        digest(replace(Noun(), number=value))
+        digest(replace(Tagged(), number=value))
 
 
-def test_a_nan_deep_inside_a_trial_makes_no_key():
-    broken = replace(FIT, phases=(Phase(lr=float("nan")),))
+def test_a_nan_inside_a_trial_has_no_key():
+    broken = replace(SPEC, phases=(Phase(lr=float("nan")),))
     with pytest.raises(TypeError, match="no canonical form for nan"):
         _ = replace(TRIAL, model=ModelSpec(base=broken)).key
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("left", "right"),
     [
-        (FIT, replace(FIT, start=WeightsFile(digest="ab" * 32, path="/elsewhere"))),
-        (FIT, replace(FIT, data=Data(digest="cd" * 32, spec="folder:/elsewhere"))),
+        (SPEC, replace(SPEC, start=WeightsFile(digest="ab" * 32, path="/elsewhere"))),
+        (SPEC, replace(SPEC, data=Data(digest="cd" * 32, spec="folder:/elsewhere"))),
         (Recipe(), Recipe(name="what people call it")),
     ],
 )
-def test_where_a_content_lies_and_what_it_is_called_are_no_content(one, other):
-    assert digest(one) == digest(other)
-    assert one == other
+def test_paths_and_names_are_not_part_of_a_key(left, right):
+    assert digest(left) == digest(right)
+    assert left == right
 
 
 @pytest.mark.parametrize(
@@ -106,38 +106,38 @@ def test_where_a_content_lies_and_what_it_is_called_are_no_content(one, other):
         {"train_size": None},
         {"labels": "shuffled"},
         {"start": None},
-        {"start": FIT},
-        {"phases": FIT.phases[::-1]},
+        {"start": SPEC},
+        {"phases": SPEC.phases[::-1]},
         {"data": Data(digest="ef" * 32)},
-        {"preprocessing": replace(FIT.preprocessing, channels="bgr")},
+        {"preprocessing": replace(SPEC.preprocessing, channels="bgr")},
     ],
 )
-def test_everything_else_about_a_fit_is_content(changed):
-    assert digest(replace(FIT, **changed)) != digest(FIT)
+def test_every_other_field_of_a_training_spec_is_part_of_its_key(changed):
+    assert digest(replace(SPEC, **changed)) != digest(SPEC)
 
 
 @pytest.mark.parametrize("name", ["device", "torch", "lab"])
-def test_where_a_trial_was_computed_is_part_of_its_key(name):
+def test_the_context_of_a_trial_is_part_of_its_key(name):
     assert replace(TRIAL, context=replace(TRIAL.context, **{name: "another"})).key != TRIAL.key
 
 
-def test_a_field_that_was_added_later_counts_only_where_it_is_used():
-    assert canonical(Noun()) == {"noun": "Noun", "number": 1}
-    assert canonical(Noun(later="new")) == {"noun": "Noun", "number": 1, "later": "new"}
+def test_an_added_field_changes_the_key_only_if_it_is_set():
+    assert canonical(Tagged()) == {"noun": "Noun", "number": 1}
+    assert canonical(Tagged(later="new")) == {"noun": "Noun", "number": 1, "later": "new"}
 
 
-def test_two_nouns_with_the_same_fields_are_two_contents():
+def test_classes_with_equal_fields_have_different_keys():
     assert digest(WeightsFile(digest="x")) != digest(Data(digest="x"))
 
 
-def test_the_order_in_a_mapping_is_no_content_but_that_in_a_list_is():
+def test_a_key_ignores_the_order_of_a_mapping_but_not_of_a_list():
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     assert digest([1, 2]) != digest([2, 1])
     assert digest((1, 2)) == digest([1, 2])
 
 
-@pytest.mark.parametrize("noun", [FIT, TRIAL, Phase(), ScratchGrid(), Recipe()])
-def test_nouns_cannot_be_changed(noun):
-    first = fields(noun)[0].name
+@pytest.mark.parametrize("value", [SPEC, TRIAL, Phase(), ScratchGrid(), Recipe()])
+def test_values_are_frozen(value):
+    first = fields(value)[0].name
     with pytest.raises(FrozenInstanceError):
-        setattr(noun, first, None)
+        setattr(value, first, None)

@@ -1,4 +1,4 @@
-"""What plugins require of a pipeline."""
+"""Requirements of plugins on a pipeline."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from xferbench.testing.fake_lab import PIPELINE, PROFILE
 SCRATCH = replace(PIPELINE, recipe=Recipe(init=RANDOM))
 
 
-def test_plugins_about_pretraining_apply_only_to_pretrained_weights():
-    for reason in (
+def test_plugins_for_pretraining_apply_only_to_pretrained_weights():
+    for requirement in (
         requirements.requires_pretrained,
         requirements.requires_batchnorm,
         requirements.requires_source,
-        lambda *world: requirements.requires_several_steps(*world, "to choose"),
+        lambda *arguments: requirements.requires_several_steps(*arguments, "to choose"),
     ):
-        assert reason(PIPELINE, PROFILE) == ""
-        assert reason(SCRATCH, PROFILE) == "nothing pretrained is adapted"
+        assert requirement(PIPELINE, PROFILE) == ""
+        assert requirement(SCRATCH, PROFILE) == "nothing pretrained is adapted"
     assert requirements.always_applies(SCRATCH, PROFILE) == ""
 
 
-def test_the_reason_names_what_is_missing():
+def test_a_reason_names_the_missing_part():
     assert (
         requirements.requires_batchnorm(PIPELINE, replace(PROFILE, model=replace(PROFILE.model, batchnorm=())))
         == "the backbone has no BatchNorm layer"
@@ -38,7 +38,7 @@ def test_the_reason_names_what_is_missing():
     assert requirements.requires_several_steps(single, PROFILE, "to choose") == "a single step leaves none to choose"
 
 
-def test_an_unrecorded_preprocessing_is_taken_on_trust():
+def test_an_unrecorded_preprocessing_is_reported():
     assert "[backbone]" in requirements.unrecorded_preprocessing(PIPELINE, replace(PROFILE, recorded=False))
     assert requirements.unrecorded_preprocessing(PIPELINE, PROFILE) == ""
     assert requirements.leave_unchanged(PIPELINE, PROFILE) is PIPELINE
