@@ -41,8 +41,8 @@ def make_predictions(accuracy, *, seed=0, examples=200, classes=10):
     )
 
 
-def make_told(correct, example=None):
-    """Return predictions of two classes for tests of accuracy; ``correct`` [N] says which of them are right."""
+def make_binary_predictions(correct, example=None):
+    """Return predictions of two classes for tests of accuracy; ``correct`` [N] marks the correct ones."""
     N = len(correct)
     ones = np.ones(N, np.float32)
     return Predictions(
@@ -145,7 +145,7 @@ def make_findings(
 
 
 def make_plugin(plugin, *, question="Does it hurt?", contrasts=(HARM,), picture=None):
-    """Return a plugin that does nothing; ``picture`` is its plot."""
+    """Return a plugin without effect; ``picture`` is its plot."""
 
     def nothing(*_):
         return ""
@@ -249,9 +249,9 @@ def changed(before, change, *, half=0.012, **fields):
 
 
 def make_comparison(*outcomes, **fields):
-    """Return a comparison with these outcomes, or else with one of each kind.
+    """Return a comparison with these outcomes, or with one outcome of each kind.
 
-    In the latter, the subject and a plugin of :func:`make_run` are worse.
+    Among the default outcomes, the subject and a plugin of :func:`make_run` are worse.
     """
     fails = {"verdict": "FAIL", "accepted": "FAIL"}
     subject = changed(0.812, 0.102, half=0.013, now=0.71, flipped=0.14, p_worse=1e-6, p_not_worse=1.0)

@@ -10,16 +10,16 @@ from xferbench.analysis import aggregate, regret
 from xferbench.analysis.scores import Scores
 
 
-def make(values):
-    """Scores of [recipes, tasks, seeds]."""
+def make_scores(values):
+    """Return scores of shape [recipes, tasks, seeds]."""
     R, T, S = np.shape(values)
-    names = (tuple("abcdefghijklmnopqrstuvwxyz"[:R]), tuple(f"task-{at}" for at in range(T)), tuple(range(S)))
+    names = (tuple("abcdefghijklmnopqrstuvwxyz"[:R]), tuple(f"task-{task}" for task in range(T)), tuple(range(S)))
     return Scores(table=np.asarray(values, float), recipes=names[0], tasks=names[1], seeds=names[2])
 
 
 @pytest.fixture
 def scores():
-    return make(np.random.default_rng(0).normal(size=(4, 3, 5)))
+    return make_scores(np.random.default_rng(0).normal(size=(4, 3, 5)))
 
 
 # Values
@@ -30,23 +30,23 @@ def test_the_iqm_is_the_mean_trimmed_by_a_quarter(scores):
     assert aggregate.iqm(scores).value == pytest.approx(expected)
 
 
-def test_the_iqm_heeds_no_outlier():
-    assert aggregate.iqm(make([[[0.0, 0.5, 0.5, 1e9]]])).value.tolist() == [0.5]
+def test_the_iqm_ignores_outliers():
+    assert aggregate.iqm(make_scores([[[0.0, 0.5, 0.5, 1e9]]])).value.tolist() == [0.5]
 
 
-def test_ranks_are_by_means_and_ties_share_theirs():
-    two = make([[[3, 3], [1, 1]], [[2, 2], [1, 1]], [[1, 1], [0, 0]]])
+def test_ranks_order_means_and_ties_share_their_rank():
+    two = make_scores([[[3, 3], [1, 1]], [[2, 2], [1, 1]], [[1, 1], [0, 0]]])
     assert aggregate.mean_rank(two).value.tolist() == [(1 + 1.5) / 2, (2 + 1.5) / 2, 3.0]
     assert aggregate.ranks(np.array([[3.0], [1.0], [1.0]])).ravel().tolist() == stats.rankdata([-3, -1, -1]).tolist()
 
 
 def test_a_profile_is_the_share_of_runs_above():
-    interval = aggregate.performance_profiles(make([[[0.1, 0.5], [0.6, 0.9]]]), [0.0, 0.5, 0.55, 0.9])
+    interval = aggregate.performance_profiles(make_scores([[[0.1, 0.5], [0.6, 0.9]]]), [0.0, 0.5, 0.55, 0.9])
     assert interval.value.tolist() == [[1.0, 0.5, 0.5, 0.0]]
 
 
 def test_improvement_is_the_mann_whitney_statistic_averaged_over_tasks():
-    few = make(np.random.default_rng(1).integers(4, size=(3, 2, 5)))  # with ties
+    few = make_scores(np.random.default_rng(1).integers(4, size=(3, 2, 5)))  # with ties
     u = [[[stats.mannwhitneyu(x, y).statistic / 25 for x, y in zip(a, b, strict=True)] for b in few.table] for a in few.table]
     interval = aggregate.probability_of_improvement(few).value
     assert interval == pytest.approx(np.mean(u, axis=-1))
@@ -69,41 +69,43 @@ def test_improvement_is_the_mann_whitney_statistic_averaged_over_tasks():
         regret.largest_regret,
     ],
 )
-def test_every_interval_has_its_value_is_the_same_again_and_has_no_bounds_for_one_seed(scores, statistic):
-    interval, again = statistic(scores), statistic(scores)
+def test_intervals_contain_their_value_are_reproducible_and_need_two_seeds(scores, statistic):
+    interval, repeated = statistic(scores), statistic(scores)
     assert (interval.low <= interval.value).all()
     assert (interval.value <= interval.high).all()
-    assert interval.low.tolist() == again.low.tolist()
-    single = statistic(make(scores.table[..., :1]))
+    assert interval.low.tolist() == repeated.low.tolist()
+    single = statistic(make_scores(scores.table[..., :1]))
     assert np.isnan(single.low).all()
     assert np.isnan(single.high).all()
 
 
-def test_all_of_five_won_is_not_certain():
-    interval = aggregate.probability_of_improvement(make([[[2, 3, 4, 5, 6]], [[0, 0, 0, 0, 1]]]))
+def test_five_wins_of_five_are_not_certain():
+    interval = aggregate.probability_of_improvement(make_scores([[[2, 3, 4, 5, 6]], [[0, 0, 0, 0, 1]]]))
     assert (interval.value[0, 1], interval.high[0, 1]) == (1.0, 1.0)
     assert interval.low[0, 1] == pytest.approx(stats.binomtest(5, 5).proportion_ci(method="wilson").low)
 
 
-def test_a_mean_of_five_seeds_is_covered_as_students_t_covers_it():
+def test_the_interval_of_a_mean_of_five_seeds_has_the_coverage_of_students_t():
     rng, covered = np.random.default_rng(0), []
     for _ in range(200):
         mean = np.sort(rng.normal(size=(1, 1, 5)))
-        interval = aggregate.bootstrap_interval(mean.mean(-1), aggregate.resampled_means(make(mean)), np.array(4.0), make(mean))
+        interval = aggregate.bootstrap_interval(
+            mean.mean(-1), aggregate.resampled_means(make_scores(mean)), np.array(4.0), make_scores(mean)
+        )
         covered.append(interval.low[0, 0] <= 0 <= interval.high[0, 0])
     assert 0.9 < np.mean(covered) <= 0.99
 
 
-def test_iqms_of_twelve_tasks_are_covered_and_not_far_too_wide():
+def test_intervals_of_iqms_of_twelve_tasks_cover_and_are_narrow():
     rng, level = np.random.default_rng(0), np.linspace(0, 1, 12)[:, None]
     truth = aggregate.trimmed_mean((level + 0.02 * rng.normal(size=(12, 20_000))).ravel())
-    intervals_ = [aggregate.iqm(make(level + 0.02 * rng.normal(size=(4, 12, 5)))) for _ in range(40)]
-    covered = np.mean([(interval.low <= truth) & (truth <= interval.high) for interval in intervals_])
+    results = [aggregate.iqm(make_scores(level + 0.02 * rng.normal(size=(4, 12, 5)))) for _ in range(40)]
+    covered = np.mean([(result.low <= truth) & (truth <= result.high) for result in results])
     assert 0.9 < covered <= 1.0
-    assert max((interval.high - interval.low).max() for interval in intervals_) < 0.04
+    assert max((result.high - result.low).max() for result in results) < 0.04
 
 
-def test_degrees_of_freedom_lie_between_one_tasks_and_all_tasks():
+def test_degrees_of_freedom_lie_between_those_of_one_task_and_of_all():
     even, uneven = np.tile([[0.0, 1.0, 2.0]], (4, 1)), np.array([[0.0, 1.0, 2.0], *[[0.0, 0.0, 0.0]] * 3])
     assert aggregate.satterthwaite_df(even) == 8
     assert aggregate.satterthwaite_df(uneven) == 2
@@ -111,13 +113,13 @@ def test_degrees_of_freedom_lie_between_one_tasks_and_all_tasks():
 
 
 def test_twenty_recipes_on_twelve_tasks_take_seconds():
-    many, begun = make(np.random.default_rng(0).random((20, 12, 5))), time.monotonic()
+    scores, start = make_scores(np.random.default_rng(0).random((20, 12, 5))), time.monotonic()
     (
-        aggregate.iqm(many),
-        aggregate.mean_rank(many),
-        aggregate.probability_of_improvement(many),
-        regret.mean_regret(many),
-        regret.largest_regret(many),
+        aggregate.iqm(scores),
+        aggregate.mean_rank(scores),
+        aggregate.probability_of_improvement(scores),
+        regret.mean_regret(scores),
+        regret.largest_regret(scores),
     )
-    aggregate.performance_profiles(many, np.linspace(0, 1, 101)), regret.regret_by_task(many), regret.tied_with_best(many)
-    assert time.monotonic() - begun < 15  # about one and a half
+    aggregate.performance_profiles(scores, np.linspace(0, 1, 101)), regret.regret_by_task(scores), regret.tied_with_best(scores)
+    assert time.monotonic() - start < 15  # about one and a half

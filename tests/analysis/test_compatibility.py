@@ -20,12 +20,12 @@ def differences(accepted, candidate):
     return tuple(map(messages.write_sentence, compatibility.differences(accepted, candidate)))
 
 
-def ran(**environment):
+def run_with(**environment):
     return make_run(environment=HERE | environment)
 
 
-def test_runs_of_one_minor_version_and_one_kind_of_device_are_comparable():
-    assert compatibility.refusals(ran(), ran(packages={"torch": "2.15.3"}, processor="another")) == []
+def test_runs_of_one_minor_version_and_device_are_comparable():
+    assert compatibility.refusals(run_with(), run_with(packages={"torch": "2.15.3"}, processor="another")) == []
 
 
 def test_unknown_values_do_not_agree():
@@ -41,7 +41,7 @@ def test_a_change_of_the_rules_is_reported(rule, old, new):
 
 
 @pytest.mark.parametrize(
-    ("other", "message"),
+    ("changes", "message"),
     [
         ({"packages": {"torch": "2.16.0"}}, "torch 2.15, here 2.16"),
         ({"packages": {}}, "torch 2.15, here unknown"),
@@ -49,12 +49,12 @@ def test_a_change_of_the_rules_is_reported(rule, old, new):
         ({"lab": 2}, "version of the lab 1, here 2"),
     ],
 )
-def test_differences_that_prevent_a_comparison_are_reported(other, message):
-    assert compatibility.refusals(ran(), ran(**other)) == [message]
+def test_differences_that_prevent_a_comparison_are_reported(changes, message):
+    assert compatibility.refusals(run_with(), run_with(**changes)) == [message]
 
 
-def test_the_processor_is_mentioned():
-    notes = differences(ran(instructions="AVX2"), ran(instructions="AVX-512"))
+def test_the_note_names_a_different_processor():
+    notes = differences(run_with(instructions="AVX2"), run_with(instructions="AVX-512"))
     assert notes == ("different instructions: AVX2 → AVX-512",)
 
 
@@ -63,11 +63,13 @@ def test_the_change_under_test_is_reported():
     assert differences(old, new) == ("the suite differs: recipe.lr 0.001 → 0.01",)
 
 
-def test_other_content_of_the_same_name_is_reported():
-    def of(digest):
+def test_changed_content_under_the_same_name_is_reported():
+    def make_run_with_digest(digest):
         return make_run(evidence={"inputs": [{"key": "backbone.weights", "given": "w.pth", "digest": digest}]})
 
-    assert differences(of("a"), of("b")) == ("the content of these inputs differs: backbone.weights",)
+    assert differences(make_run_with_digest("a"), make_run_with_digest("b")) == (
+        "the content of these inputs differs: backbone.weights",
+    )
 
 
 def test_many_differences_are_counted():
@@ -77,11 +79,11 @@ def test_many_differences_are_counted():
 
 @pytest.mark.parametrize(
     "name", sorted({*loader.shipped_suites()} - {"claims", "published", "strategies"})
-)  # a matrix has no gate
-def test_a_suite_is_equal_after_writing_and_reading(name):
+)  # the gate does not accept a matrix
+def test_a_suite_survives_writing_and_reading(name):
     suite = loader.load_suite(loader.find_suite(name))
-    again = revive.suite_from_results(make_run(suite=as_dict(suite)).suite, Path(suite.invocation.path).parent)
-    assert again == suite
+    revived = revive.suite_from_results(make_run(suite=as_dict(suite)).suite, Path(suite.invocation.path).parent)
+    assert revived == suite
 
 
 def test_relative_paths_are_resolved_in_the_folder_of_the_new_suite(tmp_path):
@@ -90,21 +92,21 @@ def test_relative_paths_are_resolved_in_the_folder_of_the_new_suite(tmp_path):
         "weights": "w.pth",
         "path": "gate.toml",
     }
-    again = revive.suite_from_results(values, tmp_path)
-    assert (again.data.target, again.backbone.weights, again.invocation.path) == (
+    revived = revive.suite_from_results(values, tmp_path)
+    assert (revived.data.target, revived.backbone.weights, revived.invocation.path) == (
         f"folder:{tmp_path / 'ants'}",
         str(tmp_path / "w.pth"),
         str(tmp_path / "gate.toml"),
     )
 
 
-def test_a_suite_of_another_version_cannot_be_revived(tmp_path):
+def test_a_suite_with_unknown_keys_cannot_be_revived(tmp_path):
     values = as_dict(loader.load_suite(loader.find_suite("quick"))) | {"unheard_of": 1}
     with pytest.raises(UserError, match="unheard_of"):
         revive.suite_from_results(values, tmp_path)
 
 
-def test_two_suites_that_differ_in_places_alone_are_one():
+def test_suites_that_differ_only_in_their_path_are_equal():
     suite = as_dict(loader.load_suite(loader.find_suite("quick")))
     assert compatibility.suite_differences(suite, suite | {"path": "/elsewhere/quick.toml"}) == []
     assert compatibility.suite_differences(suite, suite | {"budget": 60.0}) == [("budget", "1200", "60")]

@@ -29,18 +29,18 @@ def test_harm_is_cured_minus_subject():
     assert result.difference.shape == (4, 200)
 
 
-def test_equal_keys_are_a_harm_of_exactly_zero():
+def test_equal_keys_have_a_harm_of_zero():
     records = make_records(cured=0.9)
     records |= {("subject", *rest): record for (_, *rest), record in records.items()}
     result = estimate(records)
     assert (result.estimate.harm, result.estimate.p_fail, result.estimate.p_pass, result.exposed) == (0.0, 1.0, 0.0, False)
 
 
-@pytest.mark.parametrize("spoil", ["missing", "crash", "nothing", "unequal", "short"])
-def test_missing_data_decides_nothing(spoil):
+@pytest.mark.parametrize("damage", ["missing", "crash", "nothing", "unequal", "short"])
+def test_missing_data_stay_undecided(damage):
     records = make_records(cured=0.9, subject=0.9)
     term = ("subject", "test", 2)
-    if spoil == "missing":
+    if damage == "missing":
         del records[term]
     else:
         predictions = records[term].predictions
@@ -49,13 +49,13 @@ def test_missing_data_decides_nothing(spoil):
             "nothing": replace(records[term], predictions=None),
             "unequal": replace(records[term], predictions=replace(predictions, example=predictions.example[::-1].copy())),
             "short": make_record("k", 0.9, seed=2, examples=150),
-        }[spoil]
+        }[damage]
     result = estimate(records)
     assert result.error and (result.estimate.p_fail, result.estimate.p_pass) == (1.0, 1.0)
     assert verdict.control_outcome(result, 0.02) == "missed"
 
 
-def test_nan_predictions_decide_nothing():
+def test_nan_predictions_stay_undecided():
     records = make_records(cured=0.9, subject=0.9)
     term = ("subject", "test", 2)
     broken = replace(records[term].predictions, p_true=np.full(200, np.nan, np.float32))
@@ -65,21 +65,21 @@ def test_nan_predictions_decide_nothing():
     assert verdict.control_outcome(result, 0.5) == "missed"
 
 
-def test_the_control_of_a_contrast_has_the_induced_arm_in_the_subjects_place():
+def test_the_positive_control_replaces_the_subject_by_the_induced_arm():
     assert estimates.positive_control(HARM, "hot").weights == {("cured", "test"): 1.0, ("induced:hot", "test"): -1.0}
 
 
-def test_weights_that_meet_in_one_arm_are_added():
+def test_swapping_arms_adds_the_weights_of_equal_terms():
     assert estimates.swap_arm(HARM, "subject", "cured").weights == {("cured", "test"): 0.0}
 
 
-def test_a_contrast_may_weigh_more_than_two_terms():
+def test_a_contrast_may_have_more_than_two_terms():
     records = make_records(cured=0.9, subject=0.6, scratch=0.3)
     three = Contrast(name="d", weights={("cured", "test"): 1.0, ("subject", "test"): -0.5, ("scratch", "test"): -0.5})
     assert estimate(records, three).estimate.harm == pytest.approx(0.45, abs=0.06)
 
 
-def test_benefit_retained_is_null_unless_cured_is_shown_to_beat_scratch():
+def test_benefit_retained_needs_a_cured_arm_that_beats_scratch():
     assert estimates.benefit_retained(make_records(cured=0.9, subject=0.6, scratch=0.3), SEEDS, SUITE) == pytest.approx(
         0.5, abs=0.1
     )
@@ -88,12 +88,12 @@ def test_benefit_retained_is_null_unless_cured_is_shown_to_beat_scratch():
     assert estimates.benefit_retained(make_records(cured=0.9, subject=0.2), SEEDS, SUITE) is None
 
 
-def test_a_gap_between_different_examples_is_measured_without_a_verdict():
+def test_a_gap_between_different_examples_is_an_estimate_without_a_verdict():
     records = {("subject", "test", seed): make_record(f"t{seed}", 0.6, seed=seed) for seed in SEEDS}
     for seed in SEEDS:
         record = make_record(f"k{seed}", 0.9, seed=seed, examples=40)
-        mixed = np.random.default_rng(seed).permutation(40)  # a training subset of its own, in an order of its own
-        names = np.uint64(1000 + 50 * (seed // 2)) + mixed.astype(np.uint64)
+        order = np.random.default_rng(seed).permutation(40)  # each seed has its own subset and order
+        names = np.uint64(1000 + 50 * (seed // 2)) + order.astype(np.uint64)
         records["subject", "training", seed] = replace(record, predictions=replace(record.predictions, example=names))
     gap = Contrast(name="gap", kind="info", weights={("subject", "training"): 1.0, ("subject", "test"): -1.0})
     means = {
@@ -120,10 +120,10 @@ def test_an_invariant_is_a_weighted_sum_of_measures_at_one_seed():
     records = {(arm, "m", 0): make_record(arm, 0.5, scalars={"m": value}) for arm, value in (("subject", 3.0), ("cured", 2.0))}
     contrast = Contrast(name="e", kind="exact", weights={("subject", "m"): 1.0, ("cured", "m"): -1.5})
     assert estimates.invariant_value(contrast, records, 0) == 0.0
-    assert np.isnan(estimates.invariant_value(contrast, records, 1)), "nothing was measured there"
+    assert np.isnan(estimates.invariant_value(contrast, records, 1)), "no record exists for this seed"
 
 
-def test_a_measure_that_is_missing_or_not_a_number_makes_an_invariant_none():
+def test_a_missing_or_nan_measure_makes_an_invariant_nan():
     contrast = Contrast(name="e", kind="exact", weights={("subject", "m"): 1.0, ("cured", "m"): 0.0})
     for scalars in ({}, {"m": float("nan")}):
         records = {
@@ -133,6 +133,6 @@ def test_a_measure_that_is_missing_or_not_a_number_makes_an_invariant_none():
         assert np.isnan(estimates.invariant_value(contrast, records, 0))
 
 
-def test_no_seed_decides_nothing():
+def test_no_seed_stays_undecided():
     result = estimates.estimate_contrast(HARM, {}, [], SUITE)
     assert result.error and (result.estimate.p_fail, result.estimate.p_pass) == (1.0, 1.0)

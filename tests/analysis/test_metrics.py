@@ -56,20 +56,20 @@ def pairwise_auroc(predictions):
 # values
 
 
-def test_metrics_of_four_examples_worked_by_hand():
-    four = two_classes([1, 1, 0, 0], [0.75, 0.25, 0.5, 0.125])  # predicted 1 0 0 0
-    assert metrics.metric_value(four, "accuracy") == 3 / 4
-    assert metrics.metric_value(four, "sensitivity") == 1 / 2
-    assert metrics.metric_value(four, "specificity") == 1
-    assert metrics.metric_value(four, "balanced_accuracy") == 3 / 4
-    assert metrics.metric_value(four, "nll") == pytest.approx(-(log(0.75) + log(0.25) + log(0.5) + log(0.875)) / 4)
-    assert metrics.metric_value(four, "brier") == pytest.approx(2 * (0.25**2 + 0.75**2 + 0.5**2 + 0.125**2) / 4)
-    assert metrics.metric_value(four, "auroc") == 3 / 4  # of four pairs, the one of .25 and .5 is the wrong way round
+def test_metrics_of_four_examples_match_a_calculation_by_hand():
+    predictions = two_classes([1, 1, 0, 0], [0.75, 0.25, 0.5, 0.125])  # predicted 1 0 0 0
+    assert metrics.metric_value(predictions, "accuracy") == 3 / 4
+    assert metrics.metric_value(predictions, "sensitivity") == 1 / 2
+    assert metrics.metric_value(predictions, "specificity") == 1
+    assert metrics.metric_value(predictions, "balanced_accuracy") == 3 / 4
+    assert metrics.metric_value(predictions, "nll") == pytest.approx(-(log(0.75) + log(0.25) + log(0.5) + log(0.875)) / 4)
+    assert metrics.metric_value(predictions, "brier") == pytest.approx(2 * (0.25**2 + 0.75**2 + 0.5**2 + 0.125**2) / 4)
+    assert metrics.metric_value(predictions, "auroc") == 3 / 4  # of four pairs, only (.25, .5) is in the wrong order
 
 
 def test_the_brier_score_sums_over_all_classes():
-    three = make_predictions([0, 2], [[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]])
-    assert metrics.example_scores(three, "brier")[1] == pytest.approx([0.5**2 + 2 * 0.25**2, 0.5**2 + 0.25**2 + 0.75**2])
+    predictions = make_predictions([0, 2], [[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]])
+    assert metrics.example_scores(predictions, "brier")[1] == pytest.approx([0.5**2 + 2 * 0.25**2, 0.5**2 + 0.25**2 + 0.75**2])
 
 
 def test_a_true_class_of_probability_zero_costs_sixteen_nats():
@@ -81,29 +81,29 @@ def test_a_true_class_of_probability_zero_costs_sixteen_nats():
 
 
 def test_specificity_counts_every_prediction_that_is_not_positive():
-    three = make_predictions([0, 2, 2], [[0.1, 0.2, 0.7], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]])
-    mask, score = metrics.example_scores(three, "specificity")
+    predictions = make_predictions([0, 2, 2], [[0.1, 0.2, 0.7], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]])
+    mask, score = metrics.example_scores(predictions, "specificity")
     assert list(mask) == [True, True, True]
     assert list(score) == [1, 1, 0]
 
 
 def test_sensitivity_and_specificity_cover_only_one_class_each():
-    four = two_classes([1, 1, 0, 1], [0.9, 0.1, 0.2, 0.8])
-    mask, score = metrics.example_scores(four, "sensitivity")
+    predictions = two_classes([1, 1, 0, 1], [0.9, 0.1, 0.2, 0.8])
+    mask, score = metrics.example_scores(predictions, "sensitivity")
     assert list(mask) == [True, True, False, True]
     assert list(score) == [1, 0, 1]
-    assert list(metrics.example_scores(four, "specificity")[0]) == [False, False, True, False]
+    assert list(metrics.example_scores(predictions, "specificity")[0]) == [False, False, True, False]
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 8)), min_size=4, max_size=30))
-def test_auroc_is_the_share_of_pairs_in_order_ties_counting_half(rows):
+def test_auroc_is_the_share_of_ordered_pairs_and_ties_count_half(rows):
     label = [1, 0, *(value for value, _ in rows)]
-    some = two_classes(label, [0.5, 0.5, *(score / 8 for _, score in rows)])
-    assert metrics.metric_value(some, "auroc") == pytest.approx(pairwise_auroc(some))
+    predictions = two_classes(label, [0.5, 0.5, *(score / 8 for _, score in rows)])
+    assert metrics.metric_value(predictions, "auroc") == pytest.approx(pairwise_auroc(predictions))
 
 
-def test_the_rounding_of_certainty_does_not_tell_the_label():
+def test_the_rounding_of_certainty_does_not_reveal_the_label():
     certain = two_classes([1, 0] * 10, 1 - 10.0 ** -np.repeat(np.arange(9, 19), 2))
     unsure = two_classes([1, 0] * 10, 10.0 ** -np.repeat(np.arange(9, 19), 2))
     assert metrics.metric_value(certain, "auroc") == 0.5
@@ -111,26 +111,26 @@ def test_the_rounding_of_certainty_does_not_tell_the_label():
 
 
 @pytest.mark.parametrize("metric", metrics.METRICS)
-def test_a_missing_probability_or_class_leaves_no_number(metric):
+def test_a_missing_probability_or_class_gives_nan(metric):
     broken = random_predictions(0)
     broken.p_true[3], broken.sum_p2[3], broken.probabilities[3] = nan, nan, nan
-    nothing = select_rows(random_predictions(0), slice(0, 0))
-    assert isnan(metrics.metric_value(nothing, metric))
+    empty = select_rows(random_predictions(0), slice(0, 0))
+    assert isnan(metrics.metric_value(empty, metric))
     if metric in {"nll", "brier", "auroc"}:
         assert isnan(metrics.metric_value(broken, metric))
 
 
 @pytest.mark.parametrize("metric", ["auroc", "sensitivity"])
-def test_without_a_positive_there_is_no_number(metric):
+def test_no_positive_example_gives_nan(metric):
     assert isnan(metrics.metric_value(two_classes([0, 0, 0], [0.1, 0.2, 0.9]), metric))
 
 
-def test_an_unknown_metric_is_an_error_that_suggests_the_nearest():
+def test_an_unknown_metric_is_an_error_with_a_suggestion():
     with pytest.raises(UserError, match="did you mean 'accuracy'"):
         metrics.metric_value(random_predictions(0), "acuracy")
 
 
-def test_auroc_without_probabilities_is_a_problem():
+def test_auroc_without_probabilities_is_an_error():
     with pytest.raises(UserError, match="AUROC needs"):
         metrics.metric_value(replace(random_predictions(0), probabilities=np.empty((60, 0), dtype=np.float16)), "auroc")
 
@@ -146,39 +146,41 @@ def test_every_metric_is_the_mean_of_its_scores(metric):
 
 
 @pytest.mark.parametrize("metric", OTHERS)
-def test_pseudo_values_are_those_of_leaving_each_example_out(metric):
+def test_pseudo_values_leave_out_one_example_each(metric):
     predictions = random_predictions(2, N=30)
-    left_out = [
+    pseudo_values = [
         30 * metrics.metric_value(predictions, metric)
-        - 29 * metrics.metric_value(select_rows(predictions, np.arange(30) != i), metric)
-        for i in range(30)
+        - 29 * metrics.metric_value(select_rows(predictions, np.arange(30) != index), metric)
+        for index in range(30)
     ]
-    assert metrics.example_scores(predictions, metric)[1] == pytest.approx(np.array(left_out))
+    assert metrics.example_scores(predictions, metric)[1] == pytest.approx(np.array(pseudo_values))
 
 
 @pytest.mark.parametrize("metric", metrics.METRICS)
-def test_no_score_of_one_example_leaves_the_span(metric):
+def test_scores_of_an_example_stay_within_the_span(metric):
     some = [random_predictions(seed, shift=shift) for seed, shift in ((0, -4.0), (1, 0.0), (2, 4.0))]
-    apart = [np.ptp([metrics.example_scores(predictions, metric)[1] for predictions in some], axis=0)]
-    assert np.max(apart) <= metrics._score_span(some[0], metric) + 1e-9
+    spans = [np.ptp([metrics.example_scores(predictions, metric)[1] for predictions in some], axis=0)]
+    assert np.max(spans) <= metrics._score_span(some[0], metric) + 1e-9
 
 
 # contrasts
 
 
-def sides(cured, subject):
+def make_arms(cured, subject):
     return {"cured": cured, "subject": subject}
 
 
-def test_harm_is_positive_if_the_cured_arm_is_better_for_losses_too():
-    good, bad = (
+def test_harm_is_positive_if_the_cured_arm_is_better():
+    cured, subject = (
         [random_predictions(seed, shift=4.0) for seed in range(3)],
         [random_predictions(seed, shift=0.0) for seed in range(3)],
     )
     for metric in metrics.METRICS:
-        estimate, difference = metrics.estimate_metric_contrast(sides(good, bad), HARM, metric=metric, margin=0.02, alpha=0.05)
-        gap = np.mean([metrics.metric_value(predictions, metric) for predictions in good]) - np.mean(
-            [metrics.metric_value(predictions, metric) for predictions in bad]
+        estimate, difference = metrics.estimate_metric_contrast(
+            make_arms(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05
+        )
+        gap = np.mean([metrics.metric_value(predictions, metric) for predictions in cured]) - np.mean(
+            [metrics.metric_value(predictions, metric) for predictions in subject]
         )
         assert estimate.harm > 0
         assert estimate.harm == pytest.approx(abs(gap))
@@ -191,27 +193,27 @@ def test_an_accuracy_contrast_is_the_crossed_interval_of_its_differences():
         [random_predictions(seed + 9, shift=0.0) for seed in range(3)],
     )
     estimate, difference = metrics.estimate_metric_contrast(
-        sides(cured, subject), HARM, metric="accuracy", margin=0.02, alpha=0.05
+        make_arms(cured, subject), HARM, metric="accuracy", margin=0.02, alpha=0.05
     )
     assert set(np.unique(difference)) <= {-1, 0, 1}
     assert estimate == intervals.crossed_interval(difference, margin=0.02, alpha=0.05)
 
 
-def test_a_contrast_of_more_arms_has_a_larger_adverse_example():
-    arms = {name: [random_predictions(seed + 10 * place) for seed in range(3)] for place, name in enumerate("abcd")}
+def test_a_contrast_of_more_arms_has_a_larger_span():
+    arms = {name: [random_predictions(seed + 10 * index) for seed in range(3)] for index, name in enumerate("abcd")}
     weights = {"a": 1.0, "b": -1.0, "c": -1.0, "d": 1.0}
     estimate, difference = metrics.estimate_metric_contrast(arms, weights, metric="accuracy", margin=0.02, alpha=0.05)
     assert estimate == intervals.crossed_interval(difference, margin=0.02, alpha=0.05, span=2.0)
 
 
 @pytest.mark.parametrize("metric", metrics.METRICS)
-def test_groups_of_the_predictions_are_counted(metric):
+def test_groups_are_counted_as_examples(metric):
     group = np.arange(60) // 4
     cured, subject = (
         [random_predictions(seed, group=group) for seed in range(3)],
         [random_predictions(seed + 9, group=group) for seed in range(3)],
     )
-    estimate, _ = metrics.estimate_metric_contrast(sides(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05)
+    estimate, _ = metrics.estimate_metric_contrast(make_arms(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05)
     mask, _ = metrics.example_scores(cured[0], metric)
     assert estimate.examples == len(np.unique(group[mask]))
 
@@ -223,18 +225,18 @@ def test_the_bootstrap_widens_and_never_narrows(metric, group):
         [random_predictions(seed, group=group) for seed in range(3)],
         [random_predictions(seed + 9, group=group) for seed in range(3)],
     )
-    estimate, pseudo = metrics.estimate_metric_contrast(sides(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05)
+    estimate, pseudo = metrics.estimate_metric_contrast(make_arms(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05)
     groups, span = (None if len(group) == 0 else group), metrics._score_span(cured[0], metric)
     single = intervals.crossed_interval(
         pseudo, margin=0.02, alpha=0.05, groups=groups, span=span
-    )  # groups here are all of one size
+    )  # all groups have the same size
     assert estimate.harm == pytest.approx(single.harm)
     assert estimate.low <= single.low + 1e-12
     assert estimate.high >= single.high - 1e-12
 
 
-def bootstrapped(pseudo, factor):
-    """The interval where each example moves a seed's harm by ``factor`` times what its pseudo-value says."""
+def bootstrap_interval(pseudo, factor):
+    """Return the interval if each example moves the harm of a seed by ``factor`` times its pseudo-value."""
     harm = pseudo.mean(1)
     return metrics.crossed_bootstrap(
         pseudo, lambda counts: harm + factor * (counts @ (pseudo.T - harm)) / pseudo.shape[1], margin=0.02, alpha=0.05
@@ -243,50 +245,50 @@ def bootstrapped(pseudo, factor):
 
 def test_a_bootstrap_that_varies_more_widens_the_interval():
     pseudo = np.random.default_rng(0).normal(0, 1, size=(3, 50))
-    tame, wild = bootstrapped(pseudo, 0.1), bootstrapped(pseudo, 5.0)
-    assert tame.se == pytest.approx(intervals.crossed_interval(pseudo, margin=0.02, alpha=0.05).se)
-    assert wild.low < tame.low
-    assert wild.high > tame.high
-    assert wild == bootstrapped(pseudo, 5.0)
+    narrow, wide = bootstrap_interval(pseudo, 0.1), bootstrap_interval(pseudo, 5.0)
+    assert narrow.se == pytest.approx(intervals.crossed_interval(pseudo, margin=0.02, alpha=0.05).se)
+    assert wide.low < narrow.low
+    assert wide.high > narrow.high
+    assert wide == bootstrap_interval(pseudo, 5.0)
 
 
-def test_seeds_that_differ_widen_it_further():
+def test_different_seeds_widen_the_bootstrap_interval():
     pseudo = np.random.default_rng(0).normal(0, 1, size=(3, 50))
     pseudo -= pseudo.mean(1, keepdims=True)
-    apart = pseudo + np.array([[-3.0], [0.0], [3.0]])
-    _, seeds, _, rest = intervals.mean_squares(apart)
-    wider = bootstrapped(pseudo, 5.0).se ** 2 + (seeds - rest) / 150
-    assert bootstrapped(apart, 5.0).se ** 2 == pytest.approx(wider)
+    different = pseudo + np.array([[-3.0], [0.0], [3.0]])
+    _, seeds, _, rest = intervals.mean_squares(different)
+    variance = bootstrap_interval(pseudo, 5.0).se ** 2 + (seeds - rest) / 150
+    assert bootstrap_interval(different, 5.0).se ** 2 == pytest.approx(variance)
 
 
 @pytest.mark.parametrize("metric", OTHERS)
-def test_in_unequal_groups_the_harm_is_still_that_of_the_metric(metric):
+def test_unequal_groups_keep_the_harm_of_the_metric(metric):
     group = np.minimum(np.arange(60) // 4, 9)
     cured, subject = (
         [random_predictions(seed, group=group) for seed in range(3)],
         [random_predictions(seed + 9, group=group) for seed in range(3)],
     )
-    estimate, pseudo = metrics.estimate_metric_contrast(sides(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05)
+    estimate, pseudo = metrics.estimate_metric_contrast(make_arms(cured, subject), HARM, metric=metric, margin=0.02, alpha=0.05)
     assert estimate.harm == pytest.approx(pseudo.mean())
     assert estimate.examples == 10
 
 
 @pytest.mark.parametrize("metric", OTHERS)
-def test_a_class_with_one_example_decides_nothing(metric):
-    first = two_classes([1] + [0] * 40, np.linspace(0.9, 0.1, 41))
-    second = two_classes([1] + [0] * 40, np.linspace(0.1, 0.9, 41))
+def test_a_class_with_one_example_stays_undecided(metric):
+    cured = two_classes([1] + [0] * 40, np.linspace(0.9, 0.1, 41))
+    subject = two_classes([1] + [0] * 40, np.linspace(0.1, 0.9, 41))
     estimate, _ = metrics.estimate_metric_contrast(
-        sides([first] * 3, [second] * 3), HARM, metric=metric, margin=0.02, alpha=0.05
+        make_arms([cured] * 3, [subject] * 3), HARM, metric=metric, margin=0.02, alpha=0.05
     )
     assert (estimate.p_fail, estimate.p_pass) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("metric", ["nll", "brier", "auroc"])
-def test_a_missing_probability_decides_nothing(metric):
+def test_a_missing_probability_stays_undecided(metric):
     broken = random_predictions(0)
     broken.p_true[3], broken.sum_p2[3], broken.probabilities[3] = nan, nan, nan
     estimate, _ = metrics.estimate_metric_contrast(
-        sides([random_predictions(5), broken], [random_predictions(6), random_predictions(7)]),
+        make_arms([random_predictions(5), broken], [random_predictions(6), random_predictions(7)]),
         HARM,
         metric=metric,
         margin=9.0,
@@ -301,6 +303,6 @@ def test_equal_arms_pass_only_with_many_examples(metric):
     few, many = [random_predictions(0, N=60)] * 3, [random_predictions(0, N=3000)] * 3
     verdicts = []
     for arm in (few, many):
-        estimate, _ = metrics.estimate_metric_contrast(sides(arm, arm), HARM, metric=metric, margin=0.02, alpha=0.05)
+        estimate, _ = metrics.estimate_metric_contrast(make_arms(arm, arm), HARM, metric=metric, margin=0.02, alpha=0.05)
         verdicts.append(intervals.decide(estimate.p_fail, estimate.p_pass, 0.05))
     assert verdicts == ["INCONCLUSIVE", "PASS"]

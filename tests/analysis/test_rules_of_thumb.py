@@ -16,11 +16,11 @@ from xferbench.core.strategies import STRATEGIES
         (1000, False, "full"),
     ],
 )
-def test_the_textbook_has_four_scenarios(size, similar, strategy):
+def test_the_textbook_rule_has_four_scenarios(size, similar, strategy):
     assert rules_of_thumb.textbook_strategy(size, similar=similar) == strategy
 
 
-def test_the_threshold_of_a_small_set_is_an_argument():
+def test_the_threshold_of_a_small_training_set_is_an_argument():
     assert rules_of_thumb.textbook_strategy(999, similar=True, few=500) == "full"
     assert rules_of_thumb.textbook_strategy(499, similar=True, few=500) == "linear-probe"
 
@@ -29,11 +29,11 @@ def test_the_threshold_of_a_small_set_is_an_argument():
     ("size", "strategy"),
     [(1, "linear-probe"), (99, "linear-probe"), (100, "partial"), (10_000, "partial"), (10_001, "full")],
 )
-def test_the_rule_of_size_has_two_thresholds(size, strategy):
+def test_the_size_rule_has_two_thresholds(size, strategy):
     assert rules_of_thumb.size_rule_strategy(size) == strategy
 
 
-def test_the_advice_is_a_strategy_of_a_suite():
+def test_the_advice_names_a_strategy():
     assert {rules_of_thumb.FROZEN, rules_of_thumb.UPPER, rules_of_thumb.WHOLE} <= set(STRATEGIES)
 
 

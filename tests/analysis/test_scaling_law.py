@@ -1,4 +1,4 @@
-"""Power laws, and how many times the images: exact on curves that are such."""
+"""Power laws and data multipliers, which are exact on curves that follow a power law."""
 
 from __future__ import annotations
 
@@ -10,55 +10,57 @@ from xferbench.analysis import scaling_law
 N = np.array([25, 50, 100, 200, 400, 800])
 
 
-def law(n, a=0.2, b=0.5, c=0.1):
+def power_law(n, a=0.2, b=0.5, c=0.1):
     return a * (n / N[-1]) ** -b + c
 
 
 def test_a_power_law_is_recovered():
-    assert scaling_law.fit_power_law(N / N[-1], law(N)) == pytest.approx((0.2, 0.5, 0.1), rel=1e-3)
+    assert scaling_law.fit_power_law(N / N[-1], power_law(N)) == pytest.approx((0.2, 0.5, 0.1), rel=1e-3)
 
 
-def test_a_learner_that_needs_a_quarter_of_the_images_is_worth_four_times_as_many():
-    result = scaling_law.data_multipliers(N, law(4 * N), law(N))
+def test_a_learner_that_needs_a_quarter_of_the_images_has_a_multiplier_of_four():
+    result = scaling_law.data_multipliers(N, power_law(4 * N), power_law(N))
     assert result[:4] == pytest.approx([4.0] * 4, rel=1e-2)
     assert np.isinf(result[4:]).all(), "scratch would need more than twice the largest size"
     assert scaling_law.format_multipliers(N, result) == ["4", "4", "4", "4", "more than 4", "more than 2"]
 
 
-def test_nothing_is_extrapolated_below_the_smallest_size():
-    result = scaling_law.data_multipliers(N, law(N / 4), law(N))
+def test_multipliers_are_not_extrapolated_below_the_smallest_size():
+    result = scaling_law.data_multipliers(N, power_law(N / 4), power_law(N))
     assert result == pytest.approx([1, 0.5, 0.25, 0.25, 0.25, 0.25], rel=1e-2)
     assert scaling_law.format_multipliers(N, result)[:2] == ["at most 1", "at most 0.5"]
 
 
-def test_an_error_below_the_baselines_limit_is_never_reached():
-    assert np.isinf(scaling_law.data_multipliers(N, np.full(6, 0.05), law(N))).all()
+def test_an_error_below_the_limit_of_the_baseline_is_never_reached():
+    assert np.isinf(scaling_law.data_multipliers(N, np.full(6, 0.05), power_law(N))).all()
 
 
 @pytest.mark.parametrize("flat", [0.0, 0.3, 1.0])
-def test_a_flat_curve_has_a_law_too(flat):
+def test_a_flat_curve_has_multipliers(flat):
     result = scaling_law.data_multipliers(N, np.linspace(0.9, 0.1, 6), np.full(6, flat))
     assert not np.isnan(result).any()
 
 
-def test_bounds_hold_the_estimate_and_widen_with_the_seeds_spread():
+def test_bounds_contain_the_estimate_and_widen_with_the_spread_of_seeds():
     rng = np.random.default_rng(0)
     narrow, wide = (
-        scaling_law.estimate_multipliers(N, law(3 * N) + rng.normal(0, sd, (5, 6)), law(N) + rng.normal(0, sd, (5, 6)))
+        scaling_law.estimate_multipliers(
+            N, power_law(3 * N) + rng.normal(0, sd, (5, 6)), power_law(N) + rng.normal(0, sd, (5, 6))
+        )
         for sd in (1e-3, 2e-2)
     )
     assert (narrow[1] <= narrow[0]).all() and (narrow[0] <= narrow[2]).all()
     assert wide[2, 0] - wide[1, 0] > narrow[2, 0] - narrow[1, 0]
-    again = scaling_law.estimate_multipliers(N, law(3 * N)[None], law(N)[None])
-    assert np.isnan(again[1:]).all(), "one seed has no spread"
+    single = scaling_law.estimate_multipliers(N, power_law(3 * N)[None], power_law(N)[None])
+    assert np.isnan(single[1:]).all(), "one seed has no spread"
 
 
 LATE = np.array([0.85, 0.83, 0.8, 0.7, 0.5, 0.2])  # near chance at first, then a steep fall
 
 
-def test_a_curve_that_is_no_power_law_is_read_off_between_its_points_and_no_further():
-    assert scaling_law.extrapolation_limit(N, law(N)) == 2 and scaling_law.extrapolation_limit(N, LATE) == 1
-    assert scaling_law.extrapolation_limit(N, np.full(6, 0.9)) == 1, "what has not begun to fall may fall at any size"
+def test_a_curve_without_a_power_law_is_interpolated_but_not_extrapolated():
+    assert scaling_law.extrapolation_limit(N, power_law(N)) == 2 and scaling_law.extrapolation_limit(N, LATE) == 1
+    assert scaling_law.extrapolation_limit(N, np.full(6, 0.9)) == 1, "a curve that has not begun to fall may fall at any size"
     learner = np.array([0.7, 0.5, 0.35, 0.3, 0.2, 0.1])
     result = scaling_law.data_multipliers(N, learner, LATE, 1.0)
     assert result == pytest.approx([8, 8, 4 * 2**0.5, 4 / 2 ** (1 / 3), 2, np.inf])
@@ -67,7 +69,7 @@ def test_a_curve_that_is_no_power_law_is_read_off_between_its_points_and_no_furt
     assert np.isinf(scaling_law.estimate_multipliers(N, np.full((3, 6), 0.1), np.tile(LATE, (3, 1)))[0]).all()
 
 
-def test_a_point_that_is_worse_than_one_before_it_is_passed_over():
+def test_a_point_worse_than_the_previous_one_is_skipped():
     rising = np.array([0.8, 0.6, 0.7, 0.5, 0.4, 0.3])
     result = scaling_law.data_multipliers(N, np.full(6, 0.55), rising, 1.0)
     assert 100 < result[0] * N[0] < 200

@@ -9,34 +9,34 @@ from xferbench.analysis.scores import NOT_COMPARABLE, scores_by_cell, scores_fro
 from xferbench.core.errors import UserError
 
 
-def make_frame(scores, **changed):
-    """A frame of task → recipe → values by seed."""
+def make_frame(scores, **columns):
+    """Return a frame from task → recipe → values by seed."""
     rows = [
         {"task": task, "recipe": recipe, "seed": seed, "accuracy": value, "error": ""}
-        for task, of_task in scores.items()
-        for recipe, values in of_task.items()
+        for task, by_recipe in scores.items()
+        for recipe, values in by_recipe.items()
         for seed, value in enumerate(values)
     ]
-    return pd.DataFrame(rows).assign(**changed)
+    return pd.DataFrame(rows).assign(**columns)
 
 
 def test_a_frame_becomes_scores_by_recipe_task_and_seed():
-    load_scores = scores_from_frame(
+    scores = scores_from_frame(
         make_frame({"x": {"full": [0.1, 0.2], "lora": [0.3, 0.4]}, "y": {"full": [0.5, 0.6], "lora": [0, 1]}})
     )
-    assert (load_scores.recipes, load_scores.tasks, load_scores.seeds) == (("full", "lora"), ("x", "y"), (0, 1))
-    assert load_scores.table.tolist() == [[[0.1, 0.2], [0.5, 0.6]], [[0.3, 0.4], [0.0, 1.0]]]
-    assert (load_scores.left_out, load_scores.notes) == ({}, ())
+    assert (scores.recipes, scores.tasks, scores.seeds) == (("full", "lora"), ("x", "y"), (0, 1))
+    assert scores.table.tolist() == [[[0.1, 0.2], [0.5, 0.6]], [[0.3, 0.4], [0.0, 1.0]]]
+    assert (scores.left_out, scores.notes) == ({}, ())
 
 
-def test_a_recipe_that_lacks_a_task_or_a_number_takes_no_part_and_is_named():
+def test_a_recipe_without_a_score_on_every_task_is_left_out_and_named():
     frame = make_frame({"x": {"full": [0.1, 0.2], "nan": [0.1, np.nan], "lora": [1, 1]}, "y": {"full": [0, 0], "nan": [0, 0]}})
     frame.loc[frame.recipe.eq("nan") & frame.accuracy.isna(), "error"] = "out of memory"
-    load_scores = scores_from_frame(
+    scores = scores_from_frame(
         frame, {("y", "lora"): "no linear layer", ("y", "adapter"): "too wide", ("x", "adapter"): "too deep"}
     )
-    assert load_scores.recipes == ("full",)
-    assert load_scores.left_out == {
+    assert scores.recipes == ("full",)
+    assert scores.left_out == {
         "nan": "x: seed 1: out of memory",
         "lora": "y: no linear layer",
         "adapter": "x: too deep; and 1 more",
@@ -45,17 +45,17 @@ def test_a_recipe_that_lacks_a_task_or_a_number_takes_no_part_and_is_named():
 
 def test_excluded_tasks_and_seeds_are_named():
     frame = make_frame({"x": {"full": [0.1, 0.2, 0.3]}, "y": {"full": [0.1, 0.2]}, "z": {"full": [np.nan]}})
-    load_scores = scores_from_frame(frame)
-    assert (load_scores.tasks, load_scores.seeds, load_scores.left_out) == (("x", "y"), (0, 1), {})
-    assert load_scores.notes == ("task z is excluded: no recipe has a score on it", "seed 2 is excluded: not every task has it")
+    scores = scores_from_frame(frame)
+    assert (scores.tasks, scores.seeds, scores.left_out) == (("x", "y"), (0, 1), {})
+    assert scores.notes == ("task z is excluded: no recipe has a score on it", "seed 2 is excluded: not every task has it")
 
 
-def test_of_a_loss_less_is_better():
-    load_scores = scores_from_frame(make_frame({"x": {"full": [0.5, 0.7], "lora": [0.1, 0.2]}}), metric="nll")
-    assert aggregate.mean_rank(load_scores).value.tolist() == [2.0, 1.0]
+def test_a_smaller_loss_is_better():
+    scores = scores_from_frame(make_frame({"x": {"full": [0.5, 0.7], "lora": [0.1, 0.2]}}), metric="nll")
+    assert aggregate.mean_rank(scores).value.tolist() == [2.0, 1.0]
 
 
-def test_nothing_to_compare_and_duplicated_rows_are_errors():
+def test_missing_scores_and_duplicate_rows_are_errors():
     with pytest.raises(UserError, match="no recipe has a score on every task") as error:
         scores_from_frame(make_frame({"x": {"full": [np.nan]}}))
     assert "task x is excluded" in str(error.value)
@@ -64,7 +64,7 @@ def test_nothing_to_compare_and_duplicated_rows_are_errors():
         scores_from_frame(pd.concat([frame, frame]))
 
 
-def test_a_cell_is_read_by_itself():
+def test_each_cell_has_its_own_scores():
     frame = make_frame({"x": {"full": [0.1, 0.2], "lora": [0.3, 0.4]}, "y": {"full": [0.5, 0.6]}, "z": {"full": [np.nan]}})
     cells = {("small",): ["x"], ("large",): ["y"], ("none",): ["z"]}
     scores = scores_by_cell(frame, cells, {("y", "lora"): "no room"})

@@ -12,14 +12,14 @@ from xferbench.analysis.estimates import UNDECIDED, ContrastEstimate
 LOOKS, ALPHA = (3, 5), 0.05
 
 
-def estimate_(p_fail=1.0, p_pass=1.0, **changes):
+def make_estimate(p_fail=1.0, p_pass=1.0, **changes):
     estimate = replace(UNDECIDED, harm=0.0, low=0.0, high=0.0, p_fail=p_fail, p_pass=p_pass)
     fields = {"estimate": estimate, "exposed": True, "difference": np.zeros((1, 1)), "groups": np.empty(0)}
     return ContrastEstimate(**(fields | changes))
 
 
-def looks(**cases):
-    """The judgements of contrasts that have the same estimate at every look."""
+def run_looks(**cases):
+    """Run the looks for contrasts that have the same estimate at every look."""
     looks_observed = []
 
     def observe(look, judgements):
@@ -32,16 +32,16 @@ def looks(**cases):
     return sequential.run_looks(LOOKS, ALPHA, observe), looks_observed
 
 
-def test_a_decided_contrast_keeps_the_numbers_of_its_look():
-    decisions, looks_observed = looks(passes=estimate_(p_pass=1e-6), open=estimate_(p_fail=0.2, p_pass=0.2))
+def test_a_decided_contrast_keeps_the_estimate_of_its_look():
+    decisions, looks_observed = run_looks(passes=make_estimate(p_pass=1e-6), open=make_estimate(p_fail=0.2, p_pass=0.2))
     assert looks_observed == [3, 5]
     assert (decisions["passes"].verdict, len(decisions["passes"].seeds), decisions["passes"].p_pass) == ("PASS", 3, (1e-6,))
     assert (decisions["open"].verdict, len(decisions["open"].seeds)) == ("INCONCLUSIVE", 5)
 
 
-def test_equal_sides_are_no_hypothesis_and_a_crash_is_one():
-    decisions, _ = looks(
-        equal=estimate_(exposed=False), crash=estimate_(p_pass=0.0, error="Boom"), tested=estimate_(p_pass=1e-6)
+def test_only_exposed_or_crashed_contrasts_are_hypotheses():
+    decisions, _ = run_looks(
+        equal=make_estimate(exposed=False), crash=make_estimate(p_pass=0.0, error="Boom"), tested=make_estimate(p_pass=1e-6)
     )
     assert {name: judgement.verdict for name, judgement in decisions.items()} == {
         "equal": "PASS",
@@ -51,5 +51,5 @@ def test_equal_sides_are_no_hypothesis_and_a_crash_is_one():
     assert {judgement.hypotheses for judgement in decisions.values()} == {2}
 
 
-def test_the_loop_ends_if_nothing_more_is_observed():
+def test_the_loop_ends_without_a_new_look():
     assert sequential.run_looks(LOOKS, ALPHA, lambda *_: None) == {}

@@ -50,7 +50,7 @@ def make_estimate(estimate=GOOD, **changes):
     selected=st.booleans(),
     finished=st.booleans(),
 )
-def test_a_harm_passes_only_if_everything_is_there(estimate, control, exposed, trust, baseline, decision, error, **options):
+def test_a_harm_passes_only_with_complete_evidence(estimate, control, exposed, trust, baseline, decision, error, **options):
     result = verdict.decide_harm(
         estimate, control, exposed, trust, baseline, decision=decision, margin=MARGIN, error=error, equal=EQUAL, **options
     )
@@ -93,7 +93,7 @@ def test_a_harm_passes_only_if_everything_is_there(estimate, control, exposed, t
         ),
     ],
 )
-def test_the_table_of_a_harm(changes, code, reason):
+def test_evidence_determines_the_decision_on_a_harm(changes, code, reason):
     result = judge(**changes)
     assert (result.code, result.reason.code) == (code, reason)
 
@@ -115,7 +115,7 @@ def test_a_control_works_only_if_its_interval_is_on_one_side(low, high, exposed,
     comparable=st.booleans(),
 )
 def test_an_invariant_holds_only_if_every_seed_was_measured(values, allowed, error, trust, comparable):
-    numbers, diverged = [number for number, _ in values], [dead for _, dead in values]
+    numbers, diverged = [number for number, _ in values], [diverged_at_seed for _, diverged_at_seed in values]
     result = verdict.decide_invariant(
         numbers, diverged, allowed=allowed, meaning="", error=error, trust=trust, comparable=comparable
     )
@@ -129,7 +129,7 @@ def test_an_invariant_holds_only_if_every_seed_was_measured(values, allowed, err
 @given(
     failure=st.sampled_from(["", "Boom"]), error=st.sampled_from(["", "Boom"]), crashed=st.booleans(), seeds=st.integers(0, 3)
 )
-def test_a_measurement_is_never_judged(failure, error, crashed, seeds):
+def test_a_measurement_has_no_verdict(failure, error, crashed, seeds):
     result = verdict.decide_measurement(meaning="", failure=failure, error=error, crashed=crashed, seeds=seeds)
     assert result.code in {"INFO", "SKIPPED", "ERROR"}
     assert (result.code == "INFO") == (not failure and not error)
@@ -188,7 +188,7 @@ def test_an_unpaired_contrast_is_not_worse_only_if_it_passes(candidate, accepted
 
 
 @given(low=NUMBERS, high=NUMBERS, error=st.sampled_from(["", "Boom"]))
-def test_recipes_that_were_not_compared_stay_open(low, high, error):
+def test_recipes_without_a_comparison_stay_open(low, high, error):
     if error or np.isnan([low, high]).all():
         assert verdict.decide_difference(low, high, MARGIN, error) == "open"
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from typing import TYPE_CHECKING
 
-from factory import make_told
+from factory import make_binary_predictions
 
 from xferbench.config import loader
 from xferbench.core.interventions import as_dict
@@ -146,7 +146,7 @@ def run_with_answers(two_arm, correct_by_arm):
     records = {}
     for request in two_arm.requests(two_arm.seeds):
         name = request.plugin if request.arm == "cured" and request.plugin in correct_by_arm else "subject"
-        predictions = make_told(correct_by_arm[name][request.seed - two_arm.seeds.start])
+        predictions = make_binary_predictions(correct_by_arm[name][request.seed - two_arm.seeds.start])
         records[request.trial.key] = Record(key=request.trial.key, predictions=predictions)
     return judge(two_arm, records)
 
@@ -154,7 +154,7 @@ def run_with_answers(two_arm, correct_by_arm):
 def replace_answers(run, correct):
     """Return a run whose cells all have the answers of a table [S, N]; its verdicts stay as they are."""
     first = min(cell.seed for cell in run.cells)
-    predictions = [make_told(row) for row in correct]
+    predictions = [make_binary_predictions(row) for row in correct]
     cells = (replace(cell, record=replace(cell.record, predictions=predictions[cell.seed - first])) for cell in run.cells)
     return replace(run, cells=tuple(cells))
 

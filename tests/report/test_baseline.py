@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from factory import make_run
-from test_compare import a_run, contrasts, outcomes
+from test_compare import compare_outcomes, make_contrasts, make_plugin_run
 
 from xferbench.core.errors import UserError
 from xferbench.report import baseline, files
@@ -15,12 +15,12 @@ from xferbench.report import baseline, files
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "accepted.json"
-    path.write_bytes(baseline.pack_baseline(a_run()))
+    path.write_bytes(baseline.pack_baseline(make_plugin_run()))
     return path
 
 
 def test_a_run_equals_its_accepted_file(file):
-    compared = outcomes(baseline.read_baseline(file), a_run())
+    compared = compare_outcomes(baseline.read_baseline(file), make_plugin_run())
     assert {outcome.reason for outcome in compared.values()} == {"unchanged: the same trials gave the same results"}
 
 
@@ -37,7 +37,7 @@ def test_the_file_contains_only_what_is_compared(file):
     [("nll", {"p_true"}), ("brier", {"p_true", "sum_p2"}), ("auroc", {"probabilities"}), ("balanced_accuracy", set())],
 )
 def test_the_file_contains_the_values_of_the_metric(metric, stored, tmp_path):
-    run = a_run(suite=a_run().suite | {"metric": metric})
+    run = make_plugin_run(suite=make_plugin_run().suite | {"metric": metric})
     (tmp_path / "a.json").write_bytes(baseline.pack_baseline(run))
     predictions = baseline.read_baseline(tmp_path / "a.json").cells[0].record.predictions
     finite = {name for name in ("p_true", "sum_p2") if np.isfinite(getattr(predictions, name)).all()}
@@ -51,29 +51,32 @@ def test_the_file_is_small_and_a_diff_shows_its_verdicts(file):
 
 
 def test_paths_are_relative_to_the_suite(tmp_path):
-    suite = a_run().suite | {"path": "/home/somebody/work/suites/gate.toml", "target": "folder:/home/somebody/work/suites/ants"}
-    data = baseline.pack_baseline(a_run(suite=suite))
+    suite = make_plugin_run().suite | {
+        "path": "/home/somebody/work/suites/gate.toml",
+        "target": "folder:/home/somebody/work/suites/ants",
+    }
+    data = baseline.pack_baseline(make_plugin_run(suite=suite))
     assert json.loads(data)["results"]["suite"]["target"] == "folder:ants"
     assert b"somebody" not in data
 
 
 def test_a_suite_in_a_top_level_folder_leaves_other_paths_unchanged():
-    suite = a_run().suite | {"path": "/data/gate.toml", "weights": "/home/data/w.pth", "target": "folder:/mnt/data/d"}
-    packed = json.loads(baseline.pack_baseline(a_run(suite=suite)))["results"]["suite"]
+    suite = make_plugin_run().suite | {"path": "/data/gate.toml", "weights": "/home/data/w.pth", "target": "folder:/mnt/data/d"}
+    packed = json.loads(baseline.pack_baseline(make_plugin_run(suite=suite)))["results"]["suite"]
     assert (packed["weights"], packed["target"], packed["path"]) == ("/home/data/w.pth", "folder:/mnt/data/d", "gate.toml")
 
 
 def test_paths_of_inputs_are_left_out():
     inputs = [{"key": "backbone.weights", "given": "/home/somebody/w.pth", "digest": "d", "files": 1}]
     assert b"somebody" not in baseline.pack_baseline(
-        a_run(evidence={"inputs": inputs, "command": "xferbench gate /home/somebody/x"})
+        make_plugin_run(evidence={"inputs": inputs, "command": "xferbench gate /home/somebody/x"})
     )
 
 
 def test_the_results_of_a_finished_run_are_accepted_as_well(tmp_path):
-    files.write_run(a_run(), tmp_path)
+    files.write_run(make_plugin_run(), tmp_path)
     for path in (tmp_path, tmp_path / "results.json"):
-        assert outcomes(baseline.read_baseline(path), a_run())["subject"].change == 0.0
+        assert compare_outcomes(baseline.read_baseline(path), make_plugin_run())["subject"].change == 0.0
 
 
 def test_the_error_for_a_missing_file_says_how_to_create_one(tmp_path):
@@ -129,12 +132,12 @@ def test_a_file_that_is_no_accepted_run_is_one_error(tmp_path, content):
 
 
 def test_a_crash_is_stored(tmp_path):
-    run = a_run()
+    run = make_plugin_run()
     crashed = tuple(replace(cell, record=replace(cell.record, predictions=None, error="killed")) for cell in run.cells)
     (tmp_path / "a.json").write_bytes(baseline.pack_baseline(replace(run, cells=crashed)))
     assert baseline.read_baseline(tmp_path / "a.json").cells[0].record.error == "killed"
 
 
 def test_a_run_of_many_plugins_is_packed_with_all_their_terms():
-    run = make_run(plugins=contrasts("batchnorm-drift", "negative-transfer"))
+    run = make_run(plugins=make_contrasts("batchnorm-drift", "negative-transfer"))
     assert json.loads(baseline.pack_baseline(run))["results"]["plugins"].keys() == {"batchnorm-drift", "negative-transfer"}

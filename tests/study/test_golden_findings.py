@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 import test_audits
 import test_matrix_arms
-from test_compare import a_run, compare, elsewhere, invariant, on_another, other_findings
+from test_compare import (
+    compare,
+    flip_predictions,
+    make_invariant_run,
+    make_other_findings,
+    make_plugin_run,
+    on_another_computer,
+)
 from test_findings import ALL, EXACT, measured, trusting
 from test_schedule import FACTS, SUITE, USUAL, kind, lab, study
 
@@ -221,47 +228,69 @@ def mended(scores):
 def pairs():
     """Pairs of an accepted run and a candidate, by name."""
     grown = {"subject": 0.71, "cured": 0.77, "prefix": "other"}
-    yield "the same", a_run(), a_run()
-    yield "worse", a_run(), a_run(subject=0.60)
-    yield "better", a_run(), a_run(subject=0.80)
-    yield "open", a_run(), a_run(subject=0.68)
-    yield "a new failure", a_run(verdict="PASS"), a_run(**grown)
+    yield "the same", make_plugin_run(), make_plugin_run()
+    yield "worse", make_plugin_run(), make_plugin_run(subject=0.60)
+    yield "better", make_plugin_run(), make_plugin_run(subject=0.80)
+    yield "open", make_plugin_run(), make_plugin_run(subject=0.68)
+    yield "a new failure", make_plugin_run(verdict="PASS"), make_plugin_run(**grown)
     for subject, cured in ((0.71, 0.77), (0.68, 0.765), (0.60, 0.76)):
-        yield f"left open, {subject}", a_run(verdict="INCONCLUSIVE"), a_run(subject=subject, cured=cured, prefix="other")
-    shown = a_run(verdict="INCONCLUSIVE")
+        yield (
+            f"left open, {subject}",
+            make_plugin_run(verdict="INCONCLUSIVE"),
+            make_plugin_run(subject=subject, cured=cured, prefix="other"),
+        )
+    shown = make_plugin_run(verdict="INCONCLUSIVE")
     yield (
         "below but for its control",
         replace(shown, findings=tuple(replace(x, p_pass=0.001) for x in shown.findings)),
-        a_run(**grown),
+        make_plugin_run(**grown),
     )
-    yield "another computer", a_run(examples=200), on_another(elsewhere(a_run(examples=200), flips=2))
-    yield "a failure of another computer", a_run(verdict="PASS"), on_another(elsewhere(a_run(), flips=4))
-    yield "ruined by another computer", a_run(), on_another(elsewhere(a_run(), flips=400))
-    yield "the same computer", a_run(examples=200), elsewhere(a_run(examples=200), flips=4)
-    yield "no longer asked", a_run(verdict="PASS"), a_run(findings=other_findings())
-    yield "skipped and no longer asked", a_run(verdict="SKIPPED"), a_run(findings=other_findings())
-    yield "passes now", a_run(cured=0.50, verdict="PASS"), a_run(cured=0.70, verdict="PASS")
+    yield (
+        "another computer",
+        make_plugin_run(examples=200),
+        on_another_computer(flip_predictions(make_plugin_run(examples=200), flips=2)),
+    )
+    yield (
+        "a failure of another computer",
+        make_plugin_run(verdict="PASS"),
+        on_another_computer(flip_predictions(make_plugin_run(), flips=4)),
+    )
+    yield "ruined by another computer", make_plugin_run(), on_another_computer(flip_predictions(make_plugin_run(), flips=400))
+    yield "the same computer", make_plugin_run(examples=200), flip_predictions(make_plugin_run(examples=200), flips=4)
+    yield "no longer asked", make_plugin_run(verdict="PASS"), make_plugin_run(findings=make_other_findings())
+    yield "skipped and no longer asked", make_plugin_run(verdict="SKIPPED"), make_plugin_run(findings=make_other_findings())
+    yield "passes now", make_plugin_run(cured=0.50, verdict="PASS"), make_plugin_run(cured=0.70, verdict="PASS")
     for verdict in ("FAIL", "PASS", "INCONCLUSIVE", "SKIPPED", "ERROR"):
-        yield f"not asked before, {verdict}", a_run(findings=()), a_run(verdict=verdict)
-    yield "no verdict before", a_run(verdict="ERROR"), a_run()
-    yield "another version", a_run(), a_run(version=2)
-    yield "no version", a_run(plugins={}), a_run()
-    yield "no longer judged", a_run(), a_run(verdict="SKIPPED")
-    other = a_run(verdict="PASS")
+        yield f"not asked before, {verdict}", make_plugin_run(findings=()), make_plugin_run(verdict=verdict)
+    yield "no verdict before", make_plugin_run(verdict="ERROR"), make_plugin_run()
+    yield "another version", make_plugin_run(), make_plugin_run(version=2)
+    yield "no version", make_plugin_run(plugins={}), make_plugin_run()
+    yield "no longer judged", make_plugin_run(), make_plugin_run(verdict="SKIPPED")
+    other = make_plugin_run(verdict="PASS")
     told = other.plugins["batchnorm-drift"]["contrasts"][0] | {"margin": 0.9}
     yield "another contrast", other, replace(other, plugins={"batchnorm-drift": {"version": 1, "contrasts": [told]}})
-    crashed = a_run(verdict="ERROR")
+    crashed = make_plugin_run(verdict="ERROR")
     cells = tuple(
         replace(cell, record=Record(key=cell.record.key, error="out of memory")) if cell.arm == "subject" else cell
         for cell in crashed.cells
     )
-    yield "a crash", a_run(), replace(crashed, cells=cells)
-    yield "a crash with a verdict", a_run(), replace(crashed, cells=cells, findings=a_run().findings)
-    yield "no subject", replace(a_run(), cells=tuple(cell for cell in a_run().cells if cell.arm != "subject")), a_run()
-    yield "fewer seeds", a_run(seeds=5), a_run(seeds=3)
-    yield "one seed", a_run(seeds=5), a_run(seeds=1, subject=0.5)
-    yield "other seeds", a_run(), replace(a_run(), cells=tuple(replace(x, seed=x.seed + 4) for x in a_run().cells))
-    exposed_alike = replace(a_run(), cells=tuple(replace(x, record=replace(x.record, key="one")) for x in a_run().cells))
+    yield "a crash", make_plugin_run(), replace(crashed, cells=cells)
+    yield "a crash with a verdict", make_plugin_run(), replace(crashed, cells=cells, findings=make_plugin_run().findings)
+    yield (
+        "no subject",
+        replace(make_plugin_run(), cells=tuple(cell for cell in make_plugin_run().cells if cell.arm != "subject")),
+        make_plugin_run(),
+    )
+    yield "fewer seeds", make_plugin_run(seeds=5), make_plugin_run(seeds=3)
+    yield "one seed", make_plugin_run(seeds=5), make_plugin_run(seeds=1, subject=0.5)
+    yield (
+        "other seeds",
+        make_plugin_run(),
+        replace(make_plugin_run(), cells=tuple(replace(x, seed=x.seed + 4) for x in make_plugin_run().cells)),
+    )
+    exposed_alike = replace(
+        make_plugin_run(), cells=tuple(replace(x, record=replace(x.record, key="one")) for x in make_plugin_run().cells)
+    )
     yield (
         "the cure changes nothing",
         exposed_alike,
@@ -276,7 +305,7 @@ def pairs():
         (("FAIL", 0.1), ("FAIL", None)),
         (("FAIL", NAN), ("FAIL", 0.1)),
     ):
-        yield f"invariant, {before} and {now}", invariant(*before), invariant(*now)
+        yield f"invariant, {before} and {now}", make_invariant_run(*before), make_invariant_run(*now)
 
 
 def keyed(cell, key):
