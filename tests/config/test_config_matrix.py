@@ -1,4 +1,4 @@
-"""[matrix] of a suite: its tasks, its recipes with equal budgets, its claims, and what is refused."""
+"""The [matrix] of a suite: its tasks, recipes with equal budgets, claims, and errors."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ at_least = 0.02
 """
 
 
-def parse(*changes, text=TEXT):
+def parse_suite(*changes, text=TEXT):
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
     return loader.parse_suite(tomllib.loads(text), HERE)
 
 
-def test_each_target_and_size_is_a_task_with_its_suite():
-    tasks = parse().matrix.tasks
+def test_each_target_and_size_is_a_task_with_a_suite():
+    tasks = parse_suite().matrix.tasks
     assert [(task.name, task.data.train_size, task.data.test_size) for task in tasks] == [
         ("near-50", 50, None),
         ("near-200", 200, None),
@@ -63,28 +63,30 @@ def test_each_target_and_size_is_a_task_with_its_suite():
     assert [task.data.shifted for task in tasks] == ["synthetic:tinted"] * 2 + [None] * 2
     assert all(task.rules.margin == 0.03 and task.matrix is None for task in tasks)
     assert tasks[2].data.target == "npz:/nowhere/own.npz", "paths are relative to the file"
-    assert parse().matrix.similar == {"near-50": True, "near-200": True}
+    assert parse_suite().matrix.similar == {"near-50": True, "near-200": True}
 
 
-def test_one_size_and_one_backbone_are_not_in_a_name_and_several_are():
-    suite = parse(("train_sizes = [50, 200]", "train_sizes = [50]"), ("near-50", "near"))
+def test_names_of_tasks_contain_only_sizes_and_backbones_that_vary():
+    suite = parse_suite(("train_sizes = [50, 200]", "train_sizes = [50]"), ("near-50", "near"))
     assert [task.name for task in suite.matrix.tasks] == ["near", "own"]
-    two = '[[matrix.backbones]]\nname = "a"\narch = "tiny-resnet"\n[[matrix.backbones]]\nname = "b"\narch = "cifar-resnet20"\n'
-    tasks = parse(("[[matrix.effects]]", two + "[[matrix.effects]]"), ("near-50", "near-50-a")).matrix.tasks
+    backbones = (
+        '[[matrix.backbones]]\nname = "a"\narch = "tiny-resnet"\n[[matrix.backbones]]\nname = "b"\narch = "cifar-resnet20"\n'
+    )
+    tasks = parse_suite(("[[matrix.effects]]", backbones + "[[matrix.effects]]"), ("near-50", "near-50-a")).matrix.tasks
     assert [(task.name, task.backbone.arch) for task in tasks][:2] == [
         ("near-50-a", "tiny-resnet"),
         ("near-50-b", "cifar-resnet20"),
     ]
 
 
-def test_without_targets_the_suites_target_is_the_only_task():
+def test_the_target_of_the_suite_is_the_only_task_without_targets():
     text = TEXT[: TEXT.index("[[matrix.targets]]")].replace("train_sizes = [50, 200]\n", "")
-    tasks = parse(text=text + '[target]\ndata = "digits"\ntrain_size = 70\n').matrix.tasks
+    tasks = parse_suite(text=text + '[target]\ndata = "digits"\ntrain_size = 70\n').matrix.tasks
     assert [(task.name, task.data.target, task.data.train_size) for task in tasks] == [("m", "digits", 70)]
 
 
 def test_every_recipe_has_the_same_budget():
-    compared = parse().matrix.compared
+    compared = parse_suite().matrix.compared
     assert [grid.name for grid in compared] == ["linear-probe", "full", "mine"]
     assert {len(grid.recipes) for grid in compared} == {2}
     assert {sum(phase.steps for phase in recipe.phases) for grid in compared for recipe in grid.recipes} == {40}
@@ -92,13 +94,13 @@ def test_every_recipe_has_the_same_budget():
     assert rates == [pytest.approx([1e-2, 3e-2]), pytest.approx([1e-3, 3e-3]), pytest.approx([3e-3, 9e-3])]
 
 
-def test_all_is_every_strategy_and_the_default():
-    names = [grid.name for grid in parse(('recipes = ["linear-probe", "full", {', 'recipes = ["all", {')).matrix.compared]
+def test_all_stands_for_every_strategy_and_the_default():
+    names = [grid.name for grid in parse_suite(('recipes = ["linear-probe", "full", {', 'recipes = ["all", {')).matrix.compared]
     assert names == ["default", *STRATEGIES, "mine"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "what"),
+    ("changes", "key"),
     [
         ((('"full", {', '"ful", {'),), "matrix.recipes"),
         ((('against = "full"\n[[', 'against = "fall"\n[['),), "matrix.against"),
@@ -135,8 +137,8 @@ def test_all_is_every_strategy_and_the_default():
     ],
     ids=range(23),
 )
-def test_an_impossible_matrix_is_refused_with_its_key(changes, what):
+def test_an_impossible_matrix_is_an_error_that_names_the_key(changes, key):
     with pytest.raises(UserError) as error:
-        parse(*changes)
-    assert what in error.value.what.replace("[matrix] ", "matrix.").replace("[matrix.", "matrix.").replace("] ", ".")
+        parse_suite(*changes)
+    assert key in error.value.what.replace("[matrix] ", "matrix.").replace("[matrix.", "matrix.").replace("] ", ".")
     assert error.value.expected

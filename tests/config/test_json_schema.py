@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_loader import RECIPES, WRONG, written
+from test_loader import suite_text
+from test_loader_errors import INVALID
+from test_render import RECIPES
 
 from xferbench.config import json_schema, loader, render
 from xferbench.core.errors import UserError
@@ -23,10 +25,10 @@ CHECKS = {
     "const": lambda v, schema: v == schema and type(v) is type(schema),
     "pattern": lambda v, form: not isinstance(v, str) or re.search(form, v),
     "minLength": lambda v, least: not isinstance(v, str) or len(v) >= least,
-    "minimum": lambda v, least: not number(v) or v >= least,
-    "maximum": lambda v, most: not number(v) or v <= most,
-    "exclusiveMinimum": lambda v, least: not number(v) or v > least,
-    "exclusiveMaximum": lambda v, most: not number(v) or v < most,
+    "minimum": lambda v, least: not is_number(v) or v >= least,
+    "maximum": lambda v, most: not is_number(v) or v <= most,
+    "exclusiveMinimum": lambda v, least: not is_number(v) or v > least,
+    "exclusiveMaximum": lambda v, most: not is_number(v) or v < most,
     "minItems": lambda v, least: not isinstance(v, list) or len(v) >= least,
     "maxItems": lambda v, most: not isinstance(v, list) or len(v) <= most,
     "uniqueItems": lambda v, _: not isinstance(v, list) or all(item not in v[:place] for place, item in enumerate(v)),
@@ -38,27 +40,27 @@ CHECKS = {
     "properties": lambda v, keys: (
         not isinstance(v, dict) or all(is_valid(v[key], schema) for key, schema in keys.items() if key in v)
     ),
-    "additionalProperties": None,  # it needs its neighbour
+    "additionalProperties": None,  # is_valid checks it together with properties
 }
-SILENT = {"$schema", "title", "description", "default"}
+ANNOTATIONS = {"$schema", "title", "description", "default"}
 
 
-def number(value):
+def is_number(value):
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_valid(value, schema):
-    """Whether a value keeps to a schema, as far as the words go that this one uses; an unknown word is an error."""
-    assert set(schema) <= set(CHECKS) | SILENT, set(schema) - set(CHECKS) - SILENT
+    """Return whether a value matches a schema; a keyword that this validator does not know is an error."""
+    assert set(schema) <= set(CHECKS) | ANNOTATIONS, set(schema) - set(CHECKS) - ANNOTATIONS
     if not all(CHECKS[keyword](value, keyword_schema) for keyword, keyword_schema in schema.items() if CHECKS.get(keyword)):
         return False
     rest = schema.get("additionalProperties")
     others = [value[key] for key in value if key not in schema.get("properties", {})] if isinstance(value, dict) else []
-    return rest is None or not others or (rest is not False and all(is_valid(other, rest) for other in others))
+    return rest is None or not others or (rest is not False and all(is_valid(other_value, rest) for other_value in others))
 
 
-def accepted(table):
-    """Whether the rules take a suite's table."""
+def is_accepted(table):
+    """Return whether the loader accepts the table of a suite."""
     try:
         loader.parse_suite(table, Path("ants.toml"))
     except UserError:
@@ -67,7 +69,7 @@ def accepted(table):
 
 
 def tables(schema, path=""):
-    """Every table of a schema, by its dotted path; entries of an array too."""
+    """Yield every table of a schema and its dotted path, including entries of an array."""
     yield path, schema
     for key, inner in schema.get("properties", {}).items():
         inside = inner.get("items", inner)
@@ -80,8 +82,8 @@ KEYS = {
     for path, schema in tables(SCHEMA)
     for key, keyword_schema in schema["properties"].items()
 }
-# What only a rule can say: of two keys together, of an order, of a number within a word, of how TOML writes a number.
-BEYOND = {
+# Only the loader can check two keys together, an order, a number within a string, and how TOML writes a number.
+BEYOND_SCHEMA = {
     "margin = nan",
     "margin = inf",
     "margin = 2",
@@ -116,37 +118,37 @@ BEYOND = {
 }
 
 
-def test_the_committed_schema_matches_the_rules():
-    do = "python -m xferbench.config.json_schema > suites/schema.json"
-    assert (loader.shipped_folder() / "schema.json").read_text(encoding="utf-8") == json_schema.schema_text(), do
+def test_the_committed_schema_matches_the_loader():
+    command = "python -m xferbench.config.json_schema > suites/schema.json"
+    assert (loader.shipped_folder() / "schema.json").read_text(encoding="utf-8") == json_schema.schema_text(), command
 
 
-def test_one_command_prints_it():
-    done = subprocess.run(
+def test_the_module_prints_the_schema():
+    process = subprocess.run(
         [sys.executable, "-m", "xferbench.config.json_schema"],
         capture_output=True,
         check=True,
         env={"PYTHONPATH": ":".join(sys.path)},
     )
-    assert json.loads(done.stdout) == SCHEMA
+    assert json.loads(process.stdout) == SCHEMA
 
 
 @pytest.mark.parametrize("name", loader.shipped_suites())
-def test_a_shipped_suite_fits_and_names_the_schema(name):
+def test_a_shipped_suite_is_valid_and_names_the_schema(name):
     text = loader.find_suite(name).read_text(encoding="utf-8")
     assert is_valid(tomllib.loads(text), SCHEMA)
     assert text.startswith("#:schema ./schema.json\n")
 
 
-def test_the_schema_is_no_suite():
+def test_the_schema_is_not_a_shipped_suite():
     assert "schema" not in loader.shipped_suites()
 
 
-@pytest.mark.parametrize("changes", [row[0] for row in WRONG], ids=lambda text: text[:40])
-def test_the_schema_refuses_what_the_rules_refuse_as_far_as_it_can(changes):
-    table = tomllib.loads(written(changes))
-    assert not accepted(table)
-    if changes not in BEYOND:
+@pytest.mark.parametrize("changes", [row[0] for row in INVALID], ids=lambda text: text[:40])
+def test_the_schema_refuses_what_the_loader_refuses_except_rules_beyond_it(changes):
+    table = tomllib.loads(suite_text(changes))
+    assert not is_accepted(table)
+    if changes not in BEYOND_SCHEMA:
         assert not is_valid(table, SCHEMA)
 
 
@@ -157,7 +159,7 @@ def test_every_key_has_a_description_and_a_valid_default(key):
     assert "default" not in keyword_schema or is_valid(keyword_schema["default"], keyword_schema)
 
 
-def test_every_table_is_closed_and_every_leaf_says_something():
+def test_every_table_is_closed_and_every_key_has_a_type():
     assert all(schema["additionalProperties"] is False for _, schema in tables(SCHEMA))
     assert all({"type", "enum", "anyOf"} & set(keyword_schema) for keyword_schema in KEYS.values())
 
@@ -192,17 +194,17 @@ VALUES = SINGLE | st.lists(SINGLE, max_size=4) | st.dictionaries(WORDS, SINGLE, 
 
 @settings(deadline=None, max_examples=500)
 @given(key=st.sampled_from([key for key in KEYS if "phases." not in key]), value=VALUES)
-def test_the_schema_accepts_everything_that_the_rules_accept(key, value):
-    table = tomllib.loads(written())
-    here = table
-    *way, last = key.split(".")
-    for name in way:
-        here = here.setdefault(name, {"data": "digits"} if name in {"source", "shifted"} else {})
-    here[last] = value
-    assert is_valid(table, SCHEMA) or not accepted(table)
+def test_the_schema_accepts_every_table_that_the_loader_accepts(key, value):
+    table = tomllib.loads(suite_text())
+    inner = table
+    *parents, last = key.split(".")
+    for name in parents:
+        inner = inner.setdefault(name, {"data": "digits"} if name in {"source", "shifted"} else {})
+    inner[last] = value
+    assert is_valid(table, SCHEMA) or not is_accepted(table)
 
 
 @settings(deadline=None, max_examples=50)
 @given(recipe=RECIPES)
 def test_every_recipe_is_valid_in_the_schema(recipe):
-    assert is_valid(tomllib.loads(written() + "\n".join(render.recipe_patch(None, recipe))), SCHEMA)
+    assert is_valid(tomllib.loads(suite_text() + "\n".join(render.recipe_patch(None, recipe))), SCHEMA)

@@ -9,7 +9,7 @@ from factory import make_run
 from hypothesis import given
 from hypothesis import strategies as st
 from invoke import invoke, make_suite
-from test_loader import written
+from test_loader import suite_text
 
 from xferbench.analysis import exit_code
 from xferbench.cli import main, options
@@ -22,14 +22,14 @@ from xferbench.report import html
 
 
 @pytest.fixture(autouse=True)
-def _at_home(monkeypatch, tmp_path):
+def _temporary_home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
 
-def loaded(tmp_path, *arguments, changes=""):
+def load(tmp_path, *arguments, changes=""):
     file = tmp_path / "ants.toml"
-    file.write_text(written(changes), encoding="utf-8")
+    file.write_text(suite_text(changes), encoding="utf-8")
     return loader.load_suite(file, arguments)
 
 
@@ -49,21 +49,21 @@ def loaded(tmp_path, *arguments, changes=""):
     ],
 )
 def test_an_override_replaces_a_key(tmp_path, arguments, name, value):
-    suite = loaded(tmp_path, *arguments)
+    suite = load(tmp_path, *arguments)
     assert flat_values(suite)[name] == value
     assert suite.invocation.overrides == tuple(arguments)
 
 
-def test_a_number_from_0_names_an_entry_of_an_array(tmp_path):
+def test_an_index_from_0_names_an_entry_of_an_array(tmp_path):
     phases = "[[recipe.phases]]; lr = 0.1\n[[recipe.phases]]; lr = 0.2"
-    recipe = loaded(tmp_path, "recipe.phases.1.lr=0.9", "recipe.phases.0.steps=7", changes=phases).recipe
+    recipe = load(tmp_path, "recipe.phases.1.lr=0.9", "recipe.phases.0.steps=7", changes=phases).recipe
     assert recipe == Recipe(phases=(Phase(lr=0.1, steps=7), Phase(lr=0.9)))
 
 
 def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    suite = loaded(tmp_path, "target.data=folder:a b", "backbone.weights=w.pth")
+    suite = load(tmp_path, "target.data=folder:a b", "backbone.weights=w.pth")
     assert (suite.data.target, suite.backbone.weights) == (f"folder:{tmp_path / 'a b'}", str(tmp_path / "w.pth"))
 
 
@@ -86,32 +86,32 @@ def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
     ],
 )
 def test_an_error_names_the_override(tmp_path, argument, what, found, expected):
-    with pytest.raises(UserError) as problem:
-        loaded(tmp_path, "seed=7", argument)
-    assert what in problem.value.what
-    assert "seed=7" not in problem.value.what
-    assert found in problem.value.found
-    assert expected in problem.value.expected
+    with pytest.raises(UserError) as error:
+        load(tmp_path, "seed=7", argument)
+    assert what in error.value.what
+    assert "seed=7" not in error.value.what
+    assert found in error.value.found
+    assert expected in error.value.expected
 
 
 def test_an_error_without_a_matching_override_names_all(tmp_path):
     with pytest.raises(UserError, match="with --set seed=7 --set metric=accuracy: margin"):
-        loaded(tmp_path, "seed=7", "metric=accuracy", changes="margin = 2")
+        load(tmp_path, "seed=7", "metric=accuracy", changes="margin = 2")
 
 
-def test_the_table_given_stays_as_it_is():
+def test_overrides_do_not_change_their_input():
     table = {"recipe": {"phases": [{"lr": 1}]}}
     assert overrides.apply_overrides(table, ["recipe.phases.0.lr=2"]) == {"recipe": {"phases": [{"lr": 2}]}}
     assert table == {"recipe": {"phases": [{"lr": 1}]}}
 
 
 @given(text=st.text())
-def test_a_text_never_sets_another_key(text):
-    value_ = overrides.toml_value(f"name={text}")
-    assert value_ == text or tomllib.loads(f"x = {text}") == {"x": value_} or value_ != value_  # noqa: PLR0124 - NaN is itself
+def test_an_override_sets_only_its_key(text):
+    value = overrides.toml_value(f"name={text}")
+    assert value == text or tomllib.loads(f"x = {text}") == {"x": value} or value != value  # noqa: PLR0124 - NaN is itself
 
 
-def test_validate_hears_it_and_says_so(capsys, tmp_path):
+def test_validate_applies_overrides_and_names_them(capsys, tmp_path):
     file = make_suite(tmp_path)
     code, out, err = invoke(capsys, "validate", file, "--set", "margin=0.4", "--set", "recipe.lr=0.5")
     assert (code, err) == (0, "")
@@ -124,7 +124,7 @@ def test_validate_hears_it_and_says_so(capsys, tmp_path):
         assert "did you mean 'margin'?" in err
 
 
-def test_separate_options_are_overrides_too(tmp_path):
+def test_options_for_seed_and_budget_are_overrides(tmp_path):
     arguments = ["run", str(make_suite(tmp_path)), "--set", "margin=0.4", "--seed", "5", "--budget", "9m"]
     suite = options.load_suite(main.build_parser().parse_args(arguments))
     assert (suite.rules.seed, suite.rules.budget) == (5, 540.0)
@@ -132,7 +132,7 @@ def test_separate_options_are_overrides_too(tmp_path):
     assert loader.load_suite(tmp_path / "noise.toml", suite.invocation.overrides) == suite
 
 
-def test_a_finished_run_says_so_and_how_to_reproduce_it(capsys, tmp_path):
+def test_results_and_report_name_the_overrides(capsys, tmp_path):
     pytest.importorskip("torch")
     arguments = ["--set", "margin=0.4", "--set", "recipe.trainable=head", "--store", tmp_path / "s.sqlite", "-j", 1]
     invoke(capsys, "run", make_suite(tmp_path), "-o", tmp_path / "out", *arguments)
@@ -143,9 +143,9 @@ def test_a_finished_run_says_so_and_how_to_reproduce_it(capsys, tmp_path):
     assert "--set margin=0.4 --set recipe.trainable=head --output DIR" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_the_command_of_the_page_is_quoted_for_a_shell():
+def test_the_command_in_the_report_is_quoted_for_a_shell():
     run = make_run(seeds=2, examples=20)
     arguments = ['plugins=["all"]', "name=x; rm -rf $HOME", "recipe.lr=1e-3"]
     run.suite["overrides"] = arguments
     split = shlex.split(html.command_line(run.suite))
-    assert [split[place + 1] for place, part in enumerate(split) if part == "--set"] == arguments
+    assert [split[index + 1] for index, part in enumerate(split) if part == "--set"] == arguments
