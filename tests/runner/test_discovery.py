@@ -22,18 +22,18 @@ plugin = Plugin(
 
 
 @pytest.fixture
-def installed(monkeypatch, tmp_path):
-    """Entry points of modules whose source is given, by name."""
+def install_modules(monkeypatch, tmp_path):
+    """Return a function that installs modules, given by their source, as entry points."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def install(attribute=":plugin", **sources):
-        found = []
+        entries = []
         for module, source in sources.items():
             name = module.replace("_", "-")
             (tmp_path / f"of_test_{module}.py").write_text(source)
-            monkeypatch.delitem(sys.modules, f"of_test_{module}", raising=False)  # of the test before
-            found.append(EntryPoint(name=name, value=f"of_test_{module}{attribute}", group=discovery.PLUGIN_GROUP))
-        monkeypatch.setattr(discovery, "entry_points", lambda *, group: found if group == discovery.PLUGIN_GROUP else [])
+            monkeypatch.delitem(sys.modules, f"of_test_{module}", raising=False)  # remains from the previous test
+            entries.append(EntryPoint(name=name, value=f"of_test_{module}{attribute}", group=discovery.PLUGIN_GROUP))
+        monkeypatch.setattr(discovery, "entry_points", lambda *, group: entries if group == discovery.PLUGIN_GROUP else [])
 
     return install
 
@@ -43,33 +43,33 @@ def test_every_plugin_of_this_package_is_installed_and_loads():
         discovery.PLUGIN_GROUP
     ]
     assert set(names) <= set(discovery.plugin_names())
-    found = [plugin for name in names for plugin in discovery.plugin_kinds(name).values()]
-    assert len(found) > len(names)
-    for plugin in found:
+    plugins = [plugin for name in names for plugin in discovery.plugin_kinds(name).values()]
+    assert len(plugins) > len(names)
+    for plugin in plugins:
         assert isinstance(plugin, Plugin)
         assert plugin.version > 0
         assert plugin.question.endswith("?")
-        assert all(head in plugin.doc for head in ("Symptom", "Cause", "Remedy", "References")), plugin.id
+        assert all(heading in plugin.doc for heading in ("Symptom", "Cause", "Remedy", "References")), plugin.id
 
 
-def test_the_order_is_the_suites_and_none_is_asked_twice(installed):
-    installed(too_hot=GOOD, too_cold=GOOD.replace("too-hot", "too-cold"))
+def test_plugins_have_the_order_of_the_suite_without_duplicates(install_modules):
+    install_modules(too_hot=GOOD, too_cold=GOOD.replace("too-hot", "too-cold"))
     assert [plugin.id for plugin in discovery.load_plugins(["too-hot", "too-cold", "too-hot"])] == ["too-hot", "too-cold"]
     assert [plugin.id for plugin in discovery.load_plugins(["all"])] == ["too-cold", "too-hot"]
     assert [plugin.id for plugin in discovery.load_plugins(["too-hot", "all"])] == ["too-hot", "too-cold"]
 
 
-def test_an_unknown_plugin_names_the_nearest_and_lists_the_others(installed):
-    installed(too_hot=GOOD, too_cold=GOOD.replace("too-hot", "too-cold"))
-    with pytest.raises(UserError) as told:
+def test_an_unknown_plugin_is_an_error_with_a_suggestion(install_modules):
+    install_modules(too_hot=GOOD, too_cold=GOOD.replace("too-hot", "too-cold"))
+    with pytest.raises(UserError) as error:
         discovery.load_plugins(["to-hot"])
-    assert "unknown plugin 'to-hot'" in told.value.what
-    assert told.value.expected == "did you mean 'too-hot'? known: too-cold, too-hot"
-    assert "xferbench ls" in told.value.do
+    assert "unknown plugin 'to-hot'" in error.value.what
+    assert error.value.expected == "did you mean 'too-hot'? known: too-cold, too-hot"
+    assert "xferbench ls" in error.value.do
 
 
 @pytest.mark.parametrize(
-    ("source", "why"),
+    ("source", "message"),
     [
         ("import nowhere_to_be_found", "ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
         ("def plugin(:", "SyntaxError"),
@@ -80,65 +80,67 @@ def test_an_unknown_plugin_names_the_nearest_and_lists_the_others(installed):
         (GOOD, "is not an xferbench.core.plugin.Plugin with the id 'broken'"),
     ],
 )
-def test_a_plugin_that_cannot_be_imported_crashes_alone_and_when_it_is_asked(installed, source, why):
-    installed(broken=source, too_hot=GOOD)
+def test_a_plugin_that_cannot_be_imported_crashes_alone_and_on_use(install_modules, source, message):
+    install_modules(broken=source, too_hot=GOOD)
     broken, good = discovery.load_plugins(["all"])
     assert good.version == 2
     assert broken.id == "broken"
-    assert "cannot be imported" in broken.question, "a list of plugins says so too"
-    with pytest.raises(ImportError, match="cannot be imported") as told:
+    assert "cannot be imported" in broken.question, "a list of plugins shows the error too"
+    with pytest.raises(ImportError, match="cannot be imported") as error:
         broken.applies(None, None)
-    assert why in str(told.value)
+    assert message in str(error.value)
 
 
-def test_only_the_plugins_that_are_asked_are_imported(installed):
-    installed(broken="raise RuntimeError('imported')", too_hot=GOOD)
+def test_only_requested_plugins_are_imported(install_modules):
+    install_modules(broken="raise RuntimeError('imported')", too_hot=GOOD)
     assert discovery.plugin_names() == ("broken", "too-hot")
     assert [plugin.id for plugin in discovery.load_plugins(["too-hot"])] == ["too-hot"]
 
 
-def test_nothing_is_registered_by_an_import():
-    own = [entry for entry in entry_points(group=discovery.PLUGIN_GROUP) if "xferbench" in entry.value]
-    assert all(entry.value == f"xferbench.plugins.{entry.name.replace('-', '_')}" for entry in own)
+def test_entry_points_of_this_package_name_their_module():
+    entries = [entry for entry in entry_points(group=discovery.PLUGIN_GROUP) if "xferbench" in entry.value]
+    assert all(entry.value == f"xferbench.plugins.{entry.name.replace('-', '_')}" for entry in entries)
 
 
-def exported(source, **ids):
-    """A module's source that exports the plugin under each of these names, with its id."""
+def export_plugin(source, **ids):
+    """Return the source of a module that exports the plugin under several names and ids."""
     definition = source.partition("plugin = ")[2]
-    own = "".join(f"{name} = {definition.replace('too-hot', id_)}" for name, id_ in ids.items())
-    return source.partition("plugin = ")[0] + own
+    definitions = "".join(f"{name} = {definition.replace('too-hot', id_)}" for name, id_ in ids.items())
+    return source.partition("plugin = ")[0] + definitions
 
 
-BOTH = exported(GOOD, plugin="too-hot", audit="too-hot")
+BOTH = export_plugin(GOOD, plugin="too-hot", audit="too-hot")
 
 
-def test_a_module_exports_an_experiment_an_audit_or_both(installed):
-    installed("", too_hot=BOTH, one_more=exported(GOOD, audit="audit/one-more"), too_cold=exported(GOOD, plugin="too-cold"))
+def test_a_module_exports_an_experiment_an_audit_or_both(install_modules):
+    install_modules(
+        "", too_hot=BOTH, one_more=export_plugin(GOOD, audit="audit/one-more"), too_cold=export_plugin(GOOD, plugin="too-cold")
+    )
     assert [plugin.id for plugin in discovery.load_plugins(["all"])] == ["too-cold", "too-hot"]
     assert [plugin.id for plugin in discovery.load_plugins(["all"], "audit")] == ["audit/one-more", "too-hot"]
     assert [plugin.id for plugin in discovery.load_plugins(["audit/one-more"], "audit")] == ["audit/one-more"]
     assert list(discovery.plugin_kinds("too-hot")) == ["experiment", "audit"]
 
 
-def test_an_entry_point_that_names_a_plugin_is_an_experiment_alone(installed):
-    installed(too_hot=BOTH)
+def test_an_entry_point_with_an_attribute_is_only_an_experiment(install_modules):
+    install_modules(too_hot=BOTH)
     assert list(discovery.plugin_kinds("too-hot")) == ["experiment"]
     assert not discovery.load_plugins(["all"], "audit")
 
 
-@pytest.mark.parametrize(("kind", "other"), [("experiment", "audit"), ("audit", "experiment")])
-def test_a_name_that_has_only_the_other_kind_is_a_problem_that_says_so(installed, kind, other):
-    installed("", too_hot=exported(GOOD, **{"plugin" if other == "experiment" else "audit": "too-hot"}))
-    with pytest.raises(UserError) as raised:
+@pytest.mark.parametrize(("kind", "actual"), [("experiment", "audit"), ("audit", "experiment")])
+def test_a_plugin_of_the_other_kind_is_an_error(install_modules, kind, actual):
+    install_modules("", too_hot=export_plugin(GOOD, **{"plugin" if actual == "experiment" else "audit": "too-hot"}))
+    with pytest.raises(UserError) as error:
         discovery.load_plugins(["too-hot"], kind)
-    assert (raised.value.found, raised.value.expected) == (f"only an {other}", f"an {kind}")
-    assert ("xferbench audit" in raised.value.do) == (other == "audit")
+    assert (error.value.found, error.value.expected) == (f"only an {actual}", f"an {kind}")
+    assert ("xferbench audit" in error.value.do) == (actual == "audit")
     assert not discovery.load_plugins(["all"], kind)
 
 
-@pytest.mark.parametrize("source", ["import nowhere_to_be_found", "other = 3", exported(GOOD, audit="another")])
-def test_a_module_that_is_broken_is_never_left_out_of_an_audit(installed, source):
-    installed("", broken=source)
+@pytest.mark.parametrize("source", ["import nowhere_to_be_found", "other = 3", export_plugin(GOOD, audit="another")])
+def test_a_broken_module_stays_in_an_audit_as_an_error(install_modules, source):
+    install_modules("", broken=source)
     (broken,) = discovery.load_plugins(["broken"], "audit")
     with pytest.raises(ImportError, match="cannot be imported"):
         broken.applies(None, None)

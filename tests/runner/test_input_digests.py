@@ -31,7 +31,7 @@ def suite(tmp_path):
     )
 
 
-def test_a_folder_is_told_file_by_file_and_its_digest_is_that_of_the_trials(suite):
+def test_a_folder_has_a_digest_for_each_file_and_the_digest_of_its_trials(suite):
     data, *_ = input_digests.input_digests(suite)
     assert (data.key, data.value, data.digest) == (
         "target.data",
@@ -43,24 +43,26 @@ def test_a_folder_is_told_file_by_file_and_its_digest_is_that_of_the_trials(suit
     }
 
 
-def test_shipped_weights_and_the_suite_file_are_inputs_too_but_only_what_that_says_counts(suite):
-    found = {one.key: one for one in input_digests.input_digests(suite)}
-    assert list(found) == ["target.data", "backbone.weights", "suite"]
-    assert found["backbone.weights"].files[0].name == "tiny-resnet-0.safetensors"
-    assert found["backbone.weights"].digest == found["backbone.weights"].files[0].sha256
-    assert [one.key for one in found.values() if not one.counts] == ["suite"]
+def test_shipped_weights_and_the_suite_file_are_inputs(suite):
+    digests = {entry.key: entry for entry in input_digests.input_digests(suite)}
+    assert list(digests) == ["target.data", "backbone.weights", "suite"]
+    assert digests["backbone.weights"].files[0].name == "tiny-resnet-0.safetensors"
+    assert digests["backbone.weights"].digest == digests["backbone.weights"].files[0].sha256
+    assert [entry.key for entry in digests.values() if not entry.counts] == ["suite"]
 
 
-def test_of_an_audit_both_checkpoints_and_the_manifest_are_told(tmp_path, suite):
+def test_inputs_of_an_audit_include_checkpoints_and_manifest(tmp_path, suite):
     for name in ("after", "before", "seen"):
         (tmp_path / name).write_text(name)
     paths = {"after": str(tmp_path / "after"), "before": str(tmp_path / "before"), "manifest": str(tmp_path / "seen")}
-    found = {one.key: one.digest for one in input_digests.input_digests(replace_flat(suite, path="command line", **paths))}
-    assert list(found) == ["target.data", "checkpoint.after", "checkpoint.before", "source.manifest"]
-    assert found["source.manifest"] == hashlib.sha256(b"seen").hexdigest()
+    digests = {
+        entry.key: entry.digest for entry in input_digests.input_digests(replace_flat(suite, path="command line", **paths))
+    }
+    assert list(digests) == ["target.data", "checkpoint.after", "checkpoint.before", "source.manifest"]
+    assert digests["source.manifest"] == hashlib.sha256(b"seen").hexdigest()
 
 
-def test_code_is_told_by_its_files(tmp_path, suite):
+def test_user_code_has_a_digest_for_each_file(tmp_path, suite):
     (tmp_path / "mine.py").write_text("import beside\ndef build(classes): ...")
     (tmp_path / "beside.py").write_text("x = 1")
     weights = tmp_path / "w"
@@ -70,27 +72,27 @@ def test_code_is_told_by_its_files(tmp_path, suite):
         backbone=replace(suite.backbone, arch="python:mine:build", weights=str(weights)),
         invocation=replace(suite.invocation, allow_code=True),
     )
-    code = {one.key: one for one in input_digests.input_digests(with_code)}["backbone.arch"]
+    code = {entry.key: entry for entry in input_digests.input_digests(with_code)}["backbone.arch"]
     assert sorted(file.name for file in code.files) == ["beside.py", "mine.py"]
     assert code.digest == inputs.digest_code(with_code)[0].digest
     with pytest.raises(UserError, match="names code that would run"):
         input_digests.input_digests(replace(with_code, invocation=replace(with_code.invocation, allow_code=False)))
 
 
-def test_what_is_drawn_here_has_a_digest_and_no_files(suite):
+def test_a_generated_dataset_has_a_digest_without_files(suite):
     data, *_ = input_digests.input_digests(replace(suite, data=replace(suite.data, target="synthetic:near")))
     assert data.files == ()
     assert data.digest == inputs.digest_data("synthetic:near").digest
 
 
-def test_a_name_that_is_no_text_is_told(suite, tmp_path):
-    odd = os.fsencode(tmp_path / "pets" / "val" / "dog") + b"/\xff\n.png"
-    Path(os.fsdecode(odd)).write_bytes(b"x")
+def test_a_file_name_that_is_not_text_is_listed(suite, tmp_path):
+    path = os.fsencode(tmp_path / "pets" / "val" / "dog") + b"/\xff\n.png"
+    Path(os.fsdecode(path)).write_bytes(b"x")
     data, *_ = input_digests.input_digests(suite)
     assert "val/dog/\udcff\n.png" in {file.name for file in data.files}
 
 
-def test_a_change_while_it_was_carried_out_is_noticed(suite, tmp_path):
+def test_a_change_during_the_run_is_an_error(suite, tmp_path):
     before = input_digests.input_digests(suite)
     store = tmp_path / "store.sqlite"
     input_digests.assert_unchanged(suite, store, before)

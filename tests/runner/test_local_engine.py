@@ -1,6 +1,6 @@
-"""Worker processes: their results, their deaths, and that none survives its caller.
+"""Worker processes return results, report deaths, and never outlive their caller.
 
-The workers start with a stand-in for torch, so that they are ready at once; tests/lab/test_run_trials.py uses the real torch.
+The workers start with a fake torch, which is fast; tests/lab/test_run_trials.py uses the real torch.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import pytest
 from xferbench.core.errors import UserError
 from xferbench.runner.engines import local, worker_process
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes under /proc")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads processes under /proc")
 
-STAND_IN = """
+FAKE_TORCH = """
 class backends:
     class cudnn:
         deterministic = False
@@ -33,51 +33,51 @@ def set_num_threads(count):
 
 
 @pytest.fixture(autouse=True)
-def stand_in(tmp_path, monkeypatch):
-    (tmp_path / "torch.py").write_text(STAND_IN)
+def fake_torch(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text(FAKE_TORCH)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return tmp_path
 
 
-def is_there(pid):
-    """Whether a process runs; a zombie does not."""
+def is_running(pid):
+    """Return whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
 
-def gone_soon(pids, seconds=10.0):
+def wait_until_gone(pids, seconds=10.0):
     end = time.monotonic() + seconds
-    while time.monotonic() < end and any(map(is_there, pids)):
+    while time.monotonic() < end and any(map(is_running, pids)):
         time.sleep(0.02)
-    return not any(map(is_there, pids))
+    return not any(map(is_running, pids))
 
 
-def test_answers_come_back_from_processes_side_by_side():
+def test_results_come_from_parallel_processes():
     with local.start_workers(2) as call:
         futures = [call("time:sleep", 0.3), call("time:sleep", 0.3)]
-        begun = time.monotonic()
+        start = time.monotonic()
         assert [request.result() for request in futures] == [None, None]
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - start < 5
         pids = {call("os:getpid").result() for _ in range(8)}
         assert len(pids) <= 2
         assert os.getpid() not in pids
         assert [call("os:getenv", name).result() for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")] == ["1", "1"]
-    assert gone_soon(pids, 1)
+    assert wait_until_gone(pids, 1)
 
 
-def test_much_goes_through_the_pipe_in_both_directions():
+def test_large_values_pass_the_pipe_in_both_directions():
     with local.start_workers(1) as call:
         load = os.urandom(20_000_000)
         assert call("copy:copy", load).result() == load
 
 
-def test_a_calls_exception_is_raised_where_it_came_from():
+def test_an_exception_of_a_call_is_raised_in_the_caller():
     with local.start_workers(1) as call:
-        with pytest.raises(UserError, match="unknown kind") as caught:
+        with pytest.raises(UserError, match="unknown kind") as error:
             call("xferbench.data.inputs:split_spec", "cloud:x").result()
-        assert caught.value.found == "cloud:x"
+        assert error.value.found == "cloud:x"
         with pytest.raises(OSError, match=r"No such file.*/no/such"):
             call("os:stat", "/no/such").result()
         with pytest.raises(RuntimeError, match="ValueError"):
@@ -87,8 +87,8 @@ def test_a_calls_exception_is_raised_where_it_came_from():
         assert call("math:sqrt", 4.0).result() == 2.0
 
 
-def test_an_exception_that_only_the_worker_knows_comes_back_as_a_plain_one(stand_in):
-    (stand_in / "peculiar.py").write_text(
+def test_an_exception_class_of_the_worker_becomes_a_built_in_one(fake_torch):
+    (fake_torch / "peculiar.py").write_text(
         "class Odd(OSError):\n    def __init__(self, a, b): super().__init__(a + b)\n\n\ndef fail(): raise Odd('no ', 'room')\n"
     )
     with local.start_workers(1) as call:
@@ -98,7 +98,7 @@ def test_an_exception_that_only_the_worker_knows_comes_back_as_a_plain_one(stand
 
 
 @pytest.mark.parametrize(("function", "argument", "status"), [("os:_exit", 7, 7), ("signal:raise_signal", signal.SIGKILL, -9)])
-def test_a_worker_that_dies_in_a_call_is_told_and_the_next_call_works(function, argument, status):
+def test_a_worker_that_dies_raises_and_the_next_call_works(function, argument, status):
     with local.start_workers(1) as call:
         first = call("os:getpid").result()
         with pytest.raises(local.WorkerDied, match=f"exit status {status} "):
@@ -107,26 +107,26 @@ def test_a_worker_that_dies_in_a_call_is_told_and_the_next_call_works(function, 
 
 
 @pytest.fixture
-def started(monkeypatch):
-    """The processes that workers() starts, in their order."""
-    found, real = [], local._start_process
-    monkeypatch.setattr(local, "_start_process", lambda: found.append(real()) or found[-1])
-    return found
+def started_processes(monkeypatch):
+    """Return the list of processes that start_workers() starts."""
+    processes, start_process = [], local._start_process
+    monkeypatch.setattr(local, "_start_process", lambda: processes.append(start_process()) or processes[-1])
+    return processes
 
 
-def test_a_worker_that_is_killed_from_outside_takes_nobody_with_it(started):
+def test_a_killed_worker_fails_only_its_own_call(started_processes):
     with local.start_workers(2) as call:
-        doomed, other = call("time:sleep", 60), call("time:sleep", 1)
-        started[0].kill()
+        killed_call, surviving_call = call("time:sleep", 60), call("time:sleep", 1)
+        started_processes[0].kill()
         with pytest.raises(local.WorkerDied, match="-9"):
-            doomed.result(timeout=20)
-        assert other.result() is None
+            killed_call.result(timeout=20)
+        assert surviving_call.result() is None
         assert [call("math:sqrt", 9.0).result() for _ in range(4)] == [3.0] * 4
-    assert len(started) == 3
+    assert len(started_processes) == 3
 
 
-def test_what_cannot_be_sent_or_understood_costs_one_call_and_no_more(stand_in):
-    (stand_in / "stranger.py").write_text("class Thing: pass\n")
+def test_a_value_that_cannot_be_sent_fails_only_its_own_call(fake_torch):
+    (fake_torch / "stranger.py").write_text("class Thing: pass\n")
     with local.start_workers(1) as call:
         with pytest.raises((AttributeError, TypeError, OSError), match=r"pickle|local object"):
             call("copy:copy", lambda: None).result()
@@ -137,7 +137,7 @@ def test_what_cannot_be_sent_or_understood_costs_one_call_and_no_more(stand_in):
         assert call("math:sqrt", 4.0).result() == 2.0
 
 
-def test_what_a_library_prints_or_reads_does_not_meet_the_calls():
+def test_output_and_input_of_a_library_do_not_disturb_the_calls():
     with local.start_workers(1) as call:
         call("builtins:print", "x" * 100_000).result()
         assert call("os:write", 1, b"raw").result() == 3
@@ -147,18 +147,18 @@ def test_what_a_library_prints_or_reads_does_not_meet_the_calls():
         assert call("math:sqrt", 4.0).result() == 2.0
 
 
-def _left_early(futures):
+def _interrupt_workers(futures):
     with local.start_workers(2) as call:
         futures.extend(call("time:sleep", 60) for _ in range(5))
         raise KeyboardInterrupt
 
 
-def test_leaving_early_ends_workers_in_the_middle_of_calls_and_drops_what_waits(started):
-    futures, begun = [], time.monotonic()
+def test_leaving_early_ends_busy_workers_and_drops_waiting_calls(started_processes):
+    futures, start = [], time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        _left_early(futures)
-    assert time.monotonic() - begun < 20
-    assert all(process.returncode is not None for process in started)
+        _interrupt_workers(futures)
+    assert time.monotonic() - start < 20
+    assert all(process.returncode is not None for process in started_processes)
     assert all(request.done() for request in futures)
 
 
@@ -183,7 +183,7 @@ def caller():
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A process started in the background by a shell ignores the keyboard; this one is to hear it.
+        # A background process of a shell ignores interrupts; this one must receive them.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     timer = threading.Timer(60, process.kill)
@@ -194,34 +194,34 @@ def caller():
     timer.cancel()
 
 
-def test_workers_end_when_their_caller_is_killed_busy_or_idle(caller):
+def test_workers_end_when_their_caller_is_killed(caller):
     assert len(caller.workers) == 2
-    assert all(map(is_there, caller.workers))
+    assert all(map(is_running, caller.workers))
     caller.process.kill()
-    assert gone_soon(caller.workers, 5)
+    assert wait_until_gone(caller.workers, 5)
     assert caller.process.stderr.read() == ""
 
 
-def test_an_interrupt_from_the_keyboard_is_the_callers_alone(caller):
+def test_workers_ignore_an_interrupt_from_the_keyboard(caller):
     for pid in caller.workers:
-        os.kill(pid, signal.SIGINT)  # as a terminal would send it to them, were they in its group
+        os.kill(pid, signal.SIGINT)  # as a terminal sends it to a process in its group
     os.killpg(caller.process.pid, signal.SIGINT)
     _, errors = caller.process.communicate(timeout=30)
     assert errors.count("Traceback") == 1
     assert errors.strip().endswith("KeyboardInterrupt")
-    assert gone_soon(caller.workers, 1)
+    assert wait_until_gone(caller.workers, 1)
 
 
-def test_half_a_message_is_no_message(tmp_path):
+def test_a_truncated_message_is_none(tmp_path):
     file = tmp_path / "pipe"
     with file.open("wb") as pipe:
         worker_process.send_value(pipe, {"a": 1})
-    whole = file.read_bytes()
+    content = file.read_bytes()
     with file.open("rb") as pipe:
         assert worker_process.receive_value(pipe) == {"a": 1}
         assert worker_process.receive_value(pipe) is None
-    for cut in (0, 5, 8, len(whole) - 1):
-        file.write_bytes(whole[:cut])
+    for length in (0, 5, 8, len(content) - 1):
+        file.write_bytes(content[:length])
         with file.open("rb") as pipe:
             assert worker_process.receive_value(pipe) is None
 

@@ -1,4 +1,4 @@
-"""A matrix carried out on the smallest real input, and what becomes of its files."""
+"""Runs of a small matrix on real data, and their files."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ at_least = 0.0
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
+def matrix_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("matrix")
     data = folder / "own.npz"
     make_npz(data)
@@ -88,19 +88,19 @@ def ran(tmp_path_factory):
     return folder, file, code
 
 
-def test_every_recipe_has_a_row_for_each_task_and_seed_and_what_does_not_fit_has_a_reason(ran):
-    folder, _, code = ran
-    found = files.read_run(folder / "out")
+def test_each_recipe_has_a_row_per_task_and_seed_or_a_reason_to_be_skipped(matrix_run):
+    folder, _, code = matrix_run
+    result = files.read_run(folder / "out")
     assert code == 0
-    assert {(row["task"], row["recipe"], row["seed"]) for row in found.matrix.rows} == {
+    assert {(row["task"], row["recipe"], row["seed"]) for row in result.matrix.rows} == {
         (task, recipe, seed)
         for task in ("own-30", "own-40")
         for recipe in ("linear-probe", "full", "scratch")
         for seed in (0, 1)
     }
-    assert {(task, recipe) for task, recipe in found.matrix.skipped} == {("own-30", "dann"), ("own-40", "dann")}
-    assert all("[shifted]" in why for why in found.matrix.skipped.values())
-    frame = found.to_frame()
+    assert {(task, recipe) for task, recipe in result.matrix.skipped} == {("own-30", "dann"), ("own-40", "dann")}
+    assert all("[shifted]" in reason for reason in result.matrix.skipped.values())
+    frame = result.to_frame()
     assert np.isfinite(frame["accuracy"]).all() and frame["shifted"].isna().all()
     trained = frame.groupby("recipe")["trainable"].first()
     assert 0 < trained["linear-probe"] < trained["full"] and (frame["multiply_adds"] > 0).all()
@@ -108,28 +108,28 @@ def test_every_recipe_has_a_row_for_each_task_and_seed_and_what_does_not_fit_has
         assert [row["recipe"] for row in csv.DictReader(file)] == list(frame["recipe"])
 
 
-def test_claims_agree_or_are_not_measured_and_the_page_escapes_them(ran):
-    folder, *_ = ran
-    found = {claim["name"]: claim["outcome"] for claim in files.read_run(folder / "out").matrix.claims}
-    assert found == {"probe": "agrees", "share": "agrees", "away": "not measured"}
+def test_claims_are_judged_and_escaped_in_the_page(matrix_run):
+    folder, *_ = matrix_run
+    outcomes_by_name = {claim["name"]: claim["outcome"] for claim in files.read_run(folder / "out").matrix.claims}
+    assert outcomes_by_name == {"probe": "agrees", "share": "agrees", "away": "not measured"}
     page, summary = ((folder / "out" / name).read_text() for name in ("report.html", "summary.md"))
     assert "<b>full</b>" not in page and "&lt;b&gt;full" in page
     assert "a \\| probe" in summary and "<b>" not in summary and "P(better than full)" in summary
-    assert "Data size" in page, "every task says whether it is like the source"
+    assert "Data size" in page, "every task has its similarity to the source"
 
 
-def test_what_is_written_is_read_back_as_it_was(ran):
-    folder, *_ = ran
-    found = files.read_run(folder / "out")
-    assert files.run_from_json(json.loads(json.dumps(run.run_to_json(found))), ()) == found
-    assert repr(found) == "<Run 'small': 4 recipes on 2 tasks, 12 rows>" and "linear-probe" in notebook.notebook_table(found)
+def test_a_written_matrix_is_read_back(matrix_run):
+    folder, *_ = matrix_run
+    result = files.read_run(folder / "out")
+    assert files.run_from_json(json.loads(json.dumps(run.run_to_json(result))), ()) == result
+    assert repr(result) == "<Run 'small': 4 recipes on 2 tasks, 12 rows>" and "linear-probe" in notebook.notebook_table(result)
     before = (folder / "out" / "results.json").read_bytes()
     assert main.main(["report", str(folder / "out")]) == 0
     assert (folder / "out" / "results.json").read_bytes() == before
 
 
-def test_machines_are_told_of_every_recipe(ran, tmp_path, monkeypatch):
-    folder, *_ = ran
+def test_junit_and_the_job_summary_have_every_recipe(matrix_run, tmp_path, monkeypatch):
+    folder, *_ = matrix_run
     root = ET.parse(folder / "out" / "junit.xml").getroot()
     assert (root.get("tests"), root.get("skipped"), root.get("failures")) == ("8", "2", "0")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
@@ -137,36 +137,36 @@ def test_machines_are_told_of_every_recipe(ran, tmp_path, monkeypatch):
     assert "P(better than full)" in (tmp_path / "summary.md").read_text()
 
 
-@pytest.mark.parametrize(("form", "holds"), [("latex", "\\toprule"), ("checklist", "own grid")])
-def test_it_is_told_for_a_paper_too(ran, capsys, form, holds):
-    folder, *_ = ran
+@pytest.mark.parametrize(("form", "fragment"), [("latex", "\\toprule"), ("checklist", "own grid")])
+def test_latex_and_checklist_include_the_matrix(matrix_run, capsys, form, fragment):
+    folder, *_ = matrix_run
     assert main.main(["report", str(folder / "out"), "--format", form]) == 0
-    assert holds in capsys.readouterr().out
+    assert fragment in capsys.readouterr().out
 
 
-def test_a_second_run_trains_nothing(ran):
-    folder, file, _ = ran
-    found = xferbench.cross(file, store=folder / "s.sqlite", workers=1)
-    assert found.cost["fits"]["run"] == 0
-    assert [row["accuracy"] for row in found.matrix.rows] == [
+def test_a_second_run_trains_nothing(matrix_run):
+    folder, file, _ = matrix_run
+    result = xferbench.cross(file, store=folder / "s.sqlite", workers=1)
+    assert result.cost["fits"]["run"] == 0
+    assert [row["accuracy"] for row in result.matrix.rows] == [
         row["accuracy"] for row in files.read_run(folder / "out").matrix.rows
     ]
 
 
-def test_plugins_are_asked_of_each_task_and_have_reports_of_their_own(ran):
-    folder, *_ = ran
+def test_plugins_run_on_each_task_with_a_report_each(matrix_run):
+    folder, *_ = matrix_run
     file = folder / "plugged.toml"
     file.write_text(
         SUITE.format(plugins='["train-serve-skew"]', more="[recipe]\nsteps = 3\nbatch_size = 8", data=folder / "own.npz")
     )
     code = main.main(["run", str(file), "-o", str(folder / "plugged"), "--store", str(folder / "s.sqlite"), "-j", "1"])
-    found = files.read_run(folder / "plugged")
-    assert code in {0, 1} and {finding.id.partition(":")[0] for finding in found.findings} == {"own-30", "own-40"}
+    result = files.read_run(folder / "plugged")
+    assert code in {0, 1} and {finding.id.partition(":")[0] for finding in result.findings} == {"own-30", "own-40"}
     assert all((folder / "plugged" / "tasks" / task / "results.json").is_file() for task in ("own-30", "own-40"))
 
 
 @pytest.mark.parametrize(
-    ("words", "what"),
+    ("arguments", "message"),
     [
         (["gate", "SUITE", "--baseline", "a.json"], "[matrix]"),
         (["run", "SUITE", "--shard", "1/2", "--store", "a.sqlite"], "--shard"),
@@ -176,32 +176,32 @@ def test_plugins_are_asked_of_each_task_and_have_reports_of_their_own(ran):
     ],
     ids=range(5),
 )
-def test_what_is_about_one_task_is_refused(ran, capsys, words, what):
-    folder, file, _ = ran
-    arguments = [{"SUITE": str(file), "OUT": str(folder / "out")}.get(word, word) for word in words]
-    assert main.main(arguments) == 2
-    assert what in capsys.readouterr().err
+def test_commands_for_one_task_refuse_a_matrix(matrix_run, capsys, arguments, message):
+    folder, file, _ = matrix_run
+    command = [{"SUITE": str(file), "OUT": str(folder / "out")}.get(argument, argument) for argument in arguments]
+    assert main.main(command) == 2
+    assert message in capsys.readouterr().err
 
 
-def test_a_dry_run_and_a_check_tell_the_tasks(ran, capsys):
-    folder, file, _ = ran
+def test_a_dry_run_and_a_validation_list_the_tasks(matrix_run, capsys):
+    folder, file, _ = matrix_run
     assert main.main(["validate", str(file)]) == 0
     assert "4 recipes on 2 tasks (own-30, own-40), 3 claims" in capsys.readouterr().out
     assert main.main(["run", str(file), "--dry-run", "--store", str(folder / "none.sqlite"), "-j", "1"]) == 0
     assert "own-40" in capsys.readouterr().out
 
 
-def test_what_is_said_of_the_whole_goes_for_each_task(ran):
-    _, file, _ = ran
+def test_rules_of_the_suite_apply_to_each_task(matrix_run):
+    _, file, _ = matrix_run
     suite = loader.load_suite(file)
     assert {
         matrix.task_suite(task, replace(suite, rules=replace(suite.rules, seed=7))).rules.seed for task in suite.matrix.tasks
     } == {7}
 
 
-def test_both_doors_carry_out_a_matrix_and_cross_refuses_everything_else(ran):
-    folder, file, _ = ran
-    results = [door(file, store=folder / "s.sqlite", workers=1) for door in (xferbench.run, xferbench.cross)]
+def test_run_and_cross_accept_a_matrix_and_cross_refuses_other_suites(matrix_run):
+    folder, file, _ = matrix_run
+    results = [function(file, store=folder / "s.sqlite", workers=1) for function in (xferbench.run, xferbench.cross)]
     assert results[0].matrix == results[1].matrix and len(results[0].to_frame()) == 12
     with pytest.raises(UserError, match="matrix"):
         xferbench.cross("quick")
@@ -209,28 +209,28 @@ def test_both_doors_carry_out_a_matrix_and_cross_refuses_everything_else(ran):
         xferbench.run(file, plan=folder / "plan.json")
 
 
-def test_scratch_has_the_suites_own_grid_and_default_is_the_healthy_choice(ran):
-    suite = loader.load_suite(ran[1])
+def test_scratch_uses_the_grid_of_the_suite(matrix_run):
+    suite = loader.load_suite(matrix_run[1])
     from xferbench.testing.fake_lab import PIPELINE
 
     pipeline = replace(PIPELINE, baseline=suite.scratch)
-    found = recipe_arm(next(one for one in suite.matrix.compared if one.name == SCRATCH_NAME), pipeline)
-    assert [one.recipe.phases[0].lr for one in found.candidates] == [1e-3, 3e-3]
-    assert {one.recipe.init for one in found.candidates} == {RANDOM}
+    selection = recipe_arm(next(candidate for candidate in suite.matrix.compared if candidate.name == SCRATCH_NAME), pipeline)
+    assert [candidate.recipe.phases[0].lr for candidate in selection.candidates] == [1e-3, 3e-3]
+    assert {candidate.recipe.init for candidate in selection.candidates} == {RANDOM}
 
 
-def test_a_file_that_the_last_task_lacks_stops_before_the_first_is_trained(ran, tmp_path, capsys):
-    folder, *_ = ran
+def test_a_missing_file_of_the_last_task_stops_the_run_before_training(matrix_run, tmp_path, capsys):
+    folder, *_ = matrix_run
     text = SUITE.format(plugins="[]", more="", data=folder / "own.npz")
-    later = '[[matrix.targets]]\nname = "later"\ndata = "npz:nowhere.npz"\n[[matrix.effects]]\nname = "probe"'
+    missing_target = '[[matrix.targets]]\nname = "later"\ndata = "npz:nowhere.npz"\n[[matrix.effects]]\nname = "probe"'
     file = tmp_path / "later.toml"
-    file.write_text(text.replace('[[matrix.effects]]\nname = "probe"', later, 1))
+    file.write_text(text.replace('[[matrix.effects]]\nname = "probe"', missing_target, 1))
     store = tmp_path / "s.sqlite"
     assert main.main(["run", str(file), "-o", str(tmp_path / "out"), "--store", str(store), "-j", "1"]) == 2
     assert "nowhere.npz" in capsys.readouterr().err and not store.exists()
 
 
-def test_reports_of_tasks_that_are_no_more_go_and_nothing_else_does(tmp_path):
+def test_only_reports_of_removed_tasks_are_deleted(tmp_path):
     for name in ("old", "kept", "mine"):
         (tmp_path / name).mkdir()
         (tmp_path / name / ("notes.txt" if name == "mine" else "results.json")).write_text("{}")
@@ -238,51 +238,62 @@ def test_reports_of_tasks_that_are_no_more_go_and_nothing_else_does(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"kept", "mine"}
 
 
-def test_a_claim_that_was_not_measured_is_open(ran):
-    folder, file, _ = ran
-    words = ["run", str(file), "-o", str(folder / "open"), "--store", str(folder / "s.sqlite"), "-j", "1"]
-    assert main.main([*words, "--fail-on", "inconclusive"]) == 4
+def test_a_claim_without_a_measurement_is_open(matrix_run):
+    folder, file, _ = matrix_run
+    arguments = ["run", str(file), "-o", str(folder / "open"), "--store", str(folder / "s.sqlite"), "-j", "1"]
+    assert main.main([*arguments, "--fail-on", "inconclusive"]) == 4
 
 
-def test_a_crash_in_any_view_is_one_and_rows_without_a_record_have_an_error(ran):
-    found = files.read_run(ran[0] / "out").matrix
-    assert exit_code.exit_code((), matrix=found) == 0
-    broken = replace(found, rows=(found.rows[0] | {"error": "a crash"}, *found.rows[1:]))
+def test_a_crash_in_any_view_counts_and_rows_without_a_record_have_an_error(matrix_run):
+    result = files.read_run(matrix_run[0] / "out").matrix
+    assert exit_code.exit_code((), matrix=result) == 0
+    broken = replace(result, rows=(result.rows[0] | {"error": "a crash"}, *result.rows[1:]))
     assert exit_code.exit_code((), matrix=broken) == 3 and broken.crashes == ("own-30, linear-probe: a crash",)
-    blank = tuple(row | {"accuracy": None} for row in found.rows)
-    assert exit_code.exit_code((), matrix=replace(found, rows=blank)) == 5
-    assert exit_code.exit_code((), matrix=replace(found, rows=blank), fail_on="inconclusive") == 5
+    rows_without_scores = tuple(row | {"accuracy": None} for row in result.rows)
+    assert exit_code.exit_code((), matrix=replace(result, rows=rows_without_scores)) == 5
+    assert exit_code.exit_code((), matrix=replace(result, rows=rows_without_scores), fail_on="inconclusive") == 5
 
 
-def test_a_gate_refuses_a_matrix_before_anything_is_run(ran, tmp_path):
+def test_a_gate_refuses_a_matrix_before_the_run(matrix_run, tmp_path):
     with pytest.raises(UserError, match=r"\[matrix\]"):
-        gating.run_gate(ran[1], output=tmp_path / "out")
+        gating.run_gate(matrix_run[1], output=tmp_path / "out")
     with pytest.raises(UserError, match="the result of a suite with"):
-        gating.compare_files(ran[0] / "out", ran[0] / "out")
+        gating.compare_files(matrix_run[0] / "out", matrix_run[0] / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("broken", [{}, [], 3, {"rows": [{}]}], ids=range(4))
-def test_a_broken_matrix_is_no_finished_run(ran, tmp_path, broken):
-    payload = json.loads((ran[0] / "out" / "results.json").read_text())
+def test_a_broken_matrix_is_not_a_finished_run(matrix_run, tmp_path, broken):
+    payload = json.loads((matrix_run[0] / "out" / "results.json").read_text())
     (tmp_path / "results.json").write_text(json.dumps(payload | {"matrix": broken}))
     with pytest.raises(UserError, match="is not a finished run"):
         files.read_run(tmp_path)
 
 
-def test_a_matrix_leaves_no_file_of_an_earlier_run_of_one_task(ran, tmp_path):
+def test_a_matrix_removes_files_of_an_earlier_run_of_one_task(matrix_run, tmp_path):
     for name in (files.PREDICTIONS, "evidence.json", "mine.txt"):
         (tmp_path / name).write_text("old")
-    files.write_run(files.read_run(ran[0] / "out"), tmp_path)
+    files.write_run(files.read_run(matrix_run[0] / "out"), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         *("records.csv", "report.html", "junit.xml", "summary.md", "results.json", "mine.txt")
     }
 
 
-def test_a_loss_is_told_as_one(ran):
-    folder, file, _ = ran
-    words = ["run", str(file), "-o", str(folder / "nll"), "--store", str(folder / "s.sqlite"), "-j", "1", "--set", "metric=nll"]
-    assert main.main([*words, "--set", "matrix.effects=[]"]) == 2, "an empty list of claims is none"
+def test_a_loss_is_reported_without_percent(matrix_run):
+    folder, file, _ = matrix_run
+    arguments = [
+        "run",
+        str(file),
+        "-o",
+        str(folder / "nll"),
+        "--store",
+        str(folder / "s.sqlite"),
+        "-j",
+        "1",
+        "--set",
+        "metric=nll",
+    ]
+    assert main.main([*arguments, "--set", "matrix.effects=[]"]) == 2, "an empty list of claims is refused"
     text = file.read_text()
     plain = folder / "nll.toml"
     plain.write_text('metric = "nll"\n' + text[: text.index("[[matrix.effects]]")])

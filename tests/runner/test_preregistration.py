@@ -28,39 +28,39 @@ SUITE = Suite(
 )
 FILES = tuple(FileDigest(name=f"train/cat/{n}.png", size=3, sha256=f"{n:064}") for n in range(3))
 DATA = InputDigest(key="target.data", value="folder:/a/cats", digest="d" * 64, files=FILES)
-OWN = InputDigest(key="suite", value="/a/mine.toml", digest="e" * 64, counts=False)
+SUITE_FILE = InputDigest(key="suite", value="/a/mine.toml", digest="e" * 64, counts=False)
 PLUGINS = (make_plugin("batchnorm-drift"),)
 
 
-def hashed(suite=SUITE, inputs=(DATA, OWN), plugins=PLUGINS):
+def plan_hash(suite=SUITE, inputs=(DATA, SUITE_FILE), plugins=PLUGINS):
     return digest(preregistration.plan_content(suite, inputs, plugins))
 
 
 @pytest.fixture
 def plan(tmp_path):
     file = tmp_path / "plan.json"
-    preregistration.write_plan(file, preregistration.plan_to_json(SUITE, (DATA, OWN), PLUGINS, "2026-01-02T03:04:05Z"))
+    preregistration.write_plan(file, preregistration.plan_to_json(SUITE, (DATA, SUITE_FILE), PLUGINS, "2026-01-02T03:04:05Z"))
     return file
 
 
 @pytest.mark.parametrize(
-    "other",
+    "changes",
     [
         {"suite": replace(SUITE, rules=replace(SUITE.rules, margin=0.05))},
         {"suite": replace(SUITE, rules=replace(SUITE.rules, seed=1))},
         {"suite": replace(SUITE, serving=replace(SUITE.serving, preprocessing=Preprocessing(channels="bgr")))},
-        {"inputs": (replace(DATA, digest="f" * 64), OWN)},
-        {"inputs": (DATA, replace(DATA, key="shifted.data"), OWN)},
+        {"inputs": (replace(DATA, digest="f" * 64), SUITE_FILE)},
+        {"inputs": (DATA, replace(DATA, key="shifted.data"), SUITE_FILE)},
         {"plugins": (replace(PLUGINS[0], version=2),)},
         {"plugins": (*PLUGINS, make_plugin("learning-rate"))},
     ],
 )
-def test_whatever_a_verdict_depends_on_changes_the_hash(other):
-    assert hashed(**other) != hashed()
+def test_everything_that_affects_a_verdict_changes_the_hash(changes):
+    assert plan_hash(**changes) != plan_hash()
 
 
 @pytest.mark.parametrize(
-    "other",
+    "changes",
     [
         {
             "suite": replace(
@@ -71,43 +71,43 @@ def test_whatever_a_verdict_depends_on_changes_the_hash(other):
             )
         },
         {"suite": replace(SUITE, recipe=Recipe(name="what I call it"))},
-        {"inputs": (replace(DATA, value="folder:/b/cats"), replace(OWN, digest="f" * 64))},
+        {"inputs": (replace(DATA, value="folder:/b/cats"), replace(SUITE_FILE, digest="f" * 64))},
         {"plugins": (replace(PLUGINS[0], doc="a better manual"),)},
     ],
 )
-def test_a_name_or_a_place_does_not(other):
-    assert hashed(**other) == hashed()
+def test_names_and_paths_do_not_change_the_hash(changes):
+    assert plan_hash(**changes) == plan_hash()
 
 
-def test_another_version_is_another_plan(monkeypatch):
-    before = hashed()
+def test_another_version_changes_the_hash(monkeypatch):
+    before = plan_hash()
     monkeypatch.setattr(preregistration, "__version__", "99.0")
-    assert hashed() != before
+    assert plan_hash() != before
 
 
-def test_a_plan_reads_back_and_what_it_froze_may_be_carried_out(plan):
-    told = preregistration.read_plan(plan)
-    assert (told["suite"], told["written"], told["hash"]) == ("mine", "2026-01-02T03:04:05Z", hashed())
+def test_a_written_plan_is_read_back_and_accepts_its_suite(plan):
+    content = preregistration.read_plan(plan)
+    assert (content["suite"], content["written"], content["hash"]) == ("mine", "2026-01-02T03:04:05Z", plan_hash())
     preregistration.check_plan(
-        told, plan, replace(SUITE, invocation=replace(SUITE.invocation, path="/elsewhere.toml")), (DATA, OWN), PLUGINS
+        content, plan, replace(SUITE, invocation=replace(SUITE.invocation, path="/elsewhere.toml")), (DATA, SUITE_FILE), PLUGINS
     )
 
 
-def test_what_differs_is_named_key_and_file(plan):
+def test_differences_name_key_and_file(plan):
     files = (FILES[0], replace(FILES[1], sha256="9" * 64), replace(FILES[2], name="train/cat/new.png"))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         preregistration.check_plan(
             preregistration.read_plan(plan),
             plan,
             replace(SUITE, rules=replace(SUITE.rules, margin=0.05)),
-            (replace(DATA, digest="f" * 64, files=files), OWN),
+            (replace(DATA, digest="f" * 64, files=files), SUITE_FILE),
             PLUGINS,
         )
-    assert "margin: 0.02 was frozen, 0.05 now" in caught.value.found
-    assert "inputs: target.data: dddddddddddd… was frozen, ffffffffffff… now" in caught.value.found
-    for one in ("1.png was changed", "2.png is gone", "new.png is new"):
-        assert f"target.data: train/cat/{one}" in caught.value.found
-    assert "0.png" not in caught.value.found
+    assert "margin: 0.02 was frozen, 0.05 now" in error.value.found
+    assert "inputs: target.data: dddddddddddd… was frozen, ffffffffffff… now" in error.value.found
+    for difference in ("1.png was changed", "2.png is gone", "new.png is new"):
+        assert f"target.data: train/cat/{difference}" in error.value.found
+    assert "0.png" not in error.value.found
 
 
 def test_many_differences_are_counted(plan):
@@ -116,20 +116,20 @@ def test_many_differences_are_counted(plan):
         preregistration.check_plan(preregistration.read_plan(plan), plan, SUITE, inputs, PLUGINS)
 
 
-def test_a_plan_that_was_changed_by_hand_is_refused(plan):
+def test_a_plan_changed_by_hand_is_refused(plan):
     plan.write_text(plan.read_text().replace('"margin": 0.02', '"margin": 0.2'))
     with pytest.raises(UserError, match="the plan does not match its hash"):
         preregistration.read_plan(plan)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": 1}', "null", '{"schema":1,"hash":"","plan":3,"inputs":[]}'])
-def test_what_is_no_plan_is_a_problem(tmp_path, content):
+def test_an_invalid_plan_is_an_error(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match="cannot be read as a frozen plan"):
         preregistration.read_plan(tmp_path / "x.json")
 
 
-def test_a_missing_plan_and_one_of_a_newer_schema_are_problems(plan, tmp_path):
+def test_a_missing_plan_and_a_newer_schema_are_errors(plan, tmp_path):
     with pytest.raises(UserError, match="No such file"):
         preregistration.read_plan(tmp_path / "none.json")
     plan.write_text(plan.read_text().replace('"schema": 1', '"schema": 2', 1))
@@ -137,7 +137,7 @@ def test_a_missing_plan_and_one_of_a_newer_schema_are_problems(plan, tmp_path):
         preregistration.read_plan(plan)
 
 
-def test_a_plan_is_not_overwritten_unless_told_to(plan):
+def test_a_plan_is_overwritten_only_on_request(plan):
     before = plan.read_bytes()
     with pytest.raises(UserError, match="already exists"):
         preregistration.write_plan(plan, "another")
@@ -147,10 +147,10 @@ def test_a_plan_is_not_overwritten_unless_told_to(plan):
     assert [path.name for path in plan.parent.iterdir()] == ["plan.json"]
 
 
-def test_of_many_files_the_number_and_the_digest_are_told():
-    many = replace(DATA, files=FILES[:1] * (preregistration.MAX_LISTED_FILES + 1))
-    assert "listed" not in preregistration.input_to_json(many, listed=True)
-    assert preregistration.input_to_json(many, listed=True)["files"] == preregistration.MAX_LISTED_FILES + 1
+def test_many_files_are_summarized_by_number_and_digest():
+    data = replace(DATA, files=FILES[:1] * (preregistration.MAX_LISTED_FILES + 1))
+    assert "listed" not in preregistration.input_to_json(data, listed=True)
+    assert preregistration.input_to_json(data, listed=True)["files"] == preregistration.MAX_LISTED_FILES + 1
     assert preregistration.input_to_json(DATA, listed=True)["listed"][0] == ["0" * 64, 3, "train/cat/0.png"]
 
 
@@ -194,71 +194,71 @@ def noise(tmp_path, monkeypatch):
     Path("noise.toml").write_text(TOML)
 
 
-def command(capsys, *words):
-    code = main.main([*words])
+def run_command(capsys, *arguments):
+    code = main.main([*arguments])
     return code, *capsys.readouterr()
 
 
-def test_a_frozen_suite_is_carried_out_and_the_results_say_so(noise, capsys):
-    code, out, _ = command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
+def test_a_run_of_a_frozen_suite_records_the_plan(noise, capsys):
+    code, out, _ = run_command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
     frozen = json.loads(Path("plan.json").read_text())
     assert code == 0
     assert f"frozen: plan.json, plan {frozen['hash']}" in out
-    code, *_ = command(capsys, "run", "noise.toml", "--plan", "plan.json", "-o", "out")
+    code, *_ = run_command(capsys, "run", "noise.toml", "--plan", "plan.json", "-o", "out")
     assert code in {0, 1}
-    told = json.loads(Path("out/results.json").read_text())
-    assert told["frozen"] == {
+    results = json.loads(Path("out/results.json").read_text())
+    assert results["frozen"] == {
         "hash": frozen["hash"],
         "written": frozen["written"],
         "file": preregistration.read_plan(Path("plan.json"))["file"],
     }
-    assert told["evidence"]["hash"] == frozen["hash"]
-    assert told["evidence"]["command"] == "xferbench run noise.toml --plan plan.json -o out"
-    assert frozen["written"] <= told["evidence"]["begun"] <= told["evidence"]["ended"]
+    assert results["evidence"]["hash"] == frozen["hash"]
+    assert results["evidence"]["command"] == "xferbench run noise.toml --plan plan.json -o out"
+    assert frozen["written"] <= results["evidence"]["begun"] <= results["evidence"]["ended"]
     assert (
         f'The run follows the plan that was frozen on <b class="nowrap">{frozen["written"]}</b>'
         in Path("out/report.html").read_text()
     )
 
 
-def test_one_byte_of_an_input_that_keeps_its_size_and_time_is_noticed_before_anything_is_looked_at(noise, capsys):
-    command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
-    command(capsys, "run", "noise.toml", "-o", "first")  # now the store remembers the digest of what is there
+def test_a_changed_byte_with_equal_size_and_time_is_noticed_before_the_run(noise, capsys):
+    run_command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
+    run_command(capsys, "run", "noise.toml", "-o", "first")  # the store now holds the digest of the file
     file, status = Path("noise.npz"), Path("noise.npz").stat()
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    code, _, err = command(capsys, "run", "noise.toml", "--plan", "plan.json", "-o", "out")
+    code, _, err = run_command(capsys, "run", "noise.toml", "--plan", "plan.json", "-o", "out")
     assert code == exit_code.USAGE_ERROR
     assert "found: inputs: target.data:" in err
     assert not list(Path("out").iterdir())
 
 
 @pytest.mark.parametrize(
-    ("words", "fragment"),
+    ("options", "fragment"),
     [
         (["--seed", "5"], "seed: 0 was frozen, 5 now"),
         (["--set", "recipe.lr=0.5"], "recipe: phases: 1: lr: "),
         (["--budget", "1h"], "budget: 1200 was"),
     ],
 )
-def test_what_the_command_line_changes_is_not_what_was_frozen(noise, capsys, words, fragment):
-    command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
-    for more in ([], ["--dry-run"]):
-        code, _, err = command(capsys, "run", "noise.toml", *words, "--plan", "plan.json", "-o", "out", *more)
+def test_options_that_change_the_frozen_suite_are_refused(noise, capsys, options, fragment):
+    run_command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
+    for mode in ([], ["--dry-run"]):
+        code, _, err = run_command(capsys, "run", "noise.toml", *options, "--plan", "plan.json", "-o", "out", *mode)
         assert code == exit_code.USAGE_ERROR
         assert fragment in err
 
 
 def test_freezing_twice_needs_force(noise, capsys):
-    assert command(capsys, "validate", "noise.toml", "--freeze", "plan.json")[0] == 0
-    code, _, err = command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
+    assert run_command(capsys, "validate", "noise.toml", "--freeze", "plan.json")[0] == 0
+    code, _, err = run_command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
     assert code == exit_code.USAGE_ERROR
     assert "plan.json already exists" in err
-    assert command(capsys, "validate", "noise.toml", "--freeze", "plan.json", "--force")[0] == 0
+    assert run_command(capsys, "validate", "noise.toml", "--freeze", "plan.json", "--force")[0] == 0
 
 
-def test_freezing_needs_no_store_and_leaves_none(noise, capsys, tmp_path):
-    command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
+def test_freezing_creates_no_store(noise, capsys, tmp_path):
+    run_command(capsys, "validate", "noise.toml", "--freeze", "plan.json")
     assert not (tmp_path / "cache").exists()

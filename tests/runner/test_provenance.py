@@ -1,4 +1,4 @@
-"""The source of a third-party plugin, an installed package, in keys, plans, evidence and gates."""
+"""The source of a third-party plugin is part of keys, plans, evidence and gates."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from dataclasses import replace
 from xferbench.plugin import HARM, Plugin, always_applies, invariant, map_phases
 
 
-def cure(pipeline, facts):
+def cure(pipeline, profile):
     return map_phases(pipeline, lambda phase: replace(phase, lr=0.001))
 
 
-def induce(pipeline, facts):
+def induce(pipeline, profile):
     return {"x30": map_phases(pipeline, lambda phase: replace(phase, lr=0.3))}
 
 
@@ -64,7 +64,7 @@ ID = "provenance-heat"
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """The folder of an installed distribution with a plugin, on the path of Python."""
+    """Return the folder of an installed distribution with a plugin, which is on the path of Python."""
     folder = tmp_path / "site"
     about = folder / "provenance_heat-0.1.dist-info"
     about.mkdir(parents=True)
@@ -72,14 +72,14 @@ def site(tmp_path, monkeypatch):
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: provenance-heat\nVersion: 0.1\n")
     (about / "entry_points.txt").write_text("[xferbench.plugins]\nprovenance-heat = provenance_heat:plugin\n")
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PYTHONPATH", str(folder))  # of workers
+    monkeypatch.setenv("PYTHONPATH", str(folder))  # for workers
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     yield folder
     sys.modules.pop("provenance_heat", None)
 
 
-def load():
-    """The plugin, as a new process would load it."""
+def load_plugin():
+    """Load the plugin as a new process does."""
     sys.modules.pop("provenance_heat", None)
     (plugin,) = discovery.load_plugins([ID])
     return plugin
@@ -92,34 +92,34 @@ def change_cure(site, old="lr=0.001", new="lr=0.002"):
     file.write_text(text.replace(old, new))
 
 
-def test_discovery_fills_in_the_digest_of_a_third_party_and_of_nobody_else(site):
-    before = load()
+def test_discovery_adds_a_digest_to_third_party_plugins_only(site):
+    before = load_plugin()
     assert len(before.source) == 64
     change_cure(site)
-    assert load().source not in {"", before.source}
+    assert load_plugin().source not in {"", before.source}
     assert {plugin.source for plugin in discovery.load_plugins(["all"]) if plugin.id != ID} == {""}
     assert discovery.describe_origin(before)["distribution"] == "provenance-heat 0.1"
 
 
-def test_the_modules_of_functions_and_measures_count_too(site):
-    (site / "provenance_parts.py").write_text("def cure(pipeline, facts):\n    return pipeline\n")
-    change_cure(site, "def cure(pipeline, facts):", "from provenance_parts import cure\n\n\ndef _cure(pipeline, facts):")
-    before = load().source
-    (site / "provenance_parts.py").write_text("def cure(pipeline, facts):\n    return  pipeline\n")
+def test_modules_of_functions_and_measures_are_part_of_the_digest(site):
+    (site / "provenance_parts.py").write_text("def cure(pipeline, profile):\n    return pipeline\n")
+    change_cure(site, "def cure(pipeline, profile):", "from provenance_parts import cure\n\n\ndef _cure(pipeline, profile):")
+    before = load_plugin().source
+    (site / "provenance_parts.py").write_text("def cure(pipeline, profile):\n    return  pipeline\n")
     sys.modules.pop("provenance_parts")
-    assert load().source != before
+    assert load_plugin().source != before
 
 
-def test_a_plugin_whose_source_cannot_be_read_is_broken(site, monkeypatch):
+def test_a_plugin_without_readable_source_is_broken(site, monkeypatch):
     def unreadable(_):
         raise ImportError("no source")
 
     monkeypatch.setattr(discovery, "digest_source", unreadable)
-    broken = load()
+    broken = load_plugin()
     assert broken.version == 0 and "no source" in broken.question
 
 
-def test_the_digest_is_part_of_the_key_of_a_measure():
+def test_the_digest_is_part_of_the_key_of_a_third_party_measure():
     reference = "provenance_heat:heat@2"
     assert measure_key(ID, "heat", reference, "a" * 64) == f"{ID}/heat@2#aaaaaaaaaaaaaaaa"
     assert measure_key(ID, "heat", reference) == f"{ID}/heat@2"
@@ -127,7 +127,7 @@ def test_the_digest_is_part_of_the_key_of_a_measure():
     assert measure_key("batchnorm-drift", "drift", batchnorm_drift.plugin.measures["drift"]) == "batchnorm-drift/drift@1"
 
 
-def study(plugin):
+def make_study(plugin):
     return fake_lab.make_study(
         plugin, suite=replace(fake_lab.SUITE, rules=replace(fake_lab.SUITE.rules, looks=(2,)), plugins=(plugin.id,))
     )
@@ -136,41 +136,43 @@ def study(plugin):
 LAB = fake_lab.fake_lab(measures={"provenance_heat:heat@1": {"heat": 0.0}})
 
 
-def test_a_measure_is_computed_again_after_its_source_changed(site):
-    _, records = fake_lab.replay_study(study(load()), LAB)
+def test_a_measure_is_computed_again_after_a_change_of_its_source(site):
+    _, records = fake_lab.replay_study(make_study(load_plugin()), LAB)
     change_cure(site, '{"heat": 0.0}', '{"heat": 0.1}')  # no training depends on this byte
-    computed = []
-    fake_lab.replay_study(study(load()), lambda trial: computed.append(trial) or LAB(trial), records)
-    assert {trial.view.measure.partition("#")[0] for trial in computed} == {f"{ID}/heat@1"}
+    computed_trials = []
+    fake_lab.replay_study(make_study(load_plugin()), lambda trial: computed_trials.append(trial) or LAB(trial), records)
+    assert {trial.view.measure.partition("#")[0] for trial in computed_trials} == {f"{ID}/heat@1"}
 
 
-def test_the_hash_of_a_plan_changes_and_the_refusal_names_the_plugin(site, tmp_path):
+def test_the_hash_of_a_plan_changes_and_the_error_names_the_plugin(site, tmp_path):
     suite = replace(fake_lab.SUITE, plugins=(ID,))
     preregistration.write_plan(
-        tmp_path / "plan.json", preregistration.plan_to_json(suite, (), (load(),), "2026-01-02T03:04:05Z")
+        tmp_path / "plan.json", preregistration.plan_to_json(suite, (), (load_plugin(),), "2026-01-02T03:04:05Z")
     )
     plan = preregistration.read_plan(tmp_path / "plan.json")
-    preregistration.check_plan(plan, tmp_path / "plan.json", suite, (), (load(),))
+    preregistration.check_plan(plan, tmp_path / "plan.json", suite, (), (load_plugin(),))
     change_cure(site)
-    assert digest(preregistration.plan_content(suite, (), (load(),))) != plan["hash"]
-    with pytest.raises(UserError) as refusal:
-        preregistration.check_plan(plan, tmp_path / "plan.json", suite, (), (load(),))
-    assert f"plugin_sources: {ID}: " in refusal.value.found
+    assert digest(preregistration.plan_content(suite, (), (load_plugin(),))) != plan["hash"]
+    with pytest.raises(UserError) as error:
+        preregistration.check_plan(plan, tmp_path / "plan.json", suite, (), (load_plugin(),))
+    assert f"plugin_sources: {ID}: " in error.value.found
 
 
 def compare(accepted, candidate):
     return messages.write_comparison(compare_runs(accepted, candidate))
 
 
-def test_a_run_has_the_digest_and_another_run_is_not_compared_in_silence(site):
-    first = load()
-    accepted = fake_lab.run_study(study(first), LAB)
+def test_a_run_has_the_digest_and_a_different_digest_is_not_compared(site):
+    first = load_plugin()
+    accepted = fake_lab.run_study(make_study(first), LAB)
     assert accepted.plugins[ID]["source"] == first.source
-    same = {outcome.id: outcome for outcome in compare(accepted, fake_lab.run_study(study(load()), LAB)).outcomes}
-    assert same[f"{ID}/harm"].compared and same[f"{ID}/harm"].decision == NOT_WORSE
+    unchanged_outcomes = {
+        outcome.id: outcome for outcome in compare(accepted, fake_lab.run_study(make_study(load_plugin()), LAB)).outcomes
+    }
+    assert unchanged_outcomes[f"{ID}/harm"].compared and unchanged_outcomes[f"{ID}/harm"].decision == NOT_WORSE
     change_cure(site)
-    second = load()
-    candidate = fake_lab.run_study(study(second), LAB)
+    second = load_plugin()
+    candidate = fake_lab.run_study(make_study(second), LAB)
     assert candidate.plan != accepted.plan
     outcomes = {outcome.id: outcome for outcome in compare(accepted, candidate).outcomes}
     for name in (f"{ID}/harm", f"{ID}/heat"):
@@ -184,7 +186,7 @@ def test_a_run_has_the_digest_and_another_run_is_not_compared_in_silence(site):
     assert messages.write_sentence(note).startswith(f"plugin {ID}: the source code differs")
 
 
-def test_a_built_in_plugin_is_compared_by_its_version():
+def test_a_built_in_plugin_is_compared_by_version():
     run = fake_lab.run_study(
         fake_lab.make_study(replace(batchnorm_drift.plugin, contrasts=(HARM,), measures={}, derived_metrics=None)),
         fake_lab.fake_lab(),
@@ -217,7 +219,7 @@ batch_size = 8
 """
 
 
-def test_one_byte_of_a_cure_is_refused_by_a_plan_and_named_by_a_gate(site, tmp_path, monkeypatch, capsys):
+def test_a_plan_refuses_and_a_gate_names_a_changed_cure(site, tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -227,15 +229,15 @@ def test_one_byte_of_a_cure_is_refused_by_a_plan_and_named_by_a_gate(site, tmp_p
     images = {f"{split}_images": rng.integers(256, size=(32, 16, 16, 3), dtype=np.uint8) for split in ("train", "test")}
     np.savez("noise.npz", **images, **{f"{split}_labels": np.arange(32) % 2 for split in ("train", "test")})
     Path("heat.toml").write_text(TOML)
-    load()
+    load_plugin()
     assert main.main(["validate", "heat.toml", "--freeze", "plan.json"]) == 0
     assert main.main(["gate", "heat.toml", "--accept", "accepted.json", "-j", "1", "-o", "first"]) in {0, 1}
     evidence = json.loads(Path("first/evidence.json").read_text())
-    assert evidence["plugin_sources"] == {ID: load().source}
-    assert load().source[:16] in Path("first/report.html").read_text()
+    assert evidence["plugin_sources"] == {ID: load_plugin().source}
+    assert load_plugin().source[:16] in Path("first/report.html").read_text()
     capsys.readouterr()
     change_cure(site, "lr=0.001", "lr=0.002")
-    load()
+    load_plugin()
     assert main.main(["run", "heat.toml", "--plan", "plan.json", "-j", "1", "-o", "planned"]) == exit_code.USAGE_ERROR
     assert f"found: plugin_sources: {ID}: " in capsys.readouterr().err
     main.main(["gate", "heat.toml", "--baseline", "accepted.json", "-j", "1", "-o", "second"])

@@ -1,4 +1,4 @@
-"""A test set without training images: enough for an audit, and for nothing else."""
+"""A test set without training images suffices for an audit only."""
 
 from __future__ import annotations
 
@@ -18,52 +18,52 @@ from xferbench.lab.data import datasets
 from xferbench.lab.models import small_resnets
 
 
-def drawings(count=48):
+def make_images(count=48):
     images, labels = synthetic.generate("near", "test", count)
     return images, labels % 3
 
 
 @pytest.fixture
 def folder(tmp_path):
-    images, labels = drawings()
+    images, labels = make_images()
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        place = tmp_path / "flat" / f"class-{label}"
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(place / f"{number}.png")
+        class_folder = tmp_path / "flat" / f"class-{label}"
+        class_folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(class_folder / f"{number}.png")
     return tmp_path / "flat"
 
 
 @pytest.fixture
 def arrays(tmp_path):
-    images, labels = drawings()
+    images, labels = make_images()
     np.savez(tmp_path / "test.npz", test_images=images, test_labels=labels)
     return tmp_path / "test.npz"
 
 
 @pytest.mark.parametrize("kind", ["folder", "arrays"])
-def test_it_is_read_as_a_test_set(kind, tmp_path, request):
-    place = request.getfixturevalue(kind)
-    spec = f"{'folder' if kind == 'folder' else 'npz'}:{place}"
-    found = datasets.load_dataset(Data(digest=kind, spec=spec), Preprocessing(), None, tmp_path)
-    assert (len(found.train.labels), len(found.test.labels)) == (0, 48)
-    assert len(found.classes) == 3
+def test_a_flat_dataset_is_read_as_a_test_set(kind, tmp_path, request):
+    path = request.getfixturevalue(kind)
+    spec = f"{'folder' if kind == 'folder' else 'npz'}:{path}"
+    dataset = datasets.load_dataset(Data(digest=kind, spec=spec), Preprocessing(), None, tmp_path)
+    assert (len(dataset.train.labels), len(dataset.test.labels)) == (0, 48)
+    assert len(dataset.classes) == 3
 
 
-def test_an_audit_asks_what_needs_no_training_images_and_skips_the_rest(folder, tmp_path):
+def test_an_audit_without_training_images_skips_what_needs_them(folder, tmp_path):
     torch.manual_seed(0)
     path, out = tmp_path / "after.pth", tmp_path / "out"
     torch.save(small_resnets.tiny_resnet(3).state_dict(), path)
     arguments = ["audit", "--arch", "tiny-resnet", "--after", path, "--data", f"folder:{folder}", "-o", out, "-j", 1]
     code = main.main([*map(str, arguments), "--store", str(tmp_path / "s.sqlite")])
     assert code in {exit_code.FAILED, exit_code.INCONCLUSIVE}
-    found = {finding["id"]: finding for finding in json.loads((out / "results.json").read_text())["findings"]}
-    assert found["audit/reload"]["verdict"] == "PASS"
-    assert found["batchnorm-drift/harm"]["verdict"] == "SKIPPED"
-    assert found["audit/linear-probe"]["verdict"] == "SKIPPED"
-    assert not [one["id"] for one in found.values() if one["verdict"] == "ERROR"]
+    findings = {finding["id"]: finding for finding in json.loads((out / "results.json").read_text())["findings"]}
+    assert findings["audit/reload"]["verdict"] == "PASS"
+    assert findings["batchnorm-drift/harm"]["verdict"] == "SKIPPED"
+    assert findings["audit/linear-probe"]["verdict"] == "SKIPPED"
+    assert not [finding["id"] for finding in findings.values() if finding["verdict"] == "ERROR"]
 
 
-def test_a_run_says_that_there_is_nothing_to_train_on(arrays, tmp_path, capsys):
+def test_a_run_without_training_images_is_an_error(arrays, tmp_path, capsys):
     suite = tmp_path / "s.toml"
     suite.write_text(
         f'schema = 1\nname = "alone"\nplugins = ["all"]\n[backbone]\narch = "tiny-resnet"\n[target]\ndata = "npz:{arrays}"\n'
@@ -73,7 +73,7 @@ def test_a_run_says_that_there_is_nothing_to_train_on(arrays, tmp_path, capsys):
     assert "no training images" in capsys.readouterr().err
 
 
-def test_a_folder_of_one_class_is_no_dataset(tmp_path):
+def test_a_folder_of_one_class_is_not_a_dataset(tmp_path):
     (tmp_path / "only").mkdir()
     with pytest.raises(UserError, match="not a dataset folder"):
         sources.read_dataset(f"folder:{tmp_path}", None)

@@ -1,4 +1,4 @@
-"""A plan in several shares: who computes what, where each stops, and that together they find what one run finds."""
+"""Shards of a plan: which shard owns a trial, where each stops, and that their merge equals one run."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ steps = 10
 """
 
 
-def drift(trial):
+def answer_trial(trial):
     measures = {measure: dict.fromkeys(plugin.measures, 1.0) for plugin in PLUGINS for measure in plugin.measures.values()}
     return fake_lab.fake_lab(measures=measures, examples=60)(trial)
 
 
 @pytest.fixture
 def lab(monkeypatch):
-    """Workers that answer from a table, at once; what they were asked is in the list, ``answer`` may be another."""
-    asked = []
+    """Return fake workers; ``requests`` lists their groups of trials, and ``answer`` computes a record."""
+    requests = []
 
     @contextmanager
     def workers(_):
@@ -59,8 +59,8 @@ def lab(monkeypatch):
             future = Future()
             if function.endswith(":run_trials"):
                 group, missing, _ = arguments
-                asked.append(group)
-                future.set_result(([workers.answer(one) for one in group if one.key in missing], 1))
+                requests.append(group)
+                future.set_result(([workers.answer(trial) for trial in group if trial.key in missing], 1))
             elif function.endswith(":profile"):
                 future.set_result(
                     replace(
@@ -76,7 +76,7 @@ def lab(monkeypatch):
 
         yield call
 
-    workers.answer, workers.asked = drift, asked
+    workers.answer, workers.requests = answer_trial, requests
     monkeypatch.setattr(execute.local, "start_workers", workers)
     return workers
 
@@ -90,259 +90,259 @@ def suite(tmp_path, monkeypatch):
     return suites.load_suite(tmp_path / "suite.toml")
 
 
-def one_share(suite, number, of, path):
-    return shard.run_shard(suite, Shard(number=number, count=of), path=path, device="cpu", workers=1)
+def run_shard(suite, number, count, path):
+    return shard.run_shard(suite, Shard(number=number, count=count), path=path, device="cpu", workers=1)
 
 
-def whole(suite, path):
+def run_all(suite, path):
     return runner.run(suite, store=path, device="cpu", workers=1)
 
 
-def verdicts(run):
+def findings_json(run):
     return run_to_json(run)["findings"]
 
 
 def stored_records(path):
-    """A store's records by key, without the time that the engine took."""
+    """Return the records of a store by key, without the time of the engine."""
     with closing(sqlite3.connect(path)) as db:
         return {row[0]: row[1:] for row in db.execute("select key, fit, seconds, about, arrays from records")}
 
 
-def joined(output, *sources):
-    return [one for _, one in store.merge_stores(output, sources)]
+def merge_stores(output, *sources):
+    return [count for _, count in store.merge_stores(output, sources)]
 
 
 @cache
 def stages(size):
-    """The groups of all stages of a study."""
-    asked, answers, found = fake_lab.make_study(*PLUGINS), {}, []
-    while (step := schedule.next_schedule(asked, answers)).pending:
-        found.append(list(batching.group_trials(step.pending, size, asked.suite)))
-        answers |= {key: drift(one) for key, one in step.pending.items()}
-    return found
+    """Return the groups of all stages of a study."""
+    study, records, groups_by_stage = fake_lab.make_study(*PLUGINS), {}, []
+    while (step := schedule.next_schedule(study, records)).pending:
+        groups_by_stage.append(list(batching.group_trials(step.pending, size, study.suite)))
+        records |= {key: answer_trial(trial) for key, trial in step.pending.items()}
+    return groups_by_stage
 
 
-# Whose is what
+# Owners
 
 
 @pytest.mark.parametrize("size", [1, 32])
-@pytest.mark.parametrize("of", [1, 2, 3, 7])
-def test_every_group_belongs_to_exactly_one_shard(size, of):
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_every_group_belongs_to_exactly_one_shard(size, count):
     for groups in stages(size):
         for group in groups:
-            assert [number for number in range(1, of + 1) if shard.owner_number(group, of) == number] == [
-                shard.owner_number(group, of)
+            assert [number for number in range(1, count + 1) if shard.owner_number(group, count) == number] == [
+                shard.owner_number(group, count)
             ]
-            assert 1 <= shard.owner_number(group, of) <= of
+            assert 1 <= shard.owner_number(group, count) <= count
 
 
-def test_shares_are_drawn_evenly():
-    homes = {group[0].model.base: shard.owner_number(group, 4) for groups in stages(1) for group in groups}
-    counts = Counter(homes.values())
-    mean, spread = len(homes) / 4, (len(homes) * 3 / 16) ** 0.5  # of a fair draw
-    assert len(homes) > 50
-    assert all(abs(counts[number] - mean) < 4 * spread for number in range(1, 5)), "no further off than chance would take it"
+def test_groups_are_assigned_evenly():
+    owners = {group[0].model.base: shard.owner_number(group, 4) for groups in stages(1) for group in groups}
+    counts = Counter(owners.values())
+    mean, spread = len(owners) / 4, (len(owners) * 3 / 16) ** 0.5  # of a uniform assignment
+    assert len(owners) > 50
+    assert all(abs(counts[number] - mean) < 4 * spread for number in range(1, 5)), "the counts are within chance"
 
 
 @pytest.mark.parametrize("size", [1, 32])
-def test_all_views_of_a_fit_stay_on_one_shard_look_after_look(size):
-    homes = {}
+def test_all_views_of_a_training_stay_on_one_shard(size):
+    owners = {}
     for groups in stages(size):
         for group in groups:
-            for one in group:
-                homes.setdefault(one.model.base, set()).add(shard.owner_number(group, 5))
-    assert {len(one) for one in homes.values()} == {1}
+            for trial in group:
+                owners.setdefault(trial.model.base, set()).add(shard.owner_number(group, 5))
+    assert {len(numbers) for numbers in owners.values()} == {1}
 
 
-def test_a_finished_network_is_split_by_what_is_asked_of_it():
+def test_trials_of_a_checkpoint_are_split_by_their_view():
     groups = [group for stage in stages(1) for group in stage]
-    own = [
-        (replace(one, model=replace(one.model, base=replace(one.model.base, head=OWN_HEAD, phases=(), seed=0))),)
+    checkpoint_groups = [
+        (replace(trial, model=replace(trial.model, base=replace(trial.model.base, head=OWN_HEAD, phases=(), seed=0))),)
         for group in groups
-        for one in group
+        for trial in group
     ]
-    assert {shard.owner_number(group, 3) for group in own} == {1, 2, 3}
+    assert {shard.owner_number(group, 3) for group in checkpoint_groups} == {1, 2, 3}
 
 
-def test_a_network_that_others_start_from_is_pretrained_on_every_shard():
+def test_a_pretraining_runs_on_every_shard():
     (start,) = {
-        one.model.base.start
+        trial.model.base.start
         for groups in stages(1)
         for group in groups
-        for one in group
-        if isinstance(one.model.base.start, TrainingSpec)
+        for trial in group
+        if isinstance(trial.model.base.start, TrainingSpec)
     }
     (group,) = {group for groups in stages(1) for group in groups if group[0].model.base == start}
     assert all(shard.is_owner(Shard(number=number, count=4), group) for number in range(1, 5))
 
 
-# Shares, merged
+# Merged shards
 
 
-def rounds(suite, of, folder, most=9):
-    """Shards and merges in turn until no shard waits for another; what each shard said of each round."""
+def run_rounds(suite, count, folder, max_rounds=9):
+    """Run shards and merges in turn until no shard waits for another; return the results of each round."""
     results = []
-    for _ in range(most):
-        results.append([one_share(suite, number, of, folder / f"{number}.sqlite") for number in range(1, of + 1)])
-        joined(folder / "all.sqlite", *(folder / f"{number}.sqlite" for number in range(1, of + 1)))
-        for number in range(1, of + 1):
-            joined(folder / f"{number}.sqlite", folder / "all.sqlite")
-        if not any(one.stage for one in results[-1]):
+    for _ in range(max_rounds):
+        results.append([run_shard(suite, number, count, folder / f"{number}.sqlite") for number in range(1, count + 1)])
+        merge_stores(folder / "all.sqlite", *(folder / f"{number}.sqlite" for number in range(1, count + 1)))
+        for number in range(1, count + 1):
+            merge_stores(folder / f"{number}.sqlite", folder / "all.sqlite")
+        if not any(result.stage for result in results[-1]):
             return results
     raise AssertionError(results)
 
 
-def test_shares_and_merges_find_what_one_run_finds_and_compute_nothing_twice(suite, lab, tmp_path):
-    one = whole(suite, tmp_path / "whole.sqlite")
-    once = len(lab.asked)
-    lab.asked.clear()
-    results = rounds(suite, 3, tmp_path)
-    assert len(lab.asked) == once == len(set(lab.asked))
-    lab.asked.clear()
-    again = whole(suite, tmp_path / "all.sqlite")
-    assert verdicts(again) == verdicts(one)
-    assert again.cost["trials"] == one.cost["trials"] | {"run": 0, "reused": one.cost["trials"]["unique"]}
-    assert again.plan == one.plan
-    assert lab.asked == []
+def test_merged_shards_equal_one_run_and_compute_nothing_twice(suite, lab, tmp_path):
+    expected = run_all(suite, tmp_path / "whole.sqlite")
+    request_count = len(lab.requests)
+    lab.requests.clear()
+    results = run_rounds(suite, 3, tmp_path)
+    assert len(lab.requests) == request_count == len(set(lab.requests))
+    lab.requests.clear()
+    merged = run_all(suite, tmp_path / "all.sqlite")
+    assert findings_json(merged) == findings_json(expected)
+    assert merged.cost["trials"] == expected.cost["trials"] | {"run": 0, "reused": expected.cost["trials"]["unique"]}
+    assert merged.plan == expected.plan
+    assert lab.requests == []
     assert stored_records(tmp_path / "all.sqlite") == stored_records(tmp_path / "whole.sqlite")
-    ends = [{share.stage for share in shares} for shares in results]
-    assert all(len(one) == 1 for one in ends), "they stop where the others do"
-    assert (ends[0], ends[-1]) == ({"tuning cures and scratch"}, {""})
+    stages_by_round = [{share.stage for share in shares} for shares in results]
+    assert all(len(stage_names) == 1 for stage_names in stages_by_round), "all shards stop at the same stage"
+    assert (stages_by_round[0], stages_by_round[-1]) == ({"tuning cures and scratch"}, {""})
 
 
-def test_a_run_of_the_whole_computes_only_what_is_left(suite, lab, tmp_path):
-    one = whole(suite, tmp_path / "whole.sqlite")
-    shares = [one_share(suite, number, 2, tmp_path / f"{number}.sqlite") for number in (1, 2)]
-    joined(tmp_path / "all.sqlite", tmp_path / "1.sqlite", tmp_path / "2.sqlite")
-    rest = whole(suite, tmp_path / "all.sqlite")
-    assert verdicts(rest) == verdicts(one)
-    assert rest.cost["trials"]["reused"] == sum(share.computed for share in shares) > 0
+def test_a_full_run_computes_only_the_remaining_trials(suite, lab, tmp_path):
+    expected = run_all(suite, tmp_path / "whole.sqlite")
+    shares = [run_shard(suite, number, 2, tmp_path / f"{number}.sqlite") for number in (1, 2)]
+    merge_stores(tmp_path / "all.sqlite", tmp_path / "1.sqlite", tmp_path / "2.sqlite")
+    merged = run_all(suite, tmp_path / "all.sqlite")
+    assert findings_json(merged) == findings_json(expected)
+    assert merged.cost["trials"]["reused"] == sum(share.computed for share in shares) > 0
 
 
-def test_the_shares_of_a_stage_are_the_stage(suite, lab, tmp_path):
-    shares = [one_share(suite, number, 3, tmp_path / f"{number}.sqlite") for number in (1, 2, 3)]
+def test_the_shards_of_a_stage_add_up_to_the_stage(suite, lab, tmp_path):
+    shares = [run_shard(suite, number, 3, tmp_path / f"{number}.sqlite") for number in (1, 2, 3)]
     total = {share.computed + share.others for share in shares}
     assert total == {sum(share.computed for share in shares)}
     assert all(share.missing == share.others and share.stored == 0 for share in shares)
 
 
-def test_a_share_that_was_broken_off_goes_on_with_the_same_groups(suite, lab, tmp_path):
-    path, first = tmp_path / "1.sqlite", one_share(suite, 1, 3, tmp_path / "1.sqlite")
+def test_an_interrupted_shard_resumes_with_the_same_groups(suite, lab, tmp_path):
+    path, first = tmp_path / "1.sqlite", run_shard(suite, 1, 3, tmp_path / "1.sqlite")
     with closing(sqlite3.connect(path)) as db:
-        gone = {key for (key,) in db.execute("select key from records order by key limit 3")}
-        db.executemany("delete from records where key = ?", [(key,) for key in gone])
+        deleted = {key for (key,) in db.execute("select key from records order by key limit 3")}
+        db.executemany("delete from records where key = ?", [(key,) for key in deleted])
         db.commit()
-    again = one_share(suite, 1, 3, path)
-    assert (again.computed, again.stored, again.others) == (3, first.computed - 3, first.others)
-    assert stored_records(path).keys() >= gone
-    assert one_share(suite, 1, 3, path).computed == 0
+    resumed = run_shard(suite, 1, 3, path)
+    assert (resumed.computed, resumed.stored, resumed.others) == (3, first.computed - 3, first.others)
+    assert stored_records(path).keys() >= deleted
+    assert run_shard(suite, 1, 3, path).computed == 0
 
 
-def test_one_share_of_one_is_the_whole_plan(suite, lab, tmp_path):
-    found = one_share(suite, 1, 1, tmp_path / "1.sqlite")
-    assert (found.stage, found.others, found.missing) == ("", 0, 0)
-    assert whole(suite, tmp_path / "1.sqlite").cost["trials"]["run"] == 0
-    assert found.earlier == len(stored_records(tmp_path / "1.sqlite"))
+def test_one_shard_of_one_is_the_full_plan(suite, lab, tmp_path):
+    result = run_shard(suite, 1, 1, tmp_path / "1.sqlite")
+    assert (result.stage, result.others, result.missing) == ("", 0, 0)
+    assert run_all(suite, tmp_path / "1.sqlite").cost["trials"]["run"] == 0
+    assert result.earlier == len(stored_records(tmp_path / "1.sqlite"))
 
 
-def test_a_crash_is_told_not_kept_and_asked_for_again(suite, lab, tmp_path):
+def test_a_crash_is_reported_and_not_stored(suite, lab, tmp_path):
     path = tmp_path / "1.sqlite"
-    lab.answer = lambda one: Record(key=one.key, error="Boom: on purpose")
-    found = one_share(suite, 1, 2, path)
-    assert set(found.crashed) == {"Boom: on purpose"}
+    lab.answer = lambda trial: Record(key=trial.key, error="Boom: on purpose")
+    result = run_shard(suite, 1, 2, path)
+    assert set(result.crashed) == {"Boom: on purpose"}
     assert stored_records(path) == {}
-    assert f"crashed: {len(found.crashed)}, not stored" in shard.describe_shard(found)
-    lab.answer = drift
-    assert one_share(suite, 1, 2, path).computed == found.computed
+    assert f"crashed: {len(result.crashed)}, not stored" in shard.describe_shard(result)
+    lab.answer = answer_trial
+    assert run_shard(suite, 1, 2, path).computed == result.computed
 
 
-def test_a_baseline_that_is_as_long_as_a_machine_is_fast_is_not_split(suite, tmp_path):
-    timed = replace(suite, checkpoint=replace(suite.checkpoint, scratch_budget=60.0))
+def test_a_baseline_with_a_time_budget_is_not_sharded(suite, tmp_path):
+    timed_suite = replace(suite, checkpoint=replace(suite.checkpoint, scratch_budget=60.0))
     with pytest.raises(UserError, match="--shard cannot be combined with a baseline that is trained for a time"):
-        one_share(timed, 1, 2, tmp_path / "1.sqlite")
+        run_shard(timed_suite, 1, 2, tmp_path / "1.sqlite")
     assert not (tmp_path / "1.sqlite").exists()
 
 
-def test_the_same_numbers_come_of_real_networks(tmp_path, monkeypatch):
+def test_shards_of_real_networks_equal_one_run(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     from invoke import make_suite
     from test_resume import _in_this_process
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(execute.local, "start_workers", _in_this_process)
-    noise = suites.load_suite(make_suite(tmp_path))
-    one = whole(noise, tmp_path / "whole.sqlite")
-    rounds(noise, 2, tmp_path)
-    again = whole(noise, tmp_path / "all.sqlite")
-    assert verdicts(again) == verdicts(one)
-    assert again.cost["trials"]["run"] == 0
+    noise_suite = suites.load_suite(make_suite(tmp_path))
+    expected = run_all(noise_suite, tmp_path / "whole.sqlite")
+    run_rounds(noise_suite, 2, tmp_path)
+    merged = run_all(noise_suite, tmp_path / "all.sqlite")
+    assert findings_json(merged) == findings_json(expected)
+    assert merged.cost["trials"]["run"] == 0
     assert {key: row[3] for key, row in stored_records(tmp_path / "all.sqlite").items()} == {
         key: row[3] for key, row in stored_records(tmp_path / "whole.sqlite").items()
-    }, "every prediction is the same to the last bit"
+    }, "every prediction is equal to the last bit"
 
 
 # The command
 
 
-def command(capsys, *words):
-    code = main.main(list(map(str, words)))
+def run_command(capsys, *arguments):
+    code = main.main(list(map(str, arguments)))
     return code, *capsys.readouterr()
 
 
-def sharded(number, *more):
-    store_ = [] if "--store" in more else ["--store", f"{number[0]}.sqlite"]
-    return ["run", "suite.toml", "--shard", number, "--device", "cpu", "-j", 1, *store_, *more]
+def shard_arguments(number, *options):
+    store_options = [] if "--store" in options else ["--store", f"{number[0]}.sqlite"]
+    return ["run", "suite.toml", "--shard", number, "--device", "cpu", "-j", 1, *store_options, *options]
 
 
-def test_a_share_says_what_it_did_and_what_is_next_and_writes_no_report(suite, lab, tmp_path, capsys):
-    code, out, _ = command(capsys, *sharded("1/2"))
-    first, *then = out.splitlines()
+def test_a_shard_prints_its_progress_and_next_commands_and_writes_no_report(suite, lab, tmp_path, capsys):
+    code, out, _ = run_command(capsys, *shard_arguments("1/2"))
+    first, *next_commands = out.splitlines()
     assert code == exit_code.PASSED
     assert first.startswith("shard 1/2: tuning cures and scratch: ")
     assert "trials of this share were computed, 0 were in the store already" in first
     assert "belong to other shards" in first
-    assert [line.partition("xferbench ")[2].split()[0] for line in then] == ["merge", "merge", "run"]
+    assert [line.partition("xferbench ")[2].split()[0] for line in next_commands] == ["merge", "merge", "run"]
     assert not (tmp_path / "reports").exists()
-    assert command(capsys, *sharded("2/2"))[0] == exit_code.PASSED
-    assert command(capsys, "merge", "-o", "all.sqlite", "1.sqlite", "2.sqlite")[0] == exit_code.PASSED
-    code, out, _ = command(capsys, *sharded("1/1", "--store", "all.sqlite"))
+    assert run_command(capsys, *shard_arguments("2/2"))[0] == exit_code.PASSED
+    assert run_command(capsys, "merge", "-o", "all.sqlite", "1.sqlite", "2.sqlite")[0] == exit_code.PASSED
+    code, out, _ = run_command(capsys, *shard_arguments("1/1", "--store", "all.sqlite"))
     assert code == exit_code.PASSED
     assert "no other shard is needed\nnext: xferbench run SUITE on this store without --shard" in out
 
 
-def test_a_share_that_crashed_ends_with_3(suite, lab, capsys):
-    lab.answer = lambda one: Record(key=one.key, error="Boom: on purpose")
-    code, out, _ = command(capsys, *sharded("1/2"))
+def test_a_shard_that_crashed_exits_with_3(suite, lab, capsys):
+    lab.answer = lambda trial: Record(key=trial.key, error="Boom: on purpose")
+    code, out, _ = run_command(capsys, *shard_arguments("1/2"))
     assert code == exit_code.CRASHED
     assert "Boom: on purpose" in out
 
 
-@pytest.mark.parametrize("word", ["0/4", "5/4", "a/b", "4", "1/0", "/", "-1/4", "1/2/3", "1.0/2", ""])
-def test_what_is_no_share_is_refused(word, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main.main(["run", "quick", f"--shard={word}", "--store", "s.sqlite"])
-    assert ended.value.code == exit_code.USAGE_ERROR
-    assert f"found {word!r}, expected I/N with I from 1 to N" in capsys.readouterr().err
+@pytest.mark.parametrize("value", ["0/4", "5/4", "a/b", "4", "1/0", "/", "-1/4", "1/2/3", "1.0/2", ""])
+def test_an_invalid_shard_is_refused(value, capsys):
+    with pytest.raises(SystemExit) as error:
+        main.main(["run", "quick", f"--shard={value}", "--store", "s.sqlite"])
+    assert error.value.code == exit_code.USAGE_ERROR
+    assert f"found {value!r}, expected I/N with I from 1 to N" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more", [["-o", "out"], ["--format", "json"], ["--dry-run"], ["--fail-on", "inconclusive"]])
-def test_a_share_has_no_report_forecast_or_verdict(suite, tmp_path, capsys, more):
-    code, out, err = command(capsys, *sharded("1/2", *more))
+@pytest.mark.parametrize("options", [["-o", "out"], ["--format", "json"], ["--dry-run"], ["--fail-on", "inconclusive"]])
+def test_options_for_a_full_run_are_refused(suite, tmp_path, capsys, options):
+    code, out, err = run_command(capsys, *shard_arguments("1/2", *options))
     assert (code, out) == (exit_code.USAGE_ERROR, "")
     assert "--shard cannot be combined with options for the whole run\n  found: --" in err
     assert not (tmp_path / "1.sqlite").exists()
 
 
-def test_a_share_needs_a_store_of_its_own(suite, capsys):
-    code, _, err = command(capsys, "run", "suite.toml", "--shard", "1/2")
+def test_a_shard_needs_a_store_option(suite, capsys):
+    code, _, err = run_command(capsys, "run", "suite.toml", "--shard", "1/2")
     assert code == exit_code.USAGE_ERROR
     assert "--shard needs --store" in err
 
 
-def test_a_share_of_another_plan_than_was_frozen_is_refused(suite, lab, tmp_path, capsys):
-    assert command(capsys, "validate", "suite.toml", "--freeze", "plan.json")[0] == exit_code.PASSED
-    assert command(capsys, *sharded("1/2", "--plan", "plan.json"))[0] == exit_code.PASSED
-    code, _, err = command(capsys, *sharded("2/2", "--plan", "plan.json", "--set", "margin=0.2"))
+def test_a_shard_of_another_plan_is_refused(suite, lab, tmp_path, capsys):
+    assert run_command(capsys, "validate", "suite.toml", "--freeze", "plan.json")[0] == exit_code.PASSED
+    assert run_command(capsys, *shard_arguments("1/2", "--plan", "plan.json"))[0] == exit_code.PASSED
+    code, _, err = run_command(capsys, *shard_arguments("2/2", "--plan", "plan.json", "--set", "margin=0.2"))
     assert code == exit_code.USAGE_ERROR
     assert "differs from the frozen plan" in err
     assert not (tmp_path / "2.sqlite").exists()
