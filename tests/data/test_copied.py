@@ -56,11 +56,11 @@ def test_jobs_have_a_timeout_and_a_new_push_cancels_the_old_run():
     assert "github.ref" in WORKFLOW["concurrency"]["group"]
 
 
-def test_only_actions_of_github_are_used_each_in_one_version():
-    actions_ = {step["uses"] for step in STEPS if "uses" in step}
-    assert {action.partition("@")[0] for action in actions_} == FIRST_PARTY
-    assert len(actions_) == len(FIRST_PARTY)
-    assert all(re.fullmatch(r"[\w/-]+@v\d+", action) for action in actions_)
+def test_only_actions_of_github_are_used_and_in_one_version():
+    used_actions = {step["uses"] for step in STEPS if "uses" in step}
+    assert {action.partition("@")[0] for action in used_actions} == FIRST_PARTY
+    assert len(used_actions) == len(FIRST_PARTY)
+    assert all(re.fullmatch(r"[\w/-]+@v\d+", action) for action in used_actions)
 
 
 def test_one_job_installs_cpu_wheels_of_torch_and_the_other_none():

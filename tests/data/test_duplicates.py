@@ -68,14 +68,16 @@ def test_injected_duplicates_are_found_with_their_kind(glyphs, name):
 
 
 @pytest.mark.parametrize("size", [70, 200, 1000])
-@pytest.mark.parametrize("world", ["source", "near", "tinted", "sketch"])
-def test_different_images_are_no_duplicates(world, size):
-    train, test = (fingerprint(synthetic.generate(world, split, count)[0]) for split, count in (("train", size), ("test", 500)))
+@pytest.mark.parametrize("dataset", ["source", "near", "tinted", "sketch"])
+def test_different_images_are_not_duplicates(dataset, size):
+    train, test = (
+        fingerprint(synthetic.generate(dataset, split, count)[0]) for split, count in (("train", size), ("test", 500))
+    )
     assert not duplicates.find_duplicates(test, train).found.any()
 
 
 @pytest.mark.parametrize("dimension", [5, 20])
-def test_probabilities_follow_the_law(dimension):
+def test_probabilities_are_calibrated(dimension):
     rng = np.random.default_rng(0)
 
     def draw_distances(count):
@@ -94,8 +96,8 @@ def test_with_too_few_images_the_probability_is_1():
 
 def test_an_image_with_many_duplicates_is_found(glyphs):
     train, test = glyphs
-    many = [compress(image, quality) for image in train[:10] for quality in range(75, 87)]
-    matches = duplicates.find_duplicates(fingerprint([*train[:10], *test]), fingerprint([*train[100:], *many]))
+    compressed_images = [compress(image, quality) for image in train[:10] for quality in range(75, 87)]
+    matches = duplicates.find_duplicates(fingerprint([*train[:10], *test]), fingerprint([*train[100:], *compressed_images]))
     assert matches.found[:10].sum() >= 9
     assert not matches.found[10:].any()
 
@@ -127,7 +129,7 @@ def test_the_threshold_does_not_depend_on_the_share_of_duplicates(glyphs, share)
     assert not matches.found[count:].any()
 
 
-def test_blank_images_are_no_duplicates_of_each_other(glyphs):
+def test_blank_images_are_not_duplicates_of_each_other(glyphs):
     blank = np.zeros((40, 32, 32, 3), np.uint8)
     matches = duplicates.find_duplicates(fingerprint([*blank, *glyphs[0][:1]]), fingerprint([*blank, *blank + 255, *glyphs[0]]))
     assert not matches.found[:40].any()
@@ -152,16 +154,16 @@ def test_in_a_small_set_only_exact_duplicates_are_found(glyphs):
 
 
 def test_empty_sets_have_no_duplicates(glyphs):
-    some, none = fingerprint(glyphs[0][:5]), fingerprint([])
-    assert duplicates.find_duplicates(some, none).index.tolist() == [-1] * 5
-    assert not duplicates.find_duplicates(some, none).found.any()
-    assert len(duplicates.find_duplicates(none, some).kind) == len(duplicates.find_duplicates(none, none).kind) == 0
+    few, empty = fingerprint(glyphs[0][:5]), fingerprint([])
+    assert duplicates.find_duplicates(few, empty).index.tolist() == [-1] * 5
+    assert not duplicates.find_duplicates(few, empty).found.any()
+    assert len(duplicates.find_duplicates(empty, few).kind) == len(duplicates.find_duplicates(empty, empty).kind) == 0
 
 
-def test_within_a_set_an_image_is_no_duplicate_of_itself(glyphs):
+def test_an_image_is_not_a_duplicate_of_itself(glyphs):
     train = glyphs[0][:400]
-    both = fingerprint([*train, *train[:3], *(compress(image, 75) for image in train[3:6]), train[6][:, ::-1]])
-    matches = duplicates.find_duplicates(both, both, same=True)
+    prints = fingerprint([*train, *train[:3], *(compress(image, 75) for image in train[3:6]), train[6][:, ::-1]])
+    matches = duplicates.find_duplicates(prints, prints, same=True)
     assert np.flatnonzero(matches.found).tolist() == [*range(7), *range(400, 407)]
     assert matches.index[:7].tolist() == list(range(400, 407))
     assert matches.index[400:].tolist() == list(range(7))
@@ -185,8 +187,8 @@ def test_tiles_give_the_same_distances_as_one_product(rows, columns, seed, same)
         np.fill_diagonal(cosine, -1)
     if len(test) and columns > same:
         assert distance.min(1) == pytest.approx(np.sqrt(np.clip(2 - 2 * cosine.max(1), 0, None)), abs=2e-3)
-        best = index[np.arange(len(test)), distance.argmin(1)]
-        assert cosine[np.arange(len(test)), best] == pytest.approx(cosine.max(1), abs=1e-5)
+        nearest = index[np.arange(len(test)), distance.argmin(1)]
+        assert cosine[np.arange(len(test)), nearest] == pytest.approx(cosine.max(1), abs=1e-5)
 
 
 def test_the_search_is_deterministic(glyphs):

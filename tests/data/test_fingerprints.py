@@ -41,7 +41,7 @@ def share_of_different_bits(first, second, *, flipped=False):
     return np.unpackbits(first.bits ^ second.bits ^ (fingerprints.FLIP if flipped else np.uint8(0)), axis=1).mean(1)
 
 
-def same_prints(first, second):
+def are_equal(first, second):
     return all(np.array_equal(getattr(first, name), getattr(second, name)) for name in FIELDS)
 
 
@@ -128,9 +128,9 @@ def test_an_image_without_structure_is_plain(image):
 
 def test_gray_16_bit_and_rgb_images_of_equal_values_have_equal_fingerprints():
     gray = make_pictures(1)[0, :, :, 0]
-    same = [gray, gray[:, :, None], np.repeat(gray[:, :, None], 3, 2), gray.astype(np.uint16) * 256 + 7]
-    prints = [fingerprints.fingerprint_split(RawSplit([image], np.zeros(1, int), NONE))[0] for image in same]
-    assert all(same_prints(prints[0], other) for other in prints[1:])
+    variants = [gray, gray[:, :, None], np.repeat(gray[:, :, None], 3, 2), gray.astype(np.uint16) * 256 + 7]
+    prints = [fingerprints.fingerprint_split(RawSplit([image], np.zeros(1, int), NONE))[0] for image in variants]
+    assert all(are_equal(prints[0], other_prints) for other_prints in prints[1:])
 
 
 @settings(deadline=None, max_examples=25)
@@ -150,13 +150,13 @@ def test_fingerprints_do_not_depend_on_the_batch(sizes, batch):
 
 def test_fingerprints_are_deterministic():
     images = make_pictures(50)
-    assert same_prints(fingerprint(images), fingerprint(images.copy()))
+    assert are_equal(fingerprint(images), fingerprint(images.copy()))
 
 
 def test_a_tensor_is_accepted():
     torch = pytest.importorskip("torch")
     images = make_pictures(3)
-    assert same_prints(fingerprints.fingerprint(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())), fingerprint(images))
+    assert are_equal(fingerprints.fingerprint(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())), fingerprint(images))
 
 
 def test_an_empty_batch_has_no_fingerprints():
@@ -204,7 +204,7 @@ def test_unreadable_files_are_left_out_and_named(tmp_path):
     )
     assert (len(prints), index.tolist()) == (1, [1])
     assert [note.partition(":")[0] for note in left_out] == ["broken.png", "text.jpg"]
-    assert same_prints(prints, fingerprint(make_pictures(1)))
+    assert are_equal(prints, fingerprint(make_pictures(1)))
 
 
 def make_npz(path):
@@ -217,16 +217,16 @@ def make_npz(path):
 def test_fingerprints_of_a_dataset_are_cached(tmp_path, monkeypatch):
     data = make_npz(tmp_path / "a.npz")
     first = fingerprints.dataset_fingerprints(data, "train", tmp_path / "cache")
-    assert same_prints(first, fingerprint(np.load(tmp_path / "a.npz")["train_images"]))
+    assert are_equal(first, fingerprint(np.load(tmp_path / "a.npz")["train_images"]))
     monkeypatch.setattr(sources, "read_dataset", None)
-    assert same_prints(fingerprints.dataset_fingerprints(data, "train", tmp_path / "cache"), first)
+    assert are_equal(fingerprints.dataset_fingerprints(data, "train", tmp_path / "cache"), first)
     assert [path.suffix for path in (tmp_path / "cache" / "prints").iterdir()] == [".npz"], "no temporary file remains"
 
 
-def test_fingerprints_of_the_first_test_images(tmp_path):
+def test_fingerprints_of_the_first_test_images_are_a_prefix(tmp_path):
     data = make_npz(tmp_path / "a.npz")
-    whole, first = (fingerprints.dataset_fingerprints(data, "test", tmp_path, size) for size in (None, 5))
-    assert same_prints(first, fingerprints.take(whole, slice(5)))
+    all_prints, first = (fingerprints.dataset_fingerprints(data, "test", tmp_path, size) for size in (None, 5))
+    assert are_equal(first, fingerprints.take(all_prints, slice(5)))
     with pytest.raises(UserError, match="no such split"):
         fingerprints.dataset_fingerprints(data, "validation", tmp_path)
 
@@ -244,10 +244,8 @@ def test_fingerprints_have_the_order_of_the_loaded_dataset(tmp_path):
     (tmp_path / "set" / "val" / "cat" / "2.png").write_text("broken")
     data = inputs.digest_data(f"folder:{tmp_path / 'set'}")
     dataset = datasets.load_dataset(data, Preprocessing(), None, tmp_path)
-    assert same_prints(fingerprints.dataset_fingerprints(data, "test", tmp_path), fingerprints.fingerprint(dataset.test.images))
-    assert same_prints(
-        fingerprints.dataset_fingerprints(data, "train", tmp_path), fingerprints.fingerprint(dataset.train.images)
-    )
+    assert are_equal(fingerprints.dataset_fingerprints(data, "test", tmp_path), fingerprints.fingerprint(dataset.test.images))
+    assert are_equal(fingerprints.dataset_fingerprints(data, "train", tmp_path), fingerprints.fingerprint(dataset.train.images))
 
 
 def test_float_images_raise():

@@ -94,12 +94,12 @@ def npz(tmp_path):
         ({"weights": "/"}, "[backbone] weights", "/: a folder", "a file of pretrained weights"),
     ],
 )
-def test_check_inputs_names_file_and_key(changed, key, found, expected):
-    with pytest.raises(UserError) as raised:
+def test_check_inputs_names_the_file_and_the_key(changed, key, found, expected):
+    with pytest.raises(UserError) as error:
         inputs.check_inputs(replace_flat(SUITE, **changed))
-    assert raised.value.what.startswith(f"/suites/ants.toml: {key}")
-    assert found in raised.value.found
-    assert expected in raised.value.expected
+    assert error.value.what.startswith(f"/suites/ants.toml: {key}")
+    assert found in error.value.found
+    assert expected in error.value.expected
 
 
 def test_check_inputs_accepts_existing_inputs(folder, npz):
@@ -227,19 +227,19 @@ def empty_folder(folder):
 )
 def test_a_wrong_folder_raises(folder, change, what, found, expected):
     change(folder)
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error:
         sources.read_dataset(f"folder:{folder}", None)
-    assert what in raised.value.what
-    assert found in raised.value.found
-    assert expected in raised.value.expected
+    assert what in error.value.what
+    assert found in error.value.found
+    assert expected in error.value.expected
 
 
 def test_a_class_folder_without_images_raises(folder):
     empty_folder(folder / "train" / "bees")
     (folder / "train" / "bees" / "notes.txt").write_text("bees")
-    with pytest.raises(UserError, match="no images") as raised:
+    with pytest.raises(UserError, match="no images") as error:
         sources.read_dataset(f"folder:{folder}", None)
-    assert raised.value.found == "1 other files"
+    assert error.value.found == "1 other files"
 
 
 def test_val_is_the_test_set_without_a_test_folder(folder):
@@ -289,11 +289,11 @@ def test_notes_name_the_files_that_are_left_out(folder):
 )
 def test_unusable_arrays_raise(npz, changed, what, found, expected):
     file = npz(**changed)
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error:
         sources.read_dataset(f"npz:{file}", None)
-    assert raised.value.what == f"{file}: {what}"
-    assert found in raised.value.found
-    assert expected in raised.value.expected
+    assert error.value.what == f"{file}: {what}"
+    assert found in error.value.found
+    assert expected in error.value.expected
 
 
 @pytest.mark.parametrize(
@@ -367,23 +367,23 @@ def test_a_decompression_bomb_is_left_out(folder, tmp_path, monkeypatch):
 def test_a_class_without_readable_images_raises_with_the_reason(folder, tmp_path):
     for file in (folder / "val" / "bees").iterdir():
         file.write_bytes(b"no image")
-    with pytest.raises(UserError, match="a class without an image that can be read") as raised:
+    with pytest.raises(UserError, match="a class without an image that can be read") as error:
         load_dataset(f"folder:{folder}", tmp_path)
-    assert raised.value.found.startswith("none of bees; ")
-    assert "cannot identify image file" in raised.value.found
+    assert error.value.found.startswith("none of bees; ")
+    assert "cannot identify image file" in error.value.found
 
 
 def test_different_sizes_of_train_and_test_raise(npz, tmp_path):
     file = npz(test_images=np.zeros((10, 16, 16, 3), np.uint8))
-    with pytest.raises(UserError, match="images of differing sizes") as raised:
+    with pytest.raises(UserError, match="images of differing sizes") as error:
         load_dataset(f"npz:{file}", tmp_path)
-    assert raised.value.found == "8×8, 16×16"
-    assert "resize and crop" in raised.value.do
+    assert error.value.found == "8×8, 16×16"
+    assert "resize and crop" in error.value.do
 
 
 def test_a_test_size_above_the_number_of_images_raises(npz, tmp_path):
     spec = f"npz:{npz()}"
     assert len(load_dataset(spec, tmp_path, test_size=10).test.labels) == 10
-    with pytest.raises(UserError, match="test_size") as raised:
+    with pytest.raises(UserError, match="test_size") as error:
         load_dataset(spec, tmp_path, test_size=11)
-    assert (raised.value.found, raised.value.expected) == ("11, of 10 test images", "at most 10")
+    assert (error.value.found, error.value.expected) == ("11, of 10 test images", "at most 10")

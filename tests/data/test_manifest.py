@@ -1,4 +1,4 @@
-"""Manifests: written and read without loss, streamed, without images; other files raise one clear error."""
+"""Manifests are written and read without loss, streamed and without images; other files raise one clear error."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def make_folder(folder, classes=("ant", "bee"), each=3, below=""):
     return folder
 
 
-def make_file(path, **more):
+def make_file(path, **changes):
     """Write a manifest of twenty images."""
-    manifest_ = manifest.make_manifest(f"npz:{make_npz(path.with_name('images.npz'), images=make_images(20))}")[0]
-    manifest.write_manifest(manifest_, path)
-    if more:
+    new_manifest = manifest.make_manifest(f"npz:{make_npz(path.with_name('images.npz'), images=make_images(20))}")[0]
+    manifest.write_manifest(new_manifest, path)
+    if changes:
         with np.load(path) as arrays:
             members = {name: arrays[name] for name in arrays.files}
         about = json.loads(str(members.pop("about")))
-        np.savez(path, about=np.array(json.dumps(about | more)), **members)
+        np.savez(path, about=np.array(json.dumps(about | changes)), **members)
     return path
 
 
@@ -47,17 +47,17 @@ def make_npz(path, **arrays):
     return path
 
 
-def same(first, second):
+def are_equal(first, second):
     return all(np.array_equal(getattr(first.prints, name), getattr(second.prints, name)) for name in FIELDS)
 
 
 def test_a_written_manifest_is_read_back(tmp_path):
-    manifest_, left_out = manifest.make_manifest(f"folder:{make_folder(tmp_path / 'web')}")
-    manifest.write_manifest(manifest_, tmp_path / "m.npz")
+    written_manifest, left_out = manifest.make_manifest(f"folder:{make_folder(tmp_path / 'web')}")
+    manifest.write_manifest(written_manifest, tmp_path / "m.npz")
     reread = manifest.read_manifest(tmp_path / "m.npz")
-    assert same(reread, manifest_)
+    assert are_equal(reread, written_manifest)
     assert (reread.name, reread.classes, reread.labels.tolist()) == ("folder:web", ("ant", "bee"), [0, 0, 0, 1, 1, 1])
-    assert (reread.left_out, left_out, reread.digest) == (0, (), manifest_.digest)
+    assert (reread.left_out, left_out, reread.digest) == (0, (), written_manifest.digest)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.npz", "web"], "no temporary file remains"
 
 
@@ -88,9 +88,9 @@ def test_images_are_read_from_folders_of_any_depth(tmp_path):
     folder = make_folder(tmp_path / "web", below="2019/may")
     (folder / "notes.txt").write_text("no image")
     (folder / "bee" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    manifest_, left_out = manifest.make_manifest(f"folder:{folder}")
-    assert (len(manifest_.prints), manifest_.left_out, manifest_.classes) == (6, 2, ("ant", "bee"))
-    assert manifest_.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    new_manifest, left_out = manifest.make_manifest(f"folder:{folder}")
+    assert (len(new_manifest.prints), new_manifest.left_out, new_manifest.classes) == (6, 2, ("ant", "bee"))
+    assert new_manifest.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert [note.partition(":")[0] for note in left_out] == ["notes.txt", "bee/broken.jpg"]
     Image.fromarray(make_images(1)[0]).save(folder / "loose.png")
     assert manifest.make_manifest(f"folder:{folder}")[0].classes == (), "an image without a class folder"
@@ -101,15 +101,15 @@ def test_images_are_read_from_folders_of_any_depth(tmp_path):
 def test_the_training_images_of_a_dataset_with_splits_are_used(tmp_path, splits):
     for split in splits:
         make_folder(tmp_path / split, each=3 if split == "train" else 2)
-    manifest_, _ = manifest.make_manifest(f"folder:{tmp_path}")
-    assert (len(manifest_.prints), manifest_.classes) == (6, ("ant", "bee"))
+    new_manifest, _ = manifest.make_manifest(f"folder:{tmp_path}")
+    assert (len(new_manifest.prints), new_manifest.classes) == (6, ("ant", "bee"))
 
 
 @pytest.mark.parametrize(("spec", "count"), [("synthetic:near", 4000), ("digits", 1000)])
 def test_every_kind_of_dataset_has_a_manifest(spec, count):
     pytest.importorskip("sklearn")
-    manifest_, left_out = manifest.make_manifest(spec)
-    assert (manifest_.name, len(manifest_.prints), len(manifest_.labels), left_out) == (spec, count, count, ())
+    new_manifest, left_out = manifest.make_manifest(spec)
+    assert (new_manifest.name, len(new_manifest.prints), len(new_manifest.labels), left_out) == (spec, count, count, ())
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,10 @@ def test_every_kind_of_dataset_has_a_manifest(spec, count):
 def test_arrays_are_read_row_by_row(tmp_path, form):
     images = form(make_images(5))
     path = make_npz(tmp_path / "a.npz", train_images=images, train_labels=np.array([7, 3, 3, 7, 3]), test_images=images[:1])
-    manifest_, _ = manifest.make_manifest(f"npz:{path}")
-    assert (manifest_.classes, manifest_.labels.tolist()) == (("3", "7"), [1, 0, 0, 1, 0])
+    new_manifest, _ = manifest.make_manifest(f"npz:{path}")
+    assert (new_manifest.classes, new_manifest.labels.tolist()) == (("3", "7"), [1, 0, 0, 1, 0])
     native = images.astype(images.dtype.newbyteorder("="))
-    assert np.array_equal(manifest_.prints.exact, fingerprints.fingerprint_images(list(native))[0].exact)
+    assert np.array_equal(new_manifest.prints.exact, fingerprints.fingerprint_images(list(native))[0].exact)
 
 
 def test_an_npz_file_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
@@ -155,33 +155,33 @@ def test_progress_is_reported(tmp_path, monkeypatch):
 
 def test_an_existing_file_is_not_overwritten(tmp_path):
     path = make_file(tmp_path / "m.npz")
-    before, manifest_ = (
+    before, new_manifest = (
         path.read_bytes(),
         manifest.make_manifest(f"npz:{make_npz(tmp_path / 'b.npz', images=make_images(3))}")[0],
     )
     with pytest.raises(UserError, match="already exists"):
-        manifest.write_manifest(manifest_, path)
+        manifest.write_manifest(new_manifest, path)
     assert path.read_bytes() == before
-    manifest.write_manifest(manifest_, path, force=True)
+    manifest.write_manifest(new_manifest, path, force=True)
     assert len(manifest.read_manifest(path).prints) == 3
     with pytest.raises(UserError, match="no such folder"):
-        manifest.write_manifest(manifest_, tmp_path / "nowhere" / "m.npz")
+        manifest.write_manifest(new_manifest, tmp_path / "nowhere" / "m.npz")
     with pytest.raises(UserError, match="a folder"):
-        manifest.write_manifest(manifest_, tmp_path, force=True)
+        manifest.write_manifest(new_manifest, tmp_path, force=True)
 
 
 def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     path = make_file(tmp_path / "m.npz")
     before = path.read_bytes()
 
-    def full(file, **arrays):
+    def fail_on_full_disk(file, **arrays):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    manifest_ = manifest.read_manifest(path)
-    monkeypatch.setattr(np, "savez", full)
+    old_manifest = manifest.read_manifest(path)
+    monkeypatch.setattr(np, "savez", fail_on_full_disk)
     with pytest.raises(OSError, match="No space"):
-        manifest.write_manifest(manifest_, path, force=True)
+        manifest.write_manifest(old_manifest, path, force=True)
     assert path.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images.npz", "m.npz"]
 
@@ -222,7 +222,7 @@ def test_a_damaged_manifest_raises_or_is_intact(tmp_path_factory, data):
         reread = manifest.read_manifest(path)
     except UserError:
         return
-    assert same(reread, expected)
+    assert are_equal(reread, expected)
 
 
 def test_a_member_that_seems_encrypted_raises(tmp_path):
@@ -303,9 +303,9 @@ def test_an_unknown_dataset_raises():
     assert inputs.DATA_KINDS[0] == "folder"
 
 
-def test_photographs_and_other_files_among_them(shared):
-    manifest_, left_out = manifest.make_manifest(f"folder:{shared / 'data' / 'hymenoptera'}")
-    assert (len(manifest_.prints), manifest_.classes) == (244, ("ants", "bees"))
+def test_photographs_are_read_and_other_files_are_left_out(shared):
+    new_manifest, left_out = manifest.make_manifest(f"folder:{shared / 'data' / 'hymenoptera'}")
+    assert (len(new_manifest.prints), new_manifest.classes) == (244, ("ants", "bees"))
     assert [note for note in left_out if ".gif" in note]
-    manifest_, left_out = manifest.make_manifest(f"folder:{shared / 'data' / 'pacs'}")
-    assert (len(manifest_.prints), len(manifest_.classes), left_out) == (784, 4, ())
+    new_manifest, left_out = manifest.make_manifest(f"folder:{shared / 'data' / 'pacs'}")
+    assert (len(new_manifest.prints), len(new_manifest.classes), left_out) == (784, 4, ())

@@ -1,4 +1,4 @@
-"""Datasets that a metadata.csv lists: what is read, what is refused, and what is left out with a note."""
+"""Datasets listed by a metadata.csv: reading, errors, and notes about omitted files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xferbench.core.suite import BackboneSection, DataSection, Invocation, Suite
 from xferbench.data import inputs, metadata_csv, sources
 
 
-def make(folder, table, *, only=None):
+def make_table_folder(folder, table, *, only=None):
     """Write a folder with a table, and an image for each of its rows or for those in ``only``."""
     folder.mkdir(parents=True, exist_ok=True)
     text = table if isinstance(table, str) else "\n".join(",".join(row) for row in table) + "\n"
@@ -36,10 +36,10 @@ ROWS = [
 
 @pytest.fixture
 def folder(tmp_path):
-    return make(tmp_path / "pets", [HEADER, *ROWS])
+    return make_table_folder(tmp_path / "pets", [HEADER, *ROWS])
 
 
-def read(folder):
+def read_folder(folder):
     return sources.read_dataset(f"folder:{folder}", None)
 
 
@@ -48,7 +48,7 @@ def digest(folder):
 
 
 def test_classes_splits_and_groups_come_from_the_columns(folder):
-    classes, splits, left_out = read(folder)
+    classes, splits, left_out = read_folder(folder)
     assert classes == ("cat", "dog")
     assert left_out == ()
     assert set(splits) == {"train", "test"}
@@ -61,7 +61,7 @@ def test_classes_splits_and_groups_come_from_the_columns(folder):
 
 def test_a_group_has_the_same_number_in_every_split(tmp_path):
     rows = [(f"{split}{i}.png", "ab"[i % 2], split, f"p{i}") for split in ("train", "val", "test") for i in range(4)]
-    _, splits, _ = read(make(tmp_path / "d", [HEADER, *rows]))
+    _, splits, _ = read_folder(make_table_folder(tmp_path / "d", [HEADER, *rows]))
     groups_by_split = [
         {name[-5]: group for name, group in zip(raw.names, raw.groups.tolist(), strict=True)}
         for raw in (splits["train"], splits["validation"], splits["test"])
@@ -70,9 +70,9 @@ def test_a_group_has_the_same_number_in_every_split(tmp_path):
 
 
 @pytest.mark.parametrize("split_name", ["val", "valid", "validation", "Val"])
-def test_val_is_the_test_set_if_there_is_no_other(split_name, tmp_path):
+def test_the_validation_split_is_the_test_set_without_another(split_name, tmp_path):
     rows = [(f"{split}{i}.png", "ab"[i % 2], split) for split in ("train", split_name) for i in range(4)]
-    _, splits, _ = read(make(tmp_path / "d", [HEADER[:3], *rows]))
+    _, splits, _ = read_folder(make_table_folder(tmp_path / "d", [HEADER[:3], *rows]))
     assert set(splits) == {"train", "test"}
     assert {name[: len(split_name)] for name in splits["test"].names} == {split_name}
     assert len(splits["test"].groups) == 0
@@ -80,30 +80,32 @@ def test_val_is_the_test_set_if_there_is_no_other(split_name, tmp_path):
 
 def test_a_table_in_the_folder_of_each_split_is_read(tmp_path):
     for split in ("train", "validation"):
-        make(tmp_path / split, [("file_name", "label", "age"), *((f"in/{i}.png", "ab"[i % 2], "7") for i in range(4))])
-    _, splits, left_out = read(tmp_path)
+        make_table_folder(
+            tmp_path / split, [("file_name", "label", "age"), *((f"in/{i}.png", "ab"[i % 2], "7") for i in range(4))]
+        )
+    _, splits, left_out = read_folder(tmp_path)
     assert splits["train"].names == ["train/in/0.png", "train/in/1.png", "train/in/2.png", "train/in/3.png"]
     assert set(splits["test"].names) == {f"validation/in/{i}.png" for i in range(4)}
     assert left_out == ("train/metadata.csv: column age is not used", "validation/metadata.csv: column age is not used")
     (tmp_path / "test").mkdir()
     with pytest.raises(UserError, match=r"test.metadata\.csv: missing"):
-        read(tmp_path)
+        read_folder(tmp_path)
 
 
 def test_without_a_split_column_a_stratified_fifth_is_the_test_set(tmp_path):
     rows = [(f"{i}.png", "aab"[i % 3]) for i in range(60)]
-    folder = make(tmp_path / "d", [HEADER[:2], *rows])
-    _, splits, left_out = read(folder)
+    folder = make_table_folder(tmp_path / "d", [HEADER[:2], *rows])
+    _, splits, left_out = read_folder(folder)
     assert np.bincount(splits["test"].labels).tolist() == pytest.approx([8, 4], abs=1)
     assert len(splits["test"].labels) == 12
     assert not set(splits["train"].names) & set(splits["test"].names)
     assert left_out == ("metadata.csv: no column split, so 12 of 60 images are the test set",)
-    assert read(folder)[1]["test"].names == splits["test"].names
+    assert read_folder(folder)[1]["test"].names == splits["test"].names
 
 
 def test_the_test_set_of_a_table_without_splits_has_whole_groups(tmp_path):
     rows = [(f"{i}.png", "ab"[i // 3 % 2], f"p{i // 3}") for i in range(90)]
-    _, splits, left_out = read(make(tmp_path / "d", [("file_name", "label", "group"), *rows]))
+    _, splits, left_out = read_folder(make_table_folder(tmp_path / "d", [("file_name", "label", "group"), *rows]))
     assert not set(splits["train"].groups) & set(splits["test"].groups)
     assert len(splits["test"].labels) == 18
     assert set(splits["test"].labels) == {0, 1}
@@ -119,10 +121,10 @@ def test_the_test_set_of_a_table_without_splits_has_whole_groups(tmp_path):
     ],
 )
 def test_a_table_without_splits_that_cannot_be_cut_raises(rows, found, tmp_path):
-    with pytest.raises(UserError, match="no test set can be cut") as raised:
-        read(make(tmp_path / "d", [("file_name", "label", "group")[: len(rows[0])], *rows]))
-    assert raised.value.found == found
-    assert "add a column split" in raised.value.do
+    with pytest.raises(UserError, match="no test set can be cut") as error:
+        read_folder(make_table_folder(tmp_path / "d", [("file_name", "label", "group")[: len(rows[0])], *rows]))
+    assert error.value.found == found
+    assert "add a column split" in error.value.do
 
 
 def test_check_inputs_refuses_a_wrong_table(folder, tmp_path):
@@ -142,7 +144,7 @@ def test_check_inputs_refuses_a_wrong_table(folder, tmp_path):
 def test_notes_name_missing_and_broken_files_and_unused_columns(tmp_path):
     data = pytest.importorskip("xferbench.lab.data.datasets")
     rows = [(f"{split}/{i}.png", "ab"[i % 2], split, "9") for split in ("train", "test") for i in range(6)]
-    folder = make(tmp_path / "pets", [("file_name", "label", "split", "age"), *rows])
+    folder = make_table_folder(tmp_path / "pets", [("file_name", "label", "split", "age"), *rows])
     (folder / "train" / "0.png").unlink()
     (folder / "train" / "1.png").write_bytes(b"no image")
     (folder / "test" / "2.png").write_bytes((folder / "test" / "3.png").read_bytes()[:40])
@@ -169,20 +171,20 @@ def test_the_digest_depends_on_the_table_and_the_files_that_it_names(folder):
     (folder / "notes.txt").write_text("not listed")
     assert digest(folder) == before
     Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "train-cat0.png")
-    changed = digest(folder)
-    assert changed != before
+    digest_after_change = digest(folder)
+    assert digest_after_change != before
     table = (folder / "metadata.csv").read_text()
     (folder / "metadata.csv").write_text(table.replace("train-cat0.png,cat", "train-cat0.png,dog"))
-    assert digest(folder) != changed
+    assert digest(folder) != digest_after_change
     (folder / "metadata.csv").write_text(table)
     (folder / "train-cat1.png").unlink()
-    assert digest(folder) != changed
+    assert digest(folder) != digest_after_change
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_accepted(folder):
     text = (folder / "metadata.csv").read_text()
     (folder / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n")
-    assert [len(raw.labels) for raw in read(folder)[1].values()] == [8, 8]
+    assert [len(raw.labels) for raw in read_folder(folder)[1].values()] == [8, 8]
 
 
 def test_names_and_labels_may_have_commas_and_non_ascii_letters(tmp_path):
@@ -192,7 +194,7 @@ def test_names_and_labels_may_have_commas_and_non_ascii_letters(tmp_path):
     (tmp_path / "metadata.csv").write_text(table, encoding="utf-8")
     for i in range(8):
         Image.new("RGB", (4, 4)).save(tmp_path / f"{i}, größer.png")
-    classes, splits, left_out = read(tmp_path)
+    classes, splits, left_out = read_folder(tmp_path)
     assert classes == ("Katze, groß", "犬")
     assert len(splits["train"].labels) == 4
     assert left_out == ()
@@ -234,20 +236,20 @@ GOOD = "file_name,label,split\na.png,cat,train\nb.png,dog,train\nc.png,cat,test\
     ],
 )
 def test_an_unreadable_table_raises_with_its_line(table, what, found, fragment, tmp_path):
-    make(tmp_path, GOOD)
+    make_table_folder(tmp_path, GOOD)
     (tmp_path / "metadata.csv").write_bytes(table)
-    with pytest.raises(UserError) as problem:
-        read(tmp_path)
-    assert what in problem.value.what
-    assert "metadata.csv" in problem.value.what
-    assert found in problem.value.found
-    assert fragment in f"{problem.value.expected} {problem.value.do}"
+    with pytest.raises(UserError) as error:
+        read_folder(tmp_path)
+    assert what in error.value.what
+    assert "metadata.csv" in error.value.what
+    assert found in error.value.found
+    assert fragment in f"{error.value.expected} {error.value.do}"
 
 
 def test_a_table_without_existing_files_raises(tmp_path):
-    folder = make(tmp_path / "d", GOOD, only=())
+    folder = make_table_folder(tmp_path / "d", GOOD, only=())
     with pytest.raises(UserError, match="0 among 0 of 4 rows whose file exists"):
-        read(folder)
+        read_folder(folder)
 
 
 def test_class_folders_have_no_table(tmp_path):

@@ -71,7 +71,7 @@ def test_a_module_without_a_readable_source_is_an_error(module):
         digest_source([module])
 
 
-def test_this_package_and_the_standard_library_are_no_third_party():
+def test_this_package_and_the_standard_library_are_not_third_party():
     assert not is_third_party("xferbench.plugins.head_shock")
     assert not is_third_party("functools")
     assert is_third_party("too_hot") and is_third_party("xferbench_extra.plugin")

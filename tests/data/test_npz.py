@@ -10,11 +10,11 @@ from xferbench.core.pipeline import Preprocessing, Spectrogram
 from xferbench.data import inputs, sources
 
 
-def save_dataset(path, images, **more):
+def save_dataset(path, images, **groups):
     """Write an npz file with the first twelve images for training and the others for testing. Return the dataset."""
     labels = np.arange(len(images)) % 2
     arrays = {"train_images": images[:12], "test_images": images[12:], "train_labels": labels[:12], "test_labels": labels[12:]}
-    np.savez(path / "d.npz", **arrays | more)
+    np.savez(path / "d.npz", **arrays | groups)
     return f"npz:{path / 'd.npz'}"
 
 
@@ -44,9 +44,9 @@ def test_spectrograms_of_any_dtype_have_one_channel(kind, tmp_path):
 def test_spectrograms_and_images_are_not_interchangeable(tmp_path):
     data = pytest.importorskip("xferbench.lab.data.datasets")
     floats, colors = inputs.digest_data(save_dataset(tmp_path, random_images(np.float32, 6, 5))), tmp_path / "colors"
-    with pytest.raises(UserError, match="not an image") as raised:
+    with pytest.raises(UserError, match="not an image") as error:
         data.load_dataset(floats, Preprocessing(), None, tmp_path / "cache")
-    assert 'kind = "spectrogram"' in raised.value.do
+    assert 'kind = "spectrogram"' in error.value.do
     colors.mkdir()
     with pytest.raises(UserError, match="not a spectrogram"):
         data.load_dataset(
@@ -57,16 +57,16 @@ def test_spectrograms_and_images_are_not_interchangeable(tmp_path):
 def test_a_non_finite_value_raises_with_the_index_of_its_image(tmp_path):
     images = random_images(np.float32, 6, 5)
     images[15, 2, 2] = np.nan
-    with pytest.raises(UserError, match="test_images") as raised:
+    with pytest.raises(UserError, match="test_images") as error:
         sources.read_dataset(save_dataset(tmp_path, images), None)
-    assert raised.value.found == "NaN or infinity in image 3"
+    assert error.value.found == "NaN or infinity in image 3"
 
 
 @pytest.mark.parametrize("kind", ["int64", "bool", "complex64"])
 def test_other_dtypes_raise(kind, tmp_path):
-    with pytest.raises(UserError, match="train_images") as raised:
+    with pytest.raises(UserError, match="train_images") as error:
         sources.read_dataset(save_dataset(tmp_path, random_images(kind, 6, 5)), None)
-    assert raised.value.found == f"{kind} (12, 6, 5)"
+    assert error.value.found == f"{kind} (12, 6, 5)"
 
 
 @pytest.mark.parametrize("convert", [lambda n: n, lambda n: np.array([f"p{i:02d}" for i in n])], ids=["numbers", "texts"])

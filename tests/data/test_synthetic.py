@@ -148,9 +148,9 @@ def test_another_version_gives_other_pictures(monkeypatch):
     assert not distinct(before) & distinct(generate("near", "train", 10)[0])
 
 
-@pytest.mark.parametrize(("name", "split", "meant"), [("skech", "train", "sketch"), ("near", "tset", "test")])
-def test_an_unknown_name_raises_with_a_suggestion(name, split, meant):
-    with pytest.raises(UserError, match=f"did you mean '{meant}'"):
+@pytest.mark.parametrize(("name", "split", "suggestion"), [("skech", "train", "sketch"), ("near", "tset", "test")])
+def test_an_unknown_name_raises_with_a_suggestion(name, split, suggestion):
+    with pytest.raises(UserError, match=f"did you mean '{suggestion}'"):
         generate(name, split, 1)
 
 

@@ -21,7 +21,7 @@ def to_idx(array):
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
 
-def mnist(root, name="MNIST"):
+def make_mnist(root, name="MNIST"):
     folder = root / name / "raw"
     folder.mkdir(parents=True)
     for prefix, count in (("train", 40), ("t10k", 20)):
@@ -33,7 +33,7 @@ def mnist(root, name="MNIST"):
     return root
 
 
-def countries(root):
+def make_countries(root):
     """Write a small Country211 with class folders in train, valid and test."""
     for split in ("train", "valid", "test"):
         for label, name in enumerate(("AD", "AE")):
@@ -47,7 +47,7 @@ def countries(root):
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
 def test_a_dataset_of_arrays_is_read_with_its_classes(name, tmp_path):
     pytest.importorskip("torchvision")
-    classes, splits, left_out = sources.read_dataset(f"torchvision:{name}:{mnist(tmp_path, name)}", None)
+    classes, splits, left_out = sources.read_dataset(f"torchvision:{name}:{make_mnist(tmp_path, name)}", None)
     assert len(classes) == 10
     assert left_out == ()
     assert splits["train"].labels.tolist() == [number % 10 for number in range(40)]
@@ -58,7 +58,7 @@ def test_a_dataset_of_arrays_is_read_with_its_classes(name, tmp_path):
 def test_a_dataset_of_files_keeps_its_validation_split_and_leaves_out_broken_files(tmp_path):
     pytest.importorskip("torchvision")
     data = pytest.importorskip("xferbench.lab.data.datasets")
-    (countries(tmp_path / "d") / "country211" / "train" / "AE" / "1.png").write_bytes(b"no image")
+    (make_countries(tmp_path / "d") / "country211" / "train" / "AE" / "1.png").write_bytes(b"no image")
     target = inputs.digest_data(f"torchvision:Country211:{tmp_path / 'd'}")
     dataset = data.load_dataset(target, Preprocessing(), None, tmp_path / "cache")
     assert dataset.classes == ("AD", "AE")
@@ -69,19 +69,21 @@ def test_a_dataset_of_files_keeps_its_validation_split_and_leaves_out_broken_fil
 
 
 def test_the_digest_depends_on_the_files_of_the_dataset_alone(tmp_path):
-    target = inputs.digest_data(f"torchvision:MNIST:{mnist(tmp_path / 'here')}")
+    target = inputs.digest_data(f"torchvision:MNIST:{make_mnist(tmp_path / 'here')}")
     (tmp_path / "here" / "other").write_text("another dataset")
-    assert inputs.digest_data(f"torchvision:MNIST:{mnist(tmp_path / 'there')}") == target == inputs.digest_data(target.spec)
-    assert inputs.digest_data(f"torchvision:KMNIST:{mnist(tmp_path / 'far', 'KMNIST')}") != target
+    assert (
+        inputs.digest_data(f"torchvision:MNIST:{make_mnist(tmp_path / 'there')}") == target == inputs.digest_data(target.spec)
+    )
+    assert inputs.digest_data(f"torchvision:KMNIST:{make_mnist(tmp_path / 'far', 'KMNIST')}") != target
     (tmp_path / "here" / "MNIST" / "raw" / "train-labels-idx1-ubyte").write_bytes(to_idx(np.zeros(40)))
     assert inputs.digest_data(target.spec) != target
 
 
 def test_a_missing_dataset_raises_with_the_download_command(tmp_path):
-    with pytest.raises(UserError, match="DTD: files are missing") as raised:
+    with pytest.raises(UserError, match="DTD: files are missing") as error:
         inputs.split_spec(f"torchvision:DTD:{tmp_path}")
-    assert f"{tmp_path} without dtd" in raised.value.found
-    command = raised.value.do.partition(": ")[2]
+    assert f"{tmp_path} without dtd" in error.value.found
+    command = error.value.do.partition(": ")[2]
     code = shlex.split(command)[2]
     compile(code, "", "exec")
     for split in ("train", "test", "val"):
@@ -91,20 +93,20 @@ def test_a_missing_dataset_raises_with_the_download_command(tmp_path):
 @pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:50])])
 def test_a_damaged_dataset_raises(damage, tmp_path):
     pytest.importorskip("torchvision")
-    damage(mnist(tmp_path) / "MNIST" / "raw" / "t10k-images-idx3-ubyte")
-    with pytest.raises(UserError, match="MNIST cannot be read") as raised:
+    damage(make_mnist(tmp_path) / "MNIST" / "raw" / "t10k-images-idx3-ubyte")
+    with pytest.raises(UserError, match="MNIST cannot be read") as error:
         sources.read_dataset(f"torchvision:MNIST:{tmp_path}", None)
-    assert raised.value.found
-    assert "download=True" in raised.value.do
+    assert error.value.found
+    assert "download=True" in error.value.do
 
 
 def test_altered_files_of_cifar_raise_before_they_are_unpickled(tmp_path):
     pytest.importorskip("torchvision")
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(UserError, match="CIFAR10 cannot be read") as raised:
+    with pytest.raises(UserError, match="CIFAR10 cannot be read") as error:
         sources.read_dataset(f"torchvision:CIFAR10:{tmp_path}", None)
-    assert "corrupted" in raised.value.found
+    assert "corrupted" in error.value.found
 
 
 def test_every_layout_matches_the_constructor_in_torchvision():

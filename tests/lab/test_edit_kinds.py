@@ -9,9 +9,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from test_metadata_csv import make
+from test_metadata_csv import make_table_folder
 from test_resume import _in_this_process
-from test_torchvision_folder import mnist
+from test_torchvision_folder import make_mnist
 
 from xferbench.config import loader
 from xferbench.core import files
@@ -118,7 +118,7 @@ def test_a_linear_probe_learns_the_pitch_of_a_spectrogram(tmp_path):
 
 def test_groups_of_a_table_reach_records_and_verdict(tmp_path):
     rows = [(f"{split}{i}.png", "ab"[i % 2], split, f"{split}{i // 4}") for split in ("train", "test") for i in range(32)]
-    make(tmp_path / "d", [("file_name", "label", "split", "group"), *rows])
+    make_table_folder(tmp_path / "d", [("file_name", "label", "split", "group"), *rows])
     (tmp_path / "d" / "test0.png").write_bytes(b"no image")
     result = run(tmp_path, "folder:d", "preprocessing = { resize = 16, crop = 16, mean = [0.5], std = [0.25] }")
     assert get_verdict(result) in {"PASS", "FAIL", "INCONCLUSIVE"}
@@ -129,7 +129,7 @@ def test_groups_of_a_table_reach_records_and_verdict(tmp_path):
 
 def test_a_torchvision_dataset_reaches_a_verdict(tmp_path):
     pytest.importorskip("torchvision")
-    mnist(tmp_path / "held")
+    make_mnist(tmp_path / "held")
     result = run(tmp_path, "torchvision:MNIST:held", "preprocessing = { resize = 16, crop = 16, mean = [0.5], std = [0.25] }")
     assert get_verdict(result) in {"PASS", "FAIL", "INCONCLUSIVE"}
     assert {predictions.probabilities.shape for predictions in view_predictions(result)} == {(20, 10)}
