@@ -241,7 +241,7 @@ def make_outcome(outcome_id, decision, reason="", **fields):
     return Outcome(id=outcome_id, plugin=plugin, decision=decision, reason=reason, **fields)
 
 
-def changed(before, change, *, half=0.012, **fields):
+def outcome_numbers(before, change, *, half=0.012, **fields):
     """Return the numbers of an outcome that became worse by ``change``, with bounds at a distance of ``half``."""
     bounds = {"change": change, "low": change - half, "high": change + half}
     size = {"margin": 0.02, "seeds": 5, "examples": 200, "compared": True}
@@ -254,7 +254,7 @@ def make_comparison(*outcomes, **fields):
     Among the default outcomes, the subject and a plugin of :func:`make_run` are worse.
     """
     fails = {"verdict": "FAIL", "accepted": "FAIL"}
-    subject = changed(0.812, 0.102, half=0.013, now=0.71, flipped=0.14, p_worse=1e-6, p_not_worse=1.0)
+    subject = outcome_numbers(0.812, 0.102, half=0.013, now=0.71, flipped=0.14, p_worse=1e-6, p_not_worse=1.0)
     default_outcomes = (
         make_outcome(SUBJECT, "worse", "worse by more than the margin of 2.0 points", **subject),
         make_outcome(
@@ -263,11 +263,13 @@ def make_comparison(*outcomes, **fields):
             "new: it passed when accepted",
             verdict="FAIL",
             accepted="PASS",
-            **changed(0.003, 0.057, now=0.06),
+            **outcome_numbers(0.003, 0.057, now=0.06),
         ),
-        make_outcome("learning-rate/harm", "not worse", "its harm has not grown", **fails, **changed(0.05, 0.001, now=0.051)),
         make_outcome(
-            "negative-transfer/harm", "not worse", verdict="PASS", accepted="PASS", **changed(-0.3, -0.004, now=-0.304)
+            "learning-rate/harm", "not worse", "its harm has not grown", **fails, **outcome_numbers(0.05, 0.001, now=0.051)
+        ),
+        make_outcome(
+            "negative-transfer/harm", "not worse", verdict="PASS", accepted="PASS", **outcome_numbers(-0.3, -0.004, now=-0.304)
         ),
         make_outcome(
             "head-shock/harm",
@@ -275,7 +277,7 @@ def make_comparison(*outcomes, **fields):
             "the margin lies within the interval",
             verdict="INCONCLUSIVE",
             accepted="INCONCLUSIVE",
-            **changed(0.01, 0.015, now=0.025),
+            **outcome_numbers(0.01, 0.015, now=0.025),
         ),
         make_outcome("audit/reload/harm", "crashed", "OSError: no such file", verdict="ERROR", accepted="PASS"),
         make_outcome(

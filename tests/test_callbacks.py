@@ -15,9 +15,9 @@ HEAD_ONLY = {"trainable": "head", "batchnorm": "eval"}
 
 
 def make_data(count=64):
-    random = torch.Generator().manual_seed(0)
-    y = torch.randint(4, (count,), generator=random)
-    return torch.utils.data.TensorDataset(torch.randn(count, 3, 8, 8, generator=random) + y.view(-1, 1, 1, 1), y)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (count,), generator=generator)
+    return torch.utils.data.TensorDataset(torch.randn(count, 3, 8, 8, generator=generator) + labels.view(-1, 1, 1, 1), labels)
 
 
 def make_net():
@@ -72,7 +72,7 @@ def hooks(optimizer):
     return len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
 
 
-@pytest.mark.filterwarnings("ignore")  # Lightning's warnings about itself
+@pytest.mark.filterwarnings("ignore")  # Lightning warns about its own code
 def test_training_with_lightning_is_watched():
     run = Lightning(frozen=False, recipe=HEAD_ONLY, on_event="collect")
     watch = run.fit()
@@ -154,7 +154,7 @@ def test_a_correct_training_with_transformers_has_no_events(tmp_path):
 
 
 class Plain(nn.Module):
-    """Returns logits only; the Trainer computes the loss."""
+    """A model that returns only logits; the Trainer computes the loss."""
 
     def __init__(self):
         super().__init__()
@@ -167,7 +167,7 @@ class Plain(nn.Module):
 @pytest.mark.filterwarnings("ignore")
 def test_the_logged_loss_is_recorded_if_the_model_returns_none(tmp_path):
     run, callback = make_trainer(tmp_path, frozen=False, model=Plain(), on_event="collect")
-    run.compute_loss_func = lambda outputs, labels, **rest: F.cross_entropy(outputs["logits"], labels)
+    run.compute_loss_func = lambda outputs, labels, **options: F.cross_entropy(outputs["logits"], labels)
     run.label_names = ["labels"]
     run.train()
     assert [step for step, _ in callback.watch._loss_history._losses] == [3, 6, 9, 12, 15, 18, 21, 24]

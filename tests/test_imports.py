@@ -1,4 +1,4 @@
-"""What each module imports. The layers of the packages are contracts of import-linter, in pyproject.toml."""
+"""Imports of each module. The layers of the packages are contracts of import-linter in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "xferbench"
-DOORS = {"__init__", "__main__", "plugin", "pytest_plugin"}
+PUBLIC_MODULES = {"__init__", "__main__", "plugin", "pytest_plugin"}
 TORCH = {"torch", "torchvision", "safetensors", "timm"}
 HEAVY = {"pandas", "scipy", "matplotlib", "seaborn", "sklearn", "PIL", "rich", "jinja2", "platformdirs", "IPython"}
 TRAINERS = {"lightning", "transformers"}
@@ -23,7 +23,7 @@ DEVELOPMENT = {"pytest", "hypothesis", "ruff", "mypy"}
 
 @dataclass(frozen=True)
 class Import:
-    """An import of ``name`` (a module of the package, or another package): ``late`` in a function, or ``typed``."""
+    """An import of a module or package: ``late`` within a function, ``typed`` only for type checking."""
 
     name: str
     internal: bool
@@ -38,7 +38,7 @@ MODULES = {
 
 @cache
 def imports(path):
-    """Every import of a file, with where it stands."""
+    """Return every import of a file."""
 
     def walk(node, *, late, typed):
         for child in ast.iter_child_nodes(node):
@@ -68,15 +68,15 @@ def within(module, *packages):
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def test_only_the_front_doors_stand_outside_a_package():
-    assert {path.stem for path in PACKAGE.glob("*.py")} == DOORS
+def test_only_public_modules_are_outside_a_subpackage():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == PUBLIC_MODULES
 
 
-def test_no_circle_of_imports_type_imports_included():
+def test_modules_have_no_import_cycle():
     graph = {
-        module: {found.name for found in imports(path) if found.internal and found.name != module}
+        module: {imported.name for imported in imports(path) if imported.internal and imported.name != module}
         for module, path in MODULES.items()
-        if module not in {"xferbench", "xferbench.plugin"}  # what the doors open comes from inside
+        if module not in {"xferbench", "xferbench.plugin"}  # these modules re-export names of the others
     }
     try:
         TopologicalSorter({module: names & graph.keys() for module, names in graph.items()}).prepare()
@@ -84,61 +84,73 @@ def test_no_circle_of_imports_type_imports_included():
         pytest.fail(" → ".join(error.args[1]))
 
 
-def test_the_layers_are_kept():
+def test_the_layers_have_no_forbidden_import():
     pytest.importorskip("importlinter", reason="import-linter is installed for linting")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout
+    assert process.returncode == 0, process.stdout
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if within(name, "xferbench.plugins")])
-def test_a_plugin_imports_torch_only_where_it_measures(module):
-    assert not {found.name for found in imports(MODULES[module]) if found.name in TORCH and not found.late and not found.typed}
+def test_a_plugin_imports_torch_only_within_functions(module):
+    assert not {
+        imported.name
+        for imported in imports(MODULES[module])
+        if imported.name in TORCH and not imported.late and not imported.typed
+    }
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_trainer_is_imported_by_its_own_callback_alone(module):
-    names = {found.name for found in imports(MODULES[module]) if found.name in TRAINERS and not found.typed}
+def test_only_its_callback_imports_a_trainer(module):
+    names = {imported.name for imported in imports(MODULES[module]) if imported.name in TRAINERS and not imported.typed}
     assert names <= {module.removeprefix("xferbench.callbacks.")}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if not within(name, "xferbench.lab")])
-def test_slow_imports_wait_for_the_function_that_needs_them(module):
-    early = {found.name for found in imports(MODULES[module]) if found.name in HEAVY and not found.late and not found.typed}
-    assert not early
+def test_slow_packages_are_imported_within_functions(module):
+    early_imports = {
+        imported.name
+        for imported in imports(MODULES[module])
+        if imported.name in HEAVY and not imported.late and not imported.typed
+    }
+    assert not early_imports
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_no_module_needs_what_only_a_developer_has(module):
+def test_no_module_imports_a_development_package(module):
     allowed = {"pytest"} if module == "xferbench.pytest_plugin" else set()
-    assert not {found.name for found in imports(MODULES[module])} & (DEVELOPMENT - allowed)
+    assert not {imported.name for imported in imports(MODULES[module])} & (DEVELOPMENT - allowed)
 
 
 def test_the_command_line_starts_without_torch():
-    reached, left = (
+    reached, pending = (
         set(),
-        ["xferbench.cli.main", "xferbench.runner.run", *(m for m in MODULES if within(m, "xferbench.plugins"))],
+        ["xferbench.cli.main", "xferbench.runner.run", *(name for name in MODULES if within(name, "xferbench.plugins"))],
     )
-    while left:
-        module = left.pop()
+    while pending:
+        module = pending.pop()
         reached.add(module)
-        now = [found.name for found in imports(MODULES[module]) if found.internal and not (found.late or found.typed)]
-        left += [name for name in now if name not in reached]
+        names = [
+            imported.name
+            for imported in imports(MODULES[module])
+            if imported.internal and not (imported.late or imported.typed)
+        ]
+        pending += [name for name in names if name not in reached]
     assert "xferbench.data.inputs" in reached
     assert not {
         module
         for module in reached
-        for found in imports(MODULES[module])
-        if found.name in TORCH and not (found.late or found.typed)
+        for imported in imports(MODULES[module])
+        if imported.name in TORCH and not (imported.late or imported.typed)
     }
 
 
-def test_the_reader_of_imports_reads_what_is_meant(tmp_path):
+def test_imports_reads_late_and_typed_imports(tmp_path):
     file = tmp_path / "module.py"
     file.write_text(
         "import torch.nn\nfrom xferbench.lab import models\nif TYPE_CHECKING:\n    from xferbench.core.run import Run\n"

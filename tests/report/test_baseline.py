@@ -20,11 +20,11 @@ def file(tmp_path):
 
 
 def test_a_run_equals_its_accepted_file(file):
-    compared = compare_outcomes(baseline.read_baseline(file), make_plugin_run())
-    assert {outcome.reason for outcome in compared.values()} == {"unchanged: the same trials gave the same results"}
+    result = compare_outcomes(baseline.read_baseline(file), make_plugin_run())
+    assert {outcome.reason for outcome in result.values()} == {"unchanged: the same trials gave the same results"}
 
 
-def test_the_file_contains_only_what_is_compared(file):
+def test_the_file_contains_only_the_compared_values(file):
     accepted = baseline.read_baseline(file)
     assert {(cell.arm, cell.view) for cell in accepted.cells} == {("subject", "test"), ("cured", "test")}
     predictions = accepted.cells[0].record.predictions
@@ -62,8 +62,12 @@ def test_paths_are_relative_to_the_suite(tmp_path):
 
 def test_a_suite_in_a_top_level_folder_leaves_other_paths_unchanged():
     suite = make_plugin_run().suite | {"path": "/data/gate.toml", "weights": "/home/data/w.pth", "target": "folder:/mnt/data/d"}
-    packed = json.loads(baseline.pack_baseline(make_plugin_run(suite=suite)))["results"]["suite"]
-    assert (packed["weights"], packed["target"], packed["path"]) == ("/home/data/w.pth", "folder:/mnt/data/d", "gate.toml")
+    suite_in_file = json.loads(baseline.pack_baseline(make_plugin_run(suite=suite)))["results"]["suite"]
+    assert (suite_in_file["weights"], suite_in_file["target"], suite_in_file["path"]) == (
+        "/home/data/w.pth",
+        "folder:/mnt/data/d",
+        "gate.toml",
+    )
 
 
 def test_paths_of_inputs_are_left_out():
@@ -79,7 +83,7 @@ def test_the_results_of_a_finished_run_are_accepted_as_well(tmp_path):
         assert compare_outcomes(baseline.read_baseline(path), make_plugin_run())["subject"].change == 0.0
 
 
-def test_the_error_for_a_missing_file_says_how_to_create_one(tmp_path):
+def test_the_error_for_a_missing_file_has_advice(tmp_path):
     with pytest.raises(UserError, match="--accept FILE"):
         baseline.read_baseline(tmp_path / "accepted.json")
 
@@ -105,7 +109,7 @@ def test_a_newer_schema_is_an_error(file):
         baseline.read_baseline(file)
 
 
-def test_an_older_schema_is_an_error_that_says_what_to_do(file):
+def test_an_older_schema_is_an_error_with_advice(file):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"accepted": 1}))
     with pytest.raises(UserError, match=r"older[^\0]*schema 1[^\0]*--accept FILE"):
         baseline.read_baseline(file)
@@ -123,21 +127,21 @@ def test_results_of_a_newer_schema_in_the_file_are_an_error(file):
 @pytest.mark.parametrize(
     "content", ['{"accepted": 0}', "", "[]", "{}", "null", '{"accepted": 1}', '{"accepted": "one"}', "\x00"]
 )
-def test_a_file_that_is_no_accepted_run_is_one_error(tmp_path, content):
+def test_a_file_without_an_accepted_run_is_an_error(tmp_path, content):
     path = tmp_path / "odd.json"
     path.write_text(content)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         baseline.read_baseline(path)
-    assert str(path) in str(caught.value)
+    assert str(path) in str(error.value)
 
 
 def test_a_crash_is_stored(tmp_path):
     run = make_plugin_run()
-    crashed = tuple(replace(cell, record=replace(cell.record, predictions=None, error="killed")) for cell in run.cells)
-    (tmp_path / "a.json").write_bytes(baseline.pack_baseline(replace(run, cells=crashed)))
+    cells = tuple(replace(cell, record=replace(cell.record, predictions=None, error="killed")) for cell in run.cells)
+    (tmp_path / "a.json").write_bytes(baseline.pack_baseline(replace(run, cells=cells)))
     assert baseline.read_baseline(tmp_path / "a.json").cells[0].record.error == "killed"
 
 
-def test_a_run_of_many_plugins_is_packed_with_all_their_terms():
+def test_a_run_of_several_plugins_is_packed_with_all_plugins():
     run = make_run(plugins=make_contrasts("batchnorm-drift", "negative-transfer"))
     assert json.loads(baseline.pack_baseline(run))["results"]["plugins"].keys() == {"batchnorm-drift", "negative-transfer"}

@@ -40,8 +40,8 @@ def test_crashes_and_divergence_are_counted_once_and_by_arm(run):
     first, second, *rest = run.cells
     crashed = replace(first, record=replace(first.record, error="boom"))
     diverged = replace(second, record=replace(second.record, scalars={"diverged": 1.0}))
-    twice = replace(crashed, plugin="another")
-    answers = answers_of(replace(run, cells=(crashed, twice, diverged, *rest)))
+    repeated = replace(crashed, plugin="another")
+    answers = answers_of(replace(run, cells=(crashed, repeated, diverged, *rest)))
     assert answers["How many runs failed?"] == "1 measurements crashed (subject 1); 1 measurements diverged (subject 1)."
 
 
@@ -67,8 +67,8 @@ def test_a_search_is_listed_with_its_range_and_the_selected_candidate(run):
     assert "| lr 0.1 | 0.5 | yes |" in scratch
     assert answers["Which recipe was used for subject?"] == "There was no search: a."
     assert answers["Which recipe was used for cured?"] == checklist.MISSING
-    other = answers_of(replace(run, arms=arms | {"q": {"subject": {"recipe": "a"}}}))
-    assert "What was tried for scratch of p?" in other
+    answers_of_different_arms = answers_of(replace(run, arms=arms | {"q": {"subject": {"recipe": "a"}}}))
+    assert "What was tried for scratch of p?" in answers_of_different_arms
 
 
 def test_missing_information_is_named_as_missing(run):
@@ -82,9 +82,9 @@ def test_missing_information_is_named_as_missing(run):
         assert answers[question] == checklist.MISSING, question
     assert answers["Which data and weights?"] == f"synthetic:near; digests: {checklist.MISSING}"
     assert answers["Was the plan frozen before the run?"] == "No."
-    bare = answers_of(replace(run, cost={}, environment={}, plan="", cells=(), arms={}))
+    answers_without_values = answers_of(replace(run, cost={}, environment={}, plan="", cells=(), arms={}))
     for question in ("How much was trained and measured?", "How long did it take?", "On which machine?", "Which software?"):
-        assert bare[question] == checklist.MISSING, question
+        assert answers_without_values[question] == checklist.MISSING, question
 
 
 def test_evidence_and_a_frozen_plan_are_shown_without_folders(run):
@@ -106,7 +106,7 @@ def test_compute_is_shown(run):
     assert answers["Which software?"] == "python 3.11, torch 2.6, numpy 1.26."
 
 
-def test_what_was_not_measured_is_listed(run):
+def test_skipped_and_missing_measurements_are_listed(run):
     skipped = Finding(id="p/harm", plugin="p", contrast="harm", verdict="SKIPPED", reason="no [source]")
     missed = replace(run.findings[0], id="x/harm/v", variant="v", control="missed")
     dropped = messages.write_sentence(because(Code.DROPPED_EXAMPLES, entries=("3 images",)))
@@ -128,7 +128,7 @@ def test_an_audit_has_one_network_and_no_tuning_seeds(run):
     assert "one half of the test images" in answers["How was the best candidate selected?"]
 
 
-def test_no_name_is_markup(run):
+def test_names_are_never_markup(run):
     hostile = "<script>x</script> `a` |b| $c$"
     page = checklist.render(
         replace(run, suite={**run.suite, "name": hostile, "arch": hostile}, notes=(hostile,), evidence={"command": hostile})

@@ -5,7 +5,7 @@ from dataclasses import replace
 from html import unescape
 
 import pytest
-from factory import changed, make_comparison, make_outcome, make_run
+from factory import make_comparison, make_outcome, make_run, outcome_numbers
 from test_html import HOSTILE, Page
 
 from xferbench.core.comparison import SUBJECT
@@ -30,7 +30,7 @@ def page(text):
     return Page(text)
 
 
-def words(page):
+def page_text(page):
     return " ".join(" ".join(page.words).split())
 
 
@@ -43,7 +43,7 @@ def test_the_page_needs_no_other_file_and_no_script(page, text):
 
 
 def test_the_head_names_both_runs(run, page):
-    content = words(page)
+    content = page_text(page)
     assert comparison_text.headline(run.gate, gate=False) in content
     for phrase in (
         "careless → careless",
@@ -57,7 +57,7 @@ def test_the_head_names_both_runs(run, page):
 
 
 def test_each_outcome_has_a_row_with_its_decision_numbers_and_reason(run, page):
-    content = words(page)
+    content = page_text(page)
     for outcome in run.gate.outcomes:
         assert comparison_text.outcome_name(outcome) in content
         assert comparison_text.reason_text(outcome) in content
@@ -72,17 +72,17 @@ def test_each_outcome_has_a_row_with_its_decision_numbers_and_reason(run, page):
 
 
 def test_a_worse_outcome_has_the_next_action_and_patch_of_the_plugin(page):
-    assert "Next: keep the BatchNorm layers" in words(page)
-    assert 'batchnorm = "eval"' in words(page)
+    assert "Next: keep the BatchNorm layers" in page_text(page)
+    assert 'batchnorm = "eval"' in page_text(page)
 
 
-def test_a_run_without_a_comparison_says_so():
-    assert "Nothing was compared." in words(Page(comparison.render(SMALL)))
+def test_a_page_without_a_comparison_has_a_note():
+    assert "Nothing was compared." in page_text(Page(comparison.render(SMALL)))
 
 
-def test_the_report_of_a_gate_opens_with_the_same_section(run, text):
+def test_the_report_of_a_gate_starts_with_the_same_section(run, text):
     report = html.render(run, {})
-    content = words(Page(report))
+    content = page_text(Page(report))
     assert comparison_text.headline(run.gate) in content
     assert content.index("Compared with the accepted run") < content.index("Verdicts")
     assert f'<p class="outcome">{comparison_text.headline(run.gate)}' in unescape(report)
@@ -90,7 +90,7 @@ def test_the_report_of_a_gate_opens_with_the_same_section(run, text):
     assert picture in text
 
 
-def test_the_report_without_a_gate_has_no_such_section():
+def test_the_report_without_a_gate_has_no_comparison():
     assert "accepted" not in html.render(SMALL, {})
 
 
@@ -101,32 +101,32 @@ def test_both_pages_share_their_head(run, text):
     )
 
 
-def test_a_gate_that_passes_raises_no_alarm(run):
-    fine = make_comparison(make_outcome(SUBJECT, "not worse", **changed(0.8, 0.0, now=0.8)), notes=())
-    report = html.render(replace(run, gate=fine), {})
+def test_a_gate_that_passes_has_no_alert(run):
+    passing = make_comparison(make_outcome(SUBJECT, "not worse", **outcome_numbers(0.8, 0.0, now=0.8)), notes=())
+    report = html.render(replace(run, gate=passing), {})
     assert "class=alert" not in report
     assert "Other differences" not in report
 
 
 def test_an_outcome_missing_from_the_picture_is_in_the_table():
-    nll = make_outcome("p/nll", "worse", unit="nats", metric="nll", **changed(0.1, 0.2, now=0.3))
-    two = make_comparison(*make_comparison().outcomes[:1], nll)
-    content = words(Page(comparison.render(replace(SMALL, gate=two))))
+    nll = make_outcome("p/nll", "worse", unit="nats", metric="nll", **outcome_numbers(0.1, 0.2, now=0.3))
+    comparison_of_two_units = make_comparison(*make_comparison().outcomes[:1], nll)
+    content = page_text(Page(comparison.render(replace(SMALL, gate=comparison_of_two_units))))
     assert "1 change in another unit is in the table only" in content
     assert "+0.200 [+0.188, +0.212] nats" in content
 
 
-def test_without_numbers_there_is_no_figure():
-    nothing = make_comparison(make_outcome("p/harm", "crashed"))
-    assert not Page(comparison.render(replace(SMALL, gate=nothing))).attributes("svg")
+def test_outcomes_without_numbers_have_no_figure():
+    comparison_without_numbers = make_comparison(make_outcome("p/harm", "crashed"))
+    assert not Page(comparison.render(replace(SMALL, gate=comparison_without_numbers))).attributes("svg")
 
 
-def test_nothing_in_a_name_runs_or_breaks_either_page():
-    named = ("reason", "verdict", "accepted", "metric", "unit")
-    bad = make_outcome(f"{HOSTILE}/harm", "worse", **dict.fromkeys(named, HOSTILE), **changed(0.1, 0.1, now=0.2))
-    subject = replace(bad, id=SUBJECT, plugin="")
+def test_hostile_names_do_not_break_the_pages():
+    fields = ("reason", "verdict", "accepted", "metric", "unit")
+    hostile = make_outcome(f"{HOSTILE}/harm", "worse", **dict.fromkeys(fields, HOSTILE), **outcome_numbers(0.1, 0.1, now=0.2))
+    subject = replace(hostile, id=SUBJECT, plugin="")
     gate = make_comparison(
-        subject, bad, notes=(HOSTILE,), accepted=dict.fromkeys(("name", "file", "xferbench", "git", "ended"), HOSTILE)
+        subject, hostile, notes=(HOSTILE,), accepted=dict.fromkeys(("name", "file", "xferbench", "git", "ended"), HOSTILE)
     )
     finding = replace(SMALL.findings[0], plugin=HOSTILE, contrast="harm", remedy={"text": HOSTILE, "patch": [HOSTILE]})
     run = replace(SMALL, gate=gate, suite={**SMALL.suite, "name": HOSTILE}, environment={HOSTILE: HOSTILE, "git": HOSTILE})

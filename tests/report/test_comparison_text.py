@@ -3,13 +3,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from factory import changed, make_comparison, make_outcome, make_run
+from factory import make_comparison, make_outcome, make_run, outcome_numbers
 
 from xferbench.core.comparison import DECISIONS, SUBJECT
 from xferbench.report import comparison_text
 
-WORSE = make_outcome(SUBJECT, "worse", **changed(0.812, 0.102, half=0.013, now=0.71))
-KEPT = make_outcome(SUBJECT, "not worse", **changed(0.812, -0.003, now=0.815))
+WORSE = make_outcome(SUBJECT, "worse", **outcome_numbers(0.812, 0.102, half=0.013, now=0.71))
+KEPT = make_outcome(SUBJECT, "not worse", **outcome_numbers(0.812, -0.003, now=0.815))
 NEW = make_outcome("drift/harm", "worse", verdict="FAIL", accepted="PASS")
 KNOWN = make_outcome("rate/harm", "not worse", verdict="FAIL", accepted="FAIL")
 FINE = make_outcome("shock/harm", "not worse", verdict="PASS", accepted="PASS")
@@ -21,8 +21,8 @@ KEEPS = "the subject's accuracy is not worse than in the accepted run, with a ma
 NOTHING = "nothing is worse than in the accepted run"
 
 
-def headline_of(*outcomes, **how):
-    return comparison_text.headline(make_comparison(*outcomes), **how)
+def headline_of(*outcomes, **options):
+    return comparison_text.headline(make_comparison(*outcomes), **options)
 
 
 def test_every_decision_has_a_style_and_an_opening():
@@ -58,15 +58,15 @@ def test_a_comparison_without_a_gate_does_not_mention_one():
 
 
 def test_many_outcomes_are_counted():
-    many = [replace(NEW, id=f"p{number}/harm") for number in range(5)]
-    assert headline_of(*many).endswith("p2 is a new FAIL; 2 more are worse.")
-    assert headline_of(*(replace(outcome, decision="cannot tell") for outcome in many)).endswith(
+    outcomes = [replace(NEW, id=f"p{number}/harm") for number in range(5)]
+    assert headline_of(*outcomes).endswith("p2 is a new FAIL; 2 more are worse.")
+    assert headline_of(*(replace(outcome, decision="cannot tell") for outcome in outcomes)).endswith(
         "cannot decide on p0, p1, p2 and 2 more."
     )
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("fields", "phrase"),
     [
         ({"accepted": ""}, "drift is a new FAIL, with no verdict in the accepted run"),
         ({"accepted": "FAIL", "change": 0.05, "low": 0.03, "high": 0.07},
@@ -74,20 +74,20 @@ def test_many_outcomes_are_counted():
         ({"verdict": "PASS"}, "drift is worse"),
     ],
 )  # fmt: skip
-def test_the_headline_describes_the_kind_of_change(more, words):
-    assert headline_of(replace(NEW, **more)) == f"The gate fails: {words}."
+def test_the_headline_describes_the_kind_of_change(fields, phrase):
+    assert headline_of(replace(NEW, **fields)) == f"The gate fails: {phrase}."
 
 
 @pytest.mark.parametrize(
-    ("metric", "unit", "words"),
+    ("metric", "unit", "phrase"),
     [
         ("nll", "nats", "the subject's nll is 0.102 [0.089, 0.115] nats worse than"),
         ("brier", "Brier score", "the subject's brier is 0.102 [0.089, 0.115] worse than"),
         ("balanced_accuracy", "accuracy", "the subject's balanced accuracy is 10.2 [8.9, 11.5] points worse than"),
     ],
 )
-def test_a_metric_is_printed_in_its_unit(metric, unit, words):
-    assert words in headline_of(replace(WORSE, metric=metric, unit=unit))
+def test_a_metric_is_printed_in_its_unit(metric, unit, phrase):
+    assert phrase in headline_of(replace(WORSE, metric=metric, unit=unit))
 
 
 def test_a_known_fail_is_accepted_and_not_worse():
@@ -100,8 +100,8 @@ def test_a_known_fail_is_accepted_and_not_worse():
 
 
 def test_the_subject_is_first_and_the_worst_outcome_is_next():
-    shuffled = make_comparison(SKIPPED, FINE, KNOWN, OPEN, CRASHED, NEW, KEPT)
-    assert comparison_text.in_reading_order(shuffled) == (KEPT, NEW, CRASHED, OPEN, KNOWN, FINE, SKIPPED)
+    comparison = make_comparison(SKIPPED, FINE, KNOWN, OPEN, CRASHED, NEW, KEPT)
+    assert comparison_text.in_reading_order(comparison) == (KEPT, NEW, CRASHED, OPEN, KNOWN, FINE, SKIPPED)
 
 
 def test_worse_crashed_and_open_outcomes_need_attention():
@@ -124,11 +124,12 @@ def test_both_sides_show_the_metric_of_the_subject_or_the_verdicts_of_a_plugin()
 
 
 def test_figures_list_the_numbers_behind_a_decision():
-    whole = replace(WORSE, p_worse=1e-6, p_not_worse=None, flipped=0.14)
+    complete = replace(WORSE, p_worse=1e-6, p_not_worse=None, flipped=0.14)
     assert (
-        comparison_text.figures_text(whole) == "5 seeds × 200 test examples; p worse < 0.0001; 14.0 % of the predictions differ"
+        comparison_text.figures_text(complete)
+        == "5 seeds × 200 test examples; p worse < 0.0001; 14.0 % of the predictions differ"
     )
-    assert comparison_text.figures_text(replace(whole, seeds=1)).startswith("200 test examples; ")
+    assert comparison_text.figures_text(replace(complete, seeds=1)).startswith("200 test examples; ")
     assert not comparison_text.figures_text(CRASHED)
 
 

@@ -58,9 +58,9 @@ def verify_checksums(out):
 
 
 def test_every_output_is_listed_with_its_digest_and_size(out):
-    others = {path.name for path in out.iterdir()} - {"evidence.json", "SHA256SUMS"}
-    assert {entry["name"] for entry in evidence_of(out)["outputs"]} == others
-    assert "results.json" in others
+    outputs = {path.name for path in out.iterdir()} - {"evidence.json", "SHA256SUMS"}
+    assert {entry["name"] for entry in evidence_of(out)["outputs"]} == outputs
+    assert "results.json" in outputs
     for entry in evidence_of(out)["outputs"]:
         data = (out / entry["name"]).read_bytes()
         assert (entry["sha256"], entry["bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
@@ -102,23 +102,23 @@ def test_results_contain_the_evidence_without_file_lists(run, out):
     assert results["evidence"]["inputs"][0]["digest"] == "d" * 64
 
 
-def test_a_report_written_again_has_its_own_evidence(out, tmp_path, monkeypatch):
-    again = files.read_run(out)
-    assert (again.evidence, again.frozen) == (EVIDENCE, FROZEN)
+def test_a_report_that_is_written_again_has_its_own_evidence(out, tmp_path, monkeypatch):
+    reread = files.read_run(out)
+    assert (reread.evidence, reread.frozen) == (EVIDENCE, FROZEN)
     monkeypatch.setattr(html, "render", lambda *_: "<!doctype html><p>another page")
-    files.write_run(again, tmp_path / "again")
+    files.write_run(reread, tmp_path / "again")
     assert evidence_of(tmp_path / "again")["inputs"] == INPUTS
     assert evidence_of(tmp_path / "again")["outputs"] != evidence_of(out)["outputs"]
     assert not shutil.which("sha256sum") or verify_checksums(tmp_path / "again")[0] == 0
 
 
-def test_without_its_file_the_evidence_is_that_of_the_results(out, tmp_path):
+def test_results_contain_the_evidence_if_its_file_is_missing(out, tmp_path):
     (out / "evidence.json").unlink()
-    again = files.read_run(out)
-    assert again.evidence["inputs"][0]["digest"] == "d" * 64
-    files.write_run(again, out)
+    reread = files.read_run(out)
+    assert reread.evidence["inputs"][0]["digest"] == "d" * 64
+    files.write_run(reread, out)
     assert "listed" not in evidence_of(out)["inputs"][0]
-    assert run_to_json(files.read_run(out)) == run_to_json(again)
+    assert run_to_json(files.read_run(out)) == run_to_json(reread)
 
 
 @pytest.mark.parametrize(("old", "new"), [("d" * 64, "0" * 64), ('"run": "', '"run": "0'), ("mine.toml", "other.toml")])
@@ -142,11 +142,11 @@ def test_a_run_without_evidence_removes_the_evidence_of_another_run(run, out):
     assert files.read_run(out).evidence == {}
 
 
-def test_results_of_an_older_version_read_as_before(run, out, monkeypatch):
-    def older(run):
+def test_results_without_evidence_are_read(run, out, monkeypatch):
+    def results_without_evidence(run):
         return {key: value for key, value in run_to_json(run).items() if key not in {"frozen", "evidence"}}
 
-    monkeypatch.setattr(files, "run_to_json", older)
+    monkeypatch.setattr(files, "run_to_json", results_without_evidence)
     files.write_run(replace(run, evidence={}, frozen={}), out)
     assert "evidence" not in (out / "results.json").read_text()
     assert (files.read_run(out).evidence, files.read_run(out).frozen) == ({}, {})

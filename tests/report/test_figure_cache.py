@@ -31,7 +31,7 @@ def drawings(monkeypatch):
     return labels
 
 
-def test_a_second_page_is_the_same_and_draws_only_plots_of_other_packages(tmp_path, drawings):
+def test_a_second_page_is_equal_and_draws_only_plots_of_other_packages(tmp_path, drawings):
     first = html.render(RUN, PLUGINS, tmp_path)
     assert len(drawings) == 8
     drawings.clear()
@@ -43,8 +43,8 @@ def test_a_second_page_is_the_same_and_draws_only_plots_of_other_packages(tmp_pa
 def test_a_changed_number_is_drawn_again(tmp_path, drawings):
     html.render(RUN, PLUGINS, tmp_path)
     drawings.clear()
-    changed = replace(RUN.findings[0], control_harm=RUN.findings[0].control_harm + 1e-12)
-    html.render(replace(RUN, findings=(changed, *RUN.findings[1:])), PLUGINS, tmp_path)
+    finding = replace(RUN.findings[0], control_harm=RUN.findings[0].control_harm + 1e-12)
+    html.render(replace(RUN, findings=(finding, *RUN.findings[1:])), PLUGINS, tmp_path)
     assert any(label.startswith("Harm by check") for label in drawings)
     assert any(label.startswith("Plot of negative-transfer") for label in drawings)
 
@@ -71,11 +71,11 @@ def test_content_without_a_key_is_drawn_each_time(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_without_a_key_is_still_a_page(tmp_path, drawings):
-    odd = replace(RUN, environment={"when": object()})
-    html.render(odd, PLUGINS, tmp_path)
+def test_a_run_without_a_key_still_has_a_page(tmp_path, drawings):
+    run_without_key = replace(RUN, environment={"when": object()})
+    html.render(run_without_key, PLUGINS, tmp_path)
     drawings.clear()
-    html.render(odd, PLUGINS, tmp_path)
+    html.render(run_without_key, PLUGINS, tmp_path)
     assert [label.partition(":")[0] for label in drawings] == [
         "Plot of batchnorm-drift",
         "Plot of negative-transfer",
@@ -110,7 +110,7 @@ def test_only_plain_functions_of_this_package_are_package_functions():
     assert not figure_cache.is_package_function(str)
 
 
-def test_the_least_recently_used_figures_go_first(tmp_path):
+def test_the_least_recently_used_figures_are_deleted_first(tmp_path):
     for age, name in enumerate("abc"):
         (tmp_path / name).write_bytes(b"0" * 10)
         os.utime(tmp_path / name, (100 + age, 100 + age))

@@ -16,7 +16,7 @@ VOID = {"meta", "br", "img", "path", "use", "rect"}
 
 
 class Page(HTMLParser):
-    """The page as elements with their attributes; it fails where an element is not closed."""
+    """The elements of a page with their attributes; an element that is not closed is an error."""
 
     def __init__(self, text):
         super().__init__()
@@ -43,14 +43,14 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def draws(axes, run):
+def draw_plot(axes, run):
     axes.plot([1, 2, 3], label="$a$ <b>")
     axes.set(yscale="log", title=f"{len(run.cells)} cells")
     axes.legend()
 
 
 PLUGINS = {
-    "batchnorm-drift": make_plugin("batchnorm-drift", question="Do statistics drift?", picture=draws),
+    "batchnorm-drift": make_plugin("batchnorm-drift", question="Do statistics drift?", picture=draw_plot),
     "negative-transfer": make_plugin("negative-transfer", contrasts=(SCRATCH,)),
 }
 
@@ -99,10 +99,10 @@ def test_the_same_numbers_give_the_same_svg(run, text):
     assert figures.draw_plugin_plot(PLUGINS["batchnorm-drift"], run) in text
 
 
-def test_the_page_has_the_headline_and_the_reason_and_patch_of_each_verdict(run, page):
-    words = "".join(page.words)
-    assert tables.headline(run) in words
-    for word in (
+def test_the_page_has_the_headline_and_each_verdict_with_reason_and_patch(run, page):
+    content = "".join(page.words)
+    assert tables.headline(run) in content
+    for phrase in (
         "FAIL",
         "PASS",
         "INCONCLUSIVE",
@@ -113,9 +113,9 @@ def test_the_page_has_the_headline_and_the_reason_and_patch_of_each_verdict(run,
         "Do statistics drift?",
         "0" * 64,
     ):
-        assert word in words
-    assert "xferbench run suites/careless.toml --output DIR" in words
-    assert "at most 0.1 false FAILs" in words
+        assert phrase in content
+    assert "xferbench run suites/careless.toml --output DIR" in content
+    assert "at most 0.1 false FAILs" in content
 
 
 def test_every_figure_has_a_text_alternative(page):
@@ -130,46 +130,48 @@ def test_every_figure_has_a_text_alternative(page):
 def test_every_referenced_id_exists_once(page):
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    wanted = [
+    references = [
         value[1:] for _, attributes in page.elements for name, value in attributes.items() if name in {"href", "xlink:href"}
     ]
-    wanted += [
+    references += [
         item
         for _, attributes in page.elements
         for value in attributes.values()
         for item in re.findall(r"url\(#(.+?)\)", value or "")
     ]
-    assert set(wanted) <= set(ids)
+    assert set(references) <= set(ids)
 
 
-def test_figures_use_the_colors_of_the_page_so_dark_mode_works(text):
+def test_figures_use_the_colors_of_the_page(text):
     picture = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
     assert not re.findall(r"(?:fill|stroke): #\w+", picture)
     variables = set(re.findall(r"var\((--\w+)\)", picture))
-    light, dark, printed = re.findall(r":root \{(.*?)\}", text, flags=re.DOTALL)
-    for values in (light, dark, printed):
+    light_colors, dark_colors, print_colors = re.findall(r":root \{(.*?)\}", text, flags=re.DOTALL)
+    for values in (light_colors, dark_colors, print_colors):
         assert variables <= set(re.findall(r"(--\w+):", values))
 
 
-def test_nothing_in_a_name_runs_or_breaks_the_page(run):
+def test_hostile_names_do_not_break_the_page(run):
     cells = make_cells(HOSTILE, {"subject": 0.7, "cured": 0.8, f"induced:{HOSTILE}": 0.5, "scratch": 0.4}, seeds=2)
     cells = [replace(cell, recipe=HOSTILE) for cell in cells]
     remedy = {"text": HOSTILE, "patch": [HOSTILE]}
     failures = make_findings(HOSTILE, "FAIL", cells, reason=HOSTILE, remedy=remedy, measures={HOSTILE: 1.0})
     info = Finding(id=HOSTILE, plugin=HOSTILE, contrast=HOSTILE, verdict="INFO", harm=0.1, reason=HOSTILE)
     suite = dict.fromkeys(("name", "path", "arch", "target", "weights"), HOSTILE)
-    weighed = [{"recipe": HOSTILE, "validation": None, "chosen": True}, {"recipe": HOSTILE}]
-    bad = replace(
-        run, suite=suite, findings=(*failures, info), cells=tuple(cells), arms={HOSTILE: {"subject": {"weighed": weighed}}}
+    candidates = [{"recipe": HOSTILE, "validation": None, "chosen": True}, {"recipe": HOSTILE}]
+    hostile_run = replace(
+        run, suite=suite, findings=(*failures, info), cells=tuple(cells), arms={HOSTILE: {"subject": {"weighed": candidates}}}
     )
-    bad = replace(
-        bad, environment={HOSTILE: {HOSTILE: HOSTILE}}, notes=(HOSTILE,), cost={"seconds": {HOSTILE: 1.0}}, plan=HOSTILE
+    hostile_run = replace(
+        hostile_run, environment={HOSTILE: {HOSTILE: HOSTILE}}, notes=(HOSTILE,), cost={"seconds": {HOSTILE: 1.0}}, plan=HOSTILE
     )
-    seen = SampleImages(
+    samples = SampleImages(
         role=HOSTILE, title=HOSTILE, arms=(HOSTILE,), images=np.zeros((1, 4, 4, 3), np.uint8), labels=(HOSTILE,)
     )
-    bad = replace(bad, samples=(seen,))
-    text = html.render(bad, {HOSTILE: make_plugin(HOSTILE, question=HOSTILE, picture=lambda axes, _: axes.set_title(HOSTILE))})
+    hostile_run = replace(hostile_run, samples=(samples,))
+    text = html.render(
+        hostile_run, {HOSTILE: make_plugin(HOSTILE, question=HOSTILE, picture=lambda axes, _: axes.set_title(HOSTILE))}
+    )
     page = Page(text)
     assert not page.attributes("script")
     assert "<script" not in text
@@ -178,24 +180,24 @@ def test_nothing_in_a_name_runs_or_breaks_the_page(run):
     assert text.count("$x^{$") > 10
 
 
-def sampled(run, **more):
+def add_samples(run, **fields):
     images = np.random.default_rng(0).integers(256, size=(2, 8, 8, 3), dtype=np.uint8)
     images_of_target = SampleImages(role="target", title="birds", arms=("all others",), images=images, labels=("cat", "dog"))
-    return replace(run, samples=(replace(images_of_target, **more),))
+    return replace(run, samples=(replace(images_of_target, **fields),))
 
 
 def test_sample_images_have_their_classes_and_arms(run):
-    page = Page(html.render(sampled(run, arms=("drift: a", "subject")), {}))
+    page = Page(html.render(add_samples(run, arms=("drift: a", "subject")), {}))
     assert [(item["alt"], item["src"][:22]) for item in page.attributes("img")] == [
         ("cat", "data:image/png;base64,"),
         ("dog", "data:image/png;base64,"),
     ]
-    words = "".join(page.words)
-    assert "What the networks see" in words
-    assert "drift: a; subject" in words
+    content = "".join(page.words)
+    assert "What the networks see" in content
+    assert "drift: a; subject" in content
 
 
-def test_without_samples_there_is_no_section_of_them(page):
+def test_a_page_without_samples_has_no_section_for_them(page):
     assert "What the networks see" not in "".join(page.words)
 
 
@@ -204,10 +206,10 @@ def test_a_failure_is_a_card_with_cause_next_action_and_verification(run):
     drift = replace(
         PLUGINS["batchnorm-drift"], doc="Drift.\n\nCause\n    Layers in ``train`` mode\n    move.\n\nRemedy\n    No.\n"
     )
-    words = " ".join("".join(Page(html.render(run, {"batchnorm-drift": drift})).words).split())
-    assert "FAIL batchnorm-drift +" in words
-    assert "Cause: Layers in train mode move.Next: keep the BatchNorm" in words
-    assert "Verified: the cured arm was trained with these lines and passes." in words
+    content = " ".join("".join(Page(html.render(run, {"batchnorm-drift": drift})).words).split())
+    assert "FAIL batchnorm-drift +" in content
+    assert "Cause: Layers in train mode move.Next: keep the BatchNorm" in content
+    assert "Verified: the cured arm was trained with these lines and passes." in content
     for remedy, expected in (
         (
             dict(first.remedy) | {"verified": False},
@@ -215,8 +217,10 @@ def test_a_failure_is_a_card_with_cause_next_action_and_verification(run):
         ),
         (None, "xferbench explain batchnorm-drift describes what usually helps"),
     ):
-        words = " ".join("".join(Page(html.render(replace(run, findings=(replace(first, remedy=remedy),)), {})).words).split())
-        assert expected in words
+        content = " ".join(
+            "".join(Page(html.render(replace(run, findings=(replace(first, remedy=remedy),)), {})).words).split()
+        )
+        assert expected in content
 
 
 def many_plugins(verdicts):
@@ -229,14 +233,14 @@ def many_plugins(verdicts):
     return {"cells": tuple(cells), "findings": tuple(findings)}
 
 
-def test_with_many_plugins_there_are_contents_and_passing_sections_are_folded(run):
+def test_a_page_with_many_plugins_has_contents_and_folds_passing_sections(run):
     page = Page(html.render(replace(run, **many_plugins(["FAIL", "PASS", "PASS", "INCONCLUSIVE"])), {}))
     assert len(page.attributes("nav")) == 1
-    folded = [item for item in page.attributes("details") if item.get("class") == "plugin"]
-    assert ["open" in item for item in folded] == [True, True, False, False]
+    sections = [item for item in page.attributes("details") if item.get("class") == "plugin"]
+    assert ["open" in item for item in sections] == [True, True, False, False]
 
 
-def test_with_few_plugins_nothing_is_folded(page):
+def test_a_page_with_few_plugins_folds_nothing(page):
     assert not page.attributes("nav")
     assert all("open" in item for item in page.attributes("details") if item.get("class") == "plugin")
 
@@ -255,24 +259,24 @@ def test_every_variant_has_a_row_with_its_name_below_its_plugin(run):
     ]
 
 
-def test_a_harm_far_beyond_the_margin_leaves_the_margin_visible(run):
-    far = replace(run.findings[0], harm=-0.9, low=-0.95, high=-0.85)
-    least, most = forest_plot._axis_range([(far,)], 100.0)
-    assert least > -60
-    assert most < 100 * 15 * 0.02 + 10
+def test_a_harm_far_beyond_the_margin_keeps_the_margin_visible(run):
+    finding = replace(run.findings[0], harm=-0.9, low=-0.95, high=-0.85)
+    low, high = forest_plot._axis_range([(finding,)], 100.0)
+    assert low > -60
+    assert high < 100 * 15 * 0.02 + 10
 
 
-def test_what_is_taken_on_trust_has_its_own_list(run):
-    words = "".join(Page(html.render(replace(run, notes=("taken on trust: the mean", "other")), {})).words)
-    assert "Taken on trust" in words
-    assert "taken on trust: " not in words
+def test_assumptions_taken_on_trust_have_their_own_list(run):
+    content = "".join(Page(html.render(replace(run, notes=("taken on trust: the mean", "other")), {})).words)
+    assert "Taken on trust" in content
+    assert "taken on trust: " not in content
 
 
 def test_tick_labels_of_a_logarithmic_axis_are_numbers(text):
     assert "mathdefault" not in text
 
 
-def test_a_crash_of_a_plot_is_shown_in_its_place(run):
+def test_a_crash_of_a_plot_is_shown_instead_of_the_plot(run):
     def crash(axes, run):
         raise KeyError("<gone>")
 
@@ -280,45 +284,45 @@ def test_a_crash_of_a_plot_is_shown_in_its_place(run):
     assert "could not be drawn: KeyError: &#x27;&lt;gone&gt;&#x27;" in picture
 
 
-def test_a_picture_of_very_many_lines_becomes_an_image(run):
-    def many(axes, run):
+def test_a_figure_with_many_lines_becomes_an_image(run):
+    def draw_many_lines(axes, run):
         for number in range(500):
             axes.plot(np.arange(60), np.arange(60) * number % 7)
 
-    drawn = figures.draw_plugin_plot(make_plugin("p", picture=many), run)
-    assert drawn.startswith('<img alt="Plot of p: Does it hurt?" src="data:image/png;base64,')
+    figure = figures.draw_plugin_plot(make_plugin("p", picture=draw_many_lines), run)
+    assert figure.startswith('<img alt="Plot of p: Does it hurt?" src="data:image/png;base64,')
 
 
 @pytest.mark.parametrize(
-    "many",
+    "draw",
     [
         lambda axes, _: axes.pcolormesh(np.arange(40_000.0).reshape(200, 200)),
         lambda axes, _: axes.scatter(np.arange(5000), np.arange(5000) % 7, label="points"),
     ],
 )
-def test_heat_maps_and_clouds_of_points_are_images_within_the_figure(run, many):
-    picture = figures.draw_plugin_plot(make_plugin("p", picture=many), run)
-    assert picture.startswith("<svg")
-    assert 'xlink:href="data:image/png;base64,' in picture
-    assert len(picture) < figures.MAX_SVG_CHARACTERS
+def test_heat_maps_and_point_clouds_are_images_within_the_figure(run, draw):
+    figure = figures.draw_plugin_plot(make_plugin("p", picture=draw), run)
+    assert figure.startswith("<svg")
+    assert 'xlink:href="data:image/png;base64,' in figure
+    assert len(figure) < figures.MAX_SVG_CHARACTERS
 
 
-def test_a_plugin_that_is_not_installed_lacks_only_its_pictures(run):
+def test_a_missing_plugin_lacks_only_its_plots(run):
     text = html.render(replace(run, findings=run.findings[:2]), {"batchnorm-drift": None})
     assert "This plugin is not installed here" in text
     assert "Paired differences" not in text
     assert "Learning curves" in text
 
 
-def test_an_empty_run_is_still_a_page(run):
-    empty = replace(run, findings=(), cells=(), cost={}, arms={}, environment={}, notes=(), plan="", suite={})
-    words = "".join(Page(html.render(empty, {})).words)
-    assert "There is no verdict." in words
+def test_an_empty_run_has_a_page(run):
+    empty_run = replace(run, findings=(), cells=(), cost={}, arms={}, environment={}, notes=(), plan="", suite={})
+    content = "".join(Page(html.render(empty_run, {})).words)
+    assert "There is no verdict." in content
 
 
-def test_missing_numbers_draw_nothing_and_break_nothing(run):
-    lacking = replace(run.findings[0], low=None, high=None, benefit_retained=None, control_harm=None, accuracy={}, margin=None)
-    page = Page(html.render(replace(run, findings=(lacking,), cells=()), PLUGINS))
+def test_missing_numbers_are_not_drawn(run):
+    finding = replace(run.findings[0], low=None, high=None, benefit_retained=None, control_harm=None, accuracy={}, margin=None)
+    page = Page(html.render(replace(run, findings=(finding,), cells=()), PLUGINS))
     assert [item["aria-label"].partition(":")[0] for item in page.attributes("svg")] == [
         "Harm by check with its bounds, in points of accuracy"
     ]
@@ -330,11 +334,11 @@ def test_a_benefit_beyond_the_axis_is_drawn_at_the_edge_with_its_value(run, valu
     assert f">{expected}<" in picture
 
 
-def test_without_numbers_there_is_no_figure():
-    nothing = [(Finding(id="p/harm", plugin="p", contrast="harm", verdict="ERROR"),)]
+def test_findings_without_numbers_have_no_figure():
+    groups = [(Finding(id="p/harm", plugin="p", contrast="harm", verdict="ERROR"),)]
     assert (
-        forest_plot.draw_forest(nothing)
-        == figures.draw_benefit_retained(nothing)
+        forest_plot.draw_forest(groups)
+        == figures.draw_benefit_retained(groups)
         == figures.draw_paired([], 0.02, "accuracy")
         == figures.draw_learning_curves({})
         == ""
@@ -356,7 +360,7 @@ def test_learning_curves_that_diverged_are_drawn_on_a_logarithmic_axis(run):
     assert "1e+30" in picture or "1e+2" in picture
 
 
-def test_twenty_plugins_of_five_arms_and_twenty_seeds_stay_below_the_limit(run):
+def test_the_size_of_a_page_of_twenty_plugins_stays_below_the_limit(run):
     cells = make_cells(
         "p", {"subject": 0.7, "cured": 0.8, "induced:x": 0.6, "induced:y": 0.5, "scratch": 0.4}, seeds=20, examples=40
     )
@@ -373,7 +377,7 @@ EVIDENCE = {
 }
 
 
-def test_evidence_has_the_plan_and_inputs_and_claims_no_compliance():
+def test_the_page_has_plan_and_inputs_and_claims_no_compliance():
     content = " ".join(Page(html.render(make_run(seeds=2, examples=20, evidence=EVIDENCE), {})).words)
     assert "c" * 64 in content
     assert "d" * 16 + "…" in content
@@ -386,16 +390,16 @@ def test_evidence_has_the_plan_and_inputs_and_claims_no_compliance():
     assert re.search(r"The run follows the plan that was frozen on\s+2026-01-01T00:00:00Z", content)
 
 
-def test_the_block_for_signatures_is_empty_and_shows_in_print_only():
+def test_the_block_for_signatures_is_empty_and_only_printed():
     page = html.render(make_run(seeds=2, examples=20, evidence=EVIDENCE), {})
     style = page.partition("<style>")[2].partition("</style>")[0]
-    screen, _, printed = style.rpartition("@media print {")
-    assert ".signatures { display: none; }" in screen
-    assert ".signatures { display: grid;" in printed
+    screen_style, _, print_style = style.rpartition("@media print {")
+    assert ".signatures { display: none; }" in screen_style
+    assert ".signatures { display: grid;" in print_style
     block = page.partition('<div class="signatures">')[2].partition("</section>")[0]
     assert re.findall(r"<dt>(\w+)</dt><dd></dd>", block) == 2 * ["Name", "Role", "Date", "Signature"]
 
 
-def test_a_run_without_evidence_has_no_such_section(text):
+def test_a_run_without_evidence_has_no_section_for_it(text):
     assert 'id="evidence"' not in text
     assert "signatures" not in text.partition("</style>")[2]

@@ -17,7 +17,7 @@ def run():
     return make_run()
 
 
-def test_a_row_is_a_finding_with_its_bounds_its_controls_and_its_accuracies(run):
+def test_a_row_has_a_finding_with_bounds_controls_and_accuracies(run):
     ((drift, transfer),) = rows(latex.render(run))
     finding = run.findings[0]
     assert drift[:2] == ["batchnorm-drift", "FAIL"]
@@ -42,26 +42,26 @@ def test_the_caption_explains_the_bounds(run):
     assert "tuning seeds" not in audit_source
 
 
-def test_folders_of_a_machine_are_not_published(run):
+def test_folders_of_the_machine_are_not_published(run):
     assert "on folder:ants," in latex.render(replace(run, suite={**run.suite, "target": "folder:/home/me/ants"}))
     assert "/home/me" not in latex.render(replace(run, suite={**run.suite, "target": "folder:/home/me/ants/"}))
 
 
-def test_no_name_breaks_the_source(run):
-    hostile = replace(run.findings[0], id=HOSTILE, plugin=HOSTILE, unit=HOSTILE, reason=HOSTILE)
+def test_hostile_names_do_not_break_the_source(run):
+    hostile_finding = replace(run.findings[0], id=HOSTILE, plugin=HOSTILE, unit=HOSTILE, reason=HOSTILE)
     skipped = Finding(id="p/harm", plugin="[p]", contrast="harm", verdict="SKIPPED")
     suite = {**run.suite, "name": HOSTILE, "target": f"folder:{HOSTILE}"}
-    source = latex.render(replace(run, suite=suite, findings=(hostile, skipped), notes=(HOSTILE,)))
+    source = latex.render(replace(run, suite=suite, findings=(hostile_finding, skipped), notes=(HOSTILE,)))
     check_source(source)
     assert "\\textbackslash{}end\\{table\\}" in source
     assert rows(source)[0][1] == ["{[}p{]}", "SKIPPED", "\\textendash{}", *["--"] * 6]
 
 
-def test_a_gate_comes_first(run):
+def test_a_gate_precedes_the_findings(run):
     source = latex.render(replace(run, gate=make_comparison()))
     check_source(source)
-    compared, findings = rows(source)
-    assert compared[0] == ["subject", "worse", "81.2 \\% $\\to$ 71.0 \\%", "+10.2 [+8.9, +11.5]", "2.0", "5"]
+    outcomes, findings = rows(source)
+    assert outcomes[0] == ["subject", "worse", "81.2 \\% $\\to$ 71.0 \\%", "+10.2 [+8.9, +11.5]", "2.0", "5"]
     assert len(findings) == 2
     assert source.index("The gate fails") < source.index("Findings of the suite")
 

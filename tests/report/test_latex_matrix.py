@@ -29,7 +29,7 @@ def make_frame(tasks=("x", "a_b & c%"), seeds=5, **columns):
     return pd.DataFrame(rows).assign(**defaults | columns)
 
 
-def test_a_cell_is_a_mean_with_the_half_width_of_its_interval_and_the_best_are_bold():
+def test_a_cell_has_a_mean_with_the_half_width_of_its_interval_and_the_best_are_bold():
     frame = make_frame()
     source = latex.score_table(frame)
     check_source(source)
@@ -41,7 +41,7 @@ def test_a_cell_is_a_mean_with_the_half_width_of_its_interval_and_the_best_are_b
     assert ["textbf" in row[1] for row in (full, probe, lora)] == [True, False, True]
 
 
-def test_the_aggregates_are_those_of_the_scores():
+def test_the_aggregates_equal_those_of_the_scores():
     frame = make_frame()
     (full, probe, _) = [[cell for row in group for cell in row[-3:]] for group in zip(rows(latex.score_table(frame))[-1])][:3]
     scores = scores_from_frame(frame)
@@ -51,7 +51,7 @@ def test_the_aggregates_are_those_of_the_scores():
     assert probe[2].startswith(f"{100 * regret.mean_regret(scores).value[1]:.1f} [")
 
 
-def test_an_incomplete_recipe_has_no_aggregates_and_is_named():
+def test_an_incomplete_recipe_has_no_aggregates_and_a_note():
     frame = make_frame()
     frame.loc[(frame.recipe == "linear-probe") & (frame.seed == 3), "accuracy"] = np.nan
     frame = frame[(frame.recipe != "full") | (frame.task != "x")]
@@ -73,7 +73,7 @@ def test_many_tasks_are_split_into_parts():
     assert {part[0][0] for part in rows(source)} == {"full"}
 
 
-def test_the_smallest_loss_is_best_and_is_not_negated():
+def test_the_smallest_loss_is_bold_and_not_negated():
     source = latex.score_table(make_frame(), metric="nll")
     (full, probe, _) = rows(source)[0]
     assert ("textbf" in full[1], "textbf" in probe[1]) == (False, True)
@@ -85,7 +85,9 @@ def test_one_seed_has_no_interval():
     source = latex.score_table(make_frame(seeds=1))
     check_source(source)
     assert all("pm" not in cell and "[" not in cell for row in rows(source)[0] for cell in row[1:])
-    assert {row[-1] for row in rows(source)[0]} == {"\\textendash{}"}  # regret is scored on other seeds than it is selected on
+    assert {row[-1] for row in rows(source)[0]} == {
+        "\\textendash{}"
+    }  # selection and scoring of the regret need different seeds
 
 
 def test_costs_are_averaged_over_tasks_and_have_units():
@@ -99,7 +101,7 @@ def test_costs_are_averaged_over_tasks_and_have_units():
     assert "Notes: full diverged in 2 of 10 runs." in source
 
 
-def test_duplicate_rows_are_an_error_and_a_task_without_scores_is_named():
+def test_duplicate_rows_are_an_error_and_a_task_without_scores_has_a_note():
     with pytest.raises(UserError, match="more than once"):
         latex.score_table(pd.concat([make_frame(), make_frame()]))
     source = latex.score_table(make_frame(accuracy=np.nan))

@@ -17,15 +17,15 @@ ENGINE = next(filter(shutil.which, ("pdflatex", "lualatex", "xelatex", "tectonic
 def check_source(source):
     """Check that LaTeX can read a source: balanced braces and environments, complete rows, and only ASCII."""
     assert source.isascii()
-    bare = re.sub(r"\\[\\&%$#_{}]", "", re.sub(r"(?m)^%.*$", "", source).replace("\\\\", "\n"))
-    plain = re.sub(r"\\[`'^~=\"urHvc.]\{[A-Za-z]\}", "", bare.replace("$^\\circ$", ""))
-    assert not re.search(r"[#_%^]|\\(?![A-Za-z])", plain)
+    without_escapes = re.sub(r"\\[\\&%$#_{}]", "", re.sub(r"(?m)^%.*$", "", source).replace("\\\\", "\n"))
+    without_accents = re.sub(r"\\[`'^~=\"urHvc.]\{[A-Za-z]\}", "", without_escapes.replace("$^\\circ$", ""))
+    assert not re.search(r"[#_%^]|\\(?![A-Za-z])", without_accents)
     depth = 0
-    for character in bare:
+    for character in without_escapes:
         depth += (character == "{") - (character == "}")
         assert depth >= 0
     assert depth == 0
-    assert bare.count("$") % 2 == 0
+    assert without_escapes.count("$") % 2 == 0
     environments = []
     for verb, name in re.findall(r"\\(begin|end)\{(\w+\*?)\}", source):
         assert verb == "begin" or environments.pop() == name
@@ -68,7 +68,7 @@ def rows(source):
         ("two\nlines\x1b", "two lines"),
     ],
 )
-def test_every_character_is_shown(text, source):
+def test_every_character_is_escaped(text, source):
     assert escape(text) == source
 
 
@@ -84,7 +84,7 @@ def test_a_negative_number_has_a_minus_sign(text, source):
 @given(
     st.lists(st.text(st.characters(exclude_categories=[]), max_size=30) | st.text(string.punctuation), min_size=2, max_size=5)
 )
-def test_no_name_breaks_a_table(names):
+def test_hostile_names_do_not_break_a_table(names):
     cells = list(map(escape, names))
     columns = "l" * len(cells)
     source = latex_table(cells, [cells, cells], columns=columns, caption=cells[0], label=names[1], notes=names)
@@ -92,18 +92,18 @@ def test_no_name_breaks_a_table(names):
     check_source(source)
 
 
-def test_a_narrow_table_takes_one_column_and_a_wide_one_is_split():
+def test_a_narrow_table_takes_one_column_and_a_wide_table_is_split():
     assert latex_table(["a", "b"], [["1", "2"]], columns="lr", caption="", label="x").startswith("\\begin{table}[tb]")
-    wide = ["recipe", *("x" * 30 for _ in range(5))]
-    assert latex_table(wide, [wide], columns="l" + "r" * 5, caption="", label="x").count("\\begin{tabular}") == 1
-    parts = latex_table(wide, [wide], columns="l" + "r" * 5, caption="", label="x", max_characters=PAGE_CHARACTERS)
+    wide_row = ["recipe", *("x" * 30 for _ in range(5))]
+    assert latex_table(wide_row, [wide_row], columns="l" + "r" * 5, caption="", label="x").count("\\begin{tabular}") == 1
+    parts = latex_table(wide_row, [wide_row], columns="l" + "r" * 5, caption="", label="x", max_characters=PAGE_CHARACTERS)
     assert parts.startswith("\\begin{table*}[tb]")
     assert [[len(row) for row in part] for part in rows(parts)] == [[3], [3], [2]]
     assert [part[0][0] for part in rows(parts)] == ["recipe"] * 3
     check_source(parts)
 
 
-def test_notes_are_below_the_table():
+def test_notes_follow_the_table():
     source = latex_table(["a"], [["1"]], columns="l", caption="", label="tab: a b_c", notes=("one.", "two & three"))
     assert "Notes: one; two \\& three.\n" in source
     assert "\\label{tab:-a-b-c}" in source

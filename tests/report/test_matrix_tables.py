@@ -1,4 +1,4 @@
-"""Recipes over all tasks, and the table of size × similarity: the textbook's advice compared with the best recipe."""
+"""Recipes over all tasks, and the table of size × similarity, which compares the rule of the textbook with the best recipe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TASKS = {"near-50": (50, True), "far-50": (50, False), "near-1000": (1000, True)
 BEST = {"near-50": "linear-probe", "far-50": "full", "near-1000": "full", "far-1000": "full"}
 
 
-def make_matrix(rows=None, **more):
+def make_matrix(rows=None, **fields):
     rows = (
         [
             dict.fromkeys(COLUMNS)
@@ -50,7 +50,7 @@ def make_matrix(rows=None, **more):
         "similar": {task: similar for task, (_, similar) in TASKS.items()},
     }
     cost = {"fits": {"unique": 1, "run": 1}, "seconds": {"total": 1.0, "wall": 1.0}}
-    matrix = MatrixResult(rows=tuple(rows), **{"skipped": {}, "comparisons": (), "claims": ()} | more)
+    matrix = MatrixResult(rows=tuple(rows), **{"skipped": {}, "comparisons": (), "claims": ()} | fields)
     return Run(suite=suite, environment={}, findings=(), cells=(), cost=cost, arms={}, matrix=matrix)
 
 
@@ -63,7 +63,7 @@ def test_each_quadrant_has_its_best_recipe_and_the_regret_of_the_advice():
     assert quadrants["few", "different"].tied == ("full",)
 
 
-def test_a_rule_has_a_row_like_a_recipe():
+def test_a_rule_has_a_row():
     rows = {row.recipe: row for row in matrix_tables.rank_recipes(make_matrix())[0]}
     assert set(rows) == {*RECIPES, matrix_tables.TEXTBOOK, matrix_tables.BY_SIZE}
     assert rows[matrix_tables.TEXTBOOK].regret.startswith("5.0") and rows[matrix_tables.TEXTBOOK].rank == ""
@@ -71,17 +71,17 @@ def test_a_rule_has_a_row_like_a_recipe():
     assert rows["full"].better == ""
 
 
-def test_a_recipe_without_all_tasks_is_excluded_and_so_is_a_rule_that_advises_it():
+def test_a_recipe_without_all_tasks_and_a_rule_that_advises_it_are_excluded():
     rows = [row for row in make_matrix().matrix.rows if (row["task"], row["recipe"]) != ("far-50", "partial")]
     summaries, notes = matrix_tables.rank_recipes(make_matrix(rows, skipped={("far-50", "partial"): "it does not fit"}))
     assert {row.recipe for row in summaries} == {"linear-probe", "full"}
     assert any("partial" in note and "it does not fit" in note for note in notes)
 
 
-def test_without_known_similarity_there_are_no_quadrants():
-    plain = make_matrix()
-    suite = {**plain.suite, "similar": {"near-50": True}}
-    partial = replace(plain, suite=suite)
+def test_unknown_similarity_gives_no_quadrants():
+    complete = make_matrix()
+    suite = {**complete.suite, "similar": {"near-50": True}}
+    partial = replace(complete, suite=suite)
     assert matrix_tables.measure_quadrants(partial) == {} and matrix_tables.quadrant_means(partial) == {}
     assert "Data size" not in html.render(partial, {})
 

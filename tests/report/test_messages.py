@@ -1,4 +1,4 @@
-"""Every reason has one sentence, and only here."""
+"""Every reason has one sentence."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def test_every_code_has_exactly_one_sentence():
     assert sorted(codes, key=lambda code: code.value) == list(Code)
 
 
-def test_numbers_are_in_the_metrics_unit():
+def test_numbers_have_the_unit_of_the_metric():
     reason = because(Code.ABOVE_MARGIN, margin=0.03)
     assert messages.write_sentence(reason, "accuracy") == "harm is above the margin of 3.0 points"
     assert messages.write_sentence(reason, "nats") == "harm is above the margin of 0.030 nats"
 
 
-def test_a_reason_may_hold_another():
-    why = because(Code.WORSE_BY_LESS, margin=0.02)
-    assert messages.write_sentence(because(Code.FAIL_GREW, why=why), "accuracy").endswith(
+def test_a_reason_may_contain_another():
+    inner_reason = because(Code.WORSE_BY_LESS, margin=0.02)
+    assert messages.write_sentence(because(Code.FAIL_GREW, why=inner_reason), "accuracy").endswith(
         "but this run is worse by less than the margin of 2.0 points, if at all"
     )
 
 
-def test_a_followup_is_read_last_and_the_remaining_harm_with_the_remedy():
+def test_a_followup_ends_the_reason_and_the_remaining_harm_ends_the_remedy():
     followup = because(Code.LEFT_AFTER_REPAIR, by="b", verdict="PASS", estimate=ESTIMATE)
     reasons = (because(Code.TEXT, text=""), because(Code.ABOVE_MARGIN, margin=0.03))
     (finding,) = messages.write_findings([Draft(finding=FINDING, reasons=reasons, followup=followup, remaining=ESTIMATE)])
@@ -43,15 +43,15 @@ def test_a_followup_is_read_last_and_the_remaining_harm_with_the_remedy():
     assert finding.remedy["text"] == "change it; the harm is then +5.1 points [+2.0, +8.0]"
 
 
-def test_a_note_about_dropped_examples_starts_with_the_prefix_that_reports_look_for():
+def test_a_note_about_dropped_examples_starts_with_its_prefix():
     entries = [f"{number} images of another size" for number in range(7)]
     note = messages.write_sentence(because(Code.DROPPED_EXAMPLES, entries=entries))
     assert note.startswith(f"{messages.DROPPED_PREFIX} or resolved: 0 images of another size; 1 images")
     assert note.endswith("4 images of another size; and 2 more")
 
 
-def test_an_empty_text_leaves_no_empty_parentheses():
-    why = because(Code.NOT_TESTED_BEFORE)
-    assert messages.write_sentence(because(Code.OWN_VERDICT, why=why, verdict="PASS", text="")).endswith(
+def test_an_empty_text_gives_no_empty_parentheses():
+    inner_reason = because(Code.NOT_TESTED_BEFORE)
+    assert messages.write_sentence(because(Code.OWN_VERDICT, why=inner_reason, verdict="PASS", text="")).endswith(
         "own verdict counts: PASS"
     )

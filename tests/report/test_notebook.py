@@ -11,15 +11,15 @@ from xferbench.core.run import VERDICTS, Finding, Run
 from xferbench.report import notebook
 
 RUN = make_run()
-EVIL = "<script>alert(1)</script>\u202e\x00\" onmouseover='x'"
+HOSTILE = "<script>alert(1)</script>\u202e\x00\" onmouseover='x'"
 
 
-def make(*findings, notes=(), name="ants"):
+def make_small_run(*findings, notes=(), name="ants"):
     return Run(suite={"name": name}, environment={}, findings=findings, cells=(), cost={}, arms={}, notes=notes)
 
 
-class Balanced(HTMLParser):
-    """The tags that a text opens, each of them closed again."""
+class BalancedTags(HTMLParser):
+    """The tags of a text; a tag that is not closed is an error."""
 
     def __init__(self, text):
         super().__init__()
@@ -37,9 +37,9 @@ class Balanced(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_each_contrast_has_one_row_with_its_controls_and_the_worst_comes_first():
+def test_each_contrast_has_one_row_with_its_controls_and_the_worst_is_first():
     table = notebook.notebook_table(RUN)
-    assert Balanced(table).seen.count("tr") == 3
+    assert BalancedTags(table).seen.count("tr") == 3
     assert table.index("batchnorm-drift") < table.index("negative-transfer")
     assert table.index(">FAIL<") < table.index(">PASS<")
     assert "ghost-batch detected<br>class-order detected" in table
@@ -48,30 +48,39 @@ def test_each_contrast_has_one_row_with_its_controls_and_the_worst_comes_first()
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)
-def test_every_verdict_can_be_shown(verdict):
-    table = notebook.notebook_table(make(Finding(id="a/harm", plugin="a", contrast="harm", verdict=verdict)))
+def test_every_verdict_has_a_badge(verdict):
+    table = notebook.notebook_table(make_small_run(Finding(id="a/harm", plugin="a", contrast="harm", verdict=verdict)))
     assert f">{verdict}</span>" in table
     assert "–" in table
 
 
-def test_no_name_becomes_markup():
-    odd = Finding(id="a", plugin=EVIL, contrast=EVIL, verdict="FAIL", variant=EVIL, control="detected", reason=EVIL, unit=EVIL)
-    page = Balanced(notebook.notebook_table(make(odd, notes=(EVIL,), name=EVIL)))
-    assert set(page.seen) <= {"div", "p", "strong", "table", "thead", "tbody", "tr", "th", "td", "span", "br", *FOLDED}
+def test_names_are_never_markup():
+    hostile_finding = Finding(
+        id="a",
+        plugin=HOSTILE,
+        contrast=HOSTILE,
+        verdict="FAIL",
+        variant=HOSTILE,
+        control="detected",
+        reason=HOSTILE,
+        unit=HOSTILE,
+    )
+    page = BalancedTags(notebook.notebook_table(make_small_run(hostile_finding, notes=(HOSTILE,), name=HOSTILE)))
+    assert set(page.seen) <= {"div", "p", "strong", "table", "thead", "tbody", "tr", "th", "td", "span", "br", *FOLDING_TAGS}
     assert {name for name, _ in page.attributes} == {"style"}
 
 
-FOLDED = {"details", "summary", "ul", "li"}
+FOLDING_TAGS = {"details", "summary", "ul", "li"}
 
 
-def test_it_needs_nothing_from_elsewhere_and_leaves_the_pages_own_colours():
+def test_the_table_needs_no_other_file_and_keeps_the_colors_of_the_page():
     table = notebook.notebook_table(RUN)
     assert not re.search(r"https?:|src=|url\(|<style|<script|class=|id=", table)
     assert len(re.findall("background:", table)) == len(re.findall("color:#fff", table)) == 2
 
 
 def luminance(colour):
-    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    parts = [int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
@@ -81,19 +90,19 @@ def test_white_letters_are_legible_on_every_badge(colour):
     assert 1.05 / (luminance(colour) + 0.05) >= 4.5
 
 
-def test_a_run_says_itself_in_a_line():
+def test_the_repr_of_a_run_is_one_line():
     assert repr(RUN) == f"<Run 'careless': 1 FAIL, 1 PASS; {len(RUN.cells)} records>"
-    assert repr(make()) == "<Run 'ants': no finding; 0 records>"
-    assert "\n" not in repr(make(name="a\nb"))
+    assert repr(make_small_run()) == "<Run 'ants': no finding; 0 records>"
+    assert "\n" not in repr(make_small_run(name="a\nb"))
 
 
 def test_a_run_without_findings_is_an_empty_table():
-    assert Balanced(notebook.notebook_table(make())).seen.count("tr") == 1
+    assert BalancedTags(notebook.notebook_table(make_small_run())).seen.count("tr") == 1
 
 
-def test_a_gate_is_said_in_a_line():
+def test_a_gate_has_a_headline():
     table = notebook.notebook_table(replace(RUN, gate=make_comparison()))
     assert "<p>The gate fails: the subject&#x27;s accuracy is 10.2 [8.9, 11.5] points worse" in table
-    evil = replace(make(), gate=make_comparison(make_outcome(f"{EVIL}/harm", "worse", verdict="FAIL")))
-    assert "script" not in Balanced(notebook.notebook_table(evil)).seen
+    hostile_run = replace(make_small_run(), gate=make_comparison(make_outcome(f"{HOSTILE}/harm", "worse", verdict="FAIL")))
+    assert "script" not in BalancedTags(notebook.notebook_table(hostile_run)).seen
     assert "gate" not in notebook.notebook_table(RUN)

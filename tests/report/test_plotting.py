@@ -14,7 +14,7 @@ def axes():
     return Figure().add_subplot()
 
 
-def test_an_arm_has_the_same_color_next_to_any_other_arm():
+def test_an_arm_keeps_its_color_next_to_other_arms():
     colors = plotting.arm_colors(["induced:b", "subject", "induced:c", "scratch"])
     assert colors["subject"] == plotting.ARM_COLORS["subject"] and colors["scratch"] == plotting.ARM_COLORS["scratch"]
     assert [colors["induced:b"], colors["induced:c"]] == list(plotting.INDUCED_COLORS[:2])
@@ -23,12 +23,12 @@ def test_an_arm_has_the_same_color_next_to_any_other_arm():
 
 def test_each_seed_is_a_thin_line_and_the_mean_a_thick_one(axes):
     plotting.draw_lines(axes, {"subject": [[(0, 1.0), (1, 3.0)], [(0, 3.0), (1, np.nan)]], "cured": [[]]})
-    *thin, mean = axes.lines
-    assert len(thin) == 2 and list(mean.get_ydata()) == [2.0, 3.0], "values that are not finite do not count"
+    *seed_lines, mean = axes.lines
+    assert len(seed_lines) == 2 and list(mean.get_ydata()) == [2.0, 3.0], "values that are not finite do not count"
     assert mean.get_label() == "subject" and {line.get_color() for line in axes.lines} == {plotting.ARM_COLORS["subject"]}
 
 
-def test_a_shorter_curve_is_drawn_but_is_not_in_the_mean(axes):
+def test_a_shorter_curve_is_drawn_but_not_averaged(axes):
     plotting.draw_lines(axes, {"induced:x30": [[(0, 1.0), (1, 1.0)], [(0, 5.0)]]})
     assert len(axes.lines) == 3 and list(axes.lines[-1].get_ydata()) == [1.0, 1.0]
     assert axes.lines[-1].get_label() == "x30"

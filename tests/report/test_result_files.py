@@ -30,7 +30,7 @@ def _outside_github(monkeypatch):
 
 @pytest.fixture
 def without_html(monkeypatch):
-    monkeypatch.setattr(html, "render", lambda *_: "<!doctype html>")  # the page has its own tests
+    monkeypatch.setattr(html, "render", lambda *_: "<!doctype html>")  # other tests cover the page
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +46,17 @@ def folder(run, tmp_path, without_html):
 
 def assert_same(left, right):
     for field in fields(left):
-        a, b = getattr(left, field.name), getattr(right, field.name)
-        if isinstance(a, Predictions):
-            assert_same(a, b)
-        elif isinstance(a, np.ndarray):
-            np.testing.assert_array_equal(a, b)
-            assert a.dtype == b.dtype, field.name
+        left_value, right_value = getattr(left, field.name), getattr(right, field.name)
+        if isinstance(left_value, Predictions):
+            assert_same(left_value, right_value)
+        elif isinstance(left_value, np.ndarray):
+            np.testing.assert_array_equal(left_value, right_value)
+            assert left_value.dtype == right_value.dtype, field.name
         else:
-            assert a == b, field.name
+            assert left_value == right_value, field.name
 
 
-def test_all_files_of_the_contract_and_no_others_are_written(run, tmp_path):
+def test_all_documented_files_and_no_others_are_written(run, tmp_path):
     files.write_run(
         run, tmp_path / "new" / "out", {"batchnorm-drift": make_plugin("batchnorm-drift"), "negative-transfer": None}
     )
@@ -73,14 +73,14 @@ def test_results_are_written_last(run, tmp_path, without_html):
 def test_a_full_disk_is_an_error_and_changes_nothing(run, folder, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def full(_):
+    def fail_on_full_disk(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError) as caught:
+    monkeypatch.setattr(os, "fsync", fail_on_full_disk)
+    with pytest.raises(UserError) as error:
         files.write_run(replace(run, plan="another"), folder)
-    assert caught.value.found == "No space left on device"
-    assert caught.value.do
+    assert error.value.found == "No space left on device"
+    assert error.value.do
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -100,11 +100,11 @@ def test_a_folder_that_cannot_be_created_is_an_error_before_the_run(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_run_is_read_as_it_was_written(run, folder):
-    again = files.read_run(folder)
-    assert run_to_json(again) == run_to_json(run)
-    assert [replace(cell, record=None) for cell in again.cells] == [replace(cell, record=None) for cell in run.cells]
-    for left, right in zip(run.cells, again.cells, strict=True):
+def test_a_run_is_read_back(run, folder):
+    reread = files.read_run(folder)
+    assert run_to_json(reread) == run_to_json(run)
+    assert [replace(cell, record=None) for cell in reread.cells] == [replace(cell, record=None) for cell in run.cells]
+    for left, right in zip(run.cells, reread.cells, strict=True):
         assert_same(left.record, right.record)
 
 
@@ -112,34 +112,37 @@ def test_a_run_can_be_read_from_its_results_file(folder):
     assert run_to_json(files.read_run(folder / "results.json")) == run_to_json(files.read_run(folder))
 
 
-def test_reading_and_writing_again_gives_the_same_bytes(folder, tmp_path, without_html):
+def test_reading_and_writing_keeps_the_bytes(folder, tmp_path, without_html):
     files.write_run(files.read_run(folder), tmp_path / "again")
     for name in NAMES:
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
 
 
-def test_records_of_other_examples_with_groups_and_without_predictions_are_kept(run):
-    other = make_record("other", 0.5, examples=30, classes=30, scalars={"diverged": 1.0, "drift/stem": float("nan")})
-    grouped = replace(other.predictions, group=np.arange(30, dtype=np.int64) % 4 - 1)
-    crashed = replace(make_record("crashed", 0.5), predictions=None, error="out of memory", curve=((0, float("inf"), 0.1),))
+def test_records_with_groups_or_without_predictions_are_read_back(run):
+    small_record = make_record("other", 0.5, examples=30, classes=30, scalars={"diverged": 1.0, "drift/stem": float("nan")})
+    predictions_with_groups = replace(small_record.predictions, group=np.arange(30, dtype=np.int64) % 4 - 1)
+    grouped_record = replace(small_record, predictions=predictions_with_groups)
+    crashed_record = replace(
+        make_record("crashed", 0.5), predictions=None, error="out of memory", curve=((0, float("inf"), 0.1),)
+    )
     cells = [
         TrialRow(plugin="p", arm="subject", variant="", view="drift", seed=seed, recipe="", record=record)
-        for seed, record in enumerate((replace(other, predictions=grouped), crashed, run.cells[0].record))
+        for seed, record in enumerate((grouped_record, crashed_record, run.cells[0].record))
     ]
-    _, again = predictions.unpack_predictions(io.BytesIO(predictions.pack_predictions(cells, "")))
-    assert_same(again[0].record.predictions, grouped)
-    assert np.isnan(again[0].record.scalars["drift/stem"])
-    assert again[1].record.predictions is None
-    assert again[1].record.error == "out of memory"
-    assert np.isnan(again[1].record.curve[0][1])
-    assert_same(again[2].record, run.cells[0].record)
+    _, reread = predictions.unpack_predictions(io.BytesIO(predictions.pack_predictions(cells, "")))
+    assert_same(reread[0].record.predictions, predictions_with_groups)
+    assert np.isnan(reread[0].record.scalars["drift/stem"])
+    assert reread[1].record.predictions is None
+    assert reread[1].record.error == "out of memory"
+    assert np.isnan(reread[1].record.curve[0][1])
+    assert_same(reread[2].record, run.cells[0].record)
 
 
 def test_examples_and_shared_records_are_stored_once(run):
-    once = predictions.pack_predictions(run.cells, "")
-    twice = predictions.pack_predictions([*run.cells, *(replace(cell, plugin="another") for cell in run.cells)], "")
-    assert len(twice) < 1.1 * len(once)
-    with np.load(io.BytesIO(once), allow_pickle=False) as arrays:
+    packed = predictions.pack_predictions(run.cells, "")
+    packed_twice = predictions.pack_predictions([*run.cells, *(replace(cell, plugin="another") for cell in run.cells)], "")
+    assert len(packed_twice) < 1.1 * len(packed)
+    with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
         assert [name for name in arrays.files if name.endswith("/label")] == ["0/label"]
         assert arrays["0/predicted"].shape == (18, 50)
         assert arrays["0/predicted"].dtype == np.int8
@@ -151,7 +154,7 @@ def test_packed_integers_lose_nothing(values):
     assert predictions._widen(predictions._narrow(values)).tolist() == values.tolist()
 
 
-def test_results_are_plain_json_with_the_keys_of_the_contract(run, tmp_path, without_html):
+def test_results_are_plain_json_with_the_documented_keys(run, tmp_path, without_html):
     incomplete = replace(run.findings[0], harm=float("nan"), measures={"subject/drift": float("inf")})
     files.write_run(replace(run, findings=(incomplete,)), tmp_path)
 
@@ -171,10 +174,10 @@ def test_the_csv_has_a_row_for_each_cell(run, folder):
     assert {float(row["diverged"]) for row in rows} == {0.0}
 
 
-def test_a_missing_number_is_an_empty_field_and_without_cells_there_is_a_header():
+def test_a_missing_number_is_an_empty_field_and_a_csv_without_cells_has_a_header():
     cell = TrialRow(plugin="a,b\n", arm="subject", variant="", view="test", seed=0, recipe='"', record=make_record("k", 0.5))
-    odd = replace(cell, record=replace(cell.record, predictions=None, scalars={"drift": float("nan")}))
-    first, second = csv.DictReader(io.StringIO(files.records_csv([cell, odd])))
+    cell_without_predictions = replace(cell, record=replace(cell.record, predictions=None, scalars={"drift": float("nan")}))
+    first, second = csv.DictReader(io.StringIO(files.records_csv([cell, cell_without_predictions])))
     assert (first["plugin"], first["recipe"], first["drift"]) == ("a,b\n", '"', "")
     assert (second["accuracy"], second["drift"], second["diverged"]) == ("", "", "")
     assert files.records_csv([]).startswith("plugin,arm,variant,view,seed,")
@@ -199,19 +202,19 @@ def test_a_missing_file_is_an_error(folder, name):
 def test_a_newer_schema_is_an_error(folder):
     results = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps(results | {"schema": 99, "xferbench": "9.0"}))
-    with pytest.raises(UserError, match="newer than this xferbench") as caught:
+    with pytest.raises(UserError, match="newer than this xferbench") as error:
         files.read_run(folder)
-    assert "schema 99, by 9.0" in caught.value.found
+    assert "schema 99, by 9.0" in error.value.found
 
 
 @pytest.mark.parametrize("entries", [{}, {"matrix": {}}], ids=["one task", "many tasks"])
-def test_an_older_schema_is_an_error_that_says_what_to_do(folder, entries):
+def test_an_older_schema_is_an_error_with_advice(folder, entries):
     results = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps(results | {"schema": 1, "xferbench": "0.1.0"} | entries))
-    with pytest.raises(UserError, match="older than this xferbench") as caught:
+    with pytest.raises(UserError, match="older than this xferbench") as error:
         files.read_run(folder)
-    assert (caught.value.found, caught.value.expected) == ("schema 1, by 0.1.0", "schema 2")
-    assert "run the suite again" in caught.value.do
+    assert (error.value.found, error.value.expected) == ("schema 1, by 0.1.0", "schema 2")
+    assert "run the suite again" in error.value.do
 
 
 NESTED = '{"schema": 2, "a": ' + "[" * 600 + "]" * 600 + "}"
@@ -221,7 +224,7 @@ NESTED = '{"schema": 2, "a": ' + "[" * 600 + "]" * 600 + "}"
     "content",
     [NESTED, '{"schema": 2, "a": NaN}', "[]", "{}", '{"schema": "1"}', "null", "nonsense", '{"schema": 2}', "[" * 100_000],
 )
-def test_json_of_no_finished_run_is_an_error(folder, content):
+def test_json_without_a_finished_run_is_an_error(folder, content):
     (folder / "results.json").write_text(content)
     with pytest.raises(UserError):
         files.read_run(folder)
@@ -239,7 +242,7 @@ def with_samples(run):
     return replace(run, samples=(SampleImages(role="target", title="t", arms=("all arms",), images=images, labels=("a", "b")),))
 
 
-def test_samples_are_read_as_they_were_written(run, tmp_path, without_html):
+def test_samples_are_read_back(run, tmp_path, without_html):
     files.write_run(with_samples(run), tmp_path)
     assert_same(files.read_run(tmp_path).samples[0], with_samples(run).samples[0])
 
@@ -269,6 +272,6 @@ def test_a_pickle_is_never_opened(folder):
 
 
 def test_heavy_packages_are_imported_late():
-    heavy = "{'torch', 'matplotlib', 'rich', 'pandas', 'jinja2'}"
-    code = f"import sys; from xferbench.report import console, files; print({heavy} & set(sys.modules))"
+    packages = "{'torch', 'matplotlib', 'rich', 'pandas', 'jinja2'}"
+    code = f"import sys; from xferbench.report import console, files; print({packages} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -11,9 +11,9 @@ from xferbench.core.run import SampleImages
 from xferbench.report import sample_images
 
 
-def make_samples(count=3, side=8, labels=None, **more):
+def make_samples(count=3, side=8, labels=None, **fields):
     images = np.random.default_rng(0).integers(256, size=(count, side, side, 3), dtype=np.uint8)
-    values = {"role": "target", "title": "birds", "arms": ("all arms",)} | more
+    values = {"role": "target", "title": "birds", "arms": ("all arms",)} | fields
     return SampleImages(images=images, labels=tuple(labels or map(str, range(count))), **values)
 
 
@@ -22,12 +22,17 @@ def decode(uri):
 
 
 def test_packed_samples_are_unpacked():
-    packed = [make_samples(labels=("<b>", "a|b\n", "日本")), make_samples(role="shifted", arms=("x", "y"))]
-    run, unpacked = sample_images.unpack_samples(io.BytesIO(sample_images.pack_samples(packed, "run")))
+    samples = [make_samples(labels=("<b>", "a|b\n", "日本")), make_samples(role="shifted", arms=("x", "y"))]
+    run, reread = sample_images.unpack_samples(io.BytesIO(sample_images.pack_samples(samples, "run")))
     assert run == "run"
-    for sample, again in zip(packed, unpacked, strict=True):
-        assert (sample.role, sample.title, sample.arms, sample.labels) == (again.role, again.title, again.arms, again.labels)
-        np.testing.assert_array_equal(sample.images, again.images)
+    for sample, reread_sample in zip(samples, reread, strict=True):
+        assert (sample.role, sample.title, sample.arms, sample.labels) == (
+            reread_sample.role,
+            reread_sample.title,
+            reread_sample.arms,
+            reread_sample.labels,
+        )
+        np.testing.assert_array_equal(sample.images, reread_sample.images)
 
 
 def test_an_empty_list_can_be_packed():
@@ -44,21 +49,21 @@ def test_an_empty_list_can_be_packed():
     ],
 )
 def test_arrays_that_are_not_images_are_an_error(images):
-    invalid = SampleImages(role="target", title="", arms=(), images=images, labels=("a", "b"))
+    samples = SampleImages(role="target", title="", arms=(), images=images, labels=("a", "b"))
     with pytest.raises(ValueError):
-        sample_images.unpack_samples(io.BytesIO(sample_images.pack_samples([invalid], "run")))
+        sample_images.unpack_samples(io.BytesIO(sample_images.pack_samples([samples], "run")))
 
 
 def test_small_images_are_encoded_exactly():
     sample = make_samples()
-    (encoded,) = sample_images.encode_images([sample])
-    for image, uri in zip(sample.images, encoded.images, strict=True):
+    (encoded_sample,) = sample_images.encode_images([sample])
+    for image, uri in zip(sample.images, encoded_sample.images, strict=True):
         np.testing.assert_array_equal(decode(uri), image)
 
 
 def test_images_become_smaller_to_stay_within_the_budget():
-    many = [make_samples(6, 96) for _ in range(10)]
-    encoded = sample_images.encode_images(many)
+    samples = [make_samples(6, 96) for _ in range(10)]
+    encoded = sample_images.encode_images(samples)
     assert len(encoded) == 10
     assert sum(len(uri) for entry in encoded for uri in entry.images) <= sample_images.MAX_CHARACTERS
     assert decode(encoded[0].images[0]).shape[0] in sample_images.THUMBNAIL_SIDES[1:]

@@ -16,30 +16,33 @@ def run():
     return make_run()
 
 
-def finding(plugin, verdict, **more):
-    return Finding(id=f"{plugin}/harm", plugin=plugin, contrast="harm", verdict=verdict, **more)
+def make_finding(plugin, verdict, **fields):
+    return Finding(id=f"{plugin}/harm", plugin=plugin, contrast="harm", verdict=verdict, **fields)
 
 
-def run_of(*findings):
+def make_run_of(*findings):
     return Run(suite={}, environment={}, findings=findings, cells=(), cost={}, arms={})
 
 
-def test_variants_that_share_verdict_and_harm_are_one_row(run):
+def test_variants_with_equal_verdict_and_harm_share_a_row(run):
     assert [[finding.variant for finding in group] for group in tables.finding_groups(run)] == [
         ["ghost-batch", "class-order"],
         ["permuted"],
     ]
 
 
-def test_variants_whose_verdicts_differ_are_rows_of_their_own_next_to_each_other():
-    passed, missed = finding("a", "PASS", variant="x", harm=0.0), finding("a", "INCONCLUSIVE", variant="y", harm=0.0)
-    groups = tables.finding_groups(run_of(passed, finding("b", "PASS"), missed))
-    assert groups == ((passed,), (missed,), (finding("b", "PASS"),))
+def test_variants_with_different_verdicts_have_adjacent_rows():
+    passing, inconclusive = (
+        make_finding("a", "PASS", variant="x", harm=0.0),
+        make_finding("a", "INCONCLUSIVE", variant="y", harm=0.0),
+    )
+    groups = tables.finding_groups(make_run_of(passing, make_finding("b", "PASS"), inconclusive))
+    assert groups == ((passing,), (inconclusive,), (make_finding("b", "PASS"),))
 
 
-def test_the_plugin_with_the_worst_verdict_comes_first_and_measurements_are_no_row():
+def test_the_plugin_with_the_worst_verdict_is_first_and_measurements_have_no_row():
     verdicts = ("INFO", "SKIPPED", "PASS", "INCONCLUSIVE", "ERROR", "FAIL")
-    run = run_of(*(finding(verdict.lower(), verdict) for verdict in verdicts))
+    run = make_run_of(*(make_finding(verdict.lower(), verdict) for verdict in verdicts))
     assert [group[0].verdict for group in tables.finding_groups(run)] == ["FAIL", "ERROR", "INCONCLUSIVE", "PASS", "SKIPPED"]
     assert tables.plugin_names(run)[-1] == "info"
     assert tables.measurements(run, "info")
@@ -47,14 +50,14 @@ def test_the_plugin_with_the_worst_verdict_comes_first_and_measurements_are_no_r
 
 
 def test_shared_parts_of_reasons_appear_once():
-    group = (finding("a", "PASS", reason="below; x costs 3"), finding("a", "PASS", reason="below; y costs 4"))
+    group = (make_finding("a", "PASS", reason="below; x costs 3"), make_finding("a", "PASS", reason="below; y costs 4"))
     assert tables.group_reason(group) == "below; x costs 3; y costs 4"
 
 
 def test_a_control_has_its_variant_result_and_harm(run):
-    ghost, ordered = tables.control_texts(tables.finding_groups(run)[0])
-    assert ghost.startswith("ghost-batch detected +")
-    assert ordered.startswith("class-order detected +")
+    ghost_batch, class_order = tables.control_texts(tables.finding_groups(run)[0])
+    assert ghost_batch.startswith("ghost-batch detected +")
+    assert class_order.startswith("class-order detected +")
 
 
 @pytest.mark.parametrize(
@@ -71,17 +74,21 @@ def test_a_control_has_its_variant_result_and_harm(run):
     ],
 )
 def test_the_headline_claims_no_more_than_the_verdicts(verdicts, sentence):
-    assert tables.headline(run_of(*(finding(f"p{rank}", verdict) for rank, verdict in enumerate(verdicts)))) == sentence
+    assert (
+        tables.headline(make_run_of(*(make_finding(f"p{rank}", verdict) for rank, verdict in enumerate(verdicts)))) == sentence
+    )
 
 
 def test_the_headline_names_failures_and_their_costs():
-    run = run_of(finding("a", "FAIL", harm=0.05, low=0.03, high=0.07), finding("b", "FAIL"), finding("c", "FAIL"))
+    run = make_run_of(
+        make_finding("a", "FAIL", harm=0.05, low=0.03, high=0.07), make_finding("b", "FAIL"), make_finding("c", "FAIL")
+    )
     assert tables.headline(run) == "Transfer fails here: a costs +5.0 [+3.0, +7.0] points of accuracy and b, and 1 more."
 
 
 def test_a_plugin_counts_with_its_worst_verdict():
-    mixed = run_of(finding("a", "PASS", harm=0.0), finding("a", "INCONCLUSIVE", harm=0.0))
-    assert tables.headline(mixed).endswith("Checks: 1 undecided.")
+    run = make_run_of(make_finding("a", "PASS", harm=0.0), make_finding("a", "INCONCLUSIVE", harm=0.0))
+    assert tables.headline(run).endswith("Checks: 1 undecided.")
 
 
 @pytest.mark.parametrize(("plugin", "contrast"), [("batchnorm-drift", HARM), ("negative-transfer", SCRATCH)])
@@ -95,25 +102,25 @@ def test_the_mean_of_the_harms_by_seed_is_the_harm_of_the_finding(run, plugin, c
         assert low < mean < high
 
 
-def test_the_harm_of_a_loss_is_above_0_where_the_subject_loses_more(run):
+def test_the_harm_of_a_loss_is_positive_if_the_subject_loses_more(run):
     assert all(harm > 0 for harm in tables.harms_by_seed(run, "batchnorm-drift", HARM, "brier").values())
     assert all(harm < 0 for harm in tables.harms_by_seed(run, "negative-transfer", SCRATCH, "brier").values())
 
 
-def test_a_seed_that_lacks_an_arm_has_no_harm(run):
+def test_a_seed_without_all_arms_has_no_harm(run):
     cells = tuple(cell for cell in run.cells if (cell.arm, cell.seed) != ("cured", 3))
     assert list(tables.harms_by_seed(replace(run, cells=cells), "batchnorm-drift", HARM, "accuracy")) == [0, 1, 2, 4]
 
 
-def test_a_view_that_is_not_in_the_contrast_is_no_part_of_the_harm(run):
+def test_a_view_outside_the_contrast_does_not_count(run):
     restored = Contrast(name="restored", weights={("subject", "restored"): 1.0, ("subject", "test"): -1.0})
     assert not tables.harms_by_seed(run, "batchnorm-drift", restored, "accuracy")
 
 
 def test_a_contrast_decided_early_shows_the_seeds_of_its_verdict(run):
     group = tuple(replace(member, seeds=3) for member in tables.finding_groups(run)[0])
-    (_, judged, _), (_, control, _), _ = tables.paired_harms(run, group, HARM)
-    assert (len(judged), len(control)) == (3, 5)
+    (_, subject_harms, _), (_, control_harms, _), _ = tables.paired_harms(run, group, HARM)
+    assert (len(subject_harms), len(control_harms)) == (3, 5)
 
 
 def test_the_arms_are_in_reading_order_with_recipe_accuracy_and_candidates(run):
@@ -125,26 +132,26 @@ def test_the_arms_are_in_reading_order_with_recipe_accuracy_and_candidates(run):
 
 
 def test_crashed_and_diverged_seeds_are_counted():
-    good, *_ = make_cells("p", {"subject": 0.7}, seeds=1)
-    lost = replace(good, seed=1, record=make_record("lost", 0.1, scalars={"diverged": 1.0}))
-    crashed = replace(good, seed=2, record=replace(make_record("crashed", 0.7), predictions=None, error="out of memory"))
-    (arm,) = tables.arm_rows(replace(run_of(), cells=(good, lost, crashed)), "p")
+    cell, *_ = make_cells("p", {"subject": 0.7}, seeds=1)
+    diverged_cell = replace(cell, seed=1, record=make_record("lost", 0.1, scalars={"diverged": 1.0}))
+    crashed_cell = replace(cell, seed=2, record=replace(make_record("crashed", 0.7), predictions=None, error="out of memory"))
+    (arm,) = tables.arm_rows(replace(make_run_of(), cells=(cell, diverged_cell, crashed_cell)), "p")
     assert (len(arm.accuracy), arm.diverged, arm.crashed) == (2, 1, 1)
 
 
 def test_an_arm_without_seeds_has_no_mean_and_one_seed_no_deviation():
-    (arm,) = tables.arm_rows(replace(run_of(), arms={"p": {"cured": {"error": "no candidate could be scored"}}}), "p")
+    (arm,) = tables.arm_rows(replace(make_run_of(), arms={"p": {"cured": {"error": "no candidate could be scored"}}}), "p")
     assert (arm.mean, arm.sd, arm.recipe) == (None, None, "no candidate could be scored")
-    (arm,) = tables.arm_rows(replace(run_of(), cells=tuple(make_cells("p", {"subject": 0.7}, seeds=1))), "p")
+    (arm,) = tables.arm_rows(replace(make_run_of(), cells=tuple(make_cells("p", {"subject": 0.7}, seeds=1))), "p")
     assert arm.mean is not None
     assert arm.sd is None
 
 
-def test_curves_are_thinned_and_values_that_are_not_finite_are_ignored():
+def test_curves_are_thinned_without_non_finite_values():
     curve = tuple((step, float("nan") if step % 2 else 1.0 + seed, 0.5) for seed in (0, 1) for step in range(1000))
     cell = TrialRow(plugin="p", arm="subject", variant="", view="test", seed=0, recipe="", record=make_record("k", 0.7))
     curve_of_arm = tables.learning_curves(
-        replace(run_of(), cells=(replace(cell, record=replace(cell.record, curve=curve)),)), "p"
+        replace(make_run_of(), cells=(replace(cell, record=replace(cell.record, curve=curve)),)), "p"
     )["subject"]
     assert len(curve_of_arm.steps) <= 50
     assert (curve_of_arm.steps[0], curve_of_arm.steps[-1]) == (0, 999)
@@ -156,11 +163,11 @@ def test_curves_are_thinned_and_values_that_are_not_finite_are_ignored():
     ("value", "unit", "expected"),
     [(0.0549, "accuracy", "+5.5"), (-0.0001, "accuracy", "+0.0"), (None, "accuracy", "–"), (0.1234, "nats", "+0.123")],
 )
-def test_a_harm_is_formatted_in_its_usual_unit(value, unit, expected):
+def test_a_harm_has_the_unit_of_its_metric(value, unit, expected):
     assert format.format_harm(value, unit) == expected
 
 
-def test_a_line_is_one_line_without_escapes_or_changes_of_direction():
+def test_one_line_removes_escapes_and_changes_of_direction():
     assert format.one_line("a\n\x1b[31mb\u202ec\ud800") == "a [31mb c"
     assert format.printable_block("a\x00\n b") == "a\n b"
     assert format.shorten("abcdef", 4) == "abc…"

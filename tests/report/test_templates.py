@@ -17,5 +17,5 @@ def test_a_missing_value_is_an_error():
         templates.render_template("comparison.html.j2", **{name: value for name, value in VALUES.items() if name != "sentence"})
 
 
-def test_nothing_may_be_fetched():
+def test_the_page_may_not_load_other_files():
     assert "default-src 'none'" in templates.render_template("comparison.html.j2", **VALUES)

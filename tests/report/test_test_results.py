@@ -18,9 +18,9 @@ from xferbench.testing import fake_lab
 RUN = make_run()
 
 
-def make_finding(verdict="PASS", plugin="a", contrast="harm", variant="", **more):
+def make_finding(verdict="PASS", plugin="a", contrast="harm", variant="", **fields):
     finding_id = f"{plugin}/{contrast}/{variant}".rstrip("/")
-    return Finding(id=finding_id, plugin=plugin, contrast=contrast, verdict=verdict, variant=variant, **more)
+    return Finding(id=finding_id, plugin=plugin, contrast=contrast, verdict=verdict, variant=variant, **fields)
 
 
 def result_of(*findings, name="a/harm", plugin="a", fail_on="fail", outcomes=None):
@@ -28,23 +28,25 @@ def result_of(*findings, name="a/harm", plugin="a", fail_on="fail", outcomes=Non
     return test_results.test_outcome(replace(RUN, findings=findings, gate=gate), name, plugin, fail_on=fail_on)
 
 
-def findings_of(plugin):
+def run_plugin(plugin):
     """Return the findings of a plugin from the fake lab."""
     if plugin in discovery.load_plugins(["all"], "audit"):
         return run_audit(plugin).findings
-    plain = replace(plugin, explain=None, derived_metrics=None, plot=None)  # these need real scalars
+    plugin_without_callbacks = replace(
+        plugin, explain=None, derived_metrics=None, plot=None
+    )  # these functions need real scalars
     measures = {reference: {name: 0.0} for name, reference in plugin.measures.items()}
-    return fake_lab.run_study(fake_lab.make_study(plain), fake_lab.fake_lab(measures=measures)).findings
+    return fake_lab.run_study(fake_lab.make_study(plugin_without_callbacks), fake_lab.fake_lab(measures=measures)).findings
 
 
 @pytest.mark.parametrize("kind", ["experiment", "audit"])
-def test_the_tests_have_the_names_of_the_findings(kind):
+def test_tests_have_the_names_of_contrasts(kind):
     complete = 0
     for plugin in discovery.load_plugins(["all"], kind):
-        names, findings = test_results.test_names([plugin]), findings_of(plugin)
+        names, findings = test_results.test_names([plugin]), run_plugin(plugin)
         with_verdict = {contrast_id(finding.plugin, finding.contrast) for finding in findings if finding.verdict != "INFO"}
         if not plugin.has_verdict:
-            assert not names, "a measurement is no test"
+            assert not names, "a measurement is not a test"
             continue
         assert set(names.values()) == {plugin.id}
         assert with_verdict <= set(names)
@@ -71,18 +73,18 @@ def test_a_test_fails_if_the_command_does(verdict, fail_on):
 
 
 @given(st.lists(st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE"]), min_size=1))
-def test_the_worst_variant_counts(verdicts):
+def test_the_worst_variant_determines_the_result(verdicts):
     worst = next(verdict for verdict in ("FAIL", "INCONCLUSIVE", "PASS") if verdict in verdicts)
     result = result_of(*(make_finding(verdict, variant=f"v{number}") for number, verdict in enumerate(verdicts)))
     assert result.message.startswith(worst)
     assert result.properties["verdict"] == worst
 
 
-def test_measurements_do_not_count():
+def test_measurements_do_not_affect_the_result():
     assert result_of(make_finding("PASS"), make_finding("INFO", reason="x")).state == "passed"
 
 
-def test_the_finding_of_a_skipped_plugin_stands_for_all_its_contrasts():
+def test_the_finding_of_a_skipped_plugin_applies_to_all_its_contrasts():
     result = result_of(make_finding("SKIPPED", reason="no [source]"), name="a/other")
     assert (result.state, result.message) == ("skipped", "SKIPPED: no [source]")
     assert result_of(make_finding("ERROR", reason="broke"), name="a/other").message == "ERROR: crashed: broke"
@@ -96,7 +98,7 @@ def test_a_test_without_results_fails():
     assert result_of(outcomes=()).state == "failed"
 
 
-def test_a_failure_shows_its_harm_its_reason_and_what_to_do():
+def test_a_failure_shows_harm_reason_and_next_action():
     remedy = {"text": "lower it", "patch": ["[recipe]", "lr = 1e-3"], "verified": False}
     result = result_of(make_finding("FAIL", harm=0.05, low=0.03, high=0.07, margin=0.02, reason="too\nhigh", remedy=remedy))
     assert result.message == "FAIL: +5.0 [+3.0, +7.0] points of accuracy (margin 2.0): too high"
@@ -105,7 +107,7 @@ def test_a_failure_shows_its_harm_its_reason_and_what_to_do():
 
 @pytest.mark.parametrize("decision", DECISIONS)
 @pytest.mark.parametrize("fail_on", ["fail", "inconclusive"])
-def test_the_decision_of_a_comparison_is_the_state(decision, fail_on):
+def test_the_decision_of_a_comparison_determines_the_state(decision, fail_on):
     outcome = Outcome(id="a/harm", plugin="a", decision=decision, reason="because", verdict="FAIL", accepted="PASS")
     failing = {"worse", "crashed"} | ({"cannot tell"} if fail_on == "inconclusive" else set())
     state = "failed" if decision in failing else "passed" if decision == "not worse" else "skipped"
@@ -115,7 +117,7 @@ def test_the_decision_of_a_comparison_is_the_state(decision, fail_on):
     assert result.properties["gate.decision"] == decision
 
 
-def test_a_known_failure_passes_and_is_called_known():
+def test_a_known_failure_passes_and_is_marked_as_known():
     outcome = Outcome(id="a/harm", plugin="a", decision="not worse", reason="because", verdict="FAIL", accepted="FAIL")
     result = result_of(make_finding("FAIL", reason="it hurts"), outcomes=(outcome,))
     assert (result.state, result.message) == ("passed", "not worse: known: the accepted run also fails; because")
@@ -129,12 +131,12 @@ def test_a_reason_in_the_decision_is_not_repeated():
     assert (result.message, result.details) == ("worse: a new FAIL: it hurts", "next: lower it (shown to repair this pipeline)")
 
 
-def test_without_a_decision_the_verdict_counts():
+def test_the_verdict_counts_without_a_decision():
     assert result_of(make_finding("FAIL"), outcomes=()).state == "failed"
     assert result_of(make_finding("PASS"), outcomes=()).state == "passed"
 
 
-def test_a_metric_is_shown_as_its_level_and_a_harm_with_its_sign():
+def test_a_metric_is_shown_as_a_level_and_a_harm_with_a_sign():
     numbers = {"before": 0.8, "now": 0.75, "change": 0.05, "low": 0.01, "high": 0.09, "margin": 0.02, "flipped": 0.1}
     subject = Outcome(id="subject", plugin="", decision="worse", reason="because", **numbers)
     result = result_of(name="subject", plugin="", outcomes=(subject,))
