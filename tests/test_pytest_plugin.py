@@ -16,7 +16,7 @@ from xferbench.core.run import Finding
 from xferbench.runner import discovery, gate
 from xferbench.runner import run as runner
 
-discovery.load_plugins(["all"])  # before a pytest session in this process imports them and removes them again
+discovery.load_plugins(["all"])  # before a pytest session in this process imports and removes them
 IS_INSTALLED = any(entry.name == "xferbench" for entry in entry_points(group="pytest11"))
 PLUGIN = [] if IS_INSTALLED else ["-p", "xferbench.pytest_plugin"]
 SUITE = """
@@ -80,21 +80,21 @@ def ids(result):
     return sorted(line for line in result.outlines if "::" in line)
 
 
-def test_every_contrast_is_a_test_that_is_collected_without_a_run(session, fake_run):
+def test_every_contrast_is_collected_as_a_test_without_a_run(session, fake_run):
     calls = fake_run(error=AssertionError("run"))
     result = session("--collect-only", "-q", tests=UNRELATED_TEST)
     assert ids(result) == sorted(["test_other.py::test_other", *(f"suites/s.toml::{name}" for name in NAMES)])
     assert (result.ret, calls) == (0, [])
 
 
-def test_the_subject_is_a_test_if_there_is_a_baseline(session, fake_run, pytester):
+def test_the_subject_is_a_test_with_a_baseline(session, fake_run, pytester):
     fake_run(error=AssertionError("run"))
     pytester.path.joinpath("accepted.json").touch()
     result = session("--collect-only", "-q", "--xferbench-baseline", "accepted.json")
     assert ids(result) == sorted(f"suites/s.toml::{name}" for name in ["subject", *NAMES])
 
 
-def test_other_tests_are_unchanged_and_a_marker_selects_them(session, fake_run):
+def test_other_tests_are_unchanged_and_a_marker_selects_tests_of_suites(session, fake_run):
     fake_run(*PASSING)
     session(tests=UNRELATED_TEST).assert_outcomes(passed=4)
     session("-m", "xferbench").assert_outcomes(passed=3, deselected=1)
@@ -103,12 +103,12 @@ def test_other_tests_are_unchanged_and_a_marker_selects_them(session, fake_run):
 
 
 @pytest.mark.parametrize("options", [["."], ["suites"], ["suites/s.toml"], ["suites/s.toml", "test_other.py"]])
-def test_a_suite_named_twice_is_collected_once(session, fake_run, options):
+def test_a_suite_given_twice_is_collected_once(session, fake_run, options):
     fake_run(*PASSING)
     session(*options, tests=UNRELATED_TEST).assert_outcomes(passed=3 + ("." in options or "test_other.py" in options))
 
 
-def test_one_test_is_selected_by_its_name(session, fake_run):
+def test_a_name_selects_one_test(session, fake_run):
     calls = fake_run(*PASSING)
     session("suites/s.toml::batchnorm-drift/harm", tests=UNRELATED_TEST).assert_outcomes(passed=1)
     session("-k", "batch-dependence", tests=UNRELATED_TEST).assert_outcomes(passed=1, deselected=3)
@@ -116,14 +116,14 @@ def test_one_test_is_selected_by_its_name(session, fake_run):
     assert len(calls) == 2
 
 
-def test_a_shipped_suite_is_named_by_its_name(session):
+def test_a_shipped_suite_is_collected_by_name(session):
     result = session("--collect-only", "-q", suite="gate")
     assert "gate::head-shock/harm" in ids(result)
     assert ids(session("gate::head-shock/harm", "--collect-only", "-q", suite="gate")) == ["gate::head-shock/harm"]
 
 
 @pytest.mark.parametrize(
-    ("verdict", "outcomes", "strictly"),
+    ("verdict", "outcomes", "strict_outcomes"),
     [
         ("PASS", {"passed": 3}, {"passed": 3}),
         ("FAIL", {"passed": 2, "failed": 1}, {"passed": 2, "failed": 1}),
@@ -132,12 +132,12 @@ def test_a_shipped_suite_is_named_by_its_name(session):
         ("SKIPPED", {"passed": 2, "skipped": 1}, {"passed": 2, "skipped": 1}),
     ],
 )
-def test_a_verdict_is_the_tests_result(session, fake_run, verdict, outcomes, strictly):
+def test_a_verdict_determines_the_result_of_its_test(session, fake_run, verdict, outcomes, strict_outcomes):
     fake_run(make_finding(verdict=verdict, reason="a reason"), *PASSING[1:])
     result = session("-ra")
     result.assert_outcomes(**outcomes)
     assert ("a reason" in result.stdout.str()) == (verdict != "PASS")
-    session("--xferbench-fail-on", "inconclusive").assert_outcomes(**strictly)
+    session("--xferbench-fail-on", "inconclusive").assert_outcomes(**strict_outcomes)
 
 
 def test_a_failure_is_a_few_lines_without_a_traceback(session, fake_run):
@@ -150,7 +150,7 @@ def test_a_failure_is_a_few_lines_without_a_traceback(session, fake_run):
     assert not any(text in output for text in ("Traceback", "pytest_plugin.py", "raise "))
 
 
-def test_a_skip_is_reported_at_the_suite(session, fake_run):
+def test_a_skipped_test_is_reported_at_the_suite(session, fake_run):
     fake_run(make_finding(verdict="SKIPPED", reason="no BatchNorm"), *PASSING[1:])
     session("-rs").stdout.fnmatch_lines(["SKIPPED [[]1[]] *suites*s.toml:1: *batchnorm-drift/harm: SKIPPED: no BatchNorm"])
 
@@ -159,8 +159,8 @@ def test_the_suite_runs_once_and_a_fixture_has_the_run(session, fake_run):
     calls = fake_run(*PASSING)
     options = ["--xferbench-store", "s.sqlite", "--xferbench-output", "out", "--xferbench-allow-code"]
     session(*options, tests=FIXTURE_TEST).assert_outcomes(passed=4)
-    (suite, options), *others = calls
-    assert (suite.name, suite.invocation.allow_code, others) == ("mine", True, [])
+    (suite, options), *other_calls = calls
+    assert (suite.name, suite.invocation.allow_code, other_calls) == ("mine", True, [])
     assert [options[name].name for name in ("store", "output")] == ["s.sqlite", "out"]
     assert all(options[name].is_absolute() for name in ("store", "output"))
 
@@ -171,7 +171,7 @@ def test_the_fixture_alone_runs_the_suite(session, fake_run):
     assert len(calls) == 1
 
 
-def test_without_a_suite_the_fixture_skips_and_says_why(session, fake_run):
+def test_the_fixture_skips_without_a_suite(session, fake_run):
     calls = fake_run(*PASSING)
     result = session("-rs", suite="", tests=FIXTURE_TEST)
     result.assert_outcomes(skipped=1)
@@ -235,7 +235,7 @@ def make_outcome(decision, outcome_id="batchnorm-drift/harm", **fields):
     return Outcome(id=outcome_id, plugin=plugin, decision=decision, reason=f"because {decision}", **fields)
 
 
-def test_with_a_baseline_the_comparison_decides(session, fake_run, pytester):
+def test_the_comparison_with_a_baseline_determines_the_results(session, fake_run, pytester):
     for name in ("accepted.json", "results.json"):
         pytester.path.joinpath(name).touch()
     outcomes = (
@@ -266,7 +266,7 @@ def test_the_header_describes_the_suite(session, fake_run, pytester):
     session(suite="").stdout.no_fnmatch_line("xferbench: *")
 
 
-def test_the_numbers_go_into_pytests_own_junit_file(session, fake_run, pytester):
+def test_the_numbers_are_properties_of_the_junit_file(session, fake_run, pytester):
     fake_run(make_finding(verdict="FAIL", harm=0.05, low=0.03, high=0.07, seeds=5), *PASSING[1:])
     session("--junitxml", "j.xml")
     root = ET.parse(pytester.path / "j.xml").getroot()
@@ -292,7 +292,7 @@ xferbench.runner.run.run = run
 """
 
 
-def test_workers_of_xdist_never_run_at_the_same_time(session, pytester, monkeypatch):
+def test_workers_of_xdist_run_one_after_another(session, pytester, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     pytester.makeconftest(WORKER.format(path=str(pytester.path / "turns")))
     options = ["-n", "2", "--xferbench-store", "s.sqlite", "-p", "no:randomly"]
@@ -311,7 +311,7 @@ def pytest_collection_finish(session):
 """
 
 
-def test_tests_that_need_the_run_are_a_group_for_xdist(session, pytester):
+def test_tests_that_need_the_run_are_one_group_for_xdist(session, pytester):
     pytester.makeconftest(GROUPS)
     tests = f"{UNRELATED_TEST}\n{FIXTURE_TEST}"
     result = session("--collect-only", "-q", "-k", "other or uses or head-shock", suite="gate", tests=tests)
@@ -326,10 +326,10 @@ def imported_modules(code):
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1].split())
 
 
-def test_every_session_of_pytest_imports_only_pytest_and_the_standard_library():
+def test_the_plugin_imports_only_pytest_and_the_standard_library():
     before = imported_modules("import pytest")
-    added = {name.partition(".")[0] for name in imported_modules("import xferbench.pytest_plugin") - before}
-    assert added <= {"xferbench", *sys.stdlib_module_names}
+    new_modules = {name.partition(".")[0] for name in imported_modules("import xferbench.pytest_plugin") - before}
+    assert new_modules <= {"xferbench", *sys.stdlib_module_names}
 
 
 def test_the_tests_of_a_suite_are_collected_without_torch(pytester):
@@ -341,11 +341,11 @@ def test_the_tests_of_a_suite_are_collected_without_torch(pytester):
 @pytest.mark.slow
 def test_a_real_suite_from_pytest(session, pytester):
     pytest.importorskip("torch")
-    small = SUITE.replace('"batchnorm-drift", "train-serve-skew"', '"train-serve-skew"').replace(
+    suite = SUITE.replace('"batchnorm-drift", "train-serve-skew"', '"train-serve-skew"').replace(
         "[backbone]", "looks = [2]\n[backbone]"
     )
     sizes = "train_size = 40\ntest_size = 100\n[recipe]\nsteps = 4\n[scratch]\nlr = [1e-2]\nweight_decay = [0.01]\nsteps = 4\n"
-    pytester.path.joinpath("suites", "s.toml").write_text(small + sizes)
+    pytester.path.joinpath("suites", "s.toml").write_text(suite + sizes)
     options = ["--xferbench-store", "s.sqlite", "--xferbench-output", "out", "-rA"]
     tests = "def test_uses(xferbench_run): assert len(xferbench_run.to_frame())"
     result = session(*options, tests=tests, run=pytester.runpytest_subprocess)

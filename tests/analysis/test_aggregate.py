@@ -46,9 +46,12 @@ def test_a_profile_is_the_share_of_runs_above():
 
 
 def test_improvement_is_the_mann_whitney_statistic_averaged_over_tasks():
-    few = make_scores(np.random.default_rng(1).integers(4, size=(3, 2, 5)))  # with ties
-    u = [[[stats.mannwhitneyu(x, y).statistic / 25 for x, y in zip(a, b, strict=True)] for b in few.table] for a in few.table]
-    interval = aggregate.probability_of_improvement(few).value
+    tied_scores = make_scores(np.random.default_rng(1).integers(4, size=(3, 2, 5)))  # with ties
+    u = [
+        [[stats.mannwhitneyu(x, y).statistic / 25 for x, y in zip(a, b, strict=True)] for b in tied_scores.table]
+        for a in tied_scores.table
+    ]
+    interval = aggregate.probability_of_improvement(tied_scores).value
     assert interval == pytest.approx(np.mean(u, axis=-1))
     assert np.diag(interval).tolist() == [0.5] * 3
     assert interval + interval.T == pytest.approx(1.0)
@@ -113,13 +116,17 @@ def test_degrees_of_freedom_lie_between_those_of_one_task_and_of_all():
 
 
 def test_twenty_recipes_on_twelve_tasks_take_seconds():
-    scores, start = make_scores(np.random.default_rng(0).random((20, 12, 5))), time.monotonic()
+    many_scores, start = make_scores(np.random.default_rng(0).random((20, 12, 5))), time.monotonic()
     (
-        aggregate.iqm(scores),
-        aggregate.mean_rank(scores),
-        aggregate.probability_of_improvement(scores),
-        regret.mean_regret(scores),
-        regret.largest_regret(scores),
+        aggregate.iqm(many_scores),
+        aggregate.mean_rank(many_scores),
+        aggregate.probability_of_improvement(many_scores),
+        regret.mean_regret(many_scores),
+        regret.largest_regret(many_scores),
     )
-    aggregate.performance_profiles(scores, np.linspace(0, 1, 101)), regret.regret_by_task(scores), regret.tied_with_best(scores)
+    (
+        aggregate.performance_profiles(many_scores, np.linspace(0, 1, 101)),
+        regret.regret_by_task(many_scores),
+        regret.tied_with_best(many_scores),
+    )
     assert time.monotonic() - start < 15  # about one and a half

@@ -42,7 +42,7 @@ def make_contrasts(*plugins, version=1):
 
 
 def make_plugin_run(
-    *, subject=0.70, cured=0.76, scratch=0.40, verdict="FAIL", seeds=5, examples=2000, version=1, prefix="", **more
+    *, subject=0.70, cured=0.76, scratch=0.40, verdict="FAIL", seeds=5, examples=2000, version=1, prefix="", **fields_of_run
 ):
     """Return a run of one plugin with a subject, a cure and a baseline; records with equal predictions have equal keys."""
     sizes = {"seeds": seeds, "examples": examples}
@@ -62,7 +62,7 @@ def make_plugin_run(
         "suite": suite,
         "plugins": make_contrasts("batchnorm-drift", version=version),
     }
-    return make_run(**fields | more)
+    return make_run(**fields | fields_of_run)
 
 
 def accuracy(record):

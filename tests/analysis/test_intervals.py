@@ -23,8 +23,8 @@ MARGINS = st.floats(-1, 1, width=16)
 property_settings = settings(deadline=None, max_examples=60)
 
 
-def crossed(difference, margin=0.02, alpha=0.05, **more):
-    return intervals.crossed_interval(np.asarray(difference, dtype=float), margin=margin, alpha=alpha, **more)
+def crossed(difference, margin=0.02, alpha=0.05, **options):
+    return intervals.crossed_interval(np.asarray(difference, dtype=float), margin=margin, alpha=alpha, **options)
 
 
 def bounds(estimate):

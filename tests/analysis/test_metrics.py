@@ -158,9 +158,9 @@ def test_pseudo_values_leave_out_one_example_each(metric):
 
 @pytest.mark.parametrize("metric", metrics.METRICS)
 def test_scores_of_an_example_stay_within_the_span(metric):
-    some = [random_predictions(seed, shift=shift) for seed, shift in ((0, -4.0), (1, 0.0), (2, 4.0))]
-    spans = [np.ptp([metrics.example_scores(predictions, metric)[1] for predictions in some], axis=0)]
-    assert np.max(spans) <= metrics._score_span(some[0], metric) + 1e-9
+    prediction_sets = [random_predictions(seed, shift=shift) for seed, shift in ((0, -4.0), (1, 0.0), (2, 4.0))]
+    spans = [np.ptp([metrics.example_scores(predictions, metric)[1] for predictions in prediction_sets], axis=0)]
+    assert np.max(spans) <= metrics._score_span(prediction_sets[0], metric) + 1e-9
 
 
 # contrasts

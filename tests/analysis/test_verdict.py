@@ -193,7 +193,7 @@ def test_recipes_without_a_comparison_stay_open(low, high, error):
         assert verdict.decide_difference(low, high, MARGIN, error) == "open"
 
 
-@given(number=st.tuples(NUMBERS, NUMBERS, NUMBERS), least=st.none() | st.floats(-1, 1), why=st.sampled_from(["", "Boom"]))
-def test_a_claim_is_measured_only_if_all_its_numbers_are_finite(number, least, why):
-    measured = not why and bool(np.isfinite(number).all())
-    assert (verdict.decide_claim(number, least, None, why) != "not measured") == measured
+@given(number=st.tuples(NUMBERS, NUMBERS, NUMBERS), at_least=st.none() | st.floats(-1, 1), error=st.sampled_from(["", "Boom"]))
+def test_a_claim_is_measured_only_if_all_its_numbers_are_finite(number, at_least, error):
+    measured = not error and bool(np.isfinite(number).all())
+    assert (verdict.decide_claim(number, at_least, None, error) != "not measured") == measured

@@ -108,7 +108,7 @@ def test_each_recipe_has_a_row_per_task_and_seed_or_a_reason_to_be_skipped(matri
         assert [row["recipe"] for row in csv.DictReader(file)] == list(frame["recipe"])
 
 
-def test_claims_are_judged_and_escaped_in_the_page(matrix_run):
+def test_claims_have_an_outcome_and_the_page_escapes_them(matrix_run):
     folder, *_ = matrix_run
     outcomes_by_name = {claim["name"]: claim["outcome"] for claim in files.read_run(folder / "out").matrix.claims}
     assert outcomes_by_name == {"probe": "agrees", "share": "agrees", "away": "not measured"}
