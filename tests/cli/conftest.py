@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture
 def isolated(monkeypatch, tmp_path):
-    """A cache and a current folder of the test's own, outside of GitHub Actions."""
+    """Use a temporary cache and working directory, without the variables of GitHub Actions."""
     for name in ("GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

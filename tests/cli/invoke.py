@@ -1,4 +1,4 @@
-"""The command line for tests, in this process or in one of its own, and a small suite of noise images."""
+"""Run commands of the command line in this or another process, and write a small suite of noise images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ batch_size = 8
 
 
 def make_suite(folder, *, plugins='["negative-transfer"]', looks="[2]", backbone=""):
-    """Write a suite on images of noise, which runs in a second or two, and return its file."""
+    """Write a suite of noise images that runs in about a second, and return its file."""
     rng = np.random.default_rng(0)
     splits = {"train": 24, "test": 40}
     images = {f"{name}_images": rng.integers(256, size=(count, 16, 16, 3), dtype=np.uint8) for name, count in splits.items()}
@@ -46,23 +46,23 @@ def make_suite(folder, *, plugins='["negative-transfer"]', looks="[2]", backbone
     return file
 
 
-def invoke(capsys, *words):
+def invoke(capsys, *arguments):
     """Run a command in this process; return its exit code, standard output and standard error."""
-    code = main.main(list(map(str, words)))
+    code = main.main(list(map(str, arguments)))
     return code, *capsys.readouterr()
 
 
-def invoke_process(*words, **options):
-    """Run a command in a process of its own."""
-    command = [sys.executable, "-m", "xferbench", *map(str, words)]
+def invoke_process(*arguments, **options):
+    """Run a command in another process."""
+    command = [sys.executable, "-m", "xferbench", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
 
 
-def invoke_without_reader(*words):
+def invoke_without_reader(*arguments):
     """Run a command whose standard output is a pipe without a reader."""
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "xferbench", *map(str, words)]
+    command = [sys.executable, "-m", "xferbench", *map(str, arguments)]
     try:
         return subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
     finally:

@@ -27,62 +27,64 @@ def after(tmp_path_factory):
     return path
 
 
-def words(after, *more):
-    arguments = ["audit", "--arch", "tiny-resnet", "--after", str(after), "--before", str(BEFORE), "--data", "digits", *more]
-    return [str(word) for word in arguments]
+def audit_arguments(after, *options):
+    arguments = ["audit", "--arch", "tiny-resnet", "--after", str(after), "--before", str(BEFORE), "--data", "digits", *options]
+    return [str(argument) for argument in arguments]
 
 
-def described(*arguments):
+def parse_audit(*arguments):
     return audit_suite.audit_suite(main.build_parser().parse_args(["audit", *map(str, arguments)]))
 
 
-def test_an_audit_says_what_is_wrong_and_exits_as_the_contract_says(after, tmp_path, capsys):
+def test_an_audit_writes_its_findings_and_exits_by_their_verdicts(after, tmp_path, capsys):
     out = tmp_path / "out"
-    suite = words(after, "--limit", 120, "--believed", "trainable=head", "-o", out, "--store", tmp_path / "s.sqlite", "-j", 1)
-    code = main.main(suite)
-    told = json.loads((out / "results.json").read_text())
-    found = {finding["id"]: finding for finding in told["findings"]}
-    assert found["audit/linear-probe/permuted"]["verdict"] == "FAIL", "the head was never trained"
+    arguments = audit_arguments(
+        after, "--limit", 120, "--believed", "trainable=head", "-o", out, "--store", tmp_path / "s.sqlite", "-j", 1
+    )
+    code = main.main(arguments)
+    results = json.loads((out / "results.json").read_text())
+    findings = {finding["id"]: finding for finding in results["findings"]}
+    assert findings["audit/linear-probe/permuted"]["verdict"] == "FAIL", "the head is not trained"
     assert code == exit_code.FAILED
-    assert found["audit/reload"]["verdict"] == found["audit/head-size"]["verdict"] == "PASS"
-    assert all(finding["seeds"] == 1 for finding in told["findings"] if finding["harm"] is not None)
-    assert "scratch" not in found["audit/linear-probe/permuted"]["accuracy"]
-    printed = capsys.readouterr().out
-    assert "audit/linear-probe" in printed
-    assert "time: " in printed
+    assert findings["audit/reload"]["verdict"] == findings["audit/head-size"]["verdict"] == "PASS"
+    assert all(finding["seeds"] == 1 for finding in results["findings"] if finding["harm"] is not None)
+    assert "scratch" not in findings["audit/linear-probe/permuted"]["accuracy"]
+    output = capsys.readouterr().out
+    assert "audit/linear-probe" in output
+    assert "time: " in output
     page = (out / "report.html").read_text()
     assert "xferbench audit --arch tiny-resnet" in page
 
 
-def test_the_words_and_a_file_ask_the_same(after, tmp_path):
+def test_options_and_a_file_give_the_same_suite(after, tmp_path):
     file = tmp_path / "audit.toml"
     file.write_text(
         f'schema = 1\nname = "digits-v2"\nplugins = ["all"]\nmargin = 0.05\n[backbone]\narch = "tiny-resnet"\n'
         f'[target]\ndata = "digits"\n[checkpoint]\nafter = "{after}"\nbefore = "{BEFORE}"\nbelieved = "trainable=head"\n'
     )
-    ours = described(*words(after, "--margin", 0.05, "--believed", "trainable=head")[1:])
-    theirs = loader.load_suite(file)
-    differing = [name for name, value in flat_values(ours).items() if value != flat_values(theirs)[name]]
+    from_options = parse_audit(*audit_arguments(after, "--margin", 0.05, "--believed", "trainable=head")[1:])
+    from_file = loader.load_suite(file)
+    differing = [name for name, value in flat_values(from_options).items() if value != flat_values(from_file)[name]]
     assert differing == ["path", "command"]
-    assert (theirs.rules.looks, theirs.rules.tuning_seeds) == ((1,), 1)
+    assert (from_file.rules.looks, from_file.rules.tuning_seeds) == ((1,), 1)
 
 
-def test_timms_words_change_what_is_recorded():
-    base = {"resize": 256, "crop": 224, "mean": [0.1], "std": [0.2], "interpolation": "bilinear"}
-    assert audit_suite.adjust_preprocessing(base, {"mean": [0.5], "std": [0.5]}) == base | {"mean": [0.5], "std": [0.5]}
-    assert audit_suite.adjust_preprocessing(base, {"img_size": 112}) == base | {"crop": 112, "resize": 128}
-    assert audit_suite.adjust_preprocessing(base, {"crop_pct": 1.0}) == base | {"crop": 224, "resize": 224}
+def test_keys_of_timm_change_the_recorded_preprocessing():
+    recorded = {"resize": 256, "crop": 224, "mean": [0.1], "std": [0.2], "interpolation": "bilinear"}
+    assert audit_suite.adjust_preprocessing(recorded, {"mean": [0.5], "std": [0.5]}) == recorded | {"mean": [0.5], "std": [0.5]}
+    assert audit_suite.adjust_preprocessing(recorded, {"img_size": 112}) == recorded | {"crop": 112, "resize": 128}
+    assert audit_suite.adjust_preprocessing(recorded, {"crop_pct": 1.0}) == recorded | {"crop": 224, "resize": 224}
     assert audit_suite.adjust_preprocessing({}, {"img_size": 32}) == {"crop": 32, "resize": 32}
 
 
-def test_serving_is_told_as_what_differs_from_training(after):
-    suite = described(*words(after, "--mean", 0.5, "--std", 0.5, "--img-size", 32, "--serve-channels", "bgr")[1:])
+def test_options_for_serving_change_only_the_serving_preprocessing(after):
+    suite = parse_audit(*audit_arguments(after, "--mean", 0.5, "--std", 0.5, "--img-size", 32, "--serve-channels", "bgr")[1:])
     assert suite.backbone.preprocessing.mean == suite.serving.preprocessing.mean == (0.5,)
     assert (suite.backbone.preprocessing.channels, suite.serving.preprocessing.channels) == ("rgb", "bgr")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "--after is missing"),
         (["--after", "x.pth"], "--data is missing"),
@@ -91,9 +93,9 @@ def test_serving_is_told_as_what_differs_from_training(after):
         (["--after", "x.pth", "--data", "digits"], "no such file"),
     ],
 )
-def test_what_is_missing_is_told(arguments, said):
-    with pytest.raises(UserError, match=said):
-        described(*arguments)
+def test_a_missing_option_is_an_error(arguments, message):
+    with pytest.raises(UserError, match=message):
+        parse_audit(*arguments)
 
 
 BAD = {
@@ -107,15 +109,15 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_gets_one_message_exit_code_2_and_no_files(case, after, tmp_path, capsys):
-    arguments, said = BAD[case]
-    arguments = [str(after) if word == "AFTER" else word for word in arguments]
+def test_bad_input_gives_one_message_exit_code_2_and_no_files(case, after, tmp_path, capsys):
+    arguments, message = BAD[case]
+    arguments = [str(after) if argument == "AFTER" else argument for argument in arguments]
     out = tmp_path / "out"
-    code = main.main([*words(after), *arguments, "-o", str(out), "--store", str(tmp_path / "s.sqlite")])
-    told = capsys.readouterr().err
+    code = main.main([*audit_arguments(after), *arguments, "-o", str(out), "--store", str(tmp_path / "s.sqlite")])
+    error_output = capsys.readouterr().err
     assert code == exit_code.USAGE_ERROR
-    assert said in told
-    assert "Traceback" not in told
+    assert message in error_output
+    assert "Traceback" not in error_output
     assert not out.exists() or not any(out.iterdir())
 
 
@@ -129,19 +131,19 @@ FILES = {
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_weights_that_cannot_be_used_are_told_in_one_message(case, after, tmp_path, capsys):
+def test_unusable_weights_give_one_message(case, after, tmp_path, capsys):
     path = tmp_path / "bad.pth"
     FILES[case](path, torch.load(after, weights_only=True))
     out = tmp_path / "out"
-    arguments = words(path, "-o", out, "--store", tmp_path / "s.sqlite", "-j", 1)
+    arguments = audit_arguments(path, "-o", out, "--store", tmp_path / "s.sqlite", "-j", 1)
     assert main.main(arguments) == exit_code.USAGE_ERROR
-    told = capsys.readouterr().err
-    assert "xferbench: " in told
-    assert "Traceback" not in told
+    error_output = capsys.readouterr().err
+    assert "xferbench: " in error_output
+    assert "Traceback" not in error_output
     assert not list(out.glob("*.json"))
 
 
-def test_what_is_about_training_is_refused_beside_a_checkpoint(after):
+def test_keys_of_training_are_refused_with_a_checkpoint(after):
     table = {
         "schema": 1,
         "name": "a",
@@ -156,24 +158,28 @@ def test_what_is_about_training_is_refused_beside_a_checkpoint(after):
     assert loader.parse_suite(table | {"recipe": {"serve_mode": "train"}}, after).serving.mode == TRAIN_MODE
 
 
-def test_a_head_with_too_many_outputs_is_a_fail_and_the_rest_is_judged(tmp_path):
+def test_a_head_with_too_many_outputs_fails_and_the_other_checks_run(tmp_path):
     torch.manual_seed(0)
     path, out = tmp_path / "wide.pth", tmp_path / "out"
     torch.save(small_resnets.tiny_resnet(12).state_dict(), path)
-    main.main(words(path, "--limit", 60, "--checks", "head-size,class-order", "-o", out, "--store", tmp_path / "s", "-j", 1))
-    found = {finding["id"]: finding for finding in json.loads((out / "results.json").read_text())["findings"]}
-    assert found["audit/head-size"]["verdict"] == "FAIL"
-    assert "12 outputs, 10 classes" in found["audit/head-size"]["reason"]
-    assert found["audit/class-order/rotated"]["verdict"] in {"FAIL", "INCONCLUSIVE"}
+    main.main(
+        audit_arguments(path, "--limit", 60, "--checks", "head-size,class-order", "-o", out, "--store", tmp_path / "s", "-j", 1)
+    )
+    findings = {finding["id"]: finding for finding in json.loads((out / "results.json").read_text())["findings"]}
+    assert findings["audit/head-size"]["verdict"] == "FAIL"
+    assert "12 outputs, 10 classes" in findings["audit/head-size"]["reason"]
+    assert findings["audit/class-order/rotated"]["verdict"] in {"FAIL", "INCONCLUSIVE"}
 
 
-def test_a_head_with_too_few_outputs_is_a_fail_and_nothing_is_scored(tmp_path):
+def test_a_head_with_too_few_outputs_fails_and_no_score_is_computed(tmp_path):
     torch.manual_seed(0)
     path, out = tmp_path / "narrow.pth", tmp_path / "out"
     torch.save(small_resnets.tiny_resnet(4).state_dict(), path)
-    arguments = words(path, "--limit", 60, "--checks", "head-size,class-order,collapse", "-o", out, "--store", tmp_path / "s")
+    arguments = audit_arguments(
+        path, "--limit", 60, "--checks", "head-size,class-order,collapse", "-o", out, "--store", tmp_path / "s"
+    )
     assert main.main([*arguments, "-j", "1"]) == exit_code.FAILED
-    found = {finding["id"]: finding for finding in json.loads((out / "results.json").read_text())["findings"]}
-    assert found["audit/head-size"]["verdict"] == "FAIL"
-    assert found["audit/class-order"]["verdict"] == "SKIPPED"
-    assert "4 outputs and the data 10 classes" in found["audit/class-order"]["reason"]
+    findings = {finding["id"]: finding for finding in json.loads((out / "results.json").read_text())["findings"]}
+    assert findings["audit/head-size"]["verdict"] == "FAIL"
+    assert findings["audit/class-order"]["verdict"] == "SKIPPED"
+    assert "4 outputs and the data 10 classes" in findings["audit/class-order"]["reason"]

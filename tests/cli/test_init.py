@@ -23,36 +23,36 @@ TINY = inputs.SHIPPED_WEIGHTS_FOLDER / "tiny-resnet-0.safetensors"
 
 
 @pytest.fixture(autouse=True)
-def _at_home(monkeypatch, tmp_path):
+def _temporary_home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
 
-def make_folder(place, classes=("ants", "bees"), splits=("train", "val"), images=3):
-    """Class folders; nobody looks into the files."""
+def make_folder(folder, classes=("ants", "bees"), splits=("train", "val"), images=3):
+    """Make class folders with empty files."""
     for split in splits:
         for number, name in enumerate(classes):
-            (place / split / name).mkdir(parents=True)
+            (folder / split / name).mkdir(parents=True)
             for index in range(images + number):
-                (place / split / name / f"{index}.jpg").touch()
-    return place
+                (folder / split / name / f"{index}.jpg").touch()
+    return folder
 
 
-def made(capsys, *words):
-    """The suite that a command writes, which is valid by every measure."""
-    code, out, err = invoke(capsys, "init", *words)
+def write_suite(capsys, *arguments):
+    """Run init; return the text of the valid suite, the suite, and the output."""
+    code, out, err = invoke(capsys, "init", *arguments)
     assert (code, err) == (0, "")
     file = out.partition("wrote ")[2].partition("\nnext: ")[0]
     assert invoke(capsys, "validate", file)[0] == 0
-    with open(file, encoding="utf-8") as opened:  # noqa: PTH123 - as a shell would
-        text = opened.read()
+    with open(file, encoding="utf-8") as stream:  # noqa: PTH123 - as a shell would
+        text = stream.read()
     assert is_valid(tomllib.loads(text), SCHEMA)
     return text, loader.load_suite(loader.find_suite(file)), out
 
 
-def test_a_folder_of_class_folders(capsys, tmp_path):
+def test_a_suite_is_written_for_class_folders(capsys, tmp_path):
     make_folder(tmp_path / "my ants")
-    text, suite, out = made(capsys, tmp_path / "my ants")
+    text, suite, out = write_suite(capsys, tmp_path / "my ants")
     assert (tmp_path / "my-ants.toml").is_file()
     assert (suite.name, suite.backbone.arch, suite.backbone.weights) == ("my-ants", "tiny-resnet", None)
     assert suite.data.target == f"folder:{tmp_path / 'my ants'}"
@@ -61,51 +61,51 @@ def test_a_folder_of_class_folders(capsys, tmp_path):
     assert "next: xferbench validate my-ants.toml\n      xferbench run my-ants.toml --dry-run\n" in out
 
 
-def test_the_folder_one_stands_in_is_the_default(capsys, tmp_path, monkeypatch):
+def test_the_working_directory_is_the_default_folder(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(make_folder(tmp_path / "ants", splits=("train", "val", "test")))
-    text, suite, _ = made(capsys)
+    text, suite, _ = write_suite(capsys)
     assert suite.data.target == f"folder:{tmp_path / 'ants'}"
     assert "# validation: 7 images" in text
 
 
-def test_an_npz_file(capsys, tmp_path):
+def test_a_suite_is_written_for_an_npz_file(capsys, tmp_path):
     images = {f"{split}_images": np.zeros((40, 8, 8), np.uint8) for split in ("train", "test")}
     labels = {f"{split}_labels": np.arange(40) % 4 for split in ("train", "test")}
     np.savez(tmp_path / "a.npz", **images, **labels, train_groups=np.arange(40), test_groups=np.arange(40) // 10)
-    text, suite, _ = made(capsys, tmp_path / "a.npz")
+    text, suite, _ = write_suite(capsys, tmp_path / "a.npz")
     assert suite.data.target == f"npz:{tmp_path / 'a.npz'}"
     assert "# 4 classes: 0, 1, 2, 3\n# train: 40 images, 10 a class" in text
     assert "4 independent test image(s)" in text
 
 
-def test_its_first_line_leads_an_editor_to_the_schema(capsys, tmp_path):
-    text, *_ = made(capsys, make_folder(tmp_path / "ants"))
+def test_the_first_line_names_the_schema(capsys, tmp_path):
+    text, *_ = write_suite(capsys, make_folder(tmp_path / "ants"))
     first = text.splitlines()[0]
     assert first == f"#:schema {(loader.shipped_folder() / 'schema.json').as_uri()}"
     assert json.loads((loader.shipped_folder() / "schema.json").read_text(encoding="utf-8")) == SCHEMA
 
 
 @pytest.mark.parametrize("images", [2, 400])
-def test_the_margin_is_one_that_the_test_images_can_decide(capsys, tmp_path, images):
-    _, suite, _ = made(capsys, make_folder(tmp_path / "ants", images=images))
+def test_the_test_images_can_decide_the_margin(capsys, tmp_path, images):
+    _, suite, _ = write_suite(capsys, make_folder(tmp_path / "ants", images=images))
     assert (suite.rules.margin == suite_template.MAX_MARGIN) == (images == 2)
     _, out, _ = invoke(capsys, "validate", "ants.toml", "--set", f"target.test_size={2 * images + 1}")
     assert "expect INCONCLUSIVE" not in out or suite.rules.margin == suite_template.MAX_MARGIN
 
 
-def test_what_is_commented_out_is_valid_too(capsys, tmp_path):
-    text, *_ = made(capsys, make_folder(tmp_path / "ants"))
-    keys = [line.removeprefix("# ") for line in text.splitlines() if not line.startswith("#:")]
-    alive = [line for line in keys if line.startswith("[") or " = " in line.partition("#")[0]]
-    (tmp_path / "all.toml").write_text("\n".join(alive))
+def test_commented_keys_are_valid(capsys, tmp_path):
+    text, *_ = write_suite(capsys, make_folder(tmp_path / "ants"))
+    lines = [line.removeprefix("# ") for line in text.splitlines() if not line.startswith("#:")]
+    active_lines = [line for line in lines if line.startswith("[") or " = " in line.partition("#")[0]]
+    (tmp_path / "all.toml").write_text("\n".join(active_lines))
     (tmp_path / "weights.safetensors").write_bytes(TINY.read_bytes())
-    read = loader.load_suite(tmp_path / "all.toml")
-    assert (read.rules.metric, read.data.train_size, read.scratch.steps) == ("balanced_accuracy", 200, 100)
-    assert read.recipe is not None
-    assert read.backbone.preprocessing is not None
+    suite = loader.load_suite(tmp_path / "all.toml")
+    assert (suite.rules.metric, suite.data.train_size, suite.scratch.steps) == ("balanced_accuracy", 200, 100)
+    assert suite.recipe is not None
+    assert suite.backbone.preprocessing is not None
 
 
-ODD = [
+ODD_NAMES = [
     "with space",
     "it's",
     'say "hi"',
@@ -126,8 +126,8 @@ ODD = [
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names that only POSIX has")
-@pytest.mark.parametrize("name", ODD)
-def test_odd_names_of_folders_and_classes(capsys, tmp_path, name):
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_odd_names_of_folders_and_classes_are_valid(capsys, tmp_path, name):
     make_folder(tmp_path / "in" / name, classes=(name, "b"))
     code, _, err = invoke(capsys, "init", tmp_path / "in" / name, "-o", tmp_path / "in" / "s.toml")
     assert (code, err) == (0, "")
@@ -137,25 +137,25 @@ def test_odd_names_of_folders_and_classes(capsys, tmp_path, name):
     assert is_valid(tomllib.loads((tmp_path / "in" / "s.toml").read_text()), SCHEMA)
 
 
-def test_a_script_for_a_name(capsys, tmp_path):
+def test_a_name_with_markup_is_harmless(capsys, tmp_path):
     make_folder(tmp_path / "<script>alert(1)</script>")
-    _, suite, out = made(capsys, tmp_path / "<script>alert(1)</script>")
+    _, suite, out = write_suite(capsys, tmp_path / "<script>alert(1)</script>")
     assert suite.name == "script"
     assert suite.data.target.endswith("/<script>alert(1)</script>")
     assert "<script>" not in out
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a file's name is bytes there")
-def test_a_name_that_is_no_text_is_told(capsys, tmp_path):
-    place = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
-    make_folder(type(tmp_path)(place))
-    code, _, err = invoke(capsys, "init", place)
+def test_a_path_that_is_not_text_is_an_error(capsys, tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    make_folder(type(tmp_path)(path))
+    code, _, err = invoke(capsys, "init", path)
     assert code == exit_code.USAGE_ERROR
     assert "a name that is not valid text" in err
 
 
 @given(name=st.text())
-def test_every_slug_is_a_name(name):
+def test_every_slug_is_a_valid_name(name):
     table = {
         "schema": 1,
         "name": suite_template.suite_slug(name),
@@ -171,7 +171,7 @@ def test_every_text_can_be_quoted(value):
     assert tomllib.loads(f"x = {suite_template.toml_quote(value)}") == {"x": value}
 
 
-def test_a_file_that_is_there_stays(capsys, tmp_path):
+def test_an_existing_file_is_not_overwritten(capsys, tmp_path):
     make_folder(tmp_path / "ants")
     (tmp_path / "ants.toml").write_text("mine")
     code, out, err = invoke(capsys, "init", "ants")
@@ -188,15 +188,15 @@ def test_paths_are_relative_to_the_file(capsys, tmp_path):
     (tmp_path / "w").mkdir()
     (tmp_path / "suites").mkdir()
     (tmp_path / "w" / "tiny.safetensors").write_bytes(TINY.read_bytes())
-    words = ["data/ants", "--weights", "w/tiny.safetensors", "--arch", "tiny-resnet", "-o", "suites/ants.toml"]
-    text, suite, _ = made(capsys, *words)
+    arguments = ["data/ants", "--weights", "w/tiny.safetensors", "--arch", "tiny-resnet", "-o", "suites/ants.toml"]
+    text, suite, _ = write_suite(capsys, *arguments)
     assert 'weights = "../w/tiny.safetensors"' in text
     assert 'data = "folder:../data/ants"' in text
     assert suite.backbone.weights == str(tmp_path / "w" / "tiny.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("words", "fragments"),
+    ("arguments", "fragments"),
     [
         (["nowhere"], ["nowhere: no such folder", "check the path"]),
         ([], ["not a dataset folder", "train/ and val/ or test/"]),
@@ -206,25 +206,25 @@ def test_paths_are_relative_to_the_file(capsys, tmp_path):
         (["ants", "-o", "no/where.toml"], ["No such file or directory"]),
     ],
 )
-def test_what_cannot_be_written_is_told_and_leaves_nothing(capsys, tmp_path, words, fragments):
+def test_an_error_writes_no_file(capsys, tmp_path, arguments, fragments):
     make_folder(tmp_path / "ants")
-    code, out, err = invoke(capsys, "init", *words)
+    code, out, err = invoke(capsys, "init", *arguments)
     assert (code, out) == (exit_code.USAGE_ERROR, "")
     assert all(fragment in err for fragment in fragments), err
     assert {path.name for path in tmp_path.iterdir()} == {"ants"}
 
 
-def test_without_torch_the_arch_is_asked_for(monkeypatch, tmp_path):
+def test_a_missing_torch_requires_the_option_arch(monkeypatch, tmp_path):
     monkeypatch.setattr(suite_template, "find_spec", lambda _: None)
     with pytest.raises(UserError, match="--arch is missing"):
         suite_template.detect_arch(TINY)
     assert importlib.util.find_spec("xferbench") is not None
 
 
-def test_the_arch_is_guessed_by_another_process(capsys, tmp_path):
+def test_another_process_detects_the_arch(capsys, tmp_path):
     torch = pytest.importorskip("torch")
     make_folder(tmp_path / "ants")
-    assert made(capsys, "ants", "--weights", TINY)[1].backbone.arch == "tiny-resnet"
+    assert write_suite(capsys, "ants", "--weights", TINY)[1].backbone.arch == "tiny-resnet"
     torch.save({"odd.weight": torch.zeros(2, 2)}, tmp_path / "odd.pt")
     code, _, err = invoke(capsys, "init", "ants", "--weights", "odd.pt", "-o", "b.toml")
     assert code == exit_code.USAGE_ERROR
@@ -232,14 +232,14 @@ def test_the_arch_is_guessed_by_another_process(capsys, tmp_path):
     assert "--arch ARCH" in err
 
 
-def test_real_images_and_weights(capsys, shared):
+def test_real_images_and_weights_give_a_suite(capsys, shared):
     pytest.importorskip("torch")
     weights = shared / "weights" / "squeezenet1_0_torchvision_norm.pth"
-    _, suite, _ = made(capsys, shared / "data" / "hymenoptera", "--weights", weights)
+    _, suite, _ = write_suite(capsys, shared / "data" / "hymenoptera", "--weights", weights)
     assert (suite.backbone.arch, suite.backbone.weights) == ("torchvision:squeezenet1_0", str(weights))
 
 
-def test_a_test_set_alone_is_nothing_to_train_on(capsys, tmp_path):
+def test_a_test_set_without_training_images_is_an_error(capsys, tmp_path):
     for name in ("ants", "bees"):
         (tmp_path / "flat" / name).mkdir(parents=True)
         (tmp_path / "flat" / name / "0.jpg").touch()

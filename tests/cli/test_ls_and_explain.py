@@ -15,8 +15,8 @@ pytestmark = pytest.mark.usefixtures("isolated")
 def test_ls_lists_everything(capsys):
     code, out, err = invoke(capsys, "ls")
     assert (code, err) == (0, "")
-    for word in ("batchnorm-drift", "quick", "torchvision:NAME", "tiny-resnet", "folder:DIR", "npz:FILE", "digits", "lp-ft"):
-        assert word in out
+    for name in ("batchnorm-drift", "quick", "torchvision:NAME", "tiny-resnet", "folder:DIR", "npz:FILE", "digits", "lp-ft"):
+        assert name in out
     code, out, err = invoke(capsys, "ls", "--format", "json")
     groups = {"interventions", "augmentations", "regularizers", "finishes"}
     assert set(json.loads(out)) == {"plugins", "checks", "suites", "backbones", "datasets", "strategies"} | groups
@@ -41,7 +41,7 @@ def test_explain_suggests_the_closest_plugin(capsys):
 def test_broken_plugin_is_listed_with_its_error(monkeypatch, capsys):
     broken = EntryPoint(name="broken", value="nowhere_to_be_found:plugin", group=discovery.PLUGIN_GROUP)
     monkeypatch.setattr(discovery, "entry_points", lambda **_: [broken])
-    for words in (["ls"], ["explain", "broken"]):
-        code, out, _ = invoke(capsys, *words)
+    for arguments in (["ls"], ["explain", "broken"]):
+        code, out, _ = invoke(capsys, *arguments)
         assert code == 0
         assert "cannot be imported: ModuleNotFoundError" in out

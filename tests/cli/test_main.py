@@ -45,16 +45,16 @@ doctor    --store; --format text|json
 
 def test_surface_is_pinned():
     (commands,) = (action for action in main.build_parser()._actions if isinstance(action, argparse._SubParsersAction))
-    found = {}
+    surface = {}
     for name, subparser in commands.choices.items():
         actions = [action for action in subparser._actions if not {"--help", "--debug"} & set(action.option_strings)]
-        found[name] = [
+        surface[name] = [
             " ".join([*(action.option_strings or [action.dest]), *(["|".join(action.choices)] if action.choices else [])])
             for action in actions
         ]
         assert {"--help", "--debug"} <= set(subparser._option_string_actions), name
     lines = SURFACE.replace("\n          ", " ").strip().splitlines()
-    assert found == {line.split()[0]: line.partition(" ")[2].strip().split("; ") for line in lines}
+    assert surface == {line.split()[0]: line.partition(" ")[2].strip().split("; ") for line in lines}
 
 
 def test_defaults_of_run_are_pinned():
@@ -80,7 +80,7 @@ def test_defaults_of_run_are_pinned():
 
 
 @pytest.mark.parametrize(
-    ("words", "fragment"),
+    ("arguments", "fragment"),
     [
         ([], "required: COMMAND"),
         (["rnu"], "invalid choice: 'rnu'"),
@@ -96,31 +96,31 @@ def test_defaults_of_run_are_pinned():
         (["ls", "--format", "xml"], "invalid choice: 'xml'"),
     ],
 )
-def test_wrong_usage_exits_with_2(capsys, words, fragment):
-    with pytest.raises(SystemExit) as ended:
-        main.main(words)
-    assert ended.value.code == exit_code.USAGE_ERROR
+def test_wrong_usage_exits_with_2(capsys, arguments, fragment):
+    with pytest.raises(SystemExit) as error:
+        main.main(arguments)
+    assert error.value.code == exit_code.USAGE_ERROR
     assert fragment in capsys.readouterr().err
 
 
 def test_error_suggests_the_closest_option(capsys):
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as error:
         main.main(["audit", "--after", "x.pth", "--believd", "trainable=head"])
     message = capsys.readouterr().err
-    assert ended.value.code == exit_code.USAGE_ERROR
+    assert error.value.code == exit_code.USAGE_ERROR
     assert "usage: xferbench audit" in message
     assert "unrecognized arguments: --believd; did you mean '--believed'" in message
 
 
 def test_help_and_version_exit_with_0(capsys):
-    for words in (
+    for arguments in (
         ["--help"],
         ["--version"],
         *([name, "--help"] for name in ("run", "ls", "explain", "validate", "report", "init", "merge", "doctor")),
     ):
-        with pytest.raises(SystemExit) as ended:
-            main.main(words)
-        assert ended.value.code == 0
+        with pytest.raises(SystemExit) as error:
+            main.main(arguments)
+        assert error.value.code == 0
     assert "xferbench 0." in capsys.readouterr().out
 
 
@@ -166,16 +166,16 @@ def test_only_running_needs_torch(tmp_path):
 
 @pytest.fixture
 def run_raising(monkeypatch, capsys, tmp_path):
-    """`run` ended by an exception: exit code, standard output, standard error."""
+    """Return a function that runs a command ending with an exception; it returns exit code, output and error output."""
 
-    def end(error, *more):
+    def run_with(error, *options):
         def run(*_, **__):
             raise error
 
         monkeypatch.setattr(runner, "run", run)
-        return invoke(capsys, "run", "quick", "-o", tmp_path / "out", *more)
+        return invoke(capsys, "run", "quick", "-o", tmp_path / "out", *options)
 
-    return end
+    return run_with
 
 
 ERRORS = [
@@ -204,8 +204,8 @@ ERRORS = [
 
 @pytest.mark.parametrize(("error", "code", "message"), ERRORS, ids=lambda value: type(value).__name__)
 def test_each_error_has_an_exit_code_and_one_message(run_raising, error, code, message):
-    found, out, err = run_raising(error)
-    assert (found, out) == (code, "")
+    actual_code, out, err = run_raising(error)
+    assert (actual_code, out) == (code, "")
     assert message in err
     assert "Traceback" not in err
     assert err.count("xferbench: ") == 1
@@ -213,28 +213,28 @@ def test_each_error_has_an_exit_code_and_one_message(run_raising, error, code, m
 
 @pytest.mark.parametrize(("error", "code", "message"), ERRORS, ids=lambda value: type(value).__name__)
 def test_debug_shows_the_traceback_and_keeps_the_exit_code(run_raising, error, code, message):
-    found, out, err = run_raising(error, "--debug")
-    assert (found, out) == (code, "")
+    actual_code, out, err = run_raising(error, "--debug")
+    assert (actual_code, out) == (code, "")
     assert message in err
     assert err.startswith("Traceback")
 
 
 def test_full_standard_output_is_an_error():
-    with Path("/dev/full").open("w") as full:
+    with Path("/dev/full").open("w") as device:
         process = subprocess.run(
-            [sys.executable, "-m", "xferbench", "ls"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            [sys.executable, "-m", "xferbench", "ls"], stdout=device, stderr=subprocess.PIPE, text=True, check=False
         )
     assert process.returncode == exit_code.USAGE_ERROR
     assert "No space left on device" in process.stderr
     assert "Traceback" not in process.stderr
 
 
-def test_closed_pipe_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     process = invoke_without_reader("ls")
     assert (process.returncode, process.stderr) == (0, "")
 
 
-def test_ascii_terminal_is_no_error():
+def test_an_ascii_terminal_is_not_an_error():
     process = invoke_process("explain", "batchnorm-drift", env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert (process.returncode, process.stderr) == (0, "")
     assert "\\u03bc" in process.stdout

@@ -19,10 +19,10 @@ def test_manifest_is_written_once(tmp_path, capsys):
     assert code == 0
     assert "wrote images.npz: 2 images of folder:images" in out
     assert "1 skipped\n  deep/c.jpg: " in out
-    held = (tmp_path / "images.npz").read_bytes()
+    content = (tmp_path / "images.npz").read_bytes()
     code, _, err = invoke(capsys, "manifest", "folder:images", "-o", "images.npz")
     assert (code, "--force" in err) == (2, True)
-    assert (tmp_path / "images.npz").read_bytes() == held
+    assert (tmp_path / "images.npz").read_bytes() == content
     assert invoke(capsys, "manifest", "folder:images", "-o", "images.npz", "--force")[0] == 0
 
 
@@ -45,5 +45,5 @@ def test_failed_manifest_prints_one_message(capsys, tmp_path, data, fragment):
 def test_manifest_needs_no_torch(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = sys.modules['torchvision'] = None\n")
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    found = invoke_process("manifest", "synthetic:near", "-o", tmp_path / "m.npz", env={**os.environ, "PYTHONPATH": paths})
-    assert (found.returncode, found.stdout[:5]) == (0, "wrote"), found.stderr
+    process = invoke_process("manifest", "synthetic:near", "-o", tmp_path / "m.npz", env={**os.environ, "PYTHONPATH": paths})
+    assert (process.returncode, process.stdout[:5]) == (0, "wrote"), process.stderr

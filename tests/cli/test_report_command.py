@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("isolated")
 
 
 def test_report_is_written_again_or_into_another_folder(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(html, "render", lambda *_: "<!doctype html>")  # what is drawn is tested elsewhere
+    monkeypatch.setattr(html, "render", lambda *_: "<!doctype html>")  # other tests cover the page
     run = make_run(seeds=2, examples=20)
     files.write_run(run, tmp_path / "done")
     before = (tmp_path / "done" / "results.json").read_bytes()

@@ -50,12 +50,12 @@ def test_verdicts_determine_the_exit_code(monkeypatch, capsys, tmp_path, verdict
 def test_json_is_the_only_standard_output(monkeypatch, capsys, tmp_path):
     run = make_run(seeds=2, examples=20)
 
-    def written(*_, output, on_progress, **__):
+    def write_run(*_, output, on_progress, **__):
         on_progress(progress.Progress(stage="reading", done=0, running=1, total=1, reused=0, left=None))
         files.write_run(run, output)
         return run
 
-    monkeypatch.setattr(runner, "run", written)
+    monkeypatch.setattr(runner, "run", write_run)
     monkeypatch.setattr(html, "render", lambda *_: "<!doctype html>")
     code, out, err = invoke(capsys, "run", "quick", "-o", tmp_path / "out", "--format", "json")
     assert code == exit_code.FAILED
@@ -72,8 +72,8 @@ def test_json_is_the_only_standard_output(monkeypatch, capsys, tmp_path):
 )
 def test_unwritable_paths_are_refused(capsys, tmp_path, option, fragments):
     suite = make_suite(tmp_path)
-    words = {"-o": tmp_path / "out", "--store": tmp_path / "store.sqlite"} | {option: tmp_path / "noise.npz" / "below"}
-    code, out, err = invoke(capsys, "run", suite, *(str(word) for pair in words.items() for word in pair))
+    paths = {"-o": tmp_path / "out", "--store": tmp_path / "store.sqlite"} | {option: tmp_path / "noise.npz" / "below"}
+    code, out, err = invoke(capsys, "run", suite, *(str(argument) for pair in paths.items() for argument in pair))
     assert (code, out) == (exit_code.USAGE_ERROR, "")
     assert all(fragment in err for fragment in fragments), err
 
@@ -89,7 +89,7 @@ def test_file_that_is_not_a_store_is_refused_and_unchanged(capsys, tmp_path):
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
-    """A finished run in a process of its own: its folder, and the process."""
+    """Return the folder and the process of a finished run."""
     pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("finished")
     return folder, invoke_process("run", make_suite(folder), "-o", folder / "out", "--store", folder / "store.sqlite", "-j", 1)
@@ -107,8 +107,8 @@ def test_run_prints_and_writes_its_results(finished_run):
     assert results(folder / "out")["cost"]["trials"]["run"] > 0
 
 
-def rerun_arguments(folder, *words):
-    return ["run", folder / "noise.toml", "--store", folder / "store.sqlite", "-j", 1, *words]
+def rerun_arguments(folder, *options):
+    return ["run", folder / "noise.toml", "--store", folder / "store.sqlite", "-j", 1, *options]
 
 
 def test_second_run_reuses_all_records(finished_run, capsys, tmp_path):
@@ -124,9 +124,9 @@ def test_second_run_reuses_all_records(finished_run, capsys, tmp_path):
 def test_dry_run_counts_stored_trials(finished_run, capsys):
     folder, _ = finished_run
     code, out, _ = invoke(capsys, *rerun_arguments(folder, "--dry-run", "--format", "json"))
-    counted = json.loads(out)["last"]
+    counts = json.loads(out)["last"]
     assert code == 0
-    assert counted["trials in the store"] == counted["trials unique"]
+    assert counts["trials in the store"] == counts["trials unique"]
     code, out, _ = invoke(capsys, *rerun_arguments(folder, "--dry-run"))
     assert code == 0
     assert "smallest margin" in out
@@ -134,10 +134,10 @@ def test_dry_run_counts_stored_trials(finished_run, capsys):
 
 def test_closed_pipe_keeps_the_exit_code(finished_run, tmp_path):
     folder, process = finished_run
-    ended = invoke_without_reader(*rerun_arguments(folder, "-o", tmp_path / "out", "--format", "json"))
-    assert ended.returncode == process.returncode
-    assert "Traceback" not in ended.stderr
-    assert "Exception ignored" not in ended.stderr
+    rerun = invoke_without_reader(*rerun_arguments(folder, "-o", tmp_path / "out", "--format", "json"))
+    assert rerun.returncode == process.returncode
+    assert "Traceback" not in rerun.stderr
+    assert "Exception ignored" not in rerun.stderr
 
 
 PLUGIN_WITH_BROKEN_CURE = """
@@ -150,8 +150,8 @@ plugin = replace(original, id="broken", cure=lambda *_: 1 / 0)
 BROKEN_PLUGINS = [("cannot be imported", "1 / 0"), ("ZeroDivisionError", PLUGIN_WITH_BROKEN_CURE)]
 
 
-@pytest.mark.parametrize(("why", "source"), BROKEN_PLUGINS)
-def test_broken_plugin_is_an_error_and_the_others_run(finished_run, capsys, monkeypatch, tmp_path, why, source):
+@pytest.mark.parametrize(("message", "source"), BROKEN_PLUGINS)
+def test_broken_plugin_is_an_error_and_the_others_run(finished_run, capsys, monkeypatch, tmp_path, message, source):
     folder, _ = finished_run
     (tmp_path / "of_a_test.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
@@ -160,15 +160,15 @@ def test_broken_plugin_is_an_error_and_the_others_run(finished_run, capsys, monk
     broken = EntryPoint(name="broken", value="of_a_test:plugin", group=discovery.PLUGIN_GROUP)
     monkeypatch.setattr(discovery, "entry_points", lambda **_: [*entries, broken])
     suite = make_suite(tmp_path, plugins='["broken", "negative-transfer"]')
-    words = ["run", suite, "--store", folder / "store.sqlite", "-j", 1]
-    code, out, err = invoke(capsys, *words, "-o", tmp_path / "out", "--format", "json")
+    arguments = ["run", suite, "--store", folder / "store.sqlite", "-j", 1]
+    code, out, err = invoke(capsys, *arguments, "-o", tmp_path / "out", "--format", "json")
     verdicts = {finding["plugin"]: finding for finding in json.loads(out)["findings"]}
     assert code == exit_code.CRASHED
     assert "Traceback" not in err
     assert verdicts["broken"]["verdict"] == "ERROR"
-    assert why in verdicts["broken"]["reason"]
+    assert message in verdicts["broken"]["reason"]
     assert verdicts["negative-transfer"]["verdict"] in {"PASS", "FAIL", "INCONCLUSIVE"}
-    code, out, _ = invoke(capsys, *words, "--dry-run")
+    code, out, _ = invoke(capsys, *arguments, "--dry-run")
     assert code == 0
     assert "broken: skipped, it crashes: " in out
 
@@ -176,10 +176,10 @@ def test_broken_plugin_is_an_error_and_the_others_run(finished_run, capsys, monk
 def test_unwritable_report_keeps_the_store(finished_run, capsys, monkeypatch, tmp_path):
     folder, process = finished_run
 
-    def full(*_):
+    def fail_on_full_disk(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(Path, "replace", fail_on_full_disk)
     code, _, err = invoke(capsys, *rerun_arguments(folder, "-o", tmp_path / "out"))
     assert code == exit_code.USAGE_ERROR
     assert "cannot be written\n  found: No space left on device" in err
@@ -188,7 +188,7 @@ def test_unwritable_report_keeps_the_store(finished_run, capsys, monkeypatch, tm
 
 
 class CodeRunningPickle:
-    """A pickle that would make a folder when it is opened."""
+    """A pickle that makes a folder when it is loaded."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -222,14 +222,14 @@ def test_errors_of_a_worker_are_reported(monkeypatch, capsys, tmp_path, error, c
 
     @contextmanager
     def workers(_):
-        broken = Future()
-        broken.set_exception(error)
-        yield lambda *_: broken
+        failed_call = Future()
+        failed_call.set_exception(error)
+        yield lambda *_: failed_call
 
     monkeypatch.setattr(execute.local, "start_workers", workers)
-    words = ["run", make_suite(tmp_path), "-o", tmp_path / "out", "--store", tmp_path / "store.sqlite", "--device", "cpu"]
-    found, out, err = invoke(capsys, *words)
-    assert (found, out) == (code, "")
+    arguments = ["run", make_suite(tmp_path), "-o", tmp_path / "out", "--store", tmp_path / "store.sqlite", "--device", "cpu"]
+    actual_code, out, err = invoke(capsys, *arguments)
+    assert (actual_code, out) == (code, "")
     assert all(fragment in err for fragment in fragments), err
     assert "Traceback" not in err
 
@@ -239,23 +239,23 @@ def restore_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as they are on POSIX")
+@pytest.mark.skipif(sys.platform == "win32", reason="signals need POSIX")
 def test_interrupted_run_keeps_records_and_leaves_no_worker(tmp_path):
     pytest.importorskip("torch")
     suite, store = make_suite(tmp_path, looks="[2, 2000]"), tmp_path / "store.sqlite"
-    started = [sys.executable, "-m", "xferbench", "run", suite, "-o", tmp_path / "out", "--store", store, "-j", "1"]
-    process = subprocess.Popen(list(map(str, started)), stderr=subprocess.PIPE, text=True, preexec_fn=restore_interrupts)
-    until = time.monotonic() + 100
-    while (kept := count_records(store)) < 3 and time.monotonic() < until and process.poll() is None:
+    command = [sys.executable, "-m", "xferbench", "run", suite, "-o", tmp_path / "out", "--store", store, "-j", "1"]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, preexec_fn=restore_interrupts)
+    deadline = time.monotonic() + 100
+    while (record_count := count_records(store)) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split() if sys.platform == "linux" else []
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert kept >= 3, err
+    assert record_count >= 3, err
     assert process.returncode == exit_code.INTERRUPTED
     assert "interrupted; finished results are kept" in err
     assert "Traceback" not in err
-    assert count_records(store) >= kept
+    assert count_records(store) >= record_count
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
@@ -266,6 +266,6 @@ def count_records(store):
     try:
         return db.execute("select count(*) from records").fetchone()[0]
     except sqlite3.OperationalError:
-        return 0  # not made yet
+        return 0  # the table does not exist yet
     finally:
         db.close()

@@ -41,51 +41,51 @@ def test_unknown_size_of_the_test_set_is_reported(capsys, tmp_path):
 def test_invalid_suite_exits_with_2(capsys, tmp_path, old, new, fragments):
     file = make_suite(tmp_path)
     file.write_text(file.read_text().replace(old, new, 1))
-    for words in (["validate", file], ["run", file, "-o", tmp_path / "out"], ["run", file, "--dry-run"]):
-        code, out, err = invoke(capsys, *words)
+    for arguments in (["validate", file], ["run", file, "-o", tmp_path / "out"], ["run", file, "--dry-run"]):
+        code, out, err = invoke(capsys, *arguments)
         assert (code, out) == (exit_code.USAGE_ERROR, "")
         assert all(fragment in err for fragment in fragments), err
 
 
-@pytest.mark.parametrize("words", [["validate", "quik"], ["run", "quik"]])
-def test_error_suggests_the_closest_suite(capsys, words):
-    code, _, err = invoke(capsys, *words)
+@pytest.mark.parametrize("arguments", [["validate", "quik"], ["run", "quik"]])
+def test_error_suggests_the_closest_suite(capsys, arguments):
+    code, _, err = invoke(capsys, *arguments)
     assert code == exit_code.USAGE_ERROR
     assert "did you mean 'quick'?" in err
 
 
 @pytest.mark.parametrize(
-    ("words", "fragment"),
+    ("arguments", "fragment"),
     [
         (["--budget", "20"], "--budget\n  found: 20\n  expected: a duration"),
         (["--seed", "999999"], "--seed\n  found: 999999, with 5"),
     ],
 )
-def test_options_that_override_the_suite_are_checked(capsys, words, fragment):
-    code, _, err = invoke(capsys, "run", "quick", *words)
+def test_options_that_override_the_suite_are_checked(capsys, arguments, fragment):
+    code, _, err = invoke(capsys, "run", "quick", *arguments)
     assert code == exit_code.USAGE_ERROR
     assert fragment in err
 
 
 def test_all_suites_are_checked(capsys, tmp_path):
-    good = make_suite(tmp_path)
-    bad, worse = tmp_path / "bad.toml", tmp_path / "worse.toml"
-    bad.write_text(good.read_text().replace("margin", "marge"))
-    worse.write_text("schema = ")
-    alone = invoke(capsys, "validate", good)
-    code, out, err = invoke(capsys, "validate", bad, worse, good, tmp_path / "none.toml")
-    assert (code, out) == (exit_code.USAGE_ERROR, alone[1])
+    valid = make_suite(tmp_path)
+    invalid, malformed = tmp_path / "bad.toml", tmp_path / "worse.toml"
+    invalid.write_text(valid.read_text().replace("margin", "marge"))
+    malformed.write_text("schema = ")
+    expected = invoke(capsys, "validate", valid)
+    code, out, err = invoke(capsys, "validate", invalid, malformed, valid, tmp_path / "none.toml")
+    assert (code, out) == (exit_code.USAGE_ERROR, expected[1])
     lines = [line for line in err.splitlines() if line.startswith("xferbench: ")]
-    assert lines[:2] == [f"xferbench: {bad}: marge: unknown key", f"xferbench: {worse}: not a TOML file"]
+    assert lines[:2] == [f"xferbench: {invalid}: marge: unknown key", f"xferbench: {malformed}: not a TOML file"]
     assert lines[2].startswith("xferbench: no suite ")  # a long name may be shortened
     assert len(lines) == 3
-    code, out, err = invoke(capsys, "validate", good, good)
-    assert (code, out, err) == (exit_code.PASSED, 2 * alone[1], "")
+    code, out, err = invoke(capsys, "validate", valid, valid)
+    assert (code, out, err) == (exit_code.PASSED, 2 * expected[1], "")
 
 
 def test_freeze_refuses_several_suites(capsys, tmp_path):
-    good = make_suite(tmp_path)
-    code, out, err = invoke(capsys, "validate", good, good, "--freeze", "plan.json")
+    suite = make_suite(tmp_path)
+    code, out, err = invoke(capsys, "validate", suite, suite, "--freeze", "plan.json")
     assert (code, out) == (exit_code.USAGE_ERROR, "")
     assert "--freeze: a plan belongs to one suite\n  found: 2 suites" in err
     assert not Path("plan.json").exists()
