@@ -8,7 +8,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 from factory import make_record, make_run
-from test_schedule import FACTS, PIPELINE
+from test_schedule import PIPELINE, PROFILE
 
 torch = pytest.importorskip("torch")
 
@@ -23,7 +23,7 @@ from xferbench.plugins import data_efficiency
 from xferbench.report import figures, html, markdown
 from xferbench.testing import fake_lab
 
-TEN = replace(FACTS, data=replace(FACTS.data, classes=tuple("0123456789"), train=800))
+TEN = replace(PROFILE, data=replace(PROFILE.data, classes=tuple("0123456789"), train=800))
 PLUGIN = data_efficiency.plugin
 
 
@@ -172,7 +172,7 @@ def test_a_small_run_from_images_to_picture(tmp_path):
         baseline=ScratchGrid(lr=(1e-2,), weight_decay=(0.01,), steps=2, batch_size=8),
         serving=replace(PIPELINE.serving, preprocessing=READY),
     )
-    facts = replace(FACTS, data=replace(FACTS.data, classes=("0", "1", "2", "3"), train=120, test=60))
+    facts = replace(PROFILE, data=replace(PROFILE.data, classes=("0", "1", "2", "3"), train=120, test=60))
     study = asked(pipeline, facts, looks=(2,), recipe=pipeline.recipe)
     run = fake_lab.run_study(study, lambda trial: run_trials.run_trials((trial,), frozenset({trial.key}), world.cache)[0][0])
     (one,) = run.findings

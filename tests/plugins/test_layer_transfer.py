@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_schedule import FACTS, PIPELINE
+from test_schedule import PIPELINE, PROFILE
 
 torch = pytest.importorskip("torch")
 
@@ -23,7 +23,7 @@ from xferbench.study import trials
 from xferbench.testing import fake_lab
 
 GROUPS = ("conv1", "layer1", "layer2", "layer3", "layer4")
-FIVE = replace(FACTS, model=replace(FACTS.model, groups=GROUPS))
+FIVE = replace(PROFILE, model=replace(PROFILE.model, groups=GROUPS))
 
 
 def told(pipeline):
@@ -45,9 +45,11 @@ def test_four_cuts_of_four_kinds():
 
 
 def test_of_few_groups_some_cuts_are_the_same_and_of_one_there_is_none():
-    found = layer_transfer.extra_arms(PIPELINE, replace(FACTS, model=replace(FACTS.model, groups=("lower", "upper"))))
+    found = layer_transfer.extra_arms(PIPELINE, replace(PROFILE, model=replace(PROFILE.model, groups=("lower", "upper"))))
     assert [str(found[f"anb-{cut}"].recipe.transferred) for cut in layer_transfer.CUTS] == ["low:1", "low:1", "all", "all"]
-    assert "single layer group" in layer_transfer.applies(PIPELINE, replace(FACTS, model=replace(FACTS.model, groups=("all",))))
+    assert "single layer group" in layer_transfer.applies(
+        PIPELINE, replace(PROFILE, model=replace(PROFILE.model, groups=("all",)))
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,9 +111,9 @@ def test_a_small_run_asks_each_start_once_a_seed_and_measures_every_cut(world):
         scratch=pipeline.baseline,
     )
     facts = replace(
-        FACTS,
-        model=replace(FACTS.model, groups=GROUPS),
-        data=replace(FACTS.data, classes=("0", "1", "2", "3"), train=120, test=60),
+        PROFILE,
+        model=replace(PROFILE.model, groups=GROUPS),
+        data=replace(PROFILE.data, classes=("0", "1", "2", "3"), train=120, test=60),
     )
     asked = fake_lab.make_study(layer_transfer.plugin, suite=suite, pipeline=pipeline, facts=facts)
     ran = []

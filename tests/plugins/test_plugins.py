@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from factory import make_cells, make_record, make_run
-from test_schedule import FACTS, PIPELINE, USUAL, found, lab, study
+from test_schedule import ACCURACIES, PIPELINE, PROFILE, compute_findings, make_lab, make_study
 
 from xferbench.config.render import describe_recipe
 from xferbench.core.interventions import (
@@ -61,9 +61,9 @@ def test_a_page_says_what_a_reader_needs(plugin):
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
 def test_cures_and_failures_change_how_one_trains_or_serves_and_nothing_else(plugin):
-    cured = plugin.cure(SUBJECT, FACTS)
+    cured = plugin.cure(SUBJECT, PROFILE)
     cured, *others = cured.candidates if isinstance(cured, Selection) else (cured,)
-    induced = plugin.induce(cured, FACTS)
+    induced = plugin.induce(cured, PROFILE)
     assert bool(induced) == plugin.has_verdict, "what only measures induces nothing"
     assert all(arm.expected_training == SUBJECT.expected_training for arm in (cured, *others))
     made = [one for arm in induced.values() for one in (arm.candidates if isinstance(arm, Selection) else (arm,))]
@@ -104,7 +104,7 @@ def test_no_arm_ends_halfway_to_a_head_that_was_only_drawn(plugin):
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
 def test_nothing_pretrained_is_nothing_to_ask_about(plugin):
-    asked = plugin.applies(replace(PIPELINE, recipe=Recipe(init=RANDOM)), FACTS)
+    asked = plugin.applies(replace(PIPELINE, recipe=Recipe(init=RANDOM)), PROFILE)
     assert asked == (
         "" if plugin.id in {"calibration", "data-leakage", "train-serve-skew"} else "nothing pretrained is adapted"
     )
@@ -135,10 +135,10 @@ def lines_of(plugin):
 
 def test_the_cure_of_drift_puts_every_phase_into_eval_and_curing_twice_changes_nothing():
     pipeline = replace(PIPELINE, recipe=lp_ft())
-    cured = batchnorm_drift.cure(pipeline, FACTS)
+    cured = batchnorm_drift.cure(pipeline, PROFILE)
     assert [str(phase.batchnorm) for phase in cured.recipe.phases] == ["eval", "eval"]
-    assert batchnorm_drift.cure(cured, FACTS) == cured
-    assert batchnorm_drift.cure(replace(PIPELINE, recipe=linear_probe()), FACTS) == replace(PIPELINE, recipe=linear_probe())
+    assert batchnorm_drift.cure(cured, PROFILE) == cured
+    assert batchnorm_drift.cure(replace(PIPELINE, recipe=linear_probe()), PROFILE) == replace(PIPELINE, recipe=linear_probe())
 
 
 def test_drift_is_zero_where_nothing_moved_and_follows_its_formula_where_it_did():
@@ -151,30 +151,30 @@ def test_drift_is_zero_where_nothing_moved_and_follows_its_formula_where_it_did(
 
 
 def test_the_cures_of_negative_transfer_hold_the_baseline_of_the_study():
-    cured = negative_transfer.cure(PIPELINE, FACTS)
+    cured = negative_transfer.cure(PIPELINE, PROFILE)
     assert isinstance(cured, Selection)
     assert {one.recipe.init for one in cured.candidates} == {PRETRAINED, RANDOM}
 
 
 def test_the_rates_that_are_weighed_are_seven_half_a_decade_apart_and_a_warm_up():
     subject = replace(PIPELINE, recipe=Recipe(phases=(Phase(lr=1e-3, head_lr=1e-2),)))
-    first, *others, warm = learning_rate.cure(subject, FACTS).candidates
+    first, *others, warm = learning_rate.cure(subject, PROFILE).candidates
     assert first == subject
     rates = sorted(one.recipe.phases[0].lr for one in (first, *others))
     assert np.diff(np.log10(rates)) == pytest.approx([0.5] * 6) and rates[3] == 1e-3
     assert all(one.recipe.phases[0].head_lr == pytest.approx(10 * one.recipe.phases[0].lr) for one in others)
     assert warm.recipe.phases == (replace(subject.recipe.phases[0], warmup=15),)
-    assert [one.recipe.phases[0].lr for one in learning_rate.induce(subject, FACTS).values()] == pytest.approx(
+    assert [one.recipe.phases[0].lr for one in learning_rate.induce(subject, PROFILE).values()] == pytest.approx(
         [3e-2, 1e-3 / 30]
     )
 
 
 def test_every_phases_rate_is_scaled_and_none_without_steps_for_it_warms_up():
     short = replace(PIPELINE, recipe=lp_ft(Phase(steps=8)))
-    scaled = learning_rate.cure(short, FACTS).candidates[1]
+    scaled = learning_rate.cure(short, PROFILE).candidates[1]
     factors = [new.lr / old.lr for new, old in zip(scaled.recipe.phases, short.recipe.phases, strict=True)]
     assert factors == pytest.approx([10**-1.5] * 2)
-    assert len(learning_rate.cure(short, FACTS).candidates) == 7, "a tenth of four steps is none"
+    assert len(learning_rate.cure(short, PROFILE).candidates) == 7, "a tenth of four steps is none"
 
 
 def test_how_often_training_diverged_is_told_by_arm():
@@ -194,7 +194,7 @@ FORGETTING += [Recipe(phases=(Phase(steps=150, warmup=100),)), Recipe(phases=(Ph
 def test_what_keeps_the_source_takes_no_more_steps_than_the_recipe_has(recipe):
     subject = replace(PIPELINE, recipe=recipe)
     budget = sum(phase.steps for phase in recipe.phases)
-    choice = catastrophic_forgetting.cure(subject, FACTS)
+    choice = catastrophic_forgetting.cure(subject, PROFILE)
     assert (choice.by, choice.keeping) == ("source-held-out", "validation")
     for one in choice.candidates:
         assert 1 <= sum(phase.steps for phase in one.recipe.phases) <= budget
@@ -205,38 +205,38 @@ def test_what_keeps_the_source_takes_no_more_steps_than_the_recipe_has(recipe):
 
 
 def test_without_a_known_source_nothing_is_asked_about_forgetting():
-    assert catastrophic_forgetting.plugin.applies(PIPELINE, replace(FACTS, data=replace(FACTS.data, source=(0, 1)))) == ""
+    assert catastrophic_forgetting.plugin.applies(PIPELINE, replace(PROFILE, data=replace(PROFILE.data, source=(0, 1)))) == ""
     assert (
-        catastrophic_forgetting.plugin.applies(PIPELINE, replace(FACTS, data=replace(FACTS.data, source_error="because")))
+        catastrophic_forgetting.plugin.applies(PIPELINE, replace(PROFILE, data=replace(PROFILE.data, source_error="because")))
         == "because"
     )
-    assert "no [source]" in catastrophic_forgetting.plugin.applies(PIPELINE, FACTS)
+    assert "no [source]" in catastrophic_forgetting.plugin.applies(PIPELINE, PROFILE)
 
 
 def test_the_cure_of_distortion_is_lp_ft_at_a_low_rate_and_what_is_such_already_stays():
     subject = replace(PIPELINE, recipe=Recipe(phases=(Phase(lr=3e-3),)))
-    cured = feature_distortion.cure(subject, FACTS)
+    cured = feature_distortion.cure(subject, PROFILE)
     assert [(str(phase.trainable), str(phase.batchnorm)) for phase in cured.recipe.phases] == [
         ("head", "eval"),
         ("all", "eval"),
     ]
     assert cured.recipe.phases[1].lr == pytest.approx(3e-4) and sum(phase.steps for phase in cured.recipe.phases) == 150
-    assert feature_distortion.cure(cured, FACTS) == cured
+    assert feature_distortion.cure(cured, PROFILE) == cured
     probe = replace(PIPELINE, recipe=linear_probe())
-    assert feature_distortion.cure(probe, FACTS) == probe
+    assert feature_distortion.cure(probe, PROFILE) == probe
     hot = replace(PIPELINE, recipe=lp_ft(Phase(lr=3e-2, batchnorm=BATCHNORM_EVAL)))
-    assert feature_distortion.cure(hot, FACTS).recipe.phases[1].lr == pytest.approx(3e-4), "LP-FT, but far too hot"
-    assert feature_distortion.applies(PIPELINE, FACTS) == "the suite has no [shifted] set"
+    assert feature_distortion.cure(hot, PROFILE).recipe.phases[1].lr == pytest.approx(3e-4), "LP-FT, but far too hot"
+    assert feature_distortion.applies(PIPELINE, PROFILE) == "the suite has no [shifted] set"
 
 
 def test_the_cure_of_shock_trains_the_head_first_in_the_same_number_of_steps():
     subject = replace(PIPELINE, recipe=Recipe(phases=(Phase(steps=11, warmup=9),)))
-    probe, rest = head_shock.cure(subject, FACTS).recipe.phases
+    probe, rest = head_shock.cure(subject, PROFILE).recipe.phases
     assert (str(probe.trainable), str(probe.batchnorm), probe.steps, probe.warmup) == ("head", "eval", 5, 0)
     assert (str(rest.trainable), rest.steps, rest.warmup) == ("all", 6, 5)
-    assert head_shock.cure(head_shock.cure(subject, FACTS), FACTS) == head_shock.cure(subject, FACTS)
+    assert head_shock.cure(head_shock.cure(subject, PROFILE), PROFILE) == head_shock.cure(subject, PROFILE)
     hasty = (Phase(trainable=HEAD_ONLY, lr=1e-5, steps=1), Phase(lr=3e-2, steps=149))
-    probe, rest = head_shock.cure(replace(PIPELINE, recipe=Recipe(phases=hasty)), FACTS).recipe.phases
+    probe, rest = head_shock.cure(replace(PIPELINE, recipe=Recipe(phases=hasty)), PROFILE).recipe.phases
     assert (probe.lr, probe.steps, rest.steps) == (1e-2, 75, 75), "one step is no probe"
 
 
@@ -247,7 +247,7 @@ def test_the_dip_is_cured_minus_subject_at_the_first_checkpoint():
 
 
 def test_mistakes_change_one_thing_each_and_those_that_change_nothing_are_left_out():
-    facts = replace(FACTS, model=replace(FACTS.model, size=(32, 32)))
+    facts = replace(PROFILE, model=replace(PROFILE.model, size=(32, 32)))
     plain = preprocessing_variants.preprocessing_mistakes(Preprocessing(), facts)
     assert set(plain) == {"raw", "bgr", "zoom"}, "nothing is normalised or resized"
     ready = Preprocessing(resize=40, crop=32, mean=(0.5,), std=(0.25,))
@@ -261,7 +261,7 @@ def test_mistakes_change_one_thing_each_and_those_that_change_nothing_are_left_o
 
 
 def test_the_cure_of_a_mismatch_is_what_is_recorded_and_is_taken_on_trust_where_nothing_is():
-    recorded = replace(FACTS, preprocessing=Preprocessing(mean=(0.5,)))
+    recorded = replace(PROFILE, preprocessing=Preprocessing(mean=(0.5,)))
     cured = preprocessing_mismatch.cure(SUBJECT, recorded)
     assert cured.data.train_preprocessing == cured.serving.preprocessing == recorded.preprocessing
     assert preprocessing_mismatch.plugin.trust(SUBJECT, recorded) == ""
@@ -281,8 +281,8 @@ def test_flips_are_the_share_of_answers_that_serving_as_trained_would_change():
 
 def make_run_of(plugin):
     """A run of a plugin by hand: every view and measure that its contrasts name, and a choice of three rates."""
-    beside = plugin.extra_arms(SUBJECT, FACTS) if plugin.extra_arms else {}
-    arms = ("subject", "cured", "scratch", *(f"induced:{name}" for name in plugin.induce(SUBJECT, FACTS)))
+    beside = plugin.extra_arms(SUBJECT, PROFILE) if plugin.extra_arms else {}
+    arms = ("subject", "cured", "scratch", *(f"induced:{name}" for name in plugin.induce(SUBJECT, PROFILE)))
     arms += tuple(f"beside:{name}" for name in beside)
     cells = make_cells(plugin.id, {arm: 0.9 - 0.8 * rank / len(arms) for rank, arm in enumerate(arms)}, seeds=2)
     views = {view for contrast in plugin.contrasts for _, view in contrast.weights} - {"test"} - set(plugin.measures)
@@ -318,7 +318,7 @@ def test_the_plugin_that_contributing_adds_works_as_it_stands_there(tmp_path, mo
     (plugin,) = discovery.load_plugins(["all"])
     assert plugin.doc.startswith("A learning rate")
 
-    told = found(study(plugin), lab(USUAL))
+    told = compute_findings(make_study(plugin), make_lab(ACCURACIES))
     assert [one.id for one in told.values()] == ["too-hot/harm/x30"]
     assert told["too-hot/harm/x30"].verdict == "PASS", "in this lab the rate changes nothing"
 

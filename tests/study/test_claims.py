@@ -1,4 +1,4 @@
-"""Claims held against numbers: only a whole interval agrees or disagrees, and what was not measured does neither."""
+"""Claims against estimates: a claim is decided only by a whole interval, and only if it was measured."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SUITE = Suite(
 )
 
 
-def effect(**more):
-    return Claim(name="one", claim="a claim", source="a paper", task="near", **more)
+def make_claim(**fields):
+    return Claim(name="one", claim="a claim", source="a paper", task="near", **fields)
 
 
 @pytest.mark.parametrize(
@@ -39,121 +39,134 @@ def effect(**more):
         (NAN, 0.03, "not measured", "not measured"),
     ],
 )
-def test_the_whole_interval_must_lie_on_one_side(low, high, least, most):
-    number = claims.ClaimEstimate(ours=0.02, low=low, high=high)
-    assert claims.claim_outcome(effect(contrast="a/b", at_least=0.02), number) == least
-    assert claims.claim_outcome(effect(contrast="a/b", at_most=0.02), number) == most
+def test_an_interval_decides_a_claim_only_if_it_lies_on_one_side(low, high, least, most):
+    estimate = claims.ClaimEstimate(ours=0.02, low=low, high=high)
+    assert claims.claim_outcome(make_claim(contrast="a/b", at_least=0.02), estimate) == least
+    assert claims.claim_outcome(make_claim(contrast="a/b", at_most=0.02), estimate) == most
 
 
-def finding(id_, verdict="PASS", **more):
-    plugin, contrast, *variant = id_.split("/")
-    return Finding(id=id_, plugin=plugin, contrast=contrast, variant="".join(variant), verdict=verdict, **more)
+def make_finding(finding_id, verdict="PASS", **fields):
+    plugin, contrast, *variant = finding_id.split("/")
+    return Finding(id=finding_id, plugin=plugin, contrast=contrast, variant="".join(variant), verdict=verdict, **fields)
 
 
-def test_of_a_variant_the_size_is_what_it_costs_and_else_the_measurement():
-    told = [
-        finding("a/harm/bgr", harm=0.0, low=0.0, high=0.0, control_harm=0.2, control_low=0.1, control_high=0.3),
-        finding("a/gap", "INFO", harm=0.4, low=0.3, high=0.5),
+def test_a_contrast_estimate_is_the_control_harm_for_a_variant_and_the_measured_harm_otherwise():
+    findings = [
+        make_finding("a/harm/bgr", harm=0.0, low=0.0, high=0.0, control_harm=0.2, control_low=0.1, control_high=0.3),
+        make_finding("a/gap", "INFO", harm=0.4, low=0.3, high=0.5),
     ]
-    assert claims.estimate_contrast(effect(contrast="a/harm/bgr", at_least=0.0), told).ours == 0.2
-    assert claims.estimate_contrast(effect(contrast="a/gap", at_least=0.0), told).low == 0.3
+    assert claims.estimate_contrast(make_claim(contrast="a/harm/bgr", at_least=0.0), findings).ours == 0.2
+    assert claims.estimate_contrast(make_claim(contrast="a/gap", at_least=0.0), findings).low == 0.3
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    ("findings", "why"),
     [
         ([], "no such contrast"),
-        ([finding("a/harm", "SKIPPED", reason="no BatchNorm")], "no BatchNorm"),
-        ([finding("a/harm", "ERROR", reason="a crash")], "a crash"),
-        ([finding("a/harm/bgr", "ERROR", reason="a crash", control_harm=0.2, control_low=0.1, control_high=0.3)], "a crash"),
-        ([finding("a/harm/bgr", reason="not shown")], "not shown"),
+        ([make_finding("a/harm", "SKIPPED", reason="no BatchNorm")], "no BatchNorm"),
+        ([make_finding("a/harm", "ERROR", reason="a crash")], "a crash"),
+        (
+            [make_finding("a/harm/bgr", "ERROR", reason="a crash", control_harm=0.2, control_low=0.1, control_high=0.3)],
+            "a crash",
+        ),
+        ([make_finding("a/harm/bgr", reason="not shown")], "not shown"),
     ],
 )
-def test_what_was_skipped_or_crashed_agrees_with_nothing(told, why):
-    number = claims.estimate_contrast(effect(contrast="a/harm/bgr", at_least=-1.0), told)
-    assert number.why.startswith(why)
-    assert claims.claim_outcome(effect(contrast="a/harm/bgr", at_least=-1.0), number) == "not measured"
+def test_a_skipped_or_crashed_finding_leaves_the_claim_not_measured(findings, why):
+    estimate = claims.estimate_contrast(make_claim(contrast="a/harm/bgr", at_least=-1.0), findings)
+    assert estimate.why.startswith(why)
+    assert claims.claim_outcome(make_claim(contrast="a/harm/bgr", at_least=-1.0), estimate) == "not measured"
 
 
-def test_two_recipes_are_paired_and_above_0_is_better():
-    answers = {("probe", "test", seed): make_record(f"probe-{seed}", 0.9, seed=seed) for seed in range(3)}
-    answers |= {("full", "test", seed): make_record(f"full-{seed}", 0.6, seed=seed) for seed in range(3)}
-    asked = effect(recipe="probe", against="full", at_least=0.02)
-    number = claims.estimate_difference(asked, answers, [0, 1, 2], SUITE)
-    assert number.ours == pytest.approx(0.3, abs=0.05) and number.low < number.ours < number.high
-    assert claims.estimate_difference(asked, {}, [0, 1, 2], SUITE).why
+def test_the_difference_of_two_recipes_is_paired_and_positive_if_the_first_is_better():
+    records = {("probe", "test", seed): make_record(f"probe-{seed}", 0.9, seed=seed) for seed in range(3)}
+    records |= {("full", "test", seed): make_record(f"full-{seed}", 0.6, seed=seed) for seed in range(3)}
+    claim = make_claim(recipe="probe", against="full", at_least=0.02)
+    estimate = claims.estimate_difference(claim, records, [0, 1, 2], SUITE)
+    assert estimate.ours == pytest.approx(0.3, abs=0.05) and estimate.low < estimate.ours < estimate.high
+    assert claims.estimate_difference(claim, {}, [0, 1, 2], SUITE).why
 
 
-def test_a_measure_has_bounds_over_seeds_and_one_seed_has_none():
+def test_a_measure_has_an_interval_over_seeds_and_a_single_seed_has_none():
     rows = [{"recipe": "probe", "seed": seed, "trainable": 10.0, "seconds": 0.4 + 0.1 * seed, "error": ""} for seed in range(3)]
-    share = claims.estimate_measure(effect(recipe="probe", measure="share", at_most=0.01), rows, 1000, SUITE)
+    share = claims.estimate_measure(make_claim(recipe="probe", measure="share", at_most=0.01), rows, 1000, SUITE)
     assert (share.ours, share.low, share.high) == pytest.approx((0.01, 0.01, 0.01))
-    seconds = claims.estimate_measure(effect(recipe="probe", measure="seconds", at_most=1.0), rows, 1000, SUITE)
+    seconds = claims.estimate_measure(make_claim(recipe="probe", measure="seconds", at_most=1.0), rows, 1000, SUITE)
     assert seconds.low < 0.5 < seconds.high < 1.0
-    assert claims.estimate_measure(effect(recipe="probe", measure="seconds", at_most=1.0), rows[:1], 1000, SUITE).why
-    assert claims.estimate_measure(effect(recipe="other", measure="seconds", at_most=1.0), rows, 1000, SUITE).why
+    assert claims.estimate_measure(make_claim(recipe="probe", measure="seconds", at_most=1.0), rows[:1], 1000, SUITE).why
+    assert claims.estimate_measure(make_claim(recipe="other", measure="seconds", at_most=1.0), rows, 1000, SUITE).why
 
 
-def test_what_is_called_accuracy_is_in_the_unit_of_the_suites_metric():
+def test_the_unit_of_accuracy_is_that_of_the_metric_of_the_suite():
     rows = [{"recipe": "probe", "seed": seed, "accuracy": 0.5, "error": ""} for seed in range(3)]
-    asked = effect(recipe="probe", measure="accuracy", at_most=1.0)
-    found = [
-        claims.estimate_measure(asked, rows, 1000, replace(SUITE, rules=replace(SUITE.rules, metric=metric))).unit
+    claim = make_claim(recipe="probe", measure="accuracy", at_most=1.0)
+    units = [
+        claims.estimate_measure(claim, rows, 1000, replace(SUITE, rules=replace(SUITE.rules, metric=metric))).unit
         for metric in ("accuracy", "nll")
     ]
-    assert found == ["accuracy", metrics.get_metric("nll").unit] and found[0] != found[1]
+    assert units == ["accuracy", metrics.get_metric("nll").unit] and units[0] != units[1]
 
 
 @pytest.mark.parametrize("changes", [{"error": "a crash"}, {"seconds": None}])
-def test_one_seed_that_is_missing_leaves_nothing_to_claim(changes):
+def test_a_missing_seed_leaves_the_claim_not_measured(changes):
     rows = [{"recipe": "probe", "seed": seed, "seconds": 0.5, "error": ""} for seed in range(5)]
     rows[2] |= changes
-    number = claims.estimate_measure(effect(recipe="probe", measure="seconds", at_most=1.0), rows, 1000, SUITE)
-    assert "seed 2" in number.why and claims.claim_outcome(effect(recipe="probe", at_most=1.0), number) == "not measured"
+    estimate = claims.estimate_measure(make_claim(recipe="probe", measure="seconds", at_most=1.0), rows, 1000, SUITE)
+    assert (
+        "seed 2" in estimate.why and claims.claim_outcome(make_claim(recipe="probe", at_most=1.0), estimate) == "not measured"
+    )
 
 
-def test_between_two_bounds_the_whole_interval_must_lie():
-    between = effect(recipe="a", against="b", at_least=-0.02, at_most=0.02)
-    numbers = [
+def test_a_claim_with_two_bounds_needs_the_whole_interval_between_them():
+    claim = make_claim(recipe="a", against="b", at_least=-0.02, at_most=0.02)
+    estimates = [
         claims.ClaimEstimate(ours=0.0, low=low, high=high) for low, high in ((-0.01, 0.01), (-0.09, -0.03), (-0.03, 0.01))
     ]
-    assert [claims.claim_outcome(between, one) for one in numbers] == ["agrees", "disagrees", "inconclusive"]
+    assert [claims.claim_outcome(claim, estimate) for estimate in estimates] == ["agrees", "disagrees", "inconclusive"]
 
 
-def curved(accuracy, *scores, every=10):
-    curve = tuple((every * (at + 1), 0.0, score) for at, score in enumerate(scores))
+def make_record_with_curve(accuracy, *scores, every=10):
+    curve = tuple((every * (index + 1), 0.0, score) for index, score in enumerate(scores))
     return replace(make_record(f"{accuracy}", accuracy), curve=curve)
 
 
-SPEED = effect(recipe="full", against="scratch", measure="speed-up", at_least=1.0)
+SPEED = make_claim(recipe="full", against="scratch", measure="speed-up", at_least=1.0)
 PIPELINES = {
     "full": replace(PIPELINE, recipe=Recipe(phases=(Phase(steps=20, batch_size=10), Phase(steps=30, batch_size=20)))),
     "scratch": replace(PIPELINE, recipe=Recipe(phases=(Phase(steps=100, batch_size=20),))),
 }
 
 
-def told(full, scratch):
-    return {(name, "test", seed): one for seed in (0, 1) for name, one in {"full": full, "scratch": scratch}.items()}
+def make_records(full, scratch):
+    return {(name, "test", seed): record for seed in (0, 1) for name, record in {"full": full, "scratch": scratch}.items()}
 
 
-def test_speed_is_in_images_and_its_bounds_know_that_curves_have_few_rows():
-    answers = told(curved(0.9, 0.5, 0.6, 0.9), curved(0.8, 0.1, 0.3, 0.8, every=20))
-    number = claims.estimate_speed_up(SPEED, answers, PIPELINES, [0, 1], SUITE)
-    assert number.ours == 1200 / 400, "30 steps of 10, then 20 images, against 60 of 20"
-    assert (number.low, number.high) == (800 / 400, 1200 / 200)
+def test_the_speed_up_counts_images_and_its_interval_reflects_the_spacing_of_the_curve():
+    records = make_records(make_record_with_curve(0.9, 0.5, 0.6, 0.9), make_record_with_curve(0.8, 0.1, 0.3, 0.8, every=20))
+    estimate = claims.estimate_speed_up(SPEED, records, PIPELINES, [0, 1], SUITE)
+    assert estimate.ours == 1200 / 400, "30 steps of 10, then 20 images, against 60 of 20"
+    assert (estimate.low, estimate.high) == (800 / 400, 1200 / 200)
 
 
-def test_what_both_know_at_their_first_row_shows_no_speed():
-    answers = told(curved(0.9, 0.9, 0.9), curved(0.8, 0.8, 0.8, every=20))
-    number = claims.estimate_speed_up(SPEED, answers, PIPELINES, [0, 1], SUITE)
-    assert number.low < 1 < number.high and claims.claim_outcome(SPEED, number) == "inconclusive"
+def test_the_speed_up_is_inconclusive_if_both_recipes_are_accurate_at_the_first_step():
+    records = make_records(make_record_with_curve(0.9, 0.9, 0.9), make_record_with_curve(0.8, 0.8, 0.8, every=20))
+    estimate = claims.estimate_speed_up(SPEED, records, PIPELINES, [0, 1], SUITE)
+    assert estimate.low < 1 < estimate.high and claims.claim_outcome(SPEED, estimate) == "inconclusive"
 
 
-def test_who_never_gets_there_is_not_faster_and_who_learnt_nothing_is_nowhere():
-    never = claims.estimate_speed_up(SPEED, told(curved(0.5, 0.2, 0.6), curved(0.8, 0.3, 0.8)), PIPELINES, [0, 1], SUITE)
-    assert claims.claim_outcome(SPEED, never) == "disagrees"
-    dead = claims.estimate_speed_up(SPEED, told(curved(0.9, 0.9), curved(0.05, 0.1)), PIPELINES, [0, 1], SUITE)
-    assert "learned nothing" in dead.why
-    crashed = told(curved(0.9, 0.9), curved(0.8, 0.8))
+def test_a_recipe_that_never_reaches_the_accuracy_is_not_faster_and_a_dead_baseline_gives_no_claim():
+    slow = claims.estimate_speed_up(
+        SPEED,
+        make_records(make_record_with_curve(0.5, 0.2, 0.6), make_record_with_curve(0.8, 0.3, 0.8)),
+        PIPELINES,
+        [0, 1],
+        SUITE,
+    )
+    assert claims.claim_outcome(SPEED, slow) == "disagrees"
+    untrained = claims.estimate_speed_up(
+        SPEED, make_records(make_record_with_curve(0.9, 0.9), make_record_with_curve(0.05, 0.1)), PIPELINES, [0, 1], SUITE
+    )
+    assert "learned nothing" in untrained.why
+    crashed = make_records(make_record_with_curve(0.9, 0.9), make_record_with_curve(0.8, 0.8))
     crashed["full", "test", 1] = replace(crashed["full", "test", 1], error="a crash")
     assert "a crash" in claims.estimate_speed_up(SPEED, crashed, PIPELINES, [0, 1], SUITE).why

@@ -1,4 +1,4 @@
-"""A recipe that a backbone cannot carry out is no arm, and is never a linear probe under another name."""
+"""Recipes that a backbone cannot train: each has a reason and is no arm."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from test_schedule import FACTS, PIPELINE, study
+from test_schedule import PIPELINE, PROFILE, make_study
 
 from xferbench.config import loader
 from xferbench.core.errors import UserError
@@ -18,19 +18,21 @@ from xferbench.plugins import learning_rate
 from xferbench.runner import execute, store
 from xferbench.study import arms, feasibility
 
-PLAIN = replace(FACTS, model=replace(FACTS.model, unsupported=("norm", "bias", "adapter"), groups=("stem", "top")))
+BACKBONE_WITHOUT_NORMS = replace(
+    PROFILE, model=replace(PROFILE.model, unsupported=("norm", "bias", "adapter"), groups=("stem", "top"))
+)
 
 
-def arm(recipe):
+def make_arm(recipe):
     return replace(PIPELINE, recipe=recipe)
 
 
-def recipe(*words):
-    return Recipe(phases=tuple(Phase(trainable=Trainable.parse(word)) for word in words))
+def make_recipe(*spellings):
+    return Recipe(phases=tuple(Phase(trainable=Trainable.parse(spelling)) for spelling in spellings))
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("spellings", "reason"),
     [
         (("all", "head", "top:2", "lora:4"), ""),
         (("head", "norm"), "norm: the backbone has no trainable normalization layers"),
@@ -39,23 +41,23 @@ def recipe(*words):
         (("top:3",), "top:3: the backbone has 2 layer groups"),
     ],
 )
-def test_why_a_recipe_does_not_fit(words, reason):
-    assert feasibility.why_not_trainable(recipe(*words), PLAIN) == reason
+def test_an_infeasible_recipe_has_a_reason(spellings, reason):
+    assert feasibility.why_not_trainable(make_recipe(*spellings), BACKBONE_WITHOUT_NORMS) == reason
 
 
-def test_adapters_are_of_one_size_and_none_are_in_a_finished_network():
+def test_adapters_have_one_size_and_a_finished_network_has_none():
     assert (
-        feasibility.why_not_trainable(recipe("adapter:4", "adapter:8"), FACTS)
+        feasibility.why_not_trainable(make_recipe("adapter:4", "adapter:8"), PROFILE)
         == "adapter:4, adapter:8: a network has adapters of one size"
     )
-    assert feasibility.why_not_trainable(recipe("adapter:4", "head", "adapter:4"), FACTS) == ""
+    assert feasibility.why_not_trainable(make_recipe("adapter:4", "head", "adapter:4"), PROFILE) == ""
     assert "a finished network has no adapters" in feasibility.why_not_trainable(
-        recipe("adapter:4"), replace(FACTS, model=replace(FACTS.model, outputs=3))
+        make_recipe("adapter:4"), replace(PROFILE, model=replace(PROFILE.model, outputs=3))
     )
 
 
 @pytest.mark.parametrize(
-    ("asked", "known", "reason"),
+    ("recipe_fields", "profile_fields", "reason"),
     [
         ({"regularizer": Regularizer.parse("dann:1")}, {}, "dann:1: the suite has no [shifted]"),
         ({"regularizer": Regularizer.parse("dann:1")}, {"shifted": (0, 1)}, ""),
@@ -85,48 +87,59 @@ def test_adapters_are_of_one_size_and_none_are_in_a_finished_network():
         ),
     ],
 )
-def test_why_what_makes_domains_alike_or_ends_a_recipe_does_not_fit(asked, known, reason):
-    found = feasibility.why_not_trainable(Recipe(**asked), replace_flat(FACTS, **{"shifted": (), "supports": None} | known))
-    assert found.startswith(reason) and bool(found) == bool(reason)
+def test_an_infeasible_regularizer_or_finish_has_a_reason(recipe_fields, profile_fields, reason):
+    actual = feasibility.why_not_trainable(
+        Recipe(**recipe_fields), replace_flat(PROFILE, **{"shifted": (), "supports": None} | profile_fields)
+    )
+    assert actual.startswith(reason) and bool(actual) == bool(reason)
 
 
-def test_a_suite_that_lacks_what_its_recipe_needs_is_refused_before_anything_is_trained(tmp_path):
-    asked = replace(loader.load_suite(loader.find_suite("quick")), recipe=Recipe(finish=Finish.parse("adabn")))
-    facts = replace(FACTS, model=replace(FACTS.model, batchnorm=()))
-    with store.open_store(tmp_path / "s.sqlite") as db, pytest.raises(UserError) as caught:
-        execute.profile_pipeline(asked, db, tmp_path, lambda: lambda *_: SimpleNamespace(result=lambda: facts))
-    assert "no BatchNorm" in caught.value.found and "[recipe]" in caught.value.what
+def test_a_suite_without_the_inputs_of_its_recipe_is_refused_before_training(tmp_path):
+    suite = replace(loader.load_suite(loader.find_suite("quick")), recipe=Recipe(finish=Finish.parse("adabn")))
+    profile = replace(PROFILE, model=replace(PROFILE.model, batchnorm=()))
+    with store.open_store(tmp_path / "s.sqlite") as database, pytest.raises(UserError) as error:
+        execute.profile_pipeline(suite, database, tmp_path, lambda: lambda *_: SimpleNamespace(result=lambda: profile))
+    assert "no BatchNorm" in error.value.found and "[recipe]" in error.value.what
 
 
-def test_candidates_that_do_not_fit_are_left_out_and_an_arm_of_nothing_else_is_none():
-    both = Selection(candidates=(arm(full()), arm(bitfit()), arm(lora())))
-    asked = {"cured": both, "one": Selection(candidates=(arm(full()), arm(norm_only()))), "induced:x": arm(adapter())}
-    found = feasibility.feasible_arms(asked, PLAIN)
-    assert found == {"cured": Selection(candidates=(arm(full()), arm(lora()))), "one": Selection(candidates=(arm(full()),))}
-    assert feasibility.feasible_arms(asked, FACTS) == asked
+def test_infeasible_candidates_are_dropped_and_an_arm_without_candidates_disappears():
+    both = Selection(candidates=(make_arm(full()), make_arm(bitfit()), make_arm(lora())))
+    arms_by_name = {
+        "cured": both,
+        "one": Selection(candidates=(make_arm(full()), make_arm(norm_only()))),
+        "induced:x": make_arm(adapter()),
+    }
+    feasible = feasibility.feasible_arms(arms_by_name, BACKBONE_WITHOUT_NORMS)
+    assert feasible == {
+        "cured": Selection(candidates=(make_arm(full()), make_arm(lora()))),
+        "one": Selection(candidates=(make_arm(full()),)),
+    }
+    assert feasibility.feasible_arms(arms_by_name, PROFILE) == arms_by_name
 
 
-def test_a_plugin_nothing_of_whose_cure_fits_is_skipped_with_the_reason():
-    subject = arm(full())
+def test_a_plugin_without_a_feasible_cure_is_skipped_with_the_reason():
+    subject = make_arm(full())
     plugin = replace(learning_rate.plugin, applies=lambda *_: "", cure=lambda pipeline, _: replace(pipeline, recipe=bitfit()))
-    asked = replace(study(), profile=PLAIN)
-    assert arms.why_not(plugin, asked, subject) == "bias: the backbone has no biases below its head"
-    several = replace(plugin, cure=lambda pipeline, _: Selection(candidates=(pipeline, arm(bitfit()), arm(lora()))))
-    assert arms.why_not(several, asked, subject) == ""
-    assert arms.plugin_arms(several, asked, subject)["cured"] == Selection(candidates=(subject, arm(lora())))
+    study = replace(make_study(), profile=BACKBONE_WITHOUT_NORMS)
+    assert arms.why_not(plugin, study, subject) == "bias: the backbone has no biases below its head"
+    several = replace(plugin, cure=lambda pipeline, _: Selection(candidates=(pipeline, make_arm(bitfit()), make_arm(lora()))))
+    assert arms.why_not(several, study, subject) == ""
+    assert arms.plugin_arms(several, study, subject)["cured"] == Selection(candidates=(subject, make_arm(lora())))
 
 
 @pytest.mark.parametrize("key", ["recipe", "believed"])
-def test_it_is_refused_before_anything_is_trained(key, tmp_path):
-    asked = replace_flat(loader.load_suite(loader.find_suite("quick")), **{key: recipe("head", "bias")})
-    with store.open_store(tmp_path / "s.sqlite") as db, pytest.raises(UserError) as caught:
-        execute.profile_pipeline(asked, db, tmp_path, lambda: lambda *_: SimpleNamespace(result=lambda: PLAIN))
-    assert caught.value.found == "bias: the backbone has no biases below its head"
-    assert ("[checkpoint] believed" if key == "believed" else "[recipe] trainable") in caught.value.what
+def test_an_infeasible_recipe_is_refused_before_training(key, tmp_path):
+    suite = replace_flat(loader.load_suite(loader.find_suite("quick")), **{key: make_recipe("head", "bias")})
+    with store.open_store(tmp_path / "s.sqlite") as database, pytest.raises(UserError) as error:
+        execute.profile_pipeline(
+            suite, database, tmp_path, lambda: lambda *_: SimpleNamespace(result=lambda: BACKBONE_WITHOUT_NORMS)
+        )
+    assert error.value.found == "bias: the backbone has no biases below its head"
+    assert ("[checkpoint] believed" if key == "believed" else "[recipe] trainable") in error.value.what
 
 
-def test_what_may_be_trained_is_told():
+def test_the_trainable_layers_are_described():
     assert (
-        feasibility.describe_trainable(PLAIN)
+        feasibility.describe_trainable(BACKBONE_WITHOUT_NORMS)
         == "head, lora, all, or top:N with N up to 2 (groups from the input up: stem, top)"
     )

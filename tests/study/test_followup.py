@@ -17,24 +17,26 @@ AUDITS = (class_order.audit, batchnorm_drift.audit, linear_probe.audit)
 ORDER, STATISTICS, PROBE = AssignClasses(), RecalibrateBatchNorm(), ProbeHead()
 
 
-def carried_out(scores):
-    """Audits of a network whose accuracy is that of the first words that are all among its edits."""
+def replay_audits(scores):
+    """Audits of a network. ``scores`` maps edits to the accuracy of a network that has all of them; the first match counts."""
     study = Study(suite=SUITE, profile=FACTS, plugins=AUDITS, subject=FINISHED, context=fake_lab.CONTEXT)
     lab = fake_lab.fake_lab(
-        lambda trial: next((value for words, value in scores.items() if {*words} <= {*trial.model.edits}), 0.3),
+        lambda trial: next((value for edits, value in scores.items() if {*edits} <= {*trial.model.edits}), 0.3),
         {reference: {name: 0.0} for audit in AUDITS for name, reference in audit.measures.items()},
     )
-    step, answers = fake_lab.replay_study(study, lab)
-    found = findings.build_findings(study.suite, step, answers)
-    asked = followup.followup_study(study, step)
-    if asked is None:
-        return None, messages.write_findings(found)
-    again, _ = fake_lab.replay_study(asked[1], lab, answers)
-    left = followup.Followup(by=asked[0], study=asked[1], step=again)
-    return asked[0], {one.id: one for one in messages.write_findings(followup.add_followup(found, left))}
+    step, records = fake_lab.replay_study(study, lab)
+    drafts = findings.build_findings(study.suite, step, records)
+    followup_by_plugin = followup.followup_study(study, step)
+    if followup_by_plugin is None:
+        return None, messages.write_findings(drafts)
+    followup_step, _ = fake_lab.replay_study(followup_by_plugin[1], lab, records)
+    repaired = followup.Followup(by=followup_by_plugin[0], study=followup_by_plugin[1], step=followup_step)
+    return followup_by_plugin[0], {
+        finding.id: finding for finding in messages.write_findings(followup.add_followup(drafts, repaired))
+    }
 
 
-SAID = {
+SCORES_BY_REASON = {
     "after the repair of audit/class-order, this failure is gone": {
         (ORDER, STATISTICS): 0.9,
         (ORDER,): 0.9,
@@ -50,32 +52,32 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("said", SAID)
-def test_a_failure_is_judged_again_once_the_largest_is_mended(said):
-    by, found = carried_out(SAID[said])
-    assert by == "audit/class-order"
-    assert said in found["batchnorm-drift/harm/initial"].reason
-    assert said in found["audit/linear-probe/permuted"].reason
-    assert "once" not in found["audit/class-order/rotated"].reason
+@pytest.mark.parametrize("reason", SCORES_BY_REASON)
+def test_a_failure_is_judged_again_after_the_largest_is_repaired(reason):
+    repair, by_id = replay_audits(SCORES_BY_REASON[reason])
+    assert repair == "audit/class-order"
+    assert reason in by_id["batchnorm-drift/harm/initial"].reason
+    assert reason in by_id["audit/linear-probe/permuted"].reason
+    assert "once" not in by_id["audit/class-order/rotated"].reason
 
 
-def test_a_probe_mends_no_network_however_much_better_it_is():
-    by, _ = carried_out({(PROBE,): 0.95, (STATISTICS,): 0.5, (ORDER,): 0.3})
-    assert by == "batchnorm-drift"
+def test_a_probe_is_no_repair_however_accurate_it_is():
+    repair, _ = replay_audits({(PROBE,): 0.95, (STATISTICS,): 0.5, (ORDER,): 0.3})
+    assert repair == "batchnorm-drift"
 
 
-def test_one_failure_alone_has_no_symptoms():
-    assert carried_out({(ORDER,): 0.9})[0] is None
+def test_a_single_failure_has_no_followup():
+    assert replay_audits({(ORDER,): 0.9})[0] is None
 
 
-def test_verdicts_are_not_touched():
-    scores = SAID["after the repair of audit/class-order, this failure is gone"]
-    _, told = carried_out(scores)
-    verdicts = {one.id: one.verdict for one in told.values()}
+def test_a_followup_changes_no_verdict():
+    scores = SCORES_BY_REASON["after the repair of audit/class-order, this failure is gone"]
+    _, by_id = replay_audits(scores)
+    verdicts = {finding.id: finding.verdict for finding in by_id.values()}
     assert verdicts["batchnorm-drift/harm/initial"] == "FAIL"
 
 
-def test_where_nothing_was_mended_findings_stay():
+def test_findings_stay_unchanged_without_a_followup():
     drafts = (
         Draft(
             finding=fake_lab.run_study(
@@ -87,28 +89,28 @@ def test_where_nothing_was_mended_findings_stay():
     assert followup.add_followup(drafts, None) == drafts
 
 
-def test_what_is_asked_of_the_mended_network_is_counted():
+def test_the_cost_includes_the_trials_of_the_followup():
     from xferbench.runner import build_run, execute
 
     study = Study(suite=SUITE, profile=FACTS, plugins=AUDITS, subject=FINISHED, context=fake_lab.CONTEXT)
     scores = {(ORDER, STATISTICS): 0.9, (ORDER,): 0.9, (STATISTICS,): 0.5, (PROBE,): 0.5}
     lab = fake_lab.fake_lab(
-        lambda trial: next((value for words, value in scores.items() if {*words} <= {*trial.model.edits}), 0.3),
+        lambda trial: next((value for edits, value in scores.items() if {*edits} <= {*trial.model.edits}), 0.3),
         {reference: {name: 0.0} for audit in AUDITS for name, reference in audit.measures.items()},
     )
-    step, answers = fake_lab.replay_study(study, lab)
-    by, left = followup.followup_study(study, step)
-    again, known = fake_lab.replay_study(left, lab, answers)
+    step, records = fake_lab.replay_study(study, lab)
+    repair, followup_plan = followup.followup_study(study, step)
+    followup_step, all_records = fake_lab.replay_study(followup_plan, lab, records)
     executed = execute.StudyResult(
         study=study,
         step=step,
-        records=known,
-        trials_run=len(known),
+        records=all_records,
+        trials_run=len(all_records),
         fits_run=0,
         workers=1,
         seconds=0.0,
-        followup=followup.Followup(by=by, study=left, step=again),
+        followup=followup.Followup(by=repair, study=followup_plan, step=followup_step),
     )
-    told = build_run.cost_summary(executed)["trials"]
-    assert len(known) > len(answers)
-    assert (told["unique"], told["reused"]) == (len(known), 0)
+    trial_counts = build_run.cost_summary(executed)["trials"]
+    assert len(all_records) > len(records)
+    assert (trial_counts["unique"], trial_counts["reused"]) == (len(all_records), 0)

@@ -1,6 +1,6 @@
-"""Findings, gate decisions and a matrix table that must stay as they are, sentence by sentence.
+"""Golden findings, gate decisions and a matrix table: a verdict or a sentence must not change unnoticed.
 
-``python tests/test_golden_findings.py`` writes the file again, which is right only where a verdict or a sentence is to change.
+Run ``python tests/study/test_golden_findings.py`` to write the file again after an intended change of a verdict or sentence.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from test_compare import (
     make_plugin_run,
     on_another_computer,
 )
-from test_findings import ALL, EXACT, measured, trusting
-from test_schedule import FACTS, SUITE, USUAL, kind, lab, study
+from test_findings import EXACT_PLUGIN, NO_DRIFT, make_measuring_lab, unrecorded_preprocessing
+from test_schedule import ACCURACIES, PROFILE, SUITE, make_lab, make_study, training_kind
 
 from xferbench.core.interventions import PRETRAINED, Edit
 from xferbench.core.record import Record
@@ -36,138 +36,164 @@ from xferbench.study.study import Study
 from xferbench.testing import fake_lab
 
 FILE = Path(__file__).with_name("golden_findings.json")
-DIGITS = 8  # significant ones: another machine's sums differ beyond them
+DIGITS = 8  # significant digits: sums on another machine differ beyond them
 NAN = float("nan")
 DRIFT, TRANSFER = batchnorm_drift.plugin, negative_transfer.plugin
 
 
-MEASURED = (DRIFT, learning_rate.plugin, train_serve_skew.plugin)
-MEASURES = {reference: {name: 0.5} for plugin in MEASURED for name, reference in plugin.measures.items()}
+MEASURED_PLUGINS = (DRIFT, learning_rate.plugin, train_serve_skew.plugin)
+MEASURES = {reference: {name: 0.5} for plugin in MEASURED_PLUGINS for name, reference in plugin.measures.items()}
 
 
-def close(subject):
-    return lab(USUAL | {"subject": subject})
+def make_close_lab(subject):
+    return make_lab(ACCURACIES | {"subject": subject})
 
 
-def diverged(answer, seeds):
+def make_diverging_lab(lab, seeds):
     """A lab whose subject and controls diverge at some seeds."""
 
-    def diverging(trial):
-        record = answer(trial)
-        hit = trial.model.base.seed in seeds and kind(trial) in {"subject", "ghost"}
-        return replace(record, scalars=record.scalars | {"diverged": 1.0}) if hit and not record.error else record
+    def diverge(trial):
+        record = lab(trial)
+        is_diverged = trial.model.base.seed in seeds and training_kind(trial) in {"subject", "ghost"}
+        return replace(record, scalars=record.scalars | {"diverged": 1.0}) if is_diverged and not record.error else record
 
-    return diverging
+    return diverge
 
 
-def crashing_beside(trial):
+def crash_extra_arm(trial):
     if trial.model.base.train_size == 7:
         return Record(key=trial.key, error="Boom: on purpose")
-    return measured(ALL)(trial)
+    return make_measuring_lab(NO_DRIFT)(trial)
 
 
-def diverged_exact(trial):
-    record = measured(ALL | {"subject": [0.0, NAN, 0.0]})(trial)
-    dead = trial.view.measure != "predictions" and kind(trial) == "subject" and trial.model.base.seed == 1
-    return replace(record, scalars=record.scalars | {"diverged": 1.0}) if dead else record
+def measure_diverged_subject(trial):
+    record = make_measuring_lab(NO_DRIFT | {"subject": [0.0, NAN, 0.0]})(trial)
+    is_diverged = trial.view.measure != "predictions" and training_kind(trial) == "subject" and trial.model.base.seed == 1
+    return replace(record, scalars=record.scalars | {"diverged": 1.0}) if is_diverged else record
 
 
-def missing_predictions(trial):
-    record = close(0.7)(trial)
-    return replace(record, predictions=None) if kind(trial) == "cured" else record
+def drop_cured_predictions(trial):
+    record = make_close_lab(0.7)(trial)
+    return replace(record, predictions=None) if training_kind(trial) == "cured" else record
 
 
-def broken_trust(pipeline, facts):
+def crash_in_trust(pipeline, profile):
     raise KeyError("on purpose")
 
 
-def forgetting(before, after):
+def make_forgetting_case(before, after):
     def accuracy(trial):
         return (after if trial.model.base.phases else before) if trial.view.domain is not None else 0.8
 
-    world = next(
-        world for world in fake_lab.scenarios() if world.profile.data.source and world.pipeline.recipe.init == PRETRAINED
+    scenario = next(
+        scenario
+        for scenario in fake_lab.scenarios()
+        if scenario.profile.data.source and scenario.pipeline.recipe.init == PRETRAINED
     )
-    return fake_lab.make_study(catastrophic_forgetting.plugin, pipeline=world.pipeline, facts=world.profile), fake_lab.fake_lab(
-        accuracy
-    )
+    return fake_lab.make_study(
+        catastrophic_forgetting.plugin, pipeline=scenario.pipeline, facts=scenario.profile
+    ), fake_lab.fake_lab(accuracy)
 
 
-def runs():
-    """Studies with the labs that answer them, by name."""
+def yield_runs():
+    """Studies with the labs that compute their records, by name."""
     shorter = replace(
-        EXACT, extra_arms=lambda pipeline, _: {"shorter": replace(pipeline, data=replace(pipeline.data, train_size=7))}
+        EXACT_PLUGIN, extra_arms=lambda pipeline, _: {"shorter": replace(pipeline, data=replace(pipeline.data, train_size=7))}
     )
     one_seed, tuned = replace(SUITE, rules=replace(SUITE.rules, looks=(1,))), replace(SUITE, recipe=None)
-    yield "failure", study(DRIFT), close(0.7)
-    yield "pass and missed control", study(DRIFT), lab(USUAL | {"subject": 0.8, "momentum": 0.77})
-    yield "pass", study(DRIFT, TRANSFER), close(0.8)
-    yield "open", study(DRIFT, TRANSFER), lab(USUAL | {"subject": 0.77, "scratch": 0.2})
-    yield "open with a budget", study(DRIFT, suite=replace(SUITE, rules=replace(SUITE.rules, budget=1.0))), close(0.77)
-    yield "open before the correction", study(DRIFT, TRANSFER), lab(USUAL | {"subject": 0.765, "scratch": 0.738})
-    yield "one seed", study(DRIFT, suite=one_seed), close(0.77)
-    yield "scratch is better", study(TRANSFER), lab(USUAL | {"scratch": 0.9})
-    yield "nothing learnt", study(DRIFT, TRANSFER), lab(dict.fromkeys(USUAL, 0.5))
-    yield "not exposed", study(DRIFT, suite=replace(SUITE, recipe=linear_probe())), close(0.7)
-    yield "not exposed from scratch", study(TRANSFER, suite=replace(SUITE, recipe=from_scratch())), close(0.7)
-    yield "no BatchNorm", study(DRIFT, facts=replace(FACTS, model=replace(FACTS.model, batchnorm=()))), close(0.7)
-    for word in ("subject", "cured", "ghost", "scratch"):
-        yield f"crash of {word}", study(DRIFT, TRANSFER), lab(USUAL, crash=(word,))
-    yield "no predictions", study(DRIFT), missing_predictions
+    yield "failure", make_study(DRIFT), make_close_lab(0.7)
+    yield "pass and missed control", make_study(DRIFT), make_lab(ACCURACIES | {"subject": 0.8, "momentum": 0.77})
+    yield "pass", make_study(DRIFT, TRANSFER), make_close_lab(0.8)
+    yield "open", make_study(DRIFT, TRANSFER), make_lab(ACCURACIES | {"subject": 0.77, "scratch": 0.2})
+    yield (
+        "open with a budget",
+        make_study(DRIFT, suite=replace(SUITE, rules=replace(SUITE.rules, budget=1.0))),
+        make_close_lab(0.77),
+    )
+    yield "open before the correction", make_study(DRIFT, TRANSFER), make_lab(ACCURACIES | {"subject": 0.765, "scratch": 0.738})
+    yield "one seed", make_study(DRIFT, suite=one_seed), make_close_lab(0.77)
+    yield "scratch is better", make_study(TRANSFER), make_lab(ACCURACIES | {"scratch": 0.9})
+    yield "nothing learnt", make_study(DRIFT, TRANSFER), make_lab(dict.fromkeys(ACCURACIES, 0.5))
+    yield "not exposed", make_study(DRIFT, suite=replace(SUITE, recipe=linear_probe())), make_close_lab(0.7)
+    yield "not exposed from scratch", make_study(TRANSFER, suite=replace(SUITE, recipe=from_scratch())), make_close_lab(0.7)
+    yield (
+        "no BatchNorm",
+        make_study(DRIFT, profile=replace(PROFILE, model=replace(PROFILE.model, batchnorm=()))),
+        make_close_lab(0.7),
+    )
+    for kind in ("subject", "cured", "ghost", "scratch"):
+        yield f"crash of {kind}", make_study(DRIFT, TRANSFER), make_lab(ACCURACIES, crash=(kind,))
+    yield "no predictions", make_study(DRIFT), drop_cured_predictions
     yield (
         "crash of the backbone",
-        study(DRIFT, facts=replace(FACTS, user_code=replace(FACTS.user_code, crash="Boom: no backbone"))),
-        close(0.7),
+        make_study(DRIFT, profile=replace(PROFILE, user_code=replace(PROFILE.user_code, crash="Boom: no backbone"))),
+        make_close_lab(0.7),
     )
-    yield "diverged", study(DRIFT), diverged(close(0.77), {0, 2})
-    yield "trust", study(replace(DRIFT, trust=trusting)), close(0.8)
-    yield "trust and failure", study(replace(DRIFT, trust=trusting)), close(0.6)
-    yield "trust crashes", study(replace(DRIFT, trust=broken_trust)), close(0.7)
-    yield "own words", study(replace(DRIFT, explain=lambda *_: "the plugin's own sentence")), close(0.7)
-    yield "own words crash", study(replace(DRIFT, explain=lambda *_: {}["none"])), close(0.7)
-    yield "own numbers crash", study(replace(DRIFT, derived_metrics=lambda *_: {}["none"])), close(0.7)
-    yield "cure changes nothing", study(replace(EXACT, cure=lambda pipeline, _: pipeline)), measured(ALL | {"subject": 1.0})
-    yield "tuned", study(DRIFT, TRANSFER, suite=tuned), close(0.77)
-    yield "choice", study(learning_rate.plugin), fake_lab.fake_lab(measures=MEASURES)
-    yield "choice that none wins", study(learning_rate.plugin), fake_lab.fake_lab(lambda trial: 0.8, MEASURES)
+    yield "diverged", make_study(DRIFT), make_diverging_lab(make_close_lab(0.77), {0, 2})
+    yield "trust", make_study(replace(DRIFT, trust=unrecorded_preprocessing)), make_close_lab(0.8)
+    yield "trust and failure", make_study(replace(DRIFT, trust=unrecorded_preprocessing)), make_close_lab(0.6)
+    yield "trust crashes", make_study(replace(DRIFT, trust=crash_in_trust)), make_close_lab(0.7)
+    yield "own words", make_study(replace(DRIFT, explain=lambda *_: "the plugin's own sentence")), make_close_lab(0.7)
+    yield "own words crash", make_study(replace(DRIFT, explain=lambda *_: {}["none"])), make_close_lab(0.7)
+    yield "own numbers crash", make_study(replace(DRIFT, derived_metrics=lambda *_: {}["none"])), make_close_lab(0.7)
+    yield (
+        "cure changes nothing",
+        make_study(replace(EXACT_PLUGIN, cure=lambda pipeline, _: pipeline)),
+        make_measuring_lab(NO_DRIFT | {"subject": 1.0}),
+    )
+    yield "tuned", make_study(DRIFT, TRANSFER, suite=tuned), make_close_lab(0.77)
+    yield "choice", make_study(learning_rate.plugin), fake_lab.fake_lab(measures=MEASURES)
+    yield "choice that none wins", make_study(learning_rate.plugin), fake_lab.fake_lab(lambda trial: 0.8, MEASURES)
     yield (
         "overridden and remarked",
-        study(DRIFT, suite=replace(SUITE, invocation=replace(SUITE.invocation, overrides=("margin=0.03",)))),
-        close(0.7),
+        make_study(DRIFT, suite=replace(SUITE, invocation=replace(SUITE.invocation, overrides=("margin=0.03",)))),
+        make_close_lab(0.7),
     )
-    left_out = tuple(f"{number} images of another size" for number in range(7))
-    noted = replace(FACTS, trust=("preprocessing: recorded nowhere",), data=replace(FACTS.data, dropped_examples=left_out))
-    yield "noted", study(DRIFT, facts=noted), close(0.7)
+    dropped_examples = tuple(f"{number} images of another size" for number in range(7))
+    noted_profile = replace(
+        PROFILE, trust=("preprocessing: recorded nowhere",), data=replace(PROFILE.data, dropped_examples=dropped_examples)
+    )
+    yield "noted", make_study(DRIFT, profile=noted_profile), make_close_lab(0.7)
     yield (
         "given and unused",
         fake_lab.make_study(DRIFT, suite=replace(SUITE, data=replace(SUITE.data, source="folder:a", shifted="folder:b"))),
-        close(0.7),
+        make_close_lab(0.7),
     )
-    honours = replace(SUITE, training="python:mine:train")
+    own_training = replace(SUITE, training="python:mine:train")
     yield (
         "own training",
-        study(DRIFT, suite=honours, facts=replace(FACTS, user_code=replace(FACTS.user_code, supports=("lr", "batchnorm")))),
-        close(0.7),
+        make_study(
+            DRIFT,
+            suite=own_training,
+            profile=replace(PROFILE, user_code=replace(PROFILE.user_code, supports=("lr", "batchnorm"))),
+        ),
+        make_close_lab(0.7),
     )
-    yield "invariant holds", study(EXACT), measured(ALL | {"ghost": 2.0})
-    yield "invariant, missed control", study(EXACT), measured(ALL)
-    yield "invariant is broken", study(EXACT), measured(ALL | {"subject": [0.0, 1e-12, 0.0]})
-    yield "invariant is broken at one seed", study(EXACT, suite=one_seed), measured(ALL | {"subject": 1.0, "cured": 1.0})
-    yield "invariant holds at one seed", study(EXACT, suite=one_seed), measured(ALL)
-    yield "invariant not measured", study(EXACT), measured(ALL | {"subject": [1.0, NAN, 0.0]})
-    yield "invariant on trust", study(replace(EXACT, trust=trusting)), measured(ALL)
-    yield "invariant diverged", study(EXACT), diverged_exact
-    yield "beside crashes", study(shorter), crashing_beside
+    yield "invariant holds", make_study(EXACT_PLUGIN), make_measuring_lab(NO_DRIFT | {"ghost": 2.0})
+    yield "invariant, missed control", make_study(EXACT_PLUGIN), make_measuring_lab(NO_DRIFT)
+    yield "invariant is broken", make_study(EXACT_PLUGIN), make_measuring_lab(NO_DRIFT | {"subject": [0.0, 1e-12, 0.0]})
+    yield (
+        "invariant is broken at one seed",
+        make_study(EXACT_PLUGIN, suite=one_seed),
+        make_measuring_lab(NO_DRIFT | {"subject": 1.0, "cured": 1.0}),
+    )
+    yield "invariant holds at one seed", make_study(EXACT_PLUGIN, suite=one_seed), make_measuring_lab(NO_DRIFT)
+    yield "invariant not measured", make_study(EXACT_PLUGIN), make_measuring_lab(NO_DRIFT | {"subject": [1.0, NAN, 0.0]})
+    yield "invariant on trust", make_study(replace(EXACT_PLUGIN, trust=unrecorded_preprocessing)), make_measuring_lab(NO_DRIFT)
+    yield "invariant diverged", make_study(EXACT_PLUGIN), measure_diverged_subject
+    yield "beside crashes", make_study(shorter), crash_extra_arm
     for before, after in ((0.9, 0.9), (0.9, 0.4), (0.1, 0.1)):
-        yield f"source from {before} to {after}", *forgetting(before, after)
-    for world in fake_lab.scenarios():
-        if world.name in {"LP-FT", "no BatchNorm", "images served in train mode and another form"}:
-            asked = fake_lab.make_study(DRIFT, TRANSFER, train_serve_skew.plugin, pipeline=world.pipeline, facts=world.profile)
-            yield f"world: {world.name}", asked, fake_lab.fake_lab(measures=MEASURES)
+        yield f"source from {before} to {after}", *make_forgetting_case(before, after)
+    for scenario in fake_lab.scenarios():
+        if scenario.name in {"LP-FT", "no BatchNorm", "images served in train mode and another form"}:
+            study = fake_lab.make_study(
+                DRIFT, TRANSFER, train_serve_skew.plugin, pipeline=scenario.pipeline, facts=scenario.profile
+            )
+            yield f"world: {scenario.name}", study, fake_lab.fake_lab(measures=MEASURES)
 
 
-def audits():
-    """Findings of a finished network, by name: each audit with the accuracy of its arms."""
+def yield_audits():
+    """Runs of audits of a finished network, by name: each audit with the accuracy of its arms."""
     for name, value in (
         ("alike", {}),
         (
@@ -177,8 +203,8 @@ def audits():
     ):
         for audit in test_audits.AUDITS:
             yield f"audit {audit.id}, {name}", test_audits.run(audit, test_audits.by_edit(value))
-    dead = test_audits.run(test_audits.class_order.audit, lambda trial: 0.3)
-    yield "audit of a dead network", dead
+    run = test_audits.run(test_audits.class_order.audit, lambda trial: 0.3)
+    yield "audit of a dead network", run
     order, statistics, probe = (
         Edit.parse("classes:assigned@1"),
         Edit.parse("batchnorm:recalibrated@2"),
@@ -190,42 +216,42 @@ def audits():
         "open": {(order, statistics): 0.832, (order,): 0.8, (statistics,): 0.5, (probe,): 0.829},
         "none": {(order,): 0.9},
     }.items():
-        yield f"audit, symptoms {name}", mended(scores)
+        yield f"audit, symptoms {name}", run_repaired_audits(scores)
 
 
-def mended(scores):
-    """A run of audits whose largest failure is mended; ``scores`` as in test_symptoms."""
-    audits_ = (test_audits.class_order.audit, test_audits.batchnorm_drift.audit, test_audits.linear_probe.audit)
-    asked = Study(
+def run_repaired_audits(scores):
+    """A run of audits with its followup; ``scores`` maps edits to accuracies as in ``test_followup``."""
+    audits = (test_audits.class_order.audit, test_audits.batchnorm_drift.audit, test_audits.linear_probe.audit)
+    study = Study(
         suite=test_audits.SUITE,
         profile=test_audits.FACTS,
-        plugins=audits_,
+        plugins=audits,
         subject=test_audits.FINISHED,
         context=fake_lab.CONTEXT,
     )
-    answer = fake_lab.fake_lab(
-        lambda trial: next((value for words, value in scores.items() if {*words} <= {*trial.model.edits}), 0.3),
-        {reference: {name: 0.0} for audit in audits_ for name, reference in audit.measures.items()},
+    lab = fake_lab.fake_lab(
+        lambda trial: next((value for edits, value in scores.items() if {*edits} <= {*trial.model.edits}), 0.3),
+        {reference: {name: 0.0} for audit in audits for name, reference in audit.measures.items()},
     )
-    step, answers = fake_lab.replay_study(asked, answer)
-    left = followup.followup_study(asked, step)
-    if left is not None:
-        again, answers = fake_lab.replay_study(left[1], answer, answers)
+    step, records = fake_lab.replay_study(study, lab)
+    followup_plan = followup.followup_study(study, step)
+    if followup_plan is not None:
+        followup_step, records = fake_lab.replay_study(followup_plan[1], lab, records)
     return build_run.build_run(
         execute.StudyResult(
-            study=asked,
+            study=study,
             step=step,
-            records=answers,
-            trials_run=len(answers),
+            records=records,
+            trials_run=len(records),
             fits_run=0,
             workers=1,
             seconds=0.0,
-            followup=left and followup.Followup(by=left[0], study=left[1], step=again),
+            followup=followup_plan and followup.Followup(by=followup_plan[0], study=followup_plan[1], step=followup_step),
         )
     )
 
 
-def pairs():
+def yield_pairs():
     """Pairs of an accepted run and a candidate, by name."""
     grown = {"subject": 0.71, "cured": 0.77, "prefix": "other"}
     yield "the same", make_plugin_run(), make_plugin_run()
@@ -234,15 +260,11 @@ def pairs():
     yield "open", make_plugin_run(), make_plugin_run(subject=0.68)
     yield "a new failure", make_plugin_run(verdict="PASS"), make_plugin_run(**grown)
     for subject, cured in ((0.71, 0.77), (0.68, 0.765), (0.60, 0.76)):
-        yield (
-            f"left open, {subject}",
-            make_plugin_run(verdict="INCONCLUSIVE"),
-            make_plugin_run(subject=subject, cured=cured, prefix="other"),
-        )
-    shown = make_plugin_run(verdict="INCONCLUSIVE")
+        yield f"left open, {subject}", make_plugin_run(verdict="INCONCLUSIVE"), make_plugin_run(subject=subject, cured=cured, prefix="other")
+    inconclusive = make_plugin_run(verdict="INCONCLUSIVE")
     yield (
         "below but for its control",
-        replace(shown, findings=tuple(replace(x, p_pass=0.001) for x in shown.findings)),
+        replace(inconclusive, findings=tuple(replace(x, p_pass=0.001) for x in inconclusive.findings)),
         make_plugin_run(**grown),
     )
     yield (
@@ -266,9 +288,9 @@ def pairs():
     yield "another version", make_plugin_run(), make_plugin_run(version=2)
     yield "no version", make_plugin_run(plugins={}), make_plugin_run()
     yield "no longer judged", make_plugin_run(), make_plugin_run(verdict="SKIPPED")
-    other = make_plugin_run(verdict="PASS")
-    told = other.plugins["batchnorm-drift"]["contrasts"][0] | {"margin": 0.9}
-    yield "another contrast", other, replace(other, plugins={"batchnorm-drift": {"version": 1, "contrasts": [told]}})
+    accepted = make_plugin_run(verdict="PASS")
+    contrast = accepted.plugins["batchnorm-drift"]["contrasts"][0] | {"margin": 0.9}
+    yield "another contrast", accepted, replace(accepted, plugins={"batchnorm-drift": {"version": 1, "contrasts": [contrast]}})
     crashed = make_plugin_run(verdict="ERROR")
     cells = tuple(
         replace(cell, record=Record(key=cell.record.key, error="out of memory")) if cell.arm == "subject" else cell
@@ -276,27 +298,17 @@ def pairs():
     )
     yield "a crash", make_plugin_run(), replace(crashed, cells=cells)
     yield "a crash with a verdict", make_plugin_run(), replace(crashed, cells=cells, findings=make_plugin_run().findings)
-    yield (
-        "no subject",
-        replace(make_plugin_run(), cells=tuple(cell for cell in make_plugin_run().cells if cell.arm != "subject")),
-        make_plugin_run(),
-    )
+    yield "no subject", replace(make_plugin_run(), cells=tuple(cell for cell in make_plugin_run().cells if cell.arm != "subject")), make_plugin_run()
     yield "fewer seeds", make_plugin_run(seeds=5), make_plugin_run(seeds=3)
     yield "one seed", make_plugin_run(seeds=5), make_plugin_run(seeds=1, subject=0.5)
-    yield (
-        "other seeds",
-        make_plugin_run(),
-        replace(make_plugin_run(), cells=tuple(replace(x, seed=x.seed + 4) for x in make_plugin_run().cells)),
-    )
-    exposed_alike = replace(
-        make_plugin_run(), cells=tuple(replace(x, record=replace(x.record, key="one")) for x in make_plugin_run().cells)
-    )
+    yield "other seeds", make_plugin_run(), replace(make_plugin_run(), cells=tuple(replace(x, seed=x.seed + 4) for x in make_plugin_run().cells))
+    same_records = replace(make_plugin_run(), cells=tuple(replace(x, record=replace(x.record, key="one")) for x in make_plugin_run().cells))
     yield (
         "the cure changes nothing",
-        exposed_alike,
-        replace(exposed_alike, cells=tuple(keyed(x, "two") for x in exposed_alike.cells)),
+        same_records,
+        replace(same_records, cells=tuple(with_record_key(x, "two") for x in same_records.cells)),
     )
-    for before, now in (
+    for accepted_state, candidate_state in (
         (("PASS", 0.0), ("FAIL", 0.1)),
         (("FAIL", 0.1), ("FAIL", 0.1)),
         (("FAIL", 0.1), ("FAIL", 0.2)),
@@ -305,14 +317,14 @@ def pairs():
         (("FAIL", 0.1), ("FAIL", None)),
         (("FAIL", NAN), ("FAIL", 0.1)),
     ):
-        yield f"invariant, {before} and {now}", make_invariant_run(*before), make_invariant_run(*now)
+        yield f"invariant, {accepted_state} and {candidate_state}", make_invariant_run(*accepted_state), make_invariant_run(*candidate_state)
 
 
-def keyed(cell, key):
+def with_record_key(cell, key):
     return replace(cell, record=replace(cell.record, key=key))
 
 
-def matrix():
+def yield_matrix_runs():
     """A matrix of one task: comparisons and claims."""
     bounds = {"above": {"at_least": 0.1}, "below": {"at_most": 0.1}, "near": {"at_least": 0.025}}
     common = {"claim": "a", "source": "b", "task": "fake"}
@@ -323,34 +335,34 @@ def matrix():
     effects.append(Claim(name="contrast", **common, contrast="batchnorm-drift/harm", at_most=9.0))
 
     for name, probe in (("better", 0.9), ("equal", 0.6), ("worse", 0.5), ("open", 0.626)):
-        for_probe = {"head": probe}
+        accuracy_by_trainable = {"head": probe}
 
-        def accuracy(trial, known=for_probe):
-            words = {str(phase.trainable) for phase in trial.model.base.phases}
-            return known.get(next(iter(words)), 0.6) if len(words) == 1 else 0.6
+        def accuracy(trial, accuracies=accuracy_by_trainable):
+            trainable = {str(phase.trainable) for phase in trial.model.base.phases}
+            return accuracies.get(next(iter(trainable)), 0.6) if len(trainable) == 1 else 0.6
 
-        done = test_matrix_arms.carried_out(fake_lab.fake_lab(accuracy, test_matrix_arms.COST), *effects[:3])
-        done = replace(done, skipped={"none": "no such backbone"})
-        made = Matrix(
-            tasks=(fake_lab.SUITE,), compared=(test_matrix_arms.compared("full"),), against="full", effects=tuple(effects)
+        result = test_matrix_arms.run_task(fake_lab.fake_lab(accuracy, test_matrix_arms.COST), *effects[:3])
+        result = replace(result, skipped={"none": "no such backbone"})
+        matrix = Matrix(
+            tasks=(fake_lab.SUITE,), compared=(test_matrix_arms.make_grid("full"),), against="full", effects=tuple(effects)
         )
-        yield name, matrix_result.build_matrix_run(replace(fake_lab.SUITE, matrix=None), made, [done])
-    yield "nothing", matrix_result.build_matrix_run(fake_lab.SUITE, made, [replace(done, records={})])
+        yield name, matrix_result.build_matrix_run(replace(fake_lab.SUITE, matrix=None), matrix, [result])
+    yield "nothing", matrix_result.build_matrix_run(fake_lab.SUITE, matrix, [replace(result, records={})])
 
 
-def rounded(value):
+def round_numbers(value):
     if isinstance(value, float | np.floating):
         return float(f"{value:.{DIGITS - 1}e}") if np.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): rounded(item) for key, item in value.items()}
-    return [rounded(item) for item in value] if isinstance(value, tuple | list) else value
+        return {str(key): round_numbers(item) for key, item in value.items()}
+    return [round_numbers(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def of_run(run):
+def run_to_golden(run):
     values = run_to_json(run)
     findings = [{name: value for name, value in finding.items() if name != "kind"} for finding in values["findings"]]
-    kept = {name: values[name] for name in ("notes", "expected_false_alarms")}
-    return rounded(kept | {"findings": [without_empty(finding) for finding in findings]})
+    top_level = {name: values[name] for name in ("notes", "expected_false_alarms")}
+    return round_numbers(top_level | {"findings": [without_empty(finding) for finding in findings]})
 
 
 def without_empty(entry):
@@ -358,26 +370,26 @@ def without_empty(entry):
     return {name: value for name, value in entry.items() if value is not None and value not in ("", {}, [])}
 
 
-def of_comparison(comparison):
+def comparison_to_golden(comparison):
     values = asdict(comparison)
-    return rounded(values | {"outcomes": [without_empty(outcome) for outcome in values["outcomes"]]})
+    return round_numbers(values | {"outcomes": [without_empty(outcome) for outcome in values["outcomes"]]})
 
 
-def compute():
-    """All cases, by kind and name."""
-    found = {"runs": {name: of_run(fake_lab.run_study(asked, answer)) for name, asked, answer in runs()}}
-    found["audits"] = {name: of_run(run) for name, run in audits()}
-    found["gate"] = {name: of_comparison(compare(old, new)) for name, old, new in pairs()}
-    found["matrix"] = {
-        name: rounded({"comparisons": run.matrix.comparisons, "claims": run.matrix.claims, "notes": run.notes})
-        for name, run in matrix()
+def compute_cases():
+    """All cases, by part and name."""
+    cases = {"runs": {name: run_to_golden(fake_lab.run_study(study, lab)) for name, study, lab in yield_runs()}}
+    cases["audits"] = {name: run_to_golden(run) for name, run in yield_audits()}
+    cases["gate"] = {name: comparison_to_golden(compare(old, new)) for name, old, new in yield_pairs()}
+    cases["matrix"] = {
+        name: round_numbers({"comparisons": run.matrix.comparisons, "claims": run.matrix.claims, "notes": run.notes})
+        for name, run in yield_matrix_runs()
     }
-    return found
+    return cases
 
 
 @pytest.fixture(scope="module")
-def computed():
-    return json.loads(json.dumps(compute()))
+def computed_cases():
+    return json.loads(json.dumps(compute_cases()))
 
 
 @pytest.fixture(scope="module")
@@ -386,10 +398,10 @@ def golden():
 
 
 @pytest.mark.parametrize("part", ["runs", "audits", "gate", "matrix"])
-def test_verdicts_and_sentences_stay_as_they_are(part, computed, golden):
-    assert list(computed[part]) == list(golden[part])
+def test_verdicts_and_sentences_stay_as_they_are(part, computed_cases, golden):
+    assert list(computed_cases[part]) == list(golden[part])
     for name, case in golden[part].items():
-        assert computed[part][name] == case, name
+        assert computed_cases[part][name] == case, name
 
 
 def test_every_verdict_control_and_decision_is_covered(golden):
@@ -410,6 +422,6 @@ if __name__ == "__main__":
         f"{json.dumps(part)}: {{\n"
         + ",\n".join(f"{json.dumps(name)}: {json.dumps(case, ensure_ascii=False)}" for name, case in cases.items())
         + "\n}"
-        for part, cases in compute().items()
+        for part, cases in compute_cases().items()
     ]
     FILE.write_text("{\n" + ",\n".join(parts) + "\n}\n", "utf-8")

@@ -1,4 +1,4 @@
-"""The recipes of a matrix as arms: equal budgets, and a reason for each that is none."""
+"""The recipes of a matrix as arms: equal budgets, and a reason for each recipe without an arm."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from xferbench.testing.fake_lab import PIPELINE, PROFILE
 RATES = (1e-3, 3e-3)
 
 
-def compared(name, *made):
-    return RecipeGrid(name=name, recipes=made or tuple(STRATEGIES[name]() for _ in range(1)))
+def make_grid(name, *recipes):
+    return RecipeGrid(name=name, recipes=recipes or tuple(STRATEGIES[name]() for _ in range(1)))
 
 
-def test_a_recipe_stops_as_it_says_whatever_the_suites_own_does():
-    own = replace(PIPELINE, recipe=Recipe(stop="last", augment=Augmentation.parse("flip")))
-    found = matrix_arms.recipe_arm(compared("mine", replace(full(), stop="best")), own)
-    assert [(one.recipe.stop, one.recipe.augment) for one in found.candidates] == [("best", None)]
+def test_a_recipe_of_a_matrix_keeps_its_own_stopping_rule():
+    pipeline = replace(PIPELINE, recipe=Recipe(stop="last", augment=Augmentation.parse("flip")))
+    arm = matrix_arms.recipe_arm(make_grid("mine", replace(full(), stop="best")), pipeline)
+    assert [(candidate.recipe.stop, candidate.recipe.augment) for candidate in arm.candidates] == [("best", None)]
 
 
 @pytest.mark.parametrize(
-    ("recipe", "facts", "pipeline", "why"),
+    ("recipe", "profile", "pipeline", "reason"),
     [
         (
             Recipe(regularizer=Regularizer.parse("ewc:1")),
@@ -55,43 +55,43 @@ def test_a_recipe_stops_as_it_says_whatever_the_suites_own_does():
     ],
     ids=range(6),
 )
-def test_what_cannot_be_carried_out_has_a_reason(recipe, facts, pipeline, why):
-    found = matrix_arms.why_not(matrix_arms.recipe_arm(compared("mine", recipe), pipeline), pipeline, facts)
-    assert (why in found) if why else not found
+def test_an_infeasible_recipe_has_a_reason(recipe, profile, pipeline, reason):
+    actual = matrix_arms.why_not(matrix_arms.recipe_arm(make_grid("mine", recipe), pipeline), pipeline, profile)
+    assert (reason in actual) if reason else not actual
 
 
-def test_a_recipe_that_could_be_tuned_over_fewer_rates_than_others_is_left_out():
-    one = compared("mine", full(), lp_ft())
+def test_a_recipe_that_can_be_tuned_over_fewer_rates_than_others_is_left_out():
+    grid = make_grid("mine", full(), lp_ft())
     assert matrix_arms.why_not(
-        matrix_arms.recipe_arm(one, PIPELINE),
+        matrix_arms.recipe_arm(grid, PIPELINE),
         PIPELINE,
         replace(PROFILE, user_code=replace(PROFILE.user_code, supports=("lr", "trainable", "batchnorm", "head_lr"))),
     )
 
 
-def carried_out(answer, *effects, facts=PROFILE):
+def run_task(lab, *effects, profile=PROFILE):
     matrix = Matrix(
-        tasks=(fake_lab.SUITE,), compared=(compared("full"), compared("linear-probe")), against="full", effects=effects
+        tasks=(fake_lab.SUITE,), compared=(make_grid("full"), make_grid("linear-probe")), against="full", effects=effects
     )
-    asked, skipped = matrix_arms.recipe_study(matrix, replace(fake_lab.make_study(), profile=facts))
-    step, answers = fake_lab.replay_study(asked, answer)
+    study, skipped = matrix_arms.recipe_study(matrix, replace(fake_lab.make_study(), profile=profile))
+    step, records = fake_lab.replay_study(study, lab)
     from xferbench.study.schedule import records_by_term
 
     cases = {case.plugin.id.removeprefix(matrix_arms.PLUGIN_PREFIX): case for case in step.states}
-    told = {
-        (name, view, seed): one
+    by_recipe = {
+        (name, view, seed): record
         for name, case in cases.items()
-        for (_, view, seed), one in records_by_term(step.requests, case.plugin.id, answers).items()
+        for (_, view, seed), record in records_by_term(step.requests, case.plugin.id, records).items()
     }
-    plain = fake_lab.run_study(fake_lab.make_study(), fake_lab.fake_lab())
+    run = fake_lab.run_study(fake_lab.make_study(), fake_lab.fake_lab())
     return matrix_result.TaskResult(
         task=fake_lab.SUITE,
-        run=plain,
+        run=run,
         cases=cases,
-        records=told,
+        records=by_recipe,
         seeds=(0, 1, 2),
         skipped=skipped,
-        cost=plain.cost,
+        cost=run.cost,
         train_images=80,
         parameters=10,
         inputs=(),
@@ -104,32 +104,32 @@ CLAIM = Claim(
 )
 
 
-def test_rows_tell_what_was_trained_on_and_every_view_has_its_number():
-    found = matrix_result.build_rows(carried_out(fake_lab.fake_lab(measures=COST)))
-    assert len(found) == 6 and {row["train_size"] for row in found} == {80}
-    assert all(row["error"] == "" and row["stored"] == 4.0 for row in found)
-    assert all(row[name] is not None for row in found for name in ("accuracy", "shifted", "source", "source_before"))
+def test_rows_hold_the_training_size_and_a_value_for_every_view():
+    rows = matrix_result.build_rows(run_task(fake_lab.fake_lab(measures=COST)))
+    assert len(rows) == 6 and {row["train_size"] for row in rows} == {80}
+    assert all(row["error"] == "" and row["stored"] == 4.0 for row in rows)
+    assert all(row[name] is not None for row in rows for name in ("accuracy", "shifted", "source", "source_before"))
 
 
-def test_a_crash_in_a_view_that_only_a_claim_asks_for_is_an_error_and_no_claim():
-    plain = fake_lab.fake_lab(measures=COST)
+def test_a_crash_in_the_view_of_a_claim_is_an_error_and_the_claim_is_not_measured():
+    lab = fake_lab.fake_lab(measures=COST)
 
-    def answer(trial):
-        refit = RefitHead() in trial.model.edits and trial.model.base.seed == 1
-        return Record(key=trial.key, error="a crash") if refit else plain(trial)
+    def crash_refit(trial):
+        is_refit = RefitHead() in trial.model.edits and trial.model.base.seed == 1
+        return Record(key=trial.key, error="a crash") if is_refit else lab(trial)
 
-    done = carried_out(answer, CLAIM)
-    assert {row["seed"] for row in matrix_result.build_rows(done) if row["error"]} == {1}
-    told = matrix_result.check_claim(CLAIM, [done])
-    assert told["outcome"] == "not measured" and "a crash" in told["why"]
+    result = run_task(crash_refit, CLAIM)
+    assert {row["seed"] for row in matrix_result.build_rows(result) if row["error"]} == {1}
+    claim = matrix_result.check_claim(CLAIM, [result])
+    assert claim["outcome"] == "not measured" and "a crash" in claim["why"]
 
 
-def test_every_recipe_is_held_against_one_of_them_with_a_paired_interval():
+def test_every_recipe_is_compared_with_the_reference_in_pairs():
     def accuracy(trial):
         return 0.9 if {str(phase.trainable) for phase in trial.model.base.phases} == {"head"} else 0.6
 
-    done = carried_out(fake_lab.fake_lab(accuracy, COST))
-    (found,) = matrix_result.compare_recipes(done, "full")
-    assert (found["recipe"], found["said"]) == ("linear-probe", "better") and found["low"] > 0.2
-    (missing,) = matrix_result.compare_recipes(replace(done, records={}), "full")
+    result = run_task(fake_lab.fake_lab(accuracy, COST))
+    (comparison,) = matrix_result.compare_recipes(result, "full")
+    assert (comparison["recipe"], comparison["said"]) == ("linear-probe", "better") and comparison["low"] > 0.2
+    (missing,) = matrix_result.compare_recipes(replace(result, records={}), "full")
     assert missing["said"] == "open" and missing["error"]
