@@ -1,4 +1,4 @@
-"""The kit: what is shipped conforms, a package out of the tree can prove it, and what is broken is refused in clear words."""
+"""The kit: the installed plugins conform, a separate package can prove it, and a broken plugin gets a clear message."""
 
 from __future__ import annotations
 
@@ -39,57 +39,57 @@ References
 """
 
 
-def lowered(pipeline, factor):
+def scale_lr(pipeline, factor):
     phases = tuple(replace(phase, lr=phase.lr * factor) for phase in pipeline.recipe.phases)
     return replace(pipeline, recipe=replace(pipeline.recipe, phases=phases))
 
 
-def always(pipeline, facts):
+def always_applies(pipeline, profile):
     return ""
 
 
-def cooler(pipeline, facts):
-    return Selection(candidates=(lowered(pipeline, 0.3), lowered(pipeline, 0.1)))
+def lower_rates(pipeline, profile):
+    return Selection(candidates=(scale_lr(pipeline, 0.3), scale_lr(pipeline, 0.1)))
 
 
-def hotter(pipeline, facts):
-    return {"x30": lowered(pipeline, 30.0)}
+def raise_rate(pipeline, profile):
+    return {"x30": scale_lr(pipeline, 30.0)}
 
 
-def heat(seen):
+def measure_heat(context):
     return {"heat": 1.0}
 
 
-GOOD = Plugin(
+GOOD_PLUGIN = Plugin(
     id="too-hot",
     version=1,
     question="Is it too hot?",
     doc=PAGE,
-    applies=always,
-    cure=cooler,
-    induce=hotter,
+    applies=always_applies,
+    cure=lower_rates,
+    induce=raise_rate,
     remedy="lower the learning rate",
 )
-KNOWN = tuple(check for check in conformance.CHECKS if check is not conformance.check_import)
+CHECKS_OF_PLUGIN = tuple(check for check in conformance.CHECKS if check is not conformance.check_import)
 
 
 @pytest.fixture
-def importable(monkeypatch):
-    """This file's folder on the path of the processes that import it by themselves."""
+def tests_importable(monkeypatch):
+    """Let other processes import the modules of this folder."""
     monkeypatch.syspath_prepend(Path(__file__).parent)
 
 
 @pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
-def test_every_plugin_that_is_installed_conforms(plugin, check):
+def test_every_installed_plugin_conforms(plugin, check):
     check(plugin)
 
 
-def test_the_good_one_conforms(importable):
-    conforms(GOOD)
+def test_a_good_plugin_conforms(tests_importable):
+    conforms(GOOD_PLUGIN)
 
 
-def test_the_plugin_that_contributing_adds_conforms(tmp_path, monkeypatch):
+def test_the_plugin_of_the_contributing_guide_conforms(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
     source = next(text for text in blocks if "plugin = Plugin(" in text)
     (tmp_path / "kit_of_contributing.py").write_text(source, encoding="utf-8")
@@ -97,40 +97,41 @@ def test_the_plugin_that_contributing_adds_conforms(tmp_path, monkeypatch):
     import kit_of_contributing
 
     plugin = kit_of_contributing.plugin
-    missing = [name for name in conformance.PAGE_HEADINGS if f"\n{name}\n" not in plugin.doc]  # it is an outline of a page
+    # The guide shows an outline of a page.
+    missing = [name for name in conformance.PAGE_HEADINGS if f"\n{name}\n" not in plugin.doc]
     conforms(replace(plugin, doc=plugin.doc + "".join(f"\n{name}\n    Words.\n" for name in missing)))
 
 
-# What is broken, and what is said of it
+# Broken plugins and the messages about them
 
 
-def broken_sometimes():
-    said = iter(range(10**6))
-    return lambda pipeline, facts: lowered(pipeline, 1.0 + next(said))
+def make_impure_cure():
+    counter = iter(range(10**6))
+    return lambda pipeline, profile: scale_lr(pipeline, 1.0 + next(counter))
 
 
 def crash(*_):
     raise KeyError("on purpose")
 
 
-def ashamed(pipeline, facts):
+def refuse_every_pipeline(pipeline, profile):
     return "not today"
 
 
-def tampering(pipeline, facts):
+def change_the_data(pipeline, profile):
     return {"x30": replace(pipeline, data=replace(pipeline.data, target=Data(digest="other")))}
 
 
-def many(candidates, **more):
-    return lambda pipeline, facts: Selection(candidates=candidates(pipeline), **more)
+def cure_among(candidates, **fields):
+    return lambda pipeline, profile: Selection(candidates=candidates(pipeline), **fields)
 
 
-def exact(**more):
-    return Contrast(name="e", kind="exact", weights={("subject", "heat"): 1.0}, **more)
+def make_exact_contrast(**fields):
+    return Contrast(name="e", kind="exact", weights={("subject", "heat"): 1.0}, **fields)
 
 
-HOT = {"measures": {"heat": f"{__name__}:heat@1"}}
-BROKEN = {
+HEAT_MEASURE = {"measures": {"heat": f"{__name__}:measure_heat@1"}}
+BROKEN_PLUGINS = {
     "an id in capitals": ({"id": "Too_Hot"}, r"id\n  found: Too_Hot\n  expected: lower-case words with hyphens"),
     "no version": ({"version": 0}, "version\n  found: 0"),
     "no question": ({"question": "Too hot."}, "question\n  found: Too hot.\n  expected: one that ends with a question mark"),
@@ -145,7 +146,7 @@ BROKEN = {
     ),
     "a measure that is not there": ({"measures": {"heat": "os:no_such@1"}}, "measure heat\n  found: no function no_such in os"),
     "a measure with a view's name": (
-        {"measures": {"test": f"{__name__}:heat@1"}},
+        {"measures": {"test": f"{__name__}:measure_heat@1"}},
         "measure test\n  found: a view of that name",
     ),
     "no contrast": ({"contrasts": ()}, "contrasts\n  expected: one or more"),
@@ -156,7 +157,10 @@ BROKEN = {
         {"contrasts": (replace(HARM, weights={("cured", "tests"): 1.0, ("subject", "tests"): -1.0}),)},
         "contrast harm\n  found: view tests\n  expected: a view: did you mean 'test'",
     ),
-    "an invariant that is not measured": ({"contrasts": (exact(),)}, "found: view heat\n  expected: a measure of the plugin"),
+    "an invariant that is not measured": (
+        {"contrasts": (make_exact_contrast(),)},
+        "found: view heat\n  expected: a measure of the plugin",
+    ),
     "an arm that is not known": (
         {"contrasts": (replace(HARM, weights={("induced:x30", "test"): 1.0, ("subject", "test"): -1.0}),)},
         "found: arm induced:x30\n  expected: subject or cured or scratch\n  do: name the subject: in the control",
@@ -170,7 +174,7 @@ BROKEN = {
         "found: weights that sum to 0.5\n  expected: 0: if all arms are equal there is no harm",
     ),
     "weights of nothing": ({"contrasts": (replace(HARM, weights={("subject", "test"): 0.0}),)}, "expected: numbers, not all 0"),
-    "never to be asked": ({"applies": ashamed}, "applies\n  found: a reason to skip every pipeline"),
+    "never to be asked": ({"applies": refuse_every_pipeline}, "applies\n  found: a reason to skip every pipeline"),
     "applies that says yes": (
         {"applies": lambda *_: True},
         "applies of full fine-tuning\n  found: True\n  expected: the reason",
@@ -180,25 +184,28 @@ BROKEN = {
         "cure of full fine-tuning crashes\n  found: KeyError: 'on purpose'\n  do: return the reason in applies",
     ),
     "a cure of another mind": (
-        {"cure": broken_sometimes()},
+        {"cure": make_impure_cure()},
         "found: another result the second time\n  expected: a pure function",
     ),
     "a cure that is a recipe": ({"cure": lambda *_: Recipe()}, "found: Recipe\n  expected: a Pipeline or a Selection"),
-    "a cure without an end": ({"cure": lambda p, _: lowered(p, 0.5)}, "cure of full fine-tuning\n  found: curing twice"),
-    "a choice of nothing": ({"cure": many(lambda p: (p,))}, "found: a selection without an alternative"),
+    "a cure without an end": ({"cure": lambda p, _: scale_lr(p, 0.5)}, "cure of full fine-tuning\n  found: curing twice"),
+    "a choice of nothing": ({"cure": cure_among(lambda p: (p,))}, "found: a selection without an alternative"),
     "chosen by test images": (
-        {"cure": many(lambda p: (lowered(p, 0.3),), by="test")},
+        {"cure": cure_among(lambda p: (scale_lr(p, 0.3),), by="test")},
         "found: selected by test\n  expected: known: source-held-out, validation",
     ),
-    "another dataset": ({"induce": tampering}, "induced x30 of full fine-tuning\n  found: another backbone, data or size"),
+    "another dataset": (
+        {"induce": change_the_data},
+        "induced x30 of full fine-tuning\n  found: another backbone, data or size",
+    ),
     "a cure of another belief": (
         {"cure": lambda p, _: replace(p, expected_training=Recipe())},
         "cure of full fine-tuning\n  found: another backbone, data or size",
     ),
-    "a variant with a slash": ({"induce": lambda p, _: {"x/30": lowered(p, 30.0)}}, "induced x/30 of .*\n  found: x/30"),
+    "a variant with a slash": ({"induce": lambda p, _: {"x/30": scale_lr(p, 30.0)}}, "induced x/30 of .*\n  found: x/30"),
     "a failure that is the cure": ({"induce": lambda p, _: {"x30": p}}, "found: the cured pipeline itself"),
     "a recipe that no suite can ask for": (
-        {"cure": many(lambda p: (replace(p, recipe=Recipe(phases=(Phase(steps=5, warmup=9),))),))},
+        {"cure": cure_among(lambda p: (replace(p, recipe=Recipe(phases=(Phase(steps=5, warmup=9),))),))},
         r"no suite file can express it\n(.|\n)*expected: fewer than the 5 steps of a phase\n  do: correct \[recipe\] warmup",
     ),
     "an induced recipe that no suite can ask for": (
@@ -206,7 +213,7 @@ BROKEN = {
         r"induce of full fine-tuning crashes\n  found: TypeError: augment is 'flip\+cropp'; expected a value of Augmentation",
     ),
     "an induced choice with one that no suite can ask for": (
-        {"induce": lambda p, _: {"x30": Selection(candidates=(lowered(p, 30.0), lowered(p, -1.0)), worst=True)}},
+        {"induce": lambda p, _: {"x30": Selection(candidates=(scale_lr(p, 30.0), scale_lr(p, -1.0)), worst=True)}},
         r"induced x30 of full fine-tuning: no suite file can express it\n(.|\n)*recipe\] lr",
     ),
     "a mode that is no value": (
@@ -226,84 +233,88 @@ BROKEN = {
         "too-hot/harm/x30 of full fine-tuning\n.*the plugin's own numbers: KeyError",
     ),
     "rehearsal without a source": (
-        {"cure": many(lambda p: (replace(p, recipe=replace(p.recipe, regularizer=Regularizer.parse("replay:4"))),))},
+        {"cure": cure_among(lambda p: (replace(p, recipe=replace(p.recipe, regularizer=Regularizer.parse("replay:4"))),))},
         "found: .*recipe|source|regularizer",
     ),
     "a picture that crashes": ({"plot": crash}, "plot\n  found: .*could not be drawn: KeyError"),
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_what_is_broken_is_refused_in_clear_words(name):
-    change, words = BROKEN[name]
-    with pytest.raises(AssertionError) as told:
-        any(check(replace(GOOD, **change)) for check in KNOWN)
-    assert re.search(words, str(told.value)), told.value
+@pytest.mark.parametrize("name", BROKEN_PLUGINS)
+def test_a_broken_plugin_is_refused_with_a_clear_message(name):
+    change, pattern = BROKEN_PLUGINS[name]
+    with pytest.raises(AssertionError) as error:
+        any(check(replace(GOOD_PLUGIN, **change)) for check in CHECKS_OF_PLUGIN)
+    assert re.search(pattern, str(error.value)), error.value
 
 
-def test_what_is_no_plugin_is_refused():
+def test_a_module_is_no_plugin():
     with pytest.raises(AssertionError, match="this is not a plugin\n  found: module\n"):
         conforms(ModuleType("too_hot"))
 
 
-def test_an_invariant_that_is_measured_conforms(importable):
-    conforms(replace(GOOD, contrasts=(HARM, exact()), **HOT))
+def test_a_measured_exact_contrast_conforms(tests_importable):
+    conforms(replace(GOOD_PLUGIN, contrasts=(HARM, make_exact_contrast()), **HEAT_MEASURE))
 
 
-def test_what_is_induced_may_be_against_what_is_believed(importable):
-    def against(pipeline, facts):
-        return {"x30": replace(lowered(pipeline, 30.0), expected_training=pipeline.recipe)}
+def test_an_induced_arm_may_have_an_expected_training(tests_importable):
+    def induce_against_expected(pipeline, profile):
+        return {"x30": replace(scale_lr(pipeline, 30.0), expected_training=pipeline.recipe)}
 
-    conformance.check_arms(replace(GOOD, induce=against))
+    conformance.check_arms(replace(GOOD_PLUGIN, induce=induce_against_expected))
 
 
-def test_an_induced_arm_may_be_served_in_training_mode_by_class():
+def test_an_induced_arm_may_be_served_in_train_mode_by_class():
     conformance.check_arms(
-        replace(GOOD, induce=lambda p, _: {"by-class": replace(p, serving=replace(p.serving, mode=TrainModeByClass()))})
+        replace(GOOD_PLUGIN, induce=lambda p, _: {"by-class": replace(p, serving=replace(p.serving, mode=TrainModeByClass()))})
     )
 
 
-def test_an_extra_arm_may_have_its_own_size_and_be_a_choice():
+def test_an_extra_arm_may_have_its_own_size_and_be_a_selection():
     conformance.check_arms(
         replace(
-            GOOD, extra_arms=lambda p, facts: {"few": replace(p, data=replace(p.data, train_size=10)), "cool": cooler(p, facts)}
+            GOOD_PLUGIN,
+            extra_arms=lambda p, profile: {
+                "few": replace(p, data=replace(p.data, train_size=10)),
+                "cool": lower_rates(p, profile),
+            },
         )
     )
 
 
 def test_a_module_that_imports_torch_at_its_top_is_refused(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "kit_of_haste.py").write_text("import pandas\n\ndef applies(pipeline, facts):\n    return ''\n")
+    (tmp_path / "kit_of_haste.py").write_text("import pandas\n\ndef applies(pipeline, profile):\n    return ''\n")
     import kit_of_haste
 
-    with pytest.raises(AssertionError) as told:
-        conformance.check_import(replace(GOOD, applies=kit_of_haste.applies))
-    assert "importing kit_of_haste imports pandas" in str(told.value) and "do: import it inside the functions" in str(
-        told.value
+    with pytest.raises(AssertionError) as error:
+        conformance.check_import(replace(GOOD_PLUGIN, applies=kit_of_haste.applies))
+    assert "importing kit_of_haste imports pandas" in str(error.value) and "do: import it inside the functions" in str(
+        error.value
     )
 
 
-def test_a_function_of_a_module_that_nobody_can_import_is_refused(importable):
-    def here(pipeline, facts):
+def test_a_function_of_a_module_that_cannot_be_imported_is_refused(tests_importable):
+    def applies(pipeline, profile):
         return ""
 
-    here.__module__ = "kit_of_nowhere"
+    applies.__module__ = "kit_of_nowhere"
     with pytest.raises(AssertionError, match="module kit_of_nowhere cannot be imported alone\n  found: ModuleNotFoundError"):
-        conformance.check_import(replace(GOOD, applies=here))
+        conformance.check_import(replace(GOOD_PLUGIN, applies=applies))
 
 
-def test_the_pipelines_that_are_asked_about_are_of_all_kinds():
-    names = [world.name for world in fake_lab.scenarios()]
+def test_the_scenarios_cover_all_kinds_of_pipelines():
+    names = [scenario.name for scenario in fake_lab.scenarios()]
     assert len(set(names)) == len(names) > 12
-    inits = {world.pipeline.recipe.init for world in fake_lab.scenarios()}
+    inits = {scenario.pipeline.recipe.init for scenario in fake_lab.scenarios()}
     assert inits == {PRETRAINED, RANDOM}
-    for lacking in ("batchnorm", "source", "shifted", "recorded"):
-        assert {bool(flat_values(world.profile)[lacking]) for world in fake_lab.scenarios()} == {True, False}
+    for field in ("batchnorm", "source", "shifted", "recorded"):
+        assert {bool(flat_values(scenario.profile)[field]) for scenario in fake_lab.scenarios()} == {True, False}
 
 
-# A package of its own, out of the tree
+# A separate package
 
-FILES = {
+PACKAGE_FILES = {
     "pyproject.toml": """
 [project]
 name = "too-hot"
@@ -333,15 +344,15 @@ def scaled(pipeline, factor):
     return replace(pipeline, recipe=replace(pipeline.recipe, phases=phases))
 
 
-def applies(pipeline, facts):
+def applies(pipeline, profile):
     return ""
 
 
-def cure(pipeline, facts):
+def cure(pipeline, profile):
     return Selection(candidates=(scaled(pipeline, 0.3), scaled(pipeline, 0.1)))
 
 
-def induce(pipeline, facts):
+def induce(pipeline, profile):
     return {{"x30": scaled(pipeline, 30.0)}}
 
 
@@ -361,62 +372,70 @@ plugin = Plugin(
 
 @pytest.fixture
 def package(tmp_path):
-    """The package's folder, and the environment of a process in which it is installed as pip would, without a build."""
+    """The folder of the package, and the environment of a process in which the package is installed."""
     folder, site = tmp_path / "too-hot", tmp_path / "site"
-    for name, text in FILES.items():
+    for name, text in PACKAGE_FILES.items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
-    about = site / "too_hot-0.1.dist-info"
-    about.mkdir(parents=True)
-    (site / "kit_too_hot.py").write_text(FILES["kit_too_hot.py"], encoding="utf-8")
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: too-hot\nVersion: 0.1\n")
-    (about / "entry_points.txt").write_text("[xferbench.plugins]\ntoo-hot = kit_too_hot:plugin\n")
+    dist_info = site / "too_hot-0.1.dist-info"
+    dist_info.mkdir(parents=True)
+    (site / "kit_too_hot.py").write_text(PACKAGE_FILES["kit_too_hot.py"], encoding="utf-8")
+    (dist_info / "METADATA").write_text("Metadata-Version: 2.1\nName: too-hot\nVersion: 0.1\n")
+    (dist_info / "entry_points.txt").write_text("[xferbench.plugins]\ntoo-hot = kit_too_hot:plugin\n")
     return folder, {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]), "PYTEST_ADDOPTS": ""}
 
 
-def carried_out(package, *words):
+def run_module(package, *arguments):
     folder, environment = package
-    done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    process = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
-    return done.returncode, done.stdout + done.stderr
+    return process.returncode, process.stdout + process.stderr
 
 
-def test_a_package_out_of_the_tree_proves_it_by_its_own_test(package):
-    code, told = carried_out(package, "pytest", "-q", "-p", "no:cacheprovider", "tests")
-    assert code == 0 and "1 passed" in told, told
+def test_a_separate_package_proves_conformance_by_its_own_test(package):
+    code, output = run_module(package, "pytest", "-q", "-p", "no:cacheprovider", "tests")
+    assert code == 0 and "1 passed" in output, output
 
 
-def test_it_is_listed_and_explained_beside_the_others(package):
-    code, told = carried_out(package, "xferbench", "ls")
-    assert code == 0 and "too-hot" in told and "Is the learning rate too high?" in told and "batchnorm-drift" in told, told
-    code, told = carried_out(package, "xferbench", "explain", "too-hot")
-    assert code == 0 and "Symptom" in told, told
+def test_a_separate_package_is_listed_and_explained(package):
+    code, output = run_module(package, "xferbench", "ls")
+    assert code == 0 and "too-hot" in output and "Is the learning rate too high?" in output and "batchnorm-drift" in output, (
+        output
+    )
+    code, output = run_module(package, "xferbench", "explain", "too-hot")
+    assert code == 0 and "Symptom" in output, output
 
 
 def test_a_verbose_list_names_version_distribution_file_and_source_of_a_plugin(package):
-    code, told = carried_out(package, "xferbench", "ls", "-v")
-    assert code == 0, told
-    lines = told.splitlines()
+    code, output = run_module(package, "xferbench", "ls", "-v")
+    assert code == 0, output
+    lines = output.splitlines()
     origin = lines[next(number for number, text in enumerate(lines) if text.startswith("  too-hot ")) + 1]
     file = package[0] / "kit_too_hot.py"  # the current folder comes before the installed copy
-    source = digest_source_of(file)
+    source = digest_module(file)
     assert origin.strip() == f"version 1, too-hot 0.1, {file}, source {source[:16]}"
     built_in = lines[next(number for number, text in enumerate(lines) if text.startswith("  batchnorm-drift ")) + 1]
     assert built_in.strip().startswith("version 1, xferbench ") and built_in.endswith("batchnorm_drift.py")
-    code, told = carried_out(package, "xferbench", "ls", "-v", "--format", "json")
-    found = json.loads(told)["origins"]["plugins"]
-    assert found["too-hot"] == {
+    code, output = run_module(package, "xferbench", "ls", "-v", "--format", "json")
+    origins = json.loads(output)["origins"]["plugins"]
+    assert origins["too-hot"] == {
         "version": "1",
         "distribution": "too-hot 0.1",
         "file": str(file),
         "source": source,
     }
-    assert found["batchnorm-drift"]["source"] == ""
+    assert origins["batchnorm-drift"]["source"] == ""
 
 
-def digest_source_of(file):
+def digest_module(file):
     content = hashlib.sha256(file.read_bytes()).hexdigest()
     return hashlib.sha256(f"{file.stem}\0{content}\0".encode()).hexdigest()
 
@@ -425,5 +444,5 @@ def test_a_package_that_does_not_conform_fails_its_own_test(package):
     folder, _ = package
     module = folder / "kit_too_hot.py"
     module.write_text(module.read_text().replace('"x30"', '"x 30"'))
-    code, told = carried_out(package, "pytest", "-q", "-p", "no:cacheprovider", "tests")
-    assert code == 1 and "induced x 30 of full fine-tuning" in told, told
+    code, output = run_module(package, "pytest", "-q", "-p", "no:cacheprovider", "tests")
+    assert code == 1 and "induced x 30 of full fine-tuning" in output, output

@@ -1,4 +1,4 @@
-"""The fake laboratory: of one form with the real one, and as strict about what cannot be trained."""
+"""The fake lab: its records have the form of real records, and it refuses what the real lab cannot train."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from xferbench.study import schedule, trials
 from xferbench.testing import fake_lab
 
 
-def trial(view="test", seed=0, **recipe):
+def make_trial(view="test", seed=0, **recipe):
     pipeline = replace(fake_lab.PIPELINE, recipe=Recipe(**recipe))
     return trials.make_trial(pipeline, view, seed, fake_lab.CONTEXT)
 
 
 @pytest.mark.parametrize("accuracy", [0.1, 0.5, 0.83])
-def test_predictions_have_about_the_accuracy_that_is_asked_for(accuracy):
-    told = fake_lab.fake_predictions(accuracy, 3)
-    assert metrics.metric_value(told, "accuracy") == pytest.approx(accuracy, abs=0.05)
-    assert 0 <= metrics.metric_value(told, "auroc") <= 1 and metrics.metric_value(told, "nll") > 0
-    assert (told.example == fake_lab.fake_predictions(0.9, 4, 2000).example).all()
+def test_predictions_have_about_the_requested_accuracy(accuracy):
+    predictions = fake_lab.fake_predictions(accuracy, 3)
+    assert metrics.metric_value(predictions, "accuracy") == pytest.approx(accuracy, abs=0.05)
+    assert 0 <= metrics.metric_value(predictions, "auroc") <= 1 and metrics.metric_value(predictions, "nll") > 0
+    assert (predictions.example == fake_lab.fake_predictions(0.9, 4, 2000).example).all()
     assert len(fake_lab.fake_predictions(accuracy, 0, 30).label) == 30
 
 
-def test_answers_are_of_their_trial_and_the_same_each_time():
-    answer = fake_lab.fake_lab()
-    first, again = answer(trial()), answer(trial())
-    assert first.key == trial().key and (first.predictions.predicted == again.predictions.predicted).all()
-    assert first.fit == answer(trial("train-mode")).fit != answer(trial(seed=1)).fit
+def test_records_belong_to_their_trial_and_are_reproducible():
+    lab = fake_lab.fake_lab()
+    first, repeated = lab(make_trial()), lab(make_trial())
+    assert first.key == make_trial().key and (first.predictions.predicted == repeated.predictions.predicted).all()
+    assert first.fit == lab(make_trial("train-mode")).fit != lab(make_trial(seed=1)).fit
     assert [step for step, _, _ in first.curve] == [30, 60, 90, 120, 150]
-    assert answer(trial("source-before")).curve == ()
+    assert lab(make_trial("source-before")).curve == ()
 
 
-def test_accuracies_go_with_content_and_not_with_the_seed():
+def test_accuracies_depend_on_the_content_and_not_on_the_seed():
     values = {
-        fake_lab.accuracy_by_content(trial(view, **more))
+        fake_lab.accuracy_by_content(make_trial(view, **fields))
         for view in ("test", "shifted")
-        for more in ({}, {"regularizer": Regularizer.parse("l2-sp:1")})
+        for fields in ({}, {"regularizer": Regularizer.parse("l2-sp:1")})
     }
     assert len(values) == 4 and all(0.5 <= value <= 0.9 for value in values)
-    assert fake_lab.accuracy_by_content(trial(seed=1)) == fake_lab.accuracy_by_content(trial(seed=2))
+    assert fake_lab.accuracy_by_content(make_trial(seed=1)) == fake_lab.accuracy_by_content(make_trial(seed=2))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_accuracies_go_with_content_and_not_with_the_seed():
         ({}, {"weights": None}, "init pretrained without pretrained weights"),
     ],
 )
-def test_what_the_real_one_could_not_train_crashes_here_too(recipe, change, why):
+def test_a_recipe_that_the_real_lab_cannot_train_crashes(recipe, change, why):
     pipeline = replace_flat(fake_lab.PIPELINE, recipe=Recipe(**recipe), **change)
     assert why in fake_lab.fake_lab()(trials.make_trial(pipeline, "test", 0, fake_lab.CONTEXT)).error
     assert not fake_lab.fake_lab()(
@@ -74,25 +74,25 @@ def test_what_the_real_one_could_not_train_crashes_here_too(recipe, change, why)
     ).error
 
 
-def test_a_measure_returns_what_it_is_told():
+def test_a_measure_returns_the_given_scalars():
     (reference,) = batchnorm_drift.plugin.measures.values()
-    measured = trials.make_trial(fake_lab.PIPELINE, "test", 0, fake_lab.CONTEXT, reference)
-    assert fake_lab.fake_lab(measures={reference: {"drift": 3.0}})(measured).scalars == {"diverged": 0.0, "drift": 3.0}
+    trial = trials.make_trial(fake_lab.PIPELINE, "test", 0, fake_lab.CONTEXT, reference)
+    assert fake_lab.fake_lab(measures={reference: {"drift": 3.0}})(trial).scalars == {"diverged": 0.0, "drift": 3.0}
 
 
-def test_a_study_is_replayed_to_its_end_from_whatever_is_known():
+def test_a_study_is_replayed_to_its_end_from_any_records():
     study = fake_lab.make_study(catastrophic_forgetting.plugin)
-    step, answers = fake_lab.replay_study(study, fake_lab.fake_lab(examples=100))
-    assert not step.pending and set(answers) == {one.trial.key for one in step.requests}
+    step, records = fake_lab.replay_study(study, fake_lab.fake_lab(examples=100))
+    assert not step.pending and set(records) == {request.trial.key for request in step.requests}
 
-    def never(_):
+    def fail(_):
         raise AssertionError("nothing is missing")
 
-    again, known = fake_lab.replay_study(study, never, answers)
-    assert known == answers and again.requests == step.requests == schedule.next_schedule(study, answers).requests
+    replayed_step, all_records = fake_lab.replay_study(study, fail, records)
+    assert all_records == records and replayed_step.requests == step.requests == schedule.next_schedule(study, records).requests
 
 
-def test_a_run_is_judged_and_tells_what_it_cost():
+def test_a_run_has_findings_and_costs():
     run = fake_lab.run_study(fake_lab.make_study(catastrophic_forgetting.plugin), fake_lab.fake_lab(examples=100))
-    assert {one.plugin for one in run.findings} == {"catastrophic-forgetting"}
+    assert {finding.plugin for finding in run.findings} == {"catastrophic-forgetting"}
     assert run.cells and run.cost["trials"]["reused"] == 0 and "subject" in run.arms["catastrophic-forgetting"]
