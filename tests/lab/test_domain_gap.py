@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from test_datasets import make_npz
 from test_loop import READY, make_fit, make_world
-from test_measures import given
+from test_measures import make_measure_context
 
 from xferbench.config import loader
 from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, RANDOM
@@ -48,7 +48,7 @@ def world(tmp_path_factory):
 def make_context(world, *, source=True, **more):
     spec = make_fit(world, Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, steps=2, batch_size=8))
     domain = AuxiliaryDataset(data=world.source) if source else None
-    return given(world, spec, view=EvaluationSpec(preprocessing=READY, domain=domain), cache=world.cache, **more)
+    return make_measure_context(world, spec, view=EvaluationSpec(preprocessing=READY, domain=domain), cache=world.cache, **more)
 
 
 def test_without_source_and_head_only_label_scores_exist(world):

@@ -24,44 +24,44 @@ FINISHED = replace(
     checkpoint=Checkpoint(after=WeightsFile(digest="after"), before=WeightsFile(digest="before")),
     evaluation_split="confirm",
 )
-FACTS = replace(fake_lab.PROFILE, model=replace(fake_lab.PROFILE.model, outputs=2))
+PROFILE = replace(fake_lab.PROFILE, model=replace(fake_lab.PROFILE.model, outputs=2))
 SUITE = replace(
     fake_lab.SUITE,
     rules=replace(fake_lab.SUITE.rules, looks=(1,), tuning_seeds=1),
     checkpoint=replace(fake_lab.SUITE.checkpoint, after="after.pth", before="before.pth"),
     recipe=None,
 )
-ALONE = replace(FINISHED, checkpoint=Checkpoint(after=WeightsFile(digest="after")))
+WITHOUT_BEFORE = replace(FINISHED, checkpoint=Checkpoint(after=WeightsFile(digest="after")))
 
 
-def study(audit, pipeline=FINISHED, facts=FACTS, **changes):
+def make_audit_study(audit, pipeline=FINISHED, profile=PROFILE, **changes):
     return Study(
         suite=replace_flat(SUITE, plugins=(audit.id,), **changes),
-        profile=facts,
+        profile=profile,
         plugins=(audit,),
         subject=pipeline,
         context=fake_lab.CONTEXT,
     )
 
 
-def run(audit, accuracy=lambda trial: 0.8, measured=0.0, examples=2000, **changes):
+def run_audit(audit, accuracy=lambda trial: 0.8, measured=0.0, examples=2000, **changes):
     measures = {reference: {name: measured} for name, reference in audit.measures.items()}
-    plain = replace(audit, explain=None, plot=None)  # what a audit says of its scalars needs real ones
-    return fake_lab.run_study(study(plain, **changes), fake_lab.fake_lab(accuracy, measures, examples))
+    audit_without_prose = replace(audit, explain=None, plot=None)  # the prose and the plot of an audit need real scalars
+    return fake_lab.run_study(make_audit_study(audit_without_prose, **changes), fake_lab.fake_lab(accuracy, measures, examples))
 
 
-def arms(audit, pipeline=FINISHED, facts=FACTS):
-    cured = audit.cure(pipeline, facts)
-    return [*(cured.candidates if isinstance(cured, Selection) else [cured]), *audit.induce(pipeline, facts).values()]
+def list_arms(audit, pipeline=FINISHED, profile=PROFILE):
+    cured = audit.cure(pipeline, profile)
+    return [*(cured.candidates if isinstance(cured, Selection) else [cured]), *audit.induce(pipeline, profile).values()]
 
 
-def by_edit(scores):
-    """Accuracies by the last edit of a model, 0.8 where none is named."""
+def accuracy_by_edit(scores):
+    """Accuracies by the last edit of a model; the default is 0.8."""
     return lambda trial: scores.get(str(trial.model.edits[-1]) if trial.model.edits else "", 0.8)
 
 
 @pytest.mark.parametrize("audit", AUDITS, ids=lambda audit: audit.id)
-def test_an_audits_page_says_what_a_reader_needs(audit):
+def test_the_page_of_an_audit_is_complete(audit):
     assert all(f"\n{heading}\n" in audit.doc for heading in PAGE_HEADINGS)
     assert audit.question.endswith("?")
     assert audit.remedy
@@ -69,177 +69,185 @@ def test_an_audits_page_says_what_a_reader_needs(audit):
 
 
 @pytest.mark.parametrize("audit", AUDITS, ids=lambda audit: audit.id)
-def test_no_arm_of_an_audit_trains_anything_and_each_can_be_told(audit):
+def test_no_arm_of_an_audit_trains_and_each_arm_is_described(audit):
     from xferbench.config.render import describe_pipeline
 
-    if audit.applies(replace(FINISHED, expected_training=Recipe()), FACTS):
+    if audit.applies(replace(FINISHED, expected_training=Recipe()), PROFILE):
         return
-    for arm in arms(audit, replace(FINISHED, expected_training=Recipe())):
+    for arm in list_arms(audit, replace(FINISHED, expected_training=Recipe())):
         assert isinstance(arm, Pipeline)
-        fit = trials.make_trial(arm, "test", 3, fake_lab.CONTEXT).model.base
-        assert (str(fit.head), fit.phases, fit.seed) == ("own", (), 0)
-        assert describe_pipeline(arm, FACTS.preprocessing)
+        spec = trials.make_trial(arm, "test", 3, fake_lab.CONTEXT).model.base
+        assert (str(spec.head), spec.phases, spec.seed) == ("own", (), 0)
+        assert describe_pipeline(arm, PROFILE.preprocessing)
 
 
 @pytest.mark.parametrize("audit", AUDITS, ids=lambda audit: audit.id)
 def test_an_audit_is_pure(audit):
-    told = [(audit.applies(FINISHED, FACTS), audit.cure(FINISHED, FACTS), audit.induce(FINISHED, FACTS)) for _ in range(2)]
-    assert told[0] == told[1]
+    results = [
+        (audit.applies(FINISHED, PROFILE), audit.cure(FINISHED, PROFILE), audit.induce(FINISHED, PROFILE)) for _ in range(2)
+    ]
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("audit", AUDITS, ids=lambda audit: audit.id)
-def test_an_audit_goes_from_question_to_findings(audit):
-    found = run(audit).findings
-    assert found
-    assert all(one.verdict != "ERROR" for one in found), [one.reason for one in found]
-    assert {(one.plugin, one.kind) for one in found} == {(audit.id, "audit")}
+def test_an_audit_goes_from_a_study_to_findings(audit):
+    findings = run_audit(audit).findings
+    assert findings
+    assert all(finding.verdict != "ERROR" for finding in findings), [finding.reason for finding in findings]
+    assert {(finding.plugin, finding.kind) for finding in findings} == {(audit.id, "audit")}
 
 
 @pytest.mark.parametrize("audit", AUDITS, ids=lambda audit: audit.id)
-def test_an_audit_without_a_record_is_never_a_pass(audit):
-    crashed = study(replace(audit, explain=None))
-    found = fake_lab.run_study(crashed, lambda trial: fake_lab.Record(key=trial.key, error="Boom: on purpose")).findings
-    assert {one.verdict for one in found} <= {"ERROR", "SKIPPED"}
+def test_an_audit_without_records_is_never_a_pass(audit):
+    study = make_audit_study(replace(audit, explain=None))
+    findings = fake_lab.run_study(study, lambda trial: fake_lab.Record(key=trial.key, error="Boom: on purpose")).findings
+    assert {finding.verdict for finding in findings} <= {"ERROR", "SKIPPED"}
 
 
 @pytest.mark.parametrize("audit", AUDITS, ids=lambda audit: audit.id)
-def test_an_audits_module_is_named_by_its_entry(audit):
+def test_the_module_of_an_audit_is_named_by_its_entry_point(audit):
     module = getmodule(audit.induce)
     assert module is not None
     assert audit.id.removeprefix("audit/") in discovery.plugin_names()
 
 
-def test_verdicts_are_taken_on_the_half_that_nothing_was_chosen_on():
-    step, _ = fake_lab.replay_study(study(class_order.audit), fake_lab.fake_lab(lambda _: 0.8))
-    judged = {one.trial.view.examples for one in step.requests if one.view == "test"}
-    chosen = {one.trial.view.examples for one in step.requests if one.view == "validation"}
-    assert (judged, chosen) == ({"confirm"}, {"screen"})
+def test_verdicts_use_the_half_of_the_images_that_selects_nothing():
+    step, _ = fake_lab.replay_study(make_audit_study(class_order.audit), fake_lab.fake_lab(lambda _: 0.8))
+    judged_examples = {request.trial.view.examples for request in step.requests if request.view == "test"}
+    selection_examples = {request.trial.view.examples for request in step.requests if request.view == "validation"}
+    assert (judged_examples, selection_examples) == ({"confirm"}, {"screen"})
 
 
-def test_an_audit_without_an_experiment_has_an_id_of_its_own():
-    (found,) = [one for one in run(class_order.audit).findings if one.variant == "rotated"]
-    assert (found.id, found.plugin, found.contrast) == ("audit/class-order/rotated", "audit/class-order", "harm")
-    assert found.kind == "audit"
+def test_an_audit_without_an_experiment_has_its_own_id():
+    (finding,) = [candidate for candidate in run_audit(class_order.audit).findings if candidate.variant == "rotated"]
+    assert (finding.id, finding.plugin, finding.contrast) == ("audit/class-order/rotated", "audit/class-order", "harm")
+    assert finding.kind == "audit"
 
 
-def test_a_repair_that_helps_on_both_halves_is_a_fail_with_its_words():
-    run_ = run(class_order.audit, by_edit({"classes:assigned@1": 0.9, "classes:rotated": 0.1}))
-    (found,) = run_.findings
-    assert found.verdict == "FAIL"
-    assert found.remedy["verified"]
-    assert found.remedy["patch"] == ["# classes in the order that the screened images ask for"]
-    assert "confidence" not in found.reason, "what was fitted on the screened half says nothing of how sure that is"
+def test_a_repair_that_helps_on_both_halves_is_a_fail_with_a_patch():
+    run = run_audit(class_order.audit, accuracy_by_edit({"classes:assigned@1": 0.9, "classes:rotated": 0.1}))
+    (finding,) = run.findings
+    assert finding.verdict == "FAIL"
+    assert finding.remedy["verified"]
+    assert finding.remedy["patch"] == ["# classes in the order that the screened images ask for"]
+    assert "confidence" not in finding.reason, "an edit fitted on the screened half has no confidence"
 
 
-def test_a_network_that_no_repair_helps_passes_only_where_the_failure_would_have_been_seen():
-    seen = run(class_order.audit, by_edit({"classes:rotated": 0.1, "classes:assigned@1": 0.7})).findings[0]
-    few = by_edit({"classes:rotated": 0.75, "classes:assigned@1": 0.7})
-    unseen = run(class_order.audit, few, examples=60).findings[0]
-    assert (seen.verdict, unseen.verdict) == ("PASS", "INCONCLUSIVE")
-    assert "no repair scored better on the screened half (1 tried)" in seen.reason
+def test_a_network_that_no_repair_helps_passes_only_if_the_control_is_detected():
+    detected = run_audit(class_order.audit, accuracy_by_edit({"classes:rotated": 0.1, "classes:assigned@1": 0.7})).findings[0]
+    accuracy = accuracy_by_edit({"classes:rotated": 0.75, "classes:assigned@1": 0.7})
+    undetected = run_audit(class_order.audit, accuracy, examples=60).findings[0]
+    assert (detected.verdict, undetected.verdict) == ("PASS", "INCONCLUSIVE")
+    assert "no repair scored better on the screened half (1 tried)" in detected.reason
 
 
-def test_one_network_has_mcnemars_p_beside_its_verdict():
-    found = run(class_order.audit, by_edit({"classes:assigned@1": 0.9})).findings[0]
-    (p,) = [value for name, value in found.measures.items() if name.startswith("McNemar")]
-    assert 0 <= p < 1e-6
+def test_a_single_network_has_mcnemars_p_beside_its_verdict():
+    finding = run_audit(class_order.audit, accuracy_by_edit({"classes:assigned@1": 0.9})).findings[0]
+    (p_value,) = [value for name, value in finding.measures.items() if name.startswith("McNemar")]
+    assert 0 <= p_value < 1e-6
 
 
-def test_without_the_weights_of_before_nothing_is_asked_that_needs_them():
-    assert linear_probe.audit.applies(ALONE, FACTS) == "the weights from before training are not given"
-    cured = batchnorm_drift.audit.cure(ALONE, FACTS)
-    assert [one.edits for one in cured.candidates] == [(RecalibrateBatchNorm(),)]
+def test_without_the_weights_from_before_only_other_edits_are_tried():
+    assert linear_probe.audit.applies(WITHOUT_BEFORE, PROFILE) == "the weights from before training are not given"
+    cured = batchnorm_drift.audit.cure(WITHOUT_BEFORE, PROFILE)
+    assert [candidate.edits for candidate in cured.candidates] == [(RecalibrateBatchNorm(),)]
 
 
-def test_without_training_images_statistics_can_only_be_restored():
-    cured = batchnorm_drift.audit.cure(FINISHED, replace(FACTS, data=replace(FACTS.data, train=0)))
-    assert [one.edits for one in cured.candidates] == [(RestoreBatchNorm(),)]
-    assert batchnorm_drift.audit.applies(ALONE, replace(FACTS, data=replace(FACTS.data, train=0)))
+def test_without_training_images_batchnorm_statistics_can_only_be_restored():
+    cured = batchnorm_drift.audit.cure(FINISHED, replace(PROFILE, data=replace(PROFILE.data, train=0)))
+    assert [candidate.edits for candidate in cured.candidates] == [(RestoreBatchNorm(),)]
+    assert batchnorm_drift.audit.applies(WITHOUT_BEFORE, replace(PROFILE, data=replace(PROFILE.data, train=0)))
 
 
-def test_the_autopsy_tries_no_form_twice_and_never_the_one_that_is_served():
-    cured = preprocessing_mismatch.audit.cure(FINISHED, FACTS)
-    forms = [one.serving.preprocessing for one in cured.candidates]
-    assert len(set(forms)) == len(forms)
-    assert FINISHED.serving.preprocessing not in forms
-    assert {one.channels for one in forms} == {"rgb", "bgr"}
+def test_preprocessing_candidates_are_distinct_and_exclude_the_served_one():
+    cured = preprocessing_mismatch.audit.cure(FINISHED, PROFILE)
+    candidates = [candidate.serving.preprocessing for candidate in cured.candidates]
+    assert len(set(candidates)) == len(candidates)
+    assert FINISHED.serving.preprocessing not in candidates
+    assert {candidate.channels for candidate in candidates} == {"rgb", "bgr"}
 
 
-def test_the_autopsy_tries_the_form_of_training_first():
+def test_the_training_preprocessing_is_the_first_candidate():
     other = replace(fake_lab.PREPROCESSING, mean=(0.1, 0.1, 0.1))
-    cured = preprocessing_mismatch.audit.cure(replace(FINISHED, data=replace(FINISHED.data, train_preprocessing=other)), FACTS)
+    cured = preprocessing_mismatch.audit.cure(
+        replace(FINISHED, data=replace(FINISHED.data, train_preprocessing=other)), PROFILE
+    )
     assert cured.candidates[0].serving.preprocessing == other
 
 
-def test_the_autopsy_knows_images_alone():
+def test_the_preprocessing_audit_applies_to_images_only():
     assert preprocessing_mismatch.audit.applies(
-        replace(FINISHED, serving=replace(FINISHED.serving, preprocessing=Spectrogram())), FACTS
+        replace(FINISHED, serving=replace(FINISHED.serving, preprocessing=Spectrogram())), PROFILE
     )
 
 
-def test_a_from_scratch_baseline_is_only_trained_where_it_is_paid_for():
+def test_a_scratch_baseline_is_trained_only_with_a_budget():
     (audit,) = discovery.load_plugins(["negative-transfer"], "audit")
-    (skipped,) = run(audit).findings
-    assert (skipped.verdict, "--scratch" in skipped.reason) == ("SKIPPED", True)
-    paid = run(audit, scratch_budget=60.0, facts=replace(FACTS, timing=replace(FACTS.timing, seconds_step=0.001)))
-    assert "scratch" in paid.findings[0].accuracy
-    assert any("fits the budget" in note for note in paid.notes)
+    (finding,) = run_audit(audit).findings
+    assert (finding.verdict, "--scratch" in finding.reason) == ("SKIPPED", True)
+    run = run_audit(audit, scratch_budget=60.0, profile=replace(PROFILE, timing=replace(PROFILE.timing, seconds_step=0.001)))
+    assert "scratch" in run.findings[0].accuracy
+    assert any("fits the budget" in note for note in run.notes)
 
 
-def test_a_budget_becomes_steps_and_stays_within_reason():
+def test_a_budget_becomes_a_bounded_number_of_steps():
     (audit,) = discovery.load_plugins(["negative-transfer"], "audit")
-    grids = [
+    steps = [
         scratch_grid(
-            study(audit, scratch_budget=seconds, facts=replace(FACTS, timing=replace(FACTS.timing, seconds_step=0.001)))
+            make_audit_study(
+                audit, scratch_budget=seconds, profile=replace(PROFILE, timing=replace(PROFILE.timing, seconds_step=0.001))
+            )
         ).steps
         for seconds in (0.01, 60.0, 1e9)
     ]
-    assert grids == [10, 460, 5000]
+    assert steps == [10, 460, 5000]
 
 
 def test_the_scratch_arm_is_scored_on_the_same_half():
-    scratch = plugin_arms(linear_probe.audit, study(linear_probe.audit, scratch_budget=60.0), FINISHED)["scratch"]
+    scratch = plugin_arms(linear_probe.audit, make_audit_study(linear_probe.audit, scratch_budget=60.0), FINISHED)["scratch"]
     trial = trials.make_trial(scratch.candidates[0], "test", 0, fake_lab.CONTEXT)
     assert trial.view.examples == "confirm"
     assert (trial.model.base.init, trial.model.base.before) == (RANDOM, None)
 
 
 @pytest.mark.parametrize("audit", [reload.audit, collapse.audit], ids=lambda audit: audit.id)
-def test_an_exact_audit_fails_by_any_violation_and_still_advises(audit):
-    (found,) = run(audit, measured=0.1).findings
-    assert (found.verdict, found.remedy["text"]) == ("FAIL", audit.remedy)
-    assert run(audit).findings[0].verdict == "PASS"
+def test_an_exact_audit_fails_by_any_violation_and_gives_a_remedy(audit):
+    (finding,) = run_audit(audit, measured=0.1).findings
+    assert (finding.verdict, finding.remedy["text"]) == ("FAIL", audit.remedy)
+    assert run_audit(audit).findings[0].verdict == "PASS"
 
 
-def test_the_form_that_was_screened_is_not_said_to_be_better_where_the_other_half_denies_it():
-    other = replace(
+def test_the_explanation_says_if_the_other_half_contradicts_the_screened_half():
+    cured_pipeline = replace(
         FINISHED, serving=replace(FINISHED.serving, preprocessing=replace(FINISHED.serving.preprocessing, channels="bgr"))
     )
 
-    def told(subject, cured):
-        answers = {
+    def explain(subject, cured):
+        records = {
             (arm, "test", 0): fake_lab.Record(key=arm, predictions=fake_lab.fake_predictions(accuracy, 0))
             for arm, accuracy in {"subject": subject, "cured": cured}.items()
         }
-        return preprocessing_mismatch.explain("harm", answers, FINISHED, other)
+        return preprocessing_mismatch.explain("harm", records, FINISHED, cured_pipeline)
 
-    assert told(0.5, 0.9).startswith("the screened half prefers images with channels")
-    assert "and the other half does not" in told(0.9, 0.5)
+    assert explain(0.5, 0.9).startswith("the screened half prefers images with channels")
+    assert "and the other half does not" in explain(0.9, 0.5)
     assert not preprocessing_mismatch.explain("harm", {}, FINISHED, FINISHED)
 
 
 @pytest.mark.parametrize("audit", AUDITS, ids=lambda audit: audit.id)
-def test_the_findings_of_an_audit_are_the_same_once_they_are_written_and_read(audit):
-    found = run(audit).findings
-    plugins = [other.id for other in AUDITS]
-    assert [finding_from_json(finding_to_json(finding), plugins) for finding in found] == list(found)
+def test_findings_of_an_audit_survive_json(audit):
+    findings = run_audit(audit).findings
+    plugins = [plugin.id for plugin in AUDITS]
+    assert [finding_from_json(finding_to_json(finding), plugins) for finding in findings] == list(findings)
 
 
-def test_a_written_finding_has_the_two_parts_of_its_contrasts_id():
+def test_a_finding_in_json_has_a_plugin_and_a_contrast_part_of_its_id():
     (calibration,) = discovery.load_plugins(["calibration"], "audit")
-    written = {entry["id"]: (entry["plugin"], entry["contrast"]) for entry in map(finding_to_json, run(calibration).findings)}
-    assert written["audit/calibration/overconfident"] == ("audit", "calibration")
-    assert written["audit/calibration-brier"] == ("audit", "calibration-brier")
-    (finding, *_) = run(linear_probe.audit).findings
-    unknown = finding_from_json(finding_to_json(finding), ())
-    assert (unknown.plugin, unknown.contrast) == ("audit/linear-probe", "harm")
+    parts_by_id = {
+        entry["id"]: (entry["plugin"], entry["contrast"]) for entry in map(finding_to_json, run_audit(calibration).findings)
+    }
+    assert parts_by_id["audit/calibration/overconfident"] == ("audit", "calibration")
+    assert parts_by_id["audit/calibration-brier"] == ("audit", "calibration-brier")
+    (finding, *_) = run_audit(linear_probe.audit).findings
+    loaded = finding_from_json(finding_to_json(finding), ())
+    assert (loaded.plugin, loaded.contrast) == ("audit/linear-probe", "harm")

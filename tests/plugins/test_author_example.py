@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING: an experiment and an audit in one module, induced label noise, and a test with the fake lab."""
+"""The examples of CONTRIBUTING.md: an experiment and an audit in one module, label noise, and a test with the fake lab."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from test_audits import run, study
+from test_audits import make_audit_study, run_audit
 
 from xferbench import plugin as door
 from xferbench.runner import discovery
@@ -31,62 +31,66 @@ def example(monkeypatch, tmp_path):
     (tmp_path / "channel_order.py").write_text(EXAMPLE, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "channel_order", raising=False)
-    found = [EntryPoint(name="channel-order", value="channel_order", group=discovery.PLUGIN_GROUP)]
-    monkeypatch.setattr(discovery, "entry_points", lambda *, group: found if group == discovery.PLUGIN_GROUP else [])
+    entries = [EntryPoint(name="channel-order", value="channel_order", group=discovery.PLUGIN_GROUP)]
+    monkeypatch.setattr(discovery, "entry_points", lambda *, group: entries if group == discovery.PLUGIN_GROUP else [])
     return discovery.plugin_kinds("channel-order")
 
 
-def test_the_example_is_found_in_both_kinds_and_conforms(example):
+def test_the_example_is_loaded_as_both_kinds_and_conforms(example):
     assert list(example) == ["experiment", "audit"]
     assert discovery.load_plugins(["all"]) == (example["experiment"],)
     assert discovery.load_plugins(["all"], "audit") == (example["audit"],)
     conforms(example["experiment"])
 
 
-def channels_matter(trial):
+def accuracy_by_channels(trial):
     return 0.8 if trial.view.preprocessing.channels == "rgb" else 0.3
 
 
-def test_the_experiment_sees_what_the_failure_costs(example):
-    (finding,) = fake_lab.run_study(fake_lab.make_study(example["experiment"]), fake_lab.fake_lab(channels_matter)).findings
+def test_the_experiment_detects_the_induced_failure(example):
+    (finding,) = fake_lab.run_study(
+        fake_lab.make_study(example["experiment"]), fake_lab.fake_lab(accuracy_by_channels)
+    ).findings
     assert (finding.id, finding.kind, finding.verdict) == ("channel-order/harm/bgr", "experiment", "PASS")
     assert finding.control == "detected"
 
 
-def test_the_audit_finds_the_order_that_a_checkpoint_needs(example):
+def test_the_audit_finds_the_channel_order_of_a_checkpoint(example):
     audit = example["audit"]
-    subject = study(audit).subject
-    served = replace(
+    subject = make_audit_study(audit).subject
+    bgr_subject = replace(
         subject, serving=replace(subject.serving, preprocessing=replace(subject.serving.preprocessing, channels="bgr"))
     )
-    wrong = fake_lab.run_study(replace(study(audit), subject=served), fake_lab.fake_lab(channels_matter)).findings[0]
-    assert (wrong.id, wrong.kind, wrong.verdict) == ("channel-order/harm/bgr", "audit", "FAIL")
-    assert wrong.remedy["verified"]
-    right = run(audit, channels_matter).findings[0]
-    assert (right.verdict, right.control) == ("PASS", "detected")
+    failure = fake_lab.run_study(
+        replace(make_audit_study(audit), subject=bgr_subject), fake_lab.fake_lab(accuracy_by_channels)
+    ).findings[0]
+    assert (failure.id, failure.kind, failure.verdict) == ("channel-order/harm/bgr", "audit", "FAIL")
+    assert failure.remedy["verified"]
+    success = run_audit(audit, accuracy_by_channels).findings[0]
+    assert (success.verdict, success.control) == ("PASS", "detected")
 
 
 @pytest.fixture
-def too_hot(monkeypatch, tmp_path):
-    """The first example, importable as a module."""
+def too_hot_module(monkeypatch, tmp_path):
+    """The first example as a module."""
     (tmp_path / "too_hot.py").write_text(TOO_HOT, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "too_hot", raising=False)
     return importlib.import_module("too_hot")
 
 
-def test_an_induced_arm_may_be_label_noise(too_hot):
+def test_an_induced_arm_may_be_label_noise(too_hot_module):
     namespace = vars(door) | {"replace": replace}
     exec(LABEL_NOISE, namespace)
-    plugin = replace(too_hot.plugin, induce=namespace["induce"])
+    plugin = replace(too_hot_module.plugin, induce=namespace["induce"])
     check_arms(plugin)
-    noisy = fake_lab.fake_lab(lambda trial: 0.5 if trial.model.base.interventions else 0.8)
-    (finding,) = fake_lab.run_study(fake_lab.make_study(plugin), noisy).findings
+    lab = fake_lab.fake_lab(lambda trial: 0.5 if trial.model.base.interventions else 0.8)
+    (finding,) = fake_lab.run_study(fake_lab.make_study(plugin), lab).findings
     assert (finding.id, finding.verdict, finding.control) == ("too-hot/harm/label-noise", "PASS", "detected")
 
 
-@pytest.mark.usefixtures("too_hot")
-def test_the_example_with_the_fake_lab_passes():
+@pytest.mark.usefixtures("too_hot_module")
+def test_the_fake_lab_example_passes():
     namespace = {}
     exec(FAKE_LAB, namespace)
     namespace["test_a_rate_that_changes_nothing_passes"]()

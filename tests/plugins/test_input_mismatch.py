@@ -1,4 +1,4 @@
-"""Channels and resolution: what a first layer makes of them, what is tried and induced, and the whole of it on the digits."""
+"""Channels and resolution: what a first layer computes from them, the candidates and induced arms, and a run on the digits."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from xferbench.plugins import input_mismatch
 from xferbench.runner import build_run, execute
 from xferbench.testing import fake_lab
 
-FACTS, PIPELINE = fake_lab.PROFILE, fake_lab.PIPELINE
-FORM = Preprocessing(resize=256, crop=224, mean=(0.5,), std=(0.25,))
-KNOWN = replace(FACTS, preprocessing=FORM)
+PROFILE, PIPELINE = fake_lab.PROFILE, fake_lab.PIPELINE
+RECORDED = Preprocessing(resize=256, crop=224, mean=(0.5,), std=(0.25,))
+RECORDED_PROFILE = replace(PROFILE, preprocessing=RECORDED)
 TABLE = {
     "schema": 1,
     "name": "input",
@@ -31,7 +31,7 @@ TABLE = {
 }
 
 
-def of(train, serve=None):
+def with_preprocessing(train, serve=None):
     return replace(
         PIPELINE,
         data=replace(PIPELINE.data, train_preprocessing=train),
@@ -39,30 +39,32 @@ def of(train, serve=None):
     )
 
 
-def first_layer():
+def make_first_layer():
     torch.manual_seed(0)
     return torch.nn.Conv2d(3, 8, 3, padding=1, bias=False).double()
 
 
-def with_one_channel(layer, weight):
-    one = torch.nn.Conv2d(1, 8, 3, padding=1, bias=False).double()
-    one.weight.data = weight
-    return one
+def make_one_channel_layer(layer, weight):
+    one_channel = torch.nn.Conv2d(1, 8, 3, padding=1, bias=False).double()
+    one_channel.weight.data = weight
+    return one_channel
 
 
-def test_one_channel_repeated_is_a_first_layer_whose_input_channels_are_summed():
-    layer, x = first_layer(), torch.randn(2, 1, 9, 9, dtype=torch.float64)
-    summed = with_one_channel(layer, layer.weight.data.sum(1, keepdim=True))
+def test_repeating_one_channel_sums_the_input_channels_of_the_first_layer():
+    layer, x = make_first_layer(), torch.randn(2, 1, 9, 9, dtype=torch.float64)
+    summed = make_one_channel_layer(layer, layer.weight.data.sum(1, keepdim=True))
     torch.testing.assert_close(layer(x.expand(-1, 3, -1, -1)), summed(x))
 
 
-def test_what_mean_not_sum_prepares_is_what_a_layer_of_averaged_weights_answers():
-    layer = first_layer()
-    averaged = with_one_channel(layer, layer.weight.data.mean(1, keepdim=True))
+def test_mean_not_sum_averages_the_input_channels_of_the_first_layer():
+    layer = make_first_layer()
+    averaged = make_one_channel_layer(layer, layer.weight.data.mean(1, keepdim=True))
     grey = torch.randint(0, 256, (2, 1, 9, 9), dtype=torch.uint8).expand(-1, 3, -1, -1)
-    ready = Preprocessing(mean=(0.4,), std=(0.2,))
-    whole, third = (preprocessing.to_tensor(grey, one).double() for one in (ready, input_mismatch.divide_by_three(ready)))
-    torch.testing.assert_close(layer(third), averaged(whole[:, :1]), atol=1e-6, rtol=1e-5)
+    form_of_layer = Preprocessing(mean=(0.4,), std=(0.2,))
+    full_scale, third = (
+        preprocessing.to_tensor(grey, form).double() for form in (form_of_layer, input_mismatch.divide_by_three(form_of_layer))
+    )
+    torch.testing.assert_close(layer(third), averaged(full_scale[:, :1]), atol=1e-6, rtol=1e-5)
     spectrogram = Spectrogram(mean=1.0, std=2.0)
     x = torch.randn(2, 1, 5, 5)
     torch.testing.assert_close(
@@ -70,46 +72,50 @@ def test_what_mean_not_sum_prepares_is_what_a_layer_of_averaged_weights_answers(
     )
 
 
-def test_what_has_the_recorded_form_is_not_exposed_whatever_its_values():
-    assert input_mismatch.cure(of(FORM), KNOWN) == of(FORM)
-    twice = replace(FORM, mean=(0.1,), std=(9.0,), scale=1.0)
-    assert input_mismatch.cure(of(twice), KNOWN) == of(twice), "that is preprocessing-mismatch's"
-
-
-def test_grey_for_colour_and_images_left_small_are_tried_in_the_recorded_form_with_their_own_values():
-    small = replace(FORM, resize=None, crop=None, channels="grey", mean=(0.1,))
-    tried = input_mismatch.cure(of(small), KNOWN)
-    assert tried == Selection(candidates=(of(small), of(replace(FORM, mean=(0.1,)))))
-
-
-def test_what_is_served_at_another_size_is_tried_trained_at_that():
-    large = replace(FORM, resize=320, crop=288)
-    tried = input_mismatch.cure(of(FORM, large), KNOWN)
-    assert tried.candidates == (of(FORM, large), of(FORM), of(large))
-
-
-def test_a_spectrogram_has_channels_and_no_resolution_to_lose():
-    known = replace(FACTS, preprocessing=Spectrogram())
-    assert input_mismatch.cure(of(Spectrogram(mean=3.0)), known) == of(Spectrogram(mean=3.0))
-    assert list(input_mismatch.induce(of(Spectrogram()), known)) == ["mean-not-sum"]
-
-
-def test_half_the_resolution_is_served_to_the_network_that_was_trained_on_all_of_it():
-    found = input_mismatch.induce(of(FORM), KNOWN)
-    assert list(found) == ["mean-not-sum", "half-resolution"]
-    assert found["half-resolution"] == of(FORM, replace(FORM, detail=0.5))
-
-
-def test_without_a_record_or_a_pretrained_network_it_is_said():
-    assert input_mismatch.plugin.trust(PIPELINE, FACTS) == ""
-    assert "no preprocessing is recorded" in input_mismatch.plugin.trust(PIPELINE, replace(FACTS, recorded=False))
-    assert (
-        input_mismatch.plugin.applies(replace(PIPELINE, recipe=Recipe(init=RANDOM)), FACTS) == "nothing pretrained is adapted"
+def test_the_recorded_preprocessing_is_not_exposed_whatever_its_values():
+    assert input_mismatch.cure(with_preprocessing(RECORDED), RECORDED_PROFILE) == with_preprocessing(RECORDED)
+    other_values = replace(RECORDED, mean=(0.1,), std=(9.0,), scale=1.0)
+    assert input_mismatch.cure(with_preprocessing(other_values), RECORDED_PROFILE) == with_preprocessing(other_values), (
+        "other values belong to preprocessing-mismatch"
     )
 
 
-def test_the_whole_of_it_on_digits(tmp_path):
-    asked = loader.parse_suite(TABLE, tmp_path / "input.toml")
-    found = build_run.build_run(execute.execute(asked, path=tmp_path / "store.sqlite")).findings
-    assert [one.id for one in found] == [f"input-mismatch/harm/{variant}" for variant in ("mean-not-sum", "half-resolution")]
-    assert all((one.exposed, one.harm) == (False, 0.0) and one.control_harm is not None for one in found)
+def test_grey_or_small_images_are_tried_in_the_recorded_preprocessing_with_their_values():
+    small = replace(RECORDED, resize=None, crop=None, channels="grey", mean=(0.1,))
+    cured = input_mismatch.cure(with_preprocessing(small), RECORDED_PROFILE)
+    assert cured == Selection(candidates=(with_preprocessing(small), with_preprocessing(replace(RECORDED, mean=(0.1,)))))
+
+
+def test_images_served_at_another_size_are_tried_trained_at_that_size():
+    large = replace(RECORDED, resize=320, crop=288)
+    cured = input_mismatch.cure(with_preprocessing(RECORDED, large), RECORDED_PROFILE)
+    assert cured.candidates == (with_preprocessing(RECORDED, large), with_preprocessing(RECORDED), with_preprocessing(large))
+
+
+def test_a_spectrogram_has_channels_but_no_resolution():
+    profile = replace(PROFILE, preprocessing=Spectrogram())
+    assert input_mismatch.cure(with_preprocessing(Spectrogram(mean=3.0)), profile) == with_preprocessing(Spectrogram(mean=3.0))
+    assert list(input_mismatch.induce(with_preprocessing(Spectrogram()), profile)) == ["mean-not-sum"]
+
+
+def test_half_the_resolution_is_served_to_the_network():
+    induced = input_mismatch.induce(with_preprocessing(RECORDED), RECORDED_PROFILE)
+    assert list(induced) == ["mean-not-sum", "half-resolution"]
+    assert induced["half-resolution"] == with_preprocessing(RECORDED, replace(RECORDED, detail=0.5))
+
+
+def test_without_a_record_or_a_pretrained_network_there_is_a_reason():
+    assert input_mismatch.plugin.trust(PIPELINE, PROFILE) == ""
+    assert "no preprocessing is recorded" in input_mismatch.plugin.trust(PIPELINE, replace(PROFILE, recorded=False))
+    assert (
+        input_mismatch.plugin.applies(replace(PIPELINE, recipe=Recipe(init=RANDOM)), PROFILE) == "nothing pretrained is adapted"
+    )
+
+
+def test_a_suite_on_digits_reaches_findings(tmp_path):
+    suite = loader.parse_suite(TABLE, tmp_path / "input.toml")
+    findings = build_run.build_run(execute.execute(suite, path=tmp_path / "store.sqlite")).findings
+    assert [finding.id for finding in findings] == [
+        f"input-mismatch/harm/{variant}" for variant in ("mean-not-sum", "half-resolution")
+    ]
+    assert all((finding.exposed, finding.harm) == (False, 0.0) and finding.control_harm is not None for finding in findings)

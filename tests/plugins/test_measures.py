@@ -1,4 +1,4 @@
-"""What plugins measure themselves, by hand on networks that are small enough for it."""
+"""Measures of plugins, compared with computations by hand on small networks."""
 
 from __future__ import annotations
 
@@ -38,22 +38,24 @@ def one_thread():
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    made = make_world(folder)
-    made.data = make_npz(folder / "target.npz", test=130)
-    return made
+    context_data = make_world(folder)
+    context_data.data = make_npz(folder / "target.npz", test=130)
+    return context_data
 
 
-def given(world, one, *, mode=EVAL_MODE, ready=READY, **change):
-    """What a measure is given of a fit."""
-    trial = make_trial(one, mode=mode)
-    (fitted,), _ = run_trials._trained_models((one,), trial, world.cache)
-    dataset, network = run_trials.training_inputs(one, trial, world.cache)
-    model = context.LoadedModel(spec=one, trained=fitted, network=network, dataset=dataset, source_head={}, cache=world.cache)
-    return replace(evaluate.measure_context(model, fitted.last, replace(trial.view, preprocessing=ready)), **change)
+def make_measure_context(world, spec, *, mode=EVAL_MODE, form=READY, **changes):
+    """The context that a measure receives for a training."""
+    trial = make_trial(spec, mode=mode)
+    (model_state,), _ = run_trials._trained_models((spec,), trial, world.cache)
+    dataset, network = run_trials.training_inputs(spec, trial, world.cache)
+    model = context.LoadedModel(
+        spec=spec, trained=model_state, network=network, dataset=dataset, source_head={}, cache=world.cache
+    )
+    return replace(evaluate.measure_context(model, model_state.last, replace(trial.view, preprocessing=form)), **changes)
 
 
-# Kumar et al. 2022: a linear network x ↦ v·Bx. The gradient of B is v (error) xᵀ, so that B moves in the span of the training
-# images alone.
+# Kumar et al. 2022: a linear network x ↦ v·Bx. The gradient of B is v (error) xᵀ, so that B moves only in the span of the
+# training images.
 
 
 class Linear(nn.Module):
@@ -70,7 +72,7 @@ def make_linear(cache):
     module = Linear()
     groups = (backbones.LayerGroup(name="body", prefixes=("body",)),)
     layout = backbones.LayerLayout(
-        parameters=sum(one.numel() for one in module.parameters()),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
         groups=groups,
         head="head",
         batchnorm=(),
@@ -82,20 +84,20 @@ def make_linear(cache):
 
 
 def make_halves(count=24):
-    """Images with light in their upper half alone, and in their lower half alone; labels by which column is brighter."""
+    """Images with light only in one half, upper and lower; the label is the brighter column."""
     generator = np.random.default_rng(0)
     upper, lower = np.zeros((2, count, 3, 4, 4), np.uint8)
     upper[:, :, :2] = lower[:, :, 2:] = generator.integers(1, 256, (count, 3, 2, 4))
     return upper, lower, (upper[..., 0].sum((1, 2)) > upper[..., 1].sum((1, 2))).astype(np.int64)
 
 
-def adapted(cache, **phase):
-    """The linear network before and after it is adapted to upper halves, as a measure is given it, by the images looked at."""
+def measure_distortion_of_training(cache, **phase):
+    """Adapt the linear network to upper halves. Returns a function that measures distortion, and both halves."""
     upper, lower, labels = make_halves()
     network, start = make_linear(cache)
     split = datasets.Split(images=upper, labels=labels, groups=np.empty(0), example=np.arange(len(labels), dtype=np.uint64))
     dataset = datasets.Dataset(classes=("a", "b"), train=split, validation=split, test=split, left_out=())
-    one = TrainingSpec(
+    spec = TrainingSpec(
         arch="linear",
         init=PRETRAINED,
         start=None,
@@ -106,11 +108,11 @@ def adapted(cache, **phase):
         preprocessing=RAW,
         seed=0,
     )
-    (fitted,) = loop.train([one], network, [start], dataset)
-    assert fitted.curve[-1][1] < fitted.curve[0][1], "it learns"
+    (model,) = loop.train([spec], network, [start], dataset)
+    assert model.curve[-1][1] < model.curve[0][1], "it learns"
 
-    def moved(images):
-        blank = {
+    def measure(images):
+        unused = {
             "test_images": None,
             "test_labels": None,
             "preprocessing": RAW,
@@ -118,120 +120,128 @@ def adapted(cache, **phase):
             "train_labels": None,
             "train_preprocessing": RAW,
         }
-        own = context.MeasureContext(
-            before=fitted.before, after=fitted.last, network=network, train_images=torch.from_numpy(images), **blank
+        measure_context = context.MeasureContext(
+            before=model.before, after=model.last, network=network, train_images=torch.from_numpy(images), **unused
         )
-        return feature_distortion.distortion(own)["distortion"]
+        return feature_distortion.distortion(measure_context)["distortion"]
 
-    return moved, upper, lower
-
-
-def test_features_of_what_is_orthogonal_to_the_training_images_do_not_move_and_those_in_their_span_do(tmp_path):
-    moved, upper, lower = adapted(tmp_path)
-    assert moved(lower) == 0.0
-    assert moved(upper) > 1e-4
-    assert moved(upper // 2 + lower // 2) > 0, "in part"
+    return measure, upper, lower
 
 
-def test_a_linear_probe_moves_no_features_at_all(tmp_path):
-    moved, upper, lower = adapted(tmp_path, trainable=HEAD_ONLY)
-    assert moved(upper) == moved(lower) == 0.0
+def test_features_move_only_in_the_span_of_the_training_images(tmp_path):
+    measure, upper, lower = measure_distortion_of_training(tmp_path)
+    assert measure(lower) == 0.0
+    assert measure(upper) > 1e-4
+    assert measure(upper // 2 + lower // 2) > 0, "the part in the span moves"
 
 
-def test_distortion_is_the_squared_way_by_the_squared_length(tmp_path):
+def test_a_linear_probe_moves_no_features(tmp_path):
+    measure, upper, lower = measure_distortion_of_training(tmp_path, trainable=HEAD_ONLY)
+    assert measure(upper) == measure(lower) == 0.0
+
+
+def test_distortion_is_the_squared_movement_over_the_squared_length(tmp_path):
     network, start = make_linear(tmp_path)
     upper, _, labels = make_halves(4)
-    own = {"before": start, "after": start | {"body.weight": 1.5 * start["body.weight"]}, "network": network}
-    shown = {"train_images": torch.from_numpy(upper), "train_labels": torch.from_numpy(labels), "train_preprocessing": RAW}
-    found = context.MeasureContext(**own, **shown, test_images=None, test_labels=None, preprocessing=RAW, mode=EVAL_MODE)
-    assert feature_distortion.distortion(found)["distortion"] == pytest.approx(0.25, rel=1e-5)
+    states = {"before": start, "after": start | {"body.weight": 1.5 * start["body.weight"]}, "network": network}
+    images = {"train_images": torch.from_numpy(upper), "train_labels": torch.from_numpy(labels), "train_preprocessing": RAW}
+    measure_context = context.MeasureContext(
+        **states, **images, test_images=None, test_labels=None, preprocessing=RAW, mode=EVAL_MODE
+    )
+    assert feature_distortion.distortion(measure_context)["distortion"] == pytest.approx(0.25, rel=1e-5)
 
 
-def test_a_head_of_zeros_sends_exactly_nothing_back(world):
-    assert head_shock.shock(given(world, make_fit(world, head=ZERO_HEAD))) == {"shock": 0.0}
+def test_a_zero_head_gives_the_body_no_gradient(world):
+    assert head_shock.shock(make_measure_context(world, make_fit(world, head=ZERO_HEAD))) == {"shock": 0.0}
 
 
-def test_a_random_head_shocks_more_than_one_that_was_fitted_to_the_same_images(world):
-    seen = given(world, make_fit(world))
-    assert head_shock.shock(seen)["shock"] > 1.0
-    louder = {name: 10 * tensor if "linear" in name else tensor for name, tensor in seen.before.items()}
-    assert head_shock.shock(replace(seen, before=louder))["shock"] > 2 * head_shock.shock(seen)["shock"]
+def test_a_random_head_shocks_more_than_a_fitted_head(world):
+    measure_context = make_measure_context(world, make_fit(world))
+    assert head_shock.shock(measure_context)["shock"] > 1.0
+    scaled = {name: 10 * tensor if "linear" in name else tensor for name, tensor in measure_context.before.items()}
+    assert head_shock.shock(replace(measure_context, before=scaled))["shock"] > 2 * head_shock.shock(measure_context)["shock"]
 
 
-def test_the_shock_is_the_ratio_of_two_gradients_by_hand(tmp_path):
+def test_the_shock_is_the_ratio_of_two_gradients(tmp_path):
     network, start = make_linear(tmp_path)
     upper, _, labels = make_halves()
-    shown = {"train_images": torch.from_numpy(upper), "train_labels": torch.from_numpy(labels), "train_preprocessing": RAW}
-    seen = context.MeasureContext(
+    images = {"train_images": torch.from_numpy(upper), "train_labels": torch.from_numpy(labels), "train_preprocessing": RAW}
+    measure_context = context.MeasureContext(
         before=start,
         after=start,
         network=network,
-        **shown,
+        **images,
         test_images=None,
         test_labels=None,
         preprocessing=RAW,
         mode=EVAL_MODE,
     )
-    x, y = preprocessing.to_tensor(shown["train_images"], RAW).flatten(1).double(), shown["train_labels"]
+    x, y = preprocessing.to_tensor(images["train_images"], RAW).flatten(1).double(), images["train_labels"]
     features = x @ start["body.weight"].double().T
 
-    def norm(weight, bias):
-        p = (features @ weight.T + bias).softmax(1)
-        error = (p - nn.functional.one_hot(y, 2)) / len(y)
+    def gradient_norm(weight, bias):
+        probabilities = (features @ weight.T + bias).softmax(1)
+        error = (probabilities - nn.functional.one_hot(y, 2)) / len(y)
         return ((error @ weight).T @ x).norm()
 
     from xferbench.lab.evaluation import penultimate_features
 
-    fitted = norm(*penultimate_features.fit_logistic_regression(features.float(), y, 2))
-    expected = norm(start["head.weight"].double(), start["head.bias"].double()) / fitted
-    assert head_shock.shock(seen)["shock"] == pytest.approx(float(expected), rel=1e-2)
+    fitted = gradient_norm(*penultimate_features.fit_logistic_regression(features.float(), y, 2))
+    expected = gradient_norm(start["head.weight"].double(), start["head.bias"].double()) / fitted
+    assert head_shock.shock(measure_context)["shock"] == pytest.approx(float(expected), rel=1e-2)
 
 
 def test_in_evaluation_mode_no_answer_depends_on_its_batch(world):
-    assert train_serve_skew.batch_dependence(given(world, make_fit(world))) == {"batch-dependence": 0.0}
+    assert train_serve_skew.batch_dependence(make_measure_context(world, make_fit(world))) == {"batch-dependence": 0.0}
 
 
 @pytest.mark.parametrize("mode", [TRAIN_MODE, TrainModeByClass()], ids=str)
-def test_with_the_statistics_of_batches_answers_depend_on_them(world, mode):
-    assert 0 < train_serve_skew.batch_dependence(given(world, make_fit(world), mode=mode))["batch-dependence"] <= 1
+def test_in_train_mode_answers_depend_on_their_batch(world, mode):
+    assert (
+        0 < train_serve_skew.batch_dependence(make_measure_context(world, make_fit(world), mode=mode))["batch-dependence"] <= 1
+    )
 
 
 @pytest.mark.parametrize("count", [5, 20, 40])
-def test_also_where_there_are_few_images(world, count):
-    seen = given(world, make_fit(world), mode=TRAIN_MODE)
-    few = replace(seen, test_images=seen.test_images[:count], test_labels=seen.test_labels[:count])
+def test_few_images_also_show_batch_dependence(world, count):
+    measure_context = make_measure_context(world, make_fit(world), mode=TRAIN_MODE)
+    few = replace(
+        measure_context, test_images=measure_context.test_images[:count], test_labels=measure_context.test_labels[:count]
+    )
     assert train_serve_skew.batch_dependence(few)["batch-dependence"] > 0
     assert train_serve_skew.batch_dependence(replace(few, mode=EVAL_MODE))["batch-dependence"] == 0
 
 
-def test_a_network_without_batchnorm_does_not_mind_the_mode(tmp_path):
+def test_a_network_without_batchnorm_has_no_batch_dependence(tmp_path):
     network, start = make_linear(tmp_path)
     upper, _, labels = make_halves()
-    shown = {
+    images = {
         "test_images": torch.from_numpy(upper),
         "test_labels": torch.from_numpy(labels),
         "preprocessing": RAW,
         "mode": "train",
     }
-    seen = context.MeasureContext(
-        before=start, after=start, network=network, train_images=None, train_labels=None, train_preprocessing=RAW, **shown
+    measure_context = context.MeasureContext(
+        before=start, after=start, network=network, train_images=None, train_labels=None, train_preprocessing=RAW, **images
     )
-    assert train_serve_skew.batch_dependence(seen) == {"batch-dependence": 0.0}
+    assert train_serve_skew.batch_dependence(measure_context) == {"batch-dependence": 0.0}
 
 
-def test_what_a_diverged_network_answers_is_not_said_to_be_independent_of_anything(world):
-    seen = given(world, make_fit(world))
-    broken = {name: tensor * float("nan") if name == "linear.bias" else tensor for name, tensor in seen.after.items()}
-    assert np.isnan(train_serve_skew.batch_dependence(replace(seen, after=broken))["batch-dependence"])
+def test_the_batch_dependence_of_a_diverged_network_is_undefined(world):
+    measure_context = make_measure_context(world, make_fit(world))
+    diverged = {
+        name: tensor * float("nan") if name == "linear.bias" else tensor for name, tensor in measure_context.after.items()
+    }
+    assert np.isnan(train_serve_skew.batch_dependence(replace(measure_context, after=diverged))["batch-dependence"])
 
 
 @pytest.mark.parametrize("mean", [(0.485, 0.456, 0.406), (0.5,)])
 @pytest.mark.parametrize("std", [(0.229, 0.224, 0.225), (0.25,)])
-def test_twice_is_normalising_twice(mean, std):
-    ready = Preprocessing(mean=mean, std=std)
+def test_normalized_twice_normalizes_twice(mean, std):
+    form = Preprocessing(mean=mean, std=std)
     pixels = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    once = preprocessing.to_tensor(pixels, ready)
-    again = (once - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    once = preprocessing.to_tensor(pixels, form)
+    expected = (once - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
     torch.testing.assert_close(
-        preprocessing.to_tensor(pixels, preprocessing_variants.normalized_twice(ready)), again, rtol=1e-4, atol=1e-4
+        preprocessing.to_tensor(pixels, preprocessing_variants.normalized_twice(form)), expected, rtol=1e-4, atol=1e-4
     )

@@ -1,4 +1,4 @@
-"""Trained past its best step: what it is held against, and what would have kept from it."""
+"""Training past the best step: what it is compared with, and the candidates against it."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ steps = 2
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=describe_recipe)
-def test_what_keeps_from_overfitting_stops_at_its_best_step_and_trains_no_more_than_the_recipe(recipe):
+def test_every_candidate_stops_at_its_best_step_and_trains_no_longer_than_the_recipe(recipe):
     subject = replace(PIPELINE, recipe=recipe)
-    early, *others = (one.recipe for one in overfitting.cure(subject, PROFILE).candidates)
-    assert early == replace(recipe, stop="best")
-    assert others and all(one.stop == "best" for one in others), "one stopping rule for all"
-    assert all(one.init == recipe.init and one.regularizer == recipe.regularizer for one in others)
+    first, *others = (candidate.recipe for candidate in overfitting.cure(subject, PROFILE).candidates)
+    assert first == replace(recipe, stop="best")
+    assert others and all(candidate.stop == "best" for candidate in others), "one stopping rule for all"
+    assert all(candidate.init == recipe.init and candidate.regularizer == recipe.regularizer for candidate in others)
     steps = sum(phase.steps for phase in recipe.phases)
-    assert all(sum(phase.steps for phase in one.phases) == steps for one in others)
+    assert all(sum(phase.steps for phase in candidate.phases) == steps for candidate in others)
 
 
 @pytest.mark.parametrize(
-    ("words_", "trained"),
+    ("spellings", "expected"),
     [
         (["all"], ["all", "top:2", "head"]),
         (["top:3"], ["top:3", "top:1", "head"]),
@@ -74,66 +74,68 @@ def test_what_keeps_from_overfitting_stops_at_its_best_step_and_trains_no_more_t
         (["head"], ["head"]),
     ],
 )
-def test_fewer_layers_are_half_of_those_that_are_trained_and_none(words_, trained):
-    subject = replace(PIPELINE, recipe=Recipe(phases=tuple(Phase(trainable=Trainable.parse(word)) for word in words_)))
-    found = [str(one.recipe.phases[-1].trainable) for one in overfitting.cure(subject, PROFILE).candidates]
-    assert list(dict.fromkeys(found)) == trained
+def test_fewer_layers_are_half_of_the_trained_ones_or_the_head(spellings, expected):
+    subject = replace(
+        PIPELINE, recipe=Recipe(phases=tuple(Phase(trainable=Trainable.parse(spelling)) for spelling in spellings))
+    )
+    candidates = [str(candidate.recipe.phases[-1].trainable) for candidate in overfitting.cure(subject, PROFILE).candidates]
+    assert list(dict.fromkeys(candidates)) == expected
 
 
-def test_one_step_leaves_none_to_choose():
+def test_a_single_step_leaves_nothing_to_select():
     assert overfitting.applies(replace(PIPELINE, recipe=Recipe(phases=(Phase(steps=1),))), PROFILE).startswith("a single step")
 
 
-def test_what_is_overtrained_knows_its_best_step_first_and_is_one_training_for_both_plugins():
+def test_the_overtrained_arm_is_one_training_for_both_plugins():
     cured = overfitting.cure(replace(PIPELINE, recipe=Recipe()), PROFILE).candidates
-    arms = [overfitting.induce(one, PROFILE)["overtrained"] for one in cured]
+    arms = [overfitting.induce(candidate, PROFILE)["overtrained"] for candidate in cured]
     arms += calibration.induce(calibration.cure(replace(PIPELINE, recipe=lp_ft()), PROFILE), PROFILE).values()
-    assert set(arms) == {arms[0]}, "whatever was chosen, and with no temperature"
-    probe, hot = arms[0].recipe.phases
-    assert (str(probe.trainable), probe.steps, hot.steps, hot.lr, hot.schedule) == ("head", 60, 240, 1e-2, "constant")
+    assert set(arms) == {arms[0]}, "the arm depends neither on the candidate nor on a temperature"
+    probe, rest = arms[0].recipe.phases
+    assert (str(probe.trainable), probe.steps, rest.steps, rest.lr, rest.schedule) == ("head", 60, 240, 1e-2, "constant")
     assert arms[0].recipe.stop == "last"
 
 
-def test_the_chosen_step_is_the_first_of_the_best_and_flatters_itself_on_validation():
+def test_the_best_step_is_the_first_maximum_and_validation_is_optimistic_about_it():
     curve = ((10, 1.0, 0.5), (20, 0.5, 0.8), (30, 0.1, 0.8))
-    told = {("subject", "best-step", seed): replace(make_record(f"s{seed}", 0.75), curve=curve) for seed in range(2)}
-    right = np.mean([(one.predictions.predicted == one.predictions.label).mean() for one in told.values()])
-    assert overfitting.mean_best_step(told, [0, 1, 2]) == {"chosen step": 20.0, "optimism": pytest.approx(0.8 - right)}
+    records = {("subject", "best-step", seed): replace(make_record(f"s{seed}", 0.75), curve=curve) for seed in range(2)}
+    accuracy = np.mean([(record.predictions.predicted == record.predictions.label).mean() for record in records.values()])
+    assert overfitting.mean_best_step(records, [0, 1, 2]) == {"chosen step": 20.0, "optimism": pytest.approx(0.8 - accuracy)}
     assert np.isnan(overfitting.mean_best_step({}, [0])["optimism"])
 
 
-def test_who_stops_at_the_best_step_has_nothing_to_tell_apart():
+def test_a_subject_that_stops_at_the_best_step_is_not_exposed():
     recipe = replace(Recipe(), stop="best")
-    asked = fake_lab.make_study(
+    study = fake_lab.make_study(
         overfitting.plugin, suite=replace(fake_lab.SUITE, recipe=recipe), pipeline=replace(PIPELINE, recipe=recipe)
     )
-    harm = next(one for one in fake_lab.run_study(asked, fake_lab.fake_lab()).findings if one.contrast == "harm")
+    harm = next(finding for finding in fake_lab.run_study(study, fake_lab.fake_lab()).findings if finding.contrast == "harm")
     assert (harm.verdict, harm.harm, harm.exposed) == ("PASS", 0.0, False)
     assert harm.reason.startswith("not exposed: ")
 
 
-def test_the_last_step_is_held_against_the_best_of_the_same_training():
+def test_the_last_step_is_compared_with_the_best_step_of_the_same_training():
     def accuracy(trial):
         schedule = trial.model.base.phases[-1].schedule
         return 0.8 if trial.view.step == "best" or schedule != "constant" else 0.6
 
-    told = {
-        one.contrast: one
-        for one in fake_lab.run_study(fake_lab.make_study(overfitting.plugin), fake_lab.fake_lab(accuracy)).findings
+    by_contrast = {
+        finding.contrast: finding
+        for finding in fake_lab.run_study(fake_lab.make_study(overfitting.plugin), fake_lab.fake_lab(accuracy)).findings
     }
-    assert (told["harm"].verdict, told["harm"].control) == ("PASS", "detected")
-    assert told["harm"].control_harm == pytest.approx(0.2, abs=0.03)
-    assert {told[name].verdict for name in ("gap", "regulariser")} == {"INFO"}
+    assert (by_contrast["harm"].verdict, by_contrast["harm"].control) == ("PASS", "detected")
+    assert by_contrast["harm"].control_harm == pytest.approx(0.2, abs=0.03)
+    assert {by_contrast[name].verdict for name in ("gap", "regulariser")} == {"INFO"}
 
 
-def test_a_small_suite_from_images_to_a_verdict(tmp_path):
+def test_a_small_suite_runs_from_images_to_a_verdict(tmp_path):
     data = make_npz(tmp_path / "d.npz", test=60).spec.removeprefix("npz:")
     file, out = tmp_path / "s.toml", tmp_path / "out"
     file.write_text(SUITE.format(plugin="overfitting", data=data))
     main.main(["run", str(file), "-o", str(out), "--store", str(tmp_path / "s.sqlite"), "-j", "1"])
-    found = {one["id"]: one for one in json.loads((out / "results.json").read_text())["findings"]}
-    assert set(found) == {"overfitting/harm/overtrained", "overfitting/gap", "overfitting/regulariser"}
-    assert "ERROR" not in {one["verdict"] for one in found.values()}
-    assert 1 <= found["overfitting/harm/overtrained"]["measures"]["chosen step"] <= 5
-    assert found["overfitting/gap"]["harm"] is not None
+    by_id = {finding["id"]: finding for finding in json.loads((out / "results.json").read_text())["findings"]}
+    assert set(by_id) == {"overfitting/harm/overtrained", "overfitting/gap", "overfitting/regulariser"}
+    assert "ERROR" not in {finding["verdict"] for finding in by_id.values()}
+    assert 1 <= by_id["overfitting/harm/overtrained"]["measures"]["chosen step"] <= 5
+    assert by_id["overfitting/gap"]["harm"] is not None
     assert "could not be drawn" not in (out / "report.html").read_text()

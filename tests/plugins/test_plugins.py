@@ -1,4 +1,4 @@
-"""Every plugin that is installed, and the one that CONTRIBUTING.md adds."""
+"""Every installed plugin, and the plugin that CONTRIBUTING.md adds."""
 
 from __future__ import annotations
 
@@ -53,21 +53,23 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
-def test_a_page_says_what_a_reader_needs(plugin):
+def test_the_page_of_a_plugin_is_complete(plugin):
     for heading in ("Symptom", "Cause", "Remedy", "References"):
         assert f"\n{heading}\n" in plugin.doc
     assert plugin.question.endswith("?") and plugin.remedy
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
-def test_cures_and_failures_change_how_one_trains_or_serves_and_nothing_else(plugin):
+def test_arms_change_training_or_serving_and_nothing_else(plugin):
     cured = plugin.cure(SUBJECT, PROFILE)
     cured, *others = cured.candidates if isinstance(cured, Selection) else (cured,)
     induced = plugin.induce(cured, PROFILE)
-    assert bool(induced) == plugin.has_verdict, "what only measures induces nothing"
+    assert bool(induced) == plugin.has_verdict, "a plugin without a verdict induces nothing"
     assert all(arm.expected_training == SUBJECT.expected_training for arm in (cured, *others))
-    made = [one for arm in induced.values() for one in (arm.candidates if isinstance(arm, Selection) else (arm,))]
-    for arm in (cured, *others, *made):
+    induced_pipelines = [
+        candidate for arm in induced.values() for candidate in (arm.candidates if isinstance(arm, Selection) else (arm,))
+    ]
+    for arm in (cured, *others, *induced_pipelines):
         changed = {name for name, value in flat_values(arm).items() if value != flat_values(SUBJECT)[name]}
         assert changed <= {
             "recipe",
@@ -79,61 +81,61 @@ def test_cures_and_failures_change_how_one_trains_or_serves_and_nothing_else(plu
             "believed",
             "edits",
         }
-    assert all(arm != cured for arm in made)
+    assert all(arm != cured for arm in induced_pipelines)
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
-def test_arms_keep_the_augmentation_and_the_head_of_two_layers_that_a_pipeline_has(plugin):
-    own = replace(fake_lab.PIPELINE, recipe=Recipe(head=Head.parse("mlp:16"), augment=Augmentation.parse("flip")))
-    asked = fake_lab.make_study(plugin, pipeline=own, facts=fake_lab.PROFILE)
-    arms = (plugin_arms(plugin, asked, own) | induced_arms(plugin, asked, own)).values()
-    each = [one for arm in arms for one in (arm.candidates if isinstance(arm, Selection) else (arm,))]
-    assert {(str(one.recipe.head), str(one.recipe.augment)) for one in each} == {("mlp:16", "flip")}
-    assert not any(fake_lab.why_impossible(trials.training_spec(one, 0)) for one in each)
+def test_arms_keep_the_augmentation_and_the_mlp_head_of_the_pipeline(plugin):
+    pipeline = replace(fake_lab.PIPELINE, recipe=Recipe(head=Head.parse("mlp:16"), augment=Augmentation.parse("flip")))
+    study = fake_lab.make_study(plugin, pipeline=pipeline, facts=fake_lab.PROFILE)
+    arms = (plugin_arms(plugin, study, pipeline) | induced_arms(plugin, study, pipeline)).values()
+    candidates = [candidate for arm in arms for candidate in (arm.candidates if isinstance(arm, Selection) else (arm,))]
+    assert {(str(candidate.recipe.head), str(candidate.recipe.augment)) for candidate in candidates} == {("mlp:16", "flip")}
+    assert not any(fake_lab.why_impossible(trials.training_spec(candidate, 0)) for candidate in candidates)
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
-def test_no_arm_ends_halfway_to_a_head_that_was_only_drawn(plugin):
-    own = replace(fake_lab.PIPELINE, recipe=interpolate_to_probe())
-    asked = fake_lab.make_study(plugin, pipeline=own, facts=fake_lab.PROFILE)
-    arms = (plugin_arms(plugin, asked, own) | induced_arms(plugin, asked, own)).values()
-    each = [one.recipe for arm in arms for one in (arm.candidates if isinstance(arm, Selection) else (arm,))]
-    assert own.recipe in each
-    assert all(len(one.phases) > 1 for one in each if isinstance(one.finish, InterpolatePhase))
+def test_no_arm_interpolates_to_an_untrained_head(plugin):
+    pipeline = replace(fake_lab.PIPELINE, recipe=interpolate_to_probe())
+    study = fake_lab.make_study(plugin, pipeline=pipeline, facts=fake_lab.PROFILE)
+    arms = (plugin_arms(plugin, study, pipeline) | induced_arms(plugin, study, pipeline)).values()
+    recipes = [candidate.recipe for arm in arms for candidate in (arm.candidates if isinstance(arm, Selection) else (arm,))]
+    assert pipeline.recipe in recipes
+    assert all(len(recipe.phases) > 1 for recipe in recipes if isinstance(recipe.finish, InterpolatePhase))
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
-def test_nothing_pretrained_is_nothing_to_ask_about(plugin):
-    asked = plugin.applies(replace(PIPELINE, recipe=Recipe(init=RANDOM)), PROFILE)
-    assert asked == (
+def test_a_plugin_about_transfer_does_not_apply_to_random_weights(plugin):
+    reason = plugin.applies(replace(PIPELINE, recipe=Recipe(init=RANDOM)), PROFILE)
+    assert reason == (
         "" if plugin.id in {"calibration", "data-leakage", "train-serve-skew"} else "nothing pretrained is adapted"
     )
 
 
-def seen(before, after, **more):
-    fields = {"network": None, "train_images": None, "train_labels": None, "train_preprocessing": None} | more
-    nothing = {"test_images": None, "test_labels": None, "preprocessing": None, "mode": EVAL_MODE}
-    return MeasureContext(before=before, after=after, **nothing | fields)
+def make_measure_context(before, after, **changes):
+    fields = {"network": None, "train_images": None, "train_labels": None, "train_preprocessing": None} | changes
+    unused = {"test_images": None, "test_labels": None, "preprocessing": None, "mode": EVAL_MODE}
+    return MeasureContext(before=before, after=after, **unused | fields)
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
 def test_a_plugin_is_one_short_file(plugin):
-    assert lines_of(plugin) <= 140
+    assert count_lines(plugin) <= 140
 
 
 def test_most_plugins_are_a_page():
-    assert median(lines_of(plugin) for plugin in PLUGINS) <= 95
+    assert median(count_lines(plugin) for plugin in PLUGINS) <= 95
 
 
-def lines_of(plugin):
-    """Lines of a plugin's file without its imports, for each plugin in it: the experiment, and the audit where it has one."""
+def count_lines(plugin):
+    """Lines of a plugin's file without its imports; an experiment and an audit in one file count half of it each."""
     text = (ROOT / "xferbench" / "plugins" / f"{plugin.id.replace('-', '_')}.py").read_text()
     imports = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom))
     lines = text.count("\n") - sum(node.end_lineno - node.lineno + 1 for node in imports)
     return lines / (2 if "AUDIT_DOC" in text else 1)
 
 
-def test_the_cure_of_drift_puts_every_phase_into_eval_and_curing_twice_changes_nothing():
+def test_the_cure_of_drift_sets_every_phase_to_eval_and_is_idempotent():
     pipeline = replace(PIPELINE, recipe=lp_ft())
     cured = batchnorm_drift.cure(pipeline, PROFILE)
     assert [str(phase.batchnorm) for phase in cured.recipe.phases] == ["eval", "eval"]
@@ -141,70 +143,72 @@ def test_the_cure_of_drift_puts_every_phase_into_eval_and_curing_twice_changes_n
     assert batchnorm_drift.cure(replace(PIPELINE, recipe=linear_probe()), PROFILE) == replace(PIPELINE, recipe=linear_probe())
 
 
-def test_drift_is_zero_where_nothing_moved_and_follows_its_formula_where_it_did():
+def test_drift_is_zero_without_movement_and_follows_its_formula():
     before = {"bn.running_mean": torch.tensor([0.0, 1.0]), "bn.running_var": torch.tensor([1.0, 4.0])}
-    same = seen(before, before)
-    assert batchnorm_drift.drift(same) == {"drift": 0.0, "drift/bn": 0.0}
+    unchanged = make_measure_context(before, before)
+    assert batchnorm_drift.drift(unchanged) == {"drift": 0.0, "drift/bn": 0.0}
     after = {"bn.running_mean": torch.tensor([1.0, 1.0]), "bn.running_var": torch.tensor([1.0, 4.0 * 2.718281828])}
-    moved = batchnorm_drift.drift(seen(before, after))
-    assert moved["drift/bn"] == pytest.approx(1 / 2 + 1 / 2, abs=1e-4)
+    drift = batchnorm_drift.drift(make_measure_context(before, after))
+    assert drift["drift/bn"] == pytest.approx(1 / 2 + 1 / 2, abs=1e-4)
 
 
-def test_the_cures_of_negative_transfer_hold_the_baseline_of_the_study():
+def test_the_candidates_of_negative_transfer_include_the_scratch_baseline():
     cured = negative_transfer.cure(PIPELINE, PROFILE)
     assert isinstance(cured, Selection)
-    assert {one.recipe.init for one in cured.candidates} == {PRETRAINED, RANDOM}
+    assert {candidate.recipe.init for candidate in cured.candidates} == {PRETRAINED, RANDOM}
 
 
-def test_the_rates_that_are_weighed_are_seven_half_a_decade_apart_and_a_warm_up():
+def test_the_candidate_rates_are_seven_half_a_decade_apart_and_a_warm_up():
     subject = replace(PIPELINE, recipe=Recipe(phases=(Phase(lr=1e-3, head_lr=1e-2),)))
     first, *others, warm = learning_rate.cure(subject, PROFILE).candidates
     assert first == subject
-    rates = sorted(one.recipe.phases[0].lr for one in (first, *others))
+    rates = sorted(arm.recipe.phases[0].lr for arm in (first, *others))
     assert np.diff(np.log10(rates)) == pytest.approx([0.5] * 6) and rates[3] == 1e-3
-    assert all(one.recipe.phases[0].head_lr == pytest.approx(10 * one.recipe.phases[0].lr) for one in others)
+    assert all(arm.recipe.phases[0].head_lr == pytest.approx(10 * arm.recipe.phases[0].lr) for arm in others)
     assert warm.recipe.phases == (replace(subject.recipe.phases[0], warmup=15),)
-    assert [one.recipe.phases[0].lr for one in learning_rate.induce(subject, PROFILE).values()] == pytest.approx(
+    assert [arm.recipe.phases[0].lr for arm in learning_rate.induce(subject, PROFILE).values()] == pytest.approx(
         [3e-2, 1e-3 / 30]
     )
 
 
-def test_every_phases_rate_is_scaled_and_none_without_steps_for_it_warms_up():
+def test_the_rate_of_every_phase_is_scaled_and_a_phase_without_enough_steps_has_no_warm_up():
     short = replace(PIPELINE, recipe=lp_ft(Phase(steps=8)))
     scaled = learning_rate.cure(short, PROFILE).candidates[1]
     factors = [new.lr / old.lr for new, old in zip(scaled.recipe.phases, short.recipe.phases, strict=True)]
     assert factors == pytest.approx([10**-1.5] * 2)
-    assert len(learning_rate.cure(short, PROFILE).candidates) == 7, "a tenth of four steps is none"
+    assert len(learning_rate.cure(short, PROFILE).candidates) == 7, "a tenth of four steps is zero steps"
 
 
-def test_how_often_training_diverged_is_told_by_arm():
-    told = {
+def test_the_share_of_diverged_seeds_is_measured_by_arm():
+    records = {
         (arm, "test", seed): make_record("k", 0.5, scalars={"diverged": float(arm == "induced:x30" and seed < 1)})
         for arm in ("subject", "induced:x30", "cured", "scratch")
         for seed in range(2)
     }
-    assert learning_rate.diverged(told, range(3)) == {"subject/diverged": 0.0, "induced:x30/diverged": 0.5}
+    assert learning_rate.diverged(records, range(3)) == {"subject/diverged": 0.0, "induced:x30/diverged": 0.5}
 
 
-FORGETTING = [Recipe(), linear_probe(), lp_ft(), gradual_unfreezing(), Recipe(phases=(Phase(steps=4, warmup=3),))]
-FORGETTING += [Recipe(phases=(Phase(steps=150, warmup=100),)), Recipe(phases=(Phase(steps=1, batch_size=2),))]
+RECIPES = [Recipe(), linear_probe(), lp_ft(), gradual_unfreezing(), Recipe(phases=(Phase(steps=4, warmup=3),))]
+RECIPES += [Recipe(phases=(Phase(steps=150, warmup=100),)), Recipe(phases=(Phase(steps=1, batch_size=2),))]
 
 
-@pytest.mark.parametrize("recipe", FORGETTING, ids=describe_recipe)
-def test_what_keeps_the_source_takes_no_more_steps_than_the_recipe_has(recipe):
+@pytest.mark.parametrize("recipe", RECIPES, ids=describe_recipe)
+def test_candidates_against_forgetting_train_no_longer_than_the_recipe(recipe):
     subject = replace(PIPELINE, recipe=recipe)
     budget = sum(phase.steps for phase in recipe.phases)
     choice = catastrophic_forgetting.cure(subject, PROFILE)
     assert (choice.by, choice.keeping) == ("source-held-out", "validation")
-    for one in choice.candidates:
-        assert 1 <= sum(phase.steps for phase in one.recipe.phases) <= budget
-        assert all(phase.warmup < phase.steps for phase in one.recipe.phases), "as a suite demands"
-        assert {phase.batch_size for phase in one.recipe.phases} == {recipe.phases[-1].batch_size}
-    kinds = {one.recipe.regularizer.spelling if one.recipe.regularizer else "" for one in choice.candidates}
-    assert kinds == {"", "l2-sp", "ewc", "lwf", "replay"}
+    for candidate in choice.candidates:
+        assert 1 <= sum(phase.steps for phase in candidate.recipe.phases) <= budget
+        assert all(phase.warmup < phase.steps for phase in candidate.recipe.phases), "a suite requires it"
+        assert {phase.batch_size for phase in candidate.recipe.phases} == {recipe.phases[-1].batch_size}
+    regularizers = {
+        candidate.recipe.regularizer.spelling if candidate.recipe.regularizer else "" for candidate in choice.candidates
+    }
+    assert regularizers == {"", "l2-sp", "ewc", "lwf", "replay"}
 
 
-def test_without_a_known_source_nothing_is_asked_about_forgetting():
+def test_forgetting_needs_a_source_with_known_classes():
     assert catastrophic_forgetting.plugin.applies(PIPELINE, replace(PROFILE, data=replace(PROFILE.data, source=(0, 1)))) == ""
     assert (
         catastrophic_forgetting.plugin.applies(PIPELINE, replace(PROFILE, data=replace(PROFILE.data, source_error="because")))
@@ -213,7 +217,7 @@ def test_without_a_known_source_nothing_is_asked_about_forgetting():
     assert "no [source]" in catastrophic_forgetting.plugin.applies(PIPELINE, PROFILE)
 
 
-def test_the_cure_of_distortion_is_lp_ft_at_a_low_rate_and_what_is_such_already_stays():
+def test_the_cure_of_distortion_is_lp_ft_at_a_low_rate_and_is_idempotent():
     subject = replace(PIPELINE, recipe=Recipe(phases=(Phase(lr=3e-3),)))
     cured = feature_distortion.cure(subject, PROFILE)
     assert [(str(phase.trainable), str(phase.batchnorm)) for phase in cured.recipe.phases] == [
@@ -224,8 +228,10 @@ def test_the_cure_of_distortion_is_lp_ft_at_a_low_rate_and_what_is_such_already_
     assert feature_distortion.cure(cured, PROFILE) == cured
     probe = replace(PIPELINE, recipe=linear_probe())
     assert feature_distortion.cure(probe, PROFILE) == probe
-    hot = replace(PIPELINE, recipe=lp_ft(Phase(lr=3e-2, batchnorm=BATCHNORM_EVAL)))
-    assert feature_distortion.cure(hot, PROFILE).recipe.phases[1].lr == pytest.approx(3e-4), "LP-FT, but far too hot"
+    high_rate = replace(PIPELINE, recipe=lp_ft(Phase(lr=3e-2, batchnorm=BATCHNORM_EVAL)))
+    assert feature_distortion.cure(high_rate, PROFILE).recipe.phases[1].lr == pytest.approx(3e-4), (
+        "the rate of this LP-FT is too high"
+    )
     assert feature_distortion.applies(PIPELINE, PROFILE) == "the suite has no [shifted] set"
 
 
@@ -235,55 +241,65 @@ def test_the_cure_of_shock_trains_the_head_first_in_the_same_number_of_steps():
     assert (str(probe.trainable), str(probe.batchnorm), probe.steps, probe.warmup) == ("head", "eval", 5, 0)
     assert (str(rest.trainable), rest.steps, rest.warmup) == ("all", 6, 5)
     assert head_shock.cure(head_shock.cure(subject, PROFILE), PROFILE) == head_shock.cure(subject, PROFILE)
-    hasty = (Phase(trainable=HEAD_ONLY, lr=1e-5, steps=1), Phase(lr=3e-2, steps=149))
-    probe, rest = head_shock.cure(replace(PIPELINE, recipe=Recipe(phases=hasty)), PROFILE).recipe.phases
-    assert (probe.lr, probe.steps, rest.steps) == (1e-2, 75, 75), "one step is no probe"
+    phases = (Phase(trainable=HEAD_ONLY, lr=1e-5, steps=1), Phase(lr=3e-2, steps=149))
+    probe, rest = head_shock.cure(replace(PIPELINE, recipe=Recipe(phases=phases)), PROFILE).recipe.phases
+    assert (probe.lr, probe.steps, rest.steps) == (1e-2, 75, 75), "a single step is no linear probe"
 
 
 def test_the_dip_is_cured_minus_subject_at_the_first_checkpoint():
-    told = {("cured", "test", 0): make_record("c", 0.8), ("subject", "test", 0): make_record("s", 0.5)}
-    told = {at: replace(one, curve=one.curve[1:]) for at, one in told.items()}
-    assert head_shock.dip(told, [0]) == {"dip": pytest.approx(0.3 / 15)}
+    records = {("cured", "test", 0): make_record("c", 0.8), ("subject", "test", 0): make_record("s", 0.5)}
+    records = {key: replace(record, curve=record.curve[1:]) for key, record in records.items()}
+    assert head_shock.dip(records, [0]) == {"dip": pytest.approx(0.3 / 15)}
 
 
-def test_mistakes_change_one_thing_each_and_those_that_change_nothing_are_left_out():
-    facts = replace(PROFILE, model=replace(PROFILE.model, size=(32, 32)))
-    plain = preprocessing_variants.preprocessing_mistakes(Preprocessing(), facts)
-    assert set(plain) == {"raw", "bgr", "zoom"}, "nothing is normalised or resized"
-    ready = Preprocessing(resize=40, crop=32, mean=(0.5,), std=(0.25,))
-    found = preprocessing_variants.preprocessing_mistakes(ready, facts)
+def test_each_mistake_changes_one_thing_and_mistakes_without_effect_are_left_out():
+    profile = replace(PROFILE, model=replace(PROFILE.model, size=(32, 32)))
+    mistakes_on_raw = preprocessing_variants.preprocessing_mistakes(Preprocessing(), profile)
+    assert set(mistakes_on_raw) == {"raw", "bgr", "zoom"}, "the images are neither normalised nor resized"
+    form = Preprocessing(resize=40, crop=32, mean=(0.5,), std=(0.25,))
+    mistakes = preprocessing_variants.preprocessing_mistakes(form, profile)
     kinds = {"raw", "unnormalised", "twice-normalised", "bgr", "zoom", "nearest", "no-antialias"}
-    assert set(found) == kinds and ready not in found.values()
-    assert (found["zoom"].resize, found["zoom"].crop) == (60, 32)
-    assert found["unnormalised"] == replace(ready, mean=(0.0,), std=(1.0,))
-    sampled = preprocessing_variants.preprocessing_mistakes(replace(ready, interpolation="nearest", antialias=False), facts)
-    assert "nearest" not in sampled and "no-antialias" not in sampled
+    assert set(mistakes) == kinds and form not in mistakes.values()
+    assert (mistakes["zoom"].resize, mistakes["zoom"].crop) == (60, 32)
+    assert mistakes["unnormalised"] == replace(form, mean=(0.0,), std=(1.0,))
+    mistakes_on_nearest = preprocessing_variants.preprocessing_mistakes(
+        replace(form, interpolation="nearest", antialias=False), profile
+    )
+    assert "nearest" not in mistakes_on_nearest and "no-antialias" not in mistakes_on_nearest
 
 
-def test_the_cure_of_a_mismatch_is_what_is_recorded_and_is_taken_on_trust_where_nothing_is():
-    recorded = replace(PROFILE, preprocessing=Preprocessing(mean=(0.5,)))
-    cured = preprocessing_mismatch.cure(SUBJECT, recorded)
-    assert cured.data.train_preprocessing == cured.serving.preprocessing == recorded.preprocessing
-    assert preprocessing_mismatch.plugin.trust(SUBJECT, recorded) == ""
-    assert "no preprocessing is recorded" in preprocessing_mismatch.plugin.trust(SUBJECT, replace(recorded, recorded=False))
+def test_the_cure_of_a_mismatch_is_the_recorded_preprocessing():
+    profile = replace(PROFILE, preprocessing=Preprocessing(mean=(0.5,)))
+    cured = preprocessing_mismatch.cure(SUBJECT, profile)
+    assert cured.data.train_preprocessing == cured.serving.preprocessing == profile.preprocessing
+    assert preprocessing_mismatch.plugin.trust(SUBJECT, profile) == ""
+    assert "no preprocessing is recorded" in preprocessing_mismatch.plugin.trust(SUBJECT, replace(profile, recorded=False))
 
 
-def test_flips_are_the_share_of_answers_that_serving_as_trained_would_change():
-    def told(arm, seed, predicted):
+def test_flips_are_the_share_of_answers_that_serving_changes():
+    def make_records(arm, seed, predicted):
         record = make_record(f"{arm}{seed}", 0.5, examples=4)
         return {(arm, "test", seed): replace(record, predictions=replace(record.predictions, predicted=np.array(predicted)))}
 
-    answers = told("cured", 0, [0, 1, 2, 3]) | told("subject", 0, [0, 1, 2, 4]) | told("induced:bgr", 0, [4, 4, 4, 4])
-    answers |= told("cured", 1, [0, 0, 0, 0]) | told("subject", 1, [0, 0, 0, 0]) | told("scratch", 0, [9, 9, 9, 9])
-    assert train_serve_skew.flips(answers, [0, 1]) == {"subject/flips": 0.125, "induced:bgr/flips": 1.0}
-    assert train_serve_skew.flips(answers, [1]) == {"subject/flips": 0.0}
+    records = (
+        make_records("cured", 0, [0, 1, 2, 3])
+        | make_records("subject", 0, [0, 1, 2, 4])
+        | make_records("induced:bgr", 0, [4, 4, 4, 4])
+    )
+    records |= (
+        make_records("cured", 1, [0, 0, 0, 0])
+        | make_records("subject", 1, [0, 0, 0, 0])
+        | make_records("scratch", 0, [9, 9, 9, 9])
+    )
+    assert train_serve_skew.flips(records, [0, 1]) == {"subject/flips": 0.125, "induced:bgr/flips": 1.0}
+    assert train_serve_skew.flips(records, [1]) == {"subject/flips": 0.0}
 
 
-def make_run_of(plugin):
-    """A run of a plugin by hand: every view and measure that its contrasts name, and a choice of three rates."""
-    beside = plugin.extra_arms(SUBJECT, PROFILE) if plugin.extra_arms else {}
+def make_plugin_run(plugin):
+    """A run of a plugin with every view and measure of its contrasts, and with a selection among three rates."""
+    extra_arms = plugin.extra_arms(SUBJECT, PROFILE) if plugin.extra_arms else {}
     arms = ("subject", "cured", "scratch", *(f"induced:{name}" for name in plugin.induce(SUBJECT, PROFILE)))
-    arms += tuple(f"beside:{name}" for name in beside)
+    arms += tuple(f"beside:{name}" for name in extra_arms)
     cells = make_cells(plugin.id, {arm: 0.9 - 0.8 * rank / len(arms) for rank, arm in enumerate(arms)}, seeds=2)
     views = {view for contrast in plugin.contrasts for _, view in contrast.weights} - {"test"} - set(plugin.measures)
     cells += [replace(cell, view=view) for view in views for cell in cells if cell.arm == "subject"]
@@ -294,20 +310,20 @@ def make_run_of(plugin):
             for cell in cells
             if cell.view == "test"
         ]
-    weighed = [
+    candidates = [
         {"recipe": f"lr {lr}", "rate": lr, "validation": 0.5, "chosen": lr == 0.1, "curve": [(10, 0.4), (20, 0.5)]}
         for lr in (0.01, 0.1, 1.0)
     ]
-    return make_run(cells=tuple(cells), arms={plugin.id: {"cured": {"weighed": weighed}}})
+    return make_run(cells=tuple(cells), arms={plugin.id: {"cured": {"weighed": candidates}}})
 
 
 @pytest.mark.parametrize("plugin", [plugin for plugin in PLUGINS if plugin.plot], ids=lambda plugin: plugin.id)
-def test_every_picture_draws_a_run(plugin):
-    drawn = figures.draw_plugin_plot(plugin, make_run_of(plugin))
-    assert "<svg" in drawn and "could not be drawn" not in drawn
+def test_every_plot_draws_a_run(plugin):
+    svg = figures.draw_plugin_plot(plugin, make_plugin_run(plugin))
+    assert "<svg" in svg and "could not be drawn" not in svg
 
 
-def test_the_plugin_that_contributing_adds_works_as_it_stands_there(tmp_path, monkeypatch):
+def test_the_plugin_of_the_contributing_guide_works_as_printed(tmp_path, monkeypatch):
     blocks = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
     code = next(text for kind, text in blocks if kind == "python")
     name, value = re.search(r"(\S+) = \"(too_hot:plugin)\"", next(text for kind, text in blocks if kind == "toml")).groups()
@@ -318,18 +334,18 @@ def test_the_plugin_that_contributing_adds_works_as_it_stands_there(tmp_path, mo
     (plugin,) = discovery.load_plugins(["all"])
     assert plugin.doc.startswith("A learning rate")
 
-    told = compute_findings(make_study(plugin), make_lab(ACCURACIES))
-    assert [one.id for one in told.values()] == ["too-hot/harm/x30"]
-    assert told["too-hot/harm/x30"].verdict == "PASS", "in this lab the rate changes nothing"
+    by_id = compute_findings(make_study(plugin), make_lab(ACCURACIES))
+    assert [finding.id for finding in by_id.values()] == ["too-hot/harm/x30"]
+    assert by_id["too-hot/harm/x30"].verdict == "PASS", "the rate changes nothing in this lab"
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)
-def test_every_strategy_can_be_asked_about(plugin, strategy):
-    own = replace(fake_lab.PIPELINE, recipe=STRATEGIES[strategy](Phase(steps=20)))
-    asked = fake_lab.make_study(plugin, pipeline=own, facts=fake_lab.PROFILE)
-    if not why_not(plugin, asked, own):
-        arms = plugin_arms(plugin, asked, own)
+def test_every_strategy_is_a_valid_subject(plugin, strategy):
+    pipeline = replace(fake_lab.PIPELINE, recipe=STRATEGIES[strategy](Phase(steps=20)))
+    study = fake_lab.make_study(plugin, pipeline=pipeline, facts=fake_lab.PROFILE)
+    if not why_not(plugin, study, pipeline):
+        arms = plugin_arms(plugin, study, pipeline)
         cured = arms["cured"].candidates[0] if isinstance(arms["cured"], Selection) else arms["cured"]
         assert {"subject", "cured"} <= arms.keys()
-        assert induced_arms(plugin, asked, cured).keys() or not plugin.has_verdict
+        assert induced_arms(plugin, study, cured).keys() or not plugin.has_verdict

@@ -1,4 +1,4 @@
-"""A cue in the source: how it is put on, what is asked, what is judged, and the whole of it on the digits."""
+"""A shortcut cue in the source: its pixels, the arms and contrasts, and a run on small datasets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from xferbench.runner import build_run, execute
 from xferbench.study.trials import training_spec
 from xferbench.testing import fake_lab
 
-PLUGIN, PIPELINE, FACTS = shortcut_transfer.plugin, fake_lab.PIPELINE, fake_lab.PROFILE
+PLUGIN, PIPELINE, PROFILE = shortcut_transfer.plugin, fake_lab.PIPELINE, fake_lab.PROFILE
 
 
 @pytest.fixture(scope="module")
@@ -33,48 +33,48 @@ def world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def test_the_cue_is_a_magenta_square_of_an_eighth_in_the_corner_and_the_rest_stays():
+def test_the_cue_is_a_magenta_square_in_the_corner_and_leaves_the_rest_unchanged():
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 40), dtype=np.uint8)
-    before, found = images.copy(), shortcut_cue.add_cue(images)
-    assert (found[:, :, :4, :4].transpose(0, 2, 3, 1) == (255, 0, 255)).all()
-    changed = found != images
-    assert not changed[:, :, 4:].any() and not changed[:, :, :, 4:].any()
-    assert np.array_equal(images, before), "a copy"
+    before, with_cue = images.copy(), shortcut_cue.add_cue(images)
+    assert (with_cue[:, :, :4, :4].transpose(0, 2, 3, 1) == (255, 0, 255)).all()
+    is_changed = with_cue != images
+    assert not is_changed[:, :, 4:].any() and not is_changed[:, :, :, 4:].any()
+    assert np.array_equal(images, before), "the function returns a copy"
 
 
-def test_a_tied_cue_is_on_all_training_images_of_the_first_class_and_on_no_other(world):
+def test_a_correlated_cue_is_on_all_training_images_of_the_first_class_and_on_no_other(world):
     dataset = datasets.load_dataset(world.data, READY, None, world.cache)
-    tied = shortcut_cue.correlate_with_class(dataset)
-    worn = (tied.train.images == shortcut_cue.add_cue(dataset.train.images)).all((1, 2, 3))
-    assert np.array_equal(worn, dataset.train.labels == 0)
-    assert tied.test is dataset.test and np.array_equal(tied.train.labels, dataset.train.labels)
+    correlated = shortcut_cue.correlate_with_class(dataset)
+    has_cue = (correlated.train.images == shortcut_cue.add_cue(dataset.train.images)).all((1, 2, 3))
+    assert np.array_equal(has_cue, dataset.train.labels == 0)
+    assert correlated.test is dataset.test and np.array_equal(correlated.train.labels, dataset.train.labels)
 
 
-def test_a_cued_fit_is_trained_on_cued_images_and_a_cued_view_sees_them(world):
-    one = make_fit(world, Phase(steps=2, batch_size=8), init=RANDOM, has_cue=True)
-    trial = make_trial(one)
-    dataset, _ = run_trials.training_inputs(one, trial, world.cache)
-    plain, _ = run_trials.training_inputs(replace(one, has_cue=False), trial, world.cache)
-    assert np.array_equal(dataset.train.images, shortcut_cue.correlate_with_class(plain).train.images)
-    trials = [replace(trial, view=replace(trial.view, has_cue=cued)) for cued in (False, True)]
-    (bare, worn), _ = run_trials.run_trials(trials, frozenset(one.key for one in trials), world.cache)
-    assert not bare.error and not worn.error
-    assert np.array_equal(bare.predictions.example, worn.predictions.example), "the same examples"
-    assert not np.array_equal(bare.predictions.p_true, worn.predictions.p_true)
+def test_a_training_with_a_cue_uses_cued_images_and_so_does_a_cued_view(world):
+    spec = make_fit(world, Phase(steps=2, batch_size=8), init=RANDOM, has_cue=True)
+    trial = make_trial(spec)
+    dataset, _ = run_trials.training_inputs(spec, trial, world.cache)
+    plain_dataset, _ = run_trials.training_inputs(replace(spec, has_cue=False), trial, world.cache)
+    assert np.array_equal(dataset.train.images, shortcut_cue.correlate_with_class(plain_dataset).train.images)
+    trials = [replace(trial, view=replace(trial.view, has_cue=has_cue)) for has_cue in (False, True)]
+    (without_cue, with_cue), _ = run_trials.run_trials(trials, frozenset(trial.key for trial in trials), world.cache)
+    assert not without_cue.error and not with_cue.error
+    assert np.array_equal(without_cue.predictions.example, with_cue.predictions.example), "the same examples"
+    assert not np.array_equal(without_cue.predictions.p_true, with_cue.predictions.p_true)
 
 
-def test_what_has_no_cue_has_the_keys_that_it_always_had(world):
+def test_keys_without_a_cue_stay_unchanged(world):
     assert "cued" not in canonical(make_fit(world)) and "cued" not in canonical(EvaluationSpec(preprocessing=READY))
 
 
-def test_the_sources_are_one_with_the_cue_and_one_without_and_else_the_same():
-    cured = PLUGIN.cure(PIPELINE, FACTS)
-    tied = PLUGIN.induce(cured, FACTS)["tied"]
-    clean, cued = (training_spec(one, 0).start for one in (cured, tied))
-    assert clean == replace(cued, has_cue=False) and cued.has_cue
-    assert clean.phases[0].steps == 3 * PIPELINE.baseline.steps
-    assert (clean.labels, clean.init, clean.data) == ("true", RANDOM, PIPELINE.data.source.data)
-    assert training_spec(cured, 0) == replace(training_spec(tied, 0), start=clean)
+def test_the_sources_with_and_without_the_cue_are_otherwise_equal():
+    cured = PLUGIN.cure(PIPELINE, PROFILE)
+    induced = PLUGIN.induce(cured, PROFILE)["tied"]
+    clean_source, cued_source = (training_spec(arm, 0).start for arm in (cured, induced))
+    assert clean_source == replace(cued_source, has_cue=False) and cued_source.has_cue
+    assert clean_source.phases[0].steps == 3 * PIPELINE.baseline.steps
+    assert (clean_source.labels, clean_source.init, clean_source.data) == ("true", RANDOM, PIPELINE.data.source.data)
+    assert training_spec(cured, 0) == replace(training_spec(induced, 0), start=clean_source)
 
 
 @pytest.mark.parametrize(
@@ -87,13 +87,13 @@ def test_the_sources_are_one_with_the_cue_and_one_without_and_else_the_same():
         ({"recipe": Recipe(init=CuedSource())}, ""),
     ],
 )
-def test_where_it_cannot_be_asked_it_says_why(change, reason):
-    told = PLUGIN.applies(replace_flat(PIPELINE, **change), FACTS)
-    assert reason in told and bool(told) == bool(reason)
+def test_the_plugin_gives_a_reason_if_it_does_not_apply(change, reason):
+    actual = PLUGIN.applies(replace_flat(PIPELINE, **change), PROFILE)
+    assert reason in actual and bool(actual) == bool(reason)
 
 
-def found(costs):
-    """Findings where the cue costs a subject, a clean source and a cued one so much."""
+def find_by_cost(costs):
+    """Findings by id; ``costs`` is what the cue costs the subject, a clean source and a cued source."""
 
     def accuracy(trial):
         start = trial.model.base.start
@@ -101,25 +101,25 @@ def found(costs):
         return 0.8 - trial.view.has_cue * costs[kind]
 
     run = fake_lab.run_study(fake_lab.make_study(PLUGIN), fake_lab.fake_lab(accuracy))
-    return {one.id: one for one in run.findings}
+    return {finding.id: finding for finding in run.findings}
 
 
-def test_harm_is_what_the_cue_costs_beyond_what_it_costs_a_clean_source():
-    told = found({"own": 0.05, "clean": 0.05, "cued": 0.35})
-    one = told["shortcut-transfer/harm/tied"]
-    assert (one.verdict, one.control) == ("PASS", "detected")
-    assert one.harm == pytest.approx(0, abs=0.02) and one.control_harm == pytest.approx(0.3, abs=0.03)
-    assert told["shortcut-transfer/cue-cost"].harm == pytest.approx(0.05, abs=0.02)
-    assert told["shortcut-transfer/clean-cue-cost"].verdict == "INFO"
+def test_harm_is_the_cost_of_the_cue_beyond_that_of_a_clean_source():
+    by_id = find_by_cost({"own": 0.05, "clean": 0.05, "cued": 0.35})
+    finding = by_id["shortcut-transfer/harm/tied"]
+    assert (finding.verdict, finding.control) == ("PASS", "detected")
+    assert finding.harm == pytest.approx(0, abs=0.02) and finding.control_harm == pytest.approx(0.3, abs=0.03)
+    assert by_id["shortcut-transfer/cue-cost"].harm == pytest.approx(0.05, abs=0.02)
+    assert by_id["shortcut-transfer/clean-cue-cost"].verdict == "INFO"
 
 
-def test_a_subject_that_goes_by_the_cue_fails_and_is_told_where_to_begin():
-    one = found({"own": 0.3, "clean": 0.05, "cued": 0.35})["shortcut-transfer/harm/tied"]
-    assert one.verdict == "FAIL" and one.harm == pytest.approx(0.25, abs=0.03)
-    assert 'init = "clean-source"' in "\n".join(one.remedy["patch"])
+def test_a_subject_that_relies_on_the_cue_fails_and_the_remedy_is_a_clean_source():
+    finding = find_by_cost({"own": 0.3, "clean": 0.05, "cued": 0.35})["shortcut-transfer/harm/tied"]
+    assert finding.verdict == "FAIL" and finding.harm == pytest.approx(0.25, abs=0.03)
+    assert 'init = "clean-source"' in "\n".join(finding.remedy["patch"])
 
 
-def test_the_whole_of_it_on_a_small_world(tmp_path):
+def test_a_suite_on_small_datasets_reaches_findings(tmp_path):
     make_npz(tmp_path / "target.npz")
     make_npz(tmp_path / "source.npz", train=160)
     table = {
@@ -134,7 +134,11 @@ def test_the_whole_of_it_on_a_small_world(tmp_path):
         "recipe": {"strategy": "linear-probe", "steps": 10},
         "scratch": {"lr": [3e-3], "weight_decay": [0.01], "steps": 10, "batch_size": 16},
     }
-    asked = loader.parse_suite(table, tmp_path / "s.toml")
-    told = build_run.build_run(execute.execute(asked, path=tmp_path / "store.sqlite")).findings
-    assert [one.id.removeprefix("shortcut-transfer/") for one in told] == ["harm/tied", "cue-cost", "clean-cue-cost"]
-    assert all(one.verdict not in {"ERROR", "SKIPPED"} and one.harm is not None for one in told)
+    suite = loader.parse_suite(table, tmp_path / "s.toml")
+    findings = build_run.build_run(execute.execute(suite, path=tmp_path / "store.sqlite")).findings
+    assert [finding.id.removeprefix("shortcut-transfer/") for finding in findings] == [
+        "harm/tied",
+        "cue-cost",
+        "clean-cue-cost",
+    ]
+    assert all(finding.verdict not in {"ERROR", "SKIPPED"} and finding.harm is not None for finding in findings)

@@ -6,7 +6,7 @@ import pytest
 from factory import make_run
 from hypothesis import given
 from hypothesis import strategies as st
-from test_audits import run as run_audit
+from test_audits import run_audit
 
 from xferbench.analysis import exit_code
 from xferbench.core.comparison import DECISIONS, Comparison, Outcome

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from test_audits import FACTS, FINISHED, SUITE
+from test_audits import FINISHED, PROFILE, SUITE
 
 from xferbench.core.interventions import AssignClasses, ProbeHead, RecalibrateBatchNorm
 from xferbench.plugins import batchnorm_drift, class_order, linear_probe
@@ -19,7 +19,7 @@ ORDER, STATISTICS, PROBE = AssignClasses(), RecalibrateBatchNorm(), ProbeHead()
 
 def replay_audits(scores):
     """Audits of a network. ``scores`` maps edits to the accuracy of a network that has all of them; the first match counts."""
-    study = Study(suite=SUITE, profile=FACTS, plugins=AUDITS, subject=FINISHED, context=fake_lab.CONTEXT)
+    study = Study(suite=SUITE, profile=PROFILE, plugins=AUDITS, subject=FINISHED, context=fake_lab.CONTEXT)
     lab = fake_lab.fake_lab(
         lambda trial: next((value for edits, value in scores.items() if {*edits} <= {*trial.model.edits}), 0.3),
         {reference: {name: 0.0} for audit in AUDITS for name, reference in audit.measures.items()},
@@ -92,7 +92,7 @@ def test_findings_stay_unchanged_without_a_followup():
 def test_the_cost_includes_the_trials_of_the_followup():
     from xferbench.runner import build_run, execute
 
-    study = Study(suite=SUITE, profile=FACTS, plugins=AUDITS, subject=FINISHED, context=fake_lab.CONTEXT)
+    study = Study(suite=SUITE, profile=PROFILE, plugins=AUDITS, subject=FINISHED, context=fake_lab.CONTEXT)
     scores = {(ORDER, STATISTICS): 0.9, (ORDER,): 0.9, (STATISTICS,): 0.5, (PROBE,): 0.5}
     lab = fake_lab.fake_lab(
         lambda trial: next((value for edits, value in scores.items() if {*edits} <= {*trial.model.edits}), 0.3),

@@ -202,8 +202,8 @@ def yield_audits():
         ),
     ):
         for audit in test_audits.AUDITS:
-            yield f"audit {audit.id}, {name}", test_audits.run(audit, test_audits.by_edit(value))
-    run = test_audits.run(test_audits.class_order.audit, lambda trial: 0.3)
+            yield f"audit {audit.id}, {name}", test_audits.run_audit(audit, test_audits.accuracy_by_edit(value))
+    run = test_audits.run_audit(test_audits.class_order.audit, lambda trial: 0.3)
     yield "audit of a dead network", run
     order, statistics, probe = (
         Edit.parse("classes:assigned@1"),
@@ -224,7 +224,7 @@ def run_repaired_audits(scores):
     audits = (test_audits.class_order.audit, test_audits.batchnorm_drift.audit, test_audits.linear_probe.audit)
     study = Study(
         suite=test_audits.SUITE,
-        profile=test_audits.FACTS,
+        profile=test_audits.PROFILE,
         plugins=audits,
         subject=test_audits.FINISHED,
         context=fake_lab.CONTEXT,
