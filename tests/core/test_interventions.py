@@ -257,14 +257,14 @@ def test_a_selection_keeps_the_interventions(halved):
 
 def test_interventions_change_the_training_subset_alone(halved, tmp_path):
     pytest.importorskip("torch")
-    from test_loop import make_fit, make_world, prepared
+    from test_loop import make_spec, make_workspace, prepare_training
 
     from xferbench.lab.training.examples import training_subset
 
-    context = make_world(tmp_path)
-    plain, reduced = make_fit(context), make_fit(context, interventions=(halved(share=0.5),))
-    _, _, dataset = prepared(context, plain)
-    before, after = training_subset(dataset, plain), training_subset(dataset, reduced)
+    world = make_workspace(tmp_path)
+    plain_fit, changed = make_spec(world), make_spec(world, interventions=(halved(share=0.5),))
+    _, _, dataset = prepare_training(world, plain_fit)
+    before, after = training_subset(dataset, plain_fit), training_subset(dataset, changed)
     assert len(after.labels) == len(before.labels) / 2
     assert np.array_equal(before.validation, after.validation)
     assert before.split is dataset.train, "without an intervention, no image is copied"

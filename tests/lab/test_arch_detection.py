@@ -28,13 +28,13 @@ ARCHS = (
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_architecture_of_a_checkpoint_is_detected(tmp_path, arch):
     state = backbones.build(arch, 7).state_dict()
-    torch.save({"epoch": 3, "state_dict": {f"module.{name}": one for name, one in state.items()}}, tmp_path / "w.pth")
+    torch.save({"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "w.pth")
     assert arch_detection.detect_arch(tmp_path / "w.pth") == arch
 
 
 def test_counters_may_be_missing(tmp_path):
     state = backbones.build("torchvision:resnet18", 3).state_dict()
-    torch.save({name: one for name, one in state.items() if "num_batches" not in name}, tmp_path / "w.pth")
+    torch.save({name: tensor for name, tensor in state.items() if "num_batches" not in name}, tmp_path / "w.pth")
     assert arch_detection.detect_arch(tmp_path / "w.pth") == "torchvision:resnet18"
 
 

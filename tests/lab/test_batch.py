@@ -13,28 +13,30 @@ from xferbench.lab.data import batch
 from xferbench.lab.models import backbones
 
 PLAIN = torch.arange(12.0).view(4, 3)
-WORDS = {"ids": torch.arange(8).view(4, 2), "mask": torch.ones(4, 2, dtype=torch.bool)}
+TOKENS = {"ids": torch.arange(8).view(4, 2), "mask": torch.ones(4, 2, dtype=torch.bool)}
 
 
-def same(one, other):
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-    return torch.equal(one, other)
+def is_equal(first, second):
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return torch.equal(first, second)
 
 
-@pytest.mark.parametrize("whole", [PLAIN, WORDS], ids=["tensor", "mapping"])
-def test_a_copy_is_equal_and_has_its_own_memory(whole):
-    copy = batch.copy_batch(whole)
-    assert same(copy, whole)
-    one, own = (copy["ids"], whole["ids"]) if whole is WORDS else (copy, whole)
-    assert one.data_ptr() != own.data_ptr()
+@pytest.mark.parametrize("original", [PLAIN, TOKENS], ids=["tensor", "mapping"])
+def test_a_copy_is_equal_and_has_its_own_memory(original):
+    copy = batch.copy_batch(original)
+    assert is_equal(copy, original)
+    copied_tensor, original_tensor = (copy["ids"], original["ids"]) if original is TOKENS else (copy, original)
+    assert copied_tensor.data_ptr() != original_tensor.data_ptr()
 
 
-@pytest.mark.parametrize("whole", [PLAIN, WORDS], ids=["tensor", "mapping"])
-def test_zeros_have_the_requested_shape(whole):
-    assert len({batch.example_shape(whole), batch.example_shape(batch.map_tensors(lambda tensor: tensor[:2], whole))}) == 1
-    blank = batch.zeros(batch.example_shape(whole), 4, "cpu")
-    assert same(blank, batch.map_tensors(torch.zeros_like, whole))
+@pytest.mark.parametrize("original", [PLAIN, TOKENS], ids=["tensor", "mapping"])
+def test_zeros_have_the_requested_shape(original):
+    assert (
+        len({batch.example_shape(original), batch.example_shape(batch.map_tensors(lambda tensor: tensor[:2], original))}) == 1
+    )
+    blank = batch.zeros(batch.example_shape(original), 4, "cpu")
+    assert is_equal(blank, batch.map_tensors(torch.zeros_like, original))
 
 
 class Reader(nn.Module):
@@ -50,7 +52,7 @@ class Reader(nn.Module):
 
 
 def test_a_network_with_mapping_inputs_has_a_layout():
-    layout = backbones.layer_layout(Reader(), batch.example_shape(WORDS))
+    layout = backbones.layer_layout(Reader(), batch.example_shape(TOKENS))
     assert (layout.head, layout.classes, [group.name for group in layout.groups]) == ("head", 3, ["words", "body"])
 
 

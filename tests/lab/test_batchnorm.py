@@ -24,16 +24,16 @@ def make_batch(count=8):
     return torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(1)) * 2 + 1
 
 
-def state(module):
+def copy_state(module):
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
-def ways(module):
+def layer_attributes(module):
     """Return the attributes of layers that training may change."""
     return [(part.training, getattr(part, "momentum", None), "forward" in vars(part)) for part in module.modules()]
 
 
-def equal(layer, other):
+def is_equal(layer, other):
     return layer.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in layer.items())
 
 
@@ -50,14 +50,14 @@ def test_only_layers_with_running_statistics_count():
 
 
 def test_ghost_batches_equal_successive_slices():
-    whole, sliced, x = nn.BatchNorm2d(3), nn.BatchNorm2d(3), make_batch(8)
+    ghost, sliced, x = nn.BatchNorm2d(3), nn.BatchNorm2d(3), make_batch(8)
     with batchnorm.set_training(sliced, BatchNormMode.parse("train")):
         parts = torch.cat([sliced(part) for part in x.split(2)])
-    with batchnorm.set_training(whole, BatchNormMode.parse("ghost:2")):
-        actual = whole(x)
+    with batchnorm.set_training(ghost, BatchNormMode.parse("ghost:2")):
+        actual = ghost(x)
     assert torch.equal(actual, parts)
-    assert equal(state(whole), state(sliced))
-    assert whole.num_batches_tracked == 4
+    assert is_equal(copy_state(ghost), copy_state(sliced))
+    assert ghost.num_batches_tracked == 4
 
 
 def test_a_remainder_is_distributed_and_a_small_batch_is_one_slice():
@@ -88,12 +88,12 @@ def test_ghost_batches_have_the_gradient_of_the_slices():
 
 def test_eval_mode_uses_statistics_without_changing_them():
     module, x = make_net().eval(), make_batch()
-    before, expected = state(module), module[:2](x)
+    before, expected = copy_state(module), module[:2](x)
     with batchnorm.set_training(module, BatchNormMode.parse("eval")):
         assert torch.equal(module[:2](x), expected)
         assert module[3].training, "dropout trains"
         module(x)
-    assert equal(state(module), before)
+    assert is_equal(copy_state(module), before)
 
 
 @pytest.mark.parametrize(("mode", "share"), [("train", 0.1), ("momentum:0.001", 0.001), ("momentum:1", 1.0)])
@@ -110,25 +110,25 @@ def test_modes_are_restored_even_after_an_exception(mode):
     module = make_net()
     module[1].eval()
     module[5].momentum = None
-    before = ways(module)
+    before = layer_attributes(module)
     with (
         pytest.raises(RuntimeError, match="on purpose"),
         batchnorm.set_training(module, BatchNormMode.parse(mode), frozen=["0"]),
     ):
         raise RuntimeError("on purpose")
-    assert ways(module) == before
+    assert layer_attributes(module) == before
     with batchnorm.set_training(module, BatchNormMode.parse(mode)):
         pass
-    assert ways(module) == before
+    assert layer_attributes(module) == before
 
 
 def test_evaluation_during_training_changes_nothing():
     module, x = make_net(), make_batch()
     with batchnorm.set_training(module, BatchNormMode.parse("ghost:2")):
-        within = ways(module)
+        within = layer_attributes(module)
         with batchnorm.preserve_modes(module):
             module.eval()
-        assert ways(module) == within
+        assert layer_attributes(module) == within
         module(x)
     assert module[1].num_batches_tracked == 4
 
@@ -144,7 +144,7 @@ def test_members_in_lockstep_update_their_own_statistics(mode):
     module = make_net()
     module[3].p = 0.0
     batches = torch.stack([make_batch(), 3 * make_batch() - 1])
-    start = {name: torch.stack([tensor, tensor]) for name, tensor in state(module).items()}
+    start = {name: torch.stack([tensor, tensor]) for name, tensor in copy_state(module).items()}
     together = {name: tensor.clone() for name, tensor in start.items()}
     with batchnorm.set_training(module, BatchNormMode.parse(mode)):
         actual = vmap(lambda tensors, x: functional_call(module, tensors, (x,)))(together, batches)
@@ -157,7 +157,7 @@ def test_members_in_lockstep_update_their_own_statistics(mode):
 
 def test_recalibrated_statistics_are_the_means_over_batches():
     module = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
-    tensors, batches = state(module), make_batch(12).split(4)
+    tensors, batches = copy_state(module), make_batch(12).split(4)
     actual = batchnorm.recalibrate(module, tensors, iter(batches))
     torch.testing.assert_close(actual["0.running_mean"], torch.stack([x.mean((0, 2, 3)) for x in batches]).mean(0))
     torch.testing.assert_close(actual["0.running_var"], torch.stack([x.var((0, 2, 3)) for x in batches]).mean(0))
@@ -170,25 +170,25 @@ def test_recalibrated_statistics_are_the_means_over_batches():
 def test_recalibration_changes_neither_tensors_nor_modes():
     module = make_net()
     tensors, modules, before = (
-        {name: tensor + 1 for name, tensor in state(module).items()},
-        state(module),
-        ways(module),
+        {name: tensor + 1 for name, tensor in copy_state(module).items()},
+        copy_state(module),
+        layer_attributes(module),
     )
     original = {name: tensor.clone() for name, tensor in tensors.items()}
     actual = batchnorm.recalibrate(module, tensors, [make_batch()])
     assert set(actual) == batchnorm.statistics_names(module)
-    assert equal(tensors, original)
-    assert equal(state(module), modules)
-    assert ways(module) == before
+    assert is_equal(tensors, original)
+    assert is_equal(copy_state(module), modules)
+    assert layer_attributes(module) == before
     with pytest.raises(RuntimeError):
         batchnorm.recalibrate(module, tensors, [make_batch()[:, :2]])
-    assert ways(module) == before
+    assert layer_attributes(module) == before
 
 
 def test_recalibration_equals_an_update_with_momentum_1():
     module, x = make_net(), make_batch()
     module[3].p = 0.0
-    tensors = state(module)
+    tensors = copy_state(module)
     with batchnorm.set_training(module, BatchNormMode.parse("momentum:1")):
         functional_call(module, tensors, (x,))
     actual = batchnorm.recalibrate(module, tensors, [x])
@@ -198,6 +198,6 @@ def test_recalibration_equals_an_update_with_momentum_1():
 def test_a_real_network_is_recalibrated_functionally():
     # torchvision's MNASNet rebuilds itself when a state without a version is loaded.
     module = backbones.build("torchvision:mnasnet0_5", 3).eval()
-    actual = batchnorm.recalibrate(module, state(module), [torch.randn(4, 3, 64, 64)])
+    actual = batchnorm.recalibrate(module, copy_state(module), [torch.randn(4, 3, 64, 64)])
     assert set(actual) == batchnorm.statistics_names(module)
     assert all(torch.isfinite(tensor).all() for tensor in actual.values())

@@ -10,7 +10,19 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from test_loop import BRIEF, HEAD, changed_names, float64, is_equal, make_fit, make_trial, one_thread, prepared, train, world  # noqa: F401
+from test_loop import (  # noqa: F401
+    BRIEF,
+    HEAD,
+    changed_names,
+    float64,
+    is_equal,
+    make_spec,
+    make_trial,
+    one_thread,
+    prepare_training,
+    train,
+    workspace,
+)
 from torch import nn
 from torch.func import functional_call
 
@@ -26,14 +38,14 @@ from xferbench.lab.worker import run_trials
 ADAPTER = Phase(trainable=Trainable.parse("adapter:4"), batchnorm=BATCHNORM_EVAL, optimizer="sgd", lr=3e-2, **BRIEF)
 
 
-def adapted(model, side, rank=3):
+def insert_new_adapters(model, side, rank=3):
     """Return a network with adapters, its layout, and its start tensors."""
     layout = backbones.layer_layout(model.eval(), side)
     bottleneck_adapters.insert_adapters(model, layout, (3, side, side), rank)
     return layout, model.state_dict() | bottleneck_adapters.initial_adapters(model, 0)
 
 
-def lively(tensors):
+def with_nonzero_adapters(tensors):
     """Return the start tensors with nonzero adapters."""
     return {name: torch.randn_like(tensor) if name.endswith("adapter_up") else tensor for name, tensor in tensors.items()}
 
@@ -65,9 +77,9 @@ def test_new_adapters_do_not_change_the_output_and_work_in_every_split(arch, sid
     model, x = backbones.build(arch, 4).eval(), torch.randn(2, 3, side, side)
     with torch.no_grad():
         before = model(x)
-        layout, tensors = adapted(model, side)
+        layout, tensors = insert_new_adapters(model, side)
         torch.testing.assert_close(functional_call(model, tensors, (x,)), before, rtol=0, atol=1e-6)
-        tensors = lively(tensors)
+        tensors = with_nonzero_adapters(tensors)
         after = functional_call(model, tensors, (x,))
         assert not torch.allclose(after, before, atol=1e-3)
         for below in range(1, len(layout.groups) + 1):
@@ -79,7 +91,7 @@ def test_new_adapters_do_not_change_the_output_and_work_in_every_split(arch, sid
 
 def test_checkpoints_load_into_a_network_with_adapters(tmp_path):
     model, plain = backbones.build("tiny-resnet", 4), backbones.build("tiny-resnet", 9)
-    adapted(model, 32)
+    insert_new_adapters(model, 32)
     state = {f"model.{name}": tensor for name, tensor in plain.state_dict().items()}
     assert checkpoints.head_tensors(model, state, "linear")["linear.weight"].shape == (9, 64)
     checkpoints.load_backbone(model, state, "linear")
@@ -88,7 +100,7 @@ def test_checkpoints_load_into_a_network_with_adapters(tmp_path):
 
 def test_adapters_have_the_requested_width_and_depend_on_the_seed():
     model = backbones.build("tiny-resnet", 4)
-    layout, tensors = adapted(model, 32, rank=5)
+    layout, tensors = insert_new_adapters(model, 32, rank=5)
     adapters = backbones.names_by_kind(layout, model)["adapter"]
     assert len(adapters) == 4 * len(layout.groups)
     assert tensors["layer4.adapter_down"].shape == (5, 64) and tensors["layer4.adapter_up"].shape == (64, 5)
@@ -100,19 +112,19 @@ def test_adapters_have_the_requested_width_and_depend_on_the_seed():
     assert not adapters & (kinds["norm"] | kinds["bias"] | kinds["lora"]), "the kinds are those of the network without adapters"
 
 
-def test_only_adapters_and_head_are_trained(world):  # noqa: F811
-    spec = make_fit(world, ADAPTER)
-    network, (start,), dataset = prepared(world, spec)
+def test_only_adapters_and_head_are_trained(workspace):  # noqa: F811
+    spec = make_spec(workspace, ADAPTER)
+    network, (start,), dataset = prepare_training(workspace, spec)
     (actual,) = loop.train([spec], network, [start], dataset)
     assert changed_names(actual) == HEAD | backbones.names_by_kind(network.layout, network.module)["adapter"]
-    (plain,) = train(world, make_fit(world, Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, **BRIEF)))
+    (plain,) = train(workspace, make_spec(workspace, Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, **BRIEF)))
     assert {name: actual.before[name] for name in plain.before}.keys() == plain.before.keys() < actual.before.keys()
 
 
 @pytest.mark.parametrize("step", [{}, {"batchnorm": BATCHNORM_TRAIN, "optimizer": "adamw"}])
-def test_training_in_lockstep_equals_training_alone(step, world, float64):  # noqa: F811
-    specs = [make_fit(world, replace(ADAPTER, **step), seed=seed) for seed in range(2)]
-    network, starts, dataset = prepared(world, *specs)
+def test_training_in_lockstep_equals_training_alone(step, workspace, float64):  # noqa: F811
+    specs = [make_spec(workspace, replace(ADAPTER, **step), seed=seed) for seed in range(2)]
+    network, starts, dataset = prepare_training(workspace, *specs)
     starts = [float64(start) for start in starts]
     together = loop.train(specs, network, starts, dataset)
     for spec, start, actual in zip(specs, starts, together, strict=True):
@@ -121,12 +133,12 @@ def test_training_in_lockstep_equals_training_alone(step, world, float64):  # no
     assert not is_equal(together[0].last, together[1].last)
 
 
-def test_a_linear_probe_before_adapters_uses_precomputed_activations(world, monkeypatch):  # noqa: F811
+def test_a_linear_probe_before_adapters_uses_precomputed_activations(workspace, monkeypatch):  # noqa: F811
     probe, rest = replace(ADAPTER, trainable=HEAD_ONLY), replace(ADAPTER, trainable=Trainable.parse("top:1"))
-    spec = make_fit(world, probe, ADAPTER, rest)
-    (cut,) = train(world, spec)
+    spec = make_spec(workspace, probe, ADAPTER, rest)
+    (cut,) = train(workspace, spec)
     monkeypatch.setattr(graph_split, "split_at", lambda *_: None)
-    (whole,) = train(world, spec)
+    (whole,) = train(workspace, spec)
     torch.testing.assert_close(cut.last, whole.last, rtol=1e-4, atol=1e-5)
     assert "layer4.0.conv1.weight" in changed_names(whole) and "layer3.adapter_up" in changed_names(whole)
     assert "layer3.0.conv1.weight" not in changed_names(whole)
@@ -134,21 +146,21 @@ def test_a_linear_probe_before_adapters_uses_precomputed_activations(world, monk
 
 @pytest.mark.parametrize("edits", [(), (Edit.parse("batchnorm:recalibrated@2"),), (Edit.parse("interpolated:0.5"),)])
 @pytest.mark.parametrize("view", [{}, {"mode": TRAIN_MODE}, {"examples": "validation"}])
-def test_views_and_edits_use_the_adapted_network_and_its_weights_are_cached(edits, view, world):  # noqa: F811
-    trial = make_trial(make_fit(world, ADAPTER), **view)
+def test_views_and_edits_use_the_adapted_network_and_its_weights_are_cached(edits, view, workspace):  # noqa: F811
+    trial = make_trial(make_spec(workspace, ADAPTER), **view)
     trial = replace(trial, model=ModelSpec(base=trial.model.base, edits=edits))
-    (first,), _ = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
+    (first,), _ = run_trials.run_trials([trial], frozenset([trial.key]), workspace.cache)
     run_trials._network.cache_clear()
-    (again,), trained_count = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
+    (again,), trained_count = run_trials.run_trials([trial], frozenset([trial.key]), workspace.cache)
     assert trained_count == 0 and first.error == again.error == ""
     assert (first.predictions.p_true == again.predictions.p_true).all()
 
 
-def test_a_view_evaluates_the_trained_tensors(world):  # noqa: F811
-    spec = make_fit(world, ADAPTER)
+def test_a_view_evaluates_the_trained_tensors(workspace):  # noqa: F811
+    spec = make_spec(workspace, ADAPTER)
     trial = make_trial(spec)
-    (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
-    network, starts, dataset = prepared(world, spec)
+    (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), workspace.cache)
+    network, starts, dataset = prepare_training(workspace, spec)
     (actual,) = loop.train([spec], network, starts, dataset)
     x = preprocessing.to_tensor(torch.from_numpy(np.array(dataset.test.images)), spec.preprocessing)
     with torch.no_grad():
@@ -158,9 +170,9 @@ def test_a_view_evaluates_the_trained_tensors(world):  # noqa: F811
 
 def test_a_copy_of_the_network_has_its_own_adapters():
     model, x = backbones.build("tiny-resnet", 4).eval(), torch.randn(2, 3, 32, 32)
-    _, tensors = adapted(model, 32)
+    _, tensors = insert_new_adapters(model, 32)
     copy = deepcopy(model)
-    copy.load_state_dict(lively(tensors))
+    copy.load_state_dict(with_nonzero_adapters(tensors))
     with torch.no_grad():
         torch.testing.assert_close(copy(x), functional_call(model, copy.state_dict(), (x,)), rtol=0, atol=1e-5)
         assert not torch.allclose(copy(x), model(x), atol=1e-3)

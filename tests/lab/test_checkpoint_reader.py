@@ -21,31 +21,31 @@ from xferbench.lab.models import checkpoint_reader
 STATE = {"one.weight": torch.arange(6.0).view(2, 3), "one.bias": torch.ones(2), "count": torch.tensor(3)}
 
 
-def same(actual, expected):
+def is_equal(actual, expected):
     return actual.keys() == expected.keys() and all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
 
 
-def saved(content, path, **kwargs):
+def save_state(content, path, **kwargs):
     torch.save(content, path, **kwargs)
     return path
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_state_dict_is_read_from_both_forms_of_torch_files(zipped, tmp_path):
-    assert same(
-        checkpoint_reader.read_checkpoint(saved(STATE, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)), STATE
+    assert is_equal(
+        checkpoint_reader.read_checkpoint(save_state(STATE, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)), STATE
     )
 
 
 def test_safetensors_are_recognized_by_content(tmp_path):
     save_file(STATE, tmp_path / "weights.bin")
-    assert same(checkpoint_reader.read_checkpoint(tmp_path / "weights.bin"), STATE)
+    assert is_equal(checkpoint_reader.read_checkpoint(tmp_path / "weights.bin"), STATE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_floating_point_becomes_float32_and_integers_do_not_change(dtype, tmp_path):
     cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in STATE.items()}
-    assert same(checkpoint_reader.read_checkpoint(saved(cast, tmp_path / "a.pt")), STATE)
+    assert is_equal(checkpoint_reader.read_checkpoint(save_state(cast, tmp_path / "a.pt")), STATE)
 
 
 @pytest.mark.parametrize(
@@ -62,22 +62,24 @@ def test_floating_point_becomes_float32_and_integers_do_not_change(dtype, tmp_pa
     ],
 )
 def test_wrappers_and_shared_prefixes_are_removed(wrapped, tmp_path):
-    assert same(checkpoint_reader.read_checkpoint(saved(wrapped, tmp_path / "a.pth")), STATE)
+    assert is_equal(checkpoint_reader.read_checkpoint(save_state(wrapped, tmp_path / "a.pth")), STATE)
 
 
 def test_weights_are_preferred_to_their_moving_average(tmp_path):
     average = {name: tensor * 0 for name, tensor in STATE.items()}
-    assert same(checkpoint_reader.read_checkpoint(saved({"model_ema": average, "model": STATE}, tmp_path / "a.pth")), STATE)
+    assert is_equal(
+        checkpoint_reader.read_checkpoint(save_state({"model_ema": average, "model": STATE}, tmp_path / "a.pth")), STATE
+    )
 
 
 def test_a_prefix_of_some_names_is_kept(tmp_path):
     state = {"model.weight": torch.ones(2), "criterion.weight": torch.ones(2)}
-    assert same(checkpoint_reader.read_checkpoint(saved(state, tmp_path / "a.pth")), state)
+    assert is_equal(checkpoint_reader.read_checkpoint(save_state(state, tmp_path / "a.pth")), state)
 
 
 def test_parameters_are_read_as_plain_tensors(tmp_path):
     shared = torch.nn.Parameter(torch.ones(4))
-    state = checkpoint_reader.read_checkpoint(saved({"a": shared, "b": shared[:2]}, tmp_path / "a.pth"))
+    state = checkpoint_reader.read_checkpoint(save_state({"a": shared, "b": shared[:2]}, tmp_path / "a.pth"))
     state["a"].zero_()
     assert not state["a"].requires_grad
     assert torch.equal(state["b"], torch.ones(2))
@@ -111,7 +113,7 @@ def test_a_file_that_would_run_code_is_refused_and_does_not_run(zipped, tmp_path
     "content", [{"state_dict": STATE, "args": Namespace(lr=0.1)}, torch.nn.Linear(2, 2)], ids=["args", "module"]
 )
 def test_the_error_names_the_blocked_class_and_a_working_solution(content, tmp_path, monkeypatch):
-    path = saved(content, tmp_path / "model.pt")
+    path = save_state(content, tmp_path / "model.pt")
     with pytest.raises(UserError, match=r"argparse\.Namespace|torch\.nn\.modules\.linear\.Linear") as refused:
         checkpoint_reader.read_checkpoint(path)
     monkeypatch.chdir(tmp_path)
@@ -122,7 +124,7 @@ def test_the_error_names_the_blocked_class_and_a_working_solution(content, tmp_p
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_truncated_file_is_an_error(zipped, tmp_path):
-    path = saved(STATE, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    path = save_state(STATE, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     content = path.read_bytes()
     for length in range(1, len(content) - 1, len(content) // 60):
         path.write_bytes(content[:length])
@@ -160,12 +162,12 @@ def test_a_missing_file_an_empty_file_and_a_folder_have_different_errors(tmp_pat
 @pytest.mark.parametrize("content", [[torch.ones(2)], {"epoch": 3}, {}, torch.ones(3), {"a": {"b": {"c": {"d": {}}}}}])
 def test_a_file_without_named_tensors_is_an_error(content, tmp_path):
     with pytest.raises(UserError, match="it holds no named tensors"):
-        checkpoint_reader.read_checkpoint(saved(content, tmp_path / "a.pth"))
+        checkpoint_reader.read_checkpoint(save_state(content, tmp_path / "a.pth"))
 
 
 def test_a_torchscript_program_is_an_error(tmp_path):
     path = tmp_path / "program.pt"
-    saved(STATE, path)
+    save_state(STATE, path)
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "script.pt", "w") as script:
         for name in archive.namelist():
             script.writestr(name, archive.read(name))
@@ -183,7 +185,7 @@ class Hyper:
 
 def test_the_error_names_every_blocked_class(tmp_path):
     content = {"state_dict": {f"model.{name}": tensor for name, tensor in STATE.items()}, "hyper_parameters": {"x": Hyper()}}
-    path = saved(content | {"args": Namespace(lr=1)}, tmp_path / "last.ckpt")
+    path = save_state(content | {"args": Namespace(lr=1)}, tmp_path / "last.ckpt")
     with pytest.raises(UserError) as refused:
         checkpoint_reader.read_checkpoint(path)
     assert refused.value.found == "the file asks for argparse.Namespace, test_checkpoint_reader.Hyper, which is not plain data"
@@ -200,16 +202,18 @@ def test_a_lightning_checkpoint_with_plain_arguments_is_read(tmp_path):
         "optimizer_states": [{"state": {0: {"step": torch.tensor(1.0)}}}],
         "hyper_parameters": {"lr": 0.1},
     }
-    assert same(checkpoint_reader.read_checkpoint(saved(content, tmp_path / "last.ckpt")), STATE)
+    assert is_equal(checkpoint_reader.read_checkpoint(save_state(content, tmp_path / "last.ckpt")), STATE)
 
 
-@pytest.mark.parametrize(("own", "average"), [("model", "model_ema"), ("state_dict", "state_dict_ema")])
-def test_a_note_says_whether_weights_or_their_average_were_read(own, average, tmp_path):
-    path = saved({own: STATE, average: {f"module.{name}": tensor * 0 for name, tensor in STATE.items()}}, tmp_path / "a.pth")
+@pytest.mark.parametrize(("key", "average_key"), [("model", "model_ema"), ("state_dict", "state_dict_ema")])
+def test_a_note_says_whether_weights_or_their_average_were_read(key, average_key, tmp_path):
+    path = save_state(
+        {key: STATE, average_key: {f"module.{name}": tensor * 0 for name, tensor in STATE.items()}}, tmp_path / "a.pth"
+    )
     state, note = checkpoint_reader.read_with_note(path)
-    assert same(state, STATE)
-    assert note == f"weights: {own!r} of the file, not the moving average {average!r} in the same file"
-    assert checkpoint_reader.read_with_note(saved({average: STATE}, tmp_path / "b.pth"))[1] == ""
+    assert is_equal(state, STATE)
+    assert note == f"weights: {key!r} of the file, not the moving average {average_key!r} in the same file"
+    assert checkpoint_reader.read_with_note(save_state({average_key: STATE}, tmp_path / "b.pth"))[1] == ""
 
 
 def test_a_checkpoint_of_timm_is_read(tmp_path):
@@ -219,15 +223,15 @@ def test_a_checkpoint_of_timm_is_read(tmp_path):
     saver = utils.CheckpointSaver(model, optimizer, model_ema=utils.ModelEmaV3(model), checkpoint_dir=str(tmp_path))
     saver.save_checkpoint(0, metric=0.5)
     state, note = checkpoint_reader.read_with_note(tmp_path / "last.pth.tar")
-    assert same(state, model.state_dict()) and "'state_dict_ema'" in note
+    assert is_equal(state, model.state_dict()) and "'state_dict_ema'" in note
 
 
 def test_prefixes_of_compiled_and_wrapped_networks_are_removed(tmp_path):
     layer = torch.nn.Sequential(torch.nn.Linear(2, 2))
     wrapped = torch.nn.DataParallel(torch.compile(layer))
-    path = saved(wrapped.state_dict(), tmp_path / "a.pt")
+    path = save_state(wrapped.state_dict(), tmp_path / "a.pt")
     assert next(iter(wrapped.state_dict())).startswith("module._orig_mod.")
-    assert same(checkpoint_reader.read_checkpoint(path), layer.state_dict())
+    assert is_equal(checkpoint_reader.read_checkpoint(path), layer.state_dict())
 
 
 PRAISE = r"weights_only|add_safe_globals|safe_globals|arbitrary code"
@@ -245,12 +249,12 @@ def test_the_error_for_a_bare_pickle_does_not_quote_unsafe_advice(content, proto
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_the_error_for_a_damaged_file_does_not_quote_unsafe_advice(zipped, tmp_path):
-    path = saved(STATE, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    path = save_state(STATE, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     content, rng, actual = path.read_bytes(), np.random.default_rng(0), []
-    for at, value in zip(rng.integers(len(content), size=150), rng.integers(256, size=150), strict=True):
-        path.write_bytes(content[:at] + bytes([value]) + content[at + 1 :])
+    for position, value in zip(rng.integers(len(content), size=150), rng.integers(256, size=150), strict=True):
+        path.write_bytes(content[:position] + bytes([value]) + content[position + 1 :])
         try:
             checkpoint_reader.read_checkpoint(path)
         except UserError as problem:
             actual.append(problem.found)
-    assert actual and not [one for one in actual if re.search(PRAISE, one)]
+    assert actual and not [message for message in actual if re.search(PRAISE, message)]

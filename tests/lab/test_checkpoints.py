@@ -8,38 +8,38 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from test_checkpoint_reader import STATE, same, saved
+from test_checkpoint_reader import STATE, is_equal, save_state
 
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import Preprocessing
 from xferbench.lab.models import backbones, checkpoint_reader, checkpoints, graph_split, state_dict_names
 
 
-def of(arch, classes=10):
+def make_model_and_state(arch, classes=10):
     model = backbones.build(arch, classes)
     return model, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def test_everything_but_the_head_is_loaded():
-    model, own = of("tiny-resnet", 5)
-    _, source = of("tiny-resnet", 20)
+    model, initial = make_model_and_state("tiny-resnet", 5)
+    _, source = make_model_and_state("tiny-resnet", 20)
     assert checkpoints.load_backbone(model, source, "linear") == ("linear.weight", "linear.bias")
     loaded = model.state_dict()
     for name, tensor in loaded.items():
-        assert torch.equal(tensor, own[name] if name.startswith("linear.") else source[name]), name
+        assert torch.equal(tensor, initial[name] if name.startswith("linear.") else source[name]), name
 
 
 def test_the_head_is_never_loaded_and_may_be_missing():
-    model, own = of("tiny-resnet")
-    _, source = of("tiny-resnet")
+    model, initial = make_model_and_state("tiny-resnet")
+    _, source = make_model_and_state("tiny-resnet")
     headless = {name: tensor for name, tensor in source.items() if not name.startswith("linear.") and "num_batches" not in name}
     assert checkpoints.load_backbone(model, source, "linear")
     assert checkpoints.load_backbone(model, headless, "linear") == ()
-    assert torch.equal(model.linear.weight, own["linear.weight"])
+    assert torch.equal(model.linear.weight, initial["linear.weight"])
 
 
 def test_one_message_lists_every_mismatch():
-    model, source = of("tiny-resnet")
+    model, source = make_model_and_state("tiny-resnet")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     del source["conv1.weight"]
     source["stranger.weight"] = torch.ones(2)
@@ -49,7 +49,7 @@ def test_one_message_lists_every_mismatch():
     assert "1 missing in the file: conv1.weight" in refused.value.found
     assert "1 not in the network: stranger.weight" in refused.value.found
     assert "1 of another shape: bn1.weight (3,) for (16,)" in refused.value.found
-    assert same(model.state_dict(), before), "a refused checkpoint changed the network"
+    assert is_equal(model.state_dict(), before), "a refused checkpoint changed the network"
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_one_message_lists_every_mismatch():
     ],
 )
 def test_the_error_for_another_architecture_names_the_family(source, likeness):
-    model, _ = of("cifar-resnet20")
-    _, state = of(source)
+    model, _ = make_model_and_state("cifar-resnet20")
+    _, state = make_model_and_state(source)
     with pytest.raises(UserError, match=rf"look like {likeness};") as refused:
         checkpoints.load_backbone(model, state, "linear")
     assert "in all)" in refused.value.found
@@ -73,7 +73,7 @@ def test_the_error_for_another_architecture_names_the_family(source, likeness):
 
 
 def test_weights_that_are_not_finite_are_an_error():
-    model, source = of("tiny-resnet")
+    model, source = make_model_and_state("tiny-resnet")
     source["layer2.0.conv1.weight"][0, 0, 0, 0] = float("nan")
     with pytest.raises(UserError, match=r"NaN or infinity in layer2\.0\.conv1\.weight"):
         checkpoints.load_backbone(model, source, "linear")
@@ -92,13 +92,13 @@ def test_old_names_of_torchvision_weights_are_translated():
 
 
 def test_auxiliary_classifiers_count_as_heads():
-    model, source = of("torchvision:googlenet")
+    model, source = make_model_and_state("torchvision:googlenet")
     extra = {"aux1.fc1.weight": torch.ones(2), "aux2.conv.conv.weight": torch.ones(2)}
     assert set(checkpoints.load_backbone(model, source | extra, "fc")) == {"fc.weight", "fc.bias", *extra}
 
 
 def test_a_network_that_rebuilds_itself_is_loaded_unchanged():
-    model, source = of("torchvision:mnasnet0_5")
+    model, source = make_model_and_state("torchvision:mnasnet0_5")
     assert checkpoints.load_backbone(model, source, "classifier.1") == ("classifier.1.weight", "classifier.1.bias")
 
 
@@ -161,7 +161,7 @@ def test_a_recorded_preprocessing_is_read(tmp_path):
     assert checkpoints.recorded_preprocessing(path) == preprocessing
     checkpoints.save_tensors(STATE, path)
     assert checkpoints.recorded_preprocessing(path) is None
-    assert checkpoints.recorded_preprocessing(saved(STATE, tmp_path / "a.pth")) is None
+    assert checkpoints.recorded_preprocessing(save_state(STATE, tmp_path / "a.pth")) is None
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "null", json.dumps({"size": 3})])
@@ -174,46 +174,46 @@ def test_an_unreadable_record_is_an_error(text, tmp_path):
 # Names under which training code keeps a network
 
 
-def under(prefix, state):
+def with_prefix(prefix, state):
     return {f"{prefix}{name}": tensor for name, tensor in state.items()}
 
 
 @pytest.mark.parametrize("prefix", ["model.", "net.", "encoder.", "module._orig_mod.backbone."])
 def test_a_network_next_to_losses_and_metrics_is_found(prefix):
-    model, source = of("tiny-resnet")
+    model, source = make_model_and_state("tiny-resnet")
     beside = {"criterion.weight": torch.ones(4), "train_acc.total": torch.ones(())}
-    placed, note = checkpoints.match_names(model, under(prefix, source) | beside, "linear")
-    assert same(placed, source)
+    placed, note = checkpoints.match_names(model, with_prefix(prefix, source) | beside, "linear")
+    assert is_equal(placed, source)
     assert note == f"weights: those named {prefix}…; not used: criterion.weight, train_acc.total"
-    checkpoints.load_backbone(model, under(prefix, source) | beside, "linear")
+    checkpoints.load_backbone(model, with_prefix(prefix, source) | beside, "linear")
     assert torch.equal(model.state_dict()["conv1.weight"], source["conv1.weight"])
 
 
 def test_matching_names_do_not_change():
-    model, source = of("tiny-resnet")
-    placed, note = checkpoints.match_names(model, source | under("ema.", source), "linear")
+    model, source = make_model_and_state("tiny-resnet")
+    placed, note = checkpoints.match_names(model, source | with_prefix("ema.", source), "linear")
     assert note == "" and len(placed) == 2 * len(source)
 
 
 def test_a_wrapped_network_accepts_weights_without_its_prefix():
     wrapped = torch.nn.Sequential()
     wrapped.add_module("model", backbones.build("tiny-resnet", 10))
-    _, source = of("tiny-resnet")
+    _, source = make_model_and_state("tiny-resnet")
     checkpoints.load_backbone(wrapped, source, "model.linear")
     assert torch.equal(wrapped.state_dict()["model.conv1.weight"], source["conv1.weight"])
 
 
 def test_a_file_with_the_network_twice_is_an_error_that_names_both():
-    model, source = of("tiny-resnet")
+    model, source = make_model_and_state("tiny-resnet")
     with pytest.raises(UserError, match=r"more than once, under (encoder_q\., encoder_k\.|encoder_k\., encoder_q\.)"):
-        checkpoints.load_backbone(model, under("encoder_q.", source) | under("encoder_k.", source), "linear")
+        checkpoints.load_backbone(model, with_prefix("encoder_q.", source) | with_prefix("encoder_k.", source), "linear")
 
 
 def test_the_error_names_a_prefix_that_would_help():
-    model, source = of("tiny-resnet")
+    model, source = make_model_and_state("tiny-resnet")
     del source["layer4.0.conv1.weight"]
     with pytest.raises(UserError, match=r"with 'trunk\.' removed from the names, 44 of 45 tensors would fit"):
-        checkpoints.load_backbone(model, under("trunk.", source), "linear")
+        checkpoints.load_backbone(model, with_prefix("trunk.", source), "linear")
     wrapped = torch.nn.Sequential()
     wrapped.add_module("trunk", model)
     with pytest.raises(UserError, match=r"with 'trunk\.' put before the names, 44 of 45 tensors would fit"):

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from test_datasets import make_npz
-from test_loop import BRIEF, READY, is_equal, make_fit, make_trial, make_world, parse_regularizer
+from test_loop import BRIEF, PREPROCESSING, is_equal, make_spec, make_trial, make_workspace, parse_regularizer
 
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import (
@@ -33,11 +33,11 @@ SGD = {"optimizer": "sgd", "weight_decay": 0.0, "schedule": "constant", "batchno
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    world = make_world(folder)
-    world.other = make_npz(folder / "other.npz", train=50)
-    return world
+def workspace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workspace")
+    workspace = make_workspace(folder)
+    workspace.other = make_npz(folder / "other.npz", train=50)
+    return workspace
 
 
 @pytest.fixture(autouse=True)
@@ -48,19 +48,19 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def make_dann_spec(world, spelling, *phases, **more):
-    return make_fit(world, *phases, regularizer=parse_regularizer(spelling), unlabeled=world.other, **more)
+def make_dann_spec(workspace, spelling, *phases, **more):
+    return make_spec(workspace, *phases, regularizer=parse_regularizer(spelling), unlabeled=workspace.other, **more)
 
 
-def prepare(world, *specs):
+def prepare(workspace, *specs):
     trial = make_trial(specs[0])
-    dataset, network = run_trials.training_inputs(specs[0], trial, world.cache)
-    starts = [run_trials.start_tensors(spec, network, trial, world.cache) for spec in specs]
-    return network, starts, dataset, run_trials._auxiliary_inputs(specs[0], network, world.cache)
+    dataset, network = run_trials.training_inputs(specs[0], trial, workspace.cache)
+    starts = [run_trials.start_tensors(spec, network, trial, workspace.cache) for spec in specs]
+    return network, starts, dataset, run_trials._auxiliary_inputs(specs[0], network, workspace.cache)
 
 
-def train(world, *specs):
-    return loop.train(specs, *prepare(world, *specs))
+def train(workspace, *specs):
+    return loop.train(specs, *prepare(workspace, *specs))
 
 
 @pytest.mark.parametrize(
@@ -68,16 +68,16 @@ def train(world, *specs):
 )
 @pytest.mark.parametrize("more", [{}, {"augment": Augmentation.parse("flip+crop"), "head": Head.parse("mlp:6")}])
 @pytest.mark.parametrize("seeds", [1, 2])
-def test_strength_0_equals_plain_training_bit_for_bit(world, phases, more, seeds):
-    plain = train(world, *(make_fit(world, *phases, seed=seed, **more) for seed in range(seeds)))
-    results = train(world, *(make_dann_spec(world, "dann:0", *phases, seed=seed, **more) for seed in range(seeds)))
+def test_strength_0_equals_plain_training_bit_for_bit(workspace, phases, more, seeds):
+    plain = train(workspace, *(make_spec(workspace, *phases, seed=seed, **more) for seed in range(seeds)))
+    results = train(workspace, *(make_dann_spec(workspace, "dann:0", *phases, seed=seed, **more) for seed in range(seeds)))
     for result, plain_result in zip(results, plain, strict=True):
         assert is_equal(result.last, plain_result.last) and is_equal(result.best, plain_result.best)
         assert result.curve == plain_result.curve
 
 
-def test_a_positive_strength_changes_the_result_but_not_the_structure(world):
-    (plain,), (result,) = train(world, make_fit(world)), train(world, make_dann_spec(world, "dann:1"))
+def test_a_positive_strength_changes_the_result_but_not_the_structure(workspace):
+    (plain,), (result,) = train(workspace, make_spec(workspace)), train(workspace, make_dann_spec(workspace, "dann:1"))
     assert result.last.keys() == plain.last.keys() == result.before.keys()
     assert not is_equal(result.last, plain.last)
     assert result.curve[0][1] == plain.curve[0][1], (
@@ -86,30 +86,30 @@ def test_a_positive_strength_changes_the_result_but_not_the_structure(world):
 
 
 @pytest.mark.parametrize("more", [{}, {"augment": Augmentation.parse("flip")}, {"head": Head.parse("mlp:6:0")}])
-def test_training_in_lockstep_equals_training_alone(world, more):
-    specs = [make_dann_spec(world, "dann:1", Phase(lr=1e-3, **SGD | BRIEF), seed=seed, **more) for seed in range(2)]
-    for together, spec in zip(train(world, *specs), specs, strict=True):
-        (alone,) = train(world, spec)
+def test_training_in_lockstep_equals_training_alone(workspace, more):
+    specs = [make_dann_spec(workspace, "dann:1", Phase(lr=1e-3, **SGD | BRIEF), seed=seed, **more) for seed in range(2)]
+    for together, spec in zip(train(workspace, *specs), specs, strict=True):
+        (alone,) = train(workspace, spec)
         torch.testing.assert_close(together.last, alone.last, rtol=1e-3, atol=2e-4)
         np.testing.assert_allclose(together.curve, alone.curve, rtol=1e-3, atol=1e-4)
 
 
-def test_discriminators_depend_on_the_seed_of_each_member(world):
-    specs = [make_dann_spec(world, "dann:1", seed=seed) for seed in range(2)]
-    network, _, dataset, source = prepare(world, *specs)
+def test_discriminators_depend_on_the_seed_of_each_member(workspace):
+    specs = [make_dann_spec(workspace, "dann:1", seed=seed) for seed in range(2)]
+    network, _, dataset, source = prepare(workspace, *specs)
     both = dann.build_discriminator(specs, network, source.unlabelled, dataset.train.images.shape[1:])
     second = dann.build_discriminator(specs[1:], network, source.unlabelled, dataset.train.images.shape[1:])
     for name, tensor in both.tensors.items():
         assert torch.equal(tensor[1:], second.tensors[name]) and not torch.equal(tensor[0], tensor[1])
 
 
-def test_the_loss_is_0_and_its_gradient_is_reversed(world):
-    spec = make_dann_spec(world, "dann:0.7", Phase(**BRIEF), Phase(**BRIEF))
-    network, (start,), dataset, source = prepare(world, spec)
+def test_the_loss_is_0_and_its_gradient_is_reversed(workspace):
+    spec = make_dann_spec(workspace, "dann:0.7", Phase(**BRIEF), Phase(**BRIEF))
+    network, (start,), dataset, source = prepare(workspace, spec)
     discriminator = dann.build_discriminator([spec], network, source.unlabelled, dataset.train.images.shape[1:])
     dann_phase = dann.build_dann_phase(discriminator, None, [start], spec.phases[1], 1, [spec], network)
     assert (dann_phase.previous_steps, dann_phase.total_steps) == (3, 6)
-    _, rest = loop.split_phase_model(network, 0, READY)
+    _, rest = loop.split_phase_model(network, 0, PREPROCESSING)
     name, x = "conv1.weight", torch.from_numpy(np.array(dataset.train.images[:16]))
     tensors = {key: tensor[None].clone() for key, tensor in start.items()}
     tensors[name].requires_grad_()
@@ -139,18 +139,18 @@ def test_the_ramp_rises_from_0_to_almost_1():
     assert 0.9999 < dann.dann_ramp(1) < 1
 
 
-def test_images_of_the_other_domain_exclude_held_out_and_test_images(world):
-    *_, source = prepare(world, make_dann_spec(world, "dann:1"))
-    other = datasets.load_dataset(world.other, READY, None, world.cache)
+def test_images_of_the_other_domain_exclude_held_out_and_test_images(workspace):
+    *_, source = prepare(workspace, make_dann_spec(workspace, "dann:1"))
+    other = datasets.load_dataset(workspace.other, PREPROCESSING, None, workspace.cache)
     digests = set(source.unlabelled.example.tolist())
     assert digests and digests <= set(other.train.example.tolist())
     assert not digests & {*domains.held_out_split(other).example.tolist(), *other.test.example.tolist()}
 
 
-def test_missing_or_differently_shaped_images_are_errors(world, tmp_path):
-    spec = make_dann_spec(world, "dann:1")
+def test_missing_or_differently_shaped_images_are_errors(workspace, tmp_path):
+    spec = make_dann_spec(workspace, "dann:1")
     with pytest.raises(ValueError, match="without images of another domain"):
-        loop.train([spec], *prepare(world, replace(spec, unlabeled=None)))
+        loop.train([spec], *prepare(workspace, replace(spec, unlabeled=None)))
     larger = make_npz(tmp_path / "l.npz", side=20)
     with pytest.raises(UserError, match="images of another shape"):
-        train(world, replace(spec, unlabeled=larger))
+        train(workspace, replace(spec, unlabeled=larger))

@@ -19,7 +19,7 @@ from xferbench.core.pipeline import Preprocessing
 from xferbench.data import inputs, sources, synthetic
 from xferbench.lab.data import datasets
 
-READY = Preprocessing()
+PREPROCESSING = Preprocessing()
 SMALL = Preprocessing(resize=8, crop=8)
 
 
@@ -50,7 +50,7 @@ def make_folder(folder, *, splits=("train", "val"), classes=("cat", "dog"), each
     return folder
 
 
-def loaded(folder, cache, preprocessing=READY, test_size=None):
+def load_folder(folder, cache, preprocessing=PREPROCESSING, test_size=None):
     return datasets.load_dataset(inputs.digest_data(f"folder:{folder}"), preprocessing, test_size, cache)
 
 
@@ -147,14 +147,14 @@ def test_shuffled_labels_have_the_same_counts():
 
 
 def test_val_is_the_test_set_only_if_there_is_no_test_folder(tmp_path):
-    two = loaded(make_folder(tmp_path / "two"), tmp_path / "cache")
+    two = load_folder(make_folder(tmp_path / "two"), tmp_path / "cache")
     assert two.validation is None
     assert sorted(two.test.labels) == [0] * 5 + [1] * 5
     assert len(set(two.test.labels[:5].tolist())) == 2, "in a fixed random order"
-    three = loaded(make_folder(tmp_path / "three", splits=("train", "val", "test"), each=4), tmp_path / "cache")
+    three = load_folder(make_folder(tmp_path / "three", splits=("train", "val", "test"), each=4), tmp_path / "cache")
     assert len(three.validation.labels) == len(three.test.labels) == 8
     assert set(three.validation.example).isdisjoint(three.test.example)
-    only = loaded(make_folder(tmp_path / "only", splits=("train", "test")), tmp_path / "cache")
+    only = load_folder(make_folder(tmp_path / "only", splits=("train", "test")), tmp_path / "cache")
     assert only.validation is None
 
 
@@ -165,7 +165,7 @@ def test_hidden_files_are_ignored_and_unreadable_files_are_reported(tmp_path):
     (folder / "train" / "cat" / "torn.png").write_bytes(whole[: len(whole) // 2])
     (folder / "train" / "dog" / "empty.jpg").write_bytes(b"")
     (folder / "val" / "dog" / "notes.txt").write_text("woof")
-    dataset = loaded(folder, tmp_path / "cache")
+    dataset = load_folder(folder, tmp_path / "cache")
     assert len(dataset.train.labels) == 10
     message = "\n".join(dataset.left_out)
     for name in ("train/cat/torn.png: ", "train/dog/empty.jpg: cannot identify", "val/dog/notes.txt: "):
@@ -182,7 +182,7 @@ def test_common_image_formats_become_rgb_uint8(kind, tmp_path):
     if kind == "1":
         image = Image.fromarray(grey > 100)
     image.save(folder / "train" / "cat" / ("odd.tiff" if kind == "CMYK" else "odd.png"))
-    dataset = loaded(folder, tmp_path / "cache")
+    dataset = load_folder(folder, tmp_path / "cache")
     assert dataset.left_out == ()
     assert dataset.train.images.dtype == np.uint8
     (odd,) = [
@@ -199,8 +199,8 @@ def test_images_of_different_sizes_need_a_preprocessing(tmp_path):
     folder = make_folder(tmp_path / "d")
     Image.new("RGB", (20, 14)).save(folder / "train" / "cat" / "large.png")
     with pytest.raises(UserError, match="differing sizes"):
-        loaded(folder, tmp_path / "cache")
-    assert loaded(folder, tmp_path / "cache", SMALL).train.images.shape[1:] == (3, 8, 8)
+        load_folder(folder, tmp_path / "cache")
+    assert load_folder(folder, tmp_path / "cache", SMALL).train.images.shape[1:] == (3, 8, 8)
 
 
 def test_a_class_without_readable_images_is_an_error_and_leaves_no_files(tmp_path):
@@ -208,45 +208,45 @@ def test_a_class_without_readable_images_is_an_error_and_leaves_no_files(tmp_pat
     for file in (folder / "train" / "dog").iterdir():
         file.write_bytes(b"no image")
     with pytest.raises(UserError, match="none of dog"):
-        loaded(folder, tmp_path / "cache")
+        load_folder(folder, tmp_path / "cache")
     assert list((tmp_path / "cache" / "data").iterdir()) == []
 
 
 def test_the_digest_depends_on_pixels_and_not_on_the_location(tmp_path):
-    here = make_folder(tmp_path / "here")
-    there = tmp_path / "far" / "there"
-    shutil.copytree(here, there)
-    (there / "train" / "cat" / ".DS_Store").write_text("hidden")
-    digest = inputs.digest_data(f"folder:{here}").digest
-    assert inputs.digest_data(f"folder:{there}") == inputs.digest_data(f"folder:{here}")
-    loaded(here, tmp_path / "cache")
-    assert len(loaded(there, tmp_path / "cache").train.labels) == 10
+    folder = make_folder(tmp_path / "here")
+    copied_folder = tmp_path / "far" / "there"
+    shutil.copytree(folder, copied_folder)
+    (copied_folder / "train" / "cat" / ".DS_Store").write_text("hidden")
+    digest = inputs.digest_data(f"folder:{folder}").digest
+    assert inputs.digest_data(f"folder:{copied_folder}") == inputs.digest_data(f"folder:{folder}")
+    load_folder(folder, tmp_path / "cache")
+    assert len(load_folder(copied_folder, tmp_path / "cache").train.labels) == 10
     assert len(list((tmp_path / "cache" / "data").iterdir())) == 1, "and is prepared once"
-    Image.new("RGB", (12, 12), (1, 2, 3)).save(there / "train" / "cat" / "0.png")
-    assert inputs.digest_data(f"folder:{there}").digest != digest
-    (here / "train" / "cat" / "0.png").rename(here / "train" / "dog" / "0b.png")
-    assert inputs.digest_data(f"folder:{here}").digest != digest
+    Image.new("RGB", (12, 12), (1, 2, 3)).save(copied_folder / "train" / "cat" / "0.png")
+    assert inputs.digest_data(f"folder:{copied_folder}").digest != digest
+    (folder / "train" / "cat" / "0.png").rename(folder / "train" / "dog" / "0b.png")
+    assert inputs.digest_data(f"folder:{folder}").digest != digest
 
 
 def test_a_smaller_test_set_is_a_prefix_of_a_larger_one(tmp_path):
     pixels, labels = make_pixels(60, seed=1)
     by_class = np.argsort(labels, kind="stable")
     target = make_npz(tmp_path / "d.npz", test_images=pixels[by_class], test_labels=labels[by_class])
-    whole = datasets.load_dataset(target, READY, None, tmp_path / "cache").test
-    some = datasets.load_dataset(target, READY, 20, tmp_path / "cache").test
+    whole = datasets.load_dataset(target, PREPROCESSING, None, tmp_path / "cache").test
+    some = datasets.load_dataset(target, PREPROCESSING, 20, tmp_path / "cache").test
     other = datasets.load_dataset(target, SMALL, 20, tmp_path / "cache").test
     assert (some.example == whole.example[:20]).all()
     assert (other.example == some.example).all(), "paired whatever their size"
     assert len(set(whole.labels[:20].tolist())) == 4, "a fair sample, not the first class"
     assert sorted(whole.labels) == sorted(make_pixels(60)[1])
     with pytest.raises(UserError, match="test_size"):
-        datasets.load_dataset(target, READY, 61, tmp_path / "cache")
+        datasets.load_dataset(target, PREPROCESSING, 61, tmp_path / "cache")
 
 
 def test_groups_follow_their_images(tmp_path):
     groups = {"train_groups": np.arange(120) // 6, "test_groups": np.array([f"p{i // 3}" for i in range(60)])}
     target = make_npz(tmp_path / "d.npz", **groups)
-    dataset = datasets.load_dataset(target, READY, 30, tmp_path / "cache")
+    dataset = datasets.load_dataset(target, PREPROCESSING, 30, tmp_path / "cache")
     pixels, _ = make_pixels(60, seed=1)
     group_of = {pixels[i].transpose(2, 0, 1).tobytes(): i // 3 for i in range(60)}
     expected = np.array([group_of[image.tobytes()] for image in dataset.test.images])
@@ -259,7 +259,7 @@ def test_example_digests_depend_on_pixels_and_label(tmp_path):
     pixels, labels = make_pixels(60, seed=1)
     pixels[1], pixels[4] = pixels[0], pixels[0]  # labels 0, 1, 0
     target = make_npz(tmp_path / "d.npz", test_images=pixels, test_labels=labels)
-    test = datasets.load_dataset(target, READY, None, tmp_path / "cache").test
+    test = datasets.load_dataset(target, PREPROCESSING, None, tmp_path / "cache").test
     twins = [
         example
         for image, example in zip(test.images, test.example, strict=True)
@@ -274,16 +274,16 @@ def test_synthetic_datasets_are_balanced_and_have_the_requested_size(name, tmp_p
     monkeypatch.setattr(sources, "SYNTHETIC_SPLIT_SIZES", {"train": 200, "test": 100})
     monkeypatch.setattr(sources, "SOURCE_TRAIN_IMAGES", 400)
     target = inputs.digest_data(f"synthetic:{name}")
-    dataset = datasets.load_dataset(target, READY, None, tmp_path)
+    dataset = datasets.load_dataset(target, PREPROCESSING, None, tmp_path)
     assert dataset.classes == synthetic.CLASSES[name]
     assert dataset.train.images.shape == (400 if name == "source" else 200, 3, 32, 32)
     assert np.ptp(np.bincount(dataset.train.labels)) == 0
-    more = datasets.load_dataset(target, READY, 160, tmp_path).test
+    more = datasets.load_dataset(target, PREPROCESSING, 160, tmp_path).test
     assert (more.example[:100] == dataset.test.example).all()
 
 
 def test_the_digits_dataset_is_complete(tmp_path):
-    dataset = datasets.load_dataset(inputs.digest_data("digits"), READY, None, tmp_path)
+    dataset = datasets.load_dataset(inputs.digest_data("digits"), PREPROCESSING, None, tmp_path)
     assert (len(dataset.train.labels), len(dataset.test.labels)) == (1000, 797)
     assert dataset.train.images.shape[1:] == (3, 32, 32)
 
@@ -300,20 +300,20 @@ def test_an_interrupted_preparation_leaves_no_dataset(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "_write_split", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        datasets.load_dataset(target, READY, None, tmp_path / "cache")
+        datasets.load_dataset(target, PREPROCESSING, None, tmp_path / "cache")
     monkeypatch.undo()
     assert list((tmp_path / "cache" / "data").iterdir()) == []
-    assert len(datasets.load_dataset(target, READY, None, tmp_path / "cache").train.labels) == 120
+    assert len(datasets.load_dataset(target, PREPROCESSING, None, tmp_path / "cache").train.labels) == 120
 
 
 def test_files_of_a_killed_preparation_are_not_read(tmp_path):
     target = make_npz(tmp_path / "d.npz")
-    whole = datasets.load_dataset(target, READY, None, tmp_path / "cache")
+    whole = datasets.load_dataset(target, PREPROCESSING, None, tmp_path / "cache")
     (place,) = (tmp_path / "cache" / "data").iterdir()
     torn = place.rename(place.with_name("tmp0"))
     shutil.rmtree(torn / "test")
     (torn / "about.json").unlink()
-    again = datasets.load_dataset(target, READY, None, tmp_path / "cache")
+    again = datasets.load_dataset(target, PREPROCESSING, None, tmp_path / "cache")
     assert (again.test.example == whole.test.example).all()
 
 
@@ -323,11 +323,11 @@ def test_the_slower_of_two_workers_uses_the_result_of_the_faster(tmp_path, monke
 
     def overtaken(*arguments):
         monkeypatch.setattr(datasets, "_write_split", real)
-        datasets.load_dataset(target, READY, None, tmp_path / "cache")
+        datasets.load_dataset(target, PREPROCESSING, None, tmp_path / "cache")
         return real(*arguments)
 
     monkeypatch.setattr(datasets, "_write_split", overtaken)
-    assert len(datasets.load_dataset(target, READY, None, tmp_path / "cache").train.labels) == 120
+    assert len(datasets.load_dataset(target, PREPROCESSING, None, tmp_path / "cache").train.labels) == 120
     (place,) = (tmp_path / "cache" / "data").iterdir()
     assert json.loads((place / "about.json").read_text())["classes"] == ["0", "1", "2", "3"]
 
@@ -339,5 +339,5 @@ def test_a_full_disk_is_an_os_error_and_leaves_no_files(tmp_path, monkeypatch):
     target = make_npz(tmp_path / "d.npz")
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(OSError, match="No space left"):
-        datasets.load_dataset(target, READY, None, tmp_path / "cache")
+        datasets.load_dataset(target, PREPROCESSING, None, tmp_path / "cache")
     assert list((tmp_path / "cache" / "data").iterdir()) == []

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from test_datasets import make_npz
-from test_loop import READY, make_fit, make_world
+from test_loop import PREPROCESSING, make_spec, make_workspace
 from test_measures import make_measure_context
 
 from xferbench.config import loader
@@ -38,41 +38,43 @@ TABLE = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    world = make_world(folder)
-    world.source = make_npz(folder / "source.npz", train=140, side=20)
-    return world
+def workspace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workspace")
+    workspace = make_workspace(folder)
+    workspace.source = make_npz(folder / "source.npz", train=140, side=20)
+    return workspace
 
 
-def make_context(world, *, source=True, **more):
-    spec = make_fit(world, Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, steps=2, batch_size=8))
-    domain = AuxiliaryDataset(data=world.source) if source else None
-    return make_measure_context(world, spec, view=EvaluationSpec(preprocessing=READY, domain=domain), cache=world.cache, **more)
+def make_context(workspace, *, source=True, **more):
+    spec = make_spec(workspace, Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, steps=2, batch_size=8))
+    domain = AuxiliaryDataset(data=workspace.source) if source else None
+    return make_measure_context(
+        workspace, spec, view=EvaluationSpec(preprocessing=PREPROCESSING, domain=domain), cache=workspace.cache, **more
+    )
 
 
-def test_without_source_and_head_only_label_scores_exist(world):
-    assert domain_gap.logme(make_context(world, source=False)).keys() == FREE
+def test_without_source_and_head_only_label_scores_exist(workspace):
+    assert domain_gap.logme(make_context(workspace, source=False)).keys() == FREE
 
 
-def test_a_linear_probe_does_not_change_the_features(world):
-    assert domain_gap.logme(make_context(world))["cka"] == pytest.approx(1)
+def test_a_linear_probe_does_not_change_the_features(workspace):
+    assert domain_gap.logme(make_context(workspace))["cka"] == pytest.approx(1)
 
 
-def test_with_a_source_there_are_distances_to_it_and_within_it(world):
-    scores = domain_gap.logme(make_context(world))
+def test_with_a_source_there_are_distances_to_it_and_within_it(workspace):
+    scores = domain_gap.logme(make_context(workspace))
     assert scores.keys() == FREE | DISTANCES | {name + domain_gap.WITHIN_SOURCE for name in DISTANCES}
 
 
-def test_with_a_pretrained_head_there_is_leep(world):
-    layout = make_context(world).network.layout
+def test_with_a_pretrained_head_there_is_leep(workspace):
+    layout = make_context(workspace).network.layout
     head = {f"{layout.head}.weight": torch.zeros(6, layout.features), f"{layout.head}.bias": torch.zeros(6)}
-    scores = domain_gap.logme(make_context(world, source_head=head))
+    scores = domain_gap.logme(make_context(workspace, source_head=head))
     assert scores["leep"] == pytest.approx(-1.386, abs=0.05), "a constant head, and four classes of equal size"
 
 
-def test_a_darker_target_is_farther_away_than_the_source_from_itself(world):
-    darker = make_context(world, train_preprocessing=replace(READY, scale=READY.scale / 3))
+def test_a_darker_target_is_farther_away_than_the_source_from_itself(workspace):
+    darker = make_context(workspace, train_preprocessing=replace(PREPROCESSING, scale=PREPROCESSING.scale / 3))
     scores = domain_gap.logme(darker)
     assert all(scores[name] > scores[name + domain_gap.WITHIN_SOURCE] for name in DISTANCES)
     assert scores["proxy a-distance"] > 1.5

@@ -50,7 +50,7 @@ batch_size = 8
 
 
 @pytest.fixture(autouse=True)
-def in_this_process(monkeypatch):
+def run_in_this_process(monkeypatch):
     monkeypatch.setattr(local, "start_workers", _in_this_process)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -59,7 +59,7 @@ def in_this_process(monkeypatch):
         yield
 
 
-def spectrograms(folder, dtype=np.float32):
+def write_spectrograms(folder, dtype=np.float32):
     """Write tones of two pitches in noise, 24 × 40, in decibels. Return the dataset."""
     rng = np.random.default_rng(0)
     labels = np.arange(72) % 2
@@ -71,7 +71,7 @@ def spectrograms(folder, dtype=np.float32):
     return "npz:d.npz"
 
 
-def run(folder, data, preprocessing="", trainable="head"):
+def run_suite(folder, data, preprocessing="", trainable="head"):
     (folder / "suite.toml").write_text(SUITE.format(data=data, preprocessing=preprocessing, trainable=trainable))
     return runner.run(loader.load_suite(folder / "suite.toml"), store=folder / "s.db", device="cpu", workers=1)
 
@@ -88,15 +88,15 @@ def view_predictions(result):
 @pytest.mark.parametrize("trainable", ["head", "all"])
 def test_rectangular_spectrograms_reach_a_verdict(trainable, tmp_path):
     preprocessing = 'preprocessing = { kind = "spectrogram", mean = -60, std = 12 }'
-    result = run(tmp_path, spectrograms(tmp_path), preprocessing, trainable)
+    result = run_suite(tmp_path, write_spectrograms(tmp_path), preprocessing, trainable)
     assert get_verdict(result) in {"PASS", "FAIL", "INCONCLUSIVE"}
     assert {len(predictions.label) for predictions in view_predictions(result)} == {24}
     assert not any(cell.record.error for cell in result.cells)
 
 
 def test_a_linear_probe_learns_the_pitch_of_a_spectrogram(tmp_path):
-    ready = Spectrogram(mean=-60.0, std=12.0)
-    spectrograms(tmp_path, np.float16)
+    preprocessing = Spectrogram(mean=-60.0, std=12.0)
+    write_spectrograms(tmp_path, np.float16)
     shipped = inputs.SHIPPED_WEIGHTS_FOLDER / "tiny-resnet-0.safetensors"
     spec = TrainingSpec(
         arch="tiny-resnet",
@@ -106,11 +106,11 @@ def test_a_linear_probe_learns_the_pitch_of_a_spectrogram(tmp_path):
         phases=(Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, lr=1e-2, steps=60),),
         data=inputs.digest_data(f"npz:{tmp_path / 'd.npz'}"),
         train_size=32,
-        preprocessing=ready,
+        preprocessing=preprocessing,
         seed=0,
     )
-    place = ComputeContext(device="cpu", torch="0.0", lab=LAB_VERSION)
-    trial = Trial(model=ModelSpec(base=spec), view=EvaluationSpec(preprocessing=ready), context=place)
+    context = ComputeContext(device="cpu", torch="0.0", lab=LAB_VERSION)
+    trial = Trial(model=ModelSpec(base=spec), view=EvaluationSpec(preprocessing=preprocessing), context=context)
     (record,), trained = run_trials.run_trials((trial,), frozenset({trial.key}), tmp_path / "cache")
     assert (record.error, trained) == ("", 1)
     assert (record.predictions.predicted == record.predictions.label).mean() > 0.9
@@ -120,7 +120,7 @@ def test_groups_of_a_table_reach_records_and_verdict(tmp_path):
     rows = [(f"{split}{i}.png", "ab"[i % 2], split, f"{split}{i // 4}") for split in ("train", "test") for i in range(32)]
     make_table_folder(tmp_path / "d", [("file_name", "label", "split", "group"), *rows])
     (tmp_path / "d" / "test0.png").write_bytes(b"no image")
-    result = run(tmp_path, "folder:d", "preprocessing = { resize = 16, crop = 16, mean = [0.5], std = [0.25] }")
+    result = run_suite(tmp_path, "folder:d", "preprocessing = { resize = 16, crop = 16, mean = [0.5], std = [0.25] }")
     assert get_verdict(result) in {"PASS", "FAIL", "INCONCLUSIVE"}
     counts = {(len(predictions.label), len(np.unique(predictions.group))) for predictions in view_predictions(result)}
     assert counts == {(31, 8)}
@@ -130,6 +130,8 @@ def test_groups_of_a_table_reach_records_and_verdict(tmp_path):
 def test_a_torchvision_dataset_reaches_a_verdict(tmp_path):
     pytest.importorskip("torchvision")
     make_mnist(tmp_path / "held")
-    result = run(tmp_path, "torchvision:MNIST:held", "preprocessing = { resize = 16, crop = 16, mean = [0.5], std = [0.25] }")
+    result = run_suite(
+        tmp_path, "torchvision:MNIST:held", "preprocessing = { resize = 16, crop = 16, mean = [0.5], std = [0.25] }"
+    )
     assert get_verdict(result) in {"PASS", "FAIL", "INCONCLUSIVE"}
     assert {predictions.probabilities.shape for predictions in view_predictions(result)} == {(20, 10)}

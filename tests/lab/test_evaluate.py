@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from test_datasets import make_npz
-from test_loop import BRIEF, PLACE, READY, WEIGHTS, make_fit, make_trial, make_world
+from test_loop import BRIEF, CONTEXT, PREPROCESSING, WEIGHTS, make_spec, make_trial, make_workspace
 from test_run_trials import get_record
 
 from xferbench.core.interventions import (
@@ -42,12 +42,12 @@ DIVERGING = Phase(lr=1e6, optimizer="sgd", steps=12, batch_size=16)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    world = make_world(folder)
-    world.data = make_npz(folder / "target.npz", test=130)
-    world.source = AuxiliaryDataset(data=make_npz(folder / "s.npz", train=85, classes=10), classes=OUTPUTS)
-    return world
+def workspace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workspace")
+    workspace = make_workspace(folder)
+    workspace.data = make_npz(folder / "target.npz", test=130)
+    workspace.source = AuxiliaryDataset(data=make_npz(folder / "s.npz", train=85, classes=10), classes=OUTPUTS)
+    return workspace
 
 
 @pytest.fixture(autouse=True)
@@ -58,27 +58,27 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def make_pipeline(world, *phases, **more):
+def make_pipeline(workspace, *phases, **more):
     return Pipeline(
         backbone=Backbone(arch="tiny-resnet", weights=WEIGHTS),
         data=PipelineData(
-            target=world.data,
+            target=workspace.data,
             train_size=60,
             test_size=None,
-            train_preprocessing=READY,
-            source=world.source,
-            shifted=AuxiliaryDataset(data=world.data, classes=(0, 1, 2, 3)),
+            train_preprocessing=PREPROCESSING,
+            source=workspace.source,
+            shifted=AuxiliaryDataset(data=workspace.data, classes=(0, 1, 2, 3)),
         ),
         recipe=Recipe(phases=phases),
-        serving=Serving(preprocessing=READY),
+        serving=Serving(preprocessing=PREPROCESSING),
         **more,
     )
 
 
-def predict(world, pipeline, view, seed=0):
+def predict(workspace, pipeline, view, seed=0):
     """Return the predictions of a named view."""
     (record,), _ = run_trials.run_trials(
-        [trial := make_study_trial(pipeline, view, seed, PLACE)], frozenset([trial.key]), world.cache
+        [trial := make_study_trial(pipeline, view, seed, CONTEXT)], frozenset([trial.key]), workspace.cache
     )
     assert not record.error
     return record.predictions
@@ -95,79 +95,83 @@ def load_checkpoint():
 
 @torch.no_grad()
 def p_true(module, split):
-    p = module(preprocessing.to_tensor(torch.from_numpy(np.array(split.images)), READY)).double().softmax(1)
+    p = module(preprocessing.to_tensor(torch.from_numpy(np.array(split.images)), PREPROCESSING)).double().softmax(1)
     return p[torch.arange(len(p)), torch.from_numpy(split.labels)].numpy()
 
 
-def test_source_before_evaluates_the_checkpoint_on_source_images(world):
-    predictions = predict(world, make_pipeline(world, Phase(**BRIEF)), "source-before", seed=3)
-    test = domains.load_domain(world.source, READY, world.cache).test
+def test_source_before_evaluates_the_checkpoint_on_source_images(workspace):
+    predictions = predict(workspace, make_pipeline(workspace, Phase(**BRIEF)), "source-before", seed=3)
+    test = domains.load_domain(workspace.source, PREPROCESSING, workspace.cache).test
     np.testing.assert_allclose(predictions.p_true, p_true(load_checkpoint(), test), rtol=1e-4, atol=1e-6)
     assert (predictions.example == test.example).all() and set(predictions.label) == set(OUTPUTS)
     assert predictions.probabilities.shape == (len(test.labels), 20)
 
 
-def test_held_out_source_images_are_not_used_in_training(world):
-    predictions = predict(world, make_pipeline(world, Phase(**BRIEF)), "source-held-out")
-    source = domains.load_domain(world.source, READY, world.cache)
+def test_held_out_source_images_are_not_used_in_training(workspace):
+    predictions = predict(workspace, make_pipeline(workspace, Phase(**BRIEF)), "source-held-out")
+    source = domains.load_domain(workspace.source, PREPROCESSING, workspace.cache)
     assert set(predictions.example.tolist()) == set(domains.held_out_split(source).example.tolist())
     assert not set(predictions.example.tolist()) & set(domains.memory_split(source).example.tolist())
 
 
 @pytest.mark.parametrize("views", [("source-before", "source"), ("source-probe-before", "source-probe")])
-def test_a_frozen_backbone_forgets_exactly_nothing(world, views):
-    probe = make_pipeline(world, Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, lr=1e-2, **BRIEF))
-    before, after = (predict(world, probe, view, seed=2) for view in views)
+def test_a_frozen_backbone_forgets_nothing(workspace, views):
+    probe = make_pipeline(workspace, Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, lr=1e-2, **BRIEF))
+    before, after = (predict(workspace, probe, view, seed=2) for view in views)
     for name in ("example", "predicted", "p_true", "p_max", "sum_p2", "probabilities"):
         assert np.array_equal(getattr(before, name), getattr(after, name)), name
 
 
-def test_batchnorm_alone_can_forget_and_restoring_it_reverts_that(world):
-    probe = make_fit(world, Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_TRAIN, lr=1e-2, **BRIEF))
-    view = {"domain": world.source}
-    before = get_record(world, replace(probe, phases=()), edits=(SourceHead(),), **view).predictions.p_true
-    after = get_record(world, probe, edits=(SourceHead(),), **view).predictions.p_true
-    back = get_record(world, probe, edits=(RestoreBatchNorm(), SourceHead()), **view).predictions.p_true
+def test_batchnorm_alone_can_forget_and_restoring_it_reverts_that(workspace):
+    probe = make_spec(workspace, Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_TRAIN, lr=1e-2, **BRIEF))
+    view = {"domain": workspace.source}
+    before = get_record(workspace, replace(probe, phases=()), edits=(SourceHead(),), **view).predictions.p_true
+    after = get_record(workspace, probe, edits=(SourceHead(),), **view).predictions.p_true
+    back = get_record(workspace, probe, edits=(RestoreBatchNorm(), SourceHead()), **view).predictions.p_true
     assert np.abs(after - before).max() > 1e-3
     np.testing.assert_allclose(back, before, rtol=1e-4, atol=1e-6)
 
 
-def test_a_shifted_set_is_evaluated_with_the_head_of_the_target(world):
-    pipeline = make_pipeline(world, Phase(**BRIEF))
-    shifted, test = (predict(world, pipeline, view) for view in ("shifted", "test"))
+def test_a_shifted_set_is_evaluated_with_the_head_of_the_target(workspace):
+    pipeline = make_pipeline(workspace, Phase(**BRIEF))
+    shifted, test = (predict(workspace, pipeline, view) for view in ("shifted", "test"))
     assert np.array_equal(shifted.p_true, test.p_true), "the shifted set is the target itself"
-    moved = replace(pipeline, data=replace(pipeline.data, shifted=AuxiliaryDataset(data=world.data, classes=(3, 2, 1, 0))))
-    assert (predict(world, moved, "shifted").label == 3 - test.label).all()
+    relabeled = replace(
+        pipeline, data=replace(pipeline.data, shifted=AuxiliaryDataset(data=workspace.data, classes=(3, 2, 1, 0)))
+    )
+    assert (predict(workspace, relabeled, "shifted").label == 3 - test.label).all()
 
 
-def test_a_domain_with_unknown_classes_is_not_evaluated(world):
+def test_a_domain_with_unknown_classes_is_not_evaluated(workspace):
     with pytest.raises(ValueError, match=r"no \[source\] whose classes are known"):
         make_study_trial(
-            replace(make_pipeline(world), data=replace(make_pipeline(world).data, source=None)), "source", 0, PLACE
+            replace(make_pipeline(workspace), data=replace(make_pipeline(workspace).data, source=None)), "source", 0, CONTEXT
         )
-    unknown = replace(make_pipeline(world), data=replace(make_pipeline(world).data, shifted=AuxiliaryDataset(data=world.data)))
+    unknown = replace(
+        make_pipeline(workspace), data=replace(make_pipeline(workspace).data, shifted=AuxiliaryDataset(data=workspace.data))
+    )
     with pytest.raises(ValueError, match=r"no \[shifted\] whose classes are known"):
-        make_study_trial(unknown, "shifted", 0, PLACE)
+        make_study_trial(unknown, "shifted", 0, CONTEXT)
 
 
-def test_serving_orders_change_the_statistics_of_batches(world):
-    spec = make_fit(world)
-    labels = datasets.load_dataset(world.data, READY, None, world.cache).test.labels
+def test_serving_orders_change_the_statistics_of_batches(workspace):
+    spec = make_spec(workspace)
+    labels = datasets.load_dataset(workspace.data, PREPROCESSING, None, workspace.cache).test.labels
     order = evaluate.serving_order(labels, by_class=True)
     assert sorted(order.tolist()) == list(range(len(labels))) and (np.diff(labels[order]) >= 0).all()
     shuffled = evaluate.serving_order(labels, by_class=False)
     assert sorted(shuffled.tolist()) == list(range(len(labels))) and (np.diff(labels[shuffled]) < 0).any()
-    by_mode = {mode: get_record(world, spec, mode=mode).predictions for mode in (EVAL_MODE, TRAIN_MODE, TrainModeByClass())}
+    by_mode = {mode: get_record(workspace, spec, mode=mode).predictions for mode in (EVAL_MODE, TRAIN_MODE, TrainModeByClass())}
     assert all(np.array_equal(predictions.label, labels) for predictions in by_mode.values()), "in the order of the examples"
-    for one_way, other in itertools.combinations(by_mode, 2):
-        assert np.abs(by_mode[one_way].p_true - by_mode[other].p_true).max() > 0.01
+    for first_mode, second_mode in itertools.combinations(by_mode, 2):
+        assert np.abs(by_mode[first_mode].p_true - by_mode[second_mode].p_true).max() > 0.01
 
 
-def test_batches_by_class_equal_those_of_the_module(world):
-    spec = make_fit(world)
-    predictions = get_record(world, spec, mode=TrainModeByClass()).predictions
-    dataset, _ = run_trials.training_inputs(spec, make_trial(spec), world.cache)
-    state, _ = checkpoint_reader.read_saved(run_trials.weights_path(spec, PLACE, world.cache))
+def test_batches_by_class_equal_those_of_the_module(workspace):
+    spec = make_spec(workspace)
+    predictions = get_record(workspace, spec, mode=TrainModeByClass()).predictions
+    dataset, _ = run_trials.training_inputs(spec, make_trial(spec), workspace.cache)
+    state, _ = checkpoint_reader.read_saved(run_trials.weights_path(spec, CONTEXT, workspace.cache))
     module = backbones.build("tiny-resnet", 4)
     module.load_state_dict({name.removeprefix("last."): t for name, t in state.items() if name.startswith("last.")})
     order = evaluate.serving_order(dataset.test.labels, by_class=True)
@@ -176,26 +180,26 @@ def test_batches_by_class_equal_those_of_the_module(world):
     np.testing.assert_allclose(predictions.p_true[first], expected, rtol=1e-3, atol=1e-5)
 
 
-def trained_by_hand(world, pipeline):
+def load_trained(workspace, pipeline):
     """Return the network of a pipeline after its last step as a separate module, and the dataset."""
     spec = training_spec(pipeline, 0)
-    dataset, _ = run_trials.training_inputs(spec, make_trial(spec), world.cache)
-    state, _ = checkpoint_reader.read_saved(run_trials.weights_path(spec, PLACE, world.cache))
+    dataset, _ = run_trials.training_inputs(spec, make_trial(spec), workspace.cache)
+    state, _ = checkpoint_reader.read_saved(run_trials.weights_path(spec, CONTEXT, workspace.cache))
     module = backbones.build("tiny-resnet", 4).eval()
     module.load_state_dict({name.removeprefix("last."): t for name, t in state.items() if name.startswith("last.")})
     return module, dataset
 
 
-def test_the_temperature_is_fitted_to_validation_images(world):
-    pipeline = make_pipeline(world, Phase(lr=1e-2, **BRIEF))
-    plain, tempered = (predict(world, pipeline, view) for view in ("test", "tempered"))
-    module, dataset = trained_by_hand(world, pipeline)
+def test_the_temperature_is_fitted_to_validation_images(workspace):
+    pipeline = make_pipeline(workspace, Phase(lr=1e-2, **BRIEF))
+    plain, tempered = (predict(workspace, pipeline, view) for view in ("test", "tempered"))
+    module, dataset = load_trained(workspace, pipeline)
     _, held_out = datasets.train_validation_indices(dataset, 60, 0)
     validation = datasets.take(dataset.train, held_out)
 
     def logits(split):
         with torch.no_grad():
-            return module(preprocessing.to_tensor(torch.from_numpy(np.array(split.images)), READY)).double().numpy()
+            return module(preprocessing.to_tensor(torch.from_numpy(np.array(split.images)), PREPROCESSING)).double().numpy()
 
     temperature = edits.fit_temperature(logits(validation), validation.labels)
     p = torch.from_numpy(logits(dataset.test) / temperature).softmax(1).numpy()
@@ -203,34 +207,34 @@ def test_the_temperature_is_fitted_to_validation_images(world):
     assert abs(temperature - 1) > 0.01 and np.array_equal(tempered.predicted, plain.predicted)
 
 
-def test_training_images_are_those_of_the_training_subset(world):
-    pipeline = make_pipeline(world, Phase(**BRIEF))
-    examples = {view: set(predict(world, pipeline, view).example.tolist()) for view in ("training", "validation", "test")}
-    _, dataset = trained_by_hand(world, pipeline)
+def test_training_images_are_those_of_the_training_subset(workspace):
+    pipeline = make_pipeline(workspace, Phase(**BRIEF))
+    examples = {view: set(predict(workspace, pipeline, view).example.tolist()) for view in ("training", "validation", "test")}
+    _, dataset = load_trained(workspace, pipeline)
     index, _ = datasets.train_validation_indices(dataset, 60, 0)
     assert examples["training"] == set(dataset.train.example[index].tolist())
     assert not examples["training"] & (examples["validation"] | examples["test"])
 
 
 @pytest.mark.parametrize("view", ["source", "source-probe"])
-def test_a_diverged_network_predicts_the_class_frequencies_of_the_source_on_the_source(world, view):
-    predictions = predict(world, make_pipeline(world, DIVERGING), view)
-    train = domains.load_domain(world.source, READY, world.cache).train.labels
-    usual = np.bincount(train).argmax()
-    assert usual in OUTPUTS and (predictions.predicted == usual).all()
+def test_a_diverged_network_predicts_the_class_frequencies_of_the_source_on_the_source(workspace, view):
+    predictions = predict(workspace, make_pipeline(workspace, DIVERGING), view)
+    train = domains.load_domain(workspace.source, PREPROCESSING, workspace.cache).train.labels
+    most_frequent = np.bincount(train).argmax()
+    assert most_frequent in OUTPUTS and (predictions.predicted == most_frequent).all()
     share = np.bincount(train, minlength=20) / len(train)
     np.testing.assert_allclose(predictions.p_true, share[predictions.label], rtol=1e-6)
 
 
-def test_a_diverged_network_predicts_the_class_frequencies_of_the_target_elsewhere(world):
-    pipeline = make_pipeline(world, DIVERGING)
+def test_a_diverged_network_predicts_the_class_frequencies_of_the_target_elsewhere(workspace):
+    pipeline = make_pipeline(workspace, DIVERGING)
     for view in ("test", "shifted"):
-        assert predict(world, pipeline, view).p_true == pytest.approx(0.25)
+        assert predict(workspace, pipeline, view).p_true == pytest.approx(0.25)
 
 
-def test_unknown_examples_are_an_error(world):
-    trial = make_trial(make_fit(world), examples="train")
-    (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
+def test_unknown_examples_are_an_error(workspace):
+    trial = make_trial(make_spec(workspace), examples="train")
+    (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), workspace.cache)
     assert "no such examples" in record.error
 
 
@@ -240,28 +244,28 @@ LP_FT = (
 )
 
 
-def finished_tensors(world, finish, view, *phases, seed=0):
+def finish_tensors(workspace, finish, view, *phases, seed=0):
     """Return the tensors that a named view of a recipe with a finish evaluates, and the trial."""
-    pipeline = make_pipeline(world, *phases or LP_FT)
+    pipeline = make_pipeline(workspace, *phases or LP_FT)
     trial = make_study_trial(
-        replace(pipeline, recipe=replace(pipeline.recipe, finish=Finish.parse(finish) if finish else None)), view, seed, PLACE
+        replace(pipeline, recipe=replace(pipeline.recipe, finish=Finish.parse(finish) if finish else None)), view, seed, CONTEXT
     )
-    (model,), _ = run_trials._trained_models([trial.model.base], trial, world.cache)
-    (model,) = run_trials._with_phase_start([trial.model.base], [model], trial, world.cache)
-    return evaluate.edit_tensors(run_trials.load_model(trial, model, world.cache), trial.model.edits, trial.view), trial
+    (model,), _ = run_trials._trained_models([trial.model.base], trial, workspace.cache)
+    (model,) = run_trials._with_phase_start([trial.model.base], [model], trial, workspace.cache)
+    return evaluate.edit_tensors(run_trials.load_model(trial, model, workspace.cache), trial.model.edits, trial.view), trial
 
 
-def same_tensors(first, second):
+def is_equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_adabn_changes_only_statistics_and_depends_on_the_domain(world):
-    plain, _ = finished_tensors(world, "", "test")
-    by_view = {view: finished_tensors(world, "adabn", view)[0] for view in ("test", "validation", "shifted", "source")}
+def test_adabn_changes_only_statistics_and_depends_on_the_domain(workspace):
+    plain, _ = finish_tensors(workspace, "", "test")
+    by_view = {view: finish_tensors(workspace, "adabn", view)[0] for view in ("test", "validation", "shifted", "source")}
     (layers,) = {frozenset(batchnorm.statistics_names(backbones.build("tiny-resnet", 4)))}
-    moved = {name for name in plain if not torch.equal(plain[name], by_view["test"][name])}
-    assert moved and moved <= layers
-    assert same_tensors(by_view["test"], by_view["validation"])
+    changed = {name for name in plain if not torch.equal(plain[name], by_view["test"][name])}
+    assert changed and changed <= layers
+    assert is_equal(by_view["test"], by_view["validation"])
     body = {name for name in plain if not name.startswith("linear.")}
     for view in ("shifted", "source"):
         assert {name for name in body if not torch.equal(plain[name], by_view[view][name])} <= layers
@@ -269,29 +273,31 @@ def test_adabn_changes_only_statistics_and_depends_on_the_domain(world):
     assert len({tuple(tensors[mean].tolist()) for tensors in (plain, *by_view.values())}) == 4
 
 
-def test_adabn_uses_the_preprocessing_of_the_view_and_no_held_out_images(world, monkeypatch):
+def test_adabn_uses_the_preprocessing_of_the_view_and_no_held_out_images(workspace, monkeypatch):
     calls, original = [], evaluate._recalibrate
     monkeypatch.setattr(
         evaluate, "_recalibrate", lambda images, *rest: calls.append((images, rest[0])) or original(images, *rest)
     )
-    bgr = replace(READY, channels="bgr")
-    pipeline = replace(make_pipeline(world, *LP_FT), serving=replace(make_pipeline(world, *LP_FT).serving, preprocessing=bgr))
+    bgr = replace(PREPROCESSING, channels="bgr")
+    pipeline = replace(
+        make_pipeline(workspace, *LP_FT), serving=replace(make_pipeline(workspace, *LP_FT).serving, preprocessing=bgr)
+    )
     pipeline = replace(pipeline, recipe=replace(pipeline.recipe, finish=Finish.parse("adabn")))
-    predict(world, pipeline, "test")
-    predict(world, pipeline, "shifted")
-    predict(world, pipeline, "source-held-out")
+    predict(workspace, pipeline, "test")
+    predict(workspace, pipeline, "shifted")
+    predict(workspace, pipeline, "source-held-out")
     assert [prepared for _, prepared in calls] == [bgr, bgr, bgr]
     assert [len(images) for images, _ in calls] == [60, 60, 43]
-    held_out = domains.held_out_split(domains.load_domain(world.source, READY, world.cache)).images
+    held_out = domains.held_out_split(domains.load_domain(workspace.source, PREPROCESSING, workspace.cache)).images
     assert not {image.tobytes() for image in held_out} & {image.tobytes() for image in calls[2][0]}
 
 
-def test_interpolation_is_bit_identical_at_both_ends(world):
-    plain, trial = finished_tensors(world, "", "test")
-    assert same_tensors(finished_tensors(world, "interpolate:1", "test")[0], plain)
-    (shorter,), _ = run_trials._trained_models([replace(trial.model.base, phases=LP_FT[:1])], trial, world.cache)
-    assert same_tensors(finished_tensors(world, "interpolate:0", "test")[0], shorter.last)
-    half, _ = finished_tensors(world, "interpolate:0.5", "test")
+def test_interpolation_is_bit_identical_at_both_ends(workspace):
+    plain, trial = finish_tensors(workspace, "", "test")
+    assert is_equal(finish_tensors(workspace, "interpolate:1", "test")[0], plain)
+    (shorter,), _ = run_trials._trained_models([replace(trial.model.base, phases=LP_FT[:1])], trial, workspace.cache)
+    assert is_equal(finish_tensors(workspace, "interpolate:0", "test")[0], shorter.last)
+    half, _ = finish_tensors(workspace, "interpolate:0.5", "test")
     for name, tensor in half.items():
         between = torch.lerp(shorter.last[name], plain[name], 0.5) if tensor.is_floating_point() else plain[name]
         assert torch.equal(tensor, between)
@@ -299,13 +305,13 @@ def test_interpolation_is_bit_identical_at_both_ends(world):
     assert not torch.equal(half["bn1.running_var"], plain["bn1.running_var"]), "and running statistics"
 
 
-def test_the_phase_start_is_what_the_last_phase_started_from_in_a_group_too(world, monkeypatch):
+def test_the_phase_start_equals_the_tensors_before_the_last_phase_in_a_group_too(workspace, monkeypatch):
     adapted = (
         LP_FT[0],
         replace(LP_FT[1], trainable=ALL_LAYERS),
         Phase(trainable=Trainable.parse("adapter:2"), batchnorm=BATCHNORM_EVAL, **BRIEF),
     )
-    specs = [make_fit(world, *adapted, seed=seed) for seed in range(2)]
+    specs = [make_spec(workspace, *adapted, seed=seed) for seed in range(2)]
     calls, original = [], loop._train_phase
 
     def record_call(run, stacked, **more):
@@ -314,24 +320,27 @@ def test_the_phase_start_is_what_the_last_phase_started_from_in_a_group_too(worl
         yield from original(run, stacked, **more)
 
     monkeypatch.setattr(loop, "_train_phase", record_call)
-    trial, cache = make_trial(specs[0]), world.cache / "begun"
+    trial, cache = make_trial(specs[0]), workspace.cache / "begun"
     models, _ = run_trials._trained_models(specs, trial, cache)
     for member, model in enumerate(run_trials._with_phase_start(specs, models, trial, cache)):
-        assert same_tensors(model.begun.last, {name: tensor[member] for name, tensor in calls[0].items()})
+        assert is_equal(model.begun.last, {name: tensor[member] for name, tensor in calls[0].items()})
 
 
-def test_the_start_of_a_single_phase_is_the_initial_network(world):
+def test_the_start_of_a_single_phase_is_the_initial_network(workspace):
     phase = Phase(**BRIEF)
-    tensors, trial = finished_tensors(world, "interpolate:0", "test", phase)
-    (whole,), _ = run_trials._trained_models([trial.model.base], trial, world.cache)
-    assert same_tensors(tensors, whole.before)
+    tensors, trial = finish_tensors(workspace, "interpolate:0", "test", phase)
+    (whole,), _ = run_trials._trained_models([trial.model.base], trial, workspace.cache)
+    assert is_equal(tensors, whole.before)
 
 
-def test_a_finish_uses_the_weights_in_the_cache(world, tmp_path):
-    plain = make_pipeline(world, *LP_FT)
+def test_a_finish_uses_the_weights_in_the_cache(workspace, tmp_path):
+    plain = make_pipeline(workspace, *LP_FT)
     trials = {
         spelling: make_study_trial(
-            replace(plain, recipe=replace(plain.recipe, finish=Finish.parse(spelling) if spelling else None)), "test", 0, PLACE
+            replace(plain, recipe=replace(plain.recipe, finish=Finish.parse(spelling) if spelling else None)),
+            "test",
+            0,
+            CONTEXT,
         )
         for spelling in ("", "adabn", "interpolate:0", "interpolate:0.5", "interpolate:1")
     }

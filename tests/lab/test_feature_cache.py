@@ -20,7 +20,7 @@ from xferbench.lab.data import preprocessing
 from xferbench.lab.training import feature_cache
 
 CPU = torch.device("cpu")
-READY = Preprocessing(mean=(0.5,), std=(0.25,))
+PREPROCESSING = Preprocessing(mean=(0.5,), std=(0.25,))
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (130, 3, 6, 6), np.uint8))
 
 
@@ -29,33 +29,33 @@ def make_part():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.ReLU())
 
 
-def make_tensors(part):
+def copy_tensors(part):
     return {name: tensor.detach().clone() for name, tensor in part.state_dict().items()}
 
 
-def compute(cache, part=None, tensors=None, images=IMAGES, ready=READY):
+def compute(cache, part=None, tensors=None, images=IMAGES, form=PREPROCESSING):
     part = part or make_part()
-    return feature_cache.compute_activations(part, tensors or make_tensors(part), images, ready, CPU, cache)
+    return feature_cache.compute_activations(part, tensors or copy_tensors(part), images, form, CPU, cache)
 
 
-def files(cache):
+def list_files(cache):
     return sorted(path.name for path in (cache / "features").iterdir())
 
 
 def test_activations_equal_the_output_in_eval_mode(tmp_path):
     part = make_part().train()
-    tensors = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in make_tensors(part).items()}
+    tensors = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in copy_tensors(part).items()}
     actual = compute(tmp_path, part, tensors)
     assert part.training, "its mode is restored"
     with torch.no_grad():
-        expected = functional_call(part.eval(), tensors, (preprocessing.to_tensor(IMAGES, READY),))
+        expected = functional_call(part.eval(), tensors, (preprocessing.to_tensor(IMAGES, PREPROCESSING),))
     torch.testing.assert_close(actual, expected)
     assert actual.dtype == torch.float32
 
 
 def test_the_second_call_reads_the_cache(tmp_path, monkeypatch):
     first = compute(tmp_path)
-    old = tmp_path / "features" / files(tmp_path)[0]
+    old = tmp_path / "features" / list_files(tmp_path)[0]
     os.utime(old, (0, 0))
     monkeypatch.setattr(feature_cache, "functional_call", None)
     assert torch.equal(compute(tmp_path), first)
@@ -64,7 +64,7 @@ def test_the_second_call_reads_the_cache(tmp_path, monkeypatch):
 
 def test_the_cache_key_depends_on_every_input(tmp_path):
     part = make_part()
-    tensors = make_tensors(part)
+    tensors = copy_tensors(part)
     other = IMAGES.clone()
     other[0, 0, 0, 0] ^= 1
     strided = make_part()
@@ -75,14 +75,14 @@ def test_the_cache_key_depends_on_every_input(tmp_path):
         {"images": other},
         {"images": IMAGES[:129]},
         {"images": IMAGES.permute(0, 1, 3, 2)},
-        *({"ready": replace(READY, **change)} for change in ({"mean": (0.4,)}, {"scale": 1.0}, {"channels": "bgr"})),
+        *({"form": replace(PREPROCESSING, **change)} for change in ({"mean": (0.4,)}, {"scale": 1.0}, {"channels": "bgr"})),
         {"part": strided, "tensors": tensors},
     ]
     for number, request in enumerate(requests, start=1):
         compute(tmp_path, **request)
-        assert len(files(tmp_path)) == number, request.keys()
+        assert len(list_files(tmp_path)) == number, request.keys()
     compute(tmp_path, part, tensors)
-    assert len(files(tmp_path)) == len(requests)
+    assert len(list_files(tmp_path)) == len(requests)
 
 
 def test_the_cache_key_depends_on_the_version(tmp_path, monkeypatch):
@@ -91,12 +91,12 @@ def test_the_cache_key_depends_on_the_version(tmp_path, monkeypatch):
     compute(tmp_path)
     monkeypatch.setattr(torch, "__version__", "0.0.0")
     compute(tmp_path)
-    assert len(files(tmp_path)) == 3
+    assert len(list_files(tmp_path)) == 3
 
 
 def test_a_missing_tensor_is_an_error(tmp_path):
     part = make_part()
-    tensors = make_tensors(part)
+    tensors = copy_tensors(part)
     del tensors["0.weight"]
     with pytest.raises(KeyError, match="weight"):
         compute(tmp_path, part, tensors)
@@ -110,39 +110,39 @@ def test_large_activations_are_not_cached(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_an_os_error_and_leaves_no_files(tmp_path, monkeypatch):
-    def full(file, array):
+    def raise_full_disk(file, array):
         file.write(array.tobytes()[:100])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(np, "save", raise_full_disk)
     with pytest.raises(OSError, match="No space left"):
         compute(tmp_path)
-    assert files(tmp_path) == []
+    assert list_files(tmp_path) == []
 
 
-def _killed_while_writing(cache):
-    def torn(file, array):
+def write_until_killed(cache):
+    def write_partially(file, array):
         file.write(array.tobytes()[:100])
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    np.save = torn
+    np.save = write_partially
     feature_cache._save(np.zeros(1000), cache / "features" / "x.npy")
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child only writes and dies
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process that can be killed")
 def test_a_partial_file_is_never_read(tmp_path):
-    process = get_context("fork").Process(target=_killed_while_writing, args=(tmp_path,))
+    process = get_context("fork").Process(target=write_until_killed, args=(tmp_path,))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    (left,) = files(tmp_path)
-    assert left != "x.npy"
-    assert not left.endswith(".npy")
+    (leftover,) = list_files(tmp_path)
+    assert leftover != "x.npy"
+    assert not leftover.endswith(".npy")
 
 
-def _looked_at(part):
+def raise_in_evaluation_mode(part):
     with feature_cache.evaluation_mode(part, CPU):
         assert not any(layer.training for layer in part.modules())
         assert not torch.is_grad_enabled()
@@ -153,7 +153,7 @@ def test_evaluation_mode_restores_modes_even_after_an_exception():
     part = make_part().train()
     part[1].eval()
     with pytest.raises(RuntimeError, match="on purpose"):
-        _looked_at(part)
+        raise_in_evaluation_mode(part)
     assert [layer.training for layer in part] == [True, False, True, True]
     assert torch.is_grad_enabled()
 

@@ -19,10 +19,10 @@ from xferbench.lab.worker import run_trials
 
 RAW = Preprocessing()
 BEFORE = inputs.SHIPPED_WEIGHTS_FOLDER / "tiny-resnet-0.safetensors"
-PLACE = ComputeContext(device="cpu", torch="0", lab=1)
+CONTEXT = ComputeContext(device="cpu", torch="0", lab=1)
 
 
-def weights(path):
+def make_weights_file(path):
     return WeightsFile(digest=sha256(path), path=str(path))
 
 
@@ -45,24 +45,24 @@ def make_spec(after, before=BEFORE):
     return TrainingSpec(
         arch="tiny-resnet",
         init=PRETRAINED,
-        start=weights(after),
+        start=make_weights_file(after),
         head=OWN_HEAD,
         phases=(),
         data=Data(digest="digits", spec="digits"),
         train_size=64,
         preprocessing=RAW,
         seed=0,
-        before=weights(before) if before else None,
+        before=make_weights_file(before) if before else None,
     )
 
 
 def make_trial(spec, *edits, **view):
     return Trial(
-        model=ModelSpec(base=spec, edits=edits), view=EvaluationSpec(preprocessing=RAW, limit=64, **view), context=PLACE
+        model=ModelSpec(base=spec, edits=edits), view=EvaluationSpec(preprocessing=RAW, limit=64, **view), context=CONTEXT
     )
 
 
-def run(trials, cache):
+def evaluate_trials(trials, cache):
     records, trained = run_trials.run_trials(trials, frozenset(trial.key for trial in trials), cache)
     assert trained == 0, "nothing is trained"
     assert not [record.error for record in records if record.error]
@@ -70,7 +70,7 @@ def run(trials, cache):
 
 
 def test_the_model_predicts_what_the_checkpoint_predicts(after, tmp_path):
-    (record,) = run([make_trial(make_spec(after))], tmp_path)
+    (record,) = evaluate_trials([make_trial(make_spec(after))], tmp_path)
     network = small_resnets.tiny_resnet(10).eval()
     network.load_state_dict(torch.load(after, weights_only=True))
     test = datasets.load_dataset(Data(digest="digits", spec="digits"), RAW, 64, tmp_path).test
@@ -82,7 +82,7 @@ def test_the_model_predicts_what_the_checkpoint_predicts(after, tmp_path):
 
 
 def test_the_halves_partition_the_test_images_with_similar_classes(after, tmp_path):
-    full, screen, confirm = run(
+    full, screen, confirm = evaluate_trials(
         [make_trial(make_spec(after), examples=examples) for examples in ("test", "screen", "confirm")], tmp_path
     )
     halves = [set(record.predictions.example.tolist()) for record in (screen, confirm)]
@@ -111,7 +111,9 @@ def test_each_edit_changes_the_model_as_documented(after, tmp_path):
         (Edit.parse("temperature:4"),),
         (Edit.parse("classes:rotated"),),
     ]
-    plain, restored, before, same, cool, rotated = run([make_trial(make_spec(after), *edits) for edits in edit_lists], tmp_path)
+    plain, restored, before, same, cool, rotated = evaluate_trials(
+        [make_trial(make_spec(after), *edits) for edits in edit_lists], tmp_path
+    )
     assert not np.array_equal(plain.predictions.p_max, restored.predictions.p_max)
     assert np.allclose(restored.predictions.p_max, before.predictions.p_max, atol=1e-6), "only statistics differ"
     assert np.allclose(plain.predictions.p_max, same.predictions.p_max, atol=1e-6)
@@ -131,12 +133,12 @@ def test_each_edit_changes_the_model_as_documented(after, tmp_path):
     ],
 )
 def test_every_other_edit_can_be_evaluated(after, tmp_path, edit):
-    plain, edited = run([make_trial(make_spec(after)), make_trial(make_spec(after), edit)], tmp_path)
+    plain, edited = evaluate_trials([make_trial(make_spec(after)), make_trial(make_spec(after), edit)], tmp_path)
     assert not np.array_equal(plain.predictions.probabilities, edited.predictions.probabilities)
 
 
-def test_a_linear_probe_of_before_is_better_than_a_random_head(after, tmp_path):
-    plain, probe = run(
+def test_a_linear_probe_of_the_network_before_is_better_than_a_random_head(after, tmp_path):
+    plain, probe = evaluate_trials(
         [make_trial(make_spec(after)), make_trial(make_spec(after), Edit.parse("interpolated:0"), Edit.parse("head:probe"))],
         tmp_path,
     )
@@ -144,13 +146,13 @@ def test_a_linear_probe_of_before_is_better_than_a_random_head(after, tmp_path):
     assert accuracies[1] > accuracies[0] + 0.2
 
 
-def network(outputs=10):
+def make_network(outputs=10):
     module = small_resnets.tiny_resnet(outputs)
     return module, backbones.layer_layout(module, 32).head
 
 
 def test_head_sizes_returns_the_number_of_outputs(after):
-    assert finished.head_outputs(*network(), checkpoint_reader.read_checkpoint(after)) == 10
+    assert finished.head_outputs(*make_network(), checkpoint_reader.read_checkpoint(after)) == 10
 
 
 def test_a_checkpoint_without_a_head_is_refused():
@@ -158,38 +160,38 @@ def test_a_checkpoint_without_a_head_is_refused():
         name: tensor for name, tensor in checkpoint_reader.read_checkpoint(BEFORE).items() if not name.startswith("linear")
     }
     with pytest.raises(UserError, match="no head"):
-        finished.head_outputs(*network(), state)
+        finished.head_outputs(*make_network(), state)
 
 
 def test_the_same_weights_in_both_files_are_an_error(tmp_path, after):
-    again = tmp_path / "again.pth"
+    same_weights = tmp_path / "again.pth"
     state = torch.load(after, weights_only=True)
-    torch.save({"state_dict": state, "epoch": 3}, again)
-    pair = Checkpoint(after=weights(after), before=weights(again))
+    torch.save({"state_dict": state, "epoch": 3}, same_weights)
+    pair = Checkpoint(after=make_weights_file(after), before=make_weights_file(same_weights))
     with pytest.raises(UserError, match="before equals after"):
-        finished.head_sizes(*network(), pair, checkpoint_reader.read_checkpoint(again), 10)
+        finished.head_sizes(*make_network(), pair, checkpoint_reader.read_checkpoint(same_weights), 10)
 
 
 @pytest.mark.parametrize("key", ["after", "before"])
 def test_weights_of_another_architecture_are_an_error_that_names_the_key(tmp_path, after, key):
-    other = tmp_path / "other.pth"
-    torch.save(small_resnets.cifar_resnet(20, 10).state_dict(), other)
-    files = {"after": after, "before": BEFORE} | {key: other}
-    pair = Checkpoint(**{name: weights(path) for name, path in files.items()})
+    other_file = tmp_path / "other.pth"
+    torch.save(small_resnets.cifar_resnet(20, 10).state_dict(), other_file)
+    files = {"after": after, "before": BEFORE} | {key: other_file}
+    pair = Checkpoint(**{name: make_weights_file(path) for name, path in files.items()})
     with pytest.raises(UserError, match=rf"\[checkpoint\] {key}: the weights do not fit"):
-        finished.head_sizes(*network(), pair, checkpoint_reader.read_checkpoint(files["before"]), 10)
+        finished.head_sizes(*make_network(), pair, checkpoint_reader.read_checkpoint(files["before"]), 10)
 
 
 def test_weights_that_are_not_finite_are_a_diverged_model(tmp_path, after):
     broken = tmp_path / "nan.pth"
     state = torch.load(after, weights_only=True)
     torch.save({name: tensor * float("nan") if tensor.ndim == 4 else tensor for name, tensor in state.items()}, broken)
-    (record,) = run([make_trial(make_spec(broken))], tmp_path)
+    (record,) = evaluate_trials([make_trial(make_spec(broken))], tmp_path)
     assert record.scalars["diverged"] == 1.0
 
 
 def test_edits_of_the_head_share_cached_features(after, tmp_path):
-    run(
+    evaluate_trials(
         [
             make_trial(make_spec(after)),
             make_trial(make_spec(after), Edit.parse("temperature:2")),

@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from test_loop import make_fit, make_trial, make_world
+from test_loop import make_spec, make_trial, make_workspace
 
 from xferbench.core.interventions import (
     BATCHNORM_EVAL,
@@ -75,19 +75,19 @@ VIEWS = {
 def compute_numbers(folder):
     """Compute the losses of each training, and the mean probability of the true class in each of its views."""
     torch.set_num_threads(1)
-    world, values = make_world(folder), {}
+    workspace, values = make_workspace(folder), {}
     for name, recipe in RECIPES.items():
         phases = recipe["phases"]
-        spec = make_fit(world, *phases, **{key: value for key, value in recipe.items() if key != "phases"})
-        trials = [_trial(spec, **view) for view in VIEWS.values()]
-        records, _ = run_trials.run_trials(trials, frozenset(trial.key for trial in trials), world.cache)
+        spec = make_spec(workspace, *phases, **{key: value for key, value in recipe.items() if key != "phases"})
+        trials = [make_edited_trial(spec, **view) for view in VIEWS.values()]
+        records, _ = run_trials.run_trials(trials, frozenset(trial.key for trial in trials), workspace.cache)
         assert not any(record.error for record in records), records
         views = {view: float(record.predictions.p_true.mean()) for view, record in zip(VIEWS, records, strict=True)}
         values[name] = {"losses": [loss for _, loss, _ in records[0].curve]} | views
     return values
 
 
-def _trial(spec, *, edits=(), **view):
+def make_edited_trial(spec, *, edits=(), **view):
     trial = make_trial(spec, **view)
     return Trial(model=ModelSpec(base=spec, edits=edits), view=trial.view, context=trial.context)
 

@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from test_loop import make_fit, make_trial, make_world
+from test_loop import make_spec, make_trial, make_workspace
 
 from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, TRAIN_MODE, Edit, GhostBatchNorm, Trainable
 from xferbench.core.pipeline import Phase
@@ -38,8 +38,8 @@ RECIPES = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("world"))
+def workspace(tmp_path_factory):
+    return make_workspace(tmp_path_factory.mktemp("workspace"))
 
 
 @pytest.fixture(autouse=True)
@@ -53,16 +53,16 @@ def make_device_trial(device, spec, *, edits=(), **view):
     return Trial(model=ModelSpec(base=spec, edits=edits), view=trial.view, context=replace(trial.context, device=device))
 
 
-def get_records(world, cache, *trials):
-    records, _ = run_trials.run_trials(trials, frozenset(trial.key for trial in trials), world.cache / cache)
+def get_records(workspace, cache, *trials):
+    records, _ = run_trials.run_trials(trials, frozenset(trial.key for trial in trials), workspace.cache / cache)
     assert not any(record.error for record in records), [record.error for record in records]
     return records
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_training_is_close_to_that_on_the_cpu(recipe, world):
-    spec = make_fit(world, *RECIPES[recipe])
-    cpu, cuda = (get_records(world, "near", make_device_trial(device, spec))[0] for device in ("cpu", "cuda"))
+def test_a_training_is_close_to_that_on_the_cpu(recipe, workspace):
+    spec = make_spec(workspace, *RECIPES[recipe])
+    cpu, cuda = (get_records(workspace, "near", make_device_trial(device, spec))[0] for device in ("cpu", "cuda"))
     assert cpu.key != cuda.key
     np.testing.assert_allclose([row[1] for row in cuda.curve], [row[1] for row in cpu.curve], rtol=0.1)
     assert cuda.predictions.p_true.mean() == pytest.approx(cpu.predictions.p_true.mean(), abs=0.05)
@@ -70,14 +70,14 @@ def test_a_training_is_close_to_that_on_the_cpu(recipe, world):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_group_is_deterministic_and_close_to_its_members_alone(recipe, world):
-    trials = [make_device_trial("cuda", make_fit(world, *RECIPES[recipe], seed=seed)) for seed in range(3)]
-    first, repeated = get_records(world, "first", *trials), get_records(world, "again", *trials)
+def test_a_group_is_deterministic_and_close_to_its_members_alone(recipe, workspace):
+    trials = [make_device_trial("cuda", make_spec(workspace, *RECIPES[recipe], seed=seed)) for seed in range(3)]
+    first, repeated = get_records(workspace, "first", *trials), get_records(workspace, "again", *trials)
     for record, other in zip(first, repeated, strict=True):
         assert np.array_equal(record.predictions.p_true, other.predictions.p_true)
         assert record.curve == other.curve
     for trial, record in zip(trials, first, strict=True):
-        (alone,) = get_records(world, "alone", trial)
+        (alone,) = get_records(workspace, "alone", trial)
         np.testing.assert_allclose([row[1] for row in record.curve], [row[1] for row in alone.curve], rtol=0.1)
 
 
@@ -92,19 +92,19 @@ def test_a_group_is_deterministic_and_close_to_its_members_alone(recipe, world):
     ],
     ids=str,
 )
-def test_every_view_is_close_to_that_on_the_cpu(changes, world):
-    spec = make_fit(world, *RECIPES["full"])
-    cpu, cuda = (get_records(world, "views", make_device_trial(device, spec, **changes))[0] for device in ("cpu", "cuda"))
+def test_every_view_is_close_to_that_on_the_cpu(changes, workspace):
+    spec = make_spec(workspace, *RECIPES["full"])
+    cpu, cuda = (get_records(workspace, "views", make_device_trial(device, spec, **changes))[0] for device in ("cpu", "cuda"))
     assert cuda.predictions.p_true.mean() == pytest.approx(cpu.predictions.p_true.mean(), abs=0.05)
 
 
-def test_a_worker_uses_the_device(world, tmp_path):
-    trial = make_device_trial("cuda", make_fit(world, *RECIPES["LP-FT"]))
+def test_a_worker_uses_the_device(workspace, tmp_path):
+    trial = make_device_trial("cuda", make_spec(workspace, *RECIPES["LP-FT"]))
     with local.start_workers(1) as call:
-        (there,), trained = call(
+        (from_worker,), trained = call(
             "xferbench.lab.worker.run_trials:run_trials", (trial,), frozenset({trial.key}), tmp_path
         ).result()
         assert call("xferbench.lab.worker.profile:resolve_device", "auto").result() == profile.resolve_device("auto") == "cuda"
     assert trained == 1
-    (here,) = get_records(world, "here", trial)
-    assert np.array_equal(there.predictions.p_true, here.predictions.p_true)
+    (expected,) = get_records(workspace, "here", trial)
+    assert np.array_equal(from_worker.predictions.p_true, expected.predictions.p_true)

@@ -143,8 +143,8 @@ def check_cuts(arch, size, belows=None):
     whole = {training: run_calls(model, x, training, model) for training in (False, True)}
     for below in belows or range(1, len(layout.groups) + 1):
         lower, upper = graph_split.split_at(model, layout, below)
-        own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-        assert {id(tensor) for part in (lower, upper) for tensor in part.parameters()} <= own
+        tensor_ids = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        assert {id(tensor) for part in (lower, upper) for tensor in part.parameters()} <= tensor_ids
         for training, (logits, changed) in whole.items():
             actual, moved_too = run_calls(model, x, training, lower, upper)
             assert torch.equal(actual, logits), (below, training)
@@ -193,7 +193,7 @@ def test_a_part_uses_the_tensor_names_of_the_network():
     assert (functional_call(upper, tensors, (torch.ones(2, 64),)) == 2 * 64 + 2).all()
 
 
-OF_TIMM = {
+TIMM_LAYOUTS = {
     "resnet18": ("fc", 5),
     "convnext_atto": ("head.fc", 5),
     "vit_tiny_patch16_224": ("head", 13),
@@ -202,12 +202,12 @@ OF_TIMM = {
 }
 
 
-@pytest.mark.parametrize("name", OF_TIMM)
+@pytest.mark.parametrize("name", TIMM_LAYOUTS)
 def test_backbones_of_timm_have_a_layout_and_can_be_split(name):
     pytest.importorskip("timm")
     model, size = backbones.build(f"timm:{name}", CLASSES), 224 if "vit" in name else 64
     layout = check_layout(model, size, 13)
-    assert (layout.head, len(layout.groups)) == OF_TIMM[name]
+    assert (layout.head, len(layout.groups)) == TIMM_LAYOUTS[name]
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     parts = graph_split.split_at(model, layout, len(layout.groups) - 1)
     assert (parts is None) == ("vit" in name), "a transformer of timm cannot be traced, and is left whole"

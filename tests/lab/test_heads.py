@@ -10,7 +10,18 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from test_datasets import make_npz
-from test_loop import BRIEF, HEAD, PLACE, READY, changed_names, is_equal, make_fit, make_trial, make_world, parse_regularizer
+from test_loop import (
+    BRIEF,
+    CONTEXT,
+    HEAD,
+    PREPROCESSING,
+    changed_names,
+    is_equal,
+    make_spec,
+    make_trial,
+    make_workspace,
+    parse_regularizer,
+)
 from torch import nn
 from torch.nn import functional as F
 
@@ -40,11 +51,11 @@ PROBE = Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, optimizer="sgd", lr
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    world = make_world(folder)
-    world.source = AuxiliaryDataset(data=make_npz(folder / "s.npz", train=80, classes=10), classes=tuple(range(10)))
-    return world
+def workspace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workspace")
+    workspace = make_workspace(folder)
+    workspace.source = AuxiliaryDataset(data=make_npz(folder / "s.npz", train=80, classes=10), classes=tuple(range(10)))
+    return workspace
 
 
 @pytest.fixture(autouse=True)
@@ -55,19 +66,19 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def train(world, *specs):
-    result, _ = run_trials._trained_models(specs, make_trial(specs[0]), world.cache)
+def train(workspace, *specs):
+    result, _ = run_trials._trained_models(specs, make_trial(specs[0]), workspace.cache)
     return result
 
 
-def prepare(world, spec):
-    network = run_trials.training_inputs(spec, make_trial(spec), world.cache)[1]
-    return network, run_trials.start_tensors(spec, network, make_trial(spec), world.cache)
+def prepare(workspace, spec):
+    network = run_trials.training_inputs(spec, make_trial(spec), workspace.cache)[1]
+    return network, run_trials.start_tensors(spec, network, make_trial(spec), workspace.cache)
 
 
-def test_an_mlp_head_replaces_the_linear_head_and_leaves_the_body_unchanged(world):
+def test_an_mlp_head_replaces_the_linear_head_and_leaves_the_body_unchanged(workspace):
     (plain, before), (deep, start) = (
-        prepare(world, make_fit(world, head=Head.parse(head))) for head in ("random", "mlp:6:0.3")
+        prepare(workspace, make_spec(workspace, head=Head.parse(head))) for head in ("random", "mlp:6:0.3")
     )
     assert start.keys() - before.keys() == MLP
     assert all(torch.equal(start[name], tensor) for name, tensor in before.items() if name not in HEAD)
@@ -84,27 +95,29 @@ def test_the_default_dropout_rate_is_one_half():
     assert heads.build_with_head("tiny-resnet", layout, Head.parse("mlp:6")).linear[2].p == 0.5
 
 
-def test_an_mlp_head_depends_on_the_head_seed_only(world):
-    first, again, other = (prepare(world, make_fit(world, head=Head.parse("mlp:6"), seed=seed))[1] for seed in (0, 0, 1))
+def test_an_mlp_head_depends_on_the_head_seed_only(workspace):
+    first, again, other = (
+        prepare(workspace, make_spec(workspace, head=Head.parse("mlp:6"), seed=seed))[1] for seed in (0, 0, 1)
+    )
     assert is_equal(first, again)
     assert not any(torch.equal(first[name], other[name]) for name in MLP)
     assert all(torch.equal(first[name], other[name]) for name in first.keys() - MLP)
-    bound = prepare(world, make_fit(world))[0].layout.features ** -0.5
+    bound = prepare(workspace, make_spec(workspace))[0].layout.features ** -0.5
     assert 0.8 * bound < float(first["linear.0.weight"].abs().max()) <= bound, "the initialization of torch"
 
 
 @pytest.mark.parametrize("init", [RANDOM, MatchedMoments(), PermutedWeights()], ids=str)
-def test_an_mlp_head_works_with_every_initialization(init, world):
-    (result,) = train(world, make_fit(world, init=init, head=Head.parse("mlp:6")))
+def test_an_mlp_head_works_with_every_initialization(init, workspace):
+    (result,) = train(workspace, make_spec(workspace, init=init, head=Head.parse("mlp:6")))
     assert changed_names(result) >= MLP
 
 
 @pytest.mark.parametrize("trainable", ["head", "top:1"])
-def test_training_on_cached_activations_equals_training_the_whole_network(trainable, world, monkeypatch):
-    spec = make_fit(world, replace(PROBE, trainable=Trainable.parse(trainable)), head=Head.parse("mlp:6:0"))
-    network, start = prepare(world, spec)
-    dataset = run_trials.training_inputs(spec, make_trial(spec), world.cache)[0]
-    assert loop.split_phase_model(network, loop.frozen_cut(spec.phases[0], network.layout), READY)[0] is not None
+def test_training_on_cached_activations_equals_training_the_whole_network(trainable, workspace, monkeypatch):
+    spec = make_spec(workspace, replace(PROBE, trainable=Trainable.parse(trainable)), head=Head.parse("mlp:6:0"))
+    network, start = prepare(workspace, spec)
+    dataset = run_trials.training_inputs(spec, make_trial(spec), workspace.cache)[0]
+    assert loop.split_phase_model(network, loop.frozen_cut(spec.phases[0], network.layout), PREPROCESSING)[0] is not None
     (cut,) = loop.train([spec], network, [start], dataset)
     monkeypatch.setattr(graph_split, "split_at", lambda *_: None)
     (whole,) = loop.train([spec], network, [start], dataset)
@@ -113,10 +126,10 @@ def test_training_on_cached_activations_equals_training_the_whole_network(traina
     assert trainable != "head" or changed_names(cut) == MLP
 
 
-def test_dropout_depends_on_the_seed_and_is_off_in_evaluation(world):
-    spec = make_fit(world, PROBE, head=Head.parse("mlp:6:0.9"))
-    network, start = prepare(world, spec)
-    dataset = run_trials.training_inputs(spec, make_trial(spec), world.cache)[0]
+def test_dropout_depends_on_the_seed_and_is_off_in_evaluation(workspace):
+    spec = make_spec(workspace, PROBE, head=Head.parse("mlp:6:0.9"))
+    network, start = prepare(workspace, spec)
+    dataset = run_trials.training_inputs(spec, make_trial(spec), workspace.cache)[0]
     torch.manual_seed(1)
     (first,), (again,) = (loop.train([spec], network, [start], dataset) for _ in range(2))
     assert is_equal(first.last, again.last)
@@ -127,38 +140,44 @@ def test_dropout_depends_on_the_seed_and_is_off_in_evaluation(world):
         dataset,
     )
     assert not is_equal(first.last, none.last)
-    model = context.LoadedModel(spec=spec, trained=first, network=network, dataset=dataset, source_head={}, cache=world.cache)
-    (once, _), (twice, _) = (evaluate.evaluate(model, (), EvaluationSpec(preprocessing=READY)) for _ in range(2))
+    model = context.LoadedModel(
+        spec=spec, trained=first, network=network, dataset=dataset, source_head={}, cache=workspace.cache
+    )
+    (once, _), (twice, _) = (evaluate.evaluate(model, (), EvaluationSpec(preprocessing=PREPROCESSING)) for _ in range(2))
     assert np.array_equal(once.p_true, twice.p_true)
 
 
-def evaluate_spec(world, spec, *edits, **view):
-    trial = Trial(model=ModelSpec(base=spec, edits=edits), view=EvaluationSpec(preprocessing=READY, **view), context=PLACE)
-    (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
+def evaluate_spec(workspace, spec, *edits, **view):
+    trial = Trial(
+        model=ModelSpec(base=spec, edits=edits), view=EvaluationSpec(preprocessing=PREPROCESSING, **view), context=CONTEXT
+    )
+    (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), workspace.cache)
     assert not record.error, record.error
     return record.predictions
 
 
-def test_the_pretrained_head_can_be_restored(world):
+def test_the_pretrained_head_can_be_restored(workspace):
     # With a frozen backbone, both networks are the checkpoint itself.
-    deep, plain = (make_fit(world, PROBE, head=Head.parse(head)) for head in ("mlp:6", "random"))
+    deep, plain = (make_spec(workspace, PROBE, head=Head.parse(head)) for head in ("mlp:6", "random"))
     for edits in (
         (Edit.parse("head:source"),),
         (Edit.parse("batchnorm:restored"), Edit.parse("head:source")),
         (Edit.parse("head:refit"),),
     ):
-        predictions, expected = (evaluate_spec(world, spec, *edits, domain=world.source) for spec in (deep, plain))
+        predictions, expected = (evaluate_spec(workspace, spec, *edits, domain=workspace.source) for spec in (deep, plain))
         np.testing.assert_allclose(predictions.p_true, expected.p_true, atol=1e-5)
     predictions, expected = (
-        evaluate_spec(world, spec, Edit.parse("head:source"), domain=world.source, mode=TRAIN_MODE) for spec in (deep, plain)
+        evaluate_spec(workspace, spec, Edit.parse("head:source"), domain=workspace.source, mode=TRAIN_MODE)
+        for spec in (deep, plain)
     )
     np.testing.assert_allclose(predictions.p_true, expected.p_true, atol=1e-5)
 
 
-def test_temperature_and_class_order_change_the_logits(world):
-    spec = make_fit(world, PROBE, head=Head.parse("mlp:6"))
+def test_temperature_and_class_order_change_the_logits(workspace):
+    spec = make_spec(workspace, PROBE, head=Head.parse("mlp:6"))
     plain, cooler, rotated = (
-        evaluate_spec(world, spec, *edits) for edits in ((), (Edit.parse("temperature:4"),), (Edit.parse("classes:rotated"),))
+        evaluate_spec(workspace, spec, *edits)
+        for edits in ((), (Edit.parse("temperature:4"),), (Edit.parse("classes:rotated"),))
     )
     logits = np.log(plain.probabilities.astype(float))
     expected = F.softmax(torch.from_numpy(logits / 4), 1).numpy()
@@ -167,17 +186,19 @@ def test_temperature_and_class_order_change_the_logits(world):
 
 
 @pytest.mark.parametrize("spelling", ["l2-sp:1", "ewc:100"])
-def test_regularizers_of_the_backbone_work_with_an_mlp_head(spelling, world):
-    source = world.source if spelling.startswith("ewc") else None
-    (result,) = train(world, make_fit(world, head=Head.parse("mlp:6"), regularizer=parse_regularizer(spelling), source=source))
+def test_regularizers_of_the_backbone_work_with_an_mlp_head(spelling, workspace):
+    source = workspace.source if spelling.startswith("ewc") else None
+    (result,) = train(
+        workspace, make_spec(workspace, head=Head.parse("mlp:6"), regularizer=parse_regularizer(spelling), source=source)
+    )
     assert changed_names(result) > MLP
 
 
 @pytest.mark.parametrize("spelling", ["lwf:1", "replay:4"])
-def test_regularizers_with_the_pretrained_head_refuse_an_mlp_head(spelling, world):
-    spec = make_fit(world, head=Head.parse("mlp:6"), regularizer=parse_regularizer(spelling), source=world.source)
+def test_regularizers_with_the_pretrained_head_refuse_an_mlp_head(spelling, workspace):
+    spec = make_spec(workspace, head=Head.parse("mlp:6"), regularizer=parse_regularizer(spelling), source=workspace.source)
     with pytest.raises(ValueError, match="cannot be combined with head mlp:6"):
-        train(world, spec)
+        train(workspace, spec)
 
 
 def test_a_nonlinear_head_is_not_replaced():
@@ -199,10 +220,10 @@ def test_a_nested_head_is_replaced_by_name():
     assert isinstance(model.classifier[3], nn.Sequential), "a copy"
 
 
-def test_gradient_shock_of_an_mlp_head_uses_a_fitted_linear_head(world):
-    spec = make_fit(world, head=Head.parse("mlp:6"))
-    network, start = prepare(world, spec)
-    dataset = run_trials.training_inputs(spec, make_trial(spec), world.cache)[0]
+def test_gradient_shock_of_an_mlp_head_uses_a_fitted_linear_head(workspace):
+    spec = make_spec(workspace, head=Head.parse("mlp:6"))
+    network, start = prepare(workspace, spec)
+    dataset = run_trials.training_inputs(spec, make_trial(spec), workspace.cache)[0]
     images, labels = (torch.from_numpy(np.array(part[:32])) for part in (dataset.train.images, dataset.train.labels))
     measure_context = context.MeasureContext(
         before=start,
@@ -210,10 +231,10 @@ def test_gradient_shock_of_an_mlp_head_uses_a_fitted_linear_head(world):
         network=network,
         train_images=images,
         train_labels=labels,
-        train_preprocessing=READY,
+        train_preprocessing=PREPROCESSING,
         test_images=images,
         test_labels=labels,
-        preprocessing=READY,
+        preprocessing=PREPROCESSING,
         mode=EVAL_MODE,
     )
     assert head_shock.shock(measure_context)["shock"] > 0

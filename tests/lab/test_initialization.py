@@ -34,11 +34,11 @@ def state():
     }
 
 
-def start(layout, state, init=PRETRAINED, head=RANDOM_HEAD, seeds=(1, 2), **more):
+def initialize(layout, state, init=PRETRAINED, head=RANDOM_HEAD, seeds=(1, 2), **more):
     return initialization.initial_tensors(ARCH, layout, state, init=init, head=head, seeds=seeds, **more)
 
 
-def body(tensors):
+def body_tensors(tensors):
     return {name: tensor for name, tensor in tensors.items() if name not in HEAD}
 
 
@@ -48,7 +48,7 @@ def is_equal(tensors, other):
 
 @pytest.mark.parametrize("init", [PRETRAINED, RANDOM, MatchedMoments(), PermutedWeights()])
 def test_all_tensors_are_returned_and_depend_on_the_seeds_only(init, layout, state):
-    once, again = start(layout, state, init), start(layout, state, init)
+    once, again = initialize(layout, state, init), initialize(layout, state, init)
     model = backbones.build(ARCH, 5)
     assert {name: tensor.shape for name, tensor in once.items()} == {
         name: tensor.shape for name, tensor in (*model.named_parameters(), *model.named_buffers())
@@ -59,31 +59,31 @@ def test_all_tensors_are_returned_and_depend_on_the_seeds_only(init, layout, sta
 
 @pytest.mark.parametrize("init", [PRETRAINED, RANDOM, MatchedMoments(), PermutedWeights()])
 def test_head_and_body_have_separate_seeds(init, layout, state):
-    first, other_head, other_body = (start(layout, state, init, seeds=seeds) for seeds in ((1, 2), (1, 3), (4, 2)))
-    assert is_equal(body(first), body(other_head))
+    first, other_head, other_body = (initialize(layout, state, init, seeds=seeds) for seeds in ((1, 2), (1, 3), (4, 2)))
+    assert is_equal(body_tensors(first), body_tensors(other_head))
     assert not torch.equal(first["linear.weight"], other_head["linear.weight"])
     assert torch.equal(first["linear.weight"], other_body["linear.weight"])
-    assert is_equal(body(first), body(other_body)) == (init == PRETRAINED)
+    assert is_equal(body_tensors(first), body_tensors(other_body)) == (init == PRETRAINED)
 
 
 @pytest.mark.parametrize("init", [PRETRAINED, RANDOM, MatchedMoments(), PermutedWeights()])
 def test_global_random_streams_are_neither_used_nor_changed(init, layout, state):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = start(layout, state, init)
+    first = initialize(layout, state, init)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
-    assert is_equal(first, start(layout, state, init))
+    assert is_equal(first, initialize(layout, state, init))
 
 
 def test_pretrained_tensors_are_those_of_the_checkpoint_below_a_new_head(layout, state):
-    tensors = start(layout, state)
-    assert is_equal(body(tensors), {name: tensor for name, tensor in state.items() if name not in HEAD})
+    tensors = initialize(layout, state)
+    assert is_equal(body_tensors(tensors), {name: tensor for name, tensor in state.items() if name not in HEAD})
     assert tensors["linear.weight"].shape == (5, 64)
 
 
 def test_random_tensors_are_those_of_the_architecture_without_a_checkpoint(layout):
-    tensors = start(layout, None, RANDOM)
+    tensors = initialize(layout, None, RANDOM)
     assert (tensors["bn1.running_var"] == 1).all()
     assert (tensors["bn1.weight"] == 1).all()
     expected = (2 / tensors["layer4.0.conv2.weight"][:, 0].numel()) ** 0.5
@@ -91,7 +91,7 @@ def test_random_tensors_are_those_of_the_architecture_without_a_checkpoint(layou
 
 
 def test_matched_tensors_have_the_mean_and_deviation_of_the_pretrained_ones(layout, state):
-    tensors = start(layout, state, MatchedMoments())
+    tensors = initialize(layout, state, MatchedMoments())
     name = "layer4.0.conv2.weight"
     assert tensors[name].mean().item() == pytest.approx(state[name].mean().item(), abs=0.01)
     assert tensors[name].std().item() == pytest.approx(state[name].std().item(), rel=0.02)
@@ -100,8 +100,8 @@ def test_matched_tensors_have_the_mean_and_deviation_of_the_pretrained_ones(layo
 
 
 def test_permuted_tensors_are_shuffled_except_in_batchnorm_layers(layout, state):
-    tensors = start(layout, state, PermutedWeights())
-    for name, tensor in body(tensors).items():
+    tensors = initialize(layout, state, PermutedWeights())
+    for name, tensor in body_tensors(tensors).items():
         assert torch.equal(tensor.flatten().sort().values, state[name].flatten().sort().values)
         assert torch.equal(tensor, state[name]) == backbones.is_within(name, layout.batchnorm)
 
@@ -122,7 +122,7 @@ def test_permuted_features_have_the_scale_of_pretrained_ones(shared):
 
 
 def test_a_zero_head_gives_the_body_no_gradient(layout, state):
-    tensors = start(layout, state, head=ZERO_HEAD)
+    tensors = initialize(layout, state, head=ZERO_HEAD)
     assert all((tensors[name] == 0).all() for name in HEAD)
     model = backbones.build(ARCH, 5)
     parameters = dict(model.named_parameters())
@@ -136,7 +136,7 @@ def test_a_zero_head_gives_the_body_no_gradient(layout, state):
 def test_the_checkpoint_is_not_changed(layout, state):
     before = {name: tensor.clone() for name, tensor in state.items()}
     for init in (PRETRAINED, RANDOM, MatchedMoments(), PermutedWeights()):
-        for tensor in start(layout, state, init).values():
+        for tensor in initialize(layout, state, init).values():
             tensor.zero_()
     assert is_equal(state, before)
 
@@ -144,20 +144,20 @@ def test_the_checkpoint_is_not_changed(layout, state):
 @pytest.mark.parametrize("init", [PRETRAINED, MatchedMoments(), PermutedWeights()])
 def test_other_initializations_need_a_checkpoint(init, layout):
     with pytest.raises(UserError, match="no pretrained weights"):
-        start(layout, None, init)
+        initialize(layout, None, init)
 
 
 def test_partial_transfer_keeps_the_lowest_groups_and_draws_the_others(layout, state):
-    whole, fresh = start(layout, state), start(layout, None, RANDOM)
-    tensors = start(layout, state, transferred=TransferLowest(groups=2))
+    whole, fresh = initialize(layout, state), initialize(layout, None, RANDOM)
+    tensors = initialize(layout, state, transferred=TransferLowest(groups=2))
     low = [prefix for group in layout.groups[:2] for prefix in group.prefixes]
     for name, tensor in tensors.items():
         assert torch.equal(tensor, (whole if backbones.is_within(name, [*low, layout.head]) else fresh)[name]), name
     assert not torch.equal(tensors["layer4.0.conv2.weight"], whole["layer4.0.conv2.weight"])
-    assert is_equal(start(layout, state, transferred=TransferLowest(groups=len(layout.groups))), whole)
+    assert is_equal(initialize(layout, state, transferred=TransferLowest(groups=len(layout.groups))), whole)
 
 
 def test_the_error_for_too_many_transferred_groups_names_the_groups(layout, state):
     with pytest.raises(UserError, match="transferred") as error:
-        start(layout, state, transferred=TransferLowest(groups=99))
+        initialize(layout, state, transferred=TransferLowest(groups=99))
     assert "layer4" in error.value.expected

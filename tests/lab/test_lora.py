@@ -15,12 +15,12 @@ from test_loop import (  # noqa: F401
     changed_names,
     float64,
     is_equal,
-    make_fit,
+    make_spec,
     one_thread,
     parse_regularizer,
-    prepared,
+    prepare_training,
     train,
-    world,
+    workspace,
 )
 
 from xferbench.core.interventions import BATCHNORM_EVAL, BATCHNORM_TRAIN, HEAD_ONLY, Trainable
@@ -67,9 +67,9 @@ def test_the_merged_weight_adds_alpha_over_r_times_b_a():
 
 
 @pytest.mark.parametrize("batchnorm", [BATCHNORM_EVAL, BATCHNORM_TRAIN], ids=str)
-def test_lora_changes_weights_by_a_matrix_of_its_rank_and_nothing_else(batchnorm, world):  # noqa: F811
-    spec = make_fit(world, replace(LORA, batchnorm=batchnorm))
-    (network, (start,), dataset) = prepared(world, spec)
+def test_lora_changes_weights_by_a_matrix_of_its_rank_and_nothing_else(batchnorm, workspace):  # noqa: F811
+    spec = make_spec(workspace, replace(LORA, batchnorm=batchnorm))
+    (network, (start,), dataset) = prepare_training(workspace, spec)
     (actual,) = loop.train([spec], network, [start], dataset)
     weights = backbones.names_by_kind(network.layout, network.module)["lora"]
     statistics = {name for name, _ in network.module.named_buffers()} if batchnorm == BATCHNORM_TRAIN else set()
@@ -81,9 +81,9 @@ def test_lora_changes_weights_by_a_matrix_of_its_rank_and_nothing_else(batchnorm
 
 
 @pytest.mark.parametrize("step", [{"optimizer": "adamw"}, SGD])
-def test_training_in_lockstep_equals_training_alone(step, world, float64):  # noqa: F811
-    specs = [make_fit(world, Phase(trainable=Trainable.parse("lora:3"), **step, **BRIEF), seed=seed) for seed in range(2)]
-    network, starts, dataset = prepared(world, *specs)
+def test_training_in_lockstep_equals_training_alone(step, workspace, float64):  # noqa: F811
+    specs = [make_spec(workspace, Phase(trainable=Trainable.parse("lora:3"), **step, **BRIEF), seed=seed) for seed in range(2)]
+    network, starts, dataset = prepare_training(workspace, *specs)
     starts = [float64(start) for start in starts]
     together = loop.train(specs, network, starts, dataset)
     for spec, start, actual in zip(specs, starts, together, strict=True):
@@ -93,33 +93,33 @@ def test_training_in_lockstep_equals_training_alone(step, world, float64):  # no
 
 
 @pytest.mark.parametrize("spelling", ["bias", "lora:2", "adapter:2", "norm"])
-def test_lora_disables_precomputed_activations(spelling, world):  # noqa: F811
-    network, _, _ = prepared(world, make_fit(world))
+def test_lora_disables_precomputed_activations(spelling, workspace):  # noqa: F811
+    network, _, _ = prepare_training(workspace, make_spec(workspace))
     assert loop.frozen_cut(Phase(trainable=Trainable.parse(spelling), batchnorm=BATCHNORM_EVAL), network.layout) == 0
 
 
-def test_bias_training_changes_only_biases_and_head(world):  # noqa: F811
-    (actual,) = train(world, make_fit(world, replace(LORA, trainable=Trainable.parse("bias"))))
+def test_bias_training_changes_only_biases_and_head(workspace):  # noqa: F811
+    (actual,) = train(workspace, make_spec(workspace, replace(LORA, trainable=Trainable.parse("bias"))))
     assert changed_names(actual) == HEAD | {name for name in actual.last if name.endswith("bias")}
 
 
-def test_the_next_phase_starts_from_the_merged_weights(world):  # noqa: F811
-    (both,) = train(world, make_fit(world, LORA, Phase(trainable=HEAD_ONLY, **SGD, **BRIEF)))
-    (first,) = train(world, make_fit(world, LORA))
+def test_the_next_phase_starts_from_the_merged_weights(workspace):  # noqa: F811
+    (both,) = train(workspace, make_spec(workspace, LORA, Phase(trainable=HEAD_ONLY, **SGD, **BRIEF)))
+    (first,) = train(workspace, make_spec(workspace, LORA))
     body = [name for name in first.last if name not in HEAD]
     assert all(torch.equal(both.last[name], first.last[name]) for name in body)
-    (twice,) = train(world, make_fit(world, LORA, LORA))
+    (twice,) = train(workspace, make_spec(workspace, LORA, LORA))
     kernel = "layer2.0.conv1.weight"
     ranks = torch.linalg.svdvals((twice.last[kernel] - twice.before[kernel]).flatten(1).double())
     assert ranks[2] > 1e-5 * ranks[0] and (ranks[4:] < 1e-5 * ranks[0]).all(), "each phase has a separate update"
 
 
-def test_regularizers_apply_to_the_merged_weights(world):  # noqa: F811
+def test_regularizers_apply_to_the_merged_weights(workspace):  # noqa: F811
     phase = replace(LORA, trainable=Trainable.parse("lora:16"), weight_decay=0.0, steps=10)
-    network, starts, dataset = prepared(world, make_fit(world, phase))
+    network, starts, dataset = prepare_training(workspace, make_spec(workspace, phase))
     free, regularized = (
         loop.train(
-            [make_fit(world, phase, regularizer=parse_regularizer(spelling))],
+            [make_spec(workspace, phase, regularizer=parse_regularizer(spelling))],
             network,
             starts,
             dataset,
@@ -132,10 +132,10 @@ def test_regularizers_apply_to_the_merged_weights(world):  # noqa: F811
     assert distances[1] < 0.9 * distances[0]
 
 
-def test_lora_equals_peft_and_the_reader_merges_its_file(world, tmp_path):  # noqa: F811
+def test_lora_equals_peft_and_the_reader_merges_its_file(workspace, tmp_path):  # noqa: F811
     peft = pytest.importorskip("peft")
-    spec = make_fit(world, replace(LORA, schedule="constant", weight_decay=0.01))
-    network, (start,), dataset = prepared(world, spec)
+    spec = make_spec(workspace, replace(LORA, schedule="constant", weight_decay=0.01))
+    network, (start,), dataset = prepare_training(workspace, spec)
     (actual,) = loop.train([spec], network, [start], dataset)
 
     weights = sorted(backbones.names_by_kind(network.layout, network.module)["lora"])

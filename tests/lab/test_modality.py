@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from test_datasets import make_npz
-from test_loop import PLACE
+from test_loop import CONTEXT
 
 from xferbench.core import files
 from xferbench.core.interventions import ALL_LAYERS, HEAD_ONLY, RANDOM, RANDOM_HEAD
@@ -51,16 +51,16 @@ class Tokens:
 
 
 @pytest.fixture
-def known():
-    for function, own in (
-        (preprocessing.geometry_key, lambda ready: ready),
-        (preprocessing.store_example, lambda ready, example: np.asarray(example)[0, : ready.length].astype(np.int64)),
+def token_preprocessing():
+    for function, implementation in (
+        (preprocessing.geometry_key, lambda tokens: tokens),
+        (preprocessing.store_example, lambda tokens, example: np.asarray(example)[0, : tokens.length].astype(np.int64)),
         (preprocessing.prepare_batch, lambda _, batch: {"ids": batch, "mask": (batch > 0).float()}),
     ):
-        function.register(Tokens, own)
+        function.register(Tokens, implementation)
 
 
-@pytest.mark.usefixtures("known")
+@pytest.mark.usefixtures("token_preprocessing")
 def test_token_ids_and_their_mask_go_from_a_file_to_predictions(tmp_path):
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=120)
@@ -75,7 +75,7 @@ def test_token_ids_and_their_mask_go_from_a_file_to_predictions(tmp_path):
         Phase(trainable=ALL_LAYERS, lr=0.05, steps=60, batch_size=16),
         Phase(trainable=HEAD_ONLY, steps=4, batch_size=16),
     ):
-        one = TrainingSpec(
+        spec = TrainingSpec(
             arch=code.spec,
             code=code,
             init=RANDOM,
@@ -87,10 +87,10 @@ def test_token_ids_and_their_mask_go_from_a_file_to_predictions(tmp_path):
             preprocessing=Tokens(length=LENGTH),
             seed=0,
         )
-        trial = Trial(model=ModelSpec(base=one), view=EvaluationSpec(preprocessing=Tokens(length=LENGTH)), context=PLACE)
+        trial = Trial(model=ModelSpec(base=spec), view=EvaluationSpec(preprocessing=Tokens(length=LENGTH)), context=CONTEXT)
         (record,), trained = run_trials.run_trials([trial], frozenset([trial.key]), tmp_path / "cache")
         assert (record.error, trained) == ("", 1)
-        told = record.predictions
-        assert len(told.label) == 40
+        predictions = record.predictions
+        assert len(predictions.label) == 40
         if phase.trainable == ALL_LAYERS:
-            assert (told.predicted == told.label).mean() > 0.75
+            assert (predictions.predicted == predictions.label).mean() > 0.75

@@ -14,7 +14,7 @@ from xferbench.lab.evaluation import penultimate_features
 from xferbench.lab.models import backbones
 from xferbench.lab.training.network import Architecture
 
-READY = Preprocessing(mean=(0.5,), std=(0.25,))
+PREPROCESSING = Preprocessing(mean=(0.5,), std=(0.25,))
 
 
 @pytest.fixture(autouse=True)
@@ -36,20 +36,20 @@ def pixels(count, size):
     return torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def features_of(network, images):
+def extract_features(network, images):
     tensors = {name: tensor.detach().clone() for name, tensor in network.module.state_dict().items()}
-    return penultimate_features.head_inputs(network, tensors, images, READY)
+    return penultimate_features.head_inputs(network, tensors, images, PREPROCESSING)
 
 
 @torch.no_grad()
 def test_a_linear_head_on_its_inputs_computes_the_logits(tmp_path):
     network, images = make_network("tiny-resnet", 16, tmp_path), pixels(70, 16)
     network.module.train()
-    features = features_of(network, images)
+    features = extract_features(network, images)
     assert features.shape == (70, network.layout.features)
     assert network.module.training, "the mode is restored"
     head = network.module.get_submodule(network.layout.head)
-    expected = network.module.eval()(preprocessing.to_tensor(images, READY))
+    expected = network.module.eval()(preprocessing.to_tensor(images, PREPROCESSING))
     torch.testing.assert_close(F.linear(features, head.weight, head.bias), expected, rtol=1e-4, atol=1e-5)
     assert not head._forward_pre_hooks
 
@@ -57,9 +57,9 @@ def test_a_linear_head_on_its_inputs_computes_the_logits(tmp_path):
 @torch.no_grad()
 def test_inputs_of_a_convolutional_head_are_averaged_over_positions(tmp_path):
     network, images = make_network("torchvision:squeezenet1_0", 64, tmp_path), pixels(2, 64)
-    features = features_of(network, images)
+    features = extract_features(network, images)
     assert features.shape == (2, 512)
-    maps = network.module.eval().features(preprocessing.to_tensor(images, READY))
+    maps = network.module.eval().features(preprocessing.to_tensor(images, PREPROCESSING))
     assert maps.shape[2] > 1
     torch.testing.assert_close(features, maps.mean((2, 3)), rtol=1e-4, atol=1e-5)
 

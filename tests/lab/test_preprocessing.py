@@ -22,7 +22,7 @@ RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (45, 61, 3), dtype=np.uint8)
 
 
-def torchvisions(image, preprocessing):
+def torchvision_transforms(image, preprocessing):
     """Preprocess with torchvision. Without antialias this needs a tensor, because Pillow always applies it."""
     steps = [] if preprocessing.antialias else [v2.PILToTensor()]
     if preprocessing.resize:
@@ -52,7 +52,7 @@ def test_photographs_are_preprocessed_as_in_torchvision(preprocessing, shared):
     assert photographs
     for path in photographs:
         with Image.open(path) as image:
-            expected = torchvisions(image.convert("RGB"), preprocessing)
+            expected = torchvision_transforms(image.convert("RGB"), preprocessing)
             actual = apply_geometry(image, preprocessing)
         assert actual.dtype == np.uint8
         assert actual.flags.c_contiguous
@@ -63,7 +63,7 @@ def test_photographs_are_preprocessed_as_in_torchvision(preprocessing, shared):
 @pytest.mark.parametrize("shape", [(45, 61), (61, 45), (7, 90), (256, 256)])
 def test_images_of_any_shape_are_preprocessed_as_in_torchvision(preprocessing, shape):
     pixels = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
-    assert np.array_equal(apply_geometry(pixels, preprocessing), torchvisions(Image.fromarray(pixels), preprocessing))
+    assert np.array_equal(apply_geometry(pixels, preprocessing), torchvision_transforms(Image.fromarray(pixels), preprocessing))
 
 
 def test_geometry_and_values_equal_a_torchvision_preset(shared):
@@ -167,11 +167,11 @@ def test_the_geometry_key_contains_exactly_what_the_pixels_depend_on():
 
 def test_less_detail_keeps_the_size_and_removes_fine_patterns():
     board = np.repeat((np.indices((32, 32)).sum(0) % 2 * 255).astype(np.uint8)[..., None], 3, axis=2)
-    for ready in (Preprocessing(), Preprocessing(crop=20), Preprocessing(resize=32, crop=32, antialias=False)):
-        whole, half = (apply_geometry(board, replace(ready, detail=detail)) for detail in (1.0, 0.5))
-        assert half.shape == whole.shape and half.dtype == np.uint8 and half.flags.c_contiguous
-        assert np.ptp(whole) == 255 and np.ptp(half) <= 40, "alternating black and white become gray"
-        assert geometry_key(replace(ready, detail=0.5)) != geometry_key(ready)
+    for form in (Preprocessing(), Preprocessing(crop=20), Preprocessing(resize=32, crop=32, antialias=False)):
+        full, half = (apply_geometry(board, replace(form, detail=detail)) for detail in (1.0, 0.5))
+        assert half.shape == full.shape and half.dtype == np.uint8 and half.flags.c_contiguous
+        assert np.ptp(full) == 255 and np.ptp(half) <= 40, "alternating black and white become gray"
+        assert geometry_key(replace(form, detail=0.5)) != geometry_key(form)
     smooth = np.full((32, 32, 3), 90, np.uint8)
     assert (apply_geometry(smooth, Preprocessing(detail=0.5)) == 90).all()
 

@@ -113,8 +113,8 @@ def test_the_preprocessing_of_timm_is_assumed_unless_timm_publishes_the_file(tmp
 
 def test_notes_name_the_weights_that_were_read_and_the_unused_tensors(tmp_path):
     state = backbones.build("tiny-resnet", 20).state_dict()
-    named = {f"net.{name}": tensor for name, tensor in state.items()} | {"loss.weight": torch.ones(2)}
-    torch.save({"state_dict": named, "state_dict_ema": named}, tmp_path / "last.ckpt")
+    prefixed = {f"net.{name}": tensor for name, tensor in state.items()} | {"loss.weight": torch.ones(2)}
+    torch.save({"state_dict": prefixed, "state_dict_ema": prefixed}, tmp_path / "last.ckpt")
     weights = WeightsFile(digest=files.sha256(tmp_path / "last.ckpt"), path=str(tmp_path / "last.ckpt"))
     _, average, unused = make_profile(make_npz(tmp_path / "d.npz"), tmp_path / "cache", weights=weights).trust
     assert "not the moving average 'state_dict_ema'" in average
@@ -133,8 +133,8 @@ def test_weights_that_do_not_fit_and_too_small_datasets_raise(tmp_path):
 
 def test_auto_resolves_to_an_accelerator_if_available(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    for there, expected in ((True, "cuda"), (False, "cpu")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+    for is_available, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda is_available=is_available: is_available)
         assert profile.resolve_device("auto") == expected
         assert profile.resolve_device("cpu") == "cpu"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)

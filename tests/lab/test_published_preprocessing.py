@@ -44,8 +44,8 @@ def test_a_file_that_timm_publishes_is_recognized_by_digest():
 
 
 def test_a_geometry_that_cannot_be_described_gives_none(monkeypatch):
-    about = {"input_size": (3, 64, 64), "crop_pct": 1.0, "interpolation": "random", "mean": (0.5,) * 3, "std": (0.2,) * 3}
-    squashed = SimpleNamespace(url="https://a/one-01234567.pth", crop_mode="squash", **about)
+    fields = {"input_size": (3, 64, 64), "crop_pct": 1.0, "interpolation": "random", "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    squashed = SimpleNamespace(url="https://a/one-01234567.pth", crop_mode="squash", **fields)
     library = SimpleNamespace(
         is_model=lambda _: True, list_pretrained=lambda _: ["one.a"], get_pretrained_cfg=lambda *_, **__: squashed
     )

@@ -9,45 +9,45 @@ from xferbench.core.pipeline import Phase
 from xferbench.lab.training.schedules import lr_factor, parameter_groups
 
 
-def course(**changes):
+def lr_factors(**changes):
     phase = Phase(**{"steps": 100, **changes})
     return [lr_factor(phase, step) for step in range(phase.steps)]
 
 
 def test_a_constant_schedule_has_the_peak_rate_at_every_step():
-    assert set(course(schedule="constant")) == {1.0}
+    assert set(lr_factors(schedule="constant")) == {1.0}
 
 
 def test_a_cosine_schedule_decays_from_the_peak_to_almost_0():
-    rates_ = course(schedule="cosine")
-    assert rates_[0] == 1.0
-    assert rates_[50] == pytest.approx(0.5)
-    assert 0 < rates_[-1] < 0.001
-    assert rates_ == sorted(rates_, reverse=True)
+    factors = lr_factors(schedule="cosine")
+    assert factors[0] == 1.0
+    assert factors[50] == pytest.approx(0.5)
+    assert 0 < factors[-1] < 0.001
+    assert factors == sorted(factors, reverse=True)
 
 
 def test_one_cycle_starts_at_a_25th_and_peaks_at_30_percent():
-    rates_ = course(schedule="one-cycle")
-    assert rates_[0] == pytest.approx(1 / 25)
-    assert rates_[30] == 1.0 == max(rates_)
-    assert rates_[:31] == sorted(rates_[:31])
-    assert rates_[30:] == sorted(rates_[30:], reverse=True)
-    assert 0 < rates_[-1] < 0.001
+    factors = lr_factors(schedule="one-cycle")
+    assert factors[0] == pytest.approx(1 / 25)
+    assert factors[30] == 1.0 == max(factors)
+    assert factors[:31] == sorted(factors[:31])
+    assert factors[30:] == sorted(factors[30:], reverse=True)
+    assert 0 < factors[-1] < 0.001
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_warmup_rises_linearly_to_the_peak(schedule):
-    rates_ = course(schedule=schedule, warmup=4)
-    assert rates_[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert rates_[5] <= 1.0
+    factors = lr_factors(schedule=schedule, warmup=4)
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[5] <= 1.0
 
 
 def test_a_warmup_longer_than_the_phase_never_reaches_the_peak():
-    assert max(course(steps=10, warmup=20)) == pytest.approx(10 / 21)
+    assert max(lr_factors(steps=10, warmup=20)) == pytest.approx(10 / 21)
 
 
 def test_a_single_step_has_the_peak_rate():
-    assert course(steps=1) == [1.0]
+    assert lr_factors(steps=1) == [1.0]
 
 
 def test_an_unknown_schedule_is_an_error():
@@ -59,20 +59,25 @@ DEPTH = {"head.weight": 0, "head.bias": 0, "b.weight": 1, "a.weight": 3}
 PARAMETERS = {name: torch.zeros(1) for name in DEPTH}
 
 
-def rated(**changes):
+def rates_by_name(**changes):
     groups = parameter_groups(Phase(lr=0.1, **changes), PARAMETERS, DEPTH)
     return {
-        name: group["lr"] for name, own in PARAMETERS.items() for group in groups if any(own is one for one in group["params"])
+        name: group["lr"]
+        for name, parameter in PARAMETERS.items()
+        for group in groups
+        if any(parameter is member for member in group["params"])
     }
 
 
 def test_every_parameter_is_in_exactly_one_group():
     groups = parameter_groups(Phase(layer_decay=0.5), PARAMETERS, DEPTH)
-    assert sorted(id(one) for group in groups for one in group["params"]) == sorted(map(id, PARAMETERS.values()))
+    assert sorted(id(parameter) for group in groups for parameter in group["params"]) == sorted(map(id, PARAMETERS.values()))
 
 
 def test_rates_decay_with_depth_below_the_head():
-    assert rated() == dict.fromkeys(DEPTH, 0.1)
-    assert rated(layer_decay=0.5) == pytest.approx({"head.weight": 0.1, "head.bias": 0.1, "b.weight": 0.1, "a.weight": 0.025})
-    assert rated(layer_decay=0.5, head_lr=1.0)["head.bias"] == 1.0
-    assert rated(head_lr=0.0)["head.weight"] == 0.0
+    assert rates_by_name() == dict.fromkeys(DEPTH, 0.1)
+    assert rates_by_name(layer_decay=0.5) == pytest.approx(
+        {"head.weight": 0.1, "head.bias": 0.1, "b.weight": 0.1, "a.weight": 0.025}
+    )
+    assert rates_by_name(layer_decay=0.5, head_lr=1.0)["head.bias"] == 1.0
+    assert rates_by_name(head_lr=0.0)["head.weight"] == 0.0

@@ -16,17 +16,17 @@ CHECKPOINTS = [(20, "resnet20-12fca82f.th", 0.915), (32, "resnet32-d509ac18.th",
 
 
 @pytest.fixture(autouse=True)
-def seeded():
+def fixed_seed():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
 
 
-def parameters(net):
+def count_parameters(net):
     return sum(tensor.numel() for tensor in net.parameters())
 
 
-def copies(build, count):
+def build_networks(build, count):
     """Build networks with different weights and different BatchNorm statistics."""
     nets = [build() for _ in range(count)]
     with torch.no_grad():
@@ -35,30 +35,30 @@ def copies(build, count):
     return nets
 
 
-def mapped(nets, images, *, train):
+def call_networks(nets, images, *, train):
     """Return the logits and new buffers of all networks at once."""
     weights, buffers = stack_module_state([net.train(train) for net in nets])
 
-    def one(weights, buffers, image):
+    def call_network(weights, buffers, image):
         buffers = {name: tensor.clone() for name, tensor in buffers.items()}
         return functional_call(nets[0], (weights, buffers), (image,)), buffers
 
     with torch.no_grad():
-        return vmap(one)(weights, buffers, images)
+        return vmap(call_network)(weights, buffers, images)
 
 
 def test_the_tiny_network_has_few_parameters():
-    assert 0.1e6 < parameters(tiny_resnet(20)) < 0.13e6
-    assert parameters(tiny_resnet(20, width=8)) < parameters(tiny_resnet(20)) / 3
+    assert 0.1e6 < count_parameters(tiny_resnet(20)) < 0.13e6
+    assert count_parameters(tiny_resnet(20, width=8)) < count_parameters(tiny_resnet(20)) / 3
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85)])
 def test_cifar_networks_have_the_parameter_counts_of_the_paper(depth, millions):
-    assert parameters(cifar_resnet(depth)) / 1e6 == pytest.approx(millions, abs=0.007)
+    assert count_parameters(cifar_resnet(depth)) / 1e6 == pytest.approx(millions, abs=0.007)
 
 
 def test_resnet20_has_269722_parameters():
-    assert parameters(cifar_resnet(20)) == 269_722
+    assert count_parameters(cifar_resnet(20)) == 269_722
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -110,7 +110,7 @@ def test_modules_have_the_names_of_the_common_checkpoints(build):
 @every_net
 @pytest.mark.parametrize("train", [False, True])
 def test_torch_fx_can_trace_the_networks(build, train):
-    net, images = copies(build, 1)[0].train(train), torch.randn(4, 3, 32, 32)
+    net, images = build_networks(build, 1)[0].train(train), torch.randn(4, 3, 32, 32)
     traced = torch.fx.symbolic_trace(net)
     with torch.no_grad():
         assert torch.equal(traced(images), net(images))
@@ -119,8 +119,8 @@ def test_torch_fx_can_trace_the_networks(build, train):
 @every_net
 @pytest.mark.parametrize("train", [False, True])
 def test_stacked_networks_equal_single_ones(build, train):
-    nets, images = copies(build, 3), torch.randn(3, 4, 3, 32, 32)
-    together, buffers = mapped(nets, images, train=train)
+    nets, images = build_networks(build, 3), torch.randn(3, 4, 3, 32, 32)
+    together, buffers = call_networks(nets, images, train=train)
     with torch.no_grad():
         alone = torch.stack([net.train(train)(image) for net, image in zip(nets, images, strict=True)])
     assert torch.allclose(together, alone, atol=1e-4)

@@ -49,16 +49,16 @@ def test_frechet_equals_the_closed_form_of_two_gaussians():
     assert transferability.frechet_distance(x, 3 * x - 2 * x.mean(0)) == pytest.approx(4 * spread), (
         "(1 − 3)² tr Σ if only the spread differs"
     )
-    wide = transferability.frechet_distance(normal(20, 200), normal(20, 200, seed=1))
-    assert wide > 5 * transferability.frechet_distance(normal(2000, 200), normal(2000, 200, seed=1)), (
+    high_dimensional = transferability.frechet_distance(normal(20, 200), normal(20, 200, seed=1))
+    assert high_dimensional > 5 * transferability.frechet_distance(normal(2000, 200), normal(2000, 200, seed=1)), (
         "few images make it too large"
     )
 
 
 def test_cka_is_invariant_to_rotation_and_scale():
     x = normal(50, 6)
-    turned = x @ np.linalg.qr(normal(6, 6, seed=1))[0]
-    assert transferability.linear_cka(x, 3 * turned + 1) == pytest.approx(1)
+    rotated = x @ np.linalg.qr(normal(6, 6, seed=1))[0]
+    assert transferability.linear_cka(x, 3 * rotated + 1) == pytest.approx(1)
     assert transferability.linear_cka(x, normal(50, 6, seed=2)) < 0.3
     assert np.isnan(transferability.linear_cka(x, np.ones((50, 6))))
 

@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from invoke import make_suite
-from test_loop import BRIEF, PLACE, WEIGHTS, is_equal, make_fit, make_trial, make_world
+from test_loop import BRIEF, CONTEXT, WEIGHTS, is_equal, make_spec, make_trial, make_workspace
 from test_profile import make_weights
 
 import xferbench
@@ -152,16 +152,16 @@ def write_module(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("world"))
+def workspace(tmp_path_factory):
+    return make_workspace(tmp_path_factory.mktemp("workspace"))
 
 
-def train_with_code(world, code, *phases, seed=0, **more):
-    spec = replace(make_fit(world, *phases, seed=seed), training=code, **more)
+def train_with_code(workspace, code, *phases, seed=0, **more):
+    spec = replace(make_spec(workspace, *phases, seed=seed), training=code, **more)
     trial = make_trial(spec)
-    dataset, network = run_trials.training_inputs(spec, trial, world.cache)
+    dataset, network = run_trials.training_inputs(spec, trial, workspace.cache)
     return user_training.train_with_user_code(
-        spec, network, run_trials.start_tensors(spec, network, trial, world.cache), dataset
+        spec, network, run_trials.start_tensors(spec, network, trial, workspace.cache), dataset
     )
 
 
@@ -265,18 +265,20 @@ def test_a_name_of_a_loaded_module_is_an_error(tmp_path, monkeypatch):
 # Backbones
 
 
-def probed(world, code, weights=WEIGHTS, training=None):
-    return profile.profile(code.spec, weights, world.data, None, (60, None), (None, (), None), world.cache, code, training)
+def profile_code(workspace, code, weights=WEIGHTS, training=None):
+    return profile.profile(
+        code.spec, weights, workspace.data, None, (60, None), (None, (), None), workspace.cache, code, training
+    )
 
 
-def test_a_user_network_is_profiled_and_trained(write_module, world):
+def test_a_user_network_is_profiled_and_trained(write_module, workspace):
     code = write_module(NETWORK, "build")
-    facts = probed(world, code)
-    assert (facts.model.head, facts.user_code.crash, facts.user_code.supports) == ("linear", "", None)
-    spec = replace(make_fit(world), arch=code.spec, code=code)
-    (record,), trained_count = run_trials.run_trials([make_trial(spec)], frozenset([make_trial(spec).key]), world.cache)
+    code_profile = profile_code(workspace, code)
+    assert (code_profile.model.head, code_profile.user_code.crash, code_profile.user_code.supports) == ("linear", "", None)
+    spec = replace(make_spec(workspace), arch=code.spec, code=code)
+    (record,), trained_count = run_trials.run_trials([make_trial(spec)], frozenset([make_trial(spec).key]), workspace.cache)
     (renamed,), _ = run_trials.run_trials(
-        [make_trial(make_fit(world))], frozenset([make_trial(make_fit(world)).key]), world.cache
+        [make_trial(make_spec(workspace))], frozenset([make_trial(make_spec(workspace)).key]), workspace.cache
     )
     assert (record.error, trained_count) == ("", 1)
     assert record.key != renamed.key
@@ -284,16 +286,16 @@ def test_a_user_network_is_profiled_and_trained(write_module, world):
 
 
 @pytest.mark.parametrize(("name", "message"), [("nothing", "returned no network"), ("wrong", "a head of the wrong size")])
-def test_an_invalid_user_network_is_an_error(name, message, write_module, world):
+def test_an_invalid_user_network_is_an_error(name, message, write_module, workspace):
     with pytest.raises(UserError, match=message):
-        probed(world, write_module(NETWORK, name))
+        profile_code(workspace, write_module(NETWORK, name))
 
 
 @pytest.mark.parametrize(
     ("name", "message"), [("broken", "KeyError: 'on purpose'"), ("gone", "SystemExit"), ("Falling", "nowhere")]
 )
-def test_a_crash_in_user_code_names_the_network(name, message, write_module, world):
-    crash = probed(world, write_module(NETWORK, name)).user_code.crash
+def test_a_crash_in_user_code_names_the_network(name, message, write_module, workspace):
+    crash = profile_code(workspace, write_module(NETWORK, name)).user_code.crash
     assert f":{name} crashed: " in crash and message in crash and "Traceback" not in crash
 
 
@@ -318,23 +320,23 @@ def test_the_function_declares_the_supported_fields(write_module):
         user_training.supported_fields(write_module(TRAIN, "vague"))
 
 
-def test_user_training_is_reproducible(write_module, world):
+def test_user_training_is_reproducible(write_module, workspace):
     code = write_module(TRAIN, "train")
     phase = Phase(lr=0.05, steps=20, batch_size=16)
-    first, again, other = (train_with_code(world, code, phase, seed=seed) for seed in (0, 0, 1))
+    first, repeated, other = (train_with_code(workspace, code, phase, seed=seed) for seed in (0, 0, 1))
     ((steps, loss, score),) = first.curve
     assert steps == 20 and 0 < loss < 3 and 0 <= score <= 1 and not first.diverged
-    assert is_equal(first.last, again.last) and first.curve == again.curve and not is_equal(first.last, other.last)
+    assert is_equal(first.last, repeated.last) and first.curve == repeated.curve and not is_equal(first.last, other.last)
     assert is_equal(first.last, first.best) and not torch.equal(first.last["conv1.weight"], first.before["conv1.weight"])
     assert first.prior == pytest.approx((0.25,) * 4, abs=0.05)
 
 
-def test_every_global_stream_is_seeded_and_restored(write_module, world):
+def test_every_global_stream_is_seeded_and_restored(write_module, workspace):
     code = write_module(TRAIN, "drawing")
-    train_with_code(world, code)  # the first call builds the structure, which draws unused weights
+    train_with_code(workspace, code)  # the first call builds the structure, which draws unused weights
     before = torch.random.get_rng_state()
     biases = [
-        train_with_code(world, code, seed=seed, stop=stop).last["linear.bias"]
+        train_with_code(workspace, code, seed=seed, stop=stop).last["linear.bias"]
         for seed, stop in ((0, "last"), (0, "best"), (1, "last"))
     ]
     assert torch.equal(biases[0][:3], biases[1][:3]) and (biases[0][:3] != biases[2][:3]).all()
@@ -342,49 +344,50 @@ def test_every_global_stream_is_seeded_and_restored(write_module, world):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_a_wrapper_around_the_network_is_removed(write_module, world):
+def test_a_wrapper_around_the_network_is_removed(write_module, workspace):
     assert is_equal(
-        train_with_code(world, write_module(TRAIN, "wrapped")).last, train_with_code(world, write_module(TRAIN, "train")).last
+        train_with_code(workspace, write_module(TRAIN, "wrapped")).last,
+        train_with_code(workspace, write_module(TRAIN, "train")).last,
     )
 
 
 @pytest.mark.parametrize(("name", "message"), [("nothing", "returned no network"), ("other", "returned another network")])
-def test_user_training_must_return_the_network(name, message, write_module, world):
+def test_user_training_must_return_the_network(name, message, write_module, workspace):
     with pytest.raises(UserError, match=message):
-        train_with_code(world, write_module(TRAIN, name))
+        train_with_code(workspace, write_module(TRAIN, name))
 
 
-def test_divergence_is_detected(write_module, world):
-    assert train_with_code(world, write_module(TRAIN, "exploding")).diverged
+def test_divergence_is_detected(write_module, workspace):
+    assert train_with_code(workspace, write_module(TRAIN, "exploding")).diverged
 
 
 @pytest.mark.parametrize("phase", [Phase(trainable=HEAD_ONLY, **BRIEF), Phase(batchnorm=BATCHNORM_EVAL, **BRIEF)])
-def test_a_change_of_tensors_that_the_code_claims_to_freeze_is_a_crash(phase, write_module, world):
+def test_a_change_of_tensors_that_the_code_claims_to_freeze_is_a_crash(phase, write_module, workspace):
     with pytest.raises(user_code.UserCodeError, match="says that it supports trainable, batchnorm, but moved frozen"):
-        train_with_code(world, write_module(TRAIN, "lying"), phase)
-    train_with_code(world, write_module(TRAIN, "lying"), Phase(**BRIEF))
+        train_with_code(workspace, write_module(TRAIN, "lying"), phase)
+    train_with_code(workspace, write_module(TRAIN, "lying"), Phase(**BRIEF))
 
 
-def test_a_crash_in_user_training_is_recorded_even_for_a_disk_error(write_module, world):
-    spec = replace(make_fit(world), training=write_module(TRAIN, "failing"))
-    (record,), _ = run_trials.run_trials([make_trial(spec)], frozenset([make_trial(spec).key]), world.cache)
+def test_a_crash_in_user_training_is_recorded_even_for_a_disk_error(write_module, workspace):
+    spec = replace(make_spec(workspace), training=write_module(TRAIN, "failing"))
+    (record,), _ = run_trials.run_trials([make_trial(spec)], frozenset([make_trial(spec).key]), workspace.cache)
     assert ":failing crashed: OSError: no such disk (own_" in record.error
 
 
-def test_results_of_user_training_are_cached(write_module, world):
-    spec = replace(make_fit(world, Phase(lr=0.05, steps=4, batch_size=16)), training=write_module(TRAIN, "train"))
+def test_results_of_user_training_are_cached(write_module, workspace):
+    spec = replace(make_spec(workspace, Phase(lr=0.05, steps=4, batch_size=16)), training=write_module(TRAIN, "train"))
     trial = make_trial(spec)
-    (first,), trained_count = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
-    (again,), retrained_count = run_trials.run_trials([trial], frozenset([trial.key]), world.cache)
+    (first,), trained_count = run_trials.run_trials([trial], frozenset([trial.key]), workspace.cache)
+    (again,), retrained_count = run_trials.run_trials([trial], frozenset([trial.key]), workspace.cache)
     assert (trained_count, retrained_count) == (1, 0)
     assert np.array_equal(first.predictions.p_true, again.predictions.p_true) and first.curve == again.curve
-    assert trial.context == PLACE
+    assert trial.context == CONTEXT
 
 
 # The whole line
 
 
-def make_own(folder, *, arch=None, training=None, plugins='["batchnorm-drift", "negative-transfer"]'):
+def make_suite_of_code(folder, *, arch=None, training=None, plugins='["batchnorm-drift", "negative-transfer"]'):
     make_weights(folder / "w.safetensors")
     (folder / "mine.py").write_text(NETWORK + TRAIN)
     file = make_suite(folder, plugins=plugins, backbone='weights = "w.safetensors"')
@@ -398,23 +401,23 @@ def make_own(folder, *, arch=None, training=None, plugins='["batchnorm-drift", "
 
 
 @pytest.fixture
-def at_home(monkeypatch, tmp_path):
+def temporary_home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("callables", [{"arch": "build"}, {"training": "train"}])
-def test_user_code_runs_only_where_it_is_allowed(callables, at_home, tmp_path, capsys):
-    file = make_own(tmp_path, **callables)
-    for words in (["run", str(file)], ["validate", str(file)]):
-        assert main.main(words) == exit_code.USAGE_ERROR
+def test_user_code_runs_only_where_it_is_allowed(callables, temporary_home, tmp_path, capsys):
+    file = make_suite_of_code(tmp_path, **callables)
+    for arguments in (["run", str(file)], ["validate", str(file)]):
+        assert main.main(arguments) == exit_code.USAGE_ERROR
         assert "add --allow-code" in capsys.readouterr().err
     assert main.main(["validate", str(file), "--allow-code"]) == 0
     assert "mine" not in sys.modules
 
 
-def test_a_suite_with_user_network_and_training_runs(at_home, tmp_path):
-    file = make_own(tmp_path, arch="build", training="train")
+def test_a_suite_with_user_network_and_training_runs(temporary_home, tmp_path):
+    file = make_suite_of_code(tmp_path, arch="build", training="train")
     run = xferbench.run(file, allow_code=True, device="cpu", workers=1, output=tmp_path / "out")
     findings = {finding.plugin: finding for finding in run.findings}
     assert findings["batchnorm-drift"].verdict == "SKIPPED" and findings["batchnorm-drift"].reason.endswith(
@@ -431,8 +434,8 @@ def test_a_suite_with_user_network_and_training_runs(at_home, tmp_path):
 
 
 @pytest.mark.parametrize("callables", [{"arch": "broken"}, {"training": "failing"}])
-def test_a_crash_of_user_code_is_an_error_finding(callables, at_home, tmp_path, capsys):
-    file = make_own(tmp_path, plugins='["negative-transfer"]', **callables)
+def test_a_crash_of_user_code_is_an_error_finding(callables, temporary_home, tmp_path, capsys):
+    file = make_suite_of_code(tmp_path, plugins='["negative-transfer"]', **callables)
     run = xferbench.run(file, allow_code=True, device="cpu", workers=1, output=tmp_path / "out")
     (finding,) = run.findings
     assert finding.verdict == "ERROR" and "Traceback" not in finding.reason
@@ -444,10 +447,10 @@ def test_a_crash_of_user_code_is_an_error_finding(callables, at_home, tmp_path, 
         assert main.main(["run", str(file), "--allow-code", "--device", "cpu", "-j", "1"]) == exit_code.CRASHED
 
 
-def test_a_worker_reports_errors_in_user_code(tmp_path, world):
+def test_a_worker_reports_errors_in_user_code(tmp_path, workspace):
     (tmp_path / "mine_too.py").write_text(NETWORK)
     code = user_code.find_callable("python:mine_too:nothing", tmp_path, files.sha256)
-    arguments = (code.spec, WEIGHTS, world.data, None, (60, None), (None, (), None), world.cache, code)
+    arguments = (code.spec, WEIGHTS, workspace.data, None, (60, None), (None, (), None), workspace.cache, code)
     with local.start_workers(1) as call, pytest.raises(UserError, match="returned no network"):
         call("xferbench.lab.worker.profile:profile", *arguments).result()
     assert Path(code.path) == tmp_path

@@ -71,12 +71,12 @@ def only_event(watch):
     return event
 
 
-def no_grad(change):
-    def changed():
+def without_gradients(change):
+    def change_without_gradients():
         with torch.no_grad():
             change()
 
-    return changed
+    return change_without_gradients
 
 
 # A frozen tensor moves.
@@ -155,7 +155,7 @@ def test_weight_decay_without_a_gradient():
 
 def test_a_write_by_other_code_is_dated_by_the_version():
     net, optimizer = freeze_body(make_net())
-    event = only_event(train_watched(net, optimizer, actions={17: no_grad(lambda: net[3].bias.add_(0.1))}))
+    event = only_event(train_watched(net, optimizer, actions={17: without_gradients(lambda: net[3].bias.add_(0.1))}))
     assert (event.kind, event.tensor, event.step, event.since) == ("frozen-moved", "3.bias", 17, 16)
     assert event.cause.startswith("moved by other code")
 
@@ -183,19 +183,21 @@ def test_a_sparse_write_that_raises_the_version_is_detected_in_its_step():
     def write():
         net[3].weight.view(-1)[2] += 1.0
 
-    event = only_event(train_watched(net, optimizer, actions={14: no_grad(write)}))
+    event = only_event(train_watched(net, optimizer, actions={14: without_gradients(write)}))
     assert (event.tensor, event.step) == ("3.weight", 14)
 
 
 def test_a_raised_version_without_a_change_is_no_event():
     net, optimizer = freeze_body(make_net())
-    same = {step: no_grad(lambda: (net[0].weight.add_(0), net.load_state_dict(net.state_dict()))) for step in range(4, 25)}
+    same = {
+        step: without_gradients(lambda: (net[0].weight.add_(0), net.load_state_dict(net.state_dict()))) for step in range(4, 25)
+    }
     assert train_watched(net, optimizer, actions=same).events == []
 
 
 def test_each_tensor_is_reported_once():
     net, optimizer = freeze_body(make_net())
-    actions = {step: no_grad(lambda: net[0].weight.mul_(1.1)) for step in range(4, 25)}
+    actions = {step: without_gradients(lambda: net[0].weight.mul_(1.1)) for step in range(4, 25)}
     assert only_event(train_watched(net, optimizer, actions=actions)).step == 4
 
 
@@ -336,7 +338,11 @@ def test_only_the_first_non_finite_value_is_reported():
 def test_non_finite_values_are_reported():
     net, optimizer = freeze_body(make_net())
     watch = train_watched(
-        net, optimizer, 12, actions={12: no_grad(lambda: net[4].running_var.fill_(math.nan))}, recipe={"trainable": "all"}
+        net,
+        optimizer,
+        12,
+        actions={12: without_gradients(lambda: net[4].running_var.fill_(math.nan))},
+        recipe={"trainable": "all"},
     )
     assert ("non-finite", "loss", 12) in {(event.kind, event.tensor, event.step) for event in watch.events}
     with xferbench.watch(net, optimizer, on_event="collect") as watch:
@@ -504,7 +510,7 @@ def test_a_sharded_tensor_is_skipped_and_the_others_are_watched():
     net, optimizer = freeze_body(make_net())
     net[0].weight = Sharded(net[0].weight.detach(), requires_grad=False)
     event = only_event(
-        train_watched(net, optimizer, actions={4: no_grad(lambda: (net[0].weight.add_(1), net[3].weight.add_(1)))})
+        train_watched(net, optimizer, actions={4: without_gradients(lambda: (net[0].weight.add_(1), net[3].weight.add_(1)))})
     )
     assert (event.tensor, event.others, event.step) == ("3.weight", (), 4)
 
@@ -571,10 +577,10 @@ def test_an_event_is_a_warning_or_is_raised():
     assert len(watch.events) == 1
     with (
         pytest.raises(xferbench.TransferWarning, match="do: call") as raised,
-        xferbench.watch(net, optimizer, on_event="raise") as other,
+        xferbench.watch(net, optimizer, on_event="raise") as raising_watch,
     ):
         train(net, optimizer, 5)
-    assert (other.steps, raised.value.event) == (1, other.events[0])
+    assert (raising_watch.steps, raised.value.event) == (1, raising_watch.events[0])
 
 
 def test_the_report_has_step_tensor_cause_and_advice():

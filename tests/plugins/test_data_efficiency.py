@@ -12,7 +12,7 @@ from test_schedule import PIPELINE, PROFILE
 
 torch = pytest.importorskip("torch")
 
-from test_loop import READY, WEIGHTS, make_world
+from test_loop import PREPROCESSING, WEIGHTS, make_workspace
 
 from xferbench.core.interventions import RANDOM
 from xferbench.core.pipeline import Phase, Recipe, ScratchGrid, Selection
@@ -61,7 +61,7 @@ def test_there_are_six_sizes_from_a_thirty_second_or_two_images_a_class():
 
 
 def test_the_largest_size_counts_images_of_the_training_part(tmp_path):
-    dataset = datasets.load_dataset(make_world(tmp_path).data, READY, None, tmp_path)
+    dataset = datasets.load_dataset(make_workspace(tmp_path).data, PREPROCESSING, None, tmp_path)
     train_size = len(datasets.train_validation_indices(dataset, 115, 0)[0])
     assert (train_size, len(dataset.train.labels)) == (96, 120)
     assert (
@@ -171,8 +171,8 @@ def test_the_measure_is_accuracy_whatever_the_metric_of_the_suite():
 
 
 def test_smaller_sets_of_a_seed_are_subsets_of_larger_ones(tmp_path):
-    context = make_world(tmp_path)
-    dataset = datasets.load_dataset(context.data, READY, None, context.cache)
+    context = make_workspace(tmp_path)
+    dataset = datasets.load_dataset(context.data, PREPROCESSING, None, context.cache)
     for seed in range(3):
         index_sets = [
             set(datasets.train_validation_indices(dataset, size, seed)[0].tolist()) for size in (8, 13, 20, 33, 60, 100, 120)
@@ -182,14 +182,14 @@ def test_smaller_sets_of_a_seed_are_subsets_of_larger_ones(tmp_path):
 
 
 def test_a_small_run_goes_from_images_to_a_plot(tmp_path):
-    context = make_world(tmp_path)
+    context = make_workspace(tmp_path)
     pipeline = replace(
         PIPELINE,
         backbone=replace(PIPELINE.backbone, weights=WEIGHTS),
-        data=replace(PIPELINE.data, target=context.data, train_size=60, train_preprocessing=READY),
+        data=replace(PIPELINE.data, target=context.data, train_size=60, train_preprocessing=PREPROCESSING),
         recipe=Recipe(phases=(Phase(steps=2, batch_size=8),)),
         baseline=ScratchGrid(lr=(1e-2,), weight_decay=(0.01,), steps=2, batch_size=8),
-        serving=replace(PIPELINE.serving, preprocessing=READY),
+        serving=replace(PIPELINE.serving, preprocessing=PREPROCESSING),
     )
     profile = replace(PROFILE, data=replace(PROFILE.data, classes=("0", "1", "2", "3"), train=120, test=60))
     study = make_study(pipeline, profile, looks=(2,), recipe=pipeline.recipe)

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from test_datasets import make_npz
-from test_loop import PLACE, READY, WEIGHTS
+from test_loop import CONTEXT, PREPROCESSING, WEIGHTS
 from torch import nn
 
 from xferbench.core import files
@@ -93,7 +93,7 @@ def train(module, steps=6, *, mode="eval", lr=1e-2, optimizer=None, names=None):
     optimizer = optimizer or torch.optim.SGD(parameters, lr=lr, momentum=0.9)
     module.train(mode == "train")
     for _ in range(steps):
-        loss = nn.functional.cross_entropy(module(preprocessing.to_tensor(images, READY)), labels)
+        loss = nn.functional.cross_entropy(module(preprocessing.to_tensor(images, PREPROCESSING)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -121,10 +121,10 @@ def check_freezing(before, trained_module, recipe, build_random=build_tiny_resne
         network=architecture,
         train_images=images,
         train_labels=labels,
-        train_preprocessing=READY,
+        train_preprocessing=PREPROCESSING,
         test_images=images,
         test_labels=labels,
-        preprocessing=READY,
+        preprocessing=PREPROCESSING,
         mode=EVAL_MODE,
         expected_training=recipe,
         build_random=build_random,
@@ -245,7 +245,7 @@ def test_weight_decay_on_frozen_tensors_is_recognized_by_their_shrinkage():
     images, labels = make_examples()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2, weight_decay=1e-2)
     for _ in range(5):
-        features = module(preprocessing.to_tensor(images, READY))
+        features = module(preprocessing.to_tensor(images, PREPROCESSING))
         optimizer.zero_grad()
         nn.functional.cross_entropy(features, labels).backward()
         for name, parameter in module.named_parameters():
@@ -372,16 +372,16 @@ def test_changes_are_grouped_by_layer_and_by_side():
 
 @pytest.fixture(scope="module")
 def dataset_and_cache(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
+    folder = tmp_path_factory.mktemp("workspace")
     return make_npz(folder / "d.npz"), folder / "cache"
 
 
 def make_pipeline(dataset_and_cache, recipe, **fields):
     return Pipeline(
         backbone=Backbone(arch="tiny-resnet", weights=WEIGHTS),
-        data=PipelineData(target=dataset_and_cache[0], train_size=60, test_size=None, train_preprocessing=READY),
+        data=PipelineData(target=dataset_and_cache[0], train_size=60, test_size=None, train_preprocessing=PREPROCESSING),
         recipe=recipe,
-        serving=Serving(preprocessing=READY),
+        serving=Serving(preprocessing=PREPROCESSING),
         **fields,
     )
 
@@ -419,7 +419,7 @@ CAUSES = {
 
 
 def measure(dataset_and_cache, pipeline):
-    trial = trials.make_trial(pipeline, "test", 0, PLACE, plugin.measures["integrity"])
+    trial = trials.make_trial(pipeline, "test", 0, CONTEXT, plugin.measures["integrity"])
     (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), dataset_and_cache[1])
     assert not record.error, record.error
     return record.scalars
@@ -440,7 +440,7 @@ def test_the_training_loop_follows_the_recipe_and_each_induced_failure_is_detect
 def compute_findings(dataset_and_cache, pipeline):
     """The findings of a study of this plugin in the real lab, on one seed."""
     suite = replace(fake_lab.SUITE, rules=replace(fake_lab.SUITE.rules, looks=(1,), tuning_seeds=1), recipe=pipeline.recipe)
-    study = replace(fake_lab.make_study(plugin, suite=suite, pipeline=pipeline, facts=PROFILE), context=PLACE)
+    study = replace(fake_lab.make_study(plugin, suite=suite, pipeline=pipeline, facts=PROFILE), context=CONTEXT)
 
     def run_trial(trial):
         if trial.model.base.init == RANDOM:

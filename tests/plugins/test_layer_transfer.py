@@ -10,7 +10,7 @@ from test_schedule import PIPELINE, PROFILE
 
 torch = pytest.importorskip("torch")
 
-from test_loop import READY, WEIGHTS, make_fit, make_trial, make_world, prepared
+from test_loop import PREPROCESSING, WEIGHTS, make_spec, make_trial, make_workspace, prepare_training
 
 from xferbench.core.interventions import PRETRAINED, RANDOM, TransferLowest
 from xferbench.core.pipeline import Phase, Recipe, ScratchGrid
@@ -80,15 +80,15 @@ def test_the_candidates_are_cuts_of_the_pretrained_network():
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("world"))
+def workspace(tmp_path_factory):
+    return make_workspace(tmp_path_factory.mktemp("workspace"))
 
 
-def test_lower_groups_come_from_the_network_trained_on_the_target_and_upper_groups_are_new(world):
-    base = make_fit(world, Phase(steps=2, batch_size=16), init=RANDOM)
-    spec = replace(make_fit(world), start=base, transferred=TransferLowest(groups=2))
-    _, (start,), _ = prepared(world, spec)
-    (trained,), _ = run_trials._trained_models((base,), make_trial(base), world.cache)
+def test_lower_groups_come_from_the_network_trained_on_the_target_and_upper_groups_are_new(workspace):
+    base = make_spec(workspace, Phase(steps=2, batch_size=16), init=RANDOM)
+    spec = replace(make_spec(workspace), start=base, transferred=TransferLowest(groups=2))
+    _, (start,), _ = prepare_training(workspace, spec)
+    (trained,), _ = run_trials._trained_models((base,), make_trial(base), workspace.cache)
     same_groups = {name.partition(".")[0] for name, tensor in start.items() if torch.equal(tensor, trained.last[name])}
     unchanged_names = {
         name for name, tensor in start.items() if name.endswith("weight") and torch.equal(tensor, trained.before[name])
@@ -97,14 +97,14 @@ def test_lower_groups_come_from_the_network_trained_on_the_target_and_upper_grou
     assert not {name for name in unchanged_names if "conv" in name or "linear" in name}
 
 
-def test_a_small_run_trains_each_start_once_a_seed_and_measures_every_cut(world):
+def test_a_small_run_trains_each_start_once_a_seed_and_measures_every_cut(workspace):
     pipeline = replace(
         PIPELINE,
         backbone=replace(PIPELINE.backbone, weights=WEIGHTS),
-        data=replace(PIPELINE.data, target=world.data, train_size=60, train_preprocessing=READY),
+        data=replace(PIPELINE.data, target=workspace.data, train_size=60, train_preprocessing=PREPROCESSING),
         recipe=Recipe(phases=(Phase(steps=2, batch_size=8),)),
         baseline=ScratchGrid(lr=(1e-2,), weight_decay=(0.01,), steps=2, batch_size=8),
-        serving=replace(PIPELINE.serving, preprocessing=READY),
+        serving=replace(PIPELINE.serving, preprocessing=PREPROCESSING),
     )
     suite = replace(
         fake_lab.SUITE,
@@ -122,7 +122,7 @@ def test_a_small_run_trains_each_start_once_a_seed_and_measures_every_cut(world)
 
     def lab(trial):
         trained_specs.append(trial.model.base)
-        return run_trials.run_trials((trial,), frozenset({trial.key}), world.cache)[0][0]
+        return run_trials.run_trials((trial,), frozenset({trial.key}), workspace.cache)[0][0]
 
     run = fake_lab.run_study(study, lab)
     assert not [finding.reason for finding in run.findings if finding.verdict == "ERROR"]

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from test_datasets import make_npz
-from test_loop import READY, make_fit, make_trial, make_world
+from test_loop import PREPROCESSING, make_spec, make_trial, make_workspace
 from torch import nn
 
 from xferbench.core.interventions import EVAL_MODE, HEAD_ONLY, PRETRAINED, RANDOM_HEAD, TRAIN_MODE, ZERO_HEAD, TrainModeByClass
@@ -36,20 +36,20 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    context_data = make_world(folder)
+def workspace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workspace")
+    context_data = make_workspace(folder)
     context_data.data = make_npz(folder / "target.npz", test=130)
     return context_data
 
 
-def make_measure_context(world, spec, *, mode=EVAL_MODE, form=READY, **changes):
+def make_measure_context(workspace, spec, *, mode=EVAL_MODE, form=PREPROCESSING, **changes):
     """The context that a measure receives for a training."""
     trial = make_trial(spec, mode=mode)
-    (model_state,), _ = run_trials._trained_models((spec,), trial, world.cache)
-    dataset, network = run_trials.training_inputs(spec, trial, world.cache)
+    (model_state,), _ = run_trials._trained_models((spec,), trial, workspace.cache)
+    dataset, network = run_trials.training_inputs(spec, trial, workspace.cache)
     model = context.LoadedModel(
-        spec=spec, trained=model_state, network=network, dataset=dataset, source_head={}, cache=world.cache
+        spec=spec, trained=model_state, network=network, dataset=dataset, source_head={}, cache=workspace.cache
     )
     return replace(evaluate.measure_context(model, model_state.last, replace(trial.view, preprocessing=form)), **changes)
 
@@ -151,12 +151,12 @@ def test_distortion_is_the_squared_movement_over_the_squared_length(tmp_path):
     assert feature_distortion.distortion(measure_context)["distortion"] == pytest.approx(0.25, rel=1e-5)
 
 
-def test_a_zero_head_gives_the_body_no_gradient(world):
-    assert head_shock.shock(make_measure_context(world, make_fit(world, head=ZERO_HEAD))) == {"shock": 0.0}
+def test_a_zero_head_gives_the_body_no_gradient(workspace):
+    assert head_shock.shock(make_measure_context(workspace, make_spec(workspace, head=ZERO_HEAD))) == {"shock": 0.0}
 
 
-def test_a_random_head_shocks_more_than_a_fitted_head(world):
-    measure_context = make_measure_context(world, make_fit(world))
+def test_a_random_head_shocks_more_than_a_fitted_head(workspace):
+    measure_context = make_measure_context(workspace, make_spec(workspace))
     assert head_shock.shock(measure_context)["shock"] > 1.0
     scaled = {name: 10 * tensor if "linear" in name else tensor for name, tensor in measure_context.before.items()}
     assert head_shock.shock(replace(measure_context, before=scaled))["shock"] > 2 * head_shock.shock(measure_context)["shock"]
@@ -191,20 +191,24 @@ def test_the_shock_is_the_ratio_of_two_gradients(tmp_path):
     assert head_shock.shock(measure_context)["shock"] == pytest.approx(float(expected), rel=1e-2)
 
 
-def test_in_evaluation_mode_no_answer_depends_on_its_batch(world):
-    assert train_serve_skew.batch_dependence(make_measure_context(world, make_fit(world))) == {"batch-dependence": 0.0}
+def test_in_evaluation_mode_no_answer_depends_on_its_batch(workspace):
+    assert train_serve_skew.batch_dependence(make_measure_context(workspace, make_spec(workspace))) == {"batch-dependence": 0.0}
 
 
 @pytest.mark.parametrize("mode", [TRAIN_MODE, TrainModeByClass()], ids=str)
-def test_in_train_mode_answers_depend_on_their_batch(world, mode):
+def test_in_train_mode_answers_depend_on_their_batch(workspace, mode):
     assert (
-        0 < train_serve_skew.batch_dependence(make_measure_context(world, make_fit(world), mode=mode))["batch-dependence"] <= 1
+        0
+        < train_serve_skew.batch_dependence(make_measure_context(workspace, make_spec(workspace), mode=mode))[
+            "batch-dependence"
+        ]
+        <= 1
     )
 
 
 @pytest.mark.parametrize("count", [5, 20, 40])
-def test_few_images_also_show_batch_dependence(world, count):
-    measure_context = make_measure_context(world, make_fit(world), mode=TRAIN_MODE)
+def test_few_images_also_show_batch_dependence(workspace, count):
+    measure_context = make_measure_context(workspace, make_spec(workspace), mode=TRAIN_MODE)
     few = replace(
         measure_context, test_images=measure_context.test_images[:count], test_labels=measure_context.test_labels[:count]
     )
@@ -227,8 +231,8 @@ def test_a_network_without_batchnorm_has_no_batch_dependence(tmp_path):
     assert train_serve_skew.batch_dependence(measure_context) == {"batch-dependence": 0.0}
 
 
-def test_the_batch_dependence_of_a_diverged_network_is_undefined(world):
-    measure_context = make_measure_context(world, make_fit(world))
+def test_the_batch_dependence_of_a_diverged_network_is_undefined(workspace):
+    measure_context = make_measure_context(workspace, make_spec(workspace))
     diverged = {
         name: tensor * float("nan") if name == "linear.bias" else tensor for name, tensor in measure_context.after.items()
     }

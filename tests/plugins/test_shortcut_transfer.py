@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from test_datasets import make_npz
-from test_loop import READY, make_fit, make_trial, make_world
+from test_loop import PREPROCESSING, make_spec, make_trial, make_workspace
 
 from xferbench.config import loader
 from xferbench.core.canonical import canonical
@@ -29,8 +29,8 @@ PLUGIN, PIPELINE, PROFILE = shortcut_transfer.plugin, fake_lab.PIPELINE, fake_la
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("world"))
+def workspace(tmp_path_factory):
+    return make_workspace(tmp_path_factory.mktemp("workspace"))
 
 
 def test_the_cue_is_a_magenta_square_in_the_corner_and_leaves_the_rest_unchanged():
@@ -42,29 +42,31 @@ def test_the_cue_is_a_magenta_square_in_the_corner_and_leaves_the_rest_unchanged
     assert np.array_equal(images, before), "the function returns a copy"
 
 
-def test_a_correlated_cue_is_on_all_training_images_of_the_first_class_and_on_no_other(world):
-    dataset = datasets.load_dataset(world.data, READY, None, world.cache)
+def test_a_correlated_cue_is_on_all_training_images_of_the_first_class_and_on_no_other(workspace):
+    dataset = datasets.load_dataset(workspace.data, PREPROCESSING, None, workspace.cache)
     correlated = shortcut_cue.correlate_with_class(dataset)
     has_cue = (correlated.train.images == shortcut_cue.add_cue(dataset.train.images)).all((1, 2, 3))
     assert np.array_equal(has_cue, dataset.train.labels == 0)
     assert correlated.test is dataset.test and np.array_equal(correlated.train.labels, dataset.train.labels)
 
 
-def test_a_training_with_a_cue_uses_cued_images_and_so_does_a_cued_view(world):
-    spec = make_fit(world, Phase(steps=2, batch_size=8), init=RANDOM, has_cue=True)
+def test_a_training_with_a_cue_uses_cued_images_and_so_does_a_cued_view(workspace):
+    spec = make_spec(workspace, Phase(steps=2, batch_size=8), init=RANDOM, has_cue=True)
     trial = make_trial(spec)
-    dataset, _ = run_trials.training_inputs(spec, trial, world.cache)
-    plain_dataset, _ = run_trials.training_inputs(replace(spec, has_cue=False), trial, world.cache)
+    dataset, _ = run_trials.training_inputs(spec, trial, workspace.cache)
+    plain_dataset, _ = run_trials.training_inputs(replace(spec, has_cue=False), trial, workspace.cache)
     assert np.array_equal(dataset.train.images, shortcut_cue.correlate_with_class(plain_dataset).train.images)
     trials = [replace(trial, view=replace(trial.view, has_cue=has_cue)) for has_cue in (False, True)]
-    (without_cue, with_cue), _ = run_trials.run_trials(trials, frozenset(trial.key for trial in trials), world.cache)
+    (without_cue, with_cue), _ = run_trials.run_trials(trials, frozenset(trial.key for trial in trials), workspace.cache)
     assert not without_cue.error and not with_cue.error
     assert np.array_equal(without_cue.predictions.example, with_cue.predictions.example), "the same examples"
     assert not np.array_equal(without_cue.predictions.p_true, with_cue.predictions.p_true)
 
 
-def test_keys_without_a_cue_stay_unchanged(world):
-    assert "cued" not in canonical(make_fit(world)) and "cued" not in canonical(EvaluationSpec(preprocessing=READY))
+def test_keys_without_a_cue_stay_unchanged(workspace):
+    assert "cued" not in canonical(make_spec(workspace)) and "cued" not in canonical(
+        EvaluationSpec(preprocessing=PREPROCESSING)
+    )
 
 
 def test_the_sources_with_and_without_the_cue_are_otherwise_equal():
