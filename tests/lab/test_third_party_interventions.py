@@ -15,7 +15,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from test_loop import PLACE, is_equal, make_fit, make_trial, make_world, train
+from test_loop import CONTEXT, is_equal, make_spec, make_trial, make_workspace, train
 
 from xferbench.cli import main
 from xferbench.config import interventions as config
@@ -111,8 +111,8 @@ def site(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("world"))
+def workspace(tmp_path_factory):
+    return make_workspace(tmp_path_factory.mktemp("workspace"))
 
 
 @pytest.fixture(autouse=True)
@@ -153,13 +153,13 @@ def test_words_and_lines_name_them(site):
     assert {f'{name} = "{spelling}"' for name, spelling in RECIPE.items()} <= {*render.recipe_patch(None, recipe)}
 
 
-def test_the_source_is_part_of_a_key(site, world):
+def test_the_source_is_part_of_a_key(site, workspace):
     value = config.parse("dim:0.5", Augmentation)
     assert interventions.intervention_key(value) == f"dim:0.5 {interventions.kind_source(type(value))}"
-    before = make_trial(make_fit(world, augment=value)).key
+    before = make_trial(make_spec(workspace, augment=value)).key
     (site / f"{MODULE}.py").write_text(SOURCE + "\n# another way\n")
     interventions.source_digest.cache_clear()
-    assert make_trial(make_fit(world, augment=value)).key != before
+    assert make_trial(make_spec(workspace, augment=value)).key != before
 
 
 @pytest.mark.parametrize(
@@ -238,48 +238,48 @@ def test_a_package_cannot_add_a_kind_that_the_lab_cannot_call(site, monkeypatch)
             conformance.intervention_conforms(kind)
 
 
-def test_an_installed_augmentation_trains_and_is_reproducible_in_a_group(site, world):
+def test_an_installed_augmentation_trains_and_is_reproducible_in_a_group(site, workspace):
     value = config.parse("dim:0.5", Augmentation)
-    (plain,) = train(world, make_fit(world))
-    (alone,), (again,) = (train(world, make_fit(world, augment=value)) for _ in range(2))
+    (plain,) = train(workspace, make_spec(workspace))
+    (alone,), (again,) = (train(workspace, make_spec(workspace, augment=value)) for _ in range(2))
     assert is_equal(alone.last, again.last)
     assert not is_equal(alone.last, plain.last)
-    first, second = train(world, make_fit(world, augment=value, seed=1), make_fit(world, augment=value, seed=0))
+    first, second = train(workspace, make_spec(workspace, augment=value, seed=1), make_spec(workspace, augment=value, seed=0))
     for name, tensor in alone.last.items():
         assert torch.allclose(second.last[name].float(), tensor.float(), atol=1e-4), "a member has the draws of its own seed"
     assert not is_equal(first.last, second.last)
 
 
-def test_an_augmentation_that_changes_the_shape_is_named(site, world, monkeypatch):
+def test_an_augmentation_that_changes_the_shape_is_named(site, workspace, monkeypatch):
     value = config.parse("dim:0.5", Augmentation)
     monkeypatch.setattr(sys.modules[MODULE], "dim_images", lambda images, *_: images.float())
     with pytest.raises(ValueError, match=r"augment dim:0.5 returned torch.float32 \[16, 3, .*expected torch.uint8"):
-        train(world, make_fit(world, augment=value))
+        train(workspace, make_spec(workspace, augment=value))
 
 
-def run_with(world, *edits):
+def run_with(workspace, *edits):
     """Return the record of a network with some edits."""
-    trial = make_trial(make_fit(world))
-    trial = Trial(model=ModelSpec(base=trial.model.base, edits=edits), view=trial.view, context=PLACE)
-    (record,), _ = run_trials.run_trials([trial], frozenset({trial.key}), world.cache)
+    trial = make_trial(make_spec(workspace))
+    trial = Trial(model=ModelSpec(base=trial.model.base, edits=edits), view=trial.view, context=CONTEXT)
+    (record,), _ = run_trials.run_trials([trial], frozenset({trial.key}), workspace.cache)
     return record
 
 
-def test_an_installed_finish_changes_the_predictions_and_nothing_that_is_stored(site, world):
-    plain, pruned = run_with(world), run_with(world, config.parse("prune:0.9", Finish))
+def test_an_installed_finish_changes_the_predictions_and_nothing_that_is_stored(site, workspace):
+    plain, pruned = run_with(workspace), run_with(workspace, config.parse("prune:0.9", Finish))
     assert not pruned.error
     assert not np.array_equal(plain.predictions.p_true, pruned.predictions.p_true)
-    assert np.array_equal(run_with(world, config.parse("prune:0", Finish)).predictions.label, plain.predictions.label)
-    assert np.array_equal(run_with(world).predictions.p_true, plain.predictions.p_true)
+    assert np.array_equal(run_with(workspace, config.parse("prune:0", Finish)).predictions.label, plain.predictions.label)
+    assert np.array_equal(run_with(workspace).predictions.p_true, plain.predictions.p_true)
 
 
-def test_a_finish_that_loses_a_tensor_is_an_error_of_its_trial(site, world, monkeypatch):
+def test_a_finish_that_loses_a_tensor_is_an_error_of_its_trial(site, workspace, monkeypatch):
     value = config.parse("prune:0.5", Finish)
     monkeypatch.setattr(sys.modules[MODULE], "prune_weights", lambda tensors, *_: dict(list(tensors.items())[1:]))
-    assert "prune:0.5 must return tensors of the same names and shapes" in run_with(world, value).error
+    assert "prune:0.5 must return tensors of the same names and shapes" in run_with(workspace, value).error
 
 
-def test_an_edit_without_an_implementation_is_an_error_of_its_trial(world):
+def test_an_edit_without_an_implementation_is_an_error_of_its_trial(workspace):
     class Nothing(Edit):
         """No change."""
 
@@ -289,24 +289,24 @@ def test_an_edit_without_an_implementation_is_an_error_of_its_trial(world):
         def __str__(self):
             return self.spelling
 
-    assert "not an edit of the head: nothing" in run_with(world, Nothing()).error
+    assert "not an edit of the head: nothing" in run_with(workspace, Nothing()).error
 
 
-def test_an_installed_regularizer_equals_the_built_in_one_with_its_formula(site, world):
+def test_an_installed_regularizer_equals_the_built_in_one_with_its_formula(site, workspace):
     for seeds in ((0,), (0, 1)):
         fits = (
-            [make_fit(world, regularizer=regularizer, seed=seed) for seed in seeds]
+            [make_spec(workspace, regularizer=regularizer, seed=seed) for seed in seeds]
             for regularizer in (config.parse("stay-close:0.5", Regularizer), Regularizer.parse("l2-sp:0.5"))
         )
-        installed, built_in = (train_with_source(world, *specs) for specs in fits)
+        installed, built_in = (train_with_source(workspace, *specs) for specs in fits)
         for ours, theirs in zip(installed, built_in, strict=True):
             assert all(torch.allclose(ours.last[name], theirs.last[name], atol=1e-5) for name in ours.last)
-            assert not is_equal(ours.last, train(world, make_fit(world))[0].last)
+            assert not is_equal(ours.last, train(workspace, make_spec(workspace))[0].last)
 
 
-def train_with_source(world, *specs):
+def train_with_source(workspace, *specs):
     """Return the trained networks with the inputs of their regularizer."""
-    models, _ = run_trials._trained_models(specs, make_trial(specs[0]), world.cache)
+    models, _ = run_trials._trained_models(specs, make_trial(specs[0]), workspace.cache)
     return models
 
 

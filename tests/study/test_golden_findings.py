@@ -260,7 +260,11 @@ def yield_pairs():
     yield "open", make_plugin_run(), make_plugin_run(subject=0.68)
     yield "a new failure", make_plugin_run(verdict="PASS"), make_plugin_run(**grown)
     for subject, cured in ((0.71, 0.77), (0.68, 0.765), (0.60, 0.76)):
-        yield f"left open, {subject}", make_plugin_run(verdict="INCONCLUSIVE"), make_plugin_run(subject=subject, cured=cured, prefix="other")
+        yield (
+            f"left open, {subject}",
+            make_plugin_run(verdict="INCONCLUSIVE"),
+            make_plugin_run(subject=subject, cured=cured, prefix="other"),
+        )
     inconclusive = make_plugin_run(verdict="INCONCLUSIVE")
     yield (
         "below but for its control",
@@ -298,11 +302,21 @@ def yield_pairs():
     )
     yield "a crash", make_plugin_run(), replace(crashed, cells=cells)
     yield "a crash with a verdict", make_plugin_run(), replace(crashed, cells=cells, findings=make_plugin_run().findings)
-    yield "no subject", replace(make_plugin_run(), cells=tuple(cell for cell in make_plugin_run().cells if cell.arm != "subject")), make_plugin_run()
+    yield (
+        "no subject",
+        replace(make_plugin_run(), cells=tuple(cell for cell in make_plugin_run().cells if cell.arm != "subject")),
+        make_plugin_run(),
+    )
     yield "fewer seeds", make_plugin_run(seeds=5), make_plugin_run(seeds=3)
     yield "one seed", make_plugin_run(seeds=5), make_plugin_run(seeds=1, subject=0.5)
-    yield "other seeds", make_plugin_run(), replace(make_plugin_run(), cells=tuple(replace(x, seed=x.seed + 4) for x in make_plugin_run().cells))
-    same_records = replace(make_plugin_run(), cells=tuple(replace(x, record=replace(x.record, key="one")) for x in make_plugin_run().cells))
+    yield (
+        "other seeds",
+        make_plugin_run(),
+        replace(make_plugin_run(), cells=tuple(replace(x, seed=x.seed + 4) for x in make_plugin_run().cells)),
+    )
+    same_records = replace(
+        make_plugin_run(), cells=tuple(replace(x, record=replace(x.record, key="one")) for x in make_plugin_run().cells)
+    )
     yield (
         "the cure changes nothing",
         same_records,
@@ -317,7 +331,11 @@ def yield_pairs():
         (("FAIL", 0.1), ("FAIL", None)),
         (("FAIL", NAN), ("FAIL", 0.1)),
     ):
-        yield f"invariant, {accepted_state} and {candidate_state}", make_invariant_run(*accepted_state), make_invariant_run(*candidate_state)
+        yield (
+            f"invariant, {accepted_state} and {candidate_state}",
+            make_invariant_run(*accepted_state),
+            make_invariant_run(*candidate_state),
+        )
 
 
 def with_record_key(cell, key):
