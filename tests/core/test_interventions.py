@@ -33,7 +33,7 @@ from xferbench.core.pipeline import Recipe, Selection
 from xferbench.core.record import json_values
 from xferbench.study import trials
 from xferbench.study.study import subject_arm
-from xferbench.testing import conformance, fake_lab
+from xferbench.testing import conformance, fake_lab, intervention_conforms
 
 THIRD_PARTY = """
 from __future__ import annotations
@@ -130,7 +130,7 @@ def test_a_range_contains_its_closed_bounds_and_has_a_pattern():
 
 @pytest.mark.parametrize("kind", [kind for group in interventions.GROUPS for kind in group.built_in()])
 def test_every_built_in_intervention_conforms(kind):
-    conformance.intervention_conforms(kind)
+    intervention_conforms(kind)
 
 
 def test_keys_and_results_contain_the_spelling_of_an_intervention(halved):

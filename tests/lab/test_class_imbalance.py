@@ -10,11 +10,11 @@ import pytest
 
 from xferbench.config import loader
 from xferbench.core.interventions import ClassImbalance, LabelNoise
-from xferbench.testing import conformance
+from xferbench.testing import intervention_conforms
 
 
 def test_the_intervention_conforms():
-    conformance.intervention_conforms(ClassImbalance)
+    intervention_conforms(ClassImbalance)
 
 
 def test_a_suite_can_combine_it_with_another_intervention():

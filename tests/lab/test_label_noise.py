@@ -12,11 +12,11 @@ from xferbench.config import loader
 from xferbench.core.canonical import digest
 from xferbench.core.interventions import LabelNoise
 from xferbench.study import trials
-from xferbench.testing import conformance, fake_lab
+from xferbench.testing import fake_lab, intervention_conforms
 
 
 def test_the_intervention_conforms():
-    conformance.intervention_conforms(LabelNoise)
+    intervention_conforms(LabelNoise)
 
 
 def test_a_suite_a_plugin_and_a_matrix_can_use_it():

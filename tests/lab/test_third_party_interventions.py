@@ -27,7 +27,7 @@ from xferbench.core.pipeline import Recipe
 from xferbench.core.record import json_values
 from xferbench.core.trial import ModelSpec, Trial
 from xferbench.lab.worker import run_trials
-from xferbench.testing import conformance
+from xferbench.testing import intervention_conforms
 
 MODULE = "third_party_kinds"
 SOURCE = '''"""Kinds of a package of its own."""
@@ -196,7 +196,7 @@ def test_the_schema_accepts_installed_kinds_and_refuses_wrong_numbers_of_built_i
 def test_every_kind_conforms_and_is_listed(site, capsys):
     for group in (Augmentation, Finish, Regularizer):
         (kind,) = config.installed(group)
-        conformance.intervention_conforms(kind)
+        intervention_conforms(kind)
     assert main.main(["ls", "--format", "json"]) == 0
     lists = json.loads(capsys.readouterr().out)
     assert lists["augmentations"]["dim:SHARE with SHARE a number above 0 and at most 1"].startswith("Images that are darker")
@@ -235,7 +235,7 @@ def test_a_package_cannot_add_a_kind_that_the_lab_cannot_call(site, monkeypatch)
         with pytest.raises(UserError, match=f"the intervention {kind.spelling}"):
             config.installed(Finish)
         with pytest.raises(AssertionError, match=expected):
-            conformance.intervention_conforms(kind)
+            intervention_conforms(kind)
 
 
 def test_an_installed_augmentation_trains_and_is_reproducible_in_a_group(site, workspace):

@@ -119,7 +119,7 @@ def _format_counts(counts: Mapping[str, int], event: str) -> str:
 def _statistics(run: Run) -> dict[str, str]:
     suite = run.suite
     metric, alpha = metrics.get_metric(str(suite["metric"])), float(suite["alpha"])
-    margin = matrix_tables.format_score_number(float(suite["margin"]), metric.unit)
+    margin = format.format_score_number(float(suite["margin"]), metric.unit)
     images = " or ".join(map(str, sorted({finding.examples for finding in run.findings if finding.examples})))
     predictions = [cell.record.predictions for cell in run.cells if cell.record.predictions is not None]
     grouped = any(len(prediction.group) for prediction in predictions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -103,3 +104,24 @@ def format_harm_interval(estimate: Estimate, unit: str) -> str:
     """Format a harm with its one-sided bounds for a sentence: ``+5.5 points [+3.4, +7.6]``."""
     factor, digits = (100, 1) if unit == "accuracy" else (1, 3)
     return f"{format_points(estimate.harm, unit)} [{factor * estimate.low:+.{digits}f}, {factor * estimate.high:+.{digits}f}]"
+
+
+def format_score_number(value: float | None, unit: str) -> str:
+    """Return a score in its unit, without the name of the unit."""
+    if value is None or isnan(value):
+        return MISSING
+    factor, digits = unit_scale(unit)
+    return f"{factor * value:.{digits}f}"
+
+
+def format_interval(
+    interval: Any, unit: str = "", *, digits: int | None = None, maximum: float = float("inf"), signed: bool = False
+) -> str:
+    """Return a value in its unit with its interval, if it has one; both are clipped at ``maximum``."""
+    factor, unit_digits = unit_scale(unit)
+    value, low, high = (min(float(number), maximum) * factor for number in (interval.value, interval.low, interval.high))
+    if isnan(value):
+        return MISSING
+    spec = f"{'+' if signed else ''}.{unit_digits if digits is None else digits}f"
+    bounds = "" if isnan(low) or isnan(high) else f" [{low:{spec}}, {high:{spec}}]"
+    return f"{value:{spec}}{bounds}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xferbench.analysis import aggregate, metrics, regret, scores
-from xferbench.report import comparison_text, format, matrix_tables
+from xferbench.report import comparison_text, format
 from xferbench.report.latex_table import PAGE_CHARACTERS, REQUIRED_PACKAGES, escape, escape_number, latex_table
 from xferbench.report.tables import Group, finding_groups, group_name, harm_text, headline
 
@@ -61,7 +61,7 @@ def _finding_cells(group: Group) -> list[str]:
         escape(group_name(first)),
         first.verdict,
         escape_number(harm_text(first)),
-        MISSING if first.margin is None else matrix_tables.format_score_number(first.margin, first.unit),
+        MISSING if first.margin is None else format.format_score_number(first.margin, first.unit),
         f"{controls.count('detected')}/{len(controls)}" if controls else MISSING,
         *(_percentage(first.accuracy.get(arm)) for arm in ARMS),
         str(first.seeds) if first.seeds else MISSING,
@@ -166,7 +166,7 @@ def cost_table(frame: pd.DataFrame, metric: str = "accuracy") -> str:
     Args:
         frame, metric: as in :func:`score_table`.
     """
-    format_score = partial(matrix_tables.format_score_number, unit=metrics.get_metric(metric).unit)
+    format_score = partial(format.format_score_number, unit=metrics.get_metric(metric).unit)
     frame = frame.assign(source_retained=100 * frame.source / frame.source_before)
     columns: dict[str, tuple[str, Callable[[float], str]]] = {
         "Trained": ("trainable", _format_count),
@@ -205,13 +205,13 @@ def _score_cell(values: np.ndarray, metric: str, *, bold: bool) -> str:
     if not len(values):
         return MISSING
     unit = metrics.get_metric(metric).unit
-    mean = matrix_tables.format_score_number(values.mean(), unit)
+    mean = format.format_score_number(values.mean(), unit)
     cell = f"\\textbf{{{mean}}}" if bold else mean
     if len(values) < 2:
         return cell
     quantile = stdtrit(len(values) - 1, (1 + aggregate.CONFIDENCE) / 2)
     half_width = quantile * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{cell} $\\pm$ {matrix_tables.format_score_number(half_width, unit)}"
+    return f"{cell} $\\pm$ {format.format_score_number(half_width, unit)}"
 
 
 def _tied_recipes(task_frame: pd.DataFrame, metric: str) -> set[str]:
@@ -233,9 +233,9 @@ def _aggregate_cells(common: Scores, metric: str) -> dict[str, list[str]]:
     gain, rank, mean_regret = aggregate.iqm(gains), aggregate.mean_rank(common), regret.mean_regret(common)
     return {
         recipe: [
-            escape_number(matrix_tables.format_interval(gain[index], unit)),
-            escape_number(matrix_tables.format_interval(rank[index], digits=1)),
-            escape_number(matrix_tables.format_interval(mean_regret[index], unit)),
+            escape_number(format.format_interval(gain[index], unit)),
+            escape_number(format.format_interval(rank[index], digits=1)),
+            escape_number(format.format_interval(mean_regret[index], unit)),
         ]
         for index, recipe in enumerate(common.recipes)
     }

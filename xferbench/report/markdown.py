@@ -176,7 +176,7 @@ def _scores(run: Run) -> list[str]:
     rows = [
         [
             escape(name),
-            *(matrix_tables.format_score_number((means.get((name, task)) or {}).get("accuracy"), unit) for task in tasks),
+            *(format.format_score_number((means.get((name, task)) or {}).get("accuracy"), unit) for task in tasks),
         ]
         for name in run.suite["recipes"]
     ]

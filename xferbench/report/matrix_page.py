@@ -110,7 +110,7 @@ def _score_grid(run: Run) -> list[tuple[str, list[tuple[str, str, bool]]]]:
         for task in run.suite["tasks"]:
             entry = comparisons.get((name, task))
             bounds = None if entry is None or entry["error"] else (entry["difference"], entry["low"], entry["high"])
-            score = matrix_tables.format_score_number((means.get((name, task)) or {}).get("accuracy"), unit)
+            score = format.format_score_number((means.get((name, task)) or {}).get("accuracy"), unit)
             cells.append((score, "" if bounds is None else format.format_bounds(bounds, unit), (name, task) in best))
         rows.append((format.one_line(name), cells))
     return rows
@@ -134,4 +134,4 @@ def _format_cost(column: str, value: float, unit: str) -> str:
         return format.format_seconds(value)
     if column in {"trainable", "multiply_adds"}:
         return f"{value:,.0f}"
-    return f"{value / 1000:,.1f} kB" if column == "stored" else matrix_tables.format_score_number(value, unit)
+    return f"{value / 1000:,.1f} kB" if column == "stored" else format.format_score_number(value, unit)

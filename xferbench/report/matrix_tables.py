@@ -142,11 +142,11 @@ def rank_recipes(run: Run) -> tuple[list[RecipeSummary], list[str]]:
     return [
         RecipeSummary(
             recipe=both.recipes[index],
-            gain=format_interval(gain[index], metric.unit, signed=True),
-            rank=format_interval(rank[index], digits=1) if index < len(scores.recipes) else "",
-            regret=format_interval(mean[index], metric.unit, maximum=metric.span),
-            greatest=format_interval(greatest[index], metric.unit, maximum=metric.span),
-            better="" if against in {None, index} else format_interval(wins[index, against], "accuracy"),
+            gain=format.format_interval(gain[index], metric.unit, signed=True),
+            rank=format.format_interval(rank[index], digits=1) if index < len(scores.recipes) else "",
+            regret=format.format_interval(mean[index], metric.unit, maximum=metric.span),
+            greatest=format.format_interval(greatest[index], metric.unit, maximum=metric.span),
+            better="" if against in {None, index} else format.format_interval(wins[index, against], "accuracy"),
         )
         for index in order
     ], notes
@@ -203,7 +203,7 @@ def describe_quadrants(run: Run) -> list[Quadrant]:
             name=f"{size} images, {similarity}",
             tasks=", ".join(task for task, quadrant in quadrant_of.items() if quadrant == (size, similarity)),
             advised=cell.advised,
-            regret=cell.why if cell.regret is None else format_interval(cell.regret, unit),
+            regret=cell.why if cell.regret is None else format.format_interval(cell.regret, unit),
             best=cell.best,
             tied=", ".join(name for name in cell.tied if name != cell.best) or "none",
         )
@@ -279,27 +279,6 @@ def format_size(value: float | None, unit: str, *, absolute: bool = False, with_
     if unit in format.PERCENT_UNITS or unit.startswith("of the"):
         return f"{100 * value:.3g}" + (" %" if with_unit else "")
     return f"{value:.3g}" + (f" {format.one_line(unit)}" if with_unit else "")
-
-
-def format_score_number(value: float | None, unit: str) -> str:
-    """Return a score in its unit, without the name of the unit."""
-    if value is None or isnan(value):
-        return format.MISSING
-    factor, digits = format.unit_scale(unit)
-    return f"{factor * value:.{digits}f}"
-
-
-def format_interval(
-    interval: Any, unit: str = "", *, digits: int | None = None, maximum: float = float("inf"), signed: bool = False
-) -> str:
-    """Return a value in its unit with its interval, if it has one; both are clipped at ``maximum``."""
-    factor, unit_digits = format.unit_scale(unit)
-    value, low, high = (min(float(number), maximum) * factor for number in (interval.value, interval.low, interval.high))
-    if isnan(value):
-        return format.MISSING
-    spec = f"{'+' if signed else ''}.{unit_digits if digits is None else digits}f"
-    bounds = "" if isnan(low) or isnan(high) else f" [{low:{spec}}, {high:{spec}}]"
-    return f"{value:{spec}}{bounds}"
 
 
 def describe_skipped(run: Run) -> list[str]:

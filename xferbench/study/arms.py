@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from xferbench.core.pipeline import Arm, Pipeline, ScratchGrid, Selection
 from xferbench.core.strategies import scratch_baseline
-from xferbench.study import feasibility, support
+from xferbench.study import feasibility
 
 if TYPE_CHECKING:
     from xferbench.core.plugin import Plugin
@@ -28,7 +28,7 @@ def plugin_arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Ar
     has_margin = any(contrast.kind == "paired" for contrast in plugin.contrasts)  # an invariant needs no baseline
     if (has_margin or _uses_scratch(plugin)) and not _lacks_scratch(study, subject):
         arms["scratch"] = scratch_baseline(subject, scratch_grid(study))
-    return support.supported_arms(feasibility.feasible_arms(arms, study.profile), subject, study.profile.user_code.supports)
+    return feasibility.supported_arms(feasibility.feasible_arms(arms, study.profile), subject, study.profile.user_code.supports)
 
 
 def why_not(plugin: Plugin, study: Study, subject: Pipeline) -> str:
@@ -73,10 +73,10 @@ def scratch_grid(study: Study) -> ScratchGrid:
 def induced_arms(plugin: Plugin, study: Study, cured: Pipeline) -> dict[str, Arm]:
     """Return the induced arms, ``induced:VARIANT``, which are derived from the resolved cure."""
     arms = {f"induced:{variant}": arm for variant, arm in plugin.induce(cured, study.profile).items()}
-    return support.supported_arms(feasibility.feasible_arms(arms, study.profile), cured, study.profile.user_code.supports)
+    return feasibility.supported_arms(feasibility.feasible_arms(arms, study.profile), cured, study.profile.user_code.supports)
 
 
 def why_not_supported(plugin: Plugin, study: Study, subject: Pipeline, cured: Pipeline | None = None) -> str:
     """Return why the user's training code does not support a plugin's arms, or ""; ``cured`` is the resolved cure."""
     induced = plugin.induce(cured, study.profile).values() if cured else ()
-    return support.why_unsupported(plugin.cure(subject, study.profile), induced, subject, study.profile.user_code.supports)
+    return feasibility.why_unsupported(plugin.cure(subject, study.profile), induced, subject, study.profile.user_code.supports)

@@ -10,7 +10,7 @@ from xferbench.core.pipeline import Selection
 from xferbench.core.plugin import Contrast, Plugin
 from xferbench.core.requirements import always_applies, leave_unchanged
 from xferbench.core.strategies import DEFAULT_NAME, SCRATCH_NAME, default_selection, scratch_baseline
-from xferbench.study import feasibility, support
+from xferbench.study import feasibility
 from xferbench.study.trials import VIEWS
 
 if TYPE_CHECKING:
@@ -56,11 +56,11 @@ def why_not(arm: Selection, pipeline: Pipeline, profile: Profile) -> str:
             return f"{recipe.init}: the suite has no [source]"
         if recipe.regularizer and "source" in recipe.regularizer.requires and not profile.data.source:
             return f"{recipe.regularizer}: the suite has no [source] whose classes are known"
-    supported = support.supported_arms({"it": arm}, pipeline, profile.user_code.supports).get("it")
-    if supported is not None and len(support.candidates(supported)) == len(arm.candidates):
+    supported = feasibility.supported_arms({"it": arm}, pipeline, profile.user_code.supports).get("it")
+    if supported is not None and len(feasibility.candidates(supported)) == len(arm.candidates):
         return ""
     return (
-        support.why_unsupported(arm, (), pipeline, profile.user_code.supports)
+        feasibility.why_unsupported(arm, (), pipeline, profile.user_code.supports)
         or "the training code does not support every rate of its search"
     )
 

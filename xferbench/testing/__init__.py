@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from xferbench.testing.conformance import conforms, intervention_conforms
+from xferbench.testing.conformance import conforms
+from xferbench.testing.intervention_conformance import intervention_conforms
 
 __all__ = ["conforms", "intervention_conforms"]

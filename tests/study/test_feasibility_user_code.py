@@ -11,7 +11,7 @@ from xferbench.core.interventions import BATCHNORM_EVAL, BATCHNORM_TRAIN, RANDOM
 from xferbench.core.pipeline import Phase, Preprocessing, Recipe, Selection, UserCode
 from xferbench.core.strategies import from_scratch, full, linear_probe, lp_ft, scratch_baseline
 from xferbench.plugins import batchnorm_drift, negative_transfer
-from xferbench.study import forecast, support, trials
+from xferbench.study import feasibility, forecast, trials
 from xferbench.study.study import subject_arm
 
 PIPELINE_OF_CODE = replace(PIPELINE, recipe=full())
@@ -38,8 +38,8 @@ def with_phase(**changes):
 )
 def test_differing_fields_are_those_in_which_the_training_differs(other, expected):
     assert (
-        support.differing_fields(PIPELINE_OF_CODE.recipe, other.recipe)
-        == support.differing_fields(other.recipe, PIPELINE_OF_CODE.recipe)
+        feasibility.differing_fields(PIPELINE_OF_CODE.recipe, other.recipe)
+        == feasibility.differing_fields(other.recipe, PIPELINE_OF_CODE.recipe)
         == expected
     )
 
@@ -51,21 +51,21 @@ def test_unsupported_candidates_are_dropped_and_preprocessing_is_always_supporte
             candidates=(PIPELINE_OF_CODE, with_phase(lr=0.5), with_phase(batchnorm=BATCHNORM_EVAL), preprocessed)
         )
     }
-    assert support.supported_arms(arms_by_name, PIPELINE_OF_CODE, ["lr"])["cured"].candidates == (
+    assert feasibility.supported_arms(arms_by_name, PIPELINE_OF_CODE, ["lr"])["cured"].candidates == (
         PIPELINE_OF_CODE,
         with_phase(lr=0.5),
         preprocessed,
     )
-    assert support.supported_arms(arms_by_name, PIPELINE_OF_CODE, None) == arms_by_name
-    assert support.supported_arms({"induced:a": with_phase(order="class")}, PIPELINE_OF_CODE, ["lr"]) == {}
+    assert feasibility.supported_arms(arms_by_name, PIPELINE_OF_CODE, None) == arms_by_name
+    assert feasibility.supported_arms({"induced:a": with_phase(order="class")}, PIPELINE_OF_CODE, ["lr"]) == {}
 
 
 def test_the_subject_recipe_stays_in_the_scratch_grid_of_any_code():
     probe = replace(PIPELINE_OF_CODE, recipe=linear_probe())
     grid = scratch_baseline(probe, SUITE.scratch)
-    arm = support.supported_arms({"scratch": grid}, probe, [])["scratch"]
+    arm = feasibility.supported_arms({"scratch": grid}, probe, [])["scratch"]
     assert arm == grid.candidates[0] and arm.recipe.init == RANDOM
-    arms_by_name = support.supported_arms(
+    arms_by_name = feasibility.supported_arms(
         {"scratch": scratch_baseline(PIPELINE_OF_CODE, SUITE.scratch)},
         PIPELINE_OF_CODE,
         ["lr", "weight_decay", "steps", "batch_size", "schedule"],
@@ -74,20 +74,20 @@ def test_the_subject_recipe_stays_in_the_scratch_grid_of_any_code():
 
 
 def test_a_plugin_is_unsupported_if_its_cure_is_even_if_a_variant_is_supported():
-    reason = support.why_unsupported(
+    reason = feasibility.why_unsupported(
         with_phase(batchnorm=BATCHNORM_EVAL), [with_phase(order="class")], PIPELINE_OF_CODE, ["order"]
     )
     assert reason == "the training code does not support batchnorm"
-    assert support.why_unsupported(with_phase(batchnorm=BATCHNORM_EVAL), [], PIPELINE_OF_CODE, ["batchnorm"]) == ""
-    assert support.why_unsupported(with_phase(batchnorm=BATCHNORM_EVAL), [], PIPELINE_OF_CODE, None) == ""
+    assert feasibility.why_unsupported(with_phase(batchnorm=BATCHNORM_EVAL), [], PIPELINE_OF_CODE, ["batchnorm"]) == ""
+    assert feasibility.why_unsupported(with_phase(batchnorm=BATCHNORM_EVAL), [], PIPELINE_OF_CODE, None) == ""
 
 
 def test_a_cure_that_changes_nothing_needs_a_supported_variant():
     variants = [with_phase(batchnorm=GhostBatchNorm(examples=2)), with_phase(batchnorm=BATCHNORM_TRAIN, order="class")]
     subject = with_phase(batchnorm=BATCHNORM_EVAL)
-    assert support.why_unsupported(subject, variants, subject, ["order"]) == "the training code does not support batchnorm"
-    assert support.why_unsupported(subject, variants, subject, ["batchnorm"]) == ""
-    assert support.why_unsupported(subject, [], subject, []) == ""
+    assert feasibility.why_unsupported(subject, variants, subject, ["order"]) == "the training code does not support batchnorm"
+    assert feasibility.why_unsupported(subject, variants, subject, ["batchnorm"]) == ""
+    assert feasibility.why_unsupported(subject, [], subject, []) == ""
 
 
 def make_study_of_code(*plugins, supports, recipe=None):
