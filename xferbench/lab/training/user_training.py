@@ -6,7 +6,8 @@ a recipe that the code supports; it cannot name a regularizer, because user code
     def train(model, data, recipe, seed): ...
     train.supports = {"lr", "steps"}    # fields of Phase, "phases" (more than one) or "stop"
 
-``str(phase.trainable)`` is the spelling in a suite.
+Interventions such as ``phase.trainable``, ``phase.batchnorm`` and ``recipe.init`` are values. ``str`` returns the spelling in a
+suite.
 """
 
 from __future__ import annotations
