@@ -162,3 +162,9 @@ def test_imports_reads_late_and_typed_imports(tmp_path):
         Import("xferbench.core.run", internal=True, late=False, typed=True),
         Import("xferbench.core.trial", internal=True, late=True, typed=False),
     ]
+
+
+def test_importing_the_package_imports_no_other_module_of_it():
+    program = "import sys, xferbench; print(*(name for name in sys.modules if name.startswith('xferbench.')))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -29,7 +29,7 @@ from xferbench.core.interventions import (
     number,
     parse,
 )
-from xferbench.core.pipeline import Recipe, Selection
+from xferbench.core.pipeline import Phase, Recipe, Selection
 from xferbench.core.record import json_values
 from xferbench.study import trials
 from xferbench.study.study import subject_arm
@@ -273,3 +273,14 @@ def test_interventions_change_the_training_subset_alone(halved, tmp_path):
 
 def test_groups_include_data_interventions():
     assert set(interventions.GROUPS) >= {DataIntervention}
+
+
+def test_a_group_is_no_value_of_itself():
+    with pytest.raises(TypeError, match="batchnorm is"):
+        Phase(batchnorm=interventions.BatchNormMode())
+
+
+def test_an_intermediate_group_parses_its_own_kinds_only():
+    assert interventions.SourcePretraining.parse("clean-source") == interventions.CleanSource()
+    with pytest.raises(ValueError, match="shuffled-source, clean-source, or cued-source"):
+        interventions.SourcePretraining.parse("random")

@@ -201,3 +201,10 @@ def test_a_real_network_is_recalibrated_functionally():
     actual = batchnorm.recalibrate(module, copy_state(module), [torch.randn(4, 3, 64, 64)])
     assert set(actual) == batchnorm.statistics_names(module)
     assert all(torch.isfinite(tensor).all() for tensor in actual.values())
+
+
+def test_an_unknown_mode_is_an_error_and_changes_nothing():
+    module = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    with pytest.raises(TypeError, match="unknown BatchNorm mode"), batchnorm.set_training(module, "eval"):
+        pass
+    assert not module.training

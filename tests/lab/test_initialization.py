@@ -11,6 +11,7 @@ from xferbench.core.interventions import (
     ZERO_HEAD,
     MatchedMoments,
     PermutedWeights,
+    ShuffledSource,
     TransferLowest,
 )
 from xferbench.lab.models import backbones, checkpoint_reader, graph_split, initialization
@@ -161,3 +162,8 @@ def test_the_error_for_too_many_transferred_groups_names_the_groups(layout, stat
     with pytest.raises(UserError, match="transferred") as error:
         initialize(layout, state, transferred=TransferLowest(groups=99))
     assert "layer4" in error.value.expected
+
+
+def test_a_start_that_the_lab_must_train_first_is_an_error(layout, state):
+    with pytest.raises(TypeError, match="not an initialization from a checkpoint: shuffled-source"):
+        initialize(layout, state, ShuffledSource())
