@@ -236,7 +236,7 @@ def test_real_images_and_weights_give_a_suite(capsys, shared):
     pytest.importorskip("torch")
     weights = shared / "weights" / "squeezenet1_0_torchvision_norm.pth"
     _, suite, _ = write_suite(capsys, shared / "data" / "hymenoptera", "--weights", weights)
-    assert (suite.backbone.arch, suite.backbone.weights) == ("torchvision:squeezenet1_0", str(weights))
+    assert (suite.backbone.arch, suite.backbone.weights) == ("torchvision:squeezenet1_0", str(weights.resolve()))
 
 
 def test_a_test_set_without_training_images_is_an_error(capsys, tmp_path):
