@@ -9,7 +9,6 @@ from xferbench.analysis import exit_code
 from xferbench.cli import options
 from xferbench.cli.run import run_and_report
 from xferbench.cli.validate import freeze_plan
-from xferbench.core.suite import replace_invocation
 
 if TYPE_CHECKING:
     import argparse
@@ -77,6 +76,7 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
 def run_command(arguments: argparse.Namespace) -> int:
     """Audit a checkpoint, or freeze the plan of the audit, and return the exit code."""
     from xferbench.cli.audit_suite import audit_suite
+    from xferbench.core.suite import replace_invocation
 
     suite = replace_invocation(audit_suite(arguments), allow_code=arguments.allow_code)
     if arguments.freeze is not None:

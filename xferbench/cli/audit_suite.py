@@ -15,7 +15,6 @@ from xferbench.cli.suite_template import detect_arch, suite_slug
 from xferbench.config import loader
 from xferbench.core import files
 from xferbench.core.errors import UserError
-from xferbench.core.suite import replace_invocation
 
 if TYPE_CHECKING:
     import argparse
@@ -81,6 +80,8 @@ def _audit_options(arguments: argparse.Namespace) -> list[str]:
 
 def suite_from_options(arguments: argparse.Namespace) -> Suite:
     """Return the suite that the options describe; a worker reads the checkpoint if its architecture is needed."""
+    from xferbench.core.suite import replace_invocation
+
     options = {name: getattr(arguments, name) for name in _audit_options(arguments)}
     for name in REQUIRED_OPTIONS:
         if name not in options:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from xferbench.core.errors import UserError
-from xferbench.core.suite import replace_invocation, replace_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -112,6 +111,7 @@ def load_suite(arguments: argparse.Namespace) -> Suite:
         UserError: if the suite is not valid, or if an option does not apply to it.
     """
     from xferbench.config import loader
+    from xferbench.core.suite import replace_invocation, replace_rules
 
     suite = loader.load_suite(loader.find_suite(arguments.suite), arguments.set)
     suite = replace_invocation(suite, allow_code=arguments.allow_code)

@@ -20,7 +20,6 @@ import numpy as np
 
 from xferbench.config import loader
 from xferbench.core.errors import UserError
-from xferbench.core.suite import replace_rules
 from xferbench.data import inputs, sources
 from xferbench.report import format
 from xferbench.runner import discovery, execute
@@ -135,6 +134,8 @@ def _parse_content(content: str, file: Path) -> Suite:
 
 def _proposed_margin(draft: Suite, examples: int) -> float:
     """Return the margin that the test set can decide, rounded up to whole points."""
+    from xferbench.core.suite import replace_rules
+
     smallest = forecast.smallest_margin(
         replace_rules(draft, margin=DEFAULT_MARGIN), examples, discovery.load_plugins(draft.plugins)
     )

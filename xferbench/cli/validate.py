@@ -12,7 +12,6 @@ from xferbench.analysis import exit_code
 from xferbench.cli import options
 from xferbench.cli.exit_status import exit_status
 from xferbench.core.errors import UserError
-from xferbench.core.suite import replace_invocation
 
 if TYPE_CHECKING:
     import argparse
@@ -59,6 +58,7 @@ def _validate_suite(name: str, arguments: argparse.Namespace) -> None:
 
     from xferbench.cli.forecast_text import print_margin
     from xferbench.config import loader
+    from xferbench.core.suite import replace_invocation
     from xferbench.runner import discovery, execute, profile
     from xferbench.study.forecast import smallest_margin
 
