@@ -20,7 +20,7 @@ def make_records(**accuracy):
 
 
 def estimate(records, contrast=HARM, suite=SUITE):
-    return estimates.estimate_contrast(contrast, records, SEEDS, suite)
+    return estimates.estimate_contrast(contrast, records, SEEDS, suite.rules)
 
 
 def test_harm_is_cured_minus_subject():
@@ -80,12 +80,12 @@ def test_a_contrast_may_have_more_than_two_terms():
 
 
 def test_benefit_retained_needs_a_cured_arm_that_beats_scratch():
-    assert estimates.benefit_retained(make_records(cured=0.9, subject=0.6, scratch=0.3), SEEDS, SUITE) == pytest.approx(
+    assert estimates.benefit_retained(make_records(cured=0.9, subject=0.6, scratch=0.3), SEEDS, SUITE.rules) == pytest.approx(
         0.5, abs=0.1
     )
-    assert estimates.benefit_retained(make_records(cured=0.5, subject=0.6, scratch=0.5), SEEDS, SUITE) is None
-    assert estimates.benefit_retained(make_records(cured=0.9, subject=0.2, scratch=0.3), SEEDS, SUITE) < 0
-    assert estimates.benefit_retained(make_records(cured=0.9, subject=0.2), SEEDS, SUITE) is None
+    assert estimates.benefit_retained(make_records(cured=0.5, subject=0.6, scratch=0.5), SEEDS, SUITE.rules) is None
+    assert estimates.benefit_retained(make_records(cured=0.9, subject=0.2, scratch=0.3), SEEDS, SUITE.rules) < 0
+    assert estimates.benefit_retained(make_records(cured=0.9, subject=0.2), SEEDS, SUITE.rules) is None
 
 
 def test_a_gap_between_different_examples_is_an_estimate_without_a_verdict():
@@ -134,5 +134,5 @@ def test_a_missing_or_nan_measure_makes_an_invariant_nan():
 
 
 def test_no_seed_stays_undecided():
-    result = estimates.estimate_contrast(HARM, {}, [], SUITE)
+    result = estimates.estimate_contrast(HARM, {}, [], SUITE.rules)
     assert result.error and (result.estimate.p_fail, result.estimate.p_pass) == (1.0, 1.0)

@@ -271,8 +271,8 @@ def reference_estimate(executed, state, contrast, work, data, store):
         (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), cache_folder(store))
         assert not record.error, record.error
         records[arm, view, 0] = record
-    suite = schedule.rules_for(contrast, executed.study.suite)
-    return estimates.estimate_contrast(contrast, records, [0], suite).estimate
+    rules = schedule.rules_for(contrast, executed.study.suite.rules)
+    return estimates.estimate_contrast(contrast, records, [0], rules).estimate
 
 
 def short_id(finding):
@@ -359,7 +359,7 @@ def measure_again(case, executed, run, work, store):
             finding, planted = findings[name], is_admissible(name, case.admissible)
             if finding.verdict != "FAIL" and not planted:
                 continue
-            rules = schedule.rules_for(contrast, executed.study.suite).rules
+            rules = schedule.rules_for(contrast, executed.study.suite.rules)
             estimate = reference_estimate(executed, state, contrast, work, f"{case.data}-reference", store)
             yield {
                 "network": case.network,

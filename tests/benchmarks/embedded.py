@@ -145,21 +145,21 @@ def contrast_row(target, suite, state, contrast, variant, findings_by_run, recor
     """Return what the base runs say, and what the reference of each says, in the metric of the contrast."""
     name = f"{state.plugin.id}/{contrast.name}/{variant}"
     repeats = [by_id[name] for by_id in findings_by_run]
-    contrast_suite = rules_for(contrast, suite)
-    margin = contrast_suite.rules.margin
-    unit = metrics.get_metric(contrast_suite.rules.metric).unit
+    rules = rules_for(contrast, suite.rules)
+    margin = rules.margin
+    unit = metrics.get_metric(rules.metric).unit
     all_seeds = range(bases * SEEDS)
     seeds, runs = f"{bases * SEEDS} seeds", f"of {bases} runs"
     positive_control = estimates.positive_control(contrast, variant)
     unconfirmed = contradicted = 0
     for number, finding in enumerate(repeats):
         other_seeds = [seed for seed in all_seeds if seed // SEEDS != number]
-        harm = estimates.estimate_contrast(contrast, records, other_seeds, contrast_suite)
-        control = estimates.estimate_contrast(positive_control, records, other_seeds, contrast_suite)
+        harm = estimates.estimate_contrast(contrast, records, other_seeds, rules)
+        control = estimates.estimate_contrast(positive_control, records, other_seeds, rules)
         unconfirmed += finding.verdict == "FAIL" and not harm.estimate.low > margin
         contradicted += OPPOSITE.get(finding.control) == verdict.control_outcome(control, margin)
-    harm = estimates.estimate_contrast(contrast, records, all_seeds, contrast_suite)
-    control = estimates.estimate_contrast(positive_control, records, all_seeds, contrast_suite)
+    harm = estimates.estimate_contrast(contrast, records, all_seeds, rules)
+    control = estimates.estimate_contrast(positive_control, records, all_seeds, rules)
     accuracies = [
         estimates.mean_accuracy(records, arm, all_seeds) for arm in ("subject", "cured", f"induced:{variant}", "scratch")
     ]

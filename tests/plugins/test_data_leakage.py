@@ -160,16 +160,16 @@ def test_a_mean_over_a_part_of_the_examples_is_compared_with_the_mean_over_all()
         ("cured", "test", 0): Record(key="b", predictions=part_predictions),
     }
     measurement = next(contrast for contrast in plugin.contrasts if contrast.kind == "info")
-    result = estimates.estimate_contrast(measurement, records, [0], fake_lab.SUITE)
+    result = estimates.estimate_contrast(measurement, records, [0], fake_lab.SUITE.rules)
     is_correct = all_predictions.predicted == all_predictions.label
     assert result.estimate.harm == pytest.approx(is_correct.mean() - is_correct[is_in_part].mean())
     paired = Contrast(name="harm", weights=measurement.weights)
     assert (
-        estimates.estimate_contrast(paired, records, [0], fake_lab.SUITE).error
+        estimates.estimate_contrast(paired, records, [0], fake_lab.SUITE.rules).error
         == "the arms were not scored on the same examples"
     )
     assert estimates.estimate_contrast(
-        measurement, records, [0], replace(fake_lab.SUITE, rules=replace(fake_lab.SUITE.rules, metric="balanced_accuracy"))
+        measurement, records, [0], replace(fake_lab.SUITE.rules, metric="balanced_accuracy")
     ).error
 
 

@@ -12,7 +12,7 @@ from xferbench.core.comparison import SUBJECT
 from xferbench.core.reason import Code, Reason, because
 from xferbench.core.record import json_values
 from xferbench.core.run import contrast_id
-from xferbench.core.suite import BackboneSection, CheckpointSection, DataSection, Invocation, Rules, Suite
+from xferbench.core.suite import Rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -49,19 +49,22 @@ def compare(accepted: Run, candidate: Run) -> ComparisonDraft:
     Raises:
         UserError: if the runs were scored on different test examples, or in different groups.
     """
-    suite = _suite_of(candidate)
+    rules, is_audit = _rules_of(candidate), candidate.suite.get("after") is not None
     accepted_contrasts, candidate_contrasts = _findings_by_contrast(accepted), _findings_by_contrast(candidate)
     obstacles = {
         name: obstacle
         for name, findings in candidate_contrasts.items()
         if (obstacle := _obstacle(accepted, candidate, findings, accepted_contrasts.get(name)))
     }
-    pairs = {SUBJECT: _pair_subject(accepted, candidate, suite)}
+    pairs = {SUBJECT: _pair_subject(accepted, candidate, rules, is_audit=is_audit)}
     for name, findings in candidate_contrasts.items():
         definition = _paired_definition(candidate, findings)
         if name not in obstacles and definition and findings.verdict not in UNDECIDED_VERDICTS:
-            pairs[name] = _pair_contrast(accepted, candidate, findings.plugin, definition, suite)
-    decided, elsewhere = pairing.decide_pairs(pairs, suite), _is_elsewhere(accepted, candidate)
+            contrast_rules = replace(rules, metric=definition["metric"], margin=definition["margin"])
+            weights = {(arm, view): float(weight) for arm, view, weight in definition["weights"]}
+            old, new = (pairing.plugin_records(run, findings.plugin) for run in (accepted, candidate))
+            pairs[name] = pairing.pair_contrast(weights, old, new, contrast_rules, is_audit=is_audit)
+    decided, elsewhere = pairing.decide_pairs(pairs, rules), _is_elsewhere(accepted, candidate)
     outcomes = [decisions.decide_subject(pairs[SUBJECT], decided[SUBJECT], elsewhere=elsewhere)] if candidate_contrasts else []
     for name, findings in candidate_contrasts.items():
         before = accepted_contrasts.get(name)
@@ -80,19 +83,11 @@ def compare(accepted: Run, candidate: Run) -> ComparisonDraft:
     return ComparisonDraft(accepted=_run_summary(accepted), outcomes=tuple(outcomes), notes=notes)
 
 
-def _suite_of(run: Run) -> Suite:
-    """Return a suite with those values of a run's suite that a comparison needs."""
+def _rules_of(run: Run) -> Rules:
+    """Return those rules of a run's suite that a comparison needs."""
     values = run.suite
-    return Suite(
-        name=values["name"],
-        plugins=(),
-        invocation=Invocation(path=""),
-        backbone=BackboneSection(arch=values["arch"]),
-        data=DataSection(target=values["target"]),
-        rules=Rules(
-            metric=values["metric"], margin=float(values["margin"]), alpha=float(values["alpha"]), looks=tuple(values["looks"])
-        ),
-        checkpoint=CheckpointSection(after=values.get("after")),
+    return Rules(
+        metric=values["metric"], margin=float(values["margin"]), alpha=float(values["alpha"]), looks=tuple(values["looks"])
     )
 
 
@@ -157,20 +152,12 @@ def _is_elsewhere(accepted: Run, candidate: Run) -> bool:
     return not has_user_code and bool(old != new)
 
 
-def _pair_subject(accepted: Run, candidate: Run, suite: Suite) -> PairedContrast:
+def _pair_subject(accepted: Run, candidate: Run, rules: Rules, *, is_audit: bool) -> PairedContrast:
     """Pair the subject of both runs; a finished network is paired on all test images if both runs evaluated all."""
-    uses_all = suite.is_audit and all(pairing.subject_records(run, "whole") for run in (accepted, candidate))
+    uses_all = is_audit and all(pairing.subject_records(run, "whole") for run in (accepted, candidate))
     view = "whole" if uses_all else "test"
     before, now = (pairing.subject_records(run, view) for run in (accepted, candidate))
-    return pairing.pair_contrast({(SUBJECT, view): -1.0}, before, now, suite)
-
-
-def _pair_contrast(accepted: Run, candidate: Run, plugin: str, definition: Mapping[str, Any], suite: Suite) -> PairedContrast:
-    """Pair a contrast of a plugin with its own metric and margin."""
-    before, now = (pairing.plugin_records(run, plugin) for run in (accepted, candidate))
-    weights = {(arm, view): float(weight) for arm, view, weight in definition["weights"]}
-    contrast_suite = replace(suite, rules=replace(suite.rules, metric=definition["metric"], margin=definition["margin"]))
-    return pairing.pair_contrast(weights, before, now, contrast_suite)
+    return pairing.pair_contrast({(SUBJECT, view): -1.0}, before, now, rules, is_audit=is_audit)
 
 
 def _pairing_notes(pairs: Iterable[PairedContrast]) -> list[Reason]:

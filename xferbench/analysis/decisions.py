@@ -107,11 +107,11 @@ def decide_contrast(
         _decide_change(pair, decision, elsewhere=elsewhere),
         candidate.verdict,
         accepted.verdict,
-        was_below_margin=accepted.is_below_margin(pair.suite.rules.alpha),
+        was_below_margin=accepted.is_below_margin(pair.rules.alpha),
         elsewhere=elsewhere,
         text=candidate.worst.reason,
     )
-    sign = -1.0 if metrics.get_metric(pair.suite.rules.metric).loss else 1.0
+    sign = -1.0 if metrics.get_metric(pair.rules.metric).loss else 1.0
     levels = [
         pairing.mean_level(pair, side, len(decision.seeds), pair.weights) for side in (pairing.ACCEPTED, pairing.CANDIDATE)
     ]
@@ -168,12 +168,12 @@ def _decide_change(pair: pairing.PairedContrast, decision: SequentialDecision, *
     return decide_change(
         decision.harm,
         decision.verdict,
-        margin=pair.suite.rules.margin,
+        margin=pair.rules.margin,
         crashed=any(record.error for (arm, _, _), record in pair.records.items() if arm.startswith(pairing.CANDIDATE)),
         same=pair.same,
         elsewhere=elsewhere,
-        one_pair_of=seeds if pair.count == 1 < seeds and not pair.suite.is_audit else 0,
-        to_decide=power.required_sizes(decision, pair.suite) if decision.is_open else None,
+        one_pair_of=seeds if pair.count == 1 < seeds and not pair.is_audit else 0,
+        to_decide=power.required_sizes(decision, pair.rules) if decision.is_open else None,
     )
 
 
@@ -202,9 +202,9 @@ def _change_numbers(pair: pairing.PairedContrast, decision: SequentialDecision) 
     """Return the fields of an outcome that a paired contrast gives."""
     estimate, is_tested = decision.harm.estimate, decision.harm.exposed and not decision.harm.error
     return {
-        "metric": pair.suite.rules.metric,
-        "unit": metrics.get_metric(pair.suite.rules.metric).unit,
-        "margin": pair.suite.rules.margin,
+        "metric": pair.rules.metric,
+        "unit": metrics.get_metric(pair.rules.metric).unit,
+        "margin": pair.rules.margin,
         "change": json_values(estimate.harm),
         "low": json_values(estimate.low),
         "high": json_values(estimate.high),

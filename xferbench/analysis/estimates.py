@@ -14,7 +14,7 @@ from xferbench.core.record import Predictions, Record
 from xferbench.core.run import Estimate
 
 if TYPE_CHECKING:
-    from xferbench.core.suite import Suite
+    from xferbench.core.suite import Rules
 
 RecordsByTerm = Mapping[tuple[str, str, int], Record]  # by arm, view and seed
 
@@ -52,8 +52,8 @@ class ContrastEstimate:
     error: str = ""
 
 
-def estimate_contrast(contrast: Contrast, records: RecordsByTerm, seeds: Sequence[int], suite: Suite) -> ContrastEstimate:
-    """Estimate the harm of a contrast over some seeds in the suite's metric. Positive values are harm, for losses too.
+def estimate_contrast(contrast: Contrast, records: RecordsByTerm, seeds: Sequence[int], rules: Rules) -> ContrastEstimate:
+    """Estimate the harm of a contrast over some seeds in the metric of the rules. Positive values are harm, for losses too.
 
     If both sides request the same trials, the harm is exactly 0 and nothing is estimated. A crash, a missing record or
     different sets of examples give an error and p-values of 1. A contrast of kind ``info`` may have sides with different
@@ -66,7 +66,7 @@ def estimate_contrast(contrast: Contrast, records: RecordsByTerm, seeds: Sequenc
     first = next(iter(predictions.values()))
     is_mixed = any(not np.array_equal(part.example, first.example) for part in predictions.values())
     if is_mixed and contrast.kind == "info":
-        return _estimate_from_parts(contrast, predictions, seeds, suite)
+        return _estimate_from_parts(contrast, predictions, seeds, rules)
     if is_mixed:
         return _undecided("the arms were not scored on the same examples")
     keys = {term: record.key for term, record in terms.items() if record is not None}
@@ -79,10 +79,10 @@ def estimate_contrast(contrast: Contrast, records: RecordsByTerm, seeds: Sequenc
         )
     sides = {term: [predictions[term, seed] for seed in seeds] for term in contrast.weights}
     estimate, difference = metrics.estimate_metric_contrast(
-        sides, contrast.weights, metric=suite.rules.metric, margin=suite.rules.margin, alpha=suite.rules.alpha
+        sides, contrast.weights, metric=rules.metric, margin=rules.margin, alpha=rules.alpha
     )
-    groups = first.group[metrics.example_scores(first, suite.rules.metric)[0]] if len(first.group) else first.group
-    span = metrics.get_metric(suite.rules.metric).span * max(map(abs, contrast.weights.values()))
+    groups = first.group[metrics.example_scores(first, rules.metric)[0]] if len(first.group) else first.group
+    span = metrics.get_metric(rules.metric).span * max(map(abs, contrast.weights.values()))
     return ContrastEstimate(estimate=estimate, exposed=True, difference=difference, groups=groups, span=span)
 
 
@@ -104,14 +104,14 @@ def _predictions(
 
 
 def _estimate_from_parts(
-    contrast: Contrast, predictions: Mapping[tuple[tuple[str, str], int], Predictions], seeds: Sequence[int], suite: Suite
+    contrast: Contrast, predictions: Mapping[tuple[tuple[str, str], int], Predictions], seeds: Sequence[int], rules: Rules
 ) -> ContrastEstimate:
     """Estimate a difference between means over different examples.
 
     An example that a side lacks has no weight in the mean of that side.
     """
     examples, group = _all_examples(list(predictions.values()))
-    metric, count = metrics.get_metric(suite.rules.metric), len(examples)
+    metric, count = metrics.get_metric(rules.metric), len(examples)
     order = np.argsort(examples, kind="stable")
     difference = np.zeros((len(seeds), count))
     smallest = count
@@ -119,9 +119,9 @@ def _estimate_from_parts(
         columns = np.flatnonzero(np.isin(examples, part.example))
         if not np.array_equal(examples[columns], part.example):
             columns = order[np.searchsorted(examples, part.example, sorter=order)]
-        mask, score = metrics.example_scores(part, suite.rules.metric)
+        mask, score = metrics.example_scores(part, rules.metric)
         if not metric.mean or not mask.all() or not len(score):
-            return _undecided(f"{suite.rules.metric} on a part of the examples cannot be compared with that on all")
+            return _undecided(f"{rules.metric} on a part of the examples cannot be compared with that on all")
         sign = -1.0 if metric.loss else 1.0
         row, weight = difference[list(seeds).index(seed)], sign * contrast.weights[term]
         row += weight * score.mean()
@@ -129,9 +129,7 @@ def _estimate_from_parts(
         smallest = min(smallest, len(score))
     groups = group if len(group) else None
     span = metric.span * max(map(abs, contrast.weights.values())) * count / smallest
-    estimate = intervals.crossed_interval(
-        difference, margin=suite.rules.margin, alpha=suite.rules.alpha, groups=groups, span=span
-    )
+    estimate = intervals.crossed_interval(difference, margin=rules.margin, alpha=rules.alpha, groups=groups, span=span)
     return ContrastEstimate(estimate=estimate, exposed=True, difference=difference, groups=group, span=span)
 
 
@@ -207,12 +205,10 @@ def majority_baseline_share(
     return share if accuracy < share + margin else None
 
 
-def benefit_retained(records: RecordsByTerm, seeds: Sequence[int], suite: Suite) -> float | None:
+def benefit_retained(records: RecordsByTerm, seeds: Sequence[int], rules: Rules) -> float | None:
     """Return (subject − scratch) / (cured − scratch) in accuracy; None unless cured is shown to be better than scratch."""
     contrast = Contrast(name="gain", weights={("cured", "test"): 1.0, ("scratch", "test"): -1.0})
-    gain = estimate_contrast(
-        contrast, records, seeds, replace(suite, rules=replace(suite.rules, metric="accuracy", margin=0.0))
-    )
+    gain = estimate_contrast(contrast, records, seeds, replace(rules, metric="accuracy", margin=0.0))
     means = [mean_accuracy(records, arm, seeds) for arm in ("subject", "cured", "scratch")]
     if gain.error or not gain.exposed or not gain.estimate.low > 0 or None in means:
         return None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from xferbench.analysis.sequential import SequentialDecision
     from xferbench.core.record import Predictions, Record
     from xferbench.core.run import Run
-    from xferbench.core.suite import Suite
+    from xferbench.core.suite import Rules
 
     Weights: TypeAlias = Mapping[tuple[str, str], float]  # by arm and view, as in a contrast
 
@@ -35,9 +35,10 @@ class PairedContrast:
         weights: weights of the contrast within one run.
         count: number of pairs.
         seeds: number of seeds of the accepted run and of the candidate.
-        suite: the suite, with the contrast's own metric and margin.
+        rules: the rules, with the contrast's own metric and margin.
         same: whether the paired trials have the same content.
         by_rank: whether the runs have different seeds and are paired by the order of their seeds.
+        is_audit: whether the runs audit a finished network.
     """
 
     contrast: Contrast
@@ -45,9 +46,10 @@ class PairedContrast:
     weights: Weights
     count: int
     seeds: tuple[int, int]
-    suite: Suite
+    rules: Rules
     same: bool
     by_rank: bool
+    is_audit: bool
 
 
 def plugin_records(run: Run, plugin: str) -> dict[tuple[str, str, int], Record]:
@@ -61,7 +63,9 @@ def subject_records(run: Run, view: str) -> dict[tuple[str, str, int], Record]:
     return {("subject", view, cell.seed): cell.record for cell in run.cells if cell.arm == "subject" and cell.view == view}
 
 
-def pair_contrast(weights: Weights, accepted: RecordsByTerm, candidate: RecordsByTerm, suite: Suite) -> PairedContrast:
+def pair_contrast(
+    weights: Weights, accepted: RecordsByTerm, candidate: RecordsByTerm, rules: Rules, *, is_audit: bool = False
+) -> PairedContrast:
     """Pair the records of a contrast in two runs.
 
     Equal seeds are paired if one run has all seeds of the other. Otherwise the runs are independent trainings, and their
@@ -72,7 +76,8 @@ def pair_contrast(weights: Weights, accepted: RecordsByTerm, candidate: RecordsB
         weights: weights of the contrast within one run.
         accepted: records of the accepted run.
         candidate: records of the candidate.
-        suite: the suite, with the contrast's own metric and margin.
+        rules: the rules, with the contrast's own metric and margin.
+        is_audit: whether the runs audit a finished network.
 
     Raises:
         UserError: if the runs were scored on different test examples.
@@ -88,7 +93,7 @@ def pair_contrast(weights: Weights, accepted: RecordsByTerm, candidate: RecordsB
             old, new = accepted[arm, view, accepted_seed], candidate[arm, view, candidate_seed]
             _check_same_examples(old, new)
             same = same and old.key == new.key
-            if old.key == new.key and not _has_same_scores(old, new, suite.rules.metric):
+            if old.key == new.key and not _has_same_scores(old, new, rules.metric):
                 old = replace(old, key=f"{old.key} elsewhere")  # records with equal keys would cancel in the contrast
             records |= {(f"{ACCEPTED} {arm}", view, index): old, (f"{CANDIDATE} {arm}", view, index): new}
     change = {(f"{CANDIDATE} {arm}", view): weight for (arm, view), weight in weights.items()}
@@ -99,9 +104,10 @@ def pair_contrast(weights: Weights, accepted: RecordsByTerm, candidate: RecordsB
         weights=weights,
         count=len(pairs),
         seeds=(len(accepted_seeds), len(candidate_seeds)),
-        suite=suite,
+        rules=rules,
         same=same,
         by_rank=by_rank,
+        is_audit=is_audit,
     )
 
 
@@ -148,7 +154,7 @@ def _has_same_scores(accepted: Record, candidate: Record, metric: str) -> bool:
     return np.array_equal(metrics.example_scores(old, metric)[1], metrics.example_scores(new, metric)[1])
 
 
-def decide_pairs(pairs: Mapping[str, PairedContrast], suite: Suite) -> dict[str, SequentialDecision]:
+def decide_pairs(pairs: Mapping[str, PairedContrast], rules: Rules) -> dict[str, SequentialDecision]:
     """Decide all pairs look by look, as verdicts are decided; each look uses only its own number of pairs."""
 
     def observe(look: int, decisions: Mapping[str, SequentialDecision]) -> Mapping[str, SequentialDecision]:
@@ -157,11 +163,11 @@ def decide_pairs(pairs: Mapping[str, PairedContrast], suite: Suite) -> dict[str,
             previous, size = decisions.get(name), min(look, pair.count)
             if previous is None or (previous.is_open and size > len(previous.seeds)):
                 indices = tuple(range(size))
-                harm = estimates.estimate_contrast(pair.contrast, pair.records, indices, pair.suite)
+                harm = estimates.estimate_contrast(pair.contrast, pair.records, indices, pair.rules)
                 observed[name] = sequential.add_look(previous, harm, indices)
         return observed
 
-    return sequential.run_looks(suite.rules.looks, suite.rules.alpha, observe)
+    return sequential.run_looks(rules.looks, rules.alpha, observe)
 
 
 def mean_level(pair: PairedContrast, side: str, count: int, weights: Weights) -> float | None:
@@ -175,7 +181,7 @@ def mean_level(pair: PairedContrast, side: str, count: int, weights: Weights) ->
     """
 
     def value(predictions: Predictions | None) -> float:
-        return metrics.metric_value(predictions, pair.suite.rules.metric) if predictions else np.nan
+        return metrics.metric_value(predictions, pair.rules.metric) if predictions else np.nan
 
     values = [
         sum(weight * value(pair.records[f"{side} {arm}", view, index].predictions) for (arm, view), weight in weights.items())

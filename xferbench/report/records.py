@@ -6,24 +6,30 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from xferbench.analysis import metrics
+from xferbench.analysis.pairing import plugin_records
 from xferbench.report import plotting
 
 if TYPE_CHECKING:
     from xferbench.core.record import Record
     from xferbench.core.run import Run
 
+__all__ = [
+    "RecordsByTerm",
+    "Seeds",
+    "accuracies",
+    "accuracy",
+    "accuracy_plot",
+    "mean_or_nan",
+    "mean_scalars",
+    "numbered_scalars",
+    "plugin_records",
+    "validation_curve",
+    "values_by_arm",
+]
+
 RecordsByTerm: TypeAlias = "Mapping[tuple[str, str, int], Record]"  # by (arm, view, seed)
 Seeds: TypeAlias = Sequence[int]
 T = TypeVar("T")
-
-
-def plugin_records(run: Run, plugin: str) -> dict[tuple[str, str, int], Record]:
-    """Return the records of a plugin in a run, by arm, view and seed.
-
-    Induced and extra arms are ``induced:NAME`` and ``beside:NAME``, as in ``Plugin.derived_metrics``.
-    """
-    cells = (cell for cell in run.cells if cell.plugin == plugin)
-    return {(f"{cell.arm}:{cell.variant}" if cell.variant else cell.arm, cell.view, cell.seed): cell.record for cell in cells}
 
 
 def values_by_arm(

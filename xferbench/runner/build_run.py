@@ -59,8 +59,8 @@ def plugin_contrasts(executed: StudyResult) -> dict[str, Any]:
                 {
                     "name": contrast.name,
                     "weights": [[*term, weight] for term, weight in contrast.weights.items()],
-                    "metric": schedule.rules_for(contrast, study.suite).rules.metric,
-                    "margin": schedule.rules_for(contrast, study.suite).rules.margin,
+                    "metric": schedule.rules_for(contrast, study.suite.rules).metric,
+                    "margin": schedule.rules_for(contrast, study.suite.rules).margin,
                 }
                 for contrast in plugin.contrasts
                 if contrast.kind == "paired"

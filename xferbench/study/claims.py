@@ -77,11 +77,11 @@ def estimate_difference(claim: Claim, records: RecordsByTerm, seeds: Sequence[in
         suite: the task.
     """
     contrast = recipe_contrast(claim.recipe, claim.against, claim.view)
-    rules = rules_for(contrast, suite)
+    rules = rules_for(contrast, suite.rules)
     difference = estimates.estimate_contrast(contrast, records, seeds, rules)
     if difference.error:
         return ClaimEstimate(why=difference.error)
-    estimate, unit = difference.estimate, metrics.get_metric(rules.rules.metric).unit
+    estimate, unit = difference.estimate, metrics.get_metric(rules.metric).unit
     return ClaimEstimate(ours=estimate.harm, low=estimate.low, high=estimate.high, unit=unit, seeds=len(seeds))
 
 

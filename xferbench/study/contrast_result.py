@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from xferbench.analysis.sequential import SequentialDecision
     from xferbench.core.plugin import Contrast
     from xferbench.core.run import Estimate
-    from xferbench.core.suite import Suite
+    from xferbench.core.suite import Rules
     from xferbench.study.plugin_state import PluginState
 
 MAX_BASELINE_MARGIN = 0.05  # required accuracy of a baseline above the majority class; a loss's margin has another unit
@@ -24,14 +24,14 @@ class ContrastResult:
     """A decided contrast with everything that its finding depends on.
 
     Attributes:
-        suite: the suite with the metric and the margin of the contrast.
+        rules: the rules, with the metric and the margin of the contrast.
         state: the state of the plugin.
         contrast: the contrast.
         decision: the decision.
         records: the plugin's records by arm, view and seed.
     """
 
-    suite: Suite
+    rules: Rules
     state: PluginState
     contrast: Contrast
     decision: SequentialDecision
@@ -40,11 +40,11 @@ class ContrastResult:
     @property
     def baseline_failure(self) -> Reason | None:
         """The arm that the subject is compared with, if it did not learn and the subject is not shown to be better."""
-        suite, seeds = self.suite, self.decision.seeds
-        if self.decision.harm.estimate.high < -suite.rules.margin:
+        rules, seeds = self.rules, self.decision.seeds
+        if self.decision.harm.estimate.high < -rules.margin:
             return None
         baselines = [term for term, weight in self.contrast.weights.items() if weight > 0]
-        margin = min(suite.rules.margin, MAX_BASELINE_MARGIN)
+        margin = min(rules.margin, MAX_BASELINE_MARGIN)
         failures = (
             because(Code.NO_BASELINE, arm=arm, view=view)
             for arm, view in baselines
@@ -95,7 +95,7 @@ def _better_recipe_remark(result: ContrastResult, verdict: str) -> list[Reason]:
     if result.state.arms["subject"].pipeline is None or result.is_finished:  # its cures have separate findings
         return []
     cured, subject = (estimates.mean_accuracy(result.records, arm, result.decision.seeds) for arm in ("cured", "subject"))
-    if cured is None or subject is None or cured - subject <= result.suite.rules.margin:
+    if cured is None or subject is None or cured - subject <= result.rules.margin:
         return []
     return [because(Code.BETTER_RECIPE, cured=cured, subject=subject)]
 
@@ -115,8 +115,8 @@ def remedy(result: ContrastResult, verdict: str) -> tuple[dict[str, Any] | None,
     if before is None or after is None or before == after:
         return describe_patch(result.state, verified=False), None
     repaired = estimates.swap_arm(result.contrast, "subject", "cured")
-    remaining = estimates.estimate_contrast(repaired, result.records, result.decision.seeds, result.suite)
-    verified = not remaining.error and bool(remaining.estimate.high < result.suite.rules.margin)
+    remaining = estimates.estimate_contrast(repaired, result.records, result.decision.seeds, result.rules)
+    verified = not remaining.error and bool(remaining.estimate.high < result.rules.margin)
     return describe_patch(result.state, verified=verified), None if verified or remaining.error else remaining.estimate
 
 

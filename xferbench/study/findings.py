@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from xferbench.core.plugin import Contrast
     from xferbench.core.reason import Reason
     from xferbench.core.record import Record
-    from xferbench.core.suite import Suite
+    from xferbench.core.suite import Rules, Suite
     from xferbench.study.plugin_state import PluginState
     from xferbench.study.schedule import Schedule
 
@@ -33,55 +33,55 @@ def build_findings(suite: Suite, schedule: Schedule, records: Mapping[str, Recor
 
     A paired contrast has a finding for each variant. Exact contrasts and measurements follow.
     """
-    drafts: list[Draft] = []
+    rules, drafts = suite.rules, list[Draft]()
     for state in schedule.states:
         by_term = records_by_term(schedule.requests, state.plugin.id, records)
         if state.skipped or state.error:
-            drafts.append(_unavailable_finding(suite, state))
+            drafts.append(_unavailable_finding(rules, state))
         for name, contrast in state.contrasts("paired"):
             result = ContrastResult(
-                suite=rules_for(contrast, suite),
+                rules=rules_for(contrast, rules),
                 state=state,
                 contrast=contrast,
                 decision=schedule.decisions[name],
                 records=by_term,
             )
             drafts += [_paired_finding(result, variant, schedule.stop_reason) for variant in state.variants or ("",)]
-        drafts += [_exact_finding(suite, state, contrast, by_term) for _, contrast in state.contrasts("exact")]
-        drafts += [_measurement(rules_for(contrast, suite), state, contrast, by_term) for contrast in state.measurements()]
-    return tuple(drafts)
+        drafts += [_exact_finding(rules, state, contrast, by_term) for _, contrast in state.contrasts("exact")]
+        drafts += [_measurement(rules_for(contrast, rules), state, contrast, by_term) for contrast in state.measurements()]
+    kind = "audit" if suite.is_audit else "experiment"
+    return tuple(replace(draft, finding=replace(draft.finding, kind=kind)) for draft in drafts)
 
 
-def _blank_finding(suite: Suite, state: PluginState, contrast: str, verdict: str) -> Finding:
+def _blank_finding(rules: Rules, state: PluginState, contrast: str, verdict: str) -> Finding:
     return Finding(
         id=contrast_id(state.plugin.id, contrast),
         plugin=state.plugin.id,
         contrast=contrast,
-        kind="audit" if suite.is_audit else "experiment",
         verdict=verdict,
-        metric=suite.rules.metric,
-        unit=metrics.get_metric(suite.rules.metric).unit,
+        metric=rules.metric,
+        unit=metrics.get_metric(rules.metric).unit,
     )
 
 
-def _unavailable_finding(suite: Suite, state: PluginState) -> Draft:
+def _unavailable_finding(rules: Rules, state: PluginState) -> Draft:
     """Return the finding of a plugin that is skipped or crashed, for its first contrast with a verdict."""
     contrasts = state.plugin.contrasts
     name = next((contrast.name for contrast in contrasts if contrast.kind != "info"), contrasts[0].name)
     verdict = verdicts.decide_without_trials(state.skipped, state.error)
-    return Draft(finding=_blank_finding(suite, state, name, verdict.code), reasons=(verdict.reason,))
+    return Draft(finding=_blank_finding(rules, state, name, verdict.code), reasons=(verdict.reason,))
 
 
 def _paired_finding(result: ContrastResult, variant: str, stopped: Reason | None) -> Draft:
     """Return the finding of a contrast that is compared with the margin, with the control of a variant."""
-    suite, decision, state = result.suite, result.decision, result.state
+    rules, decision, state = result.rules, result.decision, result.state
     estimate, cost = decision.harm.estimate, decision.controls.get(variant)
     measures, measure_error = _mean_measures(state, result.records, decision.seeds, variant)
-    if len(decision.seeds) == 1 and decision.harm.exposed and metrics.get_metric(suite.rules.metric).unit == "accuracy":
+    if len(decision.seeds) == 1 and decision.harm.exposed and metrics.get_metric(rules.metric).unit == "accuracy":
         measures["McNemar's p, which tests a harm of 0"] = intervals.mcnemar_p(decision.harm.difference.ravel())
     explanation, explain_error = _explanation(state, result.contrast, result.records)
     error = decision.harm.error or _first_crash(result.records, [variant]) or measure_error or explain_error
-    control = verdicts.control_outcome(cost, suite.rules.margin)
+    control = verdicts.control_outcome(cost, rules.margin)
     verdict = verdicts.decide_harm(
         estimate,
         control,
@@ -89,7 +89,7 @@ def _paired_finding(result: ContrastResult, variant: str, stopped: Reason | None
         state.trust,
         result.baseline_failure,
         decision=decision.verdict,
-        margin=suite.rules.margin,
+        margin=rules.margin,
         error=error,
         equal=why_equal(result),
         selected=result.is_selected,
@@ -98,7 +98,7 @@ def _paired_finding(result: ContrastResult, variant: str, stopped: Reason | None
         cost=None if cost is None or cost.error else cost.estimate,
     )
     patch, remaining = remedy(result, verdict.code)
-    blank = _blank_finding(suite, state, result.contrast.name, verdict.code)
+    blank = _blank_finding(rules, state, result.contrast.name, verdict.code)
     finding = replace(
         blank,
         id=f"{blank.id}/{variant}" if variant else blank.id,
@@ -109,8 +109,8 @@ def _paired_finding(result: ContrastResult, variant: str, stopped: Reason | None
         high=_finite(estimate.high),
         p_fail=None if error else decision.adjusted[0],
         p_pass=None if error else decision.adjusted[1],
-        margin=suite.rules.margin,
-        benefit_retained=None if error else estimates.benefit_retained(result.records, decision.seeds, suite),
+        margin=rules.margin,
+        benefit_retained=None if error else estimates.benefit_retained(result.records, decision.seeds, rules),
         accuracy=_accuracies(result.records, variant, decision.seeds),
         seeds=len(decision.seeds),
         examples=estimate.examples,
@@ -131,14 +131,14 @@ def _paired_reasons(
     """Return the plugin's explanation, the reason of the verdict, what would decide it, remarks, and crashes of extra arms."""
     reasons = [because(Code.TEXT, text=explanation), verdict.reason]
     if result.decision.is_open:
-        reasons.append(power.required_sizes(result.decision, result.suite, halved=result.is_selected))
+        reasons.append(power.required_sizes(result.decision, result.rules, halved=result.is_selected))
         reasons += [stopped] if stopped else []
     if verdict.reason.code not in {Code.ON_TRUST, Code.NOT_EXPOSED, Code.NOT_EXPOSED_NO_CONTROL}:
         reasons += remarks(result, variant, verdict.code)
     return (*reasons, because(Code.TEXT, text=_first_crash(result.records, result.state.extra_arms)))
 
 
-def _exact_finding(suite: Suite, state: PluginState, contrast: Contrast, records: estimates.RecordsByTerm) -> Draft:
+def _exact_finding(rules: Rules, state: PluginState, contrast: Contrast, records: estimates.RecordsByTerm) -> Draft:
     """Return the finding of an invariant, which is broken if its sum exceeds the allowed value (default 0) at any seed.
 
     An invariant needs no control. The induced arms show that it can be broken.
@@ -156,7 +156,7 @@ def _exact_finding(suite: Suite, state: PluginState, contrast: Contrast, records
         seed for (arm, _, seed), record in records.items() if arm == "subject" and record.scalars.get("diverged", 0.0) > 0
     }
     explanation, explain_error = _explanation(state, contrast, records)
-    allowed = getattr(suite.rules, contrast.allowed) if contrast.allowed else 0.0
+    allowed = getattr(rules, contrast.allowed) if contrast.allowed else 0.0
     verdict = verdicts.decide_invariant(
         [float(value) for value in values["subject"]],
         [seed in diverged for seed in seeds],
@@ -171,7 +171,7 @@ def _exact_finding(suite: Suite, state: PluginState, contrast: Contrast, records
     is_repaired = not broken["cured"] and bool(np.isfinite(values["cured"]).all())
     is_detected = any(broken[f"induced:{variant}"] for variant in variants)
     finding = replace(
-        _blank_finding(suite, state, contrast.name, verdict.code),
+        _blank_finding(rules, state, contrast.name, verdict.code),
         control=("detected" if is_detected else "missed") if variants else "none",
         seeds=len(seeds),
         exposed=bool(broken["subject"]),
@@ -195,13 +195,13 @@ def _complete_seeds(records: estimates.RecordsByTerm, terms: Iterable[tuple[str,
     return sorted(seed for seed in {seed for _, _, seed in records} if all((*term, seed) in records for term in required))
 
 
-def _measurement(suite: Suite, state: PluginState, contrast: Contrast, records: estimates.RecordsByTerm) -> Draft:
+def _measurement(rules: Rules, state: PluginState, contrast: Contrast, records: estimates.RecordsByTerm) -> Draft:
     """Return the finding of a measurement with its interval, over the seeds that have it; it is never a verdict.
 
     For a plugin without verdicts, the finding also has the plugin's measures and explanation.
     """
     seeds = _complete_seeds(records, contrast.weights)
-    result = estimates.estimate_contrast(contrast, records, seeds, suite)
+    result = estimates.estimate_contrast(contrast, records, seeds, rules)
     has_crashed = any(records[(*term, seed)].error for term in contrast.weights for seed in seeds)
     measures: dict[str, float] = {}
     explanation = failure = ""
@@ -213,7 +213,7 @@ def _measurement(suite: Suite, state: PluginState, contrast: Contrast, records: 
         meaning=contrast.meaning, failure=failure, error=result.error, crashed=has_crashed, seeds=len(seeds)
     )
     finding = replace(
-        _blank_finding(suite, state, contrast.name, verdict.code),
+        _blank_finding(rules, state, contrast.name, verdict.code),
         harm=_finite(result.estimate.harm),
         low=_finite(result.estimate.low),
         high=_finite(result.estimate.high),

@@ -172,7 +172,7 @@ def compare_recipes(result: TaskResult, against: str) -> list[dict[str, Any]]:
         if name == against:
             continue
         difference = estimates.estimate_contrast(
-            claims.recipe_contrast(name, against), result.records, result.seeds, result.task
+            claims.recipe_contrast(name, against), result.records, result.seeds, result.task.rules
         )
         low, high = difference.estimate.low, difference.estimate.high
         outcome = verdict.decide_difference(low, high, result.task.rules.margin, difference.error)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from xferbench.core.pipeline import Arm, Pipeline
     from xferbench.core.plugin import Contrast, Plugin
     from xferbench.core.record import Record
-    from xferbench.core.suite import Suite
+    from xferbench.core.suite import Rules, Suite
     from xferbench.core.trial import TrainingSpec, Trial
     from xferbench.study.selection import ResolvedArm
     from xferbench.study.study import Study, TrialRequest
@@ -219,10 +219,10 @@ def records_by_term(
     }
 
 
-def rules_for(contrast: Contrast, suite: Suite) -> Suite:
-    """Return the suite with the metric and the margin of a contrast."""
-    metric = contrast.metric or selection.metric_for_views(suite.rules.metric, [view for _, view in contrast.weights])
-    return replace(suite, rules=replace(suite.rules, metric=metric, margin=contrast_margin(contrast, suite)))
+def rules_for(contrast: Contrast, rules: Rules) -> Rules:
+    """Return the rules with the metric and the margin of a contrast."""
+    metric = contrast.metric or selection.metric_for_views(rules.metric, [view for _, view in contrast.weights])
+    return replace(rules, metric=metric, margin=contrast_margin(contrast, rules))
 
 
 def _decide_contrast(
@@ -237,13 +237,13 @@ def _decide_contrast(
 
     A decided contrast keeps its numbers, but controls that are still missing are estimated again.
     """
-    rules = rules_for(contrast, study.suite)
+    rules = rules_for(contrast, study.suite.rules)
     decision = previous
     if decision is None or decision.is_open:
         decision = sequential.add_look(previous, estimates.estimate_contrast(contrast, records, seeds, rules), seeds)
     controls = {
         variant: estimates.estimate_contrast(estimates.positive_control(contrast, variant), records, seeds, rules)
-        if previous is None or previous.lacks(variant, rules.rules.margin)
+        if previous is None or previous.lacks(variant, rules.margin)
         else previous.controls[variant]
         for variant in state.variants
     }

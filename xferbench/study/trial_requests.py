@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from xferbench.analysis.sequential import SequentialDecision
     from xferbench.core.pipeline import Arm
     from xferbench.core.plugin import Contrast
-    from xferbench.core.suite import Suite
+    from xferbench.core.suite import Rules
     from xferbench.core.trial import ComputeContext
     from xferbench.study.plugin_state import PluginState
     from xferbench.study.study import Study
@@ -73,7 +73,7 @@ def contrast_requests(
         if decision is None or decision.is_open:
             terms |= dict.fromkeys(_open_contrast_terms(state, contrast))
         for variant in state.variants:
-            if decision is None or decision.lacks(variant, contrast_margin(contrast, study.suite)):
+            if decision is None or decision.lacks(variant, contrast_margin(contrast, study.suite.rules)):
                 arm = f"induced:{variant}"
                 terms |= dict.fromkeys([*estimates.positive_control(contrast, variant).weights, (arm, "test")])
                 terms |= dict.fromkeys((arm, measure) for measure in state.plugin.measures)
@@ -90,9 +90,9 @@ def _open_contrast_terms(state: PluginState, contrast: Contrast) -> Iterator[tup
     yield from (("subject", measure) for measure in state.plugin.measures)
 
 
-def contrast_margin(contrast: Contrast, suite: Suite) -> float:
+def contrast_margin(contrast: Contrast, rules: Rules) -> float:
     """Return the margin of a contrast, in the unit of its metric."""
-    return suite.rules.margin if contrast.margin is None or contrast.metric == suite.rules.metric else contrast.margin
+    return rules.margin if contrast.margin is None or contrast.metric == rules.metric else contrast.margin
 
 
 def invariant_requests(state: PluginState, seeds: Sequence[int], study: Study) -> list[TrialRequest]:
