@@ -8,6 +8,7 @@ import numpy as np
 
 from xferbench.analysis import sequential
 from xferbench.analysis.estimates import UNDECIDED, ContrastEstimate
+from xferbench.core.reason import Code, because
 
 LOOKS, ALPHA = (3, 5), 0.05
 
@@ -41,7 +42,9 @@ def test_a_decided_contrast_keeps_the_estimate_of_its_look():
 
 def test_only_exposed_or_crashed_contrasts_are_hypotheses():
     decisions, _ = run_looks(
-        equal=make_estimate(exposed=False), crash=make_estimate(p_pass=0.0, error="Boom"), tested=make_estimate(p_pass=1e-6)
+        equal=make_estimate(exposed=False),
+        crash=make_estimate(p_pass=0.0, error=because(Code.TEXT, text="Boom")),
+        tested=make_estimate(p_pass=1e-6),
     )
     assert {name: judgement.verdict for name, judgement in decisions.items()} == {
         "equal": "PASS",

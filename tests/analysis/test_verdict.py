@@ -24,7 +24,8 @@ NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
 ESTIMATES = st.none() | st.tuples(NUMBERS, NUMBERS, NUMBERS).map(
     lambda values: replace(GOOD, harm=values[0], low=values[1], high=values[2])
 )
-ERRORS = st.sampled_from(["", "Boom"])
+BOOM = because(Code.TEXT, text="Boom")
+ERRORS = st.sampled_from([None, BOOM])
 DECISIONS = st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE", "ERROR", ""])
 PASSING = {"control": "detected", "exposed": True, "trust": "", "baseline": None, "decision": "PASS", "margin": MARGIN}
 
@@ -46,7 +47,7 @@ def make_estimate(estimate=GOOD, **changes):
     trust=st.sampled_from(["", "nothing records it"]),
     baseline=st.sampled_from([None, NO_BASELINE]),
     decision=DECISIONS,
-    error=st.sampled_from(["", "Boom"]),
+    error=st.sampled_from([None, BOOM]),
     selected=st.booleans(),
     finished=st.booleans(),
 )
@@ -73,7 +74,7 @@ def test_a_harm_passes_only_with_complete_evidence(estimate, control, exposed, t
         ({"control": "none"}, "INCONCLUSIVE", Code.NO_POWER),
         ({"baseline": NO_BASELINE}, "INCONCLUSIVE", Code.NO_BASELINE),
         ({"trust": "nothing records it"}, "INCONCLUSIVE", Code.ON_TRUST),
-        ({"error": "Boom"}, "ERROR", Code.TEXT),
+        ({"error": BOOM}, "ERROR", Code.TEXT),
         ({"decision": "FAIL", "trust": "nothing records it"}, "FAIL", Code.ABOVE_MARGIN),
         ({"exposed": False, "control": "none"}, "PASS", Code.NOT_EXPOSED),
         ({"exposed": False, "control": "none", "selected": True}, "INCONCLUSIVE", Code.NOT_EXPOSED_NO_CONTROL),
@@ -98,7 +99,7 @@ def test_evidence_determines_the_decision_on_a_harm(changes, code, reason):
     assert (result.code, result.reason.code) == (code, reason)
 
 
-@given(low=NUMBERS, high=NUMBERS, exposed=st.booleans(), error=st.sampled_from(["", "Boom"]))
+@given(low=NUMBERS, high=NUMBERS, exposed=st.booleans(), error=st.sampled_from([None, BOOM]))
 def test_a_control_works_only_if_its_interval_is_on_one_side(low, high, exposed, error):
     outcome = verdict.control_outcome(make_estimate(replace(GOOD, low=low, high=high), exposed=exposed, error=error), MARGIN)
     if outcome in {"detected", "harmless"}:
@@ -110,7 +111,7 @@ def test_a_control_works_only_if_its_interval_is_on_one_side(low, high, exposed,
 @given(
     values=st.lists(st.tuples(NUMBERS, st.booleans()), max_size=5),
     allowed=NUMBERS,
-    error=st.sampled_from(["", "Boom"]),
+    error=st.sampled_from([None, BOOM]),
     trust=st.sampled_from(["", "nothing records it"]),
     comparable=st.booleans(),
 )
@@ -127,7 +128,7 @@ def test_an_invariant_holds_only_if_every_seed_was_measured(values, allowed, err
 
 
 @given(
-    failure=st.sampled_from(["", "Boom"]), error=st.sampled_from(["", "Boom"]), crashed=st.booleans(), seeds=st.integers(0, 3)
+    failure=st.sampled_from([None, BOOM]), error=st.sampled_from([None, BOOM]), crashed=st.booleans(), seeds=st.integers(0, 3)
 )
 def test_a_measurement_has_no_verdict(failure, error, crashed, seeds):
     result = verdict.decide_measurement(meaning="", failure=failure, error=error, crashed=crashed, seeds=seeds)
@@ -145,7 +146,7 @@ CHANGES = {
 }
 
 
-@given(error=st.sampled_from(["", "Boom"]), exposed=st.booleans(), decision=DECISIONS, options=st.fixed_dictionaries(CHANGES))
+@given(error=st.sampled_from([None, BOOM]), exposed=st.booleans(), decision=DECISIONS, options=st.fixed_dictionaries(CHANGES))
 def test_a_change_is_not_worse_only_if_it_could_be_estimated(error, exposed, decision, options):
     result = verdict.decide_change(make_estimate(error=error, exposed=exposed), decision, **options)
     if result.code == NOT_WORSE:
@@ -187,13 +188,13 @@ def test_an_unpaired_contrast_is_not_worse_only_if_it_passes(candidate, accepted
     assert (result.code == NOT_WORSE) == (candidate == "PASS")
 
 
-@given(low=NUMBERS, high=NUMBERS, error=st.sampled_from(["", "Boom"]))
+@given(low=NUMBERS, high=NUMBERS, error=st.sampled_from([None, BOOM]))
 def test_recipes_without_a_comparison_stay_open(low, high, error):
     if error or np.isnan([low, high]).all():
         assert verdict.decide_difference(low, high, MARGIN, error) == "open"
 
 
-@given(number=st.tuples(NUMBERS, NUMBERS, NUMBERS), at_least=st.none() | st.floats(-1, 1), error=st.sampled_from(["", "Boom"]))
+@given(number=st.tuples(NUMBERS, NUMBERS, NUMBERS), at_least=st.none() | st.floats(-1, 1), error=st.sampled_from([None, BOOM]))
 def test_a_claim_is_measured_only_if_all_its_numbers_are_finite(number, at_least, error):
     measured = not error and bool(np.isfinite(number).all())
     assert (verdict.decide_claim(number, at_least, None, error) != "not measured") == measured

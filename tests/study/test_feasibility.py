@@ -15,6 +15,7 @@ from xferbench.core.pipeline import Phase, Recipe, Selection
 from xferbench.core.sections import replace_flat
 from xferbench.core.strategies import adapter, bitfit, full, lora, norm_only
 from xferbench.plugins import learning_rate
+from xferbench.report.messages import write_sentence
 from xferbench.runner import execute, store
 from xferbench.study import arms, feasibility
 
@@ -42,18 +43,16 @@ def make_recipe(*spellings):
     ],
 )
 def test_an_infeasible_recipe_has_a_reason(spellings, reason):
-    assert feasibility.why_not_trainable(make_recipe(*spellings), BACKBONE_WITHOUT_NORMS) == reason
+    assert write_sentence(feasibility.why_not_trainable(make_recipe(*spellings), BACKBONE_WITHOUT_NORMS)) == reason
 
 
 def test_adapters_have_one_size_and_a_finished_network_has_none():
-    assert (
-        feasibility.why_not_trainable(make_recipe("adapter:4", "adapter:8"), PROFILE)
-        == "adapter:4, adapter:8: a network has adapters of one size"
-    )
-    assert feasibility.why_not_trainable(make_recipe("adapter:4", "head", "adapter:4"), PROFILE) == ""
-    assert "a finished network has no adapters" in feasibility.why_not_trainable(
-        make_recipe("adapter:4"), replace(PROFILE, model=replace(PROFILE.model, outputs=3))
-    )
+    sizes = feasibility.why_not_trainable(make_recipe("adapter:4", "adapter:8"), PROFILE)
+    assert write_sentence(sizes) == "adapter:4, adapter:8: a network has adapters of one size"
+    assert feasibility.why_not_trainable(make_recipe("adapter:4", "head", "adapter:4"), PROFILE) is None
+    finished = replace(PROFILE, model=replace(PROFILE.model, outputs=3))
+    reason = feasibility.why_not_trainable(make_recipe("adapter:4"), finished)
+    assert "a finished network has no adapters" in write_sentence(reason)
 
 
 @pytest.mark.parametrize(
@@ -88,9 +87,8 @@ def test_adapters_have_one_size_and_a_finished_network_has_none():
     ],
 )
 def test_an_infeasible_regularizer_or_finish_has_a_reason(recipe_fields, profile_fields, reason):
-    actual = feasibility.why_not_trainable(
-        Recipe(**recipe_fields), replace_flat(PROFILE, **{"shifted": (), "supports": None} | profile_fields)
-    )
+    profile = replace_flat(PROFILE, **{"shifted": (), "supports": None} | profile_fields)
+    actual = write_sentence(feasibility.why_not_trainable(Recipe(**recipe_fields), profile))
     assert actual.startswith(reason) and bool(actual) == bool(reason)
 
 
@@ -121,9 +119,9 @@ def test_a_plugin_without_a_feasible_cure_is_skipped_with_the_reason():
     subject = make_arm(full())
     plugin = replace(learning_rate.plugin, applies=lambda *_: "", cure=lambda pipeline, _: replace(pipeline, recipe=bitfit()))
     study = replace(make_study(), profile=BACKBONE_WITHOUT_NORMS)
-    assert arms.why_not(plugin, study, subject) == "bias: the backbone has no biases below its head"
+    assert write_sentence(arms.why_not(plugin, study, subject)) == "bias: the backbone has no biases below its head"
     several = replace(plugin, cure=lambda pipeline, _: Selection(candidates=(pipeline, make_arm(bitfit()), make_arm(lora()))))
-    assert arms.why_not(several, study, subject) == ""
+    assert arms.why_not(several, study, subject) is None
     assert arms.plugin_arms(several, study, subject)["cured"] == Selection(candidates=(subject, make_arm(lora())))
 
 

@@ -11,6 +11,7 @@ from xferbench.core.interventions import BATCHNORM_EVAL, BATCHNORM_TRAIN, RANDOM
 from xferbench.core.pipeline import Phase, Preprocessing, Recipe, Selection, UserCode
 from xferbench.core.strategies import from_scratch, full, linear_probe, lp_ft, scratch_baseline
 from xferbench.plugins import batchnorm_drift, negative_transfer
+from xferbench.report.messages import write_sentence
 from xferbench.study import feasibility, forecast, trials
 from xferbench.study.study import subject_arm
 
@@ -77,17 +78,18 @@ def test_a_plugin_is_unsupported_if_its_cure_is_even_if_a_variant_is_supported()
     reason = feasibility.why_unsupported(
         with_phase(batchnorm=BATCHNORM_EVAL), [with_phase(order="class")], PIPELINE_OF_CODE, ["order"]
     )
-    assert reason == "the training code does not support batchnorm"
-    assert feasibility.why_unsupported(with_phase(batchnorm=BATCHNORM_EVAL), [], PIPELINE_OF_CODE, ["batchnorm"]) == ""
-    assert feasibility.why_unsupported(with_phase(batchnorm=BATCHNORM_EVAL), [], PIPELINE_OF_CODE, None) == ""
+    assert write_sentence(reason) == "the training code does not support batchnorm"
+    assert feasibility.why_unsupported(with_phase(batchnorm=BATCHNORM_EVAL), [], PIPELINE_OF_CODE, ["batchnorm"]) is None
+    assert feasibility.why_unsupported(with_phase(batchnorm=BATCHNORM_EVAL), [], PIPELINE_OF_CODE, None) is None
 
 
 def test_a_cure_that_changes_nothing_needs_a_supported_variant():
     variants = [with_phase(batchnorm=GhostBatchNorm(examples=2)), with_phase(batchnorm=BATCHNORM_TRAIN, order="class")]
     subject = with_phase(batchnorm=BATCHNORM_EVAL)
-    assert feasibility.why_unsupported(subject, variants, subject, ["order"]) == "the training code does not support batchnorm"
-    assert feasibility.why_unsupported(subject, variants, subject, ["batchnorm"]) == ""
-    assert feasibility.why_unsupported(subject, [], subject, []) == ""
+    reason = feasibility.why_unsupported(subject, variants, subject, ["order"])
+    assert write_sentence(reason) == "the training code does not support batchnorm"
+    assert feasibility.why_unsupported(subject, variants, subject, ["batchnorm"]) is None
+    assert feasibility.why_unsupported(subject, [], subject, []) is None
 
 
 def make_study_of_code(*plugins, supports, recipe=None):
@@ -101,7 +103,8 @@ def test_a_plugin_whose_factor_the_code_does_not_support_is_skipped_with_the_rea
     study = make_study_of_code(batchnorm_drift.plugin, supports=("lr", "steps"))
     (finding,) = compute_findings(study, make_lab(ACCURACIES)).values()
     assert (finding.verdict, finding.reason) == ("SKIPPED", "the training code does not support batchnorm")
-    assert forecast.forecast_study(study, {}, 1).skipped == {"batchnorm-drift": finding.reason}
+    skipped = forecast.forecast_study(study, {}, 1).skipped
+    assert {name: write_sentence(reason) for name, reason in skipped.items()} == {"batchnorm-drift": finding.reason}
 
 
 def test_a_subject_equal_to_its_cure_is_skipped_if_the_code_does_not_support_the_factor():

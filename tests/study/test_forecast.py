@@ -5,6 +5,7 @@ from dataclasses import replace
 from test_schedule import ACCURACIES, PROFILE, SUITE, make_lab, make_study, replay
 
 from xferbench.plugins import batchnorm_drift, data_leakage, layer_transfer, negative_transfer
+from xferbench.report.messages import write_sentence
 from xferbench.study.forecast import forecast_study
 
 STUDY = make_study(
@@ -40,7 +41,7 @@ def test_a_plugin_that_does_not_apply_is_skipped_with_the_reason():
     forecast = forecast_study(
         make_study(batchnorm_drift.plugin, profile=replace(PROFILE, model=replace(PROFILE.model, batchnorm=()))), {}, workers=1
     )
-    assert forecast.skipped == {"batchnorm-drift": "the backbone has no BatchNorm layer"} and not forecast.arms
+    assert write_sentence(forecast.skipped["batchnorm-drift"]) == "the backbone has no BatchNorm layer" and not forecast.arms
 
 
 def test_the_smallest_margin_grows_as_the_test_set_shrinks():

@@ -30,6 +30,7 @@ from xferbench.core.run import run_to_json
 from xferbench.core.strategies import from_scratch, linear_probe
 from xferbench.core.suite import Claim, Matrix
 from xferbench.plugins import batchnorm_drift, catastrophic_forgetting, learning_rate, negative_transfer, train_serve_skew
+from xferbench.report.messages import write_matrix
 from xferbench.runner import build_run, execute
 from xferbench.study import followup, matrix_result
 from xferbench.study.study import Study
@@ -364,8 +365,9 @@ def yield_matrix_runs():
         matrix = Matrix(
             tasks=(fake_lab.SUITE,), compared=(test_matrix_arms.make_grid("full"),), against="full", effects=tuple(effects)
         )
-        yield name, matrix_result.build_matrix_run(replace(fake_lab.SUITE, matrix=None), matrix, [result])
-    yield "nothing", matrix_result.build_matrix_run(fake_lab.SUITE, matrix, [replace(result, records={})])
+        run = matrix_result.build_matrix_run(replace(fake_lab.SUITE, matrix=None), matrix, [result])
+        yield name, write_matrix(run)
+    yield "nothing", write_matrix(matrix_result.build_matrix_run(fake_lab.SUITE, matrix, [replace(result, records={})]))
 
 
 def round_numbers(value):

@@ -11,6 +11,7 @@ from xferbench.core.pipeline import Recipe
 from xferbench.core.record import Record
 from xferbench.core.strategies import STRATEGIES, full, linear_probe, lp_ft
 from xferbench.core.suite import Claim, Matrix, RecipeGrid
+from xferbench.report.messages import write_sentence
 from xferbench.study import matrix_arms, matrix_result
 from xferbench.testing import fake_lab
 from xferbench.testing.fake_lab import PIPELINE, PROFILE
@@ -56,7 +57,8 @@ def test_a_recipe_of_a_matrix_keeps_its_own_stopping_rule():
     ids=range(6),
 )
 def test_an_infeasible_recipe_has_a_reason(recipe, profile, pipeline, reason):
-    actual = matrix_arms.why_not(matrix_arms.recipe_arm(make_grid("mine", recipe), pipeline), pipeline, profile)
+    arm = matrix_arms.recipe_arm(make_grid("mine", recipe), pipeline)
+    actual = write_sentence(matrix_arms.why_not(arm, pipeline, profile))
     assert (reason in actual) if reason else not actual
 
 
@@ -121,7 +123,7 @@ def test_a_crash_in_the_view_of_a_claim_is_an_error_and_the_claim_is_not_measure
     result = run_task(crash_refit, CLAIM)
     assert {row["seed"] for row in matrix_result.build_rows(result) if row["error"]} == {1}
     claim = matrix_result.check_claim(CLAIM, [result])
-    assert claim["outcome"] == "not measured" and "a crash" in claim["why"]
+    assert claim["outcome"] == "not measured" and "a crash" in write_sentence(claim["why"])
 
 
 def test_every_recipe_is_compared_with_the_reference_in_pairs():

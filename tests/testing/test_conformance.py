@@ -225,7 +225,7 @@ BROKEN_PLUGINS = {
     ),
     "numbers that crash": (
         {"derived_metrics": crash},
-        "too-hot/harm/x30 of full fine-tuning\n.*the plugin's own numbers: KeyError",
+        "too-hot/harm/x30 of full fine-tuning\n.*the plugin's measures: KeyError",
     ),
     "rehearsal without a source": (
         {"cure": cure_among(lambda p: (replace(p, recipe=replace(p.recipe, regularizer=Regularizer.parse("replay:4"))),))},

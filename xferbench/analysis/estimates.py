@@ -10,6 +10,7 @@ import numpy as np
 
 from xferbench.analysis import intervals, metrics
 from xferbench.core.plugin import Contrast
+from xferbench.core.reason import Code, Reason, because
 from xferbench.core.record import Predictions, Record
 from xferbench.core.run import Estimate
 
@@ -41,7 +42,7 @@ class ContrastEstimate:
         difference: [S, N] harms by seed and example.
         groups: [N] groups, or empty.
         span: the largest harm that one example can show.
-        error: why there is no estimate, or "".
+        error: why there is no estimate, or None.
     """
 
     estimate: Estimate
@@ -49,7 +50,7 @@ class ContrastEstimate:
     difference: np.ndarray
     groups: np.ndarray
     span: float = 1.0
-    error: str = ""
+    error: Reason | None = None
 
 
 def estimate_contrast(contrast: Contrast, records: RecordsByTerm, seeds: Sequence[int], rules: Rules) -> ContrastEstimate:
@@ -61,14 +62,14 @@ def estimate_contrast(contrast: Contrast, records: RecordsByTerm, seeds: Sequenc
     """
     terms = {(term, seed): records.get((*term, seed)) for term in contrast.weights for seed in seeds}
     predictions, error = _predictions(terms)
-    if error:
+    if error is not None:
         return _undecided(error)
     first = next(iter(predictions.values()))
     is_mixed = any(not np.array_equal(part.example, first.example) for part in predictions.values())
     if is_mixed and contrast.kind == "info":
         return _estimate_from_parts(contrast, predictions, seeds, rules)
     if is_mixed:
-        return _undecided("the arms were not scored on the same examples")
+        return _undecided(because(Code.OTHER_EXAMPLES))
     keys = {term: record.key for term, record in terms.items() if record is not None}
     if all(_is_identity(contrast, keys, seed) for seed in seeds):
         exact = Estimate(
@@ -88,19 +89,24 @@ def estimate_contrast(contrast: Contrast, records: RecordsByTerm, seeds: Sequenc
 
 def _predictions(
     records: Mapping[tuple[tuple[str, str], int], Record | None],
-) -> tuple[dict[tuple[tuple[str, str], int], Predictions], str]:
+) -> tuple[dict[tuple[tuple[str, str], int], Predictions], Reason | None]:
     """Return the predictions of some records, and why any of them is missing. A crash takes precedence as the reason."""
     crashes = [
-        f"{arm} (seed {seed}): {record.error}" for ((arm, _), seed), record in records.items() if record and record.error
+        because(Code.CRASHED, arm=arm, seed=seed, error=record.error)
+        for ((arm, _), seed), record in records.items()
+        if record and record.error
     ]
     predictions = {term: record.predictions for term, record in records.items() if record and record.predictions is not None}
     empty = {term for term, record in records.items() if record and record.predictions is None}
     missing = [
-        f"{term[0]} has " + ("nothing to be scored on" if (term, seed) in empty else f"no predictions at seed {seed}")
+        because(Code.NOTHING_SCORED, arm=term[0])
+        if (term, seed) in empty
+        else because(Code.NO_PREDICTIONS, arm=term[0], seed=seed)
         for term, seed in records
         if (term, seed) not in predictions
     ]
-    return predictions, next(iter([*crashes, *missing, *([] if predictions else ["not measured at any seed"])]), "")
+    unmeasured = [] if predictions else [because(Code.NOT_MEASURED_AT_ANY_SEED)]
+    return predictions, next(iter([*crashes, *missing, *unmeasured]), None)
 
 
 def _estimate_from_parts(
@@ -121,7 +127,7 @@ def _estimate_from_parts(
             columns = order[np.searchsorted(examples, part.example, sorter=order)]
         mask, score = metrics.example_scores(part, rules.metric)
         if not metric.mean or not mask.all() or not len(score):
-            return _undecided(f"{rules.metric} on a part of the examples cannot be compared with that on all")
+            return _undecided(because(Code.METRIC_OF_PARTS, metric=rules.metric))
         sign = -1.0 if metric.loss else 1.0
         row, weight = difference[list(seeds).index(seed)], sign * contrast.weights[term]
         row += weight * score.mean()
@@ -145,7 +151,7 @@ def _all_examples(parts: Sequence[Predictions]) -> tuple[np.ndarray, np.ndarray]
     )
 
 
-def _undecided(error: str) -> ContrastEstimate:
+def _undecided(error: Reason) -> ContrastEstimate:
     """Return a contrast without an estimate; its p-values are 1."""
     return ContrastEstimate(estimate=UNDECIDED, exposed=True, difference=np.empty((0, 0)), groups=np.empty(0), error=error)
 

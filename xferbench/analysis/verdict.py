@@ -52,7 +52,7 @@ def decide_harm(  # noqa: PLR0911 - a table
     *,
     decision: str,
     margin: float,
-    error: str = "",
+    error: Reason | None = None,
     equal: Reason | None = None,
     selected: bool = False,
     finished: bool = False,
@@ -69,7 +69,7 @@ def decide_harm(  # noqa: PLR0911 - a table
         baseline: why the baseline is no reference, for example because it learned nothing; None if it is one.
         decision: the decision by the corrected p-values, see :mod:`xferbench.analysis.sequential`.
         margin: the margin, in the metric's unit.
-        error: the crash of an arm or of the plugin, or "".
+        error: the crash of an arm or of the plugin, or None.
         equal: why subject and cure are equal, if they are.
         selected: whether the cure was selected among candidates. A better candidate may then have been missed.
         finished: whether the subject is a finished network. No repair helps a network that learned nothing.
@@ -77,7 +77,7 @@ def decide_harm(  # noqa: PLR0911 - a table
         cost: estimate of the control, for the reason.
     """
     if error:
-        return _verdict("ERROR", Code.TEXT, text=error)
+        return Verdict(code="ERROR", reason=error)
     if decision == "FAIL":
         return _verdict("FAIL", Code.ABOVE_MARGIN, margin=margin)
     if decision != "PASS" or not is_measured(estimate):
@@ -102,7 +102,7 @@ def decide_invariant(  # noqa: PLR0911 - a table
     *,
     allowed: float,
     meaning: str,
-    error: str = "",
+    error: Reason | None = None,
     trust: str = "",
     comparable: bool = True,
 ) -> Verdict:
@@ -113,14 +113,14 @@ def decide_invariant(  # noqa: PLR0911 - a table
         diverged: whether the subject diverged, for each seed.
         allowed: largest absolute value that does not break the invariant.
         meaning: what the invariant states, for the reason.
-        error: the crash of an arm or of the plugin, or "".
+        error: the crash of an arm or of the plugin, or None.
         trust: an assumption of the plugin that no measurement checks, or "".
         comparable: whether there is a reference for the value.
     """
     excuses = [bool(has_diverged) for value, has_diverged in zip(values, diverged, strict=True) if not isfinite(value)]
     violations = sum(isfinite(value) and abs(value) > allowed for value in values)
     if error:
-        return _verdict("ERROR", Code.TEXT, text=error)
+        return Verdict(code="ERROR", reason=error)
     if not values or not all(excuses) or not isfinite(allowed):
         return _verdict("ERROR", Code.NOT_MEASURED)
     if violations:
@@ -134,26 +134,26 @@ def decide_invariant(  # noqa: PLR0911 - a table
     return _verdict("PASS", Code.HOLDS, meaning=meaning, seeds=len(values))
 
 
-def decide_measurement(*, meaning: str, failure: str, error: str, crashed: bool, seeds: int) -> Verdict:
+def decide_measurement(*, meaning: str, failure: Reason | None, error: Reason | None, crashed: bool, seeds: int) -> Verdict:
     """Return INFO for a contrast that is only measured, or why there is no number.
 
     Args:
         meaning: what the number states.
-        failure: the crash of the plugin itself, or "".
-        error: why there is no estimate, or "".
+        failure: the crash of the plugin itself, or None.
+        error: why there is no estimate, or None.
         crashed: whether an arm crashed.
         seeds: number of seeds.
     """
     if failure:
-        return _verdict("ERROR", Code.TEXT, text=failure)
+        return Verdict(code="ERROR", reason=failure)
     if error:
-        return _verdict("ERROR" if crashed or not seeds else "SKIPPED", Code.TEXT, text=error)
+        return Verdict(code="ERROR" if crashed or not seeds else "SKIPPED", reason=error)
     return _verdict("INFO", Code.TEXT, text=meaning)
 
 
-def decide_without_trials(skipped: str, error: str) -> Verdict:
-    """Return the verdict on a plugin without trials: SKIPPED with the reason, or ERROR."""
-    return _verdict("SKIPPED" if skipped else "ERROR", Code.TEXT, text=skipped or error)
+def decide_without_trials(skipped: Reason | None, error: str) -> Verdict:
+    """Return the verdict on a plugin without trials: SKIPPED with the reason, or ERROR with the crash."""
+    return Verdict(code="SKIPPED", reason=skipped) if skipped else _verdict("ERROR", Code.TEXT, text=error)
 
 
 def decide_change(  # noqa: PLR0911 - a table
@@ -180,7 +180,7 @@ def decide_change(  # noqa: PLR0911 - a table
         to_decide: the sizes that would decide an open change.
     """
     if harm.error:
-        return _verdict(CRASHED if crashed else CANNOT_TELL, Code.TEXT, text=harm.error)
+        return Verdict(code=CRASHED if crashed else CANNOT_TELL, reason=harm.error)
     if not harm.exposed:
         return _verdict(NOT_WORSE, Code.SAME_ANSWERS if same else Code.SAME_ZERO_HARM)
     if one_pair_of:
@@ -264,7 +264,7 @@ def decide_untested(accepted: str) -> Verdict:
     return _verdict(CANNOT_TELL, Code.NO_LONGER_TESTED, accepted=accepted)
 
 
-def decide_difference(low: float, high: float, margin: float, error: str) -> str:
+def decide_difference(low: float, high: float, margin: float, error: Reason | None) -> str:
     """Compare two recipes: ``better`` or ``worse`` by more than the margin, ``equal`` within the margin, else ``open``."""
     if error:
         return "open"
@@ -275,7 +275,7 @@ def decide_difference(low: float, high: float, margin: float, error: str) -> str
     return "equal" if -margin < low and high < margin else "open"
 
 
-def decide_claim(number: tuple[float, float, float], at_least: float | None, at_most: float | None, why: str) -> str:
+def decide_claim(number: tuple[float, float, float], at_least: float | None, at_most: float | None, why: Reason | None) -> str:
     """Compare a claim with a measurement: ``agrees``, ``disagrees``, ``inconclusive`` or ``not measured``.
 
     The claim agrees or disagrees only if the whole interval is on one side of its limits.
@@ -284,7 +284,7 @@ def decide_claim(number: tuple[float, float, float], at_least: float | None, at_
         number: the mean with its lower and upper bound.
         at_least: claimed lower limit, or None.
         at_most: claimed upper limit, or None.
-        why: why there is no number, or "".
+        why: why there is no number, or None.
     """
     mean, low, high = number
     if why or not all(map(isfinite, (mean, low, high))):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from xferbench.report.messages import write_sentence
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -34,7 +36,7 @@ def print_forecast(suite: Suite, forecast: Forecast) -> None:
         for name, text in arms.items():
             print(f"  {name:<28} {text}")
     for plugin, reason in forecast.skipped.items():
-        print(f"\n{plugin}: skipped, {reason}")
+        print(f"\n{plugin}: skipped, {write_sentence(reason)}")
     print(f"\n{'':<22} first look  last look")
     for name in forecast.first:
         print(f"{name:<22} {forecast.first[name]:>10} {forecast.last[name]:>10}")

@@ -79,6 +79,39 @@ class Code(Enum):
     SOURCE_DIFFERS = auto()  # kind: plugin or intervention, name, old, new: prefixes of digests
     VERSION_DIFFERS = auto()  # name, old, new
     PACKAGES_DIFFER = auto()  # changes: tuples of name, old, new
+    # An estimate that does not exist
+    CRASHED = auto()  # arm, seed, error
+    EXPLANATION_CRASHED = auto()  # error
+    MEASURES_CRASHED = auto()  # error
+    NO_PREDICTIONS = auto()  # arm, seed
+    NOTHING_SCORED = auto()  # arm
+    NOT_MEASURED_AT_ANY_SEED = auto()
+    OTHER_EXAMPLES = auto()
+    METRIC_OF_PARTS = auto()  # metric
+    # An arm, a recipe or a plugin that cannot run
+    LAYERS_MISSING = auto()  # value: an intervention, requirement
+    TOO_FEW_GROUPS = auto()  # value, groups
+    FINISHED_WITHOUT_ADAPTERS = auto()  # value
+    ADAPTERS_OF_SEVERAL_SIZES = auto()  # values
+    CODE_WITHOUT_SHIFTED = auto()  # value
+    NO_SHIFTED = auto()  # value
+    NO_SHIFTED_TRAINING_IMAGES = auto()  # value
+    NO_SOURCE = auto()  # value
+    NO_SOURCE_CLASSES = auto()  # value
+    LAST_PHASE_UNKNOWN = auto()  # value
+    FIELDS_UNSUPPORTED = auto()  # fields
+    RATES_UNSUPPORTED = auto()
+    SCRATCH_NOT_REQUESTED = auto()
+    HEAD_TOO_SMALL = auto()  # outputs, classes
+    PLUGIN_CRASHED = auto()  # error
+    # A claim that is not measured
+    NO_SUCH_CONTRAST = auto()  # available
+    SEED_WITHOUT_MEASURE = auto()  # recipe, seed, error
+    RECIPE_NOT_MEASURED = auto()  # recipe
+    NO_SCORE_TO_REACH = auto()  # recipe
+    NO_LEARNING_CURVE = auto()  # seed, error
+    TOO_FEW_SEEDS = auto()  # recipe, seeds
+    RECIPE_ERROR = auto()  # recipe, error
     # Notes of a run
     OVERRIDDEN = auto()  # overrides
     SUPPORTED_FIELDS = auto()  # training, fields

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from xferbench.core.comparison import Comparison
+from xferbench.core.interventions import REQUIREMENTS
 from xferbench.core.reason import Code, Reason
 from xferbench.report.format import format_harm_interval, format_points
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from xferbench.analysis.compare import ComparisonDraft
-    from xferbench.core.run import Finding
+    from xferbench.core.run import Finding, Run
     from xferbench.study.draft import Draft
 
     Values = Mapping[str, Any]
@@ -34,6 +35,30 @@ PLAIN: dict[Code, str] = {  # sentences that insert their values without further
     Code.SIDES_ARE_EQUAL: "both sides of the contrast are identical",
     Code.NO_BETTER_REPAIR: "no repair scored better on the screened half ({count} tried)",
     Code.NO_BETTER_RECIPE: "no recipe scored better on validation ({count} tried)",
+    Code.CRASHED: "{arm} (seed {seed}): {error}",
+    Code.EXPLANATION_CRASHED: "the plugin's explanation: {error}",
+    Code.MEASURES_CRASHED: "the plugin's measures: {error}",
+    Code.NO_PREDICTIONS: "{arm} has no predictions at seed {seed}",
+    Code.NOTHING_SCORED: "{arm} has nothing to be scored on",
+    Code.NOT_MEASURED_AT_ANY_SEED: "not measured at any seed",
+    Code.OTHER_EXAMPLES: "the arms were not scored on the same examples",
+    Code.METRIC_OF_PARTS: "{metric} on a part of the examples cannot be compared with that on all",
+    Code.TOO_FEW_GROUPS: "{value}: the backbone has {groups} layer groups",
+    Code.FINISHED_WITHOUT_ADAPTERS: "{value}: a finished network has no adapters besides its own tensors",
+    Code.CODE_WITHOUT_SHIFTED: "{value}: the training code receives no images of another domain",
+    Code.NO_SHIFTED: "{value}: the suite has no [shifted]",
+    Code.NO_SHIFTED_TRAINING_IMAGES: "{value}: the [shifted] set has no training images",
+    Code.NO_SOURCE: "{value}: the suite has no [source]",
+    Code.NO_SOURCE_CLASSES: "{value}: the suite has no [source] whose classes are known",
+    Code.LAST_PHASE_UNKNOWN: "{value}: it is not known where the training code's last phase begins",
+    Code.RATES_UNSUPPORTED: "the training code does not support every rate of its search",
+    Code.SCRATCH_NOT_REQUESTED: "no from-scratch baseline was requested (--scratch BUDGET)",
+    Code.HEAD_TOO_SMALL: "the head has {outputs} outputs and the data {classes} classes (audit/head-size)",
+    Code.PLUGIN_CRASHED: "it crashes: {error}",
+    Code.RECIPE_NOT_MEASURED: "{recipe}, not measured",
+    Code.NO_SCORE_TO_REACH: "{recipe} learned nothing, so it has no final score to reach",
+    Code.TOO_FEW_SEEDS: "{recipe} was measured at {seeds} seeds, but an interval needs at least two",
+    Code.RECIPE_ERROR: "{recipe}: {error}",
     Code.NOT_ESTIMATED: "the harm could not be estimated",
     Code.BUDGET_SPENT: "the budget of {budget:g} s ran out after {seeds} of {planned} seeds",
     Code.CHOSEN: "chosen among {count} candidates with a confidence of {confidence:.0%}",
@@ -106,8 +131,19 @@ def write_comparison(draft: ComparisonDraft) -> Comparison:
     return Comparison(accepted=draft.accepted, outcomes=outcomes, notes=tuple(map(write_sentence, draft.notes)))
 
 
-def write_sentence(reason: Reason, unit: str = "") -> str:
-    """Return the sentence of a reason, with numbers in the unit of a metric."""
+def write_matrix(run: Run) -> Run:
+    """Return the run of a matrix with the reasons of its comparisons and claims as text, "" where there is none."""
+    if run.matrix is None:
+        return run
+    comparisons = tuple({**entry, "error": write_sentence(entry["error"])} for entry in run.matrix.comparisons)
+    claims = tuple({**entry, "why": write_sentence(entry["why"])} for entry in run.matrix.claims)
+    return replace(run, matrix=replace(run.matrix, comparisons=comparisons, claims=claims))
+
+
+def write_sentence(reason: Reason | None, unit: str = "") -> str:
+    """Return the sentence of a reason, "" for None, with numbers in the unit of a metric."""
+    if reason is None:
+        return ""
     code, values = reason.code, reason.values
     if code in PLAIN:
         return PLAIN[code].format_map(values)
@@ -212,6 +248,30 @@ def _or_none(version: str | None) -> str:
     return "none" if version is None else version
 
 
+def _layers_missing(values: Values, _unit: str) -> str:
+    return f"{values['value']}: the backbone has no {REQUIREMENTS[values['requirement']]}"
+
+
+def _adapters_of_several_sizes(values: Values, _unit: str) -> str:
+    return f"{', '.join(values['values'])}: a network has adapters of one size"
+
+
+def _fields_unsupported(values: Values, _unit: str) -> str:
+    return f"the training code does not support {', '.join(values['fields'])}"
+
+
+def _no_such_contrast(values: Values, _unit: str) -> str:
+    return f"no such contrast (available: {', '.join(values['available']) or 'none'})"
+
+
+def _seed_without_measure(values: Values, _unit: str) -> str:
+    return f"{values['recipe']}, seed {values['seed']}: {values['error'] or 'not measured'}"
+
+
+def _no_learning_curve(values: Values, _unit: str) -> str:
+    return f"seed {values['seed']}: {values['error'] or 'no learning curve'}"
+
+
 def _overridden(values: Values, _unit: str) -> str:
     return "the command line overrides the suite file:" + "".join(f" --set {override}" for override in values["overrides"])
 
@@ -257,6 +317,12 @@ SPECIAL: dict[Code, Callable[[Values, str], str]] = {
     Code.INPUTS_DIFFER: _inputs_differ,
     Code.VERSION_DIFFERS: _version_differs,
     Code.PACKAGES_DIFFER: _packages_differ,
+    Code.LAYERS_MISSING: _layers_missing,
+    Code.ADAPTERS_OF_SEVERAL_SIZES: _adapters_of_several_sizes,
+    Code.FIELDS_UNSUPPORTED: _fields_unsupported,
+    Code.NO_SUCH_CONTRAST: _no_such_contrast,
+    Code.SEED_WITHOUT_MEASURE: _seed_without_measure,
+    Code.NO_LEARNING_CURVE: _no_learning_curve,
     Code.OVERRIDDEN: _overridden,
     Code.SUPPORTED_FIELDS: _supported_fields,
     Code.DROPPED_EXAMPLES: _dropped_examples,

@@ -8,8 +8,10 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from xferbench.core.errors import UserError
+from xferbench.core.reason import Code, because
 from xferbench.core.suite import replace_invocation, replace_rules
 from xferbench.data import inputs
+from xferbench.report.messages import write_matrix, write_sentence
 from xferbench.runner import build_run, execute, input_digests, preregistration, store
 from xferbench.runner.execute import StudyResult, WorkCounter
 from xferbench.study import schedule
@@ -61,7 +63,7 @@ def run_matrix(
         stage = f"{task.name} ({number} of {len(tasks)})"
         results.append(_run_task(task, matrix, path, device, workers, partial(_report_stage, on_progress, stage)))
         on_task(task, results[-1].run)
-    return build_matrix_run(suite, matrix, results, command)
+    return write_matrix(build_matrix_run(suite, matrix, results, command))
 
 
 def require_matrix(suite: Suite) -> Matrix:
@@ -116,10 +118,15 @@ def _run_task(
         store.trim_cache(store.cache_folder(path))
     both = replace(plugin_step, requests=(*plugin_step.requests, *recipe_step.requests))
     states = {state.plugin.id.removeprefix(PLUGIN_PREFIX): state for state in recipe_step.states}
+    edges = [
+        write_sentence(because(Code.AT_EDGE, plugins=(), arm=name, edge=state.arms[RECIPE_ARM].at_edge))
+        for name, state in states.items()
+        if RECIPE_ARM in state.arms and state.arms[RECIPE_ARM].at_edge
+    ]
     digests, _ = input_digests.verify_inputs(task, path, None)
     return TaskResult(
         task=task,
-        run=replace(build_run.build_run(plugins), notes=build_run.build_notes(replace(plugins, step=both))),
+        run=replace(build_run.build_run(plugins), notes=(*build_run.build_notes(replace(plugins, step=both)), *edges)),
         cases=states,
         records={
             (name, view, seed): record
@@ -128,7 +135,7 @@ def _run_task(
             if arm == RECIPE_ARM
         },
         seeds=tuple(range(task.rules.seed, task.rules.seed + task.rules.looks[0])),
-        skipped=skipped,
+        skipped={name: write_sentence(reason) for name, reason in skipped.items()},
         cost=build_run.cost_summary(_study_result(study, both, records, counter, plugins.workers, start)),
         train_images=min(task.data.train_size or study.profile.data.train, study.profile.data.train),
         parameters=study.profile.model.parameters,

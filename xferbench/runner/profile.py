@@ -11,6 +11,7 @@ from xferbench.core.pipeline import AuxiliaryDataset, Backbone, InputTransform, 
 from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import inputs
+from xferbench.report.messages import write_sentence
 from xferbench.runner import discovery, store
 from xferbench.study import feasibility
 
@@ -113,11 +114,18 @@ def _check_profile(suite: Suite, profile: Profile) -> None:
         "[checkpoint] believed": suite.checkpoint.expected_training,
     }.items():
         if recipe is not None and (reason := feasibility.why_missing_layers(recipe, profile)):
-            raise UserError(f"{suite.invocation.path}: {key}", found=reason, expected=feasibility.describe_trainable(profile))
+            raise UserError(
+                f"{suite.invocation.path}: {key}",
+                found=write_sentence(reason),
+                expected=feasibility.describe_trainable(profile),
+            )
     if suite.recipe is not None and (reason := feasibility.why_missing_inputs(suite.recipe, profile)):
         expected = "a regularizer and a finish whose inputs are available"
         raise UserError(
-            f"{suite.invocation.path}: [recipe]", found=reason, expected=expected, do="leave it out, or add what is missing"
+            f"{suite.invocation.path}: [recipe]",
+            found=write_sentence(reason),
+            expected=expected,
+            do="leave it out, or add what is missing",
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xferbench.core.pipeline import Arm, Pipeline, ScratchGrid, Selection
+from xferbench.core.reason import Code, Reason, because
 from xferbench.core.strategies import scratch_baseline
 from xferbench.study import feasibility
 
@@ -31,16 +32,21 @@ def plugin_arms(plugin: Plugin, study: Study, subject: Pipeline) -> dict[str, Ar
     return feasibility.supported_arms(feasibility.feasible_arms(arms, study.profile), subject, study.profile.user_code.supports)
 
 
-def why_not(plugin: Plugin, study: Study, subject: Pipeline) -> str:
-    """Return why a plugin does not apply to a study, or ""."""
+def why_not(plugin: Plugin, study: Study, subject: Pipeline) -> Reason | None:
+    """Return why a plugin does not apply to a study, or None."""
     if _lacks_scratch(study, subject) and _uses_scratch(plugin):
-        return "no from-scratch baseline was asked for (--scratch BUDGET)"
+        return because(Code.SCRATCH_NOT_REQUESTED)
     return (
         why_not_scorable(plugin, study, subject)
-        or plugin.applies(subject, study.profile)
+        or _why_not_applicable(plugin, study, subject)
         or feasibility.why_not_feasible(plugin.cure(subject, study.profile), subject, study.profile)
         or why_not_supported(plugin, study, subject)
     )
+
+
+def _why_not_applicable(plugin: Plugin, study: Study, subject: Pipeline) -> Reason | None:
+    text = plugin.applies(subject, study.profile)
+    return because(Code.TEXT, text=text) if text else None
 
 
 def _uses_scratch(plugin: Plugin) -> bool:
@@ -51,12 +57,12 @@ def _lacks_scratch(study: Study, subject: Pipeline) -> bool:
     return subject.checkpoint is not None and study.suite.checkpoint.scratch_budget is None
 
 
-def why_not_scorable(plugin: Plugin, study: Study, subject: Pipeline) -> str:
-    """Return why a finished network cannot be scored on the labels, or "" if it can or if the plugin scores nothing."""
+def why_not_scorable(plugin: Plugin, study: Study, subject: Pipeline) -> Reason | None:
+    """Return why a finished network cannot be scored on the labels, or None if it can or if the plugin scores nothing."""
     outputs, classes = study.profile.model.outputs, len(study.profile.data.classes)
     if subject.checkpoint is None or outputs >= classes or all(contrast.kind == "exact" for contrast in plugin.contrasts):
-        return ""
-    return f"the head has {outputs} outputs and the data {classes} classes (audit/head-size)"
+        return None
+    return because(Code.HEAD_TOO_SMALL, outputs=outputs, classes=classes)
 
 
 def scratch_grid(study: Study) -> ScratchGrid:
@@ -76,7 +82,7 @@ def induced_arms(plugin: Plugin, study: Study, cured: Pipeline) -> dict[str, Arm
     return feasibility.supported_arms(feasibility.feasible_arms(arms, study.profile), cured, study.profile.user_code.supports)
 
 
-def why_not_supported(plugin: Plugin, study: Study, subject: Pipeline, cured: Pipeline | None = None) -> str:
-    """Return why the user's training code does not support a plugin's arms, or ""; ``cured`` is the resolved cure."""
+def why_not_supported(plugin: Plugin, study: Study, subject: Pipeline, cured: Pipeline | None = None) -> Reason | None:
+    """Return why the user's training code does not support a plugin's arms, or None; ``cured`` is the resolved cure."""
     induced = plugin.induce(cured, study.profile).values() if cured else ()
     return feasibility.why_unsupported(plugin.cure(subject, study.profile), induced, subject, study.profile.user_code.supports)

@@ -9,6 +9,7 @@ import numpy as np
 
 from xferbench.analysis import estimates, metrics, verdict
 from xferbench.core.plugin import Contrast
+from xferbench.core.reason import Code, Reason, because
 from xferbench.study.schedule import rules_for
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class ClaimEstimate:
     high: float = float("nan")
     unit: str = ""
     seeds: int = 0
-    why: str = ""
+    why: Reason | None = None
 
 
 def claim_outcome(claim: Claim, estimate: ClaimEstimate) -> str:
@@ -54,15 +55,16 @@ def estimate_contrast(claim: Claim, findings: Sequence[Finding]) -> ClaimEstimat
     finding = by_id.get(claim.contrast)
     if finding is None:
         undecided = [other for other in findings if other.plugin == plugin and other.verdict in {"SKIPPED", "ERROR"}]
-        why = undecided[0].reason if undecided else f"no such contrast (available: {', '.join(sorted(by_id)) or 'none'})"
-        return ClaimEstimate(why=why)
+        if undecided:
+            return ClaimEstimate(why=because(Code.TEXT, text=undecided[0].reason))
+        return ClaimEstimate(why=because(Code.NO_SUCH_CONTRAST, available=tuple(sorted(by_id))))
     numbers = (
         (finding.control_harm, finding.control_low, finding.control_high)
         if variant
         else (finding.harm, finding.low, finding.high)
     )
     if finding.verdict == "ERROR" or any(number is None for number in numbers):
-        return ClaimEstimate(why=finding.reason or "not measured")
+        return ClaimEstimate(why=because(Code.TEXT, text=finding.reason) if finding.reason else because(Code.NOT_MEASURED))
     ours, low, high = (float(number) for number in numbers if number is not None)
     return ClaimEstimate(ours=ours, low=low, high=high, unit=finding.unit, seeds=finding.seeds)
 
@@ -96,9 +98,11 @@ def estimate_measure(claim: Claim, rows: Sequence[Mapping[str, object]], paramet
     name = "trainable" if claim.measure == "share" else claim.measure
     recipe_rows = [row for row in rows if row["recipe"] == claim.recipe]
     missing = [row for row in recipe_rows if row["error"] or row.get(name) is None]
-    why = f"seed {missing[0]['seed']}: {missing[0]['error'] or 'not measured'}" if missing else ""
-    if why or not recipe_rows:
-        return ClaimEstimate(why=f"{claim.recipe}, {why or 'not measured'}")
+    if missing:
+        seed, error = missing[0]["seed"], missing[0]["error"]
+        return ClaimEstimate(why=because(Code.SEED_WITHOUT_MEASURE, recipe=claim.recipe, seed=seed, error=error))
+    if not recipe_rows:
+        return ClaimEstimate(why=because(Code.RECIPE_NOT_MEASURED, recipe=claim.recipe))
     values = [float(str(row[name])) / (parameters if claim.measure == "share" else 1) for row in recipe_rows]
     estimate = _mean_over_seeds(claim, values, suite.rules.alpha)
     return replace(estimate, unit=metrics.get_metric(suite.rules.metric).unit) if claim.measure == "accuracy" else estimate
@@ -115,14 +119,14 @@ def estimate_speed_up(
     not learn.
     """
     if estimates.majority_baseline_share(records, claim.against, seeds, suite.rules.margin) is not None:
-        return ClaimEstimate(why=f"{claim.against} learned nothing, so it has no final score to reach")
+        return ClaimEstimate(why=because(Code.NO_SCORE_TO_REACH, recipe=claim.against))
     bounds: list[tuple[float, float, float]] = []
     for seed in seeds:
         pair = [records.get((name, "test", seed)) for name in (claim.recipe, claim.against)]
         errors = [record.error if record else "not measured" for record in pair]
         incomplete = [index for index, record in enumerate(pair) if record is None or record.error or not record.curve]
         if incomplete:
-            return ClaimEstimate(why=f"seed {seed}: {errors[incomplete[0]] or 'no learning curve'}")
+            return ClaimEstimate(why=because(Code.NO_LEARNING_CURVE, seed=seed, error=errors[incomplete[0]]))
         curve, other = (record.curve for record in pair if record is not None)
         score = other[-1][2]
         (before, after), (other_before, other_after) = (
@@ -163,7 +167,7 @@ def _count_images(step: int, pipeline: Pipeline | None) -> float:
 def _mean_over_seeds(claim: Claim, values: Sequence[float], alpha: float) -> ClaimEstimate:
     """Return a mean with bounds by Student's t over seeds; a value that is equal at all seeds is exact."""
     if len(values) < 2:
-        return ClaimEstimate(why=f"{claim.recipe} was measured at {len(values)} seeds, but an interval needs at least two")
+        return ClaimEstimate(why=because(Code.TOO_FEW_SEEDS, recipe=claim.recipe, seeds=len(values)))
     mean, half = mean_and_half_width(values, alpha)
     return ClaimEstimate(ours=mean, low=mean - half, high=mean + half, unit=CLAIM_UNITS[claim.measure], seeds=len(values))
 

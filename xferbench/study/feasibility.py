@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xferbench.core.interventions import REQUIREMENTS, AdaptBatchNorm, Adapters, InterpolatePhase, TopGroups
+from xferbench.core.interventions import AdaptBatchNorm, Adapters, InterpolatePhase, TopGroups
 from xferbench.core.pipeline import PHASE_FIELDS, SUPPORTABLE_FIELDS, Selection
+from xferbench.core.reason import Code, Reason, because
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,43 +22,44 @@ if TYPE_CHECKING:
 MISSING_LAYERS = ("norm", "bias", "lora", "adapter")  # requirements of trainable kinds that a backbone may lack
 
 
-def why_not_trainable(recipe: Recipe, profile: Profile) -> str:
-    """Return why a recipe cannot run on a backbone, or ""."""
+def why_not_trainable(recipe: Recipe, profile: Profile) -> Reason | None:
+    """Return why a recipe cannot run on a backbone, or None."""
     return why_missing_layers(recipe, profile) or why_missing_inputs(recipe, profile)
 
 
-def why_missing_inputs(recipe: Recipe, profile: Profile) -> str:
-    """Return why an input of the recipe's regularizer or finish is missing, or ""."""
-    if recipe.regularizer and "shifted" in recipe.regularizer.requires and (reason := _why_no_unlabeled_images(profile)):
-        return f"{recipe.regularizer}: {reason}"
-    if recipe.finish and "batchnorm" in recipe.finish.requires and not profile.has_batchnorm:
-        return f"{recipe.finish}: the backbone has no {REQUIREMENTS['batchnorm']}"
-    if isinstance(recipe.finish, AdaptBatchNorm) and "unlabelled" in profile.model.unsupported:
-        return "adabn: the [shifted] set has no training images"
-    if isinstance(recipe.finish, InterpolatePhase) and profile.user_code.supports is not None:
-        return f"{recipe.finish}: it is not known where the training code's last phase begins"
-    return ""
+def why_missing_inputs(recipe: Recipe, profile: Profile) -> Reason | None:
+    """Return why an input of the recipe's regularizer or finish is missing, or None."""
+    regularizer, finish = recipe.regularizer, recipe.finish
+    if regularizer and "shifted" in regularizer.requires and (code := _why_no_unlabeled_images(profile)):
+        return because(code, value=regularizer)
+    if finish and "batchnorm" in finish.requires and not profile.has_batchnorm:
+        return because(Code.LAYERS_MISSING, value=finish, requirement="batchnorm")
+    if isinstance(finish, AdaptBatchNorm) and "unlabelled" in profile.model.unsupported:
+        return because(Code.NO_SHIFTED_TRAINING_IMAGES, value=finish)
+    if isinstance(finish, InterpolatePhase) and profile.user_code.supports is not None:
+        return because(Code.LAST_PHASE_UNKNOWN, value=finish)
+    return None
 
 
-def _why_no_unlabeled_images(profile: Profile) -> str:
+def _why_no_unlabeled_images(profile: Profile) -> Code | None:
     if profile.user_code.supports is not None:
-        return "the training code receives no images of another domain"
+        return Code.CODE_WITHOUT_SHIFTED
     if not profile.data.shifted:
-        return "the suite has no [shifted]"
-    return "the [shifted] set has no training images" if "unlabelled" in profile.model.unsupported else ""
+        return Code.NO_SHIFTED
+    return Code.NO_SHIFTED_TRAINING_IMAGES if "unlabelled" in profile.model.unsupported else None
 
 
-def why_missing_layers(recipe: Recipe, profile: Profile) -> str:
-    """Return why parameters that a recipe trains do not exist, or ""."""
+def why_missing_layers(recipe: Recipe, profile: Profile) -> Reason | None:
+    """Return why parameters that a recipe trains do not exist, or None."""
     for trainable in (phase.trainable for phase in recipe.phases):
         if missing := [name for name in trainable.requires if name in profile.model.unsupported]:
-            return f"{trainable}: the backbone has no {REQUIREMENTS[missing[0]]}"
+            return because(Code.LAYERS_MISSING, value=trainable, requirement=missing[0])
         if isinstance(trainable, TopGroups) and trainable.groups > len(profile.model.groups):
-            return f"{trainable}: the backbone has {len(profile.model.groups)} layer groups"
+            return because(Code.TOO_FEW_GROUPS, value=trainable, groups=len(profile.model.groups))
         if isinstance(trainable, Adapters) and profile.model.outputs:
-            return f"{trainable}: a finished network has no adapters besides its own tensors"
+            return because(Code.FINISHED_WITHOUT_ADAPTERS, value=trainable)
     sizes = {str(phase.trainable) for phase in recipe.phases if isinstance(phase.trainable, Adapters)}
-    return f"{', '.join(sorted(sizes))}: a network has adapters of one size" if len(sizes) > 1 else ""
+    return because(Code.ADAPTERS_OF_SEVERAL_SIZES, values=tuple(sorted(sizes))) if len(sizes) > 1 else None
 
 
 def describe_trainable(profile: Profile) -> str:
@@ -77,10 +79,10 @@ def feasible_arms(arms: Mapping[str, Arm], profile: Profile) -> dict[str, Arm]:
     return feasible
 
 
-def why_not_feasible(cure: Arm, subject: Pipeline, profile: Profile) -> str:
-    """Return why no candidate of a cure can run on the backbone, or ""."""
+def why_not_feasible(cure: Arm, subject: Pipeline, profile: Profile) -> Reason | None:
+    """Return why no candidate of a cure can run on the backbone, or None."""
     reasons = [why_not_trainable(pipeline.recipe, profile) for pipeline in candidates(cure) if pipeline != subject]
-    return reasons[0] if reasons and all(reasons) else ""
+    return reasons[0] if reasons and all(reasons) else None
 
 
 def differing_fields(recipe: Recipe, other: Recipe) -> set[str]:
@@ -122,22 +124,22 @@ def supported_arms(arms: Mapping[str, Arm], subject: Pipeline, supported: Sequen
     return feasible
 
 
-def why_unsupported(cure: Arm, induced: Iterable[Arm], subject: Pipeline, supported: Sequence[str] | None) -> str:
-    """Return why the training code cannot be tested for a failure mode, or "".
+def why_unsupported(cure: Arm, induced: Iterable[Arm], subject: Pipeline, supported: Sequence[str] | None) -> Reason | None:
+    """Return why the training code cannot be tested for a failure mode, or None.
 
     An unsupported cure would be the subject under another name, and its harm of 0 would mean nothing. If the cure changes
     nothing, at least one induced variant must be supported, because otherwise the code may or may not follow the recipe.
     """
     if supported is None:
-        return ""
+        return None
     cures = [pipeline for pipeline in candidates(cure) if pipeline != subject]
     required = cures or [pipeline for arm in induced for pipeline in candidates(arm)]
     missing = [differing_fields(subject.recipe, pipeline.recipe) - {*supported} for pipeline in required]
     if not missing or not all(missing):
-        return ""
+        return None
     fewest = min(missing, key=len)
-    names = [name for name in (*SUPPORTABLE_FIELDS, "regularizer") if name in fewest]
-    return f"the training code does not support {', '.join(names)}"
+    names = tuple(name for name in (*SUPPORTABLE_FIELDS, "regularizer") if name in fewest)
+    return because(Code.FIELDS_UNSUPPORTED, fields=names)
 
 
 def candidates(arm: Arm) -> tuple[Pipeline, ...]:

@@ -135,7 +135,8 @@ def _paired_reasons(
         reasons += [stopped] if stopped else []
     if verdict.reason.code not in {Code.ON_TRUST, Code.NOT_EXPOSED, Code.NOT_EXPOSED_NO_CONTROL}:
         reasons += remarks(result, variant, verdict.code)
-    return (*reasons, because(Code.TEXT, text=_first_crash(result.records, result.state.extra_arms)))
+    crash = _first_crash(result.records, result.state.extra_arms)
+    return (*reasons, crash) if crash else tuple(reasons)
 
 
 def _exact_finding(rules: Rules, state: PluginState, contrast: Contrast, records: estimates.RecordsByTerm) -> Draft:
@@ -178,8 +179,10 @@ def _exact_finding(rules: Rules, state: PluginState, contrast: Contrast, records
         measures={f"{arm}/{contrast.name}": size for arm, size in sizes.items()},
         remedy=describe_patch(state, verified=is_repaired) if verdict.code == "FAIL" else None,
     )
-    before, after = (because(Code.TEXT, text=text) for text in (explanation, _first_crash(records, state.extra_arms)))
-    reasons = (verdict.reason,) if verdict.code == "ERROR" else (before, verdict.reason, after)
+    reasons: tuple[Reason, ...] = (verdict.reason,)
+    if verdict.code != "ERROR":
+        crash = _first_crash(records, state.extra_arms)
+        reasons = (because(Code.TEXT, text=explanation), verdict.reason, *([crash] if crash else []))
     return Draft(finding=finding, reasons=reasons)
 
 
@@ -204,7 +207,7 @@ def _measurement(rules: Rules, state: PluginState, contrast: Contrast, records: 
     result = estimates.estimate_contrast(contrast, records, seeds, rules)
     has_crashed = any(records[(*term, seed)].error for term in contrast.weights for seed in seeds)
     measures: dict[str, float] = {}
-    explanation = failure = ""
+    explanation, failure = "", None
     if not state.plugin.has_verdict:
         measures, measure_error = _mean_measures(state, records, seeds, "")
         explanation, explain_error = _explanation(state, contrast, records)
@@ -225,29 +228,31 @@ def _measurement(rules: Rules, state: PluginState, contrast: Contrast, records: 
     return Draft(finding=finding, reasons=reasons)
 
 
-def _explanation(state: PluginState, contrast: Contrast, records: estimates.RecordsByTerm) -> tuple[str, str]:
-    """Return the plugin's explanation of a contrast, and the crash of the explaining function; each is "" if there is none."""
+def _explanation(state: PluginState, contrast: Contrast, records: estimates.RecordsByTerm) -> tuple[str, Reason | None]:
+    """Return the plugin's explanation of a contrast, or "", and the crash of the explaining function, or None."""
     subject, cured = (state.arms[arm].pipeline for arm in ("subject", "cured"))
     has_crashed = any(record.error for record in records.values())
     if state.plugin.explain is None or subject is None or cured is None or has_crashed:
-        return "", ""
+        return "", None
     try:
-        return state.plugin.explain(contrast.name, records, subject, cured), ""
+        return state.plugin.explain(contrast.name, records, subject, cured), None
     except Exception as error:  # noqa: BLE001 - the crash becomes the plugin's finding, and other plugins continue
-        return "", f"the plugin's own words: {type(error).__name__}: {error}"
+        return "", because(Code.EXPLANATION_CRASHED, error=f"{type(error).__name__}: {error}")
 
 
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _first_crash(records: estimates.RecordsByTerm, variants: Sequence[str]) -> str:
-    """Return the first crash among the arms of a finding, or ""; a missing arm leads to ERROR, even if other arms exist."""
+def _first_crash(records: estimates.RecordsByTerm, variants: Sequence[str]) -> Reason | None:
+    """Return the first crash among the arms of a finding, or None; a missing arm leads to ERROR, even if other arms exist."""
     arms = {"subject", "cured", "scratch", *variants, *(f"induced:{variant}" for variant in variants)}
     crashes = (
-        f"{arm} (seed {seed}): {record.error}" for (arm, _, seed), record in records.items() if record.error and arm in arms
+        because(Code.CRASHED, arm=arm, seed=seed, error=record.error)
+        for (arm, _, seed), record in records.items()
+        if record.error and arm in arms
     )
-    return next(crashes, "")
+    return next(crashes, None)
 
 
 def _accuracies(records: estimates.RecordsByTerm, variant: str, seeds: Sequence[int]) -> dict[str, float]:
@@ -258,8 +263,8 @@ def _accuracies(records: estimates.RecordsByTerm, variant: str, seeds: Sequence[
 
 def _mean_measures(
     state: PluginState, records: estimates.RecordsByTerm, seeds: Sequence[int], variant: str
-) -> tuple[dict[str, float], str]:
-    """Return the means over seeds of the plugin's measures, by arm/name, with its derived metrics; and the crash, or ""."""
+) -> tuple[dict[str, float], Reason | None]:
+    """Return the means over seeds of the plugin's measures, by arm/name, with its derived metrics; and the crash, or None."""
     plugin = state.plugin
     values: dict[str, list[float]] = {}
     try:
@@ -268,9 +273,9 @@ def _mean_measures(
                 values.setdefault(f"{arm.partition(':')[0]}/{view}", []).append(record.scalars[view])
         means = {name: float(np.mean(scalars)) for name, scalars in values.items()}
         means |= dict(plugin.derived_metrics(records, seeds)) if plugin.derived_metrics else {}
-        return {name: mean for name, mean in means.items() if np.isfinite(mean)}, ""
+        return {name: mean for name, mean in means.items() if np.isfinite(mean)}, None
     except Exception as error:  # noqa: BLE001 - the crash becomes the plugin's finding, and other plugins continue
-        return {}, f"the plugin's own numbers: {type(error).__name__}: {error}"
+        return {}, because(Code.MEASURES_CRASHED, error=f"{type(error).__name__}: {error}")
 
 
 def trial_rows(schedule: Schedule, records: Mapping[str, Record]) -> tuple[TrialRow, ...]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from xferbench.analysis import intervals
 from xferbench.config.render import describe_pipeline, describe_recipe
 from xferbench.core.pipeline import MAX_HELD_OUT_EXAMPLES, Arm, Pipeline, Selection
+from xferbench.core.reason import Code, Reason, because
 from xferbench.study import plugin_state, selection, trial_requests
 from xferbench.study.arms import induced_arms, plugin_arms, why_not, why_not_supported
 from xferbench.study.selection import ResolvedArm
@@ -39,7 +40,7 @@ class Forecast:
     """
 
     arms: Mapping[str, Mapping[str, str]]
-    skipped: Mapping[str, str]
+    skipped: Mapping[str, Reason]
     first: Mapping[str, int]
     last: Mapping[str, int]
     seconds: tuple[float, float]
@@ -72,7 +73,7 @@ def forecast_study(study: Study, records: Mapping[str, Record], workers: int) ->
     examples = study.profile.data.test_groups or study.profile.data.test
     return Forecast(
         arms={state.plugin.id: descriptions[state.plugin.id] for state in states if not state.skipped},
-        skipped={state.plugin.id: state.skipped for state in states if state.skipped},
+        skipped={state.plugin.id: state.skipped for state in states if state.skipped is not None},
         first=counts[0],
         last=counts[1],
         seconds=(seconds[0], seconds[1]),
@@ -91,8 +92,8 @@ def _look_requests(look: int, states: Sequence[plugin_state.PluginState], study:
 
 def _feasible_arms(
     plugin: Plugin, study: Study, subject: Pipeline, records: Mapping[str, Record]
-) -> tuple[str, Mapping[str, Arm]]:
-    """Return why a plugin is skipped, or "", and its arms."""
+) -> tuple[Reason | None, Mapping[str, Arm]]:
+    """Return why a plugin is skipped, or None, and its arms."""
     try:
         skipped = why_not(plugin, study, subject)
         if skipped:
@@ -100,9 +101,9 @@ def _feasible_arms(
         arms = plugin_arms(plugin, study, subject)
         cured = _assumed_pipeline(arms["cured"], study, records)
         skipped = why_not_supported(plugin, study, subject, cured)
-        return (skipped, {}) if skipped else ("", arms | induced_arms(plugin, study, cured))
+        return (skipped, {}) if skipped else (None, arms | induced_arms(plugin, study, cured))
     except Exception as error:  # noqa: BLE001 - the crash becomes the plugin's finding, and other plugins continue
-        return f"it crashes: {type(error).__name__}: {error}", {}
+        return because(Code.PLUGIN_CRASHED, error=f"{type(error).__name__}: {error}"), {}
 
 
 def smallest_margin(suite: Suite, examples: int, plugins: Sequence[Plugin]) -> float | None:

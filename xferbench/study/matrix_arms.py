@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from xferbench.core.interventions import RANDOM_HEAD, RandomWeights, SourcePretraining, TargetPretraining
 from xferbench.core.pipeline import Selection
 from xferbench.core.plugin import Contrast, Plugin
+from xferbench.core.reason import Code, Reason, because
 from xferbench.core.requirements import always_applies, leave_unchanged
 from xferbench.core.strategies import DEFAULT_NAME, SCRATCH_NAME, default_selection, scratch_baseline
 from xferbench.study import feasibility
@@ -24,7 +25,7 @@ RECIPE_ARM = "beside:it"  # the arm of a recipe in the plugin that measures it
 PLUGIN_PREFIX = "recipe:"  # prefix of the ids of plugins that measure recipes
 
 
-def recipe_study(matrix: Matrix, study: Study) -> tuple[Study, dict[str, str]]:
+def recipe_study(matrix: Matrix, study: Study) -> tuple[Study, dict[str, Reason]]:
     """Return the recipes of a task as a separate study, and the reason for each recipe that is not feasible."""
     pipeline = study.subject.candidates[0] if isinstance(study.subject, Selection) else study.subject
     arms = {grid.name: recipe_arm(grid, pipeline) for grid in matrix.compared}
@@ -46,23 +47,21 @@ def recipe_arm(grid: RecipeGrid, pipeline: Pipeline) -> Selection:
     return replace(search, candidates=search.candidates[1:])  # without the first candidate, which has the subject's settings
 
 
-def why_not(arm: Selection, pipeline: Pipeline, profile: Profile) -> str:
-    """Return why a recipe cannot run at every rate of its search, or ""."""
+def why_not(arm: Selection, pipeline: Pipeline, profile: Profile) -> Reason | None:
+    """Return why a recipe cannot run at every rate of its search, or None."""
     for candidate in arm.candidates:
         recipe = candidate.recipe
         if reason := feasibility.why_not_trainable(recipe, profile):
             return reason
         if isinstance(recipe.init, SourcePretraining) and pipeline.data.source is None:
-            return f"{recipe.init}: the suite has no [source]"
+            return because(Code.NO_SOURCE, value=recipe.init)
         if recipe.regularizer and "source" in recipe.regularizer.requires and not profile.data.source:
-            return f"{recipe.regularizer}: the suite has no [source] whose classes are known"
+            return because(Code.NO_SOURCE_CLASSES, value=recipe.regularizer)
     supported = feasibility.supported_arms({"it": arm}, pipeline, profile.user_code.supports).get("it")
     if supported is not None and len(feasibility.candidates(supported)) == len(arm.candidates):
-        return ""
-    return (
-        feasibility.why_unsupported(arm, (), pipeline, profile.user_code.supports)
-        or "the training code does not support every rate of its search"
-    )
+        return None
+    unsupported = feasibility.why_unsupported(arm, (), pipeline, profile.user_code.supports)
+    return unsupported or because(Code.RATES_UNSUPPORTED)
 
 
 def recipe_plugin(name: str, arm: Selection, profile: Profile, views: set[str]) -> Plugin:

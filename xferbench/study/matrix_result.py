@@ -9,6 +9,7 @@ from xferbench.analysis import estimates, metrics, verdict
 from xferbench.config.render import describe_recipe
 from xferbench.core.interventions import as_dict
 from xferbench.core.matrix_result import MatrixResult
+from xferbench.core.reason import Code, because
 from xferbench.core.run import Run
 from xferbench.core.sections import flat_values
 from xferbench.study import claims, selection
@@ -67,7 +68,10 @@ class TaskResult:
 
 
 def build_matrix_run(suite: Suite, matrix: Matrix, results: Sequence[TaskResult], command: str = "") -> Run:
-    """Return the results of all tasks as one run. The id of a finding begins with its task."""
+    """Return the results of all tasks as one run. The id of a finding begins with its task.
+
+    The comparisons and claims have reasons, for which :func:`xferbench.report.messages.write_matrix` writes sentences.
+    """
     return Run(
         suite=_suite_values(suite, matrix, results),
         environment=results[0].run.environment,
@@ -112,12 +116,7 @@ def merge_notes(results: Sequence[TaskResult]) -> tuple[str, ...]:
     """Return the notes of all tasks, each once, with the names of its tasks unless it applies to all tasks."""
     tasks_by_note: dict[str, list[str]] = {}
     for result in results:
-        edges = [
-            f"{name} chose the {state.arms[RECIPE_ARM].at_edge}: a better rate may lie beyond it"
-            for name, state in result.cases.items()
-            if RECIPE_ARM in state.arms and state.arms[RECIPE_ARM].at_edge
-        ]
-        for note in (*result.run.notes, *edges):
+        for note in result.run.notes:
             tasks_by_note.setdefault(note, []).append(result.task.name)
     return tuple(note if len(names) == len(results) else f"{', '.join(names)}: {note}" for note, names in tasks_by_note.items())
 
@@ -178,7 +177,7 @@ def compare_recipes(result: TaskResult, against: str) -> list[dict[str, Any]]:
         outcome = verdict.decide_difference(low, high, result.task.rules.margin, difference.error)
         names = {"task": result.task.name, "recipe": name, "against": against}
         numbers = {"difference": difference.estimate.harm, "low": low, "high": high}
-        entries.append(names | numbers | {"said": outcome, "error": difference.error})
+        entries.append({**names, **numbers, "said": outcome, "error": difference.error})
     return entries
 
 
@@ -186,10 +185,11 @@ def check_claim(claim: Claim, results: Sequence[TaskResult]) -> dict[str, Any]:
     """Return a claim with its estimate, the interval, the published number, and the outcome."""
     result = next(result for result in results if result.task.name == claim.task)
     recipes = [name for name in (claim.recipe, claim.against) if name]
-    missing = [f"{name}: {result.cases[name].error}" for name in recipes if name in result.cases and result.cases[name].error]
-    missing += [f"{name}: {result.skipped[name]}" for name in recipes if name in result.skipped]
+    errors = {name: result.cases[name].error for name in recipes if name in result.cases and result.cases[name].error}
+    errors |= {name: result.skipped[name] for name in recipes if name in result.skipped}
+    missing = [because(Code.RECIPE_ERROR, recipe=name, error=error) for name, error in errors.items()]
     estimate = claims.ClaimEstimate(why=missing[0]) if missing else _estimate_claim(claim, result)
-    return asdict(claim) | asdict(estimate) | {"outcome": claims.claim_outcome(claim, estimate)}
+    return asdict(claim) | flat_values(estimate) | {"outcome": claims.claim_outcome(claim, estimate)}
 
 
 def _estimate_claim(claim: Claim, result: TaskResult) -> claims.ClaimEstimate:

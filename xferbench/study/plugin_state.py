@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from xferbench.core.plugin import Contrast, Plugin
+    from xferbench.core.reason import Reason
     from xferbench.study.selection import ResolvedArm
 
 
@@ -20,7 +21,7 @@ class PluginState:
 
     Attributes:
         plugin: the plugin.
-        skipped: why the plugin does not apply, or "".
+        skipped: why the plugin does not apply, or None.
         error: the crash of the plugin, or "".
         trust: what the result takes on trust, or "".
         recorded: the recorded preprocessing, which a suite need not state.
@@ -28,7 +29,7 @@ class PluginState:
     """
 
     plugin: Plugin
-    skipped: str = ""
+    skipped: Reason | None = None
     error: str = ""
     trust: str = ""
     recorded: InputTransform = field(default_factory=Preprocessing)
