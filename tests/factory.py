@@ -10,7 +10,7 @@ from xferbench.analysis import metrics
 from xferbench.core.comparison import SUBJECT, Comparison, Outcome
 from xferbench.core.plugin import HARM, Contrast, Plugin
 from xferbench.core.record import Predictions, Record
-from xferbench.core.run import Finding, Run, TrialRow
+from xferbench.core.run import Finding, HarmEstimate, PositiveControl, Run, TrialRow
 
 SCRATCH = Contrast(name="harm", weights={("scratch", "test"): 1.0, ("subject", "test"): -1.0}, meaning="scratch − subject")
 RECIPES = {
@@ -120,14 +120,16 @@ def make_findings(
         plugin=plugin,
         contrast=contrast.name,
         verdict=verdict,
-        harm=subject.harm,
-        low=subject.low,
-        high=subject.high,
-        p_fail=subject.p_fail,
-        p_pass=subject.p_pass,
-        margin=margin,
-        seeds=subject.seeds,
-        examples=subject.examples,
+        estimate=HarmEstimate(
+            harm=subject.harm,
+            low=subject.low,
+            high=subject.high,
+            p_fail=subject.p_fail,
+            p_pass=subject.p_pass,
+            margin=margin,
+            seeds=subject.seeds,
+            examples=subject.examples,
+        ),
         benefit_retained=(mean["subject"] - mean["scratch"]) / (mean["cured"] - mean["scratch"]),
         accuracy={arm: mean[arm] for arm in ("subject", "cured", "scratch")},
         reason=reason,
@@ -136,10 +138,10 @@ def make_findings(
     findings = []
     for name in (arm for arm in predictions if arm.startswith("induced:")):
         variant, induced = name.partition(":")[2], estimate(name)
-        control = "detected" if induced.low > margin else "harmless" if induced.high < margin else "missed"
-        bounds = {"control_harm": induced.harm, "control_low": induced.low, "control_high": induced.high}
+        outcome = "detected" if induced.low > margin else "harmless" if induced.high < margin else "missed"
+        control = PositiveControl(variant=variant, outcome=outcome, harm=induced.harm, low=induced.low, high=induced.high)
         accuracy = {**base.accuracy, "induced": mean[name]}
-        finding = replace(base, id=f"{base.id}/{variant}", variant=variant, control=control, accuracy=accuracy, **bounds)
+        finding = replace(base, id=f"{base.id}/{variant}", control=control, accuracy=accuracy)
         findings.append(finding)
     return tuple(findings)
 

@@ -13,6 +13,7 @@ from factory import make_run
 from xferbench.core.comparison import Comparison, Outcome
 from xferbench.core.errors import UserError
 from xferbench.core.run import Finding
+from xferbench.core.sections import from_flat
 from xferbench.runner import discovery, gate
 from xferbench.runner import run as runner
 
@@ -35,7 +36,9 @@ FIXTURE_TEST = "def test_uses(xferbench_run): assert xferbench_run.suite['name']
 
 
 def make_finding(plugin="batchnorm-drift", verdict="PASS", contrast="harm", **fields):
-    return Finding(id=f"{plugin}/{contrast}", plugin=plugin, contrast=contrast, verdict=verdict, **fields)
+    return from_flat(
+        Finding, {"id": f"{plugin}/{contrast}", "plugin": plugin, "contrast": contrast, "verdict": verdict} | fields
+    )
 
 
 PASSING = (make_finding(), make_finding("train-serve-skew"), make_finding("train-serve-skew", contrast="batch-dependence"))

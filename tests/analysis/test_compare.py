@@ -13,6 +13,7 @@ from xferbench.core.errors import UserError
 from xferbench.core.plugin import HARM
 from xferbench.core.record import Record
 from xferbench.core.run import Finding, TrialRow
+from xferbench.core.sections import replace_flat
 from xferbench.report import messages
 
 DRIFT, TRANSFER = "batchnorm-drift/harm", "negative-transfer/harm"
@@ -127,7 +128,7 @@ def test_a_failure_that_was_open_is_new_only_if_the_harm_has_grown():
 
 def test_a_harm_below_the_margin_with_a_missed_control_is_new_if_it_fails():
     accepted = make_plugin_run(verdict="INCONCLUSIVE")
-    below_margin = replace(accepted, findings=tuple(replace(finding, p_pass=0.001) for finding in accepted.findings))
+    below_margin = replace(accepted, findings=tuple(replace_flat(finding, p_pass=0.001) for finding in accepted.findings))
     assert compare_outcomes(below_margin, make_plugin_run(subject=0.71, cured=0.77, prefix="other"))[DRIFT].decision == WORSE
 
 

@@ -277,7 +277,7 @@ def reference_estimate(executed, state, contrast, work, data, store):
 
 def short_id(finding):
     """Return the id of a finding without the variant of its control, and without the name of a plugin's only contrast."""
-    return finding.id.removesuffix(f"/{finding.variant}" if finding.variant else "").removesuffix("/harm")
+    return finding.id.removesuffix(f"/{finding.control.variant}" if finding.control.variant else "").removesuffix("/harm")
 
 
 def id_and_harm(finding):
@@ -287,10 +287,10 @@ def id_and_harm(finding):
 
 def harm_interval(finding):
     """Write the harm of a finding with its bounds."""
-    if finding.harm is None:
+    if finding.estimate.harm is None:
         return "(exact)" if finding.verdict == "FAIL" else f"({finding.verdict})"
-    scale, digits = (100, 1) if finding.unit == "accuracy" else (1, 3)
-    harm, low, high = (f"{scale * value:+.{digits}f}" for value in (finding.harm, finding.low, finding.high))
+    scale, digits = (100, 1) if finding.estimate.unit == "accuracy" else (1, 3)
+    harm, low, high = (f"{scale * value:+.{digits}f}" for value in finding.estimate.bounds)
     return f"{harm} [{low}, {high}]"
 
 

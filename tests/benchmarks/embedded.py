@@ -119,7 +119,7 @@ def unpaired_row(target, step, finding, findings_by_run, bases):
         "FAIL unconfirmed": 0,
         f"induced costs, {seeds}": "–",
         "which is": "–",
-        f"controls {runs}": write_counts(repeat.control for repeat in repeats),
+        f"controls {runs}": write_counts(repeat.control.outcome for repeat in repeats),
         "controls contradicted": 0,
         "accuracy of subject / cured / induced / scratch": "–",
     }
@@ -157,7 +157,7 @@ def contrast_row(target, suite, state, contrast, variant, findings_by_run, recor
         harm = estimates.estimate_contrast(contrast, records, other_seeds, rules)
         control = estimates.estimate_contrast(positive_control, records, other_seeds, rules)
         unconfirmed += finding.verdict == "FAIL" and not harm.estimate.low > margin
-        contradicted += OPPOSITE.get(finding.control) == verdict.control_outcome(control, margin)
+        contradicted += OPPOSITE.get(finding.control.outcome) == verdict.control_outcome(control, margin)
     harm = estimates.estimate_contrast(contrast, records, all_seeds, rules)
     control = estimates.estimate_contrast(positive_control, records, all_seeds, rules)
     accuracies = [
@@ -174,7 +174,7 @@ def contrast_row(target, suite, state, contrast, variant, findings_by_run, recor
         "which is": {"detected": "more than the margin", "harmless": "less than the margin"}.get(
             verdict.control_outcome(control, margin), "too near the margin to tell"
         ),
-        f"controls {runs}": write_counts(repeat.control for repeat in repeats),
+        f"controls {runs}": write_counts(repeat.control.outcome for repeat in repeats),
         "controls contradicted": contradicted,
         "accuracy of subject / cured / induced / scratch": " / ".join(
             "–" if accuracy is None else f"{accuracy:.3f}" for accuracy in accuracies

@@ -91,8 +91,8 @@ def run_study(**changes):
 
 def test_the_finding_has_gain_and_scores_without_a_verdict():
     (finding,) = run_study().findings
-    assert (finding.id, finding.verdict, finding.p_fail) == ("domain-gap/gain", "INFO", None)
-    assert finding.harm == pytest.approx(0.3, abs=0.03) and finding.seeds == 3
+    assert (finding.id, finding.verdict, finding.estimate.p_fail) == ("domain-gap/gain", "INFO", None)
+    assert finding.estimate.harm == pytest.approx(0.3, abs=0.03) and finding.estimate.seeds == 3
     assert finding.measures == {"subject/logme": 0.5, "leep": -1.0}
     assert finding.reason == "subject − scratch in accuracy; logme 0.5, leep -1"
 

@@ -424,7 +424,7 @@ def test_a_suite_with_user_network_and_training_runs(temporary_home, tmp_path):
         "does not support batchnorm"
     )
     assert any("python:mine:train supports lr, steps, batch_size: " in note for note in run.notes)
-    assert findings["negative-transfer"].verdict != "ERROR" and findings["negative-transfer"].harm is not None
+    assert findings["negative-transfer"].verdict != "ERROR" and findings["negative-transfer"].estimate.harm is not None
     again = xferbench.run(file, allow_code=True, device="cpu", workers=1)
     assert again.cost["trials"]["run"] == 0
     with (tmp_path / "mine.py").open("a") as changed:

@@ -119,7 +119,7 @@ def test_verdicts_use_the_half_of_the_images_that_selects_nothing():
 
 
 def test_an_audit_without_an_experiment_has_its_own_id():
-    (finding,) = [candidate for candidate in run_audit(class_order.audit).findings if candidate.variant == "rotated"]
+    (finding,) = [candidate for candidate in run_audit(class_order.audit).findings if candidate.control.variant == "rotated"]
     assert (finding.id, finding.plugin, finding.contrast) == ("audit/class-order/rotated", "audit/class-order", "harm")
     assert finding.kind == "audit"
 

@@ -52,7 +52,7 @@ def test_the_experiment_detects_the_induced_failure(example):
         fake_lab.make_study(example["experiment"]), fake_lab.fake_lab(accuracy_by_channels)
     ).findings
     assert (finding.id, finding.kind, finding.verdict) == ("channel-order/harm/bgr", "experiment", "PASS")
-    assert finding.control == "detected"
+    assert finding.control.outcome == "detected"
 
 
 def test_the_audit_finds_the_channel_order_of_a_checkpoint(example):
@@ -67,7 +67,7 @@ def test_the_audit_finds_the_channel_order_of_a_checkpoint(example):
     assert (failure.id, failure.kind, failure.verdict) == ("channel-order/harm/bgr", "audit", "FAIL")
     assert failure.remedy["verified"]
     success = run_audit(audit, accuracy_by_channels).findings[0]
-    assert (success.verdict, success.control) == ("PASS", "detected")
+    assert (success.verdict, success.control.outcome) == ("PASS", "detected")
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_an_induced_arm_may_be_label_noise(too_hot_module):
     check_arms(plugin)
     lab = fake_lab.fake_lab(lambda trial: 0.5 if trial.model.base.interventions else 0.8)
     (finding,) = fake_lab.run_study(fake_lab.make_study(plugin), lab).findings
-    assert (finding.id, finding.verdict, finding.control) == ("too-hot/harm/label-noise", "PASS", "detected")
+    assert (finding.id, finding.verdict, finding.control.outcome) == ("too-hot/harm/label-noise", "PASS", "detected")
 
 
 @pytest.mark.usefixtures("too_hot_module")

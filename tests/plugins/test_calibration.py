@@ -92,11 +92,11 @@ def test_both_scores_have_a_verdict_with_their_own_margin_on_views_of_one_traini
     specs = {(request.arm, request.seed): request.trial.model.base for request in step.requests if request.view == "test"}
     assert all(specs["subject", seed] == specs["cured", seed] for seed in range(3))
     by_contrast = {finding.contrast: finding for finding in fake_lab.run_study(study, fake_lab.fake_lab()).findings}
-    assert {name: (finding.metric, finding.margin) for name, finding in by_contrast.items()} == {
+    assert {name: (finding.estimate.metric, finding.estimate.margin) for name, finding in by_contrast.items()} == {
         "harm": ("nll", 0.05),
         "brier": ("brier", 0.02),
     }
-    assert all(finding.verdict != "ERROR" and finding.exposed for finding in by_contrast.values())
+    assert all(finding.verdict != "ERROR" and finding.estimate.exposed for finding in by_contrast.values())
 
 
 def test_a_small_suite_runs_from_images_to_a_verdict(tmp_path):

@@ -103,7 +103,7 @@ def test_the_multiplier_is_measured_at_each_size_up_to_twice_the_largest():
         make_study(replace(PIPELINE, data=replace(PIPELINE.data, train_size=800))), fake_lab.fake_lab(accuracy_by_size)
     )
     (finding,) = run.findings
-    assert (finding.id, finding.verdict, finding.seeds) == ("data-efficiency/gain", "INFO", 3)
+    assert (finding.id, finding.verdict, finding.estimate.seeds) == ("data-efficiency/gain", "INFO", 3)
     assert finding.measures["M at n = 25"] == pytest.approx(4, rel=0.1)
     assert "M at n = 800" not in finding.measures, "a multiplier that is not reached has no value"
     assert "more than 2 at n = 800" in finding.reason and "more than 4 at n = 400" in finding.reason
@@ -167,7 +167,7 @@ def test_without_a_complete_curve_nothing_is_reported(records):
 
 def test_the_measure_is_accuracy_whatever_the_metric_of_the_suite():
     (finding,) = fake_lab.run_study(make_study(metric="nll", margin=0.1), fake_lab.fake_lab(accuracy_by_size)).findings
-    assert (finding.metric, finding.verdict) == ("accuracy", "INFO")
+    assert (finding.estimate.metric, finding.verdict) == ("accuracy", "INFO")
 
 
 def test_smaller_sets_of_a_seed_are_subsets_of_larger_ones(tmp_path):

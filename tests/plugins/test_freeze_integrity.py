@@ -453,7 +453,7 @@ def compute_findings(dataset_and_cache, pipeline):
 
 def test_the_training_loop_passes_with_a_reason(dataset_and_cache):
     (finding,) = compute_findings(dataset_and_cache, make_pipeline(dataset_and_cache, RECIPES["probe"]))
-    assert (finding.verdict, finding.control) == ("PASS", "detected")
+    assert (finding.verdict, finding.control.outcome) == ("PASS", "detected")
     assert finding.reason.startswith("the training loop of xferbench follows the recipe by construction; holds")
     assert all(finding.measures[f"induced:{variant}/harm"] > 0 for variant in INDUCED["probe"])
     assert finding.measures["subject/harm"] == 0

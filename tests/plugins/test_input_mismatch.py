@@ -118,4 +118,7 @@ def test_a_suite_on_digits_reaches_findings(tmp_path):
     assert [finding.id for finding in findings] == [
         f"input-mismatch/harm/{variant}" for variant in ("mean-not-sum", "half-resolution")
     ]
-    assert all((finding.exposed, finding.harm) == (False, 0.0) and finding.control_harm is not None for finding in findings)
+    assert all(
+        (finding.estimate.exposed, finding.estimate.harm) == (False, 0.0) and finding.control.harm is not None
+        for finding in findings
+    )

@@ -134,5 +134,5 @@ def test_a_small_run_trains_each_start_once_a_seed_and_measures_every_cut(worksp
     accuracies = {name: value for name, value in harm.measures.items() if name.endswith("accuracy")}
     assert len(accuracies) == 16 and np.isfinite(list(accuracies.values())).all()
     difference = accuracies["bnb-2 accuracy"] - accuracies["anb-2 accuracy"]
-    assert by_id["layer-transfer/specificity-2"].harm == pytest.approx(difference)
+    assert by_id["layer-transfer/specificity-2"].estimate.harm == pytest.approx(difference)
     assert "could not be drawn" not in figures.draw_plugin_plot(layer_transfer.plugin, run)

@@ -110,7 +110,7 @@ def test_a_subject_that_stops_at_the_best_step_is_not_exposed():
         overfitting.plugin, suite=replace(fake_lab.SUITE, recipe=recipe), pipeline=replace(PIPELINE, recipe=recipe)
     )
     harm = next(finding for finding in fake_lab.run_study(study, fake_lab.fake_lab()).findings if finding.contrast == "harm")
-    assert (harm.verdict, harm.harm, harm.exposed) == ("PASS", 0.0, False)
+    assert (harm.verdict, harm.estimate.harm, harm.estimate.exposed) == ("PASS", 0.0, False)
     assert harm.reason.startswith("not exposed: ")
 
 
@@ -123,8 +123,8 @@ def test_the_last_step_is_compared_with_the_best_step_of_the_same_training():
         finding.contrast: finding
         for finding in fake_lab.run_study(fake_lab.make_study(overfitting.plugin), fake_lab.fake_lab(accuracy)).findings
     }
-    assert (by_contrast["harm"].verdict, by_contrast["harm"].control) == ("PASS", "detected")
-    assert by_contrast["harm"].control_harm == pytest.approx(0.2, abs=0.03)
+    assert (by_contrast["harm"].verdict, by_contrast["harm"].control.outcome) == ("PASS", "detected")
+    assert by_contrast["harm"].control.harm == pytest.approx(0.2, abs=0.03)
     assert {by_contrast[name].verdict for name in ("gap", "regulariser")} == {"INFO"}
 
 

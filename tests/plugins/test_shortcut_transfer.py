@@ -109,15 +109,15 @@ def find_by_cost(costs):
 def test_harm_is_the_cost_of_the_cue_beyond_that_of_a_clean_source():
     by_id = find_by_cost({"own": 0.05, "clean": 0.05, "cued": 0.35})
     finding = by_id["shortcut-transfer/harm/tied"]
-    assert (finding.verdict, finding.control) == ("PASS", "detected")
-    assert finding.harm == pytest.approx(0, abs=0.02) and finding.control_harm == pytest.approx(0.3, abs=0.03)
-    assert by_id["shortcut-transfer/cue-cost"].harm == pytest.approx(0.05, abs=0.02)
+    assert (finding.verdict, finding.control.outcome) == ("PASS", "detected")
+    assert finding.estimate.harm == pytest.approx(0, abs=0.02) and finding.control.harm == pytest.approx(0.3, abs=0.03)
+    assert by_id["shortcut-transfer/cue-cost"].estimate.harm == pytest.approx(0.05, abs=0.02)
     assert by_id["shortcut-transfer/clean-cue-cost"].verdict == "INFO"
 
 
 def test_a_subject_that_relies_on_the_cue_fails_and_the_remedy_is_a_clean_source():
     finding = find_by_cost({"own": 0.3, "clean": 0.05, "cued": 0.35})["shortcut-transfer/harm/tied"]
-    assert finding.verdict == "FAIL" and finding.harm == pytest.approx(0.25, abs=0.03)
+    assert finding.verdict == "FAIL" and finding.estimate.harm == pytest.approx(0.25, abs=0.03)
     assert 'init = "clean-source"' in "\n".join(finding.remedy["patch"])
 
 
@@ -143,4 +143,4 @@ def test_a_suite_on_small_datasets_reaches_findings(tmp_path):
         "cue-cost",
         "clean-cue-cost",
     ]
-    assert all(finding.verdict not in {"ERROR", "SKIPPED"} and finding.harm is not None for finding in findings)
+    assert all(finding.verdict not in {"ERROR", "SKIPPED"} and finding.estimate.harm is not None for finding in findings)

@@ -94,7 +94,7 @@ def test_a_poor_strategy_fails_and_the_cost_of_the_rules_is_measured():
     by_contrast = {
         finding.contrast: finding for finding in fake_lab.run_study(study, fake_lab.fake_lab(accuracy, measures)).findings
     }
-    assert (by_contrast["harm"].verdict, by_contrast["harm"].control) == ("FAIL", "detected")
+    assert (by_contrast["harm"].verdict, by_contrast["harm"].control.outcome) == ("FAIL", "detected")
     assert "too much is unfrozen" in by_contrast["harm"].reason
-    assert by_contrast["textbook-similar"].harm == pytest.approx(0.0)
-    assert by_contrast["textbook-different"].harm > 0.3
+    assert by_contrast["textbook-similar"].estimate.harm == pytest.approx(0.0)
+    assert by_contrast["textbook-different"].estimate.harm > 0.3

@@ -8,6 +8,7 @@ from factory import make_run
 
 from xferbench.core.reason import Code, because
 from xferbench.core.run import Finding
+from xferbench.core.sections import replace_flat
 from xferbench.report import checklist, messages
 
 INPUTS = [{"key": "target.data", "given": "folder:/home/me/ants", "digest": "d" * 64, "files": 3, "bytes": 99}]
@@ -108,7 +109,7 @@ def test_compute_is_shown(run):
 
 def test_skipped_and_missing_measurements_are_listed(run):
     skipped = Finding(id="p/harm", plugin="p", contrast="harm", verdict="SKIPPED", reason="no [source]")
-    missed = replace(run.findings[0], id="x/harm/v", variant="v", control="missed")
+    missed = replace_flat(run.findings[0], id="x/harm/v", variant="v", control="missed")
     dropped = messages.write_sentence(because(Code.DROPPED_EXAMPLES, entries=("3 images",)))
     notes = ("taken on trust: the mean", dropped, "the end")
     suite = {**run.suite, "plugins": ["batchnorm-drift", "forgotten"]}

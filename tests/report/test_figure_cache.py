@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from factory import make_plugin, make_run
 
+from xferbench.core.sections import replace_flat
 from xferbench.plugins import negative_transfer
 from xferbench.report import figure_cache, figures, html, tables
 
@@ -43,7 +44,7 @@ def test_a_second_page_is_equal_and_draws_only_plots_of_other_packages(tmp_path,
 def test_a_changed_number_is_drawn_again(tmp_path, drawings):
     html.render(RUN, PLUGINS, tmp_path)
     drawings.clear()
-    finding = replace(RUN.findings[0], control_harm=RUN.findings[0].control_harm + 1e-12)
+    finding = replace_flat(RUN.findings[0], control_harm=RUN.findings[0].control.harm + 1e-12)
     html.render(replace(RUN, findings=(finding, *RUN.findings[1:])), PLUGINS, tmp_path)
     assert any(label.startswith("Harm by check") for label in drawings)
     assert any(label.startswith("Plot of negative-transfer") for label in drawings)

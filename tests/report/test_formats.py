@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from xferbench.core.run import Finding, SampleImages
+from xferbench.core.sections import from_flat, replace_flat
 from xferbench.report import comparison_text, console, files, format, github, html, junit, markdown
 
 HOSTILE = "a|b\n<script>alert(1)</script> $x^{$ \x1b[31m [red]x[/red] `c` ::error::d, 100% \x00"
@@ -25,7 +26,7 @@ def run():
 
 
 def make_finding(verdict, plugin="p", **fields):
-    return Finding(id=f"{plugin}/harm", plugin=plugin, contrast="harm", verdict=verdict, **fields)
+    return from_flat(Finding, {"id": f"{plugin}/harm", "plugin": plugin, "contrast": "harm", "verdict": verdict} | fields)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def run_with_each_verdict(run):
 def hostile_run(run):
     """Return a run with hostile text in every field."""
     remedy = {"text": HOSTILE, "patch": ["```", HOSTILE], "verified": False}
-    finding_with_names = replace(
+    finding_with_names = replace_flat(
         run.findings[0], id=HOSTILE, plugin=HOSTILE, contrast=HOSTILE, variant=HOSTILE, reason=HOSTILE, remedy=remedy
     )
     suite = {**run.suite, "name": HOSTILE, "path": HOSTILE.replace("\x00", "")}
@@ -79,7 +80,7 @@ def test_a_verdict_is_a_junit_result(run, verdict, children):
 def test_numbers_are_junit_properties(run):
     (case, *_) = ET.fromstring(junit.render(run)).iter("testcase")
     properties = {entry.get("name"): entry.get("value") for entry in case.iter("property")}
-    assert float(properties["harm"]) == pytest.approx(run.findings[0].harm, rel=1e-4)
+    assert float(properties["harm"]) == pytest.approx(run.findings[0].estimate.harm, rel=1e-4)
     assert properties["control"] == "detected"
     assert "accuracy.scratch" in properties
 
@@ -316,7 +317,7 @@ def test_progress_without_a_terminal_is_one_line_for_each_stage(capsys):
 
 def test_the_factory_makes_a_finding_for_each_variant():
     findings = make_findings("batchnorm-drift", "FAIL", [cell for cell in SMALL.cells if cell.plugin == "batchnorm-drift"])
-    assert [finding.variant for finding in findings] == ["ghost-batch", "class-order"]
+    assert [finding.control.variant for finding in findings] == ["ghost-batch", "class-order"]
 
 
 @pytest.fixture(scope="module")

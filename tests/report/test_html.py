@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from factory import SCRATCH, make_cells, make_findings, make_plugin, make_record, make_run
 
-from xferbench.core.run import Finding, SampleImages, TrialRow
+from xferbench.core.run import Finding, HarmEstimate, SampleImages, TrialRow
+from xferbench.core.sections import replace_flat
 from xferbench.report import figures, forest_plot, html, tables
 
 HOSTILE = "a|b\n<script>alert(1)</script> $x^{$ \x1b[31m \"'>&"
@@ -68,7 +69,11 @@ def run():
         for verdict in ("INCONCLUSIVE", "ERROR", "SKIPPED")
     ]
     info = Finding(
-        id="batchnorm-drift/restored", plugin="batchnorm-drift", contrast="restored", verdict="INFO", harm=-0.06, seeds=5
+        id="batchnorm-drift/restored",
+        plugin="batchnorm-drift",
+        contrast="restored",
+        verdict="INFO",
+        estimate=HarmEstimate(harm=-0.06, seeds=5),
     )
     return make_run(extra=(*others, info))
 
@@ -156,7 +161,9 @@ def test_hostile_names_do_not_break_the_page(run):
     cells = [replace(cell, recipe=HOSTILE) for cell in cells]
     remedy = {"text": HOSTILE, "patch": [HOSTILE]}
     failures = make_findings(HOSTILE, "FAIL", cells, reason=HOSTILE, remedy=remedy, measures={HOSTILE: 1.0})
-    info = Finding(id=HOSTILE, plugin=HOSTILE, contrast=HOSTILE, verdict="INFO", harm=0.1, reason=HOSTILE)
+    info = Finding(
+        id=HOSTILE, plugin=HOSTILE, contrast=HOSTILE, verdict="INFO", estimate=HarmEstimate(harm=0.1), reason=HOSTILE
+    )
     suite = dict.fromkeys(("name", "path", "arch", "target", "weights"), HOSTILE)
     candidates = [{"recipe": HOSTILE, "validation": None, "chosen": True}, {"recipe": HOSTILE}]
     hostile_run = replace(
@@ -260,7 +267,7 @@ def test_every_variant_has_a_row_with_its_name_below_its_plugin(run):
 
 
 def test_a_harm_far_beyond_the_margin_keeps_the_margin_visible(run):
-    finding = replace(run.findings[0], harm=-0.9, low=-0.95, high=-0.85)
+    finding = replace_flat(run.findings[0], harm=-0.9, low=-0.95, high=-0.85)
     low, high = forest_plot._axis_range([(finding,)], 100.0)
     assert low > -60
     assert high < 100 * 15 * 0.02 + 10
@@ -321,7 +328,9 @@ def test_an_empty_run_has_a_page(run):
 
 
 def test_missing_numbers_are_not_drawn(run):
-    finding = replace(run.findings[0], low=None, high=None, benefit_retained=None, control_harm=None, accuracy={}, margin=None)
+    finding = replace_flat(
+        run.findings[0], low=None, high=None, benefit_retained=None, control_harm=None, accuracy={}, margin=None
+    )
     page = Page(html.render(replace(run, findings=(finding,), cells=()), PLUGINS))
     assert [item["aria-label"].partition(":")[0] for item in page.attributes("svg")] == [
         "Harm by check with its bounds, in points of accuracy"

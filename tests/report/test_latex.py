@@ -7,6 +7,7 @@ from factory import make_comparison, make_run
 from test_latex_table import check_source, rows
 
 from xferbench.core.run import Finding
+from xferbench.core.sections import replace_flat
 from xferbench.report import latex
 
 HOSTILE = "a_b & c% [x] \\end{table} $#{~^ 猫"
@@ -21,7 +22,8 @@ def test_a_row_has_a_finding_with_bounds_controls_and_accuracies(run):
     ((drift, transfer),) = rows(latex.render(run))
     finding = run.findings[0]
     assert drift[:2] == ["batchnorm-drift", "FAIL"]
-    assert drift[2] == f"+{100 * finding.harm:.1f} [+{100 * finding.low:.1f}, +{100 * finding.high:.1f}]"
+    harm, low, high = (100 * value for value in finding.estimate.bounds)
+    assert drift[2] == f"+{harm:.1f} [+{low:.1f}, +{high:.1f}]"
     assert drift[3:5] == ["2.0", "2/2"]
     assert drift[5:] == [*(f"{100 * finding.accuracy[arm]:.1f}" for arm in ("subject", "cured", "scratch")), "5"]
     assert transfer[2].startswith("$-$")
@@ -48,7 +50,7 @@ def test_folders_of_the_machine_are_not_published(run):
 
 
 def test_hostile_names_do_not_break_the_source(run):
-    hostile_finding = replace(run.findings[0], id=HOSTILE, plugin=HOSTILE, unit=HOSTILE, reason=HOSTILE)
+    hostile_finding = replace_flat(run.findings[0], id=HOSTILE, plugin=HOSTILE, unit=HOSTILE, reason=HOSTILE)
     skipped = Finding(id="p/harm", plugin="[p]", contrast="harm", verdict="SKIPPED")
     suite = {**run.suite, "name": HOSTILE, "target": f"folder:{HOSTILE}"}
     source = latex.render(replace(run, suite=suite, findings=(hostile_finding, skipped), notes=(HOSTILE,)))

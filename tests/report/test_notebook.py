@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from factory import make_comparison, make_outcome, make_run
 
-from xferbench.core.run import VERDICTS, Finding, Run
+from xferbench.core.run import VERDICTS, Finding, HarmEstimate, PositiveControl, Run
 from xferbench.report import notebook
 
 RUN = make_run()
@@ -60,10 +60,9 @@ def test_names_are_never_markup():
         plugin=HOSTILE,
         contrast=HOSTILE,
         verdict="FAIL",
-        variant=HOSTILE,
-        control="detected",
+        estimate=HarmEstimate(unit=HOSTILE),
+        control=PositiveControl(variant=HOSTILE, outcome="detected"),
         reason=HOSTILE,
-        unit=HOSTILE,
     )
     page = BalancedTags(notebook.notebook_table(make_small_run(hostile_finding, notes=(HOSTILE,), name=HOSTILE)))
     assert set(page.seen) <= {"div", "p", "strong", "table", "thead", "tbody", "tr", "th", "td", "span", "br", *FOLDING_TAGS}

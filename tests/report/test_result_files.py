@@ -17,6 +17,7 @@ from xferbench.core.errors import UserError
 from xferbench.core.files import require_writable
 from xferbench.core.record import Predictions
 from xferbench.core.run import SampleImages, TrialRow, run_to_json
+from xferbench.core.sections import replace_flat
 from xferbench.report import files, html, predictions
 
 NAMES = {"records.csv", "predictions.npz", "samples.npz", "report.html", "junit.xml", "summary.md", "results.json"}
@@ -155,7 +156,7 @@ def test_packed_integers_lose_nothing(values):
 
 
 def test_results_are_plain_json_with_the_documented_keys(run, tmp_path, without_html):
-    incomplete = replace(run.findings[0], harm=float("nan"), measures={"subject/drift": float("inf")})
+    incomplete = replace_flat(run.findings[0], harm=float("nan"), measures={"subject/drift": float("inf")})
     files.write_run(replace(run, findings=(incomplete,)), tmp_path)
 
     def refuse(constant):

@@ -8,6 +8,7 @@ from factory import SCRATCH, make_cells, make_record, make_run
 
 from xferbench.core.plugin import HARM, Contrast
 from xferbench.core.run import Finding, Run, TrialRow
+from xferbench.core.sections import from_flat, replace_flat
 from xferbench.report import format, tables
 
 
@@ -17,7 +18,7 @@ def run():
 
 
 def make_finding(plugin, verdict, **fields):
-    return Finding(id=f"{plugin}/harm", plugin=plugin, contrast="harm", verdict=verdict, **fields)
+    return from_flat(Finding, {"id": f"{plugin}/harm", "plugin": plugin, "contrast": "harm", "verdict": verdict} | fields)
 
 
 def make_run_of(*findings):
@@ -25,7 +26,7 @@ def make_run_of(*findings):
 
 
 def test_variants_with_equal_verdict_and_harm_share_a_row(run):
-    assert [[finding.variant for finding in group] for group in tables.finding_groups(run)] == [
+    assert [[finding.control.variant for finding in group] for group in tables.finding_groups(run)] == [
         ["ghost-batch", "class-order"],
         ["permuted"],
     ]
@@ -95,7 +96,7 @@ def test_a_plugin_counts_with_its_worst_verdict():
 def test_the_mean_of_the_harms_by_seed_is_the_harm_of_the_finding(run, plugin, contrast):
     group = next(group for group in tables.finding_groups(run) if group[0].plugin == plugin)
     rows = list(tables.paired_harms(run, group, contrast))
-    assert [name for name, _, _ in rows] == ["subject", *(f"induced: {member.variant}" for member in group)]
+    assert [name for name, _, _ in rows] == ["subject", *(f"induced: {member.control.variant}" for member in group)]
     for _, by_seed, (mean, low, high) in rows:
         assert list(by_seed) == list(range(5))
         assert np.mean(list(by_seed.values())) == pytest.approx(mean)
@@ -118,7 +119,7 @@ def test_a_view_outside_the_contrast_does_not_count(run):
 
 
 def test_a_contrast_decided_early_shows_the_seeds_of_its_verdict(run):
-    group = tuple(replace(member, seeds=3) for member in tables.finding_groups(run)[0])
+    group = tuple(replace_flat(member, seeds=3) for member in tables.finding_groups(run)[0])
     (_, subject_harms, _), (_, control_harms, _), _ = tables.paired_harms(run, group, HARM)
     assert (len(subject_harms), len(control_harms)) == (3, 5)
 

@@ -11,6 +11,7 @@ from test_audits import run_audit
 from xferbench.analysis import exit_code
 from xferbench.core.comparison import DECISIONS, Comparison, Outcome
 from xferbench.core.run import VERDICTS, Finding, contrast_id
+from xferbench.core.sections import from_flat
 from xferbench.report import test_results
 from xferbench.runner import discovery
 from xferbench.testing import fake_lab
@@ -20,7 +21,9 @@ RUN = make_run()
 
 def make_finding(verdict="PASS", plugin="a", contrast="harm", variant="", **fields):
     finding_id = f"{plugin}/{contrast}/{variant}".rstrip("/")
-    return Finding(id=finding_id, plugin=plugin, contrast=contrast, verdict=verdict, variant=variant, **fields)
+    return from_flat(
+        Finding, {"id": finding_id, "plugin": plugin, "contrast": contrast, "verdict": verdict, "variant": variant} | fields
+    )
 
 
 def result_of(*findings, name="a/harm", plugin="a", fail_on="fail", outcomes=None):

@@ -20,6 +20,7 @@ from xferbench.cli import main
 from xferbench.core import files
 from xferbench.core.errors import UserError
 from xferbench.core.run import Finding
+from xferbench.core.sections import from_flat
 from xferbench.core.suite import BackboneSection, CheckpointSection, DataSection, Invocation, Suite
 from xferbench.data.inputs import SHIPPED_WEIGHTS_FOLDER
 from xferbench.lab.data import preprocessing
@@ -243,7 +244,9 @@ def test_an_unusable_path_is_refused_even_with_force(tmp_path, name, fragment):
 
 
 def make_finding(verdict, plugin="batchnorm-drift", contrast="harm", **fields):
-    return Finding(id=f"{plugin}/{contrast}", plugin=plugin, contrast=contrast, verdict=verdict, **fields)
+    return from_flat(
+        Finding, {"id": f"{plugin}/{contrast}", "plugin": plugin, "contrast": contrast, "verdict": verdict} | fields
+    )
 
 
 @pytest.mark.parametrize(

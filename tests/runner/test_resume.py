@@ -237,7 +237,7 @@ def test_seeds_are_added_only_to_open_contrasts(suite, tmp_path, in_this_process
     for cell in finished.cells:
         seeds.setdefault(cell.plugin, set()).add(cell.seed)
     assert seeds == {"batchnorm-drift": {0, 1}, "negative-transfer": {0, 1, 2}}
-    verdict_and_seeds = {finding.id: (finding.verdict, finding.seeds) for finding in finished.findings}
+    verdict_and_seeds = {finding.id: (finding.verdict, finding.estimate.seeds) for finding in finished.findings}
     assert verdict_and_seeds["batchnorm-drift/harm/ghost-batch"] == ("PASS", 2)
     assert verdict_and_seeds["negative-transfer/harm/permuted"] == ("INCONCLUSIVE", 3)
 
@@ -247,12 +247,12 @@ def test_a_spent_budget_stops_at_the_same_look_and_a_larger_one_continues(suite,
     path = tmp_path / "store.sqlite"
     limited = replace(suite, rules=replace(suite.rules, budget=1e-6, alpha=1e-9))
     first, repeated = run(limited, path), run(limited, path)
-    assert {finding.seeds for finding in first.findings} == {2}
+    assert {finding.estimate.seeds for finding in first.findings} == {2}
     assert any("budget" in note for note in first.notes)
     assert findings_json(repeated) == findings_json(first)
     assert repeated.cost["fits"]["run"] == 0
     extended = run(replace(limited, rules=replace(limited.rules, budget=1e6)), path)
-    assert {finding.seeds for finding in extended.findings if finding.verdict == "INCONCLUSIVE"} == {3}
+    assert {finding.estimate.seeds for finding in extended.findings if finding.verdict == "INCONCLUSIVE"} == {3}
     assert extended.cost["trials"]["reused"] == first.cost["trials"]["unique"]
 
 

@@ -10,6 +10,7 @@ from factory import make_record
 from xferbench.analysis import metrics
 from xferbench.core.pipeline import Phase, Recipe
 from xferbench.core.run import Finding
+from xferbench.core.sections import from_flat
 from xferbench.core.suite import BackboneSection, Claim, DataSection, Invocation, Rules, Suite
 from xferbench.report.messages import write_sentence
 from xferbench.study import claims
@@ -48,7 +49,10 @@ def test_an_interval_decides_a_claim_only_if_it_lies_on_one_side(low, high, leas
 
 def make_finding(finding_id, verdict="PASS", **fields):
     plugin, contrast, *variant = finding_id.split("/")
-    return Finding(id=finding_id, plugin=plugin, contrast=contrast, variant="".join(variant), verdict=verdict, **fields)
+    return from_flat(
+        Finding,
+        {"id": finding_id, "plugin": plugin, "contrast": contrast, "variant": "".join(variant), "verdict": verdict} | fields,
+    )
 
 
 def test_a_contrast_estimate_is_the_control_harm_for_a_variant_and_the_measured_harm_otherwise():

@@ -40,7 +40,7 @@ def find_invariant(values, plugin=EXACT_PLUGIN, accuracy=ACCURACIES):
 
 def test_an_invariant_that_holds_passes_and_the_induced_arm_is_the_control():
     finding = find_invariant({"ghost": 2.0})
-    assert (finding.verdict, finding.control, finding.exposed, finding.remedy, finding.seeds) == (
+    assert (finding.verdict, finding.control.outcome, finding.estimate.exposed, finding.remedy, finding.estimate.seeds) == (
         "PASS",
         "detected",
         False,
@@ -55,13 +55,13 @@ def test_an_invariant_that_holds_passes_and_the_induced_arm_is_the_control():
         "induced:class-order/drift": 0.0,
         "induced:stale-statistics/drift": 0.0,
     }
-    assert find_invariant({}).control == "missed"
+    assert find_invariant({}).control.outcome == "missed"
 
 
 def test_an_invariant_fails_by_any_deviation_of_a_single_seed():
     for value in (1e-12, -5.0):
         finding = find_invariant({"subject": [0.0, value, 0.0]})
-        assert (finding.verdict, finding.exposed) == ("FAIL", True)
+        assert (finding.verdict, finding.estimate.exposed) == ("FAIL", True)
         assert finding.reason == "broken at 1 of 3 seeds: nothing drifts"
         assert finding.remedy["verified"] and 'batchnorm = "eval"    # was train' in finding.remedy["patch"]
 
@@ -86,8 +86,8 @@ def test_an_unmeasured_invariant_is_an_error_and_never_a_pass(value):
 
 
 def test_an_unmeasured_induced_failure_is_not_detected():
-    assert find_invariant({"ghost": NAN}).control == "missed"
-    assert find_invariant({"ghost": [NAN, 1.0, NAN]}).control == "detected"
+    assert find_invariant({"ghost": NAN}).control.outcome == "missed"
+    assert find_invariant({"ghost": [NAN, 1.0, NAN]}).control.outcome == "detected"
 
 
 @pytest.mark.parametrize("crashing_kind", ["subject", "cured", "ghost"])
@@ -125,7 +125,7 @@ def test_an_exact_contrast_adds_no_hypothesis_to_the_correction():
         ]
         for plugin in (batchnorm_drift.plugin, EXACT_PLUGIN)
     )
-    assert without_exact.p_fail == with_exact.p_fail
+    assert without_exact.estimate.p_fail == with_exact.estimate.p_fail
 
 
 def unrecorded_preprocessing(pipeline, profile):

@@ -27,6 +27,7 @@ from test_schedule import ACCURACIES, PROFILE, SUITE, make_lab, make_study, trai
 from xferbench.core.interventions import PRETRAINED, Edit
 from xferbench.core.record import Record
 from xferbench.core.run import run_to_json
+from xferbench.core.sections import replace_flat
 from xferbench.core.strategies import from_scratch, linear_probe
 from xferbench.core.suite import Claim, Matrix
 from xferbench.plugins import batchnorm_drift, catastrophic_forgetting, learning_rate, negative_transfer, train_serve_skew
@@ -269,7 +270,7 @@ def yield_pairs():
     inconclusive = make_plugin_run(verdict="INCONCLUSIVE")
     yield (
         "below but for its control",
-        replace(inconclusive, findings=tuple(replace(x, p_pass=0.001) for x in inconclusive.findings)),
+        replace(inconclusive, findings=tuple(replace_flat(x, p_pass=0.001) for x in inconclusive.findings)),
         make_plugin_run(**grown),
     )
     yield (

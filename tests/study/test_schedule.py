@@ -75,8 +75,8 @@ def compute_findings(study, lab):
 
 def test_an_induced_harm_is_found_and_its_cure_is_verified():
     finding = compute_findings(make_study(batchnorm_drift.plugin), make_lab(ACCURACIES))["batchnorm-drift/harm/ghost-batch"]
-    assert (finding.verdict, finding.control) == ("FAIL", "detected")
-    assert finding.low > 0.03 and finding.harm == pytest.approx(0.1, abs=0.02)
+    assert (finding.verdict, finding.control.outcome) == ("FAIL", "detected")
+    assert finding.estimate.low > 0.03 and finding.estimate.harm == pytest.approx(0.1, abs=0.02)
     assert finding.accuracy == pytest.approx({"subject": 0.7, "cured": 0.8, "induced": 0.6, "scratch": 0.5}, abs=0.03)
     assert finding.benefit_retained == pytest.approx(2 / 3, abs=0.05)
     assert finding.remedy["verified"] and 'batchnorm = "eval"    # was train' in finding.remedy["patch"]
@@ -86,7 +86,7 @@ def test_a_pass_needs_a_control_that_detects_the_failure():
     by_id = compute_findings(make_study(batchnorm_drift.plugin), make_lab(ACCURACIES | {"subject": 0.8, "momentum": 0.77}))
     assert by_id["batchnorm-drift/harm/ghost-batch"].verdict == "PASS"
     stale = by_id["batchnorm-drift/harm/stale-statistics"]
-    assert (stale.verdict, stale.control) == ("INCONCLUSIVE", "missed")
+    assert (stale.verdict, stale.control.outcome) == ("INCONCLUSIVE", "missed")
     assert "no power" in stale.reason
 
 
@@ -94,14 +94,14 @@ def test_an_induced_failure_without_cost_is_harmless_and_allows_a_pass():
     finding = compute_findings(make_study(batchnorm_drift.plugin), make_lab(ACCURACIES | {"subject": 0.8}))[
         "batchnorm-drift/harm/stale-statistics"
     ]
-    assert (finding.verdict, finding.control) == ("PASS", "harmless")
+    assert (finding.verdict, finding.control.outcome) == ("PASS", "harmless")
 
 
 def test_a_subject_equal_to_its_cure_is_not_exposed_and_shares_its_trials():
     suite = replace(SUITE, recipe=linear_probe())
     step, records, _ = replay(make_study(batchnorm_drift.plugin, suite=suite), make_lab(ACCURACIES))
     finding = messages.write_findings(findings.build_findings(suite, step, records))[0]
-    assert (finding.verdict, finding.harm, finding.low, finding.high, finding.exposed) == ("PASS", 0.0, 0.0, 0.0, False)
+    assert (finding.verdict, finding.estimate.bounds, finding.estimate.exposed) == ("PASS", (0.0, 0.0, 0.0), False)
     keys_by_arm = {
         arm: {request.trial.key for request in step.requests if (request.arm, request.view) == (arm, "test")}
         for arm in ("subject", "cured")
@@ -113,8 +113,8 @@ def test_a_subject_equal_to_its_cure_is_not_exposed_and_shares_its_trials():
 def test_negative_transfer_is_scratch_minus_subject():
     by_id = compute_findings(make_study(negative_transfer.plugin), make_lab(ACCURACIES | {"scratch": 0.9}))
     finding = by_id["negative-transfer/harm/permuted"]
-    assert finding.verdict == "FAIL" and finding.harm == pytest.approx(0.2, abs=0.03)
-    assert finding.control_harm == pytest.approx(0.6, abs=0.08)
+    assert finding.verdict == "FAIL" and finding.estimate.harm == pytest.approx(0.2, abs=0.03)
+    assert finding.control.harm == pytest.approx(0.6, abs=0.08)
     assert finding.remedy["verified"] and 'init = "random"' in finding.remedy["patch"]
     assert finding.benefit_retained is None, "cured is scratch here and does not beat it"
     assert (
@@ -137,8 +137,8 @@ def test_seeds_are_added_only_to_open_findings():
     }
     assert seeds_by_plugin == {"batchnorm-drift": set(range(5)), "negative-transfer": set(range(3))}
     by_id = {finding.id: finding for finding in messages.write_findings(findings.build_findings(SUITE, step, records))}
-    assert by_id["negative-transfer/harm/permuted"].seeds == 3
-    assert by_id["batchnorm-drift/harm/ghost-batch"].seeds == 5
+    assert by_id["negative-transfer/harm/permuted"].estimate.seeds == 3
+    assert by_id["batchnorm-drift/harm/ghost-batch"].estimate.seeds == 5
     assert "a decision needs" in by_id["batchnorm-drift/harm/ghost-batch"].reason
 
 
@@ -188,7 +188,7 @@ def test_a_crashed_arm_is_an_error_and_never_a_pass(kind):
     by_id = compute_findings(make_study(batchnorm_drift.plugin), make_lab(ACCURACIES, crash=(kind,)))
     finding = by_id["batchnorm-drift/harm/ghost-batch"]
     assert finding.verdict == "ERROR" and "Boom: on purpose" in finding.reason
-    assert finding.p_fail is None and finding.benefit_retained is None
+    assert finding.estimate.p_fail is None and finding.benefit_retained is None
 
 
 def test_a_crash_of_one_induced_variant_leaves_the_others():
@@ -220,7 +220,7 @@ def test_an_unavailable_view_is_an_error_of_its_plugin_and_the_others_go_on(view
 def test_measurements_are_taken_even_without_a_verdict():
     measurements = [contrast for contrast in batchnorm_drift.plugin.contrasts if contrast.kind == "info"]
     by_id = compute_findings(make_study(replace(batchnorm_drift.plugin, contrasts=tuple(measurements))), make_lab(ACCURACIES))
-    assert {finding.verdict for finding in by_id.values()} == {"INFO"} and {finding.seeds for finding in by_id.values()} == {3}
+    assert {(finding.verdict, finding.estimate.seeds) for finding in by_id.values()} == {("INFO", 3)}
 
 
 def test_a_plugin_that_does_not_apply_is_skipped_with_its_reason():
@@ -270,12 +270,9 @@ def test_more_plugins_make_a_verdict_harder_but_variants_of_a_contrast_do_not():
     alone = compute_findings(make_study(batchnorm_drift.plugin), make_lab(ACCURACIES | {"subject": 0.755}))
     copies = [replace(negative_transfer.plugin, id=f"other-{number}") for number in range(6)]
     with_others = compute_findings(make_study(batchnorm_drift.plugin, *copies), make_lab(ACCURACIES | {"subject": 0.755}))
-    p_values = {by_id["batchnorm-drift/harm/ghost-batch"].p_fail for by_id in (alone, with_others)}
-    assert (
-        len(p_values) == 2
-        and with_others["batchnorm-drift/harm/ghost-batch"].p_fail > alone["batchnorm-drift/harm/ghost-batch"].p_fail
-    )
-    assert alone["batchnorm-drift/harm/ghost-batch"].p_fail == alone["batchnorm-drift/harm/class-order"].p_fail
+    first, second = "batchnorm-drift/harm/ghost-batch", "batchnorm-drift/harm/class-order"
+    assert with_others[first].estimate.p_fail > alone[first].estimate.p_fail
+    assert alone[first].estimate.p_fail == alone[second].estimate.p_fail
 
 
 def test_losses_are_judged_with_the_opposite_sign():
@@ -317,7 +314,7 @@ def test_a_plugin_without_a_variant_has_one_finding_without_a_control():
         remedy="",
     )
     finding = compute_findings(make_study(plugin), make_lab(ACCURACIES))["bare/harm"]
-    assert (finding.verdict, finding.control, finding.variant) == ("FAIL", "none", "")
+    assert (finding.verdict, finding.control.outcome, finding.control.variant) == ("FAIL", "none", "")
 
 
 def test_every_candidate_of_a_selection_is_counted_among_the_requests():

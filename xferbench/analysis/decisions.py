@@ -54,7 +54,8 @@ class ContrastFindings:
 
     def is_below_margin(self, alpha: float) -> bool:
         """Return whether the harm was shown to be below the margin, even if a missed control prevented a PASS."""
-        return self.verdict == "PASS" or all(finding.p_pass is not None and finding.p_pass < alpha for finding in self.findings)
+        p_values = [finding.estimate.p_pass for finding in self.findings]
+        return self.verdict == "PASS" or all(p_value is not None and p_value < alpha for p_value in p_values)
 
 
 def decide_subject(pair: pairing.PairedContrast, decision: SequentialDecision, *, elsewhere: bool) -> tuple[Outcome, Reason]:
@@ -137,21 +138,21 @@ def decide_unpaired(
     worst = candidate.worst
     accepted_verdict = accepted.verdict if accepted and accepted.verdict not in UNDECIDED_VERDICTS else ""
     result = decide_without_pair(candidate.verdict, accepted_verdict, obstacle, text=worst.reason)
-    numbers = {name: getattr(worst, name) for name in ("metric", "unit", "margin", "seeds", "examples")}
-    return _build_outcome(candidate, accepted, result, numbers | {"now": worst.harm})
+    numbers = {name: getattr(worst.estimate, name) for name in ("metric", "unit", "margin", "seeds", "examples")}
+    return _build_outcome(candidate, accepted, result, numbers | {"now": worst.estimate.harm})
 
 
 def decide_dropped(accepted: ContrastFindings) -> tuple[Outcome, Reason]:
     """Return the outcome of a contrast that only the accepted run tested, with its reason."""
     result, worst = decide_untested(accepted.verdict), accepted.worst
-    numbers = {name: getattr(worst, name) for name in ("metric", "unit", "margin")}
+    numbers = {name: getattr(worst.estimate, name) for name in ("metric", "unit", "margin")}
     outcome = Outcome(
         id=accepted.id,
         plugin=accepted.plugin,
         decision=result.code,
         reason="",
         accepted=accepted.verdict,
-        before=worst.harm,
+        before=worst.estimate.harm,
         **numbers,
     )
     return outcome, result.reason

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench.core.matrix_result import matrix_to_json
 from xferbench.core.record import Record, json_values
+from xferbench.core.sections import flat_values, from_flat, section_field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -58,36 +59,18 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One verdict with its numbers; the fields of an entry of ``findings`` in ``results.json``.
+class HarmEstimate:
+    """The harm of a finding next to its margin, as results have it: a number that cannot be computed is None.
 
     Attributes:
-        id: the id of the contrast (:func:`contrast_id`), followed by ``/variant`` if there is a variant.
-        plugin, contrast: the id of the plugin and the name of the contrast.
-        verdict: one of :data:`VERDICTS`.
-        variant: the induced variant of the positive control, or "".
-        control: one of :data:`CONTROLS`.
         metric, unit: the metric and its unit.
         harm, low, high: the harm with unadjusted one-sided bounds.
         p_fail, p_pass: p-values, adjusted for looks and plugins.
         margin: the margin in the unit of the metric.
-        benefit_retained: (subject − scratch) / (cured − scratch), in target accuracy.
-        accuracy: mean target accuracy by arm.
         seeds, examples: numbers of seeds and of test examples (or groups).
-        control_harm, control_low, control_high: the same contrast with the induced arm in the place of the subject.
         exposed: whether the cure changes the subject.
-        measures: means over seeds of the plugin's measures, by ``arm/measure``.
-        reason: the sentences of the finding.
-        remedy: None, or ``text``, ``patch`` (lines of the suite file) and ``verified``.
-        kind: ``experiment``, or ``audit`` of a finished network.
     """
 
-    id: str
-    plugin: str
-    contrast: str
-    verdict: str
-    variant: str = ""
-    control: str = "none"
     metric: str = "accuracy"
     unit: str = "accuracy"
     harm: float | None = None
@@ -96,18 +79,76 @@ class Finding:
     p_fail: float | None = None
     p_pass: float | None = None
     margin: float | None = None
-    benefit_retained: float | None = None
-    accuracy: Mapping[str, float] = field(default_factory=dict)
     seeds: int = 0
     examples: int = 0
-    control_harm: float | None = None
-    control_low: float | None = None
-    control_high: float | None = None
     exposed: bool = True
-    measures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None, float | None]:
+        """The harm, its lower and its upper bound."""
+        return self.harm, self.low, self.high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositiveControl:
+    """What a positive control of a finding shows: the same contrast with the induced arm in the place of the subject.
+
+    Attributes:
+        variant: the induced variant, or "".
+        outcome: one of :data:`CONTROLS`.
+        harm, low, high: the harm of the induced arm with unadjusted one-sided bounds, in the unit of the finding.
+    """
+
+    variant: str = ""
+    outcome: str = field(default="none", metadata={"key": "control"})
+    harm: float | None = field(default=None, metadata={"key": "control_harm"})
+    low: float | None = field(default=None, metadata={"key": "control_low"})
+    high: float | None = field(default=None, metadata={"key": "control_high"})
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None, float | None]:
+        """The harm, its lower and its upper bound."""
+        return self.harm, self.low, self.high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One verdict with its numbers. Its flat form is an entry of ``findings`` in ``results.json``.
+
+    Attributes:
+        id: the id of the contrast (:func:`contrast_id`), followed by ``/variant`` if there is a variant.
+        plugin, contrast: the id of the plugin and the name of the contrast.
+        kind: ``experiment``, or ``audit`` of a finished network.
+        verdict: one of :data:`VERDICTS`.
+        reason: the sentences of the finding.
+        remedy: None, or ``text``, ``patch`` (lines of the suite file) and ``verified``.
+        estimate: a :class:`HarmEstimate`, the harm next to its margin: ``metric``, ``unit``, ``harm``, ``low``, ``high``,
+            ``p_fail``, ``p_pass``, ``margin``, ``seeds``, ``examples``, ``exposed``.
+        control: a :class:`PositiveControl`: ``variant``, ``outcome``, ``harm``, ``low``, ``high``.
+        accuracy: mean target accuracy by arm.
+        benefit_retained: (subject − scratch) / (cured − scratch), in target accuracy.
+        measures: means over seeds of the plugin's measures, by ``arm/measure``.
+    """
+
+    id: str
+    plugin: str
+    contrast: str
+    kind: str = "experiment"
+    verdict: str
     reason: str = ""
     remedy: Mapping[str, Any] | None = None
-    kind: str = "experiment"
+    estimate: HarmEstimate = section_field(HarmEstimate, default=HarmEstimate())
+    control: PositiveControl = section_field(PositiveControl, default=PositiveControl())
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    benefit_retained: float | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+
+FINDING_KEYS = (  # keys of an entry of ``findings`` in ``results.json``, in their order
+    *("id", "plugin", "contrast", "verdict", "variant", "control", "metric", "unit"),
+    *("harm", "low", "high", "p_fail", "p_pass", "margin", "benefit_retained", "accuracy", "seeds", "examples"),
+    *("control_harm", "control_low", "control_high", "exposed", "measures", "reason", "remedy", "kind"),
+)
 
 
 def contrast_id(plugin: str, contrast: str) -> str:
@@ -124,7 +165,7 @@ def contrast_id(plugin: str, contrast: str) -> str:
 def finding_to_json(finding: Finding) -> dict[str, Any]:
     """Return an entry of ``findings``. Its ``plugin`` and ``contrast`` are the two parts of the contrast's id."""
     plugin, _, contrast = contrast_id(finding.plugin, finding.contrast).partition("/")
-    return asdict(finding) | {"plugin": plugin, "contrast": contrast}
+    return dict.fromkeys(FINDING_KEYS) | flat_values(finding) | {"plugin": plugin, "contrast": contrast}
 
 
 def finding_from_json(entry: Mapping[str, Any], plugins: Iterable[str]) -> Finding:
@@ -137,7 +178,7 @@ def finding_from_json(entry: Mapping[str, Any], plugins: Iterable[str]) -> Findi
     Raises:
         TypeError: if the entry has other fields.
     """
-    finding = Finding(**entry)
+    finding = from_flat(Finding, entry)
     if finding.plugin != AUDIT.removesuffix("/"):
         return finding
     audit_id = f"{AUDIT}{finding.contrast}"

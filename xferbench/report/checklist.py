@@ -93,7 +93,7 @@ def _audit_seeds() -> dict[str, str]:
 
 def _seeds(run: Run) -> dict[str, str]:
     seeds = sorted({cell.seed for cell in run.cells})
-    used = sorted({finding.seeds for finding in run.findings if finding.seeds})
+    used = sorted({finding.estimate.seeds for finding in run.findings if finding.estimate.seeds})
     fewer = f" Findings use the first {' or '.join(map(str, used))} of them." if len(used) > 1 else ""
     looks = ", ".join(map(str, run.suite.get("looks") or ()))
     tuning = run.suite.get("tuning_seeds")
@@ -120,7 +120,7 @@ def _statistics(run: Run) -> dict[str, str]:
     suite = run.suite
     metric, alpha = metrics.get_metric(str(suite["metric"])), float(suite["alpha"])
     margin = format.format_score_number(float(suite["margin"]), metric.unit)
-    images = " or ".join(map(str, sorted({finding.examples for finding in run.findings if finding.examples})))
+    images = " or ".join(map(str, sorted({finding.estimate.examples for finding in run.findings if finding.estimate.examples})))
     predictions = [cell.record.predictions for cell in run.cells if cell.record.predictions is not None]
     grouped = any(len(prediction.group) for prediction in predictions)
     model = "Crossed random effects of seeds and test images (Student's t with Satterthwaite's degrees of freedom)"
@@ -294,7 +294,11 @@ def _unmeasured(run: Run) -> dict[str, str]:
         _bullets(f"{name}: {reason}" for name, reason in reasons[verdict].items()) or "Nothing."
         for verdict in ("SKIPPED", "ERROR", "INCONCLUSIVE")
     )
-    missed = [f"{tables.group_name(finding)}: {finding.variant}" for finding in run.findings if finding.control == "missed"]
+    missed = [
+        f"{tables.group_name(finding)}: {finding.control.variant}"
+        for finding in run.findings
+        if finding.control.outcome == "missed"
+    ]
     reported = {*(finding.plugin for finding in run.findings), "all"}
     absent = [name for name in run.suite.get("plugins") or () if name not in reported]
     return {

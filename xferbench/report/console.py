@@ -46,7 +46,7 @@ def verdict_table(run: Run) -> RenderableType:
     for group, row in zip(groups, rows, strict=True):
         parts += _row_lines(row, widths, VERDICT_COLORS[group[0].verdict])
         parts += [Padding(Text(line, style=style), (0, 0, 0, 2), expand=False) for line, style in _details(group) if line]
-    units = sorted({format.unit_name(group[0].unit) for group in groups})
+    units = sorted({format.unit_name(group[0].estimate.unit) for group in groups})
     legend = f"HARM in {' / '.join(units)}; KEPT: retained benefit of pretraining in %; the other columns: accuracy in %"
     return Group(*parts, *([Text(), Text(legend, style="dim")] if groups else []))
 
@@ -165,7 +165,7 @@ def _row(group: tables.Group) -> tuple[str, ...]:
     return (
         format.one_line(name),
         first.verdict,
-        format.format_harm(first.harm, first.unit),
+        format.format_harm(first.estimate.harm, first.estimate.unit),
         bounds,
         retained,
         subject,

@@ -32,11 +32,11 @@ def draw_forest(groups: Sequence[tables.Group], cache: Path | None = None) -> st
     The plot shows the groups with the most common unit, because one axis has one unit. The result is empty if there is no
     harm to draw.
     """
-    units = Counter(group[0].unit for group in groups if group[0].harm is not None)
+    units = Counter(group[0].estimate.unit for group in groups if group[0].estimate.harm is not None)
     if not units:
         return ""
     ((unit, _),) = units.most_common(1)
-    groups = [group for group in groups if group[0].harm is not None and group[0].unit == unit]
+    groups = [group for group in groups if group[0].estimate.harm is not None and group[0].estimate.unit == unit]
     height = sum(map(_group_height, groups))
     values = "; ".join(
         f"{format.one_line(tables.group_name(first))} {first.verdict} {tables.harm_text(first)}" for first, *_ in groups
@@ -54,7 +54,7 @@ def _draw_groups(figure: svg.Figure, groups: Sequence[tables.Group], unit: str, 
     axes = add_plot_column(figure, height)
     span = _axis_range(groups, factor)
     axes.set_xlim(span)
-    draw_reference_lines(axes, [group[0].margin for group in groups], factor)
+    draw_reference_lines(axes, [group[0].estimate.margin for group in groups], factor)
     top = 0.0
     for group in groups:
         _draw_group(axes, group, top, span)
@@ -67,7 +67,7 @@ def _draw_groups(figure: svg.Figure, groups: Sequence[tables.Group], unit: str, 
 def _draw_group(axes: Axes, group: tables.Group, top: float, span: tuple[float, float]) -> None:
     """Draw the heading of a check, and rows for the pipeline and each positive control, from ``top`` inches down."""
     first = group[0]
-    factor, _ = format.unit_scale(first.unit)
+    factor, _ = format.unit_scale(first.estimate.unit)
     write_row_text(
         axes,
         top + HEADING_HEIGHT / 2,
@@ -76,15 +76,12 @@ def _draw_group(axes: Axes, group: tables.Group, top: float, span: tuple[float, 
         weight="bold",
         color=VERDICT_TEXT_COLORS.get(first.verdict, INK),
     )
-    rows: list[tuple[str, tables.Bounds]] = [("your pipeline", (first.harm, first.low, first.high))]
-    rows += [
-        (_variant_name(finding), (finding.control_harm, finding.control_low, finding.control_high))
-        for finding in _controls(group)
-    ]
+    rows: list[tuple[str, tables.Bounds]] = [("your pipeline", first.estimate.bounds)]
+    rows += [(_variant_name(finding), finding.control.bounds) for finding in _controls(group)]
     color = VERDICT_COLORS.get(first.verdict, MUTED)
     for number, (name, bounds) in enumerate(rows):
         y = top + HEADING_HEIGHT + ROW_HEIGHT * (number + 0.5)
-        write_row_text(axes, y, name, format.format_bounds(bounds, first.unit))
+        write_row_text(axes, y, name, format.format_bounds(bounds, first.estimate.unit))
         style = {"color": MUTED, "marker": "D", "hollow": True} if number else {"color": color, "marker": "o"}
         draw_interval(axes, y, bounds, factor, linewidth=1.1 if number else 2.2, span=span, **style)
 
@@ -101,7 +98,7 @@ def _draw_separator(axes: Axes, y: float) -> None:
 
 
 def _controls(group: tables.Group) -> list[Finding]:
-    return [finding for finding in group if finding.control_harm is not None]
+    return [finding for finding in group if finding.control.harm is not None]
 
 
 def _group_height(group: tables.Group) -> float:
@@ -110,7 +107,7 @@ def _group_height(group: tables.Group) -> float:
 
 
 def _variant_name(finding: Finding) -> str:
-    return format.shorten(finding.variant, 20) or "induced"
+    return format.shorten(finding.control.variant, 20) or "induced"
 
 
 def _axis_range(groups: Sequence[tables.Group], factor: float) -> tuple[float, float]:
@@ -118,15 +115,9 @@ def _axis_range(groups: Sequence[tables.Group], factor: float) -> tuple[float, f
 
     The range covers all intervals, except values so large that the margin would not be visible.
     """
-    values = [value for group in groups for value in (group[0].harm, group[0].low, group[0].high) if value is not None]
-    control_values = [
-        value
-        for group in groups
-        for finding in group
-        for value in (finding.control_harm, finding.control_low, finding.control_high)
-        if value is not None
-    ]
-    margin = max((group[0].margin or 0.0 for group in groups), default=0.0)
+    values = [value for group in groups for value in group[0].estimate.bounds if value is not None]
+    control_values = [value for group in groups for finding in group for value in finding.control.bounds if value is not None]
+    margin = max((group[0].estimate.margin or 0.0 for group in groups), default=0.0)
     low, high = min([0.0, *values, *control_values]), max([margin, *values, *control_values])
     if margin:
         high = min(high, max([15 * margin, *values]))

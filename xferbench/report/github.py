@@ -112,8 +112,8 @@ def _outcome_note(outcome: Outcome, group: tables.Group) -> Annotation:
 
 
 def _message(group: tables.Group) -> str:
-    first = group[0]
-    size = f"harm {tables.harm_text(first)} {format.unit_name(first.unit)}" if first.harm is not None else ""
+    first, estimate = group[0], group[0].estimate
+    size = "" if estimate.harm is None else f"harm {tables.harm_text(first)} {format.unit_name(estimate.unit)}"
     return "; ".join(part for part in (size, tables.group_reason(group), tables.next_action(group)) if part)
 
 

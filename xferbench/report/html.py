@@ -49,7 +49,7 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
     groups = tables.finding_groups(run)
     names = [name for name in tables.plugin_names(run) if _has_trials(run, name)]
     anchors = {name: f"plugin-{number}" for number, name in enumerate(names, start=1)}
-    units = sorted({format.unit_name(group[0].unit) for group in groups})
+    units = sorted({format.unit_name(group[0].estimate.unit) for group in groups})
     verdicts = [
         _verdict(group) | {"anchor": anchors.get(group[0].plugin, ""), "cause": _cause(plugins.get(group[0].plugin))}
         for group in groups
@@ -115,7 +115,7 @@ def _settings(run: Run) -> list[tuple[str, str]]:
     """Return the main settings of the suite for the head of the page."""
     suite = run.suite
     margin = suite.get("margin")
-    unit = run.findings[0].unit if run.findings else "accuracy"
+    unit = run.findings[0].estimate.unit if run.findings else "accuracy"
     factor, _ = format.unit_scale(unit)
     files = {role: Path(str(suite[role])).name if suite.get(role) else None for role in ("weights", "after", "before")}
     settings = {
@@ -134,17 +134,17 @@ def _settings(run: Run) -> list[tuple[str, str]]:
 
 
 def _verdict(group: tables.Group) -> dict[str, Any]:
-    first = group[0]
+    first, estimate = group[0], group[0].estimate
     accuracy = {arm: format.format_percent(first.accuracy.get(arm)) for arm in ("subject", "cured", "scratch")}
     return {
         "plugin": format.one_line(first.plugin),
         "contrast": "" if first.contrast == "harm" else format.one_line(first.contrast),
         "verdict": first.verdict,
-        "harm": format.format_harm(first.harm, first.unit),
-        "bounds": "" if first.harm is None else tables.harm_text(first).partition(" ")[2],
+        "harm": format.format_harm(estimate.harm, estimate.unit),
+        "bounds": "" if estimate.harm is None else tables.harm_text(first).partition(" ")[2],
         "p": [
             (name, format.format_p_value(value))
-            for name, value in (("p FAIL", first.p_fail), ("p PASS", first.p_pass))
+            for name, value in (("p FAIL", estimate.p_fail), ("p PASS", estimate.p_pass))
             if value is not None
         ],
         "controls": tables.control_summary(group),
@@ -158,10 +158,10 @@ def _verdict(group: tables.Group) -> dict[str, Any]:
         "advice": format.one_line((first.remedy or {}).get("text") or ""),
         "patch": tables.patch_lines(group),
         "verified": tables.verification_text(group),
-        "margin": "" if first.margin is None else format.format_harm(first.margin, first.unit).removeprefix("+"),
-        "unit": format.unit_name(first.unit),
-        "seeds": first.seeds,
-        "examples": first.examples,
+        "margin": "" if estimate.margin is None else format.format_harm(estimate.margin, estimate.unit).removeprefix("+"),
+        "unit": format.unit_name(estimate.unit),
+        "seeds": estimate.seeds,
+        "examples": estimate.examples,
     }
 
 
@@ -190,8 +190,8 @@ def _section(run: Run, name: str, plugin: Plugin | None, cache: Path | None, con
             (
                 format.one_line(finding.contrast),
                 tables.harm_text(finding),
-                format.unit_name(finding.unit),
-                finding.seeds,
+                format.unit_name(finding.estimate.unit),
+                finding.estimate.seeds,
                 format.one_line(finding.reason),
             )
             for finding in tables.measurements(run, name)
@@ -222,7 +222,10 @@ def _paired_figures(run: Run, name: str, plugin: Plugin | None, cache: Path | No
         (
             "Paired differences" if len(groups) == 1 else f"Paired differences: {format.one_line(contrast)}",
             figures.draw_paired(
-                list(tables.paired_harms(run, group, contrasts[contrast])), group[0].margin, group[0].unit, cache
+                list(tables.paired_harms(run, group, contrasts[contrast])),
+                group[0].estimate.margin,
+                group[0].estimate.unit,
+                cache,
             ),
         )
         for contrast, group in groups.items()
@@ -235,7 +238,7 @@ def _measures(run: Run, name: str) -> list[tuple[str, str]]:
     for finding in run.findings:
         if finding.plugin == name:
             for key, value in finding.measures.items():
-                label = f"{key} ({finding.variant})" if key.startswith("induced/") and finding.variant else key
+                label = f"{key} ({finding.control.variant})" if key.startswith("induced/") and finding.control.variant else key
                 rows[format.one_line(label), format.format_number(value)] = None
     return list(rows)
 

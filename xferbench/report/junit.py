@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
+from xferbench.core.sections import flat_values
 from xferbench.report import comparison_text, format, tables
 
 if TYPE_CHECKING:
@@ -94,9 +95,10 @@ def _set_counts(element: ET.Element, results: Sequence[str], elements: Mapping[s
 
 def finding_properties(finding: Finding) -> dict[str, str]:
     """Return the texts and numbers of a finding by name, without missing numbers."""
-    texts = {name: str(getattr(finding, name)) for name in FINDING_TEXTS}
+    values = flat_values(finding)
+    texts = {name: str(values[name]) for name in FINDING_TEXTS}
     accuracy = {f"accuracy.{arm}": value for arm, value in finding.accuracy.items()}
-    return texts | _format_numbers({name: getattr(finding, name) for name in FINDING_NUMBERS} | accuracy)
+    return texts | _format_numbers({name: values[name] for name in FINDING_NUMBERS} | accuracy)
 
 
 def outcome_properties(outcome: Outcome) -> dict[str, str]:

@@ -55,16 +55,16 @@ def _findings_table(run: Run, groups: tuple[Group, ...]) -> str:
 
 
 def _finding_cells(group: Group) -> list[str]:
-    first = group[0]
-    controls = [finding.control for finding in group if finding.control != "none"]
+    first, estimate = group[0], group[0].estimate
+    controls = [finding.control.outcome for finding in group if finding.control.outcome != "none"]
     return [
         escape(group_name(first)),
         first.verdict,
         escape_number(harm_text(first)),
-        MISSING if first.margin is None else format.format_score_number(first.margin, first.unit),
+        MISSING if estimate.margin is None else format.format_score_number(estimate.margin, estimate.unit),
         f"{controls.count('detected')}/{len(controls)}" if controls else MISSING,
         *(_percentage(first.accuracy.get(arm)) for arm in ARMS),
-        str(first.seeds) if first.seeds else MISSING,
+        str(estimate.seeds) if estimate.seeds else MISSING,
     ]
 
 
@@ -75,9 +75,9 @@ def _percentage(value: float | None) -> str:
 def _findings_caption(run: Run, groups: tuple[Group, ...]) -> str:
     """Return the caption: what the numbers mean, and which data they come from."""
     suite = run.suite
-    units = dict.fromkeys(group[0].unit for group in groups if group[0].harm is not None)
+    units = dict.fromkeys(group[0].estimate.unit for group in groups if group[0].estimate.harm is not None)
     unit = " or ".join(map(format.unit_name, units)) or "the unit of each check"
-    examples = sorted({group[0].examples for group in groups if group[0].examples})
+    examples = sorted({group[0].estimate.examples for group in groups if group[0].estimate.examples})
     size = f", {suite['train_size']} training images" if suite.get("train_size") else ""
     level = format.format_confidence(float(suite["alpha"]), "")
     images = " ".join([" or ".join(map(str, examples)), "test images"]).strip()

@@ -72,7 +72,7 @@ def _verdicts(run: Run) -> list[str]:
     parts = [escape(tables.headline(run))]
     groups = tables.finding_groups(run)
     if groups:
-        unit = format.unit_name(groups[0][0].unit)
+        unit = format.unit_name(groups[0][0].estimate.unit)
         head = [
             "Check",
             "Verdict",
@@ -91,7 +91,7 @@ def _verdicts(run: Run) -> list[str]:
             [
                 escape(f"{finding.plugin}/{finding.contrast}"),
                 tables.harm_text(finding),
-                format.unit_name(finding.unit),
+                format.unit_name(finding.estimate.unit),
                 escape(finding.reason),
             ]
             for finding in measurements

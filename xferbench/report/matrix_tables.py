@@ -14,7 +14,7 @@ from xferbench.analysis import aggregate, metrics, rules_of_thumb
 from xferbench.analysis.regret import largest_regret, mean_regret, regret_grid, tied_with_best
 from xferbench.analysis.scores import scores_by_cell, scores_from_frame
 from xferbench.core.errors import UserError
-from xferbench.core.run import Finding
+from xferbench.core.run import Finding, HarmEstimate
 from xferbench.report import format
 from xferbench.study.claims import CLAIM_OUTCOMES
 
@@ -317,7 +317,7 @@ def recipe_findings(run: Run) -> list[Finding]:
                 plugin=f"{task}: recipes",
                 contrast=recipe,
                 verdict="ERROR" if error else "SKIPPED" if skipped else "INFO",
-                metric=str(run.suite["metric"]),
+                estimate=HarmEstimate(metric=str(run.suite["metric"])),
                 reason=error or skipped or measured,
             )
         )

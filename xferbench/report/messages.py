@@ -155,7 +155,7 @@ def write_sentence(reason: Reason | None, unit: str = "") -> str:
 
 
 def _write_finding(draft: Draft) -> Finding:
-    finding, unit = draft.finding, draft.finding.unit
+    finding, unit = draft.finding, draft.finding.estimate.unit
     reasons = (*draft.reasons, draft.followup) if draft.followup else draft.reasons
     finding = replace(finding, reason="; ".join(filter(None, (write_sentence(reason, unit) for reason in reasons))))
     if draft.remaining is None or finding.remedy is None:

@@ -66,14 +66,14 @@ def register_display() -> None:
 
 
 def _row(group: Sequence[Finding]) -> str:
-    first = group[0]
-    unit = "" if first.harm is None else f" {format.unit_name(first.unit)}"
-    controls = [f"{finding.variant} {finding.control}".strip() for finding in group if finding.control != "none"]
+    first, estimate = group[0], group[0].estimate
+    unit = "" if estimate.harm is None else f" {format.unit_name(estimate.unit)}"
+    controls = [finding.control for finding in group if finding.control.outcome != "none"]
     cells = (
         _escape(tables.group_name(first)),
         f'<span style="{BADGE.format(BADGES[first.verdict])}">{first.verdict}</span>',
-        _escape(format.format_bounds((first.harm, first.low, first.high), first.unit) + unit),
-        "<br>".join(map(_escape, controls)) or format.MISSING,
+        _escape(format.format_bounds(estimate.bounds, estimate.unit) + unit),
+        "<br>".join(_escape(f"{control.variant} {control.outcome}".strip()) for control in controls) or format.MISSING,
         _escape(first.reason),
     )
     return "".join(f'<td style="{LEFT}">{cell}</td>' for cell in cells)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from xferbench.core.comparison import Outcome
     from xferbench.core.plugin import Contrast
-    from xferbench.core.run import Finding, Run, TrialRow
+    from xferbench.core.run import Finding, PositiveControl, Run, TrialRow
 
 Group: TypeAlias = "tuple[Finding, ...]"
 Bounds: TypeAlias = tuple[float | None, float | None, float | None]  # mean, low, high
@@ -78,7 +78,7 @@ def finding_groups(run: Run) -> tuple[Group, ...]:
     groups: dict[tuple[object, ...], list[Finding]] = {}
     for finding in run.findings:
         if finding.verdict != "INFO":
-            key = (finding.plugin, finding.contrast, finding.verdict, finding.harm, finding.low, finding.high)
+            key = (finding.plugin, finding.contrast, finding.verdict, *finding.estimate.bounds)
             groups.setdefault(key, []).append(finding)
     ranks: dict[str, int] = {}
     for first, *_ in groups.values():
@@ -95,7 +95,8 @@ def _audit_rank(finding: Finding) -> tuple[bool, float]:
     """Return the sort key of a failure in an audit: exact ones first, accuracies before other units, the largest harm first."""
     if finding.verdict != "FAIL":
         return True, float("inf")
-    return finding.harm is not None and finding.unit != "accuracy", -float("inf") if finding.harm is None else -finding.harm
+    harm, unit = finding.estimate.harm, finding.estimate.unit
+    return harm is not None and unit != "accuracy", -float("inf") if harm is None else -harm
 
 
 def _rank(finding: Finding) -> int:
@@ -146,16 +147,25 @@ def group_reason(group: Group) -> str:
 
 def harm_text(finding: Finding) -> str:
     """Return the harm of a finding with its bounds, or a dash if it has none."""
-    return format.format_bounds((finding.harm, finding.low, finding.high), finding.unit)
+    return format.format_bounds(finding.estimate.bounds, finding.estimate.unit)
 
 
 def control_texts(group: Group) -> tuple[str, ...]:
     """Return the result of each positive control: ``ghost-batch detected +16.0``."""
-    return tuple(_control_text(finding) for finding in group if finding.control != "none" or finding.control_harm is not None)
+    return tuple(_control_text(finding) for finding in group if _has_control(finding.control))
+
+
+def _has_control(control: PositiveControl) -> bool:
+    return control.outcome != "none" or control.harm is not None
 
 
 def _control_text(finding: Finding) -> str:
-    parts = (format.one_line(finding.variant), finding.control, format.format_harm(finding.control_harm, finding.unit))
+    control = finding.control
+    parts = (
+        format.one_line(control.variant),
+        control.outcome,
+        format.format_harm(control.harm, finding.estimate.unit),
+    )
     return " ".join(filter(None, parts))
 
 
@@ -165,24 +175,26 @@ def control_summary(group: Group) -> tuple[str, ...]:
         return control_texts(group)
     kinds: dict[str, list[Finding]] = {}
     for finding in group:
-        if finding.control != "none" or finding.control_harm is not None:
-            kinds.setdefault(finding.control, []).append(finding)
+        if _has_control(finding.control):
+            kinds.setdefault(finding.control.outcome, []).append(finding)
     return tuple(text for kind, members in kinds.items() for text in _summarize_controls(kind, members))
 
 
 def _summarize_controls(kind: str, members: Sequence[Finding]) -> Iterator[str]:
-    harms = sorted(finding.control_harm for finding in members if finding.control_harm is not None)
+    harms = sorted(finding.control.harm for finding in members if finding.control.harm is not None)
     if len(members) <= 2 or not harms:
         yield from control_texts(tuple(members))
     else:
-        low, high = (format.format_harm(harm, members[0].unit) for harm in (harms[0], harms[-1]))
+        low, high = (format.format_harm(harm, members[0].estimate.unit) for harm in (harms[0], harms[-1]))
         yield f"{len(members)} {kind} {low} to {high}"
 
 
 def induced_range(group: Group) -> tuple[tuple[str, float], ...]:
     """Return the target accuracy of the induced arm for each variant."""
     return tuple(
-        (format.one_line(finding.variant), finding.accuracy["induced"]) for finding in group if "induced" in finding.accuracy
+        (format.one_line(finding.control.variant), finding.accuracy["induced"])
+        for finding in group
+        if "induced" in finding.accuracy
     )
 
 
@@ -236,8 +248,8 @@ def headline(run: Run) -> str:
 
 
 def _cost_text(finding: Finding) -> str:
-    name = format.one_line(finding.plugin)
-    return name if finding.harm is None else f"{name} costs {harm_text(finding)} {format.unit_name(finding.unit)}"
+    name, unit = format.one_line(finding.plugin), format.unit_name(finding.estimate.unit)
+    return name if finding.estimate.harm is None else f"{name} costs {harm_text(finding)} {unit}"
 
 
 def arm_name(cell: TrialRow) -> str:
@@ -293,20 +305,15 @@ def harms_by_seed(run: Run, plugin: str, contrast: Contrast, metric: str) -> dic
 def paired_harms(run: Run, group: Group, contrast: Contrast) -> Iterator[Paired]:
     """Yield the subject and each positive control: name, harm by seed, and mean with its bounds."""
     first = group[0]
-    harms = harms_by_seed(run, first.plugin, contrast, first.metric)
-    evaluated = dict(
-        list(harms.items())[: first.seeds]
-    )  # a contrast that was decided early has a verdict on its first seeds only
-    yield "subject", evaluated, (first.harm, first.low, first.high)
+    metric = first.estimate.metric
+    harms = harms_by_seed(run, first.plugin, contrast, metric)
+    # A contrast that was decided early has a verdict on its first seeds only.
+    evaluated = dict(list(harms.items())[: first.estimate.seeds])
+    yield "subject", evaluated, first.estimate.bounds
     for finding in group:
-        if finding.variant:
-            control = estimates.positive_control(contrast, finding.variant)
-            bounds = (finding.control_harm, finding.control_low, finding.control_high)
-            yield (
-                f"induced: {format.one_line(finding.variant)}",
-                harms_by_seed(run, first.plugin, control, first.metric),
-                bounds,
-            )
+        if variant := finding.control.variant:
+            induced_harms = harms_by_seed(run, first.plugin, estimates.positive_control(contrast, variant), metric)
+            yield f"induced: {format.one_line(variant)}", induced_harms, finding.control.bounds
 
 
 def learning_curves(run: Run, plugin: str, most: int = 50) -> dict[str, ArmCurve]:

@@ -128,7 +128,7 @@ def _verdict_lines(group: tables.Group) -> list[str]:
 def _format_harm(finding: Finding) -> str:
     if finding.verdict == "ERROR":
         return ""
-    return _format_estimate((finding.harm, finding.low, finding.high), finding.unit, finding.margin)
+    return _format_estimate(finding.estimate.bounds, finding.estimate.unit, finding.estimate.margin)
 
 
 def _describe_decision(outcome: Outcome) -> str:

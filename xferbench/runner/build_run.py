@@ -30,7 +30,9 @@ def build_run(executed: StudyResult) -> Run:
     written = messages.write_findings(followup.add_followup(drafts, executed.followup))
     # A crash is also a tested hypothesis, but it cannot become a false FAIL.
     hypotheses = {
-        finding.id.rpartition("/")[0] or finding.id for finding in written if finding.p_fail is not None and finding.exposed
+        finding.id.rpartition("/")[0] or finding.id
+        for finding in written
+        if finding.estimate.p_fail is not None and finding.estimate.exposed
     }
     keys = sorted({request.trial.key for request in step.requests})
     return Run(

@@ -13,6 +13,7 @@ from xferbench.core import files
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import OWN_HEAD, BatchNormEdit
 from xferbench.core.run import contrast_id
+from xferbench.core.sections import flat_values
 from xferbench.core.version import __version__
 from xferbench.runner.engines import local
 
@@ -122,13 +123,13 @@ def repair_metadata(trial: Trial, finding: Finding) -> dict[str, str]:
     """Return the metadata of a repaired checkpoint: the edits, the digests of its inputs and the finding."""
     spec = trial.model.base
     weights = {"after": spec.start, "before": spec.before}
-    names = ("harm", "low", "high", "p_fail", "margin", "metric", "examples")
+    names, values = ("harm", "low", "high", "p_fail", "margin", "metric", "examples"), flat_values(finding)
     metadata = {
         "xferbench": __version__,
         "edits": [str(edit) for edit in trial.model.edits],
         "sha256": {name: getattr(file, "digest", None) for name, file in weights.items()},
         "data": spec.data.digest,
         "finding": finding.id,
-        **{name: getattr(finding, name) for name in names},
+        **{name: values[name] for name in names},
     }
     return {"xferbench.repair": json.dumps(metadata)}

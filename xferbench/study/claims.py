@@ -58,15 +58,11 @@ def estimate_contrast(claim: Claim, findings: Sequence[Finding]) -> ClaimEstimat
         if undecided:
             return ClaimEstimate(why=because(Code.TEXT, text=undecided[0].reason))
         return ClaimEstimate(why=because(Code.NO_SUCH_CONTRAST, available=tuple(sorted(by_id))))
-    numbers = (
-        (finding.control_harm, finding.control_low, finding.control_high)
-        if variant
-        else (finding.harm, finding.low, finding.high)
-    )
+    numbers = finding.control.bounds if variant else finding.estimate.bounds
     if finding.verdict == "ERROR" or any(number is None for number in numbers):
         return ClaimEstimate(why=because(Code.TEXT, text=finding.reason) if finding.reason else because(Code.NOT_MEASURED))
     ours, low, high = (float(number) for number in numbers if number is not None)
-    return ClaimEstimate(ours=ours, low=low, high=high, unit=finding.unit, seeds=finding.seeds)
+    return ClaimEstimate(ours=ours, low=low, high=high, unit=finding.estimate.unit, seeds=finding.estimate.seeds)
 
 
 def estimate_difference(claim: Claim, records: RecordsByTerm, seeds: Sequence[int], suite: Suite) -> ClaimEstimate:

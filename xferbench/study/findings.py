@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from xferbench.analysis import estimates, intervals, metrics, power
 from xferbench.analysis import verdict as verdicts
 from xferbench.config.render import describe_pipeline
 from xferbench.core.reason import Code, because
-from xferbench.core.run import Finding, TrialRow, contrast_id
+from xferbench.core.run import Finding, HarmEstimate, PositiveControl, TrialRow, contrast_id
 from xferbench.study.contrast_result import ContrastResult, describe_patch, remarks, remedy, why_equal
 from xferbench.study.draft import Draft
 from xferbench.study.schedule import records_by_term, rules_for
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from xferbench.core.plugin import Contrast
     from xferbench.core.reason import Reason
     from xferbench.core.record import Record
+    from xferbench.core.run import Estimate
     from xferbench.core.suite import Rules, Suite
     from xferbench.study.plugin_state import PluginState
     from xferbench.study.schedule import Schedule
@@ -59,8 +60,29 @@ def _blank_finding(rules: Rules, state: PluginState, contrast: str, verdict: str
         plugin=state.plugin.id,
         contrast=contrast,
         verdict=verdict,
+        estimate=HarmEstimate(metric=rules.metric, unit=metrics.get_metric(rules.metric).unit),
+    )
+
+
+def _harm_estimate(rules: Rules, estimate: Estimate, seeds: Sequence[int], **fields: Any) -> HarmEstimate:
+    """Return a harm as results have it; ``fields`` are those that only a contrast with a verdict has."""
+    return HarmEstimate(
         metric=rules.metric,
         unit=metrics.get_metric(rules.metric).unit,
+        harm=_finite(estimate.harm),
+        low=_finite(estimate.low),
+        high=_finite(estimate.high),
+        seeds=len(seeds),
+        examples=estimate.examples,
+        **fields,
+    )
+
+
+def _positive_control(variant: str, outcome: str, cost: Estimate | None) -> PositiveControl:
+    if cost is None:
+        return PositiveControl(variant=variant, outcome=outcome)
+    return PositiveControl(
+        variant=variant, outcome=outcome, harm=_finite(cost.harm), low=_finite(cost.low), high=_finite(cost.high)
     )
 
 
@@ -102,22 +124,18 @@ def _paired_finding(result: ContrastResult, variant: str, stopped: Reason | None
     finding = replace(
         blank,
         id=f"{blank.id}/{variant}" if variant else blank.id,
-        variant=variant,
-        control=control,
-        harm=_finite(estimate.harm),
-        low=_finite(estimate.low),
-        high=_finite(estimate.high),
-        p_fail=None if error else decision.adjusted[0],
-        p_pass=None if error else decision.adjusted[1],
-        margin=rules.margin,
+        estimate=_harm_estimate(
+            rules,
+            estimate,
+            decision.seeds,
+            p_fail=None if error else decision.adjusted[0],
+            p_pass=None if error else decision.adjusted[1],
+            margin=rules.margin,
+            exposed=decision.harm.exposed,
+        ),
+        control=_positive_control(variant, control, None if cost is None else cost.estimate),
         benefit_retained=None if error else estimates.benefit_retained(result.records, decision.seeds, rules),
         accuracy=_accuracies(result.records, variant, decision.seeds),
-        seeds=len(decision.seeds),
-        examples=estimate.examples,
-        control_harm=None if cost is None else _finite(cost.estimate.harm),
-        control_low=None if cost is None else _finite(cost.estimate.low),
-        control_high=None if cost is None else _finite(cost.estimate.high),
-        exposed=decision.harm.exposed,
         measures=measures,
         remedy=patch,
     )
@@ -171,11 +189,11 @@ def _exact_finding(rules: Rules, state: PluginState, contrast: Contrast, records
     sizes = {arm: float(np.abs(sums).mean()) for arm, sums in values.items() if np.isfinite(sums).all()}
     is_repaired = not broken["cured"] and bool(np.isfinite(values["cured"]).all())
     is_detected = any(broken[f"induced:{variant}"] for variant in variants)
+    blank = _blank_finding(rules, state, contrast.name, verdict.code)
     finding = replace(
-        _blank_finding(rules, state, contrast.name, verdict.code),
-        control=("detected" if is_detected else "missed") if variants else "none",
-        seeds=len(seeds),
-        exposed=bool(broken["subject"]),
+        blank,
+        estimate=replace(blank.estimate, seeds=len(seeds), exposed=bool(broken["subject"])),
+        control=PositiveControl(outcome=("detected" if is_detected else "missed") if variants else "none"),
         measures={f"{arm}/{contrast.name}": size for arm, size in sizes.items()},
         remedy=describe_patch(state, verified=is_repaired) if verdict.code == "FAIL" else None,
     )
@@ -217,11 +235,7 @@ def _measurement(rules: Rules, state: PluginState, contrast: Contrast, records: 
     )
     finding = replace(
         _blank_finding(rules, state, contrast.name, verdict.code),
-        harm=_finite(result.estimate.harm),
-        low=_finite(result.estimate.low),
-        high=_finite(result.estimate.high),
-        seeds=len(seeds),
-        examples=result.estimate.examples,
+        estimate=_harm_estimate(rules, result.estimate, seeds),
         measures=measures,
     )
     reasons = (verdict.reason, because(Code.TEXT, text=explanation)) if verdict.code == "INFO" else (verdict.reason,)
