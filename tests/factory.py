@@ -11,6 +11,7 @@ from xferbench.core.comparison import SUBJECT, Comparison, Outcome
 from xferbench.core.plugin import HARM, Contrast, Plugin
 from xferbench.core.record import Predictions, Record
 from xferbench.core.run import Finding, HarmEstimate, PositiveControl, Run, TrialRow
+from xferbench.core.sections import from_flat
 
 SCRATCH = Contrast(name="harm", weights={("scratch", "test"): 1.0, ("subject", "test"): -1.0}, meaning="scratch − subject")
 RECIPES = {
@@ -240,7 +241,8 @@ ACCEPTED = {
 def make_outcome(outcome_id, decision, reason="", **fields):
     """Return an outcome of the plugin that its id names; numbers that are not in ``fields`` are missing."""
     plugin = "" if outcome_id == SUBJECT else outcome_id.rpartition("/")[0]
-    return Outcome(id=outcome_id, plugin=plugin, decision=decision, reason=reason, **fields)
+    names = {"id": outcome_id, "plugin": plugin, "decision": decision, "reason": reason}
+    return from_flat(Outcome, names | fields)
 
 
 def outcome_numbers(before, change, *, half=0.012, **fields):

@@ -235,7 +235,8 @@ def test_an_option_without_a_suite_is_an_error(session):
 
 def make_outcome(decision, outcome_id="batchnorm-drift/harm", **fields):
     plugin = "" if outcome_id == "subject" else outcome_id.partition("/")[0]
-    return Outcome(id=outcome_id, plugin=plugin, decision=decision, reason=f"because {decision}", **fields)
+    names = {"id": outcome_id, "plugin": plugin, "decision": decision, "reason": f"because {decision}"}
+    return from_flat(Outcome, names | fields)
 
 
 def test_the_comparison_with_a_baseline_determines_the_results(session, fake_run, pytester):

@@ -77,15 +77,15 @@ def compare_outcomes(accepted, candidate):
 def test_a_run_compared_with_itself_is_unchanged():
     result = compare_outcomes(make_plugin_run(), make_plugin_run())
     assert {name: outcome.decision for name, outcome in result.items()} == {"subject": NOT_WORSE, DRIFT: NOT_WORSE}
-    assert result["subject"].change == 0.0 and result["subject"].flipped == 0.0
-    assert result["subject"].p_worse is None, "there is nothing to be tested"
+    assert result["subject"].estimate.change == 0.0 and result["subject"].flipped == 0.0
+    assert result["subject"].estimate.p_worse is None, "there is nothing to be tested"
 
 
 def test_a_subject_that_lost_ten_points_is_worse():
     result = compare_outcomes(make_plugin_run(), make_plugin_run(subject=0.60))["subject"]
     assert result.decision == WORSE
-    assert result.low > 0.02 and result.change == pytest.approx(result.before - result.now)
-    assert (result.before, result.now) == pytest.approx((0.76, 0.64), abs=0.02)
+    assert result.estimate.low > 0.02 and result.estimate.change == pytest.approx(result.estimate.before - result.estimate.now)
+    assert (result.estimate.before, result.estimate.now) == pytest.approx((0.76, 0.64), abs=0.02)
 
 
 def test_a_subject_that_gained_is_not_worse():
@@ -102,7 +102,7 @@ def test_a_failure_that_grew_is_worse_though_it_was_accepted():
     result = compare_outcomes(make_plugin_run(), make_plugin_run(subject=0.60))[DRIFT]
     assert result.decision == WORSE
     assert result.reason.startswith("the accepted run also fails, but this run is worse by more than the margin")
-    assert (result.before, result.now) == pytest.approx((0.06, 0.17), abs=0.04)
+    assert (result.estimate.before, result.estimate.now) == pytest.approx((0.06, 0.17), abs=0.04)
 
 
 def test_a_known_failure_does_not_fail_the_gate():
@@ -208,7 +208,7 @@ def flip_predictions(run, *, flips):
 def test_a_pass_is_not_worse_if_the_baseline_gained():
     result = compare_outcomes(make_plugin_run(cured=0.50, verdict="PASS"), make_plugin_run(cured=0.70, verdict="PASS"))[DRIFT]
     assert result.decision == NOT_WORSE
-    assert result.low > 0.02, "its harm has grown, and is still none"
+    assert result.estimate.low > 0.02, "its harm has grown, and is still none"
 
 
 @pytest.mark.parametrize(
@@ -266,12 +266,12 @@ def test_runs_that_share_no_seed_are_paired_by_rank():
 
     run = make_plugin_run()
     result = compare_outcomes(run, replace(run, cells=tuple(map(shift_seed, run.cells))))
-    assert result["subject"].seeds == 5 and result["subject"].decision == NOT_WORSE
+    assert result["subject"].estimate.seeds == 5 and result["subject"].decision == NOT_WORSE
 
 
 def test_seeds_are_paired_if_one_run_has_all_seeds_of_the_other():
     comparison = compare(make_plugin_run(seeds=5), make_plugin_run(seeds=3))
-    assert comparison.outcomes[0].seeds == 3
+    assert comparison.outcomes[0].estimate.seeds == 3
     assert comparison.notes == ("compared at 3 seeds: the accepted run has 5, this run has 3",)
     assert comparison.outcomes[0].reason == "unchanged: the same trials gave the same results"
 
@@ -281,7 +281,7 @@ def test_runs_are_not_paired_by_a_few_common_seeds():
     run = make_plugin_run()
     candidate = replace(run, cells=tuple(replace(cell, seed=cell.seed + 4) for cell in run.cells))
     comparison = compare(run, candidate)
-    assert comparison.outcomes[0].seeds == 5
+    assert comparison.outcomes[0].estimate.seeds == 5
     assert comparison.notes == ("the seeds differ: the two runs are paired as independent trainings, which needs more seeds",)
 
 
@@ -333,8 +333,8 @@ def test_comparisons_share_alpha():
     subject_only = intervals.crossed_interval(
         accuracy_difference(make_plugin_run(), make_plugin_run(subject=0.66)), margin=0.02, alpha=0.05
     )
-    assert result[DRIFT].p_worse > 0.5
-    assert result["subject"].p_worse == pytest.approx(2 * subject_only.p_fail)
+    assert result[DRIFT].estimate.p_worse > 0.5
+    assert result["subject"].estimate.p_worse == pytest.approx(2 * subject_only.p_fail)
 
 
 def test_looks_share_alpha():
@@ -346,9 +346,9 @@ def test_looks_share_alpha():
         intervals.crossed_interval(accuracy_difference(accepted, closer_run)[:S], margin=0.02, alpha=0.05).p_fail
         for S in (3, 5)
     ]
-    assert result.seeds == 5, "the first look leaves it open"
-    assert result.p_worse == pytest.approx(intervals.sequential_p(look_p, [3, 5], 0.05))
-    assert result.p_worse > look_p[1]
+    assert result.estimate.seeds == 5, "the first look leaves it open"
+    assert result.estimate.p_worse == pytest.approx(intervals.sequential_p(look_p, [3, 5], 0.05))
+    assert result.estimate.p_worse > look_p[1]
 
 
 def test_runs_with_different_groups_are_refused():
@@ -365,7 +365,7 @@ def test_runs_with_different_groups_are_refused():
     with pytest.raises(UserError, match="in different groups"):
         compare(set_groups(make_plugin_run(), groups), make_plugin_run())
     candidate = set_groups(make_plugin_run(subject=0.71), 1000 - groups)
-    assert compare(set_groups(make_plugin_run(), groups), candidate).outcomes[0].examples == 40
+    assert compare(set_groups(make_plugin_run(), groups), candidate).outcomes[0].estimate.examples == 40
 
 
 def accuracy_difference(accepted, candidate):

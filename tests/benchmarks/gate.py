@@ -106,13 +106,13 @@ def self_comparison_rows(two_arm, seeds, S):
     rows = [{"outcome": ANY, "gates": len(gates)} | shares | {"worse by the interval": by_interval}]
     for name in gates[0]:
         outcomes = [gate[name] for gate in gates]
-        changes = 100 * np.array([outcome.change for outcome in outcomes])
+        changes = 100 * np.array([outcome.estimate.change for outcome in outcomes])
         rows.append(
             {"outcome": name, "gates": len(gates)}
             | decision_shares([outcome.decision for outcome in outcomes])
             | {
                 "change in points": f"{changes.mean():+.2f} (sd {changes.std(ddof=1):.2f})",
-                "of it in the accepted": f"{100 * np.mean([outcome.before for outcome in outcomes]):.1f}",
+                "of it in the accepted": f"{100 * np.mean([outcome.estimate.before for outcome in outcomes]):.1f}",
                 "worse by the interval": percent(sum(map(is_worse_by_interval, outcomes)), len(gates)),
             }
         )
@@ -127,7 +127,7 @@ def overall_decision(outcomes):
 
 def is_worse_by_interval(outcome):
     """Return whether the interval shows a change above the margin, whatever the verdicts of the runs are."""
-    return outcome.p_worse is not None and outcome.p_worse < ALPHA
+    return outcome.estimate.p_worse is not None and outcome.estimate.p_worse < ALPHA
 
 
 def answers_of_all_seeds(two_arm, arguments):

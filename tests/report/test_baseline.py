@@ -80,7 +80,7 @@ def test_paths_of_inputs_are_left_out():
 def test_the_results_of_a_finished_run_are_accepted_as_well(tmp_path):
     files.write_run(make_plugin_run(), tmp_path)
     for path in (tmp_path, tmp_path / "results.json"):
-        assert compare_outcomes(baseline.read_baseline(path), make_plugin_run())["subject"].change == 0.0
+        assert compare_outcomes(baseline.read_baseline(path), make_plugin_run())["subject"].estimate.change == 0.0
 
 
 def test_the_error_for_a_missing_file_has_advice(tmp_path):

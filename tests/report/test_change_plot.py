@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from factory import make_comparison, make_outcome, outcome_numbers
 
 from xferbench.core.comparison import SUBJECT
+from xferbench.core.sections import replace_flat
 from xferbench.report import change_plot
 
 
@@ -22,7 +21,7 @@ def test_the_figure_draws_the_subject_first_and_only_one_unit():
 
 def test_the_figure_without_a_subject_has_the_most_common_unit():
     first, *others = [make_outcome(f"p{n}/harm", "not worse", **outcome_numbers(0.0, 0.0, now=0.0)) for n in range(3)]
-    assert change_plot.drawable_outcomes(make_comparison(replace(first, unit="nats"), *others)) == tuple(others)
+    assert change_plot.drawable_outcomes(make_comparison(replace_flat(first, unit="nats"), *others)) == tuple(others)
 
 
 def test_an_outcome_without_numbers_is_not_drawn():

@@ -6,6 +6,7 @@ import pytest
 from factory import make_comparison, make_outcome, make_run, outcome_numbers
 
 from xferbench.core.comparison import DECISIONS, SUBJECT
+from xferbench.core.sections import replace_flat
 from xferbench.report import comparison_text
 
 WORSE = make_outcome(SUBJECT, "worse", **outcome_numbers(0.812, 0.102, half=0.013, now=0.71))
@@ -75,7 +76,7 @@ def test_many_outcomes_are_counted():
     ],
 )  # fmt: skip
 def test_the_headline_describes_the_kind_of_change(fields, phrase):
-    assert headline_of(replace(NEW, **fields)) == f"The gate fails: {phrase}."
+    assert headline_of(replace_flat(NEW, **fields)) == f"The gate fails: {phrase}."
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_the_headline_describes_the_kind_of_change(fields, phrase):
     ],
 )
 def test_a_metric_is_printed_in_its_unit(metric, unit, phrase):
-    assert phrase in headline_of(replace(WORSE, metric=metric, unit=unit))
+    assert phrase in headline_of(replace_flat(WORSE, metric=metric, unit=unit))
 
 
 def test_a_known_fail_is_accepted_and_not_worse():
@@ -119,17 +120,17 @@ def test_both_sides_show_the_metric_of_the_subject_or_the_verdicts_of_a_plugin()
     assert comparison_text.both_sides_text(WORSE) == comparison_text.levels_text(WORSE) == "81.2 % → 71.0 %"
     assert comparison_text.both_sides_text(NEW) == "PASS → FAIL"
     assert comparison_text.both_sides_text(CRASHED) == "– → ERROR"
-    assert comparison_text.levels_text(replace(NEW, before=0.003, now=0.06)) == "+0.3 → +6.0"
-    assert comparison_text.both_sides_text(replace(WORSE, unit="nats", before=0.5, now=0.602)) == "0.500 → 0.602"
+    assert comparison_text.levels_text(replace_flat(NEW, before=0.003, now=0.06)) == "+0.3 → +6.0"
+    assert comparison_text.both_sides_text(replace_flat(WORSE, unit="nats", before=0.5, now=0.602)) == "0.500 → 0.602"
 
 
 def test_figures_list_the_numbers_behind_a_decision():
-    complete = replace(WORSE, p_worse=1e-6, p_not_worse=None, flipped=0.14)
+    complete = replace_flat(WORSE, p_worse=1e-6, p_not_worse=None, flipped=0.14)
     assert (
         comparison_text.figures_text(complete)
         == "5 seeds × 200 test examples; p worse < 0.0001; 14.0 % of the predictions differ"
     )
-    assert comparison_text.figures_text(replace(complete, seeds=1)).startswith("200 test examples; ")
+    assert comparison_text.figures_text(replace_flat(complete, seeds=1)).startswith("200 test examples; ")
     assert not comparison_text.figures_text(CRASHED)
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from test_audits import run_audit
 
 from xferbench.analysis import exit_code
-from xferbench.core.comparison import DECISIONS, Comparison, Outcome
+from xferbench.core.comparison import DECISIONS, ChangeEstimate, Comparison, Outcome
 from xferbench.core.run import VERDICTS, Finding, contrast_id
-from xferbench.core.sections import from_flat
+from xferbench.core.sections import from_flat, replace_flat
 from xferbench.report import test_results
 from xferbench.runner import discovery
 from xferbench.testing import fake_lab
@@ -140,10 +140,10 @@ def test_the_verdict_counts_without_a_decision():
 
 
 def test_a_metric_is_shown_as_a_level_and_a_harm_with_a_sign():
-    numbers = {"before": 0.8, "now": 0.75, "change": 0.05, "low": 0.01, "high": 0.09, "margin": 0.02, "flipped": 0.1}
-    subject = Outcome(id="subject", plugin="", decision="worse", reason="because", **numbers)
+    estimate = ChangeEstimate(before=0.8, now=0.75, change=0.05, low=0.01, high=0.09, margin=0.02)
+    subject = Outcome(id="subject", plugin="", decision="worse", reason="because", estimate=estimate, flipped=0.1)
     result = result_of(name="subject", plugin="", outcomes=(subject,))
     assert result.message == "worse: +5.0 [+1.0, +9.0] points of accuracy (margin 2.0), 80.0 % → 75.0 %: because"
     assert result.properties["gate.flipped"] == "0.1"
-    harm = replace(subject, id="a/harm", plugin="a", before=-0.01, now=0.04)
+    harm = replace_flat(subject, id="a/harm", plugin="a", before=-0.01, now=0.04)
     assert "-1.0 → +4.0" in result_of(make_finding("PASS"), outcomes=(harm,)).message

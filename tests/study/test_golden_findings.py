@@ -6,7 +6,7 @@ Run ``python tests/study/test_golden_findings.py`` to write the file again after
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from test_compare import (
 from test_findings import EXACT_PLUGIN, NO_DRIFT, make_measuring_lab, unrecorded_preprocessing
 from test_schedule import ACCURACIES, PROFILE, SUITE, make_lab, make_study, training_kind
 
+from xferbench.core.comparison import comparison_to_json
 from xferbench.core.interventions import PRETRAINED, Edit
 from xferbench.core.record import Record
 from xferbench.core.run import run_to_json
@@ -392,7 +393,7 @@ def without_empty(entry):
 
 
 def comparison_to_golden(comparison):
-    values = asdict(comparison)
+    values = comparison_to_json(comparison)
     return round_numbers(values | {"outcomes": [without_empty(outcome) for outcome in values["outcomes"]]})
 
 

@@ -6,7 +6,7 @@ The candidate's own verdict counts as well as the interval of the change; a PASS
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,12 +18,10 @@ from xferbench.analysis.verdict import (
     decide_untested,
     decide_without_pair,
 )
-from xferbench.core.comparison import SUBJECT, Outcome
+from xferbench.core.comparison import SUBJECT, ChangeEstimate, Outcome
 from xferbench.core.record import json_values
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from xferbench.analysis.sequential import SequentialDecision
     from xferbench.analysis.verdict import Verdict
     from xferbench.core.reason import Reason
@@ -67,12 +65,16 @@ def decide_subject(pair: pairing.PairedContrast, decision: SequentialDecision, *
     count = len(decision.seeds)
     weights = dict.fromkeys(pair.weights, 1.0)
     before, now = (pairing.mean_level(pair, side, count, weights) for side in (pairing.ACCEPTED, pairing.CANDIDATE))
-    numbers = _change_numbers(pair, decision) | {
-        "before": before,
-        "now": now,
-        "flipped": pairing.flipped_share(pair, count),
-    }
-    return Outcome(id=SUBJECT, plugin="", decision=result.code, reason="", **numbers), result.reason
+    outcome = Outcome(
+        id=SUBJECT,
+        plugin="",
+        decision=result.code,
+        reason="",
+        estimate=_change_estimate(pair, decision, before, now),
+        compared=True,
+        flipped=pairing.flipped_share(pair, count),
+    )
+    return outcome, result.reason
 
 
 def decide_contrast(
@@ -117,15 +119,15 @@ def decide_contrast(
         pairing.mean_level(pair, side, len(decision.seeds), pair.weights) for side in (pairing.ACCEPTED, pairing.CANDIDATE)
     ]
     before, now = (None if level is None else sign * level for level in levels)
-    return _build_outcome(candidate, accepted, result, _change_numbers(pair, decision) | {"before": before, "now": now})
+    return _build_outcome(candidate, accepted, result, _change_estimate(pair, decision, before, now), compared=True)
 
 
 def decide_invariant(candidate: ContrastFindings, accepted: ContrastFindings) -> tuple[Outcome, Reason]:
     """Return the outcome of an invariant, with its reason. It has no interval; only the sizes of both runs are compared."""
     before, now = _invariant_size(accepted), _invariant_size(candidate)
-    numbers = {"before": before, "now": now, "compared": True, "unit": "count", "metric": candidate.contrast}
+    estimate = ChangeEstimate(metric=candidate.contrast, unit="count", before=before, now=now)
     result = decide_invariant_change(candidate.verdict, accepted.verdict, before, now, text=candidate.worst.reason)
-    return _build_outcome(candidate, accepted, result, numbers)
+    return _build_outcome(candidate, accepted, result, estimate, compared=True)
 
 
 def decide_unpaired(
@@ -138,22 +140,23 @@ def decide_unpaired(
     worst = candidate.worst
     accepted_verdict = accepted.verdict if accepted and accepted.verdict not in UNDECIDED_VERDICTS else ""
     result = decide_without_pair(candidate.verdict, accepted_verdict, obstacle, text=worst.reason)
-    numbers = {name: getattr(worst.estimate, name) for name in ("metric", "unit", "margin", "seeds", "examples")}
-    return _build_outcome(candidate, accepted, result, numbers | {"now": worst.estimate.harm})
+    harm = worst.estimate
+    estimate = ChangeEstimate(
+        metric=harm.metric, unit=harm.unit, margin=harm.margin, now=harm.harm, seeds=harm.seeds, examples=harm.examples
+    )
+    return _build_outcome(candidate, accepted, result, estimate, compared=False)
 
 
 def decide_dropped(accepted: ContrastFindings) -> tuple[Outcome, Reason]:
     """Return the outcome of a contrast that only the accepted run tested, with its reason."""
-    result, worst = decide_untested(accepted.verdict), accepted.worst
-    numbers = {name: getattr(worst.estimate, name) for name in ("metric", "unit", "margin")}
+    result, harm = decide_untested(accepted.verdict), accepted.worst.estimate
     outcome = Outcome(
         id=accepted.id,
         plugin=accepted.plugin,
         decision=result.code,
         reason="",
         accepted=accepted.verdict,
-        before=worst.estimate.harm,
-        **numbers,
+        estimate=ChangeEstimate(metric=harm.metric, unit=harm.unit, margin=harm.margin, before=harm.harm),
     )
     return outcome, result.reason
 
@@ -185,7 +188,12 @@ def _invariant_size(findings: ContrastFindings) -> float | None:
 
 
 def _build_outcome(
-    candidate: ContrastFindings, accepted: ContrastFindings | None, result: Verdict, numbers: Mapping[str, Any]
+    candidate: ContrastFindings,
+    accepted: ContrastFindings | None,
+    result: Verdict,
+    estimate: ChangeEstimate,
+    *,
+    compared: bool,
 ) -> tuple[Outcome, Reason]:
     outcome = Outcome(
         id=candidate.id,
@@ -194,24 +202,28 @@ def _build_outcome(
         reason="",
         verdict=candidate.verdict,
         accepted=accepted.verdict if accepted else "",
-        **numbers,
+        estimate=estimate,
+        compared=compared,
     )
     return outcome, result.reason
 
 
-def _change_numbers(pair: pairing.PairedContrast, decision: SequentialDecision) -> dict[str, Any]:
-    """Return the fields of an outcome that a paired contrast gives."""
+def _change_estimate(
+    pair: pairing.PairedContrast, decision: SequentialDecision, before: float | None, now: float | None
+) -> ChangeEstimate:
+    """Return the change of a paired contrast. Its p-values are None if nothing was tested."""
     estimate, is_tested = decision.harm.estimate, decision.harm.exposed and not decision.harm.error
-    return {
-        "metric": pair.rules.metric,
-        "unit": metrics.get_metric(pair.rules.metric).unit,
-        "margin": pair.rules.margin,
-        "change": json_values(estimate.harm),
-        "low": json_values(estimate.low),
-        "high": json_values(estimate.high),
-        "p_worse": decision.adjusted[0] if is_tested else None,
-        "p_not_worse": decision.adjusted[1] if is_tested else None,
-        "seeds": len(decision.seeds),
-        "examples": estimate.examples,
-        "compared": True,
-    }
+    return ChangeEstimate(
+        metric=pair.rules.metric,
+        unit=metrics.get_metric(pair.rules.metric).unit,
+        margin=pair.rules.margin,
+        before=before,
+        now=now,
+        change=json_values(estimate.harm),
+        low=json_values(estimate.low),
+        high=json_values(estimate.high),
+        p_worse=decision.adjusted[0] if is_tested else None,
+        p_not_worse=decision.adjusted[1] if is_tested else None,
+        seeds=len(decision.seeds),
+        examples=estimate.examples,
+    )

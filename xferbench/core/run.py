@@ -8,9 +8,10 @@ History of the schema of ``results.json``:
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from xferbench.core.comparison import comparison_to_json
 from xferbench.core.matrix_result import matrix_to_json
 from xferbench.core.record import Record, json_values
 from xferbench.core.sections import flat_values, from_flat, section_field
@@ -311,7 +312,7 @@ def run_to_json(run: Run) -> dict[str, Any]:
             "frozen": run.frozen or None,
             "evidence": without_file_lists(run.evidence),
             "plugins": run.plugins,
-            "gate": asdict(run.gate) if run.gate else None,
+            "gate": comparison_to_json(run.gate) if run.gate else None,
             "matrix": matrix_to_json(run.matrix) if run.matrix else None,
         }
     )

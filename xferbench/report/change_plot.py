@@ -31,14 +31,14 @@ def draw_changes(comparison: Comparison, cache: Path | None = None) -> str:
     outcomes = drawable_outcomes(comparison)
     if not outcomes:
         return ""
-    unit, height = outcomes[0].unit, (HEADING_HEIGHT + ROW_HEIGHT) * len(outcomes)
+    unit, height = outcomes[0].estimate.unit, (HEADING_HEIGHT + ROW_HEIGHT) * len(outcomes)
     factor, _ = format.unit_scale(unit)
 
     def draw(figure: svg.Figure) -> None:
         axes = add_plot_column(figure, height)
         span = _span(outcomes, factor)
         axes.set_xlim(span)
-        draw_reference_lines(axes, [outcome.margin for outcome in outcomes], factor)
+        draw_reference_lines(axes, [outcome.estimate.margin for outcome in outcomes], factor)
         for number, outcome in enumerate(outcomes):
             top, style = number * (HEADING_HEIGHT + ROW_HEIGHT), comparison_text.VERDICT_STYLE[outcome.decision]
             write_row_text(
@@ -51,7 +51,7 @@ def draw_changes(comparison: Comparison, cache: Path | None = None) -> str:
             )
             middle = top + HEADING_HEIGHT + ROW_HEIGHT / 2
             write_row_text(axes, middle, comparison_text.levels_text(outcome), comparison_text.change_text(outcome))
-            bounds, color = (outcome.change, outcome.low, outcome.high), VERDICT_COLORS.get(style, MUTED)
+            bounds, color = outcome.estimate.bounds, VERDICT_COLORS.get(style, MUTED)
             draw_interval(axes, middle, bounds, factor, color=color, marker="o", linewidth=2.2, span=span)
             if number < len(outcomes) - 1:
                 line = top + HEADING_HEIGHT + ROW_HEIGHT + 0.02
@@ -75,18 +75,18 @@ def draw_changes(comparison: Comparison, cache: Path | None = None) -> str:
 
 def drawable_outcomes(comparison: Comparison) -> tuple[Outcome, ...]:
     """Return the outcomes with a change in the unit of the subject, or in the most common unit; the subject comes first."""
-    outcomes = [outcome for outcome in comparison_text.in_reading_order(comparison) if outcome.change is not None]
-    subject_units = [outcome.unit for outcome in outcomes if comparison_text.is_subject(outcome)]
-    most_common = [unit for unit, _ in Counter(outcome.unit for outcome in outcomes).most_common(1)]
+    outcomes = [outcome for outcome in comparison_text.in_reading_order(comparison) if outcome.estimate.change is not None]
+    subject_units = [outcome.estimate.unit for outcome in outcomes if comparison_text.is_subject(outcome)]
+    most_common = [unit for unit, _ in Counter(outcome.estimate.unit for outcome in outcomes).most_common(1)]
     unit = next(iter(subject_units or most_common), "")
-    return tuple(outcome for outcome in outcomes if outcome.unit == unit)
+    return tuple(outcome for outcome in outcomes if outcome.estimate.unit == unit)
 
 
 def _span(outcomes: Sequence[Outcome], factor: float) -> tuple[float, float]:
     """Return the limits of the axis in printed units: all changes, and their bounds as far as the margin stays visible."""
-    margin = max((outcome.margin or 0.0 for outcome in outcomes), default=0.0)
-    changes = [outcome.change for outcome in outcomes if outcome.change is not None]
-    bounds = [value for outcome in outcomes for value in (outcome.low, outcome.high) if value is not None]
+    margin = max((outcome.estimate.margin or 0.0 for outcome in outcomes), default=0.0)
+    changes = [outcome.estimate.change for outcome in outcomes if outcome.estimate.change is not None]
+    bounds = [value for outcome in outcomes for value in (outcome.estimate.low, outcome.estimate.high) if value is not None]
     least, most = min([0.0, *changes, *bounds]), max([margin, *changes, *bounds])
     if margin:
         least, most = max(least, min([-15 * margin, *changes])), min(most, max([15 * margin, *changes]))

@@ -50,7 +50,8 @@ def comparison_values(run: Run, cache: Path | None, *, alone: bool = False) -> d
     if run.gate is None:
         return {}
     drawable, names = change_plot.drawable_outcomes(run.gate), comparison_text.SIDE_NAMES[not alone]
-    units = sorted({format.unit_name(outcome.unit) for outcome in run.gate.outcomes if outcome.change is not None})
+    estimates = [outcome.estimate for outcome in run.gate.outcomes if outcome.estimate.change is not None]
+    units = sorted({format.unit_name(estimate.unit) for estimate in estimates})
     return {
         "against": "" if alone else comparison_text.baseline_line(run.gate),
         "names": names,
@@ -59,29 +60,29 @@ def comparison_values(run: Run, cache: Path | None, *, alone: bool = False) -> d
         "level": format.format_confidence(float(run.suite.get("alpha") or 0.05)),
         "notes": [format.one_line(note) for note in run.gate.notes],
         "picture": Markup(change_plot.draw_changes(run.gate, cache)),  # noqa: S704 - drawn by this package, with its texts escaped
-        "margin": any(outcome.margin is not None for outcome in drawable),
-        "undrawn": sum(outcome.change is not None for outcome in run.gate.outcomes) - len(drawable),
+        "margin": any(outcome.estimate.margin is not None for outcome in drawable),
+        "undrawn": len(estimates) - len(drawable),
     }
 
 
 def _outcome(run: Run, outcome: Outcome, names: tuple[str, str]) -> dict[str, Any]:
-    group = tables.outcome_group(run, outcome)
+    group, estimate = tables.outcome_group(run, outcome), outcome.estimate
     has_action = group and outcome.decision in {"worse", "crashed"}
     return {
         "what": comparison_text.outcome_name(outcome),
-        "of": f"{format.one_line(outcome.metric).replace('_', ' ')}" if comparison_text.is_subject(outcome) else "",
+        "of": f"{format.one_line(estimate.metric).replace('_', ' ')}" if comparison_text.is_subject(outcome) else "",
         "decision": outcome.decision,
         "style": comparison_text.VERDICT_STYLE[outcome.decision],
         "known": comparison_text.is_known_failure(outcome),
         "sides": [
             {"name": name, "verdict": format.one_line(verdict), "level": comparison_text.level_text(outcome, value)}
             for name, verdict, value in zip(
-                names, (outcome.accepted, outcome.verdict), (outcome.before, outcome.now), strict=True
+                names, (outcome.accepted, outcome.verdict), (estimate.before, estimate.now), strict=True
             )
         ],
-        "change": format.format_harm(outcome.change, outcome.unit),
+        "change": format.format_harm(estimate.change, estimate.unit),
         "bounds": comparison_text.change_text(outcome).partition(" ")[2],
-        "unit": format.unit_name(outcome.unit),
+        "unit": format.unit_name(estimate.unit),
         "margin": comparison_text.margin_text(outcome),
         "reason": comparison_text.reason_text(outcome),
         "action": tables.next_action(group) if has_action else "",

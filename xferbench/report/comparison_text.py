@@ -72,45 +72,38 @@ def outcome_name(outcome: Outcome) -> str:
 
 def outcome_sentence_name(outcome: Outcome) -> str:
     """Return the name of an outcome within a sentence: ``the subject's accuracy``."""
-    return (
-        f"the subject's {format.one_line(outcome.metric).replace('_', ' ')}" if is_subject(outcome) else outcome_name(outcome)
-    )
+    metric = format.one_line(outcome.estimate.metric).replace("_", " ")
+    return f"the subject's {metric}" if is_subject(outcome) else outcome_name(outcome)
 
 
 def change_text(outcome: Outcome) -> str:
     """Return the change with its one-sided bounds: ``+10.2 [+8.9, +11.5]``; a positive change is worse."""
-    return format.format_bounds((outcome.change, outcome.low, outcome.high), outcome.unit)
+    return format.format_bounds(outcome.estimate.bounds, outcome.estimate.unit)
 
 
 def level_text(outcome: Outcome, value: float | None) -> str:
     """Format the metric of the subject, or the harm of a plugin, in outcome run."""
     if not is_subject(outcome) or value is None:
-        return format.format_harm(value, outcome.unit)
-    return format.format_score(value, outcome.unit)
+        return format.format_harm(value, outcome.estimate.unit)
+    return format.format_score(value, outcome.estimate.unit)
 
 
 def both_sides_text(outcome: Outcome) -> str:
     """Return the metric of the subject, or the verdicts of a plugin, in both runs: ``PASS → FAIL``."""
-    sides = (
-        (level_text(outcome, outcome.before), level_text(outcome, outcome.now))
-        if is_subject(outcome)
-        else (outcome.accepted, outcome.verdict)
-    )
+    levels = (outcome.estimate.before, outcome.estimate.now)
+    sides = [level_text(outcome, level) for level in levels] if is_subject(outcome) else [outcome.accepted, outcome.verdict]
     return " → ".join(format.one_line(side) or format.MISSING for side in sides) if any(sides) else format.MISSING
 
 
 def levels_text(outcome: Outcome) -> str:
     """Return the metric of the subject, or the harm of a plugin, in both runs: ``+0.3 → +5.1``."""
-    return (
-        f"{level_text(outcome, outcome.before)} → {level_text(outcome, outcome.now)}"
-        if outcome.before is not None
-        else level_text(outcome, outcome.now)
-    )
+    before, now = outcome.estimate.before, level_text(outcome, outcome.estimate.now)
+    return now if before is None else f"{level_text(outcome, before)} → {now}"
 
 
 def margin_text(outcome: Outcome) -> str:
     """Format the margin: ``2.0``."""
-    return format.format_harm(outcome.margin, outcome.unit).removeprefix("+")
+    return format.format_harm(outcome.estimate.margin, outcome.estimate.unit).removeprefix("+")
 
 
 def reason_text(outcome: Outcome) -> str:
@@ -123,9 +116,10 @@ def reason_text(outcome: Outcome) -> str:
 
 def figures_text(outcome: Outcome) -> str:
     """Return the numbers behind a decision: seeds, test examples, p-values and the share of changed predictions."""
-    seeds = f"{outcome.seeds} seeds × " if outcome.seeds > 1 else ""
-    p_values = (("p worse", outcome.p_worse), ("p not worse", outcome.p_not_worse))
-    parts = [f"{seeds}{outcome.examples} test examples"] if outcome.examples else []
+    estimate = outcome.estimate
+    seeds = f"{estimate.seeds} seeds × " if estimate.seeds > 1 else ""
+    p_values = (("p worse", estimate.p_worse), ("p not worse", estimate.p_not_worse))
+    parts = [f"{seeds}{estimate.examples} test examples"] if estimate.examples else []
     parts += [f"{name} {format.format_p_value(value)}" for name, value in p_values if value is not None]
     parts += [f"{format.format_percent(outcome.flipped)} of the predictions differ"] if outcome.flipped is not None else []
     return "; ".join(parts)
@@ -170,27 +164,29 @@ def _worse_text(outcome: Outcome) -> str:
         return f"{outcome_sentence_name(outcome)} is {_amount(outcome)}worse than {BASELINE}"
     if outcome.verdict == "FAIL" and outcome.accepted != "FAIL":
         return f"{outcome_name(outcome)} is a new FAIL" + ("" if outcome.accepted else f", with no verdict {BASELINE}")
-    if outcome.change is None:
+    if outcome.estimate.change is None:
         return f"{outcome_name(outcome)} is worse"
     return f"{outcome_name(outcome)} costs {_amount(outcome)}more than {BASELINE}"
 
 
 def _amount(outcome: Outcome) -> str:
     """Format a change for a sentence, without the plus sign and with a trailing space: ``10.2 [8.9, 11.5] points``."""
-    if outcome.change is None:
+    estimate = outcome.estimate
+    if estimate.change is None:
         return ""
-    unit = format.one_line(outcome.unit)
+    unit = format.one_line(estimate.unit)
     if unit in format.PERCENT_UNITS:
         unit = "points"
-    elif format.one_line(outcome.metric).casefold() in unit.casefold():  # the sentence names the metric already
+    elif format.one_line(estimate.metric).casefold() in unit.casefold():  # the sentence names the metric already
         unit = ""
     return f"{change_text(outcome).replace('+', '')} {unit}".strip() + " "
 
 
 def _not_worse_text(subject: Outcome) -> str:
-    points = " points" if subject.unit in format.PERCENT_UNITS else ""
-    margin = "" if subject.margin is None else f", with a margin of {margin_text(subject)}{points}"
-    levels = f" ({both_sides_text(subject)})" if subject.before is not None else ""
+    estimate = subject.estimate
+    points = " points" if estimate.unit in format.PERCENT_UNITS else ""
+    margin = "" if estimate.margin is None else f", with a margin of {margin_text(subject)}{points}"
+    levels = f" ({both_sides_text(subject)})" if estimate.before is not None else ""
     return f"{outcome_sentence_name(subject)} is not worse than {BASELINE}{margin}{levels}"
 
 

@@ -81,7 +81,8 @@ def comparison_table(gate: Comparison, *, alone: bool = False) -> RenderableType
             reason := comparison_text.reason_text(outcome)
         ):
             parts.append(Padding(Text(reason), (0, 0, 0, 2), expand=False))
-    units = sorted({format.unit_name(outcome.unit) for outcome in gate.outcomes if outcome.change is not None})
+    estimates = [outcome.estimate for outcome in gate.outcomes if outcome.estimate.change is not None]
+    units = sorted({format.unit_name(estimate.unit) for estimate in estimates})
     parts += [Text(), Text(f"CHANGE in {' / '.join(units)}; above 0 is worse", style="dim")] if units else []
     return Group(*parts, *(Text(f"note: {format.one_line(note)}") for note in gate.notes))
 
@@ -176,7 +177,8 @@ def _row(group: tables.Group) -> tuple[str, ...]:
 
 
 def _change(outcome: Outcome) -> tuple[str, str]:
-    return format.format_harm(outcome.change, outcome.unit), comparison_text.change_text(outcome).partition(" ")[2]
+    _, _, bounds = comparison_text.change_text(outcome).partition(" ")
+    return format.format_harm(outcome.estimate.change, outcome.estimate.unit), bounds
 
 
 def _percent(value: float | None) -> str:

@@ -21,6 +21,7 @@ from xferbench.core.errors import UserError
 from xferbench.core.matrix_result import COLUMNS, matrix_from_json
 from xferbench.core.record import Record, json_values
 from xferbench.core.run import RESULTS_SCHEMA, Run, TrialRow, finding_from_json, row_values, run_to_json, without_file_lists
+from xferbench.core.sections import from_flat
 from xferbench.report import github, html, junit, markdown, matrix_tables, predictions, provenance, sample_images
 
 if TYPE_CHECKING:
@@ -302,7 +303,7 @@ def run_from_json(results: Mapping[str, Any], cells: tuple[TrialRow, ...], sampl
 def _comparison_from_json(entry: Mapping[str, Any] | None) -> Comparison | None:
     if entry is None:
         return None
-    outcomes = tuple(Outcome(**outcome) for outcome in entry["outcomes"])
+    outcomes = tuple(from_flat(Outcome, outcome) for outcome in entry["outcomes"])
     return Comparison(accepted=dict(entry["accepted"]), outcomes=outcomes, notes=tuple(entry["notes"]))
 
 

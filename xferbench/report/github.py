@@ -85,9 +85,8 @@ def _outcome_notes(run: Run, gate: Comparison) -> list[Annotation]:
 
 
 def _outcome_note(outcome: Outcome, group: tables.Group) -> Annotation:
-    size = (
-        f"change {comparison_text.change_text(outcome)} {format.unit_name(outcome.unit)}" if outcome.change is not None else ""
-    )
+    has_change, unit = outcome.estimate.change is not None, format.unit_name(outcome.estimate.unit)
+    size = f"change {comparison_text.change_text(outcome)} {unit}" if has_change else ""
     needed = group and outcome.decision in {"worse", "crashed"}
     return Annotation(
         level=GATE_LEVELS.get(outcome.decision, "notice"),

@@ -103,8 +103,9 @@ def finding_properties(finding: Finding) -> dict[str, str]:
 
 def outcome_properties(outcome: Outcome) -> dict[str, str]:
     """Return the texts and numbers of an outcome by name, without missing ones."""
-    texts = {name: str(getattr(outcome, name)) for name in OUTCOME_TEXTS if getattr(outcome, name) != ""}
-    return texts | _format_numbers({name: getattr(outcome, name) for name in OUTCOME_NUMBERS})
+    values = flat_values(outcome)
+    texts = {name: str(values[name]) for name in OUTCOME_TEXTS if values[name] != ""}
+    return texts | _format_numbers({name: values[name] for name in OUTCOME_NUMBERS})
 
 
 def _format_numbers(values: Mapping[str, float | None]) -> dict[str, str]:

@@ -119,8 +119,8 @@ def _outcome_cells(outcome: Outcome) -> list[str]:
         outcome.decision,
         escape_number(comparison_text.both_sides_text(outcome)),
         escape_number(comparison_text.change_text(outcome)),
-        escape_number(comparison_text.margin_text(outcome)) if outcome.change is not None else MISSING,
-        str(outcome.seeds) if outcome.seeds else MISSING,
+        escape_number(comparison_text.margin_text(outcome)) if outcome.estimate.change is not None else MISSING,
+        str(outcome.estimate.seeds) if outcome.estimate.seeds else MISSING,
     ]
 
 

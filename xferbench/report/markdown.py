@@ -54,14 +54,14 @@ def _gate(run: Run, gate: Comparison) -> list[str]:
 
 def _outcome(run: Run, outcome: Outcome) -> list[str]:
     group = tables.outcome_group(run, outcome) if outcome.decision in {"worse", "crashed"} else ()
-    has_change = outcome.change is not None
+    has_change = outcome.estimate.change is not None
     reason, action = comparison_text.reason_text(outcome), tables.next_action(group) if group else ""
     return [
         escape(comparison_text.outcome_name(outcome)),
         f"**{outcome.decision}**" if comparison_text.needs_attention(outcome) else outcome.decision,
         escape(comparison_text.both_sides_text(outcome)),
         comparison_text.change_text(outcome),
-        escape(format.unit_name(outcome.unit)) if has_change else format.MISSING,
+        escape(format.unit_name(outcome.estimate.unit)) if has_change else format.MISSING,
         comparison_text.margin_text(outcome) if has_change else format.MISSING,
         "<br>".join(map(escape, filter(None, (reason, action)))),
     ]

@@ -127,8 +127,8 @@ def write_findings(drafts: Iterable[Draft]) -> tuple[Finding, ...]:
 
 def write_comparison(draft: ComparisonDraft) -> Comparison:
     """Return a comparison with its reasons and notes as text."""
-    outcomes = tuple(replace(outcome, reason=write_sentence(reason, outcome.unit)) for outcome, reason in draft.outcomes)
-    return Comparison(accepted=draft.accepted, outcomes=outcomes, notes=tuple(map(write_sentence, draft.notes)))
+    outcomes = [replace(outcome, reason=write_sentence(reason, outcome.estimate.unit)) for outcome, reason in draft.outcomes]
+    return Comparison(accepted=draft.accepted, outcomes=tuple(outcomes), notes=tuple(map(write_sentence, draft.notes)))
 
 
 def write_matrix(run: Run) -> Run:

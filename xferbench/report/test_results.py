@@ -133,8 +133,9 @@ def _format_harm(finding: Finding) -> str:
 
 def _describe_decision(outcome: Outcome) -> str:
     """Return the decision of a comparison: the size of the change, both levels, and the reason."""
-    size = _format_estimate((outcome.change, outcome.low, outcome.high), outcome.unit, outcome.margin)
-    levels = comparison_text.levels_text(outcome) if outcome.before is not None and outcome.now is not None else ""
+    estimate = outcome.estimate
+    size = _format_estimate(estimate.bounds, estimate.unit, estimate.margin)
+    levels = "" if estimate.before is None or estimate.now is None else comparison_text.levels_text(outcome)
     numbers = ", ".join(filter(None, (size, levels)))
     return ": ".join(part for part in (outcome.decision, numbers, comparison_text.reason_text(outcome)) if part)
 
