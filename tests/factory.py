@@ -10,8 +10,8 @@ from xferbench.analysis import metrics
 from xferbench.core.comparison import SUBJECT, Comparison, Outcome
 from xferbench.core.plugin import HARM, Contrast, Plugin
 from xferbench.core.record import Predictions, Record
-from xferbench.core.run import Finding, HarmEstimate, PositiveControl, Run, TrialRow
-from xferbench.core.sections import from_flat
+from xferbench.core.run import Finding, HarmEstimate, PositiveControl, Provenance, Run, TrialRow
+from xferbench.core.sections import from_flat, replace_flat
 
 SCRATCH = Contrast(name="harm", weights={("scratch", "test"): 1.0, ("subject", "test"): -1.0}, meaning="scratch − subject")
 RECIPES = {
@@ -199,7 +199,6 @@ def make_run(*, seeds=5, examples=200, classes=10, extra=(), **fields):
             "alpha": 0.05,
             "looks": [5, 10, 20],
         },
-        environment={"python": "3.11", "device": "cpu", "packages": {"torch": "2.6", "numpy": "1.26"}, "git": None},
         findings=(
             *make_findings("batchnorm-drift", "FAIL", drift, remedy=remedy),
             *make_findings("negative-transfer", "PASS", transfer, contrast=SCRATCH, reason=pass_reason),
@@ -224,9 +223,12 @@ def make_run(*, seeds=5, examples=200, classes=10, extra=(), **fields):
         },
         notes=("verdicts are conditional on this one pretrained checkpoint",),
         expected_false_alarms=0.1,
-        plan="0" * 64,
+        provenance=Provenance(
+            environment={"python": "3.11", "device": "cpu", "packages": {"torch": "2.6", "numpy": "1.26"}, "git": None},
+            plan="0" * 64,
+        ),
     )
-    return replace(run, **fields)
+    return replace_flat(run, **fields)
 
 
 ACCEPTED = {

@@ -182,14 +182,14 @@ def make_other_findings():
 
 def test_contrasts_with_different_definitions_are_not_compared():
     run = make_plugin_run(verdict="PASS")
-    definition = run.plugins["batchnorm-drift"]["contrasts"][0] | {"margin": 0.9}
-    candidate = replace(run, plugins={"batchnorm-drift": {"version": 1, "contrasts": [definition]}})
+    definition = run.provenance.plugins["batchnorm-drift"]["contrasts"][0] | {"margin": 0.9}
+    candidate = replace_flat(run, plugins={"batchnorm-drift": {"version": 1, "contrasts": [definition]}})
     result = compare_outcomes(run, candidate)[DRIFT]
     assert not result.compared and "contrast of the plugin has changed" in result.reason
 
 
 def on_another_computer(run):
-    return replace(run, environment=run.environment | {"instructions": "AVX2"})
+    return replace_flat(run, environment=run.provenance.environment | {"instructions": "AVX2"})
 
 
 def flip_predictions(run, *, flips):

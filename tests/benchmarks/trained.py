@@ -23,7 +23,7 @@ from xferbench.config import loader
 from xferbench.core.interventions import as_dict
 from xferbench.core.plugin import HARM
 from xferbench.core.record import Record
-from xferbench.core.run import Run
+from xferbench.core.run import Provenance, Run
 from xferbench.report import messages
 from xferbench.runner import build_run, discovery, execute, store
 from xferbench.study import batching, findings, plugin_state, schedule, selection, trial_requests
@@ -129,12 +129,11 @@ def judge(two_arm, records):
     suite = two_arm.study.suite
     return Run(
         suite=as_dict(suite),
-        environment={},
         findings=messages.write_findings(findings.build_findings(suite, step, records)),
         cells=findings.trial_rows(step, records),
         cost={},
         arms={},
-        plugins=build_run.plugin_contrasts(SimpleNamespace(study=two_arm.study)),
+        provenance=Provenance(environment={}, plugins=build_run.plugin_contrasts(SimpleNamespace(study=two_arm.study))),
     )
 
 

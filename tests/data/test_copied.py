@@ -73,7 +73,7 @@ def test_one_job_installs_cpu_wheels_of_torch_and_the_other_none():
 
 
 def test_the_version_of_torch_equals_that_of_the_accepted_results():
-    accepted = baseline.read_baseline(ROOT / "suites" / "gate.accepted.json").environment["packages"]["torch"]
+    accepted = baseline.read_baseline(ROOT / "suites" / "gate.accepted.json").provenance.environment["packages"]["torch"]
     (version,) = re.findall(r"torch==(\d+\.\d+)\.\*", " ".join(RUNS))
     assert accepted.split(".")[:2] == version.split(".")
 

@@ -83,14 +83,14 @@ def test_missing_information_is_named_as_missing(run):
         assert answers[question] == checklist.MISSING, question
     assert answers["Which data and weights?"] == f"synthetic:near; digests: {checklist.MISSING}"
     assert answers["Was the plan frozen before the run?"] == "No."
-    answers_without_values = answers_of(replace(run, cost={}, environment={}, plan="", cells=(), arms={}))
+    answers_without_values = answers_of(replace_flat(run, cost={}, environment={}, plan="", cells=(), arms={}))
     for question in ("How much was trained and measured?", "How long did it take?", "On which machine?", "Which software?"):
         assert answers_without_values[question] == checklist.MISSING, question
 
 
 def test_evidence_and_a_frozen_plan_are_shown_without_folders(run):
     frozen = {"hash": "f" * 64, "written": "2026-01-01T00:00:00Z", "file": "e" * 64}
-    complete = replace(run, evidence=EVIDENCE, frozen=frozen, suite={**run.suite, "tuning_seeds": 3})
+    complete = replace_flat(run, evidence=EVIDENCE, frozen=frozen, suite={**run.suite, "tuning_seeds": 3})
     answers = answers_of(complete)
     assert (
         answers["Which data and weights?"] == f"- target.data: folder:ants, SHA-256 digest `{'d' * 64}` (files: 3; bytes: 99)"
@@ -132,8 +132,10 @@ def test_an_audit_has_one_network_and_no_tuning_seeds(run):
 def test_names_are_never_markup(run):
     hostile = "<script>x</script> `a` |b| $c$"
     page = checklist.render(
-        replace(run, suite={**run.suite, "name": hostile, "arch": hostile}, notes=(hostile,), evidence={"command": hostile})
+        replace_flat(
+            run, suite={**run.suite, "name": hostile, "arch": hostile}, notes=(hostile,), evidence={"command": hostile}
+        )
     )
     assert "<script>" not in re.sub(r"`[^`]*`", "", page)
-    assert "`release_1`" in checklist.render(replace(run, environment={"git": "release_1"}))
+    assert "`release_1`" in checklist.render(replace_flat(run, environment={"git": "release_1"}))
     assert "&lt;script&gt;x&lt;/script&gt; \\`a\\` \\|b\\| <span>$</span>c<span>$</span>" in page

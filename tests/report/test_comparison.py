@@ -9,6 +9,7 @@ from factory import make_comparison, make_outcome, make_run, outcome_numbers
 from test_html import HOSTILE, Page
 
 from xferbench.core.comparison import SUBJECT
+from xferbench.core.sections import replace_flat
 from xferbench.report import comparison, comparison_text, html
 
 SMALL = make_run(seeds=2, examples=20)
@@ -17,7 +18,7 @@ AT = {"xferbench": "0.2.0", "git": "f" * 40, "device": "cpu"}
 
 @pytest.fixture(scope="module")
 def run():
-    return replace(SMALL, gate=make_comparison(), environment=AT, evidence={"ended": "2026-02-03T00:00:00Z"})
+    return replace_flat(SMALL, gate=make_comparison(), environment=AT, evidence={"ended": "2026-02-03T00:00:00Z"})
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_hostile_names_do_not_break_the_pages():
         subject, hostile, notes=(HOSTILE,), accepted=dict.fromkeys(("name", "file", "xferbench", "git", "ended"), HOSTILE)
     )
     finding = replace(SMALL.findings[0], plugin=HOSTILE, contrast="harm", remedy={"text": HOSTILE, "patch": [HOSTILE]})
-    run = replace(SMALL, gate=gate, suite={**SMALL.suite, "name": HOSTILE}, environment={HOSTILE: HOSTILE, "git": HOSTILE})
+    run = replace_flat(SMALL, gate=gate, suite={**SMALL.suite, "name": HOSTILE}, environment={HOSTILE: HOSTILE, "git": HOSTILE})
     for text in (
         comparison.render(replace(run, findings=(finding,)), file=HOSTILE),
         html.render(replace(run, findings=(finding,)), {}),

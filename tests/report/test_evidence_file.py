@@ -4,13 +4,13 @@ import hashlib
 import json
 import shutil
 import subprocess
-from dataclasses import replace
 
 import pytest
 from factory import make_run
 
 from xferbench.core.errors import UserError
 from xferbench.core.run import run_to_json
+from xferbench.core.sections import replace_flat
 from xferbench.report import files, html, provenance
 
 LISTED_FILE = ["e" * 64, 2, "a\nb"]
@@ -68,7 +68,7 @@ def test_every_output_is_listed_with_its_digest_and_size(out):
 
 def test_inputs_environment_plan_and_command_are_listed_and_no_compliance_is_claimed(run, out):
     evidence = evidence_of(out)
-    assert (evidence["inputs"], evidence["environment"], evidence["frozen"]) == (INPUTS, run.environment, FROZEN)
+    assert (evidence["inputs"], evidence["environment"], evidence["frozen"]) == (INPUTS, run.provenance.environment, FROZEN)
     assert (evidence["command"], evidence["hash"]) == ("xferbench run mine.toml", "c" * 64)
     assert evidence["claim"] == "This report claims no compliance with any standard."
 
@@ -104,7 +104,7 @@ def test_results_contain_the_evidence_without_file_lists(run, out):
 
 def test_a_report_that_is_written_again_has_its_own_evidence(out, tmp_path, monkeypatch):
     reread = files.read_run(out)
-    assert (reread.evidence, reread.frozen) == (EVIDENCE, FROZEN)
+    assert (reread.provenance.evidence, reread.provenance.preregistration) == (EVIDENCE, FROZEN)
     monkeypatch.setattr(html, "render", lambda *_: "<!doctype html><p>another page")
     files.write_run(reread, tmp_path / "again")
     assert evidence_of(tmp_path / "again")["inputs"] == INPUTS
@@ -115,7 +115,7 @@ def test_a_report_that_is_written_again_has_its_own_evidence(out, tmp_path, monk
 def test_results_contain_the_evidence_if_its_file_is_missing(out, tmp_path):
     (out / "evidence.json").unlink()
     reread = files.read_run(out)
-    assert reread.evidence["inputs"][0]["digest"] == "d" * 64
+    assert reread.provenance.evidence["inputs"][0]["digest"] == "d" * 64
     files.write_run(reread, out)
     assert "listed" not in evidence_of(out)["inputs"][0]
     assert run_to_json(files.read_run(out)) == run_to_json(reread)
@@ -136,10 +136,10 @@ def test_damaged_evidence_is_an_error(out):
 
 
 def test_a_run_without_evidence_removes_the_evidence_of_another_run(run, out):
-    files.write_run(replace(run, evidence={}, frozen={}), out)
+    files.write_run(replace_flat(run, evidence={}, frozen={}), out)
     assert not (out / "evidence.json").exists()
     assert not (out / "SHA256SUMS").exists()
-    assert files.read_run(out).evidence == {}
+    assert files.read_run(out).provenance.evidence == {}
 
 
 def test_results_without_evidence_are_read(run, out, monkeypatch):
@@ -147,6 +147,6 @@ def test_results_without_evidence_are_read(run, out, monkeypatch):
         return {key: value for key, value in run_to_json(run).items() if key not in {"frozen", "evidence"}}
 
     monkeypatch.setattr(files, "run_to_json", results_without_evidence)
-    files.write_run(replace(run, evidence={}, frozen={}), out)
+    files.write_run(replace_flat(run, evidence={}, frozen={}), out)
     assert "evidence" not in (out / "results.json").read_text()
-    assert (files.read_run(out).evidence, files.read_run(out).frozen) == ({}, {})
+    assert (files.read_run(out).provenance.evidence, files.read_run(out).provenance.preregistration) == ({}, {})

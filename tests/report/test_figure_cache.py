@@ -73,7 +73,7 @@ def test_content_without_a_key_is_drawn_each_time(tmp_path):
 
 
 def test_a_run_without_a_key_still_has_a_page(tmp_path, drawings):
-    run_without_key = replace(RUN, environment={"when": object()})
+    run_without_key = replace_flat(RUN, environment={"when": object()})
     html.render(run_without_key, PLUGINS, tmp_path)
     drawings.clear()
     html.render(run_without_key, PLUGINS, tmp_path)

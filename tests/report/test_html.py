@@ -169,7 +169,7 @@ def test_hostile_names_do_not_break_the_page(run):
     hostile_run = replace(
         run, suite=suite, findings=(*failures, info), cells=tuple(cells), arms={HOSTILE: {"subject": {"weighed": candidates}}}
     )
-    hostile_run = replace(
+    hostile_run = replace_flat(
         hostile_run, environment={HOSTILE: {HOSTILE: HOSTILE}}, notes=(HOSTILE,), cost={"seconds": {HOSTILE: 1.0}}, plan=HOSTILE
     )
     samples = SampleImages(
@@ -322,7 +322,7 @@ def test_a_missing_plugin_lacks_only_its_plots(run):
 
 
 def test_an_empty_run_has_a_page(run):
-    empty_run = replace(run, findings=(), cells=(), cost={}, arms={}, environment={}, notes=(), plan="", suite={})
+    empty_run = replace_flat(run, findings=(), cells=(), cost={}, arms={}, environment={}, notes=(), plan="", suite={})
     content = "".join(Page(html.render(empty_run, {})).words)
     assert "There is no verdict." in content
 

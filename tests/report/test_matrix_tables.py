@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from xferbench.core.matrix_result import COLUMNS, MatrixResult
-from xferbench.core.run import Run
+from xferbench.core.run import Provenance, Run
 from xferbench.report import html, markdown, matrix_tables
 
 RECIPES = ("linear-probe", "partial", "full")
@@ -51,7 +51,7 @@ def make_matrix(rows=None, **fields):
     }
     cost = {"fits": {"unique": 1, "run": 1}, "seconds": {"total": 1.0, "wall": 1.0}}
     matrix = MatrixResult(rows=tuple(rows), **{"skipped": {}, "comparisons": (), "claims": ()} | fields)
-    return Run(suite=suite, environment={}, findings=(), cells=(), cost=cost, arms={}, matrix=matrix)
+    return Run(suite=suite, findings=(), cells=(), cost=cost, arms={}, matrix=matrix, provenance=Provenance(environment={}))
 
 
 def test_each_quadrant_has_its_best_recipe_and_the_regret_of_the_advice():

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from factory import make_comparison, make_outcome, make_run
 
-from xferbench.core.run import VERDICTS, Finding, HarmEstimate, PositiveControl, Run
+from xferbench.core.run import VERDICTS, Finding, HarmEstimate, PositiveControl, Provenance, Run
 from xferbench.report import notebook
 
 RUN = make_run()
@@ -15,7 +15,9 @@ HOSTILE = "<script>alert(1)</script>\u202e\x00\" onmouseover='x'"
 
 
 def make_small_run(*findings, notes=(), name="ants"):
-    return Run(suite={"name": name}, environment={}, findings=findings, cells=(), cost={}, arms={}, notes=notes)
+    return Run(
+        suite={"name": name}, findings=findings, cells=(), cost={}, arms={}, notes=notes, provenance=Provenance(environment={})
+    )
 
 
 class BalancedTags(HTMLParser):

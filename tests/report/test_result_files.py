@@ -79,7 +79,7 @@ def test_a_full_disk_is_an_error_and_changes_nothing(run, folder, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fail_on_full_disk)
     with pytest.raises(UserError) as error:
-        files.write_run(replace(run, plan="another"), folder)
+        files.write_run(replace_flat(run, plan="another"), folder)
     assert error.value.found == "No space left on device"
     assert error.value.do
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -89,7 +89,7 @@ def test_a_crash_while_rendering_changes_nothing(run, folder, monkeypatch):
     before = (folder / "results.json").read_bytes()
     monkeypatch.setattr(html, "render", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        files.write_run(replace(run, plan="another"), folder)
+        files.write_run(replace_flat(run, plan="another"), folder)
     assert (folder / "results.json").read_bytes() == before
 
 
@@ -232,7 +232,7 @@ def test_json_without_a_finished_run_is_an_error(folder, content):
 
 
 def test_predictions_of_another_run_are_an_error(run, folder, tmp_path):
-    files.write_run(replace(run, plan="another"), tmp_path / "other")
+    files.write_run(replace_flat(run, plan="another"), tmp_path / "other")
     (tmp_path / "other" / "results.json").replace(folder / "results.json")
     with pytest.raises(UserError, match="do not belong to the same run"):
         files.read_run(folder)
@@ -254,7 +254,7 @@ def test_a_folder_of_an_older_version_has_no_samples(folder):
 
 
 def test_samples_of_another_run_are_an_error(run, folder, tmp_path):
-    files.write_run(replace(run, plan="another"), tmp_path / "other")
+    files.write_run(replace_flat(run, plan="another"), tmp_path / "other")
     (tmp_path / "other" / "samples.npz").replace(folder / "samples.npz")
     with pytest.raises(UserError, match=r"samples\.npz next to it do not belong to the same run"):
         files.read_run(folder)
@@ -263,7 +263,7 @@ def test_samples_of_another_run_are_an_error(run, folder, tmp_path):
 def test_results_with_another_layout_belong_to_the_same_run(folder):
     results = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps(results, sort_keys=True))
-    assert files.read_run(folder).plan == results["plan"]
+    assert files.read_run(folder).provenance.plan == results["plan"]
 
 
 def test_a_pickle_is_never_opened(folder):

@@ -7,7 +7,7 @@ import pytest
 from factory import SCRATCH, make_cells, make_record, make_run
 
 from xferbench.core.plugin import HARM, Contrast
-from xferbench.core.run import Finding, Run, TrialRow
+from xferbench.core.run import Finding, Provenance, Run, TrialRow
 from xferbench.core.sections import from_flat, replace_flat
 from xferbench.report import format, tables
 
@@ -22,7 +22,7 @@ def make_finding(plugin, verdict, **fields):
 
 
 def make_run_of(*findings):
-    return Run(suite={}, environment={}, findings=findings, cells=(), cost={}, arms={})
+    return Run(suite={}, findings=findings, cells=(), cost={}, arms={}, provenance=Provenance(environment={}))
 
 
 def test_variants_with_equal_verdict_and_harm_share_a_row(run):

@@ -18,6 +18,7 @@ from xferbench.analysis import exit_code
 from xferbench.cli import main
 from xferbench.config import loader as suites
 from xferbench.core.errors import UserError
+from xferbench.core.sections import replace_flat
 from xferbench.report import baseline, files
 from xferbench.runner import gate as gating
 
@@ -134,7 +135,9 @@ def test_a_candidate_from_other_files_is_refused(folder, tmp_path, capsys):
 def test_an_accepted_run_that_crashes_again_is_refused(folder, tmp_path, capsys, monkeypatch):
     accepted = baseline.read_baseline(folder / "accepted.json")
     (tmp_path / "older.json").write_bytes(
-        baseline.pack_baseline(replace(accepted, environment=accepted.environment | {"packages": {"torch": "1.9.1"}}))
+        baseline.pack_baseline(
+            replace_flat(accepted, environment=accepted.provenance.environment | {"packages": {"torch": "1.9.1"}})
+        )
     )
     calls, real = [], gating.runner.run_suite
 
@@ -194,7 +197,7 @@ def test_a_run_without_a_verdict_is_not_accepted(folder, capsys):
 
 def test_another_version_of_torch_evaluates_the_accepted_suite_again(folder, tmp_path):
     accepted = baseline.read_baseline(folder / "accepted.json")
-    older = replace(accepted, environment=accepted.environment | {"packages": {"torch": "1.9.1"}})
+    older = replace_flat(accepted, environment=accepted.provenance.environment | {"packages": {"torch": "1.9.1"}})
     (tmp_path / "older.json").write_bytes(baseline.pack_baseline(older))
     assert run_gate(folder, "--baseline", str(tmp_path / "older.json")) == exit_code.PASSED
     notes = read_results(folder)["gate"]["notes"]
@@ -203,8 +206,10 @@ def test_another_version_of_torch_evaluates_the_accepted_suite_again(folder, tmp
 
 def test_an_accepted_run_that_cannot_be_evaluated_again_is_refused(folder, tmp_path, capsys):
     accepted = baseline.read_baseline(folder / "accepted.json")
-    inputs = [entry | {"digest": "another"} for entry in accepted.evidence["inputs"]]
-    older = replace(accepted, environment=accepted.environment | {"device": "cuda"}, evidence={"inputs": inputs})
+    inputs = [entry | {"digest": "another"} for entry in accepted.provenance.evidence["inputs"]]
+    older = replace_flat(
+        accepted, environment=accepted.provenance.environment | {"device": "cuda"}, evidence={"inputs": inputs}
+    )
     (tmp_path / "older.json").write_bytes(baseline.pack_baseline(older))
     assert run_gate(folder, "--baseline", str(tmp_path / "older.json")) == exit_code.USAGE_ERROR
     message = capsys.readouterr().err
@@ -214,7 +219,7 @@ def test_an_accepted_run_that_cannot_be_evaluated_again_is_refused(folder, tmp_p
 def test_a_finished_candidate_is_not_compared_across_devices(folder, tmp_path, capsys):
     accepted = baseline.read_baseline(folder / "accepted.json")
     (tmp_path / "older.json").write_bytes(
-        baseline.pack_baseline(replace(accepted, environment=accepted.environment | {"device": "cuda"}))
+        baseline.pack_baseline(replace_flat(accepted, environment=accepted.provenance.environment | {"device": "cuda"}))
     )
     arguments = ["--baseline", str(tmp_path / "older.json"), "--candidate", str(folder / "out")]
     assert main.main(["gate", str(folder / "suite.toml"), *arguments, "-o", str(tmp_path / "out")]) == exit_code.USAGE_ERROR

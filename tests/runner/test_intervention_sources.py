@@ -19,6 +19,7 @@ from xferbench.core import interventions
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import DataIntervention, LabelNoise
+from xferbench.core.sections import replace_flat
 from xferbench.report import baseline, messages
 from xferbench.runner import preregistration
 from xferbench.study.selection import ResolvedArm
@@ -112,7 +113,7 @@ def test_the_refusal_of_a_plan_names_the_intervention(site, tmp_path):
 
 
 def run_with(sources):
-    return replace(make_run(), evidence={"intervention_sources": sources} if sources is not None else {})
+    return replace_flat(make_run(), evidence={"intervention_sources": sources} if sources is not None else {})
 
 
 def test_a_comparison_names_a_changed_intervention():
@@ -129,7 +130,7 @@ def test_a_run_without_recorded_sources_is_compared():
 
 def test_an_accepted_file_keeps_the_sources(tmp_path):
     (tmp_path / "accepted.json").write_bytes(baseline.pack_baseline(run_with({"thinned": "b"})))
-    assert baseline.read_baseline(tmp_path / "accepted.json").evidence["intervention_sources"] == {"thinned": "b"}
+    assert baseline.read_baseline(tmp_path / "accepted.json").provenance.evidence["intervention_sources"] == {"thinned": "b"}
 
 
 TOML = """

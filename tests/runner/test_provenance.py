@@ -17,6 +17,7 @@ from xferbench.core.canonical import digest, measure_key
 from xferbench.core.comparison import NOT_WORSE
 from xferbench.core.errors import UserError
 from xferbench.core.plugin import HARM
+from xferbench.core.sections import replace_flat
 from xferbench.plugins import batchnorm_drift
 from xferbench.report import messages
 from xferbench.runner import discovery, preregistration
@@ -165,7 +166,7 @@ def compare(accepted, candidate):
 def test_a_run_has_the_digest_and_a_different_digest_is_not_compared(site):
     first = load_plugin()
     accepted = fake_lab.run_study(make_study(first), LAB)
-    assert accepted.plugins[ID]["source"] == first.source
+    assert accepted.provenance.plugins[ID]["source"] == first.source
     unchanged_outcomes = {
         outcome.id: outcome for outcome in compare(accepted, fake_lab.run_study(make_study(load_plugin()), LAB)).outcomes
     }
@@ -173,7 +174,7 @@ def test_a_run_has_the_digest_and_a_different_digest_is_not_compared(site):
     change_cure(site)
     second = load_plugin()
     candidate = fake_lab.run_study(make_study(second), LAB)
-    assert candidate.plan != accepted.plan
+    assert candidate.provenance.plan != accepted.provenance.plan
     outcomes = {outcome.id: outcome for outcome in compare(accepted, candidate).outcomes}
     for name in (f"{ID}/harm", f"{ID}/heat"):
         assert not outcomes[name].compared
@@ -191,8 +192,8 @@ def test_a_built_in_plugin_is_compared_by_version():
         fake_lab.make_study(replace(batchnorm_drift.plugin, contrasts=(HARM,), measures={}, derived_metrics=None)),
         fake_lab.fake_lab(),
     )
-    assert run.plugins["batchnorm-drift"]["source"] == ""
-    older = replace(run, plugins={"batchnorm-drift": {**run.plugins["batchnorm-drift"], "source": None}})
+    assert run.provenance.plugins["batchnorm-drift"]["source"] == ""
+    older = replace_flat(run, plugins={"batchnorm-drift": {**run.provenance.plugins["batchnorm-drift"], "source": None}})
     assert compatibility.changed_sources(older, run) == []
 
 

@@ -296,8 +296,12 @@ def yield_pairs():
     yield "no version", make_plugin_run(plugins={}), make_plugin_run()
     yield "no longer judged", make_plugin_run(), make_plugin_run(verdict="SKIPPED")
     accepted = make_plugin_run(verdict="PASS")
-    contrast = accepted.plugins["batchnorm-drift"]["contrasts"][0] | {"margin": 0.9}
-    yield "another contrast", accepted, replace(accepted, plugins={"batchnorm-drift": {"version": 1, "contrasts": [contrast]}})
+    contrast = accepted.provenance.plugins["batchnorm-drift"]["contrasts"][0] | {"margin": 0.9}
+    yield (
+        "another contrast",
+        accepted,
+        replace_flat(accepted, plugins={"batchnorm-drift": {"version": 1, "contrasts": [contrast]}}),
+    )
     crashed = make_plugin_run(verdict="ERROR")
     cells = tuple(
         replace(cell, record=Record(key=cell.record.key, error="out of memory")) if cell.arm == "subject" else cell

@@ -93,8 +93,8 @@ def _rules_of(run: Run) -> Rules:
 
 def _run_summary(run: Run) -> dict[str, Any]:
     """Return the name, the end time and the main fields of the environment of a run."""
-    environment = {name: run.environment.get(name) for name in ("xferbench", "git", "device", "processor")}
-    return {"name": run.suite["name"], "ended": run.evidence.get("ended"), **environment}
+    environment = {name: run.provenance.environment.get(name) for name in ("xferbench", "git", "device", "processor")}
+    return {"name": run.suite["name"], "ended": run.provenance.evidence.get("ended"), **environment}
 
 
 def _findings_by_contrast(run: Run) -> dict[str, ContrastFindings]:
@@ -111,7 +111,7 @@ def _findings_by_contrast(run: Run) -> dict[str, ContrastFindings]:
 
 def _paired_definition(run: Run, findings: ContrastFindings) -> Mapping[str, Any] | None:
     """Return the name, weights, metric and margin of a paired contrast; None for an invariant."""
-    definitions = (run.plugins.get(findings.plugin) or {}).get("contrasts") or ()
+    definitions = (run.provenance.plugins.get(findings.plugin) or {}).get("contrasts") or ()
     return next((definition for definition in definitions if definition["name"] == findings.contrast), None)
 
 
@@ -123,7 +123,7 @@ def _obstacle(
         return because(Code.NOT_TESTED_BEFORE)
     if accepted_findings.verdict in UNDECIDED_VERDICTS:
         return because(Code.NO_VERDICT_BEFORE, verdict=accepted_findings.verdict)
-    old, new = ((run.plugins.get(findings.plugin) or {}).get("version") for run in (accepted, candidate))
+    old, new = ((run.provenance.plugins.get(findings.plugin) or {}).get("version") for run in (accepted, candidate))
     if old is None or old != new:
         return because(Code.OTHER_VERSION, old=old, new=new)
     old, new = (plugin_source(run, findings.plugin) for run in (accepted, candidate))
@@ -148,7 +148,7 @@ def _is_elsewhere(accepted: Run, candidate: Run) -> bool:
     """
     runs = (accepted, candidate)
     has_user_code = any(run.suite.get("training") or str(run.suite["arch"]).startswith("python:") for run in runs)
-    old, new = (json_values({name: run.environment.get(name) for name in COMPUTER_FIELDS}) for run in runs)
+    old, new = (json_values({name: run.provenance.environment.get(name) for name in COMPUTER_FIELDS}) for run in runs)
     return not has_user_code and bool(old != new)
 
 

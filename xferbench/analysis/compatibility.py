@@ -23,8 +23,8 @@ def refusals(accepted: Run, candidate: Run) -> list[str]:
     """Return what prevents a comparison of two runs: different torch minor versions, device types or lab versions."""
     values: dict[str, list[Any]] = {
         "torch": [_torch_minor(run) for run in (accepted, candidate)],
-        "device": [run.environment.get("device") for run in (accepted, candidate)],
-        "version of the lab": [run.environment.get("lab") for run in (accepted, candidate)],
+        "device": [run.provenance.environment.get("device") for run in (accepted, candidate)],
+        "version of the lab": [run.provenance.environment.get("lab") for run in (accepted, candidate)],
     }
     return [
         f"{name} {old or 'unknown'}, here {new or 'unknown'}" for name, (old, new) in values.items() if not old or old != new
@@ -41,7 +41,7 @@ def changed_rules(accepted: Run, candidate: Run) -> list[str]:
 
 
 def _torch_minor(run: Run) -> str:
-    return ".".join(str((run.environment.get("packages") or {}).get("torch", "")).split("+")[0].split(".")[:2])
+    return ".".join(str((run.provenance.environment.get("packages") or {}).get("torch", "")).split("+")[0].split(".")[:2])
 
 
 def differences(accepted: Run, candidate: Run) -> tuple[Reason, ...]:
@@ -56,10 +56,10 @@ def differences(accepted: Run, candidate: Run) -> tuple[Reason, ...]:
     reasons += [because(Code.INPUTS_DIFFER, keys=changed_inputs)] if changed_inputs else []
     reasons += changed_sources(accepted, candidate)
     for name in ("xferbench", "python", "processor", "instructions"):
-        old, new = (run.environment.get(name) for run in (accepted, candidate))
+        old, new = (run.provenance.environment.get(name) for run in (accepted, candidate))
         if old != new:
             reasons.append(because(Code.VERSION_DIFFERS, name=name, old=old, new=new))
-    old, new = (run.environment.get("packages") or {} for run in (accepted, candidate))
+    old, new = (run.provenance.environment.get("packages") or {} for run in (accepted, candidate))
     changed_packages = [
         (name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)
     ]
@@ -68,14 +68,14 @@ def differences(accepted: Run, candidate: Run) -> tuple[Reason, ...]:
 
 def plugin_source(run: Run, plugin: str) -> str:
     """Return the start of the digest of a plugin's source in a run, or ``built-in`` if no third party wrote it."""
-    source = str((run.plugins.get(plugin) or {}).get("source") or "")
+    source = str((run.provenance.plugins.get(plugin) or {}).get("source") or "")
     return source[:SOURCE_KEY_LENGTH] or "built-in"
 
 
 def changed_sources(accepted: Run, candidate: Run) -> list[Reason]:
     """Return a reason for each plugin and each intervention of both runs whose source code differs, with both digests."""
-    plugins = [{plugin: plugin_source(run, plugin) for plugin in run.plugins} for run in (accepted, candidate)]
-    interventions = [run.evidence.get("intervention_sources") or {} for run in (accepted, candidate)]
+    plugins = [{plugin: plugin_source(run, plugin) for plugin in run.provenance.plugins} for run in (accepted, candidate)]
+    interventions = [run.provenance.evidence.get("intervention_sources") or {} for run in (accepted, candidate)]
     return [
         because(Code.SOURCE_DIFFERS, kind=kind, name=name, old=old[name], new=new[name])
         for kind, (old, new) in (("plugin", plugins), ("intervention", interventions))
@@ -85,7 +85,7 @@ def changed_sources(accepted: Run, candidate: Run) -> list[Reason]:
 
 
 def _input_digests(run: Run) -> dict[str, str]:
-    return {entry["key"]: entry["digest"] for entry in run.evidence.get("inputs") or () if entry["key"] != "suite"}
+    return {entry["key"]: entry["digest"] for entry in run.provenance.evidence.get("inputs") or () if entry["key"] != "suite"}
 
 
 def suite_differences(accepted: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -123,7 +123,7 @@ def print_result(run: Run, output: Path, form: str) -> None:
     else:
         console.print_run(run)
     notice_stream = sys.stderr if form == "json" else sys.stdout
-    if repair_message := (run.evidence.get("repair") or {}).get("said"):
+    if repair_message := (run.provenance.evidence.get("repair") or {}).get("said"):
         print(repair_message, file=notice_stream)
     print(f"report: {output / 'report.html'}", file=notice_stream)
 

@@ -220,22 +220,13 @@ class SampleImages:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """A finished run: the content of ``results.json``, ``records.csv``, ``predictions.npz`` and ``samples.npz``.
+class Provenance:
+    """Where the numbers of a run come from.
 
     Attributes:
-        suite: the suite as plain values.
         environment: versions, device, platform, processor, git revision.
-        findings: the findings, in the order of the plugins.
-        cells: the rows of ``records.csv``.
-        cost: numbers of trained networks and trials, and seconds by kind.
-        arms: by plugin and arm (``induced:VARIANT`` for variants): the recipe in words, as patch lines, and the candidates of
-            a selection.
-        notes: what is taken on trust or left out, and which selections lie at the edge of a grid.
-        expected_false_alarms: a bound on the expected number of false alarms.
         plan: digest of the plan of the run.
-        samples: sample images of the datasets.
-        frozen: ``hash``, time ``written`` and SHA-256 of the ``file`` of the preregistered plan; {} without a plan.
+        preregistration: ``hash``, time ``written`` and SHA-256 of the ``file`` of the preregistered plan; {} without a plan.
         evidence: ``hash`` of the study, with or without a preregistered plan; the ``command``; the times ``begun`` and
             ``ended`` in UTC; ``inputs`` with digests and files; ``plugin_sources``, the digests of third-party plugins' source
             by id; ``intervention_sources``, those of the third-party interventions that its pipelines use, by spelling;
@@ -243,24 +234,44 @@ class Run:
         plugins: by plugin: its ``version``, the digest of its ``source`` ("" for a built-in one) and its paired ``contrasts``
             (``name``, ``weights``, ``metric``, ``margin``), so that two runs can be compared without the plugin. It is {} for
             older runs.
+    """
+
+    environment: Mapping[str, Any]
+    plan: str = ""
+    preregistration: Mapping[str, str] = field(default_factory=dict, metadata={"key": "frozen"})
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    plugins: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A finished run: the content of ``results.json``, ``records.csv``, ``predictions.npz`` and ``samples.npz``.
+
+    Attributes:
+        suite: the suite as plain values.
+        findings: the findings, in the order of the plugins.
+        cells: the rows of ``records.csv``.
+        cost: numbers of trained networks and trials, and seconds by kind.
+        arms: by plugin and arm (``induced:VARIANT`` for variants): the recipe in words, as patch lines, and the candidates of
+            a selection.
+        notes: what is taken on trust or left out, and which selections lie at the edge of a grid.
+        expected_false_alarms: a bound on the expected number of false alarms.
+        samples: sample images of the datasets.
+        provenance: a :class:`Provenance`: ``environment``, ``plan``, ``preregistration``, ``evidence``, ``plugins``.
         gate: the comparison with an accepted run, or None.
         matrix: the rows, comparisons and claims of a suite with [matrix], whose ``cells`` and ``arms`` are empty; None for a
             suite of one task.
     """
 
     suite: Mapping[str, Any]
-    environment: Mapping[str, Any]
     findings: tuple[Finding, ...]
     cells: tuple[TrialRow, ...]
     cost: Mapping[str, Any]
     arms: Mapping[str, Mapping[str, Any]]
     notes: tuple[str, ...] = ()
     expected_false_alarms: float = 0.0
-    plan: str = ""
     samples: tuple[SampleImages, ...] = ()
-    frozen: Mapping[str, str] = field(default_factory=dict)
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-    plugins: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = section_field(Provenance)
     gate: Comparison | None = None
     matrix: MatrixResult | None = None
 
@@ -284,6 +295,11 @@ class Run:
         return f"<Run {self.suite.get('name', '')!r}: {counts}; {len(self.cells)} records>"
 
 
+def replace_provenance(run: Run, **changes: Any) -> Run:
+    """Return a run with other values of its provenance."""
+    return replace(run, provenance=replace(run.provenance, **changes))
+
+
 def row_values(cell: TrialRow) -> dict[str, Any]:
     """Return one cell as plain values, a row of ``records.csv``."""
     record, predictions = cell.record, cell.record.predictions
@@ -302,16 +318,16 @@ def run_to_json(run: Run) -> dict[str, Any]:
             "schema": RESULTS_SCHEMA,
             "xferbench": __version__,
             "suite": run.suite,
-            "environment": run.environment,
+            "environment": run.provenance.environment,
             "findings": [finding_to_json(finding) for finding in run.findings],
             "cost": run.cost,
             "arms": run.arms,
             "notes": run.notes,
             "expected_false_alarms": run.expected_false_alarms,
-            "plan": run.plan,
-            "frozen": run.frozen or None,
-            "evidence": without_file_lists(run.evidence),
-            "plugins": run.plugins,
+            "plan": run.provenance.plan,
+            "frozen": run.provenance.preregistration or None,
+            "evidence": without_file_lists(run.provenance.evidence),
+            "plugins": run.provenance.plugins,
             "gate": comparison_to_json(run.gate) if run.gate else None,
             "matrix": matrix_to_json(run.matrix) if run.matrix else None,
         }

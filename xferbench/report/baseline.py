@@ -39,7 +39,7 @@ ACCEPT_ADVICE = "create one: xferbench gate SUITE --accept FILE"
 
 def pack_baseline(run: Run) -> bytes:
     """Return the content of the file: JSON in UTF-8."""
-    contrasts = [(name, contrast) for name, entry in run.plugins.items() for contrast in entry["contrasts"]]
+    contrasts = [(name, contrast) for name, entry in run.provenance.plugins.items() for contrast in entry["contrasts"]]
     terms = {(name, arm, view) for name, contrast in contrasts for arm, view, _ in contrast["weights"]}
     metrics = {str(run.suite["metric"]), *(contrast["metric"] for _, contrast in contrasts)}
     cells = tuple(
@@ -48,8 +48,9 @@ def pack_baseline(run: Run) -> bytes:
         if not cell.variant
         and ((cell.plugin, cell.arm, cell.view) in terms or (cell.arm == "subject" and cell.view in SUBJECT_VIEWS))
     )
-    environment = {name: value for name, value in run.environment.items() if name not in {"platform", "workers"}}
-    bare = replace(run, environment=environment, arms={}, notes=(), cost={}, frozen={}, gate=None, evidence=_evidence(run))
+    environment = {name: value for name, value in run.provenance.environment.items() if name not in {"platform", "workers"}}
+    provenance = replace(run.provenance, environment=environment, preregistration={}, evidence=_evidence(run))
+    bare = replace(run, provenance=provenance, arms={}, notes=(), cost={}, gate=None)
     results = run_to_json(replace(bare, suite=_with_relative_paths(run.suite)))
     results = {name: value for name, value in results.items() if name != "matrix"} | {"schema": BASELINE_SCHEMA}
     packed = base64.b64encode(predictions.pack_predictions(cells, "")).decode()
@@ -71,9 +72,9 @@ def _verdicts(run: Run) -> dict[str, str]:
 
 def _evidence(run: Run) -> dict[str, Any]:
     names = ("begun", "ended", "hash", "intervention_sources")
-    evidence = {name: run.evidence[name] for name in names if name in run.evidence}
-    inputs = [{key: entry[key] for key in ("key", "digest")} for entry in run.evidence.get("inputs") or ()]
-    return evidence | {"inputs": inputs}
+    evidence = run.provenance.evidence
+    inputs = [{key: entry[key] for key in ("key", "digest")} for entry in evidence.get("inputs") or ()]
+    return {name: evidence[name] for name in names if name in evidence} | {"inputs": inputs}
 
 
 def _narrow_cell(cell: TrialRow, metrics: set[str]) -> TrialRow:

@@ -146,7 +146,7 @@ def _other_metrics(run: Run) -> list[str]:
     """Return the contrasts whose metric or margin is not that of the suite, as text."""
     return sorted(
         f"{plugin}/{contrast['name']}: {contrast['metric']}, margin {contrast['margin']:g}"
-        for plugin, entry in run.plugins.items()
+        for plugin, entry in run.provenance.plugins.items()
         for contrast in entry.get("contrasts", ())
         if (contrast["metric"], contrast["margin"]) != (run.suite["metric"], run.suite["margin"])
     )
@@ -205,7 +205,7 @@ def _data(run: Run) -> dict[str, str]:
     suite = run.suite
     inputs = [
         _describe_input(entry) + (f" (files: {entry['files']}; bytes: {entry['bytes']})" if entry.get("files") else "")
-        for entry in run.evidence.get("inputs") or ()
+        for entry in run.provenance.evidence.get("inputs") or ()
     ]
     sizes = {"training": suite.get("train_size"), "test": suite.get("test_size")}
     limits = " and ".join(f"at most {size} {name} images" for name, size in sizes.items() if size)
@@ -245,11 +245,12 @@ def _compute(run: Run) -> dict[str, str]:
 
 
 def _machine(run: Run, *names: str) -> str:
-    return _sentence(f"{name} {run.environment[name]}" for name in names if run.environment.get(name))
+    environment = run.provenance.environment
+    return _sentence(f"{name} {environment[name]}" for name in names if environment.get(name))
 
 
 def _packages(run: Run) -> list[str]:
-    return [f"{name} {version}" for name, version in (run.environment.get("packages") or {}).items()]
+    return [f"{name} {version}" for name, version in (run.provenance.environment.get("packages") or {}).items()]
 
 
 def _code(text: object) -> str:
@@ -258,7 +259,8 @@ def _code(text: object) -> str:
 
 
 def _versions(run: Run) -> dict[str, str]:
-    environment, evidence, plan = run.environment, run.evidence, run.frozen
+    provenance = run.provenance
+    environment, evidence, plan = provenance.environment, provenance.evidence, provenance.preregistration
     software = [f"{name} {environment[name]}" for name in ("xferbench", "python") if environment.get(name)]
     began, ended = evidence.get("begun"), evidence.get("ended")
     return {
@@ -269,7 +271,7 @@ def _versions(run: Run) -> dict[str, str]:
         "Was the plan frozen before the run?": f"Yes, on {escape(plan['written'])}: plan {_code(plan['hash'])}."
         if plan
         else "No.",
-        "Which trials were run?": f"Those with the digest {_code(run.plan)}." if run.plan else "",
+        "Which trials were run?": f"Those with the digest {_code(provenance.plan)}." if provenance.plan else "",
     }
 
 
@@ -316,7 +318,8 @@ def _matrix_sections(run: Run) -> dict[str, dict[str, str]]:
     crashed, diverged = (sum(bool(row[name]) for row in matrix.rows) for name in ("error", "diverged"))
     unit = format.unit_name(metrics.get_metric(str(suite["metric"])).unit)
     level = format.format_confidence(float(suite["alpha"]))
-    versions = [f"xferbench {run.environment.get('xferbench', '')}", f"Python {run.environment.get('python', '')}"]
+    environment = run.provenance.environment
+    versions = [f"xferbench {environment.get('xferbench', '')}", f"Python {environment.get('python', '')}"]
     claims = [f"{claim['claim']}: {claim['why']}" for claim in matrix.claims if claim["why"]]
     return {
         "Runs and seeds": {

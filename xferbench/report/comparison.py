@@ -29,7 +29,7 @@ def render(run: Run, cache: Path | None = None, *, file: str = "") -> str:
         sentence=comparison_text.headline(run.gate, gate=False) if run.gate else "Nothing was compared.",
         sides=comparison_text.side_rows(run, file),
         names=comparison_text.SIDE_NAMES[False],
-        environment=environment_rows(run.environment),
+        environment=environment_rows(run.provenance.environment),
         comparison=comparison_values(run, cache, alone=True),
     )
     if cache is not None:

@@ -213,13 +213,13 @@ def side_rows(run: Run, file: str = "") -> tuple[tuple[str, str, str], ...]:
         run: the candidate with its comparison.
         file: the path of the candidate, for the reader.
     """
-    accepted, environment = (run.gate.accepted if run.gate else {}), run.environment
+    accepted, environment = (run.gate.accepted if run.gate else {}), run.provenance.environment
     rows = (
         ("suite", accepted.get("name"), run.suite.get("name")),
         ("file", accepted.get("file"), file),
         ("xferbench", accepted.get("xferbench"), environment.get("xferbench")),
         ("git revision", short_revision(accepted.get("git")), short_revision(environment.get("git"))),
-        ("ended", accepted.get("ended"), run.evidence.get("ended")),
+        ("ended", accepted.get("ended"), run.provenance.evidence.get("ended")),
     )
     return tuple(
         (name, format.one_line(old or format.MISSING), format.one_line(new or format.MISSING))

@@ -10,7 +10,6 @@ import shutil
 import sys
 import zipfile
 import zlib
-from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -20,7 +19,17 @@ from xferbench.core.comparison import Comparison, Outcome
 from xferbench.core.errors import UserError
 from xferbench.core.matrix_result import COLUMNS, matrix_from_json
 from xferbench.core.record import Record, json_values
-from xferbench.core.run import RESULTS_SCHEMA, Run, TrialRow, finding_from_json, row_values, run_to_json, without_file_lists
+from xferbench.core.run import (
+    RESULTS_SCHEMA,
+    Provenance,
+    Run,
+    TrialRow,
+    finding_from_json,
+    replace_provenance,
+    row_values,
+    run_to_json,
+    without_file_lists,
+)
 from xferbench.core.sections import from_flat
 from xferbench.report import github, html, junit, markdown, matrix_tables, predictions, provenance, sample_images
 
@@ -140,7 +149,7 @@ def read_run(path: Path) -> Run:
     try:
         expected = digest(results)
         if evidence is not None:
-            run = replace(run, evidence=evidence)
+            run = replace_provenance(run, evidence=evidence)
             if json_values(without_file_lists(evidence)) != (results.get("evidence") or {}):
                 digests[provenance.EVIDENCE_FILE] = ""
     except CONTENT_ERRORS as error:
@@ -283,18 +292,20 @@ def run_from_json(results: Mapping[str, Any], cells: tuple[TrialRow, ...], sampl
     matrix = results.get("matrix")  # the results in an accepted run have no such key
     return Run(
         suite=dict(results["suite"]),
-        environment=dict(results["environment"]),
         findings=tuple(finding_from_json(entry, results.get("plugins") or ()) for entry in results["findings"]),
         cells=cells,
         cost=dict(results["cost"]),
         arms=dict(results["arms"]),
         notes=tuple(results["notes"]),
         expected_false_alarms=float(results["expected_false_alarms"]),
-        plan=results["plan"],
         samples=samples,
-        frozen=dict(results.get("frozen") or {}),
-        evidence=dict(results.get("evidence") or {}),
-        plugins=dict(results.get("plugins") or {}),
+        provenance=Provenance(
+            environment=dict(results["environment"]),
+            plan=results["plan"],
+            preregistration=dict(results.get("frozen") or {}),
+            evidence=dict(results.get("evidence") or {}),
+            plugins=dict(results.get("plugins") or {}),
+        ),
         gate=_comparison_from_json(results.get("gate")),
         matrix=None if matrix is None else matrix_from_json(matrix),
     )

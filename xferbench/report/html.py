@@ -78,8 +78,8 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
         notes=notes,
         false_alarms=f"{run.expected_false_alarms:.2g}",
         cost=_cost(run.cost),
-        environment=comparison.environment_rows(run.environment),
-        plan=format.one_line(run.plan),
+        environment=comparison.environment_rows(run.provenance.environment),
+        plan=format.one_line(run.provenance.plan),
         command=command_line(run.suite),
         evidence=_evidence(run),
     )
@@ -258,15 +258,16 @@ def _cost(cost: Mapping[str, Any]) -> dict[str, Any]:
 
 def _evidence(run: Run) -> dict[str, Any]:
     """Return the values of the section about evidence; empty for a run without evidence."""
-    if not run.evidence:
+    evidence, preregistration = run.provenance.evidence, run.provenance.preregistration
+    if not evidence:
         return {}
     return {
         "claim": provenance.DISCLAIMER,
-        "hash": format.one_line(run.evidence.get("hash", "")),
-        "frozen_on": format.one_line(run.frozen.get("written", "")),
-        "frozen_file": format.one_line(run.frozen.get("file", ""))[:16],
-        "begun": format.one_line(run.evidence.get("begun", "")),
-        "ended": format.one_line(run.evidence.get("ended", "")),
+        "hash": format.one_line(evidence.get("hash", "")),
+        "frozen_on": format.one_line(preregistration.get("written", "")),
+        "frozen_file": format.one_line(preregistration.get("file", ""))[:16],
+        "begun": format.one_line(evidence.get("begun", "")),
+        "ended": format.one_line(evidence.get("ended", "")),
         "inputs": [
             {
                 "key": format.one_line(entry.get("key", "")),
@@ -276,13 +277,13 @@ def _evidence(run: Run) -> dict[str, Any]:
                 ),  # evidence.json has the path
                 "digest": format.one_line(entry["digest"])[:16],
             }
-            for entry in run.evidence.get("inputs", ())
+            for entry in evidence.get("inputs", ())
         ],
-        "repair": format.one_line((run.evidence.get("repair") or {}).get("said", "")),
-        "repaired": format.one_line((run.evidence.get("repair") or {}).get("sha256", "")),
-        "environment": _environment_line(run.environment),
-        "plugins": _format_sources(run.evidence.get("plugin_sources") or {}),
-        "interventions": _format_sources(run.evidence.get("intervention_sources") or {}),
+        "repair": format.one_line((evidence.get("repair") or {}).get("said", "")),
+        "repaired": format.one_line((evidence.get("repair") or {}).get("sha256", "")),
+        "environment": _environment_line(run.provenance.environment),
+        "plugins": _format_sources(evidence.get("plugin_sources") or {}),
+        "interventions": _format_sources(evidence.get("intervention_sources") or {}),
     }
 
 

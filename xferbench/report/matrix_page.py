@@ -55,7 +55,7 @@ def render(run: Run, command: str) -> str:
         skipped=[format.one_line(line) for line in matrix_tables.describe_skipped(run)],
         notes=[format.one_line(note) for note in (*notes, *run.notes)],
         cost=run.cost,
-        environment=comparison.environment_rows(run.environment),
+        environment=comparison.environment_rows(run.provenance.environment),
         command=command,
     )
 

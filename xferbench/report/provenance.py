@@ -29,17 +29,18 @@ def render_evidence(run: Run, run_digest: str, outputs: Mapping[str, bytes]) -> 
         run_digest: digest of its results, which the files next to them contain.
         outputs: content of every other file of the run, by name.
     """
-    if not run.evidence:
+    provenance = run.provenance
+    if not provenance.evidence:
         return {}
     header = {
         "schema": EVIDENCE_SCHEMA,
         "claim": DISCLAIMER,
         "run": run_digest,
-        "frozen": run.frozen or None,
-        "environment": run.environment,
+        "frozen": provenance.preregistration or None,
+        "environment": provenance.environment,
         "outputs": [{"name": name, "bytes": len(data), "sha256": _sha256(data)} for name, data in outputs.items()],
     }
-    content = (json.dumps(json_values({**header, **run.evidence}), allow_nan=False, indent=1) + "\n").encode()
+    content = (json.dumps(json_values({**header, **provenance.evidence}), allow_nan=False, indent=1) + "\n").encode()
     return {
         EVIDENCE_FILE: content,
         CHECKSUMS_FILE: checksums({**outputs, EVIDENCE_FILE: content}).encode("utf-8", "surrogateescape"),

@@ -10,7 +10,7 @@ from xferbench.core.canonical import digest
 from xferbench.core.interventions import OWN_HEAD, SourcePretraining, as_dict
 from xferbench.core.pipeline import ScratchGrid
 from xferbench.core.reason import Code, Reason, because
-from xferbench.core.run import Run
+from xferbench.core.run import Provenance, Run
 from xferbench.report import messages
 from xferbench.runner import preregistration
 from xferbench.runner.environment import describe_environment
@@ -37,16 +37,18 @@ def build_run(executed: StudyResult) -> Run:
     keys = sorted({request.trial.key for request in step.requests})
     return Run(
         suite=as_dict(study.suite),
-        environment=describe_environment(study.context.device, executed.workers) | {"lab": study.context.lab},
         findings=written,
         cells=findings.trial_rows(step, executed.records),
         cost=cost_summary(executed),
         arms=arm_descriptions(executed),
         notes=build_notes(executed),
         expected_false_alarms=intervals.expected_false_alarms(len(hypotheses), study.suite.rules.alpha),
-        plan=digest([*keys, rules_digest(study.suite), *preregistration.plugin_sources(study.plugins).values()]),
         samples=executed.samples,
-        plugins=plugin_contrasts(executed),
+        provenance=Provenance(
+            environment=describe_environment(study.context.device, executed.workers) | {"lab": study.context.lab},
+            plan=digest([*keys, rules_digest(study.suite), *preregistration.plugin_sources(study.plugins).values()]),
+            plugins=plugin_contrasts(executed),
+        ),
     )
 
 

@@ -145,7 +145,7 @@ def check_inputs(run: Run, candidate: Path, suite: Suite) -> tuple[Reason, ...]:
         now = {entry.key: entry.digest for entry in input_digests.input_digests(suite) if entry.counts}
     except UserError:
         return (because(Code.FILES_NOT_CHECKED),)
-    then = {entry["key"]: entry["digest"] for entry in run.evidence.get("inputs") or ()}
+    then = {entry["key"]: entry["digest"] for entry in run.provenance.evidence.get("inputs") or ()}
     changed = sorted(key for key, digest in now.items() if then.get(key) != digest)
     if changed:
         raise UserError(
@@ -241,7 +241,7 @@ def _evaluate_again(
 
 def _changed_inputs(old: Run, suite: Suite) -> str:
     """Return which inputs of an accepted run are missing or changed, as text; an empty string if all are unchanged."""
-    then = {entry["key"]: entry["digest"] for entry in old.evidence.get("inputs") or () if entry["key"] != "suite"}
+    then = {entry["key"]: entry["digest"] for entry in old.provenance.evidence.get("inputs") or () if entry["key"] != "suite"}
     now = {entry.key: entry.digest for entry in input_digests.input_digests(suite) if entry.counts}
     changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
     return f"other content: {', '.join(changed)}" if changed else ""

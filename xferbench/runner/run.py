@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from xferbench.config import loader
 from xferbench.core import files
 from xferbench.core.canonical import digest
 from xferbench.core.progress import Progress
+from xferbench.core.run import replace_provenance
 from xferbench.core.suite import Suite, replace_invocation
 from xferbench.report.files import TASKS_FOLDER, write_run
 from xferbench.runner import build_run, discovery, input_digests, preregistration, repair
@@ -131,7 +131,7 @@ def run_suite(
     if repaired is not None:
         on_progress(_stage("repairing"))
         evidence["repair"] = repair.write_repair(executed, result.findings, repaired, cache_folder(path))
-    return replace(result, frozen=frozen, evidence=evidence)
+    return replace_provenance(result, preregistration=frozen, evidence=evidence)
 
 
 def _stage(name: str) -> Progress:

@@ -10,7 +10,7 @@ from xferbench.config.render import describe_recipe
 from xferbench.core.interventions import as_dict
 from xferbench.core.matrix_result import MatrixResult
 from xferbench.core.reason import Code, because
-from xferbench.core.run import Run
+from xferbench.core.run import Provenance, Run
 from xferbench.core.sections import flat_values
 from xferbench.study import claims, selection
 from xferbench.study.matrix_arms import RECIPE_ARM
@@ -74,7 +74,6 @@ def build_matrix_run(suite: Suite, matrix: Matrix, results: Sequence[TaskResult]
     """
     return Run(
         suite=_suite_values(suite, matrix, results),
-        environment=results[0].run.environment,
         findings=tuple(
             replace(finding, id=f"{result.task.name}:{finding.id}") for result in results for finding in result.run.findings
         ),
@@ -83,6 +82,7 @@ def build_matrix_run(suite: Suite, matrix: Matrix, results: Sequence[TaskResult]
         arms={},
         notes=merge_notes(results),
         expected_false_alarms=sum(result.run.expected_false_alarms for result in results),
+        provenance=Provenance(environment=results[0].run.provenance.environment),
         matrix=MatrixResult(
             rows=tuple(row for result in results for row in build_rows(result)),
             skipped={(result.task.name, name): reason for result in results for name, reason in result.skipped.items()},
