@@ -19,7 +19,16 @@ from xferbench.core import files
 from xferbench.core.interventions import PRETRAINED, ZERO_HEAD, SourceHead
 from xferbench.core.pipeline import AuxiliaryDataset, Data, WeightsFile
 from xferbench.core.plugin import DataProfile, ModelProfile, Profile
-from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
+from xferbench.core.trial import (
+    ComputeContext,
+    EvaluationSpec,
+    InitialNetwork,
+    ModelSpec,
+    TrainingData,
+    TrainingProcedure,
+    TrainingSpec,
+    Trial,
+)
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import inputs
 from xferbench.lab.worker import run_trials
@@ -49,9 +58,11 @@ def serving_variants():
 def accuracy(arch, weights, dataset, preprocessing, cache):
     """Return the accuracy of a checkpoint with its own head."""
     spec = TrainingSpec(
-        arch=arch, init=PRETRAINED, start=weights, head=ZERO_HEAD, phases=(), data=dataset, train_size=None,
-        preprocessing=RIGHT, seed=0,
-    )  # fmt: skip
+        network=InitialNetwork(arch=arch, init=PRETRAINED, start=weights, head=ZERO_HEAD),
+        data=TrainingData(dataset=dataset, train_size=None, preprocessing=RIGHT),
+        procedure=TrainingProcedure(phases=()),
+        seed=0,
+    )
     view = EvaluationSpec(preprocessing=preprocessing, domain=AuxiliaryDataset(data=dataset, classes=tuple(range(10))))
     context = ComputeContext(device="cpu", torch=torch_version(), lab=LAB_VERSION)
     trial = Trial(model=ModelSpec(base=spec, edits=(SourceHead(),)), view=view, context=context)

@@ -42,17 +42,17 @@ def main():
     """Train and test the network of one training spec."""
     spec, trainable_names, head, test_size, cache = pickle.loads(Path(sys.argv[1]).read_bytes())
     start = perf_counter()
-    dataset = datasets.load_dataset(spec.data, spec.preprocessing, test_size, cache)
+    dataset = datasets.load_dataset(spec.data.dataset, spec.data.preprocessing, test_size, cache)
     train = Images(
-        datasets.take(dataset.train, datasets.train_validation_indices(dataset, spec.train_size, spec.seed)[0]),
-        spec.preprocessing,
+        datasets.take(dataset.train, datasets.train_validation_indices(dataset, spec.data.train_size, spec.seed)[0]),
+        spec.data.preprocessing,
     )
-    test = DataLoader(Images(dataset.test, spec.preprocessing), batch_size=256)
+    test = DataLoader(Images(dataset.test, spec.data.preprocessing), batch_size=256)
     torch.manual_seed(spec.seed)
-    network = backbones.build(spec.arch, len(dataset.classes), spec.code)
-    if isinstance(spec.start, WeightsFile):
-        checkpoints.load_backbone(network, checkpoint_reader.read_checkpoint(Path(spec.start.path)), head)
-    for phase, names in zip(spec.phases, trainable_names, strict=True):
+    network = backbones.build(spec.network.arch, len(dataset.classes), spec.network.code)
+    if isinstance(spec.network.start, WeightsFile):
+        checkpoints.load_backbone(network, checkpoint_reader.read_checkpoint(Path(spec.network.start.path)), head)
+    for phase, names in zip(spec.procedure.phases, trainable_names, strict=True):
         for name, parameter in network.named_parameters():
             parameter.requires_grad = name in names
         optimizer_type = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}[phase.optimizer]

@@ -115,24 +115,24 @@ def requested_specs(suite, store_path):
             unknown += len(missing) - len(stored)
             records |= {key: stored.get(key) or random_lab(trial) for key, trial in missing.items()}
     requests = dict.fromkeys((request.plugin, request.arm, request.trial.model.base) for request in step.requests)
-    specs = [spec for _, _, spec in requests if spec.phases]  # an initial network needs no script
+    specs = [spec for _, _, spec in requests if spec.procedure.phases]  # an initial network needs no script
     return specs, unknown
 
 
 def shape_of(spec):
     """Return the shape of a spec's script."""
-    kind, _, location = spec.data.spec.partition(":")
-    phases = tuple((str(phase.trainable), phase.steps, phase.batch_size) for phase in spec.phases)
-    return Shape(data=f"{kind}:{Path(location).name}", images=spec.train_size, phases=phases)
+    kind, _, location = spec.data.dataset.spec.partition(":")
+    phases = tuple((str(phase.trainable), phase.steps, phase.batch_size) for phase in spec.procedure.phases)
+    return Shape(data=f"{kind}:{Path(location).name}", images=spec.data.train_size, phases=phases)
 
 
 def time_script(spec, suite, cache, folder, rounds):
     """Return the median times of the script of a spec, with the default number of threads of torch."""
-    test_size = suite.data.test_size if spec.data.spec == suite.data.target else None
-    dataset = datasets.load_dataset(spec.data, spec.preprocessing, test_size, cache)
-    network = backbones.build(spec.arch, len(dataset.classes), spec.code)
-    layout = backbones.layer_layout(network, datasets.input_shape(dataset, spec.preprocessing))
-    kinds = [ALL_LAYERS if isinstance(phase.trainable, LoRA | Adapters) else phase.trainable for phase in spec.phases]
+    test_size = suite.data.test_size if spec.data.dataset.spec == suite.data.target else None
+    dataset = datasets.load_dataset(spec.data.dataset, spec.data.preprocessing, test_size, cache)
+    network = backbones.build(spec.network.arch, len(dataset.classes), spec.network.code)
+    layout = backbones.layer_layout(network, datasets.input_shape(dataset, spec.data.preprocessing))
+    kinds = [ALL_LAYERS if isinstance(phase.trainable, LoRA | Adapters) else phase.trainable for phase in spec.procedure.phases]
     trainable_names = [backbones.trainable_names(layout, network, kind) for kind in kinds]
     task, times = folder / "task.pickle", []
     task.write_bytes(pickle.dumps((spec, trainable_names, layout.head, test_size, cache)))

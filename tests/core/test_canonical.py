@@ -44,7 +44,16 @@ from xferbench.core.pipeline import (
 )
 from xferbench.core.strategies import STRATEGIES
 from xferbench.core.suite import BackboneSection, DataSection, Invocation, Matrix, Suite
-from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
+from xferbench.core.trial import (
+    ComputeContext,
+    EvaluationSpec,
+    InitialNetwork,
+    ModelSpec,
+    TrainingData,
+    TrainingProcedure,
+    TrainingSpec,
+    Trial,
+)
 from xferbench.plugins import batchnorm_drift
 from xferbench.study.trials import VIEWS, make_trial
 from xferbench.testing import fake_lab
@@ -59,32 +68,23 @@ SPECTROGRAM = Spectrogram(mean=-60.0, std=12.0)
 PREPROCESSING = Preprocessing(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 DOMAIN = AuxiliaryDataset(data=DATA, classes=(3, 1), preprocessing=PREPROCESSING)
 SPEC = TrainingSpec(
-    arch="tiny-resnet",
-    init=PRETRAINED,
-    start=WEIGHTS,
-    head=RANDOM_HEAD,
-    phases=(Phase(),),
-    data=DATA,
-    train_size=200,
-    preprocessing=PREPROCESSING,
+    network=InitialNetwork(arch="tiny-resnet", init=PRETRAINED, start=WEIGHTS, head=RANDOM_HEAD),
+    data=TrainingData(dataset=DATA, train_size=200, preprocessing=PREPROCESSING),
+    procedure=TrainingProcedure(phases=(Phase(),)),
     seed=1,
 )
 FULL_SPEC = replace(
     SPEC,
-    start=SPEC,
-    labels="shuffled",
-    regularizer=Regularizer.parse("ewc:1"),
-    source=DOMAIN,
-    code=CODE,
-    training=CODE,
-    stop="best",
-    before=WEIGHTS,
-    injected_duplicates="copies:0.1",
-    augment=Augmentation.parse("flip"),
-    teacher=SPEC,
-    has_cue=True,
-    transferred=TransferLowest(groups=2),
-    unlabeled=DATA,
+    network=replace(SPEC.network, start=SPEC, code=CODE, before=WEIGHTS, transferred=TransferLowest(groups=2)),
+    data=replace(SPEC.data, labels="shuffled", source=DOMAIN, injected_duplicates="copies:0.1", has_cue=True, unlabeled=DATA),
+    procedure=replace(
+        SPEC.procedure,
+        regularizer=Regularizer.parse("ewc:1"),
+        training=CODE,
+        stop="best",
+        augment=Augmentation.parse("flip"),
+        teacher=SPEC,
+    ),
 )
 VIEW = EvaluationSpec(preprocessing=PREPROCESSING)
 PLACE = ComputeContext(device="cpu", torch="2.14", lab=1)

@@ -205,16 +205,16 @@ def test_targets_of_a_matrix_have_their_own_interventions(halved):
 
 def test_all_arms_share_the_interventions_but_not_the_initial_model(halved):
     pipeline = replace(fake_lab.PIPELINE, data=replace(fake_lab.PIPELINE.data, interventions=(halved(share=0.5),)))
-    assert trials.training_spec(pipeline, 0).interventions == pipeline.data.interventions
+    assert trials.training_spec(pipeline, 0).data.interventions == pipeline.data.interventions
     assert (
-        trials.training_spec(replace(pipeline, recipe=Recipe(init=TargetPretraining())), 0).start.interventions
+        trials.training_spec(replace(pipeline, recipe=Recipe(init=TargetPretraining())), 0).network.start.data.interventions
         == pipeline.data.interventions
     )
     assert trials.initial_model(pipeline) == trials.initial_model(fake_lab.PIPELINE)
     assert (
         trials.training_spec(
             replace(pipeline, data=replace(pipeline.data, injected_duplicates=CopiedTestImages(share=0.1))), 0
-        ).interventions
+        ).data.interventions
         == ()
     )
 

@@ -13,17 +13,33 @@ from hypothesis import strategies as st
 from xferbench.core.canonical import canonical, digest
 from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, PRETRAINED, RANDOM_HEAD, Head, RestoreBatchNorm
 from xferbench.core.pipeline import Data, Phase, Preprocessing, Recipe, ScratchGrid, WeightsFile
-from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
+from xferbench.core.sections import replace_flat
+from xferbench.core.trial import (
+    ComputeContext,
+    EvaluationSpec,
+    InitialNetwork,
+    ModelSpec,
+    TrainingData,
+    TrainingProcedure,
+    TrainingSpec,
+    Trial,
+)
 
 SPEC = TrainingSpec(
-    arch="tiny-resnet",
-    init=PRETRAINED,
-    start=WeightsFile(digest="ab" * 32, path="/one/place.safetensors"),
-    head=RANDOM_HEAD,
-    phases=(Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, lr=1e-2), Phase(lr=1e-3, head_lr=3e-3, steps=75)),
-    data=Data(digest="cd" * 32, spec="folder:/one/place"),
-    train_size=200,
-    preprocessing=Preprocessing(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    network=InitialNetwork(
+        arch="tiny-resnet",
+        init=PRETRAINED,
+        start=WeightsFile(digest="ab" * 32, path="/one/place.safetensors"),
+        head=RANDOM_HEAD,
+    ),
+    data=TrainingData(
+        dataset=Data(digest="cd" * 32, spec="folder:/one/place"),
+        train_size=200,
+        preprocessing=Preprocessing(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    ),
+    procedure=TrainingProcedure(
+        phases=(Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, lr=1e-2), Phase(lr=1e-3, head_lr=3e-3, steps=75))
+    ),
     seed=3,
 )
 TRIAL = Trial(
@@ -80,7 +96,7 @@ def test_a_value_without_a_canonical_form_has_no_key(value):
 
 
 def test_a_nan_inside_a_trial_has_no_key():
-    broken = replace(SPEC, phases=(Phase(lr=float("nan")),))
+    broken = replace_flat(SPEC, phases=(Phase(lr=float("nan")),))
     with pytest.raises(TypeError, match="no canonical form for nan"):
         _ = replace(TRIAL, model=ModelSpec(base=broken)).key
 
@@ -88,8 +104,8 @@ def test_a_nan_inside_a_trial_has_no_key():
 @pytest.mark.parametrize(
     ("left", "right"),
     [
-        (SPEC, replace(SPEC, start=WeightsFile(digest="ab" * 32, path="/elsewhere"))),
-        (SPEC, replace(SPEC, data=Data(digest="cd" * 32, spec="folder:/elsewhere"))),
+        (SPEC, replace_flat(SPEC, start=WeightsFile(digest="ab" * 32, path="/elsewhere"))),
+        (SPEC, replace_flat(SPEC, data=Data(digest="cd" * 32, spec="folder:/elsewhere"))),
         (Recipe(), Recipe(name="what people call it")),
     ],
 )
@@ -107,13 +123,13 @@ def test_paths_and_names_are_not_part_of_a_key(left, right):
         {"labels": "shuffled"},
         {"start": None},
         {"start": SPEC},
-        {"phases": SPEC.phases[::-1]},
+        {"phases": SPEC.procedure.phases[::-1]},
         {"data": Data(digest="ef" * 32)},
-        {"preprocessing": replace(SPEC.preprocessing, channels="bgr")},
+        {"preprocessing": replace(SPEC.data.preprocessing, channels="bgr")},
     ],
 )
 def test_every_other_field_of_a_training_spec_is_part_of_its_key(changed):
-    assert digest(replace(SPEC, **changed)) != digest(SPEC)
+    assert digest(replace_flat(SPEC, **changed)) != digest(SPEC)
 
 
 @pytest.mark.parametrize("name", ["device", "torch", "lab"])

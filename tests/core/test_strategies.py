@@ -181,7 +181,7 @@ def test_a_teacher_has_the_steps_and_the_batch_size_of_its_student():
     probe, tune = strategies.teacher_recipe(student).phases
     assert (probe.steps, tune.steps, probe.batch_size, tune.batch_size) == (75, 75, 16, 16)
     spec = trials.training_spec(replace(PIPELINE, recipe=student), 3)
-    assert spec.teacher == trials.training_spec(replace(PIPELINE, recipe=strategies.lp_ft(Phase(batch_size=16))), 3)
+    assert spec.procedure.teacher == trials.training_spec(replace(PIPELINE, recipe=strategies.lp_ft(Phase(batch_size=16))), 3)
 
 
 def test_the_default_selection_changes_only_the_recipe():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -14,6 +12,7 @@ from torch.nn import functional as F
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, Augmentation, Trainable
 from xferbench.core.pipeline import Phase, Spectrogram
+from xferbench.core.sections import replace_flat
 from xferbench.lab.data import augmentation
 from xferbench.lab.models import graph_split
 from xferbench.lab.training import feature_cache
@@ -37,7 +36,7 @@ def one_thread():
 
 
 def draw_augmentations(spelling, seeds=(0,), number=0, steps=50, batch=8):
-    specs = [replace(SPEC, augment=Augmentation.parse(spelling) if spelling else None, seed=seed) for seed in seeds]
+    specs = [replace_flat(SPEC, augment=Augmentation.parse(spelling) if spelling else None, seed=seed) for seed in seeds]
     return augmentation.draw_augmentations(specs, number, (steps, batch), (16, 24))
 
 
@@ -125,6 +124,6 @@ def test_augmentation_disables_precomputed_activations(workspace, monkeypatch):
 def test_examples_that_are_not_images_are_refused():
     with pytest.raises(UserError, match="augment flip is for images") as error:
         augmentation.draw_augmentations(
-            [replace(SPEC, augment=Augmentation.parse("flip"), preprocessing=Spectrogram())], 0, (1, 1), (16, 16)
+            [replace_flat(SPEC, augment=Augmentation.parse("flip"), preprocessing=Spectrogram())], 0, (1, 1), (16, 16)
         )
     assert error.value.do == "leave augment out"

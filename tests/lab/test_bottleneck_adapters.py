@@ -162,7 +162,7 @@ def test_a_view_evaluates_the_trained_tensors(workspace):  # noqa: F811
     (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), workspace.cache)
     network, starts, dataset = prepare_training(workspace, spec)
     (actual,) = loop.train([spec], network, starts, dataset)
-    x = preprocessing.to_tensor(torch.from_numpy(np.array(dataset.test.images)), spec.preprocessing)
+    x = preprocessing.to_tensor(torch.from_numpy(np.array(dataset.test.images)), spec.data.preprocessing)
     with torch.no_grad():
         p = functional_call(network.module, actual.last, (x,)).softmax(1).numpy()
     assert abs(p[range(len(p)), dataset.test.labels] - record.predictions.p_true).max() < 1e-4

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -23,6 +21,7 @@ from xferbench.core.interventions import (
     Trainable,
 )
 from xferbench.core.pipeline import Phase
+from xferbench.core.sections import replace_flat
 from xferbench.lab.data import datasets, domains
 from xferbench.lab.training import dann, loop
 from xferbench.lab.worker import run_trials
@@ -49,7 +48,7 @@ def one_thread():
 
 
 def make_dann_spec(workspace, spelling, *phases, **more):
-    return make_spec(workspace, *phases, regularizer=parse_regularizer(spelling), unlabeled=workspace.other, **more)
+    return make_spec(workspace, *phases, regularizer=parse_regularizer(spelling), unlabelled=workspace.other, **more)
 
 
 def prepare(workspace, *specs):
@@ -107,7 +106,7 @@ def test_the_loss_is_0_and_its_gradient_is_reversed(workspace):
     spec = make_dann_spec(workspace, "dann:0.7", Phase(**BRIEF), Phase(**BRIEF))
     network, (start,), dataset, source = prepare(workspace, spec)
     discriminator = dann.build_discriminator([spec], network, source.unlabelled, dataset.train.images.shape[1:])
-    dann_phase = dann.build_dann_phase(discriminator, None, [start], spec.phases[1], 1, [spec], network)
+    dann_phase = dann.build_dann_phase(discriminator, None, [start], spec.procedure.phases[1], 1, [spec], network)
     assert (dann_phase.previous_steps, dann_phase.total_steps) == (3, 6)
     _, rest = loop.split_phase_model(network, 0, PREPROCESSING)
     name, x = "conv1.weight", torch.from_numpy(np.array(dataset.train.images[:16]))
@@ -150,7 +149,7 @@ def test_images_of_the_other_domain_exclude_held_out_and_test_images(workspace):
 def test_missing_or_differently_shaped_images_are_errors(workspace, tmp_path):
     spec = make_dann_spec(workspace, "dann:1")
     with pytest.raises(ValueError, match="without images of another domain"):
-        loop.train([spec], *prepare(workspace, replace(spec, unlabeled=None)))
+        loop.train([spec], *prepare(workspace, replace_flat(spec, unlabelled=None)))
     larger = make_npz(tmp_path / "l.npz", side=20)
     with pytest.raises(UserError, match="images of another shape"):
-        train(workspace, replace(spec, unlabeled=larger))
+        train(workspace, replace_flat(spec, unlabelled=larger))

@@ -85,7 +85,7 @@ def run_study(**changes):
     measures = {reference: {name: 0.5, "leep": -1.0} for name, reference in domain_gap.plugin.measures.items()}
     study = fake_lab.make_study(domain_gap.plugin, pipeline=pipeline)
     return fake_lab.run_study(
-        study, fake_lab.fake_lab(lambda trial: 0.5 if trial.model.base.init == RANDOM else 0.8, measures=measures)
+        study, fake_lab.fake_lab(lambda trial: 0.5 if trial.model.base.network.init == RANDOM else 0.8, measures=measures)
     )
 
 

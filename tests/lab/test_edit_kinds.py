@@ -17,7 +17,16 @@ from xferbench.config import loader
 from xferbench.core import files
 from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, PRETRAINED, RANDOM_HEAD
 from xferbench.core.pipeline import Phase, Spectrogram, WeightsFile
-from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
+from xferbench.core.trial import (
+    ComputeContext,
+    EvaluationSpec,
+    InitialNetwork,
+    ModelSpec,
+    TrainingData,
+    TrainingProcedure,
+    TrainingSpec,
+    Trial,
+)
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import inputs
 from xferbench.lab.worker import run_trials
@@ -99,14 +108,14 @@ def test_a_linear_probe_learns_the_pitch_of_a_spectrogram(tmp_path):
     write_spectrograms(tmp_path, np.float16)
     shipped = inputs.SHIPPED_WEIGHTS_FOLDER / "tiny-resnet-0.safetensors"
     spec = TrainingSpec(
-        arch="tiny-resnet",
-        init=PRETRAINED,
-        start=WeightsFile(digest=files.sha256(shipped), path=str(shipped)),
-        head=RANDOM_HEAD,
-        phases=(Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, lr=1e-2, steps=60),),
-        data=inputs.digest_data(f"npz:{tmp_path / 'd.npz'}"),
-        train_size=32,
-        preprocessing=preprocessing,
+        network=InitialNetwork(
+            arch="tiny-resnet",
+            init=PRETRAINED,
+            start=WeightsFile(digest=files.sha256(shipped), path=str(shipped)),
+            head=RANDOM_HEAD,
+        ),
+        data=TrainingData(dataset=inputs.digest_data(f"npz:{tmp_path / 'd.npz'}"), train_size=32, preprocessing=preprocessing),
+        procedure=TrainingProcedure(phases=(Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, lr=1e-2, steps=60),)),
         seed=0,
     )
     context = ComputeContext(device="cpu", torch="0.0", lab=LAB_VERSION)

@@ -29,6 +29,7 @@ from xferbench.core.interventions import (
     TrainModeByClass,
 )
 from xferbench.core.pipeline import AuxiliaryDataset, Backbone, Phase, Pipeline, PipelineData, Recipe, Serving
+from xferbench.core.sections import replace_flat
 from xferbench.lab.data import datasets, domains, preprocessing
 from xferbench.lab.evaluation import edits, evaluate
 from xferbench.lab.models import backbones, batchnorm, checkpoint_reader
@@ -295,7 +296,7 @@ def test_adabn_uses_the_preprocessing_of_the_view_and_no_held_out_images(workspa
 def test_interpolation_is_bit_identical_at_both_ends(workspace):
     plain, trial = finish_tensors(workspace, "", "test")
     assert is_equal(finish_tensors(workspace, "interpolate:1", "test")[0], plain)
-    (shorter,), _ = run_trials._trained_models([replace(trial.model.base, phases=LP_FT[:1])], trial, workspace.cache)
+    (shorter,), _ = run_trials._trained_models([replace_flat(trial.model.base, phases=LP_FT[:1])], trial, workspace.cache)
     assert is_equal(finish_tensors(workspace, "interpolate:0", "test")[0], shorter.last)
     half, _ = finish_tensors(workspace, "interpolate:0.5", "test")
     for name, tensor in half.items():

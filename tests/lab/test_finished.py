@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,17 @@ from xferbench.core.errors import UserError
 from xferbench.core.files import sha256
 from xferbench.core.interventions import OWN_HEAD, PRETRAINED, RANDOM_HEAD, Edit
 from xferbench.core.pipeline import Checkpoint, Data, Preprocessing, WeightsFile
-from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
+from xferbench.core.sections import replace_flat
+from xferbench.core.trial import (
+    ComputeContext,
+    EvaluationSpec,
+    InitialNetwork,
+    ModelSpec,
+    TrainingData,
+    TrainingProcedure,
+    TrainingSpec,
+    Trial,
+)
 from xferbench.data import inputs
 from xferbench.lab.data import datasets
 from xferbench.lab.evaluation.edits import initial_statistics
@@ -43,16 +51,16 @@ def after(tmp_path_factory):
 
 def make_spec(after, before=BEFORE):
     return TrainingSpec(
-        arch="tiny-resnet",
-        init=PRETRAINED,
-        start=make_weights_file(after),
-        head=OWN_HEAD,
-        phases=(),
-        data=Data(digest="digits", spec="digits"),
-        train_size=64,
-        preprocessing=RAW,
+        network=InitialNetwork(
+            arch="tiny-resnet",
+            init=PRETRAINED,
+            start=make_weights_file(after),
+            head=OWN_HEAD,
+            before=make_weights_file(before) if before else None,
+        ),
+        data=TrainingData(dataset=Data(digest="digits", spec="digits"), train_size=64, preprocessing=RAW),
+        procedure=TrainingProcedure(phases=()),
         seed=0,
-        before=make_weights_file(before) if before else None,
     )
 
 
@@ -212,7 +220,5 @@ def test_initial_statistics_change_only_statistics():
 
 def test_a_checkpoint_has_a_key_of_its_own(after):
     spec = make_spec(after)
-    assert (
-        len({make_trial(spec).key, make_trial(replace(spec, before=None)).key, make_trial(replace(spec, head=RANDOM_HEAD)).key})
-        == 3
-    )
+    specs = (spec, replace_flat(spec, before=None), replace_flat(spec, head=RANDOM_HEAD))
+    assert len({make_trial(spec).key for spec in specs}) == 3

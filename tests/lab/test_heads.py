@@ -117,7 +117,8 @@ def test_training_on_cached_activations_equals_training_the_whole_network(traina
     spec = make_spec(workspace, replace(PROBE, trainable=Trainable.parse(trainable)), head=Head.parse("mlp:6:0"))
     network, start = prepare(workspace, spec)
     dataset = run_trials.training_inputs(spec, make_trial(spec), workspace.cache)[0]
-    assert loop.split_phase_model(network, loop.frozen_cut(spec.phases[0], network.layout), PREPROCESSING)[0] is not None
+    frozen = loop.frozen_cut(spec.procedure.phases[0], network.layout)
+    assert loop.split_phase_model(network, frozen, PREPROCESSING)[0] is not None
     (cut,) = loop.train([spec], network, [start], dataset)
     monkeypatch.setattr(graph_split, "split_at", lambda *_: None)
     (whole,) = loop.train([spec], network, [start], dataset)

@@ -35,6 +35,7 @@ from xferbench.core.interventions import (
     Trainable,
 )
 from xferbench.core.pipeline import Phase, Preprocessing, WeightsFile
+from xferbench.core.sections import from_flat, replace_flat
 from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import inputs
@@ -58,18 +59,19 @@ def make_workspace(folder, **more):
 
 
 def make_spec(workspace, *phases, seed=0, init=PRETRAINED, head=RANDOM_HEAD, **more):
-    return TrainingSpec(
-        arch="tiny-resnet",
-        init=init,
-        start=None if init == RANDOM else WEIGHTS,
-        head=head,
-        phases=phases or (Phase(**BRIEF),),
-        data=workspace.data,
-        train_size=60,
-        preprocessing=PREPROCESSING,
-        seed=seed,
-        **more,
-    )
+    """Make a training spec; ``more`` has other fields by their names in keys."""
+    fields = {
+        "arch": "tiny-resnet",
+        "init": init,
+        "start": None if init == RANDOM else WEIGHTS,
+        "head": head,
+        "phases": phases or (Phase(**BRIEF),),
+        "data": workspace.data,
+        "train_size": 60,
+        "preprocessing": PREPROCESSING,
+        "seed": seed,
+    }
+    return from_flat(TrainingSpec, fields | more)
 
 
 def parse_regularizer(spelling):
@@ -409,8 +411,8 @@ def test_arms_that_differ_in_one_factor_share_subset_order_and_head(workspace):
     real = examples.batch_indices
     dataset = datasets.load_dataset(workspace.data, PREPROCESSING, None, workspace.cache)
     for spec in recipes:
-        index, _ = datasets.train_validation_indices(dataset, spec.train_size, spec.seed)
-        snapshots.append(index[real(spec.phases[0], spec.seed, 0, dataset.train.labels[index])])
+        index, _ = datasets.train_validation_indices(dataset, spec.data.train_size, spec.seed)
+        snapshots.append(index[real(spec.procedure.phases[0], spec.seed, 0, dataset.train.labels[index])])
     assert all((order == snapshots[0]).all() for order in snapshots)
     assert not torch.equal(
         first["linear.weight"], prepare_training(workspace, make_spec(workspace, seed=1))[1][0]["linear.weight"]
@@ -519,7 +521,7 @@ def test_lockstep_of_a_timm_network_equals_training_alone(workspace, tmp_path):
     file = tmp_path / "w.safetensors"
     checkpoints.save_tensors(backbones.build("timm:mobilenetv3_small_050", 9).state_dict(), file)
     weights = WeightsFile(digest=files.sha256(file), path=str(file))
-    specs = [replace(make_spec(workspace, seed=seed), arch="timm:mobilenetv3_small_050", start=weights) for seed in (0, 1)]
+    specs = [replace_flat(make_spec(workspace, seed=seed), arch="timm:mobilenetv3_small_050", start=weights) for seed in (0, 1)]
     network, starts, dataset = prepare_training(workspace, *specs)
     together = loop.train(specs, network, starts, dataset)
     (alone,) = loop.train(specs[1:], network, starts[1:], dataset)

@@ -153,10 +153,10 @@ def test_lora_equals_peft_and_the_reader_merges_its_file(workspace, tmp_path):  
             a.copy_(torch.from_numpy(rng.uniform(-1, 1, (2, rows)) / rows**0.5).view_as(a))
         assert not parameters[f"base_model.model.{layer}.lora_B.default.weight"].any()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], SGD["lr"], 0.9, weight_decay=0.01)
-    chosen, _ = datasets.train_validation_indices(dataset, spec.train_size, 0)
-    x = preprocessing.to_tensor(torch.from_numpy(np.array(dataset.train.images[chosen])), spec.preprocessing)
+    chosen, _ = datasets.train_validation_indices(dataset, spec.data.train_size, 0)
+    x = preprocessing.to_tensor(torch.from_numpy(np.array(dataset.train.images[chosen])), spec.data.preprocessing)
     y = torch.from_numpy(dataset.train.labels[chosen])
-    for index in examples.batch_indices(spec.phases[0], 0, 0, y.numpy()):
+    for index in examples.batch_indices(spec.procedure.phases[0], 0, 0, y.numpy()):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(x[index]), y[index]).backward()
         optimizer.step()

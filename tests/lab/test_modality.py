@@ -16,7 +16,7 @@ from test_loop import CONTEXT
 from xferbench.core import files
 from xferbench.core.interventions import ALL_LAYERS, HEAD_ONLY, RANDOM, RANDOM_HEAD
 from xferbench.core.pipeline import Phase
-from xferbench.core.trial import EvaluationSpec, ModelSpec, TrainingSpec, Trial
+from xferbench.core.trial import EvaluationSpec, InitialNetwork, ModelSpec, TrainingData, TrainingProcedure, TrainingSpec, Trial
 from xferbench.data import user_code
 from xferbench.lab.data import preprocessing
 from xferbench.lab.worker import run_trials
@@ -76,15 +76,9 @@ def test_token_ids_and_their_mask_go_from_a_file_to_predictions(tmp_path):
         Phase(trainable=HEAD_ONLY, steps=4, batch_size=16),
     ):
         spec = TrainingSpec(
-            arch=code.spec,
-            code=code,
-            init=RANDOM,
-            start=None,
-            head=RANDOM_HEAD,
-            phases=(phase,),
-            data=target,
-            train_size=40,
-            preprocessing=Tokens(length=LENGTH),
+            network=InitialNetwork(arch=code.spec, code=code, init=RANDOM, start=None, head=RANDOM_HEAD),
+            data=TrainingData(dataset=target, train_size=40, preprocessing=Tokens(length=LENGTH)),
+            procedure=TrainingProcedure(phases=(phase,)),
             seed=0,
         )
         trial = Trial(model=ModelSpec(base=spec), view=EvaluationSpec(preprocessing=Tokens(length=LENGTH)), context=CONTEXT)

@@ -36,6 +36,7 @@ from xferbench.core.interventions import (
     Trainable,
 )
 from xferbench.core.pipeline import AuxiliaryDataset, Phase
+from xferbench.core.sections import replace_flat
 from xferbench.lab.data import datasets, domains, preprocessing
 from xferbench.lab.models import backbones, checkpoint_reader, checkpoints, graph_split
 from xferbench.lab.training import examples, feature_cache, loop, regularizers
@@ -105,8 +106,8 @@ def compute_logits(network, tensors, images):
 
 def first_batch(spec, dataset):
     """The images and labels of the first batch."""
-    index, _ = datasets.train_validation_indices(dataset, spec.train_size, spec.seed)
-    rows = index[examples.batch_indices(spec.phases[0], spec.seed, 0, dataset.train.labels[index])[0]]
+    index, _ = datasets.train_validation_indices(dataset, spec.data.train_size, spec.seed)
+    rows = index[examples.batch_indices(spec.procedure.phases[0], spec.seed, 0, dataset.train.labels[index])[0]]
     return torch.from_numpy(np.array(dataset.train.images[rows])), torch.from_numpy(dataset.train.labels[rows])
 
 
@@ -149,7 +150,7 @@ def test_l2_sp_equals_half_its_strength_times_the_squared_distance(workspace):
     spec = make_regularized_spec(workspace, "l2-sp:3")
     network, (start,), _, _ = prepare(workspace, spec)
     state = regularizers.build_regularizer([spec], network, start, {}, None, [])
-    term = regularizers.build_penalty_term(state, None, [start], spec.phases[0], 0, [spec], network)
+    term = regularizers.build_penalty_term(state, None, [start], spec.procedure.phases[0], 0, [spec], network)
     name = "conv1.weight"
     parameters = {name: torch.stack([start[name] + 2.0, start[name]]), "linear.weight": torch.ones(2, 4, 5)}
     actual = regularizers.penalty_loss(term, 0, torch.zeros(2, 1, 4), parameters, torch.zeros(2, 1), 4)
@@ -190,7 +191,7 @@ def test_lwf_is_0_at_the_start_and_then_the_divergence_from_the_source_head(work
     network, (start,), _, source = prepare(workspace, spec)
     images = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     state = regularizers.build_regularizer([spec], network, start, source.head, None, [images])
-    term = regularizers.build_penalty_term(state, None, [start], spec.phases[0], 0, [spec], network)
+    term = regularizers.build_penalty_term(state, None, [start], spec.procedure.phases[0], 0, [spec], network)
     before = compute_logits(network, with_pretrained_head(network, start), images)
     after = before + torch.arange(OUTPUTS)
     index = torch.tensor([[3, 1]])
@@ -242,7 +243,8 @@ def test_lockstep_with_layers_that_a_later_phase_freezes(workspace, spelling):
 def test_regularized_training_on_cached_activations_equals_the_whole_network(workspace, spelling, trainable, monkeypatch):
     spec = make_regularized_spec(workspace, spelling, Phase(trainable=Trainable.parse(trainable), lr=1e-2, **SGD | BRIEF))
     network, *_ = prepare(workspace, spec)
-    assert loop.split_phase_model(network, loop.frozen_cut(spec.phases[0], network.layout), PREPROCESSING)[0] is not None
+    frozen = loop.frozen_cut(spec.procedure.phases[0], network.layout)
+    assert loop.split_phase_model(network, frozen, PREPROCESSING)[0] is not None
     (parted,) = train(workspace, spec)
     monkeypatch.setattr(graph_split, "split_at", lambda *_: None)
     (whole,) = train(workspace, spec)
@@ -309,7 +311,7 @@ def test_a_missing_requirement_is_an_error(workspace, spelling, change):
 
 
 def test_l2_sp_needs_pretrained_weights(workspace):
-    spec = replace(make_regularized_spec(workspace, "l2-sp:1"), init=RANDOM, start=None)
+    spec = replace_flat(make_regularized_spec(workspace, "l2-sp:1"), init=RANDOM, start=None)
     with pytest.raises(ValueError, match="without pretrained weights"):
         loop.train([spec], *prepare(workspace, spec))
 
@@ -355,7 +357,7 @@ def test_the_distillation_loss_weighs_labels_and_softened_teacher_outputs(worksp
     network, (start,), dataset, _ = prepare(workspace, spec)
     (actual,) = train_with_teacher(workspace, spec)
     x, y = first_batch(spec, dataset)
-    (teacher,), _ = run_trials._trained_models((spec.teacher,), make_trial(spec), workspace.cache)
+    (teacher,), _ = run_trials._trained_models((spec.procedure.teacher,), make_trial(spec), workspace.cache)
     student_logits, teacher_logits = (compute_logits(network, tensors, x) for tensors in (start, teacher.last))
     divergence = F.kl_div((student_logits / 4).log_softmax(1), (teacher_logits / 4).softmax(1), reduction="batchmean")
     by_hand = 0.7 * F.cross_entropy(student_logits, y) + 0.3 * 16 * divergence
@@ -370,7 +372,7 @@ def test_with_augmentation_the_teacher_sees_the_images_of_the_student(workspace,
     network, (start,), dataset, _ = prepare(workspace, spec)
     (actual,) = train_with_teacher(workspace, spec)
     x, y = first_batch(spec, dataset)
-    (teacher,), _ = run_trials._trained_models((spec.teacher,), make_trial(spec), workspace.cache)
+    (teacher,), _ = run_trials._trained_models((spec.procedure.teacher,), make_trial(spec), workspace.cache)
     student_logits, teacher_logits = (compute_logits(network, tensors, x.flip(3)) for tensors in (start, teacher.last))
     divergence = F.kl_div((student_logits / 4).log_softmax(1), (teacher_logits / 4).softmax(1), reduction="batchmean")
     assert actual.curve[0][1] == pytest.approx(
@@ -404,9 +406,9 @@ def test_distillation_brings_the_student_closer_to_the_teacher(workspace):
     phase = Phase(lr=1e-2, **SGD | {"steps": 20, "batch_size": 16})
     spec = make_distilled_spec(workspace, "distill:1", phase, init=RANDOM)
     network, _, dataset, _ = prepare(workspace, spec)
-    index, _ = datasets.train_validation_indices(dataset, spec.train_size, spec.seed)
+    index, _ = datasets.train_validation_indices(dataset, spec.data.train_size, spec.seed)
     images = torch.from_numpy(np.array(dataset.train.images[index]))
-    (teacher,), _ = run_trials._trained_models((spec.teacher,), make_trial(spec), workspace.cache)
+    (teacher,), _ = run_trials._trained_models((spec.procedure.teacher,), make_trial(spec), workspace.cache)
     teacher_probabilities = compute_logits(network, teacher.last, images).softmax(1)
 
     def divergence(actual):

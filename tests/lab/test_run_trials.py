@@ -26,6 +26,7 @@ from xferbench.core.interventions import (
     RestoreBatchNorm,
 )
 from xferbench.core.pipeline import Phase
+from xferbench.core.sections import replace_flat
 from xferbench.core.trial import ModelSpec, Trial
 from xferbench.lab.data import datasets, preprocessing
 from xferbench.lab.evaluation import evaluate
@@ -76,7 +77,7 @@ def is_same_record(first, second):
 
 def load_trained_module(workspace, spec, *, mode=EVAL_MODE, step="last", restored=False):
     """Return the trained network as a separate module, and the dataset."""
-    dataset = datasets.load_dataset(spec.data, PREPROCESSING, None, workspace.cache)
+    dataset = datasets.load_dataset(spec.data.dataset, PREPROCESSING, None, workspace.cache)
     module = backbones.build("tiny-resnet", len(dataset.classes))
     state, _ = checkpoint_reader.read_saved(run_trials.weights_path(spec, CONTEXT, workspace.cache))
     tensors = {name.removeprefix(f"{step}."): tensor for name, tensor in state.items() if name.startswith(f"{step}.")}
@@ -158,7 +159,7 @@ def test_validation_uses_the_held_out_examples_of_the_training(workspace):
     spec = make_spec(workspace, seed=5)
     record = get_record(workspace, spec, examples="validation")
     module, dataset = load_trained_module(workspace, spec)
-    _, index = datasets.train_validation_indices(dataset, spec.train_size, spec.seed)
+    _, index = datasets.train_validation_indices(dataset, spec.data.train_size, spec.seed)
     held_out = datasets.take(dataset.train, index)
     assert (record.predictions.example == held_out.example).all()
     np.testing.assert_allclose(record.predictions.p_true, p_true(module, held_out), rtol=1e-4, atol=1e-6)
@@ -199,7 +200,7 @@ def test_recalibrated_statistics_are_means_over_the_training_subset(workspace):
     spec = make_spec(workspace)
     record = get_record(workspace, spec, edits=(RecalibrateBatchNorm(),))
     module, dataset = load_trained_module(workspace, spec)
-    index, _ = datasets.train_validation_indices(dataset, spec.train_size, spec.seed)
+    index, _ = datasets.train_validation_indices(dataset, spec.data.train_size, spec.seed)
     for layer in module.modules():
         if hasattr(layer, "running_mean"):
             layer.reset_running_stats()
@@ -353,7 +354,7 @@ def test_user_errors_and_a_full_disk_are_raised(error, workspace, tmp_path, monk
 
 def test_a_training_that_starts_from_another_takes_its_body_but_not_its_head(workspace):
     source = make_spec(workspace, seed=9, init=RANDOM, labels="shuffled")
-    spec = replace(make_spec(workspace, PROBE), start=source)
+    spec = replace_flat(make_spec(workspace, PROBE), start=source)
     get_record(workspace, spec)
     (before, _), (after, _) = (load_trained_module(workspace, which) for which in (source, spec))
     body = [name for name in before.state_dict() if not name.startswith("linear")]
@@ -364,7 +365,7 @@ def test_a_training_that_starts_from_another_takes_its_body_but_not_its_head(wor
 
 def test_a_diverged_start_is_an_error_of_the_record(workspace):
     source = make_spec(workspace, Phase(lr=1e6, steps=12, batch_size=16), seed=9, init=RANDOM)
-    (record,), _ = compute_records(workspace, make_trial(replace(make_spec(workspace, PROBE), start=source)))
+    (record,), _ = compute_records(workspace, make_trial(replace_flat(make_spec(workspace, PROBE), start=source)))
     assert "diverged" in record.error
 
 

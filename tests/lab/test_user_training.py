@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 
@@ -23,6 +22,7 @@ from xferbench.core import files
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY
 from xferbench.core.pipeline import Phase
+from xferbench.core.sections import replace_flat
 from xferbench.data import user_code
 from xferbench.lab.models import backbones
 from xferbench.lab.training import user_training
@@ -157,7 +157,7 @@ def workspace(tmp_path_factory):
 
 
 def train_with_code(workspace, code, *phases, seed=0, **more):
-    spec = replace(make_spec(workspace, *phases, seed=seed), training=code, **more)
+    spec = replace_flat(make_spec(workspace, *phases, seed=seed), training=code, **more)
     trial = make_trial(spec)
     dataset, network = run_trials.training_inputs(spec, trial, workspace.cache)
     return user_training.train_with_user_code(
@@ -275,7 +275,7 @@ def test_a_user_network_is_profiled_and_trained(write_module, workspace):
     code = write_module(NETWORK, "build")
     code_profile = profile_code(workspace, code)
     assert (code_profile.model.head, code_profile.user_code.crash, code_profile.user_code.supports) == ("linear", "", None)
-    spec = replace(make_spec(workspace), arch=code.spec, code=code)
+    spec = replace_flat(make_spec(workspace), arch=code.spec, code=code)
     (record,), trained_count = run_trials.run_trials([make_trial(spec)], frozenset([make_trial(spec).key]), workspace.cache)
     (renamed,), _ = run_trials.run_trials(
         [make_trial(make_spec(workspace))], frozenset([make_trial(make_spec(workspace)).key]), workspace.cache
@@ -369,13 +369,13 @@ def test_a_change_of_tensors_that_the_code_claims_to_freeze_is_a_crash(phase, wr
 
 
 def test_a_crash_in_user_training_is_recorded_even_for_a_disk_error(write_module, workspace):
-    spec = replace(make_spec(workspace), training=write_module(TRAIN, "failing"))
+    spec = replace_flat(make_spec(workspace), training=write_module(TRAIN, "failing"))
     (record,), _ = run_trials.run_trials([make_trial(spec)], frozenset([make_trial(spec).key]), workspace.cache)
     assert ":failing crashed: OSError: no such disk (own_" in record.error
 
 
 def test_results_of_user_training_are_cached(write_module, workspace):
-    spec = replace(make_spec(workspace, Phase(lr=0.05, steps=4, batch_size=16)), training=write_module(TRAIN, "train"))
+    spec = replace_flat(make_spec(workspace, Phase(lr=0.05, steps=4, batch_size=16)), training=write_module(TRAIN, "train"))
     trial = make_trial(spec)
     (first,), trained_count = run_trials.run_trials([trial], frozenset([trial.key]), workspace.cache)
     (again,), retrained_count = run_trials.run_trials([trial], frozenset([trial.key]), workspace.cache)

@@ -77,7 +77,7 @@ def test_no_arm_of_an_audit_trains_and_each_arm_is_described(audit):
     for arm in list_arms(audit, replace(FINISHED, expected_training=Recipe())):
         assert isinstance(arm, Pipeline)
         spec = trials.make_trial(arm, "test", 3, fake_lab.CONTEXT).model.base
-        assert (str(spec.head), spec.phases, spec.seed) == ("own", (), 0)
+        assert (str(spec.network.head), spec.procedure.phases, spec.seed) == ("own", (), 0)
         assert describe_pipeline(arm, PROFILE.preprocessing)
 
 
@@ -207,7 +207,7 @@ def test_the_scratch_arm_is_scored_on_the_same_half():
     scratch = plugin_arms(linear_probe.audit, make_audit_study(linear_probe.audit, scratch_budget=60.0), FINISHED)["scratch"]
     trial = trials.make_trial(scratch.candidates[0], "test", 0, fake_lab.CONTEXT)
     assert trial.view.examples == "confirm"
-    assert (trial.model.base.init, trial.model.base.before) == (RANDOM, None)
+    assert (trial.model.base.network.init, trial.model.base.network.before) == (RANDOM, None)
 
 
 @pytest.mark.parametrize("audit", [reload.audit, collapse.audit], ids=lambda audit: audit.id)

@@ -84,7 +84,7 @@ def test_an_induced_arm_may_be_label_noise(too_hot_module):
     exec(LABEL_NOISE, namespace)
     plugin = replace(too_hot_module.plugin, induce=namespace["induce"])
     check_arms(plugin)
-    lab = fake_lab.fake_lab(lambda trial: 0.5 if trial.model.base.interventions else 0.8)
+    lab = fake_lab.fake_lab(lambda trial: 0.5 if trial.model.base.data.interventions else 0.8)
     (finding,) = fake_lab.run_study(fake_lab.make_study(plugin), lab).findings
     assert (finding.id, finding.verdict, finding.control.outcome) == ("too-hot/harm/label-noise", "PASS", "detected")
 

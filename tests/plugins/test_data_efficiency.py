@@ -35,7 +35,7 @@ def make_study(pipeline=PIPELINE, profile=TEN_CLASSES, **changes):
 def accuracy_by_size(trial):
     """Transfer needs a quarter of the images of scratch."""
     spec = trial.model.base
-    images = (spec.train_size or 800) * (1 if spec.init == RANDOM else 4)
+    images = (spec.data.train_size or 800) * (1 if spec.network.init == RANDOM else 4)
     return 1 - (0.1 + 0.1 * (images / 800) ** -0.5)
 
 
@@ -126,7 +126,7 @@ def test_a_measurement_uses_the_first_look_only_and_is_in_every_report():
 def test_a_crash_at_one_size_is_an_error_of_the_curve():
     def lab(trial):
         record = fake_lab.fake_lab(accuracy_by_size)(trial)
-        is_small = trial.model.base.train_size == 25 and trial.model.base.init != RANDOM
+        is_small = trial.model.base.data.train_size == 25 and trial.model.base.network.init != RANDOM
         return replace(record, predictions=None, error="Boom: on purpose") if is_small else record
 
     (finding,) = fake_lab.run_study(make_study(replace(PIPELINE, data=replace(PIPELINE.data, train_size=800))), lab).findings

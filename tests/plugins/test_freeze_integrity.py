@@ -443,7 +443,7 @@ def compute_findings(dataset_and_cache, pipeline):
     study = replace(fake_lab.make_study(plugin, suite=suite, pipeline=pipeline, facts=PROFILE), context=CONTEXT)
 
     def run_trial(trial):
-        if trial.model.base.init == RANDOM:
+        if trial.model.base.network.init == RANDOM:
             return fake_lab.fake_lab()(trial)
         (record,), _ = run_trials.run_trials([trial], frozenset([trial.key]), dataset_and_cache[1])
         return record

@@ -14,6 +14,7 @@ from test_loop import PREPROCESSING, WEIGHTS, make_spec, make_trial, make_worksp
 
 from xferbench.core.interventions import PRETRAINED, RANDOM, TransferLowest
 from xferbench.core.pipeline import Phase, Recipe, ScratchGrid
+from xferbench.core.sections import replace_flat
 from xferbench.core.strategies import linear_probe, partial
 from xferbench.core.trial import TrainingSpec
 from xferbench.lab.worker import run_trials
@@ -86,7 +87,7 @@ def workspace(tmp_path_factory):
 
 def test_lower_groups_come_from_the_network_trained_on_the_target_and_upper_groups_are_new(workspace):
     base = make_spec(workspace, Phase(steps=2, batch_size=16), init=RANDOM)
-    spec = replace(make_spec(workspace), start=base, transferred=TransferLowest(groups=2))
+    spec = replace_flat(make_spec(workspace), start=base, transferred=TransferLowest(groups=2))
     _, (start,), _ = prepare_training(workspace, spec)
     (trained,), _ = run_trials._trained_models((base,), make_trial(base), workspace.cache)
     same_groups = {name.partition(".")[0] for name, tensor in start.items() if torch.equal(tensor, trained.last[name])}
@@ -126,7 +127,7 @@ def test_a_small_run_trains_each_start_once_a_seed_and_measures_every_cut(worksp
 
     run = fake_lab.run_study(study, lab)
     assert not [finding.reason for finding in run.findings if finding.verdict == "ERROR"]
-    starts = {spec.start for spec in trained_specs if isinstance(spec.start, TrainingSpec)}
+    starts = {spec.network.start for spec in trained_specs if isinstance(spec.network.start, TrainingSpec)}
     assert starts == {trials.target_spec(pipeline, 0)} and starts <= set(trained_specs)
     by_id = {finding.id: finding for finding in run.findings}
     assert {f"layer-transfer/{kind}-{cut}" for kind in ("anb", "specificity") for cut in range(1, 5)} <= by_id.keys()

@@ -15,7 +15,7 @@ from torch import nn
 
 from xferbench.core.interventions import EVAL_MODE, HEAD_ONLY, PRETRAINED, RANDOM_HEAD, TRAIN_MODE, ZERO_HEAD, TrainModeByClass
 from xferbench.core.pipeline import Data, Phase, Preprocessing
-from xferbench.core.trial import TrainingSpec
+from xferbench.core.trial import InitialNetwork, TrainingData, TrainingProcedure, TrainingSpec
 from xferbench.lab.data import datasets, preprocessing
 from xferbench.lab.evaluation import context, evaluate
 from xferbench.lab.models import backbones
@@ -98,14 +98,11 @@ def measure_distortion_of_training(cache, **phase):
     split = datasets.Split(images=upper, labels=labels, groups=np.empty(0), example=np.arange(len(labels), dtype=np.uint64))
     dataset = datasets.Dataset(classes=("a", "b"), train=split, validation=split, test=split, left_out=())
     spec = TrainingSpec(
-        arch="linear",
-        init=PRETRAINED,
-        start=None,
-        head=RANDOM_HEAD,
-        phases=(Phase(steps=20, batch_size=8, lr=0.05, optimizer="sgd", weight_decay=0.0, **phase),),
-        data=Data(digest="d"),
-        train_size=None,
-        preprocessing=RAW,
+        network=InitialNetwork(arch="linear", init=PRETRAINED, start=None, head=RANDOM_HEAD),
+        data=TrainingData(dataset=Data(digest="d"), train_size=None, preprocessing=RAW),
+        procedure=TrainingProcedure(
+            phases=(Phase(steps=20, batch_size=8, lr=0.05, optimizer="sgd", weight_decay=0.0, **phase),)
+        ),
         seed=0,
     )
     (model,) = loop.train([spec], network, [start], dataset)

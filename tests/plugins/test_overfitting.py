@@ -116,7 +116,7 @@ def test_a_subject_that_stops_at_the_best_step_is_not_exposed():
 
 def test_the_last_step_is_compared_with_the_best_step_of_the_same_training():
     def accuracy(trial):
-        schedule = trial.model.base.phases[-1].schedule
+        schedule = trial.model.base.procedure.phases[-1].schedule
         return 0.8 if trial.view.step == "best" or schedule != "constant" else 0.6
 
     by_contrast = {

@@ -17,7 +17,7 @@ from xferbench.core.canonical import canonical
 from xferbench.core.interventions import RANDOM, CuedSource, Regularizer
 from xferbench.core.pipeline import Phase, Recipe, Spectrogram
 from xferbench.core.sections import replace_flat
-from xferbench.core.trial import EvaluationSpec
+from xferbench.core.trial import EvaluationSpec, TrainingSpec
 from xferbench.lab.data import datasets, shortcut_cue
 from xferbench.lab.worker import run_trials
 from xferbench.plugins import shortcut_transfer
@@ -51,10 +51,10 @@ def test_a_correlated_cue_is_on_all_training_images_of_the_first_class_and_on_no
 
 
 def test_a_training_with_a_cue_uses_cued_images_and_so_does_a_cued_view(workspace):
-    spec = make_spec(workspace, Phase(steps=2, batch_size=8), init=RANDOM, has_cue=True)
+    spec = make_spec(workspace, Phase(steps=2, batch_size=8), init=RANDOM, cued=True)
     trial = make_trial(spec)
     dataset, _ = run_trials.training_inputs(spec, trial, workspace.cache)
-    plain_dataset, _ = run_trials.training_inputs(replace(spec, has_cue=False), trial, workspace.cache)
+    plain_dataset, _ = run_trials.training_inputs(replace_flat(spec, cued=False), trial, workspace.cache)
     assert np.array_equal(dataset.train.images, shortcut_cue.correlate_with_class(plain_dataset).train.images)
     trials = [replace(trial, view=replace(trial.view, has_cue=has_cue)) for has_cue in (False, True)]
     (without_cue, with_cue), _ = run_trials.run_trials(trials, frozenset(trial.key for trial in trials), workspace.cache)
@@ -72,11 +72,12 @@ def test_keys_without_a_cue_stay_unchanged(workspace):
 def test_the_sources_with_and_without_the_cue_are_otherwise_equal():
     cured = PLUGIN.cure(PIPELINE, PROFILE)
     induced = PLUGIN.induce(cured, PROFILE)["tied"]
-    clean_source, cued_source = (training_spec(arm, 0).start for arm in (cured, induced))
-    assert clean_source == replace(cued_source, has_cue=False) and cued_source.has_cue
-    assert clean_source.phases[0].steps == 3 * PIPELINE.baseline.steps
-    assert (clean_source.labels, clean_source.init, clean_source.data) == ("true", RANDOM, PIPELINE.data.source.data)
-    assert training_spec(cured, 0) == replace(training_spec(induced, 0), start=clean_source)
+    clean_source, cued_source = (training_spec(arm, 0).network.start for arm in (cured, induced))
+    assert clean_source == replace_flat(cued_source, cued=False) and cued_source.data.has_cue
+    assert clean_source.procedure.phases[0].steps == 3 * PIPELINE.baseline.steps
+    assert (clean_source.data.labels, clean_source.network.init) == ("true", RANDOM)
+    assert clean_source.data.dataset == PIPELINE.data.source.data
+    assert training_spec(cured, 0) == replace_flat(training_spec(induced, 0), start=clean_source)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +99,8 @@ def find_by_cost(costs):
     """Findings by id; ``costs`` is what the cue costs the subject, a clean source and a cued source."""
 
     def accuracy(trial):
-        start = trial.model.base.start
-        kind = "own" if not hasattr(start, "has_cue") else "cued" if start.has_cue else "clean"
+        start = trial.model.base.network.start
+        kind = "own" if not isinstance(start, TrainingSpec) else "cued" if start.data.has_cue else "clean"
         return 0.8 - trial.view.has_cue * costs[kind]
 
     run = fake_lab.run_study(fake_lab.make_study(PLUGIN), fake_lab.fake_lab(accuracy))

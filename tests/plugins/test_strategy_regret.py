@@ -41,7 +41,7 @@ def test_the_induced_arm_is_the_worst_and_never_the_selected_candidate():
 def test_the_worst_candidate_has_the_lowest_accuracy_or_the_highest_loss():
     study = fake_lab.make_study(strategy_regret.plugin, pipeline=SUBJECT)
     arm = strategy_regret.plugin.cure(SUBJECT, PROFILE)
-    lab = fake_lab.fake_lab(lambda trial: 0.9 if str(trial.model.base.phases[-1].trainable) == "head" else 0.2)
+    lab = fake_lab.fake_lab(lambda trial: 0.9 if str(trial.model.base.procedure.phases[-1].trainable) == "head" else 0.2)
     records = {trial.key: lab(trial) for trial in selection.selection_trials(arm, study)}
     assert str(selection.select(arm, study, records).pipeline.recipe.phases[-1].trainable) == "head"
     assert str(selection.select(replace(arm, worst=True), study, records).pipeline.recipe.phases[-1].trainable) != "head"
@@ -86,7 +86,7 @@ def test_the_explanation_names_a_cause(recipe, selected_recipe, cause):
 
 def test_a_poor_strategy_fails_and_the_cost_of_the_rules_is_measured():
     def accuracy(trial):
-        return 0.9 if str(trial.model.base.phases[-1].trainable) == "head" else 0.5
+        return 0.9 if str(trial.model.base.procedure.phases[-1].trainable) == "head" else 0.5
 
     measures = {"xferbench.plugins.strategy_regret:trainable@1": {"trainable": 10.0, "stored": 40.0}}
     suite = replace(fake_lab.SUITE, recipe=SUBJECT.recipe)

@@ -18,6 +18,7 @@ from xferbench.core.errors import UserError
 from xferbench.core.interventions import OWN_HEAD
 from xferbench.core.record import Record
 from xferbench.core.run import run_to_json
+from xferbench.core.sections import replace_flat
 from xferbench.core.trial import TrainingSpec
 from xferbench.plugins import batchnorm_drift, catastrophic_forgetting, learning_rate, negative_transfer
 from xferbench.runner import discovery, execute, shard, store
@@ -157,7 +158,7 @@ def test_all_views_of_a_training_stay_on_one_shard(size):
 def test_trials_of_a_checkpoint_are_split_by_their_view():
     groups = [group for stage in stages(1) for group in stage]
     checkpoint_groups = [
-        (replace(trial, model=replace(trial.model, base=replace(trial.model.base, head=OWN_HEAD, phases=(), seed=0))),)
+        (replace(trial, model=replace(trial.model, base=replace_flat(trial.model.base, head=OWN_HEAD, phases=(), seed=0))),)
         for group in groups
         for trial in group
     ]
@@ -166,11 +167,11 @@ def test_trials_of_a_checkpoint_are_split_by_their_view():
 
 def test_a_pretraining_runs_on_every_shard():
     (start,) = {
-        trial.model.base.start
+        trial.model.base.network.start
         for groups in stages(1)
         for group in groups
         for trial in group
-        if isinstance(trial.model.base.start, TrainingSpec)
+        if isinstance(trial.model.base.network.start, TrainingSpec)
     }
     (group,) = {group for groups in stages(1) for group in groups if group[0].model.base == start}
     assert all(shard.is_owner(Shard(number=number, count=4), group) for number in range(1, 5))

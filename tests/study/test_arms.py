@@ -39,7 +39,7 @@ def select_by_scores(choice, scores, study=STUDY):
     """Select among candidates by their accuracies on each view."""
     records = {}
     for trial in selection.selection_trials(choice, study):
-        rank = [arm.recipe.phases for arm in choice.candidates].index(trial.model.base.phases)
+        rank = [arm.recipe.phases for arm in choice.candidates].index(trial.model.base.procedure.phases)
         view = "validation" if trial.view.examples == "validation" else "source-held-out"
         predictions = fake_predictions(scores[view][rank], trial.model.base.seed)
         records[trial.key] = Record(key=trial.key, predictions=predictions, curve=((10, 1.0, scores[view][rank]),))
@@ -107,7 +107,7 @@ def test_a_crash_of_a_candidate_on_either_view_is_an_error_of_the_arm():
 
 def test_the_network_before_training_is_the_same_trial_for_every_seed():
     first, second = (trials.make_trial(ARMS[0], "source-before", seed, STUDY.context) for seed in (0, 7))
-    assert first == second and first.model.base.phases == ()
+    assert first == second and first.model.base.procedure.phases == ()
     best = replace(
         ARMS[0], recipe=replace(ARMS[0].recipe, stop="best", regularizer=Regularizer.parse("replay:4"), phases=(Phase(lr=3.0),))
     )
@@ -120,7 +120,7 @@ def test_the_best_step_is_a_view_of_the_same_training_except_for_training_code()
     early = replace(ARMS[0], recipe=replace(ARMS[0].recipe, stop="best"))
     assert best == trials.make_trial(early, "test", 0, STUDY.context)
     user_trained = replace(ARMS[0], training=UserCode(spec="python:train:fit", digest="d"))
-    assert trials.make_trial(user_trained, "best-step", 0, STUDY.context).model.base.stop == "best"
+    assert trials.make_trial(user_trained, "best-step", 0, STUDY.context).model.base.procedure.stop == "best"
 
 
 def test_a_temperature_is_fitted_once():
@@ -136,7 +136,7 @@ def test_a_temperature_is_fitted_once():
 def test_only_regularizers_that_need_the_source_add_it_to_the_training_spec():
     for spelling, source in (("", None), ("l2-sp:1", None), ("lwf:1", None), ("ewc:1", SOURCE), ("replay:4", SOURCE)):
         arm = replace(ARMS[0], recipe=replace(ARMS[0].recipe, regularizer=Regularizer.parse(spelling) if spelling else None))
-        assert trials.training_spec(arm, 0).source == source
+        assert trials.training_spec(arm, 0).data.source == source
 
 
 def test_nothing_is_selected_if_the_score_to_keep_is_undefined():
@@ -158,7 +158,7 @@ def test_training_code_does_not_train_the_network_before_training():
         ARMS[0], training=UserCode(spec="python:a:b", digest="d"), recipe=replace(ARMS[0].recipe, stop="best")
     )
     before = trials.make_trial(user_trained, "source-before", 3, make_study().context).model.base
-    assert (before.training, before.stop, before.phases) == (None, "last", ())
+    assert (before.procedure.training, before.procedure.stop, before.procedure.phases) == (None, "last", ())
 
 
 def test_metrics_of_a_positive_class_become_accuracy_on_the_source():
@@ -171,8 +171,9 @@ def test_metrics_of_a_positive_class_become_accuracy_on_the_source():
 def test_pretraining_on_the_target_equals_a_candidate_of_the_scratch_baseline_with_the_same_seed():
     pipeline = replace(PIPELINE, recipe=Recipe(init=TargetPretraining(), transferred=TransferLowest(groups=2)))
     spec, other_spec = trials.training_spec(pipeline, 3), trials.training_spec(pipeline, 4)
-    assert (spec.init, spec.transferred, spec.start.seed, other_spec.start.seed) == (PRETRAINED, TransferLowest(groups=2), 3, 4)
-    assert spec.start in {
+    assert (spec.network.init, spec.network.transferred) == (PRETRAINED, TransferLowest(groups=2))
+    assert (spec.network.start.seed, other_spec.network.start.seed) == (3, 4)
+    assert spec.network.start in {
         trials.training_spec(candidate, 3) for candidate in scratch_baseline(PIPELINE, PIPELINE.baseline).candidates
     }
     assert trials.initial_model(pipeline).transferred == TRANSFER_ALL

@@ -179,7 +179,7 @@ def test_a_crash_of_an_extra_arm_is_reported_and_changes_no_verdict(plugin):
     lab = make_measuring_lab(NO_DRIFT)
 
     def crash_beside(trial):
-        is_short = trial.model.base.train_size == 7
+        is_short = trial.model.base.data.train_size == 7
         return replace(lab(trial), predictions=None, error="Boom: on purpose") if is_short else lab(trial)
 
     without_crash, with_crash = (compute_findings(make_study(plugin), lab_function) for lab_function in (lab, crash_beside))
@@ -195,7 +195,7 @@ def find_forgetting(before, after):
 
     def accuracy(trial):
         on_source = trial.view.domain is not None
-        return (after if trial.model.base.phases else before) if on_source else 0.8
+        return (after if trial.model.base.procedure.phases else before) if on_source else 0.8
 
     scenario = next(
         scenario

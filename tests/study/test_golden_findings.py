@@ -64,7 +64,7 @@ def make_diverging_lab(lab, seeds):
 
 
 def crash_extra_arm(trial):
-    if trial.model.base.train_size == 7:
+    if trial.model.base.data.train_size == 7:
         return Record(key=trial.key, error="Boom: on purpose")
     return make_measuring_lab(NO_DRIFT)(trial)
 
@@ -86,7 +86,7 @@ def crash_in_trust(pipeline, profile):
 
 def make_forgetting_case(before, after):
     def accuracy(trial):
-        return (after if trial.model.base.phases else before) if trial.view.domain is not None else 0.8
+        return (after if trial.model.base.procedure.phases else before) if trial.view.domain is not None else 0.8
 
     scenario = next(
         scenario
@@ -363,7 +363,7 @@ def yield_matrix_runs():
         accuracy_by_trainable = {"head": probe}
 
         def accuracy(trial, accuracies=accuracy_by_trainable):
-            trainable = {str(phase.trainable) for phase in trial.model.base.phases}
+            trainable = {str(phase.trainable) for phase in trial.model.base.procedure.phases}
             return accuracies.get(next(iter(trainable)), 0.6) if len(trainable) == 1 else 0.6
 
         result = test_matrix_arms.run_task(fake_lab.fake_lab(accuracy, test_matrix_arms.COST), *effects[:3])

@@ -128,7 +128,7 @@ def test_a_crash_in_the_view_of_a_claim_is_an_error_and_the_claim_is_not_measure
 
 def test_every_recipe_is_compared_with_the_reference_in_pairs():
     def accuracy(trial):
-        return 0.9 if {str(phase.trainable) for phase in trial.model.base.phases} == {"head"} else 0.6
+        return 0.9 if {str(phase.trainable) for phase in trial.model.base.procedure.phases} == {"head"} else 0.6
 
     result = run_task(fake_lab.fake_lab(accuracy, COST))
     (comparison,) = matrix_result.compare_recipes(result, "full")

@@ -36,10 +36,11 @@ def make_study(*plugins, suite=SUITE, profile=PROFILE):
 def training_kind(trial):
     """The kind of a trial's training, in one word."""
     spec = trial.model.base
-    if spec.init != PRETRAINED:
-        return "scratch" if spec.init == RANDOM else "permuted"
-    batchnorm = spec.phases[0].batchnorm.spelling
-    return "class-order" if spec.phases[0].order == "class" else {"eval": "cured", "train": "subject"}.get(batchnorm, batchnorm)
+    if spec.network.init != PRETRAINED:
+        return "scratch" if spec.network.init == RANDOM else "permuted"
+    phase = spec.procedure.phases[0]
+    batchnorm = phase.batchnorm.spelling
+    return "class-order" if phase.order == "class" else {"eval": "cured", "train": "subject"}.get(batchnorm, batchnorm)
 
 
 def make_lab(accuracy, crash=()):
@@ -333,12 +334,12 @@ def test_pretraining_on_the_source_comes_once_before_the_arm_that_starts_from_it
         records |= {key: make_lab(ACCURACIES)(trial) for key, trial in step.pending.items()}
     assert stages[1] == ("training initial networks", 1)
     starts = {
-        request.trial.model.base.start
+        request.trial.model.base.network.start
         for request in step.requests
         if request.arm == "induced:shuffled-source" and request.view == "test"
     }
     (start,) = starts
-    assert (start.data.digest, start.labels, start.init) == ("source", "shuffled", RANDOM)
+    assert (start.data.dataset.digest, start.data.labels, start.network.init) == ("source", "shuffled", RANDOM)
     assert step.requests[0].trial.model.base != start
 
 
@@ -352,16 +353,18 @@ def test_each_teacher_is_trained_once_before_its_student():
         new_trials = {key: trial for key, trial in step.pending.items() if key not in records}
         stages.append(step.stage)
         for trial in new_trials.values():
-            teacher = trial.model.base.teacher
+            teacher = trial.model.base.procedure.teacher
             assert teacher is None or (teacher.seed == trial.model.base.seed and teacher in trained_specs), (
                 "its teacher is trained before"
             )
-            assert teacher is None or (teacher.init, teacher.regularizer, teacher.augment) == (PRETRAINED, None, None)
+            if teacher is not None:
+                procedure = teacher.procedure
+                assert (teacher.network.init, procedure.regularizer, procedure.augment) == (PRETRAINED, None, None)
         trained_specs |= {trial.model.base: None for trial in new_trials.values()}
         records |= {key: fake_lab.fake_lab()(trial) for key, trial in new_trials.items()}
     assert stages[1:3] == ["training teachers", "look 1 of 2: 3 seeds"]
-    student_requests = [request for request in step.requests if request.trial.model.base.regularizer]
-    teachers = {request.trial.model.base.teacher for request in student_requests}
+    student_requests = [request for request in step.requests if request.trial.model.base.procedure.regularizer]
+    teachers = {request.trial.model.base.procedure.teacher for request in student_requests}
     assert {teacher.seed for teacher in teachers} == {request.seed for request in student_requests} >= {0, 1, 2}
     assert teachers <= {request.trial.model.base for request in step.requests}, "teachers are counted among the requests"
     assert {request.trial.key for request in step.requests} == set(records)
@@ -384,7 +387,7 @@ def test_students_of_several_seeds_form_one_group():
     trials = [make_trial(pipeline, "test", seed, fake_lab.CONTEXT) for seed in range(3)]
     assert [len(group) for group in batching.group_trials({trial.key: trial for trial in trials}, 5, SUITE)] == [3]
     (owner,) = {shard.owner_number((trial,), 7) for trial in trials[:1]}
-    assert owner == shard.owner_number((replace(trials[0], model=ModelSpec(base=trials[0].model.base.teacher)),), 7)
+    assert owner == shard.owner_number((replace(trials[0], model=ModelSpec(base=trials[0].model.base.procedure.teacher)),), 7)
 
 
 def test_a_spec_without_a_teacher_or_augmentation_keeps_its_key():

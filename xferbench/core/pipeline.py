@@ -122,19 +122,27 @@ class Phase:
         require_group(self.batchnorm, BatchNormMode, "batchnorm")
 
 
-def require_interventions(spec: Any) -> None:
-    """Check that the interventions of a recipe or a training spec are values and not their spellings.
+# The fields of a recipe and of the sections of a training spec that are values of interventions.
+INTERVENTION_GROUPS = {
+    "init": Initialization,
+    "transferred": LayerTransfer,
+    "head": Head,
+    "regularizer": Regularizer,
+    "augment": Augmentation,
+    "finish": Finish,
+}
+
+
+def require_interventions(value: Any) -> None:
+    """Check that the interventions of a recipe, or of a section of a training spec, are values and not their spellings.
 
     Raises:
         TypeError: if a field has another type.
     """
-    require_group(spec.init, Initialization, "init")
-    require_group(spec.transferred, LayerTransfer, "transferred")
-    require_group(spec.head, Head, "head")
-    if spec.regularizer is not None:
-        require_group(spec.regularizer, Regularizer, "regularizer")
-    if spec.augment is not None:
-        require_group(spec.augment, Augmentation, "augment")
+    for field_ in fields(value):
+        item = getattr(value, field_.name)
+        if field_.name in INTERVENTION_GROUPS and (item is not None or field_.default is not None):
+            require_group(item, INTERVENTION_GROUPS[field_.name], field_.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,8 +174,6 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require_interventions(self)
-        if self.finish is not None:
-            require_group(self.finish, Finish, "finish")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

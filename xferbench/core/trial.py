@@ -17,6 +17,7 @@ from xferbench.core.pipeline import (
     WeightsFile,
     require_interventions,
 )
+from xferbench.core.sections import section_field
 
 if TYPE_CHECKING:
     from xferbench.core.interventions import (
@@ -34,64 +35,98 @@ MODE_ALIASES = {"train": "training", "train:class": "training:class"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingSpec:
-    """The specification of one trained network.
-
-    Without phases it is the initial network. With the head :class:`~xferbench.core.interventions.OwnHead` it is a finished
-    network.
+class InitialNetwork:
+    """The network before training. With the head :class:`~xferbench.core.interventions.OwnHead` it is a finished network.
 
     Attributes:
         arch: the spelling of the architecture.
         init: the initial weights, as in :class:`~xferbench.core.pipeline.Recipe`.
         start: a checkpoint or another training spec (keys nest), or None if its weights are not used.
-        head, phases, regularizer, augment: as in :class:`~xferbench.core.pipeline.Recipe`.
-        data: the training data.
-        train_size: number of training images, or None for all.
-        preprocessing: preprocessing of the training images.
-        seed: the seed.
-        labels: ``true``, or ``shuffled`` among the training images.
-        source: the source dataset, if the regularizer needs it.
+        head: as in :class:`~xferbench.core.pipeline.Recipe`.
         code: the user's code that builds the architecture, or None.
-        training: the user's training code, or None for the loop of the lab.
-        stop: ``last`` or ``best``; only user training code uses it, because that code returns a single network.
         before: the checkpoint that a finished network was trained from, or None.
-        injected_duplicates: as in :class:`~xferbench.core.pipeline.PipelineData`.
-        teacher: the teacher, if the regularizer needs one, with the same seed and data.
-        has_cue: whether every training image of the first class has a cue.
         transferred: the part of ``start`` that is used, as in :class:`~xferbench.core.pipeline.Recipe`.
-        unlabeled: a dataset of another domain, used without labels, if the regularizer needs one.
-        interventions: changes of the training examples, in order.
     """
 
-    tag: ClassVar[str] = "Fit"
     arch: str
     init: Initialization
     start: WeightsFile | TrainingSpec | None
     head: Head
-    phases: tuple[Phase, ...]
-    data: Data
-    train_size: int | None
-    preprocessing: InputTransform
-    seed: int
-    labels: str = field(default="true", metadata={"added": True})
-    regularizer: Regularizer | None = field(default=None, metadata={"absent": "", "added": True})
-    source: AuxiliaryDataset | None = field(default=None, metadata={"added": True})
     code: UserCode | None = field(default=None, metadata={"added": True})
-    training: UserCode | None = field(default=None, metadata={"added": True})
-    stop: str = field(default="last", metadata={"added": True})
     before: WeightsFile | None = field(default=None, metadata={"added": True})
-    injected_duplicates: InjectedDuplicates | None = field(
-        default=None, metadata={"key": "planted", "absent": "", "added": True}
-    )
-    augment: Augmentation | None = field(default=None, metadata={"absent": "", "added": True})
-    teacher: TrainingSpec | None = field(default=None, metadata={"added": True})
-    has_cue: bool = field(default=False, metadata={"key": "cued", "added": True})
     transferred: LayerTransfer = field(default=TRANSFER_ALL, metadata={"added": True})
-    unlabeled: Data | None = field(default=None, metadata={"key": "unlabelled", "added": True})
-    interventions: tuple[DataIntervention, ...] = field(default=(), metadata={"added": True})
 
     def __post_init__(self) -> None:
         require_interventions(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingData:
+    """The data of a training, and what is done to the training examples.
+
+    Attributes:
+        dataset: the dataset of the training images.
+        train_size: number of training images, or None for all.
+        preprocessing: preprocessing of the training images.
+        labels: ``true``, or ``shuffled`` among the training images.
+        source: the source dataset, if the regularizer needs it.
+        injected_duplicates: as in :class:`~xferbench.core.pipeline.PipelineData`.
+        has_cue: whether every training image of the first class has a cue.
+        unlabeled: a dataset of another domain, used without labels, if the regularizer needs one.
+        interventions: changes of the training examples, in order.
+    """
+
+    dataset: Data = field(metadata={"key": "data"})
+    train_size: int | None
+    preprocessing: InputTransform
+    labels: str = field(default="true", metadata={"added": True})
+    source: AuxiliaryDataset | None = field(default=None, metadata={"added": True})
+    injected_duplicates: InjectedDuplicates | None = field(
+        default=None, metadata={"key": "planted", "absent": "", "added": True}
+    )
+    has_cue: bool = field(default=False, metadata={"key": "cued", "added": True})
+    unlabeled: Data | None = field(default=None, metadata={"key": "unlabelled", "added": True})
+    interventions: tuple[DataIntervention, ...] = field(default=(), metadata={"added": True})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingProcedure:
+    """What is done with the initial network and the data. Without phases nothing is trained.
+
+    Attributes:
+        phases, regularizer, augment: as in :class:`~xferbench.core.pipeline.Recipe`.
+        training: the user's training code, or None for the loop of the lab.
+        stop: ``last`` or ``best``; only user training code uses it, because that code returns a single network.
+        teacher: the teacher, if the regularizer needs one, with the same seed and data.
+    """
+
+    phases: tuple[Phase, ...]
+    regularizer: Regularizer | None = field(default=None, metadata={"absent": "", "added": True})
+    training: UserCode | None = field(default=None, metadata={"added": True})
+    stop: str = field(default="last", metadata={"added": True})
+    augment: Augmentation | None = field(default=None, metadata={"absent": "", "added": True})
+    teacher: TrainingSpec | None = field(default=None, metadata={"added": True})
+
+    def __post_init__(self) -> None:
+        require_interventions(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSpec:
+    """The specification of one trained network.
+
+    Attributes:
+        network: the network before training.
+        data: the data of the training.
+        procedure: what is done with both.
+        seed: the seed.
+    """
+
+    tag: ClassVar[str] = "Fit"
+    network: InitialNetwork = section_field(InitialNetwork)
+    data: TrainingData = section_field(TrainingData)
+    procedure: TrainingProcedure = section_field(TrainingProcedure)
+    seed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

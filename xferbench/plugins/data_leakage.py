@@ -76,10 +76,10 @@ def copies(context: MeasureContext) -> dict[str, float]:
     if view.examples == "unique":  # it has no copies by definition, which shows nothing
         return {"copies": float("nan")}
     scalars = leakage.count_duplicates(
-        leakage.find_leaked_duplicates(spec.data, view.limit, view.reference_data, context.cache)
+        leakage.find_leaked_duplicates(spec.data.dataset, view.limit, view.reference_data, context.cache)
     )
-    leaked = leakage.leaked_examples(spec.data, view.limit, view.reference_data, context.cache)
-    if spec.injected_duplicates:
+    leaked = leakage.leaked_examples(spec.data.dataset, view.limit, view.reference_data, context.cache)
+    if spec.data.injected_duplicates:
         leaked, detection = leakage.detection_of_injected(context.dataset, context.injected_duplicates, leaked)
         scalars |= detection
     return {"copies": float(leaked.mean()), "test images": float(len(leaked))} | scalars

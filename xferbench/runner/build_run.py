@@ -84,12 +84,12 @@ def cost_summary(executed: StudyResult) -> dict[str, Any]:
     requests = _requests(executed)
     unique = {request.trial.key: request.trial for request in requests}
     specs = {trial.model.base for trial in unique.values()}
-    specs = {spec for spec in specs if spec.head != OWN_HEAD}  # a finished network is not trained
+    specs = {spec for spec in specs if spec.network.head != OWN_HEAD}  # a finished network is not trained
     records = [executed.records[key] for key in unique if key in executed.records]
     fit_seconds = schedule.training_seconds(requests, executed.records)
     view_seconds = sum(record.seconds for record in records)
     requested_fits = {(request.plugin, request.arm, request.trial.model.base) for request in requests}
-    fits_asked = sum(spec.head != OWN_HEAD for _, _, spec in requested_fits)
+    fits_asked = sum(spec.network.head != OWN_HEAD for _, _, spec in requested_fits)
     return {
         "fits": {"asked": fits_asked, "unique": len(specs), "run": executed.fits_run, "reused": len(specs) - executed.fits_run},
         "trials": {
@@ -168,8 +168,8 @@ def _unused_data_notes(executed: StudyResult) -> list[Reason]:
     domains = {trials.VIEWS[request.view].domain for request in step.requests if request.view in trials.VIEWS}
     domains |= {state.plugin.domain for state in step.states if state.arms}
     specs = {request.trial.model.base for request in step.requests}
-    uses_source = any(spec.source for spec in specs) or any(isinstance(init, SourcePretraining) for init in inits)
-    uses_shifted = any(spec.unlabeled for spec in specs)
+    uses_source = any(spec.data.source for spec in specs) or any(isinstance(init, SourcePretraining) for init in inits)
+    uses_shifted = any(spec.data.unlabeled for spec in specs)
     unused = {
         "source": suite.data.source and "source" not in domains and not uses_source,
         "shifted": suite.data.shifted and "shifted" not in domains and not uses_shifted,

@@ -96,7 +96,7 @@ def _cured_trial(executed: StudyResult) -> Trial | None:
     cured = (REPAIRED_PLUGIN, "cured", "test")
     requests = executed.step.requests
     trial = next((request.trial for request in requests if (request.plugin, request.arm, request.view) == cured), None)
-    if trial is None or trial.model.base.head != OWN_HEAD or not trial.model.edits:
+    if trial is None or trial.model.base.network.head != OWN_HEAD or not trial.model.edits:
         return None
     return trial if all(isinstance(edit, BatchNormEdit) for edit in trial.model.edits) else None
 
@@ -122,13 +122,13 @@ def _why_no_repair(harms: Sequence[Finding]) -> str:
 def repair_metadata(trial: Trial, finding: Finding) -> dict[str, str]:
     """Return the metadata of a repaired checkpoint: the edits, the digests of its inputs and the finding."""
     spec = trial.model.base
-    weights = {"after": spec.start, "before": spec.before}
+    weights = {"after": spec.network.start, "before": spec.network.before}
     names, values = ("harm", "low", "high", "p_fail", "margin", "metric", "examples"), flat_values(finding)
     metadata = {
         "xferbench": __version__,
         "edits": [str(edit) for edit in trial.model.edits],
         "sha256": {name: getattr(file, "digest", None) for name, file in weights.items()},
-        "data": spec.data.digest,
+        "data": spec.data.dataset.digest,
         "finding": finding.id,
         **{name: values[name] for name in names},
     }

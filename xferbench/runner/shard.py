@@ -75,7 +75,7 @@ def owner_number(group: tuple[Trial, ...], count: int) -> int:
     """
     first = group[0]
     spec = first.model.base
-    key = first.key if spec.head == OWN_HEAD else digest(spec.teacher or spec)
+    key = first.key if spec.network.head == OWN_HEAD else digest(spec.procedure.teacher or spec)
     return int(key, 16) % count + 1
 
 
@@ -84,7 +84,7 @@ def is_owner(shard: Shard, group: tuple[Trial, ...]) -> bool:
 
     Weights are not merged, so every shard must pretrain that network itself; waiting for it would take another round.
     """
-    return group[0].model.base.labels == "shuffled" or owner_number(group, shard.count) == shard.number
+    return group[0].model.base.data.labels == "shuffled" or owner_number(group, shard.count) == shard.number
 
 
 def run_shard(

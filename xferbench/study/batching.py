@@ -36,7 +36,7 @@ def group_trials(trials: Mapping[str, Trial], size: int, suite: Suite) -> Iterat
     separate = []
     for trial in trials.values():
         spec = trial.model.base
-        if spec.head == OWN_HEAD:  # nothing is trained, so that each evaluation may run on another worker
+        if spec.network.head == OWN_HEAD:  # nothing is trained, so that each evaluation may run on another worker
             separate.append((trial,))
             continue
         look = sum(spec.seed - suite.rules.seed >= seeds for seeds in suite.rules.looks)
@@ -50,4 +50,5 @@ def group_trials(trials: Mapping[str, Trial], size: int, suite: Suite) -> Iterat
 
 def _without_seed(spec: TrainingSpec) -> TrainingSpec:
     """Return what specs in a group have in common: everything except their seeds and those of their teachers."""
-    return replace(spec, seed=0, teacher=replace(spec.teacher, seed=0) if spec.teacher else None)
+    teacher = spec.procedure.teacher
+    return replace(spec, seed=0, procedure=replace(spec.procedure, teacher=replace(teacher, seed=0) if teacher else None))

@@ -66,7 +66,7 @@ def next_schedule(study: Study, records: Mapping[str, Record]) -> Schedule:
         records: all records so far, by key.
     """
     schedule = _next_stage(study, records)
-    teachers = {trial.model.base.teacher for trial in schedule.pending.values()}
+    teachers = {trial.model.base.procedure.teacher for trial in schedule.pending.values()}
     first = {key: trial for key, trial in schedule.pending.items() if trial.model.base in teachers}
     return replace(schedule, stage="training teachers", pending=first) if first.keys() - records.keys() else schedule
 
@@ -266,5 +266,6 @@ def training_seconds(requests: Sequence[TrialRequest], records: Mapping[str, Rec
         if key in records:
             spec = trial.model.base
             seconds_by_spec[spec] = max(seconds_by_spec.get(spec, 0.0), records[key].fit_seconds)
-    teacher_seconds = {spec: seconds_by_spec.get(spec.teacher, 0.0) if spec.teacher else 0.0 for spec in seconds_by_spec}
+    teachers = {spec: spec.procedure.teacher for spec in seconds_by_spec}
+    teacher_seconds = {spec: seconds_by_spec.get(teacher, 0.0) if teacher else 0.0 for spec, teacher in teachers.items()}
     return sum(max(0.0, seconds - teacher_seconds[spec]) for spec, seconds in seconds_by_spec.items())

@@ -36,14 +36,14 @@ def teacher_requests(requests: Sequence[TrialRequest]) -> list[TrialRequest]:
     """Return a request for each teacher, so that no two workers train the same one."""
     by_teacher = {}
     for request in requests:
-        if (teacher := request.trial.model.base.teacher) is not None:
+        if (teacher := request.trial.model.base.procedure.teacher) is not None:
             trial = _validation_trial(teacher, request.trial.context)
             by_teacher[request.plugin, request.arm, teacher] = replace(request, view="validation", trial=trial)
     return list(by_teacher.values())
 
 
 def _validation_trial(spec: TrainingSpec, context: ComputeContext) -> Trial:
-    view = EvaluationSpec(examples="validation", preprocessing=spec.preprocessing)
+    view = EvaluationSpec(examples="validation", preprocessing=spec.data.preprocessing)
     return Trial(model=ModelSpec(base=spec), view=view, context=context)
 
 
@@ -51,7 +51,7 @@ def start_requests(state: PluginState, seeds: Sequence[int], study: Study) -> li
     """Return a request for each network that an arm of a plugin starts from, so that no two workers train the same one."""
     by_start = {}
     for name, arm in state.arms.items():
-        for start in () if arm.pipeline is None else (trials.training_spec(arm.pipeline, seed).start for seed in seeds):
+        for start in () if arm.pipeline is None else (trials.training_spec(arm.pipeline, seed).network.start for seed in seeds):
             if isinstance(start, TrainingSpec):
                 trial = _validation_trial(start, study.context)
                 by_start[name, start] = TrialRequest(

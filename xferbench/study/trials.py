@@ -29,7 +29,16 @@ from xferbench.core.interventions import (
 )
 from xferbench.core.pipeline import AuxiliaryDataset, Checkpoint, Phase, Pipeline, WeightsFile
 from xferbench.core.strategies import teacher_recipe
-from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
+from xferbench.core.trial import (
+    ComputeContext,
+    EvaluationSpec,
+    InitialNetwork,
+    ModelSpec,
+    TrainingData,
+    TrainingProcedure,
+    TrainingSpec,
+    Trial,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,55 +102,63 @@ VIEWS: Mapping[str, NamedView] = {
 
 def training_spec(pipeline: Pipeline, seed: int) -> TrainingSpec:
     """Return the training spec of a pipeline at one seed. Serving and stopping are not part of it."""
+    if pipeline.checkpoint:
+        return _checkpoint_spec(pipeline, pipeline.checkpoint)
     recipe = pipeline.recipe
     starts_locally = isinstance(recipe.init, SourcePretraining | TargetPretraining)
     inputs = recipe.regularizer.requires if recipe.regularizer else ()
     needs_source = "source" in inputs
     needs_shifted = "shifted" in inputs and not pipeline.data.injected_duplicates
-    needs_teacher = "teacher" in inputs and not (pipeline.data.injected_duplicates or pipeline.training)
-    if pipeline.checkpoint:
-        return _checkpoint_spec(pipeline, pipeline.checkpoint)
-    return TrainingSpec(
+    needs_teacher = "teacher" in inputs and not pipeline.training
+    network = InitialNetwork(
         arch=pipeline.backbone.arch,
         init=PRETRAINED if starts_locally else recipe.init,
         start=_start(pipeline, seed),
         head=recipe.head,
-        phases=()
-        if pipeline.data.injected_duplicates
-        else recipe.phases,  # injected duplicates are searched for, without training
-        data=pipeline.data.target,
+        code=pipeline.backbone.code,
+        transferred=TRANSFER_ALL if recipe.init == RANDOM else recipe.transferred,
+    )
+    data = TrainingData(
+        dataset=pipeline.data.target,
         train_size=pipeline.data.train_size,
         preprocessing=pipeline.data.train_preprocessing,
-        seed=seed,
-        regularizer=None if pipeline.data.injected_duplicates else recipe.regularizer,
         source=pipeline.data.source if needs_source else None,
-        code=pipeline.backbone.code,
-        training=None if pipeline.data.injected_duplicates else pipeline.training,
-        stop=recipe.stop if pipeline.training and not pipeline.data.injected_duplicates else "last",
         injected_duplicates=pipeline.data.injected_duplicates,
-        augment=None if pipeline.data.injected_duplicates else recipe.augment,
-        teacher=training_spec(replace(pipeline, recipe=teacher_recipe(recipe)), seed) if needs_teacher else None,
-        transferred=TRANSFER_ALL if recipe.init == RANDOM else recipe.transferred,
         unlabeled=pipeline.data.shifted.data if needs_shifted and pipeline.data.shifted else None,
         interventions=() if pipeline.data.injected_duplicates else pipeline.data.interventions,
     )
+    if pipeline.data.injected_duplicates:  # they are searched for, without training
+        return TrainingSpec(network=network, data=data, procedure=TrainingProcedure(phases=()), seed=seed)
+    procedure = TrainingProcedure(
+        phases=recipe.phases,
+        regularizer=recipe.regularizer,
+        training=pipeline.training,
+        stop=recipe.stop if pipeline.training else "last",
+        augment=recipe.augment,
+        teacher=training_spec(replace(pipeline, recipe=teacher_recipe(recipe)), seed) if needs_teacher else None,
+    )
+    return TrainingSpec(network=network, data=data, procedure=procedure, seed=seed)
 
 
-def _checkpoint_spec(pipeline: Pipeline, network: Checkpoint) -> TrainingSpec:
+def _checkpoint_spec(pipeline: Pipeline, checkpoint: Checkpoint) -> TrainingSpec:
     """Return a finished network as a training spec without steps that keeps its head; all seeds share it."""
     return TrainingSpec(
-        arch=pipeline.backbone.arch,
-        init=PRETRAINED,
-        start=network.after,
-        head=OWN_HEAD,
-        phases=(),
-        data=pipeline.data.target,
-        train_size=pipeline.data.train_size,
-        preprocessing=pipeline.data.train_preprocessing,
+        network=InitialNetwork(
+            arch=pipeline.backbone.arch,
+            init=PRETRAINED,
+            start=checkpoint.after,
+            head=OWN_HEAD,
+            code=pipeline.backbone.code,
+            before=checkpoint.before,
+        ),
+        data=TrainingData(
+            dataset=pipeline.data.target,
+            train_size=pipeline.data.train_size,
+            preprocessing=pipeline.data.train_preprocessing,
+            injected_duplicates=pipeline.data.injected_duplicates,
+        ),
+        procedure=TrainingProcedure(phases=()),
         seed=0,
-        code=pipeline.backbone.code,
-        before=network.before,
-        injected_duplicates=pipeline.data.injected_duplicates,
     )
 
 
@@ -164,18 +181,16 @@ def source_spec(pipeline: Pipeline) -> TrainingSpec:
     steps = grid.steps if pipeline.recipe.init == ShuffledSource() else SOURCE_STEPS_FACTOR * grid.steps
     phase = Phase(lr=max(grid.lr), schedule="one-cycle", steps=steps, batch_size=grid.batch_size)
     return TrainingSpec(
-        arch=pipeline.backbone.arch,
-        init=RANDOM,
-        start=None,
-        head=RANDOM_HEAD,
-        phases=(phase,),
-        data=pipeline.data.source.data,
-        train_size=None,
-        preprocessing=pipeline.data.train_preprocessing,
+        network=_random_network(pipeline),
+        data=TrainingData(
+            dataset=pipeline.data.source.data,
+            train_size=None,
+            preprocessing=pipeline.data.train_preprocessing,
+            labels="shuffled" if pipeline.recipe.init == ShuffledSource() else "true",
+            has_cue=pipeline.recipe.init == CuedSource(),
+        ),
+        procedure=TrainingProcedure(phases=(phase,)),
         seed=0,
-        labels="shuffled" if pipeline.recipe.init == ShuffledSource() else "true",
-        code=pipeline.backbone.code,
-        has_cue=pipeline.recipe.init == CuedSource(),
     )
 
 
@@ -185,18 +200,21 @@ def target_spec(pipeline: Pipeline, seed: int) -> TrainingSpec:
     decay = grid.weight_decay[0]
     phase = Phase(lr=max(grid.lr), weight_decay=decay, schedule="one-cycle", steps=grid.steps, batch_size=grid.batch_size)
     return TrainingSpec(
-        arch=pipeline.backbone.arch,
-        init=RANDOM,
-        start=None,
-        head=RANDOM_HEAD,
-        phases=(phase,),
-        data=pipeline.data.target,
-        train_size=pipeline.data.train_size,
-        preprocessing=pipeline.data.train_preprocessing,
+        network=_random_network(pipeline),
+        data=TrainingData(
+            dataset=pipeline.data.target,
+            train_size=pipeline.data.train_size,
+            preprocessing=pipeline.data.train_preprocessing,
+            interventions=pipeline.data.interventions,
+        ),
+        procedure=TrainingProcedure(phases=(phase,)),
         seed=seed,
-        code=pipeline.backbone.code,
-        interventions=pipeline.data.interventions,
     )
+
+
+def _random_network(pipeline: Pipeline) -> InitialNetwork:
+    """Return the network of a pipeline with random weights."""
+    return InitialNetwork(arch=pipeline.backbone.arch, init=RANDOM, start=None, head=RANDOM_HEAD, code=pipeline.backbone.code)
 
 
 def make_trial(
@@ -272,9 +290,9 @@ def _model_edits(pipeline: Pipeline, view: NamedView, measure: str) -> tuple[Edi
 def initial_model(pipeline: Pipeline) -> TrainingSpec:
     """Return the spec of the initial network of a pipeline: no steps, a zero head, and one seed for all seeds."""
     start = replace(pipeline.recipe, phases=(), regularizer=None, augment=None, head=ZERO_HEAD, transferred=TRANSFER_ALL)
-    return replace(
-        training_spec(replace(pipeline, recipe=start), 0), train_size=None, training=None, stop="last", interventions=()
-    )
+    spec = training_spec(replace(pipeline, recipe=start), 0)
+    data = replace(spec.data, train_size=None, interventions=())
+    return replace(spec, data=data, procedure=replace(spec.procedure, training=None, stop="last"))
 
 
 def auxiliary_dataset(pipeline: Pipeline, role: str) -> AuxiliaryDataset:
@@ -295,8 +313,10 @@ def auxiliary_dataset(pipeline: Pipeline, role: str) -> AuxiliaryDataset:
 
 def training_cost(spec: TrainingSpec) -> float:
     """Return the number of training examples; those of a frozen backbone count a tenth. For ordering and estimates."""
-    factor = 3 if spec.unlabeled else 1  # the domain classifier sees the batch again, and as many images of the other domain
-    return factor * sum(phase.steps * phase.batch_size if spec.augment else phase_examples(phase) for phase in spec.phases)
+    # The domain classifier sees the batch again, and as many images of the other domain.
+    factor = 3 if spec.data.unlabeled else 1
+    phases, augment = spec.procedure.phases, spec.procedure.augment
+    return factor * sum(phase.steps * phase.batch_size if augment else phase_examples(phase) for phase in phases)
 
 
 def phase_examples(phase: Phase) -> float:

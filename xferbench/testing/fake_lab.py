@@ -117,8 +117,9 @@ def fake_predictions(accuracy: float, seed: int, examples: int = DEFAULT_EXAMPLE
 def accuracy_by_content(trial: Trial) -> float:
     """Return an accuracy from 0.5 to 0.9 that depends on the training spec and the view, but not on the seed."""
     spec = trial.model.base
-    changes = str(spec.regularizer or "") + str(spec.augment or "") + "".join(map(str, spec.interventions))
-    content = digest((spec.init, spec.phases, changes, spec.preprocessing, trial.model.edits, trial.view))
+    procedure, data = spec.procedure, spec.data
+    changes = str(procedure.regularizer or "") + str(procedure.augment or "") + "".join(map(str, data.interventions))
+    content = digest((spec.network.init, procedure.phases, changes, data.preprocessing, trial.model.edits, trial.view))
     return 0.5 + 0.4 * int(content[:8], 16) / 2**32
 
 
@@ -157,24 +158,25 @@ def fake_lab(
 
 def why_impossible(spec: TrainingSpec) -> str:
     """Return why the real lab could not train a spec, or ""."""
-    if spec.init != RANDOM and spec.start is None:
-        return f"UserError: init {spec.init} without pretrained weights"
-    if spec.regularizer is None:
+    network, data, regularizer = spec.network, spec.data, spec.procedure.regularizer
+    if network.init != RANDOM and network.start is None:
+        return f"UserError: init {network.init} without pretrained weights"
+    if regularizer is None:
         return ""
     available = {
-        "teacher": spec.teacher is not None,
-        "shifted": spec.unlabeled is not None,
-        "pretrained": spec.init == PRETRAINED,
-        "plain-head": not is_mlp_head(spec.head),
-        "source": spec.source is not None and bool(spec.source.classes),
+        "teacher": spec.procedure.teacher is not None,
+        "shifted": data.unlabeled is not None,
+        "pretrained": network.init == PRETRAINED,
+        "plain-head": not is_mlp_head(network.head),
+        "source": data.source is not None and bool(data.source.classes),
     }
-    missing = [REQUIREMENTS[need] for need in spec.regularizer.requires if not available.get(need, True)]
-    return f"ValueError: regularizer {spec.regularizer} without {missing[0]}" if missing else ""
+    missing = [REQUIREMENTS[need] for need in regularizer.requires if not available.get(need, True)]
+    return f"ValueError: regularizer {regularizer} without {missing[0]}" if missing else ""
 
 
 def learning_curve(spec: TrainingSpec, accuracy: float) -> tuple[tuple[int, float, float], ...]:
     """Return a learning curve of five rows that ends at an accuracy; it is empty for a spec without steps."""
-    total = sum(phase.steps for phase in spec.phases)
+    total = sum(phase.steps for phase in spec.procedure.phases)
     shares = [check / 5 for check in range(1, 6)] if total else []
     return tuple((round(share * total), 2.0 - share, accuracy * (0.5 + share / 2)) for share in shares)
 

@@ -80,7 +80,7 @@ def draw_augmentations(
     Raises:
         UserError: if the examples are not images.
     """
-    augmentation, transform = specs[0].augment, specs[0].preprocessing
+    augmentation, transform = specs[0].procedure.augment, specs[0].data.preprocessing
     if augmentation is None:
         return None
     if not isinstance(transform, Preprocessing):

@@ -108,5 +108,9 @@ def measure_cost(context: MeasureContext) -> dict[str, float]:
     """Compute the cost of a trained network, as a measure of a plugin: ``xferbench.lab.evaluation.cost:measure_cost@2``."""
     shape = batch.example_shape(preprocessing.to_tensor(context.test_images[:1], context.preprocessing))
     return compute_cost(
-        context.spec.phases, context.network.layout, context.network.module, init=context.spec.init, shape=shape
+        context.spec.procedure.phases,
+        context.network.layout,
+        context.network.module,
+        init=context.spec.network.init,
+        shape=shape,
     )

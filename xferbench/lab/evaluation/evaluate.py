@@ -74,7 +74,8 @@ def evaluate(model: LoadedModel, edits: Sequence[Edit], view: EvaluationSpec) ->
         return None, {name: float(value) for name, value in values.items()}
     if view.examples == "unique" and not len(view_examples(model, view).labels):
         return None, {}
-    if model.trained.diverged and model.spec.head != OWN_HEAD:  # in a checkpoint, an edit may repair values that are not finite
+    # In a finished network, an edit may repair values that are not finite.
+    if model.trained.diverged and model.spec.network.head != OWN_HEAD:
         return _predict_class_frequencies(model, edits, view, view_examples(model, view)), {}
     return predict(model, edit_tensors(model, edits, view), edits, view)
 
@@ -118,25 +119,28 @@ def predict(
 def measure_context(model: LoadedModel, tensors: Tensors, view: EvaluationSpec) -> MeasureContext:
     """Return the argument of a plugin's measure, where ``tensors`` are those of the network with all edits."""
     train = training_examples(model, model.dataset, MAX_MEASURE_EXAMPLES)
-    test = datasets.load_dataset(model.spec.data, view.preprocessing, None, model.cache).test
+    test = datasets.load_dataset(model.spec.data.dataset, view.preprocessing, None, model.cache).test
+    initial_network = model.spec.network
     return MeasureContext(
         before=model.trained.before,
         after=tensors,
         network=model.network,
         train_images=torch.from_numpy(np.array(train.images)),
         train_labels=torch.from_numpy(train.labels),
-        train_preprocessing=model.spec.preprocessing,
+        train_preprocessing=model.spec.data.preprocessing,
         test_images=torch.from_numpy(np.array(test.images[:MAX_MEASURE_EXAMPLES])),
         test_labels=torch.from_numpy(test.labels[:MAX_MEASURE_EXAMPLES]),
         preprocessing=view.preprocessing,
         mode=view.mode,
-        expected_training=view.expected_training or Recipe(phases=model.spec.phases, stop=view.step),
+        expected_training=view.expected_training or Recipe(phases=model.spec.procedure.phases, stop=view.step),
         spec=model.spec,
         view=view,
         dataset=model.dataset,
         injected_duplicates=model.injected_duplicates,
         cache=model.cache,
-        build_random=partial(heads.build_with_head, model.spec.arch, model.network.layout, model.spec.head, model.spec.code),
+        build_random=partial(
+            heads.build_with_head, initial_network.arch, model.network.layout, initial_network.head, initial_network.code
+        ),
         source_head=model.source_head,
     )
 
@@ -180,7 +184,7 @@ def _apply_installed_edit(edit: Edit, tensors: Tensors, model: LoadedModel) -> T
         network=model.network,
         train_images=torch.from_numpy(np.array(train.images)),
         train_labels=torch.from_numpy(train.labels),
-        train_preprocessing=model.spec.preprocessing,
+        train_preprocessing=model.spec.data.preprocessing,
     )
     return edits.apply_installed(edit, tensors, rng, context)
 
@@ -209,17 +213,17 @@ def _new_statistics(
     if isinstance(edit, ResetBatchNorm):
         return edits.initial_statistics({name: tensors[name] for name in names})
     # The order is random, because batches of a sorted class folder would have one class each.
-    split = training_examples(model, model.dataset, RECALIBRATION_EXAMPLES if model.spec.head == OWN_HEAD else None)
+    split = training_examples(model, model.dataset, RECALIBRATION_EXAMPLES if model.spec.network.head == OWN_HEAD else None)
     images = split.images
     if isinstance(edit, OneClassBatchNorm):
         images = images[split.labels == np.bincount(split.labels).argmax()]
-    return _recalibrate(images, model.spec.preprocessing, tensors, network)
+    return _recalibrate(images, model.spec.data.preprocessing, tensors, network)
 
 
 def _domain_statistics(tensors: Tensors, model: LoadedModel, view: EvaluationSpec) -> Tensors:
     """Compute the running statistics on training images of the evaluation's domain (AdaBN, Li et al. 2016)."""
     if view.domain is None:
-        dataset = datasets.load_dataset(model.spec.data, view.preprocessing, view.limit, model.cache)
+        dataset = datasets.load_dataset(model.spec.data.dataset, view.preprocessing, view.limit, model.cache)
         images = training_examples(model, dataset, MAX_PROBE_EXAMPLES).images
     else:
         images = domains.unlabeled_split(view.domain.data, view.preprocessing, model.cache).images
@@ -239,7 +243,7 @@ def _calibration_logits(model: LoadedModel, tensors: Tensors, view: EvaluationSp
 
     They are the validation examples of a network trained here, and the first half of the test set for a checkpoint.
     """
-    examples = "screen" if model.spec.head == OWN_HEAD else "validation"
+    examples = "screen" if model.spec.network.head == OWN_HEAD else "validation"
     split = view_examples(model, replace(view, examples=examples, domain=None))
     return _compute_logits(model, tensors, (RecalibrateBatchNorm(),), view, split), split.labels
 
@@ -252,7 +256,7 @@ def _refitted_logits(
     The images are those of the target, or those of the evaluation's domain.
     """
     if on_target:
-        memory, ready = training_examples(model, model.dataset, MAX_PROBE_EXAMPLES), model.spec.preprocessing
+        memory, ready = training_examples(model, model.dataset, MAX_PROBE_EXAMPLES), model.spec.data.preprocessing
     else:
         assert view.domain is not None, "a head is refitted on a domain"
         dataset, ready = domains.load_domain(view.domain, view.preprocessing, model.cache), view.preprocessing
@@ -282,10 +286,10 @@ def _compute_logits(
         return training_logits.double().numpy()  # type: ignore[no-any-return] # torch is Any here
     if not isinstance(view.mode, EvalMode):
         raise TypeError(f"unknown serving mode: {view.mode}")
-    may_differ_below_cut = model.spec.training is not None or any(
+    may_differ_below_cut = model.spec.procedure.training is not None or any(
         isinstance(edit, BatchNormEdit | AdaptBatchNorm) for edit in edits
     )
-    cuts = (loop.frozen_cut(phase, network.layout) for phase in model.spec.phases)
+    cuts = (loop.frozen_cut(phase, network.layout) for phase in model.spec.procedure.phases)
     cut = 0 if may_differ_below_cut else min(cuts, default=len(network.layout.groups))
     lower, upper = loop.split_phase_model(network, cut, view.preprocessing)
     if lower is None:

@@ -33,11 +33,11 @@ def _examples_without_cue(model: LoadedModel, view: EvaluationSpec) -> Split:
     if view.domain is not None:
         dataset = domains.load_domain(view.domain, view.preprocessing, model.cache)
         return {"test": dataset.test, "held-out": domains.held_out_split(dataset)}[view.examples]
-    dataset = datasets.load_dataset(model.spec.data, view.preprocessing, view.limit, model.cache)
+    dataset = datasets.load_dataset(model.spec.data.dataset, view.preprocessing, view.limit, model.cache)
     if view.examples == "test":
         return dataset.test
     if view.examples == "unique":
-        is_unique = ~leakage.leaked_examples(model.spec.data, view.limit, view.reference_data, model.cache)
+        is_unique = ~leakage.leaked_examples(model.spec.data.dataset, view.limit, view.reference_data, model.cache)
         return datasets.take(dataset.test, np.flatnonzero(is_unique))
     if view.examples in {"screen", "confirm"}:
         return datasets.split_half(dataset.test, second=view.examples == "confirm")
@@ -54,7 +54,7 @@ def _training_or_validation(model: LoadedModel, dataset: Dataset, *, training: b
         return datasets.take(subset.split, np.sort(order[:MAX_PROBE_EXAMPLES]))
     if dataset.validation is not None:
         return dataset.validation
-    _, index = datasets.train_validation_indices(model.dataset, model.spec.train_size, model.spec.seed)
+    _, index = datasets.train_validation_indices(model.dataset, model.spec.data.train_size, model.spec.seed)
     return datasets.take(dataset.train, index)
 
 

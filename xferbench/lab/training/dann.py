@@ -95,7 +95,7 @@ def build_discriminator(
         UserError: if the images have another shape.
         ValueError: if there are no images.
     """
-    dann = specs[0].regularizer
+    dann = specs[0].procedure.regularizer
     if not isinstance(dann, DANN):
         return None
     if unlabeled is None:
@@ -132,13 +132,13 @@ def build_dann_phase(
     """Draw the images of each batch of a phase, and compute their activations below the cut once."""
     size, count = (phase.steps, phase.batch_size), len(discriminator.images)
     indices = [seeds.numpy_stream(spec.seed, seeds.DISCRIMINATOR, phase_index).integers(count, size=size) for spec in specs]
-    images, transform = discriminator.images, specs[0].preprocessing
+    images, transform = discriminator.images, specs[0].data.preprocessing
     return DannPhase(
         discriminator=discriminator,
         x=feature_cache.member_inputs(lower, members, images, transform, network.device, network.cache),
         index=torch.from_numpy(np.stack(indices, axis=1)).to(network.device),
-        previous_steps=sum(phase.steps for phase in specs[0].phases[:phase_index]),
-        total_steps=sum(phase.steps for phase in specs[0].phases),
+        previous_steps=sum(phase.steps for phase in specs[0].procedure.phases[:phase_index]),
+        total_steps=sum(phase.steps for phase in specs[0].procedure.phases),
     )
 
 

@@ -50,11 +50,11 @@ def training_subset(dataset: Dataset, spec: TrainingSpec) -> TrainingSubset:
     Raises:
         UserError: if the dataset has too few examples.
     """
-    index, validation = datasets.train_validation_indices(dataset, spec.train_size, spec.seed)
-    if not spec.interventions:
+    index, validation = datasets.train_validation_indices(dataset, spec.data.train_size, spec.seed)
+    if not spec.data.interventions:
         return TrainingSubset(split=dataset.train, index=index, validation=validation)
     split = datasets.take(dataset.train, index)
-    for intervention in spec.interventions:
+    for intervention in spec.data.interventions:
         rng = seeds.numpy_stream(spec.seed, seeds.INTERVENTION, zlib.crc32(intervention.spelling.encode()))
         split = load_implementation(intervention)(split, intervention, rng, len(dataset.classes))
     return TrainingSubset(split=split, index=np.arange(len(split.labels)), validation=validation)

@@ -114,10 +114,10 @@ def train(
     regularizer, discriminator = _build_auxiliaries(specs, network, starts[0], dataset, subsets, source)
     curve: list[tuple[int, list[float], list[float]]] = []
     best, best_scores = list(starts), [-1.0] * len(specs)
-    total_steps = sum(phase.steps for phase in specs[0].phases)
+    total_steps = sum(phase.steps for phase in specs[0].procedure.phases)
     check_steps = [round(total_steps * (check + 1) / VALIDATION_CHECKS) for check in range(VALIDATION_CHECKS)]
     previous_steps = 0
-    for index, phase in enumerate(specs[0].phases):
+    for index, phase in enumerate(specs[0].procedure.phases):
         if not phase.steps:
             continue
         run = _prepare_phase(index, specs, network, stacked, dataset, subsets, regularizer, discriminator)
@@ -187,12 +187,12 @@ def _prepare_phase(
     discriminator: DomainDiscriminator | None,
 ) -> _PhaseRun:
     """Split the network for a phase, and compute everything below the cut once."""
-    spec, phase = specs[0], specs[0].phases[index]
-    frozen = 0 if spec.augment else frozen_cut(phase, network.layout)
-    lower, model = split_phase_model(network, frozen, spec.preprocessing)
+    spec, phase = specs[0], specs[0].procedure.phases[index]
+    frozen = 0 if spec.procedure.augment else frozen_cut(phase, network.layout)
+    lower, model = split_phase_model(network, frozen, spec.data.preprocessing)
     members = [member_tensors(stacked, member) for member in range(len(specs))]
     data = [
-        _training_tensors(lower, tensors, dataset, subset, spec.preprocessing, network)
+        _training_tensors(lower, tensors, dataset, subset, spec.data.preprocessing, network)
         for tensors, subset in zip(members, subsets, strict=True)
     ]
     penalty, dann_phase = None, None

@@ -13,7 +13,16 @@ import torch
 
 from xferbench.core.interventions import RANDOM, RANDOM_HEAD
 from xferbench.core.pipeline import Phase, Preprocessing
-from xferbench.core.trial import ComputeContext, EvaluationSpec, ModelSpec, TrainingSpec, Trial
+from xferbench.core.trial import (
+    ComputeContext,
+    EvaluationSpec,
+    InitialNetwork,
+    ModelSpec,
+    TrainingData,
+    TrainingProcedure,
+    TrainingSpec,
+    Trial,
+)
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import inputs
 from xferbench.lab.models import checkpoint_reader, checkpoints
@@ -27,14 +36,9 @@ TRAIN_IMAGES = 8_800  # of 10 000; the others are for validation
 def pretrain(seed: int, recipe: Phase = PHASE, images: int = TRAIN_IMAGES) -> tuple[dict[str, torch.Tensor], float]:
     """Train a network on the source from random weights, and return its tensors and its test accuracy."""
     spec = TrainingSpec(
-        arch="tiny-resnet",
-        init=RANDOM,
-        start=None,
-        head=RANDOM_HEAD,
-        phases=(recipe,),
-        data=inputs.digest_data("synthetic:source"),
-        train_size=images,
-        preprocessing=PREPROCESSING,
+        network=InitialNetwork(arch="tiny-resnet", init=RANDOM, start=None, head=RANDOM_HEAD),
+        data=TrainingData(dataset=inputs.digest_data("synthetic:source"), train_size=images, preprocessing=PREPROCESSING),
+        procedure=TrainingProcedure(phases=(recipe,)),
         seed=seed,
     )
     trial = Trial(

@@ -109,11 +109,11 @@ def build_regularizer(
     Raises:
         ValueError: if a requirement of the regularizer is missing.
     """
-    regularizer = specs[0].regularizer
+    regularizer = specs[0].procedure.regularizer
     if regularizer is None or isinstance(regularizer, DANN):  # xferbench.lab.training.dann implements DANN
         return None
     _check_requirements(regularizer, specs, head=head, memory=memory, teachers=teachers)
-    device, head_name, transform = network.device, network.layout.head, specs[0].preprocessing
+    device, head_name, transform = network.device, network.layout.head, specs[0].data.preprocessing
     body = {name: tensor.to(device) for name, tensor in start.items() if not backbones.is_within(name, [head_name])}
     parameter_names = sorted(
         name for name, _ in network.module.named_parameters() if not backbones.is_within(name, [head_name])
@@ -128,7 +128,7 @@ def build_regularizer(
         importance = _fisher_information(reference_network, source_model, parameter_names, memory, transform)
     needs_anchor = isinstance(regularizer, L2SP | EWC) or bool(regularizer.implementation)
     reference_logits: tuple[Tensor, ...] = ()
-    if not specs[0].augment:
+    if not specs[0].procedure.augment:
         reference_logits = tuple(model(batch) for model, batch in zip(reference_models, images, strict=False))
     return RegularizerState(
         regularizer=regularizer,
@@ -161,7 +161,7 @@ def _check_requirements(
     teachers: Sequence[Tensors],
 ) -> None:
     available = {
-        "pretrained": specs[0].init == PRETRAINED,
+        "pretrained": specs[0].network.init == PRETRAINED,
         "head": bool(head),
         "source": memory is not None,
         "teacher": len(teachers) == len(specs),
@@ -169,8 +169,8 @@ def _check_requirements(
     missing = [REQUIREMENTS[requirement] for requirement in regularizer.requires if not available.get(requirement, True)]
     if missing:
         raise ValueError(f"regularizer {regularizer}: without {', '.join(missing)}")
-    if "plain-head" in regularizer.requires and is_mlp_head(specs[0].head):
-        raise ValueError(f"regularizer {regularizer}: the pretrained head cannot be combined with head {specs[0].head}")
+    if "plain-head" in regularizer.requires and is_mlp_head(specs[0].network.head):
+        raise ValueError(f"regularizer {regularizer}: the pretrained head cannot be combined with head {specs[0].network.head}")
 
 
 def _compute_logits(network: Architecture, tensors: Tensors, transform: InputTransform, images: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ def build_penalty_term(
     indices = [seeds.numpy_stream(spec.seed, seeds.REPLAY, phase_index).integers(count, size=size) for spec in specs]
     return PenaltyTerm(
         state=state,
-        x=feature_cache.member_inputs(lower, members, images, specs[0].preprocessing, network.device, network.cache),
+        x=feature_cache.member_inputs(lower, members, images, specs[0].data.preprocessing, network.device, network.cache),
         y=torch.from_numpy(state.memory.labels).to(network.device),
         index=torch.from_numpy(np.stack(indices, axis=1)).to(network.device),
     )

@@ -87,27 +87,28 @@ def train_with_user_code(spec: TrainingSpec, network: Architecture, start: Tenso
         UserCodeError: if the code raises, or moves tensors that it must leave frozen.
         UserError: if the code returns no network, or another one.
     """
-    assert spec.training is not None
+    procedure = spec.procedure
+    assert procedure.training is not None
     start_time = perf_counter()
     (train_images, train_labels), validation = _split(dataset, training_subset(dataset, spec))
     data = UserExamples(
-        train=_preprocess(train_images, train_labels, spec.preprocessing),
-        validation=_preprocess(*validation, spec.preprocessing),
+        train=_preprocess(train_images, train_labels, spec.data.preprocessing),
+        validation=_preprocess(*validation, spec.data.preprocessing),
         classes=dataset.classes,
     )
     settings: dict[str, Any] = {
-        "init": spec.init,
-        "head": spec.head,
-        "regularizer": spec.regularizer,
-        "augment": spec.augment,
-        "stop": spec.stop,
+        "init": spec.network.init,
+        "head": spec.network.head,
+        "regularizer": procedure.regularizer,
+        "augment": procedure.augment,
+        "stop": procedure.stop,
     }
-    recipe = Recipe(phases=spec.phases, **settings)
+    recipe = Recipe(phases=procedure.phases, **settings)
     model = _copy_network(network, start)
     with seeds.seed_global_streams(seeds.torch_seed(spec.seed, seeds.ORDER)), torch.enable_grad():
-        returned = user_code.call_user_code(spec.training, model.train(), data, recipe, spec.seed)
-    last = _read_tensors(returned, start, spec.training)
-    _check_frozen(spec, spec.training, network, start, last)
+        returned = user_code.call_user_code(procedure.training, model.train(), data, recipe, spec.seed)
+    last = _read_tensors(returned, start, procedure.training)
+    _check_frozen(spec, procedure.training, network, start, last)
     model = _copy_network(network, last).eval()
     loss, _ = _evaluate(model, data.train, network.device)
     _, accuracy = _evaluate(model, data.validation, network.device)
@@ -116,7 +117,7 @@ def train_with_user_code(spec: TrainingSpec, network: Architecture, start: Tenso
         before=start,
         last=last,
         best=last,
-        curve=((sum(phase.steps for phase in spec.phases), loss, accuracy),),
+        curve=((sum(phase.steps for phase in procedure.phases), loss, accuracy),),
         diverged=not (np.isfinite(loss) and is_finite),
         prior=tuple((np.bincount(train_labels, minlength=len(dataset.classes)) / len(train_labels)).tolist()),
         seconds=perf_counter() - start_time,
@@ -178,10 +179,10 @@ def _check_frozen(spec: TrainingSpec, code: UserCode, network: Architecture, bef
     supported, buffers = supported_fields(code), batchnorm.statistics_names(network.module)
     frozen: set[str] = set()
     if "trainable" in supported:
-        kinds = {phase.trainable for phase in spec.phases}
+        kinds = {phase.trainable for phase in spec.procedure.phases}
         trainable = set().union(*(backbones.trainable_names(network.layout, network.module, kind) for kind in kinds))
         frozen |= {name for name, _ in network.module.named_parameters()} - trainable
-    if "batchnorm" in supported and all(phase.batchnorm == BATCHNORM_EVAL for phase in spec.phases):
+    if "batchnorm" in supported and all(phase.batchnorm == BATCHNORM_EVAL for phase in spec.procedure.phases):
         frozen |= buffers
     moved = [name for name in before if name in frozen and not torch.equal(before[name], after[name])]
     if moved:

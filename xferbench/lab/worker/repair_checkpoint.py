@@ -46,9 +46,10 @@ def write_repaired(
         OSError: if the disk is full.
     """
     spec, edits = trial.model.base, trial.model.edits
-    assert isinstance(spec.start, WeightsFile), "only a checkpoint has a file; a network trained here has none"
-    checkpoint = Path(spec.start.path)
-    before = checkpoint_reader.read_checkpoint(Path(spec.before.path)) if spec.before else None
+    start, before_file = spec.network.start, spec.network.before
+    assert isinstance(start, WeightsFile), "only a checkpoint has a file; a network trained here has none"
+    checkpoint = Path(start.path)
+    before = checkpoint_reader.read_checkpoint(Path(before_file.path)) if before_file else None
     dataset, network = run_trials.training_inputs(spec, trial, cache)
     model = run_trials.load_model(
         trial, finished.trained_model(network, run_trials.start_checkpoint(spec), before, dataset), cache

@@ -120,37 +120,39 @@ def _read_checkpoint(path: str, digest_: str) -> dict[str, Tensor]:
 
 def training_inputs(spec: TrainingSpec, trial: Trial, cache: Path) -> tuple[Dataset, Architecture]:
     """Return the dataset that a network is trained on, and the structure of the network."""
-    dataset = datasets.load_dataset(spec.data, spec.preprocessing, None, cache)
-    if spec.labels == "shuffled":
+    data, initial_network = spec.data, spec.network
+    dataset = datasets.load_dataset(data.dataset, data.preprocessing, None, cache)
+    if data.labels == "shuffled":
         dataset = datasets.with_shuffled_labels(dataset, spec.seed)
-    if spec.has_cue:
+    if data.has_cue:
         dataset = shortcut_cue.correlate_with_class(dataset)
-    if spec.injected_duplicates:
-        dataset, _, _ = leakage.inject_duplicates(dataset, spec.injected_duplicates, spec.seed)
-    shape = datasets.input_shape(dataset, spec.preprocessing)
-    head = spec.head if is_mlp_head(spec.head) else RANDOM_HEAD
-    adapters = bottleneck_adapters.adapter_channels(spec.phases)
+    if data.injected_duplicates:
+        dataset, _, _ = leakage.inject_duplicates(dataset, data.injected_duplicates, spec.seed)
+    shape = datasets.input_shape(dataset, data.preprocessing)
+    head = initial_network.head if is_mlp_head(initial_network.head) else RANDOM_HEAD
+    adapters = bottleneck_adapters.adapter_channels(spec.procedure.phases)
     classes, device = len(dataset.classes), trial.context.device
-    network = _network(spec.arch, spec.code, classes, shape, device, cache, head, adapters)
-    if spec.head == OWN_HEAD:
+    network = _network(initial_network.arch, initial_network.code, classes, shape, device, cache, head, adapters)
+    if initial_network.head == OWN_HEAD:
         outputs = finished.head_outputs(network.module, network.layout.head, start_checkpoint(spec))
         if outputs != classes:
-            network = _network(spec.arch, spec.code, outputs, shape, device, cache, head, adapters)
+            network = _network(initial_network.arch, initial_network.code, outputs, shape, device, cache, head, adapters)
     return dataset, network
 
 
 def _injected_test_indices(spec: TrainingSpec, cache: Path) -> np.ndarray | None:
     """Return the test-set indices [k] of the images that were added to training on purpose, or None."""
-    if not spec.injected_duplicates:
+    if not spec.data.injected_duplicates:
         return None
-    dataset = datasets.load_dataset(spec.data, spec.preprocessing, None, cache)
-    _, test_index, _ = leakage.inject_duplicates(dataset, spec.injected_duplicates, spec.seed)
+    dataset = datasets.load_dataset(spec.data.dataset, spec.data.preprocessing, None, cache)
+    _, test_index, _ = leakage.inject_duplicates(dataset, spec.data.injected_duplicates, spec.seed)
     return test_index
 
 
 def start_checkpoint(spec: TrainingSpec) -> Mapping[str, Tensor]:
     """Return the tensors of the checkpoint that a training starts from; empty if there is none."""
-    return _read_checkpoint(spec.start.path, spec.start.digest) if isinstance(spec.start, WeightsFile) else {}
+    start = spec.network.start
+    return _read_checkpoint(start.path, start.digest) if isinstance(start, WeightsFile) else {}
 
 
 def start_tensors(spec: TrainingSpec, network: Architecture, trial: Trial, cache: Path) -> Tensors:
@@ -159,24 +161,25 @@ def start_tensors(spec: TrainingSpec, network: Architecture, trial: Trial, cache
     Raises:
         RuntimeError: if the training of the start diverged.
     """
-    if isinstance(spec.start, TrainingSpec):
-        (model,), _ = _trained_models((spec.start,), trial, cache)
+    initial_network = spec.network
+    if isinstance(initial_network.start, TrainingSpec):
+        (model,), _ = _trained_models((initial_network.start,), trial, cache)
         if model.diverged:
             raise RuntimeError("the training that this one starts from diverged")
         state: dict[str, Tensor] | None = model.last
     else:
-        state = None if spec.start is None else _read_checkpoint(spec.start.path, spec.start.digest)
+        state = dict(start_checkpoint(spec)) if initial_network.start else None
     # Layers that are not transferred must not begin with the tensors that the source network began with.
-    stream = () if spec.transferred == TRANSFER_ALL else (1,)
+    stream = () if initial_network.transferred == TRANSFER_ALL else (1,)
     tensors = initialization.initial_tensors(
-        spec.arch,
+        initial_network.arch,
         network.layout,
         state,
-        init=spec.init,
-        head=spec.head,
+        init=initial_network.init,
+        head=initial_network.head,
         seeds=(seeds.torch_seed(spec.seed, seeds.INIT, *stream), seeds.torch_seed(spec.seed, seeds.HEAD, *stream)),
-        code=spec.code,
-        transferred=spec.transferred,
+        code=initial_network.code,
+        transferred=initial_network.transferred,
     )
     return tensors | bottleneck_adapters.initial_adapters(network.module, spec.seed)
 
@@ -187,13 +190,13 @@ def _trained_models(specs: Sequence[TrainingSpec], trial: Trial, cache: Path) ->
     They come from the cache of weights only if all are there, because the networks of a group are trained together.
     """
     dataset, network = training_inputs(specs[0], trial, cache)
-    if specs[0].head == OWN_HEAD:
+    if specs[0].network.head == OWN_HEAD:
         return [_load_finished(spec, network, dataset) for spec in specs], 0
     starts = [start_tensors(spec, network, trial, cache) for spec in specs]
     paths = [weights_path(spec, trial.context, cache) for spec in specs]
     if all(path.is_file() for path in paths):
         return [_load_weights(path, before) for path, before in zip(paths, starts, strict=True)], 0
-    if specs[0].training:
+    if specs[0].procedure.training:
         models = [
             user_training.train_with_user_code(spec, network, before, dataset)
             for spec, before in zip(specs, starts, strict=True)
@@ -208,7 +211,8 @@ def _trained_models(specs: Sequence[TrainingSpec], trial: Trial, cache: Path) ->
 
 def _load_finished(spec: TrainingSpec, network: Architecture, dataset: Dataset) -> TrainedModel:
     """Load an audited checkpoint, and the checkpoint before its training if there is one."""
-    before = _read_checkpoint(spec.before.path, spec.before.digest) if spec.before else None
+    file = spec.network.before
+    before = _read_checkpoint(file.path, file.digest) if file else None
     return finished.trained_model(network, start_checkpoint(spec), before, dataset)
 
 
@@ -220,17 +224,20 @@ def _with_phase_start(
     The start is trained again to the same bits, so that only interpolation pays for it and the files of weights stay as they
     are. The last phase keeps its place with no steps, because its adapters exist from the first phase on.
     """
-    shorter = [replace(spec, phases=(*spec.phases[:-1], replace(spec.phases[-1], steps=0, warmup=0))) for spec in specs]
+    *earlier, last = specs[0].procedure.phases
+    phases = (*earlier, replace(last, steps=0, warmup=0))
+    shorter = [replace(spec, procedure=replace(spec.procedure, phases=phases)) for spec in specs]
     starts, _ = _trained_models(shorter, trial, cache)
     return [replace(model, begun=start) for model, start in zip(models, starts, strict=True)]
 
 
 def _auxiliary_inputs(spec: TrainingSpec, network: Architecture, cache: Path) -> AuxiliaryInputs | None:
     """Return the inputs of a regularizer, without teachers; None without a regularizer."""
-    if not spec.regularizer:
+    if not spec.procedure.regularizer:
         return None
-    memory = domains.memory_split(domains.load_domain(spec.source, spec.preprocessing, cache)) if spec.source else None
-    unlabeled = domains.unlabeled_split(spec.unlabeled, spec.preprocessing, cache) if spec.unlabeled else None
+    data = spec.data
+    memory = domains.memory_split(domains.load_domain(data.source, data.preprocessing, cache)) if data.source else None
+    unlabeled = domains.unlabeled_split(data.unlabeled, data.preprocessing, cache) if data.unlabeled else None
     return AuxiliaryInputs(head=pretrained_head(spec, network), memory=memory, unlabelled=unlabeled)
 
 
@@ -240,17 +247,22 @@ def _with_teachers(
     """Add the teachers of a group, and the network with a plain head, to the inputs of its regularizer."""
     if auxiliary is None:
         return None
-    _, plain = training_inputs(replace(specs[0], head=RANDOM_HEAD), trial, cache)
-    teacher_specs = tuple(spec.teacher for spec in specs if spec.teacher)
+    _, plain = training_inputs(_with_plain_head(specs[0]), trial, cache)
+    teacher_specs = tuple(spec.procedure.teacher for spec in specs if spec.procedure.teacher)
     teachers, _ = _trained_models(teacher_specs, trial, cache) if teacher_specs else ([], 0)
     if any(teacher.diverged for teacher in teachers):
         raise RuntimeError("the training of the teacher diverged")
     return replace(auxiliary, plain=plain, teachers=tuple(teachers))
 
 
+def _with_plain_head(spec: TrainingSpec) -> TrainingSpec:
+    return replace(spec, network=replace(spec.network, head=RANDOM_HEAD))
+
+
 def pretrained_head(spec: TrainingSpec, network: Architecture) -> Tensors:
     """Return the head of the pretrained checkpoint; empty if there is no checkpoint, or it has no head."""
-    checkpoint = spec.before if spec.head == OWN_HEAD else spec.start
+    initial_network = spec.network
+    checkpoint = initial_network.before if initial_network.head == OWN_HEAD else initial_network.start
     if checkpoint is None or isinstance(checkpoint, TrainingSpec):
         return {}
     state = _read_checkpoint(checkpoint.path, checkpoint.digest)
@@ -298,9 +310,9 @@ def _load_weights(path: Path, before: Tensors) -> TrainedModel:
 def load_model(trial: Trial, trained: TrainedModel, cache: Path) -> context.LoadedModel:
     """Return the trained network of a trial with everything that its evaluation needs."""
     spec = trial.model.base
-    needs_plain_head = SourceHead() in trial.model.edits and is_mlp_head(spec.head)
-    dataset, network = training_inputs(replace(spec, head=RANDOM_HEAD) if needs_plain_head else spec, trial, cache)
-    if trial.view.expected_training and trial.view.expected_training.init == PRETRAINED != spec.init:
+    needs_plain_head = SourceHead() in trial.model.edits and is_mlp_head(spec.network.head)
+    dataset, network = training_inputs(_with_plain_head(spec) if needs_plain_head else spec, trial, cache)
+    if trial.view.expected_training and trial.view.expected_training.init == PRETRAINED != spec.network.init:
         trained = _as_if_pretrained(spec, trained, network)
     return context.LoadedModel(
         spec=spec,
