@@ -81,10 +81,12 @@ def test_a_network_without_pretraining_is_stored_whole():
 
 def test_measure_cost_includes_multiply_adds():
     layout, model = network()
-    spec = SimpleNamespace(phases=tuple(phases("bias")), init=PRETRAINED)
+    network_spec, procedure = SimpleNamespace(init=PRETRAINED), SimpleNamespace(phases=tuple(phases("bias")))
+    trial = SimpleNamespace(spec=SimpleNamespace(network=network_spec, procedure=procedure))
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    test = SimpleNamespace(images=images, preprocessing=Preprocessing())
     architecture = SimpleNamespace(layout=layout, module=model)
-    context = SimpleNamespace(spec=spec, network=architecture, test_images=images, preprocessing=Preprocessing())
+    context = SimpleNamespace(trial=trial, network=architecture, test=test)
     assert cost.measure_cost(context) == cost.compute_cost(phases("bias"), layout, model) | {"multiply_adds": WORK}
 
 

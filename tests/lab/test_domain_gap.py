@@ -16,7 +16,6 @@ from xferbench.config import loader
 from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY, RANDOM
 from xferbench.core.pipeline import AuxiliaryDataset, Phase, Preprocessing
 from xferbench.core.record import Record
-from xferbench.core.trial import EvaluationSpec
 from xferbench.plugins import domain_gap
 from xferbench.runner import build_run, execute
 from xferbench.study import trials
@@ -48,9 +47,7 @@ def workspace(tmp_path_factory):
 def make_context(workspace, *, source=True, **more):
     spec = make_spec(workspace, Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL, steps=2, batch_size=8))
     domain = AuxiliaryDataset(data=workspace.source) if source else None
-    return make_measure_context(
-        workspace, spec, view=EvaluationSpec(preprocessing=PREPROCESSING, domain=domain), cache=workspace.cache, **more
-    )
+    return make_measure_context(workspace, spec, domain=domain, **more)
 
 
 def test_without_source_and_head_only_label_scores_exist(workspace):
@@ -74,8 +71,9 @@ def test_with_a_pretrained_head_there_is_leep(workspace):
 
 
 def test_a_darker_target_is_farther_away_than_the_source_from_itself(workspace):
-    darker = make_context(workspace, train_preprocessing=replace(PREPROCESSING, scale=PREPROCESSING.scale / 3))
-    scores = domain_gap.logme(darker)
+    context = make_context(workspace)
+    darker = replace(context.train, preprocessing=replace(PREPROCESSING, scale=PREPROCESSING.scale / 3))
+    scores = domain_gap.logme(replace(context, train=darker))
     assert all(scores[name] > scores[name + domain_gap.WITHIN_SOURCE] for name in DISTANCES)
     assert scores["proxy a-distance"] > 1.5
 

@@ -226,16 +226,14 @@ def test_gradient_shock_of_an_mlp_head_uses_a_fitted_linear_head(workspace):
     network, start = prepare(workspace, spec)
     dataset = run_trials.training_inputs(spec, make_trial(spec), workspace.cache)[0]
     images, labels = (torch.from_numpy(np.array(part[:32])) for part in (dataset.train.images, dataset.train.labels))
+    examples = context.Examples(images=images, labels=labels, preprocessing=PREPROCESSING)
     measure_context = context.MeasureContext(
         before=start,
         after=start,
         network=network,
-        train_images=images,
-        train_labels=labels,
-        train_preprocessing=PREPROCESSING,
-        test_images=images,
-        test_labels=labels,
-        preprocessing=PREPROCESSING,
+        train=examples,
+        test=examples,
         mode=EVAL_MODE,
+        trial=None,
     )
     assert head_shock.shock(measure_context)["shock"] > 0

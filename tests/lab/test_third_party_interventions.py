@@ -76,7 +76,7 @@ def dim_images(images, augmentation, rng):
 
 
 def prune_weights(tensors, finish, rng, context):
-    assert len(context.train_images) == len(context.train_labels) > 0
+    assert len(context.train.images) == len(context.train.labels) > 0
     for name in dict(context.network.module.named_parameters()):
         size = tensors[name].abs()
         tensors[name][size <= size.flatten().quantile(finish.share)] = 0  # in place: the tensors are copies

@@ -22,7 +22,7 @@ from xferbench.core.strategies import adapter, bitfit, full, linear_probe, lora,
 from xferbench.data import user_code
 from xferbench.lab.data import preprocessing
 from xferbench.lab.evaluation import freeze_check
-from xferbench.lab.evaluation.context import MeasureContext
+from xferbench.lab.evaluation.context import Examples, MeasureContext
 from xferbench.lab.models import backbones, checkpoint_reader
 from xferbench.lab.training.network import Architecture
 from xferbench.lab.worker import run_trials
@@ -112,6 +112,7 @@ def check_freezing(before, trained_module, recipe, build_random=build_tiny_resne
     """Compare a trained module with the expected training."""
     network = trained_module.eval()
     images, labels = make_examples()
+    examples = Examples(images=images, labels=labels, preprocessing=PREPROCESSING)
     architecture = Architecture(
         module=network, layout=backbones.layer_layout(network, 16), device=torch.device("cpu"), cache=Path()
     )
@@ -119,13 +120,10 @@ def check_freezing(before, trained_module, recipe, build_random=build_tiny_resne
         before=before,
         after=after or copy_tensors(network),
         network=architecture,
-        train_images=images,
-        train_labels=labels,
-        train_preprocessing=PREPROCESSING,
-        test_images=images,
-        test_labels=labels,
-        preprocessing=PREPROCESSING,
+        train=examples,
+        test=examples,
         mode=EVAL_MODE,
+        trial=None,
         expected_training=recipe,
         build_random=build_random,
     )

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from test_datasets import make_npz
-from test_loop import PREPROCESSING, make_spec, make_trial, make_workspace
+from test_loop import make_spec, make_trial, make_workspace
 from torch import nn
 
 from xferbench.core.interventions import EVAL_MODE, HEAD_ONLY, PRETRAINED, RANDOM_HEAD, TRAIN_MODE, ZERO_HEAD, TrainModeByClass
@@ -25,6 +25,7 @@ from xferbench.lab.worker import run_trials
 from xferbench.plugins import feature_distortion, head_shock, preprocessing_variants, train_serve_skew
 
 RAW = Preprocessing()
+UNUSED = {"test": None, "mode": EVAL_MODE, "trial": None}  # fields of a context that a measure of training images ignores
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def workspace(tmp_path_factory):
     return context_data
 
 
-def make_measure_context(workspace, spec, *, mode=EVAL_MODE, form=PREPROCESSING, **changes):
+def make_measure_context(workspace, spec, *, mode=EVAL_MODE, domain=None, **changes):
     """The context that a measure receives for a training."""
     trial = make_trial(spec, mode=mode)
     (model_state,), _ = run_trials._trained_models((spec,), trial, workspace.cache)
@@ -51,7 +52,11 @@ def make_measure_context(workspace, spec, *, mode=EVAL_MODE, form=PREPROCESSING,
     model = context.LoadedModel(
         spec=spec, trained=model_state, network=network, dataset=dataset, source_head={}, cache=workspace.cache
     )
-    return replace(evaluate.measure_context(model, model_state.last, replace(trial.view, preprocessing=form)), **changes)
+    return replace(evaluate.measure_context(model, model_state.last, replace(trial.view, domain=domain)), **changes)
+
+
+def make_examples(images, labels=None):
+    return context.Examples(images=torch.from_numpy(images), labels=labels, preprocessing=RAW)
 
 
 # Kumar et al. 2022: a linear network x ↦ v·Bx. The gradient of B is v (error) xᵀ, so that B moves only in the span of the
@@ -109,16 +114,8 @@ def measure_distortion_of_training(cache, **phase):
     assert model.curve[-1][1] < model.curve[0][1], "it learns"
 
     def measure(images):
-        unused = {
-            "test_images": None,
-            "test_labels": None,
-            "preprocessing": RAW,
-            "mode": EVAL_MODE,
-            "train_labels": None,
-            "train_preprocessing": RAW,
-        }
         measure_context = context.MeasureContext(
-            before=model.before, after=model.last, network=network, train_images=torch.from_numpy(images), **unused
+            before=model.before, after=model.last, network=network, train=make_examples(images), **UNUSED
         )
         return feature_distortion.distortion(measure_context)["distortion"]
 
@@ -141,10 +138,8 @@ def test_distortion_is_the_squared_movement_over_the_squared_length(tmp_path):
     network, start = make_linear(tmp_path)
     upper, _, labels = make_halves(4)
     states = {"before": start, "after": start | {"body.weight": 1.5 * start["body.weight"]}, "network": network}
-    images = {"train_images": torch.from_numpy(upper), "train_labels": torch.from_numpy(labels), "train_preprocessing": RAW}
-    measure_context = context.MeasureContext(
-        **states, **images, test_images=None, test_labels=None, preprocessing=RAW, mode=EVAL_MODE
-    )
+    train = make_examples(upper, torch.from_numpy(labels))
+    measure_context = context.MeasureContext(**states, train=train, **UNUSED)
     assert feature_distortion.distortion(measure_context)["distortion"] == pytest.approx(0.25, rel=1e-5)
 
 
@@ -162,18 +157,9 @@ def test_a_random_head_shocks_more_than_a_fitted_head(workspace):
 def test_the_shock_is_the_ratio_of_two_gradients(tmp_path):
     network, start = make_linear(tmp_path)
     upper, _, labels = make_halves()
-    images = {"train_images": torch.from_numpy(upper), "train_labels": torch.from_numpy(labels), "train_preprocessing": RAW}
-    measure_context = context.MeasureContext(
-        before=start,
-        after=start,
-        network=network,
-        **images,
-        test_images=None,
-        test_labels=None,
-        preprocessing=RAW,
-        mode=EVAL_MODE,
-    )
-    x, y = preprocessing.to_tensor(images["train_images"], RAW).flatten(1).double(), images["train_labels"]
+    train = make_examples(upper, torch.from_numpy(labels))
+    measure_context = context.MeasureContext(before=start, after=start, network=network, train=train, **UNUSED)
+    x, y = preprocessing.to_tensor(train.images, RAW).flatten(1).double(), train.labels
     features = x @ start["body.weight"].double().T
 
     def gradient_norm(weight, bias):
@@ -206,9 +192,8 @@ def test_in_train_mode_answers_depend_on_their_batch(workspace, mode):
 @pytest.mark.parametrize("count", [5, 20, 40])
 def test_few_images_also_show_batch_dependence(workspace, count):
     measure_context = make_measure_context(workspace, make_spec(workspace), mode=TRAIN_MODE)
-    few = replace(
-        measure_context, test_images=measure_context.test_images[:count], test_labels=measure_context.test_labels[:count]
-    )
+    test = measure_context.test
+    few = replace(measure_context, test=replace(test, images=test.images[:count], labels=test.labels[:count]))
     assert train_serve_skew.batch_dependence(few)["batch-dependence"] > 0
     assert train_serve_skew.batch_dependence(replace(few, mode=EVAL_MODE))["batch-dependence"] == 0
 
@@ -216,14 +201,9 @@ def test_few_images_also_show_batch_dependence(workspace, count):
 def test_a_network_without_batchnorm_has_no_batch_dependence(tmp_path):
     network, start = make_linear(tmp_path)
     upper, _, labels = make_halves()
-    images = {
-        "test_images": torch.from_numpy(upper),
-        "test_labels": torch.from_numpy(labels),
-        "preprocessing": RAW,
-        "mode": "train",
-    }
+    test = make_examples(upper, torch.from_numpy(labels))
     measure_context = context.MeasureContext(
-        before=start, after=start, network=network, train_images=None, train_labels=None, train_preprocessing=RAW, **images
+        before=start, after=start, network=network, train=None, test=test, mode=TRAIN_MODE, trial=None
     )
     assert train_serve_skew.batch_dependence(measure_context) == {"batch-dependence": 0.0}
 

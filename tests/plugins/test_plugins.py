@@ -113,9 +113,8 @@ def test_a_plugin_about_transfer_does_not_apply_to_random_weights(plugin):
 
 
 def make_measure_context(before, after, **changes):
-    fields = {"network": None, "train_images": None, "train_labels": None, "train_preprocessing": None} | changes
-    unused = {"test_images": None, "test_labels": None, "preprocessing": None, "mode": EVAL_MODE}
-    return MeasureContext(before=before, after=after, **unused | fields)
+    unused = {"network": None, "train": None, "test": None, "mode": EVAL_MODE, "trial": None}
+    return MeasureContext(before=before, after=after, **unused | changes)
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.id)

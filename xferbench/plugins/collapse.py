@@ -41,7 +41,7 @@ def collapse(context: MeasureContext) -> dict[str, float]:
 
     counts = {name: float((~tensor.isfinite()).sum()) for name, tensor in context.after.items() if tensor.is_floating_point()}
     broken = {f"not finite/{name}": count for name, count in counts.items() if count}
-    features = penultimate_features.head_inputs(context.network, context.after, context.test_images, context.preprocessing)
+    features = penultimate_features.head_inputs(context.network, context.after, context.test.images, context.test.preprocessing)
     finite = bool(features.isfinite().all())
     spread = float(features.std(0).norm() / features.norm(dim=1).mean().clamp_min(1e-12)) if finite else 0.0
     weight, bias = (context.after.get(f"{context.network.layout.head}.{part}") for part in ("weight", "bias"))

@@ -52,7 +52,7 @@ MIN_RECALL = 0.9  # the report mentions a lower recall of injected copies
 
 def applies(pipeline: Pipeline, profile: Profile) -> str:
     if not isinstance(pipeline.data.train_preprocessing, Preprocessing):
-        return "only images are searched for copies"
+        return "only images are search_inputs for copies"
     return "" if profile.data.train or pipeline.data.pretraining else "neither training images nor a pretraining set are given"
 
 
@@ -72,15 +72,14 @@ def copies(context: MeasureContext) -> dict[str, float]:
     """Return the share of test images with a copy, counts by kind and place, and the recall of injected copies."""
     from xferbench.lab.evaluation import leakage
 
-    spec, view = context.spec, context.view
+    trial, view = context.trial, context.trial.view
     if view.examples == "unique":  # it has no copies by definition, which shows nothing
         return {"copies": float("nan")}
-    scalars = leakage.count_duplicates(
-        leakage.find_leaked_duplicates(spec.data.dataset, view.limit, view.reference_data, context.cache)
-    )
-    leaked = leakage.leaked_examples(spec.data.dataset, view.limit, view.reference_data, context.cache)
-    if spec.data.injected_duplicates:
-        leaked, detection = leakage.detection_of_injected(context.dataset, context.injected_duplicates, leaked)
+    search_inputs = (trial.spec.data.dataset, view.limit, view.reference_data, trial.cache)
+    scalars = leakage.count_duplicates(leakage.find_leaked_duplicates(*search_inputs))
+    leaked = leakage.leaked_examples(*search_inputs)
+    if trial.injected_duplicates is not None:
+        leaked, detection = leakage.detection_of_injected(trial.dataset, trial.injected_duplicates, leaked)
         scalars |= detection
     return {"copies": float(leaked.mean()), "test images": float(len(leaked))} | scalars
 
@@ -89,7 +88,8 @@ def groups(context: MeasureContext) -> dict[str, float]:
     """Return how many groups are on both sides of the split."""
     from xferbench.data import duplicates
 
-    train, test = context.dataset.train.groups, context.dataset.test.groups
+    dataset = context.trial.dataset
+    train, test = dataset.train.groups, dataset.test.groups
     return {"groups": float(len(duplicates.shared_groups(train, test))), "known": float(len(test) > 0)}
 
 

@@ -35,7 +35,7 @@ def induce(_pipeline: Pipeline, _profile: Profile) -> Mapping[str, Pipeline]:
 def spare(context: MeasureContext) -> dict[str, float]:
     """Return the number of outputs minus the number of classes, and both numbers."""
     outputs = context.network.layout.classes
-    classes = len(context.dataset.classes)
+    classes = len(context.trial.dataset.classes)
     return {"head-size": outputs - classes, "outputs": outputs, "classes": classes}
 
 

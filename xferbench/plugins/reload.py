@@ -46,7 +46,9 @@ def reload(context: MeasureContext) -> dict[str, float]:
     with torch.no_grad():  # not load_state_dict, which would rebuild MNASNet because the file has no version
         for name, tensor in torch.load(file, weights_only=True).items():
             rebuilt.state_dict()[name].copy_(tensor)
-    images = preprocessing.to_tensor(context.test_images[:COMPARED_IMAGES].to(context.network.device), context.preprocessing)
+    images = preprocessing.to_tensor(
+        context.test.images[:COMPARED_IMAGES].to(context.network.device), context.test.preprocessing
+    )
     with (
         feature_cache.evaluation_mode(context.network.module, context.network.device),
         feature_cache.evaluation_mode(rebuilt, context.network.device),

@@ -145,7 +145,8 @@ def audit_induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
 
 def batch_dependence_of_few(context: MeasureContext) -> dict[str, float]:
     """Return the same as :func:`batch_dependence`, for fewer images."""
-    few = replace(context, test_images=context.test_images[:AUDIT_IMAGES], test_labels=context.test_labels[:AUDIT_IMAGES])
+    images, labels = context.test.images[:AUDIT_IMAGES], context.test.labels[:AUDIT_IMAGES]
+    few = replace(context, test=replace(context.test, images=images, labels=labels))
     return batch_dependence(few)
 
 

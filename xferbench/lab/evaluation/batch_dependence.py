@@ -23,9 +23,9 @@ def batch_dependent_share(context: MeasureContext, tolerance: float) -> float:
     Returns:
         A number from 0 to 1, or NaN if any probability is not finite.
     """
-    labels, training = context.test_labels.numpy(), context.mode != EVAL_MODE
+    labels, training = context.test.labels.numpy(), context.mode != EVAL_MODE
     size = min(evaluate.SERVING_BATCH, max(2, len(labels) // 4))
-    inputs = (context.network, context.after, context.test_images, context.preprocessing)
+    inputs = (context.network, context.after, context.test.images, context.test.preprocessing)
     orders = (evaluate.serving_order(labels, by_class=by_class) for by_class in (False, True))
     shuffled, by_class = (evaluate.batched_logits(*inputs, order, training=training, size=size).softmax(1) for order in orders)
     difference = (shuffled - by_class).abs().amax(1)

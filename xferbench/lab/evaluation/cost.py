@@ -106,11 +106,11 @@ def multiply_adds(module: nn.Module, shape: batch.Shape) -> float:
 
 def measure_cost(context: MeasureContext) -> dict[str, float]:
     """Compute the cost of a trained network, as a measure of a plugin: ``xferbench.lab.evaluation.cost:measure_cost@2``."""
-    shape = batch.example_shape(preprocessing.to_tensor(context.test_images[:1], context.preprocessing))
+    shape = batch.example_shape(preprocessing.to_tensor(context.test.images[:1], context.test.preprocessing))
     return compute_cost(
-        context.spec.procedure.phases,
+        context.trial.spec.procedure.phases,
         context.network.layout,
         context.network.module,
-        init=context.spec.network.init,
+        init=context.trial.spec.network.init,
         shape=shape,
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from xferbench.core.pipeline import InputTransform
+    from xferbench.core.pipeline import Data, InputTransform
     from xferbench.lab.evaluation.context import MeasureContext
 
 MAX_IMAGES = 500  # images of each dataset at most
@@ -37,39 +37,42 @@ def transfer_scores(context: MeasureContext, within: str) -> dict[str, float]:
     Returns:
         The scores by name. Without a source dataset, there are no distances. Without a source head, there is no LEEP.
     """
-    subset = training_subset(context.dataset, context.spec)
-    rng = np.random.default_rng(context.spec.seed)
+    trial = context.trial
+    subset = training_subset(trial.dataset, trial.spec)
+    rng = np.random.default_rng(trial.spec.seed)
     target = datasets.take(subset.split, rng.permutation(subset.index)[:MAX_IMAGES])
     images = torch.from_numpy(np.array(target.images))
     before, after = (
-        _features(context, tensors, images, context.train_preprocessing) for tensors in (context.before, context.after)
+        _features(context, tensors, images, context.train.preprocessing) for tensors in (context.before, context.after)
     )
     values = {"logme": transferability.logme(before, target.labels), "h-score": transferability.h_score(before, target.labels)}
     values["cka"] = transferability.linear_cka(before, after)
     if context.source_head:
         tensors = _to_device(context, {**context.before, **context.source_head})
         order = np.arange(len(images))
-        logits = evaluate.batched_logits(context.network, tensors, images, context.train_preprocessing, order, training=False)
+        logits = evaluate.batched_logits(context.network, tensors, images, context.train.preprocessing, order, training=False)
         values["leep"] = transferability.leep(logits.double().softmax(1).numpy(), target.labels)
-    if context.view.domain is not None:
-        values |= _distances(context, before, rng, within)
+    if trial.view.domain is not None:
+        values |= _distances(context, trial.view.domain.data, before, rng, within)
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
-def _distances(context: MeasureContext, target: np.ndarray, rng: np.random.Generator, within: str) -> dict[str, float]:
+def _distances(
+    context: MeasureContext, data: Data, target: np.ndarray, rng: np.random.Generator, within: str
+) -> dict[str, float]:
     """Compute the distances from source to target, and between two halves of the source, with the same number of images."""
-    ready = context.view.preprocessing
-    source = datasets.load_dataset(context.view.domain.data, ready, None, context.cache).train
+    transform = context.trial.view.preprocessing
+    source = datasets.load_dataset(data, transform, None, context.trial.cache).train
     count = min(len(target), len(source.labels) // 2)
     sample = datasets.take(source, rng.permutation(len(source.labels))[: 2 * count])
-    x = _features(context, context.before, torch.from_numpy(np.array(sample.images)), ready)
+    x = _features(context, context.before, torch.from_numpy(np.array(sample.images)), transform)
     pairs = {"": (x[:count], target[:count]), within: (x[:count], x[count:])}
     return {f"{name}{suffix}": distance(*pair) for suffix, pair in pairs.items() for name, distance in DISTANCES.items()}
 
 
-def _features(context: MeasureContext, tensors: Mapping[str, Tensor], images: Tensor, ready: InputTransform) -> np.ndarray:
+def _features(context: MeasureContext, tensors: Mapping[str, Tensor], images: Tensor, transform: InputTransform) -> np.ndarray:
     """Compute the penultimate features [n, d] float64."""
-    x = penultimate_features.head_inputs(context.network, _to_device(context, tensors), images, ready)
+    x = penultimate_features.head_inputs(context.network, _to_device(context, tensors), images, transform)
     features: np.ndarray = x.double().numpy()
     return features
 

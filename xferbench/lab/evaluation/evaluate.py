@@ -36,7 +36,7 @@ from xferbench.core.pipeline import Recipe
 from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES, Predictions
 from xferbench.lab.data import datasets, domains, preprocessing
 from xferbench.lab.evaluation import edits, penultimate_features
-from xferbench.lab.evaluation.context import EditContext, LoadedModel, MeasureContext
+from xferbench.lab.evaluation.context import EditContext, Examples, LoadedModel, MeasureContext, TrialContext
 from xferbench.lab.evaluation.examples import MAX_PROBE_EXAMPLES, training_examples, view_examples
 from xferbench.lab.models import backbones, batchnorm, heads
 from xferbench.lab.training import feature_cache, loop, seeds
@@ -125,24 +125,28 @@ def measure_context(model: LoadedModel, tensors: Tensors, view: EvaluationSpec) 
         before=model.trained.before,
         after=tensors,
         network=model.network,
-        train_images=torch.from_numpy(np.array(train.images)),
-        train_labels=torch.from_numpy(train.labels),
-        train_preprocessing=model.spec.data.preprocessing,
-        test_images=torch.from_numpy(np.array(test.images[:MAX_MEASURE_EXAMPLES])),
-        test_labels=torch.from_numpy(test.labels[:MAX_MEASURE_EXAMPLES]),
-        preprocessing=view.preprocessing,
+        train=_examples(train, model.spec.data.preprocessing),
+        test=_examples(test, view.preprocessing, MAX_MEASURE_EXAMPLES),
         mode=view.mode,
+        trial=TrialContext(
+            spec=model.spec,
+            view=view,
+            dataset=model.dataset,
+            cache=model.cache,
+            injected_duplicates=model.injected_duplicates,
+        ),
         expected_training=view.expected_training or Recipe(phases=model.spec.procedure.phases, stop=view.step),
-        spec=model.spec,
-        view=view,
-        dataset=model.dataset,
-        injected_duplicates=model.injected_duplicates,
-        cache=model.cache,
+        source_head=model.source_head,
         build_random=partial(
             heads.build_with_head, initial_network.arch, model.network.layout, initial_network.head, initial_network.code
         ),
-        source_head=model.source_head,
     )
+
+
+def _examples(split: Split, transform: InputTransform, count: int | None = None) -> Examples:
+    """Return the first examples of a split as tensors, or all of them."""
+    images, labels = torch.from_numpy(np.array(split.images[:count])), torch.from_numpy(split.labels[:count])
+    return Examples(images=images, labels=labels, preprocessing=transform)
 
 
 def _predict_class_frequencies(model: LoadedModel, edits: Sequence[Edit], view: EvaluationSpec, split: Split) -> Predictions:
@@ -177,14 +181,11 @@ def _apply_edit(edit: Edit, tensors: Tensors, model: LoadedModel, view: Evaluati
 
 def _apply_installed_edit(edit: Edit, tensors: Tensors, model: LoadedModel) -> Tensors:
     """Apply an edit of an installed package, which is the same in every view."""
-    train = training_examples(model, model.dataset)
     rng = seeds.numpy_stream(model.spec.seed, seeds.INTERVENTION, zlib.crc32(edit.spelling.encode()))
     context = EditContext(
         before={name: tensor.to(model.network.device) for name, tensor in model.trained.before.items()},
         network=model.network,
-        train_images=torch.from_numpy(np.array(train.images)),
-        train_labels=torch.from_numpy(train.labels),
-        train_preprocessing=model.spec.data.preprocessing,
+        train=_examples(training_examples(model, model.dataset), model.spec.data.preprocessing),
     )
     return edits.apply_installed(edit, tensors, rng, context)
 

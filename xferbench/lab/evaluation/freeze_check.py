@@ -209,9 +209,9 @@ def untrained_head(context: MeasureContext) -> set[str]:
     if not (is_like_initial or is_zero):
         return set()
     with feature_cache.evaluation_mode(context.network.module, context.network.device):
-        images = preprocessing.to_tensor(context.test_images.to(context.network.device), context.preprocessing)
+        images = preprocessing.to_tensor(context.test.images.to(context.network.device), context.test.preprocessing)
         predictions = functional_call(context.network.module, context.after, (images,)).argmax(1).cpu()
-    labels = context.test_labels
+    labels = context.test.labels
     majority = float(labels.bincount().max()) / len(labels)
     bound = majority + 2 * (majority * (1 - majority) / len(labels)) ** 0.5
     is_untrained = float((predictions == labels).double().mean()) <= bound
@@ -225,7 +225,7 @@ def gradient_shares(context: MeasureContext, names: Iterable[str]) -> dict[str, 
     if not leaves:
         return {}
     with feature_cache.evaluation_mode(module, device), torch.enable_grad():
-        images = preprocessing.to_tensor(context.test_images[:PROBE_IMAGES].to(device), context.preprocessing)
+        images = preprocessing.to_tensor(context.test.images[:PROBE_IMAGES].to(device), context.test.preprocessing)
         logits = functional_call(module, {**context.after, **leaves}, (images,)).float()
         total = (logits * torch.linspace(-1.0, 1.0, logits.numel(), device=device).view_as(logits).cos()).sum()
         computed = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)

@@ -27,8 +27,8 @@ def compute_gradient_ratio(context: MeasureContext) -> float:
     """Divide the gradient norm of the backbone at the start by the norm under a head that was fitted to the same images."""
     network, prefix = context.network, [context.network.layout.head]
     start = {name: tensor.to(network.device) for name, tensor in context.before.items()}
-    x = penultimate_features.head_inputs(network, start, context.train_images, context.train_preprocessing)
-    weight, bias = penultimate_features.fit_logistic_regression(x, context.train_labels, network.layout.classes)
+    x = penultimate_features.head_inputs(network, start, context.train.images, context.train.preprocessing)
+    weight, bias = penultimate_features.fit_logistic_regression(x, context.train.labels, network.layout.classes)
     head = {name: tensor for name, tensor in start.items() if backbones.is_within(name, prefix)}
     body = {name: tensor for name, tensor in start.items() if name not in head}
     # The fitted head is linear, so a network with an MLP head needs a linear one in its place.
@@ -36,14 +36,14 @@ def compute_gradient_ratio(context: MeasureContext) -> float:
     shapes = {name: tensor.shape for name, tensor in linear.named_parameters() if backbones.is_within(name, prefix)}
     fitted = {name: (weight if name.endswith("weight") else bias).reshape(shape) for name, shape in shapes.items()}
     fitted = {name: tensor.to(network.device, torch.float32) for name, tensor in fitted.items()}
-    images, labels = context.train_images[:MAX_IMAGES].to(network.device), context.train_labels[:MAX_IMAGES].to(network.device)
+    images, labels = context.train.images[:MAX_IMAGES].to(network.device), context.train.labels[:MAX_IMAGES].to(network.device)
 
     def gradient_norm(module: torch.nn.Module, head_tensors: Mapping[str, Tensor]) -> float:
         names = (name for name, _ in module.named_parameters() if name in body)
         leaves = {name: body[name].clone().requires_grad_() for name in names}
         with feature_cache.evaluation_mode(module, network.device), torch.enable_grad():
             for x, y in zip(images.split(CHUNK_IMAGES), labels.split(CHUNK_IMAGES), strict=True):
-                inputs = preprocessing.to_tensor(x, context.train_preprocessing)
+                inputs = preprocessing.to_tensor(x, context.train.preprocessing)
                 logits = functional_call(module, {**body, **head_tensors, **leaves}, (inputs,)).float()
                 F.cross_entropy(logits, y, reduction="sum").backward()
         squares = sum(float(leaf.grad.square().sum()) for leaf in leaves.values() if leaf.grad is not None)

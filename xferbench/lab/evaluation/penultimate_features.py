@@ -86,6 +86,6 @@ def feature_distortion(context: MeasureContext) -> float:
     device = context.network.device
     on_device = ({name: tensor.to(device) for name, tensor in tensors.items()} for tensors in (context.before, context.after))
     before, after = (
-        head_inputs(context.network, tensors, context.train_images, context.train_preprocessing) for tensors in on_device
+        head_inputs(context.network, tensors, context.train.images, context.train.preprocessing) for tensors in on_device
     )
     return float(((after - before).square().sum(1) / before.square().sum(1).clamp_min(1e-12)).mean())
