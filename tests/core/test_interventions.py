@@ -74,7 +74,7 @@ def halved(tmp_path, monkeypatch):
     entry = EntryPoint(name="halved", value="halved_kind:Halved", group=config.GROUP)
     monkeypatch.setattr(config, "entry_points", lambda **_: [entry])
     yield entry.load()
-    interventions.source_digest.cache_clear()
+    interventions.module_source_digest.cache_clear()
 
 
 def suite_table(**target):
@@ -151,7 +151,7 @@ def test_no_interventions_leave_the_key_unchanged():
 def test_a_changed_implementation_changes_the_key_of_a_third_party_intervention(halved, tmp_path):
     before = interventions.intervention_key(halved(share=0.5))
     (tmp_path / "halved_kind.py").write_text(THIRD_PARTY + "\n# another way\n")
-    interventions.source_digest.cache_clear()
+    interventions.module_source_digest.cache_clear()
     assert interventions.intervention_key(halved(share=0.5)) != before
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from xferbench.core import files
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import Preprocessing, WeightsFile
+from xferbench.core.plugin import ProfileRequest
 from xferbench.data import inputs
 from xferbench.lab.models import backbones, checkpoints
 from xferbench.lab.worker import profile
@@ -25,11 +26,9 @@ def make_weights(path, arch="tiny-resnet", *, classes=20, **metadata):
     return WeightsFile(digest=files.sha256(path), path=str(path))
 
 
-NO_AUXILIARY = (None, (), None)
-
-
-def make_profile(target, cache, *, weights=WEIGHTS, preprocessing=None, train_size=60, test_size=None, auxiliary=NO_AUXILIARY):
-    return profile.profile("tiny-resnet", weights, target, preprocessing, (train_size, test_size), auxiliary, cache)
+def make_profile(target, cache, *, weights=WEIGHTS, **more):
+    request = {"arch": "tiny-resnet", "weights": weights, "target": target, "train_size": 60} | more
+    return profile.profile(ProfileRequest(**request), cache)
 
 
 def test_the_profile_describes_network_and_dataset(tmp_path):
@@ -61,8 +60,8 @@ def test_unsupported_names_a_shifted_set_without_training_images(tmp_path):
     target, other = make_npz(tmp_path / "d.npz"), tmp_path / "other.npz"
     np.savez(other, test_images=np.zeros((8, 16, 16, 3), np.uint8), test_labels=np.arange(8) % 4)
     tested = inputs.digest_data(f"npz:{other}")
-    assert make_profile(target, tmp_path / "cache", auxiliary=(None, (), tested)).model.unsupported == ("unlabelled",)
-    assert make_profile(target, tmp_path / "cache", auxiliary=(None, (), target)).model.unsupported == ()
+    assert make_profile(target, tmp_path / "cache", shifted=tested).model.unsupported == ("unlabelled",)
+    assert make_profile(target, tmp_path / "cache", shifted=target).model.unsupported == ()
 
 
 def test_the_profile_counts_splits_and_dropped_files(tmp_path):

@@ -107,7 +107,7 @@ def site(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     yield folder
     sys.modules.pop(MODULE, None)
-    interventions.source_digest.cache_clear()
+    interventions.module_source_digest.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_the_source_is_part_of_a_key(site, workspace):
     assert interventions.intervention_key(value) == f"dim:0.5 {interventions.kind_source(type(value))}"
     before = make_trial(make_spec(workspace, augment=value)).key
     (site / f"{MODULE}.py").write_text(SOURCE + "\n# another way\n")
-    interventions.source_digest.cache_clear()
+    interventions.module_source_digest.cache_clear()
     assert make_trial(make_spec(workspace, augment=value)).key != before
 
 

@@ -22,6 +22,7 @@ from xferbench.core import files
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import BATCHNORM_EVAL, HEAD_ONLY
 from xferbench.core.pipeline import Phase
+from xferbench.core.plugin import ProfileRequest
 from xferbench.core.sections import replace_flat
 from xferbench.data import user_code
 from xferbench.lab.models import backbones
@@ -266,9 +267,11 @@ def test_a_name_of_a_loaded_module_is_an_error(tmp_path, monkeypatch):
 
 
 def profile_code(workspace, code, weights=WEIGHTS, training=None):
-    return profile.profile(
-        code.spec, weights, workspace.data, None, (60, None), (None, (), None), workspace.cache, code, training
-    )
+    return profile.profile(make_request(workspace, code, weights=weights, training=training), workspace.cache)
+
+
+def make_request(workspace, code, *, weights=WEIGHTS, training=None):
+    return ProfileRequest(arch=code.spec, weights=weights, target=workspace.data, train_size=60, code=code, training=training)
 
 
 def test_a_user_network_is_profiled_and_trained(write_module, workspace):
@@ -450,7 +453,7 @@ def test_a_crash_of_user_code_is_an_error_finding(callables, temporary_home, tmp
 def test_a_worker_reports_errors_in_user_code(tmp_path, workspace):
     (tmp_path / "mine_too.py").write_text(NETWORK)
     code = user_code.find_callable("python:mine_too:nothing", tmp_path, files.sha256)
-    arguments = (code.spec, WEIGHTS, workspace.data, None, (60, None), (None, (), None), workspace.cache, code)
+    arguments = (make_request(workspace, code), workspace.cache)
     with local.start_workers(1) as call, pytest.raises(UserError, match="returned no network"):
         call("xferbench.lab.worker.profile:profile", *arguments).result()
     assert Path(code.path) == tmp_path

@@ -71,7 +71,7 @@ def site(tmp_path, monkeypatch):
 def forget():
     """Forget the module and its digest, as a new process does."""
     sys.modules.pop(MODULE, None)
-    interventions.source_digest.cache_clear()
+    interventions.module_source_digest.cache_clear()
 
 
 def load():

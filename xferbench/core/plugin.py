@@ -10,7 +10,7 @@ from xferbench.core.sections import section_field
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from xferbench.core.pipeline import Arm, InputTransform, Pipeline
+    from xferbench.core.pipeline import Arm, Checkpoint, Data, InputTransform, Pipeline, UserCode, WeightsFile
     from xferbench.core.record import Record
     from xferbench.core.run import Run
 
@@ -44,6 +44,38 @@ class Contrast:
 
 
 HARM = Contrast(name="harm", weights={("cured", "test"): 1.0, ("subject", "test"): -1.0}, meaning="cured − subject")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileRequest:
+    """What a profile is computed from: the parts of a pipeline that are known before the profile.
+
+    Attributes:
+        arch: the spelling of the architecture.
+        weights: the pretrained checkpoint; for an audit the checkpoint before training, or the audited one.
+        target: the target dataset.
+        preprocessing: the preprocessing of the suite, or None for that of the checkpoint.
+        train_size, test_size: numbers of target images that are used; None for all.
+        source: the source dataset, or None.
+        source_classes: pairs of a class of the source and its output of the pretrained head, if the suite maps them.
+        shifted: the shifted dataset, or None.
+        code: the user's code that builds the network, or None.
+        training: the user's training code, or None.
+        checkpoint: the finished network of an audit, or None.
+    """
+
+    arch: str
+    weights: WeightsFile
+    target: Data
+    preprocessing: InputTransform | None = None
+    train_size: int | None = None
+    test_size: int | None = None
+    source: Data | None = None
+    source_classes: tuple[tuple[str, int], ...] = ()
+    shifted: Data | None = None
+    code: UserCode | None = None
+    training: UserCode | None = None
+    checkpoint: Checkpoint | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

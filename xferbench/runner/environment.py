@@ -34,7 +34,7 @@ def torch_version() -> str:
     return ".".join(version("torch").split(".")[:2])
 
 
-def source_digest() -> str:
+def package_source_digest() -> str:
     """Return the SHA-256 of this package's source code."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()

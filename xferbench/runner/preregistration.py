@@ -17,7 +17,7 @@ from xferbench.core.files import refuse_existing, replace_atomically
 from xferbench.core.interventions import find_interventions, kind_source
 from xferbench.core.sections import flat_values
 from xferbench.core.version import __version__
-from xferbench.runner.environment import source_digest
+from xferbench.runner.environment import package_source_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,7 +78,7 @@ def plan_content(suite: Suite, inputs: Sequence[InputDigest], plugins: Sequence[
         "plugin_sources": plugin_sources(plugins),
         "intervention_sources": intervention_sources(suite),
         "inputs": {entry.key: entry.digest for entry in inputs if entry.counts},
-        "xferbench": f"{__version__}, code {source_digest()}",
+        "xferbench": f"{__version__}, code {package_source_digest()}",
     }
     content: dict[str, Any] = canonical(values)
     return content

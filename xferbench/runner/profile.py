@@ -8,6 +8,7 @@ from xferbench.core import files
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import AuxiliaryDataset, Backbone, InputTransform, Pipeline, PipelineData, Recipe, Serving
+from xferbench.core.plugin import ProfileRequest
 from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import inputs
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
+    from xferbench.core.pipeline import Checkpoint, UserCode
     from xferbench.core.plugin import Profile
     from xferbench.core.suite import Suite
 
@@ -39,33 +41,24 @@ def profile_pipeline(
     """
     inputs.check_inputs(suite)
     digester = store.cached_digester(db, files.sha256)
-    finished = inputs.digest_checkpoints(suite, digester)
-    weights = (finished.before or finished.after) if finished else inputs.digest_weights(suite, digester)
-    target = inputs.digest_data(suite.data.target, digester)
-    source, shifted = (inputs.digest_data(spec, digester) if spec else None for spec in (suite.data.source, suite.data.shifted))
-    auxiliary = (source, suite.data.source_classes, shifted)
-    sizes = (suite.data.train_size, suite.data.test_size)
-    code, training = inputs.digest_code(suite, digester)
-    user_inputs = (code, training, finished) if finished else (code, training) if code or training else ()
-    described = (suite.backbone.arch, weights, target, suite.backbone.preprocessing)
-    key = digest((LAB_VERSION, PROFILE_VERSION, *described, *sizes, *auxiliary, *user_inputs))
+    request = _profile_request(suite, digester)
+    key = _profile_key(request)
     profile = store.get_profile(db, key)
     if profile is None:
         if engine is None:
             raise LookupError("the store has no profile of this suite")
-        profile = _compute_profile(suite, engine, (*described, sizes, auxiliary, cache, *user_inputs))
+        profile = _compute_profile(suite, engine, request, cache)
         if not profile.user_code.crash:
             store.put_profile(db, key, profile)
     _check_profile(suite, profile)
     recorded: InputTransform = profile.preprocessing
+    source, shifted, checkpoint = request.source, request.shifted, request.checkpoint
     pipeline = Pipeline(
-        backbone=Backbone(arch=suite.backbone.arch, weights=weights, code=code),
+        backbone=Backbone(arch=request.arch, weights=request.weights, code=request.code),
         data=PipelineData(
-            target=target,
-            train_size=suite.data.train_size,
-            test_size=min(suite.data.test_size, profile.data.test)
-            if finished and suite.data.test_size
-            else suite.data.test_size,
+            target=request.target,
+            train_size=request.train_size,
+            test_size=min(request.test_size, profile.data.test) if checkpoint and request.test_size else request.test_size,
             train_preprocessing=suite.data.train_preprocessing or recorded,
             source=AuxiliaryDataset(data=source, classes=profile.data.source, preprocessing=recorded) if source else None,
             shifted=AuxiliaryDataset(data=shifted, classes=profile.data.shifted) if shifted else None,
@@ -76,18 +69,54 @@ def profile_pipeline(
         serving=Serving(
             preprocessing=suite.serving.preprocessing or suite.data.train_preprocessing or recorded, mode=suite.serving.mode
         ),
-        training=training,
-        checkpoint=finished,
+        training=request.training,
+        checkpoint=checkpoint,
         expected_training=suite.checkpoint.expected_training,
-        evaluation_split="confirm" if finished else "test",
+        evaluation_split="confirm" if checkpoint else "test",
         baseline=suite.scratch,
     )
     return pipeline, profile
 
 
-def _compute_profile(suite: Suite, engine: Callable[[], Callable[..., Future[Any]]], arguments: tuple[Any, ...]) -> Profile:
+def _profile_request(suite: Suite, digester: Callable[[Path], str]) -> ProfileRequest:
+    checkpoint = inputs.digest_checkpoints(suite, digester)
+    weights = (checkpoint.before or checkpoint.after) if checkpoint else inputs.digest_weights(suite, digester)
+    target = inputs.digest_data(suite.data.target, digester)
+    source, shifted = (inputs.digest_data(spec, digester) if spec else None for spec in (suite.data.source, suite.data.shifted))
+    code, training = inputs.digest_code(suite, digester)
+    return ProfileRequest(
+        arch=suite.backbone.arch,
+        weights=weights,
+        target=target,
+        preprocessing=suite.backbone.preprocessing,
+        train_size=suite.data.train_size,
+        test_size=suite.data.test_size,
+        source=source,
+        source_classes=suite.data.source_classes,
+        shifted=shifted,
+        code=code,
+        training=training,
+        checkpoint=checkpoint,
+    )
+
+
+def _profile_key(request: ProfileRequest) -> str:
+    """Return the key of a profile in the store. It has user inputs only if there are any, as in stores of earlier versions."""
+    backbone = (request.arch, request.weights, request.target, request.preprocessing)
+    data = (request.train_size, request.test_size, request.source, request.source_classes, request.shifted)
+    user_inputs: tuple[UserCode | Checkpoint | None, ...] = ()
+    if request.checkpoint:
+        user_inputs = (request.code, request.training, request.checkpoint)
+    elif request.code or request.training:
+        user_inputs = (request.code, request.training)
+    return digest((LAB_VERSION, PROFILE_VERSION, *backbone, *data, *user_inputs))
+
+
+def _compute_profile(
+    suite: Suite, engine: Callable[[], Callable[..., Future[Any]]], request: ProfileRequest, cache: Path
+) -> Profile:
     try:
-        profile: Profile = engine()("xferbench.lab.worker.profile:profile", *arguments).result()
+        profile: Profile = engine()("xferbench.lab.worker.profile:profile", request, cache).result()
     except UserError as problem:
         raise problem.at(f"{suite.invocation.path}: {problem.what}") from problem
     return profile

@@ -1,6 +1,6 @@
 """The base of every intervention: the range of a number, the spelling of a value, and what stands for it in keys.
 
-Pure, except that :func:`source_digest` reads the source of a kind that is not built in.
+Pure, except that :func:`module_source_digest` reads the source of a kind that is not built in.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ __all__ = [
     "format_spelling",
     "intervention_key",
     "kind_source",
+    "module_source_digest",
     "number",
     "parse",
     "ranges",
     "require_group",
-    "source_digest",
     "spelling_pattern",
 ]
 
@@ -247,11 +247,11 @@ def kind_source(kind: type[Intervention]) -> str:
     module = kind.__module__
     if module.partition(".")[0] == PACKAGE:
         return ""
-    return source_digest(module, (kind.implementation or module).partition(":")[0])
+    return module_source_digest(module, (kind.implementation or module).partition(":")[0])
 
 
 @cache
-def source_digest(*modules: str) -> str:
+def module_source_digest(*modules: str) -> str:
     """Return the first 12 hexadecimal digits of the SHA-256 of the source files of modules, each included once."""
     digest = hashlib.sha256()
     for name in dict.fromkeys(modules):

@@ -231,11 +231,11 @@ def _domain_statistics(tensors: Tensors, model: LoadedModel, view: EvaluationSpe
     return _recalibrate(images, view.preprocessing, tensors, model.network)
 
 
-def _recalibrate(images: np.ndarray, ready: InputTransform, tensors: Tensors, network: Architecture) -> Tensors:
+def _recalibrate(images: np.ndarray, transform: InputTransform, tensors: Tensors, network: Architecture) -> Tensors:
     """Compute the running statistics on images [n, …], in batches of one size because each batch counts equally."""
     on_device = torch.from_numpy(np.array(images)).to(network.device)
     batches = on_device.tensor_split(max(1, len(on_device) // feature_cache.INFERENCE_BATCH))
-    inputs = (preprocessing.to_tensor(batch, ready) for batch in batches)
+    inputs = (preprocessing.to_tensor(batch, transform) for batch in batches)
     return batchnorm.recalibrate(network.module, tensors, inputs)
 
 
@@ -257,14 +257,14 @@ def _refitted_logits(
     The images are those of the target, or those of the evaluation's domain.
     """
     if on_target:
-        memory, ready = training_examples(model, model.dataset, MAX_PROBE_EXAMPLES), model.spec.data.preprocessing
+        memory, memory_transform = training_examples(model, model.dataset, MAX_PROBE_EXAMPLES), model.spec.data.preprocessing
     else:
         assert view.domain is not None, "a head is refitted on a domain"
-        dataset, ready = domains.load_domain(view.domain, view.preprocessing, model.cache), view.preprocessing
+        dataset, memory_transform = domains.load_domain(view.domain, view.preprocessing, model.cache), view.preprocessing
         memory = domains.memory_split(dataset)
     x, evaluation_x = (
         penultimate_features.head_inputs(model.network, tensors, torch.from_numpy(np.array(examples.images)), transform)
-        for examples, transform in ((memory, ready), (split, view.preprocessing))
+        for examples, transform in ((memory, memory_transform), (split, view.preprocessing))
     )
     outputs = int(max(memory.labels.max(), split.labels.max())) + 1
     weight, bias = penultimate_features.fit_logistic_regression(x, torch.from_numpy(memory.labels), outputs)
@@ -315,7 +315,7 @@ def batched_logits(
     network: Architecture,
     tensors: Tensors,
     images: Tensor,
-    ready: InputTransform,
+    transform: InputTransform,
     order: np.ndarray,
     *,
     training: bool,
@@ -329,7 +329,7 @@ def batched_logits(
         network: the structure and device of the network.
         tensors: its parameters and buffers, on that device.
         images: uint8 [n, …].
-        ready: the preprocessing.
+        transform: the preprocessing.
         order: the order [n] of the images.
         training: whether the whole network is in training mode, as if ``.eval()`` was never called. BatchNorm then uses the
             statistics of each batch, and dropout drops units, with a fixed seed.
@@ -344,7 +344,7 @@ def batched_logits(
     with seeds.seed_global_streams(0), feature_cache.evaluation_mode(network.module, network.device):
         network.module.train(training)
         for batch_index in index.tensor_split(max(1, len(index) // size)):
-            batch = preprocessing.to_tensor(images[batch_index].to(network.device), ready)
+            batch = preprocessing.to_tensor(images[batch_index].to(network.device), transform)
             batch_logits.append(functional_call(network.module, copies, (batch,)).float().cpu())
     return torch.cat(batch_logits)[index.argsort()]
 

@@ -23,14 +23,14 @@ L2_PENALTY = 1e-3  # factor of the squared weights; the features are standardize
 LBFGS_ITERATIONS = 200
 
 
-def head_inputs(network: Architecture, tensors: Mapping[str, Tensor], images: Tensor, ready: InputTransform) -> Tensor:
+def head_inputs(network: Architecture, tensors: Mapping[str, Tensor], images: Tensor, transform: InputTransform) -> Tensor:
     """Compute the features that enter the head in evaluation mode. Feature maps are averaged over their positions.
 
     Args:
         network: the structure and device of the network.
         tensors: its parameters and buffers, on that device.
         images: [n, …] uint8.
-        ready: the preprocessing.
+        transform: the preprocessing.
 
     Returns:
         [n, channels] float32, on the CPU.
@@ -45,7 +45,7 @@ def head_inputs(network: Architecture, tensors: Mapping[str, Tensor], images: Te
     try:
         with feature_cache.evaluation_mode(network.module, network.device):
             for batch in images.split(feature_cache.INFERENCE_BATCH):
-                functional_call(network.module, dict(tensors), (preprocessing.to_tensor(batch.to(network.device), ready),))
+                functional_call(network.module, dict(tensors), (preprocessing.to_tensor(batch.to(network.device), transform),))
     finally:
         hook.remove()
     return torch.cat(batches)

@@ -14,12 +14,18 @@ from torch.nn import functional as F
 
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import InputTransform, Preprocessing
-from xferbench.core.plugin import DataProfile, ModelProfile, Profile, Timing, UserCodeProfile
+from xferbench.core.plugin import DataProfile, ModelProfile, Profile, ProfileRequest, Timing, UserCodeProfile
 from xferbench.data import user_code
 from xferbench.lab.data import datasets, domains
 from xferbench.lab.data.preprocessing import to_tensor
-from xferbench.lab.models import backbones, bottleneck_adapters, checkpoint_reader, checkpoints, published_preprocessing
-from xferbench.lab.models import finished as checkpoint_models
+from xferbench.lab.models import (
+    backbones,
+    bottleneck_adapters,
+    checkpoint_reader,
+    checkpoints,
+    finished,
+    published_preprocessing,
+)
 from xferbench.lab.training import user_training
 
 if TYPE_CHECKING:
@@ -68,32 +74,12 @@ def checkpoint_preprocessing(arch: str, weights: WeightsFile) -> tuple[Preproces
     return guess, f"preprocessing: not recorded with these weights; that of the published weights of {arch} is used"
 
 
-def profile(
-    arch: str,
-    weights: WeightsFile,
-    target: Data,
-    preprocessing: InputTransform | None,
-    sizes: tuple[int | None, int | None],
-    auxiliary: tuple[Data | None, tuple[tuple[str, int], ...], Data | None],
-    cache: Path,
-    code: UserCode | None = None,
-    training: UserCode | None = None,
-    finished: Checkpoint | None = None,
-) -> Profile:
+def profile(request: ProfileRequest, cache: Path) -> Profile:
     """Load the checkpoint and the datasets, and run the network forward and backward on a few images.
 
     Args:
-        arch: the architecture, as in the suite file.
-        weights: the pretrained checkpoint.
-        target: the dataset.
-        preprocessing: the preprocessing of the suite, or None for that of the checkpoint.
-        sizes: the sizes of the training subset and of the test set.
-        auxiliary: the source dataset, the outputs of the pretrained head for its classes if the suite maps them, and the
-            shifted dataset.
+        request: what the profile is computed from.
         cache: the cache folder of the store.
-        code: user code that builds the network.
-        training: user code that trains it.
-        finished: a checkpoint that is audited, not trained. ``weights`` is then the checkpoint before training, or itself.
 
     Returns:
         The profile. If user code crashes, the profile holds only the message.
@@ -102,12 +88,10 @@ def profile(
         UserError: if the checkpoint does not fit, the head is not found, or a dataset cannot be used.
     """
     try:
-        result = _load_and_profile(arch, weights, target, preprocessing, sizes, auxiliary, cache, code, finished)
-        return (
-            result
-            if training is None
-            else replace(result, user_code=replace(result.user_code, supports=user_training.supported_fields(training)))
-        )
+        result = _load_and_profile(request, cache)
+        if request.training is None:
+            return result
+        return replace(result, user_code=replace(result.user_code, supports=user_training.supported_fields(request.training)))
     except user_code.UserCodeError as crash:
         return Profile(
             model=ModelProfile(parameters=0, groups=(), head="", batchnorm=()),
@@ -117,31 +101,24 @@ def profile(
         )
 
 
-def _load_and_profile(
-    arch: str,
-    weights: WeightsFile,
-    target: Data,
-    preprocessing: InputTransform | None,
-    sizes: tuple[int | None, int | None],
-    auxiliary: tuple[Data | None, tuple[tuple[str, int], ...], Data | None],
-    cache: Path,
-    code: UserCode | None,
-    finished: Checkpoint | None,
-) -> Profile:
-    train_size, test_size = sizes
-    source, outputs_by_class, shifted = auxiliary
-    _require_normalization(arch, weights, preprocessing)
-    chosen, trust = (preprocessing, "") if preprocessing else checkpoint_preprocessing(arch, weights)
-    ready = chosen or Preprocessing()
-    dataset = datasets.load_dataset(target, ready, None if finished else test_size, cache)
-    train, validation = _subset(dataset, train_size, target, finished)
-    module, layout = _build_network(arch, code, dataset, ready)
+def _load_and_profile(request: ProfileRequest, cache: Path) -> Profile:
+    arch, weights, code, checkpoint = request.arch, request.weights, request.code, request.checkpoint
+    source, shifted, outputs_by_class = request.source, request.shifted, dict(request.source_classes)
+    _require_normalization(arch, weights, request.preprocessing)
+    transform, trust = request.preprocessing, ""
+    if transform is None:
+        recorded, trust = checkpoint_preprocessing(arch, weights)
+        transform = recorded or Preprocessing()
+    test_size = request.test_size
+    dataset = datasets.load_dataset(request.target, transform, None if checkpoint else test_size, cache)
+    train, validation = _subset(dataset, request)
+    module, layout = _build_network(arch, code, dataset, transform)
     state, reading_note = checkpoint_reader.read_with_note(Path(weights.path))
     name_note = checkpoints.match_names(module, state, layout.head)[1]
-    head_outputs, is_unchanged = _load_state(module, layout, state, finished, len(dataset.classes))
-    unsupported, (forward, step) = _run_network(module, layout, code, dataset, ready)
+    head_outputs, is_unchanged = _load_state(module, layout, state, checkpoint, len(dataset.classes))
+    unsupported, (forward, step) = _run_network(module, layout, code, dataset, transform)
     head = checkpoints.head_tensors(module, state, layout.head)
-    outputs, source_error = domains.source_outputs(source, dict(outputs_by_class), ready, arch, head, cache)
+    outputs, source_error = domains.source_outputs(source, outputs_by_class, transform, arch, head, cache)
     order_note = "" if outputs_by_class else _order_note(outputs)
     return Profile(
         model=ModelProfile(
@@ -152,7 +129,7 @@ def _load_and_profile(
             size=dataset.test.images.shape[-2:],
             outputs=head_outputs,
             body_unchanged=is_unchanged,
-            unsupported=(*unsupported, *_missing_unlabelled(shifted, ready, cache)),
+            unsupported=(*unsupported, *_missing_unlabelled(shifted, transform, cache)),
         ),
         data=DataProfile(
             classes=dataset.classes,
@@ -163,17 +140,17 @@ def _load_and_profile(
             dropped_examples=dataset.left_out,
             source=outputs,
             source_error=source_error,
-            shifted=domains.shifted_classes(shifted, dataset.classes, ready, cache),
+            shifted=domains.shifted_classes(shifted, dataset.classes, transform, cache),
         ),
         timing=Timing(seconds_forward=forward, seconds_step=step),
-        preprocessing=ready,
+        preprocessing=transform,
         recorded=not trust,
         trust=tuple(note for note in (trust, reading_note, name_note, order_note) if note),
     )
 
 
 def _build_network(
-    arch: str, code: UserCode | None, dataset: datasets.Dataset, ready: InputTransform
+    arch: str, code: UserCode | None, dataset: datasets.Dataset, transform: InputTransform
 ) -> tuple[torch.nn.Module, backbones.LayerLayout]:
     """Build the network with random weights, and find its layers.
 
@@ -182,7 +159,7 @@ def _build_network(
     """
     module = backbones.build(arch, len(dataset.classes), code)
     with _name_user_code(code):
-        layout = backbones.layer_layout(module, datasets.input_shape(dataset, ready))
+        layout = backbones.layer_layout(module, datasets.input_shape(dataset, transform))
     if layout.classes != len(dataset.classes):
         expected = f"{len(dataset.classes)}, one for each class"
         raise UserError(f"{arch}: a head of the wrong size", found=f"{layout.classes} outputs", expected=expected)
@@ -193,7 +170,7 @@ def _load_state(
     module: torch.nn.Module,
     layout: backbones.LayerLayout,
     state: Mapping[str, torch.Tensor],
-    finished: Checkpoint | None,
+    checkpoint: Checkpoint | None,
     classes: int,
 ) -> tuple[int, bool]:
     """Load the pretrained weights; or, for an audit, check the sizes of both checkpoints without loading them.
@@ -202,8 +179,8 @@ def _load_state(
         For an audit, the number of outputs of the checkpoint's head, and whether nothing below the head has changed; otherwise
         0 and False.
     """
-    if finished:
-        return checkpoint_models.head_sizes(module, layout.head, finished, state, classes)
+    if checkpoint:
+        return finished.head_sizes(module, layout.head, checkpoint, state, classes)
     checkpoints.load_backbone(module, state, layout.head)
     return 0, False
 
@@ -213,13 +190,13 @@ def _run_network(
     layout: backbones.LayerLayout,
     code: UserCode | None,
     dataset: datasets.Dataset,
-    ready: InputTransform,
+    transform: InputTransform,
 ) -> tuple[list[str], tuple[float, float]]:
     """Run the network. Return the trainable kinds that it has no tensor for, and the times of :func:`_measure_seconds`."""
     with _name_user_code(code):
-        adapter_places = bottleneck_adapters.adapter_places(module, layout, datasets.input_shape(dataset, ready))
+        adapter_places = bottleneck_adapters.adapter_places(module, layout, datasets.input_shape(dataset, transform))
         names_by_kind = backbones.names_by_kind(layout, module) | {"adapter": adapter_places}
-        seconds = _measure_seconds(module, dataset, ready)
+        seconds = _measure_seconds(module, dataset, transform)
     return [kind for kind, names in names_by_kind.items() if not names], seconds
 
 
@@ -229,21 +206,19 @@ def _order_note(outputs: tuple[int, ...]) -> str:
     return "source classes: those of the source, in order, are the outputs of the pretrained head" if is_in_order else ""
 
 
-def _missing_unlabelled(shifted: Data | None, ready: InputTransform, cache: Path) -> tuple[str, ...]:
+def _missing_unlabelled(shifted: Data | None, transform: InputTransform, cache: Path) -> tuple[str, ...]:
     """Return ``unlabelled`` if a shifted dataset has no training images."""
-    has_images = shifted is None or len(datasets.load_dataset(shifted, ready, None, cache).train.labels)
+    has_images = shifted is None or len(datasets.load_dataset(shifted, transform, None, cache).train.labels)
     return () if has_images else ("unlabelled",)
 
 
-def _subset(
-    dataset: datasets.Dataset, train_size: int | None, target: Data, finished: Checkpoint | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _subset(dataset: datasets.Dataset, request: ProfileRequest) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of the training and validation examples, empty ones for an audit without training images."""
     if len(dataset.train.labels):
-        return datasets.train_validation_indices(dataset, train_size, 0)
-    if not finished:
+        return datasets.train_validation_indices(dataset, request.train_size, 0)
+    if not request.checkpoint:
         expected = "train/ and val/ or test/, each with one folder of images for each class; or metadata.csv; or arrays of both"
-        raise UserError(f"{target.spec}: no training images", found="only a test set", expected=expected)
+        raise UserError(f"{request.target.spec}: no training images", found="only a test set", expected=expected)
     return np.empty(0, np.int64), np.empty(0, np.int64)
 
 
@@ -269,7 +244,7 @@ def _name_user_code(code: UserCode | None) -> AbstractContextManager[None]:
     return nullcontext() if code is None else user_code.name_errors(code)
 
 
-def _measure_seconds(module: torch.nn.Module, dataset: datasets.Dataset, ready: InputTransform) -> tuple[float, float]:
+def _measure_seconds(module: torch.nn.Module, dataset: datasets.Dataset, transform: InputTransform) -> tuple[float, float]:
     """Measure the seconds per image of a forward pass and of a training step.
 
     A batch of the usual size is timed only if a small batch was quick.
@@ -278,7 +253,7 @@ def _measure_seconds(module: torch.nn.Module, dataset: datasets.Dataset, ready: 
     forward = step = 0.0
     for batch_size in (TIMED_IMAGES // 8, TIMED_IMAGES):
         count = min(batch_size, len(dataset.test.labels))
-        images = to_tensor(torch.from_numpy(np.array(dataset.test.images[:count])), ready)
+        images = to_tensor(torch.from_numpy(np.array(dataset.test.images[:count])), transform)
         labels = torch.from_numpy(dataset.test.labels[:count])
         F.cross_entropy(module(images), labels).backward()  # a warm-up
         start = perf_counter()

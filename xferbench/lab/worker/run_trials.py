@@ -269,9 +269,9 @@ def pretrained_head(spec: TrainingSpec, network: Architecture) -> Tensors:
     return checkpoints.head_tensors(network.module, state, network.layout.head)
 
 
-def weights_path(spec: TrainingSpec, place: ComputeContext, cache: Path) -> Path:
+def weights_path(spec: TrainingSpec, compute: ComputeContext, cache: Path) -> Path:
     """Return the path of the weights of a trained network in the cache."""
-    return cache / "weights" / f"{digest((spec, place))[:40]}.safetensors"
+    return cache / "weights" / f"{digest((spec, compute))[:40]}.safetensors"
 
 
 def _save_weights(path: Path, model: TrainedModel) -> None:
