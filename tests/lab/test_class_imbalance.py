@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 
 from xferbench.config import loader
 from xferbench.core.interventions import ClassImbalance, LabelNoise
+from xferbench.core.sections import replace_flat
 from xferbench.testing import intervention_conforms
 
 
@@ -41,5 +41,5 @@ def test_only_the_training_images_get_a_long_tail(tmp_path, ratio):
     assert np.bincount(after.labels).tolist() == expected
     assert set(after.split.example) <= set(before.split.example[before.index])
     assert np.array_equal(before.validation, after.validation)
-    less = training_subset(dataset, replace(tailed, interventions=(ClassImbalance(ratio=2 * ratio),)))
+    less = training_subset(dataset, replace_flat(tailed, interventions=(ClassImbalance(ratio=2 * ratio),)))
     assert set(less.split.example) <= set(after.split.example)

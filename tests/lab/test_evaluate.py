@@ -126,7 +126,7 @@ def test_a_frozen_backbone_forgets_nothing(workspace, views):
 def test_batchnorm_alone_can_forget_and_restoring_it_reverts_that(workspace):
     probe = make_spec(workspace, Phase(trainable=HEAD_ONLY, batchnorm=BATCHNORM_TRAIN, lr=1e-2, **BRIEF))
     view = {"domain": workspace.source}
-    before = get_record(workspace, replace(probe, phases=()), edits=(SourceHead(),), **view).predictions.p_true
+    before = get_record(workspace, replace_flat(probe, phases=()), edits=(SourceHead(),), **view).predictions.p_true
     after = get_record(workspace, probe, edits=(SourceHead(),), **view).predictions.p_true
     back = get_record(workspace, probe, edits=(RestoreBatchNorm(), SourceHead()), **view).predictions.p_true
     assert np.abs(after - before).max() > 1e-3

@@ -11,6 +11,7 @@ import pytest
 from xferbench.config import loader
 from xferbench.core.canonical import digest
 from xferbench.core.interventions import LabelNoise
+from xferbench.core.sections import replace_flat
 from xferbench.study import trials
 from xferbench.testing import fake_lab, intervention_conforms
 
@@ -54,5 +55,5 @@ def test_only_the_given_share_of_training_labels_changes(tmp_path, rate):
     assert np.array_equal(dataset.test.labels, test)
     other = training_subset(dataset, replace(noisy, seed=1))
     assert rate == 1 or not np.array_equal(other.labels != training_subset(dataset, replace(clean, seed=1)).labels, is_wrong)
-    more = training_subset(dataset, replace(noisy, interventions=(LabelNoise(rate=min(1.0, 2 * rate)),)))
+    more = training_subset(dataset, replace_flat(noisy, interventions=(LabelNoise(rate=min(1.0, 2 * rate)),)))
     assert (more.labels == after.labels)[is_wrong].all(), "a higher rate keeps the wrong labels of a lower one"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +74,8 @@ def site(tmp_path, monkeypatch):
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: provenance-heat\nVersion: 0.1\n")
     (about / "entry_points.txt").write_text("[xferbench.plugins]\nprovenance-heat = provenance_heat:plugin\n")
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PYTHONPATH", str(folder))  # for workers
+    inherited = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(folder), inherited))))  # for workers
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     yield folder
     sys.modules.pop("provenance_heat", None)

@@ -9,6 +9,7 @@ from test_schedule import ACCURACIES, PIPELINE, PROFILE, SUITE, compute_findings
 
 from xferbench.core.interventions import BATCHNORM_EVAL, BATCHNORM_TRAIN, RANDOM, ZERO_HEAD, GhostBatchNorm
 from xferbench.core.pipeline import Phase, Preprocessing, Recipe, Selection, UserCode
+from xferbench.core.sections import replace_flat
 from xferbench.core.strategies import from_scratch, full, linear_probe, lp_ft, scratch_baseline
 from xferbench.plugins import batchnorm_drift, negative_transfer
 from xferbench.report.messages import write_sentence
@@ -137,5 +138,5 @@ def test_training_code_has_keys_of_its_own_and_other_keys_stay_unchanged():
     stopped_early = trials.training_spec(replace(with_recipe(stop="best"), training=UserCode(spec="python:a:b", digest="d")), 0)
     assert len({plain, user_trained, stopped_early}) == 3
     assert trials.training_spec(with_recipe(stop="best"), 0) == plain
-    assert replace(user_trained, training=UserCode(spec="python:a:b", digest="d", path="/y")) == user_trained
+    assert replace_flat(user_trained, training=UserCode(spec="python:a:b", digest="d", path="/y")) == user_trained
     assert from_scratch().init == RANDOM and Recipe().stop == "last"
