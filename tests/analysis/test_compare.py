@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from factory import SCRATCH, make_cells, make_findings, make_predictions, make_run
 
-from xferbench.analysis import intervals
+from xferbench.analysis import intervals, multiplicity
 from xferbench.analysis.compare import compare as compare_runs
 from xferbench.core.comparison import CANNOT_TELL, CRASHED, NOT_WORSE, SKIPPED, WORSE
 from xferbench.core.errors import UserError
@@ -347,7 +347,7 @@ def test_looks_share_alpha():
         for S in (3, 5)
     ]
     assert result.estimate.seeds == 5, "the first look leaves it open"
-    assert result.estimate.p_worse == pytest.approx(intervals.sequential_p(look_p, [3, 5], 0.05))
+    assert result.estimate.p_worse == pytest.approx(multiplicity.sequential_p(look_p, (3, 5)))
     assert result.estimate.p_worse > look_p[1]
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xferbench.analysis import intervals, metrics
+from xferbench.analysis import intervals, metrics, multiplicity
 from xferbench.core.errors import UserError
 from xferbench.core.record import Predictions
 
@@ -304,5 +304,5 @@ def test_equal_arms_pass_only_with_many_examples(metric):
     verdicts = []
     for arm in (few, many):
         estimate, _ = metrics.estimate_metric_contrast(make_arms(arm, arm), HARM, metric=metric, margin=0.02, alpha=0.05)
-        verdicts.append(intervals.decide(estimate.p_fail, estimate.p_pass, 0.05))
+        verdicts.append(multiplicity.decide(estimate.p_fail, estimate.p_pass, 0.05))
     assert verdicts == ["INCONCLUSIVE", "PASS"]

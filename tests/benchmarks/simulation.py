@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from worlds import ALPHA, EXAMPLES, LOOKS, ORDINARY, SEEDS, WORLDS, batches, cell, probit, quantile
 
-from xferbench.analysis import intervals, metrics
+from xferbench.analysis import intervals, metrics, power
 from xferbench.core.record import Predictions
 
 if TYPE_CHECKING:
@@ -99,9 +99,8 @@ def planned(S: int, N: int, replicates: int, seed: int) -> dict[str, Any]:
         part.mean() for part in intervals.mean_squares(probit(generator, (500, 20, 500), [0.0], **ORDINARY)[0])
     )
     item = (examples - rest) / 20
-    margin = intervals.smallest_margin(
-        N, S, alpha=ALPHA, disagree=item + rest, persistent=item / (item + rest), seed_sd=np.sqrt((seeds - rest) / 500)
-    )
+    variances = power.Variances(seed=(seeds - rest) / 500, example=item, residual=rest)
+    margin = power.smallest_margin(N, S, alpha=ALPHA, variances=variances)
     passes = 0.0
     for R in batches(replicates, S * N):
         (null,) = probit(generator, (R, S, N), [0.0], **ORDINARY)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xferbench.analysis import intervals, metrics
+from xferbench.analysis import intervals, metrics, multiplicity
 
 ALPHA = 0.05
 LOOKS = (5, 10, 20)
@@ -32,6 +32,7 @@ class World:
         span: the range of D.
         seeds: numbers of seeds.
         sequence: whether the first few of its seeds are a sample of that many.
+        groups: takes a number of examples, and returns the group of each [N]; None if there are no groups.
         apart: whether it breaks the assumptions of the interval.
     """
 
@@ -42,6 +43,7 @@ class World:
     span: float = 1.0
     seeds: tuple[int, ...] = SEEDS
     sequence: bool = True
+    groups: Callable[[int], np.ndarray] | None = None
     apart: bool = False
 
 
@@ -55,13 +57,13 @@ def probit(
     item: float = 0.0,
     seed: float = 0.0,
     group: float = 0.0,
-    size: int = 1,
+    groups: Callable[[int], np.ndarray] = np.arange,
 ) -> list[np.ndarray]:
     """Draw the correctness of two arms as a threshold on a standard normal; the expected harm is exact for all parameters.
 
     The parameters are shares of the variance. ``common`` belongs to the example, for both arms and all seeds; ``item`` to the
     arm and the example, for all seeds; ``seed`` to the arm and the seed, for all examples; ``group`` is like ``item``, for
-    ``size`` examples together. The rest is independent at every seed and example.
+    all examples of a group together. The rest is independent at every seed and example.
     """
     R, S, N = shape
 
@@ -74,7 +76,8 @@ def probit(
         score = normal(1 - common - item - seed - group, R, S, N)
         score += shared + normal(item, R, 1, N)
         score += normal(seed, R, S, 1)
-        score += np.repeat(normal(group, R, 1, -(-N // size)), size, axis=2)[:, :, :N]
+        member = groups(N)
+        score += normal(group, R, 1, int(member.max()) + 1)[:, :, member]
         arms.append(score)
     cured = (arms[0] > quantile(1 - accuracy)).astype(np.float64)
     return [cured - (arms[1] > quantile(1 - accuracy + harm)) for harm in harms]
@@ -87,13 +90,20 @@ def quantile(share: float | np.ndarray) -> Any:
     return ndtri(share)
 
 
-def by_group_of_ten(
-    generator: np.random.Generator, shape: tuple[int, int, int], harms: Sequence[float], **world: Any
-) -> list[np.ndarray]:
-    """Draw a probit world in groups of ten examples, and return the mean of each group: [R, S, N // 10]."""
-    R, S, N = shape
-    tables = probit(generator, (R, S, N // 10 * 10), harms, size=10, **world)
-    return [differences.reshape(R, S, N // 10, 10).mean(-1) for differences in tables]
+def groups_of_ten(N: int) -> np.ndarray:
+    """Return the group of each example, ten examples a group."""
+    return np.arange(N) // 10
+
+
+def unequal_groups(N: int) -> np.ndarray:
+    """Return the group of each example; the groups have 1 to 30 examples."""
+    sizes = np.tile([1, 2, 3, 5, 9, 30], N // 50 + 1)
+    return np.repeat(np.arange(len(sizes)), sizes)[:N]
+
+
+def twenty_groups(N: int) -> np.ndarray:
+    """Return the group of each example, twenty groups of equal size."""
+    return np.arange(N) * 20 // N
 
 
 def rare(
@@ -184,7 +194,27 @@ WORLDS = (
     World(
         name="groups of ten",
         says="ten correlated images a group; N images, judged by group",
-        draw=partial(by_group_of_ten, **GROUPED),
+        draw=partial(probit, groups=groups_of_ten, **GROUPED),
+        groups=groups_of_ten,
+    ),
+    World(
+        name="unequal groups",
+        says="groups of 1 to 30 correlated images, judged by group",
+        draw=partial(probit, groups=unequal_groups, **GROUPED),
+        groups=unequal_groups,
+    ),
+    World(
+        name="twenty groups",
+        says="the images of twenty patients, whose harms differ, judged by patient with a margin of .05",
+        draw=partial(probit, groups=twenty_groups, common=0.60, item=0.04, seed=0.001, group=0.02),
+        margin=0.05,
+        groups=twenty_groups,
+    ),
+    World(
+        name="small test set",
+        says="both arms near .80 accuracy, which disagree on a tenth of the examples, margin .05",
+        draw=partial(probit, common=0.88, item=0.06, seed=0.002),
+        margin=0.05,
     ),
     World(
         name="loss, skewed to harm",
@@ -203,7 +233,7 @@ WORLDS = (
     World(
         name="groups of ten, ignored",
         says="the same images, judged as if they were independent; judging by group prevents this",
-        draw=partial(probit, size=10, **GROUPED),
+        draw=partial(probit, groups=groups_of_ten, **GROUPED),
         apart=True,
     ),
     World(
@@ -229,7 +259,8 @@ def cell(number: int, S: int, N: int, replicates: int, seed: int) -> dict[str, A
     """Return the rates, as shares of the replicates, in the world of that number with S seeds and N examples."""
     generator = np.random.default_rng([seed, number, S, N])
     world = WORLDS[number]
-    m, p_values = world.margin, partial(intervals.p_values, span=world.span)
+    groups = None if world.groups is None else world.groups(N)
+    m, p_values = world.margin, partial(intervals.p_values, span=world.span, groups=groups)
     totals: dict[str, float] = {}
     for R in batches(replicates, S * N):
         null, edge, double = world.draw(generator, (R, S, N), (0.0, m, 2 * m))
@@ -245,7 +276,7 @@ def cell(number: int, S: int, N: int, replicates: int, seed: int) -> dict[str, A
             variances = {"seed": (seeds - rest) / N, "item": (examples - rest) / S, "rest": rest}
             counts |= {f"variance_{name}": variance.sum() for name, variance in variances.items()}
         if world.sequence and max(LOOKS) == S:
-            levels = np.array(intervals.alpha_spending(LOOKS, ALPHA))
+            levels = np.array(multiplicity.look_levels(LOOKS, ALPHA))
             looks = np.array([p_values(edge[:, :look], m) for look in LOOKS])  # [looks, ways, R]
             wrong_fail, wrong_pass = (looks < levels[:, None, None]).any(0).sum(-1)
             counts |= {"sequential_wrong_fail": wrong_fail, "sequential_wrong_pass": wrong_pass}

@@ -16,6 +16,7 @@ def test_valid_suite_shows_the_smallest_margin(capsys, tmp_path):
     assert "noise.toml: a valid suite" in out
     assert "smallest margin that this test set can decide with 2 seeds: about 0." in out
     assert "(the suite's: 0.3)" in out
+    assert "of a PASS without harm, " in out
 
 
 def test_unknown_size_of_the_test_set_is_reported(capsys, tmp_path):

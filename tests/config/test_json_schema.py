@@ -88,7 +88,7 @@ BEYOND_SCHEMA = {
     "margin = inf",
     "margin = 2",
     "looks = [10, 5]",
-    "seed = 999990",
+    "seed = 999995",
     '[backbone] weights = "~nobody-at-all/w.pth"',
     '[backbone] weights = "a\\u0000b"',
     '[recipe] batchnorm = "momentum:2"',
@@ -176,7 +176,7 @@ def test_defaults_are_in_the_schema():
     assert defaults == {
         "margin": 0.02,
         "budget": "20m",
-        "looks": [5, 10, 20],
+        "looks": [5, 10],
         "recipe.lr": 1e-3,
         "recipe.init": "pretrained",
         "scratch.steps": 500,

@@ -57,7 +57,7 @@ INVALID = [
     ('budget = "20"', "budget", '"20"', "a duration"),
     ('budget = "-5m"', "budget", '"-5m"', "a duration"),
     ("seed = -1", "seed", "-1", "a whole number, 0 or above"),
-    ("seed = 999990", "seed", "999990, with 20 seeds at the last look", "below 1000000"),
+    ("seed = 999995", "seed", "999995, with 10 seeds at the last look", "below 1000000"),
     ("tuning_seeds = 0", "tuning_seeds", "0", "a whole number above 0"),
     ("[backbone] arch", "[backbone] arch: missing", "no key at all", "arch"),
     ("[backbone] arch = 18", "[backbone] arch", "18", "a non-empty string"),

@@ -43,7 +43,7 @@ from xferbench.core.pipeline import (
     WeightsFile,
 )
 from xferbench.core.strategies import STRATEGIES
-from xferbench.core.suite import BackboneSection, DataSection, Invocation, Matrix, Suite
+from xferbench.core.suite import BackboneSection, DataSection, Invocation, Matrix, Rules, Suite
 from xferbench.core.trial import (
     ComputeContext,
     EvaluationSpec,
@@ -89,6 +89,7 @@ FULL_SPEC = replace(
 VIEW = EvaluationSpec(preprocessing=PREPROCESSING)
 PLACE = ComputeContext(device="cpu", torch="2.14", lab=1)
 SUITE = Suite(
+    rules=Rules(looks=(5, 10, 20)),
     name="a",
     plugins=("all",),
     invocation=Invocation(path="/a.toml"),

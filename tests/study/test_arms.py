@@ -176,7 +176,7 @@ def test_pretraining_on_the_target_equals_a_candidate_of_the_scratch_baseline_wi
     assert spec.network.start in {
         trials.training_spec(candidate, 3) for candidate in scratch_baseline(PIPELINE, PIPELINE.baseline).candidates
     }
-    assert trials.initial_model(pipeline).transferred == TRANSFER_ALL
+    assert trials.initial_model(pipeline).network.transferred == TRANSFER_ALL
 
 
 def test_the_key_omits_the_number_of_transferred_layers_if_all_are_transferred():
@@ -188,10 +188,12 @@ def test_the_key_omits_the_number_of_transferred_layers_if_all_are_transferred()
 
 def test_only_domain_adversarial_training_receives_unlabeled_images():
     dann_pipeline = replace(fake_lab.PIPELINE, recipe=Recipe(regularizer=Regularizer.parse("dann:1")))
-    assert trials.training_spec(dann_pipeline, 0).unlabeled == fake_lab.PIPELINE.data.shifted.data
-    assert trials.training_spec(fake_lab.PIPELINE, 0).unlabeled is None
+    assert trials.training_spec(dann_pipeline, 0).data.unlabeled == fake_lab.PIPELINE.data.shifted.data
+    assert trials.training_spec(fake_lab.PIPELINE, 0).data.unlabeled is None
     assert (
-        trials.training_spec(replace(fake_lab.PIPELINE, recipe=Recipe(regularizer=Regularizer.parse("ewc:1"))), 0).unlabeled
+        trials.training_spec(
+            replace(fake_lab.PIPELINE, recipe=Recipe(regularizer=Regularizer.parse("ewc:1"))), 0
+        ).data.unlabeled
         is None
     )
     assert trials.training_cost(trials.training_spec(dann_pipeline, 0)) == 3 * trials.training_cost(

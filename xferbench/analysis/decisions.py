@@ -177,7 +177,7 @@ def _decide_change(pair: pairing.PairedContrast, decision: SequentialDecision, *
         same=pair.same,
         elsewhere=elsewhere,
         one_pair_of=seeds if pair.count == 1 < seeds and not pair.is_audit else 0,
-        to_decide=power.required_sizes(decision, pair.rules) if decision.is_open else None,
+        to_decide=power.explain_required_sizes(decision, pair.rules) if decision.is_open else None,
     )
 
 

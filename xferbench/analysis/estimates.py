@@ -134,8 +134,11 @@ def _estimate_from_parts(
         np.add.at(row, columns, weight * (score - score.mean()) * count / len(score))  # absent examples do not change the mean
         smallest = min(smallest, len(score))
     groups = group if len(group) else None
-    span = metric.span * max(map(abs, contrast.weights.values())) * count / smallest
-    estimate = intervals.crossed_interval(difference, margin=rules.margin, alpha=rules.alpha, groups=groups, span=span)
+    limit = metric.span * max(map(abs, contrast.weights.values()))
+    span = limit * count / smallest
+    estimate = intervals.crossed_interval(
+        difference, margin=rules.margin, alpha=rules.alpha, groups=groups, span=span, limit=limit
+    )
     return ContrastEstimate(estimate=estimate, exposed=True, difference=difference, groups=group, span=span)
 
 

@@ -1,24 +1,26 @@
-"""Confidence intervals, decisions, multiplicity corrections and sample-size planning for contrasts. Pure.
+"""Confidence intervals of contrasts over random seeds crossed with random test examples. Pure.
 
 All functions fail closed: values that are not finite, or too few values to estimate a variance, give p-values of 1 and decide
-nothing. A score test must agree with the interval, because the interval alone passes rare harms too often at small levels.
+nothing.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xferbench.analysis.bounded_mean import bounded_mean_p
 from xferbench.core.errors import UserError
 from xferbench.core.run import Estimate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MAX_SEEDS = 1000  # larger numbers are reported as out of reach
-MAX_EXAMPLES = 10_000_000
 LARGEST_VALUE = 1e70  # degrees of freedom use fourth powers, which overflow above this value
+BISECTIONS = 40
+WHOLE_GROUP = 0.5  # a group whose harm is at least this share of the largest possible harm is harmed as a whole
 
 
 def mean_squares(difference: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -40,124 +42,172 @@ def mean_squares(difference: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def standard_error_and_df(
-    squares: Sequence[np.ndarray], S: int | np.ndarray, N: int | np.ndarray
+    squares: Sequence[np.ndarray], S: int | np.ndarray, N: int | np.ndarray, example_df: float | np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the standard error of the mean and Satterthwaite's degrees of freedom from the three mean squares.
 
     The shapes may broadcast. One seed needs no special case: its standard error is √(variance / N) with N − 1 degrees of
     freedom. If the estimated variance is zero or negative, the larger of the mean squares of seeds and of the interaction
     replaces it. The standard error is therefore 0 only if all values of D are equal.
+
+    Args:
+        squares: mean squares of seeds, examples and their interaction.
+        S, N: numbers of seeds and examples.
+        example_df: degrees of freedom of the examples; N − 1 by default.
     """
     seeds, examples, residual = squares
     seed_df = np.maximum(S - 1, 1)
+    example_df = N - 1 if example_df is None else example_df
     variance = seeds + examples - residual
     with np.errstate(divide="ignore", invalid="ignore"):
-        weighted_squares = seeds**2 / seed_df + examples**2 / (N - 1) + residual**2 / (seed_df * (N - 1))
+        weighted_squares = seeds**2 / seed_df + examples**2 / example_df + residual**2 / (seed_df * example_df)
         df = np.maximum(variance**2 / weighted_squares, 1.0)
     is_degenerate = variance <= 1e-9 * residual
     usable = np.where(is_degenerate, np.maximum(seeds, residual), variance)
     return np.sqrt(usable / (S * N)), np.where(is_degenerate, seed_df, df)
 
 
-def one_sided_moments(difference: np.ndarray, adverse: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return mean, standard error and degrees of freedom of [..., S, N] with one adverse example added.
+def mean_skewness(difference: np.ndarray, se: np.ndarray) -> np.ndarray:
+    """Return the skewness of the mean of [..., S, N] over examples, an array of shape [...].
 
-    The added example has the value ``adverse`` at every seed.
+    Args:
+        difference: [..., S, N].
+        se: [...], standard error of the mean.
     """
-    S, N = difference.shape[-2:]
-    extended = np.concatenate([difference, np.full((*difference.shape[:-1], 1), adverse)], axis=-1)
-    mean, *squares = mean_squares(extended)
-    return mean, *standard_error_and_df(squares, S, N + 1)
+    example = difference.mean(-2)
+    third = np.power(example - example.mean(-1, keepdims=True), 3).mean(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        skewness: np.ndarray = np.nan_to_num(third / difference.shape[-1] ** 2 / se**3, posinf=0.0, neginf=0.0)
+    return skewness
 
 
-def tail_p(mean: np.ndarray, se: np.ndarray, df: np.ndarray, margin: float) -> np.ndarray:
-    """Return the p-value of ``harm ≤ margin``, or 1 if it cannot be computed."""
+def tail_p(mean: np.ndarray, se: np.ndarray, df: np.ndarray, skewness: np.ndarray, margin: float) -> np.ndarray:
+    """Return the p-value of ``harm ≤ margin``, or 1 if it cannot be computed.
+
+    It is the larger of the p-values of Student's t and of t with Hall's (1992) correction for skewness. If large benefits are
+    rare, most samples show too few of them, and t alone gives a wrong FAIL too often. The correction only makes decisions
+    harder, because at small levels its own error is large.
+    """
     from scipy.special import stdtr  # takes a third of the time of scipy.stats
 
     with np.errstate(divide="ignore", invalid="ignore"):
-        below: np.ndarray = np.nan_to_num(stdtr(df, (margin - mean) / se), nan=1.0)
-    return below
+        t = (mean - margin) / se
+        corrected = t + skewness * (t**2 / 3 + 1 / 6) + skewness**2 * t**3 / 27
+        p = stdtr(df, -np.where(skewness < 0, np.minimum(t, corrected), t))
+    finite_p: np.ndarray = np.nan_to_num(p, nan=1.0)
+    return finite_p
 
 
-def rare_event_p(mean: np.ndarray, N: int, margin: float, span: float) -> np.ndarray:
-    """Return the p-value of ``harm ≤ margin`` if each example has the value −span or 0 at all seeds.
+def _critical_t(df: float, skewness: float, alpha: float) -> float:
+    """Return the value of t at which :func:`tail_p` is alpha."""
+    from scipy.special import stdtrit
 
-    The margin must be between −span and 0; the p-value is 0 for any other margin.
+    quantile = -float(stdtrit(df, alpha))
+    if not skewness < 0:
+        return quantile
+    cube = 1 + skewness * (quantile - skewness / 6)  # Hall's transformation is a shifted cube
+    return max(quantile, 3 / skewness * (float(np.cbrt(cube)) - 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sample:
+    """The units of an interval, which are examples or groups of examples.
+
+    Attributes:
+        values: [..., S, G], harm by seed and unit; the mean is the harm over all examples.
+        totals: [..., G], sum of the harms of the unit's examples, averaged over seeds.
+        sizes: [G], numbers of examples.
+        extra_size: [...], number of examples of a unit that the sample may lack.
+        df: degrees of freedom of the units.
     """
-    from scipy.special import ndtr
 
-    if not -span < margin < 0:
-        return np.zeros_like(mean)
-    below: np.ndarray = ndtr((margin - mean + span / (2 * N)) / np.sqrt(-margin * (span + margin) / N))
-    return below
+    values: np.ndarray
+    totals: np.ndarray
+    sizes: np.ndarray
+    extra_size: np.ndarray
+    df: float
+
+    def __neg__(self) -> _Sample:
+        return replace(self, values=-self.values, totals=-self.totals)
+
+    def moments(self, least_se: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the mean, its standard error and degrees of freedom, and its skewness, four arrays of shape [...]."""
+        mean, *squares = mean_squares(self.values)
+        S, G = self.values.shape[-2:]
+        se, df = standard_error_and_df(squares, S, G, self.df)
+        se = np.maximum(se, least_se)
+        return mean, se, df, mean_skewness(self.values, se)
+
+    def guard_p(self, margin: float, span: float) -> np.ndarray:
+        """Return the p-value of ``harm ≤ margin`` by the test of the bounded mean."""
+        return bounded_mean_p(self.totals, margin, -span, self.sizes, self.extra_size)
 
 
-def wilson_upper(mean: np.ndarray, N: int | np.ndarray, alpha: float, span: float) -> np.ndarray:
-    """Return the upper bound of the harm if each example has the value +span or 0 at all seeds.
+def _sample(difference: np.ndarray, groups: np.ndarray | None, span: float) -> _Sample:
+    """Return examples, or groups of them, as units. Large groups weigh more, as they do in the accuracy over all examples.
 
-    The function inverts :func:`rare_event_p`. The bound is −∞ if the mean is too low.
+    The harm is a ratio of two sums over groups, and the value of a unit is its linear approximation. Unequal sizes reduce the
+    degrees of freedom to those of (Σ n)² / Σ n² groups of equal size, as for clusters in Carter, Schnepel & Steigerwald (2017).
     """
-    from scipy.special import ndtri
+    shape, N = difference.shape[:-2], difference.shape[-1]
+    if groups is None or len(groups) == 0:
+        return _Sample(
+            values=difference, totals=difference.mean(-2), sizes=np.ones(N), extra_size=np.ones(shape), df=max(N - 1, 1)
+        )
+    sums, sizes = group_sums(difference, groups)
+    seed_harm, totals = difference.mean(-1, keepdims=True), sums.mean(-2)
+    harmed = np.abs(totals / sizes)
+    least_harmed = np.where(harmed > 0, harmed, np.inf).min(-1)
+    is_all_or_nothing = np.isfinite(least_harmed) & (least_harmed >= WHOLE_GROUP * span)
+    return _Sample(
+        values=seed_harm + (sums - seed_harm * sizes) / sizes.mean(),
+        totals=totals,
+        sizes=sizes,
+        extra_size=np.where(is_all_or_nothing, sizes.mean(), 1.0),
+        df=float(max(sizes.sum() ** 2 / np.square(sizes).sum() - 1, 1.0)),
+    )
 
-    c = ndtri(alpha) ** 2 / N
-    corrected = mean + span / (2 * N)
-    middle = 2 * corrected + c * span
-    discriminant = middle**2 - 4 * corrected**2 * (1 + c)
-    root = (middle + np.sqrt(np.maximum(discriminant, 0.0))) / (2 * (1 + c))
-    bound: np.ndarray = np.where(discriminant >= 0, root, -np.inf)
-    return bound
 
-
-def p_values(difference: np.ndarray, margin: float, span: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def p_values(
+    difference: np.ndarray, margin: float, span: float = 1.0, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the p-values of ``harm ≤ margin`` and of ``harm ≥ margin``, two arrays of shape [...].
 
     Args:
         difference: [..., S, N], finite, with N ≥ 2.
         margin: the margin, in the unit of ``difference``.
         span: the largest harm that one example can show.
+        groups: [N] integers, or None.
     """
-    mean, N = difference.mean((-2, -1)), difference.shape[-1]
-    low, high = one_sided_moments(difference, -span), one_sided_moments(-difference, -span)
-    return (
-        np.maximum(tail_p(*low, margin), rare_event_p(mean, N, margin, span)),
-        np.maximum(tail_p(*high, -margin), rare_event_p(-mean, N, -margin, span)),
-    )
+    sample = _sample(difference, groups, span)
+    return _lower_p(sample, margin, span), _lower_p(-sample, -margin, span)
 
 
-def _lower_bound(
-    D: np.ndarray, least_se: float, *, margin: float, alpha: float, span: float
-) -> tuple[float, float, float, float]:
-    """Return the lower bound, the p-value of ``harm ≤ margin``, the standard error and the degrees of freedom.
+def _lower_p(sample: _Sample, margin: float, span: float, least_se: float = 0.0) -> np.ndarray:
+    """Return the p-value of ``harm ≤ margin``, an array of shape [...]; see :func:`crossed_interval`.
 
-    The bound is above the margin if and only if the p-value is below alpha.
+    ``harm ≤ 0`` contains ``harm ≤ margin`` for a negative margin, so that its p-value is valid for both.
     """
-    from scipy.special import stdtrit
-
-    N, harm = D.shape[1], D.mean()
-    mean, se, df = one_sided_moments(D, -span)
-    se = np.maximum(se, least_se)
-    bound = float(np.minimum(mean + stdtrit(df, alpha) * se, -wilson_upper(-harm, N, alpha, span)))
-    p = float(np.maximum(tail_p(mean, se, df, margin), rare_event_p(harm, N, margin, span)))
-    if bound > margin and p < alpha:
-        return bound, p, float(se), float(df)
-    return min(bound, margin), max(p, alpha), float(se), float(df)  # rounding can make the two disagree: then neither decides
+    moments = sample.moments(least_se)
+    p = tail_p(*moments, margin)
+    if not -span < margin < 0:
+        return p
+    combined: np.ndarray = np.minimum(np.maximum(p, sample.guard_p(margin, span)), tail_p(*moments, 0.0))
+    return combined
 
 
-def group_means(difference: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-    """Average [S, N] within each group and return [S, groups].
-
-    None or an empty array means that there are no groups, and ``difference`` is returned.
+def group_sums(difference: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sums of [..., S, N] over the examples of each group, [..., S, G], and the numbers of examples [G].
 
     Raises:
         UserError: if the number of groups differs from the number of examples.
     """
-    if groups is None or len(groups) == 0:
-        return difference
-    if len(groups) != difference.shape[1]:
-        raise UserError("groups do not match the examples", found=f"{len(groups)} groups", expected=f"{difference.shape[1]}")
+    N = difference.shape[-1]
+    if len(groups) != N:
+        raise UserError("groups do not match the examples", found=f"{len(groups)} groups", expected=f"{N}")
     order = np.argsort(groups, kind="stable")
     _, starts, sizes = np.unique(np.asarray(groups)[order], return_index=True, return_counts=True)
-    return np.add.reduceat(difference[:, order], starts, axis=1) / sizes
+    return np.add.reduceat(difference[..., order], starts, axis=-1), sizes.astype(np.float64)
 
 
 def crossed_interval(
@@ -167,194 +217,75 @@ def crossed_interval(
     alpha: float,
     groups: np.ndarray | None = None,
     span: float = 1.0,
+    limit: float | None = None,
     least_se: tuple[float, float] = (0.0, 0.0),
 ) -> Estimate:
     """Estimate the harm of a contrast over random seeds crossed with random examples.
 
     A contrast is D[s, i], the harm on seed s and test example i; its mean is the harm. Seeds and examples are both random and
     crossed, so the interval is that of a two-way random-effects layout, as in radiology's readers × cases (Dorfman, Berbaum &
-    Metz 1992), with Satterthwaite's (1946) degrees of freedom.
+    Metz 1992), with Satterthwaite's (1946) degrees of freedom and a correction for skewness (:func:`tail_p`).
 
-    If D is all zero, or nearly so, such an interval has no width. One adverse pseudo-example is therefore added on each side,
-    as Agresti & Coull (1998) do for a proportion. This suffices at a level of 5 % but not at the smaller levels of several
-    looks and many contrasts: a rare harm that no test example shows would pass several times too often. A score test with
-    continuity correction (Wilson 1927, Newcombe 1998) must therefore agree. If the harm equals the margin m, examples may be
-    harmed at all seeds or at none, with variance m (1 − m).
+    If D is all zero, or nearly so, such an interval has no width, and a harm that no test example shows would pass. The test
+    of the bounded mean (:func:`xferbench.analysis.bounded_mean.bounded_mean_p`) must therefore agree, for the upper bound above
+    0 and the lower bound below 0. On the other side of 0, examples that the sample lacks cannot lead to a wrong decision.
 
     The estimate has two one-sided bounds, each at level ``alpha``. The standard error and the degrees of freedom of the
     result belong to the side with the larger error. With one seed, the interval is conditional on that seed. NaN, infinity,
-    no seed, or fewer than two examples give bounds of NaN.
+    no seed, or fewer than two units give bounds of NaN.
 
     Args:
         difference: [S, N], harm by seed and example.
         margin: the margin, in the unit of ``difference``.
         alpha: level of each bound.
-        groups: [N] integers. D is averaged within each group first; the groups then replace the examples, with equal weights.
+        groups: [N] integers, or None. Groups, and not examples, are then the random units; each counts with all its examples.
         span: the largest harm that one example can show.
+        limit: the largest possible harm, ``span`` by default. No bound exceeds it.
         least_se: lower limits of the standard error on the lower and the upper side, for example from a bootstrap.
     """
-    D = group_means(np.asarray(difference, dtype=np.float64), groups)
+    D = np.asarray(difference, dtype=np.float64)
     S, N = D.shape
-    finite = D.size > 0 and bool((np.abs(D) < LARGEST_VALUE).all())
-    harm = float(D.mean()) if finite else np.nan
-    if not finite or N < 2:
-        return Estimate(harm=harm, low=np.nan, high=np.nan, p_fail=1.0, p_pass=1.0, se=np.nan, df=np.nan, seeds=S, examples=N)
-    low, p_fail, *low_moments = _lower_bound(D, least_se[0], margin=margin, alpha=alpha, span=span)
-    high, p_pass, *high_moments = _lower_bound(-D, least_se[1], margin=-margin, alpha=alpha, span=span)
-    se, df = max(low_moments, high_moments)
-    return Estimate(harm=harm, low=low, high=-high, p_fail=p_fail, p_pass=p_pass, se=se, df=df, seeds=S, examples=N)
-
-
-def alpha_spending(looks: Sequence[int], alpha: float) -> tuple[float, ...]:
-    """Divide alpha among the looks: α (S_k − S_{k−1}) / S_K.
-
-    This is a union bound, which is valid for any dependence between looks.
-
-    Raises:
-        UserError: if the looks are not increasing positive numbers of seeds.
-    """
-    previous = (0, *looks[:-1])
-    if not looks or any(seeds <= seeds_before for seeds_before, seeds in zip(previous, looks, strict=True)):
-        raise UserError("looks must increase", found=str(list(looks)), expected="increasing numbers of seeds")
-    return tuple(alpha * (seeds - seeds_before) / looks[-1] for seeds_before, seeds in zip(previous, looks, strict=True))
-
-
-def sequential_p(p: Sequence[float], looks: Sequence[int], alpha: float) -> float:
-    """Return the p-value over all looks so far: min(1, min_k p_k α / α_k).
-
-    ``p[k]`` is the p-value of the k-th planned look. NaN counts as 1.
-    """
-    levels = alpha_spending(looks, alpha)[: len(p)]
-    return min((1.0, *(value * alpha / level for value, level in zip(p, levels, strict=True) if np.isfinite(value))))
-
-
-def holm_adjusted(p: Sequence[float]) -> np.ndarray:
-    """Return p-values adjusted by Holm's procedure (Holm 1979), in the order of the input.
-
-    The adjustment is valid for any dependence. NaN counts as 1.
-    """
-    values = np.nan_to_num(np.asarray(p, dtype=np.float64), nan=1.0)
-    order = np.argsort(values, kind="stable")
-    adjusted = np.empty_like(values)
-    adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1.0)
-    return adjusted
-
-
-def decide(p_fail: float, p_pass: float, alpha: float) -> str:
-    """Return ``FAIL``, ``PASS`` or ``INCONCLUSIVE``.
-
-    The decision is INCONCLUSIVE if both p-values are below alpha, because they contradict each other.
-    """
-    is_fail, is_pass = p_fail < alpha, p_pass < alpha
-    if is_fail == is_pass:
-        return "INCONCLUSIVE"
-    return "FAIL" if is_fail else "PASS"
-
-
-def expected_false_alarms(contrasts: int, alpha: float) -> float:
-    """Return an upper bound on the expected number of false FAILs among ``contrasts`` tested by Holm's procedure at ``alpha``.
-
-    The probability of at least one false FAIL is at most alpha. Under independence, the expected number is about alpha as
-    well. Verdicts share arms, however, and false alarms may occur together. Let V be their number among n true hypotheses. If
-    k of them are rejected, then for each j ≤ k at least j p-values are at most α / (n − j + 1). Markov's inequality therefore
-    gives E min(V, j) ≤ n α / (n − j + 1) for every j. Because P(V ≥ k) decreases with k, E V ≤ (n / j) E min(V, j). The best
-    j is half of n + 1: the bound is α for one contrast, is attained for two (2 α), and stays below 4 α for any number. The
-    same holds for PASS.
-    """
-    if contrasts == 0:
-        return 0.0
-    half = (contrasts + 1) // 2
-    return alpha * contrasts**2 / (half * (contrasts + 1 - half))
-
-
-def _decision_distance(
-    variances: tuple[float, float, float], S: np.ndarray, N: np.ndarray, *, alpha: float, power: float, harm: float, span: float
-) -> np.ndarray:
-    """Return the distance from the harm to the closest margin above it that :func:`crossed_interval` decides with this power.
-
-    ``variances`` are the variances of seeds, examples and the residual.
-    """
-    from scipy.special import stdtrit
-
-    seed, example, residual = variances
-    is_single, distance = S == 1, span - harm  # distance of the pseudo-example from the harm
-    squares = (
-        np.where(is_single, 0.0, N * seed + residual),
-        S * example + residual + S * distance**2 / (N + 1),
-        np.where(is_single, 0.0, residual),
-    )
-    se, df = standard_error_and_df(squares, S, N + 1)
-    noise = stdtrit(df, power) * np.sqrt(seed / S + example / N + residual / (S * N))
-    bound: np.ndarray = np.maximum(
-        distance / (N + 1) - stdtrit(df, alpha) * se + noise, wilson_upper(harm + noise, N, alpha, span) - harm
-    )
-    return bound
-
-
-def smallest_margin(
-    examples: int,
-    seeds: int,
-    *,
-    alpha: float = 0.05,
-    power: float = 0.8,
-    disagree: float = 0.15,
-    persistent: float = 0.5,
-    seed_sd: float = 0.015,
-    span: float = 1.0,
-) -> float:
-    """Return the smallest margin that a true harm of 0 is shown to be below with this power; infinity if there is none.
-
-    Args:
-        examples: number of test examples, or of groups if there are any.
-        seeds: number of seeds.
-        alpha: level of the test.
-        power: probability of the decision.
-        disagree: variance of D within a seed; for accuracy, the share of examples on which the two arms disagree.
-        persistent: share of that variance which is the same for every seed, so that more seeds do not average it away.
-        seed_sd: standard deviation of the harm over seeds.
-        span: the largest harm that one example can show.
-    """
-    if examples < 2 or seeds < 1:
-        return np.inf
-    variances = (seed_sd**2, persistent * disagree, (1 - persistent) * disagree)
-    return float(
-        _decision_distance(variances, np.asarray(seeds), np.asarray(examples), alpha=alpha, power=power, harm=0.0, span=span)
-    )
-
-
-def required_sizes(
-    difference: np.ndarray,
-    *,
-    margin: float,
-    alpha: float,
-    power: float = 0.8,
-    groups: np.ndarray | None = None,
-    span: float = 1.0,
-) -> tuple[int | None, int | None]:
-    """Return the number of seeds, and the number of examples or groups, that would decide the observed harm.
-
-    The number of seeds assumes the present examples; the number of examples assumes the present seeds. The variances are the
-    observed ones. A number is None if no affordable number suffices. With one seed, the variance over seeds is unknown and
-    the number of seeds is None.
-    """
-    D = group_means(np.asarray(difference, dtype=np.float64), groups)
-    S, N = D.shape
-    if S < 1 or N < 2 or not np.isfinite(D).all():
-        return None, None
-    mean, seeds, examples, residual = (float(value) for value in mean_squares(D))
-    variances = (max(seeds - residual, 0.0) / N, max(examples - residual, 0.0) / S, residual)
-    harm = mean if mean < margin else -mean  # a FAIL is a PASS with the sign reversed
-
-    def first_sufficient(s: np.ndarray, n: np.ndarray, numbers: np.ndarray) -> int | None:
-        is_sufficient = _decision_distance(variances, s, n, alpha=alpha, power=power, harm=harm, span=span) <= abs(
-            mean - margin
+    is_finite = D.size > 0 and bool((np.abs(D) < LARGEST_VALUE).all())
+    harm = float(D.mean()) if is_finite else np.nan
+    sizes = np.ones(N) if groups is None or len(groups) == 0 else group_sums(D, groups)[1]
+    units = len(sizes)
+    if not is_finite or units < 2:
+        return Estimate(
+            harm=harm, low=np.nan, high=np.nan, p_fail=1.0, p_pass=1.0, se=np.nan, df=np.nan, seeds=S, examples=units
         )
-        return int(numbers[is_sufficient.argmax()]) if is_sufficient.any() else None
+    sample = _sample(D, groups, span)
+    low, p_fail, *low_moments = _lower_bound(sample, least_se[0], margin=margin, alpha=alpha, span=span)
+    high, p_pass, *high_moments = _lower_bound(-sample, least_se[1], margin=-margin, alpha=alpha, span=span)
+    se, df = max(low_moments, high_moments)
+    limit = span if limit is None else limit
+    low, high = max(low, -limit), min(-high, limit)
+    return Estimate(harm=harm, low=low, high=high, p_fail=p_fail, p_pass=p_pass, se=se, df=df, seeds=S, examples=units)
 
-    more_seeds = np.arange(S, MAX_SEEDS + 1)
-    more_examples = np.unique(np.ceil(np.geomspace(N, MAX_EXAMPLES, 400)).astype(np.int64))
-    by_seeds = first_sufficient(more_seeds, np.asarray(N), more_seeds) if S > 1 else None
-    return by_seeds, first_sufficient(np.asarray(S), more_examples, more_examples)
+
+def _lower_bound(
+    sample: _Sample, least_se: float, *, margin: float, alpha: float, span: float
+) -> tuple[float, float, float, float]:
+    """Return the lower bound, the p-value of ``harm ≤ margin``, the standard error and the degrees of freedom.
+
+    The bound is above the margin if and only if the p-value is below alpha.
+    """
+    mean, se, df, skewness = sample.moments(least_se)
+    p = float(_lower_p(sample, margin, span, least_se))
+    bound = float(mean - _critical_t(float(df), float(skewness), alpha) * se)
+    if bound <= 0:
+        bound = min(bound, _guard_bound(sample, alpha, span))
+    if bound > margin and p < alpha:
+        return bound, p, float(se), float(df)
+    return min(bound, margin), max(p, alpha), float(se), float(df)  # if rounding makes them disagree, neither decides
+
+
+def _guard_bound(sample: _Sample, alpha: float, span: float) -> float:
+    """Return the lower bound, at most 0, by the test of the bounded mean."""
+    low, high = -span, 0.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sample.guard_p(middle, span) < alpha else (low, middle)
+    return low
 
 
 def mcnemar_p(difference: np.ndarray) -> float:

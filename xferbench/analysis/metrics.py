@@ -136,9 +136,8 @@ def estimate_metric_contrast(
     for side, weight in weights.items():
         difference += sign * weight * np.stack([example_scores(predictions, metric)[1] for predictions in sides[side]])
     groups = example_predictions.group[mask] if len(example_predictions.group) else None
-    span = _score_span(example_predictions, metric) * max(
-        sum(max(direction * weight, 0.0) for weight in weights.values()) for direction in (1.0, -1.0)
-    )
+    largest_weight = max(sum(max(direction * weight, 0.0) for weight in weights.values()) for direction in (1.0, -1.0))
+    span = _score_span(example_predictions, metric) * largest_weight
     if get_metric(metric).mean:
         return intervals.crossed_interval(difference, margin=margin, alpha=alpha, groups=groups, span=span), difference
 
@@ -148,7 +147,9 @@ def estimate_metric_contrast(
             total += weight * np.stack([_reweighted(predictions, metric)(counts) for predictions in sides[side]], axis=1)
         return total
 
-    return crossed_bootstrap(difference, reweighted, margin=margin, alpha=alpha, groups=groups, span=span), difference
+    return crossed_bootstrap(
+        difference, reweighted, margin=margin, alpha=alpha, groups=groups, span=span, limit=largest_weight
+    ), difference
 
 
 def crossed_bootstrap(
@@ -159,6 +160,7 @@ def crossed_bootstrap(
     alpha: float,
     groups: np.ndarray | None = None,
     span: float = 1.0,
+    limit: float = 1.0,
     draws: int = 1000,
 ) -> Estimate:
     """Estimate a harm that is not a mean over examples: the crossed interval of its pseudo-values, widened by a bootstrap.
@@ -174,6 +176,7 @@ def crossed_bootstrap(
         alpha: level of each bound.
         groups: [N] integers, or None.
         span: the largest harm that one example can show.
+        limit: the largest possible harm.
         draws: number of bootstrap samples.
     """
     from scipy.special import ndtri
@@ -182,7 +185,7 @@ def crossed_bootstrap(
     _, member = np.unique(groups if groups is not None else np.arange(N), return_inverse=True)
     G = int(member.max(initial=-1)) + 1
     harm = pseudo.mean(1, keepdims=True)
-    units = harm + intervals.group_means(pseudo - harm, member) * np.bincount(member) * G / N  # weighted by examples
+    units = harm + intervals.group_sums(pseudo - harm, member)[0] * G / N  # groups weigh as many examples as they have
     if G < 2 or not np.isfinite(units).all():
         return intervals.crossed_interval(units, margin=margin, alpha=alpha)
     resampled = np.random.default_rng(0).integers(G, size=(draws, G)) + np.arange(draws)[:, None] * G
@@ -192,7 +195,7 @@ def crossed_bootstrap(
     _, seeds, _, residual = intervals.mean_squares(units)
     least_se = np.sqrt(np.maximum(np.nanstd(deviation), (low, high)) ** 2 + np.maximum(seeds - residual, 0.0) / (S * G))
     return intervals.crossed_interval(
-        units, margin=margin, alpha=alpha, span=span, least_se=(float(least_se[0]), float(least_se[1]))
+        units, margin=margin, alpha=alpha, span=span, limit=limit, least_se=(float(least_se[0]), float(least_se[1]))
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from xferbench.analysis import intervals
+from xferbench.analysis import multiplicity
 from xferbench.analysis.verdict import control_outcome
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class SequentialDecision:
         p_pass: p-values of ``harm ≥ margin``, one for each look.
         controls: estimates of the positive controls, by variant.
         verdict: ``FAIL``, ``PASS``, ``INCONCLUSIVE`` or ``ERROR``.
-        adjusted: the p-values of FAIL and PASS after both corrections.
+        adjusted: the p-value of FAIL after the corrections for looks and contrasts, and that of PASS after that for looks.
         hypotheses: number of contrasts that share alpha.
     """
 
@@ -86,16 +86,14 @@ def add_look(previous: SequentialDecision | None, harm: ContrastEstimate, seeds:
 
 
 def decide(decisions: Mapping[str, SequentialDecision], looks: Sequence[int], alpha: float) -> dict[str, SequentialDecision]:
-    """Decide all planned contrasts by sequential p-values and Holm's procedure over the contrasts.
+    """Decide all planned contrasts by sequential p-values, and for FAIL by Holm's procedure over the contrasts.
 
-    FAIL and PASS are corrected separately. If subject and cure are equal, the harm is exactly 0; this is not a hypothesis and
-    needs no correction. A crash counts as a hypothesis that no data can decide.
+    If subject and cure are equal, the harm is exactly 0; this is not a hypothesis and needs no correction. A crash counts as
+    a hypothesis that no data can decide.
     """
     names = [name for name, decision in decisions.items() if decision.harm.exposed]
-    p_fail, p_pass = (
-        intervals.holm_adjusted([intervals.sequential_p(getattr(decisions[name], side), looks, alpha) for name in names])
-        for side in ("p_fail", "p_pass")
-    )
+    p_fail = multiplicity.holm_adjusted([multiplicity.sequential_p(decisions[name].p_fail, looks) for name in names])
+    p_pass = [multiplicity.sequential_p(decisions[name].p_pass, looks) for name in names]
     adjusted = {name: (float(p_fail[index]), float(p_pass[index])) for index, name in enumerate(names)}
     results = {}
     for name, decision in decisions.items():
@@ -104,6 +102,6 @@ def decide(decisions: Mapping[str, SequentialDecision], looks: Sequence[int], al
         elif not decision.harm.exposed:
             result = replace(decision, verdict="PASS", adjusted=(1.0, 0.0))
         else:
-            result = replace(decision, verdict=intervals.decide(*adjusted[name], alpha), adjusted=adjusted[name])
+            result = replace(decision, verdict=multiplicity.decide(*adjusted[name], alpha), adjusted=adjusted[name])
         results[name] = replace(result, hypotheses=len(names))
     return results

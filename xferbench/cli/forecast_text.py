@@ -9,6 +9,7 @@ from xferbench.report.messages import write_sentence
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from xferbench.analysis.power import DecisionPower
     from xferbench.core.suite import Suite
     from xferbench.study.forecast import Forecast
 
@@ -41,14 +42,20 @@ def print_forecast(suite: Suite, forecast: Forecast) -> None:
     for name in forecast.first:
         print(f"{name:<22} {forecast.first[name]:>10} {forecast.last[name]:>10}")
     print(f"{'minutes to compute':<22} {forecast.seconds[0] / 60:>10.1f} {forecast.seconds[1] / 60:>10.1f}")
-    print_margin(suite, forecast.smallest_margin)
+    print_power(suite, forecast.power)
 
 
-def print_margin(suite: Suite, smallest: float | None) -> None:
-    """Print the smallest margin that the test set can decide, in the metric's unit; None if it is not known."""
-    if smallest is None:
+def print_power(suite: Suite, power: DecisionPower | None) -> None:
+    """Print the smallest margin that the test set can decide, and the chances of a decision; None if they are not known."""
+    if power is None:
         print(f"the smallest margin that this test set can decide is not known in advance for {suite.rules.metric}")
         return
-    seeds = "" if suite.is_audit else f" with {suite.rules.looks[-1]} seeds"
-    print(f"smallest margin that this test set can decide{seeds}: about {smallest:.3f}", end="")
-    print(f" (the suite's: {suite.rules.margin:g})" + ("; expect INCONCLUSIVE" if smallest > suite.rules.margin else ""))
+    seeds = "" if suite.is_audit else f" with {power.seeds} seeds"
+    is_possible = power.smallest_margin < 1
+    smallest = f"about {power.smallest_margin:.3f}" if is_possible else "none"
+    hint = "; expect INCONCLUSIVE" if power.smallest_margin > suite.rules.margin else ""
+    print(f"smallest margin that this test set can decide{seeds}: {smallest} (the suite's: {suite.rules.margin:g}){hint}")
+    print(
+        f"chances at the suite's margin: {power.pass_chance:.0%} of a PASS without harm, "
+        f"{power.fail_chance:.0%} of a FAIL at twice the margin"
+    )

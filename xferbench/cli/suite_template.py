@@ -12,7 +12,7 @@ import tomllib
 import unicodedata
 from dataclasses import dataclass
 from importlib.util import find_spec
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,10 +136,11 @@ def _proposed_margin(draft: Suite, examples: int) -> float:
     """Return the margin that the test set can decide, rounded up to whole points."""
     from xferbench.core.suite import replace_rules
 
-    smallest = forecast.smallest_margin(
+    power = forecast.decision_power(
         replace_rules(draft, margin=DEFAULT_MARGIN), examples, discovery.load_plugins(draft.plugins)
     )
-    return min(max(DEFAULT_MARGIN, ceil(100 * (smallest or 0)) / 100), MAX_MARGIN)
+    smallest = power.smallest_margin if power else 0.0
+    return min(max(DEFAULT_MARGIN, ceil(100 * smallest) / 100), MAX_MARGIN) if isfinite(smallest) else MAX_MARGIN
 
 
 def suite_text(summary: DatasetSummary, name: str, arch: str, weights: Path | None, file: Path, margin: float) -> str:

@@ -56,11 +56,11 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 def _validate_suite(name: str, arguments: argparse.Namespace) -> None:
 
-    from xferbench.cli.forecast_text import print_margin
+    from xferbench.cli.forecast_text import print_power
     from xferbench.config import loader
     from xferbench.core.suite import replace_invocation
     from xferbench.runner import discovery, execute, profile
-    from xferbench.study.forecast import smallest_margin
+    from xferbench.study.forecast import decision_power
 
     path = loader.find_suite(name)
     suite = replace_invocation(loader.load_suite(path, arguments.set), allow_code=arguments.allow_code)
@@ -81,7 +81,7 @@ def _validate_suite(name: str, arguments: argparse.Namespace) -> None:
     (cached,) = profiles
     examples = (cached.data.test_groups or cached.data.test) if cached else suite.data.test_size
     if examples:
-        print_margin(suite, smallest_margin(suite, examples, plugins))
+        print_power(suite, decision_power(suite, examples, plugins))
     else:
         print("the size of the test set is not known yet: `xferbench run --dry-run` shows what it can decide")
     if arguments.freeze is not None:

@@ -113,6 +113,7 @@ class Code(Enum):
     TOO_FEW_SEEDS = auto()  # recipe, seeds
     RECIPE_ERROR = auto()  # recipe, error
     # Notes of a run
+    DECISION_CHANCES = auto()  # power: a DecisionPower
     OVERRIDDEN = auto()  # overrides
     SUPPORTED_FIELDS = auto()  # training, fields
     DROPPED_EXAMPLES = auto()  # entries

@@ -158,7 +158,7 @@ class Rules:
     metric: str = "accuracy"
     margin: float = 0.02
     alpha: float = 0.05
-    looks: tuple[int, ...] = (5, 10, 20)
+    looks: tuple[int, ...] = (5, 10)
     budget: float = 1200.0
     seed: int = 0
     tuning_seeds: int = 3

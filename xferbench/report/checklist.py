@@ -127,7 +127,7 @@ def _statistics(run: Run) -> dict[str, str]:
     if suite.get("after"):
         model = "Test images only, for this one network"
     bootstrap = "" if metric.mean else "; for this metric from jackknife pseudo-values, widened by a bootstrap"
-    groups = "; values are averaged within groups of images first, so that groups are the examples" if grouped else ""
+    groups = "; groups of images are the units, each with the weight of its images" if grouped else ""
     others = _other_metrics(run)
     return {
         "What is the metric?": _sentence([suite["metric"], *(["other contrasts: " + "; ".join(others)] if others else [])]),
@@ -136,9 +136,9 @@ def _statistics(run: Run) -> dict[str, str]:
         f" interval at {format.format_confidence(2 * alpha)}. They are not corrected for the number of intervals.",
         "Which sources of variation do they include?": f"{model}{bootstrap}{groups}.",
         "On how many test images?": f"{images}{' groups or images' if grouped else ''}." if images else "",
-        "How are multiple comparisons corrected?": "Verdicts are corrected by Holm's procedure over all hypotheses of the run,"
-        f" and over looks by sharing alpha ({alpha:g}). At most {run.expected_false_alarms:.2g} false FAILs are expected in the"
-        " whole run.",
+        "How are multiple comparisons corrected?": "FAIL is corrected by Holm's procedure over all hypotheses of the run."
+        " PASS is not: that nothing has failed is wrong only if at least one PASS is wrong (intersection-union test)."
+        f" The looks share alpha ({alpha:g}). At most {run.expected_false_alarms:.2g} false FAILs are expected in the whole run.",
     }
 
 

@@ -108,7 +108,7 @@ WITH_MARGIN: dict[Code, str] = {  # {margin} is a phrase: "the margin of 3.0 poi
     Code.BELOW_MARGIN: "harm is below {margin}",
     Code.MARGIN_WITHIN_INTERVAL: "the interval contains {margin}",
     Code.ABOVE_BEFORE_CORRECTION: "harm is above {margin}, but not after the correction for looks and plugins",
-    Code.BELOW_BEFORE_CORRECTION: "harm is below {margin}, but not after the correction for looks and plugins",
+    Code.BELOW_BEFORE_CORRECTION: "harm is below {margin}, but not after the correction for looks",
     Code.WORSE_THAN_MARGIN: "worse by more than {margin}",
     Code.WORSE_BY_LESS: "worse by less than {margin}, if at all",
 }
@@ -272,6 +272,15 @@ def _no_learning_curve(values: Values, _unit: str) -> str:
     return f"seed {values['seed']}: {values['error'] or 'no learning curve'}"
 
 
+def _decision_chances(values: Values, _unit: str) -> str:
+    power = values["power"]
+    return (
+        f"with {power.examples} test images (or groups) and {power.seeds} seeds, a check of a pipeline without harm passes in "
+        f"about {power.pass_chance:.0%} of runs, and a harm of twice the margin fails in about {power.fail_chance:.0%}, "
+        "if two arms disagree on 15 % of the images"
+    )
+
+
 def _overridden(values: Values, _unit: str) -> str:
     return "the command line overrides the suite file:" + "".join(f" --set {override}" for override in values["overrides"])
 
@@ -323,6 +332,7 @@ SPECIAL: dict[Code, Callable[[Values, str], str]] = {
     Code.NO_SUCH_CONTRAST: _no_such_contrast,
     Code.SEED_WITHOUT_MEASURE: _seed_without_measure,
     Code.NO_LEARNING_CURVE: _no_learning_curve,
+    Code.DECISION_CHANCES: _decision_chances,
     Code.OVERRIDDEN: _overridden,
     Code.SUPPORTED_FIELDS: _supported_fields,
     Code.DROPPED_EXAMPLES: _dropped_examples,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from xferbench.analysis import estimates, intervals
+from xferbench.analysis import estimates, multiplicity
 from xferbench.config import render
 from xferbench.core.canonical import digest
 from xferbench.core.interventions import OWN_HEAD, SourcePretraining, as_dict
@@ -14,7 +14,7 @@ from xferbench.core.run import Provenance, Run
 from xferbench.report import messages
 from xferbench.runner import preregistration
 from xferbench.runner.environment import describe_environment
-from xferbench.study import arms, describe, findings, followup, schedule, trials
+from xferbench.study import arms, describe, findings, followup, forecast, schedule, trials
 from xferbench.study.contrast_result import MAX_BASELINE_MARGIN
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def build_run(executed: StudyResult) -> Run:
         cost=cost_summary(executed),
         arms=arm_descriptions(executed),
         notes=build_notes(executed),
-        expected_false_alarms=intervals.expected_false_alarms(len(hypotheses), study.suite.rules.alpha),
+        expected_false_alarms=multiplicity.expected_false_alarms(len(hypotheses), study.suite.rules.alpha),
         samples=executed.samples,
         provenance=Provenance(
             environment=describe_environment(study.context.device, executed.workers) | {"lab": study.context.lab},
@@ -149,6 +149,9 @@ def _notes(executed: StudyResult) -> tuple[Reason, ...]:
         notes.append(because(Code.SUPPORTED_FIELDS, training=suite.training, fields=profile.user_code.supports))
     if profile.data.dropped_examples:
         notes.append(because(Code.DROPPED_EXAMPLES, entries=profile.data.dropped_examples))
+    plugins = [state.plugin for state in step.states if not state.skipped]
+    if power := forecast.decision_power(suite, profile.data.test_groups or profile.data.test, plugins):
+        notes.append(because(Code.DECISION_CHANCES, power=power))
     notes += _edge_notes(step)
     notes += [step.stop_reason] if step.stop_reason else []
     notes += _scratch_notes(executed) + _subject_notes(executed) + _unused_data_notes(executed)

@@ -149,7 +149,7 @@ def _paired_reasons(
     """Return the plugin's explanation, the reason of the verdict, what would decide it, remarks, and crashes of extra arms."""
     reasons = [because(Code.TEXT, text=explanation), verdict.reason]
     if result.decision.is_open:
-        reasons.append(power.required_sizes(result.decision, result.rules, halved=result.is_selected))
+        reasons.append(power.explain_required_sizes(result.decision, result.rules, halved=result.is_selected))
         reasons += [stopped] if stopped else []
     if verdict.reason.code not in {Code.ON_TRUST, Code.NOT_EXPOSED, Code.NOT_EXPOSED_NO_CONTROL}:
         reasons += remarks(result, variant, verdict.code)

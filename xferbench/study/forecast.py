@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from xferbench.analysis import intervals
+from xferbench.analysis import power
 from xferbench.config.render import describe_pipeline, describe_recipe
 from xferbench.core.pipeline import MAX_HELD_OUT_EXAMPLES, Arm, Pipeline, Selection
 from xferbench.core.reason import Code, Reason, because
@@ -36,7 +36,7 @@ class Forecast:
         first: numbers of trained networks and trials up to the first look: requested, unique, and in the store.
         last: the same numbers up to the last look.
         seconds: time of the missing trials up to the first and up to the last look, divided by the number of workers.
-        smallest_margin: the smallest margin that the test set can decide, or None.
+        power: what the test set can decide, or None.
     """
 
     arms: Mapping[str, Mapping[str, str]]
@@ -44,7 +44,7 @@ class Forecast:
     first: Mapping[str, int]
     last: Mapping[str, int]
     seconds: tuple[float, float]
-    smallest_margin: float | None
+    power: power.DecisionPower | None
 
 
 def forecast_study(study: Study, records: Mapping[str, Record], workers: int) -> Forecast:
@@ -77,7 +77,7 @@ def forecast_study(study: Study, records: Mapping[str, Record], workers: int) ->
         first=counts[0],
         last=counts[1],
         seconds=(seconds[0], seconds[1]),
-        smallest_margin=smallest_margin(suite, examples, [state.plugin for state in states if not state.skipped]),
+        power=decision_power(suite, examples, [state.plugin for state in states if not state.skipped]),
     )
 
 
@@ -106,18 +106,16 @@ def _feasible_arms(
         return because(Code.PLUGIN_CRASHED, error=f"{type(error).__name__}: {error}"), {}
 
 
-def smallest_margin(suite: Suite, examples: int, plugins: Sequence[Plugin]) -> float | None:
-    """Return the smallest margin that a test set of so many examples (or groups) can decide at the last look.
+def decision_power(suite: Suite, examples: int, plugins: Sequence[Plugin]) -> power.DecisionPower | None:
+    """Return what a test set of so many examples (or groups) can decide at the last look.
 
-    The margin is corrected for the numbers of looks and of paired contrasts. It is None for metrics other than accuracy,
-    because their variance is not known in advance.
+    It is None for metrics other than accuracy, because their variance is not known in advance.
     """
     paired = sum(contrast.kind == "paired" for plugin in plugins for contrast in plugin.contrasts)
     if suite.rules.metric != "accuracy" or not paired:
         return None
-    alpha = intervals.alpha_spending(suite.rules.looks, suite.rules.alpha)[-1] / paired
     scored_examples = examples // 2 if suite.is_audit else examples  # an audit screens repairs on the other half
-    return intervals.smallest_margin(scored_examples, suite.rules.looks[-1], alpha=alpha)
+    return power.decision_power(scored_examples, suite.rules, paired)
 
 
 def _assumed_pipeline(arm: Arm, study: Study, records: Mapping[str, Record]) -> Pipeline:
