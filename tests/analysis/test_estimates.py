@@ -137,3 +137,22 @@ def test_a_missing_or_nan_measure_makes_an_invariant_nan():
 def test_no_seed_stays_undecided():
     result = estimates.estimate_contrast(HARM, {}, [], SUITE.rules)
     assert result.error and (result.estimate.p_fail, result.estimate.p_pass) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("harms", "apart"),
+    [
+        ([0.0, 0.01, -0.01, 0.0, 0.15], True),
+        ([0.0, 0.01, 0.0, 0.14, 0.16], True),
+        ([0.0, 0.01, 0.02, 0.03, 0.04], False),
+        ([0.0, 0.0, 0.0, 0.0, 0.01], False),
+        ([0.0, 0.01, -0.15, 0.0, 0.01], False),
+        ([0.0, 0.15], False),
+        ([0.0] * 9 + [0.15], False),
+    ],
+    ids=["one seed", "two seeds", "spread", "within the margin", "a better seed", "too few", "ten seeds"],
+)
+def test_seeds_are_apart_if_a_gap_separates_a_few_that_are_harmed(harms, apart):
+    difference = np.repeat(np.asarray(harms)[:, None], 20, axis=1)
+    estimate = estimates.ContrastEstimate(estimate=estimates.UNDECIDED, exposed=True, difference=difference, groups=np.empty(0))
+    assert estimates.has_seeds_apart(estimate, 0.02) == apart

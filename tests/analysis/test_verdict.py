@@ -27,11 +27,11 @@ ESTIMATES = st.none() | st.tuples(NUMBERS, NUMBERS, NUMBERS).map(
 BOOM = because(Code.TEXT, text="Boom")
 ERRORS = st.sampled_from([None, BOOM])
 DECISIONS = st.sampled_from(["FAIL", "PASS", "INCONCLUSIVE", "ERROR", ""])
-PASSING = {"control": "detected", "exposed": True, "trust": "", "baseline": None, "decision": "PASS", "margin": MARGIN}
+PASSING = verdict.Evidence(control="detected", equal=EQUAL)
 
 
-def judge(estimate=GOOD, **changes):
-    return verdict.decide_harm(estimate, **(PASSING | changes))
+def judge(estimate=GOOD, decision="PASS", **changes):
+    return verdict.decide_harm(estimate, replace(PASSING, **changes), decision=decision, margin=MARGIN)
 
 
 def make_estimate(estimate=GOOD, **changes):
@@ -42,25 +42,32 @@ def make_estimate(estimate=GOOD, **changes):
 
 @given(
     estimate=ESTIMATES,
-    control=st.sampled_from([*CONTROLS, ""]),
-    exposed=st.booleans(),
-    trust=st.sampled_from(["", "nothing records it"]),
-    baseline=st.sampled_from([None, NO_BASELINE]),
     decision=DECISIONS,
-    error=st.sampled_from([None, BOOM]),
-    selected=st.booleans(),
-    finished=st.booleans(),
+    evidence=st.builds(
+        verdict.Evidence,
+        control=st.sampled_from([*CONTROLS, ""]),
+        exposed=st.booleans(),
+        trust=st.sampled_from(["", "nothing records it"]),
+        baseline=st.sampled_from([None, NO_BASELINE]),
+        error=ERRORS,
+        equal=st.just(EQUAL),
+        selected=st.booleans(),
+        finished=st.booleans(),
+        control_improves=st.booleans(),
+        seeds_apart=st.booleans(),
+    ),
 )
-def test_a_harm_passes_only_with_complete_evidence(estimate, control, exposed, trust, baseline, decision, error, **options):
-    result = verdict.decide_harm(
-        estimate, control, exposed, trust, baseline, decision=decision, margin=MARGIN, error=error, equal=EQUAL, **options
-    )
+def test_a_harm_passes_only_with_complete_evidence(estimate, decision, evidence):
+    result = verdict.decide_harm(estimate, evidence, decision=decision, margin=MARGIN)
     assert result.code in {"FAIL", "PASS", "INCONCLUSIVE", "ERROR"}
-    assert (result.code == "ERROR") == bool(error)
+    assert (result.code == "ERROR") == bool(evidence.error)
     if result.code == "PASS":
-        assert decision == "PASS" and not trust and verdict.is_measured(estimate)
-        assert control in {"detected", "harmless"} or (not exposed and not options["selected"])
-        assert baseline is None or not (exposed or options["finished"])
+        assert decision == "PASS" and not evidence.trust and verdict.is_measured(estimate)
+        assert evidence.control in {"detected", "harmless"} or not evidence.selected or evidence.exposed
+        assert evidence.control in {"detected", "harmless"} or not evidence.exposed or estimate.high < -MARGIN
+        assert evidence.baseline is None or not (evidence.exposed or evidence.finished)
+        assert not (evidence.exposed and evidence.seeds_apart)
+        assert not evidence.control_improves
     if result.code == "FAIL":
         assert decision == "FAIL"
 
@@ -72,6 +79,12 @@ def test_a_harm_passes_only_with_complete_evidence(estimate, control, exposed, t
         ({"control": "harmless"}, "PASS", Code.BELOW_MARGIN),
         ({"control": "missed"}, "INCONCLUSIVE", Code.NO_POWER),
         ({"control": "none"}, "INCONCLUSIVE", Code.NO_POWER),
+        ({"control": "missed", "estimate": replace(GOOD, high=-0.05)}, "PASS", Code.BELOW_MARGIN),
+        ({"baseline": NO_BASELINE, "estimate": replace(GOOD, high=-0.05)}, "INCONCLUSIVE", Code.NO_BASELINE),
+        ({"control": "harmless", "control_improves": True}, "INCONCLUSIVE", Code.CONTROL_IMPROVES),
+        ({"exposed": False, "control_improves": True}, "INCONCLUSIVE", Code.CONTROL_IMPROVES),
+        ({"seeds_apart": True}, "INCONCLUSIVE", Code.SEEDS_APART),
+        ({"seeds_apart": True, "decision": "FAIL"}, "FAIL", Code.ABOVE_MARGIN),
         ({"baseline": NO_BASELINE}, "INCONCLUSIVE", Code.NO_BASELINE),
         ({"trust": "nothing records it"}, "INCONCLUSIVE", Code.ON_TRUST),
         ({"error": BOOM}, "ERROR", Code.TEXT),

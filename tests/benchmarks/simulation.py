@@ -29,6 +29,8 @@ RESAMPLED = ((3, 50), (3, 153), (5, 153), (10, 153), (3, 500))  # S, N
 LEVELS = (0.05, 0.0125, 0.0025, 0.000625)  # one contrast, its first look of three, and that among five and among twenty
 RARE_EXAMPLES = (133, 153, 224, 250, 300, 500, 1000, 2000)
 RESAMPLES = 2000  # replicates at most: each is a bootstrap
+CONTRASTS = 15
+MANY = ("any_wrong_fail", "any_wrong_pass", "all_wrong_pass", "pass_alone", "pass_corrected", "fail_alone", "fail_corrected")
 WRONG = ("wrong_fail", "wrong_pass")
 LOOKED = ("sequential_wrong_fail", "sequential_wrong_pass")
 POWER = ("power_fail", "power_pass")
@@ -116,6 +118,38 @@ def planned(S: int, N: int, replicates: int, seed: int) -> dict[str, Any]:
     }
 
 
+def many_contrasts(S: int, N: int, seed_variance: float, replicates: int, seed: int) -> dict[str, Any]:
+    """Return the rates of a run of 15 contrasts of one subject with 15 arms, which disagree on a tenth of the examples.
+
+    All arms share the examples. All harms are 0, the margin of .05, or twice the margin. FAIL is corrected by Holm's procedure.
+    """
+    generator = np.random.default_rng([seed, len(WORLDS) + 2, S, N])
+    margin, level, counts = 0.05, ALPHA / CONTRASTS, dict.fromkeys((*MANY, "variance_seed"), 0.0)
+
+    def scores(shared: np.ndarray) -> np.ndarray:
+        own = np.sqrt(0.06) * generator.standard_normal((1, N)) + np.sqrt(seed_variance) * generator.standard_normal((S, 1))
+        return shared + own + np.sqrt(0.06 - seed_variance) * generator.standard_normal((S, N))
+
+    for _ in range(replicates):
+        shared = np.sqrt(0.88) * generator.standard_normal((1, N))
+        subject = scores(shared)
+        cured = np.stack([scores(shared) for _ in range(CONTRASTS)]) > quantile(0.2)
+        tables = [cured - (subject > quantile(0.2 + harm)).astype(np.float64) for harm in (0.0, margin, 2 * margin)]
+        null, edge, double = (intervals.p_values(table, margin) for table in tables)
+        _, seeds, _, rest = intervals.mean_squares(tables[1])
+        counts["variance_seed"] += float((seeds - rest).mean()) / N
+        counts["any_wrong_fail"] += edge[0].min() < level
+        counts["any_wrong_pass"] += edge[1].min() < ALPHA
+        counts["all_wrong_pass"] += edge[1].max() < ALPHA
+        counts["pass_alone"] += (null[1] < ALPHA).mean()
+        counts["pass_corrected"] += (null[1] < level).mean()
+        counts["fail_alone"] += (double[0] < ALPHA).mean()
+        counts["fail_corrected"] += (double[0] < level).mean()
+    shares = {name: count / replicates for name, count in counts.items()}
+    setting = {"world": "many contrasts", "metric": "mean", "margin": margin, "seeds": S, "examples": N}
+    return setting | {"replicates": replicates} | shares
+
+
 def rare_wrong_pass(N: int, level: float) -> float:
     """Return the exact probability of a wrong PASS at a margin of .02, if D is 1 on a binomial number of N examples."""
     from scipy.stats import binom
@@ -139,6 +173,9 @@ def simulate(replicates: int, seed: int, workers: int) -> list[dict[str, Any]]:
     fewer = settings | {"replicates": min(replicates, RESAMPLES)}
     tasks += [partial(resampled, metric, S, N, **fewer) for metric in ("balanced_accuracy", "auroc") for S, N in RESAMPLED]
     tasks += [partial(planned, S, N, **settings) for S in SEEDS for N in EXAMPLES]
+    tasks += [
+        partial(many_contrasts, S, N, variance, **fewer) for S in (3, 5, 10) for N in (150, 500) for variance in (0.002, 0.02)
+    ]
     with ProcessPoolExecutor(workers) as pool:
         return list(pool.map(call, tasks))
 
@@ -239,6 +276,21 @@ def page(rows: Sequence[dict[str, Any]], replicates: int, seed: int) -> str:
             *(
                 f"| {row['metric']} | {row['seeds']} | {row['examples']} | {rates(row, WRONG)} | {rates(row, POWER)} |"
                 for row in others
+            ),
+        ],
+        f"One subject and {CONTRASTS} contrasts, margin .05: wrong verdicts of a run, and power of a contrast": [
+            "With all harms at the margin, a run is wrong if any contrast is a FAIL (corrected by Holm's procedure), or if all",
+            "contrasts are a PASS (not corrected). The last columns are the shares of contrasts that PASS at a harm of 0 and",
+            "FAIL at twice the margin, without and with a correction. Verdicts use the bold ones.",
+            "",
+            "| S | N | sd over seeds | any FAIL | any PASS | all PASS | **PASS** | corrected | FAIL | **corrected** |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+            *(
+                f"| {row['seeds']} | {row['examples']} | {row['variance_seed'] ** 0.5:.3f} | "
+                + " | ".join(f"{100 * row[name]:.1f}" for name in MANY)
+                + " |"
+                for row in rows
+                if row["world"] == "many contrasts"
             ),
         ],
         "Planning: the smallest margin as announced, and the power of a PASS there (80 % is promised)": [

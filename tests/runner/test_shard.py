@@ -203,7 +203,7 @@ def test_merged_shards_equal_one_run_and_compute_nothing_twice(suite, lab, tmp_p
     merged = run_all(suite, tmp_path / "all.sqlite")
     assert findings_json(merged) == findings_json(expected)
     assert merged.cost["trials"] == expected.cost["trials"] | {"run": 0, "reused": expected.cost["trials"]["unique"]}
-    assert merged.plan == expected.plan
+    assert merged.provenance.plan == expected.provenance.plan
     assert lab.requests == []
     assert stored_records(tmp_path / "all.sqlite") == stored_records(tmp_path / "whole.sqlite")
     stages_by_round = [{share.stage for share in shares} for shares in results]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 RecordsByTerm = Mapping[tuple[str, str, int], Record]  # by arm, view and seed
 
+MIN_SEEDS_WITH_GAP, MIN_SEEDS_FOR_MEAN = 3, 10  # numbers of seeds between which a gap counts
+
 UNDECIDED = Estimate(
     harm=float("nan"),
     low=float("nan"),
@@ -223,6 +225,21 @@ def benefit_retained(records: RecordsByTerm, seeds: Sequence[int], rules: Rules)
         return None
     subject, cured, scratch = (float(mean) for mean in means if mean is not None)
     return (subject - scratch) / (cured - scratch)
+
+
+def has_seeds_apart(estimate: ContrastEstimate, margin: float) -> bool:
+    """Return whether a few of the seeds are far more harmed than the others, and there are too few seeds for a mean.
+
+    Student's t assumes that seeds are alike. If one seed in five to ten fails, most samples of five seeds have none or one, and
+    an interval from them is too narrow. Seeds are apart if a gap separates the most harmed half, or fewer, from the others. The
+    gap must exceed the margin and three times the range of the others.
+    """
+    harms = np.sort(estimate.difference.mean(1)) if estimate.difference.size else np.empty(0)
+    if estimate.error or not MIN_SEEDS_WITH_GAP <= len(harms) < MIN_SEEDS_FOR_MEAN:
+        return False
+    first = max(2, -(-len(harms) // 2))  # the others are at least two, and at least half
+    gaps, ranges = np.diff(harms)[first - 1 :], (harms - harms[0])[first - 1 : -1]
+    return bool(((gaps > margin) & (gaps > 3 * ranges)).any())
 
 
 def count_diverged(records: RecordsByTerm, arm: str, seeds: Sequence[int]) -> int:

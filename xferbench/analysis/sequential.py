@@ -51,12 +51,14 @@ class SequentialDecision:
     def lacks(self, variant: str, margin: float) -> bool:
         """Return whether the verdict needs a control that is missing or has not worked so far.
 
-        A PASS needs a working control. An open verdict may become a PASS and need one later.
+        A PASS needs a working control, unless the subject is better by more than the margin. An open verdict may become a PASS
+        and need one later.
         """
         control = self.controls.get(variant)
         if control is None:
             return True
-        matters = self.harm.exposed and self.verdict != "FAIL" and not (self.harm.error or control.error)
+        is_better = self.harm.estimate.high < -margin
+        matters = self.harm.exposed and self.verdict != "FAIL" and not (is_better or self.harm.error or control.error)
         return matters and control_outcome(control, margin) == "missed"
 
 

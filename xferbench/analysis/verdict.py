@@ -43,57 +43,84 @@ def control_outcome(control: ContrastEstimate | None, margin: float) -> str:
     return "harmless" if control.estimate.high < margin else "missed"
 
 
-def decide_harm(  # noqa: PLR0911 - a table
-    estimate: Estimate | None,
-    control: str,
-    exposed: bool,
-    trust: str,
-    baseline: Reason | None,
-    *,
-    decision: str,
-    margin: float,
-    error: Reason | None = None,
-    equal: Reason | None = None,
-    selected: bool = False,
-    finished: bool = False,
-    variant: str = "",
-    cost: Estimate | None = None,
-) -> Verdict:
-    """Return the verdict on a harm.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What a verdict on a harm depends on besides the harm.
 
-    Args:
-        estimate: the harm with its bounds.
+    Attributes:
         control: the outcome of the positive control, as :func:`control_outcome` returns it.
         exposed: whether subject and cure differ.
         trust: an assumption of the plugin that no measurement checks, or "".
         baseline: why the baseline is no reference, for example because it learned nothing; None if it is one.
-        decision: the decision by the corrected p-values, see :mod:`xferbench.analysis.sequential`.
-        margin: the margin, in the metric's unit.
         error: the crash of an arm or of the plugin, or None.
         equal: why subject and cure are equal, if they are.
         selected: whether the cure was selected among candidates. A better candidate may then have been missed.
         finished: whether the subject is a finished network. No repair helps a network that learned nothing.
+        control_improves: whether the induced arm is better than the cured arm by more than the margin. Then something that it
+            changes is not as stated.
+        seeds_apart: whether a few seeds are far worse than the others, and there are few seeds.
         variant: name of the control, for the reason.
         cost: estimate of the control, for the reason.
     """
-    if error:
-        return Verdict(code="ERROR", reason=error)
+
+    control: str
+    exposed: bool = True
+    trust: str = ""
+    baseline: Reason | None = None
+    error: Reason | None = None
+    equal: Reason | None = None
+    selected: bool = False
+    finished: bool = False
+    control_improves: bool = False
+    seeds_apart: bool = False
+    variant: str = ""
+    cost: Estimate | None = None
+
+
+def decide_harm(estimate: Estimate | None, evidence: Evidence, *, decision: str, margin: float) -> Verdict:
+    """Return the verdict on a harm.
+
+    Args:
+        estimate: the harm with its bounds.
+        evidence: what the verdict depends on besides the harm.
+        decision: the decision by the corrected p-values, see :mod:`xferbench.analysis.sequential`.
+        margin: the margin, in the metric's unit.
+    """
+    if evidence.error:
+        return Verdict(code="ERROR", reason=evidence.error)
     if decision == "FAIL":
         return _verdict("FAIL", Code.ABOVE_MARGIN, margin=margin)
-    if decision != "PASS" or not is_measured(estimate):
+    if decision != "PASS" or estimate is None or not is_measured(estimate):
         return Verdict(code="INCONCLUSIVE", reason=_open_reason(estimate, margin))
-    if trust:
-        return _verdict("INCONCLUSIVE", Code.ON_TRUST, what=trust)
-    lacks_control = control not in WORKING_CONTROLS
-    if not exposed and ((selected and lacks_control) or (finished and baseline)):
-        return _verdict("INCONCLUSIVE", Code.NOT_EXPOSED_NO_CONTROL, why=equal)
-    if not exposed:
-        return _verdict("PASS", Code.NOT_EXPOSED, why=equal)
-    if baseline:
-        return Verdict(code="INCONCLUSIVE", reason=baseline)
-    if lacks_control:
-        return _verdict("INCONCLUSIVE", Code.NO_POWER, margin=margin, variant=variant, cost=cost)
+    if obstacle := _why_no_pass(estimate, evidence, margin):
+        return Verdict(code="INCONCLUSIVE", reason=obstacle)
+    if not evidence.exposed:
+        return _verdict("PASS", Code.NOT_EXPOSED, why=evidence.equal)
     return _verdict("PASS", Code.BELOW_MARGIN, margin=margin)
+
+
+def _why_no_pass(  # noqa: PLR0911 - a table
+    estimate: Estimate, evidence: Evidence, margin: float
+) -> Reason | None:
+    """Return why a harm below the margin is not a PASS, or None.
+
+    No control is needed if the subject is better by more than the margin, because no failure can be hidden then.
+    """
+    lacks_control = evidence.control not in WORKING_CONTROLS
+    if evidence.trust:
+        return because(Code.ON_TRUST, what=evidence.trust)
+    if evidence.control_improves:
+        return because(Code.CONTROL_IMPROVES, variant=evidence.variant, cost=evidence.cost)
+    if not evidence.exposed:
+        is_doubtful = (evidence.selected and lacks_control) or (evidence.finished and evidence.baseline)
+        return because(Code.NOT_EXPOSED_NO_CONTROL, why=evidence.equal) if is_doubtful else None
+    if evidence.baseline:
+        return evidence.baseline
+    if evidence.seeds_apart:
+        return because(Code.SEEDS_APART, seeds=estimate.seeds)
+    if lacks_control and not estimate.high < -margin:
+        return because(Code.NO_POWER, margin=margin, variant=evidence.variant, cost=evidence.cost)
+    return None
 
 
 def decide_invariant(  # noqa: PLR0911 - a table

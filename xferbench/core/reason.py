@@ -30,6 +30,8 @@ class Code(Enum):
     NO_BETTER_REPAIR = auto()  # count
     NO_BETTER_RECIPE = auto()  # count
     NO_BASELINE = auto()  # arm, view
+    CONTROL_IMPROVES = auto()  # variant, cost: an estimate
+    SEEDS_APART = auto()  # seeds
     NO_POWER = auto()  # margin, variant, cost: an estimate or None
     NOT_ESTIMATED = auto()
     MARGIN_WITHIN_INTERVAL = auto()  # margin

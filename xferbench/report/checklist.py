@@ -138,7 +138,8 @@ def _statistics(run: Run) -> dict[str, str]:
         "On how many test images?": f"{images}{' groups or images' if grouped else ''}." if images else "",
         "How are multiple comparisons corrected?": "FAIL is corrected by Holm's procedure over all hypotheses of the run."
         " PASS is not: that nothing has failed is wrong only if at least one PASS is wrong (intersection-union test)."
-        f" The looks share alpha ({alpha:g}). At most {run.expected_false_alarms:.2g} false FAILs are expected in the whole run.",
+        f" The looks share alpha ({alpha:g}). At most {run.expected_false_alarms:.2g} false FAILs are expected in the whole"
+        " run.",
     }
 
 

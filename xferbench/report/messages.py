@@ -59,6 +59,9 @@ PLAIN: dict[Code, str] = {  # sentences that insert their values without further
     Code.NO_SCORE_TO_REACH: "{recipe} learned nothing, so it has no final score to reach",
     Code.TOO_FEW_SEEDS: "{recipe} was measured at {seeds} seeds, but an interval needs at least two",
     Code.RECIPE_ERROR: "{recipe}: {error}",
+    Code.SEEDS_APART: (
+        "harm is below the margin on average, but a few of the {seeds} seeds are far worse than the others: use ten or more"
+    ),
     Code.NOT_ESTIMATED: "the harm could not be estimated",
     Code.BUDGET_SPENT: "the budget of {budget:g} s ran out after {seeds} of {planned} seeds",
     Code.CHOSEN: "chosen among {count} candidates with a confidence of {confidence:.0%}",
@@ -177,6 +180,11 @@ def _no_power(values: Values, unit: str) -> str:
     cost = values["cost"]
     control = "no failure was induced" if cost is None else f"{values['variant']} costs {format_harm_interval(cost, unit)}"
     return f"no power: harm is below {_margin(values, unit)}, but so may be the harm of the induced failure ({control})"
+
+
+def _control_improves(values: Values, unit: str) -> str:
+    gain = format_harm_interval(values["cost"], unit)
+    return f"the induced failure {values['variant']} improves the pipeline ({gain}): something that it changes is not as stated"
 
 
 def _to_decide(values: Values, _unit: str) -> str:
@@ -313,6 +321,7 @@ def _scratch_search(values: Values, _unit: str) -> str:
 
 SPECIAL: dict[Code, Callable[[Values, str], str]] = {
     Code.NO_BASELINE: _no_baseline,
+    Code.CONTROL_IMPROVES: _control_improves,
     Code.NO_POWER: _no_power,
     Code.TO_DECIDE: _to_decide,
     Code.BETTER_RECIPE: _better_recipe,

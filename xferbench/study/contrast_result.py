@@ -39,11 +39,17 @@ class ContrastResult:
 
     @property
     def baseline_failure(self) -> Reason | None:
-        """The arm that the subject is compared with, if it did not learn and the subject is not shown to be better."""
+        """The arm that the subject is compared with, if it did not learn.
+
+        A baseline from scratch that did not learn is a reference if the subject is shown to be better by more than the margin.
+        """
         rules, seeds = self.rules, self.decision.seeds
-        if self.decision.harm.estimate.high < -rules.margin:
-            return None
-        baselines = [term for term, weight in self.contrast.weights.items() if weight > 0]
+        is_better = self.decision.harm.estimate.high < -rules.margin
+        baselines = [
+            (arm, view)
+            for (arm, view), weight in self.contrast.weights.items()
+            if weight > 0 and not (arm == "scratch" and is_better)
+        ]
         margin = min(rules.margin, MAX_BASELINE_MARGIN)
         failures = (
             because(Code.NO_BASELINE, arm=arm, view=view)
@@ -51,6 +57,11 @@ class ContrastResult:
             if estimates.majority_baseline_share(self.records, arm, seeds, margin, view) is not None
         )
         return next(failures, None)
+
+    @property
+    def compares_with_cure(self) -> bool:
+        """Whether the subject is compared with the cured arm, and not with another arm such as scratch."""
+        return all(arm == "cured" for (arm, _), weight in self.contrast.weights.items() if weight > 0)
 
     @property
     def is_selected(self) -> bool:

@@ -104,21 +104,21 @@ def _paired_finding(result: ContrastResult, variant: str, stopped: Reason | None
     explanation, explain_error = _explanation(state, result.contrast, result.records)
     error = decision.harm.error or _first_crash(result.records, [variant]) or measure_error or explain_error
     control = verdicts.control_outcome(cost, rules.margin)
-    verdict = verdicts.decide_harm(
-        estimate,
-        control,
-        decision.harm.exposed,
-        state.trust,
-        result.baseline_failure,
-        decision=decision.verdict,
-        margin=rules.margin,
+    evidence = verdicts.Evidence(
+        control=control,
+        exposed=decision.harm.exposed,
+        trust=state.trust,
+        baseline=result.baseline_failure,
         error=error,
         equal=why_equal(result),
         selected=result.is_selected,
         finished=result.is_finished,
+        control_improves=result.compares_with_cure and cost is not None and cost.estimate.high < -rules.margin,
+        seeds_apart=estimates.has_seeds_apart(decision.harm, rules.margin),
         variant=variant,
         cost=None if cost is None or cost.error else cost.estimate,
     )
+    verdict = verdicts.decide_harm(estimate, evidence, decision=decision.verdict, margin=rules.margin)
     patch, remaining = remedy(result, verdict.code)
     blank = _blank_finding(rules, state, result.contrast.name, verdict.code)
     finding = replace(
