@@ -115,6 +115,7 @@ class Code(Enum):
     TOO_FEW_SEEDS = auto()  # recipe, seeds
     RECIPE_ERROR = auto()  # recipe, error
     # Notes of a run
+    DECIDES_LITTLE = auto()  # power: a DecisionPower
     DECISION_CHANCES = auto()  # power: a DecisionPower
     OVERRIDDEN = auto()  # overrides
     SUPPORTED_FIELDS = auto()  # training, fields

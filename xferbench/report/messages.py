@@ -280,6 +280,14 @@ def _no_learning_curve(values: Values, _unit: str) -> str:
     return f"seed {values['seed']}: {values['error'] or 'no learning curve'}"
 
 
+def _decides_little(values: Values, _unit: str) -> str:
+    power = values["power"]
+    return (
+        f"this test set decides little: with {power.examples} test images (or groups) and {power.seeds} seeds, the chance of "
+        f"a PASS is {power.pass_chance:.0%} without harm, and that of a FAIL {power.fail_chance:.0%} at twice the margin"
+    )
+
+
 def _decision_chances(values: Values, _unit: str) -> str:
     power = values["power"]
     return (
@@ -341,6 +349,7 @@ SPECIAL: dict[Code, Callable[[Values, str], str]] = {
     Code.NO_SUCH_CONTRAST: _no_such_contrast,
     Code.SEED_WITHOUT_MEASURE: _seed_without_measure,
     Code.NO_LEARNING_CURVE: _no_learning_curve,
+    Code.DECIDES_LITTLE: _decides_little,
     Code.DECISION_CHANCES: _decision_chances,
     Code.OVERRIDDEN: _overridden,
     Code.SUPPORTED_FIELDS: _supported_fields,

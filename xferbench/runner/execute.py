@@ -17,26 +17,30 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench.core.errors import UserError
 from xferbench.core.progress import Progress
+from xferbench.core.reason import Code, because
 from xferbench.core.record import Record
 from xferbench.core.trial import ComputeContext, Trial
 from xferbench.core.version import LAB_VERSION
+from xferbench.report.messages import write_sentence
 from xferbench.runner import discovery, sample_images, store
 from xferbench.runner.engines import local
 from xferbench.runner.environment import torch_version
 from xferbench.runner.profile import profile_pipeline
 from xferbench.study import batching, followup, schedule
-from xferbench.study.forecast import Forecast, forecast_study
+from xferbench.study.forecast import Forecast, decision_power, forecast_study
 from xferbench.study.study import Study, subject_arm
 from xferbench.study.trials import training_cost
 
 if TYPE_CHECKING:
     import sqlite3
 
+    from xferbench.core.plugin import Plugin, Profile
     from xferbench.core.run import SampleImages
     from xferbench.core.suite import Suite
 
 LOCKSTEP_FITS = {"cuda": 32}  # fits of a group by device; on a CPU a group is no faster than its members, so groups have 1 fit
 ACCELERATOR_DEVICES = ("/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # without any of these, a Linux machine has no accelerator
+LEAST_CHANCE = 0.2  # of a PASS without harm, or of a FAIL at twice the margin; below it, a run warns before it trains
 Call = Callable[..., "Future[Any]"]
 Submit = Callable[[tuple[Trial, ...], frozenset[str]], "Future[Any]"]  # a group of trials, and the keys to compute
 
@@ -146,8 +150,19 @@ def open_study(
         on_progress(Progress(stage="reading the data and the backbone", done=0, running=1, total=1, reused=0, left=None))
         context = ComputeContext(device=_resolve_device(device, engine), torch=torch, lab=LAB_VERSION)
         pipeline, profile = profile_pipeline(suite, db, store.cache_folder(path), engine)
+        warn_of_low_power(suite, profile, plugins, on_progress)
         subject = subject_arm(suite, pipeline)
         yield Study(suite=suite, profile=profile, plugins=plugins, subject=subject, context=context), db, engine
+
+
+def warn_of_low_power(
+    suite: Suite, profile: Profile, plugins: Sequence[Plugin], on_progress: Callable[[Progress], None]
+) -> None:
+    """Report, before anything is trained, that the test set can decide hardly anything."""
+    power = decision_power(suite, profile.data.test_groups or profile.data.test, plugins)
+    if power is not None and max(power.pass_chance, power.fail_chance) < LEAST_CHANCE:
+        sentence = write_sentence(because(Code.DECIDES_LITTLE, power=power))
+        on_progress(Progress(stage=sentence, done=0, running=1, total=1, reused=0, left=None))
 
 
 def run_to_completion(
