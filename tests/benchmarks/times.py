@@ -51,6 +51,7 @@ def linear_probe_seconds(folder, rounds):
             target=inputs.digest_data(suite.data.target),
             train_preprocessing=preprocessing,
             train_size=suite.data.train_size,
+            test_size=suite.data.test_size,
         ),
         recipe=suite.recipe,
         serving=Serving(preprocessing=preprocessing),
