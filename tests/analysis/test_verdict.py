@@ -81,6 +81,7 @@ def test_a_harm_passes_only_with_complete_evidence(estimate, decision, evidence)
         ({"control": "none"}, "INCONCLUSIVE", Code.NO_POWER),
         ({"control": "missed", "estimate": replace(GOOD, high=-0.05)}, "PASS", Code.BELOW_MARGIN),
         ({"baseline": NO_BASELINE, "estimate": replace(GOOD, high=-0.05)}, "INCONCLUSIVE", Code.NO_BASELINE),
+        ({"baseline": NO_BASELINE, "control_improves": True}, "INCONCLUSIVE", Code.NO_BASELINE),
         ({"control": "harmless", "control_improves": True}, "INCONCLUSIVE", Code.CONTROL_IMPROVES),
         ({"exposed": False, "control_improves": True}, "INCONCLUSIVE", Code.CONTROL_IMPROVES),
         ({"seeds_apart": True}, "INCONCLUSIVE", Code.SEEDS_APART),

@@ -109,13 +109,13 @@ def _why_no_pass(  # noqa: PLR0911 - a table
     lacks_control = evidence.control not in WORKING_CONTROLS
     if evidence.trust:
         return because(Code.ON_TRUST, what=evidence.trust)
+    if evidence.exposed and evidence.baseline:
+        return evidence.baseline
     if evidence.control_improves:
         return because(Code.CONTROL_IMPROVES, variant=evidence.variant, cost=evidence.cost)
     if not evidence.exposed:
         is_doubtful = (evidence.selected and lacks_control) or (evidence.finished and evidence.baseline)
         return because(Code.NOT_EXPOSED_NO_CONTROL, why=evidence.equal) if is_doubtful else None
-    if evidence.baseline:
-        return evidence.baseline
     if evidence.seeds_apart:
         return because(Code.SEEDS_APART, seeds=estimate.seeds)
     if lacks_control and not estimate.high < -margin:
