@@ -33,7 +33,8 @@ def call_twice(plugin: Plugin, name: str, scenario: Scenario) -> Any:
     try:
         result, again = (getattr(plugin, name)(*arguments) for _ in range(2))
     except Exception as error:
-        do = "return the reason in applies, or handle this pipeline"
+        is_mistake = isinstance(error, TypeError)  # such as the spelling of an intervention in the place of its value
+        do = "correct the function" if is_mistake else "return the reason in applies, or handle this pipeline"
         raise AssertionError(str(UserError(f"{what} crashes", found=f"{type(error).__name__}: {error}", do=do))) from error
     need(result == again, what, found="another result the second time", expected="a pure function: the same result each time")
     unchanged = arguments == (scenario.pipeline, scenario.profile)
