@@ -9,19 +9,10 @@ from typing import TYPE_CHECKING, Any
 from xferbench.config.interventions import parse
 from xferbench.core.errors import UserError
 from xferbench.core.interventions import (
-    Augmentation,
-    BatchNormMode,
     DataIntervention,
-    Finish,
-    Head,
-    Initialization,
-    Intervention,
-    LayerTransfer,
-    Regularizer,
     ServingMode,
-    Trainable,
 )
-from xferbench.core.pipeline import Phase, Preprocessing, Recipe, ScratchGrid, Spectrogram
+from xferbench.core.pipeline import INTERVENTION_GROUPS, Phase, Preprocessing, Recipe, ScratchGrid, Spectrogram
 from xferbench.core.sections import from_flat
 from xferbench.core.suite import LOCATION_KEYS, Suite
 
@@ -32,16 +23,6 @@ if TYPE_CHECKING:
 
 TRANSFORM_KEYS = ("preprocessing", "train_preprocessing", "serve_preprocessing")
 RECIPE_KEYS = ("recipe", "believed")
-INTERVENTION_GROUPS: Mapping[str, type[Intervention]] = {  # field of a recipe or a phase → the group of its value
-    "init": Initialization,
-    "transferred": LayerTransfer,
-    "head": Head,
-    "augment": Augmentation,
-    "regularizer": Regularizer,
-    "finish": Finish,
-    "trainable": Trainable,
-    "batchnorm": BatchNormMode,
-}
 
 
 def suite_from_results(values: Mapping[str, Any], folder: Path) -> Suite:

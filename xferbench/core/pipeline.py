@@ -34,7 +34,9 @@ from xferbench.core.interventions import (
 from xferbench.core.sections import section_field
 
 if TYPE_CHECKING:
-    from xferbench.core.interventions import DataIntervention
+    from collections.abc import Mapping
+
+    from xferbench.core.interventions import DataIntervention, Intervention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,31 @@ class Spectrogram:
 InputTransform: TypeAlias = Preprocessing | Spectrogram
 
 
+# The fields of a phase, a recipe and the sections of a training spec that are interventions → the group of their values.
+INTERVENTION_GROUPS: Mapping[str, type[Intervention]] = {
+    "trainable": Trainable,
+    "batchnorm": BatchNormMode,
+    "init": Initialization,
+    "transferred": LayerTransfer,
+    "head": Head,
+    "regularizer": Regularizer,
+    "augment": Augmentation,
+    "finish": Finish,
+}
+
+
+def require_interventions(value: Any) -> None:
+    """Check that the interventions of a phase, a recipe, or a section of a training spec, are values and not their spellings.
+
+    Raises:
+        TypeError: if a field has another type.
+    """
+    for field_ in fields(value):
+        item = getattr(value, field_.name)
+        if field_.name in INTERVENTION_GROUPS and (item is not None or field_.default is not None):
+            require_group(item, INTERVENTION_GROUPS[field_.name], field_.name)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
     """A part of training with one set of trainable parameters, one optimizer and one schedule.
@@ -118,31 +145,7 @@ class Phase:
     order: str = "shuffled"
 
     def __post_init__(self) -> None:
-        require_group(self.trainable, Trainable, "trainable")
-        require_group(self.batchnorm, BatchNormMode, "batchnorm")
-
-
-# The fields of a recipe and of the sections of a training spec that are values of interventions.
-INTERVENTION_GROUPS = {
-    "init": Initialization,
-    "transferred": LayerTransfer,
-    "head": Head,
-    "regularizer": Regularizer,
-    "augment": Augmentation,
-    "finish": Finish,
-}
-
-
-def require_interventions(value: Any) -> None:
-    """Check that the interventions of a recipe, or of a section of a training spec, are values and not their spellings.
-
-    Raises:
-        TypeError: if a field has another type.
-    """
-    for field_ in fields(value):
-        item = getattr(value, field_.name)
-        if field_.name in INTERVENTION_GROUPS and (item is not None or field_.default is not None):
-            require_group(item, INTERVENTION_GROUPS[field_.name], field_.name)
+        require_interventions(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
