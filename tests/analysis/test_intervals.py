@@ -135,6 +135,15 @@ def test_an_effect_on_every_example_of_every_seed_fails():
     assert multiplicity.decide(*bounds(crossed(np.ones((3, 50))))[2:], 0.05) == "FAIL"
 
 
+@pytest.mark.parametrize(("units", "verdict"), [(2, "INCONCLUSIVE"), (3, "INCONCLUSIVE"), (10, "FAIL")])
+def test_a_few_units_that_are_all_harmed_alike_are_no_fail(units, verdict):
+    for estimate in (
+        crossed(np.ones((3, units)), margin=0.05),
+        crossed(np.ones((3, 10 * units)), margin=0.05, groups=np.repeat(np.arange(units), 10)),
+    ):
+        assert estimate.low < 1.0 and multiplicity.decide(estimate.p_fail, estimate.p_pass, 0.05) == verdict
+
+
 def test_a_larger_span_widens_the_interval():
     D = np.random.default_rng(2).normal(0.1, 1, size=(4, 100))
     near, far = crossed(D, span=1.0), crossed(D, span=16.0)

@@ -144,10 +144,10 @@ class _Sample:
 
 
 def _sample(difference: np.ndarray, groups: np.ndarray | None, span: float) -> _Sample:
-    """Return examples, or groups of them, as units. Large groups weigh more, as they do in the accuracy over all examples.
+    """Return examples, or groups of them, as units.
 
-    The harm is a ratio of two sums over groups, and the value of a unit is its linear approximation. Unequal sizes reduce the
-    degrees of freedom to those of (Σ n)² / Σ n² groups of equal size, as for clusters in Carter, Schnepel & Steigerwald (2017).
+    Groups of unequal sizes have the degrees of freedom of (Σ n)² / Σ n² groups of equal size, as clusters have in Carter,
+    Schnepel & Steigerwald (2017).
     """
     shape, N = difference.shape[:-2], difference.shape[-1]
     if groups is None or len(groups) == 0:
@@ -155,12 +155,12 @@ def _sample(difference: np.ndarray, groups: np.ndarray | None, span: float) -> _
             values=difference, totals=difference.mean(-2), sizes=np.ones(N), extra_size=np.ones(shape), df=max(N - 1, 1)
         )
     sums, sizes = group_sums(difference, groups)
-    seed_harm, totals = difference.mean(-1, keepdims=True), sums.mean(-2)
+    totals = sums.mean(-2)
     harmed = np.abs(totals / sizes)
     least_harmed = np.where(harmed > 0, harmed, np.inf).min(-1)
     is_all_or_nothing = np.isfinite(least_harmed) & (least_harmed >= WHOLE_GROUP * span)
     return _Sample(
-        values=seed_harm + (sums - seed_harm * sizes) / sizes.mean(),
+        values=group_values(difference, groups),
         totals=totals,
         sizes=sizes,
         extra_size=np.where(is_all_or_nothing, sizes.mean(), 1.0),
@@ -188,12 +188,25 @@ def _lower_p(sample: _Sample, margin: float, span: float, least_se: float = 0.0)
 
     ``harm ≤ 0`` contains ``harm ≤ margin`` for a negative margin, so that its p-value is valid for both.
     """
-    moments = sample.moments(least_se)
-    p = tail_p(*moments, margin)
-    if not -span < margin < 0:
-        return p
-    combined: np.ndarray = np.minimum(np.maximum(p, sample.guard_p(margin, span)), tail_p(*moments, 0.0))
-    return combined
+    mean, se, df, skewness = sample.moments(least_se)
+    p = tail_p(mean, se, df, skewness, margin)
+    if -span < margin < 0:
+        combined: np.ndarray = np.minimum(np.maximum(p, sample.guard_p(margin, span)), _lower_p(sample, 0.0, span, least_se))
+        return combined
+    is_constant = se == 0
+    return np.where(is_constant, np.maximum(p, sample.guard_p(margin, span)), p) if is_constant.any() else p
+
+
+def group_values(difference: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return the harm by seed and group, [..., S, G], so that the mean over groups is the mean of [..., S, N] over examples.
+
+    Large groups weigh more, as they do in the accuracy over all examples. The harm is a ratio of two sums over groups, and the
+    value of a group is its linear approximation.
+    """
+    sums, sizes = group_sums(difference, groups)
+    seed_harm = difference.mean(-1, keepdims=True)
+    values: np.ndarray = seed_harm + (sums - seed_harm * sizes) / sizes.mean()
+    return values
 
 
 def group_sums(difference: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -228,7 +241,8 @@ def crossed_interval(
 
     If D is all zero, or nearly so, such an interval has no width, and a harm that no test example shows would pass. The test
     of the bounded mean (:func:`xferbench.analysis.bounded_mean.bounded_mean_p`) must therefore agree, for the upper bound above
-    0 and the lower bound below 0. On the other side of 0, examples that the sample lacks cannot lead to a wrong decision.
+    0 and the lower bound below 0. On the other side of 0, examples that the sample lacks cannot lead to a wrong decision, and
+    the test must agree only if all values are equal: two harmed examples are no FAIL.
 
     The estimate has two one-sided bounds, each at level ``alpha``. The standard error and the degrees of freedom of the
     result belong to the side with the larger error. With one seed, the interval is conditional on that seed. NaN, infinity,
@@ -272,16 +286,16 @@ def _lower_bound(
     mean, se, df, skewness = sample.moments(least_se)
     p = float(_lower_p(sample, margin, span, least_se))
     bound = float(mean - _critical_t(float(df), float(skewness), alpha) * se)
-    if bound <= 0:
-        bound = min(bound, _guard_bound(sample, alpha, span))
+    if bound <= 0 or se == 0:
+        bound = min(bound, _guard_bound(sample, alpha, span, highest=max(bound, 0.0)))
     if bound > margin and p < alpha:
         return bound, p, float(se), float(df)
     return min(bound, margin), max(p, alpha), float(se), float(df)  # if rounding makes them disagree, neither decides
 
 
-def _guard_bound(sample: _Sample, alpha: float, span: float) -> float:
-    """Return the lower bound, at most 0, by the test of the bounded mean."""
-    low, high = -span, 0.0
+def _guard_bound(sample: _Sample, alpha: float, span: float, highest: float) -> float:
+    """Return the lower bound, at most ``highest``, by the test of the bounded mean."""
+    low, high = -span, highest
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if sample.guard_p(middle, span) < alpha else (low, middle)

@@ -185,7 +185,7 @@ def crossed_bootstrap(
     _, member = np.unique(groups if groups is not None else np.arange(N), return_inverse=True)
     G = int(member.max(initial=-1)) + 1
     harm = pseudo.mean(1, keepdims=True)
-    units = harm + intervals.group_sums(pseudo - harm, member)[0] * G / N  # groups weigh as many examples as they have
+    units = intervals.group_values(pseudo, member)
     if G < 2 or not np.isfinite(units).all():
         return intervals.crossed_interval(units, margin=margin, alpha=alpha)
     resampled = np.random.default_rng(0).integers(G, size=(draws, G)) + np.arange(draws)[:, None] * G

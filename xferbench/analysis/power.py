@@ -150,9 +150,7 @@ def required_sizes(
     """
     D = np.asarray(difference, dtype=np.float64)
     if groups is not None and len(groups):
-        sums, sizes = intervals.group_sums(D, groups)
-        seed_harm = D.mean(1, keepdims=True)
-        D = seed_harm + (sums - seed_harm * sizes) / sizes.mean()
+        D = intervals.group_values(D, groups)
     S, N = D.shape
     if S < 1 or N < 2 or not np.isfinite(D).all() or np.isclose(D.mean(), margin, rtol=0, atol=1e-9):
         return None, None
