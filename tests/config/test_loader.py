@@ -25,7 +25,7 @@ from xferbench.core.interventions import (
 )
 from xferbench.core.pipeline import Phase, Preprocessing, Recipe, ScratchGrid, Spectrogram
 from xferbench.core.sections import flat_values
-from xferbench.core.strategies import STRATEGIES
+from xferbench.core.strategies import STRATEGIES, resolve_epochs
 from xferbench.core.suite import BackboneSection, DataSection, Invocation, Rules, ServingSection, Suite
 from xferbench.study import selection
 
@@ -155,6 +155,17 @@ def test_the_required_keys_suffice_and_the_others_have_defaults(tmp_path):
             "recipe",
             Recipe(phases=(Phase(lr=0.1, steps=5), Phase(lr=0.2))),
         ),
+        (
+            "[recipe] label_smoothing = 0.1\n[recipe] clip = 1",
+            "recipe",
+            Recipe(phases=(Phase(label_smoothing=0.1, clip=1.0),)),
+        ),
+        ('[recipe] schedule = "linear"\n[recipe] epochs = 3', "recipe", Recipe(phases=(Phase(schedule="linear", epochs=3.0),))),
+        (
+            "[recipe] epochs = 4\n[[recipe.phases]]; steps = 5\n[[recipe.phases]]; lr = 0.2",
+            "recipe",
+            Recipe(phases=(Phase(steps=5), Phase(lr=0.2, epochs=4.0))),
+        ),
         ('[backbone] preprocessing = { kind = "image", crop = 8 }', "preprocessing", Preprocessing(crop=8)),
         (
             '[backbone] preprocessing = { kind = "spectrogram", mean = -30, std = 12.5 }',
@@ -189,6 +200,19 @@ def test_every_metric_is_accepted(tmp_path, metric):
 def test_keys_that_a_strategy_leaves_open_change_the_recipe(tmp_path, strategy, key_line):
     plain = f'[shifted] data = "digits"\n[recipe] strategy = "{strategy}"'
     assert load(tmp_path, f"{plain}\n[recipe] {key_line}").recipe != load(tmp_path, plain).recipe
+
+
+def test_a_strategy_divides_epochs_among_its_phases_as_it_divides_steps(tmp_path):
+    recipe = load(tmp_path, '[recipe] strategy = "lp-ft"\n[recipe] epochs = 10').recipe
+    resolved = resolve_epochs(recipe, 320)
+    assert [phase.steps for phase in resolved.phases] == [50, 50]  # 320 images are ten batches of 32
+    assert [phase.epochs for phase in resolved.phases] == [None, None]
+    assert resolve_epochs(Recipe(phases=(Phase(epochs=2.0, batch_size=64),)), 10).phases[0].steps == 2  # batches of 10
+
+
+def test_steps_and_epochs_exclude_each_other(tmp_path):
+    with pytest.raises(UserError, match="both steps and epochs"):
+        load(tmp_path, "[recipe] steps = 5\n[recipe] epochs = 1")
 
 
 @pytest.mark.parametrize("strategy", ["norm-only", "bitfit", "lora", "adapter"])

@@ -347,6 +347,46 @@ def test_warmup_reduces_the_first_step(workspace):
     )
 
 
+ONE_SGD_STEP = {
+    "steps": 1,
+    "batch_size": 16,
+    "optimizer": "sgd",
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "batchnorm": BATCHNORM_EVAL,
+}
+
+
+def step_norm(model):
+    return sum((model.last[name] - model.before[name]).square().sum() for name in changed_names(model)).sqrt().item()
+
+
+def test_clipping_bounds_the_norm_of_the_gradient_of_all_parameters(workspace):
+    (free,) = train(workspace, make_spec(workspace, Phase(lr=1e-2, **ONE_SGD_STEP)))
+    (loose,) = train(workspace, make_spec(workspace, Phase(lr=1e-2, clip=1e6, **ONE_SGD_STEP)))
+    (clipped,) = train(workspace, make_spec(workspace, Phase(lr=1e-2, clip=0.1, **ONE_SGD_STEP)))
+    assert step_norm(free) > 1e-2 * 0.1
+    assert step_norm(loose) == pytest.approx(step_norm(free), rel=1e-4)
+    assert step_norm(clipped) == pytest.approx(1e-2 * 0.1, rel=1e-3)
+
+
+def test_clipping_treats_each_member_of_a_group_alone(workspace):
+    phase = Phase(lr=1e-2, clip=0.1, **ONE_SGD_STEP)
+    group = train(workspace, make_spec(workspace, phase, seed=0), make_spec(workspace, phase, seed=1))
+    for seed, member in enumerate(group):
+        (alone,) = train(workspace, make_spec(workspace, phase, seed=seed))
+        torch.testing.assert_close(member.last, alone.last, rtol=1e-4, atol=1e-5)
+
+
+def test_label_smoothing_trains_towards_the_smoothed_labels(workspace):
+    phase = Phase(trainable=Trainable.parse("head"), batchnorm=BATCHNORM_EVAL, lr=1e-1, steps=200, batch_size=16)
+    (hard,), (smooth,) = (
+        train(workspace, make_spec(workspace, replace(phase, label_smoothing=smoothing))) for smoothing in (0.0, 0.4)
+    )
+    head = "linear.weight"
+    assert smooth.last[head].norm() < 0.7 * hard.last[head].norm()
+
+
 def test_weight_decay_applies_to_trained_tensors_only(workspace):
     (light,), (heavy,) = (
         train(

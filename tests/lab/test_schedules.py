@@ -26,6 +26,11 @@ def test_a_cosine_schedule_decays_from_the_peak_to_almost_0():
     assert factors == sorted(factors, reverse=True)
 
 
+def test_a_linear_schedule_falls_by_equal_steps():
+    factors = lr_factors(schedule="linear", steps=4)
+    assert factors == pytest.approx([1.0, 0.75, 0.5, 0.25])
+
+
 def test_one_cycle_starts_at_a_25th_and_peaks_at_30_percent():
     factors = lr_factors(schedule="one-cycle")
     assert factors[0] == pytest.approx(1 / 25)
@@ -35,7 +40,7 @@ def test_one_cycle_starts_at_a_25th_and_peaks_at_30_percent():
     assert 0 < factors[-1] < 0.001
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
 def test_warmup_rises_linearly_to_the_peak(schedule):
     factors = lr_factors(schedule=schedule, warmup=4)
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
@@ -51,8 +56,8 @@ def test_a_single_step_has_the_peak_rate():
 
 
 def test_an_unknown_schedule_is_an_error():
-    with pytest.raises(ValueError, match="linear"):
-        lr_factor(Phase(schedule="linear"), 0)
+    with pytest.raises(ValueError, match="square"):
+        lr_factor(Phase(schedule="square"), 0)
 
 
 DEPTH = {"head.weight": 0, "head.bias": 0, "b.weight": 1, "a.weight": 3}

@@ -96,7 +96,7 @@ def test_a_cure_that_changes_nothing_needs_a_supported_variant():
 def make_study_of_code(*plugins, supports, recipe=None):
     suite = replace(SUITE, recipe=recipe or full())
     study = make_study(*plugins, suite=suite, profile=replace(PROFILE, user_code=replace(PROFILE.user_code, supports=supports)))
-    pipeline = replace(PIPELINE, training=UserCode(spec="python:a:b", digest="d"))
+    pipeline = replace(PIPELINE, recipe=suite.recipe, training=UserCode(spec="python:a:b", digest="d"))
     return replace(study, subject=subject_arm(suite, pipeline))
 
 

@@ -113,6 +113,9 @@ def _parse_preprocessing(value: Any) -> InputTransform:
 PREPROCESSING = validation.Validator(
     _parse_preprocessing, validation.either_table(validation.rule_schema(IMAGE), validation.rule_schema(SPECTROGRAM))
 )
+SMOOTHING = validation.typed(
+    validation.NUMBER, lambda v: 0 <= v < 1, "a share, 0 or above and below 1", float, minimum=0, exclusiveMaximum=1
+)
 PHASE: dict[str, Rule] = {
     "trainable": spelling_rule(Trainable),
     "batchnorm": spelling_rule(BatchNormMode),
@@ -124,10 +127,13 @@ PHASE: dict[str, Rule] = {
     "optimizer": validation.one_of("adamw", "sgd"),
     "weight_decay": validation.NATURAL,
     "warmup": WHOLE,
-    "schedule": validation.one_of("cosine", "constant", "one-cycle"),
+    "schedule": validation.one_of("cosine", "linear", "constant", "one-cycle"),
     "steps": COUNT,
+    "epochs": POSITIVE,
     "batch_size": ABOVE_ONE,
     "order": validation.one_of("shuffled", "class"),
+    "label_smoothing": SMOOTHING,
+    "clip": POSITIVE,
 }
 RECIPE: dict[str, Rule] = {
     **PHASE,

@@ -231,28 +231,36 @@ def parse_recipe(table: Mapping[str, Any]) -> Recipe:
 def _build_recipe(table: Mapping[str, Any]) -> Recipe:
     """Return a recipe: one phase, several phases, or a named strategy with the settings of one phase."""
     phase_fields = dict(table)
+    epochs = phase_fields.pop("epochs", None) if "strategy" in table else None
+    if "steps" in table and "epochs" in table:
+        raise UserError("recipe.epochs", found="both steps and epochs", expected="one of the two")
     recipe_fields = {name: phase_fields.pop(name) for name in RECIPE_KEYS if name in phase_fields}
     phases, strategy = phase_fields.pop("phases", [{}]), phase_fields.pop("strategy", None)
     default_lr = DEFAULT_RATES.get(strategy, Phase().lr) if strategy else Phase().lr
     common = replace(Phase(lr=default_lr), **phase_fields)
+    phases = [({"epochs": None} if "steps" in phase else {}) | phase for phase in phases]  # steps of a phase replace its epochs
     recipe = Recipe(phases=tuple(replace(common, **phase) for phase in phases), **recipe_fields)
     if strategy and "phases" in table:
         raise UserError("recipe.strategy", found="both strategy and phases", expected="one of the two")
     if strategy:
         recipe = replace(STRATEGIES[strategy](common), **recipe_fields)
+        if epochs is not None:  # the strategy divides the steps among its phases, and the epochs in proportion
+            steps = sum(phase.steps for phase in recipe.phases)
+            phases = tuple(replace(phase, epochs=epochs * phase.steps / steps) for phase in recipe.phases)
+            recipe = replace(recipe, phases=phases)
         _check_effective(strategy, STRATEGIES[strategy](common), table)
     if recipe.init == RANDOM and recipe.transferred != TRANSFER_ALL:
         expected = "all, because nothing is transferred"
         raise UserError("recipe.transferred", found=str(recipe.transferred), expected=expected, do="leave it out, or init")
     for phase in recipe.phases:
-        if phase.warmup >= phase.steps:
+        if phase.epochs is None and phase.warmup >= phase.steps:
             raise UserError("recipe.warmup", found=f"{phase.warmup}", expected=f"fewer than the {phase.steps} steps of a phase")
     return recipe
 
 
 def _check_effective(strategy: str, built: Recipe, table: Mapping[str, Any]) -> None:
     """Refuse a key that has no effect because the strategy sets it; ``steps`` is divided among the strategy's phases."""
-    for name in table.keys() - {"strategy", "steps", "augment", "stop"}:
+    for name in table.keys() - {"strategy", "steps", "epochs", "augment", "stop"}:
         is_recipe_field = name in RECIPE_KEYS
         values = {getattr(built, name)} if is_recipe_field else {getattr(phase, name) for phase in built.phases}
         kind = str(table[name]).partition(":")[0]  # mlp:64 is of the same kind as the strategy's head

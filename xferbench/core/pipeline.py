@@ -124,10 +124,15 @@ class Phase:
         layer_decay: factor on the learning rate for each layer group below the head.
         optimizer, weight_decay: the optimizer and its weight decay.
         warmup: number of steps of linear warm-up.
-        schedule: ``cosine``, ``constant`` or ``one-cycle`` (up for three tenths of the steps, then down along a cosine).
+        schedule: ``cosine``, ``linear``, ``constant`` or ``one-cycle`` (up for three tenths of the steps, then down along a
+            cosine).
         steps: number of optimizer steps.
         batch_size: number of examples in a batch.
         order: ``shuffled``, or ``class``: batches ordered by class, as an unshuffled class folder gives them.
+        label_smoothing: share of each label that is distributed over all classes (Szegedy et al. 2016, arXiv:1512.00567).
+        clip: the largest norm of the gradient of all trained parameters; None for no clipping.
+        epochs: passes over the training images, which :func:`~xferbench.core.strategies.resolve_epochs` turns into ``steps``;
+            None if ``steps`` counts.
     """
 
     tag: ClassVar[str] = "Phase"
@@ -143,6 +148,9 @@ class Phase:
     steps: int = 150
     batch_size: int = 32
     order: str = "shuffled"
+    label_smoothing: float = field(default=0.0, metadata={"added": True})
+    clip: float | None = field(default=None, metadata={"added": True})
+    epochs: float | None = field(default=None, metadata={"added": True})
 
     def __post_init__(self) -> None:
         require_interventions(self)
@@ -388,5 +396,5 @@ Arm: TypeAlias = Pipeline | Selection
 MAX_HELD_OUT_EXAMPLES = 1000  # images of a domain that candidates are selected on
 
 
-PHASE_FIELDS = tuple(field.name for field in fields(Phase))
+PHASE_FIELDS = tuple(field.name for field in fields(Phase) if field.name != "epochs")
 SUPPORTABLE_FIELDS = (*PHASE_FIELDS, "phases", "augment", "stop")  # code receives no source, so it supports no regularizer

@@ -58,6 +58,17 @@ def map_phases(pipeline: Pipeline, change: Callable[[Phase], Phase], name: str =
     return replace(pipeline, recipe=changed)
 
 
+def resolve_epochs(recipe: Recipe, examples: int) -> Recipe:
+    """Return a recipe whose phases have ``steps`` instead of ``epochs``, for a number of training examples."""
+
+    def resolve(phase: Phase) -> Phase:
+        if phase.epochs is None:
+            return phase
+        return replace(phase, steps=max(1, round(phase.epochs * examples / min(phase.batch_size, examples))), epochs=None)
+
+    return replace(recipe, phases=tuple(map(resolve, recipe.phases)))
+
+
 def replace_phases(recipe: Recipe, *phases: Phase) -> Recipe:
     """Return a recipe with other phases.
 

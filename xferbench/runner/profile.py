@@ -10,6 +10,7 @@ from xferbench.core.errors import UserError
 from xferbench.core.pipeline import AuxiliaryDataset, Backbone, InputTransform, Pipeline, PipelineData, Recipe, Serving
 from xferbench.core.plugin import ProfileRequest
 from xferbench.core.record import MAX_CLASSES_WITH_PROBABILITIES
+from xferbench.core.strategies import resolve_epochs
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import inputs
 from xferbench.report.messages import write_sentence
@@ -65,7 +66,7 @@ def profile_pipeline(
             manifest=inputs.digest_manifest(suite, digester),
             interventions=suite.data.interventions,
         ),
-        recipe=suite.recipe or Recipe(),
+        recipe=_recipe(suite, profile),
         serving=Serving(
             preprocessing=suite.serving.preprocessing or suite.data.train_preprocessing or recorded, mode=suite.serving.mode
         ),
@@ -76,6 +77,20 @@ def profile_pipeline(
         baseline=suite.scratch,
     )
     return pipeline, profile
+
+
+def _recipe(suite: Suite, profile: Profile) -> Recipe:
+    """Return the suite's recipe in steps, or the default one.
+
+    Raises:
+        UserError: if the warm-up of a phase is as long as the phase.
+    """
+    recipe = resolve_epochs(suite.recipe or Recipe(), profile.data.train)
+    for phase in recipe.phases:
+        if phase.warmup >= phase.steps:
+            found = f"{phase.warmup}, in a phase whose epochs are {phase.steps} steps"
+            raise UserError(f"{suite.invocation.path}: [recipe] warmup", found=found, expected=f"fewer than {phase.steps}")
+    return recipe
 
 
 def _profile_request(suite: Suite, digester: Callable[[Path], str]) -> ProfileRequest:

@@ -10,7 +10,7 @@ from xferbench.core.pipeline import Selection
 from xferbench.core.plugin import Contrast, Plugin
 from xferbench.core.reason import Code, Reason, because
 from xferbench.core.requirements import always_applies, leave_unchanged
-from xferbench.core.strategies import DEFAULT_NAME, SCRATCH_NAME, default_selection, scratch_baseline
+from xferbench.core.strategies import DEFAULT_NAME, SCRATCH_NAME, default_selection, resolve_epochs, scratch_baseline
 from xferbench.study import feasibility
 from xferbench.study.trials import VIEWS
 
@@ -28,11 +28,16 @@ PLUGIN_PREFIX = "recipe:"  # prefix of the ids of plugins that measure recipes
 def recipe_study(matrix: Matrix, study: Study) -> tuple[Study, dict[str, Reason]]:
     """Return the recipes of a task as a separate study, and the reason for each recipe that is not feasible."""
     pipeline = study.subject.candidates[0] if isinstance(study.subject, Selection) else study.subject
-    arms = {grid.name: recipe_arm(grid, pipeline) for grid in matrix.compared}
+    arms = {grid.name: recipe_arm(_in_steps(grid, study.profile), pipeline) for grid in matrix.compared}
     skipped = {name: reason for name, arm in arms.items() if (reason := why_not(arm, pipeline, study.profile))}
     views = {claim.view for claim in matrix.effects if claim.recipe and claim.task == study.suite.name}
     plugins = tuple(recipe_plugin(name, arm, study.profile, views) for name, arm in arms.items() if name not in skipped)
     return replace(study, plugins=plugins, subject=pipeline), skipped
+
+
+def _in_steps(grid: RecipeGrid, profile: Profile) -> RecipeGrid:
+    """Return a recipe of a matrix with its epochs as steps."""
+    return replace(grid, recipes=tuple(resolve_epochs(recipe, profile.data.train) for recipe in grid.recipes))
 
 
 def recipe_arm(grid: RecipeGrid, pipeline: Pipeline) -> Selection:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xferbench.core.strategies import default_selection
@@ -48,4 +48,4 @@ def subject_arm(suite: Suite, pipeline: Pipeline) -> Arm:
     """Return the user's arm: a finished network, the suite's recipe, or the default selection for a suite without a recipe."""
     if pipeline.checkpoint:
         return pipeline
-    return default_selection(pipeline) if suite.recipe is None else replace(pipeline, recipe=suite.recipe)
+    return default_selection(pipeline) if suite.recipe is None else pipeline

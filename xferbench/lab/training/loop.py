@@ -258,6 +258,8 @@ def _train_phase(run: _PhaseRun, stacked: Tensors, *, check_steps: Sequence[int]
             loss = _member_losses(run, step, fixed, lora.merge_weights(start, parameters), index[step], draws)
             optimizer.zero_grad(set_to_none=True)
             loss.sum().backward()
+            if phase.clip is not None:
+                _clip_gradients(parameters, phase.clip)
             optimizer.step()
             losses, steps_since_check = losses + loss.detach(), steps_since_check + 1
             if step + 1 in check_steps or step + 1 == phase.steps:
@@ -303,7 +305,10 @@ def _member_losses(
     with feature_cache.autocast(run.network.device):
         logits = _run_members(run.model, tensors, batches).float()
     target_logits = logits[:, : y.shape[1], :classes]
-    loss = F.cross_entropy(target_logits.flatten(0, 1), y.flatten(), reduction="none").view(len(run.specs), -1).mean(1)
+    losses = F.cross_entropy(
+        target_logits.flatten(0, 1), y.flatten(), reduction="none", label_smoothing=run.phase.label_smoothing
+    )
+    loss = losses.view(len(run.specs), -1).mean(1)
     if run.penalty is not None:
         penalty = regularizers.penalty_loss(run.penalty, step, logits, parameters, index, classes, batches)
         loss = run.penalty.state.label_loss_weight * loss + penalty
@@ -339,6 +344,15 @@ def _check_frozen(run: _PhaseRun, frozen: Mapping[str, Tensor], stacked: Tensors
 def _is_equal(tensor: Tensor, other: Tensor) -> bool:
     """Return whether two tensors are equal. NaN equals NaN, because an earlier phase may have diverged."""
     return bool(torch.allclose(tensor, other, rtol=0, atol=0, equal_nan=True))
+
+
+def _clip_gradients(parameters: Tensors, largest: float) -> None:
+    """Scale the gradient of each member so that its norm over all parameters [members, ...] is at most ``largest``."""
+    gradients = [tensor.grad for tensor in parameters.values() if tensor.grad is not None]
+    squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients])
+    factor = (largest / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factor.view(-1, *[1] * (gradient.dim() - 1)))
 
 
 def _build_optimizer(phase: Phase, parameters: Tensors, depth: dict[str, int], discriminator: Tensors) -> torch.optim.Optimizer:

@@ -22,13 +22,15 @@ def lr_factor(phase: Phase, step: int) -> float:
     Raises:
         ValueError: If the schedule is unknown.
     """
-    if phase.schedule not in {"constant", "cosine", "one-cycle"}:
+    if phase.schedule not in {"constant", "cosine", "linear", "one-cycle"}:
         raise ValueError(f"unknown schedule: {phase.schedule}")
     if step < phase.warmup:
         return (step + 1) / (phase.warmup + 1)
     progress = (step - phase.warmup) / max(1, phase.steps - phase.warmup)
     if phase.schedule == "constant":
         return 1.0
+    if phase.schedule == "linear":
+        return 1 - progress
     if phase.schedule == "one-cycle" and progress < WARMUP_SHARE:
         return START_FACTOR + (1 - START_FACTOR) * (1 - cos(pi * progress / WARMUP_SHARE)) / 2
     if phase.schedule == "one-cycle":
