@@ -73,6 +73,30 @@ def test_the_best_candidate_is_selected_if_nothing_must_be_kept():
     assert arm.pipeline == ARMS[1] and arm.candidates[0].keeping is None
 
 
+def test_a_selected_subject_is_compared_with_the_best_of_the_others():
+    arm = select_by_scores(Selection(candidates=ARMS), {"validation": (0.9, 0.6, 0.8)})
+    alternative = selection.best_alternative(arm, ARMS[0], STUDY)
+    assert arm.pipeline == ARMS[0]
+    assert alternative.pipeline == ARMS[2] and alternative.is_alternative
+    assert selection.best_alternative(arm, ARMS[1], STUDY) == arm, "another candidate was selected"
+
+
+def test_an_alternative_must_keep_what_the_subject_keeps():
+    scores = {"validation": (0.8, 0.5, 0.79), "source-held-out": (0.9, 0.8, 0.1)}
+    arm = select_by_scores(FORGETTING, scores)
+    assert selection.best_alternative(arm, ARMS[0], STUDY).pipeline == ARMS[2]
+    scores = {"validation": (0.8, 0.5, 0.5), "source-held-out": (0.9, 0.8, 0.1)}
+    arm = select_by_scores(FORGETTING, scores)
+    assert not selection.best_alternative(arm, ARMS[0], STUDY).is_alternative
+
+
+def test_another_seed_of_the_suite_selects_on_other_seeds():
+    study = make_study(suite=replace(SUITE, rules=replace(SUITE.rules, seed=7)))
+    assert {trial.model.base.seed for trial in selection.selection_trials(FORGETTING, study)} == {
+        selection.FIRST_TUNING_SEED + 7 + number for number in range(SUITE.rules.tuning_seeds)
+    }
+
+
 def test_curves_come_from_the_view_that_selects():
     selection_trials = selection.selection_trials(FORGETTING, STUDY)
     assert [trial.view.examples for trial in selection_trials[:4]] == ["held-out", "held-out", "validation", "validation"]

@@ -24,6 +24,7 @@ class Code(Enum):
     ABOVE_MARGIN = auto()  # margin
     BELOW_MARGIN = auto()  # margin
     NOT_EXPOSED = auto()  # why: a reason
+    BEST_ALTERNATIVE = auto()  # count: number of candidates, the subject included
     NOT_EXPOSED_NO_CONTROL = auto()  # why: a reason
     CURE_CHANGES_NOTHING = auto()
     SIDES_ARE_EQUAL = auto()

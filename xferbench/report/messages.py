@@ -104,6 +104,9 @@ PLAIN: dict[Code, str] = {  # sentences that insert their values without further
     Code.ONE_FINISHED_NETWORK: (
         "verdicts are about this one finished network: another training with the same recipe may behave differently"
     ),
+    Code.BEST_ALTERNATIVE: (
+        "validation selected the subject itself among {count} recipes, so it is compared with the best of the others"
+    ),
     Code.ONE_CHECKPOINT: "verdicts are conditional on this one pretrained checkpoint",
 }
 WITH_MARGIN: dict[Code, str] = {  # {margin} is a phrase: "the margin of 3.0 points"

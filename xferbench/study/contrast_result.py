@@ -89,7 +89,19 @@ def why_equal(result: ContrastResult) -> Reason:
 
 def remarks(result: ContrastResult, variant: str, verdict: str) -> tuple[Reason, ...]:
     """Return the additional reasons of a finding: confidence of the selection, a better recipe, diverged trainings."""
-    return (*_selection_remark(result), *_better_recipe_remark(result, verdict), *_divergence_remarks(result, variant))
+    return (
+        *_alternative_remark(result),
+        *_selection_remark(result),
+        *_better_recipe_remark(result, verdict),
+        *_divergence_remarks(result, variant),
+    )
+
+
+def _alternative_remark(result: ContrastResult) -> list[Reason]:
+    cured = result.state.arms["cured"]
+    if not cured.is_alternative or not result.compares_with_cure:
+        return []
+    return [because(Code.BEST_ALTERNATIVE, count=len(cured.candidates))]
 
 
 def _selection_remark(result: ContrastResult) -> list[Reason]:

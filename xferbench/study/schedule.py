@@ -126,6 +126,8 @@ def _resolve_plugin(
         if skipped := why_not(plugin, study, subject):
             return PluginState(plugin=plugin, skipped=skipped), []
         resolve(plugin_arms(plugin, study, subject))
+        if "cured" in resolved and _judges_selection(plugin, subject):
+            resolved["cured"] = selection.best_alternative(resolved["cured"], subject, study)
         trust = plugin.trust(subject, study.profile) if plugin.trust else ""
         if "cured" in resolved and (cured := resolved["cured"].pipeline) is not None:
             if skipped := why_not_supported(plugin, study, subject, cured):
@@ -139,6 +141,12 @@ def _resolve_plugin(
     except Exception as error:  # noqa: BLE001 - the crash becomes the plugin's finding, and other plugins continue
         return PluginState(plugin=plugin, error=f"{type(error).__name__}: {error}"), []
     return replace(state, recorded=study.profile.preprocessing), requests
+
+
+def _judges_selection(plugin: Plugin, subject: Pipeline) -> bool:
+    """Return whether a verdict of the plugin compares the subject with a cure that is trained."""
+    paired = (contrast for contrast in plugin.contrasts if contrast.kind == "paired")
+    return subject.checkpoint is None and any(arm == "cured" for contrast in paired for arm, _ in contrast.weights)
 
 
 def _run_looks(study: Study, initial: Schedule, records: Mapping[str, Record]) -> Schedule:

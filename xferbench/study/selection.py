@@ -53,11 +53,13 @@ class ResolvedArm:
         pipeline: the selected pipeline, or None if no candidate could be selected.
         candidates: every candidate with its scores; empty for an arm without a selection.
         error: why no candidate could be selected, or "".
+        is_alternative: whether the pipeline is the best of the candidates other than the subject, which was selected.
     """
 
     pipeline: Pipeline | None
     candidates: tuple[CandidateScore, ...] = ()
     error: str = ""
+    is_alternative: bool = False
 
     @property
     def at_edge(self) -> str:
@@ -95,7 +97,8 @@ def selection_trials(arm: Arm, study: Study) -> list[Trial]:
     """Return the trials of a selection: for each candidate, each view of the selection and each tuning seed."""
     if isinstance(arm, Pipeline):
         return []
-    seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + study.suite.rules.tuning_seeds)
+    first = FIRST_TUNING_SEED + study.suite.rules.seed  # another seed of the suite repeats the selection too
+    seeds = range(first, first + study.suite.rules.tuning_seeds)
     views = [view for view in (arm.by, arm.keeping) if view]
     return [
         make_trial(candidate, view, seed, study.context) for candidate in arm.candidates for view in views for seed in seeds
@@ -136,6 +139,21 @@ def select(arm: Arm, study: Study, records: Mapping[str, Record]) -> ResolvedArm
     return ResolvedArm(pipeline=best.pipeline, candidates=tuple(scores))
 
 
+def best_alternative(selected: ResolvedArm, subject: Pipeline, study: Study) -> ResolvedArm:
+    """Return the best candidate of a selection other than the subject, if the selection is the subject.
+
+    A harm of 0 against itself would hide that validation may have missed a better candidate. If no other candidate has a score,
+    or keeps the score of the first one, the selection is returned.
+    """
+    if selected.pipeline != subject or not selected.candidates:
+        return selected
+    others = [score for score in _eligible(selected.candidates, study.suite.rules.margin) if score.pipeline != subject]
+    best = _best_score(others, worst=False)
+    if best is None or not np.isfinite(best.score):
+        return selected
+    return replace(selected, pipeline=best.pipeline, is_alternative=True)
+
+
 def _selection_error(candidate: Pipeline, records: Sequence[Record]) -> str:
     """Return the first crash among the records of a candidate, with its name, or ""."""
     errors = (record.error or "no predictions" for record in records if record.error or record.predictions is None)
@@ -149,11 +167,20 @@ def _selection_error(candidate: Pipeline, records: Sequence[Record]) -> str:
 
 def _best_candidate(scores: Sequence[CandidateScore], margin: float, *, worst: bool) -> CandidateScore | None:
     """Return the first candidate with the best (or worst) score among those that keep the score of the first candidate."""
+    return _best_score(_eligible(scores, margin), worst=worst)
+
+
+def _eligible(scores: Sequence[CandidateScore], margin: float) -> list[CandidateScore]:
+    """Return the candidates that keep the score of the first candidate within the margin; none if that score is NaN."""
     first = scores[0].keeping
     lowest = -np.inf if first is None else first - margin
-    eligible = [score for score in scores if score.keeping is None or score.keeping >= lowest]  # empty if the first is NaN
+    return [score for score in scores if score.keeping is None or score.keeping >= lowest]
+
+
+def _best_score(scores: Sequence[CandidateScore], *, worst: bool) -> CandidateScore | None:
+    """Return the first candidate with the best (or worst) score; one without a score is last."""
     sign = -1.0 if worst else 1.0
-    return max(eligible, key=lambda score: np.nan_to_num(sign * score.score, nan=-np.inf), default=None)
+    return max(scores, key=lambda score: np.nan_to_num(sign * score.score, nan=-np.inf), default=None)
 
 
 def _candidate_score(candidate: Pipeline, arm: Selection, records: Sequence[Record], metric: str) -> CandidateScore:
