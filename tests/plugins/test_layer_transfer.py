@@ -12,10 +12,10 @@ torch = pytest.importorskip("torch")
 
 from test_loop import PREPROCESSING, WEIGHTS, make_spec, make_trial, make_workspace, prepare_training
 
-from xferbench.core.interventions import PRETRAINED, RANDOM, TransferLowest
+from xferbench.core.interventions import ALL_LAYERS, BATCHNORM_EVAL, BATCHNORM_TRAIN, PRETRAINED, RANDOM, TransferLowest
 from xferbench.core.pipeline import Phase, Recipe, ScratchGrid
 from xferbench.core.sections import replace_flat
-from xferbench.core.strategies import linear_probe, partial
+from xferbench.core.strategies import discriminative, full, gradual_unfreezing, linear_probe, lp_ft, partial
 from xferbench.core.trial import TrainingSpec
 from xferbench.lab.worker import run_trials
 from xferbench.plugins import layer_transfer
@@ -40,9 +40,37 @@ def test_there_are_four_kinds_of_four_cuts():
     assert describe(arms["bnb-2"]) == ("target", "low:2", "top:3", "train-above")
     assert describe(arms["anb-plus-3"]) == ("pretrained", "low:4", "all", "train")
     assert describe(arms["bnb-4"]) == ("target", "all", "head", "eval")
-    steps = {sum(phase.steps for phase in arm.recipe.phases) for arm in arms.values()}
-    assert steps == {150}, "equal budgets"
-    assert {arm.recipe.phases[0].lr for arm in arms.values()} == {1e-2}, "equal rates"
+
+
+def schedule(pipeline):
+    layers = {"trainable": ALL_LAYERS, "batchnorm": BATCHNORM_TRAIN}
+    return tuple(replace(phase, **layers) for phase in pipeline.recipe.phases)
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), lp_ft(), linear_probe(), discriminative(), gradual_unfreezing()])
+def test_a_cut_changes_layers_and_keeps_phases_rates_and_steps(recipe):
+    pipeline = replace(PIPELINE, recipe=recipe)
+    arms = layer_transfer.extra_arms(pipeline, FIVE_GROUPS) | layer_transfer.induce(pipeline, FIVE_GROUPS)
+    assert {schedule(arm) for arm in arms.values()} == {schedule(pipeline)}
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), full(Phase(batchnorm=BATCHNORM_EVAL)), lp_ft(), gradual_unfreezing()])
+def test_a_recipe_that_trains_all_layers_in_the_end_is_the_cut_above_all_of_them(recipe):
+    arm = layer_transfer.extra_arms(replace(PIPELINE, recipe=recipe), FIVE_GROUPS)["anb-plus-4"]
+    assert arm.recipe == recipe, "BatchNorm and the probe stay, so that a harm is due to layers"
+
+
+def test_a_phase_of_the_head_also_trains_layers_that_are_new():
+    arms = layer_transfer.extra_arms(replace(PIPELINE, recipe=lp_ft()), FIVE_GROUPS)
+    trainables = {
+        name: [str(phase.trainable) for phase in arms[name].recipe.phases] for name in ("anb-2", "anb-plus-2", "anb-4")
+    }
+    assert trainables == {"anb-2": ["top:3", "top:3"], "anb-plus-2": ["top:3", "all"], "anb-4": ["head", "head"]}
+
+
+def test_a_cut_is_compared_with_all_layers_under_the_same_schedule():
+    (contrast,) = (contrast for contrast in layer_transfer.plugin.contrasts if contrast.name == "anb-2")
+    assert contrast.weights == {("beside:anb-2", "test"): 1.0, ("beside:anb-plus-4", "test"): -1.0}
 
 
 def test_cuts_coincide_for_few_groups_and_the_plugin_does_not_apply_to_one_group():

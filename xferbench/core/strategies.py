@@ -16,6 +16,7 @@ from xferbench.core.interventions import (
     RANDOM,
     AdaptBatchNorm,
     Adapters,
+    BatchNormTrainAbove,
     Biases,
     Distillation,
     FlipAndCrop,
@@ -84,6 +85,21 @@ def unfrozen_groups(trainable: Trainable, groups: int) -> int:
     if trainable == HEAD_ONLY:
         return 0
     return trainable.groups if isinstance(trainable, TopGroups) else groups
+
+
+def train_top_groups(phase: Phase, count: int, groups: int) -> Phase:
+    """Return a phase that trains the head and the uppermost layer groups; frozen groups are in eval mode, others in train mode.
+
+    Args:
+        phase: the phase.
+        count: the number of uppermost groups.
+        groups: the number of all groups.
+    """
+    if count == 0:
+        return replace(phase, trainable=HEAD_ONLY, batchnorm=BATCHNORM_EVAL)
+    if count == groups:
+        return replace(phase, trainable=ALL_LAYERS, batchnorm=BATCHNORM_TRAIN)
+    return replace(phase, trainable=TopGroups(groups=count), batchnorm=BatchNormTrainAbove())
 
 
 def full_finetune_phase(recipe: Recipe) -> Phase:

@@ -12,8 +12,10 @@ Remedy
     The cut that validation selects.
 
 How it is cured
-    The best on validation of four cuts (a quarter, half, three quarters and all of the layer groups). The groups below the cut
-    are transferred, and frozen in eval mode or trained; the groups above it, and the head, are initialized and trained.
+    The best on validation of the recipe and four cuts (a quarter, half, three quarters and all of the layer groups). The groups
+    below the cut are transferred, and frozen in eval mode or trained; the groups above it, and the head, are initialized and
+    trained. A cut keeps the schedule of the recipe: its phases, their rates and steps. The harm is therefore due to the
+    layers. Another rate is the question of the plugin learning-rate.
 
 How it is induced
     ``one-too-high``: the cured cut, one layer group higher and frozen. If nothing is frozen, ``frozen-top``: all groups are
@@ -22,8 +24,8 @@ How it is induced
 Also measured
     Accuracy at each cut of AnB (from the pretrained network, frozen), AnB+ (the same, all trained), BnB and BnB+ (from a
     network that was first trained on the target's own images, as scratch at its highest rate: the control, absent if scratch
-    learns nothing), all with the subject's steps and rate, but at least the rate of a probe. ``specificity-K`` is BnB − AnB at
-    the cut K of 4.
+    learns nothing), all with the schedule of the recipe. AnB+ at the highest cut transfers and trains all layers. ``anb-K`` is
+    AnB at the cut K of 4 − all layers, and ``specificity-K`` is BnB − AnB there.
 
 References
     Yosinski et al. 2014, How transferable are features in deep neural networks? (arXiv:1411.1792): AnB+ gains 1.6 % on
@@ -39,6 +41,7 @@ from xferbench.analysis import estimates
 from xferbench.plugin import (
     HARM,
     Contrast,
+    Phase,
     Pipeline,
     Plugin,
     Profile,
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CUTS = range(1, 5)
+ALL_LAYERS = f"beside:anb-plus-{CUTS[-1]}"  # the cut that transfers and trains all layers
 STARTS = ("anb", "bnb")
 LABELS = {"anb": "AnB", "anb-plus": "AnB+", "bnb": "BnB", "bnb-plus": "BnB+"}
 
@@ -67,21 +71,28 @@ def applies(pipeline: Pipeline, profile: Profile) -> str:
 
 
 def _cut(pipeline: Pipeline, profile: Profile, low: int, kind: str) -> Pipeline:
-    """Return an arm that transfers the lowest groups; its rate is at least a probe's, so that initialized layers can learn."""
-    above, phase = len(profile.model.groups) - low, strategies.finetune_phase(pipeline.recipe)
-    phase = replace(phase, lr=max(phase.lr, strategies.HEAD_LR), head_lr=None, layer_decay=1.0)
-    if kind.endswith("plus"):
-        phase = replace(phase, trainable=interventions.ALL_LAYERS, batchnorm=interventions.BATCHNORM_TRAIN)
-    elif above:
-        phase = replace(phase, trainable=interventions.TopGroups(groups=above), batchnorm=interventions.BatchNormTrainAbove())
-    else:
-        phase = replace(phase, trainable=interventions.HEAD_ONLY, batchnorm=interventions.BATCHNORM_EVAL)
+    """Return an arm that transfers the lowest groups under the schedule of the pipeline, so that only the layers differ."""
+    groups, recipe = len(profile.model.groups), pipeline.recipe
+    above, trains_all = groups - low, kind.endswith("plus")
+    *earlier, _ = (strategies.unfrozen_groups(phase.trainable, groups) for phase in recipe.phases)
+    counts = [*(max(above, count) for count in earlier), groups] if trains_all else [above] * len(recipe.phases)
+    phases = [_train_groups(*pair, groups, has_new=above > 0) for pair in zip(recipe.phases, counts, strict=True)]
     init = interventions.PRETRAINED if kind.startswith("anb") else interventions.TargetPretraining()
-    head = pipeline.recipe.head if strategies.is_mlp_head(pipeline.recipe.head) else interventions.RANDOM_HEAD
-    recipe = replace(replace_phases(pipeline.recipe, phase), init=init, head=head, regularizer=None)
-    name = f"{kind}, {low} of {len(profile.model.groups)} groups"
-    transferred = interventions.TransferLowest(groups=low) if above else interventions.TRANSFER_ALL
-    return replace(pipeline, recipe=replace(recipe, transferred=transferred, name=name))
+    keeps_all = trains_all and not above and init == interventions.PRETRAINED
+    recipe = replace(
+        replace_phases(recipe, *phases),
+        init=init,
+        regularizer=recipe.regularizer if keeps_all else None,  # it acts on the pretrained weights of all layers
+        transferred=interventions.TransferLowest(groups=low) if above else interventions.TRANSFER_ALL,
+        name=f"{kind}, {low} of {groups} groups",
+    )
+    return replace(pipeline, recipe=recipe)
+
+
+def _train_groups(phase: Phase, count: int, groups: int, *, has_new: bool) -> Phase:
+    """Return a phase that trains the uppermost groups. It stays as it is if it does already, but new layers need train mode."""
+    changed = strategies.train_top_groups(phase, count, groups)
+    return phase if phase.trainable == changed.trainable and not has_new else changed
 
 
 def extra_arms(pipeline: Pipeline, profile: Profile) -> Mapping[str, Pipeline]:
@@ -133,7 +144,7 @@ def _difference(name: str, arm: str, minus: str, meaning: str) -> Contrast:
 
 plugin = Plugin(
     id="layer-transfer",
-    version=1,
+    version=2,
     question="Are the right layers transferred, and should they be frozen?",
     doc=__doc__,
     applies=applies,
@@ -142,7 +153,7 @@ plugin = Plugin(
     extra_arms=extra_arms,
     contrasts=(
         HARM,
-        *(_difference(f"anb-{cut}", f"beside:anb-{cut}", "subject", f"AnB − subject, cut {cut}") for cut in CUTS),
+        *(_difference(f"anb-{cut}", f"beside:anb-{cut}", ALL_LAYERS, f"AnB − all layers, cut {cut}") for cut in CUTS),
         *(_difference(f"specificity-{cut}", f"beside:bnb-{cut}", f"beside:anb-{cut}", f"BnB − AnB, cut {cut}") for cut in CUTS),
     ),
     derived_metrics=accuracy_by_cut,
