@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from xferbench.analysis.estimates import swap_arm
 from xferbench.core.pipeline import InputTransform, Preprocessing
 
 if TYPE_CHECKING:
@@ -55,12 +56,9 @@ class PluginState:
 
     def measurements(self) -> Iterator[Contrast]:
         """Yield the ``info`` contrasts whose arms exist, without those that are 0 because subject and cure are equal."""
-        paired_arms = [{arm for arm, _ in contrast.weights} for _, contrast in self.contrasts("paired")]
-        # The subject may differ from the cured arm in other ways than the cure if a harm is not the distance from the cure.
-        is_distinct = not self.plugin.has_verdict or any("cured" not in arms for arms in paired_arms)
         for _, contrast in self.contrasts("info"):
-            arms = {arm for arm, _ in contrast.weights}
-            if (self.exposed or is_distinct or arms - {"subject", "cured"}) and all(arm in self.arms for arm in arms):
+            is_zero = not self.exposed and not any(swap_arm(contrast, "cured", "subject").weights.values())
+            if not is_zero and all(arm in self.arms for arm, _ in contrast.weights):
                 yield contrast
 
     @property
