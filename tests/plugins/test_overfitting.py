@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from factory import make_record
 from test_datasets import make_npz
 
 from xferbench.cli import main
 from xferbench.config.render import describe_recipe
-from xferbench.core.interventions import RANDOM, Regularizer, Trainable
+from xferbench.core.interventions import RANDOM, Regularizer
 from xferbench.core.pipeline import Phase, Recipe
 from xferbench.core.strategies import gradual_unfreezing, linear_probe, lp_ft
 from xferbench.plugins import calibration, overfitting
@@ -55,77 +54,57 @@ steps = 2
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=describe_recipe)
-def test_every_candidate_stops_at_its_best_step_and_trains_no_longer_than_the_recipe(recipe):
+def test_every_candidate_is_a_shorter_training_with_the_same_recipe(recipe):
     subject = replace(PIPELINE, recipe=recipe)
     first, *others = (candidate.recipe for candidate in overfitting.cure(subject, PROFILE).candidates)
-    assert first == replace(recipe, stop="best")
-    assert others and all(candidate.stop == "best" for candidate in others), "one stopping rule for all"
-    assert all(candidate.init == recipe.init and candidate.regularizer == recipe.regularizer for candidate in others)
-    steps = sum(phase.steps for phase in recipe.phases)
-    assert all(sum(phase.steps for phase in candidate.phases) == steps for candidate in others)
-
-
-@pytest.mark.parametrize(
-    ("spellings", "expected"),
-    [
-        (["all"], ["all", "top:2", "head"]),
-        (["top:3"], ["top:3", "top:1", "head"]),
-        (["norm"], ["norm", "head"]),
-        (["head"], ["head"]),
-    ],
-)
-def test_fewer_layers_are_half_of_the_trained_ones_or_the_head(spellings, expected):
-    subject = replace(
-        PIPELINE, recipe=Recipe(phases=tuple(Phase(trainable=Trainable.parse(spelling)) for spelling in spellings))
-    )
-    candidates = [str(candidate.recipe.phases[-1].trainable) for candidate in overfitting.cure(subject, PROFILE).candidates]
-    assert list(dict.fromkeys(candidates)) == expected
+    assert first == recipe and others
+    lengths = [sum(phase.steps for phase in candidate.phases) for candidate in (first, *others)]
+    assert lengths == sorted(set(lengths), reverse=True)
+    for candidate in others:
+        assert all(phase.warmup < phase.steps for phase in candidate.phases), "a suite requires it"
+        pairs = zip(candidate.phases, recipe.phases, strict=True)
+        same = tuple(replace(new, steps=old.steps, warmup=old.warmup) for new, old in pairs)
+        assert replace(candidate, phases=same) == recipe, "the schedule of a shorter training ends at its last step"
 
 
 def test_a_single_step_leaves_nothing_to_select():
     assert overfitting.applies(replace(PIPELINE, recipe=Recipe(phases=(Phase(steps=1),))), PROFILE).startswith("a single step")
 
 
-def test_the_overtrained_arm_is_one_training_for_both_plugins():
-    cured = overfitting.cure(replace(PIPELINE, recipe=Recipe()), PROFILE).candidates
-    arms = [overfitting.induce(candidate, PROFILE)["overtrained"] for candidate in cured]
-    arms += calibration.induce(calibration.cure(replace(PIPELINE, recipe=lp_ft()), PROFILE), PROFILE).values()
-    assert set(arms) == {arms[0]}, "the arm depends neither on the candidate nor on a temperature"
-    probe, rest = arms[0].recipe.phases
+def test_the_overtrained_arm_of_a_recipe_is_one_training_for_both_plugins():
+    subject = replace(PIPELINE, recipe=lp_ft())
+    (arm,) = overfitting.induce(subject, PROFILE).values()
+    assert (arm,) == tuple(calibration.induce(calibration.cure(subject, PROFILE), PROFILE).values())
+    probe, rest = arm.recipe.phases
     assert (str(probe.trainable), probe.steps, rest.steps, rest.lr, rest.schedule) == ("head", 60, 240, 1e-2, "constant")
-    assert arms[0].recipe.stop == "last"
+    assert arm.recipe.stop == "last"
 
 
-def test_the_best_step_is_the_first_maximum_and_validation_is_optimistic_about_it():
-    curve = ((10, 1.0, 0.5), (20, 0.5, 0.8), (30, 0.1, 0.8))
-    records = {("subject", "best-step", seed): replace(make_record(f"s{seed}", 0.75), curve=curve) for seed in range(2)}
-    accuracy = np.mean([(record.predictions.predicted == record.predictions.label).mean() for record in records.values()])
-    assert overfitting.mean_best_step(records, [0, 1, 2]) == {"chosen step": 20.0, "optimism": pytest.approx(0.8 - accuracy)}
-    assert np.isnan(overfitting.mean_best_step({}, [0])["optimism"])
+def find_by_contrast(best):
+    """Findings by contrast, where a training is worse the farther its number of steps is from the best one."""
 
-
-def test_a_subject_that_stops_at_the_best_step_is_not_exposed():
-    recipe = replace(Recipe(), stop="best")
-    study = fake_lab.make_study(
-        overfitting.plugin, suite=replace(fake_lab.SUITE, recipe=recipe), pipeline=replace(PIPELINE, recipe=recipe)
-    )
-    harm = next(finding for finding in fake_lab.run_study(study, fake_lab.fake_lab()).findings if finding.contrast == "harm")
-    assert (harm.verdict, harm.estimate.harm, harm.estimate.exposed) == ("PASS", 0.0, False)
-    assert harm.reason.startswith("not exposed: ")
-
-
-def test_the_last_step_is_compared_with_the_best_step_of_the_same_training():
     def accuracy(trial):
-        schedule = trial.model.base.procedure.phases[-1].schedule
-        return 0.8 if trial.view.step == "best" or schedule != "constant" else 0.6
+        phases = trial.model.base.procedure.phases
+        steps = sum(phase.steps for phase in phases)
+        return 0.6 if phases[-1].schedule == "constant" else 0.8 - 0.1 * abs(np.log2(max(steps, 1) / best))
 
-    by_contrast = {
-        finding.contrast: finding
-        for finding in fake_lab.run_study(fake_lab.make_study(overfitting.plugin), fake_lab.fake_lab(accuracy)).findings
-    }
-    assert (by_contrast["harm"].verdict, by_contrast["harm"].control.outcome) == ("PASS", "detected")
-    assert by_contrast["harm"].control.harm == pytest.approx(0.2, abs=0.03)
+    findings = fake_lab.run_study(fake_lab.make_study(overfitting.plugin), fake_lab.fake_lab(accuracy)).findings
+    return {finding.contrast: finding for finding in findings}
+
+
+def test_a_training_that_is_four_times_too_long_fails_and_the_remedy_is_a_quarter_of_the_steps():
+    by_contrast = find_by_contrast(best=38)
+    harm = by_contrast["harm"]
+    assert (harm.verdict, harm.control.outcome) == ("FAIL", "detected")
+    assert harm.estimate.harm == pytest.approx(0.2, abs=0.03)
+    assert "steps = 38" in "\n".join(harm.remedy["patch"])
     assert {by_contrast[name].verdict for name in ("gap", "regulariser")} == {"INFO"}
+
+
+def test_a_training_that_ends_at_its_best_step_is_not_harmed_whatever_its_gap():
+    by_contrast = find_by_contrast(best=150)
+    assert (by_contrast["harm"].estimate.harm, by_contrast["harm"].control.outcome) == (0.0, "detected")
+    assert by_contrast["gap"].verdict == "INFO", "it is measured even if the cure changes nothing"
 
 
 def test_a_small_suite_runs_from_images_to_a_verdict(tmp_path):
@@ -136,6 +115,5 @@ def test_a_small_suite_runs_from_images_to_a_verdict(tmp_path):
     by_id = {finding["id"]: finding for finding in json.loads((out / "results.json").read_text())["findings"]}
     assert set(by_id) == {"overfitting/harm/overtrained", "overfitting/gap", "overfitting/regulariser"}
     assert "ERROR" not in {finding["verdict"] for finding in by_id.values()}
-    assert 1 <= by_id["overfitting/harm/overtrained"]["measures"]["chosen step"] <= 5
     assert by_id["overfitting/gap"]["harm"] is not None
     assert "could not be drawn" not in (out / "report.html").read_text()

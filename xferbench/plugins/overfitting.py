@@ -1,31 +1,31 @@
 """A model that is trained past its best step: it memorizes its few images.
 
 Symptom
-    The training loss keeps falling while validation accuracy stagnates or falls; the last checkpoint is worse than an earlier
-    one.
+    The training loss keeps falling while validation accuracy stagnates or falls; a shorter training ends higher.
 
 Cause
-    More steps, more trainable layers or a higher rate than the training images can constrain.
+    More steps than the training images can constrain, at this rate and with these layers.
 
 Remedy
-    Keep the step that was best on validation. If that is not enough, train fewer layers or use weight decay.
+    Train for the number of steps that is best on validation, with a schedule that ends there. If that is not enough, train
+    fewer layers (plugin layer-transfer) or at a lower rate (plugin learning-rate).
 
 How it is judged
-    Harm is metric(best step on validation) − metric(last step) of the same training, on test images. The best of k steps looks
-    better on validation than it is, by up to σ√(2 ln k), σ being the standard error there (k is 5); test images have no such
-    bias.
+    Harm is metric(cured) − metric(subject), on test images. A checkpoint in the middle of a decaying schedule says little: the
+    rate is still high there, and the last step looks best even if the training is far too long. Each number of steps is
+    therefore a training of its own, whose schedule ends there.
 
 How it is cured
-    The best on validation of the recipe as it is and of these, each stopped at its best step: the recipe itself, the recipe
-    with weight decay 0.1, half of the trained layer groups, and the head alone at a rate of 0.01.
+    The best on validation of the recipe, and of the same recipe in a half, a quarter and an eighth of the steps of each phase.
 
 How it is induced
-    ``overtrained``, in twice the steps: the head alone, then from a fifth on all layers at a constant rate of 0.01 (or three
-    times the recipe's) and without weight decay, up to the last step. Labels are unchanged.
+    ``overtrained``, in twice the steps of the cured recipe: the head alone, then from a fifth on all layers at a constant rate
+    of 0.01 (or three times the recipe's) and without weight decay. Labels are unchanged. The high rate is part of the failure:
+    few steps memorize little at a low one.
 
 Also measured
-    ``gap``: accuracy on training images − accuracy on test images. ``regulariser``: the gap of training from scratch − that of
-    the subject. ``chosen step``: the mean best step. ``optimism``: its accuracy on validation − accuracy on test images.
+    ``gap``: accuracy on training images − accuracy on test images. It is no harm by itself: a network that fits its training
+    images perfectly may be the best one. ``regulariser``: the gap of training from scratch − that of the subject.
 
 References
     Prechelt 1998, Early stopping, but when? (Neural networks: tricks of the trade); Cawley & Talbot 2010, On over-fitting in
@@ -35,33 +35,28 @@ References
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from xferbench.plugin import (
+    HARM,
     Contrast,
+    Phase,
     Pipeline,
     Plugin,
     Profile,
-    Recipe,
-    Record,
     Run,
     Selection,
-    harm,
     info,
-    interventions,
+    map_phases,
     plotting,
     records,
-    replace_phases,
     requires_several_steps,
     strategies,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-WEIGHT_DECAY = 0.1
+SHARES = (0.5, 0.25, 0.125)
 GAP_WEIGHTS = {("scratch", "training"): 1.0, ("scratch", "test"): -1.0, ("subject", "training"): -1.0, ("subject", "test"): 1.0}
 
 
@@ -69,58 +64,32 @@ def applies(pipeline: Pipeline, profile: Profile) -> str:
     return requires_several_steps(pipeline, profile, "to choose")
 
 
-def _candidates(recipe: Recipe, groups: int) -> Iterator[Recipe]:
-    yield replace(recipe, name="the best step")
-    decayed = tuple(replace(phase, weight_decay=max(WEIGHT_DECAY, phase.weight_decay)) for phase in recipe.phases)
-    yield replace(recipe, name=f"weight decay {WEIGHT_DECAY:g}", phases=decayed)
-    trainables = {phase.trainable for phase in recipe.phases}
-    group_count = max(strategies.unfrozen_groups(trainable, groups) for trainable in trainables)
-    # Other values of trainable train few parameters already.
-    trains_layers = any(isinstance(trainable, interventions.AllLayers | interventions.TopGroups) for trainable in trainables)
-    if trains_layers and group_count > 1:
-        half = strategies.partial(strategies.finetune_phase(recipe), group_count // 2)
-        yield replace(replace_phases(recipe, *half.phases), name=half.name)
-    if group_count:
-        probe = strategies.linear_probe(replace(strategies.finetune_phase(recipe), lr=strategies.HEAD_LR))
-        yield replace(replace_phases(recipe, *probe.phases), name=probe.name)
+def _shorten(pipeline: Pipeline, share: float) -> Pipeline:
+    def shorten_phase(phase: Phase) -> Phase:
+        steps = max(1, round(share * phase.steps))
+        return replace(phase, steps=steps, warmup=min(round(share * phase.warmup), steps - 1))
+
+    return map_phases(pipeline, shorten_phase, name=f"{share:g} of the steps")
 
 
-def cure(pipeline: Pipeline, profile: Profile) -> Selection:
-    recipes = _candidates(pipeline.recipe, len(profile.model.groups))
-    arms = (replace(pipeline, recipe=replace(recipe, stop="best")) for recipe in recipes)
-    return Selection(candidates=tuple(dict.fromkeys(arms)))
+def cure(pipeline: Pipeline, _: Profile) -> Selection:
+    return Selection(candidates=tuple(dict.fromkeys((pipeline, *(_shorten(pipeline, share) for share in SHARES)))))
 
 
 def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     return {"overtrained": replace(pipeline, recipe=strategies.overtrained(pipeline.recipe))}
 
 
-def best_step(record: Record) -> tuple[int, float] | None:
-    """Return the best step of a training, and its accuracy on validation − accuracy on test images."""
-    if not record.curve or record.predictions is None:
-        return None
-    step, score = max(records.validation_curve(record), key=lambda row: row[1])
-    return step, score - records.accuracy(record)
-
-
-def mean_best_step(records_by_term: records.RecordsByTerm, seeds: records.Seeds) -> dict[str, float]:
-    """Return the subject's best step and its optimism, as means over seeds."""
-    rows = records.values_by_arm(records_by_term, best_step, "best-step", seeds=seeds).get("subject")
-    steps, optimism = np.mean(rows, axis=0) if rows else (np.nan, np.nan)
-    return {"chosen step": float(steps), "optimism": float(optimism)}
-
-
 def plot(axes: Any, run: Run) -> None:
-    """Draw validation accuracy by step for subject and induced arms, with a ring at the best mean; the loss is dashed."""
-    by_arm = records.values_by_arm(
-        records.plugin_records(run, plugin.id), lambda record: record.curve or None, exclude={"cured", "scratch"}
-    )
+    """Draw validation accuracy by step for each arm except scratch, with a ring at the last mean; the loss is dashed."""
+    plugin_records = records.plugin_records(run, plugin.id)
+    by_arm = records.values_by_arm(plugin_records, lambda record: record.curve or None, exclude={"scratch"})
     scores_by_arm = {arm: [[(step, score) for step, _, score in curve] for curve in curves] for arm, curves in by_arm.items()}
     plotting.draw_lines(axes, scores_by_arm)
     loss_axes, colors = axes.twinx(), plotting.arm_colors(by_arm)
     for arm, curves in by_arm.items():
         steps, losses, scores = np.mean(curves, axis=0).T
-        plotting.draw_mark(axes, steps[scores.argmax()], scores.max(), color=colors[arm])
+        plotting.draw_mark(axes, steps[-1], scores[-1], color=colors[arm])
         loss_axes.plot(steps, losses, color=colors[arm], linestyle="--", linewidth=1)
     axes.set(xlabel="training step", ylabel="validation accuracy", ylim=(0, 1.02))
     loss_axes.set(ylabel="training loss (dashed)", ylim=(0, None))
@@ -129,14 +98,14 @@ def plot(axes: Any, run: Run) -> None:
 
 plugin = Plugin(
     id="overfitting",
-    version=1,
+    version=2,
     question="Is the model trained past its best step?",
     doc=__doc__,
     applies=applies,
     cure=cure,
     induce=induce,
     contrasts=(
-        harm("harm", ("subject", "best-step"), ("subject", "test"), "best step on validation − last step, of one training"),
+        HARM,
         info("gap", ("subject", "training"), ("subject", "test"), "accuracy on training images − on test images"),
         Contrast(
             name="regulariser",
@@ -145,7 +114,6 @@ plugin = Plugin(
             meaning="the gap of training from scratch − that of the subject",
         ),
     ),
-    derived_metrics=mean_best_step,
-    remedy="keep the step that is best on validation, or train with the recipe that validation selected",
+    remedy="train for the number of steps that is best on validation, with a schedule that ends there",
     plot=plot,
 )
