@@ -216,22 +216,55 @@ def test_forgetting_needs_a_source_with_known_classes():
     assert "no [source]" in catastrophic_forgetting.plugin.applies(PIPELINE, PROFILE)
 
 
-def test_the_cure_of_distortion_is_lp_ft_at_a_low_rate_and_is_idempotent():
-    subject = replace(PIPELINE, recipe=Recipe(phases=(Phase(lr=3e-3),)))
-    cured = feature_distortion.cure(subject, PROFILE)
-    assert [(str(phase.trainable), str(phase.batchnorm)) for phase in cured.recipe.phases] == [
-        ("head", "eval"),
-        ("all", "eval"),
-    ]
-    assert cured.recipe.phases[1].lr == pytest.approx(3e-4) and sum(phase.steps for phase in cured.recipe.phases) == 150
-    assert feature_distortion.cure(cured, PROFILE) == cured
-    probe = replace(PIPELINE, recipe=linear_probe())
-    assert feature_distortion.cure(probe, PROFILE) == probe
-    high_rate = replace(PIPELINE, recipe=lp_ft(Phase(lr=3e-2, batchnorm=BATCHNORM_EVAL)))
-    assert feature_distortion.cure(high_rate, PROFILE).recipe.phases[1].lr == pytest.approx(3e-4), (
-        "the rate of this LP-FT is too high"
-    )
+def find_gentle_candidates(recipe, profile=PROFILE):
+    choice = feature_distortion.cure(replace(PIPELINE, recipe=recipe), profile)
+    assert choice.keeping == "validation", "a remedy must not cost the target more than the margin"
+    assert choice.candidates[0].recipe == recipe, "the accuracy to keep is that of the recipe"
+    return choice.by, [candidate.recipe for candidate in choice.candidates[1:]]
+
+
+def test_the_candidates_against_distortion_are_lp_ft_at_low_rates_and_a_probe():
+    view, candidates = find_gentle_candidates(Recipe(phases=(Phase(lr=3e-3),)))
+    assert view == "shifted-held-out"
+    kinds = [tuple(str(phase.trainable) for phase in recipe.phases) for recipe in candidates]
+    assert kinds == [("head", "all")] * 4 + [("head",)]
+    assert [recipe.phases[-1].lr for recipe in candidates] == pytest.approx([3e-4, 1e-3, 3e-3, 3e-3, 1e-2])
+    assert [str(recipe.phases[-1].batchnorm) for recipe in candidates] == ["eval", "eval", "eval", "train", "eval"]
+    assert {sum(phase.steps for phase in recipe.phases) for recipe in candidates} == {150}
+    without_images = replace(PROFILE, model=replace(PROFILE.model, unsupported=("unlabelled",)))
+    assert find_gentle_candidates(Recipe(), without_images)[0] == "validation"
+
+
+def test_what_keeps_its_features_or_is_lp_ft_at_a_low_rate_is_not_exposed_to_distortion():
+    for recipe in (linear_probe(), lp_ft(Phase(lr=3e-4, batchnorm=BATCHNORM_EVAL))):
+        pipeline = replace(PIPELINE, recipe=recipe)
+        assert feature_distortion.cure(pipeline, PROFILE) == pipeline
+    high_rate = lp_ft(Phase(lr=3e-2, batchnorm=BATCHNORM_EVAL))
+    assert find_gentle_candidates(high_rate)[1][0].phases[1].lr == pytest.approx(3e-4), "the rate of this LP-FT is too high"
     assert feature_distortion.applies(PIPELINE, PROFILE) == "the suite has no [shifted] set"
+
+
+def find_distortion(target_cost):
+    """The finding if LP-FT gains 10 points under the shift, and 20 at the lowest rate, which costs the target something."""
+
+    def accuracy(trial):
+        phases = trial.model.base.procedure.phases
+        is_lowest, is_lp_ft = len(phases) > 1 and phases[-1].lr < 5e-4, len(phases) > 1
+        if trial.view.domain is not None:
+            return 0.5 + 0.1 * is_lp_ft + 0.1 * is_lowest
+        return 0.8 - target_cost * is_lowest
+
+    measures = {reference: {name: 0.5} for name, reference in feature_distortion.plugin.measures.items()}
+    lab = fake_lab.fake_lab(accuracy, measures)
+    findings = fake_lab.run_study(fake_lab.make_study(feature_distortion.plugin), lab).findings
+    return next(finding for finding in findings if finding.contrast == "harm")
+
+
+def test_a_remedy_of_distortion_that_costs_the_target_more_than_the_margin_is_not_selected():
+    assert find_distortion(target_cost=0.0).estimate.harm == pytest.approx(0.2, abs=0.03)
+    costly = find_distortion(target_cost=0.1)
+    assert costly.verdict == "FAIL" and costly.estimate.harm == pytest.approx(0.1, abs=0.03)
+    assert costly.accuracy["cured"] == pytest.approx(costly.accuracy["subject"], abs=0.01)
 
 
 def test_the_cure_of_shock_trains_the_head_first_in_the_same_number_of_steps():

@@ -90,6 +90,7 @@ VIEWS: Mapping[str, NamedView] = {
     "recalibrated": NamedView(edits=(RecalibrateBatchNorm(),)),
     "as-trained": NamedView(examples="whole", as_trained=True),
     "shifted": NamedView(domain="shifted"),
+    "shifted-held-out": NamedView(domain="shifted", examples="held-out"),
     "shifted-as-trained": NamedView(domain="shifted", as_trained=True),
     "source": NamedView(edits=(SourceHead(),), domain="source"),
     "source-restored": NamedView(edits=(RestoreBatchNorm(), SourceHead()), domain="source"),
