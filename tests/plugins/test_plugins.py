@@ -134,12 +134,43 @@ def count_lines(plugin):
     return lines / (2 if "AUDIT_DOC" in text else 1)
 
 
-def test_the_cure_of_drift_sets_every_phase_to_eval_and_is_idempotent():
-    pipeline = replace(PIPELINE, recipe=lp_ft())
-    cured = batchnorm_drift.cure(pipeline, PROFILE)
-    assert [str(phase.batchnorm) for phase in cured.recipe.phases] == ["eval", "eval"]
-    assert batchnorm_drift.cure(cured, PROFILE) == cured
-    assert batchnorm_drift.cure(replace(PIPELINE, recipe=linear_probe()), PROFILE) == replace(PIPELINE, recipe=linear_probe())
+def describe_drift_candidate(pipeline):
+    return [(str(phase.batchnorm), phase.steps) for phase in pipeline.recipe.phases], [str(edit) for edit in pipeline.edits]
+
+
+def test_the_candidates_against_drift_are_both_modes_one_after_the_other_and_recalibrated_statistics():
+    recalibrated = ["batchnorm:recalibrated@2"]
+    candidates = batchnorm_drift.cure(replace(PIPELINE, recipe=Recipe()), PROFILE).candidates
+    assert [describe_drift_candidate(candidate) for candidate in candidates] == [
+        ([("train", 150)], []),
+        ([("eval", 150)], []),
+        ([("eval", 75), ("train", 75)], []),
+        ([("train", 150)], recalibrated),
+    ]
+    two_phases = batchnorm_drift.cure(replace(PIPELINE, recipe=lp_ft()), PROFILE).candidates
+    modes = [[mode for mode, _ in describe_drift_candidate(candidate)[0]] for candidate in two_phases]
+    assert modes == [["eval", "train"], ["eval", "eval"], ["train", "train"], ["eval", "train"]]
+
+
+def test_statistics_that_never_change_are_not_exposed_to_drift():
+    for recipe in (linear_probe(), lp_ft(Phase(batchnorm=BATCHNORM_EVAL))):
+        pipeline = replace(PIPELINE, recipe=recipe)
+        assert batchnorm_drift.cure(pipeline, PROFILE) == pipeline
+
+
+def test_an_induced_drift_is_not_recalibrated_away():
+    *_, recalibrated = batchnorm_drift.cure(replace(PIPELINE, recipe=Recipe()), PROFILE).candidates
+    assert recalibrated.edits and not any(arm.edits for arm in batchnorm_drift.induce(recalibrated, PROFILE).values())
+
+
+def test_a_mode_that_costs_the_target_is_not_the_cure_of_drift():
+    def accuracy(trial):
+        return 0.6 if trial.model.base.procedure.phases[-1].batchnorm == BATCHNORM_EVAL else 0.8
+
+    measures = {reference: {name: 0.5} for name, reference in batchnorm_drift.plugin.measures.items()}
+    run = fake_lab.run_study(fake_lab.make_study(batchnorm_drift.plugin), fake_lab.fake_lab(accuracy, measures))
+    finding = next(finding for finding in run.findings if finding.contrast == "harm")
+    assert finding.accuracy["cured"] == finding.accuracy["subject"] > 0.75, "evaluation mode costs 20 points here"
 
 
 def test_drift_is_zero_without_movement_and_follows_its_formula():

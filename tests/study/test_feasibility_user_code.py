@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from test_schedule import ACCURACIES, PIPELINE, PROFILE, SUITE, compute_findings, make_lab, make_study
+from test_schedule import ACCURACIES, DRIFT, PIPELINE, PROFILE, SUITE, compute_findings, make_lab, make_study
 
 from xferbench.core.interventions import BATCHNORM_EVAL, BATCHNORM_TRAIN, RANDOM, ZERO_HEAD, GhostBatchNorm
 from xferbench.core.pipeline import Phase, Preprocessing, Recipe, Selection, UserCode
@@ -101,7 +101,7 @@ def make_study_of_code(*plugins, supports, recipe=None):
 
 
 def test_a_plugin_whose_factor_the_code_does_not_support_is_skipped_with_the_reason():
-    study = make_study_of_code(batchnorm_drift.plugin, supports=("lr", "steps"))
+    study = make_study_of_code(DRIFT, supports=("lr", "steps"))
     (finding,) = compute_findings(study, make_lab(ACCURACIES)).values()
     assert (finding.verdict, finding.reason) == ("SKIPPED", "the training code does not support batchnorm")
     skipped = forecast.forecast_study(study, {}, 1).skipped

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from test_schedule import ACCURACIES, SUITE, compute_findings, make_lab, make_study, replay, training_kind
+from test_schedule import ACCURACIES, DRIFT, SUITE, compute_findings, make_lab, make_study, replay, training_kind
 
 from xferbench.core.interventions import PRETRAINED
 from xferbench.core.plugin import Contrast
@@ -16,7 +16,7 @@ from xferbench.testing import fake_lab
 
 NAN = float("nan")
 INVARIANT = Contrast(name="drift", kind="exact", weights={("subject", "drift"): 1.0}, meaning="nothing drifts")
-EXACT_PLUGIN = replace(batchnorm_drift.plugin, contrasts=(*batchnorm_drift.plugin.contrasts, INVARIANT))
+EXACT_PLUGIN = replace(DRIFT, contrasts=(*DRIFT.contrasts, INVARIANT))
 NO_DRIFT = {"subject": 0.0, "cured": 0.0, "ghost": 0.0, "class-order": 0.0, "momentum": 0.0}
 
 

@@ -22,7 +22,7 @@ from test_compare import (
     on_another_computer,
 )
 from test_findings import EXACT_PLUGIN, NO_DRIFT, make_measuring_lab, unrecorded_preprocessing
-from test_schedule import ACCURACIES, PROFILE, SUITE, make_lab, make_study, training_kind
+from test_schedule import ACCURACIES, DRIFT, PROFILE, SUITE, make_lab, make_study, training_kind
 
 from xferbench.core.comparison import comparison_to_json
 from xferbench.core.interventions import PRETRAINED, Edit
@@ -31,7 +31,7 @@ from xferbench.core.run import run_to_json
 from xferbench.core.sections import replace_flat
 from xferbench.core.strategies import from_scratch, linear_probe
 from xferbench.core.suite import Claim, Matrix
-from xferbench.plugins import batchnorm_drift, catastrophic_forgetting, learning_rate, negative_transfer, train_serve_skew
+from xferbench.plugins import catastrophic_forgetting, learning_rate, negative_transfer, train_serve_skew
 from xferbench.report.messages import write_matrix
 from xferbench.runner import build_run, execute
 from xferbench.study import followup, matrix_result
@@ -41,7 +41,7 @@ from xferbench.testing import fake_lab
 FILE = Path(__file__).with_name("golden_findings.json")
 DIGITS = 8  # significant digits: sums on another machine differ beyond them
 NAN = float("nan")
-DRIFT, TRANSFER = batchnorm_drift.plugin, negative_transfer.plugin
+TRANSFER = negative_transfer.plugin
 
 
 MEASURED_PLUGINS = (DRIFT, learning_rate.plugin, train_serve_skew.plugin)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from xferbench.core.canonical import canonical
-from xferbench.core.interventions import PRETRAINED, RANDOM, Augmentation
+from xferbench.core.interventions import BATCHNORM_EVAL, PRETRAINED, RANDOM, Augmentation
 from xferbench.core.pipeline import AuxiliaryDataset, Data, Recipe
 from xferbench.core.plugin import Contrast, Plugin
 from xferbench.core.reason import Code
 from xferbench.core.record import Record
-from xferbench.core.strategies import distillation, linear_probe
+from xferbench.core.strategies import distillation, linear_probe, map_phases
 from xferbench.core.trial import ModelSpec
 from xferbench.plugins import batchnorm_drift, negative_transfer
 from xferbench.report import messages
@@ -27,6 +27,13 @@ from xferbench.testing import fake_lab
 PROFILE = replace(fake_lab.PROFILE, data=replace(fake_lab.PROFILE.data, source=(), shifted=()))
 SUITE = fake_lab.SUITE
 PIPELINE = replace(fake_lab.PIPELINE, data=replace(fake_lab.PIPELINE.data, source=None, shifted=None))
+
+
+def fix_batchnorm(pipeline, _):
+    return map_phases(pipeline, lambda phase: replace(phase, batchnorm=BATCHNORM_EVAL))
+
+
+DRIFT = replace(batchnorm_drift.plugin, cure=fix_batchnorm)  # a plugin with a single cure, so that nothing is selected
 
 
 def make_study(*plugins, suite=SUITE, profile=PROFILE):
@@ -84,7 +91,7 @@ def test_an_induced_harm_is_found_and_its_cure_is_verified():
 
 
 def test_a_pass_needs_a_control_that_detects_the_failure():
-    by_id = compute_findings(make_study(batchnorm_drift.plugin), make_lab(ACCURACIES | {"subject": 0.8, "momentum": 0.774}))
+    by_id = compute_findings(make_study(DRIFT), make_lab(ACCURACIES | {"subject": 0.8, "momentum": 0.774}))
     assert by_id["batchnorm-drift/harm/ghost-batch"].verdict == "PASS"
     stale = by_id["batchnorm-drift/harm/stale-statistics"]
     assert (stale.verdict, stale.control.outcome) == ("INCONCLUSIVE", "missed")
@@ -186,7 +193,7 @@ def test_a_scratch_arm_that_crashes_in_tuning_is_an_error_of_the_plugin():
 
 @pytest.mark.parametrize("kind", ["subject", "cured", "ghost"])
 def test_a_crashed_arm_is_an_error_and_never_a_pass(kind):
-    by_id = compute_findings(make_study(batchnorm_drift.plugin), make_lab(ACCURACIES, crash=(kind,)))
+    by_id = compute_findings(make_study(DRIFT), make_lab(ACCURACIES, crash=(kind,)))
     finding = by_id["batchnorm-drift/harm/ghost-batch"]
     assert finding.verdict == "ERROR" and "Boom: on purpose" in finding.reason
     assert finding.estimate.p_fail is None and finding.benefit_retained is None
@@ -345,9 +352,7 @@ def test_pretraining_on_the_source_comes_once_before_the_arm_that_starts_from_it
 
 def test_each_teacher_is_trained_once_before_its_student():
     pipeline = replace(PIPELINE, recipe=distillation())
-    study = fake_lab.make_study(
-        replace(batchnorm_drift.plugin, applies=lambda *_: "", measures={}), pipeline=pipeline, facts=PROFILE
-    )
+    study = fake_lab.make_study(replace(DRIFT, applies=lambda *_: "", measures={}), pipeline=pipeline, facts=PROFILE)
     stages, records, trained_specs = [], {}, {}
     while (step := schedule.next_schedule(study, records)).pending.keys() - records.keys():
         new_trials = {key: trial for key, trial in step.pending.items() if key not in records}
