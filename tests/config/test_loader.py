@@ -92,6 +92,7 @@ def test_the_required_keys_suffice_and_the_others_have_defaults(tmp_path):
         ("[target] train_size = 200", "train_size", 200),
         ("[target] test_size = 4000", "test_size", 4000),
         ('[source] data = "synthetic:source"\n[source] classes = { ant = 310, bee = 309 }', "source", "synthetic:source"),
+        ('[source] data = "synthetic:source"\n[source] keep = true', "keep_source", True),
         ('[shifted] data = "synthetic:sketch"', "shifted", "synthetic:sketch"),
         ("[recipe]", "recipe", Recipe()),
         ("[recipe] lr = 1e-2", "recipe", Recipe(phases=(Phase(lr=1e-2),))),

@@ -247,6 +247,28 @@ def test_forgetting_needs_a_source_with_known_classes():
     assert "no [source]" in catastrophic_forgetting.plugin.applies(PIPELINE, PROFILE)
 
 
+def run_forgetting(keep):
+    """The findings, and the kinds of trained recipes, where adaptation loses 30 points of the source."""
+    trained = set()
+
+    def accuracy(trial):
+        trained.add(trial.model.base.procedure)
+        return 0.5 if trial.view.domain is not None and trial.model.base.procedure.phases else 0.8
+
+    suite = replace(fake_lab.SUITE, rules=replace(fake_lab.SUITE.rules, keep_source=keep))
+    run = fake_lab.run_study(fake_lab.make_study(catastrophic_forgetting.plugin, suite=suite), fake_lab.fake_lab(accuracy))
+    return {finding.contrast: finding for finding in run.findings}, trained
+
+
+def test_forgetting_fails_only_if_the_source_matters():
+    findings, trained = run_forgetting(keep=True)
+    assert findings["harm"].verdict == "FAIL" and len(trained) > 10
+    findings, trained = run_forgetting(keep=False)
+    assert findings["harm"].verdict == "INFO" and findings["harm"].estimate.harm == pytest.approx(0.3, abs=0.04)
+    assert {finding.verdict for finding in findings.values()} == {"INFO"}
+    assert len(trained) == 2, "the recipe and the network before it: no cure is searched for what is not judged"
+
+
 def find_gentle_candidates(recipe, profile=PROFILE):
     choice = feature_distortion.cure(replace(PIPELINE, recipe=recipe), profile)
     assert choice.keeping == "validation", "a remedy must not cost the target more than the margin"

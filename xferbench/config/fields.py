@@ -329,7 +329,11 @@ def suite_rules(base: Path) -> Mapping[str, Rule]:
         "target": validation.table(
             {"data": dataset, "train_size": COUNT, "test_size": COUNT, "interventions": INTERVENTIONS}, required=["data"]
         ),
-        "source": _require_any(validation.table({"data": dataset, "classes": CLASSES, "manifest": file}), "data", "manifest"),
+        "source": _require_any(
+            validation.table({"data": dataset, "classes": CLASSES, "keep": validation.FLAG, "manifest": file}),
+            "data",
+            "manifest",
+        ),
         "shifted": validation.table({"data": dataset}, required=["data"]),
         "recipe": validation.table(RECIPE),
         "scratch": validation.table(SCRATCH, ScratchGrid),

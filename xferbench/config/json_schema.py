@@ -86,6 +86,7 @@ KEY_DESCRIPTIONS = {
     "before": "the weights that training started from",
     "believed": "what training should have changed",
     "checkpoint.scratch": "training time of a from-scratch baseline (default: no baseline)",
+    "keep": "the network must keep its skill on the source, so that forgetting is judged",
     "manifest": "fingerprints of a pretraining set, written by `xferbench manifest`",
     "max_duplicates": "allowed share of test images that have a copy in training",
     "scratch": "grid of the from-scratch baseline, in addition to the subject's own steps and rate",

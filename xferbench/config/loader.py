@@ -111,6 +111,7 @@ def _parse_single(table: Mapping[str, Any], path: Path) -> Suite:
     backbone, target, recipe = top.pop("backbone"), top.pop("target"), dict(top.pop("recipe", {}))
     source = top.pop("source", {})
     source_values = {"source_classes": tuple(source.pop("classes", {}).items()), "manifest": source.get("manifest")}
+    source_values |= {"keep_source": source["keep"]} if "keep" in source else {}
     roles = {"source": source.get("data"), "shifted": top.pop("shifted", {}).get("data"), "target": target.pop("data")}
     serving_values = {name: recipe.pop(name) for name in PIPELINE_KEYS if name in recipe}
     audit_values = _audit_values(top.pop("checkpoint"), table, recipe) if "checkpoint" in top else {}

@@ -30,6 +30,7 @@ class Contrast:
         margin: the margin in the unit of ``metric``, or None for that of the suite.
         allowed: the field of the suite's rules with the largest allowed absolute value of an invariant, or "" for 0.
         controlled: whether the induced variants should break the invariant.
+        judged_if: the field of the suite's rules without which a ``paired`` contrast is only measured, or "".
     """
 
     tag: ClassVar[str] = "Contrast"
@@ -41,6 +42,7 @@ class Contrast:
     margin: float | None = None
     allowed: str = ""
     controlled: bool = True
+    judged_if: str = field(default="", metadata={"added": True})
 
 
 HARM = Contrast(name="harm", weights={("cured", "test"): 1.0, ("subject", "test"): -1.0}, meaning="cured − subject")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xferbench.core.interventions import PRETRAINED
 
 if TYPE_CHECKING:
     from xferbench.core.pipeline import Pipeline
-    from xferbench.core.plugin import Profile
+    from xferbench.core.plugin import Plugin, Profile
+    from xferbench.core.suite import Rules
 
 
 def always_applies(_pipeline: Pipeline, _profile: Profile) -> str:
@@ -46,3 +48,17 @@ def unrecorded_preprocessing(_pipeline: Pipeline, profile: Profile) -> str:
 def leave_unchanged(pipeline: Pipeline, _profile: Profile) -> Pipeline:
     """Return the pipeline itself: the cure of a plugin that only measures, or that checks an invariant."""
     return pipeline
+
+
+def apply_rules(plugin: Plugin, rules: Rules) -> Plugin:
+    """Return a plugin that judges what the rules of a suite ask for and measures the rest.
+
+    If no contrast is left that leads to a verdict, nothing is cured or induced.
+    """
+    contrasts = tuple(
+        contrast if not contrast.judged_if or getattr(rules, contrast.judged_if) else replace(contrast, kind="info")
+        for contrast in plugin.contrasts
+    )
+    changed = replace(plugin, contrasts=contrasts)
+    is_measured = plugin.has_verdict and not changed.has_verdict
+    return replace(changed, cure=leave_unchanged, induce=lambda *_: {}) if is_measured else changed

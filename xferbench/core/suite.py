@@ -153,6 +153,7 @@ class Rules:
         seed: the first seed of verdicts.
         tuning_seeds: number of seeds that candidates are compared on.
         max_duplicates: the allowed share of test images that have a near copy.
+        keep_source: whether the skill on the source matters, so that its loss is judged.
     """
 
     metric: str = "accuracy"
@@ -163,6 +164,7 @@ class Rules:
     seed: int = 0
     tuning_seeds: int = 3
     max_duplicates: float = 0.0
+    keep_source: bool = field(default=False, metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,9 +13,11 @@ Remedy
     frozen backbone, L2-SP, EWC, rehearsal of source images (one for every eight) or learning without forgetting.
 
 How it is judged
-    Harm is metric(before) − metric(after) on the source's test images, both with the original pretrained head and with the
-    preprocessing recorded for the weights; "before" is the network at step 0. The recipe is selected by its accuracy on source
-    images that no training uses.
+    Only if the suite says ``[source] keep = true``: nearly every fine-tuning forgets, which harms only those who need the
+    source. Otherwise the same number is in an INFO finding, and nothing is cured or induced. Harm is metric(before) −
+    metric(after) on the source's test images, both with the original pretrained head and with the preprocessing recorded for
+    the weights; "before" is the network at step 0. The recipe is selected by its accuracy on source images that no training
+    uses.
 
 How it is induced
     ``high-rate``: all layers are trained at a rate of 0.01, or three times the recipe's rate if that is higher, for twice as
@@ -123,6 +125,16 @@ def _subject_views(view: str, minus: str) -> tuple[tuple[str, str], tuple[str, s
     return ("subject", view), ("subject", minus)
 
 
+FORGETTING = harm("harm", *_subject_views("source-before", "source"), "source before − after, with the pretrained head")
+MEASUREMENTS = (
+    info(
+        "probe-forgetting",
+        *_subject_views("source-probe-before", "source-probe"),
+        "source before − after, with a head fitted anew",
+    ),
+    info("restored", *_subject_views("source-restored", "source"), "what putting the old BatchNorm statistics back returns"),
+)
+
 plugin = Plugin(
     id="catastrophic-forgetting",
     version=1,
@@ -131,17 +143,7 @@ plugin = Plugin(
     applies=requires_source,
     cure=cure,
     induce=induce,
-    contrasts=(
-        harm("harm", *_subject_views("source-before", "source"), "source before − after, with the pretrained head"),
-        info(
-            "probe-forgetting",
-            *_subject_views("source-probe-before", "source-probe"),
-            "source before − after, with a head fitted anew",
-        ),
-        info(
-            "restored", *_subject_views("source-restored", "source"), "what putting the old BatchNorm statistics back returns"
-        ),
-    ),
+    contrasts=(replace(FORGETTING, judged_if="keep_source"), *MEASUREMENTS),
     remedy="adapt with the recipe that kept most of the source among those that keep the target's accuracy",
     plot=plot,
 )
@@ -196,6 +198,6 @@ audit = Plugin(
     applies=audit_applies,
     cure=audit_cure,
     induce=permute_backbone,
-    contrasts=plugin.contrasts,
+    contrasts=(FORGETTING, *MEASUREMENTS),
     remedy="freeze more of the backbone or preserve the source: `xferbench run` with this [source] shows what keeps most",
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from xferbench.core.errors import UserError, suggest
 from xferbench.core.plugin import Plugin, Profile
+from xferbench.core.requirements import apply_rules
 from xferbench.core.run import AUDIT
 from xferbench.data.module_source import digest_source, is_third_party
 
@@ -49,7 +50,8 @@ def suite_plugins(suite: Suite) -> tuple[Plugin, ...]:
     Raises:
         UserError: if a name is not installed, or if it has no plugin of this kind.
     """
-    return load_plugins(suite.plugins, "audit" if suite.is_audit else "experiment")
+    plugins = load_plugins(suite.plugins, "audit" if suite.is_audit else "experiment")
+    return tuple(apply_rules(plugin, suite.rules) for plugin in plugins)
 
 
 def run_plugins(run: Run) -> tuple[Plugin, ...]:

@@ -38,6 +38,7 @@ from xferbench.core.pipeline import (
 )
 from xferbench.core.plugin import DataProfile, ModelProfile, Plugin, Profile
 from xferbench.core.record import Predictions, Record
+from xferbench.core.requirements import apply_rules
 from xferbench.core.strategies import (
     dann,
     discriminative,
@@ -68,7 +69,7 @@ SUITE = Suite(
     backbone=BackboneSection(arch="tiny-resnet"),
     data=DataSection(target="digits"),
     recipe=Recipe(),
-    rules=Rules(margin=0.03, looks=(3, 5), tuning_seeds=2),
+    rules=Rules(margin=0.03, looks=(3, 5), tuning_seeds=2, keep_source=True),
 )
 PIPELINE = Pipeline(
     backbone=Backbone(arch="tiny-resnet", weights=WeightsFile(digest="weights")),
@@ -248,7 +249,8 @@ def make_study(*plugins: Plugin, suite: Suite = SUITE, pipeline: Pipeline = PIPE
     """Return a study of plugins on a pipeline; the recipe of the suite, if it has one, replaces the recipe of the pipeline."""
     recipe = pipeline.recipe if suite.recipe in {Recipe(), None} else suite.recipe
     subject = pipeline if suite.recipe == Recipe() else study.subject_arm(suite, replace(pipeline, recipe=recipe))
-    return study.Study(suite=suite, profile=facts, plugins=plugins, subject=subject, context=CONTEXT)
+    judged = tuple(apply_rules(plugin, suite.rules) for plugin in plugins)
+    return study.Study(suite=suite, profile=facts, plugins=judged, subject=subject, context=CONTEXT)
 
 
 def replay_study(
