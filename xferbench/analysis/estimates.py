@@ -82,10 +82,10 @@ def estimate_contrast(contrast: Contrast, records: RecordsByTerm, seeds: Sequenc
         )
     sides = {term: [predictions[term, seed] for seed in seeds] for term in contrast.weights}
     estimate, difference = metrics.estimate_metric_contrast(
-        sides, contrast.weights, metric=rules.metric, margin=rules.margin, alpha=rules.alpha
+        sides, contrast.weights, metric=rules.metric, margin=rules.margin, alpha=rules.alpha, span=contrast.span
     )
     groups = first.group[metrics.example_scores(first, rules.metric)[0]] if len(first.group) else first.group
-    span = metrics.get_metric(rules.metric).span * max(map(abs, contrast.weights.values()))
+    span = contrast.span or metrics.get_metric(rules.metric).span * max(map(abs, contrast.weights.values()))
     return ContrastEstimate(estimate=estimate, exposed=True, difference=difference, groups=groups, span=span)
 
 

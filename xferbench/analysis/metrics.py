@@ -116,7 +116,13 @@ def metric_value(predictions: Predictions, metric: str) -> float:
 
 
 def estimate_metric_contrast(
-    sides: Mapping[Term, Sequence[Predictions]], weights: Mapping[Term, float], *, metric: str, margin: float, alpha: float
+    sides: Mapping[Term, Sequence[Predictions]],
+    weights: Mapping[Term, float],
+    *,
+    metric: str,
+    margin: float,
+    alpha: float,
+    span: float | None = None,
 ) -> tuple[Estimate, np.ndarray]:
     """Estimate a weighted sum of metrics, and return the estimate and the harms [S, n] by seed and example.
 
@@ -128,6 +134,7 @@ def estimate_metric_contrast(
         metric: name of the metric.
         margin: the margin, in the metric's unit.
         alpha: level of each bound.
+        span: the largest harm that one example can show, or None for that of the metric.
     """
     example_predictions = next(iter(sides.values()))[0]
     sign = -1.0 if get_metric(metric).loss else 1.0
@@ -137,7 +144,7 @@ def estimate_metric_contrast(
         difference += sign * weight * np.stack([example_scores(predictions, metric)[1] for predictions in sides[side]])
     groups = example_predictions.group[mask] if len(example_predictions.group) else None
     largest_weight = max(sum(max(direction * weight, 0.0) for weight in weights.values()) for direction in (1.0, -1.0))
-    span = _score_span(example_predictions, metric) * largest_weight
+    span = span or _score_span(example_predictions, metric) * largest_weight
     if get_metric(metric).mean:
         return intervals.crossed_interval(difference, margin=margin, alpha=alpha, groups=groups, span=span), difference
 

@@ -30,6 +30,7 @@ class Contrast:
         margin: the margin in the unit of ``metric``, or None for that of the suite.
         allowed: the field of the suite's rules with the largest allowed absolute value of an invariant, or "" for 0.
         controlled: whether the induced variants should break the invariant.
+        span: the largest harm that one test example can show, or None for the largest difference of two scores of the metric.
         judged_if: the field of the suite's rules without which a ``paired`` contrast is only measured, or "".
     """
 
@@ -42,6 +43,7 @@ class Contrast:
     margin: float | None = None
     allowed: str = ""
     controlled: bool = True
+    span: float | None = field(default=None, metadata={"added": True})
     judged_if: str = field(default="", metadata={"added": True})
 
 
