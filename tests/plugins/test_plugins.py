@@ -23,6 +23,7 @@ from xferbench.core.interventions import (
     PRETRAINED,
     RANDOM,
     Augmentation,
+    GhostBatchNorm,
     Head,
     InterpolatePhase,
 )
@@ -142,14 +143,14 @@ def test_the_candidates_against_drift_are_both_modes_one_after_the_other_and_rec
     recalibrated = ["batchnorm:recalibrated@2"]
     candidates = batchnorm_drift.cure(replace(PIPELINE, recipe=Recipe()), PROFILE).candidates
     assert [describe_drift_candidate(candidate) for candidate in candidates] == [
-        ([("train", 150)], []),
         ([("eval", 150)], []),
+        ([("train", 150)], []),
         ([("eval", 75), ("train", 75)], []),
         ([("train", 150)], recalibrated),
     ]
     two_phases = batchnorm_drift.cure(replace(PIPELINE, recipe=lp_ft()), PROFILE).candidates
     modes = [[mode for mode, _ in describe_drift_candidate(candidate)[0]] for candidate in two_phases]
-    assert modes == [["eval", "train"], ["eval", "eval"], ["train", "train"], ["eval", "train"]]
+    assert modes == [["eval", "eval"], ["train", "train"], ["eval", "train"], ["eval", "train"]]
 
 
 def test_statistics_that_never_change_are_not_exposed_to_drift():
@@ -161,6 +162,11 @@ def test_statistics_that_never_change_are_not_exposed_to_drift():
 def test_an_induced_drift_is_not_recalibrated_away():
     *_, recalibrated = batchnorm_drift.cure(replace(PIPELINE, recipe=Recipe()), PROFILE).candidates
     assert recalibrated.edits and not any(arm.edits for arm in batchnorm_drift.induce(recalibrated, PROFILE).values())
+
+
+def test_a_drift_that_the_selected_recipe_has_is_not_induced():
+    pipeline = replace(PIPELINE, recipe=Recipe(phases=(Phase(batchnorm=GhostBatchNorm(examples=2)),)))
+    assert set(batchnorm_drift.induce(pipeline, PROFILE)) == {"class-order", "stale-statistics"}
 
 
 def test_a_mode_that_costs_the_target_is_not_the_cure_of_drift():

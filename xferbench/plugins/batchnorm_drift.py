@@ -81,16 +81,17 @@ def cure(pipeline: Pipeline, _: Profile) -> Pipeline | Selection:
         return pipeline
     recalibrated = replace(pipeline, edits=tuple(dict.fromkeys((*pipeline.edits, RECALIBRATE))))
     in_train = _set_modes(pipeline, interventions.BATCHNORM_TRAIN)
-    return Selection(candidates=tuple(dict.fromkeys((pipeline, in_eval, in_train, _train_at_last(pipeline), recalibrated))))
+    return Selection(candidates=tuple(dict.fromkeys((in_eval, in_train, _train_at_last(pipeline), recalibrated))))
 
 
 def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     plain = replace(pipeline, edits=tuple(edit for edit in pipeline.edits if edit != RECALIBRATE))  # it would undo the failure
-    return {
+    arms = {
         "ghost-batch": _set_modes(plain, interventions.GhostBatchNorm(examples=2)),
         "class-order": _set_modes(plain, interventions.BATCHNORM_TRAIN, order="class"),
         "stale-statistics": _set_modes(plain, interventions.BatchNormMomentum(momentum=0.001)),
     }
+    return {name: arm for name, arm in arms.items() if arm != pipeline}  # a subject with the failure may be the best candidate
 
 
 def drift(context: MeasureContext) -> dict[str, float]:
