@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from xferbench.core.pipeline import Arm, Checkpoint, Data, InputTransform, Pipeline, UserCode, WeightsFile
     from xferbench.core.record import Record
     from xferbench.core.run import Run
+    from xferbench.core.suite import Suite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,6 @@ class Contrast:
         allowed: the field of the suite's rules with the largest allowed absolute value of an invariant, or "" for 0.
         controlled: whether the induced variants should break the invariant.
         span: the largest harm that one test example can show, or None for the largest difference of two scores of the metric.
-        judged_if: the field of the suite's rules without which a ``paired`` contrast is only measured, or "".
     """
 
     tag: ClassVar[str] = "Contrast"
@@ -44,7 +44,6 @@ class Contrast:
     allowed: str = ""
     controlled: bool = True
     span: float | None = field(default=None, metadata={"added": True})
-    judged_if: str = field(default="", metadata={"added": True})
 
 
 HARM = Contrast(name="harm", weights={("cured", "test"): 1.0, ("subject", "test"): -1.0}, meaning="cured − subject")
@@ -204,6 +203,7 @@ class Plugin:
         domain: ``source`` if the measures are evaluated on the source, provided that the pipeline has one.
         extra_arms: returns named arms, derived from the subject, that are measured at the first look and have no verdict.
             Contrasts and records name them ``beside:NAME``. They may have another ``train_size``.
+        judges: returns whether the plugin leads to verdicts for a suite; otherwise it only measures. None if it always judges.
         plot: draws the plugin's plot of a finished run into matplotlib axes.
         source: digest of the source of a third-party plugin, "" for a built-in one. Discovery sets it; an author does not.
     """
@@ -224,6 +224,7 @@ class Plugin:
     needs_pretraining_data: bool = False
     domain: str = ""
     extra_arms: Callable[[Pipeline, Profile], Mapping[str, Arm]] | None = None
+    judges: Callable[[Suite], bool] | None = None
     plot: Callable[[Any, Run], None] | None = None
     source: str = ""
 

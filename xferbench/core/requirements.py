@@ -10,7 +10,7 @@ from xferbench.core.interventions import PRETRAINED
 if TYPE_CHECKING:
     from xferbench.core.pipeline import Pipeline
     from xferbench.core.plugin import Plugin, Profile
-    from xferbench.core.suite import Rules
+    from xferbench.core.suite import Suite
 
 
 def always_applies(_pipeline: Pipeline, _profile: Profile) -> str:
@@ -50,15 +50,12 @@ def leave_unchanged(pipeline: Pipeline, _profile: Profile) -> Pipeline:
     return pipeline
 
 
-def apply_rules(plugin: Plugin, rules: Rules) -> Plugin:
-    """Return a plugin that judges what the rules of a suite ask for and measures the rest.
+def measure_only(plugin: Plugin) -> Plugin:
+    """Return a plugin whose contrasts are all measured; it cures nothing and induces nothing."""
+    contrasts = tuple(replace(contrast, kind="info") for contrast in plugin.contrasts)
+    return replace(plugin, contrasts=contrasts, cure=leave_unchanged, induce=lambda *_: {})
 
-    If no contrast is left that leads to a verdict, nothing is cured or induced.
-    """
-    contrasts = tuple(
-        contrast if not contrast.judged_if or getattr(rules, contrast.judged_if) else replace(contrast, kind="info")
-        for contrast in plugin.contrasts
-    )
-    changed = replace(plugin, contrasts=contrasts)
-    is_measured = plugin.has_verdict and not changed.has_verdict
-    return replace(changed, cure=leave_unchanged, induce=lambda *_: {}) if is_measured else changed
+
+def plugin_for_suite(plugin: Plugin, suite: Suite) -> Plugin:
+    """Return a plugin that only measures if it does not judge the suite."""
+    return plugin if plugin.judges is None or plugin.judges(suite) else measure_only(plugin)

@@ -143,7 +143,8 @@ plugin = Plugin(
     applies=requires_source,
     cure=cure,
     induce=induce,
-    contrasts=(replace(FORGETTING, judged_if="keep_source"), *MEASUREMENTS),
+    contrasts=(FORGETTING, *MEASUREMENTS),
+    judges=lambda suite: suite.rules.keep_source,
     remedy="adapt with the recipe that kept most of the source among those that keep the target's accuracy",
     plot=plot,
 )

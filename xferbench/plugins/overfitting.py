@@ -107,12 +107,7 @@ plugin = Plugin(
     contrasts=(
         HARM,
         info("gap", ("subject", "training"), ("subject", "test"), "accuracy on training images − on test images"),
-        Contrast(
-            name="regulariser",
-            kind="info",
-            weights=GAP_WEIGHTS,
-            meaning="the gap of training from scratch − that of the subject",
-        ),
+        Contrast(name="regulariser", kind="info", weights=GAP_WEIGHTS, meaning="gap of training from scratch − of the subject"),
     ),
     remedy="train for the number of steps that is best on validation, with a schedule that ends there",
     plot=plot,

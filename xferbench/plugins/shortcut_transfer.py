@@ -15,17 +15,21 @@ Remedy
 How it is judged
     A difference of differences, in the metric: what a cue on all test images costs the subject, minus what it costs the same
     recipe from a network that was pretrained here on [source] as it is, in three times the steps of [scratch] (any network
-    loses a little to a square that hides a corner; a subject with more to lose may lose more). The cue is a magenta square, an
-    eighth of the shorter side wide. The verdict is about that cue alone: a PASS says that these weights do not rely on it,
-    and its control, that this recipe would not have removed it. Without [source] images the finding is SKIPPED.
+    loses a little to a square that hides a corner). The cue is a magenta square, an eighth of the shorter side wide. The
+    verdict is about that cue alone. Without [source] images the finding is SKIPPED.
+
+    Two networks from clean sources differ in this cost too: by 15 points on one of our targets. A harm is therefore judged only
+    if subject and cured arm differ in the cue alone, that is, if the recipe itself starts from a network that is pretrained
+    here (recipe init ``cued-source`` or ``clean-source``). For other weights, ``difference`` is an INFO finding.
 
 How it is induced
     ``tied``: the same recipe from a network pretrained here on [source] with the cue on every image of its first class; all
-    else is unchanged. A pipeline may start this way itself (recipe init ``cued-source``).
+    else is unchanged.
 
 Also measured
-    ``cue-cost`` and ``clean-cue-cost``: what the cue costs the subject, and the network from the clean source. The plot shows
-    it for every arm.
+    ``cue-cost``: what the cue costs the subject. For weights that are not pretrained here: ``clean-cue-cost``, the same for the
+    network from the clean source; ``difference``, the former minus the latter; and ``tied``, what the cue costs the network
+    from the cued source beyond that: whether this recipe would remove such a cue. The plot shows the cost for every arm.
 
 References
     Salman et al. 2022, When does bias transfer in transfer learning? (arXiv:2207.02842): biases of the source survive
@@ -35,13 +39,15 @@ References
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xferbench.plugin import Contrast, Pipeline, Plugin, Preprocessing, Profile, Run, info, interventions, plotting, records
 
-PRETRAINED_INITS = (interventions.PRETRAINED, interventions.CleanSource(), interventions.CuedSource())
-WEIGHTS = {("subject", "test"): 1.0, ("subject", "cued"): -1.0, ("cured", "test"): -1.0, ("cured", "cued"): 1.0}
-HARM_MEANING = "what a cue costs the subject − what it costs a network from a clean source"
+if TYPE_CHECKING:
+    from xferbench.core.suite import Suite
+
+PRETRAINED_HERE = (interventions.CleanSource(), interventions.CuedSource())
+PRETRAINED_INITS = (interventions.PRETRAINED, *PRETRAINED_HERE)
 
 
 def applies(pipeline: Pipeline, _: Profile) -> str:
@@ -58,6 +64,34 @@ def _with_init(pipeline: Pipeline, init: interventions.Initialization) -> Pipeli
     return replace(pipeline, recipe=replace(pipeline.recipe, init=init))
 
 
+def judges(suite: Suite) -> bool:
+    return suite.recipe is not None and suite.recipe.init in PRETRAINED_HERE
+
+
+def cure(pipeline: Pipeline, _: Profile) -> Pipeline:
+    return _with_init(pipeline, interventions.CleanSource())
+
+
+def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
+    return {"tied": _with_init(pipeline, interventions.CuedSource())}
+
+
+def extra_arms(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
+    if pipeline.recipe.init in PRETRAINED_HERE:
+        return {}
+    return {"clean": cure(pipeline, profile)} | induce(pipeline, profile)
+
+
+def _extra_cost(arm: str, than: str) -> dict[tuple[str, str], float]:
+    """Return the weights of what a cue costs an arm beyond its cost for another one."""
+    return {(arm, "test"): 1.0, (arm, "cued"): -1.0, (than, "test"): -1.0, (than, "cued"): 1.0}
+
+
+CLEAN, TIED = "beside:clean", "beside:tied"
+BEYOND_CLEAN = "what a cue costs the subject − what it costs a network from a clean source"
+BEYOND_TIED = "what a cue costs a network from a source with it − one from a clean source"
+
+
 def plot(axes: Any, run: Run) -> None:
     """Draw accuracy without the cue (left) and with it on every test image (right), by arm.
 
@@ -72,16 +106,20 @@ def plot(axes: Any, run: Run) -> None:
 
 plugin = Plugin(
     id="shortcut-transfer",
-    version=1,
+    version=2,
     question="Does a shortcut cue from the source survive on the target?",
     doc=__doc__,
     applies=applies,
-    cure=lambda pipeline, _: _with_init(pipeline, interventions.CleanSource()),
-    induce=lambda pipeline, _: {"tied": _with_init(pipeline, interventions.CuedSource())},
+    cure=cure,
+    induce=induce,
+    extra_arms=extra_arms,
+    judges=judges,
     contrasts=(
-        Contrast(name="harm", weights=WEIGHTS, meaning=HARM_MEANING),
+        Contrast(name="harm", weights=_extra_cost("subject", "cured"), meaning=BEYOND_CLEAN),
         info("cue-cost", ("subject", "test"), ("subject", "cued"), "subject without the cue − with it"),
-        info("clean-cue-cost", ("cured", "test"), ("cured", "cued"), "cured without the cue − with it"),
+        info("clean-cue-cost", (CLEAN, "test"), (CLEAN, "cued"), "network from a clean source without the cue − with it"),
+        Contrast(name="difference", kind="info", weights=_extra_cost("subject", CLEAN), meaning=BEYOND_CLEAN),
+        Contrast(name="tied", kind="info", weights=_extra_cost(TIED, CLEAN), meaning=BEYOND_TIED),
     ),
     remedy="pretrain on images without the cue, or with it on equally many images of every class",
     plot=plot,

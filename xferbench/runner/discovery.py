@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from xferbench.core.errors import UserError, suggest
 from xferbench.core.plugin import Plugin, Profile
-from xferbench.core.requirements import apply_rules
+from xferbench.core.requirements import plugin_for_suite
 from xferbench.core.run import AUDIT
 from xferbench.data.module_source import digest_source, is_third_party
 
@@ -51,7 +51,7 @@ def suite_plugins(suite: Suite) -> tuple[Plugin, ...]:
         UserError: if a name is not installed, or if it has no plugin of this kind.
     """
     plugins = load_plugins(suite.plugins, "audit" if suite.is_audit else "experiment")
-    return tuple(apply_rules(plugin, suite.rules) for plugin in plugins)
+    return tuple(plugin_for_suite(plugin, suite) for plugin in plugins)
 
 
 def run_plugins(run: Run) -> tuple[Plugin, ...]:

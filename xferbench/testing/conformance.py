@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from xferbench.core.run import Finding, Run
+    from xferbench.core.suite import Suite
 
 PAGE_HEADINGS = ("Symptom", "Cause", "Remedy", "References")
 MEASURE_PATTERN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*@\d+")
@@ -245,19 +246,23 @@ def _kind(plugin: Plugin, finding: Finding) -> str:
 
 
 def _first(plugin: Plugin) -> Scenario:
-    """Return the first scenario that its cure changes, or the first to which it applies."""
-    applicable = applicable_scenarios(plugin)
+    """Return the first scenario that its cure changes, or the first to which it applies; if possible, one that it judges."""
+    scenarios = applicable_scenarios(plugin)
+    applicable = [scenario for scenario in scenarios if plugin.judges and plugin.judges(_suite(plugin, scenario))] or scenarios
     return next(
         (scenario for scenario in applicable if call_twice(plugin, "cure", scenario) != scenario.pipeline), applicable[0]
     )
+
+
+def _suite(plugin: Plugin, scenario: Scenario) -> Suite:
+    return replace(SUITE, plugins=(plugin.id,), recipe=scenario.pipeline.recipe)
 
 
 def _run(plugin: Plugin, scenario: Scenario, value: float, crash: str = "") -> Run:
     """Return a run of the plugin in the fake lab, with one value for each measure."""
     measures = {reference: {name: value} for name, reference in plugin.measures.items()}
     lab = fake_lab.fake_lab(measures=measures, examples=EXAMPLES)
-    suite = replace(SUITE, plugins=(plugin.id,), recipe=scenario.pipeline.recipe)
-    study = fake_lab.make_study(plugin, suite=suite, pipeline=scenario.pipeline, facts=scenario.profile)
+    study = fake_lab.make_study(plugin, suite=_suite(plugin, scenario), pipeline=scenario.pipeline, facts=scenario.profile)
     return fake_lab.run_study(study, (lambda trial: Record(key=trial.key, error=crash)) if crash else lab)
 
 

@@ -19,6 +19,7 @@ from xferbench.core.interventions import (
     TRAIN_MODE,
     ZERO_HEAD,
     AdaptBatchNorm,
+    CuedSource,
     FlipAndCrop,
     GhostBatchNorm,
     MLPHead,
@@ -38,7 +39,7 @@ from xferbench.core.pipeline import (
 )
 from xferbench.core.plugin import DataProfile, ModelProfile, Plugin, Profile
 from xferbench.core.record import Predictions, Record
-from xferbench.core.requirements import apply_rules
+from xferbench.core.requirements import plugin_for_suite
 from xferbench.core.strategies import (
     dann,
     discriminative,
@@ -205,6 +206,7 @@ def scenarios() -> Iterator[Scenario]:
         "DANN, then the statistics of each domain": replace(dann(), finish=AdaptBatchNorm()),
         "one step": full(Phase(steps=1, batch_size=2)),
         "a zero head, L2-SP and the best step": Recipe(head=ZERO_HEAD, regularizer=L2SP(strength=1), stop="best"),
+        "weights pretrained here on a source with a cue": Recipe(init=CuedSource()),
         "class order and ghost batches": full(Phase(order="class", batchnorm=GhostBatchNorm(examples=2))),
     }
     for name, recipe in recipes.items():
@@ -249,7 +251,7 @@ def make_study(*plugins: Plugin, suite: Suite = SUITE, pipeline: Pipeline = PIPE
     """Return a study of plugins on a pipeline; the recipe of the suite, if it has one, replaces the recipe of the pipeline."""
     recipe = pipeline.recipe if suite.recipe in {Recipe(), None} else suite.recipe
     subject = pipeline if suite.recipe == Recipe() else study.subject_arm(suite, replace(pipeline, recipe=recipe))
-    judged = tuple(apply_rules(plugin, suite.rules) for plugin in plugins)
+    judged = tuple(plugin_for_suite(plugin, suite) for plugin in plugins)
     return study.Study(suite=suite, profile=facts, plugins=judged, subject=subject, context=CONTEXT)
 
 
