@@ -10,7 +10,6 @@ torch = pytest.importorskip("torch")
 from xferbench.config import loader
 from xferbench.core.interventions import RANDOM
 from xferbench.core.pipeline import Preprocessing, Recipe, Selection, Spectrogram
-from xferbench.lab.data import preprocessing
 from xferbench.plugins import input_mismatch
 from xferbench.runner import build_run, execute
 from xferbench.testing import fake_lab
@@ -56,22 +55,6 @@ def test_repeating_one_channel_sums_the_input_channels_of_the_first_layer():
     torch.testing.assert_close(layer(x.expand(-1, 3, -1, -1)), summed(x))
 
 
-def test_mean_not_sum_averages_the_input_channels_of_the_first_layer():
-    layer = make_first_layer()
-    averaged = make_one_channel_layer(layer, layer.weight.data.mean(1, keepdim=True))
-    grey = torch.randint(0, 256, (2, 1, 9, 9), dtype=torch.uint8).expand(-1, 3, -1, -1)
-    form_of_layer = Preprocessing(mean=(0.4,), std=(0.2,))
-    full_scale, third = (
-        preprocessing.to_tensor(grey, form).double() for form in (form_of_layer, input_mismatch.divide_by_three(form_of_layer))
-    )
-    torch.testing.assert_close(layer(third), averaged(full_scale[:, :1]), atol=1e-6, rtol=1e-5)
-    spectrogram = Spectrogram(mean=1.0, std=2.0)
-    x = torch.randn(2, 1, 5, 5)
-    torch.testing.assert_close(
-        preprocessing.to_tensor(x, input_mismatch.divide_by_three(spectrogram)), preprocessing.to_tensor(x, spectrogram) / 3
-    )
-
-
 def test_the_recorded_preprocessing_is_not_exposed_whatever_its_values():
     assert input_mismatch.cure(with_preprocessing(RECORDED), RECORDED_PROFILE) == with_preprocessing(RECORDED)
     other_values = replace(RECORDED, mean=(0.1,), std=(9.0,), scale=1.0)
@@ -89,19 +72,33 @@ def test_grey_or_small_images_are_tried_in_the_recorded_preprocessing_with_their
 def test_images_served_at_another_size_are_tried_trained_at_that_size():
     large = replace(RECORDED, resize=320, crop=288)
     cured = input_mismatch.cure(with_preprocessing(RECORDED, large), RECORDED_PROFILE)
-    assert cured.candidates == (with_preprocessing(RECORDED, large), with_preprocessing(RECORDED), with_preprocessing(large))
+    near = replace(large, resize=280, crop=252)
+    forms = [(RECORDED, large), (RECORDED, RECORDED), (large, large), (near, large)]
+    assert cured.candidates == tuple(with_preprocessing(train, serve) for train, serve in forms)
 
 
 def test_a_spectrogram_has_channels_but_no_resolution():
     profile = replace(PROFILE, preprocessing=Spectrogram())
     assert input_mismatch.cure(with_preprocessing(Spectrogram(mean=3.0)), profile) == with_preprocessing(Spectrogram(mean=3.0))
-    assert list(input_mismatch.induce(with_preprocessing(Spectrogram()), profile)) == ["mean-not-sum"]
+    assert input_mismatch.induce(with_preprocessing(Spectrogram()), profile) == {}
 
 
 def test_half_the_resolution_is_served_to_the_network():
     induced = input_mismatch.induce(with_preprocessing(RECORDED), RECORDED_PROFILE)
-    assert list(induced) == ["mean-not-sum", "half-resolution"]
+    assert list(induced) == ["grey", "half-resolution"]
     assert induced["half-resolution"] == with_preprocessing(RECORDED, replace(RECORDED, detail=0.5))
+
+
+def test_color_is_lost_in_training_and_serving_and_gray_images_have_none_to_lose():
+    grey = replace(RECORDED, channels="grey")
+    assert input_mismatch.induce(with_preprocessing(RECORDED), RECORDED_PROFILE)["grey"] == with_preprocessing(grey)
+    assert list(input_mismatch.induce(with_preprocessing(grey), RECORDED_PROFILE)) == ["half-resolution"]
+
+
+def test_no_variant_only_rescales_the_values_of_the_images():
+    for arm in input_mismatch.induce(with_preprocessing(RECORDED), RECORDED_PROFILE).values():
+        forms = (arm.data.train_preprocessing, arm.serving.preprocessing)
+        assert all((form.scale, form.mean, form.std) == (RECORDED.scale, RECORDED.mean, RECORDED.std) for form in forms)
 
 
 def test_without_a_record_or_a_pretrained_network_there_is_a_reason():
@@ -115,9 +112,7 @@ def test_without_a_record_or_a_pretrained_network_there_is_a_reason():
 def test_a_suite_on_digits_reaches_findings(tmp_path):
     suite = loader.parse_suite(TABLE, tmp_path / "input.toml")
     findings = build_run.build_run(execute.execute(suite, path=tmp_path / "store.sqlite")).findings
-    assert [finding.id for finding in findings] == [
-        f"input-mismatch/harm/{variant}" for variant in ("mean-not-sum", "half-resolution")
-    ]
+    assert [finding.id for finding in findings] == [f"input-mismatch/harm/{variant}" for variant in ("grey", "half-resolution")]
     assert all(
         (finding.estimate.exposed, finding.estimate.harm) == (False, 0.0) and finding.control.harm is not None
         for finding in findings

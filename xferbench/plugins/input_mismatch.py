@@ -5,9 +5,8 @@ Symptom
     accuracy falls if the camera in production is not the camera of the training images.
 
 Cause
-    Filters detect edges and textures at the scale of their pretraining, and the first layer sums over three channels. If a
-    one-channel layer averages these weights and does not sum them, it responds with a third of the strength. Gray images lose
-    what color would show; fewer pixels lose detail.
+    Filters detect edges and textures at the scale of their pretraining. Gray images lose what color would show; fewer pixels
+    lose detail. A network that is trained at one size and served at another sees its objects at the wrong scale.
 
 Remedy
     Repeat one channel three times, which equals summing the first layer's weights over their input channels; keep color if
@@ -15,20 +14,21 @@ Remedy
 
 How it is judged
     Harm is metric(cured) − metric(subject). Cured is the best on validation of the pipeline as it is, one with the channels
-    and size that are recorded for the weights, and one trained at the size it serves. A pipeline that has this form already is
-    not exposed, and the induced variants show what the mistake would cost. The plugin preprocessing-mismatch differs: it trusts
-    the record in all its fields without a trial, and breaks values (mean, order of channels, interpolation). This plugin
-    changes channels and size alone, and tests whether another form does better.
+    and size that are recorded for the weights, and, if it serves another size than it trains at, one trained at the size it
+    serves and one trained at seven eighths of it (FixRes: a little below the size of serving can be best). A pipeline that
+    has the recorded form in training and serving is not exposed, and the induced variants show what the mistake would cost.
+    Forms that nobody states are not searched; the audit of preprocessing-mismatch searches them. The plugin
+    preprocessing-mismatch differs: it trusts the record in all its fields without a trial, and breaks values (mean, order of
+    channels, interpolation). This plugin changes channels and size alone, and tests whether another form does better.
 
 How it is induced
-    ``mean-not-sum``: a third of the input in training and in serving, which is a third of the first layer's response: what a
-    one-channel layer of averaged weights gives (a frozen BatchNorm does not compensate for it; one in training mode may).
-    ``half-resolution``: in serving alone, images are scaled to half their resolution and back.
+    ``grey``: images lose their color in training and in serving. ``half-resolution``: in serving alone, images are scaled to
+    half their resolution and back. There is no variant of spectrograms.
 
 References
     Touvron et al. 2019, Fixing the train-test resolution discrepancy (arXiv:1906.06423), as published: ResNet-50 on ImageNet
-    77.0 % at the size of training, 79.0 % with the test resolution adapted. The effect comes from random crops in training;
-    there are none here.
+    77.0 % at the size of training, 79.0 % with the test resolution adapted. Much of the effect comes from random crops that
+    enlarge objects in training; crops here keep the scale.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ from xferbench.plugin import (
     unrecorded_preprocessing,
 )
 
-RGB_CHANNELS = 3
 HALF_RESOLUTION = 0.5
+NEAR_SIZE = 7 / 8  # of the size of serving
 SIZE_FIELDS = ("resize", "crop", "interpolation", "antialias")
 
 
@@ -75,37 +75,36 @@ def cure(pipeline: Pipeline, profile: Profile) -> Pipeline | Selection:
         data=replace(pipeline.data, train_preprocessing=recorded_train),
         serving=replace(pipeline.serving, preprocessing=recorded_serve),
     )
-    as_served = replace_data(pipeline, train_preprocessing=with_size_of(train, serve, channels=False))
-    others = dict.fromkeys(candidate for candidate in (as_recorded, as_served) if candidate != pipeline)
+    as_served = with_size_of(train, serve, channels=False)
+    forms = [] if as_served == train else [as_served, scale_size(as_served, NEAR_SIZE)]
+    candidates = (as_recorded, *(replace_data(pipeline, train_preprocessing=form) for form in forms))
+    others = dict.fromkeys(candidate for candidate in candidates if candidate != pipeline)
     return Selection(candidates=(pipeline, *others)) if others else pipeline
 
 
-def divide_by_three(transform: InputTransform) -> InputTransform:
-    """Return a transform whose output is a third of the original output."""
-    if isinstance(transform, Preprocessing):
-        return replace(transform, std=tuple(RGB_CHANNELS * std for std in transform.std))
-    return replace(transform, std=RGB_CHANNELS * transform.std)
+def scale_size(transform: InputTransform, factor: float) -> InputTransform:
+    """Return a transform whose images are smaller or larger by a factor and show the same."""
+    if not isinstance(transform, Preprocessing):
+        return transform
+    resize, crop = (None if size is None else round(factor * size) for size in (transform.resize, transform.crop))
+    return replace(transform, resize=resize, crop=crop)
 
 
 def induce(pipeline: Pipeline, _: Profile) -> dict[str, Pipeline]:
     train, serve = pipeline.data.train_preprocessing, pipeline.serving.preprocessing
-    averaged_train, averaged_serve = divide_by_three(train), divide_by_three(serve)
+    if not isinstance(train, Preprocessing) or not isinstance(serve, Preprocessing):
+        return {}
+    without_color = replace_data(pipeline, train_preprocessing=replace(train, channels="grey"))
     arms = {
-        "mean-not-sum": replace(
-            pipeline,
-            data=replace(pipeline.data, train_preprocessing=averaged_train),
-            serving=replace(pipeline.serving, preprocessing=averaged_serve),
-        )
+        "grey": replace_serving(without_color, preprocessing=replace(serve, channels="grey")),
+        "half-resolution": replace_serving(pipeline, preprocessing=replace(serve, detail=HALF_RESOLUTION * serve.detail)),
     }
-    if isinstance(serve, Preprocessing):
-        half = replace(serve, detail=HALF_RESOLUTION * serve.detail)
-        arms["half-resolution"] = replace_serving(pipeline, preprocessing=half)
-    return arms
+    return {name: arm for name, arm in arms.items() if arm != pipeline}
 
 
 plugin = Plugin(
     id="input-mismatch",
-    version=1,
+    version=2,
     question="Do the images have the channels and the resolution that the network needs?",
     doc=__doc__,
     applies=requires_pretrained,
