@@ -1,4 +1,4 @@
-"""How long the search for copies takes beside its matrix products alone, and how many planted copies it finds.
+"""How long the search for whole copies takes beside its matrix products alone, and how many planted copies it finds.
 
     python tests/benchmarks/copies.py [--rounds 7] [--shared ../shared] [--out reports/benchmarks]
 
@@ -21,7 +21,7 @@ from time import perf_counter, process_time
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from xferbench.data import duplicates, fingerprints, images, sources, synthetic
+from xferbench.data import duplicates, fingerprints, images, nearest, sources, synthetic
 from xferbench.runner.environment import processor_name
 
 PLANTED = 1000  # largest number of training images that are copied
@@ -80,6 +80,8 @@ KINDS = {
     "jitter": jittered,
     "crop 95 %": lambda image, rng: cropped(image, 0.95, rng),
     "crop 90 %": lambda image, rng: cropped(image, 0.9, rng),
+    "crop 81 %": lambda image, rng: cropped(image, 26 / 32, rng),
+    "crop 75 %": lambda image, rng: cropped(image, 0.75, rng),
 }
 
 
@@ -96,7 +98,10 @@ def search_seconds(test, train, clock):
         for count in (test, train)
     )
     start = clock()
-    duplicates.find_duplicates(test_prints, train_prints)
+    own_index = np.full(test + duplicates.NULL_SAMPLE_SIZE, -1)
+    queries = np.concatenate([test_prints.embedding, train_prints.embedding[: duplicates.NULL_SAMPLE_SIZE]])
+    distance, _ = nearest.nearest_distances(queries, train_prints.embedding, own_index)
+    duplicates.match_probabilities(distance[:test], distance[test:])
     seconds = clock() - start
     rows = (
         np.random.default_rng(0)
@@ -104,22 +109,20 @@ def search_seconds(test, train, clock):
         .astype(np.float32)
     )
     columns = [
-        np.ascontiguousarray(
-            train_prints.embedding[first :: duplicates.PARTS][start : start + duplicates.BLOCK_COLUMNS], np.float32
-        )
-        for first in range(duplicates.PARTS)
-        for start in range(0, train // duplicates.PARTS, duplicates.BLOCK_COLUMNS)
+        np.ascontiguousarray(train_prints.embedding[first :: nearest.PARTS][start : start + nearest.BLOCK_COLUMNS], np.float32)
+        for first in range(nearest.PARTS)
+        for start in range(0, train // nearest.PARTS, nearest.BLOCK_COLUMNS)
     ]
     return seconds, product_seconds(rows, columns, clock), product_seconds(rows[:test], columns, clock)
 
 
 def product_seconds(rows, columns, clock):
     """Return the seconds of the tiled products of the search alone."""
-    tiles = np.empty((2, duplicates.BLOCK_ROWS * duplicates.BLOCK_COLUMNS), np.float32)
+    tiles = np.empty((2, nearest.BLOCK_ROWS * nearest.BLOCK_COLUMNS), np.float32)
     start_time = clock()
     for block in columns:
-        for start in range(0, len(rows), duplicates.BLOCK_ROWS):
-            part = rows[start : start + duplicates.BLOCK_ROWS]
+        for start in range(0, len(rows), nearest.BLOCK_ROWS):
+            part = rows[start : start + nearest.BLOCK_ROWS]
             even, odd = (tile[: len(part) * len(block)].reshape(len(part), len(block)) for tile in tiles)
             np.matmul(part[:, : fingerprints.EVEN_COLUMNS], block[:, : fingerprints.EVEN_COLUMNS].T, out=even)
             np.matmul(part[:, fingerprints.EVEN_COLUMNS :], block[:, fingerprints.EVEN_COLUMNS :].T, out=odd)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from xferbench.data import duplicates, fingerprints, synthetic
+from xferbench.data import crops, duplicates, fingerprints, nearest, synthetic
 
 COUNT = 60
 
@@ -34,6 +34,13 @@ def compress(image, quality):
 def resize(image, factor):
     side = round(len(image) * factor)
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def crop(image, share, rng):
+    side = round(len(image) * share)
+    top, left = rng.integers(len(image) - side + 1, size=2)
+    part = Image.fromarray(image[top : top + side, left : left + side])
+    return np.asarray(part.resize((len(image), len(image)), Image.Resampling.BILINEAR))
 
 
 def jitter(image):
@@ -67,6 +74,34 @@ def test_injected_duplicates_are_found_with_their_kind(glyphs, name):
     assert (matches.chance[:COUNT][is_correct] < duplicates.EXPECTED_FALSE_MATCHES / len(test)).all()
 
 
+@pytest.mark.parametrize("cropped_side", ["test", "train"])
+def test_crops_of_photographs_are_found_in_either_direction(shared, cropped_side):
+    arrays = np.load(shared / "data" / "cifar10.npz")
+    originals, others = arrays["train_images"][:1000], arrays["test_images"][50:200]
+    rng = np.random.default_rng(0)
+    copies = [crop(image, 26 / 32, rng) for image in originals[:50]]
+    is_test = cropped_side == "test"
+    test = fingerprint([*(copies if is_test else originals[:50]), *others])
+    train = fingerprint([*(originals[:50] if is_test else copies), *originals[50:]])
+    matches = duplicates.find_duplicates(test, train)
+    is_correct = (matches.kind[:50] == "cropped") & (matches.index[:50] == np.arange(50))
+    assert is_correct.mean() > 0.8
+    assert matches.found[50:].sum() <= 2, "CIFAR-10 itself has a few duplicates"
+
+
+def test_the_map_of_a_crop_gives_the_embedding_of_the_cropped_image(glyphs):
+    window = crops.Window(0.55, 0.45, 0.8)
+    images = [np.asarray(Image.fromarray(image).resize((160, 160), Image.Resampling.BICUBIC)) for image in glyphs[0][:40]]
+    top, left = (round(160 * (center - window.share / 2)) for center in (window.down, window.across))
+    direct = fingerprint([image[top : top + 128, left : left + 128] for image in images])
+    mapped = crops.crop_embedding(fingerprint(images).embedding, window)
+    expected = crops.crop_embedding(direct.embedding, crops.Window(0.5, 0.5, 1.0))
+    agreement = (mapped * expected).sum(1)
+    shuffled = (mapped * np.roll(expected, 1, 0)).sum(1)
+    assert np.median(agreement) > 0.97
+    assert np.median(shuffled) < 0.5
+
+
 @pytest.mark.parametrize("size", [70, 200, 1000])
 @pytest.mark.parametrize("dataset", ["source", "near", "tinted", "sketch"])
 def test_different_images_are_not_duplicates(dataset, size):
@@ -81,7 +116,7 @@ def test_probabilities_are_calibrated(dimension):
     rng = np.random.default_rng(0)
 
     def draw_distances(count):
-        return rng.exponential(size=(count, duplicates.PARTS)) ** (1 / dimension) * rng.uniform(0.5, 2, (count, 1))
+        return rng.exponential(size=(count, nearest.PARTS)) ** (1 / dimension) * rng.uniform(0.5, 2, (count, 1))
 
     distance, null = draw_distances(9000), draw_distances(2000)
     chance = duplicates.match_probabilities(distance, null)
@@ -177,9 +212,9 @@ def test_tiles_give_the_same_distances_as_one_product(rows, columns, seed, same)
     train = rng.normal(size=(columns, fingerprints.EMBEDDING_SIZE)).astype(np.float16)
     test = train if same else rng.normal(size=(rows, fingerprints.EMBEDDING_SIZE)).astype(np.float16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(duplicates, "BLOCK_ROWS", 16)
-        patch.setattr(duplicates, "BLOCK_COLUMNS", 3)
-        distance, index = duplicates.nearest_distances(test, train, np.arange(columns) if same else None)
+        patch.setattr(nearest, "BLOCK_ROWS", 16)
+        patch.setattr(nearest, "BLOCK_COLUMNS", 3)
+        distance, index = nearest.nearest_distances(test, train, np.arange(columns) if same else None)
     unit = [embedding / np.linalg.norm(embedding.astype(float), axis=1, keepdims=True) for embedding in (test, train)]
     signs = np.where(np.arange(fingerprints.EMBEDDING_SIZE) >= fingerprints.EVEN_COLUMNS, -1, 1)
     cosine = np.maximum(unit[0] @ unit[1].T, (unit[0] * signs) @ unit[1].T)
@@ -187,8 +222,8 @@ def test_tiles_give_the_same_distances_as_one_product(rows, columns, seed, same)
         np.fill_diagonal(cosine, -1)
     if len(test) and columns > same:
         assert distance.min(1) == pytest.approx(np.sqrt(np.clip(2 - 2 * cosine.max(1), 0, None)), abs=2e-3)
-        nearest = index[np.arange(len(test)), distance.argmin(1)]
-        assert cosine[np.arange(len(test)), nearest] == pytest.approx(cosine.max(1), abs=1e-5)
+        closest = index[np.arange(len(test)), distance.argmin(1)]
+        assert cosine[np.arange(len(test)), closest] == pytest.approx(cosine.max(1), abs=1e-5)
 
 
 def test_the_search_is_deterministic(glyphs):

@@ -1,7 +1,7 @@
 """Find the test images that are duplicates of images in another set, by their fingerprints. Pure.
 
-Identical pixels, flipped or not, are a duplicate. Any other image is one if its nearest neighbor is closer than chance allows.
-The comment below explains how the data determine that distance.
+Identical pixels, flipped or not, are a duplicate. Any other image is one if its nearest neighbor, or its nearest crop, is
+closer than chance allows. The comment below explains how the data determine that distance.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xferbench.data.crops import nearest_crops
 from xferbench.data.fingerprints import EMBEDDING_SIZE, EVEN_COLUMNS, FLIP
+from xferbench.data.nearest import nearest_distances
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from xferbench.data.fingerprints import Fingerprints
 
@@ -29,15 +31,13 @@ if TYPE_CHECKING:
 #
 # Pictures have a dimension of at least the limit below. A set with a lower one is full of its own duplicates (it was augmented
 # before it was split). The dimension is then estimated from the upper half of the parts, which the duplicates do not reach.
-VERSION = 1  # raise it when the same fingerprints give other duplicates
-PARTS = 32  # parts that a set is divided into
+VERSION = 2  # raise it when the same fingerprints give other duplicates
 MIN_PARTS = 16  # parts of four images each; with fewer, only exact duplicates are found
 NULL_SAMPLE_SIZE = 192  # images of the other set that are searched in the rest of it
 MIN_POOL_SIZE = 64  # images per estimate of a dimension, at least, if there are so many
 MIN_DIMENSION = 2.5  # measured: at least 3.5 for drawings, digits and photographs; at most 1.6 for augmented copies
 EXPECTED_FALSE_MATCHES = 0.001  # in a whole search under the law; the tails of real sets are somewhat heavier
 MIN_AGREEING_BITS = 0.72  # share; measured: 0.52–0.76 agree by chance, at least 0.77 in 99 % of JPEG copies at quality 50
-BLOCK_ROWS, BLOCK_COLUMNS = 256, 1024  # rows and columns of a tile: two tiles stay in the cache of a core
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class DuplicateMatches:
 
     Attributes:
         index: [N] int64, the index in the other set; -1 if that set is empty.
-        kind: [N] ``exact``, ``flipped`` (exactly or nearly), ``near``, or "" for an image without a duplicate.
+        kind: [N] ``exact``, ``flipped`` (exactly or nearly), ``near``, ``cropped``, or "" for an image without a duplicate.
         distance: [N] float32, between the embeddings, from 0 to 2.
         chance: [N], the probability that a different image is as near, under the law above; 0 for exact duplicates.
         plain: [N] bool, whether an image is so plain that only an exact duplicate is recognized; for a blank image, none is.
@@ -66,7 +66,12 @@ class DuplicateMatches:
 
 
 def find_duplicates(
-    test: Fingerprints, train: Fingerprints, *, same: bool = False, expected_false: float = EXPECTED_FALSE_MATCHES
+    test: Fingerprints,
+    train: Fingerprints,
+    *,
+    same: bool = False,
+    expected_false: float = EXPECTED_FALSE_MATCHES,
+    searched: int | None = None,
 ) -> DuplicateMatches:
     """Find the duplicates of each test image in another set. The order and the size of the sets do not matter.
 
@@ -74,81 +79,78 @@ def find_duplicates(
 
     - the pixels are identical, flipped or not;
     - ``chance`` < ``expected_false`` / N, and enough of the bits agree, which is evidence that ``chance`` does not use;
-    - ``chance`` < ``expected_false``² / N, for any bits, because the fine bits of a blurred image are noise.
+    - ``chance`` < ``expected_false``² / N, for any bits, because the fine bits of a blurred image are noise;
+    - one image is a crop of the other, where ``chance`` < ``expected_false`` / N holds for the nearest crop.
 
-    If all different images obey the law, fewer than ``expected_false`` of them are expected to be matched. If the other set has
-    fewer than 64 images, only exact duplicates are found.
+    If all different images obey the law, fewer than twice ``expected_false`` of them are expected to be matched. If the other
+    set has fewer than 64 images, only exact duplicates are found.
 
     Args:
         test: Fingerprints of the N test images.
         train: Fingerprints of the other set.
         same: Whether both sets are the same one. An image is then not its own duplicate.
         expected_false: The expected number of false matches.
+        searched: The N of the conditions, if the test images are a part of the images that are searched.
     """
-    count = len(test)
-    sample = _sample_null(train)
-    queries = np.concatenate([test.embedding, train.embedding[sample]])
-    own_index = np.concatenate([np.arange(count) if same else np.full(count, -1), sample])
-    distance, index = nearest_distances(queries, train.embedding, own_index)
-    chance = np.where(test.plain, 1.0, match_probabilities(distance[:count], distance[count:]))
-    distance, index = distance[:count], index[:count]
-    if distance.size:
-        nearest_part = distance.argmin(1)[:, None]
-        closest, best = (np.take_along_axis(values, nearest_part, 1)[:, 0] for values in (distance, index))
-    else:
-        closest, best = np.full(count, 2, np.float32), np.full(count, -1)
-    kind = np.full(count, "", "<U7")
-    if distance.size:
-        flipped = _is_flipped(test.embedding, train.embedding[best])
-        flipped_bits = test.bits ^ np.where(flipped[:, None], FLIP, np.uint8(0))
-        agreeing = 1 - np.unpackbits(flipped_bits ^ train.bits[best], axis=1).mean(1)
-        is_near = chance * count < np.where(agreeing >= MIN_AGREEING_BITS, expected_false, expected_false**2)
-        kind = np.where(is_near, np.where(flipped, "flipped", "near"), kind)
+    count = searched or len(test)
+    level = expected_false / max(1, count)
+    matches = _nearest_images(test, train, level, expected_false, same=same)
+    is_identical = _lookup(test.exact, np.concatenate([train.exact, train.mirrored]), same=False) >= 0
+    open_index = np.flatnonzero(~matches.found & ~test.plain & (same | ~is_identical))
+    if len(open_index) and len(train) >= 4 * MIN_PARTS:
+        matches = _add_crops(matches, open_index, test, train, level, same=same)
+    index, kind, distance, chance = matches.index, matches.kind, matches.distance, matches.chance
     for name, digests in (("flipped", train.mirrored), ("exact", train.exact)):
         exact_index = np.where(test.blank, -1, _lookup(test.exact, digests, same=same))
         is_exact = exact_index >= 0
-        best, kind = np.where(is_exact, exact_index, best), np.where(is_exact, name, kind)
-        chance, closest = np.where(is_exact, 0.0, chance), np.where(is_exact, np.float32(0), closest)
-    return DuplicateMatches(index=best, kind=kind, distance=closest, chance=chance, plain=test.plain)
+        index, kind = np.where(is_exact, exact_index, index), np.where(is_exact, name, kind)
+        chance, distance = np.where(is_exact, 0.0, chance), np.where(is_exact, np.float32(0), distance)
+    return DuplicateMatches(index=index, kind=kind, distance=distance, chance=chance, plain=test.plain)
 
 
-def nearest_distances(
-    test: np.ndarray, train: np.ndarray, own_index: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distance to the nearest image in each part of a set, in either orientation, and its index: both [n, parts].
+def _nearest_images(
+    test: Fingerprints, train: Fingerprints, level: float, expected_false: float, *, same: bool
+) -> DuplicateMatches:
+    """Match each test image with the nearest image of another set, if that is nearer than chance allows."""
+    count, own_index = len(test), np.arange(len(test)) if same else np.full(len(test), -1)
+    distance, index, chance = _search(nearest_distances, test.embedding, train, own_index)
+    chance, kind = np.where(test.plain, 1.0, chance), np.full(count, "", "<U7")
+    if len(train):
+        flipped = _is_flipped(test.embedding, train.embedding[index])
+        flipped_bits = test.bits ^ np.where(flipped[:, None], FLIP, np.uint8(0))
+        agreeing = 1 - np.unpackbits(flipped_bits ^ train.bits[index], axis=1).mean(1)
+        is_near = chance < np.where(agreeing >= MIN_AGREEING_BITS, level, level * expected_false)
+        kind = np.where(is_near, np.where(flipped, "flipped", "near"), kind)
+    return DuplicateMatches(index=index, kind=kind, distance=distance, chance=chance, plain=test.plain)
 
-    Image i belongs to part i modulo ``parts``. Since a flip changes the sign of the odd half, the larger of the two cosines is
-    ``even + |odd|``, which takes two products of half the width. Embeddings are as in
-    :class:`~xferbench.data.fingerprints.Fingerprints`.
 
-    Args:
-        test: [n, d] embeddings.
-        train: [N, d] embeddings of the set.
-        own_index: [n] the index of each image itself in the set, which is skipped; -1 for an image outside the set.
-    """
-    parts = min(PARTS, max(1, len(train) // 4)) if len(train) else 0
-    highest = np.full((len(test), parts), -2, np.float32)
-    index = np.full((len(test), parts), -1, np.int64)
-    unit_test = _unit_length(test)
-    tiles = np.empty((2, BLOCK_ROWS * BLOCK_COLUMNS), np.float32)
-    for first in _tile_starts(len(train), parts):
-        part, columns = first % parts, _unit_length(train[first : first + parts * BLOCK_COLUMNS : parts])
-        for row_tile in _tiles(len(test), BLOCK_ROWS * BLOCK_COLUMNS // len(columns)):
-            test_rows = unit_test[row_tile]
-            even, odd = (tile[: len(test_rows) * len(columns)].reshape(len(test_rows), len(columns)) for tile in tiles)
-            np.matmul(test_rows[:, :EVEN_COLUMNS], columns[:, :EVEN_COLUMNS].T, out=even)
-            np.matmul(test_rows[:, EVEN_COLUMNS:], columns[:, EVEN_COLUMNS:].T, out=odd)
-            even += np.abs(odd, out=odd)
-            if own_index is not None and own_index[row_tile].max() >= first:
-                offset = own_index[row_tile] - first
-                is_self = (offset >= 0) & (offset % parts == 0) & (offset < parts * len(columns)) & (own_index[row_tile] >= 0)
-                even[is_self, offset[is_self] // parts] = -2
-            column = even.argmax(1)
-            cosine = even[np.arange(len(test_rows)), column]
-            is_better = cosine > highest[row_tile, part]
-            highest[row_tile, part] = np.where(is_better, cosine, highest[row_tile, part])
-            index[row_tile, part] = np.where(is_better, first + parts * column, index[row_tile, part])
-    return np.sqrt(np.clip(2 - 2 * highest, 0, 4)), index
+def _add_crops(
+    matches: DuplicateMatches, rows: np.ndarray, test: Fingerprints, train: Fingerprints, level: float, *, same: bool
+) -> DuplicateMatches:
+    """Match some of the test images with the nearest crop, if that is nearer than chance allows."""
+    own_index = rows if same else np.full(len(rows), -1)
+    distance, index, chance = _search(nearest_crops, test.embedding[rows], train, own_index)
+    is_crop = chance < level
+    changed = {"index": index, "kind": np.full(len(rows), "cropped"), "distance": distance, "chance": chance}
+    arrays = {name: getattr(matches, name).copy() for name in changed}
+    for name, values in changed.items():
+        arrays[name][rows[is_crop]] = values[is_crop]
+    return DuplicateMatches(**arrays, plain=matches.plain)
+
+
+def _search(
+    nearest: Callable[..., tuple[np.ndarray, np.ndarray]], embedding: np.ndarray, train: Fingerprints, own_index: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the distance to the nearest image of a set, its index, and the probability of it for different images."""
+    count, sample = len(embedding), _sample_null(train)
+    queries = np.concatenate([embedding, train.embedding[sample]])
+    by_part, index = nearest(queries, train.embedding, np.concatenate([own_index, sample]))
+    chance = match_probabilities(by_part[:count], by_part[count:])
+    if not by_part[:count].size:
+        return np.full(count, 2, np.float32), np.full(count, -1), chance
+    part = by_part[:count].argmin(1)[:, None]
+    distance, index = (np.take_along_axis(values[:count], part, 1)[:, 0] for values in (by_part, index))
+    return distance, index, chance
 
 
 def match_probabilities(distance: np.ndarray, null: np.ndarray) -> np.ndarray:
@@ -198,22 +200,6 @@ def _sample_null(train: Fingerprints) -> np.ndarray:
 def shared_groups(train: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Return the numbers of the groups (patients, scenes) that are in both splits, in ascending order."""
     return np.intersect1d(train, test)
-
-
-def _unit_length(embedding: np.ndarray) -> np.ndarray:
-    """Return embeddings in float32 with the unit length that rounding to float16 took from them. Zeros stay zero."""
-    unit = embedding.astype(np.float32)
-    unit /= np.sqrt(np.maximum(np.einsum("nd,nd->n", unit, unit), 1e-12))[:, None]
-    return unit
-
-
-def _tile_starts(count: int, parts: int) -> Iterator[int]:
-    """Return the first index of each tile of each part."""
-    return (first for part in range(parts) for first in range(part, count, parts * BLOCK_COLUMNS))
-
-
-def _tiles(count: int, rows: int) -> Iterator[slice]:
-    return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
 def _is_flipped(test: np.ndarray, train: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
 from xferbench.data import sources
 from xferbench.data.images import open_image, to_rgb
+from xferbench.data.raw import take as take_raw
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -41,10 +42,10 @@ RGB_TO_YCC = np.array(
 _down, _across = np.mgrid[:FINE, :FINE]
 _low = np.stack([np.maximum(_down, _across) < side for side in (COARSE, COLOR, COLOR)])
 _low[:, 0, 0] = False  # mean brightness and tint say little and change easily
-_used = np.flatnonzero(_low)
-_used = _used[np.argsort(_used % 2, kind="stable")]  # FINE is even, so the parity is that of the horizontal frequency
-EMBEDDING_SIZE = len(_used)
-EVEN_COLUMNS = int((_used % 2 == 0).sum())  # length of the part of an embedding that a flip does not change
+USED = np.flatnonzero(_low)
+USED = USED[np.argsort(USED % 2, kind="stable")]  # FINE is even, so the parity is that of the horizontal frequency
+EMBEDDING_SIZE = len(USED)
+EVEN_COLUMNS = int((USED % 2 == 0).sum())  # length of the part of an embedding that a flip does not change
 FLIP = np.packbits(_across.ravel() % 2 == 1)  # the bits that a flip inverts
 
 
@@ -170,18 +171,50 @@ def dataset_fingerprints(data: Data, split: str, cache: Path, test_size: int | N
     Raises:
         UserError: If the dataset cannot be used, or has no such split.
     """
-    generated = max(test_size or 0, sources.SYNTHETIC_SPLIT_SIZES["test"]) if data.spec.startswith("synthetic:") else None
-    path = cache / "prints" / f"{digest((VERSION, data.digest, split, generated))[:32]}.npz"
-    if not path.is_file():
-        splits = sources.read_dataset(data.spec, generated)[1]
-        if split not in splits:
-            raise UserError(f"{data.spec}: no such split", found=split, expected=", ".join(splits))
-        fingerprints, _, _ = fingerprint_split(splits[split])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_npz(path, {field.name: getattr(fingerprints, field.name) for field in fields(Fingerprints)})
-    with np.load(path) as members:
-        fingerprints = Fingerprints(**{name: members[name] for name in members.files})
+    with np.load(_fingerprint_file(data, split, cache, test_size)) as members:
+        fingerprints = Fingerprints(**{field.name: members[field.name] for field in fields(Fingerprints)})
     return take(fingerprints, slice(test_size)) if split == "test" else fingerprints
+
+
+def readable_split(data: Data, split: str, cache: Path, test_size: int | None = None) -> RawSplit:
+    """Return a split without the images that cannot be read, in the order of its fingerprints. Nothing is decoded."""
+    with np.load(_fingerprint_file(data, split, cache, test_size)) as members:
+        return take_raw(_read_split(data, split, test_size), members["readable"])
+
+
+def read_images(data: Data, split: str, index: np.ndarray, cache: Path, test_size: int | None = None) -> Iterator[np.ndarray]:
+    """Yield the images uint8 H×W×3 at some places of the fingerprints of a dataset."""
+    images = readable_split(data, split, cache, test_size).images
+    for position in index:
+        image, reason = open_image(images[position], to_rgb) if isinstance(images[position], Path) else (images[position], "")
+        if image is None:
+            raise UserError(
+                f"{images[position]}: it can no longer be read", found=reason, expected="the image of the first run"
+            )
+        yield to_rgb(image)
+
+
+def _fingerprint_file(data: Data, split: str, cache: Path, test_size: int | None) -> Path:
+    """Return the cached file of the fingerprints of a split, which is written if it does not exist."""
+    path = cache / "prints" / f"{digest((VERSION, 'readable', data.digest, split, _generated(data, test_size)))[:32]}.npz"
+    if not path.is_file():
+        fingerprints, readable, _ = fingerprint_split(_read_split(data, split, test_size))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {field.name: getattr(fingerprints, field.name) for field in fields(Fingerprints)}
+        save_npz(path, arrays | {"readable": readable})
+    return path
+
+
+def _read_split(data: Data, split: str, test_size: int | None) -> RawSplit:
+    splits = sources.read_dataset(data.spec, _generated(data, test_size))[1]
+    if split not in splits:
+        raise UserError(f"{data.spec}: no such split", found=split, expected=", ".join(splits))
+    return splits[split]
+
+
+def _generated(data: Data, test_size: int | None) -> int | None:
+    """Return the number of test images that a synthetic dataset generates; None for other datasets."""
+    return max(test_size or 0, sources.SYNTHETIC_SPLIT_SIZES["test"]) if data.spec.startswith("synthetic:") else None
 
 
 def save_npz(file: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -198,19 +231,24 @@ def _slices(count: int, size: int) -> Iterator[slice]:
 def _fingerprint_batch(images: np.ndarray) -> Fingerprints:
     """Compute the fingerprints of images [n, H, W, 3] of one size."""
     frequencies = _frequencies(images)
-    used = frequencies.reshape(len(images), -1)[:, _used]
-    whitened = used * np.hypot(_down, _across).ravel().astype(np.float32)[_used % FINE**2]
+    used = frequencies.reshape(len(images), -1)[:, USED]
+    whitened = used * np.hypot(_down, _across).ravel().astype(np.float32)[USED % FINE**2]
     length = np.linalg.norm(whitened, axis=1, keepdims=True)
     unit = whitened / np.maximum(length, 1e-6)
     has_contrast = np.square(used).sum(1) >= (MIN_CONTRAST * SIDE) ** 2
-    has_structure = has_contrast & (MIN_STRUCTURE * (unit**4).sum(1) <= 1)
     bits = frequencies[:, 0].reshape(len(images), -1) > 0
     return Fingerprints(
         exact=_digests(images),
         mirrored=_digests(images[:, :, ::-1]),
         bits=np.packbits(bits & has_contrast[:, None], axis=1),
-        embedding=np.where(has_structure[:, None], unit, 0).astype(np.float16),
+        embedding=np.where((has_contrast & has_structure(unit))[:, None], unit, 0).astype(np.float16),
     )
+
+
+def has_structure(unit: np.ndarray) -> np.ndarray:
+    """Return whether embeddings [n, d] of unit length have enough frequencies to identify an image: [n] bool."""
+    is_structured: np.ndarray = MIN_STRUCTURE * (unit**4).sum(1) <= 1
+    return is_structured
 
 
 def _digests(images: np.ndarray) -> np.ndarray:
