@@ -281,3 +281,11 @@ def test_mcnemar_of_a_missing_score_is_one():
 def test_improvement_is_the_share_of_seeds_with_harm_and_ties_count_half():
     assert intervals.probability_of_improvement(np.array([[1, 0], [0, 0], [-1, 0], [1, 1]])) == pytest.approx(2.5 / 4)
     assert isnan(intervals.probability_of_improvement(np.array([[nan, 0.0]])))
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 0), (0, 9), (20, 30), (30, 30)])
+def test_the_bound_of_a_proportion_is_that_of_the_binomial_test(successes, trials):
+    from scipy.stats import binomtest
+
+    expected = binomtest(successes, trials, alternative="greater").proportion_ci(0.95).low if trials else 0.0
+    assert intervals.proportion_lower_bound(successes, trials, 0.05) == pytest.approx(expected)

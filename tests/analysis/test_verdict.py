@@ -128,15 +128,18 @@ def test_a_control_works_only_if_its_interval_is_on_one_side(low, high, exposed,
     error=st.sampled_from([None, BOOM]),
     trust=st.sampled_from(["", "nothing records it"]),
     comparable=st.booleans(),
+    obstacle=st.sampled_from([None, because(Code.LOW_RECALL), because(Code.NO_GROUPS)]),
 )
-def test_an_invariant_holds_only_if_every_seed_was_measured(values, allowed, error, trust, comparable):
+def test_an_invariant_holds_only_if_every_seed_was_measured(values, allowed, error, trust, comparable, obstacle):
     numbers, diverged = [number for number, _ in values], [diverged_at_seed for _, diverged_at_seed in values]
     result = verdict.decide_invariant(
-        numbers, diverged, allowed=allowed, meaning="", error=error, trust=trust, comparable=comparable
+        numbers, diverged, allowed=allowed, meaning="", error=error, trust=trust, comparable=comparable, obstacle=obstacle
     )
     if result.code == "PASS":
-        assert numbers and not error and not trust
+        assert numbers and not error and not trust and not obstacle
         assert all(np.isfinite(number) and abs(number) <= allowed for number in numbers)
+    if obstacle and result.reason is obstacle:
+        assert result.code == ("SKIPPED" if obstacle.code == Code.NO_GROUPS else "INCONCLUSIVE")
     if result.code == "FAIL":
         assert any(np.isfinite(number) and abs(number) > allowed for number in numbers)
 

@@ -46,7 +46,7 @@ def make_audit_study(audit, pipeline=FINISHED, profile=PROFILE, **changes):
 
 def run_audit(audit, accuracy=lambda trial: 0.8, measured=0.0, examples=2000, **changes):
     measures = {reference: {name: measured} for name, reference in audit.measures.items()}
-    audit_without_prose = replace(audit, explain=None, plot=None)  # the prose and the plot of an audit need real scalars
+    audit_without_prose = replace(audit, explain=None, why_no_pass=None, plot=None)  # these need real scalars
     return fake_lab.run_study(make_audit_study(audit_without_prose, **changes), fake_lab.fake_lab(accuracy, measures, examples))
 
 

@@ -13,10 +13,12 @@ from xferbench.core.pipeline import Data, Preprocessing
 from xferbench.core.plugin import Contrast
 from xferbench.core.reason import Code, because
 from xferbench.core.record import Record
-from xferbench.data import synthetic
+from xferbench.core.suite import COPY_KINDS
+from xferbench.data import altered_copies, leaks, synthetic
 from xferbench.lab.data import datasets
 from xferbench.lab.evaluation import leakage
 from xferbench.plugins.data_leakage import plugin
+from xferbench.report.messages import write_sentence
 from xferbench.study import trials
 from xferbench.testing import fake_lab
 
@@ -52,14 +54,14 @@ def make_data(path):
 
 
 def test_copies_are_found_in_the_order_of_the_test_images(leaky_dataset, tmp_path):
-    is_leaked = leakage.leaked_examples(make_data(leaky_dataset), None, (), tmp_path)
+    is_leaked = leaks.leaked_examples(make_data(leaky_dataset), None, (), tmp_path)
     test = datasets.load_dataset(make_data(leaky_dataset), RAW, None, tmp_path).test
     assert np.array_equal(is_leaked, test.groups == 3)
 
 
 def test_a_limit_restricts_the_search_to_the_first_images(leaky_dataset, tmp_path):
     is_leaked, is_leaked_in_part = (
-        leakage.leaked_examples(make_data(leaky_dataset), limit, (), tmp_path) for limit in (None, 25)
+        leaks.leaked_examples(make_data(leaky_dataset), limit, (), tmp_path) for limit in (None, 25)
     )
     assert np.array_equal(is_leaked_in_part, is_leaked[:25])
 
@@ -81,7 +83,7 @@ def test_a_pretraining_set_is_searched_beside_the_training_images(leaky_dataset,
     )
     image_manifest, _ = manifest.make_manifest(f"npz:{other_dataset}")
     manifest.write_manifest(image_manifest, file)
-    duplicates = leakage.find_leaked_duplicates(
+    duplicates = leaks.find_leaked_duplicates(
         make_data(leaky_dataset), None, (Data(digest="m", spec=f"manifest:{file}"),), tmp_path
     )
     assert next(iter(duplicates)) == "train"
@@ -89,7 +91,7 @@ def test_a_pretraining_set_is_searched_beside_the_training_images(leaky_dataset,
     by_manifest = list(duplicates.values())[1]
     assert by_manifest.found.sum() == 40
     assert (
-        leakage.leaked_examples(make_data(leaky_dataset), None, (Data(digest="m", spec=f"manifest:{file}"),), tmp_path).sum()
+        leaks.leaked_examples(make_data(leaky_dataset), None, (Data(digest="m", spec=f"manifest:{file}"),), tmp_path).sum()
         == 52
     )
 
@@ -129,24 +131,97 @@ steps = 2
 """
 
 
-@pytest.mark.parametrize("allowed", [0.0, 0.25])
-def test_a_leak_is_a_fail_unless_the_suite_allows_it(leaky_dataset, tmp_path, allowed):
+def run_suite(tmp_path, text):
+    """Run a suite. Return the exit code, and the findings by their id."""
     file, out = tmp_path / "leaky.toml", tmp_path / "out"
-    file.write_text(SUITE.format(allowed=allowed, data=leaky_dataset))
+    file.write_text(text)
     code = main.main(["run", str(file), "-o", str(out), "--store", str(tmp_path / "s.sqlite"), "-j", "1"])
-    by_id = {finding["id"]: finding for finding in json.loads((out / "results.json").read_text())["findings"]}
-    assert code == exit_code.FAILED, "a group in both splits always fails"
+    return code, {finding["id"]: finding for finding in json.loads((out / "results.json").read_text())["findings"]}
+
+
+@pytest.mark.parametrize("allowed", [0.0, 0.25])
+def test_an_identical_copy_always_fails_and_altered_ones_unless_the_suite_allows_them(leaky_dataset, tmp_path, allowed):
+    unsearched = f"{allowed}\nunsearched_copies = {list(COPY_KINDS)}"
+    code, by_id = run_suite(tmp_path, SUITE.format(allowed=unsearched, data=leaky_dataset))
+    assert code == exit_code.FAILED
     assert by_id["data-leakage/groups"]["verdict"] == "FAIL"
     assert "groups on both sides: 1" in by_id["data-leakage/groups"]["reason"]
-    copies = by_id["data-leakage/copies"]
-    assert copies["verdict"] == ("FAIL" if allowed == 0 else "PASS")
-    assert copies["control"] == "detected"
-    assert copies["measures"]["subject/copies"] == pytest.approx(12 / 60)
-    assert "cured/copies" not in copies["measures"], "the unique split has no copies by construction"
-    assert "copies among 60 test images: 12 exact in train" in copies["reason"]
+    assert by_id["data-leakage/identical"]["verdict"] == "FAIL"
     inflation = by_id["data-leakage/inflation"]
     assert inflation["verdict"] == "INFO"
     assert inflation["low"] <= inflation["harm"] <= inflation["high"]
+    assert (
+        f"all test images − those without a copy: {100 * inflation['harm']:+.1f}" in by_id["data-leakage/identical"]["reason"]
+    )
+    copies = by_id["data-leakage/copies"]
+    assert copies["verdict"] == ("FAIL" if allowed == 0 else "PASS")
+    assert copies["control"] == by_id["data-leakage/identical"]["control"] == "detected"
+    assert copies["measures"]["subject/copies"] == pytest.approx(12 / 60)
+    assert "cured/copies" not in copies["measures"], "the unique split has no copies by construction"
+    assert "copies among 60 test images: 12 exact in train; searched: train" in copies["reason"]
+
+
+@pytest.mark.parametrize("kind", ["flipped", "cropped"])
+def test_a_test_set_that_is_in_training_as_altered_copies_fails(shared, tmp_path, kind):
+    arrays, rng = np.load(shared / "data" / "cifar10.npz"), np.random.default_rng(0)
+    train, test = arrays["train_images"][:300].copy(), arrays["test_images"][:60]
+    labels = arrays["train_labels"][:300].copy()
+    train[:60] = [altered_copies.alter_image(image, kind, rng) for image in test]
+    labels[:60] = arrays["test_labels"][:60]
+    dataset = tmp_path / "altered.npz"
+    np.savez(dataset, train_images=train, train_labels=labels, test_images=test, test_labels=arrays["test_labels"][:60])
+    matches = leaks.find_leaked_duplicates(make_data(dataset), None, (), tmp_path)["train"]
+    assert (matches.kind == kind).mean() > 0.8
+
+
+def test_photographs_have_a_recall_of_each_kind_of_copy(shared, tmp_path):
+    arrays = np.load(shared / "data" / "cifar10.npz")
+    dataset = tmp_path / "photographs.npz"
+    np.savez(
+        dataset,
+        **{f"{split}_{name}": arrays[f"{split}_{name}"][:300] for split in ("train", "test") for name in ("images", "labels")},
+    )
+    counts = leaks.search_recall(make_data(dataset), None, (), tmp_path)["train"]
+    assert counts[:, 1].tolist() == [30] * len(COPY_KINDS)
+    assert (counts[:, 0] >= 24).all()
+
+
+def make_recall_records(found):
+    scalars = {"copies": 0.0, "searched train": 1.0, "test images": 99.0}
+    scalars |= {f"found {kind}": 30.0 for kind in COPY_KINDS} | {f"altered {kind}": 30.0 for kind in COPY_KINDS} | found
+    return {("subject", "copies", 0): Record(key="a", scalars=scalars)}
+
+
+@pytest.mark.parametrize(("found", "is_enough"), [(30.0, True), (20.0, True), (19.0, False), (0.0, False)])
+def test_a_kind_of_copy_that_the_search_does_not_find_prevents_a_pass(found, is_enough):
+    rules, by_term = fake_lab.SUITE.rules, make_recall_records({"found cropped": found})
+    reason = plugin.why_no_pass("copies", by_term, rules)
+    assert (reason is None) == is_enough
+    if reason is not None:
+        assert reason.code == Code.LOW_RECALL
+        assert [kind for kind, *_ in reason.values["kinds"]] == ["cropped"]
+        assert "cropped" in write_sentence(reason)
+    assert plugin.why_no_pass("copies", by_term, replace(rules, unsearched_copies=("cropped",))) is None
+
+
+def test_a_search_without_a_recall_does_not_pass():
+    records = {("subject", "copies", 0): Record(key="a", scalars={"copies": 0.0})}
+    assert len(plugin.why_no_pass("copies", records, fake_lab.SUITE.rules).values["kinds"]) == len(COPY_KINDS)
+
+
+def test_a_pass_names_what_was_searched():
+    text = plugin.explain("copies", make_recall_records({}), fake_lab.PIPELINE, fake_lab.PIPELINE)
+    assert "searched: train;" in text
+    assert "cropped 30 of 30" in text
+    assert "pretraining" not in " ".join(contrast.meaning for contrast in plugin.contrasts)
+
+
+def test_without_groups_the_check_of_groups_is_skipped(leaky_dataset, tmp_path):
+    arrays, dataset = np.load(leaky_dataset), tmp_path / "single.npz"
+    np.savez(dataset, **{name: arrays[name] for name in arrays.files if "groups" not in name})
+    _, by_id = run_suite(tmp_path, SUITE.format(allowed=0.01, data=dataset))
+    assert by_id["data-leakage/groups"]["verdict"] == "SKIPPED"
+    assert "the data have no groups" in by_id["data-leakage/groups"]["reason"]
 
 
 def test_a_mean_over_a_part_of_the_examples_is_compared_with_the_mean_over_all():
@@ -185,7 +260,7 @@ def test_only_trials_that_compare_have_the_pretraining_set_in_their_key():
 
 def test_a_dataset_of_copies_has_no_score_without_them(leaky_dataset, tmp_path):
     arrays = np.load(leaky_dataset)
-    dataset_file, file, out = tmp_path / "alike.npz", tmp_path / "alike.toml", tmp_path / "out"
+    dataset_file = tmp_path / "alike.npz"
     np.savez(
         dataset_file,
         train_images=arrays["train_images"],
@@ -193,9 +268,7 @@ def test_a_dataset_of_copies_has_no_score_without_them(leaky_dataset, tmp_path):
         test_images=arrays["train_images"][:40],
         test_labels=arrays["train_labels"][:40],
     )
-    file.write_text(SUITE.format(allowed=0.0, data=dataset_file))
-    code = main.main(["run", str(file), "-o", str(out), "--store", str(tmp_path / "s.sqlite"), "-j", "1"])
-    by_id = {finding["id"]: finding for finding in json.loads((out / "results.json").read_text())["findings"]}
+    code, by_id = run_suite(tmp_path, SUITE.format(allowed=0.0, data=dataset_file))
     assert code == exit_code.FAILED
     assert by_id["data-leakage/copies"]["verdict"] == "FAIL"
     assert by_id["data-leakage/inflation"]["verdict"] == "SKIPPED"

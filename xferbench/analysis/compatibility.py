@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xferbench.core.run import Run
 
 IRRELEVANT_KEYS = frozenset({"path", "overrides", "allow_code", "command"})  # keys of a suite that do not affect results
-RULE_KEYS = ("metric", "margin", "alpha", "looks", "max_duplicates")  # keys that turn trials into verdicts
+RULE_KEYS = ("metric", "margin", "alpha", "looks", "max_duplicates", "unsearched_copies")  # keys that turn trials into verdicts
 
 
 def refusals(accepted: Run, candidate: Run) -> list[str]:

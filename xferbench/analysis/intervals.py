@@ -316,6 +316,13 @@ def mcnemar_p(difference: np.ndarray) -> float:
     return min(1.0, 2.0 * float(bdtr(min(worse, better), worse + better, 0.5)))
 
 
+def proportion_lower_bound(successes: int, trials: int, alpha: float) -> float:
+    """Return the one-sided lower bound of a proportion by Clopper & Pearson (1934); 0 without trials."""
+    from scipy.special import betaincinv
+
+    return float(betaincinv(successes, trials - successes + 1, alpha)) if successes else 0.0
+
+
 def probability_of_improvement(difference: np.ndarray) -> float:
     """Return P(A > B) over seeds, with ties counted as half (Bouthillier et al. 2021).
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 WORKING_CONTROLS = ("detected", "harmless")
 DECISION_OF_VERDICT = {"ERROR": CRASHED, "FAIL": WORSE, "INCONCLUSIVE": CANNOT_TELL, "PASS": NOT_WORSE, "SKIPPED": SKIPPED}
+NOT_APPLICABLE = frozenset({Code.NO_GROUPS})  # obstacles by which a question does not apply
 RELATIVE_ROUNDING = 1e-6  # relative and absolute tolerance of the size of an invariant
 
 
@@ -132,6 +133,7 @@ def decide_invariant(  # noqa: PLR0911 - a table
     error: Reason | None = None,
     trust: str = "",
     comparable: bool = True,
+    obstacle: Reason | None = None,
 ) -> Verdict:
     """Return the verdict on an invariant; a single seed beyond ``allowed`` breaks it.
 
@@ -143,6 +145,7 @@ def decide_invariant(  # noqa: PLR0911 - a table
         error: the crash of an arm or of the plugin, or None.
         trust: an assumption of the plugin that no measurement checks, or "".
         comparable: whether there is a reference for the value.
+        obstacle: why the plugin does not let an invariant that holds pass, or None.
     """
     excuses = [bool(has_diverged) for value, has_diverged in zip(values, diverged, strict=True) if not isfinite(value)]
     violations = sum(isfinite(value) and abs(value) > allowed for value in values)
@@ -158,6 +161,8 @@ def decide_invariant(  # noqa: PLR0911 - a table
         return _verdict("SKIPPED", Code.TEXT, text=trust)
     if trust:
         return _verdict("INCONCLUSIVE", Code.ON_TRUST, what=trust)
+    if obstacle:
+        return Verdict(code="SKIPPED" if obstacle.code in NOT_APPLICABLE else "INCONCLUSIVE", reason=obstacle)
     return _verdict("PASS", Code.HOLDS, meaning=meaning, seeds=len(values))
 
 

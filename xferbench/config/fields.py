@@ -37,6 +37,7 @@ from xferbench.core.pipeline import (
     Spectrogram,
 )
 from xferbench.core.strategies import STRATEGIES
+from xferbench.core.suite import COPY_KINDS
 
 NAME = r"[a-z0-9][a-z0-9._-]*"
 SUITE_SCHEMA = 1
@@ -320,6 +321,9 @@ def suite_rules(base: Path) -> Mapping[str, Rule]:
         "budget": duration,
         "max_duplicates": validation.typed(
             validation.NUMBER, lambda v: 0 <= v < 1, "a share, 0 or above and below 1", float, minimum=0, exclusiveMaximum=1
+        ),
+        "unsearched_copies": validation.list_of(
+            validation.one_of(*COPY_KINDS), f"a list of {', '.join(COPY_KINDS)}", lambda _: True
         ),
         "seed": WHOLE,
         "tuning_seeds": COUNT,

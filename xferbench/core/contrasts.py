@@ -18,7 +18,9 @@ def info(name: str, more: Term, less: Term, meaning: str = "", metric: str = "")
     return Contrast(name=name, kind="info", weights={more: 1.0, less: -1.0}, meaning=meaning, metric=metric)
 
 
-def invariant(name: str, meaning: str, *, measure: str = "", allowed: str = "", controlled: bool = True) -> Contrast:
+def invariant(
+    name: str, meaning: str, *, measure: str = "", allowed: str = "", controlled: bool = True, effect: str = ""
+) -> Contrast:
     """Create an invariant: a measure of the subject must be 0, or at most the value of a field of the suite.
 
     Args:
@@ -27,6 +29,9 @@ def invariant(name: str, meaning: str, *, measure: str = "", allowed: str = "", 
         measure: the name of the plugin's measure, by default the name of the contrast.
         allowed: the suite's field with the largest allowed value.
         controlled: whether the induced variants should break it.
+        effect: the name of the measurement of what a broken invariant changes.
     """
     weights = {("subject", measure or name): 1.0}
-    return Contrast(name=name, kind="exact", weights=weights, meaning=meaning, allowed=allowed, controlled=controlled)
+    return Contrast(
+        name=name, kind="exact", weights=weights, meaning=meaning, allowed=allowed, controlled=controlled, effect=effect
+    )

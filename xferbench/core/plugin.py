@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from xferbench.core.pipeline import Arm, Checkpoint, Data, InputTransform, Pipeline, UserCode, WeightsFile
+    from xferbench.core.reason import Reason
     from xferbench.core.record import Record
     from xferbench.core.run import Run
-    from xferbench.core.suite import Suite
+    from xferbench.core.suite import Rules, Suite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class Contrast:
         allowed: the field of the suite's rules with the largest allowed absolute value of an invariant, or "" for 0.
         controlled: whether the induced variants should break the invariant.
         span: the largest harm that one test example can show, or None for the largest difference of two scores of the metric.
+        effect: the ``info`` contrast that measures what a broken invariant changes, or "".
     """
 
     tag: ClassVar[str] = "Contrast"
@@ -44,6 +46,7 @@ class Contrast:
     allowed: str = ""
     controlled: bool = True
     span: float | None = field(default=None, metadata={"added": True})
+    effect: str = ""
 
 
 HARM = Contrast(name="harm", weights={("cured", "test"): 1.0, ("subject", "test"): -1.0}, meaning="cured − subject")
@@ -199,6 +202,8 @@ class Plugin:
         trust: returns what the result takes on trust, or "". A result on trust is never PASS.
         explain: returns the plugin's sentence for a contrast's finding (which tensor, which field), or "". Its arguments are
             the name of the contrast, the records, the subject and the cured pipeline.
+        why_no_pass: returns why an invariant that holds is no PASS, for example because its search finds too little; or None.
+            Its arguments are the name of the contrast, the records and the rules of the suite.
         needs_pretraining_data: whether the measures need the pretraining data and the test images of all views.
         domain: ``source`` if the measures are evaluated on the source, provided that the pipeline has one.
         extra_arms: returns named arms, derived from the subject, that are measured at the first look and have no verdict.
@@ -221,6 +226,7 @@ class Plugin:
     derived_metrics: Callable[[Mapping[tuple[str, str, int], Record], Sequence[int]], Mapping[str, float]] | None = None
     trust: Callable[[Pipeline, Profile], str] | None = None
     explain: Callable[[str, Mapping[tuple[str, str, int], Record], Pipeline, Pipeline], str] | None = None
+    why_no_pass: Callable[[str, Mapping[tuple[str, str, int], Record], Rules], Reason | None] | None = None
     needs_pretraining_data: bool = False
     domain: str = ""
     extra_arms: Callable[[Pipeline, Profile], Mapping[str, Arm]] | None = None

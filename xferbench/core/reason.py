@@ -48,6 +48,9 @@ class Code(Enum):
     BROKEN = auto()  # meaning, count, seeds
     HOLDS = auto()  # meaning, seeds
     SUBJECT_DIVERGED = auto()  # count, seeds
+    LOW_RECALL = auto()  # kinds: tuples of kind, found, copies, lower bound; at_least, confidence
+    NO_GROUPS = auto()
+    EFFECT = auto()  # meaning, estimate
     # A change between two runs
     SAME_ANSWERS = auto()
     SAME_ZERO_HARM = auto()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from xferbench.core.interventions import DataIntervention
 
 
+COPY_KINDS = ("flipped", "recompressed", "resized", "recolored", "cropped")  # altered copies of a test image
 LOCATION_KEYS = frozenset({"target", "source", "shifted", "weights", "after", "before", "manifest"})
 
 
@@ -152,8 +153,9 @@ class Rules:
         budget: the budget in recorded seconds.
         seed: the first seed of verdicts.
         tuning_seeds: number of seeds that candidates are compared on.
-        max_duplicates: the allowed share of test images that have a near copy.
         keep_source: whether the skill on the source matters, so that its loss is judged.
+        max_duplicates: the allowed share of test images that have an altered copy; an identical copy is never allowed.
+        unsearched_copies: the kinds of copies, of :data:`COPY_KINDS`, that a PASS of ``data-leakage`` says nothing about.
     """
 
     metric: str = "accuracy"
@@ -163,8 +165,9 @@ class Rules:
     budget: float = 1200.0
     seed: int = 0
     tuning_seeds: int = 3
-    max_duplicates: float = 0.0
     keep_source: bool = field(default=False, metadata={"added": True})
+    max_duplicates: float = 0.01
+    unsearched_copies: tuple[str, ...] = field(default=(), metadata={"added": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,7 @@ PLAIN: dict[Code, str] = {  # sentences that insert their values without further
     Code.BUDGET_SPENT: "the budget of {budget:g} s ran out after {seeds} of {planned} seeds",
     Code.CHOSEN: "chosen among {count} candidates with a confidence of {confidence:.0%}",
     Code.DIVERGED: "{arm} diverged at {count} of {seeds} seeds",
+    Code.NO_GROUPS: "the data have no groups, so nothing shows whether a patient or a scene is on both sides",
     Code.SUBJECT_DIVERGED: "the subject diverged at {count} of {seeds} seeds",
     Code.SAME_ANSWERS: "unchanged: the same trials gave the same results",
     Code.SAME_ZERO_HARM: f"the harm is exactly 0, as before: {CURE_CHANGES_NOTHING}",
@@ -224,6 +225,21 @@ def _holds(values: Values, _unit: str) -> str:
     return f"holds{seeds}: {values['meaning']}"
 
 
+def _low_recall(values: Values, _unit: str) -> str:
+    kinds = ", ".join(
+        f"{kind} ({found} of {copies}, at least {low:.0%})" if copies else f"{kind} (not measured)"
+        for kind, found, copies, low in values["kinds"]
+    )
+    return (
+        f"the search finds too few copies of these kinds: {kinds}; a PASS needs {values['at_least']:.0%} with a confidence of "
+        f"{values['confidence']:.0%}, or the kind in unsearched_copies"
+    )
+
+
+def _effect(values: Values, unit: str) -> str:
+    return f"{values['meaning']}: {format_harm_interval(values['estimate'], unit)}"
+
+
 def _change_open(values: Values, unit: str) -> str:
     irreproducible = "the same trials gave different results on the same computer; " if values["same"] else ""
     needs = f"; {write_sentence(values['to_decide'], unit)}" if values["to_decide"] else ""
@@ -340,6 +356,8 @@ SPECIAL: dict[Code, Callable[[Values, str], str]] = {
     Code.OWN_VERDICT: _own_verdict,
     Code.BROKEN: _broken,
     Code.HOLDS: _holds,
+    Code.LOW_RECALL: _low_recall,
+    Code.EFFECT: _effect,
     Code.CHANGE_OPEN: _change_open,
     Code.OTHER_VERSION: _other_version,
     Code.SUITE_DIFFERS: _suite_differs,

@@ -175,15 +175,17 @@ def _exact_finding(rules: Rules, state: PluginState, contrast: Contrast, records
         seed for (arm, _, seed), record in records.items() if arm == "subject" and record.scalars.get("diverged", 0.0) > 0
     }
     explanation, explain_error = _explanation(state, contrast, records)
+    obstacle, obstacle_error = _obstacle(state, contrast, records, rules)
     allowed = getattr(rules, contrast.allowed) if contrast.allowed else 0.0
     verdict = verdicts.decide_invariant(
         [float(value) for value in values["subject"]],
         [seed in diverged for seed in seeds],
         allowed=allowed,
         meaning=contrast.meaning,
-        error=_first_crash(records, state.variants) or explain_error,
+        error=_first_crash(records, state.variants) or explain_error or obstacle_error,
         trust=state.trust,
         comparable=not _has_unknown_training(state),
+        obstacle=obstacle,
     )
     broken = {arm: int((np.isfinite(sums) & (np.abs(sums) > allowed)).sum()) for arm, sums in values.items()}
     sizes = {arm: float(np.abs(sums).mean()) for arm, sums in values.items() if np.isfinite(sums).all()}
@@ -200,8 +202,32 @@ def _exact_finding(rules: Rules, state: PluginState, contrast: Contrast, records
     reasons: tuple[Reason, ...] = (verdict.reason,)
     if verdict.code != "ERROR":
         crash = _first_crash(records, state.extra_arms)
-        reasons = (because(Code.TEXT, text=explanation), verdict.reason, *([crash] if crash else []))
+        effect = _effect(rules, state, contrast, records) if verdict.code == "FAIL" else None
+        remarks_after = [reason for reason in (effect, crash) if reason]
+        reasons = (because(Code.TEXT, text=explanation), verdict.reason, *remarks_after)
     return Draft(finding=finding, reasons=reasons)
+
+
+def _obstacle(
+    state: PluginState, contrast: Contrast, records: estimates.RecordsByTerm, rules: Rules
+) -> tuple[Reason | None, Reason | None]:
+    """Return why the plugin does not let an invariant pass, or None; and the crash of that function, or None."""
+    if state.plugin.why_no_pass is None:
+        return None, None
+    try:
+        return state.plugin.why_no_pass(contrast.name, records, rules), None
+    except Exception as error:  # noqa: BLE001 - the crash becomes the plugin's finding, and other plugins continue
+        return None, because(Code.EXPLANATION_CRASHED, error=f"{type(error).__name__}: {error}")
+
+
+def _effect(rules: Rules, state: PluginState, contrast: Contrast, records: estimates.RecordsByTerm) -> Reason | None:
+    """Return what a broken invariant changes, with its interval, if it was measured."""
+    measurement = next((other for other in state.measurements() if other.name == contrast.effect), None)
+    if measurement is None:
+        return None
+    rules = rules_for(measurement, rules)
+    result = estimates.estimate_contrast(measurement, records, _complete_seeds(records, measurement.weights), rules)
+    return None if result.error else because(Code.EFFECT, meaning=measurement.meaning, estimate=result.estimate)
 
 
 def _has_unknown_training(state: PluginState) -> bool:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xferbench.data import leaks
 from xferbench.lab.data import datasets, domains, shortcut_cue
-from xferbench.lab.evaluation import leakage
 from xferbench.lab.training.examples import training_subset
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _examples_without_cue(model: LoadedModel, view: EvaluationSpec) -> Split:
     if view.examples == "test":
         return dataset.test
     if view.examples == "unique":
-        is_unique = ~leakage.leaked_examples(model.spec.data.dataset, view.limit, view.reference_data, model.cache)
+        is_unique = ~leaks.leaked_examples(model.spec.data.dataset, view.limit, view.reference_data, model.cache)
         return datasets.take(dataset.test, np.flatnonzero(is_unique))
     if view.examples in {"screen", "confirm"}:
         return datasets.split_half(dataset.test, second=view.examples == "confirm")

@@ -1,97 +1,54 @@
-"""Test images with a duplicate in training or pretraining data, and injected duplicates. Reads datasets and the cache."""
+"""Measures of duplicates of test images, and test images that are injected into the training images. Uses the cache."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xferbench.core.canonical import digest
-from xferbench.core.errors import UserError
-from xferbench.core.interventions import AlteredTestImages, InjectedDuplicates
-from xferbench.core.version import LAB_VERSION
-from xferbench.data import duplicates, fingerprints, manifest
+from xferbench.core.interventions import AlteredTestImages, CopiedTestImages, InjectedDuplicates
+from xferbench.core.suite import COPY_KINDS
+from xferbench.data import duplicates, fingerprints, leaks
 from xferbench.lab.training import seeds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from xferbench.core.pipeline import Data
-    from xferbench.data.duplicates import DuplicateMatches
-    from xferbench.data.fingerprints import Fingerprints
     from xferbench.lab.data.datasets import Dataset
+    from xferbench.lab.evaluation.context import MeasureContext
 
-MANIFEST_PREFIX = "manifest:"
 JPEG_QUALITY = 60  # percent, of altered duplicates
 
 
-def find_leaked_duplicates(
-    target: Data, limit: int | None, reference_data: Sequence[Data], cache: Path
-) -> dict[str, DuplicateMatches]:
-    """Find the duplicates of each test image in ``train`` and in each pretraining set. The results are cached.
+def measure_copies(context: MeasureContext) -> dict[str, float]:
+    """Return the share of test images with a copy, counts by kind and place, and how many altered copies the search finds.
 
-    Args:
-        target: the dataset with the test images.
-        limit: how many test images are searched.
-        reference_data: the pretraining sets, as datasets or as their manifests.
-        cache: the cache folder of the store.
-
-    Returns:
-        The matches by the name of the set. ``train`` is missing if the target has no training images.
+    In an induced arm, the ``recall`` is that of the injected copies. The split without copies shows nothing.
     """
-    test = fingerprints.dataset_fingerprints(target, "test", cache, limit)
-    searched_sets = list(_searched_sets(target, reference_data, cache))
-    expected_false = duplicates.EXPECTED_FALSE_MATCHES / max(1, len(searched_sets))  # in all searches together
-    return {
-        name: _find_duplicates(test, key, other, (target.digest, limit, expected_false), cache)
-        for name, key, other in searched_sets
-    }
+    trial, view = context.trial, context.trial.view
+    if view.examples == "unique":
+        return {"copies": float("nan")}
+    search_inputs = (trial.spec.data.dataset, view.limit, view.reference_data, trial.cache)
+    matches = leaks.find_leaked_duplicates(*search_inputs)
+    leaked, scalars = leaks.leaked_examples(*search_inputs), leaks.count_duplicates(matches)
+    if trial.injected_duplicates is None:
+        for (found, altered), kind in zip(leaks.lowest_recall(*search_inputs), COPY_KINDS, strict=True):
+            scalars |= {f"found {kind}": float(found), f"altered {kind}": float(altered)}
+    else:
+        leaked, scalars["recall"] = detection_of_injected(trial.dataset, trial.injected_duplicates, leaked)
+    scalars |= {f"searched {name}": 1.0 for name in matches} | {"test images": float(len(leaked))}
+    return {"copies": float(leaked.mean())} | scalars
 
 
-def _searched_sets(target: Data, reference_data: Sequence[Data], cache: Path) -> Iterator[tuple[str, str, Fingerprints]]:
-    """Yield the name, the digest and the fingerprints of each set that is searched."""
-    for data in (target, *reference_data):
-        if data.spec.startswith(MANIFEST_PREFIX):
-            pretraining_set = manifest.read_manifest(Path(data.spec.removeprefix(MANIFEST_PREFIX)))
-            yield f"{pretraining_set.name} (by its manifest)", data.digest, pretraining_set.prints
-        else:
-            name = "train" if data == target else data.spec
-            try:
-                yield name, data.digest, fingerprints.dataset_fingerprints(data, "train", cache)
-            except UserError:
-                if data != target:
-                    raise  # only the target may have no training images
-
-
-def _find_duplicates(
-    test: Fingerprints, key: str, other: Fingerprints, test_key: tuple[str, int | None, float], cache: Path
-) -> DuplicateMatches:
-    """Find the duplicates of the test images in another set, or read them from the cache."""
-    cache_key = digest((LAB_VERSION, fingerprints.VERSION, duplicates.VERSION, *test_key, key))
-    path = cache / "prints" / f"copies-{cache_key[:32]}.npz"
-    names = ("index", "kind", "distance", "chance", "plain")
-    if not path.is_file():
-        matches = duplicates.find_duplicates(test, other, expected_false=test_key[-1])
-        fingerprints.save_npz(path, {name: getattr(matches, name) for name in names})
-    with np.load(path) as members:
-        return duplicates.DuplicateMatches(**{name: members[name] for name in names})
-
-
-def count_duplicates(matches_by_set: Mapping[str, DuplicateMatches]) -> dict[str, float]:
-    """Count the duplicates by kind and set, under names such as ``exact in train``. Counts of 0 are left out."""
-    kinds = ("exact", "near", "flipped")
-    counts = {
-        f"{kind} in {name}": float((matches.kind == kind).sum()) for name, matches in matches_by_set.items() for kind in kinds
-    }
-    return {name: count for name, count in counts.items() if count}
-
-
-def leaked_examples(target: Data, limit: int | None, reference_data: Sequence[Data], cache: Path) -> np.ndarray:
-    """Return which test images have a duplicate in any of the sets of :func:`find_copies`: [n] bool."""
-    matches_by_set = find_leaked_duplicates(target, limit, reference_data, cache)
-    return np.logical_or.reduce([matches.found for matches in matches_by_set.values()])  # type: ignore[no-any-return] # of bool arrays
+def measure_identical(context: MeasureContext) -> dict[str, float]:
+    """Return the share of test images with an identical copy, injected ones included."""
+    trial, view = context.trial, context.trial.view
+    if view.examples == "unique":
+        return {"identical": float("nan")}
+    matches = leaks.find_leaked_duplicates(trial.spec.data.dataset, view.limit, view.reference_data, trial.cache)
+    is_identical = np.logical_or.reduce([found.kind == "exact" for found in matches.values()])
+    if trial.injected_duplicates is not None and isinstance(trial.spec.data.injected_duplicates, CopiedTestImages):
+        is_identical |= np.isin(np.arange(len(is_identical)), trial.injected_duplicates)
+    return {"identical": float(is_identical.mean())} | {f"searched {name}": 1.0 for name in matches}
 
 
 def inject_duplicates(dataset: Dataset, injected: InjectedDuplicates, seed: int) -> tuple[Dataset, np.ndarray, np.ndarray]:
@@ -119,8 +76,8 @@ def inject_duplicates(dataset: Dataset, injected: InjectedDuplicates, seed: int)
     return replace(dataset, train=replace(train, images=images)), test_index, train_index
 
 
-def detection_of_injected(dataset: Dataset, injected: np.ndarray, leaked: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-    """Search the first test images in training, and compute how well the search detects the injected duplicates.
+def detection_of_injected(dataset: Dataset, injected: np.ndarray, leaked: np.ndarray) -> tuple[np.ndarray, float]:
+    """Search the injected images among the first test images in training.
 
     Args:
         dataset: the dataset with injected duplicates.
@@ -128,17 +85,14 @@ def detection_of_injected(dataset: Dataset, injected: np.ndarray, leaked: np.nda
         leaked: [n] bool, which of the first test images have a duplicate without them.
 
     Returns:
-        Which test images [n] have a duplicate now or had one before; and the ``recall`` and ``precision`` of the search.
+        Which test images [n] have a duplicate now or had one before; and the share of the injected images that is found.
     """
-    test, train = fingerprints.fingerprint(dataset.test.images[: len(leaked)]), fingerprints.fingerprint(dataset.train.images)
-    has_match = duplicates.find_duplicates(test, train).found
-    is_injected = np.isin(np.arange(len(leaked)), injected)
-    hits = float((has_match & is_injected).sum())
-    scores = {
-        "recall": hits / max(1, is_injected.sum()),
-        "precision": hits / max(1, (has_match & (is_injected | ~leaked)).sum()),
-    }
-    return leaked | has_match, scores
+    searched = np.sort(injected[injected < len(leaked)])
+    test, train = (fingerprints.fingerprint(images) for images in (dataset.test.images[searched], dataset.train.images))
+    is_found = duplicates.find_duplicates(test, train, searched=len(leaked)).found
+    leaked_now = leaked.copy()
+    leaked_now[searched] |= is_found
+    return leaked_now, float(is_found.mean()) if len(searched) else 0.0
 
 
 def _alter_image(image: np.ndarray) -> np.ndarray:
