@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,12 @@ def test_suites_that_differ_only_in_their_path_are_equal():
     assert compatibility.suite_differences(
         suite, as_dict(replace_flat(loader.load_suite(loader.find_suite("quick")), target="synthetic:sketch"))
     ) == [("target", "synthetic:near", "synthetic:sketch")]
+
+
+def test_an_accepted_run_without_the_key_searched_for_every_kind_of_copy():
+    run = make_run()
+    run = replace(run, suite={**run.suite, "unsearched_copies": ()})
+    older = replace(run, suite={name: value for name, value in run.suite.items() if name != "unsearched_copies"})
+    without_crops = replace(run, suite={**run.suite, "unsearched_copies": ("cropped",)})
+    assert compatibility.changed_rules(older, run) == []
+    assert len(compatibility.changed_rules(older, without_crops)) == 1

@@ -36,7 +36,10 @@ def changed_rules(accepted: Run, candidate: Run) -> list[str]:
 
     A changed rule requires a new accepted run.
     """
-    values = ((name, json_values(accepted.suite.get(name)), json_values(candidate.suite.get(name))) for name in RULE_KEYS)
+    defaults = {"unsearched_copies": ()}  # for accepted runs that are older than the key
+    suites = ({**defaults, **run.suite} for run in (accepted, candidate))
+    old_rules, new_rules = ({name: json_values(suite.get(name)) for name in RULE_KEYS} for suite in suites)
+    values = ((name, old_rules[name], new_rules[name]) for name in RULE_KEYS)
     return [f"{name} {_format(old)}, here {_format(new)}" for name, old, new in values if old != new]
 
 
