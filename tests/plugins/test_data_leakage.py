@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from xferbench.analysis import estimates, exit_code
 from xferbench.cli import main
@@ -13,11 +14,13 @@ from xferbench.core.pipeline import Data, Preprocessing
 from xferbench.core.plugin import Contrast
 from xferbench.core.reason import Code, because
 from xferbench.core.record import Record
+from xferbench.core.run import Duplicate
 from xferbench.core.suite import COPY_KINDS
 from xferbench.data import altered_copies, leaks, synthetic
 from xferbench.lab.data import datasets
 from xferbench.lab.evaluation import leakage
 from xferbench.plugins.data_leakage import plugin
+from xferbench.report.files import read_run
 from xferbench.report.messages import write_sentence
 from xferbench.study import trials
 from xferbench.testing import fake_lab
@@ -222,6 +225,26 @@ def test_without_groups_the_check_of_groups_is_skipped(leaky_dataset, tmp_path):
     _, by_id = run_suite(tmp_path, SUITE.format(allowed=0.01, data=dataset))
     assert by_id["data-leakage/groups"]["verdict"] == "SKIPPED"
     assert "the data have no groups" in by_id["data-leakage/groups"]["reason"]
+
+
+def test_the_files_of_a_copy_are_in_the_report_the_json_and_the_csv(tmp_path):
+    images, labels = make_images(90)
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        for split in ("train", "val") if index == 7 else ("train",) if index < 60 else ("val",):
+            folder = tmp_path / "data" / split / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{split}-{index}.png")
+    text = SUITE.format(allowed=0.01, data="X").replace("npz:X", f"folder:{tmp_path / 'data'}")
+    run_suite(tmp_path, text)
+    (entry,) = json.loads((tmp_path / "out" / "results.json").read_text())["duplicates"]
+    assert (entry["dataset"], entry["kind"], entry["similarity"]) == ("train", "exact", 1.0)
+    assert entry["test"].endswith("val-7.png")
+    assert entry["original"].endswith("train-7.png")
+    header, row = (tmp_path / "out" / "duplicates.csv").read_text().splitlines()
+    assert header == "test,original,dataset,kind,similarity"
+    assert row == ",".join([entry["test"], entry["original"], "train", "exact", "1.0"])
+    assert "val-7.png" in (tmp_path / "out" / "report.html").read_text()
+    assert read_run(tmp_path / "out").duplicates == (Duplicate(**entry),)
 
 
 def test_a_mean_over_a_part_of_the_examples_is_compared_with_the_mean_over_all():

@@ -8,7 +8,7 @@ History of the schema of ``results.json``:
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from xferbench.core.comparison import comparison_to_json
@@ -201,6 +201,25 @@ class TrialRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Duplicate:
+    """A test image with a copy; one row of ``duplicates.csv``.
+
+    Attributes:
+        test: the file of the test image, or its place in the test set.
+        original: the file of the other image, or its place.
+        dataset: the set of the other image: ``train``, or a pretraining set.
+        kind: ``exact``, ``flipped``, ``near`` or ``cropped``.
+        similarity: cosine of the embeddings of both images; 1 for identical pixels.
+    """
+
+    test: str
+    original: str
+    dataset: str
+    kind: str
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SampleImages:
     """Some test images of a dataset after preprocessing, mapped back to pixels.
 
@@ -257,6 +276,7 @@ class Run:
         notes: what is taken on trust or left out, and which selections lie at the edge of a grid.
         expected_false_alarms: a bound on the expected number of false alarms.
         samples: sample images of the datasets.
+        duplicates: the test images with a copy, if ``data-leakage`` was tested.
         provenance: a :class:`Provenance`: ``environment``, ``plan``, ``preregistration``, ``evidence``, ``plugins``.
         gate: the comparison with an accepted run, or None.
         matrix: the rows, comparisons and claims of a suite with [matrix], whose ``cells`` and ``arms`` are empty; None for a
@@ -271,6 +291,7 @@ class Run:
     notes: tuple[str, ...] = ()
     expected_false_alarms: float = 0.0
     samples: tuple[SampleImages, ...] = ()
+    duplicates: tuple[Duplicate, ...] = ()
     provenance: Provenance = section_field(Provenance)
     gate: Comparison | None = None
     matrix: MatrixResult | None = None
@@ -323,6 +344,7 @@ def run_to_json(run: Run) -> dict[str, Any]:
             "cost": run.cost,
             "arms": run.arms,
             "notes": run.notes,
+            "duplicates": [asdict(duplicate) for duplicate in run.duplicates],
             "expected_false_alarms": run.expected_false_alarms,
             "plan": run.provenance.plan,
             "frozen": run.provenance.preregistration or None,

@@ -9,6 +9,7 @@ import numpy as np
 
 from xferbench.core.canonical import digest
 from xferbench.core.errors import UserError
+from xferbench.core.run import Duplicate
 from xferbench.core.suite import COPY_KINDS
 from xferbench.core.version import LAB_VERSION
 from xferbench.data import altered_copies, duplicates, fingerprints, manifest
@@ -115,6 +116,37 @@ def search_recall(target: Data, limit: int | None, reference_data: Sequence[Data
         with np.load(path) as members:
             counts[name] = members["counts"]
     return counts
+
+
+def list_duplicates(target: Data, limit: int | None, reference_data: Sequence[Data], cache: Path) -> tuple[Duplicate, ...]:
+    """Return each test image that has a duplicate, with the file of the duplicate in each set."""
+    data = {"train" if other == target else other.spec: other for other in (target, *reference_data)}
+    tests = _image_names(target, "test", cache, limit)
+    return tuple(
+        Duplicate(
+            test=tests[index],
+            original=originals[matches.index[index]],
+            dataset=name,
+            kind=str(matches.kind[index]),
+            similarity=float(1 - matches.distance[index] ** 2 / 2),
+        )
+        for name, matches in find_leaked_duplicates(target, limit, reference_data, cache).items()
+        for originals in [_image_names(data[name], "train", cache) if name in data else _Places()]
+        for index in np.flatnonzero(matches.found).tolist()
+    )
+
+
+class _Places(dict[int, str]):
+    """The names of images without files: their places."""
+
+    def __missing__(self, index: int) -> str:
+        return f"image {index}"
+
+
+def _image_names(data: Data, split: str, cache: Path, limit: int | None = None) -> Mapping[int, str]:
+    """Return the file of each image of a split by its place; an image of an array has its place only."""
+    images = fingerprints.readable_split(data, split, cache, limit).images
+    return _Places({index: str(image) for index, image in enumerate(images) if isinstance(image, Path)})
 
 
 def lowest_recall(target: Data, limit: int | None, reference_data: Sequence[Data], cache: Path) -> np.ndarray:

@@ -10,6 +10,7 @@ import shutil
 import sys
 import zipfile
 import zlib
+from dataclasses import asdict, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -21,6 +22,7 @@ from xferbench.core.matrix_result import COLUMNS, matrix_from_json
 from xferbench.core.record import Record, json_values
 from xferbench.core.run import (
     RESULTS_SCHEMA,
+    Duplicate,
     Provenance,
     Run,
     TrialRow,
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from xferbench.core.run import SampleImages
 
 T = TypeVar("T")
-RESULTS, PREDICTIONS, SAMPLES = "results.json", "predictions.npz", "samples.npz"
+RESULTS, PREDICTIONS, SAMPLES, DUPLICATES = "results.json", "predictions.npz", "samples.npz", "duplicates.csv"
 TASKS_FOLDER = "tasks"  # folder of the reports of a matrix's tasks
 NO_PLUGINS: Mapping[str, Plugin | None] = MappingProxyType({})
 # a row without values; its columns are the columns that every row has
@@ -77,6 +79,7 @@ def write_run(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = 
     content = {
         "records.csv": _encode(matrix_csv(run.matrix) if run.matrix else records_csv(run.cells)),
         **({} if run.matrix else binary),
+        **({DUPLICATES: _encode(duplicates_csv(run.duplicates))} if run.duplicates else {}),
         "report.html": _encode(html.render(run, plugins, cache)),
         "junit.xml": _encode(junit.render(matrix_tables.with_recipe_findings(run, plugins=True))),
         "summary.md": _encode(summary),
@@ -86,7 +89,7 @@ def write_run(run: Run, directory: Path, plugins: Mapping[str, Plugin | None] = 
     files.require_writable(directory)
     for name, data in (content | evidence | last).items():
         files.write_file(directory / name, data)
-    optional = {provenance.EVIDENCE_FILE, provenance.CHECKSUMS_FILE, *binary}
+    optional = {provenance.EVIDENCE_FILE, provenance.CHECKSUMS_FILE, DUPLICATES, *binary}
     for name in optional - {*evidence, *content}:  # an earlier run in the same folder may have written them
         (directory / name).unlink(missing_ok=True)
     if run.matrix:
@@ -222,6 +225,11 @@ def matrix_csv(matrix: MatrixResult) -> str:
     return _format_csv([json_values(dict(row)) for row in matrix.rows], COLUMNS)
 
 
+def duplicates_csv(duplicates: Sequence[Duplicate]) -> str:
+    """Return ``duplicates.csv`` with one row for each test image and each set in which it has a copy."""
+    return _format_csv([asdict(duplicate) for duplicate in duplicates], [field.name for field in fields(Duplicate)])
+
+
 def _format_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     return "".join(map(_csv_line, (columns, *([row.get(name) for name in columns] for row in rows))))
 
@@ -297,6 +305,7 @@ def run_from_json(results: Mapping[str, Any], cells: tuple[TrialRow, ...], sampl
         cost=dict(results["cost"]),
         arms=dict(results["arms"]),
         notes=tuple(results["notes"]),
+        duplicates=tuple(Duplicate(**entry) for entry in results.get("duplicates", ())),
         expected_false_alarms=float(results["expected_false_alarms"]),
         samples=samples,
         provenance=Provenance(

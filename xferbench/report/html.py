@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from xferbench.core.plugin import Plugin
-    from xferbench.core.run import Run
+    from xferbench.core.run import Duplicate, Run
 
 
 QUIET_VERDICTS = ("PASS", "SKIPPED", "INFO")  # verdicts that need no attention
+MAX_LISTED_DUPLICATES = 100  # the others are in duplicates.csv
 MAX_OPEN_SECTIONS = 3  # with more plugins, the page has a table of contents and folds those that pass
 
 
@@ -74,6 +75,8 @@ def render(run: Run, plugins: Mapping[str, Plugin | None], cache: Path | None = 
         sections=sections,
         has_contents=len(names) > MAX_OPEN_SECTIONS,
         samples=[_samples(images) for images in sample_images.encode_images(run.samples)],
+        duplicates=[_duplicate(duplicate) for duplicate in run.duplicates[:MAX_LISTED_DUPLICATES]],
+        more_duplicates=max(0, len(run.duplicates) - MAX_LISTED_DUPLICATES),
         trusted=trusted,
         notes=notes,
         false_alarms=f"{run.expected_false_alarms:.2g}",
@@ -109,6 +112,11 @@ def _samples(encoded: sample_images.EncodedImages) -> dict[str, Any]:
         "arms": [format.one_line(arm) for arm in samples.arms],
         "images": [(format.one_line(label), image) for label, image in zip(samples.labels, encoded.images, strict=True)],
     }
+
+
+def _duplicate(duplicate: Duplicate) -> list[str]:
+    names = (duplicate.test, duplicate.original, duplicate.dataset, duplicate.kind)
+    return [*map(format.one_line, names), f"{duplicate.similarity:.3f}"]
 
 
 def _settings(run: Run) -> list[tuple[str, str]]:

@@ -44,6 +44,7 @@ def build_run(executed: StudyResult) -> Run:
         notes=build_notes(executed),
         expected_false_alarms=multiplicity.expected_false_alarms(len(hypotheses), study.suite.rules.alpha),
         samples=executed.samples,
+        duplicates=executed.duplicates,
         provenance=Provenance(
             environment=describe_environment(study.context.device, executed.workers) | {"lab": study.context.lab},
             plan=digest([*keys, rules_digest(study.suite), *preregistration.plugin_sources(study.plugins).values()]),

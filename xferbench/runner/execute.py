@@ -22,7 +22,7 @@ from xferbench.core.record import Record
 from xferbench.core.trial import ComputeContext, Trial
 from xferbench.core.version import LAB_VERSION
 from xferbench.report.messages import write_sentence
-from xferbench.runner import discovery, sample_images, store
+from xferbench.runner import discovery, duplicate_files, sample_images, store
 from xferbench.runner.engines import local
 from xferbench.runner.environment import torch_version
 from xferbench.runner.profile import profile_pipeline
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import sqlite3
 
     from xferbench.core.plugin import Plugin, Profile
-    from xferbench.core.run import SampleImages
+    from xferbench.core.run import Duplicate, SampleImages
     from xferbench.core.suite import Suite
 
 LOCKSTEP_FITS = {"cuda": 32}  # fits of a group by device; on a CPU a group is no faster than its members, so groups have 1 fit
@@ -58,6 +58,7 @@ class StudyResult:
         workers: number of worker processes.
         seconds: wall time.
         samples: sample images of the datasets.
+        duplicates: the test images with a copy, if ``data-leakage`` was tested.
         notes: sentences about missing sample images.
         followup: the failures of a finished network that remain after the largest one is cured.
     """
@@ -70,6 +71,7 @@ class StudyResult:
     workers: int
     seconds: float
     samples: tuple[SampleImages, ...] = ()
+    duplicates: tuple[Duplicate, ...] = ()
     notes: tuple[str, ...] = ()
     followup: followup.Followup | None = None
 
@@ -114,6 +116,7 @@ def execute(
             followup_step = run_to_completion(followup_study, records, db, submit, counter, on_progress)
             remaining = followup.Followup(by=plugin, study=followup_study, step=followup_step)
         samples, notes = sample_images.collect_sample_images(study, step, engine, cache)
+        duplicates = duplicate_files.list_duplicates(step, records, cache)
         store.trim_cache(cache)
     return StudyResult(
         study=study,
@@ -124,6 +127,7 @@ def execute(
         workers=workers,
         seconds=monotonic() - start,
         samples=samples,
+        duplicates=duplicates,
         notes=notes,
         followup=remaining,
     )
