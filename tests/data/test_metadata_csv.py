@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xferbench.cli import main
 from xferbench.core.errors import UserError
 from xferbench.core.pipeline import Preprocessing
 from xferbench.core.suite import BackboneSection, DataSection, Invocation, Suite
@@ -139,6 +140,31 @@ def test_check_inputs_refuses_a_wrong_table(folder, tmp_path):
     (folder / "metadata.csv").write_text("nothing")
     with pytest.raises(UserError, match=r"/pets.toml: \[target\] data: .*no column file_name"):
         inputs.check_inputs(suite)
+
+
+@pytest.mark.parametrize("column", ["patient_id", "Subject", "case-id", "person", "patientID"])
+def test_a_column_that_may_be_the_group_is_asked_about_first(tmp_path, column):
+    rows = [(f"{i}.png", "ab"[i % 2], ("train", "test")[i // 6], "9", str(i)) for i in range(12)]
+    folder = make_table_folder(tmp_path, [("file_name", "label", "split", "age", column), *rows])
+    _, notes = metadata_csv.read_rows(folder)
+    assert notes[0] == f"metadata.csv: is `{column}` your group? If it is, rename the column to `group`"
+
+
+def test_validate_asks_about_the_group(tmp_path, capsys):
+    rows = [(f"{i}.png", "ab"[i % 2], ("train", "test")[i // 6], str(i)) for i in range(12)]
+    make_table_folder(tmp_path / "pets", [("file_name", "label", "split", "patient_id"), *rows])
+    suite = tmp_path / "pets.toml"
+    suite.write_text(
+        'schema = 1\nname = "pets"\nplugins = ["data-leakage"]\n[backbone]\narch = "tiny-resnet"\n'
+        '[target]\ndata = "folder:pets"\n'
+    )
+    assert main.main(["validate", str(suite), "--store", str(tmp_path / "s.sqlite")]) == 0
+    assert "note: metadata.csv: is `patient_id` your group?" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("header", [["file_name", "label", "age", "showcase"], ["file_name", "label", "patient_id", "group"]])
+def test_other_columns_are_not_asked_about(header):
+    assert metadata_csv.group_questions(header) == ()
 
 
 def test_notes_name_missing_and_broken_files_and_unused_columns(tmp_path):

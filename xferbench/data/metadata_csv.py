@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 METADATA_FILE = "metadata.csv"
 COLUMNS = ("file_name", "label", "split", "group")
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+GROUP_NAME = re.compile(r"(patient|subject|case|person|participant)s?([ _-]?(id|no|nr|number|code|name))?", re.IGNORECASE)
 TEST_SHARE_DIVISOR = 5  # a fifth of the images is the test set if the table has no splits
 
 
@@ -53,12 +55,13 @@ def metadata_files(folder: Path) -> dict[str, Path]:
 
 
 def read_rows(folder: Path) -> tuple[list[MetadataRow], tuple[str, ...]]:
-    """Return all rows of the tables of a folder, and a note for each column that is not used.
+    """Return all rows of the tables of a folder, and notes: on columns that may be the group, and on those that are not used.
 
     Raises:
         UserError: If a table cannot be read. The message names the line.
     """
     table_rows: list[MetadataRow] = []
+    questions: list[str] = []
     unused: list[str] = []
     for split, path in metadata_files(folder).items():
         if not path.is_file():
@@ -67,9 +70,9 @@ def read_rows(folder: Path) -> tuple[list[MetadataRow], tuple[str, ...]]:
             )
         header, lines = _read_table(path)
         used_columns = COLUMNS if not split else tuple(name for name in COLUMNS if name != "split")
-        unused += [
-            f"{path.relative_to(folder).as_posix()}: column {name} is not used" for name in header if name not in used_columns
-        ]
+        table = path.relative_to(folder).as_posix()
+        questions += [f"{table}: {question}" for question in group_questions(header)]
+        unused += [f"{table}: column {name} is not used" for name in header if name not in used_columns]
         table_rows += [_parse_row(path, number, dict(zip(header, line, strict=True)), split) for number, line in lines]
     split_names = {row.split for row in table_rows} if metadata_files(folder) else {""}
     roles = {SPLITS[name] for name in split_names if name}
@@ -80,7 +83,16 @@ def read_rows(folder: Path) -> tuple[list[MetadataRow], tuple[str, ...]]:
             found=", ".join(sorted(split_names)) or "no rows",
             expected=expected,
         )
-    return table_rows, tuple(unused)
+    return table_rows, (*questions, *unused)
+
+
+def group_questions(header: Sequence[str]) -> tuple[str, ...]:
+    """Return a question for each column that is named like a patient or person, if there is no column ``group``.
+
+    Without groups, images of one person may be in training and in the test set, and nothing checks it.
+    """
+    likely = () if "group" in header else [name for name in header if GROUP_NAME.fullmatch(name)]
+    return tuple(f"is `{name}` your group? If it is, rename the column to `group`" for name in likely)
 
 
 def read_metadata(folder: Path) -> DatasetParts:
