@@ -77,9 +77,11 @@ def test_the_preprocessing_is_stated_recorded_or_assumed(tmp_path):
     shipped = make_profile(target, tmp_path / "cache")
     assert shipped.preprocessing == Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     assert shipped.trust == ()
-    custom = Preprocessing(mean=(0.1,), std=(0.9,))
-    stated = make_profile(target, tmp_path / "cache", preprocessing=custom)
-    assert (stated.preprocessing, stated.trust) == (custom, ())
+    alike = Preprocessing(mean=(0.5,), std=(0.25,))
+    stated = make_profile(target, tmp_path / "cache", preprocessing=alike)
+    assert (stated.preprocessing, stated.trust) == (alike, ())
+    custom, bare = Preprocessing(mean=(0.1,), std=(0.9,)), make_weights(tmp_path / "bare.safetensors")
+    assert make_profile(target, tmp_path / "cache", preprocessing=custom, weights=bare).preprocessing == custom
     unrecorded = make_profile(target, tmp_path / "cache", weights=make_weights(tmp_path / "bare.safetensors"))
     assert unrecorded.preprocessing == Preprocessing()
     assert "recorded nowhere" in unrecorded.trust[0]
@@ -153,4 +155,14 @@ def test_a_preprocessing_without_known_mean_and_std_raises(tmp_path):
     with pytest.raises(UserError, match="mean and std are left out"):
         make_profile(target, tmp_path / "cache", preprocessing=Preprocessing(resize=16, crop=16))
     stated = Preprocessing(resize=16, crop=16, mean=(0.0,), std=(1.0,))
-    assert make_profile(target, tmp_path / "cache", preprocessing=stated).preprocessing == stated
+    bare = make_weights(tmp_path / "bare.safetensors")
+    assert make_profile(target, tmp_path / "cache", preprocessing=stated, weights=bare).preprocessing == stated
+
+
+@pytest.mark.parametrize("stated", [{"mean": (0.485, 0.456, 0.406)}, {"std": (0.5,)}, {"mean": (0.0,), "std": (1.0,)}])
+def test_a_statement_against_the_record_of_the_weights_raises(tmp_path, stated):
+    recorded = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+    with pytest.raises(UserError, match="it contradicts the record") as raised:
+        make_profile(make_npz(tmp_path / "d.npz"), tmp_path / "cache", preprocessing=Preprocessing(**{**recorded, **stated}))
+    assert "0.25" in raised.value.expected
+    assert "train_preprocessing" in raised.value.do

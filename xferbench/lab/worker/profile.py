@@ -38,6 +38,7 @@ IMAGENET_MEAN_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The preprocessing with which the published weights of He et al.'s CIFAR networks were trained.
 CIFAR_PREPROCESSING = Preprocessing(resize=32, crop=32, mean=IMAGENET_MEAN_STD[0], std=IMAGENET_MEAN_STD[1])
 TIMED_IMAGES = 32  # images in a batch
+NORMALIZATION_TOLERANCE = 0.01  # of a mean or a standard deviation; records are rounded differently
 SLOW_SECONDS = 0.5  # predicted duration of a batch, above which only a smaller batch is timed
 
 
@@ -105,6 +106,8 @@ def _load_and_profile(request: ProfileRequest, cache: Path) -> Profile:
     arch, weights, code, checkpoint = request.arch, request.weights, request.code, request.checkpoint
     source, shifted, outputs_by_class = request.source, request.shifted, dict(request.source_classes)
     _require_normalization(arch, weights, request.preprocessing)
+    if checkpoint is None:  # a finished network may have been trained with other values than those it started from
+        _refuse_contradiction(arch, weights, request.preprocessing)
     transform, trust = request.preprocessing, ""
     if transform is None:
         recorded, trust = checkpoint_preprocessing(arch, weights)
@@ -236,8 +239,31 @@ def _require_normalization(arch: str, weights: WeightsFile, stated: InputTransfo
             "[backbone] preprocessing: mean and std are left out",
             found="a table without them",
             expected=f"those of these weights, mean = {list(original.mean)}, std = {list(original.std)}",
-            do="state them, or mean = [0] and std = [1] for no normalization",
+            do="state them, or leave out preprocessing",
         )
+
+
+def _refuse_contradiction(arch: str, weights: WeightsFile, stated: InputTransform | None) -> None:
+    """Refuse a stated mean and standard deviation that differ from those recorded for these very weights.
+
+    The cured arm uses the statement, so a wrong one would pass as the right preprocessing.
+    """
+    recorded, note = checkpoint_preprocessing(arch, weights)
+    if note or recorded is None or not isinstance(stated, Preprocessing):
+        return
+    pairs = zip(_normalization(stated), _normalization(recorded), strict=True)
+    if any(abs(value - expected) > NORMALIZATION_TOLERANCE for value, expected in pairs):
+        raise UserError(
+            "[backbone] preprocessing: it contradicts the record of these weights",
+            found=f"mean = {list(stated.mean)}, std = {list(stated.std)}",
+            expected=f"mean = {list(recorded.mean)}, std = {list(recorded.std)}",
+            do="leave out preprocessing; if your training uses other values, state them as [recipe] train_preprocessing",
+        )
+
+
+def _normalization(transform: Preprocessing) -> tuple[float, ...]:
+    """Return the mean and standard deviation of each of three channels; one value stands for all of them."""
+    return tuple(value for values in (transform.mean, transform.std) for value in (values * 3)[:3])
 
 
 def _name_user_code(code: UserCode | None) -> AbstractContextManager[None]:
