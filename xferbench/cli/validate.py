@@ -59,8 +59,6 @@ def _validate_suite(name: str, arguments: argparse.Namespace) -> None:
     from xferbench.cli.forecast_text import print_power
     from xferbench.config import loader
     from xferbench.core.suite import replace_invocation
-    from xferbench.data import inputs, metadata_csv
-    from xferbench.report.format import one_line
     from xferbench.runner import discovery, execute, profile
     from xferbench.study.forecast import decision_power
 
@@ -80,9 +78,8 @@ def _validate_suite(name: str, arguments: argparse.Namespace) -> None:
         return
     overrides = " ".join(f"--set {override}" for override in suite.invocation.overrides)
     print(f"{path}: a valid suite" + (f" with {overrides}" if overrides else ""))
-    kind, folder = inputs.split_spec(suite.data.target)
-    for note in metadata_csv.read_rows(Path(folder))[1] if kind == "folder" and not arguments.no_files else ():
-        print(f"note: {one_line(note)}")
+    if not arguments.no_files:
+        _print_table_notes(suite)
     (cached,) = profiles
     examples = (cached.data.test_groups or cached.data.test) if cached else suite.data.test_size
     if examples:
@@ -91,6 +88,16 @@ def _validate_suite(name: str, arguments: argparse.Namespace) -> None:
         print("the size of the test set is not known yet: `xferbench run --dry-run` shows what it can decide")
     if arguments.freeze is not None:
         freeze_plan(suite, arguments)
+
+
+def _print_table_notes(suite: Suite) -> None:
+    """Print the notes on the columns of the target's ``metadata.csv``, if it has one."""
+    from xferbench.data import inputs, metadata_csv
+    from xferbench.report.format import one_line
+
+    kind, folder = inputs.split_spec(suite.data.target)
+    for note in metadata_csv.read_rows(Path(folder))[1] if kind == "folder" else ():
+        print(f"note: {one_line(note)}")
 
 
 def _describe_size(matrix: Matrix) -> str:
