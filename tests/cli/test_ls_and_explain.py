@@ -35,7 +35,7 @@ def test_explain_suggests_the_closest_plugin(capsys):
     code, out, err = invoke(capsys, "explain", "batchnrom")
     assert (code, out) == (exit_code.USAGE_ERROR, "")
     assert "no plugin 'batchnrom'" in err
-    assert "did you mean 'batchnorm-drift'? known: batchnorm-drift, " in err
+    assert "did you mean 'batchnorm-drift'? known: augmentation, batchnorm-drift, " in err
 
 
 def test_broken_plugin_is_listed_with_its_error(monkeypatch, capsys):

@@ -103,7 +103,8 @@ def test_a_training_that_is_four_times_too_long_fails_and_the_remedy_is_a_quarte
 
 def test_a_training_that_ends_at_its_best_step_is_not_harmed_whatever_its_gap():
     by_contrast = find_by_contrast(best=150)
-    assert (by_contrast["harm"].estimate.harm, by_contrast["harm"].control.outcome) == (0.0, "detected")
+    assert by_contrast["harm"].verdict == "PASS", "every shorter training is worse"
+    assert by_contrast["harm"].estimate.high < 0 and by_contrast["harm"].control.outcome == "detected"
     assert by_contrast["gap"].verdict == "INFO", "it is measured even if the cure changes nothing"
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from xferbench.core.interventions import PRETRAINED, RANDOM, Regularizer, TrainModeByClass
+from xferbench.core.interventions import PRETRAINED, RANDOM, CuedSource, Regularizer, TrainModeByClass
 from xferbench.core.pipeline import Data, Phase, Recipe, Selection
 from xferbench.core.plugin import HARM, Contrast, Plugin
 from xferbench.core.sections import flat_values
@@ -187,7 +187,7 @@ BROKEN_PLUGINS = {
     "a choice of nothing": ({"cure": cure_among(lambda p: (p,))}, "found: a selection without an alternative"),
     "chosen by test images": (
         {"cure": cure_among(lambda p: (scale_lr(p, 0.3),), by="test")},
-        "found: selected by test\n  expected: known: source-held-out, validation",
+        "found: selected by test\n  expected: known: shifted-held-out, source-held-out, validation",
     ),
     "another dataset": (
         {"induce": change_the_data},
@@ -302,6 +302,6 @@ def test_the_scenarios_cover_all_kinds_of_pipelines():
     names = [scenario.name for scenario in fake_lab.scenarios()]
     assert len(set(names)) == len(names) > 12
     inits = {scenario.pipeline.recipe.init for scenario in fake_lab.scenarios()}
-    assert inits == {PRETRAINED, RANDOM}
+    assert inits == {PRETRAINED, RANDOM, CuedSource()}
     for field in ("batchnorm", "source", "shifted", "recorded"):
         assert {bool(flat_values(scenario.profile)[field]) for scenario in fake_lab.scenarios()} == {True, False}

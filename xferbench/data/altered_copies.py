@@ -9,7 +9,6 @@ import io
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageEnhance
 
 from xferbench.core.suite import COPY_KINDS
 
@@ -36,6 +35,8 @@ def alter_image(image: np.ndarray, kind: str, rng: np.random.Generator) -> np.nd
 
 def recompress(image: np.ndarray, _: np.random.Generator | None = None, quality: int = JPEG_QUALITY) -> np.ndarray:
     """Return an image after JPEG compression."""
+    from PIL import Image
+
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(file, "JPEG", quality=quality)
     return np.asarray(Image.open(file))
@@ -51,6 +52,8 @@ def _shrink(image: np.ndarray, _: np.random.Generator) -> np.ndarray:
 
 
 def _recolor(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    from PIL import Image, ImageEnhance
+
     picture = Image.fromarray(np.ascontiguousarray(image))
     for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         picture = enhancer(picture).enhance(rng.uniform(1 - JITTER, 1 + JITTER))
@@ -65,6 +68,8 @@ def _crop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    from PIL import Image
+
     return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BILINEAR))
 
 
