@@ -248,7 +248,8 @@ def _compute(
     while running:
         report(running, total, seconds_left)
         done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-        for future in done:
+        # A failed group, such as one on a full disk, ends the run. It comes last, so that the other results are stored first.
+        for future in sorted(done, key=lambda finished: finished.exception() is not None):
             group = running.pop(future)
             finished_cost += _group_cost(group)
             results, fits = _group_results(future, group, records)
