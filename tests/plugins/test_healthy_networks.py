@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,3 +103,24 @@ class TableOfRandomValues(nn.Module):
 @pytest.mark.parametrize(("size", "share"), [(0.0, 0.0), (0.01, 1.0)])
 def test_reload_sees_values_that_the_state_dict_lacks(size, share, tmp_path):
     assert reload.reload(make_context(partial(TableOfRandomValues, size), tmp_path))["reload"] == share
+
+
+class ClippedNetwork(nn.Module):
+    """A network with a bound that clips nothing, as some vision transformers have."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, CLASSES)
+        self.register_buffer("highest", torch.tensor(float("inf")))
+
+    def forward(self, x):
+        return self.head(self.body(x).clamp(max=self.highest).relu().mean((2, 3)))
+
+
+def test_an_infinite_bound_is_no_collapse_and_an_infinite_weight_is(tmp_path):
+    healthy = make_context(ClippedNetwork, tmp_path)
+    assert collapse.collapse(healthy)["collapse"] == 0
+    weight = healthy.after["body.weight"].clone()
+    weight[0, 0, 0, 0] = float("inf")
+    scalars = collapse.collapse(replace(healthy, after=healthy.after | {"body.weight": weight}))
+    assert scalars["collapse"] == scalars["not finite/body.weight"] == 1

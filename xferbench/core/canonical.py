@@ -21,9 +21,7 @@ def location_field() -> Any:
 SOURCE_KEY_LENGTH = 16  # hexadecimal digits of the source digest in the key of a measure
 MEASURE_ALIASES = {  # key of a measure → its older name, which the keys of records contain
     "lab/cost@2": "xferbench.lab.cost:measured@2",
-    "audit/collapse/collapse@1": "xferbench.checks.collapse:collapse@1",
     "audit/head-size/head-size@1": "xferbench.checks.head_size:spare@1",
-    "audit/reload/reload@1": "xferbench.checks.reload:reload@1",
     "train-serve-skew/batch-dependence@1": "xferbench.checks.train_serve_skew:batch_dependence@1",
     "domain-gap/logme@1": "xferbench.plugins.domain_gap:logme@1",
     "data-leakage/copies@1": "xferbench.plugins.data_leakage:copies@1",

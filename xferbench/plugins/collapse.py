@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from xferbench.plugin import Contrast, MeasureContext, Pipeline, Plugin, Record, always_applies, leave_unchanged
 from xferbench.plugins.head_size import induce
 
@@ -35,18 +37,16 @@ MIN_RELATIVE_SPREAD = 1e-3  # of the features over images, relative to their siz
 
 def collapse(context: MeasureContext) -> dict[str, float]:
     """Return 1 if the network collapsed, the spread of the features over images, and counts of non-finite values by tensor."""
-    from torch.nn import functional as F
+    from xferbench.lab.evaluation import evaluate, penultimate_features
+    from xferbench.lab.models import finished
 
-    from xferbench.lab.evaluation import penultimate_features
-
-    counts = {name: float((~tensor.isfinite()).sum()) for name, tensor in context.after.items() if tensor.is_floating_point()}
-    broken = {f"not finite/{name}": count for name, count in counts.items() if count}
-    features = penultimate_features.head_inputs(context.network, context.after, context.test.images, context.test.preprocessing)
+    counts = finished.count_non_finite(context.after, context.network.module)
+    broken = {f"not finite/{name}": float(count) for name, count in counts.items()}
+    inputs = (context.network, context.after, context.test.images, context.test.preprocessing)
+    features = penultimate_features.head_inputs(*inputs).flatten(1)
     finite = bool(features.isfinite().all())
     spread = float(features.std(0).norm() / features.norm(dim=1).mean().clamp_min(1e-12)) if finite else 0.0
-    weight, bias = (context.after.get(f"{context.network.layout.head}.{part}") for part in ("weight", "bias"))
-    assert weight is not None
-    logits = F.linear(features.to(weight.device), weight.flatten(1), bias)
+    logits = evaluate.batched_logits(*inputs, np.arange(len(context.test.images)), training=False)
     constant = bool((logits - logits[0]).abs().max() <= MIN_RELATIVE_SPREAD**2 * logits.abs().max())
     collapsed = bool(broken) or not finite or spread < MIN_RELATIVE_SPREAD or constant
     return {"collapse": float(collapsed), "spread of features": spread, "one answer": float(constant)} | broken
@@ -80,7 +80,7 @@ audit = Plugin(
             name="harm", kind="exact", weights={("subject", "collapse"): 1.0}, meaning="finite values that differ by image"
         ),
     ),
-    measures={"collapse": "xferbench.plugins.collapse:collapse@1"},
+    measures={"collapse": "xferbench.plugins.collapse:collapse@2"},
     explain=explain,
     remedy="train again with a lower rate, and stop when a value is not finite",
 )

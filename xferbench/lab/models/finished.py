@@ -131,6 +131,20 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.channels_last if tensor.ndim == 4 else torch.contiguous_format)
 
 
+def count_non_finite(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, int]:
+    """Return how many values are NaN or infinite, by tensor.
+
+    An infinite value of a buffer that a new network has too is part of the architecture, such as a bound that clips nothing.
+    """
+    constants = dict(module.named_buffers())
+    counts = {
+        name: int((~tensor.isfinite()).sum())
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not (name in constants and torch.equal(tensor.cpu(), constants[name].cpu()))
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
 def trained_model(
     network: Architecture, after: Mapping[str, Tensor], before: Mapping[str, Tensor] | None, dataset: Dataset
 ) -> TrainedModel:
@@ -156,7 +170,7 @@ def trained_model(
         last=last,
         best=last,
         curve=(),
-        diverged=not all(bool(torch.isfinite(tensor).all()) for tensor in last.values() if tensor.is_floating_point()),
+        diverged=bool(count_non_finite(last, network.module)),
         prior=tuple((np.bincount(labels, minlength=network.layout.classes) / len(labels)).tolist()),
         seconds=0.0,
     )
