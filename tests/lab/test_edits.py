@@ -63,6 +63,20 @@ def test_rotated_classes_are_all_wrong():
     assert edited["fc.bias"].tolist() == [3.0, 1.0, 2.0]
 
 
+@given(st.lists(st.floats(-4, 4), min_size=3, max_size=3))
+def test_a_fitted_bias_undoes_any_bias_of_the_head(shift):
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(300, 3)), generator.integers(0, 3, 300)
+    plain, shifted = (other + edits.fit_class_bias(other, labels) for other in (logits, logits + shift))
+    centered, shifted_centered = (other - other.mean(1, keepdims=True) for other in (plain, shifted))
+    np.testing.assert_allclose(centered, shifted_centered, atol=0.02)
+
+
+def test_the_fitted_bias_of_an_absent_class_is_finite_and_low():
+    bias = edits.fit_class_bias(np.zeros((50, 3)), np.arange(50) % 2)
+    assert np.isfinite(bias).all() and bias[2] < bias[:2].min() - 3
+
+
 @pytest.mark.parametrize("scale", [0.25, 1.0, 3.0])
 def test_fit_temperature_recovers_a_scale(scale):
     rng = np.random.default_rng(0)

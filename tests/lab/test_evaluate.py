@@ -208,6 +208,24 @@ def test_the_temperature_is_fitted_to_validation_images(workspace):
     assert abs(temperature - 1) > 0.01 and np.array_equal(tempered.predicted, plain.predicted)
 
 
+def test_the_bias_of_each_class_is_fitted_to_validation_images(workspace):
+    pipeline = make_pipeline(workspace, Phase(lr=1e-2, **BRIEF))
+    fitted, on_validation = (predict(workspace, pipeline, view).p_true for view in ("bias-fitted", "validation-bias-fitted"))
+    module, dataset = load_trained(workspace, pipeline)
+    _, held_out = datasets.train_validation_indices(dataset, 60, 0)
+
+    def logits(split):
+        with torch.no_grad():
+            return module(preprocessing.to_tensor(torch.from_numpy(np.array(split.images)), PREPROCESSING)).double().numpy()
+
+    validation = datasets.take(dataset.train, held_out)
+    bias = edits.fit_class_bias(logits(validation), validation.labels)
+    p = torch.from_numpy(logits(dataset.test) + bias).softmax(1).numpy()
+    np.testing.assert_allclose(fitted, p[np.arange(len(p)), dataset.test.labels], rtol=1e-3, atol=1e-5)
+    p = torch.from_numpy(logits(validation) + bias).softmax(1).numpy()
+    np.testing.assert_allclose(on_validation, p[np.arange(len(p)), validation.labels], rtol=1e-3, atol=1e-5)
+
+
 def test_training_images_are_those_of_the_training_subset(workspace):
     pipeline = make_pipeline(workspace, Phase(**BRIEF))
     examples = {view: set(predict(workspace, pipeline, view).example.tolist()) for view in ("training", "validation", "test")}

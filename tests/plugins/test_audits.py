@@ -5,11 +5,12 @@ from inspect import getmodule
 
 import pytest
 
-from xferbench.core.interventions import RANDOM, RecalibrateBatchNorm, RestoreBatchNorm
+from xferbench.core.interventions import RANDOM, FitClassBias, RecalibrateBatchNorm, RestoreBatchNorm
 from xferbench.core.pipeline import Checkpoint, Pipeline, Recipe, Selection, Spectrogram, WeightsFile
 from xferbench.core.run import finding_from_json, finding_to_json
 from xferbench.core.sections import replace_flat
 from xferbench.plugins import batchnorm_drift, class_order, collapse, linear_probe, preprocessing_mismatch, reload
+from xferbench.plugins.preprocessing_variants import normalized_twice
 from xferbench.runner import discovery
 from xferbench.study import trials
 from xferbench.study.arms import plugin_arms, scratch_grid
@@ -167,6 +168,31 @@ def test_preprocessing_candidates_are_distinct_and_exclude_the_served_one():
     assert {candidate.channels for candidate in candidates} == {"rgb", "bgr"}
 
 
+def accuracy_of_twice_normalized(served, bias_fitted):
+    """Accuracies of the form that is normalized twice, served as it is and with a fitted bias of each class; others: 0.8."""
+    twice = normalized_twice(FINISHED.serving.preprocessing)
+
+    def accuracy(trial):
+        if trial.view.preprocessing != twice:
+            return 0.8
+        return bias_fitted if FitClassBias() in trial.model.edits else served
+
+    return accuracy
+
+
+@pytest.mark.parametrize(
+    ("served", "bias_fitted", "fails"), [(0.95, 0.7, False), (0.7, 0.95, True)], ids=["a threshold", "a form"]
+)
+def test_a_form_that_only_moves_the_decision_threshold_is_no_repair(served, bias_fitted, fails):
+    findings = run_audit(preprocessing_mismatch.audit, accuracy_of_twice_normalized(served, bias_fitted)).findings
+    assert {finding.verdict == "FAIL" for finding in findings} == {fails}
+
+
+def test_a_fitted_bias_decides_sensitivity_so_that_balanced_accuracy_replaces_it():
+    findings = run_audit(preprocessing_mismatch.audit, metric="sensitivity").findings
+    assert {finding.estimate.metric for finding in findings} == {"balanced_accuracy"}
+
+
 def test_the_training_preprocessing_is_the_first_candidate():
     other = replace(fake_lab.PREPROCESSING, mean=(0.1, 0.1, 0.1))
     cured = preprocessing_mismatch.audit.cure(
@@ -224,7 +250,7 @@ def test_the_explanation_says_if_the_other_half_contradicts_the_screened_half():
 
     def explain(subject, cured):
         records = {
-            (arm, "test", 0): fake_lab.Record(key=arm, predictions=fake_lab.fake_predictions(accuracy, 0))
+            (arm, "bias-fitted", 0): fake_lab.Record(key=arm, predictions=fake_lab.fake_predictions(accuracy, 0))
             for arm, accuracy in {"subject": subject, "cured": cured}.items()
         }
         return preprocessing_mismatch.explain("harm", records, FINISHED, cured_pipeline)

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 from xferbench.config.render import describe_preprocessing
 from xferbench.plugin import (
-    HARM,
+    Contrast,
     InputTransform,
     Pipeline,
     Plugin,
@@ -103,8 +103,10 @@ Remedy
 
 How it is judged
     The plugin screens common forms on one half of the test images: eight normalizations and ranges, both orders of channels,
-    other sizes before the crop, other interpolations. Harm is metric(the best of them, or the served form) − metric(served) on
-    the other half. The confidence is the share of resamples of the screened images in which the selected form is the best.
+    other sizes before the crop, other interpolations. Each form gets a bias of each class that is fitted on that half, because
+    a wrong form can also repair a decision threshold. Harm is metric(the best of them, or the served form) − metric(served) on
+    the other half, with those biases. Balanced accuracy replaces sensitivity and specificity, which the bias decides. The
+    confidence is the share of resamples of the screened images in which the selected form is the best.
 
 How it is induced
     ``unnormalised``, ``raw`` (0–255), ``bgr``, ``zoom``, and if images are resized ``nearest``.
@@ -119,6 +121,7 @@ CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 NONE = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 CAFFE = {"scale": 1.0, "mean": (123.68, 116.779, 103.939), "std": (1.0, 1.0, 1.0)}  # Simonyan & Zisserman 2014, VGG
+AUDIT_VIEW = "bias-fitted"
 RESIZE_FACTORS = (1.0, 256 / 224)  # shorter side before the crop, relative to the crop
 
 
@@ -149,7 +152,8 @@ def audit_cure(pipeline: Pipeline, _: Profile) -> Selection:
     served = pipeline.serving.preprocessing
     assert isinstance(served, Preprocessing)
     forms: dict[InputTransform, None] = dict.fromkeys((pipeline.data.train_preprocessing, *common_forms(served)))
-    return Selection(candidates=tuple(replace_serving(pipeline, preprocessing=form) for form in forms if form != served))
+    candidates = tuple(replace_serving(pipeline, preprocessing=form) for form in forms if form != served)
+    return Selection(candidates=candidates, by=f"validation-{AUDIT_VIEW}")
 
 
 def audit_induce(pipeline: Pipeline, profile: Profile) -> dict[str, Pipeline]:
@@ -161,20 +165,26 @@ def explain(_contrast: str, records_by_term: Mapping[tuple[str, str, int], Recor
     """Return the form that the screened half prefers, and whether the other half agrees."""
     if subject == cured:
         return ""
-    before, after = (records.accuracy(records_by_term[arm, "test", 0]) for arm in ("subject", "cured"))
+    before, after = (records.accuracy(records_by_term[arm, AUDIT_VIEW, 0]) for arm in ("subject", "cured"))
     preference = "the screened half prefers" if after > before else "the screened half prefers, and the other half does not,"
     return f"{preference} images with {describe_preprocessing(cured.serving.preprocessing, subject.serving.preprocessing)}"
 
 
 audit = Plugin(
     id="preprocessing-mismatch",
-    version=1,
+    version=2,
     question="Does the network get its images in the form that it expects?",
     doc=AUDIT_DOC,
     applies=audit_applies,
     cure=audit_cure,
     induce=audit_induce,
-    contrasts=(HARM,),
+    contrasts=(
+        Contrast(
+            name="harm",
+            weights={("cured", AUDIT_VIEW): 1.0, ("subject", AUDIT_VIEW): -1.0},
+            meaning="the best form − the served form, each with a fitted bias of each class",
+        ),
+    ),
     explain=explain,
     remedy="serve images in the form that this audit confirmed",
 )

@@ -10,6 +10,7 @@ import numpy as np
 from xferbench.analysis import metrics
 from xferbench.config.loader import SELECTION_SEED_START
 from xferbench.config.render import describe_recipe
+from xferbench.core.interventions import FitClassBias
 from xferbench.core.pipeline import Arm, Pipeline, Selection
 from xferbench.study.trials import VIEWS, make_trial
 
@@ -130,7 +131,7 @@ def select(arm: Arm, study: Study, records: Mapping[str, Record]) -> ResolvedArm
         scores.append(_candidate_score(candidate, arm, candidate_records, metric))
         predictions.append(candidate_records[0].predictions)
     is_screened = any(edit.screened for candidate in arm.candidates for edit in candidate.edits)
-    if arm.candidates[0].checkpoint and arm.by == "validation" and not is_screened:
+    if arm.candidates[0].checkpoint and VIEWS[arm.by].examples == "validation" and not is_screened:
         shares = metrics.selection_frequencies([values for values in predictions if values is not None], metric)
         scores = [replace(score, confidence=share) for score, share in zip(scores, shares, strict=True)]
     best = _best_candidate(scores, study.suite.rules.margin, worst=arm.worst)
@@ -210,6 +211,13 @@ def _candidate_score(candidate: Pipeline, arm: Selection, records: Sequence[Reco
 
 
 def metric_for_views(metric: str, views: Iterable[str]) -> str:
-    """Return the metric for views: accuracy for the source if the metric is about the target's positive class."""
-    has_source = any(VIEWS[view].domain == "source" for view in views if view in VIEWS)
-    return "accuracy" if has_source and not metrics.get_metric(metric).everywhere else metric
+    """Return the metric for views, if the metric is about the target's positive class.
+
+    It is accuracy for the source. Where the bias of each class is fitted, sensitivity and specificity only say where the bias
+    puts the threshold, so balanced accuracy replaces them.
+    """
+    named = [VIEWS[view] for view in views if view in VIEWS]
+    if any(view.domain == "source" for view in named) and not metrics.get_metric(metric).everywhere:
+        return "accuracy"
+    has_fitted_bias = any(FitClassBias() in view.edits for view in named)
+    return "balanced_accuracy" if has_fitted_bias and metric in {"sensitivity", "specificity"} else metric

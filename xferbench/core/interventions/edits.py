@@ -16,6 +16,7 @@ __all__ = [
     "DivideLogits",
     "Edit",
     "Finish",
+    "FitClassBias",
     "FitTemperature",
     "InterpolateCheckpoints",
     "InterpolatePhase",
@@ -166,6 +167,15 @@ class FitTemperature(Edit):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FitClassBias(Edit):
+    """Add a bias to each class that is fitted on held-out images, so that no decision threshold is left to repair."""
+
+    spelling: ClassVar[str] = "bias:fitted@1"
+    words: ClassVar[str] = "a bias of each class fitted on images kept apart"
+    screened: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DivideLogits(Edit):
     """Divide the logits by a temperature."""
 
@@ -217,6 +227,7 @@ EDITS = (
     AssignClasses,
     RotateClasses,
     FitTemperature,
+    FitClassBias,
     DivideLogits,
     PermuteWeights,
     SourceHead,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     LabeledLogits = Callable[[], tuple[np.ndarray, np.ndarray]]  # computes logits [n, outputs] and labels [n]
 
+BIAS_PENALTY = 1e-6  # half of the squared bias counts this much against the mean log-likelihood
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0  # bounds of the search
 
 
@@ -147,6 +148,31 @@ def assign_classes(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     _, assigned = linear_sum_assignment(counts, maximize=True)
     unused = [output for output in range(outputs) if output not in set(assigned)]
     return np.array([*assigned, *unused])
+
+
+def fit_class_bias(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Compute the bias [outputs] of each class that minimizes the negative log-likelihood.
+
+    The mean probability of a class then equals its frequency. A small penalty keeps the bias of an absent class finite.
+
+    Args:
+        logits: [n, outputs], to which the bias is added.
+        labels: [n].
+    """
+    from scipy.optimize import minimize
+    from scipy.special import logsumexp
+
+    frequencies = np.bincount(labels, minlength=logits.shape[1]) / len(labels)
+
+    def loss(bias: np.ndarray) -> tuple[float, np.ndarray]:
+        biased = logits + bias
+        log_sums = logsumexp(biased, axis=1)
+        mean_probabilities = np.exp(biased - log_sums[:, None]).mean(0)
+        penalty = BIAS_PENALTY * bias
+        return float(log_sums.mean() - frequencies @ bias + penalty @ bias / 2), mean_probabilities - frequencies + penalty
+
+    bias: np.ndarray = minimize(loss, np.zeros(logits.shape[1]), jac=True, method="L-BFGS-B", tol=1e-12).x
+    return bias
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -19,6 +19,7 @@ from xferbench.core.interventions import (
     BatchNormEdit,
     Edit,
     EvalMode,
+    FitClassBias,
     InterpolateCheckpoints,
     InterpolatePhase,
     OneClassBatchNorm,
@@ -110,6 +111,8 @@ def predict(
         logits = _refitted_logits(model, tensors, view, split, on_target=ProbeHead in kinds)
     else:
         logits = _compute_logits(model, tensors, edits, view, split)
+    if FitClassBias in kinds and np.isfinite(logits).all():
+        logits = logits + _fitted_bias(model, tensors, view, logits, split)
     if not np.isfinite(logits).all():
         return _predict_class_frequencies(model, edits, view, split), {"diverged": 1.0}
     p = np.exp(logits - logits.max(1, keepdims=True))
@@ -167,8 +170,8 @@ def _apply_edit(edit: Edit, tensors: Tensors, model: LoadedModel, view: Evaluati
     if isinstance(edit, SourceHead):
         body = {name: tensor for name, tensor in tensors.items() if not backbones.is_within(name, [network.layout.head])}
         return body | {name: tensor.to(network.device) for name, tensor in model.source_head.items()}
-    if isinstance(edit, RefitHead | ProbeHead):
-        return tensors  # the new head is fitted to the features of these tensors: see _refitted_logits
+    if isinstance(edit, RefitHead | ProbeHead | FitClassBias):
+        return tensors  # a new head, or a bias, is fitted to what these tensors compute: see predict
     if isinstance(edit, AdaptBatchNorm | BatchNormEdit):
         return tensors | _new_statistics(edit, tensors, model, view)
     if isinstance(edit, InterpolatePhase | InterpolateCheckpoints):
@@ -244,9 +247,19 @@ def _calibration_logits(model: LoadedModel, tensors: Tensors, view: EvaluationSp
 
     They are the validation examples of a network trained here, and the first half of the test set for a checkpoint.
     """
-    examples = "screen" if model.spec.network.head == OWN_HEAD else "validation"
-    split = view_examples(model, replace(view, examples=examples, domain=None))
+    split = view_examples(model, replace(view, examples=_calibration_split(model), domain=None))
     return _compute_logits(model, tensors, (RecalibrateBatchNorm(),), view, split), split.labels
+
+
+def _calibration_split(model: LoadedModel) -> str:
+    return "screen" if model.spec.network.head == OWN_HEAD else "validation"
+
+
+def _fitted_bias(model: LoadedModel, tensors: Tensors, view: EvaluationSpec, logits: np.ndarray, split: Split) -> np.ndarray:
+    """Compute the fitted bias [outputs] of each class; the logits of the evaluation are used if they are the fitted ones."""
+    if view.domain is None and view.examples == _calibration_split(model):
+        return edits.fit_class_bias(logits, split.labels)
+    return edits.fit_class_bias(*_calibration_logits(model, tensors, view))
 
 
 def _refitted_logits(
