@@ -183,6 +183,11 @@ def test_the_required_keys_suffice_and_the_others_have_defaults(tmp_path):
         ("[recipe.train_preprocessing] mean = [0.5]", "train_preprocessing", Preprocessing(mean=(0.5,))),
         ('[recipe] training = "python:mine.loop:train"', "training", "python:mine.loop:train"),
         ("[scratch] lr = [1e-3]\n[scratch] weight_decay = [0]", "scratch", ScratchGrid(lr=(1e-3,), weight_decay=(0.0,))),
+        (
+            '[scratch] augment = ["none", "flip+crop"]\n[scratch] label_smoothing = [0, 0.1]',
+            "scratch",
+            ScratchGrid(augment=(None, Augmentation.parse("flip+crop")), label_smoothing=(0.0, 0.1)),
+        ),
     ],
 )
 def test_each_key_is_read(tmp_path, changes, name, value):
@@ -214,6 +219,15 @@ def test_a_strategy_divides_epochs_among_its_phases_as_it_divides_steps(tmp_path
 def test_steps_and_epochs_exclude_each_other(tmp_path):
     with pytest.raises(UserError, match="both steps and epochs"):
         load(tmp_path, "[recipe] steps = 5\n[recipe] epochs = 1")
+    with pytest.raises(UserError, match="both steps and epochs"):
+        load(tmp_path, "[recipe] lr = 0.1\n[[recipe.phases]]; steps = 5; epochs = 1")
+
+
+def test_a_warmup_must_be_shorter_than_the_epochs(tmp_path):
+    recipe = load(tmp_path, "[recipe] epochs = 1\n[recipe] warmup = 5").recipe
+    assert resolve_epochs(recipe, 192).phases[0].steps == 6
+    with pytest.raises(UserError, match="warmup"):
+        resolve_epochs(recipe, 160)
 
 
 @pytest.mark.parametrize("strategy", ["norm-only", "bitfit", "lora", "adapter"])

@@ -309,18 +309,20 @@ def test_a_change_of_a_buffer_in_eval_mode_is_an_error(workspace, monkeypatch):
         train(workspace, make_spec(workspace, Phase(batchnorm=BATCHNORM_EVAL, **BRIEF)))
 
 
+ONE_SGD_STEP = {
+    "steps": 1,
+    "batch_size": 16,
+    "optimizer": "sgd",
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "batchnorm": BATCHNORM_EVAL,
+}
+
+
 def test_learning_rates_apply_to_their_layers(workspace, float64):
-    step = {
-        "steps": 1,
-        "batch_size": 16,
-        "optimizer": "sgd",
-        "weight_decay": 0.0,
-        "schedule": "constant",
-        "batchnorm": BATCHNORM_EVAL,
-    }
     network, (start,), dataset = prepare_training(workspace, make_spec(workspace))
     even, decayed = (
-        loop.train([make_spec(workspace, Phase(lr=1e-2, **step, **rates))], network, [float64(start)], dataset)[0]
+        loop.train([make_spec(workspace, Phase(lr=1e-2, **ONE_SGD_STEP, **rates))], network, [float64(start)], dataset)[0]
         for rates in ({}, {"head_lr": 3e-2, "layer_decay": 0.1})
     )
     depth = backbones.layer_depth(network.layout, network.module)
@@ -331,30 +333,12 @@ def test_learning_rates_apply_to_their_layers(workspace, float64):
 
 
 def test_warmup_reduces_the_first_step(workspace):
-    step = {
-        "steps": 1,
-        "batch_size": 16,
-        "optimizer": "sgd",
-        "weight_decay": 0.0,
-        "schedule": "constant",
-        "batchnorm": BATCHNORM_EVAL,
-    }
-    (full,) = train(workspace, make_spec(workspace, Phase(lr=1e-2, **step)))
-    (warm,) = train(workspace, make_spec(workspace, Phase(lr=1e-2, warmup=9, **step)))
+    (full,) = train(workspace, make_spec(workspace, Phase(lr=1e-2, **ONE_SGD_STEP)))
+    (warm,) = train(workspace, make_spec(workspace, Phase(lr=1e-2, warmup=9, **ONE_SGD_STEP)))
     changes = {name: full.last[name] - full.before[name] for name in HEAD}
     torch.testing.assert_close(
         {name: warm.last[name] - warm.before[name] for name in HEAD}, {n: t / 10 for n, t in changes.items()}
     )
-
-
-ONE_SGD_STEP = {
-    "steps": 1,
-    "batch_size": 16,
-    "optimizer": "sgd",
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "batchnorm": BATCHNORM_EVAL,
-}
 
 
 def step_norm(model):

@@ -154,9 +154,25 @@ RECIPE: dict[str, Rule] = {
     "serve_preprocessing": PREPROCESSING,
     "serve_mode": spelling_rule(ServingMode, EvalMode, TrainMode),
 }
+
+
+def _parse_augmentations(value: Any) -> tuple[Augmentation | None, ...]:
+    """Return a list of augmentations; ``none`` keeps that of the recipe."""
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
+        raise ValueError(AUGMENTATIONS_EXPECTED)
+    rule = extensible_rule(Augmentation)
+    return tuple(None if text == "none" else rule(text) for text in value)
+
+
+AUGMENTATIONS_EXPECTED = 'a list of augmentations, such as ["none", "crop"]'
 SCRATCH: dict[str, Rule] = {
     "lr": validation.list_of(POSITIVE, "a list of numbers above 0"),
     "weight_decay": validation.list_of(validation.NATURAL, "a list of numbers, 0 or above"),
+    "label_smoothing": validation.list_of(SMOOTHING, "a list of shares, 0 or above and below 1"),
+    "augment": validation.Validator(
+        _parse_augmentations,
+        {"type": "array", "minItems": 1, "items": {"type": "string"}, "description": AUGMENTATIONS_EXPECTED},
+    ),
     "steps": COUNT,
     "batch_size": ABOVE_ONE,
 }

@@ -93,6 +93,8 @@ KEY_DESCRIPTIONS = {
     "scratch": "grid of the from-scratch baseline, in addition to the subject's own steps and rate",
     "scratch.lr": "learning rates",
     "scratch.weight_decay": "weight decays",
+    "scratch.label_smoothing": "shares of label smoothing",
+    "scratch.augment": "augmentations; none keeps that of the recipe",
     "matrix": "tasks (targets × sizes × backbones) on which recipes are compared",
     "targets": "targets, each with a name and keys of [target]",
     "train_sizes": "numbers of training images; each target is used at each size",

@@ -19,7 +19,7 @@ from xferbench.core.errors import UserError, suggest
 from xferbench.core.interventions import RANDOM, TRANSFER_ALL, InterpolatePhase, SourcePretraining
 from xferbench.core.pipeline import Phase, Recipe, Spectrogram
 from xferbench.core.sections import from_flat
-from xferbench.core.strategies import DEFAULT_RATES, STRATEGIES, is_mlp_head
+from xferbench.core.strategies import DEFAULT_RATES, STRATEGIES, check_warmup, is_mlp_head
 from xferbench.core.suite import Suite, replace_invocation
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _build_recipe(table: Mapping[str, Any]) -> Recipe:
     """Return a recipe: one phase, several phases, or a named strategy with the settings of one phase."""
     phase_fields = dict(table)
     epochs = phase_fields.pop("epochs", None) if "strategy" in table else None
-    if "steps" in table and "epochs" in table:
+    if any({"steps", "epochs"} <= phase.keys() for phase in (table, *table.get("phases", ()))):
         raise UserError("recipe.epochs", found="both steps and epochs", expected="one of the two")
     recipe_fields = {name: phase_fields.pop(name) for name in RECIPE_KEYS if name in phase_fields}
     phases, strategy = phase_fields.pop("phases", [{}]), phase_fields.pop("strategy", None)
@@ -253,9 +253,7 @@ def _build_recipe(table: Mapping[str, Any]) -> Recipe:
     if recipe.init == RANDOM and recipe.transferred != TRANSFER_ALL:
         expected = "all, because nothing is transferred"
         raise UserError("recipe.transferred", found=str(recipe.transferred), expected=expected, do="leave it out, or init")
-    for phase in recipe.phases:
-        if phase.epochs is None and phase.warmup >= phase.steps:
-            raise UserError("recipe.warmup", found=f"{phase.warmup}", expected=f"fewer than the {phase.steps} steps of a phase")
+    check_warmup(recipe)
     return recipe
 
 

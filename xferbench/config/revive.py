@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from xferbench.config.interventions import parse
 from xferbench.core.errors import UserError
-from xferbench.core.interventions import (
-    DataIntervention,
-    ServingMode,
-)
+from xferbench.core.interventions import Augmentation, DataIntervention, ServingMode
 from xferbench.core.pipeline import INTERVENTION_GROUPS, Phase, Preprocessing, Recipe, ScratchGrid, Spectrogram
 from xferbench.core.sections import from_flat
 from xferbench.core.suite import LOCATION_KEYS, Suite
@@ -37,7 +34,8 @@ def suite_from_results(values: Mapping[str, Any], folder: Path) -> Suite:
         arguments |= {name: _recipe_from(values[name]) for name in RECIPE_KEYS if values.get(name)}
         arguments["interventions"] = tuple(parse(text, DataIntervention) for text in values.get("interventions", ()))
         arguments["serve_mode"] = ServingMode.parse(values["serve_mode"])
-        arguments["scratch"] = ScratchGrid(**_with_tuples(values["scratch"]))
+        augmentations = (parse(text, Augmentation) if text else None for text in values["scratch"].get("augment", [None]))
+        arguments["scratch"] = ScratchGrid(**_with_tuples(values["scratch"]) | {"augment": tuple(augmentations)})
         arguments |= {name: _resolve(arguments[name], folder) for name in LOCATION_KEYS if arguments.get(name)}
         path = str(folder / Path(values["path"]).name) if values["path"] else ""
         return from_flat(Suite, arguments | {"path": path})

@@ -147,7 +147,9 @@ def _default_schema(cls: object, key: str) -> dict[str, Any]:
     value = defaults.get(key, MISSING)
     if value is MISSING or value is None or is_dataclass(value):
         return {}
-    return {"default": list(value) if isinstance(value, tuple) else value}
+    if isinstance(value, tuple):  # an element that is not JSON is an intervention, or None for none
+        return {"default": [item if isinstance(item, int | float | str) else str(item or "none") for item in value]}
+    return {"default": value}
 
 
 def list_of(rule: Rule, expected: str, test: Callable[[Any], object] = bool, **schema: Any) -> Rule:

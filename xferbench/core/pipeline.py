@@ -234,11 +234,19 @@ class UserCode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScratchGrid:
-    """The from-scratch grid S2: every rate × weight decay for ``steps`` steps. S1 has the subject's steps and rate."""
+    """The from-scratch grid: every combination of the values for ``steps`` steps, and the subject's own steps and rate.
+
+    Attributes:
+        lr, weight_decay, label_smoothing: values of fields of a :class:`Phase`.
+        augment: augmentations; None keeps that of the subject.
+        steps, batch_size: length of each training, with the schedule ``one-cycle``.
+    """
 
     tag: ClassVar[str] = "Scratch"
     lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     weight_decay: tuple[float, ...] = (0.01, 0.1)
+    label_smoothing: tuple[float, ...] = field(default=(0.0,), metadata={"added": True})
+    augment: tuple[Augmentation | None, ...] = field(default=(None,), metadata={"added": True})
     steps: int = 500
     batch_size: int = 64
 

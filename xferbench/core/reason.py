@@ -127,6 +127,7 @@ class Code(Enum):
     AT_EDGE = auto()  # plugins, arm, edge
     SUBJECT_LEARNT_NOTHING = auto()  # share
     SCRATCH_LEARNT_NOTHING = auto()  # share
+    UNSEARCHED_COPIES = auto()  # kinds
     SCRATCH_SEARCH = auto()  # grid, audit
     UNUSED_INPUT = auto()  # role
     HALF_JUDGED = auto()  # count

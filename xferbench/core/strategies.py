@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
+from xferbench.core.errors import UserError
 from xferbench.core.interventions import (
     ALL_LAYERS,
     BATCHNORM_EVAL,
@@ -32,6 +33,8 @@ from xferbench.core.pipeline import Phase, Pipeline, Recipe, ScratchGrid, Select
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from xferbench.core.interventions import Augmentation
 
 HEAD_LR = 1e-2
 HIGH_LR = 1e-2  # a learning rate at which all layers are known to degrade
@@ -60,14 +63,31 @@ def map_phases(pipeline: Pipeline, change: Callable[[Phase], Phase], name: str =
 
 
 def resolve_epochs(recipe: Recipe, examples: int) -> Recipe:
-    """Return a recipe whose phases have ``steps`` instead of ``epochs``, for a number of training examples."""
+    """Return a recipe whose phases have ``steps`` instead of ``epochs``, for a number of training examples.
+
+    Raises:
+        UserError: if the warm-up of a phase is as long as the phase.
+    """
 
     def resolve(phase: Phase) -> Phase:
         if phase.epochs is None:
             return phase
         return replace(phase, steps=max(1, round(phase.epochs * examples / min(phase.batch_size, examples))), epochs=None)
 
-    return replace(recipe, phases=tuple(map(resolve, recipe.phases)))
+    resolved = replace(recipe, phases=tuple(map(resolve, recipe.phases)))
+    check_warmup(resolved)
+    return resolved
+
+
+def check_warmup(recipe: Recipe) -> None:
+    """Check that the warm-up of each phase is shorter than the phase, as far as its steps are known.
+
+    Raises:
+        UserError: if it is not.
+    """
+    for phase in recipe.phases:
+        if phase.epochs is None and phase.warmup >= phase.steps:
+            raise UserError("recipe.warmup", found=f"{phase.warmup}", expected=f"fewer than the {phase.steps} steps of a phase")
 
 
 def replace_phases(recipe: Recipe, *phases: Phase) -> Recipe:
@@ -338,19 +358,28 @@ def default_selection(pipeline: Pipeline) -> Selection:
 def scratch_baseline(pipeline: Pipeline, grid: ScratchGrid) -> Selection:
     """Return the tuned baseline.
 
-    Candidate S1 has the subject's steps and rate. Candidates S2 are a small grid of rate × weight decay with more steps.
-    An untuned baseline is not a fair comparison (Brigato & Iocchi 2020). S1 has one phase: the subject's last one for all its
-    steps. For a finished network these settings are unknown, and there is only S2.
+    The first candidate has the subject's steps and rate, in one phase: the subject's last one. The others are the grid. An
+    untuned baseline is not a fair comparison (Brigato & Iocchi 2020). The settings of a finished network are unknown, so its
+    search has only the grid.
     """
     phases = pipeline.recipe.phases
     subject_phase = replace(phases[-1], steps=sum(phase.steps for phase in phases), order="shuffled")
     longer = replace(
         subject_phase, optimizer="adamw", schedule="one-cycle", warmup=0, steps=grid.steps, batch_size=grid.batch_size
     )
-    grid_phases = [replace(longer, lr=lr, weight_decay=decay) for lr, decay in product(grid.lr, grid.weight_decay)]
+    own = [] if pipeline.checkpoint else [from_scratch(subject_phase)]
+    searched = [
+        _augmented_scratch(replace(longer, lr=lr, weight_decay=decay, label_smoothing=smoothing), augmentation)
+        for lr, decay, smoothing, augmentation in product(grid.lr, grid.weight_decay, grid.label_smoothing, grid.augment)
+    ]
     plain = replace(
         pipeline, serving=replace(pipeline.serving, mode=EVAL_MODE), checkpoint=None, edits=(), expected_training=None
     )
-    return select_among(
-        plain, [from_scratch(phase) for phase in ([] if pipeline.checkpoint else [subject_phase]) + grid_phases]
-    )
+    return select_among(plain, own + searched)
+
+
+def _augmented_scratch(phase: Phase, augmentation: Augmentation | None) -> Recipe:
+    recipe = from_scratch(phase)
+    smoothing = f"label smoothing {phase.label_smoothing:g}" if phase.label_smoothing else ""
+    parts = (recipe.name, smoothing, str(augmentation or ""))
+    return replace(recipe, name=", ".join(filter(None, parts)), augment=augmentation)

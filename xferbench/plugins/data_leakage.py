@@ -125,7 +125,7 @@ def explain(contrast: str, records_by_term: records.RecordsByTerm, _subject: Pip
     recalls = (f"{kind} {scalars.get(f'found {kind}', 0):g} of {scalars.get(f'altered {kind}', 0):g}" for kind in COPY_KINDS)
     parts = [f"copies among {scalars.get('test images', 0):g} test images: {counts}"] * bool(counts)
     parts += [f"searched: {searched}"] * bool(searched)
-    parts += [f"altered copies that the search finds: {', '.join(recalls)}"] * (contrast == "copies")
+    parts += [f"found in a test of the search: {', '.join(recalls)} altered copies"] * (contrast == "copies")
     return "; ".join(parts)
 
 

@@ -108,6 +108,7 @@ PLAIN: dict[Code, str] = {  # sentences that insert their values without further
     Code.BEST_ALTERNATIVE: (
         "validation selected the subject itself among {count} recipes, so it is compared with the best of the others"
     ),
+    Code.UNSEARCHED_COPIES: "data-leakage says nothing about these kinds of copies, which the suite leaves out: {kinds}",
     Code.ONE_CHECKPOINT: "verdicts are conditional on this one pretrained checkpoint",
 }
 WITH_MARGIN: dict[Code, str] = {  # {margin} is a phrase: "the margin of 3.0 points"
@@ -339,8 +340,11 @@ def _at_edge(values: Values, _unit: str) -> str:
 
 def _scratch_search(values: Values, _unit: str) -> str:
     grid, audit = values["grid"], values["audit"]
-    rates, decays = (" and ".join(f"{value:g}" for value in axis) for axis in (grid.lr, grid.weight_decay))
+    axes = (grid.lr, grid.weight_decay, grid.label_smoothing)
+    rates, decays, smoothings = (" and ".join(f"{value:g}" for value in axis) for axis in axes)
     grid_text = f"{grid.steps} steps of {grid.batch_size}, rates {rates}, weight decay {decays}"
+    grid_text += f", label smoothing {smoothings}" if any(grid.label_smoothing) else ""
+    grid_text += f", augmentation {' and '.join(str(value or 'none') for value in grid.augment)}" if any(grid.augment) else ""
     if audit:
         return f"scratch was tuned on a grid that fits the budget, not on the default grid: {grid_text}"
     return f"scratch was tuned on the grid of the suite, not on the default grid: {grid_text}, and the subject's own values"

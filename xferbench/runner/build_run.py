@@ -156,6 +156,8 @@ def _notes(executed: StudyResult) -> tuple[Reason, ...]:
     notes += _edge_notes(step)
     notes += [step.stop_reason] if step.stop_reason else []
     notes += _scratch_notes(executed) + _subject_notes(executed) + _unused_data_notes(executed)
+    if suite.rules.unsearched_copies and any(state.plugin.id == "data-leakage" for state in step.states):
+        notes.append(because(Code.UNSEARCHED_COPIES, kinds=", ".join(suite.rules.unsearched_copies)))
     notes += [because(Code.TEXT, text=remark) for remark in executed.notes]
     if not suite.is_audit:
         return (*notes, because(Code.ONE_CHECKPOINT))

@@ -83,14 +83,12 @@ def _recipe(suite: Suite, profile: Profile) -> Recipe:
     """Return the suite's recipe in steps, or the default one.
 
     Raises:
-        UserError: if the warm-up of a phase is as long as the phase.
+        UserError: if the warm-up of a phase is as long as its epochs.
     """
-    recipe = resolve_epochs(suite.recipe or Recipe(), profile.data.train)
-    for phase in recipe.phases:
-        if phase.warmup >= phase.steps:
-            found = f"{phase.warmup}, in a phase whose epochs are {phase.steps} steps"
-            raise UserError(f"{suite.invocation.path}: [recipe] warmup", found=found, expected=f"fewer than {phase.steps}")
-    return recipe
+    try:
+        return resolve_epochs(suite.recipe or Recipe(), profile.data.train)
+    except UserError as error:
+        raise error.at(f"{suite.invocation.path}: {error.what}") from error
 
 
 def _profile_request(suite: Suite, digester: Callable[[Path], str]) -> ProfileRequest:

@@ -29,7 +29,7 @@ from xferbench.core.interventions import (
     TargetPretraining,
 )
 from xferbench.core.pipeline import AuxiliaryDataset, Checkpoint, Phase, Pipeline, WeightsFile
-from xferbench.core.strategies import teacher_recipe
+from xferbench.core.strategies import HIGH_LR, teacher_recipe
 from xferbench.core.trial import (
     ComputeContext,
     EvaluationSpec,
@@ -183,7 +183,7 @@ def source_spec(pipeline: Pipeline) -> TrainingSpec:
     assert pipeline.data.source is not None, "only a pipeline with a source has this init"
     grid = pipeline.baseline
     steps = grid.steps if pipeline.recipe.init == ShuffledSource() else SOURCE_STEPS_FACTOR * grid.steps
-    phase = Phase(lr=max(grid.lr), schedule="one-cycle", steps=steps, batch_size=grid.batch_size)
+    phase = Phase(lr=min(max(grid.lr), HIGH_LR), schedule="one-cycle", steps=steps, batch_size=grid.batch_size)
     return TrainingSpec(
         network=_random_network(pipeline),
         data=TrainingData(
@@ -202,7 +202,8 @@ def target_spec(pipeline: Pipeline, seed: int) -> TrainingSpec:
     """Return the spec of a network trained from scratch on the training images of a seed, as a candidate of the baseline."""
     grid = pipeline.baseline
     decay = grid.weight_decay[0]
-    phase = Phase(lr=max(grid.lr), weight_decay=decay, schedule="one-cycle", steps=grid.steps, batch_size=grid.batch_size)
+    lr = min(max(grid.lr), HIGH_LR)  # the highest rates are for augmented images
+    phase = Phase(lr=lr, weight_decay=decay, schedule="one-cycle", steps=grid.steps, batch_size=grid.batch_size)
     return TrainingSpec(
         network=_random_network(pipeline),
         data=TrainingData(

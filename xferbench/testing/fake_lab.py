@@ -249,8 +249,8 @@ def scenarios() -> Iterator[Scenario]:
 
 def make_study(*plugins: Plugin, suite: Suite = SUITE, pipeline: Pipeline = PIPELINE, facts: Profile = PROFILE) -> study.Study:
     """Return a study of plugins on a pipeline; the recipe of the suite, if it has one, replaces the recipe of the pipeline."""
-    recipe = pipeline.recipe if suite.recipe in {Recipe(), None} else suite.recipe
-    subject = pipeline if suite.recipe == Recipe() else study.subject_arm(suite, replace(pipeline, recipe=recipe))
+    recipe = pipeline.recipe if suite.recipe == Recipe() else suite.recipe
+    subject = study.subject_arm(suite, replace(pipeline, recipe=recipe or pipeline.recipe))
     judged = tuple(plugin_for_suite(plugin, suite) for plugin in plugins)
     return study.Study(suite=suite, profile=facts, plugins=judged, subject=subject, context=CONTEXT)
 
